@@ -1,17 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-# A thin front for meson and ninja.
+# A thin front for meson and ninja; each target installs what it needs first.
+#
+#   make          release build in build/          make test     build and run every test
+#   make debug    ASan and UBSan, build-debug/     make demo     the main job, end to end
+#   make tsan     TSan, build-tsan/                make bench    compare with others
+#   make clang    built by clang, build-clang/     make lint     style and static checks
+#   make fuzz     libFuzzer targets, build-fuzz/   make format   run clang-format over the tree
+#
+# JOBS=N limits parallel compilation, CC=clang chooses the compiler, and TEST_ARGS passes
+# arguments to tools/run-tests.
+
 JOBS ?= $(shell nproc)
+ifneq ($(origin CC),default)
+export CC
+endif
 
-all:
-	test -d build || meson setup build
-	ninja -C build -j $(JOBS)
+build = tools/configure build$(1) $(2) && ninja -C build$(1) -j $(JOBS)
 
-debug:
-	test -d build-debug || meson setup build-debug --buildtype=debug -Doptimization=1 -Db_sanitize=address,undefined -Db_lundef=false
-	ninja -C build-debug -j $(JOBS)
+all: deps-build
+	@$(call build,,release)
 
-tsan:
-	test -d build-tsan || meson setup build-tsan --buildtype=debug -Doptimization=1 -Db_sanitize=thread -Db_lundef=false
-	ninja -C build-tsan -j $(JOBS)
+debug tsan clang fuzz: deps-build deps-test
+	@$(call build,-$@,$@)
 
-.PHONY: all debug tsan
+test: deps-build deps-test
+	@tools/run-tests -j $(JOBS) $(TEST_ARGS)
+
+demo: deps-demo all
+	@demo/run
+
+bench: deps-bench all
+	@bench/run
+
+lint: deps-build deps-test deps-lint
+	@tools/lint
+
+format: deps-lint
+	@find src tests bench -name '*.[ch]' | xargs clang-format -i
+
+deps-%:
+	@tools/install-deps $*
+
+install: all
+	@meson install -C build --no-rebuild
+
+clean:
+	rm -rf build build-debug build-tsan build-clang build-fuzz
+
+.PHONY: all debug tsan clang fuzz test demo bench lint format install clean

@@ -25,9 +25,6 @@ class TapResult(unittest.TestResult):
         for text in self._exc_info_to_string(err, test).splitlines():
             print("# " + text, flush=True)
 
-    def addSuccess(self, test):
-        super().addSuccess(test)
-
     def addFailure(self, test, err):
         super().addFailure(test, err)
         self.complain(test, err)
@@ -52,9 +49,6 @@ class TapResult(unittest.TestResult):
         self.line(False, test, f" # SKIP {reason}")
         self.bad.add(test)
         self.reported = test
-
-    def addExpectedFailure(self, test, err):
-        super().addExpectedFailure(test, err)
 
     def addUnexpectedSuccess(self, test):
         super().addUnexpectedSuccess(test)
