@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/iov.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+size_t iov_total(const struct iovec *vec, int count)
+{
+    size_t total = 0;
+
+    for (int i = 0; i < count; i++) {
+        total += vec[i].iov_len;
+    }
+    return total;
+}
+
+/* Walks the pieces of a range: *piece is the next one, false at the end. */
+struct walk {
+    struct iov v;
+    int index;
+    size_t skip;
+    size_t left;
+};
+
+static struct walk walk_start(struct iov v, size_t offset, size_t size)
+{
+    struct walk w = {.v = v, .skip = offset, .left = size};
+
+    while (w.index < v.count && w.skip >= v.vec[w.index].iov_len) {
+        w.skip -= v.vec[w.index++].iov_len;
+    }
+    return w;
+}
+
+static bool walk_next(struct walk *w, struct iovec *piece)
+{
+    while (w->left > 0 && w->index < w->v.count) {
+        const struct iovec *e = &w->v.vec[w->index++];
+        size_t len = MIN(e->iov_len - w->skip, w->left);
+
+        *piece = (struct iovec){.iov_base = (char *)e->iov_base + w->skip, .iov_len = len};
+        w->skip = 0;
+        w->left -= len;
+        if (len > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int iov_slice(struct iov v, size_t offset, size_t size, struct iovec *out, int out_count)
+{
+    struct walk w = walk_start(v, offset, size);
+    struct iovec piece;
+    int n = 0;
+
+    while (walk_next(&w, &piece)) {
+        if (n == out_count) {
+            return -E2BIG;
+        }
+        out[n++] = piece;
+    }
+    return n;
+}
+
+void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size)
+{
+    struct walk w = walk_start(v, offset, size);
+    struct iovec piece;
+
+    while (walk_next(&w, &piece)) {
+        memcpy(piece.iov_base, buf, piece.iov_len);
+        buf = (const char *)buf + piece.iov_len;
+    }
+}
+
+void iov_copy_to_buf(struct iov v, size_t offset, void *buf, size_t size)
+{
+    struct walk w = walk_start(v, offset, size);
+    struct iovec piece;
+
+    while (walk_next(&w, &piece)) {
+        memcpy(buf, piece.iov_base, piece.iov_len);
+        buf = (char *)buf + piece.iov_len;
+    }
+}
+
+void iov_fill(struct iov v, size_t offset, int byte, size_t size)
+{
+    struct walk w = walk_start(v, offset, size);
+    struct iovec piece;
+
+    while (walk_next(&w, &piece)) {
+        memset(piece.iov_base, byte, piece.iov_len);
+    }
+}
+
+bool iov_is_zero(struct iov v)
+{
+    for (int i = 0; i < v.count; i++) {
+        if (!buffer_is_zero(v.vec[i].iov_base, v.vec[i].iov_len)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+bool buffer_is_zero(const void *buf, size_t size)
+{
+    const unsigned char *p = buf;
+
+    /* Most buffers with data show it in the first words or the last. */
+    for (; size > 0 && (uintptr_t)p % sizeof(uint64_t) != 0; p++, size--) {
+        if (*p != 0) {
+            return false;
+        }
+    }
+    for (; size >= 64; p += 64, size -= 64) {
+        uint64_t w[8];
+
+        memcpy(w, p, sizeof(w));
+        if ((w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]) != 0) {
+            return false;
+        }
+    }
+    for (; size > 0; p++, size--) {
+        if (*p != 0) {
+            return false;
+        }
+    }
+    return true;
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Named dirty bitmaps of nodes. (node, name) identifies one. The gate marks every enabled bitmap of a node after each
+ * write, zeroing or discard, also after one that failed.
+ *
+ * The set of a node's bitmaps and their flags change only while the node is drained; the functions here drain by
+ * themselves. Main reactor, in a coroutine; all may yield. Reading bits needs none of that.
+ *
+ * States as QMP reports them (BlockDirtyInfo): recording, busy, persistent, inconsistent. An inconsistent
+ * bitmap (found "in use" in the image) can only be removed. A busy one (an export or job uses it) can't be
+ * changed or removed. A read-only one lies in an image that is not writable.
+ */
+#ifndef TIDEMARK_BLOCK_BITMAPS_H
+#define TIDEMARK_BLOCK_BITMAPS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/list.h"
+#include "bitmap/bitmap.h"
+#include "block/block.h"
+
+#define BLOCK_BITMAP_NAME_MAX 1023
+
+struct block_bitmap {
+    struct list link;        /* in its node's list */
+    struct block_node *node; /* owner */
+    char *name;
+    struct dirty_bitmap *bits; /* NULL only for an inconsistent bitmap */
+    uint32_t granularity;
+    bool enabled;    /* recording */
+    bool persistent; /* stored in the image when it is closed */
+    bool inconsistent;
+    bool read_only;
+    unsigned busy;         /* users: exports, jobs */
+    char *busy_user;       /* the first of them, for messages */
+    void *driver_state;    /* of the format driver that stores it; owned by the driver */
+    unsigned driver_flags; /* likewise */
+};
+
+/* NULL if there is none. Borrowed. */
+struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name);
+/* With the errors of QMP: node not found, "Dirty bitmap 'x' not found". */
+struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name,
+                                         struct block_node **ret_node, struct error *err);
+/* Iterate: NULL begins, NULL ends. */
+struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bitmap *bitmap);
+
+/* What a caller needs of a bitmap; block_bitmap_check() refuses when one of these states holds. */
+#define BLOCK_BITMAP_REFUSE_BUSY 1u
+#define BLOCK_BITMAP_REFUSE_READ_ONLY 2u
+#define BLOCK_BITMAP_REFUSE_INCONSISTENT 4u
+#define BLOCK_BITMAP_REFUSE_ALL 7u
+int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct error *err);
+
+/*
+ * Add. granularity 0: the cluster size of the node, within 4 KiB .. 64 KiB. A persistent one must be storable
+ * (block_driver.co_can_store_bitmap). -EEXIST, -EINVAL (name, granularity), -ENOTSUP.
+ */
+int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t granularity,
+                        bool persistent, bool disabled, struct block_bitmap **ret,
+                        struct error *err);
+/* Remove, also from the image. On failure the bitmap is still there. */
+int block_co_bitmap_remove(struct block_bitmap *b, struct error *err);
+/* For undoing: take it off the node without touching the image, and put it back / free it. */
+void block_co_bitmap_detach(struct block_bitmap *b);
+void block_co_bitmap_reattach(struct block_bitmap *b);
+void block_bitmap_free_detached(struct block_bitmap *b);
+
+int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct error *err);
+/* Clear; *ret_backup (may be NULL) gets the old bits, for block_co_bitmap_restore() or dirty_bitmap_free(). */
+int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+                          struct error *err);
+/* dest |= each source; as above for the backup. */
+int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
+                          size_t count, struct dirty_bitmap **ret_backup, struct error *err);
+/* Put bits (consumed) of the same geometry in place of those it has. */
+void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
+
+/* Mark in use by an export or job ("NBD export 'x'"), and give back. */
+void block_bitmap_take(struct block_bitmap *b, const char *user);
+void block_bitmap_give(struct block_bitmap *b);
+
+/* --- for drivers that load bitmaps at open: the node is not visible to others yet. `bits` is consumed. -EEXIST/-ENOMEM */
+int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
+                               uint32_t granularity, struct block_bitmap **ret, struct error *err);
+/* When a node is closed: free all. */
+void block_bitmaps_release(struct block_node *node);
+/* When it is resized (drained by the caller): all bitmaps get the size. */
+int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *err);
+/* For the gate. Any thread; no lock; does not yield. */
+void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length);
+
+#endif

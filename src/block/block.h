@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The block graph for its users: open nodes, attach to them, change the graph, drain.
+ *
+ * A *node* is an opened image or filter. An *edge* points from a parent to a child node and carries what the
+ * parent does to the child (permissions) and what it lets others do (shared permissions). A
+ * *root* is the edge of a user that is no node: an export, a job, a command. All I/O enters the graph through roots.
+ *
+ *      root (NBD export)        root (backup job)
+ *             \                    /
+ *              node "disk" (qcow2)
+ *               | file      | backing
+ *            node (file)   node (qcow2) ...
+ *
+ * Everything in this header runs on the main reactor only; `block_co_...` functions in a coroutine there, and may
+ * yield. I/O itself (block/gate.h) runs on any reactor.
+ *
+ * Drain: block_co_drain_begin(node) stops new requests at every root from which `node` can be reached and waits for
+ * those in flight there; interior edges need no counting, since their requests are parts of a root's. Graph
+ * changes happen between drain_begin and drain_end of the affected nodes.
+ */
+#ifndef TIDEMARK_BLOCK_BLOCK_H
+#define TIDEMARK_BLOCK_BLOCK_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "block/options.h"
+
+struct block_node;
+struct block_edge;
+struct block_root;
+struct block_driver;
+
+/* --- permissions --------------------------------------------------------------------------------- */
+
+#define BLOCK_PERM_CONSISTENT_READ 1u /* what is read is a state that the disk had */
+#define BLOCK_PERM_WRITE 2u           /* change the visible contents */
+#define BLOCK_PERM_WRITE_UNCHANGED 4u /* write what is there already (copy-on-read) */
+#define BLOCK_PERM_RESIZE 8u
+#define BLOCK_PERM_ALL 15u
+
+/* "consistent read, write" for messages. `buf` gets at least 64 bytes. */
+const char *block_perm_names(unsigned perm, char *buf, size_t buf_size);
+
+/* --- drivers --------------------------------------------------------------------------------------- */
+
+/* Add a driver to the table (once, at start; the struct lives for the process). */
+void block_register_driver(const struct block_driver *driver);
+const struct block_driver *block_find_driver(const char *name);
+/* The driver whose name or URI scheme a filename begins with ("nbd:", "nbd+unix:", "file:"); NULL for a plain path. */
+const struct block_driver *block_driver_of_filename(const char *filename);
+/* Iterate: NULL begins, NULL ends. */
+const struct block_driver *block_next_driver(const struct block_driver *d);
+const char *block_driver_name(const struct block_driver *d);
+
+/* --- open and close -------------------------------------------------------------------------------- */
+
+#define BLOCK_OPEN_RDWR                                                                            \
+    1u /* default for the option read-only=off; without it nodes are opened read-only */
+#define BLOCK_OPEN_NO_BACKING                                                                      \
+    2u /* don't open backing files (block status then ends at this layer) */
+#define BLOCK_OPEN_PROBE                                                                           \
+    4u /* the user asked to guess the format: for read-only opens it is the default */
+#define BLOCK_OPEN_FORCE_SHARE 8u /* -U: take no image locks; read-only only */
+#define BLOCK_OPEN_CHECK                                                                           \
+    16u /* opened to check or repair: a corrupt image may be opened for writing */
+#define BLOCK_OPEN_NO_IO 32u /* only information is wanted (info): no data will be read */
+#define BLOCK_OPEN_RESIZE_FILE 64u
+
+/*
+ * Open a node from options (`opts` is consumed in any case): `driver` (mandatory here), `node-name`, `read-only`,
+ * `auto-read-only`, `cache.direct`, `cache.no-flush`, `discard`, `detect-zeroes`, `force-share`, and those of the
+ * driver. A child option is a node name or an object. Generic options not given are inherited by children.
+ * The caller gets a reference. Errors name the node or file.
+ */
+int block_co_open(struct options *opts, unsigned flags, struct block_node **ret, struct error *err);
+
+/*
+ * Open a filename: a path, `json:{...}`, `file:...`, `nbd:...`, `nbd://...`, `nbd+unix://...`. `format` names the format driver, or
+ * NULL to probe: then a read-only image is probed, a writable one only with BLOCK_OPEN_PROBE, else it is
+ * an error that says so. A raw image that was probed refuses writes to its first sector that would make it
+ * look like another format. `extra` (may be NULL; consumed) are generic options added at the top.
+ */
+int block_co_open_filename(const char *filename, const char *format, struct options *extra,
+                           unsigned flags, struct block_node **ret, struct error *err);
+
+struct block_node *block_node_ref(struct block_node *node);
+/* Give a reference back; the last one closes the node (which may write and flush). NULL is fine. */
+void block_co_unref(struct block_node *node);
+/*
+ * Close explicitly, so that errors of the closing flush and bitmap store are seen: flushes, stores
+ * persistent bitmaps; the node stays usable. Called by block_co_unref() too, which can only log.
+ */
+int block_co_inactivate(struct block_node *node, struct error *err);
+
+/* --- nodes ----------------------------------------------------------------------------------------- */
+
+/* By node name; NULL if there is none. No reference is taken. */
+struct block_node *block_node_find(const char *name);
+/* As above, with the error "Cannot find device='' nor node-name='x'" (class DeviceNotFound is not used, as in QEMU). */
+struct block_node *block_node_lookup(const char *name, struct error *err);
+/* Iterate over all nodes, named first to last opened: NULL begins, NULL ends. */
+struct block_node *block_node_next(struct block_node *node);
+
+const char *
+block_node_name(const struct block_node *node); /* never NULL; "#block123" for unnamed ones */
+bool block_node_has_user_name(const struct block_node *node);
+/* What messages call it: its filename if it has one, else its node name. Never NULL. */
+const char *block_node_display_name(const struct block_node *node);
+/* Filename as given (plain path or URI) or a json: string; "" if there is none. */
+const char *block_node_filename(const struct block_node *node);
+const struct block_driver *block_node_driver(const struct block_node *node);
+uint64_t block_node_size(const struct block_node *node); /* bytes; any thread */
+bool block_node_is_read_only(const struct block_node *node);
+/* The options it was opened with. Borrowed. */
+struct json_object *block_node_options(const struct block_node *node);
+/* Child by the name of the edge ("file", "backing", "target"); NULL if there is none. Borrowed. */
+struct block_node *block_node_child(const struct block_node *node, const char *name);
+/* The next layer down a chain that reads fall through to: backing of a format node, the filtered child of a filter. */
+struct block_node *block_node_filter_or_backing(const struct block_node *node);
+/* Skip filters: the first node at or below `node` that is none. */
+struct block_node *block_node_skip_filters(struct block_node *node);
+/* The backing node below filters; NULL if there is none. */
+struct block_node *block_node_backing(struct block_node *node);
+bool block_node_is_filter(const struct block_node *node);
+/* Whether a monitor owns it (blockdev-add); set by block_node_set_monitor_owned(). */
+bool block_node_is_monitor_owned(const struct block_node *node);
+void block_node_set_monitor_owned(struct block_node *node, bool owned);
+/* Whether any edge points to it. */
+bool block_node_in_use(const struct block_node *node);
+/* A user of it for messages: "NBD export 'x'" or "node 'top' as 'backing'". `buf` gets at least 128 bytes. */
+const char *block_node_describe_user(const struct block_node *node, char *buf, size_t buf_size);
+
+/* --- roots ------------------------------------------------------------------------------------------- */
+
+/*
+ * Attach to a node. `user` is for messages ("NBD export 'disk'"). Fails with -EPERM (and a sentence that names the two
+ * sides) when permissions conflict, -EACCES/-EROFS when a read-only node is to be written. Takes a reference to the node.
+ */
+int block_co_root_new(struct block_node *node, const char *user, unsigned perm, unsigned shared,
+                      struct block_root **ret, struct error *err);
+/* Wait for its requests, detach, release. NULL is fine. */
+void block_co_root_release(struct block_root *root);
+/* The edge to do I/O through; constant for the life of the root, whatever node it points to. */
+struct block_edge *block_root_edge(struct block_root *root);
+struct block_node *block_root_node(const struct block_root *root);
+const char *block_root_user(const struct block_root *root);
+int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shared,
+                           struct error *err);
+/* Point it to another node of the same size, drained meanwhile; on failure nothing changes. */
+int block_co_root_replace(struct block_root *root, struct block_node *node, struct error *err);
+
+/* --- graph changes, drain ---------------------------------------------------------------------------- */
+
+/* Nestable. See the head of this file. */
+void block_co_drain_begin(struct block_node *node);
+void block_co_drain_end(struct block_node *node);
+void block_co_drain_all_begin(void);
+void block_co_drain_all_end(void);
+
+/* --- creation --------------------------------------------------------------------------------------- */
+
+struct block_option_desc {
+    const char *name;
+    const char *type; /* "size", "str", "bool (on/off)", "num" */
+    const char *help;
+};
+
+/*
+ * Make an image file: `format` ("qcow2", "raw"), `filename` (a path or URI; existing contents are lost), `size` in
+ * bytes, `opts` (consumed) the format's creation options by qemu-img's names. -EINVAL names an unknown option.
+ */
+int block_co_create_image(const char *format, const char *filename, uint64_t size,
+                          struct options *opts, struct error *err);
+
+#endif

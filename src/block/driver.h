@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a driver implements, and what it sees of its node. Only drivers and the block layer include this.
+ */
+#ifndef TIDEMARK_BLOCK_DRIVER_H
+#define TIDEMARK_BLOCK_DRIVER_H
+
+#include <stdatomic.h>
+
+#include "base/list.h"
+#include "block/bitmaps.h"
+#include "block/block.h"
+#include "block/gate.h"
+#include "co/sync.h"
+
+/* What an edge means to its parent; decides how permissions and block status pass through. */
+#define BLOCK_ROLE_DATA 1u     /* holds guest data */
+#define BLOCK_ROLE_METADATA 2u /* holds the format's metadata: the parent must be its only writer */
+#define BLOCK_ROLE_BACKING 4u  /* read where this layer has nothing */
+#define BLOCK_ROLE_FILTERED 8u /* same contents as this node */
+#define BLOCK_ROLE_TARGET                                                                          \
+    16u /* private storage of a filter or job (copy-before-write's temporary image) */
+
+struct block_edge {
+    struct list sibling;       /* in parent->children */
+    struct list in_node;       /* in node->parents */
+    struct block_node *parent; /* NULL for a root */
+    struct block_root *root;   /* NULL for an interior edge */
+    struct block_node *node;   /* child; changes only while drained */
+    char *name;                /* "file", "backing", "target"; of a root: the user */
+    unsigned role;
+    unsigned perm, shared;           /* in force */
+    unsigned next_perm, next_shared; /* scratch of the permission update */
+};
+
+/* What a driver can do natively. Set in co_open; 0 means no limit or 1. Bytes. */
+struct block_limits {
+    uint32_t
+        request_alignment; /* power of two, >= 1: reads and writes that reach the driver are so aligned */
+    uint32_t memory_alignment; /* of buffers, for O_DIRECT */
+    uint64_t max_transfer;     /* longest read or write */
+    uint64_t
+        zeroes_alignment; /* write_zeroes requests are cut so; heads and tails are written as data */
+    uint64_t max_zeroes;
+    uint64_t discard_alignment; /* discards are shrunk to it */
+    uint64_t max_discard;
+    uint32_t opt_transfer; /* best request size; 0: unknown */
+    uint32_t cluster_size; /* allocation unit; 0: none. Reported by `info` and BLOCK_INFO. */
+};
+
+struct block_node {
+    char *name; /* unique; generated "#block..." if the user gave none */
+    bool has_user_name;
+    bool monitor_owned;
+    bool read_only;
+    bool closed;         /* co_close has run */
+    bool probed;         /* raw format guessed: guard the first sector */
+    unsigned open_flags; /* BLOCK_OPEN_... */
+    const struct block_driver *driver;
+    void *opaque; /* driver->instance_size bytes, zeroed before co_open */
+    unsigned refcount;
+    struct list link;            /* in the list of all nodes */
+    struct list children;        /* edges from this node */
+    struct list parents;         /* edges to this node */
+    struct block_edge *file;     /* the child named "file"; NULL if none */
+    struct block_edge *backing;  /* the child named "backing"; NULL if none */
+    char *filename;              /* plain path or URI; NULL if none */
+    struct json_object *options; /* as opened */
+
+    /* generic options, inherited by children */
+    bool cache_direct, cache_no_flush, discard_unmap, force_share;
+    int detect_zeroes; /* 0 off, 1 on, 2 unmap */
+
+    _Atomic uint64_t size; /* bytes */
+    struct block_limits limits;
+    unsigned
+        supported_write_flags; /* BLOCK_REQ_FUA if the driver does it itself; else the gate flushes */
+    unsigned
+        supported_zero_flags; /* BLOCK_REQ_FUA, _MAY_UNMAP, _NO_FALLBACK handled by the driver */
+
+    struct list bitmaps; /* of struct block_bitmap; changes only while drained */
+    struct range_lock
+        rmw; /* writes on nodes with request_alignment > 1; unaligned ones are exclusive */
+    _Atomic uint64_t
+        write_generation; /* counts writes; with the next a flush without writes costs nothing */
+    _Atomic uint64_t flushed_generation;
+};
+
+/* Result of co_get_info, for `img info` and query-named-block-nodes. */
+struct block_info {
+    uint32_t cluster_size; /* 0: none */
+    bool has_dirty_flag, dirty_flag, corrupt;
+    const char *backing_filename; /* as written in the image; borrowed; NULL if none */
+    const char *backing_format;   /* likewise */
+    const char *compression_type;
+};
+
+/* Result of co_check; figures as qemu-img check prints them. */
+struct block_check_result {
+    uint64_t corruptions, leaks, check_errors;
+    uint64_t corruptions_fixed, leaks_fixed;
+    uint64_t image_end_offset;
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
+};
+
+#define BLOCK_CHECK_FIX_LEAKS 1u
+#define BLOCK_CHECK_FIX_ERRORS 2u
+
+struct block_driver {
+    const char *name; /* "qcow2" */
+    size_t instance_size;
+    bool is_format; /* interprets its child "file" */
+    bool
+        is_filter; /* same contents as its filtered child, unless it says otherwise by snapshot functions */
+    bool is_protocol; /* a leaf that may be opened by filename */
+    bool
+        keeps_zero_beyond_eof; /* leaf: a file that grows reads as zeroes where it was never written */
+    const char *const *schemes; /* NULL-terminated: "nbd", "nbd+unix"; NULL if none */
+
+    /* --- control: main reactor, coroutine, may yield --- */
+
+    /* Take options out of a filename that has one of the schemes. */
+    int (*parse_filename)(const char *filename, struct options *opts, struct error *err);
+    /* Score (0 no .. 100 sure) that an image beginning with these bytes has this format. Does no I/O. */
+    int (*probe)(const uint8_t *head, size_t size);
+    /*
+     * Open: take own options, open children with block_co_open_child(), set size and limits. On failure everything of its
+     * own is released; edges are detached by the caller. Called before the node is visible.
+     */
+    int (*co_open)(struct block_node *node, struct options *opts, struct error *err);
+    /* Write out all state (caches, bitmaps) so that the file is complete; the node stays open. NULL: nothing to do. */
+    int (*co_inactivate)(struct block_node *node, struct error *err);
+    /* Release everything but edges. After co_inactivate; must not fail. */
+    void (*co_close)(struct block_node *node);
+    /*
+     * Permissions this node needs of `edge`, given the union of what its parents do and the intersection of what they share.
+     * NULL: by role, see block_default_child_perm().
+     */
+    void (*child_perm)(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
+                       unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared);
+    /* The node's own cumulative permissions change (image locks). On failure the old ones stay in force. NULL: nothing to do. */
+    int (*co_set_perm)(struct block_node *node, unsigned perm, unsigned shared, struct error *err);
+    int (*co_create)(const char *filename, uint64_t size, struct options *opts, struct error *err);
+    const struct block_option_desc *create_options; /* ends with a NULL name */
+    int (*co_get_info)(struct block_node *node, struct block_info *ret);
+    /* Format-specific part of `info` ("format-specific": {"type":..., "data":...}); a new reference or NULL. */
+    struct json_object *(*co_specific_info)(struct block_node *node);
+    int (*co_check)(struct block_node *node, unsigned fix, struct block_check_result *ret,
+                    struct error *err);
+    int (*co_allocated_size)(struct block_node *node, uint64_t *ret);
+    /* Change size; called drained. NULL: can't be resized. */
+    int (*co_truncate)(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                       struct error *err);
+    /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
+    int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
+                               struct error *err);
+    /* Remove a stored bitmap (if it is stored). The node is drained. */
+    int (*co_remove_stored_bitmap)(struct block_node *node, struct block_bitmap *b,
+                                   struct error *err);
+    /*
+     * The bits of a persistent bitmap change in memory other than by guest writes (merge, clear, enable):
+     * make sure that what is on disk does not pass for current. NULL: nothing to do.
+     */
+    int (*co_bitmap_will_change)(struct block_node *node, struct block_bitmap *b,
+                                 struct error *err);
+
+    /* --- I/O: any reactor, coroutine, several at once, may yield. Requests are aligned to the limits and within bounds. --- */
+
+    int (*co_preadv)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+    int (*co_pwritev)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+    /* NULL or -ENOTSUP: the gate writes zeroes. */
+    int (*co_write_zeroes)(struct block_node *node, uint64_t offset, uint64_t length,
+                           unsigned flags);
+    /* NULL or -ENOTSUP: ignored. */
+    int (*co_discard)(struct block_node *node, uint64_t offset, uint64_t length);
+    /* Make stable what was acknowledged, in this node and, through its edges, below. NULL: the gate flushes all children. */
+    int (*co_flush)(struct block_node *node);
+    /* See struct block_status. NULL: filters pass through; others are all data. */
+    int (*co_status)(struct block_node *node, uint64_t offset, uint64_t length,
+                     struct block_status *ret);
+    int (*co_preadv_snapshot)(struct block_node *node, uint64_t offset, struct iov iov);
+    int (*co_snapshot_status)(struct block_node *node, uint64_t offset, uint64_t length,
+                              struct block_status *ret);
+    int (*co_discard_snapshot)(struct block_node *node, uint64_t offset, uint64_t length);
+};
+
+/* --- for drivers, in co_open --------------------------------------------------------------------------- */
+
+/*
+ * Open or look up the child `name` from the option of that name (node name or object) and attach it. `allow_none`: absent
+ * is fine and *ret is NULL. Sets node->file / node->backing for those names.
+ */
+int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
+                        unsigned role, bool allow_none, struct block_edge **ret, struct error *err);
+/*
+ * Open the backing file: from the option `backing` if it is given (null: none), else from the image's own record (a
+ * filename relative to the image's; `format` may be NULL). Honours BLOCK_OPEN_NO_BACKING.
+ */
+int block_co_open_backing(struct block_node *node, struct options *opts, const char *filename,
+                          const char *format, struct error *err);
+/* Attach a node (a reference is taken) as a child. */
+int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
+                          unsigned role, struct block_edge **ret, struct error *err);
+void block_co_detach_child(struct block_edge *edge);
+
+void block_default_child_perm(struct block_node *node, struct block_edge *edge,
+                              unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
+                              unsigned *ret_shared);
+
+/* What parents do together now, and what all of them share. */
+void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,
+                                unsigned *ret_shared);
+
+/* Set by co_open, co_truncate, and by the gate when a write extends a leaf. Any thread. */
+void block_node_set_size(struct block_node *node, uint64_t size);
+
+/* Absolute path of `name` as seen from the directory of `base_filename`; URIs and absolute paths are kept. malloc'ed; NULL: no memory. */
+char *block_resolve_relative(const char *base_filename, const char *name);
+
+#endif

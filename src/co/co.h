@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Coroutines: a stack each, switched by hand, pinned to one thread.
+ *
+ * A coroutine belongs to a home (`struct co_home`, one per reactor) and only ever runs on
+ * the thread of that home. Waking it means putting it on the home's queue, from any thread. Because
+ * only the home thread runs it, a wake may come before the suspend that it answers has finished:
+ * the coroutine is queued, and the queue is looked at only once it has switched out.
+ *
+ *      co_spawn           home thread picks it
+ *   (none) ---> QUEUED ------------------------> RUNNING --- function returns ---> (none, stack
+ * pooled) ^                                | |  co_wake (any thread)          | co_suspend
+ *                  +----------- SUSPENDED <---------+
+ *
+ * Stacks are pooled per thread, have a guard page and are capped in number per process: each costs
+ * two memory maps. At the cap co_spawn() fails with -EAGAIN; callers that serve requests then wait
+ * for one to end.
+ */
+#ifndef TIDEMARK_CO_CO_H
+#define TIDEMARK_CO_CO_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/list.h"
+
+struct co;
+struct co_home;
+
+typedef void co_entry(void *arg);
+
+/*
+ * What a scheduler gives the coroutine layer. The loop layer embeds it in its reactor.
+ */
+struct co_home {
+    /*
+     * Put a coroutine on the run queue of this home; it is run later by the home's thread with
+     * co_resume(). Called from any thread. Uses co_link() to queue it without memory.
+     */
+    void (*enqueue)(struct co_home *home, struct co *co);
+};
+
+/* Usable bytes of a coroutine's stack, and how many may exist in the process. */
+#define CO_STACK_SIZE (128 * 1024)
+#define CO_COUNT_MAX 16384
+
+/*
+ * Start `entry(arg)` as a coroutine of `home`; it is queued, not run at once. Any thread.
+ * Returns 0, -ENOMEM, or -EAGAIN at CO_COUNT_MAX. Does not yield.
+ */
+int co_spawn(struct co_home *home, co_entry *entry, void *arg);
+
+/*
+ * For the home's own thread only, outside or inside a coroutine: start `entry(arg)` and run it
+ * right now until it first suspends or ends; then go on here. Saves the trip through the queue on
+ * the hot path.
+ */
+int co_run(struct co_home *home, co_entry *entry, void *arg);
+
+/* The running coroutine; NULL outside one. */
+struct co *co_self(void);
+
+/* Yield until co_wake(). Exactly one co_wake() must answer each co_suspend(). Only in a coroutine.
+ */
+void co_suspend(void);
+
+/* Queue a suspended coroutine, or one that is about to suspend, on its home. Any thread. Does not
+ * yield. */
+void co_wake(struct co *co);
+
+/* Go to the end of the home's run queue. Yields. */
+void co_reschedule(void);
+
+/* For schedulers: run a queued coroutine on this thread until it suspends or ends. */
+void co_resume(struct co *co);
+
+/* For schedulers: the link of a queued coroutine, and back. Guarded by the home's queue lock. */
+struct list *co_link(struct co *co);
+struct co *co_from_link(struct list *link);
+
+/* For schedulers that queue without a lock: a pointer's room in the coroutine, unused while it is
+ * not queued. */
+void **co_queue_slot(struct co *co);
+
+struct co_home *co_get_home(const struct co *co);
+
+/* Coroutines that exist now in the process (for tests and statistics). */
+size_t co_count(void);
+
+/* Free the calling thread's pooled stacks. A thread that ran coroutines calls it before it ends. */
+void co_thread_cleanup(void);
+
+#endif
