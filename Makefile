@@ -33,7 +33,7 @@ bench: deps-bench all
 	@bench/run
 
 lint: deps-build deps-test deps-lint
-	@tools/lint
+	@tools/lint -j $(JOBS)
 
 format: deps-lint
 	@find src tests bench -name '*.[ch]' | xargs clang-format -i
