@@ -15,13 +15,17 @@ ifneq ($(origin CC),default)
 export CC
 endif
 
-build = tools/configure build$(1) $(2) && ninja -C build$(1) -j $(JOBS)
+build = tools/configure build$(1) $(2) && ninja -C build$(1) -j $(JOBS) $(3)
 
 all: deps-build
-	@$(call build,,release)
+	@$(call build,,release,programs)
 
-debug tsan clang fuzz: deps-build deps-test
-	@$(call build,-$@,$@)
+debug tsan: deps-build
+	@$(call build,-$@,$@,programs)
+
+# With the tests.
+clang fuzz: deps-build deps-test
+	@$(call build,-$@,$@,all)
 
 test: deps-build deps-test
 	@tools/run-tests -j $(JOBS) $(TEST_ARGS)
