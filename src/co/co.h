@@ -19,6 +19,7 @@
 #ifndef TIDEMARK_CO_CO_H
 #define TIDEMARK_CO_CO_H
 
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -38,7 +39,15 @@ struct co_home {
      * co_resume(). Called from any thread. Uses co_link() to queue it without memory.
      */
     void (*enqueue)(struct co_home *home, struct co *co);
+
+    /* The coroutine layer's own; start with zeroes. */
+    atomic_size_t spawned; /* started by co_spawn(), from any thread */
+    size_t run;            /* started by co_run(); the home's thread only, as `ended` */
+    size_t ended;
 };
+
+/* Coroutines of `home` that have not ended. On the home's own thread. */
+size_t co_home_live(struct co_home *home);
 
 /* Usable bytes of a coroutine's stack, and how many may exist in the process. */
 #define CO_STACK_SIZE (128 * 1024)

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <assert.h>
+
+#include "co/sync.h"
+#include "co/wake_list.h"
+
+/* On the stack of the coroutine that waits. */
+struct rwlock_waiter {
+    struct list link;
+    struct co *co;
+    bool writer;
+};
+
+void co_rwlock_init(struct co_rwlock *l)
+{
+    pthread_mutex_init(&l->guard, NULL);
+    l->readers = 0;
+    list_init(&l->waiters);
+}
+
+void co_rwlock_destroy(struct co_rwlock *l)
+{
+    /* Who unlocked last may be about to release the guard. */
+    pthread_mutex_lock(&l->guard);
+    assert(l->readers == 0 && list_is_empty(&l->waiters));
+    pthread_mutex_unlock(&l->guard);
+    pthread_mutex_destroy(&l->guard);
+}
+
+/* Take it for one more holder, if that can be. */
+static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
+{
+    if (l->readers < 0 || (writer && l->readers > 0)) {
+        return false;
+    }
+    l->readers = writer ? -1 : l->readers + 1;
+    return true;
+}
+
+static void rwlock_lock(struct co_rwlock *l, bool writer)
+{
+    struct rwlock_waiter waiter = {.co = co_self(), .writer = writer};
+
+    assert(waiter.co);
+    pthread_mutex_lock(&l->guard);
+    if (list_is_empty(&l->waiters) && rwlock_take_locked(l, writer)) {
+        pthread_mutex_unlock(&l->guard);
+        return;
+    }
+    list_append(&l->waiters, &waiter.link);
+    pthread_mutex_unlock(&l->guard);
+    co_suspend(); /* woken as a holder */
+}
+
+void co_rwlock_rdlock(struct co_rwlock *l)
+{
+    rwlock_lock(l, false);
+}
+
+void co_rwlock_wrlock(struct co_rwlock *l)
+{
+    rwlock_lock(l, true);
+}
+
+void co_rwlock_unlock(struct co_rwlock *l)
+{
+    struct list woken = LIST_INIT(woken);
+
+    pthread_mutex_lock(&l->guard);
+    assert(l->readers != 0);
+    l->readers = l->readers < 0 ? 0 : l->readers - 1;
+    while (!list_is_empty(&l->waiters)) {
+        struct rwlock_waiter *w = LIST_FIRST(&l->waiters, struct rwlock_waiter, link);
+
+        if (!rwlock_take_locked(l, w->writer)) {
+            break;
+        }
+        list_remove(&w->link);
+        list_append(&woken, co_link(w->co));
+    }
+    pthread_mutex_unlock(&l->guard);
+    co_wake_list(&woken);
+}

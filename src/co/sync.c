@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Queue, mutex, condition, semaphore, group. Common to all: waiters are chosen under the guard
+ * and woken after it was released, since a coroutine that was woken may destroy the lock at once.
+ * For the same reason a destroy function takes the guard: who is about to release it, has then.
+ */
+#include "co/sync.h"
+
+#include <assert.h>
+
+#include "co/wake_list.h"
+
+static void guard_destroy(pthread_mutex_t *guard)
+{
+    pthread_mutex_lock(guard);
+    pthread_mutex_unlock(guard);
+    pthread_mutex_destroy(guard);
+}
+
+/* --- queue */
+
+void co_queue_init(struct co_queue *q)
+{
+    list_init(&q->waiters);
+}
+
+bool co_queue_is_empty(const struct co_queue *q)
+{
+    return list_is_empty(&q->waiters);
+}
+
+void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard)
+{
+    struct co *self = co_self();
+
+    assert(self);
+    list_append(&q->waiters, co_link(self));
+    pthread_mutex_unlock(guard);
+    co_suspend();
+}
+
+static struct co *queue_pop(struct co_queue *q)
+{
+    struct list *link = q->waiters.next;
+
+    if (link == &q->waiters) {
+        return NULL;
+    }
+    list_remove(link);
+    return co_from_link(link);
+}
+
+bool co_queue_wake_one(struct co_queue *q)
+{
+    struct co *co = queue_pop(q);
+
+    if (co) {
+        co_wake(co);
+    }
+    return co != NULL;
+}
+
+void co_queue_wake_all(struct co_queue *q)
+{
+    co_wake_list(&q->waiters);
+}
+
+/* --- mutex
+ *
+ *   state  0 ---lock---> 1 ---somebody waits---> 2
+ *          ^------unlock-|                       |-- unlock with more than one waiter: stays 2,
+ *                        ^-----------------------'   with one: 1; handed over in both cases
+ *
+ * State 2 is entered and left with the guard held, so whoever sees it finds the waiters there. The
+ * state never passes through 0 while somebody waits, so nobody can cut in.
+ */
+
+void co_mutex_init(struct co_mutex *m)
+{
+    atomic_init(&m->state, 0);
+    pthread_mutex_init(&m->guard, NULL);
+    co_queue_init(&m->waiters);
+    atomic_init(&m->holder, NULL);
+}
+
+void co_mutex_destroy(struct co_mutex *m)
+{
+    assert(atomic_load(&m->state) == 0);
+    guard_destroy(&m->guard);
+}
+
+static void mutex_set_holder(struct co_mutex *m, struct co *co)
+{
+    atomic_store_explicit(&m->holder, co, memory_order_relaxed);
+}
+
+static void mutex_lock_slow(struct co_mutex *m)
+{
+    pthread_mutex_lock(&m->guard);
+    if (atomic_exchange(&m->state, 2) == 0) {
+        /* Released meanwhile, hence nobody waits. */
+        atomic_store(&m->state, 1);
+        pthread_mutex_unlock(&m->guard);
+        return;
+    }
+    co_queue_wait_release(&m->waiters, &m->guard);
+}
+
+void co_mutex_lock(struct co_mutex *m)
+{
+    unsigned expected = 0;
+
+    assert(co_self() && !co_mutex_is_held(m));
+    if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
+        mutex_lock_slow(m);
+    }
+    mutex_set_holder(m, co_self());
+}
+
+bool co_mutex_trylock(struct co_mutex *m)
+{
+    unsigned expected = 0;
+
+    if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
+        return false;
+    }
+    mutex_set_holder(m, co_self());
+    return true;
+}
+
+static void mutex_unlock_slow(struct co_mutex *m)
+{
+    struct co *next;
+
+    pthread_mutex_lock(&m->guard);
+    next = queue_pop(&m->waiters);
+    atomic_store(&m->state, !next ? 0 : co_queue_is_empty(&m->waiters) ? 1 : 2);
+    pthread_mutex_unlock(&m->guard);
+    if (next) {
+        co_wake(next);
+    }
+}
+
+void co_mutex_unlock(struct co_mutex *m)
+{
+    unsigned expected = 1;
+
+    assert(co_mutex_is_held(m));
+    mutex_set_holder(m, NULL);
+    if (!atomic_compare_exchange_strong(&m->state, &expected, 0)) {
+        mutex_unlock_slow(m);
+    }
+}
+
+bool co_mutex_is_held(struct co_mutex *m)
+{
+    struct co *holder = atomic_load_explicit(&m->holder, memory_order_relaxed);
+
+    return holder && holder == co_self();
+}
+
+/* --- condition */
+
+void co_cond_init(struct co_cond *c)
+{
+    pthread_mutex_init(&c->guard, NULL);
+    co_queue_init(&c->waiters);
+}
+
+void co_cond_destroy(struct co_cond *c)
+{
+    assert(co_queue_is_empty(&c->waiters));
+    guard_destroy(&c->guard);
+}
+
+void co_cond_wait(struct co_cond *c, struct co_mutex *m)
+{
+    pthread_mutex_lock(&c->guard);
+    list_append(&c->waiters.waiters, co_link(co_self()));
+    pthread_mutex_unlock(&c->guard);
+    /* A signal from here on is not lost: a wake may come before the suspend. */
+    co_mutex_unlock(m);
+    co_suspend();
+    co_mutex_lock(m);
+}
+
+void co_cond_signal(struct co_cond *c)
+{
+    struct co *co;
+
+    pthread_mutex_lock(&c->guard);
+    co = queue_pop(&c->waiters);
+    pthread_mutex_unlock(&c->guard);
+    if (co) {
+        co_wake(co);
+    }
+}
+
+void co_cond_broadcast(struct co_cond *c)
+{
+    struct list woken = LIST_INIT(woken);
+
+    pthread_mutex_lock(&c->guard);
+    list_splice(&woken, &c->waiters.waiters);
+    pthread_mutex_unlock(&c->guard);
+    co_wake_list(&woken);
+}
+
+/* --- semaphore */
+
+/* On the stack of the coroutine that waits. */
+struct semaphore_waiter {
+    struct list link;
+    struct co *co;
+    int64_t units;
+};
+
+void co_semaphore_init(struct co_semaphore *s, int64_t limit)
+{
+    pthread_mutex_init(&s->guard, NULL);
+    s->available = limit;
+    list_init(&s->waiters);
+}
+
+void co_semaphore_destroy(struct co_semaphore *s)
+{
+    assert(list_is_empty(&s->waiters));
+    guard_destroy(&s->guard);
+}
+
+void co_semaphore_take(struct co_semaphore *s, int64_t units)
+{
+    struct semaphore_waiter waiter = {.co = co_self(), .units = units};
+
+    pthread_mutex_lock(&s->guard);
+    if (list_is_empty(&s->waiters) && s->available >= units) {
+        s->available -= units;
+        pthread_mutex_unlock(&s->guard);
+        return;
+    }
+    list_append(&s->waiters, &waiter.link);
+    pthread_mutex_unlock(&s->guard);
+    co_suspend();
+}
+
+void co_semaphore_give(struct co_semaphore *s, int64_t units)
+{
+    struct list woken = LIST_INIT(woken);
+
+    pthread_mutex_lock(&s->guard);
+    s->available += units;
+    while (!list_is_empty(&s->waiters)) {
+        struct semaphore_waiter *w = LIST_FIRST(&s->waiters, struct semaphore_waiter, link);
+
+        if (s->available < w->units) {
+            break;
+        }
+        s->available -= w->units;
+        list_remove(&w->link);
+        list_append(&woken, co_link(w->co));
+    }
+    pthread_mutex_unlock(&s->guard);
+    co_wake_list(&woken);
+}
+
+/* --- group */
+
+void co_group_init(struct co_group *g)
+{
+    pthread_mutex_init(&g->guard, NULL);
+    g->running = 0;
+    co_queue_init(&g->waiters);
+}
+
+void co_group_destroy(struct co_group *g)
+{
+    assert(co_queue_is_empty(&g->waiters));
+    guard_destroy(&g->guard);
+}
+
+void co_group_add(struct co_group *g)
+{
+    pthread_mutex_lock(&g->guard);
+    g->running++;
+    pthread_mutex_unlock(&g->guard);
+}
+
+void co_group_done(struct co_group *g)
+{
+    struct list woken = LIST_INIT(woken);
+
+    pthread_mutex_lock(&g->guard);
+    assert(g->running > 0);
+    if (--g->running == 0) {
+        list_splice(&woken, &g->waiters.waiters);
+    }
+    pthread_mutex_unlock(&g->guard);
+    co_wake_list(&woken);
+}
+
+void co_group_wait(struct co_group *g)
+{
+    pthread_mutex_lock(&g->guard);
+    if (g->running == 0) {
+        pthread_mutex_unlock(&g->guard);
+        return;
+    }
+    co_queue_wait_release(&g->waiters, &g->guard);
+}
