@@ -1,0 +1,452 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * An option tree is a JSON object whose keys have no dots (options_parse.c nests those that come in). When
+ * memory runs out while a tree is built, it turns "failed" and every take reports that.
+ */
+#include "block/options.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/size.h"
+#include "base/strbuf.h"
+#include "block/options_tree.h"
+
+/* --- life ---------------------------------------------------------------------------------------- */
+
+struct options *options_wrap(struct json_object *root)
+{
+    struct options *o = calloc(1, sizeof(*o));
+
+    if (!o) {
+        json_object_put(root);
+        return NULL;
+    }
+    o->root = root;
+    o->failed = !root;
+    return o;
+}
+
+struct options *options_new(void)
+{
+    return options_wrap(json_object_new_object());
+}
+
+void options_free(struct options *o)
+{
+    if (o) {
+        json_object_put(o->root);
+        free(o);
+    }
+}
+
+struct json_object *options_to_json(const struct options *o)
+{
+    struct json_object *copy = NULL;
+
+    if (!options_usable(o) || json_object_deep_copy(o->root, &copy, NULL) < 0) {
+        return NULL;
+    }
+    return copy;
+}
+
+struct options *options_clone(const struct options *o)
+{
+    return options_wrap(options_to_json(o));
+}
+
+int options_no_memory(struct error *err)
+{
+    return error_set(err, ENOMEM, "Out of memory for options");
+}
+
+int options_add(struct json_object *object, const char *key, struct json_object *value,
+                struct error *err)
+{
+    if (json_object_object_add(object, key, value) < 0) {
+        json_object_put(value);
+        return options_no_memory(err);
+    }
+    return 0;
+}
+
+/* --- look and set -------------------------------------------------------------------------------- */
+
+bool options_is_empty(const struct options *o)
+{
+    return !o || json_object_object_length(o->root) == 0;
+}
+
+static bool get(const struct options *o, const char *key, struct json_object **ret)
+{
+    return o && json_object_object_get_ex(o->root, key, ret);
+}
+
+bool options_has(const struct options *o, const char *key)
+{
+    return get(o, key, NULL);
+}
+
+bool options_is_null(const struct options *o, const char *key)
+{
+    struct json_object *value;
+
+    return get(o, key, &value) && !value;
+}
+
+void options_drop(struct options *o, const char *key)
+{
+    if (o) {
+        json_object_object_del(o->root, key);
+    }
+}
+
+/* `value` is consumed; NULL means that there was no memory for it. */
+static void set(struct options *o, const char *key, struct json_object *value)
+{
+    if (!options_usable(o) || !value) {
+        json_object_put(value);
+        if (o) {
+            o->failed = true;
+        }
+    } else if (options_add(o->root, key, value, NULL) < 0) {
+        o->failed = true;
+    }
+}
+
+void options_set_str(struct options *o, const char *key, const char *value)
+{
+    set(o, key, json_object_new_string(value));
+}
+
+void options_set_bool(struct options *o, const char *key, bool value)
+{
+    set(o, key, json_object_new_boolean(value));
+}
+
+void options_set_uint(struct options *o, const char *key, uint64_t value)
+{
+    set(o, key, json_object_new_uint64(value));
+}
+
+void options_set_child(struct options *o, const char *key, struct options *child)
+{
+    set(o, key, options_usable(child) ? json_object_get(child->root) : NULL);
+    options_free(child);
+}
+
+void options_default_str(struct options *o, const char *key, const char *value)
+{
+    if (!options_has(o, key)) {
+        options_set_str(o, key, value);
+    }
+}
+
+void options_default_bool(struct options *o, const char *key, bool value)
+{
+    if (!options_has(o, key)) {
+        options_set_bool(o, key, value);
+    }
+}
+
+/* --- take ---------------------------------------------------------------------------------------- */
+
+/* 1: *ret is the value; 0: absent; or -ENOMEM. */
+static int peek(const struct options *o, const char *key, struct json_object **ret,
+                struct error *err)
+{
+    if (!options_usable(o)) {
+        return options_no_memory(err);
+    }
+    return get(o, key, ret) ? 1 : 0;
+}
+
+static int wrong_value(const char *key, const char *expected, struct json_object *found,
+                       struct error *err)
+{
+    return error_set(err, EINVAL, "Parameter '%s' expects %s; found %.100s", key, expected,
+                     found ? json_object_to_json_string(found) : "null");
+}
+
+int options_take_str(struct options *o, const char *key, char **ret, struct error *err)
+{
+    struct json_object *value;
+    char *copy = NULL;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r > 0) {
+        if (!json_object_is_type(value, json_type_string)) {
+            return wrong_value(key, "a string", value, err);
+        }
+        copy = strdup(json_object_get_string(value));
+        if (!copy) {
+            return options_no_memory(err);
+        }
+        options_drop(o, key);
+    }
+    *ret = copy;
+    return 0;
+}
+
+static int bool_of_string(const char *text)
+{
+    static const char *const names[][2] = {
+        {"off", "on"}, {"no", "yes"}, {"false", "true"}, {"n", "y"}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        for (int v = 0; v < 2; v++) {
+            if (strcmp(text, names[i][v]) == 0) {
+                return v;
+            }
+        }
+    }
+    return -1;
+}
+
+int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, struct error *err)
+{
+    struct json_object *value;
+    int v = dflt;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r > 0) {
+        v = -1;
+        if (json_object_is_type(value, json_type_boolean)) {
+            v = json_object_get_boolean(value);
+        } else if (json_object_is_type(value, json_type_string)) {
+            v = bool_of_string(json_object_get_string(value));
+        }
+        if (v < 0) {
+            return wrong_value(key, "'on' or 'off'", value, err);
+        }
+        options_drop(o, key);
+    }
+    *ret = v != 0;
+    return 0;
+}
+
+/* Decimal or 0x hexadecimal digits and nothing else. */
+static bool uint_of_string(const char *text, uint64_t *ret)
+{
+    bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
+    char *end;
+
+    if (text[0] < '0' || text[0] > '9') {
+        return false;
+    }
+    errno = 0;
+    *ret = strtoull(text, &end, hex ? 16 : 10);
+    return errno == 0 && *end == '\0';
+}
+
+static bool uint_of_json(struct json_object *value, uint64_t *ret)
+{
+    if (!json_object_is_type(value, json_type_int) || json_object_get_int64(value) < 0) {
+        return false;
+    }
+    *ret = json_object_get_uint64(value);
+    return true;
+}
+
+int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
+                      uint64_t *ret, struct error *err)
+{
+    struct json_object *value;
+    uint64_t v = dflt;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r > 0) {
+        bool fits = json_object_is_type(value, json_type_string)
+                        ? uint_of_string(json_object_get_string(value), &v)
+                        : uint_of_json(value, &v);
+
+        if (!fits || v > max) {
+            char expected[48];
+
+            snprintf(expected, sizeof(expected), "a number from 0 to %llu",
+                     (unsigned long long)max);
+            return wrong_value(key, expected, value, err);
+        }
+        options_drop(o, key);
+    }
+    *ret = v;
+    return 0;
+}
+
+int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_t *ret,
+                      struct error *err)
+{
+    struct json_object *value;
+    uint64_t v = dflt;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r > 0) {
+        if (json_object_is_type(value, json_type_string)) {
+            char what[OPTIONS_KEY_MAX + 16];
+
+            snprintf(what, sizeof(what), "Parameter '%s'", key);
+            r = size_parse(json_object_get_string(value), what, &v, err);
+            if (r < 0) {
+                return -EINVAL;
+            }
+        } else if (!uint_of_json(value, &v) || v > INT64_MAX) {
+            return wrong_value(key, "a size in bytes", value, err);
+        }
+        options_drop(o, key);
+    }
+    *ret = v;
+    return 0;
+}
+
+int options_take_enum(struct options *o, const char *key, const char *const *names, int dflt,
+                      int *ret, struct error *err)
+{
+    STRBUF_AUTO(expected);
+    struct json_object *value;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r == 0) {
+        *ret = dflt;
+        return 0;
+    }
+    for (int i = 0; names[i]; i++) {
+        if (json_object_is_type(value, json_type_string) &&
+            strcmp(json_object_get_string(value), names[i]) == 0) {
+            options_drop(o, key);
+            *ret = i;
+            return 0;
+        }
+        strbuf_printf(&expected, "%s'%s'", i ? ", " : "one of ", names[i]);
+    }
+    return wrong_value(key, strbuf_str(&expected), value, err);
+}
+
+int options_take_child(struct options *o, const char *key, struct options **ret_child,
+                       char **ret_node_name, struct error *err)
+{
+    struct json_object *value;
+    struct options *child;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r == 0 || !value) {
+        *ret_child = NULL;
+        *ret_node_name = NULL;
+        return 0;
+    }
+    if (json_object_is_type(value, json_type_string)) {
+        r = options_take_str(o, key, ret_node_name, err);
+        if (r >= 0) {
+            *ret_child = NULL;
+        }
+        return r;
+    }
+    if (!options_is_object(value)) {
+        return wrong_value(key, "a node name or options of a node", value, err);
+    }
+    child = options_wrap(json_object_get(value));
+    if (!child) {
+        return options_no_memory(err);
+    }
+    options_drop(o, key);
+    *ret_child = child;
+    *ret_node_name = NULL;
+    return 0;
+}
+
+/* {"0": a, "1": b} -> [a, b]; the numbers must be without gaps. */
+static int list_of_object(const char *key, struct json_object *object, struct json_object **ret,
+                          struct error *err)
+{
+    struct json_object AUTO_JSON *list = json_object_new_array();
+    int count = json_object_object_length(object);
+
+    if (!list) {
+        return options_no_memory(err);
+    }
+    for (int i = 0; i < count; i++) {
+        struct json_object *value;
+        char index[16];
+
+        snprintf(index, sizeof(index), "%d", i);
+        if (!json_object_object_get_ex(object, index, &value)) {
+            return error_set(err, EINVAL, "Parameter '%s' is a list and lacks '%s.%s'", key, key,
+                             index);
+        }
+        if (json_object_array_add(list, json_object_get(value)) < 0) {
+            json_object_put(value);
+            return options_no_memory(err);
+        }
+    }
+    *ret = TAKE_PTR(list);
+    return 0;
+}
+
+int options_take_list(struct options *o, const char *key, struct json_object **ret,
+                      struct error *err)
+{
+    struct json_object *value, *list;
+    int r = peek(o, key, &value, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (r == 0) {
+        *ret = NULL;
+        return 0;
+    }
+    if (json_object_is_type(value, json_type_array)) {
+        list = json_object_get(value);
+    } else if (options_is_object(value)) {
+        r = list_of_object(key, value, &list, err);
+        if (r < 0) {
+            return r;
+        }
+    } else {
+        return wrong_value(key, "a list", value, err);
+    }
+    options_drop(o, key);
+    *ret = list;
+    return 0;
+}
+
+int options_check_empty(const struct options *o, const char *what, struct error *err)
+{
+    STRBUF_AUTO(path);
+    struct json_object *object;
+
+    if (!options_usable(o)) {
+        return options_no_memory(err);
+    }
+    object = o->root;
+    while (options_is_object(object) && json_object_object_length(object) > 0) {
+        struct json_object_iterator it = json_object_iter_begin(object);
+
+        strbuf_printf(&path, "%s%s", path.len ? "." : "", json_object_iter_peek_name(&it));
+        object = json_object_iter_peek_value(&it);
+    }
+    if (path.len == 0) {
+        return 0;
+    }
+    return error_set(err, EINVAL, "%s does not support the option '%s'", what, strbuf_str(&path));
+}

@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Option trees from text and JSON. Whatever comes in goes through import_value() and insert_path(), which nest
+ * dotted keys, refuse keys given twice and bound the depth.
+ */
+#include "block/options.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/strbuf.h"
+#include "block/options_tree.h"
+
+#define OPTIONS_DEPTH_MAX 32
+#define OPTIONS_TEXT_MAX (1024 * 1024)
+
+/* --- building ------------------------------------------------------------------------------------ */
+
+static int too_deep(struct error *err)
+{
+    return error_set(err, EINVAL, "Options are nested more than %d levels deep", OPTIONS_DEPTH_MAX);
+}
+
+/* Put `value` (consumed) under a key without dots; two objects are merged. */
+static int insert_leaf(struct json_object *object, const char *key, struct json_object *value,
+                       int depth, struct error *err)
+{
+    struct json_object *present;
+    int ret = 0;
+
+    if (!json_object_object_get_ex(object, key, &present)) {
+        return options_add(object, key, value, err);
+    }
+    if (!options_is_object(present) || !options_is_object(value)) {
+        json_object_put(value);
+        return error_set(err, EINVAL, "Parameter '%s' is given twice", key);
+    }
+    json_object_object_foreach(value, sub_key, sub_value)
+    {
+        ret = insert_leaf(present, sub_key, json_object_get(sub_value), depth + 1, err);
+        if (ret < 0) {
+            break;
+        }
+    }
+    json_object_put(value);
+    return ret;
+}
+
+/* The object under `key`, made if absent. Borrowed. */
+static int enter(struct json_object *object, const char *key, struct json_object **ret,
+                 struct error *err)
+{
+    struct json_object *child;
+
+    if (json_object_object_get_ex(object, key, &child)) {
+        if (!options_is_object(child)) {
+            return error_set(err, EINVAL,
+                             "Parameter '%s' has a value of its own and options below it", key);
+        }
+    } else {
+        child = json_object_new_object();
+        if (!child) {
+            return options_no_memory(err);
+        }
+        if (options_add(object, key, child, err) < 0) {
+            return -ENOMEM;
+        }
+    }
+    *ret = child;
+    return 0;
+}
+
+/* How many levels a key with dots makes. */
+static int key_levels(const char *key)
+{
+    int n = 1;
+
+    for (; *key; key++) {
+        n += *key == '.' && n <= OPTIONS_DEPTH_MAX;
+    }
+    return n;
+}
+
+/* Put `value` (consumed) where a key with dots says. `depth` is that of `object`. */
+static int insert_path(struct json_object *object, const char *key, struct json_object *value,
+                       int depth, struct error *err)
+{
+    char part[OPTIONS_KEY_MAX + 1];
+    const char *rest = key;
+    int ret;
+
+    for (;;) {
+        size_t len = strcspn(rest, ".");
+
+        if (len == 0 || len > OPTIONS_KEY_MAX) {
+            ret = error_set(err, EINVAL, "Invalid parameter name '%.*s'", OPTIONS_KEY_MAX, key);
+            break;
+        }
+        if (++depth > OPTIONS_DEPTH_MAX) {
+            ret = too_deep(err);
+            break;
+        }
+        memcpy(part, rest, len);
+        part[len] = '\0';
+        if (!rest[len]) {
+            return insert_leaf(object, part, value, depth, err);
+        }
+        ret = enter(object, part, &object, err);
+        if (ret < 0) {
+            break;
+        }
+        rest += len + 1;
+    }
+    json_object_put(value);
+    return ret;
+}
+
+static int import_value(struct json_object *value, int depth, struct json_object **ret,
+                        struct error *err);
+
+static int import_object(struct json_object *from, int depth, struct json_object **ret,
+                         struct error *err)
+{
+    struct json_object AUTO_JSON *to = json_object_new_object();
+
+    if (!to) {
+        return options_no_memory(err);
+    }
+    json_object_object_foreach(from, key, value)
+    {
+        struct json_object *copy;
+        int r = import_value(value, depth + key_levels(key), &copy, err);
+
+        if (r >= 0) {
+            r = insert_path(to, key, copy, depth, err);
+        }
+        if (r < 0) {
+            return r;
+        }
+    }
+    *ret = TAKE_PTR(to);
+    return 0;
+}
+
+static int import_array(struct json_object *from, int depth, struct json_object **ret,
+                        struct error *err)
+{
+    struct json_object AUTO_JSON *to = json_object_new_array();
+
+    if (!to) {
+        return options_no_memory(err);
+    }
+    for (size_t i = 0; i < json_object_array_length(from); i++) {
+        struct json_object *copy;
+        int r = import_value(json_object_array_get_idx(from, i), depth + 1, &copy, err);
+
+        if (r < 0) {
+            return r;
+        }
+        if (json_object_array_add(to, copy) < 0) {
+            json_object_put(copy);
+            return options_no_memory(err);
+        }
+    }
+    *ret = TAKE_PTR(to);
+    return 0;
+}
+
+/* A copy of a value from outside, with dotted keys nested. JSON null is a NULL pointer. */
+static int import_value(struct json_object *value, int depth, struct json_object **ret,
+                        struct error *err)
+{
+    *ret = NULL;
+    if (depth > OPTIONS_DEPTH_MAX) {
+        return too_deep(err);
+    }
+    switch (json_object_get_type(value)) {
+    case json_type_null:
+        return 0;
+    case json_type_object:
+        return import_object(value, depth, ret, err);
+    case json_type_array:
+        return import_array(value, depth, ret, err);
+    case json_type_string:
+        if (strlen(json_object_get_string(value)) != (size_t)json_object_get_string_len(value)) {
+            return error_set(err, EINVAL, "Strings in options must not contain NUL characters");
+        }
+        break;
+    default:
+        break;
+    }
+    return json_object_deep_copy(value, ret, NULL) < 0 ? options_no_memory(err) : 0;
+}
+
+int options_from_json(struct json_object *object, struct options **ret, struct error *err)
+{
+    struct json_object *copy;
+    int r;
+
+    if (!options_is_object(object)) {
+        return error_set(err, EINVAL, "Options must be a JSON object");
+    }
+    r = import_value(object, 0, &copy, err);
+    if (r < 0) {
+        return r;
+    }
+    *ret = options_wrap(copy);
+    return *ret ? 0 : options_no_memory(err);
+}
+
+/* --- JSON text ----------------------------------------------------------------------------------- */
+
+/* Keys in JSON text that the parser accepted: each is followed by the only kind of colon outside strings. */
+static size_t count_keys_in_text(const char *text)
+{
+    size_t n = 0;
+    char quote = '\0';
+
+    for (const char *p = text; *p; p++) {
+        if (quote) {
+            if (*p == '\\' && p[1]) {
+                p++;
+            } else if (*p == quote) {
+                quote = '\0';
+            }
+        } else if (*p == '"' || *p == '\'') {
+            quote = *p;
+        } else {
+            n += *p == ':';
+        }
+    }
+    return n;
+}
+
+static size_t count_keys(struct json_object *value)
+{
+    size_t n = 0;
+
+    if (options_is_object(value)) {
+        json_object_object_foreach(value, key, sub_value)
+        {
+            (void)key;
+            n += 1 + count_keys(sub_value);
+        }
+    } else if (json_object_is_type(value, json_type_array)) {
+        for (size_t i = 0; i < json_object_array_length(value); i++) {
+            n += count_keys(json_object_array_get_idx(value, i));
+        }
+    }
+    return n;
+}
+
+static int parse_json(const char *text, size_t size, struct options **ret, struct error *err)
+{
+    struct json_tokener *tok = json_tokener_new_ex(OPTIONS_DEPTH_MAX);
+    struct json_object AUTO_JSON *object = NULL;
+    enum json_tokener_error status;
+    size_t end;
+
+    if (!tok) {
+        return options_no_memory(err);
+    }
+    /* Not strict: single quotes spare a shell user the escaping. */
+    json_tokener_set_flags(tok, JSON_TOKENER_VALIDATE_UTF8);
+    object = json_tokener_parse_ex(tok, text, (int)size);
+    status = json_tokener_get_error(tok);
+    end = json_tokener_get_parse_end(tok);
+    json_tokener_free(tok);
+    if (status != json_tokener_success) {
+        return error_set(err, EINVAL, "Options are not valid JSON: %s at character %zu",
+                         status == json_tokener_continue ? "it ends too early"
+                                                         : json_tokener_error_desc(status),
+                         end);
+    }
+    end += strspn(text + end, " \t\r\n");
+    if (end != size) {
+        return error_set(err, EINVAL, "Options are followed by more text: '%.40s'", text + end);
+    }
+    /* The parser keeps the last of equal keys and does not tell. */
+    if (count_keys_in_text(text) != count_keys(object)) {
+        return error_set(err, EINVAL, "The JSON options contain a key twice");
+    }
+    return options_from_json(object, ret, err);
+}
+
+/* --- key=value text ------------------------------------------------------------------------------ */
+
+/* Read a value up to a single comma or the end; ",," is a comma. Returns what follows. */
+static const char *read_value(const char *p, struct strbuf *value)
+{
+    for (;;) {
+        size_t len = strcspn(p, ",");
+
+        strbuf_append(value, p, len);
+        p += len;
+        if (p[0] != ',') {
+            return p;
+        }
+        if (p[1] != ',') {
+            return p + 1;
+        }
+        strbuf_append(value, ",", 1);
+        p += 2;
+    }
+}
+
+static int parse_pairs(const char *text, const char *implied_key, struct json_object *root,
+                       struct error *err)
+{
+    const char *p = text;
+
+    while (*p) {
+        STRBUF_AUTO(key);
+        STRBUF_AUTO(value);
+        size_t len = strcspn(p, "=,");
+        struct json_object *string;
+        int r;
+
+        if (p[len] == '=') {
+            strbuf_append(&key, p, len);
+            p = read_value(p + len + 1, &value);
+        } else if (implied_key && p == text) {
+            strbuf_puts(&key, implied_key);
+            p = read_value(p, &value);
+        } else {
+            strbuf_append(&key, p, len);
+            strbuf_puts(&value, "on");
+            p += len + (p[len] == ',');
+        }
+        string = json_object_new_string(strbuf_str(&value));
+        if (!string || key.failed || value.failed) {
+            json_object_put(string);
+            return options_no_memory(err);
+        }
+        r = insert_path(root, strbuf_str(&key), string, 0, err);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+int options_parse(const char *text, const char *implied_key, struct options **ret,
+                  struct error *err)
+{
+    size_t size = strlen(text);
+    struct options *o;
+    int r;
+
+    if (size > OPTIONS_TEXT_MAX) {
+        return error_set(err, EINVAL, "Options are %zu bytes long; at most %d are accepted", size,
+                         OPTIONS_TEXT_MAX);
+    }
+    if (text[0] == '{') {
+        return parse_json(text, size, ret, err);
+    }
+    o = options_new();
+    if (!options_usable(o)) {
+        options_free(o);
+        return options_no_memory(err);
+    }
+    r = parse_pairs(text, implied_key, o->root, err);
+    if (r < 0) {
+        options_free(o);
+        return r;
+    }
+    *ret = o;
+    return 0;
+}

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the two halves of the option trees share. Included by options*.c only. */
+#ifndef TIDEMARK_BLOCK_OPTIONS_TREE_H
+#define TIDEMARK_BLOCK_OPTIONS_TREE_H
+
+#include "base/cleanup.h"
+#include "block/options.h"
+
+#define OPTIONS_KEY_MAX 255 /* bytes of one part of a key */
+
+struct options {
+    struct json_object *root; /* an object, keys without dots, at any level */
+    bool failed;              /* out of memory */
+};
+
+static inline void options_cleanup_json(struct json_object **object)
+{
+    json_object_put(*object);
+}
+#define AUTO_JSON CLEANUP(options_cleanup_json)
+
+static inline bool options_usable(const struct options *o)
+{
+    return o && !o->failed;
+}
+
+static inline bool options_is_object(struct json_object *v)
+{
+    return json_object_is_type(v, json_type_object);
+}
+
+/* A tree of `root` (consumed; NULL makes a failed tree). NULL if out of memory. */
+struct options *options_wrap(struct json_object *root);
+
+/* Report -ENOMEM. */
+int options_no_memory(struct error *err);
+
+/* Add to a JSON object, consuming `value` in any case. 0 or -ENOMEM. */
+int options_add(struct json_object *object, const char *key, struct json_object *value,
+                struct error *err);
+
+#endif
