@@ -1,0 +1,480 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "block/bitmaps.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "block/driver.h"
+
+#define DEFAULT_GRANULARITY_MIN 4096u
+#define DEFAULT_GRANULARITY_MAX 65536u
+
+/* --- look ---------------------------------------------------------------------------------------- */
+
+struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
+{
+    struct block_bitmap *b;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (strcmp(b->name, name) == 0) {
+            return b;
+        }
+    }
+    return NULL;
+}
+
+struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name,
+                                         struct block_node **ret_node, struct error *err)
+{
+    struct block_node *node = block_node_lookup(node_name, err);
+    struct block_bitmap *b;
+
+    if (!node) {
+        return NULL;
+    }
+    b = block_bitmap_find(node, name);
+    if (!b) {
+        error_set(err, ENOENT, "Dirty bitmap '%s' not found", name);
+        return NULL;
+    }
+    if (ret_node) {
+        *ret_node = node;
+    }
+    return b;
+}
+
+struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bitmap *bitmap)
+{
+    struct list *next = bitmap ? bitmap->link.next : node->bitmaps.next;
+
+    return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
+}
+
+int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct error *err)
+{
+    if ((refuse & BLOCK_BITMAP_REFUSE_BUSY) && b->busy) {
+        error_set(err, EBUSY,
+                  "Bitmap '%s' is currently in use by another operation and cannot be used",
+                  b->name);
+        if (b->busy_user) {
+            error_hint(err, "It is used by %s", b->busy_user);
+        }
+        return -EBUSY;
+    }
+    if ((refuse & BLOCK_BITMAP_REFUSE_READ_ONLY) && b->read_only) {
+        return error_set(err, EROFS, "Bitmap '%s' is readonly and cannot be modified", b->name);
+    }
+    if ((refuse & BLOCK_BITMAP_REFUSE_INCONSISTENT) && b->inconsistent) {
+        error_set(err, EINVAL, "Bitmap '%s' is inconsistent and cannot be used", b->name);
+        error_hint(err, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* --- add ----------------------------------------------------------------------------------------- */
+
+static void bitmap_free(struct block_bitmap *b)
+{
+    if (b) {
+        dirty_bitmap_free(b->bits);
+        free(b->busy_user);
+        free(b->name);
+        free(b);
+    }
+}
+
+/* Not linked yet. `bits` is consumed unless it fails. */
+static struct block_bitmap *bitmap_new(struct block_node *node, const char *name,
+                                       struct dirty_bitmap *bits, uint32_t granularity)
+{
+    struct block_bitmap *b = calloc(1, sizeof(*b));
+
+    if (!b) {
+        return NULL;
+    }
+    b->name = strdup(name);
+    if (!b->name) {
+        free(b);
+        return NULL;
+    }
+    list_init(&b->link);
+    b->node = node;
+    b->bits = bits;
+    b->granularity = granularity;
+    return b;
+}
+
+static int check_new(struct block_node *node, const char *name, uint32_t granularity,
+                     struct error *err)
+{
+    if (!name[0]) {
+        return error_set(err, EINVAL, "Bitmap name cannot be empty");
+    }
+    if (strlen(name) > BLOCK_BITMAP_NAME_MAX) {
+        return error_set(err, EINVAL, "Bitmap name too long: it has %zu bytes, at most %d fit",
+                         strlen(name), BLOCK_BITMAP_NAME_MAX);
+    }
+    if (block_bitmap_find(node, name)) {
+        return error_set(err, EEXIST, "Bitmap already exists: %s", name);
+    }
+    if (!is_power_of_2(granularity) || granularity < BITMAP_GRANULARITY_MIN) {
+        return error_set(err, EINVAL, "Granularity must be power of 2 and at least %u",
+                         BITMAP_GRANULARITY_MIN);
+    }
+    if (granularity > BITMAP_GRANULARITY_MAX) {
+        return error_set(err, EINVAL, "Granularity must be at most %u", BITMAP_GRANULARITY_MAX);
+    }
+    return 0;
+}
+
+static uint32_t default_granularity(const struct block_node *node)
+{
+    uint32_t cluster = node->limits.cluster_size;
+
+    if (!is_power_of_2(cluster)) {
+        return DEFAULT_GRANULARITY_MAX;
+    }
+    return MIN(MAX(cluster, DEFAULT_GRANULARITY_MIN), DEFAULT_GRANULARITY_MAX);
+}
+
+static int check_storable(struct block_node *node, const char *name, uint32_t granularity,
+                          struct error *err)
+{
+    if (!node->driver->co_can_store_bitmap) {
+        return error_set(err, ENOTSUP,
+                         "Bitmap '%s' cannot be persistent: the format '%s' of node '%s' does not "
+                         "store bitmaps",
+                         name, node->driver->name, node->name);
+    }
+    return node->driver->co_can_store_bitmap(node, name, granularity, err);
+}
+
+static int add_drained(struct block_node *node, const char *name, uint32_t granularity,
+                       bool persistent, struct block_bitmap **ret, struct error *err)
+{
+    struct dirty_bitmap *bits;
+    struct block_bitmap *b;
+    int r = check_new(node, name, granularity, err);
+
+    if (r >= 0 && persistent) {
+        r = check_storable(node, name, granularity, err);
+        if (r >= 0) {
+            /* The driver may have yielded, and the name may be taken by now. */
+            r = check_new(node, name, granularity, err);
+        }
+    }
+    if (r < 0) {
+        return r;
+    }
+    bits = dirty_bitmap_new(block_node_size(node), granularity);
+    b = bits ? bitmap_new(node, name, bits, granularity) : NULL;
+    if (!b) {
+        dirty_bitmap_free(bits);
+        return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,
+                         node->name);
+    }
+    *ret = b;
+    return 0;
+}
+
+int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t granularity,
+                        bool persistent, bool disabled, struct block_bitmap **ret,
+                        struct error *err)
+{
+    struct block_bitmap *b = NULL;
+    int r;
+
+    if (granularity == 0) {
+        granularity = default_granularity(node);
+    }
+    block_co_drain_begin(node);
+    r = add_drained(node, name, granularity, persistent, &b, err);
+    if (r >= 0) {
+        b->persistent = persistent;
+        b->enabled = !disabled;
+        list_append(&node->bitmaps, &b->link);
+        if (ret) {
+            *ret = b;
+        }
+    }
+    block_co_drain_end(node);
+    return r;
+}
+
+int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
+                               uint32_t granularity, struct block_bitmap **ret, struct error *err)
+{
+    struct block_bitmap *b;
+
+    if (block_bitmap_find(node, name)) {
+        dirty_bitmap_free(bits);
+        return error_set(err, EEXIST, "Bitmap already exists: %s", name);
+    }
+    b = bitmap_new(node, name, bits, granularity);
+    if (!b) {
+        dirty_bitmap_free(bits);
+        return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,
+                         node->name);
+    }
+    b->persistent = true;
+    b->inconsistent = !bits;
+    list_append(&node->bitmaps, &b->link);
+    *ret = b;
+    return 0;
+}
+
+/* --- remove -------------------------------------------------------------------------------------- */
+
+int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
+{
+    struct block_node *node = b->node;
+    int r;
+
+    block_co_drain_begin(node);
+    r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_READ_ONLY, err);
+    if (r >= 0 && b->persistent && node->driver->co_remove_stored_bitmap) {
+        r = node->driver->co_remove_stored_bitmap(node, b, err);
+    }
+    if (r >= 0) {
+        list_remove(&b->link);
+        bitmap_free(b);
+    }
+    block_co_drain_end(node);
+    return r;
+}
+
+void block_co_bitmap_detach(struct block_bitmap *b)
+{
+    block_co_drain_begin(b->node);
+    list_remove(&b->link);
+    block_co_drain_end(b->node);
+}
+
+void block_co_bitmap_reattach(struct block_bitmap *b)
+{
+    block_co_drain_begin(b->node);
+    list_append(&b->node->bitmaps, &b->link);
+    block_co_drain_end(b->node);
+}
+
+void block_bitmap_free_detached(struct block_bitmap *b)
+{
+    bitmap_free(b);
+}
+
+void block_bitmaps_release(struct block_node *node)
+{
+    struct block_bitmap *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
+        list_remove(&b->link);
+        bitmap_free(b);
+    }
+}
+
+/* --- change -------------------------------------------------------------------------------------- */
+
+/* What is stored must not pass for current from here on. */
+static int will_change(struct block_bitmap *b, struct error *err)
+{
+    if (!b->persistent || b->read_only || !b->node->driver->co_bitmap_will_change) {
+        return 0;
+    }
+    return b->node->driver->co_bitmap_will_change(b->node, b, err);
+}
+
+/* A read-only bitmap can be switched: that concerns this process only, its image is not written. */
+int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct error *err)
+{
+    int r;
+
+    block_co_drain_begin(b->node);
+    r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+    if (r >= 0 && b->enabled != enabled) {
+        r = will_change(b, err);
+        if (r >= 0) {
+            b->enabled = enabled;
+        }
+    }
+    block_co_drain_end(b->node);
+    return r;
+}
+
+static int clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+                         struct error *err)
+{
+    struct dirty_bitmap *empty = NULL;
+    int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (ret_backup) {
+        empty = dirty_bitmap_new(dirty_bitmap_size(b->bits), b->granularity);
+        if (!empty) {
+            return error_set(err, ENOMEM, "Out of memory to clear bitmap '%s'", b->name);
+        }
+    }
+    r = will_change(b, err);
+    if (r < 0) {
+        dirty_bitmap_free(empty);
+        return r;
+    }
+    if (ret_backup) {
+        dirty_bitmap_swap(b->bits, empty);
+        *ret_backup = empty;
+    } else {
+        dirty_bitmap_clear_all(b->bits);
+    }
+    return 0;
+}
+
+int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+                          struct error *err)
+{
+    int r;
+
+    block_co_drain_begin(b->node);
+    r = clear_drained(b, ret_backup, err);
+    block_co_drain_end(b->node);
+    return r;
+}
+
+static int check_sources(const struct block_bitmap *dest, struct block_bitmap *const *sources,
+                         size_t count, struct error *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct block_bitmap *s = sources[i];
+        int r =
+            block_bitmap_check(s, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+
+        if (r < 0) {
+            return r;
+        }
+        if (dirty_bitmap_size(s->bits) != dirty_bitmap_size(dest->bits)) {
+            return error_set(err, EINVAL,
+                             "Bitmaps are of different sizes and can't be merged: '%s' covers "
+                             "%" PRIu64 " bytes, the destination '%s' %" PRIu64,
+                             s->name, dirty_bitmap_size(s->bits), dest->name,
+                             dirty_bitmap_size(dest->bits));
+        }
+    }
+    return 0;
+}
+
+static int merge_drained(struct block_bitmap *dest, struct block_bitmap *const *sources,
+                         size_t count, struct dirty_bitmap **ret_backup, struct error *err)
+{
+    struct dirty_bitmap *backup;
+    int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
+
+    if (r >= 0) {
+        r = check_sources(dest, sources, count, err);
+    }
+    if (r >= 0) {
+        r = will_change(dest, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    backup = dirty_bitmap_clone(dest->bits);
+    r = backup ? 0 : -ENOMEM;
+    for (size_t i = 0; r >= 0 && i < count; i++) {
+        r = dirty_bitmap_merge(dest->bits, sources[i]->bits);
+    }
+    if (r < 0) {
+        if (backup) {
+            dirty_bitmap_swap(dest->bits, backup);
+        }
+        dirty_bitmap_free(backup);
+        return error_set(err, -r, "Out of memory to merge into bitmap '%s'", dest->name);
+    }
+    if (ret_backup) {
+        *ret_backup = backup;
+    } else {
+        dirty_bitmap_free(backup);
+    }
+    return 0;
+}
+
+int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
+                          size_t count, struct dirty_bitmap **ret_backup, struct error *err)
+{
+    int r;
+
+    block_co_drain_begin(dest->node);
+    r = merge_drained(dest, sources, count, ret_backup, err);
+    block_co_drain_end(dest->node);
+    return r;
+}
+
+/* What is stored was marked as not current by the change that is undone here. */
+void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
+{
+    block_co_drain_begin(b->node);
+    dirty_bitmap_swap(b->bits, backup);
+    block_co_drain_end(b->node);
+    dirty_bitmap_free(backup);
+}
+
+/* --- users --------------------------------------------------------------------------------------- */
+
+void block_bitmap_take(struct block_bitmap *b, const char *user)
+{
+    if (b->busy++ == 0) {
+        b->busy_user = strdup(user); /* without memory the message lacks it */
+    }
+}
+
+void block_bitmap_give(struct block_bitmap *b)
+{
+    if (--b->busy == 0) {
+        free(b->busy_user);
+        b->busy_user = NULL;
+    }
+}
+
+/* --- for the gate -------------------------------------------------------------------------------- */
+
+int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *err)
+{
+    struct block_bitmap *b, *failed = NULL;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (b->bits && dirty_bitmap_resize(b->bits, size) < 0) {
+            failed = b;
+            break;
+        }
+    }
+    if (!failed) {
+        return 0;
+    }
+    /* Back to the old size; bits that were cut off count as dirty. */
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        uint64_t old_size = dirty_bitmap_size(failed->bits);
+
+        if (b == failed) {
+            break;
+        }
+        if (b->bits && dirty_bitmap_resize(b->bits, old_size) == 0 && size < old_size) {
+            dirty_bitmap_set(b->bits, size, old_size - size);
+        }
+    }
+    return error_set(err, ENOMEM, "Out of memory to resize bitmap '%s' of node '%s'", failed->name,
+                     node->name);
+}
+
+void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct block_bitmap *b;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (b->enabled && b->bits) {
+            dirty_bitmap_set(b->bits, offset, length);
+        }
+    }
+}
