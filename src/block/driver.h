@@ -53,9 +53,12 @@ struct block_node {
     bool has_user_name;
     bool monitor_owned;
     bool read_only;
-    bool closed;         /* co_close has run */
-    bool probed;         /* raw format guessed: guard the first sector */
-    unsigned open_flags; /* BLOCK_OPEN_... */
+    bool auto_read_only;  /* a leaf may fall back to read_only = true when it can't be written */
+    unsigned drain_depth; /* drain_begin without drain_end */
+    unsigned perm_in_force, shared_in_force; /* what co_set_perm was last told */
+    bool closed;                             /* co_close has run */
+    bool probed;                             /* raw format guessed: guard the first sector */
+    unsigned open_flags;                     /* BLOCK_OPEN_... */
     const struct block_driver *driver;
     void *opaque; /* driver->instance_size bytes, zeroed before co_open */
     unsigned refcount;

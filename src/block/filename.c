@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening by filename: schemes, json:, plain paths, and the rules for guessing a format. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/cleanup.h"
+#include "base/strbuf.h"
+#include "block/internal.h"
+
+char *block_resolve_relative(const char *base_filename, const char *name)
+{
+    const char *slash = strrchr(base_filename, '/');
+    char *joined;
+
+    if (name[0] == '/' || !slash || block_driver_of_filename(name) ||
+        strncmp(name, "json:", 5) == 0 || block_driver_of_filename(base_filename)) {
+        return strdup(name);
+    }
+    if (asprintf(&joined, "%.*s%s", (int)(slash - base_filename + 1), base_filename, name) < 0) {
+        return NULL;
+    }
+    return joined;
+}
+
+/* The options of the protocol node that a filename names. */
+static int protocol_options(const char *filename, struct options **ret, struct error *err)
+{
+    const struct block_driver *driver = block_driver_of_filename(filename);
+    AUTO_OPTIONS struct options *opts = options_new();
+    struct stat st;
+    int r;
+
+    if (!opts) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (strncmp(filename, "file:", 5) == 0) {
+        driver = NULL;
+        filename += 5;
+    }
+    if (driver && driver->parse_filename) {
+        options_set_str(opts, "driver", driver->name);
+        r = driver->parse_filename(filename, opts, err);
+        if (r < 0) {
+            return r;
+        }
+    } else if (!driver && strchr(filename, ':') &&
+               strcspn(filename, ":") < strcspn(filename, "/")) {
+        return error_set(err, EINVAL,
+                         "Unknown protocol '%.*s' in '%s' (a file of this name is "
+                         "written './%s')",
+                         (int)strcspn(filename, ":"), filename, filename, filename);
+    } else {
+        bool device = stat(filename, &st) == 0 && S_ISBLK(st.st_mode);
+
+        options_set_str(opts, "driver", device ? "host_device" : "file");
+        options_set_str(opts, "filename", filename);
+    }
+    *ret = TAKE_PTR(opts);
+    return 0;
+}
+
+/* Move generic options of the top into the protocol node's, so that it is opened as it will be used. */
+static void copy_generic(const struct options *from, struct options *to)
+{
+    static const char *const keys[] = {"read-only", "auto-read-only", "force-share", "cache", NULL};
+    struct json_object *json = options_to_json(from);
+    struct options *copy = NULL;
+
+    for (const char *const *key = keys; json && *key; key++) {
+        struct json_object *value;
+
+        if (!json_object_object_get_ex(json, *key, &value)) {
+            continue;
+        }
+        if (json_object_is_type(value, json_type_object)) {
+            if (options_from_json(value, &copy, NULL) == 0) {
+                options_set_child(to, *key, copy);
+            }
+        } else {
+            options_default_str(to, *key, json_object_get_string(value));
+        }
+    }
+    json_object_put(json);
+}
+
+/* Opens the protocol node alone and reads which format it shows. */
+static int co_guess(struct options *file_opts /* consumed */, unsigned flags,
+                    struct block_node **ret_file, const struct block_driver **ret_format,
+                    struct error *err)
+{
+    struct block_node *file;
+    int r;
+
+    options_default_str(file_opts, "discard", "unmap");
+    r = block_co_open(file_opts, flags, &file, err);
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_probe(file, ret_format, err);
+    if (r < 0) {
+        block_co_unref(file);
+        return r;
+    }
+    *ret_file = file;
+    return 0;
+}
+
+static bool is_writable_open(const struct options *opts, unsigned flags)
+{
+    struct options *copy = options_clone(opts);
+    bool read_only = !(flags & BLOCK_OPEN_RDWR);
+
+    if (copy) {
+        options_take_bool(copy, "read-only", read_only, &read_only, NULL);
+        options_free(copy);
+    }
+    return !read_only;
+}
+
+static int co_open_probed(const char *filename, struct options *top /* consumed */,
+                          struct options *file_opts /* consumed */, unsigned flags,
+                          struct block_node **ret, struct error *err)
+{
+    const struct block_driver *format;
+    struct block_node *file;
+    int r;
+
+    if (is_writable_open(top, flags) && !(flags & BLOCK_OPEN_PROBE)) {
+        options_free(top);
+        options_free(file_opts);
+        error_set(err, EINVAL,
+                  "The format of '%s' was not given, and it is not guessed for an "
+                  "image that is opened for writing",
+                  filename);
+        error_hint(err, "Name the format, as in -f qcow2 or driver=raw");
+        return -EINVAL;
+    }
+    copy_generic(top, file_opts);
+    r = co_guess(file_opts, flags, &file, &format, err);
+    if (r < 0) {
+        options_free(top);
+        return r;
+    }
+    options_set_str(top, "driver", format->name);
+    options_set_str(top, "file", file->name);
+    r = block_co_open(top, flags, ret, err);
+    if (r == 0 && strcmp(format->name, "raw") == 0) {
+        (*ret)->probed = true;
+    }
+    block_co_unref(file);
+    return r;
+}
+
+static int co_open_json(const char *text, const char *format, struct options *extra /* consumed */,
+                        unsigned flags, struct block_node **ret, struct error *err)
+{
+    AUTO_OPTIONS struct options *generic = extra;
+    AUTO_OPTIONS struct options *top = NULL;
+    AUTO_OPTIONS struct options *file_opts = NULL;
+    AUTO_FREE char *node_name = NULL;
+    int r = options_parse(text, NULL, &top, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (generic) {
+        copy_generic(generic, top);
+    }
+    if (format && !options_has(top, "driver")) {
+        options_set_str(top, "driver", format);
+    }
+    if (options_has(top, "driver")) {
+        return block_co_open(TAKE_PTR(top), flags, ret, err);
+    }
+    r = options_take_child(top, "file", &file_opts, &node_name, err);
+    if (r < 0) {
+        return r;
+    }
+    if (!file_opts) {
+        return error_set(err, EINVAL,
+                         "json: needs a 'driver', or a 'file' object to guess the "
+                         "format of");
+    }
+    return co_open_probed("json:", TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
+}
+
+int block_co_open_filename(const char *filename, const char *format, struct options *extra,
+                           unsigned flags, struct block_node **ret, struct error *err)
+{
+    AUTO_OPTIONS struct options *top = extra ? extra : options_new();
+    AUTO_OPTIONS struct options *file_opts = NULL;
+    const struct block_driver *driver = format ? block_find_driver(format) : NULL;
+    int r;
+
+    if (!top) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (format && !driver) {
+        return error_set(err, EINVAL, "Unknown driver '%s'", format);
+    }
+    if (strncmp(filename, "json:", 5) == 0) {
+        r = co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret, err);
+        goto out;
+    }
+    r = protocol_options(filename, &file_opts, err);
+    if (r < 0) {
+        goto out;
+    }
+    if (!driver) {
+        r = co_open_probed(filename, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
+    } else if (driver->is_format) {
+        options_set_str(top, "driver", format);
+        options_set_child(top, "file", TAKE_PTR(file_opts));
+        r = block_co_open(TAKE_PTR(top), flags, ret, err);
+    } else {
+        copy_generic(top, file_opts);
+        r = block_co_open(TAKE_PTR(file_opts), flags, ret, err);
+    }
+out:
+    if (r < 0 && error_is_set(err) && !strstr(error_message(err), filename)) {
+        error_prepend(err, "Could not open '%s': ", filename);
+    }
+    return r;
+}

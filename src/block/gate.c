@@ -1,0 +1,444 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The gate. The order of things for a request:
+ *
+ *   root_enter            only at roots: in-flight count, drain
+ *   check                 bounds, permission
+ *   align                 only on nodes with request_alignment > 1 (gate_align.c)
+ *   split                 max_transfer
+ *   driver
+ *   mark, count           dirty bitmaps, write generation: after the write, also when it failed
+ *   root_leave
+ *
+ * A node with request_alignment 1 and no limits, which is what page-cached files and qcow2 are, passes without a
+ * lock, an allocation or a copy.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "block/gate_align.h"
+#include "block/internal.h"
+
+/* Longest chunk of explicit zeroes; all its elements point to the same memory. */
+#define ZERO_BUFFER_SIZE (64 * KiB)
+#define ZERO_CHUNK (1 * MiB)
+
+static const uint8_t zero_buffer[ZERO_BUFFER_SIZE] __attribute__((aligned(4096)));
+
+static inline void enter(struct block_edge *edge)
+{
+    if (edge->root) {
+        block_root_enter(edge->root);
+    }
+}
+
+static inline void leave(struct block_edge *edge)
+{
+    if (edge->root) {
+        block_root_leave(edge->root);
+    }
+}
+
+static inline bool offset_is_sane(uint64_t offset, uint64_t length)
+{
+    return offset <= INT64_MAX && length <= INT64_MAX - offset;
+}
+
+/* --- read ------------------------------------------------------------------------------------ */
+
+/* One request that is within the node; aligned if the node wants that. */
+static int co_driver_preadv(struct block_node *node, uint64_t offset, struct iov iov,
+                            unsigned flags)
+{
+    if (__builtin_expect(node->limits.request_alignment > 1 || node->limits.max_transfer, false)) {
+        return block_co_preadv_aligned(node, offset, iov, flags);
+    }
+    return node->driver->co_preadv(node, offset, iov, flags);
+}
+
+/*
+ * Format metadata and data can lie at the ragged end of a file: what is beyond it reads as zeroes. Roots get
+ * an error instead.
+ */
+static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov iov,
+                            unsigned flags)
+{
+    uint64_t size = block_node_size(edge->node);
+    size_t inside = offset < size ? MIN(size - offset, iov.size) : 0;
+    struct iovec part[IOV_SLICE_MAX];
+    int n, r = 0;
+
+    if (edge->root) {
+        return -EIO;
+    }
+    if (inside > 0) {
+        n = iov_slice(iov, 0, inside, part, IOV_SLICE_MAX);
+        if (n < 0) {
+            return n;
+        }
+        r = co_driver_preadv(edge->node, offset,
+                             (struct iov){.vec = part, .count = n, .size = inside}, flags);
+    }
+    iov_fill(iov, inside, 0, iov.size - inside);
+    return r;
+}
+
+int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct block_node *node;
+    int r;
+
+    enter(edge);
+    node = edge->node;
+    if (__builtin_expect(!node->driver->co_preadv, false)) {
+        r = -ENOTSUP;
+    } else if (iov.size == 0) {
+        r = 0;
+    } else if (__builtin_expect(range_fits(offset, iov.size, block_node_size(node)), true)) {
+        r = co_driver_preadv(node, offset, iov, flags);
+    } else {
+        r = offset_is_sane(offset, iov.size) ? co_read_past_end(edge, offset, iov, flags) : -EIO;
+    }
+    leave(edge);
+    return r;
+}
+
+int block_co_pread(struct block_edge *edge, uint64_t offset, void *buf, size_t size)
+{
+    struct iovec vec;
+
+    return block_co_preadv(edge, offset, iov_from_buf(&vec, buf, size), 0);
+}
+
+/* --- what all changes of contents share -------------------------------------------------------- */
+
+static int check_write(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
+{
+    unsigned need = flags & BLOCK_REQ_UNCHANGED ? BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED
+                                                : BLOCK_PERM_WRITE;
+
+    if (!(edge->perm & need)) {
+        return edge->node->read_only ? -EROFS : -EPERM;
+    }
+    if (__builtin_expect(range_fits(offset, length, block_node_size(edge->node)), true)) {
+        return 0;
+    }
+    /* A format makes its file grow by writing behind its end. */
+    return !edge->root && (edge->perm & BLOCK_PERM_RESIZE) && offset_is_sane(offset, length) ? 0
+                                                                                             : -EIO;
+}
+
+/* After the driver is done with a change, whether it worked or not: a part may have landed. */
+static void account_change(struct block_node *node, uint64_t offset, uint64_t length, int result,
+                           unsigned flags)
+{
+    uint64_t size = block_node_size(node);
+
+    if (!(flags & BLOCK_REQ_UNCHANGED)) {
+        block_bitmaps_mark(node, offset, length);
+    }
+    while (result == 0 && offset + length > size) {
+        if (atomic_compare_exchange_weak(&node->size, &size, offset + length)) {
+            break;
+        }
+    }
+    atomic_fetch_add(&node->write_generation, 1);
+}
+
+static int co_flush_node(struct block_node *node);
+
+/* --- write ----------------------------------------------------------------------------------- */
+
+static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
+                             unsigned flags)
+{
+    unsigned driver_flags = flags & (node->supported_write_flags | BLOCK_REQ_COMPRESSED);
+    int r;
+
+    if (__builtin_expect(node->limits.request_alignment > 1 || node->limits.max_transfer, false)) {
+        r = block_co_pwritev_aligned(node, offset, iov, driver_flags);
+    } else {
+        r = node->driver->co_pwritev(node, offset, iov, driver_flags);
+    }
+    account_change(node, offset, iov.size, r, flags);
+    if (r == 0 && (flags & BLOCK_REQ_FUA) && !(driver_flags & BLOCK_REQ_FUA)) {
+        r = co_flush_node(node);
+    }
+    return r;
+}
+
+int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+{
+    int r;
+
+    enter(edge);
+    r = check_write(edge, offset, iov.size, flags);
+    if (r == 0 && iov.size > 0) {
+        r = edge->node->driver->co_pwritev ? co_driver_pwritev(edge->node, offset, iov, flags)
+                                           : -ENOTSUP;
+    }
+    leave(edge);
+    return r;
+}
+
+int block_co_pwrite(struct block_edge *edge, uint64_t offset, const void *buf, size_t size,
+                    unsigned flags)
+{
+    struct iovec vec;
+
+    return block_co_pwritev(edge, offset, iov_from_buf(&vec, (void *)(uintptr_t)buf, size), flags);
+}
+
+/* --- zeroes ---------------------------------------------------------------------------------- */
+
+static int co_write_zero_buffer(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct iovec vec[ZERO_CHUNK / ZERO_BUFFER_SIZE];
+    int r = 0;
+
+    if (!node->driver->co_pwritev) {
+        return -ENOTSUP;
+    }
+    while (length > 0 && r == 0) {
+        size_t chunk = MIN(length, ZERO_CHUNK), filled = 0;
+        int n = 0;
+
+        while (filled < chunk) {
+            size_t part = MIN(chunk - filled, ZERO_BUFFER_SIZE);
+
+            vec[n++] = (struct iovec){.iov_base = (void *)(uintptr_t)zero_buffer, .iov_len = part};
+            filled += part;
+        }
+        r = block_co_pwritev_aligned(node, offset,
+                                     (struct iov){.vec = vec, .count = n, .size = chunk}, 0);
+        offset += chunk;
+        length -= chunk;
+    }
+    return r;
+}
+
+/* A part that is aligned to zeroes_alignment, or a head or tail that is not. */
+static int co_zero_part(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags,
+                        bool aligned)
+{
+    int r = -ENOTSUP;
+
+    if (length == 0) {
+        return 0;
+    }
+    if (aligned && node->driver->co_write_zeroes) {
+        unsigned driver_flags = flags & (node->supported_zero_flags | BLOCK_REQ_NO_FALLBACK);
+
+        r = node->driver->co_write_zeroes(node, offset, length, driver_flags);
+    }
+    if (r == -ENOTSUP && !(flags & BLOCK_REQ_NO_FALLBACK)) {
+        r = co_write_zero_buffer(node, offset, length);
+    }
+    return r;
+}
+
+static int co_zero_node(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    uint64_t unit = MAX(node->limits.zeroes_alignment, node->limits.request_alignment);
+    uint64_t max = node->limits.max_zeroes ? node->limits.max_zeroes : length;
+    uint64_t end = offset + length;
+    /* The end of the node may be ragged: a request up to it counts as aligned. */
+    uint64_t head_end = MIN(round_up(offset, unit), end);
+    uint64_t tail = end == block_node_size(node) ? end : MAX(round_down(end, unit), head_end);
+    int r = co_zero_part(node, offset, head_end - offset, flags, false);
+
+    max = MAX(round_down(max, unit), unit);
+    for (uint64_t at = head_end; at < tail && r == 0; at += max) {
+        r = co_zero_part(node, at, MIN(max, tail - at), flags, true);
+    }
+    return r < 0 ? r : co_zero_part(node, tail, end - tail, flags, false);
+}
+
+int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
+{
+    struct block_node *node;
+    int r;
+
+    enter(edge);
+    node = edge->node;
+    r = check_write(edge, offset, length, flags);
+    if (r == 0 && length > 0) {
+        if (!node->discard_unmap) {
+            flags &= ~BLOCK_REQ_MAY_UNMAP;
+        }
+        r = co_zero_node(node, offset, length, flags);
+        account_change(node, offset, length, r, flags);
+        if (r == 0 && (flags & BLOCK_REQ_FUA)) {
+            r = co_flush_node(node);
+        }
+    }
+    leave(edge);
+    return r;
+}
+
+/* --- discard --------------------------------------------------------------------------------- */
+
+static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    uint64_t unit = MAX(MAX(node->limits.discard_alignment, node->limits.request_alignment), 1);
+    uint64_t max = node->limits.max_discard ? node->limits.max_discard : length;
+    uint64_t end = offset + length;
+    uint64_t first = round_up(offset, unit);
+    uint64_t last = end == block_node_size(node) ? end : round_down(end, unit);
+    int r = 0;
+
+    max = MAX(round_down(max, unit), unit);
+    for (uint64_t at = first; at < last && r == 0; at += max) {
+        r = node->driver->co_discard(node, at, MIN(max, last - at));
+    }
+    return r == -ENOTSUP ? 0 : r;
+}
+
+int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
+{
+    struct block_node *node;
+    int r;
+
+    enter(edge);
+    node = edge->node;
+    r = check_write(edge, offset, length, 0);
+    if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
+        r = co_discard_node(node, offset, length);
+        account_change(node, offset, length, r, 0);
+    }
+    leave(edge);
+    return r;
+}
+
+/* --- flush ----------------------------------------------------------------------------------- */
+
+static int co_flush_children(struct block_node *node)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if (edge->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED)) {
+            int this = block_co_flush(edge);
+
+            r = r < 0 ? r : this;
+        }
+    }
+    return r;
+}
+
+static int co_flush_node(struct block_node *node)
+{
+    uint64_t written = atomic_load(&node->write_generation);
+    uint64_t flushed = atomic_load(&node->flushed_generation);
+    int r;
+
+    if (node->cache_no_flush || flushed >= written) {
+        return 0;
+    }
+    r = node->driver->co_flush ? node->driver->co_flush(node) : co_flush_children(node);
+    while (r == 0 && flushed < written) {
+        if (atomic_compare_exchange_weak(&node->flushed_generation, &flushed, written)) {
+            break;
+        }
+    }
+    return r;
+}
+
+int block_co_flush(struct block_edge *edge)
+{
+    int r;
+
+    enter(edge);
+    r = co_flush_node(edge->node);
+    leave(edge);
+    return r;
+}
+
+/* --- size ------------------------------------------------------------------------------------ */
+
+int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
+                      struct error *err)
+{
+    struct block_node *node = edge->node;
+
+    if (!(edge->perm & BLOCK_PERM_RESIZE)) {
+        return error_set(err, EPERM, "'%s' may not be resized here: it was not opened for that",
+                         block_node_display_name(node));
+    }
+    if (!node->driver->co_truncate) {
+        return error_set(err, ENOTSUP, "Image format driver '%s' does not support resize",
+                         node->driver->name);
+    }
+    if (size > INT64_MAX) {
+        return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
+                         (unsigned long long)size);
+    }
+    atomic_fetch_add(&node->write_generation, 1);
+    return node->driver->co_truncate(node, size, prealloc, err);
+}
+
+int block_co_allocated_size(struct block_node *node, uint64_t *ret)
+{
+    if (node->driver->co_allocated_size) {
+        return node->driver->co_allocated_size(node, ret);
+    }
+    if (node->driver->is_filter && block_node_filter_or_backing(node)) {
+        return block_co_allocated_size(block_node_filter_or_backing(node), ret);
+    }
+    return node->file ? block_co_allocated_size(node->file->node, ret) : -ENOTSUP;
+}
+
+/* --- point-in-time access -------------------------------------------------------------------- */
+
+int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct iov iov)
+{
+    struct block_node *node;
+    int r = -ENOTSUP;
+
+    enter(edge);
+    node = edge->node;
+    if (!range_fits(offset, iov.size, block_node_size(node))) {
+        r = -EIO;
+    } else if (node->driver->co_preadv_snapshot) {
+        r = node->driver->co_preadv_snapshot(node, offset, iov);
+    }
+    leave(edge);
+    return r;
+}
+
+int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t length,
+                             struct block_status *ret)
+{
+    struct block_node *node;
+    int r = -ENOTSUP;
+
+    enter(edge);
+    node = edge->node;
+    if (offset >= block_node_size(node)) {
+        *ret = (struct block_status){.flags = BLOCK_STATUS_EOF};
+        r = 0;
+    } else if (node->driver->co_snapshot_status) {
+        length = MIN(length, block_node_size(node) - offset);
+        r = node->driver->co_snapshot_status(node, offset, length, ret);
+    }
+    leave(edge);
+    return r;
+}
+
+int block_co_discard_snapshot(struct block_edge *edge, uint64_t offset, uint64_t length)
+{
+    struct block_node *node;
+    int r = -ENOTSUP;
+
+    enter(edge);
+    node = edge->node;
+    if (!range_fits(offset, length, block_node_size(node))) {
+        r = -EIO;
+    } else if (node->driver->co_discard_snapshot) {
+        r = node->driver->co_discard_snapshot(node, offset, length);
+    }
+    leave(edge);
+    return r;
+}

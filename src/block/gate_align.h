@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The part of the gate for nodes that don't take every offset, length or buffer (O_DIRECT, devices). */
+#ifndef TIDEMARK_BLOCK_GATE_ALIGN_H
+#define TIDEMARK_BLOCK_GATE_ALIGN_H
+
+#include "block/driver.h"
+
+/* As the driver's functions, for any offset, length and memory; split by max_transfer. Both yield. */
+int block_co_preadv_aligned(struct block_node *node, uint64_t offset, struct iov iov,
+                            unsigned flags);
+/*
+ * A write that does not begin and end on a block boundary reads the blocks at its ends, and excludes other
+ * writes of the same blocks meanwhile.
+ */
+int block_co_pwritev_aligned(struct block_node *node, uint64_t offset, struct iov iov,
+                             unsigned flags);
+
+#endif

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared between the files of the block layer only. */
+#ifndef TIDEMARK_BLOCK_INTERNAL_H
+#define TIDEMARK_BLOCK_INTERNAL_H
+
+#include "block/driver.h"
+#include "loop/loop.h"
+
+#define CACHE_LINE 64
+
+/* Requests in flight that one reactor started; written by that reactor only, summed by the drainer. */
+struct inflight_counter {
+    _Alignas(CACHE_LINE) _Atomic uint64_t count;
+};
+
+struct block_root {
+    struct block_edge edge;
+    struct list link; /* in the list of all roots */
+    /*
+     * Control I/O of the block layer itself (probing, creation) runs inside drained sections
+     * and is not stopped by them.
+     */
+    bool exempt;
+    /* Set by the drainer, then the counters are summed; a request increments, then looks at this. */
+    atomic_bool quiesced;
+    pthread_mutex_t guard;   /* guards blocked and drainer */
+    struct co_queue blocked; /* requests that wait for the end of the drain */
+    struct co *drainer;      /* suspended until the counters are all zero; NULL if none */
+    struct inflight_counter inflight[REACTOR_MAX];
+};
+
+/* --- drain.c --- */
+void block_root_enter_slow(struct block_root *root, unsigned index);
+void block_root_leave_slow(struct block_root *root);
+/* Bring every root's state in line with the drain depths of the nodes it reaches; waits for requests to end. Yields. */
+void block_co_drain_update(void);
+/* Whether a drained node can be reached from `node`. */
+bool block_drain_reaches(const struct block_node *node);
+
+static inline void block_root_enter(struct block_root *root)
+{
+    unsigned index = reactor_index(reactor_current());
+
+    atomic_fetch_add(&root->inflight[index].count, 1);
+    if (__builtin_expect(atomic_load(&root->quiesced), false)) {
+        block_root_enter_slow(root, index);
+    }
+}
+
+static inline void block_root_leave(struct block_root *root)
+{
+    atomic_fetch_sub(&root->inflight[reactor_index(reactor_current())].count, 1);
+    if (__builtin_expect(atomic_load(&root->quiesced), false)) {
+        block_root_leave_slow(root);
+    }
+}
+
+/* --- node.c --- */
+extern struct list block_all_nodes; /* of struct block_node; main reactor only */
+extern struct list block_all_roots; /* of struct block_root; main reactor only */
+
+/* --- perm.c --- */
+/*
+ * Work out the permissions of everything at and below `node` after the edges' next_perm/next_shared were changed, and put
+ * them in force; on failure everything is as before. Yields.
+ */
+int block_co_perm_update(struct block_node *node, struct error *err);
+
+/* --- edge.c --- */
+/* A root for control I/O, exempt from drain. */
+int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
+                             unsigned shared, struct block_root **ret, struct error *err);
+
+/* --- probe.c --- */
+/* The format that the first bytes of `node` show; raw if none does. Yields. */
+int block_co_probe(struct block_node *node, const struct block_driver **ret, struct error *err);
+
+#endif

@@ -1,0 +1,255 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of drivers, the list of nodes, and what can be asked of a node. */
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "block/internal.h"
+
+#define DRIVERS_MAX 32
+
+struct list block_all_nodes = LIST_INIT(block_all_nodes);
+struct list block_all_roots = LIST_INIT(block_all_roots);
+
+static const struct block_driver *drivers[DRIVERS_MAX];
+static size_t driver_count;
+
+void block_register_driver(const struct block_driver *driver)
+{
+    assert(driver_count < DRIVERS_MAX);
+    drivers[driver_count++] = driver;
+}
+
+const struct block_driver *block_find_driver(const char *name)
+{
+    for (size_t i = 0; i < driver_count; i++) {
+        if (strcmp(drivers[i]->name, name) == 0) {
+            return drivers[i];
+        }
+    }
+    return NULL;
+}
+
+const struct block_driver *block_driver_of_filename(const char *filename)
+{
+    size_t len = strcspn(filename, ":/");
+
+    if (filename[len] != ':') {
+        return NULL;
+    }
+    for (size_t i = 0; i < driver_count; i++) {
+        for (const char *const *s = drivers[i]->schemes; s && *s; s++) {
+            if (strlen(*s) == len && memcmp(*s, filename, len) == 0) {
+                return drivers[i];
+            }
+        }
+    }
+    return NULL;
+}
+
+const struct block_driver *block_next_driver(const struct block_driver *d)
+{
+    size_t i = 0;
+
+    if (d) {
+        while (i < driver_count && drivers[i] != d) {
+            i++;
+        }
+        i++;
+    }
+    return i < driver_count ? drivers[i] : NULL;
+}
+
+const char *block_driver_name(const struct block_driver *d)
+{
+    return d->name;
+}
+
+const char *block_perm_names(unsigned perm, char *buf, size_t buf_size)
+{
+    static const char *const names[] = {"consistent read", "write", "write unchanged", "resize"};
+    size_t n = 0;
+
+    buf[0] = '\0';
+    for (size_t i = 0; i < ARRAY_SIZE(names) && n < buf_size; i++) {
+        if (perm & (1u << i)) {
+            n += (size_t)snprintf(buf + n, buf_size - n, "%s%s", n ? ", " : "", names[i]);
+        }
+    }
+    return buf;
+}
+
+struct block_node *block_node_find(const char *name)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, &block_all_nodes, link) {
+        if (strcmp(node->name, name) == 0) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
+struct block_node *block_node_lookup(const char *name, struct error *err)
+{
+    struct block_node *node = block_node_find(name);
+
+    if (!node) {
+        error_set(err, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
+    }
+    return node;
+}
+
+struct block_node *block_node_next(struct block_node *node)
+{
+    struct list *next = node ? node->link.next : block_all_nodes.next;
+
+    return next == &block_all_nodes ? NULL : container_of(next, struct block_node, link);
+}
+
+const char *block_node_name(const struct block_node *node)
+{
+    return node->name;
+}
+
+bool block_node_has_user_name(const struct block_node *node)
+{
+    return node->has_user_name;
+}
+
+const char *block_node_filename(const struct block_node *node)
+{
+    return node->filename ? node->filename : "";
+}
+
+const char *block_node_display_name(const struct block_node *node)
+{
+    for (const struct block_node *n = node; n; n = n->file ? n->file->node : NULL) {
+        if (n->filename) {
+            return n->filename;
+        }
+    }
+    return node->name;
+}
+
+const struct block_driver *block_node_driver(const struct block_node *node)
+{
+    return node->driver;
+}
+
+uint64_t block_node_size(const struct block_node *node)
+{
+    return atomic_load_explicit(&node->size, memory_order_relaxed);
+}
+
+void block_node_set_size(struct block_node *node, uint64_t size)
+{
+    atomic_store(&node->size, size);
+}
+
+bool block_node_is_read_only(const struct block_node *node)
+{
+    return node->read_only;
+}
+
+struct json_object *block_node_options(const struct block_node *node)
+{
+    return node->options;
+}
+
+struct block_node *block_node_child(const struct block_node *node, const char *name)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if (strcmp(edge->name, name) == 0) {
+            return edge->node;
+        }
+    }
+    return NULL;
+}
+
+static struct block_node *filtered_child(const struct block_node *node)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if (edge->role & BLOCK_ROLE_FILTERED) {
+            return edge->node;
+        }
+    }
+    return NULL;
+}
+
+struct block_node *block_node_filter_or_backing(const struct block_node *node)
+{
+    if (node->driver->is_filter) {
+        return filtered_child(node);
+    }
+    return node->backing ? node->backing->node : NULL;
+}
+
+struct block_node *block_node_skip_filters(struct block_node *node)
+{
+    while (node && node->driver->is_filter) {
+        node = filtered_child(node);
+    }
+    return node;
+}
+
+struct block_node *block_node_backing(struct block_node *node)
+{
+    node = block_node_skip_filters(node);
+    return node && node->backing ? block_node_skip_filters(node->backing->node) : NULL;
+}
+
+bool block_node_is_filter(const struct block_node *node)
+{
+    return node->driver->is_filter;
+}
+
+bool block_node_is_monitor_owned(const struct block_node *node)
+{
+    return node->monitor_owned;
+}
+
+void block_node_set_monitor_owned(struct block_node *node, bool owned)
+{
+    node->monitor_owned = owned;
+}
+
+bool block_node_in_use(const struct block_node *node)
+{
+    return !list_is_empty(&node->parents);
+}
+
+static void describe_edge(const struct block_edge *edge, char *buf, size_t buf_size)
+{
+    if (edge->root) {
+        snprintf(buf, buf_size, "%s", edge->name);
+    } else {
+        snprintf(buf, buf_size, "node '%s' as '%s'", edge->parent->name, edge->name);
+    }
+}
+
+const char *block_node_describe_user(const struct block_node *node, char *buf, size_t buf_size)
+{
+    buf[0] = '\0';
+    if (block_node_in_use(node)) {
+        describe_edge(LIST_FIRST(&node->parents, struct block_edge, in_node), buf, buf_size);
+    }
+    return buf;
+}
+
+struct block_node *block_edge_node(const struct block_edge *edge)
+{
+    return edge->node;
+}
+
+uint64_t block_edge_size(const struct block_edge *edge)
+{
+    return block_node_size(edge->node);
+}

@@ -1,0 +1,419 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening a node from its options, its children, and closing it. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/internal.h"
+
+#define NODE_NAME_MAX 31
+
+/* --- names ----------------------------------------------------------------------------------- */
+
+static bool name_is_well_formed(const char *name)
+{
+    if (!((*name >= 'a' && *name <= 'z') || (*name >= 'A' && *name <= 'Z'))) {
+        return false;
+    }
+    for (; *name; name++) {
+        if (!((*name >= 'a' && *name <= 'z') || (*name >= 'A' && *name <= 'Z') ||
+              (*name >= '0' && *name <= '9') || strchr("-._", *name))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int take_node_name(struct block_node *node, struct options *opts, struct error *err)
+{
+    static unsigned serial;
+    AUTO_FREE char *name = NULL;
+    int r = options_take_str(opts, "node-name", &name, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (name) {
+        if (!name_is_well_formed(name)) {
+            return error_set(err, EINVAL,
+                             "Invalid node-name: '%s' (a letter, then letters, digits, '-', '.' or "
+                             "'_')",
+                             name);
+        }
+        if (strlen(name) > NODE_NAME_MAX) {
+            return error_set(err, EINVAL, "Node name too long: '%s' has more than %d characters",
+                             name, NODE_NAME_MAX);
+        }
+        if (block_node_find(name)) {
+            return error_set(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
+        }
+        node->has_user_name = true;
+        node->name = TAKE_PTR(name);
+    } else if (asprintf(&node->name, "#block%u", serial++) < 0) {
+        node->name = NULL;
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    return 0;
+}
+
+/* --- generic options ------------------------------------------------------------------------- */
+
+static int take_cache_options(struct block_node *node, struct options *opts, struct error *err)
+{
+    AUTO_OPTIONS struct options *cache = NULL;
+    AUTO_FREE char *wrong = NULL;
+    int r = options_take_child(opts, "cache", &cache, &wrong, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (wrong) {
+        return error_set(err, EINVAL,
+                         "cache expects the options cache.direct and cache.no-flush; "
+                         "found '%s'",
+                         wrong);
+    }
+    if (!cache) {
+        return 0;
+    }
+    if ((r = options_take_bool(cache, "direct", false, &node->cache_direct, err)) < 0 ||
+        (r = options_take_bool(cache, "no-flush", false, &node->cache_no_flush, err)) < 0) {
+        return r;
+    }
+    return options_check_empty(cache, "cache", err);
+}
+
+static int take_generic_options(struct block_node *node, struct options *opts, unsigned flags,
+                                struct error *err)
+{
+    static const char *const discard_names[] = {"ignore", "unmap", "off", "on", NULL};
+    static const char *const detect_names[] = {"off", "on", "unmap", NULL};
+    int discard, r;
+
+    if ((r = take_node_name(node, opts, err)) < 0 ||
+        (r = options_take_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR), &node->read_only,
+                               err)) < 0 ||
+        (r = options_take_bool(opts, "auto-read-only", false, &node->auto_read_only, err)) < 0 ||
+        (r = options_take_bool(opts, "force-share", flags & BLOCK_OPEN_FORCE_SHARE,
+                               &node->force_share, err)) < 0 ||
+        (r = options_take_enum(opts, "discard", discard_names, 0, &discard, err)) < 0 ||
+        (r = options_take_enum(opts, "detect-zeroes", detect_names, 0, &node->detect_zeroes, err)) <
+            0 ||
+        (r = take_cache_options(node, opts, err)) < 0) {
+        return r;
+    }
+    node->discard_unmap = discard & 1;
+    if (node->force_share && !node->read_only) {
+        return error_set(err, EINVAL, "force-share=on can only be used with read-only images");
+    }
+    return 0;
+}
+
+/* What a child gets where its own options say nothing. */
+static void inherit_options(const struct block_node *parent, struct options *child, unsigned role)
+{
+    static const char *const discard_names[] = {"ignore", "unmap"};
+    bool writable = !parent->read_only && !(role & BLOCK_ROLE_BACKING);
+    struct options *cache;
+
+    options_default_bool(child, "read-only", !writable);
+    if (parent->auto_read_only) {
+        options_default_bool(child, "auto-read-only", true);
+    }
+    if (parent->force_share && !writable) {
+        options_default_bool(child, "force-share", true);
+    }
+    /* A format decides itself what it passes on to its file. */
+    options_default_str(child, "discard",
+                        discard_names[parent->driver->is_format || parent->discard_unmap]);
+    if (!options_has(child, "cache") && (parent->cache_direct || parent->cache_no_flush)) {
+        cache = options_new();
+        if (cache) {
+            options_set_bool(cache, "direct", parent->cache_direct);
+            options_set_bool(cache, "no-flush", parent->cache_no_flush);
+            options_set_child(child, "cache", cache);
+        }
+    }
+}
+
+/* --- open and close ---------------------------------------------------------------------------- */
+
+static void node_free(struct block_node *node)
+{
+    list_remove(&node->link);
+    range_lock_destroy(&node->rmw);
+    json_object_put(node->options);
+    free(node->opaque);
+    free(node->filename);
+    free(node->name);
+    free(node);
+}
+
+static void co_detach_all_children(struct block_node *node)
+{
+    while (!list_is_empty(&node->children)) {
+        block_co_detach_child(LIST_FIRST(&node->children, struct block_edge, sibling));
+    }
+}
+
+static struct block_node *node_new(const struct block_driver *driver, unsigned flags)
+{
+    struct block_node *node = calloc(1, sizeof(*node));
+
+    if (!node) {
+        return NULL;
+    }
+    node->opaque = calloc(1, driver->instance_size ? driver->instance_size : 1);
+    if (!node->opaque) {
+        free(node);
+        return NULL;
+    }
+    node->driver = driver;
+    node->open_flags = flags;
+    node->refcount = 1;
+    node->limits.request_alignment = 1;
+    node->limits.memory_alignment = 1;
+    node->perm_in_force = 0;
+    node->shared_in_force = BLOCK_PERM_ALL;
+    atomic_init(&node->size, 0);
+    atomic_init(&node->write_generation, 1);
+    list_init(&node->link);
+    list_init(&node->children);
+    list_init(&node->parents);
+    list_init(&node->bitmaps);
+    range_lock_init(&node->rmw);
+    return node;
+}
+
+static int remember_filename(struct block_node *node, const struct options *opts)
+{
+    struct json_object *value;
+
+    node->options = options_to_json(opts);
+    if (json_object_object_get_ex(node->options, "filename", &value) &&
+        json_object_is_type(value, json_type_string)) {
+        node->filename = strdup(json_object_get_string(value));
+        return node->filename ? 0 : -ENOMEM;
+    }
+    return 0;
+}
+
+/* A format or filter is called by the name of what it is in. */
+static void inherit_filename(struct block_node *node)
+{
+    const struct block_node *below = node->file                ? node->file->node
+                                     : node->driver->is_filter ? block_node_filter_or_backing(node)
+                                                               : NULL;
+
+    if (!node->filename && below && below->filename) {
+        node->filename = strdup(below->filename);
+    }
+}
+
+static int co_open_node(struct block_node *node, struct options *opts, unsigned flags,
+                        struct error *err)
+{
+    char what[96];
+    int r;
+
+    if (remember_filename(node, opts) < 0) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = take_generic_options(node, opts, flags, err);
+    if (r < 0) {
+        return r;
+    }
+    r = node->driver->co_open(node, opts, err);
+    if (r < 0) {
+        return r;
+    }
+    inherit_filename(node);
+    snprintf(what, sizeof(what), "Block driver '%s'", node->driver->name);
+    r = options_check_empty(opts, what, err);
+    if (r == 0) {
+        list_append(&block_all_nodes, &node->link);
+        r = block_co_perm_update(node, err);
+    }
+    if (r < 0) {
+        block_bitmaps_release(node);
+        if (node->driver->co_close) {
+            node->driver->co_close(node);
+        }
+        node->closed = true;
+    }
+    return r;
+}
+
+int block_co_open(struct options *opts_in, unsigned flags, struct block_node **ret,
+                  struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_in;
+    AUTO_FREE char *driver_name = NULL;
+    const struct block_driver *driver;
+    struct block_node *node;
+    int r = options_take_str(opts, "driver", &driver_name, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!driver_name) {
+        return error_set(err, EINVAL, "Parameter 'driver' is missing");
+    }
+    driver = block_find_driver(driver_name);
+    if (!driver || !driver->co_open) {
+        return error_set(err, EINVAL, "Unknown driver '%s'", driver_name);
+    }
+    node = node_new(driver, flags);
+    if (!node) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = co_open_node(node, opts, flags, err);
+    if (r < 0) {
+        co_detach_all_children(node);
+        node_free(node);
+        return r;
+    }
+    json_object_object_add(node->options, "driver", json_object_new_string(driver_name));
+    *ret = node;
+    return 0;
+}
+
+struct block_node *block_node_ref(struct block_node *node)
+{
+    node->refcount++;
+    return node;
+}
+
+int block_co_inactivate(struct block_node *node, struct error *err)
+{
+    if (node->closed || !node->driver->co_inactivate) {
+        return 0;
+    }
+    return node->driver->co_inactivate(node, err);
+}
+
+void block_co_unref(struct block_node *node)
+{
+    ERROR_AUTO(err);
+
+    if (!node || --node->refcount > 0) {
+        return;
+    }
+    /* Closing does I/O: keep the node from being closed twice by what that brings about. */
+    node->refcount = 1;
+    if (!node->closed) {
+        if (block_co_inactivate(node, &err) < 0) {
+            log_error("closing '%s': %s", block_node_display_name(node), error_message(&err));
+        }
+        block_bitmaps_release(node);
+        if (node->driver->co_close) {
+            node->driver->co_close(node);
+        }
+        node->closed = true;
+    }
+    co_detach_all_children(node);
+    node_free(node);
+}
+
+/* --- children ------------------------------------------------------------------------------------ */
+
+/* Takes a reference by name, or opens; *ret is NULL if the options say nothing of it. */
+static int co_find_or_open(struct block_node *node, struct options *opts, const char *name,
+                           unsigned role, struct block_node **ret, struct error *err)
+{
+    AUTO_OPTIONS struct options *child_opts = NULL;
+    AUTO_FREE char *node_name = NULL;
+    unsigned flags = node->open_flags;
+    int r = options_take_child(opts, name, &child_opts, &node_name, err);
+
+    *ret = NULL;
+    if (r < 0) {
+        return r;
+    }
+    if (node_name) {
+        struct block_node *found = block_node_lookup(node_name, err);
+
+        if (!found) {
+            return -ENOENT;
+        }
+        *ret = block_node_ref(found);
+        return 0;
+    }
+    if (!child_opts) {
+        return 0;
+    }
+    inherit_options(node, child_opts, role);
+    if (role & BLOCK_ROLE_BACKING) {
+        flags &= ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
+    }
+    return block_co_open(TAKE_PTR(child_opts), flags, ret, err);
+}
+
+int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
+                        unsigned role, bool allow_none, struct block_edge **ret, struct error *err)
+{
+    struct block_node *child;
+    int r = co_find_or_open(node, opts, name, role, &child, err);
+
+    if (ret) {
+        *ret = NULL;
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (!child) {
+        return allow_none ? 0
+                          : error_set(err, EINVAL,
+                                      "Block driver '%s' needs a child: the option '%s' is missing",
+                                      node->driver->name, name);
+    }
+    r = block_co_attach_child(node, child, name, role, ret, err);
+    block_co_unref(child);
+    return r;
+}
+
+static int co_open_recorded_backing(struct block_node *node, const char *filename,
+                                    const char *format, struct block_node **ret, struct error *err)
+{
+    AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
+    struct options *extra = options_new();
+    unsigned flags = node->open_flags & ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
+    int r;
+
+    if (!path || !extra) {
+        options_free(extra);
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    inherit_options(node, extra, BLOCK_ROLE_BACKING);
+    r = block_co_open_filename(path, format, extra, flags, ret, err);
+    if (r < 0) {
+        error_prepend(err, "Could not open backing file: ");
+    }
+    return r;
+}
+
+int block_co_open_backing(struct block_node *node, struct options *opts, const char *filename,
+                          const char *format, struct error *err)
+{
+    struct block_node *child = NULL;
+    int r = 0;
+
+    if (options_is_null(opts, "backing")) {
+        options_drop(opts, "backing");
+        return 0;
+    }
+    if (options_has(opts, "backing")) {
+        r = co_find_or_open(node, opts, "backing", BLOCK_ROLE_BACKING, &child, err);
+    } else if (filename && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
+        r = co_open_recorded_backing(node, filename, format, &child, err);
+    }
+    if (r < 0 || !child) {
+        return r;
+    }
+    r = block_co_attach_child(node, child, "backing", BLOCK_ROLE_BACKING, NULL, err);
+    block_co_unref(child);
+    return r;
+}
