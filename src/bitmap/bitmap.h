@@ -2,19 +2,16 @@
 /*
  * Dirty bitmaps in memory: one bit per `granularity` bytes of a disk.
  *
- * A tree of summaries over a sparse leaf level: a summary bit is set if any bit below it may be
- * set. Leaves are allocated when a bit in them is first set, so a set-free region costs no memory,
- * and iteration skips clean regions by the summaries.
+ * A tree of summaries over a sparse leaf level (tree.h): a summary bit is set if any bit below it
+ * may be set. Leaves are allocated when a bit in them is first set, so a set-free region costs no
+ * memory, nor does one set as a whole; iteration skips clean regions by the summaries.
  *
- *   level 2   [..]                      one bit per word of level 1
- *   level 1   [........]                one bit per leaf word
- *   leaf      [64 bits][64 bits] ...    one bit per granularity bytes; pages of leaf words, sparse
- *
- * Concurrency: set, get, count and iteration may run in any threads at one time without a lock.
- * Setting sets the leaf, then its summaries; clearing a summary clears it, then scans the leaf
- * again and sets it back if a bit appeared (both sides sequentially consistent), so a set bit is
- * never hidden by a stale summary. dirty_bitmap_resize(), _swap() and _free() need the owner to
- * have stopped everything else.
+ * Concurrency: everything but what says otherwise below may run in any threads at one time without
+ * a lock. Setting sets the leaf, then its summaries; clearing a summary clears it, then scans the
+ * leaf again and sets it back if a bit appeared (both sides sequentially consistent), and a scan
+ * that overlaps that does not trust the summary: so a bit is found from when its set() has
+ * returned until it is cleared.
+ * dirty_bitmap_resize(), _swap() and _free() need the owner to have stopped everything else.
  *
  * Offsets and lengths are bytes of the disk; a partial granule counts whole when set,
  * and is left alone when cleared unless it is covered fully (or up to the end of the disk).
@@ -41,16 +38,25 @@ uint32_t dirty_bitmap_granularity(const struct dirty_bitmap *b);
 
 /*
  * Mark [offset, offset + length); clipped to the size. Cannot fail: when a leaf can't be allocated
- * its whole region reads as dirty from then on.
+ * its whole region reads as dirty from then on. To be called once the write it records has landed:
+ * bits that are set already are only looked at.
  */
 void dirty_bitmap_set(struct dirty_bitmap *b, uint64_t offset, uint64_t length);
+
+/*
+ * Clearing a part of a region that takes no memory (set as a whole, or for want of a leaf)
+ * allocates a leaf; when that can't be had, the region stays dirty.
+ */
 void dirty_bitmap_clear(struct dirty_bitmap *b, uint64_t offset, uint64_t length);
 void dirty_bitmap_clear_all(struct dirty_bitmap *b);
 
 /* Whether the granule at `offset` is dirty. */
 bool dirty_bitmap_get(const struct dirty_bitmap *b, uint64_t offset);
 
-/* Dirty bytes: granules times granularity, the last one cut at the size. */
+/*
+ * Dirty bytes: granules times granularity, the last one cut at the size. Costs nothing, and is
+ * exact but for calls that are setting or clearing bits meanwhile.
+ */
 uint64_t dirty_bitmap_count(const struct dirty_bitmap *b);
 
 /*
@@ -96,5 +102,11 @@ int dirty_bitmap_deserialize(struct dirty_bitmap *b, uint64_t first, const uint8
 
 /* Bytes of memory it uses now. */
 size_t dirty_bitmap_memory(const struct dirty_bitmap *b);
+
+/*
+ * At most about this many bytes for bits (SIZE_MAX at first); beyond, all is as if memory had run
+ * out. What is in use already stays. Owner excludes all others.
+ */
+void dirty_bitmap_set_memory_limit(struct dirty_bitmap *b, size_t bytes);
 
 #endif

@@ -1,0 +1,723 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Memory order: words, summaries and `clears` are sequentially consistent, since "set the entry,
+ * then look at its summary bit" must not pass "clear the summary bit, then look at the entry". Only
+ * scans of leaf words for their own sake are weaker (acquire). On x86-64 all of these loads are
+ * plain ones.
+ */
+#include "bitmap/tree.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+#define ENTRY_SHIFT 9u
+#define ENTRIES (1u << ENTRY_SHIFT)
+#define SUMMARY_WORDS (ENTRIES / 64)
+#define LEAF_SHIFT (ENTRY_SHIFT + 6)
+#define HEIGHT_MAX 5u
+
+/* `clears`: how many clearers are at work on the summary, and above that how many ever began. */
+#define CLEARS_ACTIVE 0xffffull
+#define CLEARS_BEGIN (CLEARS_ACTIVE + 2)
+#define CLEARS_END 1ull
+
+typedef _Atomic(struct bit_tree_node *) node_slot;
+
+struct bit_tree_node {
+    alignas(64) _Atomic uint64_t summary[SUMMARY_WORDS];
+    union {
+        _Atomic uint64_t word[ENTRIES]; /* of a leaf */
+        node_slot child[ENTRIES];       /* of a directory */
+    };
+    _Atomic uint64_t clears;
+};
+
+static struct bit_tree_node all_set_node;
+#define ALL_SET (&all_set_node)
+
+/* How many bits lie below a node at `level`, and below one of its entries. */
+static inline uint64_t node_span(unsigned level)
+{
+    return 1ull << (LEAF_SHIFT + level * ENTRY_SHIFT);
+}
+
+static inline uint64_t entry_span(unsigned level)
+{
+    return 1ull << (6 + level * ENTRY_SHIFT);
+}
+
+static inline unsigned entry_index(uint64_t bit, unsigned level)
+{
+    return (bit >> (6 + level * ENTRY_SHIFT)) & (ENTRIES - 1);
+}
+
+static inline uint64_t entry_mask(unsigned i)
+{
+    return 1ull << (i % 64);
+}
+
+/* The first bit after the node at `level` that holds `bit`. */
+static inline uint64_t node_end(uint64_t bit, unsigned level)
+{
+    return (bit | (node_span(level) - 1)) + 1;
+}
+
+static inline struct bit_tree_node *load_slot(const node_slot *slot)
+{
+    return atomic_load_explicit(slot, memory_order_acquire);
+}
+
+static inline uint64_t load_word(const struct bit_tree_node *leaf, unsigned i)
+{
+    return atomic_load_explicit(&leaf->word[i], memory_order_acquire);
+}
+
+/*
+ * The bits of word `i` of a leaf that begins at `base` which lie in [first, end); the word does
+ * overlap it.
+ */
+static uint64_t word_mask(uint64_t base, unsigned i, uint64_t first, uint64_t end)
+{
+    uint64_t start = base + i * 64ull;
+    uint64_t mask = ~0ull;
+
+    if (first > start) {
+        mask <<= first - start;
+    }
+    if (end - start < 64) {
+        mask &= (1ull << (end - start)) - 1;
+    }
+    return mask;
+}
+
+/* ---- nodes ---- */
+
+static struct bit_tree_node *node_new(struct bit_tree *t)
+{
+    struct bit_tree_node *node = NULL;
+    size_t before = atomic_fetch_add(&t->memory, sizeof(*node));
+
+    if (before <= t->memory_limit && t->memory_limit - before >= sizeof(*node)) {
+        node = aligned_alloc(alignof(struct bit_tree_node), sizeof(*node));
+    }
+    if (!node) {
+        atomic_fetch_sub(&t->memory, sizeof(*node));
+        return NULL;
+    }
+    memset(node, 0, sizeof(*node));
+    return node;
+}
+
+static void node_free(struct bit_tree *t, struct bit_tree_node *node)
+{
+    if (node && node != ALL_SET) {
+        atomic_fetch_sub(&t->memory, sizeof(*node));
+        free(node);
+    }
+}
+
+/* A node at `level` from bit `base` on that says what ALL_SET does there. */
+static struct bit_tree_node *node_new_all_set(struct bit_tree *t, unsigned level, uint64_t base)
+{
+    struct bit_tree_node *node = node_new(t);
+
+    for (unsigned i = 0; node && i < ENTRIES; i++) {
+        if (base + i * entry_span(level) >= t->bits) {
+            break;
+        }
+        if (level == 0) {
+            atomic_init(&node->word[i], word_mask(base, i, base, t->bits));
+        } else {
+            atomic_init(&node->child[i], ALL_SET);
+        }
+        atomic_fetch_or_explicit(&node->summary[i / 64], entry_mask(i), memory_order_relaxed);
+    }
+    return node;
+}
+
+/* Put `node` where `expected` is. Returns what is there afterwards; the loser's node is freed. */
+static struct bit_tree_node *node_install(struct bit_tree *t, node_slot *slot,
+                                          struct bit_tree_node *expected,
+                                          struct bit_tree_node *node)
+{
+    if (atomic_compare_exchange_strong(slot, &expected, node)) {
+        return node;
+    }
+    node_free(t, node);
+    return expected;
+}
+
+static void free_subtree(struct bit_tree *t, struct bit_tree_node *node, unsigned level)
+{
+    if (!node || node == ALL_SET) {
+        return;
+    }
+    for (unsigned i = 0; level > 0 && i < ENTRIES; i++) {
+        free_subtree(t, load_slot(&node->child[i]), level - 1);
+    }
+    node_free(t, node);
+}
+
+/* The leaf that holds `bit`, or the NULL or ALL_SET above it, and its level. */
+static struct bit_tree_node *lookup(const struct bit_tree *t, uint64_t bit, unsigned *ret_level)
+{
+    struct bit_tree_node *node = load_slot(&t->root);
+    unsigned level = t->height;
+
+    while (level > 0 && node && node != ALL_SET) {
+        node = load_slot(&node->child[entry_index(bit, level)]);
+        level--;
+    }
+    *ret_level = level;
+    return node;
+}
+
+/* ---- summaries ---- */
+
+static inline bool is_marked(const struct bit_tree_node *node, unsigned i)
+{
+    return atomic_load(&node->summary[i / 64]) & entry_mask(i);
+}
+
+/* Set summary bits that are not set yet. The entries have been changed already. */
+static inline void mark(struct bit_tree_node *node, unsigned summary_word, uint64_t mask)
+{
+    if ((atomic_load(&node->summary[summary_word]) & mask) != mask) {
+        atomic_fetch_or(&node->summary[summary_word], mask);
+    }
+}
+
+/*
+ * The first entry at or after `from` that may hold a set bit, or ENTRIES. If a clearer may have
+ * hidden an entry from us in the meantime, nothing is skipped: the answer is `from`.
+ */
+static unsigned next_marked(const struct bit_tree_node *node, unsigned from)
+{
+    unsigned found = ENTRIES;
+    uint64_t clears;
+
+    if (from >= ENTRIES) {
+        return ENTRIES;
+    }
+    clears = atomic_load(&node->clears);
+    for (unsigned w = from / 64; w < SUMMARY_WORDS; w++) {
+        uint64_t marks = atomic_load(&node->summary[w]);
+
+        if (w == from / 64) {
+            marks &= ~0ull << (from % 64);
+        }
+        if (marks) {
+            found = w * 64 + (unsigned)__builtin_ctzll(marks);
+            break;
+        }
+    }
+    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&node->clears) != clears)) {
+        return from;
+    }
+    return found;
+}
+
+static bool entry_is_empty(const struct bit_tree_node *node, unsigned level, unsigned i)
+{
+    const struct bit_tree_node *child;
+
+    if (level == 0) {
+        return atomic_load(&node->word[i]) == 0;
+    }
+    child = atomic_load(&node->child[i]);
+    if (!child || child == ALL_SET) {
+        return !child;
+    }
+    for (unsigned k = next_marked(child, 0); k < ENTRIES; k = next_marked(child, k + 1)) {
+        if (!entry_is_empty(child, level - 1, k)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/*
+ * Clear the summary bits of entries that were seen empty, unless a look afterwards says otherwise.
+ */
+static void unmark(struct bit_tree_node *node, unsigned level, unsigned summary_word, uint64_t mask)
+{
+    uint64_t restore = 0;
+
+    mask &= atomic_load(&node->summary[summary_word]);
+    if (!mask) {
+        return;
+    }
+    atomic_fetch_add(&node->clears, CLEARS_BEGIN);
+    atomic_fetch_and(&node->summary[summary_word], ~mask);
+    for (uint64_t rest = mask; rest; rest &= rest - 1) {
+        unsigned i = (unsigned)__builtin_ctzll(rest);
+
+        if (!entry_is_empty(node, level, summary_word * 64 + i)) {
+            restore |= entry_mask(i);
+        }
+    }
+    if (restore) {
+        atomic_fetch_or(&node->summary[summary_word], restore);
+    }
+    atomic_fetch_sub(&node->clears, CLEARS_END);
+}
+
+/* ---- set ---- */
+
+static void count_bits(struct bit_tree *t, int64_t change)
+{
+    if (change) {
+        atomic_fetch_add_explicit(&t->set_bits, change, memory_order_relaxed);
+    }
+}
+
+/*
+ * Whether the bits `mask` of the word that holds `bit` are set and every summary says so. Looks
+ * from the leaf upwards, as a setter sets: only then does a summary bit seen set mean that its
+ * clearer will see the word.
+ */
+static bool already_set(const struct bit_tree *t, uint64_t bit, uint64_t mask)
+{
+    const struct bit_tree_node *path[HEIGHT_MAX + 1];
+    const struct bit_tree_node *node = load_slot(&t->root);
+    unsigned level = t->height;
+
+    while (level > 0 && node && node != ALL_SET) {
+        path[level] = node;
+        node = atomic_load(&node->child[entry_index(bit, level)]);
+        level--;
+    }
+    if (!node) {
+        return false;
+    }
+    if (node != ALL_SET) {
+        unsigned i = entry_index(bit, 0);
+
+        if ((atomic_load(&node->word[i]) & mask) != mask || !is_marked(node, i)) {
+            return false;
+        }
+    }
+    while (level++ < t->height) {
+        if (!is_marked(path[level], entry_index(bit, level))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Set [first, end), or of that the bits in `words` (words[0] is the word of `first`), in a leaf. */
+static void set_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64_t base,
+                        uint64_t first, uint64_t end, const uint64_t *words)
+{
+    unsigned begin = entry_index(first, 0);
+    unsigned last = entry_index(end - 1, 0);
+    uint64_t marks = 0;
+    int64_t added = 0;
+
+    for (unsigned i = begin; i <= last; i++) {
+        uint64_t mask = word_mask(base, i, first, end);
+
+        if (words) {
+            mask &= words[i - begin];
+        }
+        if ((atomic_load(&leaf->word[i]) & mask) != mask) {
+            uint64_t old = atomic_fetch_or(&leaf->word[i], mask);
+
+            added += __builtin_popcountll(mask & ~old);
+        }
+        if (mask) {
+            marks |= entry_mask(i);
+        }
+        if (i % 64 == 63 || i == last) {
+            mark(leaf, i / 64, marks);
+            marks = 0;
+        }
+    }
+    count_bits(t, added);
+}
+
+/*
+ * The node at `level` for [first, end), made if there is none; or ALL_SET. -ENOMEM as told in the
+ * header.
+ */
+static int node_for_set(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
+                        bool whole, struct bit_tree_node **ret_node)
+{
+    struct bit_tree_node *expected = load_slot(slot);
+    struct bit_tree_node *node = ALL_SET;
+    int r = 0;
+
+    while (!expected) {
+        if (!whole) {
+            node = node_new(t);
+        }
+        if (node && node != ALL_SET) {
+            *ret_node = node_install(t, slot, NULL, node);
+            return 0;
+        }
+        if (atomic_compare_exchange_strong(slot, &expected, ALL_SET)) {
+            count_bits(t, (int64_t)(MIN(base + node_span(level), t->bits) - base));
+            r = whole ? 0 : -ENOMEM;
+            expected = ALL_SET;
+        }
+    }
+    *ret_node = expected;
+    return r;
+}
+
+/* Set [first, end), all of it below `slot`, whose node is at `level` and begins with bit `base`. */
+static int set_below(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
+                     uint64_t first, uint64_t end, const uint64_t *words)
+{
+    bool whole = !words && first == base && end == MIN(base + node_span(level), t->bits);
+    struct bit_tree_node *node;
+    int r = node_for_set(t, slot, level, base, whole, &node);
+
+    if (!node || node == ALL_SET) {
+        return r;
+    }
+    if (level == 0) {
+        set_in_leaf(t, node, base, first, end, words);
+        return 0;
+    }
+    for (uint64_t pos = first; pos < end;) {
+        unsigned i = entry_index(pos, level);
+        uint64_t child_end = MIN(end, node_end(pos, level - 1));
+        int child_r = set_below(t, &node->child[i], level - 1,
+                                round_down(pos, node_span(level - 1)), pos, child_end, words);
+
+        mark(node, i / 64, entry_mask(i));
+        r = r ? r : child_r;
+        pos = child_end;
+    }
+    return r;
+}
+
+int bit_tree_set(struct bit_tree *t, uint64_t first, uint64_t end)
+{
+    assert(end <= t->bits);
+    if (first >= end) {
+        return 0;
+    }
+    if (first / 64 == (end - 1) / 64 &&
+        already_set(t, first, word_mask(round_down(first, 64), 0, first, end))) {
+        return 0;
+    }
+    return set_below(t, &t->root, t->height, 0, first, end, NULL);
+}
+
+int bit_tree_merge_words(struct bit_tree *t, uint64_t first, uint64_t end, const uint64_t *words)
+{
+    uint64_t any = 0;
+
+    assert(end <= t->bits && first % 64 == 0);
+    assert(first >= end || first / BIT_TREE_CHUNK_BITS == (end - 1) / BIT_TREE_CHUNK_BITS);
+    for (uint64_t pos = first; pos < end; pos += 64) {
+        any |= words[(pos - first) / 64] & word_mask(pos, 0, pos, end);
+    }
+    return any ? set_below(t, &t->root, t->height, 0, first, end, words) : 0;
+}
+
+/* ---- clear ---- */
+
+static void clear_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64_t base,
+                          uint64_t first, uint64_t end)
+{
+    unsigned last = entry_index(end - 1, 0);
+    uint64_t empty = 0;
+    int64_t removed = 0;
+
+    for (unsigned i = entry_index(first, 0); i <= last; i++) {
+        uint64_t mask = word_mask(base, i, first, end);
+        uint64_t old = atomic_load(&leaf->word[i]);
+
+        if (old & mask) {
+            old = atomic_fetch_and(&leaf->word[i], ~mask);
+            removed += __builtin_popcountll(old & mask);
+        }
+        if (!(old & ~mask)) {
+            empty |= entry_mask(i);
+        }
+        if (i % 64 == 63 || i == last) {
+            unmark(leaf, 0, i / 64, empty);
+            empty = 0;
+        }
+    }
+    count_bits(t, -removed);
+}
+
+/* The node of which [first, end) is to be cleared, or NULL if nothing is left to do there. */
+static struct bit_tree_node *node_for_clear(struct bit_tree *t, node_slot *slot, unsigned level,
+                                            uint64_t base, uint64_t first, uint64_t end)
+{
+    uint64_t span_end = MIN(base + node_span(level), t->bits);
+    struct bit_tree_node *node = load_slot(slot);
+
+    while (node == ALL_SET) {
+        if (first == base && end == span_end) {
+            if (atomic_compare_exchange_strong(slot, &node, NULL)) {
+                count_bits(t, -(int64_t)(span_end - base));
+                return NULL;
+            }
+        } else {
+            struct bit_tree_node *expanded = node_new_all_set(t, level, base);
+
+            if (!expanded) {
+                return NULL;
+            }
+            node = node_install(t, slot, ALL_SET, expanded);
+        }
+    }
+    return node;
+}
+
+static void clear_below(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
+                        uint64_t first, uint64_t end)
+{
+    struct bit_tree_node *node = node_for_clear(t, slot, level, base, first, end);
+    unsigned last = entry_index(end - 1, level);
+
+    if (!node) {
+        return;
+    }
+    if (level == 0) {
+        clear_in_leaf(t, node, base, first, end);
+        return;
+    }
+    for (unsigned i = next_marked(node, entry_index(first, level)); i <= last;
+         i = next_marked(node, i + 1)) {
+        uint64_t child_base = base + i * entry_span(level);
+
+        clear_below(t, &node->child[i], level - 1, child_base, MAX(first, child_base),
+                    MIN(end, child_base + entry_span(level)));
+        if (entry_is_empty(node, level, i)) {
+            unmark(node, level, i / 64, entry_mask(i));
+        }
+    }
+}
+
+void bit_tree_clear(struct bit_tree *t, uint64_t first, uint64_t end)
+{
+    assert(end <= t->bits);
+    if (first < end) {
+        clear_below(t, &t->root, t->height, 0, first, end);
+    }
+}
+
+/* ---- scans ---- */
+
+/* The first set bit of a leaf at or after its bit `from`, or the leaf's number of bits. */
+static unsigned leaf_find_set(const struct bit_tree_node *leaf, unsigned from)
+{
+    unsigned i = from / 64;
+    uint64_t word = load_word(leaf, i) & (~0ull << (from % 64));
+
+    while (!word) {
+        i = next_marked(leaf, i + 1);
+        if (i == ENTRIES) {
+            return ENTRIES * 64;
+        }
+        word = load_word(leaf, i);
+    }
+    return i * 64 + (unsigned)__builtin_ctzll(word);
+}
+
+static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
+{
+    unsigned i = from / 64;
+    uint64_t word = ~load_word(leaf, i) & (~0ull << (from % 64));
+
+    while (!word) {
+        i++;
+        while (i % 8 == 0 && i < ENTRIES) {
+            uint64_t all = load_word(leaf, i) & load_word(leaf, i + 1) & load_word(leaf, i + 2) &
+                           load_word(leaf, i + 3) & load_word(leaf, i + 4) &
+                           load_word(leaf, i + 5) & load_word(leaf, i + 6) & load_word(leaf, i + 7);
+            if (all != ~0ull) {
+                break;
+            }
+            i += 8;
+        }
+        if (i == ENTRIES) {
+            return ENTRIES * 64;
+        }
+        word = ~load_word(leaf, i);
+    }
+    return i * 64 + (unsigned)__builtin_ctzll(word);
+}
+
+/*
+ * Follow the summaries from the root towards *bit. True if *bit, moved forward over what is clean,
+ * is set; false if it has come to the end of a node and the search goes on from there.
+ */
+static bool descend_to_set(const struct bit_tree *t, uint64_t *bit)
+{
+    const struct bit_tree_node *node = load_slot(&t->root);
+    uint64_t pos = *bit;
+
+    if (!node) {
+        *bit = node_end(pos, t->height);
+    }
+    for (unsigned level = t->height; node && node != ALL_SET; level--) {
+        uint64_t base = round_down(pos, node_span(level));
+        unsigned i = entry_index(pos, level);
+        unsigned next;
+
+        if (level == 0) {
+            next = leaf_find_set(node, (unsigned)(pos - base));
+            *bit = base + next;
+            return next < node_span(0);
+        }
+        next = next_marked(node, i);
+        if (next == ENTRIES) {
+            *bit = base + node_span(level);
+            return false;
+        }
+        pos = next == i ? pos : base + next * entry_span(level);
+        node = load_slot(&node->child[next]);
+        /* Gone since: its end is where the search goes on. */
+        *bit = node ? pos : node_end(pos, level - 1);
+    }
+    return node != NULL;
+}
+
+uint64_t bit_tree_find_set(const struct bit_tree *t, uint64_t first, uint64_t end)
+{
+    uint64_t bit = first;
+
+    while (bit < end) {
+        if (descend_to_set(t, &bit)) {
+            return MIN(bit, end);
+        }
+    }
+    return end;
+}
+
+uint64_t bit_tree_find_clear(const struct bit_tree *t, uint64_t first, uint64_t end)
+{
+    uint64_t bit = first;
+
+    while (bit < end) {
+        unsigned level;
+        const struct bit_tree_node *node = lookup(t, bit, &level);
+
+        if (!node) {
+            return bit;
+        }
+        if (node == ALL_SET) {
+            bit = node_end(bit, level);
+        } else {
+            uint64_t base = round_down(bit, node_span(0));
+            unsigned found = leaf_find_clear(node, (unsigned)(bit - base));
+
+            bit = base + found;
+            if (found < node_span(0)) {
+                break;
+            }
+        }
+    }
+    return MIN(bit, end);
+}
+
+bool bit_tree_get(const struct bit_tree *t, uint64_t bit)
+{
+    unsigned level;
+    const struct bit_tree_node *node;
+
+    assert(bit < t->bits);
+    node = lookup(t, bit, &level);
+    if (!node || node == ALL_SET) {
+        return node;
+    }
+    return load_word(node, entry_index(bit, 0)) >> (bit % 64) & 1;
+}
+
+uint64_t bit_tree_count(const struct bit_tree *t)
+{
+    int64_t count = atomic_load_explicit(&t->set_bits, memory_order_relaxed);
+
+    return count < 0 ? 0 : MIN((uint64_t)count, t->bits);
+}
+
+void bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words)
+{
+    unsigned level;
+    const struct bit_tree_node *node = lookup(t, first, &level);
+
+    assert(first % BIT_TREE_CHUNK_BITS == 0);
+    for (unsigned k = 0; k < BIT_TREE_CHUNK_WORDS; k++) {
+        uint64_t pos = first + k * 64ull;
+
+        if (!node || pos >= t->bits) {
+            words[k] = 0;
+        } else if (node == ALL_SET) {
+            words[k] = word_mask(pos, 0, pos, t->bits);
+        } else {
+            words[k] = load_word(node, entry_index(pos, 0));
+        }
+    }
+}
+
+int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src)
+{
+    uint64_t end = MIN(dest->bits, src->bits);
+    uint64_t words[BIT_TREE_CHUNK_WORDS];
+    uint64_t next;
+    int r = 0;
+
+    for (uint64_t bit = bit_tree_find_set(src, 0, end); bit < end;
+         bit = bit_tree_find_set(src, next, end)) {
+        unsigned level;
+        int merge_r;
+
+        if (lookup(src, bit, &level) == ALL_SET) {
+            next = MIN(end, node_end(bit, level));
+            merge_r = bit_tree_set(dest, bit, next);
+        } else {
+            uint64_t start = round_down(bit, BIT_TREE_CHUNK_BITS);
+
+            next = MIN(end, start + BIT_TREE_CHUNK_BITS);
+            bit_tree_load(src, start, words);
+            merge_r = bit_tree_merge_words(dest, start, next, words);
+        }
+        r = r ? r : merge_r;
+    }
+    return r;
+}
+
+/* ---- the tree ---- */
+
+void bit_tree_init(struct bit_tree *t, uint64_t bits, size_t memory_limit)
+{
+    assert(bits <= BIT_TREE_BITS_MAX);
+    *t = (struct bit_tree){.bits = bits, .memory_limit = memory_limit};
+    while (node_span(t->height) < bits) {
+        t->height++;
+    }
+    assert(t->height <= HEIGHT_MAX);
+}
+
+void bit_tree_destroy(struct bit_tree *t)
+{
+    free_subtree(t, atomic_exchange(&t->root, NULL), t->height);
+    atomic_store(&t->set_bits, 0);
+}
+
+void bit_tree_swap(struct bit_tree *a, struct bit_tree *b)
+{
+    struct bit_tree old_a = {.height = a->height, .bits = a->bits, .memory_limit = a->memory_limit};
+
+    a->height = b->height;
+    a->bits = b->bits;
+    a->memory_limit = b->memory_limit;
+    b->height = old_a.height;
+    b->bits = old_a.bits;
+    b->memory_limit = old_a.memory_limit;
+    atomic_store(&b->root, atomic_exchange(&a->root, atomic_load(&b->root)));
+    atomic_store(&b->set_bits, atomic_exchange(&a->set_bits, atomic_load(&b->set_bits)));
+    atomic_store(&b->memory, atomic_exchange(&a->memory, atomic_load(&b->memory)));
+}
