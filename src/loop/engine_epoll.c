@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * epoll, and threads for file I/O: where io_uring is not permitted.
+ *
+ * A descriptor is registered when a coroutine first polls it, and stays registered, disarmed
+ * (EPOLLONESHOT), when nobody does; the kernel forgets it when it is closed. Several coroutines may
+ * poll one descriptor, so it is armed for all they want.
+ */
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "loop/internal.h"
+
+#define EVENTS_PER_TURN 64
+
+/* On the stack of the coroutine that polls. */
+struct poll_waiter {
+    struct poll_waiter *next; /* on the same descriptor */
+    struct reactor *r;
+    struct loop_timer timer;
+    struct co *co;
+    int fd;
+    uint32_t events;
+    int result;
+};
+
+struct epoll {
+    int fd;
+    bool no_pwait2;               /* the kernel lacks it: timeouts of whole milliseconds */
+    size_t waiting;               /* coroutines that poll */
+    struct poll_waiter **waiters; /* by descriptor */
+    size_t room;
+};
+
+static struct epoll *epoll_of(struct reactor *r)
+{
+    return r->engine_data;
+}
+
+static int epoll_init(struct reactor *r)
+{
+    struct epoll_event bell = {.events = EPOLLIN | EPOLLET, .data.fd = r->bell};
+    struct epoll *e = calloc(1, sizeof(*e));
+    int ret;
+
+    if (!e) {
+        return -ENOMEM;
+    }
+    e->fd = epoll_create1(EPOLL_CLOEXEC);
+    if (e->fd < 0) {
+        ret = -errno;
+        free(e);
+        return ret;
+    }
+    /* Edge-triggered: each write to the bell is told of once, and it need not be read. */
+    if (epoll_ctl(e->fd, EPOLL_CTL_ADD, r->bell, &bell) < 0) {
+        ret = -errno;
+        close(e->fd);
+        free(e);
+        return ret;
+    }
+    r->engine_data = e;
+    return 0;
+}
+
+static void epoll_release(struct reactor *r)
+{
+    struct epoll *e = epoll_of(r);
+
+    close(e->fd);
+    free(e->waiters);
+    free(e);
+}
+
+/* --- polls */
+
+/* Arm fd for what its waiters want. */
+static int arm(struct epoll *e, int fd)
+{
+    struct epoll_event event = {.events = EPOLLONESHOT, .data.fd = fd};
+
+    for (struct poll_waiter *w = e->waiters[fd]; w; w = w->next) {
+        event.events |= w->events;
+    }
+    if (epoll_ctl(e->fd, EPOLL_CTL_MOD, fd, &event) == 0) {
+        return 0;
+    }
+    if (errno == ENOENT && epoll_ctl(e->fd, EPOLL_CTL_ADD, fd, &event) == 0) {
+        return 0;
+    }
+    return -errno;
+}
+
+static void finish_waiter(struct epoll *e, struct poll_waiter **link, int result)
+{
+    struct poll_waiter *w = *link;
+
+    *link = w->next;
+    w->result = result;
+    e->waiting--;
+    co_wake(w->co);
+}
+
+static void handle_event(struct epoll *e, int fd, uint32_t events)
+{
+    struct poll_waiter **link = &e->waiters[fd];
+    int ret;
+
+    while (*link) {
+        uint32_t hit = events & ((*link)->events | EPOLLERR | EPOLLHUP);
+
+        if (hit) {
+            finish_waiter(e, link, (int)hit);
+        } else {
+            link = &(*link)->next;
+        }
+    }
+    if (!e->waiters[fd]) {
+        return;
+    }
+    ret = arm(e, fd);
+    while (ret < 0 && e->waiters[fd]) {
+        finish_waiter(e, &e->waiters[fd], ret);
+    }
+}
+
+static void expire_poll(struct loop_timer *self)
+{
+    struct poll_waiter *w = container_of(self, struct poll_waiter, timer);
+    struct epoll *e = epoll_of(w->r);
+    struct poll_waiter **link = &e->waiters[w->fd];
+
+    while (*link && *link != w) {
+        link = &(*link)->next;
+    }
+    if (*link) {
+        finish_waiter(e, link, -ETIMEDOUT);
+    }
+}
+
+static int make_room(struct epoll *e, size_t fd)
+{
+    size_t room = fd < 64 ? 128 : fd * 2;
+    struct poll_waiter **waiters;
+
+    if (fd < e->room) {
+        return 0;
+    }
+    waiters = realloc(e->waiters, room * sizeof(struct poll_waiter *));
+    if (!waiters) {
+        return -ENOMEM;
+    }
+    memset(waiters + e->room, 0, (room - e->room) * sizeof(struct poll_waiter *));
+    e->waiters = waiters;
+    e->room = room;
+    return 0;
+}
+
+static int epoll_co_poll(struct reactor *r, int fd, short events, int64_t timeout_ns)
+{
+    struct epoll *e = epoll_of(r);
+    struct poll_waiter waiter = {
+        .r = r, .co = co_self(), .fd = fd, .events = (unsigned short)events};
+    int ret;
+
+    if (fd < 0) {
+        return -EBADF;
+    }
+    ret = make_room(e, (size_t)fd);
+    if (ret < 0) {
+        return ret;
+    }
+    waiter.next = e->waiters[fd];
+    e->waiters[fd] = &waiter;
+    ret = arm(e, fd);
+    if (ret < 0) {
+        e->waiters[fd] = waiter.next;
+        /* A regular file cannot be watched, and is always ready. */
+        return ret == -EPERM ? events & (POLLIN | POLLOUT) : ret;
+    }
+    e->waiting++;
+    loop_timer_init(&waiter.timer, expire_poll);
+    if (timeout_ns >= 0) {
+        loop_timer_arm(&waiter.timer, loop_now_ns() + timeout_ns);
+    }
+    co_suspend();
+    loop_timer_disarm(&waiter.timer);
+    return waiter.result;
+}
+
+/* --- the turn */
+
+static int wait_ms(struct epoll *e, struct epoll_event *events, int64_t timeout_ns)
+{
+    int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000;
+
+    return epoll_wait(e->fd, events, EVENTS_PER_TURN, ms > 3600000 ? 3600000 : (int)ms);
+}
+
+static int wait_events(struct epoll *e, struct epoll_event *events, int64_t timeout_ns)
+{
+    struct timespec ts = {
+        .tv_sec = timeout_ns / 1000000000,
+        .tv_nsec = timeout_ns % 1000000000,
+    };
+    int count;
+
+    if (timeout_ns <= 0 || e->no_pwait2) {
+        return wait_ms(e, events, timeout_ns);
+    }
+    count = epoll_pwait2(e->fd, events, EVENTS_PER_TURN, &ts, NULL);
+    if (count < 0 && (errno == ENOSYS || errno == EPERM)) {
+        e->no_pwait2 = true;
+        count = wait_ms(e, events, timeout_ns);
+    }
+    return count;
+}
+
+static void epoll_turn(struct reactor *r, int64_t timeout_ns)
+{
+    struct epoll *e = epoll_of(r);
+    struct epoll_event events[EVENTS_PER_TURN];
+    int count;
+
+    if (timeout_ns == 0 && e->waiting == 0) {
+        return;
+    }
+    count = wait_events(e, events, timeout_ns);
+    for (int i = 0; i < count; i++) {
+        if (events[i].data.fd != r->bell) {
+            handle_event(e, events[i].data.fd, events[i].events);
+        }
+    }
+}
+
+const struct loop_engine loop_engine_epoll = {
+    .name = "epoll",
+    .init = epoll_init,
+    .release = epoll_release,
+    .turn = epoll_turn,
+    .co_preadv = loop_threads_co_preadv,
+    .co_pwritev = loop_threads_co_pwritev,
+    .co_fdatasync = loop_threads_co_fdatasync,
+    .co_fallocate = loop_threads_co_fallocate,
+    .co_poll = epoll_co_poll,
+};

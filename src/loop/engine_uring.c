@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * io_uring: everything that was queued in a turn is submitted, and waited for, in one system call.
+ *
+ * An operation is a struct on the stack of the coroutine that waits for it; its address travels
+ * through the ring as user data.
+ */
+#include <errno.h>
+#include <liburing.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "loop/internal.h"
+
+#define SQ_ENTRIES 256
+#define CQ_ENTRIES 4096
+
+/* User data of completions that no coroutine waits for. */
+#define USER_DATA_NONE 0
+#define USER_DATA_BELL 1
+
+#ifndef IORING_RECVSEND_POLL_FIRST
+#define IORING_RECVSEND_POLL_FIRST (1U << 0)
+#endif
+
+struct uring {
+    struct io_uring ring;
+    bool deferred;      /* completions are made only when we ask for them (DEFER_TASKRUN) */
+    bool bell_multiple; /* one poll of the bell tells of every ring */
+};
+
+struct uring_op {
+    struct co *co;
+    int result;
+};
+
+static struct uring *uring_of(struct reactor *r)
+{
+    return r->engine_data;
+}
+
+/* A place in the submission queue. NULL only when the kernel takes nothing at the moment. */
+static struct io_uring_sqe *get_sqe(struct uring *u)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
+
+    if (!sqe) {
+        io_uring_submit(&u->ring);
+        sqe = io_uring_get_sqe(&u->ring);
+    }
+    return sqe;
+}
+
+static struct io_uring_sqe *co_get_sqe(struct uring *u)
+{
+    struct io_uring_sqe *sqe = get_sqe(u);
+
+    while (!sqe) {
+        co_reschedule();
+        sqe = get_sqe(u);
+    }
+    return sqe;
+}
+
+static int co_wait(struct io_uring_sqe *sqe, struct uring_op *op)
+{
+    op->co = co_self();
+    io_uring_sqe_set_data(sqe, op);
+    co_suspend();
+    return op->result;
+}
+
+/* --- the bell: a poll of the eventfd, which need not be read as each write is told of */
+
+static void watch_bell(struct reactor *r)
+{
+    struct uring *u = uring_of(r);
+    struct io_uring_sqe *sqe = get_sqe(u);
+
+    if (!sqe) {
+        log_error("Reactor '%s' cannot watch its bell", r->name);
+        abort();
+    }
+    if (u->bell_multiple) {
+        io_uring_prep_poll_multishot(sqe, r->bell, POLLIN);
+    } else {
+        io_uring_prep_poll_add(sqe, r->bell, POLLIN);
+    }
+    io_uring_sqe_set_data64(sqe, USER_DATA_BELL);
+}
+
+static void bell_rang(struct reactor *r, const struct io_uring_cqe *cqe)
+{
+    if (cqe->flags & IORING_CQE_F_MORE) {
+        return;
+    }
+    if (cqe->res == -EINVAL) {
+        uring_of(r)->bell_multiple = false;
+    }
+    /* It is not watched any more, and is silenced before it is again. */
+    reactor_silence_bell(r);
+    watch_bell(r);
+}
+
+/* --- life */
+
+static int init_ring(struct uring *u)
+{
+    /* The best first; kernels before 6.1, 5.19 and 5.18 know less. */
+    static const unsigned flags[] = {
+        IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
+            IORING_SETUP_COOP_TASKRUN,
+        IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN,
+        0,
+    };
+    int ret = -EINVAL;
+
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && ret == -EINVAL; i++) {
+        struct io_uring_params params = {
+            .flags = flags[i] | IORING_SETUP_CQSIZE,
+            .cq_entries = CQ_ENTRIES,
+        };
+
+        ret = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &params);
+        u->deferred = flags[i] & IORING_SETUP_DEFER_TASKRUN;
+        if (ret == 0 && !(params.features & IORING_FEAT_NODROP)) {
+            /* Completions could be lost. */
+            io_uring_queue_exit(&u->ring);
+            return -ENOSYS;
+        }
+    }
+    return ret;
+}
+
+static int uring_init(struct reactor *r)
+{
+    struct uring *u = calloc(1, sizeof(*u));
+    int ret;
+
+    if (!u) {
+        return -ENOMEM;
+    }
+    ret = init_ring(u);
+    if (ret < 0) {
+        free(u);
+        return ret;
+    }
+    io_uring_register_ring_fd(&u->ring); /* cheaper to enter; not every kernel can */
+    u->bell_multiple = true;
+    r->engine_data = u;
+    watch_bell(r);
+    return 0;
+}
+
+static void uring_release(struct reactor *r)
+{
+    struct uring *u = uring_of(r);
+
+    io_uring_queue_exit(&u->ring);
+    free(u);
+}
+
+/* --- the turn */
+
+static void reap(struct reactor *r)
+{
+    struct uring *u = uring_of(r);
+    struct io_uring_cqe *cqes[64];
+    unsigned count;
+
+    do {
+        count = io_uring_peek_batch_cqe(&u->ring, cqes, 64);
+        for (unsigned i = 0; i < count; i++) {
+            uint64_t data = cqes[i]->user_data;
+
+            if (data == USER_DATA_BELL) {
+                bell_rang(r, cqes[i]);
+            } else if (data != USER_DATA_NONE) {
+                struct uring_op *op = io_uring_cqe_get_data(cqes[i]);
+
+                op->result = cqes[i]->res;
+                co_wake(op->co);
+            }
+        }
+        io_uring_cq_advance(&u->ring, count);
+    } while (count == 64);
+}
+
+/* Whether the kernel has completions that it will not post before it is entered. */
+static bool has_task_work(struct uring *u)
+{
+    return __atomic_load_n(u->ring.sq.kflags, __ATOMIC_RELAXED) &
+           (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
+}
+
+static void submit(struct uring *u)
+{
+    if (io_uring_sq_ready(&u->ring) > 0) {
+        if (u->deferred) {
+            io_uring_submit_and_get_events(&u->ring);
+        } else {
+            io_uring_submit(&u->ring);
+        }
+    } else if (has_task_work(u)) {
+        io_uring_get_events(&u->ring);
+    }
+}
+
+/* What goes wrong here (EINTR, EAGAIN, EBUSY) is tried again in the next turn. */
+static void uring_turn(struct reactor *r, int64_t timeout_ns)
+{
+    struct uring *u = uring_of(r);
+
+    if (timeout_ns == 0 || io_uring_cq_ready(&u->ring) > 0) {
+        submit(u);
+    } else if (timeout_ns < 0) {
+        io_uring_submit_and_wait(&u->ring, 1);
+    } else {
+        struct __kernel_timespec ts = {
+            .tv_sec = timeout_ns / 1000000000,
+            .tv_nsec = timeout_ns % 1000000000,
+        };
+        struct io_uring_cqe *cqe;
+
+        io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
+    }
+    reap(r);
+}
+
+/* --- operations */
+
+/* The ring lacked memory, or the descriptor is one that io_uring does not wait for. */
+static bool is_refused(int result)
+{
+    return result == -EAGAIN || result == -EINTR;
+}
+
+static ssize_t uring_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                               uint64_t offset)
+{
+    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
+    struct uring_op op;
+
+    io_uring_prep_readv(sqe, fd, iov, (unsigned)iovcnt, offset);
+    if (is_refused(co_wait(sqe, &op))) {
+        return loop_threads_co_preadv(r, fd, iov, iovcnt, offset);
+    }
+    return op.result;
+}
+
+static ssize_t uring_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                                uint64_t offset, unsigned flags)
+{
+    int rw_flags = flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
+    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
+    struct uring_op op;
+
+    io_uring_prep_writev2(sqe, fd, iov, (unsigned)iovcnt, offset, rw_flags);
+    if (is_refused(co_wait(sqe, &op))) {
+        return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    }
+    return op.result;
+}
+
+static int uring_co_fdatasync(struct reactor *r, int fd)
+{
+    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
+    struct uring_op op;
+
+    io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
+    return co_wait(sqe, &op);
+}
+
+static int uring_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
+{
+    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
+    struct uring_op op;
+
+    io_uring_prep_fallocate(sqe, fd, mode, (off_t)offset, (off_t)length);
+    return co_wait(sqe, &op);
+}
+
+struct poll_timeout {
+    struct loop_timer timer;
+    struct uring *u;
+    struct uring_op *op;
+    bool expired;
+};
+
+/* The poll completes, as cancelled, or since it was ready after all. */
+static void cancel_poll(struct loop_timer *self)
+{
+    struct poll_timeout *timeout = container_of(self, struct poll_timeout, timer);
+    struct io_uring_sqe *sqe = get_sqe(timeout->u);
+
+    if (!sqe) {
+        loop_timer_arm(self, loop_now_ns() + 1000000);
+        return;
+    }
+    timeout->expired = true;
+    io_uring_prep_poll_remove(sqe, (uint64_t)(uintptr_t)timeout->op);
+    io_uring_sqe_set_data64(sqe, USER_DATA_NONE);
+}
+
+static int uring_co_poll(struct reactor *r, int fd, short events, int64_t timeout_ns)
+{
+    struct uring_op op;
+    struct poll_timeout timeout = {.u = uring_of(r), .op = &op};
+    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
+    int ret;
+
+    io_uring_prep_poll_add(sqe, fd, (unsigned short)events);
+    loop_timer_init(&timeout.timer, cancel_poll);
+    if (timeout_ns >= 0) {
+        loop_timer_arm(&timeout.timer, loop_now_ns() + timeout_ns);
+    }
+    ret = co_wait(sqe, &op);
+    loop_timer_disarm(&timeout.timer);
+    if (ret == -EOPNOTSUPP) {
+        return events & (POLLIN | POLLOUT); /* a regular file is always ready */
+    }
+    return ret == -ECANCELED && timeout.expired ? -ETIMEDOUT : ret;
+}
+
+static ssize_t uring_co_recv(struct reactor *r, int fd, void *buf, size_t size)
+{
+    struct uring *u = uring_of(r);
+    struct io_uring_sqe *sqe = co_get_sqe(u);
+    struct uring_op op;
+
+    io_uring_prep_recv(sqe, fd, buf, size, 0);
+    if (u->deferred) {
+        /* A kernel that is new enough: the caller has found the socket empty just now. */
+        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
+    }
+    return co_wait(sqe, &op);
+}
+
+const struct loop_engine loop_engine_uring = {
+    .name = "io_uring",
+    .init = uring_init,
+    .release = uring_release,
+    .turn = uring_turn,
+    .co_preadv = uring_co_preadv,
+    .co_pwritev = uring_co_pwritev,
+    .co_fdatasync = uring_co_fdatasync,
+    .co_fallocate = uring_co_fallocate,
+    .co_poll = uring_co_poll,
+    .co_recv = uring_co_recv,
+};

@@ -1,0 +1,171 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* File I/O: what is tried on the spot, and what the engine does. */
+#include <assert.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "loop/internal.h"
+
+#define FD_USES 64
+
+/* A buffered write up to this size is tried inline; a longer one is left to another processor. */
+#define INLINE_WRITE_MAX (64 * 1024)
+#define STALL_NS INT64_C(2000000)
+#define INLINE_BAR_MIN 256
+#define INLINE_BAR_MAX 65536
+
+/* TIDEMARK_READ and TIDEMARK_WRITE, for experiments. */
+static enum { READ_NOWAIT, READ_ENGINE } read_policy;
+static enum { WRITE_AUTO, WRITE_INLINE, WRITE_ENGINE, WRITE_POOL } write_policy;
+
+static int choose(const char *variable, const char *const names[], int count)
+{
+    const char *value = getenv(variable);
+
+    for (int i = 0; value && i < count; i++) {
+        if (strcmp(value, names[i]) == 0) {
+            return i;
+        }
+    }
+    return 0;
+}
+
+void loop_file_io_init(void)
+{
+    static const char *const reads[] = {"nowait", "ring"};
+    static const char *const writes[] = {"auto", "inline", "ring", "pool"};
+
+    read_policy = choose("TIDEMARK_READ", reads, 2);
+    write_policy = choose("TIDEMARK_WRITE", writes, 4);
+}
+
+static bool query_uncached(int fd)
+{
+    int flags = fcntl(fd, F_GETFL);
+
+    return flags >= 0 && (flags & (O_DIRECT | O_DSYNC));
+}
+
+/*
+ * Whether I/O on fd goes to the device each time. Asking costs a system call, so the answer is kept for
+ * some uses; a stale one, after the number was closed and opened anew, makes I/O slower and nothing
+ * worse.
+ */
+static bool is_uncached(struct reactor *r, int fd)
+{
+    struct fd_memory *m;
+
+    if (fd < 0 || fd >= FD_MEMORY) {
+        return query_uncached(fd);
+    }
+    m = &r->fds[fd];
+    if (m->uses_left == 0) {
+        m->uncached = query_uncached(fd);
+        m->uses_left = FD_USES;
+    }
+    m->uses_left--;
+    return m->uncached;
+}
+
+ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r && co_self());
+    if (read_policy == READ_NOWAIT && !is_uncached(r, fd)) {
+        ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, RWF_NOWAIT);
+
+        /* Some kernels return 0 before the end of the file: that is asked again. */
+        if (n > 0) {
+            return n;
+        }
+        if (n < 0 && errno != EAGAIN && errno != EOPNOTSUPP && errno != EINTR) {
+            return -errno;
+        }
+    }
+    return r->engine->co_preadv(r, fd, iov, iovcnt, offset);
+}
+
+static size_t total_length(const struct iovec *iov, int iovcnt)
+{
+    size_t length = 0;
+
+    for (int i = 0; i < iovcnt; i++) {
+        length += iov[i].iov_len;
+    }
+    return length;
+}
+
+/* Remember a stall: each in a row bars inline writes for longer. */
+static void bar_inline_writes(struct reactor *r)
+{
+    r->inline_bar = r->inline_bar ? r->inline_bar * 2 : INLINE_BAR_MIN;
+    if (r->inline_bar > INLINE_BAR_MAX) {
+        r->inline_bar = INLINE_BAR_MAX;
+    }
+    r->inline_writes_barred = r->inline_bar;
+    r->inline_writes_calm = 0;
+}
+
+static ssize_t write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                            uint64_t offset)
+{
+    int64_t begin = loop_now_ns();
+    ssize_t n = pwritev(fd, iov, iovcnt, (off_t)offset);
+    ssize_t ret = n < 0 ? -errno : n;
+
+    if (loop_now_ns() - begin > STALL_NS) {
+        bar_inline_writes(r);
+    } else if (++r->inline_writes_calm == INLINE_BAR_MAX) {
+        r->inline_bar = 0;
+    }
+    return ret;
+}
+
+static bool may_write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt)
+{
+    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || is_uncached(r, fd)) {
+        return false;
+    }
+    if (r->inline_writes_barred > 0) {
+        r->inline_writes_barred--;
+        return false;
+    }
+    return true;
+}
+
+ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t offset,
+                        unsigned flags)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r && co_self());
+    if (write_policy == WRITE_ENGINE || (flags & LOOP_IO_DSYNC)) {
+        return r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    }
+    if (write_policy == WRITE_POOL) {
+        return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    }
+    if (write_policy == WRITE_INLINE || may_write_inline(r, fd, iov, iovcnt)) {
+        return write_inline(r, fd, iov, iovcnt, offset);
+    }
+    return r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
+}
+
+int loop_co_fdatasync(int fd)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r && co_self());
+    return r->engine->co_fdatasync(r, fd);
+}
+
+int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r && co_self());
+    return r->engine->co_fallocate(r, fd, mode, offset, length);
+}

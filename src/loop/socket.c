@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Sockets: the system call first, then a wait when it would block. */
+#include <assert.h>
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "loop/internal.h"
+
+/* How long to wait for room in the backlog of a unix socket, which poll() does not tell about. */
+#define CONNECT_RETRY_NS INT64_C(5000000)
+
+int loop_co_poll(int fd, short events, int64_t timeout_ns)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r && co_self());
+    return r->engine->co_poll(r, fd, events, timeout_ns);
+}
+
+static bool would_block(int errnum)
+{
+    return errnum == EAGAIN || errnum == EWOULDBLOCK;
+}
+
+ssize_t loop_co_recv(int fd, void *buf, size_t size)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r && co_self());
+    for (;;) {
+        ssize_t n = recv(fd, buf, size, MSG_DONTWAIT);
+
+        if (n >= 0) {
+            return n;
+        }
+        if (errno == EINTR) {
+            continue;
+        }
+        if (!would_block(errno)) {
+            return -errno;
+        }
+        if (r->engine->co_recv) {
+            n = r->engine->co_recv(r, fd, buf, size);
+            if (n != -EAGAIN && n != -EINTR) {
+                return n;
+            }
+        } else {
+            int ret = r->engine->co_poll(r, fd, POLLIN, -1);
+
+            if (ret < 0) {
+                return ret;
+            }
+        }
+    }
+}
+
+ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags)
+{
+    for (;;) {
+        ssize_t n = sendmsg(fd, msg, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (n >= 0) {
+            return n;
+        }
+        if (errno == EINTR) {
+            continue;
+        }
+        if (!would_block(errno)) {
+            return -errno;
+        }
+        int ret = loop_co_poll(fd, POLLOUT, -1);
+
+        if (ret < 0) {
+            return ret;
+        }
+    }
+}
+
+int loop_co_accept(int fd)
+{
+    for (;;) {
+        int connection = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+        if (connection >= 0) {
+            return connection;
+        }
+        if (errno == EINTR || errno == ECONNABORTED) {
+            continue;
+        }
+        if (errno == EINVAL) {
+            return -ECANCELED; /* it does not listen any more */
+        }
+        if (!would_block(errno)) {
+            return -errno;
+        }
+        int ret = loop_co_poll(fd, POLLIN, -1);
+
+        if (ret < 0) {
+            return ret;
+        }
+    }
+}
+
+static int connect_result(int fd)
+{
+    int errnum = 0;
+    socklen_t size = sizeof(errnum);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_ERROR, &errnum, &size) < 0) {
+        return -errno;
+    }
+    return -errnum;
+}
+
+int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t timeout_ns)
+{
+    int64_t deadline = timeout_ns < 0 ? INT64_MAX : loop_now_ns() + timeout_ns;
+
+    for (;;) {
+        if (connect(fd, addr, len) == 0) {
+            return 0;
+        }
+        if (errno == EINPROGRESS || errno == EINTR) {
+            int64_t left = timeout_ns < 0 ? -1 : deadline - loop_now_ns();
+            int ret = loop_co_poll(fd, POLLOUT, timeout_ns >= 0 && left < 0 ? 0 : left);
+
+            return ret < 0 ? ret : connect_result(fd);
+        }
+        if (!would_block(errno)) {
+            return -errno;
+        }
+        if (loop_now_ns() >= deadline) {
+            return -ETIMEDOUT;
+        }
+        loop_co_sleep(CONNECT_RETRY_NS);
+    }
+}

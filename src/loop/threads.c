@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* File I/O by the offload pool. */
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include "loop/internal.h"
+
+struct io_job {
+    int fd;
+    const struct iovec *iov;
+    int iovcnt;
+    uint64_t offset;
+    uint64_t length;
+    int mode;       /* of fallocate */
+    unsigned flags; /* of a write */
+    ssize_t done;
+};
+
+static ssize_t result(ssize_t ret)
+{
+    return ret < 0 ? -errno : ret;
+}
+
+static int read_job(void *arg)
+{
+    struct io_job *job = arg;
+
+    job->done = result(preadv(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
+    return 0;
+}
+
+static int write_job(void *arg)
+{
+    struct io_job *job = arg;
+    int flags = job->flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
+
+    job->done = result(pwritev2(job->fd, job->iov, job->iovcnt, (off_t)job->offset, flags));
+    return 0;
+}
+
+static int fdatasync_job(void *arg)
+{
+    struct io_job *job = arg;
+
+    return (int)result(fdatasync(job->fd));
+}
+
+static int fallocate_job(void *arg)
+{
+    struct io_job *job = arg;
+
+    return (int)result(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
+}
+
+ssize_t loop_threads_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                               uint64_t offset)
+{
+    struct io_job job = {.fd = fd, .iov = iov, .iovcnt = iovcnt, .offset = offset};
+
+    loop_co_offload(read_job, &job);
+    return job.done;
+}
+
+ssize_t loop_threads_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                                uint64_t offset, unsigned flags)
+{
+    struct io_job job = {.fd = fd, .iov = iov, .iovcnt = iovcnt, .offset = offset, .flags = flags};
+
+    loop_co_offload(write_job, &job);
+    return job.done;
+}
+
+int loop_threads_co_fdatasync(struct reactor *r, int fd)
+{
+    struct io_job job = {.fd = fd};
+
+    return loop_co_offload(fdatasync_job, &job);
+}
+
+int loop_threads_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
+{
+    struct io_job job = {.fd = fd, .mode = mode, .offset = offset, .length = length};
+
+    return loop_co_offload(fallocate_job, &job);
+}

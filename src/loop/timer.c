@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Timers: a binary heap of pointers, earliest deadline first; each timer knows its place in it. */
+#include <assert.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include "base/log.h"
+#include "loop/internal.h"
+
+#define NOT_ARMED SIZE_MAX
+
+int64_t loop_now_ns(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+static void place(struct reactor *r, size_t i, struct loop_timer *t)
+{
+    r->timers[i] = t;
+    t->heap_index = i;
+}
+
+/* Put `t` at the free place i, or above it. */
+static void sift_up(struct reactor *r, size_t i, struct loop_timer *t)
+{
+    while (i > 0) {
+        struct loop_timer *parent = r->timers[(i - 1) / 2];
+
+        if (parent->deadline_ns <= t->deadline_ns) {
+            break;
+        }
+        place(r, i, parent);
+        i = (i - 1) / 2;
+    }
+    place(r, i, t);
+}
+
+/* Put `t` at the free place i, or below it. */
+static void sift_down(struct reactor *r, size_t i, struct loop_timer *t)
+{
+    for (;;) {
+        size_t child = 2 * i + 1;
+
+        if (child >= r->timer_count) {
+            break;
+        }
+        if (child + 1 < r->timer_count &&
+            r->timers[child + 1]->deadline_ns < r->timers[child]->deadline_ns) {
+            child++;
+        }
+        if (t->deadline_ns <= r->timers[child]->deadline_ns) {
+            break;
+        }
+        place(r, i, r->timers[child]);
+        i = child;
+    }
+    place(r, i, t);
+}
+
+static void sift(struct reactor *r, size_t i, struct loop_timer *t)
+{
+    if (i > 0 && t->deadline_ns < r->timers[(i - 1) / 2]->deadline_ns) {
+        sift_up(r, i, t);
+    } else {
+        sift_down(r, i, t);
+    }
+}
+
+void loop_timer_init(struct loop_timer *t, void (*fn)(struct loop_timer *self))
+{
+    t->fn = fn;
+    t->deadline_ns = 0;
+    t->heap_index = NOT_ARMED;
+}
+
+static void make_room(struct reactor *r)
+{
+    size_t room = r->timer_room ? r->timer_room * 2 : 64;
+    struct loop_timer **timers;
+
+    if (r->timer_count < r->timer_room) {
+        return;
+    }
+    timers = realloc(r->timers, room * sizeof(*timers));
+    if (!timers) {
+        /* Eight bytes for each timer that somebody found memory for. */
+        log_error("No memory for a timer");
+        abort();
+    }
+    r->timers = timers;
+    r->timer_room = room;
+}
+
+void loop_timer_arm(struct loop_timer *t, int64_t deadline_ns)
+{
+    struct reactor *r = reactor_current();
+
+    assert(r);
+    t->deadline_ns = deadline_ns;
+    if (t->heap_index != NOT_ARMED) {
+        sift(r, t->heap_index, t);
+        return;
+    }
+    make_room(r);
+    sift_up(r, r->timer_count++, t);
+}
+
+void loop_timer_disarm(struct loop_timer *t)
+{
+    struct reactor *r = reactor_current();
+    size_t i = t->heap_index;
+    struct loop_timer *last;
+
+    if (i == NOT_ARMED) {
+        return;
+    }
+    assert(r && r->timers[i] == t);
+    t->heap_index = NOT_ARMED;
+    last = r->timers[--r->timer_count];
+    if (last != t) {
+        sift(r, i, last);
+    }
+}
+
+void loop_timers_run(struct reactor *r)
+{
+    int64_t now;
+
+    if (r->timer_count == 0) {
+        return;
+    }
+    now = loop_now_ns();
+    while (r->timer_count > 0 && r->timers[0]->deadline_ns <= now) {
+        struct loop_timer *t = r->timers[0];
+
+        loop_timer_disarm(t);
+        t->fn(t);
+    }
+}
+
+int64_t loop_timers_next(const struct reactor *r)
+{
+    int64_t left;
+
+    if (r->timer_count == 0) {
+        return -1;
+    }
+    left = r->timers[0]->deadline_ns - loop_now_ns();
+    return left > 0 ? left : 0;
+}
+
+void loop_timers_release(struct reactor *r)
+{
+    free(r->timers);
+}
+
+struct sleeper {
+    struct loop_timer timer;
+    struct co *co;
+};
+
+static void sleeper_wake(struct loop_timer *self)
+{
+    co_wake(container_of(self, struct sleeper, timer)->co);
+}
+
+void loop_co_sleep(int64_t ns)
+{
+    struct sleeper sleeper = {.co = co_self()};
+
+    if (ns <= 0) {
+        co_reschedule();
+        return;
+    }
+    loop_timer_init(&sleeper.timer, sleeper_wake);
+    loop_timer_arm(&sleeper.timer, loop_now_ns() + ns);
+    co_suspend();
+}
