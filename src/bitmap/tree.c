@@ -1,98 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Memory order: words, summaries and `clears` are sequentially consistent, since "set the entry,
- * then look at its summary bit" must not pass "clear the summary bit, then look at the entry". Only
- * scans of leaf words for their own sake are weaker (acquire). On x86-64 all of these loads are
- * plain ones.
- */
-#include "bitmap/tree.h"
+/* Bit trees and how they change: nodes, summaries, set, clear. */
+#include "bitmap/tree_node.h"
 
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
-
-#define ENTRY_SHIFT 9u
-#define ENTRIES (1u << ENTRY_SHIFT)
-#define SUMMARY_WORDS (ENTRIES / 64)
-#define LEAF_SHIFT (ENTRY_SHIFT + 6)
-#define HEIGHT_MAX 5u
-
-/* `clears`: how many clearers are at work on the summary, and above that how many ever began. */
-#define CLEARS_ACTIVE 0xffffull
-#define CLEARS_BEGIN (CLEARS_ACTIVE + 2)
-#define CLEARS_END 1ull
-
-typedef _Atomic(struct bit_tree_node *) node_slot;
-
-struct bit_tree_node {
-    alignas(64) _Atomic uint64_t summary[SUMMARY_WORDS];
-    union {
-        _Atomic uint64_t word[ENTRIES]; /* of a leaf */
-        node_slot child[ENTRIES];       /* of a directory */
-    };
-    _Atomic uint64_t clears;
-};
-
-static struct bit_tree_node all_set_node;
-#define ALL_SET (&all_set_node)
-
-/* How many bits lie below a node at `level`, and below one of its entries. */
-static inline uint64_t node_span(unsigned level)
-{
-    return 1ull << (LEAF_SHIFT + level * ENTRY_SHIFT);
-}
-
-static inline uint64_t entry_span(unsigned level)
-{
-    return 1ull << (6 + level * ENTRY_SHIFT);
-}
-
-static inline unsigned entry_index(uint64_t bit, unsigned level)
-{
-    return (bit >> (6 + level * ENTRY_SHIFT)) & (ENTRIES - 1);
-}
-
-static inline uint64_t entry_mask(unsigned i)
-{
-    return 1ull << (i % 64);
-}
-
-/* The first bit after the node at `level` that holds `bit`. */
-static inline uint64_t node_end(uint64_t bit, unsigned level)
-{
-    return (bit | (node_span(level) - 1)) + 1;
-}
-
-static inline struct bit_tree_node *load_slot(const node_slot *slot)
-{
-    return atomic_load_explicit(slot, memory_order_acquire);
-}
-
-static inline uint64_t load_word(const struct bit_tree_node *leaf, unsigned i)
-{
-    return atomic_load_explicit(&leaf->word[i], memory_order_acquire);
-}
-
-/*
- * The bits of word `i` of a leaf that begins at `base` which lie in [first, end); the word does
- * overlap it.
- */
-static uint64_t word_mask(uint64_t base, unsigned i, uint64_t first, uint64_t end)
-{
-    uint64_t start = base + i * 64ull;
-    uint64_t mask = ~0ull;
-
-    if (first > start) {
-        mask <<= first - start;
-    }
-    if (end - start < 64) {
-        mask &= (1ull << (end - start)) - 1;
-    }
-    return mask;
-}
+struct bit_tree_node bit_tree_all_set;
 
 /* ---- nodes ---- */
 
@@ -162,26 +77,7 @@ static void free_subtree(struct bit_tree *t, struct bit_tree_node *node, unsigne
     node_free(t, node);
 }
 
-/* The leaf that holds `bit`, or the NULL or ALL_SET above it, and its level. */
-static struct bit_tree_node *lookup(const struct bit_tree *t, uint64_t bit, unsigned *ret_level)
-{
-    struct bit_tree_node *node = load_slot(&t->root);
-    unsigned level = t->height;
-
-    while (level > 0 && node && node != ALL_SET) {
-        node = load_slot(&node->child[entry_index(bit, level)]);
-        level--;
-    }
-    *ret_level = level;
-    return node;
-}
-
 /* ---- summaries ---- */
-
-static inline bool is_marked(const struct bit_tree_node *node, unsigned i)
-{
-    return atomic_load(&node->summary[i / 64]) & entry_mask(i);
-}
 
 /* Set summary bits that are not set yet. The entries have been changed already. */
 static inline void mark(struct bit_tree_node *node, unsigned summary_word, uint64_t mask)
@@ -189,36 +85,6 @@ static inline void mark(struct bit_tree_node *node, unsigned summary_word, uint6
     if ((atomic_load(&node->summary[summary_word]) & mask) != mask) {
         atomic_fetch_or(&node->summary[summary_word], mask);
     }
-}
-
-/*
- * The first entry at or after `from` that may hold a set bit, or ENTRIES. If a clearer may have
- * hidden an entry from us in the meantime, nothing is skipped: the answer is `from`.
- */
-static unsigned next_marked(const struct bit_tree_node *node, unsigned from)
-{
-    unsigned found = ENTRIES;
-    uint64_t clears;
-
-    if (from >= ENTRIES) {
-        return ENTRIES;
-    }
-    clears = atomic_load(&node->clears);
-    for (unsigned w = from / 64; w < SUMMARY_WORDS; w++) {
-        uint64_t marks = atomic_load(&node->summary[w]);
-
-        if (w == from / 64) {
-            marks &= ~0ull << (from % 64);
-        }
-        if (marks) {
-            found = w * 64 + (unsigned)__builtin_ctzll(marks);
-            break;
-        }
-    }
-    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&node->clears) != clears)) {
-        return from;
-    }
-    return found;
 }
 
 static bool entry_is_empty(const struct bit_tree_node *node, unsigned level, unsigned i)
@@ -232,7 +98,8 @@ static bool entry_is_empty(const struct bit_tree_node *node, unsigned level, uns
     if (!child || child == ALL_SET) {
         return !child;
     }
-    for (unsigned k = next_marked(child, 0); k < ENTRIES; k = next_marked(child, k + 1)) {
+    for (unsigned k = bit_tree_next_marked(child, 0); k < ENTRIES;
+         k = bit_tree_next_marked(child, k + 1)) {
         if (!entry_is_empty(child, level - 1, k)) {
             return false;
         }
@@ -488,8 +355,8 @@ static void clear_below(struct bit_tree *t, node_slot *slot, unsigned level, uin
         clear_in_leaf(t, node, base, first, end);
         return;
     }
-    for (unsigned i = next_marked(node, entry_index(first, level)); i <= last;
-         i = next_marked(node, i + 1)) {
+    for (unsigned i = bit_tree_next_marked(node, entry_index(first, level)); i <= last;
+         i = bit_tree_next_marked(node, i + 1)) {
         uint64_t child_base = base + i * entry_span(level);
 
         clear_below(t, &node->child[i], level - 1, child_base, MAX(first, child_base),
@@ -506,187 +373,6 @@ void bit_tree_clear(struct bit_tree *t, uint64_t first, uint64_t end)
     if (first < end) {
         clear_below(t, &t->root, t->height, 0, first, end);
     }
-}
-
-/* ---- scans ---- */
-
-/* The first set bit of a leaf at or after its bit `from`, or the leaf's number of bits. */
-static unsigned leaf_find_set(const struct bit_tree_node *leaf, unsigned from)
-{
-    unsigned i = from / 64;
-    uint64_t word = load_word(leaf, i) & (~0ull << (from % 64));
-
-    while (!word) {
-        i = next_marked(leaf, i + 1);
-        if (i == ENTRIES) {
-            return ENTRIES * 64;
-        }
-        word = load_word(leaf, i);
-    }
-    return i * 64 + (unsigned)__builtin_ctzll(word);
-}
-
-static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
-{
-    unsigned i = from / 64;
-    uint64_t word = ~load_word(leaf, i) & (~0ull << (from % 64));
-
-    while (!word) {
-        i++;
-        while (i % 8 == 0 && i < ENTRIES) {
-            uint64_t all = load_word(leaf, i) & load_word(leaf, i + 1) & load_word(leaf, i + 2) &
-                           load_word(leaf, i + 3) & load_word(leaf, i + 4) &
-                           load_word(leaf, i + 5) & load_word(leaf, i + 6) & load_word(leaf, i + 7);
-            if (all != ~0ull) {
-                break;
-            }
-            i += 8;
-        }
-        if (i == ENTRIES) {
-            return ENTRIES * 64;
-        }
-        word = ~load_word(leaf, i);
-    }
-    return i * 64 + (unsigned)__builtin_ctzll(word);
-}
-
-/*
- * Follow the summaries from the root towards *bit. True if *bit, moved forward over what is clean,
- * is set; false if it has come to the end of a node and the search goes on from there.
- */
-static bool descend_to_set(const struct bit_tree *t, uint64_t *bit)
-{
-    const struct bit_tree_node *node = load_slot(&t->root);
-    uint64_t pos = *bit;
-
-    if (!node) {
-        *bit = node_end(pos, t->height);
-    }
-    for (unsigned level = t->height; node && node != ALL_SET; level--) {
-        uint64_t base = round_down(pos, node_span(level));
-        unsigned i = entry_index(pos, level);
-        unsigned next;
-
-        if (level == 0) {
-            next = leaf_find_set(node, (unsigned)(pos - base));
-            *bit = base + next;
-            return next < node_span(0);
-        }
-        next = next_marked(node, i);
-        if (next == ENTRIES) {
-            *bit = base + node_span(level);
-            return false;
-        }
-        pos = next == i ? pos : base + next * entry_span(level);
-        node = load_slot(&node->child[next]);
-        /* Gone since: its end is where the search goes on. */
-        *bit = node ? pos : node_end(pos, level - 1);
-    }
-    return node != NULL;
-}
-
-uint64_t bit_tree_find_set(const struct bit_tree *t, uint64_t first, uint64_t end)
-{
-    uint64_t bit = first;
-
-    while (bit < end) {
-        if (descend_to_set(t, &bit)) {
-            return MIN(bit, end);
-        }
-    }
-    return end;
-}
-
-uint64_t bit_tree_find_clear(const struct bit_tree *t, uint64_t first, uint64_t end)
-{
-    uint64_t bit = first;
-
-    while (bit < end) {
-        unsigned level;
-        const struct bit_tree_node *node = lookup(t, bit, &level);
-
-        if (!node) {
-            return bit;
-        }
-        if (node == ALL_SET) {
-            bit = node_end(bit, level);
-        } else {
-            uint64_t base = round_down(bit, node_span(0));
-            unsigned found = leaf_find_clear(node, (unsigned)(bit - base));
-
-            bit = base + found;
-            if (found < node_span(0)) {
-                break;
-            }
-        }
-    }
-    return MIN(bit, end);
-}
-
-bool bit_tree_get(const struct bit_tree *t, uint64_t bit)
-{
-    unsigned level;
-    const struct bit_tree_node *node;
-
-    assert(bit < t->bits);
-    node = lookup(t, bit, &level);
-    if (!node || node == ALL_SET) {
-        return node;
-    }
-    return load_word(node, entry_index(bit, 0)) >> (bit % 64) & 1;
-}
-
-uint64_t bit_tree_count(const struct bit_tree *t)
-{
-    int64_t count = atomic_load_explicit(&t->set_bits, memory_order_relaxed);
-
-    return count < 0 ? 0 : MIN((uint64_t)count, t->bits);
-}
-
-void bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words)
-{
-    unsigned level;
-    const struct bit_tree_node *node = lookup(t, first, &level);
-
-    assert(first % BIT_TREE_CHUNK_BITS == 0);
-    for (unsigned k = 0; k < BIT_TREE_CHUNK_WORDS; k++) {
-        uint64_t pos = first + k * 64ull;
-
-        if (!node || pos >= t->bits) {
-            words[k] = 0;
-        } else if (node == ALL_SET) {
-            words[k] = word_mask(pos, 0, pos, t->bits);
-        } else {
-            words[k] = load_word(node, entry_index(pos, 0));
-        }
-    }
-}
-
-int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src)
-{
-    uint64_t end = MIN(dest->bits, src->bits);
-    uint64_t words[BIT_TREE_CHUNK_WORDS];
-    uint64_t next;
-    int r = 0;
-
-    for (uint64_t bit = bit_tree_find_set(src, 0, end); bit < end;
-         bit = bit_tree_find_set(src, next, end)) {
-        unsigned level;
-        int merge_r;
-
-        if (lookup(src, bit, &level) == ALL_SET) {
-            next = MIN(end, node_end(bit, level));
-            merge_r = bit_tree_set(dest, bit, next);
-        } else {
-            uint64_t start = round_down(bit, BIT_TREE_CHUNK_BITS);
-
-            next = MIN(end, start + BIT_TREE_CHUNK_BITS);
-            bit_tree_load(src, start, words);
-            merge_r = bit_tree_merge_words(dest, start, next, words);
-        }
-        r = r ? r : merge_r;
-    }
-    return r;
 }
 
 /* ---- the tree ---- */

@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading bit trees: search, copy, merge. */
+#include "bitmap/tree_node.h"
+
+#include <assert.h>
+
+struct bit_tree_node *bit_tree_lookup(const struct bit_tree *t, uint64_t bit, unsigned *ret_level)
+{
+    struct bit_tree_node *node = load_slot(&t->root);
+    unsigned level = t->height;
+
+    while (level > 0 && node && node != ALL_SET) {
+        node = load_slot(&node->child[entry_index(bit, level)]);
+        level--;
+    }
+    *ret_level = level;
+    return node;
+}
+
+unsigned bit_tree_next_marked(const struct bit_tree_node *node, unsigned from)
+{
+    unsigned found = ENTRIES;
+    uint64_t clears;
+
+    if (from >= ENTRIES) {
+        return ENTRIES;
+    }
+    clears = atomic_load(&node->clears);
+    for (unsigned w = from / 64; w < SUMMARY_WORDS; w++) {
+        uint64_t marks = atomic_load(&node->summary[w]);
+
+        if (w == from / 64) {
+            marks &= ~0ull << (from % 64);
+        }
+        if (marks) {
+            found = w * 64 + (unsigned)__builtin_ctzll(marks);
+            break;
+        }
+    }
+    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&node->clears) != clears)) {
+        return from;
+    }
+    return found;
+}
+
+/* The first set bit of a leaf at or after its bit `from`, or the leaf's number of bits. */
+static unsigned leaf_find_set(const struct bit_tree_node *leaf, unsigned from)
+{
+    unsigned i = from / 64;
+    uint64_t word = load_word(leaf, i) & (~0ull << (from % 64));
+
+    while (!word) {
+        i = bit_tree_next_marked(leaf, i + 1);
+        if (i == ENTRIES) {
+            return ENTRIES * 64;
+        }
+        word = load_word(leaf, i);
+    }
+    return i * 64 + (unsigned)__builtin_ctzll(word);
+}
+
+static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
+{
+    unsigned i = from / 64;
+    uint64_t word = ~load_word(leaf, i) & (~0ull << (from % 64));
+
+    while (!word) {
+        i++;
+        while (i % 8 == 0 && i < ENTRIES) {
+            uint64_t all = load_word(leaf, i) & load_word(leaf, i + 1) & load_word(leaf, i + 2) &
+                           load_word(leaf, i + 3) & load_word(leaf, i + 4) &
+                           load_word(leaf, i + 5) & load_word(leaf, i + 6) & load_word(leaf, i + 7);
+            if (all != ~0ull) {
+                break;
+            }
+            i += 8;
+        }
+        if (i == ENTRIES) {
+            return ENTRIES * 64;
+        }
+        word = ~load_word(leaf, i);
+    }
+    return i * 64 + (unsigned)__builtin_ctzll(word);
+}
+
+/*
+ * Follow the summaries from the root towards *bit. True if *bit, moved forward over what is clean,
+ * is set; false if it has come to the end of a node and the search goes on from there.
+ */
+static bool descend_to_set(const struct bit_tree *t, uint64_t *bit)
+{
+    const struct bit_tree_node *node = load_slot(&t->root);
+    uint64_t pos = *bit;
+
+    if (!node) {
+        *bit = node_end(pos, t->height);
+    }
+    for (unsigned level = t->height; node && node != ALL_SET; level--) {
+        uint64_t base = round_down(pos, node_span(level));
+        unsigned i = entry_index(pos, level);
+        unsigned next;
+
+        if (level == 0) {
+            next = leaf_find_set(node, (unsigned)(pos - base));
+            *bit = base + next;
+            return next < node_span(0);
+        }
+        next = bit_tree_next_marked(node, i);
+        if (next == ENTRIES) {
+            *bit = base + node_span(level);
+            return false;
+        }
+        pos = next == i ? pos : base + next * entry_span(level);
+        node = load_slot(&node->child[next]);
+        /* Gone since: its end is where the search goes on. */
+        *bit = node ? pos : node_end(pos, level - 1);
+    }
+    return node != NULL;
+}
+
+uint64_t bit_tree_find_set(const struct bit_tree *t, uint64_t first, uint64_t end)
+{
+    uint64_t bit = first;
+
+    while (bit < end) {
+        if (descend_to_set(t, &bit)) {
+            return MIN(bit, end);
+        }
+    }
+    return end;
+}
+
+uint64_t bit_tree_find_clear(const struct bit_tree *t, uint64_t first, uint64_t end)
+{
+    uint64_t bit = first;
+
+    while (bit < end) {
+        unsigned level;
+        const struct bit_tree_node *node = bit_tree_lookup(t, bit, &level);
+
+        if (!node) {
+            return bit;
+        }
+        if (node == ALL_SET) {
+            bit = node_end(bit, level);
+        } else {
+            uint64_t base = round_down(bit, node_span(0));
+            unsigned found = leaf_find_clear(node, (unsigned)(bit - base));
+
+            bit = base + found;
+            if (found < node_span(0)) {
+                break;
+            }
+        }
+    }
+    return MIN(bit, end);
+}
+
+bool bit_tree_get(const struct bit_tree *t, uint64_t bit)
+{
+    unsigned level;
+    const struct bit_tree_node *node;
+
+    assert(bit < t->bits);
+    node = bit_tree_lookup(t, bit, &level);
+    if (!node || node == ALL_SET) {
+        return node;
+    }
+    return load_word(node, entry_index(bit, 0)) >> (bit % 64) & 1;
+}
+
+uint64_t bit_tree_count(const struct bit_tree *t)
+{
+    int64_t count = atomic_load_explicit(&t->set_bits, memory_order_relaxed);
+
+    return count < 0 ? 0 : MIN((uint64_t)count, t->bits);
+}
+
+void bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words)
+{
+    unsigned level;
+    const struct bit_tree_node *node = bit_tree_lookup(t, first, &level);
+
+    assert(first % BIT_TREE_CHUNK_BITS == 0);
+    for (unsigned k = 0; k < BIT_TREE_CHUNK_WORDS; k++) {
+        uint64_t pos = first + k * 64ull;
+
+        if (!node || pos >= t->bits) {
+            words[k] = 0;
+        } else if (node == ALL_SET) {
+            words[k] = word_mask(pos, 0, pos, t->bits);
+        } else {
+            words[k] = load_word(node, entry_index(pos, 0));
+        }
+    }
+}
+
+int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src)
+{
+    uint64_t end = MIN(dest->bits, src->bits);
+    uint64_t words[BIT_TREE_CHUNK_WORDS];
+    uint64_t next;
+    int r = 0;
+
+    for (uint64_t bit = bit_tree_find_set(src, 0, end); bit < end;
+         bit = bit_tree_find_set(src, next, end)) {
+        unsigned level;
+        int merge_r;
+
+        if (bit_tree_lookup(src, bit, &level) == ALL_SET) {
+            next = MIN(end, node_end(bit, level));
+            merge_r = bit_tree_set(dest, bit, next);
+        } else {
+            uint64_t start = round_down(bit, BIT_TREE_CHUNK_BITS);
+
+            next = MIN(end, start + BIT_TREE_CHUNK_BITS);
+            bit_tree_load(src, start, words);
+            merge_r = bit_tree_merge_words(dest, start, next, words);
+        }
+        r = r ? r : merge_r;
+    }
+    return r;
+}
