@@ -59,6 +59,16 @@ static unsigned leaf_find_set(const struct bit_tree_node *leaf, unsigned from)
     return i * 64 + (unsigned)__builtin_ctzll(word);
 }
 
+static inline bool eight_words_are_full(const _Atomic uint64_t *words)
+{
+    uint64_t all = ~0ull;
+
+    for (unsigned k = 0; k < 8; k++) {
+        all &= atomic_load_explicit(&words[k], memory_order_acquire);
+    }
+    return all == ~0ull;
+}
+
 static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
 {
     unsigned i = from / 64;
@@ -66,13 +76,7 @@ static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
 
     while (!word) {
         i++;
-        while (i % 8 == 0 && i < ENTRIES) {
-            uint64_t all = load_word(leaf, i) & load_word(leaf, i + 1) & load_word(leaf, i + 2) &
-                           load_word(leaf, i + 3) & load_word(leaf, i + 4) &
-                           load_word(leaf, i + 5) & load_word(leaf, i + 6) & load_word(leaf, i + 7);
-            if (all != ~0ull) {
-                break;
-            }
+        while (i % 8 == 0 && i + 8 <= ENTRIES && eight_words_are_full(&leaf->word[i])) {
             i += 8;
         }
         if (i == ENTRIES) {
