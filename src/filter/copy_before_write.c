@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The driver "copy-before-write". Its parents are the guest, which writes through it, and snapshot-access nodes, which
+ * read the frozen contents. What it does before a guest write is in copy_before_write_state.c.
+ */
+#include "filter/copy_before_write.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/options.h"
+#include "filter/filter.h"
+
+#define MIN_CLUSTER_SIZE (64u * 1024)
+#define MAX_CLUSTER_SIZE (1024u * 1024 * 1024)
+#define NS_PER_SECOND 1000000000LL
+
+static uint32_t node_cluster_size(struct block_node *node)
+{
+    node = block_node_skip_filters(node);
+    return node->limits.cluster_size;
+}
+
+static int take_cluster_size(struct cbw_state *s, struct options *opts, struct error *err)
+{
+    uint64_t minimum;
+    int ret;
+
+    ret = options_take_size(opts, "min-cluster-size", 0, &minimum, err);
+    if (ret < 0) {
+        return ret;
+    }
+    if (minimum != 0 && (!is_power_of_2(minimum) || minimum > MAX_CLUSTER_SIZE)) {
+        return error_set(err, EINVAL, "min-cluster-size needs to be a power of 2 up to 1 GiB");
+    }
+    s->cluster_size = MAX(MIN_CLUSTER_SIZE, node_cluster_size(block_edge_node(s->target)));
+    s->cluster_size = MAX(s->cluster_size, (uint32_t)minimum);
+    return 0;
+}
+
+/* The option `bitmap`: what the snapshot may read. All of the disk without it. */
+static int take_access(struct cbw_state *s, struct options *opts, struct dirty_bitmap **ret,
+                       struct error *err)
+{
+    struct options *child AUTO_OPTIONS = NULL;
+    char *reference AUTO_FREE = NULL;
+    char *node_name AUTO_FREE = NULL;
+    char *bitmap_name AUTO_FREE = NULL;
+    struct block_bitmap *bitmap = NULL;
+    struct dirty_bitmap *access;
+    int r;
+
+    r = options_take_child(opts, "bitmap", &child, &reference, err);
+    if (r < 0) {
+        return r;
+    }
+    if (reference) {
+        return error_set(err, EINVAL, "Option 'bitmap' needs 'bitmap.node' and 'bitmap.name'");
+    }
+    if (child) {
+        r = options_take_str(child, "node", &node_name, err);
+        r = r < 0 ? r : options_take_str(child, "name", &bitmap_name, err);
+        r = r < 0 ? r : options_check_empty(child, "Option 'bitmap'", err);
+        if (r < 0) {
+            return r;
+        }
+        if (!node_name || !bitmap_name) {
+            return error_set(err, EINVAL, "Parameter 'bitmap.%s' is missing",
+                             node_name ? "name" : "node");
+        }
+        bitmap = block_bitmap_lookup(node_name, bitmap_name, NULL, err);
+        if (!bitmap) {
+            return -ENOENT;
+        }
+        r = block_bitmap_check(bitmap, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+        if (r < 0) {
+            return r;
+        }
+        if (dirty_bitmap_size(bitmap->bits) != s->size) {
+            return error_set(err, EINVAL,
+                             "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
+                             bitmap_name, (unsigned long long)dirty_bitmap_size(bitmap->bits),
+                             s->name, (unsigned long long)s->size);
+        }
+    }
+    access = dirty_bitmap_new(s->size, s->cluster_size);
+    if (!access || (bitmap && dirty_bitmap_merge(access, bitmap->bits) < 0)) {
+        dirty_bitmap_free(access);
+        return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+    }
+    if (!bitmap) {
+        dirty_bitmap_set(access, 0, s->size);
+    }
+    *ret = access;
+    return 0;
+}
+
+static int take_scalars(struct cbw_state *s, struct options *opts, struct error *err)
+{
+    static const char *const on_error_names[] = {"break-guest-write", "break-snapshot", NULL};
+    uint64_t timeout;
+    int on_error, ret;
+
+    ret = options_take_enum(opts, "on-cbw-error", on_error_names, CBW_BREAK_GUEST_WRITE, &on_error,
+                            err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = options_take_uint(opts, "cbw-timeout", 0, UINT32_MAX, &timeout, err);
+    if (ret < 0) {
+        return ret;
+    }
+    s->on_error = (enum cbw_on_error)on_error;
+    s->timeout_ns = (int64_t)timeout * NS_PER_SECOND;
+    return 0;
+}
+
+static int cbw_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct cbw_state *s = node->opaque;
+    struct dirty_bitmap *access;
+    int ret;
+
+    s->name = node->name;
+    ret = take_scalars(s, opts, err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = block_co_open_child(node, opts, "file", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
+                              &s->file, err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false, &s->target, err);
+    if (ret < 0) {
+        return ret;
+    }
+    s->size = block_edge_size(s->file);
+    if (block_edge_size(s->target) < s->size) {
+        return error_set(err, EINVAL, "Target '%s' has %llu bytes, but '%s' needs at least %llu",
+                         block_node_display_name(block_edge_node(s->target)),
+                         (unsigned long long)block_edge_size(s->target),
+                         block_node_display_name(block_edge_node(s->file)),
+                         (unsigned long long)s->size);
+    }
+    ret = take_cluster_size(s, opts, err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = take_access(s, opts, &access, err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = cbw_state_init(s, access, err);
+    if (ret < 0) {
+        return ret;
+    }
+    block_node_set_size(node, s->size);
+    node->discard_unmap = block_edge_node(s->file)->discard_unmap;
+    /* What the guest wrote before the filter was inserted counts as written here: its next flush must reach the disk. */
+    atomic_store(&node->write_generation, 1);
+    node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
+    node->supported_zero_flags =
+        BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
+    return 0;
+}
+
+static void cbw_co_close(struct block_node *node)
+{
+    cbw_co_state_destroy(node->opaque);
+}
+
+/*
+ * Nobody else may touch the temporary image. The disk must not change behind the filter's back once somebody uses the
+ * filter; while nobody does (just opened, or already taken out from under the guest) others may still write to it.
+ */
+static void cbw_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
+                           unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared)
+{
+    if (edge->role & BLOCK_ROLE_TARGET) {
+        *ret_perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
+        *ret_shared = 0;
+        return;
+    }
+    *ret_perm = parents_perm & ~BLOCK_PERM_RESIZE;
+    *ret_shared = BLOCK_PERM_ALL;
+    if (parents_perm != 0) {
+        *ret_perm |= BLOCK_PERM_CONSISTENT_READ;
+        *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+    }
+}
+
+/* --- the guest --- */
+
+static int cbw_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct cbw_state *s = node->opaque;
+
+    return block_co_preadv(s->file, offset, iov, flags);
+}
+
+static int cbw_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct cbw_state *s = node->opaque;
+
+    if (!(flags & BLOCK_REQ_UNCHANGED)) {
+        int ret = cbw_co_before_write(s, offset, iov.size);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    return block_co_pwritev(s->file, offset, iov, flags);
+}
+
+static int cbw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                               unsigned flags)
+{
+    struct cbw_state *s = node->opaque;
+
+    if (!(flags & BLOCK_REQ_UNCHANGED)) {
+        int ret = cbw_co_before_write(s, offset, length);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    return block_co_write_zeroes(s->file, offset, length, flags);
+}
+
+static int cbw_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct cbw_state *s = node->opaque;
+    int ret = cbw_co_before_write(s, offset, length);
+
+    return ret < 0 ? ret : block_co_discard(s->file, offset, length);
+}
+
+/* The guest's flush is about its disk; the temporary image does not outlive a crash and needs none. */
+static int cbw_co_flush(struct block_node *node)
+{
+    struct cbw_state *s = node->opaque;
+
+    return block_co_flush(s->file);
+}
+
+/* --- the snapshot --- */
+
+static int cbw_co_preadv_snapshot(struct block_node *node, uint64_t offset, struct iov iov)
+{
+    return cbw_co_snapshot_read(node->opaque, offset, iov);
+}
+
+static int cbw_co_status_snapshot(struct block_node *node, uint64_t offset, uint64_t length,
+                                  struct block_status *ret)
+{
+    return cbw_co_snapshot_status(node->opaque, offset, length, ret);
+}
+
+static int cbw_co_discard_snapshot(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    return cbw_co_snapshot_discard(node->opaque, offset, length);
+}
+
+const struct block_driver copy_before_write_driver = {
+    .name = "copy-before-write",
+    .instance_size = sizeof(struct cbw_state),
+    .is_filter = true,
+    .co_open = cbw_co_open,
+    .co_close = cbw_co_close,
+    .child_perm = cbw_child_perm,
+    .co_preadv = cbw_co_preadv,
+    .co_pwritev = cbw_co_pwritev,
+    .co_write_zeroes = cbw_co_write_zeroes,
+    .co_discard = cbw_co_discard,
+    .co_flush = cbw_co_flush,
+    .co_preadv_snapshot = cbw_co_preadv_snapshot,
+    .co_snapshot_status = cbw_co_status_snapshot,
+    .co_discard_snapshot = cbw_co_discard_snapshot,
+};

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The state of a copy-before-write filter: which clusters the snapshot may read, which of them are copied, and the
+ * ordering between guest writes, copies and fleecing reads. The driver is in copy_before_write.c.
+ *
+ *     guest                       snapshot-access
+ *       | write                       | read
+ *       v            file             v            target
+ *     cbw_co_before_write          cbw_co_snapshot_read
+ *       |  \                        /      \
+ *       |   +--- copy old data ----+------> temporary image (copied clusters)
+ *       v                          v
+ *      active disk  <--------------+ (clusters not copied)
+ *
+ * A cluster is in one of four states; `access` and `done` are bitmaps, `copying` a list:
+ *
+ *      begin: in the bitmap given          begin: not in it
+ *              |                                  |
+ *              v     guest write                  v
+ *          UNTOUCHED ----------> COPYING     NO ACCESS (reads: EACCES, writes don't copy)
+ *              |  ^  copy failed /  |             ^
+ *              |  +--------------+  | copied      |
+ *              |                    v             |
+ *              +---------------> COPIED ----------+
+ *                    snapshot discard (from each of the three)
+ *
+ * Ordering. All transitions are made under `lock`.
+ * 1. A guest write reaches the active disk only when none of its clusters is UNTOUCHED or COPYING.
+ * 2. A fleecing read of clusters not yet COPIED is in `readers` from before the lock in which it saw that is released
+ *    until it has the data. After (1) no new reader of these clusters can appear, so a guest write needs only to
+ *    wait for those it finds then.
+ * 3. A fleecing read waits for nobody: not for guest writes, nor for copies in flight.
+ * 4. COPIED is entered after the write to the target completed, so what is read there is whole.
+ */
+#ifndef TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
+#define TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/list.h"
+#include "bitmap/bitmap.h"
+#include "block/gate.h"
+#include "co/sync.h"
+#include "copy/block_copy.h"
+
+enum cbw_on_error { CBW_BREAK_GUEST_WRITE, CBW_BREAK_SNAPSHOT };
+
+struct cbw_state {
+    /* constant after opening */
+    const char *name; /* of the node, for messages */
+    struct block_edge *file;
+    struct block_edge *target;
+    uint64_t size;
+    uint32_t cluster_size;
+    enum cbw_on_error on_error;
+    int64_t timeout_ns; /* 0: none */
+    struct block_copy *copy;
+
+    struct co_group copies_running; /* what closing waits for */
+
+    /*
+     * Guards all below. Held for table work only, never across a yield. No other lock is taken under it, but those
+     * that waking coroutines takes.
+     */
+    pthread_mutex_t lock;
+    struct dirty_bitmap *access; /* clusters that the snapshot may read */
+    struct dirty_bitmap *done;   /* clusters that are in the target */
+    struct list copies;          /* of struct cbw_copy: in flight */
+    struct list spare_copies;    /* of struct cbw_copy: for reuse */
+    struct list readers;         /* of struct cbw_reader: fleecing reads of the active disk */
+    bool broken;                 /* a copy failed and the snapshot was given up */
+};
+
+/*
+ * `access` is consumed, also on failure: the clusters that may be read, of granularity `cluster_size`. The other constant
+ * fields were set by the caller. -ENOMEM, -EINVAL. Does not yield.
+ */
+int cbw_state_init(struct cbw_state *s, struct dirty_bitmap *access, struct error *err);
+/* Waits for copies in flight, then releases. Yields. */
+void cbw_co_state_destroy(struct cbw_state *s);
+
+/*
+ * To be called before a guest write of any kind: returns 0 when it may go to the active disk. Otherwise the copy failed,
+ * or took too long (-ETIMEDOUT), and the guest's write is to fail with that error. Yields.
+ */
+int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length);
+
+/* Read frozen contents. -EACCES where they may not be read (any more). Yields. */
+int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov);
+/* Their status; the extent ends where access or the place of the data changes. -EACCES likewise. Yields. */
+int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
+                           struct block_status *ret);
+/* Release: whole clusters within the range (or up to the end) become NO ACCESS, the target's copy is discarded. Yields. */
+int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t length);
+
+#endif

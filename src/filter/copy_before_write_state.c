@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "filter/copy_before_write.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "loop/loop.h"
+
+/* Copies that one guest write has running at a time; each may have several requests in flight. */
+#define COPIES_PER_WRITE 16u
+/* Longest area that one status query keeps guest writes out of. */
+#define STATUS_MAX (1 * GiB)
+
+/* A copy in flight of clusters that were UNTOUCHED. */
+struct cbw_copy {
+    struct list link; /* in s->copies while in flight, in s->spare_copies while unused */
+    struct cbw_state *s;
+    uint64_t offset;
+    uint64_t length;
+    unsigned refs; /* the running copy, its starter, and each that waits for it */
+    bool finished;
+    int ret;
+    struct co_queue waiters;
+};
+
+/* A fleecing read of the active disk; on the reader's stack. */
+struct cbw_reader {
+    struct list link;
+    uint64_t offset;
+    uint64_t length;
+    struct co_queue waiters; /* guest writes */
+};
+
+/* A guest write that is held up. Its fields are of its own thread, but `waiting_for` needs s->lock. */
+struct cbw_write {
+    struct cbw_state *s;
+    struct loop_timer timer;
+    bool timer_armed;
+    bool timed_out;               /* guarded by s->lock */
+    struct cbw_copy *waiting_for; /* with a reference */
+    struct cbw_copy *own[COPIES_PER_WRITE];
+    unsigned own_count;
+};
+
+/* --- life ---------------------------------------------------------------------------------------- */
+
+int cbw_state_init(struct cbw_state *s, struct dirty_bitmap *access, struct error *err)
+{
+    struct block_copy_params params = {
+        .cluster_size = s->cluster_size,
+        .zero_flags = BLOCK_REQ_MAY_UNMAP,
+    };
+    int ret;
+
+    s->access = access;
+    s->done = dirty_bitmap_new(s->size, s->cluster_size);
+    if (!s->done) {
+        dirty_bitmap_free(access);
+        return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+    }
+    ret = block_copy_new(s->file, s->target, &params, &s->copy, err);
+    if (ret < 0) {
+        dirty_bitmap_free(access);
+        dirty_bitmap_free(s->done);
+        return ret;
+    }
+    co_group_init(&s->copies_running);
+    pthread_mutex_init(&s->lock, NULL);
+    list_init(&s->copies);
+    list_init(&s->spare_copies);
+    list_init(&s->readers);
+    return 0;
+}
+
+void cbw_co_state_destroy(struct cbw_state *s)
+{
+    struct cbw_copy *copy, *next;
+
+    co_group_wait(&s->copies_running);
+    LIST_FOREACH_SAFE (copy, next, &s->spare_copies, link) {
+        free(copy);
+    }
+    block_copy_free(s->copy);
+    dirty_bitmap_free(s->access);
+    dirty_bitmap_free(s->done);
+    pthread_mutex_destroy(&s->lock);
+    co_group_destroy(&s->copies_running);
+}
+
+/* --- tables ---------------------------------------------------------------------------------------- */
+
+/* The next run in [offset, end) that is readable and not copied, in flight or not. */
+static bool next_uncopied_locked(struct cbw_state *s, uint64_t offset, uint64_t end,
+                                 uint64_t *ret_offset, uint64_t *ret_length)
+{
+    uint64_t start, length, run;
+
+    while (dirty_bitmap_next_dirty(s->access, offset, end, &start, &length)) {
+        while (length > 0) {
+            if (!dirty_bitmap_status(s->done, start, start + length, &run)) {
+                *ret_offset = start;
+                *ret_length = run;
+                return true;
+            }
+            start += run;
+            length -= run;
+        }
+        offset = start;
+    }
+    return false;
+}
+
+static struct cbw_copy *find_copy_locked(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    struct cbw_copy *copy;
+
+    LIST_FOREACH (copy, &s->copies, link) {
+        if (ranges_overlap(copy->offset, copy->length, offset, length)) {
+            return copy;
+        }
+    }
+    return NULL;
+}
+
+/* Cut [*offset, *offset + *length) so that no copy in flight overlaps it; false if nothing is left at its start. */
+static bool clip_to_idle_locked(struct cbw_state *s, uint64_t *offset, uint64_t *length)
+{
+    struct cbw_copy *copy;
+
+    while (*length > 0) {
+        uint64_t skip;
+
+        copy = find_copy_locked(s, *offset, *length);
+        if (!copy) {
+            return true;
+        }
+        if (copy->offset > *offset) {
+            *length = copy->offset - *offset;
+            continue;
+        }
+        skip = MIN(copy->offset + copy->length - *offset, *length);
+        *offset += skip;
+        *length -= skip;
+    }
+    return false;
+}
+
+static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    struct cbw_copy *copy;
+
+    if (list_is_empty(&s->spare_copies)) {
+        copy = malloc(sizeof(*copy));
+        if (!copy) {
+            return NULL;
+        }
+        list_init(&copy->link);
+    } else {
+        copy = LIST_FIRST(&s->spare_copies, struct cbw_copy, link);
+        list_remove(&copy->link);
+    }
+    copy->s = s;
+    copy->offset = offset;
+    copy->length = length;
+    copy->refs = 2;
+    copy->finished = false;
+    copy->ret = 0;
+    co_queue_init(&copy->waiters);
+    list_append(&s->copies, &copy->link);
+    co_group_add(&s->copies_running);
+    return copy;
+}
+
+static void copy_unref_locked(struct cbw_copy *copy)
+{
+    if (--copy->refs == 0) {
+        list_append(&copy->s->spare_copies, &copy->link);
+    }
+}
+
+/* --- copying --------------------------------------------------------------------------------------- */
+
+/*
+ * Enter COPIED what may still be read of a copy that succeeded, and discard what was released meanwhile: nobody
+ * will read it, nor ever write it there again.
+ */
+static void co_mark_done(struct cbw_copy *copy)
+{
+    struct cbw_state *s = copy->s;
+    uint64_t pos = copy->offset, end = copy->offset + copy->length, run;
+
+    while (pos < end) {
+        bool readable;
+
+        pthread_mutex_lock(&s->lock);
+        readable = dirty_bitmap_status(s->access, pos, end, &run);
+        if (readable) {
+            dirty_bitmap_set(s->done, pos, run);
+        }
+        pthread_mutex_unlock(&s->lock);
+        if (!readable) {
+            (void)block_co_discard(s->target, pos, run); /* space only */
+        }
+        pos += run;
+    }
+}
+
+static void co_run_copy(struct cbw_copy *copy)
+{
+    struct cbw_state *s = copy->s;
+    int ret = block_co_copy(s->copy, copy->offset, copy->length, NULL);
+
+    if (ret == 0) {
+        co_mark_done(copy);
+    }
+    pthread_mutex_lock(&s->lock);
+    copy->ret = ret;
+    copy->finished = true;
+    list_remove(&copy->link);
+    co_queue_wake_all(&copy->waiters);
+    copy_unref_locked(copy);
+    pthread_mutex_unlock(&s->lock);
+    co_group_done(&s->copies_running);
+}
+
+static void co_copy_entry(void *arg)
+{
+    co_run_copy(arg);
+}
+
+/* --- guest writes ---------------------------------------------------------------------------------- */
+
+static void write_timer_fired(struct loop_timer *timer)
+{
+    struct cbw_write *w = container_of(timer, struct cbw_write, timer);
+
+    pthread_mutex_lock(&w->s->lock);
+    w->timed_out = true;
+    if (w->waiting_for) {
+        /* Others that wait for the same copy look again and wait on. */
+        co_queue_wake_all(&w->waiting_for->waiters);
+    }
+    pthread_mutex_unlock(&w->s->lock);
+}
+
+/* Wait until `copy` may have finished or the time is up. The lock is released meanwhile. */
+static void co_wait_locked(struct cbw_write *w, struct cbw_copy *copy)
+{
+    struct cbw_state *s = w->s;
+
+    copy->refs++;
+    w->waiting_for = copy;
+    co_queue_wait_release(&copy->waiters, &s->lock);
+    pthread_mutex_lock(&s->lock);
+    w->waiting_for = NULL;
+    copy_unref_locked(copy);
+}
+
+/* Make copies for what is UNTOUCHED in [offset, end): own[0 .. own_count). -ENOMEM. */
+static int claim_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
+{
+    uint64_t start, length;
+
+    w->own_count = 0;
+    while (w->own_count < COPIES_PER_WRITE &&
+           next_uncopied_locked(w->s, offset, end, &start, &length)) {
+        uint64_t run_end = start + length;
+
+        if (clip_to_idle_locked(w->s, &start, &length)) {
+            struct cbw_copy *copy = copy_new_locked(w->s, start, length);
+
+            if (!copy) {
+                return w->own_count > 0 ? 0 : -ENOMEM;
+            }
+            w->own[w->own_count++] = copy;
+            offset = start + length;
+        } else {
+            offset = run_end;
+        }
+    }
+    return 0;
+}
+
+/*
+ * Run the copies just claimed; the last one here, unless there is a time limit, which needs this coroutine free to
+ * give up.
+ */
+static void co_start_own(struct cbw_write *w)
+{
+    struct co_home *home = co_get_home(co_self());
+
+    for (unsigned i = 0; i < w->own_count; i++) {
+        bool here = i + 1 == w->own_count && w->s->timeout_ns == 0;
+
+        if (here || co_spawn(home, co_copy_entry, w->own[i]) < 0) {
+            co_run_copy(w->own[i]);
+        }
+    }
+}
+
+/* Wait for them. The first error that matters: one in clusters released meanwhile does not. */
+static int co_finish_own_locked(struct cbw_write *w)
+{
+    int ret = 0;
+
+    for (unsigned i = 0; i < w->own_count; i++) {
+        struct cbw_copy *copy = w->own[i];
+        uint64_t start, length;
+
+        while (!copy->finished && !w->timed_out) {
+            co_wait_locked(w, copy);
+        }
+        if (copy->finished && copy->ret < 0 && ret == 0 &&
+            next_uncopied_locked(w->s, copy->offset, copy->offset + copy->length, &start,
+                                 &length)) {
+            ret = copy->ret;
+        }
+        copy_unref_locked(copy);
+    }
+    w->own_count = 0;
+    return ret == 0 && w->timed_out ? -ETIMEDOUT : ret;
+}
+
+static void arm_timer(struct cbw_write *w)
+{
+    if (w->s->timeout_ns > 0 && !w->timer_armed) {
+        loop_timer_arm(&w->timer, loop_now_ns() + w->s->timeout_ns);
+        w->timer_armed = true;
+    }
+}
+
+/* Until no cluster of [offset, end) is UNTOUCHED or COPYING, or the snapshot is broken. */
+static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
+{
+    struct cbw_state *s = w->s;
+    int ret = 0;
+
+    while (ret == 0 && !s->broken) {
+        struct cbw_copy *copy;
+
+        ret = claim_locked(w, offset, end);
+        if (ret == 0 && w->own_count > 0) {
+            arm_timer(w);
+            pthread_mutex_unlock(&s->lock);
+            co_start_own(w);
+            pthread_mutex_lock(&s->lock);
+            ret = co_finish_own_locked(w);
+            continue;
+        }
+        copy = find_copy_locked(s, offset, end - offset);
+        if (ret < 0 || !copy) {
+            break;
+        }
+        arm_timer(w);
+        co_wait_locked(w, copy);
+        if (w->timed_out) {
+            ret = -ETIMEDOUT;
+        }
+    }
+    return s->broken ? 0 : ret;
+}
+
+/* Returns without the lock. */
+static void co_wait_readers_release(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    struct cbw_reader *reader;
+    bool found;
+
+    do {
+        found = false;
+        LIST_FOREACH (reader, &s->readers, link) {
+            if (ranges_overlap(reader->offset, reader->length, offset, length)) {
+                co_queue_wait_release(&reader->waiters, &s->lock);
+                pthread_mutex_lock(&s->lock);
+                found = true;
+                break;
+            }
+        }
+    } while (found);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static bool break_snapshot_locked(struct cbw_state *s)
+{
+    bool first = !s->broken;
+
+    s->broken = true;
+    return first;
+}
+
+int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    struct cbw_write w = {.s = s};
+    uint64_t start = round_down(offset, s->cluster_size);
+    uint64_t end = MIN(round_up(offset + length, s->cluster_size), s->size);
+    bool newly_broken = false;
+    int ret, cause;
+
+    if (length == 0 || start >= end) {
+        return 0;
+    }
+    loop_timer_init(&w.timer, write_timer_fired);
+    pthread_mutex_lock(&s->lock);
+    ret = cause = co_copy_range_locked(&w, start, end);
+    if (ret < 0 && s->on_error == CBW_BREAK_SNAPSHOT) {
+        newly_broken = break_snapshot_locked(s);
+        ret = 0;
+    }
+    if (ret == 0) {
+        co_wait_readers_release(s, offset, length);
+    } else {
+        pthread_mutex_unlock(&s->lock);
+    }
+    if (w.timer_armed) {
+        loop_timer_disarm(&w.timer);
+    }
+    if (newly_broken) {
+        log_warning("node '%s': copying old data before a guest write at offset %llu failed: %s; "
+                    "the snapshot can't be read any more",
+                    s->name, (unsigned long long)offset, strerror(-cause));
+    }
+    return ret;
+}
+
+/* --- fleecing reads -------------------------------------------------------------------------------- */
+
+static void reader_begin_locked(struct cbw_state *s, struct cbw_reader *reader, uint64_t offset,
+                                uint64_t length)
+{
+    reader->offset = offset;
+    reader->length = length;
+    co_queue_init(&reader->waiters);
+    list_append(&s->readers, &reader->link);
+}
+
+static void reader_end(struct cbw_state *s, struct cbw_reader *reader)
+{
+    pthread_mutex_lock(&s->lock);
+    list_remove(&reader->link);
+    co_queue_wake_all(&reader->waiters);
+    pthread_mutex_unlock(&s->lock);
+}
+
+/*
+ * Where the frozen contents at `offset` lie, and up to where that holds. If it is the active disk, `reader` is registered
+ * (reader_end() to follow).
+ */
+static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length,
+                           struct cbw_reader *reader, struct block_edge **ret_edge,
+                           uint64_t *ret_length)
+{
+    uint64_t run;
+    int ret = 0;
+
+    pthread_mutex_lock(&s->lock);
+    if (s->broken || !dirty_bitmap_status(s->access, offset, offset + length, &run)) {
+        ret = -EACCES;
+    } else if (dirty_bitmap_status(s->done, offset, offset + run, &run)) {
+        *ret_edge = s->target;
+    } else {
+        *ret_edge = s->file;
+        reader_begin_locked(s, reader, offset, run);
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (ret == 0) {
+        *ret_length = run;
+    }
+    return ret;
+}
+
+int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
+{
+    size_t done = 0;
+
+    if (!range_fits(offset, iov.size, s->size)) {
+        return -EIO;
+    }
+    while (done < iov.size) {
+        struct iovec vec[IOV_SLICE_MAX];
+        struct cbw_reader reader;
+        struct block_edge *edge;
+        uint64_t length;
+        struct iov part;
+        int ret;
+
+        ret = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length);
+        if (ret < 0) {
+            return ret;
+        }
+        if (length == iov.size) {
+            ret = block_co_preadv(edge, offset, iov, 0);
+        } else {
+            ret = iov_slice(iov, done, length, vec, IOV_SLICE_MAX);
+            if (ret > 0) {
+                part = (struct iov){.vec = vec, .count = ret, .size = length};
+                ret = block_co_preadv(edge, offset + done, part, 0);
+            }
+        }
+        if (edge == s->file) {
+            reader_end(s, &reader);
+        }
+        if (ret < 0) {
+            return ret;
+        }
+        done += length;
+    }
+    return 0;
+}
+
+int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
+                           struct block_status *ret)
+{
+    struct cbw_reader reader;
+    struct block_edge *edge;
+    int depth = 0, r;
+
+    if (offset >= s->size || length == 0) {
+        *ret = (struct block_status){.flags = BLOCK_STATUS_EOF};
+        return 0;
+    }
+    length = MIN(MIN(length, STATUS_MAX), s->size - offset);
+    r = snapshot_locate(s, offset, length, &reader, &edge, &length);
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_status_above(edge, NULL, offset, length, ret, &depth);
+    if (edge == s->file) {
+        reader_end(s, &reader);
+    }
+    if (r < 0) {
+        return r;
+    }
+    /* Where the bytes lie is nobody's business: they may move from there to the target at any time. */
+    ret->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO;
+    if (edge == s->target || depth > 0) {
+        ret->flags |= BLOCK_STATUS_ALLOCATED;
+    } else {
+        ret->flags |= BLOCK_STATUS_ZERO;
+    }
+    ret->length = MIN(ret->length, length);
+    if (ret->length == 0) {
+        /* The temporary image or the disk ends early; what lies there is not known to be zero. */
+        ret->length = length;
+        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
+    }
+    if (offset + ret->length == s->size) {
+        ret->flags |= BLOCK_STATUS_EOF;
+    }
+    ret->map = 0;
+    ret->file = NULL;
+    return 0;
+}
+
+int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    uint64_t start, end;
+
+    if (!range_fits(offset, length, s->size)) {
+        return -EIO;
+    }
+    start = round_up(offset, s->cluster_size);
+    end = offset + length;
+    if (end < s->size) {
+        end = round_down(end, s->cluster_size);
+    }
+    if (start >= end) {
+        return 0;
+    }
+    pthread_mutex_lock(&s->lock);
+    dirty_bitmap_clear(s->access, start, end - start);
+    dirty_bitmap_clear(s->done, start, end - start);
+    pthread_mutex_unlock(&s->lock);
+    return block_co_discard(s->target, start, end - start);
+}

@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The driver "blkdebug": passes everything on to `image`, except what its rules make fail (fault.h).
+ *
+ * Each read, write and flush that arrives announces its event first (read_aio, write_aio, flush_to_disk), so rules for these work below
+ * any format. Events inside a format come through fault_node_event().
+ */
+#include "filter/fault.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "co/co.h"
+#include "filter/filter.h"
+
+#define SCHEME "blkdebug:"
+
+struct fault {
+    struct block_edge *image;
+    struct fault_rules rules;
+};
+
+void fault_node_event(struct block_node *node, const char *name)
+{
+    for (; node; node = block_node_filter_or_backing(node)) {
+        if (node->driver == &fault_driver) {
+            struct fault *s = node->opaque;
+            int event = fault_event_find(name);
+
+            if (event >= 0) {
+                fault_rules_event(&s->rules, event);
+            }
+            return;
+        }
+        if (!node->driver->is_filter) {
+            return;
+        }
+    }
+}
+
+/* --- open ------------------------------------------------------------------------------------------------ */
+
+/* blkdebug:[CONFIG]:IMAGE */
+static int fault_parse_filename(const char *filename, struct options *opts, struct error *err)
+{
+    const char *config, *colon;
+    const struct block_driver *driver;
+    struct options *image;
+
+    if (strncmp(filename, SCHEME, strlen(SCHEME)) != 0) {
+        return error_set(err, EINVAL, "'%s' does not begin with 'blkdebug:'", filename);
+    }
+    config = filename + strlen(SCHEME);
+    colon = strchr(config, ':');
+    if (!colon) {
+        return error_set(err, EINVAL, "blkdebug requires both config file and image path");
+    }
+    if (colon != config) {
+        char *path AUTO_FREE = strndup(config, (size_t)(colon - config));
+
+        if (!path) {
+            return error_set(err, ENOMEM, "Out of memory");
+        }
+        options_set_str(opts, "config", path);
+    }
+    image = options_new();
+    driver = block_driver_of_filename(colon + 1);
+    if (driver && driver->parse_filename) {
+        int ret = driver->parse_filename(colon + 1, image, err);
+
+        if (ret < 0) {
+            options_free(image);
+            return ret;
+        }
+        options_default_str(image, "driver", driver->name);
+    } else {
+        options_set_str(image, "driver", "file");
+        options_set_str(image, "filename", colon + 1);
+    }
+    options_set_child(opts, "image", image);
+    return 0;
+}
+
+static int take_rule_list(struct fault *s, struct options *opts, const char *group,
+                          struct error *err)
+{
+    struct json_object *list;
+    int ret = options_take_list(opts, group, &list, err);
+
+    if (ret < 0 || !list) {
+        return ret;
+    }
+    for (size_t i = 0; i < json_object_array_length(list) && ret == 0; i++) {
+        struct options *rule AUTO_OPTIONS = NULL;
+
+        ret = options_from_json(json_object_array_get_idx(list, i), &rule, err);
+        ret = ret < 0 ? ret : fault_rules_add(&s->rules, group, rule, err);
+    }
+    json_object_put(list);
+    return ret;
+}
+
+static int take_limit(struct options *opts, const char *key, uint64_t align, uint64_t *ret,
+                      struct error *err)
+{
+    int r = options_take_size(opts, key, 0, ret, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (*ret > INT_MAX || *ret % align != 0) {
+        return error_set(err, EINVAL, "Cannot meet constraints with %s %llu", key,
+                         (unsigned long long)*ret);
+    }
+    return 0;
+}
+
+static int take_limits(struct block_limits *limits, struct options *opts, struct error *err)
+{
+    uint64_t align;
+    int ret;
+
+    ret = options_take_size(opts, "align", 0, &align, err);
+    if (ret < 0) {
+        return ret;
+    }
+    if (align != 0 && (align > INT_MAX || !is_power_of_2(align))) {
+        return error_set(err, EINVAL, "Cannot meet constraints with align %llu",
+                         (unsigned long long)align);
+    }
+    limits->request_alignment = (uint32_t)align;
+    align = MAX(align, 1);
+    ret = take_limit(opts, "max-transfer", align, &limits->max_transfer, err);
+    ret = ret < 0 ? ret : take_limit(opts, "opt-write-zero", align, &limits->zeroes_alignment, err);
+    ret = ret < 0 ? ret
+                  : take_limit(opts, "max-write-zero", MAX(align, limits->zeroes_alignment),
+                               &limits->max_zeroes, err);
+    ret = ret < 0 ? ret : take_limit(opts, "opt-discard", align, &limits->discard_alignment, err);
+    ret = ret < 0 ? ret
+                  : take_limit(opts, "max-discard", MAX(align, limits->discard_alignment),
+                               &limits->max_discard, err);
+    return ret;
+}
+
+/* The node's limits count for the gate; what it rounds by has to be a power of two. */
+static int check_limits(const struct block_limits *limits, struct error *err)
+{
+    if ((limits->zeroes_alignment && !is_power_of_2(limits->zeroes_alignment)) ||
+        (limits->discard_alignment && !is_power_of_2(limits->discard_alignment))) {
+        return error_set(err, EINVAL,
+                         "opt-write-zero and opt-discard need to be powers of two here");
+    }
+    return 0;
+}
+
+static int co_open_rules(struct fault *s, struct options *opts, struct error *err)
+{
+    char *config AUTO_FREE = NULL;
+    int ret = options_take_str(opts, "config", &config, err);
+
+    if (ret == 0 && config) {
+        ret = fault_rules_load(&s->rules, config, err);
+    }
+    ret = ret < 0 ? ret : take_rule_list(s, opts, "inject-error", err);
+    ret = ret < 0 ? ret : take_rule_list(s, opts, "set-state", err);
+    return ret;
+}
+
+static int co_open_all(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct fault *s = node->opaque;
+    int ret;
+
+    ret = co_open_rules(s, opts, err);
+    ret = ret < 0 ? ret : take_limits(&node->limits, opts, err);
+    ret = ret < 0 ? ret : check_limits(&node->limits, err);
+    ret = ret < 0 ? ret
+                  : block_co_open_child(node, opts, "image", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA,
+                                        false, &s->image, err);
+    return ret;
+}
+
+static int fault_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct fault *s = node->opaque;
+    int ret;
+
+    fault_rules_init(&s->rules);
+    ret = co_open_all(node, opts, err);
+    if (ret < 0) {
+        fault_rules_destroy(&s->rules);
+        return ret;
+    }
+    node->file = s->image;
+    block_node_set_size(node, block_edge_size(s->image));
+    node->discard_unmap = true; /* the image decides */
+    atomic_store(&node->write_generation, 1);
+    node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
+    node->supported_zero_flags =
+        BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
+    fault_rules_event(&s->rules, FAULT_EVENT_NONE);
+    return 0;
+}
+
+static void fault_co_close(struct block_node *node)
+{
+    struct fault *s = node->opaque;
+
+    node->file = NULL;
+    fault_rules_destroy(&s->rules);
+}
+
+/* --- I/O ------------------------------------------------------------------------------------------------- */
+
+static int co_check(struct fault *s, enum fault_iotype type, uint64_t offset, uint64_t length)
+{
+    bool immediately = false;
+    int ret = fault_rules_check(&s->rules, type, offset, length, &immediately);
+
+    if (ret < 0 && !immediately) {
+        co_reschedule();
+    }
+    return ret;
+}
+
+static int fault_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct fault *s = node->opaque;
+    int ret;
+
+    fault_rules_event(&s->rules, FAULT_EVENT_READ);
+    ret = co_check(s, FAULT_IO_READ, offset, iov.size);
+    return ret < 0 ? ret : block_co_preadv(s->image, offset, iov, flags);
+}
+
+static int fault_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
+                            unsigned flags)
+{
+    struct fault *s = node->opaque;
+    int ret;
+
+    fault_rules_event(&s->rules, FAULT_EVENT_WRITE);
+    ret = co_check(s, FAULT_IO_WRITE, offset, iov.size);
+    return ret < 0 ? ret : block_co_pwritev(s->image, offset, iov, flags);
+}
+
+static int fault_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                                 unsigned flags)
+{
+    struct fault *s = node->opaque;
+    int ret = co_check(s, FAULT_IO_WRITE_ZEROES, offset, length);
+
+    return ret < 0 ? ret : block_co_write_zeroes(s->image, offset, length, flags);
+}
+
+static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct fault *s = node->opaque;
+    int ret = co_check(s, FAULT_IO_DISCARD, offset, length);
+
+    return ret < 0 ? ret : block_co_discard(s->image, offset, length);
+}
+
+static int fault_co_flush(struct block_node *node)
+{
+    struct fault *s = node->opaque;
+    int ret;
+
+    fault_rules_event(&s->rules, FAULT_EVENT_FLUSH);
+    ret = co_check(s, FAULT_IO_FLUSH, 0, 0);
+    return ret < 0 ? ret : block_co_flush(s->image);
+}
+
+static int fault_co_status(struct block_node *node, uint64_t offset, uint64_t length,
+                           struct block_status *ret)
+{
+    struct fault *s = node->opaque;
+    int r = co_check(s, FAULT_IO_BLOCK_STATUS, offset, length);
+
+    return r < 0 ? r : block_co_status(s->image, offset, length, ret);
+}
+
+static int fault_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                             struct error *err)
+{
+    struct fault *s = node->opaque;
+    int ret = block_co_truncate(s->image, size, prealloc, err);
+
+    if (ret == 0) {
+        block_node_set_size(node, block_edge_size(s->image));
+    }
+    return ret;
+}
+
+static const char *const schemes[] = {"blkdebug", NULL};
+
+const struct block_driver fault_driver = {
+    .name = "blkdebug",
+    .instance_size = sizeof(struct fault),
+    .is_filter = true,
+    .is_protocol = true,
+    .schemes = schemes,
+    .parse_filename = fault_parse_filename,
+    .co_open = fault_co_open,
+    .co_close = fault_co_close,
+    .co_truncate = fault_co_truncate,
+    .co_preadv = fault_co_preadv,
+    .co_pwritev = fault_co_pwritev,
+    .co_write_zeroes = fault_co_write_zeroes,
+    .co_discard = fault_co_discard,
+    .co_flush = fault_co_flush,
+    .co_status = fault_co_status,
+};

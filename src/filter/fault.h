@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Rules of fault injection: at which event, in which state, which requests fail and how. Grammar and meaning are those of QEMU's
+ * blkdebug (docs/devel/blkdebug.txt there):
+ *
+ *   - There is a state, a number from 1 on; it begins with 1.
+ *   - When an event occurs, each rule for that event acts if it has no state or the present one. inject-error rules become
+ *     *active*: the first to do so replaces those that were active before. set-state rules change the state after that.
+ *   - An active rule makes every request fail that has its iotype and covers its sector; with `once`, only the first.
+ *   - The event "none" occurs once, at open.
+ *
+ * Any thread; none of these functions yields.
+ */
+#ifndef TIDEMARK_FILTER_FAULT_H
+#define TIDEMARK_FILTER_FAULT_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "base/list.h"
+#include "block/options.h"
+
+enum fault_iotype {
+    FAULT_IO_READ,
+    FAULT_IO_WRITE,
+    FAULT_IO_WRITE_ZEROES,
+    FAULT_IO_DISCARD,
+    FAULT_IO_FLUSH,
+    FAULT_IO_BLOCK_STATUS,
+    FAULT_IO_COUNT
+};
+
+/* What a rule that names no iotype applies to. */
+#define FAULT_IO_DEFAULT_MASK                                                                      \
+    (1u << FAULT_IO_READ | 1u << FAULT_IO_WRITE | 1u << FAULT_IO_WRITE_ZEROES |                    \
+     1u << FAULT_IO_DISCARD | 1u << FAULT_IO_FLUSH)
+
+/* Events that the filter itself announces; formats announce more, by name (fault_event_find()). */
+enum { FAULT_EVENT_NONE, FAULT_EVENT_READ, FAULT_EVENT_WRITE, FAULT_EVENT_FLUSH };
+
+enum fault_action { FAULT_INJECT_ERROR, FAULT_SET_STATE };
+
+struct fault_rule {
+    struct list link;        /* in fault_rules.rules */
+    struct list active_link; /* in fault_rules.active, or unlinked */
+    enum fault_action action;
+    int event;
+    uint32_t state; /* 0: any */
+    /* FAULT_INJECT_ERROR */
+    unsigned iotypes; /* bit mask */
+    int errnum;       /* 0: none, the rule only shields the requests it matches from others */
+    int64_t offset;   /* bytes; -1: any */
+    bool once;
+    bool immediately; /* fail without yielding first */
+    /* FAULT_SET_STATE */
+    uint32_t new_state;
+};
+
+struct fault_rules {
+    pthread_mutex_t lock; /* guards all below */
+    struct list rules;
+    struct list active; /* newest first */
+    uint32_t state;
+};
+
+void fault_rules_init(struct fault_rules *r);
+void fault_rules_destroy(struct fault_rules *r);
+
+/* Index of an event by name; -1 if there is none. */
+int fault_event_find(const char *name);
+
+/* Add a rule of a group ("inject-error", "set-state") from its options, which are taken. -EINVAL, -ENOMEM. */
+int fault_rules_add(struct fault_rules *r, const char *group, struct options *opts,
+                    struct error *err);
+/* Add the rules of a file: `[group]` lines and `key = "value"` lines; '#' begins a comment. */
+int fault_rules_load(struct fault_rules *r, const char *filename, struct error *err);
+
+void fault_rules_event(struct fault_rules *r, int event);
+/* 0, or -errno of the rule that applies. length 0: only rules without a sector apply. */
+int fault_rules_check(struct fault_rules *r, enum fault_iotype type, uint64_t offset,
+                      uint64_t length, bool *ret_immediately);
+
+#endif

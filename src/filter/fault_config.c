@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Files of fault rules:
+ *
+ *     # a comment
+ *     [inject-error]
+ *     event = "read_aio"
+ *     errno = "5"
+ *
+ * A group begins with its name in brackets, with, if wanted, an id in quotes behind it that has no meaning here. Values stand in double
+ * quotes, with no way to escape one.
+ */
+#include <ctype.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "filter/fault.h"
+
+#define LINE_MAX_LENGTH 1024
+#define NAME_MAX_LENGTH 63
+
+struct config_parser {
+    const char *filename;
+    unsigned line;
+    char group[NAME_MAX_LENGTH + 1];
+    struct options *opts; /* of the group being read; NULL before the first */
+};
+
+static void cleanup_file(FILE **f)
+{
+    if (*f) {
+        fclose(*f);
+    }
+}
+
+/* Remove white space at both ends. */
+static char *trim(char *text)
+{
+    size_t length;
+
+    while (isspace((unsigned char)*text)) {
+        text++;
+    }
+    length = strlen(text);
+    while (length > 0 && isspace((unsigned char)text[length - 1])) {
+        text[--length] = '\0';
+    }
+    return text;
+}
+
+static int syntax_error(const struct config_parser *p, const char *what, struct error *err)
+{
+    return error_set(err, EINVAL, "%s:%u: %s", p->filename, p->line, what);
+}
+
+static int finish_group(struct config_parser *p, struct fault_rules *rules, struct error *err)
+{
+    int ret = 0;
+
+    if (p->opts) {
+        ret = fault_rules_add(rules, p->group, p->opts, err);
+        if (ret < 0) {
+            error_prepend(err, "%s:%u: ", p->filename, p->line);
+        }
+        options_free(p->opts);
+        p->opts = NULL;
+    }
+    return ret;
+}
+
+static int begin_group(struct config_parser *p, char *text, struct error *err)
+{
+    size_t length = strlen(text), name_length;
+
+    if (text[length - 1] != ']') {
+        return syntax_error(p, "']' expected at the end of a group's name", err);
+    }
+    text[length - 1] = '\0';
+    text = trim(text + 1);
+    name_length = strcspn(text, " \t\"");
+    if (name_length == 0 || name_length > NAME_MAX_LENGTH) {
+        return syntax_error(p, "a group's name expected after '['", err);
+    }
+    memcpy(p->group, text, name_length);
+    p->group[name_length] = '\0';
+    if (strcmp(p->group, "inject-error") != 0 && strcmp(p->group, "set-state") != 0) {
+        return error_set(err, EINVAL, "%s:%u: there is no group '%s', only inject-error, set-state",
+                         p->filename, p->line, p->group);
+    }
+    p->opts = options_new();
+    return p->opts ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+static int add_value(struct config_parser *p, char *text, struct error *err)
+{
+    char *equals = strchr(text, '='), *key, *value, *quote;
+
+    if (!equals) {
+        return syntax_error(p, "'key = \"value\"' expected", err);
+    }
+    if (!p->opts) {
+        return syntax_error(p, "no group defined", err);
+    }
+    *equals = '\0';
+    key = trim(text);
+    value = trim(equals + 1);
+    quote = *value == '"' ? strchr(value + 1, '"') : NULL;
+    if (!*key || !quote || quote[1] != '\0') {
+        return syntax_error(p, "'key = \"value\"' expected", err);
+    }
+    *quote = '\0';
+    options_set_str(p->opts, key, value + 1);
+    return 0;
+}
+
+static int parse_line(struct config_parser *p, char *text, struct fault_rules *rules,
+                      struct error *err)
+{
+    text = trim(text);
+    if (*text == '\0' || *text == '#') {
+        return 0;
+    }
+    if (*text == '[') {
+        int ret = finish_group(p, rules, err);
+        return ret < 0 ? ret : begin_group(p, text, err);
+    }
+    return add_value(p, text, err);
+}
+
+int fault_rules_load(struct fault_rules *rules, const char *filename, struct error *err)
+{
+    struct config_parser p = {.filename = filename};
+    FILE *file CLEANUP(cleanup_file) = fopen(filename, "re");
+    char line[LINE_MAX_LENGTH];
+    int ret = 0;
+
+    if (!file) {
+        return error_set_errno(err, errno, "Could not read blkdebug config file '%s'", filename);
+    }
+    while (ret == 0 && fgets(line, sizeof(line), file)) {
+        p.line++;
+        if (!strchr(line, '\n') && !feof(file)) {
+            ret = syntax_error(&p, "line is too long", err);
+            break;
+        }
+        ret = parse_line(&p, line, rules, err);
+    }
+    if (ret == 0 && ferror(file)) {
+        ret = error_set(err, EIO, "Could not read blkdebug config file '%s'", filename);
+    }
+    if (ret == 0) {
+        ret = finish_group(&p, rules, err);
+    }
+    options_free(p.opts);
+    return ret;
+}

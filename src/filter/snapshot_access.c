@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The driver "snapshot-access": shows the frozen contents of its child `file`, a copy-before-write node. It can't be
+ * written. A discard is allowed, though: it tells the filter below that this area will not be read any more. So
+ * the node is not marked read-only, and an export of it must be writable to pass discards on.
+ */
+#include <errno.h>
+
+#include "block/options.h"
+#include "filter/filter.h"
+
+struct snapshot_access {
+    struct block_edge *file;
+};
+
+static int snapshot_access_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct snapshot_access *s = node->opaque;
+    int ret;
+
+    ret = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, &s->file, err);
+    if (ret < 0) {
+        return ret;
+    }
+    if (!block_edge_node(s->file)->driver->co_preadv_snapshot) {
+        return error_set(err, ENOTSUP,
+                         "Node '%s' (driver %s) has no frozen contents to show; snapshot-access "
+                         "needs a copy-before-write node as its file",
+                         block_node_name(block_edge_node(s->file)),
+                         block_driver_name(block_edge_node(s->file)->driver));
+    }
+    block_node_set_size(node, block_edge_size(s->file));
+    node->discard_unmap = true; /* it means "release" here, whatever is done about the space */
+    return 0;
+}
+
+/* The frozen contents are what the filter makes of its children: no write to the filter can change them. */
+static void snapshot_access_child_perm(struct block_node *node, struct block_edge *edge,
+                                       unsigned parents_perm, unsigned parents_shared,
+                                       unsigned *ret_perm, unsigned *ret_shared)
+{
+    *ret_perm = BLOCK_PERM_CONSISTENT_READ;
+    *ret_shared = BLOCK_PERM_ALL;
+}
+
+static int snapshot_access_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
+                                     unsigned flags)
+{
+    struct snapshot_access *s = node->opaque;
+
+    if (flags & BLOCK_REQ_PREFETCH) {
+        return 0; /* a hint, and there is nothing to be got early */
+    }
+    return block_co_preadv_snapshot(s->file, offset, iov);
+}
+
+static int snapshot_access_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
+                                      unsigned flags)
+{
+    return -EROFS;
+}
+
+static int snapshot_access_co_write_zeroes(struct block_node *node, uint64_t offset,
+                                           uint64_t length, unsigned flags)
+{
+    return -EROFS;
+}
+
+static int snapshot_access_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct snapshot_access *s = node->opaque;
+
+    return block_co_discard_snapshot(s->file, offset, length);
+}
+
+static int snapshot_access_co_flush(struct block_node *node)
+{
+    return 0; /* nothing is ever written through it */
+}
+
+static int snapshot_access_co_status(struct block_node *node, uint64_t offset, uint64_t length,
+                                     struct block_status *ret)
+{
+    struct snapshot_access *s = node->opaque;
+
+    return block_co_snapshot_status(s->file, offset, length, ret);
+}
+
+const struct block_driver snapshot_access_driver = {
+    .name = "snapshot-access",
+    .instance_size = sizeof(struct snapshot_access),
+    .co_open = snapshot_access_co_open,
+    .child_perm = snapshot_access_child_perm,
+    .co_preadv = snapshot_access_co_preadv,
+    .co_pwritev = snapshot_access_co_pwritev,
+    .co_write_zeroes = snapshot_access_co_write_zeroes,
+    .co_discard = snapshot_access_co_discard,
+    .co_flush = snapshot_access_co_flush,
+    .co_status = snapshot_access_co_status,
+};
