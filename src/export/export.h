@@ -34,6 +34,9 @@ struct export_nbd_server_config {
     int listen_fd; /* -1, or a listening socket to use instead (owned by the server on success) */
     unsigned max_connections;       /* further ones wait in the backlog; 0: no limit */
     unsigned handshake_max_seconds; /* a handshake that takes longer is dropped; 0: no limit */
+    /* A client that got as far as an export is gone, `left` connections remain. May be NULL; must not yield. */
+    void (*on_disconnect)(void *arg, size_t left);
+    void *arg; /* for that */
 };
 
 /* No address, default limits. */

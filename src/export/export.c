@@ -1,0 +1,386 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Exports and the rules they keep. One kind so far: NBD. */
+#include "export/export.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/list.h"
+#include "block/bitmaps.h"
+#include "export/internal.h"
+#include "loop/loop.h"
+#include "nbd/server.h"
+
+struct export
+{
+    struct list link; /* in `exports` */
+    char *id;
+    bool writable;
+    bool shutting_down;
+    struct block_root *root;
+    struct nbd_export *nbd;
+    struct block_bitmap **bitmaps; /* each taken (busy), its node referenced */
+    size_t bitmap_count;
+    struct list waiters; /* of struct gone_waiter */
+};
+
+/* Somebody who waits until an export is gone; lies on their stack. */
+struct gone_waiter {
+    struct list link;
+    struct co *co;
+};
+
+/* All exports, oldest first. Main reactor. */
+static struct list exports = LIST_INIT(exports);
+static void (*event_fn)(enum export_event event, const char *id, void *arg);
+static void *event_arg;
+
+void export_set_event_fn(void (*fn)(enum export_event event, const char *id, void *arg), void *arg)
+{
+    event_fn = fn;
+    event_arg = arg;
+}
+
+static struct export *find(const char *id)
+{
+    struct export *e;
+
+    LIST_FOREACH (e, &exports, link) {
+        if (strcmp(e->id, id) == 0) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+/* An id as QEMU wants it: a letter, then letters, digits, '-', '.', '_'. */
+static bool id_is_wellformed(const char *id)
+{
+    static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+
+    return id[0] && strchr(letters, id[0]) && strlen(id) <= 255 &&
+           id[strspn(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._")] ==
+               '\0';
+}
+
+/* --- bitmaps ------------------------------------------------------------------------------------- */
+
+/* In the exported node, else down its backing chain. */
+static struct block_bitmap *search_bitmap(struct block_node *node, const char *name,
+                                          struct error *err)
+{
+    for (struct block_node *n = node; n; n = block_node_filter_or_backing(n)) {
+        struct block_bitmap *b = block_bitmap_find(n, name);
+
+        if (b) {
+            return b;
+        }
+    }
+    error_set(err, ENOENT, "Bitmap '%s' is not found", name);
+    return NULL;
+}
+
+/*
+ * Clients of a read-only export were promised a view that stays, so a bitmap that may still be marked is
+ * refused there. In a node that nobody can write, an enabled bitmap doesn't change either.
+ */
+static int check_bitmap(const struct block_bitmap *b, bool writable, struct error *err)
+{
+    int ret = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+
+    if (ret < 0) {
+        return ret;
+    }
+    if (!writable && b->enabled && !block_node_is_read_only(b->node)) {
+        return error_set(err, EINVAL, "Enabled bitmap '%s' incompatible with readonly export",
+                         b->name);
+    }
+    return 0;
+}
+
+static void give_bitmaps(struct export *e)
+{
+    for (size_t i = 0; i < e->bitmap_count; i++) {
+        struct block_node *owner = e->bitmaps[i]->node;
+
+        block_bitmap_give(e->bitmaps[i]);
+        block_co_unref(owner);
+    }
+    free(e->bitmaps);
+    e->bitmaps = NULL;
+    e->bitmap_count = 0;
+}
+
+static int take_bitmaps(struct export *e, struct block_node *node,
+                        const struct export_config *config, const char *user, struct error *err)
+{
+    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(*e->bitmaps));
+    if (!e->bitmaps) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; i < config->bitmap_count; i++) {
+        const struct export_bitmap *want = &config->bitmaps[i];
+        struct block_bitmap *b = want->node_name
+                                     ? block_bitmap_lookup(want->node_name, want->name, NULL, err)
+                                     : search_bitmap(node, want->name, err);
+        int ret = b ? check_bitmap(b, config->writable, err) : -ENOENT;
+
+        if (ret < 0) {
+            return ret;
+        }
+        block_node_ref(b->node);
+        block_bitmap_take(b, user);
+        e->bitmaps[e->bitmap_count++] = b;
+    }
+    return 0;
+}
+
+/* --- life ---------------------------------------------------------------------------------------- */
+
+/* Undo whatever of it was done. */
+static void co_release(struct export *e)
+{
+    if (e->nbd) {
+        nbd_export_co_free(e->nbd);
+    }
+    give_bitmaps(e);
+    block_co_root_release(e->root);
+    free(e->id);
+    free(e);
+}
+
+static int attach_root(struct export *e, struct block_node *node,
+                       const struct export_config *config, const char *user, struct error *err)
+{
+    unsigned perm = BLOCK_PERM_CONSISTENT_READ;
+    unsigned shared = BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE;
+
+    if (config->writable) {
+        perm |= BLOCK_PERM_WRITE;
+    }
+    if (!config->shared_writers) {
+        shared &= ~BLOCK_PERM_WRITE;
+    }
+    if (config->writable && block_node_is_read_only(node)) {
+        return error_set(err, EROFS, "Cannot export read-only node as writable");
+    }
+    return block_co_root_new(node, user, perm, shared, &e->root, err);
+}
+
+static int check_config(const struct export_config *config, struct block_node **ret_node,
+                        struct error *err)
+{
+    if (!config->type || strcmp(config->type, "nbd") != 0) {
+        return error_set(err, EINVAL, "Export type '%s' is not supported; it has to be 'nbd'",
+                         config->type ? config->type : "");
+    }
+    if (!id_is_wellformed(config->id)) {
+        return error_set(err, EINVAL, "Invalid block export id");
+    }
+    if (find(config->id)) {
+        return error_set(err, EEXIST, "Block export id '%s' is already in use", config->id);
+    }
+    *ret_node = block_node_lookup(config->node_name, err);
+    if (!*ret_node) {
+        return -ENOENT;
+    }
+    if (!export_nbd_server()) {
+        return error_set(err, EINVAL, "NBD server not running");
+    }
+    return 0;
+}
+
+static int co_set_up(struct export *e, struct block_node *node, const struct export_config *config,
+                     struct error *err)
+{
+    struct nbd_export_config nbd = {
+        .name = config->name ? config->name : config->node_name,
+        .description = config->description,
+        .writable = config->writable,
+        .writethrough = config->writethrough,
+        .allocation_depth = config->allocation_depth,
+        .reactor = config->reactor,
+    };
+    char user[300];
+    int ret;
+
+    snprintf(user, sizeof(user), "NBD export '%s'", config->id);
+    ret = attach_root(e, node, config, user, err);
+    if (ret == 0) {
+        ret = take_bitmaps(e, node, config, user, err);
+    }
+    /* It may have yielded: look again. */
+    if (ret == 0 && find(config->id)) {
+        ret = error_set(err, EEXIST, "Block export id '%s' is already in use", config->id);
+    }
+    if (ret == 0 && !export_nbd_server()) {
+        ret = error_set(err, EINVAL, "NBD server not running");
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    nbd.root = e->root;
+    nbd.bitmaps = e->bitmaps;
+    nbd.bitmap_count = e->bitmap_count;
+    return nbd_export_new(export_nbd_server(), &nbd, &e->nbd, err);
+}
+
+int export_co_add(const struct export_config *config, struct error *err)
+{
+    struct block_node *node = NULL;
+    struct export *e;
+    int ret = check_config(config, &node, err);
+
+    if (ret < 0) {
+        return ret;
+    }
+    e = calloc(1, sizeof(*e));
+    if (!e) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    list_init(&e->waiters);
+    e->writable = config->writable;
+    e->id = strdup(config->id);
+    block_node_ref(node);
+    ret = e->id ? co_set_up(e, node, config, err) : error_set(err, ENOMEM, "Out of memory");
+    block_co_unref(node);
+    if (ret < 0) {
+        co_release(e);
+        return ret;
+    }
+    list_append(&exports, &e->link);
+    return 0;
+}
+
+/* The end of an export that is shutting down. It can be found by its id until its clients are gone. */
+static void co_tear_down(void *arg)
+{
+    struct export *e = arg;
+    struct gone_waiter *w, *next;
+    struct list waiters = LIST_INIT(waiters);
+    AUTO_FREE char *id = NULL;
+
+    nbd_export_co_free(TAKE_PTR(e->nbd));
+    list_remove(&e->link);
+    list_splice(&waiters, &e->waiters);
+    id = TAKE_PTR(e->id);
+    co_release(e);
+    if (event_fn) {
+        event_fn(EXPORT_EVENT_DELETED, id, event_arg);
+    }
+    LIST_FOREACH_SAFE (w, next, &waiters, link) {
+        list_remove(&w->link);
+        co_wake(w->co);
+    }
+}
+
+static void co_wait_gone(struct export *e)
+{
+    struct gone_waiter w = {.co = co_self()};
+
+    list_append(&e->waiters, &w.link);
+    co_suspend();
+}
+
+/* Begin to shut down; e may be gone when this returns, unless `wait`. */
+static int co_shut_down(struct export *e, bool wait, struct error *err)
+{
+    int ret;
+
+    e->shutting_down = true;
+    nbd_export_unpublish(e->nbd);
+    ret = reactor_spawn(reactor_main(), co_tear_down, e);
+    if (ret < 0) {
+        return error_set_errno(err, -ret, "Could not shut down the export '%s'", e->id);
+    }
+    if (wait) {
+        co_wait_gone(e);
+    }
+    return 0;
+}
+
+int export_co_del(const char *id, enum export_del_mode mode, bool wait, struct error *err)
+{
+    struct export *e = find(id);
+
+    if (!e) {
+        return error_set(err, ENOENT, "Export '%s' is not found", id);
+    }
+    if (e->shutting_down) {
+        return error_set(err, EBUSY, "Export '%s' is already shutting down", id);
+    }
+    if (mode == EXPORT_DEL_SAFE && nbd_export_client_count(e->nbd) > 0) {
+        error_set(err, EBUSY, "export '%s' still in use", id);
+        error_hint(err, "Use mode='hard' to force client disconnect");
+        return -EBUSY;
+    }
+    return co_shut_down(e, wait, err);
+}
+
+void export_co_del_all(void)
+{
+    while (!list_is_empty(&exports)) {
+        struct export *e = LIST_FIRST(&exports, struct export, link);
+
+        if (e->shutting_down) {
+            co_wait_gone(e);
+        } else if (co_shut_down(e, true, NULL) < 0) {
+            /* No coroutine to be had: do it in this one. */
+            co_tear_down(e);
+        }
+    }
+}
+
+int export_co_replace_node(const char *id, struct block_node *node, struct error *err)
+{
+    struct export *e = find(id);
+
+    if (!e) {
+        return error_set(err, ENOENT, "Export '%s' is not found", id);
+    }
+    if (e->shutting_down) {
+        return error_set(err, EBUSY, "Export '%s' is already shutting down", id);
+    }
+    return block_co_root_replace(e->root, node, err);
+}
+
+static void fill_info(const struct export *e, struct export_info *ret)
+{
+    *ret = (struct export_info){
+        .id = e->id,
+        .type = "nbd",
+        .name = e->nbd ? nbd_export_name(e->nbd) : "",
+        .node = block_root_node(e->root),
+        .shutting_down = e->shutting_down,
+        .writable = e->writable,
+        .connections = e->nbd ? nbd_export_client_count(e->nbd) : 0,
+    };
+}
+
+bool export_find(const char *id, struct export_info *ret)
+{
+    struct export *e = find(id);
+
+    if (!e) {
+        return false;
+    }
+    fill_info(e, ret);
+    return true;
+}
+
+void export_foreach(bool (*fn)(const struct export_info *info, void *arg), void *arg)
+{
+    struct export *e;
+
+    LIST_FOREACH (e, &exports, link) {
+        struct export_info info;
+
+        fill_info(e, &info);
+        if (!fn(&info, arg)) {
+            return;
+        }
+    }
+}

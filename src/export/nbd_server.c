@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The NBD server of the process: its listening socket, its beginning and end. */
+#include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "export/export.h"
+#include "export/internal.h"
+#include "loop/loop.h"
+#include "nbd/proto.h"
+
+#define BACKLOG 512
+
+/* All of it: main reactor. */
+static struct {
+    struct nbd_server *server; /* NULL: none */
+    bool busy;                 /* starting or stopping */
+    char *unix_path;           /* to remove at the end; NULL: none */
+    unsigned port;             /* TCP; 0: none */
+} state;
+
+struct nbd_server *export_nbd_server(void)
+{
+    return state.busy ? NULL : state.server;
+}
+
+bool export_nbd_server_is_running(void)
+{
+    return state.server != NULL;
+}
+
+unsigned export_nbd_server_port(void)
+{
+    return state.port;
+}
+
+size_t export_nbd_server_connections(void)
+{
+    return state.server ? nbd_server_client_count(state.server) : 0;
+}
+
+/* --- unix ---------------------------------------------------------------------------------------- */
+
+/* Whether a socket file is a leftover: nobody listens. */
+static bool is_stale(const struct sockaddr_un *addr)
+{
+    AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+    return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 &&
+           errno == ECONNREFUSED;
+}
+
+static int listen_unix(const char *path, int *ret_fd, struct error *err)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    AUTO_CLOSE int fd = -1;
+
+    if (path[0] == '\0' || strlen(path) >= sizeof(addr.sun_path)) {
+        return error_set(err, EINVAL, "UNIX socket path '%s' has to have 1 to %zu bytes", path,
+                         sizeof(addr.sun_path) - 1);
+    }
+    strcpy(addr.sun_path, path);
+    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    if (fd < 0) {
+        return error_set_errno(err, errno, "Failed to create a socket");
+    }
+    if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+        int cause = errno;
+
+        if (cause != EADDRINUSE || !is_stale(&addr) || unlink(path) < 0 ||
+            bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
+            return error_set_errno(err, cause, "Failed to bind socket to %s", path);
+        }
+    }
+    if (listen(fd, BACKLOG) < 0) {
+        return error_set_errno(err, errno, "Failed to listen on socket %s", path);
+    }
+    *ret_fd = TAKE_FD(fd);
+    return 0;
+}
+
+/* --- TCP ----------------------------------------------------------------------------------------- */
+
+/* Name resolution asks servers: for the offload pool. */
+struct resolve {
+    const char *host, *port;
+    struct addrinfo *result;
+};
+
+static int resolve(void *arg)
+{
+    struct resolve *r = arg;
+    struct addrinfo hints = {
+        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
+
+    return getaddrinfo(r->host, r->port, &hints, &r->result);
+}
+
+static int bind_one(const struct addrinfo *a)
+{
+    AUTO_CLOSE int fd =
+        socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
+    int on = 1;
+
+    if (fd < 0) {
+        return -errno;
+    }
+    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
+    if (bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
+        return -errno;
+    }
+    return TAKE_FD(fd);
+}
+
+static int co_listen_tcp(const struct export_nbd_server_config *config, int *ret_fd,
+                         struct error *err)
+{
+    struct resolve r = {
+        .host = config->host && config->host[0] ? config->host : NULL,
+        .port = config->port ? config->port : NBD_DEFAULT_PORT,
+    };
+    int cause = -EADDRNOTAVAIL, fd = -1;
+    int ret = loop_co_offload(resolve, &r);
+
+    if (ret != 0) {
+        return error_set(err, EINVAL, "address resolution failed for %s:%s: %s",
+                         r.host ? r.host : "", r.port, gai_strerror(ret));
+    }
+    /* IPv4 first: a name that has both is most often asked for by the first. */
+    for (int pass = 0; pass < 2 && fd < 0; pass++) {
+        for (struct addrinfo *a = r.result; a && fd < 0; a = a->ai_next) {
+            if ((a->ai_family == AF_INET) == (pass == 0)) {
+                fd = bind_one(a);
+                cause = fd < 0 ? fd : 0;
+            }
+        }
+    }
+    freeaddrinfo(r.result);
+    if (fd < 0) {
+        return error_set_errno(err, -cause, "Failed to bind socket to %s:%s", r.host ? r.host : "",
+                               r.port);
+    }
+    *ret_fd = fd;
+    return 0;
+}
+
+static unsigned port_of(int fd)
+{
+    struct sockaddr_storage addr = {0};
+    socklen_t len = sizeof(addr);
+
+    if (getsockname(fd, (struct sockaddr *)&addr, &len) < 0) {
+        return 0;
+    }
+    if (addr.ss_family == AF_INET) {
+        return ntohs(((struct sockaddr_in *)&addr)->sin_port);
+    }
+    return addr.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&addr)->sin6_port) : 0;
+}
+
+/* --- start and stop -------------------------------------------------------------------------------- */
+
+static int co_make_listener(const struct export_nbd_server_config *config, int *ret_fd,
+                            struct error *err)
+{
+    if (config->listen_fd >= 0) {
+        *ret_fd = config->listen_fd;
+        return 0;
+    }
+    if (config->unix_path) {
+        return listen_unix(config->unix_path, ret_fd, err);
+    }
+    return co_listen_tcp(config, ret_fd, err);
+}
+
+static int co_start(const struct export_nbd_server_config *config, struct error *err)
+{
+    struct nbd_server_config sc = {
+        .max_connections = config->max_connections,
+        .handshake_seconds = config->handshake_max_seconds,
+        .on_disconnect = config->on_disconnect,
+        .arg = config->arg,
+    };
+    AUTO_FREE char *path = NULL;
+    struct nbd_server *server;
+    int fd = -1;
+    int ret = co_make_listener(config, &fd, err);
+
+    if (ret < 0) {
+        return ret;
+    }
+    if (config->listen_fd < 0 && config->unix_path) {
+        path = strdup(config->unix_path);
+    }
+    ret = nbd_server_new(&sc, &server, err);
+    if (ret == 0) {
+        ret = nbd_server_listen(server, fd, err);
+        if (ret < 0) {
+            nbd_server_free(server);
+        }
+    }
+    if (ret < 0) {
+        if (fd != config->listen_fd) {
+            close(fd);
+        }
+        if (path) {
+            unlink(path);
+        }
+        return ret;
+    }
+    state.port = port_of(fd);
+    state.unix_path = TAKE_PTR(path);
+    state.server = server;
+    return 0;
+}
+
+int export_co_nbd_server_start(const struct export_nbd_server_config *config, struct error *err)
+{
+    int ret;
+
+    if (state.server || state.busy) {
+        return error_set(err, EBUSY, "NBD server already running");
+    }
+    state.busy = true;
+    ret = co_start(config, err);
+    state.busy = false;
+    return ret;
+}
+
+int export_co_nbd_server_stop(struct error *err)
+{
+    if (!state.server || state.busy) {
+        return error_set(err, ENOENT, "NBD server not running");
+    }
+    state.busy = true;
+    nbd_server_co_disconnect_all(state.server);
+    export_co_del_all();
+    nbd_server_free(state.server);
+    state.server = NULL;
+    state.port = 0;
+    if (state.unix_path) {
+        unlink(state.unix_path);
+        free(state.unix_path);
+        state.unix_path = NULL;
+    }
+    state.busy = false;
+    return 0;
+}

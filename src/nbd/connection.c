@@ -1,0 +1,458 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Transmission: receive as much as there is, run every whole request in it, send the replies together.
+ *
+ *   rbuf  [ consumed | request, request payload, requ... |      room      ]
+ *         0          rpos                                rend              NBD_RECEIVE_BUFFER
+ *
+ * A job is a coroutine that begins to run at once and often ends at once (page cache), so that a batch of
+ * requests costs one recv() and one sendmsg(). All of a connection runs on one reactor: no locks.
+ *
+ * A write whose payload arrived whole in rbuf uses it there and holds a reference; rbuf is then not
+ * reused but replaced. A larger payload is received straight into a buffer of the job, with the next
+ * request's header behind it into rbuf.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/checked.h"
+#include "nbd/server_internal.h"
+
+/* Receptions without a wait before others of the reactor get their turn. */
+#define BUSY_TURNS_MAX 4
+
+/* --- jobs and what they hold ------------------------------------------------------------------- */
+
+static void rbuf_unref(struct nbd_connection *c, struct nbd_rbuf *b)
+{
+    if (b && --b->refs == 0) {
+        bufpool_put(&c->worker->pool, &b->memory);
+        free(b);
+    }
+}
+
+static struct nbd_rbuf *rbuf_new(struct nbd_connection *c)
+{
+    struct nbd_rbuf *b = malloc(sizeof(*b));
+
+    if (!b || !bufpool_get(&c->worker->pool, NBD_RECEIVE_BUFFER, &b->memory)) {
+        free(b);
+        return NULL;
+    }
+    b->refs = 1;
+    return b;
+}
+
+static uint8_t *rbuf_bytes(const struct nbd_connection *c)
+{
+    return c->rbuf->memory.data;
+}
+
+static struct nbd_job *job_new(struct nbd_connection *c, const struct nbd_request *rq)
+{
+    struct nbd_job *job;
+
+    if (list_is_empty(&c->free_jobs)) {
+        job = malloc(sizeof(*job));
+        if (!job) {
+            return NULL;
+        }
+    } else {
+        job = LIST_FIRST(&c->free_jobs, struct nbd_job, link);
+        list_remove(&job->link);
+    }
+    job->conn = c;
+    job->rq = *rq;
+    job->accounted = 0;
+    job->payload = NULL;
+    job->rbuf = NULL;
+    job->data.data = NULL;
+    job->extra.data = NULL;
+    job->error = 0;
+    job->reason = NULL;
+    c->jobs++;
+    return job;
+}
+
+static void wake_receiver(struct nbd_connection *c)
+{
+    if (c->waiter) {
+        struct co *co = c->waiter;
+
+        c->waiter = NULL;
+        co_wake(co);
+    }
+}
+
+void nbd_job_release(struct nbd_job *job)
+{
+    struct nbd_connection *c = job->conn;
+
+    bufpool_put(&c->worker->pool, &job->data);
+    bufpool_put(&c->worker->pool, &job->extra);
+    rbuf_unref(c, job->rbuf);
+    c->jobs--;
+    c->job_bytes -= job->accounted;
+    list_prepend(&c->free_jobs, &job->link);
+    wake_receiver(c);
+}
+
+/* Wait for something to happen to a job; the replies made so far leave first. */
+static void co_wait_for_jobs(struct nbd_connection *c)
+{
+    unsigned before = c->jobs;
+
+    nbd_reply_flush(c);
+    if (c->jobs == before) {
+        c->waiter = co_self();
+        co_suspend();
+    }
+}
+
+/* Wait until a job with buffers of `bytes` fits in. A lone job always does. */
+static void co_wait_for_room(struct nbd_connection *c, size_t bytes)
+{
+    while (c->jobs >= NBD_JOBS_MAX || (c->jobs > 0 && c->job_bytes + bytes > NBD_JOB_BYTES_MAX)) {
+        co_wait_for_jobs(c);
+    }
+}
+
+/* Run it in a coroutine; at the cap of coroutines wait for one to end. */
+static void co_start(struct nbd_job *job)
+{
+    struct nbd_connection *c = job->conn;
+
+    while (co_run(reactor_home(c->worker->reactor), nbd_job_run, job) < 0) {
+        nbd_reply_flush(c);
+        loop_co_sleep(1000000);
+    }
+}
+
+static void co_fail(struct nbd_job *job, int errnum, const char *reason)
+{
+    job->error = errnum;
+    job->reason = reason;
+    co_start(job);
+}
+
+/* --- receiving --------------------------------------------------------------------------------- */
+
+static size_t available(const struct nbd_connection *c)
+{
+    return c->rend - c->rpos;
+}
+
+/*
+ * Make sure that `needed` bytes (at most NBD_RECEIVE_BUFFER) from rpos on fit into rbuf, and that there is room
+ * to receive something. Bytes that jobs use stay where they are.
+ */
+static int make_room(struct nbd_connection *c, size_t needed)
+{
+    struct nbd_rbuf *fresh;
+
+    if (c->rpos == c->rend && c->rbuf->refs == 1) {
+        c->rpos = c->rend = 0;
+    }
+    if (c->rpos + needed <= NBD_RECEIVE_BUFFER && c->rend < NBD_RECEIVE_BUFFER) {
+        return 0;
+    }
+    if (c->rbuf->refs == 1) {
+        memmove(rbuf_bytes(c), rbuf_bytes(c) + c->rpos, available(c));
+    } else {
+        fresh = rbuf_new(c);
+        if (!fresh) {
+            return -ENOMEM;
+        }
+        memcpy(fresh->memory.data, rbuf_bytes(c) + c->rpos, available(c));
+        rbuf_unref(c, c->rbuf);
+        c->rbuf = fresh;
+    }
+    c->rend = available(c);
+    c->rpos = 0;
+    return 0;
+}
+
+/*
+ * Receive into `vec`: bytes, or -errno; the end of the stream is -ECONNRESET. Replies leave before it waits,
+ * and other coroutines get their turn when a client keeps it busy.
+ */
+static ssize_t co_receive(struct nbd_connection *c, struct iovec *vec, int count)
+{
+    struct msghdr msg = {.msg_iov = vec, .msg_iovlen = (size_t)count};
+
+    if (++c->busy_turns > BUSY_TURNS_MAX) {
+        c->busy_turns = 0;
+        co_reschedule();
+    }
+    for (;;) {
+        ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT);
+        int ret;
+
+        if (n > 0) {
+            return n;
+        }
+        if (n == 0) {
+            return -ECONNRESET;
+        }
+        if (errno == EINTR) {
+            continue;
+        }
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            return -errno;
+        }
+        nbd_reply_flush(c);
+        c->busy_turns = 0;
+        ret = loop_co_poll(c->fd, POLLIN, -1);
+        if (ret < 0 && ret != -EINTR) {
+            return ret;
+        }
+    }
+}
+
+/* Receive into rbuf until `needed` bytes are there. */
+static int co_fill(struct nbd_connection *c, size_t needed)
+{
+    while (available(c) < needed) {
+        struct iovec vec;
+        ssize_t n;
+        int ret = make_room(c, needed);
+
+        if (ret < 0) {
+            return ret;
+        }
+        vec.iov_base = rbuf_bytes(c) + c->rend;
+        vec.iov_len = NBD_RECEIVE_BUFFER - c->rend;
+        if (c->bulk) {
+            /* What comes next is likely a header and a large payload: leave that in the socket. */
+            vec.iov_len = needed - available(c);
+        }
+        n = co_receive(c, &vec, 1);
+        if (n < 0) {
+            return (int)n;
+        }
+        c->rend += (size_t)n;
+    }
+    return 0;
+}
+
+/* Receive `size` bytes to `to`, what rbuf has of them first; the next header may arrive with them. */
+static int co_fill_direct(struct nbd_connection *c, uint8_t *to, size_t size)
+{
+    size_t have = MIN(available(c), size);
+    int ret;
+
+    memcpy(to, rbuf_bytes(c) + c->rpos, have);
+    c->rpos += have;
+    while (have < size) {
+        struct iovec vec[2];
+        size_t rest = size - have;
+        ssize_t n;
+
+        ret = make_room(c, NBD_REQUEST_SIZE);
+        if (ret < 0) {
+            return ret;
+        }
+        vec[0] = (struct iovec){.iov_base = to + have, .iov_len = rest};
+        vec[1] = (struct iovec){.iov_base = rbuf_bytes(c) + c->rend, .iov_len = NBD_REQUEST_SIZE};
+        n = co_receive(c, vec, 2);
+        if (n < 0) {
+            return (int)n;
+        }
+        have += MIN((size_t)n, rest);
+        c->rend += (size_t)n > rest ? (size_t)n - rest : 0;
+    }
+    return 0;
+}
+
+/* Read past a payload that nobody wants. */
+static int co_drain(struct nbd_connection *c, uint64_t size)
+{
+    while (size > 0) {
+        size_t part;
+        int ret = co_fill(c, 1);
+
+        if (ret < 0) {
+            return ret;
+        }
+        part = MIN(size, available(c));
+        c->rpos += part;
+        size -= part;
+    }
+    return 0;
+}
+
+/* --- requests ---------------------------------------------------------------------------------- */
+
+/* Get the payload of a write. 0: it is there, or job->error is set and the stream is behind it. */
+static int co_receive_payload(struct nbd_connection *c, struct nbd_job *job)
+{
+    uint32_t length = job->rq.length;
+    int ret;
+
+    if (job->error) {
+        return co_drain(c, length);
+    }
+    c->bulk = length >= NBD_LARGE_WRITE;
+    if (available(c) >= length || !c->bulk) {
+        ret = co_fill(c, length);
+        job->payload = rbuf_bytes(c) + c->rpos;
+        job->rbuf = c->rbuf;
+        c->rbuf->refs++;
+        c->rpos += length;
+        return ret;
+    }
+    if (!bufpool_get(&c->worker->pool, length, &job->data)) {
+        job->error = ENOMEM;
+        return co_drain(c, length);
+    }
+    job->payload = job->data.data;
+    return co_fill_direct(c, job->data.data, length);
+}
+
+/* Whether it may be done at all, by the rules of the protocol; else job->error. */
+static void check(struct nbd_connection *c, struct nbd_job *job)
+{
+    const struct nbd_request *rq = &job->rq;
+    bool changes =
+        rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_TRIM || rq->type == NBD_CMD_WRITE_ZEROES;
+    unsigned flags = NBD_CMD_FLAG_FUA;
+
+    if (rq->type == NBD_CMD_FLUSH) {
+        return;
+    }
+    if (changes && !c->export->writable) {
+        job->error = EPERM;
+        job->reason = "Export is read-only";
+        return;
+    }
+    if (rq->type == NBD_CMD_READ || rq->type == NBD_CMD_WRITE) {
+        if (rq->length > NBD_MAX_BLOCK_SIZE) {
+            job->error = EINVAL;
+            job->reason = "Request is longer than 32 MiB";
+            return;
+        }
+    }
+    if (!range_fits(rq->offset, rq->length, c->export->size)) {
+        job->error =
+            rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_WRITE_ZEROES ? ENOSPC : EINVAL;
+        job->reason = "Request reaches beyond the end of the export";
+        return;
+    }
+    if (rq->type == NBD_CMD_READ && c->structured) {
+        flags |= NBD_CMD_FLAG_DF;
+    } else if (rq->type == NBD_CMD_WRITE_ZEROES) {
+        flags |= NBD_CMD_FLAG_NO_HOLE | NBD_CMD_FLAG_FAST_ZERO;
+    } else if (rq->type == NBD_CMD_BLOCK_STATUS) {
+        flags |= NBD_CMD_FLAG_REQ_ONE;
+    }
+    if (rq->flags & ~flags) {
+        job->error = EINVAL;
+        job->reason = "Flags that this command does not have";
+    }
+}
+
+/* Bytes that its buffers can take. */
+static size_t buffers_of(const struct nbd_connection *c, const struct nbd_request *rq)
+{
+    switch (rq->type) {
+    case NBD_CMD_READ:
+    case NBD_CMD_WRITE:
+        return MIN(rq->length, NBD_MAX_BLOCK_SIZE);
+    case NBD_CMD_BLOCK_STATUS:
+        if (rq->flags & NBD_CMD_FLAG_REQ_ONE) {
+            return 0;
+        }
+        return MIN(c->selection.selected * NBD_STATUS_EXTENTS_MAX * NBD_EXTENT_SIZE,
+                   NBD_MAX_BLOCK_SIZE);
+    default:
+        return 0;
+    }
+}
+
+/* One request, header at rpos. Negative: the client is done with. */
+static int co_next_request(struct nbd_connection *c)
+{
+    struct nbd_request rq;
+    struct nbd_job *job;
+    size_t bytes;
+    int ret;
+
+    if (!nbd_request_decode(rbuf_bytes(c) + c->rpos, &rq)) {
+        return -EPROTO;
+    }
+    if (rq.type == NBD_CMD_DISC) {
+        return -ESHUTDOWN;
+    }
+    bytes = buffers_of(c, &rq);
+    co_wait_for_room(c, bytes);
+    c->rpos += NBD_REQUEST_SIZE;
+    job = job_new(c, &rq);
+    if (!job) {
+        return -ENOMEM;
+    }
+    job->accounted = (uint32_t)bytes;
+    c->job_bytes += bytes;
+    check(c, job);
+    if (rq.type == NBD_CMD_WRITE) {
+        ret = co_receive_payload(c, job);
+        if (ret < 0) {
+            nbd_job_release(job);
+            return ret;
+        }
+    } else {
+        c->bulk = false;
+    }
+    if (job->error) {
+        co_fail(job, job->error, job->reason);
+    } else {
+        co_start(job);
+    }
+    return 0;
+}
+
+static void co_receive_all(struct nbd_connection *c)
+{
+    int ret = 0;
+
+    while (ret == 0 && !c->broken) {
+        if (available(c) < NBD_REQUEST_SIZE) {
+            nbd_reply_flush(c);
+            ret = co_fill(c, NBD_REQUEST_SIZE);
+        }
+        if (ret == 0) {
+            ret = co_next_request(c);
+        }
+    }
+}
+
+static void co_finish(struct nbd_connection *c)
+{
+    while (c->jobs > 0 || c->sender_running) {
+        co_wait_for_jobs(c);
+    }
+    while (c->flush.queued) {
+        co_reschedule();
+    }
+    while (!list_is_empty(&c->free_jobs)) {
+        struct nbd_job *job = LIST_FIRST(&c->free_jobs, struct nbd_job, link);
+
+        list_remove(&job->link);
+        free(job);
+    }
+    rbuf_unref(c, c->rbuf);
+}
+
+void nbd_connection_co_serve(struct nbd_connection *c)
+{
+    list_init(&c->free_jobs);
+    list_init(&c->replies);
+    nbd_reply_init(c);
+    c->rbuf = rbuf_new(c);
+    if (!c->rbuf) {
+        return;
+    }
+    co_receive_all(c);
+    co_finish(c);
+}

@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the server has to offer. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "nbd/server_internal.h"
+
+struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name)
+{
+    struct nbd_export *e;
+
+    LIST_FOREACH (e, &s->exports, link) {
+        if (strcmp(e->name, name) == 0) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+static int check_config(struct nbd_server *s, const struct nbd_export_config *config,
+                        struct error *err)
+{
+    if (strlen(config->name) > NBD_STRING_MAX) {
+        return error_set(err, EINVAL, "export name '%.40s...' too long", config->name);
+    }
+    if (config->description && strlen(config->description) > NBD_STRING_MAX) {
+        return error_set(err, EINVAL, "description '%.40s...' too long", config->description);
+    }
+    for (size_t i = 0; i < config->bitmap_count; i++) {
+        if (strlen(NBD_CONTEXT_DIRTY_BITMAP) + strlen(config->bitmaps[i]->name) > NBD_STRING_MAX) {
+            return error_set(err, EINVAL, "Bitmap name '%.40s...' too long",
+                             config->bitmaps[i]->name);
+        }
+        for (size_t j = 0; j < i; j++) {
+            if (strcmp(config->bitmaps[i]->name, config->bitmaps[j]->name) == 0) {
+                return error_set(err, EINVAL, "Bitmap name '%s' is given twice",
+                                 config->bitmaps[i]->name);
+            }
+        }
+    }
+    if (nbd_server_find_export(s, config->name)) {
+        return error_set(err, EEXIST, "NBD server already has export named '%s'", config->name);
+    }
+    return 0;
+}
+
+static uint16_t transmission_flags(const struct nbd_server *s, bool writable)
+{
+    unsigned flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE;
+
+    if (writable) {
+        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+    } else {
+        flags |= NBD_FLAG_READ_ONLY;
+    }
+    if (s->config.max_connections != 1) {
+        flags |= NBD_FLAG_CAN_MULTI_CONN;
+    }
+    return (uint16_t)flags;
+}
+
+static void release(struct nbd_export *e)
+{
+    free(e->name);
+    free(e->description);
+    free(e->bitmaps);
+    free(e);
+}
+
+int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
+                   struct nbd_export **ret, struct error *err)
+{
+    struct nbd_export *e;
+    int r = check_config(s, config, err);
+
+    if (r < 0) {
+        return r;
+    }
+    e = calloc(1, sizeof(*e));
+    if (!e) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    e->name = strdup(config->name);
+    e->description = config->description ? strdup(config->description) : NULL;
+    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(*e->bitmaps));
+    if (!e->name || (config->description && !e->description) || !e->bitmaps) {
+        release(e);
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; i < config->bitmap_count; i++) {
+        e->bitmaps[i] = config->bitmaps[i];
+    }
+    e->bitmap_count = config->bitmap_count;
+    e->server = s;
+    e->serial = s->next_serial++;
+    e->edge = block_root_edge(config->root);
+    e->size = block_node_size(block_root_node(config->root));
+    e->flags = transmission_flags(s, config->writable);
+    e->writable = config->writable;
+    e->writethrough = config->writethrough;
+    e->allocation_depth = config->allocation_depth;
+    e->reactor = config->reactor;
+    list_init(&e->clients);
+    list_append(&s->exports, &e->link);
+    *ret = e;
+    return 0;
+}
+
+void nbd_export_unpublish(struct nbd_export *e)
+{
+    list_remove(&e->link);
+}
+
+void nbd_export_co_free(struct nbd_export *e)
+{
+    struct nbd_connection *c;
+
+    nbd_export_unpublish(e);
+    LIST_FOREACH (c, &e->clients, export_link) {
+        shutdown(c->fd, SHUT_RDWR);
+    }
+    while (e->client_count > 0) {
+        e->free_waiter = co_self();
+        co_suspend();
+    }
+    release(e);
+}
+
+size_t nbd_export_client_count(const struct nbd_export *e)
+{
+    return e->client_count;
+}
+
+const char *nbd_export_name(const struct nbd_export *e)
+{
+    return e->name;
+}

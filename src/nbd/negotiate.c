@@ -1,0 +1,431 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The handshake: fixed newstyle, one option after the other, until the client chooses an export, gives up,
+ * breaks the protocol or runs out of time. Main reactor.
+ *
+ * Nothing a client says here costs more memory than NBD_OPTION_DATA_MAX.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "nbd/server_internal.h"
+
+/* What one option's handler says. Negative: drop the client. */
+enum verdict { NEXT_OPTION, BEGIN_TRANSMISSION };
+
+static int co_read(int fd, void *buf, size_t size)
+{
+    uint8_t *p = buf;
+
+    while (size > 0) {
+        ssize_t n = loop_co_recv(fd, p, size);
+
+        if (n <= 0) {
+            return n < 0 ? (int)n : -ECONNRESET;
+        }
+        p += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int co_skip(int fd, size_t size)
+{
+    uint8_t scrap[4096];
+
+    while (size > 0) {
+        ssize_t n = loop_co_recv(fd, scrap, MIN(size, sizeof(scrap)));
+
+        if (n <= 0) {
+            return n < 0 ? (int)n : -ECONNRESET;
+        }
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int co_write(int fd, const void *buf, size_t size)
+{
+    struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
+    struct msghdr msg = {.msg_iov = &vec, .msg_iovlen = 1};
+
+    while (vec.iov_len > 0) {
+        ssize_t n = loop_co_sendmsg(fd, &msg, MSG_NOSIGNAL);
+
+        if (n < 0) {
+            return (int)n;
+        }
+        vec.iov_base = (uint8_t *)vec.iov_base + n;
+        vec.iov_len -= (size_t)n;
+    }
+    return 0;
+}
+
+static int co_write_strbuf(struct nbd_connection *c, const struct strbuf *sb)
+{
+    return sb->failed ? -ENOMEM : co_write(c->fd, sb->data, sb->len);
+}
+
+static void put_reply(struct strbuf *out, uint32_t option, uint32_t type, const void *data,
+                      size_t size)
+{
+    uint8_t header[NBD_OPTION_REPLY_HEADER_SIZE];
+
+    nbd_option_reply_encode(header, option, type, (uint32_t)size);
+    strbuf_append(out, header, sizeof(header));
+    if (size > 0) {
+        strbuf_append(out, data, size);
+    }
+}
+
+static int co_reply(struct nbd_connection *c, uint32_t option, uint32_t type)
+{
+    STRBUF_AUTO(out);
+
+    put_reply(&out, option, type, NULL, 0);
+    return co_write_strbuf(c, &out);
+}
+
+__attribute__((format(printf, 4, 5))) static int
+co_refuse(struct nbd_connection *c, uint32_t option, uint32_t type, const char *fmt, ...)
+{
+    STRBUF_AUTO(out);
+    char text[256];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    put_reply(&out, option, type, text, strlen(text));
+    return co_write_strbuf(c, &out);
+}
+
+static int co_refuse_absent(struct nbd_connection *c, uint32_t option, const char *name)
+{
+    return co_refuse(c, option, NBD_REP_ERR_UNKNOWN, "export '%s' not present", name);
+}
+
+static uint16_t flags_for(const struct nbd_connection *c, const struct nbd_export *e)
+{
+    return (uint16_t)(e->flags | (c->structured ? NBD_FLAG_SEND_DF : 0));
+}
+
+/* Contexts hold for the export that they were selected for, and only after structured replies. */
+static void settle_selection(struct nbd_connection *c)
+{
+    if (c->selection.export_serial != c->export->serial) {
+        nbd_selection_clear(&c->selection);
+    }
+}
+
+static int co_export_name(struct nbd_connection *c, struct nbd_cursor *in)
+{
+    uint8_t reply[8 + 2 + NBD_EXPORT_NAME_ZEROES] = {0};
+    AUTO_FREE char *name = nbd_get_string_of(in, in->left);
+    struct nbd_export *e = name ? nbd_server_find_export(c->server, name) : NULL;
+    int ret;
+
+    /* There is no way to tell the client: the specification says to drop it. */
+    if (!e) {
+        return -ENOENT;
+    }
+    store_be64(reply, e->size);
+    store_be16(reply + 8, flags_for(c, e));
+    nbd_connection_attach(c, e);
+    settle_selection(c);
+    ret = co_write(c->fd, reply, c->no_zeroes ? 10 : sizeof(reply));
+    return ret < 0 ? ret : BEGIN_TRANSMISSION;
+}
+
+static int co_list(struct nbd_connection *c, struct nbd_cursor *in)
+{
+    STRBUF_AUTO(out);
+    struct nbd_export *e;
+
+    if (in->left > 0) {
+        return co_refuse(c, NBD_OPT_LIST, NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data");
+    }
+    LIST_FOREACH (e, &c->server->exports, link) {
+        STRBUF_AUTO(data);
+
+        nbd_put_string(&data, e->name);
+        if (e->description) {
+            strbuf_puts(&data, e->description);
+        }
+        if (data.failed) {
+            return -ENOMEM;
+        }
+        put_reply(&out, NBD_OPT_LIST, NBD_REP_SERVER, data.data, data.len);
+    }
+    put_reply(&out, NBD_OPT_LIST, NBD_REP_ACK, NULL, 0);
+    return co_write_strbuf(c, &out);
+}
+
+static void put_text_info(struct strbuf *out, uint32_t option, uint16_t info, const char *text)
+{
+    STRBUF_AUTO(data);
+
+    nbd_put_u16(&data, info);
+    strbuf_puts(&data, text);
+    if (data.failed) {
+        out->failed = true;
+        return;
+    }
+    put_reply(out, option, NBD_REP_INFO, data.data, data.len);
+}
+
+static void put_export_info(struct strbuf *out, uint32_t option, const struct nbd_connection *c,
+                            const struct nbd_export *e)
+{
+    uint8_t block_size[14], export[12];
+
+    store_be16(block_size, NBD_INFO_BLOCK_SIZE);
+    store_be32(block_size + 2, 1);
+    store_be32(block_size + 6, 4096);
+    store_be32(block_size + 10, NBD_MAX_BLOCK_SIZE);
+    put_reply(out, option, NBD_REP_INFO, block_size, sizeof(block_size));
+
+    store_be16(export, NBD_INFO_EXPORT);
+    store_be64(export + 2, e->size);
+    store_be16(export + 10, flags_for(c, e));
+    put_reply(out, option, NBD_REP_INFO, export, sizeof(export));
+    put_reply(out, option, NBD_REP_ACK, NULL, 0);
+}
+
+/* INFO and GO. */
+static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+{
+    AUTO_FREE char *name = nbd_get_string(in);
+    unsigned requests = nbd_get_u16(in);
+    bool want_name = false;
+    struct nbd_export *e;
+    STRBUF_AUTO(out);
+    int ret;
+
+    for (unsigned i = 0; i < requests && !in->failed; i++) {
+        want_name |= nbd_get_u16(in) == NBD_INFO_NAME;
+    }
+    if (in->failed || in->left > 0) {
+        return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed or its name too long",
+                         nbd_option_name(option));
+    }
+    e = nbd_server_find_export(c->server, name);
+    if (!e) {
+        return co_refuse_absent(c, option, name);
+    }
+    if (want_name) {
+        put_text_info(&out, option, NBD_INFO_NAME, e->name);
+    }
+    if (e->description) {
+        put_text_info(&out, option, NBD_INFO_DESCRIPTION, e->description);
+    }
+    put_export_info(&out, option, c, e);
+    if (out.failed) {
+        return -ENOMEM;
+    }
+    if (option == NBD_OPT_GO) {
+        nbd_connection_attach(c, e);
+        settle_selection(c);
+    }
+    ret = co_write_strbuf(c, &out);
+    if (ret < 0) {
+        return ret;
+    }
+    return option == NBD_OPT_GO ? BEGIN_TRANSMISSION : NEXT_OPTION;
+}
+
+static int co_structured_reply(struct nbd_connection *c, struct nbd_cursor *in)
+{
+    if (in->left > 0) {
+        return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
+                         "NBD_OPT_STRUCTURED_REPLY takes no data");
+    }
+    if (c->structured) {
+        return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
+                         "structured replies are negotiated already");
+    }
+    c->structured = true;
+    return co_reply(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK);
+}
+
+/* Queries of LIST/SET_META_CONTEXT into a selection. False if the data are malformed. */
+static bool parse_queries(struct nbd_cursor *in, const struct nbd_export *e, bool list,
+                          struct nbd_selection *sel)
+{
+    uint32_t queries = nbd_get_u32(in);
+
+    if (list && queries == 0 && !in->failed) {
+        nbd_selection_all(sel, e);
+    }
+    for (uint32_t i = 0; i < queries && !in->failed; i++) {
+        AUTO_FREE char *query = nbd_get_string(in);
+
+        if (query) {
+            nbd_selection_add(sel, e, query, list);
+        }
+    }
+    return !in->failed && in->left == 0;
+}
+
+static int put_contexts(struct strbuf *out, uint32_t option, const struct nbd_selection *sel,
+                        const struct nbd_export *e)
+{
+    STRBUF_AUTO(name);
+    STRBUF_AUTO(data);
+    uint32_t id;
+    bool selected;
+
+    for (size_t i = 0; nbd_selection_at(sel, e, i, &id, &selected, &name); i++) {
+        if (!selected) {
+            continue;
+        }
+        strbuf_clear(&data);
+        nbd_put_u32(&data, option == NBD_OPT_SET_META_CONTEXT ? id : 0);
+        strbuf_puts(&data, strbuf_str(&name));
+        if (data.failed || name.failed) {
+            return -ENOMEM;
+        }
+        put_reply(out, option, NBD_REP_META_CONTEXT, data.data, data.len);
+    }
+    put_reply(out, option, NBD_REP_ACK, NULL, 0);
+    return 0;
+}
+
+static int co_meta_context(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+{
+    bool list = option == NBD_OPT_LIST_META_CONTEXT;
+    AUTO_FREE char *name = NULL;
+    struct nbd_selection sel = {0};
+    struct nbd_export *e;
+    STRBUF_AUTO(out);
+    int ret;
+
+    if (!list) {
+        /* Whatever comes of it, an earlier selection is void. */
+        nbd_selection_clear(&c->selection);
+    }
+    if (!c->structured) {
+        return co_refuse(c, option, NBD_REP_ERR_INVALID,
+                         "%s needs structured replies to be negotiated first",
+                         nbd_option_name(option));
+    }
+    name = nbd_get_string(in);
+    if (!name) {
+        return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed or its name too long",
+                         nbd_option_name(option));
+    }
+    e = nbd_server_find_export(c->server, name);
+    if (!e) {
+        return co_refuse_absent(c, option, name);
+    }
+    ret = nbd_selection_init(&sel, e);
+    if (ret == 0 && !parse_queries(in, e, list, &sel)) {
+        nbd_selection_clear(&sel);
+        return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed",
+                         nbd_option_name(option));
+    }
+    if (ret == 0) {
+        ret = put_contexts(&out, option, &sel, e);
+    }
+    if (ret == 0 && !list) {
+        c->selection = sel;
+        sel = (struct nbd_selection){0};
+    }
+    nbd_selection_clear(&sel);
+    return ret < 0 ? ret : co_write_strbuf(c, &out);
+}
+
+static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+{
+    switch (option) {
+    case NBD_OPT_EXPORT_NAME:
+        return co_export_name(c, in);
+    case NBD_OPT_ABORT:
+        (void)co_reply(c, option, NBD_REP_ACK);
+        return -ECONNABORTED;
+    case NBD_OPT_LIST:
+        return co_list(c, in);
+    case NBD_OPT_INFO:
+    case NBD_OPT_GO:
+        return co_info(c, option, in);
+    case NBD_OPT_STRUCTURED_REPLY:
+        return co_structured_reply(c, in);
+    case NBD_OPT_LIST_META_CONTEXT:
+    case NBD_OPT_SET_META_CONTEXT:
+        return co_meta_context(c, option, in);
+    case NBD_OPT_STARTTLS:
+        return co_refuse(c, option, NBD_REP_ERR_POLICY, "TLS is not configured");
+    default:
+        return co_refuse(c, option, NBD_REP_ERR_UNSUP, "Unsupported option %u", option);
+    }
+}
+
+/* Read one option with its data and answer it. */
+static int co_next_option(struct nbd_connection *c, bool fixed)
+{
+    uint8_t header[NBD_OPTION_HEADER_SIZE];
+    AUTO_FREE uint8_t *data = NULL;
+    struct nbd_cursor in;
+    uint32_t option, length;
+    int ret = co_read(c->fd, header, sizeof(header));
+
+    if (ret < 0) {
+        return ret;
+    }
+    if (!nbd_option_header_decode(header, &option, &length)) {
+        return -EPROTO;
+    }
+    if (option == NBD_OPT_EXPORT_NAME ? length > NBD_STRING_MAX
+                                      : !fixed || length > NBD_OPTION_SKIP_MAX) {
+        return -EPROTO;
+    }
+    if (length > NBD_OPTION_DATA_MAX) {
+        ret = co_skip(c->fd, length);
+        return ret < 0 ? ret
+                       : co_refuse(c, option, NBD_REP_ERR_TOO_BIG, "%u bytes of data are too many",
+                                   length);
+    }
+    data = malloc(length + 1);
+    if (!data) {
+        return -ENOMEM;
+    }
+    ret = co_read(c->fd, data, length);
+    if (ret < 0) {
+        return ret;
+    }
+    in = (struct nbd_cursor){.data = data, .left = length};
+    return co_option(c, option, &in);
+}
+
+int nbd_connection_co_negotiate(struct nbd_connection *c)
+{
+    uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
+    uint32_t flags;
+    int ret;
+
+    store_be64(hello, NBD_MAGIC);
+    store_be64(hello + 8, NBD_OPTION_MAGIC);
+    store_be16(hello + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
+    ret = co_write(c->fd, hello, sizeof(hello));
+    if (ret == 0) {
+        ret = co_read(c->fd, answer, sizeof(answer));
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    flags = load_be32(answer);
+    if (flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
+        return -EPROTO;
+    }
+    c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
+    do {
+        ret = co_next_option(c, flags & NBD_FLAG_FIXED_NEWSTYLE);
+    } while (ret == NEXT_OPTION);
+    return ret < 0 ? ret : 0;
+}

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Replies: jobs that are done queue up, and leave in as few sendmsg() calls as the socket allows, once per
+ * turn of the reactor or when the receiver has gone through all that it had received.
+ *
+ * A reply is a vector of headers and payloads. This is also the place for payloads that are not in memory
+ * (a range of a file, to be sent with sendfile): an element of another kind ends the gathering in gather().
+ */
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "nbd/server_internal.h"
+
+#define GATHER_MAX 256 /* elements per sendmsg() */
+
+static void set_header(struct nbd_job *job, size_t size)
+{
+    job->iov = job->inline_iov;
+    job->iov[0] = (struct iovec){.iov_base = job->header, .iov_len = size};
+    job->iov_count = 1;
+    job->iov_next = 0;
+}
+
+void nbd_reply_set_done(struct nbd_job *job)
+{
+    if (job->conn->structured) {
+        struct nbd_chunk chunk = {.cookie = job->rq.cookie, .flags = NBD_CHUNK_FLAG_DONE};
+
+        nbd_chunk_encode(job->header, &chunk);
+        set_header(job, NBD_CHUNK_HEADER_SIZE);
+    } else {
+        nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
+        set_header(job, NBD_SIMPLE_REPLY_SIZE);
+    }
+}
+
+void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
+{
+    struct nbd_chunk chunk = {
+        .cookie = job->rq.cookie, .flags = NBD_CHUNK_FLAG_DONE, .type = NBD_CHUNK_ERROR};
+    uint32_t wire = nbd_error_from_errno(errnum);
+    size_t length;
+
+    if (!job->conn->structured) {
+        nbd_simple_reply_encode(job->header, wire, job->rq.cookie);
+        set_header(job, NBD_SIMPLE_REPLY_SIZE);
+        return;
+    }
+    if (!reason) {
+        reason = strerrordesc_np(errnum);
+    }
+    length = reason ? strlen(reason) : 0;
+    chunk.length = (uint32_t)(6 + length);
+    nbd_chunk_encode(job->header, &chunk);
+    store_be32(job->header + NBD_CHUNK_HEADER_SIZE, wire);
+    store_be16(job->header + NBD_CHUNK_HEADER_SIZE + 4, (uint16_t)length);
+    set_header(job, NBD_CHUNK_HEADER_SIZE + 6);
+    if (length > 0) {
+        /* The text is static. */
+        job->iov[1] = (struct iovec){.iov_base = (void *)(uintptr_t)reason, .iov_len = length};
+        job->iov_count = 2;
+    }
+}
+
+void nbd_reply_set_data(struct nbd_job *job)
+{
+    if (job->conn->structured) {
+        struct nbd_chunk chunk = {.cookie = job->rq.cookie,
+                                  .flags = NBD_CHUNK_FLAG_DONE,
+                                  .type = NBD_CHUNK_OFFSET_DATA,
+                                  .length = 8 + job->rq.length};
+
+        nbd_chunk_encode(job->header, &chunk);
+        store_be64(job->header + NBD_CHUNK_HEADER_SIZE, job->rq.offset);
+        set_header(job, NBD_CHUNK_HEADER_SIZE + 8);
+    } else {
+        nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
+        set_header(job, NBD_SIMPLE_REPLY_SIZE);
+    }
+    job->iov[1] = (struct iovec){.iov_base = job->data.data, .iov_len = job->rq.length};
+    job->iov_count = 2;
+}
+
+/* Elements of the queued replies, from the first unsent byte on. */
+static int gather(struct nbd_connection *c, struct iovec *out, int room)
+{
+    struct nbd_job *job;
+    int n = 0;
+
+    LIST_FOREACH (job, &c->replies, link) {
+        for (int i = job->iov_next; i < job->iov_count; i++) {
+            if (n == room) {
+                return n;
+            }
+            out[n++] = job->iov[i];
+        }
+    }
+    return n;
+}
+
+/* So many bytes have left: drop what is complete. */
+static void consume(struct nbd_connection *c, size_t sent)
+{
+    while (!list_is_empty(&c->replies)) {
+        struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
+
+        while (job->iov_next < job->iov_count) {
+            struct iovec *v = &job->iov[job->iov_next];
+            size_t part = MIN(sent, v->iov_len);
+
+            v->iov_base = (uint8_t *)v->iov_base + part;
+            v->iov_len -= part;
+            sent -= part;
+            if (v->iov_len > 0) {
+                return;
+            }
+            job->iov_next++;
+        }
+        list_remove(&job->link);
+        nbd_job_release(job);
+    }
+}
+
+static void drop_all(struct nbd_connection *c)
+{
+    while (!list_is_empty(&c->replies)) {
+        struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
+
+        list_remove(&job->link);
+        nbd_job_release(job);
+    }
+}
+
+/* 0: all sent. -EAGAIN: the socket is full. Other errors: the connection is lost. */
+static int send_some(struct nbd_connection *c)
+{
+    struct iovec vec[GATHER_MAX];
+
+    while (!list_is_empty(&c->replies)) {
+        struct msghdr msg = {.msg_iov = vec, .msg_iovlen = (size_t)gather(c, vec, GATHER_MAX)};
+        ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return errno == EWOULDBLOCK ? -EAGAIN : -errno;
+        }
+        consume(c, (size_t)n);
+    }
+    return 0;
+}
+
+static void give_up(struct nbd_connection *c)
+{
+    c->broken = true;
+    drop_all(c);
+    /* The receiver notices by this. */
+    shutdown(c->fd, SHUT_RDWR);
+}
+
+/* A coroutine for a socket that is full: goes on sending as it takes more. */
+static void sender(void *arg)
+{
+    struct nbd_connection *c = arg;
+    int ret = -EAGAIN;
+
+    while (ret == -EAGAIN) {
+        ret = loop_co_poll(c->fd, POLLOUT, -1);
+        ret = ret < 0 ? ret : send_some(c);
+    }
+    c->sender_running = false;
+    if (ret < 0) {
+        give_up(c);
+    }
+    if (c->waiter) {
+        struct co *co = c->waiter;
+
+        c->waiter = NULL;
+        co_wake(co);
+    }
+}
+
+void nbd_reply_flush(struct nbd_connection *c)
+{
+    int ret;
+
+    if (c->sender_running || list_is_empty(&c->replies)) {
+        return;
+    }
+    ret = c->broken ? -EPIPE : send_some(c);
+    if (ret == -EAGAIN) {
+        c->sender_running = true;
+        ret = co_spawn(reactor_home(c->worker->reactor), sender, c);
+        if (ret < 0) {
+            c->sender_running = false;
+        }
+    }
+    if (ret < 0) {
+        give_up(c);
+    }
+}
+
+static void flush_deferred(struct reactor_deferred *d)
+{
+    nbd_reply_flush(container_of(d, struct nbd_connection, flush));
+}
+
+void nbd_reply_init(struct nbd_connection *c)
+{
+    reactor_deferred_init(&c->flush, flush_deferred);
+}
+
+void nbd_reply_queue(struct nbd_job *job)
+{
+    struct nbd_connection *c = job->conn;
+
+    if (list_is_empty(&c->replies)) {
+        reactor_defer(&c->flush);
+    }
+    list_append(&c->replies, &job->link);
+}

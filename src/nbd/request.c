@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Requests of clients, carried out on the exported node. One coroutine each. */
+#include <errno.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "nbd/server_internal.h"
+
+/* Scratch of a read that is sent in chunks; lies in job->extra. */
+struct read_layout {
+    uint8_t headers[NBD_READ_CHUNKS_MAX + 1][32];
+    struct iovec iov[2 * (NBD_READ_CHUNKS_MAX + 1)];
+    unsigned chunks;
+};
+
+static int co_read_part(struct nbd_job *job, uint32_t from, uint32_t length)
+{
+    struct iovec vec;
+    struct iov iov = iov_from_buf(&vec, (uint8_t *)job->data.data + from, length);
+
+    return block_co_preadv(job->conn->export->edge, job->rq.offset + from, iov, 0);
+}
+
+static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uint32_t from,
+                      uint32_t length)
+{
+    uint8_t *h = l->headers[l->chunks++];
+    struct nbd_chunk chunk = {
+        .cookie = job->rq.cookie,
+        .type = hole ? NBD_CHUNK_OFFSET_HOLE : NBD_CHUNK_OFFSET_DATA,
+        .length = hole ? 12 : 8 + length,
+        .flags = from + length == job->rq.length ? NBD_CHUNK_FLAG_DONE : 0,
+    };
+
+    nbd_chunk_encode(h, &chunk);
+    store_be64(h + NBD_CHUNK_HEADER_SIZE, job->rq.offset + from);
+    if (hole) {
+        store_be32(h + NBD_CHUNK_HEADER_SIZE + 8, length);
+    }
+    job->iov[job->iov_count++] =
+        (struct iovec){.iov_base = h, .iov_len = NBD_CHUNK_HEADER_SIZE + (hole ? 12 : 8)};
+    if (!hole) {
+        job->iov[job->iov_count++] =
+            (struct iovec){.iov_base = (uint8_t *)job->data.data + from, .iov_len = length};
+    }
+}
+
+/* How far from `from` on it is all holes, or all data; in the last chunk the rest counts as data. */
+static int co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_t from,
+                       uint32_t *ret_length, bool *ret_hole)
+{
+    uint32_t length = 0;
+
+    *ret_hole = false;
+    if (l->chunks + 1 >= NBD_READ_CHUNKS_MAX) {
+        *ret_length = job->rq.length - from;
+        return 0;
+    }
+    while (from + length < job->rq.length) {
+        struct block_status st;
+        bool hole;
+        int ret =
+            block_co_status_above(job->conn->export->edge, NULL, job->rq.offset + from + length,
+                                  job->rq.length - from - length, &st, NULL);
+
+        if (ret < 0) {
+            return ret;
+        }
+        if (st.length == 0) {
+            *ret_length = job->rq.length - from;
+            return 0;
+        }
+        hole = st.flags & BLOCK_STATUS_ZERO;
+        if (length > 0 && hole != *ret_hole) {
+            break;
+        }
+        *ret_hole = hole;
+        length += (uint32_t)MIN(st.length, job->rq.length - from - length);
+    }
+    *ret_length = length;
+    return 0;
+}
+
+/* A large read: areas known to be zero are neither read nor sent. */
+static int co_read_sparse(struct nbd_job *job)
+{
+    struct bufpool *pool = &job->conn->worker->pool;
+    struct read_layout *l;
+    uint32_t from = 0;
+
+    if (!bufpool_get(pool, sizeof(*l), &job->extra)) {
+        return -ENOMEM;
+    }
+    l = job->extra.data;
+    l->chunks = 0;
+    job->iov = l->iov;
+    job->iov_count = job->iov_next = 0;
+    while (from < job->rq.length) {
+        uint32_t length;
+        bool hole;
+        int ret = co_next_run(job, l, from, &length, &hole);
+
+        if (ret == 0 && !hole) {
+            ret = co_read_part(job, from, length);
+        }
+        if (ret < 0) {
+            return ret;
+        }
+        add_chunk(job, l, hole, from, length);
+        from += length;
+    }
+    return 0;
+}
+
+static int co_read_request(struct nbd_job *job)
+{
+    const struct nbd_request *rq = &job->rq;
+    int ret;
+
+    if (rq->length == 0) {
+        nbd_reply_set_done(job);
+        return 0;
+    }
+    if (!bufpool_get(&job->conn->worker->pool, rq->length, &job->data)) {
+        return -ENOMEM;
+    }
+    if (job->conn->structured && rq->length >= NBD_SPARSE_READ && !(rq->flags & NBD_CMD_FLAG_DF)) {
+        return co_read_sparse(job);
+    }
+    ret = co_read_part(job, 0, rq->length);
+    if (ret == 0) {
+        nbd_reply_set_data(job);
+    }
+    return ret;
+}
+
+static int co_write_request(struct nbd_job *job, bool fua)
+{
+    struct iovec vec;
+    struct iov iov = iov_from_buf(&vec, job->payload, job->rq.length);
+
+    if (job->rq.length == 0) {
+        return 0;
+    }
+    return block_co_pwritev(job->conn->export->edge, job->rq.offset, iov, fua ? BLOCK_REQ_FUA : 0);
+}
+
+static int co_zeroes_request(struct nbd_job *job, bool fua)
+{
+    const struct nbd_request *rq = &job->rq;
+    unsigned flags = (fua ? BLOCK_REQ_FUA : 0) |
+                     (rq->flags & NBD_CMD_FLAG_NO_HOLE ? 0 : BLOCK_REQ_MAY_UNMAP) |
+                     (rq->flags & NBD_CMD_FLAG_FAST_ZERO ? BLOCK_REQ_NO_FALLBACK : 0);
+
+    if (rq->length == 0) {
+        return 0;
+    }
+    return block_co_write_zeroes(job->conn->export->edge, rq->offset, rq->length, flags);
+}
+
+static int co_trim_request(struct nbd_job *job, bool fua)
+{
+    struct block_edge *edge = job->conn->export->edge;
+    int ret = job->rq.length ? block_co_discard(edge, job->rq.offset, job->rq.length) : 0;
+
+    if (ret == 0 && fua) {
+        ret = block_co_flush(edge);
+    }
+    return ret;
+}
+
+/* Read ahead into caches, in parts that a buffer-less read can take. */
+static int co_cache_request(struct nbd_job *job)
+{
+    uint64_t offset = job->rq.offset, end = offset + job->rq.length;
+
+    while (offset < end) {
+        uint64_t length = MIN(end - offset, NBD_MAX_BLOCK_SIZE);
+        struct iov none = {.size = length};
+        int ret = block_co_preadv(job->conn->export->edge, offset, none, BLOCK_REQ_PREFETCH);
+
+        if (ret < 0) {
+            return ret;
+        }
+        offset += length;
+    }
+    return 0;
+}
+
+/* Commands without data in the reply. */
+static int co_plain_request(struct nbd_job *job)
+{
+    bool fua = (job->rq.flags & NBD_CMD_FLAG_FUA) || job->conn->export->writethrough;
+
+    switch (job->rq.type) {
+    case NBD_CMD_WRITE:
+        return co_write_request(job, fua);
+    case NBD_CMD_FLUSH:
+        return block_co_flush(job->conn->export->edge);
+    case NBD_CMD_TRIM:
+        return co_trim_request(job, fua);
+    case NBD_CMD_WRITE_ZEROES:
+        return co_zeroes_request(job, fua);
+    case NBD_CMD_CACHE:
+        return co_cache_request(job);
+    default:
+        job->reason = "Unknown command";
+        return -EINVAL;
+    }
+}
+
+void nbd_job_run(void *arg)
+{
+    struct nbd_job *job = arg;
+    int ret;
+
+    if (job->error) {
+        ret = -job->error;
+    } else if (job->rq.type == NBD_CMD_READ) {
+        ret = co_read_request(job);
+    } else if (job->rq.type == NBD_CMD_BLOCK_STATUS) {
+        ret = nbd_job_co_block_status(job);
+    } else {
+        ret = co_plain_request(job);
+        if (ret == 0) {
+            nbd_reply_set_done(job);
+        }
+    }
+    if (ret < 0) {
+        nbd_reply_set_error(job, -ret, job->reason);
+    }
+    nbd_reply_queue(job);
+}

@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Accepting clients, their limits, and their way from handshake to transmission to the end. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "nbd/server_internal.h"
+
+/*
+ * When there is no room, a client that has spent this long in its handshake makes way for the next: idle
+ * connections cannot lock out honest ones, and honest handshakes take milliseconds.
+ */
+#define HANDSHAKE_PATIENCE_NS 1000000000LL
+
+static void room_timer_fired(struct loop_timer *timer);
+
+int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret,
+                   struct error *err)
+{
+    struct nbd_server *s = calloc(1, sizeof(*s));
+
+    if (!s) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    s->config = *config;
+    s->listen_fd = -1;
+    s->next_serial = 1;
+    list_init(&s->exports);
+    list_init(&s->connections);
+    loop_timer_init(&s->room_timer, room_timer_fired);
+    *ret = s;
+    return 0;
+}
+
+size_t nbd_server_client_count(const struct nbd_server *s)
+{
+    return s->connection_count;
+}
+
+unsigned nbd_server_max_connections(const struct nbd_server *s)
+{
+    return s->config.max_connections;
+}
+
+static void wake_acceptor(struct nbd_server *s)
+{
+    if (s->acceptor_waiter) {
+        struct co *co = s->acceptor_waiter;
+
+        s->acceptor_waiter = NULL;
+        co_wake(co);
+    }
+}
+
+static void wake_stopper(struct nbd_server *s)
+{
+    if (s->stop_waiter && s->connection_count == 0 && !s->acceptor_running) {
+        struct co *co = s->stop_waiter;
+
+        s->stop_waiter = NULL;
+        co_wake(co);
+    }
+}
+
+static void room_timer_fired(struct loop_timer *timer)
+{
+    wake_acceptor(container_of(timer, struct nbd_server, room_timer));
+}
+
+static bool is_full(const struct nbd_server *s)
+{
+    return s->config.max_connections > 0 && s->connection_count >= s->config.max_connections;
+}
+
+static struct nbd_connection *oldest_handshake(struct nbd_server *s)
+{
+    struct nbd_connection *c;
+
+    LIST_FOREACH (c, &s->connections, link) {
+        if (c->in_handshake) {
+            return c;
+        }
+    }
+    return NULL;
+}
+
+/* Somebody waits in the backlog: return once there is room, or the server stops. */
+static void co_make_room(struct nbd_server *s)
+{
+    while (is_full(s) && !s->stopping) {
+        struct nbd_connection *idle = oldest_handshake(s);
+
+        if (idle) {
+            int64_t due = idle->since_ns + HANDSHAKE_PATIENCE_NS;
+
+            if (due <= loop_now_ns()) {
+                idle->in_handshake = false; /* don't choose it again */
+                shutdown(idle->fd, SHUT_RDWR);
+            } else {
+                loop_timer_arm(&s->room_timer, due);
+            }
+        }
+        s->acceptor_waiter = co_self();
+        co_suspend();
+    }
+    loop_timer_disarm(&s->room_timer);
+}
+
+static void tune_socket(int fd)
+{
+    int size = NBD_SOCKET_BUFFER;
+    int on = 1;
+
+    /* All of these only help; the socket works without. */
+    (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
+    (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
+    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
+}
+
+static void acceptor(void *arg)
+{
+    struct nbd_server *s = arg;
+
+    while (!s->stopping) {
+        int fd;
+        int ret = loop_co_poll(s->listen_fd, POLLIN, -1);
+
+        if (ret < 0 && ret != -EINTR) {
+            log_error("NBD server: waiting for clients: %s", strerror(-ret));
+            break;
+        }
+        co_make_room(s);
+        if (s->stopping) {
+            break;
+        }
+        fd = loop_co_accept(s->listen_fd);
+        if (fd == -ECANCELED) {
+            break;
+        }
+        if (fd < 0) {
+            /* Out of descriptors or memory: some will be free again. */
+            loop_co_sleep(10 * 1000000);
+            continue;
+        }
+        (void)nbd_server_add_client(s, fd);
+    }
+    close(s->listen_fd);
+    s->listen_fd = -1;
+    s->acceptor_running = false;
+    wake_stopper(s);
+}
+
+int nbd_server_listen(struct nbd_server *s, int fd, struct error *err)
+{
+    int ret;
+
+    s->listen_fd = fd;
+    s->acceptor_running = true;
+    ret = reactor_spawn(reactor_main(), acceptor, s);
+    if (ret < 0) {
+        s->listen_fd = -1;
+        s->acceptor_running = false;
+        return error_set_errno(err, -ret, "Could not start to accept NBD clients");
+    }
+    return 0;
+}
+
+static void handshake_timed_out(struct loop_timer *timer)
+{
+    struct nbd_connection *c = container_of(timer, struct nbd_connection, handshake_timer);
+
+    shutdown(c->fd, SHUT_RDWR);
+}
+
+void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
+{
+    c->export = e;
+    list_append(&e->clients, &c->export_link);
+    e->client_count++;
+}
+
+static void detach(struct nbd_connection *c)
+{
+    struct nbd_export *e = c->export;
+
+    if (!e) {
+        return;
+    }
+    list_remove(&c->export_link);
+    e->client_count--;
+    if (e->client_count == 0 && e->free_waiter) {
+        struct co *co = e->free_waiter;
+
+        e->free_waiter = NULL;
+        co_wake(co);
+    }
+}
+
+static void connection_gone(struct nbd_connection *c)
+{
+    struct nbd_server *s = c->server;
+    bool was_client = c->export != NULL;
+
+    detach(c);
+    list_remove(&c->link);
+    s->connection_count--;
+    close(c->fd);
+    nbd_selection_clear(&c->selection);
+    free(c);
+    if (was_client && s->config.on_disconnect) {
+        s->config.on_disconnect(s->config.arg, s->connection_count);
+    }
+    wake_acceptor(s);
+    wake_stopper(s);
+}
+
+static void serve_entry(void *arg)
+{
+    nbd_connection_co_serve(arg);
+}
+
+/* The life of a client, on the main reactor. */
+static void connection_main(void *arg)
+{
+    struct nbd_connection *c = arg;
+    struct nbd_server *s = c->server;
+    int ret;
+
+    if (s->config.handshake_seconds > 0) {
+        loop_timer_arm(&c->handshake_timer,
+                       loop_now_ns() + (int64_t)s->config.handshake_seconds * 1000000000LL);
+    }
+    ret = nbd_connection_co_negotiate(c);
+    c->in_handshake = false;
+    loop_timer_disarm(&c->handshake_timer);
+    if (ret == 0 && !s->stopping) {
+        c->worker = nbd_worker_pick(c->export->reactor, NULL);
+        if (c->worker) {
+            ret = loop_co_call_on(c->worker->reactor, serve_entry, c);
+            if (ret < 0) {
+                log_warning("NBD server: no room to serve a client: %s", strerror(-ret));
+            }
+        }
+    }
+    connection_gone(c);
+}
+
+int nbd_server_add_client(struct nbd_server *s, int fd)
+{
+    struct nbd_connection *c = s->stopping ? NULL : calloc(1, sizeof(*c));
+    int ret;
+
+    if (!c) {
+        close(fd);
+        return -ENOMEM;
+    }
+    tune_socket(fd);
+    c->server = s;
+    c->fd = fd;
+    c->since_ns = loop_now_ns();
+    c->in_handshake = true;
+    list_init(&c->export_link);
+    loop_timer_init(&c->handshake_timer, handshake_timed_out);
+    list_append(&s->connections, &c->link);
+    s->connection_count++;
+    ret = reactor_spawn(reactor_main(), connection_main, c);
+    if (ret < 0) {
+        connection_gone(c);
+    }
+    return ret;
+}
+
+void nbd_server_co_disconnect_all(struct nbd_server *s)
+{
+    struct nbd_connection *c;
+
+    s->stopping = true;
+    if (s->listen_fd >= 0) {
+        shutdown(s->listen_fd, SHUT_RDWR);
+    }
+    wake_acceptor(s);
+    LIST_FOREACH (c, &s->connections, link) {
+        shutdown(c->fd, SHUT_RDWR);
+    }
+    while (s->connection_count > 0 || s->acceptor_running) {
+        s->stop_waiter = co_self();
+        co_suspend();
+    }
+}
+
+void nbd_server_free(struct nbd_server *s)
+{
+    if (s) {
+        loop_timer_disarm(&s->room_timer);
+        free(s);
+    }
+}

@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The NBD server: clients, their handshake, their requests. Which nodes are exported, under which
+ * rules, is the business of the export layer.
+ *
+ * A client is accepted and negotiates on the main reactor, and then moves to an I/O reactor for the rest of
+ * its life. Everything in this header runs on the main reactor; `co_` functions yield.
+ *
+ *   accept -> HANDSHAKE (main reactor; timed) -> TRANSMISSION (I/O reactor) -> closed (main reactor)
+ *                  server.c  negotiate.c           connection.c request.c reply.c
+ */
+#ifndef TIDEMARK_NBD_SERVER_H
+#define TIDEMARK_NBD_SERVER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "block/bitmaps.h"
+#include "block/block.h"
+
+struct reactor;
+struct nbd_server;
+struct nbd_export;
+
+struct nbd_server_config {
+    unsigned max_connections;   /* further clients wait in the backlog; 0: no limit */
+    unsigned handshake_seconds; /* longer ones are dropped; 0: no limit */
+    /* A client that got as far as an export is gone; `left` clients remain. May be NULL; must not yield. */
+    void (*on_disconnect)(void *arg, size_t left);
+    void *arg;
+};
+
+/* -ENOMEM. */
+int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret,
+                   struct error *err);
+
+/* Accept clients from this listening socket (non-blocking) until the server stops. It is owned on success. */
+int nbd_server_listen(struct nbd_server *s, int fd, struct error *err);
+
+/* Serve a connected socket (non-blocking), which is owned in any case. -EAGAIN, -ENOMEM. */
+int nbd_server_add_client(struct nbd_server *s, int fd);
+
+/* Stop listening, disconnect everybody, wait until all are gone. No exports may be left afterwards. */
+void nbd_server_co_disconnect_all(struct nbd_server *s);
+/* After nbd_server_co_disconnect_all() and when all exports are freed. */
+void nbd_server_free(struct nbd_server *s);
+
+/* Clients now, in any phase. */
+size_t nbd_server_client_count(const struct nbd_server *s);
+unsigned nbd_server_max_connections(const struct nbd_server *s);
+
+/* What clients can ask for. Strings and the arrays are copied; root and bitmaps must outlive it. */
+struct nbd_export_config {
+    const char *name;
+    const char *description; /* NULL: none */
+    struct block_root *root;
+    bool writable;
+    bool writethrough;
+    bool allocation_depth;
+    struct block_bitmap *const *bitmaps;
+    size_t bitmap_count;
+    struct reactor *reactor; /* NULL: spread */
+};
+
+/* Publish. -EEXIST if the name is taken, -EINVAL if name or description are too long, -ENOMEM. */
+int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
+                   struct nbd_export **ret, struct error *err);
+/* New clients don't find it any more. */
+void nbd_export_unpublish(struct nbd_export *e);
+/* Disconnect its clients, wait until their requests have finished, release. Unpublishes. */
+void nbd_export_co_free(struct nbd_export *e);
+size_t nbd_export_client_count(const struct nbd_export *e);
+const char *nbd_export_name(const struct nbd_export *e);
+
+#endif

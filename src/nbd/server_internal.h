@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the files of the server share.
+ *
+ * Threads: server, exports' lists and everything of a connection up to the end of its handshake belong to the
+ * main reactor. From then on the part marked "transmission" belongs to the connection's I/O reactor, until
+ * nbd_connection_co_serve() has returned there. Other fields of an export don't change after it was made, so
+ * any thread reads them. The main reactor ends a connection by shutdown(2) of its socket, nothing else.
+ */
+#ifndef TIDEMARK_NBD_SERVER_INTERNAL_H
+#define TIDEMARK_NBD_SERVER_INTERNAL_H
+
+#include <sys/uio.h>
+
+#include "base/list.h"
+#include "block/gate.h"
+#include "loop/loop.h"
+#include "nbd/bufpool.h"
+#include "nbd/proto.h"
+#include "nbd/server.h"
+
+/* Per connection; at each limit the server stops reading from the socket. */
+#define NBD_JOBS_MAX 128
+#define NBD_JOB_BYTES_MAX (64u * 1024 * 1024)
+
+#define NBD_RECEIVE_BUFFER (256u * 1024)
+#define NBD_SOCKET_BUFFER (4 * 1024 * 1024)
+/* Payloads of writes from this size on are received straight into a buffer of their own. */
+#define NBD_LARGE_WRITE (64u * 1024)
+/* Reads from this size on ask for holes first, and send those as holes. */
+#define NBD_SPARSE_READ (64u * 1024)
+#define NBD_READ_CHUNKS_MAX 32
+/* Extents that one context reports at most for one request. */
+#define NBD_STATUS_EXTENTS_MAX 65536u
+
+/* Metadata context ids on the wire; bitmap i of the export has NBD_CONTEXT_ID_BITMAP + i. */
+#define NBD_CONTEXT_ID_BASE 0u
+#define NBD_CONTEXT_ID_DEPTH 1u
+#define NBD_CONTEXT_ID_BITMAP 2u
+
+/* An I/O reactor as the server sees it. Lives as long as the process. */
+struct nbd_worker {
+    struct reactor *reactor;
+    struct bufpool pool; /* touched on that reactor only */
+};
+
+struct nbd_server {
+    struct nbd_server_config config;
+    struct list exports;     /* of struct nbd_export: published ones */
+    struct list connections; /* of struct nbd_connection, oldest first */
+    size_t connection_count;
+    uint64_t next_serial; /* of exports */
+    int listen_fd;        /* -1: not listening */
+    bool stopping;
+    bool acceptor_running;
+    struct co *acceptor_waiter; /* the acceptor while it waits for room */
+    struct loop_timer room_timer;
+    struct co *stop_waiter; /* who waits for all to be gone */
+};
+
+struct nbd_export {
+    struct list link; /* in server->exports; unlinked: unpublished */
+    struct nbd_server *server;
+    uint64_t serial; /* never used twice, unlike addresses */
+    char *name;
+    char *description; /* NULL: none */
+    struct block_edge *edge;
+    uint64_t size; /* bytes */
+    uint16_t flags;
+    bool writable;
+    bool writethrough;
+    bool allocation_depth;
+    struct block_bitmap **bitmaps;
+    size_t bitmap_count;
+    struct reactor *reactor; /* NULL: spread */
+    struct list clients;     /* of struct nbd_connection.export_link; main reactor */
+    size_t client_count;
+    struct co *free_waiter; /* who waits for all clients to be gone */
+};
+
+/* The metadata contexts that a client selected. */
+struct nbd_selection {
+    uint64_t export_serial; /* of the export that they were selected for; 0: none */
+    bool base, depth;
+    bool *bitmaps; /* owned; one per bitmap of the export; NULL: none */
+    size_t bitmap_count;
+    size_t selected; /* how many are */
+};
+
+/* A receive buffer; write requests that arrived whole keep it until they are done. */
+struct nbd_rbuf {
+    unsigned refs;
+    struct pooled memory;
+};
+
+struct nbd_connection;
+
+/* A request in work, then its reply in the queue. */
+struct nbd_job {
+    struct list link; /* in the connection's free jobs, or in its replies */
+    struct nbd_connection *conn;
+    struct nbd_request rq;
+    uint32_t accounted;    /* bytes it counts for in conn->job_bytes */
+    uint8_t *payload;      /* of a write: in `data` or in `rbuf` */
+    struct nbd_rbuf *rbuf; /* reference; NULL: none */
+    struct pooled data;    /* read data or write payload */
+    struct pooled extra;   /* headers of many chunks, extents, error text */
+    int error;             /* positive errno to report without running it; see request.c */
+    const char *reason;    /* for that, a static string */
+
+    /* the reply: elements [iov_next, iov_count) are still to be sent */
+    uint8_t header[48];
+    struct iovec inline_iov[3];
+    struct iovec *iov; /* inline_iov, or in `extra` */
+    int iov_count, iov_next;
+};
+
+struct nbd_connection {
+    struct list link; /* in server->connections */
+    struct nbd_server *server;
+    int fd;
+    int64_t since_ns; /* when it was accepted */
+    struct loop_timer handshake_timer;
+    bool in_handshake;
+    bool structured;           /* structured replies were negotiated */
+    bool no_zeroes;            /* client flag */
+    struct nbd_export *export; /* NULL until one was chosen */
+    struct list export_link;   /* in export->clients */
+    struct nbd_selection selection;
+
+    /* --- transmission --- */
+    struct nbd_worker *worker;
+    struct list free_jobs;
+    unsigned jobs;       /* in work or in the queue of replies */
+    size_t job_bytes;    /* buffers that they hold */
+    struct list replies; /* of struct nbd_job, to be sent in this order */
+    struct reactor_deferred flush;
+    bool sender_running; /* a coroutine waits for the socket to take more */
+    bool broken;         /* sending failed: replies are dropped */
+    struct co *waiter;   /* the receiver while it waits for jobs to end */
+    struct nbd_rbuf *rbuf;
+    size_t rpos, rend;   /* received and not yet consumed, in rbuf */
+    bool bulk;           /* the last request was a large write: don't read ahead into rbuf */
+    unsigned busy_turns; /* receptions without a wait in between */
+};
+
+/* server.c */
+struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name);
+
+/* negotiate.c: 0 with c->export set and attached, or -errno when the client is to be dropped. */
+int nbd_connection_co_negotiate(struct nbd_connection *c);
+/* server.c: make it a client of the export. */
+void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e);
+
+/* meta.c */
+void nbd_selection_clear(struct nbd_selection *sel);
+/*
+ * Add to `sel` (made for export `e`) what the query names. In a list request the wildcards "base:", "qemu:"
+ * and "qemu:dirty-bitmap:" match all that begin so. Unknown queries select nothing.
+ */
+void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, const char *query,
+                       bool list);
+/* Empty, for `e`. -ENOMEM. */
+int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e);
+void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e);
+/* The i-th context of the export by wire id order, or NULL at the end; *ret_id, *ret_selected say more. `buf` holds the name. */
+bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
+                      uint32_t *ret_id, bool *ret_selected, struct strbuf *name);
+
+/* worker.c: the next worker in turn, or that of `r`. NULL with err set. Main reactor. */
+struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err);
+
+/* connection.c: serve until the client leaves. On the worker's reactor. Everything of the connection's transmission part is
+ * released when it returns. */
+void nbd_connection_co_serve(struct nbd_connection *c);
+/* A job is over: give back what it holds. */
+void nbd_job_release(struct nbd_job *job);
+
+/* request.c: coroutine of a job: carry it out and queue the reply. */
+void nbd_job_run(void *arg);
+
+/* status.c: answer BLOCK_STATUS. 0 with the reply made, or -errno. */
+int nbd_job_co_block_status(struct nbd_job *job);
+
+/* reply.c: make the reply of a job. Errors: `reason` may be NULL. */
+void nbd_reply_set_done(struct nbd_job *job);
+void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason);
+void nbd_reply_set_data(struct nbd_job *job);
+/* Queue it; it leaves with others at the end of the reactor's turn. */
+void nbd_reply_queue(struct nbd_job *job);
+/* Send what is queued now, as far as the socket takes it. */
+void nbd_reply_flush(struct nbd_connection *c);
+void nbd_reply_init(struct nbd_connection *c);
+
+#endif

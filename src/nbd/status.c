@@ -1,0 +1,230 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * NBD_CMD_BLOCK_STATUS: for each context that the client selected, a chunk of extents from the request's
+ * offset on. Extents of different contexts are cut where each context changes, not together.
+ *
+ *   job->extra  [ header, context id | extents ... ][ header, context id | extents ... ] ...
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "nbd/server_internal.h"
+
+#define CHUNK_HEAD (NBD_CHUNK_HEADER_SIZE + 4)
+
+/* The reply as it grows. */
+struct status_reply {
+    struct nbd_job *job;
+    size_t used;
+    size_t chunk;        /* where the current one begins */
+    unsigned max;        /* extents per context */
+    unsigned count;      /* in the current chunk */
+    uint32_t last_flags; /* of the extent that may still grow */
+    uint64_t last_length;
+};
+
+/* Room for `more` bytes; grows by copying into a buffer twice as large. */
+static int reserve(struct status_reply *r, size_t more)
+{
+    struct bufpool *pool = &r->job->conn->worker->pool;
+    struct pooled *have = &r->job->extra;
+    struct pooled larger;
+
+    if (have->data && r->used + more <= pooled_size(have)) {
+        return 0;
+    }
+    if (!bufpool_get(pool, have->data ? 2 * pooled_size(have) : more, &larger)) {
+        return -ENOMEM;
+    }
+    if (have->data) {
+        memcpy(larger.data, have->data, r->used);
+        bufpool_put(pool, have);
+    }
+    *have = larger;
+    return 0;
+}
+
+static uint8_t *at(struct status_reply *r, size_t offset)
+{
+    return (uint8_t *)r->job->extra.data + offset;
+}
+
+static int begin_chunk(struct status_reply *r, uint32_t context)
+{
+    int ret = reserve(r, CHUNK_HEAD);
+
+    if (ret < 0) {
+        return ret;
+    }
+    r->chunk = r->used;
+    store_be32(at(r, r->chunk + NBD_CHUNK_HEADER_SIZE), context);
+    r->used += CHUNK_HEAD;
+    r->count = 0;
+    r->last_length = 0;
+    return 0;
+}
+
+static int put_last(struct status_reply *r)
+{
+    int ret = reserve(r, NBD_EXTENT_SIZE);
+
+    if (ret < 0) {
+        return ret;
+    }
+    store_be32(at(r, r->used), (uint32_t)r->last_length);
+    store_be32(at(r, r->used + 4), r->last_flags);
+    r->used += NBD_EXTENT_SIZE;
+    r->count++;
+    return 0;
+}
+
+/* Add an extent, joined to the one before if that has the same flags. 1: the chunk is full. */
+static int add_extent(struct status_reply *r, uint64_t length, uint32_t flags)
+{
+    int ret;
+
+    if (r->last_length > 0 && r->last_flags == flags) {
+        r->last_length += length;
+        return 0;
+    }
+    if (r->last_length > 0) {
+        ret = put_last(r);
+        if (ret < 0) {
+            return ret;
+        }
+        if (r->count == r->max) {
+            r->last_length = 0;
+            return 1;
+        }
+    }
+    r->last_length = length;
+    r->last_flags = flags;
+    return 0;
+}
+
+static int end_chunk(struct status_reply *r, bool done)
+{
+    struct nbd_chunk chunk = {
+        .cookie = r->job->rq.cookie,
+        .type = NBD_CHUNK_BLOCK_STATUS,
+        .flags = done ? NBD_CHUNK_FLAG_DONE : 0,
+    };
+    int ret = r->last_length > 0 ? put_last(r) : 0;
+
+    chunk.length = (uint32_t)(r->used - r->chunk - NBD_CHUNK_HEADER_SIZE);
+    nbd_chunk_encode(at(r, r->chunk), &chunk);
+    return ret;
+}
+
+/* base:allocation or qemu:allocation-depth. */
+static int co_add_allocation(struct status_reply *r, bool want_depth)
+{
+    const struct nbd_request *rq = &r->job->rq;
+    uint64_t offset = rq->offset, end = offset + rq->length;
+
+    while (offset < end) {
+        struct block_status st;
+        uint32_t flags;
+        int depth, ret;
+
+        ret = block_co_status_above(r->job->conn->export->edge, NULL, offset, end - offset, &st,
+                                    &depth);
+        if (ret < 0) {
+            return ret;
+        }
+        if (st.length == 0 || st.length > end - offset) {
+            return -EIO;
+        }
+        if (want_depth) {
+            flags = (uint32_t)depth;
+        } else {
+            flags = (st.flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
+                    (st.flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
+        }
+        ret = add_extent(r, st.length, flags);
+        if (ret != 0) {
+            return ret < 0 ? ret : 0;
+        }
+        offset += st.length;
+    }
+    return 0;
+}
+
+/* A bitmap may be shorter than the export (it can lie in a backing node): clean beyond its end. */
+static int add_bitmap(struct status_reply *r, const struct dirty_bitmap *bits)
+{
+    const struct nbd_request *rq = &r->job->rq;
+    uint64_t offset = rq->offset, end = offset + rq->length;
+    uint64_t size = dirty_bitmap_size(bits);
+
+    while (offset < end) {
+        uint64_t length = end - offset;
+        bool dirty = offset < size && dirty_bitmap_status(bits, offset, end, &length);
+        int ret = add_extent(r, length, dirty ? NBD_STATE_DIRTY : 0);
+
+        if (ret != 0) {
+            return ret < 0 ? ret : 0;
+        }
+        offset += length;
+    }
+    return 0;
+}
+
+static int co_add_context(struct status_reply *r, uint32_t id, bool last)
+{
+    const struct nbd_export *e = r->job->conn->export;
+    int ret = begin_chunk(r, id);
+
+    if (ret == 0) {
+        ret = id < NBD_CONTEXT_ID_BITMAP
+                  ? co_add_allocation(r, id == NBD_CONTEXT_ID_DEPTH)
+                  : add_bitmap(r, e->bitmaps[id - NBD_CONTEXT_ID_BITMAP]->bits);
+    }
+    return ret < 0 ? ret : end_chunk(r, last);
+}
+
+static bool is_selected(const struct nbd_selection *sel, uint32_t id)
+{
+    if (id == NBD_CONTEXT_ID_BASE) {
+        return sel->base;
+    }
+    return id == NBD_CONTEXT_ID_DEPTH ? sel->depth : sel->bitmaps[id - NBD_CONTEXT_ID_BITMAP];
+}
+
+int nbd_job_co_block_status(struct nbd_job *job)
+{
+    const struct nbd_selection *sel = &job->conn->selection;
+    struct status_reply r = {
+        .job = job,
+        .max = job->rq.flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS_MAX,
+    };
+    size_t left = sel->selected;
+
+    if (left == 0) {
+        job->reason = "No metadata context was selected for this export";
+        return -EINVAL;
+    }
+    if (job->rq.length == 0) {
+        job->reason = "Block status of no bytes";
+        return -EINVAL;
+    }
+    for (uint32_t id = 0; left > 0; id++) {
+        int ret;
+
+        if (!is_selected(sel, id)) {
+            continue;
+        }
+        left--;
+        ret = co_add_context(&r, id, left == 0);
+        if (ret < 0) {
+            return ret;
+        }
+    }
+    job->iov = job->inline_iov;
+    job->iov[0] = (struct iovec){.iov_base = job->extra.data, .iov_len = r.used};
+    job->iov_count = 1;
+    job->iov_next = 0;
+    return 0;
+}
