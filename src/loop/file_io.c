@@ -1,5 +1,28 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* File I/O: what is tried on the spot, and what the engine does. */
+/*
+ * File I/O: what is tried on the spot, and what the engine does.
+ *
+ * Measured on Linux 6.18, ext4, all in the page cache (bench/micro/bench_file_io), in us of processor
+ * time for one operation; depth is the number of coroutines that do them:
+ *
+ *                                       inline    io_uring    pool
+ *     read 4k, depth 1                    1.04        1.5
+ *     read 4k, depth 32                   1.04        1.01
+ *     overwrite 4k, depth 1               1.5         5.9      10.7
+ *     overwrite 4k, depth 32              1.4         3.0      17.5
+ *     overwrite 64k, depth 1             12          17        21
+ *     overwrite 64k, depth 32            12          27        36
+ *     overwrite 1M, depth 1             183         194       191
+ *     overwrite 1M, depth 32            228         259       292
+ *
+ * Reads: inline with RWF_NOWAIT, which never waits for the disk. Batching saves as much at depth 32 as
+ * the ring's own work costs.
+ *
+ * Writes: ext4 does not take RWF_NOWAIT for a buffered write, and io_uring hands each to a worker
+ * thread. So a write is done inline while that is short, below some 50 us. When the kernel
+ * throttles writers to a slow disk such a call may sleep; the one that did is noticed, and the next
+ * ones of this reactor go by the engine, so that the reactor's other disks don't wait.
+ */
 #include <assert.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +34,7 @@
 #define FD_USES 64
 
 /* A buffered write up to this size is tried inline; a longer one is left to another processor. */
-#define INLINE_WRITE_MAX (64 * 1024)
+#define INLINE_WRITE_MAX (256 * 1024)
 #define STALL_NS INT64_C(2000000)
 #define INLINE_BAR_MIN 256
 #define INLINE_BAR_MAX 65536
