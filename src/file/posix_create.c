@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Making files. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "file/posix_file.h"
+#include "loop/loop.h"
+
+/* What a format probe looks at is cleared on a device. */
+#define DEVICE_HEAD 4096
+
+const struct block_option_desc posix_file_create_options[] = {
+    {"size", "size", "Virtual disk size"},
+    {"preallocation", "str", "Preallocation mode (allowed values: off, falloc, full)"},
+    {"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"},
+    {NULL, NULL, NULL},
+};
+
+struct create_options {
+    int prealloc; /* enum block_prealloc */
+    bool nocow;
+};
+
+struct create_call {
+    const char *path;
+    bool nocow;
+    bool created; /* there was none before */
+    int fd;
+    struct stat st;
+};
+
+static int take_options(struct options *opts, struct create_options *ret, struct error *err)
+{
+    static const char *const names[] = {"off", "falloc", "full", NULL};
+    static const int modes[] = {BLOCK_PREALLOC_OFF, BLOCK_PREALLOC_FALLOC, BLOCK_PREALLOC_FULL};
+    int mode, r;
+
+    if ((r = options_take_enum(opts, "preallocation", names, 0, &mode, err)) < 0 ||
+        (r = options_take_bool(opts, "nocow", false, &ret->nocow, err)) < 0) {
+        return r;
+    }
+    ret->prealloc = modes[mode];
+    /* Before anything is made: a misspelt option must not cost an image. */
+    return options_check_empty(opts, "A raw file", err);
+}
+
+static int create_blocking(void *arg)
+{
+    struct create_call *c = arg;
+    /* O_NONBLOCK: see the opening of images. Contents are kept until the locks are had. */
+    int flags = O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
+
+    c->fd = open(c->path, flags | O_CREAT | O_EXCL, 0644);
+    c->created = c->fd >= 0;
+    if (c->fd < 0 && errno == EEXIST) {
+        c->fd = open(c->path, flags);
+    }
+    if (c->fd < 0) {
+        return -errno;
+    }
+    if (fstat(c->fd, &c->st) < 0 || fcntl(c->fd, F_SETFL, O_RDWR) < 0) {
+        int saved = errno;
+
+        close(c->fd);
+        return -saved;
+    }
+    if (c->nocow) {
+        int attributes;
+
+        /* Only file systems that copy on write have it, and it matters on no other. */
+        if (ioctl(c->fd, FS_IOC_GETFLAGS, &attributes) == 0) {
+            attributes |= FS_NOCOW_FL;
+            (void)!ioctl(c->fd, FS_IOC_SETFLAGS, &attributes);
+        }
+    }
+    return 0;
+}
+
+static int co_fill_regular(const struct create_call *c, uint64_t size, int prealloc,
+                           struct error *err)
+{
+    int r = posix_file_co_resize(c->fd, c->path, 0, BLOCK_PREALLOC_OFF, err);
+
+    return r < 0 ? r : posix_file_co_resize(c->fd, c->path, size, prealloc, err);
+}
+
+static int co_fill_device(const struct create_call *c, uint64_t size, int prealloc,
+                          struct error *err)
+{
+    static const uint8_t zeroes[DEVICE_HEAD];
+    struct iovec vec = {.iov_base = (void *)(uintptr_t)zeroes, .iov_len = sizeof(zeroes)};
+    uint64_t device_size;
+    ssize_t n;
+    int r = posix_file_size(c->fd, true, &device_size);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not get the size of '%s'", c->path);
+    }
+    if (prealloc != BLOCK_PREALLOC_OFF) {
+        return error_set(err, ENOTSUP, "'%s' is a device: there is nothing to preallocate",
+                         c->path);
+    }
+    if (device_size < size) {
+        return error_set(err, ENOSPC, "Device '%s' has %" PRIu64 " bytes, %" PRIu64 " are needed",
+                         c->path, device_size, size);
+    }
+    if (device_size >= sizeof(zeroes)) {
+        n = loop_co_pwritev(c->fd, &vec, 1, 0, 0);
+        if (n < 0) {
+            return error_set_errno(err, (int)-n, "Could not clear the head of '%s'", c->path);
+        }
+    }
+    return 0;
+}
+
+static int co_fill(struct create_call *c, uint64_t size, int prealloc, struct error *err)
+{
+    struct image_lock lock = {.fd = c->fd};
+    int r = 0;
+
+    if (!S_ISREG(c->st.st_mode) && !S_ISBLK(c->st.st_mode)) {
+        return error_set(err, EINVAL, "'%s' is neither a regular file nor a block device", c->path);
+    }
+    if (image_lock_is_supported(c->fd)) {
+        r = image_lock_set(&lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                           BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE, c->path, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    return S_ISREG(c->st.st_mode) ? co_fill_regular(c, size, prealloc, err)
+                                  : co_fill_device(c, size, prealloc, err);
+}
+
+int posix_file_co_create(const char *filename, uint64_t size, struct options *opts,
+                         struct error *err)
+{
+    struct create_options o;
+    struct create_call c = {.path = filename};
+    int r;
+
+    if (block_driver_of_filename(filename)) {
+        c.path = strchr(filename, ':') + 1;
+    }
+    r = take_options(opts, &o, err);
+    if (r < 0) {
+        return r;
+    }
+    c.nocow = o.nocow;
+    r = loop_co_offload(create_blocking, &c);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not create '%s'", c.path);
+    }
+    r = co_fill(&c, size, o.prealloc, err);
+    if (r < 0 && c.created) {
+        unlink(c.path);
+    }
+    close(c.fd);
+    return r;
+}

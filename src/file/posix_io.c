@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Read, write and flush of files and block devices. The first lines of each are the hot path. */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+
+#include "base/checked.h"
+#include "file/posix_file.h"
+#include "loop/loop.h"
+
+/* --- what is left of a vector ---------------------------------------------------------------------- */
+
+/* A place in a vector, and the part of it that one system call takes. */
+struct iov_cursor {
+    struct iov iov;
+    int index;     /* element */
+    size_t within; /* bytes of it that are done */
+    size_t done;   /* bytes of the whole */
+    struct iovec rest;
+};
+
+static void advance(struct iov_cursor *c, size_t bytes)
+{
+    c->done += bytes;
+    c->within += bytes;
+    while (c->index < c->iov.count && c->within >= c->iov.vec[c->index].iov_len) {
+        c->within -= c->iov.vec[c->index].iov_len;
+        c->index++;
+    }
+}
+
+/* The rest of an element that was begun goes alone, so that the caller's array needs no copy. */
+static const struct iovec *next_part(struct iov_cursor *c, int *ret_count)
+{
+    const struct iovec *v = &c->iov.vec[c->index];
+
+    if (c->within == 0) {
+        *ret_count = MIN(c->iov.count - c->index, IOV_MAX);
+        return v;
+    }
+    c->rest = (struct iovec){
+        .iov_base = (char *)v->iov_base + c->within,
+        .iov_len = v->iov_len - c->within,
+    };
+    *ret_count = 1;
+    return &c->rest;
+}
+
+/* --- read ------------------------------------------------------------------------------------------ */
+
+/* `done` bytes have been read. Where a file has become shorter than its node, it reads as zeroes. */
+static int co_read_rest(struct posix_file *f, uint64_t offset, struct iov iov, size_t done)
+{
+    struct iov_cursor c = {.iov = iov};
+
+    advance(&c, done);
+    while (c.done < iov.size) {
+        const struct iovec *vec;
+        ssize_t n = 0;
+        int count;
+
+        /* O_DIRECT stops within a block only at the end of the file. */
+        if (is_aligned(c.done, f->block_size)) {
+            vec = next_part(&c, &count);
+            n = loop_co_preadv(f->fd, vec, count, offset + c.done);
+        }
+        if (n < 0) {
+            return (int)n;
+        }
+        if (n == 0) {
+            if (f->is_device) {
+                return -EIO;
+            }
+            iov_fill(iov, c.done, 0, iov.size - c.done);
+            return 0;
+        }
+        advance(&c, (size_t)n);
+    }
+    return 0;
+}
+
+struct prefetch_call {
+    int fd;
+    uint64_t offset, length;
+};
+
+static int prefetch(void *arg)
+{
+    const struct prefetch_call *c = arg;
+
+    return -posix_fadvise(c->fd, (off_t)c->offset, (off_t)c->length, POSIX_FADV_WILLNEED);
+}
+
+int posix_file_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct posix_file *f = node->opaque;
+    ssize_t n = 0;
+
+    if (__builtin_expect(flags & BLOCK_REQ_PREFETCH, false)) {
+        struct prefetch_call c = {f->fd, offset, iov.size};
+
+        return loop_co_offload(prefetch, &c);
+    }
+    if (__builtin_expect(iov.count <= IOV_MAX, true)) {
+        n = loop_co_preadv(f->fd, iov.vec, iov.count, offset);
+        if (__builtin_expect(n == (ssize_t)iov.size, true)) {
+            return 0;
+        }
+        if (n < 0) {
+            return (int)n;
+        }
+    }
+    return co_read_rest(f, offset, iov, (size_t)n);
+}
+
+/* --- write ----------------------------------------------------------------------------------------- */
+
+static int co_write_rest(struct posix_file *f, uint64_t offset, struct iov iov, size_t done,
+                         unsigned io_flags)
+{
+    struct iov_cursor c = {.iov = iov};
+
+    advance(&c, done);
+    while (c.done < iov.size) {
+        const struct iovec *vec;
+        ssize_t n;
+        int count;
+
+        vec = next_part(&c, &count);
+        n = loop_co_pwritev(f->fd, vec, count, offset + c.done, io_flags);
+        if (n < 0) {
+            return (int)n;
+        }
+        if (n == 0) {
+            return -EIO;
+        }
+        advance(&c, (size_t)n);
+    }
+    return 0;
+}
+
+static int co_write_all(struct posix_file *f, uint64_t offset, struct iov iov, unsigned io_flags)
+{
+    ssize_t n = 0;
+
+    if (__builtin_expect(iov.count <= IOV_MAX, true)) {
+        n = loop_co_pwritev(f->fd, iov.vec, iov.count, offset, io_flags);
+        if (__builtin_expect(n == (ssize_t)iov.size, true)) {
+            return 0;
+        }
+        if (n < 0) {
+            return (int)n;
+        }
+    }
+    return co_write_rest(f, offset, iov, (size_t)n, io_flags);
+}
+
+static void fail_flushes(struct sync_group *g, int error)
+{
+    pthread_mutex_lock(&g->guard);
+    g->error = g->error ? g->error : error;
+    pthread_mutex_unlock(&g->guard);
+}
+
+/*
+ * A write that is to be stable failed. The kernel has told of the failure of what it was to write back, maybe of
+ * other data too, and will not again: flushes must fail as after a failed fdatasync (write ordering rule 10). Only a
+ * lack of space is mostly met before anything was synced: then a plain write fails likewise.
+ */
+static int co_stable_write_failed(struct posix_file *f, uint64_t offset, struct iov iov, int error)
+{
+    if (error == -ENOSPC || error == -EDQUOT || error == -EFBIG) {
+        int r = co_write_all(f, offset, iov, 0);
+
+        if (r < 0) {
+            return r;
+        }
+    }
+    fail_flushes(&f->sync, error);
+    return error;
+}
+
+int posix_file_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct posix_file *f = node->opaque;
+    bool stable = (flags & BLOCK_REQ_FUA) && !node->cache_no_flush;
+    int r = co_write_all(f, offset, iov, stable ? LOOP_IO_DSYNC : 0);
+
+    if (__builtin_expect(r < 0 && stable, false)) {
+        r = co_stable_write_failed(f, offset, iov, r);
+    }
+    return r;
+}
+
+/* --- flush ----------------------------------------------------------------------------------------- */
+
+void sync_group_init(struct sync_group *g)
+{
+    pthread_mutex_init(&g->guard, NULL);
+    co_queue_init(&g->waiters);
+}
+
+void sync_group_destroy(struct sync_group *g)
+{
+    pthread_mutex_destroy(&g->guard);
+}
+
+/* Run the next fdatasync. The guard is held, but not meanwhile. */
+static void co_sync_locked(struct sync_group *g, int fd)
+{
+    uint64_t number = ++g->started;
+    int r;
+
+    g->running = true;
+    pthread_mutex_unlock(&g->guard);
+    r = loop_co_fdatasync(fd);
+    pthread_mutex_lock(&g->guard);
+    g->running = false;
+    g->done = number;
+    if (r < 0 && !g->error) {
+        g->error = r;
+    }
+    co_queue_wake_all(&g->waiters);
+}
+
+int posix_file_co_flush(struct block_node *node)
+{
+    struct posix_file *f = node->opaque;
+    struct sync_group *g = &f->sync;
+    uint64_t wanted;
+    int r;
+
+    if (node->cache_no_flush) {
+        return 0;
+    }
+    pthread_mutex_lock(&g->guard);
+    /* One that runs already may have passed by what was written since it began. */
+    wanted = g->started + 1;
+    while (g->done < wanted && !g->error) {
+        if (g->running) {
+            co_queue_wait_release(&g->waiters, &g->guard);
+            pthread_mutex_lock(&g->guard);
+        } else {
+            co_sync_locked(g, f->fd);
+        }
+    }
+    r = g->error;
+    pthread_mutex_unlock(&g->guard);
+    return r;
+}

@@ -1,0 +1,366 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening and closing files and block devices, their options, alignment and locks. */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "file/posix_file.h"
+#include "loop/loop.h"
+
+#define DIRECT_ALIGNMENT_MAX 4096
+/* Longest O_DIRECT request: the kernel pins its pages. */
+#define DIRECT_MAX_TRANSFER (16 * MiB)
+
+enum locking { LOCKING_AUTO, LOCKING_ON, LOCKING_OFF };
+
+struct open_options {
+    char *filename;
+    int locking;
+};
+
+/* --- options ------------------------------------------------------------------------------------- */
+
+int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err)
+{
+    const char *colon = strchr(filename, ':');
+    const char *path = colon ? colon + 1 : filename;
+
+    if (!path[0]) {
+        return error_set(err, EINVAL, "'%s' does not name a file", filename);
+    }
+    options_set_str(opts, "filename", path);
+    return 0;
+}
+
+static int take_options(struct options *opts, struct open_options *ret, struct error *err)
+{
+    static const char *const locking_names[] = {"auto", "on", "off", NULL};
+    static const char *const aio_names[] = {"threads", "native", "io_uring", NULL};
+    bool ignored_bool;
+    int ignored, r;
+
+    /* How I/O is done and whether caches are dropped on migration makes no difference here. */
+    if ((r = options_take_str(opts, "filename", &ret->filename, err)) < 0 ||
+        (r = options_take_enum(opts, "locking", locking_names, LOCKING_AUTO, &ret->locking, err)) <
+            0 ||
+        (r = options_take_enum(opts, "aio", aio_names, 0, &ignored, err)) < 0 ||
+        (r = options_take_bool(opts, "drop-cache", true, &ignored_bool, err)) < 0 ||
+        (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored_bool, err)) < 0) {
+        return r;
+    }
+    if (!ret->filename || !ret->filename[0]) {
+        return error_set(err, EINVAL, "The option 'filename' is missing");
+    }
+    return 0;
+}
+
+/* --- open, on the offload pool --------------------------------------------------------------------- */
+
+/* In and out of the function that may block. */
+struct open_call {
+    const char *filename;
+    bool writable, may_fall_back, direct;
+    int fd;
+    bool fell_back; /* opened read-only instead */
+    struct stat st;
+};
+
+static int open_flags(const struct open_call *c, bool writable)
+{
+    /* O_NONBLOCK: a FIFO must not hold us up before it can be refused. */
+    return (writable ? O_RDWR : O_RDONLY) | (c->direct ? O_DIRECT : 0) | O_CLOEXEC | O_NOCTTY |
+           O_NONBLOCK;
+}
+
+static bool is_refusal_to_write(int errnum)
+{
+    return errnum == EACCES || errnum == EROFS || errnum == EPERM;
+}
+
+static int open_blocking(void *arg)
+{
+    struct open_call *c = arg;
+    int fd = open(c->filename, open_flags(c, c->writable));
+    int flags;
+
+    if (fd < 0 && c->writable && c->may_fall_back && is_refusal_to_write(errno)) {
+        fd = open(c->filename, open_flags(c, false));
+        c->fell_back = fd >= 0;
+    }
+    if (fd < 0) {
+        return -errno;
+    }
+    flags = fcntl(fd, F_GETFL);
+    if (fstat(fd, &c->st) < 0 || flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
+        int saved = errno;
+
+        close(fd);
+        return -saved;
+    }
+    c->fd = fd;
+    return 0;
+}
+
+static const char *kind_of(mode_t mode)
+{
+    return S_ISDIR(mode)    ? "a directory"
+           : S_ISREG(mode)  ? "a regular file"
+           : S_ISBLK(mode)  ? "a block device"
+           : S_ISCHR(mode)  ? "a character device"
+           : S_ISFIFO(mode) ? "a FIFO"
+           : S_ISSOCK(mode) ? "a socket"
+                            : "something else";
+}
+
+static int check_kind(const char *driver, const char *filename, mode_t mode, bool is_device,
+                      struct error *err)
+{
+    if (is_device ? S_ISBLK(mode) : S_ISREG(mode)) {
+        return 0;
+    }
+    return error_set(err, S_ISDIR(mode) ? EISDIR : EINVAL,
+                     "'%s' driver requires '%s' to be a %s; it is %s", driver, filename,
+                     is_device ? "block device" : "regular file", kind_of(mode));
+}
+
+static int co_open_fd(struct block_node *node, const char *filename, bool is_device,
+                      struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    struct open_call c = {
+        .filename = filename,
+        .writable = !node->read_only,
+        .may_fall_back = node->auto_read_only,
+        .direct = node->cache_direct,
+    };
+    int r = loop_co_offload(open_blocking, &c);
+
+    if (r == -EINVAL && c.direct) {
+        return error_set(err, EINVAL,
+                         "Could not open '%s': its file system does not support cache.direct=on",
+                         filename);
+    }
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not open '%s'", filename);
+    }
+    r = check_kind(node->driver->name, filename, c.st.st_mode, is_device, err);
+    if (r < 0) {
+        close(c.fd);
+        return r;
+    }
+    if (c.fell_back) {
+        node->read_only = true;
+    }
+    node->limits.opt_transfer = is_power_of_2(c.st.st_blksize) ? c.st.st_blksize : 0;
+    f->fd = c.fd;
+    f->is_device = is_device;
+    return 0;
+}
+
+/* --- limits ------------------------------------------------------------------------------------------ */
+
+/* The smallest block that a read of the file's begin can have; the kernel refuses others. */
+static uint32_t try_direct_alignment(int fd)
+{
+    AUTO_FREE void *buf = NULL;
+
+    if (posix_memalign(&buf, DIRECT_ALIGNMENT_MAX, DIRECT_ALIGNMENT_MAX) == 0) {
+        for (uint32_t size = 512; size < DIRECT_ALIGNMENT_MAX; size *= 2) {
+            /* Nothing read means nothing checked. */
+            if (pread(fd, buf, size, 0) > 0) {
+                return size;
+            }
+        }
+    }
+    return DIRECT_ALIGNMENT_MAX;
+}
+
+static int probe_direct(void *arg)
+{
+    struct block_node *node = arg;
+    struct posix_file *f = node->opaque;
+    uint32_t memory = DIRECT_ALIGNMENT_MAX, block = 0;
+#ifdef STATX_DIOALIGN
+    struct statx stx;
+
+    if (statx(f->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &stx) == 0 &&
+        (stx.stx_mask & STATX_DIOALIGN) && is_power_of_2(stx.stx_dio_offset_align) &&
+        is_power_of_2(stx.stx_dio_mem_align)) {
+        block = stx.stx_dio_offset_align;
+        memory = stx.stx_dio_mem_align;
+    }
+#endif
+    if (block == 0) {
+        block = try_direct_alignment(f->fd);
+    }
+    f->block_size = block;
+    node->limits.request_alignment = block;
+    node->limits.memory_alignment = memory;
+    node->limits.max_transfer = DIRECT_MAX_TRANSFER;
+    return 0;
+}
+
+static int set_device_limits(struct block_node *node, const char *filename, struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    int sector = 0;
+
+    if (ioctl(f->fd, BLKSSZGET, &sector) < 0) {
+        return error_set_errno(err, errno, "Could not get the sector size of '%s'", filename);
+    }
+    if (!is_power_of_2((uint64_t)sector)) {
+        return error_set(err, EINVAL, "'%s' has sectors of %d bytes, which is no power of two",
+                         filename, sector);
+    }
+    node->limits.zeroes_alignment = (uint64_t)sector;
+    node->limits.discard_alignment = (uint64_t)sector;
+    if (node->cache_direct) {
+        f->block_size = (uint32_t)sector;
+        node->limits.request_alignment = (uint32_t)sector;
+        node->limits.memory_alignment = DIRECT_ALIGNMENT_MAX;
+        node->limits.max_transfer = DIRECT_MAX_TRANSFER;
+    }
+    return 0;
+}
+
+int posix_file_size(int fd, bool is_device, uint64_t *ret)
+{
+    struct stat st;
+
+    if (is_device) {
+        return ioctl(fd, BLKGETSIZE64, ret) < 0 ? -errno : 0;
+    }
+    if (fstat(fd, &st) < 0) {
+        return -errno;
+    }
+    *ret = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int co_set_limits(struct block_node *node, const char *filename, struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    uint64_t size;
+    int r;
+
+    f->block_size = 1;
+    if (f->is_device) {
+        r = set_device_limits(node, filename, err);
+    } else {
+        r = node->cache_direct ? loop_co_offload(probe_direct, node) : 0;
+    }
+    if (r < 0) {
+        return r;
+    }
+    r = posix_file_size(f->fd, f->is_device, &size);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not get the size of '%s'", filename);
+    }
+    block_node_set_size(node, size);
+    node->supported_write_flags = BLOCK_REQ_FUA;
+    node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
+    return 0;
+}
+
+/* --- locks ------------------------------------------------------------------------------------------- */
+
+static int set_up_locking(struct block_node *node, int locking, const char *filename,
+                          struct error *err)
+{
+    struct posix_file *f = node->opaque;
+
+    if (locking == LOCKING_OFF || node->force_share) {
+        return 0;
+    }
+    f->lock.fd = f->fd;
+    f->locking = image_lock_is_supported(f->fd);
+    if (locking == LOCKING_ON && !f->locking) {
+        error_set(err, ENOTSUP, "The file system of '%s' has no locks", filename);
+        error_hint(err, "With locking=auto it is used without");
+        return -ENOTSUP;
+    }
+    return 0;
+}
+
+int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
+                           struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    int r;
+
+    if (!f->locking) {
+        return 0;
+    }
+    if (shared & BLOCK_PERM_WRITE) {
+        atomic_store(&f->sole_writer, false);
+    }
+    r = image_lock_set(&f->lock, perm, shared, block_node_display_name(node), err);
+    if (f->lock.unshared & BLOCK_PERM_WRITE) {
+        /* What was found while others could write is not to be believed. */
+        if (!atomic_load(&f->sole_writer)) {
+            atomic_fetch_add(&f->space_generation, 1);
+        }
+        atomic_store(&f->sole_writer, true);
+    }
+    return r;
+}
+
+/* --- open and close ---------------------------------------------------------------------------------- */
+
+static int co_open_file(struct block_node *node, struct options *opts, bool is_device,
+                        struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    struct open_options o = {0};
+    int r = take_options(opts, &o, err);
+
+    f->fd = -1;
+    if (r >= 0) {
+        r = co_open_fd(node, o.filename, is_device, err);
+    }
+    if (r >= 0) {
+        r = co_set_limits(node, o.filename, err);
+        if (r >= 0) {
+            r = set_up_locking(node, o.locking, o.filename, err);
+        }
+        if (r < 0) {
+            close(f->fd);
+        }
+    }
+    free(o.filename);
+    if (r < 0) {
+        return r;
+    }
+    sync_group_init(&f->sync);
+    status_cache_init(&f->status);
+    punch_queue_init(&f->punches);
+    return 0;
+}
+
+int posix_file_co_open_regular(struct block_node *node, struct options *opts, struct error *err)
+{
+    return co_open_file(node, opts, false, err);
+}
+
+int posix_file_co_open_device(struct block_node *node, struct options *opts, struct error *err)
+{
+    return co_open_file(node, opts, true, err);
+}
+
+void posix_file_co_close(struct block_node *node)
+{
+    struct posix_file *f = node->opaque;
+
+    /* The locks are those of the open file description and end with it. */
+    close(f->fd);
+    f->fd = -1;
+    punch_queue_destroy(&f->punches);
+    status_cache_destroy(&f->status);
+    sync_group_destroy(&f->sync);
+}

@@ -1,0 +1,301 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Zeroes, discard and size: what takes and gives back space. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "file/posix_file.h"
+#include "loop/loop.h"
+
+#define FILL_CHUNK (1 * MiB)
+
+/* --- zeroes ------------------------------------------------------------------------------------------ */
+
+static bool is_unsupported(int r)
+{
+    return r == -EOPNOTSUPP || r == -ENOSYS || r == -ENOTTY;
+}
+
+/* A call that the file system may not have: `missing` remembers that it has not. -ENOTSUP then. */
+static int remember_missing(int r, atomic_bool *missing)
+{
+    if (is_unsupported(r)) {
+        atomic_store(missing, true);
+        return -ENOTSUP;
+    }
+    return r;
+}
+
+static int co_punch(struct posix_file *f, uint64_t offset, uint64_t length)
+{
+    if (atomic_load_explicit(&f->no_punch_hole, memory_order_relaxed)) {
+        return -ENOTSUP;
+    }
+    return remember_missing(co_punch_hole(&f->punches, f->fd, offset, length), &f->no_punch_hole);
+}
+
+static int co_fallocate(struct posix_file *f, int mode, uint64_t offset, uint64_t length,
+                        atomic_bool *missing)
+{
+    if (atomic_load_explicit(missing, memory_order_relaxed)) {
+        return -ENOTSUP;
+    }
+    return remember_missing(loop_co_fallocate(f->fd, mode, offset, length), missing);
+}
+
+/*
+ * A hole where space may be given back, else blocks that are marked as zero. Only the latter makes the file
+ * longer, which is what a format wants that zeroes beyond the end.
+ */
+static int co_zero_file(struct posix_file *f, uint64_t offset, uint64_t length, bool grows,
+                        bool may_unmap)
+{
+    int r = -ENOTSUP;
+
+    if (may_unmap && !grows) {
+        r = co_punch(f, offset, length);
+    }
+    if (r == -ENOTSUP) {
+        r = co_fallocate(f, FALLOC_FL_ZERO_RANGE, offset, length, &f->no_zero_range);
+    }
+    if (r == -ENOTSUP && !grows && !atomic_load(&f->no_allocate)) {
+        r = co_punch(f, offset, length);
+        if (r == 0) {
+            r = co_fallocate(f, 0, offset, length, &f->no_allocate);
+        }
+    }
+    return r;
+}
+
+int posix_file_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                               unsigned flags)
+{
+    struct posix_file *f = node->opaque;
+    int r = co_zero_file(f, offset, length, offset + length > block_node_size(node),
+                         flags & BLOCK_REQ_MAY_UNMAP);
+
+    atomic_fetch_add(&f->space_generation, 1);
+    return r;
+}
+
+struct range_ioctl {
+    int fd;
+    unsigned long request;
+    uint64_t range[2]; /* offset, length */
+};
+
+static int do_range_ioctl(void *arg)
+{
+    struct range_ioctl *c = arg;
+
+    return ioctl(c->fd, c->request, c->range) < 0 ? -errno : 0;
+}
+
+static int co_range_ioctl(struct posix_file *f, unsigned long request, uint64_t offset,
+                          uint64_t length)
+{
+    struct range_ioctl c = {.fd = f->fd, .request = request, .range = {offset, length}};
+
+    return loop_co_offload(do_range_ioctl, &c);
+}
+
+int posix_file_co_zero_device(struct block_node *node, uint64_t offset, uint64_t length,
+                              unsigned flags)
+{
+    struct posix_file *f = node->opaque;
+    int r = -ENOTSUP;
+
+    if (flags & BLOCK_REQ_MAY_UNMAP) {
+        r = co_punch(f, offset, length);
+    }
+    /* The kernel writes them where the device can't zero by itself. */
+    if (r == -ENOTSUP && !(flags & BLOCK_REQ_NO_FALLBACK)) {
+        r = atomic_load(&f->no_zero_range) ? -ENOTSUP
+                                           : co_range_ioctl(f, BLKZEROOUT, offset, length);
+        r = remember_missing(r, &f->no_zero_range);
+    }
+    return r;
+}
+
+/* --- discard ----------------------------------------------------------------------------------------- */
+
+int posix_file_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct posix_file *f = node->opaque;
+    int r = node->discard_unmap ? co_punch(f, offset, length) : -ENOTSUP;
+
+    atomic_fetch_add(&f->space_generation, 1);
+    return r;
+}
+
+int posix_file_co_discard_device(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct posix_file *f = node->opaque;
+    int r = node->discard_unmap ? co_range_ioctl(f, BLKDISCARD, offset, length) : -ENOTSUP;
+
+    return is_unsupported(r) ? -ENOTSUP : r;
+}
+
+/* --- size -------------------------------------------------------------------------------------------- */
+
+struct ftruncate_call {
+    int fd;
+    uint64_t size;
+};
+
+static int do_ftruncate(void *arg)
+{
+    const struct ftruncate_call *c = arg;
+
+    return ftruncate(c->fd, (off_t)c->size) < 0 ? -errno : 0;
+}
+
+static int co_ftruncate(int fd, uint64_t size)
+{
+    struct ftruncate_call c = {fd, size};
+
+    return loop_co_offload(do_ftruncate, &c);
+}
+
+/* Another descriptor of the file, through the page cache: the ends need not be aligned. */
+static int reopen_buffered(int fd)
+{
+    char path[32];
+    int buffered;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+    buffered = open(path, O_WRONLY | O_CLOEXEC);
+    return buffered < 0 ? -errno : buffered;
+}
+
+static int co_fill(int fd, uint64_t offset, uint64_t end)
+{
+    AUTO_FREE void *zeroes = calloc(1, FILL_CHUNK);
+    int buffered AUTO_CLOSE = reopen_buffered(fd);
+
+    if (!zeroes || buffered < 0) {
+        return zeroes ? buffered : -ENOMEM;
+    }
+    while (offset < end) {
+        struct iovec vec = {.iov_base = zeroes, .iov_len = MIN(end - offset, FILL_CHUNK)};
+        ssize_t n = loop_co_pwritev(buffered, &vec, 1, offset, 0);
+
+        if (n <= 0) {
+            return n < 0 ? (int)n : -EIO;
+        }
+        offset += (uint64_t)n;
+    }
+    return loop_co_fdatasync(buffered);
+}
+
+static int co_preallocate(int fd, uint64_t offset, uint64_t end, enum block_prealloc prealloc)
+{
+    int r = -EOPNOTSUPP;
+
+    if (prealloc == BLOCK_PREALLOC_FALLOC) {
+        r = loop_co_fallocate(fd, 0, offset, end - offset);
+    }
+    return is_unsupported(r) ? co_fill(fd, offset, end) : r;
+}
+
+int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_prealloc prealloc,
+                         struct error *err)
+{
+    uint64_t old_size;
+    int r = posix_file_size(fd, false, &old_size);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not get the size of '%s'", name);
+    }
+    if (prealloc == BLOCK_PREALLOC_METADATA) {
+        return error_set(err, ENOTSUP, "Unsupported preallocation mode 'metadata' for '%s'", name);
+    }
+    if (prealloc != BLOCK_PREALLOC_OFF && size < old_size) {
+        return error_set(err, EINVAL,
+                         "'%s' is to become smaller: that leaves nothing to preallocate", name);
+    }
+    if (prealloc != BLOCK_PREALLOC_OFF && size > old_size) {
+        r = co_preallocate(fd, old_size, size, prealloc);
+        if (r < 0) {
+            co_ftruncate(fd, old_size);
+            return error_set_errno(err, -r, "Could not preallocate '%s' up to %" PRIu64 " bytes",
+                                   name, size);
+        }
+    }
+    r = co_ftruncate(fd, size);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not resize '%s' to %" PRIu64 " bytes", name, size);
+    }
+    return 0;
+}
+
+int posix_file_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                           struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    int r = posix_file_co_resize(f->fd, block_node_display_name(node), size, prealloc, err);
+
+    atomic_fetch_add(&f->space_generation, 1);
+    if (r == 0) {
+        block_node_set_size(node, size);
+    }
+    return r;
+}
+
+/* A device has the size it has; it may have been grown by others, which is taken up here. */
+int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
+                                  enum block_prealloc prealloc, struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    uint64_t device_size;
+    int r = posix_file_size(f->fd, true, &device_size);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not get the size of '%s'",
+                               block_node_display_name(node));
+    }
+    if (prealloc != BLOCK_PREALLOC_OFF || size != device_size) {
+        return error_set(err, ENOTSUP,
+                         "Cannot resize device '%s' of %" PRIu64 " bytes to %" PRIu64 " bytes",
+                         block_node_display_name(node), device_size, size);
+    }
+    block_node_set_size(node, device_size);
+    return 0;
+}
+
+struct stat_call {
+    int fd;
+    uint64_t allocated;
+};
+
+static int do_stat(void *arg)
+{
+    struct stat_call *c = arg;
+    struct stat st;
+
+    if (fstat(c->fd, &st) < 0) {
+        return -errno;
+    }
+    c->allocated = (uint64_t)st.st_blocks * 512;
+    return 0;
+}
+
+int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret)
+{
+    struct posix_file *f = node->opaque;
+    struct stat_call c = {.fd = f->fd};
+    int r = loop_co_offload(do_stat, &c);
+
+    if (r == 0) {
+        *ret = c.allocated;
+    }
+    return r;
+}
