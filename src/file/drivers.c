@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "file/drivers.h"
+
+#include "file/file_drivers.h"
+#include "file/posix_file.h"
+
+const struct block_driver file_driver = {
+    .name = "file",
+    .instance_size = sizeof(struct posix_file),
+    .is_protocol = true,
+    .keeps_zero_beyond_eof = true,
+    .schemes = (const char *const[]){"file", NULL},
+    .parse_filename = posix_file_parse_filename,
+    .co_open = posix_file_co_open_regular,
+    .co_close = posix_file_co_close,
+    .co_set_perm = posix_file_co_set_perm,
+    .co_create = posix_file_co_create,
+    .create_options = posix_file_create_options,
+    .co_allocated_size = posix_file_co_allocated_size,
+    .co_truncate = posix_file_co_truncate,
+    .co_preadv = posix_file_co_preadv,
+    .co_pwritev = posix_file_co_pwritev,
+    .co_write_zeroes = posix_file_co_write_zeroes,
+    .co_discard = posix_file_co_discard,
+    .co_flush = posix_file_co_flush,
+    .co_status = posix_file_co_status,
+};
+
+const struct block_driver host_device_driver = {
+    .name = "host_device",
+    .instance_size = sizeof(struct posix_file),
+    .is_protocol = true,
+    .schemes = (const char *const[]){"host_device", NULL},
+    .parse_filename = posix_file_parse_filename,
+    .co_open = posix_file_co_open_device,
+    .co_close = posix_file_co_close,
+    .co_set_perm = posix_file_co_set_perm,
+    .co_create = posix_file_co_create,
+    .create_options = posix_file_create_options,
+    .co_allocated_size = posix_file_co_allocated_size,
+    .co_truncate = posix_file_co_truncate_device,
+    .co_preadv = posix_file_co_preadv,
+    .co_pwritev = posix_file_co_pwritev,
+    .co_write_zeroes = posix_file_co_zero_device,
+    .co_discard = posix_file_co_discard_device,
+    .co_flush = posix_file_co_flush,
+    .co_status = posix_file_co_status,
+};
+
+void file_register_drivers(void)
+{
+    block_register_driver(&file_driver);
+    block_register_driver(&host_device_driver);
+    block_register_driver(&null_co_driver);
+    block_register_driver(&null_aio_driver);
+    block_register_driver(&raw_driver);
+}

@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The format `raw`: its child "file" as it is, or a part of it (options offset, size).
+ *
+ * When the format was guessed, a guest that wrote another format's header would choose at the next start which files
+ * are opened as backing files. So writes to the first sector that would make the image look like another format
+ * are refused.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "file/drivers.h"
+#include "file/posix_file.h"
+
+#define SECTOR 512
+
+struct raw_disk {
+    uint64_t offset; /* of the disk in the file */
+    bool has_size;   /* fixed by the option */
+    /* Held over check and write, so that two harmless halves don't make one header. */
+    struct co_mutex first_sector;
+};
+
+/* --- open ---------------------------------------------------------------------------------------- */
+
+static int check_part(struct block_node *node, uint64_t size, struct error *err)
+{
+    const struct raw_disk *d = node->opaque;
+    uint64_t file_size = block_edge_size(node->file);
+
+    if (!range_fits(d->offset, size, file_size)) {
+        return error_set(err, EINVAL,
+                         "The part at %" PRIu64 " of %" PRIu64
+                         " bytes lies beyond the end of '%s', "
+                         "which has %" PRIu64,
+                         d->offset, size, block_node_display_name(node->file->node), file_size);
+    }
+    return 0;
+}
+
+static int raw_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct raw_disk *d = node->opaque;
+    uint64_t size;
+    int r;
+
+    d->has_size = options_has(opts, "size");
+    if ((r = options_take_size(opts, "offset", 0, &d->offset, err)) < 0 ||
+        (r = options_take_size(opts, "size", 0, &size, err)) < 0 ||
+        (r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, NULL, err)) < 0 ||
+        (r = check_part(node, size, err)) < 0) {
+        return r;
+    }
+    if (!d->has_size) {
+        size = block_edge_size(node->file) - d->offset;
+    }
+    block_node_set_size(node, size);
+    node->limits.memory_alignment = node->file->node->limits.memory_alignment;
+    node->limits.opt_transfer = node->file->node->limits.opt_transfer;
+    node->supported_write_flags = BLOCK_REQ_FUA;
+    node->supported_zero_flags = BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
+    co_mutex_init(&d->first_sector);
+    return 0;
+}
+
+static void raw_co_close(struct block_node *node)
+{
+    struct raw_disk *d = node->opaque;
+
+    co_mutex_destroy(&d->first_sector);
+}
+
+/* --- the guard of the first sector ----------------------------------------------------------------- */
+
+static bool is_guarded(const struct block_node *node, uint64_t offset)
+{
+    return __builtin_expect(node->probed && offset < SECTOR, false);
+}
+
+static bool looks_like_another_format(const uint8_t *head, size_t size)
+{
+    for (const struct block_driver *d = block_next_driver(NULL); d; d = block_next_driver(d)) {
+        if (d != &raw_driver && d->probe && d->probe(head, size) > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the first sector would be with `iov` (NULL: zeroes) at `offset`. The mutex is held. */
+static int co_check_first_sector_locked(struct block_node *node, uint64_t offset,
+                                        const struct iov *iov, uint64_t length)
+{
+    struct raw_disk *d = node->opaque;
+    uint8_t head[SECTOR] = {0};
+    size_t size = MIN(block_node_size(node), SECTOR);
+    size_t changed = MIN(length, SECTOR - offset);
+    int r = block_co_pread(node->file, d->offset, head, size);
+
+    if (r < 0) {
+        return r;
+    }
+    if (iov) {
+        iov_copy_to_buf(*iov, 0, head + offset, changed);
+    } else {
+        memset(head + offset, 0, changed);
+    }
+    return looks_like_another_format(head, SECTOR) ? -EPERM : 0;
+}
+
+static int co_write_guarded(struct block_node *node, uint64_t offset, struct iov iov,
+                            unsigned flags)
+{
+    struct raw_disk *d = node->opaque;
+    int r;
+
+    co_mutex_lock(&d->first_sector);
+    r = co_check_first_sector_locked(node, offset, &iov, iov.size);
+    if (r == 0) {
+        r = block_co_pwritev(node->file, d->offset + offset, iov, flags);
+    }
+    co_mutex_unlock(&d->first_sector);
+    return r;
+}
+
+static int co_zero_guarded(struct block_node *node, uint64_t offset, uint64_t length,
+                           unsigned flags)
+{
+    struct raw_disk *d = node->opaque;
+    int r;
+
+    co_mutex_lock(&d->first_sector);
+    r = co_check_first_sector_locked(node, offset, NULL, length);
+    if (r == 0) {
+        r = block_co_write_zeroes(node->file, d->offset + offset, length, flags);
+    }
+    co_mutex_unlock(&d->first_sector);
+    return r;
+}
+
+/* --- I/O ------------------------------------------------------------------------------------------- */
+
+static int raw_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return block_co_preadv(node->file, d->offset + offset, iov, flags);
+}
+
+static int raw_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    const struct raw_disk *d = node->opaque;
+
+    if (is_guarded(node, offset)) {
+        return co_write_guarded(node, offset, iov, flags);
+    }
+    return block_co_pwritev(node->file, d->offset + offset, iov, flags);
+}
+
+static int raw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                               unsigned flags)
+{
+    const struct raw_disk *d = node->opaque;
+
+    if (is_guarded(node, offset)) {
+        return co_zero_guarded(node, offset, length, flags);
+    }
+    return block_co_write_zeroes(node->file, d->offset + offset, length, flags);
+}
+
+static int raw_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    const struct raw_disk *d = node->opaque;
+
+    if (is_guarded(node, offset)) {
+        /* A hint: the sector is left as it is. */
+        uint64_t skipped = MIN(length, SECTOR - offset);
+
+        offset += skipped;
+        length -= skipped;
+    }
+    return block_co_discard(node->file, d->offset + offset, length);
+}
+
+static int raw_co_status(struct block_node *node, uint64_t offset, uint64_t length,
+                         struct block_status *ret)
+{
+    const struct raw_disk *d = node->opaque;
+
+    *ret = (struct block_status){
+        .flags =
+            BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE,
+        .length = length,
+        .map = d->offset + offset,
+        .file = node->file->node,
+    };
+    return 0;
+}
+
+static int raw_co_preadv_snapshot(struct block_node *node, uint64_t offset, struct iov iov)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return block_co_preadv_snapshot(node->file, d->offset + offset, iov);
+}
+
+static int raw_co_snapshot_status(struct block_node *node, uint64_t offset, uint64_t length,
+                                  struct block_status *ret)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return block_co_snapshot_status(node->file, d->offset + offset, length, ret);
+}
+
+static int raw_co_discard_snapshot(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return block_co_discard_snapshot(node->file, d->offset + offset, length);
+}
+
+/* --- size and creation ------------------------------------------------------------------------------- */
+
+static int raw_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                           struct error *err)
+{
+    const struct raw_disk *d = node->opaque;
+    int r;
+
+    if (d->has_size) {
+        return error_set(err, ENOTSUP, "Cannot resize '%s': its size is fixed by the option 'size'",
+                         block_node_display_name(node));
+    }
+    if (size > INT64_MAX - d->offset) {
+        return error_set(err, EFBIG, "Disk size too large for the offset %" PRIu64, d->offset);
+    }
+    r = block_co_truncate(node->file, d->offset + size, prealloc, err);
+    if (r == 0) {
+        block_node_set_size(node, size);
+    }
+    return r;
+}
+
+static int raw_co_create(const char *filename, uint64_t size, struct options *opts,
+                         struct error *err)
+{
+    const struct block_driver *driver = block_driver_of_filename(filename);
+
+    if (driver && !driver->co_create) {
+        return error_set(err, ENOTSUP, "Protocol '%s' does not support image creation: '%s'",
+                         driver->name, filename);
+    }
+    return posix_file_co_create(filename, size, opts, err);
+}
+
+const struct block_driver raw_driver = {
+    .name = "raw",
+    .instance_size = sizeof(struct raw_disk),
+    .is_format = true,
+    .co_open = raw_co_open,
+    .co_close = raw_co_close,
+    .co_create = raw_co_create,
+    .create_options = posix_file_create_options,
+    .co_truncate = raw_co_truncate,
+    .co_preadv = raw_co_preadv,
+    .co_pwritev = raw_co_pwritev,
+    .co_write_zeroes = raw_co_write_zeroes,
+    .co_discard = raw_co_discard,
+    .co_status = raw_co_status,
+    .co_preadv_snapshot = raw_co_preadv_snapshot,
+    .co_snapshot_status = raw_co_snapshot_status,
+    .co_discard_snapshot = raw_co_discard_snapshot,
+};
