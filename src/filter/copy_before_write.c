@@ -120,7 +120,7 @@ static int take_scalars(struct cbw_state *s, struct options *opts, struct error 
 static int cbw_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct cbw_state *s = node->opaque;
-    struct dirty_bitmap *access;
+    struct dirty_bitmap *access = NULL;
     int ret;
 
     s->name = node->name;
@@ -159,8 +159,6 @@ static int cbw_co_open(struct block_node *node, struct options *opts, struct err
     }
     block_node_set_size(node, s->size);
     node->discard_unmap = block_edge_node(s->file)->discard_unmap;
-    /* What the guest wrote before the filter was inserted counts as written here: its next flush must reach the disk. */
-    atomic_store(&node->write_generation, 1);
     node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
     node->supported_zero_flags =
         BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;

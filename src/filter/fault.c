@@ -132,8 +132,8 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
         return error_set(err, EINVAL, "Cannot meet constraints with align %llu",
                          (unsigned long long)align);
     }
-    limits->request_alignment = (uint32_t)align;
     align = MAX(align, 1);
+    limits->request_alignment = (uint32_t)align;
     ret = take_limit(opts, "max-transfer", align, &limits->max_transfer, err);
     ret = ret < 0 ? ret : take_limit(opts, "opt-write-zero", align, &limits->zeroes_alignment, err);
     ret = ret < 0 ? ret
@@ -198,7 +198,6 @@ static int fault_co_open(struct block_node *node, struct options *opts, struct e
     node->file = s->image;
     block_node_set_size(node, block_edge_size(s->image));
     node->discard_unmap = true; /* the image decides */
-    atomic_store(&node->write_generation, 1);
     node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
     node->supported_zero_flags =
         BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;

@@ -267,7 +267,6 @@ static int write_log_co_open(struct block_node *node, struct options *opts, stru
     block_node_set_size(node, block_edge_size(s->file));
     node->limits.request_alignment = s->sector_size;
     node->discard_unmap = true; /* the file decides */
-    atomic_store(&node->write_generation, 1);
     node->supported_write_flags = BLOCK_REQ_FUA;
     node->supported_zero_flags = BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     return 0;

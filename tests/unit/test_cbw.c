@@ -1,0 +1,555 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* copy-before-write and snapshot-access: what they read, what they copy, who waits for whom. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "cbw_fixture.h"
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "filter/filter.h"
+#include "loop/loop.h"
+
+#define DISK_SIZE (16ull * CLUSTER)
+
+/* Each test is a coroutine on the main reactor. */
+static void in_coroutine(void **state, co_entry *entry)
+{
+    assert_int_equal(reactor_run_until_done(entry, NULL), 0);
+}
+#define CO_TEST(name)                                                                              \
+    static void co_##name(void *arg);                                                              \
+    static void name(void **state)                                                                 \
+    {                                                                                              \
+        in_coroutine(state, co_##name);                                                            \
+    }                                                                                              \
+    static void co_##name(void *arg)
+
+struct request {
+    struct cbw_graph *g;
+    uint64_t offset;
+    size_t length;
+    int ret;
+};
+
+static void guest_write(void *arg)
+{
+    struct request *r = arg;
+
+    r->ret = cbw_guest_fill(r->g, r->offset, r->length, 0xee);
+}
+
+static void snapshot_read(void *arg)
+{
+    struct request *r = arg;
+
+    r->ret = cbw_reads_original(r->g->snapshot, r->offset, r->length);
+}
+
+CO_TEST(snapshot_reads_old_data_after_a_guest_write)
+{
+    struct cbw_graph g;
+    uint8_t byte;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(cbw_guest_fill(&g, 3 * CLUSTER + 512, 4096, 0xee), 0);
+    assert_int_equal(block_co_pread(g.guest, 3 * CLUSTER + 512, &byte, 1), 0);
+    assert_int_equal(byte, 0xee);
+    assert_int_equal(g.disk->data[3 * CLUSTER + 512], 0xee);
+    assert_int_equal(g.temp->data[3 * CLUSTER + 512], 4);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(each_cluster_is_copied_once)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    for (int i = 0; i < 16; i++) {
+        assert_int_equal(cbw_guest_fill(&g, 5 * CLUSTER + i * 4096, 4096, 0xee), 0);
+    }
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_WRITE), 1);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(guest_zeroes_and_discards_are_copied_before)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(block_co_write_zeroes(g.guest, CLUSTER, 2 * CLUSTER, 0), 0);
+    assert_int_equal(block_co_discard(g.guest, 7 * CLUSTER, 3 * CLUSTER), 0);
+    assert_int_equal(g.disk->data[CLUSTER], 0);
+    assert_int_equal(g.disk->data[9 * CLUSTER], 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(last_partial_cluster_is_copied)
+{
+    struct cbw_graph g;
+    uint64_t size = DISK_SIZE + 5 * 512;
+
+    cbw_graph_open(&g, size, "", 0);
+    assert_int_equal(cbw_guest_fill(&g, size - 512, 512, 0xee), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, size), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(zero_areas_are_written_as_zeroes)
+{
+    struct cbw_graph g;
+    uint8_t byte;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memset(g.temp->data, 0x55, DISK_SIZE); /* the temporary image need not be empty */
+    memset(g.disk->data + 2 * CLUSTER, 0, 2 * CLUSTER);
+    memset(g.disk->written + 2 * CLUSTER / 4096, 0, 2 * CLUSTER / 4096);
+    assert_int_equal(cbw_guest_fill(&g, 2 * CLUSTER, 2 * CLUSTER, 0xee), 0);
+    assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ), 0);
+    assert_int_equal(block_co_pread(g.snapshot, 3 * CLUSTER, &byte, 1), 0);
+    assert_int_equal(byte, 0);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(outside_the_bitmap_nothing_is_read_or_copied)
+{
+    struct cbw_graph g;
+    struct block_status status;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 4);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, 4 * CLUSTER), 1);
+    assert_int_equal(cbw_reads_original(g.snapshot, 4 * CLUSTER, 512), -EACCES);
+    assert_int_equal(cbw_reads_original(g.snapshot, 3 * CLUSTER, 2 * CLUSTER), -EACCES);
+    assert_int_equal(block_co_status(g.snapshot, 0, DISK_SIZE, &status), 0);
+    assert_int_equal(status.length, 4 * CLUSTER);
+    assert_int_equal(block_co_status(g.snapshot, 5 * CLUSTER, CLUSTER, &status), -EACCES);
+    assert_int_equal(cbw_guest_fill(&g, 6 * CLUSTER, CLUSTER, 0xee), 0);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_WRITE), 0);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(discarding_the_snapshot_releases_it)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(cbw_guest_fill(&g, 2 * CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(block_co_discard(g.snapshot, 2 * CLUSTER, 2 * CLUSTER), 0);
+    assert_int_equal(g.temp->data[2 * CLUSTER], 0); /* given back */
+    assert_int_equal(cbw_reads_original(g.snapshot, 2 * CLUSTER, 512), -EACCES);
+    assert_int_equal(cbw_reads_original(g.snapshot, 3 * CLUSTER, 512), -EACCES);
+    assert_int_equal(cbw_guest_fill(&g, 3 * CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_WRITE), 1);
+    assert_int_equal(cbw_reads_original(g.snapshot, 4 * CLUSTER, 12 * CLUSTER), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(discard_of_parts_of_clusters_releases_nothing)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(block_co_discard(g.snapshot, CLUSTER + 512, 2 * CLUSTER - 1024), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(release_during_the_copy_leaves_nothing_in_the_target)
+{
+    struct cbw_graph g;
+    struct background writer;
+    struct request w = {.g = &g, .offset = CLUSTER, .length = 4096};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&writer, guest_write, &w);
+    assert_int_equal(memory_disk_held(g.temp), 1);
+    assert_int_equal(block_co_discard(g.snapshot, CLUSTER, CLUSTER), 0);
+    memory_disk_release(g.temp);
+    background_finish(&writer);
+    assert_int_equal(w.ret, 0);
+    assert_int_equal(g.temp->data[CLUSTER], 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, CLUSTER, 512), -EACCES);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(snapshot_cannot_be_written)
+{
+    struct cbw_graph g;
+    uint8_t sector[512] = {0};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(block_co_pwrite(g.snapshot, 0, sector, sizeof(sector), 0), -EROFS);
+    assert_int_equal(block_co_write_zeroes(g.snapshot, 0, CLUSTER, 0), -EROFS);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(status_tells_zeroes_before_and_after_the_copy)
+{
+    struct cbw_graph g;
+    struct block_status status;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memset(g.disk->data + 2 * CLUSTER, 0, CLUSTER);
+    memset(g.disk->written + 2 * CLUSTER / 4096, 0, CLUSTER / 4096);
+    assert_int_equal(block_co_status(g.snapshot, 2 * CLUSTER, DISK_SIZE, &status), 0);
+    assert_true(status.flags & BLOCK_STATUS_ZERO);
+    assert_int_equal(status.length, CLUSTER);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 2 * CLUSTER, 0xee), 0);
+    assert_int_equal(block_co_status(g.snapshot, CLUSTER, 1, &status), 0);
+    assert_true(status.flags & BLOCK_STATUS_DATA);
+    assert_false(status.flags & BLOCK_STATUS_OFFSET);
+    cbw_graph_close(&g);
+}
+
+/* --- who waits for whom --- */
+
+CO_TEST(fleecing_read_does_not_wait_for_a_copy_in_flight)
+{
+    struct cbw_graph g;
+    struct background writer, reader;
+    struct request w = {.g = &g, .offset = CLUSTER, .length = 4096};
+    struct request r = {.g = &g, .offset = 0, .length = DISK_SIZE};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&writer, guest_write, &w);
+    assert_false(writer.done);
+    background_start(&reader, snapshot_read, &r);
+    assert_true(reader.done);
+    assert_int_equal(r.ret, 1);
+    assert_false(writer.done);
+    memory_disk_release(g.temp);
+    background_finish(&writer);
+    assert_int_equal(w.ret, 0);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(guest_write_waits_for_a_fleecing_read_of_its_bytes)
+{
+    struct cbw_graph g;
+    struct background writer, reader;
+    struct request w = {.g = &g, .offset = CLUSTER, .length = 4096};
+    struct request r = {.g = &g, .offset = CLUSTER, .length = CLUSTER};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_hold(g.disk, MEMORY_DISK_READ, 1);
+    background_start(&reader, snapshot_read, &r);
+    assert_int_equal(memory_disk_held(g.disk), 1);
+    background_start(&writer, guest_write, &w);
+    assert_false(writer.done);
+    assert_int_equal(g.disk->data[CLUSTER], 2); /* not yet written */
+    memory_disk_release(g.disk);
+    background_finish(&reader);
+    background_finish(&writer);
+    assert_int_equal(r.ret, 1);
+    assert_int_equal(w.ret, 0);
+    assert_int_equal(g.disk->data[CLUSTER], 0xee);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(guest_write_elsewhere_does_not_wait_for_a_fleecing_read)
+{
+    struct cbw_graph g;
+    struct background writer, reader;
+    struct request w = {.g = &g, .offset = 4 * CLUSTER, .length = 4096};
+    struct request r = {.g = &g, .offset = CLUSTER, .length = CLUSTER};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_hold(g.disk, MEMORY_DISK_READ, 1);
+    background_start(&reader, snapshot_read, &r);
+    background_start(&writer, guest_write, &w);
+    assert_true(writer.done);
+    assert_false(reader.done);
+    memory_disk_release(g.disk);
+    background_finish(&reader);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(reads_of_copied_clusters_do_not_hold_up_the_guest)
+{
+    struct cbw_graph g;
+    struct background writer, reader;
+    struct request w = {.g = &g, .offset = CLUSTER, .length = 4096};
+    struct request r = {.g = &g, .offset = CLUSTER, .length = CLUSTER};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xaa), 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_READ, 1);
+    background_start(&reader, snapshot_read, &r);
+    assert_int_equal(memory_disk_held(g.temp), 1);
+    background_start(&writer, guest_write, &w);
+    assert_true(writer.done);
+    memory_disk_release(g.temp);
+    background_finish(&reader);
+    assert_int_equal(r.ret, 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(clusters_of_one_write_are_copied_in_parallel)
+{
+    struct cbw_graph g;
+    struct background writer;
+    struct request w = {.g = &g, .offset = 0, .length = DISK_SIZE};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1000);
+    background_start(&writer, guest_write, &w);
+    assert_int_equal(memory_disk_held(g.temp), DISK_SIZE / (256 * 1024));
+    memory_disk_release(g.temp);
+    background_finish(&writer);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(two_writes_share_one_copy)
+{
+    struct cbw_graph g;
+    struct background first, second;
+    struct request a = {.g = &g, .offset = CLUSTER, .length = 4096};
+    struct request b = {.g = &g, .offset = CLUSTER + 4096, .length = CLUSTER};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&first, guest_write, &a);
+    background_start(&second, guest_write, &b);
+    assert_false(second.done);
+    memory_disk_release(g.temp);
+    background_finish(&first);
+    background_finish(&second);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_WRITE), 2);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+/* --- failing copies --- */
+
+CO_TEST(failed_copy_breaks_the_guest_write_by_default)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memory_disk_fail(g.temp, MEMORY_DISK_WRITE, ENOSPC);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), -ENOSPC);
+    assert_int_equal(g.disk->data[CLUSTER], 2);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    memory_disk_fail(g.temp, 0, 0);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(failed_copy_breaks_the_snapshot_if_told_so)
+{
+    struct cbw_graph g;
+    struct block_status status;
+
+    cbw_graph_open(&g, DISK_SIZE, ",\"on-cbw-error\":\"break-snapshot\"", 0);
+    memory_disk_fail(g.temp, MEMORY_DISK_WRITE, ENOSPC);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(g.disk->data[CLUSTER], 0xee);
+    assert_int_equal(cbw_reads_original(g.snapshot, 5 * CLUSTER, 512), -EACCES);
+    assert_int_equal(block_co_status(g.snapshot, 0, CLUSTER, &status), -EACCES);
+    memory_disk_fail(g.temp, 0, 0);
+    assert_int_equal(cbw_guest_fill(&g, 9 * CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 5 * CLUSTER, 512), -EACCES);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(timeout_breaks_the_guest_write_by_default)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, ",\"cbw-timeout\":1", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), -ETIMEDOUT);
+    assert_int_equal(g.disk->data[CLUSTER], 2);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    memory_disk_release(g.temp);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, DISK_SIZE), 1);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(timeout_breaks_the_snapshot_if_told_so)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, ",\"cbw-timeout\":1,\"on-cbw-error\":\"break-snapshot\"", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), 0);
+    assert_int_equal(g.disk->data[CLUSTER], 0xee);
+    assert_int_equal(cbw_reads_original(g.snapshot, 0, 512), -EACCES);
+    memory_disk_release(g.temp);
+    cbw_graph_close(&g);
+}
+
+/* --- opening and permissions --- */
+
+CO_TEST(target_is_not_shared)
+{
+    struct cbw_graph g;
+    struct block_root *root;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(block_co_root_new(g.temp_node, "another", BLOCK_PERM_CONSISTENT_READ,
+                                       BLOCK_PERM_ALL, &root, NULL),
+                     -EPERM);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(nobody_writes_behind_a_filter_in_use)
+{
+    struct cbw_graph g;
+    struct block_root *root;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(
+        block_co_root_new(g.disk_node, "another", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root, NULL),
+        -EPERM);
+    assert_int_equal(block_co_root_new(g.disk_node, "another", BLOCK_PERM_CONSISTENT_READ,
+                                       BLOCK_PERM_ALL, &root, NULL),
+                     0);
+    block_co_root_release(root);
+    cbw_graph_close(&g);
+}
+
+CO_TEST(bad_options_are_refused_by_name)
+{
+    struct block_node *disk, *small, *temp;
+    const char *message;
+
+    disk = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"disk\",\"size\":1048576}");
+    small = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"small\",\"size\":65536}");
+    temp = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"temp\",\"size\":1048576}");
+    message = fixture_open_fails("{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\","
+                                 "\"file\":\"disk\",\"target\":\"small\"}");
+    assert_non_null(message);
+    assert_non_null(strstr(message, "needs at least 1048576"));
+    message = fixture_open_fails("{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":"
+                                 "\"disk\",\"target\":\"temp\",\"on-cbw-error\":\"panic\"}");
+    assert_non_null(message);
+    assert_non_null(strstr(message, "panic"));
+    message = fixture_open_fails(
+        "{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\",\"target\":"
+        "\"temp\",\"bitmap\":{\"node\":\"disk\",\"name\":\"none\"}}");
+    assert_non_null(message);
+    assert_non_null(strstr(message, "none"));
+    message = fixture_open_fails("{\"driver\":\"snapshot-access\",\"file\":\"disk\"}");
+    assert_non_null(message);
+    assert_non_null(strstr(message, "copy-before-write"));
+    block_co_unref(temp);
+    block_co_unref(small);
+    block_co_unref(disk);
+}
+
+CO_TEST(granularity_follows_the_target)
+{
+    struct block_node *disk, *temp, *cbw;
+    struct block_root *guest;
+    uint8_t sector[512] = {0};
+
+    disk = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"disk\",\"size\":4194304}");
+    temp = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"temp\",\"size\":4194304,"
+                        "\"cluster-size\":1048576}");
+    memset(memory_disk_of(disk)->data, 7, 4194304);
+    memset(memory_disk_of(disk)->written, 1, 1024);
+    cbw = fixture_open("{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\","
+                       "\"target\":\"temp\"}");
+    assert_int_equal(
+        block_co_root_new(cbw, "guest", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &guest, NULL), 0);
+    assert_int_equal(block_co_pwrite(block_root_edge(guest), 1048576 + 4096, sector, 512, 0), 0);
+    assert_int_equal(memory_disk_of(temp)->data[1048576], 7);
+    assert_int_equal(memory_disk_of(temp)->data[2 * 1048576 - 1], 7);
+    assert_int_equal(memory_disk_of(temp)->data[2 * 1048576], 0);
+    block_co_root_release(guest);
+    block_co_unref(cbw);
+    block_co_unref(temp);
+    block_co_unref(disk);
+}
+
+CO_TEST(filter_comes_and_goes_under_a_live_root)
+{
+    struct block_node *disk, *temp, *cbw;
+    struct block_root *guest;
+    uint8_t sector[512] = {1};
+
+    disk = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"disk\",\"size\":1048576}");
+    temp = fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"temp\",\"size\":1048576}");
+    assert_int_equal(block_co_root_new(disk, "guest", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+                                       BLOCK_PERM_ALL, &guest, NULL),
+                     0);
+    cbw = fixture_open("{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\","
+                       "\"target\":\"temp\"}");
+    assert_int_equal(block_co_pwrite(block_root_edge(guest), 0, sector, 512, 0), 0);
+    assert_int_equal(memory_disk_requests(memory_disk_of(temp), MEMORY_DISK_WRITE), 0);
+    assert_int_equal(block_co_root_replace(guest, cbw, NULL), 0);
+    assert_int_equal(block_co_pwrite(block_root_edge(guest), 0, sector, 512, 0), 0);
+    assert_int_equal(memory_disk_requests(memory_disk_of(temp), MEMORY_DISK_WRITE), 1);
+    assert_int_equal(block_co_flush(block_root_edge(guest)), 0);
+    assert_int_equal(memory_disk_requests(memory_disk_of(disk), MEMORY_DISK_FLUSH), 1);
+    assert_int_equal(memory_disk_requests(memory_disk_of(temp), MEMORY_DISK_FLUSH), 0);
+    assert_int_equal(block_co_root_replace(guest, disk, NULL), 0);
+    block_co_unref(cbw);
+    assert_int_equal(block_co_pwrite(block_root_edge(guest), 65536, sector, 512, 0), 0);
+    block_co_root_release(guest);
+    block_co_unref(temp);
+    block_co_unref(disk);
+}
+
+static int setup(void **state)
+{
+    block_register_driver(&memory_disk_driver);
+    filter_register_drivers();
+    log_set_level(LOG_LEVEL_ERROR); /* broken snapshots are meant to break here */
+    return reactor_init_main(NULL);
+}
+
+static int teardown(void **state)
+{
+    reactor_exit_main();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(snapshot_reads_old_data_after_a_guest_write),
+        cmocka_unit_test(each_cluster_is_copied_once),
+        cmocka_unit_test(guest_zeroes_and_discards_are_copied_before),
+        cmocka_unit_test(last_partial_cluster_is_copied),
+        cmocka_unit_test(zero_areas_are_written_as_zeroes),
+        cmocka_unit_test(outside_the_bitmap_nothing_is_read_or_copied),
+        cmocka_unit_test(discarding_the_snapshot_releases_it),
+        cmocka_unit_test(discard_of_parts_of_clusters_releases_nothing),
+        cmocka_unit_test(release_during_the_copy_leaves_nothing_in_the_target),
+        cmocka_unit_test(snapshot_cannot_be_written),
+        cmocka_unit_test(status_tells_zeroes_before_and_after_the_copy),
+        cmocka_unit_test(fleecing_read_does_not_wait_for_a_copy_in_flight),
+        cmocka_unit_test(guest_write_waits_for_a_fleecing_read_of_its_bytes),
+        cmocka_unit_test(guest_write_elsewhere_does_not_wait_for_a_fleecing_read),
+        cmocka_unit_test(reads_of_copied_clusters_do_not_hold_up_the_guest),
+        cmocka_unit_test(clusters_of_one_write_are_copied_in_parallel),
+        cmocka_unit_test(two_writes_share_one_copy),
+        cmocka_unit_test(failed_copy_breaks_the_guest_write_by_default),
+        cmocka_unit_test(failed_copy_breaks_the_snapshot_if_told_so),
+        cmocka_unit_test(timeout_breaks_the_guest_write_by_default),
+        cmocka_unit_test(timeout_breaks_the_snapshot_if_told_so),
+        cmocka_unit_test(target_is_not_shared),
+        cmocka_unit_test(nobody_writes_behind_a_filter_in_use),
+        cmocka_unit_test(bad_options_are_refused_by_name),
+        cmocka_unit_test(granularity_follows_the_target),
+        cmocka_unit_test(filter_comes_and_goes_under_a_live_root),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
