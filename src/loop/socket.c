@@ -78,6 +78,8 @@ ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags)
 
 int loop_co_accept(int fd)
 {
+    int ready = 0;
+
     for (;;) {
         int connection = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
@@ -87,16 +89,17 @@ int loop_co_accept(int fd)
         if (errno == EINTR || errno == ECONNABORTED) {
             continue;
         }
-        if (errno == EINVAL) {
-            return -ECANCELED; /* it does not listen any more */
+        /* After shutdown() a TCP socket does not listen any more; a unix socket would block, while
+         * poll() finds it hung up. */
+        if (errno == EINVAL || (would_block(errno) && (ready & POLLHUP))) {
+            return -ECANCELED;
         }
         if (!would_block(errno)) {
             return -errno;
         }
-        int ret = loop_co_poll(fd, POLLIN, -1);
-
-        if (ret < 0) {
-            return ret;
+        ready = loop_co_poll(fd, POLLIN, -1);
+        if (ready < 0) {
+            return ready;
         }
     }
 }
