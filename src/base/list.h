@@ -71,16 +71,21 @@ static inline void list_splice(struct list *to, struct list *from)
 
 #define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
+/* The link of an entry, also of the head's imagined one, which need not be aligned as an entry is. */
+#define LIST_LINK_(var, member)                                                                    \
+    ((struct list *)(void *)((char *)(var) + offsetof(__typeof__(*(var)), member)))
+
 #define LIST_FOREACH(var, head, member)                                                            \
-    for (var = container_of((head)->next, __typeof__(*var), member); &var->member != (head);       \
-         var = container_of(var->member.next, __typeof__(*var), member))
+    for (var = container_of((head)->next, __typeof__(*var), member);                               \
+         LIST_LINK_(var, member) != (head);                                                        \
+         var = container_of(LIST_LINK_(var, member)->next, __typeof__(*var), member))
 
 /* `var` may be removed (and freed) in the body; `next_var` is scratch of the same type. */
 #define LIST_FOREACH_SAFE(var, next_var, head, member)                                             \
     for (var = container_of((head)->next, __typeof__(*var), member),                               \
-        next_var = container_of(var->member.next, __typeof__(*var), member);                       \
-         &var->member != (head);                                                                   \
-         var = next_var, next_var = container_of(var->member.next, __typeof__(*var), member))
+        next_var = container_of(LIST_LINK_(var, member)->next, __typeof__(*var), member);          \
+         LIST_LINK_(var, member) != (head); var = next_var,                                        \
+        next_var = container_of(LIST_LINK_(var, member)->next, __typeof__(*var), member))
 
 /* First entry; the list must not be empty. */
 #define LIST_FIRST(head, type, member) container_of((head)->next, type, member)
