@@ -1,0 +1,195 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Where a server is, from a filename or URI (the NBD project's doc/uri.md). */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "nbd/client.h"
+
+void nbd_address_clear(struct nbd_address *a)
+{
+    free(a->path);
+    free(a->host);
+    free(a->port);
+    *a = (struct nbd_address){0};
+}
+
+static int hex_digit(char c)
+{
+    if (c >= '0' && c <= '9') {
+        return c - '0';
+    }
+    c |= 0x20;
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+/* `size` bytes with %XX resolved, malloc'ed; NULL if an escape is malformed or stands for NUL. */
+static char *unescape(const char *text, size_t size)
+{
+    char *out = malloc(size + 1);
+    size_t n = 0;
+
+    if (!out) {
+        return NULL;
+    }
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] == '%') {
+            int high = i + 2 < size ? hex_digit(text[i + 1]) : -1;
+            int low = i + 2 < size ? hex_digit(text[i + 2]) : -1;
+
+            if (high < 0 || low < 0 || high + low == 0) {
+                free(out);
+                return NULL;
+            }
+            out[n++] = (char)(high * 16 + low);
+            i += 2;
+        } else {
+            out[n++] = text[i];
+        }
+    }
+    out[n] = '\0';
+    return out;
+}
+
+static int malformed(const char *uri, const char *why, struct error *err)
+{
+    return error_set(err, EINVAL, "Invalid NBD address '%s': %s", uri, why);
+}
+
+/* "host", "host:port", "[v6]:port". */
+static int parse_authority(const char *uri, const char *text, size_t size, struct nbd_address *ret,
+                           struct error *err)
+{
+    const char *end = text + size, *colon;
+
+    if (size > 0 && text[0] == '[') {
+        const char *bracket = memchr(text, ']', size);
+
+        if (!bracket || (bracket + 1 < end && bracket[1] != ':')) {
+            return malformed(uri, "an IPv6 address ends with ']'", err);
+        }
+        ret->host = strndup(text + 1, (size_t)(bracket - text - 1));
+        colon = bracket + 1 < end ? bracket + 1 : NULL;
+    } else {
+        colon = memchr(text, ':', size);
+        ret->host = unescape(text, colon ? (size_t)(colon - text) : size);
+    }
+    if (colon && colon + 1 < end) {
+        ret->port = strndup(colon + 1, (size_t)(end - colon - 1));
+    }
+    if (!ret->host) {
+        return malformed(uri, "the host is malformed", err);
+    }
+    return ret->host[0] ? 0 : malformed(uri, "the host is missing", err);
+}
+
+/* The value of "socket=" in a query. */
+static int parse_query(const char *uri, const char *query, struct nbd_address *ret,
+                       struct error *err)
+{
+    while (*query) {
+        size_t size = strcspn(query, "&;");
+
+        if (strncmp(query, "socket=", 7) == 0 && !ret->path) {
+            ret->path = unescape(query + 7, size - 7);
+            if (!ret->path) {
+                return malformed(uri, "the socket is malformed", err);
+            }
+        } else {
+            return malformed(uri, "only the parameter 'socket' is known", err);
+        }
+        query += size + (query[size] != '\0');
+    }
+    return 0;
+}
+
+static int parse_uri(const char *uri, const char *rest, bool is_unix, struct nbd_address *ret,
+                     char **ret_export, struct error *err)
+{
+    size_t authority = strcspn(rest, "/?#");
+    const char *path = rest + authority;
+    size_t path_size = strcspn(path, "?#");
+    const char *query = path[path_size] == '?' ? path + path_size + 1 : "";
+    int r = 0;
+
+    if (is_unix) {
+        if (authority > 0) {
+            return malformed(uri, "nbd+unix has no host", err);
+        }
+        r = parse_query(uri, query, ret, err);
+        if (r == 0 && (!ret->path || !ret->path[0])) {
+            r = malformed(uri, "nbd+unix needs ?socket=PATH", err);
+        }
+    } else {
+        if (*query) {
+            return malformed(uri, "there are no parameters for TCP", err);
+        }
+        r = parse_authority(uri, rest, authority, ret, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    /* One slash is the separator; all others belong to the name. */
+    *ret_export = path_size > 0 ? unescape(path + 1, path_size - 1) : strdup("");
+    return *ret_export ? 0 : malformed(uri, "the export name is malformed", err);
+}
+
+/* The older form: "unix:PATH[:exportname=N]" or "HOST:PORT[:exportname=N]". */
+static int parse_legacy(const char *uri, const char *rest, struct nbd_address *ret,
+                        char **ret_export, struct error *err)
+{
+    static const char marker[] = ":exportname=";
+    const char *name = strstr(rest, marker);
+    size_t size = name ? (size_t)(name - rest) : strlen(rest);
+    int r = 0;
+
+    if (strncmp(rest, "unix:", 5) == 0) {
+        ret->path = size > 5 ? strndup(rest + 5, size - 5) : NULL;
+        if (!ret->path) {
+            return malformed(uri, "the path of the socket is missing", err);
+        }
+    } else {
+        r = parse_authority(uri, rest, size, ret, err);
+        if (r == 0 && !ret->port) {
+            r = malformed(uri, "the port is missing", err);
+        }
+    }
+    if (r < 0) {
+        return r;
+    }
+    *ret_export = strdup(name ? name + sizeof(marker) - 1 : "");
+    return *ret_export ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+int nbd_address_parse(const char *uri, struct nbd_address *ret, char **ret_export,
+                      struct error *err)
+{
+    static const struct {
+        const char *scheme;
+        bool is_unix;
+    } schemes[] = {{"nbd://", false}, {"nbd+tcp://", false}, {"nbd+unix://", true}};
+    struct nbd_address a = {0};
+    bool known = false;
+    int r = 0;
+
+    for (size_t i = 0; i < 3 && !known; i++) {
+        size_t size = strlen(schemes[i].scheme);
+
+        if (strncmp(uri, schemes[i].scheme, size) == 0) {
+            known = true;
+            r = parse_uri(uri, uri + size, schemes[i].is_unix, &a, ret_export, err);
+        }
+    }
+    if (!known) {
+        r = strncmp(uri, "nbd:", 4) == 0
+                ? parse_legacy(uri, uri + 4, &a, ret_export, err)
+                : malformed(uri, "it begins with nbd:, nbd://, nbd+tcp:// or nbd+unix://", err);
+    }
+    if (r < 0) {
+        nbd_address_clear(&a);
+        return r;
+    }
+    *ret = a;
+    return 0;
+}

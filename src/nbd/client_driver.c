@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The block driver "nbd": an export of a server as a node. Options as QEMU's BlockdevOptionsNbd.
+ *
+ * With x-dirty-bitmap, block status tells of that context instead of allocation: areas whose lowest flag bit is set
+ * (dirty) are reported as not data.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "loop/loop.h"
+#include "nbd/client.h"
+#include "nbd/proto.h"
+
+#define HANDSHAKE_TIMEOUT_NS 30000000000LL
+#define RETRY_NS 100000000LL
+
+struct nbd_node {
+    struct nbd_client *client;
+};
+
+/* What the options say. */
+struct target {
+    struct nbd_address address;
+    char *export;
+    char *context;         /* x-dirty-bitmap; NULL: base:allocation */
+    uint64_t open_timeout; /* seconds in which failed connecting is tried again */
+};
+
+static void target_clear(struct target *t)
+{
+    nbd_address_clear(&t->address);
+    free(t->export);
+    free(t->context);
+}
+
+static int nbd_parse_filename(const char *filename, struct options *opts, struct error *err)
+{
+    struct nbd_address a CLEANUP(nbd_address_clear) = {0};
+    AUTO_FREE char *export = NULL;
+    struct options *server;
+    int ret = nbd_address_parse(filename, &a, &export, err);
+
+    if (ret < 0) {
+        return ret;
+    }
+    server = options_new();
+    if (!server) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    options_set_str(server, "type", a.path ? "unix" : "inet");
+    if (a.path) {
+        options_set_str(server, "path", a.path);
+    } else {
+        options_set_str(server, "host", a.host);
+        options_set_str(server, "port", a.port ? a.port : NBD_DEFAULT_PORT);
+    }
+    options_set_child(opts, "server", server);
+    if (export[0]) {
+        options_set_str(opts, "export", export);
+    }
+    return 0;
+}
+
+/* `server.type=unix,server.path=...` or `server.type=inet,server.host=...,server.port=...`. */
+static int take_server(struct options *server, struct nbd_address *a, struct error *err)
+{
+    static const char *const types[] = {"inet", "unix", NULL};
+    int type, ret;
+
+    if (!options_has(server, "type")) {
+        return error_set(err, EINVAL, "Parameter 'server.type' is missing");
+    }
+    ret = options_take_enum(server, "type", types, 0, &type, err);
+    if (ret == 0 && type == 1) {
+        ret = options_take_str(server, "path", &a->path, err);
+        if (ret == 0 && !a->path) {
+            ret = error_set(err, EINVAL, "Parameter 'server.path' is missing");
+        }
+    } else if (ret == 0) {
+        ret = options_take_str(server, "host", &a->host, err);
+        if (ret == 0) {
+            ret = options_take_str(server, "port", &a->port, err);
+        }
+        if (ret == 0 && (!a->host || !a->port)) {
+            ret = error_set(err, EINVAL, "Parameter 'server.%s' is missing",
+                            a->host ? "port" : "host");
+        }
+    }
+    return ret < 0 ? ret : options_check_empty(server, "the NBD server address", err);
+}
+
+/* The older, flat form: `path`, or `host` and `port`. */
+static int take_flat_address(struct options *opts, struct nbd_address *a, struct error *err)
+{
+    int ret = options_take_str(opts, "path", &a->path, err);
+
+    if (ret == 0) {
+        ret = options_take_str(opts, "host", &a->host, err);
+    }
+    if (ret == 0) {
+        ret = options_take_str(opts, "port", &a->port, err);
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    if (a->path && a->host) {
+        return error_set(err, EINVAL, "path and host may not be used at the same time");
+    }
+    if (!a->path && !a->host) {
+        return error_set(err, EINVAL, "one of path and host must be specified");
+    }
+    return 0;
+}
+
+static int take_target(struct options *opts, struct target *t, struct error *err)
+{
+    AUTO_OPTIONS struct options *server = NULL;
+    AUTO_FREE char *node_name = NULL;
+    uint64_t ignored;
+    int ret = options_take_child(opts, "server", &server, &node_name, err);
+
+    if (ret == 0 && node_name) {
+        ret = error_set(err, EINVAL, "Parameter 'server' has to be an object");
+    }
+    if (ret == 0) {
+        ret = server ? take_server(server, &t->address, err)
+                     : take_flat_address(opts, &t->address, err);
+    }
+    if (ret == 0) {
+        ret = options_take_str(opts, "export", &t->export, err);
+    }
+    if (ret == 0) {
+        ret = options_take_str(opts, "x-dirty-bitmap", &t->context, err);
+    }
+    if (ret == 0) {
+        ret = options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err);
+    }
+    /* Accepted for compatibility: a lost connection is not made again. */
+    if (ret == 0) {
+        ret = options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &ignored, err);
+    }
+    if (ret == 0 && !t->export) {
+        t->export = strdup("");
+        ret = t->export ? 0 : error_set(err, ENOMEM, "Out of memory");
+    }
+    if (ret == 0 && strlen(t->export) > NBD_STRING_MAX) {
+        ret = error_set(err, EINVAL, "export name too long to send to server");
+    }
+    if (ret == 0 && t->context && strlen(t->context) > NBD_STRING_MAX) {
+        ret = error_set(err, EINVAL, "x-dirty-bitmap query too long to send to server");
+    }
+    return ret;
+}
+
+static int co_connect(const struct target *t, struct nbd_client **ret, struct error *err)
+{
+    const char *context = t->context ? t->context : NBD_CONTEXT_BASE_ALLOCATION;
+    int64_t deadline = loop_now_ns() + (int64_t)t->open_timeout * 1000000000LL;
+
+    for (;;) {
+        ERROR_AUTO(local);
+        int r = nbd_client_co_connect(&t->address, t->export, &context, 1, HANDSHAKE_TIMEOUT_NS,
+                                      ret, &local);
+
+        if (r == 0) {
+            return 0;
+        }
+        if (loop_now_ns() + RETRY_NS > deadline) {
+            error_move(err, &local);
+            return r;
+        }
+        loop_co_sleep(RETRY_NS);
+    }
+}
+
+static char *make_filename(const struct target *t)
+{
+    const char *port = t->address.port ? t->address.port : NBD_DEFAULT_PORT;
+    char *name = NULL;
+    int n;
+
+    if (t->address.path) {
+        n = asprintf(&name, "nbd+unix:///%s?socket=%s", t->export, t->address.path);
+    } else if (t->export[0]) {
+        n = asprintf(&name, "nbd://%s:%s/%s", t->address.host, port, t->export);
+    } else {
+        n = asprintf(&name, "nbd://%s:%s", t->address.host, port);
+    }
+    return n < 0 ? NULL : name;
+}
+
+static void set_limits(struct block_node *node, const struct nbd_client *c)
+{
+    unsigned flags = nbd_client_flags(c);
+    uint32_t min = nbd_client_min_block(c);
+
+    node->limits.request_alignment = min;
+    node->limits.max_transfer = nbd_client_max_block(c);
+    node->limits.max_zeroes = nbd_client_max_block(c);
+    node->limits.zeroes_alignment = min;
+    node->limits.discard_alignment = min;
+    node->limits.opt_transfer = nbd_client_preferred_block(c);
+    if (flags & NBD_FLAG_SEND_FUA) {
+        node->supported_write_flags = BLOCK_REQ_FUA;
+        node->supported_zero_flags = BLOCK_REQ_FUA;
+    }
+    if (flags & NBD_FLAG_SEND_WRITE_ZEROES) {
+        node->supported_zero_flags |= BLOCK_REQ_MAY_UNMAP;
+        if (flags & NBD_FLAG_SEND_FAST_ZERO) {
+            node->supported_zero_flags |= BLOCK_REQ_NO_FALLBACK;
+        }
+    }
+    block_node_set_size(node, nbd_client_size(c));
+}
+
+static int nbd_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct nbd_node *n = node->opaque;
+    struct target t CLEANUP(target_clear) = {0};
+    int ret = take_target(opts, &t, err);
+
+    if (ret == 0) {
+        ret = co_connect(&t, &n->client, err);
+    }
+    if (ret < 0) {
+        return ret;
+    }
+    if (t.context && !nbd_client_context(n->client, 0)) {
+        ret = error_set(err, EINVAL, "requested x-dirty-bitmap %s not found", t.context);
+    } else if (!node->read_only && (nbd_client_flags(n->client) & NBD_FLAG_READ_ONLY)) {
+        ret = error_set(err, EACCES, "NBD server does not allow writing to export '%s'", t.export);
+    }
+    if (ret < 0) {
+        nbd_client_co_close(n->client);
+        n->client = NULL;
+        return ret;
+    }
+    free(node->filename);
+    node->filename = make_filename(&t);
+    set_limits(node, n->client);
+    return 0;
+}
+
+static void nbd_co_close_node(struct block_node *node)
+{
+    struct nbd_node *n = node->opaque;
+
+    nbd_client_co_close(n->client);
+    n->client = NULL;
+}
+
+static struct nbd_client *client_of(struct block_node *node)
+{
+    return ((struct nbd_node *)node->opaque)->client;
+}
+
+static int nbd_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    if (flags & BLOCK_REQ_PREFETCH) {
+        int ret = nbd_client_co_cache(client_of(node), offset, iov.size);
+
+        return ret == -ENOTSUP ? 0 : ret;
+    }
+    return nbd_client_co_preadv(client_of(node), offset, iov);
+}
+
+static int nbd_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    return nbd_client_co_pwritev(client_of(node), offset, iov, flags & BLOCK_REQ_FUA);
+}
+
+static int nbd_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                               unsigned flags)
+{
+    unsigned cmd_flags = (flags & BLOCK_REQ_FUA ? NBD_CMD_FLAG_FUA : 0) |
+                         (flags & BLOCK_REQ_MAY_UNMAP ? 0 : NBD_CMD_FLAG_NO_HOLE);
+
+    if (flags & BLOCK_REQ_NO_FALLBACK) {
+        if (!(nbd_client_flags(client_of(node)) & NBD_FLAG_SEND_FAST_ZERO)) {
+            return -ENOTSUP;
+        }
+        cmd_flags |= NBD_CMD_FLAG_FAST_ZERO;
+    }
+    return nbd_client_co_write_zeroes(client_of(node), offset, length, cmd_flags);
+}
+
+static int nbd_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    return nbd_client_co_trim(client_of(node), offset, length);
+}
+
+static int nbd_co_flush(struct block_node *node)
+{
+    return nbd_client_co_flush(client_of(node));
+}
+
+static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t length,
+                         struct block_status *ret)
+{
+    struct nbd_client *c = client_of(node);
+    struct nbd_extents extents = {0};
+
+    *ret = (struct block_status){
+        .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_DATA,
+        .length = length,
+        .map = offset,
+        .file = node,
+    };
+    if (nbd_client_context(c, 0)) {
+        int r = nbd_client_co_block_status(c, offset, length, true, &extents);
+
+        if (r < 0) {
+            return r;
+        }
+        ret->length = extents.list[0].length;
+        if (extents.list[0].flags & NBD_STATE_HOLE) {
+            ret->flags &= ~BLOCK_STATUS_DATA;
+        }
+        if (extents.list[0].flags & NBD_STATE_ZERO) {
+            ret->flags |= BLOCK_STATUS_ZERO;
+        }
+        nbd_extents_clear(&extents);
+    }
+    return 0;
+}
+
+static const char *const nbd_schemes[] = {"nbd", "nbd+tcp", "nbd+unix", NULL};
+
+static const struct block_driver nbd_driver = {
+    .name = "nbd",
+    .instance_size = sizeof(struct nbd_node),
+    .is_protocol = true,
+    .schemes = nbd_schemes,
+    .parse_filename = nbd_parse_filename,
+    .co_open = nbd_co_open,
+    .co_close = nbd_co_close_node,
+    .co_preadv = nbd_co_preadv,
+    .co_pwritev = nbd_co_pwritev,
+    .co_write_zeroes = nbd_co_write_zeroes,
+    .co_discard = nbd_co_discard,
+    .co_flush = nbd_co_flush,
+    .co_status = nbd_co_status,
+};
+
+void nbd_register_driver(void)
+{
+    block_register_driver(&nbd_driver);
+}

@@ -1,0 +1,554 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The client's side of the handshake: structured replies, metadata contexts, GO; EXPORT_NAME for servers that know no
+ * better. What the server says is bounded before memory is taken for it.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "nbd/client_internal.h"
+
+/* One answer to an option. */
+struct reply {
+    uint32_t type;
+    uint8_t *data; /* owned */
+    uint32_t length;
+};
+
+static void reply_clear(struct reply *r)
+{
+    free(r->data);
+    *r = (struct reply){0};
+}
+
+static int lost(struct error *err, int ret)
+{
+    return error_set_errno(err, ret < 0 ? -ret : ECONNRESET,
+                           "The NBD server ended the connection during negotiation");
+}
+
+static int co_read(int fd, void *buf, size_t size, struct error *err)
+{
+    uint8_t *p = buf;
+
+    while (size > 0) {
+        ssize_t n = loop_co_recv(fd, p, size);
+
+        if (n <= 0) {
+            return lost(err, (int)n);
+        }
+        p += n;
+        size -= (size_t)n;
+    }
+    return 0;
+}
+
+static int co_write(int fd, const void *buf, size_t size, struct error *err)
+{
+    struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
+    struct msghdr msg = {.msg_iov = &vec, .msg_iovlen = 1};
+
+    while (vec.iov_len > 0) {
+        ssize_t n = loop_co_sendmsg(fd, &msg, MSG_NOSIGNAL);
+
+        if (n < 0) {
+            return lost(err, (int)n);
+        }
+        vec.iov_base = (uint8_t *)vec.iov_base + n;
+        vec.iov_len -= (size_t)n;
+    }
+    return 0;
+}
+
+static int co_send_option(int fd, uint32_t option, const struct strbuf *data, struct error *err)
+{
+    STRBUF_AUTO(out);
+    uint8_t header[NBD_OPTION_HEADER_SIZE];
+    size_t length = data ? data->len : 0;
+
+    nbd_option_header_encode(header, option, (uint32_t)length);
+    strbuf_append(&out, header, sizeof(header));
+    if (length > 0) {
+        strbuf_append(&out, data->data, length);
+    }
+    if (out.failed || (data && data->failed)) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    return co_write(fd, out.data, out.len, err);
+}
+
+static int co_read_reply(int fd, uint32_t option, struct reply *ret, struct error *err)
+{
+    uint8_t header[NBD_OPTION_REPLY_HEADER_SIZE];
+    uint32_t of, type, length;
+    int r = co_read(fd, header, sizeof(header), err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!nbd_option_reply_decode(header, &of, &type, &length) || of != option) {
+        return error_set(err, EPROTO, "The NBD server's answer to %s is malformed",
+                         nbd_option_name(option));
+    }
+    if (length > NBD_CLIENT_REPLY_DATA_MAX) {
+        return error_set(err, EPROTO, "The NBD server's answer to %s is too long: %u bytes",
+                         nbd_option_name(option), length);
+    }
+    reply_clear(ret);
+    ret->data = malloc(length + 1);
+    if (!ret->data) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    ret->type = type;
+    ret->length = length;
+    ret->data[length] = '\0';
+    return co_read(fd, ret->data, length, err);
+}
+
+/* What an error reply says, as a sentence. */
+static int refused(uint32_t option, const struct reply *r, struct error *err)
+{
+    switch (r->type) {
+    case NBD_REP_ERR_UNKNOWN:
+        error_set(err, ENOENT, "Requested export not available");
+        break;
+    case NBD_REP_ERR_TLS_REQD:
+        error_set(err, EPERM, "The NBD server requires TLS, which is not supported");
+        break;
+    case NBD_REP_ERR_POLICY:
+        error_set(err, EPERM, "Denied by server for %s", nbd_option_name(option));
+        break;
+    case NBD_REP_ERR_UNSUP:
+        error_set(err, ENOTSUP, "The NBD server does not support %s", nbd_option_name(option));
+        break;
+    default:
+        error_set(err, EINVAL, "The NBD server refused %s (%s)", nbd_option_name(option),
+                  nbd_reply_name(r->type));
+    }
+    if (r->length > 0 && !memchr(r->data, 0, r->length)) {
+        error_hint(err, "server reported: %.*s", (int)MIN(r->length, NBD_STRING_MAX),
+                   (const char *)r->data);
+    }
+    return err ? -err->code : -EINVAL;
+}
+
+static int unexpected(uint32_t option, const struct reply *r, struct error *err)
+{
+    return error_set(err, EPROTO, "Unexpected answer of the NBD server to %s: %s (0x%x)",
+                     nbd_option_name(option), nbd_reply_name(r->type), r->type);
+}
+
+int nbd_handshake_co_open(int fd, bool *ret_fixed, bool *ret_no_zeroes, struct error *err)
+{
+    uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
+    uint16_t flags;
+    int r = co_read(fd, hello, sizeof(hello), err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (load_be64(hello) != NBD_MAGIC) {
+        return error_set(err, EINVAL, "Bad initial magic received: 0x%016llx",
+                         (unsigned long long)load_be64(hello));
+    }
+    if (load_be64(hello + 8) == NBD_OLDSTYLE_MAGIC) {
+        return error_set(err, ENOTSUP, "The NBD server speaks the oldstyle protocol only");
+    }
+    if (load_be64(hello + 8) != NBD_OPTION_MAGIC) {
+        return error_set(err, EINVAL, "Bad server magic received: 0x%016llx",
+                         (unsigned long long)load_be64(hello + 8));
+    }
+    flags = load_be16(hello + 16);
+    *ret_fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
+    *ret_no_zeroes = flags & NBD_FLAG_NO_ZEROES;
+    store_be32(answer, flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES));
+    return co_write(fd, answer, sizeof(answer), err);
+}
+
+/* *ret is whether the server agreed; one that doesn't know it is fine. */
+static int co_structured(int fd, bool *ret, struct error *err)
+{
+    struct reply reply CLEANUP(reply_clear) = {0};
+    int r = co_send_option(fd, NBD_OPT_STRUCTURED_REPLY, NULL, err);
+
+    if (r == 0) {
+        r = co_read_reply(fd, NBD_OPT_STRUCTURED_REPLY, &reply, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (reply.type != NBD_REP_ACK && !NBD_REP_IS_ERROR(reply.type)) {
+        return unexpected(NBD_OPT_STRUCTURED_REPLY, &reply, err);
+    }
+    *ret = reply.type == NBD_REP_ACK;
+    return 0;
+}
+
+static void grant(const struct reply *reply, const char *const *contexts, size_t count,
+                  struct nbd_agreement *a)
+{
+    const char *name = (const char *)reply->data + 4;
+
+    for (size_t i = 0; i < count; i++) {
+        if (strlen(contexts[i]) == reply->length - 4 &&
+            memcmp(contexts[i], name, reply->length - 4) == 0) {
+            a->granted[i] = true;
+            a->context_id[i] = load_be32(reply->data);
+        }
+    }
+}
+
+static int co_set_contexts(int fd, const char *name, const char *const *contexts, size_t count,
+                           struct nbd_agreement *a, struct error *err)
+{
+    struct reply reply CLEANUP(reply_clear) = {0};
+    STRBUF_AUTO(data);
+    int r;
+
+    nbd_put_string(&data, name);
+    nbd_put_u32(&data, (uint32_t)count);
+    for (size_t i = 0; i < count; i++) {
+        nbd_put_string(&data, contexts[i]);
+    }
+    r = co_send_option(fd, NBD_OPT_SET_META_CONTEXT, &data, err);
+    if (r < 0) {
+        return r;
+    }
+    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
+        r = co_read_reply(fd, NBD_OPT_SET_META_CONTEXT, &reply, err);
+        if (r < 0) {
+            return r;
+        }
+        if (reply.type == NBD_REP_META_CONTEXT && reply.length > 4) {
+            grant(&reply, contexts, count, a);
+            continue;
+        }
+        if (reply.type == NBD_REP_ACK) {
+            return 0;
+        }
+        if (NBD_REP_IS_ERROR(reply.type)) {
+            /* No contexts then; an export that isn't there will be told about by GO. */
+            memset(a->granted, 0, sizeof(a->granted));
+            return 0;
+        }
+        break;
+    }
+    return unexpected(NBD_OPT_SET_META_CONTEXT, &reply, err);
+}
+
+static int check_agreement(const struct nbd_agreement *a, struct error *err)
+{
+    if (a->size > INT64_MAX) {
+        return error_set(err, EPROTO, "The NBD server's export has an impossible size: %llu bytes",
+                         (unsigned long long)a->size);
+    }
+    if (!(a->flags & NBD_FLAG_HAS_FLAGS)) {
+        return error_set(err, EPROTO, "The NBD server's transmission flags 0x%x are invalid",
+                         a->flags);
+    }
+    if (!is_power_of_2(a->min_block) || a->min_block > 64 * KiB ||
+        !is_power_of_2(a->preferred_block) || a->preferred_block < a->min_block ||
+        a->max_block < a->min_block) {
+        return error_set(err, EPROTO,
+                         "The NBD server's block sizes are invalid: minimum %u, preferred %u, "
+                         "maximum %u",
+                         a->min_block, a->preferred_block, a->max_block);
+    }
+    return 0;
+}
+
+static void no_block_sizes(struct nbd_agreement *a)
+{
+    a->has_block_sizes = false;
+    a->min_block = 1;
+    a->preferred_block = 4096;
+    a->max_block = NBD_MAX_BLOCK_SIZE;
+}
+
+/* Take one NBD_REP_INFO in. Unknown kinds are ignored, as the specification asks. */
+static int take_info(const struct reply *reply, struct nbd_agreement *a, bool *has_export)
+{
+    struct nbd_cursor in = {.data = reply->data, .left = reply->length};
+
+    switch (nbd_get_u16(&in)) {
+    case NBD_INFO_EXPORT:
+        a->size = nbd_get_u64(&in);
+        a->flags = nbd_get_u16(&in);
+        *has_export = true;
+        break;
+    case NBD_INFO_BLOCK_SIZE:
+        a->min_block = nbd_get_u32(&in);
+        a->preferred_block = nbd_get_u32(&in);
+        a->max_block = nbd_get_u32(&in);
+        a->has_block_sizes = true;
+        break;
+    case NBD_INFO_DESCRIPTION:
+        free(a->description);
+        a->description = nbd_get_string_of(&in, in.left);
+        break;
+    default:
+        in.left = 0;
+    }
+    return in.failed || in.left > 0 ? -EPROTO : 0;
+}
+
+/* INFO or GO. 1: the server doesn't know the option. */
+static int co_info(int fd, uint32_t option, const char *name, struct nbd_agreement *a,
+                   struct error *err)
+{
+    struct reply reply CLEANUP(reply_clear) = {0};
+    bool has_export = false;
+    STRBUF_AUTO(data);
+    int r;
+
+    nbd_put_string(&data, name);
+    nbd_put_u16(&data, 2);
+    nbd_put_u16(&data, NBD_INFO_BLOCK_SIZE);
+    nbd_put_u16(&data, NBD_INFO_DESCRIPTION);
+    no_block_sizes(a);
+    r = co_send_option(fd, option, &data, err);
+    if (r < 0) {
+        return r;
+    }
+    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
+        r = co_read_reply(fd, option, &reply, err);
+        if (r < 0) {
+            return r;
+        }
+        if (reply.type == NBD_REP_ERR_UNSUP) {
+            return 1;
+        }
+        if (NBD_REP_IS_ERROR(reply.type)) {
+            return refused(option, &reply, err);
+        }
+        if (reply.type == NBD_REP_ACK && has_export) {
+            return check_agreement(a, err);
+        }
+        if (reply.type != NBD_REP_INFO || take_info(&reply, a, &has_export) < 0) {
+            break;
+        }
+    }
+    return unexpected(option, &reply, err);
+}
+
+static int co_export_name(int fd, const char *name, bool no_zeroes, struct nbd_agreement *a,
+                          struct error *err)
+{
+    uint8_t reply[8 + 2 + NBD_EXPORT_NAME_ZEROES];
+    STRBUF_AUTO(data);
+    int r;
+
+    strbuf_puts(&data, name);
+    r = co_send_option(fd, NBD_OPT_EXPORT_NAME, &data, err);
+    if (r == 0) {
+        r = co_read(fd, reply, no_zeroes ? 10 : sizeof(reply), err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    no_block_sizes(a);
+    a->size = load_be64(reply);
+    a->flags = load_be16(reply + 8);
+    return check_agreement(a, err);
+}
+
+int nbd_handshake_co_choose(int fd, const char *export_name, const char *const *contexts,
+                            size_t context_count, struct nbd_agreement *ret, struct error *err)
+{
+    bool fixed, no_zeroes;
+    int r;
+
+    if (strlen(export_name) > NBD_STRING_MAX) {
+        return error_set(err, EINVAL, "export name '%.40s...' too long", export_name);
+    }
+    r = nbd_handshake_co_open(fd, &fixed, &no_zeroes, err);
+    if (r == 0 && fixed) {
+        r = co_structured(fd, &ret->structured, err);
+    }
+    if (r == 0 && ret->structured && context_count > 0) {
+        r = co_set_contexts(fd, export_name, contexts, context_count, ret, err);
+    }
+    if (r == 0) {
+        r = fixed ? co_info(fd, NBD_OPT_GO, export_name, ret, err) : 1;
+    }
+    return r <= 0 ? r : co_export_name(fd, export_name, no_zeroes, ret, err);
+}
+
+void nbd_agreement_clear(struct nbd_agreement *a)
+{
+    free(a->description);
+    a->description = NULL;
+}
+
+/* --- listing ------------------------------------------------------------------------------------- */
+
+void nbd_export_list_free(struct nbd_export_info *list, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        for (size_t j = 0; j < list[i].context_count; j++) {
+            free(list[i].contexts[j]);
+        }
+        free(list[i].contexts);
+        free(list[i].name);
+        free(list[i].description);
+    }
+    free(list);
+}
+
+static int take_server(const struct reply *reply, struct nbd_export_info **list, size_t *count)
+{
+    struct nbd_cursor in = {.data = reply->data, .left = reply->length};
+    struct nbd_export_info e = {.name = nbd_get_string(&in)};
+    struct nbd_export_info *larger;
+
+    if (!e.name) {
+        return -EPROTO;
+    }
+    if (in.left > 0) {
+        e.description = nbd_get_string_of(&in, in.left);
+    }
+    larger = realloc(*list, (*count + 1) * sizeof(**list));
+    if (!larger) {
+        free(e.name);
+        free(e.description);
+        return -ENOMEM;
+    }
+    *list = larger;
+    larger[(*count)++] = e;
+    return 0;
+}
+
+static int co_list_names(int fd, struct nbd_export_info **list, size_t *count, struct error *err)
+{
+    struct reply reply CLEANUP(reply_clear) = {0};
+    int r = co_send_option(fd, NBD_OPT_LIST, NULL, err);
+
+    if (r < 0) {
+        return r;
+    }
+    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
+        r = co_read_reply(fd, NBD_OPT_LIST, &reply, err);
+        if (r < 0) {
+            return r;
+        }
+        if (reply.type == NBD_REP_ACK) {
+            return 0;
+        }
+        if (NBD_REP_IS_ERROR(reply.type)) {
+            return refused(NBD_OPT_LIST, &reply, err);
+        }
+        if (reply.type != NBD_REP_SERVER || take_server(&reply, list, count) < 0) {
+            break;
+        }
+    }
+    return unexpected(NBD_OPT_LIST, &reply, err);
+}
+
+static int take_context(const struct reply *reply, struct nbd_export_info *e)
+{
+    struct nbd_cursor in = {.data = reply->data, .left = reply->length};
+    char **larger, *name;
+
+    nbd_get_u32(&in);
+    name = nbd_get_string_of(&in, in.left);
+    if (!name) {
+        return -EPROTO;
+    }
+    larger = realloc(e->contexts, (e->context_count + 1) * sizeof(*larger));
+    if (!larger) {
+        free(name);
+        return -ENOMEM;
+    }
+    e->contexts = larger;
+    e->contexts[e->context_count++] = name;
+    return 0;
+}
+
+static int co_list_contexts(int fd, struct nbd_export_info *e, struct error *err)
+{
+    struct reply reply CLEANUP(reply_clear) = {0};
+    STRBUF_AUTO(data);
+    int r;
+
+    nbd_put_string(&data, e->name);
+    nbd_put_u32(&data, 0);
+    r = co_send_option(fd, NBD_OPT_LIST_META_CONTEXT, &data, err);
+    if (r < 0) {
+        return r;
+    }
+    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
+        r = co_read_reply(fd, NBD_OPT_LIST_META_CONTEXT, &reply, err);
+        if (r < 0) {
+            return r;
+        }
+        if (reply.type == NBD_REP_ACK || NBD_REP_IS_ERROR(reply.type)) {
+            return 0;
+        }
+        if (reply.type != NBD_REP_META_CONTEXT || take_context(&reply, e) < 0) {
+            break;
+        }
+    }
+    return unexpected(NBD_OPT_LIST_META_CONTEXT, &reply, err);
+}
+
+static int co_describe(int fd, struct nbd_export_info *e, bool structured, struct error *err)
+{
+    struct nbd_agreement a = {0};
+    ERROR_AUTO(local);
+    int r = co_info(fd, NBD_OPT_INFO, e->name, &a, &local);
+
+    if (r < 0 && (local.code == EPROTO || local.code == ECONNRESET)) {
+        error_move(err, &local);
+        nbd_agreement_clear(&a);
+        return r;
+    }
+    if (r == 0) {
+        e->has_info = true;
+        e->size = a.size;
+        e->flags = a.flags;
+        e->has_block_sizes = a.has_block_sizes;
+        e->min_block = a.min_block;
+        e->preferred_block = a.preferred_block;
+        e->max_block = a.max_block;
+        if (a.description && !e->description) {
+            e->description = TAKE_PTR(a.description);
+        }
+    }
+    nbd_agreement_clear(&a);
+    return structured ? co_list_contexts(fd, e, err) : 0;
+}
+
+int nbd_handshake_co_list(int fd, struct nbd_export_info **ret, size_t *ret_count,
+                          struct error *err)
+{
+    struct nbd_export_info *list = NULL;
+    bool fixed, no_zeroes, structured = false;
+    size_t count = 0;
+    int r = nbd_handshake_co_open(fd, &fixed, &no_zeroes, err);
+
+    if (r == 0 && !fixed) {
+        r = error_set(err, ENOTSUP, "The NBD server can't list its exports");
+    }
+    if (r == 0) {
+        r = co_structured(fd, &structured, err);
+    }
+    if (r == 0) {
+        r = co_list_names(fd, &list, &count, err);
+    }
+    for (size_t i = 0; i < count && r == 0; i++) {
+        r = co_describe(fd, &list[i], structured, err);
+    }
+    if (r < 0) {
+        nbd_export_list_free(list, count);
+        return r;
+    }
+    (void)co_send_option(fd, NBD_OPT_ABORT, NULL, NULL);
+    *ret = list;
+    *ret_count = count;
+    return 0;
+}

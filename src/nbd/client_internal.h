@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the client share. */
+#ifndef TIDEMARK_NBD_CLIENT_INTERNAL_H
+#define TIDEMARK_NBD_CLIENT_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/list.h"
+#include "co/sync.h"
+#include "loop/loop.h"
+#include "nbd/client.h"
+#include "nbd/proto.h"
+
+#define NBD_CLIENT_BUFFER (64u * 1024)
+/* More extents in one answer end the connection. */
+#define NBD_CLIENT_EXTENTS_MAX (1024u * 1024)
+/* Lengths of requests without data are cut here, rounded down to the server's minimum block. */
+#define NBD_CLIENT_LENGTH_MAX 0x7fff0000u
+/* Answers to one option, and data in one of them. */
+#define NBD_CLIENT_REPLIES_MAX 65536u
+#define NBD_CLIENT_REPLY_DATA_MAX (64u * 1024)
+
+/* What was agreed with the server about one export. */
+struct nbd_agreement {
+    uint64_t size;
+    unsigned flags;
+    bool structured;
+    bool has_block_sizes;
+    uint32_t min_block, preferred_block, max_block;
+    char *description;
+    bool granted[NBD_CLIENT_CONTEXT_MAX];
+    uint32_t context_id[NBD_CLIENT_CONTEXT_MAX];
+};
+
+/*
+ * A request on its way; lies on the requester's stack. `pending` counts the two that still use it: who sends it
+ * and who answers it. The last wakes the requester.
+ */
+struct nbd_call {
+    struct list link; /* in client->send_queue */
+    struct nbd_request rq;
+    uint8_t header[NBD_REQUEST_SIZE];
+    struct iov data;                 /* of a write: to send; of a read: to fill */
+    struct nbd_extents *per_context; /* of a block status */
+    uint64_t received;               /* bytes of a read that have been answered */
+    int result;                      /* 0 or -errno; the receiver's until it is done */
+    struct co *co;
+    atomic_int pending;
+};
+
+struct nbd_client {
+    int fd;
+    struct reactor *home;
+    struct nbd_agreement agreed; /* constant after the handshake */
+    size_t context_count;
+
+    struct co_semaphore room; /* requests that may be on the wire */
+    struct co_group group;    /* sender and receiver */
+
+    pthread_mutex_t lock; /* guards from here to broken */
+    struct list send_queue;
+    struct co *idle_sender; /* suspended for want of work */
+    struct nbd_call *slot[NBD_CLIENT_IN_FLIGHT];
+    uint32_t generation; /* makes cookies of reused slots differ */
+    bool closing, broken;
+
+    /* the receiver's */
+    uint8_t *buffer; /* NBD_CLIENT_BUFFER bytes */
+    size_t pos, end;
+};
+
+/* client_handshake.c. All yield; the descriptor is connected and non-blocking. 0 or -errno with err set. */
+int nbd_handshake_co_open(int fd, bool *ret_fixed, bool *ret_no_zeroes, struct error *err);
+int nbd_handshake_co_choose(int fd, const char *export_name, const char *const *contexts,
+                            size_t context_count, struct nbd_agreement *ret, struct error *err);
+int nbd_handshake_co_list(int fd, struct nbd_export_info **ret, size_t *ret_count,
+                          struct error *err);
+void nbd_agreement_clear(struct nbd_agreement *a);
+
+/* client_connect.c: a connected non-blocking socket. */
+int nbd_co_dial(const struct nbd_address *address, int64_t timeout_ns, int *ret_fd,
+                struct error *err);
+
+/* client_receive.c: receive answers until the connection ends. */
+void nbd_client_receiver(void *arg);
+
+/* client.c: one of the two users of a call is done with it. */
+void nbd_call_drop(struct nbd_call *call);
+
+#endif
