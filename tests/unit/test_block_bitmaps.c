@@ -1,0 +1,443 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Named bitmaps of nodes, on null disks and a driver that pretends to store them. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "block/driver.h"
+#include "file/file_drivers.h"
+#include "loop/loop.h"
+
+/* --- a driver that stores bitmaps ---------------------------------------------------------------------- */
+
+/* What the last calls were about; `fail` makes the next ones fail. */
+static struct {
+    unsigned removed, changed;
+    int fail;
+    bool fail_writes;
+} store;
+
+static int store_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    block_node_set_size(node, 1 * MiB);
+    node->limits.cluster_size = 2 * MiB;
+    return 0;
+}
+
+static int store_co_can_store(struct block_node *node, const char *name, uint32_t granularity,
+                              struct error *err)
+{
+    return store.fail ? error_set(err, ENOSPC, "No room for '%s'", name) : 0;
+}
+
+static int store_co_remove(struct block_node *node, struct block_bitmap *b, struct error *err)
+{
+    store.removed++;
+    return store.fail;
+}
+
+static int store_co_will_change(struct block_node *node, struct block_bitmap *b, struct error *err)
+{
+    store.changed++;
+    return store.fail;
+}
+
+static int store_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
+                            unsigned flags)
+{
+    return store.fail_writes ? -EIO : 0;
+}
+
+static const struct block_driver store_driver = {
+    .name = "store",
+    .co_open = store_co_open,
+    .co_pwritev = store_co_pwritev,
+    .co_can_store_bitmap = store_co_can_store,
+    .co_remove_stored_bitmap = store_co_remove,
+    .co_bitmap_will_change = store_co_will_change,
+};
+
+/* --- helpers ------------------------------------------------------------------------------------------- */
+
+static struct block_node *open_disk(const char *options)
+{
+    struct options *opts = NULL;
+    struct block_node *node = NULL;
+    ERROR_AUTO(err);
+
+    memset(&store, 0, sizeof(store));
+    assert_int_equal(options_parse(options, "driver", &opts, &err), 0);
+    if (block_co_open(opts, BLOCK_OPEN_RDWR, &node, &err) < 0) {
+        fail_msg("%s", error_message(&err));
+    }
+    return node;
+}
+
+static struct block_bitmap *add(struct block_node *node, const char *name)
+{
+    struct block_bitmap *b = NULL;
+
+    assert_int_equal(block_co_bitmap_add(node, name, 4096, false, false, &b, NULL), 0);
+    return b;
+}
+
+static struct block_bitmap *add_stored(struct block_node *node, const char *name)
+{
+    struct block_bitmap *b = NULL;
+
+    assert_int_equal(block_co_bitmap_add(node, name, 4096, true, false, &b, NULL), 0);
+    return b;
+}
+
+static void assert_add_fails(struct block_node *node, const char *name, uint32_t granularity,
+                             bool persistent, int errnum, const char *sentence)
+{
+    ERROR_AUTO(err);
+    struct block_bitmap *b = NULL;
+
+    assert_int_equal(block_co_bitmap_add(node, name, granularity, persistent, false, &b, &err),
+                     -errnum);
+    assert_null(b);
+    if (!strstr(error_message(&err), sentence)) {
+        fail_msg("'%s' is not in '%s'", sentence, error_message(&err));
+    }
+}
+
+static int write_byte(struct block_node *node, uint64_t offset)
+{
+    struct block_root *root;
+    int r;
+
+    assert_int_equal(
+        block_co_root_new(node, "guest", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root, NULL), 0);
+    r = block_co_pwrite(block_root_edge(root), offset, "x", 1, 0);
+    block_co_root_release(root);
+    return r;
+}
+
+/* --- tests --------------------------------------------------------------------------------------------- */
+
+static void bitmaps_are_found_by_node_and_name(void *arg)
+{
+    struct block_node *node = open_disk("null-co,node-name=n0"), *found = NULL;
+    struct block_bitmap *a = add(node, "a"), *b = add(node, "b");
+    ERROR_AUTO(no_node);
+    ERROR_AUTO(no_bitmap);
+
+    assert_ptr_equal(block_bitmap_find(node, "b"), b);
+    assert_ptr_equal(block_bitmap_lookup("n0", "a", &found, NULL), a);
+    assert_ptr_equal(found, node);
+    assert_null(block_bitmap_lookup("n1", "a", NULL, &no_node));
+    assert_non_null(strstr(error_message(&no_node), "node-name='n1'"));
+    assert_null(block_bitmap_lookup("n0", "c", NULL, &no_bitmap));
+    assert_string_equal(error_message(&no_bitmap), "Dirty bitmap 'c' not found");
+    assert_ptr_equal(block_bitmap_next(node, NULL), a);
+    assert_ptr_equal(block_bitmap_next(node, a), b);
+    assert_null(block_bitmap_next(node, b));
+    block_co_unref(node);
+}
+
+static void wrong_names_and_granularities_are_refused(void *arg)
+{
+    struct block_node *node = open_disk("null-co");
+    char name[BLOCK_BITMAP_NAME_MAX + 2];
+
+    add(node, "a");
+    memset(name, 'n', sizeof(name));
+    name[BLOCK_BITMAP_NAME_MAX + 1] = '\0';
+    assert_add_fails(node, "a", 0, false, EEXIST, "Bitmap already exists: a");
+    assert_add_fails(node, "", 0, false, EINVAL, "name cannot be empty");
+    assert_add_fails(node, name, 0, false, EINVAL, "Bitmap name too long");
+    assert_add_fails(node, "b", 1000, false, EINVAL, "Granularity must be power of 2");
+    assert_add_fails(node, "b", 256, false, EINVAL, "at least 512");
+    name[BLOCK_BITMAP_NAME_MAX] = '\0';
+    add(node, name);
+    block_co_unref(node);
+}
+
+static void persistent_needs_a_driver_that_stores(void *arg)
+{
+    struct block_node *node = open_disk("null-co");
+
+    assert_add_fails(node, "a", 0, true, ENOTSUP, "'null-co'");
+    block_co_unref(node);
+    node = open_disk("store");
+    store.fail = -ENOSPC;
+    assert_add_fails(node, "a", 0, true, ENOSPC, "No room for 'a'");
+    store.fail = 0;
+    assert_true(add_stored(node, "a")->persistent);
+    block_co_unref(node);
+}
+
+static void default_granularity_follows_clusters_within_bounds(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    static const uint32_t cases[][2] = {
+        {2 * MiB, 65536}, {512, 4096}, {16384, 16384}, {0, 65536}, {12345, 65536}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        struct block_bitmap *b;
+
+        node->limits.cluster_size = cases[i][0];
+        assert_int_equal(block_co_bitmap_add(node, "b", 0, false, false, &b, NULL), 0);
+        assert_int_equal(b->granularity, cases[i][1]);
+        assert_int_equal(block_co_bitmap_remove(b, NULL), 0);
+    }
+    block_co_unref(node);
+}
+
+static void writes_mark_bitmaps_that_record(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct block_bitmap *on = add(node, "on"), *off = NULL;
+
+    assert_int_equal(block_co_bitmap_add(node, "off", 4096, false, true, &off, NULL), 0);
+    assert_int_equal(write_byte(node, 5000), 0);
+    assert_int_equal(dirty_bitmap_count(on->bits), 4096);
+    assert_true(dirty_bitmap_get(on->bits, 4096));
+    assert_int_equal(dirty_bitmap_count(off->bits), 0);
+    assert_int_equal(block_co_bitmap_set_enabled(off, true, NULL), 0);
+    assert_int_equal(block_co_bitmap_set_enabled(on, false, NULL), 0);
+    /* A write that fails may have landed in part. */
+    store.fail_writes = true;
+    assert_int_equal(write_byte(node, 100000), -EIO);
+    assert_int_equal(dirty_bitmap_count(on->bits), 4096);
+    assert_true(dirty_bitmap_get(off->bits, 100000));
+    block_co_unref(node);
+}
+
+static void clear_can_be_undone(void *arg)
+{
+    struct block_node *node = open_disk("null-co");
+    struct block_bitmap *b = add(node, "b");
+    struct dirty_bitmap *backup = NULL;
+
+    dirty_bitmap_set(b->bits, 0, 8192);
+    assert_int_equal(block_co_bitmap_clear(b, &backup, NULL), 0);
+    assert_int_equal(dirty_bitmap_count(b->bits), 0);
+    block_co_bitmap_restore(b, backup);
+    assert_int_equal(dirty_bitmap_count(b->bits), 8192);
+    assert_int_equal(block_co_bitmap_clear(b, NULL, NULL), 0);
+    assert_int_equal(dirty_bitmap_count(b->bits), 0);
+    block_co_unref(node);
+}
+
+static void merge_adds_all_sources_and_can_be_undone(void *arg)
+{
+    struct block_node *node = open_disk("null-co");
+    struct block_bitmap *dest = add(node, "dest"), *s[2] = {add(node, "s0"), add(node, "s1")};
+    struct dirty_bitmap *backup = NULL;
+
+    dirty_bitmap_set(dest->bits, 0, 1);
+    dirty_bitmap_set(s[0]->bits, 8192, 1);
+    dirty_bitmap_set(s[1]->bits, 65536, 1);
+    assert_int_equal(block_co_bitmap_merge(dest, s, 2, &backup, NULL), 0);
+    assert_int_equal(dirty_bitmap_count(dest->bits), 3 * 4096);
+    block_co_bitmap_restore(dest, backup);
+    assert_int_equal(dirty_bitmap_count(dest->bits), 4096);
+    assert_int_equal(block_co_bitmap_merge(dest, s, 2, NULL, NULL), 0);
+    assert_int_equal(dirty_bitmap_count(dest->bits), 3 * 4096);
+    block_co_unref(node);
+}
+
+static void bitmaps_of_different_sizes_are_not_merged(void *arg)
+{
+    struct block_node *small = open_disk("null-co,size=1M"), *large = open_disk("null-co,size=2M");
+    struct block_bitmap *dest = add(small, "dest"), *source = add(large, "source");
+    ERROR_AUTO(err);
+
+    assert_int_equal(block_co_bitmap_merge(dest, &source, 1, NULL, &err), -EINVAL);
+    assert_non_null(strstr(error_message(&err), "different sizes"));
+    block_co_unref(small);
+    block_co_unref(large);
+}
+
+static void a_busy_bitmap_is_left_alone(void *arg)
+{
+    struct block_node *node = open_disk("null-co");
+    struct block_bitmap *b = add(node, "b"), *other = add(node, "other");
+    ERROR_AUTO(err);
+
+    block_bitmap_take(b, "NBD export 'x'");
+    block_bitmap_take(b, "job 'y'");
+    assert_int_equal(block_co_bitmap_remove(b, &err), -EBUSY);
+    assert_string_equal(error_message(&err),
+                        "Bitmap 'b' is currently in use by another operation and cannot be used");
+    assert_string_equal(err.hint, "It is used by NBD export 'x'");
+    assert_int_equal(block_co_bitmap_clear(b, NULL, NULL), -EBUSY);
+    assert_int_equal(block_co_bitmap_set_enabled(b, false, NULL), -EBUSY);
+    assert_int_equal(block_co_bitmap_merge(b, &other, 1, NULL, NULL), -EBUSY);
+    assert_int_equal(block_co_bitmap_merge(other, &b, 1, NULL, NULL), -EBUSY);
+    block_bitmap_give(b);
+    assert_int_equal(block_co_bitmap_remove(b, NULL), -EBUSY);
+    block_bitmap_give(b);
+    assert_int_equal(block_co_bitmap_remove(b, NULL), 0);
+    assert_null(block_bitmap_find(node, "b"));
+    block_co_unref(node);
+}
+
+static void an_inconsistent_bitmap_can_only_be_removed(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct block_bitmap *b, *other = add(node, "other");
+    ERROR_AUTO(err);
+
+    assert_int_equal(block_bitmap_attach_loaded(node, "b", NULL, 65536, &b, NULL), 0);
+    assert_true(b->inconsistent && b->persistent && !b->enabled);
+    assert_int_equal(block_co_bitmap_clear(b, NULL, &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Bitmap 'b' is inconsistent and cannot be used");
+    assert_string_equal(err.hint, "Try block-dirty-bitmap-remove to delete this bitmap from disk");
+    assert_int_equal(block_co_bitmap_set_enabled(b, true, NULL), -EINVAL);
+    assert_int_equal(block_co_bitmap_merge(other, &b, 1, NULL, NULL), -EINVAL);
+    assert_int_equal(write_byte(node, 0), 0);
+    assert_int_equal(block_bitmaps_resize(node, 2 * MiB, NULL), 0);
+    assert_int_equal(block_co_bitmap_remove(b, NULL), 0);
+    assert_int_equal(store.removed, 1);
+    block_co_unref(node);
+}
+
+static void a_read_only_bitmap_is_not_modified(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct block_bitmap *b = add_stored(node, "b"), *other = add(node, "other");
+    ERROR_AUTO(err);
+
+    b->read_only = true;
+    assert_int_equal(block_co_bitmap_clear(b, NULL, &err), -EROFS);
+    assert_string_equal(error_message(&err), "Bitmap 'b' is readonly and cannot be modified");
+    assert_int_equal(block_co_bitmap_remove(b, NULL), -EROFS);
+    assert_int_equal(block_co_bitmap_merge(other, &b, 1, NULL, NULL), 0);
+    assert_int_equal(store.changed + store.removed, 0);
+    block_co_unref(node);
+}
+
+static void the_store_is_told_before_a_persistent_bitmap_changes(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct block_bitmap *b = add_stored(node, "b"), *other = add(node, "other");
+
+    dirty_bitmap_set(b->bits, 0, 4096);
+    dirty_bitmap_set(other->bits, 8192, 4096);
+    store.fail = -EIO;
+    assert_int_equal(block_co_bitmap_clear(b, NULL, NULL), -EIO);
+    assert_int_equal(block_co_bitmap_merge(b, &other, 1, NULL, NULL), -EIO);
+    assert_int_equal(block_co_bitmap_set_enabled(b, false, NULL), -EIO);
+    assert_int_equal(block_co_bitmap_remove(b, NULL), -EIO);
+    assert_int_equal(store.changed, 3);
+    assert_true(b->enabled);
+    assert_int_equal(dirty_bitmap_count(b->bits), 4096);
+    assert_ptr_equal(block_bitmap_find(node, "b"), b);
+    store.fail = 0;
+    assert_int_equal(block_co_bitmap_clear(b, NULL, NULL), 0);
+    assert_int_equal(store.changed, 4);
+    assert_int_equal(block_co_bitmap_clear(other, NULL, NULL), 0);
+    assert_int_equal(store.changed, 4);
+    block_co_unref(node);
+}
+
+static void a_detached_bitmap_comes_back_or_goes(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct block_bitmap *b = add_stored(node, "b"), *second;
+
+    dirty_bitmap_set(b->bits, 0, 4096);
+    block_co_bitmap_detach(b);
+    assert_null(block_bitmap_find(node, "b"));
+    assert_int_equal(write_byte(node, 8192), 0);
+    block_co_bitmap_reattach(b);
+    assert_ptr_equal(block_bitmap_find(node, "b"), b);
+    assert_int_equal(dirty_bitmap_count(b->bits), 4096);
+    block_co_bitmap_detach(b);
+    second = add(node, "b");
+    assert_ptr_equal(block_bitmap_find(node, "b"), second);
+    block_bitmap_free_detached(b);
+    assert_int_equal(store.removed, 0);
+    block_co_unref(node);
+}
+
+static void loaded_bitmaps_have_names_of_their_own(void *arg)
+{
+    struct block_node *node = open_disk("store");
+    struct dirty_bitmap *bits = dirty_bitmap_new(1 * MiB, 4096);
+    struct block_bitmap *b;
+
+    dirty_bitmap_set(bits, 0, 1);
+    assert_int_equal(block_bitmap_attach_loaded(node, "b", bits, 4096, &b, NULL), 0);
+    assert_false(b->inconsistent);
+    assert_int_equal(dirty_bitmap_count(b->bits), 4096);
+    assert_int_equal(
+        block_bitmap_attach_loaded(node, "b", dirty_bitmap_new(1 * MiB, 4096), 4096, &b, NULL),
+        -EEXIST);
+    block_co_unref(node);
+}
+
+static void bitmaps_follow_the_size_of_the_node(void *arg)
+{
+    struct block_node *node = open_disk("null-co,size=1M");
+    struct block_bitmap *a = add(node, "a"), *b = add(node, "b");
+
+    dirty_bitmap_set(a->bits, 0, 1 * MiB);
+    assert_int_equal(block_bitmaps_resize(node, 2 * MiB, NULL), 0);
+    assert_int_equal(dirty_bitmap_size(a->bits), 2 * MiB);
+    assert_int_equal(dirty_bitmap_size(b->bits), 2 * MiB);
+    assert_int_equal(dirty_bitmap_count(a->bits), 1 * MiB);
+    block_co_unref(node);
+}
+
+/* --- running ------------------------------------------------------------------------------------------- */
+
+static int setup(void **state)
+{
+    /* A failed assertion can't jump from a coroutine's stack to the runner's. */
+    setenv("CMOCKA_TEST_ABORT", "1", 1);
+    file_register_drivers();
+    block_register_driver(&store_driver);
+    return reactor_init_main(NULL);
+}
+
+static int teardown(void **state)
+{
+    reactor_exit_main();
+    return 0;
+}
+
+static void run_in_coroutine(void **state)
+{
+    assert_int_equal(reactor_run_until_done((co_entry *)*state, NULL), 0);
+    assert_null(block_node_next(NULL));
+}
+
+#define CO_TEST(f)                                                                                 \
+    {                                                                                              \
+        .name = #f, .test_func = run_in_coroutine, .initial_state = (void *)(f)                    \
+    }
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CO_TEST(bitmaps_are_found_by_node_and_name),
+        CO_TEST(wrong_names_and_granularities_are_refused),
+        CO_TEST(persistent_needs_a_driver_that_stores),
+        CO_TEST(default_granularity_follows_clusters_within_bounds),
+        CO_TEST(writes_mark_bitmaps_that_record),
+        CO_TEST(clear_can_be_undone),
+        CO_TEST(merge_adds_all_sources_and_can_be_undone),
+        CO_TEST(bitmaps_of_different_sizes_are_not_merged),
+        CO_TEST(a_busy_bitmap_is_left_alone),
+        CO_TEST(an_inconsistent_bitmap_can_only_be_removed),
+        CO_TEST(a_read_only_bitmap_is_not_modified),
+        CO_TEST(the_store_is_told_before_a_persistent_bitmap_changes),
+        CO_TEST(a_detached_bitmap_comes_back_or_goes),
+        CO_TEST(loaded_bitmaps_have_names_of_their_own),
+        CO_TEST(bitmaps_follow_the_size_of_the_node),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
