@@ -1,0 +1,180 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/args.h"
+
+#include <getopt.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli/cli.h"
+
+#define ARGS_MAX 64
+/* getopt's return values for long options without a letter begin here. */
+#define LONG_BASE 1000
+
+void cli_items_clear(struct cli_items *items)
+{
+    free(items->item);
+    *items = (struct cli_items){NULL, 0};
+}
+
+static bool items_append(struct cli_items *items, const char *name, const char *value)
+{
+    struct cli_item *bigger = realloc(items->item, (items->count + 1) * sizeof(*bigger));
+
+    if (!bigger) {
+        cli_fail("Out of memory");
+        return false;
+    }
+    bigger[items->count] = (struct cli_item){.name = name, .value = value};
+    items->item = bigger;
+    items->count++;
+    return true;
+}
+
+static bool takes_value(const struct cli_arg *a)
+{
+    return a->kind == CLI_VALUE || a->kind == CLI_REPEAT;
+}
+
+static bool is_end(const struct cli_arg *a)
+{
+    return !a->name && !a->letter;
+}
+
+static void print_try_help(const struct cli_usage *usage)
+{
+    if (usage->command && !cli_is_compat()) {
+        fprintf(stderr, "Try '%s %s --help' for more information\n", cli_program(), usage->command);
+    } else {
+        fprintf(stderr, "Try '%s --help' for more information\n", cli_program());
+    }
+}
+
+int cli_usage_fail(const struct cli_usage *usage, const char *fmt, ...)
+{
+    va_list ap;
+
+    fflush(stdout);
+    fprintf(stderr, "%s: ", cli_program());
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+    print_try_help(usage);
+    return 1;
+}
+
+static void print_option(const struct cli_arg *a)
+{
+    char left[64];
+
+    snprintf(left, sizeof(left), "%c%c%s%s%s%s%s", a->letter ? '-' : ' ', a->letter ?: ' ',
+             a->letter && a->name ? ", " : "  ", a->name ? "--" : "", a->name ?: "",
+             takes_value(a) ? (a->name ? "=" : " ") : "", takes_value(a) ? a->value : "");
+    printf("  %-30s %s\n", left, a->help);
+}
+
+static void print_help(const struct cli_arg *args, const struct cli_usage *usage)
+{
+    printf("usage: %s%s%s [options] %s\n\n%s\n\noptions:\n", cli_program(),
+           usage->command ? " " : "", usage->command ?: "", usage->synopsis, usage->about);
+    for (const struct cli_arg *a = args; !is_end(a); a++) {
+        if (a->help) {
+            print_option(a);
+        }
+    }
+    printf("  %-30s %s\n", "-h, --help", "this text");
+    if (usage->examples) {
+        printf("\nexamples:\n%s\n", usage->examples);
+    }
+}
+
+/* Fill getopt's two tables; `letters` has room for 3 characters per option and the ends. */
+static void build_tables(const struct cli_arg *args, struct option *longs, char *letters)
+{
+    size_t n_long = 0;
+
+    *letters++ = ':';
+    *letters++ = 'h';
+    longs[n_long++] = (struct option){.name = "help", .val = 'h'};
+    for (size_t i = 0; i < ARGS_MAX && !is_end(&args[i]); i++) {
+        if (args[i].letter) {
+            *letters++ = args[i].letter;
+            if (takes_value(&args[i])) {
+                *letters++ = ':';
+            }
+        }
+        if (args[i].name) {
+            longs[n_long++] = (struct option){
+                .name = args[i].name,
+                .has_arg = takes_value(&args[i]) ? required_argument : no_argument,
+                .val = LONG_BASE + (int)i,
+            };
+        }
+    }
+    *letters = '\0';
+    longs[n_long] = (struct option){NULL, 0, NULL, 0};
+}
+
+static const struct cli_arg *find(const struct cli_arg *args, int c)
+{
+    if (c >= LONG_BASE) {
+        return &args[c - LONG_BASE];
+    }
+    for (const struct cli_arg *a = args; !is_end(a); a++) {
+        if (a->letter == c) {
+            return a;
+        }
+    }
+    return NULL;
+}
+
+static bool apply(const struct cli_arg *a, const char *value)
+{
+    switch (a->kind) {
+    case CLI_FLAG:
+        *(bool *)a->target = true;
+        return true;
+    case CLI_VALUE:
+        *(const char **)a->target = value;
+        return true;
+    case CLI_REPEAT:
+    case CLI_ACTION:
+        return items_append(a->target, a->name, takes_value(a) ? value : NULL);
+    }
+    return false;
+}
+
+int cli_args_parse(const struct cli_arg *args, const struct cli_usage *usage, int argc, char **argv)
+{
+    struct option longs[ARGS_MAX + 2];
+    char letters[ARGS_MAX * 2 + 3];
+    int c;
+
+    build_tables(args, longs, letters);
+    optind = 0; /* glibc: start anew, with permutation */
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, letters, longs, NULL)) != -1) {
+        const struct cli_arg *a;
+
+        if (c == 'h') {
+            print_help(args, usage);
+            return CLI_ARGS_HELP;
+        }
+        if (c == ':') {
+            cli_usage_fail(usage, "missing argument for option '%s'", argv[optind - 1]);
+            return CLI_ARGS_BAD;
+        }
+        a = c == '?' ? NULL : find(args, c);
+        if (!a) {
+            cli_usage_fail(usage, "unrecognized option '%s'", argv[optind - 1]);
+            return CLI_ARGS_BAD;
+        }
+        if (!apply(a, optarg)) {
+            return CLI_ARGS_BAD;
+        }
+    }
+    return optind;
+}

@@ -1,0 +1,174 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/cli.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "base/size.h"
+#include "loop/loop.h"
+
+/* The release of QEMU whose tools' grammar and output these faces follow. */
+#define QEMU_VERSION "10.0.50"
+
+static const char *program = "tidemark";
+static bool compat;
+
+const char *cli_program(void)
+{
+    return program;
+}
+
+bool cli_is_compat(void)
+{
+    return compat;
+}
+
+void cli_set_program(const char *name, bool is_compat)
+{
+    program = name;
+    compat = is_compat;
+    log_set_program(name);
+}
+
+void cli_print_version(void)
+{
+    if (compat) {
+        printf("%s version " QEMU_VERSION " (Tidemark " TIDEMARK_VERSION ")\n", program);
+    } else {
+        printf("tidemark " TIDEMARK_VERSION "\n");
+    }
+}
+
+int cli_fail(const char *fmt, ...)
+{
+    va_list ap;
+
+    fflush(stdout);
+    fprintf(stderr, "%s: ", program);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+    return 1;
+}
+
+int cli_report(struct error *err)
+{
+    cli_fail("%s", error_message(err));
+    if (err->hint) {
+        fprintf(stderr, "%s\n", err->hint);
+    }
+    error_clear(err);
+    return 1;
+}
+
+void cli_warn(const char *fmt, ...)
+{
+    va_list ap;
+
+    fflush(stdout);
+    fprintf(stderr, "%s: warning: ", program);
+    va_start(ap, fmt);
+    vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    fputc('\n', stderr);
+}
+
+static int out_of_range(const char *name, uint64_t min, uint64_t max)
+{
+    if (max < INT64_MAX || min > 0) {
+        cli_fail("Invalid %s specified. Must be between %" PRIu64 " and %" PRIu64 ".", name, min,
+                 max);
+    } else {
+        cli_fail("Invalid %s specified. Must be between 0 and %" PRId64 ".", name, INT64_MAX);
+    }
+    return -ERANGE;
+}
+
+static bool is_negative_number(const char *text)
+{
+    return text[0] == '-' && text[1] && text[strspn(text + 1, "0123456789") + 1] == '\0';
+}
+
+int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
+{
+    ERROR_AUTO(err);
+    uint64_t value;
+    int rc = size_parse(text, name, &value, &err);
+
+    if (rc == -EINVAL && strchr(text, '.')) {
+        /* A fraction needs a suffix there; "1024.0" is common in scripts. */
+        char with_suffix[64];
+        int len = snprintf(with_suffix, sizeof(with_suffix), "%sb", text);
+
+        if (len > 0 && (size_t)len < sizeof(with_suffix)) {
+            rc = size_parse(with_suffix, name, &value, NULL);
+        }
+    }
+    if (rc == -ERANGE || is_negative_number(text) || (rc == 0 && (value < min || value > max))) {
+        return out_of_range(name, min, max);
+    }
+    if (rc < 0) {
+        cli_fail("Invalid %s specified. You may use k, M, G, T, P or E suffixes for", name);
+        cli_fail("kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+        return -EINVAL;
+    }
+    *ret = value;
+    return 0;
+}
+
+int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
+{
+    char *end;
+    uint64_t value;
+
+    errno = 0;
+    value = strtoull(text, &end, 0);
+    if (errno == 0 && end != text && *end == '\0' && text[0] != '-' && value >= min &&
+        value <= max) {
+        *ret = value;
+        return 0;
+    }
+    cli_fail("Invalid %s specified: '%s'. Must be a number between %" PRIu64 " and %" PRIu64, name,
+             text, min, max);
+    return -EINVAL;
+}
+
+struct run {
+    int (*co_main)(int argc, char **argv);
+    int argc;
+    char **argv;
+    int status;
+};
+
+static void run_entry(void *arg)
+{
+    struct run *r = arg;
+
+    r->status = r->co_main(r->argc, r->argv);
+}
+
+int cli_run(int (*co_main)(int argc, char **argv), int argc, char **argv)
+{
+    ERROR_AUTO(err);
+    struct run r = {.co_main = co_main, .argc = argc, .argv = argv, .status = 1};
+    int rc;
+
+    if (reactor_init_main(&err) < 0) {
+        return cli_report(&err);
+    }
+    cli_register_drivers();
+    rc = reactor_run_until_done(run_entry, &r);
+    if (rc < 0) {
+        r.status = cli_fail("Could not start: %s", strerror(-rc));
+    }
+    reactor_exit_main();
+    if (fflush(stdout) != 0 || ferror(stdout)) {
+        r.status = r.status ? r.status : cli_fail("Could not write to standard output");
+    }
+    return r.status;
+}

@@ -1,0 +1,423 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Workers take requests one after the other from a shared cursor, which walks the sources by their block status, and
+ * read and write on their own, so that up to `workers` requests are in flight.
+ */
+#include "cli/convert.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "block/driver.h"
+#include "cli/cli.h"
+#include "loop/loop.h"
+
+#define BUFFER_SIZE (2u * 1024 * 1024)
+#define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
+#define SALVAGE_STEP 512u
+
+struct chunk {
+    uint64_t offset, length;
+    enum convert_kind kind;
+};
+
+struct worker {
+    struct convert *c;
+    uint8_t *buffer;
+};
+
+static struct convert_source *source_at(struct convert *c, uint64_t offset)
+{
+    size_t i = 0;
+
+    while (i + 1 < c->source_count && offset >= c->source[i].start + c->source[i].size) {
+        i++;
+    }
+    return &c->source[i];
+}
+
+/* --- what is where -------------------------------------------------------------------------------- */
+
+/* Status of a source at `offset` within it. With --salvage an unknown status counts as data for a sector. */
+static int co_source_status(struct convert *c, struct convert_source *s, uint64_t offset,
+                            uint64_t length, struct block_status *ret)
+{
+    struct block_node *base = NULL;
+    int rc;
+
+    if (c->share_backing) {
+        base = block_node_backing(s->disk.node);
+    }
+    rc = block_co_status_above(s->disk.edge, base, offset, length, ret, NULL);
+    if (rc < 0 && c->salvage) {
+        length = MIN(length, SALVAGE_STEP);
+        rc = block_co_status_above(s->disk.edge, base, offset, length, ret, NULL);
+        if (rc < 0) {
+            if (!c->quiet) {
+                cli_warn("error while reading block status at offset %" PRIu64 ": %s", offset,
+                         strerror(-rc));
+            }
+            *ret = (struct block_status){.flags = BLOCK_STATUS_DATA, .length = length};
+            return 0;
+        }
+    }
+    if (rc < 0) {
+        cli_fail("error while reading block status at offset %" PRIu64 " of '%s': %s", offset,
+                 s->disk.name, strerror(-rc));
+        return rc;
+    }
+    return ret->length ? 0 : -EIO;
+}
+
+static enum convert_kind kind_of(const struct convert *c, unsigned flags)
+{
+    bool unallocated = !(flags & BLOCK_STATUS_ALLOCATED);
+
+    if (c->share_backing && unallocated) {
+        return CONVERT_BACKING;
+    }
+    if ((flags & BLOCK_STATUS_ZERO) || (unallocated && !(flags & BLOCK_STATUS_DATA))) {
+        return CONVERT_ZERO;
+    }
+    return CONVERT_DATA;
+}
+
+/* The kind of [offset, offset + *length), with *length shortened to where it holds. */
+static int co_look(struct convert *c, uint64_t offset, uint64_t *length, enum convert_kind *kind)
+{
+    struct convert_source *s = source_at(c, offset);
+    struct block_status status;
+    int rc;
+
+    *length = MIN(*length, s->start + s->size - offset);
+    rc = co_source_status(c, s, offset - s->start, *length, &status);
+    if (rc < 0) {
+        return rc;
+    }
+    *length = MIN(*length, status.length);
+    *kind = kind_of(c, status.flags);
+    return 0;
+}
+
+/* Bytes to be read, for progress. Errors are left to the copy, except that --salvage warns twice as qemu-img does. */
+static uint64_t co_count_data(struct convert *c)
+{
+    uint64_t bytes = 0;
+    uint64_t at = 0;
+
+    while (at < c->total) {
+        uint64_t length = c->total - at;
+        enum convert_kind kind;
+
+        if (co_look(c, at, &length, &kind) < 0) {
+            return c->total;
+        }
+        if (kind == CONVERT_DATA || (kind == CONVERT_ZERO && c->min_sparse == 0)) {
+            bytes += length;
+        }
+        at += length;
+    }
+    return bytes;
+}
+
+/* Lengths for compressed targets: whole units, except at the end of the disk. */
+static void fit_to_units(struct convert *c, struct chunk *chunk)
+{
+    uint64_t end = chunk->offset + chunk->length;
+
+    if (c->unit == 1 || end == c->total) {
+        return;
+    }
+    if (chunk->kind != CONVERT_DATA && round_down(end, c->unit) > chunk->offset) {
+        end = round_down(end, c->unit);
+    } else {
+        /* Data and something else share a unit: it is read and written whole. */
+        chunk->kind = CONVERT_DATA;
+        end = MIN(round_up(end, c->unit), c->total);
+    }
+    chunk->length = end - chunk->offset;
+}
+
+/* The next request; length 0 at the end. The lock is held. */
+static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
+{
+    struct chunk chunk = {.offset = c->next};
+    uint64_t most;
+
+    if (c->next >= c->total) {
+        ret->length = 0;
+        return 0;
+    }
+    if (c->next >= c->extent_end) {
+        uint64_t length = c->total - c->next;
+        int rc = co_look(c, c->next, &length, &c->extent_kind);
+
+        if (rc < 0) {
+            return rc;
+        }
+        if (c->min_sparse == 0 && c->extent_kind == CONVERT_ZERO) {
+            c->extent_kind = CONVERT_DATA;
+        }
+        c->extent_end = c->next + length;
+    }
+    chunk.kind = c->extent_kind;
+    most = chunk.kind == CONVERT_DATA ? BUFFER_SIZE : ZERO_CHUNK;
+    chunk.length = MIN(c->extent_end - c->next, most);
+    if (chunk.kind == CONVERT_DATA && chunk.length == BUFFER_SIZE &&
+        !is_aligned(chunk.offset, c->granule) && c->granule < BUFFER_SIZE) {
+        /* End on a granule, so that the requests after this one are aligned. */
+        chunk.length -= (chunk.offset + chunk.length) & (c->granule - 1);
+    }
+    fit_to_units(c, &chunk);
+    c->next = chunk.offset + chunk.length;
+    *ret = chunk;
+    return 0;
+}
+
+/* Wait as long as the rate limit demands before `bytes` more may be moved. The lock is held. */
+static void co_pace_locked(struct convert *c, uint64_t bytes)
+{
+    int64_t now = loop_now_ns();
+
+    if (!c->rate) {
+        return;
+    }
+    if (c->paced_until_ns > now) {
+        loop_co_sleep(c->paced_until_ns - now);
+        now = loop_now_ns();
+    }
+    c->paced_until_ns = now + (int64_t)((double)bytes * 1e9 / (double)c->rate);
+}
+
+/* --- moving ------------------------------------------------------------------------------------------ */
+
+/* Read what can be read a sector at a time; the rest becomes zeroes. */
+static void co_salvage(struct convert *c, struct convert_source *s, uint64_t offset, uint8_t *to,
+                       uint64_t length)
+{
+    for (uint64_t done = 0; done < length; done += SALVAGE_STEP) {
+        size_t size = (size_t)MIN(length - done, SALVAGE_STEP);
+        int rc = block_co_pread(s->disk.edge, offset + done, to + done, size);
+
+        if (rc < 0) {
+            if (!c->quiet) {
+                cli_warn("error while reading offset %" PRIu64 ": %s", offset + done,
+                         strerror(-rc));
+            }
+            memset(to + done, 0, size);
+        }
+    }
+}
+
+/* Read a chunk, which may span sources. */
+static int co_read_chunk(struct convert *c, const struct chunk *chunk, uint8_t *buffer)
+{
+    uint64_t done = 0;
+
+    while (done < chunk->length) {
+        struct convert_source *s = source_at(c, chunk->offset + done);
+        uint64_t within = chunk->offset + done - s->start;
+        uint64_t length = MIN(chunk->length - done, s->size - within);
+        int rc = block_co_pread(s->disk.edge, within, buffer + done, (size_t)length);
+
+        if (rc < 0 && c->salvage) {
+            co_salvage(c, s, within, buffer + done, length);
+        } else if (rc < 0) {
+            cli_fail("error while reading at byte %" PRIu64 " of '%s': %s", within, s->disk.name,
+                     strerror(-rc));
+            return rc;
+        }
+        done += length;
+    }
+    return 0;
+}
+
+static int write_failed(uint64_t offset, int rc)
+{
+    cli_fail("error while writing at byte %" PRIu64 ": %s", offset, strerror(-rc));
+    return rc;
+}
+
+static int co_write_data(struct convert *c, uint64_t offset, const uint8_t *data, uint64_t length)
+{
+    unsigned flags = c->compressed ? BLOCK_REQ_COMPRESSED : 0;
+    int rc;
+
+    if (c->target.writethrough && !c->compressed) {
+        flags |= BLOCK_REQ_FUA;
+    }
+    rc = block_co_pwrite(c->target.edge, offset, data, (size_t)length, flags);
+    return rc < 0 ? write_failed(offset, rc) : 0;
+}
+
+static int co_write_nothing(struct convert *c, uint64_t offset, uint64_t length)
+{
+    int rc;
+
+    if (c->target_is_zero || (c->share_backing && offset >= c->target_backing_size)) {
+        return 0;
+    }
+    rc = block_co_write_zeroes(c->target.edge, offset, length, BLOCK_REQ_MAY_UNMAP);
+    return rc < 0 ? write_failed(offset, rc) : 0;
+}
+
+/*
+ * Write a chunk that was read, run by run: granules that are zero are left out (or zeroed where the target
+ * may hold something), and neighbours of one kind go in one request.
+ */
+static int co_write_runs(struct convert *c, const struct chunk *chunk, const uint8_t *buffer)
+{
+    uint64_t at = 0;
+
+    if (c->min_sparse == 0) {
+        return co_write_data(c, chunk->offset, buffer, chunk->length);
+    }
+    while (at < chunk->length) {
+        uint64_t begin = at;
+        bool zero = false;
+        int rc;
+
+        do {
+            uint64_t offset = chunk->offset + at;
+            uint64_t piece =
+                MIN(round_down(offset, c->granule) + c->granule - offset, chunk->length - at);
+            bool piece_zero = buffer_is_zero(buffer + at, (size_t)piece);
+
+            if (at == begin) {
+                zero = piece_zero;
+            } else if (piece_zero != zero) {
+                break;
+            }
+            at += piece;
+        } while (at < chunk->length);
+        rc = zero ? co_write_nothing(c, chunk->offset + begin, at - begin)
+                  : co_write_data(c, chunk->offset + begin, buffer + begin, at - begin);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
+{
+    int rc = 0;
+
+    switch (chunk->kind) {
+    case CONVERT_BACKING:
+        break;
+    case CONVERT_ZERO:
+        rc = co_write_nothing(w->c, chunk->offset, chunk->length);
+        break;
+    case CONVERT_DATA:
+        rc = co_read_chunk(w->c, chunk, w->buffer);
+        if (rc == 0) {
+            rc = co_write_runs(w->c, chunk, w->buffer);
+        }
+        if (rc == 0) {
+            cli_progress_add(&w->c->progress, chunk->length);
+        }
+        break;
+    }
+    return rc;
+}
+
+static void co_work(void *arg)
+{
+    struct worker *w = arg;
+    struct convert *c = w->c;
+
+    for (;;) {
+        struct chunk chunk;
+        int rc;
+
+        co_mutex_lock(&c->lock);
+        rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, &chunk);
+        if (rc == 0 && chunk.length > 0) {
+            co_pace_locked(c, chunk.length);
+        }
+        co_mutex_unlock(&c->lock);
+        if (rc == 0 && chunk.length == 0) {
+            break;
+        }
+        if (rc == 0) {
+            rc = co_copy_chunk(w, &chunk);
+        }
+        if (rc < 0) {
+            c->failed = true;
+            break;
+        }
+    }
+    co_group_done(&c->group);
+}
+
+/* Zero the whole target at once if that is cheap, so that zeroes need no requests of their own. */
+static void co_try_zero_target(struct convert *c)
+{
+    if (c->target_is_zero || block_node_backing(c->target.node)) {
+        return;
+    }
+    if (block_co_write_zeroes(c->target.edge, 0, c->total,
+                              BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK) == 0) {
+        c->target_is_zero = true;
+    }
+}
+
+static void choose_sizes(struct convert *c)
+{
+    const struct block_limits *limits = &c->target.node->limits;
+    uint64_t sparse = c->min_sparse ? 1ULL << (63 - __builtin_clzll(c->min_sparse)) : 0;
+    uint32_t cluster =
+        MAX(limits->cluster_size, (uint32_t)MIN(limits->zeroes_alignment, BUFFER_SIZE));
+
+    c->granule = (uint32_t)MIN(MAX(sparse, 4096), BUFFER_SIZE);
+    if (is_power_of_2(cluster)) {
+        c->granule = MIN(MAX(c->granule, cluster), BUFFER_SIZE);
+    }
+    c->unit = 1;
+    if (c->compressed && is_power_of_2(limits->cluster_size)) {
+        c->unit = limits->cluster_size;
+        c->granule = limits->cluster_size;
+    }
+}
+
+int convert_co_run(struct convert *c)
+{
+    struct worker *workers = calloc(c->workers, sizeof(*workers));
+    unsigned started = 0;
+
+    choose_sizes(c);
+    co_mutex_init(&c->lock);
+    co_group_init(&c->group);
+    cli_progress_begin(&c->progress, c->show_progress,
+                       c->show_progress || c->salvage ? co_count_data(c) : 0);
+    if (c->min_sparse) {
+        co_try_zero_target(c);
+    }
+    for (unsigned i = 0; workers && i < c->workers; i++) {
+        workers[i].c = c;
+        workers[i].buffer = aligned_alloc(4096, BUFFER_SIZE);
+        co_group_add(&c->group);
+        if (!workers[i].buffer || reactor_spawn(reactor_main(), co_work, &workers[i]) < 0) {
+            co_group_done(&c->group);
+            break;
+        }
+        started++;
+    }
+    if (started == 0) {
+        c->failed = true;
+        cli_fail("Out of memory");
+    }
+    co_group_wait(&c->group);
+    for (unsigned i = 0; workers && i < c->workers; i++) {
+        free(workers[i].buffer);
+    }
+    free(workers);
+    cli_progress_end(&c->progress, !c->failed);
+    co_group_destroy(&c->group);
+    co_mutex_destroy(&c->lock);
+    return c->failed ? 1 : 0;
+}

@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/image.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "cli/args.h"
+#include "cli/cli.h"
+
+struct cache_mode {
+    const char *name;
+    bool direct, no_flush, writethrough;
+};
+
+static const struct cache_mode cache_modes[] = {
+    {"none", true, false, false},         {"off", true, false, false},
+    {"writeback", false, false, false},   {"unsafe", false, true, false},
+    {"writethrough", false, false, true}, {"directsync", true, false, true},
+};
+
+static const struct cache_mode *find_cache_mode(const char *name)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(cache_modes); i++) {
+        if (strcmp(cache_modes[i].name, name) == 0) {
+            return &cache_modes[i];
+        }
+    }
+    return NULL;
+}
+
+int cli_check_cache_mode(const char *mode, const char *what)
+{
+    if (mode && !find_cache_mode(mode)) {
+        cli_fail("Invalid %s option: %s", what, mode);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* What goes to the top node: the image's extra options, and what its other members mean where those say nothing. */
+static int generic_options(const struct cli_image *image, unsigned flags, struct options **ret,
+                           struct error *err)
+{
+    struct options *opts = NULL;
+    const struct cache_mode *mode = image->cache ? find_cache_mode(image->cache) : NULL;
+
+    if (image->extra_options) {
+        int rc = options_parse(image->extra_options, NULL, &opts, err);
+
+        if (rc < 0) {
+            return rc;
+        }
+    } else {
+        opts = options_new();
+    }
+    if (!opts) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    options_default_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR));
+    if (mode && (mode->direct || mode->no_flush) && !options_has(opts, "cache")) {
+        struct options *cache = options_new();
+
+        if (cache) {
+            options_set_bool(cache, "direct", mode->direct);
+            options_set_bool(cache, "no-flush", mode->no_flush);
+            options_set_child(opts, "cache", cache);
+        }
+    }
+    if (flags & BLOCK_OPEN_RDWR) {
+        options_default_str(opts, "discard", image->discard ?: "unmap");
+    }
+    if (image->force_share) {
+        options_default_bool(opts, "force-share", true);
+    }
+    *ret = opts;
+    return 0;
+}
+
+/* "json:{...}" of options as --image-opts has them. */
+static int filename_from_image_opts(const char *text, char **ret, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    struct json_object *json;
+    int rc = options_parse(text, NULL, &opts, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    json = options_to_json(opts);
+    if (!json ||
+        asprintf(ret, "json:%s",
+                 json_object_to_json_string_ext(json, JSON_C_TO_STRING_NOSLASHESCAPE)) < 0) {
+        *ret = NULL;
+        rc = error_set(err, ENOMEM, "Out of memory");
+    }
+    json_object_put(json);
+    return rc;
+}
+
+static int co_open_node(const struct cli_image *image, unsigned flags, struct block_node **ret,
+                        struct error *err)
+{
+    AUTO_FREE char *from_opts = NULL;
+    struct options *generic = NULL;
+    int rc;
+
+    if (image->force_share) {
+        flags |= BLOCK_OPEN_FORCE_SHARE;
+    }
+    if (cli_is_compat()) {
+        /* QEMU's tools guess for writing, too; a guessed raw image stays guarded. */
+        flags |= BLOCK_OPEN_PROBE;
+    }
+    if (image->image_opts) {
+        rc = filename_from_image_opts(image->name, &from_opts, err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    rc = generic_options(image, flags, &generic, err);
+    if (rc < 0) {
+        return rc;
+    }
+    return block_co_open_filename(from_opts ?: image->name, image->format, generic, flags, ret,
+                                  err);
+}
+
+static void warn_of_probed_raw(const struct cli_image *image, const struct block_node *node)
+{
+    if (!node->probed || node->read_only || strcmp(node->driver->name, "raw") != 0) {
+        return;
+    }
+    fflush(stdout);
+    fprintf(stderr,
+            "WARNING: Image format was not specified for '%s' and probing guessed raw.\n"
+            "         Automatically detecting the format is dangerous for raw images, write "
+            "operations on block 0 will be restricted.\n"
+            "         Specify the 'raw' format explicitly to remove the restrictions.\n",
+            image->name);
+}
+
+int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
+                     struct error *err)
+{
+    int rc = cli_co_open_disk_plainly(image, flags, ret, err);
+
+    if (rc < 0) {
+        error_prepend(err, "Could not open '%s': ", image->name);
+    }
+    return rc;
+}
+
+int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
+                             struct error *err)
+{
+    const struct cache_mode *mode = image->cache ? find_cache_mode(image->cache) : NULL;
+    struct cli_disk disk = {.name = image->name, .writethrough = mode && mode->writethrough};
+    unsigned perm = BLOCK_PERM_CONSISTENT_READ;
+    unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    int rc = co_open_node(image, flags, &disk.node, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    warn_of_probed_raw(image, disk.node);
+    if (!(flags & BLOCK_OPEN_NO_IO)) {
+        if (flags & BLOCK_OPEN_RDWR) {
+            perm |= BLOCK_PERM_WRITE;
+        }
+        if (flags & BLOCK_OPEN_RESIZE_FILE) {
+            perm |= BLOCK_PERM_RESIZE;
+        }
+        if (image->force_share) {
+            shared = BLOCK_PERM_ALL;
+        }
+        rc = block_co_root_new(disk.node, cli_program(), perm, shared, &disk.root, err);
+        if (rc < 0) {
+            block_co_unref(disk.node);
+            return rc;
+        }
+        disk.edge = block_root_edge(disk.root);
+    }
+    *ret = disk;
+    return 0;
+}
+
+int cli_co_finish_disk(struct cli_disk *disk, struct error *err)
+{
+    int rc = 0;
+
+    if (disk->node) {
+        rc = block_co_inactivate(disk->node, err);
+    }
+    cli_co_close_disk(disk);
+    return rc;
+}
+
+void cli_co_close_disk(struct cli_disk *disk)
+{
+    block_co_root_release(disk->root);
+    block_co_unref(disk->node);
+    *disk = (struct cli_disk){0};
+}
+
+int cli_parse_output(const char *text, bool *ret_json)
+{
+    if (text && strcmp(text, "json") != 0 && strcmp(text, "human") != 0) {
+        cli_fail("--output must be used with human or json as argument.");
+        return -EINVAL;
+    }
+    *ret_json = text && strcmp(text, "json") == 0;
+    return 0;
+}
+
+/*
+ * An area that no layer has stored reads as zeroes. `map` reports it at the depth of the last layer that was asked:
+ * the first without a backing file, or whose backing file ends before it.
+ */
+static void place_unallocated(const struct cli_disk *disk, struct cli_extent *e)
+{
+    struct block_node *node = disk->node;
+
+    e->depth = 0;
+    for (;;) {
+        struct block_node *below = block_node_backing(node);
+
+        if (!below || e->start >= block_node_size(below)) {
+            return;
+        }
+        e->length = MIN(e->length, block_node_size(below) - e->start);
+        node = below;
+        e->depth++;
+    }
+}
+
+int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
+                  struct cli_extent *ret)
+{
+    struct block_status status;
+    int depth;
+    int rc = block_co_status_above(disk->edge, NULL, offset, length, &status, &depth);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (status.length == 0) {
+        return -EIO;
+    }
+    *ret = (struct cli_extent){
+        .start = offset,
+        .length = status.length,
+        .flags = status.flags & ~(BLOCK_STATUS_EOF | BLOCK_STATUS_RECURSE),
+        .depth = depth - 1,
+        .map = status.map,
+        .file = status.file,
+    };
+    if (depth == 0) {
+        ret->flags |= BLOCK_STATUS_ZERO;
+        place_unallocated(disk, ret);
+    }
+    return 0;
+}

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Images as command lines name them: a filename and a format, or --image-opts, with a cache mode. In a coroutine on
+ * the main reactor; `co_` functions may yield.
+ */
+#ifndef TIDEMARK_CLI_IMAGE_H
+#define TIDEMARK_CLI_IMAGE_H
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/block.h"
+#include "block/gate.h"
+
+struct cli_image {
+    const char *name;    /* filename, or the options text if image_opts */
+    const char *format;  /* NULL: guess */
+    const char *cache;   /* a cache mode; NULL: writeback */
+    const char *discard; /* "unmap", "ignore"; NULL: unmap */
+    bool image_opts;
+    bool force_share;
+    const char *extra_options; /* text of more options for the node; NULL: none */
+};
+
+/* An opened image and the user's edge to it. */
+struct cli_disk {
+    struct block_node *node; /* a reference */
+    struct block_root *root; /* NULL if nothing is read or written */
+    struct block_edge *edge; /* of root */
+    const char *name;        /* as the user named it; borrowed */
+    bool writethrough;       /* the cache mode wants every write stable */
+};
+
+/* Sets what a cache mode means. -EINVAL (told to the user) if there is no such mode. */
+int cli_check_cache_mode(const char *mode, const char *what);
+
+/*
+ * Open. `flags` are BLOCK_OPEN_...; with BLOCK_OPEN_RDWR the disk can be written, with BLOCK_OPEN_RESIZE_FILE resized too,
+ * with BLOCK_OPEN_NO_IO there is no root. Errors begin "Could not open 'name': ".
+ */
+int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
+                     struct error *err);
+/* The same without that beginning. */
+int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
+                             struct error *err);
+/* Flush and store what an image that was written keeps; fails when that fails. Then close. */
+int cli_co_finish_disk(struct cli_disk *disk, struct error *err);
+/* Close; does nothing on a disk that is not open. */
+void cli_co_close_disk(struct cli_disk *disk);
+#define CLI_DISK_AUTO(name) __attribute__((cleanup(cli_co_close_disk))) struct cli_disk name = {0}
+
+static inline uint64_t cli_disk_size(const struct cli_disk *disk)
+{
+    return block_edge_size(disk->edge);
+}
+
+/* Status of the whole chain at `offset`, in the terms of `map`. */
+struct cli_extent {
+    uint64_t start, length;
+    unsigned flags; /* BLOCK_STATUS_... */
+    int depth;      /* 0: the image itself, 1: its backing file, ... */
+    uint64_t map;   /* if BLOCK_STATUS_OFFSET */
+    struct block_node *file;
+};
+int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
+                  struct cli_extent *ret);
+
+/* "human" and "json". Tells the user if it is neither. */
+int cli_parse_output(const char *text, bool *ret_json);
+
+struct cli_items;
+
+/* What `create` and `convert` make a new image from. */
+struct cli_new_image {
+    const char *filename;
+    const char *format;
+    const char *backing_file; /* NULL: by -o, or none */
+    const char *backing_format;
+    const struct cli_items *option_texts; /* of -o */
+    const char *size_text;                /* as given; NULL: see size */
+    bool has_size;
+    uint64_t size; /* bytes, if has_size */
+    bool quiet;
+    bool unsafe;   /* don't look at the backing file */
+    bool announce; /* print the "Formatting" line */
+};
+/* Whether an -o text asks for help. */
+bool cli_wants_option_help(const struct cli_items *option_texts);
+/* Print the creation options of a format, and of the protocol of `filename` if that is not NULL. Returns the status. */
+int cli_print_option_help(const char *format, const char *filename);
+/* Create. The user has been told when it fails. Returns the exit status. */
+int cli_co_create(const struct cli_new_image *image);
+
+/* Print as QEMU's tools do: 4 spaces a level, keys in their order, empty containers on two lines. */
+void cli_print_json(struct json_object *json);
+/* Print the members of an object as lines "name: value", parts indented by 4 spaces a level. */
+void cli_print_tree(struct json_object *value, int level);
+/* The members of an object in QEMU's order, as a NULL-terminated array of names (borrowed) that the caller frees. */
+const char **cli_json_sorted_keys(struct json_object *object);
+
+#endif

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `tidemark img`: offline work on image files. One file per sub-command. */
+#include "cli/img.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+
+struct img_command {
+    const char *name;
+    int (*co_main)(int argc, char **argv);
+    const char *synopsis;
+    const char *about;
+};
+
+static const struct img_command commands[] = {
+    {"bitmap", img_bitmap_main, "[actions] FILENAME BITMAP",
+     "add, remove, clear, enable, disable or merge persistent dirty bitmaps"},
+    {"check", img_check_main, "[options] FILENAME", "look for leaks and damage, and repair them"},
+    {"compare", img_compare_main, "[options] FILENAME1 FILENAME2",
+     "whether two images read the same"},
+    {"convert", img_convert_main, "[options] SOURCE... TARGET",
+     "copy to another format, leaving out zeroes"},
+    {"create", img_create_main, "[options] FILENAME [SIZE]", "make a new image"},
+    {"dd", img_dd_main, "[options] if=INPUT of=OUTPUT", "copy blocks, as dd(1) does"},
+    {"info", img_info_main, "[options] FILENAME", "what an image is, and what it is made of"},
+    {"map", img_map_main, "[options] FILENAME", "which areas are stored, and where"},
+    {"resize", img_resize_main, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
+};
+
+static void print_help(void)
+{
+    printf("usage: %s COMMAND [options] ...\n"
+           "       %s COMMAND --help\n"
+           "\n"
+           "Works on disk image files that no machine uses at the moment.\n"
+           "\n"
+           "commands:\n",
+           cli_program(), cli_program());
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        printf("  %-8s %-30s %s\n", commands[i].name, commands[i].synopsis, commands[i].about);
+    }
+    printf(
+        "\n"
+        "FILENAME is a path, an NBD address (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), "
+        "or\n"
+        "json:{...} with the options of a node. SIZE is in bytes, or has a suffix k, M, G, T, P or "
+        "E.\n"
+        "\n"
+        "examples:\n"
+        "  %s create -f qcow2 disk.qcow2 20G\n"
+        "  %s create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n"
+        "  %s convert -p -O raw disk.qcow2 disk.raw\n"
+        "  %s check -r leaks disk.qcow2\n"
+        "\n"
+        "Supported formats:",
+        cli_program(), cli_program(), cli_program(), cli_program());
+    for (const struct block_driver *d = block_next_driver(NULL); d; d = block_next_driver(d)) {
+        printf(" %s", block_driver_name(d));
+    }
+    printf("\n");
+}
+
+int img_check_objects(const struct cli_items *objects)
+{
+    for (size_t i = 0; i < objects->count; i++) {
+        const char *def = objects->item[i].value;
+
+        if (strncmp(def, "secret,", 7) != 0 && strncmp(def, "qom-type=secret,", 16) != 0) {
+            return cli_fail("Objects of type '%.*s' are not supported here", (int)strcspn(def, ","),
+                            def);
+        }
+    }
+    return 0;
+}
+
+static int co_img_main(int argc, char **argv)
+{
+    const char *name = argv[1];
+
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_help();
+        return 0;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return commands[i].co_main(argc - 1, argv + 1);
+        }
+    }
+    return cli_usage_fail(&(struct cli_usage){0}, "Command not found: %s", name);
+}
+
+int cli_img_main(int argc, char **argv)
+{
+    if (argc < 2) {
+        return cli_usage_fail(&(struct cli_usage){0}, "Not enough arguments");
+    }
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+        cli_print_version();
+        return 0;
+    }
+    return cli_run(co_img_main, argc, argv);
+}

@@ -1,0 +1,418 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Commands about the image as a whole: open, close, reopen, flush, truncate, length, info, alloc, map. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "cli/io.h"
+
+/* --- opening -------------------------------------------------------------------------------------- */
+
+void io_opening_clear(struct io_opening *o)
+{
+    free(o->name);
+    free(o->format);
+    free(o->cache);
+    free(o->discard);
+    free(o->options);
+    *o = (struct io_opening){0};
+}
+
+int io_co_open(struct io *io)
+{
+    const struct io_opening *o = &io->opening;
+    struct cli_image image = {
+        .name = o->name ?: o->options,
+        .format = o->format,
+        .cache = o->cache,
+        .discard = o->discard,
+        .extra_options = o->name ? o->options : NULL,
+        .image_opts = o->image_opts || !o->name,
+        .force_share = o->force_share,
+    };
+    ERROR_AUTO(err);
+    int rc = cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, &err);
+
+    if (rc < 0) {
+        if (image.image_opts) {
+            error_prepend(&err, "can't open: ");
+        } else {
+            error_prepend(&err, "can't open device %s: ", image.name);
+        }
+        cli_report(&err);
+    }
+    return rc;
+}
+
+int io_co_close(struct io *io)
+{
+    ERROR_AUTO(err);
+    int rc;
+
+    co_group_wait(&io->in_flight);
+    rc = cli_co_finish_disk(&io->disk, &err);
+    if (rc < 0) {
+        cli_report(&err);
+    }
+    return rc;
+}
+
+static char *copy(const char *text)
+{
+    return text ? strdup(text) : NULL;
+}
+
+static bool is_discard_mode(const char *mode)
+{
+    return strcmp(mode, "unmap") == 0 || strcmp(mode, "on") == 0 || strcmp(mode, "ignore") == 0 ||
+           strcmp(mode, "off") == 0;
+}
+
+/* The `driver` of an options text is the format when there is a filename, too. */
+static int split_driver(struct io_opening *o, const char *text)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    struct json_object *rest;
+    ERROR_AUTO(err);
+    int rc = options_parse(text, NULL, &opts, &err);
+
+    if (rc == 0) {
+        rc = options_take_str(opts, "driver", &o->format, &err);
+    }
+    if (rc < 0) {
+        cli_report(&err);
+        return rc;
+    }
+    rest = options_to_json(opts);
+    o->options = copy(json_object_to_json_string_ext(rest, JSON_C_TO_STRING_NOSLASHESCAPE));
+    json_object_put(rest);
+    return 0;
+}
+
+static int co_open(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct io_opening o = {0};
+    const char *cache = a->set['n'] ? "none" : a->value['t'];
+    int rc = 0;
+
+    if (io->disk.node) {
+        cli_fail("file open already, try 'help close'");
+        return -EBUSY;
+    }
+    if (cli_check_cache_mode(cache, "cache") < 0) {
+        return -EINVAL;
+    }
+    if (a->set['d'] && !is_discard_mode(a->value['d'])) {
+        cli_fail("Invalid discard option: %s", a->value['d']);
+        return -EINVAL;
+    }
+    if (a->set['s'] || a->set['C']) {
+        cli_fail("%s is not supported",
+                 a->set['s'] ? "A temporary snapshot (-s)" : "Copy-on-read (-C)");
+        return -ENOTSUP;
+    }
+    if (a->argc > 1 || (a->argc == 0 && !a->set['o'])) {
+        return io_usage(command);
+    }
+    if (a->argc == 1) {
+        o.name = copy(a->argv[0]);
+        rc = a->set['o'] ? split_driver(&o, a->value['o']) : 0;
+    } else {
+        o.options = copy(a->value['o']);
+    }
+    o.cache = copy(cache);
+    o.discard = copy(a->value['d']);
+    o.read_only = a->set['r'];
+    o.force_share = a->set['U'];
+    io_opening_clear(&io->opening);
+    io->opening = o;
+    return rc < 0 ? rc : io_co_open(io);
+}
+
+static int co_close(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    return io_co_close(io);
+}
+
+/* What reopen changes in `o`. */
+static int change_opening(struct io_opening *o, const struct io_args *a)
+{
+    if (a->set['r'] && a->set['w']) {
+        cli_fail("Only one -r/-c/-w option may be given");
+        return -EINVAL;
+    }
+    if (a->set['o'] && (a->set['r'] || a->set['w']) && strstr(a->value['o'], "read-only")) {
+        cli_fail("Cannot set both -r/-w and 'read-only'");
+        return -EINVAL;
+    }
+    if (a->set['o'] && a->set['c'] && strstr(a->value['o'], "cache.")) {
+        cli_fail("Cannot set both -c and the cache options");
+        return -EINVAL;
+    }
+    if (cli_check_cache_mode(a->value['c'], "cache") < 0) {
+        return -EINVAL;
+    }
+    if (a->set['c']) {
+        free(o->cache);
+        o->cache = copy(a->value['c']);
+    }
+    if (a->set['o']) {
+        free(o->options);
+        o->options = copy(a->value['o']);
+    }
+    o->read_only = a->set['r'] || (o->read_only && !a->set['w']);
+    return 0;
+}
+
+static int co_reopen(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct io_opening before = {
+        .name = copy(io->opening.name),
+        .format = copy(block_driver_name(block_node_driver(io->disk.node))),
+        .cache = copy(io->opening.cache),
+        .discard = copy(io->opening.discard),
+        .options = copy(io->opening.options),
+        .image_opts = io->opening.image_opts,
+        .read_only = io->opening.read_only,
+        .force_share = io->opening.force_share,
+    };
+    int rc;
+
+    if (a->argc > 0) {
+        io_opening_clear(&before);
+        return io_usage(command);
+    }
+    rc = change_opening(&io->opening, a);
+    if (rc == 0) {
+        rc = io_co_close(io);
+    }
+    if (rc == 0) {
+        rc = io_co_open(io);
+        if (rc < 0) {
+            /* As it was. */
+            io_opening_clear(&io->opening);
+            io->opening = before;
+            io_co_open(io);
+            return rc;
+        }
+    }
+    io_opening_clear(&before);
+    return rc;
+}
+
+/* --- about the image ---------------------------------------------------------------------------------- */
+
+static int co_flush(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    return block_co_flush(io->disk.edge);
+}
+
+static int co_truncate(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    static const char *const modes[] = {"off", "metadata", "falloc", "full"};
+    enum block_prealloc prealloc = BLOCK_PREALLOC_OFF;
+    unsigned writer = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
+    unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    uint64_t size;
+    ERROR_AUTO(err);
+    int rc;
+
+    if (a->set['m']) {
+        size_t i = 0;
+
+        while (i < ARRAY_SIZE(modes) && strcmp(modes[i], a->value['m']) != 0) {
+            i++;
+        }
+        if (i == ARRAY_SIZE(modes)) {
+            cli_fail("Invalid preallocation mode '%s'", a->value['m']);
+            return -EINVAL;
+        }
+        prealloc = (enum block_prealloc)i;
+    }
+    if (a->argc != 1) {
+        return io_usage(command);
+    }
+    rc = io_parse_size(a->argv[0], &size);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = block_co_root_set_perm(io->disk.root, writer | BLOCK_PERM_RESIZE, shared, &err);
+    if (rc == 0) {
+        rc = block_co_truncate(io->disk.edge, size, prealloc, &err);
+        block_co_root_set_perm(io->disk.root, writer, shared, NULL);
+    }
+    if (rc < 0) {
+        cli_report(&err);
+    }
+    return rc;
+}
+
+static int co_length(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    char text[32];
+
+    printf("%s\n", io_size_text((double)cli_disk_size(&io->disk), text, sizeof(text)));
+    return 0;
+}
+
+/* Where qcow2 keeps the state of a machine: behind the last L2 table's area of the disk. */
+static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_size)
+{
+    uint64_t per_table = (uint64_t)cluster_size * (cluster_size / 8);
+
+    if (strcmp(node->driver->name, "qcow2") != 0 || cluster_size == 0) {
+        return 0;
+    }
+    return div_round_up(block_node_size(node), per_table) * per_table;
+}
+
+static int co_info(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct block_node *node = io->disk.node;
+    struct block_info info = {0};
+    struct json_object *specific = NULL, *data;
+    char cluster[32], state[32];
+
+    if (node->driver->co_get_info) {
+        node->driver->co_get_info(node, &info);
+    }
+    printf("format name: %s\ncluster size: %s\nvm state offset: %s\n", node->driver->name,
+           io_size_text(info.cluster_size, cluster, sizeof(cluster)),
+           io_size_text((double)vm_state_offset(node, info.cluster_size), state, sizeof(state)));
+    if (node->driver->co_specific_info) {
+        specific = node->driver->co_specific_info(node);
+    }
+    if (specific && json_object_object_get_ex(specific, "data", &data)) {
+        printf("Format specific information:\n");
+        cli_print_tree(data, 1);
+    }
+    json_object_put(specific);
+    return 0;
+}
+
+/* --- allocation of the top layer ---------------------------------------------------------------------- */
+
+static int co_is_allocated(struct io *io, uint64_t offset, uint64_t length, bool *ret_allocated,
+                           uint64_t *ret_length)
+{
+    struct block_status status;
+    int rc = block_co_status(io->disk.edge, offset, length, &status);
+
+    if (rc == 0) {
+        *ret_allocated = status.flags & BLOCK_STATUS_ALLOCATED;
+        *ret_length = status.length;
+    }
+    return rc;
+}
+
+static int co_alloc(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    uint64_t offset, length = 512, sum = 0;
+    uint64_t size = cli_disk_size(&io->disk);
+    char text[32];
+
+    if (io_parse_size(a->argv[0], &offset) < 0 ||
+        (a->argc == 2 && io_parse_length(a->argv[1], INT64_MAX, &length) < 0)) {
+        return -EINVAL;
+    }
+    for (uint64_t at = offset, left = length; left > 0 && at < size;) {
+        bool allocated = false;
+        uint64_t n = 0;
+        int rc = co_is_allocated(io, at, MIN(left, size - at), &allocated, &n);
+
+        if (rc < 0) {
+            printf("is_allocated failed: %s\n", strerror(-rc));
+            return rc;
+        }
+        if (n == 0) {
+            break;
+        }
+        sum += allocated ? n : 0;
+        at += n;
+        left -= n;
+    }
+    printf("%" PRIu64 "/%" PRIu64 " bytes allocated at offset %s\n", sum, length,
+           io_size_text((double)offset, text, sizeof(text)));
+    return 0;
+}
+
+static void print_area(uint64_t offset, uint64_t length, bool allocated)
+{
+    char length_text[32], offset_text[32];
+
+    printf("%s (0x%" PRIx64 ") bytes %s at offset %s (0x%" PRIx64 ")\n",
+           io_size_text((double)length, length_text, sizeof(length_text)), length,
+           allocated ? "    allocated" : "not allocated",
+           io_size_text((double)offset, offset_text, sizeof(offset_text)), offset);
+}
+
+static int co_map(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    uint64_t size = cli_disk_size(&io->disk);
+    uint64_t begin = 0;
+    bool current = false;
+
+    if (size == 0) {
+        printf("size is 0\n");
+        return 0;
+    }
+    for (uint64_t at = 0; at < size;) {
+        bool allocated = false;
+        uint64_t n = 0;
+        int rc = co_is_allocated(io, at, size - at, &allocated, &n);
+
+        if (rc < 0 || n == 0) {
+            cli_fail("Failed to get allocation status: %s", strerror(rc < 0 ? -rc : EIO));
+            return rc < 0 ? rc : -EIO;
+        }
+        if (at > begin && allocated != current) {
+            print_area(begin, at - begin, current);
+            begin = at;
+        }
+        current = allocated;
+        at += n;
+    }
+    print_area(begin, size - begin, current);
+    return 0;
+}
+
+const struct io_command io_image_commands[] = {
+    {"alloc", "a", NULL, 1, 2, IO_NEEDS_IMAGE, "offset [count]",
+     "checks if offset is allocated in the file", NULL, co_alloc},
+    {"close", "c", NULL, 0, 0, IO_NEEDS_IMAGE, "", "close the current open file", NULL, co_close},
+    {"flush", "f", NULL, 0, 0, IO_NEEDS_IMAGE, "", "flush all in-core file state to disk", NULL,
+     co_flush},
+    {"info", "i", NULL, 0, 0, IO_NEEDS_IMAGE, "", "prints information about the current file", NULL,
+     co_info},
+    {"length", "l", NULL, 0, 0, IO_NEEDS_IMAGE, "", "gets the length of the current file", NULL,
+     co_length},
+    {"map", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "prints the allocated areas of a file", NULL,
+     co_map},
+    {"open", "o", "Cd:i:kno:rst:U", 1, -1, 0,
+     "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path",
+     "\n Example:\n 'open -n -o driver=raw /tmp/data' - opens a raw image, uncached\n"
+     "\n -d, -- discard mode: unmap or ignore\n"
+     " -i, -k, -- accepted and ignored\n"
+     " -n, -- as -t none\n"
+     " -o, -- options of the node; driver=... is the format\n"
+     " -r, -- read-only\n"
+     " -t, -- cache mode\n"
+     " -U, -- share with other users (with -r)\n",
+     co_open},
+    {"reopen", NULL, "c:o:rw", 0, -1, IO_NEEDS_IMAGE, "[(-r|-w)] [-c cache] [-o options]",
+     "reopens an image with new options",
+     "\n Example:\n 'reopen -o lazy-refcounts=on'\n"
+     "\n -c, -- cache mode\n"
+     " -o, -- options of the node\n"
+     " -r, -- read-only\n"
+     " -w, -- writable\n",
+     co_reopen},
+    {"truncate", "t", "m:", 1, 3, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-m prealloc_mode] off",
+     "truncates the current file at the given offset", NULL, co_truncate},
+    {0},
+};

@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One program with several faces. `tidemark FACE ...` runs one; called by the name of one of QEMU's tools (the links
+ * in build/compat), it is the face that stands in for that tool.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "cli/cli.h"
+
+struct face {
+    const char *name;
+    const char *program;     /* for messages */
+    const char *compat_name; /* QEMU's tool; NULL if there is none */
+    int (*main)(int argc, char **argv);
+    const char *about;
+};
+
+static const struct face faces[] = {
+#ifdef CLI_FACE_DAEMON
+    {"daemon", "tidemark daemon", "qemu-storage-daemon", cli_daemon_main,
+     "serve disks: block graph, NBD exports, QMP socket (as qemu-storage-daemon)"},
+#endif
+    {"img", "tidemark img", "qemu-img", cli_img_main,
+     "make, inspect, check, convert and compare images (as qemu-img)"},
+    {"io", "tidemark io", "qemu-io", cli_io_main,
+     "scripted reads and writes on one image, for tests and repair (as qemu-io)"},
+#ifdef CLI_FACE_NBD
+    {"nbd", "tidemark nbd", "qemu-nbd", cli_nbd_main,
+     "serve one image over NBD, or list a server's exports (as qemu-nbd)"},
+#endif
+#ifdef CLI_FACE_BACKUP
+    {"backup", "tidemark backup", NULL, cli_backup_main,
+     "back up a disk of a running daemon, incrementally where possible"},
+    {"backups", "tidemark backups", NULL, cli_backups_main, "list the backups in a directory"},
+    {"restore", "tidemark restore", NULL, cli_restore_main,
+     "write the disk as it was at one point in time"},
+    {"verify", "tidemark verify", NULL, cli_verify_main, "prove that backups are whole"},
+#endif
+};
+
+static void print_help(void)
+{
+    printf("usage: tidemark FACE [arguments]\n"
+           "       tidemark FACE --help\n"
+           "\n"
+           "Tidemark stores, serves and backs up virtual disks: a qcow2 and raw engine, an NBD "
+           "server\n"
+           "with fleecing, and incremental backups of disks in use.\n"
+           "\n"
+           "faces:\n");
+    for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
+        printf("  %-9s %s\n", faces[i].name, faces[i].about);
+    }
+    printf("\n"
+           "examples:\n"
+           "  tidemark img create -f qcow2 disk.qcow2 20G\n"
+           "        a new disk of 20 GiB that takes space as it is written\n"
+           "  tidemark img convert -p -O qcow2 disk.raw disk.qcow2\n"
+           "        a raw image as qcow2, holes and zeroes left out, with progress\n"
+           "  tidemark io -f qcow2 -c 'write -P 7 0 64k' -c 'read -P 7 0 64k' disk.qcow2\n"
+           "        write 64 KiB of sevens and verify them\n"
+           "\n"
+           "Called as qemu-img, qemu-io, qemu-nbd or qemu-storage-daemon it stands in for that "
+           "tool.\n");
+}
+
+static int run_face(const struct face *face, bool compat, int argc, char **argv)
+{
+    cli_set_program(compat ? face->compat_name : face->program, compat);
+    return face->main(argc, argv);
+}
+
+int main(int argc, char **argv)
+{
+    const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
+    const char *called = slash ? slash + 1 : argc > 0 ? argv[0] : "tidemark";
+
+    for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
+        if (faces[i].compat_name && strcmp(called, faces[i].compat_name) == 0) {
+            return run_face(&faces[i], true, argc, argv);
+        }
+    }
+    if (argc < 2) {
+        cli_fail("which face? Try 'tidemark --help'");
+        return 1;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
+        strcmp(argv[1], "help") == 0) {
+        print_help();
+        return 0;
+    }
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+        cli_print_version();
+        return 0;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
+        if (strcmp(argv[1], faces[i].name) == 0) {
+            return run_face(&faces[i], false, argc - 1, argv + 1);
+        }
+    }
+    return cli_fail("there is no face '%s'. Try 'tidemark --help'", argv[1]);
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Progress of a long command on standard output: qemu-img's "(12.34/100%)" lines, or a bar with rate and time left when
+ * run under our own name on a terminal. Does not yield.
+ */
+#ifndef TIDEMARK_CLI_PROGRESS_H
+#define TIDEMARK_CLI_PROGRESS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct cli_progress {
+    bool enabled;
+    bool bar;
+    uint64_t total, done; /* bytes */
+    double shown;         /* per cent at the last line; negative: none yet */
+    int64_t begin_ns, drawn_ns;
+};
+
+/* Begin at 0; with `wanted` false nothing is ever printed. */
+void cli_progress_begin(struct cli_progress *p, bool wanted, uint64_t total);
+/* So many bytes more are done. */
+void cli_progress_add(struct cli_progress *p, uint64_t bytes);
+/* End the line; `complete` shows 100% first. */
+void cli_progress_end(struct cli_progress *p, bool complete);
+
+#endif
