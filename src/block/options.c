@@ -405,7 +405,7 @@ static int list_of_object(const char *key, struct json_object *object, struct js
 int options_take_list(struct options *o, const char *key, struct json_object **ret,
                       struct error *err)
 {
-    struct json_object *value, *list;
+    struct json_object *value, *list = NULL;
     int r = peek(o, key, &value, err);
 
     if (r < 0) {
