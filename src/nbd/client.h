@@ -112,8 +112,4 @@ int nbd_client_co_list(const struct nbd_address *address, int64_t timeout_ns,
                        struct nbd_export_info **ret, size_t *ret_count, struct error *err);
 void nbd_export_list_free(struct nbd_export_info *list, size_t count);
 
-/* --- block driver "nbd" ------------------------------------------------------------------------- */
-
-void nbd_register_driver(void);
-
 #endif

@@ -15,6 +15,7 @@
 #include "block/driver.h"
 #include "loop/loop.h"
 #include "nbd/client.h"
+#include "nbd/nbd.h"
 #include "nbd/proto.h"
 
 #define HANDSHAKE_TIMEOUT_NS 30000000000LL

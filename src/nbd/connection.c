@@ -174,27 +174,29 @@ static int make_room(struct nbd_connection *c, size_t needed)
     return 0;
 }
 
-/*
- * Receive into `vec`: bytes, or -errno; the end of the stream is -ECONNRESET. Replies leave before it waits,
- * and other coroutines get their turn when a client keeps it busy.
- */
-static ssize_t co_receive(struct nbd_connection *c, struct iovec *vec, int count)
+/* Other coroutines of the reactor get their turn when a client keeps this one busy. */
+static void co_be_fair(struct nbd_connection *c)
 {
-    struct msghdr msg = {.msg_iov = vec, .msg_iovlen = (size_t)count};
-
     if (++c->busy_turns > BUSY_TURNS_MAX) {
         c->busy_turns = 0;
         co_reschedule();
     }
+}
+
+/*
+ * Receive into two places, for recv() knows only one: bytes, or -errno. Replies leave before it waits.
+ */
+static ssize_t co_receive_two(struct nbd_connection *c, struct iovec vec[static 2])
+{
+    struct msghdr msg = {.msg_iov = vec, .msg_iovlen = 2};
+
+    co_be_fair(c);
     for (;;) {
         ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT);
         int ret;
 
-        if (n > 0) {
+        if (n >= 0) {
             return n;
-        }
-        if (n == 0) {
-            return -ECONNRESET;
         }
         if (errno == EINTR) {
             continue;
@@ -203,7 +205,6 @@ static ssize_t co_receive(struct nbd_connection *c, struct iovec *vec, int count
             return -errno;
         }
         nbd_reply_flush(c);
-        c->busy_turns = 0;
         ret = loop_co_poll(c->fd, POLLIN, -1);
         if (ret < 0 && ret != -EINTR) {
             return ret;
@@ -211,26 +212,24 @@ static ssize_t co_receive(struct nbd_connection *c, struct iovec *vec, int count
     }
 }
 
-/* Receive into rbuf until `needed` bytes are there. */
+/* Receive into rbuf until `needed` bytes are there. Replies leave before. */
 static int co_fill(struct nbd_connection *c, size_t needed)
 {
     while (available(c) < needed) {
-        struct iovec vec;
+        size_t room;
         ssize_t n;
         int ret = make_room(c, needed);
 
         if (ret < 0) {
             return ret;
         }
-        vec.iov_base = rbuf_bytes(c) + c->rend;
-        vec.iov_len = NBD_RECEIVE_BUFFER - c->rend;
-        if (c->bulk) {
-            /* What comes next is likely a header and a large payload: leave that in the socket. */
-            vec.iov_len = needed - available(c);
-        }
-        n = co_receive(c, &vec, 1);
-        if (n < 0) {
-            return (int)n;
+        /* After a large write comes likely the next: leave its payload in the socket. */
+        room = c->bulk ? needed - available(c) : NBD_RECEIVE_BUFFER - c->rend;
+        co_be_fair(c);
+        nbd_reply_flush(c);
+        n = loop_co_recv(c->fd, rbuf_bytes(c) + c->rend, room);
+        if (n <= 0) {
+            return n < 0 ? (int)n : -ECONNRESET;
         }
         c->rend += (size_t)n;
     }
@@ -256,9 +255,9 @@ static int co_fill_direct(struct nbd_connection *c, uint8_t *to, size_t size)
         }
         vec[0] = (struct iovec){.iov_base = to + have, .iov_len = rest};
         vec[1] = (struct iovec){.iov_base = rbuf_bytes(c) + c->rend, .iov_len = NBD_REQUEST_SIZE};
-        n = co_receive(c, vec, 2);
-        if (n < 0) {
-            return (int)n;
+        n = co_receive_two(c, vec);
+        if (n <= 0) {
+            return n < 0 ? (int)n : -ECONNRESET;
         }
         have += MIN((size_t)n, rest);
         c->rend += (size_t)n > rest ? (size_t)n - rest : 0;
@@ -417,10 +416,7 @@ static void co_receive_all(struct nbd_connection *c)
     int ret = 0;
 
     while (ret == 0 && !c->broken) {
-        if (available(c) < NBD_REQUEST_SIZE) {
-            nbd_reply_flush(c);
-            ret = co_fill(c, NBD_REQUEST_SIZE);
-        }
+        ret = co_fill(c, NBD_REQUEST_SIZE);
         if (ret == 0) {
             ret = co_next_request(c);
         }
