@@ -107,6 +107,12 @@ static const char *member(struct json_object *o, const char *key)
     return json_object_object_get_ex(o, key, &value) ? json_object_get_string(value) : NULL;
 }
 
+/* The same for members that are always there. */
+static const char *text_of(struct json_object *o, const char *key)
+{
+    return member(o, key) ?: "";
+}
+
 static void print_indented(int level)
 {
     printf("%*s", level * 4, "");
@@ -174,9 +180,9 @@ static void print_human(struct json_object *o, int level, const char *path)
     const char *cluster_size = member(o, "cluster-size");
 
     print_indented(level);
-    printf("%s: %s\n", is_leaf ? "filename" : "image", member(o, "filename"));
+    printf("%s: %s\n", is_leaf ? "filename" : "image", text_of(o, "filename"));
     print_indented(level);
-    printf("%s: %s\n", is_leaf ? "protocol type" : "file format", member(o, "format"));
+    printf("%s: %s\n", is_leaf ? "protocol type" : "file format", text_of(o, "format"));
     print_size(is_leaf ? "file length" : "virtual size", size, level);
     print_disk_size(o, level);
     if (cluster_size) {
@@ -193,12 +199,12 @@ static void print_human(struct json_object *o, int level, const char *path)
         struct json_object *child = json_object_array_get_idx(children, i);
         AUTO_FREE char *below = NULL;
 
-        if (asprintf(&below, "%s%s/", path, member(child, "name")) < 0) {
+        if (asprintf(&below, "%s%s/", path, text_of(child, "name")) < 0) {
             below = NULL;
             return;
         }
         print_indented(level);
-        printf("Child node '%s%s':\n", path, member(child, "name"));
+        printf("Child node '%s%s':\n", path, text_of(child, "name"));
         print_human(json_object_object_get(child, "info"), level + 1, below);
     }
 }
@@ -208,7 +214,7 @@ static void print_human(struct json_object *o, int level, const char *path)
 static bool is_in_chain(struct json_object *chain, const char *filename)
 {
     for (size_t i = 0; i < json_object_array_length(chain); i++) {
-        if (strcmp(member(json_object_array_get_idx(chain, i), "filename"), filename) == 0) {
+        if (strcmp(text_of(json_object_array_get_idx(chain, i), "filename"), filename) == 0) {
             return true;
         }
     }
