@@ -2,6 +2,7 @@
 /* The drivers file, null-co and raw, through the graph. Each test runs in a coroutine of its own. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -24,6 +26,8 @@
 
 #define RW (BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE)
 #define IMAGE "disk.img"
+
+static struct reactor *other;
 
 /* --- helpers ----------------------------------------------------------------------------------------- */
 
@@ -323,7 +327,8 @@ static void flushes_that_come_together_share_a_sync(void *arg)
     for (int i = 0; i < JOBS; i++) {
         jobs[i] = (struct flush_job){.edge = d.edge, .group = &group, .result = -1};
         co_group_add(&group);
-        assert_int_equal(reactor_spawn(reactor_main(), write_and_flush, &jobs[i]), 0);
+        assert_int_equal(reactor_spawn(i % 2 ? other : reactor_main(), write_and_flush, &jobs[i]),
+                         0);
     }
     co_group_wait(&group);
     co_group_destroy(&group);
@@ -428,7 +433,7 @@ static void holes_punched_together_are_the_right_ones(void *arg)
             gone[piece] = true;
             jobs[i] = (struct punch_job){d.edge, &group, piece * 4096, -1};
             co_group_add(&group);
-            assert_int_equal(reactor_spawn(reactor_main(), punch, &jobs[i]), 0);
+            assert_int_equal(reactor_spawn(i % 2 ? other : reactor_main(), punch, &jobs[i]), 0);
         }
         co_group_wait(&group);
         co_group_destroy(&group);
@@ -637,6 +642,76 @@ static void creation_that_fails_costs_no_data(void *arg)
     assert_int_equal(create("raw", "null-co://", 1, "", NULL), -ENOTSUP);
 }
 
+/* --- block devices --------------------------------------------------------------------------------- */
+
+/* A loop device over IMAGE, -1 where we may not make one. It goes when the last user closes it. */
+static int make_loop_device(char *path, size_t size)
+{
+    struct loop_config config = {.info.lo_flags = LO_FLAGS_AUTOCLEAR};
+    int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC), number, fd;
+
+    if (control < 0) {
+        return -1;
+    }
+    number = ioctl(control, LOOP_CTL_GET_FREE);
+    close(control);
+    snprintf(path, size, "/dev/loop%d", number);
+    fd = number < 0 ? -1 : open(path, O_RDWR | O_CLOEXEC);
+    if (fd < 0) {
+        return -1;
+    }
+    config.fd = (uint32_t)open(IMAGE, O_RDWR | O_CLOEXEC);
+    if (ioctl(fd, LOOP_CONFIGURE, &config) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    close((int)config.fd);
+    return fd;
+}
+
+static void use_device(const char *path, const char *more)
+{
+    char options[128];
+    struct disk d;
+
+    snprintf(options, sizeof(options), "driver=host_device,filename=%s,discard=unmap%s", path,
+             more);
+    d = attach(options, RW | BLOCK_PERM_RESIZE);
+    assert_int_equal(block_node_size(d.node), 1 * MiB);
+    fill(d.edge, 100, 100 * KiB, 1, 0);
+    fill(d.edge, 300 * KiB, 100 * KiB, 2, BLOCK_REQ_FUA);
+    assert_bytes(d.edge, 100, 100 * KiB, 1);
+    assert_int_equal(block_co_write_zeroes(d.edge, 10 * KiB + 3, 20 * KiB, 0), 0);
+    assert_bytes(d.edge, 10 * KiB + 3, 20 * KiB, 0);
+    assert_bytes(d.edge, 9 * KiB, KiB, 1);
+    assert_int_equal(block_co_write_zeroes(d.edge, 300 * KiB, 50 * KiB, BLOCK_REQ_MAY_UNMAP), 0);
+    assert_bytes(d.edge, 300 * KiB, 50 * KiB, 0);
+    assert_bytes(d.edge, 350 * KiB, 50 * KiB, 2);
+    assert_int_equal(block_co_discard(d.edge, 350 * KiB, 10 * KiB), 0);
+    assert_int_equal(block_co_flush(d.edge), 0);
+    assert_status(d.edge, 0, 1 * MiB, true, 1 * MiB);
+    assert_int_equal(block_co_truncate(d.edge, 2 * MiB, BLOCK_PREALLOC_OFF, NULL), -ENOTSUP);
+    detach(&d);
+}
+
+static void block_devices_are_used_like_files(void *arg)
+{
+    char path[32];
+    int fd;
+
+    make_file(IMAGE, 1 * MiB, 'x');
+    fd = make_loop_device(path, sizeof(path));
+    if (fd < 0) {
+        print_message("# no loop device to be had\n");
+        return;
+    }
+    use_device(path, "");
+    use_device(path, ",cache.direct=on");
+    assert_int_equal(create("raw", path, 2 * MiB, "", NULL), -ENOSPC);
+    assert_int_equal(create("raw", path, 1 * MiB, "", NULL), 0);
+    close(fd);
+}
+
 /* --- null --------------------------------------------------------------------------------------------- */
 
 static void a_null_disk_reads_zeroes_and_takes_time(void *arg)
@@ -775,7 +850,7 @@ static int setup(void **state)
     setenv("CMOCKA_TEST_ABORT", "1", 1);
     file_register_drivers();
     block_register_driver(&magic_driver);
-    return reactor_init_main(NULL);
+    return reactor_init_main(NULL) || reactor_create("other", &other, NULL);
 }
 
 static int teardown(void **state)
@@ -821,6 +896,7 @@ int main(void)
         CO_TEST(one_image_has_one_writer),
         CO_TEST(images_are_created_and_replaced),
         CO_TEST(creation_that_fails_costs_no_data),
+        CO_TEST(block_devices_are_used_like_files),
         CO_TEST(a_null_disk_reads_zeroes_and_takes_time),
         CO_TEST(raw_shows_a_part_of_its_file),
         CO_TEST(raw_knows_the_holes_of_its_file),
