@@ -1,0 +1,77 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the faces backup, backups, restore and verify do. All run on the main reactor, in a coroutine; `co_` functions
+ * yield.
+ */
+#ifndef TIDEMARK_BACKUP_BACKUP_H
+#define TIDEMARK_BACKUP_BACKUP_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "backup/manifest.h"
+#include "backup/repository.h"
+#include "base/error.h"
+
+struct backup_options {
+    const char *qmp_socket;
+    const char *node;
+    const char *dir;
+    const char *fleece_dir; /* for the temporary image; NULL: in the repository */
+    const char *nbd_uri;    /* of the daemon's NBD server; NULL: the daemon tells */
+    bool full;              /* also where an incremental one is possible */
+    bool progress;
+    volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
+};
+
+/*
+ * Take a backup. *ret gets its manifest (to be cleared by the caller). On failure the earlier backups are as they were, and
+ * unless the daemon is gone its node and bitmaps are in order again. Whatever happens, writes of the guest go on.
+ */
+int backup_co_take(const struct backup_options *options, struct manifest *ret, struct error *err);
+
+struct restore_options {
+    const char *dir;
+    const char *at;     /* id of the point in time; NULL: the newest */
+    const char *target; /* a file to be made, or a block device */
+    const char *format; /* "raw", "qcow2" */
+    bool force;         /* replace an existing file */
+    bool progress;
+    volatile sig_atomic_t *stop;
+};
+
+struct restore_result {
+    char id[BACKUP_ID_SIZE];
+    uint64_t virtual_size;
+    uint64_t written; /* bytes of data; the rest is zeroes, and holes in the target */
+    uint64_t duration_ms;
+};
+
+/* Write a point in time. Every cluster is compared with its checksum before it is written. -EBADMSG: one differs. */
+int restore_co_run(const struct restore_options *options, struct restore_result *ret,
+                   struct error *err);
+
+/* What verify found out about one backup. */
+struct verify_report {
+    const char *id;
+    uint64_t bytes;      /* of contents compared */
+    const char *problem; /* NULL: sound */
+};
+
+struct verify_options {
+    const char *dir;
+    const char *at; /* this backup and those it builds on; NULL: all */
+    bool progress;
+    void (*report)(const struct verify_report *report, void *arg); /* once per backup */
+    void *arg;
+};
+
+/*
+ * Check manifests, links, files, qcow2 structures and contents. *ret_damaged is the number of backups that can't be
+ * restored, those included that build on a damaged one. Negative only when it could not be found out.
+ */
+int verify_co_run(const struct verify_options *options, size_t *ret_damaged, struct error *err);
+
+#endif

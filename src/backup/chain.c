@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/chain.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/iov.h"
+#include "block/gate.h"
+#include "co/sync.h"
+#include "loop/loop.h"
+
+#define WORKERS 16
+#define CHUNK_CLUSTERS 8u
+/* Extents of zeroes are handed on in pieces of this, so that a stop is noticed. */
+#define ZERO_CLUSTERS (1u << 20)
+
+static int co_open_layer(const struct repository *r, const struct repository_entry *e,
+                         struct chain_layer *layer, struct error *err)
+{
+    struct options *opts, *file;
+    int rc;
+
+    layer->entry = e;
+    layer->image = repository_file(r, e->id, REPOSITORY_IMAGE);
+    layer->sums_path = repository_file(r, e->id, REPOSITORY_SUMS);
+    if (!layer->image || !layer->sums_path) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    rc = sums_open(layer->sums_path, e->manifest.virtual_size, &layer->sums, err);
+    if (rc < 0) {
+        layer->sums.fd = -1;
+        return rc;
+    }
+    opts = options_new();
+    file = options_new();
+    options_set_str(opts, "driver", "qcow2");
+    options_set_bool(opts, "read-only", true);
+    options_set_str(file, "driver", "file");
+    options_set_str(file, "filename", layer->image);
+    options_set_child(opts, "file", file);
+    rc = block_co_open(opts, BLOCK_OPEN_NO_BACKING, &layer->node, err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (block_node_size(layer->node) != e->manifest.virtual_size) {
+        return error_set(err, EINVAL,
+                         "'%s' is a disk of %" PRIu64 " bytes, the manifest says %" PRIu64,
+                         layer->image, block_node_size(layer->node), e->manifest.virtual_size);
+    }
+    return block_co_root_new(layer->node, "restore", BLOCK_PERM_CONSISTENT_READ,
+                             BLOCK_PERM_CONSISTENT_READ, &layer->root, err);
+}
+
+int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,
+                  size_t count, struct chain *ret, struct error *err)
+{
+    *ret = (struct chain){.disk_size = entries[count - 1]->manifest.virtual_size};
+    ret->clusters = div_round_up(ret->disk_size, BACKUP_CLUSTER_SIZE);
+    ret->layers = calloc(count, sizeof(*ret->layers));
+    if (!ret->layers) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        int rc;
+
+        ret->layers[i].sums.fd = -1;
+        ret->count++;
+        rc = co_open_layer(r, entries[i], &ret->layers[i], err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+void chain_co_close(struct chain *c)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        struct chain_layer *layer = &c->layers[i];
+
+        block_co_root_release(layer->root);
+        block_co_unref(layer->node);
+        sums_close(&layer->sums);
+        free(layer->image);
+        free(layer->sums_path);
+    }
+    free(c->layers);
+    *c = CHAIN_INIT;
+}
+
+/* --- the walk --- */
+
+bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret)
+{
+    uint64_t pos = c->position, end;
+
+    if (pos >= c->clusters) {
+        return false;
+    }
+    end = MIN(c->clusters, pos + most);
+    *ret = (struct chain_extent){.first = pos};
+    /* From the top: the first layer that has the cluster decides; those above limit the extent. */
+    for (size_t i = c->count; i-- > 0;) {
+        struct chain_layer *layer = &c->layers[i];
+        const struct sums_runs *runs = &layer->sums.runs;
+        const struct sums_run *run;
+
+        while (layer->run < runs->count &&
+               runs->list[layer->run].first + runs->list[layer->run].count <= pos) {
+            layer->run++;
+        }
+        if (layer->run == runs->count) {
+            continue;
+        }
+        run = &runs->list[layer->run];
+        if (run->first > pos) {
+            end = MIN(end, run->first);
+            continue;
+        }
+        end = MIN(end, run->first + run->count);
+        ret->layer = layer;
+        ret->kind = run->kind;
+        ret->digest = run->digest + (pos - run->first);
+        break;
+    }
+    ret->count = end - pos;
+    c->position = end;
+    return true;
+}
+
+uint64_t chain_data_bytes(const struct chain *c)
+{
+    struct chain walk = *c;
+    struct chain_extent e;
+    uint64_t clusters = 0;
+
+    for (size_t i = 0; i < c->count; i++) {
+        c->layers[i].run = 0;
+    }
+    walk.position = 0;
+    while (chain_next(&walk, UINT32_MAX, &e)) {
+        clusters += e.layer && e.kind == SUMS_DATA ? e.count : 0;
+    }
+    for (size_t i = 0; i < c->count; i++) {
+        c->layers[i].run = 0;
+    }
+    return clusters * BACKUP_CLUSTER_SIZE;
+}
+
+/* --- reading --- */
+
+struct read_state {
+    const struct chain_reader *reader;
+    struct error *err; /* gets the first failure */
+    int status;
+    struct co_group group;
+};
+
+struct hash_job {
+    const uint8_t *data;
+    size_t size;
+    uint8_t digests[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
+};
+
+static int hash_job_run(void *arg)
+{
+    struct hash_job *job = arg;
+
+    return sums_digest_clusters(job->data, job->size, job->digests);
+}
+
+static int co_check(const struct chain_extent *e, const uint8_t *data, struct error *err)
+{
+    struct hash_job job = {.data = data, .size = e->count * BACKUP_CLUSTER_SIZE};
+    uint8_t expected[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
+    int rc = sums_read_digests(&e->layer->sums, e->digest, expected, e->count);
+
+    if (rc < 0) {
+        return error_set_errno(err, -rc, "Could not read '%s'", e->layer->sums_path);
+    }
+    rc = loop_co_offload(hash_job_run, &job);
+    if (rc < 0) {
+        return error_set_errno(err, -rc, "Could not make checksums");
+    }
+    for (uint64_t i = 0; i < e->count; i++) {
+        if (memcmp(job.digests + i * SUMS_DIGEST_SIZE, expected + i * SUMS_DIGEST_SIZE,
+                   SUMS_DIGEST_SIZE) != 0) {
+            error_set(err, EBADMSG,
+                      "'%s' is damaged: the contents at offset %" PRIu64
+                      " do not match their checksum",
+                      e->layer->image, (e->first + i) * BACKUP_CLUSTER_SIZE);
+            error_hint(err, "Backups before %s are not concerned.", e->layer->entry->id);
+            return -EBADMSG;
+        }
+    }
+    return 0;
+}
+
+static int co_read_extent(struct read_state *s, const struct chain_extent *e, uint8_t *buf,
+                          struct error *err)
+{
+    const struct chain_reader *r = s->reader;
+    uint64_t offset = e->first * BACKUP_CLUSTER_SIZE;
+    uint64_t end = MIN((e->first + e->count) * BACKUP_CLUSTER_SIZE, r->chain->disk_size);
+    int rc;
+
+    if (!e->layer || e->kind == SUMS_ZERO) {
+        return r->co_sink ? r->co_sink(r->arg, offset, NULL, end - offset, err) : 0;
+    }
+    rc = block_co_pread(block_root_edge(e->layer->root), offset, buf, end - offset);
+    if (rc < 0) {
+        return error_set_errno(err, -rc, "Could not read '%s' at offset %" PRIu64, e->layer->image,
+                               offset);
+    }
+    memset(buf + (end - offset), 0, e->count * BACKUP_CLUSTER_SIZE - (end - offset));
+    rc = co_check(e, buf, err);
+    if (rc == 0 && r->co_sink) {
+        rc = r->co_sink(r->arg, offset, buf, end - offset, err);
+    }
+    if (rc == 0 && r->progress) {
+        progress_add(r->progress, end - offset);
+    }
+    return rc;
+}
+
+/* Data in pieces that fit a buffer, zeroes in large ones. */
+static bool next_extent(struct chain *c, struct chain_extent *ret)
+{
+    if (!chain_next(c, ZERO_CLUSTERS, ret)) {
+        return false;
+    }
+    if (ret->layer && ret->kind == SUMS_DATA && ret->count > CHUNK_CLUSTERS) {
+        ret->count = CHUNK_CLUSTERS;
+        c->position = ret->first + CHUNK_CLUSTERS;
+    }
+    return true;
+}
+
+static void worker(void *arg)
+{
+    struct read_state *s = arg;
+    uint8_t *buf = malloc((size_t)CHUNK_CLUSTERS * BACKUP_CLUSTER_SIZE);
+    struct chain_extent e;
+
+    if (!buf && s->status == 0) {
+        s->status = error_set(s->err, ENOMEM, "Out of memory");
+    }
+    while (s->status == 0 && next_extent(s->reader->chain, &e)) {
+        ERROR_AUTO(err);
+        int rc = s->reader->stop && *s->reader->stop ? error_set(&err, EINTR, "Stopped")
+                                                     : co_read_extent(s, &e, buf, &err);
+
+        if (rc < 0 && s->status == 0) {
+            s->status = rc;
+            error_move(s->err, &err);
+        }
+    }
+    free(buf);
+    co_group_done(&s->group);
+}
+
+int chain_co_read(const struct chain_reader *reader, struct error *err)
+{
+    struct read_state s = {.reader = reader, .err = err};
+
+    reader->chain->position = 0;
+    for (size_t i = 0; i < reader->chain->count; i++) {
+        reader->chain->layers[i].run = 0;
+    }
+    co_group_init(&s.group);
+    for (int i = 0; i < WORKERS; i++) {
+        int rc;
+
+        co_group_add(&s.group);
+        rc = co_spawn(reactor_home(reactor_main()), worker, &s);
+        if (rc < 0) {
+            co_group_done(&s.group);
+            if (i == 0) {
+                s.status = error_set_errno(err, -rc, "Could not start reading");
+            }
+            break;
+        }
+    }
+    co_group_wait(&s.group);
+    co_group_destroy(&s.group);
+    return s.status;
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/digest.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/evp.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "loop/loop.h"
+
+#define READ_SIZE (1024 * 1024)
+
+int digest_buffer(const void *data, size_t size, uint8_t ret[static DIGEST_SIZE])
+{
+    unsigned len = 0;
+
+    if (!EVP_Digest(data, size, ret, &len, EVP_sha256(), NULL) || len != DIGEST_SIZE) {
+        return -EIO;
+    }
+    return 0;
+}
+
+void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret[static DIGEST_HEX_SIZE])
+{
+    static const char digits[] = "0123456789abcdef";
+
+    for (size_t i = 0; i < DIGEST_SIZE; i++) {
+        ret[2 * i] = digits[digest[i] >> 4];
+        ret[2 * i + 1] = digits[digest[i] & 15];
+    }
+    ret[DIGEST_HEX_SIZE - 1] = '\0';
+}
+
+struct file_job {
+    const char *path;
+    char *ret_hex;
+    uint64_t size;
+    struct error *err;
+};
+
+static int hash_fd(int fd, EVP_MD_CTX *ctx, struct file_job *job)
+{
+    char *buf AUTO_FREE = malloc(READ_SIZE);
+    uint8_t digest[DIGEST_SIZE];
+    unsigned len = 0;
+
+    if (!buf || !EVP_DigestInit_ex(ctx, EVP_sha256(), NULL)) {
+        return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->path);
+    }
+    for (;;) {
+        ssize_t n = read(fd, buf, READ_SIZE);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return error_set_errno(job->err, errno, "Could not read '%s'", job->path);
+        }
+        if (n == 0) {
+            break;
+        }
+        job->size += (uint64_t)n;
+        if (!EVP_DigestUpdate(ctx, buf, (size_t)n)) {
+            return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->path);
+        }
+    }
+    if (!EVP_DigestFinal_ex(ctx, digest, &len) || len != DIGEST_SIZE) {
+        return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->path);
+    }
+    digest_to_hex(digest, job->ret_hex);
+    return 0;
+}
+
+static int file_job_run(void *arg)
+{
+    struct file_job *job = arg;
+    int fd AUTO_CLOSE = open(job->path, O_RDONLY | O_CLOEXEC);
+    EVP_MD_CTX *ctx;
+    int ret;
+
+    if (fd < 0) {
+        return error_set_errno(job->err, errno, "Could not open '%s'", job->path);
+    }
+    ctx = EVP_MD_CTX_new();
+    if (!ctx) {
+        return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->path);
+    }
+    ret = hash_fd(fd, ctx, job);
+    EVP_MD_CTX_free(ctx);
+    return ret;
+}
+
+int digest_co_file(const char *path, char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size,
+                   struct error *err)
+{
+    struct file_job job = {.path = path, .ret_hex = ret_hex, .err = err};
+    int ret = loop_co_offload(file_job_run, &job);
+
+    if (ret == 0 && ret_size) {
+        *ret_size = job.size;
+    }
+    return ret;
+}

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* SHA-256, by OpenSSL. None of these functions yields unless named co_. Any thread. */
+#ifndef TIDEMARK_BACKUP_DIGEST_H
+#define TIDEMARK_BACKUP_DIGEST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#define DIGEST_SIZE 32
+#define DIGEST_HEX_SIZE 65 /* with the NUL */
+
+/* Of a buffer. -ENOMEM or -EIO if the library fails. */
+int digest_buffer(const void *data, size_t size, uint8_t ret[static DIGEST_SIZE]);
+
+/* Lower-case hexadecimal of a digest. */
+void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret[static DIGEST_HEX_SIZE]);
+
+/*
+ * Of a whole file, in hexadecimal, and its size in bytes (may be NULL). Runs in the offload pool, in a
+ * coroutine; yields. Errors name the file.
+ */
+int digest_co_file(const char *path, char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size,
+                   struct error *err);
+
+#endif

@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/manifest.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/checked.h"
+
+#define FORMAT "tidemark-backup"
+#define VERSION 1
+
+void manifest_clear(struct manifest *m)
+{
+    free(m->reason);
+    free(m->node);
+    free(m->bitmap);
+    *m = (struct manifest){0};
+}
+
+bool backup_id_is_valid(const char *id)
+{
+    size_t len = strlen(id);
+
+    return len > 0 && len < BACKUP_ID_SIZE && id[0] != '-' && strspn(id, "0123456789TZ-") == len;
+}
+
+void backup_moment_now(struct backup_moment *ret)
+{
+    struct timespec utc, mono;
+    struct tm tm;
+    char date[24];
+
+    clock_gettime(CLOCK_REALTIME, &utc);
+    clock_gettime(CLOCK_MONOTONIC, &mono);
+    gmtime_r(&utc.tv_sec, &tm);
+    strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", &tm);
+    snprintf(ret->utc, sizeof(ret->utc), "%s.%06uZ", date,
+             (unsigned)(utc.tv_nsec / 1000) % 1000000);
+    ret->monotonic_ns = (int64_t)mono.tv_sec * 1000000000 + mono.tv_nsec;
+}
+
+/* --- writing --- */
+
+static void add_string(struct json_object *o, const char *key, const char *value)
+{
+    json_object_object_add(o, key, value ? json_object_new_string(value) : NULL);
+}
+
+static void add_uint(struct json_object *o, const char *key, uint64_t value)
+{
+    json_object_object_add(o, key, json_object_new_uint64(value));
+}
+
+static void add_moment(struct json_object *o, const char *key, const struct backup_moment *t)
+{
+    struct json_object *m = json_object_new_object();
+
+    add_string(m, "utc", t->utc);
+    json_object_object_add(m, "monotonic-ns", json_object_new_int64(t->monotonic_ns));
+    json_object_object_add(o, key, m);
+}
+
+static void add_file(struct json_object *o, const char *key, uint64_t size, const char *sha256)
+{
+    struct json_object *f = json_object_new_object();
+
+    add_uint(f, "size", size);
+    add_string(f, "sha256", sha256);
+    json_object_object_add(o, key, f);
+}
+
+/* Of the compact form without the checksum itself. */
+static int checksum_of(struct json_object *o, char ret[static DIGEST_HEX_SIZE])
+{
+    uint8_t digest[DIGEST_SIZE];
+    size_t len;
+    const char *text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &len);
+
+    if (!text || digest_buffer(text, len, digest) < 0) {
+        return -ENOMEM;
+    }
+    digest_to_hex(digest, ret);
+    return 0;
+}
+
+struct json_object *manifest_to_json(const struct manifest *m)
+{
+    struct json_object *o = json_object_new_object();
+    struct json_object *checkpoint = json_object_new_object();
+    char checksum[DIGEST_HEX_SIZE];
+
+    if (!o || !checkpoint) {
+        json_object_put(o);
+        json_object_put(checkpoint);
+        return NULL;
+    }
+    add_string(o, "format", FORMAT);
+    add_uint(o, "version", VERSION);
+    add_string(o, "id", m->id);
+    add_uint(o, "sequence", m->sequence);
+    add_string(o, "kind", manifest_is_full(m) ? "full" : "incremental");
+    add_string(o, "parent", manifest_is_full(m) ? NULL : m->parent);
+    add_string(o, "reason", m->reason);
+    add_string(o, "node", m->node);
+    add_string(o, "bitmap", m->bitmap);
+    json_object_object_add(o, "checkpoint", checkpoint);
+    add_moment(checkpoint, "begin", &m->begin);
+    add_moment(checkpoint, "end", &m->end);
+    add_uint(o, "virtual-size", m->virtual_size);
+    add_uint(o, "cluster-size", BACKUP_CLUSTER_SIZE);
+    add_uint(o, "changed-bytes", m->changed);
+    add_uint(o, "moved-bytes", m->moved);
+    add_uint(o, "stored-bytes", m->stored);
+    add_uint(o, "duration-ms", m->duration_ms);
+    add_file(o, "image", m->image_size, m->image_sha256);
+    add_file(o, "checksums", m->sums_size, m->sums_sha256);
+    if (checksum_of(o, checksum) < 0) {
+        json_object_put(o);
+        return NULL;
+    }
+    add_string(o, "sha256", checksum);
+    return o;
+}
+
+/* --- reading --- */
+
+/* The value of `key`, which must be of `type`; NULL and *err otherwise. */
+static struct json_object *get(struct json_object *o, const char *key, enum json_type type,
+                               const char *where, struct error *err)
+{
+    struct json_object *v;
+
+    if (!json_object_object_get_ex(o, key, &v)) {
+        error_set(err, EINVAL, "Manifest '%s' has no '%s'", where, key);
+        return NULL;
+    }
+    if (!json_object_is_type(v, type)) {
+        error_set(err, EINVAL, "Manifest '%s': '%s' is no %s", where, key, json_type_to_name(type));
+        return NULL;
+    }
+    return v;
+}
+
+static int get_uint(struct json_object *o, const char *key, const char *where, uint64_t *ret,
+                    struct error *err)
+{
+    struct json_object *v = get(o, key, json_type_int, where, err);
+
+    if (!v) {
+        return -EINVAL;
+    }
+    if (json_object_get_int64(v) < 0 || json_object_get_uint64(v) > INT64_MAX) {
+        return error_set(err, EINVAL, "Manifest '%s': '%s' is out of range", where, key);
+    }
+    *ret = json_object_get_uint64(v);
+    return 0;
+}
+
+/* A string without control characters, at most `max` bytes long. Borrowed. */
+static const char *get_string(struct json_object *o, const char *key, size_t max, const char *where,
+                              struct error *err)
+{
+    struct json_object *v = get(o, key, json_type_string, where, err);
+    const char *s;
+    size_t len;
+
+    if (!v) {
+        return NULL;
+    }
+    s = json_object_get_string(v);
+    len = (size_t)json_object_get_string_len(v);
+    if (len > max || strlen(s) != len) {
+        error_set(err, EINVAL, "Manifest '%s': '%s' is too long or holds a NUL", where, key);
+        return NULL;
+    }
+    for (size_t i = 0; i < len; i++) {
+        if ((unsigned char)s[i] < 0x20 || s[i] == 0x7f) {
+            error_set(err, EINVAL, "Manifest '%s': '%s' holds control characters", where, key);
+            return NULL;
+        }
+    }
+    return s;
+}
+
+/* Into a fixed field; `room` counts the NUL. */
+static int copy_string(struct json_object *o, const char *key, char *ret, size_t room,
+                       const char *where, struct error *err)
+{
+    const char *s = get_string(o, key, room - 1, where, err);
+
+    if (!s) {
+        return -EINVAL;
+    }
+    memcpy(ret, s, strlen(s) + 1);
+    return 0;
+}
+
+static int dup_string(struct json_object *o, const char *key, char **ret, const char *where,
+                      struct error *err)
+{
+    const char *s = get_string(o, key, MANIFEST_NAME_MAX, where, err);
+
+    if (!s) {
+        return -EINVAL;
+    }
+    *ret = strdup(s);
+    return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+static int get_id(struct json_object *o, const char *key, char *ret, const char *where,
+                  struct error *err)
+{
+    int rc = copy_string(o, key, ret, BACKUP_ID_SIZE, where, err);
+
+    if (rc == 0 && !backup_id_is_valid(ret)) {
+        rc = error_set(err, EINVAL, "Manifest '%s': '%s' is not the id of a backup", where, key);
+    }
+    return rc;
+}
+
+static int get_sha256(struct json_object *o, char *ret, const char *where, struct error *err)
+{
+    int rc = copy_string(o, "sha256", ret, DIGEST_HEX_SIZE, where, err);
+
+    if (rc == 0 && (strlen(ret) != DIGEST_HEX_SIZE - 1 ||
+                    strspn(ret, "0123456789abcdef") != DIGEST_HEX_SIZE - 1)) {
+        rc = error_set(err, EINVAL, "Manifest '%s': 'sha256' is not a SHA-256", where);
+    }
+    return rc;
+}
+
+static int get_moment(struct json_object *checkpoint, const char *key, struct backup_moment *ret,
+                      const char *where, struct error *err)
+{
+    struct json_object *m = get(checkpoint, key, json_type_object, where, err);
+    uint64_t ns;
+
+    if (!m || copy_string(m, "utc", ret->utc, sizeof(ret->utc), where, err) < 0 ||
+        get_uint(m, "monotonic-ns", where, &ns, err) < 0) {
+        return -EINVAL;
+    }
+    ret->monotonic_ns = (int64_t)ns;
+    return 0;
+}
+
+static int get_file(struct json_object *o, const char *key, uint64_t *ret_size, char *ret_sha256,
+                    const char *where, struct error *err)
+{
+    struct json_object *f = get(o, key, json_type_object, where, err);
+
+    if (!f || get_uint(f, "size", where, ret_size, err) < 0) {
+        return -EINVAL;
+    }
+    return get_sha256(f, ret_sha256, where, err);
+}
+
+/* The checksum is the last member: take it off, and compare with that of the rest. */
+static int check_checksum(struct json_object *o, const char *where, struct error *err)
+{
+    char stored[DIGEST_HEX_SIZE], actual[DIGEST_HEX_SIZE];
+    int rc = get_sha256(o, stored, where, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    json_object_object_del(o, "sha256");
+    if (checksum_of(o, actual) < 0) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (strcmp(stored, actual) != 0) {
+        return error_set(err, EINVAL, "Manifest '%s' was changed: its checksum does not match",
+                         where);
+    }
+    return 0;
+}
+
+static int parse_head(struct json_object *o, const char *where, struct error *err)
+{
+    const char *format = get_string(o, "format", MANIFEST_NAME_MAX, where, err);
+    uint64_t version, cluster_size;
+
+    if (!format || get_uint(o, "version", where, &version, err) < 0) {
+        return -EINVAL;
+    }
+    if (strcmp(format, FORMAT) != 0) {
+        return error_set(err, EINVAL, "'%s' is not the manifest of a backup", where);
+    }
+    if (version != VERSION) {
+        return error_set(err, EINVAL,
+                         "Manifest '%s' has version %" PRIu64 ", this program knows version %d",
+                         where, version, VERSION);
+    }
+    if (check_checksum(o, where, err) < 0 ||
+        get_uint(o, "cluster-size", where, &cluster_size, err) < 0) {
+        return -EINVAL;
+    }
+    if (cluster_size != BACKUP_CLUSTER_SIZE) {
+        return error_set(err, EINVAL, "Manifest '%s': cluster size %" PRIu64 ", expected %u", where,
+                         cluster_size, BACKUP_CLUSTER_SIZE);
+    }
+    return 0;
+}
+
+static int parse_kind(struct json_object *o, struct manifest *m, const char *where,
+                      struct error *err)
+{
+    const char *kind = get_string(o, "kind", MANIFEST_NAME_MAX, where, err);
+
+    if (!kind) {
+        return -EINVAL;
+    }
+    if (strcmp(kind, "full") == 0) {
+        return dup_string(o, "reason", &m->reason, where, err);
+    }
+    if (strcmp(kind, "incremental") != 0) {
+        return error_set(err, EINVAL, "Manifest '%s': no kind of backup: '%s'", where, kind);
+    }
+    return get_id(o, "parent", m->parent, where, err);
+}
+
+static int parse_fields(struct json_object *o, struct manifest *m, const char *where,
+                        struct error *err)
+{
+    struct json_object *checkpoint;
+
+    if (parse_head(o, where, err) < 0 || get_id(o, "id", m->id, where, err) < 0 ||
+        get_uint(o, "sequence", where, &m->sequence, err) < 0 || parse_kind(o, m, where, err) < 0 ||
+        dup_string(o, "node", &m->node, where, err) < 0 ||
+        dup_string(o, "bitmap", &m->bitmap, where, err) < 0) {
+        return -EINVAL;
+    }
+    checkpoint = get(o, "checkpoint", json_type_object, where, err);
+    if (!checkpoint || get_moment(checkpoint, "begin", &m->begin, where, err) < 0 ||
+        get_moment(checkpoint, "end", &m->end, where, err) < 0) {
+        return -EINVAL;
+    }
+    if (get_uint(o, "virtual-size", where, &m->virtual_size, err) < 0 ||
+        get_uint(o, "changed-bytes", where, &m->changed, err) < 0 ||
+        get_uint(o, "moved-bytes", where, &m->moved, err) < 0 ||
+        get_uint(o, "stored-bytes", where, &m->stored, err) < 0 ||
+        get_uint(o, "duration-ms", where, &m->duration_ms, err) < 0 ||
+        get_file(o, "image", &m->image_size, m->image_sha256, where, err) < 0 ||
+        get_file(o, "checksums", &m->sums_size, m->sums_sha256, where, err) < 0) {
+        return -EINVAL;
+    }
+    if (m->virtual_size == 0 || m->virtual_size > INT64_MAX - BACKUP_CLUSTER_SIZE) {
+        return error_set(err, EINVAL, "Manifest '%s': 'virtual-size' is out of range", where);
+    }
+    return 0;
+}
+
+int manifest_parse(const char *text, size_t size, const char *where, struct manifest *ret,
+                   struct error *err)
+{
+    struct manifest m = {0};
+    struct json_tokener *tok;
+    struct json_object *o;
+    int rc;
+
+    if (size > MANIFEST_SIZE_MAX) {
+        return error_set(err, EINVAL, "Manifest '%s' is longer than %u bytes", where,
+                         MANIFEST_SIZE_MAX);
+    }
+    tok = json_tokener_new();
+    if (!tok) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
+    o = json_tokener_parse_ex(tok, text, (int)size);
+    if (!o || !json_object_is_type(o, json_type_object)) {
+        rc = error_set(err, EINVAL, "Manifest '%s' is not a JSON object: %s", where,
+                       json_tokener_error_desc(json_tokener_get_error(tok)));
+    } else {
+        rc = parse_fields(o, &m, where, err);
+    }
+    json_object_put(o);
+    json_tokener_free(tok);
+    if (rc < 0) {
+        manifest_clear(&m);
+        return rc;
+    }
+    *ret = m;
+    return 0;
+}

@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/pull.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "backup/progress.h"
+#include "backup/pull_internal.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/iov.h"
+#include "block/block.h"
+#include "block/gate.h"
+#include "co/sync.h"
+#include "loop/loop.h"
+#include "nbd/proto.h"
+
+#define NS_PER_SECOND 1000000000LL
+#define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
+#define WORKERS 24
+#define CONNECTIONS 2
+
+struct pull {
+    const struct pull_config *config;
+    struct nbd_client *clients[CONNECTIONS];
+    unsigned client_count, next_client;
+    struct pull_plan plan;
+    struct pull_cursor cursor;
+    struct block_node *node;
+    struct block_root *root;
+    int sums_fd;
+    struct progress progress;
+    uint64_t moved;
+    struct error *err; /* gets the first failure */
+    int status;
+    struct co_group group;
+};
+
+/* --- one chunk --- */
+
+static int fail_at(struct pull *p, int rc, const char *what, const char *name, uint64_t offset)
+{
+    if (p->status == 0) {
+        p->status = rc;
+        error_set_errno(p->err, -rc, "Could not %s '%s' at offset %" PRIu64, what, name, offset);
+    }
+    return rc;
+}
+
+struct hash_job {
+    const uint8_t *data;
+    size_t size;
+    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
+};
+
+static int hash_job_run(void *arg)
+{
+    struct hash_job *job = arg;
+
+    return sums_digest_clusters(job->data, job->size, job->digests);
+}
+
+/* Write the clusters [from, to) of a chunk, which are all data. */
+static int co_write_data(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf,
+                         uint64_t from, uint64_t to)
+{
+    uint64_t first = chunk->first + from;
+    uint64_t size = pull_bytes(p->config->disk_size, first, to - from);
+    struct iovec vec;
+    struct iov iov = iov_from_buf(&vec, buf + from * BACKUP_CLUSTER_SIZE, size);
+
+    return block_co_pwritev(block_root_edge(p->root), first * BACKUP_CLUSTER_SIZE, iov,
+                            BLOCK_REQ_COMPRESSED);
+}
+
+static int co_write_zeroes(struct pull *p, uint64_t first, uint64_t count)
+{
+    /* A full backup is made in a new image, which reads as zeroes where nothing is. */
+    if (!p->config->backing) {
+        return 0;
+    }
+    return block_co_write_zeroes(block_root_edge(p->root), first * BACKUP_CLUSTER_SIZE,
+                                 pull_bytes(p->config->disk_size, first, count), 0);
+}
+
+/* Write what was read: each cluster as data, or as zeroes where it holds nothing else. */
+static int co_store(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+{
+    uint8_t *kinds = p->plan.kinds + chunk->kind_index;
+    int rc = 0;
+
+    for (uint64_t i = 0; i < chunk->count; i++) {
+        if (buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE)) {
+            kinds[i] = PULL_ZERO;
+        }
+    }
+    for (uint64_t i = 0, end; rc == 0 && i < chunk->count; i = end) {
+        for (end = i + 1; end < chunk->count && kinds[end] == kinds[i]; end++) {
+        }
+        rc = kinds[i] == PULL_DATA ? co_write_data(p, chunk, buf, i, end)
+                                   : co_write_zeroes(p, chunk->first + i, end - i);
+    }
+    return rc;
+}
+
+static int co_pull_data(struct pull *p, struct nbd_client *client, const struct pull_chunk *chunk,
+                        uint8_t *buf)
+{
+    uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
+    uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
+    struct hash_job job = {.data = buf, .size = chunk->count * BACKUP_CLUSTER_SIZE};
+    uint8_t *kinds = p->plan.kinds + chunk->kind_index;
+    int rc = nbd_client_co_pread(client, offset, buf, size);
+
+    if (rc < 0) {
+        return fail_at(p, rc, "read export", p->config->export_name, offset);
+    }
+    memset(buf + size, 0, job.size - size);
+    p->moved += size;
+    rc = loop_co_offload(hash_job_run, &job);
+    rc = rc < 0 ? rc : co_store(p, chunk, buf);
+    if (rc < 0) {
+        return fail_at(p, rc, "write", p->config->image_path, offset);
+    }
+    for (uint64_t i = 0; i < chunk->count; i++) {
+        if (kinds[i] != PULL_DATA) {
+            memset(job.digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
+        }
+    }
+    rc = sums_write_digests(p->sums_fd, chunk->slot, job.digests, chunk->count);
+    return rc < 0 ? fail_at(p, rc, "write", p->config->sums_path, offset) : 0;
+}
+
+static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+{
+    struct nbd_client *client = p->clients[p->next_client++ % p->client_count];
+    uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
+    uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
+    int rc;
+
+    if (chunk->kind == PULL_DATA) {
+        rc = co_pull_data(p, client, chunk, buf);
+        progress_add(&p->progress, size);
+    } else {
+        rc = co_write_zeroes(p, chunk->first, chunk->count);
+        rc = rc < 0 ? fail_at(p, rc, "write", p->config->image_path, offset) : 0;
+    }
+    if (rc == 0 && (nbd_client_flags(client) & NBD_FLAG_SEND_TRIM) &&
+        !(nbd_client_flags(client) & NBD_FLAG_READ_ONLY)) {
+        /* It need not be kept for us any longer. Only a hint: if it fails, more is copied than need be. */
+        nbd_client_co_trim(client, offset, size);
+    }
+    return rc;
+}
+
+static void worker(void *arg)
+{
+    struct pull *p = arg;
+    uint8_t *buf = malloc((size_t)PULL_CHUNK_CLUSTERS * BACKUP_CLUSTER_SIZE);
+    struct pull_chunk chunk;
+
+    if (!buf && p->status == 0) {
+        p->status = error_set(p->err, ENOMEM, "Out of memory");
+    }
+    while (p->status == 0 && pull_plan_next(&p->plan, &p->cursor, &chunk)) {
+        if (p->config->stop && *p->config->stop) {
+            p->status = error_set(p->err, EINTR, "The backup was stopped");
+            break;
+        }
+        co_pull_chunk(p, &chunk, buf);
+    }
+    free(buf);
+    co_group_done(&p->group);
+}
+
+static int co_run_workers(struct pull *p)
+{
+    co_group_init(&p->group);
+    for (int i = 0; i < WORKERS; i++) {
+        int rc;
+
+        co_group_add(&p->group);
+        rc = co_spawn(reactor_home(reactor_main()), worker, p);
+        if (rc < 0) {
+            co_group_done(&p->group);
+            if (i == 0) {
+                p->status = error_set_errno(p->err, -rc, "Could not start the backup");
+            }
+            break;
+        }
+    }
+    co_group_wait(&p->group);
+    co_group_destroy(&p->group);
+    return p->status;
+}
+
+/* --- begin and end --- */
+
+static int co_connect(struct pull *p)
+{
+    static const char *const contexts[] = {NBD_CONTEXT_BASE_ALLOCATION};
+    const struct pull_config *config = p->config;
+
+    for (unsigned i = 0; i < CONNECTIONS; i++) {
+        int rc = nbd_client_co_connect(config->address, config->export_name, contexts, 1,
+                                       CONNECT_TIMEOUT_NS, &p->clients[i], p->err);
+        if (rc < 0) {
+            return rc;
+        }
+        p->client_count++;
+        if (nbd_client_size(p->clients[i]) < config->disk_size) {
+            return error_set(
+                p->err, EIO, "Export '%s' has %" PRIu64 " bytes, the disk has %" PRIu64,
+                config->export_name, nbd_client_size(p->clients[i]), config->disk_size);
+        }
+        if (!nbd_client_context(p->clients[i], 0)) {
+            return error_set(p->err, ENOTSUP, "Export '%s' does not tell what is allocated",
+                             config->export_name);
+        }
+        if (!(nbd_client_flags(p->clients[i]) & NBD_FLAG_CAN_MULTI_CONN)) {
+            break;
+        }
+    }
+    return 0;
+}
+
+static int co_make_image(struct pull *p)
+{
+    const struct pull_config *config = p->config;
+    struct options *opts = options_new();
+    int rc;
+
+    if (!opts) {
+        return error_set(p->err, ENOMEM, "Out of memory");
+    }
+    options_set_str(opts, "compression_type", "zstd");
+    options_set_uint(opts, "cluster_size", BACKUP_CLUSTER_SIZE);
+    if (config->backing) {
+        options_set_str(opts, "backing_file", config->backing);
+        options_set_str(opts, "backing_fmt", "qcow2");
+    }
+    rc = block_co_create_image("qcow2", config->image_path, config->disk_size, opts, p->err);
+    rc = rc < 0 ? rc
+                : block_co_open_filename(config->image_path, "qcow2", NULL, BLOCK_OPEN_RDWR,
+                                         &p->node, p->err);
+    rc = rc < 0
+             ? rc
+             : block_co_root_new(p->node, "backup", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+                                 BLOCK_PERM_CONSISTENT_READ, &p->root, p->err);
+    if (rc < 0) {
+        return rc;
+    }
+    p->sums_fd = open(config->sums_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
+    if (p->sums_fd < 0) {
+        return error_set_errno(p->err, errno, "Could not create '%s'", config->sums_path);
+    }
+    return 0;
+}
+
+static int sync_job_run(void *arg)
+{
+    return fsync(*(int *)arg) < 0 ? -errno : 0;
+}
+
+static int co_finish(struct pull *p)
+{
+    struct sums_runs runs = {0};
+    int rc = block_co_flush(block_root_edge(p->root));
+
+    rc = rc < 0 ? rc : block_co_inactivate(p->node, p->err);
+    if (rc < 0) {
+        return error_set_errno(p->err, -rc, "Could not write '%s'", p->config->image_path);
+    }
+    rc = pull_plan_to_sums(&p->plan, &runs);
+    rc = rc < 0 ? rc : sums_write_finish(p->sums_fd, &runs, p->config->disk_size);
+    rc = rc < 0 ? rc : loop_co_offload(sync_job_run, &p->sums_fd);
+    sums_runs_clear(&runs);
+    if (rc < 0) {
+        return error_set_errno(p->err, -rc, "Could not write '%s'", p->config->sums_path);
+    }
+    return 0;
+}
+
+static void co_close(struct pull *p)
+{
+    for (unsigned i = 0; i < CONNECTIONS; i++) {
+        nbd_client_co_close(p->clients[i]);
+    }
+    block_co_root_release(p->root);
+    block_co_unref(p->node);
+    if (p->sums_fd >= 0) {
+        close(p->sums_fd);
+    }
+    pull_plan_clear(&p->plan);
+}
+
+int pull_co_run(const struct pull_config *config, struct pull_result *ret, struct error *err)
+{
+    struct pull p = {.config = config, .err = err, .sums_fd = -1};
+    uint64_t changed = 0;
+    int rc = co_connect(&p);
+
+    rc = rc < 0 ? rc : pull_co_plan(config, p.clients[0], &p.plan, err);
+    rc = rc < 0 ? rc : co_make_image(&p);
+    if (rc == 0) {
+        uint64_t clusters = config->bitmap ? p.plan.runs.digests : p.plan.data_clusters;
+
+        changed = MIN(clusters * BACKUP_CLUSTER_SIZE, config->disk_size);
+        progress_begin(&p.progress, config->backing ? "changed" : "disk",
+                       p.plan.data_clusters * BACKUP_CLUSTER_SIZE, config->progress);
+        rc = co_run_workers(&p);
+        rc = rc < 0 ? rc : co_finish(&p);
+        progress_end(&p.progress, rc == 0);
+    }
+    co_close(&p);
+    if (rc == 0) {
+        *ret = (struct pull_result){.changed = changed, .moved = p.moved};
+    }
+    return rc;
+}

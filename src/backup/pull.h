@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Pulling a point in time over NBD into a new qcow2 file: finds out what to fetch, fetches it with many requests in
+ * flight, and writes compressed clusters and their checksums. Main reactor, in a coroutine; yields.
+ */
+#ifndef TIDEMARK_BACKUP_PULL_H
+#define TIDEMARK_BACKUP_PULL_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "nbd/client.h"
+
+struct pull_config {
+    const struct nbd_address *address;
+    const char *export_name;
+    const char *bitmap; /* fetch only what it marks; NULL: all that is not zero */
+    uint64_t disk_size;
+    const char *image_path;      /* the qcow2 file to make */
+    const char *backing;         /* its backing file, relative to it; NULL for a full backup */
+    const char *sums_path;       /* the checksum file to make */
+    bool progress;               /* show a bar also where standard error is no terminal */
+    volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
+};
+
+struct pull_result {
+    uint64_t changed; /* bytes marked by the bitmap, or not known to be zero */
+    uint64_t moved;   /* bytes read over NBD */
+};
+
+/* Both files are complete and stable on success. On failure the caller removes them. -EINTR: stopped. */
+int pull_co_run(const struct pull_config *config, struct pull_result *ret, struct error *err);
+
+#endif

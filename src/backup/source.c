@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/source.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/un.h>
+
+#include "base/cleanup.h"
+#include "loop/loop.h"
+
+#define OWN_SOCKET ".tidemark-nbd.sock"
+#define EXPORT_GONE_TRIES 3000
+#define EXPORT_GONE_POLL_NS 10000000
+
+/* Takes a string, an object (consumed) ... by key; the object itself is returned, for nesting. */
+static struct json_object *with(struct json_object *o, const char *key, struct json_object *value)
+{
+    json_object_object_add(o, key, value);
+    return o;
+}
+
+static struct json_object *with_string(struct json_object *o, const char *key, const char *value)
+{
+    return with(o, key, json_object_new_string(value));
+}
+
+static struct json_object *object(void)
+{
+    return json_object_new_object();
+}
+
+static struct json_object *bitmap_ref(const struct source *s, const char *name)
+{
+    return with_string(with_string(object(), "node", s->node), "name", name);
+}
+
+int source_init(struct source *s, struct qmp_client *qmp, const char *node,
+                const struct repository *r, struct error *err)
+{
+    *s = (struct source){.qmp = qmp, .node = node};
+    snprintf(s->prefix, sizeof(s->prefix), "tidemark-%s", r->id);
+    snprintf(s->cbw, sizeof(s->cbw), "tidemark-%s-cbw", r->id);
+    snprintf(s->snap, sizeof(s->snap), "tidemark-%s-snap", r->id);
+    snprintf(s->temp, sizeof(s->temp), "tidemark-%s-temp", r->id);
+    if (asprintf(&s->own_socket, "%s/%s", r->path, OWN_SOCKET) < 0) {
+        s->own_socket = NULL;
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    return 0;
+}
+
+void source_clear(struct source *s)
+{
+    free(s->own_socket);
+    *s = (struct source){0};
+}
+
+/* --- transactions --- */
+
+static void add_action(struct json_object *actions, const char *type, struct json_object *data)
+{
+    json_object_array_add(actions, with(with_string(object(), "type", type), "data", data));
+}
+
+static void add_bitmap_action(struct json_object *actions, const char *type, const struct source *s,
+                              const char *name)
+{
+    add_action(actions, type, bitmap_ref(s, name));
+}
+
+static void add_replace(struct json_object *actions, const char *id, const char *node)
+{
+    add_action(actions, "blockdev-replace",
+               with_string(with_string(object(), "export", id), "node-name", node));
+}
+
+static void add_node_del(struct json_object *actions, const char *name)
+{
+    add_action(actions, "blockdev-del", with_string(object(), "node-name", name));
+}
+
+/* `actions` is consumed. */
+static int co_transact(struct source *s, struct json_object *actions, struct error *err)
+{
+    if (json_object_array_length(actions) == 0) {
+        json_object_put(actions);
+        return 0;
+    }
+    return qmp_client_co_execute(s->qmp, "transaction", with(object(), "actions", actions), NULL,
+                                 err);
+}
+
+/* --- the NBD server --- */
+
+static int take_address(struct json_object *o, struct nbd_address *ret)
+{
+    struct json_object *address, *v;
+    const char *path = NULL, *host = NULL, *port = NULL;
+
+    if (!json_object_object_get_ex(o, "address", &address)) {
+        return -ENOENT;
+    }
+    if (json_object_object_get_ex(address, "path", &v)) {
+        path = json_object_get_string(v);
+    }
+    if (json_object_object_get_ex(address, "host", &v)) {
+        host = json_object_get_string(v);
+    }
+    if (json_object_object_get_ex(address, "port", &v)) {
+        port = json_object_get_string(v);
+    }
+    if (path) {
+        ret->path = strdup(path);
+        return ret->path ? 0 : -ENOMEM;
+    }
+    if (!host || !port) {
+        return -ENOENT;
+    }
+    /* A server that listens everywhere is reached here. */
+    ret->host = strdup(host[0] && strcmp(host, "0.0.0.0") != 0 ? host : "127.0.0.1");
+    ret->port = strdup(port);
+    return ret->host && ret->port ? 0 : -ENOMEM;
+}
+
+/* Where the daemon's NBD server listens. -ENOENT: it has none. */
+static int co_query_server(struct source *s, struct nbd_address *ret)
+{
+    struct json_object *server = NULL;
+    int rc = qmp_client_co_execute(s->qmp, "query-nbd-server", NULL, &server, NULL);
+
+    rc = rc == 0 ? take_address(server, ret) : rc;
+    if (rc < 0) {
+        nbd_address_clear(ret);
+    }
+    json_object_put(server);
+    return rc;
+}
+
+/* --- settling --- */
+
+/* The export ends when its clients are gone and its requests have finished. */
+static int co_delete_export(struct source *s, struct error *err)
+{
+    struct json_object *args = with_string(with_string(object(), "id", s->prefix), "mode", "hard");
+    int rc;
+
+    /* Fails if it is shutting down already; what counts is whether it goes away. */
+    qmp_client_co_execute(s->qmp, "block-export-del", args, NULL, NULL);
+    for (int i = 0; i < EXPORT_GONE_TRIES; i++) {
+        SOURCE_STATE_AUTO(state);
+
+        rc = source_co_inspect(s, &state, err);
+        if (rc < 0 || !state.has_export) {
+            return rc;
+        }
+        loop_co_sleep(EXPORT_GONE_POLL_NS);
+    }
+    return error_set(err, ETIMEDOUT, "The daemon does not end export '%s'", s->prefix);
+}
+
+/* The bitmap of `last` stays and records; see source_co_settle(). */
+static void settle_bitmaps(struct source *s, const struct source_state *state, const char *last,
+                           struct json_object *actions)
+{
+    const struct source_bitmap *kept = last ? source_find_bitmap(s, state, last) : NULL;
+    struct json_object *recorded = json_object_new_array();
+
+    for (size_t i = 0; i < state->bitmap_count; i++) {
+        const struct source_bitmap *b = &state->bitmaps[i];
+
+        if (b != kept && b->recording && !b->inconsistent) {
+            json_object_array_add(recorded, json_object_new_string(b->name));
+        }
+    }
+    if (kept && !kept->inconsistent && !kept->recording && json_object_array_length(recorded)) {
+        struct json_object *merge =
+            with(with_string(with_string(object(), "node", s->node), "target", kept->name),
+                 "bitmaps", json_object_get(recorded));
+
+        add_bitmap_action(actions, "block-dirty-bitmap-enable", s, kept->name);
+        add_action(actions, "block-dirty-bitmap-merge", merge);
+    }
+    json_object_put(recorded);
+    for (size_t i = 0; i < state->bitmap_count; i++) {
+        if (&state->bitmaps[i] != kept) {
+            add_bitmap_action(actions, "block-dirty-bitmap-remove", s, state->bitmaps[i].name);
+        }
+    }
+}
+
+/* Stop the NBD server if a run had to start it and nobody else has come to use it. */
+static void co_stop_own_server(struct source *s)
+{
+    struct nbd_address address = {0};
+    struct json_object *exports = NULL;
+
+    if (co_query_server(s, &address) == 0 && address.path &&
+        strcmp(address.path, s->own_socket) == 0 &&
+        qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, NULL) == 0 &&
+        json_object_is_type(exports, json_type_array) && json_object_array_length(exports) == 0) {
+        qmp_client_co_execute(s->qmp, "nbd-server-stop", NULL, NULL, NULL);
+    }
+    json_object_put(exports);
+    nbd_address_clear(&address);
+}
+
+int source_co_settle(struct source *s, const char *last, struct error *err)
+{
+    SOURCE_STATE_AUTO(state);
+    struct json_object *actions;
+    int rc = source_co_inspect(s, &state, err);
+
+    if (rc == 0 && state.has_export) {
+        rc = co_delete_export(s, err);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    if (state.has_export) {
+        source_state_clear(&state);
+        rc = source_co_inspect(s, &state, err);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    actions = json_object_new_array();
+    if (state.has_snap) {
+        add_node_del(actions, s->snap);
+    }
+    for (size_t i = 0; i < state.moved_count; i++) {
+        add_replace(actions, state.moved_exports[i], s->node);
+    }
+    if (state.has_cbw) {
+        add_node_del(actions, s->cbw);
+    }
+    if (state.has_temp) {
+        add_node_del(actions, s->temp);
+    }
+    settle_bitmaps(s, &state, last, actions);
+    rc = co_transact(s, actions, err);
+    if (rc < 0) {
+        error_prepend(err, "Could not put node '%s' back in order: ", s->node);
+        return rc;
+    }
+    co_stop_own_server(s);
+    return 0;
+}
+
+/* --- the checkpoint --- */
+
+static struct json_object *temp_node(const struct source *s, const char *path)
+{
+    struct json_object *file =
+        with_string(with_string(object(), "driver", "file"), "filename", path);
+    struct json_object *raw =
+        with_string(with_string(object(), "driver", "raw"), "node-name", s->temp);
+
+    with_string(file, "discard", "unmap");
+    return with(with_string(raw, "discard", "unmap"), "file", file);
+}
+
+/* A failing copy ends the backup, never the guest's write. */
+static struct json_object *cbw_node(const struct source *s, const char *bitmap)
+{
+    struct json_object *o = with_string(object(), "driver", "copy-before-write");
+
+    with_string(o, "node-name", s->cbw);
+    with_string(o, "file", s->node);
+    with_string(o, "target", s->temp);
+    with_string(o, "on-cbw-error", "break-snapshot");
+    return bitmap ? with(o, "bitmap", bitmap_ref(s, bitmap)) : o;
+}
+
+static struct json_object *snap_node(const struct source *s)
+{
+    struct json_object *o = with_string(object(), "driver", "snapshot-access");
+
+    return with_string(with_string(o, "node-name", s->snap), "file", s->cbw);
+}
+
+static struct json_object *new_bitmap(const struct source *s, const struct source_state *state,
+                                      const char *name)
+{
+    struct json_object *o = bitmap_ref(s, name);
+
+    with(o, "granularity", json_object_new_int(BACKUP_CLUSTER_SIZE));
+    return with(o, "persistent", json_object_new_boolean(state->stores_bitmaps));
+}
+
+int source_co_checkpoint(struct source *s, const struct source_state *state, const char *id,
+                         const char *base, const char *temp_path, struct backup_moment *begin,
+                         struct backup_moment *end, struct error *err)
+{
+    char *started AUTO_FREE = source_bitmap_name(s, id);
+    char *frozen AUTO_FREE = base ? source_bitmap_name(s, base) : NULL;
+    struct json_object *actions;
+    int rc;
+
+    if (!started || (base && !frozen)) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    actions = json_object_new_array();
+    if (frozen) {
+        add_bitmap_action(actions, "block-dirty-bitmap-disable", s, frozen);
+    }
+    if (!state->read_only) {
+        add_action(actions, "block-dirty-bitmap-add", new_bitmap(s, state, started));
+    }
+    add_action(actions, "blockdev-add", temp_node(s, temp_path));
+    add_action(actions, "blockdev-add", cbw_node(s, frozen));
+    for (size_t i = 0; i < state->export_count; i++) {
+        add_replace(actions, state->exports[i], s->cbw);
+    }
+    add_action(actions, "blockdev-add", snap_node(s));
+    backup_moment_now(begin);
+    rc = co_transact(s, actions, err);
+    backup_moment_now(end);
+    if (rc < 0) {
+        error_prepend(err, "Could not make a checkpoint of node '%s': ", s->node);
+        if (state->others) {
+            error_hint(err, "A backup to another directory may be under way on this daemon.");
+        }
+    }
+    return rc;
+}
+
+static int co_start_server(struct source *s, struct nbd_address *ret, struct error *err)
+{
+    struct json_object *addr;
+    int rc;
+
+    if (strlen(s->own_socket) >= sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
+        return error_set(err, ENAMETOOLONG,
+                         "The daemon has no NBD server, and the path '%s' is too long for a socket",
+                         s->own_socket);
+    }
+    addr = with(with_string(object(), "type", "unix"), "data",
+                with_string(object(), "path", s->own_socket));
+    rc = qmp_client_co_execute(s->qmp, "nbd-server-start", with(object(), "addr", addr), NULL, err);
+    if (rc < 0) {
+        error_hint(err, "If it has an NBD server, name its address with --nbd.");
+        return rc;
+    }
+    ret->path = strdup(s->own_socket);
+    return ret->path ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+int source_co_nbd_address(struct source *s, const char *uri, struct nbd_address *ret,
+                          struct error *err)
+{
+    char *export_name AUTO_FREE = NULL;
+
+    if (uri) {
+        return nbd_address_parse(uri, ret, &export_name, err);
+    }
+    return co_query_server(s, ret) == 0 ? 0 : co_start_server(s, ret, err);
+}
+
+int source_co_export(struct source *s, const char *base, struct error *err)
+{
+    struct json_object *args = with_string(object(), "type", "nbd");
+    char *frozen AUTO_FREE = base ? source_bitmap_name(s, base) : NULL;
+
+    with_string(args, "id", s->prefix);
+    with_string(args, "node-name", s->snap);
+    with_string(args, "name", s->prefix);
+    /* So that discards get through, which release what has been fetched. */
+    with(args, "writable", json_object_new_boolean(true));
+    if (frozen) {
+        struct json_object *bitmaps = json_object_new_array();
+
+        json_object_array_add(bitmaps, bitmap_ref(s, frozen));
+        with(args, "bitmaps", bitmaps);
+    }
+    return qmp_client_co_execute(s->qmp, "block-export-add", args, NULL, err);
+}

@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/sums.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backup/digest.h"
+#include "backup/manifest.h"
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+
+#define MAGIC "TIDESUMS"
+#define VERSION 1
+#define RUN_SIZE 16
+#define RUN_BATCH 4096
+
+void sums_runs_clear(struct sums_runs *r)
+{
+    free(r->list);
+    *r = (struct sums_runs){0};
+}
+
+static struct sums_run *append_run(struct sums_runs *r)
+{
+    if (r->count == r->capacity) {
+        size_t capacity = r->capacity ? 2 * r->capacity : 64;
+        struct sums_run *list = realloc(r->list, capacity * sizeof(*list));
+
+        if (!list) {
+            return NULL;
+        }
+        r->list = list;
+        r->capacity = capacity;
+    }
+    return &r->list[r->count++];
+}
+
+int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums_kind kind)
+{
+    while (count > 0) {
+        struct sums_run *last = r->count ? &r->list[r->count - 1] : NULL;
+        uint32_t n;
+
+        if (last && last->kind == kind && last->first + last->count == first &&
+            last->count < UINT32_MAX) {
+            n = (uint32_t)MIN(count, UINT32_MAX - last->count);
+            last->count += n;
+        } else {
+            last = append_run(r);
+            if (!last) {
+                return -ENOMEM;
+            }
+            n = (uint32_t)MIN(count, UINT32_MAX);
+            *last = (struct sums_run){first, n, kind, r->digests};
+        }
+        r->digests += n;
+        first += n;
+        count -= n;
+    }
+    return 0;
+}
+
+static int write_all(int fd, const void *data, size_t size, uint64_t offset)
+{
+    const char *p = data;
+
+    while (size > 0) {
+        ssize_t n = pwrite(fd, p, size, (off_t)offset);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return n < 0 ? -errno : -EIO;
+        }
+        p += n;
+        size -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return 0;
+}
+
+/* -EIO at the end of the file. */
+static int read_all(int fd, void *data, size_t size, uint64_t offset)
+{
+    char *p = data;
+
+    while (size > 0) {
+        ssize_t n = pread(fd, p, size, (off_t)offset);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return n < 0 ? -errno : -EIO;
+        }
+        p += n;
+        size -= (size_t)n;
+        offset += (uint64_t)n;
+    }
+    return 0;
+}
+
+int sums_write_digests(int fd, uint64_t index, const uint8_t *digests, size_t count)
+{
+    return write_all(fd, digests, count * SUMS_DIGEST_SIZE,
+                     SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
+}
+
+int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
+{
+    uint8_t header[SUMS_HEADER_SIZE] = {0};
+    uint8_t *batch AUTO_FREE = malloc((size_t)RUN_BATCH * RUN_SIZE);
+    uint64_t offset = SUMS_HEADER_SIZE + runs->digests * SUMS_DIGEST_SIZE;
+
+    if (!batch) {
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < runs->count;) {
+        size_t n = MIN(runs->count - i, (size_t)RUN_BATCH);
+        int ret;
+
+        for (size_t k = 0; k < n; k++) {
+            store_le64(batch + k * RUN_SIZE, runs->list[i + k].first);
+            store_le32(batch + k * RUN_SIZE + 8, runs->list[i + k].count);
+            store_le32(batch + k * RUN_SIZE + 12, runs->list[i + k].kind);
+        }
+        ret = write_all(fd, batch, n * RUN_SIZE, offset);
+        if (ret < 0) {
+            return ret;
+        }
+        offset += n * RUN_SIZE;
+        i += n;
+    }
+    memcpy(header, MAGIC, 8);
+    store_le32(header + 8, VERSION);
+    store_le32(header + 12, BACKUP_CLUSTER_BITS);
+    store_le64(header + 16, disk_size);
+    store_le64(header + 24, runs->digests);
+    store_le64(header + 32, runs->count);
+    return write_all(fd, header, sizeof(header), 0);
+}
+
+/* Header against the size of the file and of the disk. */
+static int check_header(const uint8_t *header, uint64_t file_size, uint64_t disk_size,
+                        uint64_t *ret_digests, uint64_t *ret_runs)
+{
+    uint64_t digests = load_le64(header + 24);
+    uint64_t runs = load_le64(header + 32);
+    uint64_t digest_bytes, run_bytes, total;
+
+    if (memcmp(header, MAGIC, 8) != 0 || load_le32(header + 8) != VERSION ||
+        load_le32(header + 12) != BACKUP_CLUSTER_BITS || load_le64(header + 16) != disk_size) {
+        return -EINVAL;
+    }
+    if (mul_overflows(digests, SUMS_DIGEST_SIZE, &digest_bytes) ||
+        mul_overflows(runs, RUN_SIZE, &run_bytes) ||
+        add_overflows(digest_bytes, run_bytes, &total) ||
+        add_overflows(total, SUMS_HEADER_SIZE, &total) || total != file_size) {
+        return -EINVAL;
+    }
+    *ret_digests = digests;
+    *ret_runs = runs;
+    return 0;
+}
+
+/* Ascending, disjoint, within the disk. */
+static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
+{
+    uint64_t clusters = div_round_up(s->disk_size, BACKUP_CLUSTER_SIZE);
+    uint64_t offset = SUMS_HEADER_SIZE + digests * SUMS_DIGEST_SIZE;
+    uint64_t next = 0;
+    uint8_t *batch AUTO_FREE = malloc((size_t)RUN_BATCH * RUN_SIZE);
+
+    if (!batch) {
+        return -ENOMEM;
+    }
+    while (count > 0) {
+        size_t n = (size_t)MIN(count, (uint64_t)RUN_BATCH);
+        int ret = read_all(s->fd, batch, n * RUN_SIZE, offset);
+
+        for (size_t k = 0; ret == 0 && k < n; k++) {
+            uint64_t first = load_le64(batch + k * RUN_SIZE);
+            uint32_t len = load_le32(batch + k * RUN_SIZE + 8);
+            uint32_t kind = load_le32(batch + k * RUN_SIZE + 12);
+
+            if (first < next || len == 0 || !range_fits(first, len, clusters) ||
+                (kind != SUMS_DATA && kind != SUMS_ZERO)) {
+                return -EINVAL;
+            }
+            ret = sums_runs_add(&s->runs, first, len, (enum sums_kind)kind);
+            next = first + len;
+        }
+        if (ret < 0) {
+            return ret;
+        }
+        offset += n * RUN_SIZE;
+        count -= n;
+    }
+    return s->runs.digests == digests ? 0 : -EINVAL;
+}
+
+int sums_open(const char *path, uint64_t disk_size, struct sums *ret, struct error *err)
+{
+    struct sums s = {.fd = open(path, O_RDONLY | O_CLOEXEC), .disk_size = disk_size};
+    uint8_t header[SUMS_HEADER_SIZE];
+    uint64_t digests, runs;
+    struct stat st;
+    int rc;
+
+    if (s.fd < 0) {
+        return error_set_errno(err, errno, "Could not open '%s'", path);
+    }
+    rc = fstat(s.fd, &st) < 0 ? -errno : read_all(s.fd, header, sizeof(header), 0);
+    if (rc == 0) {
+        rc = check_header(header, (uint64_t)st.st_size, disk_size, &digests, &runs);
+    }
+    if (rc == 0) {
+        rc = read_runs(&s, digests, runs);
+    }
+    if (rc < 0) {
+        sums_close(&s);
+        if (rc == -EINVAL) {
+            return error_set(err, EINVAL, "'%s' is no valid checksum file for a disk of %llu bytes",
+                             path, (unsigned long long)disk_size);
+        }
+        return error_set_errno(err, -rc, "Could not read '%s'", path);
+    }
+    *ret = s;
+    return 0;
+}
+
+void sums_close(struct sums *s)
+{
+    if (s->fd >= 0) {
+        close(s->fd);
+    }
+    sums_runs_clear(&s->runs);
+    s->fd = -1;
+}
+
+int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret, size_t count)
+{
+    if (!range_fits(index, count, s->runs.digests)) {
+        return -EINVAL;
+    }
+    return read_all(s->fd, ret, count * SUMS_DIGEST_SIZE,
+                    SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
+}
+
+int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret)
+{
+    for (size_t i = 0; i < size; i += BACKUP_CLUSTER_SIZE) {
+        uint8_t digest[DIGEST_SIZE];
+        int rc = digest_buffer(data + i, BACKUP_CLUSTER_SIZE, digest);
+
+        if (rc < 0) {
+            return rc;
+        }
+        memcpy(ret, digest, SUMS_DIGEST_SIZE);
+        ret += SUMS_DIGEST_SIZE;
+    }
+    return 0;
+}

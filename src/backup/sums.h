@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The checksum file of a backup: which clusters it holds, and a digest of each one's contents. With those of the
+ * backups before it tells what every cluster of the disk must read as, and which backup is to be read for it.
+ *
+ *     0   header, 64 bytes, little-endian:
+ *           0 "TIDESUMS"   8 u32 version 1   12 u32 cluster bits   16 u64 size of the disk in bytes
+ *          24 u64 number of digests   32 u64 number of runs   40 zeroes
+ *    64   a digest for each cluster of each run, in their order: the first 16 bytes of its SHA-256; zeroes, for zeroes
+ *         runs, ascending and disjoint: u64 first cluster, u32 clusters, u32 kind (1 data, 2 zeroes)
+ *
+ * A short last cluster is padded with zeroes for its digest. Nothing here yields.
+ */
+#ifndef TIDEMARK_BACKUP_SUMS_H
+#define TIDEMARK_BACKUP_SUMS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+
+#define SUMS_HEADER_SIZE 64
+#define SUMS_DIGEST_SIZE 16
+
+enum sums_kind { SUMS_DATA = 1, SUMS_ZERO = 2 };
+
+struct sums_run {
+    uint64_t first; /* cluster */
+    uint32_t count; /* clusters, > 0 */
+    enum sums_kind kind;
+    uint64_t digest; /* index of the first one's digest */
+};
+
+/* A growing list of runs. */
+struct sums_runs {
+    struct sums_run *list; /* owned */
+    size_t count, capacity;
+    uint64_t digests; /* clusters so far */
+};
+
+void sums_runs_clear(struct sums_runs *r);
+/* Append; joined to the last run where that fits. `first` is not below the end of the last run. -ENOMEM. */
+int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums_kind kind);
+
+/* --- writing: digests go to their places in any order, header and runs at the end --- */
+
+int sums_write_digests(int fd, uint64_t index, const uint8_t *digests, size_t count);
+int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size);
+
+/* --- reading --- */
+
+struct sums {
+    int fd;
+    uint64_t disk_size;
+    struct sums_runs runs;
+};
+
+/*
+ * Open and check everything but the digests themselves, against the size of the disk. Errors name the file. -EINVAL,
+ * -ENOMEM, and those of open(2) and read(2).
+ */
+int sums_open(const char *path, uint64_t disk_size, struct sums *ret, struct error *err);
+void sums_close(struct sums *s);
+int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret, size_t count);
+
+/* Digests of the clusters in `data`; `size` is a multiple of the cluster size. */
+int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret);
+
+#endif

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Of each backup: the manifest with its own checksum, the parent, both files against the manifest, the qcow2
+ * structure, the backing link that other programs follow, every cluster against its checksum, and that the image
+ * holds those clusters and no others.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup/backup.h"
+#include "backup/chain.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/driver.h"
+
+#define STATUS_BYTES (1ULL << 40)
+
+struct verify {
+    const struct verify_options *options;
+    const struct repository *repository;
+    bool *damaged;  /* by index of the entry */
+    uint64_t bytes; /* of the backup at hand */
+};
+
+static int co_check_file(const char *path, uint64_t size, const char *sha256, struct error *err)
+{
+    char actual[DIGEST_HEX_SIZE];
+    uint64_t actual_size;
+    int rc = digest_co_file(path, actual, &actual_size, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (actual_size != size) {
+        return error_set(err, EBADMSG,
+                         "'%s' was changed: it has %" PRIu64 " bytes, the manifest says %" PRIu64,
+                         path, actual_size, size);
+    }
+    if (strcmp(actual, sha256) != 0) {
+        return error_set(err, EBADMSG, "'%s' was changed: its SHA-256 is not that of the manifest",
+                         path);
+    }
+    return 0;
+}
+
+static int co_check_files(struct verify *v, const struct repository_entry *e, struct error *err)
+{
+    char *image AUTO_FREE = repository_file(v->repository, e->id, REPOSITORY_IMAGE);
+    char *sums AUTO_FREE = repository_file(v->repository, e->id, REPOSITORY_SUMS);
+    const struct manifest *m = &e->manifest;
+    int rc;
+
+    if (!image || !sums) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    rc = co_check_file(sums, m->sums_size, m->sums_sha256, err);
+    return rc < 0 ? rc : co_check_file(image, m->image_size, m->image_sha256, err);
+}
+
+static int co_check_qcow2(struct chain_layer *layer, struct error *err)
+{
+    const struct block_driver *driver = block_node_driver(layer->node);
+    struct block_check_result result = {0};
+    int rc = driver->co_check ? driver->co_check(layer->node, 0, &result, err) : 0;
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (result.corruptions || result.check_errors) {
+        return error_set(err, EBADMSG, "'%s' is no sound qcow2 image: %" PRIu64 " corruptions",
+                         layer->image, result.corruptions + result.check_errors);
+    }
+    return 0;
+}
+
+/* What qemu-img will follow. */
+static int check_backing_link(struct chain_layer *layer, struct error *err)
+{
+    const struct block_driver *driver = block_node_driver(layer->node);
+    const struct manifest *m = &layer->entry->manifest;
+    struct block_info info = {0};
+    char expected[BACKUP_ID_SIZE + 32] = "";
+    const char *found;
+    int rc = driver->co_get_info ? driver->co_get_info(layer->node, &info) : -ENOTSUP;
+
+    if (rc < 0) {
+        return error_set_errno(err, -rc, "Could not inspect '%s'", layer->image);
+    }
+    if (!manifest_is_full(m)) {
+        snprintf(expected, sizeof(expected), "../%s/%s", m->parent, REPOSITORY_IMAGE);
+    }
+    found = info.backing_filename ? info.backing_filename : "";
+    if (strcmp(found, expected) != 0) {
+        return error_set(err, EBADMSG, "The backing file of '%s' is '%s', it should be '%s'",
+                         layer->image, found, expected);
+    }
+    return 0;
+}
+
+/* All of [offset, end) must be of one kind: zeroes that the image itself has, or nothing of its own. */
+static int co_check_status(struct chain_layer *layer, uint64_t offset, uint64_t end, bool own,
+                           struct error *err)
+{
+    bool full = manifest_is_full(&layer->entry->manifest);
+
+    while (offset < end) {
+        struct block_status status;
+        int rc = block_co_status(block_root_edge(layer->root), offset,
+                                 MIN(end - offset, STATUS_BYTES), &status);
+        bool allocated = rc == 0 && (status.flags & BLOCK_STATUS_ALLOCATED);
+        bool zero = rc == 0 && (status.flags & BLOCK_STATUS_ZERO);
+
+        if (rc < 0 || status.length == 0) {
+            return error_set_errno(err, rc < 0 ? -rc : EIO, "Could not inspect '%s'", layer->image);
+        }
+        /* In a full backup nothing lies below, so it does not matter how zeroes are stored. */
+        if (full ? allocated && !zero : own ? !(allocated && zero) : allocated) {
+            return error_set(err, EBADMSG, "'%s' is damaged: at offset %" PRIu64 " it should %s",
+                             layer->image, offset,
+                             own || full ? "read as zeroes" : "leave it to its backing file");
+        }
+        offset += status.length;
+    }
+    return 0;
+}
+
+/* Zeroes are zeroes, and outside of its clusters the image has nothing. */
+static int co_check_rest(struct chain *chain, struct error *err)
+{
+    struct chain_layer *layer = &chain->layers[0];
+    struct chain_extent e;
+
+    chain->position = 0;
+    layer->run = 0;
+    while (chain_next(chain, UINT32_MAX, &e)) {
+        uint64_t offset = e.first * BACKUP_CLUSTER_SIZE;
+        uint64_t end = MIN((e.first + e.count) * BACKUP_CLUSTER_SIZE, chain->disk_size);
+        int rc = 0;
+
+        if (!e.layer || e.kind == SUMS_ZERO) {
+            rc = co_check_status(layer, offset, end, e.layer != NULL, err);
+        }
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return 0;
+}
+
+static int co_verify_contents(struct verify *v, const struct repository_entry *e, struct error *err)
+{
+    struct progress progress;
+    struct chain chain;
+    struct chain_reader reader = {.chain = &chain, .progress = &progress};
+    int rc = chain_co_open(v->repository, &e, 1, &chain, err);
+
+    rc = rc < 0 ? rc : co_check_qcow2(&chain.layers[0], err);
+    rc = rc < 0 ? rc : check_backing_link(&chain.layers[0], err);
+    rc = rc < 0 ? rc : co_check_rest(&chain, err);
+    if (rc == 0) {
+        v->bytes = chain_data_bytes(&chain);
+        progress_begin(&progress, "verify", v->bytes, v->options->progress);
+        rc = chain_co_read(&reader, err);
+        progress_end(&progress, rc == 0);
+    }
+    chain_co_close(&chain);
+    return rc;
+}
+
+/* 0: sound. */
+static int co_verify_one(struct verify *v, const struct repository_entry *e, struct error *err)
+{
+    const struct repository_entry **chain AUTO_FREE = NULL;
+    size_t count;
+    int rc = repository_chain(v->repository, e, &chain, &count, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (count > 1 && v->damaged[chain[count - 2] - v->repository->entries]) {
+        return error_set(err, EBADMSG, "Backup %s, which it builds on, is damaged",
+                         chain[count - 2]->id);
+    }
+    rc = co_check_files(v, e, err);
+    return rc < 0 ? rc : co_verify_contents(v, e, err);
+}
+
+/* With --at only that backup and what it builds on. */
+static int select_entries(const struct repository *r, const char *at, bool *selected,
+                          struct error *err)
+{
+    const struct repository_entry *e;
+
+    memset(selected, !at, r->count);
+    if (!at) {
+        return 0;
+    }
+    e = repository_find(r, at, err);
+    if (!e) {
+        return -ENOENT;
+    }
+    /* A broken link ends the list here, and is found again when the backup above it is checked. */
+    for (size_t n = 0; e && n <= r->count; n++) {
+        selected[e - r->entries] = true;
+        e = e->problem || manifest_is_full(&e->manifest) ? NULL
+                                                         : repository_get(r, e->manifest.parent);
+    }
+    return 0;
+}
+
+int verify_co_run(const struct verify_options *options, size_t *ret_damaged, struct error *err)
+{
+    REPOSITORY_AUTO(repository);
+    bool *selected AUTO_FREE = NULL;
+    bool *damaged AUTO_FREE = NULL;
+    struct verify v = {.options = options, .repository = &repository};
+    size_t count = 0;
+    int rc = repository_open(options->dir, &repository, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (repository.count == 0) {
+        return error_set(err, ENOENT, "There is no backup in '%s'", repository.path);
+    }
+    selected = calloc(repository.count, sizeof(*selected));
+    v.damaged = damaged = calloc(repository.count, sizeof(*damaged));
+    if (!selected || !damaged) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    rc = select_entries(&repository, options->at, selected, err);
+    for (size_t i = 0; rc == 0 && i < repository.count; i++) {
+        ERROR_AUTO(problem);
+
+        if (!selected[i]) {
+            continue;
+        }
+        v.bytes = 0;
+        damaged[i] = co_verify_one(&v, &repository.entries[i], &problem) < 0;
+        count += damaged[i];
+        options->report(
+            &(struct verify_report){.id = repository.entries[i].id,
+                                    .bytes = v.bytes,
+                                    .problem = damaged[i] ? error_message(&problem) : NULL},
+            options->arg);
+    }
+    if (rc == 0) {
+        *ret_damaged = count;
+    }
+    return rc;
+}
