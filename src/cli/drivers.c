@@ -7,7 +7,7 @@
 #include "filter/filter.h"
 #endif
 #ifdef CLI_LAYER_NBD
-#include "nbd/client.h"
+#include "nbd/nbd.h"
 #endif
 #ifdef CLI_LAYER_QCOW2
 #include "qcow2/qcow2.h"
