@@ -202,26 +202,20 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
         return error_set(err, EINVAL, "Unknown driver '%s'", format);
     }
     if (strncmp(filename, "json:", 5) == 0) {
-        r = co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret, err);
-        goto out;
+        return co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret, err);
     }
     r = protocol_options(filename, &file_opts, err);
     if (r < 0) {
-        goto out;
+        return r;
     }
     if (!driver) {
-        r = co_open_probed(filename, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
-    } else if (driver->is_format) {
+        return co_open_probed(filename, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
+    }
+    if (driver->is_format) {
         options_set_str(top, "driver", format);
         options_set_child(top, "file", TAKE_PTR(file_opts));
-        r = block_co_open(TAKE_PTR(top), flags, ret, err);
-    } else {
-        copy_generic(top, file_opts);
-        r = block_co_open(TAKE_PTR(file_opts), flags, ret, err);
+        return block_co_open(TAKE_PTR(top), flags, ret, err);
     }
-out:
-    if (r < 0 && error_is_set(err) && !strstr(error_message(err), filename)) {
-        error_prepend(err, "Could not open '%s': ", filename);
-    }
-    return r;
+    copy_generic(top, file_opts);
+    return block_co_open(TAKE_PTR(file_opts), flags, ret, err);
 }
