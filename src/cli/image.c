@@ -42,21 +42,48 @@ int cli_check_cache_mode(const char *mode, const char *what)
     return 0;
 }
 
-/* What goes to the top node: the image's extra options, and what its other members mean where those say nothing. */
-static int generic_options(const struct cli_image *image, unsigned flags, struct options **ret,
-                           struct error *err)
+/* Members of one object replace or join those of another. */
+static int merge_options(struct options **opts, const char *more_text, struct error *err)
 {
-    struct options *opts = NULL;
+    AUTO_OPTIONS struct options *more = NULL;
+    struct json_object *all, *extra;
+    int rc = options_parse(more_text, NULL, &more, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    all = options_to_json(*opts);
+    extra = options_to_json(more);
+    json_object_object_foreach(extra, key, value)
+    {
+        json_object_object_add(all, key, json_object_get(value));
+    }
+    options_free(*opts);
+    *opts = NULL;
+    rc = options_from_json(all, opts, err);
+    json_object_put(extra);
+    json_object_put(all);
+    return rc;
+}
+
+/* What goes to the top node: options given as text, and what the image's other members mean where those say nothing. */
+static int top_options(const struct cli_image *image, unsigned flags, struct options **ret,
+                       struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
     const struct cache_mode *mode = image->cache ? find_cache_mode(image->cache) : NULL;
+    int rc = 0;
 
-    if (image->extra_options) {
-        int rc = options_parse(image->extra_options, NULL, &opts, err);
-
-        if (rc < 0) {
-            return rc;
-        }
+    if (image->image_opts) {
+        rc = options_parse(image->name, NULL, &opts, err);
     } else {
         opts = options_new();
+    }
+    if (rc == 0 && opts && image->extra_options) {
+        rc = merge_options(&opts, image->extra_options, err);
+    }
+    if (rc < 0) {
+        return rc;
     }
     if (!opts) {
         return error_set(err, ENOMEM, "Out of memory");
@@ -77,36 +104,33 @@ static int generic_options(const struct cli_image *image, unsigned flags, struct
     if (image->force_share) {
         options_default_bool(opts, "force-share", true);
     }
-    *ret = opts;
+    *ret = TAKE_PTR(opts);
     return 0;
 }
 
-/* "json:{...}" of options as --image-opts has them. */
-static int filename_from_image_opts(const char *text, char **ret, struct error *err)
+/* --image-opts without a driver: the format is to be guessed, as of a json: filename. */
+static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
+                            struct block_node **ret, struct error *err)
 {
-    AUTO_OPTIONS struct options *opts = NULL;
-    struct json_object *json;
-    int rc = options_parse(text, NULL, &opts, err);
+    AUTO_FREE char *filename = NULL;
+    struct json_object *json = options_to_json(opts);
 
-    if (rc < 0) {
-        return rc;
-    }
-    json = options_to_json(opts);
-    if (!json ||
-        asprintf(ret, "json:%s",
+    options_free(opts);
+    if (asprintf(&filename, "json:%s",
                  json_object_to_json_string_ext(json, JSON_C_TO_STRING_NOSLASHESCAPE)) < 0) {
-        *ret = NULL;
-        rc = error_set(err, ENOMEM, "Out of memory");
+        filename = NULL;
     }
     json_object_put(json);
-    return rc;
+    if (!filename) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    return block_co_open_filename(filename, NULL, NULL, flags, ret, err);
 }
 
 static int co_open_node(const struct cli_image *image, unsigned flags, struct block_node **ret,
                         struct error *err)
 {
-    AUTO_FREE char *from_opts = NULL;
-    struct options *generic = NULL;
+    struct options *opts = NULL;
     int rc;
 
     if (image->force_share) {
@@ -116,18 +140,17 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
         /* QEMU's tools guess for writing, too; a guessed raw image stays guarded. */
         flags |= BLOCK_OPEN_PROBE;
     }
-    if (image->image_opts) {
-        rc = filename_from_image_opts(image->name, &from_opts, err);
-        if (rc < 0) {
-            return rc;
-        }
-    }
-    rc = generic_options(image, flags, &generic, err);
+    rc = top_options(image, flags, &opts, err);
     if (rc < 0) {
         return rc;
     }
-    return block_co_open_filename(from_opts ?: image->name, image->format, generic, flags, ret,
-                                  err);
+    if (!image->image_opts) {
+        return block_co_open_filename(image->name, image->format, opts, flags, ret, err);
+    }
+    if (options_has(opts, "driver")) {
+        return block_co_open(opts, flags, ret, err);
+    }
+    return co_open_guessing(opts, flags, ret, err);
 }
 
 static void warn_of_probed_raw(const struct cli_image *image, const struct block_node *node)

@@ -11,7 +11,6 @@
 
 static void print_oneline(const struct io_command *c)
 {
-    /* A command without arguments but with a table entry for them keeps the space: "map  --". */
     printf("%s %s%s-- %s\n", c->name, c->arguments, *c->arguments ? " " : "", c->about);
 }
 
