@@ -288,12 +288,37 @@ static int set_up_locking(struct block_node *node, int locking, const char *file
     return 0;
 }
 
+static int trim_blocking(void *arg)
+{
+    struct block_node *node = arg;
+    struct posix_file *f = node->opaque;
+    uint64_t size = block_node_size(node);
+    uint64_t file_size;
+
+    if (posix_file_size(f->fd, false, &file_size) == 0 && file_size > size &&
+        file_size == round_up(size, f->block_size)) {
+        return ftruncate(f->fd, (off_t)size) < 0 ? -errno : 0;
+    }
+    return 0;
+}
+
+/* O_DIRECT wrote the last block whole: cut off what is beyond the disk, while we are still the writer. */
+static void co_trim_padding(struct block_node *node, unsigned perm)
+{
+    const struct posix_file *f = node->opaque;
+
+    if (f->block_size > 1 && !f->is_device && (node->perm_in_force & ~perm & BLOCK_PERM_WRITE)) {
+        loop_co_offload(trim_blocking, node);
+    }
+}
+
 int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
                            struct error *err)
 {
     struct posix_file *f = node->opaque;
     int r;
 
+    co_trim_padding(node, perm);
     if (!f->locking) {
         return 0;
     }
