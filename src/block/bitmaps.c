@@ -193,7 +193,7 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
     }
     block_co_drain_begin(node);
     r = add_drained(node, name, granularity, persistent, &b, err);
-    if (r >= 0) {
+    if (b) {
         b->persistent = persistent;
         b->enabled = !disabled;
         list_append(&node->bitmaps, &b->link);

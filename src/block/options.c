@@ -158,6 +158,7 @@ void options_default_bool(struct options *o, const char *key, bool value)
 static int peek(const struct options *o, const char *key, struct json_object **ret,
                 struct error *err)
 {
+    *ret = NULL;
     if (!options_usable(o)) {
         return options_no_memory(err);
     }

@@ -13,7 +13,7 @@
 #include "block/options_tree.h"
 
 #define OPTIONS_DEPTH_MAX 32
-#define OPTIONS_TEXT_MAX (1024 * 1024)
+#define OPTIONS_TEXT_MAX 1048576
 
 /* --- building ------------------------------------------------------------------------------------ */
 

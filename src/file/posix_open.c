@@ -246,7 +246,7 @@ int posix_file_size(int fd, bool is_device, uint64_t *ret)
 static int co_set_limits(struct block_node *node, const char *filename, struct error *err)
 {
     struct posix_file *f = node->opaque;
-    uint64_t size;
+    uint64_t size = 0;
     int r;
 
     f->block_size = 1;
@@ -293,7 +293,7 @@ static int trim_blocking(void *arg)
     struct block_node *node = arg;
     struct posix_file *f = node->opaque;
     uint64_t size = block_node_size(node);
-    uint64_t file_size;
+    uint64_t file_size = 0;
 
     if (posix_file_size(f->fd, false, &file_size) == 0 && file_size > size &&
         file_size == round_up(size, f->block_size)) {
