@@ -68,9 +68,10 @@ struct reactor {
     struct loop_timer **timers; /* a binary heap, earliest first */
     size_t timer_count;
     size_t timer_room;
-    unsigned inline_writes_barred; /* so many writes still go to the engine */
-    unsigned inline_bar;           /* how many the latest stall barred */
-    unsigned inline_writes_calm;   /* inline writes since the latest stall */
+    unsigned inline_writes_barred;  /* so many writes still go to the engine */
+    unsigned inline_writes_watched; /* so many more are watched for a sleep */
+    unsigned inline_bar;            /* how many the latest stall barred */
+    unsigned inline_writes_calm;    /* inline writes since the latest stall */
     struct fd_memory fds[FD_MEMORY];
 
     atomic_bool stop;     /* end the thread once the coroutines have ended */
