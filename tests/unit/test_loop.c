@@ -855,7 +855,7 @@ static void test_epoll_is_used_where_io_uring_is_forbidden(void **state)
 int main(int argc, char **argv)
 {
     if (argc > 1) {
-        return run_where_io_uring_is_forbidden(atoi(argv[1]));
+        return run_where_io_uring_is_forbidden((int)strtol(argv[1], NULL, 10));
     }
 
     const struct CMUnitTest tests[] = {
