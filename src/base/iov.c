@@ -2,6 +2,7 @@
 #include "base/iov.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -63,6 +64,29 @@ int iov_slice(struct iov v, size_t offset, size_t size, struct iovec *out, int o
         out[n++] = piece;
     }
     return n;
+}
+
+int iov_part_set(struct iov_part *part, struct iov v, size_t offset, size_t size)
+{
+    struct iovec *vec = part->local;
+    int n = iov_slice(v, offset, size, vec, IOV_PART_LOCAL);
+
+    iov_part_release(part);
+    if (n == -E2BIG) {
+        vec = part->heap = malloc((size_t)v.count * sizeof(*vec));
+        if (!vec) {
+            return -ENOMEM;
+        }
+        n = iov_slice(v, offset, size, vec, v.count);
+    }
+    part->iov = (struct iov){.vec = vec, .count = n, .size = size};
+    return 0;
+}
+
+void iov_part_release(struct iov_part *part)
+{
+    free(part->heap);
+    part->heap = NULL;
 }
 
 void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size)

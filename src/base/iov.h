@@ -15,9 +15,6 @@ struct iov {
     size_t size; /* sum of the lengths */
 };
 
-/* Number of elements a slice on the stack can have before iov_slice() refuses (-E2BIG). */
-#define IOV_SLICE_MAX 1024
-
 /* A vector over one buffer; `storage` must live as long as the result. */
 static inline struct iov iov_from_buf(struct iovec *storage, void *buf, size_t size)
 {
@@ -34,6 +31,25 @@ size_t iov_total(const struct iovec *vec, int count);
  * `v`.
  */
 int iov_slice(struct iov v, size_t offset, size_t size, struct iovec *out, int out_count);
+
+/*
+ * A part of a vector that lives in a scope: few elements on the stack, many on the heap. Coroutine stacks are small and
+ * requests pass through many layers, so no layer keeps a large array on the stack.
+ */
+#define IOV_PART_LOCAL 8
+struct iov_part {
+    struct iov iov;
+    struct iovec *heap; /* NULL while `local` is enough */
+    struct iovec local[IOV_PART_LOCAL];
+};
+
+#define IOV_PART_AUTO(name)                                                                        \
+    __attribute__((cleanup(iov_part_release))) struct iov_part name;                               \
+    (name).heap = NULL
+
+/* part->iov becomes [offset, offset + size) of `v`; may be called again. 0 or -ENOMEM. */
+int iov_part_set(struct iov_part *part, struct iov v, size_t offset, size_t size);
+void iov_part_release(struct iov_part *part);
 
 /* Copy between [offset, offset + size) of `v` and a flat buffer. The range must lie within `v`. */
 void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size);

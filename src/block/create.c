@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Making image files. */
 #include <errno.h>
-#include <stdio.h>
 
 #include "block/internal.h"
 
@@ -10,8 +9,6 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
 {
     AUTO_OPTIONS struct options *opts = opts_in ? opts_in : options_new();
     const struct block_driver *driver = block_find_driver(format);
-    char what[96];
-    int r;
 
     if (!opts) {
         return error_set(err, ENOMEM, "Out of memory");
@@ -23,10 +20,31 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
         return error_set(err, ENOTSUP, "Format driver '%s' does not support image creation",
                          format);
     }
-    r = driver->co_create(filename, size, opts, err);
+    return driver->co_create(filename, size, opts, err);
+}
+
+int block_co_create_file(const char *filename, struct block_root **ret, struct error *err)
+{
+    const struct block_driver *driver = block_driver_of_filename(filename);
+    AUTO_OPTIONS struct options *opts = options_new();
+    struct block_node *node;
+    int r = 0;
+
+    if (!opts) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    driver = driver ? driver : block_find_driver("file");
+    if (driver->co_create) {
+        r = driver->co_create(filename, 0, opts, err);
+    }
+    r = r < 0 ? r
+              : block_co_open_filename(filename, driver->name, NULL, BLOCK_OPEN_RDWR, &node, err);
     if (r < 0) {
         return r;
     }
-    snprintf(what, sizeof(what), "Format '%s'", format);
-    return options_check_empty(opts, what, err);
+    r = block_co_root_new_exempt(node, "image creation",
+                                 BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                                 BLOCK_PERM_CONSISTENT_READ, ret, err);
+    block_co_unref(node);
+    return r;
 }

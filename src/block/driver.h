@@ -143,6 +143,7 @@ struct block_driver {
                        unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared);
     /* The node's own cumulative permissions change (image locks). On failure the old ones stay in force. NULL: nothing to do. */
     int (*co_set_perm)(struct block_node *node, unsigned perm, unsigned shared, struct error *err);
+    /* Make an image. Takes its options, and refuses what is left with options_check_empty() before it writes. */
     int (*co_create)(const char *filename, uint64_t size, struct options *opts, struct error *err);
     const struct block_option_desc *create_options; /* ends with a NULL name */
     int (*co_get_info)(struct block_node *node, struct block_info *ret);
@@ -209,6 +210,13 @@ void block_co_detach_child(struct block_edge *edge);
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                               unsigned *ret_shared);
+
+/*
+ * For co_create of formats: make the (empty) file that the format is about to be written into, or use the export that is
+ * there where a protocol can't make any; opened and attached for reading, writing and resizing. Give it back with
+ * block_co_root_release(), which closes it.
+ */
+int block_co_create_file(const char *filename, struct block_root **ret, struct error *err);
 
 /* What parents do together now, and what all of them share. */
 void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,

@@ -66,19 +66,15 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
 {
     uint64_t size = block_node_size(edge->node);
     size_t inside = offset < size ? MIN(size - offset, iov.size) : 0;
-    struct iovec part[IOV_SLICE_MAX];
-    int n, r = 0;
+    IOV_PART_AUTO(part);
+    int r = 0;
 
     if (edge->root) {
         return -EIO;
     }
     if (inside > 0) {
-        n = iov_slice(iov, 0, inside, part, IOV_SLICE_MAX);
-        if (n < 0) {
-            return n;
-        }
-        r = co_driver_preadv(edge->node, offset,
-                             (struct iov){.vec = part, .count = n, .size = inside}, flags);
+        r = iov_part_set(&part, iov, 0, inside);
+        r = r < 0 ? r : co_driver_preadv(edge->node, offset, part.iov, flags);
     }
     iov_fill(iov, inside, 0, iov.size - inside);
     return r;
@@ -227,7 +223,8 @@ static int co_zero_part(struct block_node *node, uint64_t offset, uint64_t lengt
     if (length == 0) {
         return 0;
     }
-    if (aligned && node->driver->co_write_zeroes) {
+    /* A format may know that the unaligned rest of a block is zero already. */
+    if ((aligned || node->driver->is_format) && node->driver->co_write_zeroes) {
         unsigned driver_flags = flags & (node->supported_zero_flags | BLOCK_REQ_NO_FALLBACK);
 
         r = node->driver->co_write_zeroes(node, offset, length, driver_flags);

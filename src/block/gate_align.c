@@ -2,6 +2,7 @@
 #include "block/gate_align.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -137,23 +138,19 @@ static int co_request(struct block_node *node, uint64_t offset, struct iov iov, 
         max = MIN(max, BOUNCE_MAX);
     }
     max = MAX(round_down(max, unit), unit);
-    if (iov.size <= max && iov.count <= IOV_SLICE_MAX) {
+    if (iov.size <= max && iov.count <= IOV_MAX) {
         return co_piece(node, offset, iov, flags, write, straight);
     }
     while (done < iov.size && r == 0) {
         /* Pieces end on block boundaries, so that at most the first and the last are ragged. */
         size_t size = MIN(round_down(offset + done + max, unit) - (offset + done), iov.size - done);
-        struct iovec part[IOV_SLICE_MAX];
-        int n;
+        IOV_PART_AUTO(part);
 
-        while ((n = iov_slice(iov, done, size, part, IOV_SLICE_MAX)) == -E2BIG && size > unit) {
+        while ((r = iov_part_set(&part, iov, done, size)) == 0 && part.iov.count > IOV_MAX &&
+               size > unit) {
             size = MAX(round_down(size / 2, unit), unit);
         }
-        if (n < 0) {
-            return n;
-        }
-        r = co_piece(node, offset + done, (struct iov){.vec = part, .count = n, .size = size},
-                     flags, write, straight);
+        r = r < 0 ? r : co_piece(node, offset + done, part.iov, flags, write, straight);
         done += size;
     }
     return r;

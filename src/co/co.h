@@ -50,7 +50,7 @@ struct co_home {
 size_t co_home_live(struct co_home *home);
 
 /* Usable bytes of a coroutine's stack, and how many may exist in the process. */
-#define CO_STACK_SIZE (128 * 1024)
+#define CO_STACK_SIZE (512 * 1024)
 #define CO_COUNT_MAX 16384
 
 /*

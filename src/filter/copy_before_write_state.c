@@ -479,11 +479,10 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
         return -EIO;
     }
     while (done < iov.size) {
-        struct iovec vec[IOV_SLICE_MAX];
+        IOV_PART_AUTO(part);
         struct cbw_reader reader;
         struct block_edge *edge;
         uint64_t length;
-        struct iov part;
         int ret;
 
         ret = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length);
@@ -493,11 +492,8 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
         if (length == iov.size) {
             ret = block_co_preadv(edge, offset, iov, 0);
         } else {
-            ret = iov_slice(iov, done, length, vec, IOV_SLICE_MAX);
-            if (ret > 0) {
-                part = (struct iov){.vec = vec, .count = ret, .size = length};
-                ret = block_co_preadv(edge, offset + done, part, 0);
-            }
+            ret = iov_part_set(&part, iov, done, length);
+            ret = ret < 0 ? ret : block_co_preadv(edge, offset + done, part.iov, 0);
         }
         if (edge == s->file) {
             reader_end(s, &reader);

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Allocating clusters, and the list of those that wait to be free.
+ *
+ * The search for free clusters goes up from next_free. Where a refcount block is missing, it is put into the first cluster
+ * of the area that it counts, so that it counts itself; where the refcount table is too small, a larger
+ * one is written elsewhere and switched by the header (R3).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "qcow2/state.h"
+
+/* --- refcount table ------------------------------------------------------------------------------ */
+
+static int write_reftable_copy(struct qcow2 *q, uint64_t offset, const uint64_t *table,
+                               uint32_t entries)
+{
+    uint64_t *be = malloc(entries * sizeof(uint64_t));
+    int r;
+
+    if (!be) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < entries; i++) {
+        be[i] = htobe64(table[i]);
+    }
+    r = block_co_pwrite(q->node->file, offset, be, entries * sizeof(uint64_t), 0);
+    free(be);
+    return r;
+}
+
+/* Writes the two fields of the header that name the table; they lie in one sector. */
+static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint32_t clusters)
+{
+    uint8_t fields[12];
+    int r;
+
+    store_be64(fields, offset);
+    store_be32(fields + 8, clusters);
+    r = block_co_pwrite(q->node->file, HDR_REFTABLE_OFFSET, fields, sizeof(fields), 0);
+    return r < 0 ? r : block_co_flush(q->node->file);
+}
+
+/*
+ * Replace the table by one that has room for block `index`. The new table and the refcount block for the place where both lie
+ * go behind everything that is counted now, so nothing else needs to be allocated. Rare: done at once, syncs included.
+ */
+static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
+{
+    uint64_t per_cluster = q->cluster_size / 8;
+    uint64_t entries = round_up(index + 1 + (index + 1) / 2, per_cluster);
+    uint64_t table_clusters = entries / per_cluster;
+    uint64_t block_span = 1ULL << q->refblock_bits;
+    uint64_t first = (uint64_t)q->reftable_entries << q->refblock_bits;
+    uint64_t table_offset = (first + 1) << q->cluster_bits;
+    AUTO_FREE uint64_t *table = NULL;
+    AUTO_FREE uint8_t *dirty = NULL;
+    AUTO_FREE uint8_t *block = NULL;
+    uint64_t old_offset = q->reftable_offset, old_entries = q->reftable_entries;
+    int r;
+
+    if (entries * 8 > REFTABLE_BYTES_MAX || table_clusters + 1 > block_span) {
+        return -EFBIG;
+    }
+    table = calloc(entries, sizeof(uint64_t));
+    dirty = calloc(div_round_up(entries * 8, SECTOR_SIZE), 1);
+    block = calloc(1, q->cluster_size);
+    if (!table || !dirty || !block) {
+        return -ENOMEM;
+    }
+    memcpy(table, q->reftable, old_entries * sizeof(uint64_t));
+    table[q->reftable_entries] = first << q->cluster_bits;
+    for (uint64_t i = 0; i < table_clusters + 1; i++) {
+        qcow2_refcount_store(block, q->refcount_order, i, 1);
+    }
+    /* Entries that wait for a commit refer to blocks that may not be written yet: R1 wants those first. */
+    r = block_co_pwrite(q->node->file, first << q->cluster_bits, block, q->cluster_size, 0);
+    if (r == 0) {
+        struct cache_snapshot blocks;
+
+        r = cache_snapshot_begin(&q->ref_cache, &blocks);
+        if (r == 0) {
+            r = cache_co_snapshot_write(&blocks);
+            cache_snapshot_end(&blocks, r == 0);
+        }
+    }
+    r = r < 0 ? r : write_reftable_copy(q, table_offset, table, (uint32_t)entries);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    r = r < 0 ? r : co_switch_reftable(q, table_offset, (uint32_t)table_clusters);
+    if (r < 0) {
+        return r;
+    }
+    free(q->reftable);
+    free(q->reftable_dirty);
+    q->reftable = TAKE_PTR(table);
+    q->reftable_dirty = TAKE_PTR(dirty);
+    q->reftable_dirty_count = 0;
+    q->reftable_offset = table_offset;
+    q->reftable_entries = (uint32_t)entries;
+    q->zero_from = MAX(q->zero_from, table_offset + (table_clusters << q->cluster_bits));
+    return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size),
+                                   false);
+}
+
+/* Make the refcount block that counts `cluster`; it takes the first cluster of its area. */
+static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
+{
+    uint64_t index = cluster >> q->refblock_bits;
+    uint64_t first = index << q->refblock_bits;
+    uint64_t offset = first << q->cluster_bits;
+    uint8_t head[SECTOR_SIZE] = {0};
+    int r = 0;
+
+    if (index >= q->reftable_entries) {
+        return co_grow_reftable_locked(q, index);
+    }
+    if (offset < q->zero_from) {
+        r = block_co_write_zeroes(q->node->file, offset, q->cluster_size, 0);
+        if (r < 0) {
+            return r;
+        }
+    }
+    /*
+     * It counts itself on disk from the start, not only in the cache: a refcount table that is replaced before the next
+     * commit refers to it.
+     */
+    qcow2_refcount_store(head, q->refcount_order, 0, 1);
+    r = block_co_pwrite(q->node->file, offset, head, sizeof(head), 0);
+    if (r < 0) {
+        return r;
+    }
+    for (uint64_t at = 0; at < q->cluster_size; at += q->ref_cache.entry_size) {
+        cache_forget(&q->ref_cache, offset + at);
+    }
+    q->zero_from = MAX(q->zero_from, offset + q->cluster_size);
+    q->reftable[index] = offset;
+    if (!q->reftable_dirty[index * 8 / SECTOR_SIZE]) {
+        q->reftable_dirty[index * 8 / SECTOR_SIZE] = 1;
+        q->reftable_dirty_count++;
+    }
+    return 0;
+}
+
+static bool has_refblock_locked(const struct qcow2 *q, uint64_t cluster)
+{
+    uint64_t index = cluster >> q->refblock_bits;
+
+    return index < q->reftable_entries && (q->reftable[index] & REFTABLE_OFFSET_MASK) != 0;
+}
+
+/* --- clusters ---------------------------------------------------------------------------------- */
+
+/* Host offsets have to fit into an L2 entry. */
+static bool is_addressable(const struct qcow2 *q, uint64_t cluster, uint64_t count)
+{
+    return cluster + count <= (ENTRY_OFFSET_MASK >> q->cluster_bits);
+}
+
+/* How many clusters from `first` on are free, at most `want`; blocks that are missing are made. */
+static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, uint64_t *ret)
+{
+    uint64_t n = 0, refcount;
+    int r = 0;
+
+    while (n < want) {
+        while (!has_refblock_locked(q, first + n) && r == 0) {
+            r = co_new_refblock_locked(q, first + n);
+        }
+        r = r < 0 ? r : qcow2_co_refcount_get_locked(q, first + n, &refcount);
+        if (r < 0 || refcount != 0) {
+            break;
+        }
+        n++;
+    }
+    *ret = n;
+    return r;
+}
+
+int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
+                          uint64_t *ret_got, bool *ret_fresh)
+{
+    uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX;
+    int r;
+
+    for (;;) {
+        if (!is_addressable(q, at, want)) {
+            return -EFBIG;
+        }
+        r = co_count_free_locked(q, at, want, &got);
+        if (r < 0) {
+            return r;
+        }
+        if (got > 0 && first_free == UINT64_MAX) {
+            first_free = at;
+        }
+        if (got == want || (got > 0 && !exact)) {
+            break;
+        }
+        at += got + 1;
+    }
+    r = qcow2_co_refcount_add_locked(q, at, got, 1);
+    if (r < 0) {
+        return r;
+    }
+    q->next_free = first_free == at ? at + got : first_free;
+    *ret_offset = at << q->cluster_bits;
+    *ret_got = got;
+    *ret_fresh = *ret_offset >= q->zero_from;
+    q->zero_from = MAX(q->zero_from, (at + got) << q->cluster_bits);
+    return 0;
+}
+
+void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters)
+{
+    /* A failure leaves a leak, which is the worst that may happen (R6). */
+    (void)qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, offset), clusters, -1);
+}
+
+int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset)
+{
+    uint64_t tail = q->compressed_tail, room = round_up(tail, q->cluster_size) - tail;
+    uint64_t cluster, got;
+    bool fresh;
+    int r;
+
+    if (tail != 0 && room >= size) {
+        r = qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, tail), 1, 1);
+        if (r == 0) {
+            *ret_offset = tail;
+            q->compressed_tail = tail + size;
+            return 0;
+        }
+        if (r != -ERANGE) {
+            return r;
+        }
+        room = 0; /* the cluster has as many users as its refcount can count */
+    }
+    r = qcow2_co_alloc_locked(q, 1, true, &cluster, &got, &fresh);
+    if (r < 0) {
+        return r;
+    }
+    if (tail != 0 && room > 0 && cluster == tail + room &&
+        qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, tail), 1, 1) == 0) {
+        *ret_offset = tail;
+    } else {
+        *ret_offset = cluster;
+    }
+    q->compressed_tail = *ret_offset + size;
+    if (is_aligned(q->compressed_tail, q->cluster_size)) {
+        q->compressed_tail = 0;
+    }
+    return 0;
+}
+
+void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
+                            uint64_t *ret_size)
+{
+    unsigned offset_bits = 62 - (q->cluster_bits - 8);
+    uint64_t offset = entry & ((1ULL << offset_bits) - 1);
+    uint64_t sectors = ((entry & (L2_COMPRESSED - 1)) >> offset_bits) + 1;
+
+    *ret_offset = offset;
+    *ret_size = sectors * SECTOR_SIZE - (offset & (SECTOR_SIZE - 1));
+}
+
+int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed)
+{
+    struct free_list *f = &q->frees;
+    struct qcow2_free_run *last = f->count ? &f->runs[f->count - 1] : NULL;
+
+    q->freed_bytes += length;
+    if (compressed) {
+        /* The next one to be compressed must not share a cluster whose count is about to go down. */
+        q->compressed_tail = 0;
+    } else if (last && !last->compressed && last->offset + last->length == offset) {
+        last->length += length;
+        return 0;
+    }
+    if (f->count == f->capacity) {
+        size_t capacity = f->capacity ? f->capacity * 2 : 64;
+        struct qcow2_free_run *runs = realloc(f->runs, capacity * sizeof(*runs));
+
+        if (!runs) {
+            return -ENOMEM; /* a leak on disk */
+        }
+        f->runs = runs;
+        f->capacity = capacity;
+    }
+    f->runs[f->count++] =
+        (struct qcow2_free_run){.offset = offset, .length = length, .compressed = compressed};
+    return 0;
+}

@@ -1,0 +1,358 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Persistent bitmaps: the directory, loading at open, marking in use.
+ *
+ * A bitmap on disk is as current as the last store. The first guest write marks every bitmap that records in use, and
+ * syncs, before it goes on (R5). Bitmaps that don't record keep what they had, so they need no mark and survive a crash.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "qcow2/bitmap.h"
+
+void qcow2_stored_bitmap_free(struct stored_bitmap *b)
+{
+    if (b) {
+        list_remove(&b->link);
+        free(b->name);
+        free(b->extra);
+        free(b);
+    }
+}
+
+void qcow2_free_stored_bitmaps(struct qcow2 *q)
+{
+    struct stored_bitmap *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, &q->stored_bitmaps, link) {
+        qcow2_stored_bitmap_free(b);
+    }
+}
+
+struct stored_bitmap *qcow2_find_stored(struct qcow2 *q, const char *name)
+{
+    struct stored_bitmap *b;
+
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        if (strcmp(b->name, name) == 0) {
+            return b;
+        }
+    }
+    return NULL;
+}
+
+uint64_t qcow2_bitmap_table_entries(const struct qcow2 *q, uint64_t disk_size,
+                                    unsigned granularity_bits)
+{
+    uint64_t granules = div_round_up(disk_size, 1ULL << granularity_bits);
+
+    return div_round_up(div_round_up(granules, 8), q->cluster_size);
+}
+
+/* --- directory --------------------------------------------------------------------------------- */
+
+static int bad_directory(struct qcow2 *q, const char *what, struct error *err)
+{
+    return error_set(err, EINVAL, "Image '%s': the bitmap directory is invalid: %s",
+                     block_node_display_name(q->node), what);
+}
+
+/* One entry at data[at..size). *ret_used: its length with padding. */
+static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64_t size,
+                       uint64_t *ret_used, struct error *err)
+{
+    const uint8_t *e = data + at;
+    struct stored_bitmap *b;
+    uint32_t name_size, extra_size;
+    uint64_t used;
+
+    if (size - at < BITMAP_ENTRY_FIXED_SIZE) {
+        return bad_directory(q, "an entry is cut off", err);
+    }
+    name_size = load_be16(e + BITMAP_ENTRY_NAME_SIZE);
+    extra_size = load_be32(e + BITMAP_ENTRY_EXTRA_SIZE);
+    used = round_up((uint64_t)BITMAP_ENTRY_FIXED_SIZE + extra_size + name_size, 8);
+    if (used > size - at) {
+        return bad_directory(q, "an entry is longer than the directory", err);
+    }
+    if (name_size == 0 || name_size > BLOCK_BITMAP_NAME_MAX) {
+        return bad_directory(q, "a name is empty or has more than 1023 bytes", err);
+    }
+    b = calloc(1, sizeof(*b));
+    if (!b) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    list_init(&b->link);
+    b->table_offset = load_be64(e + BITMAP_ENTRY_TABLE_OFFSET);
+    b->table_entries = load_be32(e + BITMAP_ENTRY_TABLE_SIZE);
+    b->flags = load_be32(e + BITMAP_ENTRY_FLAGS);
+    b->type = e[BITMAP_ENTRY_TYPE];
+    b->granularity_bits = e[BITMAP_ENTRY_GRANULARITY_BITS];
+    b->flags_position = q->bitmap_directory_offset + at + BITMAP_ENTRY_FLAGS;
+    b->extra_size = extra_size;
+    b->name = strndup((const char *)e + BITMAP_ENTRY_FIXED_SIZE + extra_size, name_size);
+    b->extra = extra_size ? malloc(extra_size) : NULL;
+    if (!b->name || (extra_size && !b->extra)) {
+        qcow2_stored_bitmap_free(b);
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (extra_size) {
+        memcpy(b->extra, e + BITMAP_ENTRY_FIXED_SIZE, extra_size);
+    }
+    if (strlen(b->name) != name_size || qcow2_find_stored(q, b->name)) {
+        qcow2_stored_bitmap_free(b);
+        return bad_directory(q, "a name is there twice, or has a NUL byte", err);
+    }
+    list_append(&q->stored_bitmaps, &b->link);
+    *ret_used = used;
+    return 0;
+}
+
+static int co_read_directory(struct qcow2 *q, struct error *err)
+{
+    uint64_t size = q->bitmap_directory_size, at = 0, used = 0;
+    AUTO_FREE uint8_t *data = NULL;
+    unsigned count = 0;
+    int r;
+
+    /* A file that ends before has no directory there; this bounds what is allocated. */
+    if (!range_fits(q->bitmap_directory_offset, size, block_edge_size(q->node->file))) {
+        return bad_directory(q, "it lies beyond the end of the file", err);
+    }
+    data = malloc(size);
+    if (!data) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_pread(q->node->file, q->bitmap_directory_offset, data, size);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read the bitmap directory of '%s'",
+                               block_node_display_name(q->node));
+    }
+    while (at < size) {
+        if (++count > BITMAPS_MAX) {
+            return bad_directory(q, "it has more than 65535 bitmaps", err);
+        }
+        r = parse_entry(q, data, at, size, &used, err);
+        if (r < 0) {
+            return r;
+        }
+        at += used;
+    }
+    return 0;
+}
+
+/* --- loading --------------------------------------------------------------------------------------- */
+
+int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret)
+{
+    size_t bytes = (size_t)b->table_entries * 8;
+    AUTO_FREE uint64_t *table = NULL;
+    int r;
+
+    if (bytes > BITMAP_TABLE_BYTES_MAX || !is_aligned(b->table_offset, q->cluster_size) ||
+        !range_fits(b->table_offset, bytes, block_edge_size(q->node->file))) {
+        return -EINVAL;
+    }
+    table = malloc(bytes ? bytes : 8);
+    if (!table) {
+        return -ENOMEM;
+    }
+    r = block_co_pread(q->node->file, b->table_offset, table, bytes);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = 0; i < b->table_entries; i++) {
+        table[i] = be64toh(table[i]);
+    }
+    *ret = TAKE_PTR(table);
+    return 0;
+}
+
+static int co_load_cluster(struct qcow2 *q, struct dirty_bitmap *bits, uint64_t index,
+                           uint64_t entry, unsigned granularity_bits, uint8_t *buf)
+{
+    uint64_t first = index * q->cluster_size * 8, span = q->cluster_size * 8;
+    uint64_t offset = entry & ENTRY_OFFSET_MASK;
+    int r;
+
+    if (offset == 0) {
+        if (entry & BITMAP_TABLE_ALL_ONES) {
+            dirty_bitmap_set(bits, first << granularity_bits, span << granularity_bits);
+        }
+        return 0;
+    }
+    if (!is_aligned(offset, q->cluster_size) || (entry & ~ENTRY_OFFSET_MASK)) {
+        return -EINVAL;
+    }
+    r = block_co_pread(q->node->file, offset, buf, q->cluster_size);
+    return r < 0 ? r : dirty_bitmap_deserialize(bits, first, buf, q->cluster_size);
+}
+
+static int co_load_bits(struct qcow2 *q, const struct stored_bitmap *b, struct dirty_bitmap **ret)
+{
+    AUTO_FREE uint64_t *table = NULL;
+    AUTO_FREE uint8_t *buf = NULL;
+    uint64_t size = block_node_size(q->node);
+    struct dirty_bitmap *bits;
+    int r;
+
+    if (b->table_entries != qcow2_bitmap_table_entries(q, size, b->granularity_bits)) {
+        return -EINVAL;
+    }
+    r = qcow2_co_read_bitmap_table(q, b, &table);
+    if (r < 0) {
+        return r;
+    }
+    buf = malloc(q->cluster_size);
+    bits = dirty_bitmap_new(size, 1u << b->granularity_bits);
+    if (!buf || !bits) {
+        dirty_bitmap_free(bits);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < b->table_entries && r == 0; i++) {
+        r = co_load_cluster(q, bits, i, table[i], b->granularity_bits, buf);
+    }
+    if (r < 0) {
+        dirty_bitmap_free(bits);
+        return r;
+    }
+    *ret = bits;
+    return 0;
+}
+
+/* Whether this is a bitmap that we can load; others are kept as they are. */
+static bool is_known(const struct stored_bitmap *b)
+{
+    return b->type == BITMAP_TYPE_DIRTY && !(b->flags & ~BITMAP_FLAGS_KNOWN) &&
+           (b->extra_size == 0 || (b->flags & BITMAP_FLAG_EXTRA_COMPATIBLE)) &&
+           b->granularity_bits >= 9 && b->granularity_bits <= 31;
+}
+
+/* A bitmap that can't be trusted is there, but can only be removed; it never keeps the image from opening. */
+static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, struct error *err)
+{
+    struct dirty_bitmap *bits = NULL;
+    struct block_bitmap *loaded;
+    int r;
+
+    if (!is_known(b)) {
+        log_warning(
+            "image '%s': bitmap '%s' has an unknown type or flags; it is kept, but not used",
+            block_node_display_name(q->node), b->name);
+        return 0;
+    }
+    if (!(b->flags & BITMAP_FLAG_IN_USE)) {
+        r = co_load_bits(q, b, &bits);
+        if (r == -ENOMEM) {
+            return error_set(err, ENOMEM, "Out of memory");
+        }
+        if (r < 0) {
+            log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
+                        block_node_display_name(q->node), b->name, strerror(-r));
+        }
+    }
+    r = block_bitmap_attach_loaded(q->node, b->name, bits, 1u << b->granularity_bits, &loaded, err);
+    if (r < 0) {
+        return r;
+    }
+    loaded->inconsistent = !bits;
+    loaded->persistent = true;
+    loaded->enabled = bits && (b->flags & BITMAP_FLAG_AUTO);
+    loaded->read_only = q->read_only;
+    b->loaded = loaded;
+    return 0;
+}
+
+int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
+{
+    struct stored_bitmap *b;
+    int r;
+
+    if (q->bitmap_directory_size == 0) {
+        return 0;
+    }
+    r = co_read_directory(q, err);
+    if (r < 0) {
+        return r;
+    }
+    if (q->node->open_flags & BLOCK_OPEN_CHECK) {
+        return 0; /* check looks at the directory alone */
+    }
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        r = co_load_one(q, b, err);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+/* --- marking in use ------------------------------------------------------------------------------ */
+
+/* Whether guest writes make what is on disk untrue. */
+static bool records(const struct stored_bitmap *b)
+{
+    return b->loaded ? b->loaded->enabled : (b->flags & BITMAP_FLAG_AUTO) != 0;
+}
+
+/* The flags field is four bytes within one sector, so each mark is there or not; synced by the caller. */
+static int co_mark(struct qcow2 *q, struct stored_bitmap *b)
+{
+    uint8_t flags[4];
+    int r;
+
+    store_be32(flags, b->flags | BITMAP_FLAG_IN_USE);
+    r = block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0);
+    if (r == 0) {
+        b->flags |= BITMAP_FLAG_IN_USE;
+    }
+    return r;
+}
+
+int qcow2_co_mark_bitmaps(struct qcow2 *q)
+{
+    struct stored_bitmap *b;
+    bool any = false;
+    int r = 0;
+
+    co_mutex_lock(&q->bitmap_mutex);
+    if (!atomic_load(&q->bitmaps_marked)) {
+        LIST_FOREACH (b, &q->stored_bitmaps, link) {
+            if (records(b) && !(b->flags & BITMAP_FLAG_IN_USE) && r == 0) {
+                any = true;
+                r = co_mark(q, b);
+            }
+        }
+        r = r == 0 && any ? block_co_flush(q->node->file) : r;
+        if (r == 0) {
+            atomic_store_explicit(&q->bitmaps_marked, true, memory_order_release);
+        }
+    }
+    co_mutex_unlock(&q->bitmap_mutex);
+    return r;
+}
+
+int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bitmap,
+                                struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct stored_bitmap *b = qcow2_find_stored(q, bitmap->name);
+    int r = 0;
+
+    if (!b || (b->flags & BITMAP_FLAG_IN_USE) || q->read_only) {
+        return 0;
+    }
+    co_mutex_lock(&q->bitmap_mutex);
+    r = co_mark(q, b);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    co_mutex_unlock(&q->bitmap_mutex);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use", b->name,
+                               block_node_display_name(node));
+    }
+    return 0;
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What bitmap.c, bitmap_store.c and check.c share about bitmaps on disk. */
+#ifndef TIDEMARK_QCOW2_BITMAP_H
+#define TIDEMARK_QCOW2_BITMAP_H
+
+#include "qcow2/state.h"
+
+void qcow2_stored_bitmap_free(
+    struct stored_bitmap *b); /* also takes it off its list; NULL is fine */
+struct stored_bitmap *qcow2_find_stored(struct qcow2 *q, const char *name);
+/* Entries that the table of a bitmap has: clusters of serialised bits. */
+uint64_t qcow2_bitmap_table_entries(const struct qcow2 *q, uint64_t disk_size,
+                                    unsigned granularity_bits);
+/* The table in host byte order, malloc'ed. -EINVAL if it lies nowhere valid. */
+int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret);
+
+#endif

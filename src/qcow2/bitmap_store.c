@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Storing persistent bitmaps. Bits, tables and a directory are written to new clusters, then one write of the header's
+ * first sector switches to the new directory (R3), in which the bitmaps are no longer marked in use (R5), then what the old one
+ * used is freed. A crash before the switch leaves the old directory with its marks.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "base/strbuf.h"
+#include "qcow2/bitmap.h"
+
+/* Byte ranges to free: of the old state once it is replaced, or of the new one if that fails. */
+struct garbage {
+    struct free_list runs;
+};
+
+static void garbage_add(struct garbage *g, uint64_t offset, uint64_t length)
+{
+    if (g->runs.count == g->runs.capacity) {
+        size_t capacity = g->runs.capacity ? g->runs.capacity * 2 : 16;
+        struct qcow2_free_run *runs = realloc(g->runs.runs, capacity * sizeof(*runs));
+
+        if (!runs) {
+            return; /* a leak on disk */
+        }
+        g->runs.runs = runs;
+        g->runs.capacity = capacity;
+    }
+    g->runs.runs[g->runs.count++] = (struct qcow2_free_run){.offset = offset, .length = length};
+}
+
+/* `referenced`: they were, until the header was switched; else nothing ever referred to them. */
+static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
+{
+    co_mutex_lock(&q->lock);
+    for (size_t i = 0; i < g->runs.count; i++) {
+        struct qcow2_free_run *run = &g->runs.runs[i];
+
+        if (referenced) {
+            (void)qcow2_free_later_locked(q, run->offset, run->length, false);
+        } else {
+            qcow2_co_unalloc_locked(q, run->offset, run->length >> q->cluster_bits);
+        }
+    }
+    co_mutex_unlock(&q->lock);
+    free(g->runs.runs);
+    *g = (struct garbage){0};
+}
+
+/* New clusters in one piece, filled with `size` bytes and zeroes up to the end of the last. */
+static int co_write_new(struct qcow2 *q, const void *data, size_t size, struct garbage *made,
+                        uint64_t *ret_offset)
+{
+    uint64_t clusters = div_round_up(size, q->cluster_size), got;
+    AUTO_FREE uint8_t *padded = NULL;
+    bool fresh;
+    int r;
+
+    co_mutex_lock(&q->lock);
+    r = qcow2_co_alloc_locked(q, clusters, true, ret_offset, &got, &fresh);
+    co_mutex_unlock(&q->lock);
+    if (r < 0) {
+        return r;
+    }
+    garbage_add(made, *ret_offset, clusters << q->cluster_bits);
+    padded = calloc(clusters, q->cluster_size);
+    if (!padded) {
+        return -ENOMEM;
+    }
+    memcpy(padded, data, size);
+    return block_co_pwrite(q->node->file, *ret_offset, padded, clusters << q->cluster_bits, 0);
+}
+
+/* --- one bitmap -------------------------------------------------------------------------------- */
+
+static bool is_all_ones(const uint8_t *buf, size_t size)
+{
+    return buf[0] == 0xff && memcmp(buf, buf + 1, size - 1) == 0;
+}
+
+/* Bits and table to new clusters; the entry's fields for the directory. */
+static int co_store_bits(struct qcow2 *q, const struct block_bitmap *b, struct garbage *made,
+                         struct stored_bitmap *ret)
+{
+    unsigned granularity_bits = (unsigned)__builtin_ctz(b->granularity);
+    uint64_t entries = qcow2_bitmap_table_entries(q, block_node_size(q->node), granularity_bits);
+    AUTO_FREE uint64_t *table = calloc(MAX(entries, 1), 8);
+    AUTO_FREE uint8_t *buf = malloc(q->cluster_size);
+    int r = 0;
+
+    if (!table || !buf) {
+        return -ENOMEM;
+    }
+    if (entries * 8 > BITMAP_TABLE_BYTES_MAX) {
+        return -EFBIG;
+    }
+    for (uint64_t i = 0; i < entries && r == 0; i++) {
+        uint64_t offset = 0;
+
+        if (!dirty_bitmap_serialize(b->bits, i * q->cluster_size * 8, buf, q->cluster_size)) {
+            continue;
+        }
+        if (is_all_ones(buf, q->cluster_size)) {
+            offset = BITMAP_TABLE_ALL_ONES;
+        } else {
+            r = co_write_new(q, buf, q->cluster_size, made, &offset);
+        }
+        table[i] = htobe64(offset);
+    }
+    if (r == 0 && entries > 0) {
+        r = co_write_new(q, table, entries * 8, made, &ret->table_offset);
+    }
+    ret->table_entries = (uint32_t)entries;
+    ret->granularity_bits = (uint8_t)granularity_bits;
+    ret->type = BITMAP_TYPE_DIRTY;
+    ret->flags = b->enabled ? BITMAP_FLAG_AUTO : 0;
+    return r;
+}
+
+/* Everything that a bitmap on disk uses. A table that can't be read leaks what it refers to. */
+static void co_collect_old(struct qcow2 *q, const struct stored_bitmap *b, struct garbage *old)
+{
+    AUTO_FREE uint64_t *table = NULL;
+
+    if (b->table_entries == 0 || qcow2_co_read_bitmap_table(q, b, &table) < 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < b->table_entries; i++) {
+        uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
+
+        if (offset != 0 && is_aligned(offset, q->cluster_size)) {
+            garbage_add(old, offset, q->cluster_size);
+        }
+    }
+    garbage_add(old, b->table_offset, round_up((uint64_t)b->table_entries * 8, q->cluster_size));
+}
+
+/* --- directory --------------------------------------------------------------------------------- */
+
+static void append_entry(struct strbuf *sb, struct stored_bitmap *b)
+{
+    static const uint8_t padding[8];
+    uint8_t e[BITMAP_ENTRY_FIXED_SIZE] = {0};
+    size_t name_size = strlen(b->name), used;
+
+    store_be64(e + BITMAP_ENTRY_TABLE_OFFSET, b->table_offset);
+    store_be32(e + BITMAP_ENTRY_TABLE_SIZE, b->table_entries);
+    store_be32(e + BITMAP_ENTRY_FLAGS, b->flags);
+    e[BITMAP_ENTRY_TYPE] = b->type;
+    e[BITMAP_ENTRY_GRANULARITY_BITS] = b->granularity_bits;
+    store_be16(e + BITMAP_ENTRY_NAME_SIZE, (uint16_t)name_size);
+    store_be32(e + BITMAP_ENTRY_EXTRA_SIZE, b->extra_size);
+    b->flags_position =
+        sb->len + BITMAP_ENTRY_FLAGS; /* in the directory; the caller adds its place */
+    used = sizeof(e) + b->extra_size + name_size;
+    strbuf_append(sb, e, sizeof(e));
+    strbuf_append(sb, b->extra, b->extra_size);
+    strbuf_append(sb, b->name, name_size);
+    strbuf_append(sb, padding, round_up(used, 8) - used);
+}
+
+/*
+ * Put the bitmaps of `list` in place of q->stored_bitmaps, on disk and in memory: the list's entries move. On failure nothing
+ * changes.
+ */
+static int co_switch_directory(struct qcow2 *q, struct list *list, struct garbage *made,
+                               struct garbage *old, struct error *err)
+{
+    uint64_t old_offset = q->bitmap_directory_offset, old_size = q->bitmap_directory_size;
+    uint64_t old_autoclear = q->autoclear, offset = 0;
+    struct list old_list;
+    struct stored_bitmap *b;
+    STRBUF_AUTO(directory);
+    int r = 0;
+
+    LIST_FOREACH (b, list, link) {
+        append_entry(&directory, b);
+    }
+    if (directory.failed) {
+        r = -ENOMEM;
+    } else if (directory.len > 0) {
+        r = co_write_new(q, directory.data, directory.len, made, &offset);
+    }
+    r = r < 0 ? r : qcow2_co_commit(q); /* refcounts of it all, and a sync: R1 */
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the bitmaps of '%s'",
+                               block_node_display_name(q->node));
+    }
+    list_init(&old_list);
+    list_splice(&old_list, &q->stored_bitmaps);
+    list_splice(&q->stored_bitmaps, list);
+    q->bitmap_directory_offset = offset;
+    q->bitmap_directory_size = directory.len;
+    q->autoclear =
+        directory.len > 0 ? q->autoclear | AUTOCLEAR_BITMAPS : q->autoclear & ~AUTOCLEAR_BITMAPS;
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        list_splice(list, &q->stored_bitmaps);
+        list_splice(&q->stored_bitmaps, &old_list);
+        q->bitmap_directory_offset = old_offset;
+        q->bitmap_directory_size = old_size;
+        q->autoclear = old_autoclear;
+        return r;
+    }
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        b->flags_position += offset;
+    }
+    while (!list_is_empty(&old_list)) {
+        qcow2_stored_bitmap_free(LIST_FIRST(&old_list, struct stored_bitmap, link));
+    }
+    if (old_size > 0) {
+        garbage_add(old, old_offset, round_up(old_size, q->cluster_size));
+    }
+    return 0;
+}
+
+static void free_list_of_stored(struct list *list)
+{
+    while (!list_is_empty(list)) {
+        qcow2_stored_bitmap_free(LIST_FIRST(list, struct stored_bitmap, link));
+    }
+}
+
+/* A copy of an entry, to be changed or kept; NULL if out of memory. */
+static struct stored_bitmap *copy_stored(const struct stored_bitmap *b, const char *name)
+{
+    struct stored_bitmap *copy = calloc(1, sizeof(*copy));
+
+    if (!copy) {
+        return NULL;
+    }
+    if (b) {
+        *copy = *b;
+        copy->extra = NULL;
+    }
+    list_init(&copy->link);
+    copy->name = strdup(name);
+    if (b && b->extra_size) {
+        copy->extra = malloc(b->extra_size);
+        if (copy->extra) {
+            memcpy(copy->extra, b->extra, b->extra_size);
+        }
+    }
+    if (!copy->name || (copy->extra_size && !copy->extra)) {
+        qcow2_stored_bitmap_free(copy);
+        return NULL;
+    }
+    return copy;
+}
+
+/* --- store ------------------------------------------------------------------------------------- */
+
+static bool is_to_be_stored(const struct block_bitmap *b)
+{
+    return b->persistent && !b->inconsistent && !b->read_only;
+}
+
+/* Its bits or flags in memory are not those on disk. */
+static bool is_stale(const struct stored_bitmap *s, const struct block_bitmap *b)
+{
+    return !s || (s->flags & BITMAP_FLAG_IN_USE) || b->enabled != !!(s->flags & BITMAP_FLAG_AUTO);
+}
+
+static bool anything_to_store(struct qcow2 *q)
+{
+    struct block_bitmap *b;
+
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        if (is_to_be_stored(b) && is_stale(qcow2_find_stored(q, b->name), b)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The entries as they shall be: those that stay as they are, and new ones with their bits written. */
+static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *made,
+                           struct garbage *old)
+{
+    struct stored_bitmap *s, *copy;
+    struct block_bitmap *b;
+    int r;
+
+    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+        b = s->loaded;
+        if (b && is_to_be_stored(b) && is_stale(s, b)) {
+            co_collect_old(q, s, old);
+            continue;
+        }
+        copy = copy_stored(s, s->name);
+        if (!copy) {
+            return -ENOMEM;
+        }
+        list_append(list, &copy->link);
+    }
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        s = qcow2_find_stored(q, b->name);
+        if (!is_to_be_stored(b) || !is_stale(s, b)) {
+            continue;
+        }
+        copy = copy_stored(s, b->name);
+        if (!copy) {
+            return -ENOMEM;
+        }
+        list_append(list, &copy->link);
+        copy->loaded = b;
+        r = co_store_bits(q, b, made, copy);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
+{
+    struct garbage made = {0}, old = {0};
+    struct list list;
+    int r;
+
+    if (q->read_only || !anything_to_store(q)) {
+        return 0;
+    }
+    list_init(&list);
+    r = co_make_entries(q, &list, &made, &old);
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not store the bitmaps of '%s'",
+                        block_node_display_name(q->node));
+    } else {
+        r = co_switch_directory(q, &list, &made, &old, err);
+    }
+    if (r < 0) {
+        free_list_of_stored(&list);
+        co_garbage_free(q, &made, false);
+        free(old.runs.runs);
+        return r;
+    }
+    atomic_store(&q->bitmaps_marked, false); /* the next write marks again */
+    free(made.runs.runs);
+    co_garbage_free(q, &old, true);
+    return 0;
+}
+
+/* --- add and remove ---------------------------------------------------------------------------- */
+
+int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                              struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct block_bitmap *b;
+    uint64_t count = 0;
+
+    if (q->read_only) {
+        return error_set(err, EROFS, "Image '%s' is read-only: it can't store bitmap '%s'",
+                         block_node_display_name(node), name);
+    }
+    if (qcow2_find_stored(q, name)) {
+        return error_set(err, EEXIST, "Image '%s' stores a bitmap '%s' already",
+                         block_node_display_name(node), name);
+    }
+    if (qcow2_bitmap_table_entries(q, block_node_size(node), (unsigned)__builtin_ctz(granularity)) *
+            8 >
+        BITMAP_TABLE_BYTES_MAX) {
+        return error_set(err, EFBIG,
+                         "Bitmap '%s': with a granularity of %u bytes its table would be larger "
+                         "than 64 MiB; use a larger granularity",
+                         name, granularity);
+    }
+    for (b = block_bitmap_next(node, NULL); b; b = block_bitmap_next(node, b)) {
+        count += b->persistent;
+    }
+    if (count >= BITMAPS_MAX) {
+        return error_set(err, ENOSPC, "Image '%s' has %u bitmaps, which is the maximum",
+                         block_node_display_name(node), BITMAPS_MAX);
+    }
+    return 0;
+}
+
+int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *bitmap,
+                                  struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct stored_bitmap *s, *gone = qcow2_find_stored(q, bitmap->name);
+    struct garbage made = {0}, old = {0};
+    struct list list;
+    int r = 0;
+
+    if (!gone) {
+        return 0;
+    }
+    list_init(&list);
+    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+        struct stored_bitmap *copy = s == gone ? NULL : copy_stored(s, s->name);
+
+        if (copy) {
+            list_append(&list, &copy->link);
+        } else if (s != gone) {
+            r = error_set(err, ENOMEM, "Out of memory");
+        }
+    }
+    co_collect_old(q, gone, &old);
+    r = r < 0 ? r : co_switch_directory(q, &list, &made, &old, err);
+    if (r < 0) {
+        free_list_of_stored(&list);
+        co_garbage_free(q, &made, false);
+        free(old.runs.runs);
+        return r;
+    }
+    free(made.runs.runs);
+    co_garbage_free(q, &old, true);
+    return 0;
+}

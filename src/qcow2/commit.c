@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Writing out what is dirty in an order that keeps the rules; see the head of state.h. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "qcow2/state.h"
+
+/* Commit on our own when this much waits to be freed. */
+#define FREED_BYTES_MAX (256 * MiB)
+#define FREE_RUNS_MAX 16384
+
+/* Sectors of an in-memory table (L1, refcount table) that have to be written. */
+struct sector_snapshot {
+    uint8_t *data;     /* SECTOR_SIZE each */
+    uint64_t *numbers; /* sector of the table */
+    size_t count;
+};
+
+struct commit {
+    struct cache_snapshot refblocks, l2;
+    struct sector_snapshot reftable, l1;
+    uint64_t reftable_offset;
+    struct free_list frees;
+    uint64_t freed_bytes;
+};
+
+/* --- snapshot -------------------------------------------------------------------------------- */
+
+static uint64_t reftable_word(struct qcow2 *q, uint64_t i)
+{
+    return i < q->reftable_entries ? q->reftable[i] : 0;
+}
+
+static uint64_t l1_word(struct qcow2 *q, uint64_t i)
+{
+    return i < q->l1_size ? atomic_load_explicit(&q->l1[i], memory_order_relaxed) : 0;
+}
+
+static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t *dirty_count,
+                        uint64_t (*word)(struct qcow2 *q, uint64_t i), struct sector_snapshot *ret)
+{
+    struct sector_snapshot s = {0};
+
+    *ret = s;
+    if (*dirty_count == 0) {
+        return 0;
+    }
+    s.data = malloc(*dirty_count * SECTOR_SIZE);
+    s.numbers = malloc(*dirty_count * sizeof(uint64_t));
+    if (!s.data || !s.numbers) {
+        free(s.data);
+        free(s.numbers);
+        return -ENOMEM;
+    }
+    for (size_t sector = 0; sector < sectors; sector++) {
+        if (!dirty[sector]) {
+            continue;
+        }
+        dirty[sector] = 0;
+        for (unsigned w = 0; w < SECTOR_SIZE / 8; w++) {
+            store_be64(s.data + s.count * SECTOR_SIZE + w * 8,
+                       word(q, sector * (SECTOR_SIZE / 8) + w));
+        }
+        s.numbers[s.count++] = sector;
+    }
+    *dirty_count = 0;
+    *ret = s;
+    return 0;
+}
+
+static void end_sectors(struct sector_snapshot *s, uint8_t *dirty, size_t *dirty_count, bool ok)
+{
+    for (size_t i = 0; i < s->count && !ok; i++) {
+        if (!dirty[s->numbers[i]]) {
+            dirty[s->numbers[i]] = 1;
+            (*dirty_count)++;
+        }
+    }
+    free(s->data);
+    free(s->numbers);
+}
+
+static size_t l1_sectors(const struct qcow2 *q)
+{
+    return div_round_up((uint64_t)q->l1_size * 8, SECTOR_SIZE);
+}
+
+static size_t reftable_sectors(const struct qcow2 *q)
+{
+    return div_round_up((uint64_t)q->reftable_entries * 8, SECTOR_SIZE);
+}
+
+static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
+{
+    for (size_t i = 0; i < c->frees.count; i++) {
+        struct qcow2_free_run *run = &c->frees.runs[i];
+
+        (void)qcow2_free_later_locked(q, run->offset, run->length, run->compressed);
+    }
+    free(c->frees.runs);
+    c->frees = (struct free_list){0};
+}
+
+static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
+{
+    cache_snapshot_end(&c->refblocks, ok);
+    cache_snapshot_end(&c->l2, ok);
+    /* A refcount table that was replaced meanwhile is on disk as a whole. */
+    end_sectors(&c->reftable, q->reftable_dirty, &q->reftable_dirty_count,
+                ok || c->reftable_offset != q->reftable_offset);
+    end_sectors(&c->l1, q->l1_dirty, &q->l1_dirty_count, ok);
+    if (!ok) {
+        give_frees_back_locked(q, c);
+    }
+}
+
+static int begin_locked(struct qcow2 *q, struct commit *c)
+{
+    int r;
+
+    memset(c, 0, sizeof(*c));
+    c->refblocks.cache = &q->ref_cache;
+    c->l2.cache = &q->l2_cache;
+    c->reftable_offset = q->reftable_offset;
+    if ((r = cache_snapshot_begin(&q->ref_cache, &c->refblocks)) < 0 ||
+        (r = cache_snapshot_begin(&q->l2_cache, &c->l2)) < 0 ||
+        (r = take_sectors(q, q->reftable_dirty, reftable_sectors(q), &q->reftable_dirty_count,
+                          reftable_word, &c->reftable)) < 0 ||
+        (r = take_sectors(q, q->l1_dirty, l1_sectors(q), &q->l1_dirty_count, l1_word, &c->l1)) <
+            0) {
+        end_locked(q, c, false);
+        return r;
+    }
+    c->frees = q->frees;
+    q->frees = (struct free_list){0};
+    c->freed_bytes = q->freed_bytes;
+    q->freed_bytes = 0;
+    return 0;
+}
+
+/* --- writing --------------------------------------------------------------------------------- */
+
+static int co_write_sectors(struct qcow2 *q, uint64_t table, const struct sector_snapshot *s)
+{
+    int r = 0;
+
+    for (size_t i = 0; i < s->count && r == 0; i++) {
+        r = block_co_pwrite(q->node->file, table + s->numbers[i] * SECTOR_SIZE,
+                            s->data + i * SECTOR_SIZE, SECTOR_SIZE, 0);
+    }
+    return r;
+}
+
+static int co_write_snapshot(struct qcow2 *q, struct commit *c)
+{
+    struct block_edge *file = q->node->file;
+    int r = cache_co_snapshot_write(&c->refblocks);
+
+    if (r == 0 && c->reftable.count > 0) {
+        /* A new refcount block has its contents before the table refers to it. */
+        r = block_co_flush(file);
+        r = r < 0 ? r : co_write_sectors(q, c->reftable_offset, &c->reftable);
+    }
+    if (r == 0 && (c->l2.count > 0 || c->l1.count > 0)) {
+        r = block_co_flush(file); /* R1, R7 */
+        r = r < 0 ? r : cache_co_snapshot_write(&c->l2);
+        r = r < 0 ? r : co_write_sectors(q, q->l1_offset, &c->l1);
+    }
+    return r < 0 ? r : block_co_flush(file); /* R4 */
+}
+
+/* --- freeing --------------------------------------------------------------------------------- */
+
+static int co_lower_locked(struct qcow2 *q, const struct qcow2_free_run *run)
+{
+    uint64_t first = qcow2_cluster_index(q, run->offset);
+    uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
+
+    return qcow2_co_refcount_add_locked(q, first, last - first + 1, -1);
+}
+
+/* Nothing on disk refers to these any more. Punch first, while the refcount keeps others away (R8). */
+static void co_free_runs(struct qcow2 *q, struct free_list *frees)
+{
+    if (q->pass_discard) {
+        for (size_t i = 0; i < frees->count; i++) {
+            struct qcow2_free_run *run = &frees->runs[i];
+
+            if (!run->compressed) {
+                (void)block_co_discard(q->node->file, run->offset, run->length);
+            }
+        }
+    }
+    if (frees->count > 0) {
+        co_mutex_lock(&q->lock);
+        for (size_t i = 0; i < frees->count; i++) {
+            (void)co_lower_locked(q, &frees->runs[i]); /* on failure: a leak */
+        }
+        co_mutex_unlock(&q->lock);
+    }
+    free(frees->runs);
+}
+
+/* --- commit ---------------------------------------------------------------------------------- */
+
+static bool is_clean_locked(const struct qcow2 *q)
+{
+    return q->ref_cache.dirty_count == 0 && q->l2_cache.dirty_count == 0 &&
+           q->l1_dirty_count == 0 && q->reftable_dirty_count == 0 && q->frees.count == 0;
+}
+
+static int co_commit_now(struct qcow2 *q)
+{
+    struct commit c;
+    int r;
+
+    co_mutex_lock(&q->lock);
+    if (is_clean_locked(q)) {
+        co_mutex_unlock(&q->lock);
+        return block_co_flush(q->node->file);
+    }
+    r = begin_locked(q, &c);
+    co_mutex_unlock(&q->lock);
+    if (r < 0) {
+        return r;
+    }
+    r = co_write_snapshot(q, &c);
+    co_mutex_lock(&q->lock);
+    end_locked(q, &c, r == 0);
+    co_mutex_unlock(&q->lock);
+    if (r == 0) {
+        co_free_runs(q, &c.frees);
+    }
+    return r;
+}
+
+int qcow2_co_commit(struct qcow2 *q)
+{
+    /* One that begins from here on covers all that was acknowledged to our caller. */
+    unsigned need = atomic_load(&q->commits_begun) + 1;
+    int r;
+
+    co_mutex_lock(&q->commit_mutex);
+    if ((int)(atomic_load(&q->commits_begun) - need) >= 0) {
+        r = q->commit_result;
+    } else {
+        atomic_fetch_add(&q->commits_begun, 1);
+        r = co_commit_now(q);
+        q->commit_result = r;
+    }
+    co_mutex_unlock(&q->commit_mutex);
+    return r;
+}
+
+int qcow2_co_limit_dirty(struct qcow2 *q)
+{
+    bool much;
+
+    co_mutex_lock(&q->lock);
+    much = q->l2_cache.dirty_count > q->l2_cache.dirty_limit ||
+           q->ref_cache.dirty_count > q->ref_cache.dirty_limit ||
+           q->freed_bytes > FREED_BYTES_MAX || q->frees.count > FREE_RUNS_MAX;
+    co_mutex_unlock(&q->lock);
+    return much ? qcow2_co_commit(q) : 0;
+}

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening and closing an image, block status, and the table of functions. */
+#include "qcow2/qcow2.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "qcow2/state.h"
+
+#define L2_CACHE_DEFAULT (32 * MiB)
+#define L2_SLICE_DEFAULT 4096
+#define REF_CACHE_DEFAULT (8 * MiB)
+
+struct cache_options {
+    uint64_t l2_bytes, slice, ref_bytes;
+};
+
+/* --- options --------------------------------------------------------------------------------- */
+
+/* Accepted for compatibility; they tune what is done differently here. */
+static int take_ignored(struct options *opts, struct error *err)
+{
+    static const char *const keys[] = {
+        "cache-clean-interval", "overlap-check",         "cache-size",
+        "discard-no-unref",     "pass-discard-snapshot", "pass-discard-other"};
+
+    for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
+        options_drop(opts, keys[i]);
+    }
+    return 0;
+}
+
+static int take_options(struct qcow2 *q, struct options *opts, struct cache_options *ret,
+                        struct error *err)
+{
+    bool lazy;
+    int r;
+
+    if ((r = options_take_size(opts, "l2-cache-size", L2_CACHE_DEFAULT, &ret->l2_bytes, err)) < 0 ||
+        (r = options_take_size(opts, "l2-cache-entry-size", MIN(L2_SLICE_DEFAULT, q->cluster_size),
+                               &ret->slice, err)) < 0 ||
+        (r = options_take_size(opts, "refcount-cache-size", REF_CACHE_DEFAULT, &ret->ref_bytes,
+                               err)) < 0 ||
+        (r = options_take_bool(opts, "lazy-refcounts", false, &lazy, err)) < 0 ||
+        (r = options_take_bool(opts, "pass-discard-request", true, &q->pass_discard, err)) < 0) {
+        return r;
+    }
+    if (lazy) {
+        return error_set(err, ENOTSUP, "lazy-refcounts=on is not supported yet");
+    }
+    if (!is_power_of_2(ret->slice) || ret->slice < 512 || ret->slice > q->cluster_size) {
+        return error_set(err, EINVAL,
+                         "L2 cache entry size must be a power of two between 512 and the cluster "
+                         "size (%llu); found %llu",
+                         (unsigned long long)q->cluster_size, (unsigned long long)ret->slice);
+    }
+    return take_ignored(opts, err);
+}
+
+/* --- open ------------------------------------------------------------------------------------ */
+
+static int co_read_table(struct qcow2 *q, const char *what, uint64_t offset, void *buf, size_t size,
+                         struct error *err)
+{
+    int r = block_co_pread(q->node->file, offset, buf, size);
+
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not read %s of '%s'", what,
+                        block_node_display_name(q->node));
+    }
+    return r;
+}
+
+static int co_load_tables(struct qcow2 *q, struct error *err)
+{
+    size_t l1_bytes = (size_t)q->l1_size * 8, reftable_bytes = (size_t)q->reftable_entries * 8;
+    int r;
+
+    q->l1 = calloc(MAX(q->l1_size, 1u), 8);
+    q->l1_dirty = calloc(div_round_up(l1_bytes, SECTOR_SIZE) + 1, 1);
+    q->reftable = calloc(MAX(q->reftable_entries, 1u), 8);
+    q->reftable_dirty = calloc(div_round_up(reftable_bytes, SECTOR_SIZE) + 1, 1);
+    if (!q->l1 || !q->l1_dirty || !q->reftable || !q->reftable_dirty) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if ((r = co_read_table(q, "the L1 table", q->l1_offset, (void *)q->l1, l1_bytes, err)) < 0 ||
+        (r = co_read_table(q, "the refcount table", q->reftable_offset, q->reftable, reftable_bytes,
+                           err)) < 0) {
+        return r;
+    }
+    for (uint32_t i = 0; i < q->l1_size; i++) {
+        atomic_store_explicit(&q->l1[i],
+                              be64toh(atomic_load_explicit(&q->l1[i], memory_order_relaxed)),
+                              memory_order_relaxed);
+    }
+    for (uint32_t i = 0; i < q->reftable_entries; i++) {
+        q->reftable[i] = be64toh(q->reftable[i]);
+    }
+    return 0;
+}
+
+static void init_locks(struct qcow2 *q)
+{
+    co_mutex_init(&q->lock);
+    co_mutex_init(&q->commit_mutex);
+    co_mutex_init(&q->bitmap_mutex);
+    range_lock_init(&q->guest);
+    list_init(&q->extensions);
+    list_init(&q->stored_bitmaps);
+}
+
+static void release(struct qcow2 *q)
+{
+    qcow2_free_stored_bitmaps(q);
+    qcow2_free_header(q);
+    cache_destroy(&q->l2_cache);
+    cache_destroy(&q->ref_cache);
+    free((void *)q->l1);
+    free(q->l1_dirty);
+    free(q->reftable);
+    free(q->reftable_dirty);
+    free(q->frees.runs);
+    co_mutex_destroy(&q->lock);
+    co_mutex_destroy(&q->commit_mutex);
+    co_mutex_destroy(&q->bitmap_mutex);
+    range_lock_destroy(&q->guest);
+}
+
+static int init_caches(struct qcow2 *q, const struct cache_options *o, struct error *err)
+{
+    /* No more than the whole disk needs. */
+    uint64_t l2_all =
+        round_up(div_round_up(block_node_size(q->node), q->cluster_size) * 8, o->slice);
+    int r = cache_init(&q->l2_cache, q->node->file, o->slice, MIN(o->l2_bytes, l2_all));
+
+    r = r < 0 ? r
+              : cache_init(&q->ref_cache, q->node->file, MIN(L2_SLICE_DEFAULT, q->cluster_size),
+                           o->ref_bytes);
+    return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
+}
+
+/* What a writable open has to change on disk before anything else. */
+static int co_prepare_writable(struct qcow2 *q, struct error *err)
+{
+    uint64_t known = AUTOCLEAR_BITMAPS;
+
+    if (q->incompatible & INCOMPAT_DIRTY) {
+        error_set(err, ENOTSUP,
+                  "Image '%s' was not closed cleanly while it used lazy refcounts; it can't be "
+                  "written as it is",
+                  block_node_display_name(q->node));
+        error_hint(err, "Repair it first: 'img check -r all'");
+        return -ENOTSUP;
+    }
+    if (q->autoclear & ~known) {
+        q->autoclear &= known;
+        return qcow2_co_write_header(q, err);
+    }
+    return 0;
+}
+
+static void set_limits(struct qcow2 *q)
+{
+    struct block_node *node = q->node;
+
+    node->limits.zeroes_alignment = q->cluster_size;
+    node->limits.discard_alignment = q->cluster_size;
+    node->limits.cluster_size = (uint32_t)q->cluster_size;
+    node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
+    /* What lies behind the end of a regular file was never written; of a device nobody knows. */
+    q->zero_from = UINT64_MAX;
+    if (node->file->node->driver->keeps_zero_beyond_eof) {
+        q->zero_from = round_up(block_edge_size(node->file), q->cluster_size);
+    }
+}
+
+static int co_open_image(struct qcow2 *q, struct options *opts, struct error *err)
+{
+    struct cache_options cache;
+    bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
+    int r;
+
+    if ((r = qcow2_co_read_header(q, err)) < 0 || (r = take_options(q, opts, &cache, err)) < 0 ||
+        (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
+        return r;
+    }
+    set_limits(q);
+    if ((r = block_co_open_backing(q->node, opts, q->backing_filename, q->backing_format, err)) <
+            0 ||
+        (r = qcow2_co_load_bitmaps(q, err)) < 0) {
+        return r;
+    }
+    return q->read_only || check ? 0 : co_prepare_writable(q, err);
+}
+
+static int co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    int r;
+
+    q->node = node;
+    q->read_only = node->read_only;
+    init_locks(q);
+    r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, false, NULL,
+                            err);
+    r = r < 0 ? r : co_open_image(q, opts, err);
+    if (r < 0) {
+        block_bitmaps_release(node);
+        release(q);
+    }
+    return r;
+}
+
+/* --- close ----------------------------------------------------------------------------------- */
+
+/* Freed clusters become dirty refcounts, those are written by the next commit; that one frees nothing. */
+static int co_settle(struct qcow2 *q, struct error *err)
+{
+    int r = 0;
+
+    for (int i = 0; i < 2 && r == 0; i++) {
+        r = qcow2_co_commit(q);
+    }
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not write the metadata of '%s'",
+                        block_node_display_name(q->node));
+    }
+    return r;
+}
+
+static int co_inactivate(struct block_node *node, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    int r, stored;
+
+    if (q->read_only || atomic_load(&q->broken)) {
+        return 0;
+    }
+    r = co_settle(q, err);
+    if (r < 0) {
+        return r;
+    }
+    stored = qcow2_co_store_bitmaps(q, err);
+    r = co_settle(q, err);
+    return stored < 0 ? stored : r;
+}
+
+static void co_close(struct block_node *node)
+{
+    release(qcow2_state(node));
+}
+
+static int co_flush(struct block_node *node)
+{
+    return qcow2_co_commit(qcow2_state(node));
+}
+
+/* --- status ---------------------------------------------------------------------------------- */
+
+static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
+                     struct block_status *ret)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct qcow2_run run, next;
+    int r = qcow2_co_map(q, offset, length, &run);
+
+    if (r < 0) {
+        return r;
+    }
+    /* Runs end with cache slices and tables; what is alike goes on. */
+    while (run.length < length) {
+        bool mapped = run.type == CLUSTER_NORMAL || run.type == CLUSTER_ZERO_ALLOC;
+
+        r = qcow2_co_map(q, offset + run.length, length - run.length, &next);
+        if (r < 0 || next.type != run.type || (mapped && next.host != run.host + run.length)) {
+            break;
+        }
+        run.length += next.length;
+    }
+    ret->length = run.length;
+    ret->file = node->file->node;
+    ret->map = run.host;
+    switch (run.type) {
+    case CLUSTER_UNALLOCATED:
+        ret->flags = node->backing ? 0 : BLOCK_STATUS_ZERO;
+        break;
+    case CLUSTER_ZERO:
+        ret->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED;
+        break;
+    case CLUSTER_ZERO_ALLOC:
+        ret->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
+        break;
+    case CLUSTER_NORMAL:
+        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
+        break;
+    case CLUSTER_COMPRESSED:
+        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_COMPRESSED;
+        break;
+    }
+    return 0;
+}
+
+static int probe(const uint8_t *head, size_t size)
+{
+    return size >= 8 && load_be32(head) == QCOW2_MAGIC && load_be32(head + 4) >= 2 ? 100 : 0;
+}
+
+static const struct block_driver qcow2_driver = {
+    .name = "qcow2",
+    .instance_size = sizeof(struct qcow2),
+    .is_format = true,
+    .probe = probe,
+    .co_open = co_open,
+    .co_inactivate = co_inactivate,
+    .co_close = co_close,
+    .co_create = qcow2_co_create,
+    .create_options = qcow2_create_options,
+    .co_get_info = qcow2_co_get_info,
+    .co_specific_info = qcow2_co_specific_info,
+    .co_check = qcow2_co_check,
+    .co_can_store_bitmap = qcow2_co_can_store_bitmap,
+    .co_remove_stored_bitmap = qcow2_co_remove_stored_bitmap,
+    .co_bitmap_will_change = qcow2_co_bitmap_will_change,
+    .co_preadv = qcow2_co_preadv,
+    .co_pwritev = qcow2_co_pwritev,
+    .co_write_zeroes = qcow2_co_write_zeroes,
+    .co_discard = qcow2_co_discard,
+    .co_flush = co_flush,
+    .co_status = co_status,
+};
+
+void qcow2_register_driver(void)
+{
+    block_register_driver(&qcow2_driver);
+}

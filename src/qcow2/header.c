@@ -1,0 +1,518 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reading and writing the header.
+ *
+ * Layout of what we write:
+ *
+ *   0         header, 112 bytes
+ *   112       bitmaps extension, if there are bitmaps: first, so that it lies in the first sector (R3)
+ *             backing format, unknown extensions, feature names if they fit in the sector, end mark
+ *   ...       backing file name, at an unchanged place as long as nothing grows into it
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "base/strbuf.h"
+#include "qcow2/state.h"
+
+#define EXTENSIONS_MAX 64
+
+/* --- reading ------------------------------------------------------------------------------------- */
+
+static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    error_vset(err, EINVAL, fmt, ap);
+    va_end(ap);
+    error_prepend(err, "Image '%s': ", block_node_display_name(q->node));
+    return -EINVAL;
+}
+
+static int check_features(struct qcow2 *q, struct error *err)
+{
+    static const struct {
+        uint64_t bit;
+        const char *what;
+    } refused[] = {
+        {INCOMPAT_DATA_FILE, "an external data file"},
+        {INCOMPAT_EXTENDED_L2, "extended L2 entries (subclusters)"},
+    };
+    uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION;
+
+    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
+        if (q->incompatible & refused[i].bit) {
+            header_error(q, err, "uses %s, which is not supported yet", refused[i].what);
+            return -ENOTSUP;
+        }
+    }
+    if (q->incompatible & ~known) {
+        header_error(q, err,
+                     "uses unknown incompatible features (bits %#llx); a newer program made "
+                     "it",
+                     (unsigned long long)(q->incompatible & ~known));
+        return -ENOTSUP;
+    }
+    if ((q->incompatible & INCOMPAT_CORRUPT) && !q->read_only &&
+        !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+        header_error(q, err, "is marked corrupt and can't be opened for writing");
+        error_hint(err, "Repair it first, or open it read-only to save what can be read");
+        return -EACCES;
+    }
+    return 0;
+}
+
+static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
+{
+    q->incompatible = load_be64(h + HDR_INCOMPATIBLE);
+    q->compatible = load_be64(h + HDR_COMPATIBLE);
+    q->autoclear = load_be64(h + HDR_AUTOCLEAR);
+    q->refcount_order = load_be32(h + HDR_REFCOUNT_ORDER);
+    q->header_length = load_be32(h + HDR_LENGTH);
+    if (q->header_length < HDR_V3_MIN_SIZE || q->header_length > q->cluster_size ||
+        !is_aligned(q->header_length, 8)) {
+        return header_error(q, err, "the header length is %llu; expected 104 to one cluster",
+                            (unsigned long long)q->header_length);
+    }
+    q->compression = COMPRESSION_ZLIB;
+    if (q->header_length > HDR_COMPRESSION_TYPE) {
+        q->compression = h[HDR_COMPRESSION_TYPE];
+    }
+    if (q->compression > COMPRESSION_ZSTD) {
+        return header_error(q, err, "the compression type is %d; known are 0 (zlib) and 1 (zstd)",
+                            (int)q->compression);
+    }
+    if ((q->compression != COMPRESSION_ZLIB) != !!(q->incompatible & INCOMPAT_COMPRESSION)) {
+        return header_error(q, err, "the compression type does not agree with its feature bit");
+    }
+    if (q->refcount_order > 6) {
+        return header_error(q, err, "refcounts have 2^%u bits; at most 64 are allowed",
+                            q->refcount_order);
+    }
+    if (q->refcount_order != 4) {
+        header_error(q, err, "refcounts have %u bits; only 16 are supported yet",
+                     1u << q->refcount_order);
+        return -ENOTSUP;
+    }
+    return check_features(q, err);
+}
+
+static int check_table(struct qcow2 *q, const char *what, uint64_t offset, uint64_t bytes,
+                       uint64_t max, struct error *err)
+{
+    uint64_t end;
+
+    if (bytes > max) {
+        return header_error(q, err, "%s has %llu bytes; at most %llu are allowed", what,
+                            (unsigned long long)bytes, (unsigned long long)max);
+    }
+    if (!is_aligned(offset, q->cluster_size) || add_overflows(offset, bytes, &end) ||
+        end > INT64_MAX || (bytes > 0 && offset == 0)) {
+        return header_error(q, err, "%s lies at %#llx, which is no valid place", what,
+                            (unsigned long long)offset);
+    }
+    return 0;
+}
+
+static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
+{
+    uint64_t size = load_be64(h + HDR_SIZE);
+    uint64_t reftable_bytes = (uint64_t)load_be32(h + HDR_REFTABLE_CLUSTERS) << q->cluster_bits;
+    uint64_t l1_needed;
+    int r;
+
+    if (size > INT64_MAX) {
+        return header_error(q, err, "the disk size is %llu; at most 2^63 - 1 is allowed",
+                            (unsigned long long)size);
+    }
+    q->l1_size = load_be32(h + HDR_L1_SIZE);
+    q->l1_offset = load_be64(h + HDR_L1_OFFSET);
+    q->reftable_offset = load_be64(h + HDR_REFTABLE_OFFSET);
+    q->reftable_entries = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
+    l1_needed = div_round_up(size, qcow2_l2_span(q));
+    if ((r = check_table(q, "the L1 table", q->l1_offset, (uint64_t)q->l1_size * 8, L1_BYTES_MAX,
+                         err)) < 0 ||
+        (r = check_table(q, "the refcount table", q->reftable_offset, reftable_bytes,
+                         REFTABLE_BYTES_MAX, err)) < 0) {
+        return r;
+    }
+    if (reftable_bytes == 0) {
+        return header_error(q, err, "there is no refcount table");
+    }
+    if (q->l1_size < l1_needed) {
+        return header_error(q, err, "the L1 table has %u entries; a disk of %llu bytes needs %llu",
+                            q->l1_size, (unsigned long long)size, (unsigned long long)l1_needed);
+    }
+    block_node_set_size(q->node, size);
+    return 0;
+}
+
+static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
+{
+    int r;
+
+    if (load_be32(h + HDR_MAGIC) != QCOW2_MAGIC) {
+        return error_set(err, EINVAL, "Image is not in qcow2 format");
+    }
+    q->version = load_be32(h + HDR_VERSION);
+    if (q->version == 2) {
+        header_error(q, err, "is qcow2 version 2 (compat 0.10), which is not supported yet");
+        return -ENOTSUP;
+    }
+    if (q->version != 3) {
+        header_error(q, err, "is qcow2 version %u; version 3 is supported", q->version);
+        return -ENOTSUP;
+    }
+    q->cluster_bits = load_be32(h + HDR_CLUSTER_BITS);
+    if (q->cluster_bits < CLUSTER_BITS_MIN || q->cluster_bits > CLUSTER_BITS_MAX) {
+        return header_error(q, err, "clusters have 2^%u bytes; expected 2^9 to 2^21",
+                            q->cluster_bits);
+    }
+    q->cluster_size = 1ULL << q->cluster_bits;
+    if (load_be32(h + HDR_CRYPT_METHOD) != 0) {
+        header_error(q, err,
+                     "is encrypted; encryption is not supported: decrypt it first, with "
+                     "'qemu-img convert'");
+        return -ENOTSUP;
+    }
+    if (load_be32(h + HDR_NB_SNAPSHOTS) != 0) {
+        header_error(q, err, "has internal snapshots, which are not supported yet");
+        return -ENOTSUP;
+    }
+    r = parse_version_3(q, h, err);
+    if (r < 0) {
+        return r;
+    }
+    q->l2_bits = q->cluster_bits - 3;
+    q->refblock_bits = q->cluster_bits + 3 - q->refcount_order;
+    q->refcount_max = q->refcount_order == 6 ? UINT64_MAX : (1ULL << (1u << q->refcount_order)) - 1;
+    return parse_tables(q, h, err);
+}
+
+static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_t size,
+                                   struct error *err)
+{
+    uint32_t count;
+
+    if (!(q->autoclear & AUTOCLEAR_BITMAPS)) {
+        /* A program that does not know of bitmaps wrote the image: what they say is void. */
+        return 0;
+    }
+    if (size != EXT_BITMAPS_SIZE) {
+        return header_error(q, err, "the bitmaps extension has %u bytes; expected 24", size);
+    }
+    count = load_be32(data);
+    q->bitmap_directory_size = load_be64(data + 8);
+    q->bitmap_directory_offset = load_be64(data + 16);
+    if (load_be32(data + 4) != 0) {
+        return header_error(q, err, "the reserved field of the bitmaps extension is not zero");
+    }
+    if (count == 0 || count > BITMAPS_MAX) {
+        return header_error(q, err, "the bitmaps extension names %u bitmaps; expected 1 to %u",
+                            count, BITMAPS_MAX);
+    }
+    return check_table(q, "the bitmap directory", q->bitmap_directory_offset,
+                       q->bitmap_directory_size, BITMAP_DIRECTORY_BYTES_MAX, err);
+}
+
+static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size)
+{
+    struct qcow2_extension *e = malloc(sizeof(*e) + size);
+
+    if (!e) {
+        return -ENOMEM;
+    }
+    e->type = type;
+    e->size = size;
+    memcpy(e->data, data, size);
+    list_append(&q->extensions, &e->link);
+    return 0;
+}
+
+static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
+                           struct error *err)
+{
+    switch (type) {
+    case EXT_BACKING_FORMAT:
+        free(q->backing_format);
+        q->backing_format = strndup((const char *)data, size);
+        return q->backing_format ? 0 : error_set(err, ENOMEM, "Out of memory");
+    case EXT_BITMAPS:
+        return parse_bitmaps_extension(q, data, size, err);
+    case EXT_FEATURE_NAMES:
+        return 0; /* written anew */
+    default:
+        return keep_extension(q, type, data, size) == 0 ? 0
+                                                        : error_set(err, ENOMEM, "Out of memory");
+    }
+}
+
+/* `head` is the first cluster; extensions end where the backing file name begins, or with it. */
+static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, struct error *err)
+{
+    uint64_t at = q->header_length;
+
+    for (int n = 0; at + 8 <= end; n++) {
+        uint32_t type = load_be32(head + at), size = load_be32(head + at + 4);
+        int r;
+
+        if (type == EXT_END) {
+            break;
+        }
+        if (n == EXTENSIONS_MAX || size > end - at - 8) {
+            return header_error(q, err,
+                                "header extension %#x at offset %llu has %u bytes, more than "
+                                "there is room for",
+                                type, (unsigned long long)at, size);
+        }
+        r = parse_extension(q, type, head + at + 8, size, err);
+        if (r < 0) {
+            return r;
+        }
+        at += 8 + round_up(size, 8);
+    }
+    return 0;
+}
+
+static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *ret_extensions_end,
+                              struct error *err)
+{
+    uint64_t offset = load_be64(head + HDR_BACKING_OFFSET);
+    uint32_t size = load_be32(head + HDR_BACKING_SIZE);
+
+    *ret_extensions_end = q->cluster_size;
+    if (offset == 0) {
+        return 0;
+    }
+    if (size > BACKING_NAME_MAX || offset < q->header_length ||
+        !range_fits(offset, size, q->cluster_size)) {
+        return header_error(q, err,
+                            "the backing file name lies at %llu with %u bytes; expected "
+                            "within the first cluster, at most 1023",
+                            (unsigned long long)offset, size);
+    }
+    *ret_extensions_end = offset;
+    q->backing_name_offset = offset;
+    if (size == 0) {
+        return 0;
+    }
+    q->backing_filename = strndup((const char *)head + offset, size);
+    return q->backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+int qcow2_co_read_header(struct qcow2 *q, struct error *err)
+{
+    uint64_t file_size = block_edge_size(q->node->file), extensions_end;
+    AUTO_FREE uint8_t *head = calloc(1, SECTOR_SIZE);
+    AUTO_FREE uint8_t *cluster = NULL;
+    int r;
+
+    if (!head) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_pread(q->node->file, 0, head, MIN(file_size, SECTOR_SIZE));
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read the header of '%s'",
+                               block_node_display_name(q->node));
+    }
+    r = parse_header(q, head, err);
+    if (r < 0) {
+        return r;
+    }
+    cluster = calloc(1, q->cluster_size);
+    if (!cluster) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_pread(q->node->file, 0, cluster, MIN(file_size, q->cluster_size));
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read the header of '%s'",
+                               block_node_display_name(q->node));
+    }
+    if ((r = parse_backing_name(q, cluster, &extensions_end, err)) < 0 ||
+        (r = parse_extensions(q, cluster, extensions_end, err)) < 0) {
+        return r;
+    }
+    return 0;
+}
+
+void qcow2_free_header(struct qcow2 *q)
+{
+    struct qcow2_extension *e, *next;
+
+    LIST_FOREACH_SAFE (e, next, &q->extensions, link) {
+        free(e);
+    }
+    free(q->backing_filename);
+    free(q->backing_format);
+}
+
+/* --- writing ------------------------------------------------------------------------------------- */
+
+static void put_extension(struct strbuf *sb, uint32_t type, const void *data, size_t size)
+{
+    static const uint8_t padding[8];
+    uint8_t head[8];
+
+    store_be32(head, type);
+    store_be32(head + 4, (uint32_t)size);
+    strbuf_append(sb, head, sizeof(head));
+    strbuf_append(sb, data, size);
+    strbuf_append(sb, padding, round_up(size, 8) - size);
+}
+
+static void put_bitmaps(const struct qcow2 *q, struct strbuf *sb)
+{
+    const struct stored_bitmap *b;
+    uint8_t data[EXT_BITMAPS_SIZE] = {0};
+    uint32_t count = 0;
+
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        count++;
+    }
+    if (q->bitmap_directory_size == 0) {
+        return;
+    }
+    store_be32(data, count);
+    store_be64(data + 8, q->bitmap_directory_size);
+    store_be64(data + 16, q->bitmap_directory_offset);
+    put_extension(sb, EXT_BITMAPS, data, sizeof(data));
+}
+
+struct feature_name {
+    uint8_t type; /* 0 incompatible, 1 compatible, 2 autoclear */
+    uint8_t bit;
+    const char *name;
+};
+
+static void put_feature_names(struct strbuf *sb)
+{
+    static const struct feature_name names[] = {
+        {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
+        {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
+        {2, 0, "bitmaps"},
+    };
+    uint8_t data[ARRAY_SIZE(names) * 48] = {0};
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        data[i * 48] = names[i].type;
+        data[i * 48 + 1] = names[i].bit;
+        memcpy(data + i * 48 + 2, names[i].name, strlen(names[i].name));
+    }
+    /* It explains, nothing more: left out where it would push others out of the sector. */
+    if (sb->len + 8 + sizeof(data) + 8 <= SECTOR_SIZE) {
+        put_extension(sb, EXT_FEATURE_NAMES, data, sizeof(data));
+    }
+}
+
+static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
+{
+    store_be32(h + HDR_MAGIC, QCOW2_MAGIC);
+    store_be32(h + HDR_VERSION, q->version);
+    store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
+    store_be64(h + HDR_SIZE, block_node_size(q->node));
+    store_be32(h + HDR_L1_SIZE, q->l1_size);
+    store_be64(h + HDR_L1_OFFSET, q->l1_offset);
+    store_be64(h + HDR_REFTABLE_OFFSET, q->reftable_offset);
+    store_be32(h + HDR_REFTABLE_CLUSTERS,
+               (uint32_t)((uint64_t)q->reftable_entries * 8 >> q->cluster_bits));
+    store_be64(h + HDR_INCOMPATIBLE, q->incompatible);
+    store_be64(h + HDR_COMPATIBLE, q->compatible);
+    store_be64(h + HDR_AUTOCLEAR, q->autoclear);
+    store_be32(h + HDR_REFCOUNT_ORDER, q->refcount_order);
+    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE);
+    h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
+}
+
+/* Where the backing file name goes: stays where it is if it can. */
+static int place_backing_name(struct qcow2 *q, size_t extensions_end, uint8_t *cluster,
+                              struct error *err)
+{
+    size_t size = q->backing_filename ? strlen(q->backing_filename) : 0;
+    uint64_t at = q->backing_name_offset;
+
+    if (size == 0) {
+        return 0;
+    }
+    if (at < extensions_end || !range_fits(at, size, q->cluster_size)) {
+        at = round_up(MAX(extensions_end, SECTOR_SIZE), 8);
+    }
+    if (!range_fits(at, size, q->cluster_size)) {
+        return error_set(err, ENOSPC,
+                         "Image '%s': the backing file name of %zu bytes does not fit into the "
+                         "header cluster beside the extensions",
+                         block_node_display_name(q->node), size);
+    }
+    q->backing_name_offset = at;
+    memcpy(cluster + at, q->backing_filename, size);
+    store_be64(cluster + HDR_BACKING_OFFSET, at);
+    store_be32(cluster + HDR_BACKING_SIZE, (uint32_t)size);
+    return 0;
+}
+
+static int build_header(struct qcow2 *q, uint8_t *cluster, size_t *ret_used, struct error *err)
+{
+    const struct qcow2_extension *e;
+    uint8_t fixed[HDR_OUR_SIZE] = {0};
+    STRBUF_AUTO(sb);
+    int r;
+
+    put_fixed_part(q, fixed);
+    strbuf_append(&sb, fixed, sizeof(fixed));
+    put_bitmaps(q, &sb);
+    if (q->backing_format) {
+        put_extension(&sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
+    }
+    LIST_FOREACH (e, &q->extensions, link) {
+        put_extension(&sb, e->type, e->data, e->size);
+    }
+    put_feature_names(&sb);
+    put_extension(&sb, EXT_END, NULL, 0);
+    if (sb.failed) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (sb.len > q->cluster_size) {
+        return error_set(err, ENOSPC,
+                         "Image '%s': the header extensions need %zu bytes, more than a cluster",
+                         block_node_display_name(q->node), sb.len);
+    }
+    memcpy(cluster, sb.data, sb.len);
+    r = place_backing_name(q, sb.len, cluster, err);
+    *ret_used = MAX(sb.len, q->backing_name_offset +
+                                (q->backing_filename ? strlen(q->backing_filename) : 0));
+    return r;
+}
+
+int qcow2_co_write_header(struct qcow2 *q, struct error *err)
+{
+    struct block_edge *file = q->node->file;
+    AUTO_FREE uint8_t *cluster = calloc(1, q->cluster_size);
+    size_t used;
+    int r;
+
+    if (!cluster) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = build_header(q, cluster, &used, err);
+    if (r < 0) {
+        return r;
+    }
+    if (used > SECTOR_SIZE) {
+        r = block_co_pwrite(file, SECTOR_SIZE, cluster + SECTOR_SIZE,
+                            MIN(round_up(used, SECTOR_SIZE), q->cluster_size) - SECTOR_SIZE, 0);
+        r = r < 0 ? r : block_co_flush(file);
+    }
+    r = r < 0 ? r : block_co_pwrite(file, 0, cluster, SECTOR_SIZE, 0);
+    r = r < 0 ? r : block_co_flush(file);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the header of '%s'",
+                               block_node_display_name(q->node));
+    }
+    return 0;
+}

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What `info` shows, by the names of QEMU's ImageInfoSpecificQCow2. */
+#include <json-c/json.h>
+#include <string.h>
+
+#include "qcow2/bitmap.h"
+
+static const char *compression_name(const struct qcow2 *q)
+{
+    return q->compression == COMPRESSION_ZSTD ? "zstd" : "zlib";
+}
+
+int qcow2_co_get_info(struct block_node *node, struct block_info *ret)
+{
+    const struct qcow2 *q = qcow2_state(node);
+
+    *ret = (struct block_info){
+        .cluster_size = (uint32_t)q->cluster_size,
+        .has_dirty_flag = true,
+        .dirty_flag = q->incompatible & INCOMPAT_DIRTY,
+        .corrupt = q->incompatible & INCOMPAT_CORRUPT,
+        .backing_filename = q->backing_filename,
+        .backing_format = q->backing_format,
+        .compression_type = compression_name(q),
+    };
+    return 0;
+}
+
+static struct json_object *bitmap_info(const struct stored_bitmap *b)
+{
+    struct json_object *o = json_object_new_object();
+    struct json_object *flags = json_object_new_array();
+
+    if (b->flags & BITMAP_FLAG_IN_USE) {
+        json_object_array_add(flags, json_object_new_string("in-use"));
+    }
+    if (b->flags & BITMAP_FLAG_AUTO) {
+        json_object_array_add(flags, json_object_new_string("auto"));
+    }
+    json_object_object_add(o, "flags", flags);
+    json_object_object_add(o, "name", json_object_new_string(b->name));
+    json_object_object_add(
+        o, "granularity",
+        json_object_new_uint64(b->granularity_bits < 64 ? 1ULL << b->granularity_bits : 0));
+    return o;
+}
+
+struct json_object *qcow2_co_specific_info(struct block_node *node)
+{
+    const struct qcow2 *q = qcow2_state(node);
+    struct json_object *o = json_object_new_object();
+    struct json_object *data = json_object_new_object();
+    const struct stored_bitmap *b;
+
+    json_object_object_add(data, "compat", json_object_new_string("1.1"));
+    json_object_object_add(data, "compression-type", json_object_new_string(compression_name(q)));
+    json_object_object_add(data, "lazy-refcounts",
+                           json_object_new_boolean((q->compatible & COMPAT_LAZY_REFCOUNTS) != 0));
+    if (!list_is_empty(&q->stored_bitmaps)) {
+        struct json_object *bitmaps = json_object_new_array();
+
+        LIST_FOREACH (b, &q->stored_bitmaps, link) {
+            json_object_array_add(bitmaps, bitmap_info(b));
+        }
+        json_object_object_add(data, "bitmaps", bitmaps);
+    }
+    json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcount_order));
+    json_object_object_add(data, "corrupt",
+                           json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) != 0));
+    json_object_object_add(data, "extended-l2", json_object_new_boolean(0));
+    json_object_object_add(o, "type", json_object_new_string("qcow2"));
+    json_object_object_add(o, "data", data);
+    return o;
+}

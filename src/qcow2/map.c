@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Finding where guest bytes lie: L1 table -> slice of an L2 table -> runs of like clusters. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "base/log.h"
+#include "qcow2/state.h"
+
+int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
+{
+    char what[256];
+    va_list ap;
+
+    if (!atomic_exchange(&q->broken, true)) {
+        va_start(ap, fmt);
+        vsnprintf(what, sizeof(what), fmt, ap);
+        va_end(ap);
+        log_error("image '%s' is corrupt: %s; it takes no more writes",
+                  block_node_display_name(q->node), what);
+    }
+    return -EIO;
+}
+
+int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_type,
+                       uint64_t *ret_host)
+{
+    uint64_t host = entry & ENTRY_OFFSET_MASK;
+
+    if (entry & L2_COMPRESSED) {
+        *ret_type = CLUSTER_COMPRESSED;
+        *ret_host = entry;
+        return 0;
+    }
+    if (!is_aligned(host, q->cluster_size)) {
+        return qcow2_corrupt(q,
+                             "L2 entry %#llx has a host offset that is not a multiple of the "
+                             "cluster size",
+                             (unsigned long long)entry);
+    }
+    *ret_host = host;
+    if (entry & L2_ZERO) {
+        *ret_type = host ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
+    } else {
+        *ret_type = host ? CLUSTER_NORMAL : CLUSTER_UNALLOCATED;
+    }
+    return 0;
+}
+
+/* Extends a run over the entries that follow in the slice, as far as they are alike. */
+static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                            unsigned end, enum cluster_type type, uint64_t host, bool copied)
+{
+    unsigned n = 1;
+
+    for (; index + n < end; n++) {
+        uint64_t entry = cache_load_be64(slice, index + n);
+        enum cluster_type next_type;
+        uint64_t next_host;
+
+        if (qcow2_decode_entry(q, entry, &next_type, &next_host) < 0 || next_type != type ||
+            ((entry & ENTRY_COPIED) != 0) != copied) {
+            break;
+        }
+        if ((type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC) &&
+            next_host != host + ((uint64_t)n << q->cluster_bits)) {
+            break;
+        }
+        if (type == CLUSTER_COMPRESSED) {
+            break;
+        }
+    }
+    return n;
+}
+
+static int run_from_slice(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                          uint64_t in_cluster, uint64_t length, struct qcow2_run *ret)
+{
+    unsigned slice_end = 1u << (q->l2_cache.entry_bits - 3);
+    uint64_t wanted = (in_cluster + length + q->cluster_size - 1) >> q->cluster_bits;
+    unsigned end = (unsigned)MIN((uint64_t)slice_end, index + wanted);
+    uint64_t entry = cache_load_be64(slice, index);
+    uint64_t clusters;
+    int r = qcow2_decode_entry(q, entry, &ret->type, &ret->host);
+
+    if (r < 0) {
+        return r;
+    }
+    ret->copied = entry & ENTRY_COPIED;
+    clusters = count_alike(q, slice, index, end, ret->type, ret->host, ret->copied);
+    ret->length = MIN((clusters << q->cluster_bits) - in_cluster, length);
+    if (ret->type == CLUSTER_NORMAL || ret->type == CLUSTER_ZERO_ALLOC) {
+        ret->host += in_cluster;
+    }
+    return 0;
+}
+
+/* File offset of the slice that holds the entry for `offset`, and the entry's index in it. */
+static uint64_t slice_of(const struct qcow2 *q, uint64_t table, uint64_t offset,
+                         unsigned *ret_index)
+{
+    uint64_t index = (offset >> q->cluster_bits) & ((1ULL << q->l2_bits) - 1);
+    unsigned slice_bits = q->l2_cache.entry_bits - 3;
+
+    *ret_index = (unsigned)(index & ((1u << slice_bits) - 1));
+    return table + ((index >> slice_bits) << q->l2_cache.entry_bits);
+}
+
+int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+{
+    uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
+    uint64_t table = 0;
+    struct cache_entry *slice;
+    unsigned index;
+    int r;
+
+    if (l1_index < q->l1_size) {
+        table = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed) & ENTRY_OFFSET_MASK;
+    }
+    if (table == 0) {
+        uint64_t span = qcow2_l2_span(q);
+
+        *ret = (struct qcow2_run){
+            .type = CLUSTER_UNALLOCATED,
+            .length = MIN(length, span - (offset & (span - 1))),
+        };
+        return 0;
+    }
+    if (!is_aligned(table, q->cluster_size)) {
+        return qcow2_corrupt(q,
+                             "L1 entry %llu has the offset %#llx, not a multiple of the cluster "
+                             "size",
+                             (unsigned long long)l1_index, (unsigned long long)table);
+    }
+    r = cache_co_get(&q->l2_cache, slice_of(q, table, offset, &index), &slice);
+    if (r < 0) {
+        return r;
+    }
+    r = run_from_slice(q, slice, index, offset & (q->cluster_size - 1), length, ret);
+    cache_put(slice);
+    return r;
+}
+
+/* Makes the table for an empty L1 entry: in memory at once, on disk by the next commit. */
+static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret_table)
+{
+    uint64_t table, got;
+    bool fresh;
+    int r = qcow2_co_alloc_locked(q, 1, true, &table, &got, &fresh);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!fresh) {
+        /* Slices that stay clean are never written: what is there must not show. */
+        r = block_co_write_zeroes(q->node->file, table, q->cluster_size, 0);
+        if (r < 0) {
+            qcow2_co_unalloc_locked(q, table, 1);
+            return r;
+        }
+    }
+    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
+        cache_forget(&q->l2_cache, table + at);
+    }
+    atomic_store_explicit(&q->l1[l1_index], table | ENTRY_COPIED, memory_order_relaxed);
+    if (!q->l1_dirty[l1_index * 8 / SECTOR_SIZE]) {
+        q->l1_dirty[l1_index * 8 / SECTOR_SIZE] = 1;
+        q->l1_dirty_count++;
+    }
+    *ret_table = table;
+    return 0;
+}
+
+int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
+                             unsigned *ret_index)
+{
+    uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
+    uint64_t entry, table;
+    int r;
+
+    if (l1_index >= q->l1_size) {
+        return qcow2_corrupt(q, "the L1 table has %u entries, too few for the disk", q->l1_size);
+    }
+    entry = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed);
+    table = entry & ENTRY_OFFSET_MASK;
+    if (table == 0) {
+        r = co_new_table_locked(q, l1_index, &table);
+        if (r < 0) {
+            return r;
+        }
+    } else if (!(entry & ENTRY_COPIED)) {
+        return qcow2_corrupt(q,
+                             "the L2 table at %#llx is shared, though the image has no internal "
+                             "snapshots",
+                             (unsigned long long)table);
+    } else if (!is_aligned(table, q->cluster_size)) {
+        return qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
+                             (unsigned long long)entry);
+    }
+    return cache_co_get(&q->l2_cache, slice_of(q, table, offset, ret_index), ret);
+}

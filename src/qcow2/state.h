@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * An open qcow2 image.
+ *
+ * Write ordering. These rules are cited by number in this folder.
+ *
+ *  R1  A cluster's refcount is stable before anything that references the cluster is.
+ *  R2  A reference is gone from disk before the refcount it held is lowered.
+ *  R3  A table that is replaced whole is written to a place no live metadata uses, stable, and switched
+ *      by fields within one sector. Entries of L1 and L2 tables and of refcount blocks change in place.
+ *  R4  An acknowledged flush: all writes acknowledged before it, and the metadata that finds them, are stable.
+ *  R5  A persistent bitmap is marked in use, stably, before the first write that it should record reaches the disk; the
+ *      mark is taken away only after bits, table and directory are stable.
+ *  R6  After any crash the image opens, and the worst a check finds is leaked clusters.
+ *  R7  Data, with the copied head and tail of its cluster, is stable before the entry that maps it.
+ *  R8  A freed cluster is allocated again, in memory too, only once its reference is gone from disk and its hole is punched.
+ *
+ * How they are kept. Metadata changes in memory only: in the caches of L2 slices and refcount slices, in the L1 and
+ * refcount tables. Freed clusters go to a list and keep their refcount. A *commit* (commit.c) takes a
+ * consistent snapshot of all that is dirty and writes it in an order that keeps the rules:
+ *
+ *      refcount slices -> [sync, refcount table entries] -> sync -> L2 slices, L1 entries -> sync -> freed clusters
+ *                                                           (R1, R7)                 (R4)    punched, refcounts lowered (R2, R8)
+ *
+ * Data is written before the entry that maps it is changed in memory, so the sync before the L2
+ * slices covers it (R7). A refcount slice may be written at any time, since it can only be too high.
+ *
+ * Locks, in the order they are taken; an arrow may not be walked backwards:
+ *
+ *   guest (range_lock)   guest ranges: overwriting in place shared; allocating, zeroing, discarding exclusive
+ *   commit_mutex         one commit at a time
+ *   lock (co_mutex)      everything marked [lock] below: allocation, links, what is dirty. Held across I/O
+ *                        only to read metadata and to make a new table; across a sync only when the refcount
+ *                        table is replaced
+ *   cache shard locks    thread mutexes, inside cache.c only
+ */
+#ifndef TIDEMARK_QCOW2_STATE_H
+#define TIDEMARK_QCOW2_STATE_H
+
+#include <stdatomic.h>
+
+#include "block/driver.h"
+#include "co/sync.h"
+#include "qcow2/cache.h"
+#include "qcow2/format.h"
+
+/* A header extension that we don't interpret, kept as it is. */
+struct qcow2_extension {
+    struct list link;
+    uint32_t type;
+    uint32_t size;
+    uint8_t data[];
+};
+
+/* A bitmap as the directory on disk describes it. */
+struct stored_bitmap {
+    struct list link;
+    char *name;
+    uint64_t table_offset;
+    uint32_t table_entries;
+    uint32_t flags;
+    uint8_t type;
+    uint8_t granularity_bits;
+    uint8_t *extra; /* extra data, kept */
+    uint32_t extra_size;
+    uint64_t flags_position;     /* byte offset in the file of its flags field */
+    struct block_bitmap *loaded; /* NULL if it was not loaded (inconsistent, unknown) */
+};
+
+/* Clusters whose reference was dropped in memory; see R2 and R8. */
+struct qcow2_free_run {
+    uint64_t offset;
+    uint64_t length;
+    bool compressed; /* length is bytes of a compressed cluster: refcounts only, no hole */
+};
+
+struct free_list {
+    struct qcow2_free_run *runs;
+    size_t count, capacity;
+};
+
+struct qcow2 {
+    struct block_node *node;
+
+    /* From the header; constant after open. */
+    uint32_t version;
+    unsigned cluster_bits;
+    uint64_t cluster_size;
+    unsigned l2_bits;        /* log2 of entries per L2 table */
+    unsigned refcount_order; /* log2 of refcount width in bits */
+    unsigned refblock_bits;  /* log2 of refcounts per refcount block */
+    uint64_t refcount_max;
+    uint64_t incompatible, compatible, autoclear;
+    enum compression_type compression;
+    uint64_t header_length;
+    char *backing_filename; /* as recorded; NULL if none */
+    char *backing_format;   /* likewise */
+    uint64_t backing_name_offset;
+    struct list extensions; /* of struct qcow2_extension */
+    uint64_t l1_offset;
+
+    struct co_mutex lock;
+    struct co_mutex commit_mutex;
+    struct range_lock guest;
+
+    /* L1 table in host byte order. Read with relaxed atomics by anyone, stored under lock. */
+    _Atomic uint64_t *l1;
+    uint32_t l1_size;
+    uint8_t *l1_dirty;     /* [lock] a byte per sector of the table on disk */
+    size_t l1_dirty_count; /* [lock] */
+
+    uint64_t reftable_offset;    /* [lock] */
+    uint64_t *reftable;          /* [lock] host byte order */
+    uint32_t reftable_entries;   /* [lock] */
+    uint8_t *reftable_dirty;     /* [lock] a byte per sector */
+    size_t reftable_dirty_count; /* [lock] */
+
+    struct table_cache l2_cache;
+    struct table_cache ref_cache;
+
+    uint64_t next_free; /* [lock] no free cluster index lies below */
+    uint64_t zero_from; /* [lock] file offsets from here on were never written and read as zeroes */
+    uint64_t compressed_tail; /* [lock] file offset behind the last compressed cluster; 0: none */
+    struct free_list frees;   /* [lock] */
+    uint64_t freed_bytes;     /* [lock] sum of the above */
+
+    /* A flush needs a commit that begins after it was called. */
+    atomic_uint commits_begun;
+    int commit_result; /* of the last one; guarded by commit_mutex */
+
+    /* Persistent bitmaps (bitmap.c). Main reactor, except for bitmaps_marked. */
+    struct list stored_bitmaps;
+    uint64_t bitmap_directory_offset, bitmap_directory_size;
+    struct co_mutex bitmap_mutex; /* marking in use: first writers of several reactors */
+    atomic_bool bitmaps_marked;   /* nothing on disk passes for current: writes may go on (R5) */
+
+    bool pass_discard; /* punch holes for freed clusters */
+    bool read_only;
+    atomic_bool broken; /* metadata was found corrupt: no more writes */
+};
+
+static inline struct qcow2 *qcow2_state(const struct block_node *node)
+{
+    return node->opaque;
+}
+
+static inline uint64_t qcow2_cluster_index(const struct qcow2 *q, uint64_t offset)
+{
+    return offset >> q->cluster_bits;
+}
+
+/* Bytes of guest disk that one L2 table maps. */
+static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
+{
+    return 1ULL << (q->cluster_bits + q->l2_bits);
+}
+
+/* --- header.c --- */
+int qcow2_co_read_header(struct qcow2 *q, struct error *err);
+/*
+ * Write the header as the fields say. Sectors behind the first are written and synced first, then sector 0, which
+ * holds everything that must switch at one time (R3); then synced. `bitmaps` says whether the bitmaps extension is there.
+ */
+int qcow2_co_write_header(struct qcow2 *q, struct error *err);
+void qcow2_free_header(struct qcow2 *q);
+
+/* --- map.c --- */
+enum cluster_type {
+    CLUSTER_UNALLOCATED,
+    CLUSTER_ZERO,       /* no host cluster */
+    CLUSTER_ZERO_ALLOC, /* reads as zeroes, has a host cluster */
+    CLUSTER_NORMAL,
+    CLUSTER_COMPRESSED,
+};
+
+/* Guest bytes that are mapped alike: contiguous in the file where the type has a host offset. */
+struct qcow2_run {
+    enum cluster_type type;
+    bool copied;     /* every cluster has refcount 1 (COPIED flag): may be overwritten in place */
+    uint64_t host;   /* file offset for the first byte; of a compressed run: its entry */
+    uint64_t length; /* bytes from the offset asked for; > 0 */
+};
+
+/* What maps [offset, offset + length): the first run of it. Any reactor, no lock. -EIO if metadata is corrupt. */
+int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
+/* Decode one L2 entry. -EIO if it breaks the specification. */
+int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_type,
+                       uint64_t *ret_host);
+/* The slice with the entry for guest `offset`, pinned; its table is made if it does not exist. *ret_index: in the slice. */
+int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
+                             unsigned *ret_index);
+/* Metadata broke the specification: log it once, refuse writes from now on. Returns -EIO. */
+int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- refcount.c --- */
+int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
+/* Add `delta` to the refcounts of `count` clusters from index `first`. -ERANGE on overflow, -EIO below zero. */
+int qcow2_co_refcount_add_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta);
+uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index);
+void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t value);
+
+/* --- alloc.c --- */
+/*
+ * Allocate up to `want` clusters in one piece (at least one; exactly `want` if `exact`), refcount 1. *ret_fresh: never
+ * written, reads as zeroes. -ENOSPC/-EFBIG/-EIO.
+ */
+int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
+                          uint64_t *ret_got, bool *ret_fresh);
+/* Room for `size` <= cluster_size bytes of compressed data; shares clusters with other compressed data. */
+int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset);
+/* Give back clusters that were allocated and never referenced. */
+void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters);
+/* A reference was dropped in memory: free after the next commit. Compressed: byte range of its data. */
+int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed);
+/* Byte range that a compressed entry names. */
+void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
+                            uint64_t *ret_size);
+
+/* --- commit.c --- */
+/* Make everything that was acknowledged stable (R4). Concurrent callers share commits. */
+int qcow2_co_commit(struct qcow2 *q);
+/* Called after metadata was changed, no lock held: commits if much is dirty. */
+int qcow2_co_limit_dirty(struct qcow2 *q);
+
+/* --- read.c, write.c, zero.c --- */
+int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                          unsigned flags);
+int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
+/* Read guest bytes as they are mapped now into a flat buffer; zeroes behind the end of the disk. */
+int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
+/* Whether [offset, offset + length) reads as zeroes by the metadata alone. */
+int qcow2_co_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret);
+
+/* --- compress.c --- */
+/* Decompress a whole cluster. `out` has cluster_size bytes. Runs in the offload pool. */
+int qcow2_co_decompress(struct qcow2 *q, const void *data, size_t size, void *out);
+/* Compress a cluster into `out` (cluster_size bytes). *ret_size; -E2BIG if it does not get smaller. */
+int qcow2_co_compress(struct qcow2 *q, const void *data, void *out, size_t *ret_size);
+int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov);
+int qcow2_co_read_compressed(struct qcow2 *q, uint64_t entry, size_t skip, struct iov iov);
+
+/* --- bitmap.c, bitmap_store.c --- */
+int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
+/* Store all persistent bitmaps and take the in-use marks away. */
+int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
+/* Before a guest write, when !bitmaps_marked: R5. */
+int qcow2_co_mark_bitmaps(struct qcow2 *q);
+int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                              struct error *err);
+int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *b,
+                                  struct error *err);
+int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b, struct error *err);
+void qcow2_free_stored_bitmaps(struct qcow2 *q);
+
+/* --- create.c, check.c, info.c --- */
+int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err);
+extern const struct block_option_desc qcow2_create_options[];
+int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
+                   struct error *err);
+struct json_object *qcow2_co_specific_info(struct block_node *node);
+int qcow2_co_get_info(struct block_node *node, struct block_info *ret);
+
+#endif

@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Writing. Clusters that are ours alone are overwritten in place. All others get new clusters:
+ *
+ *   guest range exclusive -> lock: map again, allocate -> write data with the cluster's old head and tail
+ *                         -> lock: link, mark dirty; drop the old reference -> unlock all
+ *
+ * The entry is changed in memory only after the data was written, so that the commit that writes the entry syncs the
+ * data before (R7). On an error the new clusters, which nothing refers to, are given back.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "qcow2/state.h"
+
+#define ZERO_PAGE_SIZE (64 * KiB)
+
+static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
+
+/* One allocating write: [offset, offset + iov.size) lies in the clusters [start, start + clusters). */
+struct allocation {
+    uint64_t offset;
+    struct iov data;
+    uint64_t start; /* guest offset, cluster aligned */
+    uint64_t clusters;
+    uint64_t host;     /* file offset of the first new cluster */
+    bool in_place;     /* zero clusters that have a place already: only their flag changes */
+    bool fresh;        /* the new clusters read as zeroes */
+    bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
+};
+
+/* --- data ---------------------------------------------------------------------------------------- */
+
+/* A growing vector with room for what one allocating write can need. */
+struct gather {
+    struct iovec *vec;
+    int count;
+    size_t size;
+};
+
+static void gather_release(struct gather *g)
+{
+    free(g->vec);
+}
+
+static void add_piece(struct gather *g, const void *buf, size_t size)
+{
+    if (size > 0) {
+        g->vec[g->count++] = (struct iovec){.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
+        g->size += size;
+    }
+}
+
+static void add_zeroes(struct gather *g, size_t size)
+{
+    for (size_t part; size > 0; size -= part) {
+        part = MIN(size, ZERO_PAGE_SIZE);
+        add_piece(g, zero_page, part);
+    }
+}
+
+static void add_data(struct gather *g, struct iov data)
+{
+    for (int i = 0; i < data.count; i++) {
+        add_piece(g, data.vec[i].iov_base, data.vec[i].iov_len);
+    }
+}
+
+/* Old contents of the head or tail; NULL in *ret if `size` is 0. */
+static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **ret)
+{
+    *ret = NULL;
+    if (size == 0) {
+        return 0;
+    }
+    if (posix_memalign(ret, 4096, size) != 0) {
+        *ret = NULL;
+        return -ENOMEM;
+    }
+    return qcow2_co_read_old(q, offset, *ret, size);
+}
+
+/* The data with head and tail of its clusters around it, as one write. */
+static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t head, size_t tail)
+{
+    AUTO_FREE void *head_buf = NULL;
+    AUTO_FREE void *tail_buf = NULL;
+    CLEANUP(gather_release) struct gather g = {0};
+    int r;
+
+    g.vec = malloc(((size_t)a->data.count + (head + tail) / ZERO_PAGE_SIZE + 4) * sizeof(*g.vec));
+    if (!g.vec) {
+        return -ENOMEM;
+    }
+    if (a->had_contents) {
+        if ((r = co_read_side(q, a->start, head, &head_buf)) < 0 ||
+            (r = co_read_side(q, a->offset + a->data.size, tail, &tail_buf)) < 0) {
+            return r;
+        }
+        add_piece(&g, head_buf, head);
+        add_data(&g, a->data);
+        add_piece(&g, tail_buf, tail);
+    } else {
+        add_zeroes(&g, head);
+        add_data(&g, a->data);
+        add_zeroes(&g, tail);
+    }
+    return block_co_pwritev(q->node->file, a->host,
+                            (struct iov){.vec = g.vec, .count = g.count, .size = g.size}, 0);
+}
+
+static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
+{
+    size_t head = a->offset - a->start;
+    size_t tail = (a->clusters << q->cluster_bits) - head - a->data.size;
+
+    if (head + tail == 0 || (a->fresh && !a->had_contents)) {
+        return block_co_pwritev(q->node->file, a->host + head, a->data, 0);
+    }
+    return co_write_padded(q, a, head, tail);
+}
+
+/* --- allocate ------------------------------------------------------------------------------------ */
+
+/* How many clusters from slice[index] on are of the kind of the first, at most `want`. */
+static int classify(struct qcow2 *q, const struct cache_entry *slice, unsigned index, uint64_t want,
+                    struct allocation *a)
+{
+    unsigned end = 1u << (q->l2_cache.entry_bits - 3);
+    uint64_t n, first_host = 0;
+
+    for (n = 0; n < want && index + n < end; n++) {
+        uint64_t entry = cache_load_be64(slice, index + (unsigned)n), host;
+        enum cluster_type type;
+        bool in_place, contents;
+        int r = qcow2_decode_entry(q, entry, &type, &host);
+
+        if (r < 0) {
+            return r;
+        }
+        in_place = type == CLUSTER_ZERO_ALLOC && (entry & ENTRY_COPIED);
+        contents = type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
+                   (type == CLUSTER_UNALLOCATED && q->node->backing);
+        if (type == CLUSTER_NORMAL && (entry & ENTRY_COPIED)) {
+            break; /* became ours by now: the caller overwrites it */
+        }
+        if (n == 0) {
+            a->in_place = in_place;
+            first_host = host;
+        } else if (in_place != a->in_place ||
+                   (in_place && host != first_host + (n << q->cluster_bits))) {
+            break;
+        }
+        a->had_contents |= contents;
+    }
+    a->clusters = n;
+    a->host = first_host;
+    return 0;
+}
+
+/* Decide on and reserve the clusters for the first part of the request. a->clusters 0: nothing to allocate here. */
+static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
+{
+    struct cache_entry *slice;
+    unsigned index;
+    int r;
+
+    co_mutex_lock(&q->lock);
+    r = qcow2_co_l2_slice_locked(q, a->start, &slice, &index);
+    if (r == 0) {
+        r = classify(q, slice, index, want, a);
+        cache_put(slice);
+    }
+    if (r == 0 && a->clusters > 0 && !a->in_place) {
+        r = qcow2_co_alloc_locked(q, a->clusters, false, &a->host, &a->clusters, &a->fresh);
+    }
+    co_mutex_unlock(&q->lock);
+    return r;
+}
+
+static int co_drop_old_locked(struct qcow2 *q, uint64_t entry)
+{
+    enum cluster_type type;
+    uint64_t host, size;
+    int r = qcow2_decode_entry(q, entry, &type, &host);
+
+    if (r < 0) {
+        return r;
+    }
+    if (type == CLUSTER_COMPRESSED) {
+        qcow2_compressed_range(q, entry, &host, &size);
+        return qcow2_free_later_locked(q, host, size, true);
+    }
+    if (host != 0) {
+        return qcow2_free_later_locked(q, host, q->cluster_size, false);
+    }
+    return 0;
+}
+
+static int co_link_new(struct qcow2 *q, const struct allocation *a)
+{
+    struct cache_entry *slice;
+    unsigned index;
+    int r;
+
+    co_mutex_lock(&q->lock);
+    r = qcow2_co_l2_slice_locked(q, a->start, &slice, &index);
+    for (uint64_t i = 0; i < a->clusters && r == 0; i++) {
+        uint64_t old = cache_load_be64(slice, index + (unsigned)i);
+
+        cache_store_be64(slice, index + (unsigned)i,
+                         (a->host + (i << q->cluster_bits)) | ENTRY_COPIED);
+        if (!a->in_place) {
+            co_drop_old_locked(q, old);
+        }
+    }
+    if (r == 0) {
+        cache_mark_dirty(&q->l2_cache, slice);
+        cache_put(slice);
+    }
+    co_mutex_unlock(&q->lock);
+    return r;
+}
+
+/*
+ * The part of [offset, offset + iov.size) from its beginning for which clusters can be had in one piece. *ret_done: how
+ * many bytes; 0 if the first cluster can be overwritten in place after all. Guest range held exclusively.
+ */
+static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done)
+{
+    struct allocation a = {.offset = offset, .start = round_down(offset, q->cluster_size)};
+    uint64_t want = (round_up(offset + iov.size, q->cluster_size) - a.start) >> q->cluster_bits;
+    IOV_PART_AUTO(part);
+    size_t size;
+    int r;
+
+    r = co_prepare(q, &a, want);
+    *ret_done = 0;
+    if (r < 0 || a.clusters == 0) {
+        return r;
+    }
+    size = MIN(iov.size, a.start + (a.clusters << q->cluster_bits) - offset);
+    r = iov_part_set(&part, iov, 0, size);
+    a.data = part.iov;
+    r = r < 0 ? r : co_write_new_data(q, &a);
+    r = r < 0 ? r : co_link_new(q, &a);
+    if (r < 0) {
+        if (!a.in_place) {
+            co_mutex_lock(&q->lock);
+            qcow2_co_unalloc_locked(q, a.host, a.clusters);
+            co_mutex_unlock(&q->lock);
+        }
+        return r;
+    }
+    *ret_done = size;
+    return qcow2_co_limit_dirty(q);
+}
+
+/* --- write ----------------------------------------------------------------------------------- */
+
+static bool is_ours(const struct qcow2_run *run)
+{
+    return run->type == CLUSTER_NORMAL && run->copied;
+}
+
+/* Any mixture of runs. Guest range held exclusively. */
+static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
+{
+    IOV_PART_AUTO(part);
+    size_t done = 0;
+    int r = 0;
+
+    while (done < iov.size && r == 0) {
+        struct qcow2_run run;
+        size_t size = iov.size - done;
+
+        r = qcow2_co_map(q, offset + done, size, &run);
+        if (r < 0) {
+            break;
+        }
+        size = is_ours(&run) ? run.length : size;
+        r = iov_part_set(&part, iov, done, size);
+        if (r < 0) {
+            break;
+        }
+        if (is_ours(&run)) {
+            r = block_co_pwritev(q->node->file, run.host, part.iov, 0);
+        } else {
+            r = co_allocating_write(q, offset + done, part.iov, &size);
+        }
+        done += size;
+    }
+    return r;
+}
+
+static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
+{
+    struct range_entry range;
+    struct qcow2_run run;
+    uint64_t first;
+    int r;
+
+    co_range_lock(&q->guest, &range, offset, iov.size, false);
+    r = qcow2_co_map(q, offset, iov.size, &run);
+    if (r == 0 && is_ours(&run) && run.length == iov.size) {
+        r = block_co_pwritev(q->node->file, run.host, iov, 0);
+        range_unlock(&q->guest, &range);
+        return r;
+    }
+    range_unlock(&q->guest, &range);
+    if (r < 0) {
+        return r;
+    }
+    first = round_down(offset, q->cluster_size);
+    co_range_lock(&q->guest, &range, first, round_up(offset + iov.size, q->cluster_size) - first,
+                  true);
+    r = co_write_pieces(q, offset, iov);
+    range_unlock(&q->guest, &range);
+    return r;
+}
+
+int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct qcow2 *q = qcow2_state(node);
+    int r;
+
+    if (atomic_load_explicit(&q->broken, memory_order_relaxed)) {
+        return -EIO;
+    }
+    if (!atomic_load_explicit(&q->bitmaps_marked, memory_order_acquire)) {
+        r = qcow2_co_mark_bitmaps(q);
+        if (r < 0) {
+            return r;
+        }
+    }
+    if (flags & BLOCK_REQ_COMPRESSED) {
+        return qcow2_co_write_compressed(q, offset, iov);
+    }
+    return co_write_range(q, offset, iov);
+}
