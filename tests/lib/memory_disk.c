@@ -156,6 +156,9 @@ static int memory_disk_co_pwritev(struct block_node *node, uint64_t offset, stru
     if (ret < 0) {
         return ret;
     }
+    if (!range_fits(offset, iov.size, d->size)) {
+        return -EFBIG; /* a parent that may resize can write beyond the end */
+    }
     for (size_t done = 0; done < iov.size; done += MIN(PAGE, iov.size - done)) {
         iov_copy_to_buf(iov, done, d->data + offset + done, MIN(PAGE, iov.size - done));
         if (done % (8 * PAGE) == 0) {
@@ -174,6 +177,9 @@ static int memory_disk_co_write_zeroes(struct block_node *node, uint64_t offset,
 
     if (ret < 0) {
         return ret;
+    }
+    if (!range_fits(offset, length, d->size)) {
+        return -EFBIG; /* a parent that may resize can write beyond the end */
     }
     memset(d->data + offset, 0, length);
     mark_written(d, offset, length);

@@ -1,0 +1,241 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* blkdebug: rules from options and from a file, states, limits. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include <cmocka.h>
+
+#include "cbw_fixture.h"
+
+#include "filter/filter.h"
+#include "loop/loop.h"
+
+struct fault_graph {
+    struct block_node *disk_node, *filter_node;
+    struct memory_disk *disk;
+    struct block_root *root;
+    struct block_edge *edge;
+};
+
+/* `options`: as `"key":value,...`. */
+static void open_graph(struct fault_graph *g, const char *options)
+{
+    char json[1024];
+
+    g->disk_node =
+        fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"disk\",\"size\":1048576}");
+    g->disk = memory_disk_of(g->disk_node);
+    snprintf(json, sizeof(json), "{\"driver\":\"blkdebug\",\"image\":\"disk\",%s}", options);
+    g->filter_node = fixture_open(json);
+    assert_int_equal(block_co_root_new(g->filter_node, "test",
+                                       BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+                                       BLOCK_PERM_ALL, &g->root, NULL),
+                     0);
+    g->edge = block_root_edge(g->root);
+}
+
+static void close_graph(struct fault_graph *g)
+{
+    block_co_root_release(g->root);
+    block_co_unref(g->filter_node);
+    block_co_unref(g->disk_node);
+}
+
+static int co_read_at(struct fault_graph *g, uint64_t offset)
+{
+    uint8_t buf[512];
+
+    return block_co_pread(g->edge, offset, buf, sizeof(buf));
+}
+
+static int co_write_at(struct fault_graph *g, uint64_t offset)
+{
+    uint8_t buf[512] = {0};
+
+    return block_co_pwrite(g->edge, offset, buf, sizeof(buf), 0);
+}
+
+static void co_iotype(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g, "\"inject-error\":[{\"event\":\"none\",\"iotype\":\"write\",\"errno\":28}]");
+    assert_int_equal(co_read_at(&g, 0), 0);
+    assert_int_equal(co_write_at(&g, 0), -ENOSPC);
+    assert_int_equal(co_write_at(&g, 4096), -ENOSPC);
+    assert_int_equal(block_co_write_zeroes(g.edge, 0, 4096, 0), 0);
+    assert_int_equal(block_co_flush(g.edge), 0);
+    close_graph(&g);
+}
+
+static void co_sector(void *arg)
+{
+    struct fault_graph g;
+    uint8_t buf[8192];
+
+    open_graph(&g, "\"inject-error\":[{\"event\":\"none\",\"sector\":8}]");
+    assert_int_equal(co_read_at(&g, 7 * 512), 0);
+    assert_int_equal(co_read_at(&g, 8 * 512), -EIO);
+    assert_int_equal(co_write_at(&g, 8 * 512), -EIO);
+    assert_int_equal(co_read_at(&g, 9 * 512), 0);
+    assert_int_equal(block_co_pread(g.edge, 0, buf, sizeof(buf)), -EIO);
+    assert_int_equal(block_co_discard(g.edge, 0, 8192), -EIO);
+    close_graph(&g);
+}
+
+static void co_once(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g,
+               "\"inject-error\":[{\"event\":\"read_aio\",\"once\":true,\"immediately\":true}]");
+    assert_int_equal(co_read_at(&g, 0), -EIO);
+    assert_int_equal(co_read_at(&g, 0), 0);
+    close_graph(&g);
+}
+
+/* A read moves to state 2, in which flushes fail; the next write moves on to state 3. */
+static void co_states(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g,
+               "\"inject-error\":[{\"event\":\"flush_to_disk\",\"state\":2,\"iotype\":\"flush\"},"
+               "{\"event\":\"flush_to_disk\",\"state\":3,\"iotype\":\"read\"}],"
+               "\"set-state\":[{\"event\":\"read_aio\",\"state\":1,\"new_state\":2},"
+               "{\"event\":\"write_aio\",\"state\":2,\"new_state\":3}]");
+    assert_int_equal(co_write_at(&g, 0), 0);
+    assert_int_equal(co_read_at(&g, 0), 0);
+    assert_int_equal(block_co_flush(g.edge), -EIO);
+    assert_int_equal(co_write_at(&g, 0), 0);
+    assert_int_equal(block_co_flush(g.edge), 0);
+    assert_int_equal(co_read_at(&g, 0), -EIO);
+    close_graph(&g);
+}
+
+static void co_config(void *arg)
+{
+    static const char config[] = "# rules\n"
+                                 "[inject-error]\n"
+                                 "event = \"write_aio\"\n"
+                                 "  errno = \"28\"  \n"
+                                 "sector = \"-1\"\n"
+                                 "once = \"on\"\n"
+                                 "\n"
+                                 "[set-state \"an id\"]\n"
+                                 "event = \"write_aio\"\n"
+                                 "new_state = \"2\"\n";
+    struct fault_graph g;
+    FILE *file = fopen("rules.conf", "w");
+
+    assert_non_null(file);
+    fputs(config, file);
+    fclose(file);
+    open_graph(&g, "\"config\":\"rules.conf\"");
+    assert_int_equal(co_write_at(&g, 0), -ENOSPC);
+    assert_int_equal(co_write_at(&g, 0), 0);
+    close_graph(&g);
+    unlink("rules.conf");
+}
+
+static void expect_config_error(const char *text, const char *part)
+{
+    FILE *file = fopen("bad.conf", "w");
+    const char *message;
+
+    assert_non_null(file);
+    fputs(text, file);
+    fclose(file);
+    message = fixture_open_fails("{\"driver\":\"blkdebug\",\"config\":\"bad.conf\","
+                                 "\"image\":{\"driver\":\"memory-disk\",\"size\":4096}}");
+    assert_non_null(message);
+    if (!strstr(message, part)) {
+        fail_msg("'%s' does not tell '%s'", message, part);
+    }
+    unlink("bad.conf");
+}
+
+static void co_bad_config(void *arg)
+{
+    expect_config_error("event = \"read_aio\"\n", "bad.conf:1: no group");
+    expect_config_error("[inject-error]\nevent = read_aio\n", "bad.conf:2");
+    expect_config_error("[inject-error\n", "']' expected");
+    expect_config_error("[no-such]\n", "no-such");
+    expect_config_error("[inject-error]\nevent = \"nothing\"\n", "nothing");
+    expect_config_error("[inject-error]\nevent = \"none\"\ncolour = \"red\"\n", "colour");
+    expect_config_error("[set-state]\nevent = \"none\"\n", "new_state");
+}
+
+static void co_limits(void *arg)
+{
+    struct fault_graph g;
+    uint8_t buf[16384] = {0};
+
+    open_graph(&g, "\"align\":4096,\"max-transfer\":8192");
+    assert_int_equal(block_co_pread(g.edge, 0, buf, sizeof(buf)), 0);
+    assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ), 2);
+    assert_int_equal(block_co_pwrite(g.edge, 512, buf, 512, 0), 0); /* read, then write 4096 */
+    assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ), 3);
+    close_graph(&g);
+    assert_non_null(fixture_open_fails("{\"driver\":\"blkdebug\",\"align\":1000,"
+                                       "\"image\":{\"driver\":\"memory-disk\",\"size\":4096}}"));
+}
+
+static void co_named_event(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g, "\"inject-error\":[{\"event\":\"l2_load\",\"iotype\":\"read\"}]");
+    assert_int_equal(co_read_at(&g, 0), 0);
+    fault_node_event(g.filter_node, "l2_load");
+    assert_int_equal(co_read_at(&g, 0), -EIO);
+    close_graph(&g);
+}
+
+#define TEST(name, entry)                                                                          \
+    static void name(void **state)                                                                 \
+    {                                                                                              \
+        assert_int_equal(reactor_run_until_done(entry, NULL), 0);                                  \
+    }
+TEST(rule_applies_to_its_iotype, co_iotype)
+TEST(rule_applies_to_its_sector, co_sector)
+TEST(rule_with_once_applies_once, co_once)
+TEST(rules_follow_the_state, co_states)
+TEST(rules_come_from_a_file, co_config)
+TEST(bad_files_are_refused_with_their_line, co_bad_config)
+TEST(limits_split_and_align, co_limits)
+TEST(formats_can_announce_events, co_named_event)
+
+static int setup(void **state)
+{
+    block_register_driver(&memory_disk_driver);
+    filter_register_drivers();
+    return reactor_init_main(NULL);
+}
+
+static int teardown(void **state)
+{
+    reactor_exit_main();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rule_applies_to_its_iotype),
+        cmocka_unit_test(rule_applies_to_its_sector),
+        cmocka_unit_test(rule_with_once_applies_once),
+        cmocka_unit_test(rules_follow_the_state),
+        cmocka_unit_test(rules_come_from_a_file),
+        cmocka_unit_test(bad_files_are_refused_with_their_line),
+        cmocka_unit_test(limits_split_and_align),
+        cmocka_unit_test(formats_can_announce_events),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
