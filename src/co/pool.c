@@ -79,7 +79,7 @@ static size_t pool_count(const struct pool *p)
 
 static size_t map_size(size_t page)
 {
-    size_t size = CO_STACK_SIZE + sizeof(struct co) + COLOURS * COLOUR_BYTES;
+    size_t size = (size_t)(CO_STACK_SIZE) + sizeof(struct co) + (size_t)(COLOURS * COLOUR_BYTES);
 
     return page + (size + page - 1) / page * page;
 }

@@ -67,6 +67,7 @@ static struct io_uring_sqe *co_get_sqe(struct uring *u)
 static int co_wait(struct io_uring_sqe *sqe, struct uring_op *op)
 {
     op->co = co_self();
+    op->result = 0;
     io_uring_sqe_set_data(sqe, op);
     co_suspend();
     return op->result;

@@ -36,7 +36,7 @@
 #define FD_USES 64
 
 /* The longest buffered write that is tried inline. */
-#define INLINE_WRITE_MAX (1024 * 1024)
+#define INLINE_WRITE_MAX ((size_t)1 << 20)
 #define STALL_NS INT64_C(2000000)
 #define WATCHED_WRITES 256
 #define INLINE_BAR_MIN 256
@@ -83,7 +83,10 @@ static bool is_uncached(struct reactor *r, int fd)
 {
     struct fd_memory *m;
 
-    if (fd < 0 || fd >= FD_MEMORY) {
+    if (fd < 0) {
+        return false; /* the system call will say so */
+    }
+    if (fd >= FD_MEMORY) {
         return query_uncached(fd);
     }
     m = &r->fds[fd];

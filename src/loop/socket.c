@@ -81,6 +81,7 @@ int loop_co_accept(int fd)
     int ready = 0;
 
     for (;;) {
+        /* cppcheck-suppress nullPointer */
         int connection = accept4(fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
 
         if (connection >= 0) {

@@ -84,7 +84,7 @@ static void make_room(struct reactor *r)
     if (r->timer_count < r->timer_room) {
         return;
     }
-    timers = realloc(r->timers, room * sizeof(*timers));
+    timers = reallocarray(r->timers, room, sizeof(struct loop_timer *));
     if (!timers) {
         /* Eight bytes for each timer that somebody found memory for. */
         log_error("No memory for a timer");
