@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 #include "base/log.h"
 #include "base/size.h"
@@ -94,21 +95,26 @@ static bool is_negative_number(const char *text)
     return text[0] == '-' && text[1] && text[strspn(text + 1, "0123456789") + 1] == '\0';
 }
 
+int cli_size(const char *text, uint64_t *ret)
+{
+    const char *dot = strchr(text, '.');
+    const char *end = dot ? dot + 1 + strspn(dot + 1, "0") : text;
+    char whole[32];
+
+    /* A fraction of nothing: size_parse() has fractions of larger units only. */
+    if (dot && end > dot + 1 && (*end == '\0' || strcasecmp(end, "b") == 0) &&
+        (size_t)(dot - text) < sizeof(whole)) {
+        snprintf(whole, sizeof(whole), "%.*s", (int)(dot - text), text);
+        text = whole;
+    }
+    return size_parse(text, "size", ret, NULL);
+}
+
 int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
 {
-    ERROR_AUTO(err);
     uint64_t value;
-    int rc = size_parse(text, name, &value, &err);
+    int rc = cli_size(text, &value);
 
-    if (rc == -EINVAL && strchr(text, '.')) {
-        /* A fraction needs a suffix there; "1024.0" is common in scripts. */
-        char with_suffix[64];
-        int len = snprintf(with_suffix, sizeof(with_suffix), "%sb", text);
-
-        if (len > 0 && (size_t)len < sizeof(with_suffix)) {
-            rc = size_parse(with_suffix, name, &value, NULL);
-        }
-    }
     if (rc == -ERANGE || is_negative_number(text) || (rc == 0 && (value < min || value > max))) {
         return out_of_range(name, min, max);
     }

@@ -37,6 +37,8 @@ int cli_report(struct error *err);
 /* "program: warning: sentence". */
 void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/* size_parse() that takes "1024.0" and "1024.0b", too. Tells nobody. */
+int cli_size(const char *text, uint64_t *ret);
 /*
  * Parse a size in bytes within [min, max]. On failure the user has been told, by the name of the value ("image
  * size"), and -EINVAL or -ERANGE is returned.

@@ -8,7 +8,6 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/size.h"
 #include "block/driver.h"
 #include "cli/args.h"
 #include "cli/cli.h"
@@ -302,18 +301,6 @@ static int bad_size(const char *filename, const char *name, const char *value)
     return 1;
 }
 
-static int parse_size_value(const char *text, uint64_t *ret)
-{
-    char with_suffix[64];
-    int rc = size_parse(text, "size", ret, NULL);
-
-    if (rc < 0 && strchr(text, '.') && strlen(text) < sizeof(with_suffix) - 2) {
-        snprintf(with_suffix, sizeof(with_suffix), "%sb", text);
-        rc = size_parse(with_suffix, "size", ret, NULL);
-    }
-    return rc;
-}
-
 /* Check a value by its type and bring it to the form that is printed. Returns 0 or 1 (told). */
 static int normalise(const char *filename, const struct block_option_desc *desc,
                      struct option_value *o)
@@ -323,7 +310,7 @@ static int normalise(const char *filename, const struct block_option_desc *desc,
     char *end;
 
     if (strcmp(desc->type, "size") == 0) {
-        if (parse_size_value(o->value, &number) < 0) {
+        if (cli_size(o->value, &number) < 0) {
             return bad_size(filename, o->name, o->value);
         }
     } else if (strcmp(desc->type, "num") == 0) {
@@ -519,7 +506,7 @@ static int choose_size(const struct cli_new_image *image, const struct option_se
             return cli_fail("%s: The image size must be specified only once", image->filename);
         }
         *has_size = true;
-        return parse_size_value(by_option, size) < 0;
+        return cli_size(by_option, size) < 0;
     }
     return 0;
 }

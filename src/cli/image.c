@@ -241,23 +241,23 @@ int cli_parse_output(const char *text, bool *ret_json)
 }
 
 /*
- * An area that no layer has stored reads as zeroes. `map` reports it at the depth of the last layer that was asked:
- * the first without a backing file, or whose backing file ends before it.
+ * An area that no layer has stored, or that lies beyond the end of the layer that would be asked next, reads as
+ * zeroes. `map` reports it at the depth of the layer above: the first without a backing file, or whose
+ * backing file ends before it.
  */
-static void place_unallocated(const struct cli_disk *disk, struct cli_extent *e)
+static void place_extent(const struct cli_disk *disk, struct cli_extent *e, int depth)
 {
     struct block_node *node = disk->node;
 
-    e->depth = 0;
-    for (;;) {
+    for (e->depth = 0; depth == 0 || e->depth < depth - 1; e->depth++) {
         struct block_node *below = block_node_backing(node);
 
         if (!below || e->start >= block_node_size(below)) {
+            e->flags = BLOCK_STATUS_ZERO;
             return;
         }
         e->length = MIN(e->length, block_node_size(below) - e->start);
         node = below;
-        e->depth++;
     }
 }
 
@@ -278,13 +278,9 @@ int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
         .start = offset,
         .length = status.length,
         .flags = status.flags & ~(BLOCK_STATUS_EOF | BLOCK_STATUS_RECURSE),
-        .depth = depth - 1,
         .map = status.map,
         .file = status.file,
     };
-    if (depth == 0) {
-        ret->flags |= BLOCK_STATUS_ZERO;
-        place_unallocated(disk, ret);
-    }
+    place_extent(disk, ret, depth);
     return 0;
 }

@@ -320,10 +320,11 @@ static int co_alloc(struct io *io, const struct io_command *command, struct io_a
         (a->argc == 2 && io_parse_length(a->argv[1], INT64_MAX, &length) < 0)) {
         return -EINVAL;
     }
-    for (uint64_t at = offset, left = length; left > 0 && at < size;) {
+    length = offset < size ? MIN(length, size - offset) : 0;
+    for (uint64_t at = offset, left = length; left > 0;) {
         bool allocated = false;
         uint64_t n = 0;
-        int rc = co_is_allocated(io, at, MIN(left, size - at), &allocated, &n);
+        int rc = co_is_allocated(io, at, left, &allocated, &n);
 
         if (rc < 0) {
             printf("is_allocated failed: %s\n", strerror(-rc));

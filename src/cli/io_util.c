@@ -7,7 +7,6 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/size.h"
 #include "cli/io.h"
 #include "loop/loop.h"
 
@@ -35,7 +34,7 @@ const char *io_size_text(double value, char *buf, size_t buf_size)
 
 int io_parse_size(const char *text, uint64_t *ret)
 {
-    int rc = size_parse(text, "argument", ret, NULL);
+    int rc = cli_size(text, ret);
 
     if (rc == -ERANGE) {
         printf("Parsing error: argument too large -- %s\n", text);

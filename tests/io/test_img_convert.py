@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: Apache-2.0
+"""img convert, compare, resize, dd and bitmap, judged by qemu-img."""
+
+import json
+import os
+import unittest
+
+from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run
+
+PATTERN = ("write -P 1 0 100k", "write -P 2 1M 3M", "write -z 2M 256k", "write -P 9 7340000 512")
+
+
+class Convert(TestCase):
+    def source(self, fmt="raw", size="8M"):
+        path = self.create(f"source.{fmt}", size, fmt)
+        qemu_io(path, *PATTERN, fmt=fmt)
+        return path
+
+    def assert_same(self, a, b):
+        self.assertEqual(qemu_img("compare", a, b).stdout, "Images are identical.\n")
+
+    def test_all_directions(self):
+        for source_format in ("raw", "qcow2"):
+            source = self.source(source_format)
+            for target_format in ("raw", "qcow2"):
+                with self.subTest(source=source_format, target=target_format):
+                    target = self.path(f"{source_format}-to.{target_format}")
+                    img("convert", "-f", source_format, "-O", target_format, source, target)
+                    self.assert_same(source, target)
+                    if target_format == "qcow2":
+                        qemu_img("check", target)
+
+    def test_zeroes_take_no_space(self):
+        source = self.path("zero.raw")
+        with open(source, "wb") as f:
+            f.write(bytes(4 << 20))
+        target = self.path("t.raw")
+        img("convert", "-f", "raw", "-O", "raw", source, target)
+        self.assertEqual(os.path.getsize(target), 4 << 20)
+        self.assertLess(os.stat(target).st_blocks * 512, 64 << 10)
+
+    def test_sparse_0_writes_everything(self):
+        source = self.create("holes.raw", "2M", "raw")
+        target = self.path("t.raw")
+        img("convert", "-f", "raw", "-O", "raw", "-S", "0", source, target)
+        self.assertGreaterEqual(os.stat(target).st_blocks * 512, 2 << 20)
+
+    def test_shortest_run_of_zeroes_is_kept_to(self):
+        source = self.path("s.raw")
+        with open(source, "wb") as f:
+            for _ in range(64):
+                f.write(b"x" * 4096 + bytes(4096))
+        for sparse, extents in (("4k", 128), ("8k", 1)):
+            target = self.path("t.raw")
+            img("convert", "-f", "raw", "-O", "raw", "-S", sparse, source, target)
+            found = json.loads(img("map", "-f", "raw", "--output=json", target).stdout)
+            self.assertEqual(len(found), extents, sparse)
+
+    def test_progress_lines(self):
+        target = self.path("t.raw")
+        tool = compat("qemu-img")
+        out = run(tool, "convert", "-p", "-f", "raw", "-O", "raw", self.source(), target).stdout
+        # Carriage returns arrive as line ends, and one before a line end as none.
+        self.assertTrue(out.startswith("    (0.00/100%)\n"), out)
+        self.assertTrue(out.endswith("    (100.00/100%)\n"), out)
+        self.assertEqual(
+            run(tool, "convert", "-q", "-p", "-O", "raw", self.source(), target).stdout, ""
+        )
+
+    def test_existing_target_is_overwritten_with_zeroes_too(self):
+        target = self.create("t.raw", "8M", "raw")
+        qemu_io(target, "write -P 7 0 8M", fmt="raw")
+        source = self.source()
+        img("convert", "-n", "-f", "raw", "-O", "raw", source, target)
+        self.assert_same(source, target)
+
+    def test_too_small_a_target_is_refused(self):
+        target = self.create("t.raw", "1M", "raw")
+        result = img("convert", "-n", "-f", "raw", "-O", "raw", self.source(), target, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("smaller", result.stderr)
+
+    def test_sources_are_joined(self):
+        a = self.create("a.raw", "1000448", "raw")
+        b = self.create("b.raw", "1M", "raw")
+        qemu_io(a, "write -P 1 999936 512", fmt="raw")
+        qemu_io(b, "write -P 2 0 512", fmt="raw")
+        for fmt, options in (("raw", ()), ("qcow2", ("-c",))):
+            target = self.path("joined." + fmt)
+            img("convert", *options, "-f", "raw", "-O", fmt, a, b, target)
+            qemu_io(
+                target,
+                "read -P 0 0 999936",
+                "read -P 1 999936 512",
+                "read -P 2 1000448 512",
+                "read -P 0 1000960 1048064",
+                fmt=fmt,
+            )
+
+    def test_target_with_backing_file_holds_only_the_difference(self):
+        base = self.source("qcow2")
+        top = self.create("top.qcow2", "8M", options=("-b", base, "-F", "qcow2"))
+        qemu_io(top, "write -P 5 64k 64k", "write -z 3M 64k", fmt="qcow2")
+        target = self.path("t.qcow2")
+        img("convert", "-O", "qcow2", "-B", base, "-F", "qcow2", top, target)
+        self.assert_same(top, target)
+        own = [
+            entry
+            for entry in json.loads(qemu_img("map", "--output=json", target).stdout)
+            if entry["depth"] == 0 and entry["present"]
+        ]
+        self.assertEqual(
+            [(entry["start"], entry["length"]) for entry in own],
+            [(64 << 10, 64 << 10), (3 << 20, 64 << 10)],
+        )
+
+    def test_compressed(self):
+        source = self.source()
+        for kind in ("zlib", "zstd"):
+            target = self.path(kind + ".qcow2")
+            options = ("-o", f"compression_type={kind}")
+            img("convert", "-c", "-f", "raw", "-O", "qcow2", *options, source, target)
+            self.assert_same(source, target)
+            check = json.loads(qemu_img("check", "--output=json", target).stdout)
+            self.assertGreater(check["compressed-clusters"], 30)
+            self.assertEqual(check["compressed-clusters"], check["allocated-clusters"])
+
+    def test_odd_number_of_workers_and_a_rate(self):
+        source = self.source()
+        for words in (("-m", "1"), ("-m", "16", "-W"), ("-r", "64M")):
+            target = self.path("t.qcow2")
+            img("convert", *words, "-f", "raw", "-O", "qcow2", source, target)
+            self.assert_same(source, target)
+
+    def test_bitmaps_are_copied(self):
+        source = self.create("s.qcow2", "8M")
+        qemu_img("bitmap", "--add", source, "one")
+        qemu_io(source, "write 1M 1M", fmt="qcow2")
+        qemu_img("bitmap", "--disable", source, "one")
+        target = self.path("t.qcow2")
+        img("convert", "--bitmaps", "-O", "qcow2", source, target)
+        info = json.loads(qemu_img("info", "--output=json", target).stdout)
+        bitmaps = info["format-specific"]["data"]["bitmaps"]
+        self.assertEqual(bitmaps, [{"flags": [], "name": "one", "granularity": 65536}])
+        result = img("convert", "--bitmaps", "-O", "raw", source, self.path("t"), check=False)
+        self.assertIn("'raw' does not support bitmaps", result.stderr)
+
+    def test_contradicting_options_are_refused(self):
+        source = self.source()
+        for words, word in (
+            (("-C", "-c"), "-c"),
+            (("-C", "-S", "8k"), "-S"),
+            (("-W", "-c"), "mutually exclusive"),
+            (("-n", "-o", "size=1M"), "-o has no effect"),
+            (("--target-is-zero",), "-n"),
+            (("-m", "17"), "'17'"),
+            (("-S", "1000"), "512"),
+        ):
+            result = img("convert", *words, "-f", "raw", source, self.path("t"), check=False)
+            self.assertEqual(result.returncode, 1, words)
+            self.assertIn(word, result.stderr)
+
+    def test_a_missing_source_is_named(self):
+        result = img("convert", "-O", "raw", self.path("gone"), self.path("t"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(self.path("gone"), result.stderr)
+        self.assertFalse(os.path.exists(self.path("t")))
+
+
+class Compare(TestCase):
+    def both(self, *arguments):
+        ours = run(compat("qemu-img"), "compare", *arguments, check=False)
+        theirs = qemu_img("compare", *arguments, check=False)
+        self.assertEqual(
+            (ours.returncode, ours.stdout), (theirs.returncode, theirs.stdout), ours.stderr
+        )
+        return ours.returncode
+
+    def test_same_and_different(self):
+        a = self.create("a.raw", "4M", "raw")
+        b = self.create("b.qcow2", "4M")
+        self.assertEqual(self.both(a, b), 0)
+        qemu_io(b, "write -P 1 3M 512", fmt="qcow2")
+        self.assertEqual(self.both(a, b), 1)
+        qemu_io(a, "write -P 1 3M 512", fmt="raw")
+        self.assertEqual(self.both(a, b), 0)
+        self.assertEqual(self.both("-q", a, b), 0)
+
+    def test_different_sizes(self):
+        a = self.create("a.raw", "4M", "raw")
+        b = self.create("b.raw", "6M", "raw")
+        formats = ("-f", "raw", "-F", "raw")
+        self.assertEqual(self.both(*formats, a, b), 0)
+        self.assertEqual(self.both(*formats, "-s", a, b), 1)
+        qemu_io(b, "write -P 1 5M 512", fmt="raw")
+        self.assertEqual(self.both(*formats, a, b), 1)
+
+    def test_a_missing_image_is_status_2(self):
+        a = self.create("a.raw", "1M", "raw")
+        self.assertEqual(self.both(a, self.path("gone")), 2)
+        self.assertEqual(img("compare", a, check=False).returncode, 2)
+
+
+class Resize(TestCase):
+    def test_grow_and_shrink(self):
+        for fmt in ("raw",):
+            path = self.create("a." + fmt, "4M", fmt)
+            self.assertEqual(img("resize", "-f", fmt, path, "+4M").stdout, "Image resized.\n")
+            qemu_io(path, "write -P 3 6M 1M", fmt=fmt)
+            refused = img("resize", "-f", fmt, path, "5M", check=False)
+            self.assertEqual(refused.returncode, 1)
+            self.assertIn("--shrink", refused.stderr)
+            img("resize", "-q", "--shrink", "-f", fmt, path, "-3M")
+            self.assertIn("5242880", qemu_img("info", path).stdout)
+            img("resize", "-q", "-f", fmt, path, "8M")
+            qemu_io(path, "read -P 0 4M 4M", fmt=fmt)
+
+    def test_size_must_make_sense(self):
+        path = self.create("a.raw", "4M", "raw")
+        for size in ("0", "-4M", "-5M", "many"):
+            self.assertEqual(
+                img("resize", "--shrink", "-f", "raw", path, size, check=False).returncode, 1, size
+            )
+
+
+class Dd(TestCase):
+    def test_part_of_a_disk(self):
+        source = self.create("a.raw", "1M", "raw")
+        io(source, "write -P 1 0 64k", "write -P 2 64k 64k", "write -P 3 128k 64k", fmt="raw")
+        target = self.path("t.raw")
+        img("dd", "-f", "raw", f"if={source}", f"of={target}", "bs=64k", "skip=1", "count=1")
+        self.assertEqual(os.path.getsize(target), 64 << 10)
+        qemu_io(target, "read -P 2 0 64k", fmt="raw")
+
+    def test_operands_are_checked(self):
+        result = img("dd", "if=x", "nonsense=1", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("nonsense=1", result.stderr)
+        self.assertEqual(img("dd", "if=x", check=False).returncode, 1)
+
+
+class Bitmap(TestCase):
+    def bitmaps(self, path):
+        info = json.loads(qemu_img("info", "--output=json", path).stdout)
+        data = info["format-specific"]["data"]
+        return {b["name"]: (b["flags"], b["granularity"]) for b in data.get("bitmaps", ())}
+
+    def test_life(self):
+        path = self.create("a.qcow2", "8M")
+        img("bitmap", "--add", "-g", "128k", path, "one", "-f", "qcow2")
+        self.assertEqual(self.bitmaps(path), {"one": (["auto"], 131072)})
+        img("bitmap", "--disable", path, "one", "-f", "qcow2")
+        self.assertEqual(self.bitmaps(path), {"one": ([], 131072)})
+        img("bitmap", "--enable", "--clear", path, "one", "-f", "qcow2")
+        self.assertEqual(self.bitmaps(path), {"one": (["auto"], 131072)})
+        img("bitmap", "--remove", path, "one", "-f", "qcow2")
+        self.assertEqual(self.bitmaps(path), {})
+
+    def test_merge_from_another_image(self):
+        a = self.create("a.qcow2", "8M")
+        b = self.create("b.qcow2", "8M")
+        qemu_img("bitmap", "--add", a, "dirty")
+        qemu_io(a, "write 1M 64k", fmt="qcow2")
+        options = ("-f", "qcow2", "-b", a, "-F", "qcow2")
+        img("bitmap", "--add", "--disable", "--merge", "dirty", *options, b, "sum")
+        self.assertEqual(self.bitmaps(b), {"sum": ([], 65536)})
+        qemu_img("check", b)
+
+    def test_problems_are_named(self):
+        path = self.create("a.qcow2", "8M")
+        for words, word in (
+            (("--remove", path, "gone"), "'gone'"),
+            ((path, "one"), "at least one of"),
+            (("--clear", "-g", "64k", path, "one"), "--add"),
+            (("--add", "-b", "x", path, "one"), "--merge"),
+            (("--add", path), "bitmap name"),
+        ):
+            result = img("bitmap", "-f", "qcow2", *words, check=False)
+            self.assertEqual(result.returncode, 1, words)
+            self.assertIn(word, result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

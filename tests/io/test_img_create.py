@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""img create: what it prints, makes and refuses, beside qemu-img."""
+
+import os
+import unittest
+
+from tidemark import TestCase, compat, img, qemu, qemu_img, run
+
+
+class Create(TestCase):
+    def both(self, *arguments, check=True):
+        """Run ours and QEMU's with the same words; FILE becomes a name of the same length."""
+        results = []
+        for tool, name in ((compat("qemu-img"), "a.img"), (qemu("qemu-img"), "b.img")):
+            words = [word.replace("FILE", self.path(name)) for word in arguments]
+            result = run(tool, "create", *words, check=check)
+            results.append(
+                (
+                    result.returncode,
+                    result.stdout.replace(self.path(name), "FILE"),
+                    result.stderr.replace(self.path(name), "FILE"),
+                )
+            )
+        self.assertEqual(results[0], results[1])
+        return results[0]
+
+    def test_raw_prints_what_qemu_img_prints_and_has_the_size(self):
+        self.both("-f", "raw", "FILE", "3M")
+        self.assertEqual(os.path.getsize(self.path("a.img")), 3 << 20)
+
+    def test_qcow2_prints_what_qemu_img_prints(self):
+        self.both("-f", "qcow2", "FILE", "64M")
+
+    def test_qcow2_options_are_printed_in_order_with_their_values(self):
+        _, out, _ = self.both(
+            "-f", "qcow2", "-o", "cluster_size=128k", "-o", "compression_type=zstd", "FILE", "1G"
+        )
+        self.assertIn("cluster_size=131072", out)
+
+    def test_qemu_img_reads_what_was_made(self):
+        path = self.path("x.qcow2")
+        img("create", "-q", "-f", "qcow2", path, "5G")
+        info = qemu_img("info", path).stdout
+        self.assertIn("file format: qcow2", info)
+        self.assertIn("virtual size: 5 GiB (5368709120 bytes)", info)
+        qemu_img("check", path)
+
+    def test_sizes_may_have_fractions_and_suffixes(self):
+        for text, size in (("1024", 1024), ("1024.0", 1024), ("1.5k", 1536), ("1K", 1024)):
+            path = self.path("s.raw")
+            img("create", "-q", "-f", "raw", path, text)
+            self.assertEqual(os.path.getsize(path), size, text)
+
+    def test_bad_sizes_are_refused_as_qemu_img_does(self):
+        for text in ("1kilobyte", "foobar", "-1k"):
+            status, _, err = self.both("-f", "raw", "FILE", "--", text, check=False)
+            self.assertEqual(status, 1)
+            self.assertIn("Invalid image size", err)
+
+    def test_size_twice_is_refused(self):
+        status, _, err = self.both("-f", "qcow2", "-o", "size=1M", "FILE", "2M", check=False)
+        self.assertEqual(status, 1)
+        self.assertIn("only once", err)
+
+    def test_no_size_is_refused(self):
+        self.assertEqual(self.both("-f", "raw", "FILE", check=False)[0], 1)
+
+    def test_unknown_format_and_option_are_named(self):
+        self.assertIn("'nonsense'", self.both("-f", "nonsense", "FILE", "1M", check=False)[2])
+        err = self.both("-f", "qcow2", "-o", "nonsense=1", "FILE", "1M", check=False)[2]
+        self.assertIn("'nonsense'", err)
+
+    def test_option_help_lists_options_with_types(self):
+        out = img("create", "-f", "qcow2", "-o", "help").stdout
+        self.assertIn("Supported qcow2 options:", out)
+        self.assertIn("  cluster_size=<size>    - ", out)
+        self.assertIn("  backing_file=<str>     - ", out)
+
+    def test_quiet_prints_nothing(self):
+        self.assertEqual(img("create", "-q", "-f", "raw", self.path("q"), "1M").stdout, "")
+
+    def test_help_teaches(self):
+        out = img("create", "--help").stdout
+        for word in ("usage:", "options:", "examples:", "-b FILE"):
+            self.assertIn(word, " ".join(out.split()))
+
+
+class Backing(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.base = self.create("base.qcow2", "7M")
+
+    def test_size_is_taken_from_the_backing_file(self):
+        top = self.path("top.qcow2")
+        out = img("create", "-f", "qcow2", "-b", self.base, "-F", "qcow2", top).stdout
+        self.assertIn("size=7340032", out)
+        info = qemu_img("info", top).stdout
+        self.assertIn(f"backing file: {self.base}", info)
+        self.assertIn("backing file format: qcow2", info)
+
+    def test_missing_backing_file_is_named(self):
+        result = img(
+            "create", "-f", "qcow2", "-b", self.path("gone"), "-F", "raw", self.path("t"),
+            check=False,
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(self.path("gone"), result.stderr)
+        self.assertIn("No such file or directory", result.stderr)
+
+    def test_unsafe_does_not_look_at_it(self):
+        top = self.path("t")
+        img("create", "-q", "-u", "-f", "qcow2", "-b", self.path("gone"), "-F", "raw", top, "1M")
+        self.assertIn("virtual size: 1 MiB", qemu_img("info", top).stdout)
+
+    def test_backing_format_must_be_given(self):
+        result = img("create", "-f", "qcow2", "-b", self.base, self.path("t"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("Backing file specified without backing format", result.stderr)
+        self.assertIn("Detected format of qcow2.", result.stderr)
+
+    def test_relative_name_is_seen_from_the_image(self):
+        top = self.path("top.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", top)
+        self.assertIn(f"actual path: {self.base}", img("info", top).stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

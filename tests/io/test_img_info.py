@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""img info, map and check, beside qemu-img on the same image."""
+
+import json
+import re
+import unittest
+
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, qemu_io, run
+
+
+def without_children(text):
+    """What newer qemu-img prints of the nodes below, and older does not."""
+    return re.sub(r"^ *Child node '/.*?(?=^$|\Z)", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def without_disk_size(text):
+    return re.sub(r"^( *disk size: ).*$", r"\1N", text, flags=re.MULTILINE)
+
+
+class Info(TestCase):
+    def human(self, tool, *arguments):
+        out = run(tool, "info", *arguments).stdout
+        return without_disk_size(without_children(out))
+
+    def compare_with_qemu(self, *arguments):
+        ours = self.human(compat("qemu-img"), *arguments)
+        self.assertEqual(ours, self.human(qemu("qemu-img"), *arguments))
+        return ours
+
+    def test_raw(self):
+        self.compare_with_qemu(self.create("a.raw", "1536k", "raw"))
+
+    def test_qcow2(self):
+        self.assertIn("cluster_size: 65536", self.compare_with_qemu(self.create("a.qcow2")))
+
+    def test_backing_chain(self):
+        base = self.create("base.raw", "1M", "raw")
+        mid = self.create("mid.qcow2", "1M", options=("-b", base, "-F", "raw"))
+        top = self.create("top.qcow2", "1M", options=("-b", "mid.qcow2", "-F", "qcow2"))
+        out = self.compare_with_qemu("--backing-chain", top)
+        self.assertEqual(out.count("image: "), 3)
+        self.assertIn(f"(actual path: {mid})", out)
+
+    def test_json_has_the_members_of_qemu_img_in_its_order(self):
+        base = self.create("base.raw", "1M", "raw")
+        top = self.create("top.qcow2", "1M", options=("-b", base, "-F", "raw"))
+        ours = json.loads(img("info", "--output=json", top).stdout)
+        theirs = json.loads(qemu_img("info", "--output=json", top).stdout)
+        child = ours.pop("children")[0]
+        ours["actual-size"] = theirs["actual-size"] = 0
+        self.assertEqual(list(ours), list(theirs))
+        self.assertEqual(ours, theirs)
+        self.assertEqual(child["name"], "file")
+        self.assertEqual(child["info"]["format"], "file")
+        self.assertEqual(child["info"]["filename"], top)
+
+    def test_json_layout_is_that_of_qemu_img(self):
+        path = self.create("a.raw", "1M", "raw")
+        ours = compat("qemu-img")
+        lines = run(ours, "info", "--output=json", path).stdout.splitlines()
+        self.assertEqual(lines[0], "{")
+        self.assertIn('    "virtual-size": 1048576,', lines)
+        self.assertEqual(lines[-1], "}")
+
+    def test_bitmaps_are_listed(self):
+        path = self.create("a.qcow2")
+        qemu_img("bitmap", "--add", "-g", "128k", path, "monday")
+        qemu_img("bitmap", "--add", "--disable", path, "tuesday")
+        self.compare_with_qemu(path)
+
+    def test_a_loop_in_the_chain_is_found(self):
+        a = self.create("a.qcow2", "1M")
+        b = self.create("b.qcow2", "1M", options=("-b", a, "-F", "qcow2"))
+        qemu_img("rebase", "-u", "-b", b, "-F", "qcow2", a)
+        result = img("info", "--backing-chain", b, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("infinite loop", result.stderr)
+
+    def test_a_missing_file_is_named(self):
+        result = img("info", self.path("gone"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"Could not open '{self.path('gone')}'", result.stderr)
+        self.assertIn("No such file or directory", result.stderr)
+
+    def test_image_opts(self):
+        path = self.create("a.qcow2", "2M")
+        out = img("info", "--image-opts", f"driver=qcow2,file.filename={path},file.driver=file")
+        self.assertIn("virtual size: 2 MiB", out.stdout)
+
+    def test_bad_output_form_is_refused(self):
+        result = img("info", "--output=xml", self.create("a.raw", "1M", "raw"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("human or json", result.stderr)
+
+
+class Map(TestCase):
+    def both(self, *arguments):
+        """Ours and qemu-img's JSON; the newest member is not known to older ones."""
+        ours = json.loads(img("map", "--output=json", *arguments).stdout)
+        theirs = json.loads(qemu_img("map", "--output=json", *arguments).stdout)
+        for entry in ours + theirs:
+            entry.pop("compressed", None)
+        self.assertEqual(ours, theirs)
+        return ours
+
+    def test_raw(self):
+        path = self.create("a.raw", "1M", "raw")
+        qemu_io(path, "write 64k 64k", "write 512k 4k", fmt="raw")
+        self.both("-f", "raw", path)
+
+    def test_qcow2_chain(self):
+        base = self.create("base.qcow2", "5M")
+        top = self.create("top.qcow2", "8M", options=("-b", base, "-F", "qcow2"))
+        qemu_io(base, "write 0 1M", "write -z 2M 64k", "write 4M 64k", fmt="qcow2")
+        qemu_io(top, "write 512k 64k", "write -z 4M 128k", "write 7M 4k", fmt="qcow2")
+        depths = {entry["depth"] for entry in self.both(top)}
+        self.assertEqual(depths, {0, 1})
+
+    def test_human_form(self):
+        path = self.create("a.qcow2", "8M")
+        qemu_io(path, "write 0 64k", "write 1M 128k", fmt="qcow2")
+        ours = run(compat("qemu-img"), "map", path).stdout
+        self.assertEqual(ours, qemu_img("map", path).stdout)
+
+    def test_human_form_refuses_compressed_clusters(self):
+        path = self.create("a.qcow2", "8M")
+        qemu_io(path, "write -c 0 64k", fmt="qcow2")
+        result = img("map", path, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("compressed", result.stderr)
+
+    def test_a_part(self):
+        path = self.create("a.raw", "4M", "raw")
+        qemu_io(path, "write 1M 1M", fmt="raw")
+        part = self.both("-f", "raw", "-s", "1536k", "-l", "1M", path)
+        self.assertEqual((part[0]["start"], part[-1]["start"]), (1536 << 10, 2 << 20))
+        self.assertEqual(sum(entry["length"] for entry in part), 1 << 20)
+
+
+class Check(TestCase):
+    def test_sound_image(self):
+        path = self.create("a.qcow2", "8M")
+        io(path, "write 0 1M", "write 5M 64k", fmt="qcow2")
+        ours = run(compat("qemu-img"), "check", path)
+        theirs = qemu_img("check", path)
+        self.assertEqual(ours.stdout, theirs.stdout)
+        self.assertEqual(
+            json.loads(img("check", "--output=json", path).stdout),
+            json.loads(qemu_img("check", "--output=json", path).stdout),
+        )
+
+    def test_raw_has_nothing_to_check(self):
+        result = img("check", self.create("a.raw", "1M", "raw"), check=False)
+        self.assertEqual(result.returncode, 63)
+        self.assertIn("does not support checks", result.stderr)
+
+    def test_a_missing_file_is_status_1(self):
+        self.assertEqual(img("check", self.path("gone"), check=False).returncode, 1)
+
+    def test_repair_wants_to_know_what(self):
+        result = img("check", "-r", "some", self.create("a.qcow2"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("'some'", result.stderr)
+
+    def test_leaks_and_corruptions_have_their_status(self):
+        path = self.create("a.qcow2", "8M")
+        io(path, "write 0 64k", fmt="qcow2")
+        with open(path, "r+b") as f:
+            refcounts = self.refcount_block(f)
+            # A cluster at 1 MiB that nothing refers to.
+            f.truncate(17 << 16)
+            f.seek(refcounts + 2 * 16)
+            f.write(b"\x00\x01")
+        leaky = img("check", path, check=False)
+        self.assertEqual(leaky.returncode, 3)
+        self.assertIn("1 leaked clusters were found", leaky.stdout)
+        with open(path, "r+b") as f:
+            # The header's own cluster: refcount 0.
+            f.seek(self.refcount_block(f))
+            f.write(b"\x00\x00")
+        self.assertEqual(img("check", path, check=False).returncode, 2)
+
+    @staticmethod
+    def refcount_block(f):
+        f.seek(48)
+        f.seek(int.from_bytes(f.read(8), "big"))
+        return int.from_bytes(f.read(8), "big")
+
+
+if __name__ == "__main__":
+    unittest.main()

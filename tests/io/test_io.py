@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""tidemark io beside qemu-io: the same commands print the same, figures of time aside."""
+
+import re
+import unittest
+
+from tidemark import TestCase, compat, io, qemu, run
+
+SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
+MACHINE = re.compile(r"^(\d+,1),.*$", re.MULTILINE)
+
+
+def normalise(text):
+    return MACHINE.sub(r"\1", SPEED.sub("ops", text))
+
+
+class SameAsQemu(TestCase):
+    fmt = "raw"
+
+    def both(self, *commands, options=()):
+        """Run the commands with both programs, each on an image of its own; what ours printed."""
+        results = []
+        for tool, name in ((compat("qemu-io"), "a.img"), (qemu("qemu-io"), "b.img")):
+            path = self.create(name, "8M", self.fmt)
+            words = [word for command in commands for word in ("-c", command)]
+            result = run(tool, "-f", self.fmt, *options, *words, path, check=False)
+            out = normalise(result.stdout).replace(path, "IMAGE")
+            err = result.stderr.replace(path, "IMAGE")
+            results.append((result.returncode, out, err))
+        self.assertEqual(results[0], results[1])
+        return results[0]
+
+    def test_write_and_read(self):
+        status, out, _ = self.both(
+            "write -P 5 0 64k", "read -P 5 0 64k", "read -P 0 64k 64k", "write 1 511", "read 1 511"
+        )
+        self.assertEqual(status, 0)
+        self.assertIn("read 65536/65536 bytes at offset 65536", out)
+
+    def test_sizes_are_written_as_qemu_io_writes_them(self):
+        self.both("write 0 5632", "write 0 1", "write 0 1M", "write 0 1234567", "length")
+
+    def test_failed_verification(self):
+        status, out, _ = self.both("write -P 5 0 64k", "read -P 6 1k 512", "read -P 5 0 1k")
+        self.assertEqual(status, 1)
+        self.assertIn("Pattern verification failed at offset 1024, 512 bytes", out)
+
+    def test_verification_of_a_part(self):
+        self.both("write -P 5 512 512", "read -P 5 -s 512 -l 512 0 2k", "read -P 0 -l 512 0 2k")
+        self.assertEqual(self.both("read -s 600 -P 0 0 512")[0], 1)
+        self.assertEqual(self.both("read -l 5 0 1k")[0], 1)
+
+    def test_dump(self):
+        self.both("write -P 0x41 0 8", "write -P 0x7e 8 8", "read -v 0 16", "read -v 5 40")
+
+    def test_quiet_and_machine_readable(self):
+        self.both("write -q 0 4k", "read -C 0 4k", "read -qv 0 16", "discard -C 0 64k")
+
+    def test_vectors(self):
+        self.both(
+            "writev -P 3 0 512 1k 4k", "readv -P 3 0 16 5616", "readv -v 8 8 16", "writev 0 1 2"
+        )
+
+    def test_zeroes_and_discard(self):
+        self.both("write -P 1 0 1M", "write -z 64k 128k", "read -P 0 64k 128k", "write -z -u 0 64k",
+                  "read -P 0 0 64k", "discard 512k 64k", "flush")  # fmt: skip
+
+    def test_asynchronous_requests(self):
+        status, out, _ = self.both("aio_write -P 1 0 64k", "aio_flush", "aio_read -P 1 0 64k",
+                                   "aio_flush", "aio_write -z 0 4k", "aio_flush",
+                                   "read -P 0 0 4k")  # fmt: skip
+        self.assertEqual(status, 0)
+        self.assertEqual(out.count("wrote 65536/65536"), 1)
+
+    def test_beyond_the_end(self):
+        for command in ("read 8M 1k", "write 8M 1k", "read 8388607 2", "readv 8M 512",
+                        "discard 9M 1k", "write -z 8M 64k"):  # fmt: skip
+            self.assertEqual(self.both(command)[0], 1, command)
+        self.both("aio_read 8M 64k", "aio_flush", "aio_write 8M 64k", "aio_flush")
+
+    def test_wrong_arguments(self):
+        for command in ("read 0", "read abc 1", "read 0 -1", "read -P 256 0 1", "read 0 1 2",
+                        "write -z -P 1 0 1k", "write -n 0 1k", "write -u 0 1k", "read 0 3G",
+                        "write -x 0 1", "nonsense", "alloc", "length 1", "sleep x",
+                        "truncate abc", "aio_write -z 0 1k 1k", "help nonsense",
+                        "write -s /nonexistent 0 1k", "open IMAGE", "write -c 1 512",
+                        "write 0 99999999999999999999"):  # fmt: skip
+            self.assertEqual(self.both(command)[0], 1, command)
+
+    def test_allocation(self):
+        self.both("write 64k 64k", "write 1M 1M", "alloc 0 8M", "alloc 64k", "alloc 9M", "map")
+
+    def test_truncate_and_length(self):
+        self.both("length", "truncate 12M", "length", "read -P 0 8M 4M")
+
+    def test_image_commands(self):
+        self.both("close", "length", "close")
+        self.both("reopen -r", "write 0 1k", "reopen -w", "write 0 1k")
+        self.both("sleep 5", "write 0 1k", "quit", "read 0 1k")
+        self.both("write 0 1k", options=("-r",))
+
+    def test_info(self):
+        self.both("info")
+
+    def test_from_standard_input(self):
+        outputs = []
+        text = "write -P 2 0 1k\n\nread -P 2 0 1k\nlength\nquit\nlength\n"
+        for tool, name in ((compat("qemu-io"), "a.img"), (qemu("qemu-io"), "b.img")):
+            path = self.create(name, "8M", self.fmt)
+            result = run(tool, "-f", self.fmt, path, stdin=None, input=text)
+            outputs.append(normalise(result.stdout))
+        self.assertEqual(outputs[0], outputs[1])
+
+
+class SameAsQemuQcow2(SameAsQemu):
+    fmt = "qcow2"
+
+    # The format can't be resized.
+    test_truncate_and_length = None
+
+    def test_compressed(self):
+        self.both("write -c -P 1 0 64k", "read -P 1 0 64k", "write -P 2 512 512", "read -P 1 0 512")
+
+
+class OfOurOwn(TestCase):
+    def test_format_is_not_guessed_for_writing(self):
+        path = self.create("a.raw", "1M", "raw")
+        result = io(path, "write 0 512", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("format", result.stderr)
+        self.assertIn(path, result.stderr)
+        io(path, "read 0 512", options=("-r",))
+
+    def test_a_missing_image_is_named(self):
+        result = io(self.path("gone"), "length", fmt="raw", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(self.path("gone"), result.stderr)
+
+    def test_many_requests_in_flight(self):
+        path = self.create("a.raw", "8M", "raw")
+        writes = [f"aio_write -q -P {i} {i * 64}k 64k" for i in range(1, 101)]
+        reads = [f"read -q -P {i} {i * 64}k 64k" for i in range(1, 101)]
+        io(path, *writes, "aio_flush", *reads, fmt="raw")
+
+    def test_help_lists_commands(self):
+        out = run(compat("qemu-io"), "-c", "help").stdout
+        for name in ("aio_flush", "discard", "readv", "reopen", "truncate"):
+            self.assertRegex(out, rf"(?m)^{name} ")
+        self.assertIn("--cmd", run(compat("qemu-io"), "--help").stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()
