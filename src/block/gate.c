@@ -353,12 +353,13 @@ int block_co_flush(struct block_edge *edge)
     return r;
 }
 
-/* --- size ------------------------------------------------------------------------------------ */
+/* --- size (main reactor) ------------------------------------------------------------------------------------ */
 
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err)
 {
     struct block_node *node = edge->node;
+    int r;
 
     if (!(edge->perm & BLOCK_PERM_RESIZE)) {
         return error_set(err, EPERM, "'%s' may not be resized here: it was not opened for that",
@@ -372,8 +373,14 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
         return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
                          (unsigned long long)size);
     }
+    block_co_drain_begin(node);
+    r = node->driver->co_truncate(node, size, prealloc, err);
+    if (r == 0 && !list_is_empty(&node->bitmaps)) {
+        r = block_bitmaps_resize(node, size, err);
+    }
     atomic_fetch_add(&node->write_generation, 1);
-    return node->driver->co_truncate(node, size, prealloc, err);
+    block_co_drain_end(node);
+    return r;
 }
 
 int block_co_allocated_size(struct block_node *node, uint64_t *ret)

@@ -86,7 +86,7 @@ enum block_prealloc {
     BLOCK_PREALLOC_FULL
 };
 
-/* Change the size; growth reads as zeroes. Needs RESIZE. `err` may be NULL. */
+/* Change the size; growth reads as zeroes. Needs RESIZE. Drains. Main reactor. `err` may be NULL. */
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err);
 /* Bytes of storage that the node's file takes; -ENOTSUP if unknown. */

@@ -20,21 +20,20 @@ static struct block_edge *filtered_edge(struct block_node *node)
     return NULL;
 }
 
-/* A mapped extent may be zero in the file below though this layer does not know: preallocated, or punched. */
+/*
+ * A mapped extent may be zero in the file below though this layer does not know: preallocated, or punched. A layer that
+ * leaves DATA to the file (raw) gets its answer, one that says DATA keeps it.
+ */
 static void refine_by_file(struct block_status *status)
 {
     struct block_status below;
 
     if (co_node_status(status->file, status->map, status->length, &below) < 0 ||
         below.length == 0) {
+        status->flags |= BLOCK_STATUS_DATA;
         return;
     }
-    if (below.flags & BLOCK_STATUS_ZERO) {
-        status->flags |= BLOCK_STATUS_ZERO;
-        if (!(below.flags & BLOCK_STATUS_DATA)) {
-            status->flags &= ~BLOCK_STATUS_DATA;
-        }
-    }
+    status->flags |= below.flags & (BLOCK_STATUS_ZERO | BLOCK_STATUS_DATA);
     status->length = MIN(status->length, below.length);
 }
 

@@ -190,8 +190,7 @@ static int raw_co_status(struct block_node *node, uint64_t offset, uint64_t leng
     const struct raw_disk *d = node->opaque;
 
     *ret = (struct block_status){
-        .flags =
-            BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE,
+        .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE,
         .length = length,
         .map = d->offset + offset,
         .file = node->file->node,

@@ -294,7 +294,8 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
         ret->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
         break;
     case CLUSTER_NORMAL:
-        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
+        ret->flags =
+            BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE;
         break;
     case CLUSTER_COMPRESSED:
         ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_COMPRESSED;
