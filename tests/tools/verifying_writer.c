@@ -397,10 +397,11 @@ static int run_check(const struct options *o)
     if (rc < 0) {
         return 1;
     }
-    printf("%" PRIu64 " writes acknowledged before the checkpoint, all there or replaced by later "
-           "ones; %" PRIu64 " blocks stamped, %" PRIu64
-           " of them by writes that were under way; %" PRIu64 " wrong\n",
-           c.required, c.found, c.newer, c.wrong);
+    printf("%" PRIu64 " writes acknowledged before the checkpoint%s; %" PRIu64
+           " blocks stamped, %" PRIu64 " of them by writes that were under way; %" PRIu64
+           " wrong\n",
+           c.required, c.wrong ? "" : ", all there or replaced by later ones", c.found, c.newer,
+           c.wrong);
     if (c.required == 0) {
         fprintf(stderr, "verifying_writer: nothing was acknowledged before the window: this "
                         "proves nothing\n");

@@ -1,0 +1,500 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Files of a repository: what is written is read back, and nothing that is read is trusted. */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "backup/chain.h"
+#include "backup/manifest.h"
+#include "backup/pull_internal.h"
+#include "backup/repository.h"
+#include "backup/sums.h"
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+
+#define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+/* --- manifests --- */
+
+static struct manifest sample(const char *id, const char *parent, uint64_t sequence)
+{
+    struct manifest m = {
+        .sequence = sequence,
+        .reason = parent[0] ? NULL : strdup("there is no earlier backup"),
+        .node = strdup("disk"),
+        .bitmap = strdup("tidemark-01234567-x"),
+        .virtual_size = 1 << 30,
+        .changed = 65536,
+        .moved = 65536,
+        .stored = 4096,
+        .duration_ms = 1500,
+        .image_size = 327680,
+        .sums_size = 96,
+    };
+
+    snprintf(m.id, sizeof(m.id), "%s", id);
+    snprintf(m.parent, sizeof(m.parent), "%s", parent);
+    memcpy(m.image_sha256, SHA, sizeof(SHA));
+    memcpy(m.sums_sha256, SHA, sizeof(SHA));
+    backup_moment_now(&m.begin);
+    backup_moment_now(&m.end);
+    return m;
+}
+
+static char *to_text(const struct manifest *m)
+{
+    struct json_object *o = manifest_to_json(m);
+    char *text;
+
+    assert_non_null(o);
+    text = strdup(json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY));
+    json_object_put(o);
+    return text;
+}
+
+static void manifest_is_read_back(void **state)
+{
+    struct manifest m = sample("20261120T093000Z", "20261119T093000Z-2", 7), back;
+    char *text AUTO_FREE = to_text(&m);
+    ERROR_AUTO(err);
+
+    assert_int_equal(manifest_parse(text, strlen(text), "m", &back, &err), 0);
+    assert_string_equal(back.id, m.id);
+    assert_string_equal(back.parent, m.parent);
+    assert_null(back.reason);
+    assert_string_equal(back.node, "disk");
+    assert_int_equal(back.sequence, 7);
+    assert_int_equal(back.virtual_size, 1 << 30);
+    assert_int_equal(back.begin.monotonic_ns, m.begin.monotonic_ns);
+    assert_string_equal(back.sums_sha256, SHA);
+    manifest_clear(&m);
+    manifest_clear(&back);
+}
+
+static void refuse(const char *text, size_t size, const char *why)
+{
+    struct manifest m;
+    ERROR_AUTO(err);
+
+    assert_true(manifest_parse(text, size, "m", &m, &err) < 0);
+    if (!strstr(error_message(&err), why)) {
+        fail_msg("'%s' does not say '%s'", error_message(&err), why);
+    }
+}
+
+static void every_changed_byte_of_a_manifest_is_noticed(void **state)
+{
+    struct manifest m = sample("20261120T093000Z", "", 1), back;
+    char *text AUTO_FREE = to_text(&m);
+    size_t size = strlen(text);
+
+    for (size_t i = 0; i < size; i++) {
+        char before = text[i];
+
+        if (before == ' ' || before == '\n') {
+            continue; /* layout between the members is not part of the checksum */
+        }
+        text[i] = before == '1' ? '2' : '1';
+        if (manifest_parse(text, size, "m", &back, NULL) == 0) {
+            fail_msg("'%c' changed to '%c' at %zu and was accepted", before, text[i], i);
+        }
+        text[i] = before;
+    }
+    manifest_clear(&m);
+}
+
+static void every_cut_manifest_is_refused(void **state)
+{
+    struct manifest m = sample("20261120T093000Z", "", 1), back;
+    char *text AUTO_FREE = to_text(&m);
+
+    for (size_t size = 0; size < strlen(text); size++) {
+        assert_true(manifest_parse(text, size, "m", &back, NULL) < 0);
+    }
+    manifest_clear(&m);
+}
+
+/* `o` with one member replaced, its checksum made right again: only the value itself is wrong. */
+static void refuse_value(const char *key, struct json_object *value, const char *why)
+{
+    struct manifest m = sample("20261120T093000Z", "20261119T093000Z", 2);
+    struct json_object *o = manifest_to_json(&m);
+    uint8_t digest[DIGEST_SIZE];
+    char hex[DIGEST_HEX_SIZE];
+    const char *text;
+    size_t size;
+
+    json_object_object_del(o, "sha256");
+    if (value) {
+        json_object_object_add(o, key, value);
+    } else {
+        json_object_object_del(o, key);
+    }
+    text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
+    assert_int_equal(digest_buffer(text, size, digest), 0);
+    digest_to_hex(digest, hex);
+    json_object_object_add(o, "sha256", json_object_new_string(hex));
+    text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
+    refuse(text, size, why);
+    json_object_put(o);
+    manifest_clear(&m);
+}
+
+static void hostile_values_of_a_manifest_are_refused(void **state)
+{
+    char long_name[2000];
+
+    memset(long_name, 'x', sizeof(long_name));
+    refuse_value("id", json_object_new_string("../../etc"), "'id' is not the id");
+    refuse_value("parent", json_object_new_string("/etc/shadow"), "'parent' is not the id");
+    refuse_value("parent", json_object_new_string("20261120/../x"), "'parent' is not the id");
+    refuse_value("parent", json_object_new_string(""), "'parent' is not the id");
+    refuse_value("parent", json_object_new_string_len("1\0002", 3), "holds a NUL");
+    refuse_value("kind", json_object_new_string("half"), "no kind of backup");
+    refuse_value("kind", json_object_new_int(1), "is no string");
+    refuse_value("node", json_object_new_string_len(long_name, sizeof(long_name)), "too long");
+    refuse_value("node", json_object_new_string("a\x1b[2J"), "control characters");
+    refuse_value("virtual-size", json_object_new_int64(-1), "out of range");
+    refuse_value("virtual-size", json_object_new_uint64(UINT64_MAX), "out of range");
+    refuse_value("virtual-size", json_object_new_int64(INT64_MAX), "out of range");
+    refuse_value("virtual-size", json_object_new_int(0), "out of range");
+    refuse_value("cluster-size", json_object_new_int(512), "cluster size");
+    refuse_value("version", json_object_new_int(2), "knows version 1");
+    refuse_value("image", json_object_new_string("x"), "is no object");
+    refuse_value("image", NULL, "has no 'image'");
+    refuse_value("checkpoint", json_object_new_array(), "is no object");
+    refuse_value("format", json_object_new_string("x"), "is not the manifest");
+}
+
+static void what_is_no_json_object_is_refused(void **state)
+{
+    char *deep AUTO_FREE = malloc(100000);
+    char *huge AUTO_FREE = calloc(1, MANIFEST_SIZE_MAX + 1);
+
+    refuse("", 0, "not a JSON object");
+    refuse("[]", 2, "not a JSON object");
+    refuse("null", 4, "not a JSON object");
+    refuse("{}", 2, "has no 'format'");
+    memset(deep, '[', 100000);
+    refuse(deep, 100000, "not a JSON object");
+    refuse(huge, MANIFEST_SIZE_MAX + 1, "longer than");
+}
+
+static void only_names_of_backups_are_ids(void **state)
+{
+    assert_true(backup_id_is_valid("20261120T093000Z"));
+    assert_true(backup_id_is_valid("20261120T093000Z-12"));
+    assert_false(backup_id_is_valid(""));
+    assert_false(backup_id_is_valid("."));
+    assert_false(backup_id_is_valid(".."));
+    assert_false(backup_id_is_valid("-1"));
+    assert_false(backup_id_is_valid("1/2"));
+    assert_false(backup_id_is_valid("20261120T093000Z-0000000000000000000000"));
+}
+
+/* --- checksum files --- */
+
+static char *write_sums(const struct sums_runs *runs, uint64_t disk_size)
+{
+    char *path = strdup("sums-XXXXXX");
+    int fd AUTO_CLOSE = mkostemp(path, O_CLOEXEC);
+
+    assert_true(fd >= 0);
+    for (uint64_t i = 0; i < runs->digests; i++) {
+        uint8_t digest[SUMS_DIGEST_SIZE];
+
+        memset(digest, (int)i + 1, sizeof(digest));
+        assert_int_equal(sums_write_digests(fd, i, digest, 1), 0);
+    }
+    assert_int_equal(sums_write_finish(fd, runs, disk_size), 0);
+    return path;
+}
+
+static void checksum_file_is_read_back(void **state)
+{
+    struct sums_runs runs = {0};
+    struct sums sums;
+    uint8_t digests[3 * SUMS_DIGEST_SIZE];
+    char *path AUTO_FREE = NULL;
+    ERROR_AUTO(err);
+
+    assert_int_equal(sums_runs_add(&runs, 2, 3, SUMS_DATA), 0);
+    assert_int_equal(sums_runs_add(&runs, 5, 1, SUMS_DATA), 0);
+    assert_int_equal(sums_runs_add(&runs, 6, 4, SUMS_ZERO), 0);
+    assert_int_equal(sums_runs_add(&runs, 12, 2, SUMS_DATA), 0);
+    path = write_sums(&runs, 15 * BACKUP_CLUSTER_SIZE - 1);
+    assert_int_equal(sums_open(path, 15 * BACKUP_CLUSTER_SIZE - 1, &sums, &err), 0);
+    assert_int_equal(sums.runs.count, 3);
+    assert_int_equal(sums.runs.list[0].first, 2);
+    assert_int_equal(sums.runs.list[0].count, 4);
+    assert_int_equal(sums.runs.list[1].kind, SUMS_ZERO);
+    assert_int_equal(sums.runs.list[2].digest, 8);
+    assert_int_equal(sums_read_digests(&sums, 7, digests, 3), 0);
+    assert_int_equal(digests[SUMS_DIGEST_SIZE], 9);
+    assert_int_equal(sums_read_digests(&sums, 8, digests, 3), -EINVAL);
+    sums_close(&sums);
+    sums_runs_clear(&runs);
+    unlink(path);
+}
+
+/* Store `value` of `bits` at an offset of a sound file, and expect that it is refused. */
+static void refuse_sums(uint64_t offset, int bits, uint64_t value)
+{
+    struct sums_runs runs = {0};
+    struct sums sums;
+    uint8_t bytes[8];
+    char *path AUTO_FREE = NULL;
+    int fd AUTO_CLOSE = -1;
+
+    sums_runs_add(&runs, 2, 3, SUMS_DATA);
+    sums_runs_add(&runs, 7, 2, SUMS_DATA);
+    path = write_sums(&runs, 10 * BACKUP_CLUSTER_SIZE);
+    fd = open(path, O_RDWR | O_CLOEXEC);
+    store_le64(bytes, value);
+    assert_int_equal(pwrite(fd, bytes, (size_t)bits / 8, (off_t)offset), bits / 8);
+    assert_int_equal(sums_open(path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL), -EINVAL);
+    sums_runs_clear(&runs);
+    unlink(path);
+}
+
+static void hostile_checksum_files_are_refused(void **state)
+{
+    uint64_t runs = SUMS_HEADER_SIZE + 5 * SUMS_DIGEST_SIZE;
+
+    refuse_sums(0, 64, 0);
+    refuse_sums(8, 32, 2);
+    refuse_sums(12, 32, 9);
+    refuse_sums(16, 64, 9 * BACKUP_CLUSTER_SIZE);
+    refuse_sums(24, 64, UINT64_MAX / SUMS_DIGEST_SIZE + 2);
+    refuse_sums(24, 64, 4);
+    refuse_sums(32, 64, UINT64_MAX);
+    refuse_sums(32, 64, 1);
+    refuse_sums(runs, 64, UINT64_MAX - 1); /* first cluster */
+    refuse_sums(runs, 64, 9);              /* beyond the disk's end */
+    refuse_sums(runs + 8, 32, 0);          /* empty */
+    refuse_sums(runs + 8, 32, UINT32_MAX); /* too long */
+    refuse_sums(runs + 12, 32, 3);         /* no kind */
+    refuse_sums(runs + 16, 64, 4);         /* overlaps the first */
+    refuse_sums(runs + 16, 64, 1);         /* descends */
+    refuse_sums(runs + 24, 32, 1);         /* fewer clusters than digests */
+}
+
+static void cut_checksum_file_is_refused(void **state)
+{
+    struct sums_runs runs = {0};
+    struct sums sums;
+    char *path AUTO_FREE = NULL;
+    struct stat st;
+
+    sums_runs_add(&runs, 2, 3, SUMS_DATA);
+    path = write_sums(&runs, 10 * BACKUP_CLUSTER_SIZE);
+    assert_int_equal(stat(path, &st), 0);
+    for (off_t size = st.st_size - 1; size >= 0; size--) {
+        assert_int_equal(truncate(path, size), 0);
+        assert_true(sums_open(path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL) < 0);
+    }
+    sums_runs_clear(&runs);
+    unlink(path);
+}
+
+/* --- layers --- */
+
+static void newest_layer_that_has_a_cluster_decides(void **state)
+{
+    struct chain_layer layers[3] = {{.run = 0}};
+    struct chain chain = {.layers = layers, .count = 3, .clusters = 20};
+    struct chain_extent e;
+    /* cluster   0  2  4  5  6  8  9  10     20
+     * layer 0      [data        ][data ]
+     * layer 1            [zero ]
+     * layer 2         [d]                        */
+    static const struct {
+        uint64_t first, count;
+        int layer; /* -1: none */
+        enum sums_kind kind;
+    } expected[] = {{0, 2, -1, 0},        {2, 2, 0, SUMS_DATA}, {4, 1, 2, SUMS_DATA},
+                    {5, 3, 1, SUMS_ZERO}, {8, 2, 0, SUMS_DATA}, {10, 10, -1, 0}};
+
+    sums_runs_add(&layers[0].sums.runs, 2, 8, SUMS_DATA);
+    sums_runs_add(&layers[1].sums.runs, 5, 3, SUMS_ZERO);
+    sums_runs_add(&layers[2].sums.runs, 4, 1, SUMS_DATA);
+    assert_int_equal(chain_data_bytes(&chain), 5 * BACKUP_CLUSTER_SIZE);
+    for (size_t i = 0; i < sizeof(expected) / sizeof(expected[0]); i++) {
+        assert_true(chain_next(&chain, 100, &e));
+        assert_int_equal(e.first, expected[i].first);
+        assert_int_equal(e.count, expected[i].count);
+        assert_ptr_equal(e.layer, expected[i].layer < 0 ? NULL : &layers[expected[i].layer]);
+        if (e.layer) {
+            assert_int_equal(e.kind, expected[i].kind);
+        }
+    }
+    assert_false(chain_next(&chain, 100, &e));
+    for (int i = 0; i < 3; i++) {
+        sums_runs_clear(&layers[i].sums.runs);
+    }
+}
+
+/* --- plans --- */
+
+static void plan_is_walked_in_chunks_of_one_kind(void **state)
+{
+    uint8_t kinds[23] = {0};
+    struct pull_plan plan = {.kinds = kinds};
+    struct pull_cursor cursor = {0};
+    struct pull_chunk c;
+    struct sums_runs sums = {0};
+
+    sums_runs_add(&plan.runs, 10, 20, SUMS_DATA);
+    sums_runs_add(&plan.runs, 40, 3, SUMS_DATA);
+    memset(kinds, PULL_DATA, 9);
+    memset(kinds + 9, PULL_ZERO, 6);
+    memset(kinds + 20, PULL_DATA, 3); /* between them: PULL_SKIP */
+    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(c.first == 10 && c.count == PULL_CHUNK_CLUSTERS && c.slot == 0);
+    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(c.first == 18 && c.count == 1 && c.slot == 8 && c.kind == PULL_DATA);
+    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(c.first == 19 && c.count == 6 && c.slot == 9 && c.kind == PULL_ZERO);
+    assert_true(pull_plan_next(&plan, &cursor, &c));
+    assert_true(c.first == 40 && c.count == 3 && c.slot == 15 && c.kind_index == 20);
+    assert_false(pull_plan_next(&plan, &cursor, &c));
+    assert_int_equal(pull_plan_to_sums(&plan, &sums), 0);
+    assert_int_equal(sums.count, 3);
+    assert_int_equal(sums.digests, 18);
+    assert_true(sums.list[2].first == 40 && sums.list[2].digest == 15);
+    sums_runs_clear(&sums);
+    sums_runs_clear(&plan.runs);
+}
+
+/* --- repositories --- */
+
+static void commit(struct repository *r, const char *id, const char *parent, uint64_t sequence)
+{
+    struct manifest m = sample(id, parent, sequence);
+    char *tmp AUTO_FREE = NULL;
+
+    assert_int_equal(repository_begin(r, id, &tmp, NULL), 0);
+    assert_int_equal(repository_commit(r, tmp, &m, NULL), 0);
+    manifest_clear(&m);
+}
+
+static char *fresh_dir(void)
+{
+    char *dir = strdup("repo-XXXXXX");
+
+    assert_non_null(mkdtemp(dir));
+    return dir;
+}
+
+static void repository_finds_chains_and_refuses_loops(void **state)
+{
+    const struct repository_entry **chain = NULL;
+    char *dir AUTO_FREE = fresh_dir();
+    size_t count;
+    ERROR_AUTO(err);
+
+    {
+        REPOSITORY_AUTO(r);
+        assert_int_equal(repository_open_locked(dir, &r, &err), 0);
+        commit(&r, "20260101T000000Z", "", 1);
+        commit(&r, "20260102T000000Z", "20260101T000000Z", 2);
+        commit(&r, "20260103T000000Z", "20260102T000000Z", 3);
+        commit(&r, "20260104T000000Z", "20260105T000000Z", 4); /* each other's parent */
+        commit(&r, "20260105T000000Z", "20260104T000000Z", 5);
+        commit(&r, "20260106T000000Z", "20250101T000000Z", 6); /* the parent is gone */
+    }
+    REPOSITORY_AUTO(r);
+    assert_int_equal(repository_open(dir, &r, &err), 0);
+    assert_int_equal(r.count, 6);
+    assert_int_equal(
+        repository_chain(&r, repository_get(&r, "20260103T000000Z"), &chain, &count, &err), 0);
+    assert_int_equal(count, 3);
+    assert_string_equal(chain[0]->id, "20260101T000000Z");
+    assert_string_equal(chain[2]->id, "20260103T000000Z");
+    free(chain);
+    assert_true(repository_chain(&r, repository_get(&r, "20260105T000000Z"), &chain, &count, NULL) <
+                0);
+    assert_true(repository_chain(&r, repository_get(&r, "20260106T000000Z"), &chain, &count, &err) <
+                0);
+    assert_non_null(strstr(error_message(&err), "which is gone"));
+    assert_string_equal(repository_find(&r, "20260102", NULL)->id, "20260102T000000Z");
+    assert_null(repository_find(&r, "202601", NULL));
+}
+
+static void only_one_run_writes_to_a_repository(void **state)
+{
+    char *dir AUTO_FREE = fresh_dir();
+    REPOSITORY_AUTO(first);
+    REPOSITORY_AUTO(second);
+
+    assert_int_equal(repository_open_locked(dir, &first, NULL), 0);
+    assert_int_equal(repository_open_locked(dir, &second, NULL), -EBUSY);
+}
+
+static void directory_with_other_things_is_refused(void **state)
+{
+    char *dir AUTO_FREE = fresh_dir();
+    char *file AUTO_FREE = NULL;
+    REPOSITORY_AUTO(r);
+    int fd;
+
+    assert_true(asprintf(&file, "%s/holiday.jpg", dir) > 0);
+    fd = open(file, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+    assert_true(fd >= 0);
+    close(fd);
+    assert_int_equal(repository_open_locked(dir, &r, NULL), -ENOTEMPTY);
+}
+
+static void unfinished_backups_are_removed(void **state)
+{
+    char *dir AUTO_FREE = fresh_dir();
+    char *tmp AUTO_FREE = NULL;
+    char *file AUTO_FREE = NULL;
+    int fd;
+
+    {
+        REPOSITORY_AUTO(r);
+        assert_int_equal(repository_open_locked(dir, &r, NULL), 0);
+        assert_int_equal(repository_begin(&r, "20260101T000000Z", &tmp, NULL), 0);
+        assert_true(asprintf(&file, "%s/disk.qcow2", tmp) > 0);
+        fd = open(file, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
+        assert_true(fd >= 0);
+        close(fd);
+    }
+    REPOSITORY_AUTO(r);
+    assert_int_equal(repository_open_locked(dir, &r, NULL), 0);
+    assert_int_equal(access(tmp, F_OK), -1);
+    assert_int_equal(r.count, 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(manifest_is_read_back),
+        cmocka_unit_test(every_changed_byte_of_a_manifest_is_noticed),
+        cmocka_unit_test(every_cut_manifest_is_refused),
+        cmocka_unit_test(hostile_values_of_a_manifest_are_refused),
+        cmocka_unit_test(what_is_no_json_object_is_refused),
+        cmocka_unit_test(only_names_of_backups_are_ids),
+        cmocka_unit_test(checksum_file_is_read_back),
+        cmocka_unit_test(hostile_checksum_files_are_refused),
+        cmocka_unit_test(cut_checksum_file_is_refused),
+        cmocka_unit_test(newest_layer_that_has_a_cluster_decides),
+        cmocka_unit_test(plan_is_walked_in_chunks_of_one_kind),
+        cmocka_unit_test(repository_finds_chains_and_refuses_loops),
+        cmocka_unit_test(only_one_run_writes_to_a_repository),
+        cmocka_unit_test(directory_with_other_things_is_refused),
+        cmocka_unit_test(unfinished_backups_are_removed),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
