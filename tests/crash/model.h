@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the guest did and what it was told, and from that what each sector may hold after a crash at a given time.
+ *
+ * Guest data are stamped: a sector holds its own number and the number of the request that wrote it, so what is read tells
+ * where it came from. Requests in flight at one time don't overlap, so the requests on one sector have an order.
+ */
+#ifndef TIDEMARK_TESTS_MODEL_H
+#define TIDEMARK_TESTS_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define MODEL_SECTOR 512u
+#define MODEL_ZERO UINT32_MAX          /* value: reads as zeroes */
+#define MODEL_GARBAGE (UINT32_MAX - 1) /* value: nothing that the guest wrote here */
+#define MODEL_PENDING UINT64_MAX       /* end of a request that has not been answered */
+
+enum model_kind { MODEL_WRITE, MODEL_ZEROES, MODEL_DISCARD, MODEL_FLUSH };
+
+struct model_op {
+    enum model_kind kind;
+    uint64_t sector, sectors;
+    uint64_t begin, end; /* record_tick() before it was sent and after it was answered */
+};
+
+struct model_bitmap {
+    char name[16];
+    uint64_t granularity;
+    uint64_t base;         /* end of its creation or last clearing */
+    uint64_t remove_begin; /* MODEL_PENDING: never */
+    uint64_t create_end;
+};
+
+/* An image is open from open_begin to close_end; what was changed then is stored when close_end has passed. */
+struct model_session {
+    uint64_t open_begin, close_begin, close_end; /* close_end: MODEL_PENDING until then */
+};
+
+#define MODEL_MAX_BITMAPS 8
+#define MODEL_MAX_SESSIONS 16
+#define MODEL_MAX_BASES 32
+
+struct model {
+    uint64_t sectors;
+    struct model_op *ops;
+    size_t count, capacity;
+    /* Requests on each sector, in order: sector_ops[s][0 .. sector_counts[s]) are numbers of ops. */
+    uint32_t **sector_ops;
+    uint32_t *sector_counts;
+    struct model_bitmap bitmaps
+        [MODEL_MAX_BITMAPS]; /* one entry per time between creation or clearing and the next */
+    unsigned bitmap_count;
+    struct model_session sessions[MODEL_MAX_SESSIONS];
+    unsigned session_count;
+};
+
+void model_init(struct model *m, uint64_t size);
+void model_clear(struct model *m);
+
+/* A request is sent; its number. */
+uint32_t model_begin(struct model *m, enum model_kind kind, uint64_t sector, uint64_t sectors,
+                     uint64_t now);
+void model_end(struct model *m, uint32_t op, uint64_t now);
+
+/* Fill `size` bytes with the stamps that request `op` writes from `sector` on. */
+void model_stamp(uint8_t *data, size_t size, uint64_t sector, uint32_t op);
+/* The value that 512 bytes read from `sector` show: the number of a request, MODEL_ZERO or MODEL_GARBAGE. */
+uint32_t model_value(const uint8_t *data, uint64_t sector);
+bool model_is_guest_data(const uint8_t *data, size_t size);
+
+/*
+ * Requests answered by the time returned are stable after a crash at `crash`: the last flush answered before that was sent
+ * then.
+ */
+uint64_t model_stable_until(const struct model *m, uint64_t crash);
+/*
+ * Whether `value` is allowed in `sector` after a crash at `crash`: the last request on it that was answered by `stable`
+ * (model_stable_until()), or any later one that had been sent. What was discarded may hold anything that it ever held.
+ */
+bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64_t crash,
+                  uint64_t stable);
+/* What `sector` held for the guest at time `when`, no request being in flight; MODEL_ZERO after a discard. */
+uint32_t model_value_at(const struct model *m, uint64_t sector, uint64_t when);
+/* Whether a request on `sector` between the two times discarded it. */
+bool model_discarded(const struct model *m, uint64_t sector, uint64_t since, uint64_t until);
+/* "request 17 (write, sent 120, answered 140)" */
+void model_describe(const struct model *m, uint32_t value, char *buf, size_t size);
+
+#endif

@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The leaf driver "record-disk": a file in memory that grows, and that keeps a log of what was done to it and when, so that
+ * any state that a power cut could have left can be made afterwards (states.h).
+ *
+ * Time is a counter that each beginning and each end of a request moves on. The log keeps whole sectors, as they were in
+ * memory when the request was carried out: that is what a cache of sectors writes back, in whatever order it likes. Two changes
+ * of one sector can thus be lost, but not the earlier one alone.
+ */
+#ifndef TIDEMARK_TESTS_RECORD_DISK_H
+#define TIDEMARK_TESTS_RECORD_DISK_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "block/driver.h"
+
+#define RECORD_SECTOR 512u
+
+enum record_kind { RECORD_WRITE, RECORD_ZEROES, RECORD_TRUNCATE, RECORD_FLUSH };
+
+struct record_op {
+    enum record_kind kind;
+    uint64_t offset, length; /* whole sectors; of a truncate: length is the new size */
+    uint8_t *data;           /* RECORD_WRITE: length bytes */
+    uint64_t begin, end;     /* when; end is UINT64_MAX while it is in flight */
+    uint64_t size_after;     /* of the file: shows what a write at the end extended it to */
+    bool metadata;           /* neither guest data (workload.h) nor zeroes only */
+    bool ignored;            /* a flush that is to count for nothing (planted bugs) */
+};
+
+struct record_log {
+    struct record_op *ops; /* in the order carried out */
+    size_t count, capacity;
+    uint64_t clock;
+    uint8_t *initial; /* the file when logging began */
+    uint64_t initial_size;
+    /* Whether a block of data, a whole number of sectors, has guest data in it. */
+    bool (*is_guest_data)(const uint8_t *data, size_t size);
+};
+
+extern const struct block_driver record_disk_driver;
+
+/* Set what the file holds. The node must not be in use. */
+void record_disk_load(struct block_node *node, const uint8_t *data, uint64_t size);
+/* Log from now on, with the present contents as the initial ones; NULL: no longer. The log is the caller's. */
+void record_disk_set_log(struct block_node *node, struct record_log *log);
+/* What it holds now. Borrowed. */
+const uint8_t *record_disk_data(struct block_node *node, uint64_t *ret_size);
+
+/* The time, moved on. */
+uint64_t record_tick(struct record_log *log);
+void record_log_clear(struct record_log *log);
+
+#endif
