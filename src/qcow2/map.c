@@ -151,13 +151,14 @@ static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret
     if (r < 0) {
         return r;
     }
-    if (!fresh) {
-        /* Slices that stay clean are never written: what is there must not show. */
-        r = block_co_write_zeroes(q->node->file, table, q->cluster_size, 0);
-        if (r < 0) {
-            qcow2_co_unalloc_locked(q, table, 1);
-            return r;
-        }
+    /*
+     * Slices that stay clean are never written: what is there must not show. Nor may the L1 entry point beyond
+     * the end of the file, so a fresh table is zeroed too.
+     */
+    r = block_co_write_zeroes(q->node->file, table, q->cluster_size, 0);
+    if (r < 0) {
+        qcow2_co_unalloc_locked(q, table, 1);
+        return r;
     }
     for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
         cache_forget(&q->l2_cache, table + at);
