@@ -12,102 +12,6 @@
 #include "cli/args.h"
 #include "cli/cli.h"
 
-struct cache_mode {
-    const char *name;
-    bool direct, no_flush, writethrough;
-};
-
-static const struct cache_mode cache_modes[] = {
-    {"none", true, false, false},         {"off", true, false, false},
-    {"writeback", false, false, false},   {"unsafe", false, true, false},
-    {"writethrough", false, false, true}, {"directsync", true, false, true},
-};
-
-static const struct cache_mode *find_cache_mode(const char *name)
-{
-    for (size_t i = 0; i < ARRAY_SIZE(cache_modes); i++) {
-        if (strcmp(cache_modes[i].name, name) == 0) {
-            return &cache_modes[i];
-        }
-    }
-    return NULL;
-}
-
-int cli_check_cache_mode(const char *mode, const char *what)
-{
-    if (mode && !find_cache_mode(mode)) {
-        cli_fail("Invalid %s option: %s", what, mode);
-        return -EINVAL;
-    }
-    return 0;
-}
-
-/* Members of one object replace or join those of another. */
-static int merge_options(struct options **opts, const char *more_text, struct error *err)
-{
-    AUTO_OPTIONS struct options *more = NULL;
-    struct json_object *all, *extra;
-    int rc = options_parse(more_text, NULL, &more, err);
-
-    if (rc < 0) {
-        return rc;
-    }
-    all = options_to_json(*opts);
-    extra = options_to_json(more);
-    json_object_object_foreach(extra, key, value)
-    {
-        json_object_object_add(all, key, json_object_get(value));
-    }
-    options_free(*opts);
-    *opts = NULL;
-    rc = options_from_json(all, opts, err);
-    json_object_put(extra);
-    json_object_put(all);
-    return rc;
-}
-
-/* What goes to the top node: options given as text, and what the image's other members mean where those say nothing. */
-static int top_options(const struct cli_image *image, unsigned flags, struct options **ret,
-                       struct error *err)
-{
-    AUTO_OPTIONS struct options *opts = NULL;
-    const struct cache_mode *mode = image->cache ? find_cache_mode(image->cache) : NULL;
-    int rc = 0;
-
-    if (image->image_opts) {
-        rc = options_parse(image->name, NULL, &opts, err);
-    } else {
-        opts = options_new();
-    }
-    if (rc == 0 && opts && image->extra_options) {
-        rc = merge_options(&opts, image->extra_options, err);
-    }
-    if (rc < 0) {
-        return rc;
-    }
-    if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    options_default_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR));
-    if (mode && (mode->direct || mode->no_flush) && !options_has(opts, "cache")) {
-        struct options *cache = options_new();
-
-        if (cache) {
-            options_set_bool(cache, "direct", mode->direct);
-            options_set_bool(cache, "no-flush", mode->no_flush);
-            options_set_child(opts, "cache", cache);
-        }
-    }
-    if (flags & BLOCK_OPEN_RDWR) {
-        options_default_str(opts, "discard", image->discard ?: "unmap");
-    }
-    if (image->force_share) {
-        options_default_bool(opts, "force-share", true);
-    }
-    *ret = TAKE_PTR(opts);
-    return 0;
-}
-
 /* --image-opts without a driver: the format is to be guessed, as of a json: filename. */
 static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
                             struct block_node **ret, struct error *err)
@@ -140,11 +44,11 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
         /* QEMU's tools guess for writing, too; a guessed raw image stays guarded. */
         flags |= BLOCK_OPEN_PROBE;
     }
-    rc = top_options(image, flags, &opts, err);
+    rc = cli_image_options(image, flags, &opts, err);
     if (rc < 0) {
         return rc;
     }
-    if (!image->image_opts) {
+    if (!cli_image_is_options(image)) {
         return block_co_open_filename(image->name, image->format, opts, flags, ret, err);
     }
     if (options_has(opts, "driver")) {
@@ -181,13 +85,18 @@ int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_d
 int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
                              struct error *err)
 {
-    const struct cache_mode *mode = image->cache ? find_cache_mode(image->cache) : NULL;
-    struct cli_disk disk = {.name = image->name, .writethrough = mode && mode->writethrough};
+    struct cli_disk disk = {.name = image->name,
+                            .writethrough = cli_cache_is_writethrough(image->cache)};
     unsigned perm = BLOCK_PERM_CONSISTENT_READ;
     unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
-    int rc = co_open_node(image, flags, &disk.node, err);
+    int rc =
+        co_open_node(image, image->overlay ? flags & ~BLOCK_OPEN_RDWR : flags, &disk.node, err);
 
+    if (rc == 0 && image->overlay) {
+        rc = cli_co_add_overlay(&disk.node, err);
+    }
     if (rc < 0) {
+        block_co_unref(disk.node);
         return rc;
     }
     warn_of_probed_raw(image, disk.node);

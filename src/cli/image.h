@@ -20,6 +20,7 @@ struct cli_image {
     const char *discard; /* "unmap", "ignore"; NULL: unmap */
     bool image_opts;
     bool force_share;
+    bool overlay;              /* writes go to a temporary file and are lost */
     const char *extra_options; /* text of more options for the node; NULL: none */
 };
 
@@ -32,8 +33,16 @@ struct cli_disk {
     bool writethrough;       /* the cache mode wants every write stable */
 };
 
-/* Sets what a cache mode means. -EINVAL (told to the user) if there is no such mode. */
+/* -EINVAL (told to the user) if there is no such cache mode. NULL is fine. */
 int cli_check_cache_mode(const char *mode, const char *what);
+bool cli_cache_is_writethrough(const char *mode);
+/* Whether it is named by a tree of options: --image-opts or json:{...}. */
+bool cli_image_is_options(const struct cli_image *image);
+/* What goes to its top node: options given as text, and what its other members mean where those say nothing. */
+int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret,
+                      struct error *err);
+/* Put a temporary qcow2 overlay, which vanishes with the process, on the node (replaced; its reference is consumed). */
+int cli_co_add_overlay(struct block_node **node, struct error *err);
 
 /*
  * Open. `flags` are BLOCK_OPEN_...; with BLOCK_OPEN_RDWR the disk can be written, with BLOCK_OPEN_RESIZE_FILE resized too,

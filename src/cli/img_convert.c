@@ -112,6 +112,9 @@ static int check_request(const struct request *r, int sources)
     if (r->skip_broken_bitmaps && !r->bitmaps) {
         return cli_fail("Use of --skip-broken-bitmaps requires --bitmaps");
     }
+    if (r->backing && !r->backing_format && !r->no_create) {
+        return cli_fail("Use of backing file requires explicit backing format");
+    }
     if (r->image_opts && r->source_format) {
         return cli_fail("--image-opts and --format are mutually exclusive");
     }

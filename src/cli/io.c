@@ -217,9 +217,8 @@ static int check_command_line(const struct command_line *l)
     if (l->format && l->image_opts) {
         return cli_fail("--image-opts and -f are mutually exclusive");
     }
-    if (l->snapshot || l->copy_on_read) {
-        return cli_fail("%s is not supported",
-                        l->snapshot ? "A temporary snapshot (-s)" : "Copy-on-read (-C)");
+    if (l->copy_on_read) {
+        return cli_fail("Copy-on-read (-C) is not supported");
     }
     return 0;
 }
@@ -240,6 +239,7 @@ static int co_run_all(struct command_line *l, const char *filename)
             .image_opts = l->image_opts,
             .read_only = l->read_only,
             .force_share = l->force_share,
+            .overlay = l->snapshot,
         };
         if (io_co_open(&io) < 0) {
             io_opening_clear(&io.opening);

@@ -34,6 +34,7 @@ int io_co_open(struct io *io)
         .extra_options = o->name ? o->options : NULL,
         .image_opts = o->image_opts || !o->name,
         .force_share = o->force_share,
+        .overlay = o->overlay,
     };
     ERROR_AUTO(err);
     int rc = cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, &err);
@@ -111,9 +112,8 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
         cli_fail("Invalid discard option: %s", a->value['d']);
         return -EINVAL;
     }
-    if (a->set['s'] || a->set['C']) {
-        cli_fail("%s is not supported",
-                 a->set['s'] ? "A temporary snapshot (-s)" : "Copy-on-read (-C)");
+    if (a->set['C']) {
+        cli_fail("Copy-on-read (-C) is not supported");
         return -ENOTSUP;
     }
     if (a->argc > 1 || (a->argc == 0 && !a->set['o'])) {
@@ -129,6 +129,7 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
     o.discard = copy(a->value['d']);
     o.read_only = a->set['r'];
     o.force_share = a->set['U'];
+    o.overlay = a->set['s'];
     io_opening_clear(&io->opening);
     io->opening = o;
     return rc < 0 ? rc : io_co_open(io);
@@ -180,6 +181,7 @@ static int co_reopen(struct io *io, const struct io_command *command, struct io_
         .image_opts = io->opening.image_opts,
         .read_only = io->opening.read_only,
         .force_share = io->opening.force_share,
+        .overlay = io->opening.overlay,
     };
     int rc;
 
@@ -402,6 +404,7 @@ const struct io_command io_image_commands[] = {
      " -n, -- as -t none\n"
      " -o, -- options of the node; driver=... is the format\n"
      " -r, -- read-only\n"
+     " -s, -- write to a temporary overlay\n"
      " -t, -- cache mode\n"
      " -U, -- share with other users (with -r)\n",
      co_open},

@@ -1,0 +1,78 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A temporary overlay: an image can be written, and stays as it was. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "cli/image.h"
+
+/* An empty file in $TMPDIR, or /var/tmp, which has room for more than /tmp often has. */
+static int make_file(char **ret, struct error *err)
+{
+    const char *folder = getenv("TMPDIR");
+    AUTO_FREE char *path = NULL;
+    int fd;
+
+    if (asprintf(&path, "%s/tidemark-XXXXXX", folder && *folder ? folder : "/var/tmp") < 0) {
+        path = NULL;
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    fd = mkostemp(path, O_CLOEXEC);
+    if (fd < 0) {
+        return error_set_errno(err, errno, "Could not create the temporary file '%s'", path);
+    }
+    close(fd);
+    *ret = TAKE_PTR(path);
+    return 0;
+}
+
+static struct options *overlay_options(const char *path, struct block_node *below)
+{
+    struct options *opts = options_new();
+    struct options *file = options_new();
+
+    if (!opts || !file) {
+        options_free(opts);
+        options_free(file);
+        return NULL;
+    }
+    options_set_str(file, "driver", "file");
+    options_set_str(file, "filename", path);
+    options_set_str(opts, "driver", "qcow2");
+    options_set_child(opts, "file", file);
+    options_set_str(opts, "backing", block_node_name(below));
+    options_set_bool(opts, "read-only", false);
+    return opts;
+}
+
+int cli_co_add_overlay(struct block_node **node, struct error *err)
+{
+    AUTO_FREE char *path = NULL;
+    struct block_node *overlay = NULL;
+    struct options *opts;
+    int rc = make_file(&path, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    rc = block_co_create_image("qcow2", path, block_node_size(*node), options_new(), err);
+    opts = rc == 0 ? overlay_options(path, *node) : NULL;
+    if (rc == 0 && !opts) {
+        rc = error_set(err, ENOMEM, "Out of memory");
+    }
+    if (rc == 0) {
+        rc = block_co_open(opts, BLOCK_OPEN_RDWR, &overlay, err);
+    }
+    unlink(path);
+    if (rc < 0) {
+        return rc;
+    }
+    block_co_unref(*node); /* the overlay holds it */
+    *node = overlay;
+    return 0;
+}
