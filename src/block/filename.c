@@ -187,6 +187,56 @@ static int co_open_json(const char *text, const char *format, struct options *ex
     return co_open_probed("json:", TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
 }
 
+static bool is_format(struct json_object *node)
+{
+    struct json_object *name;
+    const struct block_driver *driver;
+
+    if (!json_object_object_get_ex(node, "driver", &name)) {
+        return false;
+    }
+    driver = block_find_driver(json_object_get_string(name));
+    return driver && driver->is_format;
+}
+
+/* Members of `more` join those of `base`; a format that is named for a child goes between the two. */
+static void join_json(struct json_object *base, struct json_object *more)
+{
+    json_object_object_foreach(more, key, value)
+    {
+        struct json_object *old = json_object_object_get(base, key);
+        bool both = json_object_is_type(old, json_type_object) &&
+                    json_object_is_type(value, json_type_object);
+
+        if (both && is_format(value) && !is_format(old) &&
+            !json_object_object_get_ex(value, "file", NULL)) {
+            json_object_object_add(value, "file", json_object_get(old));
+            both = false;
+        }
+        if (both) {
+            join_json(old, value);
+        } else {
+            json_object_object_add(base, key, json_object_get(value));
+        }
+    }
+}
+
+/* Options that were given beside a filename join those that it stands for. */
+static int join_options(struct options **opts, const struct options *more, struct error *err)
+{
+    struct json_object *base = options_to_json(*opts);
+    struct json_object *extra = options_to_json(more);
+    int r;
+
+    join_json(base, extra);
+    options_free(*opts);
+    *opts = NULL;
+    r = options_from_json(base, opts, err);
+    json_object_put(base);
+    json_object_put(extra);
+    return r;
+}
+
 int block_co_open_filename(const char *filename, const char *format, struct options *extra,
                            unsigned flags, struct block_node **ret, struct error *err)
 {
@@ -216,6 +266,6 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
         options_set_child(top, "file", TAKE_PTR(file_opts));
         return block_co_open(TAKE_PTR(top), flags, ret, err);
     }
-    copy_generic(top, file_opts);
-    return block_co_open(TAKE_PTR(file_opts), flags, ret, err);
+    r = join_options(&file_opts, top, err);
+    return r < 0 ? r : block_co_open(TAKE_PTR(file_opts), flags, ret, err);
 }

@@ -395,12 +395,46 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
     return r;
 }
 
+/* "backing.driver" alone names another format for the file that the image records. */
+static int take_backing_format(struct options *opts, char **ret_format, struct error *err)
+{
+    AUTO_OPTIONS struct options *child = NULL;
+    AUTO_OPTIONS struct options *copy = options_clone(opts);
+    AUTO_FREE char *node_name = NULL;
+    int r;
+
+    *ret_format = NULL;
+    if (!copy) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (options_is_null(opts, "backing")) {
+        return 0;
+    }
+    r = options_take_child(copy, "backing", &child, &node_name, err);
+    if (r < 0 || !child) {
+        return r;
+    }
+    r = options_take_str(child, "driver", ret_format, err);
+    if (r == 0 && *ret_format && options_is_empty(child)) {
+        options_drop(opts, "backing");
+        return 0;
+    }
+    free(*ret_format);
+    *ret_format = NULL;
+    return r;
+}
+
 int block_co_open_backing(struct block_node *node, struct options *opts, const char *filename,
                           const char *format, struct error *err)
 {
     struct block_node *child = NULL;
-    int r = 0;
+    AUTO_FREE char *other_format = NULL;
+    int r = take_backing_format(opts, &other_format, err);
 
+    if (r < 0) {
+        return r;
+    }
+    format = other_format ?: format;
     if (options_is_null(opts, "backing")) {
         options_drop(opts, "backing");
         return 0;
