@@ -248,7 +248,7 @@ static void worker(void *arg)
     if (!buf && s->status == 0) {
         s->status = error_set(s->err, ENOMEM, "Out of memory");
     }
-    while (s->status == 0 && next_extent(s->reader->chain, &e)) {
+    while (buf && s->status == 0 && next_extent(s->reader->chain, &e)) {
         ERROR_AUTO(err);
         int rc = s->reader->stop && *s->reader->stop ? error_set(&err, EINTR, "Stopped")
                                                      : co_read_extent(s, &e, buf, &err);

@@ -10,7 +10,7 @@
 #include "base/cleanup.h"
 #include "loop/loop.h"
 
-#define READ_SIZE (1024 * 1024)
+#define READ_SIZE (1024ul * 1024)
 
 int digest_buffer(const void *data, size_t size, uint8_t ret[static DIGEST_SIZE])
 {

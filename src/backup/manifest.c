@@ -238,7 +238,7 @@ static int get_moment(struct json_object *checkpoint, const char *key, struct ba
                       const char *where, struct error *err)
 {
     struct json_object *m = get(checkpoint, key, json_type_object, where, err);
-    uint64_t ns;
+    uint64_t ns = 0;
 
     if (!m || copy_string(m, "utc", ret->utc, sizeof(ret->utc), where, err) < 0 ||
         get_uint(m, "monotonic-ns", where, &ns, err) < 0) {
@@ -282,7 +282,7 @@ static int check_checksum(struct json_object *o, const char *where, struct error
 static int parse_head(struct json_object *o, const char *where, struct error *err)
 {
     const char *format = get_string(o, "format", MANIFEST_NAME_MAX, where, err);
-    uint64_t version, cluster_size;
+    uint64_t version = 0, cluster_size = 0;
 
     if (!format || get_uint(o, "version", where, &version, err) < 0) {
         return -EINVAL;
@@ -363,7 +363,7 @@ int manifest_parse(const char *text, size_t size, const char *where, struct mani
     int rc;
 
     if (size > MANIFEST_SIZE_MAX) {
-        return error_set(err, EINVAL, "Manifest '%s' is longer than %u bytes", where,
+        return error_set(err, EINVAL, "Manifest '%s' is longer than %lu bytes", where,
                          MANIFEST_SIZE_MAX);
     }
     tok = json_tokener_new();

@@ -166,7 +166,7 @@ static void worker(void *arg)
     if (!buf && p->status == 0) {
         p->status = error_set(p->err, ENOMEM, "Out of memory");
     }
-    while (p->status == 0 && pull_plan_next(&p->plan, &p->cursor, &chunk)) {
+    while (buf && p->status == 0 && pull_plan_next(&p->plan, &p->cursor, &chunk)) {
         if (p->config->stop && *p->config->stop) {
             p->status = error_set(p->err, EINTR, "The backup was stopped");
             break;

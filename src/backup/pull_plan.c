@@ -214,16 +214,13 @@ int pull_co_plan(const struct pull_config *config, struct nbd_client *client, st
     }
     if (rc == 0) {
         plan.kinds = calloc(plan.runs.digests + 1, 1);
-        rc = plan.kinds ? 0 : error_set(err, ENOMEM, "Out of memory");
-    }
-    if (rc == 0) {
-        rc = co_ask(config, client, &plan);
+        rc = plan.kinds ? co_ask(config, client, &plan) : -ENOMEM;
         if (rc < 0) {
             error_set_errno(err, -rc, "Could not ask export '%s' what is allocated",
                             config->export_name);
         }
     }
-    if (rc < 0) {
+    if (rc < 0 || !plan.kinds) {
         pull_plan_clear(&plan);
         return rc;
     }

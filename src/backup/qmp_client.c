@@ -16,7 +16,7 @@
 #define CONNECT_TIMEOUT_NS (10 * NS_PER_SECOND)
 /* A transaction waits for guest I/O in flight, which may take long on a slow disk. */
 #define ANSWER_TIMEOUT_NS (120 * NS_PER_SECOND)
-#define MESSAGE_MAX (64u * 1024 * 1024)
+#define MESSAGE_MAX (64ul * 1024 * 1024)
 #define BUFFER_SIZE 16384
 
 struct qmp_client {
@@ -153,7 +153,7 @@ static int co_await (struct qmp_client *c, uint64_t id, const char *command,
     int64_t deadline = loop_now_ns() + ANSWER_TIMEOUT_NS;
 
     for (;;) {
-        struct json_object *o, *v, *value;
+        struct json_object *o = NULL, *v, *value;
         int rc = co_receive(c, deadline, &o, err);
 
         if (rc < 0) {
@@ -205,7 +205,7 @@ int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json
 
 static int co_greet(struct qmp_client *c, struct error *err)
 {
-    struct json_object *greeting;
+    struct json_object *greeting = NULL;
     int rc = co_receive(c, loop_now_ns() + CONNECT_TIMEOUT_NS, &greeting, err);
 
     if (rc < 0) {

@@ -80,7 +80,7 @@ static int read_small_file(const char *path, char **ret, size_t *ret_size, struc
         }
         size += (size_t)n;
     }
-    return error_set(err, EINVAL, "'%s' is longer than %u bytes", path, MANIFEST_SIZE_MAX);
+    return error_set(err, EINVAL, "'%s' is longer than %lu bytes", path, MANIFEST_SIZE_MAX);
 }
 
 static int fsync_path(const char *path, int flags, struct error *err)
@@ -485,7 +485,7 @@ int repository_chain(const struct repository *r, const struct repository_entry *
         return error_set(err, EINVAL, "Backup %s is damaged: %s", e->id, e->problem);
     }
     /* Sequence numbers fall along a sound chain, so it is no longer than the list. */
-    chain = calloc(r->count, sizeof(*chain));
+    chain = calloc(r->count, sizeof(struct repository_entry *));
     if (!chain) {
         return out_of_memory(err);
     }

@@ -166,7 +166,7 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
     const struct repository_entry **entries AUTO_FREE = NULL;
     const struct repository_entry *e = NULL;
     int64_t started_ns = loop_now_ns();
-    size_t count;
+    size_t count = 0;
     int rc = repository_open(options->dir, &repository, err);
 
     if (rc == 0) {
@@ -178,7 +178,7 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
         rc = chain_co_open(&repository, entries, count, &r.chain, err);
         rc = rc < 0 ? rc : co_restore(&r, err);
     }
-    if (rc == 0) {
+    if (rc == 0 && e) {
         *ret = (struct restore_result){.virtual_size = r.chain.disk_size, .written = r.written};
         memcpy(ret->id, e->id, sizeof(ret->id));
         ret->duration_ms = (uint64_t)(loop_now_ns() - started_ns) / NS_PER_MS;

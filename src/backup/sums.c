@@ -14,10 +14,11 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 
-#define MAGIC "TIDESUMS"
 #define VERSION 1
 #define RUN_SIZE 16
 #define RUN_BATCH 4096
+
+static const char magic[8] = "TIDESUMS";
 
 void sums_runs_clear(struct sums_runs *r)
 {
@@ -137,7 +138,7 @@ int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
         offset += n * RUN_SIZE;
         i += n;
     }
-    memcpy(header, MAGIC, 8);
+    memcpy(header, magic, sizeof(magic));
     store_le32(header + 8, VERSION);
     store_le32(header + 12, BACKUP_CLUSTER_BITS);
     store_le64(header + 16, disk_size);
@@ -154,7 +155,7 @@ static int check_header(const uint8_t *header, uint64_t file_size, uint64_t disk
     uint64_t runs = load_le64(header + 32);
     uint64_t digest_bytes, run_bytes, total;
 
-    if (memcmp(header, MAGIC, 8) != 0 || load_le32(header + 8) != VERSION ||
+    if (memcmp(header, magic, sizeof(magic)) != 0 || load_le32(header + 8) != VERSION ||
         load_le32(header + 12) != BACKUP_CLUSTER_BITS || load_le64(header + 16) != disk_size) {
         return -EINVAL;
     }

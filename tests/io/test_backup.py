@@ -1,0 +1,652 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backups of a disk in use: points in time, what a backup survives, what it says when it can't."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import nbd
+
+from tidemark import BUILD, TestCase, Process, img, nbd_uri, qemu_img, run, tool
+
+MIB = 1 << 20
+SIZE = 64 * MIB
+CLUSTER = 65536
+WRITER = os.path.join(BUILD, "tests/tools/verifying_writer")
+
+
+class BackupCase(TestCase):
+    """A daemon that serves a disk, and a model of what the disk holds."""
+
+    size = SIZE
+
+    def setUp(self):
+        super().setUp()
+        self.random = random.Random(self.id())
+        self.image = self.create("disk.qcow2", str(self.size))
+        self.repository = self.path("backups")
+        self.model = bytearray(self.size)
+        self.start()
+
+    def start(self, driver="qcow2", server=True, **more):
+        self.socket = self.path("nbd.sock")
+        words = []
+        if server:
+            words = [
+                "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
+                "--export", "type=nbd,id=export0,node-name=disk,name=disk,writable=on",
+            ]  # fmt: skip
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver={driver},node-name=disk,discard=unmap,"
+            f"file.driver=file,file.discard=unmap,file.filename={self.image}",
+            *words,
+            **more,
+        )
+
+    def client(self):
+        handle = nbd.NBD()
+        handle.connect_uri(nbd_uri(self.socket, "disk"))
+        return handle
+
+    # Changes to the disk; the model follows.
+
+    def write(self, offset, data):
+        client = self.client()
+        for start in range(0, len(data), MIB):
+            client.pwrite(data[start : start + MIB], offset + start)
+        client.shutdown()
+        self.model[offset : offset + len(data)] = data
+
+    def write_random(self, offset, length):
+        self.write(offset, self.random.randbytes(length))
+
+    def zero(self, offset, length, discard=False):
+        client = self.client()
+        if discard:
+            client.trim(length, offset)
+        else:
+            client.zero(length, offset)
+        client.shutdown()
+        self.model[offset : offset + length] = bytes(length)
+
+    # Backups.
+
+    def backup_words(self, *words):
+        return [
+            *tool("backup"), "--qmp", self.server.qmp_path, "--node", "disk",
+            "--to", self.repository, *words,
+        ]  # fmt: skip
+
+    def backup(self, *words):
+        """Take one; its manifest."""
+        return json.loads(run(*self.backup_words("--output=json", *words)).stdout)
+
+    def backup_fails(self, *words, why):
+        result = run(*self.backup_words(*words), check=False)
+        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
+        self.assertIn(why, result.stderr)
+        self.assert_settled()
+
+    def start_backup(self, *words):
+        return self.own(Process(self.backup_words(*words), self.path("backup.log")))
+
+    def list_backups(self):
+        return json.loads(run(*tool("backups"), "--output=json", self.repository).stdout)
+
+    def image_of(self, manifest):
+        return os.path.join(self.repository, manifest["id"], "disk.qcow2")
+
+    def own_nodes(self):
+        nodes = self.server.qmp.command("query-named-block-nodes")
+        return [n["node-name"] for n in nodes if n.get("node-name", "").startswith("tidemark-")]
+
+    def own_exports(self):
+        exports = self.server.qmp.command("query-block-exports")
+        return [e["id"] for e in exports if e["id"].startswith("tidemark-")]
+
+    def own_bitmaps(self):
+        return self.server.qmp.bitmaps("disk")
+
+    def assert_settled(self):
+        """Nothing of a backup is left in the daemon but at most one recording bitmap."""
+        self.assertEqual(self.own_nodes(), [])
+        self.assertEqual(self.own_exports(), [])
+        exports = self.server.qmp.command("query-block-exports")
+        self.assertEqual([e["node-name"] for e in exports], ["disk"] * len(exports))
+        bitmaps = self.own_bitmaps()
+        self.assertLessEqual(len(bitmaps), 1)
+        self.assertTrue(all(b["recording"] for b in bitmaps.values()))
+
+    def assert_clean_directory(self):
+        for name in os.listdir(self.repository):
+            self.assertFalse(name.startswith(".tidemark-tmp"), name)
+
+    def assert_restores(self, manifest, model):
+        target = self.path("restored.raw")
+        run(*tool("restore"), self.repository, "--at", manifest["id"], "--force", target)
+        with open(target, "rb") as f:
+            content = f.read()
+        if content != model:
+            first = next(i for i, (a, b) in enumerate(zip(content, model)) if a != b)
+            self.fail(f"{manifest['id']} differs from the disk of then at offset {first}")
+
+    def assert_sound(self):
+        run(*tool("verify"), self.repository)
+
+
+class TestPointsInTime(BackupCase):
+    def test_each_backup_restores_to_its_own_point_in_time(self):
+        taken = []
+        self.write_random(0, 3 * MIB)
+        self.write_random(20 * MIB + 4096, 100000)
+        self.write_random(self.size - 5000, 5000)
+        taken.append((self.backup(), bytes(self.model)))
+        self.write_random(1 * MIB + 512, 70000)
+        self.write_random(40 * MIB, 4096)
+        taken.append((self.backup(), bytes(self.model)))
+        self.zero(2 * MIB, 256 * 1024)
+        self.zero(20 * MIB, MIB, discard=True)
+        self.write_random(40 * MIB + 4096, 4096)
+        taken.append((self.backup(), bytes(self.model)))
+        kinds = [m["kind"] for m, _ in taken]
+        self.assertEqual(kinds, ["full", "incremental", "incremental"])
+        for manifest, model in taken:
+            self.assert_restores(manifest, model)
+        self.assert_sound()
+        self.assert_settled()
+        self.assert_clean_directory()
+
+    def test_qemu_img_reads_the_chain(self):
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(MIB // 2, MIB)
+        self.zero(0, CLUSTER)
+        last = self.backup()
+        target = self.path("by-qemu.raw")
+        qemu_img("check", "-f", "qcow2", self.image_of(last))
+        qemu_img("convert", "-f", "qcow2", "-O", "raw", self.image_of(last), target)
+        with open(target, "rb") as f:
+            self.assertTrue(f.read() == self.model)
+        info = json.loads(qemu_img("info", "--output=json", self.image_of(last)).stdout)
+        self.assertEqual(info["backing-filename-format"], "qcow2")
+        self.assertEqual(info["format-specific"]["data"]["compression-type"], "zstd")
+
+    def test_an_incremental_backup_moves_only_what_changed(self):
+        self.write_random(0, 16 * MIB)
+        full = self.backup()
+        self.write_random(5 * MIB, 100)
+        self.write_random(30 * MIB, CLUSTER)
+        incremental = self.backup()
+        nothing = self.backup()
+        self.assertEqual(full["moved-bytes"], 16 * MIB)
+        self.assertEqual(incremental["changed-bytes"], 2 * CLUSTER)
+        self.assertEqual(incremental["moved-bytes"], 2 * CLUSTER)
+        self.assertLess(incremental["stored-bytes"], 8 * CLUSTER)
+        self.assertEqual(nothing["changed-bytes"], 0)
+        self.assert_restores(nothing, self.model)
+
+    def test_discarded_areas_cost_nothing_to_move(self):
+        self.write_random(0, 16 * MIB)
+        self.backup()
+        self.zero(0, 16 * MIB, discard=True)
+        manifest = self.backup()
+        self.assertEqual(manifest["changed-bytes"], 16 * MIB)
+        self.assertEqual(manifest["moved-bytes"], 0)
+        self.assert_restores(manifest, self.model)
+
+    def test_a_backup_under_writes_is_the_state_of_one_moment(self):
+        journal = self.path("journal")
+        self.write_random(0, 24 * MIB)
+        writer = self.own(
+            Process(
+                [
+                    WRITER, "write", "--uri", nbd_uri(self.socket, "disk"), "--journal", journal,
+                    "--offset", str(24 * MIB), "--length", str(32 * MIB), "--rate", "4000",
+                ],
+                self.path("writer.log"),
+            )
+        )  # fmt: skip
+        time.sleep(0.5)
+        taken = []
+        for _ in range(4):
+            taken.append(self.backup())
+            time.sleep(0.2)
+        writer.stop()
+        self.assertEqual([m["kind"] for m in taken], ["full"] + ["incremental"] * 3)
+        for manifest in taken:
+            target = self.path("restored.raw")
+            run(*tool("restore"), self.repository, "--at", manifest["id"], "--force", target)
+            window = manifest["checkpoint"]
+            run(
+                WRITER, "check", "--journal", journal, "--image", target,
+                "--begin", window["begin"]["monotonic-ns"],
+                "--end", window["end"]["monotonic-ns"],
+            )  # fmt: skip
+            with open(target, "rb") as f:
+                self.assertTrue(f.read(24 * MIB) == self.model[: 24 * MIB])
+        self.assert_settled()
+
+    def test_the_chain_goes_on_after_the_daemon_was_restarted(self):
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(2 * MIB, 1000)
+        self.server.quit()
+        self.start()
+        self.write_random(3 * MIB, 1000)
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assertEqual(manifest["changed-bytes"], 2 * CLUSTER)
+        self.assert_restores(manifest, self.model)
+
+    def test_full_is_taken_when_asked_for(self):
+        self.write_random(0, MIB)
+        self.backup()
+        manifest = self.backup("--full")
+        self.assertEqual((manifest["kind"], manifest["reason"]), ("full", "asked for"))
+        self.write_random(0, 100)
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+
+
+class TestOtherDisks(BackupCase):
+    size = 8 * MIB + 512
+
+    def test_a_disk_that_ends_within_a_cluster(self):
+        self.write_random(0, self.size)
+        self.backup()
+        self.write_random(self.size - 512, 512)
+        self.assert_restores(self.backup(), self.model)
+        self.assert_sound()
+
+    def test_a_raw_disk_has_a_bitmap_for_the_life_of_the_daemon(self):
+        self.server.quit()
+        self.image = self.path("disk.raw")
+        with open(self.image, "wb") as f:
+            f.truncate(self.size)
+        self.start(driver="raw")
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(4096, 4096)
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+
+    def test_a_daemon_without_nbd_server_gets_one_for_the_time_of_the_backup(self):
+        self.server.quit()
+        self.start(server=False)
+        self.assertEqual(self.backup()["kind"], "full")
+        self.server.qmp.command(
+            "nbd-server-start",
+            addr={"type": "unix", "data": {"path": self.socket}},
+        )
+        self.assertEqual(self.backup()["kind"], "incremental")
+
+
+class TestReasons(BackupCase):
+    """Why a full backup is taken although there is an earlier one."""
+
+    def reason(self):
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "full")
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+        return manifest["reason"]
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, MIB)
+        self.first = self.backup()
+        self.write_random(MIB, MIB)
+
+    def test_bitmap_is_gone(self):
+        self.server.qmp.command(
+            "block-dirty-bitmap-remove", node="disk", name=self.first["bitmap"]
+        )
+        self.assertIn(f"'{self.first['bitmap']}' of the last backup is not on", self.reason())
+
+    def test_bitmap_was_disabled(self):
+        self.server.qmp.command(
+            "block-dirty-bitmap-disable", node="disk", name=self.first["bitmap"]
+        )
+        self.assertIn("was disabled", self.reason())
+
+    def test_daemon_was_killed(self):
+        self.server.kill()
+        self.start()
+        self.assertIn("inconsistent", self.reason())
+
+    def test_disk_was_resized(self):
+        self.server.quit()
+        qemu_img("resize", "-q", "-f", "qcow2", self.image, str(self.size + MIB))
+        self.model += bytes(MIB)
+        self.start()
+        self.assertIn("resized from 64 MiB to 65 MiB", self.reason())
+
+    def test_an_earlier_file_is_gone(self):
+        os.unlink(self.image_of(self.first))
+        self.assertIn("is gone", self.reason())
+
+    def test_an_earlier_file_was_cut(self):
+        os.truncate(self.image_of(self.first), 100000)
+        self.assertIn("was changed", self.reason())
+
+    def test_an_earlier_manifest_is_damaged(self):
+        path = os.path.join(self.repository, self.first["id"], "manifest.json")
+        with open(path, "w", encoding="utf-8") as f:
+            f.write("{}")
+        self.assertIn("damaged", self.reason())
+
+
+class TestCutOff(BackupCase):
+    """What a run leaves that was killed, and that the next one finds its way."""
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, 40 * MIB)
+
+    def check_recovery(self, first, model):
+        """The next run works, and earlier backups are what they were."""
+        self.write_random(self.random.randrange(50 * MIB), 5000)
+        manifest = self.backup()
+        self.assert_restores(manifest, self.model)
+        self.assert_restores(first, model)
+        self.assert_sound()
+        self.assert_settled()
+        self.assert_clean_directory()
+        return manifest
+
+    def kill_when(self, condition, what, full=True):
+        process = self.start_backup(*(["--full"] if full else []))
+        process.wait_for(condition, what)
+        process.kill()
+
+    def test_killed_with_the_filter_in_place(self):
+        first, model = self.backup(), bytes(self.model)
+        self.write_random(0, 30 * MIB)
+        self.kill_when(self.own_nodes, "the filter", full=False)
+        self.assertNotEqual(self.own_nodes(), [])
+        self.write_random(10 * MIB, 1 * MIB)
+        manifest = self.check_recovery(first, model)
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assertGreaterEqual(manifest["changed-bytes"], 30 * MIB)
+
+    def test_killed_while_it_fetches(self):
+        first, model = self.backup(), bytes(self.model)
+        self.write_random(0, 30 * MIB)
+        self.kill_when(self.own_exports, "the export", full=False)
+        self.assertEqual(self.check_recovery(first, model)["kind"], "incremental")
+
+    def test_killed_during_the_first_backup(self):
+        self.kill_when(self.own_exports, "the export")
+        self.write_random(0, 5000)
+        manifest = self.backup()
+        self.assertEqual(manifest["reason"], "there is no earlier backup")
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+        self.assert_clean_directory()
+
+    def test_killed_right_after_the_backup_was_complete(self):
+        first, model = self.backup(), bytes(self.model)
+        self.write_random(0, 30 * MIB)
+
+        def complete():
+            return len([n for n in os.listdir(self.repository) if n[0] == "2"]) > 1
+
+        self.kill_when(complete, "the second backup", full=False)
+        self.assertEqual(len(self.list_backups()), 2)
+        manifest = self.check_recovery(first, model)
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assertLess(manifest["changed-bytes"], MIB)
+
+    def test_killed_at_any_time(self):
+        first, model = self.backup(), bytes(self.model)
+        for milliseconds in (1, 5, 10, 20, 30, 50, 70, 100, 150, 200, 300):
+            self.write_random(self.random.randrange(30 * MIB), 10 * MIB)
+            process = self.start_backup()
+            time.sleep(milliseconds / 1000)
+            process.kill()
+        self.check_recovery(first, model)
+
+    def test_killed_and_then_the_daemon_restarted(self):
+        first, model = self.backup(), bytes(self.model)
+        self.write_random(0, 30 * MIB)
+        self.kill_when(self.own_exports, "the export", full=False)
+        self.write_random(10 * MIB, 1 * MIB)
+        self.server.quit()
+        self.start()
+        self.assertEqual(self.check_recovery(first, model)["kind"], "incremental")
+
+    def test_stopped_by_the_user(self):
+        first, model = self.backup(), bytes(self.model)
+        self.write_random(0, 30 * MIB)
+        process = self.start_backup()
+        process.wait_for(self.own_exports, "the export")
+        process.stop(sig=signal.SIGINT, expect=1)
+        self.assertIn("was stopped", process.log())
+        self.assert_settled()
+        self.assert_clean_directory()
+        self.assertEqual(len(self.own_bitmaps()), 1)
+        self.assertEqual(self.check_recovery(first, model)["kind"], "incremental")
+
+    def test_two_runs_at_once(self):
+        process = self.start_backup()
+        process.wait_for(self.own_nodes, "the filter")
+        process.process.send_signal(signal.SIGSTOP)
+        result = run(*self.backup_words(), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("is under way", result.stderr)
+        process.process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(), 0, process.log())
+
+
+class TestFailures(BackupCase):
+    def test_no_space_for_the_backup(self):
+        """In a mount namespace of its own the repository lies on a small file system."""
+        fleece = self.path("fleece")
+        os.mkdir(fleece)
+        os.mkdir(self.repository)
+        self.write_random(0, MIB)
+        words = " ".join(self.backup_words("--fleece-dir", fleece))
+        change = " ".join([*tool("io"), "-f", "raw"])
+        uri = nbd_uri(self.socket, "disk")
+        script = f"""
+            mount -t tmpfs -o size=8m tmpfs {self.repository}
+            {words}
+            head -c 6m /dev/urandom > {self.path("noise")}
+            {change} -c 'write -s {self.path("noise")} 10M 6M' '{uri}'
+            head -c 5m /dev/zero > {self.repository}/.tidemark-filler
+            if {words}; then exit 7; fi
+            {change} -c 'write -P 1 20M 64k' '{uri}'
+            rm {self.repository}/.tidemark-filler
+            {words}
+            {" ".join(tool("verify"))} {self.repository}
+            {" ".join(tool("backups"))} {self.repository}
+            {" ".join(tool("restore"))} {self.repository} {self.path("restored.raw")}
+        """
+        how = "-m" if os.geteuid() == 0 else "-rm"
+        result = run("unshare", how, "sh", "-ec", script)
+        self.assertIn("No space left", result.stderr)
+        self.assertIn("incremental, builds on", result.stdout)
+        self.assertEqual(os.listdir(fleece), [])
+        with open(self.path("noise"), "rb") as f:
+            self.model[10 * MIB : 16 * MIB] = f.read()
+        self.model[20 * MIB : 20 * MIB + CLUSTER] = b"\1" * CLUSTER
+        with open(self.path("restored.raw"), "rb") as f:
+            self.assertTrue(f.read() == self.model)
+        self.assert_settled()
+
+    def test_no_space_for_old_data_ends_the_backup_and_not_the_guest(self):
+        """The daemon may write 24 MiB of a file: enough for the disk's image, not for the
+        temporary one, in which old data keeps its offset."""
+        self.write_random(40 * MIB, 8 * MIB)
+        self.write_random(0, MIB)
+        self.server.quit()
+
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (24 * MIB, 24 * MIB))
+
+        self.start(preexec_fn=limit)
+        first = self.backup()
+        self.write_random(40 * MIB, 8 * MIB)
+        process = self.start_backup()
+        process.wait_for(self.own_nodes, "the filter")
+        process.process.send_signal(signal.SIGSTOP)
+        self.write_random(46 * MIB, 2 * MIB)
+        process.process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(), 1, process.log())
+        self.assertIn("Could not", process.log())
+        self.assert_settled()
+        manifest = self.backup()
+        self.assertEqual(manifest["parent"], first["id"])
+        self.assert_restores(manifest, self.model)
+
+    def test_a_failed_full_backup_keeps_the_chain(self):
+        self.write_random(0, MIB)
+        first = self.backup()
+        self.write_random(0, 40 * MIB)
+        process = self.start_backup("--full")
+        process.wait_for(self.own_exports, "the export")
+        self.server.qmp.command("block-export-del", id=self.own_exports()[0], mode="hard")
+        self.assertEqual(process.wait(), 1, process.log())
+        self.assert_settled()
+        manifest = self.backup()
+        self.assertEqual(manifest["parent"], first["id"])
+        self.assert_restores(manifest, self.model)
+
+    def test_words_for_what_is_wrong(self):
+        def fails(*words, why):
+            result = run(*tool("backup"), *words, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(why, result.stderr)
+
+        qmp = ["--qmp", self.server.qmp_path]
+        to = ["--to", self.repository]
+        fails(*to, "--node", "disk", why="--qmp is missing")
+        fails("--qmp", "/nowhere", "--node", "disk", *to, why="Could not connect to QMP socket")
+        fails(*qmp, "--node", "dusk", *to, why="has no node 'dusk'")
+        fails(*qmp, "--node", "disk", "--to", self.dir, why="is not empty")
+        self.backup()
+        self.server.qmp.command(
+            "blockdev-add", **{"driver": "null-co", "node-name": "other", "size": MIB}
+        )
+        fails(*qmp, "--node", "other", *to, why="holds backups of node 'disk', not of 'other'")
+
+
+class TestReading(BackupCase):
+    """restore, verify and backups on what is not as it should be."""
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, 2 * MIB)
+        self.first = self.backup()
+        self.write_random(MIB, 4096)
+        self.second = self.backup()
+
+    def flip(self, manifest, name, offset):
+        path = os.path.join(self.repository, manifest["id"], name)
+        with open(path, "r+b") as f:
+            f.seek(offset, os.SEEK_SET if offset >= 0 else os.SEEK_END)
+            byte = f.read(1)
+            f.seek(-1, os.SEEK_CUR)
+            f.write(bytes([byte[0] ^ 0x40]))
+
+    def verify(self, status):
+        result = run(*tool("verify"), self.repository, check=False)
+        self.assertEqual(result.returncode, status, result.stdout + result.stderr)
+        return result.stdout
+
+    def test_verify_names_the_damaged_file_and_what_builds_on_it(self):
+        self.flip(self.first, "disk.qcow2", MIB)
+        out = self.verify(2).splitlines()
+        self.assertIn(f"{self.first['id']}/disk.qcow2' was changed", out[0])
+        self.assertIn(f"Backup {self.first['id']}, which it builds on, is damaged", out[1])
+
+    def test_verify_with_only_the_last_one_damaged(self):
+        self.flip(self.second, "checksums", 70)
+        out = self.verify(2).splitlines()
+        self.assertIn("sound", out[0])
+        self.assertIn(f"{self.second['id']}/checksums' was changed", out[1])
+
+    def test_verify_notices_a_changed_manifest(self):
+        path = os.path.join(self.repository, self.second["id"], "manifest.json")
+        with open(path, encoding="utf-8") as f:
+            text = f.read().replace('"disk"', '"dusk"')
+        with open(path, "w", encoding="utf-8") as f:
+            f.write(text)
+        self.assertIn("checksum does not match", self.verify(2))
+
+    def test_verify_notices_a_missing_parent(self):
+        shutil.rmtree(os.path.join(self.repository, self.first["id"]))
+        self.assertIn("which is gone", self.verify(2))
+
+    def test_restore_notices_damage_and_leaves_no_file(self):
+        self.flip(self.first, "disk.qcow2", 3 * MIB // 2)
+        target = self.path("out.raw")
+        result = run(*tool("restore"), self.repository, target, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(f"{self.first['id']}/disk.qcow2", result.stderr)
+        self.assertEqual([n for n in os.listdir(self.dir) if n.startswith("out")], [])
+
+    def test_restore_never_follows_the_backing_name_of_an_image(self):
+        secret = self.path("secret.qcow2")
+        img("create", "-q", "-f", "qcow2", secret, str(self.size))
+        qemu_img("rebase", "-u", "-b", secret, "-F", "qcow2", "-f", "qcow2",
+                 self.image_of(self.second))  # fmt: skip
+        os.chmod(secret, 0)
+        self.assert_restores(self.second, self.model)
+        self.assertIn("was changed", self.verify(2))
+
+    def test_restore_makes_sparse_files(self):
+        target = self.path("out.raw")
+        run(*tool("restore"), self.repository, target)
+        self.assertLess(os.stat(target).st_blocks * 512, 3 * MIB)
+        self.assertEqual(os.stat(target).st_size, self.size)
+
+    def test_restore_to_qcow2(self):
+        target = self.path("out.qcow2")
+        run(*tool("restore"), self.repository, "-f", "qcow2", target)
+        qemu_img("compare", "-f", "qcow2", "-F", "qcow2", target, self.image_of(self.second))
+
+    def test_restore_overwrites_only_when_told(self):
+        target = self.path("out.raw")
+        with open(target, "w", encoding="utf-8") as f:
+            f.write("mine")
+        result = run(*tool("restore"), self.repository, target, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("exists already", result.stderr)
+        with open(target, encoding="utf-8") as f:
+            self.assertEqual(f.read(), "mine")
+        run(*tool("restore"), self.repository, "--force", target)
+        self.assertEqual(os.stat(target).st_size, self.size)
+
+    def test_restore_of_an_unknown_id(self):
+        result = run(
+            *tool("restore"), self.repository, "--at", "1999", self.path("out.raw"), check=False
+        )
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("There is no backup '1999'", result.stderr)
+
+    def test_list_shows_each_backup(self):
+        out = run(*tool("backups"), self.repository).stdout.splitlines()
+        self.assertEqual(len(out), 3)
+        self.assertIn("full", out[1])
+        self.assertIn("incremental", out[2])
+        with open(os.path.join(self.repository, self.first["id"], "manifest.json"), "wb") as f:
+            f.write(b"\0")
+        out = run(*tool("backups"), self.repository).stdout
+        self.assertIn("damaged", out)
+
+    def test_a_directory_without_backups(self):
+        for face in ("backups", "verify"):
+            result = run(*tool(face), self.path("nothing"), check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Could not open directory", result.stderr)
+            result = run(*tool(face), self.dir, check=False)
+            self.assertIn("holds no backups", result.stderr)
