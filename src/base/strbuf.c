@@ -29,7 +29,8 @@ static bool strbuf_reserve(struct strbuf *sb, size_t more)
 
 void strbuf_append(struct strbuf *sb, const void *data, size_t len)
 {
-    if (strbuf_reserve(sb, len)) {
+    /* `data` may be NULL when there is nothing of it, which memcpy() does not allow. */
+    if (len > 0 && strbuf_reserve(sb, len)) {
         memcpy(sb->data + sb->len, data, len);
         sb->len += len;
         sb->data[sb->len] = '\0';

@@ -26,18 +26,14 @@ static const struct face faces[] = {
      "make, inspect, check, convert and compare images (as qemu-img)"},
     {"io", "tidemark io", "qemu-io", cli_io_main,
      "scripted reads and writes on one image, for tests and repair (as qemu-io)"},
-#ifdef CLI_FACE_NBD
     {"nbd", "tidemark nbd", "qemu-nbd", cli_nbd_main,
      "serve one image over NBD, or list a server's exports (as qemu-nbd)"},
-#endif
-#ifdef CLI_FACE_BACKUP
     {"backup", "tidemark backup", NULL, cli_backup_main,
      "back up a disk of a running daemon, incrementally where possible"},
     {"backups", "tidemark backups", NULL, cli_backups_main, "list the backups in a directory"},
     {"restore", "tidemark restore", NULL, cli_restore_main,
      "write the disk as it was at one point in time"},
     {"verify", "tidemark verify", NULL, cli_verify_main, "prove that backups are whole"},
-#endif
 };
 
 static void print_help(void)
