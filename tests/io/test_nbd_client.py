@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our NBD client with servers that lie, stall or break off."""
+
+import socket
+import struct
+import threading
+import unittest
+
+from nbd_raw import ACK, CHUNK_MAGIC, ERR_UNSUP, GO, REPLY_MAGIC, SIMPLE_MAGIC, STRUCTURED
+from tidemark import TestCase, img, io
+
+SIZE = 1 << 20
+
+
+class Hostile:
+    """A server for one client at a time that answers as `replies` says.
+
+    info: what GO answers before its ACK; on_request(send, kind, cookie, offset, length).
+    """
+
+    def __init__(self, path, info=None, on_request=None, hello=None, structured=True):
+        self.info = info if info is not None else [export_info()]
+        self.on_request = on_request
+        self.hello = hello or b"NBDMAGICIHAVEOPT\0\3"
+        self.structured = structured
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(path)
+        self.listener.listen()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            with sock:
+                try:
+                    self.talk(sock)
+                except (EOFError, OSError):
+                    pass
+
+    def talk(self, sock):
+        def receive(size):
+            data = b""
+            while len(data) < size:
+                part = sock.recv(size - len(data))
+                if not part:
+                    raise EOFError
+                data += part
+            return data
+
+        sock.sendall(self.hello)
+        receive(4)
+        while True:
+            _, option, length = struct.unpack(">QII", receive(16))
+            receive(length)
+            if option == STRUCTURED and self.structured:
+                sock.sendall(reply(option, ACK))
+            elif option == GO:
+                for kind, data in self.info:
+                    sock.sendall(reply(option, kind, data))
+                sock.sendall(reply(option, ACK))
+                break
+            else:
+                sock.sendall(reply(option, ERR_UNSUP))
+        while True:
+            _, _, kind, cookie, offset, length = struct.unpack(">IHHQQI", receive(28))
+            if kind == 1:
+                receive(length)
+            if kind == 2:
+                return
+            self.on_request(sock.sendall, kind, cookie, offset, length)
+
+    def close(self):
+        self.listener.close()
+
+
+def reply(option, kind, data=b"", length=None):
+    length = len(data) if length is None else length
+    return struct.pack(">QIII", REPLY_MAGIC, option, kind, length) + data
+
+
+def export_info(size=SIZE, flags=1):
+    return (3, struct.pack(">HQH", 0, size, flags))
+
+
+def block_sizes(minimum, preferred, maximum):
+    return (3, struct.pack(">HIII", 3, minimum, preferred, maximum))
+
+
+def chunk(cookie, kind, payload, flags=1, length=None):
+    length = len(payload) if length is None else length
+    return struct.pack(">IHHQI", CHUNK_MAGIC, flags, kind, cookie, length) + payload
+
+
+class ClientTest(TestCase):
+    def hostile(self, **more):
+        self.path_of_socket = self.path("h")
+        server = Hostile(self.path_of_socket, **more)
+        self.addCleanup(server.close)
+        return f"nbd+unix:///?socket={self.path_of_socket}"
+
+    def refuses_to_open(self, sentence, **more):
+        uri = self.hostile(**more)
+        result = img("info", uri, check=False, timeout=20)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(sentence, result.stderr)
+
+    def test_strange_hellos_are_refused(self):
+        self.refuses_to_open("Bad initial magic", hello=b"SSH-2.0-whatever\r\n")
+
+    def test_oldstyle_is_refused(self):
+        self.refuses_to_open("oldstyle", hello=b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53\0\0")
+
+    def test_impossible_size_is_refused(self):
+        self.refuses_to_open("impossible size", info=[export_info(size=1 << 63)])
+
+    def test_impossible_block_sizes_are_refused(self):
+        self.refuses_to_open(
+            "block sizes are invalid", info=[export_info(), block_sizes(3, 4096, 1 << 20)]
+        )
+
+    def test_absent_export_info_is_refused(self):
+        self.refuses_to_open("Unexpected answer", info=[])
+
+    def test_missing_flags_are_refused(self):
+        self.refuses_to_open("transmission flags", info=[export_info(flags=0)])
+
+    def test_far_too_long_option_reply_is_refused(self):
+        self.refuses_to_open("too long", info=[(3, b"\0" * 100000)])
+
+    def read_fails(self, answer, **more):
+        """A read that the server answers with answer(cookie) must fail, and in time."""
+
+        def on_request(send, kind, cookie, offset, length):
+            send(answer(cookie))
+
+        uri = self.hostile(on_request=on_request, **more)
+        result = io(uri, "read 4096 8192", fmt="raw", check=False, timeout=20)
+        self.assertNotEqual(result.returncode, 0, result.stdout)
+        self.assertIn("read failed", result.stdout + result.stderr)
+
+    def test_data_outside_of_the_read(self):
+        self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 0) + b"x" * 8192))
+
+    def test_more_data_than_was_asked_for(self):
+        self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8193))
+
+    def test_the_same_data_twice(self):
+        part = struct.pack(">Q", 4096) + b"x" * 8192
+        self.read_fails(lambda c: chunk(c, 1, part, flags=0) + chunk(c, 1, part))
+
+    def test_less_data_than_was_asked_for(self):
+        self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 4096))
+
+    def test_hole_that_is_too_long(self):
+        self.read_fails(lambda c: chunk(c, 2, struct.pack(">QI", 4096, 0xFFFFFFFF)))
+
+    def test_chunk_that_is_too_short(self):
+        self.read_fails(lambda c: chunk(c, 1, b"\0\0\0\0"))
+
+    def test_unknown_cookie(self):
+        self.read_fails(lambda c: chunk(c + 1, 0, b""))
+
+    def test_unknown_chunk_type(self):
+        self.read_fails(lambda c: chunk(c, 77, b"abc"))
+
+    def test_status_instead_of_data(self):
+        self.read_fails(lambda c: chunk(c, 5, struct.pack(">III", 0, 4096, 0)))
+
+    def test_simple_reply_where_chunks_were_agreed(self):
+        self.read_fails(lambda c: struct.pack(">IIQ", SIMPLE_MAGIC, 0, c) + b"x" * 8192)
+
+    def test_chunk_where_none_was_agreed(self):
+        self.read_fails(
+            lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8192), structured=False
+        )
+
+    def test_error_text_that_is_too_long(self):
+        self.read_fails(lambda c: chunk(c, 0x8001, struct.pack(">IH", 5, 60000) + b"e" * 60000))
+
+    def test_error_text_longer_than_its_chunk(self):
+        self.read_fails(lambda c: chunk(c, 0x8001, struct.pack(">IH", 5, 100) + b"short"))
+
+    def test_garbage(self):
+        self.read_fails(lambda c: b"\xff" * 64)
+
+    def test_an_error_is_an_error(self):
+        self.read_fails(lambda c: chunk(c, 0x8001, struct.pack(">IH", 28, 4) + b"full"))
+
+    def test_server_that_breaks_off_in_the_midst_of_an_answer(self):
+        answer = chunk(0, 1, struct.pack(">Q", 4096) + b"x" * 8192)
+        for cut in (0, 1, 15, 16, 19, 20, 27, 28, 5000, len(answer) - 1):
+
+            def on_request(send, kind, cookie, offset, length, size=cut):
+                send(chunk(cookie, 1, struct.pack(">Q", 4096) + b"x" * 8192)[:size])
+                raise EOFError
+
+            with self.subTest(cut=cut):
+                path = self.path(f"b{cut}")
+                server = Hostile(path, on_request=on_request)
+                result = io(
+                    f"nbd+unix:///?socket={path}", "read 4096 8192", fmt="raw", check=False,
+                    timeout=20,
+                )  # fmt: skip
+                server.close()
+                self.assertIn("read failed", result.stdout + result.stderr)
+
+    def test_honest_answers_in_any_order_and_shape_are_understood(self):
+        """The same fake server, behaving: otherwise the tests above would prove little."""
+
+        def on_request(send, kind, cookie, offset, length):
+            half = length // 2
+            send(
+                chunk(cookie, 2, struct.pack(">QI", offset + half, length - half), flags=0)
+                + chunk(cookie, 1, struct.pack(">Q", offset) + b"h" * half, flags=0)
+                + chunk(cookie, 0, b"")
+            )
+
+        uri = self.hostile(on_request=on_request)
+        io(uri, "read -P 0x68 -l 4096 4096 8192", "read -P 0 -s 4096 -l 4096 4096 8192", fmt="raw",
+           options=("-r",))  # fmt: skip
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the NBD server does with requests: every command, its errors, and the order of the stream."""
+
+import os
+import random
+import struct
+import unittest
+
+import nbd
+import nbd_raw
+from nbd_raw import (
+    BLOCK_STATUS, CACHE, EINVAL, ENOSPC, EPERM, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient,
+)  # fmt: skip
+from nbd_server import NbdServer
+from tidemark import TestCase
+
+SIZE = 8 << 20
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+
+
+class CommandsTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.content = random.Random(1).randbytes(SIZE)
+        self.disk = self.path("disk.raw")
+        with open(self.disk, "wb") as disk:
+            disk.write(self.content)
+
+    def serve(self, *arguments, **more):
+        return self.own(NbdServer(self.dir, "-f", "raw", *arguments, self.disk, **more))
+
+    def client(self, server, *contexts):
+        handle = nbd.NBD()
+        for context in contexts:
+            handle.add_meta_context(context)
+        handle.connect_unix(server.socket)
+        return handle
+
+    def on_disk(self, offset, size):
+        with open(self.disk, "rb") as disk:
+            disk.seek(offset)
+            return disk.read(size)
+
+    # --- data
+
+    def test_reads_of_all_sizes_and_places_give_what_is_stored(self):
+        for structured in (False, True):
+            handle = nbd.NBD()
+            handle.set_request_structured_replies(structured)
+            handle.connect_unix(self.serve(name=f"s{structured}", shared=0).socket)
+            for offset, size in (
+                (0, 1), (0, 512), (1, 4095), (4000, 65536), (65535, 65537), (0, 1 << 20),
+                (SIZE - 1, 1), (123457, 3 << 20), (0, SIZE),
+            ):  # fmt: skip
+                with self.subTest(structured=structured, offset=offset, size=size):
+                    self.assertEqual(
+                        handle.pread(size, offset), self.content[offset : offset + size]
+                    )
+            handle.shutdown()
+            self.end_processes()
+
+    def test_writes_of_all_sizes_and_places_arrive(self):
+        handle = self.client(self.serve())
+        expected = bytearray(self.content)
+        choose = random.Random(2)
+        for offset, size in (
+            (0, 1), (0, 512), (511, 3), (4096, 4096), (70000, 65535), (200000, 65536),
+            (300001, 65537), (500000, 262144), (1000000, 3 << 20), (SIZE - 5, 5),
+        ):  # fmt: skip
+            data = choose.randbytes(size)
+            handle.pwrite(data, offset, choose.choice((0, nbd.CMD_FLAG_FUA)))
+            expected[offset : offset + size] = data
+        handle.flush()
+        self.assertEqual(self.on_disk(0, SIZE), bytes(expected))
+
+    def test_many_requests_in_flight_are_all_answered_right(self):
+        handle = self.client(self.serve())
+        choose = random.Random(3)
+        expected = bytearray(self.content)
+        pending = []
+        # Disjoint blocks, so that the order doesn't matter; sizes mix all ways of receiving.
+        for block in range(0, SIZE, 131072):
+            size = choose.choice((1, 512, 4096, 65535, 65536, 100000, 131072))
+            if choose.random() < 0.5:
+                data = choose.randbytes(size)
+                expected[block : block + size] = data
+                cookie = handle.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), block)
+                pending.append((cookie, None, None))
+            else:
+                buf = nbd.Buffer(size)
+                pending.append((handle.aio_pread(buf, block), buf, block))
+        while handle.aio_in_flight() > 0:
+            handle.poll(-1)
+        for cookie, buf, block in pending:
+            self.assertTrue(handle.aio_command_completed(cookie))
+            if buf is not None:
+                data = bytes(buf.to_bytearray())
+                self.assertEqual(data, self.content[block : block + len(data)])
+        self.assertEqual(self.on_disk(0, SIZE), bytes(expected))
+
+    def test_zeroes_and_trim(self):
+        handle = self.client(self.serve())
+        handle.zero(65536, 4096)
+        handle.zero(1000, 200001, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
+        handle.trim(65536, 1 << 20)
+        handle.cache(1 << 20, 0)
+        self.assertEqual(self.on_disk(4096, 65536), bytes(65536))
+        self.assertEqual(self.on_disk(200001, 1000), bytes(1000))
+        self.assertEqual(self.on_disk(201001, 1000), self.content[201001:202001])
+        self.assertEqual(self.on_disk(1 << 20, 65536), bytes(65536))
+        self.assertEqual(self.on_disk(0, 4096), self.content[:4096])
+
+    def test_holes_are_sent_as_holes(self):
+        with open(self.disk, "r+b") as disk:
+            os.posix_fallocate(disk.fileno(), 0, SIZE)
+            disk.truncate(0)
+            disk.truncate(SIZE)
+            disk.seek(1 << 20)
+            disk.write(b"x" * 65536)
+        with RawClient(self.serve().socket) as client:
+            client.go()
+            client.request(READ, 0, 2 << 20)
+            chunks = client.chunks()
+            self.assertEqual([kind for kind, _ in chunks], [2, 1, 2])
+            self.assertEqual(struct.unpack(">QI", chunks[0][1]), (0, 1 << 20))
+            self.assertEqual(chunks[1][1][8:], b"x" * 65536)
+            client.request(READ, 0, 2 << 20, flags=DF)
+            chunks = client.chunks()
+            self.assertEqual([kind for kind, _ in chunks], [1])
+            self.assertEqual(chunks[0][1][8:], bytes(1 << 20) + b"x" * 65536 + bytes(983040))
+
+    def test_disk_of_no_bytes(self):
+        with open(self.disk, "wb"):
+            pass
+        handle = self.client(self.serve())
+        self.assertEqual(handle.get_size(), 0)
+        handle.flush()
+
+    # --- errors; the stream stays in step
+
+    def assert_error(self, client, error, kind, offset, length, flags=0, payload=b""):
+        client.request(kind, offset, length, flags, payload=payload)
+        with self.subTest(kind=kind, offset=offset, length=length, flags=flags):
+            self.assertEqual(client.error(), error)
+
+    def assert_in_step(self, client):
+        client.request(READ, 7, 9, cookie=99)
+        self.assertEqual(client.chunks(), [(1, struct.pack(">Q", 7) + self.content[7:16])])
+
+    def test_requests_out_of_bounds_are_refused_and_their_payload_read_past(self):
+        with RawClient(self.serve().socket) as client:
+            client.go(contexts=[b"base:allocation"])
+            for kind, error in (
+                (READ, EINVAL), (TRIM, EINVAL), (CACHE, EINVAL), (BLOCK_STATUS, EINVAL),
+                (WRITE_ZEROES, ENOSPC), (WRITE, ENOSPC),
+            ):  # fmt: skip
+                for offset, length in (
+                    (SIZE, 1), (SIZE - 1, 2), (1 << 63, 512), ((1 << 64) - 1, 2), (SIZE + 5, 70000),
+                ):  # fmt: skip
+                    payload = bytes(length) if kind == WRITE else b""
+                    self.assert_error(client, error, kind, offset, length, payload=payload)
+                self.assert_in_step(client)
+
+    def test_requests_that_are_too_long_are_refused(self):
+        with RawClient(self.serve().socket, timeout=60) as client:
+            client.go()
+            self.assert_error(client, EINVAL, READ, 0, (32 << 20) + 1)
+            self.assert_error(client, EINVAL, READ, 0, 0xFFFFFFFF)
+            self.assert_error(
+                client, EINVAL, WRITE, 0, (32 << 20) + 1, payload=bytes((32 << 20) + 1)
+            )
+            self.assert_in_step(client)
+
+    def test_unknown_commands_and_flags_are_refused(self):
+        with RawClient(self.serve().socket) as client:
+            client.go(contexts=[b"base:allocation"])
+            self.assert_error(client, EINVAL, 8, 0, 0)
+            self.assert_error(client, EINVAL, 0xFFFF, 0, 0)
+            self.assert_error(client, EINVAL, READ, 0, 512, flags=NO_HOLE)
+            self.assert_error(client, EINVAL, WRITE, 0, 4, flags=0x8000, payload=b"data")
+            self.assert_error(client, EINVAL, TRIM, 0, 512, flags=DF)
+            self.assert_error(client, EINVAL, WRITE_ZEROES, 0, 512, flags=REQ_ONE)
+            self.assert_error(client, EINVAL, BLOCK_STATUS, 0, 512, flags=FAST_ZERO)
+            self.assert_error(client, EINVAL, BLOCK_STATUS, 0, 0)
+            self.assert_in_step(client)
+            self.assertEqual(self.on_disk(0, 4), self.content[:4])
+
+    def test_read_only_export_refuses_changes(self):
+        with RawClient(self.serve("-r").socket) as client:
+            client.go()
+            self.assert_error(client, EPERM, WRITE, 0, 100000, payload=bytes(100000))
+            self.assert_error(client, EPERM, WRITE_ZEROES, 0, 4096)
+            self.assert_error(client, EPERM, TRIM, 0, 4096)
+            self.assert_error(client, 0, FLUSH, 0, 0)
+            self.assert_error(client, 0, CACHE, 0, 4096)
+            self.assert_in_step(client)
+
+    def test_simple_replies_carry_errors_too(self):
+        with RawClient(self.serve().socket) as client:
+            client.go(structured=False)
+            client.request(READ, SIZE, 1, cookie=5)
+            self.assertEqual(client.simple_reply(), (5, EINVAL))
+            client.request(READ, 0, 4, flags=DF, cookie=6)
+            self.assertEqual(client.simple_reply(), (6, EINVAL))
+            client.request(BLOCK_STATUS, 0, 4096, cookie=7)
+            self.assertEqual(client.simple_reply(), (7, EINVAL))
+            client.request(READ, 0, 4, cookie=8)
+            self.assertEqual(client.simple_reply(), (8, 0))
+            self.assertEqual(client.receive(4), self.content[:4])
+
+    def test_requests_of_no_bytes_succeed(self):
+        with RawClient(self.serve().socket) as client:
+            client.go()
+            for kind in (READ, WRITE, TRIM, WRITE_ZEROES, CACHE):
+                self.assert_error(client, 0, kind, 4096, 0)
+            self.assert_in_step(client)
+
+    def test_wrong_request_magic_ends_the_session(self):
+        server = self.serve()
+        with RawClient(server.socket) as client:
+            client.go()
+            client.send(b"\0" * 28)
+            self.assertTrue(client.is_closed())
+        self.client(server).flush()
+
+    # --- clients that leave or stay away
+
+    def test_client_that_leaves_at_any_byte_of_a_write(self):
+        server = self.serve()
+        for size in (100000, 600):
+            talk = struct.pack(">IHHQQI", nbd_raw.REQUEST_MAGIC, 0, WRITE, 1, 0, size)
+            talk += self.content[:size]
+            for cut in (*range(0, 40), size // 2, size + 27, size + 28):
+                with RawClient(server.socket) as client:
+                    client.go()
+                    client.send(talk[:cut])
+        handle = self.client(server)
+        self.assertEqual(handle.pread(4096, 0), self.content[:4096])
+        handle.shutdown()
+        server.stop()
+        self.assertEqual(self.on_disk(0, SIZE), self.content)
+
+    def test_client_that_reads_no_answers_holds_up_nobody(self):
+        server = self.serve()
+        with RawClient(server.socket) as greedy:
+            greedy.go()
+            greedy.sock.settimeout(1)
+            asked = 0
+            try:
+                for _ in range(4000):
+                    greedy.request(READ, 0, 4 << 20)
+                    asked += 1
+            except TimeoutError:
+                pass
+            handle = self.client(server)
+            self.assertEqual(handle.pread(4096, 0), self.content[:4096])
+            self.assertLess(server.resident(), 256 << 20)
+        server.stop()
+
+    def test_requests_in_flight_finish_after_the_client_has_gone(self):
+        server = self.serve()
+        with RawClient(server.socket) as client:
+            client.go()
+            for i in range(64):
+                client.request(WRITE, i * 65536, 65536, cookie=i, payload=b"w" * 65536)
+            client.request(nbd_raw.DISC)
+            self.assertTrue(client.is_closed())
+        self.assertEqual(self.on_disk(0, 64 * 65536), b"w" * (64 * 65536))
+
+    # --- block status
+
+    def extents(self, handle, length, offset=0, flags=0):
+        found = {}
+
+        def callback(context, start, entries, _):
+            self.assertEqual(start, offset)
+            found[context] = list(zip(entries[::2], entries[1::2], strict=True))
+
+        handle.block_status(length, offset, callback, flags)
+        return found
+
+    def test_block_status_of_a_sparse_file(self):
+        with open(self.disk, "wb") as disk:
+            disk.truncate(SIZE)
+            disk.seek(1 << 20)
+            disk.write(b"x" * 65536)
+        handle = self.client(self.serve("-A"), "base:allocation", "qemu:allocation-depth")
+        all_of_it = [(1 << 20, 3), (65536, 0), (SIZE - (1 << 20) - 65536, 3)]
+        found = self.extents(handle, SIZE)
+        self.assertEqual(found["base:allocation"], all_of_it)
+        self.assertEqual(found["qemu:allocation-depth"], [(SIZE, 1)])
+        self.assertEqual(
+            self.extents(handle, SIZE - 512, 512, nbd.CMD_FLAG_REQ_ONE)["base:allocation"],
+            [((1 << 20) - 512, 3)],
+        )
+        self.assertEqual(
+            self.extents(handle, 1000, (1 << 20) - 500)["base:allocation"], [(500, 3), (500, 0)]
+        )
+
+    def test_block_status_lengths_up_to_the_limit_of_32_bits(self):
+        with open(self.disk, "wb") as disk:
+            disk.truncate(1 << 40)
+        handle = self.client(self.serve(), "base:allocation")
+        for length in (0xFFFFFFFF, 0xFFFFFFFE, 0x80000000, 1):
+            found = self.extents(handle, length, 4096)["base:allocation"]
+            self.assertEqual(found, [(length, 3)])
+
+    def test_status_of_many_extents(self):
+        with open(self.disk, "wb") as disk:
+            disk.truncate(32 << 20)
+            for i in range(0, 32 << 20, 16384):
+                disk.seek(i)
+                disk.write(b"x" * 4096)
+        handle = self.client(self.serve(), "base:allocation")
+        found = self.extents(handle, 32 << 20)["base:allocation"]
+        self.assertEqual(found, [(4096, 0), (12288, 3)] * 2048)
+
+
+if __name__ == "__main__":
+    unittest.main()

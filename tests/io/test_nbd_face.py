@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`tidemark nbd`: its command line and its life as a process."""
+
+import os
+import signal
+import socket
+import unittest
+
+import nbd_raw
+from nbd_raw import RawClient
+from nbd_server import NbdServer, QemuNbd
+from tidemark import Process, TestCase, can_connect, io, qemu, run, tool, wait_until
+
+SIZE = 4 << 20
+
+
+class FaceTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.disk = self.path("disk.raw")
+        with open(self.disk, "wb") as disk:
+            disk.truncate(SIZE)
+        self.socket = self.path("s")
+
+    def start(self, *arguments):
+        server = self.own(
+            Process([*tool("nbd"), "-k", self.socket, *arguments], self.path("log"))
+        )
+        server.wait_for(lambda: can_connect(self.socket), "the server")
+        return server
+
+    def refused(self, *arguments):
+        result = run(*tool("nbd"), *arguments, check=False)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertEqual(result.stdout, "")
+        return result.stderr
+
+    # --- life
+
+    def test_ends_with_its_last_client(self):
+        server = self.start("-e", "2", "-f", "raw", self.disk)
+        with RawClient(self.socket) as first, RawClient(self.socket) as second:
+            first.go()
+            second.go()
+            first.request(nbd_raw.DISC)
+            self.assertTrue(first.is_closed())
+            second.request(nbd_raw.FLUSH)
+            self.assertEqual(second.error(), 0)
+            self.assertTrue(server.is_running())
+        self.assertEqual(server.wait(20), 0)
+        self.assertFalse(os.path.exists(self.socket))
+
+    def test_client_that_chose_no_export_does_not_end_it(self):
+        server = self.start("-f", "raw", self.disk)
+        with RawClient(self.socket) as client:
+            client.ask(nbd_raw.ABORT)
+            self.assertTrue(client.is_closed())
+        with RawClient(self.socket) as client:
+            client.go()
+        self.assertEqual(server.wait(20), 0)
+
+    def test_persistent_server_ends_by_signal(self):
+        for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            server = self.start("-t", "-f", "raw", self.disk)
+            with RawClient(self.socket) as client:
+                client.go()
+                server.stop(sig)
+                self.assertTrue(client.is_closed())
+
+    def test_fork_returns_when_clients_can_connect(self):
+        pid_file = self.path("pid")
+        run(*tool("nbd"), "--fork", "-t", "--pid-file", pid_file, "-k", self.socket, "-f", "raw",
+            self.disk)  # fmt: skip
+        with open(pid_file, encoding="ascii") as file:
+            pid = int(file.read())
+        try:
+            with RawClient(self.socket) as client:
+                client.go()
+        finally:
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not os.path.exists(self.socket), "the end of the server")
+
+    def test_fork_reports_failure(self):
+        error = self.refused("--fork", "-k", self.socket, "-f", "raw", "/nowhere/disk")
+        self.assertIn("Could not open '/nowhere/disk'", error)
+        self.assertFalse(os.path.exists(self.socket))
+
+    def test_stale_socket_is_replaced_and_a_served_one_is_not(self):
+        with socket.socket(socket.AF_UNIX) as stale:
+            stale.bind(self.socket)
+        self.start("-t", "-r", "-f", "raw", self.disk)
+        error = self.refused("-k", self.socket, "-r", "-f", "raw", self.disk)
+        self.assertIn("Address already in use", error)
+        with RawClient(self.socket) as client:
+            client.go()
+
+    def test_tcp(self):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        server = self.own(
+            Process([*tool("nbd"), "-t", "-b", "127.0.0.1", "-p", port, "-f", "raw", self.disk],
+                    self.path("log"))  # fmt: skip
+        )
+        command = [*tool("nbd"), "-L", "-b", "127.0.0.1", "-p", port]
+        server.wait_for(lambda: run(*command, check=False).returncode == 0, "the server")
+        self.assertIn("exports available: 1\n", run(*command).stdout)
+        io(f"nbd://127.0.0.1:{port}", "write -P 3 0 64k", "read -P 3 0 64k", fmt="raw")
+        server.stop()
+
+    # --- options
+
+    def test_list_agrees_with_qemu_nbd(self):
+        ours = self.own(NbdServer(self.dir, "-r", "-x", "a", "-D", "text", "-f", "raw", self.disk))
+        text = run(*tool("nbd"), "-L", "-k", ours.socket).stdout
+        theirs = run(qemu("qemu-nbd"), "-L", "-k", ours.socket).stdout
+        self.assertEqual(text.replace("  transaction size: 32-bit\n", ""), theirs)
+        other = self.own(QemuNbd(self.dir, "-r", "-x", "b", "-f", "raw", self.disk))
+        text = run(*tool("nbd"), "-L", "-k", other.socket).stdout
+        self.assertIn(" export: 'b'\n", text)
+        self.assertIn(f"  size:  {SIZE}\n", text)
+
+    def test_offset_shows_the_rest_of_the_image(self):
+        with open(self.disk, "r+b") as disk:
+            disk.seek(65536)
+            disk.write(b"here")
+        self.start("-t", "-o", "64k", "-f", "raw", self.disk)
+        with RawClient(self.socket) as client:
+            infos = [data for _, data in client.go(structured=False)]
+            self.assertIn((0).to_bytes(2, "big") + (SIZE - 65536).to_bytes(8, "big"),
+                          [data[:10] for data in infos])  # fmt: skip
+            client.request(nbd_raw.READ, 0, 4)
+            self.assertEqual(client.simple_reply(), (1, 0))
+            self.assertEqual(client.receive(4), b"here")
+
+    def test_qcow2_is_served_as_its_disk(self):
+        image = self.create("disk.qcow2", "8M")
+        server = self.start("-t", "-f", "qcow2", image)
+        io(f"nbd+unix:///?socket={self.socket}", "write -P 9 1M 64k", fmt="raw")
+        server.stop()
+        io(image, "read -P 9 1M 64k", "read -P 0 0 1M", fmt="qcow2")
+
+    def test_what_is_not_supported_is_refused_by_name(self):
+        for options, name in (
+            (("-c", "/dev/nbd0"), "--connect"),
+            (("-d",), "--disconnect"),
+            (("-s",), "--snapshot"),
+            (("-l", "x"), "--load-snapshot"),
+            (("--tls-creds", "x"), "--tls-creds"),
+        ):
+            self.assertIn(f"{name} is not supported", self.refused(*options, self.disk))
+
+    def test_wrong_command_lines_are_refused(self):
+        self.assertIn("Invalid number of arguments", self.refused())
+        self.assertIn("Invalid number of arguments", self.refused("a", "b"))
+        self.assertIn("incompatible with a file name", self.refused("-L", self.disk))
+        self.assertIn("cache mode", self.refused("--cache", "best", self.disk))
+        self.assertIn("discard mode", self.refused("--discard", "maybe", self.disk))
+        self.assertIn("too long", self.refused("-x", "n" * 4097, self.disk))
+        self.assertIn("port", self.refused("-p", "70000", self.disk))
+
+    def test_help_and_version(self):
+        text = run(*tool("nbd"), "--help").stdout
+        for option in ("--format", "--read-only", "--persistent", "--shared", "--list"):
+            self.assertIn(option, text)
+        self.assertIn("tidemark", run(*tool("nbd"), "--version").stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()

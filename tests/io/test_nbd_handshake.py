@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The NBD server's handshake: what it offers, and clients that don't behave."""
+
+import socket
+import struct
+import time
+import unittest
+
+import nbd_raw
+from nbd_raw import (
+    ABORT, ACK, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, EXPORT_NAME, GO,
+    INFO, LIST, LIST_META, META_CONTEXT, SERVER, SET_META, STARTTLS, STRUCTURED,
+    RawClient, go_data, meta_data,
+)  # fmt: skip
+from nbd_server import NbdServer
+from tidemark import TestCase, wait_until
+
+SIZE = 1 << 20
+
+
+class HandshakeTest(TestCase):
+    def serve(self, *arguments, **more):
+        return self.own(NbdServer(self.dir, "-f", "raw", *arguments, self.disk(), **more))
+
+    def disk(self):
+        path = self.path("disk.raw")
+        with open(path, "wb") as disk:
+            disk.write(b"d" * SIZE)
+        return path
+
+    def assert_serves(self, server, name=b""):
+        with RawClient(server.socket) as client:
+            client.go(name, structured=False)
+            client.request(nbd_raw.READ, 0, 16)
+            self.assertEqual(client.simple_reply(), (1, 0))
+            self.assertEqual(client.receive(16), b"d" * 16)
+
+    # --- options
+
+    def test_hello_offers_fixed_newstyle(self):
+        with RawClient(self.serve().socket) as client:
+            self.assertEqual(client.hello, b"NBDMAGICIHAVEOPT\0\3")
+
+    def test_export_name_is_followed_by_zeroes_unless_declined(self):
+        server = self.serve("-x", "disk")
+        for flags, zeroes in ((1, 124), (3, 0)):
+            with RawClient(server.socket, flags) as client:
+                client.option(EXPORT_NAME, b"disk")
+                size, _ = struct.unpack(">QH", client.receive(10))
+                self.assertEqual(size, SIZE)
+                self.assertEqual(client.receive(zeroes), b"\0" * zeroes)
+                client.request(nbd_raw.READ, 0, 4)
+                self.assertEqual(client.simple_reply(), (1, 0))
+
+    def test_list_names_exports_with_description(self):
+        server = self.serve("-x", "disk", "-D", "a disk")
+        with RawClient(server.socket) as client:
+            self.assertEqual(
+                client.ask(LIST), [(SERVER, nbd_raw.string(b"disk") + b"a disk"), (ACK, b"")]
+            )
+            self.assertEqual(client.ask(LIST, b"x")[0][0], ERR_INVALID)
+
+    def test_info_and_go_tell_size_flags_and_block_sizes(self):
+        server = self.serve("-r", "-x", "disk")
+        with RawClient(server.socket) as client:
+            for option in (INFO, GO):
+                infos = [data for _, data in client.ask(option, go_data(b"disk", 3))[:-1]]
+                self.assertIn(struct.pack(">HIII", 3, 1, 4096, 32 << 20), infos)
+                self.assertIn(struct.pack(">HQH", 0, SIZE, 0x50F), infos)
+
+    def test_unknown_exports_and_options_are_refused_and_the_session_goes_on(self):
+        server = self.serve("-x", "disk")
+        with RawClient(server.socket) as client:
+            self.assertEqual(
+                client.ask(GO, go_data(b"no")), [(ERR_UNKNOWN, b"export 'no' not present")]
+            )
+            self.assertEqual(client.ask(INFO, go_data(b""))[0][0], ERR_UNKNOWN)
+            self.assertEqual(client.ask(4711, b"data")[0][0], ERR_UNSUP)
+            self.assertEqual(client.ask(STARTTLS)[0][0], ERR_POLICY)
+            client.go(b"disk")
+
+    def test_unknown_export_name_ends_the_session(self):
+        server = self.serve("-x", "disk")
+        with RawClient(server.socket) as client:
+            client.option(EXPORT_NAME, b"other")
+            self.assertEqual(client.sock.recv(1), b"")
+
+    def test_abort_is_acknowledged(self):
+        with RawClient(self.serve().socket) as client:
+            self.assertEqual(client.ask(ABORT), [(ACK, b"")])
+            self.assertEqual(client.sock.recv(1), b"")
+
+    def test_malformed_options_are_refused_and_the_session_goes_on(self):
+        server = self.serve()
+        wrong = [b"", b"\0\0\0\5abc", go_data(b"")[:-1], go_data(b"") + b"x", b"\xff" * 8,
+                 struct.pack(">IHH", 0, 2, 3)]  # fmt: skip
+        with RawClient(server.socket) as client:
+            for data in wrong:
+                with self.subTest(data=data):
+                    self.assertEqual(client.ask(GO, data)[0][0], ERR_INVALID)
+            self.assertEqual(client.ask(STRUCTURED, b"x")[0][0], ERR_INVALID)
+            client.negotiate_structured()
+            self.assertEqual(client.ask(STRUCTURED)[0][0], ERR_INVALID)
+            for data in (b"", b"\0\0\0\0", struct.pack(">II", 0, 1), meta_data(b"", b"q") + b"x"):
+                with self.subTest(meta=data):
+                    self.assertEqual(client.ask(SET_META, data)[0][0], ERR_INVALID)
+            self.assertEqual(client.ask(GO, go_data(b""))[-1][0], ACK)
+
+    def test_unknown_client_flags_end_the_session(self):
+        with RawClient(self.serve().socket, flags=7) as client:
+            self.assertTrue(client.is_closed())
+
+    def test_wrong_option_magic_ends_the_session(self):
+        with RawClient(self.serve().socket) as client:
+            client.send(b"GET / HTTP/1.1\r\n\r\n")
+            self.assertTrue(client.is_closed())
+
+    # --- metadata contexts
+
+    def test_contexts_need_structured_replies(self):
+        with RawClient(self.serve().socket) as client:
+            for option in (LIST_META, SET_META):
+                data = meta_data(b"", b"base:allocation")
+                self.assertEqual(client.ask(option, data)[0][0], ERR_INVALID)
+
+    def test_wildcards_list_but_do_not_select(self):
+        def names(option, *queries):
+            replies = client.ask(option, meta_data(b"", *queries))
+            self.assertEqual(replies[-1], (ACK, b""))
+            self.assertTrue(all(kind == META_CONTEXT for kind, _ in replies[:-1]))
+            return [data[4:] for _, data in replies[:-1]]
+
+        both = [b"base:allocation", b"qemu:allocation-depth"]
+        with RawClient(self.serve("-A").socket) as client:
+            client.negotiate_structured()
+            self.assertEqual(names(LIST_META), both)
+            self.assertEqual(names(LIST_META, b"base:"), both[:1])
+            self.assertEqual(names(LIST_META, b"qemu:"), both[1:])
+            self.assertEqual(names(LIST_META, b"qemu:dirty-bitmap:"), [])
+            self.assertEqual(names(SET_META, b"base:", b"qemu:"), [])
+            self.assertEqual(names(SET_META, b"x-other:y", *both, both[0]), both)
+            self.assertEqual(names(SET_META), [])
+            self.assertEqual(client.ask(SET_META, meta_data(b"no", *both))[0][0], ERR_UNKNOWN)
+
+    def test_selection_is_void_for_another_export_or_after_a_failed_one(self):
+        with RawClient(self.serve().socket) as client:
+            client.negotiate_structured()
+            client.ask(SET_META, meta_data(b"", b"base:allocation"))
+            self.assertEqual(client.ask(SET_META, meta_data(b"no", b"x"))[0][0], ERR_UNKNOWN)
+            client.ask(GO, go_data(b""))
+            client.request(nbd_raw.BLOCK_STATUS, 0, 4096)
+            self.assertEqual(client.error(), nbd_raw.EINVAL)
+
+    # --- sizes
+
+    def test_export_names_of_all_sizes(self):
+        for size in (0, 255, 256, 257, 4096):
+            name = b"n" * size
+            server = self.serve("-x", name.decode(), name=f"s{size}", shared=0)
+            with self.subTest(size=size), RawClient(server.socket) as client:
+                client.go(name)
+            self.assert_serves(server, name)
+            server.stop()
+
+    def test_names_that_are_too_long_are_refused(self):
+        server = self.serve()
+        with RawClient(server.socket) as client:
+            self.assertEqual(client.ask(GO, go_data(b"n" * 4097))[0][0], ERR_INVALID)
+            self.assertEqual(client.ask(INFO, go_data(b"n" * 70000))[0][0], ERR_TOO_BIG)
+            client.go(b"")
+        with RawClient(server.socket) as client:
+            client.option(EXPORT_NAME, b"n" * 4097)
+            self.assertTrue(client.is_closed())
+        for option in (EXPORT_NAME, GO, INFO, LIST_META, SET_META, LIST, 4711):
+            with self.subTest(option=option), RawClient(server.socket) as client:
+                client.option(option, b"n" * 100, length=0xFFFFFFFF)
+                self.assertTrue(client.is_closed())
+        # The name alone is said to be that long.
+        with RawClient(server.socket) as client:
+            self.assertEqual(client.ask(GO, b"\xff\xff\xff\xffabcdef")[0][0], ERR_INVALID)
+        self.assert_serves(server)
+        self.assertLess(server.resident(), 64 << 20)
+
+    # --- clients that leave or stay
+
+    def test_disconnection_at_every_byte_of_the_handshake(self):
+        server = self.serve()
+        contexts = meta_data(b"", b"base:allocation")
+        parts = [
+            b"\0\0\0\3",
+            struct.pack(">QII", nbd_raw.IHAVEOPT, STRUCTURED, 0),
+            struct.pack(">QII", nbd_raw.IHAVEOPT, SET_META, len(contexts)) + contexts,
+            struct.pack(">QII", nbd_raw.IHAVEOPT, GO, 6) + go_data(b""),
+            struct.pack(">IHHQQI", nbd_raw.REQUEST_MAGIC, 0, nbd_raw.READ, 1, 0, 4096),
+            struct.pack(">IHHQQI", nbd_raw.REQUEST_MAGIC, 0, nbd_raw.WRITE, 2, 0, 8) + b"dddddddd",
+        ]
+        talk = b"".join(parts)
+        for size in range(len(talk) + 1):
+            with RawClient(server.socket, flags=None) as client:
+                client.send(talk[:size])
+                if size % 3 == 0:
+                    client.sock.shutdown(socket.SHUT_WR)
+                    client.is_closed()
+        self.assert_serves(server)
+        server.stop()
+
+    def test_idle_flood_does_not_lock_out_an_honest_client(self):
+        server = self.serve(shared=100)
+        flood = []
+        self.addCleanup(lambda: [sock.close() for sock in flood])
+        for _ in range(200):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.connect(server.socket)
+            flood.append(sock)
+        start = time.monotonic()
+        self.assert_serves(server)
+        self.assertLess(time.monotonic() - start, 8)
+        self.assertLess(server.resident(), 128 << 20)
+
+    def test_clients_in_transmission_are_never_pushed_out(self):
+        server = self.serve(shared=2)
+        with RawClient(server.socket) as first, RawClient(server.socket) as second:
+            first.go(structured=False)
+            second.go(structured=False)
+            with RawClient(server.socket, flags=None) as third:
+                third.sock.settimeout(2)
+                with self.assertRaises(TimeoutError):
+                    third.receive(1)
+                for client in (first, second):
+                    client.request(nbd_raw.READ, 0, 4)
+                    self.assertEqual(client.simple_reply(), (1, 0))
+                    self.assertEqual(client.receive(4), b"dddd")
+                first.request(nbd_raw.DISC)
+                third.receive(18)
+
+    def test_slow_handshake_is_dropped_after_ten_seconds(self):
+        server = self.serve()
+        with RawClient(server.socket, timeout=15) as client:
+            start = time.monotonic()
+            client.ask(LIST)
+            self.assertTrue(client.is_closed())
+            self.assertAlmostEqual(time.monotonic() - start, 10, delta=2)
+        with RawClient(server.socket) as client:
+            client.go(structured=False)
+        self.assert_serves(server)
+
+    def test_server_stops_while_clients_are_in_every_phase(self):
+        server = self.serve()
+        with (
+            RawClient(server.socket, flags=None) as silent,
+            RawClient(server.socket) as negotiating,
+            RawClient(server.socket) as served,
+        ):
+            negotiating.option(GO, b"", length=100)
+            served.go()
+            wait_until(lambda: silent.receive(18), "the hello")
+            server.stop()
+            for client in (silent, negotiating, served):
+                self.assertTrue(client.is_closed())
+
+
+if __name__ == "__main__":
+    unittest.main()
