@@ -96,8 +96,8 @@ static int co_read_sparse(struct nbd_job *job)
     job->iov = l->iov;
     job->iov_count = job->iov_next = 0;
     while (from < job->rq.length) {
-        uint32_t length;
-        bool hole;
+        uint32_t length = 0;
+        bool hole = false;
         int ret = co_next_run(job, l, from, &length, &hole);
 
         if (ret == 0 && !hole) {
