@@ -137,15 +137,16 @@ static void co_reads_and_writes_reach_the_node(void)
     assert_int_equal(
         nbd_client_co_pwritev(c, 5000, iov_from_buf(&(struct iovec){0}, out, sizeof(out)), true),
         0);
-    assert_memory_equal(memory_disk_of(node)->data + 5000, out, sizeof(out));
     assert_int_equal(nbd_client_co_pread(c, 5000, in, sizeof(in)), 0);
     assert_memory_equal(in, out, sizeof(out));
     assert_int_equal(nbd_client_co_write_zeroes(c, 5000, 100, NBD_CMD_FLAG_NO_HOLE), 0);
-    assert_int_equal(memory_disk_of(node)->data[5099], 0);
     assert_int_equal(nbd_client_co_flush(c), 0);
     assert_int_equal(nbd_client_co_pread(c, SIZE - 10, in, 20), -EIO);
     nbd_client_co_close(c);
     assert_int_equal(export_co_nbd_server_stop(NULL), 0);
+    /* Only now: nothing orders the memory of two threads before. */
+    memset(out, 0, 100);
+    assert_memory_equal(memory_disk_of(node)->data + 5000, out, sizeof(out));
     block_co_unref(node);
 }
 
