@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What transactions, and the commands of the same names, do to nodes: blockdev-add, -del, -replace. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "block/driver.h"
+#include "export/export.h"
+#include "qmp/commands.h"
+#include "qmp/transaction.h"
+
+/* --- blockdev-add ---------------------------------------------------------------------------------- */
+
+struct add_state {
+    struct block_node *node; /* the monitor's reference */
+};
+
+static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+{
+    struct add_state *s = state;
+    const char *driver = qmp_get_str(data, "driver");
+    struct options *opts;
+    int r;
+
+    if (!block_find_driver(driver)) {
+        return error_set(err, EINVAL, "Parameter 'driver' does not accept value '%s'", driver);
+    }
+    if (!qmp_get(data, "node-name")) {
+        return error_set(err, EINVAL, "'node-name' must be specified for the root node");
+    }
+    r = options_from_json(data, &opts, err);
+    if (r >= 0) {
+        r = block_co_open(opts, BLOCK_OPEN_RDWR, &s->node, err);
+    }
+    if (r >= 0) {
+        block_node_set_monitor_owned(s->node, true);
+    }
+    return r;
+}
+
+static void co_add_abort(void *state)
+{
+    struct add_state *s = state;
+
+    block_node_set_monitor_owned(s->node, false);
+    block_co_unref(s->node);
+}
+
+const struct qmp_action qmp_action_blockdev_add = {
+    .name = "blockdev-add",
+    .state_size = sizeof(struct add_state),
+    .co_prepare = co_add_prepare,
+    .co_abort = co_add_abort,
+};
+
+/* --- blockdev-del ---------------------------------------------------------------------------------- */
+
+/*
+ * A node goes only when the transaction is committed. Until then it counts as gone for the nodes below it, so that one
+ * transaction can take away a filter and its children.
+ */
+struct del_state {
+    struct block_node *node;
+    struct list link; /* in going */
+    bool committed;
+};
+
+/* Nodes that the running transaction deletes. Only one runs at a time. */
+static struct list going = LIST_INIT(going);
+
+static bool is_going(const struct block_node *node)
+{
+    struct del_state *s;
+
+    LIST_FOREACH (s, &going, link) {
+        if (s->node == node) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int check_unused(struct block_node *node, struct error *err)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->root) {
+            return error_set(err, EBUSY, "Node %s is in use", block_node_name(node));
+        }
+        if (!is_going(edge->parent)) {
+            return error_set(err, EBUSY, "Block device %s is in use", block_node_name(node));
+        }
+    }
+    return 0;
+}
+
+static int co_del_prepare(void *state, struct json_object *data, struct error *err)
+{
+    struct del_state *s = state;
+    const char *name = qmp_get_str(data, "node-name");
+    int r;
+
+    s->node = block_node_find(name);
+    if (!s->node || is_going(s->node)) {
+        return error_set(err, ENOENT, "Failed to find node with node-name='%s'", name);
+    }
+    if (!block_node_is_monitor_owned(s->node)) {
+        return error_set(err, EBUSY, "Node %s is not owned by the monitor", name);
+    }
+    r = check_unused(s->node, err);
+    if (r >= 0) {
+        /* Closing can't report what goes wrong when it writes: have that happen now. */
+        r = block_co_inactivate(s->node, err);
+    }
+    if (r >= 0) {
+        list_append(&going, &s->link);
+    }
+    return r;
+}
+
+static void co_del_commit(void *state)
+{
+    struct del_state *s = state;
+
+    block_node_set_monitor_owned(s->node, false);
+    list_remove(&s->link);
+    s->committed = true;
+}
+
+static void co_del_abort(void *state)
+{
+    struct del_state *s = state;
+
+    list_remove(&s->link);
+}
+
+static void co_del_clean(void *state)
+{
+    struct del_state *s = state;
+
+    if (s->committed) {
+        block_co_unref(s->node);
+    }
+}
+
+const struct qmp_action qmp_action_blockdev_del = {
+    .name = "blockdev-del",
+    .state_size = sizeof(struct del_state),
+    .co_prepare = co_del_prepare,
+    .co_commit = co_del_commit,
+    .co_abort = co_del_abort,
+    .co_clean = co_del_clean,
+};
+
+/* --- blockdev-replace ------------------------------------------------------------------------------ */
+
+struct replace_state {
+    char *export_id;        /* owned */
+    struct block_node *was; /* referenced */
+};
+
+static int co_replace_prepare(void *state, struct json_object *data, struct error *err)
+{
+    struct replace_state *s = state;
+    const char *id = qmp_get_str(data, "export");
+    struct export_info info;
+    struct block_node *node;
+    int r;
+
+    if (!export_find(id, &info)) {
+        return error_set(err, ENOENT, "Export '%s' is not found", id);
+    }
+    node = block_node_lookup(qmp_get_str(data, "node-name"), err);
+    if (!node) {
+        return -ENOENT;
+    }
+    s->export_id = strdup(id);
+    if (!s->export_id) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    s->was = block_node_ref(info.node);
+    r = export_co_replace_node(id, node, err);
+    if (r < 0) {
+        block_co_unref(s->was);
+        free(s->export_id);
+    }
+    return r;
+}
+
+static void co_replace_abort(void *state)
+{
+    struct replace_state *s = state;
+    ERROR_AUTO(err);
+
+    if (export_co_replace_node(s->export_id, s->was, &err) < 0) {
+        log_error("transaction: export '%s' cannot be put back on node '%s': %s", s->export_id,
+                  block_node_name(s->was), error_message(&err));
+    }
+}
+
+static void co_replace_clean(void *state)
+{
+    struct replace_state *s = state;
+
+    block_co_unref(s->was);
+    free(s->export_id);
+}
+
+const struct qmp_action qmp_action_blockdev_replace = {
+    .name = "blockdev-replace",
+    .state_size = sizeof(struct replace_state),
+    .co_prepare = co_replace_prepare,
+    .co_abort = co_replace_abort,
+    .co_clean = co_replace_clean,
+};

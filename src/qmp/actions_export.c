@@ -1,0 +1,207 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What transactions, and the commands of the same names, do to exports: block-export-add, -del. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "export/export.h"
+#include "loop/loop.h"
+#include "qmp/commands.h"
+#include "qmp/objects.h"
+#include "qmp/transaction.h"
+
+/* How long a command waits for an export to be gone before it answers. The event tells in any case. */
+#define GONE_WAIT_MS 1000
+
+/*
+ * Requests in flight finish before an export is gone, and nobody can say when. Most are gone at once, and scripts
+ * like to delete the node next.
+ */
+static void co_wait_gone(const char *id)
+{
+    struct export_info info;
+
+    for (int ms = 0; ms < GONE_WAIT_MS && export_find(id, &info) && info.shutting_down; ms++) {
+        loop_co_sleep(1000 * 1000);
+    }
+}
+
+/* --- block-export-add ------------------------------------------------------------------------------ */
+
+struct add_state {
+    char *id; /* owned */
+    bool undone;
+};
+
+static int fill_bitmaps(struct json_object *list, struct export_config *config, struct error *err)
+{
+    size_t count = list ? json_object_array_length(list) : 0;
+    struct export_bitmap *bitmaps = calloc(count ? count : 1, sizeof(*bitmaps));
+
+    if (!bitmaps) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct json_object *item = json_object_array_get_idx(list, i);
+
+        if (json_object_is_type(item, json_type_string)) {
+            bitmaps[i].name = json_object_get_string(item);
+        } else {
+            bitmaps[i].node_name = qmp_get_str(item, "node");
+            bitmaps[i].name = qmp_get_str(item, "name");
+        }
+    }
+    config->bitmaps = bitmaps;
+    config->bitmap_count = count;
+    return 0;
+}
+
+static int co_add_export(struct json_object *data, struct error *err)
+{
+    struct export_config config = EXPORT_CONFIG_INIT;
+    const char *iothread = qmp_get_str(data, "iothread");
+    int r;
+
+    config.type = qmp_get_str(data, "type");
+    config.id = qmp_get_str(data, "id");
+    config.node_name = qmp_get_str(data, "node-name");
+    config.name = qmp_get_str(data, "name");
+    config.description = qmp_get_str(data, "description");
+    config.writable = qmp_get_bool(data, "writable", false);
+    config.writethrough = qmp_get_bool(data, "writethrough", false);
+    config.allocation_depth = qmp_get_bool(data, "allocation-depth", false);
+    if (iothread) {
+        config.reactor = qmp_find_iothread(iothread);
+        if (!config.reactor) {
+            return error_set(err, ENOENT, "iothread \"%s\" not found", iothread);
+        }
+    }
+    r = fill_bitmaps(qmp_get(data, "bitmaps"), &config, err);
+    if (r >= 0) {
+        r = export_co_add(&config, err);
+    }
+    free((void *)config.bitmaps);
+    return r;
+}
+
+static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+{
+    struct add_state *s = state;
+    int r;
+
+    s->id = strdup(qmp_get_str(data, "id"));
+    if (!s->id) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = co_add_export(data, err);
+    if (r < 0) {
+        free(s->id);
+    }
+    return r;
+}
+
+/* A client may have come meanwhile, whose requests wait for the end of the drain: don't wait for it here. */
+static void co_add_abort(void *state)
+{
+    struct add_state *s = state;
+    ERROR_AUTO(err);
+
+    s->undone = true;
+    if (export_co_del(s->id, EXPORT_DEL_HARD, false, &err) < 0) {
+        log_error("transaction: export '%s' cannot be taken back: %s", s->id, error_message(&err));
+    }
+}
+
+static void co_add_clean(void *state)
+{
+    struct add_state *s = state;
+
+    if (s->undone) {
+        co_wait_gone(s->id);
+    }
+    free(s->id);
+}
+
+const struct qmp_action qmp_action_export_add = {
+    .name = "block-export-add",
+    .state_size = sizeof(struct add_state),
+    .co_prepare = co_add_prepare,
+    .co_abort = co_add_abort,
+    .co_clean = co_add_clean,
+};
+
+/* --- block-export-del ------------------------------------------------------------------------------ */
+
+/* The export goes when the transaction is committed: until then its clients stay. */
+struct del_state {
+    char *id; /* owned */
+    bool committed;
+};
+
+static enum export_del_mode mode_of(struct json_object *data)
+{
+    const char *mode = qmp_get_str(data, "mode");
+
+    return mode && strcmp(mode, "hard") == 0 ? EXPORT_DEL_HARD : EXPORT_DEL_SAFE;
+}
+
+static int co_del_prepare(void *state, struct json_object *data, struct error *err)
+{
+    struct del_state *s = state;
+    const char *id = qmp_get_str(data, "id");
+    struct export_info info;
+
+    if (!export_find(id, &info)) {
+        return error_set(err, ENOENT, "Export '%s' is not found", id);
+    }
+    if (info.shutting_down) {
+        return error_set(err, EBUSY, "Export '%s' is already shutting down", id);
+    }
+    if (mode_of(data) == EXPORT_DEL_SAFE && info.connections > 0) {
+        return error_set(err, EBUSY, "export '%s' still in use", id);
+    }
+    s->id = strdup(id);
+    return s->id ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+static void co_del_commit(void *state)
+{
+    struct del_state *s = state;
+    ERROR_AUTO(err);
+
+    s->committed = true;
+    if (export_co_del(s->id, EXPORT_DEL_HARD, false, &err) < 0) {
+        log_error("transaction: export '%s' cannot be deleted: %s", s->id, error_message(&err));
+    }
+}
+
+static void co_del_clean(void *state)
+{
+    struct del_state *s = state;
+
+    if (s->committed) {
+        co_wait_gone(s->id);
+    }
+    free(s->id);
+}
+
+const struct qmp_action qmp_action_export_del = {
+    .name = "block-export-del",
+    .state_size = sizeof(struct del_state),
+    .co_prepare = co_del_prepare,
+    .co_commit = co_del_commit,
+    .co_clean = co_del_clean,
+};
+
+int qmp_co_block_export_del(struct qmp_call *call, struct json_object *args,
+                            struct json_object **ret, struct error *err)
+{
+    const char *id = qmp_get_str(args, "id");
+    int r = export_co_del(id, mode_of(args), false, err);
+
+    if (r >= 0) {
+        co_wait_gone(id);
+    }
+    return r;
+}

@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The commands that are neither queries of nodes nor steps of transactions themselves. */
+#include "qmp/commands.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "export/export.h"
+#include "qmp/transaction.h"
+
+void qmp_put_str(struct json_object *to, const char *name, const char *value)
+{
+    if (value) {
+        json_object_object_add(to, name, json_object_new_string(value));
+    }
+}
+
+void qmp_put_uint(struct json_object *to, const char *name, uint64_t value)
+{
+    json_object_object_add(to, name, json_object_new_uint64(value));
+}
+
+void qmp_put_bool(struct json_object *to, const char *name, bool value)
+{
+    json_object_object_add(to, name, json_object_new_boolean(value));
+}
+
+/* --- the session ----------------------------------------------------------------------------------- */
+
+int qmp_co_capabilities(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+                        struct error *err)
+{
+    struct json_object *enable = qmp_get(args, "enable");
+
+    if (call->negotiated) {
+        return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
+                               "Capabilities negotiation is already complete, command ignored");
+    }
+    if (enable && json_object_array_length(enable) > 0) {
+        return error_set(err, ENOTSUP, "Capability %s not available",
+                         json_object_get_string(json_object_array_get_idx(enable, 0)));
+    }
+    call->negotiated = true;
+    return 0;
+}
+
+struct json_object *qmp_version_json(void)
+{
+    struct json_object *version = json_object_new_object(), *qemu = json_object_new_object();
+
+    qmp_put_uint(qemu, "micro", QMP_QEMU_MICRO);
+    qmp_put_uint(qemu, "minor", QMP_QEMU_MINOR);
+    qmp_put_uint(qemu, "major", QMP_QEMU_MAJOR);
+    json_object_object_add(version, "qemu", qemu);
+    qmp_put_str(version, "package", "Tidemark " TIDEMARK_VERSION);
+    return version;
+}
+
+int qmp_co_query_version(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+                         struct error *err)
+{
+    *ret = qmp_version_json();
+    return 0;
+}
+
+int qmp_co_query_commands(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+                          struct error *err)
+{
+    struct json_object *list = json_object_new_array();
+
+    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+        struct json_object *o = json_object_new_object();
+
+        qmp_put_str(o, "name", c->name);
+        json_object_array_add(list, o);
+    }
+    *ret = list;
+    return 0;
+}
+
+int qmp_co_query_schema(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+                        struct error *err)
+{
+    *ret = qmp_introspect();
+    return 0;
+}
+
+int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+                struct error *err)
+{
+    call->quit_after_reply = true;
+    return 0;
+}
+
+/* --- NBD server, exports --------------------------------------------------------------------------- */
+
+static int listening_fd(const char *text, int *ret, struct error *err)
+{
+    socklen_t size = sizeof(int);
+    int listening = 0;
+    char *end;
+    long fd = strtol(text, &end, 10);
+
+    if (end == text || *end || fd < 0 || fd > 1 << 20 ||
+        getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening) {
+        return error_set(err, EINVAL, "'%s' is not the descriptor of a listening socket", text);
+    }
+    *ret = (int)fd;
+    return 0;
+}
+
+/* Where the server listens, for query-nbd-server: flat, a reference of ours; NULL if it was handed a descriptor. */
+static struct json_object *server_address;
+
+static void note_address(const struct export_nbd_server_config *config)
+{
+    json_object_put(server_address);
+    server_address = NULL;
+    if (config->listen_fd >= 0) {
+        return;
+    }
+    server_address = json_object_new_object();
+    qmp_put_str(server_address, "type", config->unix_path ? "unix" : "inet");
+    if (config->unix_path) {
+        qmp_put_str(server_address, "path", config->unix_path);
+    } else {
+        char port[16];
+
+        snprintf(port, sizeof(port), "%u", export_nbd_server_port());
+        qmp_put_str(server_address, "host", config->host ?: "");
+        qmp_put_str(server_address, "port", port);
+    }
+}
+
+int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
+{
+    struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
+    struct json_object *addr = qmp_get(args, "addr");
+    const char *tls = qmp_get_str(args, "tls-creds") ?: qmp_get_str(args, "tls-authz");
+    const char *fd = qmp_get_str(addr, "str");
+    int r;
+
+    if (export_nbd_server_is_running()) {
+        return error_set(err, EBUSY, "NBD server already running");
+    }
+    if (tls) {
+        return error_set(err, ENOTSUP,
+                         "The NBD server cannot use TLS yet: tls-creds and tls-authz ('%s') must "
+                         "be left out",
+                         tls);
+    }
+    if (fd) {
+        r = listening_fd(fd, &config.listen_fd, err);
+        if (r < 0) {
+            return r;
+        }
+    }
+    config.unix_path = qmp_get_str(addr, "path");
+    config.host = qmp_get_str(addr, "host");
+    config.port = qmp_get_str(addr, "port");
+    config.max_connections =
+        (unsigned)qmp_get_uint(args, "max-connections", config.max_connections);
+    config.handshake_max_seconds =
+        (unsigned)qmp_get_uint(args, "handshake-max-seconds", config.handshake_max_seconds);
+    r = export_co_nbd_server_start(&config, err);
+    if (r >= 0) {
+        note_address(&config);
+    }
+    return r;
+}
+
+int qmp_co_nbd_server_start(struct qmp_call *call, struct json_object *args,
+                            struct json_object **ret, struct error *err)
+{
+    struct json_object *addr = qmp_get(args, "addr");
+
+    /* {"type": T, "data": {...}}: take the wrapper off. */
+    json_object_object_add(args, "addr", json_object_get(qmp_get(addr, "data")));
+    return qmp_co_start_nbd_server(args, err);
+}
+
+int qmp_co_nbd_server_stop(struct qmp_call *call, struct json_object *args,
+                           struct json_object **ret, struct error *err)
+{
+    return export_co_nbd_server_stop(err);
+}
+
+int qmp_co_query_nbd_server(struct qmp_call *call, struct json_object *args,
+                            struct json_object **ret, struct error *err)
+{
+    struct json_object *o = json_object_new_object();
+    bool running = export_nbd_server_is_running();
+
+    qmp_put_bool(o, "running", running);
+    if (running && server_address) {
+        json_object_object_add(o, "address", json_object_get(server_address));
+    }
+    *ret = o;
+    return 0;
+}
+
+static bool add_export(const struct export_info *info, void *list)
+{
+    struct json_object *o = json_object_new_object();
+
+    qmp_put_str(o, "node-name", block_node_name(info->node));
+    qmp_put_bool(o, "shutting-down", info->shutting_down);
+    qmp_put_str(o, "type", info->type);
+    qmp_put_str(o, "id", info->id);
+    json_object_array_add(list, o);
+    return true;
+}
+
+int qmp_co_query_block_exports(struct qmp_call *call, struct json_object *args,
+                               struct json_object **ret, struct error *err)
+{
+    *ret = json_object_new_array();
+    export_foreach(add_export, *ret);
+    return 0;
+}
+
+/* --- actions by themselves ------------------------------------------------------------------------- */
+
+#define COMMAND_OF_ACTION(command, action)                                                         \
+    int command(struct qmp_call *call, struct json_object *args, struct json_object **ret,         \
+                struct error *err)                                                                 \
+    {                                                                                              \
+        return qmp_co_run_action(&action, args, err);                                              \
+    }
+
+COMMAND_OF_ACTION(qmp_co_block_export_add, qmp_action_export_add)
+COMMAND_OF_ACTION(qmp_co_blockdev_add, qmp_action_blockdev_add)
+COMMAND_OF_ACTION(qmp_co_blockdev_del, qmp_action_blockdev_del)
+COMMAND_OF_ACTION(qmp_co_blockdev_replace, qmp_action_blockdev_replace)
+COMMAND_OF_ACTION(qmp_co_bitmap_add, qmp_action_bitmap_add)
+COMMAND_OF_ACTION(qmp_co_bitmap_remove, qmp_action_bitmap_remove)
+COMMAND_OF_ACTION(qmp_co_bitmap_clear, qmp_action_bitmap_clear)
+COMMAND_OF_ACTION(qmp_co_bitmap_enable, qmp_action_bitmap_enable)
+COMMAND_OF_ACTION(qmp_co_bitmap_disable, qmp_action_bitmap_disable)
+COMMAND_OF_ACTION(qmp_co_bitmap_merge, qmp_action_bitmap_merge)

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The commands, as table.h says of qmp_co_command. */
+#ifndef TIDEMARK_QMP_COMMANDS_H
+#define TIDEMARK_QMP_COMMANDS_H
+
+#include "qmp/table.h"
+
+qmp_co_command qmp_co_capabilities;
+qmp_co_command qmp_co_query_version;
+qmp_co_command qmp_co_query_commands;
+qmp_co_command qmp_co_query_schema;
+qmp_co_command qmp_co_quit;
+
+qmp_co_command qmp_co_query_named_block_nodes;
+
+qmp_co_command qmp_co_query_block_exports;
+qmp_co_command qmp_co_nbd_server_start;
+qmp_co_command qmp_co_nbd_server_stop;
+qmp_co_command qmp_co_query_nbd_server; /* of our own: where the NBD server listens */
+qmp_co_command qmp_co_block_export_del;
+
+qmp_co_command qmp_co_transaction;
+/* Commands that are actions of transactions, too: run as a transaction of one. */
+qmp_co_command qmp_co_block_export_add;
+qmp_co_command qmp_co_blockdev_add;
+qmp_co_command qmp_co_blockdev_del;
+qmp_co_command qmp_co_blockdev_replace;
+qmp_co_command qmp_co_bitmap_add;
+qmp_co_command qmp_co_bitmap_remove;
+qmp_co_command qmp_co_bitmap_clear;
+qmp_co_command qmp_co_bitmap_enable;
+qmp_co_command qmp_co_bitmap_disable;
+qmp_co_command qmp_co_bitmap_merge;
+
+/* Release of QEMU whose QMP this follows; what query-version says. */
+#define QMP_QEMU_MAJOR 10
+#define QMP_QEMU_MINOR 0
+#define QMP_QEMU_MICRO 50
+
+/* {"qemu": {...}, "package": ...}: a new reference. Does not yield. */
+struct json_object *qmp_version_json(void);
+
+/* Start the NBD server: `args` as NbdServerOptions, with a flat address (--nbd-server). Yields. */
+int qmp_co_start_nbd_server(struct json_object *args, struct error *err);
+
+/* Add a member, if there is a value. Does not yield. */
+void qmp_put_str(struct json_object *to, const char *name, const char *value);
+void qmp_put_uint(struct json_object *to, const char *name, uint64_t value);
+void qmp_put_bool(struct json_object *to, const char *name, bool value);
+
+#endif

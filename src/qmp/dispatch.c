@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qmp/dispatch.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "qmp/commands.h"
+
+static const char *class_name(enum error_class error_class)
+{
+    switch (error_class) {
+    case ERROR_CLASS_COMMAND_NOT_FOUND:
+        return "CommandNotFound";
+    case ERROR_CLASS_DEVICE_NOT_ACTIVE:
+        return "DeviceNotActive";
+    case ERROR_CLASS_DEVICE_NOT_FOUND:
+        return "DeviceNotFound";
+    case ERROR_CLASS_KVM_MISSING_CAP:
+        return "KVMMissingCap";
+    default:
+        return "GenericError";
+    }
+}
+
+static void add_error(struct json_object *answer, const struct error *err)
+{
+    struct json_object *o = json_object_new_object();
+
+    qmp_put_str(o, "class", class_name(err->error_class));
+    qmp_put_str(o, "desc", error_message(err));
+    json_object_object_add(answer, "error", o);
+}
+
+struct json_object *qmp_error_answer(const struct error *err)
+{
+    struct json_object *answer = json_object_new_object();
+
+    add_error(answer, err);
+    return answer;
+}
+
+struct json_object *qmp_greeting(void)
+{
+    struct json_object *greeting = json_object_new_object(), *o = json_object_new_object();
+
+    json_object_object_add(o, "version", qmp_version_json());
+    json_object_object_add(o, "capabilities", json_object_new_array());
+    json_object_object_add(greeting, "QMP", o);
+    return greeting;
+}
+
+/* The form of the request itself. */
+static int check_request(struct json_object *request, struct error *err)
+{
+    struct json_object *value;
+
+    json_object_object_foreach(request, key, member)
+    {
+        (void)member;
+        if (strcmp(key, "execute") != 0 && strcmp(key, "arguments") != 0 &&
+            strcmp(key, "id") != 0) {
+            return error_set(err, EINVAL, "QMP input member '%s' is unexpected", key);
+        }
+    }
+    if (!json_object_object_get_ex(request, "execute", &value)) {
+        return error_set(err, EINVAL, "QMP input lacks member 'execute'");
+    }
+    if (!json_object_is_type(value, json_type_string)) {
+        return error_set(err, EINVAL, "QMP input member 'execute' must be a string");
+    }
+    if (json_object_object_get_ex(request, "arguments", &value) &&
+        !json_object_is_type(value, json_type_object)) {
+        return error_set(err, EINVAL, "QMP input member 'arguments' must be an object");
+    }
+    return 0;
+}
+
+static int co_run(struct qmp_call *call, struct json_object *request, struct json_object **ret,
+                  struct error *err)
+{
+    struct json_object *args = qmp_get(request, "arguments");
+    const struct qmp_command *command;
+    const char *name;
+    int r = check_request(request, err);
+
+    if (r < 0) {
+        return r;
+    }
+    name = qmp_get_str(request, "execute");
+    if (!call->negotiated && strcmp(name, "qmp_capabilities") != 0) {
+        return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
+                               "Expecting capabilities negotiation with 'qmp_capabilities'");
+    }
+    command = qmp_find_command(name);
+    if (!command) {
+        return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
+                               "The command %s has not been found", name);
+    }
+    args = args ? json_object_get(args) : json_object_new_object();
+    r = qmp_check(command->args, args, 0, err);
+    if (r >= 0) {
+        r = command->co_run(call, args, ret, err);
+    }
+    json_object_put(args);
+    return r;
+}
+
+struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request)
+{
+    struct json_object *answer = json_object_new_object(), *result = NULL, *id;
+    bool has_id = json_object_object_get_ex(request, "id", &id);
+    ERROR_AUTO(err);
+    int r = co_run(call, request, &result, &err);
+
+    if (r < 0) {
+        if (has_id) {
+            json_object_object_add(answer, "id", json_object_get(id));
+        }
+        if (!error_is_set(&err)) {
+            error_set_errno(&err, -r, "The command failed");
+        }
+        add_error(answer, &err);
+        json_object_put(result);
+        return answer;
+    }
+    json_object_object_add(answer, "return", result ?: json_object_new_object());
+    if (has_id) {
+        json_object_object_add(answer, "id", json_object_get(id));
+    }
+    return answer;
+}

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One request of a QMP session to its answer (QEMU's docs/interop/qmp-spec, "Issuing Commands"). */
+#ifndef TIDEMARK_QMP_DISPATCH_H
+#define TIDEMARK_QMP_DISPATCH_H
+
+#include "qmp/table.h"
+
+/* Check and run `request` (an object); the whole answer, with the request's id. A new reference. Yields. */
+struct json_object *qmp_co_dispatch(struct qmp_call *call, struct json_object *request);
+
+/* The answer to something that is no request at all. A new reference. Does not yield. */
+struct json_object *qmp_error_answer(const struct error *err);
+
+/* {"QMP": {...}}: what a session begins with. A new reference. */
+struct json_object *qmp_greeting(void);
+
+#endif

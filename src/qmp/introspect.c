@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* query-qmp-schema: the table as QEMU's SchemaInfo (docs/devel/qapi-code-gen, "Client JSON Protocol introspection"). */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/strbuf.h"
+#include "qmp/table.h"
+
+static void add_type(struct json_object *out, const struct qmp_type *type);
+
+static struct json_object *named(const char *key, const char *value)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, key, json_object_new_string(value));
+    return o;
+}
+
+static void put(struct json_object *o, const char *key, const char *value)
+{
+    json_object_object_add(o, key, json_object_new_string(value));
+}
+
+/* Arrays are called "[element]"; `buf` is used for that. */
+static const char *type_name(const struct qmp_type *type, char *buf, size_t size)
+{
+    if (type->kind != QMP_ARRAY) {
+        return type->name;
+    }
+    snprintf(buf, size, "[%s]", type->element->name);
+    return buf;
+}
+
+static void put_type(struct json_object *o, const char *key, const struct qmp_type *type)
+{
+    char buf[96];
+
+    put(o, key, type_name(type, buf, sizeof(buf)));
+}
+
+static bool is_listed(struct json_object *out, const char *name)
+{
+    for (size_t i = 0; i < json_object_array_length(out); i++) {
+        if (strcmp(qmp_get_str(json_object_array_get_idx(out, i), "name"), name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct json_object *members_json(const struct qmp_type *type)
+{
+    struct json_object *members = json_object_new_array();
+
+    for (const struct qmp_member *m = type->members; m->name; m++) {
+        struct json_object *o = named("name", m->name);
+
+        put_type(o, "type", m->type);
+        if (m->optional) {
+            json_object_object_add(o, "default", NULL);
+        }
+        json_object_array_add(members, o);
+    }
+    return members;
+}
+
+static struct json_object *variants_json(const struct qmp_type *type)
+{
+    struct json_object *variants = json_object_new_array();
+
+    for (const struct qmp_variant *v = type->variants; v->value; v++) {
+        struct json_object *o = named("case", v->value);
+
+        put_type(o, "type", v->type);
+        json_object_array_add(variants, o);
+    }
+    return variants;
+}
+
+static void describe_enum(struct json_object *o, const struct qmp_type *type)
+{
+    struct json_object *members = json_object_new_array(), *values = json_object_new_array();
+
+    for (const char *const *v = type->values; *v; v++) {
+        json_object_array_add(members, named("name", *v));
+        json_object_array_add(values, json_object_new_string(*v));
+    }
+    json_object_object_add(o, "members", members);
+    json_object_object_add(o, "values", values);
+}
+
+static void describe_object(struct json_object *o, const struct qmp_type *type)
+{
+    json_object_object_add(o, "members", members_json(type));
+    if (type->tag) {
+        put(o, "tag", type->tag);
+        json_object_object_add(o, "variants", variants_json(type));
+    }
+}
+
+static void describe_alternate(struct json_object *o, const struct qmp_type *type)
+{
+    struct json_object *members = json_object_new_array();
+
+    for (const struct qmp_type *const *t = type->choice; *t; t++) {
+        struct json_object *member = json_object_new_object();
+
+        put_type(member, "type", *t);
+        json_object_array_add(members, member);
+    }
+    json_object_object_add(o, "members", members);
+}
+
+static const char *meta_type(enum qmp_kind kind)
+{
+    switch (kind) {
+    case QMP_ENUM:
+        return "enum";
+    case QMP_ARRAY:
+        return "array";
+    case QMP_OBJECT:
+        return "object";
+    case QMP_ALTERNATE:
+        return "alternate";
+    default:
+        return "builtin";
+    }
+}
+
+static void describe(struct json_object *o, const struct qmp_type *type)
+{
+    switch (type->kind) {
+    case QMP_STR:
+        put(o, "json-type", "string");
+        break;
+    case QMP_BOOL:
+        put(o, "json-type", "boolean");
+        break;
+    case QMP_NUMBER:
+        put(o, "json-type", "number");
+        break;
+    case QMP_ANY:
+        put(o, "json-type", "value");
+        break;
+    case QMP_ENUM:
+        describe_enum(o, type);
+        break;
+    case QMP_ARRAY:
+        put_type(o, "element-type", type->element);
+        break;
+    case QMP_OBJECT:
+        describe_object(o, type);
+        break;
+    case QMP_ALTERNATE:
+        describe_alternate(o, type);
+        break;
+    default:
+        put(o, "json-type", "int");
+    }
+}
+
+/* The types that a type mentions. */
+static void add_parts(struct json_object *out, const struct qmp_type *type)
+{
+    for (const struct qmp_member *m = type->members; m && m->name; m++) {
+        add_type(out, m->type);
+    }
+    for (const struct qmp_variant *v = type->variants; v && v->value; v++) {
+        add_type(out, v->type);
+    }
+    for (const struct qmp_type *const *t = type->choice; t && *t; t++) {
+        add_type(out, *t);
+    }
+    if (type->element) {
+        add_type(out, type->element);
+    }
+}
+
+static void add_type(struct json_object *out, const struct qmp_type *type)
+{
+    char buf[96];
+    const char *name = type_name(type, buf, sizeof(buf));
+    struct json_object *o;
+
+    if (is_listed(out, name)) {
+        return;
+    }
+    o = named("name", name);
+    put(o, "meta-type", meta_type(type->kind));
+    describe(o, type);
+    json_object_array_add(out, o);
+    add_parts(out, type);
+}
+
+struct json_object *qmp_introspect(void)
+{
+    struct json_object *out = json_object_new_array();
+
+    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+        struct json_object *o = named("name", c->name);
+
+        put(o, "meta-type", "command");
+        put_type(o, "arg-type", c->args);
+        put_type(o, "ret-type", c->result);
+        json_object_array_add(out, o);
+    }
+    for (const struct qmp_event *e = qmp_events; e->name; e++) {
+        struct json_object *o = named("name", e->name);
+
+        put(o, "meta-type", "event");
+        put_type(o, "arg-type", e->data);
+        json_object_array_add(out, o);
+    }
+    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+        add_type(out, c->args);
+        add_type(out, c->result);
+    }
+    for (const struct qmp_event *e = qmp_events; e->name; e++) {
+        add_type(out, e->data);
+    }
+    return out;
+}

@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qmp/json_write.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level);
+
+/*
+ * The code point at *p (which moves past it). What is not well-formed UTF-8 gives U+FFFD: strings can come from file
+ * names, which are any bytes.
+ */
+static uint32_t next_code_point(const unsigned char **p, const unsigned char *end)
+{
+    static const uint32_t least[] = {0, 0x80, 0x800, 0x10000};
+    unsigned char lead = *(*p)++;
+    int more = lead < 0x80                    ? 0
+               : lead >= 0xC2 && lead <= 0xDF ? 1
+               : lead >= 0xE0 && lead <= 0xEF ? 2
+               : lead >= 0xF0 && lead <= 0xF4 ? 3
+                                              : -1;
+    uint32_t code;
+
+    if (more <= 0) {
+        return more == 0 ? lead : 0xFFFD;
+    }
+    if (end - *p < more) {
+        return 0xFFFD;
+    }
+    code = lead & (0x3Fu >> more);
+    for (int i = 0; i < more; i++) {
+        if (((*p)[i] & 0xC0) != 0x80) {
+            return 0xFFFD;
+        }
+        code = code << 6 | ((*p)[i] & 0x3F);
+    }
+    if (code < least[more] || code > 0x10FFFF || (code >= 0xD800 && code <= 0xDFFF)) {
+        return 0xFFFD;
+    }
+    *p += more;
+    return code;
+}
+
+static void write_string(struct strbuf *out, const char *text, size_t len)
+{
+    const unsigned char *p = (const unsigned char *)text, *end = p + len;
+
+    strbuf_append(out, "\"", 1);
+    while (p < end) {
+        uint32_t code = next_code_point(&p, end);
+
+        if (code == '"' || code == '\\') {
+            strbuf_printf(out, "\\%c", (int)code);
+        } else if (code == '\n') {
+            strbuf_puts(out, "\\n");
+        } else if (code == '\r') {
+            strbuf_puts(out, "\\r");
+        } else if (code == '\t') {
+            strbuf_puts(out, "\\t");
+        } else if (code >= 0x20 && code < 0x7F) {
+            char c = (char)code;
+
+            strbuf_append(out, &c, 1);
+        } else if (code > 0xFFFF) {
+            strbuf_printf(out, "\\u%04X\\u%04X", 0xD800 + ((code - 0x10000) >> 10),
+                          0xDC00 + ((code - 0x10000) & 0x3FF));
+        } else {
+            strbuf_printf(out, "\\u%04X", code);
+        }
+    }
+    strbuf_append(out, "\"", 1);
+}
+
+static void new_line(struct strbuf *out, bool pretty, int level)
+{
+    if (pretty) {
+        strbuf_printf(out, "\n%*s", level * 4, "");
+    }
+}
+
+static void separate(struct strbuf *out, bool pretty, bool first, int level)
+{
+    if (!first) {
+        strbuf_puts(out, pretty ? "," : ", ");
+    }
+    new_line(out, pretty, level);
+}
+
+static void write_object(struct strbuf *out, struct json_object *object, bool pretty, int level)
+{
+    bool first = true;
+
+    strbuf_puts(out, "{");
+    json_object_object_foreach(object, key, value)
+    {
+        separate(out, pretty, first, level + 1);
+        first = false;
+        write_string(out, key, strlen(key));
+        strbuf_puts(out, ": ");
+        write_value(out, value, pretty, level + 1);
+    }
+    new_line(out, pretty, level);
+    strbuf_puts(out, "}");
+}
+
+static void write_array(struct strbuf *out, struct json_object *array, bool pretty, int level)
+{
+    strbuf_puts(out, "[");
+    for (size_t i = 0; i < json_object_array_length(array); i++) {
+        separate(out, pretty, i == 0, level + 1);
+        write_value(out, json_object_array_get_idx(array, i), pretty, level + 1);
+    }
+    new_line(out, pretty, level);
+    strbuf_puts(out, "]");
+}
+
+static void write_integer(struct strbuf *out, struct json_object *value)
+{
+    int64_t number = json_object_get_int64(value);
+
+    if (number < 0) {
+        strbuf_printf(out, "%" PRId64, number);
+    } else {
+        strbuf_printf(out, "%" PRIu64, json_object_get_uint64(value));
+    }
+}
+
+static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level)
+{
+    switch (json_object_get_type(value)) {
+    case json_type_null:
+        strbuf_puts(out, "null");
+        break;
+    case json_type_boolean:
+        strbuf_puts(out, json_object_get_boolean(value) ? "true" : "false");
+        break;
+    case json_type_int:
+        write_integer(out, value);
+        break;
+    case json_type_double:
+        if (isfinite(json_object_get_double(value))) {
+            strbuf_printf(out, "%.17g", json_object_get_double(value));
+        } else {
+            strbuf_puts(out, "null");
+        }
+        break;
+    case json_type_string:
+        write_string(out, json_object_get_string(value), (size_t)json_object_get_string_len(value));
+        break;
+    case json_type_object:
+        write_object(out, value, pretty, level);
+        break;
+    case json_type_array:
+        write_array(out, value, pretty, level);
+        break;
+    }
+}
+
+void qmp_json_write(struct strbuf *out, struct json_object *value, bool pretty)
+{
+    write_value(out, value, pretty, 0);
+}

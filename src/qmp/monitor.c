@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qmp/monitor.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/list.h"
+#include "base/log.h"
+#include "co/sync.h"
+#include "export/export.h"
+#include "loop/loop.h"
+#include "qmp/commands.h"
+#include "qmp/dispatch.h"
+#include "qmp/json_read.h"
+#include "qmp/json_write.h"
+
+#define READ_SIZE 4096
+#define END_WAIT_MS 1000
+
+struct session {
+    struct list link; /* in sessions */
+    int fd;           /* owned */
+    bool pretty;
+    bool broken;  /* no more can be sent */
+    bool closing; /* the reader has ended; the writer ends, too */
+    bool sending; /* the writer holds bytes that are not sent yet */
+    struct qmp_call call;
+    struct qmp_json_reader *reader;
+    struct strbuf out;    /* waits to be sent */
+    struct co *writer;    /* the writer, while it waits for something to send */
+    struct co *flusher;   /* the reader, while it waits until all is sent */
+    struct co_group ends; /* the writer */
+};
+
+static struct list sessions = LIST_INIT(sessions);
+static void (*quit_fn)(void);
+static bool stopping;
+
+/* Held while a command runs. */
+static struct co_mutex command_lock;
+static bool command_lock_ready;
+
+static struct co_mutex *get_command_lock(void)
+{
+    if (!command_lock_ready) {
+        co_mutex_init(&command_lock);
+        command_lock_ready = true;
+    }
+    return &command_lock;
+}
+
+/* --- sending: reader, writer and events all run on the main reactor, so nothing needs a lock ------- */
+
+/* Wake a coroutine that waits in one of the session's slots. */
+static void wake(struct co **slot)
+{
+    struct co *co = *slot;
+
+    if (co) {
+        *slot = NULL;
+        co_wake(co);
+    }
+}
+
+static void co_wait_in(struct co **slot)
+{
+    *slot = co_self();
+    co_suspend();
+}
+
+static void break_session(struct session *s)
+{
+    s->broken = true;
+    shutdown(s->fd, SHUT_RDWR);
+    wake(&s->writer);
+    wake(&s->flusher);
+}
+
+static void queue_message(struct session *s, struct json_object *message)
+{
+    if (s->broken) {
+        return;
+    }
+    qmp_json_write(&s->out, message, s->pretty);
+    strbuf_puts(&s->out, "\r\n");
+    if (s->out.failed) {
+        log_error("QMP: out of memory; a client is disconnected");
+        break_session(s);
+        return;
+    }
+    wake(&s->writer);
+}
+
+static int co_send_all(int fd, const char *data, size_t size)
+{
+    while (size > 0) {
+        struct iovec vec = {.iov_base = (char *)data, .iov_len = size};
+        struct msghdr msg = {.msg_iov = &vec, .msg_iovlen = 1};
+        ssize_t sent = loop_co_sendmsg(fd, &msg, MSG_NOSIGNAL);
+
+        if (sent < 0) {
+            return (int)sent;
+        }
+        data += sent;
+        size -= (size_t)sent;
+    }
+    return 0;
+}
+
+static void co_writer(void *arg)
+{
+    struct session *s = arg;
+
+    for (;;) {
+        struct strbuf data = s->out;
+        int r;
+
+        if (s->broken || (data.len == 0 && s->closing)) {
+            break;
+        }
+        if (data.len == 0) {
+            co_wait_in(&s->writer);
+            continue;
+        }
+        s->out = STRBUF_INIT;
+        s->sending = true;
+        r = co_send_all(s->fd, data.data, data.len);
+        s->sending = false;
+        strbuf_clear(&data);
+        if (r < 0 && !s->broken) {
+            break_session(s);
+        }
+        if (s->out.len == 0) {
+            wake(&s->flusher);
+        }
+    }
+    wake(&s->flusher);
+    co_group_done(&s->ends);
+}
+
+static void co_flush(struct session *s)
+{
+    while (!s->broken && (s->out.len > 0 || s->sending)) {
+        co_wait_in(&s->flusher);
+    }
+}
+
+/* --- requests -------------------------------------------------------------------------------------- */
+
+static struct json_object *co_answer(struct session *s, struct json_object *request)
+{
+    struct json_object *answer;
+    ERROR_AUTO(err);
+
+    co_mutex_lock(get_command_lock());
+    if (stopping) {
+        error_set(&err, ESHUTDOWN, "The daemon is shutting down");
+        answer = qmp_error_answer(&err);
+    } else {
+        answer = qmp_co_dispatch(&s->call, request);
+    }
+    co_mutex_unlock(get_command_lock());
+    return answer;
+}
+
+/* Take the messages out of what was received. */
+static void co_take(struct session *s, const char *data, size_t size)
+{
+    while (size > 0 && !s->broken) {
+        struct json_object *request = NULL, *answer;
+        ERROR_AUTO(err);
+        size_t used;
+        int r = qmp_json_reader_feed(s->reader, data, size, &used, &request, &err);
+
+        data += used;
+        size -= used;
+        if (r == 0) {
+            continue;
+        }
+        answer = r > 0 ? co_answer(s, request) : qmp_error_answer(&err);
+        queue_message(s, answer);
+        json_object_put(answer);
+        json_object_put(request);
+        if (s->call.quit_after_reply && quit_fn) {
+            quit_fn();
+        }
+        co_flush(s);
+    }
+}
+
+static void free_session(struct session *s)
+{
+    list_remove(&s->link);
+    close(s->fd);
+    qmp_json_reader_free(s->reader);
+    strbuf_clear(&s->out);
+    co_group_destroy(&s->ends);
+    free(s);
+}
+
+static void co_reader(void *arg)
+{
+    struct session *s = arg;
+    struct json_object *greeting = qmp_greeting();
+    char *buf = malloc(READ_SIZE);
+    ssize_t r;
+
+    co_group_add(&s->ends);
+    if (reactor_spawn(reactor_main(), co_writer, s) < 0) {
+        s->broken = true;
+        co_group_done(&s->ends);
+    }
+    queue_message(s, greeting);
+    json_object_put(greeting);
+    while (buf && !s->broken && (r = loop_co_recv(s->fd, buf, READ_SIZE)) > 0) {
+        co_take(s, buf, (size_t)r);
+    }
+    free(buf);
+    s->closing = true;
+    wake(&s->writer);
+    co_group_wait(&s->ends);
+    free_session(s);
+}
+
+int qmp_session_start(int fd, bool pretty, struct error *err)
+{
+    struct session *s = calloc(1, sizeof(*s));
+    int r = -ENOMEM;
+
+    if (!s) {
+        close(fd);
+        return error_set(err, ENOMEM, "Out of memory for a QMP session");
+    }
+    s->fd = fd;
+    s->pretty = pretty;
+    list_init(&s->link);
+    co_group_init(&s->ends);
+    s->reader = qmp_json_reader_new();
+    if (s->reader) {
+        r = reactor_spawn(reactor_main(), co_reader, s);
+    }
+    if (r < 0) {
+        free_session(s);
+        return error_set_errno(err, -r, "A QMP session cannot start");
+    }
+    list_append(&sessions, &s->link);
+    return 0;
+}
+
+size_t qmp_session_count(void)
+{
+    struct session *s;
+    size_t count = 0;
+
+    LIST_FOREACH (s, &sessions, link) {
+        count++;
+    }
+    return count;
+}
+
+/* --- events ------------------------------------------------------------------------------------------ */
+
+static struct json_object *timestamp(void)
+{
+    struct json_object *o = json_object_new_object();
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    qmp_put_uint(o, "seconds", (uint64_t)now.tv_sec);
+    qmp_put_uint(o, "microseconds", (uint64_t)now.tv_nsec / 1000);
+    return o;
+}
+
+void qmp_emit(const char *name, struct json_object *data)
+{
+    struct json_object *event = json_object_new_object();
+    struct session *s;
+
+    json_object_object_add(event, "timestamp", timestamp());
+    qmp_put_str(event, "event", name);
+    json_object_object_add(event, "data", data);
+    LIST_FOREACH (s, &sessions, link) {
+        if (!s->call.negotiated) {
+            continue;
+        }
+        if (s->out.len > QMP_OUT_MAX && !s->broken) {
+            log_warning("QMP: a client that does not read its events is disconnected");
+            break_session(s);
+        }
+        queue_message(s, event);
+    }
+    json_object_put(event);
+}
+
+static void on_export_event(enum export_event event, const char *id, void *arg)
+{
+    struct json_object *data = json_object_new_object();
+
+    qmp_put_str(data, "id", id);
+    qmp_emit("BLOCK_EXPORT_DELETED", data);
+}
+
+void qmp_subscribe_to_exports(void)
+{
+    export_set_event_fn(on_export_event, NULL);
+}
+
+/* --- the end ----------------------------------------------------------------------------------------- */
+
+void qmp_set_quit_fn(void (*fn)(void))
+{
+    quit_fn = fn;
+}
+
+void qmp_co_stop_commands(void)
+{
+    co_mutex_lock(get_command_lock());
+    stopping = true;
+    co_mutex_unlock(get_command_lock());
+}
+
+static bool all_sent(void)
+{
+    struct session *s;
+
+    LIST_FOREACH (s, &sessions, link) {
+        if (!s->broken && (s->out.len > 0 || s->sending)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+void qmp_co_end_sessions(void)
+{
+    struct session *s;
+
+    for (int ms = 0; ms < END_WAIT_MS && !all_sent(); ms++) {
+        loop_co_sleep(1000 * 1000);
+    }
+    LIST_FOREACH (s, &sessions, link) {
+        break_session(s);
+    }
+    while (!list_is_empty(&sessions)) {
+        loop_co_sleep(1000 * 1000);
+    }
+}

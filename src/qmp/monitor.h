@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * QMP sessions: a connected socket each. Main reactor only.
+ *
+ * A session reads one request at a time and answers it before it reads the next; commands of all sessions run one
+ * after the other. What is to be sent waits in a buffer, from which a coroutine of its own sends: an event never
+ * waits for a client. A client that does not read while events pile up to QMP_OUT_MAX is disconnected.
+ *
+ *      socket -> reader coroutine -> json_read -> dispatch -> buffer -> writer coroutine -> socket
+ *                                                   events --^
+ */
+#ifndef TIDEMARK_QMP_MONITOR_H
+#define TIDEMARK_QMP_MONITOR_H
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/error.h"
+
+/* Bytes that may wait to be sent to a client when an event comes. */
+#define QMP_OUT_MAX (1u << 20)
+
+/* Serve QMP on a connected, non-blocking socket (owned in any case). `pretty`: indented output. Does not yield. */
+int qmp_session_start(int fd, bool pretty, struct error *err);
+
+size_t qmp_session_count(void);
+
+/* Send an event to all sessions that have negotiated. `data` is consumed. Does not yield. */
+void qmp_emit(const char *name, struct json_object *data);
+
+/* What the command quit does, after it has been answered. Called in a coroutine; must not yield. */
+void qmp_set_quit_fn(void (*fn)(void));
+
+/* Have exports' events sent to the sessions. */
+void qmp_subscribe_to_exports(void);
+
+/* Wait for a command that runs, and let none run from now on. Yields. */
+void qmp_co_stop_commands(void);
+
+/* Send what waits to be sent (for a second at most), disconnect all sessions, wait until they have ended. Yields. */
+void qmp_co_end_sessions(void);
+
+#endif

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* query-named-block-nodes. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "qmp/commands.h"
+
+/* Images in a chain that are told about; more is taken for a loop. */
+#define CHAIN_MAX 256
+
+static struct json_object *bitmaps_json(struct block_node *node)
+{
+    struct json_object *list = NULL;
+    struct block_bitmap *b = NULL;
+
+    while ((b = block_bitmap_next(node, b))) {
+        struct json_object *o = json_object_new_object();
+
+        qmp_put_str(o, "name", b->name);
+        qmp_put_bool(o, "recording", b->enabled && !b->inconsistent);
+        qmp_put_bool(o, "persistent", b->persistent);
+        if (b->inconsistent) {
+            qmp_put_bool(o, "inconsistent", true);
+        }
+        qmp_put_bool(o, "busy", b->busy > 0);
+        qmp_put_uint(o, "granularity", b->granularity);
+        qmp_put_uint(o, "count", b->bits ? dirty_bitmap_count(b->bits) : 0);
+        if (!list) {
+            list = json_object_new_array();
+        }
+        json_object_array_add(list, o);
+    }
+    return list;
+}
+
+static void add_backing_names(struct json_object *o, struct block_node *node,
+                              const struct block_info *info)
+{
+    AUTO_FREE char *full = NULL;
+
+    if (info->backing_filename) {
+        full = block_resolve_relative(block_node_filename(node), info->backing_filename);
+        qmp_put_str(o, "full-backing-filename", full);
+        qmp_put_str(o, "backing-filename", info->backing_filename);
+        qmp_put_str(o, "backing-filename-format", info->backing_format);
+    }
+}
+
+static struct json_object *co_image_json(struct block_node *node, int depth)
+{
+    struct json_object *o = json_object_new_object(), *specific = NULL;
+    struct block_node *backing = node->backing ? node->backing->node : NULL;
+    struct block_info info = {0};
+    bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
+    uint64_t allocated;
+
+    qmp_put_uint(o, "virtual-size", block_node_size(node));
+    qmp_put_str(o, "filename", block_node_filename(node));
+    if (has_info && info.cluster_size) {
+        qmp_put_uint(o, "cluster-size", info.cluster_size);
+    }
+    qmp_put_str(o, "format", node->driver->name);
+    if (block_co_allocated_size(node, &allocated) == 0) {
+        qmp_put_uint(o, "actual-size", allocated);
+    }
+    if (node->driver->co_specific_info) {
+        specific = node->driver->co_specific_info(node);
+    }
+    if (specific) {
+        json_object_object_add(o, "format-specific", specific);
+    }
+    if (has_info) {
+        add_backing_names(o, node, &info);
+        qmp_put_bool(o, "dirty-flag", info.has_dirty_flag && info.dirty_flag);
+    }
+    if (backing && depth > 0) {
+        json_object_object_add(o, "backing-image", co_image_json(backing, depth - 1));
+    }
+    return o;
+}
+
+static int backing_depth(struct block_node *node)
+{
+    int depth = 0;
+
+    while (depth < CHAIN_MAX && node->backing) {
+        node = node->backing->node;
+        depth++;
+    }
+    return depth;
+}
+
+/* There is no throttling; what QEMU tells of it is part of the answer's form. */
+static void add_zero_limits(struct json_object *o)
+{
+    static const char *const names[] = {"iops",   "iops_rd", "iops_wr",        "bps",
+                                        "bps_rd", "bps_wr",  "write_threshold"};
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        qmp_put_uint(o, names[i], 0);
+    }
+}
+
+static struct json_object *co_node_json(struct block_node *node, bool flat)
+{
+    static const char *const detect_zeroes[] = {"off", "on", "unmap"};
+    struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
+    struct json_object *bitmaps = bitmaps_json(node);
+
+    qmp_put_str(o, "node-name", block_node_name(node));
+    qmp_put_str(o, "drv", node->driver->name);
+    qmp_put_bool(o, "ro", block_node_is_read_only(node));
+    qmp_put_str(o, "file", block_node_filename(node));
+    qmp_put_str(o, "detect_zeroes", detect_zeroes[node->detect_zeroes]);
+    qmp_put_bool(o, "encrypted", false);
+    if (node->backing) {
+        qmp_put_str(o, "backing_file", block_node_filename(node->backing->node));
+    }
+    qmp_put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node));
+    qmp_put_bool(cache, "no-flush", node->cache_no_flush);
+    qmp_put_bool(cache, "direct", node->cache_direct);
+    qmp_put_bool(cache, "writeback", true);
+    json_object_object_add(o, "cache", cache);
+    add_zero_limits(o);
+    if (bitmaps) {
+        json_object_object_add(o, "dirty-bitmaps", bitmaps);
+    }
+    json_object_object_add(o, "image", co_image_json(node, flat ? 0 : CHAIN_MAX));
+    return o;
+}
+
+/*
+ * Asking a driver may yield, and meanwhile exports may let go of nodes: the list of nodes is taken first, with a
+ * reference to each.
+ */
+int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *args,
+                                   struct json_object **ret, struct error *err)
+{
+    bool flat = qmp_get_bool(args, "flat", false);
+    struct json_object *list = json_object_new_array();
+    struct block_node *node = NULL, **nodes = NULL;
+    size_t count = 0;
+
+    while ((node = block_node_next(node))) {
+        count++;
+    }
+    nodes = calloc(count ? count : 1, sizeof(*nodes));
+    if (!nodes) {
+        json_object_put(list);
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    count = 0;
+    while ((node = block_node_next(node))) {
+        nodes[count++] = block_node_ref(node);
+    }
+    /* The newest first, as QEMU lists them. */
+    for (size_t i = count; i > 0; i--) {
+        json_object_array_add(list, co_node_json(nodes[i - 1], flat));
+        block_co_unref(nodes[i - 1]);
+    }
+    free(nodes);
+    *ret = list;
+    return 0;
+}

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qmp/stdio_pair.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "loop/loop.h"
+
+#define FLUSH_WAIT_MS 1000
+
+/* The threads' end of the pair; it and the threads last as long as the process. */
+static int far_end = -1;
+static atomic_bool output_done;
+
+static bool write_all(int fd, const char *data, ssize_t size)
+{
+    while (size > 0) {
+        ssize_t n = write(fd, data, (size_t)size);
+
+        if (n < 0 && errno != EINTR) {
+            return false;
+        }
+        if (n > 0) {
+            data += n;
+            size -= n;
+        }
+    }
+    return true;
+}
+
+/* Copy until the end of the stream or an error. */
+static void carry(int from, int to)
+{
+    char buf[4096];
+    ssize_t n;
+
+    do {
+        n = read(from, buf, sizeof(buf));
+    } while ((n < 0 && errno == EINTR) || (n > 0 && write_all(to, buf, n)));
+}
+
+static void *carry_input(void *arg)
+{
+    /* At its end the session stays: a daemon whose input is empty still serves, and prints events. */
+    carry(STDIN_FILENO, far_end);
+    return NULL;
+}
+
+static void *carry_output(void *arg)
+{
+    carry(far_end, STDOUT_FILENO);
+    atomic_store(&output_done, true);
+    return NULL;
+}
+
+static int start_thread(void *(*fn)(void *))
+{
+    pthread_t thread;
+    int r = pthread_create(&thread, NULL, fn, NULL);
+
+    if (r == 0) {
+        pthread_detach(thread);
+    }
+    return -r;
+}
+
+int qmp_stdio_open(struct error *err)
+{
+    int pair[2], r;
+
+    if (far_end >= 0) {
+        return error_set(err, EBUSY, "cannot use stdio by multiple character devices");
+    }
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) {
+        return error_set_errno(err, errno, "Failed to create a socket");
+    }
+    far_end = pair[1];
+    r = fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0 ? -errno : start_thread(carry_output);
+    if (r >= 0) {
+        r = start_thread(carry_input);
+    }
+    if (r < 0) {
+        close(pair[0]);
+        return error_set_errno(err, -r, "Standard input and output cannot be served");
+    }
+    return pair[0];
+}
+
+void qmp_co_stdio_flush(void)
+{
+    for (int ms = 0; far_end >= 0 && ms < FLUSH_WAIT_MS && !atomic_load(&output_done); ms++) {
+        loop_co_sleep(1000 * 1000);
+    }
+}

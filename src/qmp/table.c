@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Names and members are those of QEMU's QAPI schema (QMP reference manual of qemu-storage-daemon), so far as they
+ * are served here. blockdev-replace and query-nbd-server are Tidemark's own.
+ */
+#include "qmp/table.h"
+
+#include <string.h>
+
+#include "qmp/commands.h"
+
+/* An enumeration, an array, an object, a union: the shortest way to write each. */
+#define ENUM(id, type_name, ...)                                                                   \
+    static const struct qmp_type id = {                                                            \
+        .kind = QMP_ENUM, .name = type_name, .values = (const char *const[]){__VA_ARGS__, NULL}}
+#define ARRAY(id, of)                                                                              \
+    static const struct qmp_type id = {.kind = QMP_ARRAY, .name = #id, .element = &of}
+#define MEMBERS(...)                                                                               \
+    (const struct qmp_member[])                                                                    \
+    {                                                                                              \
+        __VA_ARGS__,                                                                               \
+        {                                                                                          \
+            NULL                                                                                   \
+        }                                                                                          \
+    }
+#define OBJECT_INIT(type_name, ...)                                                                \
+    {                                                                                              \
+        .kind = QMP_OBJECT, .name = type_name, .members = MEMBERS(__VA_ARGS__)                     \
+    }
+#define OBJECT(id, type_name, ...)                                                                 \
+    static const struct qmp_type id = OBJECT_INIT(type_name, __VA_ARGS__)
+/* One member of an object: needed, and optional. */
+#define REQ(member, member_type)                                                                   \
+    {                                                                                              \
+        member, &member_type, false                                                                \
+    }
+#define OPT(member, member_type)                                                                   \
+    {                                                                                              \
+        member, &member_type, true                                                                 \
+    }
+
+/* --- misc ---------------------------------------------------------------------------------------- */
+
+ENUM(capability, "QMPCapability", "oob");
+ARRAY(capabilities, capability);
+OBJECT(capabilities_args, "q_obj_qmp_capabilities-arg", OPT("enable", capabilities));
+
+OBJECT(version_triple, "VersionTriple", REQ("major", qmp_int), REQ("minor", qmp_int),
+       REQ("micro", qmp_int));
+OBJECT(version_info, "VersionInfo", REQ("qemu", version_triple), REQ("package", qmp_str));
+
+OBJECT(command_info, "CommandInfo", REQ("name", qmp_str));
+ARRAY(command_infos, command_info);
+
+/* --- query-qmp-schema ------------------------------------------------------------------------------ */
+
+ENUM(meta_type, "SchemaMetaType", "builtin", "enum", "array", "object", "alternate", "command",
+     "event");
+ENUM(schema_json_type, "JSONType", "string", "number", "int", "boolean", "null", "object", "array",
+     "value");
+ARRAY(strings, qmp_str);
+OBJECT(schema_builtin, "SchemaInfoBuiltin", REQ("json-type", schema_json_type));
+OBJECT(schema_enum_member, "SchemaInfoEnumMember", REQ("name", qmp_str), OPT("features", strings));
+ARRAY(schema_enum_members, schema_enum_member);
+OBJECT(schema_enum, "SchemaInfoEnum", REQ("members", schema_enum_members), REQ("values", strings));
+OBJECT(schema_array, "SchemaInfoArray", REQ("element-type", qmp_str));
+OBJECT(schema_member, "SchemaInfoObjectMember", REQ("name", qmp_str), REQ("type", qmp_str),
+       OPT("default", qmp_any), OPT("features", strings));
+ARRAY(schema_members, schema_member);
+OBJECT(schema_variant, "SchemaInfoObjectVariant", REQ("case", qmp_str), REQ("type", qmp_str));
+ARRAY(schema_variants, schema_variant);
+OBJECT(schema_object, "SchemaInfoObject", REQ("members", schema_members), OPT("tag", qmp_str),
+       OPT("variants", schema_variants));
+OBJECT(schema_choice, "SchemaInfoAlternateMember", REQ("type", qmp_str));
+ARRAY(schema_choices, schema_choice);
+OBJECT(schema_alternate, "SchemaInfoAlternate", REQ("members", schema_choices));
+OBJECT(schema_command, "SchemaInfoCommand", REQ("arg-type", qmp_str), REQ("ret-type", qmp_str),
+       OPT("allow-oob", qmp_bool));
+OBJECT(schema_event, "SchemaInfoEvent", REQ("arg-type", qmp_str));
+static const struct qmp_type schema_info = {
+    .kind = QMP_OBJECT,
+    .name = "SchemaInfo",
+    .members = MEMBERS(REQ("name", qmp_str), REQ("meta-type", meta_type), OPT("features", strings)),
+    .tag = "meta-type",
+    .variants = (const struct qmp_variant[]){{"builtin", &schema_builtin},
+                                             {"enum", &schema_enum},
+                                             {"array", &schema_array},
+                                             {"object", &schema_object},
+                                             {"alternate", &schema_alternate},
+                                             {"command", &schema_command},
+                                             {"event", &schema_event},
+                                             {NULL, NULL}},
+};
+ARRAY(schema_infos, schema_info);
+
+/* --- query-named-block-nodes ------------------------------------------------------------------------- */
+
+ENUM(detect_zeroes, "BlockdevDetectZeroesOptions", "off", "on", "unmap");
+OBJECT(named_nodes_args, "q_obj_query-named-block-nodes-arg", OPT("flat", qmp_bool));
+OBJECT(cache_info, "BlockdevCacheInfo", REQ("writeback", qmp_bool), REQ("direct", qmp_bool),
+       REQ("no-flush", qmp_bool));
+OBJECT(dirty_info, "BlockDirtyInfo", OPT("name", qmp_str), REQ("count", qmp_int),
+       REQ("granularity", qmp_uint32), REQ("recording", qmp_bool), REQ("busy", qmp_bool),
+       REQ("persistent", qmp_bool), OPT("inconsistent", qmp_bool));
+ARRAY(dirty_infos, dirty_info);
+OBJECT(format_specific, "ImageInfoSpecific", REQ("type", qmp_str), REQ("data", qmp_any));
+static const struct qmp_type image_info;
+static const struct qmp_type image_info = OBJECT_INIT(
+    "ImageInfo", REQ("filename", qmp_str), REQ("format", qmp_str), OPT("dirty-flag", qmp_bool),
+    OPT("actual-size", qmp_int), REQ("virtual-size", qmp_int), OPT("cluster-size", qmp_int),
+    OPT("encrypted", qmp_bool), OPT("compressed", qmp_bool), OPT("backing-filename", qmp_str),
+    OPT("full-backing-filename", qmp_str), OPT("backing-filename-format", qmp_str),
+    OPT("backing-image", image_info), OPT("format-specific", format_specific));
+OBJECT(device_info, "BlockDeviceInfo", REQ("file", qmp_str), OPT("node-name", qmp_str),
+       REQ("ro", qmp_bool), REQ("drv", qmp_str), OPT("backing_file", qmp_str),
+       REQ("backing_file_depth", qmp_int), REQ("encrypted", qmp_bool),
+       REQ("detect_zeroes", detect_zeroes), REQ("bps", qmp_int), REQ("bps_rd", qmp_int),
+       REQ("bps_wr", qmp_int), REQ("iops", qmp_int), REQ("iops_rd", qmp_int),
+       REQ("iops_wr", qmp_int), REQ("image", image_info), REQ("cache", cache_info),
+       REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos));
+ARRAY(device_infos, device_info);
+
+/* --- dirty bitmaps ------------------------------------------------------------------------------------ */
+
+OBJECT(bitmap_ref, "BlockDirtyBitmap", REQ("node", qmp_str), REQ("name", qmp_str));
+OBJECT(bitmap_add, "BlockDirtyBitmapAdd", REQ("node", qmp_str), REQ("name", qmp_str),
+       OPT("granularity", qmp_uint32), OPT("persistent", qmp_bool), OPT("disabled", qmp_bool));
+static const struct qmp_type bitmap_or_str = {
+    .kind = QMP_ALTERNATE,
+    .name = "BlockDirtyBitmapOrStr",
+    .choice = (const struct qmp_type *const[]){&qmp_str, &bitmap_ref, NULL},
+};
+ARRAY(bitmaps_or_strs, bitmap_or_str);
+OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target", qmp_str),
+       REQ("bitmaps", bitmaps_or_strs));
+
+/* --- exports -------------------------------------------------------------------------------------------- */
+
+ENUM(export_type, "BlockExportType", "nbd");
+OBJECT(export_nbd, "BlockExportOptionsNbd", OPT("name", qmp_str), OPT("description", qmp_str),
+       OPT("bitmaps", bitmaps_or_strs), OPT("allocation-depth", qmp_bool));
+const struct qmp_type qmp_type_export_add = {
+    .kind = QMP_OBJECT,
+    .name = "BlockExportOptions",
+    .members =
+        MEMBERS(REQ("type", export_type), REQ("id", qmp_str), OPT("fixed-iothread", qmp_bool),
+                OPT("iothread", qmp_str), REQ("node-name", qmp_str), OPT("writable", qmp_bool),
+                OPT("writethrough", qmp_bool)),
+    .tag = "type",
+    .variants = (const struct qmp_variant[]){{"nbd", &export_nbd}, {NULL, NULL}},
+};
+ENUM(export_mode, "BlockExportRemoveMode", "safe", "hard");
+OBJECT(export_del, "q_obj_block-export-del-arg", REQ("id", qmp_str), OPT("mode", export_mode));
+OBJECT(export_info, "BlockExportInfo", REQ("id", qmp_str), REQ("type", export_type),
+       REQ("node-name", qmp_str), REQ("shutting-down", qmp_bool));
+ARRAY(export_infos, export_info);
+OBJECT(export_id, "q_obj_BLOCK_EXPORT_DELETED-arg", REQ("id", qmp_str));
+
+/* Addresses: flat for the command line, wrapped in "data" for QMP. */
+ENUM(address_type, "SocketAddressType", "inet", "unix", "fd");
+OBJECT(inet_address, "InetSocketAddress", REQ("host", qmp_str), REQ("port", qmp_str));
+OBJECT(unix_address, "UnixSocketAddress", REQ("path", qmp_str));
+OBJECT(fd_address, "String", REQ("str", qmp_str));
+static const struct qmp_type address = {
+    .kind = QMP_OBJECT,
+    .name = "SocketAddress",
+    .members = MEMBERS(REQ("type", address_type)),
+    .tag = "type",
+    .variants =
+        (const struct qmp_variant[]){
+            {"inet", &inet_address}, {"unix", &unix_address}, {"fd", &fd_address}, {NULL, NULL}},
+};
+OBJECT(inet_wrapper, "InetSocketAddressWrapper", REQ("data", inet_address));
+OBJECT(unix_wrapper, "UnixSocketAddressWrapper", REQ("data", unix_address));
+OBJECT(fd_wrapper, "StringWrapper", REQ("data", fd_address));
+static const struct qmp_type address_legacy = {
+    .kind = QMP_OBJECT,
+    .name = "SocketAddressLegacy",
+    .members = MEMBERS(REQ("type", address_type)),
+    .tag = "type",
+    .variants =
+        (const struct qmp_variant[]){
+            {"inet", &inet_wrapper}, {"unix", &unix_wrapper}, {"fd", &fd_wrapper}, {NULL, NULL}},
+};
+OBJECT(nbd_server_start, "NbdServerOptionsLegacy", REQ("addr", address_legacy),
+       OPT("handshake-max-seconds", qmp_uint32), OPT("tls-creds", qmp_str),
+       OPT("tls-authz", qmp_str), OPT("max-connections", qmp_uint32));
+const struct qmp_type qmp_type_nbd_server_options = OBJECT_INIT(
+    "NbdServerOptions", REQ("addr", address), OPT("handshake-max-seconds", qmp_uint32),
+    OPT("tls-creds", qmp_str), OPT("tls-authz", qmp_str), OPT("max-connections", qmp_uint32));
+OBJECT(nbd_server_info, "NbdServerInfo", REQ("running", qmp_bool), OPT("address", address));
+
+/* --- nodes ------------------------------------------------------------------------------------------------ */
+
+/* The driver's own options are for the driver to check; it names what it does not know. */
+static const struct qmp_type blockdev_add = {
+    .kind = QMP_OBJECT,
+    .name = "BlockdevOptions",
+    .members =
+        MEMBERS(REQ("driver", qmp_str), OPT("node-name", qmp_str), OPT("discard", qmp_str),
+                OPT("cache", qmp_any), OPT("read-only", qmp_bool), OPT("auto-read-only", qmp_bool),
+                OPT("force-share", qmp_bool), OPT("detect-zeroes", detect_zeroes)),
+    .open = true,
+};
+OBJECT(blockdev_del, "q_obj_blockdev-del-arg", REQ("node-name", qmp_str));
+OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
+       REQ("node-name", qmp_str));
+
+/* --- transactions ------------------------------------------------------------------------------------------ */
+
+ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
+     "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
+     "block-dirty-bitmap-disable", "block-dirty-bitmap-merge", "block-export-add",
+     "block-export-del", "blockdev-add", "blockdev-del", "blockdev-replace");
+OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
+OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", bitmap_ref));
+OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
+OBJECT(bitmap_merge_wrapper, "BlockDirtyBitmapMergeWrapper", REQ("data", bitmap_merge));
+OBJECT(export_add_wrapper, "BlockExportAddWrapper", REQ("data", qmp_type_export_add));
+OBJECT(export_del_wrapper, "BlockExportDelWrapper", REQ("data", export_del));
+OBJECT(blockdev_add_wrapper, "BlockdevAddWrapper", REQ("data", blockdev_add));
+OBJECT(blockdev_del_wrapper, "BlockdevDelWrapper", REQ("data", blockdev_del));
+OBJECT(blockdev_replace_wrapper, "BlockdevReplaceWrapper", REQ("data", blockdev_replace));
+const struct qmp_type qmp_type_transaction_action = {
+    .kind = QMP_OBJECT,
+    .name = "TransactionAction",
+    .members = MEMBERS(REQ("type", action_kind)),
+    .tag = "type",
+    .variants = (const struct qmp_variant[]){{"abort", &abort_wrapper},
+                                             {"block-dirty-bitmap-add", &bitmap_add_wrapper},
+                                             {"block-dirty-bitmap-remove", &bitmap_wrapper},
+                                             {"block-dirty-bitmap-clear", &bitmap_wrapper},
+                                             {"block-dirty-bitmap-enable", &bitmap_wrapper},
+                                             {"block-dirty-bitmap-disable", &bitmap_wrapper},
+                                             {"block-dirty-bitmap-merge", &bitmap_merge_wrapper},
+                                             {"block-export-add", &export_add_wrapper},
+                                             {"block-export-del", &export_del_wrapper},
+                                             {"blockdev-add", &blockdev_add_wrapper},
+                                             {"blockdev-del", &blockdev_del_wrapper},
+                                             {"blockdev-replace", &blockdev_replace_wrapper},
+                                             {NULL, NULL}},
+};
+ARRAY(actions, qmp_type_transaction_action);
+ENUM(completion_mode, "ActionCompletionMode", "individual", "grouped");
+OBJECT(transaction_properties, "TransactionProperties", OPT("completion-mode", completion_mode));
+OBJECT(transaction, "q_obj_transaction-arg", REQ("actions", actions),
+       OPT("properties", transaction_properties));
+
+/* --- the table -------------------------------------------------------------------------------------------- */
+
+const struct qmp_command qmp_commands[] = {
+    {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},
+    {"block-dirty-bitmap-clear", &bitmap_ref, &qmp_empty, qmp_co_bitmap_clear},
+    {"block-dirty-bitmap-disable", &bitmap_ref, &qmp_empty, qmp_co_bitmap_disable},
+    {"block-dirty-bitmap-enable", &bitmap_ref, &qmp_empty, qmp_co_bitmap_enable},
+    {"block-dirty-bitmap-merge", &bitmap_merge, &qmp_empty, qmp_co_bitmap_merge},
+    {"block-dirty-bitmap-remove", &bitmap_ref, &qmp_empty, qmp_co_bitmap_remove},
+    {"block-export-add", &qmp_type_export_add, &qmp_empty, qmp_co_block_export_add},
+    {"block-export-del", &export_del, &qmp_empty, qmp_co_block_export_del},
+    {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
+    {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
+    {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
+    {"nbd-server-start", &nbd_server_start, &qmp_empty, qmp_co_nbd_server_start},
+    {"nbd-server-stop", &qmp_empty, &qmp_empty, qmp_co_nbd_server_stop},
+    {"qmp_capabilities", &capabilities_args, &qmp_empty, qmp_co_capabilities},
+    {"query-block-exports", &qmp_empty, &export_infos, qmp_co_query_block_exports},
+    {"query-commands", &qmp_empty, &command_infos, qmp_co_query_commands},
+    {"query-named-block-nodes", &named_nodes_args, &device_infos, qmp_co_query_named_block_nodes},
+    {"query-nbd-server", &qmp_empty, &nbd_server_info, qmp_co_query_nbd_server},
+    {"query-qmp-schema", &qmp_empty, &schema_infos, qmp_co_query_schema},
+    {"query-version", &qmp_empty, &version_info, qmp_co_query_version},
+    {"quit", &qmp_empty, &qmp_empty, qmp_co_quit},
+    {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
+    {NULL, NULL, NULL, NULL},
+};
+
+const struct qmp_event qmp_events[] = {
+    {"BLOCK_EXPORT_DELETED", &export_id},
+    {NULL, NULL},
+};
+
+const struct qmp_command *qmp_find_command(const char *name)
+{
+    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+        if (strcmp(c->name, name) == 0) {
+            return c;
+        }
+    }
+    return NULL;
+}

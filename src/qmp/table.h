@@ -1,0 +1,47 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The one table of what the monitor knows: commands and events, and their types. Nothing here yields. */
+#ifndef TIDEMARK_QMP_TABLE_H
+#define TIDEMARK_QMP_TABLE_H
+
+#include "qmp/schema.h"
+
+/* What a command sees of the session that runs it. */
+struct qmp_call {
+    bool negotiated;          /* qmp_capabilities has been accepted */
+    bool quit_after_reply;    /* set by the command quit */
+    const void *const caller; /* tells sessions apart; not for looking into */
+};
+
+/*
+ * Run a command. `args` has passed the check (and is an object); *ret gets a new reference to the value to return, or
+ * is left alone for "nothing". 0 or -errno. Main reactor, in a coroutine, one command at a time; may yield.
+ */
+typedef int qmp_co_command(struct qmp_call *call, struct json_object *args,
+                           struct json_object **ret, struct error *err);
+
+struct qmp_command {
+    const char *name;              /* NULL ends the table */
+    const struct qmp_type *args;   /* an object */
+    const struct qmp_type *result; /* qmp_empty for "nothing" */
+    qmp_co_command *co_run;
+};
+
+struct qmp_event {
+    const char *name; /* NULL ends the table */
+    const struct qmp_type *data;
+};
+
+extern const struct qmp_command qmp_commands[];
+extern const struct qmp_event qmp_events[];
+
+const struct qmp_command *qmp_find_command(const char *name); /* NULL: unknown */
+
+/* Types that others need: options of the command line, actions of transactions. */
+extern const struct qmp_type qmp_type_export_add;
+extern const struct qmp_type qmp_type_nbd_server_options; /* --nbd-server */
+extern const struct qmp_type qmp_type_transaction_action;
+
+/* The answer to query-qmp-schema: an array of QEMU's SchemaInfo. A new reference. */
+struct json_object *qmp_introspect(void);
+
+#endif
