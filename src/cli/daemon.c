@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * `tidemark daemon`: the storage daemon, in the grammar of qemu-storage-daemon(1). Options that make something are
+ * carried out in the order they are given; what they make can be used by those after them.
+ *
+ *   main -> (fork, with --daemonize) -> reactor -> co_daemon: options, pidfile, "ready"
+ *                                                  wait for a signal or quit
+ *                                                  no more commands; exports closed; nodes closed
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/block.h"
+#include "cli/args.h"
+#include "cli/cli.h"
+#include "export/export.h"
+#include "loop/loop.h"
+#include "qmp/chardev.h"
+#include "qmp/commands.h"
+#include "qmp/monitor.h"
+#include "qmp/objects.h"
+#include "qmp/transaction.h"
+
+static const struct cli_usage usage = {
+    .synopsis = "",
+    .about =
+        "Opens disk images, serves them over NBD, and takes commands (QMP) on a socket. Options "
+        "are carried\n"
+        "out in the order given. Ends on SIGTERM, SIGINT, SIGHUP or the QMP command 'quit': "
+        "clients are\n"
+        "disconnected, images completed and closed.",
+    .examples =
+        "  daemon --blockdev driver=file,node-name=file,filename=disk.qcow2 \\\n"
+        "         --blockdev driver=qcow2,node-name=disk,file=file \\\n"
+        "         --nbd-server addr.type=unix,addr.path=nbd.sock \\\n"
+        "         --export type=nbd,id=export,node-name=disk,name=disk,writable=on \\\n"
+        "         --chardev socket,id=qmp,path=qmp.sock,server=on,wait=off \\\n"
+        "         --monitor chardev=qmp\n"
+        "        serves disk.qcow2 at nbd+unix:///disk?socket=nbd.sock; commands on qmp.sock, for "
+        "instance\n"
+        "        {\"execute\": \"qmp_capabilities\"} {\"execute\": \"query-block-exports\"}",
+};
+
+struct daemon {
+    struct cli_items items; /* what is to be made, in order */
+    bool daemonize;
+    const char *pidfile;
+    int ready_fd;  /* tells the parent that waits; -1 without --daemonize */
+    int pid_fd;    /* the locked pidfile; -1 if none */
+    int signal_fd; /* SIGTERM, SIGINT, SIGHUP */
+};
+
+/* Written by the command quit. */
+static int quit_fd = -1;
+
+static void on_quit(void)
+{
+    uint64_t one = 1;
+
+    if (write(quit_fd, &one, sizeof(one)) < 0) {
+        log_error("quit: %s", strerror(errno));
+    }
+}
+
+/* --- options that make something ------------------------------------------------------------------- */
+
+typedef int co_maker(struct options *opts /* consumed */, struct error *err);
+
+/* The arguments of a QMP command from an option, converted and checked. A new reference in *ret. */
+static int check_args(struct options *opts_, const struct qmp_type *type, struct json_object **ret,
+                      struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_;
+    struct json_object *args = options_to_json(opts);
+    int r = qmp_check(type, args, QMP_CHECK_KEYVAL, err);
+
+    if (r < 0) {
+        json_object_put(args);
+        return r;
+    }
+    *ret = args;
+    return 0;
+}
+
+static int co_add_blockdev(struct options *opts_, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_;
+    struct json_object *args = options_to_json(opts);
+    int r = options_has(opts, "driver") ? qmp_co_run_action(&qmp_action_blockdev_add, args, err)
+                                        : error_set(err, EINVAL, "Parameter 'driver' is missing");
+
+    json_object_put(args);
+    return r;
+}
+
+static int co_add_nbd_server(struct options *opts, struct error *err)
+{
+    struct json_object *args;
+    int r = check_args(opts, &qmp_type_nbd_server_options, &args, err);
+
+    if (r >= 0) {
+        r = qmp_co_start_nbd_server(args, err);
+        json_object_put(args);
+    }
+    return r;
+}
+
+static int co_add_export(struct options *opts, struct error *err)
+{
+    struct json_object *args;
+    int r = check_args(opts, &qmp_type_export_add, &args, err);
+
+    if (r >= 0) {
+        r = qmp_co_run_action(&qmp_action_export_add, args, err);
+        json_object_put(args);
+    }
+    return r;
+}
+
+/* Options, the key that a first word without "=" stands for, and what carries them out. */
+static const struct maker {
+    const char *option;
+    const char *implied_key;
+    co_maker *co_make;
+} makers[] = {
+    {"blockdev", "driver", co_add_blockdev}, {"chardev", "backend", qmp_co_chardev_add},
+    {"export", "type", co_add_export},       {"monitor", "chardev", qmp_monitor_add},
+    {"nbd-server", NULL, co_add_nbd_server}, {"object", "qom-type", qmp_object_add},
+};
+
+static int co_make(const struct cli_item *item, struct error *err)
+{
+    for (size_t i = 0; i < sizeof(makers) / sizeof(makers[0]); i++) {
+        const struct maker *m = &makers[i];
+        struct options *opts;
+
+        if (strcmp(m->option, item->name) == 0) {
+            int r = options_parse(item->value, m->implied_key, &opts, err);
+
+            r = r < 0 ? r : m->co_make(opts, err);
+            error_prepend(err, "--%s %s: ", item->name, item->value);
+            return r;
+        }
+    }
+    return error_set(err, EINVAL, "There is no option --%s", item->name);
+}
+
+/* --- pidfile, daemonize ---------------------------------------------------------------------------- */
+
+static int write_pidfile(struct daemon *d, struct error *err)
+{
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    char text[24];
+    int len = snprintf(text, sizeof(text), "%d\n", (int)getpid());
+
+    d->pid_fd = open(d->pidfile, O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    if (d->pid_fd < 0) {
+        return error_set_errno(err, errno, "cannot create PID file: Could not create '%s'",
+                               d->pidfile);
+    }
+    if (fcntl(d->pid_fd, F_SETLK, &lock) < 0) {
+        int code = errno;
+
+        close(d->pid_fd);
+        d->pid_fd = -1;
+        return error_set(err, code, "cannot create PID file: '%s' is locked by a daemon that runs",
+                         d->pidfile);
+    }
+    if (ftruncate(d->pid_fd, 0) < 0 || pwrite(d->pid_fd, text, (size_t)len, 0) != len) {
+        return error_set_errno(err, errno, "cannot create PID file: Failed to write '%s'",
+                               d->pidfile);
+    }
+    return 0;
+}
+
+/*
+ * Fork. The parent waits until the child is ready, or has ended with its error printed, and exits accordingly. 0 in
+ * the child.
+ */
+static int fork_daemon(struct daemon *d)
+{
+    int ends[2];
+    char ready = 0;
+    ssize_t n;
+    pid_t pid;
+
+    if (pipe2(ends, O_CLOEXEC) < 0 || (pid = fork()) < 0) {
+        return cli_fail("cannot fork: %s", strerror(errno));
+    }
+    if (pid == 0) {
+        close(ends[0]);
+        d->ready_fd = ends[1];
+        setsid();
+        return 0;
+    }
+    close(ends[1]);
+    do {
+        n = read(ends[0], &ready, 1);
+    } while (n < 0 && errno == EINTR);
+    exit(n == 1 ? 0 : 1);
+}
+
+static void tell_ready(struct daemon *d)
+{
+    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+
+    if (null < 0 || chdir("/") < 0 || dup2(null, STDIN_FILENO) < 0 ||
+        dup2(null, STDOUT_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0 ||
+        write(d->ready_fd, "", 1) != 1) {
+        log_error("daemonize: %s", strerror(errno));
+    }
+    close(null);
+    close(d->ready_fd);
+    d->ready_fd = -1;
+}
+
+/* --- run --------------------------------------------------------------------------------------------- */
+
+static int co_start(struct daemon *d, struct error *err)
+{
+    for (size_t i = 0; i < d->items.count; i++) {
+        int r = co_make(&d->items.item[i], err);
+
+        if (r < 0) {
+            return r;
+        }
+    }
+    return d->pidfile ? write_pidfile(d, err) : 0;
+}
+
+/* Until a signal or quit. */
+static int co_wait_for_end(struct daemon *d)
+{
+    AUTO_CLOSE int set = epoll_create1(EPOLL_CLOEXEC);
+    struct epoll_event event = {.events = EPOLLIN};
+
+    if (set < 0 || epoll_ctl(set, EPOLL_CTL_ADD, d->signal_fd, &event) < 0 ||
+        epoll_ctl(set, EPOLL_CTL_ADD, quit_fd, &event) < 0) {
+        return cli_fail("cannot wait for signals: %s", strerror(errno));
+    }
+    return loop_co_poll(set, POLLIN, -1) < 0 ? 1 : 0;
+}
+
+/* Node by node, from those that nobody uses to those they use. */
+static int co_close_nodes(void)
+{
+    int status = 0;
+
+    for (;;) {
+        struct block_node *node = NULL, *unused = NULL, *owned = NULL;
+        ERROR_AUTO(err);
+
+        while ((node = block_node_next(node))) {
+            if (block_node_is_monitor_owned(node)) {
+                owned = node;
+                unused = block_node_in_use(node) ? unused : node;
+            }
+        }
+        node = unused ?: owned;
+        if (!node) {
+            return status;
+        }
+        if (block_co_inactivate(node, &err) < 0) {
+            status = cli_fail("closing node '%s': %s", block_node_name(node), error_message(&err));
+        }
+        block_node_set_monitor_owned(node, false);
+        block_co_unref(node);
+    }
+}
+
+static int co_end(void)
+{
+    int status;
+
+    qmp_co_stop_commands();
+    qmp_co_chardevs_close();
+    if (export_nbd_server_is_running()) {
+        export_co_nbd_server_stop(NULL);
+    }
+    export_co_del_all();
+    status = co_close_nodes();
+    qmp_co_end_sessions();
+    qmp_co_chardevs_release();
+    qmp_objects_release();
+    return status;
+}
+
+static struct daemon *the_daemon;
+
+static int co_daemon(int argc, char **argv)
+{
+    struct daemon *d = the_daemon;
+    ERROR_AUTO(err);
+    int status = 0;
+
+    qmp_set_quit_fn(on_quit);
+    qmp_subscribe_to_exports();
+    if (co_start(d, &err) < 0) {
+        status = cli_report(&err);
+    } else {
+        if (d->ready_fd >= 0) {
+            tell_ready(d);
+        }
+        status = co_wait_for_end(d);
+    }
+    if (co_end() != 0) {
+        status = 1;
+    }
+    if (d->pid_fd >= 0) {
+        unlink(d->pidfile);
+    }
+    return status;
+}
+
+/* All threads are to inherit that the signals are blocked: a descriptor delivers them. */
+static int set_up_signals(struct daemon *d)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
+    if (pthread_sigmask(SIG_BLOCK, &set, NULL) != 0 ||
+        (d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0 ||
+        (quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
+        return cli_fail("cannot set up signals: %s", strerror(errno));
+    }
+    return 0;
+}
+
+/* A connection takes a descriptor, and an image with its backing files several. */
+static void raise_fd_limit(void)
+{
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
+static int run(struct daemon *d, int argc, char **argv)
+{
+    int status;
+
+    if (d->daemonize && fork_daemon(d) != 0) {
+        return 1;
+    }
+    raise_fd_limit();
+    if (set_up_signals(d) != 0) {
+        return 1;
+    }
+    the_daemon = d;
+    status = cli_run(co_daemon, argc, argv);
+    close(d->signal_fd);
+    close(quit_fd);
+    return status;
+}
+
+int cli_daemon_main(int argc, char **argv)
+{
+    struct daemon d = {.ready_fd = -1, .pid_fd = -1, .signal_fd = -1};
+    bool version = false;
+    const char *trace = NULL;
+    const struct cli_arg args[] = {
+        {"blockdev", 0, CLI_REPEAT, &d.items, "[driver=]DRIVER,node-name=NODE,...",
+         "open a node; also as JSON, '{\"driver\": ...}'"},
+        {"nbd-server", 0, CLI_REPEAT, &d.items, "addr.type=unix,addr.path=PATH",
+         "start the NBD server; or addr.type=inet,addr.host=HOST,addr.port=PORT; "
+         "max-connections=N"},
+        {"export", 0, CLI_REPEAT, &d.items, "[type=]nbd,id=ID,node-name=NODE",
+         "serve a node; name=NAME, writable=on, bitmaps.0=BITMAP, iothread=ID"},
+        {"chardev", 0, CLI_REPEAT, &d.items, "socket,id=ID,path=PATH,server=on,wait=off",
+         "a socket for a monitor; or stdio,id=ID"},
+        {"monitor", 0, CLI_REPEAT, &d.items, "[chardev=]ID", "take QMP commands there; pretty=on"},
+        {"object", 0, CLI_REPEAT, &d.items, "iothread,id=ID", "a thread that exports can run on"},
+        {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
+         "go to the background once everything is up"},
+        {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},
+        {"trace", 'T', CLI_VALUE, &trace, "PATTERN", "accepted, without effect"},
+        {"version", 'V', CLI_FLAG, &version, NULL, "print the version"},
+        {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
+    };
+    int first = cli_args_parse(args, &usage, argc, argv);
+    int status = 0;
+
+    if (first == CLI_ARGS_HELP) {
+        status = 0;
+    } else if (first == CLI_ARGS_BAD) {
+        status = 1;
+    } else if (version) {
+        cli_print_version();
+    } else if (first < argc) {
+        status = cli_usage_fail(&usage, "%s: Unexpected argument", argv[first]);
+    } else {
+        status = run(&d, argc, argv);
+    }
+    cli_items_clear(&d.items);
+    return status;
+}
