@@ -17,7 +17,6 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "base/log.h"
 #include "base/size.h"
 #include "block/driver.h"
 #include "file/drivers.h"
@@ -32,6 +31,12 @@
 #define STATES_PER_WORKLOAD 125u
 #define PHASES 24u /* after which a workload is given up, if too few of its states count */
 #define TRIES (STATES_PER_WORKLOAD * PHASES)
+
+/*
+ * Where this program reports to. What the library says on standard error about images that are damaged on purpose is
+ * shown only when a single state is looked at.
+ */
+static FILE *report_file;
 
 struct explorer {
     /* options */
@@ -102,9 +107,9 @@ static void dump(const struct workload *w, const struct crash_state *state)
     snprintf(name, sizeof(name), "crash-%" PRIu64 "-%" PRIu64 ".qcow2", w->seed, state->index);
     file = fopen(name, "wb");
     if (!file || fwrite(state->data, 1, state->size, file) != state->size) {
-        fprintf(stderr, "could not write %s\n", name);
+        fprintf(report_file, "could not write %s\n", name);
     } else {
-        fprintf(stderr, "  the image is in %s\n", name);
+        fprintf(report_file, "  the image is in %s\n", name);
     }
     if (file) {
         fclose(file);
@@ -118,29 +123,50 @@ static void report(struct explorer *x, const struct workload *w, const struct cr
     if (x->plant && x->failed > 1) {
         return;
     }
-    fprintf(stderr,
+    fprintf(report_file,
             "FAILED: %s\n  workload seed %" PRIu64 ", cluster size %u, state %" PRIu64
             ", crash at %" PRIu64 " of %" PRIu64 ": %s of %u requests (%u lost, %u torn)\n"
-            "  again: crash_explorer --seed %" PRIu64 " --cluster-size %u --only %" PRIu64 "\n",
+            "  again: crash_explorer --seed %" PRIu64 " --cluster-size %u --size %" PRIu64
+            " --ops %u --sessions %u%s --only %" PRIu64 "\n",
             error_message(err), w->seed, w->cluster_size, state->index, state->time, w->log.clock,
             state->how, state->unstable, state->lost, state->torn, w->seed, w->cluster_size,
-            state->index);
+            w->size, w->ops, w->sessions, w->bitmaps ? "" : " --no-bitmaps", state->index);
     if (!x->plant) {
         dump(w, state);
     }
 }
 
-/* What reached the disk up to the crash: for finding out why. */
-static void print_log(const struct record_log *log, uint64_t time)
+static void print_guest_op(const struct model_op *op, size_t number)
+{
+    static const char *const kinds[] = {"write", "zeroes", "discard", "flush"};
+
+    printf("  %5" PRIu64 " %5" PRId64 "  guest %zu %-8s sectors %" PRIu64 " + %" PRIu64 "\n",
+           op->begin, (int64_t)op->end, number, kinds[op->kind], op->sector, op->sectors);
+}
+
+static void print_disk_op(const struct record_op *op)
 {
     static const char *const kinds[] = {"write", "zeroes", "truncate", "flush"};
 
-    for (size_t i = 0; i < log->count && log->ops[i].begin <= time; i++) {
-        const struct record_op *op = &log->ops[i];
+    printf("  %5" PRIu64 " %5" PRIu64 "    disk %-8s 0x%" PRIx64 " + 0x%" PRIx64 "%s%s\n",
+           op->begin, op->end, kinds[op->kind], op->offset, op->length,
+           op->metadata ? " metadata" : "", op->ignored ? " ignored" : "");
+}
 
-        printf("  %5" PRIu64 " %5" PRIu64 "  %-8s 0x%" PRIx64 " + 0x%" PRIx64 "%s%s\n", op->begin,
-               op->end, kinds[op->kind], op->offset, op->length, op->metadata ? " metadata" : "",
-               op->ignored ? " ignored" : "");
+/* What the guest asked for and what reached the disk up to the crash: for finding out why. */
+static void print_history(const struct workload *w, uint64_t time)
+{
+    for (uint64_t now = 0; now <= time; now++) {
+        for (size_t i = 0; i < w->model.count; i++) {
+            if (w->model.ops[i].begin == now) {
+                print_guest_op(&w->model.ops[i], i);
+            }
+        }
+        for (size_t i = 0; i < w->log.count; i++) {
+            if (w->log.ops[i].begin == now) {
+                print_disk_op(&w->log.ops[i]);
+            }
+        }
     }
 }
 
@@ -176,7 +202,7 @@ static void co_check_state(struct explorer *x, struct workload *w, const struct 
     }
     x->checked++;
     if (x->only >= 0) {
-        print_log(&w->log, state->time);
+        print_history(w, state->time);
     }
     if (verify_co_state(w, state, disk, &err) < 0) {
         report(x, w, state, &err);
@@ -201,7 +227,7 @@ static void co_explore(struct explorer *x, struct workload *w, uint64_t wanted)
     ERROR_AUTO(err);
 
     if (crash_co_open_disk("crashed", &disk, &err) < 0) {
-        fprintf(stderr, "%s\n", error_message(&err));
+        fprintf(report_file, "%s\n", error_message(&err));
         x->ret = 1;
         free(times);
         return;
@@ -238,8 +264,8 @@ static void co_run_workload(struct explorer *x, uint64_t seed, uint64_t wanted)
     ERROR_AUTO(err);
 
     if (workload_co_run(&w, &err) < 0) {
-        fprintf(stderr, "workload seed %" PRIu64 ", cluster size %u: %s\n", seed, w.cluster_size,
-                error_message(&err));
+        fprintf(report_file, "workload seed %" PRIu64 ", cluster size %u: %s\n", seed,
+                w.cluster_size, error_message(&err));
         x->ret = 1;
     } else {
         if (x->plant) {
@@ -263,7 +289,7 @@ static void co_main(void *arg)
             break;
         }
         if (x->counted == before && seed > x->seed + 100) {
-            fprintf(stderr, "the workloads leave nothing to lose\n");
+            fprintf(report_file, "the workloads leave nothing to lose\n");
             x->ret = 1;
         }
     }
@@ -333,7 +359,7 @@ static int take_option(struct explorer *x, int option)
 
     if (option != OPT_NO_BITMAPS && option != OPT_KEEP_GOING && option != OPT_PLANT &&
         option != OPT_HELP && (option == '?' || size_parse(optarg, "number", &value, &err) < 0)) {
-        fprintf(stderr, "%s\n", option == '?' ? "try --help" : error_message(&err));
+        fprintf(report_file, "%s\n", option == '?' ? "try --help" : error_message(&err));
         return 3;
     }
     switch (option) {
@@ -367,7 +393,7 @@ static int take_option(struct explorer *x, int option)
     case OPT_PLANT:
         x->plant = optarg;
         if (!is_planted_name(optarg)) {
-            fprintf(stderr, "no bug '%s' to plant; try --help\n", optarg);
+            fprintf(report_file, "no bug '%s' to plant; try --help\n", optarg);
             return 3;
         }
         break;
@@ -376,6 +402,15 @@ static int take_option(struct explorer *x, int option)
         return 1;
     }
     return 0;
+}
+
+static void silence_library(void)
+{
+    FILE *null = fopen("/dev/null", "w");
+
+    if (null) {
+        stderr = null;
+    }
 }
 
 static int finish(const struct explorer *x, double seconds)
@@ -401,6 +436,7 @@ int main(int argc, char **argv)
     int64_t begin;
     ERROR_AUTO(err);
 
+    report_file = stderr;
     while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
         status = take_option(&x, option);
         if (status) {
@@ -408,10 +444,12 @@ int main(int argc, char **argv)
         }
     }
     if (reactor_init_main(&err) < 0) {
-        fprintf(stderr, "%s\n", error_message(&err));
+        fprintf(report_file, "%s\n", error_message(&err));
         return 1;
     }
-    log_set_level(LOG_LEVEL_ERROR); /* crashed images are meant to be in use, or dirty */
+    if (x.only < 0) {
+        silence_library();
+    }
     block_register_driver(&record_disk_driver);
     block_register_driver(&file_driver);
     qcow2_register_driver();
