@@ -15,7 +15,7 @@
 #include "cli/cli.h"
 #include "loop/loop.h"
 
-#define BUFFER_SIZE (2u * 1024 * 1024)
+#define BUFFER_SIZE ((size_t)(2 * MiB))
 #define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
 #define SALVAGE_STEP 512u
 

@@ -104,7 +104,7 @@ static char *next_element(const char **cursor)
     if (!p) {
         return NULL;
     }
-    element = out = malloc(strlen(p) + 1);
+    element = out = calloc(strlen(p) + 1, 1);
     if (!element) {
         return NULL;
     }
@@ -176,12 +176,45 @@ bool cli_wants_option_help(const struct cli_items *texts)
     return false;
 }
 
+int cli_creation_option(const struct cli_items *texts, const char *name, char **ret)
+{
+    __attribute__((cleanup(option_set_clear))) struct option_set set = {.count = 0};
+    const char *value;
+
+    *ret = NULL;
+    for (size_t i = 0; i < texts->count; i++) {
+        int rc = parse_text(&set, texts->item[i].value);
+
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    value = get(&set, name);
+    if (value) {
+        *ret = strdup(value);
+        return *ret ? 0 : -ENOMEM;
+    }
+    return 0;
+}
+
 /* --- descriptions ---------------------------------------------------------------------------------- */
 
 struct desc_list {
     const struct block_option_desc *desc[OPTIONS_MAX];
     size_t count;
 };
+
+/* In the order of the names. There is room. */
+static void add_desc(struct desc_list *list, const struct block_option_desc *desc)
+{
+    size_t at = list->count++;
+
+    while (at > 0 && strcmp(list->desc[at - 1]->name, desc->name) > 0) {
+        list->desc[at] = list->desc[at - 1];
+        at--;
+    }
+    list->desc[at] = desc;
+}
 
 static void add_descs(struct desc_list *list, const struct block_option_desc *descs)
 {
@@ -192,7 +225,7 @@ static void add_descs(struct desc_list *list, const struct block_option_desc *de
             known = known || strcmp(list->desc[i]->name, descs->name) == 0;
         }
         if (!known) {
-            list->desc[list->count++] = descs;
+            add_desc(list, descs);
         }
     }
 }
@@ -220,7 +253,7 @@ static void collect_descs(struct desc_list *list, const struct block_driver *for
         }
     }
     if (list->count < OPTIONS_MAX) {
-        list->desc[list->count++] = &size;
+        add_desc(list, &size);
     }
 }
 
@@ -232,14 +265,6 @@ static const struct block_option_desc *find_desc(const struct desc_list *list, c
         }
     }
     return NULL;
-}
-
-static int compare_descs(const void *a, const void *b)
-{
-    const struct block_option_desc *const *x = a;
-    const struct block_option_desc *const *y = b;
-
-    return strcmp((*x)->name, (*y)->name);
 }
 
 static const struct block_driver *find_creatable(const char *format, const char *filename)
@@ -269,7 +294,6 @@ int cli_print_option_help(const char *format, const char *filename)
         return cli_fail("Format driver '%s' does not support image creation", format);
     }
     collect_descs(&list, driver, filename);
-    qsort(list.desc, list.count, sizeof(list.desc[0]), compare_descs);
     if (filename) {
         printf("Supported options:\n");
     } else {

@@ -59,7 +59,7 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
 
 static void warn_of_probed_raw(const struct cli_image *image, const struct block_node *node)
 {
-    if (!node->probed || node->read_only || strcmp(node->driver->name, "raw") != 0) {
+    if (!node || !node->probed || node->read_only || strcmp(node->driver->name, "raw") != 0) {
         return;
     }
     fflush(stdout);

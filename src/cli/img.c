@@ -26,6 +26,7 @@ static const struct img_command commands[] = {
     {"dd", img_dd_main, "[options] if=INPUT of=OUTPUT", "copy blocks, as dd(1) does"},
     {"info", img_info_main, "[options] FILENAME", "what an image is, and what it is made of"},
     {"map", img_map_main, "[options] FILENAME", "which areas are stored, and where"},
+    {"measure", img_measure_main, "[options] FILENAME", "how large a new image's file would be"},
     {"resize", img_resize_main, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
 };
 

@@ -15,6 +15,7 @@ int img_create_main(int argc, char **argv);
 int img_dd_main(int argc, char **argv);
 int img_info_main(int argc, char **argv);
 int img_map_main(int argc, char **argv);
+int img_measure_main(int argc, char **argv);
 int img_resize_main(int argc, char **argv);
 
 /* Rows that most sub-commands have. */

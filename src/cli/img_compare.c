@@ -27,7 +27,7 @@ enum compare_status {
     COMPARE_NO_READ = 4,
 };
 
-#define BUFFER_SIZE (2u * 1024 * 1024)
+#define BUFFER_SIZE ((size_t)(2 * MiB))
 #define STEP (1ULL << 30)
 
 struct compare {

@@ -15,7 +15,7 @@ static const struct cli_usage usage = {
     .examples = "  dd -O qcow2 if=disk.raw of=part.qcow2 bs=1M skip=10 count=100",
 };
 
-#define BUFFER_SIZE (2u * 1024 * 1024)
+#define BUFFER_SIZE ((size_t)(2 * MiB))
 
 struct request {
     const char *input, *output, *output_format;

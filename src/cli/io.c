@@ -15,7 +15,6 @@
 #include "loop/loop.h"
 
 #define WORDS_MAX 1100 /* a readv of 1,024 parts, and its options */
-#define COMMANDS_MAX 64
 
 static const struct io_command *const tables[] = {
     io_rw_commands,
@@ -45,27 +44,27 @@ const struct io_command *io_find_command(const char *name)
     return NULL;
 }
 
-static int compare_names(const void *a, const void *b)
-{
-    const struct io_command *const *x = a;
-    const struct io_command *const *y = b;
-
-    return strcmp((*x)->name, (*y)->name);
-}
-
 void io_for_each_command(void (*fn)(const struct io_command *command))
 {
-    const struct io_command *all[COMMANDS_MAX];
-    size_t n = 0;
+    const struct io_command *next[ARRAY_SIZE(tables)];
 
+    /* The tables are in order; take the least of their heads, until all are at their ends. */
     for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
-        for (const struct io_command *c = tables[t]; c->name && n < COMMANDS_MAX; c++) {
-            all[n++] = c;
-        }
+        next[t] = tables[t];
     }
-    qsort(all, n, sizeof(all[0]), compare_names);
-    for (size_t i = 0; i < n; i++) {
-        fn(all[i]);
+    for (;;) {
+        size_t least = ARRAY_SIZE(tables);
+
+        for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
+            if (next[t]->name &&
+                (least == ARRAY_SIZE(tables) || strcmp(next[t]->name, next[least]->name) < 0)) {
+                least = t;
+            }
+        }
+        if (least == ARRAY_SIZE(tables)) {
+            return;
+        }
+        fn(next[least]++);
     }
 }
 

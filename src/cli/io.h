@@ -50,7 +50,7 @@ struct io_command {
     int (*co_run)(struct io *io, const struct io_command *command, struct io_args *args);
 };
 
-/* Tables that end with a NULL name. */
+/* Tables in the order of names, that end with a NULL name. */
 extern const struct io_command io_rw_commands[];
 extern const struct io_command io_aio_commands[];
 extern const struct io_command io_image_commands[];

@@ -11,8 +11,8 @@
 #include "block/driver.h"
 #include "cli/image.h"
 
-/* An empty file in $TMPDIR, or /var/tmp, which has room for more than /tmp often has. */
-static int make_file(char **ret, struct error *err)
+/* An empty file in $TMPDIR, or /var/tmp, which has room for more than /tmp often has; NULL on failure. */
+static char *make_file(struct error *err)
 {
     const char *folder = getenv("TMPDIR");
     AUTO_FREE char *path = NULL;
@@ -20,15 +20,16 @@ static int make_file(char **ret, struct error *err)
 
     if (asprintf(&path, "%s/tidemark-XXXXXX", folder && *folder ? folder : "/var/tmp") < 0) {
         path = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
+        error_set(err, ENOMEM, "Out of memory");
+        return NULL;
     }
     fd = mkostemp(path, O_CLOEXEC);
     if (fd < 0) {
-        return error_set_errno(err, errno, "Could not create the temporary file '%s'", path);
+        error_set_errno(err, errno, "Could not create the temporary file '%s'", path);
+        return NULL;
     }
     close(fd);
-    *ret = TAKE_PTR(path);
-    return 0;
+    return TAKE_PTR(path);
 }
 
 static struct options *overlay_options(const char *path, struct block_node *below)
@@ -52,13 +53,13 @@ static struct options *overlay_options(const char *path, struct block_node *belo
 
 int cli_co_add_overlay(struct block_node **node, struct error *err)
 {
-    AUTO_FREE char *path = NULL;
+    AUTO_FREE char *path = make_file(err);
     struct block_node *overlay = NULL;
     struct options *opts;
-    int rc = make_file(&path, err);
+    int rc;
 
-    if (rc < 0) {
-        return rc;
+    if (!path) {
+        return -EIO;
     }
     rc = block_co_create_image("qcow2", path, block_node_size(*node), options_new(), err);
     opts = rc == 0 ? overlay_options(path, *node) : NULL;
