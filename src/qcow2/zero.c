@@ -153,19 +153,27 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, bo
 }
 
 /*
- * A part of a cluster: -ENOTSUP makes the gate write zeroes there, unless the whole cluster reads as zeroes already.
+ * A part of a cluster: -ENOTSUP makes the gate write zeroes there, unless the whole cluster reads as zeroes already. Looking and
+ * changing are one step: another write may be about to put data into the rest of the cluster.
  */
-static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length)
+static int co_zero_partial(struct qcow2 *q, uint64_t offset)
 {
     uint64_t cluster = round_down(offset, q->cluster_size);
     uint64_t size = MIN(q->cluster_size, block_node_size(q->node) - cluster);
+    struct range_entry range;
     bool zero;
-    int r = qcow2_co_is_zero(q, cluster, size, &zero);
+    int r = check_writable(q);
 
     if (r < 0) {
         return r;
     }
-    return zero ? co_change_range(q, cluster, size, false, false) : -ENOTSUP;
+    co_range_lock(&q->guest, &range, cluster, q->cluster_size, true);
+    r = qcow2_co_is_zero(q, cluster, size, &zero);
+    if (r == 0) {
+        r = zero ? co_change(q, cluster, size, false, false) : -ENOTSUP;
+    }
+    range_unlock(&q->guest, &range);
+    return r;
 }
 
 int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
@@ -175,7 +183,7 @@ int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t len
 
     if (!is_aligned(offset, q->cluster_size) ||
         (!is_aligned(length, q->cluster_size) && !ends_at_end)) {
-        return co_zero_partial(q, offset, length);
+        return co_zero_partial(q, offset);
     }
     return co_change_range(q, offset, length, false, flags & BLOCK_REQ_MAY_UNMAP);
 }
