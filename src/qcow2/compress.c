@@ -189,7 +189,7 @@ static int co_link_compressed(struct qcow2 *q, uint64_t guest, uint64_t offset, 
         cache_put(slice);
     }
     co_mutex_unlock(&q->lock);
-    return r < 0 ? r : qcow2_co_limit_dirty(q);
+    return r;
 }
 
 static int co_store_compressed(struct qcow2 *q, uint64_t guest, const void *data, size_t size)
@@ -213,8 +213,9 @@ static int co_store_compressed(struct qcow2 *q, uint64_t guest, const void *data
         (void)qcow2_co_refcount_add_locked(
             q, first, qcow2_cluster_index(q, offset + size - 1) - first + 1, -1);
         co_mutex_unlock(&q->lock);
+        return r;
     }
-    return r;
+    return qcow2_co_limit_dirty(q); /* if it fails, the cluster is linked all the same */
 }
 
 /* One cluster; at the end of the disk it may be shorter and is filled up with zeroes. */
