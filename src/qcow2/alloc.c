@@ -12,7 +12,14 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/state.h"
+
+/*
+ * Clusters behind the end of the file that are counted: a crash leaves some that were never written. Where there are more, the
+ * refcounts are made up, and a search through them might go on for hours.
+ */
+#define USED_BEHIND_END_MAX (1u << 20)
 
 /* --- refcount table ------------------------------------------------------------------------------ */
 
@@ -34,15 +41,31 @@ static int write_reftable_copy(struct qcow2 *q, uint64_t offset, const uint64_t 
 }
 
 /* Writes the two fields of the header that name the table; they lie in one sector. */
-static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint32_t clusters)
+static int co_write_reftable_fields(struct qcow2 *q, uint64_t offset, uint64_t entries)
 {
     uint8_t fields[12];
     int r;
 
     store_be64(fields, offset);
-    store_be32(fields + 8, clusters);
+    store_be32(fields + 8, (uint32_t)(entries * 8 >> q->cluster_bits));
     r = block_co_pwrite(q->node->file, HDR_REFTABLE_OFFSET, fields, sizeof(fields), 0);
     return r < 0 ? r : block_co_flush(q->node->file);
+}
+
+/*
+ * Name the new table. If that fails, nobody knows which table the header names, and entries may only be added to one that it
+ * names for sure: the old one again, or else no more are added.
+ */
+static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries)
+{
+    int r = co_write_reftable_fields(q, offset, entries);
+
+    if (r < 0 && co_write_reftable_fields(q, q->reftable_offset, q->reftable_entries) < 0) {
+        atomic_store(&q->broken, true);
+        log_error("image '%s': the header could not be written (%s); it takes no more writes",
+                  block_node_display_name(q->node), strerror(-r));
+    }
+    return r;
 }
 
 /*
@@ -52,9 +75,11 @@ static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint32_t cluster
 static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
 {
     uint64_t per_cluster = q->cluster_size / 8;
-    uint64_t entries = round_up(index + 1 + (index + 1) / 2, per_cluster);
-    uint64_t table_clusters = entries / per_cluster;
     uint64_t block_span = 1ULL << q->refblock_bits;
+    /* Half as much again, but no more than the one new block can count, or than is allowed. */
+    uint64_t max = MIN((block_span - 1) * per_cluster, REFTABLE_BYTES_MAX / 8);
+    uint64_t entries = MIN(round_up(index + 1 + (index + 1) / 2, per_cluster), max);
+    uint64_t table_clusters = entries / per_cluster;
     uint64_t first = (uint64_t)q->reftable_entries << q->refblock_bits;
     uint64_t table_offset = (first + 1) << q->cluster_bits;
     AUTO_FREE uint64_t *table = NULL;
@@ -63,7 +88,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     uint64_t old_offset = q->reftable_offset, old_entries = q->reftable_entries;
     int r;
 
-    if (entries * 8 > REFTABLE_BYTES_MAX || table_clusters + 1 > block_span) {
+    if (index >= entries) {
         return -EFBIG;
     }
     table = calloc(entries, sizeof(uint64_t));
@@ -77,20 +102,16 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     for (uint64_t i = 0; i < table_clusters + 1; i++) {
         qcow2_refcount_store(block, q->refcount_order, i, 1);
     }
-    /* Entries that wait for a commit refer to blocks that may not be written yet: R1 wants those first. */
+    /* What fails halfway is no longer zero. */
+    q->zero_from = MAX(q->zero_from, table_offset + (table_clusters << q->cluster_bits));
+    /*
+     * The blocks that the table refers to are written: each counted itself on disk from the start. Counts in the cache
+     * stay there: a commit may be writing an older copy of them right now, and must not have the last word.
+     */
     r = block_co_pwrite(q->node->file, first << q->cluster_bits, block, q->cluster_size, 0);
-    if (r == 0) {
-        struct cache_snapshot blocks;
-
-        r = cache_snapshot_begin(&q->ref_cache, &blocks);
-        if (r == 0) {
-            r = cache_co_snapshot_write(&blocks);
-            cache_snapshot_end(&blocks, r == 0);
-        }
-    }
     r = r < 0 ? r : write_reftable_copy(q, table_offset, table, (uint32_t)entries);
     r = r < 0 ? r : block_co_flush(q->node->file);
-    r = r < 0 ? r : co_switch_reftable(q, table_offset, (uint32_t)table_clusters);
+    r = r < 0 ? r : co_switch_reftable(q, table_offset, entries);
     if (r < 0) {
         return r;
     }
@@ -101,7 +122,6 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     q->reftable_dirty_count = 0;
     q->reftable_offset = table_offset;
     q->reftable_entries = (uint32_t)entries;
-    q->zero_from = MAX(q->zero_from, table_offset + (table_clusters << q->cluster_bits));
     return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size),
                                    false);
 }
@@ -129,6 +149,7 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
      * commit refers to it.
      */
     qcow2_refcount_store(head, q->refcount_order, 0, 1);
+    q->zero_from = MAX(q->zero_from, offset + q->cluster_size);
     r = block_co_pwrite(q->node->file, offset, head, sizeof(head), 0);
     if (r < 0) {
         return r;
@@ -136,7 +157,6 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
     for (uint64_t at = 0; at < q->cluster_size; at += q->ref_cache.entry_size) {
         cache_forget(&q->ref_cache, offset + at);
     }
-    q->zero_from = MAX(q->zero_from, offset + q->cluster_size);
     q->reftable[index] = offset;
     if (!q->reftable_dirty[index * 8 / SECTOR_SIZE]) {
         q->reftable_dirty[index * 8 / SECTOR_SIZE] = 1;
@@ -180,10 +200,18 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
     return r;
 }
 
+/* Refcounts that are wrong must not let the tables that everything hangs on be overwritten. */
+static bool is_metadata_locked(const struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return offset == 0 || ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8) ||
+           ranges_overlap(offset, length, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
+}
+
 int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
                           uint64_t *ret_got, bool *ret_fresh)
 {
-    uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX;
+    uint64_t file_end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
+    uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
     int r;
 
     for (;;) {
@@ -201,6 +229,15 @@ int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *
             break;
         }
         at += got + 1;
+        if (at > file_end && ++behind_end > USED_BEHIND_END_MAX) {
+            return qcow2_corrupt(q,
+                                 "more than %u clusters behind the end of the file have refcounts",
+                                 USED_BEHIND_END_MAX);
+        }
+    }
+    if (is_metadata_locked(q, at << q->cluster_bits, got << q->cluster_bits)) {
+        return qcow2_corrupt(q, "the refcount of a cluster with metadata near %#llx is 0",
+                             (unsigned long long)(at << q->cluster_bits));
     }
     r = qcow2_co_refcount_add_locked(q, at, got, 1);
     if (r < 0) {
