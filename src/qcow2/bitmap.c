@@ -293,41 +293,58 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
 
 /* --- marking in use ------------------------------------------------------------------------------ */
 
-/* Whether guest writes make what is on disk untrue. */
+/* Whether guest writes make what is on disk untrue: also of one that could not be read, but may be the next time. */
 static bool records(const struct stored_bitmap *b)
 {
-    return b->loaded ? b->loaded->enabled : (b->flags & BITMAP_FLAG_AUTO) != 0;
+    return b->loaded && b->loaded->bits ? b->loaded->enabled : (b->flags & BITMAP_FLAG_AUTO) != 0;
 }
 
-/* The flags field is four bytes within one sector, so each mark is there or not; synced by the caller. */
-static int co_mark(struct qcow2 *q, struct stored_bitmap *b)
+/* The flags field is four bytes within one sector, so each mark is there or not. Synced by the caller, who then notes it. */
+static int co_mark(struct qcow2 *q, const struct stored_bitmap *b)
 {
     uint8_t flags[4];
-    int r;
 
     store_be32(flags, b->flags | BITMAP_FLAG_IN_USE);
-    r = block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0);
-    if (r == 0) {
-        b->flags |= BITMAP_FLAG_IN_USE;
+    return block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0);
+}
+
+static bool needs_mark(const struct stored_bitmap *b)
+{
+    return records(b) && !(b->flags & BITMAP_FLAG_IN_USE);
+}
+
+/* A mark counts once it is stable; after an error all are written again. */
+static int co_mark_all(struct qcow2 *q)
+{
+    struct stored_bitmap *b;
+    bool any = false;
+    int r = 0;
+
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        if (needs_mark(b) && r == 0) {
+            any = true;
+            r = co_mark(q, b);
+        }
+    }
+    if (r < 0 || !any) {
+        return r;
+    }
+    r = block_co_flush(q->node->file);
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        if (needs_mark(b) && r == 0) {
+            b->flags |= BITMAP_FLAG_IN_USE;
+        }
     }
     return r;
 }
 
 int qcow2_co_mark_bitmaps(struct qcow2 *q)
 {
-    struct stored_bitmap *b;
-    bool any = false;
     int r = 0;
 
     co_mutex_lock(&q->bitmap_mutex);
     if (!atomic_load(&q->bitmaps_marked)) {
-        LIST_FOREACH (b, &q->stored_bitmaps, link) {
-            if (records(b) && !(b->flags & BITMAP_FLAG_IN_USE) && r == 0) {
-                any = true;
-                r = co_mark(q, b);
-            }
-        }
-        r = r == 0 && any ? block_co_flush(q->node->file) : r;
+        r = co_mark_all(q);
         if (r == 0) {
             atomic_store_explicit(&q->bitmaps_marked, true, memory_order_release);
         }
@@ -349,6 +366,7 @@ int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bi
     co_mutex_lock(&q->bitmap_mutex);
     r = co_mark(q, b);
     r = r < 0 ? r : block_co_flush(q->node->file);
+    b->flags |= r == 0 ? BITMAP_FLAG_IN_USE : 0;
     co_mutex_unlock(&q->bitmap_mutex);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use", b->name,
