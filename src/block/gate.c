@@ -295,6 +295,7 @@ static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t le
 int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 {
     struct block_node *node;
+    uint64_t size;
     int r;
 
     enter(edge);
@@ -302,7 +303,9 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     r = check_write(edge, offset, length, 0);
     if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
         r = co_discard_node(node, offset, length);
-        account_change(node, offset, length, r, 0);
+        /* A discard never makes a node longer, though a format may discard a cluster that reaches over the end. */
+        size = block_node_size(node);
+        account_change(node, offset, MIN(length, size - MIN(offset, size)), r, 0);
     }
     leave(edge);
     return r;
