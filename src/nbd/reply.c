@@ -219,7 +219,12 @@ void nbd_reply_queue(struct nbd_job *job)
     struct nbd_connection *c = job->conn;
 
     if (list_is_empty(&c->replies)) {
+        c->reply_bytes = 0;
         reactor_defer(&c->flush);
     }
     list_append(&c->replies, &job->link);
+    c->reply_bytes += job->accounted;
+    if (c->reply_bytes >= NBD_REPLY_EAGER) {
+        nbd_reply_flush(c);
+    }
 }

@@ -30,6 +30,8 @@
 /* Reads from this size on ask for holes first, and send those as holes. */
 #define NBD_SPARSE_READ (64u * 1024)
 #define NBD_READ_CHUNKS_MAX 32
+/* Replies of so many bytes leave at once, while they are in the processor's cache. */
+#define NBD_REPLY_EAGER (128u * 1024)
 /* Extents that one context reports at most for one request. */
 #define NBD_STATUS_EXTENTS_MAX 65536u
 
@@ -134,6 +136,7 @@ struct nbd_connection {
     unsigned jobs;       /* in work or in the queue of replies */
     size_t job_bytes;    /* buffers that they hold */
     struct list replies; /* of struct nbd_job, to be sent in this order */
+    size_t reply_bytes;  /* of buffers, queued since the queue was last empty */
     struct reactor_deferred flush;
     bool sender_running; /* a coroutine waits for the socket to take more */
     bool broken;         /* sending failed: replies are dropped */
