@@ -572,6 +572,9 @@ int cli_co_create(const struct cli_new_image *image)
         announce(image, &set);
     }
     if (block_co_create_image(image->format, image->filename, size, to_options(&set), &err) < 0) {
+        if (image->converts) {
+            error_prepend(&err, "error while converting %s: ", image->format);
+        }
         error_prepend(&err, "%s: ", image->filename);
         return cli_report(&err);
     }

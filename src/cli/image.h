@@ -93,6 +93,7 @@ struct cli_new_image {
     bool quiet;
     bool unsafe;   /* don't look at the backing file */
     bool announce; /* print the "Formatting" line */
+    bool converts; /* errors say so */
 };
 /* Whether an -o text asks for help. */
 bool cli_wants_option_help(const struct cli_items *option_texts);

@@ -245,10 +245,11 @@ static int co_open_target(const struct request *r, struct convert *c, const char
             .option_texts = &r->options,
             .has_size = true,
             .size = round_up(c->total, 512),
+            .converts = true,
         };
 
         if (cli_co_create(&new_image)) {
-            return cli_fail("%s: error while converting %s", name, r->target_format);
+            return 1;
         }
     }
     if (cli_co_open_disk(&image, BLOCK_OPEN_RDWR, &c->target, &err) < 0) {

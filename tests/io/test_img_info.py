@@ -87,6 +87,15 @@ class Info(TestCase):
         out = img("info", "--image-opts", f"driver=qcow2,file.filename={path},file.driver=file")
         self.assertIn("virtual size: 2 MiB", out.stdout)
 
+    def test_the_protocol_of_a_filename_among_options_is_found(self):
+        path = self.create("a.qcow2", "2M")
+        for words in (
+            ("--image-opts", f"driver=qcow2,file.filename={path}"),
+            ("--image-opts", f"file.filename={path}"),
+            (f"json:{{'driver':'qcow2','file':{{'filename':'{path}'}}}}",),
+        ):
+            self.assertIn("virtual size: 2 MiB", img("info", *words).stdout)
+
     def test_bad_output_form_is_refused(self):
         result = img("info", "--output=xml", self.create("a.raw", "1M", "raw"), check=False)
         self.assertEqual(result.returncode, 1)
@@ -135,6 +144,40 @@ class Map(TestCase):
         part = self.both("-f", "raw", "-s", "1536k", "-l", "1M", path)
         self.assertEqual((part[0]["start"], part[-1]["start"]), (1536 << 10, 2 << 20))
         self.assertEqual(sum(entry["length"] for entry in part), 1 << 20)
+
+
+class Measure(TestCase):
+    def both(self, *arguments):
+        ours = run(compat("qemu-img"), "measure", *arguments, check=False)
+        theirs = qemu_img("measure", *arguments, check=False)
+        self.assertEqual(
+            (ours.returncode, ours.stdout, ours.stderr),
+            (theirs.returncode, theirs.stdout, theirs.stderr),
+        )
+
+    def test_sizes_of_new_images(self):
+        for options in ("cluster_size=64k", "cluster_size=512", "cluster_size=2M",
+                        "refcount_bits=1", "refcount_bits=64", "preallocation=full"):  # fmt: skip
+            for size in ("0", "2G", "5G"):
+                self.both("-O", "qcow2", "-o", options, "--size", size)
+        self.both("-O", "raw", "--size", "3M", "--output=json")
+        self.both("-O", "qcow2", "--size", "7E")
+
+    def test_images(self):
+        path = self.create("a.qcow2", "1G")
+        qemu_io(path, "write 512 512", "write 64k 64k", "write 128M 63k", "write -z 1M 64k")
+        qemu_img("bitmap", "--add", path, "one")
+        for options in ((), ("-o", "cluster_size=4k"), ("-o", "backing_file=x")):
+            self.both("-O", "qcow2", *options, path)
+            self.both("-O", "qcow2", "--output=json", *options, path)
+        raw = self.create("a.raw", "1G", "raw")
+        self.both("-f", "raw", "-O", "qcow2", raw)
+
+    def test_what_contradicts_itself(self):
+        path = self.create("a.qcow2", "1M")
+        for words in ((), ("--size", "2G", path), (path, "a"), ("-f", "qcow2"), ("-o", ",", path),
+                      ("--output", "foo", path), ("-O", "foo", path)):  # fmt: skip
+            self.both(*words)
 
 
 class Check(TestCase):

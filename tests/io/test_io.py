@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """tidemark io beside qemu-io: the same commands print the same, figures of time aside."""
 
+import os
 import re
 import unittest
 
-from tidemark import TestCase, compat, io, qemu, run
+from tidemark import TestCase, compat, io, qemu, run, tool
 
 SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
 MACHINE = re.compile(r"^(\d+,1),.*$", re.MULTILINE)
@@ -141,6 +142,22 @@ class OfOurOwn(TestCase):
         writes = [f"aio_write -q -P {i} {i * 64}k 64k" for i in range(1, 101)]
         reads = [f"read -q -P {i} {i * 64}k 64k" for i in range(1, 101)]
         io(path, *writes, "aio_flush", *reads, fmt="raw")
+
+    def test_a_temporary_overlay_leaves_the_image_alone(self):
+        for fmt in ("raw", "qcow2"):
+            path = self.create("a." + fmt, "8M", fmt)
+            commands = ("write -P 1 0 64k", "read -P 1 0 64k", "read -P 0 64k 64k")
+            io(path, *commands, fmt=fmt, options=("-s",), env={**os.environ, "TMPDIR": self.dir})
+            io(path, "read -P 0 0 8M", fmt=fmt)
+            self.assertEqual(os.listdir(self.dir), ["a." + fmt])
+            os.unlink(path)
+
+    def test_a_format_may_be_named_below_a_protocol_filter(self):
+        path = self.create("a.qcow2", "8M")
+        opened = f"open -o driver=blkdebug,image.driver=qcow2 blkdebug::{path}"
+        out = run(*tool("io"), "-c", opened, "-c", "write -P 3 0 64k", "-c", "length").stdout
+        self.assertIn("8 MiB\n", out)
+        io(path, "read -P 3 0 64k", fmt="qcow2")
 
     def test_help_lists_commands(self):
         out = run(compat("qemu-io"), "-c", "help").stdout
