@@ -106,6 +106,16 @@ struct block_check_result {
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
 };
 
+/* An internal snapshot, by the names of QEMU's SnapshotInfo. */
+struct block_snapshot_info {
+    char id[128], name[256];
+    uint64_t vm_state_size;       /* bytes */
+    uint32_t date_sec, date_nsec; /* since the epoch, UTC */
+    uint64_t vm_clock_nsec;
+    uint64_t disk_size; /* bytes */
+    uint64_t icount;    /* UINT64_MAX: none */
+};
+
 #define BLOCK_CHECK_FIX_LEAKS 1u
 #define BLOCK_CHECK_FIX_ERRORS 2u
 
@@ -155,6 +165,20 @@ struct block_driver {
     /* Change size; called drained. NULL: can't be resized. */
     int (*co_truncate)(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                        struct error *err);
+    /* --- internal snapshots; the node is drained. NULL: the format has none. `id_or_name`: an ID first, else a name. --- */
+
+    /* Make one of the disk as it is now. `name` may be empty; an ID is chosen. */
+    int (*co_snapshot_create)(struct block_node *node, const char *name, struct error *err);
+    /* The disk becomes what it was then. */
+    int (*co_snapshot_apply)(struct block_node *node, const char *id_or_name, struct error *err);
+    int (*co_snapshot_delete)(struct block_node *node, const char *id_or_name, struct error *err);
+    /* An array of *ret_count (freed by the caller with free(), strings are within it). */
+    int (*co_snapshot_list)(struct block_node *node, struct block_snapshot_info **ret,
+                            size_t *ret_count, struct error *err);
+    /* A read-only node shows the snapshot from now on. Either may be NULL; both must match if both are given. */
+    int (*co_snapshot_show)(struct block_node *node, const char *id, const char *name,
+                            struct error *err);
+
     /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                                struct error *err);

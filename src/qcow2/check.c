@@ -15,6 +15,9 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/bitmap.h"
+#include "qcow2/rebuild.h"
+#include "qcow2/references.h"
+#include "qcow2/snapshot.h"
 
 /* Complaints that are printed; the rest is counted only. */
 #define COMPLAINTS_MAX 1000
@@ -27,7 +30,8 @@ struct check {
     uint64_t clusters; /* of the file */
     uint64_t used_end; /* index behind the last cluster that is referenced */
     unsigned complaints;
-    uint64_t last_host; /* for fragmentation: where the next data cluster would be in order */
+    uint64_t beyond_repair; /* clusters whose refcount has no block to be put right in */
+    uint64_t last_host;     /* for fragmentation: where the next data cluster would be in order */
 };
 
 static void complain(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -137,10 +141,10 @@ static void count_entry(struct check *c, uint64_t guest, uint64_t entry)
     }
 }
 
-static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t *table)
+static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t entry, uint64_t *table)
 {
     struct qcow2 *q = c->q;
-    uint64_t entry = atomic_load(&q->l1[l1_index]), offset = entry & ENTRY_OFFSET_MASK;
+    uint64_t offset = entry & ENTRY_OFFSET_MASK;
     int r;
 
     if (entry & L1_RESERVED_MASK) {
@@ -178,9 +182,47 @@ static int co_count_guest(struct check *c)
     }
     count(c, "the L1 table", c->q->l1_offset, (uint64_t)c->q->l1_size * 8);
     for (uint32_t i = 0; i < c->q->l1_size && r == 0; i++) {
-        r = co_count_l2(c, i, table);
+        r = co_count_l2(c, i, atomic_load(&c->q->l1[i]), table);
     }
     return r;
+}
+
+/* What the snapshots refer to; the figures of the report are of the active disk alone. */
+static int co_count_snapshots(struct check *c)
+{
+    AUTO_FREE uint64_t *table = malloc(c->q->cluster_size);
+    struct block_check_result active = *c->result;
+    const struct qcow2_snapshot *s;
+    int r = 0;
+
+    if (!table) {
+        return -ENOMEM;
+    }
+    count(c, "the snapshot table", c->q->snapshots_offset, c->q->snapshots_size);
+    LIST_FOREACH (s, &c->q->snapshots, link) {
+        AUTO_FREE uint64_t *l1 = NULL;
+
+        r = qcow2_co_read_l1(c->q, s->l1_offset, s->l1_size, &l1);
+        if (r == -ENOMEM) {
+            return r;
+        }
+        if (r < 0) {
+            complain(c, "ERROR: the L1 table of snapshot %s can't be read", s->id);
+            corruption(c);
+            continue;
+        }
+        count(c, "the L1 table of a snapshot", s->l1_offset, MAX((uint64_t)s->l1_size * 8, 8));
+        for (uint32_t i = 0; i < s->l1_size; i++) {
+            r = co_count_l2(c, i, l1[i], table);
+            if (r < 0) {
+                return r;
+            }
+        }
+    }
+    c->result->allocated_clusters = active.allocated_clusters;
+    c->result->compressed_clusters = active.compressed_clusters;
+    c->result->fragmented_clusters = active.fragmented_clusters;
+    return 0;
 }
 
 /* --- refcount structures and bitmaps --------------------------------------------------------------- */
@@ -249,6 +291,32 @@ static int co_count_bitmaps(struct check *c)
 
 /* --- comparing ------------------------------------------------------------------------------------- */
 
+/* The opposite of count_refcount_structures(), before they are replaced. */
+static void uncount_refcount_structures(struct check *c)
+{
+    struct qcow2 *q = c->q;
+    uint64_t first = qcow2_cluster_index(q, q->reftable_offset);
+    uint64_t table_clusters = div_round_up((uint64_t)q->reftable_entries * 8, q->cluster_size);
+
+    for (uint64_t i = first; i < first + table_clusters && i < c->clusters; i++) {
+        c->counts[i] -= c->counts[i] > 0;
+    }
+    for (uint32_t i = 0; i < q->reftable_entries; i++) {
+        uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
+
+        if (block != 0 && c->counts[qcow2_cluster_index(q, block)] > 0) {
+            c->counts[qcow2_cluster_index(q, block)]--;
+        }
+    }
+}
+
+static bool has_refblock(const struct qcow2 *q, uint64_t cluster)
+{
+    uint64_t index = cluster >> q->refblock_bits;
+
+    return index < q->reftable_entries && (q->reftable[index] & REFTABLE_OFFSET_MASK) != 0;
+}
+
 static int co_fix_one_locked(struct check *c, uint64_t cluster, uint64_t have, uint64_t want)
 {
     return qcow2_co_refcount_add_locked(c->q, cluster, 1, (int64_t)(want - have));
@@ -279,7 +347,9 @@ static int co_compare_one_locked(struct check *c, uint64_t cluster)
              : leak  ? "Leaked"
                      : "ERROR",
              (unsigned long long)cluster, (unsigned long long)have, (unsigned long long)want);
-    if (fixable && co_fix_one_locked(c, cluster, have, want) == 0) {
+    if (fixable && !has_refblock(c->q, cluster)) {
+        c->beyond_repair++;
+    } else if (fixable && co_fix_one_locked(c, cluster, have, want) == 0) {
         *(leak ? &c->result->leaks_fixed : &c->result->corruptions_fixed) += 1;
     } else {
         *(leak ? &c->result->leaks : &c->result->corruptions) += 1;
@@ -296,6 +366,25 @@ static int co_compare(struct check *c)
         r = co_compare_one_locked(c, i);
     }
     co_mutex_unlock(&c->q->lock);
+    return r;
+}
+
+static int co_rebuild(struct check *c, struct error *err)
+{
+    int r = qcow2_co_commit(c->q);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the refcounts of '%s'",
+                               block_node_display_name(c->q->node));
+    }
+    fprintf(stderr, "Rebuilding refcount structure\n");
+    uncount_refcount_structures(c);
+    r = qcow2_co_rebuild_refcounts(c->q, c->counts, c->clusters, err);
+    if (r == 0) {
+        c->result->corruptions_fixed += c->beyond_repair;
+        c->used_end =
+            MAX(c->used_end, qcow2_cluster_index(c->q, block_edge_size(c->q->node->file)));
+    }
     return r;
 }
 
@@ -352,6 +441,19 @@ static int co_check_copied(struct check *c)
 
 /* --- check ------------------------------------------------------------------------------------- */
 
+/* All is repaired: the image is neither dirty nor corrupt any more. */
+static int co_clear_marks(struct check *c, struct error *err)
+{
+    uint64_t marks = INCOMPAT_DIRTY | INCOMPAT_CORRUPT;
+
+    if (!(c->q->incompatible & marks) || c->result->corruptions || c->result->check_errors ||
+        !(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        return 0;
+    }
+    c->q->incompatible &= ~marks;
+    return qcow2_co_write_header(c->q, err);
+}
+
 static int co_check_all(struct check *c, struct error *err)
 {
     struct qcow2 *q = c->q;
@@ -360,6 +462,7 @@ static int co_check_all(struct check *c, struct error *err)
     count(c, "the header", 0, q->cluster_size);
     count_refcount_structures(c);
     r = co_count_guest(c);
+    r = r < 0 ? r : co_count_snapshots(c);
     r = r < 0 ? r : co_count_bitmaps(c);
     r = r < 0 ? r : co_compare(c);
     r = r < 0 ? r : co_check_copied(c);
@@ -369,7 +472,10 @@ static int co_check_all(struct check *c, struct error *err)
     if (r < 0) {
         return error_set_errno(err, -r, "Check of '%s' failed", block_node_display_name(q->node));
     }
-    return 0;
+    if (c->beyond_repair > 0 && (r = co_rebuild(c, err)) < 0) {
+        return r;
+    }
+    return c->fix ? co_clear_marks(c, err) : 0;
 }
 
 int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,

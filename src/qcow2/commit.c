@@ -181,16 +181,37 @@ static int co_lower_locked(struct qcow2 *q, const struct qcow2_free_run *run)
     return qcow2_co_refcount_add_locked(q, first, last - first + 1, -1);
 }
 
+/*
+ * Punch the clusters of a run that nobody else refers to. Their count is 1 and stays so: only a commit lowers counts, and
+ * only a drained snapshot raises them.
+ */
+static void co_punch_run(struct qcow2 *q, const struct qcow2_free_run *run)
+{
+    uint64_t first = run->offset, end = run->offset + run->length;
+
+    while (first < end) {
+        uint64_t last = first, refcount = 0;
+
+        co_mutex_lock(&q->lock);
+        while (last < end &&
+               qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, last), &refcount) == 0 &&
+               refcount == 1) {
+            last += q->cluster_size;
+        }
+        co_mutex_unlock(&q->lock);
+        if (last > first) {
+            (void)block_co_discard(q->node->file, first, last - first);
+        }
+        first = last + (last < end ? q->cluster_size : 0);
+    }
+}
+
 /* Nothing on disk refers to these any more. Punch first, while the refcount keeps others away (R8). */
 static void co_free_runs(struct qcow2 *q, struct free_list *frees)
 {
-    if (q->pass_discard) {
-        for (size_t i = 0; i < frees->count; i++) {
-            struct qcow2_free_run *run = &frees->runs[i];
-
-            if (!run->compressed) {
-                (void)block_co_discard(q->node->file, run->offset, run->length);
-            }
+    for (size_t i = 0; i < frees->count && q->pass_discard; i++) {
+        if (!frees->runs[i].compressed) {
+            co_punch_run(q, &frees->runs[i]);
         }
     }
     if (frees->count > 0) {

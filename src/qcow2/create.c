@@ -154,6 +154,7 @@ static int co_write_first_header(struct block_root *root, const struct create *c
         q->backing_format = c->backing_fmt;
         list_init(&q->extensions);
         list_init(&q->stored_bitmaps);
+        list_init(&q->snapshots);
         r = qcow2_co_write_header(q, err);
     }
     free(stand_in);

@@ -8,7 +8,9 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "qcow2/state.h"
+#include "base/log.h"
+#include "qcow2/resize.h"
+#include "qcow2/snapshot.h"
 
 #define L2_CACHE_DEFAULT (32 * MiB)
 #define L2_SLICE_DEFAULT 4096
@@ -110,11 +112,13 @@ static void init_locks(struct qcow2 *q)
     range_lock_init(&q->guest);
     list_init(&q->extensions);
     list_init(&q->stored_bitmaps);
+    list_init(&q->snapshots);
 }
 
 static void release(struct qcow2 *q)
 {
     qcow2_free_stored_bitmaps(q);
+    qcow2_free_snapshots(q);
     qcow2_free_header(q);
     cache_destroy(&q->l2_cache);
     cache_destroy(&q->ref_cache);
@@ -148,12 +152,23 @@ static int co_prepare_writable(struct qcow2 *q, struct error *err)
     uint64_t known = AUTOCLEAR_BITMAPS;
 
     if (q->incompatible & INCOMPAT_DIRTY) {
-        error_set(err, ENOTSUP,
-                  "Image '%s' was not closed cleanly while it used lazy refcounts; it can't be "
-                  "written as it is",
-                  block_node_display_name(q->node));
-        error_hint(err, "Repair it first: 'img check -r all'");
-        return -ENOTSUP;
+        struct block_check_result result;
+        int r;
+
+        log_info("image '%s' was not closed cleanly: repairing it",
+                 block_node_display_name(q->node));
+        r = qcow2_co_check(q->node, BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS, &result, err);
+        if (r < 0) {
+            return r;
+        }
+        if (q->incompatible & INCOMPAT_DIRTY) {
+            return error_set(err, EIO,
+                             "Image '%s' was not closed cleanly and could not be repaired: %llu "
+                             "corruptions, %llu errors are left",
+                             block_node_display_name(q->node),
+                             (unsigned long long)result.corruptions,
+                             (unsigned long long)result.check_errors);
+        }
     }
     if (q->autoclear & ~known) {
         q->autoclear &= known;
@@ -190,7 +205,7 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
     set_limits(q);
     if ((r = block_co_open_backing(q->node, opts, q->backing_filename, q->backing_format, err)) <
             0 ||
-        (r = qcow2_co_load_bitmaps(q, err)) < 0) {
+        (r = qcow2_co_read_snapshots(q, err)) < 0 || (r = qcow2_co_load_bitmaps(q, err)) < 0) {
         return r;
     }
     return q->read_only || check ? 0 : co_prepare_writable(q, err);
@@ -322,6 +337,12 @@ static const struct block_driver qcow2_driver = {
     .co_get_info = qcow2_co_get_info,
     .co_specific_info = qcow2_co_specific_info,
     .co_check = qcow2_co_check,
+    .co_truncate = qcow2_co_truncate,
+    .co_snapshot_create = qcow2_co_snapshot_create,
+    .co_snapshot_apply = qcow2_co_snapshot_apply,
+    .co_snapshot_delete = qcow2_co_snapshot_delete,
+    .co_snapshot_list = qcow2_co_snapshot_list,
+    .co_snapshot_show = qcow2_co_snapshot_show,
     .co_can_store_bitmap = qcow2_co_can_store_bitmap,
     .co_remove_stored_bitmap = qcow2_co_remove_stored_bitmap,
     .co_bitmap_will_change = qcow2_co_bitmap_will_change,

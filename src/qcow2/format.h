@@ -68,6 +68,13 @@ enum {
 #define EXT_FULL_DISK_ENCRYPTION 0x0537be77u
 #define EXT_DATA_FILE_NAME 0x44415441u
 
+/*
+ * Ours: the greatest size that the disk had while there were bitmaps (8 bytes). What a shrink cut off and growth brought back reads
+ * differently, so bitmaps must call it dirty. Other programs keep it as an unknown extension; while they do not
+ * change the size it stays true.
+ */
+#define EXT_GREATEST_SIZE 0x54444753u
+
 #define EXT_BITMAPS_SIZE 24u
 
 #define CLUSTER_BITS_MIN 9

@@ -16,7 +16,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/strbuf.h"
-#include "qcow2/state.h"
+#include "qcow2/snapshot.h"
 
 #define EXTENSIONS_MAX 64
 
@@ -182,9 +182,15 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
                      "'qemu-img convert'");
         return -ENOTSUP;
     }
-    if (load_be32(h + HDR_NB_SNAPSHOTS) != 0) {
-        header_error(q, err, "has internal snapshots, which are not supported yet");
-        return -ENOTSUP;
+    q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);
+    q->snapshots_offset = load_be64(h + HDR_SNAPSHOTS_OFFSET);
+    if (q->snapshot_count > SNAPSHOTS_MAX ||
+        (q->snapshot_count > 0 && !is_aligned(q->snapshots_offset, q->cluster_size))) {
+        return header_error(q, err,
+                            "the snapshot table lies at %#llx with %u entries; expected a "
+                            "multiple of the cluster size and at most %u",
+                            (unsigned long long)q->snapshots_offset, q->snapshot_count,
+                            SNAPSHOTS_MAX);
     }
     r = parse_version_3(q, h, err);
     if (r < 0) {
@@ -246,6 +252,9 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
         return q->backing_format ? 0 : error_set(err, ENOMEM, "Out of memory");
     case EXT_BITMAPS:
         return parse_bitmaps_extension(q, data, size, err);
+    case EXT_GREATEST_SIZE:
+        q->greatest_size = size == 8 ? load_be64(data) : 0;
+        return 0;
     case EXT_FEATURE_NAMES:
         return 0; /* written anew */
     default:
@@ -422,6 +431,8 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     store_be64(h + HDR_REFTABLE_OFFSET, q->reftable_offset);
     store_be32(h + HDR_REFTABLE_CLUSTERS,
                (uint32_t)((uint64_t)q->reftable_entries * 8 >> q->cluster_bits));
+    store_be32(h + HDR_NB_SNAPSHOTS, q->snapshot_count);
+    store_be64(h + HDR_SNAPSHOTS_OFFSET, q->snapshots_offset);
     store_be64(h + HDR_INCOMPATIBLE, q->incompatible);
     store_be64(h + HDR_COMPATIBLE, q->compatible);
     store_be64(h + HDR_AUTOCLEAR, q->autoclear);
@@ -466,6 +477,12 @@ static int build_header(struct qcow2 *q, uint8_t *cluster, size_t *ret_used, str
     put_fixed_part(q, fixed);
     strbuf_append(&sb, fixed, sizeof(fixed));
     put_bitmaps(q, &sb);
+    if (q->greatest_size > block_node_size(q->node) && q->bitmap_directory_size > 0) {
+        uint8_t size[8];
+
+        store_be64(size, q->greatest_size);
+        put_extension(&sb, EXT_GREATEST_SIZE, size, sizeof(size));
+    }
     if (q->backing_format) {
         put_extension(&sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
     }

@@ -141,8 +141,17 @@ int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2
     return r;
 }
 
-/* Makes the table for an empty L1 entry: in memory at once, on disk by the next commit. */
-static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret_table)
+void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry)
+{
+    atomic_store_explicit(&q->l1[l1_index], entry, memory_order_relaxed);
+    if (!q->l1_dirty[l1_index * 8 / SECTOR_SIZE]) {
+        q->l1_dirty[l1_index * 8 / SECTOR_SIZE] = 1;
+        q->l1_dirty_count++;
+    }
+}
+
+/* A cluster of zeroes for an L2 table; nothing refers to it yet. */
+static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
 {
     uint64_t table, got;
     bool fresh;
@@ -163,13 +172,66 @@ static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret
     for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
         cache_forget(&q->l2_cache, table + at);
     }
-    atomic_store_explicit(&q->l1[l1_index], table | ENTRY_COPIED, memory_order_relaxed);
-    if (!q->l1_dirty[l1_index * 8 / SECTOR_SIZE]) {
-        q->l1_dirty[l1_index * 8 / SECTOR_SIZE] = 1;
-        q->l1_dirty_count++;
-    }
     *ret_table = table;
     return 0;
+}
+
+/* Makes the table for an empty L1 entry: in memory at once, on disk by the next commit. */
+static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret_table)
+{
+    int r = co_alloc_table_locked(q, ret_table);
+
+    if (r == 0) {
+        qcow2_set_l1_entry_locked(q, l1_index, *ret_table | ENTRY_COPIED);
+    }
+    return r;
+}
+
+static int co_copy_slice_locked(struct qcow2 *q, uint64_t from, uint64_t to)
+{
+    struct cache_entry *old, *new;
+    int r = cache_co_get(&q->l2_cache, from, &old);
+
+    if (r < 0) {
+        return r;
+    }
+    r = cache_co_get_zeroed(&q->l2_cache, to, &new);
+    if (r == 0) {
+        for (unsigned i = 0; i < 1u << (q->l2_cache.entry_bits - 3); i++) {
+            cache_store_be64(new, i, cache_load_be64(old, i));
+        }
+        cache_mark_dirty(&q->l2_cache, new);
+        cache_put(new);
+    }
+    cache_put(old);
+    return r;
+}
+
+/*
+ * A table that a snapshot shares is copied before it changes. Refcounts of what it maps count every L1 table that leads
+ * there, so they stay as they are.
+ */
+static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *table)
+{
+    uint64_t old = *table, new;
+    int r = co_alloc_table_locked(q, &new);
+
+    if (r < 0) {
+        return r;
+    }
+    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
+        r = co_copy_slice_locked(q, old + at, new + at);
+    }
+    if (r < 0) {
+        for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
+            cache_forget(&q->l2_cache, new + at);
+        }
+        qcow2_co_unalloc_locked(q, new, 1);
+        return r;
+    }
+    qcow2_set_l1_entry_locked(q, l1_index, new | ENTRY_COPIED);
+    *table = new;
+    return qcow2_free_later_locked(q, old, q->cluster_size, false);
 }
 
 int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
@@ -184,19 +246,16 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
     }
     entry = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed);
     table = entry & ENTRY_OFFSET_MASK;
-    if (table == 0) {
-        r = co_new_table_locked(q, l1_index, &table);
+    if (!is_aligned(table, q->cluster_size)) {
+        return qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
+                             (unsigned long long)entry);
+    }
+    if (table == 0 || !(entry & ENTRY_COPIED)) {
+        r = table == 0 ? co_new_table_locked(q, l1_index, &table)
+                       : co_copy_table_locked(q, l1_index, &table);
         if (r < 0) {
             return r;
         }
-    } else if (!(entry & ENTRY_COPIED)) {
-        return qcow2_corrupt(q,
-                             "the L2 table at %#llx is shared, though the image has no internal "
-                             "snapshots",
-                             (unsigned long long)table);
-    } else if (!is_aligned(table, q->cluster_size)) {
-        return qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
-                             (unsigned long long)entry);
     }
     return cache_co_get(&q->l2_cache, slice_of(q, table, offset, ret_index), ret);
 }

@@ -98,6 +98,7 @@ struct qcow2 {
     uint64_t backing_name_offset;
     struct list extensions; /* of struct qcow2_extension */
     uint64_t l1_offset;
+    uint64_t greatest_size; /* that the disk had while there were bitmaps; 0: not recorded */
 
     struct co_mutex lock;
     struct co_mutex commit_mutex;
@@ -127,6 +128,11 @@ struct qcow2 {
     /* A flush needs a commit that begins after it was called. */
     atomic_uint commits_begun;
     int commit_result; /* of the last one; guarded by commit_mutex */
+
+    /* Internal snapshots (snapshot.c). Changed only while drained. */
+    struct list snapshots; /* of struct qcow2_snapshot */
+    uint32_t snapshot_count;
+    uint64_t snapshots_offset, snapshots_size;
 
     /* Persistent bitmaps (bitmap.c). Main reactor, except for bitmaps_marked. */
     struct list stored_bitmaps;
@@ -189,6 +195,8 @@ int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_t
 /* The slice with the entry for guest `offset`, pinned; its table is made if it does not exist. *ret_index: in the slice. */
 int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
                              unsigned *ret_index);
+/* Change an L1 entry in memory. */
+void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry);
 /* Metadata broke the specification: log it once, refuse writes from now on. Returns -EIO. */
 int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
@@ -228,6 +236,9 @@ int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, u
 int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                           unsigned flags);
 int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
+/* Whole clusters, also beyond the end of the disk: plain zero; or no mapping at all. */
+int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
+int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 /* Read guest bytes as they are mapped now into a flat buffer; zeroes behind the end of the disk. */
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
 /* Whether [offset, offset + length) reads as zeroes by the metadata alone. */

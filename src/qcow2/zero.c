@@ -2,16 +2,20 @@
 /*
  * Zeroing and discarding: changes of entries only.
  *
- *   before            write_zeroes            write_zeroes, may unmap     discard
- *   unallocated       zero (if backing)       zero (if backing)           unchanged
- *   zero              unchanged               unchanged                   unchanged
- *   zero, allocated   unchanged               zero                        zero
- *   normal            zero, allocated         zero                        zero
- *   compressed        zero                    zero                        zero
+ *   before            ZERO_KEEP               ZERO_UNMAP           DISCARD      DROP
+ *   unallocated       zero (if backing)       zero (if backing)    unchanged    unchanged
+ *   zero              unchanged               unchanged            unchanged    unallocated
+ *   zero, allocated   unchanged               zero                 zero         unallocated
+ *   normal            zero, allocated         zero                 zero         unallocated
+ *   compressed        zero                    zero                 zero         unallocated
+ *
+ * DROP is for what no longer belongs to the disk.
  */
 #include <errno.h>
 
 #include "qcow2/state.h"
+
+enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_DROP };
 
 static int free_old_locked(struct qcow2 *q, uint64_t entry, enum cluster_type type, uint64_t host)
 {
@@ -27,17 +31,19 @@ static int free_old_locked(struct qcow2 *q, uint64_t entry, enum cluster_type ty
 
 /* The entry that takes the place of `entry`; *ret_free: the old cluster loses its reference. */
 static uint64_t new_entry(const struct qcow2 *q, uint64_t entry, enum cluster_type type,
-                          bool discard, bool may_unmap, bool *ret_free)
+                          enum change change, bool *ret_free)
 {
+    uint64_t gone = change == CHANGE_DROP ? 0 : L2_ZERO;
+
     *ret_free = false;
     switch (type) {
     case CLUSTER_UNALLOCATED:
-        return discard || !q->node->backing ? entry : L2_ZERO;
+        return change >= CHANGE_DISCARD || !q->node->backing ? entry : L2_ZERO;
     case CLUSTER_ZERO:
-        return entry;
+        return gone;
     case CLUSTER_ZERO_ALLOC:
     case CLUSTER_NORMAL:
-        if (!discard && !may_unmap && (entry & ENTRY_COPIED)) {
+        if (change == CHANGE_ZERO_KEEP && (entry & ENTRY_COPIED)) {
             return entry | L2_ZERO;
         }
         break;
@@ -45,12 +51,12 @@ static uint64_t new_entry(const struct qcow2 *q, uint64_t entry, enum cluster_ty
         break;
     }
     *ret_free = true;
-    return L2_ZERO;
+    return gone;
 }
 
 /* The clusters of one slice. *ret_done: how many. */
-static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters, bool discard,
-                                  bool may_unmap, uint64_t *ret_done)
+static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters,
+                                  enum change change, uint64_t *ret_done)
 {
     unsigned end = 1u << (q->l2_cache.entry_bits - 3);
     struct cache_entry *slice;
@@ -70,7 +76,7 @@ static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clu
         if (r < 0) {
             break;
         }
-        changed = new_entry(q, entry, type, discard, may_unmap, &drop);
+        changed = new_entry(q, entry, type, change, &drop);
         if (changed != entry) {
             cache_store_be64(slice, index + (unsigned)n, changed);
             cache_mark_dirty(&q->l2_cache, slice);
@@ -85,15 +91,16 @@ static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clu
 }
 
 /* Areas without an L2 table need no change unless a backing file shines through. */
-static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard,
+static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change,
                          uint64_t *ret_skip)
 {
     struct qcow2_run run;
     int r = qcow2_co_map(q, offset, length, &run);
 
     *ret_skip = 0;
-    if (r == 0 && (run.type == CLUSTER_ZERO ||
-                   (run.type == CLUSTER_UNALLOCATED && (discard || !q->node->backing)))) {
+    if (r == 0 &&
+        ((run.type == CLUSTER_ZERO && change != CHANGE_DROP) ||
+         (run.type == CLUSTER_UNALLOCATED && (change >= CHANGE_DISCARD || !q->node->backing)))) {
         *ret_skip = round_down(run.length, q->cluster_size);
         if (run.length == length) {
             *ret_skip = length;
@@ -103,8 +110,7 @@ static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, bool
 }
 
 /* Cluster-aligned, but for an end at the end of the disk. Guest range held exclusively. */
-static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard,
-                     bool may_unmap)
+static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
 {
     uint64_t end = offset + length;
     int r = 0;
@@ -112,12 +118,12 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, bool dis
     while (offset < end && r == 0) {
         uint64_t done;
 
-        r = co_skip_empty(q, offset, end - offset, discard, &done);
+        r = co_skip_empty(q, offset, end - offset, change, &done);
         if (r == 0 && done == 0) {
             uint64_t clusters = div_round_up(end - offset, q->cluster_size);
 
             co_mutex_lock(&q->lock);
-            r = co_change_slice_locked(q, offset, clusters, discard, may_unmap, &done);
+            r = co_change_slice_locked(q, offset, clusters, change, &done);
             co_mutex_unlock(&q->lock);
             done <<= q->cluster_bits;
         }
@@ -137,8 +143,7 @@ static int check_writable(struct qcow2 *q)
                : qcow2_co_mark_bitmaps(q);
 }
 
-static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, bool discard,
-                           bool may_unmap)
+static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
 {
     struct range_entry range;
     int r = check_writable(q);
@@ -147,7 +152,7 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, bo
         return r;
     }
     co_range_lock(&q->guest, &range, offset, round_up(length, q->cluster_size), true);
-    r = co_change(q, offset, length, discard, may_unmap);
+    r = co_change(q, offset, length, change);
     range_unlock(&q->guest, &range);
     return r;
 }
@@ -170,7 +175,7 @@ static int co_zero_partial(struct qcow2 *q, uint64_t offset)
     co_range_lock(&q->guest, &range, cluster, q->cluster_size, true);
     r = qcow2_co_is_zero(q, cluster, size, &zero);
     if (r == 0) {
-        r = zero ? co_change(q, cluster, size, false, false) : -ENOTSUP;
+        r = zero ? co_change(q, cluster, size, CHANGE_ZERO_KEEP) : -ENOTSUP;
     }
     range_unlock(&q->guest, &range);
     return r;
@@ -185,10 +190,21 @@ int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t len
         (!is_aligned(length, q->cluster_size) && !ends_at_end)) {
         return co_zero_partial(q, offset);
     }
-    return co_change_range(q, offset, length, false, flags & BLOCK_REQ_MAY_UNMAP);
+    return co_change_range(q, offset, length,
+                           flags & BLOCK_REQ_MAY_UNMAP ? CHANGE_ZERO_UNMAP : CHANGE_ZERO_KEEP);
 }
 
 int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
-    return co_change_range(qcow2_state(node), offset, length, true, true);
+    return co_change_range(qcow2_state(node), offset, length, CHANGE_DISCARD);
+}
+
+int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return co_change_range(q, offset, length, CHANGE_ZERO_UNMAP);
+}
+
+int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return co_change_range(q, offset, length, CHANGE_DROP);
 }

@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+
+#include "qcow2/resize.h"
+
+/* Clusters that are linked by one hold of the lock. */
+#define CHUNK_CLUSTERS 512
+
+/* The clusters of one slice that have none yet, as far as they can be had in one piece. *ret_host 0: none needed. */
+static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t clusters,
+                                uint64_t *ret_done, uint64_t *ret_host)
+{
+    unsigned index, end = 1u << (q->l2_cache.entry_bits - 3);
+    struct cache_entry *slice;
+    uint64_t n = 0, got = 0;
+    bool fresh;
+    int r = qcow2_co_l2_slice_locked(q, guest, &slice, &index);
+
+    *ret_done = 1;
+    *ret_host = 0;
+    if (r < 0) {
+        return r;
+    }
+    while (n < clusters && index + n < end && cache_load_be64(slice, index + (unsigned)n) == 0) {
+        n++;
+    }
+    if (n > 0) {
+        r = qcow2_co_alloc_locked(q, n, false, ret_host, &got, &fresh);
+        for (uint64_t i = 0; i < got && r == 0; i++) {
+            cache_store_be64(slice, index + (unsigned)i,
+                             (*ret_host + (i << q->cluster_bits)) | ENTRY_COPIED);
+        }
+        if (r == 0) {
+            cache_mark_dirty(&q->l2_cache, slice);
+            *ret_done = got;
+        }
+        if (r == 0 && !fresh) {
+            r = block_co_write_zeroes(q->node->file, *ret_host, got << q->cluster_bits, 0);
+        }
+    }
+    cache_put(slice);
+    return r;
+}
+
+/* Space for what was mapped: up to here the file has to reach in any case. */
+static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block_prealloc prealloc)
+{
+    uint64_t end = host + bytes;
+
+    if (prealloc == BLOCK_PREALLOC_FULL) {
+        return block_co_write_zeroes(q->node->file, host, bytes, 0);
+    }
+    if (block_edge_size(q->node->file) < end) {
+        return block_co_truncate(
+            q->node->file, end,
+            prealloc == BLOCK_PREALLOC_FALLOC ? BLOCK_PREALLOC_FALLOC : BLOCK_PREALLOC_OFF, NULL);
+    }
+    return 0;
+}
+
+int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block_prealloc prealloc,
+                         struct error *err)
+{
+    uint64_t at = round_down(from, q->cluster_size), end = round_up(to, q->cluster_size);
+    int r = 0;
+
+    while (at < end && r == 0) {
+        uint64_t clusters = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS), done, host;
+
+        co_mutex_lock(&q->lock);
+        r = co_link_chunk_locked(q, at, clusters, &done, &host);
+        co_mutex_unlock(&q->lock);
+        if (r == 0 && host != 0) {
+            r = co_reserve(q, host, done << q->cluster_bits, prealloc);
+        }
+        r = r < 0 ? r : qcow2_co_limit_dirty(q);
+        at += done << q->cluster_bits;
+    }
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not preallocate '%s'",
+                               block_node_display_name(q->node));
+    }
+    return 0;
+}

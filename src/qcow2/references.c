@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qcow2/references.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+
+int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_t **ret)
+{
+    size_t bytes = (size_t)entries * 8;
+    AUTO_FREE uint64_t *l1 = NULL;
+    int r;
+
+    if (bytes > L1_BYTES_MAX || !is_aligned(offset, q->cluster_size) ||
+        !range_fits(offset, bytes, block_edge_size(q->node->file))) {
+        return -EINVAL;
+    }
+    l1 = calloc(entries + 1u, 8);
+    if (!l1) {
+        return -ENOMEM;
+    }
+    r = block_co_pread(q->node->file, offset, l1, bytes);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = 0; i < entries; i++) {
+        l1[i] = be64toh(l1[i]);
+    }
+    *ret = TAKE_PTR(l1);
+    return 0;
+}
+
+int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
+                                uint64_t *ret_offset)
+{
+    uint64_t clusters = div_round_up(size, q->cluster_size), got;
+    AUTO_FREE uint8_t *padded = calloc(MAX(clusters, 1), q->cluster_size);
+    bool fresh;
+    int r;
+
+    if (!padded) {
+        return -ENOMEM;
+    }
+    memcpy(padded, data, size);
+    co_mutex_lock(&q->lock);
+    r = qcow2_co_alloc_locked(q, clusters, true, ret_offset, &got, &fresh);
+    co_mutex_unlock(&q->lock);
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_pwrite(q->node->file, *ret_offset, padded, clusters << q->cluster_bits, 0);
+    if (r < 0) {
+        co_mutex_lock(&q->lock);
+        qcow2_co_unalloc_locked(q, *ret_offset, clusters);
+        co_mutex_unlock(&q->lock);
+    }
+    return r;
+}
+
+int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
+{
+    _Atomic uint64_t *table = calloc(entries + 1u, 8);
+    uint8_t *dirty = calloc(div_round_up((uint64_t)entries * 8, SECTOR_SIZE) + 1, 1);
+
+    if (!table || !dirty) {
+        free((void *)table);
+        free(dirty);
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < entries; i++) {
+        atomic_init(&table[i], l1[i]);
+    }
+    free((void *)q->l1);
+    free(q->l1_dirty);
+    q->l1 = table;
+    q->l1_dirty = dirty;
+    q->l1_dirty_count = 0;
+    q->l1_size = entries;
+    return 0;
+}
+
+int qcow2_co_write_l1_copy(struct qcow2 *q, const uint64_t *l1, uint32_t entries, bool keep_copied,
+                           uint64_t *ret_offset)
+{
+    AUTO_FREE uint64_t *be = calloc(entries + 1u, 8);
+
+    if (!be) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < entries; i++) {
+        be[i] = htobe64(keep_copied ? l1[i] : l1[i] & ~ENTRY_COPIED);
+    }
+    return qcow2_co_write_new_clusters(q, be, MAX((size_t)entries * 8, 8), ret_offset);
+}
+
+/* --- walking --------------------------------------------------------------------------------- */
+
+/* What is done with the clusters of a reference. */
+typedef int reference_fn(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed);
+
+static int co_add_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed)
+{
+    uint64_t first = qcow2_cluster_index(q, offset);
+
+    return qcow2_co_refcount_add_locked(q, first,
+                                        qcow2_cluster_index(q, offset + length - 1) - first + 1, 1);
+}
+
+static int co_sub_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed)
+{
+    uint64_t first = qcow2_cluster_index(q, offset);
+
+    return qcow2_co_refcount_add_locked(
+        q, first, qcow2_cluster_index(q, offset + length - 1) - first + 1, -1);
+}
+
+static int visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
+{
+    enum cluster_type type;
+    uint64_t host, size;
+    int r = qcow2_decode_entry(q, entry, &type, &host);
+
+    if (r < 0) {
+        return r;
+    }
+    if (type == CLUSTER_COMPRESSED) {
+        qcow2_compressed_range(q, entry, &host, &size);
+        return fn(q, host, size, true);
+    }
+    return host ? fn(q, host, q->cluster_size, false) : 0;
+}
+
+/* The table and what it maps; *done counts entries so that a failure can be undone up to there. */
+static int co_visit_table(struct qcow2 *q, uint64_t offset, uint64_t *table, uint64_t entries,
+                          reference_fn *fn, uint64_t *done)
+{
+    int r = block_co_pread(q->node->file, offset, table, q->cluster_size);
+
+    co_mutex_lock(&q->lock);
+    for (*done = 0; *done < entries && r == 0; *done += r == 0) {
+        r = visit_entry_locked(q, be64toh(table[*done]), fn);
+    }
+    if (r == 0 && entries == q->cluster_size / 8) {
+        r = fn(q, offset, q->cluster_size, false);
+    }
+    co_mutex_unlock(&q->lock);
+    return r < 0 ? r : qcow2_co_limit_dirty(q);
+}
+
+static int co_visit(struct qcow2 *q, const uint64_t *l1, uint32_t entries, reference_fn *fn,
+                    reference_fn *undo)
+{
+    AUTO_FREE uint64_t *table = malloc(q->cluster_size);
+    uint64_t done = 0, per_table = q->cluster_size / 8;
+    uint32_t i;
+    int r = 0;
+
+    if (!table) {
+        return -ENOMEM;
+    }
+    for (i = 0; i < entries && r == 0; i++) {
+        uint64_t offset = l1[i] & ENTRY_OFFSET_MASK;
+
+        if (offset == 0) {
+            continue;
+        }
+        if (!is_aligned(offset, q->cluster_size)) {
+            r = qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
+                              (unsigned long long)l1[i]);
+        }
+        r = r < 0 ? r : co_visit_table(q, offset, table, per_table, fn, &done);
+    }
+    if (r < 0 && undo) {
+        uint64_t ignored;
+
+        /* The last one as far as it came, those before it wholly. What can't be undone leaks. */
+        i--;
+        if (done < per_table) {
+            co_visit_table(q, l1[i] & ENTRY_OFFSET_MASK, table, done, undo, &ignored);
+        }
+        while (i-- > 0) {
+            if (l1[i] & ENTRY_OFFSET_MASK) {
+                co_visit_table(q, l1[i] & ENTRY_OFFSET_MASK, table, per_table, undo, &ignored);
+            }
+        }
+    }
+    return r;
+}
+
+int qcow2_co_reference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
+{
+    return co_visit(q, l1, entries, co_add_locked, co_sub_locked);
+}
+
+int qcow2_co_release_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
+{
+    return co_visit(q, l1, entries, qcow2_free_later_locked, NULL);
+}
+
+/* --- COPIED ---------------------------------------------------------------------------------- */
+
+/* *ret: the entry as it should be. */
+static int co_right_entry_locked(struct qcow2 *q, uint64_t entry, uint64_t *ret)
+{
+    uint64_t host = entry & ENTRY_OFFSET_MASK, refcount;
+    int r;
+
+    *ret = entry;
+    if ((entry & L2_COMPRESSED) || host == 0) {
+        return 0;
+    }
+    r = qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, host), &refcount);
+    if (r == 0) {
+        *ret = refcount == 1 ? entry | ENTRY_COPIED : entry & ~ENTRY_COPIED;
+    }
+    return r;
+}
+
+static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
+{
+    unsigned count = 1u << (q->l2_cache.entry_bits - 3);
+    struct cache_entry *slice;
+    int r = cache_co_get(&q->l2_cache, offset, &slice);
+
+    if (r < 0) {
+        return r;
+    }
+    for (unsigned i = 0; i < count && r == 0; i++) {
+        uint64_t entry = cache_load_be64(slice, i), right;
+
+        r = co_right_entry_locked(q, entry, &right);
+        if (r == 0 && right != entry) {
+            cache_store_be64(slice, i, right);
+            cache_mark_dirty(&q->l2_cache, slice);
+        }
+    }
+    cache_put(slice);
+    return r;
+}
+
+static int co_update_table(struct qcow2 *q, uint32_t l1_index)
+{
+    uint64_t entry = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed), right;
+    uint64_t table = entry & ENTRY_OFFSET_MASK;
+    int r;
+
+    if (table == 0) {
+        return 0;
+    }
+    co_mutex_lock(&q->lock);
+    r = co_right_entry_locked(q, entry, &right);
+    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
+        r = co_update_slice_locked(q, table + at);
+    }
+    if (r == 0 && right != entry) {
+        atomic_store_explicit(&q->l1[l1_index], right, memory_order_relaxed);
+        if (!q->l1_dirty[(uint64_t)l1_index * 8 / SECTOR_SIZE]) {
+            q->l1_dirty[(uint64_t)l1_index * 8 / SECTOR_SIZE] = 1;
+            q->l1_dirty_count++;
+        }
+    }
+    co_mutex_unlock(&q->lock);
+    return r < 0 ? r : qcow2_co_limit_dirty(q);
+}
+
+int qcow2_co_update_copied(struct qcow2 *q)
+{
+    int r = 0;
+
+    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
+        r = co_update_table(q, i);
+    }
+    return r;
+}

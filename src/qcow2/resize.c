@@ -1,0 +1,273 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Changing the size of the disk. The node is drained.
+ *
+ * The size, and the place and size of the L1 table lie in the header's first sector and are switched together (R3).
+ *
+ *   grow     bitmaps in use -> longer L1 table elsewhere -> zero what a backing file would show, and the rest of the
+ *            last cluster -> switch -> bitmaps stored with the new size
+ *   shrink   bitmaps in use -> switch -> drop what lies beyond -> bitmaps stored
+ *
+ * A crash before bitmaps are stored again finds them in use, that is inconsistent; the image opens in any case.
+ */
+#include "qcow2/resize.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/cleanup.h"
+#include "qcow2/bitmap.h"
+#include "qcow2/references.h"
+
+static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
+{
+    return error_set_errno(err, -r, "Could not resize '%s': %s", block_node_display_name(q->node),
+                           what);
+}
+
+/* --- bitmaps --------------------------------------------------------------------------------- */
+
+/* Before anything is written: every bitmap on disk must be ours to resize. */
+static int check_bitmaps(struct qcow2 *q, struct error *err)
+{
+    const struct stored_bitmap *s;
+    struct block_bitmap *b;
+
+    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+        if (!s->loaded) {
+            error_set(err, ENOTSUP,
+                      "Can't resize '%s': its bitmap '%s' was not loaded, so it can't be resized "
+                      "with it",
+                      block_node_display_name(q->node), s->name);
+            error_hint(err, "Remove the bitmap first: 'img bitmap --remove'");
+            return -ENOTSUP;
+        }
+    }
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
+
+        if (r < 0) {
+            error_prepend(err, "Can't resize '%s': ", block_node_display_name(q->node));
+            return -ENOTSUP;
+        }
+    }
+    return 0;
+}
+
+static int co_mark_all_bitmaps(struct qcow2 *q, struct error *err)
+{
+    struct block_bitmap *b;
+    int r = 0;
+
+    for (b = block_bitmap_next(q->node, NULL); b && r == 0; b = block_bitmap_next(q->node, b)) {
+        if (b->persistent) {
+            r = qcow2_co_bitmap_will_change(q->node, b, err);
+        }
+    }
+    return r;
+}
+
+/* An area that the disk had before (up to `greatest`) reads differently now, which a bitmap must not deny. */
+static void mark_regrown(struct qcow2 *q, uint64_t old_size, uint64_t new_size, uint64_t greatest)
+{
+    uint64_t end = MIN(new_size, greatest);
+    struct block_bitmap *b;
+
+    for (b = block_bitmap_next(q->node, NULL); b && end > old_size;
+         b = block_bitmap_next(q->node, b)) {
+        if (b->bits) {
+            dirty_bitmap_set(b->bits, old_size, end - old_size);
+        }
+    }
+}
+
+/* --- switching ------------------------------------------------------------------------------- */
+
+static int co_switch_size(struct qcow2 *q, uint64_t size, struct error *err)
+{
+    uint64_t old_size = block_node_size(q->node), old_greatest = q->greatest_size;
+    bool has_bitmaps = !list_is_empty(&q->node->bitmaps);
+    int r = qcow2_co_commit(q);
+
+    if (r < 0) {
+        return failed(q, "its metadata can't be written", r, err);
+    }
+    q->greatest_size = has_bitmaps ? MAX(MAX(q->greatest_size, old_size), size) : 0;
+    block_node_set_size(q->node, size);
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        block_node_set_size(q->node, old_size);
+        q->greatest_size = old_greatest;
+    }
+    return r;
+}
+
+/* A longer L1 table in new clusters; the size stays as it is. */
+static int co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
+{
+    uint64_t old_offset = q->l1_offset, offset;
+    uint32_t old_entries = q->l1_size;
+    AUTO_FREE uint64_t *l1 = NULL;
+    int r;
+
+    if (entries <= old_entries) {
+        return 0;
+    }
+    l1 = calloc(entries, 8);
+    r = l1 ? qcow2_co_commit(q) : -ENOMEM;
+    for (uint32_t i = 0; r == 0 && i < old_entries; i++) {
+        l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    }
+    r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, true, &offset);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    r = r < 0 ? r : qcow2_set_active_l1(q, l1, entries);
+    if (r < 0) {
+        return failed(q, "a longer L1 table can't be written", r, err);
+    }
+    q->l1_offset = offset;
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        q->l1_offset = old_offset;
+        q->l1_size = old_entries;
+        return r;
+    }
+    co_mutex_lock(&q->lock);
+    r = qcow2_free_later_locked(q, old_offset, round_up((uint64_t)old_entries * 8, q->cluster_size),
+                                false);
+    co_mutex_unlock(&q->lock);
+    return r;
+}
+
+/* --- grow ------------------------------------------------------------------------------------ */
+
+/* The rest of the last cluster, which a former larger disk may have left, has to read as zeroes. */
+static int co_zero_rest_of_cluster(struct qcow2 *q, uint64_t size)
+{
+    uint64_t rest = round_up(size, q->cluster_size) - size;
+    struct qcow2_run run;
+    AUTO_FREE uint8_t *zeroes = NULL;
+    struct iovec vec;
+    int r;
+
+    if (rest == 0) {
+        return 0;
+    }
+    r = qcow2_co_map(q, size, rest, &run);
+    if (r < 0 || run.type == CLUSTER_ZERO || run.type == CLUSTER_ZERO_ALLOC ||
+        (run.type == CLUSTER_UNALLOCATED && !q->node->backing)) {
+        return r;
+    }
+    zeroes = calloc(1, rest);
+    return zeroes ? qcow2_co_pwritev(q->node, size, iov_from_buf(&vec, zeroes, rest), 0) : -ENOMEM;
+}
+
+static int co_hide_backing(struct qcow2 *q, uint64_t from, uint64_t to)
+{
+    uint64_t first = round_up(from, q->cluster_size), end;
+
+    if (!q->node->backing) {
+        return 0;
+    }
+    end = MIN(to, block_edge_size(q->node->backing));
+    return end > first ? qcow2_co_zero_clusters(q, first, round_up(end - first, q->cluster_size))
+                       : 0;
+}
+
+static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block_prealloc prealloc,
+                   struct error *err)
+{
+    uint64_t entries = div_round_up(size, qcow2_l2_span(q));
+    int r;
+
+    if (entries * 8 > L1_BYTES_MAX) {
+        return error_set(err, EFBIG,
+                         "The image size is too large for '%s' with clusters of %llu bytes",
+                         block_node_display_name(q->node), (unsigned long long)q->cluster_size);
+    }
+    r = co_grow_l1(q, (uint32_t)entries, err);
+    if (r < 0) {
+        return r;
+    }
+    r = co_zero_rest_of_cluster(q, old_size);
+    r = r < 0 ? r : co_hide_backing(q, old_size, size);
+    if (r < 0) {
+        return failed(q, "the new area can't be zeroed", r, err);
+    }
+    if (prealloc != BLOCK_PREALLOC_OFF) {
+        r = qcow2_co_preallocate(q, old_size, size, prealloc, err);
+    }
+    return r < 0 ? r : co_switch_size(q, size, err);
+}
+
+/* --- shrink ---------------------------------------------------------------------------------- */
+
+/* L1 entries whose whole span lies beyond the end: the table and its reference go. */
+static int co_drop_tables(struct qcow2 *q, uint64_t size)
+{
+    int r = 0;
+
+    co_mutex_lock(&q->lock);
+    for (uint64_t i = div_round_up(size, qcow2_l2_span(q)); i < q->l1_size && r == 0; i++) {
+        uint64_t table = atomic_load_explicit(&q->l1[i], memory_order_relaxed) & ENTRY_OFFSET_MASK;
+
+        if (table != 0) {
+            qcow2_set_l1_entry_locked(q, i, 0);
+            r = qcow2_free_later_locked(q, table, q->cluster_size, false);
+        }
+    }
+    co_mutex_unlock(&q->lock);
+    return r;
+}
+
+static int co_shrink(struct qcow2 *q, uint64_t old_size, uint64_t size, struct error *err)
+{
+    uint64_t first = round_up(size, q->cluster_size), end = round_up(old_size, q->cluster_size);
+    int r = co_switch_size(q, size, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = end > first ? qcow2_co_drop_clusters(q, first, end - first) : 0;
+    r = r < 0 ? r : qcow2_co_commit(q);
+    r = r < 0 ? r : co_drop_tables(q, size);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    return r < 0 ? failed(q, "what lies beyond the new end can't be freed", r, err) : 0;
+}
+
+/* --- resize ---------------------------------------------------------------------------------- */
+
+int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                      struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    uint64_t old_size = block_node_size(node), greatest = q->greatest_size;
+    int r;
+
+    if (!is_aligned(size, SECTOR_SIZE)) {
+        return error_set(err, EINVAL, "The new size must be a multiple of 512");
+    }
+    if (q->snapshot_count > 0 && q->version < 3) {
+        return error_set(err, ENOTSUP,
+                         "Can't resize '%s': it has internal snapshots, and version 2 does not "
+                         "record their sizes",
+                         block_node_display_name(node));
+    }
+    if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
+        return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
+    }
+    if ((r = check_bitmaps(q, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
+        return r;
+    }
+    r = size >= old_size ? co_grow(q, old_size, size, prealloc, err)
+                         : co_shrink(q, old_size, size, err);
+    if (r < 0 || list_is_empty(&node->bitmaps)) {
+        return r;
+    }
+    r = block_bitmaps_resize(node, size, err);
+    if (r == 0) {
+        mark_regrown(q, old_size, size, greatest);
+        r = qcow2_co_store_bitmaps(q, err);
+    }
+    return r;
+}

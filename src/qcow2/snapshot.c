@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Internal snapshots. All of it on a drained node.
+ *
+ * Raising and lowering refcounts makes COPIED flags untrue for a while, which a check takes for corruption. So
+ * the dirty bit is set, stably, around it (version 3); after a crash the next writable open then repairs.
+ *
+ *   create   dirty -> refcounts +1 -> COPIED off -> L1 copy, table -> header: table, not dirty
+ *   apply    refcounts of the snapshot +1 -> new L1 -> header: L1, size -> old references released
+ *   delete   header: table, dirty -> references released -> COPIED on where alone -> not dirty
+ */
+#include "qcow2/snapshot.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "base/cleanup.h"
+#include "qcow2/references.h"
+#include "qcow2/snapshot_table.h"
+
+static int co_set_dirty(struct qcow2 *q, bool dirty, struct error *err)
+{
+    if (q->version < 3) {
+        return 0;
+    }
+    q->incompatible = dirty ? q->incompatible | INCOMPAT_DIRTY : q->incompatible & ~INCOMPAT_DIRTY;
+    return qcow2_co_write_header(q, err);
+}
+
+static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
+{
+    return error_set_errno(err, -r, "Could not %s of '%s'", what, block_node_display_name(q->node));
+}
+
+static struct qcow2_snapshot *find(struct qcow2 *q, const char *id, const char *name)
+{
+    struct qcow2_snapshot *s;
+
+    LIST_FOREACH (s, &q->snapshots, link) {
+        if ((!id || strcmp(s->id, id) == 0) && (!name || strcmp(s->name, name) == 0)) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+static struct qcow2_snapshot *find_any(struct qcow2 *q, const char *id_or_name, struct error *err)
+{
+    struct qcow2_snapshot *s = find(q, id_or_name, NULL);
+
+    s = s ? s : find(q, NULL, id_or_name);
+    if (!s) {
+        error_set(err, ENOENT, "snapshot not found");
+    }
+    return s;
+}
+
+/* A copy of the active L1 table as an array. */
+static uint64_t *copy_active_l1(const struct qcow2 *q)
+{
+    uint64_t *l1 = calloc(q->l1_size + 1u, 8);
+
+    for (uint32_t i = 0; l1 && i < q->l1_size; i++) {
+        l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    }
+    return l1;
+}
+
+static int co_free_clusters(struct qcow2 *q, uint64_t offset, uint64_t bytes)
+{
+    int r;
+
+    co_mutex_lock(&q->lock);
+    r = qcow2_free_later_locked(q, offset, round_up(MAX(bytes, 8), q->cluster_size), false);
+    co_mutex_unlock(&q->lock);
+    return r;
+}
+
+/* --- create ---------------------------------------------------------------------------------- */
+
+static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
+{
+    struct qcow2_snapshot *s = calloc(1, sizeof(*s)), *other;
+    unsigned long highest = 0;
+    struct timespec now;
+
+    if (!s) {
+        return NULL;
+    }
+    list_init(&s->link);
+    LIST_FOREACH (other, &q->snapshots, link) {
+        highest = MAX(highest, strtoul(other->id, NULL, 10));
+    }
+    clock_gettime(CLOCK_REALTIME, &now);
+    s->date_sec = (uint32_t)now.tv_sec;
+    s->date_nsec = (uint32_t)now.tv_nsec;
+    s->disk_size = block_node_size(q->node);
+    s->icount = UINT64_MAX;
+    s->l1_size = q->l1_size;
+    s->name = strdup(name);
+    if (asprintf(&s->id, "%lu", highest + 1) < 0) {
+        s->id = NULL;
+    }
+    if (!s->id || !s->name) {
+        qcow2_snapshot_free(s);
+        return NULL;
+    }
+    return s;
+}
+
+/* Everything is referenced twice when it returns 0; nothing has changed otherwise. */
+static int co_share_active(struct qcow2 *q, const uint64_t *l1, struct error *err)
+{
+    int r = qcow2_co_reference_all(q, l1, q->l1_size);
+
+    if (r < 0) {
+        return r == -ERANGE ? error_set(err, ERANGE,
+                                        "Image '%s': refcounts of %u bits can't count one more "
+                                        "snapshot",
+                                        block_node_display_name(q->node), 1u << q->refcount_order)
+                            : failed(q, "raise the refcounts", r, err);
+    }
+    r = qcow2_co_update_copied(q);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        qcow2_co_release_all(q, l1, q->l1_size);
+        return failed(q, "update the L2 tables", r, err);
+    }
+    return 0;
+}
+
+static int co_create(struct qcow2 *q, struct qcow2_snapshot *s, const uint64_t *l1,
+                     struct error *err)
+{
+    int r = co_share_active(q, l1, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = qcow2_co_write_l1_copy(q, l1, q->l1_size, false, &s->l1_offset);
+    if (r < 0) {
+        failed(q, "write the L1 table of a snapshot", r, err);
+        goto release;
+    }
+    list_append(&q->snapshots, &s->link);
+    q->incompatible &= ~INCOMPAT_DIRTY; /* by the same write as the switch */
+    r = qcow2_co_switch_snapshots(q, err);
+    if (r < 0) {
+        list_remove(&s->link);
+        co_free_clusters(q, s->l1_offset, (uint64_t)s->l1_size * 8);
+        goto release;
+    }
+    return 0;
+release:
+    qcow2_co_release_all(q, l1, q->l1_size);
+    qcow2_co_commit(q);
+    qcow2_co_update_copied(q);
+    return r;
+}
+
+int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    AUTO_FREE uint64_t *l1 = copy_active_l1(q);
+    struct qcow2_snapshot *s;
+    int r;
+
+    if (q->snapshot_count >= SNAPSHOTS_MAX) {
+        return error_set(err, EFBIG, "Image '%s' has %u snapshots, which is the maximum",
+                         block_node_display_name(node), SNAPSHOTS_MAX);
+    }
+    s = new_snapshot(q, name);
+    if (!l1 || !s) {
+        qcow2_snapshot_free(s);
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = qcow2_co_commit(q);
+    r = r < 0 ? failed(q, "write the metadata", r, err) : co_set_dirty(q, true, err);
+    if (r == 0) {
+        r = co_create(q, s, l1, err);
+        if (r < 0) {
+            qcow2_co_commit(q);
+            co_set_dirty(q, false, NULL);
+        }
+    }
+    if (r < 0) {
+        qcow2_snapshot_free(s);
+        return r;
+    }
+    r = qcow2_co_commit(q);
+    return r < 0 ? failed(q, "write the metadata", r, err) : 0;
+}
+
+/* --- apply ----------------------------------------------------------------------------------- */
+
+/* The snapshot's L1 table, long enough for its disk. */
+static int co_read_snapshot_l1(struct qcow2 *q, const struct qcow2_snapshot *s, uint64_t **ret,
+                               uint32_t *ret_entries, struct error *err)
+{
+    uint64_t needed = div_round_up(s->disk_size, qcow2_l2_span(q));
+    AUTO_FREE uint64_t *l1 = NULL;
+    uint64_t *longer;
+    int r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Image '%s': the L1 table of snapshot '%s' can't be read",
+                               block_node_display_name(q->node), s->id);
+    }
+    if (s->disk_size > INT64_MAX || needed * 8 > L1_BYTES_MAX) {
+        return error_set(err, EINVAL, "Image '%s': snapshot '%s' has an invalid disk size",
+                         block_node_display_name(q->node), s->id);
+    }
+    *ret_entries = (uint32_t)MAX(needed, s->l1_size);
+    longer = calloc(*ret_entries + 1u, 8);
+    if (!longer) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (uint32_t i = 0; i < s->l1_size; i++) {
+        longer[i] = l1[i] & ~ENTRY_COPIED;
+    }
+    *ret = longer;
+    return 0;
+}
+
+/* Switch to a new L1 table that is on disk already; on failure the old one stays. */
+static int co_switch_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_t offset,
+                        uint64_t disk_size, struct error *err)
+{
+    AUTO_FREE uint64_t *old = copy_active_l1(q);
+    uint64_t old_offset = q->l1_offset, old_disk_size = block_node_size(q->node);
+    uint32_t old_entries = q->l1_size;
+    int r;
+
+    if (!old || qcow2_set_active_l1(q, l1, entries) < 0) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    q->l1_offset = offset;
+    block_node_set_size(q->node, disk_size);
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        qcow2_set_active_l1(q, old, old_entries);
+        q->l1_offset = old_offset;
+        block_node_set_size(q->node, old_disk_size);
+        return r;
+    }
+    r = qcow2_co_release_all(q, old, old_entries);
+    r = r < 0 ? r : co_free_clusters(q, old_offset, (uint64_t)old_entries * 8);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    return r < 0 ? failed(q, "free the clusters", r, err) : 0;
+}
+
+int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct qcow2_snapshot *s = find_any(q, id_or_name, err);
+    AUTO_FREE uint64_t *l1 = NULL;
+    uint64_t offset;
+    uint32_t entries;
+    int r;
+
+    if (!s) {
+        return -ENOENT;
+    }
+    if (!list_is_empty(&node->bitmaps)) {
+        return error_set(err, ENOTSUP,
+                         "Image '%s' has dirty bitmaps, which would not know what a snapshot "
+                         "changes; remove them first",
+                         block_node_display_name(node));
+    }
+    if ((r = co_read_snapshot_l1(q, s, &l1, &entries, err)) < 0) {
+        return r;
+    }
+    r = qcow2_co_commit(q);
+    r = r < 0 ? r : qcow2_co_reference_all(q, l1, entries);
+    r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, false, &offset);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        return failed(q, "apply a snapshot", r, err);
+    }
+    r = co_switch_l1(q, l1, entries, offset, s->disk_size, err);
+    if (r == 0 && (r = qcow2_co_update_copied(q)) == 0) {
+        r = qcow2_co_commit(q);
+    }
+    return r;
+}
+
+/* --- delete ---------------------------------------------------------------------------------- */
+
+int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct qcow2_snapshot *s = find_any(q, id_or_name, err);
+    AUTO_FREE uint64_t *l1 = NULL;
+    struct list *after;
+    int r;
+
+    if (!s) {
+        return -ENOENT;
+    }
+    r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        return failed(q, "read the L1 table of a snapshot", r, err);
+    }
+    after = s->link.prev;
+    list_remove(&s->link);
+    q->incompatible |= q->version >= 3 ? INCOMPAT_DIRTY : 0; /* by the same write as the switch */
+    r = qcow2_co_switch_snapshots(q, err);
+    if (r < 0) {
+        list_insert_between_(&s->link, after, after->next);
+        q->incompatible &= ~INCOMPAT_DIRTY;
+        return r;
+    }
+    r = qcow2_co_release_all(q, l1, s->l1_size);
+    r = r < 0 ? r : co_free_clusters(q, s->l1_offset, (uint64_t)s->l1_size * 8);
+    qcow2_snapshot_free(s);
+    /* The first commit lowers refcounts, the second writes them and the flags. */
+    r = r < 0 ? r : qcow2_co_commit(q);
+    r = r < 0 ? r : qcow2_co_update_copied(q);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        return failed(q, "free the clusters of a snapshot", r, err);
+    }
+    return co_set_dirty(q, false, err);
+}
+
+/* --- list, show ------------------------------------------------------------------------------ */
+
+int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret,
+                           size_t *ret_count, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct block_snapshot_info *infos = calloc(q->snapshot_count + 1u, sizeof(*infos));
+    const struct qcow2_snapshot *s;
+    size_t n = 0;
+
+    if (!infos) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    LIST_FOREACH (s, &q->snapshots, link) {
+        struct block_snapshot_info *i = &infos[n++];
+
+        snprintf(i->id, sizeof(i->id), "%s", s->id);
+        snprintf(i->name, sizeof(i->name), "%s", s->name);
+        i->vm_state_size = s->vm_state_size;
+        i->date_sec = s->date_sec;
+        i->date_nsec = s->date_nsec;
+        i->vm_clock_nsec = s->vm_clock_nsec;
+        i->disk_size = s->disk_size;
+        i->icount = s->icount;
+    }
+    *ret = infos;
+    *ret_count = n;
+    return 0;
+}
+
+int qcow2_co_snapshot_show(struct block_node *node, const char *id, const char *name,
+                           struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    const struct qcow2_snapshot *s = find(q, id, name);
+    AUTO_FREE uint64_t *l1 = NULL;
+    uint32_t entries;
+    int r;
+
+    if (!q->read_only) {
+        return error_set(err, EINVAL, "A snapshot can only be shown by a read-only node");
+    }
+    if (!s) {
+        return error_set(err, ENOENT, "Can't find snapshot '%s' in '%s'", id ? id : name,
+                         block_node_display_name(node));
+    }
+    r = co_read_snapshot_l1(q, s, &l1, &entries, err);
+    if (r < 0) {
+        return r;
+    }
+    if (qcow2_set_active_l1(q, l1, entries) < 0) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    block_node_set_size(node, s->disk_size);
+    return 0;
+}
