@@ -40,6 +40,16 @@ static inline void leave(struct block_edge *edge)
     }
 }
 
+void block_co_edge_enter(struct block_edge *edge)
+{
+    enter(edge);
+}
+
+void block_edge_leave(struct block_edge *edge)
+{
+    leave(edge);
+}
+
 static inline bool offset_is_sane(uint64_t offset, uint64_t length)
 {
     return offset <= INT64_MAX && length <= INT64_MAX - offset;

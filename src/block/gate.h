@@ -94,6 +94,14 @@ int block_co_allocated_size(struct block_node *node, uint64_t *ret);
 struct block_node *block_edge_node(const struct block_edge *edge); /* borrowed */
 uint64_t block_edge_size(const struct block_edge *edge);
 
+/*
+ * Count as a request of the edge's root, as the functions above do by themselves: no drained section of it begins
+ * before the leave. For what reads state of nodes without I/O, such as the bits of a bitmap. Not to be nested with
+ * them or itself. Entering may yield.
+ */
+void block_co_edge_enter(struct block_edge *edge);
+void block_edge_leave(struct block_edge *edge);
+
 /* --- point-in-time access (nodes that implement it: copy-before-write) ----------------------------- */
 
 /* As preadv, status and discard, of the frozen contents. -EACCES where it may not be read, -ENOTSUP if the node has none. */

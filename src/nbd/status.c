@@ -153,7 +153,7 @@ static int co_add_allocation(struct status_reply *r, bool want_depth)
 }
 
 /* A bitmap may be shorter than the export (it can lie in a backing node): clean beyond its end. */
-static int add_bitmap(struct status_reply *r, const struct dirty_bitmap *bits)
+static int add_bits(struct status_reply *r, const struct dirty_bitmap *bits)
 {
     const struct nbd_request *rq = &r->job->rq;
     uint64_t offset = rq->offset, end = offset + rq->length;
@@ -172,15 +172,26 @@ static int add_bitmap(struct status_reply *r, const struct dirty_bitmap *bits)
     return 0;
 }
 
+/* A resize of its node replaces the bits, drained: not while they are read. */
+static int co_add_bitmap(struct status_reply *r, const struct block_bitmap *bitmap)
+{
+    struct block_edge *edge = r->job->conn->export->edge;
+    int ret;
+
+    block_co_edge_enter(edge);
+    ret = add_bits(r, bitmap->bits);
+    block_edge_leave(edge);
+    return ret;
+}
+
 static int co_add_context(struct status_reply *r, uint32_t id, bool last)
 {
     const struct nbd_export *e = r->job->conn->export;
     int ret = begin_chunk(r, id);
 
     if (ret == 0) {
-        ret = id < NBD_CONTEXT_ID_BITMAP
-                  ? co_add_allocation(r, id == NBD_CONTEXT_ID_DEPTH)
-                  : add_bitmap(r, e->bitmaps[id - NBD_CONTEXT_ID_BITMAP]->bits);
+        ret = id < NBD_CONTEXT_ID_BITMAP ? co_add_allocation(r, id == NBD_CONTEXT_ID_DEPTH)
+                                         : co_add_bitmap(r, e->bitmaps[id - NBD_CONTEXT_ID_BITMAP]);
     }
     return ret < 0 ? ret : end_chunk(r, last);
 }
