@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Arguments against the schema, and the schema as query-qmp-schema tells it. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "qmp/table.h"
+#include "qmp/transaction.h"
+
+struct check_case {
+    const char *command;
+    const char *args;  /* JSON */
+    const char *error; /* NULL: accepted */
+};
+
+static const struct check_case cases[] = {
+    {"query-version", "{}", NULL},
+    {"query-version", "{\"x\": 1}", "Parameter 'x' is unexpected"},
+    {"query-named-block-nodes", "{\"flat\": true}", NULL},
+    {"query-named-block-nodes", "{\"flat\": 1}",
+     "Invalid parameter type for 'flat', expected: boolean"},
+    {"query-named-block-nodes", "{\"flat\": \"on\"}",
+     "Invalid parameter type for 'flat', expected: boolean"},
+    {"query-named-block-nodes", "{\"flat\": null}",
+     "Invalid parameter type for 'flat', expected: boolean"},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\", \"name\": \"b\"}", NULL},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\"}", "Parameter 'name' is missing"},
+    {"block-dirty-bitmap-add", "{\"node\": 5, \"name\": \"b\"}",
+     "Invalid parameter type for 'node', expected: string"},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\", \"name\": \"b\", \"granularity\": -1}",
+     "Parameter 'granularity' expects uint32_t"},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\", \"name\": \"b\", \"granularity\": 4294967296}",
+     "Parameter 'granularity' expects uint32_t"},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\", \"name\": \"b\", \"granularity\": 4294967295}",
+     NULL},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\", \"name\": \"b\", \"granularity\": \"64k\"}",
+     "Parameter 'granularity' expects uint64"},
+    {"block-dirty-bitmap-add", "{\"node\": \"n\", \"name\": \"a\\u0000b\"}",
+     "A string contains a NUL character: 'a'"},
+    {"block-dirty-bitmap-merge",
+     "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": [\"a\", {\"node\": \"m\", \"name\": "
+     "\"b\"}]}",
+     NULL},
+    {"block-dirty-bitmap-merge", "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": \"a\"}",
+     "Invalid parameter type for 'bitmaps', expected: array"},
+    {"block-dirty-bitmap-merge", "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": [\"a\", 5]}",
+     "Invalid parameter type for 'bitmaps[1]', expected: BlockDirtyBitmapOrStr"},
+    {"block-dirty-bitmap-merge",
+     "{\"node\": \"n\", \"target\": \"t\", \"bitmaps\": [{\"node\": \"m\"}]}",
+     "Parameter 'bitmaps[0].name' is missing"},
+    {"block-export-add", "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\"}", NULL},
+    {"block-export-add",
+     "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"name\": \"x\", \"bitmaps\": "
+     "[\"b\"], \"writable\": true, \"description\": \"d\", \"allocation-depth\": false}",
+     NULL},
+    {"block-export-add", "{\"type\": \"fuse\", \"id\": \"e\", \"node-name\": \"n\"}",
+     "Parameter 'type' does not accept value 'fuse'"},
+    {"block-export-add", "{\"id\": \"e\", \"node-name\": \"n\"}", "Parameter 'type' is missing"},
+    {"block-export-add",
+     "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"mountpoint\": \"m\"}",
+     "Parameter 'mountpoint' is unexpected"},
+    {"block-export-add",
+     "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"name\": false}",
+     "Invalid parameter type for 'name', expected: string"},
+    {"block-export-del", "{\"id\": \"e\", \"mode\": \"soft\"}",
+     "Parameter 'mode' does not accept value 'soft'"},
+    {"nbd-server-start", "{\"addr\": {\"type\": \"unix\", \"data\": {\"path\": \"p\"}}}", NULL},
+    {"nbd-server-start", "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}}",
+     "Parameter 'addr.data' is missing"},
+    {"nbd-server-start", "{\"addr\": {\"type\": \"unix\", \"data\": {\"path\": \"p\", \"q\": 1}}}",
+     "Parameter 'addr.data.q' is unexpected"},
+    {"nbd-server-start", "{\"addr\": {\"type\": \"inet\", \"data\": {\"host\": \"h\"}}}",
+     "Parameter 'addr.data.port' is missing"},
+    {"nbd-server-start", "{\"addr\": 5}", "Invalid parameter type for 'addr', expected: object"},
+    /* A node's own options are for its driver. */
+    {"blockdev-add", "{\"driver\": \"d\", \"node-name\": \"n\", \"file\": {\"x\": [1]}}", NULL},
+    {"blockdev-add", "{\"node-name\": \"n\"}", "Parameter 'driver' is missing"},
+    {"blockdev-add", "{\"driver\": \"d\", \"read-only\": \"off\"}",
+     "Invalid parameter type for 'read-only', expected: boolean"},
+    {"blockdev-add", "{\"driver\": \"d\", \"file\": {\"filename\": \"a\\u0000b\"}}",
+     "A string contains a NUL character: 'a'"},
+    {"transaction", "{\"actions\": []}", NULL},
+    {"transaction", "{\"actions\": [5]}",
+     "Invalid parameter type for 'actions[0]', expected: object"},
+    {"transaction", "{\"actions\": [{\"type\": \"abort\", \"data\": {}}, {\"type\": \"abort\"}]}",
+     "Parameter 'actions[1].data' is missing"},
+    {"transaction", "{\"actions\": [{\"type\": \"abort\", \"data\": {\"x\": 1}}]}",
+     "Parameter 'actions[0].data.x' is unexpected"},
+    {"transaction", "{\"actions\": [{\"type\": \"abort\", \"data\": {}, \"y\": 1}]}",
+     "Parameter 'actions[0].y' is unexpected"},
+    {"transaction", "{\"actions\": [{\"type\": \"eject\", \"data\": {}}]}",
+     "Parameter 'type' does not accept value 'eject'"},
+    {"transaction",
+     "{\"actions\": [{\"type\": \"block-dirty-bitmap-clear\", \"data\": {\"node\": \"n\"}}]}",
+     "Parameter 'actions[0].data.name' is missing"},
+    {"transaction", "{\"actions\": [], \"properties\": {\"completion-mode\": \"none\"}}",
+     "Parameter 'completion-mode' does not accept value 'none'"},
+};
+
+static void expect(const struct qmp_type *type, const char *args, unsigned flags, const char *error)
+{
+    struct json_object *o = json_tokener_parse(args);
+    ERROR_AUTO(err);
+    int r;
+
+    assert_non_null(o);
+    r = qmp_check(type, o, flags, &err);
+    json_object_put(o);
+    if (error) {
+        assert_true(r < 0);
+        assert_string_equal(error_message(&err), error);
+    } else if (r != 0) {
+        fail_msg("%s: %s", args, error_message(&err));
+    }
+}
+
+static void arguments_are_checked(void **state)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+        const struct qmp_command *command = qmp_find_command(cases[i].command);
+
+        assert_non_null(command);
+        expect(command->args, cases[i].args, 0, cases[i].error);
+    }
+}
+
+static void text_of_a_command_line_is_converted(void **state)
+{
+    struct json_object *o = json_tokener_parse(
+        "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"writable\": \"on\","
+        " \"bitmaps\": {\"0\": \"a\", \"1\": {\"node\": \"m\", \"name\": \"b\"}}}");
+    struct json_object *bitmaps;
+    ERROR_AUTO(err);
+
+    assert_int_equal(qmp_check(&qmp_type_export_add, o, QMP_CHECK_KEYVAL, &err), 0);
+    assert_true(json_object_is_type(qmp_get(o, "writable"), json_type_boolean));
+    assert_true(qmp_get_bool(o, "writable", false));
+    bitmaps = qmp_get(o, "bitmaps");
+    assert_true(json_object_is_type(bitmaps, json_type_array));
+    assert_int_equal(json_object_array_length(bitmaps), 2);
+    assert_string_equal(qmp_get_str(json_object_array_get_idx(bitmaps, 1), "name"), "b");
+    json_object_put(o);
+}
+
+static void text_of_a_command_line_may_be_wrong(void **state)
+{
+    expect(&qmp_type_export_add,
+           "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"writable\": \"maybe\"}",
+           QMP_CHECK_KEYVAL, "Parameter 'writable' expects 'on' or 'off'");
+    expect(&qmp_type_export_add,
+           "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"bitmaps\": {\"1\": \"a\"}}",
+           QMP_CHECK_KEYVAL, "Parameter 'bitmaps.0' is missing");
+    expect(&qmp_type_nbd_server_options,
+           "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}, \"max-connections\": \"3x\"}",
+           QMP_CHECK_KEYVAL, "Invalid parameter type for 'max-connections', expected: integer");
+    expect(&qmp_type_nbd_server_options,
+           "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}, \"max-connections\": \"-3\"}",
+           QMP_CHECK_KEYVAL, "Parameter 'max-connections' expects uint32_t");
+}
+
+static void every_action_of_the_schema_can_run(void **state)
+{
+    const struct qmp_variant *v = qmp_type_transaction_action.variants;
+    const struct qmp_type *kinds = qmp_type_transaction_action.members[0].type;
+    size_t variants = 0, values = 0;
+
+    for (; v->value; v++, variants++) {
+        assert_non_null(qmp_find_action(v->value));
+    }
+    for (; kinds->values[values]; values++) {
+    }
+    assert_int_equal(variants, values);
+}
+
+static struct json_object *entry(struct json_object *schema, const char *name)
+{
+    for (size_t i = 0; i < json_object_array_length(schema); i++) {
+        struct json_object *o = json_object_array_get_idx(schema, i);
+
+        if (strcmp(qmp_get_str(o, "name"), name) == 0) {
+            return o;
+        }
+    }
+    return NULL;
+}
+
+static void assert_listed(struct json_object *schema, struct json_object *o, const char *key)
+{
+    const char *name = qmp_get_str(o, key);
+
+    assert_non_null(name);
+    if (!entry(schema, name)) {
+        fail_msg("type %s is mentioned and not listed", name);
+    }
+}
+
+static void assert_all_listed(struct json_object *schema, struct json_object *list, const char *key)
+{
+    for (size_t i = 0; list && i < json_object_array_length(list); i++) {
+        assert_listed(schema, json_object_array_get_idx(list, i), key);
+    }
+}
+
+static void the_schema_lists_every_type_it_mentions_once(void **state)
+{
+    struct json_object *schema = qmp_introspect();
+
+    for (size_t i = 0; i < json_object_array_length(schema); i++) {
+        struct json_object *o = json_object_array_get_idx(schema, i);
+        const char *meta = qmp_get_str(o, "meta-type");
+
+        assert_ptr_equal(entry(schema, qmp_get_str(o, "name")), o);
+        if (strcmp(meta, "command") == 0) {
+            assert_listed(schema, o, "arg-type");
+            assert_listed(schema, o, "ret-type");
+        } else if (strcmp(meta, "event") == 0) {
+            assert_listed(schema, o, "arg-type");
+        } else if (strcmp(meta, "array") == 0) {
+            assert_listed(schema, o, "element-type");
+        } else if (strcmp(meta, "enum") != 0) {
+            assert_all_listed(schema, qmp_get(o, "members"), "type");
+            assert_all_listed(schema, qmp_get(o, "variants"), "type");
+        }
+    }
+    json_object_put(schema);
+}
+
+static void the_schema_describes_itself(void **state)
+{
+    const struct qmp_command *command = qmp_find_command("query-qmp-schema");
+    struct json_object *schema = qmp_introspect();
+    ERROR_AUTO(err);
+
+    for (size_t i = 0; i < json_object_array_length(schema); i++) {
+        if (qmp_check(command->result->element, json_object_array_get_idx(schema, i), 0, &err) <
+            0) {
+            fail_msg("entry %zu: %s", i, error_message(&err));
+        }
+    }
+    json_object_put(schema);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(arguments_are_checked),
+        cmocka_unit_test(text_of_a_command_line_is_converted),
+        cmocka_unit_test(text_of_a_command_line_may_be_wrong),
+        cmocka_unit_test(every_action_of_the_schema_can_run),
+        cmocka_unit_test(the_schema_lists_every_type_it_mentions_once),
+        cmocka_unit_test(the_schema_describes_itself),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
