@@ -9,6 +9,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,6 +20,7 @@
 #include <sys/signalfd.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/block.h"
@@ -244,12 +246,20 @@ static int co_wait_for_end(struct daemon *d)
 {
     AUTO_CLOSE int set = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event event = {.events = EPOLLIN};
+    struct pollfd ends[] = {{.fd = d->signal_fd, .events = POLLIN},
+                            {.fd = quit_fd, .events = POLLIN}};
 
     if (set < 0 || epoll_ctl(set, EPOLL_CTL_ADD, d->signal_fd, &event) < 0 ||
         epoll_ctl(set, EPOLL_CTL_ADD, quit_fd, &event) < 0) {
         return cli_fail("cannot wait for signals: %s", strerror(errno));
     }
-    return loop_co_poll(set, POLLIN, -1) < 0 ? 1 : 0;
+    /* A signalfd wakes its waiters for any signal, also for those that it is not to report. */
+    do {
+        if (loop_co_poll(set, POLLIN, -1) < 0) {
+            return 1;
+        }
+    } while (poll(ends, ARRAY_SIZE(ends), 0) == 0);
+    return 0;
 }
 
 /* Node by node, from those that nobody uses to those they use. */
@@ -375,17 +385,21 @@ int cli_daemon_main(int argc, char **argv)
     bool version = false;
     const char *trace = NULL;
     const struct cli_arg args[] = {
-        {"blockdev", 0, CLI_REPEAT, &d.items, "[driver=]DRIVER,node-name=NODE,...",
-         "open a node; also as JSON, '{\"driver\": ...}'"},
-        {"nbd-server", 0, CLI_REPEAT, &d.items, "addr.type=unix,addr.path=PATH",
-         "start the NBD server; or addr.type=inet,addr.host=HOST,addr.port=PORT; "
-         "max-connections=N"},
-        {"export", 0, CLI_REPEAT, &d.items, "[type=]nbd,id=ID,node-name=NODE",
-         "serve a node; name=NAME, writable=on, bitmaps.0=BITMAP, iothread=ID"},
-        {"chardev", 0, CLI_REPEAT, &d.items, "socket,id=ID,path=PATH,server=on,wait=off",
-         "a socket for a monitor; or stdio,id=ID"},
-        {"monitor", 0, CLI_REPEAT, &d.items, "[chardev=]ID", "take QMP commands there; pretty=on"},
-        {"object", 0, CLI_REPEAT, &d.items, "iothread,id=ID", "a thread that exports can run on"},
+        {"blockdev", 0, CLI_REPEAT, &d.items, "OPTIONS",
+         "open a node: [driver=]DRIVER,node-name=NODE,... or JSON"},
+        {"nbd-server", 0, CLI_REPEAT, &d.items, "OPTIONS",
+         "serve NBD: addr.type=unix,addr.path=PATH or addr.type=inet,\n"
+         "                             addr.host=HOST,addr.port=PORT; max-connections=N"},
+        {"export", 0, CLI_REPEAT, &d.items, "OPTIONS",
+         "offer a node: [type=]nbd,id=ID,node-name=NODE; name=NAME,\n"
+         "                             writable=on, bitmaps.0=BITMAP, iothread=ID"},
+        {"chardev", 0, CLI_REPEAT, &d.items, "OPTIONS",
+         "place for a monitor: socket,id=ID,path=PATH,server=on,\n"
+         "                             wait=off or stdio,id=ID"},
+        {"monitor", 0, CLI_REPEAT, &d.items, "OPTIONS",
+         "take QMP commands there: [chardev=]ID; pretty=on"},
+        {"object", 0, CLI_REPEAT, &d.items, "OPTIONS",
+         "iothread,id=ID: a thread that exports can run on"},
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},

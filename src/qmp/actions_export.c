@@ -63,6 +63,10 @@ static int co_add_export(struct json_object *data, struct error *err)
     const char *iothread = qmp_get_str(data, "iothread");
     int r;
 
+    if (!block_node_find(qmp_get_str(data, "node-name"))) {
+        return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'",
+                         qmp_get_str(data, "node-name"));
+    }
     config.type = qmp_get_str(data, "type");
     config.id = qmp_get_str(data, "id");
     config.node_name = qmp_get_str(data, "node-name");
