@@ -160,6 +160,13 @@ static int co_delete_export(struct source *s, struct error *err)
     return error_set(err, ETIMEDOUT, "The daemon does not end export '%s'", s->prefix);
 }
 
+static int co_delete_view(struct source *s, struct error *err)
+{
+    struct json_object *args = with_string(object(), "node-name", s->snap);
+
+    return qmp_client_co_execute(s->qmp, "blockdev-del", args, NULL, err);
+}
+
 /* The bitmap of `last` stays and records; see source_co_settle(). */
 static void settle_bitmaps(struct source *s, const struct source_state *state, const char *last,
                            struct json_object *actions)
@@ -225,10 +232,14 @@ int source_co_settle(struct source *s, const char *last, struct error *err)
             return rc;
         }
     }
-    actions = json_object_new_array();
+    /* First, and by itself: as long as the view is there, nobody but the filter may write to the node. */
     if (state.has_snap) {
-        add_node_del(actions, s->snap);
+        rc = co_delete_view(s, err);
+        if (rc < 0) {
+            return rc;
+        }
     }
+    actions = json_object_new_array();
     for (size_t i = 0; i < state.moved_count; i++) {
         add_replace(actions, state.moved_exports[i], s->node);
     }

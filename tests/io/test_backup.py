@@ -59,6 +59,7 @@ class BackupCase(TestCase):
         client = self.client()
         for start in range(0, len(data), MIB):
             client.pwrite(data[start : start + MIB], offset + start)
+        client.flush()
         client.shutdown()
         self.model[offset : offset + len(data)] = data
 
@@ -71,6 +72,7 @@ class BackupCase(TestCase):
             client.trim(length, offset)
         else:
             client.zero(length, offset)
+        client.flush()
         client.shutdown()
         self.model[offset : offset + length] = bytes(length)
 
@@ -482,26 +484,26 @@ class TestFailures(BackupCase):
         self.assert_settled()
 
     def test_no_space_for_old_data_ends_the_backup_and_not_the_guest(self):
-        """The daemon may write 24 MiB of a file: enough for the disk's image, not for the
+        """The daemon may write 36 MiB of a file: enough for the disk's image, not for the
         temporary one, in which old data keeps its offset."""
-        self.write_random(40 * MIB, 8 * MIB)
-        self.write_random(0, MIB)
+        self.write_random(38 * MIB, 24 * MIB)
         self.server.quit()
 
         def limit():
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (24 * MIB, 24 * MIB))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (36 * MIB, 36 * MIB))
 
         self.start(preexec_fn=limit)
         first = self.backup()
-        self.write_random(40 * MIB, 8 * MIB)
+        self.write_random(38 * MIB, 24 * MIB)
         process = self.start_backup()
         process.wait_for(self.own_nodes, "the filter")
         process.process.send_signal(signal.SIGSTOP)
-        self.write_random(46 * MIB, 2 * MIB)
+        self.write_random(61 * MIB, MIB)
         process.process.send_signal(signal.SIGCONT)
         self.assertEqual(process.wait(), 1, process.log())
         self.assertIn("Could not", process.log())
+        self.assertIn("can't be read any more", self.server.log())
         self.assert_settled()
         manifest = self.backup()
         self.assertEqual(manifest["parent"], first["id"])
