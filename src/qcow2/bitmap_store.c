@@ -358,6 +358,9 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
         return error_set(err, EROFS, "Image '%s' is read-only: it can't store bitmap '%s'",
                          block_node_display_name(node), name);
     }
+    if (q->version < 3) {
+        return error_set(err, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
+    }
     if (qcow2_find_stored(q, name)) {
         return error_set(err, EEXIST, "Image '%s' stores a bitmap '%s' already",
                          block_node_display_name(node), name);

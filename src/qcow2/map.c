@@ -40,6 +40,11 @@ int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_t
     }
     *ret_host = host;
     if (entry & L2_ZERO) {
+        if (q->version < 3) {
+            return qcow2_corrupt(q,
+                                 "L2 entry %#llx has the zero flag, which version 2 does not know",
+                                 (unsigned long long)entry);
+        }
         *ret_type = host ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
     } else {
         *ret_type = host ? CLUSTER_NORMAL : CLUSTER_UNALLOCATED;

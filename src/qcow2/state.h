@@ -93,6 +93,8 @@ struct qcow2 {
     uint64_t incompatible, compatible, autoclear;
     enum compression_type compression;
     uint64_t header_length;
+    uint8_t *unknown_fields; /* of the header, behind what we know; kept */
+    uint32_t unknown_fields_size;
     char *backing_filename; /* as recorded; NULL if none */
     char *backing_format;   /* likewise */
     uint64_t backing_name_offset;

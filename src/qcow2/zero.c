@@ -186,6 +186,10 @@ int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t len
     struct qcow2 *q = qcow2_state(node);
     bool ends_at_end = offset + length == block_node_size(node);
 
+    if (q->version < 3) {
+        /* There is no zero flag: only what has no backing file can lose its mapping. */
+        return flags & BLOCK_REQ_MAY_UNMAP ? qcow2_co_discard(node, offset, length) : -ENOTSUP;
+    }
     if (!is_aligned(offset, q->cluster_size) ||
         (!is_aligned(length, q->cluster_size) && !ends_at_end)) {
         return co_zero_partial(q, offset);
@@ -196,7 +200,17 @@ int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t len
 
 int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
-    return co_change_range(qcow2_state(node), offset, length, CHANGE_DISCARD);
+    struct qcow2 *q = qcow2_state(node);
+
+    if (q->version >= 3) {
+        return co_change_range(q, offset, length, CHANGE_DISCARD);
+    }
+    /* Without the zero flag a discard would bring the backing file's old contents to light. */
+    if (node->backing || !is_aligned(offset, q->cluster_size) ||
+        (!is_aligned(length, q->cluster_size) && offset + length != block_node_size(node))) {
+        return -ENOTSUP;
+    }
+    return co_change_range(q, offset, length, CHANGE_DROP);
 }
 
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)
