@@ -76,7 +76,7 @@ int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_d
 {
     int rc = cli_co_open_disk_plainly(image, flags, ret, err);
 
-    if (rc < 0) {
+    if (rc < 0 && !image->snapshot) {
         error_prepend(err, "Could not open '%s': ", image->name);
     }
     return rc;
@@ -94,6 +94,9 @@ int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, stru
 
     if (rc == 0 && image->overlay) {
         rc = cli_co_add_overlay(&disk.node, err);
+    }
+    if (rc == 0 && image->snapshot) {
+        rc = cli_co_show_snapshot(disk.node, image->snapshot, err);
     }
     if (rc < 0) {
         block_co_unref(disk.node);

@@ -20,7 +20,9 @@ struct cli_image {
     const char *discard; /* "unmap", "ignore"; NULL: unmap */
     bool image_opts;
     bool force_share;
-    bool overlay;              /* writes go to a temporary file and are lost */
+    const char
+        *snapshot; /* show this internal snapshot: an ID or name, or snapshot.id=...; NULL: none */
+    bool overlay;  /* writes go to a temporary file and are lost */
     const char *extra_options; /* text of more options for the node; NULL: none */
 };
 
@@ -103,6 +105,17 @@ int cli_creation_option(const struct cli_items *texts, const char *name, char **
 int cli_print_option_help(const char *format, const char *filename);
 /* Create. The user has been told when it fails. Returns the exit status. */
 int cli_co_create(const struct cli_new_image *image);
+
+/* --- internal snapshots (snapshot.c) --- */
+
+/* As "snapshots" of `info`; a new reference, or NULL if there are none. */
+struct json_object *cli_co_snapshots(struct block_node *node);
+/* The same as a table. */
+void cli_print_snapshots(struct json_object *array);
+/* -EINVAL (told to the user) if the text has no sound form. NULL is fine. */
+int cli_check_snapshot(const char *text);
+/* Have a read-only node show a snapshot. */
+int cli_co_show_snapshot(struct block_node *node, const char *text, struct error *err);
 
 /* Print as QEMU's tools do: 4 spaces a level, keys in their order, empty containers on two lines. */
 void cli_print_json(struct json_object *json);

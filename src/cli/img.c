@@ -28,6 +28,7 @@ static const struct img_command commands[] = {
     {"map", img_map_main, "[options] FILENAME", "which areas are stored, and where"},
     {"measure", img_measure_main, "[options] FILENAME", "how large a new image's file would be"},
     {"resize", img_resize_main, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
+    {"snapshot", img_snapshot_main, "[options] FILENAME", "snapshots within an image"},
 };
 
 static void print_help(void)

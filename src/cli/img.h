@@ -17,6 +17,7 @@ int img_info_main(int argc, char **argv);
 int img_map_main(int argc, char **argv);
 int img_measure_main(int argc, char **argv);
 int img_resize_main(int argc, char **argv);
+int img_snapshot_main(int argc, char **argv);
 
 /* Rows that most sub-commands have. */
 #define IMG_ARG_OBJECT(items)                                                                      \

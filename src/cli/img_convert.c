@@ -105,6 +105,9 @@ static int check_request(const struct request *r, int sources)
     if (r->target_is_zero && !r->no_create) {
         return cli_fail("--target-is-zero requires use of -n flag");
     }
+    if (r->snapshot && sources > 1) {
+        return cli_fail("No support for concatenating multiple snapshot");
+    }
     if (r->target_is_zero && r->backing) {
         return cli_fail(
             "Cannot use --target-is-zero when the destination image has a backing file");
@@ -118,10 +121,7 @@ static int check_request(const struct request *r, int sources)
     if (r->image_opts && r->source_format) {
         return cli_fail("--image-opts and --format are mutually exclusive");
     }
-    if (r->snapshot) {
-        return cli_fail("Reading internal snapshots ('%s') is not supported", r->snapshot);
-    }
-    return 0;
+    return cli_check_snapshot(r->snapshot) < 0;
 }
 
 static int co_open_sources(const struct request *r, struct convert *c, int count, char **names)
@@ -137,6 +137,7 @@ static int co_open_sources(const struct request *r, struct convert *c, int count
             .cache = r->source_cache,
             .image_opts = r->image_opts,
             .force_share = r->force_share,
+            .snapshot = r->snapshot,
         };
         ERROR_AUTO(err);
 

@@ -69,6 +69,7 @@ static struct json_object *co_node_json(struct block_node *node)
 {
     struct json_object *o = json_object_new_object();
     struct json_object *specific = NULL;
+    struct json_object *snapshots = cli_co_snapshots(node);
     struct block_info info = {0};
     uint64_t allocated;
     bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
@@ -85,6 +86,9 @@ static struct json_object *co_node_json(struct block_node *node)
     }
     if (has_info) {
         add_backing(o, node, &info);
+    }
+    if (snapshots) {
+        json_object_object_add(o, "snapshots", snapshots);
     }
     if (node->driver->co_specific_info) {
         specific = node->driver->co_specific_info(node);
@@ -178,6 +182,7 @@ static void print_human(struct json_object *o, int level, const char *path)
     bool is_leaf = n_children == 0;
     uint64_t size = json_object_get_uint64(json_object_object_get(o, "virtual-size"));
     const char *cluster_size = member(o, "cluster-size");
+    struct json_object *snapshots;
 
     print_indented(level);
     printf("%s: %s\n", is_leaf ? "filename" : "image", text_of(o, "filename"));
@@ -194,6 +199,9 @@ static void print_human(struct json_object *o, int level, const char *path)
         printf("cleanly shut down: no\n");
     }
     print_backing(o, level);
+    if (json_object_object_get_ex(o, "snapshots", &snapshots)) {
+        cli_print_snapshots(snapshots);
+    }
     print_specific(o, level);
     for (size_t i = 0; i < n_children; i++) {
         struct json_object *child = json_object_array_get_idx(children, i);

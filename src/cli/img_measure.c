@@ -25,7 +25,7 @@ static const struct cli_usage usage = {
 #define STEP (1ULL << 30)
 
 struct request {
-    const char *format, *output, *size_text, *snapshot;
+    const char *format, *output, *size_text;
     struct cli_items options, objects;
 };
 
@@ -229,16 +229,6 @@ static void print_measure(const struct measure *m, bool json)
     }
 }
 
-static int check_snapshot(const char *text)
-{
-    if (strncmp(text, "snapshot.", 9) == 0 && strncmp(text, "snapshot.id=", 12) != 0 &&
-        strncmp(text, "snapshot.name=", 14) != 0) {
-        cli_fail("Invalid parameter '%.*s'", (int)strcspn(text, "="), text);
-        return cli_fail("Failed in parsing snapshot param '%s'", text);
-    }
-    return cli_fail("Reading internal snapshots ('%s') is not supported", text);
-}
-
 static int co_run_request(const struct request *r, struct cli_image *image)
 {
     struct measure m = {0};
@@ -272,7 +262,7 @@ static int check_request(const struct request *r, const struct cli_image *image,
     if (filenames > 1) {
         return cli_fail("At most one filename argument is allowed.");
     }
-    if (filenames == 0 && (image->image_opts || image->format || r->snapshot)) {
+    if (filenames == 0 && (image->image_opts || image->format || image->snapshot)) {
         return cli_fail("--image-opts, -f, and -l require a filename argument.");
     }
     if (filenames == 0 && !r->size_text) {
@@ -281,7 +271,7 @@ static int check_request(const struct request *r, const struct cli_image *image,
     if (filenames == 1 && r->size_text) {
         return cli_fail("--size N cannot be used together with a filename.");
     }
-    return r->snapshot ? check_snapshot(r->snapshot) : 0;
+    return cli_check_snapshot(image->snapshot) < 0;
 }
 
 int img_measure_main(int argc, char **argv)
@@ -294,7 +284,7 @@ int img_measure_main(int argc, char **argv)
         {NULL, 'O', CLI_VALUE, &r.format, "FMT", "format of the new image (default raw)"},
         {NULL, 'o', CLI_REPEAT, &r.options, "OPTIONS", "creation options of the new image"},
         {"size", 0, CLI_VALUE, &r.size_text, "N", "size of an empty disk"},
-        {NULL, 'l', CLI_VALUE, &r.snapshot, "SNAPSHOT", "measure an internal snapshot"},
+        {NULL, 'l', CLI_VALUE, &image.snapshot, "SNAPSHOT", "measure an internal snapshot"},
         IMG_ARG_OUTPUT(r.output),
         IMG_ARG_SHARE(image.force_share),
         IMG_ARG_IMAGE_OPTS(image.image_opts),

@@ -203,7 +203,7 @@ class Compare(TestCase):
 
 class Resize(TestCase):
     def test_grow_and_shrink(self):
-        for fmt in ("raw",):
+        for fmt in ("raw", "qcow2"):
             path = self.create("a." + fmt, "4M", fmt)
             self.assertEqual(img("resize", "-f", fmt, path, "+4M").stdout, "Image resized.\n")
             qemu_io(path, "write -P 3 6M 1M", fmt=fmt)

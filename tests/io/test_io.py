@@ -116,9 +116,6 @@ class SameAsQemu(TestCase):
 class SameAsQemuQcow2(SameAsQemu):
     fmt = "qcow2"
 
-    # The format can't be resized.
-    test_truncate_and_length = None
-
     def test_compressed(self):
         self.both("write -c -P 1 0 64k", "read -P 1 0 64k", "write -P 2 512 512", "read -P 1 0 512")
 
