@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/unix_socket.h"
 #include "export/export.h"
 #include "export/internal.h"
 #include "loop/loop.h"
@@ -47,15 +48,6 @@ size_t export_nbd_server_connections(void)
 
 /* --- unix ---------------------------------------------------------------------------------------- */
 
-/* Whether a socket file is a leftover: nobody listens. */
-static bool is_stale(const struct sockaddr_un *addr)
-{
-    AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    return fd >= 0 && connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0 &&
-           errno == ECONNREFUSED;
-}
-
 static int listen_unix(const char *path, int *ret_fd, struct error *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -65,7 +57,7 @@ static int listen_unix(const char *path, int *ret_fd, struct error *err)
         return error_set(err, EINVAL, "UNIX socket path '%s' has to have 1 to %zu bytes", path,
                          sizeof(addr.sun_path) - 1);
     }
-    strcpy(addr.sun_path, path);
+    memcpy(addr.sun_path, path, strlen(path) + 1);
     fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0) {
         return error_set_errno(err, errno, "Failed to create a socket");
@@ -73,7 +65,7 @@ static int listen_unix(const char *path, int *ret_fd, struct error *err)
     if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
         int cause = errno;
 
-        if (cause != EADDRINUSE || !is_stale(&addr) || unlink(path) < 0 ||
+        if (cause != EADDRINUSE || !unix_socket_is_stale(&addr) || unlink(path) < 0 ||
             bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
             return error_set_errno(err, cause, "Failed to bind socket to %s", path);
         }

@@ -13,6 +13,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/unix_socket.h"
 #include "loop/loop.h"
 #include "qmp/monitor.h"
 #include "qmp/stdio_pair.h"
@@ -58,15 +59,6 @@ static void free_chardev(struct chardev *c)
 
 /* --- listening --------------------------------------------------------------------------------------- */
 
-/* Whether somebody accepts connections there. */
-static bool is_served(const struct sockaddr_un *addr)
-{
-    AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-    return fd >= 0 &&
-           (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) == 0 || errno == EAGAIN);
-}
-
 static int listen_unix(const char *path, struct error *err)
 {
     AUTO_CLOSE int fd = -1;
@@ -82,7 +74,7 @@ static int listen_unix(const char *path, struct error *err)
         return error_set_errno(err, errno, "Failed to create a socket");
     }
     if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        if (errno != EADDRINUSE || is_served(&addr) || unlink(path) < 0 ||
+        if (errno != EADDRINUSE || !unix_socket_is_stale(&addr) || unlink(path) < 0 ||
             bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
             return error_set_errno(err, errno ? errno : EADDRINUSE, "Failed to bind socket to %s",
                                    path);

@@ -11,7 +11,9 @@ import time
 
 import nbd
 
-from tidemark import BUILD, TestCase, Process, img, nbd_uri, qemu_img, run, tool
+from tidemark import (
+    BUILD, Process, TestCase, can_connect, img, nbd_uri, qemu_img, run, tool, wait_until,
+)  # fmt: skip
 
 MIB = 1 << 20
 SIZE = 64 * MIB
@@ -319,9 +321,12 @@ class TestReasons(BackupCase):
         self.assertIn("was disabled", self.reason())
 
     def test_daemon_was_killed(self):
+        """Whether the image has the bitmap, marked in use, or not at all, it is of no use."""
         self.server.kill()
+        # The kernel closes the sockets of a process when its last I/O has ended.
+        wait_until(lambda: not can_connect(self.server.qmp_path), "the end of the daemon")
         self.start()
-        self.assertIn("inconsistent", self.reason())
+        self.assertRegex(self.reason(), "inconsistent|is not on node")
 
     def test_disk_was_resized(self):
         self.server.quit()
