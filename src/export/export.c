@@ -117,7 +117,7 @@ static void give_bitmaps(struct export *e)
 static int take_bitmaps(struct export *e, struct block_node *node,
                         const struct export_config *config, const char *user, struct error *err)
 {
-    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(*e->bitmaps));
+    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
     if (!e->bitmaps) {
         return error_set(err, ENOMEM, "Out of memory");
     }

@@ -9,9 +9,11 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-#define BUFPOOL_CLASS_MIN_SHIFT 12       /* 4 KiB */
-#define BUFPOOL_CLASSES 14               /* up to 32 MiB */
-#define BUFPOOL_KEEP (32u * 1024 * 1024) /* bytes that free buffers may take */
+#include "base/checked.h"
+
+#define BUFPOOL_CLASS_MIN_SHIFT 12 /* 4 KiB */
+#define BUFPOOL_CLASSES 14         /* up to 32 MiB */
+#define BUFPOOL_KEEP (32 * MiB)    /* bytes that free buffers may take */
 
 struct bufpool {
     void *free[BUFPOOL_CLASSES]; /* each begins with a pointer to the next */

@@ -43,7 +43,7 @@ static int co_dial_unix(const char *path, int64_t timeout_ns, struct error *err)
         return error_set(err, EINVAL, "UNIX socket path '%s' is too long: it may have %zu bytes",
                          path, sizeof(addr.sun_path) - 1);
     }
-    strcpy(addr.sun_path, path);
+    memcpy(addr.sun_path, path, strlen(path) + 1);
     fd = co_dial_one(AF_UNIX, (struct sockaddr *)&addr, sizeof(addr), timeout_ns);
     return fd < 0 ? error_set_errno(err, -fd, "Failed to connect to '%s'", path) : fd;
 }

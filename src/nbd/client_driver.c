@@ -146,11 +146,16 @@ static int take_target(struct options *opts, struct target *t, struct error *err
     if (ret == 0) {
         ret = options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &ignored, err);
     }
-    if (ret == 0 && !t->export) {
-        t->export = strdup("");
-        ret = t->export ? 0 : error_set(err, ENOMEM, "Out of memory");
+    if (ret < 0) {
+        return ret;
     }
-    if (ret == 0 && strlen(t->export) > NBD_STRING_MAX) {
+    if (!t->export) {
+        t->export = strdup("");
+    }
+    if (!t->export) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (strlen(t->export) > NBD_STRING_MAX) {
         ret = error_set(err, EINVAL, "export name too long to send to server");
     }
     if (ret == 0 && t->context && strlen(t->context) > NBD_STRING_MAX) {

@@ -360,7 +360,7 @@ static int co_export_name(int fd, const char *name, bool no_zeroes, struct nbd_a
 int nbd_handshake_co_choose(int fd, const char *export_name, const char *const *contexts,
                             size_t context_count, struct nbd_agreement *ret, struct error *err)
 {
-    bool fixed, no_zeroes;
+    bool fixed = false, no_zeroes = false;
     int r;
 
     if (strlen(export_name) > NBD_STRING_MAX) {
@@ -527,7 +527,7 @@ int nbd_handshake_co_list(int fd, struct nbd_export_info **ret, size_t *ret_coun
                           struct error *err)
 {
     struct nbd_export_info *list = NULL;
-    bool fixed, no_zeroes, structured = false;
+    bool fixed = false, no_zeroes = false, structured = false;
     size_t count = 0;
     int r = nbd_handshake_co_open(fd, &fixed, &no_zeroes, err);
 

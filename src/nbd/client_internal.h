@@ -12,14 +12,14 @@
 #include "nbd/client.h"
 #include "nbd/proto.h"
 
-#define NBD_CLIENT_BUFFER (64u * 1024)
+#define NBD_CLIENT_BUFFER (64 * KiB)
 /* More extents in one answer end the connection. */
-#define NBD_CLIENT_EXTENTS_MAX (1024u * 1024)
+#define NBD_CLIENT_EXTENTS_MAX (1 * MiB)
 /* Lengths of requests without data are cut here, rounded down to the server's minimum block. */
 #define NBD_CLIENT_LENGTH_MAX 0x7fff0000u
 /* Answers to one option, and data in one of them. */
 #define NBD_CLIENT_REPLIES_MAX 65536u
-#define NBD_CLIENT_REPLY_DATA_MAX (64u * 1024)
+#define NBD_CLIENT_REPLY_DATA_MAX (64 * KiB)
 
 /* What was agreed with the server about one export. */
 struct nbd_agreement {

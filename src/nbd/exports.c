@@ -85,7 +85,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     }
     e->name = strdup(config->name);
     e->description = config->description ? strdup(config->description) : NULL;
-    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(*e->bitmaps));
+    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
     if (!e->name || (config->description && !e->description) || !e->bitmaps) {
         release(e);
         return error_set(err, ENOMEM, "Out of memory");

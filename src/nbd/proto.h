@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/checked.h"
 #include "base/strbuf.h"
 
 #define NBD_DEFAULT_PORT "10809"
@@ -43,11 +44,9 @@
 
 /* Limits: the first from the specification, the others ours. */
 #define NBD_STRING_MAX 4096u
-#define NBD_MAX_BLOCK_SIZE (32u * 1024 * 1024)
-#define NBD_OPTION_DATA_MAX                                                                        \
-    (64u * 1024) /* of an option that is looked at; longer ones are refused */
-#define NBD_OPTION_SKIP_MAX                                                                        \
-    (1024u * 1024) /* of one that is read past; longer ones end the session */
+#define NBD_MAX_BLOCK_SIZE (32 * MiB)
+#define NBD_OPTION_DATA_MAX (64 * KiB) /* of an option that is looked at; longer ones are refused */
+#define NBD_OPTION_SKIP_MAX (1 * MiB)  /* of one that is read past; longer ones end the session */
 
 /* Handshake flags, of server and client alike. */
 #define NBD_FLAG_FIXED_NEWSTYLE 1u

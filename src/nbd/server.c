@@ -147,7 +147,7 @@ static void acceptor(void *arg)
         }
         if (fd < 0) {
             /* Out of descriptors or memory: some will be free again. */
-            loop_co_sleep(10 * 1000000);
+            loop_co_sleep(10000000);
             continue;
         }
         (void)nbd_server_add_client(s, fd);

@@ -21,17 +21,17 @@
 
 /* Per connection; at each limit the server stops reading from the socket. */
 #define NBD_JOBS_MAX 128
-#define NBD_JOB_BYTES_MAX (64u * 1024 * 1024)
+#define NBD_JOB_BYTES_MAX (64 * MiB)
 
-#define NBD_RECEIVE_BUFFER (256u * 1024)
+#define NBD_RECEIVE_BUFFER (256 * KiB)
 #define NBD_SOCKET_BUFFER (4 * 1024 * 1024)
 /* Payloads of writes from this size on are received straight into a buffer of their own. */
-#define NBD_LARGE_WRITE (64u * 1024)
+#define NBD_LARGE_WRITE (64 * KiB)
 /* Reads from this size on ask for holes first, and send those as holes. */
-#define NBD_SPARSE_READ (64u * 1024)
+#define NBD_SPARSE_READ (64 * KiB)
 #define NBD_READ_CHUNKS_MAX 32
 /* Replies of so many bytes leave at once, while they are in the processor's cache. */
-#define NBD_REPLY_EAGER (128u * 1024)
+#define NBD_REPLY_EAGER (128 * KiB)
 /* Extents that one context reports at most for one request. */
 #define NBD_STATUS_EXTENTS_MAX 65536u
 

@@ -30,9 +30,10 @@ static char deleted[256]; /* ids of BLOCK_EXPORT_DELETED events, each with a spa
 
 static void on_event(enum export_event event, const char *id, void *arg)
 {
+    size_t len = strlen(deleted);
+
     assert_int_equal(event, EXPORT_EVENT_DELETED);
-    strcat(deleted, id);
-    strcat(deleted, " ");
+    snprintf(deleted + len, sizeof(deleted) - len, "%s ", id);
 }
 
 /* --- helpers: all in a coroutine of the main reactor ------------------------------------------------- */
@@ -40,7 +41,7 @@ static void on_event(enum export_event event, const char *id, void *arg)
 static struct block_node *co_open(const char *text, unsigned flags)
 {
     struct options *opts;
-    struct block_node *node;
+    struct block_node *node = NULL;
     ERROR_AUTO(err);
 
     if (options_parse(text, NULL, &opts, &err) < 0 || block_co_open(opts, flags, &node, &err) < 0) {
@@ -99,7 +100,7 @@ static void co_assert_refused(const struct export_config *config, int code, cons
 static struct nbd_client *co_connect(const char *name, const char *const *contexts, size_t count)
 {
     struct nbd_address address = {.path = socket_path};
-    struct nbd_client *c;
+    struct nbd_client *c = NULL;
     ERROR_AUTO(err);
 
     if (nbd_client_co_connect(&address, name, contexts, count, 5000000000, &c, &err) < 0) {
