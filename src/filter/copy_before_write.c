@@ -13,8 +13,8 @@
 #include "block/options.h"
 #include "filter/filter.h"
 
-#define MIN_CLUSTER_SIZE (64u * 1024)
-#define MAX_CLUSTER_SIZE (1024u * 1024 * 1024)
+#define MIN_CLUSTER_SIZE (64 * KiB)
+#define MAX_CLUSTER_SIZE (1 * GiB)
 #define NS_PER_SECOND 1000000000LL
 
 static uint32_t node_cluster_size(struct block_node *node)
@@ -35,8 +35,8 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
     if (minimum != 0 && (!is_power_of_2(minimum) || minimum > MAX_CLUSTER_SIZE)) {
         return error_set(err, EINVAL, "min-cluster-size needs to be a power of 2 up to 1 GiB");
     }
-    s->cluster_size = MAX(MIN_CLUSTER_SIZE, node_cluster_size(block_edge_node(s->target)));
-    s->cluster_size = MAX(s->cluster_size, (uint32_t)minimum);
+    minimum = MAX(minimum, MIN_CLUSTER_SIZE);
+    s->cluster_size = (uint32_t)MAX(minimum, node_cluster_size(block_edge_node(s->target)));
     return 0;
 }
 

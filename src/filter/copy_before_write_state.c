@@ -432,7 +432,6 @@ static void reader_begin_locked(struct cbw_state *s, struct cbw_reader *reader, 
 {
     reader->offset = offset;
     reader->length = length;
-    co_queue_init(&reader->waiters);
     list_append(&s->readers, &reader->link);
 }
 
@@ -455,6 +454,8 @@ static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length
     uint64_t run;
     int ret = 0;
 
+    list_init(&reader->link);
+    co_queue_init(&reader->waiters);
     pthread_mutex_lock(&s->lock);
     if (s->broken || !dirty_bitmap_status(s->access, offset, offset + length, &run)) {
         ret = -EACCES;

@@ -34,7 +34,7 @@
 #define SUPER_SIZE 28u /* magic 8, version 8, entries 8, sector size 4 */
 #define ENTRY_SIZE 32u /* sector 8, sectors 8, flags 8, data length 8 */
 #define MIN_SECTOR_SIZE 512u
-#define MAX_SECTOR_SIZE (8u * 1024 * 1024)
+#define MAX_SECTOR_SIZE (8 * MiB)
 #define DEFAULT_SUPER_INTERVAL 4096u
 
 struct write_log {
