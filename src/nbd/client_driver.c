@@ -336,6 +336,16 @@ static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t leng
     return 0;
 }
 
+/* The size is the server's: a format may use less of it, not more. */
+static int nbd_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                           struct error *err)
+{
+    if (size > block_node_size(node)) {
+        return error_set(err, EINVAL, "Cannot grow NBD nodes");
+    }
+    return 0;
+}
+
 static const char *const nbd_schemes[] = {"nbd", "nbd+tcp", "nbd+unix", NULL};
 
 static const struct block_driver nbd_driver = {
@@ -352,6 +362,7 @@ static const struct block_driver nbd_driver = {
     .co_discard = nbd_co_discard,
     .co_flush = nbd_co_flush,
     .co_status = nbd_co_status,
+    .co_truncate = nbd_co_truncate,
 };
 
 void nbd_register_driver(void)

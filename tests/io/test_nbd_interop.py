@@ -145,6 +145,16 @@ class InteropTest(TestCase):
         result = img("info", "nbd+unix:///?socket=/nowhere/s", check=False)
         self.assertIn("Failed to connect to '/nowhere/s': No such file", result.stderr)
 
+    def test_size_of_an_export_stays_and_a_format_may_use_it(self):
+        server = self.serve()
+        for size in ("1M", "64M"):
+            result = img("resize", "--shrink", "-f", "raw", server.uri(), size, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Cannot", result.stderr)
+        img("create", "-q", "-f", "qcow2", server.uri(), "64M")
+        io(server.uri(), "write -P 5 40M 64k", "read -P 5 40M 64k", fmt="qcow2")
+        qemu_img("check", "-f", "qcow2", server.uri())
+
     def test_read_only_server_is_not_opened_for_writing(self):
         server = self.serve("-r")
         result = io(server.uri(), "write 0 512", fmt="raw", check=False)
