@@ -48,7 +48,8 @@ struct explorer {
     bool no_bitmaps;
     const char *plant;
     bool keep_going;
-    int64_t only; /* state of the first workload to be checked; -1: all */
+    uint64_t dump; /* write so many of the states to files, for other programs to look at */
+    int64_t only;  /* state of the first workload to be checked; -1: all */
     /* results */
     uint64_t made, checked, counted, failed;
     uint64_t *hashes; /* open addressing; 0 is free */
@@ -108,8 +109,6 @@ static void dump(const struct workload *w, const struct crash_state *state)
     file = fopen(name, "wb");
     if (!file || fwrite(state->data, 1, state->size, file) != state->size) {
         fprintf(report_file, "could not write %s\n", name);
-    } else {
-        fprintf(report_file, "  the image is in %s\n", name);
     }
     if (file) {
         fclose(file);
@@ -132,6 +131,7 @@ static void report(struct explorer *x, const struct workload *w, const struct cr
             state->how, state->unstable, state->lost, state->torn, w->seed, w->cluster_size,
             w->size, w->ops, w->sessions, w->bitmaps ? "" : " --no-bitmaps", state->index);
     if (!x->plant) {
+        fprintf(report_file, "  the image is written to the current directory\n");
         dump(w, state);
     }
 }
@@ -203,6 +203,9 @@ static void co_check_state(struct explorer *x, struct workload *w, const struct 
     x->checked++;
     if (x->only >= 0) {
         print_history(w, state->time);
+    }
+    if (state->metadata_hurt && x->counted < x->dump) {
+        dump(w, state);
     }
     if (verify_co_state(w, state, disk, &err) < 0) {
         report(x, w, state, &err);
@@ -308,6 +311,7 @@ static const char usage_text[] =
     "  --ops N            guest requests per session (90)\n"
     "  --no-bitmaps       no persistent bitmaps\n"
     "  --only K           check state K of the first workload only, and print what was written\n"
+    "  --dump N           write the first N states that count to crash-SEED-STATE.qcow2\n"
     "  --keep-going       don't stop at the first failure\n"
     "  --plant BUG        plant an ordering bug: drop-flush, inner-flush or hoist; succeeds if "
     "found\n";
@@ -321,6 +325,7 @@ enum {
     OPT_OPS,
     OPT_NO_BITMAPS,
     OPT_ONLY,
+    OPT_DUMP,
     OPT_KEEP_GOING,
     OPT_PLANT,
     OPT_HELP
@@ -335,6 +340,7 @@ static const struct option long_options[] = {
     {"ops", required_argument, NULL, OPT_OPS},
     {"no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS},
     {"only", required_argument, NULL, OPT_ONLY},
+    {"dump", required_argument, NULL, OPT_DUMP},
     {"keep-going", no_argument, NULL, OPT_KEEP_GOING},
     {"plant", required_argument, NULL, OPT_PLANT},
     {"help", no_argument, NULL, OPT_HELP},
@@ -386,6 +392,9 @@ static int take_option(struct explorer *x, int option)
         break;
     case OPT_ONLY:
         x->only = (int64_t)value;
+        break;
+    case OPT_DUMP:
+        x->dump = value;
         break;
     case OPT_KEEP_GOING:
         x->keep_going = true;
