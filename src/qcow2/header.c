@@ -1,21 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Reading and writing the header.
- *
- * Layout of what we write:
- *
- *   0         header, 112 bytes
- *   112       bitmaps extension, if there are bitmaps: first, so that it lies in the first sector (R3)
- *             backing format, unknown extensions, feature names if they fit in the sector, end mark
- *   ...       backing file name, at an unchanged place as long as nothing grows into it
- */
+/* Reading the header; header_write.c writes it. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "base/strbuf.h"
 #include "qcow2/snapshot.h"
 
 #define EXTENSIONS_MAX 64
@@ -305,7 +295,6 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
                             (unsigned long long)offset, size);
     }
     *ret_extensions_end = offset;
-    q->backing_name_offset = offset;
     if (size == 0) {
         return 0;
     }
@@ -374,183 +363,4 @@ void qcow2_free_header(struct qcow2 *q)
     free(q->unknown_fields);
     free(q->backing_filename);
     free(q->backing_format);
-}
-
-/* --- writing ------------------------------------------------------------------------------------- */
-
-static void put_extension(struct strbuf *sb, uint32_t type, const void *data, size_t size)
-{
-    static const uint8_t padding[8];
-    uint8_t head[8];
-
-    store_be32(head, type);
-    store_be32(head + 4, (uint32_t)size);
-    strbuf_append(sb, head, sizeof(head));
-    strbuf_append(sb, data, size);
-    strbuf_append(sb, padding, round_up(size, 8) - size);
-}
-
-static void put_bitmaps(const struct qcow2 *q, struct strbuf *sb)
-{
-    const struct stored_bitmap *b;
-    uint8_t data[EXT_BITMAPS_SIZE] = {0};
-    uint32_t count = 0;
-
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
-        count++;
-    }
-    if (q->bitmap_directory_size == 0) {
-        return;
-    }
-    store_be32(data, count);
-    store_be64(data + 8, q->bitmap_directory_size);
-    store_be64(data + 16, q->bitmap_directory_offset);
-    put_extension(sb, EXT_BITMAPS, data, sizeof(data));
-}
-
-struct feature_name {
-    uint8_t type; /* 0 incompatible, 1 compatible, 2 autoclear */
-    uint8_t bit;
-    const char *name;
-};
-
-static void put_feature_names(struct strbuf *sb)
-{
-    static const struct feature_name names[] = {
-        {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
-        {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
-        {2, 0, "bitmaps"},
-    };
-    uint8_t data[ARRAY_SIZE(names) * 48] = {0};
-
-    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
-        data[i * 48] = names[i].type;
-        data[i * 48 + 1] = names[i].bit;
-        memcpy(data + i * 48 + 2, names[i].name, strlen(names[i].name));
-    }
-    /* It explains, nothing more: left out where it would push others out of the sector. */
-    if (sb->len + 8 + sizeof(data) + 8 <= SECTOR_SIZE) {
-        put_extension(sb, EXT_FEATURE_NAMES, data, sizeof(data));
-    }
-}
-
-static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
-{
-    store_be32(h + HDR_MAGIC, QCOW2_MAGIC);
-    store_be32(h + HDR_VERSION, q->version);
-    store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
-    store_be64(h + HDR_SIZE, block_node_size(q->node));
-    store_be32(h + HDR_L1_SIZE, q->l1_size);
-    store_be64(h + HDR_L1_OFFSET, q->l1_offset);
-    store_be64(h + HDR_REFTABLE_OFFSET, q->reftable_offset);
-    store_be32(h + HDR_REFTABLE_CLUSTERS,
-               (uint32_t)((uint64_t)q->reftable_entries * 8 >> q->cluster_bits));
-    store_be32(h + HDR_NB_SNAPSHOTS, q->snapshot_count);
-    store_be64(h + HDR_SNAPSHOTS_OFFSET, q->snapshots_offset);
-    store_be64(h + HDR_INCOMPATIBLE, q->incompatible);
-    store_be64(h + HDR_COMPATIBLE, q->compatible);
-    store_be64(h + HDR_AUTOCLEAR, q->autoclear);
-    store_be32(h + HDR_REFCOUNT_ORDER, q->refcount_order);
-    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->unknown_fields_size);
-    h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
-}
-
-/* Where the backing file name goes: stays where it is if it can. */
-static int place_backing_name(struct qcow2 *q, size_t extensions_end, uint8_t *cluster,
-                              struct error *err)
-{
-    size_t size = q->backing_filename ? strlen(q->backing_filename) : 0;
-    uint64_t at = q->backing_name_offset;
-
-    if (size == 0) {
-        return 0;
-    }
-    if (at < extensions_end || !range_fits(at, size, q->cluster_size)) {
-        at = round_up(MAX(extensions_end, SECTOR_SIZE), 8);
-    }
-    if (!range_fits(at, size, q->cluster_size)) {
-        return error_set(err, ENOSPC,
-                         "Image '%s': the backing file name of %zu bytes does not fit into the "
-                         "header cluster beside the extensions",
-                         block_node_display_name(q->node), size);
-    }
-    q->backing_name_offset = at;
-    memcpy(cluster + at, q->backing_filename, size);
-    store_be64(cluster + HDR_BACKING_OFFSET, at);
-    store_be32(cluster + HDR_BACKING_SIZE, (uint32_t)size);
-    return 0;
-}
-
-static int build_header(struct qcow2 *q, uint8_t *cluster, size_t *ret_used, struct error *err)
-{
-    const struct qcow2_extension *e;
-    uint8_t fixed[HDR_OUR_SIZE] = {0};
-    STRBUF_AUTO(sb);
-    int r;
-
-    put_fixed_part(q, fixed);
-    if (q->version == 2) {
-        strbuf_append(&sb, fixed, HDR_V2_SIZE);
-    } else {
-        strbuf_append(&sb, fixed, sizeof(fixed));
-        strbuf_append(&sb, q->unknown_fields, q->unknown_fields_size);
-    }
-    put_bitmaps(q, &sb);
-    if (q->greatest_size > block_node_size(q->node) && q->bitmap_directory_size > 0) {
-        uint8_t size[8];
-
-        store_be64(size, q->greatest_size);
-        put_extension(&sb, EXT_GREATEST_SIZE, size, sizeof(size));
-    }
-    if (q->backing_format) {
-        put_extension(&sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
-    }
-    LIST_FOREACH (e, &q->extensions, link) {
-        put_extension(&sb, e->type, e->data, e->size);
-    }
-    if (q->version >= 3) {
-        put_feature_names(&sb);
-    }
-    put_extension(&sb, EXT_END, NULL, 0);
-    if (sb.failed) {
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    if (sb.len > q->cluster_size) {
-        return error_set(err, ENOSPC,
-                         "Image '%s': the header extensions need %zu bytes, more than a cluster",
-                         block_node_display_name(q->node), sb.len);
-    }
-    memcpy(cluster, sb.data, sb.len);
-    r = place_backing_name(q, sb.len, cluster, err);
-    *ret_used = MAX(sb.len, q->backing_name_offset +
-                                (q->backing_filename ? strlen(q->backing_filename) : 0));
-    return r;
-}
-
-int qcow2_co_write_header(struct qcow2 *q, struct error *err)
-{
-    struct block_edge *file = q->node->file;
-    AUTO_FREE uint8_t *cluster = calloc(1, q->cluster_size);
-    size_t used;
-    int r;
-
-    if (!cluster) {
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    r = build_header(q, cluster, &used, err);
-    if (r < 0) {
-        return r;
-    }
-    if (used > SECTOR_SIZE) {
-        r = block_co_pwrite(file, SECTOR_SIZE, cluster + SECTOR_SIZE,
-                            MIN(round_up(used, SECTOR_SIZE), q->cluster_size) - SECTOR_SIZE, 0);
-        r = r < 0 ? r : block_co_flush(file);
-    }
-    r = r < 0 ? r : block_co_pwrite(file, 0, cluster, SECTOR_SIZE, 0);
-    r = r < 0 ? r : block_co_flush(file);
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not write the header of '%s'",
-                               block_node_display_name(q->node));
-    }
-    return 0;
 }

@@ -97,7 +97,6 @@ struct qcow2 {
     uint32_t unknown_fields_size;
     char *backing_filename; /* as recorded; NULL if none */
     char *backing_format;   /* likewise */
-    uint64_t backing_name_offset;
     struct list extensions; /* of struct qcow2_extension */
     uint64_t l1_offset;
     uint64_t greatest_size; /* that the disk had while there were bitmaps; 0: not recorded */
@@ -163,11 +162,11 @@ static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
     return 1ULL << (q->cluster_bits + q->l2_bits);
 }
 
-/* --- header.c --- */
+/* --- header.c, header_write.c --- */
 int qcow2_co_read_header(struct qcow2 *q, struct error *err);
 /*
- * Write the header as the fields say. Sectors behind the first are written and synced first, then sector 0, which
- * holds everything that must switch at one time (R3); then synced. `bitmaps` says whether the bitmaps extension is there.
+ * Write the header as the fields say, and sync. All that names tables is in the first sector and switches at one time (R3). When
+ * it fails, the header on disk is the old one for sure, or the image takes no more writes (q->broken).
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);
 void qcow2_free_header(struct qcow2 *q);
@@ -241,7 +240,7 @@ int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
 /* Whole clusters, also beyond the end of the disk: plain zero; or no mapping at all. */
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
-/* Read guest bytes as they are mapped now into a flat buffer; zeroes behind the end of the disk. */
+/* Read guest bytes into a flat buffer, the guest range held; zeroes behind the end of the disk. */
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
 /* Whether [offset, offset + length) reads as zeroes by the metadata alone. */
 int qcow2_co_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret);
