@@ -1,12 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading: map a run, pass it on, go on with the next. Takes no lock of the image. */
+/*
+ * Reading: map a run, pass it on, go on with the next. Takes no lock of the image, except where a write to other bytes of
+ * the same cluster moves it: then what was mapped could be freed and used anew before it is read. So compressed
+ * clusters and shared ones are looked up again and read with the guest range held. A read beside a discard of the
+ * same bytes may return anything that the disk holds.
+ */
 #include <errno.h>
 #include <string.h>
 
 #include "qcow2/state.h"
 
 /* Read from the backing file; what lies behind its end is zero. */
-static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov)
+static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct block_edge *backing = q->node->backing;
     uint64_t size = block_edge_size(backing);
@@ -15,27 +20,27 @@ static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov)
     int r;
 
     if (inside == iov.size) {
-        return block_co_preadv(backing, offset, iov, 0);
+        return block_co_preadv(backing, offset, iov, flags);
     }
     iov_fill(iov, inside, 0, iov.size - inside);
     if (inside == 0) {
         return 0;
     }
     r = iov_part_set(&part, iov, 0, inside);
-    return r < 0 ? r : block_co_preadv(backing, offset, part.iov, 0);
+    return r < 0 ? r : block_co_preadv(backing, offset, part.iov, flags);
 }
 
 static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t offset,
-                       struct iov iov)
+                       struct iov iov, unsigned flags)
 {
     switch (run->type) {
     case CLUSTER_NORMAL:
-        return block_co_preadv(q->node->file, run->host, iov, 0);
+        return block_co_preadv(q->node->file, run->host, iov, flags);
     case CLUSTER_COMPRESSED:
         return qcow2_co_read_compressed(q, run->host, offset & (q->cluster_size - 1), iov);
     case CLUSTER_UNALLOCATED:
         if (q->node->backing) {
-            return co_read_backing(q, offset, iov);
+            return co_read_backing(q, offset, iov, flags);
         }
         break;
     case CLUSTER_ZERO:
@@ -46,42 +51,61 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
     return 0;
 }
 
-/* A request over several runs. */
-static int co_read_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
+/* Whether a write elsewhere in the cluster puts it into another place. */
+static bool may_move(const struct qcow2_run *run)
 {
-    IOV_PART_AUTO(part);
-    size_t done = 0;
-
-    while (done < iov.size) {
-        struct qcow2_run run;
-        int r = qcow2_co_map(q, offset + done, iov.size - done, &run);
-
-        if (r < 0) {
-            return r;
-        }
-        r = iov_part_set(&part, iov, done, run.length);
-        r = r < 0 ? r : co_read_run(q, &run, offset + done, part.iov);
-        if (r < 0) {
-            return r;
-        }
-        done += run.length;
-    }
-    return 0;
+    return run->type == CLUSTER_COMPRESSED || (run->type == CLUSTER_NORMAL && !run->copied);
 }
 
-int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+/* The part of the request that the first run holds. `held`: nobody else changes entries of the guest range. */
+static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags,
+                         bool held, size_t *ret_done)
 {
-    struct qcow2 *q = qcow2_state(node);
+    IOV_PART_AUTO(part);
+    struct range_entry range;
     struct qcow2_run run;
+    bool lock;
     int r = qcow2_co_map(q, offset, iov.size, &run);
 
     if (r < 0) {
         return r;
     }
-    if (run.length == iov.size) {
-        return co_read_run(q, &run, offset, iov);
+    lock = !held && may_move(&run);
+    if (lock) {
+        co_range_lock(&q->guest, &range, offset, run.length, false);
+        r = qcow2_co_map(q, offset, run.length, &run);
     }
-    return co_read_pieces(q, offset, iov);
+    if (r == 0) {
+        *ret_done = run.length;
+        if (run.length < iov.size) {
+            r = iov_part_set(&part, iov, 0, run.length);
+            iov = part.iov;
+        }
+    }
+    r = r < 0 ? r : co_read_run(q, &run, offset, iov, flags);
+    if (lock) {
+        range_unlock(&q->guest, &range);
+    }
+    return r;
+}
+
+static int co_read(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags, bool held)
+{
+    IOV_PART_AUTO(part);
+    size_t done = 0, n;
+    int r = co_read_first(q, offset, iov, flags, held, &done);
+
+    while (r == 0 && done < iov.size) {
+        r = iov_part_set(&part, iov, done, iov.size - done);
+        r = r < 0 ? r : co_read_first(q, offset + done, part.iov, flags, held, &n);
+        done += r == 0 ? n : 0;
+    }
+    return r;
+}
+
+int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    return co_read(qcow2_state(node), offset, iov, flags & BLOCK_REQ_PREFETCH, false);
 }
 
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
@@ -92,7 +116,7 @@ int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
     int r = 0;
 
     if (inside > 0) {
-        r = qcow2_co_preadv(q->node, offset, iov_from_buf(&vec, buf, inside), 0);
+        r = co_read(q, offset, iov_from_buf(&vec, buf, inside), 0, true);
     }
     memset((char *)buf + inside, 0, size - inside);
     return r;
