@@ -249,11 +249,12 @@ static int co_inactivate(struct block_node *node, struct error *err)
     struct qcow2 *q = qcow2_state(node);
     int r, stored;
 
-    if (q->read_only || atomic_load(&q->broken)) {
+    if (q->read_only) {
         return 0;
     }
+    /* What was acknowledged before the image was found broken is kept; its bitmaps stay in use. */
     r = co_settle(q, err);
-    if (r < 0) {
+    if (r < 0 || atomic_load(&q->broken)) {
         return r;
     }
     stored = qcow2_co_store_bitmaps(q, err);
