@@ -312,11 +312,14 @@ static int co_daemon(int argc, char **argv)
 {
     struct daemon *d = the_daemon;
     ERROR_AUTO(err);
-    int status = 0;
+    int status = 0, r;
 
     qmp_set_quit_fn(on_quit);
     qmp_subscribe_to_exports();
-    if (co_start(d, &err) < 0) {
+    qmp_co_hold_commands();
+    r = co_start(d, &err);
+    qmp_co_release_commands();
+    if (r < 0) {
         status = cli_report(&err);
     } else {
         if (d->ready_fd >= 0) {

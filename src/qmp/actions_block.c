@@ -58,7 +58,8 @@ const struct qmp_action qmp_action_blockdev_add = {
 
 /*
  * A node goes only when the transaction is committed. Until then it counts as gone for the nodes below it, so that one
- * transaction can take away a filter and its children.
+ * transaction can take away a filter and its children. Its permissions hold until then: what they forbid to others
+ * needs a transaction of its own.
  */
 struct del_state {
     struct block_node *node;

@@ -315,6 +315,16 @@ void qmp_set_quit_fn(void (*fn)(void))
     quit_fn = fn;
 }
 
+void qmp_co_hold_commands(void)
+{
+    co_mutex_lock(get_command_lock());
+}
+
+void qmp_co_release_commands(void)
+{
+    co_mutex_unlock(get_command_lock());
+}
+
 void qmp_co_stop_commands(void)
 {
     co_mutex_lock(get_command_lock());

@@ -35,6 +35,13 @@ void qmp_set_quit_fn(void (*fn)(void));
 /* Have exports' events sent to the sessions. */
 void qmp_subscribe_to_exports(void);
 
+/*
+ * Keep commands waiting, and let them run: around the start of the daemon, since its monitors may have clients before
+ * its nodes are open. Each yields, the first until a command that runs has ended.
+ */
+void qmp_co_hold_commands(void);
+void qmp_co_release_commands(void);
+
 /* Wait for a command that runs, and let none run from now on. Yields. */
 void qmp_co_stop_commands(void);
 
