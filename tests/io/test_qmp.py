@@ -1,0 +1,675 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's monitor: every command, every kind of error, hostile input, events."""
+
+import json
+import os
+import random
+import socket
+import time
+
+import tidemark
+from qmp import QmpError
+
+
+class QmpTest(tidemark.TestCase):
+    """A daemon with a qcow2 image as node "disk"."""
+
+    def setUp(self):
+        super().setUp()
+        self.image = self.create("disk.qcow2")
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver=file,node-name=file,filename={self.image}",
+            "--blockdev",
+            "driver=qcow2,node-name=disk,file=file",
+        )
+        self.qmp = self.server.qmp
+        self.nbd = self.path("nbd.sock")
+
+    def refused(self, command, wanted, error_class="GenericError", /, **arguments):
+        """The command fails with exactly that sentence."""
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command(command, **arguments)
+        self.assertEqual(caught.exception.desc, wanted)
+        self.assertEqual(caught.exception.error_class, error_class)
+
+    def start_nbd(self):
+        self.qmp.command("nbd-server-start", addr={"type": "unix", "data": {"path": self.nbd}})
+
+    def export(self, export_id="export", node="disk", **more):
+        self.qmp.command("block-export-add", type="nbd", id=export_id, node_name=node, **more)
+
+    def exports(self):
+        return {e["id"]: e for e in self.qmp.command("query-block-exports")}
+
+    def uri(self, name="disk"):
+        return tidemark.nbd_uri(self.nbd, name)
+
+
+class SessionTest(QmpTest):
+    def test_greeting_has_the_form_of_qemus(self):
+        with self.server.connect(negotiate=False) as qmp:
+            greeting = qmp.greeting["QMP"]
+        self.assertEqual(sorted(greeting), ["capabilities", "version"])
+        self.assertEqual(sorted(greeting["version"]), ["package", "qemu"])
+        self.assertEqual(sorted(greeting["version"]["qemu"]), ["major", "micro", "minor"])
+        self.assertEqual(greeting["version"], self.qmp.command("query-version"))
+
+    def test_commands_wait_for_the_negotiation(self):
+        with self.server.connect(negotiate=False) as qmp:
+            for name in "query-version", "no-such-command":
+                self.assertEqual(
+                    qmp.execute(name)["error"],
+                    {
+                        "class": "CommandNotFound",
+                        "desc": "Expecting capabilities negotiation with 'qmp_capabilities'",
+                    },
+                )
+            self.assertEqual(qmp.execute("qmp_capabilities"), {"return": {}})
+            self.assertIn("return", qmp.execute("query-version"))
+
+    def test_negotiation_happens_once(self):
+        self.refused(
+            "qmp_capabilities",
+            "Capabilities negotiation is already complete, command ignored",
+            "CommandNotFound",
+        )
+
+    def test_capabilities_not_offered_are_refused(self):
+        with self.server.connect(negotiate=False) as qmp:
+            answer = qmp.execute("qmp_capabilities", {"enable": ["oob"]})
+            self.assertEqual(answer["error"]["desc"], "Capability oob not available")
+            self.assertIn("return", qmp.execute("qmp_capabilities", {"enable": []}))
+
+    def test_the_id_is_echoed(self):
+        for value in 7, "x", None, {"a": [1, 2.5]}, [], -1, 2**64 - 1, "\u00e9\U0001f600\n":
+            answer = self.qmp.execute("query-block-exports", id=value)
+            self.assertEqual(answer, {"return": [], "id": value})
+            answer = self.qmp.execute("no-such", id=value)
+            self.assertEqual(answer["id"], value)
+
+    def test_unknown_command(self):
+        self.refused("eject", "The command eject has not been found", "CommandNotFound")
+
+    def test_malformed_requests(self):
+        for request, wanted in (
+            ("{}", "QMP input lacks member 'execute'"),
+            ('{"arguments": {}}', "QMP input lacks member 'execute'"),
+            ('{"execute": 5}', "QMP input member 'execute' must be a string"),
+            ('{"execute": "quit", "x": 1}', "QMP input member 'x' is unexpected"),
+            ('{"execute": "quit", "arguments": []}', "QMP input member 'arguments' must be an object"),
+            ('{"execute": "quit", "arguments": null}', "QMP input member 'arguments' must be an object"),
+            ("[]", "QMP input must be a JSON object"),
+            ('"quit"', "QMP input must be a JSON object"),
+            ("5\n", "QMP input must be a JSON object"),
+        ):
+            with self.subTest(request):
+                self.qmp.send_raw(request)
+                answer = self.qmp.receive_answer()
+                self.assertEqual(answer, {"error": {"class": "GenericError", "desc": wanted}})
+
+    def test_garbage_is_an_error_and_the_session_goes_on(self):
+        for garbage in (
+            b"nonsense\n",
+            b'{"a" 1}',
+            b'{"execute": "query-version"]\n',
+            b'"unfinished\n',
+            b"\xff",
+            b'{"half": \xff',
+            b"\x00\n",
+            b"[" * 100000 + b"\n",
+            b'{"a":' * 100000 + b"\n",
+            b"{" + b" " * 3_000_000 + b"\n",
+            b'{"execute": "\xc3("}\n',
+        ):
+            with self.subTest(garbage[:20]):
+                self.qmp.send_raw(garbage)
+                self.assertIn("JSON", self.qmp.receive_answer()["error"]["desc"])
+                self.assertIn("qemu", self.qmp.command("query-version"))
+
+    def test_random_bytes_do_no_harm(self):
+        generator = random.Random(1)
+        for _ in range(20):
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.connect(self.server.qmp_path)
+                sock.settimeout(5)
+                sock.recv(4096)
+                alphabet = b'{}[]",:\\ \n\xff0aeE-.\'nul'
+                try:
+                    sock.sendall(bytes(generator.choice(alphabet) for _ in range(5000)))
+                except ConnectionError:
+                    pass
+        self.assertIn("qemu", self.qmp.command("query-version"))
+
+    def test_requests_may_arrive_in_pieces_and_together(self):
+        for byte in b'{"execute": "query-block-exports"}':
+            self.qmp.send_raw(bytes([byte]))
+        self.assertEqual(self.qmp.receive_answer(), {"return": []})
+        self.qmp.send_raw('{"execute": "query-block-exports", "id": 1}' * 50)
+        for _ in range(50):
+            self.assertEqual(self.qmp.receive_answer(), {"return": [], "id": 1})
+
+    def test_single_quotes_are_taken_as_qemu_does(self):
+        self.qmp.send_raw("{'execute': 'query-block-exports'}")
+        self.assertEqual(self.qmp.receive_answer(), {"return": []})
+
+    def test_clients_come_and_go(self):
+        for _ in range(50):
+            with self.server.connect() as qmp:
+                qmp.command("query-version")
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(self.server.qmp_path)
+            sock.sendall(b'{"execute": "qmp_capab')
+        self.assertIn("qemu", self.qmp.command("query-version"))
+
+    def test_a_client_that_does_not_read_stops_nobody(self):
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(self.server.qmp_path)
+            sock.setblocking(False)
+            request = b'{"execute": "query-qmp-schema"}' * 2000
+            try:
+                sock.sendall(b'{"execute": "qmp_capabilities"}' + request)
+            except BlockingIOError:
+                pass
+            self.start_nbd()
+            for _ in range(100):
+                self.export()
+                self.qmp.command("block-export-del", id="export")
+            self.assertEqual(len(self.qmp.events), 100)
+        self.assertIn("qemu", self.qmp.command("query-version"))
+
+    def test_quit_answers_then_ends(self):
+        self.assertEqual(self.server.quit(), 0)
+        self.assertFalse(os.path.exists(self.server.qmp_path))
+
+
+class SchemaTest(QmpTest):
+    def setUp(self):
+        super().setUp()
+        self.schema = {s["name"]: s for s in self.qmp.command("query-qmp-schema")}
+
+    def test_commands_are_those_of_the_schema(self):
+        commands = [c["name"] for c in self.qmp.command("query-commands")]
+        self.assertEqual(
+            sorted(commands),
+            sorted(n for n, s in self.schema.items() if s["meta-type"] == "command"),
+        )
+
+    def check(self, type_name, value, path=""):
+        """Whether a value is what the schema says."""
+        entry = self.schema[type_name]
+        meta = entry["meta-type"]
+        if meta == "builtin":
+            wanted = {"string": str, "boolean": bool, "int": int, "number": (int, float)}
+            if entry["json-type"] != "value":
+                self.assertIsInstance(value, wanted[entry["json-type"]], path)
+        elif meta == "enum":
+            self.assertIn(value, [m["name"] for m in entry["members"]], path)
+        elif meta == "array":
+            self.assertIsInstance(value, list, path)
+            for i, element in enumerate(value):
+                self.check(entry["element-type"], element, f"{path}[{i}]")
+        else:
+            self.assertEqual(meta, "object", path)
+            members = {m["name"]: m for m in entry["members"]}
+            for variant in entry.get("variants", []):
+                if value[entry["tag"]] == variant["case"]:
+                    more = self.schema[variant["type"]]["members"]
+                    members.update({m["name"]: m for m in more})
+            self.assertLessEqual(set(value), set(members), path)
+            for name, member in members.items():
+                if name in value:
+                    self.check(member["type"], value[name], f"{path}.{name}")
+                else:
+                    self.assertIn("default", member, f"{path}.{name} is missing")
+
+    def test_answers_are_what_the_schema_says(self):
+        self.start_nbd()
+        self.export()
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
+        for name, entry in self.schema.items():
+            if name.startswith("query-"):
+                with self.subTest(name):
+                    self.check(entry["ret-type"], self.qmp.command(name))
+
+    def test_events_are_what_the_schema_says(self):
+        self.start_nbd()
+        self.export()
+        self.qmp.command("block-export-del", id="export")
+        event = self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        self.check(self.schema["BLOCK_EXPORT_DELETED"]["arg-type"], event["data"])
+
+    def expand(self, schema, name, seen=()):
+        """A type with its parts in place of their names, which are not for comparison."""
+        entry = schema[name]
+        meta = entry["meta-type"]
+        if meta == "builtin":
+            return entry["json-type"]
+        if meta == "enum":
+            return set(entry["values"])
+        if meta == "array":
+            return [self.expand(schema, entry["element-type"], seen)]
+        if meta == "alternate":
+            return [str(self.expand(schema, m["type"], seen)) for m in entry["members"]]
+        if name in seen:
+            return "recursive"
+        seen = (*seen, name)
+        result = {
+            m["name"]: ("default" in m, self.expand(schema, m["type"], seen))
+            for m in entry["members"]
+        }
+        for variant in entry.get("variants", []):
+            result["case " + variant["case"]] = self.expand(schema, variant["type"], seen)
+        return result
+
+    def compare(self, ours, theirs, path):
+        """Every member of ours is one of theirs, of the same type; what they require, so do we."""
+        if isinstance(ours, set):
+            self.assertLessEqual(ours, theirs, path)
+        elif isinstance(ours, list):
+            self.assertEqual(len(ours), len(theirs), path)
+            for one, other in zip(ours, theirs):
+                self.compare(one, other, path + "[]")
+        elif isinstance(ours, dict):
+            self.assertLessEqual(set(ours), set(theirs), path)
+            for name, (mine, other) in {n: (ours[n], theirs[n]) for n in ours}.items():
+                if isinstance(mine, tuple):
+                    self.assertEqual(mine[0], other[0], f"{path}.{name} optional")
+                    mine, other = mine[1], other[1]
+                self.compare(mine, other, f"{path}.{name}")
+            needed = {n for n, m in theirs.items() if isinstance(m, tuple) and not m[0]}
+            self.assertLessEqual(needed, set(ours), path)
+        else:
+            self.assertEqual(ours, theirs, path)
+
+    # Of our own, or of QEMU after the release that is compared with.
+    OWN_COMMANDS = {"blockdev-replace", "query-nbd-server"}
+    OWN_ACTIONS = {
+        "blockdev-add",
+        "blockdev-del",
+        "blockdev-replace",
+        "block-export-add",
+        "block-export-del",
+    }
+
+    def test_types_are_those_of_qemu(self):
+        other = self.own(
+            tidemark.Daemon(
+                self.dir, name="qemu", program=[tidemark.qemu("qemu-storage-daemon")]
+            )
+        )
+        theirs = {s["name"]: s for s in other.qmp.command("query-qmp-schema")}
+        for name, entry in self.schema.items():
+            if entry["meta-type"] not in ("command", "event") or name in self.OWN_COMMANDS:
+                continue
+            for key in {"arg-type", "ret-type"} & set(entry):
+                mine = self.expand(self.schema, entry[key])
+                yours = self.expand(theirs, theirs[name][key])
+                if name == "query-qmp-schema":
+                    continue
+                if name == "blockdev-add" and key == "arg-type":
+                    # The driver's name is checked against the drivers there are; cache goes to the driver.
+                    mine = {k: v for k, v in mine.items() if k == "node-name"}
+                    yours = {"node-name": yours["node-name"]}
+                if name == "transaction" and key == "arg-type":
+                    (_, (action,)) = mine["actions"]
+                    action["type"] = (False, action["type"][1] - self.OWN_ACTIONS)
+                    for kind in self.OWN_ACTIONS:
+                        del action["case " + kind]
+                if name == "query-named-block-nodes" and key == "ret-type":
+                    # One type for all formats.
+                    mine[0]["image"][1].pop("format-specific")
+                if name == "nbd-server-start" and key == "arg-type":
+                    del mine["handshake-max-seconds"]
+                with self.subTest(f"{name} {key}"):
+                    self.compare(mine, yours, name)
+
+
+class NodeTest(QmpTest):
+    maxDiff = None
+
+    def test_add_and_delete(self):
+        self.qmp.command("blockdev-add", driver="null-co", node_name="null", size=65536)
+        self.assertEqual(self.qmp.node("null")["image"]["virtual-size"], 65536)
+        self.qmp.command("blockdev-del", node_name="null")
+        self.assertIsNone(self.qmp.node("null"))
+
+    def test_query_tells_what_qemu_tells(self):
+        overlay = self.path("overlay.qcow2")
+        self.server.quit()
+        tidemark.img("create", "-q", "-f", "qcow2", "-b", self.image, "-F", "qcow2", overlay)
+        options = (
+            "--blockdev",
+            f"driver=file,node-name=file,filename={overlay}",
+            "--blockdev",
+            "driver=qcow2,node-name=disk,file=file,read-only=on",
+        )
+        answers = []
+        for name, program in ("ours", None), ("qemu", [tidemark.qemu("qemu-storage-daemon")]):
+            server = self.daemon(*options, name=name, program=program)
+            answers.append([server.qmp.node("disk"), server.qmp.node("file")])
+            nested = [
+                n
+                for n in server.qmp.command("query-named-block-nodes")
+                if n["node-name"] == "disk"
+            ]
+            answers[-1].append(nested[0]["image"]["backing-image"]["filename"])
+            server.quit()
+        for node in answers[0][:2] + answers[1][:2]:
+            # A file's length in whole sectors, and flags that QEMU leaves out later.
+            node["image"].pop("virtual-size" if node["drv"] == "file" else "", None)
+            node["image"].pop("dirty-flag", None)
+            # Here the depth of the chain; 0 in QEMU's storage daemon, whatever it is.
+            node.pop("backing_file_depth")
+        self.assertEqual(*answers)
+
+    def test_errors(self):
+        self.refused(
+            "blockdev-add", "'node-name' must be specified for the root node", driver="null-co"
+        )
+        self.refused(
+            "blockdev-add",
+            "Parameter 'driver' does not accept value 'bogus'",
+            driver="bogus",
+            node_name="x",
+        )
+        self.refused("blockdev-add", "Parameter 'driver' is missing", node_name="x")
+        self.refused(
+            "blockdev-add",
+            "Duplicate nodes with node-name='disk'",
+            driver="null-co",
+            node_name="disk",
+        )
+        self.refused("blockdev-del", "Failed to find node with node-name='x'", node_name="x")
+        self.refused("blockdev-del", "Block device file is in use", node_name="file")
+        self.refused("blockdev-del", "Parameter 'x' is unexpected", node_name="disk", x=1)
+
+    def test_an_unknown_option_is_named_and_nothing_left(self):
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("blockdev-add", driver="null-co", node_name="n", bogus=1)
+        self.assertIn("'bogus'", caught.exception.desc)
+        self.assertIsNone(self.qmp.node("n"))
+        self.qmp.command("blockdev-add", driver="null-co", node_name="n")
+
+    def test_a_node_of_an_export_stays(self):
+        self.start_nbd()
+        self.export()
+        self.refused("blockdev-del", "Node disk is in use", node_name="disk")
+        self.qmp.command("block-export-del", id="export")
+        self.qmp.command("blockdev-del", node_name="disk")
+        self.qmp.command("blockdev-del", node_name="file")
+        self.assertEqual(self.qmp.command("query-named-block-nodes"), [])
+
+    def test_a_child_opened_along_is_not_the_monitors(self):
+        self.qmp.command(
+            "blockdev-add",
+            driver="raw",
+            node_name="top",
+            file={"driver": "null-co", "node-name": "below", "size": 512},
+        )
+        self.refused("blockdev-del", "Node below is not owned by the monitor", node_name="below")
+        self.qmp.command("blockdev-del", node_name="top")
+        self.assertIsNone(self.qmp.node("below"))
+
+
+class ExportTest(QmpTest):
+    def test_life_of_an_export(self):
+        self.start_nbd()
+        self.export(name="vol", writable=True)
+        self.assertEqual(
+            self.exports(),
+            {
+                "export": {
+                    "id": "export",
+                    "type": "nbd",
+                    "node-name": "disk",
+                    "shutting-down": False,
+                }
+            },
+        )
+        tidemark.io(self.uri("vol"), "write -P 7 0 64k", fmt="raw")
+        tidemark.qemu_io(self.uri("vol"), "read -P 7 0 64k", fmt="raw", options=["-r"])
+        self.qmp.command("block-export-del", id="export")
+        event = self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        self.assertEqual(event["data"], {"id": "export"})
+        self.assertEqual(sorted(event), ["data", "event", "timestamp"])
+        self.assertLess(abs(event["timestamp"]["seconds"] - time.time()), 60)
+        self.assertEqual(self.exports(), {})
+        self.qmp.command("nbd-server-stop")
+        self.assertFalse(os.path.exists(self.nbd) and tidemark.can_connect(self.nbd))
+
+    def test_errors(self):
+        arguments = {"type": "nbd", "id": "e", "node-name": "disk"}
+        self.refused("block-export-add", "NBD server not running", **arguments)
+        self.refused("nbd-server-stop", "NBD server not running")
+        self.start_nbd()
+        self.refused(
+            "nbd-server-start",
+            "NBD server already running",
+            addr={"type": "unix", "data": {"path": self.nbd}},
+        )
+        self.refused(
+            "block-export-add",
+            "Cannot find device='' nor node-name='x'",
+            **{**arguments, "node-name": "x"},
+        )
+        self.refused("block-export-add", "Invalid block export id", **{**arguments, "id": "!"})
+        self.refused(
+            "block-export-add", "Bitmap 'b' is not found", **{**arguments, "bitmaps": ["b"]}
+        )
+        self.refused(
+            "block-export-add", 'iothread "t" not found', **{**arguments, "iothread": "t"}
+        )
+        self.export("e")
+        self.refused("block-export-add", "Block export id 'e' is already in use", **arguments)
+        self.refused(
+            "block-export-add",
+            "NBD server already has export named 'disk'",
+            **{**arguments, "id": "e2"},
+        )
+        self.refused("block-export-del", "Export 'x' is not found", id="x")
+
+    def test_events_reach_every_negotiated_monitor(self):
+        self.start_nbd()
+        self.export()
+        with self.server.connect() as second, self.server.connect(negotiate=False) as third:
+            self.qmp.command("block-export-del", id="export")
+            for qmp in self.qmp, second:
+                self.assertEqual(
+                    qmp.wait_event("BLOCK_EXPORT_DELETED")["data"], {"id": "export"}
+                )
+            third.command("qmp_capabilities")
+            self.assertEqual(third.events, [])
+
+    def test_a_client_keeps_its_export_in_safe_mode(self):
+        self.start_nbd()
+        self.export()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(self.nbd)
+            client.settimeout(10)
+            receive_exactly(client, 18)
+            client.sendall(b"\0\0\0\1" + b"IHAVEOPT\0\0\0\1\0\0\0\4disk")
+            receive_exactly(client, 10 + 124)
+            with self.assertRaises(QmpError) as caught:
+                self.qmp.command("block-export-del", id="export")
+            self.assertIn("still in use", caught.exception.desc)
+            self.assertIn("export", self.exports())
+            self.qmp.command("block-export-del", id="export", mode="hard")
+            self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            self.assertEqual(client.recv(1), b"")
+
+    def test_stopping_the_server_deletes_its_exports(self):
+        self.start_nbd()
+        self.export("a", name="a")
+        self.export("b", name="b")
+        self.qmp.command("nbd-server-stop")
+        gone = {self.qmp.wait_event("BLOCK_EXPORT_DELETED")["data"]["id"] for _ in "ab"}
+        self.assertEqual(gone, {"a", "b"})
+        self.assertEqual(self.exports(), {})
+
+    def test_replace_puts_another_node_under_a_client(self):
+        self.start_nbd()
+        self.export(writable=True)
+        tidemark.io(self.uri(), "write -P 1 0 64k", fmt="raw")
+        self.qmp.command("blockdev-add", driver="raw", node_name="over", file="disk")
+        self.qmp.command("blockdev-replace", export="export", node_name="over")
+        self.assertEqual(self.exports()["export"]["node-name"], "over")
+        tidemark.io(self.uri(), "read -P 1 0 64k", "write -P 2 0 64k", fmt="raw")
+        self.qmp.command("blockdev-replace", export="export", node_name="disk")
+        self.qmp.command("blockdev-del", node_name="over")
+        tidemark.io(self.uri(), "read -P 2 0 64k", fmt="raw")
+
+    def test_replace_refuses_what_does_not_fit(self):
+        self.start_nbd()
+        self.export()
+        self.qmp.command("blockdev-add", driver="null-co", node_name="small", size=512)
+        with self.assertRaises(QmpError):
+            self.qmp.command("blockdev-replace", export="export", node_name="small")
+        self.refused(
+            "blockdev-replace", "Export 'x' is not found", export="x", node_name="small"
+        )
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("blockdev-replace", export="export", node_name="x")
+        self.assertIn("'x'", caught.exception.desc)
+        self.assertEqual(self.exports()["export"]["node-name"], "disk")
+
+
+def receive_exactly(sock, size):
+    data = b""
+    while len(data) < size:
+        more = sock.recv(size - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+class BitmapTest(QmpTest):
+    def bitmap(self, name):
+        return self.qmp.bitmaps("disk")[name]
+
+    def write(self, offset, size):
+        self.start_nbd()
+        self.export(writable=True)
+        tidemark.io(self.uri(), f"write {offset} {size}", fmt="raw")
+        self.qmp.command("nbd-server-stop")
+
+    def test_add_tells_its_state(self):
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
+        self.assertEqual(
+            self.bitmap("b"),
+            {
+                "name": "b",
+                "recording": True,
+                "persistent": False,
+                "busy": False,
+                "granularity": 65536,
+                "count": 0,
+            },
+        )
+        self.qmp.command(
+            "block-dirty-bitmap-add",
+            node="disk",
+            name="p",
+            granularity=4096,
+            persistent=True,
+            disabled=True,
+        )
+        bitmap = self.bitmap("p")
+        self.assertEqual(
+            (bitmap["granularity"], bitmap["persistent"], bitmap["recording"]),
+            (4096, True, False),
+        )
+
+    def test_records_writes_while_enabled(self):
+        for name in "on", "off":
+            self.qmp.command("block-dirty-bitmap-add", node="disk", name=name)
+        self.qmp.command("block-dirty-bitmap-disable", node="disk", name="off")
+        self.write("1M", "128k")
+        self.assertEqual(self.bitmap("on")["count"], 131072)
+        self.assertEqual(self.bitmap("off")["count"], 0)
+        self.qmp.command("block-dirty-bitmap-enable", node="disk", name="off")
+        self.write("2M", "64k")
+        self.assertEqual(self.bitmap("on")["count"], 196608)
+        self.assertEqual(self.bitmap("off")["count"], 65536)
+
+    def test_merge_and_clear(self):
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="a")
+        self.write("1M", "64k")
+        self.qmp.command("block-dirty-bitmap-disable", node="disk", name="a")
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
+        self.write("3M", "64k")
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="sum", disabled=True)
+        self.qmp.command(
+            "block-dirty-bitmap-merge",
+            node="disk",
+            target="sum",
+            bitmaps=["a", {"node": "disk", "name": "b"}],
+        )
+        self.assertEqual(self.bitmap("sum")["count"], 131072)
+        self.qmp.command("block-dirty-bitmap-clear", node="disk", name="sum")
+        self.assertEqual(self.bitmap("sum")["count"], 0)
+
+    def test_remove_also_from_the_image(self):
+        for name in "keep", "gone":
+            self.qmp.command("block-dirty-bitmap-add", node="disk", name=name, persistent=True)
+        self.server.quit()
+        self.assertEqual(self.stored(), ["gone", "keep"])
+        server = self.daemon(
+            "--blockdev", f"qcow2,node-name=disk,file.driver=file,file.filename={self.image}"
+        )
+        server.qmp.command("block-dirty-bitmap-remove", node="disk", name="gone")
+        self.assertEqual(sorted(server.qmp.bitmaps("disk")), ["keep"])
+        server.quit()
+        self.assertEqual(self.stored(), ["keep"])
+
+    def stored(self):
+        info = json.loads(tidemark.qemu_img("info", "--output=json", self.image).stdout)
+        bitmaps = info["format-specific"]["data"].get("bitmaps", [])
+        self.assertEqual([b for b in bitmaps if "in-use" in b["flags"]], [])
+        return sorted(b["name"] for b in bitmaps)
+
+    def test_errors(self):
+        add = "block-dirty-bitmap-add"
+        self.qmp.command(add, node="disk", name="b")
+        self.refused(add, "Bitmap already exists: b", node="disk", name="b")
+        self.refused(
+            add, "Cannot find device='x' nor node-name='x'", node="x", name="b"
+        )
+        self.refused(add, "Bitmap name cannot be empty", node="disk", name="")
+        for granularity in 0, 3, 256:
+            self.refused(
+                add,
+                "Granularity must be power of 2 and at least 512",
+                node="disk",
+                name="c",
+                granularity=granularity,
+            )
+        for command in "remove", "clear", "enable", "disable":
+            name = "block-dirty-bitmap-" + command
+            self.refused(name, "Dirty bitmap 'x' not found", node="disk", name="x")
+            self.refused(
+                name, "Cannot find device='x' nor node-name='x'", node="x", name="b"
+            )
+            self.refused(name, "Parameter 'name' is missing", node="disk")
+            self.refused(name, "Parameter 'y' is unexpected", node="disk", name="b", y=1)
+        merge = "block-dirty-bitmap-merge"
+        self.refused(
+            merge, "Dirty bitmap 'x' not found", node="disk", target="b", bitmaps=["x"]
+        )
+        self.refused(
+            merge, "Dirty bitmap 'x' not found", node="disk", target="x", bitmaps=["b"]
+        )
+        self.assertEqual(sorted(self.qmp.bitmaps("disk")), ["b"])
+
+    def test_a_busy_bitmap_stays_as_it_is(self):
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", disabled=True)
+        self.start_nbd()
+        self.export(bitmaps=["b"])
+        self.assertTrue(self.bitmap("b")["busy"])
+        for command in "remove", "clear", "enable", "disable":
+            with self.assertRaises(QmpError):
+                self.qmp.command("block-dirty-bitmap-" + command, node="disk", name="b")
+        self.qmp.command("block-export-del", id="export")
+        self.assertFalse(self.bitmap("b")["busy"])
+        self.qmp.command("block-dirty-bitmap-remove", node="disk", name="b")

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Transactions: every action, and that a failure leaves everything as it was."""
+
+import json
+import subprocess
+
+import tidemark
+from qmp import QmpError
+
+ABORT = ("abort", {})
+
+
+def add(name, **more):
+    return "block-dirty-bitmap-add", {"node": "disk", "name": name, **more}
+
+
+def on(action, name):
+    return "block-dirty-bitmap-" + action, {"node": "disk", "name": name}
+
+
+class TransactionTest(tidemark.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.image = self.create("disk.qcow2")
+        self.nbd = self.path("nbd.sock")
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver=file,node-name=file,filename={self.image}",
+            "--blockdev",
+            "driver=qcow2,node-name=disk,file=file",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+            "--export",
+            "type=nbd,id=export,node-name=disk,name=disk,writable=on",
+        )
+        self.qmp = self.server.qmp
+        for name, more in ("old", {}), ("off", {"disabled": True}), ("kept", {"persistent": True}):
+            self.qmp.transaction(add(name, **more))
+        self.uri = tidemark.nbd_uri(self.nbd, "disk")
+        tidemark.io(self.uri, "write -P 1 0 128k", fmt="raw")
+        self.qmp.transaction(on("enable", "off"))
+        tidemark.io(self.uri, "write -P 2 1M 64k", fmt="raw")
+        self.qmp.transaction(on("disable", "off"))
+        self.written = 1  # MiB that was written last
+
+    def state(self):
+        """All that can be asked, in an order that doesn't depend on history."""
+        nodes = self.qmp.command("query-named-block-nodes", flat=True)
+        for node in nodes:
+            node.get("dirty-bitmaps", []).sort(key=lambda b: b["name"])
+            node["image"].pop("actual-size", None)
+            node["image"].pop("format-specific", None)
+            if node["drv"] == "file":
+                node["image"].pop("virtual-size")
+        nodes.sort(key=lambda n: n["node-name"])
+        exports = self.qmp.command("query-block-exports")
+        return nodes, sorted(exports, key=lambda e: e["id"])
+
+    def assert_undone(self, *actions, wanted="Transaction aborted using Abort action"):
+        """With a failing action at the end nothing has happened; the disk works as before."""
+        before = self.state()
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.transaction(*actions)
+        self.assertEqual(caught.exception.desc, wanted)
+        self.assertEqual(self.state(), before)
+        counts = {n: b["count"] for n, b in self.qmp.bitmaps("disk").items() if b["recording"]}
+        self.written += 1
+        tidemark.io(
+            self.uri, f"write -P 3 {self.written}M 64k", "read -P 1 0 128k", fmt="raw"
+        )
+        for name, bitmap in self.qmp.bitmaps("disk").items():
+            if name in counts:
+                self.assertEqual(bitmap["count"], counts[name] + 65536, name)
+
+    def counts(self):
+        return {name: b["count"] for name, b in self.qmp.bitmaps("disk").items()}
+
+    # What each action does.
+
+    def test_bitmap_actions(self):
+        self.qmp.transaction(
+            add("new", granularity=4096),
+            on("disable", "old"),
+            on("enable", "off"),
+            on("clear", "kept"),
+            (
+                "block-dirty-bitmap-merge",
+                {"node": "disk", "target": "kept", "bitmaps": ["off"]},
+            ),
+        )
+        bitmaps = self.qmp.bitmaps("disk")
+        self.assertEqual(bitmaps["new"]["granularity"], 4096)
+        self.assertFalse(bitmaps["old"]["recording"])
+        self.assertTrue(bitmaps["off"]["recording"])
+        self.assertEqual(
+            self.counts(), {"old": 196608, "off": 65536, "kept": 65536, "new": 0}
+        )
+        self.qmp.transaction(on("remove", "new"), on("remove", "kept"))
+        self.assertEqual(sorted(self.counts()), ["off", "old"])
+
+    def test_actions_see_those_before_them(self):
+        self.qmp.transaction(
+            add("a"),
+            on("disable", "a"),
+            (
+                "block-dirty-bitmap-merge",
+                {"node": "disk", "target": "a", "bitmaps": [{"node": "disk", "name": "old"}]},
+            ),
+            on("remove", "old"),
+            add("old"),
+        )
+        self.assertEqual(self.counts()["a"], 196608)
+        self.assertEqual(self.counts()["old"], 0)
+
+    def test_node_and_export_actions(self):
+        self.qmp.transaction(
+            ("blockdev-add", {"driver": "raw", "node-name": "over", "file": "disk"}),
+            ("blockdev-replace", {"export": "export", "node-name": "over"}),
+            (
+                "block-export-add",
+                {"type": "nbd", "id": "second", "node-name": "disk", "name": "second"},
+            ),
+        )
+        exports = {e["id"]: e["node-name"] for e in self.qmp.command("query-block-exports")}
+        self.assertEqual(exports, {"export": "over", "second": "disk"})
+        tidemark.io(tidemark.nbd_uri(self.nbd, "second"), "read -P 1 0 128k", fmt="raw", options=["-r"])
+        self.qmp.transaction(
+            ("block-export-del", {"id": "second"}),
+            ("blockdev-replace", {"export": "export", "node-name": "disk"}),
+            ("blockdev-del", {"node-name": "over"}),
+        )
+        self.assertEqual(self.qmp.wait_event("BLOCK_EXPORT_DELETED")["data"], {"id": "second"})
+        self.assertIsNone(self.qmp.node("over"))
+        tidemark.io(self.uri, "read -P 1 0 128k", fmt="raw")
+
+    def test_parents_and_children_are_deleted_together(self):
+        self.qmp.command("blockdev-add", driver="null-co", node_name="low", size=65536)
+        self.qmp.command("blockdev-add", driver="raw", node_name="high", file="low")
+        low, high = ("blockdev-del", {"node-name": "low"}), ("blockdev-del", {"node-name": "high"})
+        self.assert_undone(low, high, wanted="Block device low is in use")
+        self.assert_undone(high, low, ABORT)
+        self.assert_undone(high, high, wanted="Failed to find node with node-name='high'")
+        self.qmp.transaction(high, low)
+        self.assertIsNone(self.qmp.node("low"))
+
+    # All or nothing.
+
+    def test_undone_bitmap_add(self):
+        self.assert_undone(add("new", persistent=True), add("other"), ABORT)
+
+    def test_undone_bitmap_remove(self):
+        self.assert_undone(on("remove", "old"), on("remove", "kept"), ABORT)
+
+    def test_undone_bitmap_clear(self):
+        self.assert_undone(on("clear", "old"), on("clear", "kept"), on("clear", "old"), ABORT)
+
+    def test_undone_bitmap_enable(self):
+        self.assert_undone(on("enable", "off"), on("enable", "old"), ABORT)
+
+    def test_undone_bitmap_disable(self):
+        self.assert_undone(on("disable", "old"), on("disable", "kept"), ABORT)
+
+    def test_undone_bitmap_merge(self):
+        self.qmp.transaction(on("clear", "kept"))
+        merge = {"node": "disk", "target": "kept", "bitmaps": ["old", "off"]}
+        self.assert_undone(("block-dirty-bitmap-merge", merge), ABORT)
+
+    def test_undone_blockdev_add(self):
+        self.assert_undone(
+            ("blockdev-add", {"driver": "null-co", "node-name": "a"}),
+            ("blockdev-add", {"driver": "raw", "node-name": "b", "file": "a"}),
+            ABORT,
+        )
+
+    def test_undone_blockdev_del(self):
+        self.qmp.command("blockdev-add", driver="null-co", node_name="a")
+        self.assert_undone(("blockdev-del", {"node-name": "a"}), ABORT)
+        self.qmp.command("blockdev-del", node_name="a")
+
+    def test_undone_blockdev_replace(self):
+        self.assert_undone(
+            ("blockdev-add", {"driver": "raw", "node-name": "over", "file": "disk"}),
+            ("blockdev-replace", {"export": "export", "node-name": "over"}),
+            ABORT,
+        )
+
+    def test_undone_export_add(self):
+        self.assert_undone(
+            ("block-export-add", {"type": "nbd", "id": "e", "node-name": "disk", "name": "e"}),
+            ABORT,
+        )
+
+    def test_undone_export_del(self):
+        self.assert_undone(("block-export-del", {"id": "export"}), ABORT)
+
+    def test_undone_with_all_at_once(self):
+        self.assert_undone(
+            add("new"),
+            on("clear", "old"),
+            on("remove", "old"),
+            add("old"),
+            on("disable", "kept"),
+            ("blockdev-add", {"driver": "raw", "node-name": "over", "file": "disk"}),
+            ("block-dirty-bitmap-add", {"node": "over", "name": "x"}),
+            ("blockdev-replace", {"export": "export", "node-name": "over"}),
+            ("block-dirty-bitmap-clear", {"node": "over", "name": "missing"}),
+            wanted="Dirty bitmap 'missing' not found",
+        )
+
+    def test_a_failure_of_each_kind_undoes_what_was_before(self):
+        for action, wanted in (
+            (add("old"), "Bitmap already exists: old"),
+            (on("remove", "x"), "Dirty bitmap 'x' not found"),
+            (on("clear", "x"), "Dirty bitmap 'x' not found"),
+            (on("enable", "x"), "Dirty bitmap 'x' not found"),
+            (on("disable", "x"), "Dirty bitmap 'x' not found"),
+            (
+                (
+                    "block-dirty-bitmap-merge",
+                    {"node": "disk", "target": "old", "bitmaps": ["kept", "x"]},
+                ),
+                "Dirty bitmap 'x' not found",
+            ),
+            (
+                ("blockdev-add", {"driver": "bogus", "node-name": "n"}),
+                "Parameter 'driver' does not accept value 'bogus'",
+            ),
+            (("blockdev-del", {"node-name": "disk"}), "Node disk is in use"),
+            (
+                ("blockdev-replace", {"export": "x", "node-name": "disk"}),
+                "Export 'x' is not found",
+            ),
+            (
+                ("block-export-add", {"type": "nbd", "id": "export", "node-name": "disk"}),
+                "Block export id 'export' is already in use",
+            ),
+            (("block-export-del", {"id": "x"}), "Export 'x' is not found"),
+        ):
+            with self.subTest(action):
+                self.assert_undone(add("new"), on("clear", "old"), action, wanted=wanted)
+
+    def test_what_the_schema_refuses_starts_nothing(self):
+        self.assert_undone(
+            add("new"),
+            ("block-dirty-bitmap-add", {"node": "disk", "name": 5}),
+            wanted="Invalid parameter type for 'actions[1].data.name', expected: string",
+        )
+
+    def test_bitmaps_are_stored_after_an_abort(self):
+        self.assert_undone(on("remove", "kept"), on("clear", "kept"), wanted="Dirty bitmap 'kept' not found")
+        self.assert_undone(on("clear", "kept"), on("remove", "kept"), ABORT)
+        self.server.quit()
+        info = json.loads(tidemark.qemu_img("info", "--output=json", self.image).stdout)
+        self.assertEqual(
+            [(b["name"], b["flags"]) for b in info["format-specific"]["data"]["bitmaps"]],
+            [("kept", ["auto"])],
+        )
+
+    # One instant for the guest.
+
+    def test_a_checkpoint_is_one_instant(self):
+        """Freeze the running bitmap, start the next, fleece: no write falls between them."""
+        target = self.create("fleece.qcow2")
+        self.qmp.transaction(add("run0"))
+        writer = self.own(
+            tidemark.Process(
+                [
+                    tidemark.qemu("qemu-io"),
+                    "-f",
+                    "raw",
+                    *[w for i in range(1500) for w in ("-c", f"write -q -P {i % 250 + 1} {i * 4096} 4k")],
+                    self.uri,
+                ],
+                self.path("writer.log"),
+                stdin=subprocess.DEVNULL,
+            )
+        )
+        self.qmp.command(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="fleece",
+            file={"driver": "file", "filename": target},
+        )
+        recording = "run0"
+        for turn in range(1, 6):
+            name = f"run{turn}"
+            cbw = {"driver": "copy-before-write", "file": "disk", "target": "fleece"}
+            self.qmp.transaction(
+                on("disable", recording),
+                add(name),
+                ("blockdev-add", {**cbw, "node-name": "cbw"}),
+                ("blockdev-replace", {"export": "export", "node-name": "cbw"}),
+                (
+                    "blockdev-add",
+                    {"driver": "snapshot-access", "node-name": "snapshot", "file": "cbw"},
+                ),
+                (
+                    "block-export-add",
+                    {"type": "nbd", "id": "view", "node-name": "snapshot", "name": "view"},
+                ),
+            )
+            self.qmp.command("block-export-del", id="view", mode="hard")
+            self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            self.qmp.command("blockdev-del", node_name="snapshot")
+            self.qmp.transaction(
+                ("blockdev-replace", {"export": "export", "node-name": "disk"}),
+                ("blockdev-del", {"node-name": "cbw"}),
+            )
+            recording = name
+        self.assertEqual(writer.wait(), 0, writer.log())
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="all", disabled=True)
+        self.qmp.command(
+            "block-dirty-bitmap-merge",
+            node="disk",
+            target="all",
+            bitmaps=[f"run{i}" for i in range(6)],
+        )
+        self.assertEqual(self.counts()["all"], 1500 * 4096 // 65536 * 65536 + 65536)
+        tidemark.io(self.uri, "read -P 1 0 4k", f"read -P 250 {1499 * 4096} 4k", fmt="raw")
