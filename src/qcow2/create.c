@@ -210,12 +210,17 @@ static int co_write_first_header(struct block_root *root, const struct create *c
 static int co_write_image(struct block_root *root, const struct create *c, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
-    int r = block_co_truncate(file, cluster_count(c) * c->cluster_size, BLOCK_PREALLOC_OFF, err);
+    const uint64_t size = cluster_count(c) * c->cluster_size;
+    int r = block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
 
     if (r < 0) {
         return r;
     }
-    r = co_write_refcounts(file, c);
+    if (!block_root_node(root)->driver->keeps_zero_beyond_eof) {
+        /* A device or an export has what it had, and the tables are written only where they are not zero. */
+        r = block_co_write_zeroes(file, 0, size, BLOCK_REQ_MAY_UNMAP);
+    }
+    r = r < 0 ? r : co_write_refcounts(file, c);
     r = r < 0 ? r : block_co_flush(file);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the refcounts of '%s'", c->filename);

@@ -152,7 +152,11 @@ class InteropTest(TestCase):
             self.assertEqual(result.returncode, 1)
             self.assertIn("Cannot", result.stderr)
         img("create", "-q", "-f", "qcow2", server.uri(), "64M")
-        io(server.uri(), "write -P 5 40M 64k", "read -P 5 40M 64k", fmt="qcow2")
+        io(
+            server.uri(), "write -P 5 40M 64k", "write -P 6 1000 2000", "read -P 5 40M 64k",
+            "read -P 0 0 1000", "read -P 6 1000 2000", "read -P 0 3000 128k", "read -P 0 10M 64k",
+            fmt="qcow2",
+        )  # fmt: skip
         qemu_img("check", "-f", "qcow2", server.uri())
 
     def test_read_only_server_is_not_opened_for_writing(self):
