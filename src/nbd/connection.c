@@ -111,10 +111,18 @@ static void co_wait_for_jobs(struct nbd_connection *c)
     }
 }
 
+/* Bytes that this connection's jobs may hold. */
+static size_t bytes_max(const struct nbd_connection *c)
+{
+    size_t share = NBD_WORKER_BYTES / c->worker->connections;
+
+    return MAX(MIN(share, NBD_JOB_BYTES_MAX), NBD_JOB_BYTES_MIN);
+}
+
 /* Wait until a job with buffers of `bytes` fits in. A lone job always does. */
 static void co_wait_for_room(struct nbd_connection *c, size_t bytes)
 {
-    while (c->jobs >= NBD_JOBS_MAX || (c->jobs > 0 && c->job_bytes + bytes > NBD_JOB_BYTES_MAX)) {
+    while (c->jobs >= NBD_JOBS_MAX || (c->jobs > 0 && c->job_bytes + bytes > bytes_max(c))) {
         co_wait_for_jobs(c);
     }
 }
@@ -449,6 +457,8 @@ void nbd_connection_co_serve(struct nbd_connection *c)
     if (!c->rbuf) {
         return;
     }
+    c->worker->connections++;
     co_receive_all(c);
     co_finish(c);
+    c->worker->connections--;
 }

@@ -19,9 +19,14 @@
 #include "nbd/proto.h"
 #include "nbd/server.h"
 
-/* Per connection; at each limit the server stops reading from the socket. */
+/*
+ * Per connection; at each limit the server stops reading from the socket. Bytes are shared out among the connections
+ * of a reactor, within these bounds; a connection may always have one request.
+ */
 #define NBD_JOBS_MAX 128
 #define NBD_JOB_BYTES_MAX (64 * MiB)
+#define NBD_JOB_BYTES_MIN (8 * MiB)
+#define NBD_WORKER_BYTES (512 * MiB)
 
 #define NBD_RECEIVE_BUFFER (256 * KiB)
 #define NBD_SOCKET_BUFFER (4 * 1024 * 1024)
@@ -43,7 +48,9 @@
 /* An I/O reactor as the server sees it. Lives as long as the process. */
 struct nbd_worker {
     struct reactor *reactor;
-    struct bufpool pool; /* touched on that reactor only */
+    /* touched on that reactor only: */
+    struct bufpool pool;
+    size_t connections;
 };
 
 struct nbd_server {
