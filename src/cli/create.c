@@ -53,6 +53,22 @@ static const struct shown_option shown_order[] = {
     {"refcount_bits", "16"},
 };
 
+/* Tell what is wrong, beginning with the name of the image unless it is the target of a conversion. Returns 1. */
+__attribute__((format(printf, 2, 3))) static int fail(const struct cli_new_image *image,
+                                                      const char *fmt, ...)
+{
+    ERROR_AUTO(err);
+    va_list ap;
+
+    va_start(ap, fmt);
+    error_vset(&err, EINVAL, fmt, ap);
+    va_end(ap);
+    if (!image->converts) {
+        error_prepend(&err, "%s: ", image->filename);
+    }
+    return cli_report(&err);
+}
+
 static void option_set_clear(struct option_set *set)
 {
     for (size_t i = 0; i < set->count; i++) {
@@ -267,16 +283,14 @@ static const struct block_option_desc *find_desc(const struct desc_list *list, c
     return NULL;
 }
 
-static const struct block_driver *find_creatable(const char *format, const char *filename)
+static const struct block_driver *find_creatable(const struct cli_new_image *image)
 {
-    const struct block_driver *driver = block_find_driver(format);
-    const char *prefix = filename ?: "";
-    const char *colon = filename ? ": " : "";
+    const struct block_driver *driver = block_find_driver(image->format);
 
     if (!driver) {
-        cli_fail("%s%sUnknown file format '%s'", prefix, colon, format);
+        fail(image, "Unknown file format '%s'", image->format);
     } else if (!driver->co_create) {
-        cli_fail("%s%sFormat driver '%s' does not support image creation", prefix, colon, format);
+        fail(image, "Format driver '%s' does not support image creation", image->format);
         driver = NULL;
     }
     return driver;
@@ -314,19 +328,19 @@ int cli_print_option_help(const char *format, const char *filename)
 
 /* --- values ------------------------------------------------------------------------------------------ */
 
-static int bad_size(const char *filename, const char *name, const char *value)
+static int bad_size(const struct cli_new_image *image, const char *name, const char *value)
 {
     if (value[0] == '-' && value[1] && value[1 + strspn(value + 1, "0123456789")] == '\0') {
-        return cli_fail("%s: Value '%s' is out of range for parameter '%s'", filename, value, name);
+        return fail(image, "Value '%s' is out of range for parameter '%s'", value, name);
     }
-    cli_fail("%s: Parameter '%s' expects a non-negative number below 2^64", filename, name);
+    fail(image, "Parameter '%s' expects a non-negative number below 2^64", name);
     fprintf(stderr, "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
                     "and exabytes, respectively.\n");
     return 1;
 }
 
 /* Check a value by its type and bring it to the form that is printed. Returns 0 or 1 (told). */
-static int normalise(const char *filename, const struct block_option_desc *desc,
+static int normalise(const struct cli_new_image *image, const struct block_option_desc *desc,
                      struct option_value *o)
 {
     uint64_t number;
@@ -335,17 +349,17 @@ static int normalise(const char *filename, const struct block_option_desc *desc,
 
     if (strcmp(desc->type, "size") == 0) {
         if (cli_size(o->value, &number) < 0) {
-            return bad_size(filename, o->name, o->value);
+            return bad_size(image, o->name, o->value);
         }
     } else if (strcmp(desc->type, "num") == 0) {
         errno = 0;
         number = strtoull(o->value, &end, 0);
         if (errno || end == o->value || *end) {
-            return cli_fail("%s: Parameter '%s' expects a number", filename, o->name);
+            return fail(image, "Parameter '%s' expects a number", o->name);
         }
     } else if (strncmp(desc->type, "bool", 4) == 0) {
         if (strcmp(o->value, "on") != 0 && strcmp(o->value, "off") != 0) {
-            return cli_fail("%s: Parameter '%s' expects 'on' or 'off'", filename, o->name);
+            return fail(image, "Parameter '%s' expects 'on' or 'off'", o->name);
         }
         return 0;
     } else {
@@ -360,18 +374,21 @@ static int normalise(const char *filename, const struct block_option_desc *desc,
 }
 
 static int check_options(struct option_set *set, const struct block_driver *driver,
-                         const char *filename)
+                         const struct cli_new_image *image)
 {
     struct desc_list list = {.count = 0};
 
-    collect_descs(&list, driver, filename);
+    collect_descs(&list, driver, image->filename);
     for (size_t i = 0; i < set->count; i++) {
         const struct block_option_desc *desc = find_desc(&list, set->entry[i].name);
 
-        if (!desc) {
-            return cli_fail("%s: Invalid parameter '%s'", filename, set->entry[i].name);
+        if (!desc && strcmp(set->entry[i].name, "backing_file") == 0) {
+            return fail(image, "Backing file not supported for file format '%s'", driver->name);
         }
-        if (normalise(filename, desc, &set->entry[i])) {
+        if (!desc) {
+            return fail(image, "Invalid parameter '%s'", set->entry[i].name);
+        }
+        if (normalise(image, desc, &set->entry[i])) {
             return 1;
         }
     }
@@ -442,31 +459,19 @@ static int co_look_at_backing(const struct cli_new_image *image, const char *bac
     if (!path) {
         return cli_fail("Out of memory");
     }
-    if (cli_co_open_disk(&source, BLOCK_OPEN_NO_IO, &disk, &err) < 0) {
-        char outer[64];
-
-        /* The cause names the file already. */
-        snprintf(outer, sizeof(outer), "Could not open '");
-        if (strncmp(error_message(&err), outer, strlen(outer)) == 0) {
-            const char *inner = strstr(error_message(&err) + 1, outer);
-
-            cli_fail("%s: %s", image->filename, inner ?: error_message(&err));
-        } else {
-            cli_fail("%s: %s", image->filename, error_message(&err));
-        }
-        if (!image->has_size && !*has_size) {
-            fprintf(stderr, "Could not open backing image to determine size.\n");
-        }
+    if (cli_co_open_disk_plainly(&source, BLOCK_OPEN_NO_IO, &disk, &err) < 0) {
+        fail(image, "%s", error_message(&err));
+        fprintf(stderr, "Could not open backing image.\n");
         return 1;
     }
     if (!format) {
-        cli_fail("%s: Backing file specified without backing format", image->filename);
+        fail(image, "Backing file specified without backing format");
         fprintf(stderr, "Detected format of %s.\n",
                 block_driver_name(block_node_driver(disk.node)));
         return 1;
     }
     if (!*has_size) {
-        *size = block_node_size(disk.node);
+        *size = round_up(block_node_size(disk.node), 512);
         *has_size = true;
     }
     return 0;
@@ -482,15 +487,11 @@ static int co_check_backing(const struct cli_new_image *image, const struct opti
         return 0;
     }
     if (!*backing) {
-        return cli_fail("%s: Expected backing file name, got empty string", image->filename);
+        return fail(image, "Expected backing file name, got empty string");
     }
     if (strcmp(backing, image->filename) == 0) {
-        return cli_fail(
-            "%s: Error: Trying to create an image with the same filename as the backing file",
-            image->filename);
-    }
-    if (format && !block_find_driver(format)) {
-        return cli_fail("%s: Unknown driver '%s'", image->filename, format);
+        return fail(image, "Error: Trying to create an image with the same filename as the "
+                           "backing file");
     }
     if (image->unsafe) {
         return 0;
@@ -527,7 +528,7 @@ static int choose_size(const struct cli_new_image *image, const struct option_se
     *has_size = image->has_size;
     if (by_option) {
         if (image->size_text) {
-            return cli_fail("%s: The image size must be specified only once", image->filename);
+            return fail(image, "The image size must be specified only once");
         }
         *has_size = true;
         return cli_size(by_option, size) < 0;
@@ -549,20 +550,20 @@ static struct options *to_options(const struct option_set *set)
 
 int cli_co_create(const struct cli_new_image *image)
 {
-    const struct block_driver *driver = find_creatable(image->format, image->filename);
+    const struct block_driver *driver = find_creatable(image);
     __attribute__((cleanup(option_set_clear))) struct option_set set = {.count = 0};
     ERROR_AUTO(err);
     char number[24];
     uint64_t size;
     bool has_size;
 
-    if (!driver || gather(image, &set) || check_options(&set, driver, image->filename) ||
+    if (!driver || gather(image, &set) || check_options(&set, driver, image) ||
         choose_size(image, &set, &size, &has_size) ||
         co_check_backing(image, &set, &size, &has_size)) {
         return 1;
     }
     if (!has_size) {
-        return cli_fail("%s: Image creation needs a size parameter", image->filename);
+        return fail(image, "Image creation needs a size parameter");
     }
     snprintf(number, sizeof(number), "%" PRIu64, size);
     if (put(&set, "size", number) < 0) {

@@ -38,17 +38,17 @@ static bool has_action(const struct request *r, const char *name)
 static int check_request(const struct request *r)
 {
     if (r->actions.count == 0) {
-        return cli_usage_fail(&usage, "Need at least one of --add, --remove, --clear, --enable, "
-                                      "--disable, or --merge");
+        return cli_fail("Need at least one of --add, --remove, --clear, --enable, --disable, or "
+                        "--merge");
     }
     if (r->granularity_text && !has_action(r, "add")) {
-        return cli_usage_fail(&usage, "granularity only supported with --add");
+        return cli_fail("granularity only supported with --add");
     }
     if (r->source_format && !r->source_file) {
-        return cli_usage_fail(&usage, "-F only supported with -b");
+        return cli_fail("-F only supported with -b");
     }
     if (r->source_file && !has_action(r, "merge")) {
-        return cli_usage_fail(&usage, "Merge bitmap source file only supported with --merge");
+        return cli_fail("Merge bitmap source file only supported with --merge");
     }
     return 0;
 }
@@ -163,7 +163,7 @@ int img_bitmap_main(int argc, char **argv)
             status = co_run(&r, &image);
         }
     } else if (first >= 0) {
-        cli_usage_fail(&usage, "Expecting filename and bitmap name");
+        cli_fail("Expecting filename and bitmap name");
     }
     cli_items_clear(&r.actions);
     return status;

@@ -257,8 +257,7 @@ int img_compare_main(int argc, char **argv)
     IMG_PARSE(first, args, &usage);
 
     if (first != argc - 2) {
-        cli_usage_fail(&usage, "Expecting two image file names");
-        return COMPARE_CANNOT_OPEN;
+        return cli_usage_fail(&usage, "Expecting two image file names");
     }
     if (cli_check_cache_mode(image[0].cache, "source cache") < 0 || img_check_objects(&objects)) {
         return COMPARE_CANNOT_OPEN;

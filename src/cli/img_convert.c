@@ -85,7 +85,7 @@ static int parse_numbers(const struct request *r, struct convert *c)
 static int check_request(const struct request *r, int sources)
 {
     if (sources < 1) {
-        return cli_usage_fail(&usage, "Must specify image file name");
+        return cli_fail("Must specify image file name");
     }
     if (r->offload && r->compressed) {
         return cli_fail("Cannot enable copy offloading when -c is used");
@@ -114,9 +114,6 @@ static int check_request(const struct request *r, int sources)
     }
     if (r->skip_broken_bitmaps && !r->bitmaps) {
         return cli_fail("Use of --skip-broken-bitmaps requires --bitmaps");
-    }
-    if (r->backing && !r->backing_format && !r->no_create) {
-        return cli_fail("Use of backing file requires explicit backing format");
     }
     if (r->image_opts && r->source_format) {
         return cli_fail("--image-opts and --format are mutually exclusive");
@@ -215,6 +212,20 @@ static int co_copy_bitmaps(struct convert *c)
     return 0;
 }
 
+/* The format of a backing file is never guessed. Returns 0 or 1 (told). */
+static int check_backing_format(const struct request *r)
+{
+    AUTO_FREE char *by_option = NULL;
+
+    if (!r->backing || r->backing_format || r->no_create) {
+        return 0;
+    }
+    if (cli_creation_option(&r->options, "backing_fmt", &by_option) < 0) {
+        return 1;
+    }
+    return by_option ? 0 : cli_fail("Use of backing file requires explicit backing format");
+}
+
 static bool options_name_backing(const struct cli_items *options)
 {
     for (size_t i = 0; i < options->count; i++) {
@@ -237,6 +248,9 @@ static int co_open_target(const struct request *r, struct convert *c, const char
     struct block_node *backing;
     ERROR_AUTO(err);
 
+    if (r->compressed && strcmp(r->target_format, "raw") == 0 && !r->target_image_opts) {
+        return cli_fail("Compression not supported for this file format");
+    }
     if (!r->no_create) {
         struct cli_new_image new_image = {
             .filename = name,
@@ -276,11 +290,14 @@ static int co_convert(const struct request *r, int count, char **names)
     };
     const char *target = names[count - 1];
     ERROR_AUTO(err);
-    int status = parse_numbers(r, &c) || co_open_sources(r, &c, count - 1, names);
+    int status = parse_numbers(r, &c);
 
-    if (status == 0 && c.source_count > 1 && (r->backing || options_name_backing(&r->options))) {
+    if (status == 0 && count > 2 && (r->backing || options_name_backing(&r->options))) {
         status = cli_fail("Having a backing file for the target makes no sense when concatenating "
                           "multiple input images");
+    }
+    if (status == 0) {
+        status = check_backing_format(r) || co_open_sources(r, &c, count - 1, names);
     }
     if (status == 0 && r->bitmaps) {
         status = check_bitmaps(r, &c);

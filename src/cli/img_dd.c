@@ -30,7 +30,7 @@ static int parse_operand(struct request *r, const char *text)
     size_t len = equals ? (size_t)(equals - text) : 0;
 
     if (!equals) {
-        return cli_usage_fail(&usage, "unrecognized operand %s", text);
+        return cli_fail("unrecognized operand %s", text);
     }
     if (strncmp(text, "if", len) == 0 && len == 2) {
         r->input = value;
@@ -49,7 +49,7 @@ static int parse_operand(struct request *r, const char *text)
     if (strncmp(text, "skip", len) == 0 && len == 4) {
         return cli_parse_size(value, "skip", 0, INT64_MAX, &r->skip) < 0;
     }
-    return cli_usage_fail(&usage, "unrecognized operand %s", text);
+    return cli_fail("unrecognized operand %.*s", (int)len, text);
 }
 
 /* The byte range of the input that is meant; what overflows lies beyond its end. */
@@ -141,7 +141,7 @@ int img_dd_main(int argc, char **argv)
         }
     }
     if (!r.input || !r.output) {
-        return cli_usage_fail(&usage, "Must specify both input and output file names");
+        return cli_fail("Must specify both input and output files");
     }
     if (img_check_objects(&objects)) {
         return 1;

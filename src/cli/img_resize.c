@@ -119,7 +119,8 @@ int img_resize_main(int argc, char **argv)
         return cli_usage_fail(&usage, "Not enough arguments");
     }
     if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting image file name and size");
+        return cli_usage_fail(&usage, first < argc ? "Expecting image file name and size"
+                                                   : "Not enough arguments");
     }
     if (parse_prealloc(prealloc_text, &prealloc) || img_check_objects(&objects)) {
         return 1;

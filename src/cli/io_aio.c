@@ -177,7 +177,7 @@ static int co_aio_flush(struct io *io, const struct io_command *command, struct 
 const struct io_command io_aio_commands[] = {
     {"aio_flush", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "completes all outstanding aio requests",
      NULL, co_aio_flush},
-    {"aio_read", NULL, "CiP:qv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqv] [-P pattern] off len [len..]",
+    {"aio_read", NULL, "CiP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqv] [-P pattern] off len [len..]",
      "asynchronously reads a number of bytes",
      "\n Starts to read and returns; 'aio_flush' waits. Errors are shown, but the command has "
      "succeeded.\n"
@@ -187,7 +187,7 @@ const struct io_command io_aio_commands[] = {
      " -q, -- quiet: no statistics\n"
      " -v, -- show the bytes\n",
      co_aio_read},
-    {"aio_write", NULL, "CfiP:quz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
+    {"aio_write", NULL, "CfiP:qruz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
      "[-Cfiquz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes",
      "\n Starts to write and returns; 'aio_flush' waits. Errors are shown, but the command has "
      "succeeded.\n"

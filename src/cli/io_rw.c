@@ -395,7 +395,7 @@ const struct io_command io_rw_commands[] = {
      "\n -C, -- report statistics in machine-readable form\n"
      " -q, -- quiet: no statistics\n",
      co_discard},
-    {"read", "r", "abCl:pP:qs:v", 2, -1, IO_NEEDS_IMAGE,
+    {"read", "r", "abCl:pP:qrs:v", 2, -1, IO_NEEDS_IMAGE,
      "[-abCqv] [-P pattern [-s off] [-l len]] off len",
      "reads a number of bytes at a specified offset",
      "\n Example:\n 'read -v 512 1k' - reads 1 KiB at byte 512 and shows it\n"
@@ -405,10 +405,11 @@ const struct io_command io_rw_commands[] = {
      " -p, -- ignored\n"
      " -P, -- verify that all bytes are this one\n"
      " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
      " -s, -- with -P: verify from this byte on\n"
      " -v, -- show the bytes\n",
      co_read},
-    {"readv", "rv", "CP:qv", 2, -1, IO_NEEDS_IMAGE, "[-Cqv] [-P pattern] off len [len..]",
+    {"readv", "rv", "CP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Cqv] [-P pattern] off len [len..]",
      "reads a number of bytes at a specified offset",
      "\n Reads one area into several buffers.\n"
      "\n Example:\n 'readv -v 512 1k 1k' - reads 2 KiB at byte 512 and shows them\n"
@@ -417,7 +418,7 @@ const struct io_command io_rw_commands[] = {
      " -q, -- quiet: no statistics\n"
      " -v, -- show the bytes\n",
      co_readv},
-    {"write", "w", "bcCfnpP:qs:uz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
+    {"write", "w", "bcCfnpP:qrs:uz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
      "[-bcCfnquz] [-P pattern | -s source_file] off len",
      "writes a number of bytes at a specified offset",
      "\n Writes a pattern, 0xcd if none is given.\n"
@@ -430,11 +431,12 @@ const struct io_command io_rw_commands[] = {
      " -p, -- ignored\n"
      " -P, -- the byte to write\n"
      " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
      " -s, -- write the contents of a file, repeated\n"
      " -u, -- with -z: space may be given back\n"
      " -z, -- write zeroes without sending them\n",
      co_write},
-    {"writev", "wv", "CfP:q", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
+    {"writev", "wv", "CfP:qr", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
      "[-Cfq] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset",
      "\n Writes one area from several buffers.\n"
      "\n Example:\n 'writev 512 1k 1k' - writes 2 KiB at byte 512\n"

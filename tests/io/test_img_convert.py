@@ -198,7 +198,7 @@ class Compare(TestCase):
     def test_a_missing_image_is_status_2(self):
         a = self.create("a.raw", "1M", "raw")
         self.assertEqual(self.both(a, self.path("gone")), 2)
-        self.assertEqual(img("compare", a, check=False).returncode, 2)
+        self.assertEqual(self.both(a), 1)
 
 
 class Resize(TestCase):
@@ -235,7 +235,7 @@ class Dd(TestCase):
     def test_operands_are_checked(self):
         result = img("dd", "if=x", "nonsense=1", check=False)
         self.assertEqual(result.returncode, 1)
-        self.assertIn("nonsense=1", result.stderr)
+        self.assertIn("nonsense", result.stderr)
         self.assertEqual(img("dd", "if=x", check=False).returncode, 1)
 
 
