@@ -167,6 +167,7 @@ static int parse_text(struct option_set *set, const char *text)
         }
         rc = put(set, element, equals ? equals + 1 : "on");
         if (rc < 0) {
+            cli_fail("Option list: %s", rc == -E2BIG ? "too many options" : "out of memory");
             return rc;
         }
     }
@@ -184,7 +185,10 @@ bool cli_wants_option_help(const struct cli_items *texts)
         while (cursor) {
             AUTO_FREE char *element = next_element(&cursor);
 
-            if (element && (strcmp(element, "help") == 0 || strcmp(element, "?") == 0)) {
+            if (!element) {
+                return false;
+            }
+            if (strcmp(element, "help") == 0 || strcmp(element, "?") == 0) {
                 return true;
             }
         }

@@ -153,7 +153,12 @@ void io_co_run_line(struct io *io, const char *line)
         return;
     }
     while ((word = strsep(&cursor, " \t\n")) != NULL) {
-        if (*word && n < WORDS_MAX) {
+        if (*word && n == WORDS_MAX) {
+            io->failed = true;
+            cli_fail("a command has at most %d arguments", WORDS_MAX);
+            return;
+        }
+        if (*word) {
             words[n++] = word;
         }
     }

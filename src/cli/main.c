@@ -18,10 +18,8 @@ struct face {
 };
 
 static const struct face faces[] = {
-#ifdef CLI_FACE_DAEMON
     {"daemon", "tidemark daemon", "qemu-storage-daemon", cli_daemon_main,
      "serve disks: block graph, NBD exports, QMP socket (as qemu-storage-daemon)"},
-#endif
     {"img", "tidemark img", "qemu-img", cli_img_main,
      "make, inspect, check, convert and compare images (as qemu-img)"},
     {"io", "tidemark io", "qemu-io", cli_io_main,
