@@ -215,14 +215,13 @@ static int fork_daemon(struct daemon *d)
 
 static void tell_ready(struct daemon *d)
 {
-    int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    AUTO_CLOSE int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
     if (null < 0 || chdir("/") < 0 || dup2(null, STDIN_FILENO) < 0 ||
         dup2(null, STDOUT_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0 ||
         write(d->ready_fd, "", 1) != 1) {
         log_error("daemonize: %s", strerror(errno));
     }
-    close(null);
     close(d->ready_fd);
     d->ready_fd = -1;
 }

@@ -189,7 +189,7 @@ static int co_merge_prepare(void *state, struct json_object *data, struct error 
     if (!s->bitmap) {
         return -ENOENT;
     }
-    sources = calloc(count ? count : 1, sizeof(*sources));
+    sources = calloc(count ? count : 1, sizeof(struct block_bitmap *));
     if (!sources) {
         return error_set(err, ENOMEM, "Out of memory");
     }

@@ -19,6 +19,7 @@
 #include "qmp/stdio_pair.h"
 
 #define BACKLOG 16
+#define MILLISECOND 1000000LL /* in ns */
 
 struct chardev {
     struct list link;  /* in chardevs */
@@ -269,7 +270,7 @@ static void co_accept(void *arg)
         int fd;
 
         if (qmp_session_count() >= QMP_SESSION_MAX) {
-            loop_co_sleep(50 * 1000 * 1000);
+            loop_co_sleep(50 * MILLISECOND);
             continue;
         }
         fd = loop_co_accept(c->fd);
@@ -278,7 +279,7 @@ static void co_accept(void *arg)
         }
         if (fd < 0) {
             /* Out of descriptors, or the client left before it was accepted. */
-            loop_co_sleep(50 * 1000 * 1000);
+            loop_co_sleep(50 * MILLISECOND);
             continue;
         }
         if (qmp_session_start(fd, c->pretty, &err) < 0) {
@@ -355,7 +356,7 @@ void qmp_co_chardevs_close(void)
     }
     LIST_FOREACH_SAFE (c, next, &chardevs, link) {
         while (c->accepting) {
-            loop_co_sleep(1000 * 1000);
+            loop_co_sleep(MILLISECOND);
         }
         free_chardev(c);
     }

@@ -23,7 +23,7 @@
 #include "base/error.h"
 
 /* Of one message: bytes, nested brackets, and brackets in all (each costs json-c up to 1 KiB). */
-#define QMP_JSON_BYTES_MAX (2u * 1024 * 1024)
+#define QMP_JSON_BYTES_MAX (2ul * 1024 * 1024)
 #define QMP_JSON_DEPTH_MAX 128u
 #define QMP_JSON_CONTAINERS_MAX 32768u
 

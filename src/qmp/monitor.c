@@ -19,6 +19,7 @@
 
 #define READ_SIZE 4096
 #define END_WAIT_MS 1000
+#define MILLISECOND 1000000LL /* in ns */
 
 struct session {
     struct list link; /* in sessions */
@@ -349,12 +350,12 @@ void qmp_co_end_sessions(void)
     struct session *s;
 
     for (int ms = 0; ms < END_WAIT_MS && !all_sent(); ms++) {
-        loop_co_sleep(1000 * 1000);
+        loop_co_sleep(MILLISECOND);
     }
     LIST_FOREACH (s, &sessions, link) {
         break_session(s);
     }
     while (!list_is_empty(&sessions)) {
-        loop_co_sleep(1000 * 1000);
+        loop_co_sleep(MILLISECOND);
     }
 }

@@ -146,7 +146,7 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
     while ((node = block_node_next(node))) {
         count++;
     }
-    nodes = calloc(count ? count : 1, sizeof(*nodes));
+    nodes = calloc(count ? count : 1, sizeof(struct block_node *));
     if (!nodes) {
         json_object_put(list);
         return error_set(err, ENOMEM, "Out of memory");

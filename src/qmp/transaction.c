@@ -52,10 +52,15 @@ static int co_prepare(struct step *step, const struct qmp_action *action, struct
 {
     int r;
 
+    if (!action) {
+        error_set(err, EINVAL, "There is no action of that type");
+        return -EINVAL;
+    }
     step->action = action;
     step->state = calloc(1, action->state_size ? action->state_size : 1);
     if (!step->state) {
-        return error_set(err, ENOMEM, "Out of memory");
+        error_set(err, ENOMEM, "Out of memory");
+        return -ENOMEM;
     }
     r = action->co_prepare(step->state, data, err);
     if (r < 0) {
@@ -132,11 +137,9 @@ static int co_run_drained(struct json_object *list, struct step *steps, size_t *
 
     while (done < count && r >= 0) {
         struct json_object *item = json_object_array_get_idx(list, done);
-        const struct qmp_action *action = qmp_find_action(qmp_get_str(item, "type"));
 
-        r = action ? co_prepare(&steps[done], action, qmp_get(item, "data"), err)
-                   : error_set(err, EINVAL, "Parameter 'type' does not accept value '%s'",
-                               qmp_get_str(item, "type"));
+        r = co_prepare(&steps[done], qmp_find_action(qmp_get_str(item, "type")),
+                       qmp_get(item, "data"), err);
         done += r >= 0;
     }
     if (r >= 0) {
