@@ -165,6 +165,7 @@ static void end_signals(sigset_t *set)
 static void client_left(void *arg, size_t left)
 {
     if (left == 0 && !cl.persistent) {
+        export_nbd_server_stop_accepting();
         kill(getpid(), SIGUSR1);
     }
 }
@@ -328,10 +329,7 @@ static void co_wait_for_end(int fd)
         if (ret < 0 && ret != -EINTR) {
             return;
         }
-        if (read(fd, &info, sizeof(info)) != sizeof(info)) {
-            continue;
-        }
-        if (info.ssi_signo != SIGUSR1 || export_nbd_server_connections() == 0) {
+        if (read(fd, &info, sizeof(info)) == sizeof(info)) {
             return;
         }
     }

@@ -54,6 +54,9 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
  */
 int export_co_nbd_server_stop(struct error *err);
 
+/* No new clients from now on: the socket is gone, those who are connected stay. Does not yield. */
+void export_nbd_server_stop_accepting(void);
+
 bool export_nbd_server_is_running(void);
 /* The TCP port that it listens on (0: a unix socket, or none), and its clients now. */
 unsigned export_nbd_server_port(void);

@@ -225,6 +225,23 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
     return ret;
 }
 
+static void remove_socket(void)
+{
+    if (state.unix_path) {
+        unlink(state.unix_path);
+        free(state.unix_path);
+        state.unix_path = NULL;
+    }
+}
+
+void export_nbd_server_stop_accepting(void)
+{
+    if (state.server) {
+        nbd_server_stop_accepting(state.server);
+        remove_socket();
+    }
+}
+
 int export_co_nbd_server_stop(struct error *err)
 {
     if (!state.server || state.busy) {
@@ -236,11 +253,7 @@ int export_co_nbd_server_stop(struct error *err)
     nbd_server_free(state.server);
     state.server = NULL;
     state.port = 0;
-    if (state.unix_path) {
-        unlink(state.unix_path);
-        free(state.unix_path);
-        state.unix_path = NULL;
-    }
+    remove_socket();
     state.busy = false;
     return 0;
 }

@@ -18,6 +18,8 @@
 #include "nbd/client_internal.h"
 
 #define GATHER_MAX 256 /* elements per sendmsg() */
+/* How long a server may take to hang up after the client has said goodbye. */
+#define GOODBYE_NS 1000000000LL
 
 /* --- sending ------------------------------------------------------------------------------------- */
 
@@ -126,7 +128,8 @@ static void sender(void *arg)
     nbd_request_encode(header, &goodbye);
     co_put(&o, header, sizeof(header));
     co_send_out(&o);
-    shutdown(c->fd, SHUT_RDWR);
+    /* The server hangs up, and ends the receiver by that. */
+    shutdown(c->fd, SHUT_WR);
     co_group_done(&c->group);
 }
 
@@ -554,6 +557,8 @@ int nbd_client_co_connect(const struct nbd_address *address, const char *export_
 
 void nbd_client_co_close(struct nbd_client *c)
 {
+    struct deadline deadline;
+
     if (!c) {
         return;
     }
@@ -561,7 +566,9 @@ void nbd_client_co_close(struct nbd_client *c)
     c->closing = true;
     wake_sender_locked(c);
     pthread_mutex_unlock(&c->lock);
+    deadline_begin(&deadline, c->fd, GOODBYE_NS);
     co_group_wait(&c->group);
+    loop_timer_disarm(&deadline.timer);
     release(c);
 }
 

@@ -171,17 +171,19 @@ static int co_connect(const struct target *t, struct nbd_client **ret, struct er
 
     for (;;) {
         ERROR_AUTO(local);
+        int64_t left;
         int r = nbd_client_co_connect(&t->address, t->export, &context, 1, HANDSHAKE_TIMEOUT_NS,
                                       ret, &local);
 
         if (r == 0) {
             return 0;
         }
-        if (loop_now_ns() + RETRY_NS > deadline) {
+        left = deadline - loop_now_ns();
+        if (left <= 0) {
             error_move(err, &local);
             return r;
         }
-        loop_co_sleep(RETRY_NS);
+        loop_co_sleep(MIN(left, RETRY_NS));
     }
 }
 

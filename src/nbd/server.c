@@ -212,12 +212,13 @@ static void connection_gone(struct nbd_connection *c)
     detach(c);
     list_remove(&c->link);
     s->connection_count--;
-    close(c->fd);
-    nbd_selection_clear(&c->selection);
-    free(c);
+    /* Before the client can notice. */
     if (was_client && s->config.on_disconnect) {
         s->config.on_disconnect(s->config.arg, s->connection_count);
     }
+    close(c->fd);
+    nbd_selection_clear(&c->selection);
+    free(c);
     wake_acceptor(s);
     wake_stopper(s);
 }
@@ -278,15 +279,20 @@ int nbd_server_add_client(struct nbd_server *s, int fd)
     return ret;
 }
 
-void nbd_server_co_disconnect_all(struct nbd_server *s)
+void nbd_server_stop_accepting(struct nbd_server *s)
 {
-    struct nbd_connection *c;
-
     s->stopping = true;
     if (s->listen_fd >= 0) {
         shutdown(s->listen_fd, SHUT_RDWR);
     }
     wake_acceptor(s);
+}
+
+void nbd_server_co_disconnect_all(struct nbd_server *s)
+{
+    struct nbd_connection *c;
+
+    nbd_server_stop_accepting(s);
     LIST_FOREACH (c, &s->connections, link) {
         shutdown(c->fd, SHUT_RDWR);
     }

@@ -4,6 +4,7 @@
 import socket
 import struct
 import threading
+import time
 import unittest
 
 from nbd_raw import ACK, CHUNK_MAGIC, ERR_UNSUP, GO, REPLY_MAGIC, SIMPLE_MAGIC, STRUCTURED
@@ -18,7 +19,11 @@ class Hostile:
     info: what GO answers before its ACK; on_request(send, kind, cookie, offset, length).
     """
 
-    def __init__(self, path, info=None, on_request=None, hello=None, structured=True):
+    def __init__(
+        self, path, info=None, on_request=None, hello=None, structured=True, linger=0
+    ):  # fmt: skip
+        self.linger = linger  # seconds that it stays connected after the client's goodbye
+        self.closed = threading.Event()
         self.info = info if info is not None else [export_info()]
         self.on_request = on_request
         self.hello = hello or b"NBDMAGICIHAVEOPT\0\3"
@@ -70,10 +75,12 @@ class Hostile:
             if kind == 1:
                 receive(length)
             if kind == 2:
+                self.closed.wait(self.linger)
                 return
             self.on_request(sock.sendall, kind, cookie, offset, length)
 
     def close(self):
+        self.closed.set()
         self.listener.close()
 
 
@@ -207,6 +214,11 @@ class ClientTest(TestCase):
                 )  # fmt: skip
                 server.close()
                 self.assertIn("read failed", result.stdout + result.stderr)
+
+    def test_server_that_does_not_hang_up_is_left_behind(self):
+        start = time.monotonic()
+        img("info", self.hostile(linger=60))
+        self.assertLess(time.monotonic() - start, 10)
 
     def test_honest_answers_in_any_order_and_shape_are_understood(self):
         """The same fake server, behaving: otherwise the tests above would prove little."""
