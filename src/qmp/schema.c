@@ -17,8 +17,9 @@ const struct qmp_type qmp_uint32 = {.kind = QMP_UINT32, .name = "int"};
 const struct qmp_type qmp_size = {.kind = QMP_SIZE, .name = "int"};
 const struct qmp_type qmp_number = {.kind = QMP_NUMBER, .name = "number"};
 const struct qmp_type qmp_any = {.kind = QMP_ANY, .name = "any"};
-const struct qmp_type qmp_empty = {
-    .kind = QMP_OBJECT, .name = "q_empty", .members = (const struct qmp_member[]){{NULL}}};
+const struct qmp_type qmp_empty = {.kind = QMP_OBJECT,
+                                   .name = "q_empty",
+                                   .members = (const struct qmp_member[]){{NULL, NULL, false}}};
 
 struct checker {
     unsigned flags;

@@ -20,7 +20,7 @@
     {                                                                                              \
         __VA_ARGS__,                                                                               \
         {                                                                                          \
-            NULL                                                                                   \
+            NULL, NULL, false                                                                      \
         }                                                                                          \
     }
 #define OBJECT_INIT(type_name, ...)                                                                \
