@@ -13,10 +13,10 @@ struct qmp_json_reader {
     enum read_state state;
     struct json_object *value; /* complete for json-c, while the scanner is at its last bracket */
     struct error error;        /* why the message is being skipped */
-    size_t bytes, containers;  /* of this message */
-    unsigned depth;            /* open brackets */
-    char quote;                /* the string's delimiter; 0 outside strings */
-    bool escaped;              /* after a backslash */
+    size_t bytes, containers, commas; /* of this message */
+    unsigned depth;                   /* open brackets */
+    char quote;                       /* the string's delimiter; 0 outside strings */
+    bool escaped;                     /* after a backslash */
 };
 
 struct qmp_json_reader *qmp_json_reader_new(void)
@@ -43,7 +43,7 @@ static void start_anew(struct qmp_json_reader *r)
     r->value = NULL;
     error_clear(&r->error);
     r->state = READ_START;
-    r->bytes = r->containers = 0;
+    r->bytes = r->containers = r->commas = 0;
     r->depth = 0;
     r->quote = 0;
     r->escaped = false;
@@ -118,6 +118,7 @@ static bool scan(struct qmp_json_reader *r, char c, bool *ret_end)
         *ret_end = r->depth == 0;
         return true;
     default:
+        r->commas += c == ',';
         /* A bare word or number outside brackets ends at a space; json-c has seen it whole by then. */
         *ret_end = r->depth == 0 && is_space(c);
         return is_space(c) || is_bare(c);
@@ -129,7 +130,7 @@ static int over_limit(struct qmp_json_reader *r, struct error *err)
     if (r->depth > QMP_JSON_DEPTH_MAX) {
         return error_set(err, EINVAL, "JSON nesting depth limit exceeded");
     }
-    if (r->containers > QMP_JSON_CONTAINERS_MAX) {
+    if (r->containers > QMP_JSON_CONTAINERS_MAX || r->commas > QMP_JSON_COMMAS_MAX) {
         return error_set(err, EINVAL, "JSON token count limit exceeded");
     }
     if (r->bytes > QMP_JSON_BYTES_MAX) {

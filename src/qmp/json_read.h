@@ -22,10 +22,14 @@
 
 #include "base/error.h"
 
-/* Of one message: bytes, nested brackets, and brackets in all (each costs json-c up to 1 KiB). */
-#define QMP_JSON_BYTES_MAX (2ul * 1024 * 1024)
+/*
+ * Of one message: bytes, nested brackets, brackets in all (each costs json-c up to 1 KiB), and commas (each stands for
+ * a value of up to 100 bytes). So a client can make the daemon take about 16 MiB.
+ */
+#define QMP_JSON_BYTES_MAX (1ul * 1024 * 1024)
 #define QMP_JSON_DEPTH_MAX 128u
-#define QMP_JSON_CONTAINERS_MAX 32768u
+#define QMP_JSON_CONTAINERS_MAX 8192u
+#define QMP_JSON_COMMAS_MAX 65536u
 
 struct qmp_json_reader;
 

@@ -140,18 +140,24 @@ static void size_is_limited(void **state)
     expect_after_flood("9", QMP_JSON_BYTES_MAX + 2, "\n{}", "!{}");
 }
 
-static void many_containers_in_one_message_are_an_error(void **state)
+static void expect_too_many(const char *value, size_t times)
 {
-    char *many = repeat("[],", QMP_JSON_CONTAINERS_MAX + 1, "[]]}\n{}"), *text, *got;
+    char *many = repeat(value, times, "1]}\n{}"), *got;
     struct strbuf s = STRBUF_INIT;
 
     strbuf_printf(&s, "{\"a\": [%s", many);
-    text = strbuf_take(&s);
-    got = read_stream(text, strlen(text), 4096);
+    got = read_stream(s.data, s.len, 4096);
     assert_string_equal(got, "!{}");
     free(got);
-    free(text);
+    strbuf_clear(&s);
     free(many);
+}
+
+static void many_values_in_one_message_are_an_error(void **state)
+{
+    expect_too_many("[],", QMP_JSON_CONTAINERS_MAX + 1);
+    expect_too_many("{},", QMP_JSON_CONTAINERS_MAX + 1);
+    expect_too_many("1,", QMP_JSON_COMMAS_MAX + 1);
 }
 
 static void expect_written(const char *json, bool pretty, const char *wanted)
@@ -197,7 +203,7 @@ int main(void)
         cmocka_unit_test(deep_nesting_is_one_error),
         cmocka_unit_test(nesting_up_to_the_limit_is_fine),
         cmocka_unit_test(size_is_limited),
-        cmocka_unit_test(many_containers_in_one_message_are_an_error),
+        cmocka_unit_test(many_values_in_one_message_are_an_error),
         cmocka_unit_test(text_is_written_as_qemu_does),
         cmocka_unit_test(bytes_that_are_no_utf8_are_replaced),
     };
