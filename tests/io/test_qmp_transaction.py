@@ -256,6 +256,36 @@ class TransactionTest(tidemark.TestCase):
             [("kept", ["auto"])],
         )
 
+    def test_an_image_that_fails_late_undoes_other_images(self):
+        """Removal from the first image is done already when the second refuses."""
+        image = self.create("failing.qcow2")
+        tidemark.qemu_img("bitmap", "--add", image, "stuck")
+        self.qmp.command(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="failing",
+            file={
+                "driver": "blkdebug",
+                "image": {"driver": "file", "filename": image},
+                "inject-error": [{"event": "none", "iotype": "write", "errno": 5}],
+            },
+        )
+        before = self.state()
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.transaction(
+                on("clear", "kept"),
+                on("remove", "kept"),
+                ("block-dirty-bitmap-remove", {"node": "failing", "name": "stuck"}),
+            )
+        self.assertIn("Input/output error", caught.exception.desc)
+        self.assertEqual(self.state(), before)
+        self.server.quit(expect=None)
+        info = json.loads(tidemark.qemu_img("info", "--output=json", self.image).stdout)
+        self.assertEqual(
+            [(b["name"], b["flags"]) for b in info["format-specific"]["data"]["bitmaps"]],
+            [("kept", ["auto"])],
+        )
+
     # One instant for the guest.
 
     def test_a_checkpoint_is_one_instant(self):
