@@ -216,8 +216,12 @@ class ClientTest(TestCase):
                 self.assertIn("read failed", result.stdout + result.stderr)
 
     def test_server_that_does_not_hang_up_is_left_behind(self):
+        def on_request(send, kind, cookie, offset, length):
+            send(chunk(cookie, 2, struct.pack(">QI", offset, length)))
+
         start = time.monotonic()
-        img("info", self.hostile(linger=60))
+        io(self.hostile(on_request=on_request, linger=60), "read -P 0 0 4096", fmt="raw",
+           options=("-r",))  # fmt: skip
         self.assertLess(time.monotonic() - start, 10)
 
     def test_honest_answers_in_any_order_and_shape_are_understood(self):
