@@ -126,6 +126,19 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
                                    false);
 }
 
+/* Refcounts that are wrong must not let the tables that everything hangs on be overwritten. */
+static bool is_metadata_locked(const struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    return offset == 0 || ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8) ||
+           ranges_overlap(offset, length, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
+}
+
+static int refcount_is_wrong(struct qcow2 *q, uint64_t offset)
+{
+    return qcow2_corrupt(q, "the refcount of a cluster with metadata near %#llx is 0",
+                         (unsigned long long)offset);
+}
+
 /* Make the refcount block that counts `cluster`; it takes the first cluster of its area. */
 static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 {
@@ -137,6 +150,9 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 
     if (index >= q->reftable_entries) {
         return co_grow_reftable_locked(q, index);
+    }
+    if (is_metadata_locked(q, offset, q->cluster_size)) {
+        return refcount_is_wrong(q, offset);
     }
     if (offset < q->zero_from) {
         r = block_co_write_zeroes(q->node->file, offset, q->cluster_size, 0);
@@ -200,13 +216,6 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
     return r;
 }
 
-/* Refcounts that are wrong must not let the tables that everything hangs on be overwritten. */
-static bool is_metadata_locked(const struct qcow2 *q, uint64_t offset, uint64_t length)
-{
-    return offset == 0 || ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8) ||
-           ranges_overlap(offset, length, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
-}
-
 int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
                           uint64_t *ret_got, bool *ret_fresh)
 {
@@ -236,8 +245,7 @@ int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *
         }
     }
     if (is_metadata_locked(q, at << q->cluster_bits, got << q->cluster_bits)) {
-        return qcow2_corrupt(q, "the refcount of a cluster with metadata near %#llx is 0",
-                             (unsigned long long)(at << q->cluster_bits));
+        return refcount_is_wrong(q, at << q->cluster_bits);
     }
     r = qcow2_co_refcount_add_locked(q, at, got, 1);
     if (r < 0) {
