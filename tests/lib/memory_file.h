@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A leaf driver "memory-file" for tests: files in memory that grow as they are written, outlive their nodes, and can be made to
+ * fail. Option: name. Filenames "memory:NAME" also make them.
+ */
+#ifndef TIDEMARK_TESTS_MEMORY_FILE_H
+#define TIDEMARK_TESTS_MEMORY_FILE_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "block/driver.h"
+
+#define MEMORY_FILE_READ 1u
+#define MEMORY_FILE_WRITE 2u /* also zeroes */
+#define MEMORY_FILE_DISCARD 4u
+#define MEMORY_FILE_FLUSH 8u
+
+struct memory_file_op {
+    unsigned kind;
+    uint64_t offset, length;
+};
+
+#define MEMORY_FILE_LOG 4096
+
+struct memory_file {
+    char name[64];
+    pthread_mutex_t lock; /* guards all below */
+    uint8_t *data;
+    uint64_t size, capacity;
+    uint64_t limit;      /* bytes; what would make it longer fails with ENOSPC */
+    unsigned fail_kinds; /* fail with fail_errno... */
+    unsigned fail_after; /* ...after so many more of these kinds */
+    int fail_errno;
+    struct memory_file_op
+        log[MEMORY_FILE_LOG]; /* what changed or flushed it; the first ones since it was cleared */
+    unsigned log_count;
+};
+
+extern const struct block_driver memory_file_driver;
+
+/* By name; made if there is none. */
+struct memory_file *memory_file(const char *name);
+/* Contents of `to` become those of `from`: what a crash that loses nothing would leave. */
+void memory_file_copy(struct memory_file *to, const struct memory_file *from);
+/* kinds 0: no more failures. */
+void memory_file_fail(struct memory_file *f, unsigned kinds, unsigned after, int errnum);
+void memory_file_free_all(void);
+
+#endif

@@ -1,0 +1,425 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* qcow2: persistent bitmaps on disk, and what of the header is kept. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "qcow2_fixture.h"
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+
+#define C (4 * KiB)
+#define DISK (16 * MiB)
+
+static struct block_bitmap *add(struct image *i, const char *name, bool disabled)
+{
+    struct block_bitmap *b = NULL;
+    ERROR_AUTO(err);
+
+    if (block_co_bitmap_add(i->node, name, 64 * KiB, true, disabled, &b, &err) < 0) {
+        fail_msg("%s", error_message(&err));
+    }
+    return b;
+}
+
+/* An image with a stored bitmap NAME in which the granule at 1 MiB is dirty. */
+static void create_with_bitmap(const char *name, bool disabled)
+{
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, name, false);
+    assert_int_equal(image_write(&i, MiB, 10, 1), 0);
+    if (disabled) {
+        assert_int_equal(block_co_bitmap_set_enabled(block_bitmap_find(i.node, name), false, NULL),
+                         0);
+    }
+    image_close(&i);
+    image_check("a", 0);
+}
+
+static struct stored_bitmap *stored(struct image *i, const char *name)
+{
+    struct stored_bitmap *s;
+
+    LIST_FOREACH (s, &i->q->stored_bitmaps, link) {
+        if (strcmp(s->name, name) == 0) {
+            return s;
+        }
+    }
+    return NULL;
+}
+
+/* The flags field of the only bitmap, as it is on disk. */
+static uint32_t flags_on_disk(struct image *i)
+{
+    return load_be32(i->file->data + i->q->bitmap_directory_offset + BITMAP_ENTRY_FLAGS);
+}
+
+static void a_stored_bitmap_comes_back(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_bitmap("b", false);
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_non_null(b);
+    assert_true(b->enabled && b->persistent && !b->inconsistent && !b->read_only);
+    assert_int_equal(dirty_bitmap_count(b->bits), 64 * KiB);
+    assert_true(dirty_bitmap_get(b->bits, MiB));
+    assert_int_equal(image_write(&i, 2 * MiB, 64 * KiB, 1), 0);
+    image_close(&i);
+    image_check("a", 0);
+    image_open_read_only(&i, "a");
+    b = block_bitmap_find(i.node, "b");
+    assert_int_equal(dirty_bitmap_count(b->bits), 128 * KiB);
+    assert_true(b->read_only);
+    image_close(&i);
+}
+
+static void all_ones_and_all_zeroes_take_no_clusters(void *arg)
+{
+    struct image i;
+
+    image_create("a", 64 * MiB, "cluster_size=512");
+    image_open(&i, "a", "");
+    dirty_bitmap_set(add(&i, "ones", false)->bits, 0, 64 * MiB);
+    add(&i, "zeroes", false);
+    image_close(&i);
+    image_check("a", 0);
+    image_open(&i, "a", "");
+    assert_int_equal(dirty_bitmap_count(block_bitmap_find(i.node, "ones")->bits), 64 * MiB);
+    assert_int_equal(dirty_bitmap_count(block_bitmap_find(i.node, "zeroes")->bits), 0);
+    image_close(&i);
+}
+
+/* --- in use ---------------------------------------------------------------------------------------- */
+
+static void only_the_first_write_marks_in_use_and_before_it_lands(void *arg)
+{
+    struct image i;
+    unsigned mark = UINT32_MAX, sync = UINT32_MAX, data = UINT32_MAX;
+
+    create_with_bitmap("b", false);
+    image_open(&i, "a", "");
+    image_expect(&i, 0, C, 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    assert_int_equal(flags_on_disk(&i), BITMAP_FLAG_AUTO);
+    i.file->log_count = 0;
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    assert_int_equal(flags_on_disk(&i), BITMAP_FLAG_AUTO | BITMAP_FLAG_IN_USE);
+    for (unsigned n = i.file->log_count; n-- > 0;) {
+        const struct memory_file_op *op = &i.file->log[n];
+
+        if (op->kind == MEMORY_FILE_FLUSH) {
+            sync = n;
+        } else if (op->length == 4) {
+            mark = n;
+        } else if (op->length == C) {
+            data = n;
+        }
+    }
+    assert_true(mark < sync && sync < data && data != UINT32_MAX);
+    i.file->log_count = 0;
+    assert_int_equal(image_write(&i, 0, C, 2), 0);
+    assert_int_equal(i.file->log_count, 1);
+    image_close(&i);
+    image_open_read_only(&i, "a");
+    assert_int_equal(flags_on_disk(&i), BITMAP_FLAG_AUTO);
+    image_close(&i);
+}
+
+static void discards_and_zeroes_mark_in_use_too(void *arg)
+{
+    struct image i;
+
+    for (int zeroes = 0; zeroes < 2; zeroes++) {
+        create_with_bitmap("b", false);
+        image_open(&i, "a", "");
+        assert_int_equal(zeroes ? block_co_write_zeroes(i.edge, MiB, 100, 0)
+                                : block_co_discard(i.edge, MiB, C),
+                         0);
+        assert_true(flags_on_disk(&i) & BITMAP_FLAG_IN_USE);
+        image_close(&i);
+    }
+}
+
+static void without_a_stable_mark_nothing_is_written(void *arg)
+{
+    struct image i;
+
+    create_with_bitmap("b", false);
+    image_open(&i, "a", "");
+    memory_file_fail(i.file, MEMORY_FILE_FLUSH, 0, EIO);
+    i.file->log_count = 0;
+    for (int n = 0; n < 3; n++) {
+        assert_int_equal(image_write(&i, 0, C, 1), -EIO);
+    }
+    for (unsigned n = 0; n < i.file->log_count; n++) {
+        assert_int_not_equal(i.file->log[n].length, C);
+    }
+    memory_file_fail(i.file, 0, 0, 0);
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    assert_true(flags_on_disk(&i) & BITMAP_FLAG_IN_USE);
+    image_close(&i);
+}
+
+static void after_a_kill_the_bitmap_is_inconsistent_and_can_be_removed(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+    ERROR_AUTO(err);
+
+    create_with_bitmap("b", false);
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    image_kill(&i);
+    image_check("a", 3);
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_non_null(b);
+    assert_true(b->inconsistent && !b->enabled && !b->bits);
+    assert_int_equal(block_co_bitmap_clear(b, NULL, &err), -EINVAL);
+    assert_int_equal(image_write(&i, C, C, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_true(b->inconsistent);
+    assert_int_equal(block_co_bitmap_remove(b, NULL), 0);
+    assert_null(block_bitmap_find(i.node, "b"));
+    image_close(&i);
+    image_open(&i, "a", "");
+    assert_null(block_bitmap_next(i.node, NULL));
+    assert_int_equal(i.q->autoclear, 0);
+    image_close(&i);
+    image_check("a", 3);
+}
+
+static void a_disabled_bitmap_survives_a_kill(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_bitmap("b", true);
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 4 * MiB, C, 1), 0);
+    image_kill(&i);
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_true(!b->inconsistent && !b->enabled);
+    assert_int_equal(dirty_bitmap_count(b->bits), 64 * KiB);
+    assert_true(dirty_bitmap_get(b->bits, MiB));
+    image_close(&i);
+}
+
+static void what_was_changed_by_hand_is_not_current_after_a_kill(void *arg)
+{
+    struct image i;
+
+    create_with_bitmap("b", true);
+    image_open(&i, "a", "");
+    assert_int_equal(block_co_bitmap_clear(block_bitmap_find(i.node, "b"), NULL, NULL), 0);
+    image_kill(&i);
+    image_open(&i, "a", "");
+    assert_true(block_bitmap_find(i.node, "b")->inconsistent);
+    image_close(&i);
+}
+
+/* --- what is not ours ------------------------------------------------------------------------------ */
+
+static void a_bitmap_of_an_unknown_type_is_kept(void *arg)
+{
+    struct image i;
+
+    create_with_bitmap("b", true);
+    image_open(&i, "a", "");
+    i.file->data[i.q->bitmap_directory_offset + BITMAP_ENTRY_TYPE] = 9;
+    image_kill(&i);
+    image_open(&i, "a", "");
+    assert_null(block_bitmap_find(i.node, "b"));
+    assert_non_null(stored(&i, "b"));
+    add(&i, "ours", false);
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    image_close(&i);
+    image_check("a", 0);
+    image_open(&i, "a", "");
+    assert_non_null(stored(&i, "b"));
+    assert_int_equal(stored(&i, "b")->type, 9);
+    assert_non_null(block_bitmap_find(i.node, "ours"));
+    image_close(&i);
+}
+
+static void a_bitmap_that_cannot_be_read_is_marked_before_a_write(void *arg)
+{
+    struct image i;
+    uint64_t at;
+
+    create_with_bitmap("b", false);
+    image_open(&i, "a", "");
+    at = i.q->bitmap_directory_offset + BITMAP_ENTRY_TABLE_OFFSET;
+    image_close(&i);
+    store_be64(i.file->data + at, 123);
+    image_open(&i, "a", "");
+    assert_true(block_bitmap_find(i.node, "b")->inconsistent);
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    assert_true(flags_on_disk(&i) & BITMAP_FLAG_IN_USE);
+    image_close(&i);
+}
+
+static void a_directory_without_sense_is_an_error(void *arg)
+{
+    struct image i;
+    uint64_t at;
+
+    create_with_bitmap("b", false);
+    image_open(&i, "a", "");
+    at = i.q->bitmap_directory_offset;
+    image_close(&i);
+    store_be16(i.file->data + at + BITMAP_ENTRY_NAME_SIZE, 4000);
+    assert_non_null(strstr(image_open_fails("a", 0), "bitmap directory"));
+    store_be16(i.file->data + at + BITMAP_ENTRY_NAME_SIZE, 0);
+    assert_non_null(strstr(image_open_fails("a", 0), "name"));
+}
+
+/* --- header ------------------------------------------------------------------------------------------ */
+
+/* Room for a header extension before what is there. */
+static void insert_extension(struct memory_file *f, uint32_t type, const void *data, uint32_t size)
+{
+    uint8_t *at = f->data + HDR_OUR_SIZE;
+
+    memmove(at + 8 + round_up(size, 8), at, C - HDR_OUR_SIZE - 8 - round_up(size, 8));
+    store_be32(at, type);
+    store_be32(at + 4, size);
+    memset(at + 8, 0, round_up(size, 8));
+    memcpy(at + 8, data, size);
+}
+
+static void unknown_extensions_are_kept(void *arg)
+{
+    struct qcow2_extension *e;
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    insert_extension(memory_file("a"), 0x12345678, "abcde", 5);
+    image_open(&i, "a", "");
+    add(&i, "b", false);
+    image_close(&i);
+    image_open(&i, "a", "");
+    e = LIST_FIRST(&i.q->extensions, struct qcow2_extension, link);
+    assert_int_equal(e->type, 0x12345678);
+    assert_int_equal(e->size, 5);
+    assert_memory_equal(e->data, "abcde", 5);
+    assert_non_null(block_bitmap_find(i.node, "b"));
+    image_close(&i);
+}
+
+static void unknown_autoclear_bits_are_cleared_by_a_writer_alone(void *arg)
+{
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    store_be64(memory_file("a")->data + HDR_AUTOCLEAR, 1ULL << 50);
+    image_open_read_only(&i, "a");
+    image_close(&i);
+    assert_int_equal(load_be64(i.file->data + HDR_AUTOCLEAR), 1ULL << 50);
+    image_open(&i, "a", "");
+    image_close(&i);
+    assert_int_equal(load_be64(i.file->data + HDR_AUTOCLEAR), 0);
+}
+
+static void bitmaps_are_void_after_a_writer_that_knows_none(void *arg)
+{
+    struct image i;
+
+    create_with_bitmap("b", false);
+    store_be64(memory_file("a")->data + HDR_AUTOCLEAR, 0);
+    image_open(&i, "a", "");
+    assert_null(block_bitmap_next(i.node, NULL));
+    image_close(&i);
+}
+
+/* Stop at each write of the header: what is on disk then opens, with the same backing file name. */
+static void stop_at_each_write(const char *backing, size_t extension_size)
+{
+    for (unsigned after = 0;; after++) {
+        static uint8_t extension[2048];
+        struct image i;
+        char options[1200];
+        int r;
+
+        snprintf(options, sizeof(options), "cluster_size=4k,backing_fmt=raw,backing_file=%s",
+                 backing);
+        image_create("a", DISK, options);
+        if (extension_size) {
+            uint8_t *h = memory_file("a")->data;
+
+            insert_extension(memory_file("a"), 0x12345678, extension, (uint32_t)extension_size);
+            store_be64(h + HDR_BACKING_OFFSET,
+                       load_be64(h + HDR_BACKING_OFFSET) + 8 + round_up(extension_size, 8));
+        } else {
+            /* As qemu-img puts it: right behind the extensions, over the end of the sector. */
+            uint8_t *h = memory_file("a")->data;
+            uint64_t at = load_be64(h + HDR_BACKING_OFFSET);
+
+            memmove(h + 500, h + at, strlen(backing));
+            store_be64(h + HDR_BACKING_OFFSET, 500);
+            store_be32(h + HDR_OUR_SIZE + 8 + 8, 0); /* no extensions behind the format */
+        }
+        image_open_alone(&i, "a");
+
+        add(&i, "b", false);
+        memory_file_fail(i.file, MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH, after, EIO);
+        r = block_co_inactivate(i.node, NULL);
+        memory_file_fail(i.file, 0, 0, 0);
+        image_kill(&i);
+        image_open_alone(&i, "a");
+        assert_string_equal(i.q->backing_filename, backing);
+        assert_string_equal(i.q->backing_format, "raw");
+        assert_true(r < 0 || block_bitmap_find(i.node, "b"));
+        image_close(&i);
+        if (r == 0) {
+            assert_true(after > 3);
+            return;
+        }
+    }
+}
+
+static void a_header_cut_off_while_it_is_written_is_sound(void *arg)
+{
+    stop_at_each_write("a-name-of-some-length-that-lies-over-the-end-of-the-first-sector.raw", 0);
+    stop_at_each_write("short.raw", 700);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CO_TEST(a_stored_bitmap_comes_back),
+        CO_TEST(all_ones_and_all_zeroes_take_no_clusters),
+        CO_TEST(only_the_first_write_marks_in_use_and_before_it_lands),
+        CO_TEST(discards_and_zeroes_mark_in_use_too),
+        CO_TEST(without_a_stable_mark_nothing_is_written),
+        CO_TEST(after_a_kill_the_bitmap_is_inconsistent_and_can_be_removed),
+        CO_TEST(a_disabled_bitmap_survives_a_kill),
+        CO_TEST(what_was_changed_by_hand_is_not_current_after_a_kill),
+        CO_TEST(a_bitmap_of_an_unknown_type_is_kept),
+        CO_TEST(a_bitmap_that_cannot_be_read_is_marked_before_a_write),
+        CO_TEST(a_directory_without_sense_is_an_error),
+        CO_TEST(unknown_extensions_are_kept),
+        CO_TEST(unknown_autoclear_bits_are_cleared_by_a_writer_alone),
+        CO_TEST(bitmaps_are_void_after_a_writer_that_knows_none),
+        CO_TEST(a_header_cut_off_while_it_is_written_is_sound),
+    };
+
+    return cmocka_run_group_tests(tests, qcow2_group_setup, qcow2_group_teardown);
+}
