@@ -292,7 +292,7 @@ static void compressed_data_that_is_garbage_is_an_error(void *arg)
     image_open(&i, "a", "");
     assert_int_equal(write_compressed(&i, 0, 1), 0);
     image_close(&i);
-    memset(field(i.file, round_down(i.file->size, C)), 0xff, 64);
+    memset(field(i.file, 4 * C), 0xff, 64); /* behind header, tables and L1 table */
     image_open(&i, "a", "");
     assert_int_equal(block_co_pread(i.edge, 0, (uint8_t[16]){0}, 16), -EIO);
     assert_int_equal(image_write(&i, C, C, 1), 0);
