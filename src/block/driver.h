@@ -10,6 +10,7 @@
 #include "base/list.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
+#include "block/event.h"
 #include "block/gate.h"
 #include "co/sync.h"
 
@@ -31,6 +32,13 @@ struct block_edge {
     unsigned role;
     unsigned perm, shared;           /* in force */
     unsigned next_perm, next_shared; /* scratch of the permission update */
+};
+
+/* Values of the option detect-zeroes: whether writes that are all zeroes become write_zeroes, and may unmap. */
+enum block_detect_zeroes {
+    BLOCK_DETECT_ZEROES_OFF,
+    BLOCK_DETECT_ZEROES_ON,
+    BLOCK_DETECT_ZEROES_UNMAP
 };
 
 /* What a driver can do natively. Set in co_open; 0 means no limit or 1. Bytes. */
@@ -57,8 +65,10 @@ struct block_node {
     unsigned drain_depth; /* drain_begin without drain_end */
     unsigned perm_in_force, shared_in_force; /* what co_set_perm was last told */
     bool closed;                             /* co_close has run */
-    bool probed;                             /* raw format guessed: guard the first sector */
-    unsigned open_flags;                     /* BLOCK_OPEN_... */
+    bool
+        events; /* a fault filter at or below wants to know of events; a driver may set it in co_open */
+    bool probed;         /* raw format guessed: guard the first sector */
+    unsigned open_flags; /* BLOCK_OPEN_... */
     const struct block_driver *driver;
     void *opaque; /* driver->instance_size bytes, zeroed before co_open */
     unsigned refcount;
@@ -72,7 +82,7 @@ struct block_node {
 
     /* generic options, inherited by children */
     bool cache_direct, cache_no_flush, discard_unmap, force_share;
-    int detect_zeroes; /* 0 off, 1 on, 2 unmap */
+    int detect_zeroes; /* enum block_detect_zeroes */
 
     _Atomic uint64_t size; /* bytes */
     struct block_limits limits;
@@ -118,6 +128,8 @@ struct block_snapshot_info {
 
 #define BLOCK_CHECK_FIX_LEAKS 1u
 #define BLOCK_CHECK_FIX_ERRORS 2u
+
+typedef void block_progress_fn(void *arg, uint64_t done, uint64_t total);
 
 struct block_driver {
     const char *name; /* "qcow2" */
@@ -165,6 +177,19 @@ struct block_driver {
     /* Change size; called drained. NULL: can't be resized. */
     int (*co_truncate)(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                        struct error *err);
+    /*
+     * Record another backing file; NULL: none. The present backing node stays as it is. NULL: the format has none. The node
+     * is drained.
+     */
+    int (*co_change_backing)(struct block_node *node, const char *filename, const char *format,
+                             struct error *err);
+    /*
+     * Change creation options of an image: those of `opts` that it knows are taken, others are an error. `progress` (may be NULL) is
+     * called now and then with what is done of a total. The node is drained.
+     */
+    int (*co_amend)(struct block_node *node, struct options *opts, block_progress_fn *progress,
+                    void *progress_arg, struct error *err);
+
     /* --- internal snapshots; the node is drained. NULL: the format has none. `id_or_name`: an ID first, else a name. --- */
 
     /* Make one of the disk as it is now. `name` may be empty; an ID is chosen. */
@@ -210,7 +235,22 @@ struct block_driver {
     int (*co_snapshot_status)(struct block_node *node, uint64_t offset, uint64_t length,
                               struct block_status *ret);
     int (*co_discard_snapshot)(struct block_node *node, uint64_t offset, uint64_t length);
+    /* Something happens in a format or in the gate above this node; may hold it up. Fault filters have this. */
+    void (*co_event)(struct block_node *node, enum block_event event);
 };
+
+/* --- events: any reactor, coroutine, may yield -------------------------------------------------------------- */
+
+/* Announce an event at a node: passed down through raw and filters to the first fault filter, if there is one. */
+void block_co_event_at(struct block_node *node, enum block_event event);
+
+/* Announce an event to what is below an edge. One branch where nobody wants to know. */
+static inline void block_co_event(const struct block_edge *edge, enum block_event event)
+{
+    if (__builtin_expect(edge->node->events, false)) {
+        block_co_event_at(edge->node, event);
+    }
+}
 
 /* --- for drivers, in co_open --------------------------------------------------------------------------- */
 

@@ -153,8 +153,20 @@ static void account_change(struct block_node *node, uint64_t offset, uint64_t le
 }
 
 static int co_flush_node(struct block_node *node);
+static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags);
 
 /* --- write ----------------------------------------------------------------------------------- */
+
+/* The option detect-zeroes. Flags that mean nothing to write_zeroes are left out. */
+static int co_write_found_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                                 unsigned flags)
+{
+    flags &= BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
+    if (node->detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP) {
+        flags |= BLOCK_REQ_MAY_UNMAP;
+    }
+    return co_zero_range(node, offset, length, flags);
+}
 
 static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
                              unsigned flags)
@@ -162,10 +174,20 @@ static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct io
     unsigned driver_flags = flags & (node->supported_write_flags | BLOCK_REQ_COMPRESSED);
     int r;
 
+    if (__builtin_expect(node->detect_zeroes != BLOCK_DETECT_ZEROES_OFF, false) &&
+        node->driver->co_write_zeroes && iov_is_zero(iov)) {
+        return co_write_found_zeroes(node, offset, iov.size, flags);
+    }
+    if (__builtin_expect(node->events, false)) {
+        block_co_event_at(node, BLOCK_EVENT_PWRITEV);
+    }
     if (__builtin_expect(node->limits.request_alignment > 1 || node->limits.max_transfer, false)) {
         r = block_co_pwritev_aligned(node, offset, iov, driver_flags);
     } else {
         r = node->driver->co_pwritev(node, offset, iov, driver_flags);
+    }
+    if (__builtin_expect(node->events, false)) {
+        block_co_event_at(node, BLOCK_EVENT_PWRITEV_DONE);
     }
     account_change(node, offset, iov.size, r, flags);
     if (r == 0 && (flags & BLOCK_REQ_FUA) && !(driver_flags & BLOCK_REQ_FUA)) {
@@ -262,23 +284,36 @@ static int co_zero_node(struct block_node *node, uint64_t offset, uint64_t lengt
     return r < 0 ? r : co_zero_part(node, tail, end - tail, flags, false);
 }
 
+/* Within bounds, and permitted. */
+static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    int r;
+
+    if (!node->discard_unmap) {
+        flags &= ~BLOCK_REQ_MAY_UNMAP;
+    }
+    if (__builtin_expect(node->events, false)) {
+        block_co_event_at(node, BLOCK_EVENT_PWRITEV_ZERO);
+    }
+    r = co_zero_node(node, offset, length, flags);
+    if (__builtin_expect(node->events, false)) {
+        block_co_event_at(node, BLOCK_EVENT_PWRITEV_DONE);
+    }
+    account_change(node, offset, length, r, flags);
+    if (r == 0 && (flags & BLOCK_REQ_FUA)) {
+        r = co_flush_node(node);
+    }
+    return r;
+}
+
 int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
 {
-    struct block_node *node;
     int r;
 
     enter(edge);
-    node = edge->node;
     r = check_write(edge, offset, length, flags);
     if (r == 0 && length > 0) {
-        if (!node->discard_unmap) {
-            flags &= ~BLOCK_REQ_MAY_UNMAP;
-        }
-        r = co_zero_node(node, offset, length, flags);
-        account_change(node, offset, length, r, flags);
-        if (r == 0 && (flags & BLOCK_REQ_FUA)) {
-            r = co_flush_node(node);
-        }
+        r = co_zero_range(edge->node, offset, length, flags);
     }
     leave(edge);
     return r;
@@ -344,8 +379,14 @@ static int co_flush_node(struct block_node *node)
     uint64_t flushed = atomic_load(&node->flushed_generation);
     int r;
 
+    if (node->file) {
+        block_co_event(node->file, BLOCK_EVENT_FLUSH_TO_OS);
+    }
     if (node->cache_no_flush || flushed >= written) {
         return 0;
+    }
+    if (node->file) {
+        block_co_event(node->file, BLOCK_EVENT_FLUSH_TO_DISK);
     }
     r = node->driver->co_flush ? node->driver->co_flush(node) : co_flush_children(node);
     while (r == 0 && flushed < written) {

@@ -54,6 +54,13 @@ static int co_read_bounced(struct block_node *node, uint64_t offset, struct iov 
     return r;
 }
 
+static void announce(struct block_node *node, enum block_event event)
+{
+    if (node->events) {
+        block_co_event_at(node, event);
+    }
+}
+
 /* Fill the parts of the end blocks that the write leaves as they are. */
 static int co_read_ends(struct block_node *node, char *buf, uint64_t first, size_t size,
                         uint64_t offset, uint64_t end)
@@ -64,10 +71,14 @@ static int co_read_ends(struct block_node *node, char *buf, uint64_t first, size
     int r = 0;
 
     if (offset != first) {
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_HEAD);
         r = node->driver->co_preadv(node, first, iov_from_buf(&vec, buf, unit), 0);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_HEAD);
     }
     if (r == 0 && end != first + size && (last != first || offset == first)) {
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_TAIL);
         r = node->driver->co_preadv(node, last, iov_from_buf(&vec, buf + (last - first), unit), 0);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL);
     }
     return r;
 }

@@ -106,6 +106,11 @@ static int take_generic_options(struct block_node *node, struct options *opts, u
         return r;
     }
     node->discard_unmap = discard & 1;
+    if (node->detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP && !node->discard_unmap) {
+        return error_set(err, EINVAL,
+                         "setting detect-zeroes to unmap is not allowed without setting discard "
+                         "operation to unmap");
+    }
     if (node->force_share && !node->read_only) {
         return error_set(err, EINVAL, "force-share=on can only be used with read-only images");
     }
@@ -213,6 +218,15 @@ static void inherit_filename(struct block_node *node)
     }
 }
 
+/* Filters pass events on; a format that does so, too, has said it in its co_open. */
+static bool wants_events(const struct block_node *node)
+{
+    const struct block_node *below =
+        node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
+
+    return node->events || node->driver->co_event || (below && below->events);
+}
+
 static int co_open_node(struct block_node *node, struct options *opts, unsigned flags,
                         struct error *err)
 {
@@ -231,6 +245,7 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
         return r;
     }
     inherit_filename(node);
+    node->events = wants_events(node);
     snprintf(what, sizeof(what), "Block driver '%s'", node->driver->name);
     r = options_check_empty(opts, what, err);
     if (r == 0) {
@@ -289,10 +304,17 @@ struct block_node *block_node_ref(struct block_node *node)
 
 int block_co_inactivate(struct block_node *node, struct error *err)
 {
-    if (node->closed || !node->driver->co_inactivate) {
+    struct block_node *below;
+
+    if (node->closed) {
         return 0;
     }
-    return node->driver->co_inactivate(node, err);
+    if (node->driver->co_inactivate) {
+        return node->driver->co_inactivate(node, err);
+    }
+    /* What a filter shows is complete when what is below is. */
+    below = node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
+    return below ? block_co_inactivate(below, err) : 0;
 }
 
 void block_co_unref(struct block_node *node)

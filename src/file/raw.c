@@ -57,6 +57,7 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
         size = block_edge_size(node->file) - d->offset;
     }
     block_node_set_size(node, size);
+    node->events = node->file->node->events;
     node->limits.memory_alignment = node->file->node->limits.memory_alignment;
     node->limits.opt_transfer = node->file->node->limits.opt_transfer;
     node->supported_write_flags = BLOCK_REQ_FUA;
@@ -146,6 +147,7 @@ static int raw_co_preadv(struct block_node *node, uint64_t offset, struct iov io
 {
     const struct raw_disk *d = node->opaque;
 
+    block_co_event(node->file, BLOCK_EVENT_READ_AIO);
     return block_co_preadv(node->file, d->offset + offset, iov, flags);
 }
 
@@ -153,6 +155,7 @@ static int raw_co_pwritev(struct block_node *node, uint64_t offset, struct iov i
 {
     const struct raw_disk *d = node->opaque;
 
+    block_co_event(node->file, BLOCK_EVENT_WRITE_AIO);
     if (is_guarded(node, offset)) {
         return co_write_guarded(node, offset, iov, flags);
     }

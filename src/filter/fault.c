@@ -2,8 +2,7 @@
 /*
  * The driver "blkdebug": passes everything on to `image`, except what its rules make fail (fault.h).
  *
- * Each read, write and flush that arrives announces its event first (read_aio, write_aio, flush_to_disk), so rules for these work below
- * any format. Events inside a format come through fault_node_event().
+ * Events come from what is above: formats and the gate announce them (block/event.h).
  */
 #include "filter/fault.h"
 
@@ -24,22 +23,47 @@ struct fault {
     struct fault_rules rules;
 };
 
-void fault_node_event(struct block_node *node, const char *name)
-{
-    for (; node; node = block_node_filter_or_backing(node)) {
-        if (node->driver == &fault_driver) {
-            struct fault *s = node->opaque;
-            int event = fault_event_find(name);
+/* --- breakpoints ------------------------------------------------------------------------------------------ */
 
-            if (event >= 0) {
-                fault_rules_event(&s->rules, event);
-            }
-            return;
-        }
-        if (!node->driver->is_filter) {
-            return;
-        }
+/* The one that events of `node`, or of what it is in, come to. */
+static struct fault *find_below(struct block_node *node)
+{
+    while (node && node->driver != &fault_driver) {
+        node = node->file ? node->file->node : block_node_filter_or_backing(node);
     }
+    return node ? node->opaque : NULL;
+}
+
+int fault_break(struct block_node *node, const char *event, const char *tag)
+{
+    struct fault *s = find_below(node);
+    int index = block_event_find(event);
+
+    if (!s) {
+        return -ENOTSUP;
+    }
+    return index < 0 ? -ENOENT : fault_rules_break(&s->rules, index, tag);
+}
+
+int fault_resume(struct block_node *node, const char *tag)
+{
+    struct fault *s = find_below(node);
+
+    return s ? fault_rules_resume(&s->rules, tag) : -ENOTSUP;
+}
+
+int fault_remove_break(struct block_node *node, const char *tag)
+{
+    struct fault *s = find_below(node);
+
+    return s ? fault_rules_remove_break(&s->rules, tag) : -ENOTSUP;
+}
+
+bool fault_is_held(struct block_node *node, const char *tag)
+{
+    struct fault *s = find_below(node);
+
+    return s && fault_rules_is_held(&s->rules, tag);
 }
 
 /* --- open ------------------------------------------------------------------------------------------------ */
@@ -201,7 +225,7 @@ static int fault_co_open(struct block_node *node, struct options *opts, struct e
     node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
     node->supported_zero_flags =
         BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
-    fault_rules_event(&s->rules, FAULT_EVENT_NONE);
+    fault_rules_co_event(&s->rules, BLOCK_EVENT_NONE);
     return 0;
 }
 
@@ -229,10 +253,7 @@ static int co_check(struct fault *s, enum fault_iotype type, uint64_t offset, ui
 static int fault_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct fault *s = node->opaque;
-    int ret;
-
-    fault_rules_event(&s->rules, FAULT_EVENT_READ);
-    ret = co_check(s, FAULT_IO_READ, offset, iov.size);
+    int ret = co_check(s, FAULT_IO_READ, offset, iov.size);
     return ret < 0 ? ret : block_co_preadv(s->image, offset, iov, flags);
 }
 
@@ -240,10 +261,7 @@ static int fault_co_pwritev(struct block_node *node, uint64_t offset, struct iov
                             unsigned flags)
 {
     struct fault *s = node->opaque;
-    int ret;
-
-    fault_rules_event(&s->rules, FAULT_EVENT_WRITE);
-    ret = co_check(s, FAULT_IO_WRITE, offset, iov.size);
+    int ret = co_check(s, FAULT_IO_WRITE, offset, iov.size);
     return ret < 0 ? ret : block_co_pwritev(s->image, offset, iov, flags);
 }
 
@@ -267,10 +285,7 @@ static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t l
 static int fault_co_flush(struct block_node *node)
 {
     struct fault *s = node->opaque;
-    int ret;
-
-    fault_rules_event(&s->rules, FAULT_EVENT_FLUSH);
-    ret = co_check(s, FAULT_IO_FLUSH, 0, 0);
+    int ret = co_check(s, FAULT_IO_FLUSH, 0, 0);
     return ret < 0 ? ret : block_co_flush(s->image);
 }
 
@@ -295,6 +310,13 @@ static int fault_co_truncate(struct block_node *node, uint64_t size, enum block_
     return ret;
 }
 
+static void fault_co_event(struct block_node *node, enum block_event event)
+{
+    struct fault *s = node->opaque;
+
+    fault_rules_co_event(&s->rules, event);
+}
+
 static const char *const schemes[] = {"blkdebug", NULL};
 
 const struct block_driver fault_driver = {
@@ -313,4 +335,5 @@ const struct block_driver fault_driver = {
     .co_discard = fault_co_discard,
     .co_flush = fault_co_flush,
     .co_status = fault_co_status,
+    .co_event = fault_co_event,
 };

@@ -8,8 +8,9 @@
  *     *active*: the first to do so replaces those that were active before. set-state rules change the state after that.
  *   - An active rule makes every request fail that has its iotype and covers its sector; with `once`, only the first.
  *   - The event "none" occurs once, at open.
+ *   - A breakpoint holds up the request in which its event occurs next, under the breakpoint's tag, until it is resumed.
  *
- * Any thread; none of these functions yields.
+ * Any thread; only fault_rules_co_event() yields.
  */
 #ifndef TIDEMARK_FILTER_FAULT_H
 #define TIDEMARK_FILTER_FAULT_H
@@ -20,6 +21,7 @@
 
 #include "base/error.h"
 #include "base/list.h"
+#include "block/event.h"
 #include "block/options.h"
 
 enum fault_iotype {
@@ -37,16 +39,13 @@ enum fault_iotype {
     (1u << FAULT_IO_READ | 1u << FAULT_IO_WRITE | 1u << FAULT_IO_WRITE_ZEROES |                    \
      1u << FAULT_IO_DISCARD | 1u << FAULT_IO_FLUSH)
 
-/* Events that the filter itself announces; formats announce more, by name (fault_event_find()). */
-enum { FAULT_EVENT_NONE, FAULT_EVENT_READ, FAULT_EVENT_WRITE, FAULT_EVENT_FLUSH };
-
-enum fault_action { FAULT_INJECT_ERROR, FAULT_SET_STATE };
+enum fault_action { FAULT_INJECT_ERROR, FAULT_SET_STATE, FAULT_BREAK };
 
 struct fault_rule {
     struct list link;        /* in fault_rules.rules */
     struct list active_link; /* in fault_rules.active, or unlinked */
     enum fault_action action;
-    int event;
+    int event;      /* enum block_event */
     uint32_t state; /* 0: any */
     /* FAULT_INJECT_ERROR */
     unsigned iotypes; /* bit mask */
@@ -56,20 +55,20 @@ struct fault_rule {
     bool immediately; /* fail without yielding first */
     /* FAULT_SET_STATE */
     uint32_t new_state;
+    /* FAULT_BREAK */
+    char *tag; /* owned */
 };
 
 struct fault_rules {
     pthread_mutex_t lock; /* guards all below */
     struct list rules;
     struct list active; /* newest first */
+    struct list held;   /* requests that stand at breakpoints */
     uint32_t state;
 };
 
 void fault_rules_init(struct fault_rules *r);
 void fault_rules_destroy(struct fault_rules *r);
-
-/* Index of an event by name; -1 if there is none. */
-int fault_event_find(const char *name);
 
 /* Add a rule of a group ("inject-error", "set-state") from its options, which are taken. -EINVAL, -ENOMEM. */
 int fault_rules_add(struct fault_rules *r, const char *group, struct options *opts,
@@ -77,9 +76,18 @@ int fault_rules_add(struct fault_rules *r, const char *group, struct options *op
 /* Add the rules of a file: `[group]` lines and `key = "value"` lines; '#' begins a comment. */
 int fault_rules_load(struct fault_rules *r, const char *filename, struct error *err);
 
-void fault_rules_event(struct fault_rules *r, int event);
+/* In a coroutine where there may be breakpoints. */
+void fault_rules_co_event(struct fault_rules *r, int event);
 /* 0, or -errno of the rule that applies. length 0: only rules without a sector apply. */
 int fault_rules_check(struct fault_rules *r, enum fault_iotype type, uint64_t offset,
                       uint64_t length, bool *ret_immediately);
+
+/* Hold up the request in which `event` occurs next. -ENOMEM. */
+int fault_rules_break(struct fault_rules *r, int event, const char *tag);
+/* `tag` NULL in the following: any. -ENOENT if there is none of that tag. */
+int fault_rules_resume(struct fault_rules *r, const char *tag);
+/* Take breakpoints away and resume what stands there. */
+int fault_rules_remove_break(struct fault_rules *r, const char *tag);
+bool fault_rules_is_held(struct fault_rules *r, const char *tag);
 
 #endif

@@ -7,6 +7,8 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "co/sync.h"
+#include "filter/filter.h"
 
 #define SECTOR_SIZE 512
 #define ERRNO_MAX 4095u
@@ -14,63 +16,12 @@
 static const char *const iotype_names[] = {"read",    "write", "write-zeroes",
                                            "discard", "flush", "block-status"};
 
-/* The index is the event's number; the first four are the FAULT_EVENT_ constants. */
-static const char *const event_names[] = {
-    "none",
-    "read_aio",
-    "write_aio",
-    "flush_to_disk",
-    "l1_update",
-    "l1_grow_alloc_table",
-    "l1_grow_write_table",
-    "l1_grow_activate_table",
-    "l2_load",
-    "l2_update",
-    "l2_update_compressed",
-    "l2_alloc_cow_read",
-    "l2_alloc_write",
-    "read_backing_aio",
-    "read_compressed",
-    "write_compressed",
-    "vmstate_load",
-    "vmstate_save",
-    "cow_read",
-    "cow_write",
-    "reftable_load",
-    "reftable_grow",
-    "reftable_update",
-    "refblock_load",
-    "refblock_update",
-    "refblock_update_part",
-    "refblock_alloc",
-    "refblock_alloc_hookup",
-    "refblock_alloc_write",
-    "refblock_alloc_write_blocks",
-    "refblock_alloc_write_table",
-    "refblock_alloc_switch_table",
-    "cluster_alloc",
-    "cluster_alloc_bytes",
-    "cluster_free",
-    "flush_to_os",
-    "pwritev_rmw_head",
-    "pwritev_rmw_after_head",
-    "pwritev_rmw_tail",
-    "pwritev_rmw_after_tail",
-    "pwritev",
-    "pwritev_zero",
-    "pwritev_done",
-    "empty_image_prepare",
-    "l1_shrink_write_table",
-    "l1_shrink_free_l2_clusters",
-    "cor_write",
-    "cluster_alloc_space",
-};
-
 void fault_rules_init(struct fault_rules *r)
 {
     pthread_mutex_init(&r->lock, NULL);
     list_init(&r->rules);
     list_init(&r->active);
+    list_init(&r->held);
     r->state = 1;
 }
 
@@ -78,6 +29,7 @@ static void rule_free(struct fault_rule *rule)
 {
     list_remove(&rule->link);
     list_remove(&rule->active_link);
+    free(rule->tag);
     free(rule);
 }
 
@@ -99,11 +51,6 @@ static int find_name(const char *const *names, size_t count, const char *name)
     return -1;
 }
 
-int fault_event_find(const char *name)
-{
-    return find_name(event_names, ARRAY_SIZE(event_names), name);
-}
-
 /* --- rules from options -------------------------------------------------------------------------------- */
 
 static int take_event(struct options *opts, const char *group, int *ret, struct error *err)
@@ -117,7 +64,7 @@ static int take_event(struct options *opts, const char *group, int *ret, struct 
     if (!name) {
         return error_set(err, EINVAL, "Missing event name for rule of group '%s'", group);
     }
-    *ret = fault_event_find(name);
+    *ret = block_event_find(name);
     if (*ret < 0) {
         return error_set(err, EINVAL, "Invalid event name \"%s\"", name);
     }
@@ -235,6 +182,58 @@ int fault_rules_add(struct fault_rules *r, const char *group, struct options *op
 
 /* --- at work --------------------------------------------------------------------------------------------- */
 
+/* Told to whoever watches; see filter.h. */
+static fault_watch *watch;
+
+void fault_set_watch(fault_watch *fn)
+{
+    watch = fn;
+}
+
+static void tell(const char *tag, bool held)
+{
+    if (watch) {
+        watch(tag, held);
+    }
+}
+
+/* A request that stands at a breakpoint; memory of the request's own stack. */
+struct held_request {
+    struct list link; /* in fault_rules.held */
+    const char *tag;
+    struct co_queue waiter; /* guarded by fault_rules.lock */
+};
+
+/* The lock is held on entry and on return, not while the request stands. */
+static void co_hold_locked(struct fault_rules *r, char *tag)
+{
+    struct held_request held = {.tag = tag};
+
+    co_queue_init(&held.waiter);
+    list_append(&r->held, &held.link);
+    tell(tag, true);
+    co_queue_wait_release(&held.waiter, &r->lock);
+    tell(tag, false);
+    free(tag);
+    pthread_mutex_lock(&r->lock);
+}
+
+/* Take the next breakpoint for the event out of the rules; its tag, or NULL. */
+static char *take_break_locked(struct fault_rules *r, int event)
+{
+    struct fault_rule *rule;
+
+    LIST_FOREACH (rule, &r->rules, link) {
+        if (rule->action == FAULT_BREAK && rule->event == event) {
+            char *tag = TAKE_PTR(rule->tag);
+
+            rule_free(rule);
+            return tag;
+        }
+    }
+    return NULL;
+}
+
 static void deactivate_all_locked(struct fault_rules *r)
 {
     while (!list_is_empty(&r->active)) {
@@ -242,16 +241,18 @@ static void deactivate_all_locked(struct fault_rules *r)
     }
 }
 
-void fault_rules_event(struct fault_rules *r, int event)
+void fault_rules_co_event(struct fault_rules *r, int event)
 {
     struct fault_rule *rule;
+    char *tag;
     uint32_t new_state;
     bool injected = false;
 
     pthread_mutex_lock(&r->lock);
     new_state = r->state;
     LIST_FOREACH (rule, &r->rules, link) {
-        if (rule->event != event || (rule->state && rule->state != r->state)) {
+        if (rule->event != event || rule->action == FAULT_BREAK ||
+            (rule->state && rule->state != r->state)) {
             continue;
         }
         if (rule->action == FAULT_SET_STATE) {
@@ -262,11 +263,98 @@ void fault_rules_event(struct fault_rules *r, int event)
             deactivate_all_locked(r);
             injected = true;
         }
+        list_remove(&rule->active_link);
         list_prepend(&r->active, &rule->active_link);
     }
     r->state = new_state;
+    while ((tag = take_break_locked(r, event)) != NULL) {
+        co_hold_locked(r, tag);
+    }
     pthread_mutex_unlock(&r->lock);
 }
+
+/* --- breakpoints --------------------------------------------------------------------------------------- */
+
+int fault_rules_break(struct fault_rules *r, int event, const char *tag)
+{
+    struct fault_rule *rule = calloc(1, sizeof(*rule));
+
+    if (!rule || !(rule->tag = strdup(tag))) {
+        free(rule);
+        return -ENOMEM;
+    }
+    list_init(&rule->active_link);
+    rule->action = FAULT_BREAK;
+    rule->event = event;
+    pthread_mutex_lock(&r->lock);
+    list_append(&r->rules, &rule->link);
+    pthread_mutex_unlock(&r->lock);
+    return 0;
+}
+
+static bool tag_matches(const char *wanted, const char *tag)
+{
+    return !wanted || strcmp(wanted, tag) == 0;
+}
+
+/* `tag` NULL: any. Whether there was one. */
+static bool resume_one_locked(struct fault_rules *r, const char *tag)
+{
+    struct held_request *held;
+
+    LIST_FOREACH (held, &r->held, link) {
+        if (tag_matches(tag, held->tag)) {
+            list_remove(&held->link);
+            co_queue_wake_all(&held->waiter);
+            return true;
+        }
+    }
+    return false;
+}
+
+int fault_rules_resume(struct fault_rules *r, const char *tag)
+{
+    bool found;
+
+    pthread_mutex_lock(&r->lock);
+    found = resume_one_locked(r, tag);
+    pthread_mutex_unlock(&r->lock);
+    return found ? 0 : -ENOENT;
+}
+
+int fault_rules_remove_break(struct fault_rules *r, const char *tag)
+{
+    struct fault_rule *rule, *next;
+    bool found = false;
+
+    pthread_mutex_lock(&r->lock);
+    LIST_FOREACH_SAFE (rule, next, &r->rules, link) {
+        if (rule->action == FAULT_BREAK && tag_matches(tag, rule->tag)) {
+            rule_free(rule);
+            found = true;
+        }
+    }
+    while (resume_one_locked(r, tag)) {
+        found = true;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return found ? 0 : -ENOENT;
+}
+
+bool fault_rules_is_held(struct fault_rules *r, const char *tag)
+{
+    struct held_request *held;
+    bool found = false;
+
+    pthread_mutex_lock(&r->lock);
+    LIST_FOREACH (held, &r->held, link) {
+        found = found || tag_matches(tag, held->tag);
+    }
+    pthread_mutex_unlock(&r->lock);
+    return found;
+}
+
+/* --- errors -------------------------------------------------------------------------------------------- */
 
 static bool rule_covers(const struct fault_rule *rule, enum fault_iotype type, uint64_t offset,
                         uint64_t length)

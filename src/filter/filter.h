@@ -6,6 +6,7 @@
  *   snapshot-access     a node that shows those contents
  *   blklogwrites        logs writes, flushes and discards in the format of dm-log-writes
  *   blkdebug            makes I/O fail as told
+ *   copy-on-read        keeps what is read from backing files in the image itself
  */
 #ifndef TIDEMARK_FILTER_FILTER_H
 #define TIDEMARK_FILTER_FILTER_H
@@ -16,14 +17,22 @@ extern const struct block_driver copy_before_write_driver;
 extern const struct block_driver snapshot_access_driver;
 extern const struct block_driver write_log_driver;
 extern const struct block_driver fault_driver;
+extern const struct block_driver copy_on_read_driver;
 
 /* Put them into the table of drivers. Once, at start; does not yield. */
 void filter_register_drivers(void);
 
 /*
- * Announce that something happens in a format ("l2_load", ...) whose file is `node`: rules of a blkdebug node that is
- * reached through filters from there act on it. Any thread; does not yield.
+ * Breakpoints of the blkdebug node that events of `node` come to: itself, or below by `file` and through filters. -ENOTSUP if
+ * there is none, -ENOENT for an unknown event or tag. Main reactor; none of these yields. `tag` NULL, except in the first: any.
  */
-void fault_node_event(struct block_node *node, const char *name);
+int fault_break(struct block_node *node, const char *event, const char *tag);
+int fault_resume(struct block_node *node, const char *tag);
+int fault_remove_break(struct block_node *node, const char *tag);
+bool fault_is_held(struct block_node *node, const char *tag);
+
+/* Called when a request stops at a breakpoint, and when it goes on: any thread, must not call back. Set once, at start. */
+typedef void fault_watch(const char *tag, bool held);
+void fault_set_watch(fault_watch *fn);
 
 #endif

@@ -12,11 +12,14 @@
 
 #include "cbw_fixture.h"
 
+#include "co/co.h"
+#include "file/file_drivers.h"
 #include "filter/filter.h"
 #include "loop/loop.h"
 
 struct fault_graph {
-    struct block_node *disk_node, *filter_node;
+    struct block_node *disk_node, *filter_node,
+        *raw_node; /* raw announces what is read and written */
     struct memory_disk *disk;
     struct block_root *root;
     struct block_edge *edge;
@@ -30,9 +33,11 @@ static void open_graph(struct fault_graph *g, const char *options)
     g->disk_node =
         fixture_open("{\"driver\":\"memory-disk\",\"node-name\":\"disk\",\"size\":1048576}");
     g->disk = memory_disk_of(g->disk_node);
-    snprintf(json, sizeof(json), "{\"driver\":\"blkdebug\",\"image\":\"disk\",%s}", options);
+    snprintf(json, sizeof(json),
+             "{\"driver\":\"blkdebug\",\"node-name\":\"fault\",\"image\":\"disk\",%s}", options);
     g->filter_node = fixture_open(json);
-    assert_int_equal(block_co_root_new(g->filter_node, "test",
+    g->raw_node = fixture_open("{\"driver\":\"raw\",\"discard\":\"unmap\",\"file\":\"fault\"}");
+    assert_int_equal(block_co_root_new(g->raw_node, "test",
                                        BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
                                        BLOCK_PERM_ALL, &g->root, NULL),
                      0);
@@ -42,6 +47,7 @@ static void open_graph(struct fault_graph *g, const char *options)
 static void close_graph(struct fault_graph *g)
 {
     block_co_root_release(g->root);
+    block_co_unref(g->raw_node);
     block_co_unref(g->filter_node);
     block_co_unref(g->disk_node);
 }
@@ -192,8 +198,55 @@ static void co_named_event(void *arg)
 
     open_graph(&g, "\"inject-error\":[{\"event\":\"l2_load\",\"iotype\":\"read\"}]");
     assert_int_equal(co_read_at(&g, 0), 0);
-    fault_node_event(g.filter_node, "l2_load");
+    block_co_event_at(g.raw_node, BLOCK_EVENT_L2_LOAD);
     assert_int_equal(co_read_at(&g, 0), -EIO);
+    close_graph(&g);
+}
+
+static void co_read_aside(void *arg)
+{
+    struct fault_graph *g = arg;
+
+    assert_int_equal(co_read_at(g, 0), -EIO);
+}
+
+/* The rule came into force before the request was held up, and it is still so when the request goes on. */
+static void co_break(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g, "\"inject-error\":[{\"event\":\"read_aio\",\"iotype\":\"read\"}]");
+    assert_int_equal(fault_break(g.raw_node, "no_such_event", "A"), -ENOENT);
+    assert_int_equal(fault_break(g.raw_node, "read_aio", "A"), 0);
+    assert_int_equal(fault_resume(g.raw_node, "A"), -ENOENT);
+    assert_int_equal(reactor_spawn(reactor_main(), co_read_aside, &g), 0);
+    while (!fault_is_held(g.raw_node, "A")) {
+        co_reschedule();
+    }
+    assert_false(fault_is_held(g.raw_node, "B"));
+    assert_int_equal(co_write_at(&g, 0), 0);
+    assert_int_equal(fault_resume(g.raw_node, "A"), 0);
+    assert_false(fault_is_held(g.raw_node, "A"));
+    assert_int_equal(co_read_at(&g, 0), -EIO);
+    assert_int_equal(fault_break(g.disk_node, "read_aio", "A"), -ENOTSUP);
+    close_graph(&g);
+}
+
+static void co_remove_break(void *arg)
+{
+    struct fault_graph g;
+
+    open_graph(&g, "\"inject-error\":[{\"event\":\"read_aio\",\"iotype\":\"read\"}]");
+    assert_int_equal(fault_break(g.raw_node, "write_aio", "A"), 0);
+    assert_int_equal(fault_remove_break(g.raw_node, "A"), 0);
+    assert_int_equal(fault_remove_break(g.raw_node, "A"), -ENOENT);
+    assert_int_equal(co_write_at(&g, 0), 0);
+    assert_int_equal(fault_break(g.raw_node, "read_aio", "B"), 0);
+    assert_int_equal(reactor_spawn(reactor_main(), co_read_aside, &g), 0);
+    while (!fault_is_held(g.raw_node, NULL)) {
+        co_reschedule();
+    }
+    assert_int_equal(fault_remove_break(g.raw_node, NULL), 0);
     close_graph(&g);
 }
 
@@ -210,11 +263,14 @@ TEST(rules_come_from_a_file, co_config)
 TEST(bad_files_are_refused_with_their_line, co_bad_config)
 TEST(limits_split_and_align, co_limits)
 TEST(formats_can_announce_events, co_named_event)
+TEST(breakpoint_holds_a_request_up, co_break)
+TEST(breakpoint_can_be_removed, co_remove_break)
 
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
     filter_register_drivers();
+    file_register_drivers();
     return reactor_init_main(NULL);
 }
 
@@ -235,6 +291,8 @@ int main(void)
         cmocka_unit_test(bad_files_are_refused_with_their_line),
         cmocka_unit_test(limits_split_and_align),
         cmocka_unit_test(formats_can_announce_events),
+        cmocka_unit_test(breakpoint_holds_a_request_up),
+        cmocka_unit_test(breakpoint_can_be_removed),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

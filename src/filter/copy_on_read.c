@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The driver "copy-on-read": what a read finds in the backing chain of `file` is written into `file` itself, so that it is there
+ * the next time. With `bottom`, only what lies in that layer or above it is copied.
+ *
+ * A copy covers whole allocation units and holds them exclusively from the look at the map until the copy is written; a
+ * write of the guest holds its bytes shared. So a copy never lands on newer data. Others may not write to `file` meanwhile
+ * (the filter does not share that permission). Reads of what is allocated take no lock.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "co/sync.h"
+#include "filter/filter.h"
+
+#define BOUNCE_SIZE (1 * MiB)
+
+struct copy_on_read {
+    struct block_edge *file;
+    struct block_node *bottom; /* a reference; NULL: the whole chain is copied */
+    struct range_lock busy;
+};
+
+/* --- open and close ------------------------------------------------------------------------------------- */
+
+static int take_bottom(struct copy_on_read *s, struct options *opts, struct error *err)
+{
+    AUTO_FREE char *name = NULL;
+    struct block_node *found;
+    int r = options_take_str(opts, "bottom", &name, err);
+
+    if (r < 0 || !name) {
+        return r;
+    }
+    found = block_node_find(name);
+    if (!found) {
+        return error_set(err, EINVAL, "Bottom node '%s' not found", name);
+    }
+    if (block_node_is_filter(found)) {
+        return error_set(err, EINVAL, "Bottom node '%s' is a filter", name);
+    }
+    for (struct block_node *n = block_node_skip_filters(s->file->node); n != found;
+         n = block_node_backing(n)) {
+        if (!n) {
+            return error_set(err, EINVAL, "Bottom node '%s' is not in the backing chain of '%s'",
+                             name, block_node_display_name(s->file->node));
+        }
+    }
+    s->bottom = block_node_ref(found);
+    return 0;
+}
+
+static int cor_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct copy_on_read *s = node->opaque;
+    int r = block_co_open_child(node, opts, "file", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
+                                &s->file, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (s->file->node->read_only) {
+        return error_set(err, EINVAL, "Can't use copy-on-read on read-only device");
+    }
+    r = take_bottom(s, opts, err);
+    if (r < 0) {
+        return r;
+    }
+    range_lock_init(&s->busy);
+    block_node_set_size(node, block_edge_size(s->file));
+    node->discard_unmap = true; /* the file decides */
+    node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
+    node->supported_zero_flags =
+        BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
+    return 0;
+}
+
+static void cor_co_close(struct block_node *node)
+{
+    struct copy_on_read *s = node->opaque;
+
+    block_co_unref(s->bottom);
+    range_lock_destroy(&s->busy);
+}
+
+static void cor_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
+                           unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared)
+{
+    *ret_perm = parents_perm | BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+}
+
+/* --- read ----------------------------------------------------------------------------------------------- */
+
+/* What `file` allocates at once. */
+static uint64_t unit_of(const struct copy_on_read *s)
+{
+    const struct block_node *node = block_node_skip_filters(s->file->node);
+
+    return node->limits.cluster_size ? MAX(node->limits.zeroes_alignment, 1) : 1;
+}
+
+enum source { SOURCE_TOP, SOURCE_BELOW, SOURCE_ZERO, SOURCE_NOT_COPIED };
+
+/* Where [offset, offset + *length) comes from; *length becomes what comes from there alike, whole units unless it is the top. */
+static int co_find_source(const struct copy_on_read *s, uint64_t offset, uint64_t *length,
+                          enum source *ret)
+{
+    struct block_node *base = s->bottom ? block_node_backing(s->bottom) : NULL;
+    uint64_t unit = unit_of(s);
+    struct block_status status;
+    int depth, r = block_co_status(s->file, offset, *length, &status);
+
+    if (r < 0) {
+        return r;
+    }
+    if (status.flags & BLOCK_STATUS_ALLOCATED) {
+        *length = status.length;
+        *ret = SOURCE_TOP;
+        return 0;
+    }
+    *length = status.length;
+    r = block_co_status_above(s->file, base, offset, *length, &status, &depth);
+    if (r < 0) {
+        return r;
+    }
+    *ret = SOURCE_BELOW;
+    if (status.length < *length && status.length < unit) {
+        *length = MIN(*length, unit); /* several layers in one unit */
+    } else if (status.length < *length) {
+        *length = round_down(status.length, unit);
+    }
+    if (status.length >= *length && depth == 0 && base) {
+        *ret = SOURCE_NOT_COPIED;
+    } else if (status.length >= *length && (status.flags & BLOCK_STATUS_ZERO)) {
+        *ret = SOURCE_ZERO;
+    }
+    return 0;
+}
+
+/* Bytes [offset, offset + length) of the disk, as far as they lie in the request, whose iov begins at `start`. */
+struct window {
+    uint64_t from;  /* on the disk */
+    size_t in_iov;  /* where that is in the iov */
+    size_t in_data; /* and from `offset` on */
+    size_t size;
+};
+
+static struct window overlap(uint64_t start, size_t size, uint64_t offset, uint64_t length)
+{
+    uint64_t from = MAX(start, offset), to = MIN(start + size, offset + length);
+
+    return (struct window){
+        .from = from,
+        .in_iov = (size_t)(from - start),
+        .in_data = (size_t)(from - offset),
+        .size = to > from ? (size_t)(to - from) : 0,
+    };
+}
+
+static int co_read_through(const struct copy_on_read *s, const struct window *w, struct iov iov,
+                           unsigned flags)
+{
+    IOV_PART_AUTO(part);
+    int r;
+
+    if (w->size == 0) {
+        return 0;
+    }
+    r = iov_part_set(&part, iov, w->in_iov, w->size);
+    return r < 0 ? r : block_co_preadv(s->file, w->from, part.iov, flags);
+}
+
+static int co_copy_data(const struct copy_on_read *s, uint64_t offset, size_t length,
+                        const struct window *w, struct iov iov, unsigned flags)
+{
+    AUTO_FREE void *data = NULL;
+    int r;
+
+    if (posix_memalign(&data, 4096, length) != 0) {
+        data = NULL;
+        return -ENOMEM;
+    }
+    r = block_co_pread(s->file, offset, data, length);
+    if (r < 0) {
+        return r;
+    }
+    block_co_event(s->file, BLOCK_EVENT_COR_WRITE);
+    if (buffer_is_zero(data, length)) {
+        r = block_co_write_zeroes(s->file, offset, length, BLOCK_REQ_UNCHANGED);
+    } else {
+        r = block_co_pwrite(s->file, offset, data, length, BLOCK_REQ_UNCHANGED);
+    }
+    if (r == 0 && !(flags & BLOCK_REQ_PREFETCH)) {
+        iov_copy_from_buf(iov, w->in_iov, (char *)data + w->in_data, w->size);
+    }
+    return r;
+}
+
+static int co_copy_zeroes(const struct copy_on_read *s, uint64_t offset, uint64_t length,
+                          const struct window *w, struct iov iov, unsigned flags)
+{
+    if (!(flags & BLOCK_REQ_PREFETCH)) {
+        iov_fill(iov, w->in_iov, 0, w->size);
+    }
+    block_co_event(s->file, BLOCK_EVENT_COR_WRITE);
+    return block_co_write_zeroes(s->file, offset, length, BLOCK_REQ_UNCHANGED);
+}
+
+/* Whole units [at, end), held exclusively, of which the request asks for [offset, offset + iov.size). */
+static int co_copy_range(const struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
+                         struct iov iov, unsigned flags)
+{
+    int r = 0;
+
+    for (uint64_t length; at < end && r == 0; at += length) {
+        enum source source = SOURCE_TOP;
+        struct window w;
+
+        length = end - at;
+        r = co_find_source(s, at, &length, &source);
+        if (r < 0) {
+            break;
+        }
+        if (source == SOURCE_BELOW) {
+            length = MIN(length, MAX(unit_of(s), BOUNCE_SIZE));
+        }
+        w = overlap(offset, iov.size, at, length);
+        if (source == SOURCE_BELOW) {
+            r = co_copy_data(s, at, length, &w, iov, flags);
+        } else if (source == SOURCE_ZERO) {
+            r = co_copy_zeroes(s, at, length, &w, iov, flags);
+        } else {
+            r = co_read_through(s, &w, iov, flags);
+        }
+    }
+    return r;
+}
+
+static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct copy_on_read *s = node->opaque;
+    uint64_t unit = unit_of(s), first = round_down(offset, unit), at = offset;
+    uint64_t end = MIN(round_up(offset + iov.size, unit), block_edge_size(s->file));
+    struct range_entry range;
+    int r = 0;
+
+    /* Nothing to do for what is allocated already. */
+    while (at < offset + iov.size) {
+        struct block_status status;
+
+        r = block_co_status(s->file, at, offset + iov.size - at, &status);
+        if (r < 0) {
+            return r;
+        }
+        if (!(status.flags & BLOCK_STATUS_ALLOCATED)) {
+            break;
+        }
+        at += status.length;
+    }
+    if (at >= offset + iov.size) {
+        return block_co_preadv(s->file, offset, iov, flags);
+    }
+    co_range_lock(&s->busy, &range, first, end - first, true);
+    r = co_copy_range(s, first, end, offset, iov, flags);
+    range_unlock(&s->busy, &range);
+    return r;
+}
+
+/* --- changes -------------------------------------------------------------------------------------------- */
+
+static int cor_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct copy_on_read *s = node->opaque;
+    struct range_entry range;
+    int r;
+
+    co_range_lock(&s->busy, &range, offset, iov.size, false);
+    r = block_co_pwritev(s->file, offset, iov, flags);
+    range_unlock(&s->busy, &range);
+    return r;
+}
+
+static int cor_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                               unsigned flags)
+{
+    struct copy_on_read *s = node->opaque;
+    struct range_entry range;
+    int r;
+
+    co_range_lock(&s->busy, &range, offset, length, false);
+    r = block_co_write_zeroes(s->file, offset, length, flags);
+    range_unlock(&s->busy, &range);
+    return r;
+}
+
+static int cor_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct copy_on_read *s = node->opaque;
+    struct range_entry range;
+    int r;
+
+    co_range_lock(&s->busy, &range, offset, length, false);
+    r = block_co_discard(s->file, offset, length);
+    range_unlock(&s->busy, &range);
+    return r;
+}
+
+static int cor_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                           struct error *err)
+{
+    struct copy_on_read *s = node->opaque;
+    int r = block_co_truncate(s->file, size, prealloc, err);
+
+    if (r == 0) {
+        block_node_set_size(node, block_edge_size(s->file));
+    }
+    return r;
+}
+
+const struct block_driver copy_on_read_driver = {
+    .name = "copy-on-read",
+    .instance_size = sizeof(struct copy_on_read),
+    .is_filter = true,
+    .co_open = cor_co_open,
+    .co_close = cor_co_close,
+    .child_perm = cor_child_perm,
+    .co_truncate = cor_co_truncate,
+    .co_preadv = cor_co_preadv,
+    .co_pwritev = cor_co_pwritev,
+    .co_write_zeroes = cor_co_write_zeroes,
+    .co_discard = cor_co_discard,
+};
