@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/bitmap.h"
+#include "qcow2/check.h"
 #include "qcow2/rebuild.h"
 #include "qcow2/references.h"
 #include "qcow2/snapshot.h"
@@ -454,16 +455,47 @@ static int co_clear_marks(struct check *c, struct error *err)
     return qcow2_co_write_header(c->q, err);
 }
 
+/* Everything but the refcount structures. */
+static int co_count_contents(struct check *c)
+{
+    int r;
+
+    count(c, "the header", 0, c->q->cluster_size);
+    r = co_count_guest(c);
+    r = r < 0 ? r : co_count_snapshots(c);
+    return r < 0 ? r : co_count_bitmaps(c);
+}
+
+int qcow2_co_count_references(struct qcow2 *q, uint32_t **ret, uint64_t *ret_clusters,
+                              struct error *err)
+{
+    struct block_check_result result = {0};
+    struct check c = {.q = q, .result = &result};
+    int r;
+
+    c.clusters = div_round_up(block_edge_size(q->node->file), q->cluster_size);
+    c.counts = calloc(MAX(c.clusters, 1), sizeof(*c.counts));
+    r = c.counts ? co_count_contents(&c) : -ENOMEM;
+    if (r == 0 && (result.corruptions || result.check_errors)) {
+        r = -EIO;
+    }
+    if (r < 0) {
+        free(c.counts);
+        return error_set_errno(err, -r, "Could not count the references of '%s'",
+                               block_node_display_name(q->node));
+    }
+    *ret = c.counts;
+    *ret_clusters = c.clusters;
+    return 0;
+}
+
 static int co_check_all(struct check *c, struct error *err)
 {
     struct qcow2 *q = c->q;
     int r;
 
-    count(c, "the header", 0, q->cluster_size);
     count_refcount_structures(c);
-    r = co_count_guest(c);
-    r = r < 0 ? r : co_count_snapshots(c);
-    r = r < 0 ? r : co_count_bitmaps(c);
+    r = co_count_contents(c);
     r = r < 0 ? r : co_compare(c);
     r = r < 0 ? r : co_check_copied(c);
     if (r == 0 && c->fix && !q->read_only) {

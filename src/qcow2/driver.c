@@ -9,6 +9,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "qcow2/amend.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot.h"
 
@@ -337,6 +338,8 @@ static const struct block_driver qcow2_driver = {
     .co_specific_info = qcow2_co_specific_info,
     .co_check = qcow2_co_check,
     .co_truncate = qcow2_co_truncate,
+    .co_change_backing = qcow2_co_change_backing,
+    .co_amend = qcow2_co_amend,
     .co_snapshot_create = qcow2_co_snapshot_create,
     .co_snapshot_apply = qcow2_co_snapshot_apply,
     .co_snapshot_delete = qcow2_co_snapshot_delete,

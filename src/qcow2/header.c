@@ -184,8 +184,7 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
         return r;
     }
     q->l2_bits = q->cluster_bits - 3;
-    q->refblock_bits = q->cluster_bits + 3 - q->refcount_order;
-    q->refcount_max = q->refcount_order == 6 ? UINT64_MAX : (1ULL << (1u << q->refcount_order)) - 1;
+    qcow2_set_refcount_order(q, q->refcount_order);
     return parse_tables(q, h, err);
 }
 

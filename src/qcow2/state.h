@@ -151,6 +151,14 @@ static inline struct qcow2 *qcow2_state(const struct block_node *node)
     return node->opaque;
 }
 
+/* Sets what follows from the width of a refcount; cluster_bits is set. */
+static inline void qcow2_set_refcount_order(struct qcow2 *q, unsigned order)
+{
+    q->refcount_order = order;
+    q->refblock_bits = q->cluster_bits + 3 - order;
+    q->refcount_max = order == 6 ? UINT64_MAX : (1ULL << (1u << order)) - 1;
+}
+
 static inline uint64_t qcow2_cluster_index(const struct qcow2 *q, uint64_t offset)
 {
     return offset >> q->cluster_bits;
@@ -170,6 +178,10 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err);
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);
 void qcow2_free_header(struct qcow2 *q);
+
+/* --- backing.c: see struct block_driver --- */
+int qcow2_co_change_backing(struct block_node *node, const char *filename, const char *format,
+                            struct error *err);
 
 /* --- map.c --- */
 enum cluster_type {
