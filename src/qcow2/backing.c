@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Recording another backing file. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "qcow2/state.h"
+
+int qcow2_co_change_backing(struct block_node *node, const char *filename, const char *format,
+                            struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    AUTO_FREE char *new_filename = filename ? strdup(filename) : NULL;
+    AUTO_FREE char *new_format = filename && format ? strdup(format) : NULL;
+    char *old_filename = q->backing_filename;
+    char *old_format = q->backing_format;
+    int r;
+
+    if ((filename && !new_filename) || (filename && format && !new_format)) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (filename && strlen(filename) > BACKING_NAME_MAX) {
+        return error_set(err, EINVAL, "The backing file name has %zu bytes; at most %d are allowed",
+                         strlen(filename), BACKING_NAME_MAX);
+    }
+    q->backing_filename = new_filename;
+    q->backing_format = new_format;
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        q->backing_filename = old_filename;
+        q->backing_format = old_format;
+        return r;
+    }
+    new_filename = old_filename;
+    new_format = old_format;
+    return 0;
+}
