@@ -95,6 +95,9 @@ int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, stru
     if (rc == 0 && image->overlay) {
         rc = cli_co_add_overlay(&disk.node, err);
     }
+    if (rc == 0 && image->copy_on_read) {
+        rc = cli_co_add_copy_on_read(&disk.node, err);
+    }
     if (rc == 0 && image->snapshot) {
         rc = cli_co_show_snapshot(disk.node, image->snapshot, err);
     }

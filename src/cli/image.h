@@ -22,7 +22,8 @@ struct cli_image {
     bool force_share;
     const char
         *snapshot; /* show this internal snapshot: an ID or name, or snapshot.id=...; NULL: none */
-    bool overlay;  /* writes go to a temporary file and are lost */
+    bool copy_on_read;
+    bool overlay;              /* writes go to a temporary file and are lost */
     const char *extra_options; /* text of more options for the node; NULL: none */
 };
 
@@ -45,6 +46,8 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
                       struct error *err);
 /* Put a temporary qcow2 overlay, which vanishes with the process, on the node (replaced; its reference is consumed). */
 int cli_co_add_overlay(struct block_node **node, struct error *err);
+/* Put a filter on it that copies into the image what is read from its backing files. As above. */
+int cli_co_add_copy_on_read(struct block_node **node, struct error *err);
 
 /*
  * Open. `flags` are BLOCK_OPEN_...; with BLOCK_OPEN_RDWR the disk can be written, with BLOCK_OPEN_RESIZE_FILE resized too,

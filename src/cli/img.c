@@ -27,6 +27,7 @@ static const struct img_command commands[] = {
     {"info", img_info_main, "[options] FILENAME", "what an image is, and what it is made of"},
     {"map", img_map_main, "[options] FILENAME", "which areas are stored, and where"},
     {"measure", img_measure_main, "[options] FILENAME", "how large a new image's file would be"},
+    {"rebase", img_rebase_main, "[options] -b FILE FILENAME", "give an image another backing file"},
     {"resize", img_resize_main, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
     {"snapshot", img_snapshot_main, "[options] FILENAME", "snapshots within an image"},
 };

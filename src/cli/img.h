@@ -16,6 +16,7 @@ int img_dd_main(int argc, char **argv);
 int img_info_main(int argc, char **argv);
 int img_map_main(int argc, char **argv);
 int img_measure_main(int argc, char **argv);
+int img_rebase_main(int argc, char **argv);
 int img_resize_main(int argc, char **argv);
 int img_snapshot_main(int argc, char **argv);
 

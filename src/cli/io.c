@@ -221,9 +221,6 @@ static int check_command_line(const struct command_line *l)
     if (l->format && l->image_opts) {
         return cli_fail("--image-opts and -f are mutually exclusive");
     }
-    if (l->copy_on_read) {
-        return cli_fail("Copy-on-read (-C) is not supported");
-    }
     return 0;
 }
 
@@ -244,6 +241,7 @@ static int co_run_all(struct command_line *l, const char *filename)
             .read_only = l->read_only,
             .force_share = l->force_share,
             .overlay = l->snapshot,
+            .copy_on_read = l->copy_on_read,
         };
         if (io_co_open(&io) < 0) {
             io_opening_clear(&io.opening);

@@ -35,6 +35,7 @@ int io_co_open(struct io *io)
         .image_opts = o->image_opts || !o->name,
         .force_share = o->force_share,
         .overlay = o->overlay,
+        .copy_on_read = o->copy_on_read,
     };
     ERROR_AUTO(err);
     int rc = cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, &err);
@@ -112,10 +113,6 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
         cli_fail("Invalid discard option: %s", a->value['d']);
         return -EINVAL;
     }
-    if (a->set['C']) {
-        cli_fail("Copy-on-read (-C) is not supported");
-        return -ENOTSUP;
-    }
     if (a->argc > 1 || (a->argc == 0 && !a->set['o'])) {
         return io_usage(command);
     }
@@ -130,6 +127,7 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
     o.read_only = a->set['r'];
     o.force_share = a->set['U'];
     o.overlay = a->set['s'];
+    o.copy_on_read = a->set['C'];
     io_opening_clear(&io->opening);
     io->opening = o;
     return rc < 0 ? rc : io_co_open(io);
@@ -182,6 +180,7 @@ static int co_reopen(struct io *io, const struct io_command *command, struct io_
         .read_only = io->opening.read_only,
         .force_share = io->opening.force_share,
         .overlay = io->opening.overlay,
+        .copy_on_read = io->opening.copy_on_read,
     };
     int rc;
 
@@ -399,7 +398,8 @@ const struct io_command io_image_commands[] = {
     {"open", "o", "Cd:i:kno:rst:U", 1, -1, 0,
      "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path",
      "\n Example:\n 'open -n -o driver=raw /tmp/data' - opens a raw image, uncached\n"
-     "\n -d, -- discard mode: unmap or ignore\n"
+     "\n -C, -- copy from backing files what is read\n"
+     " -d, -- discard mode: unmap or ignore\n"
      " -i, -k, -- accepted and ignored\n"
      " -n, -- as -t none\n"
      " -o, -- options of the node; driver=... is the format\n"

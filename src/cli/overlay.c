@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A temporary overlay: an image can be written, and stays as it was. */
+/* Nodes put on an image at the user's wish: a temporary overlay, copy-on-read. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -76,4 +76,28 @@ int cli_co_add_overlay(struct block_node **node, struct error *err)
     block_co_unref(*node); /* the overlay holds it */
     *node = overlay;
     return 0;
+}
+
+int cli_co_add_copy_on_read(struct block_node **node, struct error *err)
+{
+    struct options *opts = options_new();
+    struct block_node *filter = NULL;
+    int rc;
+
+    if (!opts) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (block_node_is_read_only(*node)) {
+        options_free(opts);
+        return error_set(err, EINVAL, "Can't use copy-on-read on read-only device");
+    }
+    options_set_str(opts, "driver", "copy-on-read");
+    options_set_str(opts, "file", block_node_name(*node));
+    options_set_bool(opts, "read-only", false);
+    rc = block_co_open(opts, BLOCK_OPEN_RDWR, &filter, err);
+    if (rc == 0) {
+        block_co_unref(*node); /* the filter holds it */
+        *node = filter;
+    }
+    return rc;
 }
