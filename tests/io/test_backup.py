@@ -49,6 +49,8 @@ class BackupCase(TestCase):
             *words,
             **more,
         )
+        if server:
+            self.server.wait_for(lambda: can_connect(self.socket), "the NBD server")
 
     def client(self):
         handle = nbd.NBD()
