@@ -91,6 +91,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     if (index >= entries) {
         return -EFBIG;
     }
+    block_co_event(q->node->file, BLOCK_EVENT_REFTABLE_GROW);
     table = calloc(entries, sizeof(uint64_t));
     dirty = calloc(div_round_up(entries * 8, SECTOR_SIZE), 1);
     block = calloc(1, q->cluster_size);
@@ -108,9 +109,12 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
      * The blocks that the table refers to are written: each counted itself on disk from the start. Counts in the cache
      * stay there: a commit may be writing an older copy of them right now, and must not have the last word.
      */
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS);
     r = block_co_pwrite(q->node->file, first << q->cluster_bits, block, q->cluster_size, 0);
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_TABLE);
     r = r < 0 ? r : write_reftable_copy(q, table_offset, table, (uint32_t)entries);
     r = r < 0 ? r : block_co_flush(q->node->file);
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
     r = r < 0 ? r : co_switch_reftable(q, table_offset, entries);
     if (r < 0) {
         return r;
@@ -166,6 +170,7 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
      */
     qcow2_refcount_store(head, q->refcount_order, 0, 1);
     q->zero_from = MAX(q->zero_from, offset + q->cluster_size);
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE);
     r = block_co_pwrite(q->node->file, offset, head, sizeof(head), 0);
     if (r < 0) {
         return r;
@@ -223,6 +228,7 @@ int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *
     uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
     int r;
 
+    block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC);
     for (;;) {
         if (!is_addressable(q, at, want)) {
             return -EFBIG;
@@ -272,6 +278,7 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
     bool fresh;
     int r;
 
+    block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC_BYTES);
     if (tail != 0 && room >= size) {
         r = qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, tail), 1, 1);
         if (r == 0) {

@@ -176,6 +176,7 @@ static int co_load(struct table_cache *c, struct cache_shard *s, struct cache_en
     if (zeroed) {
         memset((void *)e->data, 0, c->entry_size);
     } else {
+        block_co_event(c->file, c->load_event);
         r = block_co_pread(c->file, e->offset, (void *)e->data, c->entry_size);
     }
     pthread_mutex_lock(&s->lock);
@@ -339,6 +340,7 @@ int cache_co_snapshot_write(struct cache_snapshot *s)
         while (i + n < s->count && s->entries[i + n]->offset == s->entries[i]->offset + n * size) {
             n++;
         }
+        block_co_event(s->cache->file, s->cache->update_event);
         r = block_co_pwrite(s->cache->file, s->entries[i]->offset, s->data + i * size, n * size, 0);
     }
     return r;

@@ -19,7 +19,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
-#include "block/gate.h"
+#include "block/driver.h"
 #include "co/sync.h"
 
 #define CACHE_SHARDS 16
@@ -51,13 +51,14 @@ struct table_cache {
     struct block_edge *file;
     size_t entry_size; /* bytes; a power of two */
     unsigned entry_bits;
+    enum block_event load_event, update_event; /* announced before a slice is read, or written */
     struct cache_shard shards[CACHE_SHARDS];
     struct list dirty;  /* [image lock] */
     size_t dirty_count; /* [image lock] */
     size_t dirty_limit; /* commit when there are more */
 };
 
-/* `bytes` is the limit. 0 or -ENOMEM. */
+/* `bytes` is the limit. 0 or -ENOMEM. The events are the caller's to set. */
 int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size, uint64_t bytes);
 /* All pins are gone; dirty contents are lost. */
 void cache_destroy(struct table_cache *c);

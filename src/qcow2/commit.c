@@ -142,11 +142,13 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
 
 /* --- writing --------------------------------------------------------------------------------- */
 
-static int co_write_sectors(struct qcow2 *q, uint64_t table, const struct sector_snapshot *s)
+static int co_write_sectors(struct qcow2 *q, uint64_t table, const struct sector_snapshot *s,
+                            enum block_event event)
 {
     int r = 0;
 
     for (size_t i = 0; i < s->count && r == 0; i++) {
+        block_co_event(q->node->file, event);
         r = block_co_pwrite(q->node->file, table + s->numbers[i] * SECTOR_SIZE,
                             s->data + i * SECTOR_SIZE, SECTOR_SIZE, 0);
     }
@@ -161,12 +163,14 @@ static int co_write_snapshot(struct qcow2 *q, struct commit *c)
     if (r == 0 && c->reftable.count > 0) {
         /* A new refcount block has its contents before the table refers to it. */
         r = block_co_flush(file);
-        r = r < 0 ? r : co_write_sectors(q, c->reftable_offset, &c->reftable);
+        r = r < 0 ? r
+                  : co_write_sectors(q, c->reftable_offset, &c->reftable,
+                                     BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
     }
     if (r == 0 && (c->l2.count > 0 || c->l1.count > 0)) {
         r = block_co_flush(file); /* R1, R7 */
         r = r < 0 ? r : cache_co_snapshot_write(&c->l2);
-        r = r < 0 ? r : co_write_sectors(q, q->l1_offset, &c->l1);
+        r = r < 0 ? r : co_write_sectors(q, q->l1_offset, &c->l1, BLOCK_EVENT_L1_UPDATE);
     }
     return r < 0 ? r : block_co_flush(file); /* R4 */
 }
@@ -217,6 +221,7 @@ static void co_free_runs(struct qcow2 *q, struct free_list *frees)
     if (frees->count > 0) {
         co_mutex_lock(&q->lock);
         for (size_t i = 0; i < frees->count; i++) {
+            block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_FREE);
             (void)co_lower_locked(q, &frees->runs[i]); /* on failure: a leak */
         }
         co_mutex_unlock(&q->lock);

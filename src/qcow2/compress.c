@@ -1,170 +1,84 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Compressed clusters: deflate without a header in a 4 KiB window (zlib), or one zstd frame. Work on a
- * cluster takes far more than a switch between threads, so it goes to the offload pool.
+ * Writing compressed clusters, in batches: they are compressed beside each other in the offload pool, then get room in
+ * the file, are written with one request where that is in one piece, and are linked, each step for the whole batch.
+ * Each job packs its clusters one behind the other, as they lie in the file.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <zlib.h>
-#include <zstd.h>
-#include <zstd_errors.h>
 
 #include "base/cleanup.h"
 #include "loop/loop.h"
+#include "qcow2/codec.h"
 #include "qcow2/state.h"
 
-/* The specification's window for deflate: 2^12 bytes, negative for "no header". */
-#define DEFLATE_WINDOW_BITS (-12)
-/* Readers must accept any window that a writer may have used. */
-#define INFLATE_WINDOW_BITS (-15)
-#define ZSTD_LEVEL 1
+#define JOB_BYTES (256 * KiB)
 
-struct work {
-    struct qcow2 *q;
-    const void *in;
-    size_t in_size;
-    void *out;
-    size_t out_size; /* room, then what was made */
+struct piece {
+    const uint8_t *in;
+    uint8_t *out;
+    size_t size; /* compressed; 0: is not stored compressed */
+    uint64_t host;
 };
 
-/* --- decompress ---------------------------------------------------------------------------------- */
+struct job {
+    const struct qcow2 *q;
+    struct piece *pieces;
+    unsigned count;
+    uint8_t *out; /* a cluster for each */
+};
 
-static int inflate_cluster(struct work *w)
+/* Clusters of one request: guest bytes [offset, offset + iov.size). */
+struct batch {
+    struct qcow2 *q;
+    uint64_t offset;
+    struct iov iov;
+    struct piece pieces[QCOW2_BATCH_CLUSTERS];
+    unsigned count;
+};
+
+/* --- compress ---------------------------------------------------------------------------------- */
+
+static int compress_job(void *arg)
 {
-    z_stream z = {
-        .next_in = (void *)(uintptr_t)w->in,
-        .avail_in = (uInt)w->in_size,
-        .next_out = w->out,
-        .avail_out = (uInt)w->out_size,
-    };
-    int r;
+    struct job *job = arg;
+    /* It has to save at least a sector, or it is not worth the work of reading it. */
+    size_t cluster = job->q->cluster_size, room = cluster - SECTOR_SIZE;
+    uint8_t *out = job->out;
 
-    if (inflateInit2(&z, INFLATE_WINDOW_BITS) != Z_OK) {
-        return -ENOMEM;
-    }
-    r = inflate(&z, Z_FINISH);
-    inflateEnd(&z);
-    /* The data is padded to whole sectors, so input may be left; all output must be there. */
-    return (r == Z_STREAM_END || r == Z_BUF_ERROR) && z.avail_out == 0 ? 0 : -EIO;
-}
+    for (unsigned i = 0; i < job->count; i++) {
+        struct piece *p = &job->pieces[i];
+        int r = codec_compress(job->q->compression, p->in, cluster, out, room, &p->size);
 
-static int unzstd_cluster(struct work *w)
-{
-    ZSTD_DStream *stream = ZSTD_createDStream();
-    ZSTD_inBuffer in = {.src = w->in, .size = w->in_size};
-    ZSTD_outBuffer out = {.dst = w->out, .size = w->out_size};
-    int r = 0;
-
-    if (!stream) {
-        return -ENOMEM;
-    }
-    while (out.pos < out.size && r == 0) {
-        size_t in_before = in.pos, out_before = out.pos;
-        size_t z = ZSTD_decompressStream(stream, &out, &in);
-
-        if (ZSTD_isError(z) || (in.pos == in_before && out.pos == out_before)) {
-            r = -EIO;
+        if (r < 0 && r != -E2BIG) {
+            return r;
         }
+        p->size = r == 0 ? p->size : 0;
+        p->out = out;
+        out += p->size;
     }
-    ZSTD_freeDStream(stream);
-    return r;
-}
-
-static int decompress_work(void *arg)
-{
-    struct work *w = arg;
-
-    return w->q->compression == COMPRESSION_ZSTD ? unzstd_cluster(w) : inflate_cluster(w);
-}
-
-int qcow2_co_decompress(struct qcow2 *q, const void *data, size_t size, void *out)
-{
-    struct work w = {.q = q, .in = data, .in_size = size, .out = out, .out_size = q->cluster_size};
-
-    return loop_co_offload(decompress_work, &w);
-}
-
-int qcow2_co_read_compressed(struct qcow2 *q, uint64_t entry, size_t skip, struct iov iov)
-{
-    AUTO_FREE uint8_t *cluster = malloc(q->cluster_size);
-    AUTO_FREE uint8_t *data = NULL;
-    uint64_t offset, size;
-    int r;
-
-    qcow2_compressed_range(q, entry, &offset, &size);
-    /* What a writer may have stored; more is no compressed cluster. */
-    if (size > 2 * q->cluster_size) {
-        return qcow2_corrupt(q, "the compressed cluster at %#llx has %llu bytes",
-                             (unsigned long long)offset, (unsigned long long)size);
-    }
-    data = malloc(size);
-    if (!cluster || !data) {
-        return -ENOMEM;
-    }
-    r = block_co_pread(q->node->file, offset, data, size);
-    r = r < 0 ? r : qcow2_co_decompress(q, data, size, cluster);
-    if (r == 0) {
-        iov_copy_from_buf(iov, 0, cluster + skip, iov.size);
-    }
-    return r;
-}
-
-/* --- compress -------------------------------------------------------------------------------- */
-
-static int deflate_cluster(struct work *w)
-{
-    z_stream z = {
-        .next_in = (void *)(uintptr_t)w->in,
-        .avail_in = (uInt)w->in_size,
-        .next_out = w->out,
-        .avail_out = (uInt)w->out_size,
-    };
-    int r;
-
-    if (deflateInit2(&z, Z_DEFAULT_COMPRESSION, Z_DEFLATED, DEFLATE_WINDOW_BITS, 9,
-                     Z_DEFAULT_STRATEGY) != Z_OK) {
-        return -ENOMEM;
-    }
-    r = deflate(&z, Z_FINISH);
-    w->out_size = z.total_out;
-    deflateEnd(&z);
-    return r == Z_STREAM_END ? 0 : -E2BIG;
-}
-
-static int zstd_cluster(struct work *w)
-{
-    size_t n = ZSTD_compress(w->out, w->out_size, w->in, w->in_size, ZSTD_LEVEL);
-
-    if (ZSTD_isError(n)) {
-        return ZSTD_getErrorCode(n) == ZSTD_error_dstSize_tooSmall ? -E2BIG : -EIO;
-    }
-    w->out_size = n;
     return 0;
 }
 
-static int compress_work(void *arg)
+static int co_compress(struct batch *b, uint8_t *out)
 {
-    struct work *w = arg;
+    unsigned per_job = (unsigned)MAX(JOB_BYTES >> b->q->cluster_bits, 1), n = 0;
+    struct job jobs[LOOP_OFFLOAD_ALL_MAX];
 
-    return w->q->compression == COMPRESSION_ZSTD ? zstd_cluster(w) : deflate_cluster(w);
-}
-
-int qcow2_co_compress(struct qcow2 *q, const void *data, void *out, size_t *ret_size)
-{
-    /* It has to save at least a sector, or it is not worth the work of reading it. */
-    struct work w = {.q = q,
-                     .in = data,
-                     .in_size = q->cluster_size,
-                     .out = out,
-                     .out_size = q->cluster_size - SECTOR_SIZE};
-    int r = q->cluster_size > SECTOR_SIZE ? loop_co_offload(compress_work, &w) : -E2BIG;
-
-    if (r == 0) {
-        *ret_size = w.out_size;
+    per_job = MAX(per_job, (unsigned)div_round_up(b->count, LOOP_OFFLOAD_ALL_MAX));
+    for (unsigned at = 0; at < b->count; at += per_job) {
+        jobs[n++] = (struct job){
+            .q = b->q,
+            .pieces = b->pieces + at,
+            .count = MIN(per_job, b->count - at),
+            .out = out + ((size_t)at << b->q->cluster_bits),
+        };
     }
-    return r;
+    return loop_co_offload_all(compress_job, jobs, sizeof(jobs[0]), n);
 }
+
+/* --- store ------------------------------------------------------------------------------------- */
 
 static uint64_t compressed_entry(const struct qcow2 *q, uint64_t offset, size_t size)
 {
@@ -174,86 +88,234 @@ static uint64_t compressed_entry(const struct qcow2 *q, uint64_t offset, size_t 
     return L2_COMPRESSED | sectors << offset_bits | offset;
 }
 
-/* Guest range held exclusively, and the cluster holds nothing yet. */
-static int co_link_compressed(struct qcow2 *q, uint64_t guest, uint64_t offset, size_t size)
+static uint64_t guest_offset(const struct batch *b, unsigned i)
 {
-    struct cache_entry *slice;
-    unsigned index;
-    int r;
+    return b->offset + ((uint64_t)i << b->q->cluster_bits);
+}
+
+/* What has contents is overwritten as normal clusters later. */
+static int co_spare_allocated(struct batch *b)
+{
+    for (unsigned i = 0; i < b->count; i++) {
+        struct qcow2_run run;
+        int r = qcow2_co_map(b->q, guest_offset(b, i), b->q->cluster_size, &run);
+
+        if (r < 0) {
+            return r;
+        }
+        if (run.type != CLUSTER_UNALLOCATED && run.type != CLUSTER_ZERO) {
+            b->pieces[i].size = 0;
+        }
+    }
+    return 0;
+}
+
+/* *ret_end: pieces before it have room, also when it fails. */
+static int co_alloc(struct batch *b, unsigned *ret_end)
+{
+    unsigned i;
+    int r = 0;
+
+    co_mutex_lock(&b->q->lock);
+    for (i = 0; i < b->count && r == 0; i++) {
+        struct piece *p = &b->pieces[i];
+
+        r = p->size > 0 ? qcow2_co_alloc_bytes_locked(b->q, p->size, &p->host) : 0;
+    }
+    co_mutex_unlock(&b->q->lock);
+    *ret_end = r < 0 ? i - 1 : i;
+    return r;
+}
+
+/* Take back the room of pieces [begin, end), to which nothing refers. */
+static void co_give_back(struct batch *b, unsigned begin, unsigned end)
+{
+    struct qcow2 *q = b->q;
 
     co_mutex_lock(&q->lock);
-    r = qcow2_co_l2_slice_locked(q, guest, &slice, &index);
-    if (r == 0) {
-        cache_store_be64(slice, index, compressed_entry(q, offset, size));
+    q->compressed_tail = 0;
+    for (unsigned i = begin; i < end; i++) {
+        const struct piece *p = &b->pieces[i];
+        uint64_t first = qcow2_cluster_index(q, p->host);
+
+        if (p->size > 0) {
+            (void)qcow2_co_refcount_add_locked(
+                q, first, qcow2_cluster_index(q, p->host + p->size - 1) - first + 1, -1);
+        }
+    }
+    co_mutex_unlock(&q->lock);
+}
+
+/* Write the pieces from *i on that are in one piece in the file; *i: the next one. */
+static int co_write_adjacent(struct batch *b, unsigned *i)
+{
+    struct iovec vec[LOOP_OFFLOAD_ALL_MAX];
+    uint64_t host = b->pieces[*i].host;
+    struct iov iov = {.vec = vec};
+
+    for (; *i < b->count; (*i)++) {
+        struct piece *p = &b->pieces[*i];
+        struct iovec *last = iov.count ? &vec[iov.count - 1] : NULL;
+
+        if (p->size == 0) {
+            continue;
+        }
+        if (p->host != host + iov.size) {
+            break;
+        }
+        if (last && (uint8_t *)last->iov_base + last->iov_len == p->out) {
+            last->iov_len += p->size;
+        } else if (iov.count < (int)ARRAY_SIZE(vec)) {
+            vec[iov.count++] = (struct iovec){.iov_base = p->out, .iov_len = p->size};
+        } else {
+            break;
+        }
+        iov.size += p->size;
+    }
+    return block_co_pwritev(b->q->node->file, host, iov, 0);
+}
+
+static int co_write_data(struct batch *b)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < b->count && r == 0;) {
+        if (b->pieces[i].size == 0) {
+            i++;
+        } else {
+            r = co_write_adjacent(b, &i);
+        }
+    }
+    return r;
+}
+
+/* Guest range held exclusively, and the clusters hold nothing yet. *ret_end: pieces before it are linked. */
+static int co_link(struct batch *b, unsigned *ret_end)
+{
+    struct qcow2 *q = b->q;
+    unsigned i;
+    int r = 0;
+
+    co_mutex_lock(&q->lock);
+    for (i = 0; i < b->count; i++) {
+        struct piece *p = &b->pieces[i];
+        struct cache_entry *slice;
+        unsigned index;
+
+        if (p->size == 0) {
+            continue;
+        }
+        r = qcow2_co_l2_slice_locked(q, guest_offset(b, i), &slice, &index);
+        if (r < 0) {
+            break;
+        }
+        cluster_cache_drop(&q->decompressed, compressed_entry(q, p->host, p->size));
+        cache_store_be64(slice, index, compressed_entry(q, p->host, p->size));
         cache_mark_dirty(&q->l2_cache, slice);
         cache_put(slice);
     }
     co_mutex_unlock(&q->lock);
+    *ret_end = i;
     return r;
 }
 
-static int co_store_compressed(struct qcow2 *q, uint64_t guest, const void *data, size_t size)
+static int co_store(struct batch *b)
 {
-    uint64_t offset;
-    int r;
+    unsigned allocated, linked = 0;
+    int r = co_alloc(b, &allocated);
 
-    co_mutex_lock(&q->lock);
-    r = qcow2_co_alloc_bytes_locked(q, size, &offset);
-    co_mutex_unlock(&q->lock);
+    r = r < 0 ? r : co_write_data(b);
+    r = r < 0 ? r : co_link(b, &linked);
     if (r < 0) {
+        co_give_back(b, linked, allocated);
         return r;
     }
-    r = block_co_pwrite(q->node->file, offset, data, size, 0);
-    r = r < 0 ? r : co_link_compressed(q, guest, offset, size);
-    if (r < 0) {
-        uint64_t first = qcow2_cluster_index(q, offset);
-
-        co_mutex_lock(&q->lock);
-        q->compressed_tail = 0;
-        (void)qcow2_co_refcount_add_locked(
-            q, first, qcow2_cluster_index(q, offset + size - 1) - first + 1, -1);
-        co_mutex_unlock(&q->lock);
-        return r;
-    }
-    return qcow2_co_limit_dirty(q); /* if it fails, the cluster is linked all the same */
+    return qcow2_co_limit_dirty(b->q); /* if it fails, the clusters are linked all the same */
 }
 
-/* One cluster; at the end of the disk it may be shorter and is filled up with zeroes. */
-static int co_write_compressed_cluster(struct qcow2 *q, uint64_t offset, struct iov iov,
-                                       uint8_t *in, uint8_t *out)
-{
-    struct range_entry range;
-    struct qcow2_run run;
-    size_t size;
-    int r;
+/* --- a request --------------------------------------------------------------------------------- */
 
-    iov_copy_to_buf(iov, 0, in, iov.size);
-    memset(in + iov.size, 0, q->cluster_size - iov.size);
-    r = qcow2_co_compress(q, in, out, &size);
-    if (r < 0 && r != -E2BIG) {
-        return r;
-    }
-    if (r == 0) {
-        co_range_lock(&q->guest, &range, offset, q->cluster_size, true);
-        r = qcow2_co_map(q, offset, q->cluster_size, &run);
-        if (r == 0 && (run.type == CLUSTER_UNALLOCATED || run.type == CLUSTER_ZERO)) {
-            r = co_store_compressed(q, offset, out, size);
-        } else if (r == 0) {
-            r = -E2BIG; /* has contents: overwritten as a normal cluster below */
+/* Whole clusters to compress: in place where they lie in one piece, else copied to `memory`. */
+static void take_input(struct batch *b, uint8_t *memory)
+{
+    size_t cluster = b->q->cluster_size;
+
+    for (unsigned i = 0; i < b->count; i++) {
+        size_t at = i * cluster, size = MIN(cluster, b->iov.size - at);
+        struct iovec vec;
+
+        if (size == cluster && iov_slice(b->iov, at, size, &vec, 1) == 1) {
+            b->pieces[i].in = vec.iov_base;
+            continue;
         }
-        range_unlock(&q->guest, &range);
+        /* At the end of the disk it may be shorter and is filled up with zeroes. */
+        iov_copy_to_buf(b->iov, at, memory, size);
+        memset(memory + size, 0, cluster - size);
+        b->pieces[i].in = memory;
+        memory += cluster;
     }
-    if (r == -E2BIG) {
-        r = qcow2_co_pwritev(q->node, offset, iov, 0);
+}
+
+/* Bytes that take_input() may want. */
+static size_t input_memory(const struct batch *b)
+{
+    size_t all = (size_t)b->count << b->q->cluster_bits;
+
+    if (b->iov.count > 1) {
+        return all;
+    }
+    return all == b->iov.size ? 0 : b->q->cluster_size;
+}
+
+/* Clusters that don't get smaller, and those that have contents already. */
+static int co_write_plain(struct batch *b)
+{
+    size_t cluster = b->q->cluster_size;
+    IOV_PART_AUTO(part);
+    int r = 0;
+
+    for (unsigned i = 0, end; i < b->count && r == 0; i = end) {
+        size_t at = i * cluster;
+
+        end = i + 1;
+        if (b->pieces[i].size > 0) {
+            continue;
+        }
+        while (end < b->count && b->pieces[end].size == 0) {
+            end++;
+        }
+        r = iov_part_set(&part, b->iov, at, MIN(end * cluster, b->iov.size) - at);
+        r = r < 0 ? r : qcow2_co_pwritev(b->q->node, b->offset + at, part.iov, 0);
     }
     return r;
+}
+
+static int co_write_batch(struct batch *b)
+{
+    size_t all = (size_t)b->count << b->q->cluster_bits;
+    AUTO_FREE uint8_t *memory = malloc(all + input_memory(b));
+    struct range_entry range;
+    int r;
+
+    if (!memory) {
+        return -ENOMEM;
+    }
+    take_input(b, memory + all);
+    r = co_compress(b, memory);
+    if (r < 0) {
+        return r;
+    }
+    co_range_lock(&b->q->guest, &range, b->offset, all, true);
+    r = co_spare_allocated(b);
+    r = r < 0 ? r : co_store(b);
+    range_unlock(&b->q->guest, &range);
+    return r < 0 ? r : co_write_plain(b);
 }
 
 int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
 {
+    size_t step = (size_t)qcow2_batch_clusters(q) << q->cluster_bits;
     uint64_t end = offset + iov.size;
-    AUTO_FREE uint8_t *in = NULL;
-    AUTO_FREE uint8_t *out = NULL;
     IOV_PART_AUTO(part);
     int r = 0;
 
@@ -261,14 +323,17 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
         (!is_aligned(end, q->cluster_size) && end != block_node_size(q->node))) {
         return -EINVAL;
     }
-    in = malloc(q->cluster_size);
-    out = malloc(q->cluster_size);
-    if (!in || !out) {
-        return -ENOMEM;
+    if (q->cluster_size <= SECTOR_SIZE) {
+        return qcow2_co_pwritev(q->node, offset, iov, 0);
     }
-    for (size_t done = 0; done < iov.size && r == 0; done += q->cluster_size) {
-        r = iov_part_set(&part, iov, done, MIN(q->cluster_size, iov.size - done));
-        r = r < 0 ? r : co_write_compressed_cluster(q, offset + done, part.iov, in, out);
+    for (size_t done = 0; done < iov.size && r == 0; done += step) {
+        size_t size = MIN(step, iov.size - done);
+        struct batch b = {.q = q, .offset = offset + done};
+
+        b.count = (unsigned)div_round_up(size, q->cluster_size);
+        r = iov_part_set(&part, iov, done, size);
+        b.iov = part.iov;
+        r = r < 0 ? r : co_write_batch(&b);
     }
     return r;
 }

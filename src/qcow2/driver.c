@@ -87,8 +87,12 @@ static int co_load_tables(struct qcow2 *q, struct error *err)
     if (!q->l1 || !q->l1_dirty || !q->reftable || !q->reftable_dirty) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    if ((r = co_read_table(q, "the L1 table", q->l1_offset, (void *)q->l1, l1_bytes, err)) < 0 ||
-        (r = co_read_table(q, "the refcount table", q->reftable_offset, q->reftable, reftable_bytes,
+    r = co_read_table(q, "the L1 table", q->l1_offset, (void *)q->l1, l1_bytes, err);
+    if (r < 0) {
+        return r;
+    }
+    block_co_event(q->node->file, BLOCK_EVENT_REFTABLE_LOAD);
+    if ((r = co_read_table(q, "the refcount table", q->reftable_offset, q->reftable, reftable_bytes,
                            err)) < 0) {
         return r;
     }
@@ -121,6 +125,9 @@ static void release(struct qcow2 *q)
     qcow2_free_header(q);
     cache_destroy(&q->l2_cache);
     cache_destroy(&q->ref_cache);
+    if (q->decompressed.max > 0) {
+        cluster_cache_destroy(&q->decompressed);
+    }
     free((void *)q->l1);
     free(q->l1_dirty);
     free(q->reftable);
@@ -142,6 +149,10 @@ static int init_caches(struct qcow2 *q, const struct cache_options *o, struct er
     r = r < 0 ? r
               : cache_init(&q->ref_cache, q->node->file, MIN(L2_SLICE_DEFAULT, q->cluster_size),
                            o->ref_bytes);
+    q->l2_cache.load_event = BLOCK_EVENT_L2_LOAD;
+    q->l2_cache.update_event = BLOCK_EVENT_L2_UPDATE;
+    q->ref_cache.load_event = BLOCK_EVENT_REFBLOCK_LOAD;
+    q->ref_cache.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
     return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
 }
 
@@ -201,6 +212,7 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
         (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
         return r;
     }
+    cluster_cache_init(&q->decompressed, q->cluster_size);
     set_limits(q);
     if ((r = block_co_open_backing(q->node, opts, q->backing_filename, q->backing_format, err)) <
             0 ||

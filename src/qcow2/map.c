@@ -22,8 +22,34 @@ int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
     return -EIO;
 }
 
-int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_type,
-                       uint64_t *ret_host)
+/* Whether a host offset of 0 means "at the beginning of the data file" rather than "nowhere". */
+static bool has_place(const struct qcow2 *q, uint64_t entry)
+{
+    return (entry & ENTRY_OFFSET_MASK) != 0 || (q->has_data_file && (entry & ENTRY_COPIED));
+}
+
+static int decode_subcluster(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
+                             enum cluster_type *ret_type)
+{
+    bool allocated = bitmap >> sub & 1, zero = bitmap >> (SUBCLUSTERS + sub) & 1;
+    bool placed = has_place(q, entry);
+
+    if ((allocated && (zero || !placed)) || (entry & L2_ZERO)) {
+        return qcow2_corrupt(q, "extended L2 entry %#llx with the bitmap %#llx is invalid",
+                             (unsigned long long)entry, (unsigned long long)bitmap);
+    }
+    if (allocated) {
+        *ret_type = CLUSTER_NORMAL;
+    } else if (zero) {
+        *ret_type = placed ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
+    } else {
+        *ret_type = placed ? CLUSTER_UNALLOCATED_PLACED : CLUSTER_UNALLOCATED;
+    }
+    return 0;
+}
+
+int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
+                       enum cluster_type *ret_type, uint64_t *ret_host)
 {
     uint64_t host = entry & ENTRY_OFFSET_MASK;
 
@@ -39,39 +65,64 @@ int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_t
                              (unsigned long long)entry);
     }
     *ret_host = host;
+    if (q->extended_l2) {
+        return decode_subcluster(q, entry, bitmap, sub, ret_type);
+    }
     if (entry & L2_ZERO) {
         if (q->version < 3) {
             return qcow2_corrupt(q,
                                  "L2 entry %#llx has the zero flag, which version 2 does not know",
                                  (unsigned long long)entry);
         }
-        *ret_type = host ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
+        *ret_type = has_place(q, entry) ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
     } else {
-        *ret_type = host ? CLUSTER_NORMAL : CLUSTER_UNALLOCATED;
+        *ret_type = has_place(q, entry) ? CLUSTER_NORMAL : CLUSTER_UNALLOCATED;
     }
     return 0;
 }
 
-/* Extends a run over the entries that follow in the slice, as far as they are alike. */
-static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
-                            unsigned end, enum cluster_type type, uint64_t host, bool copied)
+bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
+                        uint64_t *ret_length, bool *ret_compressed)
 {
-    unsigned n = 1;
+    *ret_compressed = entry & L2_COMPRESSED;
+    if (*ret_compressed) {
+        qcow2_compressed_range(q, entry, ret_offset, ret_length);
+        return true;
+    }
+    *ret_offset = entry & ENTRY_OFFSET_MASK;
+    *ret_length = q->cluster_size;
+    return *ret_offset != 0 && !q->has_data_file;
+}
 
-    for (; index + n < end; n++) {
-        uint64_t entry = cache_load_be64(slice, index + n);
-        enum cluster_type next_type;
-        uint64_t next_host;
+static bool is_placed(enum cluster_type type)
+{
+    return type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC;
+}
 
-        if (qcow2_decode_entry(q, entry, &next_type, &next_host) < 0 || next_type != type ||
-            ((entry & ENTRY_COPIED) != 0) != copied) {
+/* How many subclusters after the first are alike; `unit` counts them from the beginning of the cluster at `index`. */
+static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                            uint64_t unit, uint64_t wanted, const struct qcow2_run *run)
+{
+    unsigned per_cluster_bits = q->cluster_bits - q->subcluster_bits;
+    unsigned entries = qcow2_slice_entries(q);
+    uint64_t n = 1;
+
+    for (; n < wanted; n++) {
+        uint64_t cluster = (unit + n) >> per_cluster_bits;
+        unsigned at = index + (unsigned)cluster;
+        enum cluster_type type;
+        uint64_t entry, host;
+
+        if (at >= entries) {
             break;
         }
-        if ((type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC) &&
-            next_host != host + ((uint64_t)n << q->cluster_bits)) {
-            break;
-        }
-        if (type == CLUSTER_COMPRESSED) {
+        entry = qcow2_load_entry(q, slice, at);
+        if (qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, at),
+                               (unsigned)((unit + n) & ((1u << per_cluster_bits) - 1)), &type,
+                               &host) < 0 ||
+            type != run->type || ((entry & ENTRY_COPIED) != 0) != run->copied ||
+            (is_placed(type) && host != run->host + (cluster << q->cluster_bits)) ||
+            (type == CLUSTER_COMPRESSED && cluster != 0)) {
             break;
         }
     }
@@ -81,20 +132,19 @@ static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, un
 static int run_from_slice(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
                           uint64_t in_cluster, uint64_t length, struct qcow2_run *ret)
 {
-    unsigned slice_end = 1u << (q->l2_cache.entry_bits - 3);
-    uint64_t wanted = (in_cluster + length + q->cluster_size - 1) >> q->cluster_bits;
-    unsigned end = (unsigned)MIN((uint64_t)slice_end, index + wanted);
-    uint64_t entry = cache_load_be64(slice, index);
-    uint64_t clusters;
-    int r = qcow2_decode_entry(q, entry, &ret->type, &ret->host);
+    uint64_t unit = in_cluster >> q->subcluster_bits;
+    uint64_t wanted = ((in_cluster + length - 1) >> q->subcluster_bits) - unit + 1;
+    uint64_t entry = qcow2_load_entry(q, slice, index);
+    int r = qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, index), (unsigned)unit,
+                               &ret->type, &ret->host);
 
     if (r < 0) {
         return r;
     }
     ret->copied = entry & ENTRY_COPIED;
-    clusters = count_alike(q, slice, index, end, ret->type, ret->host, ret->copied);
-    ret->length = MIN((clusters << q->cluster_bits) - in_cluster, length);
-    if (ret->type == CLUSTER_NORMAL || ret->type == CLUSTER_ZERO_ALLOC) {
+    unit += count_alike(q, slice, index, unit, wanted, ret);
+    ret->length = MIN((unit << q->subcluster_bits) - in_cluster, length);
+    if (is_placed(ret->type)) {
         ret->host += in_cluster;
     }
     return 0;
@@ -105,7 +155,7 @@ static uint64_t slice_of(const struct qcow2 *q, uint64_t table, uint64_t offset,
                          unsigned *ret_index)
 {
     uint64_t index = (offset >> q->cluster_bits) & ((1ULL << q->l2_bits) - 1);
-    unsigned slice_bits = q->l2_cache.entry_bits - 3;
+    unsigned slice_bits = q->l2_cache.entry_bits - 3 - q->extended_l2;
 
     *ret_index = (unsigned)(index & ((1u << slice_bits) - 1));
     return table + ((index >> slice_bits) << q->l2_cache.entry_bits);
@@ -169,6 +219,7 @@ static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
      * Slices that stay clean are never written: what is there must not show. Nor may the L1 entry point beyond
      * the end of the file, so a fresh table is zeroed too.
      */
+    block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_WRITE);
     r = block_co_write_zeroes(q->node->file, table, q->cluster_size, 0);
     if (r < 0) {
         qcow2_co_unalloc_locked(q, table, 1);
@@ -224,6 +275,7 @@ static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ta
     if (r < 0) {
         return r;
     }
+    block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_COW_READ);
     for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
         r = co_copy_slice_locked(q, old + at, new + at);
     }
@@ -243,7 +295,8 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
                              unsigned *ret_index)
 {
     uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
-    uint64_t entry, table;
+    uint64_t entry, table, slice;
+    bool fresh;
     int r;
 
     if (l1_index >= q->l1_size) {
@@ -255,12 +308,15 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
         return qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
                              (unsigned long long)entry);
     }
-    if (table == 0 || !(entry & ENTRY_COPIED)) {
-        r = table == 0 ? co_new_table_locked(q, l1_index, &table)
-                       : co_copy_table_locked(q, l1_index, &table);
+    fresh = table == 0;
+    if (fresh || !(entry & ENTRY_COPIED)) {
+        r = fresh ? co_new_table_locked(q, l1_index, &table)
+                  : co_copy_table_locked(q, l1_index, &table);
         if (r < 0) {
             return r;
         }
     }
-    return cache_co_get(&q->l2_cache, slice_of(q, table, offset, ret_index), ret);
+    slice = slice_of(q, table, offset, ret_index);
+    return fresh ? cache_co_get_zeroed(&q->l2_cache, slice, ret)
+                 : cache_co_get(&q->l2_cache, slice, ret);
 }

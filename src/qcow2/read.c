@@ -19,6 +19,7 @@ static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, uns
     IOV_PART_AUTO(part);
     int r;
 
+    block_co_event(q->node->file, BLOCK_EVENT_READ_BACKING_AIO);
     if (inside == iov.size) {
         return block_co_preadv(backing, offset, iov, flags);
     }
@@ -35,9 +36,10 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
 {
     switch (run->type) {
     case CLUSTER_NORMAL:
+        block_co_event(q->node->file, BLOCK_EVENT_READ_AIO);
         return block_co_preadv(q->node->file, run->host, iov, flags);
-    case CLUSTER_COMPRESSED:
-        return qcow2_co_read_compressed(q, run->host, offset & (q->cluster_size - 1), iov);
+    case CLUSTER_COMPRESSED: /* not here */
+        return -EIO;
     case CLUSTER_UNALLOCATED:
         if (q->node->backing) {
             return co_read_backing(q, offset, iov, flags);
@@ -51,13 +53,27 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
     return 0;
 }
 
-/* Whether a write elsewhere in the cluster puts it into another place. */
-static bool may_move(const struct qcow2_run *run)
+/*
+ * The compressed clusters that the request begins with; *ret_done 0 if there are none any more. `held`: nobody else
+ * changes entries of the guest range.
+ */
+static int co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, bool held,
+                              size_t *ret_done)
 {
-    return run->type == CLUSTER_COMPRESSED || (run->type == CLUSTER_NORMAL && !run->copied);
+    size_t most = (size_t)qcow2_batch_clusters(q) << q->cluster_bits;
+    struct range_entry range;
+    int r;
+
+    if (held) {
+        return qcow2_co_read_compressed(q, offset, iov, ret_done);
+    }
+    co_range_lock(&q->guest, &range, offset, MIN(iov.size, most), false);
+    r = qcow2_co_read_compressed(q, offset, iov, ret_done);
+    range_unlock(&q->guest, &range);
+    return r;
 }
 
-/* The part of the request that the first run holds. `held`: nobody else changes entries of the guest range. */
+/* The part of the request that the first run holds, if it is what it seems: may be nothing. */
 static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags,
                          bool held, size_t *ret_done)
 {
@@ -70,10 +86,19 @@ static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsig
     if (r < 0) {
         return r;
     }
-    lock = !held && may_move(&run);
+    if (run.type == CLUSTER_COMPRESSED) {
+        return co_read_compressed(q, offset, iov, held, ret_done);
+    }
+    /* A write elsewhere in a shared cluster puts it into another place. */
+    lock = !held && run.type == CLUSTER_NORMAL && !run.copied;
     if (lock) {
         co_range_lock(&q->guest, &range, offset, run.length, false);
         r = qcow2_co_map(q, offset, run.length, &run);
+        if (r == 0 && run.type == CLUSTER_COMPRESSED) {
+            range_unlock(&q->guest, &range);
+            *ret_done = 0;
+            return 0;
+        }
     }
     if (r == 0) {
         *ret_done = run.length;

@@ -108,8 +108,12 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
     uint64_t per_slice = 1ULL << (q->ref_cache.entry_bits + 3 - q->refcount_order);
     struct cache_entry *slice;
     uint64_t index, n;
-    int r = co_slice_locked(q, first, &slice, &index);
+    int r;
 
+    if (delta > 0) {
+        block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC);
+    }
+    r = co_slice_locked(q, first, &slice, &index);
     if (r < 0) {
         return r;
     }

@@ -113,6 +113,7 @@ static int co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     if (entries <= old_entries) {
         return 0;
     }
+    block_co_event(q->node->file, BLOCK_EVENT_L1_GROW_ALLOC_TABLE);
     l1 = calloc(entries, 8);
     r = l1 ? qcow2_co_commit(q) : -ENOMEM;
     for (uint32_t i = 0; r == 0 && i < old_entries; i++) {
@@ -125,6 +126,7 @@ static int co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
         return failed(q, "a longer L1 table can't be written", r, err);
     }
     q->l1_offset = offset;
+    block_co_event(q->node->file, BLOCK_EVENT_L1_GROW_ACTIVATE_TABLE);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
         q->l1_offset = old_offset;
@@ -229,7 +231,9 @@ static int co_shrink(struct qcow2 *q, uint64_t old_size, uint64_t size, struct e
     }
     r = end > first ? qcow2_co_drop_clusters(q, first, end - first) : 0;
     r = r < 0 ? r : qcow2_co_commit(q);
+    block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_FREE_L2_CLUSTERS);
     r = r < 0 ? r : co_drop_tables(q, size);
+    block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_WRITE_TABLE);
     r = r < 0 ? r : qcow2_co_commit(q);
     r = r < 0 ? r : qcow2_co_commit(q);
     return r < 0 ? failed(q, "what lies beyond the new end can't be freed", r, err) : 0;

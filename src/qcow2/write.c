@@ -19,16 +19,28 @@
 
 static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
 
-/* One allocating write: [offset, offset + iov.size) lies in the clusters [start, start + clusters). */
+/*
+ * What becomes of the clusters of one allocating write; the same for all of them.
+ *
+ *   NEW     no host cluster yet: gets one, of which only the subclusters that are written count
+ *   PLACE   has a host cluster of its own already: only entries change
+ *   MOVE    shared or compressed: gets a new one with all of its contents
+ *
+ * Without extended entries a cluster is one subcluster, and NEW and MOVE are the same.
+ */
+enum placing { PLACING_NEW, PLACING_PLACE, PLACING_MOVE };
+
+/* One allocating write: [offset, offset + data.size) lies in `clusters` clusters from guest offset `first` on. */
 struct allocation {
     uint64_t offset;
     struct iov data;
-    uint64_t start; /* guest offset, cluster aligned */
+    uint64_t first; /* guest offset, cluster aligned */
     uint64_t clusters;
-    uint64_t host;     /* file offset of the first new cluster */
-    bool in_place;     /* zero clusters that have a place already: only their flag changes */
+    uint64_t host; /* file offset of the first cluster */
+    enum placing placing;
     bool fresh;        /* the new clusters read as zeroes */
     bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
+    uint64_t start, end; /* guest range that is written with head and tail: subclusters, or clusters when they move */
 };
 
 /* --- data ---------------------------------------------------------------------------------------- */
@@ -75,11 +87,18 @@ static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **re
     if (size == 0) {
         return 0;
     }
+    block_co_event(q->node->file, BLOCK_EVENT_COW_READ);
     if (posix_memalign(ret, 4096, size) != 0) {
         *ret = NULL;
         return -ENOMEM;
     }
     return qcow2_co_read_old(q, offset, *ret, size);
+}
+
+static int co_write_data(struct qcow2 *q, uint64_t host, struct iov iov)
+{
+    block_co_event(q->node->file, BLOCK_EVENT_WRITE_AIO);
+    return block_co_pwritev(q->node->file, host, iov, 0);
 }
 
 /* The data with head and tail of its clusters around it, as one write. */
@@ -107,56 +126,82 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
         add_data(&g, a->data);
         add_zeroes(&g, tail);
     }
-    return block_co_pwritev(q->node->file, a->host,
-                            (struct iov){.vec = g.vec, .count = g.count, .size = g.size}, 0);
+    return co_write_data(q, a->host, (struct iov){.vec = g.vec, .count = g.count, .size = g.size});
 }
 
 static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
 {
     size_t head = a->offset - a->start;
-    size_t tail = (a->clusters << q->cluster_bits) - head - a->data.size;
+    size_t tail = a->end - a->offset - a->data.size;
 
     if (head + tail == 0 || (a->fresh && !a->had_contents)) {
-        return block_co_pwritev(q->node->file, a->host + head, a->data, 0);
+        return co_write_data(q, a->host + (a->offset - a->first), a->data);
     }
     return co_write_padded(q, a, head, tail);
 }
 
 /* --- allocate ------------------------------------------------------------------------------------ */
 
+struct kind {
+    enum placing placing;
+    uint64_t host;
+    bool ours;     /* wholly allocated and not shared: the caller overwrites it */
+    bool contents; /* may read as something else than zeroes */
+};
+
+static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned index, struct kind *ret)
+{
+    uint64_t entry = qcow2_load_entry(q, slice, index);
+    enum cluster_type type;
+    int r = qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, index), 0, &type, &ret->host);
+    bool placed = type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC ||
+                  type == CLUSTER_UNALLOCATED_PLACED;
+
+    if (r < 0) {
+        return r;
+    }
+    ret->ours = !q->extended_l2 && type == CLUSTER_NORMAL && (entry & ENTRY_COPIED);
+    if (placed && (entry & ENTRY_COPIED)) {
+        ret->placing = PLACING_PLACE;
+    } else if (q->extended_l2 && (placed || type == CLUSTER_COMPRESSED)) {
+        ret->placing = PLACING_MOVE;
+    } else {
+        ret->placing = PLACING_NEW;
+    }
+    ret->contents = q->extended_l2 || type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
+                    (type == CLUSTER_UNALLOCATED && q->node->backing);
+    return 0;
+}
+
 /* How many clusters from slice[index] on are of the kind of the first, at most `want`. */
 static int classify(struct qcow2 *q, const struct cache_entry *slice, unsigned index, uint64_t want,
                     struct allocation *a)
 {
-    unsigned end = 1u << (q->l2_cache.entry_bits - 3);
-    uint64_t n, first_host = 0;
+    unsigned entries = qcow2_slice_entries(q);
+    struct kind first = {0}, kind;
+    uint64_t n;
 
-    for (n = 0; n < want && index + n < end; n++) {
-        uint64_t entry = cache_load_be64(slice, index + (unsigned)n), host;
-        enum cluster_type type;
-        bool in_place, contents;
-        int r = qcow2_decode_entry(q, entry, &type, &host);
+    for (n = 0; n < want && index + n < entries; n++) {
+        int r = kind_of(q, slice, index + (unsigned)n, &kind);
 
         if (r < 0) {
             return r;
         }
-        in_place = type == CLUSTER_ZERO_ALLOC && (entry & ENTRY_COPIED);
-        contents = type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
-                   (type == CLUSTER_UNALLOCATED && q->node->backing);
-        if (type == CLUSTER_NORMAL && (entry & ENTRY_COPIED)) {
-            break; /* became ours by now: the caller overwrites it */
+        if (kind.ours) {
+            break; /* became ours by now */
         }
         if (n == 0) {
-            a->in_place = in_place;
-            first_host = host;
-        } else if (in_place != a->in_place ||
-                   (in_place && host != first_host + (n << q->cluster_bits))) {
+            first = kind;
+        } else if (kind.placing != first.placing || first.placing == PLACING_MOVE ||
+                   (first.placing == PLACING_PLACE &&
+                    kind.host != first.host + (n << q->cluster_bits))) {
             break;
         }
-        a->had_contents |= contents;
+        a->had_contents |= kind.contents;
     }
     a->clusters = n;
-    a->host = first_host;
+    a->host = first.host;
+    a->placing = first.placing;
     return 0;
 }
 
@@ -168,12 +213,14 @@ static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
     int r;
 
     co_mutex_lock(&q->lock);
-    r = qcow2_co_l2_slice_locked(q, a->start, &slice, &index);
+    r = qcow2_co_l2_slice_locked(q, a->first, &slice, &index);
     if (r == 0) {
         r = classify(q, slice, index, want, a);
         cache_put(slice);
     }
-    if (r == 0 && a->clusters > 0 && !a->in_place) {
+    if (r == 0 && q->has_data_file) {
+        a->host = a->first; /* the place in a data file is given; it may hold anything */
+    } else if (r == 0 && a->clusters > 0 && a->placing != PLACING_PLACE) {
         r = qcow2_co_alloc_locked(q, a->clusters, false, &a->host, &a->clusters, &a->fresh);
     }
     co_mutex_unlock(&q->lock);
@@ -182,21 +229,24 @@ static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
 
 static int co_drop_old_locked(struct qcow2 *q, uint64_t entry)
 {
-    enum cluster_type type;
-    uint64_t host, size;
-    int r = qcow2_decode_entry(q, entry, &type, &host);
+    uint64_t offset, length;
+    bool compressed;
 
-    if (r < 0) {
-        return r;
-    }
-    if (type == CLUSTER_COMPRESSED) {
-        qcow2_compressed_range(q, entry, &host, &size);
-        return qcow2_free_later_locked(q, host, size, true);
-    }
-    if (host != 0) {
-        return qcow2_free_later_locked(q, host, q->cluster_size, false);
-    }
-    return 0;
+    return qcow2_entry_extent(q, entry, &offset, &length, &compressed)
+               ? qcow2_free_later_locked(q, offset, length, compressed)
+               : 0;
+}
+
+/* The subcluster bitmap of the cluster at guest offset `guest` after the write. */
+static uint64_t new_bitmap(const struct qcow2 *q, const struct allocation *a, uint64_t guest,
+                           uint64_t old)
+{
+    uint64_t first = MAX(a->start, guest), end = MIN(a->end, guest + q->cluster_size);
+    unsigned from = (unsigned)((first - guest) >> q->subcluster_bits);
+    unsigned to = (unsigned)((end - guest) >> q->subcluster_bits);
+    uint64_t written = ((1ULL << to) - 1) & ~((1ULL << from) - 1);
+
+    return ((a->placing == PLACING_MOVE ? 0 : old) | written) & ~(written << SUBCLUSTERS);
 }
 
 static int co_link_new(struct qcow2 *q, const struct allocation *a)
@@ -206,13 +256,15 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
     int r;
 
     co_mutex_lock(&q->lock);
-    r = qcow2_co_l2_slice_locked(q, a->start, &slice, &index);
+    r = qcow2_co_l2_slice_locked(q, a->first, &slice, &index);
     for (uint64_t i = 0; i < a->clusters && r == 0; i++) {
-        uint64_t old = cache_load_be64(slice, index + (unsigned)i);
+        unsigned at = index + (unsigned)i;
+        uint64_t old = qcow2_load_entry(q, slice, at);
 
-        cache_store_be64(slice, index + (unsigned)i,
-                         (a->host + (i << q->cluster_bits)) | ENTRY_COPIED);
-        if (!a->in_place) {
+        qcow2_store_entry(q, slice, at, (a->host + (i << q->cluster_bits)) | ENTRY_COPIED,
+                          new_bitmap(q, a, a->first + (i << q->cluster_bits),
+                                     qcow2_load_bitmap(q, slice, at)));
+        if (a->placing != PLACING_PLACE) {
             co_drop_old_locked(q, old);
         }
     }
@@ -230,8 +282,8 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
  */
 static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done)
 {
-    struct allocation a = {.offset = offset, .start = round_down(offset, q->cluster_size)};
-    uint64_t want = (round_up(offset + iov.size, q->cluster_size) - a.start) >> q->cluster_bits;
+    struct allocation a = {.offset = offset, .first = round_down(offset, q->cluster_size)};
+    uint64_t want = (round_up(offset + iov.size, q->cluster_size) - a.first) >> q->cluster_bits;
     IOV_PART_AUTO(part);
     size_t size;
     int r;
@@ -241,13 +293,16 @@ static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov,
     if (r < 0 || a.clusters == 0) {
         return r;
     }
-    size = MIN(iov.size, a.start + (a.clusters << q->cluster_bits) - offset);
+    size = MIN(iov.size, a.first + (a.clusters << q->cluster_bits) - offset);
+    unit = a.placing == PLACING_MOVE ? q->cluster_size : qcow2_subcluster_size(q);
+    a.start = round_down(offset, unit);
+    a.end = round_up(offset + size, unit);
     r = iov_part_set(&part, iov, 0, size);
     a.data = part.iov;
     r = r < 0 ? r : co_write_new_data(q, &a);
     r = r < 0 ? r : co_link_new(q, &a);
     if (r < 0) {
-        if (!a.in_place) {
+        if (a.placing != PLACING_PLACE && !q->has_data_file) {
             co_mutex_lock(&q->lock);
             qcow2_co_unalloc_locked(q, a.host, a.clusters);
             co_mutex_unlock(&q->lock);
@@ -286,7 +341,7 @@ static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
             break;
         }
         if (is_ours(&run)) {
-            r = block_co_pwritev(q->node->file, run.host, part.iov, 0);
+            r = co_write_data(q, run.host, part.iov);
         } else {
             r = co_allocating_write(q, offset + done, part.iov, &size);
         }
@@ -305,7 +360,7 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
     co_range_lock(&q->guest, &range, offset, iov.size, false);
     r = qcow2_co_map(q, offset, iov.size, &run);
     if (r == 0 && is_ours(&run) && run.length == iov.size) {
-        r = block_co_pwritev(q->node->file, run.host, iov, 0);
+        r = co_write_data(q, run.host, iov);
         range_unlock(&q->guest, &range);
         return r;
     }
