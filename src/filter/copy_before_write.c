@@ -170,9 +170,22 @@ static void cbw_co_close(struct block_node *node)
     cbw_co_state_destroy(node->opaque);
 }
 
+static bool has_snapshot(struct block_node *node)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->parent && edge->parent->driver == &snapshot_access_driver) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
- * Nobody else may touch the temporary image. The disk must not change behind the filter's back once somebody uses the
- * filter; while nobody does (just opened, or already taken out from under the guest) others may still write to it.
+ * Nobody else may touch the temporary image. The disk must not change behind the filter's back while somebody can read
+ * the frozen contents. Before and after that others may write to it: so a disk's users can be moved to the filter one by
+ * one before the snapshot is opened, and back when it is closed.
  */
 static void cbw_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
                            unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared)
@@ -186,6 +199,8 @@ static void cbw_child_perm(struct block_node *node, struct block_edge *edge, uns
     *ret_shared = BLOCK_PERM_ALL;
     if (parents_perm != 0) {
         *ret_perm |= BLOCK_PERM_CONSISTENT_READ;
+    }
+    if (has_snapshot(node)) {
         *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
     }
 }
