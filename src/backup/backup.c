@@ -245,16 +245,29 @@ static int co_prepare(struct run *run, struct qmp_client *qmp, struct error *err
 
 /* --- the point in time --- */
 
-/* A read of the view fails when it broke, and it breaks when the temporary image can't be written. */
-static void guess_cause(const struct run *run, struct error *err)
+static bool is_full(const char *dir)
 {
     struct statvfs fs;
 
-    if (statvfs(run->tmp_path, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_SPACE) {
-        error_hint(err, "There is no space left in '%s'.", run->repository.path);
-    } else if (run->options->fleece_dir && statvfs(run->options->fleece_dir, &fs) == 0 &&
-               (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_SPACE) {
-        error_hint(err, "There is no space left in '%s'.", run->options->fleece_dir);
+    return statvfs(dir, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_SPACE;
+}
+
+/* A read of the view fails when it broke, and it breaks when the temporary image can't be written. */
+static void guess_cause(const struct run *run, struct error *err)
+{
+    const char *fleece_dir = run->options->fleece_dir;
+
+    if (err->code == EINTR) {
+        return;
+    }
+    if (is_full(run->tmp_path) || (fleece_dir && is_full(fleece_dir))) {
+        error_hint(err, "There is no space left in '%s'.",
+                   is_full(run->tmp_path) ? run->repository.path : fleece_dir);
+    } else {
+        error_hint(err,
+                   "If the daemon could not keep old data of what was overwritten meanwhile "
+                   "(in '%s'), its log says so.",
+                   fleece_dir ? fleece_dir : run->repository.path);
     }
 }
 

@@ -7,6 +7,8 @@ import random
 import resource
 import shutil
 import signal
+import socket
+import threading
 import time
 
 import nbd
@@ -92,11 +94,11 @@ class BackupCase(TestCase):
         """Take one; its manifest."""
         return json.loads(run(*self.backup_words("--output=json", *words)).stdout)
 
-    def backup_fails(self, *words, why):
+    def backup_fails_at_once(self, *words, why):
         result = run(*self.backup_words(*words), check=False)
         self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
         self.assertIn(why, result.stderr)
-        self.assert_settled()
+        self.assertEqual(self.own_nodes(), [])
 
     def start_backup(self, *words):
         return self.own(Process(self.backup_words(*words), self.path("backup.log")))
@@ -292,6 +294,63 @@ class TestOtherDisks(BackupCase):
             addr={"type": "unix", "data": {"path": self.socket}},
         )
         self.assertEqual(self.backup()["kind"], "incremental")
+
+
+class TestExports(BackupCase):
+    def add_export(self, name, writable):
+        self.server.qmp.command(
+            "block-export-add",
+            **{"type": "nbd", "id": name, "node-name": "disk", "name": name, "writable": writable},
+        )
+
+    def test_all_exports_of_the_disk_move_to_the_filter_and_back(self):
+        self.add_export("reader", False)
+        reader = nbd.NBD()
+        reader.connect_uri(nbd_uri(self.socket, "reader"))
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(0, MIB)
+        self.assert_restores(self.backup(), self.model)
+        self.assertTrue(reader.pread(MIB, 0) == self.model[:MIB])
+        reader.shutdown()
+        self.assert_settled()
+
+    def test_two_exports_that_write(self):
+        self.add_export("writer", True)
+        self.write_random(0, MIB)
+        self.backup()
+        second = nbd.NBD()
+        second.connect_uri(nbd_uri(self.socket, "writer"))
+        data = self.random.randbytes(MIB)
+        second.pwrite(data, 5 * MIB)
+        second.shutdown()
+        self.model[5 * MIB : 6 * MIB] = data
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+        self.assert_settled()
+
+    def test_a_backup_that_can_not_begin_changes_nothing(self):
+        """Somebody writes to the disk through another node, past any filter."""
+        self.write_random(0, MIB)
+        self.backup()
+        before = self.own_bitmaps()
+        self.server.qmp.command(
+            "blockdev-add", **{"driver": "raw", "node-name": "above", "file": "disk"}
+        )
+        self.server.qmp.command(
+            "block-export-add",
+            **{"type": "nbd", "id": "above", "node-name": "above", "writable": True},
+        )
+        self.backup_fails_at_once(why="Permission conflict")
+        self.assertEqual(self.own_bitmaps(), before)
+        self.assert_clean_directory()
+        self.server.qmp.command("block-export-del", id="above")
+        self.server.qmp.command("blockdev-del", **{"node-name": "above"})
+        self.write_random(MIB, MIB)
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
 
 
 class TestReasons(BackupCase):
@@ -548,6 +607,56 @@ class TestFailures(BackupCase):
         fails(*qmp, "--node", "other", *to, why="holds backups of node 'disk', not of 'other'")
 
 
+class TestStrangeDaemons(TestCase):
+    """What answers at the QMP socket is no daemon of ours."""
+
+    GREETING = b'{"QMP": {"version": {}, "capabilities": []}}\r\n'
+
+    def backup_from(self, *answers):
+        """A server that sends one of `answers` at once and then one for each line it gets."""
+        path = self.path("strange.sock")
+
+        def serve():
+            with listener.accept()[0] as peer, peer.makefile("rb") as lines:
+                for answer in answers:
+                    peer.sendall(answer)
+                    if not lines.readline():
+                        return
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(1)
+            thread = threading.Thread(target=serve)
+            thread.start()
+            result = run(
+                *tool("backup"), "--qmp", path, "--node", "disk", "--to", self.path("to"),
+                check=False,
+            )  # fmt: skip
+            thread.join(30)
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(os.listdir(self.path("to")) if os.path.exists(self.path("to")) else [], [])
+        return result.stderr
+
+    def test_it_hangs_up(self):
+        self.assertIn("closed the connection", self.backup_from())
+
+    def test_it_speaks_something_else(self):
+        self.assertIn("is no QMP message", self.backup_from(b"220 mail ESMTP\r\n"))
+
+    def test_it_sends_json_that_is_no_greeting(self):
+        self.assertIn("is no QMP socket", self.backup_from(b"{}\n"))
+
+    def test_it_sends_other_json_than_objects(self):
+        self.assertIn("is no QMP message", self.backup_from(b"[1, 2]\n"))
+
+    def test_it_refuses(self):
+        answer = b'{"error": {"class": "GenericError", "desc": "go away"}, "id": 0}\n'
+        self.assertIn("go away", self.backup_from(self.GREETING, answer))
+
+    def test_it_answers_neither_yes_nor_no(self):
+        self.assertIn("an answer that is none", self.backup_from(self.GREETING, b'{"id": 0}\n'))
+
+
 class TestReading(BackupCase):
     """restore, verify and backups on what is not as it should be."""
 
@@ -651,6 +760,12 @@ class TestReading(BackupCase):
             f.write(b"\0")
         out = run(*tool("backups"), self.repository).stdout
         self.assertIn("damaged", out)
+
+    def test_progress_is_shown_when_asked_for(self):
+        result = run(*tool("restore"), self.repository, "-p", self.path("out.raw"))
+        self.assertIn("100%", result.stderr)
+        result = run(*tool("restore"), self.repository, self.path("out2.raw"))
+        self.assertEqual(result.stderr, "")
 
     def test_a_directory_without_backups(self):
         for face in ("backups", "verify"):
