@@ -19,6 +19,7 @@
 static const struct io_command *const tables[] = {
     io_rw_commands,
     io_aio_commands,
+    io_break_commands,
     io_image_commands,
     io_misc_commands,
 };

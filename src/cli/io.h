@@ -53,6 +53,7 @@ struct io_command {
 /* Tables in the order of names, that end with a NULL name. */
 extern const struct io_command io_rw_commands[];
 extern const struct io_command io_aio_commands[];
+extern const struct io_command io_break_commands[];
 extern const struct io_command io_image_commands[];
 extern const struct io_command io_misc_commands[];
 

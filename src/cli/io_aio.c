@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* aio_read, aio_write, aio_flush: requests that go on while the next commands run. */
+/* aio_read, aio_write, aio_discard, aio_flush: requests that go on while the next commands run. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@
 
 struct aio {
     struct io *io;
-    bool is_write, zeroes, verify, quiet, verbose, machine;
+    bool is_write, zeroes, discard, verify, quiet, verbose, machine;
     int pattern;
     unsigned flags;
     uint64_t offset, size;
@@ -53,13 +53,24 @@ static void finish_write(struct aio *aio, int rc)
     }
 }
 
+static void finish_discard(struct aio *aio, int rc)
+{
+    if (rc < 0) {
+        printf("aio_discard failed: %s\n", strerror(-rc));
+    } else if (!aio->quiet) {
+        io_report("discarded ", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
+    }
+}
+
 static void co_aio(void *arg)
 {
     struct aio *aio = arg;
     struct io *io = aio->io;
     struct block_edge *edge = io->disk.edge;
 
-    if (!aio->is_write) {
+    if (aio->discard) {
+        finish_discard(aio, block_co_discard(edge, aio->offset, aio->size));
+    } else if (!aio->is_write) {
         finish_read(aio, block_co_pread(edge, aio->offset, aio->buffer, aio->size));
     } else if (aio->zeroes) {
         finish_write(aio, block_co_write_zeroes(edge, aio->offset, aio->size, aio->flags));
@@ -127,6 +138,22 @@ static int parse(struct io *io, const struct io_command *command, const struct i
     return parse_range(command, a, aio);
 }
 
+static int spawn(struct io *io, struct aio *aio)
+{
+    int rc;
+
+    aio->began_ns = loop_now_ns();
+    co_group_add(&io->in_flight);
+    /* Not before the next command has begun: all that are started in a row go down together. */
+    rc = reactor_spawn(reactor_main(), co_aio, aio);
+    if (rc < 0) {
+        co_group_done(&io->in_flight);
+        aio_free(aio);
+        cli_fail("Could not start a request: %s", strerror(-rc));
+    }
+    return rc;
+}
+
 static int start(struct io *io, const struct io_command *command, const struct io_args *a,
                  bool is_write)
 {
@@ -146,16 +173,7 @@ static int start(struct io *io, const struct io_command *command, const struct i
         aio_free(aio);
         return rc;
     }
-    aio->began_ns = loop_now_ns();
-    co_group_add(&io->in_flight);
-    /* Not before the next command has begun: all that are started in a row go down together. */
-    rc = reactor_spawn(reactor_main(), co_aio, aio);
-    if (rc < 0) {
-        co_group_done(&io->in_flight);
-        aio_free(aio);
-        cli_fail("Could not start a request: %s", strerror(-rc));
-    }
-    return rc;
+    return spawn(io, aio);
 }
 
 static int co_aio_read(struct io *io, const struct io_command *command, struct io_args *a)
@@ -168,6 +186,24 @@ static int co_aio_write(struct io *io, const struct io_command *command, struct 
     return start(io, command, a, true);
 }
 
+static int co_aio_discard(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct aio *aio = calloc(1, sizeof(*aio));
+
+    if (!aio) {
+        return -ENOMEM;
+    }
+    *aio = (struct aio){.io = io, .discard = true, .quiet = a->set['q'], .machine = a->set['C']};
+    if (a->argc != 2 || io_parse_size(a->argv[0], &aio->offset) < 0 ||
+        io_parse_length(a->argv[1], IO_LENGTH_MAX, &aio->size) < 0) {
+        bool wrong_count = a->argc != 2;
+
+        aio_free(aio);
+        return wrong_count ? io_usage(command) : -EINVAL;
+    }
+    return spawn(io, aio);
+}
+
 static int co_aio_flush(struct io *io, const struct io_command *command, struct io_args *a)
 {
     co_group_wait(&io->in_flight);
@@ -175,6 +211,13 @@ static int co_aio_flush(struct io *io, const struct io_command *command, struct 
 }
 
 const struct io_command io_aio_commands[] = {
+    {"aio_discard", NULL, "Cq", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-Cq] off len",
+     "asynchronously discards a number of bytes",
+     "\n Starts to discard and returns; 'aio_flush' waits. Errors are shown, but the command has "
+     "succeeded.\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -q, -- quiet: no statistics\n",
+     co_aio_discard},
     {"aio_flush", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "completes all outstanding aio requests",
      NULL, co_aio_flush},
     {"aio_read", NULL, "CiP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqv] [-P pattern] off len [len..]",

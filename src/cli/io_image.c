@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "block/driver.h"
 #include "cli/io.h"
+#include "filter/filter.h"
 
 /* --- opening -------------------------------------------------------------------------------------- */
 
@@ -56,6 +57,8 @@ int io_co_close(struct io *io)
     ERROR_AUTO(err);
     int rc;
 
+    /* What nobody will resume any more would never end. */
+    (void)fault_remove_break(io->disk.node, NULL);
     co_group_wait(&io->in_flight);
     rc = cli_co_finish_disk(&io->disk, &err);
     if (rc < 0) {
