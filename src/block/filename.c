@@ -62,6 +62,24 @@ static int protocol_options(const char *filename, struct options **ret, struct e
     return 0;
 }
 
+/* A filter that was asked for by name, on a filename which may be of its own scheme or that of what is below. */
+static int filter_options(const struct block_driver *driver, const char *filename,
+                          struct options **ret, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = options_new();
+    int r;
+
+    if (!opts) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    options_set_str(opts, "driver", driver->name);
+    r = driver->parse_filename(filename, opts, err);
+    if (r == 0) {
+        *ret = TAKE_PTR(opts);
+    }
+    return r;
+}
+
 /* Move generic options of the top into the protocol node's, so that it is opened as it will be used. */
 static void copy_generic(const struct options *from, struct options *to)
 {
@@ -254,7 +272,9 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
     if (strncmp(filename, "json:", 5) == 0) {
         return co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret, err);
     }
-    r = protocol_options(filename, &file_opts, err);
+    r = driver && driver->is_filter && driver->parse_filename
+            ? filter_options(driver, filename, &file_opts, err)
+            : protocol_options(filename, &file_opts, err);
     if (r < 0) {
         return r;
     }

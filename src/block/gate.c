@@ -267,17 +267,28 @@ static int co_zero_part(struct block_node *node, uint64_t offset, uint64_t lengt
     return r;
 }
 
+/* Units of zeroes and discards need not be powers of two. */
+static uint64_t multiple_down(uint64_t value, uint64_t unit)
+{
+    return value - value % unit;
+}
+
+static uint64_t multiple_up(uint64_t value, uint64_t unit)
+{
+    return multiple_down(value + unit - 1, unit);
+}
+
 static int co_zero_node(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     uint64_t unit = MAX(node->limits.zeroes_alignment, node->limits.request_alignment);
     uint64_t max = node->limits.max_zeroes ? node->limits.max_zeroes : length;
     uint64_t end = offset + length;
     /* The end of the node may be ragged: a request up to it counts as aligned. */
-    uint64_t head_end = MIN(round_up(offset, unit), end);
-    uint64_t tail = end == block_node_size(node) ? end : MAX(round_down(end, unit), head_end);
+    uint64_t head_end = MIN(multiple_up(offset, unit), end);
+    uint64_t tail = end == block_node_size(node) ? end : MAX(multiple_down(end, unit), head_end);
     int r = co_zero_part(node, offset, head_end - offset, flags, false);
 
-    max = MAX(round_down(max, unit), unit);
+    max = MAX(multiple_down(max, unit), unit);
     for (uint64_t at = head_end; at < tail && r == 0; at += max) {
         r = co_zero_part(node, at, MIN(max, tail - at), flags, true);
     }
@@ -321,20 +332,30 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
 
 /* --- discard --------------------------------------------------------------------------------- */
 
+/* Heads and tails that are no whole unit. Only what is below a filter may still know what to do with them. */
+static int co_discard_rest(struct block_node *node, uint64_t from, uint64_t to)
+{
+    int r =
+        from < to && node->driver->is_filter ? node->driver->co_discard(node, from, to - from) : 0;
+
+    return r == -ENOTSUP ? 0 : r;
+}
+
 static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t length)
 {
     uint64_t unit = MAX(MAX(node->limits.discard_alignment, node->limits.request_alignment), 1);
     uint64_t max = node->limits.max_discard ? node->limits.max_discard : length;
     uint64_t end = offset + length;
-    uint64_t first = round_up(offset, unit);
-    uint64_t last = end == block_node_size(node) ? end : round_down(end, unit);
-    int r = 0;
+    uint64_t first = MIN(multiple_up(offset, unit), end);
+    uint64_t last = end == block_node_size(node) ? end : MAX(multiple_down(end, unit), first);
+    int r = co_discard_rest(node, offset, first);
 
-    max = MAX(round_down(max, unit), unit);
+    max = MAX(multiple_down(max, unit), unit);
     for (uint64_t at = first; at < last && r == 0; at += max) {
         r = node->driver->co_discard(node, at, MIN(max, last - at));
     }
-    return r == -ENOTSUP ? 0 : r;
+    r = r == -ENOTSUP ? 0 : r;
+    return r < 0 ? r : co_discard_rest(node, last, end);
 }
 
 int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)

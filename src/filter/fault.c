@@ -68,15 +68,37 @@ bool fault_is_held(struct block_node *node, const char *tag)
 
 /* --- open ------------------------------------------------------------------------------------------------ */
 
-/* blkdebug:[CONFIG]:IMAGE */
+static int set_image(struct options *opts, const char *filename, struct error *err)
+{
+    const struct block_driver *driver = block_driver_of_filename(filename);
+    struct options *image = options_new();
+
+    if (!image) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (driver && driver->parse_filename) {
+        int ret = driver->parse_filename(filename, image, err);
+
+        if (ret < 0) {
+            options_free(image);
+            return ret;
+        }
+        options_default_str(image, "driver", driver->name);
+    } else {
+        options_set_str(image, "driver", "file");
+        options_set_str(image, "filename", filename);
+    }
+    options_set_child(opts, "image", image);
+    return 0;
+}
+
+/* blkdebug:[CONFIG]:IMAGE; without the scheme, IMAGE alone. */
 static int fault_parse_filename(const char *filename, struct options *opts, struct error *err)
 {
     const char *config, *colon;
-    const struct block_driver *driver;
-    struct options *image;
 
     if (strncmp(filename, SCHEME, strlen(SCHEME)) != 0) {
-        return error_set(err, EINVAL, "'%s' does not begin with 'blkdebug:'", filename);
+        return set_image(opts, filename, err);
     }
     config = filename + strlen(SCHEME);
     colon = strchr(config, ':');
@@ -91,22 +113,7 @@ static int fault_parse_filename(const char *filename, struct options *opts, stru
         }
         options_set_str(opts, "config", path);
     }
-    image = options_new();
-    driver = block_driver_of_filename(colon + 1);
-    if (driver && driver->parse_filename) {
-        int ret = driver->parse_filename(colon + 1, image, err);
-
-        if (ret < 0) {
-            options_free(image);
-            return ret;
-        }
-        options_default_str(image, "driver", driver->name);
-    } else {
-        options_set_str(image, "driver", "file");
-        options_set_str(image, "filename", colon + 1);
-    }
-    options_set_child(opts, "image", image);
-    return 0;
+    return set_image(opts, colon + 1, err);
 }
 
 static int take_rule_list(struct fault *s, struct options *opts, const char *group,
@@ -170,17 +177,6 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
     return ret;
 }
 
-/* The node's limits count for the gate; what it rounds by has to be a power of two. */
-static int check_limits(const struct block_limits *limits, struct error *err)
-{
-    if ((limits->zeroes_alignment && !is_power_of_2(limits->zeroes_alignment)) ||
-        (limits->discard_alignment && !is_power_of_2(limits->discard_alignment))) {
-        return error_set(err, EINVAL,
-                         "opt-write-zero and opt-discard need to be powers of two here");
-    }
-    return 0;
-}
-
 static int co_open_rules(struct fault *s, struct options *opts, struct error *err)
 {
     char *config AUTO_FREE = NULL;
@@ -201,7 +197,6 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
 
     ret = co_open_rules(s, opts, err);
     ret = ret < 0 ? ret : take_limits(&node->limits, opts, err);
-    ret = ret < 0 ? ret : check_limits(&node->limits, err);
     ret = ret < 0 ? ret
                   : block_co_open_child(node, opts, "image", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA,
                                         false, &s->image, err);
