@@ -161,4 +161,11 @@ void loop_timer_disarm(struct loop_timer *t);
  */
 int loop_co_offload(int (*fn)(void *arg), void *arg);
 
+/*
+ * As loop_co_offload() for each of `count` (1 to LOOP_OFFLOAD_ALL_MAX) arguments of `size` bytes in an array; they run
+ * beside each other, in any order. Returns when all are done: the first negative result, else the first that is not 0.
+ */
+#define LOOP_OFFLOAD_ALL_MAX 16
+int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned count);
+
 #endif

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The pool of threads for what would hold up a reactor. */
+#include <assert.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <unistd.h>
 
 #include "loop/internal.h"
@@ -8,13 +10,18 @@
 #define OFFLOAD_THREADS_MIN 4
 #define OFFLOAD_THREADS_MAX 256
 
-/* On the stack of the coroutine that waits. */
+/* Jobs that a coroutine waits for; on its stack, as they are. */
+struct offload_group {
+    struct co *co;
+    atomic_uint left;
+};
+
 struct offload_job {
     struct list link;
     int (*fn)(void *arg);
     void *arg;
     int result;
-    struct co *co;
+    struct offload_group *group;
 };
 
 static struct {
@@ -50,6 +57,16 @@ static struct offload_job *next_job_locked(void)
     return job;
 }
 
+/* The last one that ends wakes the coroutine; what is on its stack may be gone then. */
+static void group_done(struct offload_group *group)
+{
+    struct co *co = group->co;
+
+    if (atomic_fetch_sub(&group->left, 1) == 1) {
+        co_wake(co);
+    }
+}
+
 static void *offload_thread(void *arg)
 {
     pthread_setname_np(pthread_self(), "offload");
@@ -62,7 +79,7 @@ static void *offload_thread(void *arg)
         }
         pthread_mutex_unlock(&pool.lock);
         job->result = job->fn(job->arg);
-        co_wake(job->co);
+        group_done(job->group);
         pthread_mutex_lock(&pool.lock);
     }
     pthread_mutex_unlock(&pool.lock);
@@ -93,26 +110,47 @@ static bool have_thread_locked(void)
     return pool.count > 0;
 }
 
-int loop_co_offload(int (*fn)(void *arg), void *arg)
+/* False if not a single thread could be started. */
+static bool queue_job(struct offload_job *job)
 {
-    struct offload_job job = {.fn = fn, .arg = arg, .co = co_self()};
     bool taken;
 
     pthread_mutex_lock(&pool.lock);
-    list_append(&pool.jobs, &job.link);
+    list_append(&pool.jobs, &job->link);
     pool.queued++;
     taken = have_thread_locked();
     if (!taken) {
-        list_remove(&job.link);
+        list_remove(&job->link);
         pool.queued--;
     }
     pthread_mutex_unlock(&pool.lock);
-    if (!taken) {
-        /* Not a single thread could be started. */
-        return fn(arg);
+    return taken;
+}
+
+int loop_co_offload(int (*fn)(void *arg), void *arg)
+{
+    return loop_co_offload_all(fn, arg, 0, 1);
+}
+
+int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned count)
+{
+    struct offload_job jobs[LOOP_OFFLOAD_ALL_MAX];
+    struct offload_group group = {.co = co_self(), .left = count};
+    int result = 0;
+
+    assert(count > 0 && count <= LOOP_OFFLOAD_ALL_MAX);
+    for (unsigned i = 0; i < count; i++) {
+        jobs[i] = (struct offload_job){.fn = fn, .arg = (char *)args + i * size, .group = &group};
+        if (!queue_job(&jobs[i])) {
+            jobs[i].result = fn(jobs[i].arg);
+            group_done(&group);
+        }
     }
     co_suspend();
-    return job.result;
+    for (unsigned i = 0; i < count; i++) {
+        result = result == 0 || (result > 0 && jobs[i].result < 0) ? jobs[i].result : result;
+    }
+    return result;
 }
 
 void loop_offload_stop(void)
