@@ -190,7 +190,7 @@ static int co_write_data(struct batch *b)
 }
 
 /* Guest range held exclusively, and the clusters hold nothing yet. *ret_end: pieces before it are linked. */
-static int co_link(struct batch *b, unsigned *ret_end)
+static int co_link_pieces(struct batch *b, unsigned *ret_end)
 {
     struct qcow2 *q = b->q;
     unsigned i;
@@ -225,7 +225,7 @@ static int co_store(struct batch *b)
     int r = co_alloc(b, &allocated);
 
     r = r < 0 ? r : co_write_data(b);
-    r = r < 0 ? r : co_link(b, &linked);
+    r = r < 0 ? r : co_link_pieces(b, &linked);
     if (r < 0) {
         co_give_back(b, linked, allocated);
         return r;

@@ -42,6 +42,7 @@
 #include "block/driver.h"
 #include "co/sync.h"
 #include "qcow2/cache.h"
+#include "qcow2/cluster_cache.h"
 #include "qcow2/format.h"
 
 /* A header extension that we don't interpret, kept as it is. */
@@ -119,6 +120,8 @@ struct qcow2 {
 
     struct table_cache l2_cache;
     struct table_cache ref_cache;
+
+    struct cluster_cache decompressed;
 
     uint64_t next_free; /* [lock] no free cluster index lies below */
     uint64_t zero_from; /* [lock] file offsets from here on were never written and read as zeroes */
@@ -257,13 +260,21 @@ int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
 /* Whether [offset, offset + length) reads as zeroes by the metadata alone. */
 int qcow2_co_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret);
 
-/* --- compress.c --- */
-/* Decompress a whole cluster. `out` has cluster_size bytes. Runs in the offload pool. */
-int qcow2_co_decompress(struct qcow2 *q, const void *data, size_t size, void *out);
-/* Compress a cluster into `out` (cluster_size bytes). *ret_size; -E2BIG if it does not get smaller. */
-int qcow2_co_compress(struct qcow2 *q, const void *data, void *out, size_t *ret_size);
+/* --- compress.c, decompress.c --- */
+/* Compressed clusters are read and written in batches of so much, one at least. */
+#define QCOW2_BATCH_CLUSTERS 64
+#define QCOW2_BATCH_BYTES (2 * MiB)
+static inline unsigned qcow2_batch_clusters(const struct qcow2 *q)
+{
+    return (unsigned)MAX(MIN(QCOW2_BATCH_BYTES >> q->cluster_bits, QCOW2_BATCH_CLUSTERS), 1);
+}
+/* Whole clusters, except at the end of the disk. What does not get smaller, or overwrites something, is stored as it is. */
 int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov);
-int qcow2_co_read_compressed(struct qcow2 *q, uint64_t entry, size_t skip, struct iov iov);
+/*
+ * The compressed clusters that the request begins with, as far as a batch goes. *ret_done: bytes; 0 if the first one is not
+ * compressed. Nobody else may change entries of the range.
+ */
+int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done);
 
 /* --- bitmap.c, bitmap_store.c --- */
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
