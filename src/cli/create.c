@@ -196,6 +196,24 @@ bool cli_wants_option_help(const struct cli_items *texts)
     return false;
 }
 
+int cli_creation_options(const struct cli_items *texts, struct options **ret)
+{
+    __attribute__((cleanup(option_set_clear))) struct option_set set = {.count = 0};
+
+    for (size_t i = 0; i < texts->count; i++) {
+        int rc = parse_text(&set, texts->item[i].value);
+
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    *ret = options_new();
+    for (size_t i = 0; *ret && i < set.count; i++) {
+        options_set_str(*ret, set.entry[i].name, set.entry[i].value);
+    }
+    return *ret ? 0 : -ENOMEM;
+}
+
 int cli_creation_option(const struct cli_items *texts, const char *name, char **ret)
 {
     __attribute__((cleanup(option_set_clear))) struct option_set set = {.count = 0};

@@ -15,6 +15,8 @@ struct img_command {
 };
 
 static const struct img_command commands[] = {
+    {"amend", img_amend_main, "[options] -o OPTIONS FILENAME",
+     "change options an image was made with"},
     {"bitmap", img_bitmap_main, "[actions] FILENAME BITMAP",
      "add, remove, clear, enable, disable or merge persistent dirty bitmaps"},
     {"check", img_check_main, "[options] FILENAME", "look for leaks and damage, and repair them"},

@@ -7,6 +7,7 @@
 #include "cli/cli.h"
 #include "cli/image.h"
 
+int img_amend_main(int argc, char **argv);
 int img_bitmap_main(int argc, char **argv);
 int img_check_main(int argc, char **argv);
 int img_compare_main(int argc, char **argv);

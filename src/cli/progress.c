@@ -83,6 +83,13 @@ void cli_progress_add(struct cli_progress *p, uint64_t bytes)
     }
 }
 
+void cli_progress_set(struct cli_progress *p, uint64_t done, uint64_t total)
+{
+    p->total = total;
+    p->done = 0;
+    cli_progress_add(p, done);
+}
+
 void cli_progress_end(struct cli_progress *p, bool complete)
 {
     if (!p->enabled) {

@@ -21,6 +21,8 @@ struct cli_progress {
 void cli_progress_begin(struct cli_progress *p, bool wanted, uint64_t total);
 /* So many bytes more are done. */
 void cli_progress_add(struct cli_progress *p, uint64_t bytes);
+/* So much of so much is done. */
+void cli_progress_set(struct cli_progress *p, uint64_t done, uint64_t total);
 /* End the line; `complete` shows 100% first. */
 void cli_progress_end(struct cli_progress *p, bool complete);
 

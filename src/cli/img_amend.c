@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+
+#include "block/driver.h"
+#include "cli/img.h"
+#include "cli/progress.h"
+
+static const struct cli_usage usage = {
+    .command = "amend",
+    .synopsis = "-o OPTIONS FILENAME",
+    .about = "Changes options that an image was made with: for qcow2 its version (compat), the "
+             "width of refcounts,\n"
+             "lazy refcounts. To change the backing file use 'rebase'.",
+    .examples = "  amend -f qcow2 -o compat=1.1 old.qcow2\n"
+                "  amend -f qcow2 -o lazy_refcounts=on disk.qcow2",
+};
+
+static void show_progress(void *arg, uint64_t done, uint64_t total)
+{
+    cli_progress_set(arg, done, total);
+}
+
+static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool progress_wanted)
+{
+    const struct block_driver *driver = disk->node->driver;
+    struct cli_progress progress;
+    struct options *opts;
+    ERROR_AUTO(err);
+    int rc;
+
+    if (!driver->co_amend) {
+        return cli_fail("Format driver '%s' does not support option amendment", driver->name);
+    }
+    if (cli_creation_options(texts, &opts) < 0) {
+        return 1;
+    }
+    cli_progress_begin(&progress, progress_wanted, 1);
+    block_co_drain_begin(disk->node);
+    rc = driver->co_amend(disk->node, opts, show_progress, &progress, &err);
+    block_co_drain_end(disk->node);
+    cli_progress_end(&progress, rc == 0);
+    options_free(opts);
+    if (rc == 0) {
+        rc = cli_co_finish_disk(disk, &err);
+    }
+    return rc < 0 ? cli_report(&err) : 0;
+}
+
+int img_amend_main(int argc, char **argv)
+{
+    struct cli_image image = {.cache = "writeback"};
+    bool progress = false, quiet = false, force = false;
+    ERROR_AUTO(err);
+    CLI_DISK_AUTO(disk);
+    CLI_ITEMS_AUTO(options);
+    CLI_ITEMS_AUTO(objects);
+    const struct cli_arg args[] = {
+        {NULL, 'o', CLI_REPEAT, &options, "OPTIONS", "options NAME=VALUE,...; 'help' lists them"},
+        {NULL, 'p', CLI_FLAG, &progress, NULL, "show progress"},
+        IMG_ARG_QUIET(quiet),
+        IMG_ARG_FORMAT(image.format),
+        {NULL, 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
+        {"force", 0, CLI_FLAG, &force, NULL, "accepted: nothing here needs it"},
+        IMG_ARG_IMAGE_OPTS(image.image_opts),
+        IMG_ARG_OBJECT(objects),
+        IMG_ARG_END,
+    };
+    IMG_PARSE(first, args, &usage);
+
+    if (options.count == 0) {
+        return cli_usage_fail(&usage, "Must specify options (-o)");
+    }
+    if (cli_wants_option_help(&options) && image.format) {
+        return cli_print_option_help(image.format, NULL);
+    }
+    if (first != argc - 1) {
+        return cli_usage_fail(&usage, "Expecting one image file name");
+    }
+    if (cli_check_cache_mode(image.cache, "cache") < 0 || img_check_objects(&objects)) {
+        return 1;
+    }
+    image.name = argv[first];
+    if (cli_co_open_disk(&image, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &disk, &err) < 0) {
+        return cli_report(&err);
+    }
+    if (cli_wants_option_help(&options)) {
+        return cli_print_option_help(block_driver_name(block_node_driver(disk.node)), NULL);
+    }
+    return co_amend(&disk, &options, progress && !quiet);
+}
