@@ -172,8 +172,22 @@ int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, u
     return 0;
 }
 
+/*
+ * Tables and bits of different bitmaps lie in different places, so all together they are no longer than the file. A small file in
+ * which they lie upon each other can't make us read or allocate any more than that.
+ */
+static int take_budget(uint64_t *budget, uint64_t bytes)
+{
+    if (*budget < bytes) {
+        return -EINVAL;
+    }
+    *budget -= bytes;
+    return 0;
+}
+
 static int co_load_cluster(struct qcow2 *q, struct dirty_bitmap *bits, uint64_t index,
-                           uint64_t entry, unsigned granularity_bits, uint8_t *buf)
+                           uint64_t entry, unsigned granularity_bits, uint8_t *buf,
+                           uint64_t *budget)
 {
     uint64_t first = index * q->cluster_size * 8, span = q->cluster_size * 8;
     uint64_t offset = entry & ENTRY_OFFSET_MASK;
@@ -185,14 +199,16 @@ static int co_load_cluster(struct qcow2 *q, struct dirty_bitmap *bits, uint64_t 
         }
         return 0;
     }
-    if (!is_aligned(offset, q->cluster_size) || (entry & ~ENTRY_OFFSET_MASK)) {
+    if (!is_aligned(offset, q->cluster_size) || (entry & ~ENTRY_OFFSET_MASK) ||
+        take_budget(budget, q->cluster_size) < 0) {
         return -EINVAL;
     }
     r = block_co_pread(q->node->file, offset, buf, q->cluster_size);
     return r < 0 ? r : dirty_bitmap_deserialize(bits, first, buf, q->cluster_size);
 }
 
-static int co_load_bits(struct qcow2 *q, const struct stored_bitmap *b, struct dirty_bitmap **ret)
+static int co_load_bits(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
+                        struct dirty_bitmap **ret)
 {
     AUTO_FREE uint64_t *table = NULL;
     AUTO_FREE uint8_t *buf = NULL;
@@ -200,7 +216,8 @@ static int co_load_bits(struct qcow2 *q, const struct stored_bitmap *b, struct d
     struct dirty_bitmap *bits;
     int r;
 
-    if (b->table_entries != qcow2_bitmap_table_entries(q, size, b->granularity_bits)) {
+    if (b->table_entries != qcow2_bitmap_table_entries(q, size, b->granularity_bits) ||
+        take_budget(budget, (uint64_t)b->table_entries * 8) < 0) {
         return -EINVAL;
     }
     r = qcow2_co_read_bitmap_table(q, b, &table);
@@ -214,7 +231,7 @@ static int co_load_bits(struct qcow2 *q, const struct stored_bitmap *b, struct d
         return -ENOMEM;
     }
     for (uint32_t i = 0; i < b->table_entries && r == 0; i++) {
-        r = co_load_cluster(q, bits, i, table[i], b->granularity_bits, buf);
+        r = co_load_cluster(q, bits, i, table[i], b->granularity_bits, buf, budget);
     }
     if (r < 0) {
         dirty_bitmap_free(bits);
@@ -233,7 +250,8 @@ static bool is_known(const struct stored_bitmap *b)
 }
 
 /* A bitmap that can't be trusted is there, but can only be removed; it never keeps the image from opening. */
-static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, struct error *err)
+static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budget,
+                       struct error *err)
 {
     struct dirty_bitmap *bits = NULL;
     struct block_bitmap *loaded;
@@ -246,7 +264,7 @@ static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, struct error *e
         return 0;
     }
     if (!(b->flags & BITMAP_FLAG_IN_USE)) {
-        r = co_load_bits(q, b, &bits);
+        r = co_load_bits(q, b, budget, &bits);
         if (r == -ENOMEM) {
             return error_set(err, ENOMEM, "Out of memory");
         }
@@ -269,6 +287,7 @@ static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, struct error *e
 
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
 {
+    uint64_t budget = round_up(block_edge_size(q->node->file), q->cluster_size);
     struct stored_bitmap *b;
     int r;
 
@@ -283,7 +302,7 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
         return 0; /* check looks at the directory alone */
     }
     LIST_FOREACH (b, &q->stored_bitmaps, link) {
-        r = co_load_one(q, b, err);
+        r = co_load_one(q, b, &budget, err);
         if (r < 0) {
             return r;
         }

@@ -32,7 +32,12 @@ struct check {
     uint64_t used_end; /* index behind the last cluster that is referenced */
     unsigned complaints;
     uint64_t beyond_repair; /* clusters whose refcount has no block to be put right in */
-    uint64_t last_host;     /* for fragmentation: where the next data cluster would be in order */
+    /*
+     * What is left to be read: L1 and bitmap tables are together no longer than the file, and one L1 table leads to no more L2
+     * tables than the file has clusters. Where tables lie upon each other, a small file could take hours otherwise.
+     */
+    uint64_t table_bytes_left, l2_tables_left;
+    uint64_t last_host; /* for fragmentation: where the next data cluster would be in order */
 };
 
 static void complain(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -142,6 +147,21 @@ static void count_entry(struct check *c, uint64_t guest, uint64_t entry)
     }
 }
 
+/* False if more tables are read than there can be. */
+static bool take_table(struct check *c, uint64_t *left, uint64_t amount, const char *what)
+{
+    if (*left < amount) {
+        if (*left > 0) {
+            complain(c, "ERROR: %s lie upon each other", what);
+            corruption(c);
+        }
+        *left = 0;
+        return false;
+    }
+    *left -= amount;
+    return true;
+}
+
 static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t entry, uint64_t *table)
 {
     struct qcow2 *q = c->q;
@@ -159,6 +179,9 @@ static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t entry, uint6
         complain(c, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted",
                  (unsigned long long)offset);
         corruption(c);
+        return 0;
+    }
+    if (!take_table(c, &c->l2_tables_left, 1, "L2 tables")) {
         return 0;
     }
     count(c, "an L2 table", offset, q->cluster_size);
@@ -182,6 +205,7 @@ static int co_count_guest(struct check *c)
         return -ENOMEM;
     }
     count(c, "the L1 table", c->q->l1_offset, (uint64_t)c->q->l1_size * 8);
+    c->l2_tables_left = c->clusters + 1;
     for (uint32_t i = 0; i < c->q->l1_size && r == 0; i++) {
         r = co_count_l2(c, i, atomic_load(&c->q->l1[i]), table);
     }
@@ -203,6 +227,9 @@ static int co_count_snapshots(struct check *c)
     LIST_FOREACH (s, &c->q->snapshots, link) {
         AUTO_FREE uint64_t *l1 = NULL;
 
+        if (!take_table(c, &c->table_bytes_left, MAX((uint64_t)s->l1_size * 8, 8), "L1 tables")) {
+            break;
+        }
         r = qcow2_co_read_l1(c->q, s->l1_offset, s->l1_size, &l1);
         if (r == -ENOMEM) {
             return r;
@@ -213,6 +240,7 @@ static int co_count_snapshots(struct check *c)
             continue;
         }
         count(c, "the L1 table of a snapshot", s->l1_offset, MAX((uint64_t)s->l1_size * 8, 8));
+        c->l2_tables_left = c->clusters + 1;
         for (uint32_t i = 0; i < s->l1_size; i++) {
             r = co_count_l2(c, i, l1[i], table);
             if (r < 0) {
@@ -270,6 +298,9 @@ static int co_count_bitmaps(struct check *c)
 
         if (b->table_entries == 0) {
             continue;
+        }
+        if (!take_table(c, &c->table_bytes_left, (uint64_t)b->table_entries * 8, "bitmap tables")) {
+            break;
         }
         r = qcow2_co_read_bitmap_table(q, b, &table);
         if (r == -ENOMEM) {
@@ -396,11 +427,12 @@ static int co_check_copied(struct check *c)
 {
     struct qcow2 *q = c->q;
     AUTO_FREE uint64_t *table = malloc(q->cluster_size);
+    uint64_t visited = 0;
 
     if (!table) {
         return -ENOMEM;
     }
-    for (uint32_t l1 = 0; l1 < q->l1_size; l1++) {
+    for (uint32_t l1 = 0; l1 < q->l1_size && visited <= c->clusters; l1++) {
         uint64_t entry = atomic_load(&q->l1[l1]), offset = entry & ENTRY_OFFSET_MASK;
         bool dirty = false;
 
@@ -409,6 +441,7 @@ static int co_check_copied(struct check *c)
             co_read(c, offset, table, q->cluster_size) < 0) {
             continue;
         }
+        visited++;
         for (uint64_t i = 0; i < q->cluster_size / 8; i++) {
             uint64_t e = be64toh(table[i]), host = e & ENTRY_OFFSET_MASK;
             uint64_t index = qcow2_cluster_index(q, host);
@@ -474,6 +507,7 @@ int qcow2_co_count_references(struct qcow2 *q, uint32_t **ret, uint64_t *ret_clu
     int r;
 
     c.clusters = div_round_up(block_edge_size(q->node->file), q->cluster_size);
+    c.table_bytes_left = c.clusters << q->cluster_bits;
     c.counts = calloc(MAX(c.clusters, 1), sizeof(*c.counts));
     r = c.counts ? co_count_contents(&c) : -ENOMEM;
     if (r == 0 && (result.corruptions || result.check_errors)) {
@@ -524,6 +558,7 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
                                block_node_display_name(node));
     }
     c.clusters = div_round_up(block_edge_size(node->file), q->cluster_size);
+    c.table_bytes_left = c.clusters << q->cluster_bits;
     c.counts = calloc(MAX(c.clusters, 1), sizeof(*c.counts));
     if (!c.counts) {
         return error_set(err, ENOMEM, "Out of memory for the references of %llu clusters",

@@ -72,6 +72,13 @@ static void shrink_locked(struct memory_file *f, uint64_t size)
     f->size = size;
 }
 
+void memory_file_grow(struct memory_file *f, uint64_t size)
+{
+    if (grow_locked(f, size) < 0) {
+        abort();
+    }
+}
+
 void memory_file_copy(struct memory_file *to, const struct memory_file *from)
 {
     if (to->size > from->size) {

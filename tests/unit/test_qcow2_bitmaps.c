@@ -291,8 +291,6 @@ static void a_directory_without_sense_is_an_error(void *arg)
     assert_non_null(strstr(image_open_fails("a", 0), "name"));
 }
 
-/* --- header ------------------------------------------------------------------------------------------ */
-
 /* Room for a header extension before what is there. */
 static void insert_extension(struct memory_file *f, uint32_t type, const void *data, uint32_t size)
 {
@@ -304,6 +302,47 @@ static void insert_extension(struct memory_file *f, uint32_t type, const void *d
     memset(at + 8, 0, round_up(size, 8));
     memcpy(at + 8, data, size);
 }
+
+/* 1000 bitmaps with one table, all entries of which name one cluster: a small file would take 4 GiB of memory. */
+static void bitmaps_that_lie_upon_each_other_are_not_all_read(void *arg)
+{
+    const uint64_t directory = 16 * C, table = 64 * C, bits = 66 * C, count = 1000;
+    struct memory_file *f;
+    unsigned usable = 0;
+    struct block_bitmap *b;
+    struct image i;
+
+    image_create("a", 16 * GiB, "cluster_size=4k");
+    f = memory_file("a");
+    memory_file_grow(f, 68 * C);
+    for (uint64_t n = 0; n < count; n++) {
+        uint8_t *e = f->data + directory + n * 32;
+
+        store_be64(e + BITMAP_ENTRY_TABLE_OFFSET, table);
+        store_be32(e + BITMAP_ENTRY_TABLE_SIZE, 1024);
+        e[BITMAP_ENTRY_TYPE] = BITMAP_TYPE_DIRTY;
+        e[BITMAP_ENTRY_GRANULARITY_BITS] = 9;
+        store_be16(e + BITMAP_ENTRY_NAME_SIZE, 4);
+        snprintf((char *)e + BITMAP_ENTRY_FIXED_SIZE, 5, "%04u", (unsigned)n);
+    }
+    for (uint64_t n = 0; n < 1024; n++) {
+        store_be64(f->data + table + n * 8, bits);
+    }
+    memset(f->data + bits, 0x55, C);
+    store_be64(f->data + HDR_AUTOCLEAR, AUTOCLEAR_BITMAPS);
+    insert_extension(f, EXT_BITMAPS, (uint8_t[24]){0}, 24);
+    store_be32(f->data + HDR_OUR_SIZE + 8, (uint32_t)count);
+    store_be64(f->data + HDR_OUR_SIZE + 16, count * 32);
+    store_be64(f->data + HDR_OUR_SIZE + 24, directory);
+    image_open_read_only(&i, "a");
+    for (b = block_bitmap_next(i.node, NULL); b; b = block_bitmap_next(i.node, b)) {
+        usable += b->bits != NULL;
+    }
+    assert_int_equal(usable, 0);
+    image_close(&i);
+}
+
+/* --- header ------------------------------------------------------------------------------------------ */
 
 static void unknown_extensions_are_kept(void *arg)
 {
@@ -415,6 +454,7 @@ int main(void)
         CO_TEST(a_bitmap_of_an_unknown_type_is_kept),
         CO_TEST(a_bitmap_that_cannot_be_read_is_marked_before_a_write),
         CO_TEST(a_directory_without_sense_is_an_error),
+        CO_TEST(bitmaps_that_lie_upon_each_other_are_not_all_read),
         CO_TEST(unknown_extensions_are_kept),
         CO_TEST(unknown_autoclear_bits_are_cleared_by_a_writer_alone),
         CO_TEST(bitmaps_are_void_after_a_writer_that_knows_none),
