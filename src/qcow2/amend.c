@@ -137,16 +137,16 @@ static int check_downgrade(struct qcow2 *q, struct error *err)
 /* One zero cluster: data where a backing file would shine through, or it had a place; else nothing. */
 static int co_expand_entry_locked(struct qcow2 *q, struct cache_entry *slice, unsigned index)
 {
-    uint64_t entry = cache_load_be64(slice, index), host, got;
+    uint64_t entry = qcow2_load_entry(q, slice, index), host, got;
     enum cluster_type type;
     bool fresh;
-    int r = qcow2_decode_entry(q, entry, &type, &host);
+    int r = qcow2_decode_entry(q, entry, 0, 0, &type, &host);
 
     if (r < 0 || (type != CLUSTER_ZERO && type != CLUSTER_ZERO_ALLOC)) {
         return r;
     }
     if (type == CLUSTER_ZERO && !q->node->backing) {
-        cache_store_be64(slice, index, 0);
+        qcow2_store_entry(q, slice, index, 0, 0);
         cache_mark_dirty(&q->l2_cache, slice);
         return 0;
     }
@@ -160,7 +160,7 @@ static int co_expand_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     }
     r = r < 0 ? r : block_co_write_zeroes(q->node->file, host, q->cluster_size, 0);
     if (r == 0) {
-        cache_store_be64(slice, index, host | ENTRY_COPIED);
+        qcow2_store_entry(q, slice, index, host | ENTRY_COPIED, 0);
         cache_mark_dirty(&q->l2_cache, slice);
     }
     return r;

@@ -138,11 +138,11 @@ static void count_entry(struct check *c, uint64_t guest, uint64_t entry)
                             MIN(host, c->clusters << c->q->cluster_bits)));
         return;
     }
-    if (entry & L2_RESERVED_MASK) {
+    if ((entry & L2_RESERVED_MASK) || (c->q->extended_l2 && (entry & L2_ZERO))) {
         complain(c, "ERROR found l2 entry with reserved bits set: %llx", (unsigned long long)entry);
         corruption(c);
     }
-    if (host != 0) {
+    if (host != 0 && !c->q->has_data_file) {
         count_data_cluster(c, guest, host);
     }
 }
@@ -186,11 +186,11 @@ static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t entry, uint6
     }
     count(c, "an L2 table", offset, q->cluster_size);
     r = co_read(c, offset, table, q->cluster_size);
-    for (uint64_t i = 0; i < q->cluster_size / 8 && r == 0; i++) {
-        if (table[i] != 0) {
+    for (uint64_t i = 0; i < qcow2_table_entries(q) && r == 0; i++) {
+        if (table[i << q->extended_l2] != 0) {
             count_entry(
                 c, ((uint64_t)l1_index << (q->cluster_bits + q->l2_bits)) + (i << q->cluster_bits),
-                be64toh(table[i]));
+                be64toh(table[i << q->extended_l2]));
         }
     }
     return r == -ENOMEM ? r : 0;
@@ -442,8 +442,8 @@ static int co_check_copied(struct check *c)
             continue;
         }
         visited++;
-        for (uint64_t i = 0; i < q->cluster_size / 8; i++) {
-            uint64_t e = be64toh(table[i]), host = e & ENTRY_OFFSET_MASK;
+        for (uint64_t i = 0; i < qcow2_table_entries(q) && !q->has_data_file; i++) {
+            uint64_t e = be64toh(table[i << q->extended_l2]), host = e & ENTRY_OFFSET_MASK;
             uint64_t index = qcow2_cluster_index(q, host);
             bool copied = e & ENTRY_COPIED;
 
@@ -455,7 +455,7 @@ static int co_check_copied(struct check *c)
                      c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR", (unsigned long long)e,
                      c->counts[index]);
             if (c->fix & BLOCK_CHECK_FIX_ERRORS) {
-                table[i] = htobe64(e ^ ENTRY_COPIED);
+                table[i << q->extended_l2] = htobe64(e ^ ENTRY_COPIED);
                 dirty = true;
                 c->result->corruptions_fixed++;
             } else {

@@ -155,6 +155,14 @@ static int co_write_sectors(struct qcow2 *q, uint64_t table, const struct sector
     return r;
 }
 
+/* Guest data, wherever it lies, and metadata. */
+static int co_sync(struct qcow2 *q)
+{
+    int r = q->data != q->node->file ? block_co_flush(q->data) : 0;
+
+    return r < 0 ? r : block_co_flush(q->node->file);
+}
+
 static int co_write_snapshot(struct qcow2 *q, struct commit *c)
 {
     struct block_edge *file = q->node->file;
@@ -168,11 +176,11 @@ static int co_write_snapshot(struct qcow2 *q, struct commit *c)
                                      BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
     }
     if (r == 0 && (c->l2.count > 0 || c->l1.count > 0)) {
-        r = block_co_flush(file); /* R1, R7 */
+        r = co_sync(q); /* R1, R7 */
         r = r < 0 ? r : cache_co_snapshot_write(&c->l2);
         r = r < 0 ? r : co_write_sectors(q, q->l1_offset, &c->l1, BLOCK_EVENT_L1_UPDATE);
     }
-    return r < 0 ? r : block_co_flush(file); /* R4 */
+    return r < 0 ? r : co_sync(q); /* R4 */
 }
 
 /* --- freeing --------------------------------------------------------------------------------- */
@@ -245,7 +253,7 @@ static int co_commit_now(struct qcow2 *q)
     co_mutex_lock(&q->lock);
     if (is_clean_locked(q)) {
         co_mutex_unlock(&q->lock);
-        return block_co_flush(q->node->file);
+        return co_sync(q);
     }
     r = begin_locked(q, &c);
     co_mutex_unlock(&q->lock);

@@ -210,7 +210,7 @@ static int co_link_pieces(struct batch *b, unsigned *ret_end)
             break;
         }
         cluster_cache_drop(&q->decompressed, compressed_entry(q, p->host, p->size));
-        cache_store_be64(slice, index, compressed_entry(q, p->host, p->size));
+        qcow2_store_entry(q, slice, index, compressed_entry(q, p->host, p->size), 0);
         cache_mark_dirty(&q->l2_cache, slice);
         cache_put(slice);
     }

@@ -18,6 +18,9 @@ const struct block_option_desc qcow2_create_options[] = {
     {"backing_fmt", "str", "Image format of the base image"},
     {"cluster_size", "size", "qcow2 cluster size"},
     {"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"},
+    {"data_file", "str", "File name of an external data file"},
+    {"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"},
+    {"extended_l2", "bool (on/off)", "Extended L2 tables"},
     {"compression_type", "str", "Compression method used for image cluster compression"},
     {"lazy_refcounts", "bool (on/off)", "Postpone refcount updates"},
     {"preallocation", "str", "Preallocation mode (allowed values: off, metadata, falloc, full)"},
@@ -30,8 +33,8 @@ struct create {
     uint64_t size, cluster_size, refcount_bits;
     uint32_t version;
     int compression, prealloc;
-    bool lazy_refcounts;
-    char *backing_file, *backing_fmt;
+    bool lazy_refcounts, extended_l2, data_file_raw;
+    char *backing_file, *backing_fmt, *data_file;
     /* layout, in clusters */
     uint64_t table_clusters, blocks, l1_clusters;
     uint32_t l1_size;
@@ -41,6 +44,7 @@ static void create_release(struct create *c)
 {
     free(c->backing_file);
     free(c->backing_fmt);
+    free(c->data_file);
 }
 
 /* --- options --------------------------------------------------------------------------------- */
@@ -59,6 +63,16 @@ static int check_version_2(const struct create *c, struct error *err)
         return error_set(err, EINVAL,
                          "Lazy refcounts only supported with compatibility level 1.1 and above "
                          "(use version=v3 or greater)");
+    }
+    if (c->extended_l2) {
+        return error_set(err, EINVAL,
+                         "Extended L2 entries are only supported with compatibility level 1.1 and "
+                         "above (use version=v3 or greater)");
+    }
+    if (c->data_file) {
+        return error_set(err, EINVAL,
+                         "External data files are only supported with compatibility level 1.1 and "
+                         "above (use version=v3 or greater)");
     }
     if (c->compression != COMPRESSION_ZLIB) {
         return error_set(err, EINVAL,
@@ -81,7 +95,19 @@ static int check_options(const struct create *c, struct error *err)
         return error_set(err, EINVAL, "Backing file name is too long: %zu bytes; at most %d",
                          strlen(c->backing_file), BACKING_NAME_MAX);
     }
-    if (c->backing_file && c->prealloc != BLOCK_PREALLOC_OFF) {
+    if (c->extended_l2 && c->cluster_size < 1ULL << EXTENDED_CLUSTER_BITS_MIN) {
+        return error_set(err, EINVAL,
+                         "Extended L2 entries are only supported with cluster sizes of at least "
+                         "16384 bytes");
+    }
+    if (c->data_file_raw && !c->data_file) {
+        return error_set(err, EINVAL, "data-file-raw requires data-file");
+    }
+    if (c->data_file_raw && c->backing_file) {
+        return error_set(err, EINVAL,
+                         "Backing file and data-file-raw cannot be used at the same time");
+    }
+    if (c->backing_file && c->prealloc != BLOCK_PREALLOC_OFF && !c->extended_l2) {
         return error_set(err, EINVAL,
                          "Backing file and preallocation can only be used at the same time if "
                          "extended_l2 is enabled");
@@ -94,7 +120,6 @@ static int take_options(struct create *c, struct options *opts, struct error *er
     static const char *const compression_names[] = {"zlib", "zstd", NULL};
     static const char *const compat_names[] = {"1.1", "v3", "0.10", "v2", NULL};
     static const char *const prealloc_names[] = {"off", "metadata", "falloc", "full", NULL};
-    bool extended;
     int compat, r;
 
     if ((r = options_take_size(opts, "cluster_size", 64 * KiB, &c->cluster_size, err)) < 0 ||
@@ -104,16 +129,19 @@ static int take_options(struct create *c, struct options *opts, struct error *er
         (r = options_take_enum(opts, "compat", compat_names, 0, &compat, err)) < 0 ||
         (r = options_take_enum(opts, "preallocation", prealloc_names, 0, &c->prealloc, err)) < 0 ||
         (r = options_take_bool(opts, "lazy_refcounts", false, &c->lazy_refcounts, err)) < 0 ||
-        (r = options_take_bool(opts, "extended_l2", false, &extended, err)) < 0 ||
+        (r = options_take_bool(opts, "extended_l2", false, &c->extended_l2, err)) < 0 ||
+        (r = options_take_bool(opts, "data_file_raw", false, &c->data_file_raw, err)) < 0 ||
+        (r = options_take_str(opts, "data_file", &c->data_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_file", &c->backing_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'qcow2'", err)) < 0) {
         return r;
     }
-    if (extended) {
-        return error_set(err, ENOTSUP, "extended_l2=on is not supported yet");
-    }
     c->version = compat >= 2 ? 2 : 3;
+    /* A reader of a raw data file need not know of any cluster that is not mapped. */
+    if (c->data_file_raw && c->prealloc == BLOCK_PREALLOC_OFF) {
+        c->prealloc = BLOCK_PREALLOC_METADATA;
+    }
     return check_options(c, err);
 }
 
@@ -126,7 +154,7 @@ static uint64_t cluster_count(const struct create *c)
 
 static int plan_layout(struct create *c, struct error *err)
 {
-    uint64_t span = c->cluster_size * (c->cluster_size / 8);
+    uint64_t span = c->cluster_size * (c->cluster_size / (c->extended_l2 ? 16 : 8));
     uint64_t per_block = c->cluster_size * 8 / c->refcount_bits;
     uint64_t l1_size = div_round_up(c->size, span);
 
@@ -189,7 +217,11 @@ static int co_write_first_header(struct block_root *root, const struct create *c
         q->cluster_bits = (unsigned)__builtin_ctzll(c->cluster_size);
         q->refcount_order = (unsigned)__builtin_ctzll(c->refcount_bits);
         q->compression = (enum compression_type)c->compression;
-        q->incompatible = c->compression == COMPRESSION_ZLIB ? 0 : INCOMPAT_COMPRESSION;
+        q->incompatible = (c->compression == COMPRESSION_ZLIB ? 0 : INCOMPAT_COMPRESSION) |
+                          (c->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0) |
+                          (c->data_file ? INCOMPAT_DATA_FILE : 0);
+        q->autoclear = c->data_file_raw ? AUTOCLEAR_DATA_FILE_RAW : 0;
+        q->data_filename = c->data_file;
         q->compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
         q->l1_size = c->l1_size;
         q->l1_offset = (1 + c->table_clusters + c->blocks) * c->cluster_size;
@@ -243,6 +275,26 @@ static int co_preallocate_image(const struct create *c, struct error *err)
     return r;
 }
 
+/* The data file is made beside the image; a raw one has the size of the disk from the start. */
+static int co_create_data_file(const struct create *c, struct error *err)
+{
+    AUTO_FREE char *path = block_resolve_relative(c->filename, c->data_file);
+    struct block_root *root;
+    int r = 0;
+
+    if (!path) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_create_file(path, &root, err);
+    if (r == 0) {
+        r = c->data_file_raw
+                ? block_co_truncate(block_root_edge(root), c->size, BLOCK_PREALLOC_OFF, err)
+                : 0;
+        block_co_root_release(root);
+    }
+    return r;
+}
+
 int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err)
 {
     CLEANUP(create_release) struct create c = {.filename = filename, .size = size};
@@ -250,6 +302,7 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
     int r;
 
     if ((r = take_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
+        (c.data_file && (r = co_create_data_file(&c, err)) < 0) ||
         (r = block_co_create_file(filename, &root, err)) < 0) {
         return r;
     }

@@ -159,7 +159,7 @@ static int init_caches(struct qcow2 *q, const struct cache_options *o, struct er
 /* What a writable open has to change on disk before anything else. */
 static int co_prepare_writable(struct qcow2 *q, struct error *err)
 {
-    uint64_t known = AUTOCLEAR_BITMAPS;
+    uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
 
     if (q->incompatible & INCOMPAT_DIRTY) {
         struct block_check_result result;
@@ -191,7 +191,7 @@ static void set_limits(struct qcow2 *q)
 {
     struct block_node *node = q->node;
 
-    node->limits.zeroes_alignment = q->cluster_size;
+    node->limits.zeroes_alignment = qcow2_subcluster_size(q);
     node->limits.discard_alignment = q->cluster_size;
     node->limits.cluster_size = (uint32_t)q->cluster_size;
     node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
@@ -202,6 +202,51 @@ static void set_limits(struct qcow2 *q)
     }
 }
 
+/* By the option, or by the name in the image: which may be a plain path only, since whoever made the image chose it. */
+static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error *err)
+{
+    AUTO_FREE char *path = NULL;
+    struct options *child;
+    int r;
+
+    q->data = q->node->file;
+    if (!q->has_data_file) {
+        return options_has(opts, "data-file")
+                   ? error_set(err, EINVAL,
+                               "'data-file' can only be set for images with an external data file")
+                   : 0;
+    }
+    if (!options_has(opts, "data-file") && q->data_filename) {
+        if (q->node->open_flags & (BLOCK_OPEN_NO_IO | BLOCK_OPEN_CHECK)) {
+            return 0; /* only metadata is looked at, so no other file is opened */
+        }
+        if (strncmp(q->data_filename, "json:", 5) == 0 ||
+            block_driver_of_filename(q->data_filename)) {
+            return error_set(
+                err, EINVAL,
+                "Image '%s' names '%s' as its data file, but only a plain file name is "
+                "followed; give the option data-file",
+                block_node_display_name(q->node), q->data_filename);
+        }
+        path = block_resolve_relative(block_node_display_name(q->node), q->data_filename);
+        child = options_new();
+        if (!path || !child) {
+            options_free(child);
+            return error_set(err, ENOMEM, "Out of memory");
+        }
+        options_set_str(child, "driver", "file");
+        options_set_str(child, "filename", path);
+        options_set_child(opts, "data-file", child);
+    }
+    r = block_co_open_child(q->node, opts, "data-file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, true,
+                            &q->data, err);
+    if (r == 0 && !q->data) {
+        q->data = q->node->file;
+        return error_set(err, EINVAL, "'data-file' is required for this image");
+    }
+    return r;
+}
+
 static int co_open_image(struct qcow2 *q, struct options *opts, struct error *err)
 {
     struct cache_options cache;
@@ -209,7 +254,8 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
     int r;
 
     if ((r = qcow2_co_read_header(q, err)) < 0 || (r = take_options(q, opts, &cache, err)) < 0 ||
-        (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
+        (r = co_open_data_file(q, opts, err)) < 0 || (r = co_load_tables(q, err)) < 0 ||
+        (r = init_caches(q, &cache, err)) < 0) {
         return r;
     }
     cluster_cache_init(&q->decompressed, q->cluster_size);
@@ -308,10 +354,11 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
         run.length += next.length;
     }
     ret->length = run.length;
-    ret->file = node->file->node;
+    ret->file = q->data->node;
     ret->map = run.host;
     switch (run.type) {
     case CLUSTER_UNALLOCATED:
+    case CLUSTER_UNALLOCATED_PLACED:
         ret->flags = node->backing ? 0 : BLOCK_STATUS_ZERO;
         break;
     case CLUSTER_ZERO:

@@ -93,6 +93,15 @@ enum {
 #define L2_RESERVED_MASK 0x3f000000000001feULL
 #define REFTABLE_OFFSET_MASK 0xfffffffffffffe00ULL
 
+/*
+ * Extended L2 entries are 16 bytes: the standard entry (without the zero flag), then a bitmap over 32 subclusters:
+ * bit n: subcluster n is allocated, bit 32 + n: it reads as zeroes; not both.
+ */
+#define SUBCLUSTERS 32u
+#define EXTENDED_CLUSTER_BITS_MIN 14
+#define SUB_ALL_ALLOCATED 0x00000000ffffffffULL
+#define SUB_ALL_ZERO 0xffffffff00000000ULL
+
 enum compression_type { COMPRESSION_ZLIB = 0, COMPRESSION_ZSTD = 1 };
 
 /*

@@ -28,27 +28,24 @@ static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...
 
 static int check_features(struct qcow2 *q, struct error *err)
 {
-    static const struct {
-        uint64_t bit;
-        const char *what;
-    } refused[] = {
-        {INCOMPAT_DATA_FILE, "an external data file"},
-        {INCOMPAT_EXTENDED_L2, "extended L2 entries (subclusters)"},
-    };
-    uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_COMPRESSION;
+    uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE | INCOMPAT_COMPRESSION |
+                     INCOMPAT_EXTENDED_L2;
 
-    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
-        if (q->incompatible & refused[i].bit) {
-            header_error(q, err, "uses %s, which is not supported yet", refused[i].what);
-            return -ENOTSUP;
-        }
-    }
     if (q->incompatible & ~known) {
         header_error(q, err,
                      "uses unknown incompatible features (bits %#llx); a newer program made "
                      "it",
                      (unsigned long long)(q->incompatible & ~known));
         return -ENOTSUP;
+    }
+    q->has_data_file = q->incompatible & INCOMPAT_DATA_FILE;
+    q->data_file_raw = q->has_data_file && (q->autoclear & AUTOCLEAR_DATA_FILE_RAW);
+    q->extended_l2 = q->incompatible & INCOMPAT_EXTENDED_L2;
+    if (q->extended_l2 && q->cluster_bits < EXTENDED_CLUSTER_BITS_MIN) {
+        return header_error(q, err,
+                            "has extended L2 entries with clusters of %llu bytes; they need "
+                            "at least 16 KiB",
+                            (unsigned long long)q->cluster_size);
     }
     if ((q->incompatible & INCOMPAT_CORRUPT) && !q->read_only &&
         !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
@@ -183,7 +180,8 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     if (r < 0) {
         return r;
     }
-    q->l2_bits = q->cluster_bits - 3;
+    q->l2_bits = q->cluster_bits - 3 - q->extended_l2;
+    q->subcluster_bits = q->cluster_bits - (q->extended_l2 ? 5 : 0);
     qcow2_set_refcount_order(q, q->refcount_order);
     return parse_tables(q, h, err);
 }
@@ -238,6 +236,10 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
         return q->backing_format ? 0 : error_set(err, ENOMEM, "Out of memory");
     case EXT_BITMAPS:
         return parse_bitmaps_extension(q, data, size, err);
+    case EXT_DATA_FILE_NAME:
+        free(q->data_filename);
+        q->data_filename = strndup((const char *)data, size);
+        return q->data_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
     case EXT_GREATEST_SIZE:
         q->greatest_size = size == 8 ? load_be64(data) : 0;
         return 0;
@@ -360,6 +362,7 @@ void qcow2_free_header(struct qcow2 *q)
         free(e);
     }
     free(q->unknown_fields);
+    free(q->data_filename);
     free(q->backing_filename);
     free(q->backing_format);
 }

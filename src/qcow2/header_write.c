@@ -171,6 +171,9 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, struct header_wri
         store_be64(size, q->greatest_size);
         put_extension(sb, EXT_GREATEST_SIZE, size, sizeof(size));
     }
+    if (q->data_filename) {
+        put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
+    }
     if (q->backing_format) {
         put_extension(sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
     }

@@ -54,6 +54,12 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
     bool v3 = q->version >= 3;
 
     json_object_object_add(data, "compat", json_object_new_string(v3 ? "1.1" : "0.10"));
+    if (q->has_data_file) {
+        if (q->data_filename) {
+            json_object_object_add(data, "data-file", json_object_new_string(q->data_filename));
+        }
+        json_object_object_add(data, "data-file-raw", json_object_new_boolean(q->data_file_raw));
+    }
     json_object_object_add(data, "compression-type", json_object_new_string(compression_name(q)));
     if (v3) {
         json_object_object_add(
@@ -72,7 +78,7 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
     if (v3) {
         json_object_object_add(data, "corrupt",
                                json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) != 0));
-        json_object_object_add(data, "extended-l2", json_object_new_boolean(0));
+        json_object_object_add(data, "extended-l2", json_object_new_boolean(q->extended_l2));
     }
     json_object_object_add(o, "type", json_object_new_string("qcow2"));
     json_object_object_add(o, "data", data);

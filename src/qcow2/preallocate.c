@@ -10,7 +10,7 @@
 static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t clusters,
                                 uint64_t *ret_done, uint64_t *ret_host)
 {
-    unsigned index, end = 1u << (q->l2_cache.entry_bits - 3);
+    unsigned index, end = qcow2_slice_entries(q);
     struct cache_entry *slice;
     uint64_t n = 0, got = 0;
     bool fresh;
@@ -21,14 +21,23 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
     if (r < 0) {
         return r;
     }
-    while (n < clusters && index + n < end && cache_load_be64(slice, index + (unsigned)n) == 0) {
+    while (n < clusters && index + n < end &&
+           qcow2_load_entry(q, slice, index + (unsigned)n) == 0 &&
+           qcow2_load_bitmap(q, slice, index + (unsigned)n) == 0) {
         n++;
     }
     if (n > 0) {
-        r = qcow2_co_alloc_locked(q, n, false, ret_host, &got, &fresh);
+        if (q->has_data_file) {
+            *ret_host = guest;
+            got = n;
+            fresh = true;
+        } else {
+            r = qcow2_co_alloc_locked(q, n, false, ret_host, &got, &fresh);
+        }
         for (uint64_t i = 0; i < got && r == 0; i++) {
-            cache_store_be64(slice, index + (unsigned)i,
-                             (*ret_host + (i << q->cluster_bits)) | ENTRY_COPIED);
+            qcow2_store_entry(q, slice, index + (unsigned)i,
+                              (*ret_host + (i << q->cluster_bits)) | ENTRY_COPIED,
+                              q->extended_l2 && !q->node->backing ? SUB_ALL_ALLOCATED : 0);
         }
         if (r == 0) {
             cache_mark_dirty(&q->l2_cache, slice);
@@ -48,11 +57,11 @@ static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block
     uint64_t end = host + bytes;
 
     if (prealloc == BLOCK_PREALLOC_FULL) {
-        return block_co_write_zeroes(q->node->file, host, bytes, 0);
+        return block_co_write_zeroes(q->data, host, bytes, 0);
     }
-    if (block_edge_size(q->node->file) < end) {
+    if (block_edge_size(q->data) < end) {
         return block_co_truncate(
-            q->node->file, end,
+            q->data, end,
             prealloc == BLOCK_PREALLOC_FALLOC ? BLOCK_PREALLOC_FALLOC : BLOCK_PREALLOC_OFF, NULL);
     }
     return 0;
@@ -70,7 +79,7 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
         co_mutex_lock(&q->lock);
         r = co_link_chunk_locked(q, at, clusters, &done, &host);
         co_mutex_unlock(&q->lock);
-        if (r == 0 && host != 0) {
+        if (r == 0 && (host != 0 || q->has_data_file)) {
             r = co_reserve(q, host, done << q->cluster_bits, prealloc);
         }
         r = r < 0 ? r : qcow2_co_limit_dirty(q);

@@ -36,11 +36,12 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
 {
     switch (run->type) {
     case CLUSTER_NORMAL:
-        block_co_event(q->node->file, BLOCK_EVENT_READ_AIO);
-        return block_co_preadv(q->node->file, run->host, iov, flags);
+        block_co_event(q->data, BLOCK_EVENT_READ_AIO);
+        return block_co_preadv(q->data, run->host, iov, flags);
     case CLUSTER_COMPRESSED: /* not here */
         return -EIO;
     case CLUSTER_UNALLOCATED:
+    case CLUSTER_UNALLOCATED_PLACED:
         if (q->node->backing) {
             return co_read_backing(q, offset, iov, flags);
         }
@@ -160,8 +161,8 @@ int qcow2_co_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *re
         if (run.type == CLUSTER_NORMAL || run.type == CLUSTER_COMPRESSED) {
             return 0;
         }
-        if (run.type == CLUSTER_UNALLOCATED && q->node->backing &&
-            offset < block_edge_size(q->node->backing)) {
+        if ((run.type == CLUSTER_UNALLOCATED || run.type == CLUSTER_UNALLOCATED_PLACED) &&
+            q->node->backing && offset < block_edge_size(q->node->backing)) {
             return 0;
         }
         offset += run.length;

@@ -118,18 +118,17 @@ static int co_sub_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool
 
 static int visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
 {
-    enum cluster_type type;
-    uint64_t host, size;
-    int r = qcow2_decode_entry(q, entry, &type, &host);
+    uint64_t offset, length;
+    bool compressed;
 
-    if (r < 0) {
-        return r;
+    if (!qcow2_entry_extent(q, entry, &offset, &length, &compressed)) {
+        return 0;
     }
-    if (type == CLUSTER_COMPRESSED) {
-        qcow2_compressed_range(q, entry, &host, &size);
-        return fn(q, host, size, true);
+    if (!compressed && !is_aligned(offset, q->cluster_size)) {
+        return qcow2_corrupt(q, "L2 entry %#llx is not a multiple of the cluster size",
+                             (unsigned long long)entry);
     }
-    return host ? fn(q, host, q->cluster_size, false) : 0;
+    return fn(q, offset, length, compressed);
 }
 
 /* The table and what it maps; *done counts entries so that a failure can be undone up to there. */
@@ -140,9 +139,9 @@ static int co_visit_table(struct qcow2 *q, uint64_t offset, uint64_t *table, uin
 
     co_mutex_lock(&q->lock);
     for (*done = 0; *done < entries && r == 0; *done += r == 0) {
-        r = visit_entry_locked(q, be64toh(table[*done]), fn);
+        r = visit_entry_locked(q, be64toh(table[*done << q->extended_l2]), fn);
     }
-    if (r == 0 && entries == q->cluster_size / 8) {
+    if (r == 0 && entries == qcow2_table_entries(q)) {
         r = fn(q, offset, q->cluster_size, false);
     }
     co_mutex_unlock(&q->lock);
@@ -153,7 +152,7 @@ static int co_visit(struct qcow2 *q, const uint64_t *l1, uint32_t entries, refer
                     reference_fn *undo)
 {
     AUTO_FREE uint64_t *table = malloc(q->cluster_size);
-    uint64_t done = 0, per_table = q->cluster_size / 8;
+    uint64_t done = 0, per_table = qcow2_table_entries(q);
     uint32_t i;
     int r = 0;
 
@@ -220,7 +219,7 @@ static int co_right_entry_locked(struct qcow2 *q, uint64_t entry, uint64_t *ret)
 
 static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
 {
-    unsigned count = 1u << (q->l2_cache.entry_bits - 3);
+    unsigned count = qcow2_slice_entries(q);
     struct cache_entry *slice;
     int r = cache_co_get(&q->l2_cache, offset, &slice);
 
@@ -228,11 +227,11 @@ static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
         return r;
     }
     for (unsigned i = 0; i < count && r == 0; i++) {
-        uint64_t entry = cache_load_be64(slice, i), right;
+        uint64_t entry = qcow2_load_entry(q, slice, i), right;
 
         r = co_right_entry_locked(q, entry, &right);
         if (r == 0 && right != entry) {
-            cache_store_be64(slice, i, right);
+            qcow2_store_entry(q, slice, i, right, qcow2_load_bitmap(q, slice, i));
             cache_mark_dirty(&q->l2_cache, slice);
         }
     }

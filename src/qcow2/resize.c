@@ -263,6 +263,9 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if ((r = check_bitmaps(q, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
         return r;
     }
+    if (q->data_file_raw && (r = block_co_truncate(q->data, size, BLOCK_PREALLOC_OFF, err)) < 0) {
+        return r;
+    }
     r = size >= old_size ? co_grow(q, old_size, size, prealloc, err)
                          : co_shrink(q, old_size, size, err);
     if (r < 0 || list_is_empty(&node->bitmaps)) {

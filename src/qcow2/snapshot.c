@@ -168,6 +168,11 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
     struct qcow2_snapshot *s;
     int r;
 
+    if (q->has_data_file) {
+        return error_set(err, ENOTSUP,
+                         "Image '%s' has an external data file, which can't hold snapshots",
+                         block_node_display_name(node));
+    }
     if (q->snapshot_count >= SNAPSHOTS_MAX) {
         return error_set(err, EFBIG, "Image '%s' has %u snapshots, which is the maximum",
                          block_node_display_name(node), SNAPSHOTS_MAX);

@@ -99,6 +99,13 @@ struct qcow2 {
     char *backing_filename; /* as recorded; NULL if none */
     char *backing_format;   /* likewise */
     struct list extensions; /* of struct qcow2_extension */
+    bool extended_l2;       /* entries of two words, with subclusters */
+    unsigned
+        subcluster_bits; /* log2 of a subcluster's size; cluster_bits without extended entries */
+    struct block_edge *data; /* where guest data lies: node->file, or the external data file */
+    bool has_data_file;      /* guest data lies there at its guest offset, and has no refcounts */
+    bool data_file_raw;      /* the data file alone is a raw image of the disk, at any time */
+    char *data_filename;     /* as recorded; NULL if none */
     uint64_t l1_offset;
     uint64_t greatest_size; /* that the disk had while there were bitmaps; 0: not recorded */
 
@@ -186,11 +193,52 @@ void qcow2_free_header(struct qcow2 *q);
 int qcow2_co_change_backing(struct block_node *node, const char *filename, const char *format,
                             struct error *err);
 
+/* --- entries of L2 slices: by index of the cluster in the slice --- */
+
+static inline unsigned qcow2_slice_entries(const struct qcow2 *q)
+{
+    return 1u << (q->l2_cache.entry_bits - 3 - q->extended_l2);
+}
+
+/* Entries of a whole table. */
+static inline uint64_t qcow2_table_entries(const struct qcow2 *q)
+{
+    return 1ULL << q->l2_bits;
+}
+
+static inline uint64_t qcow2_load_entry(const struct qcow2 *q, const struct cache_entry *slice,
+                                        unsigned index)
+{
+    return cache_load_be64(slice, index << q->extended_l2);
+}
+
+/* The subcluster bitmap; 0 without extended entries. */
+static inline uint64_t qcow2_load_bitmap(const struct qcow2 *q, const struct cache_entry *slice,
+                                         unsigned index)
+{
+    return q->extended_l2 ? cache_load_be64(slice, (index << 1) + 1) : 0;
+}
+
+static inline void qcow2_store_entry(const struct qcow2 *q, struct cache_entry *slice,
+                                     unsigned index, uint64_t entry, uint64_t bitmap)
+{
+    cache_store_be64(slice, index << q->extended_l2, entry);
+    if (q->extended_l2) {
+        cache_store_be64(slice, (index << 1) + 1, bitmap);
+    }
+}
+
+static inline uint64_t qcow2_subcluster_size(const struct qcow2 *q)
+{
+    return 1ULL << q->subcluster_bits;
+}
+
 /* --- map.c --- */
 enum cluster_type {
     CLUSTER_UNALLOCATED,
-    CLUSTER_ZERO,       /* no host cluster */
-    CLUSTER_ZERO_ALLOC, /* reads as zeroes, has a host cluster */
+    CLUSTER_UNALLOCATED_PLACED, /* as above, but its cluster has a host cluster (subclusters only) */
+    CLUSTER_ZERO,               /* no host cluster */
+    CLUSTER_ZERO_ALLOC,         /* reads as zeroes, has a host cluster */
     CLUSTER_NORMAL,
     CLUSTER_COMPRESSED,
 };
@@ -205,9 +253,15 @@ struct qcow2_run {
 
 /* What maps [offset, offset + length): the first run of it. Any reactor, no lock. -EIO if metadata is corrupt. */
 int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
-/* Decode one L2 entry. -EIO if it breaks the specification. */
-int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, enum cluster_type *ret_type,
-                       uint64_t *ret_host);
+/*
+ * Decode an L2 entry for one of its subclusters (0 without extended entries). -EIO if it breaks the specification.
+ * *ret_host: of the cluster; the entry itself if it is compressed.
+ */
+int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
+                       enum cluster_type *ret_type, uint64_t *ret_host);
+/* The bytes of the file that an entry holds references to; false if none. `compressed` as qcow2_free_later_locked() wants it. */
+bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
+                        uint64_t *ret_length, bool *ret_compressed);
 /* The slice with the entry for guest `offset`, pinned; its table is made if it does not exist. *ret_index: in the slice. */
 int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
                              unsigned *ret_index);

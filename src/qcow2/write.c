@@ -40,7 +40,8 @@ struct allocation {
     enum placing placing;
     bool fresh;        /* the new clusters read as zeroes */
     bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
-    uint64_t start, end; /* guest range that is written with head and tail: subclusters, or clusters when they move */
+    uint64_t start,
+        end; /* guest range that is written with head and tail: subclusters, or clusters when they move */
 };
 
 /* --- data ---------------------------------------------------------------------------------------- */
@@ -97,8 +98,8 @@ static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **re
 
 static int co_write_data(struct qcow2 *q, uint64_t host, struct iov iov)
 {
-    block_co_event(q->node->file, BLOCK_EVENT_WRITE_AIO);
-    return block_co_pwritev(q->node->file, host, iov, 0);
+    block_co_event(q->data, BLOCK_EVENT_WRITE_AIO);
+    return block_co_pwritev(q->data, host, iov, 0);
 }
 
 /* The data with head and tail of its clusters around it, as one write. */
@@ -126,7 +127,8 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
         add_data(&g, a->data);
         add_zeroes(&g, tail);
     }
-    return co_write_data(q, a->host, (struct iov){.vec = g.vec, .count = g.count, .size = g.size});
+    return co_write_data(q, a->host + (a->start - a->first),
+                         (struct iov){.vec = g.vec, .count = g.count, .size = g.size});
 }
 
 static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
@@ -149,13 +151,14 @@ struct kind {
     bool contents; /* may read as something else than zeroes */
 };
 
-static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned index, struct kind *ret)
+static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                   struct kind *ret)
 {
     uint64_t entry = qcow2_load_entry(q, slice, index);
     enum cluster_type type;
     int r = qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, index), 0, &type, &ret->host);
-    bool placed = type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC ||
-                  type == CLUSTER_UNALLOCATED_PLACED;
+    bool placed =
+        type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC || type == CLUSTER_UNALLOCATED_PLACED;
 
     if (r < 0) {
         return r;
@@ -261,9 +264,9 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
         unsigned at = index + (unsigned)i;
         uint64_t old = qcow2_load_entry(q, slice, at);
 
-        qcow2_store_entry(q, slice, at, (a->host + (i << q->cluster_bits)) | ENTRY_COPIED,
-                          new_bitmap(q, a, a->first + (i << q->cluster_bits),
-                                     qcow2_load_bitmap(q, slice, at)));
+        qcow2_store_entry(
+            q, slice, at, (a->host + (i << q->cluster_bits)) | ENTRY_COPIED,
+            new_bitmap(q, a, a->first + (i << q->cluster_bits), qcow2_load_bitmap(q, slice, at)));
         if (a->placing != PLACING_PLACE) {
             co_drop_old_locked(q, old);
         }
@@ -285,6 +288,7 @@ static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov,
     struct allocation a = {.offset = offset, .first = round_down(offset, q->cluster_size)};
     uint64_t want = (round_up(offset + iov.size, q->cluster_size) - a.first) >> q->cluster_bits;
     IOV_PART_AUTO(part);
+    uint64_t unit;
     size_t size;
     int r;
 

@@ -3,7 +3,7 @@
  * Zeroing and discarding: changes of entries only.
  *
  *   before            ZERO_KEEP               ZERO_UNMAP           DISCARD      DROP
- *   unallocated       zero (if backing)       zero (if backing)    unchanged    unchanged
+ *   unallocated       zero                    zero                 unchanged    unchanged
  *   zero              unchanged               unchanged            unchanged    unallocated
  *   zero, allocated   unchanged               zero                 zero         unallocated
  *   normal            zero, allocated         zero                 zero         unallocated
@@ -17,48 +17,66 @@
 
 enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_DROP };
 
-static int free_old_locked(struct qcow2 *q, uint64_t entry, enum cluster_type type, uint64_t host)
-{
-    uint64_t size = q->cluster_size;
+/* An L2 entry with its subcluster bitmap. */
+struct l2_entry {
+    uint64_t entry, bitmap;
+};
 
-    if (type == CLUSTER_COMPRESSED) {
-        qcow2_compressed_range(q, entry, &host, &size);
-    } else if (type != CLUSTER_NORMAL && type != CLUSTER_ZERO_ALLOC) {
-        return 0;
-    }
-    return qcow2_free_later_locked(q, host, size, type == CLUSTER_COMPRESSED);
+static bool is_placed(const struct qcow2 *q, uint64_t entry)
+{
+    return (entry & ENTRY_OFFSET_MASK) || (q->has_data_file && (entry & ENTRY_COPIED));
 }
 
-/* The entry that takes the place of `entry`; *ret_free: the old cluster loses its reference. */
-static uint64_t new_entry(const struct qcow2 *q, uint64_t entry, enum cluster_type type,
-                          enum change change, bool *ret_free)
+/* What takes the place of `old`; *ret_free: the old cluster loses its reference. */
+static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enum change change,
+                                 bool *ret_free)
 {
-    uint64_t gone = change == CHANGE_DROP ? 0 : L2_ZERO;
+    struct l2_entry zero =
+        q->extended_l2 ? (struct l2_entry){0, SUB_ALL_ZERO} : (struct l2_entry){L2_ZERO, 0};
+    struct l2_entry gone = change == CHANGE_DROP ? (struct l2_entry){0, 0} : zero;
+    bool compressed = old.entry & L2_COMPRESSED;
 
     *ret_free = false;
-    switch (type) {
-    case CLUSTER_UNALLOCATED:
-        return change >= CHANGE_DISCARD || !q->node->backing ? entry : L2_ZERO;
-    case CLUSTER_ZERO:
-        return gone;
-    case CLUSTER_ZERO_ALLOC:
-    case CLUSTER_NORMAL:
-        if (change == CHANGE_ZERO_KEEP && (entry & ENTRY_COPIED)) {
-            return entry | L2_ZERO;
-        }
-        break;
-    case CLUSTER_COMPRESSED:
-        break;
+    if (!compressed && !is_placed(q, old.entry)) {
+        bool unallocated = !(old.entry & L2_ZERO) && old.bitmap == 0;
+
+        return unallocated && change >= CHANGE_DISCARD ? old : gone;
+    }
+    if (!compressed && change == CHANGE_ZERO_KEEP && (old.entry & ENTRY_COPIED)) {
+        return (struct l2_entry){old.entry | zero.entry, zero.bitmap};
     }
     *ret_free = true;
     return gone;
+}
+
+static int change_entry_locked(struct qcow2 *q, struct cache_entry *slice, unsigned index,
+                               enum change change)
+{
+    struct l2_entry old = {qcow2_load_entry(q, slice, index), qcow2_load_bitmap(q, slice, index)};
+    struct l2_entry new;
+    enum cluster_type type;
+    uint64_t offset, length;
+    bool drop, compressed;
+    int r = qcow2_decode_entry(q, old.entry, old.bitmap, 0, &type, &offset);
+
+    if (r < 0) {
+        return r;
+    }
+    new = new_entry(q, old, change, &drop);
+    if (new.entry != old.entry || new.bitmap != old.bitmap) {
+        qcow2_store_entry(q, slice, index, new.entry, new.bitmap);
+        cache_mark_dirty(&q->l2_cache, slice);
+    }
+    return drop && qcow2_entry_extent(q, old.entry, &offset, &length, &compressed)
+               ? qcow2_free_later_locked(q, offset, length, compressed)
+               : 0;
 }
 
 /* The clusters of one slice. *ret_done: how many. */
 static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters,
                                   enum change change, uint64_t *ret_done)
 {
-    unsigned end = 1u << (q->l2_cache.entry_bits - 3);
+    unsigned end = qcow2_slice_entries(q);
     struct cache_entry *slice;
     uint64_t n;
     unsigned index;
@@ -68,29 +86,50 @@ static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clu
         return r;
     }
     for (n = 0; n < clusters && index + n < end && r == 0; n++) {
-        uint64_t entry = cache_load_be64(slice, index + (unsigned)n), host, changed;
-        enum cluster_type type;
-        bool drop;
-
-        r = qcow2_decode_entry(q, entry, &type, &host);
-        if (r < 0) {
-            break;
-        }
-        changed = new_entry(q, entry, type, change, &drop);
-        if (changed != entry) {
-            cache_store_be64(slice, index + (unsigned)n, changed);
-            cache_mark_dirty(&q->l2_cache, slice);
-        }
-        if (drop) {
-            r = free_old_locked(q, entry, type, host);
-        }
+        r = change_entry_locked(q, slice, index + (unsigned)n, change);
     }
     cache_put(slice);
     *ret_done = n;
     return r;
 }
 
-/* Areas without an L2 table need no change unless a backing file shines through. */
+/* Some subclusters of one cluster become zero. */
+static int co_zero_subclusters_locked(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    uint64_t in_cluster = offset & (q->cluster_size - 1);
+    unsigned from = (unsigned)(in_cluster >> q->subcluster_bits);
+    unsigned to = (unsigned)div_round_up(in_cluster + length, qcow2_subcluster_size(q));
+    uint64_t mask = ((1ULL << to) - 1) & ~((1ULL << from) - 1), entry, bitmap;
+    struct cache_entry *slice;
+    unsigned index;
+    int r = qcow2_co_l2_slice_locked(q, offset, &slice, &index);
+
+    if (r < 0) {
+        return r;
+    }
+    entry = qcow2_load_entry(q, slice, index);
+    bitmap = qcow2_load_bitmap(q, slice, index);
+    if ((entry & L2_COMPRESSED) || (is_placed(q, entry) && !(entry & ENTRY_COPIED))) {
+        r = -ENOTSUP; /* the rest would have to move */
+    } else {
+        qcow2_store_entry(q, slice, index, entry, (bitmap & ~mask) | mask << SUBCLUSTERS);
+        cache_mark_dirty(&q->l2_cache, slice);
+    }
+    cache_put(slice);
+    return r;
+}
+
+/* The part of the range up to the end of its first cluster, if that is not a whole cluster; else 0. */
+static uint64_t partial_length(const struct qcow2 *q, uint64_t offset, uint64_t end)
+{
+    uint64_t next = round_down(offset, q->cluster_size) + q->cluster_size;
+    bool whole =
+        is_aligned(offset, q->cluster_size) && (end >= next || end == block_node_size(q->node));
+
+    return whole || !q->extended_l2 ? 0 : MIN(end, next) - offset;
+}
+
+/* What reads as zeroes already, or is not there, needs no L2 table to say so again. */
 static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change,
                          uint64_t *ret_skip)
 {
@@ -98,9 +137,9 @@ static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum
     int r = qcow2_co_map(q, offset, length, &run);
 
     *ret_skip = 0;
-    if (r == 0 &&
+    if (r == 0 && is_aligned(offset, q->cluster_size) &&
         ((run.type == CLUSTER_ZERO && change != CHANGE_DROP) ||
-         (run.type == CLUSTER_UNALLOCATED && (change >= CHANGE_DISCARD || !q->node->backing)))) {
+         (run.type == CLUSTER_UNALLOCATED && change >= CHANGE_DISCARD))) {
         *ret_skip = round_down(run.length, q->cluster_size);
         if (run.length == length) {
             *ret_skip = length;
@@ -116,9 +155,16 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
     int r = 0;
 
     while (offset < end && r == 0) {
-        uint64_t done;
+        uint64_t done = 0, partial = partial_length(q, offset, end);
 
-        r = co_skip_empty(q, offset, end - offset, change, &done);
+        if (partial > 0) {
+            co_mutex_lock(&q->lock);
+            r = co_zero_subclusters_locked(q, offset, partial);
+            co_mutex_unlock(&q->lock);
+            done = partial;
+        } else {
+            r = co_skip_empty(q, offset, end - offset, change, &done);
+        }
         if (r == 0 && done == 0) {
             uint64_t clusters = div_round_up(end - offset, q->cluster_size);
 
@@ -143,28 +189,95 @@ static int check_writable(struct qcow2 *q)
                : qcow2_co_mark_bitmaps(q);
 }
 
+/* A raw data file has to read as the disk does, whatever the entries say; another one may get holes. */
+static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length,
+                               enum change change)
+{
+    if (!q->has_data_file || change == CHANGE_DROP) {
+        return 0;
+    }
+    if (q->data_file_raw) {
+        return block_co_write_zeroes(q->data, offset, length,
+                                     change == CHANGE_ZERO_KEEP ? 0 : BLOCK_REQ_MAY_UNMAP);
+    }
+    return change != CHANGE_ZERO_KEEP && q->pass_discard ? block_co_discard(q->data, offset, length)
+                                                         : 0;
+}
+
 static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
 {
+    uint64_t first = round_down(offset, q->cluster_size);
     struct range_entry range;
     int r = check_writable(q);
 
     if (r < 0) {
         return r;
     }
-    co_range_lock(&q->guest, &range, offset, round_up(length, q->cluster_size), true);
-    r = co_change(q, offset, length, change);
+    co_range_lock(&q->guest, &range, first, round_up(offset + length, q->cluster_size) - first,
+                  true);
+    r = co_change_data_file(q, offset, length, change);
+    r = r < 0 ? r : co_change(q, offset, length, change);
     range_unlock(&q->guest, &range);
     return r;
 }
 
-/*
- * A part of a cluster: -ENOTSUP makes the gate write zeroes there, unless the whole cluster reads as zeroes already. Looking and
- * changing are one step: another write may be about to put data into the rest of the cluster.
- */
-static int co_zero_partial(struct qcow2 *q, uint64_t offset)
+/* Whether [offset, offset + length) of the chain below reads as zeroes, as far as block status can tell. */
+static int co_backing_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
 {
-    uint64_t cluster = round_down(offset, q->cluster_size);
-    uint64_t size = MIN(q->cluster_size, block_node_size(q->node) - cluster);
+    uint64_t end = offset + length;
+
+    if (!q->node->backing) {
+        *ret = true;
+        return 0;
+    }
+    end = MIN(end, block_edge_size(q->node->backing));
+    *ret = false;
+    while (offset < end) {
+        struct block_status status;
+        int depth;
+        int r =
+            block_co_status_above(q->node->backing, NULL, offset, end - offset, &status, &depth);
+
+        if (r < 0 || !(status.flags & BLOCK_STATUS_ZERO)) {
+            return r;
+        }
+        offset += status.length;
+    }
+    *ret = true;
+    return 0;
+}
+
+/* Whether the subcluster reads as zeroes but for [offset, offset + length), and holds no data of its own. */
+static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
+{
+    uint64_t unit = qcow2_subcluster_size(q), start = round_down(offset, unit);
+    uint64_t end = offset + length, unit_end = MIN(start + unit, block_node_size(q->node));
+    struct qcow2_run run;
+    int r = qcow2_co_map(q, start, 1, &run);
+
+    *ret = false;
+    if (r < 0 || run.type == CLUSTER_NORMAL || run.type == CLUSTER_COMPRESSED) {
+        return r;
+    }
+    if (run.type != CLUSTER_UNALLOCATED && run.type != CLUSTER_UNALLOCATED_PLACED) {
+        *ret = true;
+        return 0;
+    }
+    r = co_backing_is_zero(q, start, offset - start, ret);
+    if (r == 0 && *ret && unit_end > end) {
+        r = co_backing_is_zero(q, end, unit_end - end, ret);
+    }
+    return r;
+}
+
+/*
+ * A part of a subcluster: -ENOTSUP makes the gate write zeroes there, unless the rest of it reads as zeroes already.
+ * Looking and changing are one step: another write may be about to put data into the rest of the cluster.
+ */
+static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
+{
+    uint64_t unit = qcow2_subcluster_size(q), start = round_down(offset, unit);
+    uint64_t size = MIN(unit, block_node_size(q->node) - start);
     struct range_entry range;
     bool zero;
     int r = check_writable(q);
@@ -172,10 +285,10 @@ static int co_zero_partial(struct qcow2 *q, uint64_t offset)
     if (r < 0) {
         return r;
     }
-    co_range_lock(&q->guest, &range, cluster, q->cluster_size, true);
-    r = qcow2_co_is_zero(q, cluster, size, &zero);
+    co_range_lock(&q->guest, &range, round_down(offset, q->cluster_size), q->cluster_size, true);
+    r = co_rest_is_zero(q, offset, length, &zero);
     if (r == 0) {
-        r = zero ? co_change(q, cluster, size, CHANGE_ZERO_KEEP) : -ENOTSUP;
+        r = zero && !q->has_data_file ? co_change(q, start, size, change) : -ENOTSUP;
     }
     range_unlock(&q->guest, &range);
     return r;
@@ -184,18 +297,18 @@ static int co_zero_partial(struct qcow2 *q, uint64_t offset)
 int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     struct qcow2 *q = qcow2_state(node);
+    enum change change = flags & BLOCK_REQ_MAY_UNMAP ? CHANGE_ZERO_UNMAP : CHANGE_ZERO_KEEP;
     bool ends_at_end = offset + length == block_node_size(node);
 
     if (q->version < 3) {
         /* There is no zero flag: only what has no backing file can lose its mapping. */
         return flags & BLOCK_REQ_MAY_UNMAP ? qcow2_co_discard(node, offset, length) : -ENOTSUP;
     }
-    if (!is_aligned(offset, q->cluster_size) ||
-        (!is_aligned(length, q->cluster_size) && !ends_at_end)) {
-        return co_zero_partial(q, offset);
+    if (!is_aligned(offset, qcow2_subcluster_size(q)) ||
+        (!is_aligned(length, qcow2_subcluster_size(q)) && !ends_at_end)) {
+        return co_zero_partial(q, offset, length, change);
     }
-    return co_change_range(q, offset, length,
-                           flags & BLOCK_REQ_MAY_UNMAP ? CHANGE_ZERO_UNMAP : CHANGE_ZERO_KEEP);
+    return co_change_range(q, offset, length, change);
 }
 
 int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
