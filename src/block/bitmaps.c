@@ -208,13 +208,8 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
 int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
                                uint32_t granularity, struct block_bitmap **ret, struct error *err)
 {
-    struct block_bitmap *b;
+    struct block_bitmap *b = bitmap_new(node, name, bits, granularity);
 
-    if (block_bitmap_find(node, name)) {
-        dirty_bitmap_free(bits);
-        return error_set(err, EEXIST, "Bitmap already exists: %s", name);
-    }
-    b = bitmap_new(node, name, bits, granularity);
     if (!b) {
         dirty_bitmap_free(bits);
         return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,

@@ -82,7 +82,10 @@ void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup
 void block_bitmap_take(struct block_bitmap *b, const char *user);
 void block_bitmap_give(struct block_bitmap *b);
 
-/* --- for drivers that load bitmaps at open: the node is not visible to others yet. `bits` is consumed. -EEXIST/-ENOMEM */
+/*
+ * For drivers that load bitmaps at open: the node is not visible to others yet, and the driver has seen to it that names are
+ * unique. `bits` is consumed. -ENOMEM
+ */
 int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
                                uint32_t granularity, struct block_bitmap **ret, struct error *err);
 /* When a node is closed: free all. */

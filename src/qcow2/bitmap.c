@@ -103,12 +103,39 @@ static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64
     if (extra_size) {
         memcpy(b->extra, e + BITMAP_ENTRY_FIXED_SIZE, extra_size);
     }
-    if (strlen(b->name) != name_size || qcow2_find_stored(q, b->name)) {
+    if (strlen(b->name) != name_size) {
         qcow2_stored_bitmap_free(b);
-        return bad_directory(q, "a name is there twice, or has a NUL byte", err);
+        return bad_directory(q, "a name has a NUL byte", err);
     }
     list_append(&q->stored_bitmaps, &b->link);
     *ret_used = used;
+    return 0;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* There may be 65535 of them, so they are sorted rather than each looked for. */
+static int check_names(struct qcow2 *q, unsigned count, struct error *err)
+{
+    AUTO_FREE const char **names = calloc(count, sizeof(*names));
+    const struct stored_bitmap *b;
+    unsigned n = 0;
+
+    if (!names) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        names[n++] = b->name;
+    }
+    qsort(names, n, sizeof(*names), by_name);
+    for (unsigned i = 1; i < n; i++) {
+        if (strcmp(names[i - 1], names[i]) == 0) {
+            return bad_directory(q, "a name is there twice", err);
+        }
+    }
     return 0;
 }
 
@@ -142,7 +169,7 @@ static int co_read_directory(struct qcow2 *q, struct error *err)
         }
         at += used;
     }
-    return 0;
+    return check_names(q, count, err);
 }
 
 /* --- loading --------------------------------------------------------------------------------------- */
@@ -281,6 +308,7 @@ static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budge
     loaded->persistent = true;
     loaded->enabled = bits && (b->flags & BITMAP_FLAG_AUTO);
     loaded->read_only = q->read_only;
+    loaded->driver_state = b;
     b->loaded = loaded;
     return 0;
 }

@@ -208,6 +208,9 @@ static int co_switch_directory(struct qcow2 *q, struct list *list, struct garbag
     }
     LIST_FOREACH (b, &q->stored_bitmaps, link) {
         b->flags_position += offset;
+        if (b->loaded) {
+            b->loaded->driver_state = b;
+        }
     }
     while (!list_is_empty(&old_list)) {
         qcow2_stored_bitmap_free(LIST_FIRST(&old_list, struct stored_bitmap, link));
@@ -270,7 +273,7 @@ static bool anything_to_store(struct qcow2 *q)
     struct block_bitmap *b;
 
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
-        if (is_to_be_stored(b) && is_stale(qcow2_find_stored(q, b->name), b)) {
+        if (is_to_be_stored(b) && is_stale(b->driver_state, b)) {
             return true;
         }
     }
@@ -298,7 +301,7 @@ static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *m
         list_append(list, &copy->link);
     }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
-        s = qcow2_find_stored(q, b->name);
+        s = b->driver_state;
         if (!is_to_be_stored(b) || !is_stale(s, b)) {
             continue;
         }
@@ -413,6 +416,7 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *
         free(old.runs.runs);
         return r;
     }
+    bitmap->driver_state = NULL;
     free(made.runs.runs);
     co_garbage_free(q, &old, true);
     return 0;

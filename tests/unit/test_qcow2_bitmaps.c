@@ -15,6 +15,8 @@
 
 #include "base/byteorder.h"
 #include "base/checked.h"
+#include "base/log.h"
+#include "loop/loop.h"
 
 #define C (4 * KiB)
 #define DISK (16 * MiB)
@@ -344,6 +346,40 @@ static void bitmaps_that_lie_upon_each_other_are_not_all_read(void *arg)
 
 /* --- header ------------------------------------------------------------------------------------------ */
 
+static void as_many_bitmaps_as_there_may_be_open_in_no_time(void *arg)
+{
+    const uint64_t directory = 16 * C, count = BITMAPS_MAX;
+    struct memory_file *f;
+    int64_t began;
+    struct image i;
+
+    image_create("a", 4 * C, "cluster_size=4k");
+    f = memory_file("a");
+    memory_file_grow(f, round_up(directory + count * 32, C));
+    for (uint64_t n = 0; n < count; n++) {
+        uint8_t *e = f->data + directory + n * 32;
+
+        e[BITMAP_ENTRY_TYPE] = BITMAP_TYPE_DIRTY;
+        e[BITMAP_ENTRY_GRANULARITY_BITS] = 9;
+        store_be16(e + BITMAP_ENTRY_NAME_SIZE, 5);
+        snprintf((char *)e + BITMAP_ENTRY_FIXED_SIZE, 6, "%05u", (unsigned)n);
+    }
+    store_be64(f->data + HDR_AUTOCLEAR, AUTOCLEAR_BITMAPS);
+    insert_extension(f, EXT_BITMAPS, (uint8_t[24]){0}, 24);
+    store_be32(f->data + HDR_OUR_SIZE + 8, (uint32_t)count);
+    store_be64(f->data + HDR_OUR_SIZE + 16, count * 32);
+    store_be64(f->data + HDR_OUR_SIZE + 24, directory);
+    log_set_level(LOG_LEVEL_ERROR);
+    began = loop_now_ns();
+    image_open(&i, "a", "");
+    assert_non_null(stored(&i, "65534"));
+    image_close(&i);
+    log_set_level(LOG_LEVEL_WARNING);
+    assert_true(loop_now_ns() - began < 5000000000);
+    memcpy(f->data + directory + 32 + BITMAP_ENTRY_FIXED_SIZE, "00000", 5);
+    assert_non_null(strstr(image_open_fails("a", 0), "twice"));
+}
+
 static void unknown_extensions_are_kept(void *arg)
 {
     struct qcow2_extension *e;
@@ -455,6 +491,7 @@ int main(void)
         CO_TEST(a_bitmap_that_cannot_be_read_is_marked_before_a_write),
         CO_TEST(a_directory_without_sense_is_an_error),
         CO_TEST(bitmaps_that_lie_upon_each_other_are_not_all_read),
+        CO_TEST(as_many_bitmaps_as_there_may_be_open_in_no_time),
         CO_TEST(unknown_extensions_are_kept),
         CO_TEST(unknown_autoclear_bits_are_cleared_by_a_writer_alone),
         CO_TEST(bitmaps_are_void_after_a_writer_that_knows_none),
