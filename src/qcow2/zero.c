@@ -166,7 +166,8 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
             r = co_skip_empty(q, offset, end - offset, change, &done);
         }
         if (r == 0 && done == 0) {
-            uint64_t clusters = div_round_up(end - offset, q->cluster_size);
+            /* What is left of a last cluster is partial, unless the disk ends there. */
+            uint64_t clusters = MAX((end - offset) >> q->cluster_bits, 1);
 
             co_mutex_lock(&q->lock);
             r = co_change_slice_locked(q, offset, clusters, change, &done);
