@@ -312,6 +312,32 @@ static void co_trim_padding(struct block_node *node, unsigned perm)
     }
 }
 
+/*
+ * A process that was killed lets go of its files only when the kernel has ended its I/O, some milliseconds after it is
+ * gone. Who starts it again at once should not be told that the image is in use.
+ */
+#define LOCK_ATTEMPTS 16
+#define LOCK_RETRY_NS (20 * 1000000LL)
+
+static int co_set_lock(struct block_node *node, unsigned perm, unsigned shared, struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    int r = -EAGAIN;
+
+    for (int i = 0; i < LOCK_ATTEMPTS && r == -EAGAIN; i++) {
+        ERROR_AUTO(attempt);
+
+        if (i > 0) {
+            loop_co_sleep(LOCK_RETRY_NS);
+        }
+        r = image_lock_set(&f->lock, perm, shared, block_node_display_name(node), &attempt);
+        if (r < 0 && (r != -EAGAIN || i == LOCK_ATTEMPTS - 1)) {
+            error_move(err, &attempt);
+        }
+    }
+    return r;
+}
+
 int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
                            struct error *err)
 {
@@ -325,7 +351,7 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
     if (shared & BLOCK_PERM_WRITE) {
         atomic_store(&f->sole_writer, false);
     }
-    r = image_lock_set(&f->lock, perm, shared, block_node_display_name(node), err);
+    r = co_set_lock(node, perm, shared, err);
     if (f->lock.unshared & BLOCK_PERM_WRITE) {
         /* What was found while others could write is not to be believed. */
         if (!atomic_load(&f->sole_writer)) {
