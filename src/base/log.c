@@ -23,7 +23,7 @@ void log_set_program(const char *name)
 
 void log_print(enum log_level level, const char *fmt, ...)
 {
-    static const char *const prefix[] = {"error: ", "warning: ", "", "debug: "};
+    static const char *const prefix[] = {"", "warning: ", "", "debug: "};
     char line[2048];
     va_list ap;
     int n, m;

@@ -64,6 +64,7 @@ struct block_node {
     bool auto_read_only;  /* a leaf may fall back to read_only = true when it can't be written */
     unsigned drain_depth; /* drain_begin without drain_end */
     unsigned perm_in_force, shared_in_force; /* what co_set_perm was last told */
+    bool close_told;                         /* an error of inactivating was returned to somebody */
     bool closed;                             /* co_close has run */
     bool
         events; /* a fault filter at or below wants to know of events; a driver may set it in co_open */
@@ -203,6 +204,10 @@ struct block_driver {
     /* A read-only node shows the snapshot from now on. Either may be NULL; both must match if both are given. */
     int (*co_snapshot_show)(struct block_node *node, const char *id, const char *name,
                             struct error *err);
+
+    /* Read and write the state of a virtual machine, at an offset in it. The node is drained. NULL: the format keeps none. */
+    int (*co_preadv_vmstate)(struct block_node *node, uint64_t offset, struct iov iov);
+    int (*co_pwritev_vmstate)(struct block_node *node, uint64_t offset, struct iov iov);
 
     /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,

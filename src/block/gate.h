@@ -102,6 +102,12 @@ uint64_t block_edge_size(const struct block_edge *edge);
 void block_co_edge_enter(struct block_edge *edge);
 void block_edge_leave(struct block_edge *edge);
 
+/* --- VM state: what a format keeps beside the disk. Main reactor; drains. -ENOTSUP if it keeps none ---------- */
+
+/* What was never written is undefined; offsets have no end but the format's (-EFBIG). */
+int block_co_preadv_vmstate(struct block_edge *edge, uint64_t offset, struct iov iov);
+int block_co_pwritev_vmstate(struct block_edge *edge, uint64_t offset, struct iov iov);
+
 /* --- point-in-time access (nodes that implement it: copy-before-write) ----------------------------- */
 
 /* As preadv, status and discard, of the frozen contents. -EACCES where it may not be read, -ENOTSUP if the node has none. */

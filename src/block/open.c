@@ -305,16 +305,20 @@ struct block_node *block_node_ref(struct block_node *node)
 int block_co_inactivate(struct block_node *node, struct error *err)
 {
     struct block_node *below;
+    int r;
 
     if (node->closed) {
         return 0;
     }
     if (node->driver->co_inactivate) {
-        return node->driver->co_inactivate(node, err);
+        r = node->driver->co_inactivate(node, err);
+    } else {
+        /* What a filter shows is complete when what is below is. */
+        below = node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
+        r = below ? block_co_inactivate(below, err) : 0;
     }
-    /* What a filter shows is complete when what is below is. */
-    below = node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
-    return below ? block_co_inactivate(below, err) : 0;
+    node->close_told = node->close_told || (r < 0 && err);
+    return r;
 }
 
 void block_co_unref(struct block_node *node)
@@ -327,7 +331,9 @@ void block_co_unref(struct block_node *node)
     /* Closing does I/O: keep the node from being closed twice by what that brings about. */
     node->refcount = 1;
     if (!node->closed) {
-        if (block_co_inactivate(node, &err) < 0) {
+        bool told = node->close_told;
+
+        if (block_co_inactivate(node, &err) < 0 && !told) {
             log_error("closing '%s': %s", block_node_display_name(node), error_message(&err));
         }
         block_bitmaps_release(node);

@@ -71,15 +71,13 @@ static int parse_read(const struct io_command *command, const struct io_args *a,
         return -EINVAL;
     }
     rc = a->set['b'] ? check_sectors(r->offset, r->length) : 0;
-    if (rc == 0 && a->set['b']) {
-        rc = failed("read", -ENOTSUP);
-    }
     return rc;
 }
 
 static int co_read(struct io *io, const struct io_command *command, struct io_args *a)
 {
     struct read_request r = {0};
+    struct iovec vec;
     int64_t began;
     uint8_t *buffer;
     int result = 0;
@@ -93,7 +91,11 @@ static int co_read(struct io *io, const struct io_command *command, struct io_ar
         return -ENOMEM;
     }
     began = loop_now_ns();
-    rc = block_co_pread(io->disk.edge, r.offset, buffer, r.length);
+    if (a->set['b']) {
+        rc = block_co_preadv_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
+    } else {
+        rc = block_co_pread(io->disk.edge, r.offset, buffer, r.length);
+    }
     if (rc < 0) {
         io_free(io, buffer);
         return failed("read", rc);
@@ -212,6 +214,7 @@ static int parse_write(struct io *io, const struct io_command *command, const st
 static int co_write(struct io *io, const struct io_command *command, struct io_args *a)
 {
     struct write_request r = {0};
+    struct iovec vec;
     uint8_t *buffer = NULL;
     int64_t began;
     int rc = parse_write(io, command, a, &r);
@@ -232,7 +235,9 @@ static int co_write(struct io *io, const struct io_command *command, struct io_a
         rc = block_co_write_zeroes(io->disk.edge, r.offset, r.length,
                                    r.flags & ~BLOCK_REQ_COMPRESSED);
     } else if (a->set['b']) {
-        rc = -ENOTSUP;
+        rc =
+            block_co_pwritev_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
+        rc = rc == 0 && io->disk.writethrough ? block_co_flush(io->disk.edge) : rc;
     } else {
         rc = block_co_pwrite(io->disk.edge, r.offset, buffer, r.length, r.flags);
     }

@@ -62,8 +62,8 @@ static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries
 
     if (r < 0 && co_write_reftable_fields(q, q->reftable_offset, q->reftable_entries) < 0) {
         atomic_store(&q->broken, true);
-        log_error("image '%s': the header could not be written (%s); it takes no more writes",
-                  block_node_display_name(q->node), strerror(-r));
+        log_info("image '%s': the header could not be written (%s); it takes no more writes",
+                 block_node_display_name(q->node), strerror(-r));
     }
     return r;
 }

@@ -245,6 +245,18 @@ static bool is_clean_locked(const struct qcow2 *q)
            q->l1_dirty_count == 0 && q->reftable_dirty_count == 0 && q->frees.count == 0;
 }
 
+bool qcow2_co_is_untouched(struct qcow2 *q)
+{
+    /* Generations of nodes count from 1. */
+    bool untouched = atomic_load(&q->node->file->node->write_generation) == 1 &&
+                     atomic_load(&q->data->node->write_generation) == 1;
+
+    co_mutex_lock(&q->lock);
+    untouched = untouched && is_clean_locked(q);
+    co_mutex_unlock(&q->lock);
+    return untouched;
+}
+
 static int co_commit_now(struct qcow2 *q)
 {
     struct commit c;

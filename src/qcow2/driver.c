@@ -293,12 +293,18 @@ static int co_settle(struct qcow2 *q, struct error *err)
 {
     int r = 0;
 
+    if (qcow2_co_is_untouched(q)) {
+        return 0;
+    }
     for (int i = 0; i < 2 && r == 0; i++) {
         r = qcow2_co_commit(q);
     }
     if (r < 0) {
-        error_set_errno(err, -r, "Could not write the metadata of '%s'",
-                        block_node_display_name(q->node));
+        if (!q->close_told) {
+            log_error("Failed to flush the L2 table cache: %s", strerror(-r));
+        }
+        q->close_told = true;
+        error_set_errno(err, -r, "Failed to flush the refcount block cache");
     }
     return r;
 }
@@ -404,6 +410,8 @@ static const struct block_driver qcow2_driver = {
     .co_snapshot_delete = qcow2_co_snapshot_delete,
     .co_snapshot_list = qcow2_co_snapshot_list,
     .co_snapshot_show = qcow2_co_snapshot_show,
+    .co_preadv_vmstate = qcow2_co_preadv_vmstate,
+    .co_pwritev_vmstate = qcow2_co_pwritev_vmstate,
     .co_can_store_bitmap = qcow2_co_can_store_bitmap,
     .co_remove_stored_bitmap = qcow2_co_remove_stored_bitmap,
     .co_bitmap_will_change = qcow2_co_bitmap_will_change,

@@ -136,7 +136,9 @@ int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, un
 
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
 {
-    uint64_t end = block_node_size(q->node);
+    /* The VM state behind the disk has contents, too; in between is nothing. */
+    uint64_t disk_end = block_node_size(q->node);
+    uint64_t end = offset < qcow2_vmstate_offset(q, disk_end) ? disk_end : UINT64_MAX;
     size_t inside = offset < end ? MIN(size, end - offset) : 0;
     struct iovec vec;
     int r = 0;

@@ -102,8 +102,7 @@ static int co_switch_size(struct qcow2 *q, uint64_t size, struct error *err)
     return r;
 }
 
-/* A longer L1 table in new clusters; the size stays as it is. */
-static int co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
+int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
 {
     uint64_t old_offset = q->l1_offset, offset;
     uint32_t old_entries = q->l1_size;
@@ -175,6 +174,20 @@ static int co_hide_backing(struct qcow2 *q, uint64_t from, uint64_t to)
                        : 0;
 }
 
+/* What a VM state left behind the end would become part of the disk. Snapshots keep theirs. */
+static int co_drop_vmstate(struct qcow2 *q, uint64_t size)
+{
+    uint64_t span = qcow2_l2_span(q);
+    int r = 0;
+
+    for (uint64_t i = qcow2_vmstate_offset(q, size) / span; i < q->l1_size && r == 0; i++) {
+        if (atomic_load_explicit(&q->l1[i], memory_order_relaxed) & ENTRY_OFFSET_MASK) {
+            r = qcow2_co_drop_clusters(q, i * span, span);
+        }
+    }
+    return r;
+}
+
 static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block_prealloc prealloc,
                    struct error *err)
 {
@@ -186,7 +199,11 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
                          "The image size is too large for '%s' with clusters of %llu bytes",
                          block_node_display_name(q->node), (unsigned long long)q->cluster_size);
     }
-    r = co_grow_l1(q, (uint32_t)entries, err);
+    r = co_drop_vmstate(q, old_size);
+    if (r < 0) {
+        return failed(q, "the VM state behind the disk can't be dropped", r, err);
+    }
+    r = qcow2_co_grow_l1(q, (uint32_t)entries, err);
     if (r < 0) {
         return r;
     }

@@ -153,6 +153,7 @@ struct qcow2 {
 
     bool pass_discard; /* punch holes for freed clusters */
     bool read_only;
+    bool close_told;    /* the user knows that what is cached could not be written at close */
     atomic_bool broken; /* metadata was found corrupt: no more writes */
 };
 
@@ -188,6 +189,16 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err);
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);
 void qcow2_free_header(struct qcow2 *q);
+
+/* Guest offset of the VM state of a disk of `size` bytes: the next that an L2 table begins with. */
+static inline uint64_t qcow2_vmstate_offset(const struct qcow2 *q, uint64_t size)
+{
+    return round_up(size, qcow2_l2_span(q));
+}
+
+/* --- vmstate.c: see struct block_driver --- */
+int qcow2_co_preadv_vmstate(struct block_node *node, uint64_t offset, struct iov iov);
+int qcow2_co_pwritev_vmstate(struct block_node *node, uint64_t offset, struct iov iov);
 
 /* --- backing.c: see struct block_driver --- */
 int qcow2_co_change_backing(struct block_node *node, const char *filename, const char *format,
@@ -297,6 +308,8 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret
 /* --- commit.c --- */
 /* Make everything that was acknowledged stable (R4). Concurrent callers share commits. */
 int qcow2_co_commit(struct qcow2 *q);
+/* Nothing was written since it was opened, and nothing waits to be. */
+bool qcow2_co_is_untouched(struct qcow2 *q);
 /* Called after metadata was changed, no lock held: commits if much is dirty. */
 int qcow2_co_limit_dirty(struct qcow2 *q);
 
