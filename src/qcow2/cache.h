@@ -36,6 +36,8 @@ struct cache_entry {
     bool dirty;       /* guarded by the image's lock, and the shard's lock where set or cleared */
     atomic_uint pins; /* raised under the shard's lock only */
     _Atomic uint64_t *data; /* entry_size bytes, big-endian as on disk */
+    atomic_uint
+        changing; /* odd while a pair of words is being stored: see cache_load_pair_be64() */
 };
 
 struct cache_shard {
@@ -77,6 +79,30 @@ static inline uint64_t cache_load_be64(const struct cache_entry *e, unsigned ind
 static inline void cache_store_be64(struct cache_entry *e, unsigned index, uint64_t value)
 {
     atomic_store_explicit(&e->data[index], htobe64(value), memory_order_relaxed);
+}
+
+/*
+ * Two words that belong together, for readers without a lock: what is returned was there at one time. The one who stores
+ * them holds the image's lock.
+ */
+static inline void cache_load_pair_be64(struct cache_entry *e, unsigned index, uint64_t ret[2])
+{
+    unsigned before;
+
+    do {
+        before = atomic_load_explicit(&e->changing, memory_order_acquire);
+        ret[0] = be64toh(atomic_load_explicit(&e->data[index], memory_order_acquire));
+        ret[1] = be64toh(atomic_load_explicit(&e->data[index + 1], memory_order_acquire));
+    } while (before % 2 || atomic_load_explicit(&e->changing, memory_order_relaxed) != before);
+}
+
+static inline void cache_store_pair_be64(struct cache_entry *e, unsigned index, uint64_t first,
+                                         uint64_t second)
+{
+    atomic_fetch_add_explicit(&e->changing, 1, memory_order_relaxed);
+    atomic_store_explicit(&e->data[index], htobe64(first), memory_order_release);
+    atomic_store_explicit(&e->data[index + 1], htobe64(second), memory_order_release);
+    atomic_fetch_add_explicit(&e->changing, 1, memory_order_release);
 }
 
 /* Image lock held, entry pinned. */

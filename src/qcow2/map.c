@@ -100,7 +100,7 @@ static bool is_placed(enum cluster_type type)
 }
 
 /* How many subclusters after the first are alike; `unit` counts them from the beginning of the cluster at `index`. */
-static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned index,
                             uint64_t unit, uint64_t wanted, const struct qcow2_run *run)
 {
     unsigned per_cluster_bits = q->cluster_bits - q->subcluster_bits;
@@ -111,13 +111,13 @@ static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, un
         uint64_t cluster = (unit + n) >> per_cluster_bits;
         unsigned at = index + (unsigned)cluster;
         enum cluster_type type;
-        uint64_t entry, host;
+        uint64_t entry, bitmap, host;
 
         if (at >= entries) {
             break;
         }
-        entry = qcow2_load_entry(q, slice, at);
-        if (qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, at),
+        qcow2_load_both(q, slice, at, &entry, &bitmap);
+        if (qcow2_decode_entry(q, entry, bitmap,
                                (unsigned)((unit + n) & ((1u << per_cluster_bits) - 1)), &type,
                                &host) < 0 ||
             type != run->type || ((entry & ENTRY_COPIED) != 0) != run->copied ||
@@ -129,15 +129,16 @@ static uint64_t count_alike(struct qcow2 *q, const struct cache_entry *slice, un
     return n;
 }
 
-static int run_from_slice(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+static int run_from_slice(struct qcow2 *q, struct cache_entry *slice, unsigned index,
                           uint64_t in_cluster, uint64_t length, struct qcow2_run *ret)
 {
     uint64_t unit = in_cluster >> q->subcluster_bits;
     uint64_t wanted = ((in_cluster + length - 1) >> q->subcluster_bits) - unit + 1;
-    uint64_t entry = qcow2_load_entry(q, slice, index);
-    int r = qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, index), (unsigned)unit,
-                               &ret->type, &ret->host);
+    uint64_t entry, bitmap;
+    int r;
 
+    qcow2_load_both(q, slice, index, &entry, &bitmap);
+    r = qcow2_decode_entry(q, entry, bitmap, (unsigned)unit, &ret->type, &ret->host);
     if (r < 0) {
         return r;
     }

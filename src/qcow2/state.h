@@ -230,12 +230,28 @@ static inline uint64_t qcow2_load_bitmap(const struct qcow2 *q, const struct cac
     return q->extended_l2 ? cache_load_be64(slice, (index << 1) + 1) : 0;
 }
 
+/* Both at one time, for those who don't hold the lock. */
+static inline void qcow2_load_both(const struct qcow2 *q, struct cache_entry *slice, unsigned index,
+                                   uint64_t *ret_entry, uint64_t *ret_bitmap)
+{
+    uint64_t pair[2] = {0};
+
+    if (q->extended_l2) {
+        cache_load_pair_be64(slice, index << 1, pair);
+    } else {
+        pair[0] = cache_load_be64(slice, index);
+    }
+    *ret_entry = pair[0];
+    *ret_bitmap = pair[1];
+}
+
 static inline void qcow2_store_entry(const struct qcow2 *q, struct cache_entry *slice,
                                      unsigned index, uint64_t entry, uint64_t bitmap)
 {
-    cache_store_be64(slice, index << q->extended_l2, entry);
     if (q->extended_l2) {
-        cache_store_be64(slice, (index << 1) + 1, bitmap);
+        cache_store_pair_be64(slice, index << 1, entry, bitmap);
+    } else {
+        cache_store_be64(slice, index, entry);
     }
 }
 
