@@ -35,6 +35,11 @@ IMAGES = {
     ),
     "narrow": ("cluster_size=512,refcount_bits=1", "64k", ("write -P 1 0 2k",)),
     "wide": ("cluster_size=512,refcount_bits=64", "64k", ("write -P 1 0 2k",)),
+    "subclusters": (
+        "cluster_size=16k,extended_l2=on",
+        "128k",
+        ("write -P 1 0 1k", "write -P 2 16k 20k", "write -z 17k 1k", "write -c -P 3 64k 16k"),
+    ),
     "v2": ("cluster_size=512,compat=0.10", "64k", ("write -P 1 0 2k",)),
 }
 

@@ -34,6 +34,8 @@ class OurWrites(TestCase):
     def make(self, rng, cluster):
         path, options = self.path("t.qcow2"), f"cluster_size={cluster}"
         options += f",compression_type={rng.choice(('zlib', 'zstd'))}"
+        options += f",refcount_bits={rng.choice((16, 16, 1, 4, 64))}"
+        options += f",extended_l2={'on' if cluster >= 16384 and rng.randrange(2) else 'off'}"
         backing = rng.choice((0, 0, SIZE // 3, SIZE * 2))
         if not backing:
             qemu_img("create", "-f", "qcow2", "-o", options, path, SIZE)
@@ -54,7 +56,8 @@ class OurWrites(TestCase):
                 options = [f"options={SMALL_CACHES}"] if seed % 3 == 0 else []
                 run(
                     MODEL, path, SIZE, f"seed={seed}", f"reactors={1 + 3 * (seed % 2)}",
-                    f"ops={40 if cluster > 65536 else 120}", f"compressed={rng.randrange(2)}", *options,
+                    f"ops={40 if cluster > 65536 else 120}", f"compressed={rng.randrange(2)}",
+                    f"guests={rng.randint(1, 6)}", *options,
                 )  # fmt: skip
                 qemu_img("check", "-f", "qcow2", path)
                 qemu_img("compare", "-f", "qcow2", "-F", "raw", path, path + ".model")

@@ -68,6 +68,14 @@ static void large_clusters(void *arg)
     run_guests("cluster_size=64k", "", 60, false);
 }
 
+/* Entries of two words: readers must not see one old and one new. */
+static void subclusters(void *arg)
+{
+    run_guests("cluster_size=16k,extended_l2=on", "", 80, true);
+    run_guests("cluster_size=64k,extended_l2=on", ",l2-cache-size=1k,l2-cache-entry-size=512", 30,
+               false);
+}
+
 static void co_start_reactors(void *arg)
 {
     reactors[0] = reactor_main();
@@ -102,6 +110,7 @@ int main(void)
         CO_TEST(small_clusters_and_small_caches),
         CO_TEST(compressed_and_plain_clusters),
         CO_TEST(large_clusters),
+        CO_TEST(subclusters),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -247,7 +247,7 @@ static void zeroes_keep_the_place_of_normal_clusters(void *arg)
 {
     const unsigned plain = ZERO | ALLOCATED, placed = ZERO | ALLOCATED | OFFSET;
 
-    expect_kinds(KEEP, false, (unsigned[]){ZERO, plain, placed, placed, plain});
+    expect_kinds(KEEP, false, (unsigned[]){plain, plain, placed, placed, plain});
     expect_kinds(KEEP, true, (unsigned[]){plain, plain, placed, placed, plain});
 }
 
@@ -255,7 +255,7 @@ static void zeroes_that_may_unmap_and_discards_free_clusters(void *arg)
 {
     const unsigned plain = ZERO | ALLOCATED;
 
-    expect_kinds(UNMAP, false, (unsigned[]){ZERO, plain, plain, plain, plain});
+    expect_kinds(UNMAP, false, (unsigned[]){plain, plain, plain, plain, plain});
     expect_kinds(UNMAP, true, (unsigned[]){plain, plain, plain, plain, plain});
     expect_kinds(DISCARD, false, (unsigned[]){ZERO, plain, plain, plain, plain});
     expect_kinds(DISCARD, true, (unsigned[]){0, plain, plain, plain, plain});
