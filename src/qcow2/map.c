@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/state.h"
 
@@ -244,48 +246,55 @@ static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret
     return r;
 }
 
-static int co_copy_slice_locked(struct qcow2 *q, uint64_t from, uint64_t to)
+/* The table at `from`, as the cache has it, into a buffer of one cluster. */
+static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
 {
-    struct cache_entry *old, *new;
-    int r = cache_co_get(&q->l2_cache, from, &old);
+    unsigned words = (unsigned)(q->l2_cache.entry_size / 8);
+    int r = 0;
 
-    if (r < 0) {
-        return r;
-    }
-    r = cache_co_get_zeroed(&q->l2_cache, to, &new);
-    if (r == 0) {
-        for (unsigned i = 0; i < 1u << (q->l2_cache.entry_bits - 3); i++) {
-            cache_store_be64(new, i, cache_load_be64(old, i));
+    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
+        struct cache_entry *slice;
+
+        r = cache_co_get(&q->l2_cache, from + at, &slice);
+        for (unsigned i = 0; i < words && r == 0; i++) {
+            *ret++ = atomic_load_explicit(&slice->data[i], memory_order_relaxed);
         }
-        cache_mark_dirty(&q->l2_cache, new);
-        cache_put(new);
+        if (r == 0) {
+            cache_put(slice);
+        }
     }
-    cache_put(old);
     return r;
 }
 
 /*
  * A table that a snapshot shares is copied before it changes. Refcounts of what it maps count every L1 table that leads
- * there, so they stay as they are.
+ * there, so they stay as they are. The copy is written at once: a commit syncs before it writes L1 entries, but writes
+ * L2 slices together with them, and data that was flushed long ago hangs on this table.
  */
 static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *table)
 {
-    uint64_t old = *table, new;
-    int r = co_alloc_table_locked(q, &new);
+    AUTO_FREE uint64_t *contents = malloc(q->cluster_size);
+    uint64_t old = *table, new, got;
+    bool fresh;
+    int r;
 
-    if (r < 0) {
-        return r;
+    if (!contents) {
+        return -ENOMEM;
     }
     block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_COW_READ);
-    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
-        r = co_copy_slice_locked(q, old + at, new + at);
-    }
+    r = co_gather_table_locked(q, old, contents);
+    r = r < 0 ? r : qcow2_co_alloc_locked(q, 1, true, &new, &got, &fresh);
     if (r < 0) {
-        for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
-            cache_forget(&q->l2_cache, new + at);
-        }
+        return r;
+    }
+    block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_WRITE);
+    r = block_co_pwrite(q->node->file, new, contents, q->cluster_size, 0);
+    if (r < 0) {
         qcow2_co_unalloc_locked(q, new, 1);
         return r;
+    }
+    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
+        cache_forget(&q->l2_cache, new + at);
     }
     qcow2_set_l1_entry_locked(q, l1_index, new | ENTRY_COPIED);
     *table = new;
