@@ -35,7 +35,7 @@ int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_
 int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
                                 uint64_t *ret_offset)
 {
-    uint64_t clusters = div_round_up(size, q->cluster_size), got;
+    uint64_t clusters = div_round_up(size, q->cluster_size), offset, got;
     AUTO_FREE uint8_t *padded = calloc(MAX(clusters, 1), q->cluster_size);
     bool fresh;
     int r;
@@ -45,18 +45,25 @@ int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
     }
     memcpy(padded, data, size);
     co_mutex_lock(&q->lock);
-    r = qcow2_co_alloc_locked(q, clusters, true, ret_offset, &got, &fresh);
+    r = qcow2_co_alloc_locked(q, clusters, true, &offset, &got, &fresh);
     co_mutex_unlock(&q->lock);
     if (r < 0) {
         return r;
     }
-    r = block_co_pwrite(q->node->file, *ret_offset, padded, clusters << q->cluster_bits, 0);
+    r = block_co_pwrite(q->node->file, offset, padded, clusters << q->cluster_bits, 0);
     if (r < 0) {
-        co_mutex_lock(&q->lock);
-        qcow2_co_unalloc_locked(q, *ret_offset, clusters);
-        co_mutex_unlock(&q->lock);
+        qcow2_co_free_new_clusters(q, offset, size);
+        return r;
     }
-    return r;
+    *ret_offset = offset;
+    return 0;
+}
+
+void qcow2_co_free_new_clusters(struct qcow2 *q, uint64_t offset, uint64_t size)
+{
+    co_mutex_lock(&q->lock);
+    qcow2_co_unalloc_locked(q, offset, div_round_up(size, q->cluster_size));
+    co_mutex_unlock(&q->lock);
 }
 
 int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
@@ -131,58 +138,62 @@ static int visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
     return fn(q, offset, length, compressed);
 }
 
-/* The table and what it maps; *done counts entries so that a failure can be undone up to there. */
-static int co_visit_table(struct qcow2 *q, uint64_t offset, uint64_t *table, uint64_t entries,
+/* A table's references: those of its entries, then the one to itself. */
+static uint64_t references_of_table(const struct qcow2 *q)
+{
+    return qcow2_table_entries(q) + 1;
+}
+
+/* The first `count` references of a table. *done counts them, so that a failure can be undone up to there. */
+static int co_visit_table(struct qcow2 *q, uint64_t offset, uint64_t *table, uint64_t count,
                           reference_fn *fn, uint64_t *done)
 {
     int r = block_co_pread(q->node->file, offset, table, q->cluster_size);
 
     co_mutex_lock(&q->lock);
-    for (*done = 0; *done < entries && r == 0; *done += r == 0) {
-        r = visit_entry_locked(q, be64toh(table[*done << q->extended_l2]), fn);
-    }
-    if (r == 0 && entries == qcow2_table_entries(q)) {
-        r = fn(q, offset, q->cluster_size, false);
+    for (*done = 0; *done < count && r == 0; *done += r == 0) {
+        r = *done < qcow2_table_entries(q)
+                ? visit_entry_locked(q, be64toh(table[*done << q->extended_l2]), fn)
+                : fn(q, offset, q->cluster_size, false);
     }
     co_mutex_unlock(&q->lock);
     return r < 0 ? r : qcow2_co_limit_dirty(q);
+}
+
+/* Undo the first `done` references of the table of entry `last`, and all of those before it. What fails leaks. */
+static void co_undo(struct qcow2 *q, const uint64_t *l1, uint32_t last, uint64_t done,
+                    uint64_t *table, reference_fn *undo)
+{
+    for (uint32_t i = last + 1; i-- > 0;) {
+        uint64_t offset = l1[i] & ENTRY_OFFSET_MASK, ignored;
+
+        if (offset != 0 && is_aligned(offset, q->cluster_size)) {
+            (void)co_visit_table(q, offset, table, i == last ? done : references_of_table(q), undo,
+                                 &ignored);
+        }
+    }
 }
 
 static int co_visit(struct qcow2 *q, const uint64_t *l1, uint32_t entries, reference_fn *fn,
                     reference_fn *undo)
 {
     AUTO_FREE uint64_t *table = malloc(q->cluster_size);
-    uint64_t done = 0, per_table = qcow2_table_entries(q);
-    uint32_t i;
-    int r = 0;
+    int r = table ? 0 : -ENOMEM;
 
-    if (!table) {
-        return -ENOMEM;
-    }
-    for (i = 0; i < entries && r == 0; i++) {
-        uint64_t offset = l1[i] & ENTRY_OFFSET_MASK;
+    for (uint32_t i = 0; i < entries && r == 0; i++) {
+        uint64_t offset = l1[i] & ENTRY_OFFSET_MASK, done = 0;
 
         if (offset == 0) {
             continue;
         }
-        if (!is_aligned(offset, q->cluster_size)) {
+        if (is_aligned(offset, q->cluster_size)) {
+            r = co_visit_table(q, offset, table, references_of_table(q), fn, &done);
+        } else {
             r = qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
                               (unsigned long long)l1[i]);
         }
-        r = r < 0 ? r : co_visit_table(q, offset, table, per_table, fn, &done);
-    }
-    if (r < 0 && undo) {
-        uint64_t ignored;
-
-        /* The last one as far as it came, those before it wholly. What can't be undone leaks. */
-        i--;
-        if (done < per_table) {
-            co_visit_table(q, l1[i] & ENTRY_OFFSET_MASK, table, done, undo, &ignored);
-        }
-        while (i-- > 0) {
-            if (l1[i] & ENTRY_OFFSET_MASK) {
-                co_visit_table(q, l1[i] & ENTRY_OFFSET_MASK, table, per_table, undo, &ignored);
-            }
+        if (r < 0 && undo) {
+            co_undo(q, l1, i, done, table, undo);
         }
     }
     return r;

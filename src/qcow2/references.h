@@ -28,4 +28,7 @@ int qcow2_co_write_l1_copy(struct qcow2 *q, const uint64_t *l1, uint32_t entries
 int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
                                 uint64_t *ret_offset);
 
+/* Undo the above: nothing refers to them. */
+void qcow2_co_free_new_clusters(struct qcow2 *q, uint64_t offset, uint64_t size);
+
 #endif

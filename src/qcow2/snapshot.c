@@ -69,14 +69,29 @@ static uint64_t *copy_active_l1(const struct qcow2 *q)
     return l1;
 }
 
-static int co_free_clusters(struct qcow2 *q, uint64_t offset, uint64_t bytes)
+/* An L1 table without entries has no clusters. */
+static int co_free_l1(struct qcow2 *q, uint64_t offset, uint32_t entries)
 {
-    int r;
+    int r = 0;
 
-    co_mutex_lock(&q->lock);
-    r = qcow2_free_later_locked(q, offset, round_up(MAX(bytes, 8), q->cluster_size), false);
-    co_mutex_unlock(&q->lock);
+    if (entries > 0) {
+        co_mutex_lock(&q->lock);
+        r = qcow2_free_later_locked(q, offset, round_up((uint64_t)entries * 8, q->cluster_size),
+                                    false);
+        co_mutex_unlock(&q->lock);
+    }
     return r;
+}
+
+/* Give back the references of an L1 table, also the one to itself; all of it is stable when it returns 0. */
+static int co_release(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_t l1_offset)
+{
+    int r = qcow2_co_release_all(q, l1, entries);
+
+    r = r < 0 || l1_offset == 0 ? r : co_free_l1(q, l1_offset, entries);
+    /* The first commit lowers refcounts in memory, the second writes them. */
+    r = r < 0 ? r : qcow2_co_commit(q);
+    return r < 0 ? r : qcow2_co_commit(q);
 }
 
 /* --- create ---------------------------------------------------------------------------------- */
@@ -99,7 +114,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
     s->date_nsec = (uint32_t)now.tv_nsec;
     s->disk_size = block_node_size(q->node);
     s->icount = UINT64_MAX;
-    s->l1_size = q->l1_size;
+    s->l1_size = MAX(q->l1_size, 1); /* a table without entries has no place */
     s->name = strdup(name);
     if (asprintf(&s->id, "%lu", highest + 1) < 0) {
         s->id = NULL;
@@ -111,7 +126,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
     return s;
 }
 
-/* Everything is referenced twice when it returns 0; nothing has changed otherwise. */
+/* Everything is referenced twice when it returns 0. */
 static int co_share_active(struct qcow2 *q, const uint64_t *l1, struct error *err)
 {
     int r = qcow2_co_reference_all(q, l1, q->l1_size);
@@ -140,25 +155,38 @@ static int co_create(struct qcow2 *q, struct qcow2_snapshot *s, const uint64_t *
     if (r < 0) {
         return r;
     }
-    r = qcow2_co_write_l1_copy(q, l1, q->l1_size, false, &s->l1_offset);
+    r = qcow2_co_write_l1_copy(q, l1, s->l1_size, false, &s->l1_offset);
     if (r < 0) {
-        failed(q, "write the L1 table of a snapshot", r, err);
-        goto release;
+        qcow2_co_release_all(q, l1, q->l1_size);
+        return failed(q, "write the L1 table of a snapshot", r, err);
     }
     list_append(&q->snapshots, &s->link);
     q->incompatible &= ~INCOMPAT_DIRTY; /* by the same write as the switch */
     r = qcow2_co_switch_snapshots(q, err);
     if (r < 0) {
         list_remove(&s->link);
-        co_free_clusters(q, s->l1_offset, (uint64_t)s->l1_size * 8);
-        goto release;
+        q->incompatible |= q->version >= 3 ? INCOMPAT_DIRTY : 0;
+        if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
+            qcow2_co_release_all(q, l1, q->l1_size);
+            co_free_l1(q, s->l1_offset, s->l1_size);
+        }
     }
-    return 0;
-release:
-    qcow2_co_release_all(q, l1, q->l1_size);
-    qcow2_co_commit(q);
-    qcow2_co_update_copied(q);
     return r;
+}
+
+/* After a failure: refcounts and COPIED flags as they were. The mark goes only if that worked. */
+static void co_settle_failure(struct qcow2 *q)
+{
+    int r = atomic_load(&q->broken) ? -EIO : 0;
+
+    for (int i = 0; i < 2 && r == 0; i++) {
+        r = qcow2_co_commit(q);
+    }
+    r = r < 0 ? r : qcow2_co_update_copied(q);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r == 0) {
+        (void)co_set_dirty(q, false, NULL);
+    }
 }
 
 int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct error *err)
@@ -172,6 +200,11 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
         return error_set(err, ENOTSUP,
                          "Image '%s' has an external data file, which can't hold snapshots",
                          block_node_display_name(node));
+    }
+    if (strlen(name) > SNAPSHOT_NAME_MAX) {
+        return error_set(err, EINVAL,
+                         "The name of the snapshot has %zu bytes; at most %d are allowed",
+                         strlen(name), SNAPSHOT_NAME_MAX);
     }
     if (q->snapshot_count >= SNAPSHOTS_MAX) {
         return error_set(err, EFBIG, "Image '%s' has %u snapshots, which is the maximum",
@@ -187,8 +220,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
     if (r == 0) {
         r = co_create(q, s, l1, err);
         if (r < 0) {
-            qcow2_co_commit(q);
-            co_set_dirty(q, false, NULL);
+            co_settle_failure(q);
         }
     }
     if (r < 0) {
@@ -218,7 +250,7 @@ static int co_read_snapshot_l1(struct qcow2 *q, const struct qcow2_snapshot *s, 
         return error_set(err, EINVAL, "Image '%s': snapshot '%s' has an invalid disk size",
                          block_node_display_name(q->node), s->id);
     }
-    *ret_entries = (uint32_t)MAX(needed, s->l1_size);
+    *ret_entries = (uint32_t)MAX(MAX(needed, s->l1_size), 1);
     longer = calloc(*ret_entries + 1u, 8);
     if (!longer) {
         return error_set(err, ENOMEM, "Out of memory");
@@ -249,11 +281,12 @@ static int co_switch_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries, u
         qcow2_set_active_l1(q, old, old_entries);
         q->l1_offset = old_offset;
         block_node_set_size(q->node, old_disk_size);
+        if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
+            (void)co_release(q, l1, entries, offset);
+        }
         return r;
     }
-    r = qcow2_co_release_all(q, old, old_entries);
-    r = r < 0 ? r : co_free_clusters(q, old_offset, (uint64_t)old_entries * 8);
-    r = r < 0 ? r : qcow2_co_commit(q);
+    r = co_release(q, old, old_entries, old_offset);
     return r < 0 ? failed(q, "free the clusters", r, err) : 0;
 }
 
@@ -262,7 +295,7 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     struct qcow2 *q = qcow2_state(node);
     struct qcow2_snapshot *s = find_any(q, id_or_name, err);
     AUTO_FREE uint64_t *l1 = NULL;
-    uint64_t offset;
+    uint64_t offset = 0;
     uint32_t entries;
     int r;
 
@@ -280,9 +313,13 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     }
     r = qcow2_co_commit(q);
     r = r < 0 ? r : qcow2_co_reference_all(q, l1, entries);
-    r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, false, &offset);
+    if (r < 0) {
+        return failed(q, "apply a snapshot", r, err);
+    }
+    r = qcow2_co_write_l1_copy(q, l1, entries, false, &offset);
     r = r < 0 ? r : qcow2_co_commit(q);
     if (r < 0) {
+        (void)co_release(q, l1, entries, offset);
         return failed(q, "apply a snapshot", r, err);
     }
     r = co_switch_l1(q, l1, entries, offset, s->disk_size, err);
@@ -319,11 +356,8 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
         q->incompatible &= ~INCOMPAT_DIRTY;
         return r;
     }
-    r = qcow2_co_release_all(q, l1, s->l1_size);
-    r = r < 0 ? r : co_free_clusters(q, s->l1_offset, (uint64_t)s->l1_size * 8);
+    r = co_release(q, l1, s->l1_size, s->l1_offset);
     qcow2_snapshot_free(s);
-    /* The first commit lowers refcounts, the second writes them and the flags. */
-    r = r < 0 ? r : qcow2_co_commit(q);
     r = r < 0 ? r : qcow2_co_update_copied(q);
     r = r < 0 ? r : qcow2_co_commit(q);
     if (r < 0) {

@@ -31,6 +31,7 @@ enum {
 #define SNAPSHOTS_MAX 65536u
 #define SNAPSHOT_EXTRA_MAX 1024u
 #define SNAPSHOT_TABLE_BYTES_MAX (64 * MiB)
+#define SNAPSHOT_NAME_MAX 255
 
 struct qcow2_snapshot {
     struct list link; /* in qcow2.snapshots, in the order of the table */

@@ -179,11 +179,16 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
     }
     if (table.failed) {
         r = -ENOMEM;
+    } else if (table.len > SNAPSHOT_TABLE_BYTES_MAX) {
+        r = -EFBIG;
     } else if (count > 0) {
         r = qcow2_co_write_new_clusters(q, table.data, table.len, &offset);
     }
     r = r < 0 ? r : qcow2_co_commit(q); /* R1 */
     if (r < 0) {
+        if (offset != 0) {
+            qcow2_co_free_new_clusters(q, offset, table.len);
+        }
         return error_set_errno(err, -r, "Could not write the snapshot table of '%s'",
                                block_node_display_name(q->node));
     }
@@ -195,6 +200,9 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
         q->snapshots_offset = old_offset;
         q->snapshots_size = old_size;
         q->snapshot_count = old_count;
+        if (offset != 0 && !atomic_load(&q->broken)) { /* else nobody knows what the header names */
+            qcow2_co_free_new_clusters(q, offset, table.len);
+        }
         return r;
     }
     if (old_size > 0) {
