@@ -4,11 +4,14 @@
  *
  * The size, and the place and size of the L1 table lie in the header's first sector and are switched together (R3).
  *
- *   grow     bitmaps in use -> longer L1 table elsewhere -> zero what a backing file would show, and the rest of the
- *            last cluster -> switch -> bitmaps stored with the new size
+ *   grow     bitmaps in use -> longer L1 table elsewhere -> drop what is mapped beyond the end, zero what a backing
+ *            file would show, and the rest of the last cluster -> switch -> bitmaps stored with the new size
  *   shrink   bitmaps in use -> switch -> drop what lies beyond -> bitmaps stored
  *
  * A crash before bitmaps are stored again finds them in use, that is inconsistent; the image opens in any case.
+ *
+ * There may be something beyond the end: a crash came before it was dropped, or a snapshot with the state of a machine
+ * behind its disk was applied. A disk that grows over it has to read as zeroes there.
  */
 #include "qcow2/resize.h"
 
@@ -119,9 +122,13 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
         l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
     }
     r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, true, &offset);
-    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        return failed(q, "a longer L1 table can't be written", r, err);
+    }
+    r = qcow2_co_commit(q);
     r = r < 0 ? r : qcow2_set_active_l1(q, l1, entries);
     if (r < 0) {
+        qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
         return failed(q, "a longer L1 table can't be written", r, err);
     }
     q->l1_offset = offset;
@@ -130,7 +137,13 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     if (r < 0) {
         q->l1_offset = old_offset;
         q->l1_size = old_entries;
+        if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
+            qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
+        }
         return r;
+    }
+    if (old_entries == 0) {
+        return 0; /* it had no clusters */
     }
     co_mutex_lock(&q->lock);
     r = qcow2_free_later_locked(q, old_offset, round_up((uint64_t)old_entries * 8, q->cluster_size),
@@ -162,6 +175,22 @@ static int co_zero_rest_of_cluster(struct qcow2 *q, uint64_t size)
     return zeroes ? qcow2_co_pwritev(q->node, size, iov_from_buf(&vec, zeroes, rest), 0) : -ENOMEM;
 }
 
+/* Version 2 has no zero flag: what hides a backing file is data. */
+static int co_write_zero_data(struct qcow2 *q, uint64_t offset, uint64_t end)
+{
+    size_t step = MAX(q->cluster_size, 64 * KiB);
+    AUTO_FREE uint8_t *zeroes = calloc(1, step);
+    int r = zeroes ? 0 : -ENOMEM;
+
+    for (; offset < end && r == 0; offset += step) {
+        struct iovec vec;
+
+        r = qcow2_co_pwritev(q->node, offset, iov_from_buf(&vec, zeroes, MIN(step, end - offset)),
+                             0);
+    }
+    return r;
+}
+
 static int co_hide_backing(struct qcow2 *q, uint64_t from, uint64_t to)
 {
     uint64_t first = round_up(from, q->cluster_size), end;
@@ -169,9 +198,20 @@ static int co_hide_backing(struct qcow2 *q, uint64_t from, uint64_t to)
     if (!q->node->backing) {
         return 0;
     }
-    end = MIN(to, block_edge_size(q->node->backing));
-    return end > first ? qcow2_co_zero_clusters(q, first, round_up(end - first, q->cluster_size))
-                       : 0;
+    end = round_up(MIN(to, block_edge_size(q->node->backing)), q->cluster_size);
+    if (end <= first) {
+        return 0;
+    }
+    return q->version < 3 ? co_write_zero_data(q, first, end)
+                          : qcow2_co_zero_clusters(q, first, end - first);
+}
+
+/* Guest bytes behind the clusters of a disk of `size` bytes that the L1 table can map. */
+static int co_drop_beyond(struct qcow2 *q, uint64_t size)
+{
+    uint64_t first = round_up(size, q->cluster_size), end = q->l1_size * qcow2_l2_span(q);
+
+    return end > first ? qcow2_co_drop_clusters(q, first, end - first) : 0;
 }
 
 /* What a VM state left behind the end would become part of the disk. Snapshots keep theirs. */
@@ -207,7 +247,8 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
     if (r < 0) {
         return r;
     }
-    r = co_zero_rest_of_cluster(q, old_size);
+    r = co_drop_beyond(q, old_size);
+    r = r < 0 ? r : co_zero_rest_of_cluster(q, old_size);
     r = r < 0 ? r : co_hide_backing(q, old_size, size);
     if (r < 0) {
         return failed(q, "the new area can't be zeroed", r, err);
@@ -238,15 +279,14 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
     return r;
 }
 
-static int co_shrink(struct qcow2 *q, uint64_t old_size, uint64_t size, struct error *err)
+static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
 {
-    uint64_t first = round_up(size, q->cluster_size), end = round_up(old_size, q->cluster_size);
     int r = co_switch_size(q, size, err);
 
     if (r < 0) {
         return r;
     }
-    r = end > first ? qcow2_co_drop_clusters(q, first, end - first) : 0;
+    r = co_drop_beyond(q, size);
     r = r < 0 ? r : qcow2_co_commit(q);
     block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_FREE_L2_CLUSTERS);
     r = r < 0 ? r : co_drop_tables(q, size);
@@ -283,8 +323,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if (q->data_file_raw && (r = block_co_truncate(q->data, size, BLOCK_PREALLOC_OFF, err)) < 0) {
         return r;
     }
-    r = size >= old_size ? co_grow(q, old_size, size, prealloc, err)
-                         : co_shrink(q, old_size, size, err);
+    r = size >= old_size ? co_grow(q, old_size, size, prealloc, err) : co_shrink(q, size, err);
     if (r < 0 || list_is_empty(&node->bitmaps)) {
         return r;
     }
