@@ -169,7 +169,8 @@ static int co_expand_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
 static int co_expand_zero_clusters(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
-    uint64_t size = block_node_size(q->node), at = 0;
+    /* Also what lies beyond the end of the disk, the state of a machine perhaps: version 2 knows no zero flag anywhere. */
+    uint64_t size = q->l1_size * qcow2_l2_span(q), at = 0;
     int r = 0;
 
     while (at < size && r == 0) {
@@ -236,6 +237,7 @@ static int co_check_snapshots_for_zeroes(struct qcow2 *q, struct error *err)
 static int co_downgrade(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
+    uint64_t incompatible = q->incompatible, compatible = q->compatible, autoclear = q->autoclear;
     int r;
 
     if ((r = check_downgrade(q, err)) < 0 || (r = co_check_snapshots_for_zeroes(q, err)) < 0 ||
@@ -244,13 +246,26 @@ static int co_downgrade(struct amend *a, struct error *err)
     }
     q->version = 2;
     q->incompatible = q->compatible = q->autoclear = 0;
-    return qcow2_co_write_header(q, err);
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        q->version = 3;
+        q->incompatible = incompatible;
+        q->compatible = compatible;
+        q->autoclear = autoclear;
+    }
+    return r;
 }
 
 static int co_upgrade(struct amend *a, struct error *err)
 {
+    int r;
+
     a->q->version = 3;
-    return qcow2_co_write_header(a->q, err);
+    r = qcow2_co_write_header(a->q, err);
+    if (r < 0) {
+        a->q->version = 2;
+    }
+    return r;
 }
 
 /* --- refcount width -------------------------------------------------------------------------- */
@@ -298,6 +313,7 @@ static int co_apply(struct amend *a, struct error *err)
     if (a->lazy_refcounts != !!(q->compatible & COMPAT_LAZY_REFCOUNTS)) {
         q->compatible ^= COMPAT_LAZY_REFCOUNTS;
         if ((r = qcow2_co_write_header(q, err)) < 0) {
+            q->compatible ^= COMPAT_LAZY_REFCOUNTS;
             return r;
         }
     }

@@ -150,5 +150,10 @@ int qcow2_co_rebuild_refcounts(struct qcow2 *q, const uint32_t *counts, uint64_t
         return error_set_errno(err, -r, "Could not write new refcounts of '%s'",
                                block_node_display_name(q->node));
     }
-    return qcow2_co_write_header(q, err);
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        /* What we have in memory is not what the header names. */
+        atomic_store(&q->broken, true);
+    }
+    return r;
 }
