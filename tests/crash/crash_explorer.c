@@ -45,7 +45,7 @@ struct explorer {
     uint64_t size;
     uint32_t cluster_size; /* 0: another one for each workload */
     unsigned sessions, ops;
-    bool no_bitmaps;
+    bool no_bitmaps, guest_only;
     const char *plant;
     bool keep_going;
     uint64_t dump; /* write so many of the states to files, for other programs to look at */
@@ -138,7 +138,8 @@ static void report(struct explorer *x, const struct workload *w, const struct cr
 
 static void print_guest_op(const struct model_op *op, size_t number)
 {
-    static const char *const kinds[] = {"write", "zeroes", "discard", "flush"};
+    static const char *const kinds[] = {"write",  "zeroes",   "discard", "flush",
+                                        "resize", "snapshot", "apply",   "delete"};
 
     printf("  %5" PRIu64 " %5" PRId64 "  guest %zu %-8s sectors %" PRIu64 " + %" PRIu64 "\n",
            op->begin, (int64_t)op->end, number, kinds[op->kind], op->sector, op->sectors);
@@ -262,7 +263,9 @@ static void co_run_workload(struct explorer *x, uint64_t seed, uint64_t wanted)
             x->cluster_size ? x->cluster_size : cluster_sizes[seed % ARRAY_SIZE(cluster_sizes)],
         .sessions = x->sessions,
         .ops = x->ops,
-        .bitmaps = !x->no_bitmaps,
+        /* A snapshot can't be applied where there are bitmaps: in half of the workloads. */
+        .bitmaps = !x->no_bitmaps && (x->guest_only || seed / 5 % 2 == 0),
+        .guest_only = x->guest_only,
     };
     ERROR_AUTO(err);
 
@@ -310,6 +313,7 @@ static const char usage_text[] =
     "  --sessions N       times that a workload opens the image (3)\n"
     "  --ops N            guest requests per session (90)\n"
     "  --no-bitmaps       no persistent bitmaps\n"
+    "  --guest-only       no internal snapshots, no changes of size\n"
     "  --only K           check state K of the first workload only, and print what was written\n"
     "  --dump N           write the first N states that count to crash-SEED-STATE.qcow2\n"
     "  --keep-going       don't stop at the first failure\n"
@@ -324,6 +328,7 @@ enum {
     OPT_SESSIONS,
     OPT_OPS,
     OPT_NO_BITMAPS,
+    OPT_GUEST_ONLY,
     OPT_ONLY,
     OPT_DUMP,
     OPT_KEEP_GOING,
@@ -339,6 +344,7 @@ static const struct option long_options[] = {
     {"sessions", required_argument, NULL, OPT_SESSIONS},
     {"ops", required_argument, NULL, OPT_OPS},
     {"no-bitmaps", no_argument, NULL, OPT_NO_BITMAPS},
+    {"guest-only", no_argument, NULL, OPT_GUEST_ONLY},
     {"only", required_argument, NULL, OPT_ONLY},
     {"dump", required_argument, NULL, OPT_DUMP},
     {"keep-going", no_argument, NULL, OPT_KEEP_GOING},
@@ -363,8 +369,9 @@ static int take_option(struct explorer *x, int option)
     uint64_t value = 0;
     ERROR_AUTO(err);
 
-    if (option != OPT_NO_BITMAPS && option != OPT_KEEP_GOING && option != OPT_PLANT &&
-        option != OPT_HELP && (option == '?' || size_parse(optarg, "number", &value, &err) < 0)) {
+    if (option != OPT_NO_BITMAPS && option != OPT_GUEST_ONLY && option != OPT_KEEP_GOING &&
+        option != OPT_PLANT && option != OPT_HELP &&
+        (option == '?' || size_parse(optarg, "number", &value, &err) < 0)) {
         fprintf(report_file, "%s\n", option == '?' ? "try --help" : error_message(&err));
         return 3;
     }
@@ -389,6 +396,9 @@ static int take_option(struct explorer *x, int option)
         break;
     case OPT_NO_BITMAPS:
         x->no_bitmaps = true;
+        break;
+    case OPT_GUEST_ONLY:
+        x->guest_only = true;
         break;
     case OPT_ONLY:
         x->only = (int64_t)value;

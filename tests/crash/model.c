@@ -32,6 +32,9 @@ void model_clear(struct model *m)
     for (uint64_t i = 0; i < m->sectors; i++) {
         free(m->sector_ops[i]);
     }
+    for (unsigned i = 0; i < m->snapshot_count; i++) {
+        free(m->snapshots[i].values);
+    }
     free(m->sector_ops);
     free(m->sector_counts);
     free(m->ops);
@@ -71,6 +74,32 @@ uint32_t model_begin(struct model *m, enum model_kind kind, uint64_t sector, uin
 void model_end(struct model *m, uint32_t op, uint64_t now)
 {
     m->ops[op].end = now;
+}
+
+/* --- sizes ------------------------------------------------------------------------------------------ */
+
+struct model_size *model_add_size(struct model *m, uint64_t sectors, uint64_t now)
+{
+    struct model_size *s = &m->sizes[m->size_count++];
+
+    *s = (struct model_size){.begin = now, .end = MODEL_PENDING, .sectors = sectors};
+    return s;
+}
+
+uint64_t model_sectors_now(const struct model *m)
+{
+    return m->sizes[m->size_count - 1].sectors;
+}
+
+bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash)
+{
+    bool allowed = false;
+
+    for (unsigned i = 0; i < m->size_count && m->sizes[i].begin <= crash; i++) {
+        allowed &= m->sizes[i].end > crash;
+        allowed |= m->sizes[i].sectors == sectors;
+    }
+    return allowed;
 }
 
 /* --- stamps ---------------------------------------------------------------------------------------- */
@@ -137,9 +166,18 @@ uint64_t model_stable_until(const struct model *m, uint64_t crash)
     return stable;
 }
 
-static uint32_t op_value(const struct model *m, uint32_t op)
+static uint32_t op_value(const struct model *m, uint32_t op, uint64_t sector)
 {
+    if (m->ops[op].kind == MODEL_SNAPSHOT_APPLY) {
+        return m->ops[op].values[sector];
+    }
     return m->ops[op].kind == MODEL_WRITE ? op : MODEL_ZERO;
+}
+
+/* Whether a request is sure to have happened. */
+static bool is_stable(const struct model_op *op, uint64_t crash, uint64_t stable)
+{
+    return op->end <= stable || (op->kind > MODEL_FLUSH && op->end <= crash);
 }
 
 bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64_t crash,
@@ -153,7 +191,7 @@ bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64
         count--;
     }
     for (uint32_t i = 0; i < count; i++) {
-        if (m->ops[ops[i]].end <= stable) {
+        if (is_stable(&m->ops[ops[i]], crash, stable)) {
             first = i;
             any_stable = true;
         }
@@ -162,14 +200,14 @@ bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64
         return true;
     }
     for (uint32_t i = first; i < count; i++) {
-        if (op_value(m, ops[i]) == value) {
+        if (op_value(m, ops[i], sector) == value) {
             return true;
         }
         if (m->ops[ops[i]].kind != MODEL_DISCARD) {
             continue;
         }
         for (uint32_t k = 0; k < i; k++) {
-            if (op_value(m, ops[k]) == value) {
+            if (op_value(m, ops[k], sector) == value) {
                 return true;
             }
         }
@@ -187,7 +225,7 @@ uint32_t model_value_at(const struct model *m, uint64_t sector, uint64_t when)
         if (m->ops[op].begin > when) {
             break;
         }
-        value = op_value(m, op);
+        value = op_value(m, op, sector);
     }
     return value;
 }
@@ -206,7 +244,8 @@ bool model_discarded(const struct model *m, uint64_t sector, uint64_t since, uin
 
 void model_describe(const struct model *m, uint32_t value, char *buf, size_t size)
 {
-    static const char *const kinds[] = {"write", "zeroes", "discard", "flush"};
+    static const char *const kinds[] = {"write",  "zeroes",   "discard", "flush",
+                                        "resize", "snapshot", "apply",   "delete"};
 
     if (value == MODEL_ZERO) {
         snprintf(buf, size, "zeroes");

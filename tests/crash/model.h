@@ -17,12 +17,36 @@
 #define MODEL_GARBAGE (UINT32_MAX - 1) /* value: nothing that the guest wrote here */
 #define MODEL_PENDING UINT64_MAX       /* end of a request that has not been answered */
 
-enum model_kind { MODEL_WRITE, MODEL_ZEROES, MODEL_DISCARD, MODEL_FLUSH };
+enum model_kind {
+    MODEL_WRITE,
+    MODEL_ZEROES,
+    MODEL_DISCARD,
+    MODEL_FLUSH,
+    /* No request is in flight beside these, and they are stable when they are answered. */
+    MODEL_RESIZE, /* `sector` is the new size; sectors behind it, if the disk had them, are lost */
+    MODEL_SNAPSHOT_CREATE,
+    MODEL_SNAPSHOT_APPLY, /* all sectors become what `values` says */
+    MODEL_SNAPSHOT_DELETE,
+};
 
 struct model_op {
     enum model_kind kind;
     uint64_t sector, sectors;
-    uint64_t begin, end; /* record_tick() before it was sent and after it was answered */
+    uint64_t begin, end;    /* record_tick() before it was sent and after it was answered */
+    const uint32_t *values; /* MODEL_SNAPSHOT_APPLY: by sector; of the snapshot */
+};
+
+/* The size of the disk from a time between begin and end on. */
+struct model_size {
+    uint64_t begin, end;
+    uint64_t sectors;
+};
+
+struct model_snapshot {
+    char name[16];
+    uint64_t create_begin, create_end, delete_begin; /* MODEL_PENDING: never */
+    uint64_t sectors;                                /* size of its disk */
+    uint32_t *values;                                /* by sector, for all that the model has */
 };
 
 struct model_bitmap {
@@ -40,10 +64,11 @@ struct model_session {
 
 #define MODEL_MAX_BITMAPS 8
 #define MODEL_MAX_SESSIONS 16
-#define MODEL_MAX_BASES 32
+#define MODEL_MAX_SIZES 128
+#define MODEL_MAX_SNAPSHOTS 64
 
 struct model {
-    uint64_t sectors;
+    uint64_t sectors; /* that the disk has at most */
     struct model_op *ops;
     size_t count, capacity;
     /* Requests on each sector, in order: sector_ops[s][0 .. sector_counts[s]) are numbers of ops. */
@@ -54,10 +79,21 @@ struct model {
     unsigned bitmap_count;
     struct model_session sessions[MODEL_MAX_SESSIONS];
     unsigned session_count;
+    struct model_size sizes[MODEL_MAX_SIZES]; /* the first is that of the new image */
+    unsigned size_count;
+    struct model_snapshot snapshots[MODEL_MAX_SNAPSHOTS];
+    unsigned snapshot_count;
 };
 
 void model_init(struct model *m, uint64_t size);
 void model_clear(struct model *m);
+
+/* The size changes: `begin` is now, `end` is to be set. */
+struct model_size *model_add_size(struct model *m, uint64_t sectors, uint64_t now);
+/* Sectors that the disk has, no resize being in flight. */
+uint64_t model_sectors_now(const struct model *m);
+/* Whether the disk may have that many sectors after a crash at `crash`. */
+bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash);
 
 /* A request is sent; its number. */
 uint32_t model_begin(struct model *m, enum model_kind kind, uint64_t sector, uint64_t sectors,

@@ -10,10 +10,12 @@
 #include "block/bitmaps.h"
 #include "block/driver.h"
 #include "block/gate.h"
+#include "random.h"
 
 #define CHUNK (64 * KiB)
 #define CHUNK_SECTORS (CHUNK / MODEL_SECTOR)
-#define WHOLE_DISK_EVERY 16u /* states; else only where the guest ever did something */
+#define HEADER_INCOMPATIBLE 79u /* the byte of the header with the dirty bit, bit 0 */
+#define WHOLE_DISK_EVERY 16u    /* states; else only where the guest ever did something */
 
 struct verifier {
     struct workload *w;
@@ -22,6 +24,8 @@ struct verifier {
     struct block_edge *edge;
     uint64_t stable;  /* model_stable_until() the crash */
     uint32_t *values; /* by sector, as read; MODEL_ZERO where nothing was read */
+    uint64_t sectors; /* that the disk has */
+    const struct model_snapshot *snapshot; /* that the node shows; NULL: the disk itself */
 };
 
 static int wrong(struct error *err, const char *what)
@@ -66,6 +70,12 @@ static int check_sector(struct verifier *v, uint64_t sector, const uint8_t *data
     uint32_t value = model_value(data, sector);
     char found[128], expected[128];
 
+    if (v->snapshot) {
+        return value == v->snapshot->values[sector]
+                   ? 0
+                   : error_set(err, EILSEQ, "sector %llu of '%s' has changed",
+                               (unsigned long long)sector, v->snapshot->name);
+    }
     v->values[sector] = value;
     if (model_allows(m, sector, value, v->state->time, v->stable)) {
         return 0;
@@ -85,8 +95,8 @@ static int co_check_data(struct verifier *v, struct error *err)
     bool all = v->state->index % WHOLE_DISK_EVERY == 0;
     int ret = data ? 0 : -ENOMEM;
 
-    for (uint64_t first = 0; first < m->sectors && ret == 0; first += CHUNK_SECTORS) {
-        uint64_t end = MIN(first + CHUNK_SECTORS, m->sectors);
+    for (uint64_t first = 0; first < v->sectors && ret == 0; first += CHUNK_SECTORS) {
+        uint64_t end = MIN(first + CHUNK_SECTORS, v->sectors);
 
         if (!all && !chunk_is_touched(m, first, end)) {
             continue;
@@ -135,7 +145,7 @@ static int check_covers(struct verifier *v, const struct model_bitmap *b,
     if (b->base > v->state->time) {
         return 0; /* while it is created or cleared, what it began with is not determined */
     }
-    for (uint64_t sector = 0; sector < m->sectors; sector++) {
+    for (uint64_t sector = 0; sector < v->sectors; sector++) {
         uint32_t before;
 
         if (m->sector_counts[sector] == 0) {
@@ -195,9 +205,70 @@ static int check_bitmaps(struct verifier *v, struct error *err)
     return ret;
 }
 
+/* --- snapshots --------------------------------------------------------------------------------------- */
+
+/* One of those that may be there; the list must have those that were made and not deleted. */
+static int pick_snapshot(struct verifier *v, const struct block_snapshot_info *infos, size_t count,
+                         const struct model_snapshot **ret, struct error *err)
+{
+    const struct model *m = &v->w->model;
+    unsigned seen = 0;
+
+    *ret = NULL;
+    for (unsigned i = 0; i < m->snapshot_count; i++) {
+        const struct model_snapshot *s = &m->snapshots[i];
+        bool there = false;
+
+        for (size_t k = 0; k < count; k++) {
+            there |= strcmp(infos[k].name, s->name) == 0;
+        }
+        if (there && random_mix(v->state->hash + i) % ++seen == 0) {
+            *ret = s;
+        }
+        if (!there && s->create_end <= v->state->time && s->delete_begin > v->state->time) {
+            return error_set(err, EILSEQ, "snapshot '%s' is gone", s->name);
+        }
+    }
+    return seen == count ? 0 : wrong(err, "there are snapshots that were not made");
+}
+
+/* All are listed, and one of them holds what it shall. The node shows that one afterwards. */
+static int co_check_snapshots(struct verifier *v, struct error *err)
+{
+    struct block_snapshot_info *infos = NULL;
+    size_t count = 0;
+    int ret = v->node->driver->co_snapshot_list(v->node, &infos, &count, err);
+
+    ret = ret < 0 ? ret : pick_snapshot(v, infos, count, &v->snapshot, err);
+    free(infos);
+    if (ret < 0 || !v->snapshot) {
+        return ret;
+    }
+    ret = v->node->driver->co_snapshot_show(v->node, NULL, v->snapshot->name, err);
+    v->sectors = block_node_size(v->node) / MODEL_SECTOR;
+    if (ret == 0 && v->sectors != v->snapshot->sectors) {
+        ret = wrong(err, "a snapshot has another size than it had");
+    }
+    ret = ret < 0 ? ret : co_check_data(v, err);
+    v->snapshot = NULL;
+    return ret;
+}
+
 /* --- all of it ----------------------------------------------------------------------------------------- */
 
-static int co_check_open_image(struct verifier *v, bool writable, struct error *err)
+static int co_try_to_write(struct verifier *v, struct error *err)
+{
+    /* The last sector can be written and made stable: what was leaked or lost does not stand in the way. */
+    uint64_t offset = (v->sectors - 1) * MODEL_SECTOR;
+    uint8_t data[MODEL_SECTOR];
+    int ret = block_co_pread(v->edge, offset, data, MODEL_SECTOR);
+
+    ret = ret < 0 ? ret : block_co_pwrite(v->edge, offset, data, MODEL_SECTOR, 0);
+    ret = ret < 0 ? ret : block_co_flush(v->edge);
+    return ret < 0 ? error_set_errno(err, -ret, "writing to the image failed") : 0;
+}
+
+static int co_check_contents(struct verifier *v, bool writable, struct error *err)
 {
     struct block_root *root;
     unsigned perm = BLOCK_PERM_CONSISTENT_READ | (writable ? BLOCK_PERM_WRITE : 0);
@@ -208,24 +279,21 @@ static int co_check_open_image(struct verifier *v, bool writable, struct error *
         return ret;
     }
     v->edge = block_root_edge(root);
-    if (writable) {
-        /* The last sector can be allocated and made stable: what was leaked or lost does not stand in the way. */
-        uint8_t data[MODEL_SECTOR] = {0};
-
-        ret = block_co_pwrite(v->edge, v->w->size - MODEL_SECTOR, data, MODEL_SECTOR, 0);
-        ret = ret < 0 ? ret : block_co_flush(v->edge);
-        if (ret < 0) {
-            error_set_errno(err, -ret, "writing to the image failed");
-        }
+    v->sectors = block_node_size(v->node) / MODEL_SECTOR;
+    if (!model_allows_size(&v->w->model, v->sectors, v->state->time)) {
+        ret = wrong(err, "the disk has a size that it can't have");
     } else {
-        ret = co_check_data(v, err);
+        ret = writable ? co_try_to_write(v, err) : co_check_data(v, err);
     }
     ret = ret < 0 ? ret : check_bitmaps(v, err);
+    if (ret == 0 && !writable) {
+        ret = co_check_snapshots(v, err);
+    }
     block_co_root_release(root);
     return ret;
 }
 
-static int co_open_and_check(struct verifier *v, bool writable, bool contents, const char *when,
+static int co_open_and_check(struct verifier *v, bool writable, bool metadata, const char *when,
                              struct error *err)
 {
     int ret = crash_co_open_qcow2("crashed", writable, &v->node, err);
@@ -234,17 +302,22 @@ static int co_open_and_check(struct verifier *v, bool writable, bool contents, c
         error_prepend(err, "opening %s: ", when);
         return ret;
     }
-    if (!writable) {
+    if (metadata) {
         ret = co_check_image(v->node, when, err);
     }
-    if (ret == 0 && contents) {
-        ret = co_check_open_image(v, writable, err);
-    }
-    if (ret == 0 && writable) {
+    ret = ret < 0 ? ret : co_check_contents(v, writable, err);
+    if (ret < 0) {
+        error_prepend(err, "%s: ", when);
+    } else if (writable) {
         ret = block_co_inactivate(v->node, err);
     }
     block_co_unref(v->node);
     return ret;
+}
+
+static bool is_dirty(const struct crash_state *state)
+{
+    return state->size > HEADER_INCOMPATIBLE && (state->data[HEADER_INCOMPATIBLE] & 1);
 }
 
 int verify_co_state(struct workload *w, const struct crash_state *state, struct block_node *disk,
@@ -262,9 +335,9 @@ int verify_co_state(struct workload *w, const struct crash_state *state, struct 
         v.values[i] = MODEL_ZERO;
     }
     record_disk_load(disk, state->data, state->size);
-    ret = co_open_and_check(&v, false, true, "read-only", err);
-    ret = ret < 0 ? ret : co_open_and_check(&v, true, true, "for writing", err);
-    ret = ret < 0 ? ret : co_open_and_check(&v, false, false, "after writing", err);
+    ret = co_open_and_check(&v, false, !is_dirty(state), "read-only", err);
+    ret = ret < 0 ? ret : co_open_and_check(&v, true, false, "for writing", err);
+    ret = ret < 0 ? ret : co_open_and_check(&v, false, true, "after writing", err);
     free(v.values);
     return ret;
 }

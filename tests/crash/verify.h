@@ -10,8 +10,10 @@
 /*
  * Load the state into `disk` (a record disk named "crashed") and check, with the image opened read-only and then writable:
  *
- *   - it opens, `check` finds no corruption, only leaks, and no more after the image was opened for writing and closed;
- *   - each sector holds what model_allows();
+ *   - it opens, `check` finds no corruption, only leaks, and no more after the image was opened for writing and closed; an
+ *     image that is marked dirty is checked only after it was opened for writing;
+ *   - it has a size that it may have, and each sector holds what model_allows();
+ *   - internal snapshots that were made and not deleted are there, and hold what they held when they were made;
  *   - a persistent bitmap that was stored is there; it is inconsistent, or covers all that differs from the time it was
  *     begun, and it is consistent if the image was closed.
  *

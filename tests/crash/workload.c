@@ -16,7 +16,8 @@
 #include "random.h"
 
 #define WORKERS 4u
-#define BATCHES 3u /* bitmaps change between batches, when no request is in flight */
+#define BATCHES                                                                                    \
+    3u /* twice as many with snapshots and changes of size; bitmaps change between batches, when no request is in flight */
 #define MAX_CLUSTERS_AT_ONCE 3u
 #define HOT_SHARE 4u /* one of so many requests goes to the hot area */
 #define HOT_SIZE (256 * KiB)
@@ -78,7 +79,8 @@ static int co_make_image(struct workload *w, struct block_node *disk, struct err
         return error_set_errno(err, errno, "Could not make a file for the empty image");
     }
     options_set_uint(opts, "cluster_size", w->cluster_size);
-    ret = block_co_create_image("qcow2", name, w->size, opts, err);
+    ret = block_co_create_image("qcow2", name, model_sectors_now(&w->model) * MODEL_SECTOR, opts,
+                                err);
     size = lseek(fd, 0, SEEK_END);
     if (ret == 0 && size > 0) {
         data = malloc((size_t)size);
@@ -106,7 +108,7 @@ static void run_fail(struct run *r, int ret, const char *what, uint64_t sector)
 
 static void pick_range(struct run *r, uint64_t *sector, uint64_t *sectors)
 {
-    uint64_t total = r->w->model.sectors, area = total;
+    uint64_t total = model_sectors_now(&r->w->model), area = total;
     uint64_t longest = MAX_CLUSTERS_AT_ONCE * r->w->cluster_size / MODEL_SECTOR;
 
     if (random_below(&r->random, HOT_SHARE) == 0) {
@@ -315,18 +317,191 @@ static int co_change_bitmaps(struct run *r, struct block_node *node)
     return what == 1 ? co_clear_bitmap(r, bitmap, b) : 0;
 }
 
+/* --- snapshots and size ------------------------------------------------------------------------------ */
+
+/* Sectors of a disk of any size from a quarter of the largest on; often whole clusters. */
+static uint64_t random_size(const struct workload *w, uint64_t *random)
+{
+    uint64_t most = w->size / MODEL_SECTOR, least = most / 4;
+    uint64_t sectors = least + random_below(random, most - least + 1);
+
+    return random_below(random, 2) ? MAX(round_down(sectors, w->cluster_size / MODEL_SECTOR), least)
+                                   : sectors;
+}
+
+static uint64_t first_size(const struct workload *w)
+{
+    uint64_t random = random_mix(w->seed + 99);
+
+    return w->guest_only ? w->size / MODEL_SECTOR : random_size(w, &random);
+}
+
+static int co_resize(struct run *r, struct block_node *node)
+{
+    struct workload *w = r->w;
+    uint64_t old = model_sectors_now(&w->model), sectors = random_size(w, &r->random);
+    enum block_prealloc prealloc = BLOCK_PREALLOC_OFF;
+    struct model_size *size;
+    uint64_t now;
+    uint32_t op;
+    int ret;
+
+    if (w->model.size_count == MODEL_MAX_SIZES) {
+        return 0;
+    }
+    if (sectors > old && random_below(&r->random, 4) == 0) {
+        prealloc = BLOCK_PREALLOC_METADATA;
+    }
+    now = record_tick(&w->log);
+    size = model_add_size(&w->model, sectors, now);
+    op = model_begin(&w->model, MODEL_RESIZE, sectors, old > sectors ? old - sectors : 0, now);
+    ret = block_co_truncate(r->guest, sectors * MODEL_SECTOR, prealloc, r->err);
+    size->end = record_tick(&w->log);
+    model_end(&w->model, op, size->end);
+    return ret;
+}
+
+/* What the disk reads as now, by sector. */
+static int co_read_values(struct run *r, uint32_t *values)
+{
+    const struct model *m = &r->w->model;
+    uint8_t data[MODEL_SECTOR];
+    int ret = 0;
+
+    for (uint64_t i = 0; i < m->sectors && ret == 0; i++) {
+        values[i] = MODEL_ZERO;
+        if (m->sector_counts[i] > 0 && i < model_sectors_now(m)) {
+            ret = block_co_pread(r->guest, i * MODEL_SECTOR, data, sizeof(data));
+            values[i] = model_value(data, i);
+        }
+    }
+    return ret;
+}
+
+static int co_create_snapshot(struct run *r, struct block_node *node)
+{
+    struct model *m = &r->w->model;
+    struct model_snapshot *s = &m->snapshots[m->snapshot_count];
+    uint32_t op;
+    int ret;
+
+    if (m->snapshot_count == MODEL_MAX_SNAPSHOTS) {
+        return 0;
+    }
+    *s = (struct model_snapshot){.sectors = model_sectors_now(m),
+                                 .create_end = MODEL_PENDING,
+                                 .delete_begin = MODEL_PENDING};
+    s->values = calloc(m->sectors, sizeof(*s->values));
+    ret = s->values ? co_read_values(r, s->values) : -ENOMEM;
+    m->snapshot_count++;
+    if (ret < 0) {
+        return error_set_errno(r->err, -ret, "reading what the snapshot holds failed");
+    }
+    snprintf(s->name, sizeof(s->name), "snapshot%u", m->snapshot_count);
+    s->create_begin = record_tick(&r->w->log);
+    op = model_begin(m, MODEL_SNAPSHOT_CREATE, 0, 0, s->create_begin);
+    block_co_drain_begin(node);
+    ret = node->driver->co_snapshot_create(node, s->name, r->err);
+    block_co_drain_end(node);
+    s->create_end = record_tick(&r->w->log);
+    model_end(m, op, s->create_end);
+    return ret;
+}
+
+static int co_apply_snapshot(struct run *r, struct block_node *node, struct model_snapshot *s)
+{
+    struct model *m = &r->w->model;
+    uint64_t now = record_tick(&r->w->log);
+    struct model_size *size;
+    uint32_t op;
+    int ret;
+
+    if (m->size_count == MODEL_MAX_SIZES) {
+        return 0;
+    }
+    size = model_add_size(m, s->sectors, now);
+    op = model_begin(m, MODEL_SNAPSHOT_APPLY, 0, m->sectors, now);
+    m->ops[op].values = s->values;
+    block_co_drain_begin(node);
+    ret = node->driver->co_snapshot_apply(node, s->name, r->err);
+    block_co_drain_end(node);
+    size->end = record_tick(&r->w->log);
+    model_end(m, op, size->end);
+    if (ret == 0) {
+        ret = co_read_back(r, 0, s->sectors);
+        if (ret < 0) {
+            error_set_errno(r->err, -ret, "the disk is not what it was when '%s' was made",
+                            s->name);
+        }
+    }
+    return ret;
+}
+
+static int co_delete_snapshot(struct run *r, struct block_node *node, struct model_snapshot *s)
+{
+    struct model *m = &r->w->model;
+    uint32_t op;
+    int ret;
+
+    s->delete_begin = record_tick(&r->w->log);
+    op = model_begin(m, MODEL_SNAPSHOT_DELETE, 0, 0, s->delete_begin);
+    block_co_drain_begin(node);
+    ret = node->driver->co_snapshot_delete(node, s->name, r->err);
+    block_co_drain_end(node);
+    model_end(m, op, record_tick(&r->w->log));
+    return ret;
+}
+
+/* Any of those that are there; NULL if there is none. */
+static struct model_snapshot *pick_snapshot(struct run *r)
+{
+    struct model *m = &r->w->model;
+    struct model_snapshot *live[MODEL_MAX_SNAPSHOTS];
+    unsigned count = 0;
+
+    for (unsigned i = 0; i < m->snapshot_count; i++) {
+        if (m->snapshots[i].delete_begin == MODEL_PENDING) {
+            live[count++] = &m->snapshots[i];
+        }
+    }
+    return count ? live[random_below(&r->random, count)] : NULL;
+}
+
+/* No request is in flight. */
+static int co_change_disk(struct run *r, struct block_node *node)
+{
+    uint64_t what = random_below(&r->random, 10);
+    struct model_snapshot *s = pick_snapshot(r);
+
+    if (what < 3) {
+        return co_resize(r, node);
+    }
+    if (what < 6) {
+        return co_create_snapshot(r, node);
+    }
+    if (what < 8 && s) {
+        return co_delete_snapshot(r, node, s);
+    }
+    return what == 8 && s && !r->w->bitmaps ? co_apply_snapshot(r, node, s) : 0;
+}
+
 /* --- sessions ---------------------------------------------------------------------------------------- */
 
 static int co_run_batches(struct run *r, struct block_node *node)
 {
     int ret = 0;
 
-    for (unsigned i = 0; i < BATCHES && ret == 0; i++) {
+    unsigned batches = r->w->guest_only ? BATCHES : 2 * BATCHES;
+
+    for (unsigned i = 0; i < batches && ret == 0; i++) {
         if (r->w->bitmaps) {
             ret = co_change_bitmaps(r, node);
         }
+        if (ret == 0 && !r->w->guest_only) {
+            ret = co_change_disk(r, node);
+        }
         if (ret == 0) {
-            co_run_batch(r, r->w->ops / BATCHES);
+            co_run_batch(r, r->w->ops / batches);
             ret = r->ret;
         }
     }
@@ -350,7 +525,8 @@ static int co_run_session(struct workload *w, unsigned index, struct error *err)
     }
     range_lock_init(&r.busy);
     co_group_init(&r.workers);
-    ret = block_co_root_new(node, "workload", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+    ret = block_co_root_new(node, "workload",
+                            BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
                             BLOCK_PERM_ALL, &root, err);
     if (ret == 0) {
         r.guest = block_root_edge(root);
@@ -374,6 +550,7 @@ int workload_co_run(struct workload *w, struct error *err)
     int ret;
 
     model_init(&w->model, w->size);
+    model_add_size(&w->model, first_size(w), 0)->end = 0;
     w->log = (struct record_log){.is_guest_data = model_is_guest_data};
     ret = crash_co_open_disk("live", &disk, err);
     if (ret < 0) {

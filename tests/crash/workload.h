@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A random, reproducible workload on a qcow2 image over a record disk: several sessions, each opens the image, lets a few
- * workers write, overwrite, zero, discard and flush at the same time, changes persistent bitmaps in between, and closes it.
+ * workers write, overwrite, zero, discard and flush at the same time, changes persistent bitmaps, internal snapshots and the
+ * size in between, and closes it.
  */
 #ifndef TIDEMARK_TESTS_WORKLOAD_H
 #define TIDEMARK_TESTS_WORKLOAD_H
@@ -13,11 +14,12 @@
 struct workload {
     /* given */
     uint64_t seed;
-    uint64_t size;         /* of the virtual disk, bytes */
+    uint64_t size;         /* of the virtual disk at most, bytes */
     uint32_t cluster_size; /* bytes */
     unsigned sessions;
     unsigned ops; /* guest requests per session */
     bool bitmaps;
+    bool guest_only; /* neither snapshots nor changes of size */
     /* made */
     struct model model;
     struct record_log log;
