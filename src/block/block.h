@@ -55,6 +55,8 @@ const struct block_driver *block_driver_of_filename(const char *filename);
 /* Iterate: NULL begins, NULL ends. */
 const struct block_driver *block_next_driver(const struct block_driver *d);
 const char *block_driver_name(const struct block_driver *d);
+/* Whether it can open an image; false for formats that are known by name only, to be refused. */
+bool block_driver_is_usable(const struct block_driver *d);
 
 /* --- open and close -------------------------------------------------------------------------------- */
 

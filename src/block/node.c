@@ -67,6 +67,11 @@ const char *block_driver_name(const struct block_driver *d)
     return d->name;
 }
 
+bool block_driver_is_usable(const struct block_driver *d)
+{
+    return d->co_preadv || d->co_preadv_snapshot;
+}
+
 const char *block_perm_names(unsigned perm, char *buf, size_t buf_size)
 {
     static const char *const names[] = {"consistent read", "write", "write unchanged", "resize"};

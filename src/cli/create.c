@@ -361,6 +361,21 @@ static int bad_size(const struct cli_new_image *image, const char *name, const c
     return 1;
 }
 
+/* "on" or "off" for any of the words for them; NULL for others. */
+static const char *bool_word(const char *value)
+{
+    static const char *const words[][4] = {{"on", "yes", "true", "y"}, {"off", "no", "false", "n"}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(words); i++) {
+        for (size_t j = 0; j < ARRAY_SIZE(words[i]); j++) {
+            if (strcmp(value, words[i][j]) == 0) {
+                return words[i][0];
+            }
+        }
+    }
+    return NULL;
+}
+
 /* Check a value by its type and bring it to the form that is printed. Returns 0 or 1 (told). */
 static int normalise(const struct cli_new_image *image, const struct block_option_desc *desc,
                      struct option_value *o)
@@ -380,14 +395,16 @@ static int normalise(const struct cli_new_image *image, const struct block_optio
             return fail(image, "Parameter '%s' expects a number", o->name);
         }
     } else if (strncmp(desc->type, "bool", 4) == 0) {
-        if (strcmp(o->value, "on") != 0 && strcmp(o->value, "off") != 0) {
+        const char *word = bool_word(o->value);
+
+        if (!word) {
             return fail(image, "Parameter '%s' expects 'on' or 'off'", o->name);
         }
-        return 0;
+        text = strdup(word);
     } else {
         return 0;
     }
-    if (asprintf(&text, "%" PRIu64, number) < 0) {
+    if (!text && asprintf(&text, "%" PRIu64, number) < 0) {
         return cli_fail("Out of memory");
     }
     free(o->value);

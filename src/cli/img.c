@@ -62,7 +62,9 @@ static void print_help(void)
         "Supported formats:",
         cli_program(), cli_program(), cli_program(), cli_program());
     for (const struct block_driver *d = block_next_driver(NULL); d; d = block_next_driver(d)) {
-        printf(" %s", block_driver_name(d));
+        if (block_driver_is_usable(d)) {
+            printf(" %s", block_driver_name(d));
+        }
     }
     printf("\n");
 }

@@ -54,4 +54,5 @@ void file_register_drivers(void)
     block_register_driver(&null_co_driver);
     block_register_driver(&null_aio_driver);
     block_register_driver(&raw_driver);
+    foreign_register_drivers();
 }

@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Formats that are known by name and by how their images begin, and refused: nobody is left to wonder, and a guest can't turn a raw
+ * image whose format is guessed into one of them.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+#include "file/drivers.h"
+
+/* Bytes that images have at an offset. */
+struct signature {
+    const struct block_driver *driver;
+    size_t offset, size;
+    const char *bytes;
+};
+
+static int foreign_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    const char *name = node->driver->name;
+
+    if (strcmp(name, "luks") == 0) {
+        error_set(err, ENOTSUP, "The format 'luks' is not supported: images can't be encrypted");
+        error_hint(err, "Decrypt it first, with QEMU's 'qemu-img convert' and the image's secret; "
+                        "with the format raw its encrypted bytes can be copied");
+    } else {
+        error_set(err, ENOTSUP, "The format '%s' is not supported", name);
+        error_hint(err, "Convert the image first, with QEMU's 'qemu-img convert -O qcow2'");
+    }
+    return -ENOTSUP;
+}
+
+static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size);
+
+#define FOREIGN(id, name_)                                                                         \
+    static int id##_probe(const uint8_t *head, size_t size);                                       \
+    static const struct block_driver id##_driver = {                                               \
+        .name = name_,                                                                             \
+        .is_format = true,                                                                         \
+        .probe = id##_probe,                                                                       \
+        .co_open = foreign_co_open,                                                                \
+    };                                                                                             \
+    static int id##_probe(const uint8_t *head, size_t size)                                        \
+    {                                                                                              \
+        return foreign_probe(&id##_driver, head, size);                                            \
+    }
+
+FOREIGN(bochs, "bochs")
+FOREIGN(cloop, "cloop")
+FOREIGN(dmg, "dmg")
+FOREIGN(luks, "luks")
+FOREIGN(parallels, "parallels")
+FOREIGN(qcow1, "qcow")
+FOREIGN(qed, "qed")
+FOREIGN(vdi, "vdi")
+FOREIGN(vhdx, "vhdx")
+FOREIGN(vmdk, "vmdk")
+FOREIGN(vpc, "vpc")
+
+static const struct signature signatures[] = {
+    {&bochs_driver, 0, 22, "Bochs Virtual HD Image"},
+    {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
+    {&dmg_driver, 0, 4, "koly"},
+    {&luks_driver, 0, 6, "LUKS\xba\xbe"},
+    {&parallels_driver, 0, 16, "WithoutFreeSpace"},
+    {&parallels_driver, 0, 16, "WithouFreSpacExt"},
+    {&qcow1_driver, 0, 8, "QFI\xfb\0\0\0\1"},
+    {&qed_driver, 0, 4, "QED"},
+    {&vdi_driver, 64, 4, "\x7f\x10\xda\xbe"},
+    {&vhdx_driver, 0, 8, "vhdxfile"},
+    {&vmdk_driver, 0, 4, "KDMV"},
+    {&vmdk_driver, 0, 4, "COWD"},
+    {&vmdk_driver, 0, 21, "# Disk DescriptorFile"},
+    {&vpc_driver, 0, 8, "conectix"},
+};
+
+static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(signatures); i++) {
+        const struct signature *s = &signatures[i];
+
+        if (s->driver == driver && size >= s->offset + s->size &&
+            memcmp(head + s->offset, s->bytes, s->size) == 0) {
+            return 100;
+        }
+    }
+    return 0;
+}
+
+void foreign_register_drivers(void)
+{
+    const struct block_driver *last = NULL;
+
+    /* The table has a line at least for each, and those of one driver follow each other. */
+    for (size_t i = 0; i < ARRAY_SIZE(signatures); i++) {
+        if (signatures[i].driver != last) {
+            last = signatures[i].driver;
+            block_register_driver(last);
+        }
+    }
+}
