@@ -41,11 +41,19 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
                                qmp_get_bool(data, "disabled", false), &s->bitmap, err);
 }
 
+/* Closing a node above the bitmap's, which the transaction may have opened, stores bitmaps: this one may be in the image. */
 static void co_add_abort(void *state)
 {
     struct add_state *s = state;
+    struct block_node *node = s->bitmap->node;
+    ERROR_AUTO(err);
 
     block_co_bitmap_detach(s->bitmap);
+    if (s->bitmap->persistent && node->driver->co_remove_stored_bitmap &&
+        node->driver->co_remove_stored_bitmap(node, s->bitmap, &err) < 0) {
+        log_error("transaction: bitmap '%s' of node '%s' can't be taken back: %s", s->bitmap->name,
+                  block_node_name(node), error_message(&err));
+    }
     block_bitmap_free_detached(s->bitmap);
 }
 
