@@ -143,6 +143,19 @@ static int refcount_is_wrong(struct qcow2 *q, uint64_t offset)
                          (unsigned long long)offset);
 }
 
+/* The table refers to a new block: in memory at once, on disk by the next commit. */
+static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t offset)
+{
+    for (uint64_t at = 0; at < q->cluster_size; at += q->ref_cache.entry_size) {
+        cache_forget(&q->ref_cache, offset + at);
+    }
+    q->reftable[index] = offset;
+    if (!q->reftable_dirty[index * 8 / SECTOR_SIZE]) {
+        q->reftable_dirty[index * 8 / SECTOR_SIZE] = 1;
+        q->reftable_dirty_count++;
+    }
+}
+
 /* Make the refcount block that counts `cluster`; it takes the first cluster of its area. */
 static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 {
@@ -175,14 +188,7 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
     if (r < 0) {
         return r;
     }
-    for (uint64_t at = 0; at < q->cluster_size; at += q->ref_cache.entry_size) {
-        cache_forget(&q->ref_cache, offset + at);
-    }
-    q->reftable[index] = offset;
-    if (!q->reftable_dirty[index * 8 / SECTOR_SIZE]) {
-        q->reftable_dirty[index * 8 / SECTOR_SIZE] = 1;
-        q->reftable_dirty_count++;
-    }
+    hook_up_refblock_locked(q, index, offset);
     return 0;
 }
 
@@ -221,6 +227,71 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
     return r;
 }
 
+/* The first area of those at the end of the table that have no refcount block. */
+static uint64_t first_uncounted_area(const struct qcow2 *q)
+{
+    uint64_t index = q->reftable_entries;
+
+    while (index > 0 && (q->reftable[index - 1] & REFTABLE_OFFSET_MASK) == 0) {
+        index--;
+    }
+    return index;
+}
+
+/* Blocks for `count` areas from `index` on, in the first clusters of the first. That one's block counts all of them on disk. */
+static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t count)
+{
+    uint64_t offset = index << q->refblock_bits << q->cluster_bits;
+    AUTO_FREE uint8_t *blocks = calloc(count, q->cluster_size);
+    int r;
+
+    if (!blocks) {
+        return -ENOMEM;
+    }
+    for (uint64_t i = 0; i < count; i++) {
+        qcow2_refcount_store(blocks, q->refcount_order, i, 1);
+    }
+    q->zero_from = MAX(q->zero_from, offset + count * q->cluster_size);
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE);
+    r = block_co_pwrite(q->node->file, offset, blocks, count * q->cluster_size, 0);
+    for (uint64_t i = 0; i < count && r == 0; i++) {
+        hook_up_refblock_locked(q, index + i, offset + i * q->cluster_size);
+    }
+    return r;
+}
+
+/*
+ * More clusters in one piece than lie between two refcount blocks where each is the first of what it counts: a long L1
+ * table where clusters are small. It goes behind all that is counted now.
+ */
+static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_offset,
+                                bool *ret_fresh)
+{
+    uint64_t span = 1ULL << q->refblock_bits, blocks = div_round_up(want, span - 1), index, first;
+    int r;
+
+    for (index = first_uncounted_area(q); index + blocks > q->reftable_entries;
+         index = first_uncounted_area(q)) {
+        r = co_grow_reftable_locked(q, index + blocks - 1);
+        if (r < 0) {
+            return r;
+        }
+    }
+    first = (index << q->refblock_bits) + blocks;
+    if (blocks > span || !is_addressable(q, first, want)) {
+        return -EFBIG;
+    }
+    r = co_new_refblocks_locked(q, index, blocks);
+    r = r < 0 ? r : qcow2_co_refcount_add_locked(q, first, want, 1);
+    if (r < 0) {
+        return r;
+    }
+    *ret_offset = first << q->cluster_bits;
+    *ret_fresh = *ret_offset >= q->zero_from;
+    q->zero_from = MAX(q->zero_from, (first + want) << q->cluster_bits);
+    return 0;
+}
+
 int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
                           uint64_t *ret_got, bool *ret_fresh)
 {
@@ -229,6 +300,10 @@ int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *
     int r;
 
     block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC);
+    if (exact && want >> q->refblock_bits) {
+        *ret_got = want;
+        return co_alloc_long_locked(q, want, ret_offset, ret_fresh);
+    }
     for (;;) {
         if (!is_addressable(q, at, want)) {
             return -EFBIG;

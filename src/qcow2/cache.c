@@ -176,7 +176,9 @@ static int co_load(struct table_cache *c, struct cache_shard *s, struct cache_en
     if (zeroed) {
         memset((void *)e->data, 0, c->entry_size);
     } else {
-        block_co_event(c->file, c->load_event);
+        if (c->load_event != BLOCK_EVENT_NONE) {
+            block_co_event(c->file, c->load_event);
+        }
         r = block_co_pread(c->file, e->offset, (void *)e->data, c->entry_size);
     }
     pthread_mutex_lock(&s->lock);

@@ -53,7 +53,8 @@ struct table_cache {
     struct block_edge *file;
     size_t entry_size; /* bytes; a power of two */
     unsigned entry_bits;
-    enum block_event load_event, update_event; /* announced before a slice is read, or written */
+    enum block_event load_event,
+        update_event; /* announced before a slice is read (NONE: not), or written */
     struct cache_shard shards[CACHE_SHARDS];
     struct list dirty;  /* [image lock] */
     size_t dirty_count; /* [image lock] */

@@ -151,7 +151,6 @@ static int init_caches(struct qcow2 *q, const struct cache_options *o, struct er
                            o->ref_bytes);
     q->l2_cache.load_event = BLOCK_EVENT_L2_LOAD;
     q->l2_cache.update_event = BLOCK_EVENT_L2_UPDATE;
-    q->ref_cache.load_event = BLOCK_EVENT_REFBLOCK_LOAD;
     q->ref_cache.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
     return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
 }

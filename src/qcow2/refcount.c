@@ -113,6 +113,8 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
     if (delta > 0) {
         block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC);
     }
+    /* Of the load for an update; it finds the slice in the cache, where the search for free clusters has put it. */
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_LOAD);
     r = co_slice_locked(q, first, &slice, &index);
     if (r < 0) {
         return r;
