@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Workers take requests one after the other from a shared cursor, which walks the sources by their block status, and
- * read and write on their own, so that up to `workers` requests are in flight.
+ * read and write on their own, so that up to `workers` requests are in flight. What lies in the page cache is copied on the
+ * spot, by the thread that asks for it; so once it is plain that there is much to copy, the second half of the workers starts
+ * in a thread of its own. Small targets know one thread, and are laid out in order.
  */
 #include "cli/convert.h"
 
@@ -16,6 +18,8 @@
 #include "loop/loop.h"
 
 #define BUFFER_SIZE ((size_t)(2 * MiB))
+#define REQUEST_SIZE MiB        /* the longest that a file takes on the spot */
+#define MUCH (32 * MiB)         /* to copy: worth a thread */
 #define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
 #define SALVAGE_STEP 512u
 
@@ -164,10 +168,10 @@ static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
         c->extent_end = c->next + length;
     }
     chunk.kind = c->extent_kind;
-    most = chunk.kind == CONVERT_DATA ? BUFFER_SIZE : ZERO_CHUNK;
+    most = chunk.kind == CONVERT_DATA ? c->request : ZERO_CHUNK;
     chunk.length = MIN(c->extent_end - c->next, most);
-    if (chunk.kind == CONVERT_DATA && chunk.length == BUFFER_SIZE &&
-        !is_aligned(chunk.offset, c->granule) && c->granule < BUFFER_SIZE) {
+    if (chunk.kind == CONVERT_DATA && chunk.length == c->request &&
+        !is_aligned(chunk.offset, c->granule) && c->granule < c->request) {
         /* End on a granule, so that the requests after this one are aligned. */
         chunk.length -= (chunk.offset + chunk.length) & (c->granule - 1);
     }
@@ -317,41 +321,81 @@ static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
         if (rc == 0) {
             rc = co_write_runs(w->c, chunk, w->buffer);
         }
-        if (rc == 0) {
-            cli_progress_add(&w->c->progress, chunk->length);
-        }
         break;
     }
+    return rc;
+}
+
+static void co_work(void *arg);
+
+/* Start the workers up to number `end`, as far as there is memory. The lock is held. */
+static void start_workers_locked(struct convert *c, struct reactor *r, unsigned end)
+{
+    for (; c->started < end; c->started++) {
+        struct worker *w = &c->worker[c->started];
+
+        w->c = c;
+        w->buffer = aligned_alloc(4096, BUFFER_SIZE);
+        co_group_add(&c->group);
+        if (!w->buffer || reactor_spawn(r, co_work, w) < 0) {
+            co_group_done(&c->group);
+            return;
+        }
+    }
+}
+
+/* Count what is about to be copied; when it gets much, start the other half of the workers. The lock is held. */
+static void co_count_locked(struct convert *c, uint64_t bytes)
+{
+    ERROR_AUTO(err);
+
+    c->copied += bytes;
+    if (c->helper || c->copied < MUCH || c->started == c->workers ||
+        reactor_current() != reactor_main()) {
+        return;
+    }
+    if (reactor_create("convert", &c->helper, &err) < 0) {
+        c->helper = NULL; /* slower, that is all */
+    }
+    start_workers_locked(c, c->helper ? c->helper : reactor_main(), c->workers);
+}
+
+/* The next request of a worker, done. Length 0: there is none. */
+static int co_step(struct worker *w, uint64_t *ret_length)
+{
+    struct convert *c = w->c;
+    struct chunk chunk = {.length = 0};
+    int rc;
+
+    co_mutex_lock(&c->lock);
+    rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, &chunk);
+    if (rc == 0 && chunk.length > 0) {
+        co_pace_locked(c, chunk.length);
+        co_count_locked(c, chunk.kind == CONVERT_DATA ? chunk.length : 0);
+    }
+    co_mutex_unlock(&c->lock);
+    if (rc == 0 && chunk.length > 0) {
+        rc = co_copy_chunk(w, &chunk);
+    }
+    co_mutex_lock(&c->lock);
+    if (rc < 0) {
+        c->failed = true;
+    } else if (chunk.kind == CONVERT_DATA) {
+        cli_progress_add(&c->progress, chunk.length);
+    }
+    co_mutex_unlock(&c->lock);
+    *ret_length = chunk.length;
     return rc;
 }
 
 static void co_work(void *arg)
 {
     struct worker *w = arg;
-    struct convert *c = w->c;
+    uint64_t length;
 
-    for (;;) {
-        struct chunk chunk;
-        int rc;
-
-        co_mutex_lock(&c->lock);
-        rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, &chunk);
-        if (rc == 0 && chunk.length > 0) {
-            co_pace_locked(c, chunk.length);
-        }
-        co_mutex_unlock(&c->lock);
-        if (rc == 0 && chunk.length == 0) {
-            break;
-        }
-        if (rc == 0) {
-            rc = co_copy_chunk(w, &chunk);
-        }
-        if (rc < 0) {
-            c->failed = true;
-            break;
-        }
+    while (co_step(w, &length) == 0 && length > 0) {
     }
-    co_group_done(&c->group);
+    co_group_done(&w->c->group);
 }
 
 /* Zero the whole target at once if that is cheap, so that zeroes need no requests of their own. */
@@ -382,40 +426,42 @@ static void choose_sizes(struct convert *c)
         c->unit = limits->cluster_size;
         c->granule = limits->cluster_size;
     }
+    c->request = MAX(REQUEST_SIZE, MAX(c->unit, c->granule));
+}
+
+static void free_workers(struct convert *c)
+{
+    for (unsigned i = 0; c->worker && i < c->workers; i++) {
+        free(c->worker[i].buffer);
+    }
+    free(c->worker);
 }
 
 int convert_co_run(struct convert *c)
 {
-    struct worker *workers = calloc(c->workers, sizeof(*workers));
-    unsigned started = 0;
-
     choose_sizes(c);
     co_mutex_init(&c->lock);
     co_group_init(&c->group);
+    c->worker = calloc(c->workers, sizeof(*c->worker));
     cli_progress_begin(&c->progress, c->show_progress,
                        c->show_progress || c->salvage ? co_count_data(c) : 0);
     if (c->min_sparse) {
         co_try_zero_target(c);
     }
-    for (unsigned i = 0; workers && i < c->workers; i++) {
-        workers[i].c = c;
-        workers[i].buffer = aligned_alloc(4096, BUFFER_SIZE);
-        co_group_add(&c->group);
-        if (!workers[i].buffer || reactor_spawn(reactor_main(), co_work, &workers[i]) < 0) {
-            co_group_done(&c->group);
-            break;
-        }
-        started++;
+    if (c->worker) {
+        co_mutex_lock(&c->lock);
+        start_workers_locked(c, reactor_main(), (c->workers + 1) / 2);
+        co_mutex_unlock(&c->lock);
     }
-    if (started == 0) {
+    if (c->started == 0) {
         c->failed = true;
         cli_fail("Out of memory");
     }
     co_group_wait(&c->group);
-    for (unsigned i = 0; workers && i < c->workers; i++) {
-        free(workers[i].buffer);
+    if (c->helper) {
+        reactor_destroy(c->helper);
     }
-    free(workers);
+    free_workers(c);
     cli_progress_end(&c->progress, !c->failed);
     co_group_destroy(&c->group);
     co_mutex_destroy(&c->lock);

@@ -42,14 +42,19 @@ struct convert {
     /* Of the copy itself. */
     uint32_t granule;     /* zeroes are looked for in pieces of this size */
     uint32_t unit;        /* compressed: requests are multiples of it; else 1 */
-    struct co_mutex lock; /* guards the next five */
+    uint64_t request;     /* longest piece of data to read */
+    struct co_mutex lock; /* guards what follows, up to the group */
     uint64_t next;        /* where the next request begins */
     uint64_t extent_end;  /* the status found last holds to here */
     enum convert_kind extent_kind;
     int64_t paced_until_ns; /* rate limit */
     bool failed;            /* a worker gave up; the others stop */
-    struct co_group group;
+    uint64_t copied;        /* bytes of data that were taken so far */
+    struct worker *worker;  /* as many as there are to be */
+    unsigned started;       /* of them */
+    struct reactor *helper; /* the second thread; NULL before there is one */
     struct cli_progress progress;
+    struct co_group group;
 };
 
 /* Copy. Returns 0 or 1 (the user has been told). */
