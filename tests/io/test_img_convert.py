@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """img convert, compare, resize, dd and bitmap, judged by qemu-img."""
 
+import filecmp
+import itertools
 import json
 import os
 import unittest
+from pathlib import Path
 
 from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run
 
@@ -124,6 +127,71 @@ class Convert(TestCase):
             check = json.loads(qemu_img("check", "--output=json", target).stdout)
             self.assertGreater(check["compressed-clusters"], 30)
             self.assertEqual(check["compressed-clusters"], check["allocated-clusters"])
+
+    def real_data(self, size):
+        """A disk of what programs and texts look like, with what can't be compressed and zeroes."""
+        path = self.path("real.raw")
+        files = sorted(Path(os.__file__).parent.glob("*.py"))
+        with open(path, "wb") as f:
+            for index in itertools.cycle(range(len(files))):
+                if f.tell() >= size:
+                    break
+                f.write(files[index].read_bytes())
+                if index % 7 == 0:
+                    f.write(os.urandom(100_000))
+                    f.seek(300_000, os.SEEK_CUR)
+            f.truncate(size + 1536)
+        return path
+
+    def test_qemu_reads_what_we_compress(self):
+        source = self.real_data(40 << 20)
+        for kind in ("zlib", "zstd"):
+            for cluster in ("4k", "64k", "2M"):
+                with self.subTest(kind=kind, cluster=cluster):
+                    target = self.path("t.qcow2")
+                    options = ("-o", f"compression_type={kind},cluster_size={cluster}")
+                    img("convert", "-c", "-f", "raw", "-O", "qcow2", *options, source, target)
+                    self.assert_same(source, target)
+                    back = self.path("back.raw")
+                    qemu_img("convert", "-O", "raw", target, back)
+                    self.assertTrue(filecmp.cmp(source, back, shallow=False))
+                    check = json.loads(qemu_img("check", "--output=json", target).stdout)
+                    self.assertGreater(
+                        check["compressed-clusters"] * 2, check["allocated-clusters"]
+                    )
+
+    def test_we_read_what_qemu_compresses(self):
+        source = self.real_data(40 << 20)
+        for kind in ("zlib", "zstd"):
+            for cluster in ("4k", "64k", "2M"):
+                with self.subTest(kind=kind, cluster=cluster):
+                    packed = self.path("t.qcow2")
+                    options = ("-o", f"compression_type={kind},cluster_size={cluster}")
+                    qemu_img("convert", "-c", "-f", "raw", "-O", "qcow2", *options, source, packed)
+                    back = self.path("back.raw")
+                    img("convert", "-f", "qcow2", "-O", "raw", packed, back)
+                    self.assertTrue(filecmp.cmp(source, back, shallow=False))
+
+    def test_compressed_is_hardly_larger_than_by_qemu(self):
+        source = self.real_data(40 << 20)
+        for kind in ("zlib", "zstd"):
+            options = ("-c", "-f", "raw", "-O", "qcow2", "-o", f"compression_type={kind}", source)
+            ours, theirs = self.path("ours.qcow2"), self.path("theirs.qcow2")
+            img("convert", *options, ours)
+            qemu_img("convert", *options, theirs)
+            self.assertLessEqual(os.path.getsize(ours), os.path.getsize(theirs) * 1.05, kind)
+
+    def test_much_data_is_copied_by_two_threads(self):
+        source = self.real_data(100 << 20)
+        for words in ((), ("-m", "2"), ("-m", "16", "-W"), ("-S", "0")):
+            with self.subTest(words=words):
+                target = self.path("t.qcow2")
+                img("convert", *words, "-f", "raw", "-O", "qcow2", source, target)
+                self.assert_same(source, target)
+                qemu_img("check", target)
+                back = self.path("back.raw")
+                img("convert", *words, "-f", "qcow2", "-O", "raw", target, back)
+                self.assertTrue(filecmp.cmp(source, back, shallow=False))
 
     def test_odd_number_of_workers_and_a_rate(self):
         source = self.source()
