@@ -118,7 +118,7 @@ static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsig
 static int co_read(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags, bool held)
 {
     IOV_PART_AUTO(part);
-    size_t done = 0, n;
+    size_t done = 0, n = 0;
     int r = co_read_first(q, offset, iov, flags, held, &done);
 
     while (r == 0 && done < iov.size) {
