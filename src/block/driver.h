@@ -191,6 +191,12 @@ struct block_driver {
     int (*co_amend)(struct block_node *node, struct options *opts, block_progress_fn *progress,
                     void *progress_arg, struct error *err);
 
+    /*
+     * Forget all contents, so that the disk reads as its backing file; bitmaps keep their bits. Stable when it returns 0. The
+     * node is drained. NULL: the format has no backing files.
+     */
+    int (*co_make_empty)(struct block_node *node, struct error *err);
+
     /* --- internal snapshots; the node is drained. NULL: the format has none. `id_or_name`: an ID first, else a name. --- */
 
     /* Make one of the disk as it is now. `name` may be empty; an ID is chosen. */

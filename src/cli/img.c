@@ -17,9 +17,11 @@ struct img_command {
 static const struct img_command commands[] = {
     {"amend", img_amend_main, "[options] -o OPTIONS FILENAME",
      "change options an image was made with"},
+    {"bench", img_bench_main, "[options] FILENAME", "how fast an image can be read or written"},
     {"bitmap", img_bitmap_main, "[actions] FILENAME BITMAP",
      "add, remove, clear, enable, disable or merge persistent dirty bitmaps"},
     {"check", img_check_main, "[options] FILENAME", "look for leaks and damage, and repair them"},
+    {"commit", img_commit_main, "[options] FILENAME", "write an overlay into its backing file"},
     {"compare", img_compare_main, "[options] FILENAME1 FILENAME2",
      "whether two images read the same"},
     {"convert", img_convert_main, "[options] SOURCE... TARGET",

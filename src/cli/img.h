@@ -8,8 +8,10 @@
 #include "cli/image.h"
 
 int img_amend_main(int argc, char **argv);
+int img_bench_main(int argc, char **argv);
 int img_bitmap_main(int argc, char **argv);
 int img_check_main(int argc, char **argv);
+int img_commit_main(int argc, char **argv);
 int img_compare_main(int argc, char **argv);
 int img_convert_main(int argc, char **argv);
 int img_create_main(int argc, char **argv);

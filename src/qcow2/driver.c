@@ -404,6 +404,7 @@ static const struct block_driver qcow2_driver = {
     .co_truncate = qcow2_co_truncate,
     .co_change_backing = qcow2_co_change_backing,
     .co_amend = qcow2_co_amend,
+    .co_make_empty = qcow2_co_make_empty,
     .co_snapshot_create = qcow2_co_snapshot_create,
     .co_snapshot_apply = qcow2_co_snapshot_apply,
     .co_snapshot_delete = qcow2_co_snapshot_delete,

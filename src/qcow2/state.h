@@ -338,6 +338,8 @@ int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
 /* Whole clusters, also beyond the end of the disk: plain zero; or no mapping at all. */
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
+/* block_driver.co_make_empty */
+int qcow2_co_make_empty(struct block_node *node, struct error *err);
 /* Read guest bytes into a flat buffer, the guest range held; zeroes behind the end of the disk. */
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
 /* Whether [offset, offset + length) reads as zeroes by the metadata alone. */

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""img commit: what an overlay stores goes into its backing file; img bench."""
+
+import json
+import os
+import subprocess
+import unittest
+
+from tidemark import TestCase, img, io, qemu, qemu_img, wait_until
+
+
+class Commit(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.base = self.create("base.qcow2", "8M")
+        io(self.base, "write -P 1 0 4M", fmt="qcow2")
+        self.middle = self.overlay("middle.qcow2", self.base, "8M")
+        io(self.middle, "write -P 2 1M 1M", "write -z 3M 64k", fmt="qcow2")
+        self.top = self.overlay("top.qcow2", self.middle, "8M")
+        io(self.top, "write -P 3 1536k 1M", "write -z 0 64k", fmt="qcow2")
+
+    def overlay(self, name, backing, size):
+        return self.create(name, size, options=("-b", backing, "-F", "qcow2"))
+
+    def snapshot_of(self, image):
+        copy = self.path("before.raw")
+        img("convert", "-O", "raw", image, copy)
+        return copy
+
+    def assert_same(self, first, second):
+        self.assertIn("identical", qemu_img("compare", first, second).stdout)
+
+    def stored(self, image):
+        extents = json.loads(qemu_img("map", "--output=json", image).stdout)
+        return [e for e in extents if e["depth"] == 0 and e["present"]]
+
+    def test_into_its_backing_file(self):
+        before = self.snapshot_of(self.top)
+        result = img("commit", "-f", "qcow2", self.top)
+        self.assertEqual(result.stdout, "Image committed.\n")
+        for image in (self.top, self.middle):
+            qemu_img("check", image)
+            self.assert_same(before, image)
+        self.assertEqual(self.stored(self.top), [])
+
+    def test_dropped_overlay_keeps_its_contents(self):
+        before = self.snapshot_of(self.top)
+        stored = self.stored(self.top)
+        img("commit", "-f", "qcow2", "-d", self.top)
+        self.assert_same(before, self.middle)
+        self.assertEqual(self.stored(self.top), stored)
+
+    def test_into_a_base_farther_down(self):
+        before = self.snapshot_of(self.top)
+        img("commit", "-f", "qcow2", "-b", self.base, self.top)
+        qemu_img("check", self.base)
+        self.assert_same(before, self.base)
+        self.assertNotEqual(self.stored(self.top), [])
+
+    def test_a_short_image_between_hides_the_base(self):
+        short = self.overlay("short.qcow2", self.base, "2M")
+        top = self.overlay("long.qcow2", short, "6M")
+        before = self.snapshot_of(top)
+        img("commit", "-f", "qcow2", "-b", self.base, top)
+        img("resize", "--shrink", "-f", "qcow2", self.base, "6M")
+        self.assert_same(before, self.base)
+
+    def test_smaller_base_grows(self):
+        base = self.create("small.raw", "1M", "raw")
+        top = self.create("large.qcow2", "4M", options=("-b", base, "-F", "raw"))
+        io(top, "write -P 7 3M 1M", fmt="qcow2")
+        before = self.snapshot_of(top)
+        img("commit", "-f", "qcow2", "-p", top)
+        self.assert_same(before, base)
+        self.assert_same(before, top)
+
+    def dirty(self, image, bitmap):
+        """Bytes of the disk that a bitmap has as dirty, as QEMU's server shows it."""
+        socket = self.path("bitmap.sock")
+        server = subprocess.Popen(
+            [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", socket, "-B", bitmap, image]
+        )
+        try:
+            wait_until(lambda: os.path.exists(socket), "the server's socket")
+            options = (
+                f"driver=nbd,server.type=unix,server.path={socket},"
+                f"x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"
+            )
+            extents = json.loads(qemu_img("map", "--output=json", "--image-opts", options).stdout)
+        finally:
+            server.terminate()
+            server.wait()
+        return sum(e["length"] for e in extents if not e["data"])
+
+    def test_bitmaps_of_the_base_record_it_and_those_of_the_top_stay(self):
+        img("bitmap", "-f", "qcow2", "--add", "-g", "64k", self.middle, "b")
+        img("bitmap", "-f", "qcow2", "--add", "-g", "64k", self.top, "t")
+        io(self.top, "write -P 4 5M 64k", fmt="qcow2")
+        img("commit", "-f", "qcow2", self.top)
+        self.assertEqual(self.dirty(self.middle, "b"), (1 << 20) + 2 * 65536)
+        self.assertEqual(self.dirty(self.top, "t"), 65536)
+
+    def test_no_backing_file(self):
+        result = img("commit", "-f", "qcow2", self.base, check=False)
+        self.assertIn("Image does not have a backing file", result.stderr)
+
+    def test_base_that_is_not_in_the_chain(self):
+        other = self.create("other.qcow2", "8M")
+        result = img("commit", "-f", "qcow2", "-b", other, self.top, check=False)
+        self.assertIn(f"Did not find '{other}' in the backing chain", result.stderr)
+
+
+class Bench(TestCase):
+    def test_reads(self):
+        disk = self.create("disk.qcow2", "1M")
+        result = img("bench", "-c", "100", "-d", "4", "-s", "64k", disk)
+        self.assertIn("Sending 100 read requests, 65536 bytes each, 4 in parallel", result.stdout)
+        self.assertRegex(result.stdout, r"Run completed in [0-9.]+ seconds\.")
+
+    def test_writes_where_the_step_leads(self):
+        disk = self.create("disk.qcow2", "1M")
+        img("bench", "-f", "qcow2", "-w", "-c", "2", "-d", "1", "-S", "128k", "--pattern=9", disk)
+        io(disk, "read -P 9 0 4k", "read -P 0 4k 124k", "read -P 9 128k 4k", fmt="qcow2")
+        qemu_img("check", disk)
+
+    def test_flushes_in_between(self):
+        disk = self.create("disk.qcow2", "1M")
+        for more in ((), ("--no-drain",)):
+            img("bench", "-f", "qcow2", "-w", "-c", "64", "-d", "8", "--flush-interval=8", *more, disk)
+        qemu_img("check", disk)
+
+    def test_request_beyond_the_end(self):
+        disk = self.create("disk.qcow2", "1M")
+        result = img("bench", "-o", "1M", disk, check=False)
+        self.assertIn("beyond the end", result.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()
