@@ -96,6 +96,30 @@ static void root_set_quiesced(struct block_root *root, bool quiesced)
 /* Another coroutine waits for this root already: look again a little later. */
 #define DRAIN_RETRY_NS 100000
 
+static void nothing(void *arg)
+{
+}
+
+void block_co_root_settle(struct block_root *root)
+{
+    root_set_quiesced(root, true);
+    while (!root_is_idle(root)) {
+        if (root->drainer) {
+            loop_co_sleep(DRAIN_RETRY_NS);
+        } else {
+            co_root_wait_idle(root);
+        }
+    }
+    /* A request ends without yielding: what runs on its reactor after it finds it gone. */
+    for (unsigned i = 0; i < REACTOR_MAX; i++) {
+        struct reactor *r = reactor_at(i);
+
+        if (r && r != reactor_current() && atomic_load(&root->inflight[i].used)) {
+            loop_co_call_on(r, nothing, NULL);
+        }
+    }
+}
+
 void block_co_drain_update(void)
 {
     struct block_root *root;

@@ -148,6 +148,7 @@ void block_co_root_release(struct block_root *root)
         return;
     }
     list_remove(&root->link);
+    block_co_root_settle(root);
     node = edge_unlink(&root->edge);
     block_co_perm_update(node, NULL);
     block_co_unref(node);

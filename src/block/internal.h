@@ -11,6 +11,7 @@
 /* Requests in flight that one reactor started; written by that reactor only, summed by the drainer. */
 struct inflight_counter {
     _Alignas(CACHE_LINE) _Atomic uint64_t count;
+    atomic_bool used; /* the reactor has had requests here */
 };
 
 struct block_root {
@@ -32,6 +33,11 @@ struct block_root {
 /* --- drain.c --- */
 void block_root_enter_slow(struct block_root *root, unsigned index);
 void block_root_leave_slow(struct block_root *root);
+/*
+ * Stop new requests for good and wait until nobody looks at the root any more: a request that ends still reads
+ * the root after its count went down. Main reactor; yields.
+ */
+void block_co_root_settle(struct block_root *root);
 /* Bring every root's state in line with the drain depths of the nodes it reaches; waits for requests to end. Yields. */
 void block_co_drain_update(void);
 /* Whether a drained node can be reached from `node`. */
@@ -41,6 +47,7 @@ static inline void block_root_enter(struct block_root *root)
 {
     unsigned index = reactor_index(reactor_current());
 
+    atomic_store_explicit(&root->inflight[index].used, true, memory_order_relaxed);
     atomic_fetch_add(&root->inflight[index].count, 1);
     if (__builtin_expect(atomic_load(&root->quiesced), false)) {
         block_root_enter_slow(root, index);

@@ -54,6 +54,8 @@ int reactor_create(const char *name, struct reactor **ret, struct error *err);
 void reactor_destroy(struct reactor *r);
 
 struct reactor *reactor_main(void);
+/* The one with this index (below REACTOR_MAX); NULL if there is none now. Main reactor only. */
+struct reactor *reactor_at(unsigned index);
 /* The reactor of this thread; NULL on a thread that is none. */
 struct reactor *reactor_current(void);
 unsigned reactor_index(const struct reactor *r);

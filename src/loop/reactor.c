@@ -42,6 +42,11 @@ struct reactor *reactor_main(void)
     return reactors[0];
 }
 
+struct reactor *reactor_at(unsigned index)
+{
+    return reactors[index];
+}
+
 unsigned reactor_index(const struct reactor *r)
 {
     return r->index;
