@@ -286,7 +286,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
     }
     report(a, 1, 2);
     qcow2_set_refcount_order(q, a->refcount_order);
-    r = qcow2_co_rebuild_refcounts(q, counts, clusters, err);
+    r = qcow2_co_rebuild_refcounts(q, counts, clusters, clusters, err);
     if (r < 0) {
         qcow2_set_refcount_order(q, old_order);
         if (r == -ERANGE) {

@@ -23,26 +23,10 @@
 /* Complaints that are printed; the rest is counted only. */
 #define COMPLAINTS_MAX 1000
 
-struct check {
-    struct qcow2 *q;
-    struct block_check_result *result;
-    unsigned fix;
-    uint32_t *counts;  /* references found, per cluster; saturates */
-    uint64_t clusters; /* of the file */
-    uint64_t used_end; /* index behind the last cluster that is referenced */
-    unsigned complaints;
-    uint64_t beyond_repair; /* clusters whose refcount has no block to be put right in */
-    /*
-     * What is left to be read: L1 and bitmap tables are together no longer than the file, and one L1 table leads to no more L2
-     * tables than the file has clusters. Where tables lie upon each other, a small file could take hours otherwise.
-     */
-    uint64_t table_bytes_left, l2_tables_left;
-    uint64_t last_host; /* for fragmentation: where the next data cluster would be in order */
-};
+/* References to so many clusters behind the end of the file keep new refcounts out of there. */
+#define BEYOND_END_MAX (1u << 20)
 
-static void complain(struct check *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
-static void complain(struct check *c, const char *fmt, ...)
+void qcow2_complain(struct check *c, const char *fmt, ...)
 {
     char line[256];
     va_list ap;
@@ -72,9 +56,12 @@ static void count(struct check *c, const char *what, uint64_t offset, uint64_t l
     }
     if (offset + length < offset ||
         (last = qcow2_cluster_index(c->q, offset + length - 1)) >= c->clusters) {
-        complain(c, "ERROR: %s at offset %#llx lies beyond the end of the file", what,
-                 (unsigned long long)offset);
+        qcow2_complain(c, "ERROR: %s at offset %#llx lies beyond the end of the file", what,
+                       (unsigned long long)offset);
         corruption(c);
+        if (first < c->clusters + BEYOND_END_MAX) {
+            c->beyond_end = MAX(c->beyond_end, first + 1);
+        }
         return;
     }
     for (uint64_t i = first; i <= last; i++) {
@@ -90,8 +77,8 @@ static int co_read(struct check *c, uint64_t offset, void *buf, size_t size)
     int r = block_co_pread(c->q->node->file, offset, buf, size);
 
     if (r < 0) {
-        complain(c, "ERROR: could not read %zu bytes at offset %#llx: %s", size,
-                 (unsigned long long)offset, strerror(-r));
+        qcow2_complain(c, "ERROR: could not read %zu bytes at offset %#llx: %s", size,
+                       (unsigned long long)offset, strerror(-r));
         c->result->check_errors++;
     }
     return r;
@@ -99,15 +86,28 @@ static int co_read(struct check *c, uint64_t offset, void *buf, size_t size)
 
 /* --- L2 tables ----------------------------------------------------------------------------------- */
 
-static void count_data_cluster(struct check *c, uint64_t guest, uint64_t host)
+/* A place that is not aligned takes part in two clusters. What is zero anyway can do without it. */
+static void count_data_cluster(struct check *c, uint64_t *place, uint64_t entry)
 {
     struct qcow2 *q = c->q;
+    uint64_t host = entry & ENTRY_OFFSET_MASK;
 
     if (!is_aligned(host, q->cluster_size)) {
-        complain(c, "ERROR offset=%llx: Cluster is not properly aligned; L2 entry corrupted.",
-                 (unsigned long long)host);
+        bool droppable = (entry & L2_ZERO) && !q->extended_l2;
+
+        if (droppable && (c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+            qcow2_complain(c,
+                           "Repairing offset=%llx: Preallocated cluster is not properly aligned; "
+                           "L2 entry corrupted.",
+                           (unsigned long long)host);
+            *place = htobe64(L2_ZERO);
+            c->table_changed = true;
+            c->result->corruptions_fixed++;
+            return;
+        }
+        qcow2_complain(c, "ERROR offset=%llx: %s is not properly aligned; L2 entry corrupted.",
+                       (unsigned long long)host, droppable ? "Preallocated cluster" : "Cluster");
         corruption(c);
-        return;
     }
     c->result->allocated_clusters++;
     if (c->last_host != 0 && host != c->last_host) {
@@ -117,33 +117,36 @@ static void count_data_cluster(struct check *c, uint64_t guest, uint64_t host)
     count(c, "a data cluster", host, q->cluster_size);
 }
 
-static void count_entry(struct check *c, uint64_t guest, uint64_t entry)
+static void count_entry(struct check *c, uint64_t *place)
 {
-    uint64_t host = entry & ENTRY_OFFSET_MASK, size;
+    uint64_t entry = be64toh(*place), host = entry & ENTRY_OFFSET_MASK, size;
 
     if (entry & L2_COMPRESSED) {
         if (entry & ENTRY_COPIED) {
-            complain(c,
-                     "ERROR: coffset=%#llx: copied flag must never be set for compressed "
-                     "clusters",
-                     (unsigned long long)entry);
+            qcow2_complain(c,
+                           "ERROR: coffset=%#llx: copied flag must never be set for compressed "
+                           "clusters",
+                           (unsigned long long)entry);
             corruption(c);
         }
         qcow2_compressed_range(c->q, entry, &host, &size);
         c->result->allocated_clusters++;
         c->result->compressed_clusters++;
+        c->result->fragmented_clusters++;
         /* The last sector may reach over the end of the file. */
-        count(c, "a compressed cluster", host,
-              MIN(size, (c->clusters << c->q->cluster_bits) -
-                            MIN(host, c->clusters << c->q->cluster_bits)));
+        if (qcow2_cluster_index(c->q, host) < c->clusters) {
+            size = MIN(size, (c->clusters << c->q->cluster_bits) - host);
+        }
+        count(c, "a compressed cluster", host, size);
         return;
     }
     if ((entry & L2_RESERVED_MASK) || (c->q->extended_l2 && (entry & L2_ZERO))) {
-        complain(c, "ERROR found l2 entry with reserved bits set: %llx", (unsigned long long)entry);
+        qcow2_complain(c, "ERROR found l2 entry with reserved bits set: %llx",
+                       (unsigned long long)entry);
         corruption(c);
     }
     if (host != 0 && !c->q->has_data_file) {
-        count_data_cluster(c, guest, host);
+        count_data_cluster(c, place, entry);
     }
 }
 
@@ -152,7 +155,7 @@ static bool take_table(struct check *c, uint64_t *left, uint64_t amount, const c
 {
     if (*left < amount) {
         if (*left > 0) {
-            complain(c, "ERROR: %s lie upon each other", what);
+            qcow2_complain(c, "ERROR: %s lie upon each other", what);
             corruption(c);
         }
         *left = 0;
@@ -162,22 +165,23 @@ static bool take_table(struct check *c, uint64_t *left, uint64_t amount, const c
     return true;
 }
 
-static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t entry, uint64_t *table)
+static int co_count_l2(struct check *c, uint64_t entry, uint64_t *table)
 {
     struct qcow2 *q = c->q;
     uint64_t offset = entry & ENTRY_OFFSET_MASK;
     int r;
 
     if (entry & L1_RESERVED_MASK) {
-        complain(c, "ERROR found L1 entry with reserved bits set: %llx", (unsigned long long)entry);
+        qcow2_complain(c, "ERROR found L1 entry with reserved bits set: %llx",
+                       (unsigned long long)entry);
         corruption(c);
     }
     if (offset == 0) {
         return 0;
     }
     if (!is_aligned(offset, q->cluster_size)) {
-        complain(c, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted",
-                 (unsigned long long)offset);
+        qcow2_complain(c, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted",
+                       (unsigned long long)offset);
         corruption(c);
         return 0;
     }
@@ -185,13 +189,23 @@ static int co_count_l2(struct check *c, uint32_t l1_index, uint64_t entry, uint6
         return 0;
     }
     count(c, "an L2 table", offset, q->cluster_size);
+    if (qcow2_cluster_index(q, offset) >= c->clusters) {
+        return 0;
+    }
     r = co_read(c, offset, table, q->cluster_size);
+    c->last_host = 0;
+    c->table_changed = false;
     for (uint64_t i = 0; i < qcow2_table_entries(q) && r == 0; i++) {
         if (table[i << q->extended_l2] != 0) {
-            count_entry(
-                c, ((uint64_t)l1_index << (q->cluster_bits + q->l2_bits)) + (i << q->cluster_bits),
-                be64toh(table[i << q->extended_l2]));
+            count_entry(c, &table[i << q->extended_l2]);
         }
+    }
+    if (c->table_changed) {
+        r = block_co_pwrite(q->node->file, offset, table, q->cluster_size, 0);
+        for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
+            cache_forget(&q->l2_cache, offset + at);
+        }
+        return r;
     }
     return r == -ENOMEM ? r : 0;
 }
@@ -207,7 +221,7 @@ static int co_count_guest(struct check *c)
     count(c, "the L1 table", c->q->l1_offset, (uint64_t)c->q->l1_size * 8);
     c->l2_tables_left = c->clusters + 1;
     for (uint32_t i = 0; i < c->q->l1_size && r == 0; i++) {
-        r = co_count_l2(c, i, atomic_load(&c->q->l1[i]), table);
+        r = co_count_l2(c, atomic_load(&c->q->l1[i]), table);
     }
     return r;
 }
@@ -235,14 +249,14 @@ static int co_count_snapshots(struct check *c)
             return r;
         }
         if (r < 0) {
-            complain(c, "ERROR: the L1 table of snapshot %s can't be read", s->id);
+            qcow2_complain(c, "ERROR: the L1 table of snapshot %s can't be read", s->id);
             corruption(c);
             continue;
         }
-        count(c, "the L1 table of a snapshot", s->l1_offset, MAX((uint64_t)s->l1_size * 8, 8));
+        count(c, "the L1 table of a snapshot", s->l1_offset, (uint64_t)s->l1_size * 8);
         c->l2_tables_left = c->clusters + 1;
         for (uint32_t i = 0; i < s->l1_size; i++) {
-            r = co_count_l2(c, i, l1[i], table);
+            r = co_count_l2(c, l1[i], table);
             if (r < 0) {
                 return r;
             }
@@ -256,6 +270,26 @@ static int co_count_snapshots(struct check *c)
 
 /* --- refcount structures and bitmaps --------------------------------------------------------------- */
 
+/* False, and told, if a refcount block can't be one. */
+static bool is_refblock(struct check *c, uint32_t index, uint64_t entry)
+{
+    uint64_t block = entry & REFTABLE_OFFSET_MASK;
+    const char *what = NULL;
+
+    if (entry & ~REFTABLE_OFFSET_MASK) {
+        what = "has reserved bits set in its refcount table entry";
+    } else if (!is_aligned(block, c->q->cluster_size)) {
+        what = "is not cluster aligned; refcount table entry corrupted";
+    } else if (qcow2_cluster_index(c->q, block) >= c->clusters) {
+        what = "is outside image";
+    }
+    if (what) {
+        qcow2_complain(c, "ERROR refcount block %u %s", index, what);
+    }
+    return !what;
+}
+
+/* After all else was counted: a refcount block has its cluster for itself, or its counts can't be trusted. */
 static void count_refcount_structures(struct check *c)
 {
     struct qcow2 *q = c->q;
@@ -264,25 +298,53 @@ static void count_refcount_structures(struct check *c)
     for (uint32_t i = 0; i < q->reftable_entries; i++) {
         uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
 
-        if (block == 0) {
+        if (q->reftable[i] == 0) {
             continue;
         }
-        if (!is_aligned(block, q->cluster_size)) {
-            complain(c,
-                     "ERROR refcount block %u is not cluster aligned; refcount table entry "
-                     "corrupted",
-                     i);
+        if (!is_refblock(c, i, q->reftable[i])) {
             corruption(c);
-            q->reftable[i] = 0;
-            continue;
-        }
-        if (qcow2_cluster_index(q, block) >= c->clusters) {
-            complain(c, "ERROR refcount block %u is outside image", i);
-            corruption(c);
+            c->rebuild = true;
             q->reftable[i] = 0;
             continue;
         }
         count(c, "a refcount block", block, q->cluster_size);
+        if (c->counts[qcow2_cluster_index(q, block)] != 1) {
+            qcow2_complain(c, "ERROR refcount block %u refcount=%u", i,
+                           c->counts[qcow2_cluster_index(q, block)]);
+            corruption(c);
+            c->rebuild = true;
+        }
+    }
+}
+
+/* What a table entry of a dirty bitmap may not say. */
+static bool is_bad_table_entry(const struct qcow2 *q, uint64_t entry)
+{
+    uint64_t offset = entry & ENTRY_OFFSET_MASK;
+
+    return (entry & ~(ENTRY_OFFSET_MASK | BITMAP_TABLE_ALL_ONES)) ||
+           (offset != 0 && (entry & BITMAP_TABLE_ALL_ONES)) || !is_aligned(offset, q->cluster_size);
+}
+
+static void count_bitmap(struct check *c, const struct stored_bitmap *b, const uint64_t *table)
+{
+    bool known = b->type == BITMAP_TYPE_DIRTY;
+
+    if (known && (b->granularity_bits < 9 || b->granularity_bits > 31)) {
+        qcow2_complain(c, "ERROR: bitmap '%s' has a granularity of 2^%u bytes", b->name,
+                       b->granularity_bits);
+        corruption(c);
+    }
+    count(c, "a bitmap table", b->table_offset, (uint64_t)b->table_entries * 8);
+    for (uint32_t i = 0; i < b->table_entries; i++) {
+        if (known && is_bad_table_entry(c->q, table[i])) {
+            qcow2_complain(c, "ERROR: bitmap '%s' has an invalid table entry: %llx", b->name,
+                           (unsigned long long)table[i]);
+            corruption(c);
+        }
+        if (table[i] & ENTRY_OFFSET_MASK) {
+            count(c, "bitmap data", table[i] & ENTRY_OFFSET_MASK, c->q->cluster_size);
+        }
     }
 }
 
@@ -307,40 +369,16 @@ static int co_count_bitmaps(struct check *c)
             return r;
         }
         if (r < 0) {
-            complain(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
+            qcow2_complain(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
             corruption(c);
             continue;
         }
-        count(c, "a bitmap table", b->table_offset, (uint64_t)b->table_entries * 8);
-        for (uint32_t i = 0; i < b->table_entries; i++) {
-            if (table[i] & ENTRY_OFFSET_MASK) {
-                count(c, "bitmap data", table[i] & ENTRY_OFFSET_MASK, q->cluster_size);
-            }
-        }
+        count_bitmap(c, b, table);
     }
     return 0;
 }
 
 /* --- comparing ------------------------------------------------------------------------------------- */
-
-/* The opposite of count_refcount_structures(), before they are replaced. */
-static void uncount_refcount_structures(struct check *c)
-{
-    struct qcow2 *q = c->q;
-    uint64_t first = qcow2_cluster_index(q, q->reftable_offset);
-    uint64_t table_clusters = div_round_up((uint64_t)q->reftable_entries * 8, q->cluster_size);
-
-    for (uint64_t i = first; i < first + table_clusters && i < c->clusters; i++) {
-        c->counts[i] -= c->counts[i] > 0;
-    }
-    for (uint32_t i = 0; i < q->reftable_entries; i++) {
-        uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
-
-        if (block != 0 && c->counts[qcow2_cluster_index(q, block)] > 0) {
-            c->counts[qcow2_cluster_index(q, block)]--;
-        }
-    }
-}
 
 static bool has_refblock(const struct qcow2 *q, uint64_t cluster)
 {
@@ -361,9 +399,10 @@ static int co_compare_one_locked(struct check *c, uint64_t cluster)
     int r = qcow2_co_refcount_get_locked(c->q, cluster, &have);
 
     if (r < 0) {
-        complain(c, "Can't get refcount for cluster %llu: %s", (unsigned long long)cluster,
-                 strerror(-r));
+        qcow2_complain(c, "Can't get refcount for cluster %llu: %s", (unsigned long long)cluster,
+                       strerror(-r));
         c->result->check_errors++;
+        c->inexact = true;
         return 0;
     }
     if (have > 0) {
@@ -374,17 +413,20 @@ static int co_compare_one_locked(struct check *c, uint64_t cluster)
     }
     leak = have > want;
     fixable = c->fix & (leak ? BLOCK_CHECK_FIX_LEAKS : BLOCK_CHECK_FIX_ERRORS);
-    complain(c, "%s cluster %llu refcount=%llu reference=%llu",
-             fixable ? "Repairing"
-             : leak  ? "Leaked"
-                     : "ERROR",
-             (unsigned long long)cluster, (unsigned long long)have, (unsigned long long)want);
-    if (fixable && !has_refblock(c->q, cluster)) {
-        c->beyond_repair++;
-    } else if (fixable && co_fix_one_locked(c, cluster, have, want) == 0) {
+    qcow2_complain(c, "%s cluster %llu refcount=%llu reference=%llu",
+                   fixable ? "Repairing"
+                   : leak  ? "Leaked"
+                           : "ERROR",
+                   (unsigned long long)cluster, (unsigned long long)have, (unsigned long long)want);
+    if (!has_refblock(c->q, cluster)) {
+        c->rebuild = true;
+        fixable = false;
+    }
+    if (fixable && co_fix_one_locked(c, cluster, have, want) == 0) {
         *(leak ? &c->result->leaks_fixed : &c->result->corruptions_fixed) += 1;
     } else {
         *(leak ? &c->result->leaks : &c->result->corruptions) += 1;
+        c->inexact = true;
     }
     return 0;
 }
@@ -399,78 +441,6 @@ static int co_compare(struct check *c)
     }
     co_mutex_unlock(&c->q->lock);
     return r;
-}
-
-static int co_rebuild(struct check *c, struct error *err)
-{
-    int r = qcow2_co_commit(c->q);
-
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not write the refcounts of '%s'",
-                               block_node_display_name(c->q->node));
-    }
-    fprintf(stderr, "Rebuilding refcount structure\n");
-    uncount_refcount_structures(c);
-    r = qcow2_co_rebuild_refcounts(c->q, c->counts, c->clusters, err);
-    if (r == 0) {
-        c->result->corruptions_fixed += c->beyond_repair;
-        c->used_end =
-            MAX(c->used_end, qcow2_cluster_index(c->q, block_edge_size(c->q->node->file)));
-    }
-    return r;
-}
-
-/* --- the COPIED flag ------------------------------------------------------------------------------- */
-
-/* COPIED must be there exactly when the refcount is 1. A wrong flag lets shared data be overwritten. */
-static int co_check_copied(struct check *c)
-{
-    struct qcow2 *q = c->q;
-    AUTO_FREE uint64_t *table = malloc(q->cluster_size);
-    uint64_t visited = 0;
-
-    if (!table) {
-        return -ENOMEM;
-    }
-    for (uint32_t l1 = 0; l1 < q->l1_size && visited <= c->clusters; l1++) {
-        uint64_t entry = atomic_load(&q->l1[l1]), offset = entry & ENTRY_OFFSET_MASK;
-        bool dirty = false;
-
-        if (offset == 0 || !is_aligned(offset, q->cluster_size) ||
-            qcow2_cluster_index(q, offset) >= c->clusters ||
-            co_read(c, offset, table, q->cluster_size) < 0) {
-            continue;
-        }
-        visited++;
-        for (uint64_t i = 0; i < qcow2_table_entries(q) && !q->has_data_file; i++) {
-            uint64_t e = be64toh(table[i << q->extended_l2]), host = e & ENTRY_OFFSET_MASK;
-            uint64_t index = qcow2_cluster_index(q, host);
-            bool copied = e & ENTRY_COPIED;
-
-            if ((e & L2_COMPRESSED) || host == 0 || index >= c->clusters ||
-                copied == (c->counts[index] == 1)) {
-                continue;
-            }
-            complain(c, "%s OFLAG_COPIED data cluster: l2_entry=%llx refcount=%u",
-                     c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR", (unsigned long long)e,
-                     c->counts[index]);
-            if (c->fix & BLOCK_CHECK_FIX_ERRORS) {
-                table[i << q->extended_l2] = htobe64(e ^ ENTRY_COPIED);
-                dirty = true;
-                c->result->corruptions_fixed++;
-            } else {
-                corruption(c);
-            }
-        }
-        if (dirty) {
-            int r = block_co_pwrite(q->node->file, offset, table, q->cluster_size, 0);
-
-            if (r < 0) {
-                return r;
-            }
-        }
-    }
-    return 0;
 }
 
 /* --- check ------------------------------------------------------------------------------------- */
@@ -499,17 +469,22 @@ static int co_count_contents(struct check *c)
     return r < 0 ? r : co_count_bitmaps(c);
 }
 
+static int check_init(struct check *c)
+{
+    c->clusters = div_round_up(block_edge_size(c->q->node->file), c->q->cluster_size);
+    c->table_bytes_left = c->clusters << c->q->cluster_bits;
+    c->counts = calloc(MAX(c->clusters, 1), sizeof(*c->counts));
+    return c->counts ? 0 : -ENOMEM;
+}
+
 int qcow2_co_count_references(struct qcow2 *q, uint32_t **ret, uint64_t *ret_clusters,
                               struct error *err)
 {
     struct block_check_result result = {0};
     struct check c = {.q = q, .result = &result};
-    int r;
+    int r = check_init(&c);
 
-    c.clusters = div_round_up(block_edge_size(q->node->file), q->cluster_size);
-    c.table_bytes_left = c.clusters << q->cluster_bits;
-    c.counts = calloc(MAX(c.clusters, 1), sizeof(*c.counts));
-    r = c.counts ? co_count_contents(&c) : -ENOMEM;
+    r = r < 0 ? r : co_count_contents(&c);
     if (r == 0 && (result.corruptions || result.check_errors)) {
         r = -EIO;
     }
@@ -523,23 +498,100 @@ int qcow2_co_count_references(struct qcow2 *q, uint32_t **ret, uint64_t *ret_clu
     return 0;
 }
 
+/* --- rebuilding ------------------------------------------------------------------------------------ */
+
+/* Again, silently: `all`, with the refcounts compared, or only what new refcounts have to be made for. */
+static int co_count_again(struct check *c, struct check *again, struct block_check_result *result,
+                          bool all)
+{
+    int r;
+
+    memset(result, 0, sizeof(*result));
+    *again = (struct check){.q = c->q, .result = result, .complaints = COMPLAINTS_MAX};
+    r = check_init(again);
+    r = r < 0 ? r : co_count_contents(again);
+    if (r == 0 && all) {
+        count_refcount_structures(again);
+        r = co_compare(again);
+    }
+    return r;
+}
+
+/* What was wrong and is no longer has been put right by the new refcounts. */
+static void take_figures(struct check *c, struct check *again)
+{
+    struct block_check_result *r = c->result;
+
+    if (again->result->corruptions < r->corruptions) {
+        r->corruptions_fixed += r->corruptions - again->result->corruptions;
+    }
+    if (again->result->leaks < r->leaks) {
+        r->leaks_fixed += r->leaks - again->result->leaks;
+    }
+    r->corruptions = again->result->corruptions;
+    r->leaks = again->result->leaks;
+    r->check_errors = again->result->check_errors;
+    free(c->counts);
+    c->counts = again->counts;
+    again->counts = NULL;
+    c->clusters = again->clusters;
+    c->used_end = again->used_end;
+    c->inexact = again->inexact;
+}
+
+static int co_rebuild(struct check *c, struct error *err)
+{
+    struct block_check_result result;
+    struct check again = {0};
+    int r = qcow2_co_commit(c->q);
+
+    fprintf(stderr, "Rebuilding refcount structure\n");
+    r = r < 0 ? r : co_count_again(c, &again, &result, false);
+    if (r == 0) {
+        /* References to what is not there yet must not find the new blocks there. */
+        uint64_t first = MAX(again.clusters, c->beyond_end);
+
+        r = qcow2_co_rebuild_refcounts(c->q, again.counts, again.clusters, first, err);
+        if (r < 0) {
+            free(again.counts);
+            return r;
+        }
+    }
+    free(again.counts);
+    again.counts = NULL;
+    r = r < 0 ? r : co_count_again(c, &again, &result, true);
+    if (r == 0) {
+        take_figures(c, &again);
+    }
+    free(again.counts);
+    return r < 0 ? error_set_errno(err, -r, "Could not rebuild the refcounts of '%s'",
+                                   block_node_display_name(c->q->node))
+                 : 0;
+}
+
+/* --- all of it --------------------------------------------------------------------------------------- */
+
 static int co_check_all(struct check *c, struct error *err)
 {
     struct qcow2 *q = c->q;
-    int r;
+    int r = co_count_contents(c);
 
-    count_refcount_structures(c);
-    r = co_count_contents(c);
-    r = r < 0 ? r : co_compare(c);
-    r = r < 0 ? r : co_check_copied(c);
+    if (r == 0) {
+        count_refcount_structures(c);
+        r = co_compare(c);
+    }
+    if (r == 0 && c->rebuild && (c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        r = co_rebuild(c, err);
+        if (r < 0) {
+            return r;
+        }
+    }
+    r = r < 0 ? r : qcow2_co_check_copied(c);
     if (r == 0 && c->fix && !q->read_only) {
         r = qcow2_co_commit(q);
     }
     if (r < 0) {
         return error_set_errno(err, -r, "Check of '%s' failed", block_node_display_name(q->node));
-    }
-    if (c->beyond_repair > 0 && (r = co_rebuild(c, err)) < 0) {
-        return r;
     }
     return c->fix ? co_clear_marks(c, err) : 0;
 }
@@ -557,10 +609,7 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
         return error_set_errno(err, -r, "Could not write the metadata of '%s'",
                                block_node_display_name(node));
     }
-    c.clusters = div_round_up(block_edge_size(node->file), q->cluster_size);
-    c.table_bytes_left = c.clusters << q->cluster_bits;
-    c.counts = calloc(MAX(c.clusters, 1), sizeof(*c.counts));
-    if (!c.counts) {
+    if (check_init(&c) < 0) {
         return error_set(err, ENOMEM, "Out of memory for the references of %llu clusters",
                          (unsigned long long)c.clusters);
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Building refcounts anew, for images whose own are beyond repair. New blocks and a new table go behind the end of the
- * file, where they can't do harm, and are switched by the header (R3); the old ones are then referenced by nothing.
+ * file (or `first`), where they can't do harm, and are switched by the header (R3); the old ones are then referenced by nothing.
  *
  *   ... file as it is ... | refcount blocks | refcount table |
  *                         ^ first
@@ -15,8 +15,9 @@
 #include "base/cleanup.h"
 
 struct layout {
-    uint64_t first;  /* cluster index of the first new block */
-    uint64_t blocks; /* refcount blocks that are needed */
+    uint64_t clusters; /* of the file as it is */
+    uint64_t first;    /* cluster index of the first new block */
+    uint64_t blocks;   /* refcount blocks that are needed */
     uint64_t table_clusters;
 };
 
@@ -26,12 +27,12 @@ static uint64_t end_of(const struct layout *l)
 }
 
 /* Counting the new structures may need more of them: repeat until it fits. Only areas in use get a block. */
-static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, struct layout *l,
-                uint8_t **ret_needed, uint64_t *ret_table_entries)
+static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, uint64_t first,
+                struct layout *l, uint8_t **ret_needed, uint64_t *ret_table_entries)
 {
     uint64_t per_block = 1ULL << q->refblock_bits;
 
-    *l = (struct layout){.first = clusters, .blocks = 1, .table_clusters = 1};
+    *l = (struct layout){.clusters = clusters, .first = first, .blocks = 1, .table_clusters = 1};
     for (;;) {
         uint64_t areas = div_round_up(end_of(l), per_block), blocks = 0;
         uint64_t table_clusters = div_round_up(areas * 8, q->cluster_size);
@@ -43,7 +44,7 @@ static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, stru
         for (uint64_t i = 0; i < clusters; i++) {
             needed[i / per_block] |= counts[i] > 0;
         }
-        for (uint64_t i = l->first; i < end_of(l); i++) {
+        for (uint64_t i = clusters; i < end_of(l); i++) {
             needed[i / per_block] = 1;
         }
         for (uint64_t i = 0; i < areas; i++) {
@@ -62,9 +63,10 @@ static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, stru
 
 static uint64_t count_of(const struct layout *l, const uint32_t *counts, uint64_t cluster)
 {
-    if (cluster < l->first) {
+    if (cluster < l->clusters) {
         return counts[cluster];
     }
+    /* What lies between the file and the new blocks may be referenced. */
     return cluster < end_of(l) ? 1 : 0;
 }
 
@@ -133,13 +135,13 @@ static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
 }
 
 int qcow2_co_rebuild_refcounts(struct qcow2 *q, const uint32_t *counts, uint64_t clusters,
-                               struct error *err)
+                               uint64_t first, struct error *err)
 {
     AUTO_FREE uint8_t *needed = NULL;
     AUTO_FREE uint64_t *table = NULL;
     struct layout l;
     uint64_t areas;
-    int r = plan(q, counts, clusters, &l, &needed, &areas);
+    int r = plan(q, counts, clusters, first, &l, &needed, &areas);
 
     if (r == 0) {
         table = calloc(l.table_clusters, q->cluster_size);
