@@ -54,9 +54,9 @@ static int co_read_bounced(struct block_node *node, uint64_t offset, struct iov 
     return r;
 }
 
-static void announce(struct block_node *node, enum block_event event)
+static void announce(struct block_node *node, enum block_event event, bool happens)
 {
-    if (node->events) {
+    if (happens && node->events) {
         block_co_event_at(node, event);
     }
 }
@@ -71,14 +71,18 @@ static int co_read_ends(struct block_node *node, char *buf, uint64_t first, size
     int r = 0;
 
     if (offset != first) {
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_HEAD);
+        bool tail_too = end != first + size && last == first;
+
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_HEAD, true);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_TAIL, tail_too);
         r = node->driver->co_preadv(node, first, iov_from_buf(&vec, buf, unit), 0);
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_HEAD);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_HEAD, true);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL, tail_too);
     }
     if (r == 0 && end != first + size && (last != first || offset == first)) {
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_TAIL);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_TAIL, true);
         r = node->driver->co_preadv(node, last, iov_from_buf(&vec, buf + (last - first), unit), 0);
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL);
+        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL, true);
     }
     return r;
 }

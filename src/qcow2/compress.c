@@ -172,6 +172,7 @@ static int co_write_adjacent(struct batch *b, unsigned *i)
         }
         iov.size += p->size;
     }
+    block_co_event(b->q->node->file, BLOCK_EVENT_WRITE_COMPRESSED);
     return block_co_pwritev(b->q->node->file, host, iov, 0);
 }
 

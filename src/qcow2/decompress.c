@@ -83,6 +83,7 @@ static int co_load(struct qcow2 *q, uint64_t entry, uint8_t *out)
     if (!data) {
         return -ENOMEM;
     }
+    block_co_event(q->node->file, BLOCK_EVENT_READ_COMPRESSED);
     r = block_co_pread(q->node->file, piece.host, data, piece.size);
     return r < 0 ? r : co_decompress(q, &piece, 1);
 }
@@ -174,6 +175,7 @@ static int co_read_pieces(struct batch *b, uint8_t *memory)
         uint64_t begin = b->pieces[i].host, size;
         unsigned end = i + adjacent(b, i, &size);
 
+        block_co_event(b->q->node->file, BLOCK_EVENT_READ_COMPRESSED);
         r = block_co_pread(b->q->node->file, begin, memory, size);
         for (; i < end; i++) {
             b->pieces[i].in = memory + (b->pieces[i].host - begin);

@@ -32,8 +32,9 @@ int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_
     return 0;
 }
 
-int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
-                                uint64_t *ret_offset)
+/* `event` is announced before the write; NONE: not. */
+static int co_write_new(struct qcow2 *q, const void *data, size_t size, enum block_event event,
+                        uint64_t *ret_offset)
 {
     uint64_t clusters = div_round_up(size, q->cluster_size), offset, got;
     AUTO_FREE uint8_t *padded = calloc(MAX(clusters, 1), q->cluster_size);
@@ -50,6 +51,9 @@ int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
     if (r < 0) {
         return r;
     }
+    if (event != BLOCK_EVENT_NONE) {
+        block_co_event(q->node->file, event);
+    }
     r = block_co_pwrite(q->node->file, offset, padded, clusters << q->cluster_bits, 0);
     if (r < 0) {
         qcow2_co_free_new_clusters(q, offset, size);
@@ -57,6 +61,12 @@ int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
     }
     *ret_offset = offset;
     return 0;
+}
+
+int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,
+                                uint64_t *ret_offset)
+{
+    return co_write_new(q, data, size, BLOCK_EVENT_NONE, ret_offset);
 }
 
 void qcow2_co_free_new_clusters(struct qcow2 *q, uint64_t offset, uint64_t size)
@@ -99,7 +109,10 @@ int qcow2_co_write_l1_copy(struct qcow2 *q, const uint64_t *l1, uint32_t entries
     for (uint32_t i = 0; i < entries; i++) {
         be[i] = htobe64(keep_copied ? l1[i] : l1[i] & ~ENTRY_COPIED);
     }
-    return qcow2_co_write_new_clusters(q, be, MAX((size_t)entries * 8, 8), ret_offset);
+    /* A copy that keeps the flags is to become the active table. */
+    return co_write_new(q, be, MAX((size_t)entries * 8, 8),
+                        keep_copied ? BLOCK_EVENT_L1_GROW_WRITE_TABLE : BLOCK_EVENT_NONE,
+                        ret_offset);
 }
 
 /* --- walking --------------------------------------------------------------------------------- */

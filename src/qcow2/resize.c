@@ -121,7 +121,6 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     for (uint32_t i = 0; r == 0 && i < old_entries; i++) {
         l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
     }
-    block_co_event(q->node->file, BLOCK_EVENT_L1_GROW_WRITE_TABLE);
     r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, true, &offset);
     if (r < 0) {
         return failed(q, "a longer L1 table can't be written", r, err);
