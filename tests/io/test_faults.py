@@ -14,7 +14,8 @@ MIB = 1 << 20
 
 
 class InjectedErrors(TestCase):
-    """blkdebug fails one request, once; which one goes through all that the commands cause."""
+    """blkdebug fails one request, once; which one goes through all that the commands cause. The raw node announces
+    every request as an event, whatever it is to qcow2."""
 
     commands = ["write -P 1 0 64k", "flush", "write -P 2 4M 192k", "write -z 0 4k", "discard 4M 64k",
                 "write -P 3 33M 4k", "flush", "write -P 4 4k 60k", "flush"]  # fmt: skip
@@ -37,9 +38,9 @@ class InjectedErrors(TestCase):
         """Run them; what was printed, or None if all succeeded: the request to fail never came."""
         image = self.create("disk.qcow2", "64M")
         options = ",".join([
-            "driver=qcow2,discard=unmap", "file.driver=blkdebug",
-            f"file.config={self.rules(kind, number, code)}",
-            "file.image.driver=file", f"file.image.filename={image}",
+            "driver=qcow2,discard=unmap", "file.driver=raw", "file.file.driver=blkdebug",
+            f"file.file.config={self.rules(kind, number, code)}",
+            "file.file.image.driver=file", f"file.file.image.filename={image}",
         ])  # fmt: skip
         words = [word for command in self.commands for word in ("-c", command)]
         result = run(*tool("io"), "--image-opts", *words, options, check=False)
