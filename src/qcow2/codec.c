@@ -18,7 +18,7 @@
 #include "base/cleanup.h"
 
 #define DEFLATE_LEVEL 1
-#define ZSTD_LEVEL 3
+#define ZSTD_LEVEL 2
 #define INFLATE_WINDOW_BITS (-15) /* the greatest, and no header */
 
 /* --- working memory of a thread ---------------------------------------------------------------- */
