@@ -35,6 +35,7 @@ demo: deps-demo all
 
 bench: deps-bench all
 	@bench/run
+	@bench/convert
 
 lint: deps-build deps-test deps-lint
 	@tools/lint -j $(JOBS)
