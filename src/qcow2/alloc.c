@@ -68,54 +68,74 @@ static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries
     return r;
 }
 
+/* How a longer table lies: refcount blocks for their own place and the table's, then the table. */
+struct longer_table {
+    uint64_t entries, clusters; /* of the table */
+    uint64_t blocks;
+    uint64_t first; /* cluster index of the first block; the table follows the last one */
+};
+
+/* Half as much again, but no more than is allowed. -EFBIG */
+static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longer_table *ret)
+{
+    uint64_t per_cluster = q->cluster_size / 8;
+    uint64_t max = REFTABLE_BYTES_MAX / 8;
+    uint64_t span = 1ULL << q->refblock_bits;
+    uint64_t needed = MAX(index, (uint64_t)q->reftable_entries) + 1;
+
+    ret->first = (uint64_t)q->reftable_entries << q->refblock_bits;
+    ret->entries = MIN(round_up(needed + needed / 2, per_cluster), max);
+    ret->clusters = ret->entries / per_cluster;
+    ret->blocks = div_round_up(ret->clusters, span - 1);
+    return index >= ret->entries || q->reftable_entries + ret->blocks > ret->entries ? -EFBIG : 0;
+}
+
 /*
- * Replace the table by one that has room for block `index`. The new table and the refcount block for the place where both lie
- * go behind everything that is counted now, so nothing else needs to be allocated. Rare: done at once, syncs included.
+ * Replace the table by one that has room for block `index`. The new table and the refcount blocks for the place where they all
+ * lie go behind everything that is counted now, so nothing else needs to be allocated. Rare: done at once, syncs included.
  */
 static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
 {
-    uint64_t per_cluster = q->cluster_size / 8;
-    uint64_t block_span = 1ULL << q->refblock_bits;
-    /* Half as much again, but no more than the one new block can count, or than is allowed. */
-    uint64_t max = MIN((block_span - 1) * per_cluster, REFTABLE_BYTES_MAX / 8);
-    uint64_t entries = MIN(round_up(index + 1 + (index + 1) / 2, per_cluster), max);
-    uint64_t table_clusters = entries / per_cluster;
-    uint64_t first = (uint64_t)q->reftable_entries << q->refblock_bits;
-    uint64_t table_offset = (first + 1) << q->cluster_bits;
     AUTO_FREE uint64_t *table = NULL;
     AUTO_FREE uint8_t *dirty = NULL;
-    AUTO_FREE uint8_t *block = NULL;
-    uint64_t old_offset = q->reftable_offset, old_entries = q->reftable_entries;
-    int r;
+    AUTO_FREE uint8_t *blocks = NULL;
+    uint64_t old_offset = q->reftable_offset, old_entries = q->reftable_entries, table_offset;
+    struct longer_table to;
+    int r = plan_longer_table(q, index, &to);
 
-    if (index >= entries) {
-        return -EFBIG;
+    if (r < 0) {
+        return r;
     }
     block_co_event(q->node->file, BLOCK_EVENT_REFTABLE_GROW);
-    table = calloc(entries, sizeof(uint64_t));
-    dirty = calloc(div_round_up(entries * 8, SECTOR_SIZE), 1);
-    block = calloc(1, q->cluster_size);
-    if (!table || !dirty || !block) {
+    table = calloc(to.entries, sizeof(uint64_t));
+    dirty = calloc(div_round_up(to.entries * 8, SECTOR_SIZE), 1);
+    blocks = calloc(to.blocks, q->cluster_size);
+    if (!table || !dirty || !blocks) {
         return -ENOMEM;
     }
     memcpy(table, q->reftable, old_entries * sizeof(uint64_t));
-    table[q->reftable_entries] = first << q->cluster_bits;
-    for (uint64_t i = 0; i < table_clusters + 1; i++) {
-        qcow2_refcount_store(block, q->refcount_order, i, 1);
+    for (uint64_t i = 0; i < to.blocks; i++) {
+        table[old_entries + i] = (to.first + i) << q->cluster_bits;
     }
+    /* The blocks lie one after the other, so do the counts in them. */
+    for (uint64_t i = 0; i < to.blocks + to.clusters; i++) {
+        qcow2_refcount_store(blocks, q->refcount_order, i, 1);
+    }
+    table_offset = (to.first + to.blocks) << q->cluster_bits;
     /* What fails halfway is no longer zero. */
-    q->zero_from = MAX(q->zero_from, table_offset + (table_clusters << q->cluster_bits));
+    q->zero_from = MAX(q->zero_from, table_offset + (to.clusters << q->cluster_bits));
     /*
      * The blocks that the table refers to are written: each counted itself on disk from the start. Counts in the cache
      * stay there: a commit may be writing an older copy of them right now, and must not have the last word.
      */
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS);
-    r = block_co_pwrite(q->node->file, first << q->cluster_bits, block, q->cluster_size, 0);
+    r = block_co_pwrite(q->node->file, to.first << q->cluster_bits, blocks,
+                        to.blocks << q->cluster_bits, 0);
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_TABLE);
-    r = r < 0 ? r : write_reftable_copy(q, table_offset, table, (uint32_t)entries);
+    r = r < 0 ? r : write_reftable_copy(q, table_offset, table, (uint32_t)to.entries);
     r = r < 0 ? r : block_co_flush(q->node->file);
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
-    r = r < 0 ? r : co_switch_reftable(q, table_offset, entries);
+    r = r < 0 ? r : co_switch_reftable(q, table_offset, to.entries);
     if (r < 0) {
         return r;
     }
@@ -125,7 +145,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     q->reftable_dirty = TAKE_PTR(dirty);
     q->reftable_dirty_count = 0;
     q->reftable_offset = table_offset;
-    q->reftable_entries = (uint32_t)entries;
+    q->reftable_entries = (uint32_t)to.entries;
     return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size),
                                    false);
 }
