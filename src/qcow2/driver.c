@@ -26,13 +26,43 @@ struct cache_options {
 /* Accepted for compatibility; they tune what is done differently here. */
 static int take_ignored(struct options *opts, struct error *err)
 {
-    static const char *const keys[] = {
-        "cache-clean-interval", "overlap-check",         "cache-size",
-        "discard-no-unref",     "pass-discard-snapshot", "pass-discard-other"};
+    static const char *const keys[] = {"cache-clean-interval", "overlap-check", "discard-no-unref",
+                                       "pass-discard-snapshot", "pass-discard-other"};
 
     for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
         options_drop(opts, keys[i]);
     }
+    return 0;
+}
+
+/* cache-size is what both caches take together: of what is left open, refcounts get a fifth. */
+static int take_cache_sizes(struct options *opts, struct cache_options *ret, struct error *err)
+{
+    bool has_both = options_has(opts, "cache-size"), has_l2 = options_has(opts, "l2-cache-size");
+    bool has_ref = options_has(opts, "refcount-cache-size");
+    uint64_t both;
+    int r;
+
+    if ((r = options_take_size(opts, "cache-size", 0, &both, err)) < 0 ||
+        (r = options_take_size(opts, "l2-cache-size", L2_CACHE_DEFAULT, &ret->l2_bytes, err)) < 0 ||
+        (r = options_take_size(opts, "refcount-cache-size", REF_CACHE_DEFAULT, &ret->ref_bytes,
+                               err)) < 0 ||
+        !has_both) {
+        return r;
+    }
+    if (has_l2 && has_ref) {
+        return error_set(err, EINVAL,
+                         "cache-size, l2-cache-size and refcount-cache-size may not be set at the "
+                         "same time");
+    }
+    if ((has_l2 && ret->l2_bytes > both) || (has_ref && ret->ref_bytes > both)) {
+        return error_set(err, EINVAL, "%s-cache-size may not exceed cache-size",
+                         has_l2 ? "l2" : "refcount");
+    }
+    if (!has_ref) {
+        ret->ref_bytes = has_l2 ? both - ret->l2_bytes : both / 5;
+    }
+    ret->l2_bytes = both - ret->ref_bytes;
     return 0;
 }
 
@@ -42,11 +72,9 @@ static int take_options(struct qcow2 *q, struct options *opts, struct cache_opti
     bool lazy;
     int r;
 
-    if ((r = options_take_size(opts, "l2-cache-size", L2_CACHE_DEFAULT, &ret->l2_bytes, err)) < 0 ||
+    if ((r = take_cache_sizes(opts, ret, err)) < 0 ||
         (r = options_take_size(opts, "l2-cache-entry-size", MIN(L2_SLICE_DEFAULT, q->cluster_size),
                                &ret->slice, err)) < 0 ||
-        (r = options_take_size(opts, "refcount-cache-size", REF_CACHE_DEFAULT, &ret->ref_bytes,
-                               err)) < 0 ||
         /* Permission to postpone refcounts, which a commit has no need of. */
         (r = options_take_bool(opts, "lazy-refcounts", false, &lazy, err)) < 0 ||
         (r = options_take_bool(opts, "pass-discard-request", true, &q->pass_discard, err)) < 0) {
@@ -55,8 +83,8 @@ static int take_options(struct qcow2 *q, struct options *opts, struct cache_opti
     if (!is_power_of_2(ret->slice) || ret->slice < 512 || ret->slice > q->cluster_size) {
         return error_set(err, EINVAL,
                          "L2 cache entry size must be a power of two between 512 and the cluster "
-                         "size (%llu); found %llu",
-                         (unsigned long long)q->cluster_size, (unsigned long long)ret->slice);
+                         "size (%llu)",
+                         (unsigned long long)q->cluster_size);
     }
     return take_ignored(opts, err);
 }
