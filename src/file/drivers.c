@@ -26,31 +26,35 @@ const struct block_driver file_driver = {
     .co_status = posix_file_co_status,
 };
 
+/* A CD-ROM drive is a device like others: media that is changed while it is open is not noticed. */
+#define DEVICE_FUNCTIONS                                                                           \
+    .instance_size = sizeof(struct posix_file), .is_protocol = true,                               \
+    .parse_filename = posix_file_parse_filename, .co_open = posix_file_co_open_device,             \
+    .co_close = posix_file_co_close, .co_set_perm = posix_file_co_set_perm,                        \
+    .co_create = posix_file_co_create, .create_options = posix_file_create_options,                \
+    .co_allocated_size = posix_file_co_allocated_size,                                             \
+    .co_truncate = posix_file_co_truncate_device, .co_preadv = posix_file_co_preadv,               \
+    .co_pwritev = posix_file_co_pwritev, .co_write_zeroes = posix_file_co_zero_device,             \
+    .co_discard = posix_file_co_discard_device, .co_flush = posix_file_co_flush,                   \
+    .co_status = posix_file_co_status
+
 const struct block_driver host_device_driver = {
     .name = "host_device",
-    .instance_size = sizeof(struct posix_file),
-    .is_protocol = true,
     .schemes = (const char *const[]){"host_device", NULL},
-    .parse_filename = posix_file_parse_filename,
-    .co_open = posix_file_co_open_device,
-    .co_close = posix_file_co_close,
-    .co_set_perm = posix_file_co_set_perm,
-    .co_create = posix_file_co_create,
-    .create_options = posix_file_create_options,
-    .co_allocated_size = posix_file_co_allocated_size,
-    .co_truncate = posix_file_co_truncate_device,
-    .co_preadv = posix_file_co_preadv,
-    .co_pwritev = posix_file_co_pwritev,
-    .co_write_zeroes = posix_file_co_zero_device,
-    .co_discard = posix_file_co_discard_device,
-    .co_flush = posix_file_co_flush,
-    .co_status = posix_file_co_status,
+    DEVICE_FUNCTIONS,
+};
+
+static const struct block_driver host_cdrom_driver = {
+    .name = "host_cdrom",
+    .schemes = (const char *const[]){"host_cdrom", NULL},
+    DEVICE_FUNCTIONS,
 };
 
 void file_register_drivers(void)
 {
     block_register_driver(&file_driver);
     block_register_driver(&host_device_driver);
+    block_register_driver(&host_cdrom_driver);
     block_register_driver(&null_co_driver);
     block_register_driver(&null_aio_driver);
     block_register_driver(&raw_driver);

@@ -107,26 +107,15 @@ static int open_blocking(void *arg)
     return 0;
 }
 
-static const char *kind_of(mode_t mode)
-{
-    return S_ISDIR(mode)    ? "a directory"
-           : S_ISREG(mode)  ? "a regular file"
-           : S_ISBLK(mode)  ? "a block device"
-           : S_ISCHR(mode)  ? "a character device"
-           : S_ISFIFO(mode) ? "a FIFO"
-           : S_ISSOCK(mode) ? "a socket"
-                            : "something else";
-}
-
 static int check_kind(const char *driver, const char *filename, mode_t mode, bool is_device,
                       struct error *err)
 {
-    if (is_device ? S_ISBLK(mode) : S_ISREG(mode)) {
+    if (is_device ? S_ISBLK(mode) || S_ISCHR(mode) : S_ISREG(mode)) {
         return 0;
     }
-    return error_set(err, S_ISDIR(mode) ? EISDIR : EINVAL,
-                     "'%s' driver requires '%s' to be a %s; it is %s", driver, filename,
-                     is_device ? "block device" : "regular file", kind_of(mode));
+    return error_set(err, S_ISDIR(mode) ? EISDIR : EINVAL, "'%s' driver requires '%s' to be %s",
+                     driver, filename,
+                     is_device ? "either a character or block device" : "a regular file");
 }
 
 static int co_open_fd(struct block_node *node, const char *filename, bool is_device,
@@ -209,8 +198,12 @@ static int probe_direct(void *arg)
 static int set_device_limits(struct block_node *node, const char *filename, struct error *err)
 {
     struct posix_file *f = node->opaque;
+    struct stat st;
     int sector = 0;
 
+    if (fstat(f->fd, &st) == 0 && S_ISCHR(st.st_mode)) {
+        return 0; /* has no sectors */
+    }
     if (ioctl(f->fd, BLKSSZGET, &sector) < 0) {
         return error_set_errno(err, errno, "Could not get the sector size of '%s'", filename);
     }
@@ -232,12 +225,18 @@ static int set_device_limits(struct block_node *node, const char *filename, stru
 int posix_file_size(int fd, bool is_device, uint64_t *ret)
 {
     struct stat st;
+    off_t end;
 
-    if (is_device) {
-        return ioctl(fd, BLKGETSIZE64, ret) < 0 ? -errno : 0;
-    }
     if (fstat(fd, &st) < 0) {
         return -errno;
+    }
+    if (is_device && S_ISCHR(st.st_mode)) {
+        end = lseek(fd, 0, SEEK_END);
+        *ret = end > 0 ? (uint64_t)end : 0;
+        return end < 0 ? -errno : 0;
+    }
+    if (is_device) {
+        return ioctl(fd, BLKGETSIZE64, ret) < 0 ? -errno : 0;
     }
     *ret = (uint64_t)st.st_size;
     return 0;
