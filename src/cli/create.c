@@ -436,20 +436,6 @@ static int check_options(struct option_set *set, const struct block_driver *driv
 
 /* --- the Formatting line ------------------------------------------------------------------------------ */
 
-static void print_shown(const char *name, const char *value)
-{
-    printf(" %s=", name);
-    if (!strpbrk(value, "='\" ")) {
-        printf("%s", value);
-        return;
-    }
-    putchar('\'');
-    for (const char *p = value; *p; p++) {
-        printf(*p == '\'' ? "''" : "%c", *p);
-    }
-    putchar('\'');
-}
-
 static bool is_in_shown_order(const char *name)
 {
     for (size_t i = 0; i < ARRAY_SIZE(shown_order); i++) {
@@ -472,12 +458,12 @@ static void announce(const struct cli_new_image *image, const struct option_set 
             value = shown_order[i].qcow2_default;
         }
         if (value) {
-            print_shown(shown_order[i].name, value);
+            printf(" %s=%s", shown_order[i].name, value);
         }
     }
     for (size_t i = 0; i < set->count; i++) {
         if (!is_in_shown_order(set->entry[i].name)) {
-            print_shown(set->entry[i].name, set->entry[i].value);
+            printf(" %s=%s", set->entry[i].name, set->entry[i].value);
         }
     }
     printf("\n");
