@@ -62,6 +62,8 @@ static const struct cli_arg args[] = {
     {"description", 'D', CLI_VALUE, &cl.description, "TEXT", "description that clients can read"},
     {"bitmap", 'B', CLI_REPEAT, &cl.bitmaps, "NAME", "offer a dirty bitmap of the image"},
     {"allocation-depth", 'A', CLI_FLAG, &cl.depth, NULL, "offer the allocation depth"},
+    {"load-snapshot", 'l', CLI_VALUE, &cl.load_snapshot, "SNAPSHOT",
+     "serve an internal snapshot, read-only: its ID or name"},
     {"offset", 'o', CLI_VALUE, &cl.offset, "BYTES", "where in the image the disk begins"},
     {"nocache", 'n', CLI_FLAG, &cl.no_cache, NULL, "same as --cache=none"},
     {"cache", 0, CLI_VALUE, &cl.cache, "MODE",
@@ -78,7 +80,6 @@ static const struct cli_arg args[] = {
     {"connect", 'c', CLI_VALUE, &cl.connect, "DEV", NULL},
     {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL, NULL},
     {"snapshot", 's', CLI_FLAG, &cl.snapshot, NULL, NULL},
-    {"load-snapshot", 'l', CLI_VALUE, &cl.load_snapshot, "SNAPSHOT", NULL},
     {"object", 0, CLI_VALUE, &cl.object, "OBJECT", NULL},
     {"tls-creds", 0, CLI_VALUE, &cl.tls_creds, "ID", NULL},
     {"tls-authz", 0, CLI_VALUE, &cl.tls_authz, "ID", NULL},
@@ -225,6 +226,7 @@ static int co_open_image(struct cli_disk *disk, struct error *err)
         .cache = cl.cache,
         .discard = cl.discard,
         .image_opts = cl.image_opts,
+        .snapshot = cl.load_snapshot,
     };
     int ret;
 
@@ -395,7 +397,6 @@ static int refuse_unsupported(void)
         {cl.connect != NULL, "--connect"},
         {cl.disconnect, "--disconnect"},
         {cl.snapshot, "--snapshot"},
-        {cl.load_snapshot != NULL, "--load-snapshot"},
         {cl.object != NULL, "--object"},
         {cl.tls_creds != NULL, "--tls-creds"},
         {cl.tls_authz != NULL, "--tls-authz"},
@@ -521,7 +522,8 @@ static int run(int argc, char **argv)
         cli_print_version();
         return 0;
     }
-    if (refuse_unsupported() || check_texts() ||
+    cl.read_only = cl.read_only || cl.load_snapshot;
+    if (refuse_unsupported() || check_texts() || cli_check_snapshot(cl.load_snapshot) < 0 ||
         (cl.list ? check_list_mode(argc - first) : check_serve_mode(argc - first))) {
         return 1;
     }

@@ -9,7 +9,7 @@ import unittest
 import nbd_raw
 from nbd_raw import RawClient
 from nbd_server import NbdServer, QemuNbd
-from tidemark import Process, TestCase, can_connect, io, qemu, run, tool, wait_until
+from tidemark import Process, TestCase, can_connect, img, io, qemu, run, tool, wait_until
 
 SIZE = 4 << 20
 
@@ -140,12 +140,26 @@ class FaceTest(TestCase):
         server.stop()
         io(image, "read -P 9 1M 64k", "read -P 0 0 1M", fmt="qcow2")
 
+    def test_serves_an_internal_snapshot_read_only(self):
+        image = self.create("disk.qcow2", "1M")
+        io(image, "write -P 7 0 64k", fmt="qcow2")
+        img("snapshot", "-f", "qcow2", "-c", "then", image)
+        io(image, "write -P 8 0 64k", fmt="qcow2")
+        self.start("-t", "-f", "qcow2", "-l", "then", image)
+        where = f"nbd+unix:///?socket={self.socket}"
+        io(where, "read -P 7 0 64k", fmt="raw", options=("-r",))
+        refused = io(where, "write -P 9 0 64k", fmt="raw", check=False)
+        self.assertNotEqual(refused.returncode, 0)
+
+    def test_snapshot_that_is_not_there(self):
+        image = self.create("disk.qcow2", "1M")
+        self.assertIn("Failed to load snapshot", self.refused("-f", "qcow2", "-l", "x", image))
+
     def test_what_is_not_supported_is_refused_by_name(self):
         for options, name in (
             (("-c", "/dev/nbd0"), "--connect"),
             (("-d",), "--disconnect"),
             (("-s",), "--snapshot"),
-            (("-l", "x"), "--load-snapshot"),
             (("--tls-creds", "x"), "--tls-creds"),
         ):
             self.assertIn(f"{name} is not supported", self.refused(*options, self.disk))
