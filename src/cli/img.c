@@ -59,7 +59,7 @@ static void print_help(void)
         "  %s create -f qcow2 disk.qcow2 20G\n"
         "  %s create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n"
         "  %s convert -p -O raw disk.qcow2 disk.raw\n"
-        "  %s check -r leaks disk.qcow2\n"
+        "  %s check -f qcow2 -r leaks disk.qcow2\n"
         "\n"
         "Supported formats:",
         cli_program(), cli_program(), cli_program(), cli_program());

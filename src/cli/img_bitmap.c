@@ -13,9 +13,9 @@ static const struct cli_usage usage = {
     .about = "Changes the persistent dirty bitmap BITMAP of an image. Several actions are done in "
              "the order\n"
              "given. 'info' lists the bitmaps that there are.",
-    .examples = "  bitmap --add -g 64k disk.qcow2 monday\n"
-                "  bitmap --add --disable --merge monday disk.qcow2 week\n"
-                "  bitmap --merge tuesday -b overlay.qcow2 -F qcow2 base.qcow2 week",
+    .examples = "  bitmap -f qcow2 --add -g 64k disk.qcow2 monday\n"
+                "  bitmap -f qcow2 --add --disable --merge monday disk.qcow2 week\n"
+                "  bitmap -f qcow2 --merge tuesday -b overlay.qcow2 -F qcow2 base.qcow2 week",
 };
 
 struct request {

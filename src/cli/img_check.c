@@ -16,7 +16,7 @@ static const struct cli_usage usage = {
              "for leaks\n"
              "only, 1 if the check could not be completed, 63 if the format has nothing to check.",
     .examples = "  check disk.qcow2\n"
-                "  check -r leaks disk.qcow2",
+                "  check -f qcow2 -r leaks disk.qcow2",
 };
 
 enum check_status {

@@ -18,9 +18,9 @@ static const struct cli_usage usage = {
              "file differs from the old one, the old contents are copied into the image first. "
              "With -u only the\n"
              "name is changed, as after renaming the backing file. -b '' removes the backing file.",
-    .examples = "  rebase -b new-base.qcow2 -F qcow2 overlay.qcow2\n"
-                "  rebase -u -b renamed.qcow2 -F qcow2 overlay.qcow2\n"
-                "  rebase -b '' overlay.qcow2",
+    .examples = "  rebase -f qcow2 -b new-base.qcow2 -F qcow2 overlay.qcow2\n"
+                "  rebase -f qcow2 -u -b renamed.qcow2 -F qcow2 overlay.qcow2\n"
+                "  rebase -f qcow2 -b '' overlay.qcow2",
 };
 
 #define BUFFER_SIZE ((size_t)(2 * MiB))

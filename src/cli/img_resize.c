@@ -12,7 +12,7 @@ static const struct cli_usage usage = {
     .about = "Changes the size of a disk, to SIZE or by it. What is added reads as zeroes. File "
              "systems and\n"
              "partition tables in it are not changed: shrink them first, grow them afterwards.",
-    .examples = "  resize disk.qcow2 +10G\n"
+    .examples = "  resize -f qcow2 disk.qcow2 +10G\n"
                 "  resize --shrink -f qcow2 disk.qcow2 20G",
 };
 

@@ -12,8 +12,8 @@ static const struct cli_usage usage = {
              "makes the disk what it\n"
              "was then; what was written since is lost.",
     .examples = "  snapshot -l disk.qcow2\n"
-                "  snapshot -c before-upgrade disk.qcow2\n"
-                "  snapshot -a before-upgrade disk.qcow2",
+                "  snapshot -f qcow2 -c before-upgrade disk.qcow2\n"
+                "  snapshot -f qcow2 -a before-upgrade disk.qcow2",
 };
 
 struct request {
