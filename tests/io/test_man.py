@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manual pages name what --help names, and render."""
+
+import os
+import re
+import unittest
+
+from tidemark import TestCase, img, run, tool
+
+MAN = os.path.join(os.environ.get("TIDEMARK_SOURCE", "."), "man")
+
+
+def options(help_text):
+    """As a page shows them: `-x` without the long name, else `--name`."""
+    return set(re.findall(r"^ +(?:-\w, )?(--[\w-]+|-\w)\b", help_text, re.M))
+
+
+class ManualPages(TestCase):
+    def page(self, name):
+        with open(os.path.join(MAN, name), encoding="utf-8") as page:
+            return page.read().replace("\\-", "-")
+
+    def assert_names(self, section, help_text):
+        shown = {word.replace(" ", "") for word in re.findall(r"Fl (-?[\w-]+)", section)}
+        for option in options(help_text) - {"--help"}:
+            self.assertIn(option[1:], shown)
+
+    def test_img_has_every_command_and_option(self):
+        sections = re.split(r"^\.S[sh] (.*)$", self.page("tidemark-img.1"), flags=re.M)
+        text = dict(zip(sections[1::2], sections[2::2]))
+        commands = re.findall(r"^  ([a-z]+) +\[", img("--help").stdout, re.M)
+        self.assertGreater(len(commands), 10)
+        for command in commands:
+            with self.subTest(command):
+                self.assert_names(text[command], img(command, "--help").stdout)
+
+    def test_io_has_every_option_and_command(self):
+        page = self.page("tidemark-io.1")
+        self.assert_names(page, run(*tool("io"), "--help").stdout)
+        for command in re.findall(r"^(\w+) ?.* -- ", run(*tool("io"), "-c", "help").stdout, re.M):
+            self.assertIn(f".It Cm {command}", page)
+
+    def test_pages_render(self):
+        for name in ("tidemark-img.1", "tidemark-io.1"):
+            result = run("man", "--warnings", "-l", os.path.join(MAN, name))
+            self.assertEqual(result.stderr, "")
+            self.assertIn("l2-cache-size", result.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()
