@@ -37,6 +37,12 @@ class Create(TestCase):
         )
         self.assertIn("cluster_size=131072", out)
 
+    def test_refcount_table_that_one_block_cannot_count(self):
+        disk = self.path("disk.qcow2")
+        small = "cluster_size=512,refcount_bits=64,preallocation=metadata"
+        img("create", "-q", "-f", "qcow2", "-o", small, disk, "200M")
+        self.assertIn("409600/409600 = 100.00% allocated", qemu_img("check", disk).stdout)
+
     def test_qemu_img_reads_what_was_made(self):
         path = self.path("x.qcow2")
         img("create", "-q", "-f", "qcow2", path, "5G")

@@ -134,6 +134,24 @@ class OfOurOwn(TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(self.path("gone"), result.stderr)
 
+    def test_sizes_of_the_qcow2_caches(self):
+        disk = self.create("disk.qcow2", "1M")
+        both = "l2-cache-size=1M,refcount-cache-size=256k"
+
+        def open_with(sizes, **more):
+            options = f"driver=qcow2,file.filename={disk},{sizes}"
+            commands = ("write -P 1 0 64k", "read -P 1 0 64k")
+            return io(options, *commands, options=("--image-opts",), **more)
+
+        for sizes in ("cache-size=0", "cache-size=2M,l2-cache-size=2M", both):
+            open_with(sizes)
+        for sizes, complaint in (
+            (f"cache-size=1280k,{both}", "may not be set at the same time"),
+            ("cache-size=1M,l2-cache-size=2M", "l2-cache-size may not exceed cache-size"),
+            ("cache-size=1M,refcount-cache-size=2M", "refcount-cache-size may not exceed"),
+        ):
+            self.assertIn(complaint, open_with(sizes, check=False).stderr)
+
     def test_many_requests_in_flight(self):
         path = self.create("a.raw", "8M", "raw")
         writes = [f"aio_write -q -P {i} {i * 64}k 64k" for i in range(1, 101)]
