@@ -196,7 +196,7 @@ int img_bench_main(int argc, char **argv)
     __attribute__((cleanup(bench_release))) struct bench b = {
         .requests = 75000, .depth = 64, .size = 4096};
     struct cli_image image = {.cache = "writeback"};
-    struct texts t = {NULL};
+    struct texts t = {0};
     bool native = false;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
