@@ -255,6 +255,53 @@ static int join_options(struct options **opts, const struct options *more, struc
     return r;
 }
 
+/* Options below `file` that were given beside a filename join those of the file. */
+static int join_file_options(struct options *top, struct options **file_opts, struct error *err)
+{
+    AUTO_OPTIONS struct options *below = NULL;
+    AUTO_FREE char *node_name = NULL;
+    int r = options_take_child(top, "file", &below, &node_name, err);
+
+    return r == 0 && below ? join_options(file_opts, below, err) : r;
+}
+
+/* The child of a filter that takes no filename itself: what the options below `file` name, on that filename. */
+static int filter_file_options(const char *filename, struct options *top, struct options **ret,
+                               struct error *err)
+{
+    AUTO_OPTIONS struct options *below = NULL;
+    AUTO_OPTIONS struct options *opts = NULL;
+    AUTO_FREE char *node_name = NULL;
+    AUTO_FREE char *name = NULL;
+    const struct block_driver *driver;
+    int r = options_take_child(top, "file", &below, &node_name, err);
+
+    if (r == 0 && below) {
+        r = options_take_str(below, "driver", &name, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    driver = name ? block_find_driver(name) : NULL;
+    if (driver && driver->is_filter && driver->parse_filename) {
+        r = filter_options(driver, filename, &opts, err);
+    } else {
+        r = protocol_options(filename, &opts, err);
+        if (r == 0 && driver && driver->is_format) {
+            struct options *format = options_new();
+
+            options_set_str(format, "driver", name);
+            options_set_child(format, "file", TAKE_PTR(opts));
+            opts = format;
+        }
+    }
+    r = r == 0 && below ? join_options(&opts, below, err) : r;
+    if (r == 0) {
+        *ret = TAKE_PTR(opts);
+    }
+    return r;
+}
+
 int block_co_open_filename(const char *filename, const char *format, struct options *extra,
                            unsigned flags, struct block_node **ret, struct error *err)
 {
@@ -272,16 +319,24 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
     if (strncmp(filename, "json:", 5) == 0) {
         return co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret, err);
     }
-    r = driver && driver->is_filter && driver->parse_filename
-            ? filter_options(driver, filename, &file_opts, err)
-            : protocol_options(filename, &file_opts, err);
+    if (driver && driver->is_filter && !driver->parse_filename) {
+        r = filter_file_options(filename, top, &file_opts, err);
+    } else if (driver && driver->is_filter) {
+        r = filter_options(driver, filename, &file_opts, err);
+    } else {
+        r = protocol_options(filename, &file_opts, err);
+    }
     if (r < 0) {
         return r;
     }
     if (!driver) {
         return co_open_probed(filename, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
     }
-    if (driver->is_format) {
+    if (driver->is_format || !driver->is_protocol) {
+        r = join_file_options(top, &file_opts, err);
+        if (r < 0) {
+            return r;
+        }
         options_set_str(top, "driver", format);
         options_set_child(top, "file", TAKE_PTR(file_opts));
         return block_co_open(TAKE_PTR(top), flags, ret, err);

@@ -178,16 +178,10 @@ static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct io
         node->driver->co_write_zeroes && iov_is_zero(iov)) {
         return co_write_found_zeroes(node, offset, iov.size, flags);
     }
-    if (__builtin_expect(node->events, false)) {
-        block_co_event_at(node, BLOCK_EVENT_PWRITEV);
-    }
     if (__builtin_expect(node->limits.request_alignment > 1 || node->limits.max_transfer, false)) {
         r = block_co_pwritev_aligned(node, offset, iov, driver_flags);
     } else {
-        r = node->driver->co_pwritev(node, offset, iov, driver_flags);
-    }
-    if (__builtin_expect(node->events, false)) {
-        block_co_event_at(node, BLOCK_EVENT_PWRITEV_DONE);
+        r = block_co_driver_write(node, offset, iov, driver_flags);
     }
     account_change(node, offset, iov.size, r, flags);
     if (r == 0 && (flags & BLOCK_REQ_FUA) && !(driver_flags & BLOCK_REQ_FUA)) {
@@ -303,13 +297,9 @@ static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t leng
     if (!node->discard_unmap) {
         flags &= ~BLOCK_REQ_MAY_UNMAP;
     }
-    if (__builtin_expect(node->events, false)) {
-        block_co_event_at(node, BLOCK_EVENT_PWRITEV_ZERO);
-    }
+    block_co_gate_event(node, BLOCK_EVENT_PWRITEV_ZERO);
     r = co_zero_node(node, offset, length, flags);
-    if (__builtin_expect(node->events, false)) {
-        block_co_event_at(node, BLOCK_EVENT_PWRITEV_DONE);
-    }
+    block_co_gate_event(node, BLOCK_EVENT_PWRITEV_DONE);
     account_change(node, offset, length, r, flags);
     if (r == 0 && (flags & BLOCK_REQ_FUA)) {
         r = co_flush_node(node);

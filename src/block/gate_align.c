@@ -54,13 +54,6 @@ static int co_read_bounced(struct block_node *node, uint64_t offset, struct iov 
     return r;
 }
 
-static void announce(struct block_node *node, enum block_event event, bool happens)
-{
-    if (happens && node->events) {
-        block_co_event_at(node, event);
-    }
-}
-
 /* Fill the parts of the end blocks that the write leaves as they are. */
 static int co_read_ends(struct block_node *node, char *buf, uint64_t first, size_t size,
                         uint64_t offset, uint64_t end)
@@ -73,16 +66,20 @@ static int co_read_ends(struct block_node *node, char *buf, uint64_t first, size
     if (offset != first) {
         bool tail_too = end != first + size && last == first;
 
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_HEAD, true);
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_TAIL, tail_too);
+        block_co_gate_event(node, BLOCK_EVENT_PWRITEV_RMW_HEAD);
+        if (tail_too) {
+            block_co_gate_event(node, BLOCK_EVENT_PWRITEV_RMW_TAIL);
+        }
         r = node->driver->co_preadv(node, first, iov_from_buf(&vec, buf, unit), 0);
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_HEAD, true);
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL, tail_too);
+        block_co_gate_event(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_HEAD);
+        if (tail_too) {
+            block_co_gate_event(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL);
+        }
     }
     if (r == 0 && end != first + size && (last != first || offset == first)) {
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_TAIL, true);
+        block_co_gate_event(node, BLOCK_EVENT_PWRITEV_RMW_TAIL);
         r = node->driver->co_preadv(node, last, iov_from_buf(&vec, buf + (last - first), unit), 0);
-        announce(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL, true);
+        block_co_gate_event(node, BLOCK_EVENT_PWRITEV_RMW_AFTER_TAIL);
     }
     return r;
 }
@@ -106,7 +103,7 @@ static int co_write_bounced(struct block_node *node, uint64_t offset, struct iov
     r = ragged ? co_read_ends(node, buf, first, size, offset, offset + iov.size) : 0;
     if (r == 0) {
         iov_copy_to_buf(iov, 0, buf + (offset - first), iov.size);
-        r = node->driver->co_pwritev(node, first, iov_from_buf(&vec, buf, size), flags);
+        r = block_co_driver_write(node, first, iov_from_buf(&vec, buf, size), flags);
     }
     range_unlock(&node->rmw, &entry);
     return r;
@@ -119,10 +116,10 @@ static int co_write_straight(struct block_node *node, uint64_t offset, struct io
     int r;
 
     if (node->limits.request_alignment <= 1) {
-        return node->driver->co_pwritev(node, offset, iov, flags);
+        return block_co_driver_write(node, offset, iov, flags);
     }
     co_range_lock(&node->rmw, &entry, offset, iov.size, false);
-    r = node->driver->co_pwritev(node, offset, iov, flags);
+    r = block_co_driver_write(node, offset, iov, flags);
     range_unlock(&node->rmw, &entry);
     return r;
 }

@@ -62,7 +62,7 @@ static int cor_co_open(struct block_node *node, struct options *opts, struct err
         return r;
     }
     if (s->file->node->read_only) {
-        return error_set(err, EINVAL, "Can't use copy-on-read on read-only device");
+        return error_set(err, EINVAL, "Block node is read-only");
     }
     r = take_bottom(s, opts, err);
     if (r < 0) {
