@@ -3,6 +3,14 @@
 
 #include "qcow2/resize.h"
 
+/* What lies beyond the end of the file is made when it grows, and reads as zeroes then. */
+static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes)
+{
+    uint64_t size = block_edge_size(q->node->file);
+
+    return host < size ? block_co_write_zeroes(q->node->file, host, MIN(bytes, size - host), 0) : 0;
+}
+
 /* Clusters that are linked by one hold of the lock. */
 #define CHUNK_CLUSTERS 512
 
@@ -44,7 +52,7 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
             *ret_done = got;
         }
         if (r == 0 && !fresh) {
-            r = block_co_write_zeroes(q->node->file, *ret_host, got << q->cluster_bits, 0);
+            r = co_zero_in_file(q, *ret_host, got << q->cluster_bits);
         }
     }
     cache_put(slice);
@@ -52,19 +60,22 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
 }
 
 /* Space for what was mapped: up to here the file has to reach in any case. */
-static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block_prealloc prealloc)
+static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block_prealloc prealloc,
+                      struct error *err)
 {
     uint64_t end = host + bytes;
+    int r = 0;
 
     if (prealloc == BLOCK_PREALLOC_FULL) {
         return block_co_write_zeroes(q->data, host, bytes, 0);
     }
     if (block_edge_size(q->data) < end) {
-        return block_co_truncate(
+        r = block_co_truncate(
             q->data, end,
-            prealloc == BLOCK_PREALLOC_FALLOC ? BLOCK_PREALLOC_FALLOC : BLOCK_PREALLOC_OFF, NULL);
+            prealloc == BLOCK_PREALLOC_FALLOC ? BLOCK_PREALLOC_FALLOC : BLOCK_PREALLOC_OFF, err);
+        error_prepend(err, "Could not resize image: ");
     }
-    return 0;
+    return r;
 }
 
 int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block_prealloc prealloc,
@@ -80,14 +91,14 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
         r = co_link_chunk_locked(q, at, clusters, &done, &host);
         co_mutex_unlock(&q->lock);
         if (r == 0 && (host != 0 || q->has_data_file)) {
-            r = co_reserve(q, host, done << q->cluster_bits, prealloc);
+            r = co_reserve(q, host, done << q->cluster_bits, prealloc, err);
         }
         r = r < 0 ? r : qcow2_co_limit_dirty(q);
         at += done << q->cluster_bits;
     }
-    if (r < 0) {
+    if (r < 0 && !error_is_set(err)) {
         return error_set_errno(err, -r, "Could not preallocate '%s'",
                                block_node_display_name(q->node));
     }
-    return 0;
+    return r;
 }
