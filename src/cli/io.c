@@ -17,11 +17,7 @@
 #define WORDS_MAX 1100 /* a readv of 1,024 parts, and its options */
 
 static const struct io_command *const tables[] = {
-    io_rw_commands,
-    io_aio_commands,
-    io_break_commands,
-    io_image_commands,
-    io_misc_commands,
+    io_rw_commands, io_aio_commands, io_break_commands, io_image_commands, io_misc_commands,
 };
 
 static const struct cli_usage usage = {
