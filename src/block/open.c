@@ -462,7 +462,9 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
     if (r < 0) {
         return r;
     }
-    format = other_format ?: format;
+    if (other_format) {
+        format = other_format;
+    }
     if (options_is_null(opts, "backing")) {
         options_drop(opts, "backing");
         return 0;
