@@ -102,3 +102,30 @@ class Image:
 
     def bitmap_directory(self):
         return self.u64(self.extension(0x23852875) + 16)
+
+    def bitmaps(self):
+        """{name: (place of its directory entry, flags, set of dirty granules)}"""
+        extension = self.extension(0x23852875)
+        if extension is None:
+            return {}
+        found, at = {}, self.bitmap_directory()
+        for _ in range(self.u32(extension)):
+            name_size = struct.unpack(">H", self.read(at + 18, 2))[0]
+            extra_size = self.u32(at + 20)
+            name = self.read(at + 24 + extra_size, name_size).decode()
+            found[name] = (at, self.u32(at + 12), self._dirty(self.u64(at), self.u32(at + 8)))
+            at += (24 + extra_size + name_size + 7) // 8 * 8
+        return found
+
+    def _dirty(self, table, entries):
+        dirty, per_cluster = set(), self.cluster_size * 8
+        for index in range(entries):
+            entry = self.u64(table + 8 * index)
+            data = b"\xff" * self.cluster_size if entry & 1 else b""
+            if entry & OFFSET_MASK:
+                data = self.read(entry & OFFSET_MASK, self.cluster_size)
+            for byte, value in enumerate(data):
+                dirty.update(
+                    index * per_cluster + byte * 8 + bit for bit in range(8) if value >> bit & 1
+                )
+        return dirty
