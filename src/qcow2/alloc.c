@@ -369,7 +369,7 @@ void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters
 int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset)
 {
     uint64_t tail = q->compressed_tail, room = round_up(tail, q->cluster_size) - tail;
-    uint64_t cluster, got;
+    uint64_t cluster = 0, got = 0;
     bool fresh;
     int r;
 
@@ -417,15 +417,18 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret
 int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed)
 {
     struct free_list *f = &q->frees;
-    struct qcow2_free_run *last = f->count ? &f->runs[f->count - 1] : NULL;
 
     q->freed_bytes += length;
     if (compressed) {
         /* The next one to be compressed must not share a cluster whose count is about to go down. */
         q->compressed_tail = 0;
-    } else if (last && !last->compressed && last->offset + last->length == offset) {
-        last->length += length;
-        return 0;
+    } else if (f->count > 0) {
+        struct qcow2_free_run *last = &f->runs[f->count - 1];
+
+        if (!last->compressed && last->offset + last->length == offset) {
+            last->length += length;
+            return 0;
+        }
     }
     if (f->count == f->capacity) {
         size_t capacity = f->capacity ? f->capacity * 2 : 64;
