@@ -738,6 +738,20 @@ static void a_null_disk_reads_zeroes_and_takes_time(void *arg)
     detach(&d);
 }
 
+static void character_devices_have_the_size_that_the_kernel_tells(void *arg)
+{
+    for (int i = 0; i < 2; i++) {
+        struct disk d = attach(i ? "driver=host_cdrom,filename=/dev/null"
+                                 : "driver=host_device,filename=/dev/null",
+                               RW);
+
+        assert_int_equal(block_node_size(d.node), 0);
+        detach(&d);
+    }
+    make_file(IMAGE, 512, 0);
+    assert_open_fails("driver=host_cdrom,filename=" IMAGE, EINVAL, "'host_cdrom' driver requires");
+}
+
 /* --- raw ---------------------------------------------------------------------------------------------- */
 
 static void raw_shows_a_part_of_its_file(void *arg)
@@ -893,6 +907,7 @@ int main(void)
         CO_TEST(a_hole_that_others_may_fill_is_looked_at_again),
         CO_TEST(files_are_resized_and_preallocated),
         CO_TEST(only_regular_files_are_opened),
+        CO_TEST(character_devices_have_the_size_that_the_kernel_tells),
         CO_TEST(wrong_options_are_refused_by_name),
         CO_TEST(a_file_that_cannot_be_written_falls_back_if_allowed),
         CO_TEST(one_image_has_one_writer),
