@@ -6,6 +6,7 @@
 #   make tsan     TSan, build-tsan/                make bench    compare with others
 #   make clang    built by clang, build-clang/     make lint     style and static checks
 #   make fuzz     libFuzzer targets, build-fuzz/   make format   run clang-format over the tree
+#   make arm64    cross build, build-arm64/        make test-arm64   run its unit tests in qemu-user
 #
 # JOBS=N limits parallel compilation, CC=clang chooses the compiler, and TEST_ARGS passes
 # arguments to tools/run-tests.
@@ -26,6 +27,12 @@ debug tsan: deps-build
 # With the tests.
 clang fuzz: deps-build deps-test
 	@$(call build,-$@,$@,all)
+
+arm64: deps-build deps-arm64
+	@$(call build,-$@,$@,programs)
+
+test-arm64: arm64 deps-test
+	@tools/run-tests --build build-arm64 --suite unit -j $(JOBS) $(TEST_ARGS)
 
 test: deps-build deps-test
 	@tools/run-tests -j $(JOBS) $(TEST_ARGS)
@@ -50,6 +57,6 @@ install: all
 	@meson install -C build --no-rebuild
 
 clean:
-	rm -rf build build-debug build-tsan build-clang build-fuzz
+	rm -rf build build-debug build-tsan build-clang build-fuzz build-arm64 build-arm64-sysroot
 
-.PHONY: all debug tsan clang fuzz test demo bench lint format install clean
+.PHONY: all debug tsan clang fuzz arm64 test test-arm64 demo bench lint format install clean
