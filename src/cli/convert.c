@@ -2,8 +2,9 @@
 /*
  * Workers take requests one after the other from a shared cursor, which walks the sources by their block status, and
  * read and write on their own, so that up to `workers` requests are in flight. What lies in the page cache is copied on the
- * spot, by the thread that asks for it; so once it is plain that there is much to copy, the second half of the workers starts
- * in a thread of its own. Small targets know one thread, and are laid out in order.
+ * spot, by the thread that asks for it; so once it is plain that there is much to copy, and the order of writes does not matter
+ * (out_of_order, or compressed data, which finds its place late), the second half of the workers starts in a
+ * thread of its own. Otherwise one thread copies, and the target is laid out in order.
  */
 #include "cli/convert.h"
 
@@ -328,6 +329,11 @@ static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
 
 static void co_work(void *arg);
 
+static bool may_use_two_threads(const struct convert *c)
+{
+    return c->out_of_order || c->compressed;
+}
+
 /* Start the workers up to number `end`, as far as there is memory. The lock is held. */
 static void start_workers_locked(struct convert *c, struct reactor *r, unsigned end)
 {
@@ -350,7 +356,7 @@ static void co_count_locked(struct convert *c, uint64_t bytes)
     ERROR_AUTO(err);
 
     c->copied += bytes;
-    if (c->helper || c->copied < MUCH || c->started == c->workers ||
+    if (c->helper || c->copied < MUCH || !may_use_two_threads(c) || c->started == c->workers ||
         reactor_current() != reactor_main()) {
         return;
     }
@@ -450,7 +456,8 @@ int convert_co_run(struct convert *c)
     }
     if (c->worker) {
         co_mutex_lock(&c->lock);
-        start_workers_locked(c, reactor_main(), (c->workers + 1) / 2);
+        start_workers_locked(c, reactor_main(),
+                             may_use_two_threads(c) ? (c->workers + 1) / 2 : c->workers);
         co_mutex_unlock(&c->lock);
     }
     if (c->started == 0) {

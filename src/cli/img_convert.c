@@ -93,9 +93,6 @@ static int check_request(const struct request *r, int sources)
     if (r->offload && r->sparse_text) {
         return cli_fail("Cannot enable copy offloading when -S is used");
     }
-    if (r->out_of_order && r->compressed) {
-        return cli_fail("Out of order write and compress are mutually exclusive");
-    }
     if (r->target_image_opts && !r->no_create) {
         return cli_fail("--target-image-opts requires use of -n flag");
     }
@@ -284,6 +281,7 @@ static int co_convert(const struct request *r, int count, char **names)
 {
     struct convert c = {
         .compressed = r->compressed,
+        .out_of_order = r->out_of_order,
         .salvage = r->salvage,
         .quiet = r->quiet,
         .show_progress = r->progress && !r->quiet,
@@ -341,7 +339,7 @@ int img_convert_main(int argc, char **argv)
         {NULL, 'p', CLI_FLAG, &r.progress, NULL, "show progress"},
         {NULL, 'm', CLI_VALUE, &r.workers_text, "N", "requests in flight, 1 to 16 (default 8)"},
         {NULL, 'W', CLI_FLAG, &r.out_of_order, NULL,
-         "accepted: writes are never held back for their order"},
+         "write in any order: faster, for targets that are preallocated"},
         {NULL, 'C', CLI_FLAG, &r.offload, NULL, "accepted: data is copied as without it"},
         {NULL, 'r', CLI_VALUE, &r.rate_text, "RATE", "at most so many bytes per second"},
         {NULL, 'S', CLI_VALUE, &r.sparse_text, "SIZE",
