@@ -218,7 +218,6 @@ class Convert(TestCase):
         for words, word in (
             (("-C", "-c"), "-c"),
             (("-C", "-S", "8k"), "-S"),
-            (("-W", "-c"), "mutually exclusive"),
             (("-n", "-o", "size=1M"), "-o has no effect"),
             (("--target-is-zero",), "-n"),
             (("-m", "17"), "'17'"),
