@@ -37,7 +37,7 @@
  * leaf.
  */
 #define BIT_TREE_CHUNK_WORDS 64u
-#define BIT_TREE_CHUNK_BITS (64u * BIT_TREE_CHUNK_WORDS)
+#define BIT_TREE_CHUNK_BITS (64ull * BIT_TREE_CHUNK_WORDS)
 
 struct bit_tree_node;
 
