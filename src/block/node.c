@@ -132,12 +132,12 @@ const char *block_node_filename(const struct block_node *node)
 
 const char *block_node_display_name(const struct block_node *node)
 {
-    for (const struct block_node *n = node; n; n = n->file ? n->file->node : NULL) {
-        if (n->filename) {
-            return n->filename;
-        }
+    const struct block_node *n = node;
+
+    while (!n->filename && n->file) {
+        n = n->file->node;
     }
-    return node->name;
+    return n->filename ? n->filename : node->name;
 }
 
 const struct block_driver *block_node_driver(const struct block_node *node)
