@@ -376,6 +376,14 @@ static const char *bool_word(const char *value)
     return NULL;
 }
 
+/* In decimal; owned by the caller. NULL: out of memory. */
+static char *number_text(uint64_t number)
+{
+    char *text;
+
+    return asprintf(&text, "%" PRIu64, number) < 0 ? NULL : text;
+}
+
 /* Check a value by its type and bring it to the form that is printed. Returns 0 or 1 (told). */
 static int normalise(const struct cli_new_image *image, const struct block_option_desc *desc,
                      struct option_value *o)
@@ -388,12 +396,14 @@ static int normalise(const struct cli_new_image *image, const struct block_optio
         if (cli_size(o->value, &number) < 0) {
             return bad_size(image, o->name, o->value);
         }
+        text = number_text(number);
     } else if (strcmp(desc->type, "num") == 0) {
         errno = 0;
         number = strtoull(o->value, &end, 0);
         if (errno || end == o->value || *end) {
             return fail(image, "Parameter '%s' expects a number", o->name);
         }
+        text = number_text(number);
     } else if (strncmp(desc->type, "bool", 4) == 0) {
         const char *word = bool_word(o->value);
 
@@ -404,7 +414,7 @@ static int normalise(const struct cli_new_image *image, const struct block_optio
     } else {
         return 0;
     }
-    if (!text && asprintf(&text, "%" PRIu64, number) < 0) {
+    if (!text) {
         return cli_fail("Out of memory");
     }
     free(o->value);
