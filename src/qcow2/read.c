@@ -149,27 +149,3 @@ int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
     memset((char *)buf + inside, 0, size - inside);
     return r;
 }
-
-int qcow2_co_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
-{
-    *ret = false;
-    while (length > 0) {
-        struct qcow2_run run;
-        int r = qcow2_co_map(q, offset, length, &run);
-
-        if (r < 0) {
-            return r;
-        }
-        if (run.type == CLUSTER_NORMAL || run.type == CLUSTER_COMPRESSED) {
-            return 0;
-        }
-        if ((run.type == CLUSTER_UNALLOCATED || run.type == CLUSTER_UNALLOCATED_PLACED) &&
-            q->node->backing && offset < block_edge_size(q->node->backing)) {
-            return 0;
-        }
-        offset += run.length;
-        length -= run.length;
-    }
-    *ret = true;
-    return 0;
-}

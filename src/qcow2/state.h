@@ -342,8 +342,6 @@ int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 int qcow2_co_make_empty(struct block_node *node, struct error *err);
 /* Read guest bytes into a flat buffer, the guest range held; zeroes behind the end of the disk. */
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
-/* Whether [offset, offset + length) reads as zeroes by the metadata alone. */
-int qcow2_co_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret);
 
 /* --- compress.c, decompress.c --- */
 /* Compressed clusters are read and written in batches of so much, one at least. */
