@@ -275,7 +275,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
     struct qcow2 *q = a->q;
     unsigned old_order = q->refcount_order;
     AUTO_FREE uint32_t *counts = NULL;
-    uint64_t clusters;
+    uint64_t clusters = 0;
     int r = qcow2_co_commit(q);
 
     r = r < 0 ? error_set_errno(err, -r, "Could not write the metadata of '%s'",

@@ -4,6 +4,7 @@
  *
  *   header | refcount table | refcount blocks | L1 table
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -155,9 +156,11 @@ static uint64_t cluster_count(const struct create *c)
 static int plan_layout(struct create *c, struct error *err)
 {
     uint64_t span = c->cluster_size * (c->cluster_size / (c->extended_l2 ? 16 : 8));
-    uint64_t per_block = c->cluster_size * 8 / c->refcount_bits;
-    uint64_t l1_size = div_round_up(c->size, span);
+    uint64_t per_block, l1_size;
 
+    assert(span > 0 && c->refcount_bits > 0); /* check_options() has seen them */
+    per_block = c->cluster_size * 8 / c->refcount_bits;
+    l1_size = div_round_up(c->size, span);
     if (c->size > INT64_MAX || l1_size * 8 > L1_BYTES_MAX) {
         return error_set(err, EFBIG,
                          "The image size is too large for file format 'qcow2' (try using a larger "

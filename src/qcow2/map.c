@@ -112,8 +112,8 @@ static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned
     for (; n < wanted; n++) {
         uint64_t cluster = (unit + n) >> per_cluster_bits;
         unsigned at = index + (unsigned)cluster;
-        enum cluster_type type;
-        uint64_t entry, bitmap, host;
+        enum cluster_type type = CLUSTER_UNALLOCATED;
+        uint64_t entry, bitmap, host = 0;
 
         if (at >= entries) {
             break;

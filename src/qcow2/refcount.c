@@ -121,7 +121,7 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
     }
     if (!slice) {
         return qcow2_corrupt(q, "cluster %#llx is in use, but has no refcount block",
-                             (unsigned long long)(first << q->cluster_bits));
+                             (unsigned long long)first << q->cluster_bits);
     }
     n = MIN(count, per_slice - index);
     for (uint64_t i = 0; i < n && r == 0; i++) {
@@ -132,7 +132,7 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
             r = qcow2_corrupt(q,
                               "the refcount of cluster %#llx is %llu, but it is referenced more "
                               "often",
-                              (unsigned long long)((first + i) << q->cluster_bits),
+                              (unsigned long long)(first + i) << q->cluster_bits,
                               (unsigned long long)value);
         } else if (delta > 0 && value > q->refcount_max - (uint64_t)delta) {
             r = -ERANGE;
@@ -158,7 +158,7 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
 
 int qcow2_co_refcount_add_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta)
 {
-    uint64_t done = 0, n;
+    uint64_t done = 0, n = 0;
     int r = 0;
 
     while (done < count && r == 0) {

@@ -296,7 +296,7 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     struct qcow2_snapshot *s = find_any(q, id_or_name, err);
     AUTO_FREE uint64_t *l1 = NULL;
     uint64_t offset = 0;
-    uint32_t entries;
+    uint32_t entries = 0;
     int r;
 
     if (!s) {
@@ -402,7 +402,7 @@ int qcow2_co_snapshot_show(struct block_node *node, const char *id, const char *
     struct qcow2 *q = qcow2_state(node);
     const struct qcow2_snapshot *s = find(q, id, name);
     AUTO_FREE uint64_t *l1 = NULL;
-    uint32_t entries;
+    uint32_t entries = 0;
     int r;
 
     if (!q->read_only) {
