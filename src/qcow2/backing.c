@@ -7,14 +7,24 @@
 #include "base/cleanup.h"
 #include "qcow2/state.h"
 
+/* Exchange what the header is to name for the two strings. */
+static void swap_names(struct qcow2 *q, char **filename, char **format)
+{
+    char *old_filename = q->backing_filename;
+    char *old_format = q->backing_format;
+
+    q->backing_filename = *filename;
+    q->backing_format = *format;
+    *filename = old_filename;
+    *format = old_format;
+}
+
 int qcow2_co_change_backing(struct block_node *node, const char *filename, const char *format,
                             struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
     AUTO_FREE char *new_filename = filename ? strdup(filename) : NULL;
     AUTO_FREE char *new_format = filename && format ? strdup(format) : NULL;
-    char *old_filename = q->backing_filename;
-    char *old_format = q->backing_format;
     int r;
 
     if ((filename && !new_filename) || (filename && format && !new_format)) {
@@ -24,15 +34,10 @@ int qcow2_co_change_backing(struct block_node *node, const char *filename, const
         return error_set(err, EINVAL, "The backing file name has %zu bytes; at most %d are allowed",
                          strlen(filename), BACKING_NAME_MAX);
     }
-    q->backing_filename = new_filename;
-    q->backing_format = new_format;
+    swap_names(q, &new_filename, &new_format);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        q->backing_filename = old_filename;
-        q->backing_format = old_format;
-        return r;
+        swap_names(q, &new_filename, &new_format);
     }
-    new_filename = old_filename;
-    new_format = old_format;
-    return 0;
+    return r;
 }
