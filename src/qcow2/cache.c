@@ -31,7 +31,7 @@ int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size
         while (s->bucket_count < s->limit) {
             s->bucket_count *= 2;
         }
-        s->buckets = calloc(s->bucket_count, sizeof(*s->buckets));
+        s->buckets = calloc(s->bucket_count, sizeof(struct cache_entry *));
         if (!s->buckets) {
             cache_destroy(c);
             return -ENOMEM;

@@ -59,7 +59,7 @@ static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t 
             continue;
         }
         dirty[sector] = 0;
-        for (unsigned w = 0; w < SECTOR_SIZE / 8; w++) {
+        for (size_t w = 0; w < SECTOR_SIZE / 8; w++) {
             store_be64(s.data + s.count * SECTOR_SIZE + w * 8,
                        word(q, sector * (SECTOR_SIZE / 8) + w));
         }
