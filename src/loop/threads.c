@@ -36,6 +36,13 @@ static int write_job(void *arg)
     int flags = job->flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
 
     job->done = result(pwritev2(job->fd, job->iov, job->iovcnt, (off_t)job->offset, flags));
+    if (job->done == -EOPNOTSUPP && flags) {
+        /* Old kernels, sandboxes and emulators don't know the call. */
+        job->done = result(pwritev(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
+        if (job->done >= 0 && fdatasync(job->fd) < 0) {
+            job->done = -errno;
+        }
+    }
     return 0;
 }
 

@@ -2,18 +2,13 @@
 /* Reactors, on whichever engine TIDEMARK_LOOP chooses: turns, timers, files, sockets, the pool. */
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -795,69 +790,10 @@ static void test_engine_is_what_was_asked_for(void **state)
     }
 }
 
-/* As containers do it. */
-static int forbid_io_uring(int errnum)
-{
-    struct sock_filter code[] = {
-        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)errnum),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
-    };
-    struct sock_fprog program = {sizeof(code) / sizeof(code[0]), code};
-
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) {
-        return -1;
-    }
-    return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program);
-}
-
-/* In a process of its own: what this program does when it gets an error number as argument. */
-static int run_where_io_uring_is_forbidden(int errnum)
-{
-    bool done = false;
-
-    unsetenv("TIDEMARK_LOOP");
-    if (forbid_io_uring(errnum) < 0) {
-        return 2;
-    }
-    if (reactor_init_main(NULL) < 0 || strcmp(reactor_engine(), "epoll") != 0) {
-        return 3;
-    }
-    reactor_run_until_done(sleep_and_set, &done);
-    reactor_exit_main();
-    return done ? 0 : 4;
-}
-
-static void test_epoll_is_used_where_io_uring_is_forbidden(void **state)
-{
-    static const int errors[] = {EPERM, ENOSYS, ENOMEM};
-
-    for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
-        char argument[16];
-        int status = 0;
-        pid_t pid;
-
-        snprintf(argument, sizeof(argument), "%d", errors[i]);
-        pid = fork();
-        assert_true(pid >= 0);
-        if (pid == 0) {
-            execl("/proc/self/exe", "test_loop", argument, NULL);
-            _exit(5);
-        }
-        assert_int_equal(waitpid(pid, &status, 0), pid);
-        assert_int_equal(status, 0);
-    }
-}
-
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
-int main(int argc, char **argv)
+int main(void)
 {
-    if (argc > 1) {
-        return run_where_io_uring_is_forbidden((int)strtol(argv[1], NULL, 10));
-    }
-
     const struct CMUnitTest tests[] = {
         TEST(test_call_on_runs_on_that_reactor),
         TEST(test_destroy_waits_for_the_coroutines),
@@ -885,7 +821,6 @@ int main(int argc, char **argv)
         TEST(test_offloaded_work_runs_elsewhere),
         TEST(test_engine_is_what_was_asked_for),
         cmocka_unit_test(test_unknown_engine_is_an_error),
-        cmocka_unit_test(test_epoll_is_used_where_io_uring_is_forbidden),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
