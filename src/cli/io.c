@@ -185,7 +185,7 @@ static void co_run_input(struct io *io)
     struct input_line line = {0};
 
     while (!io->quit) {
-        printf("qemu-io> " + (cli_is_compat() ? 0 : 5));
+        fputs(cli_is_compat() ? "qemu-io> " : "io> ", stdout);
         fflush(stdout);
         /* On a thread of its own, so that aio requests go on meanwhile. */
         loop_co_offload(read_line, &line);
