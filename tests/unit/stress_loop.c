@@ -12,50 +12,20 @@
 
 #include "co/sync.h"
 #include "loop/loop.h"
+#include "workers.h"
 
 #define REACTORS 4
 #define WORKERS 16
 #define ROUNDS 300
 
-static struct reactor *reactors[REACTORS];
-static struct co_group group;
-
 static int setup(void **state)
 {
-    if (reactor_init_main(NULL) < 0) {
-        return -1;
-    }
-    reactors[0] = reactor_main();
-    for (int i = 1; i < REACTORS; i++) {
-        if (reactor_create("stress", &reactors[i], NULL) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return (int)co_count();
-}
-
-static void run_workers(void *arg)
-{
-    co_entry *entry = *(co_entry **)arg;
-
-    co_group_init(&group);
-    for (uintptr_t i = 0; i < WORKERS; i++) {
-        co_group_add(&group);
-        assert_int_equal(reactor_spawn(reactors[i % REACTORS], entry, (void *)i), 0);
-    }
-    co_group_wait(&group);
-    co_group_destroy(&group);
+    return start_reactors(REACTORS);
 }
 
 static void run(co_entry *entry)
 {
-    assert_int_equal(reactor_run_until_done(run_workers, &entry), 0);
+    run_workers((struct crew){.entry = entry, .count = WORKERS, .reactor_count = REACTORS});
 }
 
 static void add_one(void *arg)
@@ -263,7 +233,7 @@ static void test_seeded_reactors_do_the_same_work(void **state)
     }
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, stop_reactors)
 
 int main(void)
 {

@@ -11,13 +11,11 @@
 
 #include "co/sync.h"
 #include "loop/loop.h"
+#include "workers.h"
 
 #define REACTORS 3
 #define WORKERS 24
 #define ROUNDS 400
-
-static struct reactor *reactors[REACTORS];
-static struct co_group group;
 
 static struct co_mutex mutex;
 static struct co_rwlock rwlock;
@@ -27,40 +25,12 @@ static struct range_lock ranges;
 
 static int setup(void **state)
 {
-    if (reactor_init_main(NULL) < 0) {
-        return -1;
-    }
-    reactors[0] = reactor_main();
-    for (int i = 1; i < REACTORS; i++) {
-        if (reactor_create("stress", &reactors[i], NULL) < 0) {
-            return -1;
-        }
-    }
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return (int)co_count();
-}
-
-static void run_workers(void *arg)
-{
-    co_entry *entry = *(co_entry **)arg;
-
-    co_group_init(&group);
-    for (uintptr_t i = 0; i < WORKERS; i++) {
-        co_group_add(&group);
-        assert_int_equal(reactor_spawn(reactors[i % REACTORS], entry, (void *)i), 0);
-    }
-    co_group_wait(&group);
-    co_group_destroy(&group);
+    return start_reactors(REACTORS);
 }
 
 static void run(co_entry *entry)
 {
-    assert_int_equal(reactor_run_until_done(run_workers, &entry), 0);
+    run_workers((struct crew){.entry = entry, .count = WORKERS, .reactor_count = REACTORS});
 }
 
 /* --- mutex */
@@ -311,7 +281,7 @@ static void test_mutex_may_be_freed_by_its_last_user(void **state)
     assert_int_equal(reactor_run_until_done(make_brief_ones, NULL), 0);
 }
 
-#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, stop_reactors)
 
 int main(void)
 {
