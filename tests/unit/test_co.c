@@ -14,26 +14,15 @@
 #endif
 
 #include "co/co.h"
+#include "events.h"
 #include "test_home.h"
 
 static struct test_home home;
 
-/* What happened, a letter each. */
-static char events[256];
-
-static void note(char event)
-{
-    size_t length = strlen(events);
-
-    assert_true(length + 1 < sizeof(events));
-    events[length] = event;
-    events[length + 1] = '\0';
-}
-
 static int setup(void **state)
 {
     test_home_init(&home);
-    events[0] = '\0';
+    forget_events();
     return 0;
 }
 
