@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "cbw_fixture.h"
+#include "co_test.h"
 
 #include "base/checked.h"
 #include "co/sync.h"
@@ -157,13 +158,7 @@ static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
     filter_register_drivers();
-    return reactor_init_main(NULL);
-}
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return 0;
+    return co_test_setup();
 }
 
 int main(void)
@@ -173,5 +168,5 @@ int main(void)
         cmocka_unit_test(frozen_under_two_reactors),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
 }

@@ -12,6 +12,7 @@
 
 #include "base/checked.h"
 #include "block/driver.h"
+#include "co_test.h"
 #include "file/file_drivers.h"
 #include "loop/loop.h"
 
@@ -394,29 +395,10 @@ static void bitmaps_follow_the_size_of_the_node(void *arg)
 
 static int setup(void **state)
 {
-    /* A failed assertion can't jump from a coroutine's stack to the runner's. */
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
     file_register_drivers();
     block_register_driver(&store_driver);
-    return reactor_init_main(NULL);
+    return co_test_setup();
 }
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return 0;
-}
-
-static void run_in_coroutine(void **state)
-{
-    assert_int_equal(reactor_run_until_done((co_entry *)*state, NULL), 0);
-    assert_null(block_node_next(NULL));
-}
-
-#define CO_TEST(f)                                                                                 \
-    {                                                                                              \
-        .name = #f, .test_func = run_in_coroutine, .initial_state = (void *)(f)                    \
-    }
 
 int main(void)
 {
@@ -438,5 +420,5 @@ int main(void)
         CO_TEST(bitmaps_follow_the_size_of_the_node),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
 }

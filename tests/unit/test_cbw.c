@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "cbw_fixture.h"
+#include "co_test.h"
 
 #include "base/checked.h"
 #include "base/log.h"
@@ -17,19 +18,6 @@
 #include "loop/loop.h"
 
 #define DISK_SIZE (16ull * CLUSTER)
-
-/* Each test is a coroutine on the main reactor. */
-static void in_coroutine(void **state, co_entry *entry)
-{
-    assert_int_equal(reactor_run_until_done(entry, NULL), 0);
-}
-#define CO_TEST(name)                                                                              \
-    static void co_##name(void *arg);                                                              \
-    static void name(void **state)                                                                 \
-    {                                                                                              \
-        in_coroutine(state, co_##name);                                                            \
-    }                                                                                              \
-    static void co_##name(void *arg)
 
 struct request {
     struct cbw_graph *g;
@@ -52,7 +40,7 @@ static void snapshot_read(void *arg)
     r->ret = cbw_reads_original(r->g->snapshot, r->offset, r->length);
 }
 
-CO_TEST(snapshot_reads_old_data_after_a_guest_write)
+static void snapshot_reads_old_data_after_a_guest_write(void *arg)
 {
     struct cbw_graph g;
     uint8_t byte;
@@ -67,7 +55,7 @@ CO_TEST(snapshot_reads_old_data_after_a_guest_write)
     cbw_graph_close(&g);
 }
 
-CO_TEST(each_cluster_is_copied_once)
+static void each_cluster_is_copied_once(void *arg)
 {
     struct cbw_graph g;
 
@@ -80,7 +68,7 @@ CO_TEST(each_cluster_is_copied_once)
     cbw_graph_close(&g);
 }
 
-CO_TEST(guest_zeroes_and_discards_are_copied_before)
+static void guest_zeroes_and_discards_are_copied_before(void *arg)
 {
     struct cbw_graph g;
 
@@ -93,7 +81,7 @@ CO_TEST(guest_zeroes_and_discards_are_copied_before)
     cbw_graph_close(&g);
 }
 
-CO_TEST(last_partial_cluster_is_copied)
+static void last_partial_cluster_is_copied(void *arg)
 {
     struct cbw_graph g;
     uint64_t size = DISK_SIZE + 5 * 512;
@@ -104,7 +92,7 @@ CO_TEST(last_partial_cluster_is_copied)
     cbw_graph_close(&g);
 }
 
-CO_TEST(zero_areas_are_written_as_zeroes)
+static void zero_areas_are_written_as_zeroes(void *arg)
 {
     struct cbw_graph g;
     uint8_t byte;
@@ -120,7 +108,7 @@ CO_TEST(zero_areas_are_written_as_zeroes)
     cbw_graph_close(&g);
 }
 
-CO_TEST(outside_the_bitmap_nothing_is_read_or_copied)
+static void outside_the_bitmap_nothing_is_read_or_copied(void *arg)
 {
     struct cbw_graph g;
     struct block_status status;
@@ -137,7 +125,7 @@ CO_TEST(outside_the_bitmap_nothing_is_read_or_copied)
     cbw_graph_close(&g);
 }
 
-CO_TEST(discarding_the_snapshot_releases_it)
+static void discarding_the_snapshot_releases_it(void *arg)
 {
     struct cbw_graph g;
 
@@ -153,7 +141,7 @@ CO_TEST(discarding_the_snapshot_releases_it)
     cbw_graph_close(&g);
 }
 
-CO_TEST(discard_of_parts_of_clusters_releases_nothing)
+static void discard_of_parts_of_clusters_releases_nothing(void *arg)
 {
     struct cbw_graph g;
 
@@ -163,7 +151,7 @@ CO_TEST(discard_of_parts_of_clusters_releases_nothing)
     cbw_graph_close(&g);
 }
 
-CO_TEST(release_during_the_copy_leaves_nothing_in_the_target)
+static void release_during_the_copy_leaves_nothing_in_the_target(void *arg)
 {
     struct cbw_graph g;
     struct background writer;
@@ -182,7 +170,7 @@ CO_TEST(release_during_the_copy_leaves_nothing_in_the_target)
     cbw_graph_close(&g);
 }
 
-CO_TEST(snapshot_cannot_be_written)
+static void snapshot_cannot_be_written(void *arg)
 {
     struct cbw_graph g;
     uint8_t sector[512] = {0};
@@ -193,7 +181,7 @@ CO_TEST(snapshot_cannot_be_written)
     cbw_graph_close(&g);
 }
 
-CO_TEST(status_tells_zeroes_before_and_after_the_copy)
+static void status_tells_zeroes_before_and_after_the_copy(void *arg)
 {
     struct cbw_graph g;
     struct block_status status;
@@ -213,7 +201,7 @@ CO_TEST(status_tells_zeroes_before_and_after_the_copy)
 
 /* --- who waits for whom --- */
 
-CO_TEST(fleecing_read_does_not_wait_for_a_copy_in_flight)
+static void fleecing_read_does_not_wait_for_a_copy_in_flight(void *arg)
 {
     struct cbw_graph g;
     struct background writer, reader;
@@ -234,7 +222,7 @@ CO_TEST(fleecing_read_does_not_wait_for_a_copy_in_flight)
     cbw_graph_close(&g);
 }
 
-CO_TEST(guest_write_waits_for_a_fleecing_read_of_its_bytes)
+static void guest_write_waits_for_a_fleecing_read_of_its_bytes(void *arg)
 {
     struct cbw_graph g;
     struct background writer, reader;
@@ -257,7 +245,7 @@ CO_TEST(guest_write_waits_for_a_fleecing_read_of_its_bytes)
     cbw_graph_close(&g);
 }
 
-CO_TEST(guest_write_elsewhere_does_not_wait_for_a_fleecing_read)
+static void guest_write_elsewhere_does_not_wait_for_a_fleecing_read(void *arg)
 {
     struct cbw_graph g;
     struct background writer, reader;
@@ -275,7 +263,7 @@ CO_TEST(guest_write_elsewhere_does_not_wait_for_a_fleecing_read)
     cbw_graph_close(&g);
 }
 
-CO_TEST(reads_of_copied_clusters_do_not_hold_up_the_guest)
+static void reads_of_copied_clusters_do_not_hold_up_the_guest(void *arg)
 {
     struct cbw_graph g;
     struct background writer, reader;
@@ -295,7 +283,7 @@ CO_TEST(reads_of_copied_clusters_do_not_hold_up_the_guest)
     cbw_graph_close(&g);
 }
 
-CO_TEST(clusters_of_one_write_are_copied_in_parallel)
+static void clusters_of_one_write_are_copied_in_parallel(void *arg)
 {
     struct cbw_graph g;
     struct background writer;
@@ -311,7 +299,7 @@ CO_TEST(clusters_of_one_write_are_copied_in_parallel)
     cbw_graph_close(&g);
 }
 
-CO_TEST(two_writes_share_one_copy)
+static void two_writes_share_one_copy(void *arg)
 {
     struct cbw_graph g;
     struct background first, second;
@@ -333,7 +321,7 @@ CO_TEST(two_writes_share_one_copy)
 
 /* --- failing copies --- */
 
-CO_TEST(failed_copy_breaks_the_guest_write_by_default)
+static void failed_copy_breaks_the_guest_write_by_default(void *arg)
 {
     struct cbw_graph g;
 
@@ -348,7 +336,7 @@ CO_TEST(failed_copy_breaks_the_guest_write_by_default)
     cbw_graph_close(&g);
 }
 
-CO_TEST(failed_copy_breaks_the_snapshot_if_told_so)
+static void failed_copy_breaks_the_snapshot_if_told_so(void *arg)
 {
     struct cbw_graph g;
     struct block_status status;
@@ -365,7 +353,7 @@ CO_TEST(failed_copy_breaks_the_snapshot_if_told_so)
     cbw_graph_close(&g);
 }
 
-CO_TEST(timeout_breaks_the_guest_write_by_default)
+static void timeout_breaks_the_guest_write_by_default(void *arg)
 {
     struct cbw_graph g;
 
@@ -380,7 +368,7 @@ CO_TEST(timeout_breaks_the_guest_write_by_default)
     cbw_graph_close(&g);
 }
 
-CO_TEST(timeout_breaks_the_snapshot_if_told_so)
+static void timeout_breaks_the_snapshot_if_told_so(void *arg)
 {
     struct cbw_graph g;
 
@@ -395,7 +383,7 @@ CO_TEST(timeout_breaks_the_snapshot_if_told_so)
 
 /* --- opening and permissions --- */
 
-CO_TEST(target_is_not_shared)
+static void target_is_not_shared(void *arg)
 {
     struct cbw_graph g;
     struct block_root *root;
@@ -407,7 +395,7 @@ CO_TEST(target_is_not_shared)
     cbw_graph_close(&g);
 }
 
-CO_TEST(nobody_writes_behind_a_filter_in_use)
+static void nobody_writes_behind_a_filter_in_use(void *arg)
 {
     struct cbw_graph g;
     struct block_root *root;
@@ -423,7 +411,7 @@ CO_TEST(nobody_writes_behind_a_filter_in_use)
     cbw_graph_close(&g);
 }
 
-CO_TEST(bad_options_are_refused_by_name)
+static void bad_options_are_refused_by_name(void *arg)
 {
     struct block_node *disk, *small, *temp;
     const char *message;
@@ -452,7 +440,7 @@ CO_TEST(bad_options_are_refused_by_name)
     block_co_unref(disk);
 }
 
-CO_TEST(granularity_follows_the_target)
+static void granularity_follows_the_target(void *arg)
 {
     struct block_node *disk, *temp, *cbw;
     struct block_root *guest;
@@ -477,7 +465,7 @@ CO_TEST(granularity_follows_the_target)
     block_co_unref(disk);
 }
 
-CO_TEST(filter_comes_and_goes_under_a_live_root)
+static void filter_comes_and_goes_under_a_live_root(void *arg)
 {
     struct block_node *disk, *temp, *cbw;
     struct block_root *guest;
@@ -511,45 +499,39 @@ static int setup(void **state)
     block_register_driver(&memory_disk_driver);
     filter_register_drivers();
     log_set_level(LOG_LEVEL_ERROR); /* broken snapshots are meant to break here */
-    return reactor_init_main(NULL);
-}
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return 0;
+    return co_test_setup();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(snapshot_reads_old_data_after_a_guest_write),
-        cmocka_unit_test(each_cluster_is_copied_once),
-        cmocka_unit_test(guest_zeroes_and_discards_are_copied_before),
-        cmocka_unit_test(last_partial_cluster_is_copied),
-        cmocka_unit_test(zero_areas_are_written_as_zeroes),
-        cmocka_unit_test(outside_the_bitmap_nothing_is_read_or_copied),
-        cmocka_unit_test(discarding_the_snapshot_releases_it),
-        cmocka_unit_test(discard_of_parts_of_clusters_releases_nothing),
-        cmocka_unit_test(release_during_the_copy_leaves_nothing_in_the_target),
-        cmocka_unit_test(snapshot_cannot_be_written),
-        cmocka_unit_test(status_tells_zeroes_before_and_after_the_copy),
-        cmocka_unit_test(fleecing_read_does_not_wait_for_a_copy_in_flight),
-        cmocka_unit_test(guest_write_waits_for_a_fleecing_read_of_its_bytes),
-        cmocka_unit_test(guest_write_elsewhere_does_not_wait_for_a_fleecing_read),
-        cmocka_unit_test(reads_of_copied_clusters_do_not_hold_up_the_guest),
-        cmocka_unit_test(clusters_of_one_write_are_copied_in_parallel),
-        cmocka_unit_test(two_writes_share_one_copy),
-        cmocka_unit_test(failed_copy_breaks_the_guest_write_by_default),
-        cmocka_unit_test(failed_copy_breaks_the_snapshot_if_told_so),
-        cmocka_unit_test(timeout_breaks_the_guest_write_by_default),
-        cmocka_unit_test(timeout_breaks_the_snapshot_if_told_so),
-        cmocka_unit_test(target_is_not_shared),
-        cmocka_unit_test(nobody_writes_behind_a_filter_in_use),
-        cmocka_unit_test(bad_options_are_refused_by_name),
-        cmocka_unit_test(granularity_follows_the_target),
-        cmocka_unit_test(filter_comes_and_goes_under_a_live_root),
+        CO_TEST(snapshot_reads_old_data_after_a_guest_write),
+        CO_TEST(each_cluster_is_copied_once),
+        CO_TEST(guest_zeroes_and_discards_are_copied_before),
+        CO_TEST(last_partial_cluster_is_copied),
+        CO_TEST(zero_areas_are_written_as_zeroes),
+        CO_TEST(outside_the_bitmap_nothing_is_read_or_copied),
+        CO_TEST(discarding_the_snapshot_releases_it),
+        CO_TEST(discard_of_parts_of_clusters_releases_nothing),
+        CO_TEST(release_during_the_copy_leaves_nothing_in_the_target),
+        CO_TEST(snapshot_cannot_be_written),
+        CO_TEST(status_tells_zeroes_before_and_after_the_copy),
+        CO_TEST(fleecing_read_does_not_wait_for_a_copy_in_flight),
+        CO_TEST(guest_write_waits_for_a_fleecing_read_of_its_bytes),
+        CO_TEST(guest_write_elsewhere_does_not_wait_for_a_fleecing_read),
+        CO_TEST(reads_of_copied_clusters_do_not_hold_up_the_guest),
+        CO_TEST(clusters_of_one_write_are_copied_in_parallel),
+        CO_TEST(two_writes_share_one_copy),
+        CO_TEST(failed_copy_breaks_the_guest_write_by_default),
+        CO_TEST(failed_copy_breaks_the_snapshot_if_told_so),
+        CO_TEST(timeout_breaks_the_guest_write_by_default),
+        CO_TEST(timeout_breaks_the_snapshot_if_told_so),
+        CO_TEST(target_is_not_shared),
+        CO_TEST(nobody_writes_behind_a_filter_in_use),
+        CO_TEST(bad_options_are_refused_by_name),
+        CO_TEST(granularity_follows_the_target),
+        CO_TEST(filter_comes_and_goes_under_a_live_root),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
 }

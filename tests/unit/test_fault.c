@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "cbw_fixture.h"
+#include "co_test.h"
 
 #include "co/co.h"
 #include "file/file_drivers.h"
@@ -66,7 +67,7 @@ static int co_write_at(struct fault_graph *g, uint64_t offset)
     return block_co_pwrite(g->edge, offset, buf, sizeof(buf), 0);
 }
 
-static void co_iotype(void *arg)
+static void rule_applies_to_its_iotype(void *arg)
 {
     struct fault_graph g;
 
@@ -79,7 +80,7 @@ static void co_iotype(void *arg)
     close_graph(&g);
 }
 
-static void co_sector(void *arg)
+static void rule_applies_to_its_sector(void *arg)
 {
     struct fault_graph g;
     uint8_t buf[8192];
@@ -94,7 +95,7 @@ static void co_sector(void *arg)
     close_graph(&g);
 }
 
-static void co_once(void *arg)
+static void rule_with_once_applies_once(void *arg)
 {
     struct fault_graph g;
 
@@ -106,7 +107,7 @@ static void co_once(void *arg)
 }
 
 /* A read moves to state 2, in which flushes fail; the next write moves on to state 3. */
-static void co_states(void *arg)
+static void rules_follow_the_state(void *arg)
 {
     struct fault_graph g;
 
@@ -124,7 +125,7 @@ static void co_states(void *arg)
     close_graph(&g);
 }
 
-static void co_config(void *arg)
+static void rules_come_from_a_file(void *arg)
 {
     static const char config[] = "# rules\n"
                                  "[inject-error]\n"
@@ -166,7 +167,7 @@ static void expect_config_error(const char *text, const char *part)
     unlink("bad.conf");
 }
 
-static void co_bad_config(void *arg)
+static void bad_files_are_refused_with_their_line(void *arg)
 {
     expect_config_error("event = \"read_aio\"\n", "bad.conf:1: no group");
     expect_config_error("[inject-error]\nevent = read_aio\n", "bad.conf:2");
@@ -177,7 +178,7 @@ static void co_bad_config(void *arg)
     expect_config_error("[set-state]\nevent = \"none\"\n", "new_state");
 }
 
-static void co_limits(void *arg)
+static void limits_split_and_align(void *arg)
 {
     struct fault_graph g;
     uint8_t buf[16384] = {0};
@@ -192,7 +193,7 @@ static void co_limits(void *arg)
                                        "\"image\":{\"driver\":\"memory-disk\",\"size\":4096}}"));
 }
 
-static void co_named_event(void *arg)
+static void formats_can_announce_events(void *arg)
 {
     struct fault_graph g;
 
@@ -211,7 +212,7 @@ static void co_read_aside(void *arg)
 }
 
 /* The rule came into force before the request was held up, and it is still so when the request goes on. */
-static void co_break(void *arg)
+static void breakpoint_holds_a_request_up(void *arg)
 {
     struct fault_graph g;
 
@@ -232,7 +233,7 @@ static void co_break(void *arg)
     close_graph(&g);
 }
 
-static void co_remove_break(void *arg)
+static void breakpoint_can_be_removed(void *arg)
 {
     struct fault_graph g;
 
@@ -250,50 +251,23 @@ static void co_remove_break(void *arg)
     close_graph(&g);
 }
 
-#define TEST(name, entry)                                                                          \
-    static void name(void **state)                                                                 \
-    {                                                                                              \
-        assert_int_equal(reactor_run_until_done(entry, NULL), 0);                                  \
-    }
-TEST(rule_applies_to_its_iotype, co_iotype)
-TEST(rule_applies_to_its_sector, co_sector)
-TEST(rule_with_once_applies_once, co_once)
-TEST(rules_follow_the_state, co_states)
-TEST(rules_come_from_a_file, co_config)
-TEST(bad_files_are_refused_with_their_line, co_bad_config)
-TEST(limits_split_and_align, co_limits)
-TEST(formats_can_announce_events, co_named_event)
-TEST(breakpoint_holds_a_request_up, co_break)
-TEST(breakpoint_can_be_removed, co_remove_break)
-
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
     filter_register_drivers();
     file_register_drivers();
-    return reactor_init_main(NULL);
-}
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return 0;
+    return co_test_setup();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rule_applies_to_its_iotype),
-        cmocka_unit_test(rule_applies_to_its_sector),
-        cmocka_unit_test(rule_with_once_applies_once),
-        cmocka_unit_test(rules_follow_the_state),
-        cmocka_unit_test(rules_come_from_a_file),
-        cmocka_unit_test(bad_files_are_refused_with_their_line),
-        cmocka_unit_test(limits_split_and_align),
-        cmocka_unit_test(formats_can_announce_events),
-        cmocka_unit_test(breakpoint_holds_a_request_up),
-        cmocka_unit_test(breakpoint_can_be_removed),
+        CO_TEST(rule_applies_to_its_iotype),    CO_TEST(rule_applies_to_its_sector),
+        CO_TEST(rule_with_once_applies_once),   CO_TEST(rules_follow_the_state),
+        CO_TEST(rules_come_from_a_file),        CO_TEST(bad_files_are_refused_with_their_line),
+        CO_TEST(limits_split_and_align),        CO_TEST(formats_can_announce_events),
+        CO_TEST(breakpoint_holds_a_request_up), CO_TEST(breakpoint_can_be_removed),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
 }

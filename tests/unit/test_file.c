@@ -20,6 +20,7 @@
 
 #include "base/checked.h"
 #include "block/driver.h"
+#include "co_test.h"
 #include "file/file_drivers.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
@@ -862,11 +863,9 @@ static void a_probed_raw_image_stays_raw(void *arg)
 
 static int setup(void **state)
 {
-    /* A failed assertion can't jump from a coroutine's stack to the runner's. */
-    setenv("CMOCKA_TEST_ABORT", "1", 1);
     file_register_drivers();
     block_register_driver(&magic_driver);
-    return reactor_init_main(NULL) || reactor_create("other", &other, NULL);
+    return co_test_setup() || reactor_create("other", &other, NULL);
 }
 
 static int teardown(void **state)
@@ -875,17 +874,6 @@ static int teardown(void **state)
     unlink(IMAGE);
     return block_node_next(NULL) != NULL;
 }
-
-static void run_in_coroutine(void **state)
-{
-    assert_int_equal(reactor_run_until_done((co_entry *)*state, NULL), 0);
-    assert_null(block_node_next(NULL));
-}
-
-#define CO_TEST(f)                                                                                 \
-    {                                                                                              \
-        .name = #f, .test_func = run_in_coroutine, .initial_state = (void *)(f)                    \
-    }
 
 int main(void)
 {

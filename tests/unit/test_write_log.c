@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "cbw_fixture.h"
+#include "co_test.h"
 
 #include "base/byteorder.h"
 #include "filter/filter.h"
@@ -77,7 +78,7 @@ static void assert_entry(const struct log_graph *g, uint64_t log_sector, uint64_
     assert_int_equal(load_le64(entry + 24), 0);
 }
 
-static void co_format(void *arg)
+static void log_has_the_format_of_dm_log_writes(void *arg)
 {
     struct log_graph g;
     uint8_t data[4096];
@@ -123,7 +124,7 @@ static void write_in_background(void *arg)
     assert_int_equal(block_co_pwrite(g->edge, 4096, data, sizeof(data), 0), 0);
 }
 
-static void co_order(void *arg)
+static void writes_that_complete_during_a_flush_follow_it(void *arg)
 {
     struct log_graph g;
     struct background flush, write;
@@ -145,7 +146,7 @@ static void co_order(void *arg)
     close_graph(&g);
 }
 
-static void co_append(void *arg)
+static void log_can_be_appended_to(void *arg)
 {
     struct log_graph g;
     uint8_t data[4096] = {3};
@@ -164,7 +165,7 @@ static void co_append(void *arg)
     close_graph(&g);
 }
 
-static void co_refusals(void *arg)
+static void bad_logs_and_options_are_refused(void *arg)
 {
     static const char base[] = "{\"driver\":\"blklogwrites\",\"file\":\"file\",\"log\":\"log\",%s}";
     struct log_graph g;
@@ -189,7 +190,7 @@ static void co_refusals(void *arg)
     close_graph(&g);
 }
 
-static void co_log_errors(void *arg)
+static void error_of_the_log_fails_the_write(void *arg)
 {
     struct log_graph g;
     uint8_t data[SECTOR] = {1};
@@ -202,39 +203,22 @@ static void co_log_errors(void *arg)
     close_graph(&g);
 }
 
-#define TEST(name, entry)                                                                          \
-    static void name(void **state)                                                                 \
-    {                                                                                              \
-        assert_int_equal(reactor_run_until_done(entry, NULL), 0);                                  \
-    }
-TEST(log_has_the_format_of_dm_log_writes, co_format)
-TEST(writes_that_complete_during_a_flush_follow_it, co_order)
-TEST(log_can_be_appended_to, co_append)
-TEST(bad_logs_and_options_are_refused, co_refusals)
-TEST(error_of_the_log_fails_the_write, co_log_errors)
-
 static int setup(void **state)
 {
     block_register_driver(&memory_disk_driver);
     filter_register_drivers();
-    return reactor_init_main(NULL);
-}
-
-static int teardown(void **state)
-{
-    reactor_exit_main();
-    return 0;
+    return co_test_setup();
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(log_has_the_format_of_dm_log_writes),
-        cmocka_unit_test(writes_that_complete_during_a_flush_follow_it),
-        cmocka_unit_test(log_can_be_appended_to),
-        cmocka_unit_test(bad_logs_and_options_are_refused),
-        cmocka_unit_test(error_of_the_log_fails_the_write),
+        CO_TEST(log_has_the_format_of_dm_log_writes),
+        CO_TEST(writes_that_complete_during_a_flush_follow_it),
+        CO_TEST(log_can_be_appended_to),
+        CO_TEST(bad_logs_and_options_are_refused),
+        CO_TEST(error_of_the_log_fails_the_write),
     };
 
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
 }
