@@ -146,6 +146,11 @@ int block_co_root_new(struct block_node *node, const char *user, unsigned perm, 
                       struct block_root **ret, struct error *err);
 /* Wait for its requests, detach, release. NULL is fine. */
 void block_co_root_release(struct block_root *root);
+/*
+ * The first step of a release, for owners that must not be found half released: stop new requests for good, and wait until
+ * nobody looks at the root any more (a request that ends still reads the root after its count went down).
+ */
+void block_co_root_settle(struct block_root *root);
 /* The edge to do I/O through; constant for the life of the root, whatever node it points to. */
 struct block_edge *block_root_edge(struct block_root *root);
 struct block_node *block_root_node(const struct block_root *root);

@@ -102,6 +102,10 @@ static void nothing(void *arg)
 
 void block_co_root_settle(struct block_root *root)
 {
+    if (root->settled) {
+        return;
+    }
+    root->closing = true;
     root_set_quiesced(root, true);
     while (!root_is_idle(root)) {
         if (root->drainer) {
@@ -118,6 +122,7 @@ void block_co_root_settle(struct block_root *root)
             loop_co_call_on(r, nothing, NULL);
         }
     }
+    root->settled = true;
 }
 
 void block_co_drain_update(void)
@@ -126,7 +131,7 @@ void block_co_drain_update(void)
     bool again;
 
     LIST_FOREACH (root, &block_all_roots, link) {
-        bool want = !root->exempt && block_drain_reaches(root->edge.node);
+        bool want = root->closing || (!root->exempt && block_drain_reaches(root->edge.node));
 
         if (want != atomic_load(&root->quiesced)) {
             root_set_quiesced(root, want);

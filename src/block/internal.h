@@ -22,6 +22,8 @@ struct block_root {
      * and is not stopped by them.
      */
     bool exempt;
+    bool closing; /* block_co_root_settle() has begun: quiesced for good */
+    bool settled; /* and is through */
     /* Set by the drainer, then the counters are summed; a request increments, then looks at this. */
     atomic_bool quiesced;
     pthread_mutex_t guard;   /* guards blocked and drainer */
@@ -33,11 +35,6 @@ struct block_root {
 /* --- drain.c --- */
 void block_root_enter_slow(struct block_root *root, unsigned index);
 void block_root_leave_slow(struct block_root *root);
-/*
- * Stop new requests for good and wait until nobody looks at the root any more: a request that ends still reads
- * the root after its count went down. Main reactor; yields.
- */
-void block_co_root_settle(struct block_root *root);
 /* Bring every root's state in line with the drain depths of the nodes it reaches; waits for requests to end. Yields. */
 void block_co_drain_update(void);
 /* Whether a drained node can be reached from `node`. */

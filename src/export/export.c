@@ -264,6 +264,8 @@ static void co_tear_down(void *arg)
     AUTO_FREE char *id = NULL;
 
     nbd_export_co_free(TAKE_PTR(e->nbd));
+    /* Who no longer finds the export finds its node free. */
+    block_co_root_settle(e->root);
     list_remove(&e->link);
     list_splice(&waiters, &e->waiters);
     id = TAKE_PTR(e->id);
