@@ -68,18 +68,18 @@ int iov_slice(struct iov v, size_t offset, size_t size, struct iovec *out, int o
 
 int iov_part_set(struct iov_part *part, struct iov v, size_t offset, size_t size)
 {
-    struct iovec *vec = part->local;
-    int n = iov_slice(v, offset, size, vec, IOV_PART_LOCAL);
+    int n = iov_slice(v, offset, size, part->local, IOV_PART_LOCAL);
 
     iov_part_release(part);
     if (n == -E2BIG) {
-        vec = part->heap = malloc((size_t)v.count * sizeof(*vec));
-        if (!vec) {
+        part->heap = malloc((size_t)v.count * sizeof(*part->heap));
+        if (!part->heap) {
             return -ENOMEM;
         }
-        n = iov_slice(v, offset, size, vec, v.count);
+        n = iov_slice(v, offset, size, part->heap, v.count);
     }
-    part->iov = (struct iov){.vec = vec, .count = n, .size = size};
+    part->iov =
+        (struct iov){.vec = part->heap ? part->heap : part->local, .count = n, .size = size};
     return 0;
 }
 
