@@ -110,12 +110,13 @@ static int co_read_part(struct qcow2 *q, uint64_t entry, size_t skip, struct iov
 
 /* --- whole clusters ---------------------------------------------------------------------------- */
 
-/* Find the compressed clusters that the request begins with. */
-static int co_find_pieces(struct batch *b, uint64_t offset)
+/* Find the compressed clusters that the request begins with: the batch to read. */
+static int co_find_pieces(struct batch *b, struct qcow2 *q, uint64_t offset, struct iov iov)
 {
-    struct qcow2 *q = b->q;
-    unsigned most = (unsigned)MIN(b->iov.size >> q->cluster_bits, qcow2_batch_clusters(q));
+    unsigned most = (unsigned)MIN(iov.size >> q->cluster_bits, qcow2_batch_clusters(q));
 
+    b->q = q;
+    b->iov = iov;
     for (b->count = 0; b->count < most; b->count++) {
         struct piece *p = &b->pieces[b->count];
         struct qcow2_run run;
@@ -235,9 +236,7 @@ int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, s
         *ret_done = size;
         return co_read_part(q, run.host, skip, iov, size);
     }
-    b.q = q;
-    b.iov = iov;
-    r = co_find_pieces(&b, offset);
+    r = co_find_pieces(&b, q, offset, iov);
     if (r < 0 || b.count == 0) {
         return r;
     }
