@@ -34,7 +34,7 @@ struct convert {
     uint64_t min_sparse;          /* shortest run of zeroes to leave out; 0: write everything */
     bool compressed;
     bool out_of_order; /* parts of the target may be written in any order */
-    bool salvage; /* unreadable parts become zeroes */
+    bool salvage;      /* unreadable parts become zeroes */
     bool quiet;
     bool show_progress;
     unsigned workers;
