@@ -220,7 +220,41 @@ static ssize_t co_receive_two(struct nbd_connection *c, struct iovec vec[static 
     }
 }
 
-/* Receive into rbuf until `needed` bytes are there. Replies leave before. */
+/* Looks at an empty socket before others of the reactor get their turn. */
+#define SPINS_MAX 8
+
+/*
+ * Bytes, 0 at the end of the stream, or -errno. What the client has sent is taken before replies leave; then it
+ * may be worth to hold them back for more. They leave before a wait.
+ */
+static ssize_t co_receive_more(struct nbd_connection *c, uint8_t *to, size_t room)
+{
+    unsigned spins = 0;
+
+    for (;;) {
+        ssize_t n = recv(c->fd, to, room, MSG_DONTWAIT);
+
+        if (n >= 0) {
+            return n;
+        }
+        if (errno == EINTR) {
+            continue;
+        }
+        if (errno != EAGAIN && errno != EWOULDBLOCK) {
+            return -errno;
+        }
+        if (!nbd_batch_hold(&c->batch)) {
+            break;
+        }
+        if (++spins % SPINS_MAX == 0) {
+            co_reschedule();
+        }
+    }
+    nbd_reply_flush(c);
+    return loop_co_recv(c->fd, to, room);
+}
+
+/* Receive into rbuf until `needed` bytes are there. */
 static int co_fill(struct nbd_connection *c, size_t needed)
 {
     while (available(c) < needed) {
@@ -234,8 +268,7 @@ static int co_fill(struct nbd_connection *c, size_t needed)
         /* After a large write comes likely the next: leave its payload in the socket. */
         room = c->bulk ? needed - available(c) : NBD_RECEIVE_BUFFER - c->rend;
         co_be_fair(c);
-        nbd_reply_flush(c);
-        n = loop_co_recv(c->fd, rbuf_bytes(c) + c->rend, room);
+        n = co_receive_more(c, rbuf_bytes(c) + c->rend, room);
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
         }
@@ -400,6 +433,7 @@ static int co_next_request(struct nbd_connection *c)
         return -ENOMEM;
     }
     job->accounted = (uint32_t)bytes;
+    nbd_batch_count(&c->batch);
     c->job_bytes += bytes;
     check(c, job);
     if (rq.type == NBD_CMD_WRITE) {
@@ -453,6 +487,7 @@ void nbd_connection_co_serve(struct nbd_connection *c)
     list_init(&c->free_jobs);
     list_init(&c->replies);
     nbd_reply_init(c);
+    nbd_batch_init(&c->batch);
     c->rbuf = rbuf_new(c);
     if (!c->rbuf) {
         return;

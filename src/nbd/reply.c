@@ -188,6 +188,7 @@ void nbd_reply_flush(struct nbd_connection *c)
 {
     int ret;
 
+    nbd_batch_end(&c->batch);
     if (c->sender_running || list_is_empty(&c->replies)) {
         return;
     }
@@ -204,9 +205,14 @@ void nbd_reply_flush(struct nbd_connection *c)
     }
 }
 
+/* The end of a turn. A receiver that holds replies back lets them go itself. */
 static void flush_deferred(struct reactor_deferred *d)
 {
-    nbd_reply_flush(container_of(d, struct nbd_connection, flush));
+    struct nbd_connection *c = container_of(d, struct nbd_connection, flush);
+
+    if (!nbd_batch_is_holding(&c->batch)) {
+        nbd_reply_flush(c);
+    }
 }
 
 void nbd_reply_init(struct nbd_connection *c)

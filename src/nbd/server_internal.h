@@ -15,6 +15,7 @@
 #include "base/list.h"
 #include "block/gate.h"
 #include "loop/loop.h"
+#include "nbd/batch.h"
 #include "nbd/bufpool.h"
 #include "nbd/proto.h"
 #include "nbd/server.h"
@@ -145,6 +146,7 @@ struct nbd_connection {
     struct list replies; /* of struct nbd_job, to be sent in this order */
     size_t reply_bytes;  /* of buffers, queued since the queue was last empty */
     struct reactor_deferred flush;
+    struct nbd_batch batch;
     bool sender_running; /* a coroutine waits for the socket to take more */
     bool broken;         /* sending failed: replies are dropped */
     struct co *waiter;   /* the receiver while it waits for jobs to end */
