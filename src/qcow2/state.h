@@ -11,7 +11,9 @@
  *  R4  An acknowledged flush: all writes acknowledged before it, and the metadata that finds them, are stable.
  *  R5  A persistent bitmap is marked in use, stably, before the first write that it should record reaches the disk; the
  *      mark is taken away only after bits, table and directory are stable.
- *  R6  After any crash the image opens, and the worst a check finds is leaked clusters.
+ *  R6  After any crash the image opens, and the worst a check finds is leaked clusters. Relaxed while the dirty bit is stable
+ *      (snapshot.c): then the next writable open repairs first. Version 2 has no such bit: a crash within a
+ *      snapshot operation can leave COPIED flags there that a check reports.
  *  R7  Data, with the copied head and tail of its cluster, is stable before the entry that maps it.
  *  R8  A freed cluster is allocated again, in memory too, only once its reference is gone from disk and its hole is punched.
  *
@@ -27,7 +29,8 @@
  *
  * Locks, in the order they are taken; an arrow may not be walked backwards:
  *
- *   guest (range_lock)   guest ranges: overwriting in place shared; allocating, zeroing, discarding exclusive
+ *   guest (range_lock)   guest ranges: overwriting in place, and reading what a write elsewhere may move (compressed or
+ *                        shared clusters) shared; allocating, zeroing, discarding exclusive
  *   commit_mutex         one commit at a time
  *   lock (co_mutex)      everything marked [lock] below: allocation, links, what is dirty. Held across I/O
  *                        only to read metadata and to make a new table; across a sync only when the refcount
