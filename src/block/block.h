@@ -178,7 +178,7 @@ struct block_option_desc {
 
 /*
  * Make an image file: `format` ("qcow2", "raw"), `filename` (a path or URI; existing contents are lost), `size` in
- * bytes, `opts` (consumed) the format's creation options by qemu-img's names. -EINVAL names an unknown option.
+ * bytes (rounded up to 512), `opts` (consumed) the format's creation options by qemu-img's names. -EINVAL names an unknown option.
  */
 int block_co_create_image(const char *format, const char *filename, uint64_t size,
                           struct options *opts, struct error *err);

@@ -2,7 +2,10 @@
 /* Making image files. */
 #include <errno.h>
 
+#include "base/checked.h"
 #include "block/internal.h"
+
+#define CREATE_SECTOR 512
 
 int block_co_create_image(const char *format, const char *filename, uint64_t size,
                           struct options *opts_in, struct error *err)
@@ -20,6 +23,8 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
         return error_set(err, ENOTSUP, "Format driver '%s' does not support image creation",
                          format);
     }
+    /* Disks have whole sectors. What is too large is refused by the driver. */
+    size = size > INT64_MAX - CREATE_SECTOR ? size : round_up(size, CREATE_SECTOR);
     return driver->co_create(filename, size, opts, err);
 }
 

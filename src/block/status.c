@@ -37,6 +37,25 @@ static void refine_by_file(struct block_status *status)
     status->length = MIN(status->length, below.length);
 }
 
+/* A node that is read in blocks has data in the whole of a block that has some. */
+static void align_status(const struct block_node *node, uint64_t offset, uint64_t length,
+                         struct block_status *ret)
+{
+    uint64_t unit = node->limits.request_alignment;
+    uint64_t end = offset + ret->length;
+
+    if (unit <= 1 || is_aligned(end, unit) || ret->length == length) {
+        return;
+    }
+    if (round_down(end, unit) > offset) {
+        ret->length = round_down(end, unit) - offset;
+        return;
+    }
+    ret->length = MIN(round_up(end, unit) - offset, length);
+    ret->flags |= BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
+    ret->flags &= ~BLOCK_STATUS_ZERO;
+}
+
 static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,
                           struct block_status *ret)
 {
@@ -73,6 +92,7 @@ static int co_node_status(struct block_node *node, uint64_t offset, uint64_t len
         refine_by_file(ret);
         ret->flags &= ~BLOCK_STATUS_RECURSE;
     }
+    align_status(node, offset, length, ret);
     if (offset + ret->length == size) {
         ret->flags |= BLOCK_STATUS_EOF;
     }

@@ -6,6 +6,7 @@
 #ifndef TIDEMARK_FILE_POSIX_FILE_H
 #define TIDEMARK_FILE_POSIX_FILE_H
 
+#include "base/checked.h"
 #include "block/driver.h"
 #include "file/image_lock.h"
 #include "file/punch.h"
@@ -64,6 +65,18 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
 int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err);
 /* Size in bytes of a regular file or block device, or -errno. May block. */
 int posix_file_size(int fd, bool is_device, uint64_t *ret);
+
+/*
+ * Disks have whole sectors. So a file that ends within one is a node that ends with it: the rest reads as zeroes, and the
+ * file grows over it when it is written.
+ */
+#define POSIX_FILE_SECTOR 512
+
+static inline uint64_t posix_file_node_size(uint64_t file_size)
+{
+    return file_size > INT64_MAX - POSIX_FILE_SECTOR ? file_size
+                                                     : round_up(file_size, POSIX_FILE_SECTOR);
+}
 
 /* --- posix_io.c --- */
 void sync_group_init(struct sync_group *g);

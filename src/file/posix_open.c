@@ -261,7 +261,7 @@ static int co_set_limits(struct block_node *node, const char *filename, struct e
     if (r < 0) {
         return error_set_errno(err, -r, "Could not get the size of '%s'", filename);
     }
-    block_node_set_size(node, size);
+    block_node_set_size(node, f->is_device ? size : posix_file_node_size(size));
     node->supported_write_flags = BLOCK_REQ_FUA;
     node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     return 0;

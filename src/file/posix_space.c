@@ -16,6 +16,7 @@
 #include "loop/loop.h"
 
 #define FILL_CHUNK (1 * MiB)
+#define HEAD_SIZE 4096
 
 /* --- zeroes ------------------------------------------------------------------------------------------ */
 
@@ -206,6 +207,18 @@ static int co_preallocate(int fd, uint64_t offset, uint64_t end, enum block_prea
     return is_unsupported(r) ? co_fill(fd, offset, end) : r;
 }
 
+/*
+ * The first block of a file that was empty gets its place: what alignment O_DIRECT needs can be tried only on data. That
+ * it fails matters to nobody; a lack of space is met again.
+ */
+static void co_allocate_head(int fd)
+{
+    static const uint8_t zeroes[HEAD_SIZE] __attribute__((aligned(HEAD_SIZE)));
+    struct iovec vec = {.iov_base = (void *)(uintptr_t)zeroes, .iov_len = sizeof(zeroes)};
+
+    (void)!loop_co_pwritev(fd, &vec, 1, 0, 0);
+}
+
 int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_prealloc prealloc,
                          struct error *err)
 {
@@ -230,6 +243,9 @@ int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_pre
                                    name, size);
         }
     }
+    if (old_size == 0 && size > 0 && prealloc != BLOCK_PREALLOC_FULL) {
+        co_allocate_head(fd);
+    }
     r = co_ftruncate(fd, size);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not resize '%s' to %" PRIu64 " bytes", name, size);
@@ -245,7 +261,7 @@ int posix_file_co_truncate(struct block_node *node, uint64_t size, enum block_pr
 
     atomic_fetch_add(&f->space_generation, 1);
     if (r == 0) {
-        block_node_set_size(node, size);
+        block_node_set_size(node, posix_file_node_size(size));
     }
     return r;
 }

@@ -239,13 +239,14 @@ static int raw_co_truncate(struct block_node *node, uint64_t size, enum block_pr
         return error_set(err, EFBIG, "Disk size too large for the offset %" PRIu64, d->offset);
     }
     r = block_co_truncate(node->file, d->offset + size, prealloc, err);
-    if (r == 0 && block_edge_size(node->file) != d->offset + size) {
+    if (r == 0 && block_edge_size(node->file) != d->offset + size &&
+        block_edge_size(node->file) != round_up(d->offset + size, SECTOR)) {
         /* A device or an export lets a format begin anew within its size, but keeps it. */
         return error_set(err, ENOTSUP, "Cannot resize '%s': its size is fixed",
                          block_node_display_name(node));
     }
     if (r == 0) {
-        block_node_set_size(node, size);
+        block_node_set_size(node, block_edge_size(node->file) - d->offset);
     }
     return r;
 }

@@ -191,13 +191,13 @@ static void the_driver_lets_a_file_grow_by_writing(void *arg)
     struct stat st;
     char byte = 5;
 
-    make_file(IMAGE, 1000, 'x');
+    make_file(IMAGE, 1024, 'x');
     d = attach("driver=file,filename=" IMAGE, RW);
     assert_int_equal(d.node->driver->co_pwritev(d.node, 5000, iov_from_buf(&vec, &byte, 1), 0), 0);
     assert_int_equal(d.node->driver->co_write_zeroes(d.node, 6000, 2000, BLOCK_REQ_MAY_UNMAP), 0);
     assert_int_equal(stat(IMAGE, &st), 0);
     assert_int_equal(st.st_size, 8000);
-    assert_int_equal(block_co_pwrite(d.edge, 1000, &byte, 1, 0), -EIO);
+    assert_int_equal(block_co_pwrite(d.edge, 1024, &byte, 1, 0), -EIO);
     detach(&d);
 }
 
@@ -224,7 +224,7 @@ static void direct_io_takes_unaligned_requests_and_ends(void *arg)
     assert_bytes(d.edge, 90000, 9990, 'x');
     detach(&d);
     assert_int_equal(stat(IMAGE, &st), 0);
-    assert_int_equal(st.st_size, 100000);
+    assert_int_equal(st.st_size, round_up(100000, 512));
 }
 
 /* --- flush -------------------------------------------------------------------------------------------- */
@@ -503,6 +503,31 @@ static void a_hole_that_others_may_fill_is_looked_at_again(void *arg)
 
 /* --- size --------------------------------------------------------------------------------------------- */
 
+static void a_file_that_ends_within_a_sector_is_a_node_of_whole_ones(void *arg)
+{
+    struct disk d;
+    struct stat st;
+    char byte = 5;
+
+    make_file(IMAGE, 1000, 'x');
+    d = attach("driver=file,filename=" IMAGE, RW | BLOCK_PERM_RESIZE);
+    assert_int_equal(block_node_size(d.node), 1024);
+    assert_bytes(d.edge, 0, 1000, 'x');
+    assert_bytes(d.edge, 1000, 24, 0);
+    assert_status(d.edge, 0, 1024, true, 1000);
+    assert_status(d.edge, 1000, 24, false, 24);
+    assert_int_equal(block_co_pwrite(d.edge, 1024, &byte, 1, 0), -EIO);
+    assert_int_equal(block_co_pwrite(d.edge, 1010, &byte, 1, 0), 0);
+    assert_int_equal(stat(IMAGE, &st), 0);
+    assert_int_equal(st.st_size, 1011);
+    assert_bytes(d.edge, 1000, 10, 0);
+    assert_bytes(d.edge, 1010, 1, 5);
+    assert_bytes(d.edge, 1011, 13, 0);
+    assert_int_equal(block_co_truncate(d.edge, 2049, BLOCK_PREALLOC_OFF, NULL), 0);
+    assert_int_equal(block_node_size(d.node), 2560);
+    detach(&d);
+}
+
 static void files_are_resized_and_preallocated(void *arg)
 {
     struct disk d;
@@ -520,7 +545,7 @@ static void files_are_resized_and_preallocated(void *arg)
     assert_status(d.edge, 256 * KiB, 300001 - 256 * KiB, true, 300001 - 256 * KiB);
     assert_int_equal(block_co_truncate(d.edge, 400 * KiB, BLOCK_PREALLOC_METADATA, &err), -ENOTSUP);
     assert_int_equal(block_co_truncate(d.edge, 10, BLOCK_PREALLOC_FULL, NULL), -EINVAL);
-    assert_int_equal(block_node_size(d.node), 300001);
+    assert_int_equal(block_node_size(d.node), round_up(300001, 512));
     assert_int_equal(block_co_truncate(d.edge, 10, BLOCK_PREALLOC_OFF, NULL), 0);
     assert_bytes(d.edge, 0, 10, 'x');
     detach(&d);
@@ -619,8 +644,9 @@ static void images_are_created_and_replaced(void *arg)
     assert_true(st.st_blocks * 512 >= (blkcnt_t)MiB);
     assert_int_equal(create("file", IMAGE, 12345, "nocow=on", NULL), 0);
     assert_int_equal(stat(IMAGE, &st), 0);
-    assert_int_equal(st.st_size, 12345);
-    assert_int_equal(st.st_blocks, 0);
+    assert_int_equal(st.st_size, 12800);
+    /* The first block has its place. */
+    assert_true(st.st_blocks > 0 && st.st_blocks * 512 < 12800);
 }
 
 static void creation_that_fails_costs_no_data(void *arg)
@@ -882,6 +908,7 @@ int main(void)
         CO_TEST(vectors_longer_than_the_kernel_takes_work),
         CO_TEST(a_file_that_shrank_reads_as_zeroes),
         CO_TEST(the_driver_lets_a_file_grow_by_writing),
+        CO_TEST(a_file_that_ends_within_a_sector_is_a_node_of_whole_ones),
         CO_TEST(direct_io_takes_unaligned_requests_and_ends),
         CO_TEST(after_a_failed_flush_all_fail_until_reopened),
         CO_TEST(a_failed_stable_write_fails_later_flushes),
