@@ -170,13 +170,17 @@ static void release(struct qcow2 *q)
 static int init_caches(struct qcow2 *q, const struct cache_options *o, struct error *err)
 {
     /* No more than the whole disk needs. */
+    uint64_t entry = q->extended_l2 ? 16 : 8;
     uint64_t l2_all =
-        round_up(div_round_up(block_node_size(q->node), q->cluster_size) * 8, o->slice);
+        round_up(div_round_up(block_node_size(q->node), q->cluster_size) * entry, o->slice);
     int r = cache_init(&q->l2_cache, q->node->file, o->slice, MIN(o->l2_bytes, l2_all));
 
     r = r < 0 ? r
               : cache_init(&q->ref_cache, q->node->file, MIN(L2_SLICE_DEFAULT, q->cluster_size),
                            o->ref_bytes);
+    if (o->l2_bytes >= l2_all) {
+        q->l2_cache.dirty_limit = SIZE_MAX; /* no slice ever has to make room for another */
+    }
     q->l2_cache.load_event = BLOCK_EVENT_L2_LOAD;
     q->l2_cache.update_event = BLOCK_EVENT_L2_UPDATE;
     q->ref_cache.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
