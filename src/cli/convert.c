@@ -2,9 +2,9 @@
 /*
  * Workers take requests one after the other from a shared cursor, which walks the sources by their block status, and
  * read and write on their own, so that up to `workers` requests are in flight. What lies in the page cache is copied on the
- * spot, by the thread that asks for it; so once it is plain that there is much to copy, and the order of writes does not matter
- * (out_of_order, or compressed data, which finds its place late), the second half of the workers starts in a
- * thread of its own. Otherwise one thread copies, and the target is laid out in order.
+ * spot, by the thread that asks for it; so once it is plain that there is much to copy, the second half of the workers starts in
+ * a thread of its own. Unless the order of writes does not matter (out_of_order, or compressed data, which finds its place
+ * late), a request that was read waits until it is its turn to be written, so the target is laid out in order.
  */
 #include "cli/convert.h"
 
@@ -26,6 +26,7 @@
 
 struct chunk {
     uint64_t offset, length;
+    uint64_t number; /* the how manieth it is */
     enum convert_kind kind;
 };
 
@@ -178,8 +179,41 @@ static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
     }
     fit_to_units(c, &chunk);
     c->next = chunk.offset + chunk.length;
+    chunk.number = c->chunks++;
     *ret = chunk;
     return 0;
+}
+
+/* --- order ------------------------------------------------------------------------------------------- */
+
+static bool is_ordered(const struct convert *c)
+{
+    return !c->out_of_order && !c->compressed;
+}
+
+/* Wait until all requests before this one are written. -ECANCELED if one of them failed. */
+static int co_wait_for_turn(struct convert *c, const struct chunk *chunk)
+{
+    int rc;
+
+    if (!is_ordered(c)) {
+        return 0;
+    }
+    co_mutex_lock(&c->lock);
+    while (c->turn != chunk->number && !c->failed) {
+        co_cond_wait(&c->turn_came, &c->lock);
+    }
+    rc = c->failed ? -ECANCELED : 0;
+    co_mutex_unlock(&c->lock);
+    return rc;
+}
+
+/* A request is done (if there was one), or failed: then all others stop. */
+static void end_turn_locked(struct convert *c, const struct chunk *chunk, int rc)
+{
+    c->failed |= rc < 0;
+    c->turn += chunk->length > 0;
+    co_cond_broadcast(&c->turn_came);
 }
 
 /* Wait as long as the rate limit demands before `bytes` more may be moved. The lock is held. */
@@ -313,26 +347,22 @@ static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
 
     switch (chunk->kind) {
     case CONVERT_BACKING:
+        rc = co_wait_for_turn(w->c, chunk);
         break;
     case CONVERT_ZERO:
-        rc = co_write_nothing(w->c, chunk->offset, chunk->length);
+        rc = co_wait_for_turn(w->c, chunk);
+        rc = rc < 0 ? rc : co_write_nothing(w->c, chunk->offset, chunk->length);
         break;
     case CONVERT_DATA:
         rc = co_read_chunk(w->c, chunk, w->buffer);
-        if (rc == 0) {
-            rc = co_write_runs(w->c, chunk, w->buffer);
-        }
+        rc = rc < 0 ? rc : co_wait_for_turn(w->c, chunk);
+        rc = rc < 0 ? rc : co_write_runs(w->c, chunk, w->buffer);
         break;
     }
     return rc;
 }
 
 static void co_work(void *arg);
-
-static bool may_use_two_threads(const struct convert *c)
-{
-    return c->out_of_order || c->compressed;
-}
 
 /* Start the workers up to number `end`, as far as there is memory. The lock is held. */
 static void start_workers_locked(struct convert *c, struct reactor *r, unsigned end)
@@ -356,7 +386,7 @@ static void co_count_locked(struct convert *c, uint64_t bytes)
     ERROR_AUTO(err);
 
     c->copied += bytes;
-    if (c->helper || c->copied < MUCH || !may_use_two_threads(c) || c->started == c->workers ||
+    if (c->helper || c->copied < MUCH || c->started == c->workers ||
         reactor_current() != reactor_main()) {
         return;
     }
@@ -384,9 +414,8 @@ static int co_step(struct worker *w, uint64_t *ret_length)
         rc = co_copy_chunk(w, &chunk);
     }
     co_mutex_lock(&c->lock);
-    if (rc < 0) {
-        c->failed = true;
-    } else if (chunk.kind == CONVERT_DATA) {
+    end_turn_locked(c, &chunk, rc);
+    if (rc == 0 && chunk.kind == CONVERT_DATA) {
         cli_progress_add(&c->progress, chunk.length);
     }
     co_mutex_unlock(&c->lock);
@@ -447,6 +476,7 @@ int convert_co_run(struct convert *c)
 {
     choose_sizes(c);
     co_mutex_init(&c->lock);
+    co_cond_init(&c->turn_came);
     co_group_init(&c->group);
     c->worker = calloc(c->workers, sizeof(*c->worker));
     cli_progress_begin(&c->progress, c->show_progress,
@@ -456,8 +486,7 @@ int convert_co_run(struct convert *c)
     }
     if (c->worker) {
         co_mutex_lock(&c->lock);
-        start_workers_locked(c, reactor_main(),
-                             may_use_two_threads(c) ? (c->workers + 1) / 2 : c->workers);
+        start_workers_locked(c, reactor_main(), (c->workers + 1) / 2);
         co_mutex_unlock(&c->lock);
     }
     if (c->started == 0) {
@@ -471,6 +500,7 @@ int convert_co_run(struct convert *c)
     free_workers(c);
     cli_progress_end(&c->progress, !c->failed);
     co_group_destroy(&c->group);
+    co_cond_destroy(&c->turn_came);
     co_mutex_destroy(&c->lock);
     return c->failed ? 1 : 0;
 }

@@ -49,6 +49,9 @@ struct convert {
     uint64_t extent_end;  /* the status found last holds to here */
     enum convert_kind extent_kind;
     int64_t paced_until_ns; /* rate limit */
+    uint64_t chunks;        /* requests that were taken */
+    uint64_t turn;          /* number of the request to be written next, where order matters */
+    struct co_cond turn_came;
     bool failed;            /* a worker gave up; the others stop */
     uint64_t copied;        /* bytes of data that were taken so far */
     struct worker *worker;  /* as many as there are to be */

@@ -193,6 +193,19 @@ class Convert(TestCase):
                 img("convert", *words, "-f", "qcow2", "-O", "raw", target, back)
                 self.assertTrue(filecmp.cmp(source, back, shallow=False))
 
+    def test_the_target_is_laid_out_in_order(self):
+        source = self.path("much.raw")
+        with open(source, "wb") as f:
+            for _ in range(96):
+                f.write(os.urandom(1 << 20))
+        target = self.path("t.qcow2")
+        img("convert", "-f", "raw", "-O", "qcow2", source, target)
+        self.assert_same(source, target)
+        extents = json.loads(qemu_img("map", "--output=json", target).stdout)
+        offsets = [e["offset"] for e in extents]
+        self.assertEqual(offsets, sorted(offsets))
+        self.assertLess(len(extents), 4)  # but for the places of L2 tables and refcount blocks
+
     def test_odd_number_of_workers_and_a_rate(self):
         source = self.source()
         for words in (("-m", "1"), ("-m", "16", "-W"), ("-r", "64M")):
