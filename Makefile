@@ -6,6 +6,7 @@
 #   make tsan     TSan, build-tsan/                make bench    compare with others
 #   make clang    built by clang, build-clang/     make lint     style and static checks
 #   make fuzz     libFuzzer targets, build-fuzz/   make format   run clang-format over the tree
+#   make fuzz-run    run each target for FUZZ_SECONDS (600), one after the other
 #   make arm64    cross build, build-arm64/        make test-arm64   run its unit tests in qemu-user
 #
 # JOBS=N limits parallel compilation, CC=clang chooses the compiler, and TEST_ARGS passes
@@ -27,6 +28,11 @@ debug tsan: deps-build
 # With the tests.
 clang fuzz: deps-build deps-test
 	@$(call build,-$@,$@,all)
+
+FUZZ_SECONDS ?= 600
+fuzz-run: deps-build deps-test
+	@tools/configure build-fuzz fuzz
+	@nice -n 19 tools/run-tests --build build-fuzz --suite fuzz --fuzz-seconds $(FUZZ_SECONDS) -j 1 $(TEST_ARGS)
 
 arm64: deps-build deps-arm64
 	@$(call build,-$@,$@,programs)
@@ -59,4 +65,4 @@ install: all
 clean:
 	rm -rf build build-debug build-tsan build-clang build-fuzz build-arm64 build-arm64-sysroot
 
-.PHONY: all debug tsan clang fuzz arm64 test test-arm64 demo bench lint format install clean
+.PHONY: all debug tsan clang fuzz fuzz-run arm64 test test-arm64 demo bench lint format install clean
