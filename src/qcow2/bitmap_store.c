@@ -280,40 +280,48 @@ static bool anything_to_store(struct qcow2 *q)
     return false;
 }
 
-/* The entries as they shall be: those that stay as they are, and new ones with their bits written. */
+/* Append the entry of `s` as it is, or with the bits of `b` written anew. Either may be NULL. */
+static int co_append_entry(struct qcow2 *q, struct list *list, const struct stored_bitmap *s,
+                           struct block_bitmap *b, struct garbage *made)
+{
+    struct stored_bitmap *copy = copy_stored(s, b ? b->name : s->name);
+
+    if (!copy) {
+        return -ENOMEM;
+    }
+    list_append(list, &copy->link);
+    if (!b) {
+        return 0;
+    }
+    copy->loaded = b;
+    return co_store_bits(q, b, made, copy);
+}
+
+/* The entries as they shall be, in the order in which they were made. */
 static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *made,
                            struct garbage *old)
 {
-    struct stored_bitmap *s, *copy;
+    struct stored_bitmap *s;
     struct block_bitmap *b;
-    int r;
+    int r = 0;
 
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
-        b = s->loaded;
-        if (b && is_to_be_stored(b) && is_stale(s, b)) {
+        bool stale = s->loaded && is_to_be_stored(s->loaded) && is_stale(s, s->loaded);
+
+        if (stale) {
             co_collect_old(q, s, old);
-            continue;
         }
-        copy = copy_stored(s, s->name);
-        if (!copy) {
-            return -ENOMEM;
-        }
-        list_append(list, &copy->link);
-    }
-    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
-        s = b->driver_state;
-        if (!is_to_be_stored(b) || !is_stale(s, b)) {
-            continue;
-        }
-        copy = copy_stored(s, b->name);
-        if (!copy) {
-            return -ENOMEM;
-        }
-        list_append(list, &copy->link);
-        copy->loaded = b;
-        r = co_store_bits(q, b, made, copy);
+        r = co_append_entry(q, list, s, stale ? s->loaded : NULL, made);
         if (r < 0) {
             return r;
+        }
+    }
+    for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
+        if (is_to_be_stored(b) && !b->driver_state) {
+            r = co_append_entry(q, list, NULL, b, made);
+            if (r < 0) {
+                return r;
+            }
         }
     }
     return 0;

@@ -261,6 +261,7 @@ static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, 
         int r;
 
         if (type == EXT_END) {
+            at += 8;
             break;
         }
         if (n == EXTENSIONS_MAX || size > end - at - 8) {
@@ -275,6 +276,7 @@ static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, 
         }
         at += 8 + round_up(size, 8);
     }
+    q->header_end = MAX(q->header_end, at);
     return 0;
 }
 
@@ -296,6 +298,7 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
                             (unsigned long long)offset, size);
     }
     *ret_extensions_end = offset;
+    q->header_end = offset + size;
     if (size == 0) {
         return 0;
     }

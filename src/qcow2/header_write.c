@@ -2,12 +2,19 @@
 /*
  * Writing the header.
  *
- * Layout of what we write:
+ * What we write has QEMU's order, since other programs may look for it:
  *
- *   0         header, 112 bytes
- *   112       bitmaps extension, if there are bitmaps: first, so that it lies in the first sector (R3)
- *             backing format, unknown extensions, feature names if they fit in the sector, end mark
- *   ...       backing file name, at an unchanged place as long as nothing grows into it; else at one that was unused
+ *   0         header, 112 bytes (72 in version 2)
+ *   112       backing format, data file name, feature names, bitmaps, greatest size, unknown extensions, end mark
+ *   ...       backing file name
+ *
+ * Only the first sector can be switched at one time (R3), and the bitmaps extension lies across its end. So where something
+ * behind the first sector changes, a *short form* is switched to first: it has the new state too, in an order that brings
+ * all of it into the first sector, without feature names and what does not fit of unknown extensions:
+ *
+ *   short form -> sync -> what lies behind the first sector -> sync -> first sector -> sync
+ *
+ * The backing file name that the short form names lies where neither the old header nor the new one has anything.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -60,7 +67,7 @@ static void put_feature_names(struct strbuf *sb)
     static const struct feature_name names[] = {
         {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
         {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
-        {2, 0, "bitmaps"},
+        {2, 0, "bitmaps"},          {2, 1, "raw external data"},
     };
     uint8_t data[ARRAY_SIZE(names) * 48] = {0};
 
@@ -69,10 +76,7 @@ static void put_feature_names(struct strbuf *sb)
         data[i * 48 + 1] = names[i].bit;
         memcpy(data + i * 48 + 2, names[i].name, strlen(names[i].name));
     }
-    /* It explains, nothing more: left out where it would push others out of the sector. */
-    if (sb->len + 8 + sizeof(data) + 8 <= SECTOR_SIZE) {
-        put_extension(sb, EXT_FEATURE_NAMES, data, sizeof(data));
-    }
+    put_extension(sb, EXT_FEATURE_NAMES, data, sizeof(data));
 }
 
 static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
@@ -96,74 +100,40 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
 }
 
-/* A header cluster to be written, and the one that is there. */
-struct header_write {
-    uint8_t *old, *new;    /* cluster_size bytes each */
+/* --- forms ------------------------------------------------------------------------------------------ */
+
+enum form { FORM_FULL, FORM_WITHOUT_FEATURE_NAMES, FORM_SHORT };
+
+/* A header cluster. */
+struct header {
+    uint8_t *bytes;        /* cluster_size */
     size_t extensions_end; /* with the end mark */
-    size_t
-        cut; /* where an end mark can be put so that the extensions before it lie in the first sector */
     size_t name, name_end; /* backing file name; 0: none */
-    bool name_moves;
+};
+
+struct header_write {
+    struct header old, new, brief;
 };
 
 static void header_write_release(struct header_write *w)
 {
-    free(w->old);
-    free(w->new);
+    free(w->old.bytes);
+    free(w->new.bytes);
+    free(w->brief.bytes);
 }
 
-/* A place for the backing file name that nothing on disk uses now, if that does not change with the first sector. */
-static size_t find_name_place(struct qcow2 *q, const struct header_write *w, size_t size)
+static size_t end_of(const struct header *h)
 {
-    uint64_t old = load_be64(w->old + HDR_BACKING_OFFSET);
-    uint64_t old_size = load_be32(w->old + HDR_BACKING_SIZE);
-    size_t behind = MAX(w->extensions_end, SECTOR_SIZE);
-
-    if (!range_fits(old, old_size, q->cluster_size)) {
-        old = old_size = 0;
-    }
-    if (old >= w->extensions_end && range_fits(old, size, q->cluster_size) && size == old_size &&
-        memcmp(w->old + old, q->backing_filename, size) == 0) {
-        return old;
-    }
-    if (range_fits(w->extensions_end, size, SECTOR_SIZE)) {
-        return w->extensions_end;
-    }
-    if (old >= behind && range_fits(behind, size, old)) {
-        return behind;
-    }
-    return round_up(MAX(behind, old + old_size), 8);
+    return MAX(h->extensions_end, h->name_end);
 }
 
-static int place_backing_name(struct qcow2 *q, struct header_write *w, struct error *err)
+static size_t name_size(const struct qcow2 *q)
 {
-    size_t size = q->backing_filename ? strlen(q->backing_filename) : 0;
-    size_t at;
-
-    if (size == 0) {
-        return 0;
-    }
-    at = find_name_place(q, w, size);
-    if (!range_fits(at, size, q->cluster_size)) {
-        return error_set(err, ENOSPC,
-                         "Image '%s': the backing file name of %zu bytes does not fit into the "
-                         "header cluster beside the extensions",
-                         block_node_display_name(q->node), size);
-    }
-    w->name = at;
-    w->name_end = at + size;
-    w->name_moves = memcmp(w->old + at, q->backing_filename, size) != 0;
-    memcpy(w->new + at, q->backing_filename, size);
-    store_be64(w->new + HDR_BACKING_OFFSET, at);
-    store_be32(w->new + HDR_BACKING_SIZE, (uint32_t)size);
-    return 0;
+    return q->backing_filename ? strlen(q->backing_filename) : 0;
 }
 
-/* What we know comes first, so that it is in the first sector. */
-static void put_extensions(struct qcow2 *q, struct strbuf *sb, struct header_write *w)
+static void put_bitmaps_and_size(const struct qcow2 *q, struct strbuf *sb)
 {
-    const struct qcow2_extension *e;
-
     put_bitmaps(q, sb);
     if (q->greatest_size > block_node_size(q->node) && q->bitmap_directory_size > 0) {
         uint8_t size[8];
@@ -171,102 +141,193 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, struct header_wri
         store_be64(size, q->greatest_size);
         put_extension(sb, EXT_GREATEST_SIZE, size, sizeof(size));
     }
-    if (q->data_filename) {
-        put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
-    }
+}
+
+static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
+{
+    const struct qcow2_extension *e;
+
     if (q->backing_format) {
         put_extension(sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
     }
-    w->cut = sb->len;
-    LIST_FOREACH (e, &q->extensions, link) {
-        put_extension(sb, e->type, e->data, e->size);
-        if (sb->len + 8 <= SECTOR_SIZE) {
-            w->cut = sb->len;
-        }
+    if (q->data_filename) {
+        put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
     }
-    if (q->version >= 3) {
+    if (form == FORM_FULL && q->version >= 3) {
         put_feature_names(sb);
+    }
+    put_bitmaps_and_size(q, sb);
+    LIST_FOREACH (e, &q->extensions, link) {
+        if (form == FORM_SHORT && sb->len + 8 + round_up(e->size, 8) + 8 > SECTOR_SIZE) {
+            break;
+        }
+        put_extension(sb, e->type, e->data, e->size);
     }
     put_extension(sb, EXT_END, NULL, 0);
 }
 
-static int build_header(struct qcow2 *q, struct header_write *w, struct error *err)
+static void put_name(const struct qcow2 *q, struct header *h, size_t at)
+{
+    size_t size = name_size(q);
+
+    if (size > 0) {
+        h->name = at;
+        h->name_end = at + size;
+        memcpy(h->bytes + at, q->backing_filename, size);
+        store_be64(h->bytes + HDR_BACKING_OFFSET, at);
+        store_be32(h->bytes + HDR_BACKING_SIZE, (uint32_t)size);
+    }
+}
+
+/* All but the backing file name. -ENOSPC if extensions end behind `limit`. */
+static int build_form(struct qcow2 *q, enum form form, size_t limit, struct header *ret)
 {
     uint8_t fixed[HDR_OUR_SIZE] = {0};
     STRBUF_AUTO(sb);
 
     put_fixed_part(q, fixed);
-    if (q->version == 2) {
-        strbuf_append(&sb, fixed, HDR_V2_SIZE);
-    } else {
-        strbuf_append(&sb, fixed, sizeof(fixed));
+    strbuf_append(&sb, fixed, q->version == 2 ? HDR_V2_SIZE : sizeof(fixed));
+    if (q->version >= 3) {
         strbuf_append(&sb, q->unknown_fields, q->unknown_fields_size);
     }
-    put_extensions(q, &sb, w);
+    put_extensions(q, &sb, form);
     if (sb.failed) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return -ENOMEM;
     }
-    if (sb.len > q->cluster_size || w->cut + 8 > SECTOR_SIZE) {
-        return error_set(err, ENOSPC,
-                         "Image '%s': the header extensions need %zu bytes, more than there is "
-                         "room for",
-                         block_node_display_name(q->node), sb.len);
+    if (sb.len > limit) {
+        return -ENOSPC;
     }
-    memcpy(w->new, sb.data, sb.len);
-    w->extensions_end = sb.len;
-    return place_backing_name(q, w, err);
+    memset(ret->bytes, 0, q->cluster_size);
+    memcpy(ret->bytes, sb.data, sb.len);
+    ret->extensions_end = sb.len;
+    ret->name = ret->name_end = 0;
+    return 0;
 }
 
-/* The bytes [from, to) of the new cluster, stable. */
-static int co_write_part(struct qcow2 *q, const struct header_write *w, size_t from, size_t to)
+/* What on disk lies behind the first sector is what the new header wants there. */
+static bool rest_is_there(const struct header_write *w)
 {
-    int r = block_co_pwrite(q->node->file, from, w->new + from, to - from, 0);
+    size_t end = end_of(&w->new);
+
+    return end <= SECTOR_SIZE ||
+           memcmp(w->old.bytes + SECTOR_SIZE, w->new.bytes + SECTOR_SIZE, end - SECTOR_SIZE) == 0;
+}
+
+static bool needs_short_form(const struct header_write *w)
+{
+    return !rest_is_there(w) && end_of(&w->old) > SECTOR_SIZE;
+}
+
+/* A place for the name that the short form has. */
+static int place_short_name(const struct qcow2 *q, struct header_write *w)
+{
+    size_t size = name_size(q), at = w->brief.extensions_end;
+
+    if (!range_fits(at, size, SECTOR_SIZE)) {
+        at = round_up(MAX(end_of(&w->new), end_of(&w->old)), 8);
+    }
+    if (!range_fits(at, size, q->cluster_size)) {
+        return -ENOSPC;
+    }
+    put_name(q, &w->brief, at);
+    return 0;
+}
+
+static int build_with(struct qcow2 *q, struct header_write *w, enum form form)
+{
+    int r = build_form(q, form, q->cluster_size, &w->new);
+
+    if (r == 0 && !range_fits(w->new.extensions_end, name_size(q), q->cluster_size)) {
+        r = -ENOSPC;
+    }
+    if (r < 0) {
+        return r;
+    }
+    put_name(q, &w->new, w->new.extensions_end);
+    r = build_form(q, FORM_SHORT, SECTOR_SIZE, &w->brief);
+    return r == 0 && needs_short_form(w) ? place_short_name(q, w) : r;
+}
+
+static int build(struct qcow2 *q, struct header_write *w, struct error *err)
+{
+    int r = build_with(q, w, FORM_FULL);
+
+    if (r == -ENOSPC) {
+        r = build_with(q, w, FORM_WITHOUT_FEATURE_NAMES);
+    }
+    if (r == -ENOSPC) {
+        return error_set(err, ENOSPC,
+                         "Image '%s': the header extensions and the backing file name of %zu bytes "
+                         "need more room than there is",
+                         block_node_display_name(q->node), name_size(q));
+    }
+    return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
+}
+
+/* --- writing ---------------------------------------------------------------------------------------- */
+
+/* The bytes [from, to) of the header, stable. */
+static int co_write_part(struct qcow2 *q, const struct header *h, size_t from, size_t to)
+{
+    int r = block_co_pwrite(q->node->file, from, h->bytes + from, to - from, 0);
 
     return r < 0 ? r : block_co_flush(q->node->file);
 }
 
-/*
- * Extensions behind the first sector can't be switched together with it. While they change, an end mark in the first sector
- * hides them: a crash then loses those that nobody here knows, and nothing else.
- */
-static int co_write_hidden_extensions(struct qcow2 *q, const struct header_write *w)
+/* From the old header to one that has the new state. */
+static int co_switch(struct qcow2 *q, const struct header_write *w, const struct header *to)
 {
-    uint8_t sector[SECTOR_SIZE] = {0};
-    int r;
+    int r = co_write_part(q, to, 0, SECTOR_SIZE);
 
-    memcpy(sector, w->new, w->cut);
-    r = block_co_pwrite(q->node->file, 0, sector, sizeof(sector), 0);
-    r = r < 0 ? r : block_co_flush(q->node->file);
-    return r < 0 ? r : co_write_part(q, w, SECTOR_SIZE, w->extensions_end);
+    if (r < 0 && co_write_part(q, &w->old, 0, SECTOR_SIZE) < 0) {
+        /* Which header is on disk? No more writes that rely on one of them. */
+        log_error("image '%s': the header could not be written (%s); it takes no more writes",
+                  block_node_display_name(q->node), strerror(-r));
+        atomic_store(&q->broken, true);
+    }
+    return r;
 }
 
-static int co_write_built(struct qcow2 *q, const struct header_write *w)
+static int co_write_rest(struct qcow2 *q, const struct header_write *w)
 {
-    bool hide =
-        w->extensions_end > SECTOR_SIZE &&
-        memcmp(w->old + SECTOR_SIZE, w->new + SECTOR_SIZE, w->extensions_end - SECTOR_SIZE) != 0;
+    return rest_is_there(w) ? 0 : co_write_part(q, &w->new, SECTOR_SIZE, end_of(&w->new));
+}
+
+static int co_write_by_short_form(struct qcow2 *q, struct header_write *w)
+{
     int r = 0;
 
-    if (w->name_moves && w->name_end > SECTOR_SIZE) {
-        r = co_write_part(q, w, MAX(w->name, SECTOR_SIZE), w->name_end);
+    if (w->brief.name_end > SECTOR_SIZE) {
+        r = co_write_part(q, &w->brief, w->brief.name, w->brief.name_end);
     }
-    if (r == 0 && hide) {
-        r = co_write_hidden_extensions(q, w);
-    }
-    if (r < 0 && !hide) {
-        return r; /* nothing that the old header names has changed */
-    }
-    r = r < 0 ? r : co_write_part(q, w, 0, SECTOR_SIZE);
+    r = r < 0 ? r : co_switch(q, w, &w->brief);
     if (r < 0) {
-        /* Which header is on disk? The old one for sure, or no more writes that rely on one of them. */
-        int again = hide ? -EIO : block_co_pwrite(q->node->file, 0, w->old, SECTOR_SIZE, 0);
+        return r;
+    }
+    r = co_write_rest(q, w);
+    r = r < 0 ? r : co_write_part(q, &w->new, 0, SECTOR_SIZE);
+    if (r < 0) {
+        /* Whichever of the two forms is there, it says the same. */
+        log_warning("image '%s': the header was written in its short form only (%s)",
+                    block_node_display_name(q->node), strerror(-r));
+        q->header_end = MAX(end_of(&w->old), MAX(end_of(&w->new), end_of(&w->brief)));
+        return 0;
+    }
+    q->header_end = end_of(&w->new);
+    return 0;
+}
 
-        again = again < 0 ? again : block_co_flush(q->node->file);
-        if (again < 0) {
-            log_error("image '%s': the header could not be written (%s); it takes no more writes",
-                      block_node_display_name(q->node), strerror(-r));
-            atomic_store(&q->broken, true);
-        }
+static int co_write_built(struct qcow2 *q, struct header_write *w)
+{
+    int r;
+
+    if (needs_short_form(w)) {
+        return co_write_by_short_form(q, w);
+    }
+    r = co_write_rest(q, w);
+    r = r < 0 ? r : co_switch(q, w, &w->new);
+    if (r == 0) {
+        q->header_end = end_of(&w->new);
     }
     return r;
 }
@@ -275,17 +336,19 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
 {
     CLEANUP(header_write_release)
     struct header_write w = {
-        .old = calloc(1, q->cluster_size),
-        .new = calloc(1, q->cluster_size),
+        .old.bytes = calloc(1, q->cluster_size),
+        .new.bytes = calloc(1, q->cluster_size),
+        .brief.bytes = calloc(1, q->cluster_size),
     };
     int r;
 
-    if (!w.old || !w.new) {
+    if (!w.old.bytes || !w.new.bytes || !w.brief.bytes) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = block_co_pread(q->node->file, 0, w.old, q->cluster_size);
+    r = block_co_pread(q->node->file, 0, w.old.bytes, q->cluster_size);
     if (r == 0) {
-        r = build_header(q, &w, err);
+        w.old.extensions_end = q->header_end;
+        r = build(q, &w, err);
         if (r < 0) {
             return r;
         }

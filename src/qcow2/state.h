@@ -102,6 +102,7 @@ struct qcow2 {
     char *backing_filename; /* as recorded; NULL if none */
     char *backing_format;   /* likewise */
     struct list extensions; /* of struct qcow2_extension */
+    uint64_t header_end;    /* on disk, with extensions and backing file name; 0: none yet */
     bool extended_l2;       /* entries of two words, with subclusters */
     unsigned
         subcluster_bits; /* log2 of a subcluster's size; cluster_bits without extended entries */
@@ -187,7 +188,7 @@ static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
 /* --- header.c, header_write.c --- */
 int qcow2_co_read_header(struct qcow2 *q, struct error *err);
 /*
- * Write the header as the fields say, and sync. All that names tables is in the first sector and switches at one time (R3). When
+ * Write the header as the fields say, and sync. All of it is switched by one write of the first sector (R3). When
  * it fails, the header on disk is the old one for sure, or the image takes no more writes (q->broken).
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);

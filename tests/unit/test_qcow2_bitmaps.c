@@ -476,6 +476,107 @@ static void a_header_cut_off_while_it_is_written_is_sound(void *arg)
     stop_at_each_write("short.raw", 700);
 }
 
+/* The bytes of the extension of a type in the header on disk; fails the test if there is none. */
+static const uint8_t *extension_at(const struct memory_file *f, uint32_t type, uint32_t *ret_size)
+{
+    size_t at = HDR_OUR_SIZE;
+
+    while (load_be32(f->data + at) != type) {
+        assert_int_not_equal(load_be32(f->data + at), EXT_END);
+        at += 8 + round_up(load_be32(f->data + at + 4), 8);
+    }
+    *ret_size = load_be32(f->data + at + 4);
+    return f->data + at + 8;
+}
+
+static void feature_names_stand_before_bitmaps(void *arg)
+{
+    const uint8_t *names, *bitmaps;
+    uint32_t size;
+
+    create_with_bitmap("b", false);
+    names = extension_at(memory_file("a"), EXT_FEATURE_NAMES, &size);
+    assert_int_equal(size, 8 * 48);
+    assert_string_equal((const char *)names + 7 * 48 + 2, "raw external data");
+    bitmaps = extension_at(memory_file("a"), EXT_BITMAPS, &size);
+    assert_int_equal(bitmaps - names, 8 * 48 + 8);
+    assert_int_equal(size, EXT_BITMAPS_SIZE);
+}
+
+static void bitmaps_are_stored_in_the_order_they_were_made(void *arg)
+{
+    const char *const names[] = {"c", "a", "b"};
+    struct stored_bitmap *s;
+    struct image i;
+    unsigned n = 0;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    for (size_t k = 0; k < ARRAY_SIZE(names); k++) {
+        add(&i, names[k], k == 1);
+    }
+    image_close(&i);
+    /* Those that record are stored anew, the other one is not. */
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, MiB, 10, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    LIST_FOREACH (s, &i.q->stored_bitmaps, link) {
+        assert_string_equal(s->name, names[n++]);
+    }
+    assert_int_equal(n, ARRAY_SIZE(names));
+    image_close(&i);
+}
+
+static char *name_of_length(size_t length, int byte)
+{
+    char *name = calloc(1, length + 1);
+
+    memset(name, byte, length);
+    return name;
+}
+
+/* Stop at each write of a header that gets another backing file name: what is on disk has the one or the other. */
+static void rename_and_stop_at_each_write(size_t from, size_t to)
+{
+    char *old = name_of_length(from, 'o'), *new = name_of_length(to, 'n');
+    int r = -EIO;
+
+    for (unsigned after = 0; r < 0; after++) {
+        struct image i;
+
+        image_create("a", DISK, "cluster_size=4k");
+        image_open(&i, "a", "");
+        add(&i, "b", false);
+        assert_int_equal(i.node->driver->co_change_backing(i.node, old, "raw", NULL), 0);
+        assert_int_equal(block_co_inactivate(i.node, NULL), 0);
+        memory_file_fail(i.file, MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH, after, EIO);
+        r = i.node->driver->co_change_backing(i.node, new, "raw", NULL);
+        memory_file_fail(i.file, 0, 0, 0);
+        image_kill(&i);
+        image_open_alone(&i, "a");
+        assert_true(strcmp(i.q->backing_filename, new) == 0 ||
+                    (r < 0 && strcmp(i.q->backing_filename, old) == 0));
+        assert_non_null(block_bitmap_find(i.node, "b"));
+        image_close(&i);
+    }
+    free(old);
+    free(new);
+}
+
+static void backing_file_names_are_switched_at_one_time(void *arg)
+{
+    const size_t lengths[] = {1, 100, 400, 1023};
+
+    log_set_level(LOG_LEVEL_ERROR);
+    for (size_t a = 0; a < ARRAY_SIZE(lengths); a++) {
+        for (size_t b = 0; b < ARRAY_SIZE(lengths); b++) {
+            rename_and_stop_at_each_write(lengths[a], lengths[b]);
+        }
+    }
+    log_set_level(LOG_LEVEL_WARNING);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -496,6 +597,9 @@ int main(void)
         CO_TEST(unknown_autoclear_bits_are_cleared_by_a_writer_alone),
         CO_TEST(bitmaps_are_void_after_a_writer_that_knows_none),
         CO_TEST(a_header_cut_off_while_it_is_written_is_sound),
+        CO_TEST(feature_names_stand_before_bitmaps),
+        CO_TEST(bitmaps_are_stored_in_the_order_they_were_made),
+        CO_TEST(backing_file_names_are_switched_at_one_time),
     };
 
     return cmocka_run_group_tests(tests, qcow2_group_setup, qcow2_group_teardown);
