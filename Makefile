@@ -49,6 +49,7 @@ demo: deps-demo all
 bench: deps-bench all
 	@bench/run
 	@bench/convert
+	@bench/open
 
 lint: deps-build deps-test deps-lint
 	@tools/lint -j $(JOBS)

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "block/bitmaps.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/log.h"
 #include "block/driver.h"
 
 #define DEFAULT_GRANULARITY_MIN 4096u
@@ -271,6 +273,40 @@ void block_bitmaps_release(struct block_node *node)
     }
 }
 
+/* --- fetch --------------------------------------------------------------------------------------- */
+
+int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err)
+{
+    int r = b->unread ? b->node->driver->co_fetch_bitmap(b->node, b) : 0;
+
+    if (r == 0) {
+        b->unread = false;
+        return 0;
+    }
+    b->inconsistent = b->inconsistent || r != -ENOMEM;
+    return error_set_errno(err, -r, "Could not read bitmap '%s' of '%s'", b->name,
+                           block_node_display_name(b->node));
+}
+
+void block_co_bitmaps_fetch_all(struct block_node *node)
+{
+    struct block_bitmap *b;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        ERROR_AUTO(err);
+
+        if (!b->inconsistent && block_co_bitmap_fetch(b, &err) < 0) {
+            log_warning("%s", error_message(&err));
+        }
+    }
+}
+
+const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)
+{
+    assert(!b->unread);
+    return b->bits;
+}
+
 /* --- change -------------------------------------------------------------------------------------- */
 
 /* What is stored must not pass for current from here on. */
@@ -305,6 +341,7 @@ static int clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backu
     struct dirty_bitmap *empty = NULL;
     int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
 
+    r = r < 0 ? r : block_co_bitmap_fetch(b, err);
     if (r < 0) {
         return r;
     }
@@ -339,14 +376,15 @@ int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_back
     return r;
 }
 
-static int check_sources(const struct block_bitmap *dest, struct block_bitmap *const *sources,
-                         size_t count, struct error *err)
+static int co_check_sources(const struct block_bitmap *dest, struct block_bitmap *const *sources,
+                            size_t count, struct error *err)
 {
     for (size_t i = 0; i < count; i++) {
-        const struct block_bitmap *s = sources[i];
+        struct block_bitmap *s = sources[i];
         int r =
             block_bitmap_check(s, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
 
+        r = r < 0 ? r : block_co_bitmap_fetch(s, err);
         if (r < 0) {
             return r;
         }
@@ -367,8 +405,9 @@ static int merge_drained(struct block_bitmap *dest, struct block_bitmap *const *
     struct dirty_bitmap *backup;
     int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
 
+    r = r < 0 ? r : block_co_bitmap_fetch(dest, err);
     if (r >= 0) {
-        r = check_sources(dest, sources, count, err);
+        r = co_check_sources(dest, sources, count, err);
     }
     if (r >= 0) {
         r = will_change(dest, err);

@@ -27,9 +27,11 @@ struct block_bitmap {
     struct list link;        /* in its node's list */
     struct block_node *node; /* owner */
     char *name;
-    struct dirty_bitmap *bits; /* NULL only for an inconsistent bitmap */
+    struct dirty_bitmap
+        *bits; /* NULL only for an inconsistent bitmap; readers use block_bitmap_bits() */
     uint32_t granularity;
-    bool enabled;    /* recording */
+    bool unread;  /* `bits` has only what was set since the image was opened, which has the rest */
+    bool enabled; /* recording */
     bool persistent; /* stored in the image when it is closed */
     bool inconsistent;
     bool read_only;
@@ -77,6 +79,16 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
                           size_t count, struct dirty_bitmap **ret_backup, struct error *err);
 /* Put bits (consumed) of the same geometry in place of those it has. */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
+
+/*
+ * The bits of a stored bitmap stay in the image until they are asked for. Have all of them in memory. If they can't be
+ * read, the bitmap is inconsistent from then on. Not for an inconsistent bitmap. -ENOMEM, -EIO.
+ */
+int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err);
+/* All that can be had of a node's bitmaps. */
+void block_co_bitmaps_fetch_all(struct block_node *node);
+/* The bits of a bitmap that was fetched, or that was made here. Any thread; does not yield. */
+const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b);
 
 /* Mark in use by an export or job ("NBD export 'x'"), and give back. */
 void block_bitmap_take(struct block_bitmap *b, const char *user);

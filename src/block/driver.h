@@ -215,6 +215,11 @@ struct block_driver {
     int (*co_preadv_vmstate)(struct block_node *node, uint64_t offset, struct iov iov);
     int (*co_pwritev_vmstate)(struct block_node *node, uint64_t offset, struct iov iov);
 
+    /*
+     * Set in b->bits what is stored of an `unread` bitmap. Those bits can be changed meanwhile by guest writes.
+     * -ENOMEM; another error: it can't be read.
+     */
+    int (*co_fetch_bitmap)(struct block_node *node, struct block_bitmap *b);
     /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                                struct error *err);

@@ -87,7 +87,7 @@ static struct block_bitmap *search_bitmap(struct block_node *node, const char *n
  * Clients of a read-only export were promised a view that stays, so a bitmap that may still be marked is
  * refused there. In a node that nobody can write, an enabled bitmap doesn't change either.
  */
-static int check_bitmap(const struct block_bitmap *b, bool writable, struct error *err)
+static int co_check_bitmap(struct block_bitmap *b, bool writable, struct error *err)
 {
     int ret = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
 
@@ -98,7 +98,7 @@ static int check_bitmap(const struct block_bitmap *b, bool writable, struct erro
         return error_set(err, EINVAL, "Enabled bitmap '%s' incompatible with readonly export",
                          b->name);
     }
-    return 0;
+    return block_co_bitmap_fetch(b, err);
 }
 
 static void give_bitmaps(struct export *e)
@@ -114,8 +114,8 @@ static void give_bitmaps(struct export *e)
     e->bitmap_count = 0;
 }
 
-static int take_bitmaps(struct export *e, struct block_node *node,
-                        const struct export_config *config, const char *user, struct error *err)
+static int co_take_bitmaps(struct export *e, struct block_node *node,
+                           const struct export_config *config, const char *user, struct error *err)
 {
     e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
     if (!e->bitmaps) {
@@ -126,7 +126,7 @@ static int take_bitmaps(struct export *e, struct block_node *node,
         struct block_bitmap *b = want->node_name
                                      ? block_bitmap_lookup(want->node_name, want->name, NULL, err)
                                      : search_bitmap(node, want->name, err);
-        int ret = b ? check_bitmap(b, config->writable, err) : -ENOENT;
+        int ret = b ? co_check_bitmap(b, config->writable, err) : -ENOENT;
 
         if (ret < 0) {
             return ret;
@@ -210,7 +210,7 @@ static int co_set_up(struct export *e, struct block_node *node, const struct exp
     snprintf(user, sizeof(user), "NBD export '%s'", config->id);
     ret = attach_root(e, node, config, user, err);
     if (ret == 0) {
-        ret = take_bitmaps(e, node, config, user, err);
+        ret = co_take_bitmaps(e, node, config, user, err);
     }
     /* It may have yielded: look again. */
     if (ret == 0 && find(config->id)) {

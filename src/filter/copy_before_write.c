@@ -75,18 +75,19 @@ static int take_access(struct cbw_state *s, struct options *opts, struct dirty_b
             return -ENOENT;
         }
         r = block_bitmap_check(bitmap, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+        r = r < 0 ? r : block_co_bitmap_fetch(bitmap, err);
         if (r < 0) {
             return r;
         }
-        if (dirty_bitmap_size(bitmap->bits) != s->size) {
-            return error_set(err, EINVAL,
-                             "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
-                             bitmap_name, (unsigned long long)dirty_bitmap_size(bitmap->bits),
-                             s->name, (unsigned long long)s->size);
+        if (dirty_bitmap_size(block_bitmap_bits(bitmap)) != s->size) {
+            return error_set(
+                err, EINVAL, "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
+                bitmap_name, (unsigned long long)dirty_bitmap_size(block_bitmap_bits(bitmap)),
+                s->name, (unsigned long long)s->size);
         }
     }
     access = dirty_bitmap_new(s->size, s->cluster_size);
-    if (!access || (bitmap && dirty_bitmap_merge(access, bitmap->bits) < 0)) {
+    if (!access || (bitmap && dirty_bitmap_merge(access, block_bitmap_bits(bitmap)) < 0)) {
         dirty_bitmap_free(access);
         return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
     }

@@ -179,7 +179,7 @@ static int co_add_bitmap(struct status_reply *r, const struct block_bitmap *bitm
     int ret;
 
     block_co_edge_enter(edge);
-    ret = add_bits(r, bitmap->bits);
+    ret = add_bits(r, block_bitmap_bits(bitmap));
     block_edge_leave(edge);
     return ret;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Persistent bitmaps: the directory, loading at open, marking in use.
+ * Persistent bitmaps: the directory, marking in use.
  *
  * A bitmap on disk is as current as the last store. The first guest write marks every bitmap that records in use, and
  * syncs, before it goes on (R5). Bitmaps that don't record keep what they had, so they need no mark and survive a crash.
@@ -139,7 +139,7 @@ static int check_names(struct qcow2 *q, unsigned count, struct error *err)
     return 0;
 }
 
-static int co_read_directory(struct qcow2 *q, struct error *err)
+int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
 {
     uint64_t size = q->bitmap_directory_size, at = 0, used = 0;
     AUTO_FREE uint8_t *data = NULL;
@@ -172,178 +172,13 @@ static int co_read_directory(struct qcow2 *q, struct error *err)
     return check_names(q, count, err);
 }
 
-/* --- loading --------------------------------------------------------------------------------------- */
-
-int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret)
-{
-    size_t bytes = (size_t)b->table_entries * 8;
-    AUTO_FREE uint64_t *table = NULL;
-    int r;
-
-    if (bytes > BITMAP_TABLE_BYTES_MAX || !is_aligned(b->table_offset, q->cluster_size) ||
-        !range_fits(b->table_offset, bytes, block_edge_size(q->node->file))) {
-        return -EINVAL;
-    }
-    table = malloc(bytes ? bytes : 8);
-    if (!table) {
-        return -ENOMEM;
-    }
-    r = block_co_pread(q->node->file, b->table_offset, table, bytes);
-    if (r < 0) {
-        return r;
-    }
-    for (uint32_t i = 0; i < b->table_entries; i++) {
-        table[i] = be64toh(table[i]);
-    }
-    *ret = TAKE_PTR(table);
-    return 0;
-}
-
-/*
- * Tables and bits of different bitmaps lie in different places, so all together they are no longer than the file. A small file in
- * which they lie upon each other can't make us read or allocate any more than that.
- */
-static int take_budget(uint64_t *budget, uint64_t bytes)
-{
-    if (*budget < bytes) {
-        return -EINVAL;
-    }
-    *budget -= bytes;
-    return 0;
-}
-
-static int co_load_cluster(struct qcow2 *q, struct dirty_bitmap *bits, uint64_t index,
-                           uint64_t entry, unsigned granularity_bits, uint8_t *buf,
-                           uint64_t *budget)
-{
-    uint64_t first = index * q->cluster_size * 8, span = q->cluster_size * 8;
-    uint64_t offset = entry & ENTRY_OFFSET_MASK;
-    int r;
-
-    if (offset == 0) {
-        if (entry & BITMAP_TABLE_ALL_ONES) {
-            dirty_bitmap_set(bits, first << granularity_bits, span << granularity_bits);
-        }
-        return 0;
-    }
-    if (!is_aligned(offset, q->cluster_size) || (entry & ~ENTRY_OFFSET_MASK) ||
-        take_budget(budget, q->cluster_size) < 0) {
-        return -EINVAL;
-    }
-    r = block_co_pread(q->node->file, offset, buf, q->cluster_size);
-    return r < 0 ? r : dirty_bitmap_deserialize(bits, first, buf, q->cluster_size);
-}
-
-static int co_load_bits(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
-                        struct dirty_bitmap **ret)
-{
-    AUTO_FREE uint64_t *table = NULL;
-    AUTO_FREE uint8_t *buf = NULL;
-    uint64_t size = block_node_size(q->node);
-    struct dirty_bitmap *bits;
-    int r;
-
-    if (b->table_entries != qcow2_bitmap_table_entries(q, size, b->granularity_bits) ||
-        take_budget(budget, (uint64_t)b->table_entries * 8) < 0) {
-        return -EINVAL;
-    }
-    r = qcow2_co_read_bitmap_table(q, b, &table);
-    if (r < 0) {
-        return r;
-    }
-    buf = malloc(q->cluster_size);
-    bits = dirty_bitmap_new(size, 1u << b->granularity_bits);
-    if (!buf || !bits) {
-        dirty_bitmap_free(bits);
-        return -ENOMEM;
-    }
-    for (uint32_t i = 0; i < b->table_entries && r == 0; i++) {
-        r = co_load_cluster(q, bits, i, table[i], b->granularity_bits, buf, budget);
-    }
-    if (r < 0) {
-        dirty_bitmap_free(bits);
-        return r;
-    }
-    *ret = bits;
-    return 0;
-}
-
-/* Whether this is a bitmap that we can load; others are kept as they are. */
-static bool is_known(const struct stored_bitmap *b)
-{
-    return b->type == BITMAP_TYPE_DIRTY && !(b->flags & ~BITMAP_FLAGS_KNOWN) &&
-           (b->extra_size == 0 || (b->flags & BITMAP_FLAG_EXTRA_COMPATIBLE)) &&
-           b->granularity_bits >= 9 && b->granularity_bits <= 31;
-}
-
-/* A bitmap that can't be trusted is there, but can only be removed; it never keeps the image from opening. */
-static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budget,
-                       struct error *err)
-{
-    struct dirty_bitmap *bits = NULL;
-    struct block_bitmap *loaded;
-    int r;
-
-    if (!is_known(b)) {
-        log_warning(
-            "image '%s': bitmap '%s' has an unknown type or flags; it is kept, but not used",
-            block_node_display_name(q->node), b->name);
-        return 0;
-    }
-    if (!(b->flags & BITMAP_FLAG_IN_USE)) {
-        r = co_load_bits(q, b, budget, &bits);
-        if (r == -ENOMEM) {
-            return error_set(err, ENOMEM, "Out of memory");
-        }
-        if (r < 0) {
-            log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
-                        block_node_display_name(q->node), b->name, strerror(-r));
-        }
-    }
-    r = block_bitmap_attach_loaded(q->node, b->name, bits, 1u << b->granularity_bits, &loaded, err);
-    if (r < 0) {
-        return r;
-    }
-    loaded->inconsistent = !bits;
-    loaded->persistent = true;
-    loaded->enabled = bits && (b->flags & BITMAP_FLAG_AUTO);
-    loaded->read_only = q->read_only;
-    loaded->driver_state = b;
-    b->loaded = loaded;
-    return 0;
-}
-
-int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
-{
-    uint64_t budget = round_up(block_edge_size(q->node->file), q->cluster_size);
-    struct stored_bitmap *b;
-    int r;
-
-    if (q->bitmap_directory_size == 0) {
-        return 0;
-    }
-    r = co_read_directory(q, err);
-    if (r < 0) {
-        return r;
-    }
-    if (q->node->open_flags & BLOCK_OPEN_CHECK) {
-        return 0; /* check looks at the directory alone */
-    }
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
-        r = co_load_one(q, b, &budget, err);
-        if (r < 0) {
-            return r;
-        }
-    }
-    return 0;
-}
-
 /* --- marking in use ------------------------------------------------------------------------------ */
 
 /* Whether guest writes make what is on disk untrue: also of one that could not be read, but may be the next time. */
 static bool records(const struct stored_bitmap *b)
 {
-    return b->loaded && b->loaded->bits ? b->loaded->enabled : (b->flags & BITMAP_FLAG_AUTO) != 0;
+    return b->loaded && !b->loaded->inconsistent ? b->loaded->enabled
+                                                 : (b->flags & BITMAP_FLAG_AUTO) != 0;
 }
 
 /* The flags field is four bytes within one sector, so each mark is there or not. Synced by the caller, who then notes it. */

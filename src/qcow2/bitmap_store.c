@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Storing persistent bitmaps. Bits, tables and a directory are written to new clusters, then one write of the header's
+ * Storing persistent bitmaps. Bits that changed, tables and a directory are written to new clusters, then one write of the header's
  * first sector switches to the new directory (R3), in which the bitmaps are no longer marked in use (R5), then what the old one
  * used is freed. A crash before the switch leaves the old directory with its marks.
  */
@@ -10,6 +10,7 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "base/strbuf.h"
 #include "qcow2/bitmap.h"
 
@@ -82,42 +83,158 @@ static bool is_all_ones(const uint8_t *buf, size_t size)
     return buf[0] == 0xff && memcmp(buf, buf + 1, size - 1) == 0;
 }
 
-/* Bits and table to new clusters; the entry's fields for the directory. */
-static int co_store_bits(struct qcow2 *q, const struct block_bitmap *b, struct garbage *made,
-                         struct stored_bitmap *ret)
-{
-    unsigned granularity_bits = (unsigned)__builtin_ctz(b->granularity);
-    uint64_t entries = qcow2_bitmap_table_entries(q, block_node_size(q->node), granularity_bits);
-    AUTO_FREE uint64_t *table = calloc(MAX(entries, 1), 8);
-    AUTO_FREE uint8_t *buf = malloc(q->cluster_size);
-    int r = 0;
+/* What the table of a bitmap shall be, and what it was when it was stored the last time. */
+struct bitmap_tables {
+    struct block_bitmap *bitmap;
+    uint64_t *now, *before; /* host byte order */
+    uint64_t now_entries, before_entries;
+    uint8_t *bits, *stored; /* a cluster each */
+};
 
-    if (!table || !buf) {
-        return -ENOMEM;
-    }
-    if (entries * 8 > BITMAP_TABLE_BYTES_MAX) {
+static void free_tables(struct bitmap_tables *t)
+{
+    free(t->now);
+    free(t->before);
+    free(t->bits);
+    free(t->stored);
+}
+
+static int co_prepare_tables(struct qcow2 *q, struct block_bitmap *b, const struct stored_bitmap *s,
+                             struct bitmap_tables *t)
+{
+    uint64_t budget = qcow2_bitmap_budget(q);
+    int r;
+
+    t->bitmap = b;
+    t->now_entries = qcow2_bitmap_table_entries(q, block_node_size(q->node),
+                                                (unsigned)__builtin_ctz(b->granularity));
+    if (t->now_entries * 8 > BITMAP_TABLE_BYTES_MAX) {
         return -EFBIG;
     }
-    for (uint64_t i = 0; i < entries && r == 0; i++) {
-        uint64_t offset = 0;
+    t->now = calloc(MAX(t->now_entries, 1), 8);
+    t->bits = malloc(q->cluster_size);
+    t->stored = malloc(q->cluster_size);
+    if (!t->now || !t->bits || !t->stored) {
+        return -ENOMEM;
+    }
+    if (!s || s->table_entries == 0) {
+        return 0;
+    }
+    r = qcow2_co_read_bitmap_table(q, s, &t->before);
+    r = r < 0 ? r : qcow2_check_bitmap_table(q, t->before, s->table_entries, &budget);
+    if (r < 0 && r != -ENOMEM && !b->unread) {
+        free(t->before); /* all is in memory; what cannot be found leaks */
+        t->before = NULL;
+        return 0;
+    }
+    t->before_entries = s->table_entries;
+    return r;
+}
 
-        if (!dirty_bitmap_serialize(b->bits, i * q->cluster_size * 8, buf, q->cluster_size)) {
-            continue;
+static uint64_t entry_before(const struct bitmap_tables *t, uint64_t i)
+{
+    return i < t->before_entries ? t->before[i] : 0;
+}
+
+/*
+ * The bits of entry `i` as they shall be stored: with those that are still in the image only. *ret_same: they are what is stored,
+ * in a cluster of its own. Clusters stay where they are then, so that a large bitmap is not written again for a few bits.
+ */
+static int co_bits_to_store(struct qcow2 *q, struct bitmap_tables *t, uint64_t i, bool *ret_any,
+                            bool *ret_same)
+{
+    const uint64_t entry = entry_before(t, i), offset = entry & ENTRY_OFFSET_MASK;
+    int r;
+
+    *ret_any =
+        dirty_bitmap_serialize(t->bitmap->bits, i * q->cluster_size * 8, t->bits, q->cluster_size);
+    *ret_same = false;
+    if (offset == 0) {
+        if (t->bitmap->unread && entry == BITMAP_TABLE_ALL_ONES) {
+            memset(t->bits, 0xff, q->cluster_size);
+            *ret_any = true;
         }
-        if (is_all_ones(buf, q->cluster_size)) {
-            offset = BITMAP_TABLE_ALL_ONES;
-        } else {
-            r = co_write_new(q, buf, q->cluster_size, made, &offset);
+        return 0;
+    }
+    if (!*ret_any) {
+        *ret_same = *ret_any = t->bitmap->unread;
+        return 0;
+    }
+    r = block_co_pread(q->node->file, offset, t->stored, q->cluster_size);
+    if (r < 0) {
+        return t->bitmap->unread ? r : 0;
+    }
+    for (uint64_t k = 0; t->bitmap->unread && k < q->cluster_size; k++) {
+        t->bits[k] |= t->stored[k];
+    }
+    *ret_same = memcmp(t->bits, t->stored, q->cluster_size) == 0;
+    return 0;
+}
+
+static int co_store_cluster(struct qcow2 *q, struct bitmap_tables *t, uint64_t i,
+                            struct garbage *made)
+{
+    bool any, same;
+    int r = co_bits_to_store(q, t, i, &any, &same);
+
+    if (r < 0) {
+        t->bitmap->inconsistent = true; /* a part of it was in the image only */
+        return r;
+    }
+    if (same) {
+        t->now[i] = entry_before(t, i);
+    } else if (any && is_all_ones(t->bits, q->cluster_size)) {
+        t->now[i] = BITMAP_TABLE_ALL_ONES;
+    } else if (any) {
+        return co_write_new(q, t->bits, q->cluster_size, made, &t->now[i]);
+    }
+    return 0;
+}
+
+/* The clusters of the last store that this one does not use. */
+static void collect_replaced(struct qcow2 *q, const struct bitmap_tables *t,
+                             const struct stored_bitmap *s, struct garbage *old)
+{
+    for (uint64_t i = 0; i < t->before_entries; i++) {
+        uint64_t offset = t->before[i] & ENTRY_OFFSET_MASK;
+
+        if (offset != 0 && (i >= t->now_entries || t->now[i] != offset)) {
+            garbage_add(old, offset, q->cluster_size);
         }
-        table[i] = htobe64(offset);
     }
-    if (r == 0 && entries > 0) {
-        r = co_write_new(q, table, entries * 8, made, &ret->table_offset);
+    if (t->before) {
+        garbage_add(old, s->table_offset,
+                    round_up((uint64_t)s->table_entries * 8, q->cluster_size));
     }
-    ret->table_entries = (uint32_t)entries;
-    ret->granularity_bits = (uint8_t)granularity_bits;
+}
+
+/* Bits and table; the entry's fields for the directory. `s`: how it was stored before, or NULL. */
+static int co_store_bits(struct qcow2 *q, struct block_bitmap *b, const struct stored_bitmap *s,
+                         struct garbage *made, struct garbage *old, struct stored_bitmap *ret)
+{
+    struct bitmap_tables t = {0};
+    int r = co_prepare_tables(q, b, s, &t);
+
+    if (r < 0 && b->unread && r != -ENOMEM && r != -EFBIG) {
+        b->inconsistent = true;
+    }
+    for (uint64_t i = 0; i < t.now_entries && r == 0; i++) {
+        r = co_store_cluster(q, &t, i, made);
+    }
+    if (r == 0) {
+        collect_replaced(q, &t, s, old);
+    }
+    for (uint64_t i = 0; i < t.now_entries && r == 0; i++) {
+        t.now[i] = htobe64(t.now[i]);
+    }
+    if (r == 0 && t.now_entries > 0) {
+        r = co_write_new(q, t.now, t.now_entries * 8, made, &ret->table_offset);
+    }
+    ret->table_entries = (uint32_t)t.now_entries;
+    ret->granularity_bits = (uint8_t)__builtin_ctz(b->granularity);
     ret->type = BITMAP_TYPE_DIRTY;
     ret->flags = b->enabled ? BITMAP_FLAG_AUTO : 0;
+    free_tables(&t);
     return r;
 }
 
@@ -280,9 +397,34 @@ static bool anything_to_store(struct qcow2 *q)
     return false;
 }
 
+/* Bits of `b` written anew. If they can't be read any more, what is stored stays as it is, in use. */
+static int co_store_anew(struct qcow2 *q, struct block_bitmap *b, const struct stored_bitmap *s,
+                         struct stored_bitmap *copy, struct garbage *made, struct garbage *old)
+{
+    struct garbage own = {0};
+    int r;
+
+    copy->loaded = b;
+    r = co_store_bits(q, b, s, &own, old, copy);
+    if (r < 0 && b->inconsistent) {
+        log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
+                    block_node_display_name(q->node), b->name, strerror(-r));
+        co_garbage_free(q, &own, false);
+        copy->table_offset = s->table_offset;
+        copy->table_entries = s->table_entries;
+        copy->flags = s->flags | BITMAP_FLAG_IN_USE;
+        return 0;
+    }
+    for (size_t i = 0; i < own.runs.count; i++) {
+        garbage_add(made, own.runs.runs[i].offset, own.runs.runs[i].length);
+    }
+    free(own.runs.runs);
+    return r;
+}
+
 /* Append the entry of `s` as it is, or with the bits of `b` written anew. Either may be NULL. */
 static int co_append_entry(struct qcow2 *q, struct list *list, const struct stored_bitmap *s,
-                           struct block_bitmap *b, struct garbage *made)
+                           struct block_bitmap *b, struct garbage *made, struct garbage *old)
 {
     struct stored_bitmap *copy = copy_stored(s, b ? b->name : s->name);
 
@@ -290,11 +432,7 @@ static int co_append_entry(struct qcow2 *q, struct list *list, const struct stor
         return -ENOMEM;
     }
     list_append(list, &copy->link);
-    if (!b) {
-        return 0;
-    }
-    copy->loaded = b;
-    return co_store_bits(q, b, made, copy);
+    return b ? co_store_anew(q, b, s, copy, made, old) : 0;
 }
 
 /* The entries as they shall be, in the order in which they were made. */
@@ -308,17 +446,14 @@ static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *m
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
         bool stale = s->loaded && is_to_be_stored(s->loaded) && is_stale(s, s->loaded);
 
-        if (stale) {
-            co_collect_old(q, s, old);
-        }
-        r = co_append_entry(q, list, s, stale ? s->loaded : NULL, made);
+        r = co_append_entry(q, list, s, stale ? s->loaded : NULL, made, old);
         if (r < 0) {
             return r;
         }
     }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         if (is_to_be_stored(b) && !b->driver_state) {
-            r = co_append_entry(q, list, NULL, b, made);
+            r = co_append_entry(q, list, NULL, b, made, old);
             if (r < 0) {
                 return r;
             }

@@ -31,7 +31,7 @@ static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 /* --- bitmaps --------------------------------------------------------------------------------- */
 
 /* Before anything is written: every bitmap on disk must be ours to resize. */
-static int check_bitmaps(struct qcow2 *q, struct error *err)
+static int co_check_bitmaps(struct qcow2 *q, struct error *err)
 {
     const struct stored_bitmap *s;
     struct block_bitmap *b;
@@ -49,6 +49,7 @@ static int check_bitmaps(struct qcow2 *q, struct error *err)
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
 
+        r = r < 0 ? r : block_co_bitmap_fetch(b, err);
         if (r < 0) {
             error_prepend(err, "Can't resize '%s': ", block_node_display_name(q->node));
             return -ENOTSUP;
@@ -317,7 +318,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
     }
-    if ((r = check_bitmaps(q, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
+    if ((r = co_check_bitmaps(q, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
         return r;
     }
     if (q->data_file_raw && (r = block_co_truncate(q->data, size, BLOCK_PREALLOC_OFF, err)) < 0) {

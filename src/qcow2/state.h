@@ -68,7 +68,7 @@ struct stored_bitmap {
     uint8_t *extra; /* extra data, kept */
     uint32_t extra_size;
     uint64_t flags_position;     /* byte offset in the file of its flags field */
-    struct block_bitmap *loaded; /* NULL if it was not loaded (inconsistent, unknown) */
+    struct block_bitmap *loaded; /* NULL if it was not loaded (unknown type or flags) */
 };
 
 /* Clusters whose reference was dropped in memory; see R2 and R8. */
@@ -363,8 +363,9 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov);
  */
 int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done);
 
-/* --- bitmap.c, bitmap_store.c --- */
+/* --- bitmap.c, bitmap_load.c, bitmap_store.c --- */
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
+int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap);
 /* Store all persistent bitmaps and take the in-use marks away. */
 int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
 /* Before a guest write, when !bitmaps_marked: R5. */

@@ -10,11 +10,12 @@
 /* Images in a chain that are told about; more is taken for a loop. */
 #define CHAIN_MAX 256
 
-static struct json_object *bitmaps_json(struct block_node *node)
+static struct json_object *co_bitmaps_json(struct block_node *node)
 {
     struct json_object *list = NULL;
     struct block_bitmap *b = NULL;
 
+    block_co_bitmaps_fetch_all(node);
     while ((b = block_bitmap_next(node, b))) {
         struct json_object *o = json_object_new_object();
 
@@ -26,7 +27,7 @@ static struct json_object *bitmaps_json(struct block_node *node)
         }
         qmp_put_bool(o, "busy", b->busy > 0);
         qmp_put_uint(o, "granularity", b->granularity);
-        qmp_put_uint(o, "count", b->bits ? dirty_bitmap_count(b->bits) : 0);
+        qmp_put_uint(o, "count", b->inconsistent ? 0 : dirty_bitmap_count(block_bitmap_bits(b)));
         if (!list) {
             list = json_object_new_array();
         }
@@ -107,7 +108,7 @@ static struct json_object *co_node_json(struct block_node *node, bool flat)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
-    struct json_object *bitmaps = bitmaps_json(node);
+    struct json_object *bitmaps = co_bitmaps_json(node);
 
     qmp_put_str(o, "node-name", block_node_name(node));
     qmp_put_str(o, "drv", node->driver->name);

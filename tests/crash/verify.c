@@ -137,13 +137,16 @@ static bool was_stored(const struct model *m, const struct model_bitmap *b, uint
     return false;
 }
 
-static int check_covers(struct verifier *v, const struct model_bitmap *b,
-                        const struct block_bitmap *bitmap, struct error *err)
+static int co_check_covers(struct verifier *v, const struct model_bitmap *b,
+                           struct block_bitmap *bitmap, struct error *err)
 {
     const struct model *m = &v->w->model;
 
     if (b->base > v->state->time) {
         return 0; /* while it is created or cleared, what it began with is not determined */
+    }
+    if (block_co_bitmap_fetch(bitmap, err) < 0) {
+        return -EIO;
     }
     for (uint64_t sector = 0; sector < v->sectors; sector++) {
         uint32_t before;
@@ -153,7 +156,7 @@ static int check_covers(struct verifier *v, const struct model_bitmap *b,
         }
         before = model_value_at(m, sector, b->base);
         if (v->values[sector] != before && !model_discarded(m, sector, 0, b->base) &&
-            !dirty_bitmap_get(bitmap->bits, sector * MODEL_SECTOR)) {
+            !dirty_bitmap_get(block_bitmap_bits(bitmap), sector * MODEL_SECTOR)) {
             char was[128], is[128];
 
             model_describe(m, before, was, sizeof(was));
@@ -183,7 +186,7 @@ static int check_bitmap(struct verifier *v, const struct model_bitmap *b, struct
                    : 0;
     }
     if (!bitmap->inconsistent) {
-        return check_covers(v, b, bitmap, err);
+        return co_check_covers(v, b, bitmap, err);
     }
     if (cleanly_closed(m, time) && was_stored(m, b, time)) {
         return error_set(err, EILSEQ, "bitmap '%s' is inconsistent though the image was closed",

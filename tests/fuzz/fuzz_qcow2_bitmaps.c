@@ -4,14 +4,15 @@
 #include "base/checked.h"
 #include "qcow2_image.h"
 
-static void look_at_all(struct block_node *node)
+static void co_look_at_all(struct block_node *node)
 {
     struct block_bitmap *b;
     uint64_t offset, length;
 
     for (b = block_bitmap_next(node, NULL); b; b = block_bitmap_next(node, b)) {
-        if (b->bits) {
-            dirty_bitmap_next_dirty(b->bits, 0, block_node_size(node), &offset, &length);
+        if (!b->inconsistent && block_co_bitmap_fetch(b, NULL) == 0) {
+            dirty_bitmap_next_dirty(block_bitmap_bits(b), 0, block_node_size(node), &offset,
+                                    &length);
         }
     }
 }
@@ -62,7 +63,7 @@ void fuzz_co_image(unsigned how)
     if (!node) {
         return;
     }
-    look_at_all(node);
+    co_look_at_all(node);
     co_change_bitmaps(node, how);
     if ((how & 96) && !(how & 128)) {
         co_change_disk(node, how);
@@ -71,7 +72,7 @@ void fuzz_co_image(unsigned how)
     /* What was stored has to be read again. */
     node = fuzz_co_open(0);
     if (node) {
-        look_at_all(node);
+        co_look_at_all(node);
         block_co_unref(node);
     }
 }

@@ -32,6 +32,12 @@ static struct block_bitmap *add(struct image *i, const char *name, bool disabled
     return b;
 }
 
+static const struct dirty_bitmap *bits_of(struct block_bitmap *b)
+{
+    assert_int_equal(block_co_bitmap_fetch(b, NULL), 0);
+    return block_bitmap_bits(b);
+}
+
 /* An image with a stored bitmap NAME in which the granule at 1 MiB is dirty. */
 static void create_with_bitmap(const char *name, bool disabled)
 {
@@ -77,14 +83,14 @@ static void a_stored_bitmap_comes_back(void *arg)
     b = block_bitmap_find(i.node, "b");
     assert_non_null(b);
     assert_true(b->enabled && b->persistent && !b->inconsistent && !b->read_only);
-    assert_int_equal(dirty_bitmap_count(b->bits), 64 * KiB);
-    assert_true(dirty_bitmap_get(b->bits, MiB));
+    assert_int_equal(dirty_bitmap_count(bits_of(b)), 64 * KiB);
+    assert_true(dirty_bitmap_get(bits_of(b), MiB));
     assert_int_equal(image_write(&i, 2 * MiB, 64 * KiB, 1), 0);
     image_close(&i);
     image_check("a", 0);
     image_open_read_only(&i, "a");
     b = block_bitmap_find(i.node, "b");
-    assert_int_equal(dirty_bitmap_count(b->bits), 128 * KiB);
+    assert_int_equal(dirty_bitmap_count(bits_of(b)), 128 * KiB);
     assert_true(b->read_only);
     image_close(&i);
 }
@@ -100,8 +106,120 @@ static void all_ones_and_all_zeroes_take_no_clusters(void *arg)
     image_close(&i);
     image_check("a", 0);
     image_open(&i, "a", "");
-    assert_int_equal(dirty_bitmap_count(block_bitmap_find(i.node, "ones")->bits), 64 * MiB);
-    assert_int_equal(dirty_bitmap_count(block_bitmap_find(i.node, "zeroes")->bits), 0);
+    assert_int_equal(dirty_bitmap_count(bits_of(block_bitmap_find(i.node, "ones"))), 64 * MiB);
+    assert_int_equal(dirty_bitmap_count(bits_of(block_bitmap_find(i.node, "zeroes"))), 0);
+    image_close(&i);
+}
+
+/* --- bits that stay in the image ------------------------------------------------------------------- */
+
+/* Clusters of 512 bytes: one has the bits of 256 MiB of the disk. In "a", bits of the first and the third are set. */
+static void create_with_spread_bits(void)
+{
+    struct image i;
+
+    image_create("a", GiB, "cluster_size=512");
+    image_open(&i, "a", "");
+    add(&i, "b", false);
+    add(&i, "other", false);
+    assert_int_equal(image_write(&i, 0, 10, 1), 0);
+    assert_int_equal(image_write(&i, 600 * MiB, 10, 1), 0);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+static uint64_t table_entry(struct image *i, const char *name, unsigned n)
+{
+    return load_be64(i->file->data + stored(i, name)->table_offset + n * 8);
+}
+
+static void bits_are_read_when_they_are_asked_for(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_true(b->unread);
+    assert_int_equal(dirty_bitmap_count(b->bits), 0);
+    assert_int_equal(image_write(&i, 300 * MiB, 10, 1), 0);
+    assert_true(b->unread);
+    assert_int_equal(dirty_bitmap_count(bits_of(b)), 3 * 64 * KiB);
+    assert_false(b->unread);
+    image_close(&i);
+    image_open_read_only(&i, "a");
+    assert_int_equal(dirty_bitmap_count(bits_of(block_bitmap_find(i.node, "b"))), 3 * 64 * KiB);
+    image_close(&i);
+}
+
+static void only_clusters_of_bits_that_changed_are_stored_anew(void *arg)
+{
+    for (int in_memory = 0; in_memory < 2; in_memory++) {
+        uint64_t first, third;
+        struct image i;
+
+        create_with_spread_bits();
+        image_open(&i, "a", "");
+        first = table_entry(&i, "b", 0);
+        third = table_entry(&i, "b", 2);
+        assert_int_not_equal(first, 0);
+        if (in_memory) {
+            bits_of(block_bitmap_find(i.node, "b"));
+        }
+        assert_int_equal(image_write(&i, 300 * MiB, 10, 1), 0);
+        assert_int_equal(image_write(&i, 640 * MiB, 10, 1), 0);
+        image_close(&i);
+        image_check("a", 0);
+        image_open(&i, "a", "");
+        assert_int_equal(table_entry(&i, "b", 0), first);
+        assert_int_not_equal(table_entry(&i, "b", 1), 0);
+        assert_int_not_equal(table_entry(&i, "b", 2), third);
+        assert_int_equal(dirty_bitmap_count(bits_of(block_bitmap_find(i.node, "b"))), 4 * 64 * KiB);
+        assert_int_equal(block_co_bitmap_clear(block_bitmap_find(i.node, "b"), NULL, NULL), 0);
+        image_close(&i);
+        image_check("a", 0);
+    }
+}
+
+static void a_bitmap_whose_bits_cannot_be_read_is_inconsistent_the_others_are_not(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+    uint64_t at;
+    ERROR_AUTO(err);
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    at = stored(&i, "b")->table_offset;
+    store_be64(i.file->data + at, 1ULL << 40);
+    b = block_bitmap_find(i.node, "b");
+    assert_int_equal(block_co_bitmap_fetch(b, &err), -EINVAL);
+    assert_true(b->inconsistent);
+    assert_int_equal(image_write(&i, 0, 10, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    assert_true(block_bitmap_find(i.node, "b")->inconsistent);
+    assert_int_equal(dirty_bitmap_count(bits_of(block_bitmap_find(i.node, "other"))), 2 * 64 * KiB);
+    image_close(&i);
+}
+
+static void a_bitmap_that_cannot_be_read_when_it_is_stored_stays_in_use(void *arg)
+{
+    struct image i;
+    uint64_t entry;
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    entry = stored(&i, "b")->table_offset + 8 * 2;
+    assert_int_equal(image_write(&i, 600 * MiB, 10, 1), 0);
+    store_be64(i.file->data + entry, 1ULL << 40);
+    image_close(&i);
+    image_open(&i, "a", "");
+    assert_true(block_bitmap_find(i.node, "b")->inconsistent);
+    assert_true(stored(&i, "b")->flags & BITMAP_FLAG_IN_USE);
+    assert_int_equal(dirty_bitmap_count(bits_of(block_bitmap_find(i.node, "other"))), 2 * 64 * KiB);
+    assert_int_equal(stored(&i, "other")->flags, BITMAP_FLAG_AUTO);
     image_close(&i);
 }
 
@@ -219,8 +337,8 @@ static void a_disabled_bitmap_survives_a_kill(void *arg)
     image_open(&i, "a", "");
     b = block_bitmap_find(i.node, "b");
     assert_true(!b->inconsistent && !b->enabled);
-    assert_int_equal(dirty_bitmap_count(b->bits), 64 * KiB);
-    assert_true(dirty_bitmap_get(b->bits, MiB));
+    assert_int_equal(dirty_bitmap_count(bits_of(b)), 64 * KiB);
+    assert_true(dirty_bitmap_get(bits_of(b), MiB));
     image_close(&i);
 }
 
@@ -582,6 +700,10 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CO_TEST(a_stored_bitmap_comes_back),
         CO_TEST(all_ones_and_all_zeroes_take_no_clusters),
+        CO_TEST(bits_are_read_when_they_are_asked_for),
+        CO_TEST(only_clusters_of_bits_that_changed_are_stored_anew),
+        CO_TEST(a_bitmap_whose_bits_cannot_be_read_is_inconsistent_the_others_are_not),
+        CO_TEST(a_bitmap_that_cannot_be_read_when_it_is_stored_stays_in_use),
         CO_TEST(only_the_first_write_marks_in_use_and_before_it_lands),
         CO_TEST(discards_and_zeroes_mark_in_use_too),
         CO_TEST(without_a_stable_mark_nothing_is_written),

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Persistent bitmaps: what an open reads of them, and their bits.
+ *
+ * At open only the tables are read. The bits stay in the image until somebody asks for them (struct block_bitmap, `unread`): those
+ * of a large disk may take a quarter of a gigabyte, and most opens have no use for them. What guests write
+ * meanwhile is set in an empty bitmap, and joined with what is stored when that is read, or when all is stored.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "qcow2/bitmap.h"
+
+/* Bits are read in pieces of so much, where their clusters lie one behind the other. */
+#define READ_BYTES (1 * MiB)
+
+/* --- tables ---------------------------------------------------------------------------------------- */
+
+int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret)
+{
+    size_t bytes = (size_t)b->table_entries * 8;
+    AUTO_FREE uint64_t *table = NULL;
+    int r;
+
+    if (bytes > BITMAP_TABLE_BYTES_MAX || !is_aligned(b->table_offset, q->cluster_size) ||
+        !range_fits(b->table_offset, bytes, block_edge_size(q->node->file))) {
+        return -EINVAL;
+    }
+    table = malloc(bytes ? bytes : 8);
+    if (!table) {
+        return -ENOMEM;
+    }
+    r = block_co_pread(q->node->file, b->table_offset, table, bytes);
+    if (r < 0) {
+        return r;
+    }
+    for (uint32_t i = 0; i < b->table_entries; i++) {
+        table[i] = be64toh(table[i]);
+    }
+    *ret = TAKE_PTR(table);
+    return 0;
+}
+
+/*
+ * Tables and bits of different bitmaps lie in different places, so all together they are no longer than the file. A small file in
+ * which they lie upon each other can't make us read or allocate any more than that.
+ */
+uint64_t qcow2_bitmap_budget(const struct qcow2 *q)
+{
+    return round_up(block_edge_size(q->node->file), q->cluster_size);
+}
+
+static int take_budget(uint64_t *budget, uint64_t bytes)
+{
+    if (*budget < bytes) {
+        return -EINVAL;
+    }
+    *budget -= bytes;
+    return 0;
+}
+
+int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
+                             uint64_t *budget)
+{
+    uint64_t file_size = qcow2_bitmap_budget(q);
+    int r = take_budget(budget, (uint64_t)entries * 8);
+
+    for (uint32_t i = 0; i < entries && r == 0; i++) {
+        uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
+
+        if (offset == 0) {
+            continue;
+        }
+        if (!is_aligned(offset, q->cluster_size) || (table[i] & ~ENTRY_OFFSET_MASK) ||
+            !range_fits(offset, q->cluster_size, file_size)) {
+            return -EINVAL;
+        }
+        r = take_budget(budget, q->cluster_size);
+    }
+    return r;
+}
+
+/* The table of a bitmap of this disk, checked. */
+static int co_read_checked_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
+                                 uint64_t **ret)
+{
+    uint64_t size = block_node_size(q->node);
+    AUTO_FREE uint64_t *table = NULL;
+    int r;
+
+    if (b->table_entries != qcow2_bitmap_table_entries(q, size, b->granularity_bits)) {
+        return -EINVAL;
+    }
+    r = qcow2_co_read_bitmap_table(q, b, &table);
+    r = r < 0 ? r : qcow2_check_bitmap_table(q, table, b->table_entries, budget);
+    if (r == 0) {
+        *ret = TAKE_PTR(table);
+    }
+    return r;
+}
+
+/* --- bits ------------------------------------------------------------------------------------------ */
+
+/* How many clusters from entry `i` on have their bits one behind the other, as far as one read goes. */
+static uint32_t run_of_clusters(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
+                                uint32_t i)
+{
+    uint32_t n = 1, most = (uint32_t)MAX(READ_BYTES >> q->cluster_bits, 1);
+
+    while (n < most && i + n < entries && table[i + n] == table[i] + n * q->cluster_size) {
+        n++;
+    }
+    return n;
+}
+
+static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const uint64_t *table,
+                        struct dirty_bitmap *bits)
+{
+    uint64_t span = q->cluster_size * 8; /* granules of a cluster */
+    AUTO_FREE uint8_t *buf = malloc(MAX(READ_BYTES, q->cluster_size));
+    uint32_t n;
+    int r = buf ? 0 : -ENOMEM;
+
+    for (uint32_t i = 0; i < b->table_entries && r == 0; i += n) {
+        uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
+
+        n = 1;
+        if (offset != 0) {
+            n = run_of_clusters(q, table, b->table_entries, i);
+            r = block_co_pread(q->node->file, offset, buf, n * q->cluster_size);
+            r = r < 0 ? r : dirty_bitmap_deserialize(bits, i * span, buf, n * q->cluster_size);
+        } else if (table[i] & BITMAP_TABLE_ALL_ONES) {
+            dirty_bitmap_set(bits, i * span << b->granularity_bits, span << b->granularity_bits);
+        }
+    }
+    return r;
+}
+
+int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
+{
+    struct qcow2 *q = qcow2_state(node);
+    uint64_t budget = qcow2_bitmap_budget(q);
+    const struct stored_bitmap *b = bitmap->driver_state;
+    AUTO_FREE uint64_t *table = NULL;
+    int r = co_read_checked_table(q, b, &budget, &table);
+
+    return r < 0 ? r : co_read_bits(q, b, table, bitmap->bits);
+}
+
+/* --- open ------------------------------------------------------------------------------------------ */
+
+/* Whether this is a bitmap that we can load; others are kept as they are. */
+static bool is_known(const struct stored_bitmap *b)
+{
+    return b->type == BITMAP_TYPE_DIRTY && !(b->flags & ~BITMAP_FLAGS_KNOWN) &&
+           (b->extra_size == 0 || (b->flags & BITMAP_FLAG_EXTRA_COMPATIBLE)) &&
+           b->granularity_bits >= 9 && b->granularity_bits <= 31;
+}
+
+/* Nothing set yet, if what is stored looks as it should; NULL if it can't be used. */
+static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
+                           struct dirty_bitmap **ret, struct error *err)
+{
+    AUTO_FREE uint64_t *table = NULL;
+    int r;
+
+    *ret = NULL;
+    if (b->flags & BITMAP_FLAG_IN_USE) {
+        return 0;
+    }
+    r = co_read_checked_table(q, b, budget, &table);
+    if (r < 0 && r != -ENOMEM) {
+        log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
+                    block_node_display_name(q->node), b->name, strerror(-r));
+        return 0;
+    }
+    *ret = r == 0 ? dirty_bitmap_new(block_node_size(q->node), 1u << b->granularity_bits) : NULL;
+    return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+/* A bitmap that can't be trusted is there, but can only be removed; it never keeps the image from opening. */
+static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budget,
+                       struct error *err)
+{
+    struct dirty_bitmap *bits;
+    struct block_bitmap *loaded;
+    int r;
+
+    if (!is_known(b)) {
+        log_warning(
+            "image '%s': bitmap '%s' has an unknown type or flags; it is kept, but not used",
+            block_node_display_name(q->node), b->name);
+        return 0;
+    }
+    r = co_prepare_bits(q, b, budget, &bits, err);
+    if (r < 0) {
+        return r;
+    }
+    r = block_bitmap_attach_loaded(q->node, b->name, bits, 1u << b->granularity_bits, &loaded, err);
+    if (r < 0) {
+        return r;
+    }
+    loaded->unread = bits != NULL;
+    loaded->enabled = bits && (b->flags & BITMAP_FLAG_AUTO);
+    loaded->read_only = q->read_only;
+    loaded->driver_state = b;
+    b->loaded = loaded;
+    return 0;
+}
+
+int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
+{
+    uint64_t budget = qcow2_bitmap_budget(q);
+    struct stored_bitmap *b;
+    int r;
+
+    if (q->bitmap_directory_size == 0) {
+        return 0;
+    }
+    r = qcow2_co_read_bitmap_directory(q, err);
+    if (r < 0) {
+        return r;
+    }
+    if (q->node->open_flags & BLOCK_OPEN_CHECK) {
+        return 0; /* check looks at the directory alone */
+    }
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        r = co_load_one(q, b, &budget, err);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
