@@ -227,7 +227,7 @@ int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, 
             v = bool_of_string(json_object_get_string(value));
         }
         if (v < 0) {
-            return wrong_value(key, "'on' or 'off'", value, err);
+            return error_set(err, EINVAL, "Parameter '%s' expects 'on' or 'off'", key);
         }
         options_drop(o, key);
     }

@@ -34,6 +34,12 @@ static inline void options_cleanup(struct options **o)
 int options_parse(const char *text, const char *implied_key, struct options **ret,
                   struct error *err);
 
+/*
+ * QEMU has an option that is a value or a group of options, also both at one time: overlap-check. In a group the value that
+ * was given beside it has this name.
+ */
+#define OPTIONS_OWN_VALUE "="
+
 /* A deep copy of a JSON object. Keys with dots in it nest, too. -EINVAL if it is not an object. */
 int options_from_json(struct json_object *object, struct options **ret, struct error *err);
 

@@ -22,6 +22,12 @@ static int too_deep(struct error *err)
     return error_set(err, EINVAL, "Options are nested more than %d levels deep", OPTIONS_DEPTH_MAX);
 }
 
+/* Whether a key may have a value of its own beside options below it. */
+static bool is_value_and_group(const char *key)
+{
+    return strcmp(key, "overlap-check") == 0;
+}
+
 /* Put `value` (consumed) under a key without dots; two objects are merged. */
 static int insert_leaf(struct json_object *object, const char *key, struct json_object *value,
                        int depth, struct error *err)
@@ -31,6 +37,10 @@ static int insert_leaf(struct json_object *object, const char *key, struct json_
 
     if (!json_object_object_get_ex(object, key, &present)) {
         return options_add(object, key, value, err);
+    }
+    if (options_is_object(present) && !options_is_object(value) && is_value_and_group(key) &&
+        !json_object_object_get_ex(present, OPTIONS_OWN_VALUE, NULL)) {
+        return options_add(present, OPTIONS_OWN_VALUE, value, err);
     }
     if (!options_is_object(present) || !options_is_object(value)) {
         json_object_put(value);
@@ -51,8 +61,13 @@ static int insert_leaf(struct json_object *object, const char *key, struct json_
 static int enter(struct json_object *object, const char *key, struct json_object **ret,
                  struct error *err)
 {
-    struct json_object *child;
+    struct json_object *child, *own = NULL;
 
+    if (json_object_object_get_ex(object, key, &child) && !options_is_object(child) && child &&
+        is_value_and_group(key)) {
+        own = json_object_get(child);
+        json_object_object_del(object, key);
+    }
     if (json_object_object_get_ex(object, key, &child)) {
         if (!options_is_object(child)) {
             return error_set(err, EINVAL,
@@ -61,14 +76,16 @@ static int enter(struct json_object *object, const char *key, struct json_object
     } else {
         child = json_object_new_object();
         if (!child) {
+            json_object_put(own);
             return options_no_memory(err);
         }
         if (options_add(object, key, child, err) < 0) {
+            json_object_put(own);
             return -ENOMEM;
         }
     }
     *ret = child;
-    return 0;
+    return own ? options_add(child, OPTIONS_OWN_VALUE, own, err) : 0;
 }
 
 /* How many levels a key with dots makes. */
