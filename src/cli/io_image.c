@@ -24,7 +24,8 @@ void io_opening_clear(struct io_opening *o)
     *o = (struct io_opening){0};
 }
 
-int io_co_open(struct io *io)
+/* `name_it`: an error says what it was that could not be opened. */
+static int co_open_disk(struct io *io, bool name_it)
 {
     const struct io_opening *o = &io->opening;
     struct cli_image image = {
@@ -42,7 +43,9 @@ int io_co_open(struct io *io)
     int rc = cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, &err);
 
     if (rc < 0) {
-        if (image.image_opts) {
+        if (!name_it) {
+            /* as it is */
+        } else if (image.image_opts) {
             error_prepend(&err, "can't open: ");
         } else {
             error_prepend(&err, "can't open device %s: ", image.name);
@@ -50,6 +53,11 @@ int io_co_open(struct io *io)
         cli_report(&err);
     }
     return rc;
+}
+
+int io_co_open(struct io *io)
+{
+    return co_open_disk(io, true);
 }
 
 int io_co_close(struct io *io)
@@ -141,6 +149,71 @@ static int co_close(struct io *io, const struct io_command *command, struct io_a
     return io_co_close(io);
 }
 
+/* --- reopening ------------------------------------------------------------------------------------ */
+
+/* What no longer holds of the options of a qcow2 image when those of `changes` come. */
+static void drop_outdated(struct json_object *options, struct json_object *changes)
+{
+    struct json_object *check;
+
+    if (json_object_object_get_ex(changes, "cache-size", NULL)) {
+        json_object_object_del(options, "l2-cache-size");
+        json_object_object_del(options, "refcount-cache-size");
+    }
+    if (json_object_object_get_ex(changes, "l2-cache-size", NULL) ||
+        json_object_object_get_ex(changes, "refcount-cache-size", NULL)) {
+        json_object_object_del(options, "cache-size");
+    }
+    if (json_object_object_get_ex(changes, "overlap-check", &check) &&
+        (!json_object_is_type(check, json_type_object) ||
+         json_object_object_get_ex(check, "template", NULL))) {
+        json_object_object_del(options, "overlap-check");
+    }
+}
+
+static void apply_changes(struct json_object *options, struct json_object *changes)
+{
+    json_object_object_foreach(changes, key, value)
+    {
+        struct json_object *old;
+
+        if (json_object_is_type(value, json_type_object) &&
+            json_object_object_get_ex(options, key, &old) &&
+            json_object_is_type(old, json_type_object)) {
+            apply_changes(old, value);
+        } else {
+            json_object_object_add(options, key, json_object_get(value));
+        }
+    }
+}
+
+/* Options keep their values but for those of `changes`. */
+static int change_options(struct io_opening *o, const char *changes)
+{
+    AUTO_OPTIONS struct options *old = NULL;
+    AUTO_OPTIONS struct options *new = NULL;
+    struct json_object *merged, *given;
+    ERROR_AUTO(err);
+    int rc = options_parse(o->options ?: "", NULL, &old, &err);
+
+    rc = rc < 0 ? rc : options_parse(changes, NULL, &new, &err);
+    if (rc < 0) {
+        cli_report(&err);
+        return rc;
+    }
+    merged = options_to_json(old);
+    given = options_to_json(new);
+    if (merged && given) {
+        drop_outdated(merged, given);
+        apply_changes(merged, given);
+        free(o->options);
+        o->options = copy(json_object_to_json_string_ext(merged, JSON_C_TO_STRING_NOSLASHESCAPE));
+    }
+    json_object_put(merged);
+    json_object_put(given);
+    return o->options ? 0 : -ENOMEM;
+}
+
 /* What reopen changes in `o`. */
 static int change_opening(struct io_opening *o, const struct io_args *a)
 {
@@ -163,9 +236,8 @@ static int change_opening(struct io_opening *o, const struct io_args *a)
         free(o->cache);
         o->cache = copy(a->value['c']);
     }
-    if (a->set['o']) {
-        free(o->options);
-        o->options = copy(a->value['o']);
+    if (a->set['o'] && change_options(o, a->value['o']) < 0) {
+        return -EINVAL;
     }
     o->read_only = a->set['r'] || (o->read_only && !a->set['w']);
     return 0;
@@ -196,7 +268,7 @@ static int co_reopen(struct io *io, const struct io_command *command, struct io_
         rc = io_co_close(io);
     }
     if (rc == 0) {
-        rc = io_co_open(io);
+        rc = co_open_disk(io, false);
         if (rc < 0) {
             /* As it was. */
             io_opening_clear(&io->opening);
