@@ -146,21 +146,37 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     q->reftable_dirty_count = 0;
     q->reftable_offset = table_offset;
     q->reftable_entries = (uint32_t)to.entries;
-    return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size),
-                                   false);
+    qcow2_overlap_note_header_locked(q);
+    for (uint64_t i = 0; i < to.blocks; i++) {
+        qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, (to.first + i) << q->cluster_bits,
+                                  q->cluster_size);
+    }
+    return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size), false,
+                                   QCOW2_FREED_BY_OTHER);
 }
 
-/* Refcounts that are wrong must not let the tables that everything hangs on be overwritten. */
-static bool is_metadata_locked(const struct qcow2 *q, uint64_t offset, uint64_t length)
+/*
+ * Refcounts that are wrong must not let tables be overwritten. Those that everything hangs on are safe even if the user
+ * wants no checks. `what` the place is to be: named where it would be the header.
+ */
+static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t offset,
+                                 uint64_t length)
 {
-    return offset == 0 || ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8) ||
-           ranges_overlap(offset, length, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
-}
+    const char *hit = NULL;
 
-static int refcount_is_wrong(struct qcow2 *q, uint64_t offset)
-{
-    return qcow2_corrupt(q, "the refcount of a cluster with metadata near %#llx is 0",
-                         (unsigned long long)offset);
+    if (offset == 0 && what) {
+        return qcow2_co_corrupt(q, "Preventing invalid allocation of %s at offset 0", what);
+    }
+    if (offset == 0) {
+        hit = "qcow2_header";
+    } else if (ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8)) {
+        hit = "active L1 table";
+    } else if (ranges_overlap(offset, length, q->reftable_offset,
+                              (uint64_t)q->reftable_entries * 8)) {
+        hit = "refcount table";
+    }
+    return hit ? qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
+               : qcow2_co_overlap_check_locked(q, offset, length, 0);
 }
 
 /* The table refers to a new block: in memory at once, on disk by the next commit. */
@@ -170,6 +186,7 @@ static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t of
         cache_forget(&q->ref_cache, offset + at);
     }
     q->reftable[index] = offset;
+    qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, offset, q->cluster_size);
     if (!q->reftable_dirty[index * 8 / SECTOR_SIZE]) {
         q->reftable_dirty[index * 8 / SECTOR_SIZE] = 1;
         q->reftable_dirty_count++;
@@ -188,8 +205,9 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
     if (index >= q->reftable_entries) {
         return co_grow_reftable_locked(q, index);
     }
-    if (is_metadata_locked(q, offset, q->cluster_size)) {
-        return refcount_is_wrong(q, offset);
+    r = co_check_place_locked(q, "refcount block", offset, q->cluster_size);
+    if (r < 0) {
+        return r;
     }
     if (offset < q->zero_from) {
         r = block_co_write_zeroes(q->node->file, offset, q->cluster_size, 0);
@@ -312,8 +330,8 @@ static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_of
     return 0;
 }
 
-int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
-                          uint64_t *ret_got, bool *ret_fresh)
+static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, bool exact,
+                           uint64_t *ret_offset, uint64_t *ret_got, bool *ret_fresh)
 {
     uint64_t file_end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
     uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
@@ -340,15 +358,13 @@ int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *
         }
         at += got + 1;
         if (at > file_end && ++behind_end > USED_BEHIND_END_MAX) {
-            return qcow2_corrupt(q,
-                                 "more than %u clusters behind the end of the file have refcounts",
-                                 USED_BEHIND_END_MAX);
+            return qcow2_co_corrupt(
+                q, "More than %u clusters behind the end of the file have refcounts",
+                USED_BEHIND_END_MAX);
         }
     }
-    if (is_metadata_locked(q, at << q->cluster_bits, got << q->cluster_bits)) {
-        return refcount_is_wrong(q, at << q->cluster_bits);
-    }
-    r = qcow2_co_refcount_add_locked(q, at, got, 1);
+    r = co_check_place_locked(q, what, at << q->cluster_bits, got << q->cluster_bits);
+    r = r < 0 ? r : qcow2_co_refcount_add_locked(q, at, got, 1);
     if (r < 0) {
         return r;
     }
@@ -360,6 +376,20 @@ int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *
     return 0;
 }
 
+int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
+                          uint64_t *ret_got, bool *ret_fresh)
+{
+    return co_alloc_locked(q, NULL, want, exact, ret_offset, ret_got, ret_fresh);
+}
+
+int qcow2_co_alloc_one_locked(struct qcow2 *q, const char *what, uint64_t *ret_offset,
+                              bool *ret_fresh)
+{
+    uint64_t got;
+
+    return co_alloc_locked(q, what, 1, true, ret_offset, &got, ret_fresh);
+}
+
 void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters)
 {
     /* A failure leaves a leak, which is the worst that may happen (R6). */
@@ -369,7 +399,7 @@ void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters
 int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset)
 {
     uint64_t tail = q->compressed_tail, room = round_up(tail, q->cluster_size) - tail;
-    uint64_t cluster = 0, got = 0;
+    uint64_t cluster = 0;
     bool fresh;
     int r;
 
@@ -386,7 +416,7 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
         }
         room = 0; /* the cluster has as many users as its refcount can count */
     }
-    r = qcow2_co_alloc_locked(q, 1, true, &cluster, &got, &fresh);
+    r = qcow2_co_alloc_one_locked(q, "compressed cluster", &cluster, &fresh);
     if (r < 0) {
         return r;
     }
@@ -414,7 +444,8 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret
     *ret_size = sectors * SECTOR_SIZE - (offset & (SECTOR_SIZE - 1));
 }
 
-int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed)
+int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed,
+                            enum qcow2_freed why)
 {
     struct free_list *f = &q->frees;
 
@@ -425,7 +456,7 @@ int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, b
     } else if (f->count > 0) {
         struct qcow2_free_run *last = &f->runs[f->count - 1];
 
-        if (!last->compressed && last->offset + last->length == offset) {
+        if (!last->compressed && last->why == why && last->offset + last->length == offset) {
             last->length += length;
             return 0;
         }
@@ -440,7 +471,7 @@ int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, b
         f->runs = runs;
         f->capacity = capacity;
     }
-    f->runs[f->count++] =
-        (struct qcow2_free_run){.offset = offset, .length = length, .compressed = compressed};
+    f->runs[f->count++] = (struct qcow2_free_run){
+        .offset = offset, .length = length, .compressed = compressed, .why = why};
     return 0;
 }

@@ -142,8 +142,11 @@ static int co_expand_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     bool fresh;
     int r = qcow2_decode_entry(q, entry, 0, 0, &type, &host);
 
-    if (r < 0 || (type != CLUSTER_ZERO && type != CLUSTER_ZERO_ALLOC)) {
-        return r;
+    if (r < 0) {
+        return qcow2_co_corrupt_entry(q, slice, index, 0, false);
+    }
+    if (type != CLUSTER_ZERO && type != CLUSTER_ZERO_ALLOC) {
+        return 0;
     }
     if (type == CLUSTER_ZERO && !q->node->backing) {
         qcow2_store_entry(q, slice, index, 0, 0);
@@ -155,9 +158,10 @@ static int co_expand_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
 
         r = qcow2_co_alloc_locked(q, 1, true, &host, &got, &fresh);
         if (r == 0 && old != 0) {
-            r = qcow2_free_later_locked(q, old, q->cluster_size, false);
+            r = qcow2_free_later_locked(q, old, q->cluster_size, false, QCOW2_FREED_BY_OTHER);
         }
     }
+    r = r < 0 ? r : qcow2_co_overlap_check_locked(q, host, q->cluster_size, 0);
     r = r < 0 ? r : block_co_write_zeroes(q->node->file, host, q->cluster_size, 0);
     if (r == 0) {
         qcow2_store_entry(q, slice, index, host | ENTRY_COPIED, 0);
@@ -194,9 +198,7 @@ static int co_expand_zero_clusters(struct amend *a, struct error *err)
         report(a, at, size);
     }
     r = r < 0 ? r : qcow2_co_commit(q);
-    return r < 0 ? error_set_errno(err, -r, "Could not turn the zero clusters of '%s' into data",
-                                   block_node_display_name(q->node))
-                 : 0;
+    return r < 0 ? error_set_errno(err, -r, "Failed to turn zero into data clusters") : 0;
 }
 
 /* Snapshots have tables of their own; what they hold can't be told to version 2 either. */

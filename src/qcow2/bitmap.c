@@ -185,9 +185,12 @@ static bool records(const struct stored_bitmap *b)
 static int co_mark(struct qcow2 *q, const struct stored_bitmap *b)
 {
     uint8_t flags[4];
+    int r;
 
     store_be32(flags, b->flags | BITMAP_FLAG_IN_USE);
-    return block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0);
+    r = qcow2_co_overlap_check(q, b->flags_position, sizeof(flags),
+                               OVERLAP_BIT(OVERLAP_BITMAP_DIRECTORY));
+    return r < 0 ? r : block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0);
 }
 
 static bool needs_mark(const struct stored_bitmap *b)

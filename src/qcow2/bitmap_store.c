@@ -42,7 +42,7 @@ static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
         struct qcow2_free_run *run = &g->runs.runs[i];
 
         if (referenced) {
-            (void)qcow2_free_later_locked(q, run->offset, run->length, false);
+            (void)qcow2_free_later_locked(q, run->offset, run->length, false, QCOW2_FREED_BY_OTHER);
         } else {
             qcow2_co_unalloc_locked(q, run->offset, run->length >> q->cluster_bits);
         }

@@ -2,6 +2,7 @@
 #include "qcow2/cache.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,10 +10,32 @@
 
 #define ENTRY_ALIGNMENT 4096
 #define SHARD_ENTRIES_MIN 2
+/* So much has to become free that it is given back to the system. */
+#define TRIM_BYTES_MIN (1u << 20)
+
+static uint64_t entries_for(size_t entry_size, uint64_t bytes)
+{
+    return MAX(bytes / entry_size, (uint64_t)CACHE_SHARDS * SHARD_ENTRIES_MIN);
+}
+
+static unsigned shard_limit(uint64_t entries)
+{
+    return (unsigned)MIN(entries / CACHE_SHARDS, 1u << 24);
+}
+
+static unsigned buckets_for(unsigned limit)
+{
+    unsigned n = 16;
+
+    while (n < limit) {
+        n *= 2;
+    }
+    return n;
+}
 
 int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size, uint64_t bytes)
 {
-    uint64_t entries = MAX(bytes / entry_size, (uint64_t)CACHE_SHARDS * SHARD_ENTRIES_MIN);
+    uint64_t entries = entries_for(entry_size, bytes);
 
     memset(c, 0, sizeof(*c));
     c->file = file;
@@ -26,11 +49,8 @@ int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size
         pthread_mutex_init(&s->lock, NULL);
         list_init(&s->entries);
         co_queue_init(&s->loaders);
-        s->limit = (unsigned)MIN(entries / CACHE_SHARDS, 1u << 24);
-        s->bucket_count = 16;
-        while (s->bucket_count < s->limit) {
-            s->bucket_count *= 2;
-        }
+        s->limit = shard_limit(entries);
+        s->bucket_count = buckets_for(s->limit);
         s->buckets = calloc(s->bucket_count, sizeof(struct cache_entry *));
         if (!s->buckets) {
             cache_destroy(c);
@@ -127,8 +147,8 @@ static struct cache_entry *evict_locked(struct table_cache *c, struct cache_shar
         if (!is_reusable(e)) {
             continue;
         }
-        if (e->state == CACHE_VALID && e->used) {
-            e->used = false;
+        if (e->state == CACHE_VALID && (e->used & CACHE_USED_CLOCK)) {
+            e->used &= (uint8_t)~CACHE_USED_CLOCK;
             continue;
         }
         if (e->state == CACHE_VALID) {
@@ -165,6 +185,87 @@ static struct cache_entry *claim_locked(struct table_cache *c, struct cache_shar
         s->count++;
     }
     return e;
+}
+
+/* --- size ---------------------------------------------------------------------------------------- */
+
+/* All entries that are found by offset go to new buckets. */
+static void rehash_locked(struct table_cache *c, struct cache_shard *s,
+                          struct cache_entry **buckets, unsigned count)
+{
+    struct cache_entry *e;
+
+    free(s->buckets);
+    s->buckets = buckets;
+    s->bucket_count = count;
+    LIST_FOREACH (e, &s->entries, in_shard) {
+        if (e->state != CACHE_FREE) {
+            struct cache_entry **bucket = bucket_of(s, hash_of(c, e->offset));
+
+            e->hash_next = *bucket;
+            *bucket = e;
+        }
+    }
+}
+
+int cache_set_limit(struct table_cache *c, uint64_t bytes)
+{
+    uint64_t entries = entries_for(c->entry_size, bytes);
+    unsigned limit = shard_limit(entries), count = buckets_for(limit);
+
+    for (int i = 0; i < CACHE_SHARDS; i++) {
+        struct cache_shard *s = &c->shards[i];
+        struct cache_entry **buckets = calloc(count, sizeof(struct cache_entry *));
+
+        if (!buckets) {
+            return -ENOMEM;
+        }
+        pthread_mutex_lock(&s->lock);
+        rehash_locked(c, s, buckets, count);
+        s->limit = limit;
+        pthread_mutex_unlock(&s->lock);
+    }
+    c->dirty_limit = entries / 2;
+    return 0;
+}
+
+static size_t clean_shard_locked(struct table_cache *c, struct cache_shard *s)
+{
+    struct cache_entry *e, *next;
+    size_t freed = 0;
+
+    LIST_FOREACH_SAFE (e, next, &s->entries, in_shard) {
+        bool idle = e->state == CACHE_FREE || !(e->used & CACHE_USED_LATELY);
+
+        e->used &= (uint8_t)~CACHE_USED_LATELY;
+        if (!idle || !is_reusable(e)) {
+            continue;
+        }
+        if (e->state == CACHE_VALID) {
+            unhash_locked(c, s, e);
+        }
+        list_remove(&e->in_shard);
+        entry_free(e);
+        s->count--;
+        freed += c->entry_size;
+    }
+    return freed;
+}
+
+void cache_clean(struct table_cache *c)
+{
+    size_t freed = 0;
+
+    for (int i = 0; i < CACHE_SHARDS; i++) {
+        struct cache_shard *s = &c->shards[i];
+
+        pthread_mutex_lock(&s->lock);
+        freed += clean_shard_locked(c, s);
+        pthread_mutex_unlock(&s->lock);
+    }
+    if (freed >= TRIM_BYTES_MIN) {
+        malloc_trim(0); /* else it stays with the process */
+    }
 }
 
 /* --- getting ------------------------------------------------------------------------------------- */
@@ -207,7 +308,7 @@ static int co_get(struct table_cache *c, uint64_t offset, bool zeroed, struct ca
             break;
         }
         if (e->state == CACHE_VALID) {
-            e->used = true;
+            e->used = CACHE_USED;
             atomic_fetch_add_explicit(&e->pins, 1, memory_order_acquire);
             pthread_mutex_unlock(&s->lock);
             *ret = e;
@@ -222,7 +323,7 @@ static int co_get(struct table_cache *c, uint64_t offset, bool zeroed, struct ca
     }
     e->offset = offset;
     e->state = CACHE_LOADING;
-    e->used = true;
+    e->used = CACHE_USED;
     atomic_store(&e->pins, 1);
     e->hash_next = *bucket_of(s, hash);
     *bucket_of(s, hash) = e;

@@ -26,13 +26,18 @@
 
 enum cache_state { CACHE_FREE, CACHE_LOADING, CACHE_VALID };
 
+/* Looked up since the clock's hand passed; since the last cache_clean(). */
+#define CACHE_USED_CLOCK 1u
+#define CACHE_USED_LATELY 2u
+#define CACHE_USED 3u
+
 struct cache_entry {
     struct list in_shard; /* clock order */
     struct cache_entry *hash_next;
     struct list in_dirty;   /* in table_cache.dirty if dirty */
     uint64_t offset;        /* in the file */
     enum cache_state state; /* guarded by the shard's lock */
-    bool used;              /* likewise: looked up since the clock's hand passed */
+    uint8_t used;           /* likewise: CACHE_USED_..., all set by a look-up */
     bool dirty;       /* guarded by the image's lock, and the shard's lock where set or cleared */
     atomic_uint pins; /* raised under the shard's lock only */
     _Atomic uint64_t *data; /* entry_size bytes, big-endian as on disk */
@@ -63,6 +68,10 @@ struct table_cache {
 
 /* `bytes` is the limit. 0 or -ENOMEM. The events are the caller's to set. */
 int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size, uint64_t bytes);
+/* Another limit, for what is looked up from now on: as if it had been given to cache_init(). Any reactor. 0 or -ENOMEM. */
+int cache_set_limit(struct table_cache *c, uint64_t bytes);
+/* Give back the memory of clean slices that nobody has looked up since the last call. Any thread; does not yield. */
+void cache_clean(struct table_cache *c);
 /* All pins are gone; dirty contents are lost. */
 void cache_destroy(struct table_cache *c);
 

@@ -450,11 +450,12 @@ static int co_clear_marks(struct check *c, struct error *err)
 {
     uint64_t marks = INCOMPAT_DIRTY | INCOMPAT_CORRUPT;
 
-    if (!(c->q->incompatible & marks) || c->result->corruptions || c->result->check_errors ||
-        !(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+    if ((!(c->q->incompatible & marks) && !atomic_load(&c->q->corrupt)) || c->result->corruptions ||
+        c->result->check_errors || !(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
         return 0;
     }
     c->q->incompatible &= ~marks;
+    atomic_store(&c->q->corrupt, false);
     return qcow2_co_write_header(c->q, err);
 }
 

@@ -97,7 +97,7 @@ static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
     for (size_t i = 0; i < c->frees.count; i++) {
         struct qcow2_free_run *run = &c->frees.runs[i];
 
-        (void)qcow2_free_later_locked(q, run->offset, run->length, run->compressed);
+        (void)qcow2_free_later_locked(q, run->offset, run->length, run->compressed, run->why);
     }
     free(c->frees.runs);
     c->frees = (struct free_list){0};
@@ -143,14 +143,18 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
 /* --- writing --------------------------------------------------------------------------------- */
 
 static int co_write_sectors(struct qcow2 *q, uint64_t table, const struct sector_snapshot *s,
-                            enum block_event event)
+                            enum overlap_kind kind, enum block_event event)
 {
     int r = 0;
 
     for (size_t i = 0; i < s->count && r == 0; i++) {
+        uint64_t offset = table + s->numbers[i] * SECTOR_SIZE;
+
         block_co_event(q->node->file, event);
-        r = block_co_pwrite(q->node->file, table + s->numbers[i] * SECTOR_SIZE,
-                            s->data + i * SECTOR_SIZE, SECTOR_SIZE, 0);
+        r = qcow2_co_overlap_check(q, offset, SECTOR_SIZE, OVERLAP_BIT(kind));
+        r = r < 0
+                ? r
+                : block_co_pwrite(q->node->file, offset, s->data + i * SECTOR_SIZE, SECTOR_SIZE, 0);
     }
     return r;
 }
@@ -172,13 +176,15 @@ static int co_write_snapshot(struct qcow2 *q, struct commit *c)
         /* A new refcount block has its contents before the table refers to it. */
         r = block_co_flush(file);
         r = r < 0 ? r
-                  : co_write_sectors(q, c->reftable_offset, &c->reftable,
+                  : co_write_sectors(q, c->reftable_offset, &c->reftable, OVERLAP_REFCOUNT_TABLE,
                                      BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
     }
     if (r == 0 && (c->l2.count > 0 || c->l1.count > 0)) {
         r = co_sync(q); /* R1, R7 */
         r = r < 0 ? r : cache_co_snapshot_write(&c->l2);
-        r = r < 0 ? r : co_write_sectors(q, q->l1_offset, &c->l1, BLOCK_EVENT_L1_UPDATE);
+        r = r < 0 ? r
+                  : co_write_sectors(q, q->l1_offset, &c->l1, OVERLAP_ACTIVE_L1,
+                                     BLOCK_EVENT_L1_UPDATE);
     }
     return r < 0 ? r : co_sync(q); /* R4 */
 }
@@ -207,7 +213,7 @@ static void co_punch_run(struct qcow2 *q, const struct qcow2_free_run *run)
         co_mutex_lock(&q->lock);
         while (last < end &&
                qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, last), &refcount) == 0 &&
-               refcount == 1) {
+               refcount == 1 && !qcow2_co_overlap_hits_locked(q, last)) {
             last += q->cluster_size;
         }
         co_mutex_unlock(&q->lock);
@@ -221,8 +227,8 @@ static void co_punch_run(struct qcow2 *q, const struct qcow2_free_run *run)
 /* Nothing on disk refers to these any more. Punch first, while the refcount keeps others away (R8). */
 static void co_free_runs(struct qcow2 *q, struct free_list *frees)
 {
-    for (size_t i = 0; i < frees->count && q->pass_discard; i++) {
-        if (!frees->runs[i].compressed) {
+    for (size_t i = 0; i < frees->count; i++) {
+        if (q->pass_discard[frees->runs[i].why] && !frees->runs[i].compressed) {
             co_punch_run(q, &frees->runs[i]);
         }
     }

@@ -10,84 +10,12 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/amend.h"
+#include "qcow2/options.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot.h"
 
-#define L2_CACHE_DEFAULT (32 * MiB)
-#define L2_SLICE_DEFAULT 4096
-#define REF_CACHE_DEFAULT (8 * MiB)
-
-struct cache_options {
-    uint64_t l2_bytes, slice, ref_bytes;
-};
-
-/* --- options --------------------------------------------------------------------------------- */
-
-/* Accepted for compatibility; they tune what is done differently here. */
-static int take_ignored(struct options *opts, struct error *err)
-{
-    static const char *const keys[] = {"cache-clean-interval", "overlap-check", "discard-no-unref",
-                                       "pass-discard-snapshot", "pass-discard-other"};
-
-    for (size_t i = 0; i < ARRAY_SIZE(keys); i++) {
-        options_drop(opts, keys[i]);
-    }
-    return 0;
-}
-
-/* cache-size is what both caches take together: of what is left open, refcounts get a fifth. */
-static int take_cache_sizes(struct options *opts, struct cache_options *ret, struct error *err)
-{
-    bool has_both = options_has(opts, "cache-size"), has_l2 = options_has(opts, "l2-cache-size");
-    bool has_ref = options_has(opts, "refcount-cache-size");
-    uint64_t both;
-    int r;
-
-    if ((r = options_take_size(opts, "cache-size", 0, &both, err)) < 0 ||
-        (r = options_take_size(opts, "l2-cache-size", L2_CACHE_DEFAULT, &ret->l2_bytes, err)) < 0 ||
-        (r = options_take_size(opts, "refcount-cache-size", REF_CACHE_DEFAULT, &ret->ref_bytes,
-                               err)) < 0 ||
-        !has_both) {
-        return r;
-    }
-    if (has_l2 && has_ref) {
-        return error_set(err, EINVAL,
-                         "cache-size, l2-cache-size and refcount-cache-size may not be set at the "
-                         "same time");
-    }
-    if ((has_l2 && ret->l2_bytes > both) || (has_ref && ret->ref_bytes > both)) {
-        return error_set(err, EINVAL, "%s-cache-size may not exceed cache-size",
-                         has_l2 ? "l2" : "refcount");
-    }
-    if (!has_ref) {
-        ret->ref_bytes = has_l2 ? both - ret->l2_bytes : both / 5;
-    }
-    ret->l2_bytes = both - ret->ref_bytes;
-    return 0;
-}
-
-static int take_options(struct qcow2 *q, struct options *opts, struct cache_options *ret,
-                        struct error *err)
-{
-    bool lazy;
-    int r;
-
-    if ((r = take_cache_sizes(opts, ret, err)) < 0 ||
-        (r = options_take_size(opts, "l2-cache-entry-size", MIN(L2_SLICE_DEFAULT, q->cluster_size),
-                               &ret->slice, err)) < 0 ||
-        /* Permission to postpone refcounts, which a commit has no need of. */
-        (r = options_take_bool(opts, "lazy-refcounts", false, &lazy, err)) < 0 ||
-        (r = options_take_bool(opts, "pass-discard-request", true, &q->pass_discard, err)) < 0) {
-        return r;
-    }
-    if (!is_power_of_2(ret->slice) || ret->slice < 512 || ret->slice > q->cluster_size) {
-        return error_set(err, EINVAL,
-                         "L2 cache entry size must be a power of two between 512 and the cluster "
-                         "size (%llu)",
-                         (unsigned long long)q->cluster_size);
-    }
-    return take_ignored(opts, err);
-}
+/* Refcounts are cached in pieces of this size. */
+#define REF_SLICE 4096
 
 /* --- open ------------------------------------------------------------------------------------ */
 
@@ -146,8 +74,41 @@ static void init_locks(struct qcow2 *q)
     list_init(&q->snapshots);
 }
 
+/* --- caches that nobody uses ------------------------------------------------------------------ */
+
+static int64_t clean_interval_ns(const struct qcow2 *q)
+{
+    return (int64_t)q->cache_clean_seconds * 1000000000;
+}
+
+static void clean_caches(struct loop_timer *timer)
+{
+    struct qcow2 *q = container_of(timer, struct qcow2, cache_cleaner);
+
+    cache_clean(&q->l2_cache);
+    cache_clean(&q->ref_cache);
+    loop_timer_arm(timer, loop_now_ns() + clean_interval_ns(q));
+}
+
+static void cache_cleaner_start(struct qcow2 *q)
+{
+    loop_timer_init(&q->cache_cleaner, clean_caches);
+    if (q->cache_clean_seconds > 0) {
+        loop_timer_arm(&q->cache_cleaner, loop_now_ns() + clean_interval_ns(q));
+    }
+}
+
+static void cache_cleaner_stop(struct qcow2 *q)
+{
+    if (q->cache_cleaner.fn) {
+        loop_timer_disarm(&q->cache_cleaner);
+    }
+}
+
 static void release(struct qcow2 *q)
 {
+    cache_cleaner_stop(q);
+    qcow2_overlap_destroy(q);
     qcow2_free_stored_bitmaps(q);
     qcow2_free_snapshots(q);
     qcow2_free_header(q);
@@ -167,20 +128,14 @@ static void release(struct qcow2 *q)
     range_lock_destroy(&q->guest);
 }
 
-static int init_caches(struct qcow2 *q, const struct cache_options *o, struct error *err)
+static int init_caches(struct qcow2 *q, const struct qcow2_cache_options *o, struct error *err)
 {
-    /* No more than the whole disk needs. */
-    uint64_t entry = q->extended_l2 ? 16 : 8;
-    uint64_t l2_all =
-        round_up(div_round_up(block_node_size(q->node), q->cluster_size) * entry, o->slice);
-    int r = cache_init(&q->l2_cache, q->node->file, o->slice, MIN(o->l2_bytes, l2_all));
+    int r = cache_init(&q->l2_cache, q->node->file, o->slice, 0);
 
+    r = r < 0 ? r : qcow2_fit_l2_cache(q);
     r = r < 0 ? r
-              : cache_init(&q->ref_cache, q->node->file, MIN(L2_SLICE_DEFAULT, q->cluster_size),
+              : cache_init(&q->ref_cache, q->node->file, MIN(REF_SLICE, q->cluster_size),
                            o->ref_bytes);
-    if (o->l2_bytes >= l2_all) {
-        q->l2_cache.dirty_limit = SIZE_MAX; /* no slice ever has to make room for another */
-    }
     q->l2_cache.load_event = BLOCK_EVENT_L2_LOAD;
     q->l2_cache.update_event = BLOCK_EVENT_L2_UPDATE;
     q->ref_cache.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
@@ -280,11 +235,12 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
 
 static int co_open_image(struct qcow2 *q, struct options *opts, struct error *err)
 {
-    struct cache_options cache;
+    struct qcow2_cache_options cache;
     bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
     int r;
 
-    if ((r = qcow2_co_read_header(q, err)) < 0 || (r = take_options(q, opts, &cache, err)) < 0 ||
+    if ((r = qcow2_co_read_header(q, err)) < 0 ||
+        (r = qcow2_take_options(q, opts, &cache, err)) < 0 ||
         (r = co_open_data_file(q, opts, err)) < 0 || (r = co_load_tables(q, err)) < 0 ||
         (r = init_caches(q, &cache, err)) < 0) {
         return r;
@@ -296,6 +252,10 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
         (r = qcow2_co_read_snapshots(q, err)) < 0 || (r = qcow2_co_load_bitmaps(q, err)) < 0) {
         return r;
     }
+    if (qcow2_co_overlap_init(q) < 0) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    cache_cleaner_start(q);
     return q->read_only || check ? 0 : co_prepare_writable(q, err);
 }
 

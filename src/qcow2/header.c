@@ -49,9 +49,7 @@ static int check_features(struct qcow2 *q, struct error *err)
     }
     if ((q->incompatible & INCOMPAT_CORRUPT) && !q->read_only &&
         !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
-        header_error(q, err, "is marked corrupt and can't be opened for writing");
-        error_hint(err, "Repair it first, or open it read-only to save what can be read");
-        return -EACCES;
+        return error_set(err, EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     }
     return 0;
 }

@@ -92,7 +92,8 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
                (uint32_t)((uint64_t)q->reftable_entries * 8 >> q->cluster_bits));
     store_be32(h + HDR_NB_SNAPSHOTS, q->snapshot_count);
     store_be64(h + HDR_SNAPSHOTS_OFFSET, q->snapshots_offset);
-    store_be64(h + HDR_INCOMPATIBLE, q->incompatible);
+    store_be64(h + HDR_INCOMPATIBLE,
+               q->incompatible | (atomic_load(&q->corrupt) ? INCOMPAT_CORRUPT : 0));
     store_be64(h + HDR_COMPATIBLE, q->compatible);
     store_be64(h + HDR_AUTOCLEAR, q->autoclear);
     store_be32(h + HDR_REFCOUNT_ORDER, q->refcount_order);
@@ -352,11 +353,15 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
         if (r < 0) {
             return r;
         }
-        r = co_write_built(q, &w);
+        r = qcow2_co_overlap_check(q, 0, q->cluster_size, OVERLAP_BIT(OVERLAP_MAIN_HEADER));
+        r = r < 0 ? r : co_write_built(q, &w);
     }
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the header of '%s'",
                                block_node_display_name(q->node));
     }
+    co_mutex_lock(&q->lock);
+    qcow2_overlap_note_header_locked(q);
+    co_mutex_unlock(&q->lock);
     return 0;
 }

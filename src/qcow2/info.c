@@ -18,7 +18,7 @@ int qcow2_co_get_info(struct block_node *node, struct block_info *ret)
         .cluster_size = (uint32_t)q->cluster_size,
         .has_dirty_flag = true,
         .dirty_flag = q->incompatible & INCOMPAT_DIRTY,
-        .corrupt = q->incompatible & INCOMPAT_CORRUPT,
+        .corrupt = (q->incompatible & INCOMPAT_CORRUPT) || atomic_load(&q->corrupt),
         .backing_filename = q->backing_filename,
         .backing_format = q->backing_format,
         .compression_type = compression_name(q),
@@ -77,7 +77,8 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
     json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcount_order));
     if (v3) {
         json_object_object_add(data, "corrupt",
-                               json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) != 0));
+                               json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) ||
+                                                       atomic_load(&q->corrupt)));
         json_object_object_add(data, "extended-l2", json_object_new_boolean(q->extended_l2));
     }
     json_object_object_add(o, "type", json_object_new_string("qcow2"));

@@ -1,28 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Finding where guest bytes lie: L1 table -> slice of an L2 table -> runs of like clusters. */
 #include <errno.h>
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "base/log.h"
 #include "qcow2/state.h"
-
-int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...)
-{
-    char what[256];
-    va_list ap;
-
-    if (!atomic_exchange(&q->broken, true)) {
-        va_start(ap, fmt);
-        vsnprintf(what, sizeof(what), fmt, ap);
-        va_end(ap);
-        log_error("image '%s' is corrupt: %s; it takes no more writes",
-                  block_node_display_name(q->node), what);
-    }
-    return -EIO;
-}
 
 /* Whether a host offset of 0 means "at the beginning of the data file" rather than "nowhere". */
 static bool has_place(const struct qcow2 *q, uint64_t entry)
@@ -30,15 +12,15 @@ static bool has_place(const struct qcow2 *q, uint64_t entry)
     return (entry & ENTRY_OFFSET_MASK) != 0 || (q->has_data_file && (entry & ENTRY_COPIED));
 }
 
-static int decode_subcluster(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
+/* The zero flag of the entry itself means nothing here, and is not looked at. */
+static int decode_subcluster(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
                              enum cluster_type *ret_type)
 {
     bool allocated = bitmap >> sub & 1, zero = bitmap >> (SUBCLUSTERS + sub) & 1;
     bool placed = has_place(q, entry);
 
-    if ((allocated && (zero || !placed)) || (entry & L2_ZERO)) {
-        return qcow2_corrupt(q, "extended L2 entry %#llx with the bitmap %#llx is invalid",
-                             (unsigned long long)entry, (unsigned long long)bitmap);
+    if (allocated && (zero || !placed)) {
+        return -EIO;
     }
     if (allocated) {
         *ret_type = CLUSTER_NORMAL;
@@ -50,7 +32,7 @@ static int decode_subcluster(struct qcow2 *q, uint64_t entry, uint64_t bitmap, u
     return 0;
 }
 
-int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
+int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
                        enum cluster_type *ret_type, uint64_t *ret_host)
 {
     uint64_t host = entry & ENTRY_OFFSET_MASK;
@@ -61,10 +43,7 @@ int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigne
         return 0;
     }
     if (!is_aligned(host, q->cluster_size)) {
-        return qcow2_corrupt(q,
-                             "L2 entry %#llx has a host offset that is not a multiple of the "
-                             "cluster size",
-                             (unsigned long long)entry);
+        return -EIO;
     }
     *ret_host = host;
     if (q->extended_l2) {
@@ -72,9 +51,7 @@ int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigne
     }
     if (entry & L2_ZERO) {
         if (q->version < 3) {
-            return qcow2_corrupt(q,
-                                 "L2 entry %#llx has the zero flag, which version 2 does not know",
-                                 (unsigned long long)entry);
+            return -EIO;
         }
         *ret_type = has_place(q, entry) ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
     } else {
@@ -131,6 +108,7 @@ static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned
     return n;
 }
 
+/* -EIO if the first entry breaks the specification. */
 static int run_from_slice(struct qcow2 *q, struct cache_entry *slice, unsigned index,
                           uint64_t in_cluster, uint64_t length, struct qcow2_run *ret)
 {
@@ -164,7 +142,16 @@ static uint64_t slice_of(const struct qcow2 *q, uint64_t table, uint64_t offset,
     return table + ((index >> slice_bits) << q->l2_cache.entry_bits);
 }
 
-int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+static int co_unaligned_table(struct qcow2 *q, uint64_t l1_index, uint64_t table)
+{
+    return qcow2_co_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#llx)",
+                            (unsigned long long)table, (unsigned long long)l1_index);
+}
+
+enum purpose { TO_READ, TO_WRITE, TO_DROP };
+
+static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum purpose purpose,
+                  struct qcow2_run *ret)
 {
     uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
     uint64_t table = 0;
@@ -185,22 +172,43 @@ int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2
         return 0;
     }
     if (!is_aligned(table, q->cluster_size)) {
-        return qcow2_corrupt(q,
-                             "L1 entry %llu has the offset %#llx, not a multiple of the cluster "
-                             "size",
-                             (unsigned long long)l1_index, (unsigned long long)table);
+        return co_unaligned_table(q, l1_index, table);
     }
     r = cache_co_get(&q->l2_cache, slice_of(q, table, offset, &index), &slice);
     if (r < 0) {
         return r;
     }
     r = run_from_slice(q, slice, index, offset & (q->cluster_size - 1), length, ret);
+    if (r < 0 && purpose == TO_DROP) {
+        uint64_t rest = q->cluster_size - (offset & (q->cluster_size - 1));
+
+        *ret = (struct qcow2_run){.type = CLUSTER_NORMAL, .length = MIN(length, rest)};
+        r = 0;
+    } else if (r < 0) {
+        r = qcow2_co_corrupt_entry(q, slice, index, offset, purpose == TO_WRITE);
+    }
     cache_put(slice);
     return r;
 }
 
+int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+{
+    return co_map(q, offset, length, TO_READ, ret);
+}
+
+int qcow2_co_map_to_write(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+{
+    return co_map(q, offset, length, TO_WRITE, ret);
+}
+
+int qcow2_co_map_to_drop(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+{
+    return co_map(q, offset, length, TO_DROP, ret);
+}
+
 void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry)
 {
+    qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, &entry, 1);
     atomic_store_explicit(&q->l1[l1_index], entry, memory_order_relaxed);
     if (!q->l1_dirty[l1_index * 8 / SECTOR_SIZE]) {
         q->l1_dirty[l1_index * 8 / SECTOR_SIZE] = 1;
@@ -211,9 +219,9 @@ void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entr
 /* A cluster of zeroes for an L2 table; nothing refers to it yet. */
 static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
 {
-    uint64_t table, got;
+    uint64_t table;
     bool fresh;
-    int r = qcow2_co_alloc_locked(q, 1, true, &table, &got, &fresh);
+    int r = qcow2_co_alloc_one_locked(q, "L2 table", &table, &fresh);
 
     if (r < 0) {
         return r;
@@ -274,7 +282,7 @@ static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
 static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *table)
 {
     AUTO_FREE uint64_t *contents = malloc(q->cluster_size);
-    uint64_t old = *table, new, got;
+    uint64_t old = *table, new;
     bool fresh;
     int r;
 
@@ -283,7 +291,7 @@ static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ta
     }
     block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_COW_READ);
     r = co_gather_table_locked(q, old, contents);
-    r = r < 0 ? r : qcow2_co_alloc_locked(q, 1, true, &new, &got, &fresh);
+    r = r < 0 ? r : qcow2_co_alloc_one_locked(q, "L2 table", &new, &fresh);
     if (r < 0) {
         return r;
     }
@@ -298,7 +306,7 @@ static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ta
     }
     qcow2_set_l1_entry_locked(q, l1_index, new | ENTRY_COPIED);
     *table = new;
-    return qcow2_free_later_locked(q, old, q->cluster_size, false);
+    return qcow2_free_later_locked(q, old, q->cluster_size, false, QCOW2_FREED_BY_OTHER);
 }
 
 int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
@@ -310,15 +318,19 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
     int r;
 
     if (l1_index >= q->l1_size) {
-        return qcow2_corrupt(q, "the L1 table has %u entries, too few for the disk", q->l1_size);
+        return qcow2_co_corrupt(q, "L1 table too small (entries: %u)", q->l1_size);
     }
     entry = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed);
     table = entry & ENTRY_OFFSET_MASK;
     if (!is_aligned(table, q->cluster_size)) {
-        return qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
-                             (unsigned long long)entry);
+        return co_unaligned_table(q, l1_index, table);
     }
     fresh = table == 0;
+    if (!fresh && (entry & ENTRY_COPIED) &&
+        (r = qcow2_co_overlap_check_locked(q, table, q->cluster_size,
+                                           OVERLAP_BIT(OVERLAP_ACTIVE_L2))) < 0) {
+        return r;
+    }
     if (fresh || !(entry & ENTRY_COPIED)) {
         r = fresh ? co_new_table_locked(q, l1_index, &table)
                   : co_copy_table_locked(q, l1_index, &table);

@@ -128,6 +128,7 @@ static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
     q->reftable_dirty_count = 0;
     q->reftable_entries = (uint32_t)entries;
     q->reftable_offset = (l->first + l->blocks) << q->cluster_bits;
+    qcow2_overlap_note_refblocks_locked(q);
     q->next_free = 0;
     q->compressed_tail = 0;
     q->zero_from = MAX(q->zero_from, end_of(l) << q->cluster_bits);

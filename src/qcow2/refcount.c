@@ -77,8 +77,8 @@ static int co_slice_locked(struct qcow2 *q, uint64_t cluster, struct cache_entry
         return 0;
     }
     if (!is_aligned(block, q->cluster_size)) {
-        return qcow2_corrupt(q, "refcount block offset %#llx is not a multiple of the cluster size",
-                             (unsigned long long)block);
+        return qcow2_co_corrupt(q, "Refblock offset %#llx unaligned (reftable index: %#llx)",
+                                (unsigned long long)block, (unsigned long long)table_index);
     }
     return cache_co_get(&q->ref_cache,
                         block + ((in_block >> slice_bits) << q->ref_cache.entry_bits), ret);
@@ -120,20 +120,22 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
         return r;
     }
     if (!slice) {
-        return qcow2_corrupt(q, "cluster %#llx is in use, but has no refcount block",
-                             (unsigned long long)first << q->cluster_bits);
+        return qcow2_co_corrupt(q, "Cluster %#llx is in use, but has no refcount block",
+                                (unsigned long long)first << q->cluster_bits);
     }
+    r = qcow2_co_overlap_check_locked(q, slice->offset, q->ref_cache.entry_size,
+                                      OVERLAP_BIT(OVERLAP_REFCOUNT_BLOCK));
     n = MIN(count, per_slice - index);
     for (uint64_t i = 0; i < n && r == 0; i++) {
         uint64_t value =
             qcow2_refcount_load((const void *)slice->data, q->refcount_order, index + i);
 
         if (delta < 0 && value < (uint64_t)-delta) {
-            r = qcow2_corrupt(q,
-                              "the refcount of cluster %#llx is %llu, but it is referenced more "
-                              "often",
-                              (unsigned long long)(first + i) << q->cluster_bits,
-                              (unsigned long long)value);
+            r = qcow2_co_corrupt(q,
+                                 "The refcount of cluster %#llx is %llu, but it is referenced more "
+                                 "often",
+                                 (unsigned long long)(first + i) << q->cluster_bits,
+                                 (unsigned long long)value);
         } else if (delta > 0 && value > q->refcount_max - (uint64_t)delta) {
             r = -ERANGE;
         }

@@ -13,7 +13,10 @@ int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_
     AUTO_FREE uint64_t *l1 = NULL;
     int r;
 
-    if (bytes > L1_BYTES_MAX || !is_aligned(offset, q->cluster_size) ||
+    if (bytes > L1_BYTES_MAX) {
+        return -EFBIG;
+    }
+    if (!is_aligned(offset, q->cluster_size) ||
         !range_fits(offset, bytes, block_edge_size(q->node->file))) {
         return -EINVAL;
     }
@@ -89,6 +92,7 @@ int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
     for (uint32_t i = 0; i < entries; i++) {
         atomic_init(&table[i], l1[i]);
     }
+    qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, l1, entries);
     free((void *)q->l1);
     free(q->l1_dirty);
     q->l1 = table;
@@ -136,7 +140,12 @@ static int co_sub_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool
         q, first, qcow2_cluster_index(q, offset + length - 1) - first + 1, -1);
 }
 
-static int visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
+static int free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed)
+{
+    return qcow2_free_later_locked(q, offset, length, compressed, QCOW2_FREED_BY_SNAPSHOT);
+}
+
+static int co_visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
 {
     uint64_t offset, length;
     bool compressed;
@@ -145,8 +154,8 @@ static int visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
         return 0;
     }
     if (!compressed && !is_aligned(offset, q->cluster_size)) {
-        return qcow2_corrupt(q, "L2 entry %#llx is not a multiple of the cluster size",
-                             (unsigned long long)entry);
+        return qcow2_co_corrupt(q, "Cluster allocation offset %#llx unaligned",
+                                (unsigned long long)offset);
     }
     return fn(q, offset, length, compressed);
 }
@@ -166,7 +175,7 @@ static int co_visit_table(struct qcow2 *q, uint64_t offset, uint64_t *table, uin
     co_mutex_lock(&q->lock);
     for (*done = 0; *done < count && r == 0; *done += r == 0) {
         r = *done < qcow2_table_entries(q)
-                ? visit_entry_locked(q, be64toh(table[*done << q->extended_l2]), fn)
+                ? co_visit_entry_locked(q, be64toh(table[*done << q->extended_l2]), fn)
                 : fn(q, offset, q->cluster_size, false);
     }
     co_mutex_unlock(&q->lock);
@@ -202,8 +211,8 @@ static int co_visit(struct qcow2 *q, const uint64_t *l1, uint32_t entries, refer
         if (is_aligned(offset, q->cluster_size)) {
             r = co_visit_table(q, offset, table, references_of_table(q), fn, &done);
         } else {
-            r = qcow2_corrupt(q, "L1 entry %#llx is not a multiple of the cluster size",
-                              (unsigned long long)l1[i]);
+            r = qcow2_co_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#x)",
+                                 (unsigned long long)offset, i);
         }
         if (r < 0 && undo) {
             co_undo(q, l1, i, done, table, undo);
@@ -219,7 +228,7 @@ int qcow2_co_reference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries
 
 int qcow2_co_release_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
 {
-    return co_visit(q, l1, entries, qcow2_free_later_locked, NULL);
+    return co_visit(q, l1, entries, free_later_locked, NULL);
 }
 
 /* --- COPIED ---------------------------------------------------------------------------------- */

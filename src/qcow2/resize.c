@@ -20,6 +20,7 @@
 
 #include "base/cleanup.h"
 #include "qcow2/bitmap.h"
+#include "qcow2/options.h"
 #include "qcow2/references.h"
 
 static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
@@ -148,7 +149,7 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     }
     co_mutex_lock(&q->lock);
     r = qcow2_free_later_locked(q, old_offset, round_up((uint64_t)old_entries * 8, q->cluster_size),
-                                false);
+                                false, QCOW2_FREED_BY_OTHER);
     co_mutex_unlock(&q->lock);
     return r;
 }
@@ -273,7 +274,7 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
 
         if (table != 0) {
             qcow2_set_l1_entry_locked(q, i, 0);
-            r = qcow2_free_later_locked(q, table, q->cluster_size, false);
+            r = qcow2_free_later_locked(q, table, q->cluster_size, false, QCOW2_FREED_BY_SHRINKING);
         }
     }
     co_mutex_unlock(&q->lock);
@@ -325,6 +326,8 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
         return r;
     }
     r = size >= old_size ? co_grow(q, old_size, size, prealloc, err) : co_shrink(q, size, err);
+    /* Without memory it stays as it was, and works. */
+    (void)qcow2_fit_l2_cache(q);
     if (r < 0 || list_is_empty(&node->bitmaps)) {
         return r;
     }

@@ -18,6 +18,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "qcow2/options.h"
 #include "qcow2/references.h"
 #include "qcow2/snapshot_table.h"
 
@@ -77,7 +78,7 @@ static int co_free_l1(struct qcow2 *q, uint64_t offset, uint32_t entries)
     if (entries > 0) {
         co_mutex_lock(&q->lock);
         r = qcow2_free_later_locked(q, offset, round_up((uint64_t)entries * 8, q->cluster_size),
-                                    false);
+                                    false, QCOW2_FREED_BY_SNAPSHOT);
         co_mutex_unlock(&q->lock);
     }
     return r;
@@ -170,6 +171,8 @@ static int co_create(struct qcow2 *q, struct qcow2_snapshot *s, const uint64_t *
             qcow2_co_release_all(q, l1, q->l1_size);
             co_free_l1(q, s->l1_offset, s->l1_size);
         }
+    } else {
+        qcow2_overlap_note_tables_locked(q, OVERLAP_INACTIVE_L2, l1, q->l1_size);
     }
     return r;
 }
@@ -286,6 +289,7 @@ static int co_switch_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries, u
         }
         return r;
     }
+    (void)qcow2_fit_l2_cache(q); /* the disk may be larger now */
     r = co_release(q, old, old_entries, old_offset);
     return r < 0 ? failed(q, "free the clusters", r, err) : 0;
 }

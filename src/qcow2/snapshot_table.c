@@ -207,7 +207,8 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
     }
     if (old_size > 0) {
         co_mutex_lock(&q->lock);
-        r = qcow2_free_later_locked(q, old_offset, round_up(old_size, q->cluster_size), false);
+        r = qcow2_free_later_locked(q, old_offset, round_up(old_size, q->cluster_size), false,
+                                    QCOW2_FREED_BY_SNAPSHOT);
         co_mutex_unlock(&q->lock);
     }
     return r;

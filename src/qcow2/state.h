@@ -40,13 +40,16 @@
 #ifndef TIDEMARK_QCOW2_STATE_H
 #define TIDEMARK_QCOW2_STATE_H
 
+#include <errno.h>
 #include <stdatomic.h>
 
 #include "block/driver.h"
 #include "co/sync.h"
+#include "loop/loop.h"
 #include "qcow2/cache.h"
 #include "qcow2/cluster_cache.h"
 #include "qcow2/format.h"
+#include "qcow2/overlap.h"
 
 /* A header extension that we don't interpret, kept as it is. */
 struct qcow2_extension {
@@ -71,11 +74,22 @@ struct stored_bitmap {
     struct block_bitmap *loaded; /* NULL if it was not loaded (unknown type or flags) */
 };
 
+/* What took a reference away; it decides whether the space goes back to the file system. */
+enum qcow2_freed {
+    QCOW2_FREED_BY_WRITE,    /* contents moved: kept, the next allocation takes it */
+    QCOW2_FREED_BY_REQUEST,  /* discard or zeroing: pass-discard-request */
+    QCOW2_FREED_BY_SNAPSHOT, /* pass-discard-snapshot */
+    QCOW2_FREED_BY_OTHER,    /* tables that moved: pass-discard-other */
+    QCOW2_FREED_BY_SHRINKING,
+    QCOW2_FREED_KINDS,
+};
+
 /* Clusters whose reference was dropped in memory; see R2 and R8. */
 struct qcow2_free_run {
     uint64_t offset;
     uint64_t length;
     bool compressed; /* length is bytes of a compressed cluster: refcounts only, no hole */
+    enum qcow2_freed why;
 };
 
 struct free_list {
@@ -132,6 +146,10 @@ struct qcow2 {
     struct table_cache l2_cache;
     struct table_cache ref_cache;
 
+    uint64_t l2_cache_max;           /* bytes, as the options say; the disk may need less */
+    unsigned cache_clean_seconds;    /* what was not used for so long is dropped; 0: never */
+    struct loop_timer cache_cleaner; /* of the main reactor */
+
     struct cluster_cache decompressed;
 
     uint64_t next_free; /* [lock] no free cluster index lies below */
@@ -155,10 +173,15 @@ struct qcow2 {
     struct co_mutex bitmap_mutex; /* marking in use: first writers of several reactors */
     atomic_bool bitmaps_marked;   /* nothing on disk passes for current: writes may go on (R5) */
 
-    bool pass_discard; /* punch holes for freed clusters */
+    struct overlap_guard guard;
+
+    bool pass_discard[QCOW2_FREED_KINDS]; /* punch holes for what was freed so */
+    bool discard_no_unref; /* what is discarded or zeroed keeps its place in the file */
     bool read_only;
-    bool close_told;    /* the user knows that what is cached could not be written at close */
-    atomic_bool broken; /* metadata was found corrupt: no more writes */
+    bool close_told;     /* the user knows that what is cached could not be written at close */
+    atomic_bool broken;  /* no more writes */
+    atomic_bool corrupt; /* for good, and marked in the header: metadata breaks the specification */
+    atomic_bool corruption_told; /* a harmless case of it was told */
 };
 
 static inline struct qcow2 *qcow2_state(const struct block_node *node)
@@ -284,11 +307,15 @@ struct qcow2_run {
 
 /* What maps [offset, offset + length): the first run of it. Any reactor, no lock. -EIO if metadata is corrupt. */
 int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
+/* The same for those who are going to write: a corrupt entry is told in other words. */
+int qcow2_co_map_to_write(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
+/* For those who are going to drop what is there: a corrupt entry passes for a normal cluster of its own. */
+int qcow2_co_map_to_drop(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
 /*
- * Decode an L2 entry for one of its subclusters (0 without extended entries). -EIO if it breaks the specification.
- * *ret_host: of the cluster; the entry itself if it is compressed.
+ * Decode an L2 entry for one of its subclusters (0 without extended entries). -EIO if it breaks the specification, which is the
+ * caller's to tell: qcow2_co_corrupt_entry(). *ret_host: of the cluster; the entry itself if it is compressed.
  */
-int qcow2_decode_entry(struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
+int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
                        enum cluster_type *ret_type, uint64_t *ret_host);
 /* The bytes of the file that an entry holds references to; false if none. `compressed` as qcow2_free_later_locked() wants it. */
 bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
@@ -298,8 +325,27 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
                              unsigned *ret_index);
 /* Change an L1 entry in memory. */
 void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry);
-/* Metadata broke the specification: log it once, refuse writes from now on. Returns -EIO. */
-int qcow2_corrupt(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* --- corrupt.c --- */
+/*
+ * Metadata broke the specification: tell once. A writable image is marked in its header, stably, and takes no more writes. Any
+ * reactor, with or without the lock. Returns -EIO.
+ */
+int qcow2_co_corrupt(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The same for what does no harm. */
+void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3)));
+/* qcow2_co_corrupt() for the entry at `index` of a pinned slice, come upon while reading or writing guest offset `guest`. */
+int qcow2_co_corrupt_entry(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                           uint64_t guest, bool writing);
+/* 0 if the image takes writes; -EIO, or -ENOMEDIUM once it was found corrupt. */
+static inline int qcow2_check_writable(const struct qcow2 *q)
+{
+    if (__builtin_expect(!atomic_load_explicit(&q->broken, memory_order_relaxed), true)) {
+        return 0;
+    }
+    return atomic_load_explicit(&q->corrupt, memory_order_relaxed) ? -ENOMEDIUM : -EIO;
+}
 
 /* --- refcount.c --- */
 int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
@@ -315,12 +361,16 @@ void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t 
  */
 int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
                           uint64_t *ret_got, bool *ret_fresh);
+/* One cluster for metadata or compressed data; `what` it is to be, for the message if its place is taken. */
+int qcow2_co_alloc_one_locked(struct qcow2 *q, const char *what, uint64_t *ret_offset,
+                              bool *ret_fresh);
 /* Room for `size` <= cluster_size bytes of compressed data; shares clusters with other compressed data. */
 int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset);
 /* Give back clusters that were allocated and never referenced. */
 void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters);
 /* A reference was dropped in memory: free after the next commit. Compressed: byte range of its data. */
-int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed);
+int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed,
+                            enum qcow2_freed why);
 /* Byte range that a compressed entry names. */
 void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
                             uint64_t *ret_size);

@@ -98,6 +98,14 @@ static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **re
 
 static int co_write_data(struct qcow2 *q, uint64_t host, struct iov iov)
 {
+    int r = qcow2_check_writable(q);
+
+    if (r == 0 && !q->has_data_file) {
+        r = qcow2_co_overlap_check(q, host, iov.size, 0);
+    }
+    if (r < 0) {
+        return r;
+    }
     block_co_event(q->data, BLOCK_EVENT_WRITE_AIO);
     return block_co_pwritev(q->data, host, iov, 0);
 }
@@ -177,8 +185,8 @@ static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned in
 }
 
 /* How many clusters from slice[index] on are of the kind of the first, at most `want`. */
-static int classify(struct qcow2 *q, const struct cache_entry *slice, unsigned index, uint64_t want,
-                    struct allocation *a)
+static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                       uint64_t want, struct allocation *a)
 {
     unsigned entries = qcow2_slice_entries(q);
     struct kind first = {0}, kind;
@@ -188,7 +196,8 @@ static int classify(struct qcow2 *q, const struct cache_entry *slice, unsigned i
         int r = kind_of(q, slice, index + (unsigned)n, &kind);
 
         if (r < 0) {
-            return r;
+            return qcow2_co_corrupt_entry(q, slice, index + (unsigned)n,
+                                          a->first + (n << q->cluster_bits), true);
         }
         if (kind.ours) {
             break; /* became ours by now */
@@ -218,7 +227,7 @@ static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
     co_mutex_lock(&q->lock);
     r = qcow2_co_l2_slice_locked(q, a->first, &slice, &index);
     if (r == 0) {
-        r = classify(q, slice, index, want, a);
+        r = co_classify(q, slice, index, want, a);
         cache_put(slice);
     }
     if (r == 0 && q->has_data_file) {
@@ -236,7 +245,7 @@ static int co_drop_old_locked(struct qcow2 *q, uint64_t entry)
     bool compressed;
 
     return qcow2_entry_extent(q, entry, &offset, &length, &compressed)
-               ? qcow2_free_later_locked(q, offset, length, compressed)
+               ? qcow2_free_later_locked(q, offset, length, compressed, QCOW2_FREED_BY_WRITE)
                : 0;
 }
 
@@ -335,7 +344,7 @@ static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
         struct qcow2_run run;
         size_t size = iov.size - done;
 
-        r = qcow2_co_map(q, offset + done, size, &run);
+        r = qcow2_co_map_to_write(q, offset + done, size, &run);
         if (r < 0) {
             break;
         }
@@ -362,7 +371,7 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
     int r;
 
     co_range_lock(&q->guest, &range, offset, iov.size, false);
-    r = qcow2_co_map(q, offset, iov.size, &run);
+    r = qcow2_co_map_to_write(q, offset, iov.size, &run);
     if (r == 0 && is_ours(&run) && run.length == iov.size) {
         r = co_write_data(q, run.host, iov);
         range_unlock(&q->guest, &range);
@@ -383,10 +392,10 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
 int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct qcow2 *q = qcow2_state(node);
-    int r;
+    int r = qcow2_check_writable(q);
 
-    if (atomic_load_explicit(&q->broken, memory_order_relaxed)) {
-        return -EIO;
+    if (r < 0) {
+        return r;
     }
     if (!atomic_load_explicit(&q->bitmaps_marked, memory_order_acquire)) {
         r = qcow2_co_mark_bitmaps(q);

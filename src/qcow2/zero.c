@@ -9,13 +9,14 @@
  *   normal            zero, allocated         zero                 zero         unallocated
  *   compressed        zero                    zero                 zero         unallocated
  *
- * DROP is for what no longer belongs to the disk.
+ * DROP is for what no longer belongs to the disk; a discard is the same where there is no zero flag (FORGET). With discard-no-unref
+ * what could be kept as with ZERO_KEEP is kept by ZERO_UNMAP and DISCARD, too; only its contents go.
  */
 #include <errno.h>
 
 #include "qcow2/state.h"
 
-enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_DROP };
+enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_FORGET, CHANGE_DROP };
 
 /* An L2 entry with its subcluster bitmap. */
 struct l2_entry {
@@ -27,13 +28,18 @@ static bool is_placed(const struct qcow2 *q, uint64_t entry)
     return (entry & ENTRY_OFFSET_MASK) || (q->has_data_file && (entry & ENTRY_COPIED));
 }
 
+static bool keeps_place(const struct qcow2 *q, enum change change)
+{
+    return change == CHANGE_ZERO_KEEP || (change <= CHANGE_DISCARD && q->discard_no_unref);
+}
+
 /* What takes the place of `old`; *ret_free: the old cluster loses its reference. */
 static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enum change change,
                                  bool *ret_free)
 {
     struct l2_entry zero =
         q->extended_l2 ? (struct l2_entry){0, SUB_ALL_ZERO} : (struct l2_entry){L2_ZERO, 0};
-    struct l2_entry gone = change == CHANGE_DROP ? (struct l2_entry){0, 0} : zero;
+    struct l2_entry gone = change >= CHANGE_FORGET ? (struct l2_entry){0, 0} : zero;
     bool compressed = old.entry & L2_COMPRESSED;
 
     *ret_free = false;
@@ -42,34 +48,52 @@ static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enu
 
         return unallocated && change >= CHANGE_DISCARD ? old : gone;
     }
-    if (!compressed && change == CHANGE_ZERO_KEEP && (old.entry & ENTRY_COPIED)) {
+    if (!compressed && keeps_place(q, change) && (old.entry & ENTRY_COPIED)) {
         return (struct l2_entry){old.entry | zero.entry, zero.bitmap};
     }
     *ret_free = true;
     return gone;
 }
 
-static int change_entry_locked(struct qcow2 *q, struct cache_entry *slice, unsigned index,
-                               enum change change)
+/* The cluster that an entry gives up. One that is not aligned can be no cluster of ours, and stays what it is. */
+static int free_old_locked(struct qcow2 *q, uint64_t entry, enum change change)
+{
+    enum qcow2_freed why =
+        change == CHANGE_DROP ? QCOW2_FREED_BY_SHRINKING : QCOW2_FREED_BY_REQUEST;
+    uint64_t offset, length;
+    bool compressed;
+
+    if (!qcow2_entry_extent(q, entry, &offset, &length, &compressed)) {
+        return 0;
+    }
+    if (!compressed && !is_aligned(offset, q->cluster_size)) {
+        qcow2_corrupt_nonfatal(q, "Cannot free unaligned cluster %#llx",
+                               (unsigned long long)offset);
+        return 0;
+    }
+    return qcow2_free_later_locked(q, offset, length, compressed, why);
+}
+
+/* `guest`: offset of the cluster. */
+static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, unsigned index,
+                                  uint64_t guest, enum change change)
 {
     struct l2_entry old = {qcow2_load_entry(q, slice, index), qcow2_load_bitmap(q, slice, index)};
     struct l2_entry new;
     enum cluster_type type;
-    uint64_t offset, length;
-    bool drop, compressed;
-    int r = qcow2_decode_entry(q, old.entry, old.bitmap, 0, &type, &offset);
+    uint64_t host;
+    bool drop, bad = qcow2_decode_entry(q, old.entry, old.bitmap, 0, &type, &host) < 0;
 
-    if (r < 0) {
-        return r;
+    if (bad &&
+        (is_aligned(old.entry & ENTRY_OFFSET_MASK, q->cluster_size) || keeps_place(q, change))) {
+        return qcow2_co_corrupt_entry(q, slice, index, guest, true);
     }
     new = new_entry(q, old, change, &drop);
     if (new.entry != old.entry || new.bitmap != old.bitmap) {
         qcow2_store_entry(q, slice, index, new.entry, new.bitmap);
         cache_mark_dirty(&q->l2_cache, slice);
     }
-    return drop && qcow2_entry_extent(q, old.entry, &offset, &length, &compressed)
-               ? qcow2_free_later_locked(q, offset, length, compressed)
-               : 0;
+    return drop ? free_old_locked(q, old.entry, change) : 0;
 }
 
 /* The clusters of one slice. *ret_done: how many. */
@@ -86,7 +110,8 @@ static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clu
         return r;
     }
     for (n = 0; n < clusters && index + n < end && r == 0; n++) {
-        r = change_entry_locked(q, slice, index + (unsigned)n, change);
+        r = co_change_entry_locked(q, slice, index + (unsigned)n, offset + (n << q->cluster_bits),
+                                   change);
     }
     cache_put(slice);
     *ret_done = n;
@@ -134,11 +159,11 @@ static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum
                          uint64_t *ret_skip)
 {
     struct qcow2_run run;
-    int r = qcow2_co_map(q, offset, length, &run);
+    int r = qcow2_co_map_to_drop(q, offset, length, &run);
 
     *ret_skip = 0;
     if (r == 0 && is_aligned(offset, q->cluster_size) &&
-        ((run.type == CLUSTER_ZERO && change != CHANGE_DROP) ||
+        ((run.type == CLUSTER_ZERO && change < CHANGE_FORGET) ||
          (run.type == CLUSTER_UNALLOCATED && change >= CHANGE_DISCARD))) {
         *ret_skip = round_down(run.length, q->cluster_size);
         if (run.length == length) {
@@ -182,8 +207,10 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
 
 static int check_writable(struct qcow2 *q)
 {
-    if (atomic_load_explicit(&q->broken, memory_order_relaxed)) {
-        return -EIO;
+    int r = qcow2_check_writable(q);
+
+    if (r < 0) {
+        return r;
     }
     return atomic_load_explicit(&q->bitmaps_marked, memory_order_acquire)
                ? 0
@@ -194,15 +221,37 @@ static int check_writable(struct qcow2 *q)
 static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length,
                                enum change change)
 {
-    if (!q->has_data_file || change == CHANGE_DROP) {
+    if (!q->has_data_file || change >= CHANGE_FORGET) {
         return 0;
     }
     if (q->data_file_raw) {
         return block_co_write_zeroes(q->data, offset, length,
                                      change == CHANGE_ZERO_KEEP ? 0 : BLOCK_REQ_MAY_UNMAP);
     }
-    return change != CHANGE_ZERO_KEEP && q->pass_discard ? block_co_discard(q->data, offset, length)
-                                                         : 0;
+    return change != CHANGE_ZERO_KEEP && q->pass_discard[QCOW2_FREED_BY_REQUEST]
+               ? block_co_discard(q->data, offset, length)
+               : 0;
+}
+
+/* With discard-no-unref: clusters that are kept give back their space at once, before anything is written there again. */
+static int co_punch_kept(struct qcow2 *q, uint64_t offset, uint64_t length)
+{
+    uint64_t at = round_up(offset, q->cluster_size), end = offset + length;
+    int r = 0;
+
+    end = end == block_node_size(q->node) ? round_up(end, q->cluster_size)
+                                          : round_down(end, q->cluster_size);
+    while (at < end && r == 0) {
+        struct qcow2_run run;
+
+        r = qcow2_co_map_to_drop(q, at, end - at, &run);
+        if (r == 0 && run.type == CLUSTER_ZERO_ALLOC && run.copied) {
+            r = qcow2_co_overlap_check(q, run.host, run.length, 0);
+            r = r < 0 ? r : block_co_discard(q->node->file, run.host, run.length);
+        }
+        at += run.length;
+    }
+    return r;
 }
 
 static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
@@ -218,6 +267,10 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
                   true);
     r = co_change_data_file(q, offset, length, change);
     r = r < 0 ? r : co_change(q, offset, length, change);
+    if (r == 0 && q->discard_no_unref && !q->has_data_file && change != CHANGE_ZERO_KEEP &&
+        change <= CHANGE_DISCARD && q->pass_discard[QCOW2_FREED_BY_REQUEST]) {
+        r = co_punch_kept(q, offset, length);
+    }
     range_unlock(&q->guest, &range);
     return r;
 }
@@ -324,7 +377,7 @@ int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
         (!is_aligned(length, q->cluster_size) && offset + length != block_node_size(node))) {
         return -ENOTSUP;
     }
-    return co_change_range(q, offset, length, CHANGE_DROP);
+    return co_change_range(q, offset, length, CHANGE_FORGET);
 }
 
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)

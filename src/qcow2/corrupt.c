@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Metadata that breaks the specification: say so once, mark the image, take no more writes. The words are QEMU's. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "base/byteorder.h"
+#include "base/log.h"
+#include "qcow2/state.h"
+
+/* The other bits are as in the header on disk: whoever changes them writes the whole header, with this one in it. */
+static void co_write_mark(struct qcow2 *q)
+{
+    uint8_t field[8];
+    int r;
+
+    if (q->version < 3) {
+        return; /* has no such bit */
+    }
+    store_be64(field, q->incompatible | INCOMPAT_CORRUPT);
+    r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    if (r < 0) {
+        log_error("image '%s' is corrupt, but that could not be marked in it",
+                  block_node_display_name(q->node));
+    }
+}
+
+static void tell(struct qcow2 *q, bool fatal, const char *fmt, va_list ap)
+{
+    char what[256];
+
+    vsnprintf(what, sizeof(what), fmt, ap);
+    fprintf(stderr,
+            fatal ? "qcow2: Marking image as corrupt: %s; further corruption events will be "
+                    "suppressed\n"
+                  : "qcow2: Image is corrupt: %s; further non-fatal corruption events will be "
+                    "suppressed\n",
+            what);
+    log_info("image '%s' is corrupt", block_node_display_name(q->node));
+}
+
+int qcow2_co_corrupt(struct qcow2 *q, const char *fmt, ...)
+{
+    bool fatal = !q->read_only;
+    va_list ap;
+
+    if (atomic_exchange(fatal ? &q->corrupt : &q->corruption_told, true) ||
+        (!fatal && atomic_load(&q->corrupt))) {
+        return -EIO;
+    }
+    va_start(ap, fmt);
+    tell(q, fatal, fmt, ap);
+    va_end(ap);
+    if (fatal) {
+        atomic_store(&q->broken, true);
+        co_write_mark(q);
+    }
+    return -EIO;
+}
+
+void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
+{
+    va_list ap;
+
+    if (!atomic_exchange(&q->corruption_told, true) && !atomic_load(&q->corrupt)) {
+        va_start(ap, fmt);
+        tell(q, false, fmt, ap);
+        va_end(ap);
+    }
+}
+
+int qcow2_co_corrupt_entry(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                           uint64_t guest, bool writing)
+{
+    uint64_t entry = qcow2_load_entry(q, slice, index), host = entry & ENTRY_OFFSET_MASK;
+    uint64_t table = round_down(slice->offset, q->cluster_size);
+    unsigned in_table = (unsigned)((slice->offset - table) >> (3 + q->extended_l2)) + index;
+
+    if (!(entry & L2_COMPRESSED) && !is_aligned(host, q->cluster_size)) {
+        if (writing) {
+            return qcow2_co_corrupt(
+                q, "%s cluster offset %#llx unaligned (guest offset: %#llx)",
+                (entry & L2_ZERO) && !q->extended_l2 ? "Preallocated zero" : "Data",
+                (unsigned long long)host, (unsigned long long)round_down(guest, q->cluster_size));
+        }
+        return qcow2_co_corrupt(q,
+                                "Cluster allocation offset %#llx unaligned (L2 offset: %#llx, L2 "
+                                "index: %#x)",
+                                (unsigned long long)host, (unsigned long long)table, in_table);
+    }
+    if (q->version < 3 && (entry & L2_ZERO)) {
+        return qcow2_co_corrupt(q,
+                                "Zero cluster entry found in pre-v3 image (L2 offset: %#llx, L2 "
+                                "index: %#x)",
+                                (unsigned long long)table, in_table);
+    }
+    return qcow2_co_corrupt(q, "Invalid cluster entry found%s(L2 offset: %#llx, L2 index: %#x)",
+                            writing ? " " : "  ", (unsigned long long)table, in_table);
+}

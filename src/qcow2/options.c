@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The options of an open image, by the names and with the words of QEMU (qapi: BlockdevOptionsQcow2). */
+#include "qcow2/options.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+
+#define L2_CACHE_DEFAULT (32 * MiB)
+#define L2_SLICE_DEFAULT 4096
+#define REF_CACHE_DEFAULT (8 * MiB)
+#define CLEAN_INTERVAL_DEFAULT 600
+
+/* --- caches ---------------------------------------------------------------------------------- */
+
+/* Bytes that all L2 entries of the disk take. */
+static uint64_t all_l2_bytes(const struct qcow2 *q)
+{
+    uint64_t entries = div_round_up(block_node_size(q->node), q->cluster_size);
+
+    return round_up(entries << (3 + q->extended_l2), q->cluster_size);
+}
+
+int qcow2_fit_l2_cache(struct qcow2 *q)
+{
+    uint64_t all = all_l2_bytes(q);
+    int r = cache_set_limit(&q->l2_cache, MIN(q->l2_cache_max, all));
+
+    if (r == 0 && q->l2_cache_max >= all) {
+        q->l2_cache.dirty_limit = SIZE_MAX; /* no slice ever has to make room for another */
+    }
+    return r;
+}
+
+/* cache-size is what both caches take together: of what is left open, refcounts get a fifth. */
+static int take_cache_sizes(struct options *opts, uint64_t *ret_l2, uint64_t *ret_ref,
+                            struct error *err)
+{
+    bool has_both = options_has(opts, "cache-size"), has_l2 = options_has(opts, "l2-cache-size");
+    bool has_ref = options_has(opts, "refcount-cache-size");
+    uint64_t both;
+    int r;
+
+    if ((r = options_take_size(opts, "cache-size", 0, &both, err)) < 0 ||
+        (r = options_take_size(opts, "l2-cache-size", L2_CACHE_DEFAULT, ret_l2, err)) < 0 ||
+        (r = options_take_size(opts, "refcount-cache-size", REF_CACHE_DEFAULT, ret_ref, err)) < 0 ||
+        !has_both) {
+        return r;
+    }
+    if (has_l2 && has_ref) {
+        return error_set(err, EINVAL,
+                         "cache-size, l2-cache-size and refcount-cache-size may not be set at the "
+                         "same time");
+    }
+    if ((has_l2 && *ret_l2 > both) || (has_ref && *ret_ref > both)) {
+        return error_set(err, EINVAL, "%s-cache-size may not exceed cache-size",
+                         has_l2 ? "l2" : "refcount");
+    }
+    if (!has_ref) {
+        *ret_ref = has_l2 ? both - *ret_l2 : both / 5;
+    }
+    *ret_l2 = both - *ret_ref;
+    return 0;
+}
+
+/* A number below zero is too big, as QEMU has it: it reads one without a sign. */
+static int take_clean_interval(struct qcow2 *q, struct options *opts, struct error *err)
+{
+    static const char key[] = "cache-clean-interval";
+    AUTO_FREE char *text = NULL;
+    uint64_t seconds;
+    int r = options_take_uint(opts, key, CLEAN_INTERVAL_DEFAULT, UINT64_MAX, &seconds, NULL);
+
+    if (r < 0) {
+        if (options_take_str(opts, key, &text, NULL) == 0 && text && text[0] == '-') {
+            return error_set(err, EINVAL, "Cache clean interval too big");
+        }
+        return error_set(err, EINVAL, "Parameter '%s' expects a number", key);
+    }
+    if (seconds > UINT_MAX) {
+        return error_set(err, EINVAL, "Cache clean interval too big");
+    }
+    q->cache_clean_seconds = (unsigned)seconds;
+    return 0;
+}
+
+static int take_caches(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
+                       struct error *err)
+{
+    int r;
+
+    if ((r = take_cache_sizes(opts, &q->l2_cache_max, &ret->ref_bytes, err)) < 0 ||
+        (r = options_take_size(opts, "l2-cache-entry-size", MIN(L2_SLICE_DEFAULT, q->cluster_size),
+                               &ret->slice, err)) < 0) {
+        return r;
+    }
+    if (!is_power_of_2(ret->slice) || ret->slice < 512 || ret->slice > q->cluster_size) {
+        return error_set(err, EINVAL,
+                         "L2 cache entry size must be a power of two between 512 and the cluster "
+                         "size (%llu)",
+                         (unsigned long long)q->cluster_size);
+    }
+    if (MIN(q->l2_cache_max, all_l2_bytes(q)) / ret->slice > INT_MAX) {
+        return error_set(err, EINVAL, "L2 cache size too big");
+    }
+    if (ret->ref_bytes / q->cluster_size > INT_MAX) {
+        return error_set(err, EINVAL, "Refcount cache size too big");
+    }
+    return take_clean_interval(q, opts, err);
+}
+
+/* --- overlap checks -------------------------------------------------------------------------- */
+
+static int take_overlap_template(struct options *opts, struct options *group, const char *mode,
+                                 unsigned *ret, struct error *err)
+{
+    static const struct {
+        const char *name;
+        unsigned kinds;
+    } templates[] = {{"none", 0},
+                     {"constant", OVERLAP_CONSTANT},
+                     {"cached", OVERLAP_CACHED},
+                     {"all", OVERLAP_ALL}};
+    AUTO_FREE char *beside = NULL;
+    AUTO_FREE char *template = NULL;
+    int r;
+
+    if ((r = options_take_str(group, OPTIONS_OWN_VALUE, &beside, err)) < 0 ||
+        (r = options_take_str(group, "template", &template, err)) < 0) {
+        return r;
+    }
+    mode = mode ? mode : beside;
+    if (mode && template && strcmp(mode, template) != 0) {
+        return error_set(err, EINVAL,
+                         "Conflicting values for qcow2 options 'overlap-check' ('%s') and "
+                         "'overlap-check.template' ('%s')",
+                         mode, template);
+    }
+    mode = mode ? mode : template ? template : "cached";
+    for (size_t i = 0; i < ARRAY_SIZE(templates); i++) {
+        if (strcmp(mode, templates[i].name) == 0) {
+            *ret = templates[i].kinds;
+            return 0;
+        }
+    }
+    return error_set(err, EINVAL,
+                     "Unsupported value '%s' for qcow2 option 'overlap-check'. Allowed are any of "
+                     "the following: none, constant, cached, all",
+                     mode);
+}
+
+static int take_overlap_check(struct qcow2 *q, struct options *opts, struct error *err)
+{
+    static const char *const names[OVERLAP_KINDS] = {
+        "main-header",    "active-l1",   "active-l2",   "refcount-block",   "refcount-table",
+        "snapshot-table", "inactive-l1", "inactive-l2", "bitmap-directory",
+    };
+    AUTO_OPTIONS struct options *group = NULL;
+    AUTO_FREE char *mode = NULL;
+    unsigned kinds = 0;
+    int r = options_take_child(opts, "overlap-check", &group, &mode, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!group && !(group = options_new())) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = take_overlap_template(opts, group, mode, &kinds, err);
+    for (unsigned kind = 0; kind < OVERLAP_KINDS && r == 0; kind++) {
+        bool on;
+
+        r = options_take_bool(group, names[kind], kinds & OVERLAP_BIT(kind), &on, err);
+        if (r == 0) {
+            kinds = (kinds & ~OVERLAP_BIT(kind)) | (on ? OVERLAP_BIT(kind) : 0);
+        }
+    }
+    q->guard.kinds = kinds;
+    return r < 0 ? r : options_check_empty(group, "overlap-check", err);
+}
+
+/* --- discard --------------------------------------------------------------------------------- */
+
+static int take_discard(struct qcow2 *q, struct options *opts, struct error *err)
+{
+    bool *pass = q->pass_discard;
+    int r;
+
+    if ((r = options_take_bool(opts, "pass-discard-request", q->node->discard_unmap,
+                               &pass[QCOW2_FREED_BY_REQUEST], err)) < 0 ||
+        (r = options_take_bool(opts, "pass-discard-snapshot", true, &pass[QCOW2_FREED_BY_SNAPSHOT],
+                               err)) < 0 ||
+        (r = options_take_bool(opts, "pass-discard-other", false, &pass[QCOW2_FREED_BY_OTHER],
+                               err)) < 0 ||
+        (r = options_take_bool(opts, "discard-no-unref", false, &q->discard_no_unref, err)) < 0) {
+        return r;
+    }
+    pass[QCOW2_FREED_BY_SHRINKING] = true;
+    if (q->discard_no_unref && q->version < 3) {
+        return error_set(err, EINVAL, "discard-no-unref is only supported since qcow2 version 3");
+    }
+    return 0;
+}
+
+/* --- all of them ----------------------------------------------------------------------------- */
+
+int qcow2_take_options(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
+                       struct error *err)
+{
+    bool lazy;
+    int r;
+
+    if ((r = take_caches(q, opts, ret, err)) < 0 ||
+        /* Permission to postpone refcounts, which a commit has no need of. */
+        (r = options_take_bool(opts, "lazy-refcounts", false, &lazy, err)) < 0 ||
+        (r = take_overlap_check(q, opts, err)) < 0) {
+        return r;
+    }
+    return take_discard(q, opts, err);
+}
