@@ -229,6 +229,7 @@ static int co_finish_base(struct commit *c, struct error *err)
 static int co_empty(struct commit *c, struct error *err)
 {
     struct block_node *node = block_node_skip_filters(c->image.node);
+    ERROR_AUTO(cause);
     int rc;
 
     if (!node->driver->co_make_empty) {
@@ -236,9 +237,9 @@ static int co_empty(struct commit *c, struct error *err)
                          c->image.name, node->driver->name);
     }
     block_co_drain_begin(node);
-    rc = node->driver->co_make_empty(node, err);
+    rc = node->driver->co_make_empty(node, &cause);
     block_co_drain_end(node);
-    return rc;
+    return rc < 0 ? error_set_errno(err, -rc, "Failed to empty %s", c->image.name) : 0;
 }
 
 static int co_commit(struct commit *c, const struct cli_image *image)

@@ -350,6 +350,16 @@ void cache_put(struct cache_entry *e)
     atomic_fetch_sub_explicit(&e->pins, 1, memory_order_release);
 }
 
+static void forget_locked(struct table_cache *c, struct cache_shard *s, struct cache_entry *e)
+{
+    if (e->dirty) {
+        e->dirty = false;
+        list_remove(&e->in_dirty);
+        c->dirty_count--;
+    }
+    unhash_locked(c, s, e);
+}
+
 void cache_forget(struct table_cache *c, uint64_t offset)
 {
     uint64_t hash = hash_of(c, offset);
@@ -359,14 +369,25 @@ void cache_forget(struct table_cache *c, uint64_t offset)
     pthread_mutex_lock(&s->lock);
     e = find_locked(s, hash, offset);
     if (e && e->state == CACHE_VALID) {
-        if (e->dirty) {
-            e->dirty = false;
-            list_remove(&e->in_dirty);
-            c->dirty_count--;
-        }
-        unhash_locked(c, s, e);
+        forget_locked(c, s, e);
     }
     pthread_mutex_unlock(&s->lock);
+}
+
+void cache_forget_all(struct table_cache *c)
+{
+    for (unsigned i = 0; i < CACHE_SHARDS; i++) {
+        struct cache_shard *s = &c->shards[i];
+        struct cache_entry *e;
+
+        pthread_mutex_lock(&s->lock);
+        LIST_FOREACH (e, &s->entries, in_shard) {
+            if (e->state == CACHE_VALID) {
+                forget_locked(c, s, e);
+            }
+        }
+        pthread_mutex_unlock(&s->lock);
+    }
 }
 
 /* --- dirty slices -------------------------------------------------------------------------------- */

@@ -135,5 +135,7 @@ void cache_snapshot_end(struct cache_snapshot *s, bool ok);
 
 /* Forget a slice (its table was freed and the cluster may be something else later). Image lock held; not pinned by others. */
 void cache_forget(struct table_cache *c, uint64_t offset);
+/* Forget all of them. Image lock held; none is pinned. */
+void cache_forget_all(struct table_cache *c);
 
 #endif

@@ -392,8 +392,6 @@ int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
 /* Whole clusters, also beyond the end of the disk: plain zero; or no mapping at all. */
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
-/* block_driver.co_make_empty */
-int qcow2_co_make_empty(struct block_node *node, struct error *err);
 /* Read guest bytes into a flat buffer, the guest range held; zeroes behind the end of the disk. */
 int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
 
@@ -412,6 +410,9 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov);
  * compressed. Nobody else may change entries of the range.
  */
 int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done);
+
+/* --- empty.c: see struct block_driver --- */
+int qcow2_co_make_empty(struct block_node *node, struct error *err);
 
 /* --- bitmap.c, bitmap_load.c, bitmap_store.c --- */
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);

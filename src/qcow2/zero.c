@@ -389,14 +389,3 @@ int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
     return co_change_range(q, offset, length, CHANGE_DROP);
 }
-
-int qcow2_co_make_empty(struct block_node *node, struct error *err)
-{
-    struct qcow2 *q = qcow2_state(node);
-    uint64_t size = block_node_size(node);
-    int r = size ? qcow2_co_drop_clusters(q, 0, size) : 0;
-
-    r = r < 0 ? r : qcow2_co_commit(q);
-    return r < 0 ? error_set_errno(err, -r, "Failed to empty %s", block_node_display_name(node))
-                 : 0;
-}

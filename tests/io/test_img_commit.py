@@ -6,7 +6,7 @@ import os
 import subprocess
 import unittest
 
-from tidemark import TestCase, img, io, qemu, qemu_img, wait_until
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, run, wait_until
 
 
 class Commit(TestCase):
@@ -56,6 +56,28 @@ class Commit(TestCase):
         qemu_img("check", self.base)
         self.assert_same(before, self.base)
         self.assertNotEqual(self.stored(self.top), [])
+
+    def test_an_emptied_image_takes_no_more_space_than_a_new_one(self):
+        new = self.overlay("new.qcow2", self.middle, "8M")
+        img("commit", "-q", "-f", "qcow2", self.top)
+        self.assertEqual(os.path.getsize(self.top), os.path.getsize(new))
+
+    def test_errors_while_it_is_emptied(self):
+        before = self.snapshot_of(self.top)
+        config = self.path("blkdebug.conf")
+        for event in ("l1_update", "empty_image_prepare", "reftable_update", "refblock_alloc"):
+            with open(config, "w", encoding="utf-8") as f:
+                f.write(f'[inject-error]\nevent = "{event}"\n')
+            name = f"blkdebug:{config}:{self.top}"
+            result = run(compat("qemu-img"), "commit", "-f", "qcow2", name, check=False)
+            self.assertEqual(
+                result.stderr.replace(compat("qemu-img"), "qemu-img"),
+                f"qemu-img: Failed to empty {name}: Input/output error\n",
+            )
+            io(self.top, "read 0 1", fmt="qcow2")  # repairs
+            qemu_img("check", self.top)
+            self.assert_same(before, self.top)
+            io(self.top, "write -P 3 1536k 1M", "write -z 0 64k", fmt="qcow2")
 
     def test_a_short_image_between_hides_the_base(self):
         short = self.overlay("short.qcow2", self.base, "2M")

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Forgetting all contents, so that the disk reads as its backing file. The node is drained.
+ *
+ * Where nothing but the disk itself has clusters, no table is walked: the image gets the layout of a new one.
+ *
+ *   0   header
+ *   1   refcount table, one cluster
+ *   2   refcount block
+ *   3   L1 table
+ *       end of the file
+ *
+ *   dirty bit -> L1 table zeroed in its place -> 1 to the end of 3 zeroed -> header: both tables -> refcounts -> file cut
+ *   off -> not dirty
+ *
+ * Each arrow is a sync. While the dirty bit is stable refcounts need not be right (R6). What the L1 table on disk refers to is
+ * whole until all of it is zeroed, and what is read in its place from then on is the backing file.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "qcow2/state.h"
+
+#define REFTABLE_CLUSTER 1
+#define REFBLOCK_CLUSTER 2
+#define L1_CLUSTER 3
+
+static uint64_t l1_clusters(const struct qcow2 *q)
+{
+    return div_round_up((uint64_t)q->l1_size * 8, q->cluster_size);
+}
+
+/* Of the file, once it is empty. */
+static uint64_t empty_clusters(const struct qcow2 *q)
+{
+    return L1_CLUSTER + l1_clusters(q);
+}
+
+/* Nobody else has clusters, a crash is repaired from, and one refcount block counts it all. */
+static bool can_start_anew(const struct qcow2 *q)
+{
+    return q->version >= 3 && q->snapshot_count == 0 && list_is_empty(&q->stored_bitmaps) &&
+           !q->has_data_file && !atomic_load(&q->broken) &&
+           empty_clusters(q) <= 1ULL << q->refblock_bits;
+}
+
+static int co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t clusters)
+{
+    int r = block_co_write_zeroes(q->node->file, offset, clusters << q->cluster_bits, 0);
+
+    return r < 0 ? r : block_co_flush(q->node->file);
+}
+
+static int co_zero_l1(struct qcow2 *q)
+{
+    int r;
+
+    block_co_event(q->node->file, BLOCK_EVENT_L1_UPDATE);
+    r = co_zero_clusters(q, q->l1_offset, l1_clusters(q));
+    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
+        atomic_store_explicit(&q->l1[i], 0, memory_order_relaxed);
+    }
+    return r;
+}
+
+/* Empty tables at the head of the file, also in memory. */
+static int co_new_tables(struct qcow2 *q, struct error *err)
+{
+    uint64_t entries = q->cluster_size / 8;
+    AUTO_FREE uint64_t *table = calloc(entries, sizeof(*table));
+    AUTO_FREE uint8_t *dirty = calloc(div_round_up(q->cluster_size, SECTOR_SIZE), 1);
+    int r = table && dirty ? 0 : -ENOMEM;
+
+    block_co_event(q->node->file, BLOCK_EVENT_EMPTY_IMAGE_PREPARE);
+    r = r < 0 ? r
+              : co_zero_clusters(q, REFTABLE_CLUSTER * q->cluster_size,
+                                 empty_clusters(q) - REFTABLE_CLUSTER);
+    if (r < 0) {
+        return r;
+    }
+    co_mutex_lock(&q->lock);
+    free(q->reftable);
+    free(q->reftable_dirty);
+    q->reftable = TAKE_PTR(table);
+    q->reftable_dirty = TAKE_PTR(dirty);
+    q->reftable_dirty_count = 0;
+    q->reftable_entries = (uint32_t)entries;
+    q->reftable_offset = REFTABLE_CLUSTER * q->cluster_size;
+    q->l1_offset = L1_CLUSTER * q->cluster_size;
+    q->next_free = 0;
+    q->compressed_tail = 0;
+    cache_forget_all(&q->l2_cache);
+    cache_forget_all(&q->ref_cache);
+    co_mutex_unlock(&q->lock);
+    block_co_event(q->node->file, BLOCK_EVENT_REFTABLE_UPDATE);
+    return qcow2_co_write_header(q, err);
+}
+
+static int co_write_refcounts(struct qcow2 *q)
+{
+    struct block_edge *file = q->node->file;
+    AUTO_FREE uint8_t *block = calloc(1, q->cluster_size);
+    uint8_t word[8];
+    int r;
+
+    if (!block) {
+        return -ENOMEM;
+    }
+    for (uint64_t i = 0; i < empty_clusters(q); i++) {
+        qcow2_refcount_store(block, q->refcount_order, i, 1);
+    }
+    block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC);
+    r = block_co_pwrite(file, REFBLOCK_CLUSTER * q->cluster_size, block, q->cluster_size, 0);
+    r = r < 0 ? r : block_co_flush(file);
+    if (r < 0) {
+        return r;
+    }
+    q->reftable[0] = REFBLOCK_CLUSTER * q->cluster_size;
+    store_be64(word, q->reftable[0]);
+    block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
+    r = block_co_pwrite(file, q->reftable_offset, word, sizeof(word), 0);
+    return r < 0 ? r : block_co_flush(file);
+}
+
+/* Space is given back where that is possible. What can't be cut off is free, and was written once. */
+static void co_cut_file(struct qcow2 *q)
+{
+    struct block_edge *file = q->node->file;
+    uint64_t end = empty_clusters(q) << q->cluster_bits, size = block_edge_size(file);
+
+    if (block_co_truncate(file, end, BLOCK_PREALLOC_OFF, NULL) == 0) {
+        q->zero_from = q->zero_from == UINT64_MAX ? UINT64_MAX : block_edge_size(file);
+    } else if (size > end) {
+        (void)block_co_discard(file, end, size - end);
+    }
+}
+
+/* The dirty bit is stable. */
+static int co_start_anew(struct qcow2 *q, struct error *err)
+{
+    int r = co_zero_l1(q);
+
+    r = r < 0 ? r : co_new_tables(q, err);
+    r = r < 0 ? r : co_write_refcounts(q);
+    if (r < 0) {
+        /* What is in memory is not what is on disk. The next open repairs that; there is nothing to write at close. */
+        atomic_store(&q->broken, true);
+        q->close_told = q->node->close_told = true;
+        return r;
+    }
+    co_cut_file(q);
+    q->incompatible &= ~INCOMPAT_DIRTY;
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        q->incompatible |= INCOMPAT_DIRTY;
+    }
+    return r;
+}
+
+int qcow2_co_make_empty(struct block_node *node, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    uint64_t size = block_node_size(node);
+    ERROR_AUTO(cause);
+    int r = qcow2_co_commit(q);
+
+    if (r == 0 && can_start_anew(q)) {
+        q->incompatible |= INCOMPAT_DIRTY;
+        r = qcow2_co_write_header(q, &cause);
+        if (r < 0) {
+            q->incompatible &= ~INCOMPAT_DIRTY;
+        }
+        r = r < 0 ? r : co_start_anew(q, &cause);
+    } else if (r == 0) {
+        r = size ? qcow2_co_drop_clusters(q, 0, size) : 0;
+        r = r < 0 ? r : qcow2_co_commit(q);
+    }
+    return r < 0 ? error_set_errno(err, -r, "Failed to empty %s", block_node_display_name(node))
+                 : 0;
+}
