@@ -206,7 +206,7 @@ static int co_connect(struct pull *p)
     const struct pull_config *config = p->config;
 
     for (unsigned i = 0; i < CONNECTIONS; i++) {
-        int rc = nbd_client_co_connect(config->address, config->export_name, contexts, 1,
+        int rc = nbd_client_co_connect(config->address, NULL, config->export_name, contexts, 1,
                                        CONNECT_TIMEOUT_NS, &p->clients[i], p->err);
         if (rc < 0) {
             return rc;

@@ -81,7 +81,7 @@ static int co_plan_dirty(const struct pull_config *config, struct sums_runs *run
         return error_set(err, ENOMEM, "Out of memory");
     }
     contexts[0] = context;
-    rc = nbd_client_co_connect(config->address, config->export_name, contexts, 1,
+    rc = nbd_client_co_connect(config->address, NULL, config->export_name, contexts, 1,
                                CONNECT_TIMEOUT_NS, &client, err);
     if (rc < 0) {
         return rc;

@@ -9,6 +9,8 @@
 #include <strings.h>
 
 #include "base/log.h"
+#include "block/user_object.h"
+#include "cli/args.h"
 #include "base/size.h"
 #include "loop/loop.h"
 
@@ -144,6 +146,23 @@ int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t 
     return -EINVAL;
 }
 
+int cli_add_objects(const struct cli_items *objects)
+{
+    for (size_t i = 0; i < objects->count; i++) {
+        struct options *opts;
+        ERROR_AUTO(err);
+        int rc = options_parse(objects->item[i].value, "qom-type", &opts, &err);
+
+        if (rc == 0) {
+            rc = user_object_add(opts, &err);
+        }
+        if (rc < 0) {
+            return cli_report(&err);
+        }
+    }
+    return 0;
+}
+
 struct run {
     int (*co_main)(int argc, char **argv);
     int argc;
@@ -172,6 +191,7 @@ int cli_run(int (*co_main)(int argc, char **argv), int argc, char **argv)
     if (rc < 0) {
         r.status = cli_fail("Could not start: %s", strerror(-rc));
     }
+    user_objects_release();
     reactor_exit_main();
     if (fflush(stdout) != 0 || ferror(stdout)) {
         r.status = r.status ? r.status : cli_fail("Could not write to standard output");

@@ -47,7 +47,11 @@ int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t ma
 /* A plain number within [min, max]; as above. */
 int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret);
 
-/* Make all drivers of the layers below known to the block layer. */
+struct cli_items;
+/* Make the objects that --object options describe. Returns 0 or 1 (told). They live until cli_run() ends. */
+int cli_add_objects(const struct cli_items *objects);
+
+/* Make all drivers and types of objects of the layers below known. */
 void cli_register_drivers(void);
 
 /*

@@ -24,6 +24,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/block.h"
+#include "block/user_object.h"
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "export/export.h"
@@ -138,7 +139,7 @@ static const struct maker {
 } makers[] = {
     {"blockdev", "driver", co_add_blockdev}, {"chardev", "backend", qmp_co_chardev_add},
     {"export", "type", co_add_export},       {"monitor", "chardev", qmp_monitor_add},
-    {"nbd-server", NULL, co_add_nbd_server}, {"object", "qom-type", qmp_object_add},
+    {"nbd-server", NULL, co_add_nbd_server}, {"object", "qom-type", user_object_add},
 };
 
 static int co_make(const struct cli_item *item, struct error *err)
@@ -301,7 +302,6 @@ static int co_end(void)
     status = co_close_nodes();
     qmp_co_end_sessions();
     qmp_co_chardevs_release();
-    qmp_objects_release();
     return status;
 }
 
@@ -313,6 +313,7 @@ static int co_daemon(int argc, char **argv)
     ERROR_AUTO(err);
     int status = 0, r;
 
+    qmp_register_objects();
     qmp_set_quit_fn(on_quit);
     qmp_subscribe_to_exports();
     qmp_co_hold_commands();
@@ -391,7 +392,8 @@ int cli_daemon_main(int argc, char **argv)
          "open a node: [driver=]DRIVER,node-name=NODE,... or JSON"},
         {"nbd-server", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "serve NBD: addr.type=unix,addr.path=PATH or addr.type=inet,\n"
-         "                             addr.host=HOST,addr.port=PORT; max-connections=N"},
+         "                             addr.host=HOST,addr.port=PORT; max-connections=N,\n"
+         "                             tls-creds=ID, tls-authz=ID"},
         {"export", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "offer a node: [type=]nbd,id=ID,node-name=NODE; name=NAME,\n"
          "                             writable=on, bitmaps.0=BITMAP, iothread=ID"},
@@ -401,7 +403,9 @@ int cli_daemon_main(int argc, char **argv)
         {"monitor", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "take QMP commands there: [chardev=]ID; pretty=on"},
         {"object", 0, CLI_REPEAT, &d.items, "OPTIONS",
-         "iothread,id=ID: a thread that exports can run on"},
+         "an object that others refer to: TYPE,id=ID,...; types iothread,\n"
+         "                             secret, tls-creds-x509, tls-creds-psk, tls-creds-anon,\n"
+         "                             authz-simple, authz-list, authz-list-file"},
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},

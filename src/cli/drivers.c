@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "block/user_object.h"
 #include "cli/cli.h"
 #include "file/file_drivers.h"
 #include "filter/filter.h"
 #include "nbd/nbd.h"
 #include "qcow2/qcow2.h"
+#include "tls/tls.h"
 
 void cli_register_drivers(void)
 {
@@ -11,4 +13,6 @@ void cli_register_drivers(void)
     qcow2_register_driver();
     filter_register_drivers();
     nbd_register_driver();
+    secret_register_type();
+    tls_register_types();
 }

@@ -71,19 +71,6 @@ static void print_help(void)
     printf("\n");
 }
 
-int img_check_objects(const struct cli_items *objects)
-{
-    for (size_t i = 0; i < objects->count; i++) {
-        const char *def = objects->item[i].value;
-
-        if (strncmp(def, "secret,", 7) != 0 && strncmp(def, "qom-type=secret,", 16) != 0) {
-            return cli_fail("Objects of type '%.*s' are not supported here", (int)strcspn(def, ","),
-                            def);
-        }
-    }
-    return 0;
-}
-
 static int co_img_main(int argc, char **argv)
 {
     const char *name = argv[1];

@@ -26,8 +26,7 @@ int img_snapshot_main(int argc, char **argv);
 /* Rows that most sub-commands have. */
 #define IMG_ARG_OBJECT(items)                                                                      \
     {                                                                                              \
-        "object", 0, CLI_REPEAT, &(items), "DEF",                                                  \
-            "accepted for QEMU's command lines; only type secret"                                  \
+        "object", 0, CLI_REPEAT, &(items), "DEF", "an object that others refer to: TYPE,id=ID,..." \
     }
 #define IMG_ARG_IMAGE_OPTS(flag)                                                                   \
     {                                                                                              \
@@ -65,8 +64,5 @@ int img_snapshot_main(int argc, char **argv);
     if (first < 0) {                                                                               \
         return first == CLI_ARGS_HELP ? 0 : 1;                                                     \
     }
-
-/* Refuse --object of a type that there is not. Returns 0 or 1 (told). */
-int img_check_objects(const struct cli_items *objects);
 
 #endif

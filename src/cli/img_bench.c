@@ -225,7 +225,7 @@ int img_bench_main(int argc, char **argv)
     if (first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
-    if (cli_check_cache_mode(image.cache, "cache") < 0 || img_check_objects(&objects) ||
+    if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_add_objects(&objects) ||
         parse_numbers(&t, &b)) {
         return 1;
     }

@@ -200,7 +200,7 @@ int img_check_main(int argc, char **argv)
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
     if (parse_repair(repair, &fix) < 0 || cli_parse_output(output, &json) < 0 ||
-        cli_check_cache_mode(image.cache, "source cache") < 0 || img_check_objects(&objects)) {
+        cli_check_cache_mode(image.cache, "source cache") < 0 || cli_add_objects(&objects)) {
         return CHECK_FAILED;
     }
     image.name = argv[first];

@@ -259,7 +259,7 @@ int img_compare_main(int argc, char **argv)
     if (first != argc - 2) {
         return cli_usage_fail(&usage, "Expecting two image file names");
     }
-    if (cli_check_cache_mode(image[0].cache, "source cache") < 0 || img_check_objects(&objects)) {
+    if (cli_check_cache_mode(image[0].cache, "source cache") < 0 || cli_add_objects(&objects)) {
         return COMPARE_CANNOT_OPEN;
     }
     image[1].cache = image[0].cache;

@@ -366,7 +366,7 @@ int img_convert_main(int argc, char **argv)
     if (cli_wants_option_help(&r.options)) {
         return cli_print_option_help(r.target_format, first < argc ? argv[argc - 1] : NULL);
     }
-    if (check_request(&r, argc - first - 1) || img_check_objects(&r.objects) ||
+    if (check_request(&r, argc - first - 1) || cli_add_objects(&r.objects) ||
         cli_check_cache_mode(r.target_cache, "cache") < 0 ||
         cli_check_cache_mode(r.source_cache, "source cache") < 0) {
         return 1;

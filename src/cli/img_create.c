@@ -53,7 +53,7 @@ int img_create_main(int argc, char **argv)
     if (first < argc) {
         return cli_usage_fail(&usage, "Unexpected argument: %s", argv[first]);
     }
-    if (img_check_objects(&objects)) {
+    if (cli_add_objects(&objects)) {
         return 1;
     }
     return cli_co_create(&image);

@@ -143,7 +143,7 @@ int img_dd_main(int argc, char **argv)
     if (!r.input || !r.output) {
         return cli_fail("Must specify both input and output files");
     }
-    if (img_check_objects(&objects)) {
+    if (cli_add_objects(&objects)) {
         return 1;
     }
     input.name = r.input;

@@ -179,7 +179,7 @@ static void print_human(struct json_object *o, int level, const char *path)
 {
     struct json_object *children = json_object_object_get(o, "children");
     size_t n_children = json_object_array_length(children);
-    bool is_leaf = n_children == 0;
+    bool is_leaf = n_children == 0 && level > 0;
     uint64_t size = json_object_get_uint64(json_object_object_get(o, "virtual-size"));
     const char *cluster_size = member(o, "cluster-size");
     struct json_object *snapshots;
@@ -290,7 +290,7 @@ int img_info_main(int argc, char **argv)
     if (first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
-    if (cli_parse_output(output, &json) < 0 || img_check_objects(&objects)) {
+    if (cli_parse_output(output, &json) < 0 || cli_add_objects(&objects)) {
         return 1;
     }
     image.name = argv[first];

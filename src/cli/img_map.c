@@ -128,7 +128,7 @@ int img_map_main(int argc, char **argv)
     }
     if ((start_text && cli_parse_size(start_text, "start offset", 0, INT64_MAX, &start) < 0) ||
         (length_text && cli_parse_size(length_text, "max length", 0, INT64_MAX, &length) < 0) ||
-        cli_parse_output(output, &json) < 0 || img_check_objects(&objects)) {
+        cli_parse_output(output, &json) < 0 || cli_add_objects(&objects)) {
         return 1;
     }
     image.name = argv[first];

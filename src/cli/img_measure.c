@@ -238,7 +238,7 @@ static int co_run_request(const struct request *r, struct cli_image *image)
     ERROR_AUTO(err);
     CLI_DISK_AUTO(disk);
 
-    if (take_text(&r->options, "size", &ignored) || img_check_objects(&r->objects) ||
+    if (take_text(&r->options, "size", &ignored) || cli_add_objects(&r->objects) ||
         cli_parse_output(r->output, &json) < 0 ||
         (r->size_text && cli_parse_size(r->size_text, "image size", 0, INT64_MAX, &size) < 0)) {
         return 1;

@@ -122,7 +122,7 @@ int img_resize_main(int argc, char **argv)
         return cli_usage_fail(&usage, first < argc ? "Expecting image file name and size"
                                                    : "Not enough arguments");
     }
-    if (parse_prealloc(prealloc_text, &prealloc) || img_check_objects(&objects)) {
+    if (parse_prealloc(prealloc_text, &prealloc) || cli_add_objects(&objects)) {
         return 1;
     }
     image.name = argv[first];

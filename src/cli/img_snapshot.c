@@ -104,7 +104,7 @@ int img_snapshot_main(int argc, char **argv)
     if (first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
-    if (img_check_objects(&objects)) {
+    if (cli_add_objects(&objects)) {
         return 1;
     }
     image.name = argv[first];

@@ -208,7 +208,7 @@ struct command_line {
 
 static int check_command_line(const struct command_line *l)
 {
-    if (cli_check_cache_mode(l->cache, "cache") < 0 || img_check_objects(&l->objects)) {
+    if (cli_check_cache_mode(l->cache, "cache") < 0 || cli_add_objects(&l->objects)) {
         return 1;
     }
     if (l->discard && strcmp(l->discard, "unmap") != 0 && strcmp(l->discard, "on") != 0 &&

@@ -20,6 +20,7 @@
 #include "loop/loop.h"
 #include "nbd/client.h"
 #include "nbd/proto.h"
+#include "tls/tls.h"
 
 #define EXPORT_ID "tidemark-nbd"
 #define FIRST_PASSED_FD 3 /* sd_listen_fds(3) */
@@ -40,8 +41,8 @@ static const struct cli_usage usage = {
 static struct {
     const char *format, *bind, *port, *socket, *shared, *name, *description, *offset, *cache;
     const char *discard, *detect_zeroes, *pid_file, *aio, *trace;
-    const char *connect, *load_snapshot, *object, *tls_creds, *tls_authz, *tls_hostname, *selinux;
-    struct cli_items bitmaps;
+    const char *connect, *load_snapshot, *tls_creds, *tls_authz, *tls_hostname, *selinux;
+    struct cli_items bitmaps, objects;
     bool read_only, persistent, depth, list, fork, verbose, version, image_opts, no_cache;
     bool snapshot, disconnect;
     const char *file; /* FILE; NULL with -L */
@@ -74,16 +75,19 @@ static const struct cli_arg args[] = {
     {"fork", 0, CLI_FLAG, &cl.fork, NULL, "go to the background once clients can connect"},
     {"pid-file", 0, CLI_VALUE, &cl.pid_file, "PATH", "write the process id there"},
     {"list", 'L', CLI_FLAG, &cl.list, NULL, "list the exports of a server"},
+    {"object", 0, CLI_REPEAT, &cl.objects, "DEF", "an object that others refer to: TYPE,id=ID,..."},
+    {"tls-creds", 0, CLI_VALUE, &cl.tls_creds, "ID",
+     "use TLS, with these credentials (--object tls-creds-...)"},
+    {"tls-authz", 0, CLI_VALUE, &cl.tls_authz, "ID",
+     "let in only whom this allows (--object authz-...)"},
+    {"tls-hostname", 0, CLI_VALUE, &cl.tls_hostname, "NAME",
+     "with -L: the name that the server's certificate is for"},
     {"verbose", 'v', CLI_FLAG, &cl.verbose, NULL, "tell more"},
     {"version", 'V', CLI_FLAG, &cl.version, NULL, "print the version"},
     /* Known, and refused by name. */
     {"connect", 'c', CLI_VALUE, &cl.connect, "DEV", NULL},
     {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL, NULL},
     {"snapshot", 's', CLI_FLAG, &cl.snapshot, NULL, NULL},
-    {"object", 0, CLI_VALUE, &cl.object, "OBJECT", NULL},
-    {"tls-creds", 0, CLI_VALUE, &cl.tls_creds, "ID", NULL},
-    {"tls-authz", 0, CLI_VALUE, &cl.tls_authz, "ID", NULL},
-    {"tls-hostname", 0, CLI_VALUE, &cl.tls_hostname, "NAME", NULL},
     {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL", NULL},
     {"trace", 'T', CLI_VALUE, &cl.trace, "PATTERN", NULL},
     {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
@@ -129,8 +133,9 @@ static void print_export(const struct nbd_export_info *e)
     }
 }
 
-static int co_list(void)
+static int co_list(const struct tls_creds *creds)
 {
+    struct nbd_client_tls tls = {.creds = creds, .hostname = cl.tls_hostname};
     struct nbd_address address = {
         .path = (char *)(uintptr_t)cl.socket,
         .host = (char *)(uintptr_t)(cl.bind ?: "localhost"),
@@ -140,7 +145,8 @@ static int co_list(void)
     ERROR_AUTO(err);
     size_t count;
 
-    if (nbd_client_co_list(&address, LIST_TIMEOUT_NS, &list, &count, &err) < 0) {
+    if (nbd_client_co_list(&address, creds ? &tls : NULL, LIST_TIMEOUT_NS, &list, &count, &err) <
+        0) {
         return cli_report(&err);
     }
     printf("exports available: %zu\n", count);
@@ -257,6 +263,8 @@ static int co_start_server(struct error *err)
     config.port = cl.port;
     config.listen_fd = passed_socket();
     config.max_connections = (unsigned)cl.max_clients;
+    config.tls_creds = cl.tls_creds;
+    config.tls_authz = cl.tls_authz;
     config.on_disconnect = client_left;
     return export_co_nbd_server_start(&config, err);
 }
@@ -299,7 +307,7 @@ static int write_pid_file(void)
     return 0;
 }
 
-/* Let the process that the user started end, and the terminal go. */
+/* Let the process that the user started end, and the terminal go; --verbose keeps telling. */
 static void tell_ready(void)
 {
     int null;
@@ -311,7 +319,9 @@ static void tell_ready(void)
     if (null >= 0) {
         dup2(null, STDIN_FILENO);
         dup2(null, STDOUT_FILENO);
-        dup2(null, STDERR_FILENO);
+        if (!cl.verbose) {
+            dup2(null, STDERR_FILENO);
+        }
         close(null);
     }
     if (write(cl.ready_fd, "", 1) < 0) {
@@ -383,7 +393,21 @@ static int co_serve(void)
 
 static int co_main(int argc, char **argv)
 {
-    return cl.list ? co_list() : co_serve();
+    struct tls_creds *creds = NULL;
+    ERROR_AUTO(err);
+    int ret;
+
+    if (cli_add_objects(&cl.objects)) {
+        return 1;
+    }
+    if (cl.tls_creds &&
+        tls_creds_ref(cl.tls_creds, cl.list ? TLS_CLIENT : TLS_SERVER, &creds, &err) < 0) {
+        error_prepend(&err, "Failed to get TLS creds: ");
+        return cli_report(&err);
+    }
+    ret = cl.list ? co_list(creds) : co_serve();
+    tls_creds_unref(creds);
+    return ret;
 }
 
 /* --- the command line ------------------------------------------------------------------------------ */
@@ -397,10 +421,6 @@ static int refuse_unsupported(void)
         {cl.connect != NULL, "--connect"},
         {cl.disconnect, "--disconnect"},
         {cl.snapshot, "--snapshot"},
-        {cl.object != NULL, "--object"},
-        {cl.tls_creds != NULL, "--tls-creds"},
-        {cl.tls_authz != NULL, "--tls-authz"},
-        {cl.tls_hostname != NULL, "--tls-hostname"},
         {cl.selinux != NULL, "--selinux-label"},
     };
 
@@ -408,6 +428,23 @@ static int refuse_unsupported(void)
         if (refused[i].given) {
             return cli_fail("%s is not supported", refused[i].option);
         }
+    }
+    return 0;
+}
+
+static int check_tls(void)
+{
+    if (cl.tls_authz && !cl.tls_creds) {
+        return cli_fail("--tls-authz is not permitted without --tls-creds");
+    }
+    if (cl.tls_hostname && !cl.tls_creds) {
+        return cli_fail("--tls-hostname is not permitted without --tls-creds");
+    }
+    if (cl.tls_hostname && !cl.list) {
+        return cli_fail("TLS hostname is only supported with export list");
+    }
+    if (cl.tls_authz && cl.list) {
+        return cli_fail("TLS authorization is incompatible with export list");
     }
     return 0;
 }
@@ -523,7 +560,8 @@ static int run(int argc, char **argv)
         return 0;
     }
     cl.read_only = cl.read_only || cl.load_snapshot;
-    if (refuse_unsupported() || check_texts() || cli_check_snapshot(cl.load_snapshot) < 0 ||
+    if (refuse_unsupported() || check_tls() || check_texts() ||
+        cli_check_snapshot(cl.load_snapshot) < 0 ||
         (cl.list ? check_list_mode(argc - first) : check_serve_mode(argc - first))) {
         return 1;
     }
@@ -550,5 +588,6 @@ int cli_nbd_main(int argc, char **argv)
     int ret = run(argc, argv);
 
     cli_items_clear(&cl.bitmaps);
+    cli_items_clear(&cl.objects);
     return ret;
 }

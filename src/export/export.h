@@ -34,6 +34,9 @@ struct export_nbd_server_config {
     int listen_fd; /* -1, or a listening socket to use instead (owned by the server on success) */
     unsigned max_connections;       /* further ones wait in the backlog; 0: no limit */
     unsigned handshake_max_seconds; /* a handshake that takes longer is dropped; 0: no limit */
+    const char
+        *tls_creds; /* id of credentials that all clients have to use TLS with; NULL: no TLS */
+    const char *tls_authz; /* id of what they have to be let in by, with tls_creds; NULL: nothing */
     /* A client that got as far as an export is gone, `left` connections remain. May be NULL; must not yield. */
     void (*on_disconnect)(void *arg, size_t left);
     void *arg; /* for that */
@@ -45,7 +48,7 @@ struct export_nbd_server_config {
                                        .max_connections = EXPORT_NBD_MAX_CONNECTIONS,              \
                                        .handshake_max_seconds = EXPORT_NBD_HANDSHAKE_SECONDS})
 
-/* Listen. -EBUSY "NBD server already running"; errors of bind(2) name the address. */
+/* Listen. -EBUSY "NBD server already running"; errors of bind(2) name the address; -ENOENT, -EINVAL of TLS objects. */
 int export_co_nbd_server_start(const struct export_nbd_server_config *config, struct error *err);
 
 /*

@@ -15,6 +15,7 @@
 #include "export/internal.h"
 #include "loop/loop.h"
 #include "nbd/proto.h"
+#include "tls/tls.h"
 
 #define BACKLOG 512
 
@@ -24,6 +25,8 @@ static struct {
     bool busy;                 /* starting or stopping */
     char *unix_path;           /* to remove at the end; NULL: none */
     unsigned port;             /* TCP; 0: none */
+    struct tls_creds *creds;   /* references; NULL: none */
+    struct tls_authz *authz;
 } state;
 
 struct nbd_server *export_nbd_server(void)
@@ -176,6 +179,8 @@ static int co_start(const struct export_nbd_server_config *config, struct error 
     struct nbd_server_config sc = {
         .max_connections = config->max_connections,
         .handshake_seconds = config->handshake_max_seconds,
+        .tls_creds = state.creds,
+        .tls_authz = state.authz,
         .on_disconnect = config->on_disconnect,
         .arg = config->arg,
     };
@@ -212,6 +217,38 @@ static int co_start(const struct export_nbd_server_config *config, struct error 
     return 0;
 }
 
+static void drop_tls(void)
+{
+    tls_creds_unref(state.creds);
+    tls_authz_unref(state.authz);
+    state.creds = NULL;
+    state.authz = NULL;
+}
+
+static int take_tls(const struct export_nbd_server_config *config, struct error *err)
+{
+    int ret = 0;
+
+    if (config->tls_creds) {
+        ret = tls_creds_ref(config->tls_creds, TLS_SERVER, &state.creds, err);
+    } else if (config->tls_authz) {
+        ret = error_set(err, EINVAL, "tls-authz is not permitted without tls-creds");
+    }
+    if (ret == 0 && config->tls_authz) {
+        ret = tls_authz_ref(config->tls_authz, &state.authz, err);
+    }
+    if (ret == 0 && state.authz && !tls_creds_identify_peer(state.creds)) {
+        ret = error_set(err, EINVAL,
+                        "tls-authz needs TLS credentials that tell who a client is: '%s' are "
+                        "anonymous, or have verify-peer=off",
+                        config->tls_creds);
+    }
+    if (ret < 0) {
+        drop_tls();
+    }
+    return ret;
+}
+
 int export_co_nbd_server_start(const struct export_nbd_server_config *config, struct error *err)
 {
     int ret;
@@ -219,9 +256,16 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
     if (state.server || state.busy) {
         return error_set(err, EBUSY, "NBD server already running");
     }
+    ret = take_tls(config, err);
+    if (ret < 0) {
+        return ret;
+    }
     state.busy = true;
     ret = co_start(config, err);
     state.busy = false;
+    if (ret < 0) {
+        drop_tls();
+    }
     return ret;
 }
 
@@ -253,6 +297,7 @@ int export_co_nbd_server_stop(struct error *err)
     nbd_server_free(state.server);
     state.server = NULL;
     state.port = 0;
+    drop_tls();
     remove_socket();
     state.busy = false;
     return 0;

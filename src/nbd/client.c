@@ -25,7 +25,7 @@
 
 /* Elements that are to leave together. */
 struct outbox {
-    int fd;
+    const struct nbd_wire *wire;
     int error; /* sending has failed: the rest is dropped */
     int count;
     struct iovec vec[GATHER_MAX];
@@ -33,25 +33,8 @@ struct outbox {
 
 static void co_send_out(struct outbox *o)
 {
-    struct iovec *v = o->vec;
-
-    while (o->count > 0 && !o->error) {
-        struct msghdr msg = {.msg_iov = v, .msg_iovlen = (size_t)o->count};
-        ssize_t n = loop_co_sendmsg(o->fd, &msg, MSG_NOSIGNAL);
-
-        if (n < 0) {
-            o->error = (int)n;
-            break;
-        }
-        while (o->count > 0 && (size_t)n >= v->iov_len) {
-            n -= (ssize_t)v->iov_len;
-            v++;
-            o->count--;
-        }
-        if (o->count > 0) {
-            v->iov_base = (uint8_t *)v->iov_base + n;
-            v->iov_len -= (size_t)n;
-        }
+    if (!o->error) {
+        o->error = nbd_wire_co_send(o->wire, o->vec, o->count);
     }
     o->count = 0;
 }
@@ -113,7 +96,7 @@ static bool co_take_batch(struct nbd_client *c, struct list *batch)
 static void sender(void *arg)
 {
     struct nbd_client *c = arg;
-    struct outbox o = {.fd = c->fd};
+    struct outbox o = {.wire = &c->wire};
     struct list batch = LIST_INIT(batch);
     struct nbd_request goodbye = {.type = NBD_CMD_DISC};
     uint8_t header[NBD_REQUEST_SIZE];
@@ -122,14 +105,17 @@ static void sender(void *arg)
         co_send_batch(&o, &batch);
         if (o.error) {
             /* The receiver notices, and fails all that wait for an answer. */
-            shutdown(c->fd, SHUT_RDWR);
+            shutdown(c->wire.fd, SHUT_RDWR);
         }
     }
     nbd_request_encode(header, &goodbye);
     co_put(&o, header, sizeof(header));
     co_send_out(&o);
+    if (c->wire.tls && !o.error) {
+        tls_session_bye(c->wire.tls);
+    }
     /* The server hangs up, and ends the receiver by that. */
-    shutdown(c->fd, SHUT_WR);
+    shutdown(c->wire.fd, SHUT_WR);
     co_group_done(&c->group);
 }
 
@@ -468,9 +454,7 @@ static int deadline_end(struct deadline *d, int ret, struct error *err)
 
 static void release(struct nbd_client *c)
 {
-    if (c->fd >= 0) {
-        close(c->fd);
-    }
+    nbd_wire_close(&c->wire);
     nbd_agreement_clear(&c->agreed);
     co_semaphore_destroy(&c->room);
     co_group_destroy(&c->group);
@@ -486,7 +470,7 @@ static struct nbd_client *client_new(size_t context_count)
     if (!c) {
         return NULL;
     }
-    c->fd = -1;
+    c->wire.fd = -1;
     c->home = reactor_current();
     c->context_count = context_count;
     co_semaphore_init(&c->room, NBD_CLIENT_IN_FLIGHT);
@@ -512,17 +496,34 @@ static int start(struct nbd_client *c, struct error *err)
         ret = reactor_spawn(c->home, sender, c);
         if (ret < 0) {
             co_group_done(&c->group);
-            shutdown(c->fd, SHUT_RDWR);
+            shutdown(c->wire.fd, SHUT_RDWR);
             co_group_wait(&c->group);
         }
     }
     return ret < 0 ? error_set_errno(err, -ret, "Could not start the NBD client") : 0;
 }
 
-int nbd_client_co_connect(const struct nbd_address *address, const char *export_name,
-                          const char *const *contexts, size_t context_count, int64_t timeout_ns,
-                          struct nbd_client **ret, struct error *err)
+/* The name that the server's certificate has to be for. */
+static const struct nbd_client_tls *complete(const struct nbd_client_tls *tls,
+                                             const struct nbd_address *address,
+                                             struct nbd_client_tls *buf)
 {
+    if (!tls) {
+        return NULL;
+    }
+    *buf = *tls;
+    if (!buf->hostname && !address->path) {
+        buf->hostname = address->host;
+    }
+    return buf;
+}
+
+int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_client_tls *tls,
+                          const char *export_name, const char *const *contexts,
+                          size_t context_count, int64_t timeout_ns, struct nbd_client **ret,
+                          struct error *err)
+{
+    struct nbd_client_tls buf;
     struct deadline deadline;
     struct nbd_client *c;
     ERROR_AUTO(local);
@@ -536,11 +537,11 @@ int nbd_client_co_connect(const struct nbd_address *address, const char *export_
     if (!c) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = nbd_co_dial(address, timeout_ns, &c->fd, &local);
+    r = nbd_co_dial(address, timeout_ns, &c->wire.fd, &local);
     if (r == 0) {
-        deadline_begin(&deadline, c->fd, timeout_ns);
-        r = nbd_handshake_co_choose(c->fd, export_name, contexts, context_count, &c->agreed,
-                                    &local);
+        deadline_begin(&deadline, c->wire.fd, timeout_ns);
+        r = nbd_handshake_co_choose(&c->wire, complete(tls, address, &buf), export_name, contexts,
+                                    context_count, &c->agreed, &local);
         r = deadline_end(&deadline, r, &local);
     }
     if (r == 0) {
@@ -566,25 +567,27 @@ void nbd_client_co_close(struct nbd_client *c)
     c->closing = true;
     wake_sender_locked(c);
     pthread_mutex_unlock(&c->lock);
-    deadline_begin(&deadline, c->fd, GOODBYE_NS);
+    deadline_begin(&deadline, c->wire.fd, GOODBYE_NS);
     co_group_wait(&c->group);
     loop_timer_disarm(&deadline.timer);
     release(c);
 }
 
-int nbd_client_co_list(const struct nbd_address *address, int64_t timeout_ns,
-                       struct nbd_export_info **ret, size_t *ret_count, struct error *err)
+int nbd_client_co_list(const struct nbd_address *address, const struct nbd_client_tls *tls,
+                       int64_t timeout_ns, struct nbd_export_info **ret, size_t *ret_count,
+                       struct error *err)
 {
-    AUTO_CLOSE int fd = -1;
+    struct nbd_wire wire CLEANUP(nbd_wire_close) = {.fd = -1};
+    struct nbd_client_tls buf;
     struct deadline deadline;
     ERROR_AUTO(local);
-    int r = nbd_co_dial(address, timeout_ns, &fd, err);
+    int r = nbd_co_dial(address, timeout_ns, &wire.fd, err);
 
     if (r < 0) {
         return r;
     }
-    deadline_begin(&deadline, fd, timeout_ns);
-    r = nbd_handshake_co_list(fd, ret, ret_count, &local);
+    deadline_begin(&deadline, wire.fd, timeout_ns);
+    r = nbd_handshake_co_list(&wire, complete(tls, address, &buf), ret, ret_count, &local);
     r = deadline_end(&deadline, r, &local);
     if (r < 0) {
         error_move(err, &local);

@@ -21,6 +21,7 @@
 #define NBD_CLIENT_CONTEXT_MAX 16
 
 struct nbd_client;
+struct tls_creds;
 
 /* Where a server is: a unix socket (path), or TCP. Strings are owned. */
 struct nbd_address {
@@ -38,13 +39,21 @@ void nbd_address_clear(struct nbd_address *a);
 int nbd_address_parse(const char *uri, struct nbd_address *ret, char **ret_export,
                       struct error *err);
 
+/* That the server has to speak TLS, and who it has to be. */
+struct nbd_client_tls {
+    const struct tls_creds *creds; /* of a client; they outlive the connection */
+    const char *hostname;          /* that its certificate is for; NULL: the host of the address */
+};
+
 /*
  * Connect and choose an export, asking for `context_count` metadata contexts by exact name. Those that the
  * server doesn't have are no error: see nbd_client_context(). timeout_ns limits the whole of it; < 0: no limit.
+ * `tls` NULL: in the clear.
  */
-int nbd_client_co_connect(const struct nbd_address *address, const char *export_name,
-                          const char *const *contexts, size_t context_count, int64_t timeout_ns,
-                          struct nbd_client **ret, struct error *err);
+int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_client_tls *tls,
+                          const char *export_name, const char *const *contexts,
+                          size_t context_count, int64_t timeout_ns, struct nbd_client **ret,
+                          struct error *err);
 
 /* Say goodbye, wait for what is in flight, release. On the reactor that connected. NULL is fine. */
 void nbd_client_co_close(struct nbd_client *c);
@@ -108,8 +117,9 @@ struct nbd_export_info {
 };
 
 /* List the exports of a server. *ret is freed with nbd_export_list_free(). */
-int nbd_client_co_list(const struct nbd_address *address, int64_t timeout_ns,
-                       struct nbd_export_info **ret, size_t *ret_count, struct error *err);
+int nbd_client_co_list(const struct nbd_address *address, const struct nbd_client_tls *tls,
+                       int64_t timeout_ns, struct nbd_export_info **ret, size_t *ret_count,
+                       struct error *err);
 void nbd_export_list_free(struct nbd_export_info *list, size_t count);
 
 #endif

@@ -17,12 +17,14 @@
 #include "nbd/client.h"
 #include "nbd/nbd.h"
 #include "nbd/proto.h"
+#include "tls/tls.h"
 
 #define HANDSHAKE_TIMEOUT_NS 30000000000LL
 #define RETRY_NS 100000000LL
 
 struct nbd_node {
     struct nbd_client *client;
+    struct tls_creds *creds; /* a reference; NULL: in the clear */
 };
 
 /* What the options say. */
@@ -30,6 +32,8 @@ struct target {
     struct nbd_address address;
     char *export;
     char *context;         /* x-dirty-bitmap; NULL: base:allocation */
+    char *tls_creds;       /* id of an object; NULL: in the clear */
+    char *tls_hostname;    /* NULL: the host of the address */
     uint64_t open_timeout; /* seconds in which failed connecting is tried again */
 };
 
@@ -38,6 +42,8 @@ static void target_clear(struct target *t)
     nbd_address_clear(&t->address);
     free(t->export);
     free(t->context);
+    free(t->tls_creds);
+    free(t->tls_hostname);
 }
 
 static int nbd_parse_filename(const char *filename, struct options *opts, struct error *err)
@@ -140,6 +146,12 @@ static int take_target(struct options *opts, struct target *t, struct error *err
         ret = options_take_str(opts, "x-dirty-bitmap", &t->context, err);
     }
     if (ret == 0) {
+        ret = options_take_str(opts, "tls-creds", &t->tls_creds, err);
+    }
+    if (ret == 0) {
+        ret = options_take_str(opts, "tls-hostname", &t->tls_hostname, err);
+    }
+    if (ret == 0) {
         ret = options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err);
     }
     /* Accepted for compatibility: a lost connection is not made again. */
@@ -164,16 +176,18 @@ static int take_target(struct options *opts, struct target *t, struct error *err
     return ret;
 }
 
-static int co_connect(const struct target *t, struct nbd_client **ret, struct error *err)
+static int co_connect(const struct target *t, const struct tls_creds *creds,
+                      struct nbd_client **ret, struct error *err)
 {
+    struct nbd_client_tls tls = {.creds = creds, .hostname = t->tls_hostname};
     const char *context = t->context ? t->context : NBD_CONTEXT_BASE_ALLOCATION;
     int64_t deadline = loop_now_ns() + (int64_t)t->open_timeout * 1000000000LL;
 
     for (;;) {
         ERROR_AUTO(local);
         int64_t left;
-        int r = nbd_client_co_connect(&t->address, t->export, &context, 1, HANDSHAKE_TIMEOUT_NS,
-                                      ret, &local);
+        int r = nbd_client_co_connect(&t->address, creds ? &tls : NULL, t->export, &context, 1,
+                                      HANDSHAKE_TIMEOUT_NS, ret, &local);
 
         if (r == 0) {
             return 0;
@@ -194,7 +208,8 @@ static char *make_filename(const struct target *t)
     int n;
 
     if (t->address.path) {
-        n = asprintf(&name, "nbd+unix:///%s?socket=%s", t->export, t->address.path);
+        n = asprintf(&name, "nbd+unix://%s%s?socket=%s", t->export[0] ? "/" : "", t->export,
+                     t->address.path);
     } else if (t->export[0]) {
         n = asprintf(&name, "nbd://%s:%s/%s", t->address.host, port, t->export);
     } else {
@@ -227,16 +242,28 @@ static void set_limits(struct block_node *node, const struct nbd_client *c)
     block_node_set_size(node, nbd_client_size(c));
 }
 
+static void co_disconnect(struct nbd_node *n)
+{
+    nbd_client_co_close(n->client);
+    n->client = NULL;
+    tls_creds_unref(n->creds);
+    n->creds = NULL;
+}
+
 static int nbd_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct nbd_node *n = node->opaque;
     struct target t CLEANUP(target_clear) = {0};
     int ret = take_target(opts, &t, err);
 
+    if (ret == 0 && t.tls_creds) {
+        ret = tls_creds_ref(t.tls_creds, TLS_CLIENT, &n->creds, err);
+    }
     if (ret == 0) {
-        ret = co_connect(&t, &n->client, err);
+        ret = co_connect(&t, n->creds, &n->client, err);
     }
     if (ret < 0) {
+        co_disconnect(n);
         return ret;
     }
     if (t.context && !nbd_client_context(n->client, 0)) {
@@ -245,8 +272,7 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
         ret = error_set(err, EACCES, "NBD server does not allow writing to export '%s'", t.export);
     }
     if (ret < 0) {
-        nbd_client_co_close(n->client);
-        n->client = NULL;
+        co_disconnect(n);
         return ret;
     }
     free(node->filename);
@@ -257,10 +283,7 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
 
 static void nbd_co_close_node(struct block_node *node)
 {
-    struct nbd_node *n = node->opaque;
-
-    nbd_client_co_close(n->client);
-    n->client = NULL;
+    co_disconnect(node->opaque);
 }
 
 static struct nbd_client *client_of(struct block_node *node)

@@ -6,7 +6,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
@@ -26,46 +25,8 @@ static void reply_clear(struct reply *r)
     *r = (struct reply){0};
 }
 
-static int lost(struct error *err, int ret)
-{
-    return error_set_errno(err, ret < 0 ? -ret : ECONNRESET,
-                           "The NBD server ended the connection during negotiation");
-}
-
-static int co_read(int fd, void *buf, size_t size, struct error *err)
-{
-    uint8_t *p = buf;
-
-    while (size > 0) {
-        ssize_t n = loop_co_recv(fd, p, size);
-
-        if (n <= 0) {
-            return lost(err, (int)n);
-        }
-        p += n;
-        size -= (size_t)n;
-    }
-    return 0;
-}
-
-static int co_write(int fd, const void *buf, size_t size, struct error *err)
-{
-    struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
-    struct msghdr msg = {.msg_iov = &vec, .msg_iovlen = 1};
-
-    while (vec.iov_len > 0) {
-        ssize_t n = loop_co_sendmsg(fd, &msg, MSG_NOSIGNAL);
-
-        if (n < 0) {
-            return lost(err, (int)n);
-        }
-        vec.iov_base = (uint8_t *)vec.iov_base + n;
-        vec.iov_len -= (size_t)n;
-    }
-    return 0;
-}
-
-static int co_send_option(int fd, uint32_t option, const struct strbuf *data, struct error *err)
+static int co_send_option(struct nbd_wire *w, uint32_t option, const struct strbuf *data,
+                          struct error *err)
 {
     STRBUF_AUTO(out);
     uint8_t header[NBD_OPTION_HEADER_SIZE];
@@ -79,14 +40,14 @@ static int co_send_option(int fd, uint32_t option, const struct strbuf *data, st
     if (out.failed || (data && data->failed)) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    return co_write(fd, out.data, out.len, err);
+    return nbd_wire_co_write(w, out.data, out.len, err);
 }
 
-static int co_read_reply(int fd, uint32_t option, struct reply *ret, struct error *err)
+static int co_read_reply(struct nbd_wire *w, uint32_t option, struct reply *ret, struct error *err)
 {
     uint8_t header[NBD_OPTION_REPLY_HEADER_SIZE];
     uint32_t of, type, length;
-    int r = co_read(fd, header, sizeof(header), err);
+    int r = nbd_wire_co_read(w, header, sizeof(header), err);
 
     if (r < 0) {
         return r;
@@ -107,21 +68,26 @@ static int co_read_reply(int fd, uint32_t option, struct reply *ret, struct erro
     ret->type = type;
     ret->length = length;
     ret->data[length] = '\0';
-    return co_read(fd, ret->data, length, err);
+    return nbd_wire_co_read(w, ret->data, length, err);
 }
 
 /* What an error reply says, as a sentence. */
 static int refused(uint32_t option, const struct reply *r, struct error *err)
 {
+    const char *advice = "";
+
     switch (r->type) {
     case NBD_REP_ERR_UNKNOWN:
         error_set(err, ENOENT, "Requested export not available");
         break;
     case NBD_REP_ERR_TLS_REQD:
-        error_set(err, EPERM, "The NBD server requires TLS, which is not supported");
+        error_set(err, EPERM, "TLS negotiation required before option %u (%s)", option,
+                  nbd_option_word(option));
+        advice = "Did you forget a valid tls-creds?";
         break;
     case NBD_REP_ERR_POLICY:
-        error_set(err, EPERM, "Denied by server for %s", nbd_option_name(option));
+        error_set(err, EPERM, "Denied by server for option %u (%s)", option,
+                  nbd_option_word(option));
         break;
     case NBD_REP_ERR_UNSUP:
         error_set(err, ENOTSUP, "The NBD server does not support %s", nbd_option_name(option));
@@ -131,8 +97,10 @@ static int refused(uint32_t option, const struct reply *r, struct error *err)
                   nbd_reply_name(r->type));
     }
     if (r->length > 0 && !memchr(r->data, 0, r->length)) {
-        error_hint(err, "server reported: %.*s", (int)MIN(r->length, NBD_STRING_MAX),
-                   (const char *)r->data);
+        error_hint(err, "%s%sserver reported: %.*s", advice, advice[0] ? "\n" : "",
+                   (int)MIN(r->length, NBD_STRING_MAX), (const char *)r->data);
+    } else if (advice[0]) {
+        error_hint(err, "%s", advice);
     }
     return err ? -err->code : -EINVAL;
 }
@@ -143,11 +111,34 @@ static int unexpected(uint32_t option, const struct reply *r, struct error *err)
                      nbd_option_name(option), nbd_reply_name(r->type), r->type);
 }
 
-int nbd_handshake_co_open(int fd, bool *ret_fixed, bool *ret_no_zeroes, struct error *err)
+/* Go on in TLS, or not at all. Not a byte from before is looked at again. */
+static int co_starttls(struct nbd_wire *w, const struct nbd_client_tls *tls, struct error *err)
+{
+    struct reply reply CLEANUP(reply_clear) = {0};
+    int r = co_send_option(w, NBD_OPT_STARTTLS, NULL, err);
+
+    if (r == 0) {
+        r = co_read_reply(w, NBD_OPT_STARTTLS, &reply, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (NBD_REP_IS_ERROR(reply.type)) {
+        return refused(NBD_OPT_STARTTLS, &reply, err);
+    }
+    if (reply.type != NBD_REP_ACK || reply.length > 0) {
+        return unexpected(NBD_OPT_STARTTLS, &reply, err);
+    }
+    r = tls_session_new(tls->creds, w->fd, tls->hostname, NULL, &w->tls, err);
+    return r < 0 ? r : tls_session_co_handshake(w->tls, err);
+}
+
+int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,
+                          bool *ret_no_zeroes, struct error *err)
 {
     uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
     uint16_t flags;
-    int r = co_read(fd, hello, sizeof(hello), err);
+    int r = nbd_wire_co_read(w, hello, sizeof(hello), err);
 
     if (r < 0) {
         return r;
@@ -167,17 +158,24 @@ int nbd_handshake_co_open(int fd, bool *ret_fixed, bool *ret_no_zeroes, struct e
     *ret_fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
     *ret_no_zeroes = flags & NBD_FLAG_NO_ZEROES;
     store_be32(answer, flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES));
-    return co_write(fd, answer, sizeof(answer), err);
+    r = nbd_wire_co_write(w, answer, sizeof(answer), err);
+    if (r < 0 || !tls) {
+        return r;
+    }
+    if (!*ret_fixed) {
+        return error_set(err, ENOTSUP, "The NBD server does not support STARTTLS");
+    }
+    return co_starttls(w, tls, err);
 }
 
 /* *ret is whether the server agreed; one that doesn't know it is fine. */
-static int co_structured(int fd, bool *ret, struct error *err)
+static int co_structured(struct nbd_wire *w, bool *ret, struct error *err)
 {
     struct reply reply CLEANUP(reply_clear) = {0};
-    int r = co_send_option(fd, NBD_OPT_STRUCTURED_REPLY, NULL, err);
+    int r = co_send_option(w, NBD_OPT_STRUCTURED_REPLY, NULL, err);
 
     if (r == 0) {
-        r = co_read_reply(fd, NBD_OPT_STRUCTURED_REPLY, &reply, err);
+        r = co_read_reply(w, NBD_OPT_STRUCTURED_REPLY, &reply, err);
     }
     if (r < 0) {
         return r;
@@ -203,8 +201,8 @@ static void grant(const struct reply *reply, const char *const *contexts, size_t
     }
 }
 
-static int co_set_contexts(int fd, const char *name, const char *const *contexts, size_t count,
-                           struct nbd_agreement *a, struct error *err)
+static int co_set_contexts(struct nbd_wire *w, const char *name, const char *const *contexts,
+                           size_t count, struct nbd_agreement *a, struct error *err)
 {
     struct reply reply CLEANUP(reply_clear) = {0};
     STRBUF_AUTO(data);
@@ -215,12 +213,12 @@ static int co_set_contexts(int fd, const char *name, const char *const *contexts
     for (size_t i = 0; i < count; i++) {
         nbd_put_string(&data, contexts[i]);
     }
-    r = co_send_option(fd, NBD_OPT_SET_META_CONTEXT, &data, err);
+    r = co_send_option(w, NBD_OPT_SET_META_CONTEXT, &data, err);
     if (r < 0) {
         return r;
     }
     for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = co_read_reply(fd, NBD_OPT_SET_META_CONTEXT, &reply, err);
+        r = co_read_reply(w, NBD_OPT_SET_META_CONTEXT, &reply, err);
         if (r < 0) {
             return r;
         }
@@ -298,7 +296,7 @@ static int take_info(const struct reply *reply, struct nbd_agreement *a, bool *h
 }
 
 /* INFO or GO. 1: the server doesn't know the option. */
-static int co_info(int fd, uint32_t option, const char *name, struct nbd_agreement *a,
+static int co_info(struct nbd_wire *w, uint32_t option, const char *name, struct nbd_agreement *a,
                    struct error *err)
 {
     struct reply reply CLEANUP(reply_clear) = {0};
@@ -311,12 +309,12 @@ static int co_info(int fd, uint32_t option, const char *name, struct nbd_agreeme
     nbd_put_u16(&data, NBD_INFO_BLOCK_SIZE);
     nbd_put_u16(&data, NBD_INFO_DESCRIPTION);
     no_block_sizes(a);
-    r = co_send_option(fd, option, &data, err);
+    r = co_send_option(w, option, &data, err);
     if (r < 0) {
         return r;
     }
     for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = co_read_reply(fd, option, &reply, err);
+        r = co_read_reply(w, option, &reply, err);
         if (r < 0) {
             return r;
         }
@@ -336,17 +334,17 @@ static int co_info(int fd, uint32_t option, const char *name, struct nbd_agreeme
     return unexpected(option, &reply, err);
 }
 
-static int co_export_name(int fd, const char *name, bool no_zeroes, struct nbd_agreement *a,
-                          struct error *err)
+static int co_export_name(struct nbd_wire *w, const char *name, bool no_zeroes,
+                          struct nbd_agreement *a, struct error *err)
 {
     uint8_t reply[8 + 2 + NBD_EXPORT_NAME_ZEROES];
     STRBUF_AUTO(data);
     int r;
 
     strbuf_puts(&data, name);
-    r = co_send_option(fd, NBD_OPT_EXPORT_NAME, &data, err);
+    r = co_send_option(w, NBD_OPT_EXPORT_NAME, &data, err);
     if (r == 0) {
-        r = co_read(fd, reply, no_zeroes ? 10 : sizeof(reply), err);
+        r = nbd_wire_co_read(w, reply, no_zeroes ? 10 : sizeof(reply), err);
     }
     if (r < 0) {
         return r;
@@ -357,7 +355,8 @@ static int co_export_name(int fd, const char *name, bool no_zeroes, struct nbd_a
     return check_agreement(a, err);
 }
 
-int nbd_handshake_co_choose(int fd, const char *export_name, const char *const *contexts,
+int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
+                            const char *export_name, const char *const *contexts,
                             size_t context_count, struct nbd_agreement *ret, struct error *err)
 {
     bool fixed = false, no_zeroes = false;
@@ -366,17 +365,17 @@ int nbd_handshake_co_choose(int fd, const char *export_name, const char *const *
     if (strlen(export_name) > NBD_STRING_MAX) {
         return error_set(err, EINVAL, "export name '%.40s...' too long", export_name);
     }
-    r = nbd_handshake_co_open(fd, &fixed, &no_zeroes, err);
+    r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
     if (r == 0 && fixed) {
-        r = co_structured(fd, &ret->structured, err);
+        r = co_structured(w, &ret->structured, err);
     }
     if (r == 0 && ret->structured && context_count > 0) {
-        r = co_set_contexts(fd, export_name, contexts, context_count, ret, err);
+        r = co_set_contexts(w, export_name, contexts, context_count, ret, err);
     }
     if (r == 0) {
-        r = fixed ? co_info(fd, NBD_OPT_GO, export_name, ret, err) : 1;
+        r = fixed ? co_info(w, NBD_OPT_GO, export_name, ret, err) : 1;
     }
-    return r <= 0 ? r : co_export_name(fd, export_name, no_zeroes, ret, err);
+    return r <= 0 ? r : co_export_name(w, export_name, no_zeroes, ret, err);
 }
 
 void nbd_agreement_clear(struct nbd_agreement *a)
@@ -423,16 +422,17 @@ static int take_server(const struct reply *reply, struct nbd_export_info **list,
     return 0;
 }
 
-static int co_list_names(int fd, struct nbd_export_info **list, size_t *count, struct error *err)
+static int co_list_names(struct nbd_wire *w, struct nbd_export_info **list, size_t *count,
+                         struct error *err)
 {
     struct reply reply CLEANUP(reply_clear) = {0};
-    int r = co_send_option(fd, NBD_OPT_LIST, NULL, err);
+    int r = co_send_option(w, NBD_OPT_LIST, NULL, err);
 
     if (r < 0) {
         return r;
     }
     for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = co_read_reply(fd, NBD_OPT_LIST, &reply, err);
+        r = co_read_reply(w, NBD_OPT_LIST, &reply, err);
         if (r < 0) {
             return r;
         }
@@ -469,7 +469,7 @@ static int take_context(const struct reply *reply, struct nbd_export_info *e)
     return 0;
 }
 
-static int co_list_contexts(int fd, struct nbd_export_info *e, struct error *err)
+static int co_list_contexts(struct nbd_wire *w, struct nbd_export_info *e, struct error *err)
 {
     struct reply reply CLEANUP(reply_clear) = {0};
     STRBUF_AUTO(data);
@@ -477,12 +477,12 @@ static int co_list_contexts(int fd, struct nbd_export_info *e, struct error *err
 
     nbd_put_string(&data, e->name);
     nbd_put_u32(&data, 0);
-    r = co_send_option(fd, NBD_OPT_LIST_META_CONTEXT, &data, err);
+    r = co_send_option(w, NBD_OPT_LIST_META_CONTEXT, &data, err);
     if (r < 0) {
         return r;
     }
     for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = co_read_reply(fd, NBD_OPT_LIST_META_CONTEXT, &reply, err);
+        r = co_read_reply(w, NBD_OPT_LIST_META_CONTEXT, &reply, err);
         if (r < 0) {
             return r;
         }
@@ -496,11 +496,12 @@ static int co_list_contexts(int fd, struct nbd_export_info *e, struct error *err
     return unexpected(NBD_OPT_LIST_META_CONTEXT, &reply, err);
 }
 
-static int co_describe(int fd, struct nbd_export_info *e, bool structured, struct error *err)
+static int co_describe(struct nbd_wire *w, struct nbd_export_info *e, bool structured,
+                       struct error *err)
 {
     struct nbd_agreement a = {0};
     ERROR_AUTO(local);
-    int r = co_info(fd, NBD_OPT_INFO, e->name, &a, &local);
+    int r = co_info(w, NBD_OPT_INFO, e->name, &a, &local);
 
     if (r < 0 && (local.code == EPROTO || local.code == ECONNRESET)) {
         error_move(err, &local);
@@ -520,34 +521,37 @@ static int co_describe(int fd, struct nbd_export_info *e, bool structured, struc
         }
     }
     nbd_agreement_clear(&a);
-    return structured ? co_list_contexts(fd, e, err) : 0;
+    return structured ? co_list_contexts(w, e, err) : 0;
 }
 
-int nbd_handshake_co_list(int fd, struct nbd_export_info **ret, size_t *ret_count,
-                          struct error *err)
+int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
+                          struct nbd_export_info **ret, size_t *ret_count, struct error *err)
 {
     struct nbd_export_info *list = NULL;
     bool fixed = false, no_zeroes = false, structured = false;
     size_t count = 0;
-    int r = nbd_handshake_co_open(fd, &fixed, &no_zeroes, err);
+    int r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
 
     if (r == 0 && !fixed) {
         r = error_set(err, ENOTSUP, "The NBD server can't list its exports");
     }
     if (r == 0) {
-        r = co_structured(fd, &structured, err);
+        r = co_structured(w, &structured, err);
     }
     if (r == 0) {
-        r = co_list_names(fd, &list, &count, err);
+        r = co_list_names(w, &list, &count, err);
     }
     for (size_t i = 0; i < count && r == 0; i++) {
-        r = co_describe(fd, &list[i], structured, err);
+        r = co_describe(w, &list[i], structured, err);
     }
     if (r < 0) {
         nbd_export_list_free(list, count);
         return r;
     }
-    (void)co_send_option(fd, NBD_OPT_ABORT, NULL, NULL);
+    (void)co_send_option(w, NBD_OPT_ABORT, NULL, NULL);
+    if (w->tls) {
+        tls_session_bye(w->tls);
+    }
     *ret = list;
     *ret_count = count;
     return 0;

@@ -11,6 +11,7 @@
 #include "loop/loop.h"
 #include "nbd/client.h"
 #include "nbd/proto.h"
+#include "tls/session.h"
 
 #define NBD_CLIENT_BUFFER (64 * KiB)
 /* More extents in one answer end the connection. */
@@ -49,8 +50,28 @@ struct nbd_call {
     atomic_int pending;
 };
 
+/* A connected non-blocking socket, and the TLS session on it if there is one. */
+struct nbd_wire {
+    int fd;                  /* owned; -1: none */
+    struct tls_session *tls; /* owned; NULL: in the clear */
+};
+
+/* As loop_co_recv(). */
+static inline ssize_t nbd_wire_co_recv(const struct nbd_wire *w, void *buf, size_t size)
+{
+    return w->tls ? tls_session_co_recv(w->tls, buf, size) : loop_co_recv(w->fd, buf, size);
+}
+
+/* client_wire.c. All but close yield. 0 or -errno. */
+void nbd_wire_close(struct nbd_wire *w);
+/* All of a vector, which is used up. */
+int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count);
+/* During the handshake, with sentences. */
+int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, struct error *err);
+int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, struct error *err);
+
 struct nbd_client {
-    int fd;
+    struct nbd_wire wire;
     struct reactor *home;
     struct nbd_agreement agreed; /* constant after the handshake */
     size_t context_count;
@@ -70,12 +91,15 @@ struct nbd_client {
     size_t pos, end;
 };
 
-/* client_handshake.c. All yield; the descriptor is connected and non-blocking. 0 or -errno with err set. */
-int nbd_handshake_co_open(int fd, bool *ret_fixed, bool *ret_no_zeroes, struct error *err);
-int nbd_handshake_co_choose(int fd, const char *export_name, const char *const *contexts,
+/* client_handshake.c. All yield. 0 or -errno with err set. */
+/* The hellos, and TLS if `tls` is not NULL. */
+int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,
+                          bool *ret_no_zeroes, struct error *err);
+int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
+                            const char *export_name, const char *const *contexts,
                             size_t context_count, struct nbd_agreement *ret, struct error *err);
-int nbd_handshake_co_list(int fd, struct nbd_export_info **ret, size_t *ret_count,
-                          struct error *err);
+int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
+                          struct nbd_export_info **ret, size_t *ret_count, struct error *err);
 void nbd_agreement_clear(struct nbd_agreement *a);
 
 /* client_connect.c: a connected non-blocking socket. */

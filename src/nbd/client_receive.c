@@ -30,7 +30,7 @@ static int co_fill(struct nbd_client *c, size_t needed)
             c->end = available(c);
             c->pos = 0;
         }
-        n = loop_co_recv(c->fd, c->buffer + c->end, NBD_CLIENT_BUFFER - c->end);
+        n = nbd_wire_co_recv(&c->wire, c->buffer + c->end, NBD_CLIENT_BUFFER - c->end);
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
         }
@@ -49,7 +49,7 @@ static int co_receive(struct nbd_client *c, uint8_t *to, size_t size)
             memcpy(to, c->buffer + c->pos, part);
             c->pos += part;
         } else if (size >= NBD_CLIENT_BUFFER / 2) {
-            ssize_t n = loop_co_recv(c->fd, to, size);
+            ssize_t n = nbd_wire_co_recv(&c->wire, to, size);
 
             if (n <= 0) {
                 return n < 0 ? (int)n : -ECONNRESET;
@@ -370,7 +370,7 @@ void nbd_client_receiver(void *arg)
     if (ret == -EPROTO) {
         log_warning("NBD server: broke the protocol; disconnected");
     }
-    shutdown(c->fd, SHUT_RDWR);
+    shutdown(c->wire.fd, SHUT_RDWR);
     fail_all(c);
     co_group_done(&c->group);
 }

@@ -96,6 +96,24 @@ const char *nbd_option_name(uint32_t option)
     return find_name(names, ARRAY_SIZE(names), option);
 }
 
+const char *nbd_option_word(uint32_t option)
+{
+    static const struct name_of names[] = {
+        {NBD_OPT_EXPORT_NAME, "export name"},
+        {NBD_OPT_ABORT, "abort"},
+        {NBD_OPT_LIST, "list"},
+        {NBD_OPT_STARTTLS, "starttls"},
+        {NBD_OPT_INFO, "info"},
+        {NBD_OPT_GO, "go"},
+        {NBD_OPT_STRUCTURED_REPLY, "structured reply"},
+        {NBD_OPT_LIST_META_CONTEXT, "list meta context"},
+        {NBD_OPT_SET_META_CONTEXT, "set meta context"},
+        {NBD_OPT_EXTENDED_HEADERS, "extended headers"},
+    };
+
+    return find_name(names, ARRAY_SIZE(names), option);
+}
+
 const char *nbd_reply_name(uint32_t type)
 {
     static const struct name_of names[] = {

@@ -191,6 +191,18 @@ static void co_be_fair(struct nbd_connection *c)
     }
 }
 
+/* As co_receive_two(), into one place: records are decrypted into nothing else. */
+static ssize_t co_receive_tls(struct nbd_connection *c, uint8_t *to, size_t room)
+{
+    ssize_t n = tls_session_recv(c->tls, to, room);
+
+    if (n != -EAGAIN) {
+        return n;
+    }
+    nbd_reply_flush(c);
+    return tls_session_co_recv(c->tls, to, room);
+}
+
 /*
  * Receive into two places, for recv() knows only one: bytes, or -errno. Replies leave before it waits.
  */
@@ -199,6 +211,9 @@ static ssize_t co_receive_two(struct nbd_connection *c, struct iovec vec[static 
     struct msghdr msg = {.msg_iov = vec, .msg_iovlen = 2};
 
     co_be_fair(c);
+    if (c->tls) {
+        return co_receive_tls(c, vec[0].iov_base, vec[0].iov_len);
+    }
     for (;;) {
         ssize_t n = recvmsg(c->fd, &msg, MSG_DONTWAIT);
         int ret;
@@ -223,6 +238,17 @@ static ssize_t co_receive_two(struct nbd_connection *c, struct iovec vec[static 
 /* Looks at an empty socket before others of the reactor get their turn. */
 #define SPINS_MAX 8
 
+static ssize_t receive_now(struct nbd_connection *c, uint8_t *to, size_t room)
+{
+    ssize_t n;
+
+    if (c->tls) {
+        return tls_session_recv(c->tls, to, room);
+    }
+    n = recv(c->fd, to, room, MSG_DONTWAIT);
+    return n < 0 ? -errno : n;
+}
+
 /*
  * Bytes, 0 at the end of the stream, or -errno. What the client has sent is taken before replies leave; then it
  * may be worth to hold them back for more. They leave before a wait.
@@ -232,16 +258,16 @@ static ssize_t co_receive_more(struct nbd_connection *c, uint8_t *to, size_t roo
     unsigned spins = 0;
 
     for (;;) {
-        ssize_t n = recv(c->fd, to, room, MSG_DONTWAIT);
+        ssize_t n = receive_now(c, to, room);
 
         if (n >= 0) {
             return n;
         }
-        if (errno == EINTR) {
+        if (n == -EINTR) {
             continue;
         }
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-            return -errno;
+        if (n != -EAGAIN && n != -EWOULDBLOCK) {
+            return n;
         }
         if (!nbd_batch_hold(&c->batch)) {
             break;
@@ -251,7 +277,7 @@ static ssize_t co_receive_more(struct nbd_connection *c, uint8_t *to, size_t roo
         }
     }
     nbd_reply_flush(c);
-    return loop_co_recv(c->fd, to, room);
+    return c->tls ? tls_session_co_recv(c->tls, to, room) : loop_co_recv(c->fd, to, room);
 }
 
 /* Receive into rbuf until `needed` bytes are there. */
@@ -495,5 +521,8 @@ void nbd_connection_co_serve(struct nbd_connection *c)
     c->worker->connections++;
     co_receive_all(c);
     co_finish(c);
+    if (c->tls && !c->broken) {
+        tls_session_bye(c->tls);
+    }
     c->worker->connections--;
 }

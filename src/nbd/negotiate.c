@@ -19,12 +19,18 @@
 /* What one option's handler says. Negative: drop the client. */
 enum verdict { NEXT_OPTION, BEGIN_TRANSMISSION };
 
-static int co_read(int fd, void *buf, size_t size)
+static ssize_t co_receive(struct nbd_connection *c, void *buf, size_t size)
+{
+    return c->tls ? tls_session_co_recv(c->tls, buf, size) : loop_co_recv(c->fd, buf, size);
+}
+
+/* Never more than is asked for: what lies behind STARTTLS belongs to TLS. */
+static int co_read(struct nbd_connection *c, void *buf, size_t size)
 {
     uint8_t *p = buf;
 
     while (size > 0) {
-        ssize_t n = loop_co_recv(fd, p, size);
+        ssize_t n = co_receive(c, p, size);
 
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
@@ -35,12 +41,12 @@ static int co_read(int fd, void *buf, size_t size)
     return 0;
 }
 
-static int co_skip(int fd, size_t size)
+static int co_skip(struct nbd_connection *c, size_t size)
 {
     uint8_t scrap[4096];
 
     while (size > 0) {
-        ssize_t n = loop_co_recv(fd, scrap, MIN(size, sizeof(scrap)));
+        ssize_t n = co_receive(c, scrap, MIN(size, sizeof(scrap)));
 
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
@@ -50,13 +56,16 @@ static int co_skip(int fd, size_t size)
     return 0;
 }
 
-static int co_write(int fd, const void *buf, size_t size)
+static int co_write(struct nbd_connection *c, const void *buf, size_t size)
 {
     struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
     struct msghdr msg = {.msg_iov = &vec, .msg_iovlen = 1};
 
+    if (c->tls) {
+        return tls_session_co_send(c->tls, &vec, 1);
+    }
     while (vec.iov_len > 0) {
-        ssize_t n = loop_co_sendmsg(fd, &msg, MSG_NOSIGNAL);
+        ssize_t n = loop_co_sendmsg(c->fd, &msg, MSG_NOSIGNAL);
 
         if (n < 0) {
             return (int)n;
@@ -69,7 +78,7 @@ static int co_write(int fd, const void *buf, size_t size)
 
 static int co_write_strbuf(struct nbd_connection *c, const struct strbuf *sb)
 {
-    return sb->failed ? -ENOMEM : co_write(c->fd, sb->data, sb->len);
+    return sb->failed ? -ENOMEM : co_write(c, sb->data, sb->len);
 }
 
 static void put_reply(struct strbuf *out, uint32_t option, uint32_t type, const void *data,
@@ -139,7 +148,7 @@ static int co_export_name(struct nbd_connection *c, struct nbd_cursor *in)
     store_be16(reply + 8, flags_for(c, e));
     nbd_connection_attach(c, e);
     settle_selection(c);
-    ret = co_write(c->fd, reply, c->no_zeroes ? 10 : sizeof(reply));
+    ret = co_write(c, reply, c->no_zeroes ? 10 : sizeof(reply));
     return ret < 0 ? ret : BEGIN_TRANSMISSION;
 }
 
@@ -341,14 +350,60 @@ static int co_meta_context(struct nbd_connection *c, uint32_t option, struct nbd
     return ret < 0 ? ret : co_write_strbuf(c, &out);
 }
 
+static int co_abort(struct nbd_connection *c)
+{
+    if (co_reply(c, NBD_OPT_ABORT, NBD_REP_ACK) == 0 && c->tls) {
+        tls_session_bye(c->tls);
+    }
+    return -ECONNABORTED;
+}
+
+/* Nothing that was said in the clear holds for the session. */
+static int co_starttls(struct nbd_connection *c, struct nbd_cursor *in)
+{
+    const struct nbd_server_config *config = &c->server->config;
+    int ret;
+
+    if (in->left > 0) {
+        return co_refuse(c, NBD_OPT_STARTTLS, NBD_REP_ERR_INVALID,
+                         "NBD_OPT_STARTTLS takes no data");
+    }
+    ret = co_reply(c, NBD_OPT_STARTTLS, NBD_REP_ACK);
+    if (ret < 0) {
+        return ret;
+    }
+    c->structured = false;
+    nbd_selection_clear(&c->selection);
+    ret = tls_session_new(config->tls_creds, c->fd, NULL, config->tls_authz, &c->tls, &c->failure);
+    return ret < 0 ? ret : tls_session_co_handshake(c->tls, &c->failure);
+}
+
+/* A server that has credentials takes nothing in the clear (FORCEDTLS). */
+static int co_option_before_tls(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+{
+    switch (option) {
+    case NBD_OPT_STARTTLS:
+        return co_starttls(c, in);
+    case NBD_OPT_ABORT:
+        return co_abort(c);
+    case NBD_OPT_EXPORT_NAME:
+        return error_set(&c->failure, EPERM, "Option 0x%x not permitted before TLS", option);
+    default:
+        return co_refuse(c, option, NBD_REP_ERR_TLS_REQD, "Option 0x%x not permitted before TLS",
+                         option);
+    }
+}
+
 static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
 {
+    if (c->server->config.tls_creds && !c->tls) {
+        return co_option_before_tls(c, option, in);
+    }
     switch (option) {
     case NBD_OPT_EXPORT_NAME:
         return co_export_name(c, in);
     case NBD_OPT_ABORT:
-        (void)co_reply(c, option, NBD_REP_ACK);
-        return -ECONNABORTED;
+        return co_abort(c);
     case NBD_OPT_LIST:
         return co_list(c, in);
     case NBD_OPT_INFO:
@@ -360,9 +415,24 @@ static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_curso
     case NBD_OPT_SET_META_CONTEXT:
         return co_meta_context(c, option, in);
     case NBD_OPT_STARTTLS:
-        return co_refuse(c, option, NBD_REP_ERR_POLICY, "TLS is not configured");
+        return c->tls ? co_refuse(c, option, NBD_REP_ERR_INVALID, "TLS already enabled")
+                      : co_refuse(c, option, NBD_REP_ERR_POLICY, "TLS not configured");
     default:
         return co_refuse(c, option, NBD_REP_ERR_UNSUP, "Unsupported option %u", option);
+    }
+}
+
+/* A session that ends without a word, other than a plain connection, is worth a line of the log. */
+static void note_lost(struct nbd_connection *c)
+{
+    const char *why = tls_session_failure(c->tls);
+
+    if (why[0]) {
+        error_set(&c->failure, EIO, "Failed to read opts magic: Cannot read from TLS channel: %s",
+                  why);
+    } else {
+        error_set(&c->failure, EIO,
+                  "Failed to read opts magic: Unexpected end-of-file before all data were read");
     }
 }
 
@@ -373,8 +443,11 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
     AUTO_FREE uint8_t *data = NULL;
     struct nbd_cursor in;
     uint32_t option, length;
-    int ret = co_read(c->fd, header, sizeof(header));
+    int ret = co_read(c, header, sizeof(header));
 
+    if (ret < 0 && c->tls) {
+        note_lost(c);
+    }
     if (ret < 0) {
         return ret;
     }
@@ -386,7 +459,7 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
         return -EPROTO;
     }
     if (length > NBD_OPTION_DATA_MAX) {
-        ret = co_skip(c->fd, length);
+        ret = co_skip(c, length);
         return ret < 0 ? ret
                        : co_refuse(c, option, NBD_REP_ERR_TOO_BIG, "%u bytes of data are too many",
                                    length);
@@ -395,7 +468,7 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
     if (!data) {
         return -ENOMEM;
     }
-    ret = co_read(c->fd, data, length);
+    ret = co_read(c, data, length);
     if (ret < 0) {
         return ret;
     }
@@ -412,9 +485,9 @@ int nbd_connection_co_negotiate(struct nbd_connection *c)
     store_be64(hello, NBD_MAGIC);
     store_be64(hello + 8, NBD_OPTION_MAGIC);
     store_be16(hello + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    ret = co_write(c->fd, hello, sizeof(hello));
+    ret = co_write(c, hello, sizeof(hello));
     if (ret == 0) {
-        ret = co_read(c->fd, answer, sizeof(answer));
+        ret = co_read(c, answer, sizeof(answer));
     }
     if (ret < 0) {
         return ret;

@@ -152,6 +152,7 @@ int nbd_error_to_errno(uint32_t wire);
 
 /* For messages: "NBD_OPT_GO", "NBD_REP_ERR_UNSUP", "NBD_CMD_READ"; "unknown" for others. Static strings. */
 const char *nbd_option_name(uint32_t option);
+const char *nbd_option_word(uint32_t option); /* as "starttls" */
 const char *nbd_reply_name(uint32_t type);
 const char *nbd_command_name(uint32_t type);
 

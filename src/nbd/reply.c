@@ -134,11 +134,31 @@ static void drop_all(struct nbd_connection *c)
     }
 }
 
+/* As send_some(). A reply is over when it is encrypted: records wait in the session's own buffer. */
+static int send_some_tls(struct nbd_connection *c)
+{
+    struct iovec vec[GATHER_MAX];
+    int ret;
+
+    while ((ret = tls_session_flush(c->tls)) == 0 && !list_is_empty(&c->replies)) {
+        ssize_t n = tls_session_put(c->tls, vec, gather(c, vec, GATHER_MAX));
+
+        if (n < 0) {
+            return (int)n;
+        }
+        consume(c, (size_t)n);
+    }
+    return ret;
+}
+
 /* 0: all sent. -EAGAIN: the socket is full. Other errors: the connection is lost. */
 static int send_some(struct nbd_connection *c)
 {
     struct iovec vec[GATHER_MAX];
 
+    if (c->tls) {
+        return send_some_tls(c);
+    }
     while (!list_is_empty(&c->replies)) {
         struct msghdr msg = {.msg_iov = vec, .msg_iovlen = (size_t)gather(c, vec, GATHER_MAX)};
         ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);

@@ -216,8 +216,10 @@ static void connection_gone(struct nbd_connection *c)
     if (was_client && s->config.on_disconnect) {
         s->config.on_disconnect(s->config.arg, s->connection_count);
     }
+    tls_session_free(c->tls);
     close(c->fd);
     nbd_selection_clear(&c->selection);
+    error_clear(&c->failure);
     free(c);
     wake_acceptor(s);
     wake_stopper(s);
@@ -242,6 +244,9 @@ static void connection_main(void *arg)
     ret = nbd_connection_co_negotiate(c);
     c->in_handshake = false;
     loop_timer_disarm(&c->handshake_timer);
+    if (ret < 0 && error_is_set(&c->failure) && !s->stopping) {
+        log_error("option negotiation failed: %s", error_message(&c->failure));
+    }
     if (ret == 0 && !s->stopping) {
         c->worker = nbd_worker_pick(c->export->reactor, NULL);
         if (c->worker) {

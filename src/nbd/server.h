@@ -21,12 +21,17 @@
 #include "block/block.h"
 
 struct reactor;
+struct tls_authz;
+struct tls_creds;
 struct nbd_server;
 struct nbd_export;
 
 struct nbd_server_config {
     unsigned max_connections;   /* further clients wait in the backlog; 0: no limit */
     unsigned handshake_seconds; /* longer ones are dropped; 0: no limit */
+    /* Clients have to use TLS with these; NULL: they can't. `authz`: and be let in by this; NULL: all are. Outlive the server. */
+    const struct tls_creds *tls_creds;
+    const struct tls_authz *tls_authz;
     /* A client that got as far as an export is gone; `left` clients remain. May be NULL; must not yield. */
     void (*on_disconnect)(void *arg, size_t left);
     void *arg;

@@ -19,6 +19,7 @@
 #include "nbd/bufpool.h"
 #include "nbd/proto.h"
 #include "nbd/server.h"
+#include "tls/session.h"
 
 /*
  * Per connection; at each limit the server stops reading from the socket. Bytes are shared out among the connections
@@ -129,7 +130,8 @@ struct nbd_connection {
     struct list link; /* in server->connections */
     struct nbd_server *server;
     int fd;
-    int64_t since_ns; /* when it was accepted */
+    struct tls_session *tls; /* owned; NULL: in the clear */
+    int64_t since_ns;        /* when it was accepted */
     struct loop_timer handshake_timer;
     bool in_handshake;
     bool structured;           /* structured replies were negotiated */
@@ -137,6 +139,7 @@ struct nbd_connection {
     struct nbd_export *export; /* NULL until one was chosen */
     struct list export_link;   /* in export->clients */
     struct nbd_selection selection;
+    struct error failure; /* what went wrong in its handshake, for the log; empty: nothing to tell */
 
     /* --- transmission --- */
     struct nbd_worker *worker;

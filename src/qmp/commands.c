@@ -139,18 +139,11 @@ int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
 {
     struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
     struct json_object *addr = qmp_get(args, "addr");
-    const char *tls = qmp_get_str(args, "tls-creds") ?: qmp_get_str(args, "tls-authz");
     const char *fd = qmp_get_str(addr, "str");
     int r;
 
     if (export_nbd_server_is_running()) {
         return error_set(err, EBUSY, "NBD server already running");
-    }
-    if (tls) {
-        return error_set(err, ENOTSUP,
-                         "The NBD server cannot use TLS yet: tls-creds and tls-authz ('%s') must "
-                         "be left out",
-                         tls);
     }
     if (fd) {
         r = listening_fd(fd, &config.listen_fd, err);
@@ -161,6 +154,8 @@ int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
     config.unix_path = qmp_get_str(addr, "path");
     config.host = qmp_get_str(addr, "host");
     config.port = qmp_get_str(addr, "port");
+    config.tls_creds = qmp_get_str(args, "tls-creds");
+    config.tls_authz = qmp_get_str(args, "tls-authz");
     config.max_connections =
         (unsigned)qmp_get_uint(args, "max-connections", config.max_connections);
     config.handshake_max_seconds =

@@ -18,6 +18,8 @@ qmp_co_command qmp_co_nbd_server_start;
 qmp_co_command qmp_co_nbd_server_stop;
 qmp_co_command qmp_co_query_nbd_server; /* of our own: where the NBD server listens */
 qmp_co_command qmp_co_block_export_del;
+qmp_co_command qmp_co_object_add;
+qmp_co_command qmp_co_object_del;
 
 qmp_co_command qmp_co_transaction;
 /* Commands that are actions of transactions, too: run as a transaction of one. */

@@ -206,6 +206,19 @@ OBJECT(blockdev_del, "q_obj_blockdev-del-arg", REQ("node-name", qmp_str));
 OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
        REQ("node-name", qmp_str));
 
+/* --- objects ---------------------------------------------------------------------------------------------- */
+
+ENUM(object_kind, "ObjectType", "authz-list", "authz-list-file", "authz-simple", "iothread",
+     "secret", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509");
+/* What each type has beside is for the type to check. */
+static const struct qmp_type object_add = {
+    .kind = QMP_OBJECT,
+    .name = "ObjectOptions",
+    .members = MEMBERS(REQ("qom-type", object_kind), REQ("id", qmp_str)),
+    .open = true,
+};
+OBJECT(object_del, "q_obj_object-del-arg", REQ("id", qmp_str));
+
 /* --- transactions ------------------------------------------------------------------------------------------ */
 
 ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
@@ -262,6 +275,8 @@ const struct qmp_command qmp_commands[] = {
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
     {"nbd-server-start", &nbd_server_start, &qmp_empty, qmp_co_nbd_server_start},
     {"nbd-server-stop", &qmp_empty, &qmp_empty, qmp_co_nbd_server_stop},
+    {"object-add", &object_add, &qmp_empty, qmp_co_object_add},
+    {"object-del", &object_del, &qmp_empty, qmp_co_object_del},
     {"qmp_capabilities", &capabilities_args, &qmp_empty, qmp_co_capabilities},
     {"query-block-exports", &qmp_empty, &export_infos, qmp_co_query_block_exports},
     {"query-commands", &qmp_empty, &command_infos, qmp_co_query_commands},

@@ -271,10 +271,10 @@ class DaemonTest(tidemark.TestCase):
             ("'fuse'", "--export", "fuse,id=a,node-name=b,mountpoint=m"),
             ("Parameter 'addr.path' is missing", "--nbd-server", "addr.type=unix"),
             ("does not accept value 'vsock'", "--nbd-server", "addr.type=vsock"),
-            ("TLS", "--nbd-server", "addr.type=unix,addr.path=p,tls-creds=t"),
+            ("No TLS credentials with id 't'", "--nbd-server",
+             "addr.type=unix,addr.path=p,tls-creds=t"),
             ("'throttle-group'", "--object", "throttle-group,id=t"),
-            ("'secret'", "--object", "secret,id=s,data=x"),
-            ("'tls-creds-x509'", "--object", "tls-creds-x509,id=t"),
+            ("Missing 'dir' property value", "--object", "tls-creds-x509,id=t"),
             ("Parameter 'id' is missing", "--object", "iothread"),
             ("cannot create PID file", "--pidfile", "/nonexistent/pid"),
         ):

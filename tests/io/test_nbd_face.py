@@ -160,7 +160,6 @@ class FaceTest(TestCase):
             (("-c", "/dev/nbd0"), "--connect"),
             (("-d",), "--disconnect"),
             (("-s",), "--snapshot"),
-            (("--tls-creds", "x"), "--tls-creds"),
         ):
             self.assertIn(f"{name} is not supported", self.refused(*options, self.disk))
 

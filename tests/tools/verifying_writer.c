@@ -191,9 +191,9 @@ static int co_connect(struct writer *w)
     ERROR_AUTO(err);
     int rc = nbd_address_parse(w->options->uri, &address, &name, &err);
 
-    rc = rc < 0
-             ? rc
-             : nbd_client_co_connect(&address, name, NULL, 0, CONNECT_TIMEOUT_NS, &w->client, &err);
+    rc = rc < 0 ? rc
+                : nbd_client_co_connect(&address, NULL, name, NULL, 0, CONNECT_TIMEOUT_NS,
+                                        &w->client, &err);
     nbd_address_clear(&address);
     if (rc == 0 &&
         !range_fits(w->options->offset, w->options->length, nbd_client_size(w->client))) {

@@ -103,7 +103,7 @@ static struct nbd_client *co_connect(const char *name, const char *const *contex
     struct nbd_client *c = NULL;
     ERROR_AUTO(err);
 
-    if (nbd_client_co_connect(&address, name, contexts, count, 5000000000, &c, &err) < 0) {
+    if (nbd_client_co_connect(&address, NULL, name, contexts, count, 5000000000, &c, &err) < 0) {
         fail_msg("%s", error_message(&err));
     }
     return c;

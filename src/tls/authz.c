@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who may come in: the objects authz-simple (one identity), authz-list (rules, the first that matches decides) and
+ * authz-list-file (the same, from a file).
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "tls/internal.h"
+
+#define RULES_MAX 65536u
+
+struct rule {
+    char *match; /* owned */
+    bool glob;   /* `match` has * and ? */
+    bool allow;
+};
+
+struct rules {
+    struct rule *list; /* owned */
+    size_t count;
+    bool allow; /* those that no rule matches */
+};
+
+struct tls_authz {
+    struct user_object *object; /* that this is the data of; set by tls_authz_ref() */
+    char *identity;             /* authz-simple; NULL otherwise */
+    char *filename;             /* to be read anew each time; NULL: no */
+    struct rules rules;
+};
+
+static void rules_clear(struct rules *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        free(r->list[i].match);
+    }
+    free(r->list);
+    *r = (struct rules){0};
+}
+
+/* "*" stands for any characters, "?" for one. */
+static bool glob_matches(const char *pattern, const char *text)
+{
+    const char *star = NULL, *resume = NULL;
+
+    while (*text) {
+        if (*pattern == '*') {
+            star = pattern++;
+            resume = text;
+        } else if (*pattern == '?' || *pattern == *text) {
+            pattern++;
+            text++;
+        } else if (star) {
+            pattern = star + 1;
+            text = ++resume;
+        } else {
+            return false;
+        }
+    }
+    return pattern[strspn(pattern, "*")] == '\0';
+}
+
+static bool rules_allow(const struct rules *r, const char *identity)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        const struct rule *rule = &r->list[i];
+
+        if (rule->glob ? glob_matches(rule->match, identity) : strcmp(rule->match, identity) == 0) {
+            return rule->allow;
+        }
+    }
+    return r->allow;
+}
+
+/* --- from options ---------------------------------------------------------------------------------------- */
+
+static const char *const policies[] = {"deny", "allow", NULL};
+static const char *const formats[] = {"exact", "glob", NULL};
+
+static int take_rule(struct options *opts, struct rule *ret, struct error *err)
+{
+    int policy = 0, format = 0;
+    int r = options_take_str(opts, "match", &ret->match, err);
+
+    if (r == 0 && !ret->match) {
+        r = error_set(err, EINVAL, "Parameter 'match' is missing");
+    }
+    if (r == 0 && !options_has(opts, "policy")) {
+        r = error_set(err, EINVAL, "Parameter 'policy' is missing");
+    }
+    if (r == 0) {
+        r = options_take_enum(opts, "policy", policies, 0, &policy, err);
+    }
+    if (r == 0) {
+        r = options_take_enum(opts, "format", formats, 0, &format, err);
+    }
+    if (r == 0) {
+        r = options_check_empty(opts, "a rule", err);
+    }
+    ret->allow = policy == 1;
+    ret->glob = format == 1;
+    return r;
+}
+
+static int take_rules(struct options *opts, struct rules *ret, struct error *err)
+{
+    struct json_object *list = NULL;
+    int policy = 0;
+    int r = options_take_enum(opts, "policy", policies, 0, &policy, err);
+
+    if (r == 0) {
+        r = options_take_list(opts, "rules", &list, err);
+    }
+    ret->allow = policy == 1;
+    if (r < 0 || !list) {
+        return r;
+    }
+    if (json_object_array_length(list) > RULES_MAX) {
+        r = error_set(err, EINVAL, "More than %u rules", RULES_MAX);
+    }
+    ret->list = r < 0 ? NULL : calloc(json_object_array_length(list) + 1, sizeof(*ret->list));
+    if (r == 0 && !ret->list) {
+        r = error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; r == 0 && i < json_object_array_length(list); i++) {
+        AUTO_OPTIONS struct options *rule = NULL;
+
+        r = options_from_json(json_object_array_get_idx(list, i), &rule, err);
+        if (r == 0) {
+            r = take_rule(rule, &ret->list[ret->count++], err);
+        }
+    }
+    json_object_put(list);
+    if (r < 0) {
+        rules_clear(ret);
+    }
+    return r;
+}
+
+static int read_rules(const char *filename, struct rules *ret, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    struct json_object *json = json_object_from_file(filename);
+    int r;
+
+    if (!json) {
+        return error_set(err, EINVAL, "Unable to read rules from '%s': %s", filename,
+                         json_util_get_last_err());
+    }
+    r = options_from_json(json, &opts, err);
+    json_object_put(json);
+    if (r == 0) {
+        r = take_rules(opts, ret, err);
+    }
+    if (r == 0) {
+        r = options_check_empty(opts, "a list of rules", err);
+        if (r < 0) {
+            rules_clear(ret);
+        }
+    }
+    error_prepend(err, "'%s': ", filename);
+    return r;
+}
+
+/* --- objects ----------------------------------------------------------------------------------------------- */
+
+static void authz_destroy(void *data)
+{
+    struct tls_authz *a = data;
+
+    rules_clear(&a->rules);
+    free(a->identity);
+    free(a->filename);
+    free(a);
+}
+
+static int finish(struct tls_authz *a, int result, void **ret)
+{
+    if (result < 0) {
+        authz_destroy(a);
+        return result;
+    }
+    *ret = a;
+    return 0;
+}
+
+static int simple_create(const char *id, struct options *opts, void **ret, struct error *err)
+{
+    struct tls_authz *a = calloc(1, sizeof(*a));
+    int r;
+
+    if (!a) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = options_take_str(opts, "identity", &a->identity, err);
+    if (r == 0 && !a->identity) {
+        r = error_set(err, EINVAL, "Parameter 'identity' is missing");
+    }
+    return finish(a, r, ret);
+}
+
+static int list_create(const char *id, struct options *opts, void **ret, struct error *err)
+{
+    struct tls_authz *a = calloc(1, sizeof(*a));
+
+    if (!a) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    return finish(a, take_rules(opts, &a->rules, err), ret);
+}
+
+static int list_file_create(const char *id, struct options *opts, void **ret, struct error *err)
+{
+    struct tls_authz *a = calloc(1, sizeof(*a));
+    AUTO_FREE char *filename = NULL;
+    bool refresh = true;
+    int r;
+
+    if (!a) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = options_take_str(opts, "filename", &filename, err);
+    if (r == 0 && !filename) {
+        r = error_set(err, EINVAL, "Parameter 'filename' is missing");
+    }
+    if (r == 0) {
+        r = options_take_bool(opts, "refresh", true, &refresh, err);
+    }
+    if (r == 0) {
+        r = read_rules(filename, &a->rules, err);
+    }
+    if (r == 0 && refresh) {
+        a->filename = TAKE_PTR(filename);
+    }
+    return finish(a, r, ret);
+}
+
+static const struct user_object_type authz_types[] = {
+    {.name = "authz-simple", .create = simple_create, .destroy = authz_destroy},
+    {.name = "authz-list", .create = list_create, .destroy = authz_destroy},
+    {.name = "authz-list-file", .create = list_file_create, .destroy = authz_destroy},
+};
+
+void tls_authz_register_types(void)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(authz_types); i++) {
+        user_object_register_type(&authz_types[i]);
+    }
+}
+
+int tls_authz_ref(const char *id, struct tls_authz **ret, struct error *err)
+{
+    struct user_object *o = user_object_ref(id);
+    struct tls_authz *a;
+
+    if (!o) {
+        return error_set(err, ENOENT, "Cannot find QAuthZ object ID %s", id);
+    }
+    if (user_object_type_of(o)->destroy != authz_destroy) {
+        user_object_unref(o);
+        return error_set(err, EINVAL, "Object '%s' is not a QAuthZ subclass", id);
+    }
+    a = user_object_data(o);
+    a->object = o;
+    *ret = a;
+    return 0;
+}
+
+void tls_authz_unref(struct tls_authz *authz)
+{
+    if (authz) {
+        user_object_unref(authz->object);
+    }
+}
+
+bool tls_authz_allows(const struct tls_authz *a, const char *identity)
+{
+    struct rules fresh CLEANUP(rules_clear) = {0};
+    ERROR_AUTO(err);
+
+    if (a->identity) {
+        return strcmp(a->identity, identity) == 0;
+    }
+    if (!a->filename) {
+        return rules_allow(&a->rules, identity);
+    }
+    if (read_rules(a->filename, &fresh, &err) < 0) {
+        log_error("Authorization: nobody is let in: %s", error_message(&err));
+        return false;
+    }
+    return rules_allow(&fresh, identity);
+}

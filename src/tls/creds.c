@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The objects tls-creds-x509, tls-creds-psk and tls-creds-anon. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "tls/internal.h"
+
+/* The NBD specification asks for TLS 1.2 or later. */
+#define DEFAULT_PRIORITY "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
+#define DEFAULT_USERNAME "qemu"
+
+int tls_error(struct error *err, int gnutls_code, const char *fmt, ...)
+{
+    char text[512];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof(text), fmt, ap);
+    va_end(ap);
+    return error_set(err, EINVAL, "%s: %s", text, gnutls_strerror(gnutls_code));
+}
+
+int tls_creds_file(const char *dir, const char *name, bool needed, char **ret, struct error *err)
+{
+    AUTO_FREE char *path = NULL;
+
+    *ret = NULL;
+    if (asprintf(&path, "%s/%s", dir, name) < 0) {
+        path = NULL;
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (access(path, R_OK) == 0) {
+        *ret = TAKE_PTR(path);
+        return 0;
+    }
+    if (errno == ENOENT && !needed) {
+        return 0;
+    }
+    return error_set_errno(err, errno, "Unable to access credentials %s", path);
+}
+
+/* --- what all kinds have ---------------------------------------------------------------------------- */
+
+static void creds_destroy(void *data)
+{
+    struct tls_creds *c = data;
+
+    if (c->x509) {
+        gnutls_certificate_free_credentials(c->x509);
+    }
+    if (c->psk_server) {
+        gnutls_psk_free_server_credentials(c->psk_server);
+    }
+    if (c->psk_client) {
+        gnutls_psk_free_client_credentials(c->psk_client);
+    }
+    if (c->anon_server) {
+        gnutls_anon_free_server_credentials(c->anon_server);
+    }
+    if (c->anon_client) {
+        gnutls_anon_free_client_credentials(c->anon_client);
+    }
+    if (c->priority) {
+        gnutls_priority_deinit(c->priority);
+    }
+    free(c);
+}
+
+static int set_priority(struct tls_creds *c, const char *text, struct error *err)
+{
+    static const char *const needed[] = {
+        [TLS_ANON] = ":+ANON-DH:+ANON-ECDH",
+        [TLS_PSK] = ":+ECDHE-PSK:+DHE-PSK:+PSK",
+        [TLS_X509] = "",
+    };
+    AUTO_FREE char *priority = NULL;
+    const char *position;
+    int rc;
+
+    if (asprintf(&priority, "%s%s", text ? text : DEFAULT_PRIORITY, needed[c->kind]) < 0) {
+        priority = NULL;
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    rc = gnutls_priority_init(&c->priority, priority, &position);
+    return rc < 0 ? tls_error(err, rc, "Unable to set TLS session priority %s", priority) : 0;
+}
+
+/* Credentials with what the options that all kinds have say. */
+static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds **ret,
+                     struct error *err)
+{
+    static const char *const endpoints[] = {"client", "server", NULL};
+    AUTO_FREE char *priority = NULL;
+    struct tls_creds *c = calloc(1, sizeof(*c));
+    int endpoint = 0, r;
+
+    if (!c) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    c->kind = kind;
+    r = options_take_enum(opts, "endpoint", endpoints, 0, &endpoint, err);
+    if (r == 0) {
+        r = options_take_bool(opts, "verify-peer", true, &c->verify_peer, err);
+    }
+    if (r == 0) {
+        r = options_take_str(opts, "priority", &priority, err);
+    }
+    if (r == 0) {
+        r = set_priority(c, priority, err);
+    }
+    if (r < 0) {
+        creds_destroy(c);
+        return r;
+    }
+    c->endpoint = endpoint == 1 ? TLS_SERVER : TLS_CLIENT;
+    *ret = c;
+    return 0;
+}
+
+static int take_dir(struct options *opts, char **ret, struct error *err)
+{
+    int r = options_take_str(opts, "dir", ret, err);
+
+    return r < 0 || *ret ? r : error_set(err, EINVAL, "Missing 'dir' property value");
+}
+
+static int finish(struct tls_creds *c, int result, void **ret)
+{
+    if (result < 0) {
+        creds_destroy(c);
+        return result;
+    }
+    *ret = c;
+    return 0;
+}
+
+/* --- x509 ---------------------------------------------------------------------------------------------- */
+
+static int x509_create(const char *id, struct options *opts, void **ret, struct error *err)
+{
+    AUTO_FREE char *dir = NULL, *password_id = NULL, *password = NULL;
+    bool sanity_check = true;
+    struct tls_creds *c;
+    size_t size;
+    int r = creds_new(opts, TLS_X509, &c, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = take_dir(opts, &dir, err);
+    if (r == 0) {
+        r = options_take_bool(opts, "sanity-check", true, &sanity_check, err);
+    }
+    if (r == 0) {
+        r = options_take_str(opts, "passwordid", &password_id, err);
+    }
+    if (r == 0 && password_id) {
+        r = secret_get(password_id, &password, &size, err);
+    }
+    if (r == 0) {
+        r = tls_x509_load(c, dir, password, sanity_check, err);
+    }
+    if (password) {
+        explicit_bzero(password, strlen(password));
+    }
+    return finish(c, r, ret);
+}
+
+/* --- psk ----------------------------------------------------------------------------------------------- */
+
+/* The key of a user in a file of lines "USER:HEX"; malloc'ed. */
+static int find_key(const char *path, const char *username, char **ret, struct error *err)
+{
+    FILE *f = fopen(path, "re");
+    size_t length = strlen(username), room = 0;
+    AUTO_FREE char *line = NULL;
+    bool found = false;
+
+    if (!f) {
+        return error_set_errno(err, errno, "Cannot open file %s", path);
+    }
+    while (!found && getline(&line, &room, f) >= 0) {
+        found = strncmp(line, username, length) == 0 && line[length] == ':';
+    }
+    fclose(f);
+    if (!found) {
+        return error_set(err, EINVAL, "Username %s not found in PSK file %s", username, path);
+    }
+    line[strcspn(line, "\r\n")] = '\0';
+    *ret = strdup(line + length + 1);
+    return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+static int psk_load_client(struct tls_creds *c, const char *path, const char *username,
+                           struct error *err)
+{
+    AUTO_FREE char *key = NULL;
+    gnutls_datum_t datum;
+    int r = find_key(path, username, &key, err), rc;
+
+    if (r < 0) {
+        return r;
+    }
+    datum = (gnutls_datum_t){.data = (unsigned char *)key, .size = (unsigned)strlen(key)};
+    rc = gnutls_psk_allocate_client_credentials(&c->psk_client);
+    if (rc == 0) {
+        rc = gnutls_psk_set_client_credentials(c->psk_client, username, &datum, GNUTLS_PSK_KEY_HEX);
+    }
+    return rc < 0 ? tls_error(err, rc, "Cannot use the key of %s in %s", username, path) : 0;
+}
+
+static int psk_load_server(struct tls_creds *c, const char *path, struct error *err)
+{
+    int rc = gnutls_psk_allocate_server_credentials(&c->psk_server);
+
+    if (rc == 0) {
+        rc = gnutls_psk_set_server_credentials_file(c->psk_server, path);
+    }
+    if (rc == 0) {
+        rc = gnutls_psk_set_server_known_dh_params(c->psk_server, GNUTLS_SEC_PARAM_MEDIUM);
+    }
+    return rc < 0 ? tls_error(err, rc, "Cannot use the keys in %s", path) : 0;
+}
+
+static int psk_create(const char *id, struct options *opts, void **ret, struct error *err)
+{
+    AUTO_FREE char *dir = NULL, *username = NULL, *path = NULL;
+    struct tls_creds *c;
+    int r = creds_new(opts, TLS_PSK, &c, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = take_dir(opts, &dir, err);
+    if (r == 0) {
+        r = options_take_str(opts, "username", &username, err);
+    }
+    if (r == 0 && username && c->endpoint == TLS_SERVER) {
+        r = error_set(err, EINVAL, "username should not be set when endpoint=server");
+    }
+    if (r == 0) {
+        r = tls_creds_file(dir, "keys.psk", true, &path, err);
+    }
+    if (r == 0) {
+        r = c->endpoint == TLS_SERVER
+                ? psk_load_server(c, path, err)
+                : psk_load_client(c, path, username ? username : DEFAULT_USERNAME, err);
+    }
+    return finish(c, r, ret);
+}
+
+/* --- anon ---------------------------------------------------------------------------------------------- */
+
+/* Encrypts, but does not tell who the peer is. */
+static int anon_create(const char *id, struct options *opts, void **ret, struct error *err)
+{
+    struct tls_creds *c;
+    int r = creds_new(opts, TLS_ANON, &c, err), rc;
+
+    if (r < 0) {
+        return r;
+    }
+    options_drop(opts, "dir");
+    if (c->endpoint == TLS_SERVER) {
+        rc = gnutls_anon_allocate_server_credentials(&c->anon_server);
+        if (rc == 0) {
+            rc = gnutls_anon_set_server_known_dh_params(c->anon_server, GNUTLS_SEC_PARAM_MEDIUM);
+        }
+    } else {
+        rc = gnutls_anon_allocate_client_credentials(&c->anon_client);
+    }
+    return finish(c, rc < 0 ? tls_error(err, rc, "Cannot allocate credentials") : 0, ret);
+}
+
+/* --- use ----------------------------------------------------------------------------------------------- */
+
+static const struct user_object_type creds_types[] = {
+    {.name = "tls-creds-anon", .create = anon_create, .destroy = creds_destroy},
+    {.name = "tls-creds-psk", .create = psk_create, .destroy = creds_destroy},
+    {.name = "tls-creds-x509", .create = x509_create, .destroy = creds_destroy},
+};
+
+void tls_register_types(void)
+{
+    for (size_t i = 0; i < sizeof(creds_types) / sizeof(creds_types[0]); i++) {
+        user_object_register_type(&creds_types[i]);
+    }
+    tls_authz_register_types();
+}
+
+int tls_creds_ref(const char *id, enum tls_endpoint endpoint, struct tls_creds **ret,
+                  struct error *err)
+{
+    struct user_object *o = user_object_ref(id);
+    struct tls_creds *c;
+    int r;
+
+    if (!o) {
+        return error_set(err, ENOENT, "No TLS credentials with id '%s'", id);
+    }
+    if (user_object_type_of(o)->destroy != creds_destroy) {
+        r = error_set(err, EINVAL, "Object with id '%s' is not TLS credentials", id);
+        user_object_unref(o);
+        return r;
+    }
+    c = user_object_data(o);
+    if (c->endpoint != endpoint) {
+        r = error_set(err, EINVAL, "Expected TLS credentials for a %s endpoint",
+                      endpoint == TLS_SERVER ? "server" : "client");
+        user_object_unref(o);
+        return r;
+    }
+    c->object = o;
+    *ret = c;
+    return 0;
+}
+
+void tls_creds_unref(struct tls_creds *creds)
+{
+    if (creds) {
+        user_object_unref(creds->object);
+    }
+}
+
+bool tls_creds_identify_peer(const struct tls_creds *creds)
+{
+    return creds->kind == TLS_PSK || (creds->kind == TLS_X509 && creds->verify_peer);
+}
