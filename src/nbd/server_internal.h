@@ -139,7 +139,8 @@ struct nbd_connection {
     struct nbd_export *export; /* NULL until one was chosen */
     struct list export_link;   /* in export->clients */
     struct nbd_selection selection;
-    struct error failure; /* what went wrong in its handshake, for the log; empty: nothing to tell */
+    struct error
+        failure; /* what went wrong in its handshake, for the log; empty: nothing to tell */
 
     /* --- transmission --- */
     struct nbd_worker *worker;
