@@ -279,7 +279,8 @@ static int check_certificate(struct tls_session *s, struct error *err)
     }
     rc = gnutls_x509_crt_import(cert, &chain[0], GNUTLS_X509_FMT_DER);
     if (rc == 0 && s->authz) {
-        rc = gnutls_x509_crt_get_dn3(cert, &dn, 0);
+        /* In the order of the certificate, as QEMU's users have it in their lists. */
+        rc = gnutls_x509_crt_get_dn3(cert, &dn, GNUTLS_X509_DN_FLAG_COMPAT);
     }
     if (rc < 0) {
         r = tls_error(err, rc, "Cannot read the peer's certificate");

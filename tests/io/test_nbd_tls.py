@@ -396,7 +396,7 @@ class WhoGetsInTest(TlsTest):
     def test_authorization_by_distinguished_name(self):
         server = self.serve(
             x509("server", self.creds.server), "--object",
-            "authz-simple,id=authz0,identity=CN=client,,O=Tests", "--tls-authz", "authz0",
+            "authz-simple,id=authz0,identity=O=Tests,,CN=client", "--tls-authz", "authz0",
         )  # fmt: skip
         self.assert_let_in(server, self.client())
         result = self.info(server, x509("client", self.creds.client2))
@@ -406,7 +406,7 @@ class WhoGetsInTest(TlsTest):
             result,
         )
         self.assertIn(
-            "option negotiation failed: TLS x509 authz check for CN=client2,O=Tests is denied",
+            "option negotiation failed: TLS x509 authz check for O=Tests,CN=client2 is denied",
             server.log(),
         )
 
@@ -414,8 +414,8 @@ class WhoGetsInTest(TlsTest):
         server = self.serve(
             x509("server", self.creds.server), "--object",
             '{"qom-type": "authz-list", "id": "authz0", "policy": "deny", "rules": ['
-            '{"match": "CN=client2,*", "policy": "deny", "format": "glob"},'
-            '{"match": "CN=clie?t*", "policy": "allow", "format": "glob"}]}',
+            '{"match": "*,CN=client2", "policy": "deny", "format": "glob"},'
+            '{"match": "*CN=clie?t*", "policy": "allow", "format": "glob"}]}',
             "--tls-authz", "authz0",
         )  # fmt: skip
         self.assert_let_in(server, self.client())
@@ -429,7 +429,7 @@ class WhoGetsInTest(TlsTest):
             with open(rules, "w", encoding="ascii") as f:
                 f.write(text)
 
-        allow = '{"rules": [{"match": "CN=client,O=Tests", "policy": "allow"}]}'
+        allow = '{"rules": [{"match": "O=Tests,CN=client", "policy": "allow"}]}'
         write(allow)
         server = self.serve(
             x509("server", self.creds.server), "--object",
@@ -652,7 +652,7 @@ class DaemonTest(TlsTest):
         fails("without tls-creds", "nbd-server-start", addr=addr, **{"tls-authz": "no"})
         self.assertFalse(os.path.exists(nbd))
         qmp.command("object-add", **{"qom-type": "authz-simple", "id": "who",
-                                     "identity": "CN=client,O=Tests"})  # fmt: skip
+                                     "identity": "O=Tests,CN=client"})  # fmt: skip
         qmp.command(
             "nbd-server-start", addr=addr, **{"tls-creds": "tls0", "tls-authz": "who"}
         )
