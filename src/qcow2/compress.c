@@ -210,6 +210,7 @@ static int co_link_pieces(struct batch *b, unsigned *ret_end)
         if (r < 0) {
             break;
         }
+        block_co_event(q->node->file, BLOCK_EVENT_L2_UPDATE_COMPRESSED);
         cluster_cache_drop(&q->decompressed, compressed_entry(q, p->host, p->size));
         qcow2_store_entry(q, slice, index, compressed_entry(q, p->host, p->size), 0);
         cache_mark_dirty(&q->l2_cache, slice);

@@ -84,6 +84,7 @@ static int co_write_block(struct qcow2 *q, const struct layout *l, const uint32_
         }
         qcow2_refcount_store(block, q->refcount_order, i, n);
     }
+    block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_UPDATE);
     return block_co_pwrite(q->node->file, offset, block, q->cluster_size, 0);
 }
 

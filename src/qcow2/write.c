@@ -130,7 +130,9 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
         add_piece(&g, head_buf, head);
         add_data(&g, a->data);
         add_piece(&g, tail_buf, tail);
+        block_co_event(q->data, BLOCK_EVENT_COW_WRITE);
     } else {
+        block_co_event(q->data, BLOCK_EVENT_CLUSTER_ALLOC_SPACE);
         add_zeroes(&g, head);
         add_data(&g, a->data);
         add_zeroes(&g, tail);

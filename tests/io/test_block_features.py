@@ -7,7 +7,7 @@ import os
 import subprocess
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu_img, run, tool
+from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run, tool
 
 LUKS = b"LUKS\xba\xbe"
 HEADERS = {
@@ -235,10 +235,33 @@ class Events(TestCase):
                 self.fail_at(event, ["write -b 0 64k"], 1024)
 
     def test_copied_parts(self):
-        self.fail_at("cow_read", ["write 1k 512"], 65536, before=["write -c 0 64k"])
+        for event in ("cow_read", "cow_write"):
+            self.fail_at(event, ["write 1k 512"], 65536, before=["write -c 0 64k"])
+
+    def test_zeroes_around_the_data(self):
+        """Where a cluster was used before: what a write leaves of it is zeroed."""
+        before = ["write 0 64k", "discard 0 64k"]
+        self.fail_at("cluster_alloc_space", ["write 1k 512"], 65536, before=before)
+
+    def test_new_refcounts(self):
+        path = self.create("disk.qcow2", "1M")
+        config = self.path("rules.conf")
+        io(path, "write -P 3 0 64k", fmt="qcow2")
+        with open(path, "r+b") as file:
+            file.seek(65536)
+            file.write(bytes(8))  # no refcount block any more
+        with open(config, "w", encoding="utf-8") as file:
+            file.write('[inject-error]\nevent = "refblock_update"\nonce = "on"\n')
+        words = ("check", "-q", "-f", "qcow2", "-r", "all")
+        result = img(*words, f"blkdebug:{config}:{path}", check=False)
+        self.assertIn("Input/output error", result.stderr)
+        img(*words, path)
+        qemu_img("check", "-f", "qcow2", path)
+        qemu_io(path, "read -P 3 0 64k", fmt="qcow2")
 
     def test_compressed(self):
-        self.fail_at("write_compressed", ["write -c 0 64k"], 65536)
+        for event in ("write_compressed", "l2_update_compressed"):
+            self.fail_at(event, ["write -c 0 64k"], 65536)
         self.fail_at("read_compressed", ["read 0 64k"], 65536, before=["write -c 0 64k"])
 
 
