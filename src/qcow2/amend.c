@@ -341,7 +341,8 @@ int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress
         return r;
     }
     report(&a, 0, 1);
-    r = co_apply(&a, err);
+    r = qcow2_co_catch_up(a.q, err);
+    r = r < 0 ? r : co_apply(&a, err);
     if (r == 0) {
         report(&a, 1, 1);
     }

@@ -380,13 +380,6 @@ static int co_count_bitmaps(struct check *c)
 
 /* --- comparing ------------------------------------------------------------------------------------- */
 
-static bool has_refblock(const struct qcow2 *q, uint64_t cluster)
-{
-    uint64_t index = cluster >> q->refblock_bits;
-
-    return index < q->reftable_entries && (q->reftable[index] & REFTABLE_OFFSET_MASK) != 0;
-}
-
 static int co_fix_one_locked(struct check *c, uint64_t cluster, uint64_t have, uint64_t want)
 {
     return qcow2_co_refcount_add_locked(c->q, cluster, 1, (int64_t)(want - have));
@@ -412,16 +405,14 @@ static int co_compare_one_locked(struct check *c, uint64_t cluster)
         return 0;
     }
     leak = have > want;
-    fixable = c->fix & (leak ? BLOCK_CHECK_FIX_LEAKS : BLOCK_CHECK_FIX_ERRORS);
+    /* Where a cluster that is in use counts for free, no other count of the block is to be trusted: all are made anew. */
+    c->rebuild |= have == 0;
+    fixable = have > 0 && (c->fix & (leak ? BLOCK_CHECK_FIX_LEAKS : BLOCK_CHECK_FIX_ERRORS));
     qcow2_complain(c, "%s cluster %llu refcount=%llu reference=%llu",
                    fixable ? "Repairing"
                    : leak  ? "Leaked"
                            : "ERROR",
                    (unsigned long long)cluster, (unsigned long long)have, (unsigned long long)want);
-    if (!has_refblock(c->q, cluster)) {
-        c->rebuild = true;
-        fixable = false;
-    }
     if (fixable && co_fix_one_locked(c, cluster, have, want) == 0) {
         *(leak ? &c->result->leaks_fixed : &c->result->corruptions_fixed) += 1;
     } else {
@@ -456,6 +447,7 @@ static int co_clear_marks(struct check *c, struct error *err)
     }
     c->q->incompatible &= ~marks;
     atomic_store(&c->q->corrupt, false);
+    c->q->refcounts_behind = false;
     return qcow2_co_write_header(c->q, err);
 }
 
@@ -501,9 +493,26 @@ int qcow2_co_count_references(struct qcow2 *q, uint32_t **ret, uint64_t *ret_clu
 
 /* --- rebuilding ------------------------------------------------------------------------------------ */
 
-/* Again, silently: `all`, with the refcounts compared, or only what new refcounts have to be made for. */
-static int co_count_again(struct check *c, struct check *again, struct block_check_result *result,
-                          bool all)
+/* The old table and its blocks stay counted until the new ones are in force. */
+static void keep_old_structures(struct check *c)
+{
+    struct qcow2 *q = c->q;
+    uint64_t clusters = div_round_up((uint64_t)q->reftable_entries * 8, q->cluster_size);
+
+    for (uint64_t i = 0; i < clusters + q->reftable_entries; i++) {
+        uint64_t cluster =
+            i < clusters ? qcow2_cluster_index(q, q->reftable_offset) + i
+                         : qcow2_cluster_index(q, q->reftable[i - clusters] & REFTABLE_OFFSET_MASK);
+
+        if (cluster < c->clusters && c->counts[cluster] == 0) {
+            c->counts[cluster] = 1;
+        }
+    }
+}
+
+/* What new refcounts have to be made for, silently. */
+static int co_count_for_rebuild(struct check *c, struct check *again,
+                                struct block_check_result *result)
 {
     int r;
 
@@ -511,7 +520,27 @@ static int co_count_again(struct check *c, struct check *again, struct block_che
     *again = (struct check){.q = c->q, .result = result, .complaints = COMPLAINTS_MAX};
     r = check_init(again);
     r = r < 0 ? r : co_count_contents(again);
-    if (r == 0 && all) {
+    if (r == 0) {
+        keep_old_structures(again);
+    }
+    return r;
+}
+
+/* All of it again, with the new refcounts; they still count the old ones, which are given back. */
+static int co_count_rebuilt(struct check *c, struct check *again, struct block_check_result *result)
+{
+    int r;
+
+    memset(result, 0, sizeof(*result));
+    *again = (struct check){
+        .q = c->q,
+        .result = result,
+        .complaints = c->complaints,
+        .fix = c->fix | BLOCK_CHECK_FIX_LEAKS,
+    };
+    r = check_init(again);
+    r = r < 0 ? r : co_count_contents(again);
+    if (r == 0) {
         count_refcount_structures(again);
         r = co_compare(again);
     }
@@ -547,7 +576,7 @@ static int co_rebuild(struct check *c, struct error *err)
     int r = qcow2_co_commit(c->q);
 
     fprintf(stderr, "Rebuilding refcount structure\n");
-    r = r < 0 ? r : co_count_again(c, &again, &result, false);
+    r = r < 0 ? r : co_count_for_rebuild(c, &again, &result);
     if (r == 0) {
         /* References to what is not there yet must not find the new blocks there. */
         uint64_t first = MAX(again.clusters, c->beyond_end);
@@ -560,7 +589,7 @@ static int co_rebuild(struct check *c, struct error *err)
     }
     free(again.counts);
     again.counts = NULL;
-    r = r < 0 ? r : co_count_again(c, &again, &result, true);
+    r = r < 0 ? r : co_count_rebuilt(c, &again, &result);
     if (r == 0) {
         take_figures(c, &again);
     }

@@ -19,6 +19,7 @@ struct sector_snapshot {
 };
 
 struct commit {
+    bool lazy; /* the refcounts are left for a later one */
     struct cache_snapshot refblocks, l2;
     struct sector_snapshot reftable, l1;
     uint64_t reftable_offset;
@@ -116,18 +117,24 @@ static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
     }
 }
 
+static int take_refcounts_locked(struct qcow2 *q, struct commit *c)
+{
+    int r = cache_snapshot_begin(&q->ref_cache, &c->refblocks);
+
+    return r < 0 ? r
+                 : take_sectors(q, q->reftable_dirty, reftable_sectors(q), &q->reftable_dirty_count,
+                                reftable_word, &c->reftable);
+}
+
 static int begin_locked(struct qcow2 *q, struct commit *c)
 {
     int r;
 
-    memset(c, 0, sizeof(*c));
     c->refblocks.cache = &q->ref_cache;
     c->l2.cache = &q->l2_cache;
     c->reftable_offset = q->reftable_offset;
-    if ((r = cache_snapshot_begin(&q->ref_cache, &c->refblocks)) < 0 ||
+    if ((!c->lazy && (r = take_refcounts_locked(q, c)) < 0) ||
         (r = cache_snapshot_begin(&q->l2_cache, &c->l2)) < 0 ||
-        (r = take_sectors(q, q->reftable_dirty, reftable_sectors(q), &q->reftable_dirty_count,
-                          reftable_word, &c->reftable)) < 0 ||
         (r = take_sectors(q, q->l1_dirty, l1_sectors(q), &q->l1_dirty_count, l1_word, &c->l1)) <
             0) {
         end_locked(q, c, false);
@@ -165,6 +172,25 @@ static int co_sync(struct qcow2 *q)
     int r = q->data != q->node->file ? block_co_flush(q->data) : 0;
 
     return r < 0 ? r : block_co_flush(q->node->file);
+}
+
+/* The mark that lets refcounts stay behind; stable before any entry that they don't count. */
+static int co_mark_behind(struct qcow2 *q)
+{
+    uint8_t field[8];
+    int r;
+
+    if (q->refcounts_behind) {
+        return 0;
+    }
+    store_be64(field, q->incompatible | INCOMPAT_DIRTY);
+    r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    if (r == 0) {
+        q->incompatible |= INCOMPAT_DIRTY;
+        q->refcounts_behind = true;
+    }
+    return r;
 }
 
 static int co_write_snapshot(struct qcow2 *q, struct commit *c)
@@ -245,10 +271,10 @@ static void co_free_runs(struct qcow2 *q, struct free_list *frees)
 
 /* --- commit ---------------------------------------------------------------------------------- */
 
-static bool is_clean_locked(const struct qcow2 *q)
+static bool is_clean_locked(const struct qcow2 *q, bool lazy)
 {
-    return q->ref_cache.dirty_count == 0 && q->l2_cache.dirty_count == 0 &&
-           q->l1_dirty_count == 0 && q->reftable_dirty_count == 0 && q->frees.count == 0;
+    return (lazy || (q->ref_cache.dirty_count == 0 && q->reftable_dirty_count == 0)) &&
+           q->l2_cache.dirty_count == 0 && q->l1_dirty_count == 0 && q->frees.count == 0;
 }
 
 bool qcow2_co_is_untouched(struct qcow2 *q)
@@ -258,18 +284,18 @@ bool qcow2_co_is_untouched(struct qcow2 *q)
                      atomic_load(&q->data->node->write_generation) == 1;
 
     co_mutex_lock(&q->lock);
-    untouched = untouched && is_clean_locked(q);
+    untouched = untouched && is_clean_locked(q, false);
     co_mutex_unlock(&q->lock);
     return untouched;
 }
 
-static int co_commit_now(struct qcow2 *q)
+static int co_commit_now(struct qcow2 *q, bool lazy)
 {
-    struct commit c;
+    struct commit c = {.lazy = lazy};
     int r;
 
     co_mutex_lock(&q->lock);
-    if (is_clean_locked(q)) {
+    if (is_clean_locked(q, lazy)) {
         co_mutex_unlock(&q->lock);
         return co_sync(q);
     }
@@ -278,7 +304,8 @@ static int co_commit_now(struct qcow2 *q)
     if (r < 0) {
         return r;
     }
-    r = co_write_snapshot(q, &c);
+    r = lazy ? co_mark_behind(q) : 0;
+    r = r < 0 ? r : co_write_snapshot(q, &c);
     co_mutex_lock(&q->lock);
     end_locked(q, &c, r == 0);
     co_mutex_unlock(&q->lock);
@@ -288,21 +315,60 @@ static int co_commit_now(struct qcow2 *q)
     return r;
 }
 
-int qcow2_co_commit(struct qcow2 *q)
+/* Share a commit of the kind that is wanted, or make one. */
+static int co_commit(struct qcow2 *q, bool lazy)
 {
+    struct commit_kind *kind = &q->commits[lazy];
     /* One that begins from here on covers all that was acknowledged to our caller. */
-    unsigned need = atomic_load(&q->commits_begun) + 1;
+    unsigned need = atomic_load(&kind->begun) + 1;
     int r;
 
     co_mutex_lock(&q->commit_mutex);
-    if ((int)(atomic_load(&q->commits_begun) - need) >= 0) {
-        r = q->commit_result;
+    if ((int)(atomic_load(&kind->begun) - need) >= 0) {
+        r = kind->result;
     } else {
-        atomic_fetch_add(&q->commits_begun, 1);
-        r = co_commit_now(q);
-        q->commit_result = r;
+        atomic_fetch_add(&q->commits[true].begun, 1);
+        atomic_fetch_add(&q->commits[false].begun, !lazy);
+        r = co_commit_now(q, lazy);
+        q->commits[true].result = r;
+        q->commits[false].result = lazy ? q->commits[false].result : r;
     }
     co_mutex_unlock(&q->commit_mutex);
+    return r;
+}
+
+int qcow2_co_commit(struct qcow2 *q)
+{
+    return co_commit(q, false);
+}
+
+int qcow2_co_commit_guest(struct qcow2 *q)
+{
+    bool room;
+
+    if (!q->lazy_refcounts) {
+        return co_commit(q, false);
+    }
+    co_mutex_lock(&q->lock);
+    room = q->ref_cache.dirty_count <= q->ref_cache.dirty_limit;
+    co_mutex_unlock(&q->lock);
+    return co_commit(q, room);
+}
+
+int qcow2_co_catch_up(struct qcow2 *q, struct error *err)
+{
+    int r = qcow2_co_commit(q);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the metadata of '%s'",
+                               block_node_display_name(q->node));
+    }
+    if (!q->refcounts_behind || atomic_load(&q->broken)) {
+        return 0;
+    }
+    q->incompatible &= ~INCOMPAT_DIRTY;
+    r = qcow2_co_write_header(q, err);
+    q->refcounts_behind = r < 0;
     return r;
 }
 

@@ -315,6 +315,7 @@ static int co_inactivate(struct block_node *node, struct error *err)
     }
     stored = qcow2_co_store_bitmaps(q, err);
     r = co_settle(q, err);
+    r = r < 0 || !q->refcounts_behind ? r : qcow2_co_catch_up(q, err);
     return stored < 0 ? stored : r;
 }
 
@@ -325,7 +326,7 @@ static void co_close(struct block_node *node)
 
 static int co_flush(struct block_node *node)
 {
-    return qcow2_co_commit(qcow2_state(node));
+    return qcow2_co_commit_guest(qcow2_state(node));
 }
 
 /* --- status ---------------------------------------------------------------------------------- */

@@ -165,7 +165,7 @@ int qcow2_co_make_empty(struct block_node *node, struct error *err)
     struct qcow2 *q = qcow2_state(node);
     uint64_t size = block_node_size(node);
     ERROR_AUTO(cause);
-    int r = qcow2_co_commit(q);
+    int r = qcow2_co_catch_up(q, &cause);
 
     if (r == 0 && can_start_anew(q)) {
         q->incompatible |= INCOMPAT_DIRTY;

@@ -210,14 +210,18 @@ static int take_discard(struct qcow2 *q, struct options *opts, struct error *err
 int qcow2_take_options(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
                        struct error *err)
 {
-    bool lazy;
     int r;
 
     if ((r = take_caches(q, opts, ret, err)) < 0 ||
-        /* Permission to postpone refcounts, which a commit has no need of. */
-        (r = options_take_bool(opts, "lazy-refcounts", false, &lazy, err)) < 0 ||
+        (r = options_take_bool(opts, "lazy-refcounts", q->compatible & COMPAT_LAZY_REFCOUNTS,
+                               &q->lazy_refcounts, err)) < 0 ||
         (r = take_overlap_check(q, opts, err)) < 0) {
         return r;
+    }
+    if (q->lazy_refcounts && q->version < 3) {
+        return error_set(err, EINVAL,
+                         "Lazy refcounts require a qcow2 image with at least qemu 1.1 "
+                         "compatibility level");
     }
     return take_discard(q, opts, err);
 }

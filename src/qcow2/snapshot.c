@@ -218,8 +218,8 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
         qcow2_snapshot_free(s);
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = qcow2_co_commit(q);
-    r = r < 0 ? failed(q, "write the metadata", r, err) : co_set_dirty(q, true, err);
+    r = qcow2_co_catch_up(q, err);
+    r = r < 0 ? r : co_set_dirty(q, true, err);
     if (r == 0) {
         r = co_create(q, s, l1, err);
         if (r < 0) {
@@ -315,8 +315,10 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     if ((r = co_read_snapshot_l1(q, s, &l1, &entries, err)) < 0) {
         return r;
     }
-    r = qcow2_co_commit(q);
-    r = r < 0 ? r : qcow2_co_reference_all(q, l1, entries);
+    if ((r = qcow2_co_catch_up(q, err)) < 0) {
+        return r;
+    }
+    r = qcow2_co_reference_all(q, l1, entries);
     if (r < 0) {
         return failed(q, "apply a snapshot", r, err);
     }
@@ -347,9 +349,11 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
         return -ENOENT;
     }
     r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
-    r = r < 0 ? r : qcow2_co_commit(q);
     if (r < 0) {
         return failed(q, "read the L1 table of a snapshot", r, err);
+    }
+    if ((r = qcow2_co_catch_up(q, err)) < 0) {
+        return r;
     }
     after = s->link.prev;
     list_remove(&s->link);

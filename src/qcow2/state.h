@@ -11,8 +11,8 @@
  *  R4  An acknowledged flush: all writes acknowledged before it, and the metadata that finds them, are stable.
  *  R5  A persistent bitmap is marked in use, stably, before the first write that it should record reaches the disk; the
  *      mark is taken away only after bits, table and directory are stable.
- *  R6  After any crash the image opens, and the worst a check finds is leaked clusters. Relaxed while the dirty bit is stable
- *      (snapshot.c): then the next writable open repairs first. Version 2 has no such bit: a crash within a
+ *  R6  After any crash the image opens, and the worst a check finds is leaked clusters. Relaxed, as R1 is, while the dirty bit is
+ *      stable (snapshot.c, lazy refcounts): then the next writable open repairs first. Version 2 has no such bit: a crash within a
  *      snapshot operation can leave COPIED flags there that a check reports.
  *  R7  Data, with the copied head and tail of its cluster, is stable before the entry that maps it.
  *  R8  A freed cluster is allocated again, in memory too, only once its reference is gone from disk and its hole is punched.
@@ -23,6 +23,9 @@
  *
  *      refcount slices -> [sync, refcount table entries] -> sync -> L2 slices, L1 entries -> sync -> freed clusters
  *                                                           (R1, R7)                 (R4)    punched, refcounts lowered (R2, R8)
+ *
+ * With lazy refcounts the commit that a flush asks for leaves the first step out, under a dirty bit that is stable before:
+ * a crash then costs the next writable open a repair. Closing catches up and takes the bit away.
  *
  * Data is written before the entry that maps it is changed in memory, so the sync before the L2
  * slices covers it (R7). A refcount slice may be written at any time, since it can only be too high.
@@ -159,8 +162,12 @@ struct qcow2 {
     uint64_t freed_bytes;     /* [lock] sum of the above */
 
     /* A flush needs a commit that begins after it was called. */
-    atomic_uint commits_begun;
-    int commit_result; /* of the last one; guarded by commit_mutex */
+    struct commit_kind {
+        atomic_uint begun;
+        int result; /* of the last one; guarded by commit_mutex */
+    } commits[2];   /* [lazy]; a full one counts as both */
+    bool lazy_refcounts;
+    bool refcounts_behind; /* the dirty bit was set for that; guarded by commit_mutex */
 
     /* Internal snapshots (snapshot.c). Changed only while drained. */
     struct list snapshots; /* of struct qcow2_snapshot */
@@ -378,6 +385,10 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret
 /* --- commit.c --- */
 /* Make everything that was acknowledged stable (R4). Concurrent callers share commits. */
 int qcow2_co_commit(struct qcow2 *q);
+/* As above; with lazy refcounts those may stay behind what is on disk, under the dirty bit. */
+int qcow2_co_commit_guest(struct qcow2 *q);
+/* Commit it all, and take the dirty bit away that qcow2_co_commit_guest() has set. Drained. */
+int qcow2_co_catch_up(struct qcow2 *q, struct error *err);
 /* Nothing was written since it was opened, and nothing waits to be. */
 bool qcow2_co_is_untouched(struct qcow2 *q);
 /* Called after metadata was changed, no lock held: commits if much is dirty. */

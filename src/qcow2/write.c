@@ -16,6 +16,8 @@
 #include "qcow2/state.h"
 
 #define ZERO_PAGE_SIZE (64 * KiB)
+/* The file is not to grow while so much waits to be free. */
+#define REUSE_BYTES_MIN (8 * MiB)
 
 static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
 
@@ -23,7 +25,7 @@ static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
  * What becomes of the clusters of one allocating write; the same for all of them.
  *
  *   NEW     no host cluster yet: gets one, of which only the subclusters that are written count
- *   PLACE   has a host cluster of its own already: only entries change
+ *   PLACE   has a host cluster of its own already: only entries change, if they don't count the data already
  *   MOVE    shared or compressed: gets a new one with all of its contents
  *
  * Without extended entries a cluster is one subcluster, and NEW and MOVE are the same.
@@ -40,6 +42,7 @@ struct allocation {
     enum placing placing;
     bool fresh;        /* the new clusters read as zeroes */
     bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
+    bool first_ours, last_ours, all_ours; /* of the clusters: the data is overwritten in place */
     uint64_t start,
         end; /* guest range that is written with head and tail: subclusters, or clusters when they move */
 };
@@ -186,6 +189,14 @@ static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned in
     return 0;
 }
 
+/* Whether the cluster `n` places on can be written together with the first. */
+static bool goes_with(const struct qcow2 *q, const struct kind *first, const struct kind *kind,
+                      uint64_t n)
+{
+    return kind->placing == first->placing && first->placing != PLACING_MOVE &&
+           (first->placing != PLACING_PLACE || kind->host == first->host + (n << q->cluster_bits));
+}
+
 /* How many clusters from slice[index] on are of the kind of the first, at most `want`. */
 static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
                        uint64_t want, struct allocation *a)
@@ -194,6 +205,7 @@ static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigne
     struct kind first = {0}, kind;
     uint64_t n;
 
+    a->all_ours = true;
     for (n = 0; n < want && index + n < entries; n++) {
         int r = kind_of(q, slice, index + (unsigned)n, &kind);
 
@@ -201,17 +213,15 @@ static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigne
             return qcow2_co_corrupt_entry(q, slice, index + (unsigned)n,
                                           a->first + (n << q->cluster_bits), true);
         }
-        if (kind.ours) {
-            break; /* became ours by now */
-        }
         if (n == 0) {
             first = kind;
-        } else if (kind.placing != first.placing || first.placing == PLACING_MOVE ||
-                   (first.placing == PLACING_PLACE &&
-                    kind.host != first.host + (n << q->cluster_bits))) {
+            a->first_ours = kind.ours;
+        } else if (!goes_with(q, &first, &kind, n)) {
             break;
         }
-        a->had_contents |= kind.contents;
+        a->last_ours = kind.ours;
+        a->all_ours &= kind.ours;
+        a->had_contents |= kind.contents && !kind.ours;
     }
     a->clusters = n;
     a->host = first.host;
@@ -219,26 +229,54 @@ static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigne
     return 0;
 }
 
-/* Decide on and reserve the clusters for the first part of the request. a->clusters 0: nothing to allocate here. */
+/*
+ * Get clusters for what classify() found. -EAGAIN: first a commit has to be made, since the file would grow although much
+ * waits to be free, or since a new table is not counted on disk, which lazy refcounts are not for.
+ */
+static int co_reserve_locked(struct qcow2 *q, struct allocation *a, bool committed)
+{
+    int r;
+
+    if (q->has_data_file) {
+        a->host = a->first; /* the place in a data file is given; it may hold anything */
+        return 0;
+    }
+    if (a->placing == PLACING_PLACE) {
+        return 0;
+    }
+    if (q->lazy_refcounts && q->l1_dirty_count > 0 && !committed) {
+        return -EAGAIN;
+    }
+    r = qcow2_co_alloc_locked(q, a->clusters, false, &a->host, &a->clusters, &a->fresh);
+    if (r == 0 && a->fresh && q->freed_bytes >= REUSE_BYTES_MIN && !committed) {
+        qcow2_co_unalloc_locked(q, a->host, a->clusters);
+        q->zero_from = a->host;
+        return -EAGAIN;
+    }
+    return r;
+}
+
+/* Decide on and reserve the clusters for the first part of the request. */
 static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
 {
     struct cache_entry *slice;
     unsigned index;
     int r;
 
-    co_mutex_lock(&q->lock);
-    r = qcow2_co_l2_slice_locked(q, a->first, &slice, &index);
-    if (r == 0) {
-        r = co_classify(q, slice, index, want, a);
-        cache_put(slice);
+    for (bool committed = false;; committed = true) {
+        co_mutex_lock(&q->lock);
+        r = qcow2_co_l2_slice_locked(q, a->first, &slice, &index);
+        if (r == 0) {
+            r = co_classify(q, slice, index, want, a);
+            cache_put(slice);
+        }
+        r = r < 0 ? r : co_reserve_locked(q, a, committed);
+        co_mutex_unlock(&q->lock);
+        if (r != -EAGAIN || committed) {
+            return r;
+        }
+        (void)qcow2_co_commit(q); /* if it fails, the file grows */
     }
-    if (r == 0 && q->has_data_file) {
-        a->host = a->first; /* the place in a data file is given; it may hold anything */
-    } else if (r == 0 && a->clusters > 0 && a->placing != PLACING_PLACE) {
-        r = qcow2_co_alloc_locked(q, a->clusters, false, &a->host, &a->clusters, &a->fresh);
-    }
-    co_mutex_unlock(&q->lock);
-    return r;
 }
 
 static int co_drop_old_locked(struct qcow2 *q, uint64_t entry)
@@ -292,9 +330,9 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
 
 /*
  * The part of [offset, offset + iov.size) from its beginning for which clusters can be had in one piece. *ret_done: how
- * many bytes; 0 if the first cluster can be overwritten in place after all. Guest range held exclusively.
+ * many bytes. Guest range held exclusively.
  */
-static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done)
+static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done)
 {
     struct allocation a = {.offset = offset, .first = round_down(offset, q->cluster_size)};
     uint64_t want = (round_up(offset + iov.size, q->cluster_size) - a.first) >> q->cluster_bits;
@@ -303,19 +341,21 @@ static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov,
     size_t size;
     int r;
 
-    r = co_prepare(q, &a, want);
     *ret_done = 0;
-    if (r < 0 || a.clusters == 0) {
+    r = co_prepare(q, &a, want);
+    if (r < 0) {
         return r;
     }
     size = MIN(iov.size, a.first + (a.clusters << q->cluster_bits) - offset);
     unit = a.placing == PLACING_MOVE ? q->cluster_size : qcow2_subcluster_size(q);
-    a.start = round_down(offset, unit);
-    a.end = round_up(offset + size, unit);
+    a.start = a.first_ours ? offset : round_down(offset, unit);
+    a.end = a.last_ours ? offset + size : round_up(offset + size, unit);
     r = iov_part_set(&part, iov, 0, size);
     a.data = part.iov;
     r = r < 0 ? r : co_write_new_data(q, &a);
-    r = r < 0 ? r : co_link_new(q, &a);
+    if (r == 0 && !a.all_ours) {
+        r = co_link_new(q, &a);
+    }
     if (r < 0) {
         if (a.placing != PLACING_PLACE && !q->has_data_file) {
             co_mutex_lock(&q->lock);
@@ -325,7 +365,7 @@ static int co_allocating_write(struct qcow2 *q, uint64_t offset, struct iov iov,
         return r;
     }
     *ret_done = size;
-    return qcow2_co_limit_dirty(q);
+    return a.all_ours ? 0 : qcow2_co_limit_dirty(q);
 }
 
 /* --- write ----------------------------------------------------------------------------------- */
@@ -335,32 +375,17 @@ static bool is_ours(const struct qcow2_run *run)
     return run->type == CLUSTER_NORMAL && run->copied;
 }
 
-/* Any mixture of runs. Guest range held exclusively. */
+/* Any mixture of clusters. Guest range held exclusively. */
 static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
 {
     IOV_PART_AUTO(part);
-    size_t done = 0;
+    size_t done = 0, size;
     int r = 0;
 
     while (done < iov.size && r == 0) {
-        struct qcow2_run run;
-        size_t size = iov.size - done;
-
-        r = qcow2_co_map_to_write(q, offset + done, size, &run);
-        if (r < 0) {
-            break;
-        }
-        size = is_ours(&run) ? run.length : size;
-        r = iov_part_set(&part, iov, done, size);
-        if (r < 0) {
-            break;
-        }
-        if (is_ours(&run)) {
-            r = co_write_data(q, run.host, part.iov);
-        } else {
-            r = co_allocating_write(q, offset + done, part.iov, &size);
-        }
-        done += size;
+        r = iov_part_set(&part, iov, done, iov.size - done);
+        r = r < 0 ? r : co_write_piece(q, offset + done, part.iov, &size);
+        done += r < 0 ? 0 : size;
     }
     return r;
 }
