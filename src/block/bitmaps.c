@@ -446,6 +446,24 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
     return r;
 }
 
+int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
+                             struct error *err)
+{
+    int r;
+
+    block_co_drain_begin(b->node);
+    r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
+    if (r >= 0) {
+        r = will_change(b, err);
+    }
+    /* When it fails there are more bits than before, never less. */
+    if (r >= 0 && dirty_bitmap_merge(b->bits, bits) < 0) {
+        r = error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", b->name);
+    }
+    block_co_drain_end(b->node);
+    return r;
+}
+
 /* What is stored was marked as not current by the change that is undone here. */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
 {

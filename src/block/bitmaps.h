@@ -77,6 +77,12 @@ int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_back
 /* dest |= each source; as above for the backup. */
 int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
                           size_t count, struct dirty_bitmap **ret_backup, struct error *err);
+/*
+ * Mark dirty what is dirty in `bits`, which may have another granularity and another size: what lies beyond the end of the disk
+ * is left out.
+ */
+int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
+                             struct error *err);
 /* Put bits (consumed) of the same geometry in place of those it has. */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
 

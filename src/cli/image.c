@@ -74,8 +74,12 @@ static void warn_of_probed_raw(const struct cli_image *image, const struct block
 int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
                      struct error *err)
 {
-    int rc = cli_co_open_disk_plainly(image, flags, ret, err);
+    int rc;
 
+    if (image->image_opts && image->format) {
+        return error_set(err, EINVAL, "--image-opts and --format are mutually exclusive");
+    }
+    rc = cli_co_open_disk_plainly(image, flags, ret, err);
     if (rc < 0 && !image->snapshot) {
         error_prepend(err, "Could not open '%s': ", image->name);
     }

@@ -35,7 +35,7 @@ int img_snapshot_main(int argc, char **argv);
     }
 #define IMG_ARG_FORMAT(var)                                                                        \
     {                                                                                              \
-        NULL, 'f', CLI_VALUE, &(var), "FMT", "format of the image; guessed if it is only read"     \
+        "format", 'f', CLI_VALUE, &(var), "FMT", "format of the image; guessed if it is only read" \
     }
 #define IMG_ARG_QUIET(flag)                                                                        \
     {                                                                                              \

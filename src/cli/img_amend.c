@@ -55,11 +55,12 @@ int img_amend_main(int argc, char **argv)
     CLI_ITEMS_AUTO(options);
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {NULL, 'o', CLI_REPEAT, &options, "OPTIONS", "options NAME=VALUE,...; 'help' lists them"},
-        {NULL, 'p', CLI_FLAG, &progress, NULL, "show progress"},
+        {"options", 'o', CLI_REPEAT, &options, "OPTIONS",
+         "options NAME=VALUE,...; 'help' lists them"},
+        {"progress", 'p', CLI_FLAG, &progress, NULL, "show progress"},
         IMG_ARG_QUIET(quiet),
         IMG_ARG_FORMAT(image.format),
-        {NULL, 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
+        {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
         {"force", 0, CLI_FLAG, &force, NULL, "accepted: nothing here needs it"},
         IMG_ARG_IMAGE_OPTS(image.image_opts),
         IMG_ARG_OBJECT(objects),

@@ -188,7 +188,7 @@ int img_check_main(int argc, char **argv)
         {"repair", 'r', CLI_VALUE, &repair, "WHAT", "repair 'leaks', or 'all'"},
         IMG_ARG_OUTPUT(output),
         IMG_ARG_QUIET(quiet),
-        {NULL, 'T', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
+        {"cache", 'T', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
         IMG_ARG_SHARE(image.force_share),
         IMG_ARG_IMAGE_OPTS(image.image_opts),
         IMG_ARG_OBJECT(objects),

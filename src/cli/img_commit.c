@@ -12,6 +12,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/driver.h"
+#include "cli/carry.h"
 #include "cli/img.h"
 #include "cli/progress.h"
 #include "loop/loop.h"
@@ -23,7 +24,9 @@ static const struct cli_usage usage = {
              "the same as before.\n"
              "The backing file grows if it is smaller. With -b into a backing file farther down; "
              "the images between\n"
-             "are not valid any more then, and the image is not emptied.",
+             "are not valid any more then, and the image is not emptied. Persistent bitmaps of the "
+             "images above the\n"
+             "backing file are merged into those of the same names there, made if need be.",
     .examples = "  commit -f qcow2 overlay.qcow2\n"
                 "  commit -p -d -f qcow2 overlay.qcow2\n"
                 "  commit -f qcow2 -b base.qcow2 overlay.qcow2",
@@ -34,7 +37,7 @@ static const struct cli_usage usage = {
 
 struct commit {
     const char *base_name, *cache, *rate_text;
-    bool drop, progress_wanted, quiet;
+    bool drop, progress_wanted, quiet, no_bitmaps;
 
     struct cli_disk image; /* the part of the chain above the base */
     struct cli_disk base;
@@ -44,6 +47,7 @@ struct commit {
     int64_t paced_until_ns;
     uint8_t *buffer;
     struct cli_progress progress;
+    struct carry bitmaps; /* of the images above the base */
 };
 
 /* --- the chain ------------------------------------------------------------------------------- */
@@ -107,13 +111,54 @@ static int writable_options(const struct block_node *base, struct options **ret,
     return 0;
 }
 
+/* The bitmaps of the images from the top to `above`, to be merged into those of the base. */
+static int co_collect_bitmaps(struct commit *c, struct block_node *above, struct error *err)
+{
+    uint64_t top_size = cli_disk_size(&c->image);
+    uint64_t base_size = cli_disk_size(&c->base);
+    struct block_node *node = block_node_skip_filters(c->image.node);
+    int rc = 0;
+
+    for (int depth = 1; rc == 0; depth++) {
+        rc = carry_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
+        if (node == above) {
+            break;
+        }
+        node = block_node_skip_filters(block_node_backing(node));
+    }
+    if (rc == 0 && base_size > top_size) {
+        /* The disk gets what the base has there. */
+        carry_mark_all(&c->bitmaps, top_size, base_size - top_size);
+    }
+    return rc < 0 ? rc : carry_co_check(&c->bitmaps, block_node_skip_filters(c->base.node), err);
+}
+
+static int co_open_base_node(struct commit *c, struct options *opts /* consumed */,
+                             struct error *err)
+{
+    int rc = block_co_open(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &c->base.node, err);
+
+    if (rc == 0) {
+        rc = block_co_root_new(c->base.node, cli_program(),
+                               BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                               BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED,
+                               &c->base.root, err);
+    }
+    if (rc < 0) {
+        error_prepend(err, "Could not open the backing file for writing: ");
+        return rc;
+    }
+    c->base.edge = block_root_edge(c->base.root);
+    c->base.name = block_node_display_name(c->base.node);
+    return 0;
+}
+
 /* Cut the chain, and open the base again. Returns 0 or 1 (told). */
 static int co_open_base(struct commit *c)
 {
     struct block_node *above = find_above(c);
     struct options *opts = NULL;
     ERROR_AUTO(err);
-    int rc;
 
     if (!above) {
         return 1;
@@ -124,19 +169,10 @@ static int co_open_base(struct commit *c)
     block_co_drain_begin(above);
     block_co_detach_child(above->backing);
     block_co_drain_end(above);
-    rc = block_co_open(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &c->base.node, &err);
-    if (rc == 0) {
-        rc = block_co_root_new(c->base.node, cli_program(),
-                               BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
-                               BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED,
-                               &c->base.root, &err);
-    }
-    if (rc < 0) {
-        error_prepend(&err, "Could not open the backing file for writing: ");
+    if (co_open_base_node(c, opts, &err) < 0 ||
+        (!c->no_bitmaps && co_collect_bitmaps(c, above, &err) < 0)) {
         return cli_report(&err);
     }
-    c->base.edge = block_root_edge(c->base.root);
-    c->base.name = block_node_display_name(c->base.node);
     if (cli_disk_size(&c->base) < cli_disk_size(&c->image) &&
         block_co_truncate(c->base.edge, cli_disk_size(&c->image), BLOCK_PREALLOC_OFF, &err) < 0) {
         return cli_report(&err);
@@ -182,10 +218,13 @@ static int co_step(struct commit *c, uint64_t offset, uint64_t *length)
         *length = MIN(*length, c->hides_from - offset);
         return 0;
     }
+    if (depth > 0 && !(status.flags & BLOCK_STATUS_ZERO)) {
+        *length = MIN(*length, BUFFER_SIZE);
+    }
+    carry_mark(&c->bitmaps, offset, *length, MAX(depth, 1));
     if (depth == 0 || (status.flags & BLOCK_STATUS_ZERO)) {
         return block_co_write_zeroes(c->base.edge, offset, *length, BLOCK_REQ_MAY_UNMAP);
     }
-    *length = MIN(*length, BUFFER_SIZE);
     co_pace(c, *length);
     return co_copy(c, offset, (size_t)*length);
 }
@@ -218,8 +257,12 @@ static int co_copy_all(struct commit *c)
 /* The base has it all on stable storage when this returns 0. */
 static int co_finish_base(struct commit *c, struct error *err)
 {
-    int rc = block_co_flush(c->base.edge);
+    int rc = carry_co_store(&c->bitmaps, block_node_skip_filters(c->base.node), err);
 
+    if (rc < 0) {
+        return rc;
+    }
+    rc = block_co_flush(c->base.edge);
     if (rc < 0) {
         return error_set_errno(err, -rc, "Could not flush '%s'", c->base.name);
     }
@@ -267,6 +310,7 @@ static void commit_release(struct commit *c)
 {
     cli_co_close_disk(&c->base);
     cli_co_close_disk(&c->image);
+    carry_clear(&c->bitmaps);
     free(c->buffer);
 }
 
@@ -277,13 +321,15 @@ int img_commit_main(int argc, char **argv)
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
         IMG_ARG_FORMAT(image.format),
-        {NULL, 't', CLI_VALUE, &image.cache, "CACHE", "cache mode (default writeback)"},
-        {NULL, 'b', CLI_VALUE, &c.base_name, "FILE",
+        {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode (default writeback)"},
+        {"base", 'b', CLI_VALUE, &c.base_name, "FILE",
          "backing file to write to (default: that of the image); implies -d"},
-        {NULL, 'r', CLI_VALUE, &c.rate_text, "RATE", "at most so many bytes per second"},
-        {NULL, 'd', CLI_FLAG, &c.drop, NULL,
+        {"rate", 'r', CLI_VALUE, &c.rate_text, "RATE", "at most so many bytes per second"},
+        {"drop", 'd', CLI_FLAG, &c.drop, NULL,
          "don't empty the image: for one that is deleted afterwards"},
-        {NULL, 'p', CLI_FLAG, &c.progress_wanted, NULL, "show progress"},
+        {"no-bitmaps", 0, CLI_FLAG, &c.no_bitmaps, NULL,
+         "don't merge the bitmaps of the image into those of the backing file"},
+        {"progress", 'p', CLI_FLAG, &c.progress_wanted, NULL, "show progress"},
         IMG_ARG_QUIET(c.quiet),
         IMG_ARG_IMAGE_OPTS(image.image_opts),
         IMG_ARG_OBJECT(objects),

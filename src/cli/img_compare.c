@@ -242,13 +242,13 @@ int img_compare_main(int argc, char **argv)
     enum compare_status status = COMPARE_CANNOT_OPEN;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {NULL, 'f', CLI_VALUE, &image[0].format, "FMT",
+        {"a-format", 'f', CLI_VALUE, &image[0].format, "FMT",
          "format of the first image; guessed if not given"},
-        {NULL, 'F', CLI_VALUE, &image[1].format, "FMT", "format of the second image"},
-        {NULL, 's', CLI_FLAG, &c.strict, NULL, "sizes and allocation must be the same, too"},
-        {NULL, 'p', CLI_FLAG, &progress, NULL, "show progress"},
+        {"b-format", 'F', CLI_VALUE, &image[1].format, "FMT", "format of the second image"},
+        {"strict", 's', CLI_FLAG, &c.strict, NULL, "sizes and allocation must be the same, too"},
+        {"progress", 'p', CLI_FLAG, &progress, NULL, "show progress"},
         IMG_ARG_QUIET(c.quiet),
-        {NULL, 'T', CLI_VALUE, &image[0].cache, "CACHE", "cache mode of both images"},
+        {"cache", 'T', CLI_VALUE, &image[0].cache, "CACHE", "cache mode of both images"},
         IMG_ARG_SHARE(share),
         IMG_ARG_IMAGE_OPTS(image_opts),
         IMG_ARG_OBJECT(objects),

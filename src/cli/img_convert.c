@@ -26,6 +26,7 @@ static const struct cli_usage usage = {
 #define WORKERS_DEFAULT 8
 #define WORKERS_MAX 16
 #define SPARSE_DEFAULT 4096
+#define SPARSE_MAX (16 * MiB)
 
 struct request {
     const char *source_format, *source_cache;
@@ -59,7 +60,7 @@ static int parse_numbers(const struct request *r, struct convert *c)
 
     c->min_sparse = SPARSE_DEFAULT;
     if (r->sparse_text) {
-        if (cli_parse_size(r->sparse_text, "buffer size for sparse output", 0, 2 * MiB,
+        if (cli_parse_size(r->sparse_text, "buffer size for sparse output", 0, SPARSE_MAX,
                            &c->min_sparse) < 0) {
             return 1;
         }
@@ -67,7 +68,7 @@ static int parse_numbers(const struct request *r, struct convert *c)
             return cli_fail("Invalid buffer size for sparse output specified. Valid sizes are "
                             "multiples of 512 up to %llu. Select 0 to disable sparse detection "
                             "(fully allocates output).",
-                            2 * MiB);
+                            SPARSE_MAX);
         }
     }
     if (r->workers_text &&
@@ -79,6 +80,16 @@ static int parse_numbers(const struct request *r, struct convert *c)
     }
     c->workers = (unsigned)workers;
     return 0;
+}
+
+static bool options_name_backing(const struct cli_items *options)
+{
+    for (size_t i = 0; i < options->count; i++) {
+        if (strstr(options->item[i].value, "backing_file=")) {
+            return true;
+        }
+    }
+    return false;
 }
 
 /* Combinations that contradict each other. */
@@ -109,11 +120,11 @@ static int check_request(const struct request *r, int sources)
         return cli_fail(
             "Cannot use --target-is-zero when the destination image has a backing file");
     }
+    if (r->backing_format && !r->backing && !options_name_backing(&r->options)) {
+        return cli_fail("Backing format cannot be used without backing file");
+    }
     if (r->skip_broken_bitmaps && !r->bitmaps) {
         return cli_fail("Use of --skip-broken-bitmaps requires --bitmaps");
-    }
-    if (r->image_opts && r->source_format) {
-        return cli_fail("--image-opts and --format are mutually exclusive");
     }
     return cli_check_snapshot(r->snapshot) < 0;
 }
@@ -173,13 +184,46 @@ static int check_bitmaps(const struct request *r, struct convert *c)
     return 0;
 }
 
+/* What the target can't take is found before anything is written. Returns 0 or 1 (told). */
+static int check_target_bitmaps(struct convert *c)
+{
+    struct block_node *node = c->target.node;
+    struct block_bitmap *b = NULL;
+
+    if (!node->driver->co_can_store_bitmap) {
+        return cli_fail("Format driver '%s' does not support bitmaps", node->driver->name);
+    }
+    while ((b = block_bitmap_next(c->source[0].disk.node, b))) {
+        ERROR_AUTO(err);
+
+        if (!b->persistent || b->inconsistent) {
+            continue;
+        }
+        if (block_bitmap_find(node, b->name)) {
+            error_set(&err, EEXIST, "Bitmap already exists: %s", b->name);
+        } else if (cli_disk_size(&c->target) != round_up(c->total, 512)) {
+            error_set(&err, EINVAL,
+                      "The bitmap covers %" PRIu64 " bytes, and the target is of another size: "
+                      "%" PRIu64,
+                      c->total, cli_disk_size(&c->target));
+        } else {
+            node->driver->co_can_store_bitmap(node, b->name, b->granularity, &err);
+        }
+        if (error_is_set(&err)) {
+            error_prepend(&err, "Failed to create bitmap %s: ", b->name);
+            return cli_report(&err);
+        }
+    }
+    return 0;
+}
+
 static int co_copy_bitmap(struct block_bitmap *from, struct block_node *to, struct error *err)
 {
     struct block_bitmap *copy;
     int rc = block_co_bitmap_add(to, from->name, from->granularity, true, true, &copy, err);
 
     if (rc == 0) {
-        rc = block_co_bitmap_merge(copy, &from, 1, NULL, err);
+        rc = block_co_bitmap_add_bits(copy, from->bits, err);
     }
     if (rc == 0 && from->enabled) {
         rc = block_co_bitmap_set_enabled(copy, true, err);
@@ -214,23 +258,13 @@ static int check_backing_format(const struct request *r)
 {
     AUTO_FREE char *by_option = NULL;
 
-    if (!r->backing || r->backing_format || r->no_create) {
+    if (!(r->backing || options_name_backing(&r->options)) || r->backing_format || r->no_create) {
         return 0;
     }
     if (cli_creation_option(&r->options, "backing_fmt", &by_option) < 0) {
         return 1;
     }
     return by_option ? 0 : cli_fail("Use of backing file requires explicit backing format");
-}
-
-static bool options_name_backing(const struct cli_items *options)
-{
-    for (size_t i = 0; i < options->count; i++) {
-        if (strstr(options->item[i].value, "backing_file=")) {
-            return true;
-        }
-    }
-    return false;
 }
 
 static int co_open_target(const struct request *r, struct convert *c, const char *name)
@@ -303,6 +337,9 @@ static int co_convert(const struct request *r, int count, char **names)
     if (status == 0) {
         status = co_open_target(r, &c, target);
     }
+    if (status == 0 && r->bitmaps) {
+        status = check_target_bitmaps(&c);
+    }
     if (status == 0) {
         status = convert_co_run(&c);
     }
@@ -320,35 +357,38 @@ static int co_convert(const struct request *r, int count, char **names)
 
 int img_convert_main(int argc, char **argv)
 {
-    __attribute__((cleanup(request_clear))) struct request r = {
-        .target_format = "raw", .target_cache = "unsafe", .source_cache = "writeback"};
+    __attribute__((cleanup(request_clear))) struct request r = {.target_cache = "unsafe",
+                                                                .source_cache = "writeback"};
     const struct cli_arg args[] = {
-        {NULL, 'f', CLI_VALUE, &r.source_format, "FMT",
+        {"source-format", 'f', CLI_VALUE, &r.source_format, "FMT",
          "format of the sources; guessed if not given"},
-        {NULL, 'O', CLI_VALUE, &r.target_format, "FMT", "format of the target (default raw)"},
-        {NULL, 'o', CLI_REPEAT, &r.options, "OPTIONS",
+        {"target-format", 'O', CLI_VALUE, &r.target_format, "FMT",
+         "format of the target (default raw)"},
+        {"target-options", 'o', CLI_REPEAT, &r.options, "OPTIONS",
          "creation options NAME=VALUE,...; 'help' lists them"},
-        {NULL, 'n', CLI_FLAG, &r.no_create, NULL, "write to a target that is there already"},
+        {"no-create", 'n', CLI_FLAG, &r.no_create, NULL, "write to a target that is there already"},
         {"target-is-zero", 0, CLI_FLAG, &r.target_is_zero, NULL,
          "with -n: the target reads as zeroes"},
-        {NULL, 'c', CLI_FLAG, &r.compressed, NULL, "compress"},
-        {NULL, 'B', CLI_VALUE, &r.backing, "FILE",
+        {"compress", 'c', CLI_FLAG, &r.compressed, NULL, "compress"},
+        {"backing", 'B', CLI_VALUE, &r.backing, "FILE",
          "backing file of the target; what it has is not copied"},
-        {NULL, 'F', CLI_VALUE, &r.backing_format, "FMT", "format of the backing file"},
+        {"backing-format", 'F', CLI_VALUE, &r.backing_format, "FMT", "format of the backing file"},
         IMG_ARG_QUIET(r.quiet),
-        {NULL, 'p', CLI_FLAG, &r.progress, NULL, "show progress"},
-        {NULL, 'm', CLI_VALUE, &r.workers_text, "N", "requests in flight, 1 to 16 (default 8)"},
-        {NULL, 'W', CLI_FLAG, &r.out_of_order, NULL,
+        {"progress", 'p', CLI_FLAG, &r.progress, NULL, "show progress"},
+        {"parallel", 'm', CLI_VALUE, &r.workers_text, "N",
+         "requests in flight, 1 to 16 (default 8)"},
+        {"oob-writes", 'W', CLI_FLAG, &r.out_of_order, NULL,
          "write in any order: faster, for targets that are preallocated"},
-        {NULL, 'C', CLI_FLAG, &r.offload, NULL, "accepted: data is copied as without it"},
-        {NULL, 'r', CLI_VALUE, &r.rate_text, "RATE", "at most so many bytes per second"},
-        {NULL, 'S', CLI_VALUE, &r.sparse_text, "SIZE",
+        {"copy-range-offloading", 'C', CLI_FLAG, &r.offload, NULL,
+         "accepted: data is copied as without it"},
+        {"rate", 'r', CLI_VALUE, &r.rate_text, "RATE", "at most so many bytes per second"},
+        {"sparse-size", 'S', CLI_VALUE, &r.sparse_text, "SIZE",
          "shortest run of zeroes left out (default 4k); 0: none"},
-        {NULL, 't', CLI_VALUE, &r.target_cache, "CACHE",
+        {"target-cache", 't', CLI_VALUE, &r.target_cache, "CACHE",
          "cache mode of the target (default unsafe)"},
-        {NULL, 'T', CLI_VALUE, &r.source_cache, "CACHE",
+        {"source-cache", 'T', CLI_VALUE, &r.source_cache, "CACHE",
          "cache mode of the sources (default writeback)"},
-        {NULL, 'l', CLI_VALUE, &r.snapshot, "SNAPSHOT", "read an internal snapshot"},
+        {"source-snapshot", 'l', CLI_VALUE, &r.snapshot, "SNAPSHOT", "read an internal snapshot"},
         {"salvage", 0, CLI_FLAG, &r.salvage, NULL,
          "go on after read errors; what can't be read becomes zeroes"},
         {"bitmaps", 0, CLI_FLAG, &r.bitmaps, NULL, "copy the persistent bitmaps, too"},
@@ -363,6 +403,10 @@ int img_convert_main(int argc, char **argv)
     };
     IMG_PARSE(first, args, &usage);
 
+    if (r.target_image_opts && r.target_format) {
+        return cli_fail("--target-image-opts and -O are mutually exclusive");
+    }
+    r.target_format = r.target_format ?: "raw";
     if (cli_wants_option_help(&r.options)) {
         return cli_print_option_help(r.target_format, first < argc ? argv[argc - 1] : NULL);
     }

@@ -23,12 +23,14 @@ int img_create_main(int argc, char **argv)
     CLI_ITEMS_AUTO(options);
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {NULL, 'f', CLI_VALUE, &image.format, "FMT", "format (default raw)"},
-        {NULL, 'o', CLI_REPEAT, &options, "OPTIONS",
+        {"format", 'f', CLI_VALUE, &image.format, "FMT", "format (default raw)"},
+        {"options", 'o', CLI_REPEAT, &options, "OPTIONS",
          "creation options NAME=VALUE,...; 'help' lists them"},
-        {NULL, 'b', CLI_VALUE, &image.backing_file, "FILE", "backing file"},
-        {NULL, 'F', CLI_VALUE, &image.backing_format, "FMT", "format of the backing file"},
-        {NULL, 'u', CLI_FLAG, &image.unsafe, NULL, "don't look whether the backing file is there"},
+        {"backing", 'b', CLI_VALUE, &image.backing_file, "FILE", "backing file"},
+        {"backing-format", 'F', CLI_VALUE, &image.backing_format, "FMT",
+         "format of the backing file"},
+        {"backing-unsafe", 'u', CLI_FLAG, &image.unsafe, NULL,
+         "don't look whether the backing file is there"},
         IMG_ARG_QUIET(image.quiet),
         IMG_ARG_OBJECT(objects),
         IMG_ARG_END,

@@ -126,8 +126,10 @@ int img_dd_main(int argc, char **argv)
     struct request r = {.output_format = "raw", .block_size = 512, .count = UINT64_MAX};
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {NULL, 'f', CLI_VALUE, &input.format, "FMT", "format of the input; guessed if not given"},
-        {NULL, 'O', CLI_VALUE, &r.output_format, "FMT", "format of the output (default raw)"},
+        {"format", 'f', CLI_VALUE, &input.format, "FMT",
+         "format of the input; guessed if not given"},
+        {"output-format", 'O', CLI_VALUE, &r.output_format, "FMT",
+         "format of the output (default raw)"},
         IMG_ARG_SHARE(input.force_share),
         IMG_ARG_IMAGE_OPTS(input.image_opts),
         IMG_ARG_OBJECT(objects),

@@ -278,7 +278,7 @@ int img_info_main(int argc, char **argv)
     const struct cli_arg args[] = {
         IMG_ARG_FORMAT(image.format),
         IMG_ARG_OUTPUT(output),
-        {"backing-chain", 0, CLI_FLAG, &whole_chain, NULL, "also the images below it"},
+        {"backing-chain", 'b', CLI_FLAG, &whole_chain, NULL, "also the images below it"},
         IMG_ARG_SHARE(image.force_share),
         IMG_ARG_IMAGE_OPTS(image.image_opts),
         IMG_ARG_OBJECT(objects),

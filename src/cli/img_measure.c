@@ -281,10 +281,11 @@ int img_measure_main(int argc, char **argv)
     int status = 1;
     const struct cli_arg args[] = {
         IMG_ARG_FORMAT(image.format),
-        {NULL, 'O', CLI_VALUE, &r.format, "FMT", "format of the new image (default raw)"},
-        {NULL, 'o', CLI_REPEAT, &r.options, "OPTIONS", "creation options of the new image"},
-        {"size", 0, CLI_VALUE, &r.size_text, "N", "size of an empty disk"},
-        {NULL, 'l', CLI_VALUE, &image.snapshot, "SNAPSHOT", "measure an internal snapshot"},
+        {"target-format", 'O', CLI_VALUE, &r.format, "FMT",
+         "format of the new image (default raw)"},
+        {"options", 'o', CLI_REPEAT, &r.options, "OPTIONS", "creation options of the new image"},
+        {"size", 's', CLI_VALUE, &r.size_text, "N", "size of an empty disk"},
+        {"snapshot", 'l', CLI_VALUE, &image.snapshot, "SNAPSHOT", "measure an internal snapshot"},
         IMG_ARG_OUTPUT(r.output),
         IMG_ARG_SHARE(image.force_share),
         IMG_ARG_IMAGE_OPTS(image.image_opts),

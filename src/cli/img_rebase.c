@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/driver.h"
+#include "cli/carry.h"
 #include "cli/img.h"
 #include "cli/progress.h"
 
@@ -29,7 +30,7 @@ static const struct cli_usage usage = {
 struct rebase {
     const char *backing, *backing_format; /* backing NULL: none */
     const char *cache, *source_cache;
-    bool unsafe, progress_wanted, quiet, compressed;
+    bool unsafe, progress_wanted, quiet, compressed, no_bitmaps;
 
     struct cli_disk image;
     struct block_root *old_root; /* of the backing file it has; NULL if it has none */
@@ -37,6 +38,7 @@ struct rebase {
     uint8_t *old_data, *new_data;
     uint64_t unit; /* data is copied in aligned pieces of this size */
     struct cli_progress progress;
+    struct carry bitmaps; /* of images that leave the chain */
 };
 
 /* Read from one of the backing files; beyond its end, or without one, there are zeroes. */
@@ -77,13 +79,15 @@ static struct block_edge *old_edge(const struct rebase *r)
 
 static int co_write_run(struct rebase *r, uint64_t offset, const uint8_t *data, size_t length)
 {
+    /* The disk reads as before: no bitmap has anything to record. */
+    unsigned flags = BLOCK_REQ_UNCHANGED;
     int rc;
 
     if (buffer_is_zero(data, length)) {
-        rc = block_co_write_zeroes(r->image.edge, offset, length, 0);
+        rc = block_co_write_zeroes(r->image.edge, offset, length, flags);
     } else {
         rc = block_co_pwrite(r->image.edge, offset, data, length,
-                             r->compressed ? BLOCK_REQ_COMPRESSED : 0);
+                             flags | (r->compressed ? BLOCK_REQ_COMPRESSED : 0));
     }
     if (rc < 0) {
         cli_fail("Error while writing to COW image '%s' at byte %" PRIu64 ": %s", r->image.name,
@@ -230,6 +234,80 @@ static int co_open_bases(struct rebase *r)
     return rc < 0 ? cli_report(&err) : 0;
 }
 
+/* --- bitmaps ------------------------------------------------------------------------------------ */
+
+static bool same_file(const struct block_node *a, const struct block_node *b)
+{
+    const char *name_a = block_node_filename(a);
+    const char *name_b = block_node_filename(b);
+    AUTO_FREE char *real_a = name_a ? realpath(name_a, NULL) : NULL;
+    AUTO_FREE char *real_b = name_b ? realpath(name_b, NULL) : NULL;
+
+    if (real_a && real_b) {
+        return strcmp(real_a, real_b) == 0;
+    }
+    return name_a && name_b && strcmp(name_a, name_b) == 0;
+}
+
+static bool is_in_new_chain(const struct rebase *r, const struct block_node *node)
+{
+    struct block_node *n = r->new_base.node;
+
+    for (; n; n = block_node_backing(block_node_skip_filters(n))) {
+        if (same_file(block_node_skip_filters(n), node)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the images store, for the bitmaps of those below. Returns 0 or 1 (told). */
+static int co_mark_stored(struct rebase *r)
+{
+    uint64_t size = cli_disk_size(&r->image);
+    struct block_status status;
+    int depth;
+
+    for (uint64_t at = 0; at < size && r->bitmaps.count; at += status.length) {
+        int rc = block_co_status_above(r->image.edge, NULL, at, size - at, &status, &depth);
+
+        if (rc < 0 || status.length == 0) {
+            return cli_fail("error while reading image metadata: %s", strerror(rc ? -rc : EIO));
+        }
+        if (depth > 0) {
+            carry_mark(&r->bitmaps, at, status.length, depth);
+        }
+    }
+    return 0;
+}
+
+/* The bitmaps of the images that are not below the image any more, to be merged into its own. Returns 0 or 1 (told). */
+static int co_collect_bitmaps(struct rebase *r)
+{
+    struct block_node *image = block_node_skip_filters(r->image.node);
+    struct block_node *node = block_node_backing(image);
+    ERROR_AUTO(err);
+
+    for (int depth = 2; node && r->old_root; depth++) {
+        node = block_node_skip_filters(node);
+        if (!is_in_new_chain(r, node) &&
+            carry_collect(&r->bitmaps, node, depth, cli_disk_size(&r->image), &err) < 0) {
+            return cli_report(&err);
+        }
+        node = block_node_backing(node);
+    }
+    return carry_co_check(&r->bitmaps, image, &err) < 0 ? cli_report(&err) : co_mark_stored(r);
+}
+
+static int co_store_bitmaps(struct rebase *r)
+{
+    ERROR_AUTO(err);
+
+    return carry_co_store(&r->bitmaps, block_node_skip_filters(r->image.node), &err) < 0
+               ? cli_report(&err)
+               : 0;
+}
+
 /* Record the new backing file. Returns 0 or 1 (told). */
 static int co_change(struct rebase *r)
 {
@@ -272,7 +350,8 @@ static int co_rebase(struct rebase *r, const struct cli_image *image)
         if (r->compressed && !r->image.node->limits.cluster_size) {
             return cli_fail("Compression not supported for this file format");
         }
-        status = co_open_bases(r) || co_copy_all(r);
+        status = co_open_bases(r) || (!r->no_bitmaps && co_collect_bitmaps(r)) || co_copy_all(r) ||
+                 co_store_bitmaps(r);
     }
     if (status == 0) {
         status = co_change(r);
@@ -290,6 +369,7 @@ static void rebase_release(struct rebase *r)
     block_co_root_release(r->old_root);
     cli_co_close_disk(&r->new_base);
     cli_co_close_disk(&r->image);
+    carry_clear(&r->bitmaps);
     free(r->old_data);
     free(r->new_data);
 }
@@ -301,16 +381,20 @@ int img_rebase_main(int argc, char **argv)
     bool has_backing;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {NULL, 'b', CLI_VALUE, &r.backing, "FILE", "the new backing file; '' for none"},
-        {NULL, 'F', CLI_VALUE, &r.backing_format, "FMT", "format of the new backing file"},
-        {NULL, 'u', CLI_FLAG, &r.unsafe, NULL,
+        {"backing", 'b', CLI_VALUE, &r.backing, "FILE", "the new backing file; '' for none"},
+        {"backing-format", 'F', CLI_VALUE, &r.backing_format, "FMT",
+         "format of the new backing file"},
+        {"backing-unsafe", 'u', CLI_FLAG, &r.unsafe, NULL,
          "change the name only, nothing is compared or copied"},
-        {NULL, 'c', CLI_FLAG, &r.compressed, NULL, "compress what is copied"},
-        {NULL, 'p', CLI_FLAG, &r.progress_wanted, NULL, "show progress"},
+        {"compress", 'c', CLI_FLAG, &r.compressed, NULL, "compress what is copied"},
+        {"no-bitmaps", 0, CLI_FLAG, &r.no_bitmaps, NULL,
+         "don't take over the bitmaps of images that leave the chain"},
+        {"progress", 'p', CLI_FLAG, &r.progress_wanted, NULL, "show progress"},
         IMG_ARG_QUIET(r.quiet),
         IMG_ARG_FORMAT(image.format),
-        {NULL, 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
-        {NULL, 'T', CLI_VALUE, &r.source_cache, "CACHE", "cache mode of the backing files"},
+        {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
+        {"backing-cache", 'T', CLI_VALUE, &r.source_cache, "CACHE",
+         "cache mode of the backing files"},
         IMG_ARG_SHARE(image.force_share),
         IMG_ARG_IMAGE_OPTS(image.image_opts),
         IMG_ARG_OBJECT(objects),

@@ -84,10 +84,10 @@ int img_snapshot_main(int argc, char **argv)
     CLI_DISK_AUTO(disk);
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {NULL, 'l', CLI_FLAG, &r.list, NULL, "list (the default)"},
-        {NULL, 'c', CLI_VALUE, &r.create, "NAME", "make a snapshot of the disk as it is"},
-        {NULL, 'a', CLI_VALUE, &r.apply, "SNAPSHOT", "go back to a snapshot, by ID or name"},
-        {NULL, 'd', CLI_VALUE, &r.delete, "SNAPSHOT", "delete a snapshot, by ID or name"},
+        {"list", 'l', CLI_FLAG, &r.list, NULL, "list (the default)"},
+        {"create", 'c', CLI_VALUE, &r.create, "NAME", "make a snapshot of the disk as it is"},
+        {"apply", 'a', CLI_VALUE, &r.apply, "SNAPSHOT", "go back to a snapshot, by ID or name"},
+        {"delete", 'd', CLI_VALUE, &r.delete, "SNAPSHOT", "delete a snapshot, by ID or name"},
         IMG_ARG_FORMAT(image.format),
         IMG_ARG_QUIET(r.quiet),
         IMG_ARG_SHARE(image.force_share),

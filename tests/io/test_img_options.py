@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grammar of `img`: long and short names of options, and combinations that are refused."""
+
+import json
+import unittest
+
+from tidemark import TestCase, img, io, qemu_img
+
+LONG = {
+    "amend": "quiet progress format image-opts cache force options object",
+    "bench": "quiet format image-opts cache count buffer-size depth offset step-size aio native write pattern "
+    "flush-interval no-drain force-share",
+    "bitmap": "format image-opts add granularity remove clear enable disable merge source-file source-format object",
+    "check": "quiet format image-opts cache force-share output repair object",
+    "commit": "quiet progress format image-opts cache drop base rate object",
+    "compare": "quiet progress a-format b-format image-opts strict cache force-share object",
+    "convert": "quiet progress source-format image-opts source-snapshot source-cache target-format target-image-opts "
+    "target-options compress target-cache backing backing-format no-create target-is-zero sparse-size bitmaps "
+    "skip-broken-bitmaps force-share rate parallel copy-range-offloading salvage oob-writes object",
+    "create": "quiet format options backing backing-format backing-unsafe object",
+    "dd": "format image-opts output-format force-share",
+    "info": "format image-opts backing-chain force-share object output",
+    "map": "format image-opts start-offset max-length output force-share object",
+    "measure": "target-format size format image-opts snapshot output force-share options object",
+    "rebase": "quiet progress format image-opts cache backing backing-format backing-cache backing-unsafe compress "
+    "force-share object",
+    "resize": "quiet format image-opts shrink preallocation object",
+    "snapshot": "quiet format image-opts force-share object list create apply delete",
+}
+
+
+class Grammar(TestCase):
+    def refused(self, message, *arguments):
+        result = img(*arguments, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(message, result.stderr)
+
+    def test_long_names(self):
+        for command, names in LONG.items():
+            text = img(command, "--help").stdout
+            for name in names.split():
+                with self.subTest(command=command, option=name):
+                    self.assertRegex(text, rf"(?m)^ .*--{name}[ =]")
+
+    def test_long_names_mean_the_short_ones(self):
+        disk = self.create("disk.qcow2", "4M")
+        io(disk, "write -P 1 0 64k", fmt="qcow2")
+        copy = self.path("copy.qcow2")
+        img("convert", "--source-format", "qcow2", "--target-format", "qcow2", "--target-options", "cluster_size=4k",
+            "--compress", "--parallel", "2", disk, copy)
+        info = json.loads(qemu_img("info", "--output=json", copy).stdout)
+        self.assertEqual(info["cluster-size"], 4096)
+        top = self.path("top.qcow2")
+        img("create", "--quiet", "--format", "qcow2", "--backing", copy, "--backing-format", "qcow2", top)
+        img("compare", "--strict", "--a-format", "qcow2", "--b-format", "qcow2", disk, disk)
+        img("snapshot", "--format", "qcow2", "--create", "s", top)
+        self.assertIn("s", img("snapshot", "--list", top).stdout)
+
+    def test_options_of_a_node_say_the_format_themselves(self):
+        disk = self.create("disk.qcow2", "1M")
+        node = f"driver=qcow2,file.filename={disk}"
+        for command in (("info",), ("check",), ("map",), ("resize",), ("bitmap", "--add")):
+            more = ("2M",) if command[0] == "resize" else ("b",) if command[0] == "bitmap" else ()
+            self.refused(
+                "--image-opts and --format are mutually exclusive",
+                *command, "--image-opts", "-f", "qcow2", node, *more,
+            )
+        self.refused(
+            "mutually exclusive",
+            "convert", "-n", "--target-image-opts", "-O", "qcow2", disk, node,
+        )
+
+    def test_convert_runs_of_zeroes_up_to_16_mib(self):
+        disk = self.create("disk.raw", "1M", "raw")
+        img("convert", "-S", "16M", disk, self.path("a"))
+        self.refused("multiples of 512 up to 16777216", "convert", "-S", "1000", disk, self.path("a"))
+        self.refused("Invalid buffer size", "convert", "-S", "17M", disk, self.path("a"))
+
+    def test_convert_backing_format(self):
+        disk = self.create("disk.qcow2", "1M")
+        target = self.path("t.qcow2")
+        self.refused(
+            "Backing format cannot be used without backing file",
+            "convert", "-O", "qcow2", "-F", "qcow2", disk, target,
+        )
+        self.refused(
+            "Use of backing file requires explicit backing format",
+            "convert", "-O", "qcow2", "-o", f"backing_file={disk}", disk, target,
+        )
+
+    def test_convert_looks_for_room_for_bitmaps_before_it_copies(self):
+        disk = self.create("disk.qcow2", "1M")
+        img("bitmap", "-f", "qcow2", "--add", disk, "b")
+        io(disk, "write -P 1 0 64k", fmt="qcow2")
+        taken = self.create("taken.qcow2", "1M")
+        img("bitmap", "-f", "qcow2", "--add", taken, "b")
+        large = self.create("large.qcow2", "2M")
+        old = self.create("old.qcow2", "1M", options=("-o", "compat=0.10"))
+        for target, why in (
+            (taken, "Failed to create bitmap b: Bitmap already exists: b"),
+            (large, "another size"),
+            (old, "qcow2 v2"),
+        ):
+            self.refused(why, "convert", "-n", "--bitmaps", "-O", "qcow2", disk, target)
+            io(target, "read -P 0 0 1M", fmt="qcow2")
+
+
+if __name__ == "__main__":
+    unittest.main()
