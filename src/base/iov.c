@@ -134,25 +134,13 @@ bool iov_is_zero(struct iov v)
 bool buffer_is_zero(const void *buf, size_t size)
 {
     const unsigned char *p = buf;
+    uint64_t head[2] = {0};
 
-    /* Most buffers with data show it in the first words or the last. */
-    for (; size > 0 && (uintptr_t)p % sizeof(uint64_t) != 0; p++, size--) {
-        if (*p != 0) {
-            return false;
-        }
+    /* Most buffers with data show it in the first words. What equals itself moved on by some zeroes is all zeroes. */
+    if (size == 0) {
+        return true;
     }
-    for (; size >= 64; p += 64, size -= 64) {
-        uint64_t w[8];
-
-        memcpy(w, p, sizeof(w));
-        if ((w[0] | w[1] | w[2] | w[3] | w[4] | w[5] | w[6] | w[7]) != 0) {
-            return false;
-        }
-    }
-    for (; size > 0; p++, size--) {
-        if (*p != 0) {
-            return false;
-        }
-    }
-    return true;
+    memcpy(head, p, MIN(size, sizeof(head)));
+    return (head[0] | head[1]) == 0 &&
+           (size <= sizeof(head) || memcmp(p, p + sizeof(head), size - sizeof(head)) == 0);
 }
