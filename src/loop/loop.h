@@ -74,8 +74,8 @@ int reactor_run_until_done(co_entry *entry, void *arg);
 void reactor_run_main(void);
 void reactor_quit_main(void);
 
-/* Pick the next runnable coroutine at random with this seed (0: off). For tests; on the reactor's
- * own thread. */
+/* Pick the next runnable coroutine at random with this seed (0: off), and run by itself what goes to the offload pool
+ * otherwise, so that a run can be repeated. For tests; on the reactor's own thread. */
 void reactor_set_seed(struct reactor *r, uint64_t seed);
 
 /* Run `entry(arg)` on reactor `r` and wait here until it has ended. From a coroutine of any

@@ -132,6 +132,20 @@ int loop_co_offload(int (*fn)(void *arg), void *arg)
     return loop_co_offload_all(fn, arg, 0, 1);
 }
 
+/* A seeded reactor can be repeated only if nothing depends on how threads run. */
+static int run_here(int (*fn)(void *arg), void *args, size_t size, unsigned count)
+{
+    int result = 0;
+
+    co_reschedule();
+    for (unsigned i = 0; i < count; i++) {
+        int r = fn((char *)args + i * size);
+
+        result = result == 0 || (result > 0 && r < 0) ? r : result;
+    }
+    return result;
+}
+
 int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned count)
 {
     struct offload_job jobs[LOOP_OFFLOAD_ALL_MAX];
@@ -139,6 +153,9 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
     int result = 0;
 
     assert(count > 0 && count <= LOOP_OFFLOAD_ALL_MAX);
+    if (reactor_current() && reactor_current()->random) {
+        return run_here(fn, args, size, count);
+    }
     for (unsigned i = 0; i < count; i++) {
         jobs[i] = (struct offload_job){.fn = fn, .arg = (char *)args + i * size, .group = &group};
         if (!queue_job(&jobs[i])) {

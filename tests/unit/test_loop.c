@@ -759,6 +759,26 @@ static void test_offloaded_work_runs_elsewhere(void **state)
     run(offload_one, NULL);
 }
 
+static int this_thread(void *arg)
+{
+    return pthread_equal(*(pthread_t *)arg, pthread_self()) ? 7 : 8;
+}
+
+static void offload_while_seeded(void *arg)
+{
+    pthread_t self = pthread_self();
+
+    reactor_set_seed(reactor_current(), 3);
+    assert_int_equal(loop_co_offload(this_thread, &self), 7);
+    reactor_set_seed(reactor_current(), 0);
+    assert_int_equal(loop_co_offload(this_thread, &self), 8);
+}
+
+static void test_a_seeded_reactor_does_the_work_itself(void **state)
+{
+    run(offload_while_seeded, NULL);
+}
+
 /* --- engines */
 
 static void test_unknown_engine_is_an_error(void **state)
@@ -819,6 +839,7 @@ int main(void)
         TEST(test_connect_fails_with_a_reason),
         TEST(test_offloaded_work_runs_side_by_side),
         TEST(test_offloaded_work_runs_elsewhere),
+        TEST(test_a_seeded_reactor_does_the_work_itself),
         TEST(test_engine_is_what_was_asked_for),
         cmocka_unit_test(test_unknown_engine_is_an_error),
     };
