@@ -3,12 +3,16 @@
 
 #include "qcow2/resize.h"
 
-/* What lies beyond the end of the file is made when it grows, and reads as zeroes then. */
+/*
+ * What lies beyond the end of the file is made when it grows, and reads as zeroes then. A data file may hold anything where
+ * nothing is mapped, and may get a hole there.
+ */
 static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes)
 {
-    uint64_t size = block_edge_size(q->node->file);
+    uint64_t size = block_edge_size(q->data);
+    unsigned flags = q->has_data_file ? BLOCK_REQ_MAY_UNMAP : 0;
 
-    return host < size ? block_co_write_zeroes(q->node->file, host, MIN(bytes, size - host), 0) : 0;
+    return host < size ? block_co_write_zeroes(q->data, host, MIN(bytes, size - host), flags) : 0;
 }
 
 /* Clusters that are linked by one hold of the lock. */
@@ -38,7 +42,7 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
         if (q->has_data_file) {
             *ret_host = guest;
             got = n;
-            fresh = true;
+            fresh = false;
         } else {
             r = qcow2_co_alloc_locked(q, n, false, ret_host, &got, &fresh);
         }

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""External data files."""
+
+import unittest
+
+from tidemark import TestCase, img, io
+
+
+class DataFile(TestCase):
+    def test_what_a_shrunk_disk_had_does_not_come_back(self):
+        """A data file keeps what lies behind the end; a disk that grows over it, mapped, reads zeroes."""
+        for raw in ("off", "on"):
+            path = self.path(f"{raw}.qcow2")
+            data = f"data_file={self.path(raw + '.data')},data_file_raw={raw}"
+            img("create", "-f", "qcow2", "-o", data, path, "4M")
+            io(path, "write -P 1 0 4M", fmt="qcow2")
+            img("resize", "-f", "qcow2", "--shrink", path, "1M")
+            img("resize", "-f", "qcow2", "--preallocation=metadata", path, "3M")
+            io(path, "read -P 1 0 1M", "read -P 0 1M 2M", fmt="qcow2")
+
+
+if __name__ == "__main__":
+    unittest.main()
