@@ -112,6 +112,8 @@ struct block_info {
 /* Result of co_check; figures as qemu-img check prints them. */
 struct block_check_result {
     uint64_t corruptions, leaks, check_errors;
+    uint64_t
+        copied_flags; /* of the corruptions: COPIED flags that don't agree with their refcounts */
     uint64_t corruptions_fixed, leaks_fixed;
     uint64_t image_end_offset;
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;

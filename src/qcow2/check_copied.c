@@ -30,6 +30,7 @@ static bool co_is_wrong_locked(struct check *c, uint64_t entry, uint64_t *ret_re
 static void tell(struct check *c, bool fix)
 {
     *(fix ? &c->result->corruptions_fixed : &c->result->corruptions) += 1;
+    c->result->copied_flags += !fix;
 }
 
 static void co_check_entry_locked(struct check *c, struct cache_entry *slice, unsigned i, bool fix)
