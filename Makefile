@@ -43,6 +43,14 @@ test-arm64: arm64 deps-test
 test: deps-build deps-test
 	@tools/run-tests -j $(JOBS) $(TEST_ARGS)
 
+# Seeds from the clock are fresh; a failure names what repeats it.
+CRASH_STATES ?= 200000
+CRASH_SEED ?= $(shell date +%s)000
+
+crash-long: deps-build deps-test
+	@$(call build,,release,tests/crash/crash_explorer)
+	@nice build/tests/crash/crash_explorer --keep-going --states $(CRASH_STATES) --seed $(CRASH_SEED) $(CRASH_ARGS)
+
 demo: deps-demo all
 	@demo/run
 
@@ -66,4 +74,4 @@ install: all
 clean:
 	rm -rf build build-debug build-tsan build-clang build-fuzz build-arm64 build-arm64-sysroot
 
-.PHONY: all debug tsan clang fuzz fuzz-run arm64 test test-arm64 demo bench lint format install clean
+.PHONY: all debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long demo bench lint format install clean

@@ -76,6 +76,37 @@ void model_end(struct model *m, uint32_t op, uint64_t now)
     m->ops[op].end = now;
 }
 
+void model_cancel(struct model *m, uint32_t op, uint64_t now)
+{
+    const struct model_op *o = &m->ops[op];
+
+    for (uint64_t i = 0; i < o->sectors && o->kind != MODEL_FLUSH; i++) {
+        m->sector_counts[o->sector + i]--;
+    }
+    model_end(m, op, now);
+}
+
+bool model_changes_snapshots(const struct model *m, uint64_t when)
+{
+    for (size_t i = 0; i < m->count; i++) {
+        const struct model_op *op = &m->ops[i];
+
+        if (op->kind >= MODEL_SNAPSHOT_CREATE && op->kind <= MODEL_SNAPSHOT_DELETE &&
+            op->begin <= when && when < op->end) {
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *model_kind_name(enum model_kind kind)
+{
+    static const char *const names[] = {"write",    "zeroes", "discard", "flush", "resize",
+                                        "snapshot", "apply",  "delete",  "commit"};
+
+    return names[kind];
+}
+
 /* --- sizes ------------------------------------------------------------------------------------------ */
 
 struct model_size *model_add_size(struct model *m, uint64_t sectors, uint64_t now)
@@ -121,18 +152,21 @@ void model_stamp(uint8_t *data, size_t size, uint64_t sector, uint32_t op)
 
 uint32_t model_value(const uint8_t *data, uint64_t sector)
 {
-    uint8_t expected[MODEL_SECTOR];
+    uint8_t expected[STAMP_SIZE];
     uint64_t op;
 
     if (load_le64(data) != STAMP_MAGIC) {
         return buffer_is_zero(data, MODEL_SECTOR) ? MODEL_ZERO : MODEL_GARBAGE;
     }
     op = load_le64(data + 16);
-    if (op >= MODEL_GARBAGE) {
+    if (op >= MODEL_ANY) {
         return MODEL_GARBAGE;
     }
-    model_stamp(expected, sizeof(expected), sector, (uint32_t)op);
-    return memcmp(data, expected, sizeof(expected)) == 0 ? (uint32_t)op : MODEL_GARBAGE;
+    make_stamp(expected, sector, (uint32_t)op);
+    return memcmp(data, expected, STAMP_SIZE) == 0 &&
+                   memcmp(data, data + STAMP_SIZE, MODEL_SECTOR - STAMP_SIZE) == 0
+               ? (uint32_t)op
+               : MODEL_GARBAGE;
 }
 
 bool model_is_guest_data(const uint8_t *data, size_t size)
@@ -244,9 +278,6 @@ bool model_discarded(const struct model *m, uint64_t sector, uint64_t since, uin
 
 void model_describe(const struct model *m, uint32_t value, char *buf, size_t size)
 {
-    static const char *const kinds[] = {"write",  "zeroes",   "discard", "flush",
-                                        "resize", "snapshot", "apply",   "delete"};
-
     if (value == MODEL_ZERO) {
         snprintf(buf, size, "zeroes");
     } else if (value >= m->count) {
@@ -255,7 +286,8 @@ void model_describe(const struct model *m, uint32_t value, char *buf, size_t siz
         const struct model_op *op = &m->ops[value];
 
         snprintf(buf, size, "request %u (%s, sectors %llu+%llu, sent %llu, answered %lld)", value,
-                 kinds[op->kind], (unsigned long long)op->sector, (unsigned long long)op->sectors,
-                 (unsigned long long)op->begin, (long long)op->end);
+                 model_kind_name(op->kind), (unsigned long long)op->sector,
+                 (unsigned long long)op->sectors, (unsigned long long)op->begin,
+                 (long long)op->end);
     }
 }

@@ -15,6 +15,7 @@
 #define MODEL_SECTOR 512u
 #define MODEL_ZERO UINT32_MAX          /* value: reads as zeroes */
 #define MODEL_GARBAGE (UINT32_MAX - 1) /* value: nothing that the guest wrote here */
+#define MODEL_ANY (UINT32_MAX - 2)     /* value: not known, after a discard */
 #define MODEL_PENDING UINT64_MAX       /* end of a request that has not been answered */
 
 enum model_kind {
@@ -27,6 +28,7 @@ enum model_kind {
     MODEL_SNAPSHOT_CREATE,
     MODEL_SNAPSHOT_APPLY, /* all sectors become what `values` says */
     MODEL_SNAPSHOT_DELETE,
+    MODEL_COMMIT, /* to the backing file: the disk reads the same all the time */
 };
 
 struct model_op {
@@ -49,12 +51,21 @@ struct model_snapshot {
     uint32_t *values;                                /* by sector, for all that the model has */
 };
 
+/* While it records: it covers what changes between the two times. */
+struct model_epoch {
+    uint64_t base;  /* end of the creation or clearing that it begins with */
+    uint64_t until; /* when the next clearing, disabling or removal began; MODEL_PENDING: never */
+};
+
+#define MODEL_MAX_EPOCHS 16
+
+/* From its creation to its removal; a name may come again. */
 struct model_bitmap {
     char name[16];
-    uint64_t granularity;
-    uint64_t base;         /* end of its creation or last clearing */
-    uint64_t remove_begin; /* MODEL_PENDING: never */
     uint64_t create_end;
+    uint64_t remove_begin; /* MODEL_PENDING: never */
+    struct model_epoch epochs[MODEL_MAX_EPOCHS];
+    unsigned epoch_count;
 };
 
 /* An image is open from open_begin to close_end; what was changed then is stored when close_end has passed. */
@@ -62,8 +73,8 @@ struct model_session {
     uint64_t open_begin, close_begin, close_end; /* close_end: MODEL_PENDING until then */
 };
 
-#define MODEL_MAX_BITMAPS 8
-#define MODEL_MAX_SESSIONS 16
+#define MODEL_MAX_BITMAPS 32
+#define MODEL_MAX_SESSIONS 32
 #define MODEL_MAX_SIZES 128
 #define MODEL_MAX_SNAPSHOTS 64
 
@@ -74,8 +85,7 @@ struct model {
     /* Requests on each sector, in order: sector_ops[s][0 .. sector_counts[s]) are numbers of ops. */
     uint32_t **sector_ops;
     uint32_t *sector_counts;
-    struct model_bitmap bitmaps
-        [MODEL_MAX_BITMAPS]; /* one entry per time between creation or clearing and the next */
+    struct model_bitmap bitmaps[MODEL_MAX_BITMAPS];
     unsigned bitmap_count;
     struct model_session sessions[MODEL_MAX_SESSIONS];
     unsigned session_count;
@@ -99,6 +109,11 @@ bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash);
 uint32_t model_begin(struct model *m, enum model_kind kind, uint64_t sector, uint64_t sectors,
                      uint64_t now);
 void model_end(struct model *m, uint32_t op, uint64_t now);
+/* It failed and changed nothing; no other was sent since. */
+void model_cancel(struct model *m, uint32_t op, uint64_t now);
+/* Whether something is done to internal snapshots at that time. */
+bool model_changes_snapshots(const struct model *m, uint64_t when);
+const char *model_kind_name(enum model_kind kind);
 
 /* Fill `size` bytes with the stamps that request `op` writes from `sector` on. */
 void model_stamp(uint8_t *data, size_t size, uint64_t sector, uint32_t op);

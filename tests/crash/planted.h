@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Ordering bugs planted into the log of a record disk, as if the program had made them. The explorer has to find each.
+ * Ordering bugs planted into the log of the record disks, as if the program had made them. The explorer has to find each.
  *
  *   drop-flush    every third flush is answered without doing anything
  *   inner-flush   only flushes that end a guest's flush or a session count: the barriers between metadata writes are missing
  *   hoist         metadata writes are sent before the flush that they had to wait for
+ *   data-flush    the external data file is never flushed
+ *   base-flush    the backing file is never flushed, so an image is emptied before what it held is stable there
+ *   late-mark     nobody waits for writes of the header: the next flush does not cover them
  */
 #ifndef TIDEMARK_TESTS_PLANTED_H
 #define TIDEMARK_TESTS_PLANTED_H

@@ -11,9 +11,11 @@
 #define LIMIT (1 * GiB)
 
 struct record_disk {
-    uint8_t *data;
-    uint64_t size, capacity;
-    struct record_log *log;
+    struct pages pages;
+    struct record_log *log; /* NULL: nothing is logged */
+    unsigned number;        /* in the log */
+    bool data_only;
+    struct co *compressing; /* the next write of this coroutine is compressed guest data */
 };
 
 static void *must(void *memory)
@@ -36,8 +38,10 @@ void record_log_clear(struct record_log *log)
     for (size_t i = 0; i < log->count; i++) {
         free(log->ops[i].data);
     }
+    for (size_t i = 0; i < ARRAY_SIZE(log->initial); i++) {
+        pages_release(&log->initial[i]);
+    }
     free(log->ops);
-    free(log->initial);
     *log = (struct record_log){0};
 }
 
@@ -53,24 +57,25 @@ static size_t log_add(struct record_log *log, const struct record_op *op)
 }
 
 /* Log a change that has just been made in memory; it is in flight until log_end(). */
-static size_t log_change(struct record_disk *d, enum record_kind kind, uint64_t begin,
-                         uint64_t offset, uint64_t length)
+static size_t log_change(struct record_disk *d, struct record_op op, bool is_data)
 {
-    struct record_op op = {.kind = kind, .begin = begin, .end = UINT64_MAX, .size_after = d->size};
-
-    if (kind == RECORD_TRUNCATE) {
-        op.length = length;
-        op.metadata = true;
+    op.disk = d->number;
+    op.end = UINT64_MAX;
+    op.size_after = d->pages.size;
+    if (op.kind == RECORD_TRUNCATE) {
+        op.metadata = !d->data_only;
         return log_add(d->log, &op);
     }
-    op.offset = round_down(offset, RECORD_SECTOR);
-    op.length = round_up(offset + length, RECORD_SECTOR) - op.offset;
-    if (kind == RECORD_WRITE || op.offset != offset || op.length != length) {
+    if (op.kind == RECORD_WRITE || !is_aligned(op.offset | op.length, RECORD_SECTOR)) {
+        uint64_t end = round_up(op.offset + op.length, RECORD_SECTOR);
+
         op.kind = RECORD_WRITE;
+        op.offset = round_down(op.offset, RECORD_SECTOR);
+        op.length = end - op.offset;
         op.data = must(malloc(op.length));
-        memcpy(op.data, d->data + op.offset, op.length);
-        op.metadata =
-            !buffer_is_zero(op.data, op.length) && !d->log->is_guest_data(op.data, op.length);
+        pages_read(&d->pages, op.offset, op.data, op.length);
+        op.metadata = !is_data && !buffer_is_zero(op.data, op.length) &&
+                      !d->log->is_guest_data(op.data, op.length);
     }
     return log_add(d->log, &op);
 }
@@ -82,73 +87,66 @@ static void log_end(struct record_log *log, size_t index)
 
 /* --- the file -------------------------------------------------------------------------------------- */
 
-/* Zeroes between the old size and the new one; the buffer has room up to a whole sector. */
 static int grow(struct record_disk *d, uint64_t size)
 {
     if (size > LIMIT) {
         return -EFBIG;
     }
-    if (round_up(size, RECORD_SECTOR) > d->capacity) {
-        uint64_t capacity = MAX(2 * d->capacity, round_up(size, MiB));
-
-        d->data = must(realloc(d->data, capacity));
-        memset(d->data + d->capacity, 0, capacity - d->capacity);
-        d->capacity = capacity;
+    if (size > d->pages.size) {
+        pages_resize(&d->pages, size);
     }
-    d->size = MAX(d->size, size);
     return 0;
 }
 
-static void shrink(struct record_disk *d, uint64_t size)
-{
-    memset(d->data + size, 0, d->size - size);
-    d->size = size;
-}
-
-void record_disk_load(struct block_node *node, const uint8_t *data, uint64_t size)
+void record_disk_show(struct block_node *node, struct pages *pages)
 {
     struct record_disk *d = node->opaque;
 
-    if (d->size > size) {
-        shrink(d, size);
-    }
-    if (grow(d, size) < 0) {
-        abort();
-    }
-    memcpy(d->data, data, size);
-    block_node_set_size(node, size);
+    pages_reset(&d->pages, pages);
+    block_node_set_size(node, pages->size);
 }
 
-void record_disk_set_log(struct block_node *node, struct record_log *log)
+void record_disk_set_log(struct block_node *node, struct record_log *log, unsigned disk,
+                         bool data_only)
 {
     struct record_disk *d = node->opaque;
 
     d->log = log;
-    if (log) {
-        log->initial = must(malloc(d->size + 1));
-        memcpy(log->initial, d->data, d->size);
-        log->initial_size = d->size;
-    }
+    d->number = disk;
+    d->data_only = data_only;
+    log->initial[disk] = d->pages;
+    d->pages = (struct pages){0};
+    pages_reset(&d->pages, &log->initial[disk]);
 }
 
-const uint8_t *record_disk_data(struct block_node *node, uint64_t *ret_size)
+struct pages *record_disk_pages(struct block_node *node)
 {
     struct record_disk *d = node->opaque;
 
-    *ret_size = d->size;
-    return d->data;
+    return &d->pages;
 }
 
 static int record_disk_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
-    return grow(node->opaque, 0);
+    node->events = true;
+    return 0;
 }
 
 static void record_disk_co_close(struct block_node *node)
 {
     struct record_disk *d = node->opaque;
 
-    free(d->data);
+    pages_release(&d->pages);
+}
+
+/* Compressed data can't be told from metadata by what it looks like. */
+static void record_disk_co_event(struct block_node *node, enum block_event event)
+{
+    struct record_disk *d = node->opaque;
+
+    if (event == BLOCK_EVENT_WRITE_COMPRESSED) {
+        d->compressing = co_self();
+    }
 }
 
 static int record_disk_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
@@ -159,35 +157,51 @@ static int record_disk_co_preadv(struct block_node *node, uint64_t offset, struc
     if (d->log) {
         co_reschedule(); /* lets other requests come between, as a real disk would */
     }
-    if (!range_fits(offset, iov.size, d->size)) {
+    if (!range_fits(offset, iov.size, d->pages.size)) {
         return -EIO;
     }
-    iov_copy_from_buf(iov, 0, d->data + offset, iov.size);
+    for (int i = 0; i < iov.count; i++) {
+        pages_read(&d->pages, offset, iov.vec[i].iov_base, iov.vec[i].iov_len);
+        offset += iov.vec[i].iov_len;
+    }
     return 0;
+}
+
+static void change_pages(struct record_disk *d, const struct iov *iov, uint64_t offset,
+                         uint64_t length)
+{
+    if (!iov) {
+        pages_zero(&d->pages, offset, length);
+        return;
+    }
+    for (int i = 0; i < iov->count; i++) {
+        pages_write(&d->pages, offset, iov->vec[i].iov_base, iov->vec[i].iov_len);
+        offset += iov->vec[i].iov_len;
+    }
 }
 
 static int co_change(struct record_disk *d, enum record_kind kind, uint64_t offset,
                      const struct iov *iov, uint64_t length)
 {
-    uint64_t begin = 0;
+    struct record_op op = {.kind = kind, .offset = offset, .length = length};
+    bool compressed = d->compressing == co_self();
     size_t index;
     int ret;
 
+    if (compressed) {
+        d->compressing = NULL;
+    }
     if (d->log) {
-        begin = record_tick(d->log);
+        op.begin = record_tick(d->log);
         co_reschedule();
     }
     ret = grow(d, offset + length);
     if (ret < 0) {
         return ret;
     }
-    if (iov) {
-        iov_copy_to_buf(*iov, 0, d->data + offset, length);
-    } else {
-        memset(d->data + offset, 0, length);
-    }
+    change_pages(d, iov, offset, length);
     if (d->log) {
-        index = log_change(d, kind, begin, offset, length);
+        index = log_change(d, op, compressed || d->data_only);
         co_reschedule();
         log_end(d->log, index);
     }
@@ -210,16 +224,16 @@ static int record_disk_co_discard(struct block_node *node, uint64_t offset, uint
 {
     struct record_disk *d = node->opaque;
 
-    if (offset >= d->size) {
+    if (offset >= d->pages.size) {
         return 0;
     }
-    return co_change(d, RECORD_ZEROES, offset, NULL, MIN(length, d->size - offset));
+    return co_change(d, RECORD_ZEROES, offset, NULL, MIN(length, d->pages.size - offset));
 }
 
 static int record_disk_co_flush(struct block_node *node)
 {
     struct record_disk *d = node->opaque;
-    struct record_op op = {.kind = RECORD_FLUSH, .end = UINT64_MAX};
+    struct record_op op = {.kind = RECORD_FLUSH, .disk = d->number, .end = UINT64_MAX};
     size_t index;
 
     if (!d->log) {
@@ -236,21 +250,15 @@ static int record_disk_co_truncate(struct block_node *node, uint64_t size,
                                    enum block_prealloc prealloc, struct error *err)
 {
     struct record_disk *d = node->opaque;
-    uint64_t begin = d->log ? record_tick(d->log) : 0;
-    int ret;
+    struct record_op op = {.kind = RECORD_TRUNCATE, .length = size};
 
-    if (size < d->size) {
-        shrink(d, size);
-    } else {
-        ret = grow(d, size);
-        if (ret < 0) {
-            return error_set(err, -ret, "A record disk has at most 1 GiB");
-        }
+    op.begin = d->log ? record_tick(d->log) : 0;
+    if (size > LIMIT) {
+        return error_set(err, EFBIG, "A record disk has at most 1 GiB");
     }
+    pages_resize(&d->pages, size);
     if (d->log) {
-        size_t index = log_change(d, RECORD_TRUNCATE, begin, 0, size);
-
-        log_end(d->log, index);
+        log_end(d->log, log_change(d, op, false));
     }
     block_node_set_size(node, size);
     return 0;
@@ -269,4 +277,5 @@ const struct block_driver record_disk_driver = {
     .co_write_zeroes = record_disk_co_write_zeroes,
     .co_discard = record_disk_co_discard,
     .co_flush = record_disk_co_flush,
+    .co_event = record_disk_co_event,
 };

@@ -15,86 +15,75 @@ static void *must(void *memory)
     return memory;
 }
 
-/* --- a file in a buffer ------------------------------------------------------------------------------- */
-
-static void file_resize(uint8_t **data, uint64_t *size, uint64_t *capacity, uint64_t new_size)
-{
-    if (round_up(new_size, RECORD_SECTOR) > *capacity) {
-        *capacity = round_up(new_size + new_size / 2, MiB);
-        *data = must(realloc(*data, *capacity));
-    }
-    if (new_size > *size) {
-        memset(*data + *size, 0, round_up(new_size, RECORD_SECTOR) - *size);
-    }
-    *size = new_size;
-}
-
 /* Apply [skip, skip + length) of a request's sectors. */
-static void file_apply(uint8_t **data, uint64_t *size, uint64_t *capacity,
-                       const struct record_op *op, uint64_t skip, uint64_t length)
+static void file_apply(struct pages *f, const struct record_op *op, uint64_t skip, uint64_t length)
 {
     uint64_t offset = op->offset + skip;
 
     if (op->kind == RECORD_TRUNCATE) {
-        file_resize(data, size, capacity, op->length);
+        pages_resize(f, op->length);
         return;
     }
     /* A file may end within a sector. */
-    if (offset + length > *size) {
-        file_resize(data, size, capacity, MAX(*size, MIN(offset + length, op->size_after)));
-    }
-    length = MIN(length, round_up(*size, RECORD_SECTOR) - MIN(offset, *size));
-    if (offset >= *size) {
-        return;
+    if (offset + length > f->size) {
+        pages_resize(f, MAX(f->size, MIN(offset + length, op->size_after)));
     }
     if (op->kind == RECORD_WRITE) {
-        memcpy(*data + offset, op->data + skip, length);
+        pages_write(f, offset, op->data + skip, length);
     } else {
-        memset(*data + offset, 0, length);
+        pages_zero(f, offset, length);
     }
-    memset(*data + *size, 0, round_up(*size, RECORD_SECTOR) - *size);
 }
 
 /* --- what is stable ------------------------------------------------------------------------------------ */
 
-void crash_states_init(struct crash_states *s, const struct record_log *log, uint64_t seed)
+void crash_states_init(struct crash_states *s, struct record_log *log, uint64_t seed)
 {
     *s = (struct crash_states){.log = log, .seed = seed};
     s->applied = must(calloc(1, log->count + 1));
-    file_resize(&s->base, &s->base_size, &s->base_capacity, log->initial_size);
-    memcpy(s->base, log->initial, log->initial_size);
+    for (unsigned disk = 0; disk < RECORD_DISKS; disk++) {
+        pages_reset(&s->base[disk], &log->initial[disk]);
+    }
 }
 
 void crash_states_clear(struct crash_states *s)
 {
-    free(s->base);
+    for (unsigned disk = 0; disk < RECORD_DISKS; disk++) {
+        pages_release(&s->base[disk]);
+    }
     free(s->applied);
 }
 
-static uint64_t stable_until(const struct record_log *log, uint64_t time)
+void crash_state_release(struct crash_state *state)
 {
-    uint64_t stable = 0;
+    for (unsigned disk = 0; disk < RECORD_DISKS; disk++) {
+        pages_release(&state->disks[disk]);
+    }
+}
 
+/* ret[disk]: what was answered by then is there. */
+static void stable_until(const struct record_log *log, uint64_t time, uint64_t *ret)
+{
+    memset(ret, 0, RECORD_DISKS * sizeof(*ret));
     for (size_t i = 0; i < log->count; i++) {
         const struct record_op *op = &log->ops[i];
 
         if (op->kind == RECORD_FLUSH && !op->ignored && op->end <= time) {
-            stable = MAX(stable, op->begin);
+            ret[op->disk] = MAX(ret[op->disk], op->begin);
         }
     }
-    return stable;
 }
 
 static bool ops_overlap(const struct record_op *a, const struct record_op *b)
 {
-    return a->kind < RECORD_TRUNCATE && b->kind < RECORD_TRUNCATE &&
+    return a->kind < RECORD_TRUNCATE && b->kind < RECORD_TRUNCATE && a->disk == b->disk &&
            ranges_overlap(a->offset, a->length, b->offset, b->length);
 }
 
 /* Whether a request carried out after log entry `index` that overlaps it is in the base. */
 static bool overtaken(const struct crash_states *s, size_t index)
 {
-    for (size_t i = index + 1; i < s->log->count; i++) {
+    for (size_t i = index + 1; i < s->applied_end; i++) {
         if (s->applied[i] && ops_overlap(&s->log->ops[i], &s->log->ops[index])) {
             return true;
         }
@@ -108,26 +97,28 @@ static bool overtaken(const struct crash_states *s, size_t index)
  */
 static void apply_later_again(struct crash_states *s, size_t index)
 {
-    for (size_t i = index + 1; i < s->log->count; i++) {
+    for (size_t i = index + 1; i < s->applied_end; i++) {
         const struct record_op *op = &s->log->ops[i];
 
         if (s->applied[i] && ops_overlap(op, &s->log->ops[index])) {
-            file_apply(&s->base, &s->base_size, &s->base_capacity, op, 0, op->length);
+            file_apply(&s->base[op->disk], op, 0, op->length);
         }
     }
 }
 
 static void base_forward(struct crash_states *s, uint64_t time)
 {
-    uint64_t stable = stable_until(s->log, time);
+    uint64_t stable[RECORD_DISKS];
 
+    stable_until(s->log, time, stable);
     for (size_t i = 0; i < s->log->count; i++) {
         const struct record_op *op = &s->log->ops[i];
 
-        if (op->kind != RECORD_FLUSH && !s->applied[i] && op->end <= stable) {
-            file_apply(&s->base, &s->base_size, &s->base_capacity, op, 0, op->length);
+        if (op->kind != RECORD_FLUSH && !s->applied[i] && op->end <= stable[op->disk]) {
+            file_apply(&s->base[op->disk], op, 0, op->length);
             s->applied[i] = 1;
             apply_later_again(s, i);
+            s->applied_end = MAX(s->applied_end, i + 1);
         }
     }
 }
@@ -144,9 +135,7 @@ struct maker {
 
 static void apply(struct maker *k, const struct record_op *op, uint64_t skip, uint64_t length)
 {
-    struct crash_state *state = k->state;
-
-    file_apply(&state->data, &state->size, &state->capacity, op, skip, length);
+    file_apply(&k->state->disks[op->disk], op, skip, length);
 }
 
 static void lose(struct maker *k, const struct record_op *op)
@@ -190,6 +179,22 @@ static void make_subset(struct maker *k)
             tear(k, k->ops[i]);
         } else if (random_below(&k->random, 10) < keep) {
             apply(k, k->ops[i], 0, k->ops[i]->length);
+        } else {
+            lose(k, k->ops[i]);
+        }
+    }
+}
+
+/* In order, up to one that was cut. */
+static void make_prefix(struct maker *k)
+{
+    size_t end = random_below(&k->random, k->count);
+
+    for (size_t i = 0; i < k->count; i++) {
+        if (i < end) {
+            apply(k, k->ops[i], 0, k->ops[i]->length);
+        } else if (i == end) {
+            tear(k, k->ops[i]);
         } else {
             lose(k, k->ops[i]);
         }
@@ -292,6 +297,7 @@ void crash_states_make(struct crash_states *s, uint64_t index, uint64_t time,
         {"a subset", make_subset},           {"all but one", make_one_lost},
         {"only one", make_one_kept},         {"data or metadata", make_by_kind},
         {"all of them torn", make_all_torn}, {"all, reordered", make_reordered},
+        {"the first ones", make_prefix},
     };
     struct maker k = {.s = s, .state = state, .random = random_mix(s->seed) ^ random_mix(~index)};
     size_t way = random_below(&k.random, ARRAY_SIZE(ways));
@@ -301,15 +307,18 @@ void crash_states_make(struct crash_states *s, uint64_t index, uint64_t time,
     state->time = time;
     state->metadata_hurt = false;
     state->lost = state->torn = 0;
-    state->size = 0;
     state->how = ways[way].name;
-    file_resize(&state->data, &state->size, &state->capacity, s->base_size);
-    memcpy(state->data, s->base, s->base_size);
+    for (unsigned disk = 0; disk < RECORD_DISKS; disk++) {
+        pages_reset(&state->disks[disk], &s->base[disk]);
+    }
     collect(&k);
     state->unstable = (unsigned)k.count;
     if (k.count > 0) {
         ways[way].make(&k);
     }
     free(k.ops);
-    state->hash = hash_bytes(state->data, state->size);
+    state->hash = 0;
+    for (unsigned disk = 0; disk < RECORD_DISKS; disk++) {
+        state->hash = random_mix(state->hash + pages_hash(&state->disks[disk]));
+    }
 }

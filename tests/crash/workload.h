@@ -1,25 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A random, reproducible workload on a qcow2 image over a record disk: several sessions, each opens the image, lets a few
- * workers write, overwrite, zero, discard and flush at the same time, changes persistent bitmaps, internal snapshots and the
- * size in between, and closes it.
+ * A random, reproducible workload on a qcow2 image over record disks: several sessions, each opens the image, lets a guest
+ * (guest.h) work on it, changes persistent bitmaps, internal snapshots and the size in between (changes.h), and closes it.
+ * An image with a backing file is committed between some of them.
  */
 #ifndef TIDEMARK_TESTS_WORKLOAD_H
 #define TIDEMARK_TESTS_WORKLOAD_H
 
 #include "base/error.h"
+#include "config.h"
 #include "model.h"
 #include "record_disk.h"
 
 struct workload {
     /* given */
     uint64_t seed;
-    uint64_t size;         /* of the virtual disk at most, bytes */
-    uint32_t cluster_size; /* bytes */
+    uint64_t size; /* of the virtual disk at most, bytes */
+    struct crash_config config;
     unsigned sessions;
     unsigned ops; /* guest requests per session */
-    bool bitmaps;
-    bool guest_only; /* neither snapshots nor changes of size */
     /* made */
     struct model model;
     struct record_log log;
@@ -31,10 +30,5 @@ struct workload {
  */
 int workload_co_run(struct workload *w, struct error *err);
 void workload_clear(struct workload *w);
-
-/* Open "record-disk" nodes and qcow2 on top, for workload and verification. */
-int crash_co_open_disk(const char *node_name, struct block_node **ret, struct error *err);
-int crash_co_open_qcow2(const char *disk_name, bool writable, struct block_node **ret,
-                        struct error *err);
 
 #endif

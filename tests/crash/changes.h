@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What is done to an image between the requests of a guest. */
+#ifndef TIDEMARK_TESTS_CHANGES_H
+#define TIDEMARK_TESTS_CHANGES_H
+
+#include "guest.h"
+
+/* Sectors of a disk of any size from a quarter of the largest on; often whole clusters. */
+uint64_t changes_random_size(const struct workload *w, uint64_t *random);
+
+/* Add, clear, merge, disable, enable or remove a persistent bitmap, or nothing. */
+int changes_co_bitmaps(struct guest *g, struct block_node *node);
+/* Change the size, or make, apply or delete an internal snapshot, or nothing. */
+int changes_co_disk(struct guest *g, struct block_node *node);
+
+#endif

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include <stddef.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "random.h"
+
+const char *const crash_config_names[CRASH_CONFIG_KINDS + 1] = {
+    "plain",        "small-clusters", "large-clusters",   "version-2",  "refcount-bits",
+    "extended-l2",  "data-file",      "data-file-raw",    "compressed", "lazy-refcounts",
+    "preallocated", "bitmaps",        "discard-no-unref", "commit",     NULL,
+};
+
+enum kind {
+    PLAIN,
+    SMALL_CLUSTERS,
+    LARGE_CLUSTERS,
+    VERSION_2,
+    REFCOUNT_BITS,
+    EXTENDED_L2,
+    DATA_FILE,
+    DATA_FILE_RAW,
+    COMPRESSED,
+    LAZY_REFCOUNTS,
+    PREALLOCATED,
+    BITMAPS,
+    DISCARD_NO_UNREF,
+    COMMIT,
+};
+
+/* What a kind is about; `variant` goes through its possibilities. */
+static void set_kind(struct crash_config *c, uint64_t variant)
+{
+    static const unsigned widths[] = {1, 2, 4, 8, 32, 64};
+    static const char *const preallocations[] = {"metadata", "falloc", "full"};
+
+    switch ((enum kind)c->kind) {
+    case PLAIN:
+        break;
+    case SMALL_CLUSTERS:
+        c->cluster_size = 512u << variant % 3;
+        break;
+    case LARGE_CLUSTERS:
+        c->cluster_size = 128u * 1024 << variant % 5;
+        break;
+    case VERSION_2:
+        c->version = 2;
+        c->cluster_size = variant % 4 == 3 ? 512 : c->cluster_size;
+        break;
+    case REFCOUNT_BITS:
+        c->refcount_bits = widths[variant % ARRAY_SIZE(widths)];
+        break;
+    case EXTENDED_L2:
+        c->extended_l2 = true;
+        c->cluster_size = 16384u << variant % 4;
+        break;
+    case DATA_FILE_RAW:
+        c->data_file_raw = true;
+        c->data_file = true;
+        break;
+    case DATA_FILE:
+        c->data_file = true;
+        c->extended_l2 = variant % 4 == 3;
+        break;
+    case COMPRESSED:
+        c->compressed = true;
+        c->zstd = variant % 2;
+        break;
+    case LAZY_REFCOUNTS:
+        c->lazy_refcounts = true;
+        break;
+    case PREALLOCATED:
+        c->preallocation = preallocations[variant % ARRAY_SIZE(preallocations)];
+        break;
+    case BITMAPS:
+        c->bitmaps = true;
+        break;
+    case DISCARD_NO_UNREF:
+        c->discard_no_unref = true;
+        break;
+    case COMMIT:
+        c->backing = true;
+        c->version = variant % 4 == 1 ? 2 : 3;
+        c->extended_l2 = variant % 4 == 2;
+        c->lazy_refcounts = variant % 8 == 3;
+        break;
+    }
+}
+
+/* What goes with it, by chance. */
+static void set_extras(struct crash_config *c, uint64_t *random)
+{
+    c->bitmaps |= random_below(random, 2);
+    c->compressed |= random_below(random, 8) == 0;
+    c->lazy_refcounts |= random_below(random, 8) == 0;
+    c->discard_no_unref |= random_below(random, 8) == 0;
+    c->small_caches = random_below(random, 4) == 0;
+    /* What does not go together. */
+    if (c->version == 2) {
+        c->bitmaps = c->lazy_refcounts = c->discard_no_unref = false;
+    }
+    c->compressed &= !c->data_file;
+    if (c->extended_l2) {
+        c->cluster_size = MAX(c->cluster_size, 16384);
+    }
+    c->snapshots = !c->data_file && !c->backing;
+    c->resize = true;
+}
+
+void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name)
+{
+    static const uint32_t cluster_sizes[] = {4096, 65536, 8192, 32768, 16384};
+    uint64_t kind = seed % CRASH_CONFIG_KINDS, variant = seed / CRASH_CONFIG_KINDS;
+    uint64_t random = random_mix(seed + 4711);
+
+    if (name) {
+        variant = seed;
+        for (kind = 0; strcmp(crash_config_names[kind], name) != 0; kind++) {
+        }
+    }
+    *c = (struct crash_config){
+        .name = crash_config_names[kind],
+        .kind = (unsigned)kind,
+        .version = 3,
+        .cluster_size = cluster_sizes[variant % ARRAY_SIZE(cluster_sizes)],
+        .refcount_bits = 16,
+    };
+    set_kind(c, variant);
+    set_extras(c, &random);
+    c->base_cluster_size = random_below(&random, 2) ? c->cluster_size : 4096;
+    if (c->extended_l2) {
+        c->base_cluster_size = MAX(c->base_cluster_size, 16384);
+    }
+}

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The kinds of images that the crash explorer works on. Everything follows from the seed of a workload. */
+#ifndef TIDEMARK_TESTS_CONFIG_H
+#define TIDEMARK_TESTS_CONFIG_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct crash_config {
+    const char *name; /* of the kind, see crash_config_names */
+    unsigned kind;    /* its number */
+    /* the image */
+    unsigned version;
+    uint32_t cluster_size, base_cluster_size; /* bytes */
+    unsigned refcount_bits;
+    bool extended_l2, lazy_refcounts, zstd;
+    bool data_file, data_file_raw; /* an external one; raw: it alone is the disk */
+    bool backing;                  /* has a backing file, and is committed into it now and then */
+    const char *preallocation;     /* NULL: off */
+    /* how it is used */
+    bool discard_no_unref;
+    bool small_caches;
+    bool compressed; /* some writes are */
+    bool bitmaps;    /* persistent ones, changed between the requests */
+    bool snapshots, resize;
+};
+
+/* Ends with NULL. */
+extern const char *const crash_config_names[];
+#define CRASH_CONFIG_KINDS 14u
+
+/* `name`: a kind; NULL: another one for each seed. */
+void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name);
+
+#endif

@@ -1,0 +1,256 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "image.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/gate.h"
+
+#define COPY_BYTES (64 * KiB)
+#define NAME_MAX_BYTES 64
+
+static const char *const file_names[RECORD_DISKS] = {
+    [IMAGE_FILE] = "image", [IMAGE_DATA_FILE] = "data", [IMAGE_BASE_FILE] = "base"};
+
+/* --- nodes ------------------------------------------------------------------------------------------- */
+
+static int co_open_json(const char *json, unsigned flags, struct block_node **ret,
+                        struct error *err)
+{
+    struct options *opts;
+    int r = options_parse(json, NULL, &opts, err);
+
+    return r < 0 ? r : block_co_open(opts, flags, ret, err);
+}
+
+int image_co_open_disks(struct image_disks *d, const char *name, struct error *err)
+{
+    int ret = 0;
+
+    *d = (struct image_disks){.name = name};
+    for (unsigned i = 0; i < RECORD_DISKS && ret == 0; i++) {
+        char json[160];
+
+        snprintf(json, sizeof(json),
+                 "{\"driver\":\"record-disk\",\"node-name\":\"%s-%s\",\"discard\":\"unmap\"}", name,
+                 file_names[i]);
+        ret = co_open_json(json, BLOCK_OPEN_RDWR, &d->nodes[i], err);
+    }
+    return ret;
+}
+
+void image_co_close_disks(struct image_disks *d)
+{
+    for (unsigned i = 0; i < RECORD_DISKS; i++) {
+        block_co_unref(d->nodes[i]);
+    }
+}
+
+/* ,"KEY":VALUE pairs behind the driver and the file. */
+static void format_options(const struct image_disks *d, const struct crash_config *c, unsigned how,
+                           char *buf, size_t size)
+{
+    char caches[96] = "", data[96] = "", backing[192] = "";
+    uint64_t cache = 4 * MAX(c->cluster_size, 4096u);
+
+    if (c->small_caches) {
+        snprintf(caches, sizeof(caches), ",\"l2-cache-size\":%llu,\"refcount-cache-size\":%llu",
+                 (unsigned long long)cache, (unsigned long long)cache);
+    }
+    if (c->data_file && !(how & IMAGE_BASE)) {
+        snprintf(data, sizeof(data), ",\"data-file\":\"%s-data\"", d->name);
+    }
+    if (c->backing && !(how & (IMAGE_BASE | IMAGE_NO_BASE))) {
+        snprintf(backing, sizeof(backing),
+                 ",\"backing\":{\"driver\":\"qcow2\",\"file\":\"%s-base\"}", d->name);
+    } else if (c->backing) {
+        snprintf(backing, sizeof(backing), ",\"backing\":null");
+    }
+    snprintf(buf, size, "%s%s%s%s", c->discard_no_unref ? ",\"discard-no-unref\":true" : "", caches,
+             data, backing);
+}
+
+int image_co_open(const struct image_disks *d, const struct crash_config *c, unsigned how,
+                  struct block_node **ret, struct error *err)
+{
+    char options[512], json[640];
+
+    format_options(d, c, how, options, sizeof(options));
+    snprintf(json, sizeof(json),
+             "{\"driver\":\"qcow2\",\"file\":\"%s-%s\",\"discard\":\"unmap\"%s}", d->name,
+             how & IMAGE_BASE ? "base" : "image", options);
+    return co_open_json(json, how & IMAGE_WRITABLE ? BLOCK_OPEN_RDWR : 0, ret, err);
+}
+
+/* --- making one ---------------------------------------------------------------------------------------- */
+
+static struct options *create_options(const struct crash_config *c, bool base)
+{
+    struct options *opts = options_new();
+
+    if (!opts) {
+        abort();
+    }
+    options_set_uint(opts, "cluster_size", base ? c->base_cluster_size : c->cluster_size);
+    options_set_str(opts, "compat", c->version == 2 ? "v2" : "v3");
+    options_set_uint(opts, "refcount_bits", c->refcount_bits);
+    options_set_bool(opts, "extended_l2", c->extended_l2);
+    options_set_bool(opts, "lazy_refcounts", c->lazy_refcounts);
+    options_set_str(opts, "compression_type", c->zstd ? "zstd" : "zlib");
+    if (c->backing && !base) {
+        options_set_str(opts, "backing_file", "base");
+        options_set_str(opts, "backing_fmt", "qcow2");
+    }
+    if (c->data_file && !base) {
+        options_set_str(opts, "data_file", "data");
+        options_set_bool(opts, "data_file_raw", c->data_file_raw);
+    }
+    if (c->preallocation && !base) {
+        options_set_str(opts, "preallocation", c->preallocation);
+    }
+    return opts;
+}
+
+/* What a file holds goes to a disk; a file that is not there is empty. */
+static int load_file(const char *name, struct pages *pages)
+{
+    AUTO_FREE uint8_t *data = malloc(COPY_BYTES);
+    int fd AUTO_CLOSE = open(name, O_RDONLY | O_CLOEXEC);
+    uint64_t at = 0;
+    ssize_t n;
+
+    pages_reset(pages, NULL);
+    if (fd < 0) {
+        return errno == ENOENT ? 0 : -errno;
+    }
+    while (data && (n = pread(fd, data, COPY_BYTES, (off_t)at)) > 0) {
+        pages_resize(pages, at + (uint64_t)n);
+        if (!buffer_is_zero(data, (size_t)n)) {
+            pages_write(pages, at, data, (uint64_t)n);
+        }
+        at += (uint64_t)n;
+    }
+    return !data ? -ENOMEM : n < 0 ? -errno : 0;
+}
+
+static int co_create_file(const struct crash_config *c, const char *name, uint64_t size, bool base,
+                          struct error *err)
+{
+    return block_co_create_image("qcow2", name, size, create_options(c, base), err);
+}
+
+int image_co_create(const struct image_disks *d, const struct crash_config *c, uint64_t size,
+                    struct error *err)
+{
+    char dir[] = "crash-XXXXXX", names[RECORD_DISKS][NAME_MAX_BYTES];
+    int ret;
+
+    /* Creation works on files, so the empty image is made in some and loaded. */
+    if (!mkdtemp(dir)) {
+        return error_set_errno(err, errno, "Could not make a directory for the empty image");
+    }
+    for (unsigned i = 0; i < RECORD_DISKS; i++) {
+        snprintf(names[i], sizeof(names[i]), "%s/%s", dir, file_names[i]);
+    }
+    ret = co_create_file(c, names[IMAGE_FILE], size, false, err);
+    if (ret == 0 && c->backing) {
+        ret = co_create_file(c, names[IMAGE_BASE_FILE], size, true, err);
+    }
+    for (unsigned i = 0; i < RECORD_DISKS; i++) {
+        struct pages *pages = record_disk_pages(d->nodes[i]);
+        int loaded = ret < 0 ? ret : load_file(names[i], pages);
+
+        if (ret == 0 && loaded < 0) {
+            ret = error_set_errno(err, -loaded, "Could not read the empty image");
+        }
+        block_node_set_size(d->nodes[i], pages->size);
+        unlink(names[i]);
+    }
+    rmdir(dir);
+    return ret;
+}
+
+/* --- commit -------------------------------------------------------------------------------------------- */
+
+struct commit {
+    struct block_root *image, *base;
+    uint8_t *buffer;
+};
+
+static int co_copy_step(struct commit *k, uint64_t offset, uint64_t *length)
+{
+    struct block_edge *image = block_root_edge(k->image), *base = block_root_edge(k->base);
+    struct block_status status;
+    int depth;
+    int r = block_co_status_above(image, NULL, offset, *length, &status, &depth);
+
+    if (r < 0) {
+        return r;
+    }
+    *length = MIN(*length, status.length);
+    if (depth == 0) {
+        return 0;
+    }
+    if (status.flags & BLOCK_STATUS_ZERO) {
+        return block_co_write_zeroes(base, offset, *length, BLOCK_REQ_MAY_UNMAP);
+    }
+    *length = MIN(*length, COPY_BYTES);
+    r = block_co_pread(image, offset, k->buffer, *length);
+    return r < 0 ? r : block_co_pwrite(base, offset, k->buffer, *length, 0);
+}
+
+static int co_copy(struct commit *k, struct error *err)
+{
+    uint64_t size = block_edge_size(block_root_edge(k->image)), length;
+    int r = 0;
+
+    if (block_edge_size(block_root_edge(k->base)) < size) {
+        r = block_co_truncate(block_root_edge(k->base), size, BLOCK_PREALLOC_OFF, err);
+    }
+    for (uint64_t at = 0; at < size && r == 0; at += length) {
+        length = size - at;
+        r = co_copy_step(k, at, &length);
+    }
+    r = r < 0 ? r : block_co_flush(block_root_edge(k->base));
+    return r < 0 && !error_is_set(err) ? error_set_errno(err, -r, "commit: copying failed") : r;
+}
+
+static int co_commit_nodes(struct block_node *image, struct block_node *base, struct error *err)
+{
+    const unsigned perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+    struct commit k = {.buffer = malloc(COPY_BYTES)};
+    int r = k.buffer ? 0 : error_set(err, ENOMEM, "Out of memory");
+
+    r = r < 0 ? r : block_co_root_new(image, "commit", perm, BLOCK_PERM_ALL, &k.image, err);
+    r = r < 0 ? r : block_co_root_new(base, "commit", perm, BLOCK_PERM_ALL, &k.base, err);
+    r = r < 0 ? r : co_copy(&k, err);
+    r = r < 0 ? r : block_co_inactivate(base, err);
+    if (r == 0) {
+        block_co_drain_begin(image);
+        r = image->driver->co_make_empty(image, err);
+        block_co_drain_end(image);
+    }
+    r = r < 0 ? r : block_co_inactivate(image, err);
+    block_co_root_release(k.base);
+    block_co_root_release(k.image);
+    free(k.buffer);
+    return r;
+}
+
+int image_co_commit(const struct image_disks *d, const struct crash_config *c, struct error *err)
+{
+    struct block_node *image = NULL, *base = NULL;
+    int r = image_co_open(d, c, IMAGE_WRITABLE | IMAGE_NO_BASE, &image, err);
+
+    r = r < 0 ? r : image_co_open(d, c, IMAGE_WRITABLE | IMAGE_BASE, &base, err);
+    r = r < 0 ? r : co_commit_nodes(image, base, err);
+    block_co_unref(base);
+    block_co_unref(image);
+    return r;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Between the files that verify a state. */
+#ifndef TIDEMARK_TESTS_VERIFIER_H
+#define TIDEMARK_TESTS_VERIFIER_H
+
+#include "block/gate.h"
+#include "verify.h"
+
+/* What the sectors of a disk hold, seen in one way. */
+struct view {
+    uint32_t *values; /* as read; MODEL_ZERO where nothing was read */
+    /* After the crash: what it should hold now; MODEL_ANY after a discard. */
+    uint32_t *expected;
+};
+
+struct verifier {
+    struct workload *w;
+    const struct crash_state *state;
+    const struct image_disks *disks;
+    struct block_node *node; /* the image */
+    struct block_edge *edge;
+    bool again;      /* the image was written to after the crash */
+    uint64_t stable; /* model_stable_until() the crash */
+    struct view disk;
+    struct view raw; /* the external data file alone; what is not stable may differ from the disk */
+    uint64_t sectors;                      /* that the disk has */
+    const struct model_snapshot *snapshot; /* that the node shows; NULL: the disk itself */
+};
+
+/* verify_data.c: read all of the edge's node and compare; sets values. */
+int verify_co_data(struct verifier *v, struct error *err);
+/* The external data file by itself. */
+int verify_raw_data_file(struct verifier *v, struct error *err);
+/* verify_parts.c */
+int verify_co_bitmaps(struct verifier *v, struct error *err);
+/* All are listed, and one of them holds what it shall. The node shows that one afterwards. */
+int verify_co_snapshots(struct verifier *v, struct error *err);
+/* aftermath.c: a guest that goes on after the crash. Changes `expected`. */
+int aftermath_co_write(struct verifier *v, struct error *err);
+
+#endif

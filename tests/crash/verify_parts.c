@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Bitmaps and internal snapshots of a crashed image. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "block/bitmaps.h"
+#include "random.h"
+#include "verifier.h"
+
+/* --- bitmaps ----------------------------------------------------------------------------------------- */
+
+/* Whether the crash came while no session had the image open, and all that was done is stable. */
+static bool cleanly_closed(const struct model *m, uint64_t time)
+{
+    const struct model_session *last = NULL;
+
+    for (unsigned i = 0; i < m->session_count && m->sessions[i].open_begin <= time; i++) {
+        last = &m->sessions[i];
+    }
+    return last && last->close_end <= time;
+}
+
+/* Whether a session that had the bitmap has been closed by then. */
+static bool was_stored(const struct model *m, const struct model_bitmap *b, uint64_t time)
+{
+    for (unsigned i = 0; i < m->session_count; i++) {
+        if (b->create_end <= m->sessions[i].close_begin && m->sessions[i].close_end <= time) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The time from which on it covers what changes; MODEL_PENDING while it is being changed itself, or records nothing. */
+static uint64_t covers_since(const struct model_bitmap *b, uint64_t time)
+{
+    for (unsigned i = 0; i < b->epoch_count; i++) {
+        if (b->epochs[i].base <= time && time < b->epochs[i].until) {
+            return b->epochs[i].base;
+        }
+    }
+    return MODEL_PENDING;
+}
+
+static int co_check_covers(struct verifier *v, const struct model_bitmap *b,
+                           struct block_bitmap *bitmap, struct error *err)
+{
+    const struct model *m = &v->w->model;
+    uint64_t since = covers_since(b, v->state->time);
+
+    if (since == MODEL_PENDING) {
+        return 0;
+    }
+    if (block_co_bitmap_fetch(bitmap, err) < 0) {
+        return -EIO;
+    }
+    for (uint64_t sector = 0; sector < v->sectors; sector++) {
+        uint32_t before;
+
+        if (m->sector_counts[sector] == 0 && !v->again) {
+            continue;
+        }
+        before = model_value_at(m, sector, since);
+        if (v->disk.values[sector] != before && !model_discarded(m, sector, 0, since) &&
+            !dirty_bitmap_get(block_bitmap_bits(bitmap), sector * MODEL_SECTOR)) {
+            char was[128], is[128];
+
+            model_describe(m, before, was, sizeof(was));
+            model_describe(m, v->disk.values[sector], is, sizeof(is));
+            return error_set(err, EILSEQ,
+                             "bitmap '%s' says sector %llu is clean since %llu, but it held %s "
+                             "then and holds %s now",
+                             b->name, (unsigned long long)sector, (unsigned long long)since, was,
+                             is);
+        }
+    }
+    return 0;
+}
+
+static int co_check_bitmap(struct verifier *v, const struct model_bitmap *b, struct error *err)
+{
+    const struct model *m = &v->w->model;
+    struct block_bitmap *bitmap = block_bitmap_find(v->node, b->name);
+    uint64_t time = v->state->time;
+
+    if (b->remove_begin <= time) {
+        return 0; /* there or not, a later entry of that name tells more */
+    }
+    if (!bitmap) {
+        return was_stored(m, b, time)
+                   ? error_set(err, EILSEQ, "bitmap '%s', stored before, is gone", b->name)
+                   : 0;
+    }
+    if (!bitmap->inconsistent) {
+        return co_check_covers(v, b, bitmap, err);
+    }
+    if (cleanly_closed(m, time) && was_stored(m, b, time)) {
+        return error_set(err, EILSEQ, "bitmap '%s' is inconsistent though the image was closed",
+                         b->name);
+    }
+    return 0;
+}
+
+int verify_co_bitmaps(struct verifier *v, struct error *err)
+{
+    const struct model *m = &v->w->model;
+    int ret = 0;
+
+    for (unsigned i = 0; i < m->bitmap_count && ret == 0; i++) {
+        if (m->bitmaps[i].create_end <= v->state->time) {
+            ret = co_check_bitmap(v, &m->bitmaps[i], err);
+        }
+    }
+    return ret;
+}
+
+/* --- snapshots --------------------------------------------------------------------------------------- */
+
+/* One of those that may be there; the list must have those that were made and not deleted. */
+static int pick_snapshot(struct verifier *v, const struct block_snapshot_info *infos, size_t count,
+                         const struct model_snapshot **ret, struct error *err)
+{
+    const struct model *m = &v->w->model;
+    unsigned seen = 0;
+
+    *ret = NULL;
+    for (unsigned i = 0; i < m->snapshot_count; i++) {
+        const struct model_snapshot *s = &m->snapshots[i];
+        bool there = false;
+
+        for (size_t k = 0; k < count; k++) {
+            there |= strcmp(infos[k].name, s->name) == 0;
+        }
+        if (there && random_mix(v->state->hash + 2 * i + v->again) % ++seen == 0) {
+            *ret = s;
+        }
+        if (!there && s->create_end <= v->state->time && s->delete_begin > v->state->time) {
+            return error_set(err, EILSEQ, "snapshot '%s' is gone", s->name);
+        }
+    }
+    return seen == count ? 0 : error_set(err, EILSEQ, "there are snapshots that were not made");
+}
+
+int verify_co_snapshots(struct verifier *v, struct error *err)
+{
+    const struct block_driver *driver = v->node->driver;
+    struct block_snapshot_info *infos = NULL;
+    size_t count = 0;
+    int ret = driver->co_snapshot_list(v->node, &infos, &count, err);
+
+    ret = ret < 0 ? ret : pick_snapshot(v, infos, count, &v->snapshot, err);
+    free(infos);
+    if (ret < 0 || !v->snapshot) {
+        return ret;
+    }
+    ret = driver->co_snapshot_show(v->node, NULL, v->snapshot->name, err);
+    v->sectors = block_node_size(v->node) / MODEL_SECTOR;
+    if (ret == 0 && v->sectors != v->snapshot->sectors) {
+        ret =
+            error_set(err, EILSEQ, "snapshot '%s' has another size than it had", v->snapshot->name);
+    }
+    ret = ret < 0 ? ret : verify_co_data(v, err);
+    v->snapshot = NULL;
+    return ret;
+}
