@@ -78,6 +78,10 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g)
     if (!is_power_of_2(cluster) || cluster < 512 || cluster > 2 * MiB) {
         return cli_fail("Cluster size must be a power of two between 512 and 2048k");
     }
+    if (extended && strcmp(extended, "on") == 0 && cluster < 16 * KiB) {
+        return cli_fail("Extended L2 entries are only supported with cluster sizes of at least "
+                        "16384 bytes");
+    }
     if (!is_power_of_2(bits) || bits > 64) {
         return cli_fail("Refcount width must be a power of two and may not exceed 64 bits");
     }

@@ -175,9 +175,13 @@ static int co_step(struct rebase *r, uint64_t offset, uint64_t *length)
 static int co_copy_all(struct rebase *r)
 {
     uint64_t size = cli_disk_size(&r->image);
-    uint32_t cluster = r->image.node->limits.cluster_size;
+    const struct block_limits *limits = &r->image.node->limits;
+    uint64_t unit = limits->cluster_size;
 
-    r->unit = cluster ? MIN(cluster, BUFFER_SIZE) : 4096;
+    if (unit && !r->compressed && limits->zeroes_alignment) {
+        unit = MIN(unit, limits->zeroes_alignment); /* a subcluster */
+    }
+    r->unit = unit ? MIN(unit, BUFFER_SIZE) : 4096;
     r->old_data = aligned_alloc(4096, BUFFER_SIZE);
     r->new_data = aligned_alloc(4096, BUFFER_SIZE);
     if (!r->old_data || !r->new_data) {

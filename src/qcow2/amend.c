@@ -46,26 +46,26 @@ static void report(const struct amend *a, uint64_t done, uint64_t total)
 
 /* --- options --------------------------------------------------------------------------------- */
 
-/* Options that may be given as long as they say what is the case already. */
-static int take_fixed(struct amend *a, struct options *opts, struct error *err)
+/* What is left is no option at all, or one of those that only a new image can have. */
+static int refuse_rest(const struct options *opts, struct error *err)
 {
-    static const char *const compression_names[] = {"zlib", "zstd", NULL};
-    struct qcow2 *q = a->q;
-    uint64_t cluster_size;
-    int compression, r;
+    struct json_object *rest;
+    struct json_object_iterator it;
+    const struct block_option_desc *o = qcow2_create_options;
 
-    if ((r = options_take_size(opts, "cluster_size", q->cluster_size, &cluster_size, err)) < 0 ||
-        (r = options_take_enum(opts, "compression_type", compression_names, (int)q->compression,
-                               &compression, err)) < 0) {
-        return r;
+    if (options_is_empty(opts) || !(rest = options_to_json(opts))) {
+        return options_check_empty(opts, "Amending of format 'qcow2'", err);
     }
-    if (cluster_size != q->cluster_size) {
-        return error_set(err, ENOTSUP, "Changing the cluster size is not supported");
+    it = json_object_iter_begin(rest);
+    while (o->name && strcmp(o->name, json_object_iter_peek_name(&it)) != 0) {
+        o++;
     }
-    if (compression != (int)q->compression) {
-        return error_set(err, ENOTSUP, "Changing the compression type is not supported");
+    error_set(err, EINVAL, "Invalid parameter '%s'", json_object_iter_peek_name(&it));
+    if (o->name) {
+        error_hint(err, "This option is only supported for image creation");
     }
-    return options_check_empty(opts, "Amending of format 'qcow2'", err);
+    json_object_put(rest);
+    return -EINVAL;
 }
 
 static int take_options(struct amend *a, struct options *opts, struct error *err)
@@ -85,7 +85,7 @@ static int take_options(struct amend *a, struct options *opts, struct error *err
         (r = options_take_bool(opts, "lazy_refcounts", lazy, &a->lazy_refcounts, err)) < 0 ||
         (r = options_take_str(opts, "backing_file", &a->backing_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_fmt", &a->backing_fmt, err)) < 0 ||
-        (r = take_fixed(a, opts, err)) < 0) {
+        (r = refuse_rest(opts, err)) < 0) {
         return r;
     }
     a->version = compat < 2 ? 2 : 3;

@@ -110,6 +110,19 @@ static int co_spare_allocated(struct batch *b)
     return 0;
 }
 
+/* The L2 table comes first in the file, before what it maps. */
+static int co_make_table_locked(struct qcow2 *q, uint64_t guest)
+{
+    struct cache_entry *slice;
+    unsigned index;
+    int r = qcow2_co_l2_slice_locked(q, guest, &slice, &index);
+
+    if (r == 0) {
+        cache_put(slice);
+    }
+    return r;
+}
+
 /* *ret_end: pieces before it have room, also when it fails. */
 static int co_alloc(struct batch *b, unsigned *ret_end)
 {
@@ -120,7 +133,8 @@ static int co_alloc(struct batch *b, unsigned *ret_end)
     for (i = 0; i < b->count && r == 0; i++) {
         struct piece *p = &b->pieces[i];
 
-        r = p->size > 0 ? qcow2_co_alloc_bytes_locked(b->q, p->size, &p->host) : 0;
+        r = p->size > 0 ? co_make_table_locked(b->q, guest_offset(b, i)) : 0;
+        r = r < 0 || p->size == 0 ? r : qcow2_co_alloc_bytes_locked(b->q, p->size, &p->host);
     }
     co_mutex_unlock(&b->q->lock);
     *ret_end = r < 0 ? i - 1 : i;

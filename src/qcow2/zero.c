@@ -9,6 +9,7 @@
  *   normal            zero, allocated         zero                 zero         unallocated
  *   compressed        zero                    zero                 zero         unallocated
  *
+ * Without a backing file a discard leaves a cluster that has no place as it is, also if only some of its subclusters are zero.
  * DROP is for what no longer belongs to the disk; a discard is the same where there is no zero flag (FORGET). With discard-no-unref
  * what could be kept as with ZERO_KEEP is kept by ZERO_UNMAP and DISCARD, too; only its contents go.
  */
@@ -45,8 +46,9 @@ static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enu
     *ret_free = false;
     if (!compressed && !is_placed(q, old.entry)) {
         bool unallocated = !(old.entry & L2_ZERO) && old.bitmap == 0;
+        bool reads_so = change == CHANGE_DISCARD && !q->node->backing;
 
-        return unallocated && change >= CHANGE_DISCARD ? old : gone;
+        return (unallocated && change >= CHANGE_DISCARD) || reads_so ? old : gone;
     }
     if (!compressed && keeps_place(q, change) && (old.entry & ENTRY_COPIED)) {
         return (struct l2_entry){old.entry | zero.entry, zero.bitmap};
@@ -134,7 +136,7 @@ static int co_zero_subclusters_locked(struct qcow2 *q, uint64_t offset, uint64_t
     }
     entry = qcow2_load_entry(q, slice, index);
     bitmap = qcow2_load_bitmap(q, slice, index);
-    if ((entry & L2_COMPRESSED) || (is_placed(q, entry) && !(entry & ENTRY_COPIED))) {
+    if (entry & L2_COMPRESSED) {
         r = -ENOTSUP; /* the rest would have to move */
     } else {
         qcow2_store_entry(q, slice, index, entry, (bitmap & ~mask) | mask << SUBCLUSTERS);

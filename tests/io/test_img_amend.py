@@ -35,7 +35,7 @@ class Amend(TestCase):
         raw = self.create("a.raw", "1M", "raw")
         for words, word in (
             (("-f", "qcow2", "-o", "nonsense=1", path), "nonsense"),
-            (("-f", "qcow2", "-o", "cluster_size=1k", path), "cluster size"),
+            (("-f", "qcow2", "-o", "cluster_size=1k", path), "only supported for image creation"),
             (("-f", "raw", "-o", "size=1", raw), "'raw'"),
             (("-f", "qcow2", path), "-o"),
             (("-f", "qcow2", "-o", ",", path), "Invalid option list"),
