@@ -61,9 +61,14 @@ static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
     q->autoclear = load_be64(h + HDR_AUTOCLEAR);
     q->refcount_order = load_be32(h + HDR_REFCOUNT_ORDER);
     q->header_length = load_be32(h + HDR_LENGTH);
-    if (q->header_length < HDR_V3_MIN_SIZE || q->header_length > q->cluster_size ||
-        !is_aligned(q->header_length, 8)) {
-        return header_error(q, err, "the header length is %llu; expected 104 to one cluster",
+    if (q->header_length > q->cluster_size) {
+        return error_set(err, EINVAL, "qcow2 header exceeds cluster size");
+    }
+    if (q->header_length < HDR_V3_MIN_SIZE) {
+        return error_set(err, EINVAL, "qcow2 header too short");
+    }
+    if (!is_aligned(q->header_length, 8)) {
+        return header_error(q, err, "the header length is %llu, which is no multiple of 8",
                             (unsigned long long)q->header_length);
     }
     q->compression = COMPRESSION_ZLIB;
@@ -78,8 +83,8 @@ static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
         return header_error(q, err, "the compression type does not agree with its feature bit");
     }
     if (q->refcount_order > 6) {
-        return header_error(q, err, "refcounts have 2^%u bits; at most 64 are allowed",
-                            q->refcount_order);
+        return error_set(err, EINVAL,
+                         "Reference count entry width too large; may not exceed 64 bits");
     }
     return check_features(q, err);
 }
@@ -90,13 +95,11 @@ static int check_table(struct qcow2 *q, const char *what, uint64_t offset, uint6
     uint64_t end;
 
     if (bytes > max) {
-        return header_error(q, err, "%s has %llu bytes; at most %llu are allowed", what,
-                            (unsigned long long)bytes, (unsigned long long)max);
+        return error_set(err, EFBIG, "%s too large", what);
     }
     if (!is_aligned(offset, q->cluster_size) || add_overflows(offset, bytes, &end) ||
         end > INT64_MAX || (bytes > 0 && offset == 0)) {
-        return header_error(q, err, "%s lies at %#llx, which is no valid place", what,
-                            (unsigned long long)offset);
+        return error_set(err, EINVAL, "%s offset invalid", what);
     }
     return 0;
 }
@@ -117,18 +120,17 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
     q->reftable_offset = load_be64(h + HDR_REFTABLE_OFFSET);
     q->reftable_entries = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
     l1_needed = div_round_up(size, qcow2_l2_span(q));
-    if ((r = check_table(q, "the L1 table", q->l1_offset, (uint64_t)q->l1_size * 8, L1_BYTES_MAX,
+    if ((r = check_table(q, "Active L1 table", q->l1_offset, (uint64_t)q->l1_size * 8, L1_BYTES_MAX,
                          err)) < 0 ||
-        (r = check_table(q, "the refcount table", q->reftable_offset, reftable_bytes,
+        (r = check_table(q, "Reference count table", q->reftable_offset, reftable_bytes,
                          REFTABLE_BYTES_MAX, err)) < 0) {
         return r;
     }
     if (reftable_bytes == 0) {
-        return header_error(q, err, "there is no refcount table");
+        return error_set(err, EINVAL, "Image does not contain a reference count table");
     }
     if (q->l1_size < l1_needed) {
-        return header_error(q, err, "the L1 table has %u entries; a disk of %llu bytes needs %llu",
-                            q->l1_size, (unsigned long long)size, (unsigned long long)l1_needed);
+        return error_set(err, EINVAL, "L1 table is too small");
     }
     block_node_set_size(q->node, size);
     return 0;
@@ -143,13 +145,11 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     }
     q->version = load_be32(h + HDR_VERSION);
     if (q->version != 2 && q->version != 3) {
-        header_error(q, err, "is qcow2 version %u; versions 2 and 3 are supported", q->version);
-        return -ENOTSUP;
+        return error_set(err, ENOTSUP, "Unsupported qcow2 version %u", q->version);
     }
     q->cluster_bits = load_be32(h + HDR_CLUSTER_BITS);
     if (q->cluster_bits < CLUSTER_BITS_MIN || q->cluster_bits > CLUSTER_BITS_MAX) {
-        return header_error(q, err, "clusters have 2^%u bytes; expected 2^9 to 2^21",
-                            q->cluster_bits);
+        return error_set(err, EINVAL, "Unsupported cluster size: 2^%u", q->cluster_bits);
     }
     q->cluster_size = 1ULL << q->cluster_bits;
     if (load_be32(h + HDR_CRYPT_METHOD) != 0) {
@@ -160,13 +160,12 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     }
     q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);
     q->snapshots_offset = load_be64(h + HDR_SNAPSHOTS_OFFSET);
-    if (q->snapshot_count > SNAPSHOTS_MAX ||
-        (q->snapshot_count > 0 && !is_aligned(q->snapshots_offset, q->cluster_size))) {
-        return header_error(q, err,
-                            "the snapshot table lies at %#llx with %u entries; expected a "
-                            "multiple of the cluster size and at most %u",
-                            (unsigned long long)q->snapshots_offset, q->snapshot_count,
-                            SNAPSHOTS_MAX);
+    if (q->snapshot_count > SNAPSHOTS_MAX) {
+        return error_set(err, EFBIG, "Snapshot table too large");
+    }
+    if (!is_aligned(q->snapshots_offset, q->cluster_size) ||
+        q->snapshots_offset > (uint64_t)INT64_MAX - SNAPSHOT_TABLE_BYTES_MAX) {
+        return error_set(err, EINVAL, "Snapshot table offset invalid");
     }
     if (q->version == 2) {
         q->header_length = HDR_V2_SIZE;
@@ -206,8 +205,8 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
         return header_error(q, err, "the bitmaps extension names %u bitmaps; expected 1 to %u",
                             count, BITMAPS_MAX);
     }
-    return check_table(q, "the bitmap directory", q->bitmap_directory_offset,
-                       q->bitmap_directory_size, BITMAP_DIRECTORY_BYTES_MAX, err);
+    return check_table(q, "Bitmap directory", q->bitmap_directory_offset, q->bitmap_directory_size,
+                       BITMAP_DIRECTORY_BYTES_MAX, err);
 }
 
 static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size)
@@ -254,19 +253,21 @@ static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, 
 {
     uint64_t at = q->header_length;
 
-    for (int n = 0; at + 8 <= end; n++) {
-        uint32_t type = load_be32(head + at), size = load_be32(head + at + 4);
+    for (int n = 0; at < end; n++) {
+        uint32_t type, size;
         int r;
 
+        if (end - at < 8) {
+            return error_set(err, EINVAL, "Header extension too large");
+        }
+        type = load_be32(head + at);
+        size = load_be32(head + at + 4);
         if (type == EXT_END) {
             at += 8;
             break;
         }
         if (n == EXTENSIONS_MAX || size > end - at - 8) {
-            return header_error(q, err,
-                                "header extension %#x at offset %llu has %u bytes, more than "
-                                "there is room for",
-                                type, (unsigned long long)at, size);
+            return error_set(err, EINVAL, "Header extension too large");
         }
         r = parse_extension(q, type, head + at + 8, size, err);
         if (r < 0) {
@@ -288,12 +289,11 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
     if (offset == 0) {
         return 0;
     }
-    if (size > BACKING_NAME_MAX || offset < q->header_length ||
-        !range_fits(offset, size, q->cluster_size)) {
-        return header_error(q, err,
-                            "the backing file name lies at %llu with %u bytes; expected "
-                            "within the first cluster, at most 1023",
-                            (unsigned long long)offset, size);
+    if (offset < q->header_length || offset > q->cluster_size) {
+        return error_set(err, EINVAL, "Invalid backing file offset");
+    }
+    if (size > MIN(BACKING_NAME_MAX, q->cluster_size - offset)) {
+        return error_set(err, EINVAL, "Backing file name too long");
     }
     *ret_extensions_end = offset;
     q->header_end = offset + size;

@@ -88,17 +88,17 @@ static void headers_that_cannot_be_are_refused_by_what_is_wrong(void *arg)
     expect_refused(HDR_L1_SIZE, 4, 0x7fffffff, "L1 table");
     expect_refused(HDR_L1_OFFSET, 8, 0x1001, "L1 table");
     expect_refused(HDR_L1_OFFSET, 8, UINT64_MAX & ~4095ULL, "L1 table");
-    expect_refused(HDR_REFTABLE_CLUSTERS, 4, 0, "refcount table");
-    expect_refused(HDR_REFTABLE_CLUSTERS, 4, UINT32_MAX, "refcount table");
-    expect_refused(HDR_REFTABLE_OFFSET, 8, 77, "refcount table");
+    expect_refused(HDR_REFTABLE_CLUSTERS, 4, 0, "reference count table");
+    expect_refused(HDR_REFTABLE_CLUSTERS, 4, UINT32_MAX, "Reference count table");
+    expect_refused(HDR_REFTABLE_OFFSET, 8, 77, "Reference count table offset");
     expect_refused(HDR_INCOMPATIBLE, 8, INCOMPAT_CORRUPT, "corrupt");
     expect_refused(HDR_INCOMPATIBLE, 8, 1ULL << 40, "unknown incompatible features");
-    expect_refused(HDR_REFCOUNT_ORDER, 4, 7, "refcounts");
-    expect_refused(HDR_LENGTH, 4, 96, "header length");
-    expect_refused(HDR_LENGTH, 4, 8192, "header length");
+    expect_refused(HDR_REFCOUNT_ORDER, 4, 7, "Reference count entry width");
+    expect_refused(HDR_LENGTH, 4, 96, "header too short");
+    expect_refused(HDR_LENGTH, 4, 8192, "header exceeds");
     expect_refused(HDR_COMPRESSION_TYPE, 1, 2, "compression type");
     expect_refused(HDR_COMPRESSION_TYPE, 1, 1, "compression type");
-    expect_refused(HDR_BACKING_OFFSET, 8, 5000, "backing file name");
+    expect_refused(HDR_BACKING_OFFSET, 8, 5000, "backing file offset");
 }
 
 /* --- reads and writes ---------------------------------------------------------------------------------- */
