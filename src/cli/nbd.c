@@ -123,7 +123,7 @@ static void print_export(const struct nbd_export_info *e)
     if (e->has_block_sizes) {
         printf("  min block: %u\n  opt block: %u\n  max block: %u\n", e->min_block,
                e->preferred_block, e->max_block);
-        printf("  transaction size: 32-bit\n");
+        printf("  transaction size: %s-bit\n", e->extended ? "64" : "32");
     }
     if (e->context_count > 0) {
         printf("  available meta contexts: %zu\n", e->context_count);

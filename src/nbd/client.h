@@ -107,6 +107,7 @@ void nbd_extents_clear(struct nbd_extents *e);
 struct nbd_export_info {
     char *name;
     char *description; /* NULL: none */
+    bool extended;     /* the server has extended headers */
     bool has_info;     /* the rest is valid: the server answered NBD_OPT_INFO */
     uint64_t size;
     unsigned flags;

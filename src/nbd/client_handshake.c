@@ -168,20 +168,20 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
     return co_starttls(w, tls, err);
 }
 
-/* *ret is whether the server agreed; one that doesn't know it is fine. */
-static int co_structured(struct nbd_wire *w, bool *ret, struct error *err)
+/* STRUCTURED_REPLY or EXTENDED_HEADERS: *ret is whether the server agreed; one that doesn't know it is fine. */
+static int co_ask(struct nbd_wire *w, uint32_t option, bool *ret, struct error *err)
 {
     struct reply reply CLEANUP(reply_clear) = {0};
-    int r = co_send_option(w, NBD_OPT_STRUCTURED_REPLY, NULL, err);
+    int r = co_send_option(w, option, NULL, err);
 
     if (r == 0) {
-        r = co_read_reply(w, NBD_OPT_STRUCTURED_REPLY, &reply, err);
+        r = co_read_reply(w, option, &reply, err);
     }
     if (r < 0) {
         return r;
     }
     if (reply.type != NBD_REP_ACK && !NBD_REP_IS_ERROR(reply.type)) {
-        return unexpected(NBD_OPT_STRUCTURED_REPLY, &reply, err);
+        return unexpected(option, &reply, err);
     }
     *ret = reply.type == NBD_REP_ACK;
     return 0;
@@ -367,7 +367,7 @@ int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls
     }
     r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
     if (r == 0 && fixed) {
-        r = co_structured(w, &ret->structured, err);
+        r = co_ask(w, NBD_OPT_STRUCTURED_REPLY, &ret->structured, err);
     }
     if (r == 0 && ret->structured && context_count > 0) {
         r = co_set_contexts(w, export_name, contexts, context_count, ret, err);
@@ -528,7 +528,7 @@ int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
                           struct nbd_export_info **ret, size_t *ret_count, struct error *err)
 {
     struct nbd_export_info *list = NULL;
-    bool fixed = false, no_zeroes = false, structured = false;
+    bool fixed = false, no_zeroes = false, structured = false, extended = false;
     size_t count = 0;
     int r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
 
@@ -536,12 +536,17 @@ int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
         r = error_set(err, ENOTSUP, "The NBD server can't list its exports");
     }
     if (r == 0) {
-        r = co_structured(w, &structured, err);
+        r = co_ask(w, NBD_OPT_EXTENDED_HEADERS, &extended, err);
+        structured = extended;
+    }
+    if (r == 0 && !extended) {
+        r = co_ask(w, NBD_OPT_STRUCTURED_REPLY, &structured, err);
     }
     if (r == 0) {
         r = co_list_names(w, &list, &count, err);
     }
     for (size_t i = 0; i < count && r == 0; i++) {
+        list[i].extended = extended;
         r = co_describe(w, &list[i], structured, err);
     }
     if (r < 0) {

@@ -147,7 +147,7 @@ void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_r
     store_be16(buf + 6, r->type);
     store_be64(buf + 8, r->cookie);
     store_be64(buf + 16, r->offset);
-    store_be32(buf + 24, r->length);
+    store_be32(buf + 24, (uint32_t)r->length);
 }
 
 bool nbd_request_decode(const uint8_t buf[static NBD_REQUEST_SIZE], struct nbd_request *ret)
@@ -160,6 +160,20 @@ bool nbd_request_decode(const uint8_t buf[static NBD_REQUEST_SIZE], struct nbd_r
     ret->cookie = load_be64(buf + 8);
     ret->offset = load_be64(buf + 16);
     ret->length = load_be32(buf + 24);
+    return true;
+}
+
+bool nbd_extended_request_decode(const uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE],
+                                 struct nbd_request *ret)
+{
+    if (load_be32(buf) != NBD_EXTENDED_REQUEST_MAGIC) {
+        return false;
+    }
+    ret->flags = load_be16(buf + 4);
+    ret->type = load_be16(buf + 6);
+    ret->cookie = load_be64(buf + 8);
+    ret->offset = load_be64(buf + 16);
+    ret->length = load_be64(buf + 24);
     return true;
 }
 
@@ -178,6 +192,17 @@ void nbd_chunk_encode(uint8_t buf[static NBD_CHUNK_HEADER_SIZE], const struct nb
     store_be16(buf + 6, c->type);
     store_be64(buf + 8, c->cookie);
     store_be32(buf + 16, c->length);
+}
+
+void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE],
+                               const struct nbd_chunk *c)
+{
+    store_be32(buf, NBD_EXTENDED_CHUNK_MAGIC);
+    store_be16(buf + 4, c->flags);
+    store_be16(buf + 6, c->type);
+    store_be64(buf + 8, c->cookie);
+    store_be64(buf + 16, c->offset);
+    store_be64(buf + 24, c->length);
 }
 
 int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret, bool *ret_simple,

@@ -306,7 +306,7 @@ static int co_fill(struct nbd_connection *c, size_t needed)
 /* Receive `size` bytes to `to`, what rbuf has of them first; the next header may arrive with them. */
 static int co_fill_direct(struct nbd_connection *c, uint8_t *to, size_t size)
 {
-    size_t have = MIN(available(c), size);
+    size_t have = MIN(available(c), size), next = nbd_connection_request_size(c);
     int ret;
 
     memcpy(to, rbuf_bytes(c) + c->rpos, have);
@@ -316,12 +316,12 @@ static int co_fill_direct(struct nbd_connection *c, uint8_t *to, size_t size)
         size_t rest = size - have;
         ssize_t n;
 
-        ret = make_room(c, NBD_REQUEST_SIZE);
+        ret = make_room(c, next);
         if (ret < 0) {
             return ret;
         }
         vec[0] = (struct iovec){.iov_base = to + have, .iov_len = rest};
-        vec[1] = (struct iovec){.iov_base = rbuf_bytes(c) + c->rend, .iov_len = NBD_REQUEST_SIZE};
+        vec[1] = (struct iovec){.iov_base = rbuf_bytes(c) + c->rend, .iov_len = next};
         n = co_receive_two(c, vec);
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
@@ -351,10 +351,16 @@ static int co_drain(struct nbd_connection *c, uint64_t size)
 
 /* --- requests ---------------------------------------------------------------------------------- */
 
+/* A write has one also if extended headers don't say so: QEMU's client never does. */
+static bool has_payload(const struct nbd_connection *c, const struct nbd_request *rq)
+{
+    return rq->type == NBD_CMD_WRITE || (c->extended && (rq->flags & NBD_CMD_FLAG_PAYLOAD_LEN));
+}
+
 /* Get the payload of a write. 0: it is there, or job->error is set and the stream is behind it. */
 static int co_receive_payload(struct nbd_connection *c, struct nbd_job *job)
 {
-    uint32_t length = job->rq.length;
+    uint64_t length = job->rq.length;
     int ret;
 
     if (job->error) {
@@ -385,6 +391,14 @@ static void check(struct nbd_connection *c, struct nbd_job *job)
         rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_TRIM || rq->type == NBD_CMD_WRITE_ZEROES;
     unsigned flags = NBD_CMD_FLAG_FUA;
 
+    if (c->extended && has_payload(c, rq)) {
+        if (rq->type != NBD_CMD_WRITE) {
+            job->error = EINVAL;
+            job->reason = "Payload of a command that has none";
+            return;
+        }
+        flags |= NBD_CMD_FLAG_PAYLOAD_LEN;
+    }
     if (rq->type == NBD_CMD_FLUSH) {
         return;
     }
@@ -430,7 +444,7 @@ static size_t buffers_of(const struct nbd_connection *c, const struct nbd_reques
         if (rq->flags & NBD_CMD_FLAG_REQ_ONE) {
             return 0;
         }
-        return MIN(c->selection.selected * NBD_STATUS_EXTENTS_MAX * NBD_EXTENT_SIZE,
+        return MIN(c->selection.selected * NBD_STATUS_EXTENTS_MAX * NBD_EXTENDED_EXTENT_SIZE,
                    NBD_MAX_BLOCK_SIZE);
     default:
         return 0;
@@ -445,7 +459,11 @@ static int co_next_request(struct nbd_connection *c)
     size_t bytes;
     int ret;
 
-    if (!nbd_request_decode(rbuf_bytes(c) + c->rpos, &rq)) {
+    if (!(c->extended ? nbd_extended_request_decode(rbuf_bytes(c) + c->rpos, &rq)
+                      : nbd_request_decode(rbuf_bytes(c) + c->rpos, &rq))) {
+        return -EPROTO;
+    }
+    if (c->extended && has_payload(c, &rq) && rq.length > NBD_MAX_BLOCK_SIZE) {
         return -EPROTO;
     }
     if (rq.type == NBD_CMD_DISC) {
@@ -453,7 +471,7 @@ static int co_next_request(struct nbd_connection *c)
     }
     bytes = buffers_of(c, &rq);
     co_wait_for_room(c, bytes);
-    c->rpos += NBD_REQUEST_SIZE;
+    c->rpos += nbd_connection_request_size(c);
     job = job_new(c, &rq);
     if (!job) {
         return -ENOMEM;
@@ -462,7 +480,7 @@ static int co_next_request(struct nbd_connection *c)
     nbd_batch_count(&c->batch);
     c->job_bytes += bytes;
     check(c, job);
-    if (rq.type == NBD_CMD_WRITE) {
+    if (has_payload(c, &rq)) {
         ret = co_receive_payload(c, job);
         if (ret < 0) {
             nbd_job_release(job);
@@ -484,7 +502,7 @@ static void co_receive_all(struct nbd_connection *c)
     int ret = 0;
 
     while (ret == 0 && !c->broken) {
-        ret = co_fill(c, NBD_REQUEST_SIZE);
+        ret = co_fill(c, nbd_connection_request_size(c));
         if (ret == 0) {
             ret = co_next_request(c);
         }

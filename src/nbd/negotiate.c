@@ -140,8 +140,8 @@ static int co_export_name(struct nbd_connection *c, struct nbd_cursor *in)
     struct nbd_export *e = name ? nbd_server_find_export(c->server, name) : NULL;
     int ret;
 
-    /* There is no way to tell the client: the specification says to drop it. */
-    if (!e) {
+    /* There is no way to tell the client: the specification says to drop it. Extended headers need GO. */
+    if (!e || c->extended) {
         return -ENOENT;
     }
     store_be64(reply, e->size);
@@ -249,11 +249,29 @@ static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor 
     return option == NBD_OPT_GO ? BEGIN_TRANSMISSION : NEXT_OPTION;
 }
 
+static int co_extended_headers(struct nbd_connection *c, struct nbd_cursor *in)
+{
+    if (in->left > 0) {
+        return co_refuse(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID,
+                         "NBD_OPT_EXTENDED_HEADERS takes no data");
+    }
+    if (c->extended) {
+        return co_refuse(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID,
+                         "extended headers already negotiated");
+    }
+    c->extended = c->structured = true;
+    return co_reply(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ACK);
+}
+
 static int co_structured_reply(struct nbd_connection *c, struct nbd_cursor *in)
 {
     if (in->left > 0) {
         return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
                          "NBD_OPT_STRUCTURED_REPLY takes no data");
+    }
+    if (c->extended) {
+        return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_EXT_HEADER_REQD,
+                         "extended headers already negotiated");
     }
     if (c->structured) {
         return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
@@ -372,7 +390,7 @@ static int co_starttls(struct nbd_connection *c, struct nbd_cursor *in)
     if (ret < 0) {
         return ret;
     }
-    c->structured = false;
+    c->structured = c->extended = false;
     nbd_selection_clear(&c->selection);
     ret = tls_session_new(config->tls_creds, c->fd, NULL, config->tls_authz, &c->tls, &c->failure);
     return ret < 0 ? ret : tls_session_co_handshake(c->tls, &c->failure);
@@ -411,6 +429,8 @@ static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_curso
         return co_info(c, option, in);
     case NBD_OPT_STRUCTURED_REPLY:
         return co_structured_reply(c, in);
+    case NBD_OPT_EXTENDED_HEADERS:
+        return co_extended_headers(c, in);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
         return co_meta_context(c, option, in);

@@ -10,6 +10,11 @@
  *   simple reply   S: u32 magic, u32 error, u64 cookie [data]
  *   chunk          S: u32 magic, u16 flags, u16 type, u64 cookie, u32 length, payload
  *
+ * With extended headers (the specification's branch extension-ext-header; QEMU 8.2 and later):
+ *
+ *   request        C: u32 magic, u16 flags, u16 type, u64 cookie, u64 offset, u64 length [payload]
+ *   chunk          S: u32 magic, u16 flags, u16 type, u64 cookie, u64 offset, u64 length, payload
+ *
  * None of these functions yields or allocates, except where a strbuf is filled.
  */
 #ifndef TIDEMARK_NBD_PROTO_H
@@ -31,6 +36,8 @@
 #define NBD_REQUEST_MAGIC 0x25609513u
 #define NBD_SIMPLE_REPLY_MAGIC 0x67446698u
 #define NBD_CHUNK_MAGIC 0x668e33efu
+#define NBD_EXTENDED_REQUEST_MAGIC 0x21e41c71u
+#define NBD_EXTENDED_CHUNK_MAGIC 0x6e8a278cu
 
 /* Bytes. */
 #define NBD_SERVER_HELLO_SIZE 18
@@ -40,6 +47,9 @@
 #define NBD_SIMPLE_REPLY_SIZE 16
 #define NBD_CHUNK_HEADER_SIZE 20
 #define NBD_EXTENT_SIZE 8
+#define NBD_EXTENDED_REQUEST_SIZE 32
+#define NBD_EXTENDED_CHUNK_HEADER_SIZE 32
+#define NBD_EXTENDED_EXTENT_SIZE 16
 #define NBD_EXPORT_NAME_ZEROES 124 /* padding of the answer to EXPORT_NAME */
 
 /* Limits: the first from the specification, the others ours. */
@@ -117,12 +127,15 @@ enum nbd_command {
 #define NBD_CMD_FLAG_DF (1u << 2)
 #define NBD_CMD_FLAG_REQ_ONE (1u << 3)
 #define NBD_CMD_FLAG_FAST_ZERO (1u << 4)
+#define NBD_CMD_FLAG_PAYLOAD_LEN (1u << 5) /* `length` bytes follow; extended headers only */
 
 #define NBD_CHUNK_FLAG_DONE 1u
 #define NBD_CHUNK_NONE 0u
 #define NBD_CHUNK_OFFSET_DATA 1u  /* u64 offset, data */
 #define NBD_CHUNK_OFFSET_HOLE 2u  /* u64 offset, u32 length */
 #define NBD_CHUNK_BLOCK_STATUS 5u /* u32 context id, then u32 length, u32 flags each */
+/* u32 context id, u32 count, then u64 length, u64 flags each; with extended headers, instead of the one before */
+#define NBD_CHUNK_BLOCK_STATUS_EXT 6u
 #define NBD_CHUNK_IS_ERROR(type) (((type) >> 15) != 0)
 #define NBD_CHUNK_ERROR 0x8001u        /* u32 error, u16 length, message */
 #define NBD_CHUNK_ERROR_OFFSET 0x8002u /* the same, then u64 offset */
@@ -161,7 +174,7 @@ const char *nbd_command_name(uint32_t type);
 struct nbd_request {
     uint64_t cookie;
     uint64_t offset;
-    uint32_t length;
+    uint64_t length; /* less than 4 GiB without extended headers */
     uint16_t flags;
     uint16_t type;
 };
@@ -169,18 +182,23 @@ struct nbd_request {
 void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r);
 /* False if the magic is wrong: the stream is out of step and must be closed. */
 bool nbd_request_decode(const uint8_t buf[static NBD_REQUEST_SIZE], struct nbd_request *ret);
+bool nbd_extended_request_decode(const uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE],
+                                 struct nbd_request *ret);
 
 void nbd_simple_reply_encode(uint8_t buf[static NBD_SIMPLE_REPLY_SIZE], uint32_t error,
                              uint64_t cookie);
 
 struct nbd_chunk {
     uint64_t cookie;
+    uint64_t offset; /* of the request; with extended headers only */
     uint32_t length; /* of the payload */
     uint16_t flags;
     uint16_t type;
 };
 
 void nbd_chunk_encode(uint8_t buf[static NBD_CHUNK_HEADER_SIZE], const struct nbd_chunk *c);
+void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE],
+                               const struct nbd_chunk *c);
 
 /*
  * The head of a reply, simple or chunk. `size` bytes are there. Returns its length (16 or 20), 0 if

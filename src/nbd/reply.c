@@ -24,13 +24,24 @@ static void set_header(struct nbd_job *job, size_t size)
     job->iov_next = 0;
 }
 
+size_t nbd_reply_put_chunk(const struct nbd_job *job, uint8_t *to, struct nbd_chunk chunk)
+{
+    chunk.cookie = job->rq.cookie;
+    if (job->conn->extended) {
+        chunk.offset = job->rq.offset;
+        nbd_extended_chunk_encode(to, &chunk);
+    } else {
+        nbd_chunk_encode(to, &chunk);
+    }
+    return nbd_connection_chunk_size(job->conn);
+}
+
 void nbd_reply_set_done(struct nbd_job *job)
 {
     if (job->conn->structured) {
-        struct nbd_chunk chunk = {.cookie = job->rq.cookie, .flags = NBD_CHUNK_FLAG_DONE};
+        struct nbd_chunk chunk = {.flags = NBD_CHUNK_FLAG_DONE};
 
-        nbd_chunk_encode(job->header, &chunk);
-        set_header(job, NBD_CHUNK_HEADER_SIZE);
+        set_header(job, nbd_reply_put_chunk(job, job->header, chunk));
     } else {
         nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
         set_header(job, NBD_SIMPLE_REPLY_SIZE);
@@ -39,10 +50,9 @@ void nbd_reply_set_done(struct nbd_job *job)
 
 void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
 {
-    struct nbd_chunk chunk = {
-        .cookie = job->rq.cookie, .flags = NBD_CHUNK_FLAG_DONE, .type = NBD_CHUNK_ERROR};
+    struct nbd_chunk chunk = {.flags = NBD_CHUNK_FLAG_DONE, .type = NBD_CHUNK_ERROR};
     uint32_t wire = nbd_error_from_errno(errnum);
-    size_t length;
+    size_t length, head;
 
     if (!job->conn->structured) {
         nbd_simple_reply_encode(job->header, wire, job->rq.cookie);
@@ -54,10 +64,10 @@ void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
     }
     length = reason ? strlen(reason) : 0;
     chunk.length = (uint32_t)(6 + length);
-    nbd_chunk_encode(job->header, &chunk);
-    store_be32(job->header + NBD_CHUNK_HEADER_SIZE, wire);
-    store_be16(job->header + NBD_CHUNK_HEADER_SIZE + 4, (uint16_t)length);
-    set_header(job, NBD_CHUNK_HEADER_SIZE + 6);
+    head = nbd_reply_put_chunk(job, job->header, chunk);
+    store_be32(job->header + head, wire);
+    store_be16(job->header + head + 4, (uint16_t)length);
+    set_header(job, head + 6);
     if (length > 0) {
         /* The text is static. */
         job->iov[1] = (struct iovec){.iov_base = (void *)(uintptr_t)reason, .iov_len = length};
@@ -68,14 +78,13 @@ void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
 void nbd_reply_set_data(struct nbd_job *job)
 {
     if (job->conn->structured) {
-        struct nbd_chunk chunk = {.cookie = job->rq.cookie,
-                                  .flags = NBD_CHUNK_FLAG_DONE,
+        struct nbd_chunk chunk = {.flags = NBD_CHUNK_FLAG_DONE,
                                   .type = NBD_CHUNK_OFFSET_DATA,
-                                  .length = 8 + job->rq.length};
+                                  .length = 8 + (uint32_t)job->rq.length};
+        size_t head = nbd_reply_put_chunk(job, job->header, chunk);
 
-        nbd_chunk_encode(job->header, &chunk);
-        store_be64(job->header + NBD_CHUNK_HEADER_SIZE, job->rq.offset);
-        set_header(job, NBD_CHUNK_HEADER_SIZE + 8);
+        store_be64(job->header + head, job->rq.offset);
+        set_header(job, head + 8);
     } else {
         nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
         set_header(job, NBD_SIMPLE_REPLY_SIZE);

@@ -8,7 +8,7 @@
 
 /* Scratch of a read that is sent in chunks; lies in job->extra. */
 struct read_layout {
-    uint8_t headers[NBD_READ_CHUNKS_MAX + 1][32];
+    uint8_t headers[NBD_READ_CHUNKS_MAX + 1][48];
     struct iovec iov[2 * (NBD_READ_CHUNKS_MAX + 1)];
     unsigned chunks;
 };
@@ -26,19 +26,17 @@ static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uin
 {
     uint8_t *h = l->headers[l->chunks++];
     struct nbd_chunk chunk = {
-        .cookie = job->rq.cookie,
         .type = hole ? NBD_CHUNK_OFFSET_HOLE : NBD_CHUNK_OFFSET_DATA,
         .length = hole ? 12 : 8 + length,
         .flags = from + length == job->rq.length ? NBD_CHUNK_FLAG_DONE : 0,
     };
+    size_t head = nbd_reply_put_chunk(job, h, chunk);
 
-    nbd_chunk_encode(h, &chunk);
-    store_be64(h + NBD_CHUNK_HEADER_SIZE, job->rq.offset + from);
+    store_be64(h + head, job->rq.offset + from);
     if (hole) {
-        store_be32(h + NBD_CHUNK_HEADER_SIZE + 8, length);
+        store_be32(h + head + 8, length);
     }
-    job->iov[job->iov_count++] =
-        (struct iovec){.iov_base = h, .iov_len = NBD_CHUNK_HEADER_SIZE + (hole ? 12 : 8)};
+    job->iov[job->iov_count++] = (struct iovec){.iov_base = h, .iov_len = head + (hole ? 12 : 8)};
     if (!hole) {
         job->iov[job->iov_count++] =
             (struct iovec){.iov_base = (uint8_t *)job->data.data + from, .iov_len = length};
@@ -53,7 +51,7 @@ static int co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_
 
     *ret_hole = false;
     if (l->chunks + 1 >= NBD_READ_CHUNKS_MAX) {
-        *ret_length = job->rq.length - from;
+        *ret_length = (uint32_t)job->rq.length - from;
         return 0;
     }
     while (from + length < job->rq.length) {
@@ -67,7 +65,7 @@ static int co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_
             return ret;
         }
         if (st.length == 0) {
-            *ret_length = job->rq.length - from;
+            *ret_length = (uint32_t)job->rq.length - from;
             return 0;
         }
         hole = st.flags & BLOCK_STATUS_ZERO;
@@ -127,7 +125,7 @@ static int co_read_request(struct nbd_job *job)
     if (job->conn->structured && rq->length >= NBD_SPARSE_READ && !(rq->flags & NBD_CMD_FLAG_DF)) {
         return co_read_sparse(job);
     }
-    ret = co_read_part(job, 0, rq->length);
+    ret = co_read_part(job, 0, (uint32_t)rq->length);
     if (ret == 0) {
         nbd_reply_set_data(job);
     }
@@ -172,7 +170,7 @@ static int co_trim_request(struct nbd_job *job, bool fua)
 /* Read ahead into caches, in parts that a buffer-less read can take. */
 static int co_cache_request(struct nbd_job *job)
 {
-    uint64_t offset = job->rq.offset, end = offset + job->rq.length;
+    uint64_t offset = job->rq.offset, end = offset + MIN(job->rq.length, NBD_CACHE_MAX);
 
     while (offset < end) {
         uint64_t length = MIN(end - offset, NBD_MAX_BLOCK_SIZE);

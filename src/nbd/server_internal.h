@@ -42,6 +42,11 @@
 /* Extents that one context reports at most for one request. */
 #define NBD_STATUS_EXTENTS_MAX 65536u
 
+/* Steps through a node for them; what lies behind is not told. */
+#define NBD_STATUS_STEPS_MAX (2 * NBD_STATUS_EXTENTS_MAX)
+/* Areas to be cached are cut here. */
+#define NBD_CACHE_MAX (4 * GiB)
+
 /* Metadata context ids on the wire; bitmap i of the export has NBD_CONTEXT_ID_BITMAP + i. */
 #define NBD_CONTEXT_ID_BASE 0u
 #define NBD_CONTEXT_ID_DEPTH 1u
@@ -134,7 +139,8 @@ struct nbd_connection {
     int64_t since_ns;        /* when it was accepted */
     struct loop_timer handshake_timer;
     bool in_handshake;
-    bool structured;           /* structured replies were negotiated */
+    bool structured;           /* replies are chunks */
+    bool extended;             /* with extended headers; implies structured */
     bool no_zeroes;            /* client flag */
     struct nbd_export *export; /* NULL until one was chosen */
     struct list export_link;   /* in export->clients */
@@ -198,7 +204,18 @@ void nbd_job_run(void *arg);
 /* status.c: answer BLOCK_STATUS. 0 with the reply made, or -errno. */
 int nbd_job_co_block_status(struct nbd_job *job);
 
-/* reply.c: make the reply of a job. Errors: `reason` may be NULL. */
+static inline size_t nbd_connection_request_size(const struct nbd_connection *c)
+{
+    return c->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
+}
+static inline size_t nbd_connection_chunk_size(const struct nbd_connection *c)
+{
+    return c->extended ? NBD_EXTENDED_CHUNK_HEADER_SIZE : NBD_CHUNK_HEADER_SIZE;
+}
+
+/* reply.c: the header of a chunk of the job's reply, of the kind that was negotiated; cookie and offset are filled in. Bytes. */
+size_t nbd_reply_put_chunk(const struct nbd_job *job, uint8_t *to, struct nbd_chunk chunk);
+/* Make the reply of a job. Errors: `reason` may be NULL. */
 void nbd_reply_set_done(struct nbd_job *job);
 void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason);
 void nbd_reply_set_data(struct nbd_job *job);

@@ -4,6 +4,8 @@
  * offset on. Extents of different contexts are cut where each context changes, not together.
  *
  *   job->extra  [ header, context id | extents ... ][ header, context id | extents ... ] ...
+ *
+ * With extended headers there is also a count behind the context id, and length and flags have 64 bits.
  */
 #include <errno.h>
 #include <string.h>
@@ -11,8 +13,6 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "nbd/server_internal.h"
-
-#define CHUNK_HEAD (NBD_CHUNK_HEADER_SIZE + 4)
 
 /* The reply as it grows. */
 struct status_reply {
@@ -53,14 +53,16 @@ static uint8_t *at(struct status_reply *r, size_t offset)
 
 static int begin_chunk(struct status_reply *r, uint32_t context)
 {
-    int ret = reserve(r, CHUNK_HEAD);
+    const struct nbd_connection *c = r->job->conn;
+    size_t header = nbd_connection_chunk_size(c), head = header + (c->extended ? 8 : 4);
+    int ret = reserve(r, head);
 
     if (ret < 0) {
         return ret;
     }
     r->chunk = r->used;
-    store_be32(at(r, r->chunk + NBD_CHUNK_HEADER_SIZE), context);
-    r->used += CHUNK_HEAD;
+    store_be32(at(r, r->chunk + header), context);
+    r->used += head;
     r->count = 0;
     r->last_length = 0;
     return 0;
@@ -68,14 +70,21 @@ static int begin_chunk(struct status_reply *r, uint32_t context)
 
 static int put_last(struct status_reply *r)
 {
-    int ret = reserve(r, NBD_EXTENT_SIZE);
+    bool extended = r->job->conn->extended;
+    size_t size = extended ? NBD_EXTENDED_EXTENT_SIZE : NBD_EXTENT_SIZE;
+    int ret = reserve(r, size);
 
     if (ret < 0) {
         return ret;
     }
-    store_be32(at(r, r->used), (uint32_t)r->last_length);
-    store_be32(at(r, r->used + 4), r->last_flags);
-    r->used += NBD_EXTENT_SIZE;
+    if (extended) {
+        store_be64(at(r, r->used), r->last_length);
+        store_be64(at(r, r->used + 8), r->last_flags);
+    } else {
+        store_be32(at(r, r->used), (uint32_t)r->last_length);
+        store_be32(at(r, r->used + 4), r->last_flags);
+    }
+    r->used += size;
     r->count++;
     return 0;
 }
@@ -106,15 +115,19 @@ static int add_extent(struct status_reply *r, uint64_t length, uint32_t flags)
 
 static int end_chunk(struct status_reply *r, bool done)
 {
+    const struct nbd_connection *c = r->job->conn;
+    size_t header = nbd_connection_chunk_size(c);
     struct nbd_chunk chunk = {
-        .cookie = r->job->rq.cookie,
-        .type = NBD_CHUNK_BLOCK_STATUS,
+        .type = c->extended ? NBD_CHUNK_BLOCK_STATUS_EXT : NBD_CHUNK_BLOCK_STATUS,
         .flags = done ? NBD_CHUNK_FLAG_DONE : 0,
     };
     int ret = r->last_length > 0 ? put_last(r) : 0;
 
-    chunk.length = (uint32_t)(r->used - r->chunk - NBD_CHUNK_HEADER_SIZE);
-    nbd_chunk_encode(at(r, r->chunk), &chunk);
+    chunk.length = (uint32_t)(r->used - r->chunk - header);
+    nbd_reply_put_chunk(r->job, at(r, r->chunk), chunk);
+    if (c->extended) {
+        store_be32(at(r, r->chunk + header + 4), r->count);
+    }
     return ret;
 }
 
@@ -124,7 +137,7 @@ static int co_add_allocation(struct status_reply *r, bool want_depth)
     const struct nbd_request *rq = &r->job->rq;
     uint64_t offset = rq->offset, end = offset + rq->length;
 
-    while (offset < end) {
+    for (unsigned steps = 0; offset < end && steps < NBD_STATUS_STEPS_MAX; steps++) {
         struct block_status st;
         uint32_t flags;
         int depth, ret;

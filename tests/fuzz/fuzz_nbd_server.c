@@ -3,7 +3,7 @@
  * The NBD server against a client that sends anything: handshake and requests, on a disk in memory.
  *
  * Input: the first byte's bits choose how far a well-behaved start is sent before the fuzzer's bytes: 1 the client
- * flags, 2 structured replies, 4 metadata contexts, 8 GO; with 16 the disk is read-only.
+ * flags, 2 structured replies, 4 metadata contexts, 8 GO; with 16 the disk is read-only; 32 extended headers.
  */
 #include <fcntl.h>
 #include <stdio.h>
@@ -45,6 +45,9 @@ static void put_beginning(struct strbuf *out, uint8_t how)
     }
     if (how & 2) {
         put_option(out, NBD_OPT_STRUCTURED_REPLY, "", 0);
+    }
+    if (how & 32) {
+        put_option(out, NBD_OPT_EXTENDED_HEADERS, "", 0);
     }
     if (how & 4) {
         nbd_put_string(&contexts, how & 16 ? "ro" : "rw");

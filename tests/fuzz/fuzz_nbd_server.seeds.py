@@ -8,10 +8,15 @@ import sys
 
 READY = 15
 READY_READ_ONLY = 31
+EXTENDED = 32 | READY
 
 
 def request(kind, offset, length, flags=0, payload=b""):
     return struct.pack(">IHHQQI", 0x25609513, flags, kind, 1, offset, length) + payload
+
+
+def extended(kind, offset, length, flags=0, payload=b""):
+    return struct.pack(">IHHQQQ", 0x21E41C71, flags, kind, 1, offset, length) + payload
 
 
 def option(number, data=b""):
@@ -39,6 +44,11 @@ SEEDS = {
     "status-one": (READY_READ_ONLY, request(7, 0, 1 << 20, flags=8)),
     "beyond": (READY, request(0, 1 << 20, 1) + request(1, (1 << 64) - 1, 2, payload=b"ab")),
     "batch": (READY, b"".join(request(0, i * 4096, 4096) for i in range(16))),
+    "extended-read": (EXTENDED, extended(0, 0, 1 << 17)),
+    "extended-write": (EXTENDED, extended(1, 0, 1 << 17, 32, b"w" * (1 << 17))),
+    "extended-payload": (EXTENDED, extended(4, 0, 64, 32, b"w" * 64) + extended(7, 0, 1 << 20)),
+    "extended-zeroes": (EXTENDED, extended(6, 0, 1 << 20) + extended(4, 0, 1 << 63)),
+    "extended-option": (3, option(11) + option(8) + option(6, string(b"rw") + b"\0\0")),
     "list": (3, option(3) + option(2)),
     "info": (3, option(6, string(b"rw") + struct.pack(">HHH", 2, 1, 3))),
     "export-name": (1, option(1, b"rw") + request(0, 0, 512)),

@@ -9,9 +9,12 @@ REPLY_MAGIC = 0x0003E889045565A9
 REQUEST_MAGIC = 0x25609513
 SIMPLE_MAGIC = 0x67446698
 CHUNK_MAGIC = 0x668E33EF
+EXTENDED_REQUEST_MAGIC = 0x21E41C71
+EXTENDED_CHUNK_MAGIC = 0x6E8A278C
 
 EXPORT_NAME, ABORT, LIST, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META = (
     1, 2, 3, 5, 6, 7, 8, 9, 10)  # fmt: skip
+EXTENDED_HEADERS = 11
 ACK, SERVER, REP_INFO, META_CONTEXT = 1, 2, 3, 4
 ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_UNKNOWN, ERR_TOO_BIG = (
     0x80000001, 0x80000002, 0x80000003, 0x80000006, 0x80000009)  # fmt: skip
@@ -39,6 +42,7 @@ class RawClient:
         self.sock.settimeout(timeout)
         self.sock.connect(path)
         self.structured = False
+        self.extended = False  # 32-byte headers
         if flags is not None:
             self.hello = self.receive(18)
             self.send(struct.pack(">I", flags))
@@ -94,8 +98,12 @@ class RawClient:
         assert self.ask(STRUCTURED) == [(ACK, b"")]
         self.structured = True
 
+    def negotiate_extended(self):
+        assert self.ask(EXTENDED_HEADERS) == [(ACK, b"")]
+        self.structured = self.extended = True
+
     def go(self, name=b"", structured=True, contexts=()):
-        if structured:
+        if structured and not self.extended:
             self.negotiate_structured()
         if contexts:
             assert self.ask(SET_META, meta_data(name, *contexts))[-1][0] == ACK
@@ -106,9 +114,10 @@ class RawClient:
     # --- requests
 
     def request(self, kind, offset=0, length=0, flags=0, cookie=1, payload=b""):
-        self.send(
-            struct.pack(">IHHQQI", REQUEST_MAGIC, flags, kind, cookie, offset, length) + payload
+        form, magic = (
+            (">IHHQQQ", EXTENDED_REQUEST_MAGIC) if self.extended else (">IHHQQI", REQUEST_MAGIC)
         )
+        self.send(struct.pack(form, magic, flags, kind, cookie, offset, length) + payload)
 
     def simple_reply(self):
         """(cookie, error) of a simple reply; data is left to the caller."""
@@ -118,6 +127,12 @@ class RawClient:
 
     def chunk(self):
         """(cookie, flags, type, payload)."""
+        if self.extended:
+            magic, flags, kind, cookie, self.chunk_offset, length = struct.unpack(
+                ">IHHQQQ", self.receive(32)
+            )
+            assert magic == EXTENDED_CHUNK_MAGIC, hex(magic)
+            return cookie, flags, kind, self.receive(length)
         magic, flags, kind, cookie, length = struct.unpack(">IHHQI", self.receive(20))
         assert magic == CHUNK_MAGIC, hex(magic)
         return cookie, flags, kind, self.receive(length)

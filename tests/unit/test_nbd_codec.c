@@ -42,6 +42,35 @@ static void request_has_the_layout_of_the_specification(void **state)
     assert_false(nbd_request_decode(buf, &back));
 }
 
+static void extended_headers_have_the_layout_of_the_specification(void **state)
+{
+    static const uint8_t request[NBD_EXTENDED_REQUEST_SIZE] = {
+        0x21, 0xe4, 0x1c, 0x71, 0,    0x20, 0,    1,    1, 2, 3, 4, 5,    6,    7,    8,
+        0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 9, 8, 7, 6, 0xaa, 0xbb, 0xcc, 0xdd,
+    };
+    static const uint8_t reply[NBD_EXTENDED_CHUNK_HEADER_SIZE] = {
+        0x6e, 0x8a, 0x27, 0x8c, 0,    1,    0,    6,    1, 2, 3, 4, 5,    6,    7,    8,
+        0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70, 0x80, 0, 0, 0, 0, 0xaa, 0xbb, 0xcc, 0xdd,
+    };
+    struct nbd_chunk chunk = {.cookie = 0x0102030405060708,
+                              .offset = 0x1020304050607080,
+                              .length = 0xaabbccdd,
+                              .flags = NBD_CHUNK_FLAG_DONE,
+                              .type = NBD_CHUNK_BLOCK_STATUS_EXT};
+    uint8_t buf[NBD_EXTENDED_CHUNK_HEADER_SIZE];
+    struct nbd_request r;
+
+    assert_true(nbd_extended_request_decode(request, &r));
+    assert_int_equal(r.flags, NBD_CMD_FLAG_PAYLOAD_LEN);
+    assert_int_equal(r.type, NBD_CMD_WRITE);
+    assert_int_equal(r.cookie, chunk.cookie);
+    assert_int_equal(r.offset, chunk.offset);
+    assert_int_equal(r.length, 0x09080706aabbccdd);
+    assert_false(nbd_extended_request_decode(reply, &r));
+    nbd_extended_chunk_encode(buf, &chunk);
+    assert_memory_equal(buf, reply, sizeof(reply));
+}
+
 static void replies_are_told_apart_by_their_magic(void **state)
 {
     struct nbd_chunk chunk = {.cookie = 7, .length = 9, .flags = NBD_CHUNK_FLAG_DONE, .type = 5};
@@ -233,6 +262,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(request_has_the_layout_of_the_specification),
+        cmocka_unit_test(extended_headers_have_the_layout_of_the_specification),
         cmocka_unit_test(replies_are_told_apart_by_their_magic),
         cmocka_unit_test(cursor_never_reads_past_the_end),
         cmocka_unit_test(strings_have_up_to_4096_bytes),
