@@ -114,7 +114,7 @@ class FaceTest(TestCase):
         ours = self.own(NbdServer(self.dir, "-r", "-x", "a", "-D", "text", "-f", "raw", self.disk))
         text = run(*tool("nbd"), "-L", "-k", ours.socket).stdout
         theirs = run(qemu("qemu-nbd"), "-L", "-k", ours.socket).stdout
-        self.assertEqual(text.replace("  transaction size: 32-bit\n", ""), theirs)
+        self.assertEqual(text.replace("  transaction size: 64-bit\n", ""), theirs)
         other = self.own(QemuNbd(self.dir, "-r", "-x", "b", "-f", "raw", self.disk))
         text = run(*tool("nbd"), "-L", "-k", other.socket).stdout
         self.assertIn(" export: 'b'\n", text)
