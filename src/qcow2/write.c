@@ -26,7 +26,7 @@ static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
  *
  *   NEW     no host cluster yet: gets one, of which only the subclusters that are written count
  *   PLACE   has a host cluster of its own already: only entries change, if they don't count the data already
- *   MOVE    shared or compressed: gets a new one with all of its contents
+ *   MOVE    shared or compressed: gets a new one with all of its contents: the subclusters from the first to the last that has some
  *
  * Without extended entries a cluster is one subcluster, and NEW and MOVE are the same.
  */
@@ -43,8 +43,8 @@ struct allocation {
     bool fresh;        /* the new clusters read as zeroes */
     bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
     bool first_ours, last_ours, all_ours; /* of the clusters: the data is overwritten in place */
-    uint64_t start,
-        end; /* guest range that is written with head and tail: subclusters, or clusters when they move */
+    uint64_t contents;                    /* MOVE: bits of the subclusters that have some */
+    uint64_t start, end; /* guest range that is written with head and tail: subclusters */
 };
 
 /* --- data ---------------------------------------------------------------------------------------- */
@@ -160,16 +160,18 @@ static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
 struct kind {
     enum placing placing;
     uint64_t host;
-    bool ours;     /* wholly allocated and not shared: the caller overwrites it */
-    bool contents; /* may read as something else than zeroes */
+    bool ours;          /* wholly allocated and not shared: the caller overwrites it */
+    bool contents;      /* may read as something else than zeroes */
+    uint64_t allocated; /* bits of the subclusters with contents, if there are any */
 };
 
 static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
                    struct kind *ret)
 {
     uint64_t entry = qcow2_load_entry(q, slice, index);
+    uint64_t bitmap = qcow2_load_bitmap(q, slice, index);
     enum cluster_type type;
-    int r = qcow2_decode_entry(q, entry, qcow2_load_bitmap(q, slice, index), 0, &type, &ret->host);
+    int r = qcow2_decode_entry(q, entry, bitmap, 0, &type, &ret->host);
     bool placed =
         type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC || type == CLUSTER_UNALLOCATED_PLACED;
 
@@ -186,6 +188,7 @@ static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned in
     }
     ret->contents = q->extended_l2 || type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
                     (type == CLUSTER_UNALLOCATED && q->node->backing);
+    ret->allocated = type == CLUSTER_COMPRESSED ? SUB_ALL_ALLOCATED : bitmap & SUB_ALL_ALLOCATED;
     return 0;
 }
 
@@ -225,6 +228,7 @@ static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigne
     }
     a->clusters = n;
     a->host = first.host;
+    a->contents = first.allocated;
     a->placing = first.placing;
     return 0;
 }
@@ -298,7 +302,7 @@ static uint64_t new_bitmap(const struct qcow2 *q, const struct allocation *a, ui
     unsigned to = (unsigned)((end - guest) >> q->subcluster_bits);
     uint64_t written = ((1ULL << to) - 1) & ~((1ULL << from) - 1);
 
-    return ((a->placing == PLACING_MOVE ? 0 : old) | written) & ~(written << SUBCLUSTERS);
+    return (old | written) & ~(written << SUBCLUSTERS);
 }
 
 static int co_link_new(struct qcow2 *q, const struct allocation *a)
@@ -328,6 +332,22 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
     return r;
 }
 
+/* What is written for `size` bytes of data: whole subclusters, with all that moves. */
+static void set_written_range(const struct qcow2 *q, struct allocation *a, size_t size)
+{
+    uint64_t unit = qcow2_subcluster_size(q), end = a->offset + size;
+
+    a->start = a->first_ours ? a->offset : round_down(a->offset, unit);
+    a->end = a->last_ours ? end : round_up(end, unit);
+    if (a->placing == PLACING_MOVE && a->contents) {
+        uint64_t first = (uint64_t)__builtin_ctzll(a->contents);
+        uint64_t last = 63 - (uint64_t)__builtin_clzll(a->contents);
+
+        a->start = MIN(a->start, a->first + first * unit);
+        a->end = MAX(a->end, a->first + (last + 1) * unit);
+    }
+}
+
 /*
  * The part of [offset, offset + iov.size) from its beginning for which clusters can be had in one piece. *ret_done: how
  * many bytes. Guest range held exclusively.
@@ -337,7 +357,6 @@ static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size
     struct allocation a = {.offset = offset, .first = round_down(offset, q->cluster_size)};
     uint64_t want = (round_up(offset + iov.size, q->cluster_size) - a.first) >> q->cluster_bits;
     IOV_PART_AUTO(part);
-    uint64_t unit;
     size_t size;
     int r;
 
@@ -347,9 +366,7 @@ static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size
         return r;
     }
     size = MIN(iov.size, a.first + (a.clusters << q->cluster_bits) - offset);
-    unit = a.placing == PLACING_MOVE ? q->cluster_size : qcow2_subcluster_size(q);
-    a.start = a.first_ours ? offset : round_down(offset, unit);
-    a.end = a.last_ours ? offset + size : round_up(offset + size, unit);
+    set_written_range(q, &a, size);
     r = iov_part_set(&part, iov, 0, size);
     a.data = part.iov;
     r = r < 0 ? r : co_write_new_data(q, &a);

@@ -373,8 +373,8 @@ class Formats(TestCase):
         self.make_with_bitmap("1M")
         for options, word in (
             ("compat=0.10", "bitmaps"),
-            ("cluster_size=4096", "cluster size"),
-            ("compression_type=zstd", "compression type"),
+            ("cluster_size=4096", "only supported for image creation"),
+            ("compression_type=zstd", "only supported for image creation"),
             ("refcount_bits=3", "power of two"),
             ("refcount_bits=128", "64"),
             ("nonsense=1", "nonsense"),
