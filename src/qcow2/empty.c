@@ -119,6 +119,7 @@ static int co_write_refcounts(struct qcow2 *q)
         return r;
     }
     q->reftable[0] = REFBLOCK_CLUSTER * q->cluster_size;
+    qcow2_overlap_note_refblocks_locked(q);
     store_be64(word, q->reftable[0]);
     block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
     r = block_co_pwrite(file, q->reftable_offset, word, sizeof(word), 0);

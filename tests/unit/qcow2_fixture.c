@@ -91,6 +91,11 @@ void image_open_read_only(struct image *i, const char *name)
     open_image(i, name, "", 0);
 }
 
+void image_open_to_check(struct image *i, const char *name)
+{
+    open_image(i, name, "", BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
+}
+
 const char *image_open_fails(const char *name, unsigned flags)
 {
     struct block_node *node;

@@ -24,6 +24,8 @@ void image_open(struct image *i, const char *name, const char *options);
 /* As above, without the backing file that it names. */
 void image_open_alone(struct image *i, const char *name);
 void image_open_read_only(struct image *i, const char *name);
+/* As `img check -r` does. */
+void image_open_to_check(struct image *i, const char *name);
 const char *image_open_fails(const char *name, unsigned flags);
 /* Close; storing what is to be stored must succeed. */
 void image_close(struct image *i);
