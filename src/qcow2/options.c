@@ -173,10 +173,11 @@ static int take_overlap_check(struct qcow2 *q, struct options *opts, struct erro
     for (unsigned kind = 0; kind < OVERLAP_KINDS && r == 0; kind++) {
         bool on;
 
-        r = options_take_bool(group, names[kind], kinds & OVERLAP_BIT(kind), &on, err);
-        if (r == 0) {
-            kinds = (kinds & ~OVERLAP_BIT(kind)) | (on ? OVERLAP_BIT(kind) : 0);
+        if (options_take_bool(group, names[kind], kinds & OVERLAP_BIT(kind), &on, NULL) < 0) {
+            return error_set(err, EINVAL, "Parameter 'overlap-check.%s' expects 'on' or 'off'",
+                             names[kind]);
         }
+        kinds = (kinds & ~OVERLAP_BIT(kind)) | (on ? OVERLAP_BIT(kind) : 0);
     }
     q->guard.kinds = kinds;
     return r < 0 ? r : options_check_empty(group, "overlap-check", err);

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images with damage of one kind: we refuse, mark and say what QEMU refuses, marks and says."""
+
+import re
+import shutil
+import unittest
+
+from qcow2_edit import COPIED, ZERO, Image
+from tidemark import TestCase, compat, io, qemu, run
+
+SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
+CORRUPT = 2
+MISPLACED = 0x200
+
+
+def is_marked(path):
+    return bool(Image(path).u64(72) & CORRUPT)
+
+
+class Corrupt(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.source = self.create("source.qcow2", "64M")
+        io(self.source, "write -P 1 0 128k", fmt="qcow2")
+        self.image = Image(self.source)
+        self.entry = self.image.l2_place(0)
+
+    def copies(self):
+        ours, theirs = self.path("ours.qcow2"), self.path("theirs.qcow2")
+        shutil.copyfile(self.source, ours)
+        shutil.copyfile(self.source, theirs)
+        return ours, theirs
+
+    def both(self, *commands, options=()):
+        """The same commands on a copy each: status, output and mark have to be the same."""
+        results = []
+        words = [word for command in commands for word in ("-c", command)]
+        for name, path in zip((compat("qemu-io"), qemu("qemu-io")), self.copies()):
+            result = run(name, *options, *words, path, check=False)
+            text = SPEED.sub("ops", result.stdout + result.stderr).replace(path, "IMAGE")
+            results.append((result.returncode, text, is_marked(path)))
+        self.assertEqual(results[0], results[1])
+        return results[0]
+
+    def refused(self, word, *commands):
+        _, text, marked = self.both(*commands)
+        self.assertIn("qcow2: Marking image as corrupt: " + word, text)
+        self.assertEqual(text.count("qcow2: "), 1)
+        self.assertTrue(marked)
+
+    def overlap(self, place, name):
+        self.image.put64(self.entry, place | COPIED)
+        word = f"Preventing invalid write on metadata (overlaps with {name})"
+        self.refused(word, "write -P 5 0 512")
+
+    def test_data_over_tables(self):
+        table = self.image.l2_table()
+        refblock = self.image.refblock()
+        for place, name in (
+            (self.image.l1, "active L1 table"),
+            (self.image.reftable, "refcount table"),
+            (refblock, "refcount block"),
+            (table, "active L2 table"),
+        ):
+            self.overlap(place, name)
+
+    def test_a_table_over_another(self):
+        self.image.put64(self.image.l1, self.image.l1 | COPIED)
+        word = "Preventing invalid write on metadata (overlaps with active L1 table)"
+        self.refused(word, "write -P 5 0 512")
+
+    def test_header_with_refcount_0(self):
+        self.image.put_refcount(0, 0)
+        self.refused("Preventing invalid write on metadata (overlaps with qcow2_header)",
+                     "write 1M 64k")
+
+    def test_refcounts_of_0(self):
+        for n in range(8):
+            self.image.put_refcount(n * self.image.cluster_size, 0)
+        self.refused("Preventing invalid allocation of compressed cluster at offset 0",
+                     "write -c 1M 64k")
+
+    def test_new_table_at_0(self):
+        for n in range(8):
+            self.image.put_refcount(n * self.image.cluster_size, 0)
+        self.image.put64(self.image.l1, 0)
+        self.refused("Preventing invalid allocation of L2 table at offset 0", "write 1M 64k")
+
+    def test_misplaced_table(self):
+        self.image.put64(self.image.l1, self.image.l2_table() + MISPLACED | COPIED)
+        self.refused("L2 table offset 0x40200 unaligned (L1 index: 0)", "read 0 64k")
+
+    def test_misplaced_data(self):
+        self.image.put64(self.entry, self.image.host(0) + MISPLACED | COPIED)
+        self.refused("Cluster allocation offset 0x50200 unaligned (L2 offset: 0x40000, L2 index: 0)",
+                     "read 0 64k")
+        self.image.put64(self.entry, self.image.host(0) | COPIED | ZERO)
+        self.refused("Preallocated zero cluster offset 0x50200 unaligned (guest offset: 0)",
+                     "write 0 64k")
+
+    def test_misplaced_refcount_block(self):
+        self.image.put64(self.image.reftable, self.image.refblock() + MISPLACED)
+        self.refused("Refblock offset 0x20200 unaligned (reftable index: 0)", "write 1M 64k")
+
+    def test_what_does_no_harm(self):
+        self.image.put64(self.entry, self.image.host(0) + MISPLACED | COPIED)
+        status, text, marked = self.both("discard 0 64k", "read -P 0 0 64k",
+                                         options=("-d", "unmap"))
+        self.assertEqual((status, marked), (0, False))
+        self.assertIn("qcow2: Image is corrupt: Cannot free unaligned cluster 0x50200; further "
+                      "non-fatal corruption events will be suppressed", text)
+
+    def test_read_only_images_are_not_marked(self):
+        self.image.put64(self.entry, self.image.host(0) + MISPLACED | COPIED)
+        _, text, marked = self.both("read 0 64k", "read 0 64k", "read 64k 64k", options=("-r",))
+        self.assertFalse(marked)
+        self.assertEqual(text.count("qcow2: Image is corrupt: Cluster allocation offset"), 1)
+
+    def test_marked_images_open_read_only(self):
+        self.image.put64(72, self.image.u64(72) | CORRUPT)
+        status, text, _ = self.both("read 0 64k")
+        self.assertEqual(status, 1)
+        self.assertIn("qcow2: Image is corrupt; cannot be opened read/write", text)
+        self.assertEqual(self.both("read 0 64k", options=("-r",))[0], 0)
+
+    def test_checks_can_be_turned_off(self):
+        self.image.put64(self.entry, self.image.l2_table() | COPIED)
+        opened = "open -o overlap-check=constant IMAGE"
+        for check, refused in (("constant", False), ("cached", True), ("all", True)):
+            ours, theirs = self.copies()
+            for name, path in ((compat("qemu-io"), ours), (qemu("qemu-io"), theirs)):
+                words = opened.replace("constant", check).replace("IMAGE", path)
+                run(name, "-c", words, "-c", "write 0 512", check=False)
+                self.assertEqual(is_marked(path), refused, (name, check))
+
+
+class Options(TestCase):
+    """What `reopen` says of options, and that they are in force."""
+
+    def both(self, *commands):
+        results = []
+        words = [word for command in commands for word in ("-c", command)]
+        for name, path in (("qemu-io", "a.qcow2"), ("qemu-io", "b.qcow2")):
+            program = compat(name) if path == "a.qcow2" else qemu(name)
+            path = self.create(path, "8M")
+            result = run(program, *words, path, check=False)
+            text = SPEED.sub("ops", result.stdout + result.stderr).replace(path, "IMAGE")
+            results.append((result.returncode, text))
+        self.assertEqual(results[0], results[1])
+        return results[0]
+
+    def test_conflicts(self):
+        for options in (
+            "lazy-refcounts=42",
+            "cache-size=1M,l2-cache-size=64k,refcount-cache-size=64k",
+            "cache-size=1M,l2-cache-size=2M",
+            "l2-cache-entry-size=33k",
+            "refcount-cache-size=256T",
+            "cache-clean-interval=-1",
+            "overlap-check=blubb",
+            "overlap-check.template=blubb",
+            "overlap-check=constant,overlap-check.template=all",
+            "overlap-check.template=none,overlap-check=all",
+            "overlap-check.active-l2=maybe",
+        ):
+            status, text = self.both(f"reopen -o {options}", "write -P 3 0 64k", "read -P 3 0 64k")
+            self.assertIn("wrote", text, options)
+            self.assertEqual(status, 1, options)
+
+    def test_options_are_kept_and_changed(self):
+        for options in (
+            ("cache-size=1M", "l2-cache-size=512k", "refcount-cache-size=128k", "cache-size=2M"),
+            ("overlap-check=all", "overlap-check.active-l2=off", "overlap-check.template=none"),
+            ("overlap-check=none", "overlap-check=none,overlap-check.template=none"),
+            ("cache-clean-interval=5", "cache-clean-interval=0"),
+            ("pass-discard-snapshot=on,pass-discard-other=on", "pass-discard-request=off"),
+        ):
+            commands = [f"reopen -o {o}" for o in options]
+            status, _ = self.both(*commands, "write -P 3 0 64k", "read -P 3 0 64k")
+            self.assertEqual(status, 0, options)
+
+    def test_an_option_stays_in_force_over_a_reopen(self):
+        path = self.create("a.qcow2", "8M")
+        io(path, "write 0 128k", fmt="qcow2")
+        image = Image(path)
+        image.put64(image.l2_place(0), image.l2_table() | COPIED)
+        words = ("reopen -o overlap-check=none", "reopen -o cache-size=1M", "write 0 512")
+        self.assertNotIn("corrupt", io(path, *words, fmt="qcow2", check=False).stderr)
+        self.assertFalse(is_marked(path))
+
+
+if __name__ == "__main__":
+    unittest.main()
