@@ -104,13 +104,13 @@ static void print_repaired(const struct block_check_result *r)
 
 static enum check_status status_of(const struct block_check_result *r)
 {
+    if (r->check_errors) {
+        return CHECK_FAILED;
+    }
     if (r->corruptions) {
         return CHECK_CORRUPT;
     }
-    if (r->leaks) {
-        return CHECK_LEAKS;
-    }
-    return r->check_errors ? CHECK_FAILED : CHECK_OK;
+    return r->leaks ? CHECK_LEAKS : CHECK_OK;
 }
 
 /* Check, repair and check again what was repaired. */

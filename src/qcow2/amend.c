@@ -276,7 +276,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
     unsigned old_order = q->refcount_order;
-    AUTO_FREE uint32_t *counts = NULL;
+    struct counts *counts = NULL;
     uint64_t clusters = 0;
     int r = qcow2_co_commit(q);
 
@@ -296,6 +296,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
                        1u << a->refcount_order);
         }
     }
+    counts_free(counts);
     return r;
 }
 

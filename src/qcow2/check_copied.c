@@ -3,6 +3,11 @@
  * COPIED must be there exactly when the refcount is 1: a wrong flag lets shared data be overwritten, or
  * copies what is not shared. Entries are changed in the caches, as a write would.
  */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
 #include "qcow2/check.h"
 
 /* Flags are put right on demand, and with leaks only when there is nothing else that may be wrong. */
@@ -15,12 +20,14 @@ static bool is_to_be_fixed(const struct check *c)
 }
 
 /* Whether the flag of an entry is wrong; *ret_refcount for the message. */
-static bool co_is_wrong_locked(struct check *c, uint64_t entry, uint64_t *ret_refcount)
+static bool co_is_wrong_locked(struct check *c, uint64_t entry, bool is_l1, uint64_t *ret_refcount)
 {
     uint64_t index = qcow2_cluster_index(c->q, entry & ENTRY_OFFSET_MASK);
 
-    if (!c->inexact && index < c->clusters) {
-        *ret_refcount = c->counts[index];
+    if (c->q->has_data_file && !is_l1) {
+        *ret_refcount = 1; /* clusters of a data file have no others */
+    } else if (!c->inexact && index < c->clusters) {
+        *ret_refcount = counts_get(c->counts, index);
     } else if (qcow2_co_refcount_get_locked(c->q, index, ret_refcount) < 0) {
         return false; /* what can't be read was complained about before */
     }
@@ -33,39 +40,60 @@ static void tell(struct check *c, bool fix)
     c->result->copied_flags += !fix;
 }
 
-static void co_check_entry_locked(struct check *c, struct cache_entry *slice, unsigned i, bool fix)
+/* Two L1 entries may name one table, so the flag is set or cleared, not changed. */
+static int co_fix_entry_locked(struct check *c, uint64_t table, uint64_t index, bool copied)
 {
-    uint64_t entry = qcow2_load_entry(c->q, slice, i), refcount;
+    struct qcow2 *q = c->q;
+    uint64_t at = table + (index << (3 + q->extended_l2));
+    uint64_t slice_at = round_down(at, q->l2_cache.entry_size);
+    unsigned i = (unsigned)((at - slice_at) >> (3 + q->extended_l2));
+    struct cache_entry *slice;
+    int r = cache_co_get(&q->l2_cache, slice_at, &slice);
+
+    if (r == 0) {
+        uint64_t entry = qcow2_load_entry(q, slice, i) & ~ENTRY_COPIED;
+
+        entry |= copied ? ENTRY_COPIED : 0;
+        qcow2_store_entry(q, slice, i, entry, qcow2_load_bitmap(q, slice, i));
+        cache_mark_dirty(&q->l2_cache, slice);
+        cache_put(slice);
+    }
+    return r;
+}
+
+static void co_check_entry_locked(struct check *c, uint64_t table, uint64_t index, uint64_t entry,
+                                  bool fix)
+{
+    uint64_t refcount;
 
     if ((entry & L2_COMPRESSED) || !(entry & ENTRY_OFFSET_MASK) ||
-        !co_is_wrong_locked(c, entry, &refcount)) {
+        !co_is_wrong_locked(c, entry, false, &refcount)) {
         return;
     }
     qcow2_complain(c, "%s OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
                    fix ? "Repairing" : "ERROR", (unsigned long long)entry,
                    (unsigned long long)refcount);
-    tell(c, fix);
-    if (fix) {
-        qcow2_store_entry(c->q, slice, i, entry ^ ENTRY_COPIED, qcow2_load_bitmap(c->q, slice, i));
-        cache_mark_dirty(&c->q->l2_cache, slice);
+    if (fix && co_fix_entry_locked(c, table, index, refcount == 1) < 0) {
+        c->result->check_errors++;
+        fix = false;
     }
+    tell(c, fix);
 }
 
-static void co_check_table_locked(struct check *c, uint64_t table, bool fix)
+/* `entries` is a buffer for the table. */
+static void co_check_table_locked(struct check *c, uint64_t table, uint64_t *entries, bool fix)
 {
     struct qcow2 *q = c->q;
 
-    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
-        struct cache_entry *slice;
+    if (qcow2_co_check_read(c, table, entries, q->cluster_size) < 0) {
+        return;
+    }
+    for (uint64_t i = 0; i < qcow2_table_entries(q); i++) {
+        uint64_t entry = entries[i << q->extended_l2];
 
-        if (cache_co_get(&q->l2_cache, table + at, &slice) < 0) {
-            c->result->check_errors++;
-            return;
+        if (entry != 0) {
+            co_check_entry_locked(c, table, i, be64toh(entry), fix);
         }
-        for (unsigned i = 0; i < qcow2_slice_entries(q); i++) {
-            co_check_entry_locked(c, slice, i, fix);
-        }
-        cache_put(slice);
     }
 }
 
@@ -73,7 +101,7 @@ static void co_check_l1_entry_locked(struct check *c, uint32_t index, uint64_t e
 {
     uint64_t refcount;
 
-    if (!co_is_wrong_locked(c, entry, &refcount)) {
+    if (!co_is_wrong_locked(c, entry, true, &refcount)) {
         return;
     }
     qcow2_complain(c, "%s OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
@@ -85,13 +113,23 @@ static void co_check_l1_entry_locked(struct check *c, uint32_t index, uint64_t e
     }
 }
 
+/* Nothing has to be looked at: all references of the active tables have the flag, and nothing is referenced twice. */
+static bool is_all_right(const struct check *c)
+{
+    return !c->flags_doubtful && !c->inexact && !counts_any_shared(c->counts);
+}
+
 int qcow2_co_check_copied(struct check *c)
 {
     struct qcow2 *q = c->q;
+    AUTO_FREE uint64_t *entries = malloc(q->cluster_size);
     bool fix = is_to_be_fixed(c);
     uint64_t visited = 0;
-    int r = 0;
+    int r = entries ? 0 : -ENOMEM;
 
+    if (is_all_right(c)) {
+        return 0;
+    }
     for (uint32_t i = 0; i < q->l1_size && visited <= c->clusters && r == 0; i++) {
         uint64_t entry = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
         uint64_t table = entry & ENTRY_OFFSET_MASK;
@@ -101,9 +139,8 @@ int qcow2_co_check_copied(struct check *c)
         }
         co_mutex_lock(&q->lock);
         co_check_l1_entry_locked(c, i, entry, fix);
-        if (is_aligned(table, q->cluster_size) && qcow2_cluster_index(q, table) < c->clusters &&
-            !q->has_data_file) {
-            co_check_table_locked(c, table, fix);
+        if (qcow2_cluster_index(q, table) < c->clusters) {
+            co_check_table_locked(c, table, entries, fix && is_aligned(table, q->cluster_size));
             visited++;
         }
         co_mutex_unlock(&q->lock);

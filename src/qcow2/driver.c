@@ -249,7 +249,9 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
     set_limits(q);
     if ((r = block_co_open_backing(q->node, opts, q->backing_filename, q->backing_format, err)) <
             0 ||
-        (r = qcow2_co_read_snapshots(q, err)) < 0 || (r = qcow2_co_load_bitmaps(q, err)) < 0) {
+        /* A check reads them by itself, and says what is wrong with them. */
+        (!check && (r = qcow2_co_read_snapshots(q, err)) < 0) ||
+        (r = qcow2_co_load_bitmaps(q, err)) < 0) {
         return r;
     }
     if (qcow2_co_overlap_init(q) < 0) {

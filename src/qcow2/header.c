@@ -126,7 +126,7 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
                          REFTABLE_BYTES_MAX, err)) < 0) {
         return r;
     }
-    if (reftable_bytes == 0) {
+    if (reftable_bytes == 0 && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EINVAL, "Image does not contain a reference count table");
     }
     if (q->l1_size < l1_needed) {

@@ -26,8 +26,27 @@ static uint64_t end_of(const struct layout *l)
     return l->first + l->blocks + l->table_clusters;
 }
 
+/* Mark the areas of the file that something is referenced in. */
+static void mark_needed(const struct qcow2 *q, const struct counts *counts, uint64_t clusters,
+                        uint8_t *needed)
+{
+    uint64_t n;
+
+    for (uint64_t i = 0; i < clusters; i += n) {
+        uint32_t references;
+
+        n = counts_run(counts, i, clusters - i, &references);
+        if (references > 0) {
+            for (uint64_t area = i >> q->refblock_bits; area <= (i + n - 1) >> q->refblock_bits;
+                 area++) {
+                needed[area] = 1;
+            }
+        }
+    }
+}
+
 /* Counting the new structures may need more of them: repeat until it fits. Only areas in use get a block. */
-static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, uint64_t first,
+static int plan(struct qcow2 *q, const struct counts *counts, uint64_t clusters, uint64_t first,
                 struct layout *l, uint8_t **ret_needed, uint64_t *ret_table_entries)
 {
     uint64_t per_block = 1ULL << q->refblock_bits;
@@ -36,16 +55,18 @@ static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, uint
     for (;;) {
         uint64_t areas = div_round_up(end_of(l), per_block), blocks = 0;
         uint64_t table_clusters = div_round_up(areas * 8, q->cluster_size);
-        uint8_t *needed = calloc(areas, 1);
+        uint8_t *needed;
 
+        if (table_clusters * q->cluster_size > REFTABLE_BYTES_MAX) {
+            return -EFBIG;
+        }
+        needed = calloc(areas, 1);
         if (!needed) {
             return -ENOMEM;
         }
-        for (uint64_t i = 0; i < clusters; i++) {
-            needed[i / per_block] |= counts[i] > 0;
-        }
-        for (uint64_t i = clusters; i < end_of(l); i++) {
-            needed[i / per_block] = 1;
+        mark_needed(q, counts, clusters, needed);
+        for (uint64_t i = clusters / per_block; i < areas; i++) {
+            needed[i] = 1;
         }
         for (uint64_t i = 0; i < areas; i++) {
             blocks += needed[i];
@@ -53,7 +74,7 @@ static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, uint
         if (blocks <= l->blocks && table_clusters <= l->table_clusters) {
             *ret_needed = needed;
             *ret_table_entries = areas;
-            return table_clusters * q->cluster_size > REFTABLE_BYTES_MAX ? -EFBIG : 0;
+            return 0;
         }
         l->blocks = MAX(l->blocks, blocks);
         l->table_clusters = MAX(l->table_clusters, table_clusters);
@@ -61,16 +82,16 @@ static int plan(struct qcow2 *q, const uint32_t *counts, uint64_t clusters, uint
     }
 }
 
-static uint64_t count_of(const struct layout *l, const uint32_t *counts, uint64_t cluster)
+static uint64_t count_of(const struct layout *l, const struct counts *counts, uint64_t cluster)
 {
     if (cluster < l->clusters) {
-        return counts[cluster];
+        return counts_get(counts, cluster);
     }
     /* What lies between the file and the new blocks may be referenced. */
     return cluster < end_of(l) ? 1 : 0;
 }
 
-static int co_write_block(struct qcow2 *q, const struct layout *l, const uint32_t *counts,
+static int co_write_block(struct qcow2 *q, const struct layout *l, const struct counts *counts,
                           uint64_t area, uint64_t offset, uint8_t *block)
 {
     uint64_t per_block = 1ULL << q->refblock_bits;
@@ -88,7 +109,7 @@ static int co_write_block(struct qcow2 *q, const struct layout *l, const uint32_
     return block_co_pwrite(q->node->file, offset, block, q->cluster_size, 0);
 }
 
-static int co_write_all(struct qcow2 *q, const struct layout *l, const uint32_t *counts,
+static int co_write_all(struct qcow2 *q, const struct layout *l, const struct counts *counts,
                         const uint8_t *needed, uint64_t areas, uint64_t *table)
 {
     AUTO_FREE uint8_t *block = malloc(q->cluster_size);
@@ -136,7 +157,7 @@ static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
     return r;
 }
 
-int qcow2_co_rebuild_refcounts(struct qcow2 *q, const uint32_t *counts, uint64_t clusters,
+int qcow2_co_rebuild_refcounts(struct qcow2 *q, const struct counts *counts, uint64_t clusters,
                                uint64_t first, struct error *err)
 {
     AUTO_FREE uint8_t *needed = NULL;

@@ -2,13 +2,15 @@
 #ifndef TIDEMARK_QCOW2_REBUILD_H
 #define TIDEMARK_QCOW2_REBUILD_H
 
+#include "qcow2/counts.h"
 #include "qcow2/state.h"
 
 /*
- * Replace all refcounts by `counts` (references per cluster of the file, those of the old refcount table and blocks not among
- * them). The new ones lie at cluster index `first`, `clusters` or more, and beyond. Nobody else uses the image meanwhile. -ERANGE if a count does not fit into the refcount width.
+ * Replace all refcounts by `counts`, the references per cluster of the file. What the old refcount table and blocks take is free then, or
+ * leaked if they were counted. The new ones lie at cluster index `first`, `clusters` or more, and beyond. Nobody else uses the image
+ * meanwhile. -ERANGE if a count does not fit into the refcount width, -EFBIG if the file is too large for any refcount table.
  */
-int qcow2_co_rebuild_refcounts(struct qcow2 *q, const uint32_t *counts, uint64_t clusters,
+int qcow2_co_rebuild_refcounts(struct qcow2 *q, const struct counts *counts, uint64_t clusters,
                                uint64_t first, struct error *err);
 
 #endif

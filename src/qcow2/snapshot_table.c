@@ -32,23 +32,22 @@ void qcow2_free_snapshots(struct qcow2 *q)
 
 /* --- reading ------------------------------------------------------------------------------------- */
 
-/* Bytes of the table are fetched as they are needed: it does not say how long it is. */
-struct table_reader {
-    struct qcow2 *q;
-    uint64_t at;
-};
-
-static int co_fetch(struct table_reader *t, void *buf, size_t size)
+static int co_fetch(struct qcow2_table_reader *t, void *buf, size_t size)
 {
-    int r;
+    uint64_t file_size = round_up(block_edge_size(t->q->node->file), t->q->cluster_size), there;
+    uint64_t at = t->at;
 
-    if (t->at - t->q->snapshots_offset + size > SNAPSHOT_TABLE_BYTES_MAX ||
-        !range_fits(t->at, size, round_up(block_edge_size(t->q->node->file), t->q->cluster_size))) {
+    t->bytes += size;
+    if (t->bytes > SNAPSHOT_TABLE_BYTES_MAX) {
+        return -EOVERFLOW;
+    }
+    if (!t->lenient && !range_fits(at, size, file_size)) {
         return -EINVAL;
     }
-    r = block_co_pread(t->q->node->file, t->at, buf, size);
     t->at += size;
-    return r;
+    there = at < file_size ? MIN(size, file_size - at) : 0;
+    memset((uint8_t *)buf + there, 0, size - there);
+    return there > 0 ? block_co_pread(t->q->node->file, at, buf, there) : 0;
 }
 
 static int parse_extra(struct qcow2 *q, struct qcow2_snapshot *s, const uint8_t *extra,
@@ -74,11 +73,12 @@ static int parse_extra(struct qcow2 *q, struct qcow2_snapshot *s, const uint8_t 
     return 0;
 }
 
-static int co_read_entry(struct table_reader *t, struct qcow2_snapshot *s)
+static int co_read_entry(struct qcow2_table_reader *t, struct qcow2_snapshot *s,
+                         uint32_t *ret_extra_size)
 {
     uint8_t fixed[SNAP_FIXED_SIZE];
     AUTO_FREE uint8_t *extra = NULL;
-    uint32_t extra_size, id_size, name_size;
+    uint32_t extra_size, id_size, name_size, kept;
     int r = co_fetch(t, fixed, sizeof(fixed));
 
     if (r < 0) {
@@ -90,41 +90,58 @@ static int co_read_entry(struct table_reader *t, struct qcow2_snapshot *s)
     s->date_nsec = load_be32(fixed + SNAP_DATE_NSEC);
     s->vm_clock_nsec = load_be64(fixed + SNAP_VM_CLOCK);
     s->vm_state_size = load_be32(fixed + SNAP_VM_STATE_SIZE);
-    extra_size = load_be32(fixed + SNAP_EXTRA_SIZE);
+    *ret_extra_size = extra_size = load_be32(fixed + SNAP_EXTRA_SIZE);
     id_size = load_be16(fixed + SNAP_ID_SIZE);
     name_size = load_be16(fixed + SNAP_NAME_SIZE);
-    if (extra_size > SNAPSHOT_EXTRA_MAX) {
+    if (extra_size > SNAPSHOT_EXTRA_MAX && !t->lenient) {
         return -EINVAL;
     }
-    extra = malloc(MAX(extra_size, 1u));
+    kept = MIN(extra_size, SNAPSHOT_EXTRA_MAX);
+    extra = malloc(MAX(kept, 1u));
     s->id = calloc(1, id_size + 1u);
     s->name = calloc(1, name_size + 1u);
     if (!extra || !s->id || !s->name) {
         return -ENOMEM;
     }
-    if ((r = co_fetch(t, extra, extra_size)) < 0 ||
-        (r = parse_extra(t->q, s, extra, extra_size)) < 0 ||
-        (r = co_fetch(t, s->id, id_size)) < 0 || (r = co_fetch(t, s->name, name_size)) < 0) {
+    if ((r = co_fetch(t, extra, kept)) < 0 || (r = parse_extra(t->q, s, extra, kept)) < 0) {
+        return r;
+    }
+    t->at += extra_size - kept;
+    if ((r = co_fetch(t, s->id, id_size)) < 0 || (r = co_fetch(t, s->name, name_size)) < 0) {
         return r;
     }
     t->at = round_up(t->at, 8);
     return 0;
 }
 
+int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot **ret,
+                           uint32_t *ret_extra_size)
+{
+    struct qcow2_snapshot *s = calloc(1, sizeof(*s));
+    int r = -ENOMEM;
+
+    if (s) {
+        list_init(&s->link);
+        r = co_read_entry(t, s, ret_extra_size);
+    }
+    if (r < 0) {
+        qcow2_snapshot_free(s);
+        return r;
+    }
+    *ret = s;
+    return 0;
+}
+
 int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err)
 {
-    struct table_reader t = {.q = q, .at = q->snapshots_offset};
+    struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset};
 
     for (uint32_t i = 0; i < q->snapshot_count; i++) {
-        struct qcow2_snapshot *s = calloc(1, sizeof(*s));
-        int r = -ENOMEM;
+        struct qcow2_snapshot *s;
+        uint32_t extra_size;
+        int r = qcow2_co_read_snapshot(&t, &s, &extra_size);
 
-        if (s) {
-            list_init(&s->link);
-            r = co_read_entry(&t, s);
-        }
         if (r < 0) {
-            qcow2_snapshot_free(s);
             return error_set(
                 err, -r, "Image '%s': entry %u of the snapshot table at %#llx is invalid",
                 block_node_display_name(q->node), i, (unsigned long long)q->snapshots_offset);

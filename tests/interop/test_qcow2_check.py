@@ -174,12 +174,25 @@ class Check(TestCase):
 
     def test_leaks_only(self):
         path = self.damaged(
-            self.plain, lambda i: (i.put_refcount(i.host(256), 2), i.put_refcount(i.host(1024), 0))
+            self.with_snapshot, lambda i: (i.put_refcount(i.host(0), 2), i.put_refcount(i.host(8), 1))
         )
         status, found = figures(img, path, "-r", "leaks")
         self.assertEqual((status, found["leaks-fixed"], found["corruptions"]), (2, 1, 2))
-        self.assertEqual(Image(path).refcount(Image(path).host(256)), 1)
-        self.assertEqual(Image(path).refcount(Image(path).host(1024)), 0)
+        self.assertEqual(Image(path).refcount(Image(path).host(0)), 1)
+        self.assertEqual(Image(path).refcount(Image(path).host(8)), 1)
+
+    def test_leaks_only_where_refcounts_have_to_be_rebuilt(self):
+        path = self.damaged(
+            self.plain, lambda i: (i.put_refcount(i.host(256), 2), i.put_refcount(i.host(1024), 0))
+        )
+        with open(path, "rb") as file:
+            before = file.read()
+        for tool in (img, qemu_img):
+            status, said = figures(tool, path, "-r", "leaks")
+            self.assertEqual(status, 1)
+            self.assertIn("ERROR need to rebuild refcount structures", said)
+            with open(path, "rb") as file:
+                self.assertEqual(file.read() == before, tool == img)
 
     def test_flags_of_what_a_snapshot_shares(self):
         for damage in (

@@ -1,0 +1,320 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Checking: the references that the header, the active tables and the bitmaps make. */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "qcow2/bitmap.h"
+#include "qcow2/check.h"
+
+/* So much of L2 tables is read even if they lie upon each other. */
+#define L2_TABLES_BYTES_FEW (256 * MiB)
+
+/* --- data ------------------------------------------------------------------------------------------ */
+
+/* Figures of the report are of the active disk alone. `n` clusters in one piece. */
+static void note_data(struct check *c, uint64_t host, uint64_t n)
+{
+    if (c->active) {
+        c->result->allocated_clusters += n;
+        c->result->fragmented_clusters += c->last_host != 0 && host != c->last_host;
+    }
+    c->last_host = host + (n << c->q->cluster_bits);
+}
+
+/* A place that is not aligned takes part in two clusters. What is zero anyway can do without it. */
+static void count_data_cluster(struct check *c, uint64_t *place, uint64_t entry)
+{
+    struct qcow2 *q = c->q;
+    uint64_t host = entry & ENTRY_OFFSET_MASK;
+
+    c->flags_doubtful |= !(entry & ENTRY_COPIED);
+    if (!is_aligned(host, q->cluster_size)) {
+        bool droppable = (entry & L2_ZERO) && !q->extended_l2;
+
+        if (droppable && (c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+            qcow2_complain(c,
+                           "Repairing offset=%llx: Preallocated cluster is not properly aligned; "
+                           "L2 entry corrupted.",
+                           (unsigned long long)host);
+            *place = htobe64(L2_ZERO);
+            c->table_changed = true;
+            c->result->corruptions_fixed++;
+            return;
+        }
+        qcow2_complain_corrupt(
+            c, "ERROR offset=%llx: %s cluster is not properly aligned; L2 entry corrupted.",
+            (unsigned long long)host, droppable ? "Preallocated" : "Data");
+    }
+    note_data(c, host, 1);
+    if (!q->has_data_file) {
+        qcow2_check_count(c, host, q->cluster_size);
+    }
+}
+
+static void count_compressed_cluster(struct check *c, uint64_t entry)
+{
+    uint64_t host, size;
+
+    qcow2_compressed_range(c->q, entry, &host, &size);
+    if (entry & ENTRY_COPIED) {
+        qcow2_complain_corrupt(
+            c, "ERROR: coffset=%#llx: copied flag must never be set for compressed clusters",
+            (unsigned long long)host);
+    }
+    if (c->q->has_data_file) {
+        qcow2_complain_corrupt(c, "ERROR compressed cluster with data file, entry=%#llx",
+                               (unsigned long long)entry);
+        return;
+    }
+    if (c->active) {
+        c->result->allocated_clusters++;
+        c->result->compressed_clusters++;
+        c->result->fragmented_clusters++;
+    }
+    qcow2_check_count(c, host, size);
+}
+
+/* The bitmap of an extended entry: no subcluster is allocated and zero, or allocated without a cluster. */
+static void check_subclusters(struct check *c, uint64_t entry, uint64_t bitmap)
+{
+    uint64_t host = entry & ENTRY_OFFSET_MASK;
+
+    if ((bitmap & SUB_ALL_ALLOCATED) & (bitmap >> SUBCLUSTERS)) {
+        qcow2_complain_corrupt(
+            c, "ERROR offset=%llx: Allocated cluster has corrupted subcluster allocation bitmap",
+            (unsigned long long)host);
+    } else if (host == 0 && (bitmap & SUB_ALL_ALLOCATED)) {
+        qcow2_complain_corrupt(c,
+                               "ERROR: Unallocated cluster has non-zero subcluster allocation map");
+    }
+}
+
+static void count_entry(struct check *c, uint64_t *place, uint64_t bitmap)
+{
+    uint64_t entry = be64toh(*place);
+
+    if (entry & L2_COMPRESSED) {
+        count_compressed_cluster(c, entry);
+        return;
+    }
+    if (entry & L2_RESERVED_MASK) {
+        qcow2_complain_corrupt(c, "ERROR found l2 entry with reserved bits set: %llx",
+                               (unsigned long long)entry);
+    }
+    if (c->q->extended_l2) {
+        check_subclusters(c, entry, bitmap);
+    }
+    /* In an external data file the first cluster lies at 0. */
+    if ((entry & ENTRY_OFFSET_MASK) || (c->q->has_data_file && (entry & ENTRY_COPIED))) {
+        count_data_cluster(c, place, entry);
+    }
+}
+
+/* --- tables ---------------------------------------------------------------------------------------- */
+
+/* How many entries from the first on are as most are: data clusters, copied, in one piece of the file. */
+static uint64_t plain_run(const struct qcow2 *q, const uint64_t *table, uint64_t n)
+{
+    uint64_t entry = be64toh(*table), i = 1;
+
+    if (!(entry & ENTRY_COPIED) || (entry & ~ENTRY_COPIED) == 0 ||
+        ((entry & ~ENTRY_COPIED) & (~ENTRY_OFFSET_MASK | (q->cluster_size - 1)))) {
+        return 0;
+    }
+    while (i < n && be64toh(table[i]) == entry + (i << q->cluster_bits)) {
+        i++;
+    }
+    /* Such a run does not reach beyond the bits of an offset. */
+    return (entry + ((i - 1) << q->cluster_bits)) & ~(ENTRY_COPIED | ENTRY_OFFSET_MASK) ? 0 : i;
+}
+
+static void count_standard_entries(struct check *c, uint64_t *table, uint64_t entries)
+{
+    struct qcow2 *q = c->q;
+
+    for (uint64_t i = 0; i < entries && !c->out_of_memory;) {
+        uint64_t run;
+
+        if (table[i] == 0) {
+            i++;
+            continue;
+        }
+        run = plain_run(q, &table[i], entries - i);
+        if (run == 0) {
+            count_entry(c, &table[i++], 0);
+            continue;
+        }
+        note_data(c, be64toh(table[i]) & ENTRY_OFFSET_MASK, run);
+        if (!q->has_data_file) {
+            qcow2_check_count(c, be64toh(table[i]) & ENTRY_OFFSET_MASK, run << q->cluster_bits);
+        }
+        i += run;
+    }
+}
+
+static void count_extended_entries(struct check *c, uint64_t *table, uint64_t entries)
+{
+    for (uint64_t i = 0; i < entries && !c->out_of_memory; i++) {
+        if (table[2 * i] != 0 || table[2 * i + 1] != 0) {
+            count_entry(c, &table[2 * i], be64toh(table[2 * i + 1]));
+        }
+    }
+}
+
+static int co_write_table(struct check *c, uint64_t offset, const uint64_t *table)
+{
+    struct qcow2 *q = c->q;
+    int r = block_co_pwrite(q->node->file, offset, table, q->cluster_size, 0);
+
+    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
+        cache_forget(&q->l2_cache, offset + at);
+    }
+    return r;
+}
+
+/* A table at a place that is not aligned is looked at all the same: what is there tells how much is lost. */
+static int co_count_l2(struct check *c, uint64_t entry, uint64_t *table)
+{
+    struct qcow2 *q = c->q;
+    uint64_t offset = entry & ENTRY_OFFSET_MASK;
+    int r;
+
+    if (entry & L1_RESERVED_MASK) {
+        qcow2_complain_corrupt(c, "ERROR found L1 entry with reserved bits set: %llx",
+                               (unsigned long long)entry);
+    }
+    c->flags_doubtful |= !(entry & ENTRY_COPIED);
+    if (!qcow2_check_take(c, &c->l2_tables_left, 1, "L2 tables")) {
+        return 0;
+    }
+    qcow2_check_count(c, offset, q->cluster_size);
+    if (!is_aligned(offset, q->cluster_size)) {
+        qcow2_complain_corrupt(
+            c, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted",
+            (unsigned long long)offset);
+    }
+    r = qcow2_co_check_read(c, offset, table, q->cluster_size);
+    if (r < 0) {
+        return r == -ENOMEM ? r : 0;
+    }
+    c->last_host = 0;
+    c->table_changed = false;
+    if (q->extended_l2) {
+        count_extended_entries(c, table, qcow2_table_entries(q));
+    } else {
+        count_standard_entries(c, table, qcow2_table_entries(q));
+    }
+    if (c->table_changed && is_aligned(offset, q->cluster_size)) {
+        r = co_write_table(c, offset, table);
+    }
+    return c->out_of_memory ? -ENOMEM : r;
+}
+
+int qcow2_co_count_l1(struct check *c, uint64_t offset, const uint64_t *l1, uint32_t entries)
+{
+    AUTO_FREE uint64_t *table = malloc(c->q->cluster_size);
+    int r = table ? 0 : -ENOMEM;
+
+    qcow2_check_count(c, offset, (uint64_t)entries * 8);
+    c->l2_tables_left = MAX(c->clusters + 1, L2_TABLES_BYTES_FEW >> c->q->cluster_bits);
+    for (uint32_t i = 0; i < entries && r == 0; i++) {
+        if (l1[i] != 0) {
+            r = co_count_l2(c, l1[i], table);
+        }
+    }
+    return r;
+}
+
+static int co_count_active(struct check *c)
+{
+    struct qcow2 *q = c->q;
+    AUTO_FREE uint64_t *l1 = malloc(MAX((size_t)q->l1_size * 8, 8u));
+    int r;
+
+    if (!l1) {
+        return -ENOMEM;
+    }
+    for (uint32_t i = 0; i < q->l1_size; i++) {
+        l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    }
+    c->active = true;
+    r = qcow2_co_count_l1(c, q->l1_offset, l1, q->l1_size);
+    c->active = false;
+    return r;
+}
+
+/* --- bitmaps --------------------------------------------------------------------------------------- */
+
+/* What a table entry of a dirty bitmap may not say. */
+static bool is_bad_table_entry(const struct qcow2 *q, uint64_t entry)
+{
+    uint64_t offset = entry & ENTRY_OFFSET_MASK;
+
+    return (entry & ~(ENTRY_OFFSET_MASK | BITMAP_TABLE_ALL_ONES)) ||
+           (offset != 0 && (entry & BITMAP_TABLE_ALL_ONES)) || !is_aligned(offset, q->cluster_size);
+}
+
+static void count_bitmap(struct check *c, const struct stored_bitmap *b, const uint64_t *table)
+{
+    bool known = b->type == BITMAP_TYPE_DIRTY;
+
+    if (known && (b->granularity_bits < 9 || b->granularity_bits > 31)) {
+        qcow2_complain_corrupt(c, "ERROR: bitmap '%s' has a granularity of 2^%u bytes", b->name,
+                               b->granularity_bits);
+    }
+    qcow2_check_count(c, b->table_offset, (uint64_t)b->table_entries * 8);
+    for (uint32_t i = 0; i < b->table_entries; i++) {
+        if (known && is_bad_table_entry(c->q, table[i])) {
+            qcow2_complain_corrupt(c, "ERROR: bitmap '%s' has an invalid table entry: %llx",
+                                   b->name, (unsigned long long)table[i]);
+        }
+        if (table[i] & ENTRY_OFFSET_MASK) {
+            qcow2_check_count(c, table[i] & ENTRY_OFFSET_MASK, c->q->cluster_size);
+        }
+    }
+}
+
+static int co_count_bitmaps(struct check *c)
+{
+    struct qcow2 *q = c->q;
+    struct stored_bitmap *b;
+
+    qcow2_check_count(c, q->bitmap_directory_offset, q->bitmap_directory_size);
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        AUTO_FREE uint64_t *table = NULL;
+        int r;
+
+        if (b->table_entries == 0) {
+            continue;
+        }
+        if (!qcow2_check_take(c, &c->table_bytes_left, (uint64_t)b->table_entries * 8,
+                              "bitmap tables")) {
+            break;
+        }
+        r = qcow2_co_read_bitmap_table(q, b, &table);
+        if (r == -ENOMEM) {
+            return r;
+        }
+        if (r < 0) {
+            qcow2_complain_corrupt(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
+            continue;
+        }
+        count_bitmap(c, b, table);
+    }
+    return 0;
+}
+
+/* --- all of it ------------------------------------------------------------------------------------- */
+
+int qcow2_co_check_contents(struct check *c)
+{
+    int r;
+
+    qcow2_check_count(c, 0, c->q->cluster_size);
+    r = co_count_active(c);
+    r = r < 0 ? r : qcow2_co_check_snapshots(c);
+    r = r < 0 ? r : co_count_bitmaps(c);
+    return c->out_of_memory ? -ENOMEM : r;
+}

@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Checking: the snapshot table, which is read as far as it can be made out, and the references of the snapshots. What is
+ * wrong with the table itself is put right by writing it anew.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "qcow2/check.h"
+#include "qcow2/snapshot.h"
+#include "qcow2/snapshot_table.h"
+
+/* --- the table ------------------------------------------------------------------------------------- */
+
+static void fault(struct check *c)
+{
+    c->snapshot_faults++;
+    c->result->corruptions++;
+}
+
+static const char *verb(const struct check *c)
+{
+    return c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR";
+}
+
+/* One more entry of the table; what is said of it is counted. */
+static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reader *t,
+                       struct error *err)
+{
+    struct qcow2_snapshot *s = NULL;
+    uint32_t extra_size = 0;
+    int r = qcow2_co_read_snapshot(t, &s, &extra_size);
+
+    if (r < 0) {
+        return r;
+    }
+    list_append(&c->q->snapshots, &s->link);
+    if (extra_size > SNAPSHOT_EXTRA_MAX) {
+        if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+            fprintf(stderr,
+                    "ERROR failed to read the snapshot table: Too much extra metadata in snapshot "
+                    "table entry %u\n"
+                    "You can force-remove this extra metadata with qemu-img check -r all\n",
+                    index);
+            return error_set(err, EFBIG, "File too large");
+        }
+        qcow2_complain(c, "Discarding too much extra metadata in snapshot table entry %u (%u > %u)",
+                       index, extra_size, SNAPSHOT_EXTRA_MAX);
+        fault(c);
+    } else if (c->q->version >= 3 && extra_size < SNAP_EXTRA_ICOUNT) {
+        qcow2_complain(c, "%s snapshot table entry %u is incomplete", verb(c), index);
+        fault(c);
+    }
+    return 0;
+}
+
+int qcow2_co_check_snapshot_table(struct check *c, struct error *err)
+{
+    struct qcow2 *q = c->q;
+    struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset, .lenient = true};
+    int r = 0;
+
+    qcow2_free_snapshots(q);
+    for (uint32_t i = 0; i < q->snapshot_count && r == 0; i++) {
+        c->snapshot_table_size = t.at - q->snapshots_offset;
+        r = co_read_one(c, i, &t, err);
+        if (r == -EOVERFLOW) {
+            qcow2_complain(c, "%s %u overhanging snapshots (snapshot table is too big)",
+                           c->fix & BLOCK_CHECK_FIX_ERRORS ? "Discarding" : "ERROR",
+                           q->snapshot_count - i);
+            fault(c);
+            return 0;
+        }
+    }
+    c->snapshot_table_size = t.at - q->snapshots_offset;
+    q->snapshots_size = MIN(c->snapshot_table_size, c->file_size);
+    return r;
+}
+
+int qcow2_co_fix_snapshot_table(struct check *c, struct error *err)
+{
+    int r;
+
+    /* Where it reaches to nobody knows, so it is left to be found as leaked. */
+    c->q->snapshots_size = 0;
+    r = qcow2_co_switch_snapshots(c->q, err);
+    if (r == 0) {
+        c->result->corruptions -= c->snapshot_faults;
+        c->result->corruptions_fixed += c->snapshot_faults;
+        c->snapshot_faults = 0;
+    }
+    return r;
+}
+
+/* --- references ------------------------------------------------------------------------------------ */
+
+/* False, and told, if it has no table that could be read. */
+static bool has_l1(struct check *c, const struct qcow2_snapshot *s)
+{
+    if ((uint64_t)s->l1_size * 8 > L1_BYTES_MAX) {
+        qcow2_complain_corrupt(c,
+                               "ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; "
+                               "snapshot table entry corrupted",
+                               s->id, s->name, s->l1_size);
+        return false;
+    }
+    if (!is_aligned(s->l1_offset, c->q->cluster_size) || s->l1_offset > INT64_MAX) {
+        qcow2_complain_corrupt(c,
+                               "ERROR snapshot %s (%s) l1_offset=%#llx: L1 table is not cluster "
+                               "aligned; snapshot table entry corrupted",
+                               s->id, s->name, (unsigned long long)s->l1_offset);
+        return false;
+    }
+    return true;
+}
+
+static int co_count_one(struct check *c, const struct qcow2_snapshot *s)
+{
+    size_t bytes = (size_t)s->l1_size * 8;
+    AUTO_FREE uint64_t *l1 = malloc(MAX(bytes, 8u));
+    int r;
+
+    if (!l1) {
+        return -ENOMEM;
+    }
+    r = qcow2_co_check_read(c, s->l1_offset, l1, bytes);
+    if (r < 0) {
+        return r == -ENOMEM ? r : 0;
+    }
+    for (uint32_t i = 0; i < s->l1_size; i++) {
+        l1[i] = be64toh(l1[i]);
+    }
+    return qcow2_co_count_l1(c, s->l1_offset, l1, s->l1_size);
+}
+
+int qcow2_co_check_snapshots(struct check *c)
+{
+    const struct qcow2_snapshot *s;
+    int r = 0;
+
+    qcow2_check_count(c, c->q->snapshots_offset, c->snapshot_table_size);
+    LIST_FOREACH (s, &c->q->snapshots, link) {
+        if (!has_l1(c, s)) {
+            continue;
+        }
+        if (!qcow2_check_take(c, &c->table_bytes_left, MAX((uint64_t)s->l1_size * 8, 8),
+                              "L1 tables")) {
+            break;
+        }
+        r = co_count_one(c, s);
+        if (r < 0) {
+            break;
+        }
+    }
+    return r;
+}
