@@ -242,6 +242,12 @@ struct block_driver {
     /* NULL or -ENOTSUP: the gate writes zeroes. */
     int (*co_write_zeroes)(struct block_node *node, uint64_t offset, uint64_t length,
                            unsigned flags);
+    /*
+     * Copy bytes of `source`, a node of any driver whose contents are what its co_preadv reads, without having them in memory. NULL
+     * or -ENOTSUP: the caller reads and writes.
+     */
+    int (*co_copy_from)(struct block_node *node, uint64_t offset, struct block_node *source,
+                        uint64_t source_offset, uint64_t length);
     /* NULL or -ENOTSUP: ignored. */
     int (*co_discard)(struct block_node *node, uint64_t offset, uint64_t length);
     /* Make stable what was acknowledged, in this node and, through its edges, below. NULL: the gate flushes all children. */

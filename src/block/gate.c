@@ -320,6 +320,55 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
     return r;
 }
 
+/* --- copying by the system ------------------------------------------------------------------- */
+
+static bool may_copy(const struct block_node *node, uint64_t offset, uint64_t length)
+{
+    uint64_t unit = MAX(node->limits.request_alignment, 1);
+
+    return node->driver->co_copy_from && node->detect_zeroes == BLOCK_DETECT_ZEROES_OFF &&
+           is_aligned(offset, unit) && is_aligned(length, unit);
+}
+
+int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_node *source,
+                       uint64_t source_offset, uint64_t length, unsigned flags)
+{
+    struct block_node *node = edge->node;
+    int r;
+
+    enter(edge);
+    r = check_write(edge, offset, length, flags);
+    if (r == 0 && length > 0) {
+        r = may_copy(node, offset, length)
+                ? node->driver->co_copy_from(node, offset, source, source_offset, length)
+                : -ENOTSUP;
+        account_change(node, offset, length, r, flags);
+    }
+    if (r == 0 && (flags & BLOCK_REQ_FUA)) {
+        r = co_flush_node(node);
+    }
+    leave(edge);
+    return r;
+}
+
+int block_co_copy_range(struct block_edge *from, uint64_t from_offset, struct block_edge *to,
+                        uint64_t to_offset, uint64_t *length, unsigned flags)
+{
+    const unsigned plain = BLOCK_STATUS_DATA | BLOCK_STATUS_OFFSET;
+    struct block_status status;
+    int r = block_co_status_above(from, NULL, from_offset, *length, &status, NULL);
+
+    if (r < 0) {
+        return r;
+    }
+    if (status.length == 0 || (status.flags & plain) != plain ||
+        (status.flags & (BLOCK_STATUS_ZERO | BLOCK_STATUS_COMPRESSED))) {
+        return -ENOTSUP;
+    }
+    *length = status.length;
+    return block_co_copy_from(to, to_offset, status.file, status.map, status.length, flags);
+}
+
 /* --- discard --------------------------------------------------------------------------------- */
 
 /* Heads and tails that are no whole unit. Only what is below a filter may still know what to do with them. */

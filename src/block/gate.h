@@ -38,6 +38,17 @@ int block_co_pwrite(struct block_edge *edge, uint64_t offset, const void *buf, s
 int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t length,
                           unsigned flags);
 
+/*
+ * Copy between nodes without having the data in memory, where both lie plainly in files and the system can do it. *length
+ * becomes how much was copied, which may be less. -ENOTSUP: it can't be done, and what the target has there is undefined:
+ * read and write. The caller sees to it that the source does not change meanwhile.
+ */
+int block_co_copy_range(struct block_edge *from, uint64_t from_offset, struct block_edge *to,
+                        uint64_t to_offset, uint64_t *length, unsigned flags);
+/* The part of it that drivers use: from a node itself. */
+int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_node *source,
+                       uint64_t source_offset, uint64_t length, unsigned flags);
+
 /* The contents don't matter any more. A hint: what can't be discarded is left alone, and 0 is returned. */
 int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length);
 

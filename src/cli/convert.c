@@ -341,6 +341,27 @@ static int co_write_runs(struct convert *c, const struct chunk *chunk, const uin
     return 0;
 }
 
+/* Have the system copy a chunk. -ENOTSUP: it has to be read and written. */
+static int co_offload_chunk(struct convert *c, const struct chunk *chunk)
+{
+    uint64_t done = 0;
+    unsigned flags = c->target.writethrough ? BLOCK_REQ_FUA : 0;
+
+    while (done < chunk->length) {
+        uint64_t at = chunk->offset + done;
+        struct convert_source *s = source_at(c, at);
+        uint64_t length = MIN(chunk->length - done, s->start + s->size - at);
+        int rc =
+            block_co_copy_range(s->disk.edge, at - s->start, c->target.edge, at, &length, flags);
+
+        if (rc < 0) {
+            return rc == -ENOTSUP || c->salvage ? -ENOTSUP : write_failed(at, rc);
+        }
+        done += length;
+    }
+    return 0;
+}
+
 static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
 {
     int rc = 0;
@@ -354,6 +375,13 @@ static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
         rc = rc < 0 ? rc : co_write_nothing(w->c, chunk->offset, chunk->length);
         break;
     case CONVERT_DATA:
+        if (w->c->offload) {
+            rc = co_wait_for_turn(w->c, chunk);
+            rc = rc < 0 ? rc : co_offload_chunk(w->c, chunk);
+            if (rc != -ENOTSUP) {
+                break;
+            }
+        }
         rc = co_read_chunk(w->c, chunk, w->buffer);
         rc = rc < 0 ? rc : co_wait_for_turn(w->c, chunk);
         rc = rc < 0 ? rc : co_write_runs(w->c, chunk, w->buffer);
@@ -415,7 +443,7 @@ static int co_step(struct worker *w, uint64_t *ret_length)
     }
     co_mutex_lock(&c->lock);
     end_turn_locked(c, &chunk, rc);
-    if (rc == 0 && chunk.kind == CONVERT_DATA) {
+    if (rc == 0 && (chunk.kind == CONVERT_DATA || !c->show_progress)) {
         cli_progress_add(&c->progress, chunk.length);
     }
     co_mutex_unlock(&c->lock);
@@ -474,13 +502,15 @@ static void free_workers(struct convert *c)
 
 int convert_co_run(struct convert *c)
 {
+    uint64_t counted;
+
     choose_sizes(c);
     co_mutex_init(&c->lock);
     co_cond_init(&c->turn_came);
     co_group_init(&c->group);
     c->worker = calloc(c->workers, sizeof(*c->worker));
-    cli_progress_begin(&c->progress, c->show_progress,
-                       c->show_progress || c->salvage ? co_count_data(c) : 0);
+    counted = c->show_progress || c->salvage ? co_count_data(c) : 0;
+    cli_progress_begin(&c->progress, c->show_progress, c->show_progress ? counted : c->total);
     if (c->min_sparse) {
         co_try_zero_target(c);
     }

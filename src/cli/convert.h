@@ -33,6 +33,7 @@ struct convert {
     uint64_t target_backing_size; /* if share_backing */
     uint64_t min_sparse;          /* shortest run of zeroes to leave out; 0: write everything */
     bool compressed;
+    bool offload;      /* let the system copy where it can */
     bool out_of_order; /* parts of the target may be written in any order */
     bool salvage;      /* unreadable parts become zeroes */
     bool quiet;

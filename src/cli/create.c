@@ -305,6 +305,19 @@ static const struct block_option_desc *find_desc(const struct desc_list *list, c
     return NULL;
 }
 
+/* What is wrong with a format that can't be made; QEMU only reads the first three, too. */
+static const char *why_not_creatable(const struct block_driver *driver)
+{
+    static const char *const read_only[] = {"bochs", "cloop", "dmg"};
+    bool foreign = driver->is_format;
+
+    for (size_t i = 0; i < ARRAY_SIZE(read_only); i++) {
+        foreign = foreign && strcmp(driver->name, read_only[i]) != 0;
+    }
+    return foreign ? "The format '%s' is not supported: choose raw or qcow2"
+                   : "Format driver '%s' does not support image creation";
+}
+
 static const struct block_driver *find_creatable(const struct cli_new_image *image)
 {
     const struct block_driver *driver = block_find_driver(image->format);
@@ -312,7 +325,7 @@ static const struct block_driver *find_creatable(const struct cli_new_image *ima
     if (!driver) {
         fail(image, "Unknown file format '%s'", image->format);
     } else if (!driver->co_create) {
-        fail(image, "Format driver '%s' does not support image creation", image->format);
+        fail(image, why_not_creatable(driver), image->format);
         driver = NULL;
     }
     return driver;
@@ -327,7 +340,7 @@ int cli_print_option_help(const char *format, const char *filename)
         return cli_fail("Unknown file format '%s'", format);
     }
     if (!driver->co_create) {
-        return cli_fail("Format driver '%s' does not support image creation", format);
+        return cli_fail(why_not_creatable(driver), format);
     }
     collect_descs(&list, driver, filename);
     if (filename) {
@@ -422,6 +435,27 @@ static int normalise(const struct cli_new_image *image, const struct block_optio
     return 0;
 }
 
+/* Encryption that is off takes no support. 1 if it is wanted, and told. */
+static int refuse_encryption(const struct cli_new_image *image, const struct option_set *set,
+                             const char *name)
+{
+    const char *value = get(set, name);
+
+    if (strcmp(name, "encryption") == 0 &&
+        (strcmp(value, "off") == 0 || strcmp(value, "no") == 0)) {
+        return 0;
+    }
+    return fail(image,
+                "Images can't be encrypted: option '%s' is not supported. Encrypt in the guest, or "
+                "below the image (dm-crypt)",
+                name);
+}
+
+static bool is_encryption(const char *name)
+{
+    return strcmp(name, "encryption") == 0 || strncmp(name, "encrypt.", 8) == 0;
+}
+
 static int check_options(struct option_set *set, const struct block_driver *driver,
                          const struct cli_new_image *image)
 {
@@ -431,6 +465,12 @@ static int check_options(struct option_set *set, const struct block_driver *driv
     for (size_t i = 0; i < set->count; i++) {
         const struct block_option_desc *desc = find_desc(&list, set->entry[i].name);
 
+        if (!desc && strcmp(driver->name, "qcow2") == 0 && is_encryption(set->entry[i].name)) {
+            if (refuse_encryption(image, set, set->entry[i].name)) {
+                return 1;
+            }
+            continue;
+        }
         if (!desc && strcmp(set->entry[i].name, "backing_file") == 0) {
             return fail(image, "Backing file not supported for file format '%s'", driver->name);
         }
@@ -576,7 +616,7 @@ static struct options *to_options(const struct option_set *set)
     struct options *opts = options_new();
 
     for (size_t i = 0; opts && i < set->count; i++) {
-        if (strcmp(set->entry[i].name, "size") != 0) {
+        if (strcmp(set->entry[i].name, "size") != 0 && !is_encryption(set->entry[i].name)) {
             options_set_str(opts, set->entry[i].name, set->entry[i].value);
         }
     }

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "cli/progress.h"
 
 struct img_command {
     const char *name;
@@ -75,6 +76,7 @@ static int co_img_main(int argc, char **argv)
 {
     const char *name = argv[1];
 
+    cli_progress_listen();
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
         print_help();
         return 0;

@@ -315,6 +315,7 @@ static int co_convert(const struct request *r, int count, char **names)
 {
     struct convert c = {
         .compressed = r->compressed,
+        .offload = r->offload,
         .out_of_order = r->out_of_order,
         .salvage = r->salvage,
         .quiet = r->quiet,
@@ -380,7 +381,7 @@ int img_convert_main(int argc, char **argv)
         {"oob-writes", 'W', CLI_FLAG, &r.out_of_order, NULL,
          "write in any order: faster, for targets that are preallocated"},
         {"copy-range-offloading", 'C', CLI_FLAG, &r.offload, NULL,
-         "accepted: data is copied as without it"},
+         "let the system copy where it can; zeroes in the data stay"},
         {"rate", 'r', CLI_VALUE, &r.rate_text, "RATE", "at most so many bytes per second"},
         {"sparse-size", 'S', CLI_VALUE, &r.sparse_text, "SIZE",
          "shortest run of zeroes left out (default 4k); 0: none"},

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/progress.h"
 
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,6 +12,28 @@
 
 #define BAR_WIDTH 40
 #define REDRAW_NS 100000000LL
+
+static volatile sig_atomic_t asked; /* by a signal, since the last line */
+
+static void ask(int signal)
+{
+    (void)signal;
+    asked = 1;
+}
+
+void cli_progress_listen(void)
+{
+    struct sigaction action = {.sa_handler = ask, .sa_flags = SA_RESTART};
+
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGUSR1, &action, NULL);
+}
+
+static void answer(double percent)
+{
+    asked = 0;
+    fprintf(stderr, "    (%3.2f/100%%)\n", percent);
+}
 
 static double percent(const struct cli_progress *p)
 {
@@ -74,6 +97,9 @@ void cli_progress_add(struct cli_progress *p, uint64_t bytes)
 
     p->done += bytes;
     if (!p->enabled) {
+        if (asked) {
+            answer(percent(p));
+        }
         return;
     }
     now = percent(p);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Progress of a long command on standard output: qemu-img's "(12.34/100%)" lines, or a bar with rate and time left when
- * run under our own name on a terminal. Does not yield.
+ * run under our own name on a terminal. Where that is not wanted, SIGUSR1 asks for such a line on standard error. Does not yield.
  */
 #ifndef TIDEMARK_CLI_PROGRESS_H
 #define TIDEMARK_CLI_PROGRESS_H
@@ -17,7 +17,9 @@ struct cli_progress {
     int64_t begin_ns, drawn_ns;
 };
 
-/* Begin at 0; with `wanted` false nothing is ever printed. */
+/* From now on SIGUSR1 asks for a line, and does not end the process. */
+void cli_progress_listen(void);
+/* Begin at 0; with `wanted` false a line is printed only when a signal asks for it. */
 void cli_progress_begin(struct cli_progress *p, bool wanted, uint64_t total);
 /* So many bytes more are done. */
 void cli_progress_add(struct cli_progress *p, uint64_t bytes);

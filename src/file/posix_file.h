@@ -83,6 +83,8 @@ void sync_group_init(struct sync_group *g);
 void sync_group_destroy(struct sync_group *g);
 int posix_file_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
 int posix_file_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
+int posix_file_co_copy_from(struct block_node *node, uint64_t offset, struct block_node *source,
+                            uint64_t source_offset, uint64_t length);
 int posix_file_co_flush(struct block_node *node);
 
 /* --- posix_status.c --- */

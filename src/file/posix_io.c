@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "file/posix_file.h"
@@ -190,6 +191,47 @@ int posix_file_co_pwritev(struct block_node *node, uint64_t offset, struct iov i
         r = co_stable_write_failed(f, offset, iov, r);
     }
     return r;
+}
+
+/* --- copy ------------------------------------------------------------------------------------------ */
+
+struct copy_call {
+    int from, to;
+    off_t from_offset, to_offset;
+    size_t length;
+};
+
+/* What is no want of space is left to reading and writing, which tell what is wrong. */
+static int copy_range(void *arg)
+{
+    struct copy_call *c = arg;
+
+    while (c->length > 0) {
+        ssize_t n = copy_file_range(c->from, &c->from_offset, c->to, &c->to_offset, c->length, 0);
+
+        if (n > 0) {
+            c->length -= (size_t)n;
+        } else if (n == 0) {
+            return -ENOTSUP;
+        } else if (errno != EINTR) {
+            return errno == ENOSPC || errno == EDQUOT || errno == EFBIG ? -errno : -ENOTSUP;
+        }
+    }
+    return 0;
+}
+
+int posix_file_co_copy_from(struct block_node *node, uint64_t offset, struct block_node *source,
+                            uint64_t source_offset, uint64_t length)
+{
+    const struct posix_file *from = source->opaque;
+    const struct posix_file *to = node->opaque;
+    struct copy_call c;
+
+    if (source->driver->co_copy_from != posix_file_co_copy_from) {
+        return -ENOTSUP;
+    }
+    c = (struct copy_call){from->fd, to->fd, (off_t)source_offset, (off_t)offset, (size_t)length};
+    return loop_co_offload(copy_range, &c);
 }
 
 /* --- flush ----------------------------------------------------------------------------------------- */

@@ -173,6 +173,17 @@ static int raw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
     return block_co_write_zeroes(node->file, d->offset + offset, length, flags);
 }
 
+static int raw_co_copy_from(struct block_node *node, uint64_t offset, struct block_node *source,
+                            uint64_t source_offset, uint64_t length)
+{
+    const struct raw_disk *d = node->opaque;
+
+    if (is_guarded(node, offset)) {
+        return -ENOTSUP;
+    }
+    return block_co_copy_from(node->file, d->offset + offset, source, source_offset, length, 0);
+}
+
 static int raw_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     const struct raw_disk *d = node->opaque;
@@ -275,6 +286,7 @@ const struct block_driver raw_driver = {
     .co_preadv = raw_co_preadv,
     .co_pwritev = raw_co_pwritev,
     .co_write_zeroes = raw_co_write_zeroes,
+    .co_copy_from = raw_co_copy_from,
     .co_discard = raw_co_discard,
     .co_status = raw_co_status,
     .co_preadv_snapshot = raw_co_preadv_snapshot,
