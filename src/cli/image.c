@@ -37,6 +37,11 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
     struct options *opts = NULL;
     int rc;
 
+    if (image->native_aio && !cli_image_is_options(image) && !cli_cache_is_direct(image->cache)) {
+        return error_set(err, EINVAL,
+                         "aio=native was specified, but it requires cache.direct=on, which was not "
+                         "specified.");
+    }
     if (image->force_share) {
         flags |= BLOCK_OPEN_FORCE_SHARE;
     }

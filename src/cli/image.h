@@ -20,6 +20,8 @@ struct cli_image {
     const char *discard; /* "unmap", "ignore"; NULL: unmap */
     bool image_opts;
     bool force_share;
+    bool
+        native_aio; /* asked for: without effect, but as in QEMU's tools it takes a direct cache mode */
     const char
         *snapshot; /* show this internal snapshot: an ID or name, or snapshot.id=...; NULL: none */
     bool copy_on_read;
@@ -39,6 +41,9 @@ struct cli_disk {
 /* -EINVAL (told to the user) if there is no such cache mode. NULL is fine. */
 int cli_check_cache_mode(const char *mode, const char *what);
 bool cli_cache_is_writethrough(const char *mode);
+bool cli_cache_is_direct(const char *mode);
+/* -EINVAL (told to the user) if it is no way to do I/O ("threads", "native", "io_uring"). NULL is fine. */
+int cli_check_aio_mode(const char *mode);
 /* Whether it is named by a tree of options: --image-opts or json:{...}. */
 bool cli_image_is_options(const struct cli_image *image);
 /* What goes to its top node: options given as text, and what its other members mean where those say nothing. */

@@ -49,6 +49,23 @@ bool cli_cache_is_writethrough(const char *mode)
     return found && found->writethrough;
 }
 
+bool cli_cache_is_direct(const char *mode)
+{
+    const struct cache_mode *found = mode ? find_cache_mode(mode) : NULL;
+
+    return found && found->direct;
+}
+
+int cli_check_aio_mode(const char *mode)
+{
+    if (mode && strcmp(mode, "threads") != 0 && strcmp(mode, "native") != 0 &&
+        strcmp(mode, "io_uring") != 0) {
+        cli_fail("Invalid aio option: %s", mode);
+        return -EINVAL;
+    }
+    return 0;
+}
+
 /* Members of one object replace or join those of another. */
 static int merge_options(struct options **opts, const char *more_text, struct error *err)
 {

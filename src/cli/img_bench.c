@@ -205,8 +205,9 @@ int img_bench_main(int argc, char **argv)
         IMG_ARG_FORMAT(image.format),
         {"flush-interval", 0, CLI_VALUE, &t.flush_interval, "N", "flush after every N writes"},
         {"no-drain", 0, CLI_FLAG, &b.no_drain, NULL, "writes go on while a flush is under way"},
-        {"aio", 'i', CLI_VALUE, &t.aio, "AIO", "accepted: io_uring is used in any case"},
-        {"native", 'n', CLI_FLAG, &native, NULL, "accepted, as -i"},
+        {"aio", 'i', CLI_VALUE, &t.aio, "AIO",
+         "threads, native or io_uring: checked, and done as by default"},
+        {"native", 'n', CLI_FLAG, &native, NULL, "as -i native"},
         {"offset", 'o', CLI_VALUE, &t.offset, "OFFSET", "where to begin (default 0)"},
         {"pattern", 0, CLI_VALUE, &t.pattern, "BYTE", "what to write (default 0)"},
         IMG_ARG_QUIET(b.quiet),
@@ -225,10 +226,11 @@ int img_bench_main(int argc, char **argv)
     if (first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
-    if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_add_objects(&objects) ||
-        parse_numbers(&t, &b)) {
+    if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_check_aio_mode(t.aio) < 0 ||
+        cli_add_objects(&objects) || parse_numbers(&t, &b)) {
         return 1;
     }
     image.name = argv[first];
+    image.native_aio = native || (t.aio && strcmp(t.aio, "native") == 0);
     return co_bench(&b, &image);
 }

@@ -201,14 +201,15 @@ static void co_run_input(struct io *io)
 
 struct command_line {
     struct cli_items commands, objects;
-    const char *format, *cache, *discard, *aio;
+    const char *format, *cache, *discard, *aio, *trace;
     bool image_opts, read_only, snapshot, no_cache, copy_on_read, misalign, native_aio;
     bool force_share, version;
 };
 
 static int check_command_line(const struct command_line *l)
 {
-    if (cli_check_cache_mode(l->cache, "cache") < 0 || cli_add_objects(&l->objects)) {
+    if (cli_check_cache_mode(l->cache, "cache") < 0 || cli_check_aio_mode(l->aio) < 0 ||
+        cli_add_objects(&l->objects)) {
         return 1;
     }
     if (l->discard && strcmp(l->discard, "unmap") != 0 && strcmp(l->discard, "on") != 0 &&
@@ -239,6 +240,7 @@ static int co_run_all(struct command_line *l, const char *filename)
             .force_share = l->force_share,
             .overlay = l->snapshot,
             .copy_on_read = l->copy_on_read,
+            .native_aio = l->native_aio || (l->aio && strcmp(l->aio, "native") == 0),
         };
         if (io_co_open(&io) < 0) {
             io_opening_clear(&io.opening);
@@ -272,12 +274,13 @@ static int co_io_main(int argc, char **argv)
         {"copy-on-read", 'C', CLI_FLAG, &l.copy_on_read, NULL,
          "copy from backing files what is read"},
         {"misalign", 'm', CLI_FLAG, &l.misalign, NULL, "use unaligned buffers"},
-        {"native-aio", 'k', CLI_FLAG, &l.native_aio, NULL, "accepted and ignored"},
-        {"aio", 'i', CLI_VALUE, &l.aio, "MODE", "accepted and ignored"},
+        {"native-aio", 'k', CLI_FLAG, &l.native_aio, NULL, "as -i native"},
+        {"aio", 'i', CLI_VALUE, &l.aio, "MODE",
+         "threads, native or io_uring: checked, and done as by default"},
         {"cache", 't', CLI_VALUE, &l.cache, "CACHE",
          "none, writeback (default), writethrough, directsync or unsafe"},
         {"discard", 'd', CLI_VALUE, &l.discard, "MODE", "unmap (default) or ignore"},
-        {"trace", 'T', CLI_VALUE, &l.aio, "PATTERN", NULL},
+        {"trace", 'T', CLI_VALUE, &l.trace, "PATTERN", NULL},
         IMG_ARG_SHARE(l.force_share),
         IMG_ARG_IMAGE_OPTS(l.image_opts),
         IMG_ARG_OBJECT(l.objects),

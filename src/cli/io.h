@@ -15,7 +15,7 @@
 struct io_opening {
     char *name; /* NULL: only options */
     char *format, *cache, *discard, *options;
-    bool image_opts, read_only, force_share, overlay, copy_on_read;
+    bool image_opts, read_only, force_share, overlay, copy_on_read, native_aio;
 };
 
 struct io {

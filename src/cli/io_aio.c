@@ -168,6 +168,9 @@ static int start(struct io *io, const struct io_command *command, const struct i
         aio->buffer = io_alloc(io, aio->size, is_write ? aio->pattern : 0xab);
         rc = aio->buffer ? 0 : -ENOMEM;
     }
+    if (rc == 0 && a->set['i']) {
+        printf("injecting invalid %s request\n", is_write ? "write" : "read");
+    }
     if (rc < 0 || a->set['i']) {
         aio->buffer = rc < 0 ? aio->buffer : NULL;
         aio_free(aio);
@@ -220,7 +223,7 @@ const struct io_command io_aio_commands[] = {
      co_aio_discard},
     {"aio_flush", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "completes all outstanding aio requests",
      NULL, co_aio_flush},
-    {"aio_read", NULL, "CiP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqv] [-P pattern] off len [len..]",
+    {"aio_read", NULL, "CiP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqrv] [-P pattern] off len [len..]",
      "asynchronously reads a number of bytes",
      "\n Starts to read and returns; 'aio_flush' waits. Errors are shown, but the command has "
      "succeeded.\n"
@@ -228,10 +231,11 @@ const struct io_command io_aio_commands[] = {
      " -i, -- do nothing (an invalid request)\n"
      " -P, -- verify that all bytes are this one\n"
      " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
      " -v, -- show the bytes\n",
      co_aio_read},
     {"aio_write", NULL, "CfiP:qruz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
-     "[-Cfiquz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes",
+     "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes",
      "\n Starts to write and returns; 'aio_flush' waits. Errors are shown, but the command has "
      "succeeded.\n"
      "\n -C, -- report statistics in machine-readable form\n"
@@ -239,6 +243,7 @@ const struct io_command io_aio_commands[] = {
      " -i, -- do nothing (an invalid request)\n"
      " -P, -- the byte to write\n"
      " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
      " -u, -- with -z: space may be given back\n"
      " -z, -- write zeroes without sending them\n",
      co_aio_write},

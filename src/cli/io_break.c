@@ -60,7 +60,7 @@ static int co_wait_break(struct io *io, const struct io_command *command, struct
 const struct io_command io_break_commands[] = {
     {"break", NULL, NULL, 2, 2, IO_NEEDS_IMAGE, "event tag",
      "sets a breakpoint on event and tags the stopped request as tag", NULL, co_break},
-    {"remove_break", NULL, NULL, 1, 1, IO_NEEDS_IMAGE, "tag", "removes a breakpoint", NULL,
+    {"remove_break", NULL, NULL, 1, 1, IO_NEEDS_IMAGE, "tag", "remove a breakpoint by tag", NULL,
      co_remove_break},
     {"resume", NULL, NULL, 1, 1, IO_NEEDS_IMAGE, "tag", "resumes the request tagged as tag", NULL,
      co_resume_tag},

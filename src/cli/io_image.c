@@ -38,6 +38,7 @@ static int co_open_disk(struct io *io, bool name_it)
         .force_share = o->force_share,
         .overlay = o->overlay,
         .copy_on_read = o->copy_on_read,
+        .native_aio = o->native_aio,
     };
     ERROR_AUTO(err);
     int rc = cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, &err);
@@ -117,7 +118,7 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
         cli_fail("file open already, try 'help close'");
         return -EBUSY;
     }
-    if (cli_check_cache_mode(cache, "cache") < 0) {
+    if (cli_check_cache_mode(cache, "cache") < 0 || cli_check_aio_mode(a->value['i']) < 0) {
         return -EINVAL;
     }
     if (a->set['d'] && !is_discard_mode(a->value['d'])) {
@@ -139,6 +140,7 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
     o.force_share = a->set['U'];
     o.overlay = a->set['s'];
     o.copy_on_read = a->set['C'];
+    o.native_aio = a->set['k'] || (a->set['i'] && strcmp(a->value['i'], "native") == 0);
     io_opening_clear(&io->opening);
     io->opening = o;
     return rc < 0 ? rc : io_co_open(io);

@@ -95,7 +95,6 @@ const struct io_command io_misc_commands[] = {
     {"help", "?", NULL, 0, 1, 0, "[command]", "help for one or all commands", NULL, co_help},
     {"quit", "q", NULL, 0, 0, 0, "", "exit the program", NULL, co_quit},
     {"sigraise", NULL, NULL, 1, 1, 0, "signal", "raises a signal", NULL, co_sigraise},
-    {"sleep", NULL, NULL, 1, 1, 0, "milliseconds", "waits for the given value in milliseconds",
-     NULL, co_sleep},
+    {"sleep", NULL, NULL, 1, 1, 0, "", "waits for the given value in milliseconds", NULL, co_sleep},
     {0},
 };

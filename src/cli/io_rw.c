@@ -10,6 +10,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/driver.h"
 #include "cli/io.h"
 #include "loop/loop.h"
 
@@ -142,7 +143,8 @@ static int fill_from_file(const char *path, uint8_t *buffer, size_t size)
         got += (size_t)n;
     }
     if (got == 0 && size > 0) {
-        printf("Pattern file %s is empty\n", path);
+        fflush(stdout);
+        fprintf(stderr, "%s: file is empty\n", path);
         return -EINVAL;
     }
     for (size_t at = got; at < size; at++) {
@@ -211,6 +213,11 @@ static int parse_write(struct io *io, const struct io_command *command, const st
     return rc;
 }
 
+static bool can_compress(struct block_node *node)
+{
+    return block_node_skip_filters(node)->limits.cluster_size > 0;
+}
+
 static int co_write(struct io *io, const struct io_command *command, struct io_args *a)
 {
     struct write_request r = {0};
@@ -238,6 +245,8 @@ static int co_write(struct io *io, const struct io_command *command, struct io_a
         rc =
             block_co_pwritev_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
         rc = rc == 0 && io->disk.writethrough ? block_co_flush(io->disk.edge) : rc;
+    } else if (a->set['c'] && !can_compress(io->disk.node)) {
+        rc = -ENOTSUP;
     } else {
         rc = block_co_pwrite(io->disk.edge, r.offset, buffer, r.length, r.flags);
     }
@@ -401,7 +410,7 @@ const struct io_command io_rw_commands[] = {
      " -q, -- quiet: no statistics\n",
      co_discard},
     {"read", "r", "abCl:pP:qrs:v", 2, -1, IO_NEEDS_IMAGE,
-     "[-abCqv] [-P pattern [-s off] [-l len]] off len",
+     "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
      "reads a number of bytes at a specified offset",
      "\n Example:\n 'read -v 512 1k' - reads 1 KiB at byte 512 and shows it\n"
      "\n -b, -- read from the VM state\n"
@@ -414,17 +423,18 @@ const struct io_command io_rw_commands[] = {
      " -s, -- with -P: verify from this byte on\n"
      " -v, -- show the bytes\n",
      co_read},
-    {"readv", "rv", "CP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Cqv] [-P pattern] off len [len..]",
+    {"readv", "rv", "CP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Cqrv] [-P pattern] off len [len..]",
      "reads a number of bytes at a specified offset",
      "\n Reads one area into several buffers.\n"
      "\n Example:\n 'readv -v 512 1k 1k' - reads 2 KiB at byte 512 and shows them\n"
      "\n -C, -- report statistics in machine-readable form\n"
      " -P, -- verify that all bytes are this one\n"
      " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
      " -v, -- show the bytes\n",
      co_readv},
     {"write", "w", "bcCfnpP:qrs:uz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
-     "[-bcCfnquz] [-P pattern | -s source_file] off len",
+     "[-bcCfnqruz] [-P pattern | -s source_file] off len",
      "writes a number of bytes at a specified offset",
      "\n Writes a pattern, 0xcd if none is given.\n"
      "\n Example:\n 'write -P 7 512 1k' - writes 1 KiB of sevens at byte 512\n"
@@ -442,13 +452,14 @@ const struct io_command io_rw_commands[] = {
      " -z, -- write zeroes without sending them\n",
      co_write},
     {"writev", "wv", "CfP:qr", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
-     "[-Cfq] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset",
+     "[-Cfqr] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset",
      "\n Writes one area from several buffers.\n"
      "\n Example:\n 'writev 512 1k 1k' - writes 2 KiB at byte 512\n"
      "\n -C, -- report statistics in machine-readable form\n"
      " -f, -- stable when it returns (force unit access)\n"
      " -P, -- the byte to write\n"
-     " -q, -- quiet: no statistics\n",
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n",
      co_writev},
     {0},
 };

@@ -11,8 +11,12 @@ SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
 MACHINE = re.compile(r"^(\d+,1),.*$", re.MULTILINE)
 
 
+# Since QEMU 8.1 the commands have -r, too.
+REGISTERED = re.compile(r"^(\w+ \[-\w*?)r(\w*\])", re.MULTILINE)
+
+
 def normalise(text):
-    return MACHINE.sub(r"\1", SPEED.sub("ops", text))
+    return REGISTERED.sub(r"\1\2", MACHINE.sub(r"\1", SPEED.sub("ops", text)))
 
 
 class SameAsQemu(TestCase):
@@ -173,6 +177,49 @@ class OfOurOwn(TestCase):
         out = run(*tool("io"), "-c", opened, "-c", "write -P 3 0 64k", "-c", "length").stdout
         self.assertIn("8 MiB\n", out)
         io(path, "read -P 3 0 64k", fmt="qcow2")
+
+    def test_compressed_where_nothing_is_compressed(self):
+        path = self.create("a.raw", "1M", "raw")
+        result = io(path, "write -c 0 64k", fmt="raw", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("write failed: Operation not supported", result.stdout + result.stderr)
+        io(path, "read -P 0 0 64k", fmt="raw")
+
+    def test_ways_to_do_io(self):
+        path = self.create("a.raw", "1M", "raw")
+        need = "aio=native was specified, but it requires cache.direct=on"
+        for options, message in (
+            (("-i", "bogus"), "Invalid aio option: bogus"),
+            (("-i", "native"), need),
+            (("-k",), need),
+        ):
+            result = io(path, "length", fmt="raw", options=options, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn(message, result.stderr)
+        for options in (("-k", "-n"), ("-i", "native", "-t", "directsync"), ("-i", "threads"), ("-i", "io_uring")):
+            io(path, "write 0 4k", fmt="raw", options=options)
+        node = f"driver=raw,file.driver=file,file.aio=native,file.filename={path}"
+        result = run(*tool("io"), "--image-opts", "-c", "length", node, check=False)
+        self.assertIn(need, result.stderr)
+        run(*tool("io"), "--image-opts", "-c", "length", node + ",file.cache.direct=on")
+        result = run(*tool("io"), "-c", f"open -k {path}", "-c", "length", check=False)
+        self.assertIn(need, result.stderr)
+        result = run(*tool("img"), "bench", "-i", "bogus", "-f", "raw", path, check=False)
+        self.assertIn("Invalid aio option: bogus", result.stderr)
+        result = run(*tool("img"), "bench", "-n", "-f", "raw", "-c", "1", path, check=False)
+        self.assertIn(need, result.stderr)
+        run(*tool("img"), "bench", "-n", "-t", "none", "-f", "raw", "-c", "1", path)
+
+    def test_invalid_requests_are_told(self):
+        path = self.create("a.raw", "1M", "raw")
+        out = io(path, "aio_read -i 0 1k", "aio_write -i 0 1k", fmt="raw").stdout
+        self.assertEqual(out, "injecting invalid read request\ninjecting invalid write request\n")
+
+    def test_help_of_every_command(self):
+        names = re.findall(r"(?m)^(\w+) .*-- ", run(*tool("io"), "-c", "help").stdout)
+        self.assertGreater(len(names), 25)
+        for name in names:
+            self.assertRegex(run(*tool("io"), "-c", f"help {name}").stdout, rf"^{name} .*-- \w")
 
     def test_help_lists_commands(self):
         out = run(compat("qemu-io"), "-c", "help").stdout
