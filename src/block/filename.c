@@ -302,6 +302,27 @@ static int filter_file_options(const char *filename, struct options *top, struct
     return r;
 }
 
+/* What a filename stands for; options below `file` may say that a filter that takes a filename is to be there. */
+static int named_file_options(const char *filename, const struct options *top, struct options **ret,
+                              struct error *err)
+{
+    AUTO_OPTIONS struct options *copy = options_clone(top);
+    AUTO_OPTIONS struct options *below = NULL;
+    AUTO_FREE char *node_name = NULL;
+    AUTO_FREE char *name = NULL;
+    const struct block_driver *driver;
+    int r = options_take_child(copy, "file", &below, &node_name, err);
+
+    r = r == 0 && below ? options_take_str(below, "driver", &name, err) : r;
+    if (r < 0) {
+        return r;
+    }
+    driver = name ? block_find_driver(name) : NULL;
+    return driver && driver->is_filter && driver->parse_filename
+               ? filter_options(driver, filename, ret, err)
+               : protocol_options(filename, ret, err);
+}
+
 int block_co_open_filename(const char *filename, const char *format, struct options *extra,
                            unsigned flags, struct block_node **ret, struct error *err)
 {
@@ -324,7 +345,10 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
     } else if (driver && driver->is_filter) {
         r = filter_options(driver, filename, &file_opts, err);
     } else {
-        r = protocol_options(filename, &file_opts, err);
+        r = named_file_options(filename, top, &file_opts, err);
+    }
+    if (r == 0 && !driver) {
+        r = join_file_options(top, &file_opts, err);
     }
     if (r < 0) {
         return r;

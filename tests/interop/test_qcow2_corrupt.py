@@ -134,6 +134,33 @@ class Corrupt(TestCase):
                 self.assertEqual(is_marked(path), refused, (name, check))
 
 
+    def test_a_write_that_waits_fails_too(self):
+        # The cluster that a new one is made of is copied while the image is found corrupt.
+        base = self.create("base.qcow2", "1G")
+        self.source = self.create("source.qcow2", "1G", options=("-b", base, "-F", "qcow2"))
+        io(base, "write -P 2 0 64k", fmt="qcow2")
+        io(self.source, "write 0 64k", "write 512M 64k", fmt="qcow2")
+        image = Image(self.source)
+        image.put_refcount(image.host(0), 0)
+        image.put_refcount(image.l2_table(1), 0)
+        image.put64(image.l2_place(0), 0)
+        commands = (
+            "open -o file.driver=blkdebug IMAGE",
+            "break cow_read 0",
+            "aio_write 0k 1k",
+            "wait_break 0",
+            "write 64k 64k",
+            "resume 0",
+            "aio_flush",
+        )
+        for name, path in zip((compat("qemu-io"), qemu("qemu-io")), self.copies()):
+            words = [w for c in commands for w in ("-c", c.replace("IMAGE", path))]
+            result = run(name, *words, check=False)
+            self.assertIn("(overlaps with active L2 table)", result.stderr)
+            self.assertIn("aio_write failed: No medium found", result.stdout + result.stderr)
+            self.assertTrue(is_marked(path))
+
+
 class Options(TestCase):
     """What `reopen` says of options, and that they are in force."""
 
