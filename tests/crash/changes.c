@@ -172,7 +172,9 @@ static int co_resize(struct guest *g)
 /* Few bits can't count many snapshots: that is said, and nothing happens. */
 static bool is_refused(const struct guest *g, int ret)
 {
-    return ret == -ERANGE && g->w->config.refcount_bits < 8;
+    const struct crash_config *c = &g->w->config;
+
+    return ret == -ERANGE && (c->refcount_bits < 8 || c->amend == AMEND_REFCOUNT_BITS);
 }
 
 /* What the disk reads as now, by sector. */
@@ -293,7 +295,51 @@ static struct model_snapshot *pick_snapshot(struct guest *g)
     return count ? live[random_below(&g->random, count)] : NULL;
 }
 
-/* --- either ------------------------------------------------------------------------------------------ */
+/* --- the image itself -------------------------------------------------------------------------------- */
+
+static void set_amend_options(struct guest *g, struct options *opts)
+{
+    static const char *const versions[] = {"v2", "v3"};
+
+    switch (g->w->config.amend) {
+    case AMEND_REFCOUNT_BITS:
+        options_set_uint(opts, "refcount_bits", 1ULL << random_below(&g->random, 7));
+        break;
+    case AMEND_LAZY_REFCOUNTS:
+        options_set_bool(opts, "lazy_refcounts", random_below(&g->random, 2));
+        break;
+    case AMEND_VERSION:
+        options_set_str(opts, "compat", versions[random_below(&g->random, 2)]);
+        break;
+    case AMEND_NOTHING:
+        break;
+    }
+}
+
+static int co_amend(struct guest *g, struct block_node *node)
+{
+    struct model *m = &g->w->model;
+    struct options *opts = options_new();
+    uint32_t op = model_begin(m, MODEL_AMEND, 0, 0, record_tick(&g->w->log));
+    int ret;
+
+    if (!opts) {
+        abort();
+    }
+    set_amend_options(g, opts);
+    block_co_drain_begin(node);
+    ret = node->driver->co_amend(node, opts, NULL, NULL, g->err);
+    block_co_drain_end(node);
+    options_free(opts);
+    model_end(m, op, record_tick(&g->w->log));
+    if (is_refused(g, ret)) {
+        error_clear(g->err);
+        ret = 0;
+    }
+    return ret;
+}
+
+/* --- any of these ------------------------------------------------------------------------------------------ */
 
 int changes_co_disk(struct guest *g, struct block_node *node)
 {
@@ -301,6 +347,9 @@ int changes_co_disk(struct guest *g, struct block_node *node)
     uint64_t what = random_below(&g->random, 10);
     struct model_snapshot *s = pick_snapshot(g);
 
+    if (c->amend != AMEND_NOTHING && random_below(&g->random, 2)) {
+        return co_amend(g, node);
+    }
     if (what < 3) {
         /* Version 2 does not record the sizes of snapshots. */
         return c->resize && !(c->version == 2 && s) ? co_resize(g) : 0;

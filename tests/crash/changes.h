@@ -10,7 +10,7 @@ uint64_t changes_random_size(const struct workload *w, uint64_t *random);
 
 /* Add, clear, merge, disable, enable or remove a persistent bitmap, or nothing. */
 int changes_co_bitmaps(struct guest *g, struct block_node *node);
-/* Change the size, or make, apply or delete an internal snapshot, or nothing. */
+/* Change the size, make, apply or delete an internal snapshot, amend the image, or nothing. */
 int changes_co_disk(struct guest *g, struct block_node *node);
 
 #endif

@@ -10,7 +10,8 @@
 const char *const crash_config_names[CRASH_CONFIG_KINDS + 1] = {
     "plain",        "small-clusters", "large-clusters",   "version-2",  "refcount-bits",
     "extended-l2",  "data-file",      "data-file-raw",    "compressed", "lazy-refcounts",
-    "preallocated", "bitmaps",        "discard-no-unref", "commit",     NULL,
+    "preallocated", "bitmaps",        "discard-no-unref", "commit",     "amend",
+    NULL,
 };
 
 enum kind {
@@ -28,6 +29,7 @@ enum kind {
     BITMAPS,
     DISCARD_NO_UNREF,
     COMMIT,
+    AMEND,
 };
 
 /* What a kind is about; `variant` goes through its possibilities. */
@@ -86,6 +88,9 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         c->extended_l2 = variant % 4 == 2;
         c->lazy_refcounts = variant % 8 == 3;
         break;
+    case AMEND:
+        c->amend = AMEND_REFCOUNT_BITS + variant % 3;
+        break;
     }
 }
 
@@ -98,14 +103,14 @@ static void set_extras(struct crash_config *c, uint64_t *random)
     c->discard_no_unref |= random_below(random, 8) == 0;
     c->small_caches = random_below(random, 4) == 0;
     /* What does not go together. */
-    if (c->version == 2) {
+    if (c->version == 2 || c->amend == AMEND_VERSION) {
         c->bitmaps = c->lazy_refcounts = c->discard_no_unref = false;
     }
     c->compressed &= !c->data_file;
     if (c->extended_l2) {
         c->cluster_size = MAX(c->cluster_size, 16384);
     }
-    c->snapshots = !c->data_file && !c->backing;
+    c->snapshots = !c->data_file && !c->backing && c->amend != AMEND_VERSION;
     c->resize = true;
 }
 

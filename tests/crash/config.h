@@ -6,11 +6,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+enum crash_amend { AMEND_NOTHING, AMEND_REFCOUNT_BITS, AMEND_LAZY_REFCOUNTS, AMEND_VERSION };
+
 struct crash_config {
     const char *name; /* of the kind, see crash_config_names */
     unsigned kind;    /* its number */
     /* the image */
-    unsigned version;
+    unsigned version;                         /* to begin with, if it is amended */
     uint32_t cluster_size, base_cluster_size; /* bytes */
     unsigned refcount_bits;
     bool extended_l2, lazy_refcounts, zstd;
@@ -23,11 +25,12 @@ struct crash_config {
     bool compressed; /* some writes are */
     bool bitmaps;    /* persistent ones, changed between the requests */
     bool snapshots, resize;
+    enum crash_amend amend; /* what is changed of the image itself */
 };
 
 /* Ends with NULL. */
 extern const char *const crash_config_names[];
-#define CRASH_CONFIG_KINDS 14u
+#define CRASH_CONFIG_KINDS 15u
 
 /* `name`: a kind; NULL: another one for each seed. */
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name);

@@ -101,8 +101,8 @@ bool model_changes_snapshots(const struct model *m, uint64_t when)
 
 const char *model_kind_name(enum model_kind kind)
 {
-    static const char *const names[] = {"write",    "zeroes", "discard", "flush", "resize",
-                                        "snapshot", "apply",  "delete",  "commit"};
+    static const char *const names[] = {"write",    "zeroes", "discard", "flush",  "resize",
+                                        "snapshot", "apply",  "delete",  "commit", "amend"};
 
     return names[kind];
 }

@@ -28,7 +28,9 @@ enum model_kind {
     MODEL_SNAPSHOT_CREATE,
     MODEL_SNAPSHOT_APPLY, /* all sectors become what `values` says */
     MODEL_SNAPSHOT_DELETE,
-    MODEL_COMMIT, /* to the backing file: the disk reads the same all the time */
+    /* The disk reads the same all the time: */
+    MODEL_COMMIT, /* to the backing file */
+    MODEL_AMEND,
 };
 
 struct model_op {

@@ -5,9 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/byteorder.h"
 #include "base/checked.h"
 #include "verifier.h"
 
+#define HEADER_VERSION 4u
 #define HEADER_INCOMPATIBLE 79u /* the byte of the header with the dirty bit, bit 0 */
 #define REPAIR_EVERY 8u         /* states */
 #define COMMIT_EVERY 4u
@@ -64,10 +66,21 @@ static int co_repair(struct block_node *node, struct error *err)
     return ret;
 }
 
+static uint32_t header_version(const struct image_disks *disks)
+{
+    uint8_t version[4];
+
+    pages_read(record_disk_pages(disks->nodes[IMAGE_FILE]), HEADER_VERSION, version, 4);
+    return load_be32(version);
+}
+
 static bool is_marked_dirty(const struct image_disks *disks, enum image_file file)
 {
     uint8_t bits;
 
+    if (header_version(disks) < 3) {
+        return false;
+    }
     pages_read(record_disk_pages(disks->nodes[file]), HEADER_INCOMPATIBLE, &bits, 1);
     return bits & 1;
 }
