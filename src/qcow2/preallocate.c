@@ -18,9 +18,9 @@ static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes)
 /* Clusters that are linked by one hold of the lock. */
 #define CHUNK_CLUSTERS 512
 
-/* The clusters of one slice that have none yet, as far as they can be had in one piece. *ret_host 0: none needed. */
+/* The clusters of one slice that have none yet, as far as they can be had in one piece. *ret_linked false: none needed. */
 static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t clusters,
-                                uint64_t *ret_done, uint64_t *ret_host)
+                                uint64_t *ret_done, uint64_t *ret_host, bool *ret_linked)
 {
     unsigned index, end = qcow2_slice_entries(q);
     struct cache_entry *slice;
@@ -30,6 +30,7 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
 
     *ret_done = 1;
     *ret_host = 0;
+    *ret_linked = false;
     if (r < 0) {
         return r;
     }
@@ -54,6 +55,7 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
         if (r == 0) {
             cache_mark_dirty(&q->l2_cache, slice);
             *ret_done = got;
+            *ret_linked = true;
         }
         if (r == 0 && !fresh) {
             r = co_zero_in_file(q, *ret_host, got << q->cluster_bits);
@@ -90,11 +92,12 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
 
     while (at < end && r == 0) {
         uint64_t clusters = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS), done, host;
+        bool linked;
 
         co_mutex_lock(&q->lock);
-        r = co_link_chunk_locked(q, at, clusters, &done, &host);
+        r = co_link_chunk_locked(q, at, clusters, &done, &host, &linked);
         co_mutex_unlock(&q->lock);
-        if (r == 0 && (host != 0 || q->has_data_file)) {
+        if (r == 0 && linked) {
             r = co_reserve(q, host, done << q->cluster_bits, prealloc, err);
         }
         r = r < 0 ? r : qcow2_co_limit_dirty(q);

@@ -18,6 +18,15 @@ class DataFile(TestCase):
             img("resize", "-f", "qcow2", "--preallocation=metadata", path, "3M")
             io(path, "read -P 1 0 1M", "read -P 0 1M 2M", fmt="qcow2")
 
+    def test_what_is_mapped_already_is_left_alone(self):
+        """The last cluster, of which the disk had a part: the data at the beginning of the file is not zeroed for it."""
+        for mode in ("metadata", "falloc", "full"):
+            path = self.path(f"{mode}.qcow2")
+            img("create", "-f", "qcow2", "-o", f"data_file={path}.data", path, "1000k")
+            io(path, "write -P 1 0 1000k", fmt="qcow2")
+            img("resize", "-f", "qcow2", f"--preallocation={mode}", path, "2M")
+            io(path, "read -P 1 0 1000k", "read -P 0 1000k 1048k", fmt="qcow2")
+
 
 if __name__ == "__main__":
     unittest.main()
