@@ -9,6 +9,7 @@
 #include "verifier.h"
 
 #define REQUESTS 8u
+#define SNAPSHOT_EVERY 8u      /* states */
 #define FIRST_STAMP (1u << 30) /* no request before the crash has such a number */
 #define MAX_SECTORS 256u
 
@@ -62,13 +63,35 @@ static int co_request(struct verifier *v, uint64_t *random, uint32_t number)
     }
     for (uint64_t i = sector; i < sector + sectors; i++) {
         v->disk.expected[i] = v->raw.expected[i] = value;
+        v->disk.untouched[i] = v->raw.untouched[i] = MODEL_ANY;
     }
     return ret;
 }
 
 static void expect_as_it_is(const struct verifier *v, struct view *view)
 {
-    memcpy(view->expected, view->values, v->w->model.sectors * sizeof(*view->expected));
+    size_t size = v->w->model.sectors * sizeof(*view->values);
+
+    memcpy(view->expected, view->values, size);
+    memcpy(view->untouched, view->values, size);
+}
+
+/* One is made and taken away again, or few bits can't count it. */
+static int co_snapshot(struct verifier *v, struct error *err)
+{
+    const struct block_driver *driver = v->node->driver;
+    int ret;
+
+    v->had_snapshot = true;
+    block_co_drain_begin(v->node);
+    ret = driver->co_snapshot_create(v->node, AFTERMATH_SNAPSHOT, err);
+    ret = ret < 0 ? ret : driver->co_snapshot_delete(v->node, AFTERMATH_SNAPSHOT, err);
+    block_co_drain_end(v->node);
+    if (ret == -ERANGE) {
+        error_clear(err);
+        ret = 0;
+    }
+    return ret;
 }
 
 int aftermath_co_write(struct verifier *v, struct error *err)
@@ -80,6 +103,13 @@ int aftermath_co_write(struct verifier *v, struct error *err)
     expect_as_it_is(v, &v->raw);
     for (uint32_t i = 0; i < REQUESTS && ret == 0; i++) {
         ret = co_request(v, &random, i);
+    }
+    if (ret == 0 && v->w->config.snapshots && v->state->index % SNAPSHOT_EVERY == 1) {
+        ret = co_snapshot(v, err);
+        if (ret < 0) {
+            return ret;
+        }
+        ret = co_request(v, &random, REQUESTS);
     }
     ret = ret < 0 ? ret : block_co_flush(v->edge);
     return ret < 0 ? error_set_errno(err, -ret, "working on the image failed") : 0;

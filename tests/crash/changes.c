@@ -156,7 +156,7 @@ static int co_resize(struct guest *g)
         return 0;
     }
     if (sectors > old && !w->config.backing && random_below(&g->random, 4) == 0) {
-        prealloc = BLOCK_PREALLOC_METADATA;
+        prealloc = BLOCK_PREALLOC_METADATA + random_below(&g->random, 3);
     }
     now = record_tick(&w->log);
     size = model_add_size(&w->model, sectors, now);

@@ -131,16 +131,22 @@ static void late_mark(struct workload *w)
     }
 }
 
+static void second_flush(struct workload *w)
+{
+    w->no_flush_after_crash = true;
+}
+
 static const struct {
     const char *name;
     void (*apply)(struct workload *w);
 } bugs[] = {
-    {"drop-flush", drop_flush}, {"inner-flush", inner_flush}, {"hoist", hoist},
-    {"data-flush", data_flush}, {"base-flush", base_flush},   {"late-mark", late_mark},
+    {"drop-flush", drop_flush},     {"inner-flush", inner_flush}, {"hoist", hoist},
+    {"data-flush", data_flush},     {"base-flush", base_flush},   {"late-mark", late_mark},
+    {"second-flush", second_flush},
 };
 
-const char *const planted_names[] = {"drop-flush", "inner-flush", "hoist", "data-flush",
-                                     "base-flush", "late-mark",   NULL};
+const char *const planted_names[] = {"drop-flush", "inner-flush", "hoist",        "data-flush",
+                                     "base-flush", "late-mark",   "second-flush", NULL};
 
 bool planted_apply(struct workload *w, const char *name)
 {

@@ -7,6 +7,7 @@
  *   hoist         metadata writes are sent before the flush that they had to wait for
  *   data-flush    the external data file is never flushed
  *   base-flush    the backing file is never flushed, so an image is emptied before what it held is stable there
+ *   second-flush  nothing is flushed any more once an image is opened after a crash
  *   late-mark     nobody waits for writes of the header: the next flush does not cover them
  */
 #ifndef TIDEMARK_TESTS_PLANTED_H

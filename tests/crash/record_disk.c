@@ -119,6 +119,13 @@ void record_disk_set_log(struct block_node *node, struct record_log *log, unsign
     pages_reset(&d->pages, &log->initial[disk]);
 }
 
+void record_disk_end_log(struct block_node *node)
+{
+    struct record_disk *d = node->opaque;
+
+    d->log = NULL;
+}
+
 struct pages *record_disk_pages(struct block_node *node)
 {
     struct record_disk *d = node->opaque;

@@ -11,16 +11,24 @@ struct view {
     uint32_t *values; /* as read; MODEL_ZERO where nothing was read */
     /* After the crash: what it should hold now; MODEL_ANY after a discard. */
     uint32_t *expected;
+    uint32_t *untouched; /* as it was before that, MODEL_ANY where anything was done */
+};
+
+enum verify_phase {
+    VERIFY_CRASHED, /* as the crash left it */
+    VERIFY_AGAIN,   /* the image was written to after the crash, and closed */
+    VERIFY_SECOND,  /* another crash came while it was written to */
 };
 
 struct verifier {
     struct workload *w;
-    const struct crash_state *state;
+    struct crash_state *state;
     const struct image_disks *disks;
     struct block_node *node; /* the image */
     struct block_edge *edge;
-    bool again;      /* the image was written to after the crash */
-    uint64_t stable; /* model_stable_until() the crash */
+    enum verify_phase phase;
+    bool had_snapshot; /* AFTERMATH_SNAPSHOT was made and taken away after the crash */
+    uint64_t stable;   /* model_stable_until() the crash */
     struct view disk;
     struct view raw; /* the external data file alone; what is not stable may differ from the disk */
     uint64_t sectors;                      /* that the disk has */
@@ -35,6 +43,7 @@ int verify_raw_data_file(struct verifier *v, struct error *err);
 int verify_co_bitmaps(struct verifier *v, struct error *err);
 /* All are listed, and one of them holds what it shall. The node shows that one afterwards. */
 int verify_co_snapshots(struct verifier *v, struct error *err);
+#define AFTERMATH_SNAPSHOT "after"
 /* aftermath.c: a guest that goes on after the crash. Changes `expected`. */
 int aftermath_co_write(struct verifier *v, struct error *err);
 

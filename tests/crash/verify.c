@@ -7,12 +7,15 @@
 
 #include "base/byteorder.h"
 #include "base/checked.h"
+#include "random.h"
 #include "verifier.h"
 
 #define HEADER_VERSION 4u
 #define HEADER_INCOMPATIBLE 79u /* the byte of the header with the dirty bit, bit 0 */
 #define REPAIR_EVERY 8u         /* states */
 #define COMMIT_EVERY 4u
+#define SECOND_EVERY 16u
+#define SECOND_CRASHES 3u
 
 /* What a check may find. */
 struct allowance {
@@ -89,8 +92,9 @@ static bool is_marked_dirty(const struct image_disks *disks, enum image_file fil
 static struct allowance allowed_after_crash(const struct verifier *v)
 {
     return (struct allowance){
-        .copied =
-            v->w->config.version == 2 && model_changes_snapshots(&v->w->model, v->state->time),
+        .copied = header_version(v->disks) == 2 &&
+                  (model_changes_snapshots(&v->w->model, v->state->time) ||
+                   (v->phase == VERIFY_SECOND && v->had_snapshot)),
         .leaks = UINT64_MAX,
     };
 }
@@ -201,6 +205,77 @@ static int co_check_base(struct verifier *v, struct error *err)
     return ret;
 }
 
+/* --- another crash --------------------------------------------------------------------------------------- */
+
+static void show(const struct image_disks *disks, struct crash_state *state)
+{
+    for (unsigned i = 0; i < RECORD_DISKS; i++) {
+        record_disk_show(disks->nodes[i], &state->disks[i]);
+    }
+}
+
+static void begin_log(const struct image_disks *disks, struct record_log *log)
+{
+    for (unsigned i = 0; i < RECORD_DISKS; i++) {
+        record_disk_set_log(disks->nodes[i], log, i, i == IMAGE_DATA_FILE);
+    }
+}
+
+static void end_log(const struct image_disks *disks)
+{
+    for (unsigned i = 0; i < RECORD_DISKS; i++) {
+        record_disk_end_log(disks->nodes[i]);
+    }
+}
+
+/* What was not touched since the first crash is there, and opening for writing leaves the image in order again. */
+static int co_look_at_second(struct verifier *v, struct error *err)
+{
+    const struct allowance allowed = allowed_after_crash(v);
+    bool dirty = is_marked_dirty(v->disks, IMAGE_FILE);
+    struct block_check_result result;
+    int ret = co_open_and_look(v, "a second crash", dirty ? NULL : &allowed, &result, err);
+
+    ret = ret < 0 ? ret : image_co_open(v->disks, &v->w->config, IMAGE_WRITABLE, &v->node, err);
+    if (ret == 0) {
+        ret = block_co_inactivate(v->node, err);
+        block_co_unref(v->node);
+    }
+    return ret < 0 ? ret : co_open_and_look(v, "after a second crash", &allowed, &result, err);
+}
+
+static size_t view_bytes(const struct verifier *v)
+{
+    return v->w->model.sectors * sizeof(*v->disk.values);
+}
+
+/* While the image was being repaired, written to and closed, which the log has. */
+static int co_crash_again(struct verifier *v, struct record_log *log, struct error *err)
+{
+    uint64_t random = random_mix(v->state->hash + 2), time = 0;
+    struct crash_state state = {0};
+    struct crash_states states;
+    int ret = 0;
+
+    for (size_t i = 0; i < log->count && v->w->no_flush_after_crash; i++) {
+        log->ops[i].ignored = true;
+    }
+    v->phase = VERIFY_SECOND;
+    memcpy(v->disk.expected, v->disk.untouched, view_bytes(v));
+    memcpy(v->raw.expected, v->raw.untouched, view_bytes(v));
+    crash_states_init(&states, log, v->state->hash);
+    for (unsigned i = 0; i < SECOND_CRASHES && log->clock > 0 && ret == 0; i++) {
+        time += 1 + random_below(&random, 2 * log->clock / (SECOND_CRASHES + 1) + 1);
+        crash_states_make(&states, i, MIN(time, log->clock), &state);
+        show(v->disks, &state);
+        ret = co_look_at_second(v, err);
+    }
+    show(v->disks, v->state); /* nothing lies on the state that goes now */
+    crash_state_release(&state);
+    crash_states_clear(&states);
+    return ret;
+}
+
 /* --- all of it ----------------------------------------------------------------------------------------- */
 
 /* After the image was written to, and once more after a repair. */
@@ -210,7 +285,7 @@ static int co_look_again(struct verifier *v, bool repair, struct error *err)
     struct block_check_result result = {0};
     int ret = 0;
 
-    v->again = true;
+    v->phase = VERIFY_AGAIN;
     if (v->w->config.backing && v->state->index % COMMIT_EVERY == 0) {
         ret = image_co_commit(v->disks, &v->w->config, err);
     }
@@ -227,21 +302,36 @@ static int co_verify(struct verifier *v, struct error *err)
     const struct allowance allowed = allowed_after_crash(v);
     bool dirty = is_marked_dirty(v->disks, IMAGE_FILE);
     bool repair = v->state->index % REPAIR_EVERY == 0;
+    bool second = v->state->index % SECOND_EVERY == SECOND_EVERY / 2 + 1;
+    struct record_log log = {.is_guest_data = model_is_guest_data};
     struct block_check_result result = {0};
     int ret = co_open_and_look(v, "read-only", dirty ? NULL : &allowed, &result, err);
 
     if (ret == 0 && v->w->config.backing) {
         ret = co_check_base(v, err);
     }
+    if (second) {
+        begin_log(v->disks, &log);
+    }
     ret = ret < 0 ? ret : co_open_and_write(v, repair, err);
-    return ret < 0 ? ret : co_look_again(v, repair, err);
+    if (second) {
+        end_log(v->disks);
+    }
+    ret = ret < 0 ? ret : co_look_again(v, repair, err);
+    if (second) {
+        ret = ret < 0 ? ret : co_crash_again(v, &log, err);
+        show(v->disks, v->state); /* nor on the log */
+        record_log_clear(&log);
+    }
+    return ret;
 }
 
 static void view_init(struct view *view, uint64_t sectors)
 {
     view->values = malloc(sectors * sizeof(*view->values));
     view->expected = malloc(sectors * sizeof(*view->expected));
-    if (!view->values || !view->expected) {
+    view->untouched = malloc(sectors * sizeof(*view->untouched));
+    if (!view->values || !view->expected || !view->untouched) {
         abort();
     }
     for (uint64_t i = 0; i < sectors; i++) {
@@ -253,6 +343,7 @@ static void view_release(struct view *view)
 {
     free(view->values);
     free(view->expected);
+    free(view->untouched);
 }
 
 int verify_co_state(struct workload *w, struct crash_state *state, const struct image_disks *disks,
@@ -264,9 +355,7 @@ int verify_co_state(struct workload *w, struct crash_state *state, const struct 
     v.stable = model_stable_until(&w->model, state->time);
     view_init(&v.disk, w->model.sectors);
     view_init(&v.raw, w->model.sectors);
-    for (unsigned i = 0; i < RECORD_DISKS; i++) {
-        record_disk_show(disks->nodes[i], &state->disks[i]);
-    }
+    show(disks, state);
     ret = co_verify(&v, err);
     view_release(&v.disk);
     view_release(&v.raw);

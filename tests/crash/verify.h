@@ -20,7 +20,7 @@
  *     begun, and it is consistent if the image was closed;
  *   - writes, zeroes and discards after the crash do what they say and touch nothing else; all of the above holds after
  *     them, too. Some of the images are repaired before and after that, which leaves nothing to complain of, some are
- *     committed.
+ *     committed; in some cases another crash comes then.
  *
  * -EILSEQ and a sentence if not. Main reactor, in a coroutine; yields.
  */

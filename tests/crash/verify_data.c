@@ -36,7 +36,7 @@ static int check_value(struct verifier *v, struct view *view, uint64_t sector, u
                    : error_set(err, EILSEQ, "sector %llu of '%s' has changed",
                                (unsigned long long)sector, v->snapshot->name);
     }
-    if (v->again) {
+    if (v->phase != VERIFY_CRASHED) {
         /* Where a data file and the image differed after the crash, a write beside it brings them together. */
         bool joined = view == &v->raw && value == v->disk.values[sector];
 

@@ -58,7 +58,7 @@ static int co_check_covers(struct verifier *v, const struct model_bitmap *b,
     for (uint64_t sector = 0; sector < v->sectors; sector++) {
         uint32_t before;
 
-        if (m->sector_counts[sector] == 0 && !v->again) {
+        if (m->sector_counts[sector] == 0 && v->phase == VERIFY_CRASHED) {
             continue;
         }
         before = model_value_at(m, sector, since);
@@ -95,7 +95,7 @@ static int co_check_bitmap(struct verifier *v, const struct model_bitmap *b, str
     if (!bitmap->inconsistent) {
         return co_check_covers(v, b, bitmap, err);
     }
-    if (cleanly_closed(m, time) && was_stored(m, b, time)) {
+    if (v->phase != VERIFY_SECOND && cleanly_closed(m, time) && was_stored(m, b, time)) {
         return error_set(err, EILSEQ, "bitmap '%s' is inconsistent though the image was closed",
                          b->name);
     }
@@ -132,12 +132,15 @@ static int pick_snapshot(struct verifier *v, const struct block_snapshot_info *i
         for (size_t k = 0; k < count; k++) {
             there |= strcmp(infos[k].name, s->name) == 0;
         }
-        if (there && random_mix(v->state->hash + 2 * i + v->again) % ++seen == 0) {
+        if (there && random_mix(v->state->hash + 4 * i + v->phase) % ++seen == 0) {
             *ret = s;
         }
         if (!there && s->create_end <= v->state->time && s->delete_begin > v->state->time) {
             return error_set(err, EILSEQ, "snapshot '%s' is gone", s->name);
         }
+    }
+    for (size_t k = 0; k < count && v->phase == VERIFY_SECOND && v->had_snapshot; k++) {
+        seen += strcmp(infos[k].name, AFTERMATH_SNAPSHOT) == 0;
     }
     return seen == count ? 0 : error_set(err, EILSEQ, "there are snapshots that were not made");
 }

@@ -18,7 +18,8 @@ struct workload {
     uint64_t size; /* of the virtual disk at most, bytes */
     struct crash_config config;
     unsigned sessions;
-    unsigned ops; /* guest requests per session */
+    unsigned ops;              /* guest requests per session */
+    bool no_flush_after_crash; /* a planted bug */
     /* made */
     struct model model;
     struct record_log log;
