@@ -134,7 +134,7 @@ const char *block_node_display_name(const struct block_node *node)
 {
     const struct block_node *n = node;
 
-    while (!n->filename && n->file) {
+    while ((!n->filename || n->driver->is_filter) && n->file) {
         n = n->file->node;
     }
     return n->filename ? n->filename : node->name;

@@ -195,6 +195,20 @@ int options_take_str(struct options *o, const char *key, char **ret, struct erro
     return 0;
 }
 
+int options_take_text(struct options *o, const char *key, char **ret, struct error *err)
+{
+    struct json_object *value;
+    int r = peek(o, key, &value, err);
+
+    if (r > 0 && (json_object_is_type(value, json_type_int) ||
+                  json_object_is_type(value, json_type_double))) {
+        AUTO_FREE char *text = strdup(json_object_to_json_string(value));
+
+        options_set_str(o, key, text ? text : "");
+    }
+    return r < 0 ? r : options_take_str(o, key, ret, err);
+}
+
 static int bool_of_string(const char *text)
 {
     static const char *const names[][2] = {

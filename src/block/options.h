@@ -69,6 +69,8 @@ void options_default_bool(struct options *o, const char *key, bool value);
  */
 int options_take_str(struct options *o, const char *key,
                      char **ret /* owned by the caller; NULL if absent */, struct error *err);
+/* As above; a number is taken as its text, as QEMU does for options that are older than their types. */
+int options_take_text(struct options *o, const char *key, char **ret, struct error *err);
 int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, struct error *err);
 int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
                       uint64_t *ret, struct error *err);

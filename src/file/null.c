@@ -4,6 +4,7 @@
  * gets out; the option read-zeroes decides only whether block status says so.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/checked.h"
@@ -38,6 +39,9 @@ static int null_co_open(struct block_node *node, struct options *opts, struct er
         (r = options_take_uint(opts, "latency-ns", 0, INT64_MAX, &d->latency_ns, err)) < 0 ||
         (r = options_take_bool(opts, "read-zeroes", false, &d->read_zeroes, err)) < 0) {
         return r;
+    }
+    if (!node->filename && asprintf(&node->filename, "%s://", node->driver->name) < 0) {
+        node->filename = NULL;
     }
     block_node_set_size(node, size);
     node->supported_write_flags = BLOCK_REQ_FUA;

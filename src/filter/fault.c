@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -177,29 +178,43 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
     return ret;
 }
 
-static int co_open_rules(struct fault *s, struct options *opts, struct error *err)
+static int co_open_rules(struct fault *s, struct options *opts, const char *config,
+                         struct error *err)
 {
-    char *config AUTO_FREE = NULL;
-    int ret = options_take_str(opts, "config", &config, err);
+    int ret = config ? fault_rules_load(&s->rules, config, err) : 0;
 
-    if (ret == 0 && config) {
-        ret = fault_rules_load(&s->rules, config, err);
-    }
     ret = ret < 0 ? ret : take_rule_list(s, opts, "inject-error", err);
     ret = ret < 0 ? ret : take_rule_list(s, opts, "set-state", err);
     return ret;
 }
 
+/* As a filename says it, if one can. */
+static void set_filename(struct block_node *node, const char *config)
+{
+    const struct fault *s = node->opaque;
+    const char *image = s->image->node->filename;
+
+    if (!node->filename && image &&
+        asprintf(&node->filename, SCHEME "%s:%s", config ? config : "", image) < 0) {
+        node->filename = NULL;
+    }
+}
+
 static int co_open_all(struct block_node *node, struct options *opts, struct error *err)
 {
     struct fault *s = node->opaque;
-    int ret;
+    char *config AUTO_FREE = NULL;
+    bool has_rules = options_has(opts, "inject-error") || options_has(opts, "set-state");
+    int ret = options_take_text(opts, "config", &config, err);
 
-    ret = co_open_rules(s, opts, err);
+    ret = ret < 0 ? ret : co_open_rules(s, opts, config, err);
     ret = ret < 0 ? ret : take_limits(&node->limits, opts, err);
     ret = ret < 0 ? ret
                   : block_co_open_child(node, opts, "image", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA,
                                         false, &s->image, err);
+    if (ret == 0 && !has_rules) {
+        set_filename(node, config);
+    }
     return ret;
 }
 

@@ -105,13 +105,13 @@ static int take_server(struct options *server, struct nbd_address *a, struct err
 /* The older, flat form: `path`, or `host` and `port`. */
 static int take_flat_address(struct options *opts, struct nbd_address *a, struct error *err)
 {
-    int ret = options_take_str(opts, "path", &a->path, err);
+    int ret = options_take_text(opts, "path", &a->path, err);
 
     if (ret == 0) {
-        ret = options_take_str(opts, "host", &a->host, err);
+        ret = options_take_text(opts, "host", &a->host, err);
     }
     if (ret == 0) {
-        ret = options_take_str(opts, "port", &a->port, err);
+        ret = options_take_text(opts, "port", &a->port, err);
     }
     if (ret < 0) {
         return ret;

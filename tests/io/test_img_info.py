@@ -102,6 +102,20 @@ class Info(TestCase):
         self.assertIn("human or json", result.stderr)
 
 
+    def test_numbers_as_text_in_older_options(self):
+        """A file named 42, and a socket."""
+        with open(self.path("42"), "w", encoding="utf-8"):
+            pass
+        words = ("info", 'json:{"driver": "blkdebug", "config": 42, "image.driver": "null-co"}')
+        out = run(compat("qemu-img"), *words, cwd=self.dir).stdout
+        self.assertIn("image: blkdebug:42:null-co://\n", out)
+        for key, value, found in (("path", "7", "7"), ("host", "-1", "-1:10809")):
+            text = f'json:{{"driver": "nbd", "{key}": {value}}}'
+            result = run(compat("qemu-img"), "info", text, cwd=self.dir, check=False)
+            self.assertNotIn("expects", result.stderr)
+            self.assertIn(found, result.stderr.rpartition("}': ")[2])
+
+
 class Map(TestCase):
     def both(self, *arguments):
         """Ours and qemu-img's JSON; the newest member is not known to older ones."""
