@@ -5,6 +5,7 @@
 #include "filter/filter.h"
 #include "nbd/nbd.h"
 #include "qcow2/qcow2.h"
+#include "ssh/ssh.h"
 #include "tls/tls.h"
 
 void cli_register_drivers(void)
@@ -13,6 +14,7 @@ void cli_register_drivers(void)
     qcow2_register_driver();
     filter_register_drivers();
     nbd_register_driver();
+    ssh_register_driver();
     secret_register_type();
     tls_register_types();
 }

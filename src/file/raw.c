@@ -271,7 +271,7 @@ static int raw_co_create(const char *filename, uint64_t size, struct options *op
         return error_set(err, ENOTSUP, "Protocol '%s' does not support image creation: '%s'",
                          driver->name, filename);
     }
-    return posix_file_co_create(filename, size, opts, err);
+    return (driver ? driver->co_create : posix_file_co_create)(filename, size, opts, err);
 }
 
 const struct block_driver raw_driver = {

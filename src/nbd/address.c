@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/percent.h"
 #include "nbd/client.h"
 
 void nbd_address_clear(struct nbd_address *a)
@@ -13,43 +14,6 @@ void nbd_address_clear(struct nbd_address *a)
     free(a->host);
     free(a->port);
     *a = (struct nbd_address){0};
-}
-
-static int hex_digit(char c)
-{
-    if (c >= '0' && c <= '9') {
-        return c - '0';
-    }
-    c |= 0x20;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* `size` bytes with %XX resolved, malloc'ed; NULL if an escape is malformed or stands for NUL. */
-static char *unescape(const char *text, size_t size)
-{
-    char *out = malloc(size + 1);
-    size_t n = 0;
-
-    if (!out) {
-        return NULL;
-    }
-    for (size_t i = 0; i < size; i++) {
-        if (text[i] == '%') {
-            int high = i + 2 < size ? hex_digit(text[i + 1]) : -1;
-            int low = i + 2 < size ? hex_digit(text[i + 2]) : -1;
-
-            if (high < 0 || low < 0 || high + low == 0) {
-                free(out);
-                return NULL;
-            }
-            out[n++] = (char)(high * 16 + low);
-            i += 2;
-        } else {
-            out[n++] = text[i];
-        }
-    }
-    out[n] = '\0';
-    return out;
 }
 
 static int malformed(const char *uri, const char *why, struct error *err)
@@ -73,7 +37,7 @@ static int parse_authority(const char *uri, const char *text, size_t size, struc
         colon = bracket + 1 < end ? bracket + 1 : NULL;
     } else {
         colon = memchr(text, ':', size);
-        ret->host = unescape(text, colon ? (size_t)(colon - text) : size);
+        ret->host = percent_decode(text, colon ? (size_t)(colon - text) : size);
     }
     if (colon && colon + 1 < end) {
         ret->port = strndup(colon + 1, (size_t)(end - colon - 1));
@@ -92,7 +56,7 @@ static int parse_query(const char *uri, const char *query, struct nbd_address *r
         size_t size = strcspn(query, "&;");
 
         if (strncmp(query, "socket=", 7) == 0 && !ret->path) {
-            ret->path = unescape(query + 7, size - 7);
+            ret->path = percent_decode(query + 7, size - 7);
             if (!ret->path) {
                 return malformed(uri, "the socket is malformed", err);
             }
@@ -131,7 +95,7 @@ static int parse_uri(const char *uri, const char *rest, bool is_unix, struct nbd
         return r;
     }
     /* One slash is the separator; all others belong to the name. */
-    *ret_export = path_size > 0 ? unescape(path + 1, path_size - 1) : strdup("");
+    *ret_export = path_size > 0 ? percent_decode(path + 1, path_size - 1) : strdup("");
     return *ret_export ? 0 : malformed(uri, "the export name is malformed", err);
 }
 

@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which file on which server: from a filename, or from options. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/percent.h"
+#include "ssh/remote_file.h"
+
+static const char *const hash_names[] = {"md5", "sha1", "sha256", NULL};
+
+void ssh_target_clear(struct ssh_target *t)
+{
+    free(t->host);
+    free(t->port);
+    free(t->path);
+    free(t->user);
+    free(t->hash);
+    *t = (struct ssh_target){0};
+}
+
+char *ssh_target_filename(const struct ssh_target *t)
+{
+    char *name;
+
+    return asprintf(&name, "ssh://%s%s%s:%s%s%s", t->user ? t->user : "", t->user ? "@" : "",
+                    t->host, t->port, t->path[0] == '/' ? "" : "/", t->path) < 0
+               ? NULL
+               : name;
+}
+
+/* --- filename ---------------------------------------------------------------------------------------- */
+
+static int malformed(const char *filename, const char *why, struct error *err)
+{
+    return error_set(err, EINVAL, "Invalid SSH address '%s': %s", filename, why);
+}
+
+/* Sets an option to `size` bytes of the URI; an empty one is left out. */
+static int set_part(struct options *opts, const char *key, const char *text, size_t size,
+                    const char *filename, struct error *err)
+{
+    AUTO_FREE char *value = percent_decode(text, size);
+
+    if (!value) {
+        return malformed(filename, "an escape sequence is malformed", err);
+    }
+    if (value[0]) {
+        options_set_str(opts, key, value);
+    }
+    return 0;
+}
+
+/* "host", "host:port", "[v6]:port" */
+static int parse_authority(const char *filename, const char *text, size_t size,
+                           struct options *server, struct error *err)
+{
+    bool bracketed = size > 0 && text[0] == '[';
+    const char *end = text + size, *host = text + bracketed;
+    const char *host_end = memchr(text, bracketed ? ']' : ':', size);
+    const char *port = host_end ? host_end + bracketed : end;
+    int r;
+
+    if (bracketed && (!host_end || (port < end && port[0] != ':'))) {
+        return malformed(filename, "an IPv6 address ends with ']'", err);
+    }
+    host_end = host_end ? host_end : end;
+    if (host_end == host) {
+        return malformed(filename, "the host is missing", err);
+    }
+    options_set_str(server, "port", SSH_DEFAULT_PORT);
+    r = set_part(server, "host", host, (size_t)(host_end - host), filename, err);
+    return r < 0 || port == end
+               ? r
+               : set_part(server, "port", port + 1, (size_t)(end - port - 1), filename, err);
+}
+
+static int parse_query(const char *filename, const char *query, struct options *opts,
+                       struct error *err)
+{
+    static const char key[] = "host_key_check=";
+
+    if (strncmp(query, key, strlen(key)) != 0) {
+        return malformed(filename, "only the parameter 'host_key_check' is known", err);
+    }
+    query += strlen(key);
+    return set_part(opts, "host_key_check", query, strlen(query), filename, err);
+}
+
+int ssh_target_parse_filename(const char *filename, struct options *opts, struct error *err)
+{
+    const char *rest = strchr(filename, ':') + 1, *path, *at;
+    AUTO_OPTIONS struct options *server = options_new();
+    size_t path_size;
+    int r = 0;
+
+    if (!server) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (strncmp(rest, "//", 2) != 0) {
+        return malformed(filename, "expected ssh://HOST/PATH", err);
+    }
+    rest += 2;
+    path = rest + strcspn(rest, "/?");
+    path_size = strcspn(path, "?");
+    at = memchr(rest, '@', (size_t)(path - rest));
+    if (path_size < 2) {
+        return malformed(filename, "the path is missing", err);
+    }
+    if (at) {
+        r = set_part(opts, "user", rest, (size_t)(at - rest), filename, err);
+        rest = at + 1;
+    }
+    r = r < 0 ? r : parse_authority(filename, rest, (size_t)(path - rest), server, err);
+    r = r < 0 ? r : set_part(opts, "path", path, path_size, filename, err);
+    r = r < 0 || !path[path_size] ? r : parse_query(filename, path + path_size + 1, opts, err);
+    if (r == 0) {
+        options_set_child(opts, "server", TAKE_PTR(server));
+    }
+    return r;
+}
+
+/* --- options ----------------------------------------------------------------------------------------- */
+
+/* The port of the flat form is a number. */
+static int take_flat_server(struct options *opts, struct ssh_target *t, struct error *err)
+{
+    uint64_t port;
+    int r = options_take_text(opts, "host", &t->host, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (options_take_uint(opts, "port", 22, UINT16_MAX, &port, NULL) < 0) {
+        return error_set(err, EINVAL, "Parameter 'port' expects a number");
+    }
+    return asprintf(&t->port, "%u", (unsigned)port) < 0 ? error_set(err, ENOMEM, "Out of memory")
+                                                        : 0;
+}
+
+static int take_server(struct options *opts, struct ssh_target *t, struct error *err)
+{
+    AUTO_OPTIONS struct options *server = NULL;
+    AUTO_FREE char *node_name = NULL;
+    int r = options_take_child(opts, "server", &server, &node_name, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (node_name) {
+        return error_set(err, EINVAL, "Parameter 'server' has to be an object");
+    }
+    if (!server) {
+        r = take_flat_server(opts, t, err);
+    } else if ((r = options_take_str(server, "host", &t->host, err)) == 0 &&
+               (r = options_take_str(server, "port", &t->port, err)) == 0) {
+        r = options_check_empty(server, "the SSH server address", err);
+    }
+    if (r == 0 && (!t->host || !t->port)) {
+        r = error_set(err, EINVAL, "Parameter '%s' is missing",
+                      t->host ? "server.port" : "server.host");
+    }
+    return r;
+}
+
+/* "no", "yes", "md5:...", "sha1:...", "sha256:..." */
+static int parse_flat_check(const char *text, struct ssh_target *t, struct error *err)
+{
+    if (strcmp(text, "no") == 0) {
+        t->check = HOST_KEY_UNCHECKED;
+        return 0;
+    }
+    if (strcmp(text, "yes") == 0) {
+        return 0;
+    }
+    for (int i = 0; hash_names[i]; i++) {
+        size_t size = strlen(hash_names[i]);
+
+        if (strncmp(text, hash_names[i], size) == 0 && text[size] == ':') {
+            t->check = HOST_KEY_HASH;
+            t->hash_type = (enum host_key_hash)i;
+            t->hash = strdup(text + size + 1);
+            return t->hash ? 0 : error_set(err, ENOMEM, "Out of memory");
+        }
+    }
+    return error_set(err, EINVAL, "unknown host_key_check setting (%s)", text);
+}
+
+static int take_check(struct options *opts, struct ssh_target *t, struct error *err)
+{
+    static const char *const modes[] = {"none", "hash", "known_hosts", NULL};
+    AUTO_OPTIONS struct options *check = NULL;
+    AUTO_FREE char *flat = NULL;
+    AUTO_FREE char *text = NULL;
+    int mode, type, r;
+
+    t->check = HOST_KEY_KNOWN_HOSTS;
+    if ((r = options_take_str(opts, "host_key_check", &flat, err)) < 0 ||
+        (r = options_take_child(opts, "host-key-check", &check, &text, err)) < 0) {
+        return r;
+    }
+    if (flat || text) {
+        return parse_flat_check(flat ? flat : text, t, err);
+    }
+    if (!check) {
+        return 0;
+    }
+    if ((r = options_take_enum(check, "mode", modes, HOST_KEY_KNOWN_HOSTS, &mode, err)) < 0 ||
+        (r = options_take_enum(check, "type", hash_names, 0, &type, err)) < 0 ||
+        (r = options_take_str(check, "hash", &t->hash, err)) < 0 ||
+        (r = options_check_empty(check, "host-key-check", err)) < 0) {
+        return r;
+    }
+    t->check = (enum host_key_check)mode;
+    t->hash_type = (enum host_key_hash)type;
+    return t->check == HOST_KEY_HASH && !t->hash
+               ? error_set(err, EINVAL, "Parameter 'host-key-check.hash' is missing")
+               : 0;
+}
+
+int ssh_target_take(struct options *opts, struct ssh_target *ret, struct error *err)
+{
+    int r;
+
+    if ((r = take_server(opts, ret, err)) < 0 || (r = take_check(opts, ret, err)) < 0 ||
+        (r = options_take_str(opts, "user", &ret->user, err)) < 0 ||
+        (r = options_take_str(opts, "path", &ret->path, err)) < 0) {
+        return r;
+    }
+    return ret->path && ret->path[0] ? 0 : error_set(err, EINVAL, "Parameter 'path' is missing");
+}
