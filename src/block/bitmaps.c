@@ -453,6 +453,7 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
 
     block_co_drain_begin(b->node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
+    r = r < 0 ? r : block_co_bitmap_fetch(b, err);
     if (r >= 0) {
         r = will_change(b, err);
     }

@@ -61,8 +61,8 @@ static struct dirty_bitmap *copy_of(const struct dirty_bitmap *bits, uint64_t si
     return copy;
 }
 
-int carry_collect(struct carry *c, struct block_node *node, int depth, uint64_t size,
-                  struct error *err)
+int carry_co_collect(struct carry *c, struct block_node *node, int depth, uint64_t size,
+                     struct error *err)
 {
     struct block_bitmap *b = NULL;
 
@@ -80,6 +80,9 @@ int carry_collect(struct carry *c, struct block_node *node, int depth, uint64_t 
         if (b->inconsistent) {
             cli_warn("Bitmap '%s' of '%s' is inconsistent, and left out", b->name, item.from);
             continue;
+        }
+        if (block_co_bitmap_fetch(b, err) < 0) {
+            return -EIO;
         }
         item.name = strdup(b->name);
         item.bits = copy_of(b->bits, size);

@@ -26,8 +26,8 @@ struct carry {
  * disk they are carried to. The user is warned of inconsistent ones, which no differential can use, and they are left out.
  * -ENOMEM
  */
-int carry_collect(struct carry *c, struct block_node *node, int depth, uint64_t size,
-                  struct error *err);
+int carry_co_collect(struct carry *c, struct block_node *node, int depth, uint64_t size,
+                     struct error *err);
 /*
  * Before anything is written: look whether `to` can take them. -EINVAL if its bitmap of one of these names is inconsistent:
  * the result would pass for a record that it is not. What its format can't store is told as a warning, and

@@ -120,7 +120,7 @@ static int co_collect_bitmaps(struct commit *c, struct block_node *above, struct
     int rc = 0;
 
     for (int depth = 1; rc == 0; depth++) {
-        rc = carry_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
+        rc = carry_co_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
         if (node == above) {
             break;
         }

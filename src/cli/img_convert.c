@@ -220,8 +220,11 @@ static int check_target_bitmaps(struct convert *c)
 static int co_copy_bitmap(struct block_bitmap *from, struct block_node *to, struct error *err)
 {
     struct block_bitmap *copy;
-    int rc = block_co_bitmap_add(to, from->name, from->granularity, true, true, &copy, err);
+    int rc = block_co_bitmap_fetch(from, err);
 
+    if (rc == 0) {
+        rc = block_co_bitmap_add(to, from->name, from->granularity, true, true, &copy, err);
+    }
     if (rc == 0) {
         rc = block_co_bitmap_add_bits(copy, from->bits, err);
     }

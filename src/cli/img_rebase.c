@@ -295,7 +295,7 @@ static int co_collect_bitmaps(struct rebase *r)
     for (int depth = 2; node && r->old_root; depth++) {
         node = block_node_skip_filters(node);
         if (!is_in_new_chain(r, node) &&
-            carry_collect(&r->bitmaps, node, depth, cli_disk_size(&r->image), &err) < 0) {
+            carry_co_collect(&r->bitmaps, node, depth, cli_disk_size(&r->image), &err) < 0) {
             return cli_report(&err);
         }
         node = block_node_backing(node);

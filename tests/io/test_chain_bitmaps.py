@@ -342,5 +342,15 @@ class Rebase(Chain):
         self.assertEqual(self.dirty(self.top, "t"), "---1----")
 
 
+class Convert(Chain):
+    def test_bitmaps_go_to_the_copy(self):
+        image, copy = self.disk("image.qcow2"), self.path("copy.qcow2")
+        self.bitmap(image, "b")
+        self.draw(image, "-A-BB---")
+        img("convert", "--bitmaps", "-f", "qcow2", "-O", "qcow2", image, copy)
+        self.assertEqual(self.dirty(copy, "b"), "-1-11---")
+        self.assertEqual(self.bitmaps(copy), {"b": True})
+
+
 if __name__ == "__main__":
     unittest.main()
