@@ -17,6 +17,7 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "base/byteorder.h"
 #include "base/checked.h"
 #include "nbd/server_internal.h"
 
@@ -67,6 +68,7 @@ static struct nbd_job *job_new(struct nbd_connection *c, const struct nbd_reques
     job->rq = *rq;
     job->accounted = 0;
     job->payload = NULL;
+    job->context_count = 0;
     job->rbuf = NULL;
     job->data.data = NULL;
     job->extra.data = NULL;
@@ -383,6 +385,24 @@ static int co_receive_payload(struct nbd_connection *c, struct nbd_job *job)
     return co_fill_direct(c, job->data.data, length);
 }
 
+/* A block status with a list of contexts, of a length that can be. */
+static bool is_narrowed_status(const struct nbd_connection *c, const struct nbd_request *rq)
+{
+    return rq->type == NBD_CMD_BLOCK_STATUS && has_payload(c, rq) && rq->length >= 8 + 4 &&
+           rq->length % 4 == 0 && (rq->length - 8) / 4 <= c->selection.selected;
+}
+
+/* The payload of such: u64 length, u32 context id ... */
+static void narrow_status(struct nbd_connection *c, struct nbd_job *job)
+{
+    job->context_count = (job->rq.length - 8) / 4;
+    job->rq.length = load_be64(job->payload);
+    if (!range_fits(job->rq.offset, job->rq.length, c->export->size)) {
+        job->error = EINVAL;
+        job->reason = "Request reaches beyond the end of the export";
+    }
+}
+
 /* Whether it may be done at all, by the rules of the protocol; else job->error. */
 static void check(struct nbd_connection *c, struct nbd_job *job)
 {
@@ -392,9 +412,9 @@ static void check(struct nbd_connection *c, struct nbd_job *job)
     unsigned flags = NBD_CMD_FLAG_FUA;
 
     if (c->extended && has_payload(c, rq)) {
-        if (rq->type != NBD_CMD_WRITE) {
+        if (rq->type != NBD_CMD_WRITE && !is_narrowed_status(c, rq)) {
             job->error = EINVAL;
-            job->reason = "Payload of a command that has none";
+            job->reason = "Payload that this command does not have";
             return;
         }
         flags |= NBD_CMD_FLAG_PAYLOAD_LEN;
@@ -414,7 +434,8 @@ static void check(struct nbd_connection *c, struct nbd_job *job)
             return;
         }
     }
-    if (!range_fits(rq->offset, rq->length, c->export->size)) {
+    /* The length of the one is in the payload. */
+    if (!is_narrowed_status(c, rq) && !range_fits(rq->offset, rq->length, c->export->size)) {
         job->error =
             rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_WRITE_ZEROES ? ENOSPC : EINVAL;
         job->reason = "Request reaches beyond the end of the export";
@@ -485,6 +506,9 @@ static int co_next_request(struct nbd_connection *c)
         if (ret < 0) {
             nbd_job_release(job);
             return ret;
+        }
+        if (rq.type == NBD_CMD_BLOCK_STATUS && !job->error) {
+            narrow_status(c, job);
         }
     } else {
         c->bulk = false;

@@ -125,6 +125,16 @@ static uint16_t flags_for(const struct nbd_connection *c, const struct nbd_expor
     return (uint16_t)(e->flags | (c->structured ? NBD_FLAG_SEND_DF : 0));
 }
 
+/* Whether a block status can name contexts; not told to those who have not selected any. */
+static uint16_t status_payload_flag(uint32_t option, const struct nbd_connection *c,
+                                    const struct nbd_export *e)
+{
+    bool has_contexts = c->selection.selected > 0 && c->selection.export_serial == e->serial;
+
+    return c->extended && (option == NBD_OPT_INFO || has_contexts) ? NBD_FLAG_BLOCK_STATUS_PAYLOAD
+                                                                   : 0;
+}
+
 /* Contexts hold for the export that they were selected for, and only after structured replies. */
 static void settle_selection(struct nbd_connection *c)
 {
@@ -202,7 +212,7 @@ static void put_export_info(struct strbuf *out, uint32_t option, const struct nb
 
     store_be16(export, NBD_INFO_EXPORT);
     store_be64(export + 2, e->size);
-    store_be16(export + 10, flags_for(c, e));
+    store_be16(export + 10, flags_for(c, e) | status_payload_flag(option, c, e));
     put_reply(out, option, NBD_REP_INFO, export, sizeof(export));
     put_reply(out, option, NBD_REP_ACK, NULL, 0);
 }

@@ -117,7 +117,8 @@ struct nbd_job {
     struct nbd_connection *conn;
     struct nbd_request rq;
     uint32_t accounted;    /* bytes it counts for in conn->job_bytes */
-    uint8_t *payload;      /* of a write: in `data` or in `rbuf` */
+    uint8_t *payload;      /* of a write or a block status: in `data` or in `rbuf` */
+    size_t context_count;  /* of a block status: contexts that are asked for; 0: all */
     struct nbd_rbuf *rbuf; /* reference; NULL: none */
     struct pooled data;    /* read data or write payload */
     struct pooled extra;   /* headers of many chunks, extents, error text */

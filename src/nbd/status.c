@@ -217,6 +217,34 @@ static bool is_selected(const struct nbd_selection *sel, uint32_t id)
     return id == NBD_CONTEXT_ID_DEPTH ? sel->depth : sel->bitmaps[id - NBD_CONTEXT_ID_BITMAP];
 }
 
+/* The i-th of the contexts that the request names. */
+static uint32_t named_context(const struct nbd_job *job, size_t i)
+{
+    return load_be32(job->payload + 8 + 4 * i);
+}
+
+static bool is_named(const struct nbd_job *job, uint32_t id)
+{
+    for (size_t i = 0; i < job->context_count; i++) {
+        if (named_context(job, i) == id) {
+            return true;
+        }
+    }
+    return job->context_count == 0;
+}
+
+/* Whether those are selected, and each is named once. */
+static bool names_are_sound(const struct nbd_job *job)
+{
+    const struct nbd_selection *sel = &job->conn->selection;
+    size_t found = 0;
+
+    for (uint32_t id = 0; id < NBD_CONTEXT_ID_BITMAP + sel->bitmap_count; id++) {
+        found += job->context_count > 0 && is_selected(sel, id) && is_named(job, id);
+    }
+    return found == job->context_count;
+}
+
 int nbd_job_co_block_status(struct nbd_job *job)
 {
     const struct nbd_selection *sel = &job->conn->selection;
@@ -224,9 +252,9 @@ int nbd_job_co_block_status(struct nbd_job *job)
         .job = job,
         .max = job->rq.flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS_MAX,
     };
-    size_t left = sel->selected;
+    size_t left = job->context_count ? job->context_count : sel->selected;
 
-    if (left == 0) {
+    if (sel->selected == 0) {
         job->reason = "No metadata context was selected for this export";
         return -EINVAL;
     }
@@ -234,10 +262,14 @@ int nbd_job_co_block_status(struct nbd_job *job)
         job->reason = "Block status of no bytes";
         return -EINVAL;
     }
+    if (!names_are_sound(job)) {
+        job->reason = "Metadata contexts that were not selected, or are named twice";
+        return -EINVAL;
+    }
     for (uint32_t id = 0; left > 0; id++) {
         int ret;
 
-        if (!is_selected(sel, id)) {
+        if (!is_selected(sel, id) || !is_named(job, id)) {
             continue;
         }
         left--;

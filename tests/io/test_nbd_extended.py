@@ -116,6 +116,47 @@ class ExtendedTest(TestCase):
         )  # fmt: skip
         self.assertEqual(self.extents(client, mib, whole - mib, flags=8)[0], [(first, 3)])
 
+    def flags(self, option, extended=True, contexts=()):
+        with RawClient(self.server.socket) as client:
+            if extended:
+                client.negotiate_extended()
+            if contexts:
+                client.ask(nbd_raw.SET_META, nbd_raw.meta_data(b"", *contexts))
+            replies = client.ask(option, nbd_raw.go_data(b""))
+            (info,) = [data for _, data in replies[:-1] if data[:2] == b"\0\0"]
+            return struct.unpack(">H", info[10:])[0]
+
+    def test_block_status_of_some_contexts(self):
+        for option in (nbd_raw.INFO, nbd_raw.GO):
+            self.assertTrue(self.flags(option, contexts=[b"base:allocation"]) & 1 << 12)
+            self.assertFalse(self.flags(option, extended=False) & 1 << 12)
+        self.assertFalse(self.flags(nbd_raw.GO) & 1 << 12)
+        client = self.client([b"base:allocation", b"qemu:allocation-depth"])
+
+        def ask(offset, length, *ids, flags=0):
+            payload = struct.pack(f">Q{len(ids)}I", length, *ids)
+            client.request(
+                BLOCK_STATUS, offset, len(payload), flags=flags | PAYLOAD_LEN, payload=payload
+            )
+            return client.chunks()
+
+        mib = 1 << 20
+        first = (6 << 40) - mib
+        for ids in ((0,), (1,), (1, 0)):
+            chunks = ask(0, first, *ids, flags=8)
+            self.assertEqual([kind for kind, _ in chunks], [STATUS_EXT] * len(ids))
+            self.assertEqual(
+                {struct.unpack(">I", payload[:4])[0] for _, payload in chunks}, set(ids)
+            )
+        self.assertEqual(ask(mib, first, 1, flags=8)[0][1], struct.pack(">IIQQ", 1, 1, first, 0))
+        for offset, length, *ids in ((0, mib, 2), (0, mib, 0, 0), (0, mib, 0, 1, 0), (0, mib, 7, 1),
+                                     (0, mib), (0, 0, 1), (0, (20 << 40) + 1, 0),
+                                     (5, (1 << 64) - 1, 0)):  # fmt: skip
+            with self.subTest(offset=offset, length=length, ids=ids):
+                ((kind, payload),) = ask(offset, length, *ids)
+                self.assertEqual((kind, payload[:4]), (ERROR, struct.pack(">I", EINVAL)))
+        self.assert_in_step(client)
+
     def test_zeroes_trim_and_cache_of_more_than_4_gib(self):
         client = self.client([b"base:allocation"])
         client.request(WRITE_ZEROES, 0, 5 * GiB)
