@@ -118,7 +118,8 @@ static int co_run(const struct request *r, const struct cli_image *image)
     ERROR_AUTO(err);
 
     if (cli_co_open_disk(image, BLOCK_OPEN_RDWR, &disk, &err) < 0 ||
-        (r->source_file && cli_co_open_disk(&source_image, BLOCK_OPEN_NO_IO, &source, &err) < 0)) {
+        (r->source_file && cli_co_open_disk(&source_image, BLOCK_OPEN_NO_IO | BLOCK_OPEN_NO_BACKING,
+                                            &source, &err) < 0)) {
         return cli_report(&err);
     }
     if (co_do_all(r, &disk, &source)) {

@@ -37,14 +37,16 @@ static int print_human(const struct cli_extent *e)
 static void print_json(const struct cli_extent *e, bool is_first)
 {
     const char *yes_no[] = {"false", "true"};
+    /* An NBD server can tell of areas that are neither; QEMU says no more of them. */
+    bool is_known = e->flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO);
 
     printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
            ", \"depth\": %d, \"present\": %s, \"zero\": %s, \"data\": %s, \"compressed\": %s",
            is_first ? "" : ",\n", e->start, e->length, e->depth,
-           yes_no[!!(e->flags & BLOCK_STATUS_ALLOCATED)], yes_no[!!(e->flags & BLOCK_STATUS_ZERO)],
-           yes_no[!!(e->flags & BLOCK_STATUS_DATA)],
+           yes_no[is_known && (e->flags & BLOCK_STATUS_ALLOCATED)],
+           yes_no[!!(e->flags & BLOCK_STATUS_ZERO)], yes_no[!!(e->flags & BLOCK_STATUS_DATA)],
            yes_no[!!(e->flags & BLOCK_STATUS_COMPRESSED)]);
-    if (e->flags & BLOCK_STATUS_OFFSET) {
+    if (is_known && (e->flags & BLOCK_STATUS_OFFSET)) {
         printf(", \"offset\": %" PRIu64, e->map);
     }
     printf("}");

@@ -455,9 +455,11 @@ static int check_list_mode(int rest)
         return cli_fail("List mode is incompatible with a file name");
     }
     if (cl.name || cl.description || cl.offset || cl.bitmaps.count || cl.depth || cl.discard ||
-        cl.detect_zeroes || cl.format || cl.cache || cl.read_only || cl.shared || cl.persistent ||
-        cl.fork || cl.pid_file) {
+        cl.format || cl.cache || cl.no_cache || cl.aio || cl.load_snapshot) {
         return cli_fail("List mode is incompatible with per-device settings");
+    }
+    if (cl.fork) {
+        return cli_fail("List mode is incompatible with forking");
     }
     return 0;
 }

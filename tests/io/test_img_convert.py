@@ -336,6 +336,15 @@ class Bitmap(TestCase):
         img("bitmap", "--remove", path, "one", "-f", "qcow2")
         self.assertEqual(self.bitmaps(path), {})
 
+    def test_merge_from_an_overlay_into_its_base(self):
+        base = self.create("base.qcow2", "1M")
+        overlay = self.path("overlay.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", overlay)
+        img("bitmap", "--add", "-f", "qcow2", overlay, "top")
+        options = ("-f", "qcow2", "-b", overlay, "-F", "qcow2")
+        img("bitmap", "--add", "--merge", "top", *options, base, "copy")
+        self.assertEqual(self.bitmaps(base), {"copy": (["auto"], 65536)})
+
     def test_merge_from_another_image(self):
         a = self.create("a.qcow2", "8M")
         b = self.create("b.qcow2", "8M")
