@@ -9,6 +9,9 @@
 #include "base/log.h"
 #include "block/internal.h"
 
+/* Images below each other; each is opened within the open of the one above. */
+#define CHAIN_MAX 128
+
 #define NODE_NAME_MAX 31
 
 /* --- names ----------------------------------------------------------------------------------- */
@@ -409,15 +412,24 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
     AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
     struct options *extra = options_new();
     unsigned flags = node->open_flags & ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
+    unsigned depth = (flags >> BLOCK_OPEN_DEPTH_SHIFT) + 1;
     int r;
 
     if (!path || !extra) {
         options_free(extra);
         return error_set(err, ENOMEM, "Out of memory");
     }
+    if (depth > CHAIN_MAX) {
+        options_free(extra);
+        return error_set(err, ELOOP,
+                         "The backing chain at '%s' is longer than %d images: they refer to each "
+                         "other in a circle",
+                         path, CHAIN_MAX);
+    }
+    flags = (flags & ((1u << BLOCK_OPEN_DEPTH_SHIFT) - 1)) | depth << BLOCK_OPEN_DEPTH_SHIFT;
     inherit_options(node, extra, BLOCK_ROLE_BACKING);
     r = block_co_open_filename(path, format, extra, flags, ret, err);
-    if (r < 0) {
+    if (r < 0 && r != -ELOOP) {
         error_prepend(err, "Could not open backing file: ");
     }
     return r;

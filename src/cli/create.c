@@ -305,6 +305,29 @@ static const struct block_option_desc *find_desc(const struct desc_list *list, c
     return NULL;
 }
 
+int cli_check_creation_options(const char *format, const struct cli_items *texts)
+{
+    __attribute__((cleanup(option_set_clear))) struct option_set set = {.count = 0};
+    const struct block_driver *driver = block_find_driver(format);
+    struct desc_list list = {.count = 0};
+
+    for (size_t i = 0; i < texts->count; i++) {
+        if (parse_text(&set, texts->item[i].value) < 0) {
+            return 1;
+        }
+    }
+    if (driver) {
+        collect_descs(&list, driver, NULL);
+    }
+    for (size_t i = 0; driver && i < set.count; i++) {
+        if (!find_desc(&list, set.entry[i].name)) {
+            cli_fail("Invalid parameter '%s'", set.entry[i].name);
+            return cli_fail("Invalid options for file format '%s'", format);
+        }
+    }
+    return 0;
+}
+
 /* What is wrong with a format that can't be made; QEMU only reads the first three, too. */
 static const char *why_not_creatable(const struct block_driver *driver)
 {

@@ -109,6 +109,8 @@ struct cli_new_image {
 bool cli_wants_option_help(const struct cli_items *option_texts);
 /* The value of one creation option of -o texts; NULL if it is not there. The caller frees it. -EINVAL is told. */
 int cli_creation_option(const struct cli_items *texts, const char *name, char **ret);
+/* Whether a format has all of them. Returns 0 or 1 (told). */
+int cli_check_creation_options(const char *format, const struct cli_items *texts);
 /* All of them, values as given. -EINVAL is told. */
 int cli_creation_options(const struct cli_items *texts, struct options **ret);
 /* Print the creation options of a format, and of the protocol of `filename` if that is not NULL. Returns the status. */

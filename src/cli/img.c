@@ -72,6 +72,16 @@ static void print_help(void)
     printf("\n");
 }
 
+/* QEMU's trace points, as an option before the command: taken, and there are none. Returns how many words it is. */
+static int trace_option(int argc, char **argv)
+{
+    if (strncmp(argv[1], "--trace=", 8) == 0 ||
+        (strncmp(argv[1], "-T", 2) == 0 && argv[1][2] != '\0')) {
+        return 1;
+    }
+    return argc > 2 && (strcmp(argv[1], "-T") == 0 || strcmp(argv[1], "--trace") == 0) ? 2 : 0;
+}
+
 static int co_img_main(int argc, char **argv)
 {
     const char *name = argv[1];
@@ -91,6 +101,10 @@ static int co_img_main(int argc, char **argv)
 
 int cli_img_main(int argc, char **argv)
 {
+    for (int words; argc > 1 && (words = trace_option(argc, argv)) > 0;) {
+        argc -= words;
+        argv += words;
+    }
     if (argc < 2) {
         return cli_usage_fail(&(struct cli_usage){0}, "Not enough arguments");
     }

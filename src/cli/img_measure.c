@@ -34,6 +34,7 @@ struct geometry {
     uint64_t cluster;
     unsigned refcount_bits;
     unsigned l2_entry_size;
+    bool no_bitmaps;    /* version 2 */
     bool all_allocated; /* preallocated, or what is shared with the backing file is not known */
 };
 
@@ -67,12 +68,13 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g)
     AUTO_FREE char *prealloc = NULL;
     AUTO_FREE char *backing = NULL;
     AUTO_FREE char *extended = NULL;
+    AUTO_FREE char *compat = NULL;
 
     if (take_number(options, "cluster_size", &cluster) ||
         take_number(options, "refcount_bits", &bits) ||
         take_text(options, "preallocation", &prealloc) ||
         take_text(options, "backing_file", &backing) ||
-        take_text(options, "extended_l2", &extended)) {
+        take_text(options, "extended_l2", &extended) || take_text(options, "compat", &compat)) {
         return 1;
     }
     if (!is_power_of_2(cluster) || cluster < 512 || cluster > 2 * MiB) {
@@ -89,6 +91,7 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g)
         .cluster = cluster,
         .refcount_bits = (unsigned)bits,
         .l2_entry_size = extended && strcmp(extended, "on") == 0 ? 16 : 8,
+        .no_bitmaps = compat && (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0),
         .all_allocated = backing || (prealloc && (strcmp(prealloc, "falloc") == 0 ||
                                                   strcmp(prealloc, "full") == 0)),
     };
@@ -189,7 +192,7 @@ static int co_measure_qcow2(const struct request *r, const struct cli_disk *disk
     }
     m->required = metadata + (g.all_allocated ? aligned : data);
     m->fully_allocated = metadata + aligned;
-    if (disk && strcmp(disk->node->driver->name, "qcow2") == 0) {
+    if (disk && !g.no_bitmaps && strcmp(disk->node->driver->name, "qcow2") == 0) {
         m->has_bitmaps = true;
         m->bitmaps = bitmaps_size(disk, &g);
     }
@@ -253,7 +256,8 @@ static int co_run_request(const struct request *r, struct cli_image *image)
         }
         size = cli_disk_size(&disk);
     }
-    if (co_measure(r, image->name ? &disk : NULL, round_up(size, 512), &m)) {
+    if (cli_check_creation_options(r->format, &r->options) ||
+        co_measure(r, image->name ? &disk : NULL, round_up(size, 512), &m)) {
         return 1;
     }
     print_measure(&m, json);

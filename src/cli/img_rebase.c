@@ -30,7 +30,7 @@ static const struct cli_usage usage = {
 struct rebase {
     const char *backing, *backing_format; /* backing NULL: none */
     const char *cache, *source_cache;
-    bool unsafe, progress_wanted, quiet, compressed, no_bitmaps;
+    bool unsafe, progress_wanted, quiet, compressed, no_bitmaps, force_share;
 
     struct cli_disk image;
     struct block_root *old_root; /* of the backing file it has; NULL if it has none */
@@ -207,7 +207,8 @@ static int co_open_bases(struct rebase *r)
 {
     struct block_node *old = block_node_backing(r->image.node);
     AUTO_FREE char *path = NULL;
-    struct cli_image base = {.format = r->backing_format, .cache = r->source_cache};
+    struct cli_image base = {
+        .format = r->backing_format, .cache = r->source_cache, .force_share = r->force_share};
     ERROR_AUTO(err);
     int rc = 0;
 
@@ -321,7 +322,9 @@ static int co_change(struct rebase *r)
     int rc;
 
     if (!driver->co_change_backing) {
-        return cli_fail("Format '%s' has no backing files", driver->name);
+        return cli_fail("Could not change the backing file to '%s': Operation not supported by "
+                        "format '%s'",
+                        r->backing ?: "", driver->name);
     }
     if (r->backing && !r->backing_format) {
         return cli_fail("Could not change the backing file to '%s': backing format must be "
@@ -399,7 +402,8 @@ int img_rebase_main(int argc, char **argv)
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
         {"backing-cache", 'T', CLI_VALUE, &r.source_cache, "CACHE",
          "cache mode of the backing files"},
-        IMG_ARG_SHARE(image.force_share),
+        {"force-share", 'U', CLI_FLAG, &r.force_share, NULL,
+         "with -b: also a new backing file that is in use"},
         IMG_ARG_IMAGE_OPTS(image.image_opts),
         IMG_ARG_OBJECT(objects),
         IMG_ARG_END,

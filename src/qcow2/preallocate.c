@@ -69,16 +69,15 @@ static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t cluste
 static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block_prealloc prealloc,
                       struct error *err)
 {
-    uint64_t end = host + bytes;
+    uint64_t size = block_edge_size(q->data), end = host + bytes;
     int r = 0;
 
-    if (prealloc == BLOCK_PREALLOC_FULL) {
-        return block_co_write_zeroes(q->data, host, bytes, 0);
+    if (prealloc == BLOCK_PREALLOC_FULL && host < size) {
+        r = block_co_write_zeroes(q->data, host, MIN(bytes, size - host), 0);
     }
-    if (block_edge_size(q->data) < end) {
+    if (r == 0 && size < end) {
         r = block_co_truncate(
-            q->data, end,
-            prealloc == BLOCK_PREALLOC_FALLOC ? BLOCK_PREALLOC_FALLOC : BLOCK_PREALLOC_OFF, err);
+            q->data, end, prealloc == BLOCK_PREALLOC_METADATA ? BLOCK_PREALLOC_OFF : prealloc, err);
         error_prepend(err, "Could not resize image: ");
     }
     return r;

@@ -2,6 +2,7 @@
 """The grammar of `img`: long and short names of options, and combinations that are refused."""
 
 import json
+import os
 import unittest
 
 from tidemark import TestCase, img, io, qemu_img
@@ -103,6 +104,79 @@ class Grammar(TestCase):
         ):
             self.refused(why, "convert", "-n", "--bitmaps", "-O", "qcow2", disk, target)
             io(target, "read -P 0 0 1M", fmt="qcow2")
+
+    def test_measure_looks_at_its_options(self):
+        disk = self.create("disk.qcow2", "1M")
+        img("bitmap", "-f", "qcow2", "--add", disk, "b")
+        self.refused("Invalid parameter 'bogus'", "measure", "-O", "qcow2", "-o", "bogus=1", disk)
+        self.assertIn("bitmaps size", img("measure", "-O", "qcow2", disk).stdout)
+        self.assertNotIn("bitmaps", img("measure", "-O", "qcow2", "-o", "compat=0.10", disk).stdout)
+
+    def test_trace_points_are_taken(self):
+        disk = self.create("disk.qcow2", "1M")
+        for words in (("-T", "x"), ("--trace=x",), ("--trace", "enable=x", "-Tfile=y")):
+            self.assertIn("file format: qcow2", img(*words, "info", disk).stdout)
+
+    def test_rebase_shares_the_new_backing_file_only(self):
+        base, top = self.create("base.qcow2", "1M"), self.create("top.qcow2", "1M")
+        img("rebase", "-U", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+        self.assertIn("backing file: ", img("info", top).stdout)
+
+
+class Circles(TestCase):
+    def test_images_that_refer_to_each_other(self):
+        one, two = self.create("one.qcow2", "1M"), self.create("two.qcow2", "1M")
+        img("rebase", "-u", "-f", "qcow2", "-b", two, "-F", "qcow2", one)
+        img("rebase", "-u", "-f", "qcow2", "-b", one, "-F", "qcow2", two)
+        out = self.path("out.raw")
+        for command in (
+            ("map", one),
+            ("check", one),
+            ("convert", one, out),
+            ("compare", one, two),
+            ("measure", one),
+            ("snapshot", "-l", one),
+            ("commit", "-f", "qcow2", one),
+            ("bitmap", "-f", "qcow2", "--add", one, "b"),
+        ):
+            result = img(*command, check=False)
+            self.assertIn(result.returncode, (1, 2), command)
+            self.assertRegex(result.stderr, "circle|infinite loop|lock")
+        self.assertIn("infinite loop", img("info", "--backing-chain", one, check=False).stderr)
+        # The way out.
+        img("rebase", "-u", "-f", "qcow2", "-b", "", two)
+        img("map", one)
+
+    def test_a_long_chain_is_none(self):
+        below = self.create("0.qcow2", "1M")
+        for number in range(1, 100):
+            image = self.path(f"{number}.qcow2")
+            img("create", "-q", "-u", "-f", "qcow2", "-b", below, "-F", "qcow2", image, "1M")
+            below = image
+        img("map", below)
+
+
+class Preallocation(TestCase):
+    def unwritten(self, image):
+        """Bytes of its file that are a hole for who looks for data."""
+        holes, at, size = 0, 0, os.stat(image).st_size
+        with open(image, "rb") as file:
+            while at < size:
+                hole = os.lseek(file.fileno(), at, os.SEEK_HOLE)
+                try:
+                    at = os.lseek(file.fileno(), hole, os.SEEK_DATA)
+                except OSError:
+                    at = size
+                holes += at - hole
+        return holes
+
+    def test_full_is_written(self):
+        made = self.create("made.qcow2", "4M", options=("-o", "preallocation=full"))
+        grown = self.create("grown.qcow2", "1M")
+        img("resize", "-f", "qcow2", "--preallocation=full", grown, "5M")
+        for image in (made, grown):
+            self.assertLess(self.unwritten(image), 1 << 20)
+            qemu_img("check", image)
 
 
 if __name__ == "__main__":
