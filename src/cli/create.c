@@ -519,6 +519,15 @@ static bool is_in_shown_order(const char *name)
     return false;
 }
 
+/* As it would be given with -o: commas doubled. */
+static void print_value(const char *name, const char *value)
+{
+    printf(" %s=", name);
+    for (; *value; value++) {
+        printf(*value == ',' ? ",," : "%c", *value);
+    }
+}
+
 static void announce(const struct cli_new_image *image, const struct option_set *set)
 {
     bool is_qcow2 = strcmp(image->format, "qcow2") == 0;
@@ -531,12 +540,12 @@ static void announce(const struct cli_new_image *image, const struct option_set 
             value = shown_order[i].qcow2_default;
         }
         if (value) {
-            printf(" %s=%s", shown_order[i].name, value);
+            print_value(shown_order[i].name, value);
         }
     }
     for (size_t i = 0; i < set->count; i++) {
         if (!is_in_shown_order(set->entry[i].name)) {
-            printf(" %s=%s", set->entry[i].name, set->entry[i].value);
+            print_value(set->entry[i].name, set->entry[i].value);
         }
     }
     printf("\n");

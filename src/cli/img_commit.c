@@ -60,6 +60,7 @@ static bool same_path(const char *a, const char *b)
     return real_a && real_b && strcmp(real_a, real_b) == 0;
 }
 
+/* A relative name is one beside the image above, as the header of that image has it; never one of the working directory. */
 static bool is_named(const struct block_node *node, const struct block_node *above,
                      const char *name)
 {
@@ -70,8 +71,7 @@ static bool is_named(const struct block_node *node, const struct block_node *abo
         return false;
     }
     path = block_resolve_relative(block_node_filename(above), name);
-    return strcmp(filename, name) == 0 || (path && strcmp(filename, path) == 0) ||
-           same_path(filename, name);
+    return path && (strcmp(filename, path) == 0 || same_path(filename, path));
 }
 
 /* The image whose backing file is the base. Sets hides_from. NULL (told) if there is none. */
@@ -244,8 +244,9 @@ static int co_copy_all(struct commit *c)
 
         if (rc < 0) {
             cli_progress_end(&c->progress, false);
-            return cli_fail("Could not commit '%s' at byte %" PRIu64 ": %s", c->image.name, at,
-                            strerror(-rc));
+            return cli_is_compat() ? cli_fail("Block job failed: %s", strerror(-rc))
+                                   : cli_fail("Could not commit '%s' at byte %" PRIu64 ": %s",
+                                              c->image.name, at, strerror(-rc));
         }
         at += length;
         cli_progress_add(&c->progress, length);

@@ -251,14 +251,18 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
     }
     r = co_drop_beyond(q, old_size);
     r = r < 0 ? r : co_zero_rest_of_cluster(q, old_size);
+    if (r >= 0 && prealloc != BLOCK_PREALLOC_OFF) {
+        r = qcow2_co_preallocate(q, old_size, size, prealloc, err);
+        if (r < 0) {
+            return r;
+        }
+    }
+    /* What has a place by now keeps it. */
     r = r < 0 ? r : co_hide_backing(q, old_size, size);
     if (r < 0) {
         return failed(q, "the new area can't be zeroed", r, err);
     }
-    if (prealloc != BLOCK_PREALLOC_OFF) {
-        r = qcow2_co_preallocate(q, old_size, size, prealloc, err);
-    }
-    return r < 0 ? r : co_switch_size(q, size, err);
+    return co_switch_size(q, size, err);
 }
 
 /* --- shrink ---------------------------------------------------------------------------------- */

@@ -126,6 +126,36 @@ class Commit(TestCase):
         result = img("commit", "-f", "qcow2", self.base, check=False)
         self.assertIn("Image does not have a backing file", result.stderr)
 
+    def test_relative_names_are_beside_the_image_above(self):
+        top = self.path("middle-top.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", top)
+        folder = os.path.dirname(self.base)
+        inside = os.path.join(os.path.basename(folder), "base.qcow2")
+        above = os.path.dirname(folder)
+        result = img("commit", "-f", "qcow2", "-b", inside, top, check=False, cwd=above)
+        self.assertIn(f"Did not find '{inside}' in the backing chain", result.stderr)
+        for name in ("base.qcow2", self.base):
+            img("commit", "-f", "qcow2", "-b", name, top, cwd=above)
+
+    def test_a_full_disk(self):
+        node = {
+            "driver": "qcow2",
+            "file": {
+                "driver": "blkdebug",
+                "inject-error": [{"event": "write_aio", "errno": 28, "once": True}],
+                "image": {"driver": "file", "filename": self.base},
+            },
+        }
+        top = self.path("over-json.qcow2")
+        name = "json:" + json.dumps(node)
+        made = run(compat("qemu-img"), "create", "-f", "qcow2", "-b", name, "-F", "qcow2", top, "8M")
+        self.assertIn("backing_file=" + name.replace(",", ",,"), made.stdout)
+        io(top, "write -P 1 5M 64k", fmt="qcow2")
+        result = run(compat("qemu-img"), "commit", top, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("qemu-img: Block job failed: No space left on device", result.stderr)
+        io(top, "read -P 1 5M 64k", fmt="qcow2")
+
     def test_base_that_is_not_in_the_chain(self):
         other = self.create("other.qcow2", "8M")
         result = img("commit", "-f", "qcow2", "-b", other, self.top, check=False)

@@ -178,6 +178,18 @@ class Preallocation(TestCase):
             self.assertLess(self.unwritten(image), 1 << 20)
             qemu_img("check", image)
 
+    def test_over_a_backing_file(self):
+        """Half of the first new cluster is data of the backing file that must not show."""
+        base = self.create("base.raw", "128k", "raw")
+        io(base, "write -P 1 0 128k", fmt="raw")
+        for mode in ("metadata", "falloc", "full"):
+            top = self.path(f"{mode}.qcow2")
+            img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top, "31k")
+            img("resize", "-f", "qcow2", f"--preallocation={mode}", top, "128k")
+            io(top, "read -P 1 0 31k", "read -P 0 31k 97k", fmt="qcow2")
+            self.assertEqual(os.stat(top).st_size, 7 * 65536)
+            qemu_img("check", top)
+
 
 if __name__ == "__main__":
     unittest.main()
