@@ -16,6 +16,7 @@
 #define PHASES 24u /* after which a workload is given up, if too few of its states count */
 #define TRIES (STATES_PER_WORKLOAD * PHASES)
 #define CHECK_UNCOUNTED_EVERY 4u /* of states in which all metadata is in order */
+#define PROGRESS_EVERY 10000u    /* states counted */
 #define SOON 24u /* after a metadata write was sent: when crashes are worth looking at */
 
 /* --- distinct states --------------------------------------------------------------------------------- */
@@ -326,6 +327,11 @@ void explore_co_run(struct explorer *x)
         co_run_workload(x, x->next_seed++, MIN(STATES_PER_WORKLOAD, x->states_wanted - x->counted));
         if (x->only >= 0) {
             break;
+        }
+        if (x->counted / PROGRESS_EVERY > before / PROGRESS_EVERY) {
+            fprintf(x->report, "%" PRIu64 " states counted, %" PRIu64 " failed\n", x->counted,
+                    x->failed);
+            fflush(x->report);
         }
         barren = x->counted == before ? barren + 1 : 0;
         if (barren > 100) {
