@@ -188,14 +188,14 @@ static int co_clear_marks(struct check *c, struct error *err)
     return qcow2_co_write_header(c->q, err);
 }
 
-/* After repairs with refcounts that are right: those that count what is no longer referenced. */
-static int co_count_again(struct check *c)
+/* After repairs with refcounts that are right: those that count what is no longer referenced. What is still wrong is told again if `aloud`. */
+static int co_count_again(struct check *c, bool aloud)
 {
     struct block_check_result kept = *c->result;
     struct check again = {.q = c->q, .result = c->result, .fix = c->fix};
     int r;
 
-    again.complaints = CHECK_COMPLAINTS_MAX;
+    again.complaints = aloud ? c->complaints : CHECK_COMPLAINTS_MAX;
     again.snapshot_table_size = c->q->snapshots_size;
     r = check_init(&again);
     r = r < 0 ? r : qcow2_co_check_contents(&again);
@@ -205,6 +205,7 @@ static int co_count_again(struct check *c)
     *c->result = kept;
     counts_free(c->counts);
     c->counts = again.counts;
+    c->complaints = MAX(c->complaints, aloud ? again.complaints : 0);
     c->file_size = again.file_size;
     c->clusters = again.clusters;
     c->flags_doubtful = again.flags_doubtful;
@@ -227,7 +228,7 @@ static int co_rebuild(struct check *c, uint64_t other_corruptions, struct error 
     result->corruptions = other_corruptions;
     result->leaks_fixed += result->leaks;
     result->leaks = result->check_errors = 0;
-    r = co_count_again(c);
+    r = co_count_again(c, true);
     if (r == 0) {
         c->result = &ignored;
         r = qcow2_co_check_refcounts(c, c->fix);
@@ -269,7 +270,7 @@ static int co_repair_snapshot_table(struct check *c, struct error *err)
     uint64_t leaks_fixed = c->result->leaks_fixed;
     int r = qcow2_co_fix_snapshot_table(c, err);
 
-    r = r < 0 ? r : co_count_again(c);
+    r = r < 0 ? r : co_count_again(c, false);
     r = r < 0 ? r : qcow2_co_check_refcounts(c, c->fix);
     c->result->leaks_fixed = leaks_fixed;
     return r;

@@ -24,21 +24,21 @@ static void note_data(struct check *c, uint64_t host, uint64_t n)
 }
 
 /* A place that is not aligned takes part in two clusters. What is zero anyway can do without it. */
-static void count_data_cluster(struct check *c, uint64_t *place, uint64_t entry)
+static void count_data_cluster(struct check *c, uint64_t *place, uint64_t entry, uint64_t bitmap)
 {
     struct qcow2 *q = c->q;
     uint64_t host = entry & ENTRY_OFFSET_MASK;
 
     c->flags_doubtful |= !(entry & ENTRY_COPIED);
     if (!is_aligned(host, q->cluster_size)) {
-        bool droppable = (entry & L2_ZERO) && !q->extended_l2;
+        bool droppable = q->extended_l2 ? !(bitmap & SUB_ALL_ALLOCATED) : (entry & L2_ZERO) != 0;
 
         if (droppable && (c->fix & BLOCK_CHECK_FIX_ERRORS)) {
             qcow2_complain(c,
                            "Repairing offset=%llx: Preallocated cluster is not properly aligned; "
                            "L2 entry corrupted.",
                            (unsigned long long)host);
-            *place = htobe64(L2_ZERO);
+            *place = htobe64(q->extended_l2 ? 0 : L2_ZERO);
             c->table_changed = true;
             c->result->corruptions_fixed++;
             return;
@@ -108,7 +108,7 @@ static void count_entry(struct check *c, uint64_t *place, uint64_t bitmap)
     }
     /* In an external data file the first cluster lies at 0. */
     if ((entry & ENTRY_OFFSET_MASK) || (c->q->has_data_file && (entry & ENTRY_COPIED))) {
-        count_data_cluster(c, place, entry);
+        count_data_cluster(c, place, entry, bitmap);
     }
 }
 
