@@ -110,6 +110,21 @@ class Corrupt(TestCase):
         self.assertIn("qcow2: Image is corrupt: Cannot free unaligned cluster 0x50200; further "
                       "non-fatal corruption events will be suppressed", text)
 
+    def test_a_place_that_holds_nothing_is_repaired(self):
+        # With extended entries: no subcluster has data, so the place can go.
+        self.source = self.create("source.qcow2", "1M", options=("-o", "extended_l2=on"))
+        io(self.source, "write 4k 2k", "write -z 4k 2k", fmt="qcow2")
+        image = Image(self.source)
+        place = image.l2_table()
+        image.put64(place, image.u64(place) + MISPLACED)
+        results = []
+        for name, path in zip((compat("qemu-img"), qemu("qemu-img")), self.copies()):
+            result = run(name, "check", "-r", "all", path, check=False)
+            results.append((result.returncode, result.stdout, result.stderr))
+            self.assertEqual(Image(path).u64(place), 0, name)
+        self.assertEqual(results[0], results[1])
+        self.assertIn("Preallocated cluster is not properly aligned", results[0][2])
+
     def test_read_only_images_are_not_marked(self):
         self.image.put64(self.entry, self.image.host(0) + MISPLACED | COPIED)
         _, text, marked = self.both("read 0 64k", "read 0 64k", "read 64k 64k", options=("-r",))
