@@ -54,6 +54,7 @@ enum {
 #define INCOMPAT_DATA_FILE (1ULL << 2)
 #define INCOMPAT_COMPRESSION (1ULL << 3)
 #define INCOMPAT_EXTENDED_L2 (1ULL << 4)
+#define INCOMPAT_KNOWN 0x1fULL
 
 #define COMPAT_LAZY_REFCOUNTS (1ULL << 0)
 
@@ -75,6 +76,7 @@ enum {
  */
 #define EXT_GREATEST_SIZE 0x54444753u
 
+#define EXTENSIONS_MAX 64
 #define EXT_BITMAPS_SIZE 24u
 
 #define CLUSTER_BITS_MIN 9

@@ -8,8 +8,6 @@
 #include "base/cleanup.h"
 #include "qcow2/snapshot.h"
 
-#define EXTENSIONS_MAX 64
-
 /* --- reading ------------------------------------------------------------------------------------- */
 
 static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...)
@@ -28,16 +26,6 @@ static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...
 
 static int check_features(struct qcow2 *q, struct error *err)
 {
-    uint64_t known = INCOMPAT_DIRTY | INCOMPAT_CORRUPT | INCOMPAT_DATA_FILE | INCOMPAT_COMPRESSION |
-                     INCOMPAT_EXTENDED_L2;
-
-    if (q->incompatible & ~known) {
-        header_error(q, err,
-                     "uses unknown incompatible features (bits %#llx); a newer program made "
-                     "it",
-                     (unsigned long long)(q->incompatible & ~known));
-        return -ENOTSUP;
-    }
     q->has_data_file = q->incompatible & INCOMPAT_DATA_FILE;
     q->data_file_raw = q->has_data_file && (q->autoclear & AUTOCLEAR_DATA_FILE_RAW);
     q->extended_l2 = q->incompatible & INCOMPAT_EXTENDED_L2;
@@ -136,6 +124,13 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
     return 0;
 }
 
+static const char *crypt_method_name(uint32_t method)
+{
+    static const char *const names[] = {"none", "AES", "LUKS"};
+
+    return method < ARRAY_SIZE(names) ? names[method] : "method unknown";
+}
+
 static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
 {
     int r;
@@ -154,8 +149,9 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     q->cluster_size = 1ULL << q->cluster_bits;
     if (load_be32(h + HDR_CRYPT_METHOD) != 0) {
         header_error(q, err,
-                     "is encrypted; encryption is not supported: decrypt it first, with "
-                     "'qemu-img convert'");
+                     "is encrypted (%s); encryption is not supported: decrypt it first, with "
+                     "'qemu-img convert'",
+                     crypt_method_name(load_be32(h + HDR_CRYPT_METHOD)));
         return -ENOTSUP;
     }
     q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);
@@ -321,7 +317,7 @@ static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct erro
 
 int qcow2_co_read_header(struct qcow2 *q, struct error *err)
 {
-    uint64_t file_size = block_edge_size(q->node->file), extensions_end;
+    uint64_t file_size = block_edge_size(q->node->file), extensions_end, unknown;
     AUTO_FREE uint8_t *head = calloc(1, SECTOR_SIZE);
     AUTO_FREE uint8_t *cluster = NULL;
     int r;
@@ -333,6 +329,10 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err)
     if (r < 0) {
         return error_set_errno(err, -r, "Could not read the header of '%s'",
                                block_node_display_name(q->node));
+    }
+    unknown = load_be64(head + HDR_INCOMPATIBLE) & ~INCOMPAT_KNOWN;
+    if (load_be32(head) == QCOW2_MAGIC && load_be32(head + HDR_VERSION) == 3 && unknown) {
+        return qcow2_co_refuse_features(q, head, unknown, err);
     }
     r = parse_header(q, head, err);
     if (r < 0) {

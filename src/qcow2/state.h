@@ -223,6 +223,9 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err);
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);
 void qcow2_free_header(struct qcow2 *q);
+/* -ENOTSUP, with the names that the image has for its incompatible features `unknown`. `sector`: the file's first one. */
+int qcow2_co_refuse_features(struct qcow2 *q, const uint8_t *sector, uint64_t unknown,
+                             struct error *err);
 
 /* Guest offset of the VM state of a disk of `size` bytes: the next that an L2 table begins with. */
 static inline uint64_t qcow2_vmstate_offset(const struct qcow2 *q, uint64_t size)
