@@ -233,7 +233,7 @@ static int co_store_bits(struct qcow2 *q, struct block_bitmap *b, const struct s
     ret->table_entries = (uint32_t)t.now_entries;
     ret->granularity_bits = (uint8_t)__builtin_ctz(b->granularity);
     ret->type = BITMAP_TYPE_DIRTY;
-    ret->flags = b->enabled ? BITMAP_FLAG_AUTO : 0;
+    ret->flags = (b->enabled ? BITMAP_FLAG_AUTO : 0) | (ret->flags & BITMAP_FLAG_EXTRA_COMPATIBLE);
     free_tables(&t);
     return r;
 }
