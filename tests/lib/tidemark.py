@@ -28,8 +28,8 @@ def compat(name):
 
 
 def qemu(name):
-    """Path of QEMU's own tool; the test needs it, so its absence is an error."""
-    path = shutil.which(name)
+    """Path of QEMU's own tool, in the folder TIDEMARK_QEMU if that is set. The test needs it, so its absence is an error."""
+    path = shutil.which(name, path=os.environ.get("TIDEMARK_QEMU"))
     if path is None:
         raise FileNotFoundError(f"{name} is not installed (see dependencies.txt)")
     return path
@@ -215,8 +215,11 @@ class TestCase(unittest.TestCase):
     """A test with a directory of its own (self.dir; short enough for a unix socket) and
     processes that end with it."""
 
+    in_memory = False  # where there is a place for it: for hundreds of syncs
+
     def setUp(self):
-        self.dir = tempfile.mkdtemp(prefix="tm-", dir="/tmp")
+        in_memory = self.in_memory and os.path.isdir("/dev/shm")
+        self.dir = tempfile.mkdtemp(prefix="tm-", dir="/dev/shm" if in_memory else "/tmp")
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
         self.processes = []
         self.addCleanup(self.end_processes)

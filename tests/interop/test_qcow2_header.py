@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The header of qcow2 images: features, extensions, names and sizes that are not of every day."""
+
+import json
+import os
+import struct
+import unittest
+
+from qcow2_build import build
+from qcow2_edit import Image
+from tidemark import TestCase, img, io, qemu_img, qemu_io
+
+INCOMPATIBLE, AUTOCLEAR = 72, 88
+EXT_FEATURE_NAMES, EXT_UNKNOWN, EXT_LUKS = 0x6803F857, 0x12345678, 0x0537BE77
+ODD = b"kept through every rewrite"
+
+
+class Header(TestCase):
+    in_memory = True
+
+    def setUp(self):
+        super().setUp()
+        self.image = self.path("a.qcow2")
+
+    def refused(self, *words, tool=img):
+        result = tool(*words, check=False)
+        self.assertEqual(result.returncode, 1, f"{words}\n{result.stdout}")
+        return result.stderr
+
+    def virtual_size(self, tool):
+        return json.loads(tool("info", "--output=json", self.image).stdout)["virtual-size"]
+
+    # --- features --------------------------------------------------------------------------
+
+    def test_unknown_features_are_named_by_the_image(self):
+        entry = struct.pack("BB46s", 0, 40, b"seven league boots")
+        build(self.image, 1 << 20, extensions=[(EXT_FEATURE_NAMES, entry)])
+        Image(self.image).put64(INCOMPATIBLE, 1 << 40 | 1 << 41)
+        for words in (("info", self.image), ("convert", "-O", "raw", self.image, self.path("b"))):
+            for tool in (img, qemu_img):
+                message = self.refused(*words, tool=tool)
+                self.assertIn("seven league boots", message)
+                # The one without a name is told about, too.
+                self.assertIn("Unknown incompatible feature: 20000000000", message)
+
+    def test_a_name_of_the_whole_length_has_no_end_mark(self):
+        entry = struct.pack("BB46s", 0, 63, b"x" * 46)
+        build(self.image, 1 << 20, extensions=[(EXT_FEATURE_NAMES, entry)])
+        Image(self.image).put64(INCOMPATIBLE, 1 << 63)
+        self.assertRegex(self.refused("info", self.image), r"\bx{46}\b")
+
+    def test_unknown_autoclear_bits(self):
+        build(self.image, 1 << 20)
+        image = Image(self.image)
+        image.put64(AUTOCLEAR, 1 << 50)
+        img("info", self.image)
+        img("check", "-f", "qcow2", self.image)
+        io(self.image, "read 0 64k", fmt="qcow2", options=("-r",))
+        img("convert", "-f", "qcow2", "-O", "raw", self.image, self.path("b"))
+        self.assertEqual(image.u64(AUTOCLEAR), 1 << 50)
+        io(self.image, "read 0 64k", fmt="qcow2")
+        self.assertEqual(image.u64(AUTOCLEAR), 0)
+
+    def test_unknown_compatible_bits_are_kept(self):
+        build(self.image, 1 << 20)
+        image = Image(self.image)
+        image.put64(80, 1 << 60)
+        for change in self.rewrites():
+            change()
+            self.assertEqual(image.u64(80) & 1 << 60, 1 << 60)
+
+    def test_corrupt_images_are_read_only(self):
+        build(self.image, 1 << 20)
+        io(self.image, "write -P 5 0 64k", fmt="qcow2")
+        image = Image(self.image)
+        image.put64(INCOMPATIBLE, 2)
+        io(self.image, "read -P 5 0 64k", fmt="qcow2", options=("-r",))
+        before = image.read(0, image.file_size())
+        result = io(self.image, "write 0 64k", fmt="qcow2", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("corrupt", result.stderr)
+        self.assertIn("corrupt", self.refused("resize", "-f", "qcow2", self.image, "2M"))
+        self.assertEqual(image.read(0, image.file_size()), before)
+        img("check", "-q", "-f", "qcow2", "-r", "all", self.image)
+        qemu_io(self.image, "read -P 5 0 64k", "write 0 64k", fmt="qcow2")
+
+    def test_encrypted_images_are_refused_with_a_way_out(self):
+        for method, extension in ((2, [(EXT_LUKS, struct.pack(">QQ", 65536, 65536))]), (1, [])):
+            build(self.image, 1 << 20, extensions=extension)
+            Image(self.image).put32(32, method)
+            for words in (
+                ("info", self.image),
+                ("check", "-f", "qcow2", self.image),
+                ("convert", "-f", "qcow2", "-O", "raw", self.image, self.path("b")),
+            ):
+                message = self.refused(*words)
+                self.assertIn("LUKS" if method == 2 else "AES", message)
+                self.assertRegex(message, "(?i)decrypt|convert")
+
+    # --- extensions ------------------------------------------------------------------------
+
+    def rewrites(self):
+        """Everything that writes the header."""
+        base = self.path("base.raw")
+        img("create", "-q", "-f", "raw", base, "1M")
+
+        def run(*words):
+            return lambda: img(*words)
+
+        f, image = ("-f", "qcow2"), self.image
+        return (
+            run("resize", "-q", *f, image, "5M"),
+            run("resize", "-q", *f, "--shrink", image, "4M"),
+            run("snapshot", *f, "-c", "s", image),
+            run("snapshot", *f, "-a", "s", image),
+            run("snapshot", *f, "-d", "s", image),
+            run("bitmap", *f, "--add", image, "b"),
+            lambda: io(image, "write 0 64k", fmt="qcow2"),
+            run("bitmap", *f, "--remove", image, "b"),
+            run("amend", *f, "-o", "refcount_bits=64", image),
+            run("amend", *f, "-o", "lazy_refcounts=on", image),
+            run("rebase", *f, "-u", "-b", base, "-F", "raw", image),
+            run("rebase", *f, "-b", "", image),
+            lambda: qemu_img("resize", "-q", *f, image, "6M"),
+            run("check", *f, "-r", "all", image),
+        )
+
+    def test_unknown_extensions_are_kept(self):
+        many = [(EXT_UNKNOWN + n, ODD * (n + 1)) for n in range(4)]
+        build(self.image, 4 << 20, extensions=many)
+        image = Image(self.image)
+        for number, change in enumerate(self.rewrites()):
+            change()
+            for kind, data in many:
+                at = image.extension(kind)
+                self.assertIsNotNone(at, f"lost by rewrite {number}")
+                self.assertEqual(image.read(at - 4, 4 + len(data)), struct.pack(">I", len(data)) + data)
+            qemu_img("check", "-q", self.image)
+
+    def test_unknown_header_fields_are_kept(self):
+        build(self.image, 4 << 20)
+        image = Image(self.image)
+        # A longer header: 16 bytes more, before the end mark of the extensions.
+        image.write(112, struct.pack(">QQ", 0x1122334455667788, 7) + bytes(16))
+        image.put32(100, 128)
+        for number, change in enumerate(self.rewrites()):
+            change()
+            self.assertEqual(image.u32(100), 128, f"rewrite {number}")
+            self.assertEqual(image.u64(112), 0x1122334455667788, f"rewrite {number}")
+
+    # --- names and sizes -------------------------------------------------------------------
+
+    def test_backing_file_names_that_do_not_fit(self):
+        for length, cluster in ((1024, 65536), (600, 512)):
+            with self.subTest(length=length, cluster=cluster):
+                name = "json:" + "x" * (length - 5)
+                options = ("-f", "qcow2", "-o", f"cluster_size={cluster}")
+                more = ("-u", "-b", name, "-F", "raw", self.image, "1M")
+                message = self.refused("create", *options, *more)
+                self.refused("create", *options, *more, tool=qemu_img)
+                self.assertRegex(message, "(?i)backing file.*(name|long)")
+                img("create", "-q", *options, self.image, "1M")
+                before = Image(self.image).read(0, os.path.getsize(self.image))
+                self.refused("rebase", "-f", "qcow2", *more[:-1])
+                self.assertEqual(Image(self.image).read(0, os.path.getsize(self.image)), before)
+
+    def test_the_longest_backing_file_name(self):
+        name = "x" * 1023
+        img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", self.image, "1M")
+        found = json.loads(qemu_img("info", "--output=json", self.image).stdout)
+        self.assertEqual(found["backing-filename"], name)
+
+    def test_sizes_that_are_not_whole_sectors(self):
+        raw = self.path("a.raw")
+        for size in (1, 511, 513, 70001, (1 << 20) + 511):
+            with self.subTest(size):
+                data = bytes(1 + n % 255 for n in range(size))
+                with open(raw, "wb") as file:
+                    file.write(data)
+                rounded = -(-size // 512) * 512
+                for tool in (img, qemu_img):
+                    tool("convert", "-f", "raw", "-O", "qcow2", raw, self.image)
+                    self.assertEqual(self.virtual_size(qemu_img), rounded)
+                    for reader in (img, qemu_img):
+                        reader("convert", "-f", "qcow2", "-O", "raw", self.image, raw + ".2")
+                        with open(raw + ".2", "rb") as file:
+                            self.assertEqual(file.read(), data.ljust(rounded, b"\0"))
+                img("create", "-q", "-f", "qcow2", self.image, str(size))
+                self.assertEqual(self.virtual_size(qemu_img), rounded)
+                img("create", "-q", "-f", "qcow2", "-b", raw, "-F", "raw", self.image)
+                self.assertEqual(self.virtual_size(qemu_img), rounded)
+                img("convert", "-f", "qcow2", "-O", "raw", self.image, raw + ".2")
+                with open(raw + ".2", "rb") as file:
+                    self.assertEqual(file.read(), data.ljust(rounded, b"\0"))
+
+    def test_a_size_in_the_header_that_is_not_whole_sectors(self):
+        """QEMU drops the part of a sector."""
+        build(self.image, 1 << 20)
+        io(self.image, "write -P 5 0 128k", fmt="qcow2")
+        Image(self.image).put64(24, 70001)
+        img("convert", "-f", "qcow2", "-O", "raw", self.image, self.path("b.raw"))
+        with open(self.path("b.raw"), "rb") as file:
+            self.assertEqual(file.read(70001), b"\5" * 70001)
+        img("convert", "-f", "qcow2", "-O", "qcow2", self.image, self.path("b.qcow2"))
+        qemu_io(self.path("b.qcow2"), "read -P 5 0 70001", fmt="qcow2")
+        img("bitmap", "--add", "-f", "qcow2", "-g", "512", self.image, "b")
+        io(self.image, "write -P 6 70000 1", "read -P 6 70000 1", fmt="qcow2")
+        self.assertEqual(Image(self.image).bitmaps()["b"][2], {136})
+        img("check", "-q", "-f", "qcow2", self.image)
+
+
+if __name__ == "__main__":
+    unittest.main()
