@@ -76,16 +76,20 @@ static void count_compressed_cluster(struct check *c, uint64_t entry)
     qcow2_check_count(c, host, size);
 }
 
-/* The bitmap of an extended entry: no subcluster is allocated and zero, or allocated without a cluster. */
+/*
+ * The bitmap of an extended entry: no subcluster is allocated and zero, or allocated without a cluster. In an external data file
+ * there is a cluster at 0, which the flag tells from none.
+ */
 static void check_subclusters(struct check *c, uint64_t entry, uint64_t bitmap)
 {
     uint64_t host = entry & ENTRY_OFFSET_MASK;
+    bool has_cluster = host != 0 || (c->q->has_data_file && (entry & ENTRY_COPIED));
 
     if ((bitmap & SUB_ALL_ALLOCATED) & (bitmap >> SUBCLUSTERS)) {
         qcow2_complain_corrupt(
             c, "ERROR offset=%llx: Allocated cluster has corrupted subcluster allocation bitmap",
             (unsigned long long)host);
-    } else if (host == 0 && (bitmap & SUB_ALL_ALLOCATED)) {
+    } else if (!has_cluster && (bitmap & SUB_ALL_ALLOCATED)) {
         qcow2_complain_corrupt(c,
                                "ERROR: Unallocated cluster has non-zero subcluster allocation map");
     }

@@ -92,7 +92,7 @@ static void headers_that_cannot_be_are_refused_by_what_is_wrong(void *arg)
     expect_refused(HDR_REFTABLE_CLUSTERS, 4, UINT32_MAX, "Reference count table");
     expect_refused(HDR_REFTABLE_OFFSET, 8, 77, "Reference count table offset");
     expect_refused(HDR_INCOMPATIBLE, 8, INCOMPAT_CORRUPT, "corrupt");
-    expect_refused(HDR_INCOMPATIBLE, 8, 1ULL << 40, "unknown incompatible features");
+    expect_refused(HDR_INCOMPATIBLE, 8, 1ULL << 40, "Unknown incompatible feature: 10000000000");
     expect_refused(HDR_REFCOUNT_ORDER, 4, 7, "Reference count entry width");
     expect_refused(HDR_LENGTH, 4, 96, "header too short");
     expect_refused(HDR_LENGTH, 4, 8192, "header exceeds");
