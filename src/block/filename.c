@@ -30,6 +30,7 @@ static int protocol_options(const char *filename, struct options **ret, struct e
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     AUTO_OPTIONS struct options *opts = options_new();
+    AUTO_FREE char *path = NULL;
     struct stat st;
     int r;
 
@@ -39,6 +40,14 @@ static int protocol_options(const char *filename, struct options **ret, struct e
     if (strncmp(filename, "file:", 5) == 0) {
         driver = NULL;
         filename += 5;
+        /* Whatever is in front of a colon now is part of the name. */
+        if (strcspn(filename, ":") < strcspn(filename, "/")) {
+            if (asprintf(&path, "./%s", filename) < 0) {
+                path = NULL;
+                return error_set(err, ENOMEM, "Out of memory");
+            }
+            filename = path;
+        }
     }
     if (driver && driver->parse_filename) {
         options_set_str(opts, "driver", driver->name);

@@ -18,6 +18,11 @@ struct carry_item {
     const char *from; /* name of the image; borrowed */
 };
 
+bool carry_is_wanted(bool yes, bool no)
+{
+    return yes || (!no && !cli_is_compat());
+}
+
 static void item_release(struct carry_item *item)
 {
     free(item->name);

@@ -22,6 +22,11 @@ struct carry {
 };
 
 /*
+ * Whether to do it, by what the command line says. If it says nothing: scripts written for qemu-img add and merge bitmaps by themselves
+ * after the command, and rely on that they are not there yet.
+ */
+bool carry_is_wanted(bool yes, bool no);
+/*
  * Take note of the bitmaps of `node`, the image number `depth` of the chain from above (the top is 1). `size` in bytes: that of the
  * disk they are carried to. The user is warned of inconsistent ones, which no differential can use, and they are left out.
  * -ENOMEM

@@ -37,7 +37,7 @@ static const struct cli_usage usage = {
 
 struct commit {
     const char *base_name, *cache, *rate_text;
-    bool drop, progress_wanted, quiet, no_bitmaps;
+    bool drop, progress_wanted, quiet, bitmaps_wanted, no_bitmaps;
 
     struct cli_disk image; /* the part of the chain above the base */
     struct cli_disk base;
@@ -170,7 +170,8 @@ static int co_open_base(struct commit *c)
     block_co_detach_child(above->backing);
     block_co_drain_end(above);
     if (co_open_base_node(c, opts, &err) < 0 ||
-        (!c->no_bitmaps && co_collect_bitmaps(c, above, &err) < 0)) {
+        (carry_is_wanted(c->bitmaps_wanted, c->no_bitmaps) &&
+         co_collect_bitmaps(c, above, &err) < 0)) {
         return cli_report(&err);
     }
     if (cli_disk_size(&c->base) < cli_disk_size(&c->image) &&
@@ -328,8 +329,10 @@ int img_commit_main(int argc, char **argv)
         {"rate", 'r', CLI_VALUE, &c.rate_text, "RATE", "at most so many bytes per second"},
         {"drop", 'd', CLI_FLAG, &c.drop, NULL,
          "don't empty the image: for one that is deleted afterwards"},
+        {"bitmaps", 0, CLI_FLAG, &c.bitmaps_wanted, NULL,
+         "merge the bitmaps of the image into those of the backing file (default)"},
         {"no-bitmaps", 0, CLI_FLAG, &c.no_bitmaps, NULL,
-         "don't merge the bitmaps of the image into those of the backing file"},
+         "leave them where they are (default as qemu-img)"},
         {"progress", 'p', CLI_FLAG, &c.progress_wanted, NULL, "show progress"},
         IMG_ARG_QUIET(c.quiet),
         IMG_ARG_IMAGE_OPTS(image.image_opts),

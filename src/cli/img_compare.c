@@ -34,8 +34,17 @@ struct compare {
     struct cli_disk disk[2];
     uint8_t *buffer[2];
     bool strict, quiet;
+    bool sizes_differ; /* to be told with the result */
     struct cli_progress progress;
 };
+
+static void tell_of_sizes(struct compare *c)
+{
+    if (c->sizes_differ && !c->quiet) {
+        printf("Warning: Image size mismatch!\n");
+    }
+    c->sizes_differ = false;
+}
 
 __attribute__((format(printf, 2, 3))) static enum compare_status differ(struct compare *c,
                                                                         const char *fmt, ...)
@@ -43,6 +52,7 @@ __attribute__((format(printf, 2, 3))) static enum compare_status differ(struct c
     va_list ap;
 
     cli_progress_end(&c->progress, false);
+    tell_of_sizes(c);
     if (!c->quiet) {
         va_start(ap, fmt);
         vprintf(fmt, ap);
@@ -220,10 +230,9 @@ static enum compare_status co_compare(struct compare *c, bool show_progress)
     cli_progress_begin(&c->progress, show_progress, MAX(size[0], size[1]));
     status = co_compare_common(c, common);
     if (status == COMPARE_SAME && size[0] != size[1]) {
-        if (!c->quiet) {
-            printf("Warning: Image size mismatch!\n");
-        }
+        c->sizes_differ = true;
         status = co_compare_rest(c, larger, common, size[larger]);
+        tell_of_sizes(c);
     }
     if (status == COMPARE_SAME) {
         cli_progress_end(&c->progress, true);

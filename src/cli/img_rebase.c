@@ -30,7 +30,7 @@ static const struct cli_usage usage = {
 struct rebase {
     const char *backing, *backing_format; /* backing NULL: none */
     const char *cache, *source_cache;
-    bool unsafe, progress_wanted, quiet, compressed, no_bitmaps, force_share;
+    bool unsafe, progress_wanted, quiet, compressed, bitmaps_wanted, no_bitmaps, force_share;
 
     struct cli_disk image;
     struct block_root *old_root; /* of the backing file it has; NULL if it has none */
@@ -357,8 +357,9 @@ static int co_rebase(struct rebase *r, const struct cli_image *image)
         if (r->compressed && !r->image.node->limits.cluster_size) {
             return cli_fail("Compression not supported for this file format");
         }
-        status = co_open_bases(r) || (!r->no_bitmaps && co_collect_bitmaps(r)) || co_copy_all(r) ||
-                 co_store_bitmaps(r);
+        status = co_open_bases(r) ||
+                 (carry_is_wanted(r->bitmaps_wanted, r->no_bitmaps) && co_collect_bitmaps(r)) ||
+                 co_copy_all(r) || co_store_bitmaps(r);
     }
     if (status == 0) {
         status = co_change(r);
@@ -394,8 +395,10 @@ int img_rebase_main(int argc, char **argv)
         {"backing-unsafe", 'u', CLI_FLAG, &r.unsafe, NULL,
          "change the name only, nothing is compared or copied"},
         {"compress", 'c', CLI_FLAG, &r.compressed, NULL, "compress what is copied"},
+        {"bitmaps", 0, CLI_FLAG, &r.bitmaps_wanted, NULL,
+         "take over the bitmaps of images that leave the chain (default)"},
         {"no-bitmaps", 0, CLI_FLAG, &r.no_bitmaps, NULL,
-         "don't take over the bitmaps of images that leave the chain"},
+         "leave them where they are (default as qemu-img)"},
         {"progress", 'p', CLI_FLAG, &r.progress_wanted, NULL, "show progress"},
         IMG_ARG_QUIET(r.quiet),
         IMG_ARG_FORMAT(image.format),

@@ -88,7 +88,7 @@ static int check_options(const struct create *c, struct error *err)
     if (!is_power_of_2(c->cluster_size) || c->cluster_size < 512 || c->cluster_size > 2 * MiB) {
         return error_set(err, EINVAL, "Cluster size must be a power of two between 512 and 2048k");
     }
-    if (!is_power_of_2(c->refcount_bits)) {
+    if (!is_power_of_2(c->refcount_bits) || c->refcount_bits > 64) {
         return error_set(err, EINVAL,
                          "Refcount width must be a power of two and may not exceed 64 bits");
     }
@@ -124,7 +124,8 @@ static int take_options(struct create *c, struct options *opts, struct error *er
     int compat, r;
 
     if ((r = options_take_size(opts, "cluster_size", 64 * KiB, &c->cluster_size, err)) < 0 ||
-        (r = options_take_uint(opts, "refcount_bits", 16, 64, &c->refcount_bits, err)) < 0 ||
+        (r = options_take_uint(opts, "refcount_bits", 16, UINT64_MAX, &c->refcount_bits, err)) <
+            0 ||
         (r = options_take_enum(opts, "compression_type", compression_names, 0, &c->compression,
                                err)) < 0 ||
         (r = options_take_enum(opts, "compat", compat_names, 0, &compat, err)) < 0 ||

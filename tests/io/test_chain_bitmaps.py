@@ -7,7 +7,7 @@ import os
 import subprocess
 import unittest
 
-from tidemark import TestCase, img, io, qemu, qemu_img, wait_until
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, run, wait_until
 
 CLUSTER = 65536
 
@@ -270,6 +270,19 @@ class Commit(Chain):
             result = img("commit", "-f", "qcow2", top)
             self.assertRegex(result.stderr, "warning: Bitmap 'b' .* stays where it is")
             self.assertEqual(self.dirty(top, "b"), "---1----")
+
+    def test_called_as_qemu_img(self):
+        """Bitmaps stay where they are, as scripts expect that merge them afterwards; unless it is asked for."""
+        self.snapshot_bitmap()
+        run(compat("qemu-img"), "commit", self.active)
+        self.assertEqual(self.bitmaps(self.base), {"bitmap1": False, "bitmap2": True})
+        run(compat("qemu-img"), "bitmap", "--add", self.base, "bitmap3")
+        merge = ("--merge", "bitmap3", "-b", self.active, "-F", "qcow2")
+        run(compat("qemu-img"), "bitmap", *merge, self.base, "bitmap3")
+        self.assert_differentials()
+        run(compat("qemu-img"), "bitmap", "--remove", self.base, "bitmap3")
+        run(compat("qemu-img"), "commit", "--bitmaps", self.active)
+        self.assert_differentials()
 
     def test_qemu_agrees_on_the_enabled_ones(self):
         """The bitmaps that the base had are what QEMU's commit makes of them."""

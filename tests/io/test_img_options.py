@@ -122,6 +122,17 @@ class Grammar(TestCase):
         img("rebase", "-U", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
         self.assertIn("backing file: ", img("info", top).stdout)
 
+    def test_refcount_widths_that_there_are_not(self):
+        for bits in ("128", "7", "-1"):
+            self.refused("Refcount width must be a power of two and may not exceed 64 bits", "create", "-f", "qcow2",
+                         "-o", f"refcount_bits={bits}", self.path("new.qcow2"), "1M")
+
+    def test_names_with_colons(self):
+        folder = os.path.dirname(self.path("x"))
+        img("create", "-f", "qcow2", "file:an:image.qcow2", "1M", cwd=folder)
+        self.assertTrue(os.path.exists(self.path("an:image.qcow2")))
+        self.assertIn("image: ./an:image.qcow2", img("info", "file:an:image.qcow2", cwd=folder).stdout)
+
 
 class Circles(TestCase):
     def test_images_that_refer_to_each_other(self):
