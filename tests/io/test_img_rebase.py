@@ -42,6 +42,19 @@ class Rebase(TestCase):
         for start, length in own:
             self.assertFalse(start <= (1 << 20) < start + length, own)
 
+    def test_with_extended_entries_only_subclusters_are_copied(self):
+        extended = ("-o", "extended_l2=on,cluster_size=1M")
+        base = self.create("base.qcow2", "1M")
+        middle = self.create("middle.qcow2", "1M", options=("-b", base, "-F", "qcow2"))
+        top = self.create("over.qcow2", "1M", options=(*extended, "-b", middle, "-F", "qcow2"))
+        io(middle, "write -P 1 64k 64k", "write -P 2 960k 64k", fmt="qcow2")
+        img("rebase", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+        extents = json.loads(qemu_img("map", "--output=json", top).stdout)
+        own = [(e["start"], e["length"]) for e in extents if e["depth"] == 0 and e["data"]]
+        self.assertEqual(own, [(64 << 10, 64 << 10), (960 << 10, 64 << 10)])
+        io(top, "read -P 1 64k 64k", "read -P 0 128k 832k", "read -P 2 960k 64k", fmt="qcow2")
+        qemu_img("check", top)
+
     def test_to_none_and_back(self):
         self.rebase("-b", "")
         self.assertEqual(self.backing(), (None, None))

@@ -78,6 +78,18 @@ static void duplicates_are_refused(void **state)
     assert_refused("{\"a\":null,\"a.b\":2}", "'a' has a value of its own");
 }
 
+/* QEMU has one option that is both. */
+static void overlap_check_may_be_a_value_and_a_group(void **state)
+{
+    assert_tree(parse("overlap-check=all,overlap-check.template=none", NULL),
+                "{\"overlap-check\":{\"=\":\"all\",\"template\":\"none\"}}");
+    assert_tree(parse("overlap-check.template=none,overlap-check=all", NULL),
+                "{\"overlap-check\":{\"template\":\"none\",\"=\":\"all\"}}");
+    assert_tree(parse("overlap-check=all", NULL), "{\"overlap-check\":\"all\"}");
+    assert_refused("overlap-check=all,overlap-check=none", "'overlap-check' is given twice");
+    assert_refused("overlap-check=all,overlap-check.a=b,overlap-check=none", "twice");
+}
+
 static void malformed_text_is_refused(void **state)
 {
     assert_refused("a..b=1", "Invalid parameter name");
@@ -285,6 +297,7 @@ int main(void)
         cmocka_unit_test(first_element_may_omit_its_key),
         cmocka_unit_test(json_keys_nest_and_merge),
         cmocka_unit_test(duplicates_are_refused),
+        cmocka_unit_test(overlap_check_may_be_a_value_and_a_group),
         cmocka_unit_test(malformed_text_is_refused),
         cmocka_unit_test(depth_and_size_are_bounded),
         cmocka_unit_test(a_non_object_is_refused),

@@ -48,6 +48,22 @@ static void fill(uint8_t *buf, size_t size, unsigned dense, uint64_t seed)
 
 /* --- codecs -------------------------------------------------------------------------------------- */
 
+/* As small as zlib makes it. */
+static void repetition_becomes_very_small(void *arg)
+{
+    uint8_t *in = malloc(MiB), *data = malloc(MiB), *out = malloc(MiB);
+    size_t made = 0;
+
+    memset(in, 0x11, MiB);
+    assert_int_equal(codec_compress(COMPRESSION_ZLIB, in, MiB, data, MiB - 512, &made), 0);
+    assert_true(made <= 1100);
+    assert_int_equal(codec_decompress(COMPRESSION_ZLIB, data, made, out, MiB), 0);
+    assert_memory_equal(in, out, MiB);
+    free(in);
+    free(data);
+    free(out);
+}
+
 static void what_was_compressed_is_got_back(void *arg)
 {
     static const size_t sizes[] = {1 * KiB, 4 * KiB, 64 * KiB, 2 * MiB};
@@ -453,6 +469,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CO_TEST(what_was_compressed_is_got_back),
+        CO_TEST(repetition_becomes_very_small),
         CO_TEST(what_does_not_shrink_is_told),
         CO_TEST(streams_of_other_writers_are_read),
         CO_TEST(zlib_reads_our_streams_in_a_small_window_in_one_call),
