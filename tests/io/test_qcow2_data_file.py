@@ -27,6 +27,14 @@ class DataFile(TestCase):
             img("resize", "-f", "qcow2", f"--preallocation={mode}", path, "2M")
             io(path, "read -P 1 0 1000k", "read -P 0 1000k 1048k", fmt="qcow2")
 
+    def test_the_first_cluster_lies_at_offset_0(self):
+        """Which is the place of nothing elsewhere: a check does not take it for that."""
+        for extended in ("off", "on"):
+            path = self.path(f"first-{extended}.qcow2")
+            img("create", "-f", "qcow2", "-o", f"data_file={path}.data,extended_l2={extended}", path, "4M")
+            io(path, "write -P 1 0 64k", "write -P 2 64k 4k", fmt="qcow2")
+            img("check", "-f", "qcow2", path)
+
 
 if __name__ == "__main__":
     unittest.main()
