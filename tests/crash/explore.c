@@ -16,7 +16,8 @@
 #define PHASES 24u /* after which a workload is given up, if too few of its states count */
 #define TRIES (STATES_PER_WORKLOAD * PHASES)
 #define CHECK_UNCOUNTED_EVERY 4u /* of states in which all metadata is in order */
-#define PROGRESS_EVERY 10000u    /* states counted */
+#define FAILURES_PER_WORKLOAD 3u
+#define PROGRESS_EVERY 10000u /* states counted */
 #define SOON 24u /* after a metadata write was sent: when crashes are worth looking at */
 
 /* --- distinct states --------------------------------------------------------------------------------- */
@@ -247,6 +248,12 @@ static bool may_go_on(const struct explorer *x)
     return x->ret == 0 && (x->failed == 0 || x->keep_going);
 }
 
+/* What one workload shows, it shows again and again. */
+static bool shows_more(const struct explorer *x)
+{
+    return may_go_on(x) && x->failed < x->failed_before + FAILURES_PER_WORKLOAD;
+}
+
 static void co_explore(struct explorer *x, struct workload *w, uint64_t wanted)
 {
     uint64_t *times = pick_times(w);
@@ -261,9 +268,9 @@ static void co_explore(struct explorer *x, struct workload *w, uint64_t wanted)
         x->ret = 1;
     }
     /* Each phase spreads over the whole run, and goes forward in time as crash_states_make() wants it. */
-    for (size_t phase = 0; phase < PHASES && x->counted < goal && may_go_on(x); phase++) {
+    for (size_t phase = 0; phase < PHASES && x->counted < goal && shows_more(x); phase++) {
         crash_states_init(&states, &w->log, w->seed);
-        for (size_t i = phase; i < TRIES && may_go_on(x); i += PHASES) {
+        for (size_t i = phase; i < TRIES && shows_more(x); i += PHASES) {
             if (x->only >= 0 && i != (size_t)x->only) {
                 continue;
             }
@@ -298,6 +305,7 @@ static void co_run_workload(struct explorer *x, uint64_t seed, uint64_t wanted)
     ERROR_AUTO(err);
 
     set_config(x, &w);
+    x->failed_before = x->failed;
     x->workloads++;
     x->workloads_by_kind[w.config.kind]++;
     if (workload_co_run(&w, &err) < 0) {

@@ -34,6 +34,7 @@ struct explorer {
     uint64_t next_seed; /* behind the last one used */
     int ret;
     /* inside */
+    uint64_t failed_before; /* the present workload */
     struct seen counted_hashes, checked_hashes;
 };
 
