@@ -114,8 +114,8 @@ static int take_caches(struct qcow2 *q, struct options *opts, struct qcow2_cache
 
 /* --- overlap checks -------------------------------------------------------------------------- */
 
-static int take_overlap_template(struct options *opts, struct options *group, const char *mode,
-                                 unsigned *ret, struct error *err)
+static int take_overlap_template(struct options *group, const char *mode, unsigned *ret,
+                                 struct error *err)
 {
     static const struct {
         const char *name;
@@ -169,7 +169,7 @@ static int take_overlap_check(struct qcow2 *q, struct options *opts, struct erro
     if (!group && !(group = options_new())) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = take_overlap_template(opts, group, mode, &kinds, err);
+    r = take_overlap_template(group, mode, &kinds, err);
     for (unsigned kind = 0; kind < OVERLAP_KINDS && r == 0; kind++) {
         bool on;
 
