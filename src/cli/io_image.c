@@ -189,8 +189,62 @@ static void apply_changes(struct json_object *options, struct json_object *chang
     }
 }
 
+static struct block_node *child_of(const struct block_node *node, const char *name)
+{
+    if (strcmp(name, "file") == 0) {
+        return node->file ? node->file->node : NULL;
+    }
+    return strcmp(name, "backing") == 0 && node->backing ? node->backing->node : NULL;
+}
+
+/* Whether a value is the one that a node has, where it can't get another one. */
+static bool is_fixed_option(const char *name)
+{
+    return strcmp(name, "driver") == 0 || strcmp(name, "node-name") == 0;
+}
+
+/*
+ * What can't change by a reopen, and was given as it is, is taken out; -EINVAL (told) if it was given otherwise. So are children that
+ * are left without any option.
+ */
+static int drop_fixed(const struct block_node *node, struct json_object *given)
+{
+    struct json_object_iterator it = json_object_iter_begin(given);
+    struct json_object_iterator end = json_object_iter_end(given);
+
+    while (!json_object_iter_equal(&it, &end)) {
+        AUTO_FREE char *name = copy(json_object_iter_peek_name(&it));
+        struct json_object *value = json_object_iter_peek_value(&it);
+        const struct block_node *child = name ? child_of(node, name) : NULL;
+
+        json_object_iter_next(&it);
+        if (!name) {
+            return -ENOMEM;
+        }
+        if (is_fixed_option(name)) {
+            const char *is = name[0] == 'd' ? node->driver->name : block_node_name(node);
+
+            if (strcmp(json_object_get_string(value), is) != 0) {
+                cli_fail("Cannot change the option '%s'", name);
+                return -EINVAL;
+            }
+            json_object_object_del(given, name);
+        } else if (child && json_object_is_type(value, json_type_object)) {
+            int rc = drop_fixed(child, value);
+
+            if (rc < 0) {
+                return rc;
+            }
+            if (json_object_object_length(value) == 0) {
+                json_object_object_del(given, name);
+            }
+        }
+    }
+    return 0;
+}
+
 /* Options keep their values but for those of `changes`. */
-static int change_options(struct io_opening *o, const char *changes)
+static int change_options(struct io_opening *o, const struct block_node *node, const char *changes)
 {
     AUTO_OPTIONS struct options *old = NULL;
     AUTO_OPTIONS struct options *new = NULL;
@@ -205,7 +259,8 @@ static int change_options(struct io_opening *o, const char *changes)
     }
     merged = options_to_json(old);
     given = options_to_json(new);
-    if (merged && given) {
+    rc = given ? drop_fixed(node, given) : -ENOMEM;
+    if (rc == 0 && merged) {
         drop_outdated(merged, given);
         apply_changes(merged, given);
         free(o->options);
@@ -213,11 +268,15 @@ static int change_options(struct io_opening *o, const char *changes)
     }
     json_object_put(merged);
     json_object_put(given);
+    if (rc < 0) {
+        return rc;
+    }
     return o->options ? 0 : -ENOMEM;
 }
 
 /* What reopen changes in `o`. */
-static int change_opening(struct io_opening *o, const struct io_args *a)
+static int change_opening(struct io_opening *o, const struct block_node *node,
+                          const struct io_args *a)
 {
     if (a->set['r'] && a->set['w']) {
         cli_fail("Only one -r/-c/-w option may be given");
@@ -238,7 +297,7 @@ static int change_opening(struct io_opening *o, const struct io_args *a)
         free(o->cache);
         o->cache = copy(a->value['c']);
     }
-    if (a->set['o'] && change_options(o, a->value['o']) < 0) {
+    if (a->set['o'] && change_options(o, node, a->value['o']) < 0) {
         return -EINVAL;
     }
     o->read_only = a->set['r'] || (o->read_only && !a->set['w']);
@@ -265,7 +324,7 @@ static int co_reopen(struct io *io, const struct io_command *command, struct io_
         io_opening_clear(&before);
         return io_usage(command);
     }
-    rc = change_opening(&io->opening, a);
+    rc = change_opening(&io->opening, io->disk.node, a);
     if (rc == 0) {
         rc = io_co_close(io);
     }
@@ -349,6 +408,16 @@ static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_
     return div_round_up(block_node_size(node), per_table) * per_table;
 }
 
+/* Whether it is a format with clusters, or lies in a file: of others nothing is known. */
+static bool has_info(struct block_node *node)
+{
+    while (!node->driver->co_get_info && node->file) {
+        node = node->file->node;
+    }
+    return node->driver->co_get_info || strcmp(node->driver->name, "file") == 0 ||
+           strcmp(node->driver->name, "host_device") == 0;
+}
+
 static int co_info(struct io *io, const struct io_command *command, struct io_args *a)
 {
     struct block_node *node = io->disk.node;
@@ -359,7 +428,11 @@ static int co_info(struct io *io, const struct io_command *command, struct io_ar
     if (node->driver->co_get_info) {
         node->driver->co_get_info(node, &info);
     }
-    printf("format name: %s\ncluster size: %s\nvm state offset: %s\n", node->driver->name,
+    printf("format name: %s\n", node->driver->name);
+    if (!has_info(node)) {
+        return 0;
+    }
+    printf("cluster size: %s\nvm state offset: %s\n",
            io_size_text(info.cluster_size, cluster, sizeof(cluster)),
            io_size_text((double)vm_state_offset(node, info.cluster_size), state, sizeof(state)));
     if (node->driver->co_specific_info) {

@@ -210,6 +210,24 @@ class OfOurOwn(TestCase):
         self.assertIn(need, result.stderr)
         run(*tool("img"), "bench", "-n", "-t", "none", "-f", "raw", "-c", "1", path)
 
+    def test_what_a_reopen_cannot_change(self):
+        base, top = self.create("base.qcow2", "1M"), self.path("top.qcow2")
+        run(*tool("img"), "create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+        for name, values in (("node-name", ("foo",) * 3), ("driver", ("raw", "qcow2", "file"))):
+            for node, value in zip(("", "file.", "backing."), values):
+                command = f"reopen -o {node}{name}={value}"
+                result = io(top, command, fmt="qcow2", check=False)
+                self.assertEqual(result.returncode, 1, command)
+                self.assertIn(f"Cannot change the option '{name}'", result.stderr)
+        for same in ("driver=qcow2", "file.driver=file", "backing.driver=qcow2"):
+            io(top, f"reopen -o {same}", "write -P 1 0 4k", fmt="qcow2")
+        named = f"open -o node-name=foo,driver=qcow2 {top}"
+        run(*tool("io"), "-c", named, "-c", "reopen -o node-name=foo", "-c", "length")
+
+    def test_info_of_what_is_no_file(self):
+        node = "json:{'driver': 'null-co', 'size': 65536}"
+        self.assertEqual(run(*tool("io"), "-c", "info", node).stdout, "format name: null-co\n")
+
     def test_invalid_requests_are_told(self):
         path = self.create("a.raw", "1M", "raw")
         out = io(path, "aio_read -i 0 1k", "aio_write -i 0 1k", fmt="raw").stdout
