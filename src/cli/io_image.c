@@ -130,7 +130,12 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
     }
     if (a->argc == 1) {
         o.name = copy(a->argv[0]);
-        rc = a->set['o'] ? split_driver(&o, a->value['o']) : 0;
+        if (a->set['o'] && strncmp(o.name ?: "", "json:", 5) == 0) {
+            /* What is given here stands in place of what the name says. */
+            o.options = copy(a->value['o']);
+        } else if (a->set['o']) {
+            rc = split_driver(&o, a->value['o']);
+        }
     } else {
         o.options = copy(a->value['o']);
     }
@@ -429,6 +434,9 @@ static int co_info(struct io *io, const struct io_command *command, struct io_ar
         node->driver->co_get_info(node, &info);
     }
     printf("format name: %s\n", node->driver->name);
+    if (node->driver->is_protocol) {
+        printf("format name: %s\n", node->driver->name); /* as qemu-io, of its protocol name */
+    }
     if (!has_info(node)) {
         return 0;
     }

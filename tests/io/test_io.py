@@ -224,9 +224,16 @@ class OfOurOwn(TestCase):
         named = f"open -o node-name=foo,driver=qcow2 {top}"
         run(*tool("io"), "-c", named, "-c", "reopen -o node-name=foo", "-c", "length")
 
+    def test_options_of_open_go_before_those_of_the_name(self):
+        path = self.create("a.qcow2", "1M")
+        for inner in ("", "'driver':'raw',"):
+            name = f"json:{{{inner}'file':{{'driver':'file','filename':'{path}'}}}}"
+            out = run(*tool("io"), "-c", f"open -o driver=qcow2 {name}", "-c", "info").stdout
+            self.assertIn("format name: qcow2\n", out)
+
     def test_info_of_what_is_no_file(self):
         node = "json:{'driver': 'null-co', 'size': 65536}"
-        self.assertEqual(run(*tool("io"), "-c", "info", node).stdout, "format name: null-co\n")
+        self.assertEqual(run(*tool("io"), "-c", "info", node).stdout, "format name: null-co\n" * 2)
 
     def test_invalid_requests_are_told(self):
         path = self.create("a.raw", "1M", "raw")
