@@ -5,6 +5,7 @@ import importlib.machinery
 import importlib.util
 import os
 import sys
+import time
 import unittest
 
 TOP = os.environ["TIDEMARK_SOURCE"]
@@ -97,6 +98,7 @@ class RunningPrograms(unittest.TestCase):
                 os.kill(pid, 0)
                 if is_zombie(pid):
                     raise ProcessLookupError
+                time.sleep(0.01)
 
     def test_sanitizer_report_of_any_process_is_failure(self):
         script = "path=${ASAN_OPTIONS#log_path=}; echo bad >${path%%:*}.1"
