@@ -241,6 +241,8 @@ class Turns:
         disk, size, touched = self.snapshots[name]
         if size != self.size and (self.bitmaps or self.format["compat"] == "v2"):
             return
+        if self.format["refcount_bits"] < 8:
+            who = OURS  # QEMU counts the new references before it drops the old ones
         done = self.run(who[0], "snapshot", *self._how(who), "-a", name, self.path, check=False)
         if done.returncode == 0:
             if self.bitmaps:
