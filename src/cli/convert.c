@@ -216,19 +216,17 @@ static void end_turn_locked(struct convert *c, const struct chunk *chunk, int rc
     co_cond_broadcast(&c->turn_came);
 }
 
-/* Wait as long as the rate limit demands before `bytes` more may be moved. The lock is held. */
-static void co_pace_locked(struct convert *c, uint64_t bytes)
+/* Nanoseconds to wait, without the lock, before `bytes` more may be moved, as the rate limit demands. The lock is held. */
+static int64_t pace_locked(struct convert *c, uint64_t bytes)
 {
     int64_t now = loop_now_ns();
+    int64_t start = MAX(now, c->paced_until_ns);
 
     if (!c->rate) {
-        return;
+        return 0;
     }
-    if (c->paced_until_ns > now) {
-        loop_co_sleep(c->paced_until_ns - now);
-        now = loop_now_ns();
-    }
-    c->paced_until_ns = now + (int64_t)((double)bytes * 1e9 / (double)c->rate);
+    c->paced_until_ns = start + (int64_t)((double)bytes * 1e9 / (double)c->rate);
+    return start - now;
 }
 
 /* --- moving ------------------------------------------------------------------------------------------ */
@@ -429,15 +427,19 @@ static int co_step(struct worker *w, uint64_t *ret_length)
 {
     struct convert *c = w->c;
     struct chunk chunk = {.length = 0};
+    int64_t wait_ns = 0;
     int rc;
 
     co_mutex_lock(&c->lock);
     rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, &chunk);
     if (rc == 0 && chunk.length > 0) {
-        co_pace_locked(c, chunk.length);
+        wait_ns = pace_locked(c, chunk.length);
         co_count_locked(c, chunk.kind == CONVERT_DATA ? chunk.length : 0);
     }
     co_mutex_unlock(&c->lock);
+    if (wait_ns > 0) {
+        loop_co_sleep(wait_ns);
+    }
     if (rc == 0 && chunk.length > 0) {
         rc = co_copy_chunk(w, &chunk);
     }
