@@ -54,6 +54,9 @@ static void align_status(const struct block_node *node, uint64_t offset, uint64_
     ret->length = MIN(round_up(end, unit) - offset, length);
     ret->flags |= BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
     ret->flags &= ~BLOCK_STATUS_ZERO;
+    if (ret->file != node) {
+        ret->flags &= ~BLOCK_STATUS_OFFSET; /* what was added may lie anywhere else */
+    }
 }
 
 static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,

@@ -2,6 +2,7 @@
 """How `img convert` moves data: by the system, at a rate, past the page cache. And what it refuses to make."""
 
 import glob
+import json
 import os
 import re
 import struct
@@ -51,6 +52,17 @@ class CopyRange(TestCase):
         source = self.path("source.qcow2")
         img("convert", "-f", "raw", "-S", "0", "-O", "qcow2", self.disk, source)
         self.assertEqual(self.stored(self.convert(source, "-C")), 8 << 20)
+
+    def test_blocks_larger_than_clusters(self):
+        """Such a block begins where its first cluster lies, but the others lie elsewhere."""
+        source = self.path("source.qcow2")
+        img("create", "-q", "-f", "qcow2", "-o", "cluster_size=512", source, "64k")
+        io(source, *(f"write -P {i + 1} {i * 512} 512" for i in reversed(range(128))), fmt="qcow2")
+        blocks = {"driver": "blkdebug", "align": 4096,
+                  "image": {"driver": "qcow2", "file": {"driver": "file", "filename": source}}}  # fmt: skip
+        target = self.path("copy.raw")
+        img("convert", "-C", "-O", "raw", "json:" + json.dumps(blocks), target)
+        self.assertIn("identical", qemu_img("compare", source, target).stdout)
 
     def test_what_the_system_cannot_copy_is_read_and_written(self):
         self.convert(self.disk, "-f", "raw", "-C", fmt="qcow2")
