@@ -7,10 +7,11 @@ import signal
 import struct
 import unittest
 
+from qcow2_edit import COPIED, Image
 from tidemark import TestCase, compat, io, qemu_img, qemu_io, run
 
 INCOMPATIBLE = 72
-DIRTY = 1
+DIRTY, CORRUPT = 1, 2
 
 
 class LazyRefcounts(TestCase):
@@ -59,6 +60,15 @@ class LazyRefcounts(TestCase):
         report = qemu_img("check", image, check=False)
         self.assertNotIn("L2 cluster", report.stdout + report.stderr)
         self.assertIn("data cluster", report.stdout + report.stderr)
+
+    def test_a_corrupt_image_stays_marked(self):
+        """A table as data: the flush of what was written before sets the dirty bit beside the mark."""
+        image = self.create_lazy()
+        io(image, "write 0 64k", fmt="qcow2")
+        edit = Image(image)
+        edit.put64(edit.l2_place(0), edit.l2_table() | COPIED)
+        io(image, "write 1M 64k", "write 0 512", "flush", fmt="qcow2", check=False)
+        self.assertEqual(self.incompatible(image), DIRTY | CORRUPT)
 
     def test_the_option_overrides_the_image(self):
         image = self.create_lazy()
