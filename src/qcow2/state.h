@@ -403,7 +403,7 @@ int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, u
 int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                           unsigned flags);
 int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
-/* Whole clusters, also beyond the end of the disk: plain zero; or no mapping at all. */
+/* Whole clusters, also beyond the end of the disk: zero, those with a place keep it; or no mapping at all. */
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 /* Read guest bytes into a flat buffer, the guest range held; zeroes behind the end of the disk. */

@@ -384,7 +384,7 @@ int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
-    return co_change_range(q, offset, length, CHANGE_ZERO_UNMAP);
+    return co_change_range(q, offset, length, CHANGE_ZERO_KEEP);
 }
 
 int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length)

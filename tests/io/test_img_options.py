@@ -199,6 +199,8 @@ class Preallocation(TestCase):
             img("resize", "-f", "qcow2", f"--preallocation={mode}", top, "128k")
             io(top, "read -P 1 0 31k", "read -P 0 31k 97k", fmt="qcow2")
             self.assertEqual(os.stat(top).st_size, 7 * 65536)
+            extents = json.loads(qemu_img("map", "--output=json", top).stdout)
+            self.assertTrue(all(e["depth"] == 0 and "offset" in e for e in extents), extents)
             qemu_img("check", top)
 
 
