@@ -4,7 +4,8 @@
  * read and write on their own, so that up to `workers` requests are in flight. What lies in the page cache is copied on the
  * spot, by the thread that asks for it; so once it is plain that there is much to copy, the second half of the workers starts in
  * a thread of its own. Unless the order of writes does not matter (out_of_order, or compressed data, which finds its place
- * late), a request that was read waits until it is its turn to be written, so the target is laid out in order.
+ * late), what was read is written in order, by one worker at a time: it goes on with what others have read, for as long as the
+ * next one is there. So one thread writes while the other reads, and the target is laid out in order.
  */
 #include "cli/convert.h"
 
@@ -33,6 +34,9 @@ struct chunk {
 struct worker {
     struct convert *c;
     uint8_t *buffer;
+    struct chunk chunk;
+    bool fetched; /* the chunk waits to be written; guarded by the lock */
+    int result;   /* of writing it */
 };
 
 static struct convert_source *source_at(struct convert *c, uint64_t offset)
@@ -184,38 +188,6 @@ static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
     return 0;
 }
 
-/* --- order ------------------------------------------------------------------------------------------- */
-
-static bool is_ordered(const struct convert *c)
-{
-    return !c->out_of_order && !c->compressed;
-}
-
-/* Wait until all requests before this one are written. -ECANCELED if one of them failed. */
-static int co_wait_for_turn(struct convert *c, const struct chunk *chunk)
-{
-    int rc;
-
-    if (!is_ordered(c)) {
-        return 0;
-    }
-    co_mutex_lock(&c->lock);
-    while (c->turn != chunk->number && !c->failed) {
-        co_cond_wait(&c->turn_came, &c->lock);
-    }
-    rc = c->failed ? -ECANCELED : 0;
-    co_mutex_unlock(&c->lock);
-    return rc;
-}
-
-/* A request is done (if there was one), or failed: then all others stop. */
-static void end_turn_locked(struct convert *c, const struct chunk *chunk, int rc)
-{
-    c->failed |= rc < 0;
-    c->turn += chunk->length > 0;
-    co_cond_broadcast(&c->turn_came);
-}
-
 /* Nanoseconds to wait, without the lock, before `bytes` more may be moved, as the rate limit demands. The lock is held. */
 static int64_t pace_locked(struct convert *c, uint64_t bytes)
 {
@@ -360,32 +332,102 @@ static int co_offload_chunk(struct convert *c, const struct chunk *chunk)
     return 0;
 }
 
-static int co_copy_chunk(struct worker *w, const struct chunk *chunk)
+/* What can be done before it is its turn. */
+static int co_fetch_chunk(struct worker *w)
 {
-    int rc = 0;
+    bool reads = w->chunk.kind == CONVERT_DATA && !w->c->offload;
 
-    switch (chunk->kind) {
+    return reads ? co_read_chunk(w->c, &w->chunk, w->buffer) : 0;
+}
+
+static int co_put_chunk(struct worker *w)
+{
+    struct convert *c = w->c;
+    int rc;
+
+    switch (w->chunk.kind) {
     case CONVERT_BACKING:
-        rc = co_wait_for_turn(w->c, chunk);
-        break;
+        return 0;
     case CONVERT_ZERO:
-        rc = co_wait_for_turn(w->c, chunk);
-        rc = rc < 0 ? rc : co_write_nothing(w->c, chunk->offset, chunk->length);
-        break;
+        return co_write_nothing(c, w->chunk.offset, w->chunk.length);
     case CONVERT_DATA:
-        if (w->c->offload) {
-            rc = co_wait_for_turn(w->c, chunk);
-            rc = rc < 0 ? rc : co_offload_chunk(w->c, chunk);
-            if (rc != -ENOTSUP) {
-                break;
-            }
-        }
-        rc = co_read_chunk(w->c, chunk, w->buffer);
-        rc = rc < 0 ? rc : co_wait_for_turn(w->c, chunk);
-        rc = rc < 0 ? rc : co_write_runs(w->c, chunk, w->buffer);
         break;
     }
-    return rc;
+    if (c->offload) {
+        rc = co_offload_chunk(c, &w->chunk);
+        if (rc != -ENOTSUP) {
+            return rc;
+        }
+        rc = co_read_chunk(c, &w->chunk, w->buffer);
+        if (rc < 0) {
+            return rc;
+        }
+    }
+    return co_write_runs(c, &w->chunk, w->buffer);
+}
+
+/* --- order ------------------------------------------------------------------------------------------- */
+
+static bool is_ordered(const struct convert *c)
+{
+    return !c->out_of_order && !c->compressed;
+}
+
+/* The worker that has fetched what is to be written next, or NULL. */
+static struct worker *find_next_locked(struct convert *c)
+{
+    for (unsigned i = 0; i < c->started && !c->failed; i++) {
+        if (c->worker[i].fetched && c->worker[i].chunk.number == c->turn) {
+            return &c->worker[i];
+        }
+    }
+    return NULL;
+}
+
+/* Write what is there, of whichever worker, in order. One at a time. */
+static void co_put_fetched_locked(struct convert *c)
+{
+    struct worker *next;
+
+    c->writing = true;
+    while ((next = find_next_locked(c)) != NULL) {
+        co_mutex_unlock(&c->lock);
+        next->result = co_put_chunk(next);
+        co_mutex_lock(&c->lock);
+        next->fetched = false;
+        c->turn++;
+        c->failed |= next->result < 0;
+        co_cond_broadcast(&c->turn_came);
+    }
+    c->writing = false;
+}
+
+static int co_put_in_turn(struct worker *w)
+{
+    struct convert *c = w->c;
+
+    co_mutex_lock(&c->lock);
+    w->result = -ECANCELED;
+    w->fetched = true;
+    if (!c->writing) {
+        co_put_fetched_locked(c);
+    }
+    while (w->fetched && !(c->failed && !c->writing)) {
+        co_cond_wait(&c->turn_came, &c->lock);
+    }
+    w->fetched = false;
+    co_mutex_unlock(&c->lock);
+    return w->result;
+}
+
+static int co_copy_chunk(struct worker *w)
+{
+    int rc = co_fetch_chunk(w);
+
+    if (rc < 0) {
+        return rc;
+    }
+    return is_ordered(w->c) ? co_put_in_turn(w) : co_put_chunk(w);
 }
 
 static void co_work(void *arg);
@@ -426,30 +468,33 @@ static void co_count_locked(struct convert *c, uint64_t bytes)
 static int co_step(struct worker *w, uint64_t *ret_length)
 {
     struct convert *c = w->c;
-    struct chunk chunk = {.length = 0};
+    struct chunk *chunk = &w->chunk;
     int64_t wait_ns = 0;
     int rc;
 
     co_mutex_lock(&c->lock);
-    rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, &chunk);
-    if (rc == 0 && chunk.length > 0) {
-        wait_ns = pace_locked(c, chunk.length);
-        co_count_locked(c, chunk.kind == CONVERT_DATA ? chunk.length : 0);
+    chunk->length = 0;
+    rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, chunk);
+    if (rc == 0 && chunk->length > 0) {
+        wait_ns = pace_locked(c, chunk->length);
+        co_count_locked(c, chunk->kind == CONVERT_DATA ? chunk->length : 0);
     }
     co_mutex_unlock(&c->lock);
     if (wait_ns > 0) {
         loop_co_sleep(wait_ns);
     }
-    if (rc == 0 && chunk.length > 0) {
-        rc = co_copy_chunk(w, &chunk);
+    if (rc == 0 && chunk->length > 0) {
+        rc = co_copy_chunk(w);
     }
     co_mutex_lock(&c->lock);
-    end_turn_locked(c, &chunk, rc);
-    if (rc == 0 && (chunk.kind == CONVERT_DATA || !c->show_progress)) {
-        cli_progress_add(&c->progress, chunk.length);
+    if (rc < 0) {
+        c->failed = true;
+        co_cond_broadcast(&c->turn_came);
+    } else if (chunk->kind == CONVERT_DATA || !c->show_progress) {
+        cli_progress_add(&c->progress, chunk->length);
     }
     co_mutex_unlock(&c->lock);
-    *ret_length = chunk.length;
+    *ret_length = chunk->length;
     return rc;
 }
 

@@ -52,6 +52,7 @@ struct convert {
     int64_t paced_until_ns; /* rate limit */
     uint64_t chunks;        /* requests that were taken */
     uint64_t turn;          /* number of the request to be written next, where order matters */
+    bool writing;           /* a worker does so, in order */
     struct co_cond turn_came;
     bool failed;            /* a worker gave up; the others stop */
     uint64_t copied;        /* bytes of data that were taken so far */
