@@ -57,6 +57,7 @@ demo: deps-demo all
 bench: deps-bench all
 	@bench/run
 	@bench/convert
+	@bench/check
 	@bench/open
 
 lint: deps-build deps-test deps-lint

@@ -178,7 +178,7 @@ int img_check_main(int argc, char **argv)
     struct cli_image image = {.cache = "writeback"};
     const char *output = NULL, *repair = NULL;
     bool json, quiet = false;
-    unsigned fix, flags = BLOCK_OPEN_CHECK;
+    unsigned fix, flags = BLOCK_OPEN_CHECK | BLOCK_OPEN_NO_BACKING;
     enum check_status status;
     ERROR_AUTO(err);
     CLI_DISK_AUTO(disk);

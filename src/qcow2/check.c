@@ -60,27 +60,37 @@ void qcow2_complain_corrupt(struct check *c, const char *fmt, ...)
 
 /* --- counting ---------------------------------------------------------------------------------- */
 
+/* `n` clusters from `first` on have as many references as can be counted. */
+static void complain_overflow(struct check *c, uint64_t first, uint64_t n)
+{
+    for (uint64_t i = 0; i < n && c->complaints < CHECK_COMPLAINTS_MAX; i++) {
+        qcow2_complain(
+            c,
+            "ERROR: overflow cluster offset=%#llx\nUse qemu-img amend to increase the refcount "
+            "entry "
+            "width or qemu-img convert to create a clean copy if the image cannot be opened for "
+            "writing",
+            (unsigned long long)(first + i) << c->q->cluster_bits);
+    }
+    c->result->corruptions += n;
+}
+
 /* Clusters [first, first + n) of the file. */
 static void count_clusters(struct check *c, uint64_t first, uint64_t n)
 {
     while (n > 0 && !c->out_of_memory) {
-        uint64_t done;
+        uint64_t done, full = 0;
+        uint32_t references;
         int r = counts_add(c->counts, first, n, &done);
 
-        first += done;
-        n -= done;
         if (r == -ENOMEM) {
             c->out_of_memory = true;
         } else if (r < 0) {
-            qcow2_complain_corrupt(
-                c,
-                "ERROR: overflow cluster offset=%#llx\nUse qemu-img amend to increase the refcount "
-                "entry width or qemu-img convert to create a clean copy if the image cannot be "
-                "opened for writing",
-                (unsigned long long)first << c->q->cluster_bits);
-            first++;
-            n--;
+            full = counts_run(c->counts, first + done, n - done, &references);
+            complain_overflow(c, first + done, full);
         }
+        first += done + full;
+        n -= done + full;
     }
 }
 

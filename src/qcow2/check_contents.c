@@ -9,7 +9,7 @@
 #include "qcow2/check.h"
 
 /* So much of L2 tables is read even if they lie upon each other. */
-#define L2_TABLES_BYTES_FEW (256 * MiB)
+#define L2_TABLES_BYTES_FEW (16 * MiB)
 
 /* --- data ------------------------------------------------------------------------------------------ */
 
@@ -53,7 +53,9 @@ static void count_data_cluster(struct check *c, uint64_t *place, uint64_t entry,
     }
 }
 
-static void count_compressed_cluster(struct check *c, uint64_t entry)
+/* The `index`th of its table. */
+static void count_compressed_cluster(struct check *c, uint64_t index, uint64_t entry,
+                                     uint64_t bitmap)
 {
     uint64_t host, size;
 
@@ -63,9 +65,11 @@ static void count_compressed_cluster(struct check *c, uint64_t entry)
             c, "ERROR: coffset=%#llx: copied flag must never be set for compressed clusters",
             (unsigned long long)host);
     }
-    if (c->q->has_data_file) {
-        qcow2_complain_corrupt(c, "ERROR compressed cluster with data file, entry=%#llx",
-                               (unsigned long long)entry);
+    if (c->q->has_data_file || bitmap != 0) {
+        qcow2_complain_corrupt(c, "ERROR compressed cluster %llu with %s, entry=%#llx",
+                               (unsigned long long)index,
+                               bitmap != 0 ? "non-zero subcluster allocation bitmap" : "data file",
+                               (unsigned long long)(entry & ~ENTRY_COPIED));
         return;
     }
     if (c->active) {
@@ -95,12 +99,13 @@ static void check_subclusters(struct check *c, uint64_t entry, uint64_t bitmap)
     }
 }
 
-static void count_entry(struct check *c, uint64_t *place, uint64_t bitmap)
+static void count_entry(struct check *c, uint64_t *table, uint64_t index)
 {
-    uint64_t entry = be64toh(*place);
+    uint64_t *place = &table[index << c->q->extended_l2], entry = be64toh(*place);
+    uint64_t bitmap = c->q->extended_l2 ? be64toh(place[1]) : 0;
 
     if (entry & L2_COMPRESSED) {
-        count_compressed_cluster(c, entry);
+        count_compressed_cluster(c, index, entry, bitmap);
         return;
     }
     if (entry & L2_RESERVED_MASK) {
@@ -147,7 +152,7 @@ static void count_standard_entries(struct check *c, uint64_t *table, uint64_t en
         }
         run = plain_run(q, &table[i], entries - i);
         if (run == 0) {
-            count_entry(c, &table[i++], 0);
+            count_entry(c, table, i++);
             continue;
         }
         note_data(c, be64toh(table[i]) & ENTRY_OFFSET_MASK, run);
@@ -162,7 +167,7 @@ static void count_extended_entries(struct check *c, uint64_t *table, uint64_t en
 {
     for (uint64_t i = 0; i < entries && !c->out_of_memory; i++) {
         if (table[2 * i] != 0 || table[2 * i + 1] != 0) {
-            count_entry(c, &table[2 * i], be64toh(table[2 * i + 1]));
+            count_entry(c, table, i);
         }
     }
 }

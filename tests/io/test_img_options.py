@@ -142,7 +142,6 @@ class Circles(TestCase):
         out = self.path("out.raw")
         for command in (
             ("map", one),
-            ("check", one),
             ("convert", one, out),
             ("compare", one, two),
             ("measure", one),
@@ -154,6 +153,7 @@ class Circles(TestCase):
             self.assertIn(result.returncode, (1, 2), command)
             self.assertRegex(result.stderr, "circle|infinite loop|lock")
         self.assertIn("infinite loop", img("info", "--backing-chain", one, check=False).stderr)
+        img("check", one)  # looks at the one image alone
         # The way out.
         img("rebase", "-u", "-f", "qcow2", "-b", "", two)
         img("map", one)

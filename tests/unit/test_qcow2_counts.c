@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Numbers of clusters in a sparse tree, beside an array. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "qcow2/counts.h"
+
+#define CLUSTERS 100000u
+#define NO_LIMIT (64 * MiB)
+
+/* The same request to both; what can't be counted is skipped. */
+static void add(struct counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n)
+{
+    while (n > 0) {
+        uint64_t done;
+        int r = counts_add(c, first, n, &done);
+
+        for (uint64_t i = 0; i < done; i++) {
+            model[first + i]++;
+        }
+        first += done;
+        n -= done;
+        if (r < 0) {
+            assert_int_equal(r, -ERANGE);
+            assert_int_equal(model[first], max);
+            first++;
+            n--;
+        } else {
+            assert_int_equal(n, 0);
+        }
+    }
+}
+
+static void compare(const struct counts *c, const uint32_t *model)
+{
+    uint64_t n;
+
+    for (uint64_t i = 0; i < CLUSTERS; i += n) {
+        uint32_t number;
+
+        n = counts_run(c, i, CLUSTERS - i, &number);
+        assert_in_range(n, 1, CLUSTERS - i);
+        for (uint64_t j = i; j < i + n; j++) {
+            if (model[j] != number) {
+                fail_msg("cluster %llu has %u, wanted %u", (unsigned long long)j, number, model[j]);
+            }
+        }
+        assert_int_equal(counts_get(c, i), number);
+        assert_int_equal(counts_get(c, i + n - 1), number);
+    }
+}
+
+static void check_random(uint32_t max, unsigned rounds, unsigned longest)
+{
+    struct counts *c = counts_new(CLUSTERS, max, NO_LIMIT);
+    uint32_t *model = calloc(CLUSTERS, sizeof(*model));
+
+    srand(max);
+    for (unsigned i = 0; i < rounds; i++) {
+        uint64_t first = (uint64_t)rand() % CLUSTERS, n = 1 + (uint64_t)rand() % longest;
+
+        add(c, model, max, first, MIN(n, CLUSTERS - first));
+    }
+    compare(c, model);
+    counts_free(c);
+    free(model);
+}
+
+static void agrees_with_an_array(void **state)
+{
+    check_random(1, 3000, 100);
+    check_random(3, 3000, 1000);
+    check_random(255, 600, 90000);
+    check_random(65535, 300, 90000);
+    check_random(UINT32_MAX, 700, 90000);
+    check_random(UINT32_MAX, 30000, 1);
+}
+
+static void whole_file_again_and_again(void **state)
+{
+    struct counts *c = counts_new(CLUSTERS, 65535, NO_LIMIT);
+    uint32_t *model = calloc(CLUSTERS, sizeof(*model));
+
+    for (unsigned i = 0; i < 600; i++) {
+        assert_int_equal(counts_any_shared(c), i > 1);
+        add(c, model, 65535, 0, CLUSTERS);
+        if (i % 100 == 50) {
+            compare(c, model);
+            add(c, model, 65535, 70000, 1);
+        }
+    }
+    compare(c, model);
+    counts_free(c);
+    free(model);
+}
+
+static void memory_is_bounded(void **state)
+{
+    uint64_t clusters = 1ULL << 54, done;
+    struct counts *c = counts_new(clusters, 65535, MiB);
+    unsigned made = 0;
+
+    while (counts_add(c, (clusters - 1) / 4096 * made, 1, &done) == 0) {
+        made++;
+    }
+    assert_in_range(made, 20, 1000);
+    counts_free(c);
+}
+
+/* A file of an exbibyte is nothing where nothing is in it. */
+static void what_is_empty_is_one_run(void **state)
+{
+    uint64_t clusters = 1ULL << 54, at = 0, runs = 0, done;
+    struct counts *c = counts_new(clusters, 65535, MiB);
+
+    assert_int_equal(counts_add(c, clusters / 2, 7, &done), 0);
+    assert_int_equal(counts_add(c, clusters - 1, 1, &done), 0);
+    while (at < clusters) {
+        uint32_t number;
+
+        at += counts_run(c, at, clusters - at, &number);
+        runs++;
+    }
+    assert_in_range(runs, 5, 8000);
+    assert_int_equal(counts_get(c, clusters / 2 + 6), 1);
+    assert_int_equal(counts_get(c, clusters / 2 + 7), 0);
+    counts_free(c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(agrees_with_an_array),
+        cmocka_unit_test(whole_file_again_and_again),
+        cmocka_unit_test(memory_is_bounded),
+        cmocka_unit_test(what_is_empty_is_one_run),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
