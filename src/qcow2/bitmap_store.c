@@ -536,10 +536,10 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *
     struct stored_bitmap *s, *gone = qcow2_find_stored(q, bitmap->name);
     struct garbage made = {0}, old = {0};
     struct list list;
-    int r = 0;
+    int r = gone ? qcow2_refuse_broken(q, err) : 0;
 
-    if (!gone) {
-        return 0;
+    if (r < 0 || !gone) {
+        return r;
     }
     list_init(&list);
     LIST_FOREACH (s, &q->stored_bitmaps, link) {

@@ -70,6 +70,18 @@ void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
     }
 }
 
+int qcow2_refuse_broken(const struct qcow2 *q, struct error *err)
+{
+    int r = qcow2_check_writable(q);
+
+    if (r == -ENOMEDIUM) {
+        return error_set(err, -r, "No medium inserted");
+    }
+    return r < 0 ? error_set(err, -r, "Image '%s' takes no more writes",
+                             block_node_display_name(q->node))
+                 : 0;
+}
+
 int qcow2_co_corrupt_entry(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
                            uint64_t guest, bool writing)
 {

@@ -309,8 +309,11 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
 {
     struct qcow2 *q = qcow2_state(node);
     uint64_t old_size = block_node_size(node), greatest = q->greatest_size;
-    int r;
+    int r = qcow2_refuse_broken(q, err);
 
+    if (r < 0) {
+        return r;
+    }
     if (!is_aligned(size, SECTOR_SIZE)) {
         return error_set(err, EINVAL, "The new size must be a multiple of 512");
     }

@@ -197,8 +197,11 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
     struct qcow2 *q = qcow2_state(node);
     AUTO_FREE uint64_t *l1 = copy_active_l1(q);
     struct qcow2_snapshot *s;
-    int r;
+    int r = qcow2_refuse_broken(q, err);
 
+    if (r < 0) {
+        return r;
+    }
     if (q->has_data_file) {
         return error_set(err, ENOTSUP,
                          "Image '%s' has an external data file, which can't hold snapshots",
@@ -301,10 +304,10 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     AUTO_FREE uint64_t *l1 = NULL;
     uint64_t offset = 0;
     uint32_t entries = 0;
-    int r;
+    int r = s ? qcow2_refuse_broken(q, err) : -ENOENT;
 
-    if (!s) {
-        return -ENOENT;
+    if (r < 0) {
+        return r;
     }
     if (!list_is_empty(&node->bitmaps)) {
         return error_set(err, ENOTSUP,
@@ -343,10 +346,10 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
     struct qcow2_snapshot *s = find_any(q, id_or_name, err);
     AUTO_FREE uint64_t *l1 = NULL;
     struct list *after;
-    int r;
+    int r = s ? qcow2_refuse_broken(q, err) : -ENOENT;
 
-    if (!s) {
-        return -ENOENT;
+    if (r < 0) {
+        return r;
     }
     r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
     if (r < 0) {

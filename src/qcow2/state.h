@@ -356,6 +356,8 @@ static inline int qcow2_check_writable(const struct qcow2 *q)
     }
     return atomic_load_explicit(&q->corrupt, memory_order_relaxed) ? -ENOMEDIUM : -EIO;
 }
+/* The same for what changes the image as a whole, in words. */
+int qcow2_refuse_broken(const struct qcow2 *q, struct error *err);
 
 /* --- refcount.c --- */
 int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret);

@@ -102,6 +102,12 @@ class Corrupt(TestCase):
         self.image.put64(self.image.reftable, self.image.refblock() + MISPLACED)
         self.refused("Refblock offset 0x20200 unaligned (reftable index: 0)", "write 1M 64k")
 
+    def test_a_marked_image_keeps_its_size(self):
+        self.image.put64(self.entry, self.image.l2_table() | COPIED)
+        self.refused("Preventing invalid write on metadata", "write -P 5 0 512", "truncate 128G")
+        ours, theirs = Image(self.path("ours.qcow2")), Image(self.path("theirs.qcow2"))
+        self.assertEqual(ours.file_size(), theirs.file_size())
+
     def test_what_does_no_harm(self):
         self.image.put64(self.entry, self.image.host(0) + MISPLACED | COPIED)
         status, text, marked = self.both("discard 0 64k", "read -P 0 0 64k",
