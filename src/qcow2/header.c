@@ -205,12 +205,22 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
                        BITMAP_DIRECTORY_BYTES_MAX, err);
 }
 
-static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size)
+/* There are only so many that nobody knows: those that we know come to them when the header is written. */
+static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
+                          struct error *err)
 {
-    struct qcow2_extension *e = malloc(sizeof(*e) + size);
+    struct qcow2_extension *e;
+    unsigned count = 0;
 
+    LIST_FOREACH (e, &q->extensions, link) {
+        count++;
+    }
+    if (count == EXTENSIONS_MAX) {
+        return error_set(err, EINVAL, "Header extension too large");
+    }
+    e = malloc(sizeof(*e) + size);
     if (!e) {
-        return -ENOMEM;
+        return error_set(err, ENOMEM, "Out of memory");
     }
     e->type = type;
     e->size = size;
@@ -239,8 +249,7 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
     case EXT_FEATURE_NAMES:
         return 0; /* written anew */
     default:
-        return keep_extension(q, type, data, size) == 0 ? 0
-                                                        : error_set(err, ENOMEM, "Out of memory");
+        return keep_extension(q, type, data, size, err);
     }
 }
 
@@ -249,7 +258,7 @@ static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, 
 {
     uint64_t at = q->header_length;
 
-    for (int n = 0; at < end; n++) {
+    while (at < end) {
         uint32_t type, size;
         int r;
 
@@ -262,7 +271,7 @@ static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, 
             at += 8;
             break;
         }
-        if (n == EXTENSIONS_MAX || size > end - at - 8) {
+        if (size > end - at - 8) {
             return error_set(err, EINVAL, "Header extension too large");
         }
         r = parse_extension(q, type, head + at + 8, size, err);

@@ -69,6 +69,15 @@ class Header(TestCase):
             change()
             self.assertEqual(image.u64(80) & 1 << 60, 1 << 60)
 
+    def test_ours_come_to_as_many_extensions_as_may_be(self):
+        extensions = [(EXT_UNKNOWN + n, b"") for n in range(64)]
+        build(self.image, 1 << 20, extensions=extensions)
+        for change in self.rewrites():
+            change()
+            img("info", self.image)
+        build(self.image, 1 << 20, extensions=extensions + [(EXT_UNKNOWN + 64, b"")])
+        self.assertIn("Header extension too large", self.refused("info", self.image))
+
     def test_corrupt_images_are_read_only(self):
         build(self.image, 1 << 20)
         io(self.image, "write -P 5 0 64k", fmt="qcow2")
