@@ -14,7 +14,8 @@
  *
  *   short form -> sync -> what lies behind the first sector -> sync -> first sector -> sync
  *
- * The backing file name that the short form names lies where neither the old header nor the new one has anything.
+ * The backing file name that the short form names lies where neither the old header nor the new one has anything. So does the
+ * name of a data file that is too long for the first sector; feature names that nobody needs reach up to there.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -103,11 +104,12 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
 
 /* --- forms ------------------------------------------------------------------------------------------ */
 
-enum form { FORM_FULL, FORM_WITHOUT_FEATURE_NAMES, FORM_SHORT };
+enum form { FORM_FULL, FORM_WITHOUT_FEATURE_NAMES, FORM_SHORT, FORM_SHORT_APART };
 
 /* A header cluster. */
 struct header {
     uint8_t *bytes;        /* cluster_size */
+    size_t apart;          /* of a short form: where what is not in the first sector begins */
     size_t extensions_end; /* with the end mark */
     size_t name, name_end; /* backing file name; 0: none */
 };
@@ -151,7 +153,7 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
     if (q->backing_format) {
         put_extension(sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
     }
-    if (q->data_filename) {
+    if (q->data_filename && form != FORM_SHORT_APART) {
         put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
     }
     if (form == FORM_FULL && q->version >= 3) {
@@ -159,12 +161,11 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
     }
     put_bitmaps_and_size(q, sb);
     LIST_FOREACH (e, &q->extensions, link) {
-        if (form == FORM_SHORT && sb->len + 8 + round_up(e->size, 8) + 8 > SECTOR_SIZE) {
+        if (form >= FORM_SHORT && sb->len + 8 + round_up(e->size, 8) + 8 > SECTOR_SIZE) {
             break;
         }
         put_extension(sb, e->type, e->data, e->size);
     }
-    put_extension(sb, EXT_END, NULL, 0);
 }
 
 static void put_name(const struct qcow2 *q, struct header *h, size_t at)
@@ -180,8 +181,23 @@ static void put_name(const struct qcow2 *q, struct header *h, size_t at)
     }
 }
 
-/* All but the backing file name. -ENOSPC if extensions end behind `limit`. */
-static int build_form(struct qcow2 *q, enum form form, size_t limit, struct header *ret)
+/* Feature names that reach up to `apart`, and the name of the data file behind them. */
+static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t apart)
+{
+    uint8_t head[8];
+
+    store_be32(head, EXT_FEATURE_NAMES);
+    store_be32(head + 4, (uint32_t)(apart - sb->len - sizeof(head)));
+    strbuf_append(sb, head, sizeof(head));
+    while (sb->len < apart && !sb->failed) {
+        strbuf_append(sb, "", 1);
+    }
+    put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
+}
+
+/* All but the backing file name. -ENOSPC if extensions end behind `limit`; those of FORM_SHORT_APART go on at `apart`. */
+static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apart,
+                      struct header *ret)
 {
     uint8_t fixed[HDR_OUR_SIZE] = {0};
     STRBUF_AUTO(sb);
@@ -192,6 +208,11 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, struct head
         strbuf_append(&sb, q->unknown_fields, q->unknown_fields_size);
     }
     put_extensions(q, &sb, form);
+    if (form == FORM_SHORT_APART && sb.len + 8 <= SECTOR_SIZE) {
+        put_data_file_apart(q, &sb, apart);
+        limit = q->cluster_size;
+    }
+    put_extension(&sb, EXT_END, NULL, 0);
     if (sb.failed) {
         return -ENOMEM;
     }
@@ -200,6 +221,7 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, struct head
     }
     memset(ret->bytes, 0, q->cluster_size);
     memcpy(ret->bytes, sb.data, sb.len);
+    ret->apart = apart;
     ret->extensions_end = sb.len;
     ret->name = ret->name_end = 0;
     return 0;
@@ -219,13 +241,21 @@ static bool needs_short_form(const struct header_write *w)
     return !rest_is_there(w) && end_of(&w->old) > SECTOR_SIZE;
 }
 
-/* A place for the name that the short form has. */
-static int place_short_name(const struct qcow2 *q, struct header_write *w)
+/* The short form, with places for the names that it has. */
+static int build_short(struct qcow2 *q, struct header_write *w)
 {
-    size_t size = name_size(q), at = w->brief.extensions_end;
+    size_t size = name_size(q), apart = round_up(MAX(end_of(&w->new), end_of(&w->old)), 8), at;
+    int r = build_form(q, FORM_SHORT, SECTOR_SIZE, apart, &w->brief);
 
+    if (r == -ENOSPC && q->data_filename) {
+        r = build_form(q, FORM_SHORT_APART, SECTOR_SIZE, apart, &w->brief);
+    }
+    if (r < 0) {
+        return r;
+    }
+    at = w->brief.extensions_end;
     if (!range_fits(at, size, SECTOR_SIZE)) {
-        at = round_up(MAX(end_of(&w->new), end_of(&w->old)), 8);
+        at = MAX(at, apart);
     }
     if (!range_fits(at, size, q->cluster_size)) {
         return -ENOSPC;
@@ -236,7 +266,7 @@ static int place_short_name(const struct qcow2 *q, struct header_write *w)
 
 static int build_with(struct qcow2 *q, struct header_write *w, enum form form)
 {
-    int r = build_form(q, form, q->cluster_size, &w->new);
+    int r = build_form(q, form, q->cluster_size, 0, &w->new);
 
     if (r == 0 && !range_fits(w->new.extensions_end, name_size(q), q->cluster_size)) {
         r = -ENOSPC;
@@ -245,8 +275,7 @@ static int build_with(struct qcow2 *q, struct header_write *w, enum form form)
         return r;
     }
     put_name(q, &w->new, w->new.extensions_end);
-    r = build_form(q, FORM_SHORT, SECTOR_SIZE, &w->brief);
-    return r == 0 && needs_short_form(w) ? place_short_name(q, w) : r;
+    return needs_short_form(w) ? build_short(q, w) : 0;
 }
 
 static int build(struct qcow2 *q, struct header_write *w, struct error *err)
@@ -298,8 +327,8 @@ static int co_write_by_short_form(struct qcow2 *q, struct header_write *w)
 {
     int r = 0;
 
-    if (w->brief.name_end > SECTOR_SIZE) {
-        r = co_write_part(q, &w->brief, w->brief.name, w->brief.name_end);
+    if (end_of(&w->brief) > SECTOR_SIZE) {
+        r = co_write_part(q, &w->brief, w->brief.apart, end_of(&w->brief));
     }
     r = r < 0 ? r : co_switch(q, w, &w->brief);
     if (r < 0) {

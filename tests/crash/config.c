@@ -64,6 +64,7 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         break;
     case DATA_FILE:
         c->data_file = true;
+        c->long_names = variant % 2;
         c->extended_l2 = variant % 4 == 3;
         break;
     case COMPRESSED:

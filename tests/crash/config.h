@@ -16,6 +16,7 @@ struct crash_config {
     uint32_t cluster_size, base_cluster_size; /* bytes */
     unsigned refcount_bits;
     bool extended_l2, lazy_refcounts, zstd;
+    bool long_names;               /* of data files: longer than a sector */
     bool data_file, data_file_raw; /* an external one; raw: it alone is the disk */
     bool backing;                  /* has a backing file, and is committed into it now and then */
     const char *preallocation;     /* NULL: off */

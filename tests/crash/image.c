@@ -14,6 +14,10 @@
 
 #define COPY_BYTES (64 * KiB)
 #define NAME_MAX_BYTES 64
+/* Before the name of a file: another 512 bytes, and the same file. */
+#define LONG_NAME DOTS_128 DOTS_128 DOTS_128 DOTS_128
+#define DOTS_128 DOTS_32 DOTS_32 DOTS_32 DOTS_32
+#define DOTS_32 "././././././././././././././././"
 
 static const char *const file_names[RECORD_DISKS] = {
     [IMAGE_FILE] = "image", [IMAGE_DATA_FILE] = "data", [IMAGE_BASE_FILE] = "base"};
@@ -108,7 +112,7 @@ static struct options *create_options(const struct crash_config *c, bool base)
         options_set_str(opts, "backing_fmt", "qcow2");
     }
     if (c->data_file && !base) {
-        options_set_str(opts, "data_file", "data");
+        options_set_str(opts, "data_file", c->long_names ? LONG_NAME "data" : "data");
         options_set_bool(opts, "data_file_raw", c->data_file_raw);
     }
     if (c->preallocation && !base) {

@@ -3,7 +3,7 @@
 
 import unittest
 
-from tidemark import TestCase, img, io
+from tidemark import TestCase, img, io, qemu_img, qemu_io
 
 
 class DataFile(TestCase):
@@ -26,6 +26,18 @@ class DataFile(TestCase):
             io(path, "write -P 1 0 1000k", fmt="qcow2")
             img("resize", "-f", "qcow2", f"--preallocation={mode}", path, "2M")
             io(path, "read -P 1 0 1000k", "read -P 0 1000k 1048k", fmt="qcow2")
+
+    def test_a_name_longer_than_a_sector(self):
+        data = self.path("./" * 400 + "long.data")
+        path = self.path("long.qcow2")
+        img("create", "-f", "qcow2", "-o", f"data_file={data}", path, "4M")
+        io(path, "write -P 1 0 1M", fmt="qcow2")
+        img("bitmap", "-f", "qcow2", "--add", path, "b0")
+        img("resize", "-f", "qcow2", path, "8M")
+        img("amend", "-f", "qcow2", "-o", "lazy_refcounts=on", path)
+        img("bitmap", "-f", "qcow2", "--remove", path, "b0")
+        qemu_img("check", path)
+        qemu_io(path, "read -P 1 0 1M", fmt="qcow2")
 
     def test_the_first_cluster_lies_at_offset_0(self):
         """Which is the place of nothing elsewhere: a check does not take it for that."""
