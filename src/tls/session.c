@@ -34,7 +34,6 @@ struct tls_session {
     size_t out_pos, out_end; /* to be sent, in `out` */
     bool in_ended;           /* the socket has nothing more */
     bool ended;              /* the peer has closed the session */
-    size_t record_max;       /* plaintext that the peer wants in a record at most */
     const char *failure;     /* a static string; "": none */
 
     uint8_t in[IN_SIZE];
@@ -381,7 +380,6 @@ int tls_session_co_handshake(struct tls_session *s, struct error *err)
             return handshake_lost(s, r, err);
         }
         if (rc == 0) {
-            s->record_max = MIN(gnutls_record_get_max_size(s->gnutls), RECORD_MAX);
             return step.result;
         }
         if (s->in_pos == s->in_end) {
@@ -447,9 +445,9 @@ static struct iovec next_record(struct tls_session *s, const struct iovec **vec,
 {
     size_t n = 0;
 
-    while (*count > 0 && n < s->record_max) {
+    while (*count > 0 && n < RECORD_MAX) {
         const uint8_t *data = (const uint8_t *)(*vec)->iov_base + *offset;
-        size_t left = (*vec)->iov_len - *offset, part = MIN(left, s->record_max - n);
+        size_t left = (*vec)->iov_len - *offset, part = MIN(left, RECORD_MAX - n);
 
         *offset += part;
         if (part == left) {
@@ -457,13 +455,30 @@ static struct iovec next_record(struct tls_session *s, const struct iovec **vec,
             (*count)--;
             *offset = 0;
         }
-        if (n == 0 && part == s->record_max) {
+        if (n == 0 && part == RECORD_MAX) {
             return (struct iovec){.iov_base = (void *)(uintptr_t)data, .iov_len = part};
         }
         memcpy(s->stage + n, data, part);
         n += part;
     }
     return (struct iovec){.iov_base = s->stage, .iov_len = n};
+}
+
+/* GnuTLS makes several of one for a peer that wants smaller ones (RFC 8449): at least 512 bytes. */
+static int put_record(struct tls_session *s, const struct iovec *record)
+{
+    size_t done = 0;
+
+    while (done < record->iov_len) {
+        ssize_t n = gnutls_record_send(s->gnutls, (const uint8_t *)record->iov_base + done,
+                                       record->iov_len - done);
+
+        if (n <= 0) {
+            return fail(s, n < 0 ? (int)n : GNUTLS_E_INTERNAL_ERROR);
+        }
+        done += (size_t)n;
+    }
+    return 0;
 }
 
 /* Encrypt as much as there is room for; vector and offset in its first element move on. Bytes, or -errno. */
@@ -473,14 +488,14 @@ static ssize_t put_some(struct tls_session *s, const struct iovec **vec, int *co
 
     while (*count > 0 && OUT_SIZE - s->out_end >= RECORD_ROOM) {
         struct iovec record = next_record(s, vec, count, offset);
-        ssize_t n;
+        int ret;
 
         if (record.iov_len == 0) {
             break;
         }
-        n = gnutls_record_send(s->gnutls, record.iov_base, record.iov_len);
-        if (n != (ssize_t)record.iov_len) {
-            return fail(s, n < 0 ? (int)n : GNUTLS_E_INTERNAL_ERROR);
+        ret = put_record(s, &record);
+        if (ret < 0) {
+            return ret;
         }
         done += record.iov_len;
     }
