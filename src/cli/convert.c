@@ -194,7 +194,7 @@ static int64_t pace_locked(struct convert *c, uint64_t bytes)
     int64_t now = loop_now_ns();
     int64_t start = MAX(now, c->paced_until_ns);
 
-    if (!c->rate) {
+    if (!c->rate || bytes == 0) {
         return 0;
     }
     c->paced_until_ns = start + (int64_t)((double)bytes * 1e9 / (double)c->rate);
@@ -262,11 +262,24 @@ static int co_write_data(struct convert *c, uint64_t offset, const uint8_t *data
     return rc < 0 ? write_failed(offset, rc) : 0;
 }
 
+/* Whether the target reads as zeroes at `offset` as it is. */
+static bool is_zero_there(const struct convert *c, uint64_t offset)
+{
+    return c->target_is_zero || (c->share_backing && offset >= c->target_backing_size);
+}
+
+/* Whether there is nothing to be done for a chunk, which costs no time then, whatever the rate limit. */
+static bool is_left_out(const struct convert *c, const struct chunk *chunk)
+{
+    return chunk->kind == CONVERT_BACKING ||
+           (chunk->kind == CONVERT_ZERO && is_zero_there(c, chunk->offset));
+}
+
 static int co_write_nothing(struct convert *c, uint64_t offset, uint64_t length)
 {
     int rc;
 
-    if (c->target_is_zero || (c->share_backing && offset >= c->target_backing_size)) {
+    if (is_zero_there(c, offset)) {
         return 0;
     }
     rc = block_co_write_zeroes(c->target.edge, offset, length, BLOCK_REQ_MAY_UNMAP);
@@ -476,7 +489,7 @@ static int co_step(struct worker *w, uint64_t *ret_length)
     chunk->length = 0;
     rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, chunk);
     if (rc == 0 && chunk->length > 0) {
-        wait_ns = pace_locked(c, chunk->length);
+        wait_ns = pace_locked(c, is_left_out(c, chunk) ? 0 : chunk->length);
         co_count_locked(c, chunk->kind == CONVERT_DATA ? chunk->length : 0);
     }
     co_mutex_unlock(&c->lock);

@@ -213,6 +213,15 @@ class Convert(TestCase):
             img("convert", *words, "-f", "raw", "-O", "qcow2", source, target)
             self.assert_same(source, target)
 
+    def test_a_rate_is_of_what_is_moved(self):
+        source, target = self.path("s.raw"), self.path("t.raw")
+        with open(source, "wb") as f:
+            f.truncate(8 << 30)
+            f.seek(5 << 30)
+            f.write(b"x" * 65536)
+        img("convert", "-r", "64k", "-f", "raw", "-O", "raw", source, target, timeout=60)
+        self.assert_same(source, target)
+
     def test_bitmaps_are_copied(self):
         source = self.create("s.qcow2", "8M")
         qemu_img("bitmap", "--add", source, "one")
