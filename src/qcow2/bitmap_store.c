@@ -406,7 +406,7 @@ static int co_store_anew(struct qcow2 *q, struct block_bitmap *b, const struct s
 
     copy->loaded = b;
     r = co_store_bits(q, b, s, &own, old, copy);
-    if (r < 0 && b->inconsistent) {
+    if (r < 0 && s && b->inconsistent) {
         log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
                     block_node_display_name(q->node), b->name, strerror(-r));
         co_garbage_free(q, &own, false);
@@ -423,10 +423,11 @@ static int co_store_anew(struct qcow2 *q, struct block_bitmap *b, const struct s
 }
 
 /* Append the entry of `s` as it is, or with the bits of `b` written anew. Either may be NULL. */
-static int co_append_entry(struct qcow2 *q, struct list *list, const struct stored_bitmap *s,
-                           struct block_bitmap *b, struct garbage *made, struct garbage *old)
+static int co_append_entry(struct qcow2 *q, struct list *list, const char *name,
+                           const struct stored_bitmap *s, struct block_bitmap *b,
+                           struct garbage *made, struct garbage *old)
 {
-    struct stored_bitmap *copy = copy_stored(s, b ? b->name : s->name);
+    struct stored_bitmap *copy = copy_stored(s, name);
 
     if (!copy) {
         return -ENOMEM;
@@ -446,14 +447,14 @@ static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *m
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
         bool stale = s->loaded && is_to_be_stored(s->loaded) && is_stale(s, s->loaded);
 
-        r = co_append_entry(q, list, s, stale ? s->loaded : NULL, made, old);
+        r = co_append_entry(q, list, s->name, s, stale ? s->loaded : NULL, made, old);
         if (r < 0) {
             return r;
         }
     }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         if (is_to_be_stored(b) && !b->driver_state) {
-            r = co_append_entry(q, list, NULL, b, made, old);
+            r = co_append_entry(q, list, b->name, NULL, b, made, old);
             if (r < 0) {
                 return r;
             }

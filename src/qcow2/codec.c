@@ -83,7 +83,7 @@ static struct codec *codec_get(void)
 static void deflate_repetition(const void *in, size_t in_size, void *out, size_t *size)
 {
     z_stream z = {.next_in = (void *)(uintptr_t)in, .avail_in = (uInt)in_size};
-    uint8_t smaller[REPETITION_BYTES_MAX];
+    uint8_t smaller[REPETITION_BYTES_MAX] = {0};
 
     if (deflateInit2(&z, Z_DEFAULT_COMPRESSION, Z_DEFLATED, DEFLATE_WINDOW_BITS, MAX_MEM_LEVEL,
                      Z_DEFAULT_STRATEGY) != Z_OK) {
