@@ -127,7 +127,7 @@ static int secret_create(const char *id, struct options *opts, void **ret, struc
     } else {
         r = read_secret_file(file, &s->bytes, &s->size, err);
     }
-    if (r == 0 && format == 1) {
+    if (r == 0 && s->bytes && format == 1) {
         r = decode_base64(s->bytes, &s->size, err);
     }
     if (r < 0) {

@@ -125,9 +125,10 @@ int user_object_add(struct options *opts_, struct error *err)
     void *data = NULL;
     int r = take_head(opts, &type, &id, err);
 
-    if (r == 0) {
-        r = type->create(id, opts, &data, err);
+    if (r < 0 || !type) {
+        return r;
     }
+    r = type->create(id, opts, &data, err);
     if (r < 0) {
         return r;
     }
