@@ -228,8 +228,9 @@ static int drop_fixed(const struct block_node *node, struct json_object *given)
         }
         if (is_fixed_option(name)) {
             const char *is = name[0] == 'd' ? node->driver->name : block_node_name(node);
+            const char *wanted = json_object_get_string(value);
 
-            if (strcmp(json_object_get_string(value), is) != 0) {
+            if (!wanted || strcmp(wanted, is) != 0) {
                 cli_fail("Cannot change the option '%s'", name);
                 return -EINVAL;
             }

@@ -219,6 +219,8 @@ class OfOurOwn(TestCase):
                 result = io(top, command, fmt="qcow2", check=False)
                 self.assertEqual(result.returncode, 1, command)
                 self.assertIn(f"Cannot change the option '{name}'", result.stderr)
+        result = io(top, 'reopen -o {"driver":null}', fmt="qcow2", check=False)
+        self.assertIn("Cannot change the option 'driver'", result.stderr)
         for same in ("driver=qcow2", "file.driver=file", "backing.driver=qcow2"):
             io(top, f"reopen -o {same}", "write -P 1 0 4k", fmt="qcow2")
         named = f"open -o node-name=foo,driver=qcow2 {top}"
