@@ -214,13 +214,13 @@ static int fork_daemon(struct daemon *d)
     exit(n == 1 ? 0 : 1);
 }
 
+/* The working directory stays: names of keys, rules, sockets and the PID file are used again, and may be relative. */
 static void tell_ready(struct daemon *d)
 {
     AUTO_CLOSE int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
-    if (null < 0 || chdir("/") < 0 || dup2(null, STDIN_FILENO) < 0 ||
-        dup2(null, STDOUT_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0 ||
-        write(d->ready_fd, "", 1) != 1) {
+    if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDOUT_FILENO) < 0 ||
+        dup2(null, STDERR_FILENO) < 0 || write(d->ready_fd, "", 1) != 1) {
         log_error("daemonize: %s", strerror(errno));
     }
     close(d->ready_fd);

@@ -14,7 +14,8 @@ from qmp import Qmp
 
 class DaemonTest(tidemark.TestCase):
     def run_daemon(self, *options, **more):
-        return tidemark.run(*tidemark.tool("daemon"), *options, check=False, **more)
+        program, *words = tidemark.tool("daemon")
+        return tidemark.run(os.path.abspath(program), *words, *options, check=False, **more)
 
     def refused(self, wanted, *options):
         """It ends at once, says why in one line, and leaves nothing."""
@@ -199,6 +200,35 @@ class DaemonTest(tidemark.TestCase):
         os.kill(pid, signal.SIGTERM)
         tidemark.wait_until(lambda: not self.is_alive(pid), "the daemon to end")
         self.assertFalse(os.path.exists(pidfile))
+
+    def test_relative_names_hold_in_the_background(self):
+        os.mkdir(self.path("psk"))
+        with open(self.path("psk/keys.psk"), "w", encoding="ascii") as file:
+            file.write("alice:00112233445566778899aabbccddeeff\n")
+        with open(self.path("rules"), "w", encoding="ascii") as file:
+            file.write('{"policy": "allow"}')
+        result = self.run_daemon(
+            "--daemonize", "--pidfile", "pid", "--blockdev", "null-co,node-name=disk,size=1M",
+            "--object", "tls-creds-psk,id=tls0,endpoint=server,dir=psk",
+            "--object", "authz-list-file,id=authz0,filename=rules",
+            "--nbd-server", "addr.type=unix,addr.path=nbd,tls-creds=tls0,tls-authz=authz0",
+            "--export", "nbd,id=export,node-name=disk,name=disk",
+            "--chardev", "socket,id=qmp,path=qmp,server=on,wait=off", "--monitor", "qmp",
+            cwd=self.dir,
+        )  # fmt: skip
+        self.assertEqual((result.returncode, result.stderr), (0, ""))
+        with open(self.path("pid"), encoding="ascii") as file:
+            pid = int(file.read())
+        self.addCleanup(lambda: self.is_alive(pid) and os.kill(pid, signal.SIGKILL))
+        tidemark.img(
+            "info", "--object",
+            f"tls-creds-psk,id=tls0,endpoint=client,dir={self.path('psk')},username=alice",
+            "--image-opts", f"driver=nbd,path={self.path('nbd')},export=disk,tls-creds=tls0",
+        )  # fmt: skip
+        os.kill(pid, signal.SIGTERM)
+        tidemark.wait_until(lambda: not self.is_alive(pid), "the daemon to end")
+        for name in ("pid", "nbd", "qmp"):
+            self.assertFalse(os.path.exists(self.path(name)), name)
 
     def test_daemonize_tells_what_failed(self):
         self.refused(
