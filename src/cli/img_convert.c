@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -190,6 +191,7 @@ static int check_target_bitmaps(struct convert *c)
     struct block_node *node = c->target.node;
     struct block_bitmap *b = NULL;
 
+    assert(node); /* the target is open */
     if (!node->driver->co_can_store_bitmap) {
         return cli_fail("Format driver '%s' does not support bitmaps", node->driver->name);
     }
