@@ -185,7 +185,9 @@ static uint64_t pick_time(const struct workload *w, uint64_t *random)
         const struct record_op *op = &w->log.ops[random_below(random, w->log.count)];
 
         if (op->metadata) {
-            return MIN(op->begin + random_below(random, SOON), w->log.clock);
+            uint64_t time = op->begin + random_below(random, SOON);
+
+            return MIN(time, w->log.clock);
         }
     }
     return 1 + random_below(random, w->log.clock);

@@ -211,9 +211,10 @@ int guest_co_fill(struct guest *g)
     int ret = 0;
 
     for (uint64_t sector = 0; sector < total && ret == 0; sector += step) {
-        uint64_t sectors = MIN(1 + random_below(&g->random, step), total - sector);
+        uint64_t sectors = 1 + random_below(&g->random, step);
         uint32_t op;
 
+        sectors = MIN(sectors, total - sector);
         if (random_below(&g->random, FILL_SHARE) == 0) {
             op = model_begin(&g->w->model, MODEL_WRITE, sector, sectors, 0);
             ret = co_write(g, op, sector, sectors, 0);

@@ -93,15 +93,21 @@ static bool overtaken(const struct crash_states *s, size_t index)
 
 /*
  * Requests that were answered late are stable later than some that were carried out after them. What those wrote
- * includes what the late one wrote, so it goes on top again.
+ * includes what the late one wrote, so it goes on top again: in the sectors of the late one, for elsewhere they may have been
+ * overwritten themselves.
  */
 static void apply_later_again(struct crash_states *s, size_t index)
 {
+    const struct record_op *late = &s->log->ops[index];
+
     for (size_t i = index + 1; i < s->applied_end; i++) {
         const struct record_op *op = &s->log->ops[i];
 
-        if (s->applied[i] && ops_overlap(op, &s->log->ops[index])) {
-            file_apply(&s->base[op->disk], op, 0, op->length);
+        if (s->applied[i] && ops_overlap(op, late)) {
+            uint64_t first = MAX(op->offset, late->offset);
+            uint64_t end = MIN(op->offset + op->length, late->offset + late->length);
+
+            file_apply(&s->base[op->disk], op, first - op->offset, end - first);
         }
     }
 }
