@@ -335,6 +335,9 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
     IOV_PART_AUTO(part);
     int r = 0;
 
+    if (q->has_data_file) {
+        return -ENOTSUP; /* it would not hold the data */
+    }
     if (!is_aligned(offset, q->cluster_size) ||
         (!is_aligned(end, q->cluster_size) && end != block_node_size(q->node))) {
         return -EINVAL;

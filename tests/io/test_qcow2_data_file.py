@@ -39,6 +39,14 @@ class DataFile(TestCase):
         qemu_img("check", path)
         qemu_io(path, "read -P 1 0 1M", fmt="qcow2")
 
+    def test_nothing_is_compressed(self):
+        """Not even what would be stored as it is."""
+        path = self.path("plain.qcow2")
+        img("create", "-f", "qcow2", "-o", f"data_file={path}.data", path, "4M")
+        result = io(path, "write -c -P 1 0 64k", fmt="qcow2", check=False)
+        self.assertIn("Operation not supported", result.stdout + result.stderr)
+        qemu_img("check", path)
+
     def test_the_first_cluster_lies_at_offset_0(self):
         """Which is the place of nothing elsewhere: a check does not take it for that."""
         for extended in ("off", "on"):
