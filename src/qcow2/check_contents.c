@@ -139,6 +139,19 @@ static uint64_t plain_run(const struct qcow2 *q, const uint64_t *table, uint64_t
     return (entry + ((i - 1) << q->cluster_bits)) & ~(ENTRY_COPIED | ENTRY_OFFSET_MASK) ? 0 : i;
 }
 
+/* Each cluster that the file does not reach to is told by itself, and does not hide the others. */
+static void count_run(struct check *c, uint64_t host, uint64_t n)
+{
+    unsigned bits = c->q->cluster_bits;
+    uint64_t end = div_round_up(c->file_size, c->q->cluster_size), first = host >> bits;
+    uint64_t inside = first < end ? MIN(n, end - first) : 0;
+
+    qcow2_check_count(c, host, inside << bits);
+    for (uint64_t i = inside; i < n; i++) {
+        qcow2_check_count(c, host + (i << bits), c->q->cluster_size);
+    }
+}
+
 static void count_standard_entries(struct check *c, uint64_t *table, uint64_t entries)
 {
     struct qcow2 *q = c->q;
@@ -157,7 +170,7 @@ static void count_standard_entries(struct check *c, uint64_t *table, uint64_t en
         }
         note_data(c, be64toh(table[i]) & ENTRY_OFFSET_MASK, run);
         if (!q->has_data_file) {
-            qcow2_check_count(c, be64toh(table[i]) & ENTRY_OFFSET_MASK, run << q->cluster_bits);
+            count_run(c, be64toh(table[i]) & ENTRY_OFFSET_MASK, run);
         }
         i += run;
     }

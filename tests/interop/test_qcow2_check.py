@@ -5,6 +5,7 @@ qemu-img 7.2 drops internal snapshots when it repairs, so images that have one a
 """
 
 import json
+import os
 import shutil
 import unittest
 
@@ -180,6 +181,19 @@ class Check(TestCase):
         self.assertEqual((status, found["leaks-fixed"], found["corruptions"]), (2, 1, 2))
         self.assertEqual(Image(path).refcount(Image(path).host(0)), 1)
         self.assertEqual(Image(path).refcount(Image(path).host(8)), 1)
+
+    def test_a_file_that_was_cut_off(self):
+        """What is left of data in one piece is in use."""
+        path = self.path("cut.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", path, "8M")
+        qemu_io(path, "write -P 1 0 1M", fmt="qcow2")
+        os.truncate(path, Image(path).host(8))
+        for options in ((), ("-r", "leaks")):
+            ours, theirs = self.copy_of(path, "ours"), self.copy_of(path, "theirs")
+            expected = figures(qemu_img, theirs, *options)
+            self.assertEqual(figures(img, ours, *options), expected)
+            self.assertEqual(expected[1]["corruptions"], 8)
+            self.assertNotIn("leaks-fixed", expected[1])
 
     def test_leaks_only_where_refcounts_have_to_be_rebuilt(self):
         path = self.damaged(
