@@ -91,6 +91,30 @@ static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longe
 }
 
 /*
+ * Refcounts that are wrong must not let tables be overwritten. Those that everything hangs on are safe even if the user
+ * wants no checks. `what` the place is to be: named where it would be the header.
+ */
+static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t offset,
+                                 uint64_t length)
+{
+    const char *hit = NULL;
+
+    if (offset == 0 && what) {
+        return qcow2_co_corrupt(q, "Preventing invalid allocation of %s at offset 0", what);
+    }
+    if (offset == 0) {
+        hit = "qcow2_header";
+    } else if (ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8)) {
+        hit = "active L1 table";
+    } else if (ranges_overlap(offset, length, q->reftable_offset,
+                              (uint64_t)q->reftable_entries * 8)) {
+        hit = "refcount table";
+    }
+    return hit ? qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
+               : qcow2_co_overlap_check_locked(q, offset, length, 0);
+}
+
+/*
  * Replace the table by one that has room for block `index`. The new table and the refcount blocks for the place where they all
  * lie go behind everything that is counted now, so nothing else needs to be allocated. Rare: done at once, syncs included.
  */
@@ -122,6 +146,11 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
         qcow2_refcount_store(blocks, q->refcount_order, i, 1);
     }
     table_offset = (to.first + to.blocks) << q->cluster_bits;
+    r = co_check_place_locked(q, NULL, to.first << q->cluster_bits,
+                              (to.blocks + to.clusters) << q->cluster_bits);
+    if (r < 0) {
+        return r;
+    }
     /* What fails halfway is no longer zero. */
     q->zero_from = MAX(q->zero_from, table_offset + (to.clusters << q->cluster_bits));
     /*
@@ -153,30 +182,6 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     }
     return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size), false,
                                    QCOW2_FREED_BY_OTHER);
-}
-
-/*
- * Refcounts that are wrong must not let tables be overwritten. Those that everything hangs on are safe even if the user
- * wants no checks. `what` the place is to be: named where it would be the header.
- */
-static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t offset,
-                                 uint64_t length)
-{
-    const char *hit = NULL;
-
-    if (offset == 0 && what) {
-        return qcow2_co_corrupt(q, "Preventing invalid allocation of %s at offset 0", what);
-    }
-    if (offset == 0) {
-        hit = "qcow2_header";
-    } else if (ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8)) {
-        hit = "active L1 table";
-    } else if (ranges_overlap(offset, length, q->reftable_offset,
-                              (uint64_t)q->reftable_entries * 8)) {
-        hit = "refcount table";
-    }
-    return hit ? qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
-               : qcow2_co_overlap_check_locked(q, offset, length, 0);
 }
 
 /* The table refers to a new block: in memory at once, on disk by the next commit. */
@@ -319,7 +324,9 @@ static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_of
     if (blocks > span || !is_addressable(q, first, want)) {
         return -EFBIG;
     }
-    r = co_new_refblocks_locked(q, index, blocks);
+    r = co_check_place_locked(q, NULL, index << q->refblock_bits << q->cluster_bits,
+                              (blocks + want) << q->cluster_bits);
+    r = r < 0 ? r : co_new_refblocks_locked(q, index, blocks);
     r = r < 0 ? r : qcow2_co_refcount_add_locked(q, first, want, 1);
     if (r < 0) {
         return r;

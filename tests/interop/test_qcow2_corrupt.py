@@ -6,7 +6,7 @@ import shutil
 import unittest
 
 from qcow2_edit import COPIED, ZERO, Image
-from tidemark import TestCase, compat, io, qemu, run
+from tidemark import TestCase, compat, img, io, qemu, run
 
 SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
 CORRUPT = 2
@@ -79,6 +79,17 @@ class Corrupt(TestCase):
             self.image.put_refcount(n * self.image.cluster_size, 0)
         self.refused("Preventing invalid allocation of compressed cluster at offset 0",
                      "write -c 1M 64k")
+
+    def test_long_table_at_0(self):
+        """Where nothing is counted, an L1 table that needs refcount blocks of its own would begin at 0."""
+        path = self.create("short.qcow2", "1M", options=("-o", "cluster_size=512,refcount_bits=64"))
+        image = Image(path)
+        image.write(image.reftable, bytes(image.cluster_size))
+        result = img("resize", "-f", "qcow2", path, "512M", check=False)
+        word = "Preventing invalid write on metadata (overlaps with qcow2_header)"
+        self.assertIn(word, result.stderr)
+        self.assertEqual(image.read(0, 4), b"QFI\xfb")
+        self.assertTrue(is_marked(path))
 
     def test_new_table_at_0(self):
         for n in range(8):
