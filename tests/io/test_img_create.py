@@ -87,7 +87,7 @@ class Create(TestCase):
 
     def test_help_teaches(self):
         out = img("create", "--help").stdout
-        for word in ("usage:", "options:", "examples:", "-b FILE"):
+        for word in ("usage:", "options:", "examples:", "--backing=FILE"):
             self.assertIn(word, " ".join(out.split()))
 
 
