@@ -2,6 +2,7 @@
 #include "base/percent.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 static int hex_digit(char c)
 {
@@ -36,5 +37,28 @@ char *percent_decode(const char *text, size_t size)
         }
     }
     out[n] = '\0';
+    return out;
+}
+
+char *percent_encode(const char *text, const char *special)
+{
+    static const char digits[] = "0123456789ABCDEF";
+    char *out = malloc(3 * strlen(text) + 1), *to = out;
+
+    if (!out) {
+        return NULL;
+    }
+    for (; *text; text++) {
+        unsigned char c = (unsigned char)*text;
+
+        if (c == '%' || strchr(special, c)) {
+            *to++ = '%';
+            *to++ = digits[c >> 4];
+            *to++ = digits[c & 15];
+        } else {
+            *to++ = *text;
+        }
+    }
+    *to = '\0';
     return out;
 }

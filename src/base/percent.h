@@ -7,5 +7,7 @@
 
 /* `size` bytes with each %XX resolved, malloc'ed; NULL if an escape is malformed or stands for NUL, or out of memory. */
 char *percent_decode(const char *text, size_t size);
+/* `text` with '%' and the characters of `special` as %XX, malloc'ed; NULL if out of memory. */
+char *percent_encode(const char *text, const char *special);
 
 #endif

@@ -143,6 +143,8 @@ struct block_driver {
     bool is_protocol; /* a leaf that may be opened by filename */
     bool
         keeps_zero_beyond_eof; /* leaf: a file that grows reads as zeroes where it was never written */
+    bool
+        has_directories; /* its URIs are SCHEME://HOST/PATH[?...]: files of a directory differ behind the last '/' of PATH */
     const char *const *schemes; /* NULL-terminated: "nbd", "nbd+unix"; NULL if none */
 
     /* --- control: main reactor, coroutine, may yield --- */
@@ -313,7 +315,12 @@ void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_per
 /* Set by co_open, co_truncate, and by the gate when a write extends a leaf. Any thread. */
 void block_node_set_size(struct block_node *node, uint64_t size);
 
-/* Absolute path of `name` as seen from the directory of `base_filename`; URIs and absolute paths are kept. malloc'ed; NULL: no memory. */
+/*
+ * Absolute path or URI of `name` as seen from the directory of `base_filename`; URIs and absolute paths are kept, and all names
+ * where the base is a URI without directories (NBD). malloc'ed; NULL: no memory.
+ */
 char *block_resolve_relative(const char *base_filename, const char *name);
+/* Whether `name` is relative to a directory that there is not: never that which the program happens to run in. */
+bool block_is_beside_no_file(const char *base_filename, const char *name);
 
 #endif

@@ -7,22 +7,55 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
+#include "base/percent.h"
 #include "base/strbuf.h"
 #include "block/internal.h"
 
+static bool is_relative(const char *name)
+{
+    return name[0] != '/' && !block_driver_of_filename(name) && strncmp(name, "json:", 5) != 0;
+}
+
+/* The other file on the same server, reached in the same way. */
+static char *resolve_in_uri(const char *base, const char *name)
+{
+    size_t size = strcspn(base, "?");
+    AUTO_FREE char *part = percent_encode(name, "?");
+    char *joined;
+
+    while (size > 0 && base[size - 1] != '/') {
+        size--;
+    }
+    return !part || asprintf(&joined, "%.*s%s%s", (int)size, base, part,
+                             base + strcspn(base, "?")) < 0
+               ? NULL
+               : joined;
+}
+
 char *block_resolve_relative(const char *base_filename, const char *name)
 {
+    const struct block_driver *driver = block_driver_of_filename(base_filename);
     const char *slash = strrchr(base_filename, '/');
     char *joined;
 
-    if (name[0] == '/' || !slash || block_driver_of_filename(name) ||
-        strncmp(name, "json:", 5) == 0 || block_driver_of_filename(base_filename)) {
+    if (!slash || !is_relative(name) || (driver && !driver->has_directories)) {
         return strdup(name);
+    }
+    if (driver) {
+        return resolve_in_uri(base_filename, name);
     }
     if (asprintf(&joined, "%.*s%s", (int)(slash - base_filename + 1), base_filename, name) < 0) {
         return NULL;
     }
     return joined;
+}
+
+bool block_is_beside_no_file(const char *base_filename, const char *name)
+{
+    const struct block_driver *driver = block_driver_of_filename(base_filename);
+
+    return driver && !driver->has_directories && is_relative(name) &&
+           strncmp(strchr(base_filename, ':'), "://", 3) == 0;
 }
 
 /* The options of the protocol node that a filename names. */

@@ -426,6 +426,12 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
                          "other in a circle",
                          path, CHAIN_MAX);
     }
+    if (block_is_beside_no_file(block_node_display_name(node), filename)) {
+        options_free(extra);
+        return error_set(err, EINVAL,
+                         "Could not open backing file: '%s' has no directory that '%s' could be in",
+                         block_node_display_name(node), filename);
+    }
     flags = (flags & ((1u << BLOCK_OPEN_DEPTH_SHIFT) - 1)) | depth << BLOCK_OPEN_DEPTH_SHIFT;
     inherit_options(node, extra, BLOCK_ROLE_BACKING);
     r = block_co_open_filename(path, format, extra, flags, ret, err);

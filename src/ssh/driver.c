@@ -231,6 +231,7 @@ static const struct block_driver ssh_driver = {
     .instance_size = sizeof(struct ssh_node),
     .is_protocol = true,
     .keeps_zero_beyond_eof = true,
+    .has_directories = true,
     .schemes = (const char *const[]){"ssh", NULL},
     .parse_filename = ssh_target_parse_filename,
     .co_open = ssh_co_open,

@@ -23,10 +23,15 @@ void ssh_target_clear(struct ssh_target *t)
 
 char *ssh_target_filename(const struct ssh_target *t)
 {
+    AUTO_FREE char *path = percent_encode(t->path, "?");
+    AUTO_FREE char *user = percent_encode(t->user ? t->user : "", "/?@");
+    bool v6 = strchr(t->host, ':');
     char *name;
 
-    return asprintf(&name, "ssh://%s%s%s:%s%s%s", t->user ? t->user : "", t->user ? "@" : "",
-                    t->host, t->port, t->path[0] == '/' ? "" : "/", t->path) < 0
+    return !path || !user ||
+                   asprintf(&name, "ssh://%s%s%s%s%s:%s%s%s", user, t->user ? "@" : "",
+                            v6 ? "[" : "", t->host, v6 ? "]" : "", t->port,
+                            path[0] == '/' ? "" : "/", path) < 0
                ? NULL
                : name;
 }

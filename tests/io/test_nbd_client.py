@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our NBD client with servers that lie, stall or break off."""
 
+import os
 import socket
 import struct
 import threading
@@ -8,7 +9,8 @@ import time
 import unittest
 
 from nbd_raw import ACK, CHUNK_MAGIC, ERR_UNSUP, GO, REPLY_MAGIC, SIMPLE_MAGIC, STRUCTURED
-from tidemark import TestCase, img, io
+from nbd_server import NbdServer
+from tidemark import TestCase, img, io, qemu_img, run, tool
 
 SIZE = 1 << 20
 
@@ -108,6 +110,17 @@ class ClientTest(TestCase):
         server = Hostile(self.path_of_socket, **more)
         self.addCleanup(server.close)
         return f"nbd+unix:///?socket={self.path_of_socket}"
+
+    def test_relative_backing_file_is_not_looked_for_where_we_run(self):
+        qemu_img("create", "-q", "-f", "raw", self.path("base.raw"), "1M")
+        top = self.path("top.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", top)
+        server = self.own(NbdServer(self.dir, "-r", "-f", "raw", top))
+        program, word = tool("io")
+        command = (os.path.abspath(program), word, "-r", "-f", "qcow2", "-c", "read 0 512")
+        result = run(*command, server.uri(), cwd=self.dir, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("has no directory that 'base.raw' could be in", result.stderr)
 
     def refuses_to_open(self, sentence, **more):
         uri = self.hostile(**more)
