@@ -5,6 +5,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <libssh/libssh.h>
 #include <libssh/sftp.h>
 #include <netdb.h>
@@ -21,6 +22,8 @@
 #define CONNECT_TIMEOUT_S 30
 /* Longest parts of a request: servers need not take more than 34000 bytes in a packet. */
 #define PART_MAX (32 * KiB)
+/* Sizes may be rounded up to such units. */
+#define SECTOR_MAX 4096
 
 struct remote_file {
     ssh_session session;
@@ -255,6 +258,10 @@ int remote_file_size(struct remote_file *f, uint64_t *ret, struct error *err)
     }
     *ret = a->size;
     sftp_attributes_free(a);
+    if (*ret > INT64_MAX - SECTOR_MAX) {
+        return error_set(err, EFBIG, "remote file '%s' has an impossible size: %" PRIu64 " bytes",
+                         f->path, *ret);
+    }
     return regular ? 0 : error_set(err, EINVAL, "remote file '%s' is no regular file", f->path);
 }
 

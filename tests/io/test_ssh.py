@@ -10,9 +10,10 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import unittest
 
-from tidemark import Process, TestCase, compat, img, io, qemu_img, run, wait_until
+from tidemark import Process, TestCase, compat, img, io, qemu_img, run, tool, wait_until
 
 SSHD = shutil.which("sshd", path=os.environ["PATH"] + ":/usr/sbin")
 
@@ -29,6 +30,9 @@ def answers(port):
 
 
 class Ssh(TestCase):
+    def sftp(self):
+        return "internal-sftp"
+
     def setUp(self):
         super().setUp()
         for name in ("host", "user"):
@@ -39,7 +43,7 @@ class Ssh(TestCase):
             f.write(
                 f"ListenAddress 127.0.0.1:{self.port}\nHostKey {self.path('host')}\n"
                 f"AuthorizedKeysFile {self.path('user.pub')}\nStrictModes no\nUsePAM no\n"
-                "PasswordAuthentication no\nPidFile none\nSubsystem sftp internal-sftp\n"
+                f"PasswordAuthentication no\nPidFile none\nSubsystem sftp {self.sftp()}\n"
             )
         if os.geteuid() == 0:
             os.makedirs("/run/sshd", exist_ok=True)
@@ -75,6 +79,8 @@ class Ssh(TestCase):
             f"?host_key_check={check}"
         )
 
+
+class Files(Ssh):
     def test_qcow2(self):
         uri = self.uri("disk.qcow2")
         img("create", "-q", "-f", "qcow2", uri, "64M")
@@ -119,6 +125,26 @@ class Ssh(TestCase):
         out = run(compat("qemu-img"), "info", "--image-opts", options).stdout
         self.assertIn(f"ssh://127.0.0.1:{self.port}{self.local('disk.raw')}", out)
 
+    def test_relative_names_are_of_the_server(self):
+        odd = self.local("100%41?")
+        os.mkdir(odd)
+        for directory in (odd, self.dir):
+            img("create", "-q", "-f", "raw", os.path.join(directory, "base.raw"), "1M")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", odd + "/top.qcow2")
+        where = f"ssh://{getpass.getuser()}@127.0.0.1:{self.port}{self.local('100%2541%3F')}/"
+        top = where + "top.qcow2?host_key_check=no"
+        info = json.loads(img("info", "-f", "qcow2", "--output=json", top).stdout)
+        self.assertEqual(info["full-backing-filename"], where + "base.raw")
+        # Not that of the working directory; and the server has to prove who it is for each file.
+        program, word = tool("io")
+        command = (os.path.abspath(program), word, "-r", "-f", "qcow2", "-c", "read 0 512", top)
+        result = run(*command, cwd=self.dir, check=False)
+        self.assertRegex(result.stderr, "known_hosts|host key for this server not found")
+        new = where + "new.qcow2?host_key_check=no"
+        img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", new)
+        info = json.loads(qemu_img("info", "--output=json", odd + "/new.qcow2").stdout)
+        self.assertEqual((info["backing-filename"], info["virtual-size"]), ("base.raw", 1 << 20))
+
     def test_the_server_has_to_be_the_one_that_is_meant(self):
         img("create", "-q", "-f", "raw", self.local("disk.raw"), "1M")
         for kind in ("md5", "sha1", "sha256"):
@@ -162,6 +188,41 @@ class Ssh(TestCase):
             self.server.kill()
             output, _ = client.communicate("read 0 4k\nquit\n", timeout=60)
         self.assertIn("read failed: Input/output error", output)
+
+
+class FileOfImpossibleSize(Ssh):
+    """A server that tells nonsense: as the sftp subsystem, it answers what opening a file asks."""
+
+    SERVER = """\
+import os, struct, sys
+
+def receive(size):
+    data = sys.stdin.buffer.read(size)
+    return data if len(data) == size else sys.exit()
+
+def answer(kind, body):
+    os.write(1, struct.pack(">IB", len(body) + 1, kind) + body)
+
+while True:
+    request = receive(*struct.unpack(">I", receive(4)))
+    if request[0] == 1:
+        answer(2, struct.pack(">I", 3))
+    elif request[0] == 3:
+        answer(102, request[1:5] + struct.pack(">I", 1) + b"h")
+    elif request[0] == 8:
+        answer(105, request[1:5] + struct.pack(">IQI", 1 | 4, (1 << 64) - 1000, 0o100644))
+    else:
+        answer(101, request[1:5] + bytes(12))
+"""
+
+    def sftp(self):
+        with open(self.path("sftp.py"), "w", encoding="ascii") as f:
+            f.write(self.SERVER)
+        return f"{sys.executable} {self.path('sftp.py')}"
+
+    def test_it_is_refused(self):
+        result = img("info", "-f", "raw", self.uri("disk.raw"), check=False)
+        self.assertIn("has an impossible size: 18446744073709550616 bytes", result.stderr)
 
 
 class Names(TestCase):
