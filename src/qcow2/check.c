@@ -209,6 +209,9 @@ static int co_count_again(struct check *c, bool aloud)
     again.snapshot_table_size = c->q->snapshots_size;
     r = check_init(&again);
     r = r < 0 ? r : qcow2_co_check_contents(&again);
+    if (r == 0 && c->result->check_errors > kept.check_errors) {
+        r = -EIO;
+    }
     if (r == 0) {
         qcow2_check_refcount_structures(&again);
     }
@@ -298,6 +301,9 @@ static int co_check_refcounts(struct check *c, struct error *err)
         return r;
     }
     contents = *c->result;
+    if (contents.check_errors > 0) {
+        c->fix = 0; /* what could not be read may refer to what seems to be leaked */
+    }
     qcow2_check_refcount_structures(c);
     structures = *c->result;
     r = c->out_of_memory ? -ENOMEM : qcow2_co_check_refcounts(c, 0);

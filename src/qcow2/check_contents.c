@@ -320,7 +320,8 @@ static int co_count_bitmaps(struct check *c)
             return r;
         }
         if (r < 0) {
-            qcow2_complain_corrupt(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
+            qcow2_complain(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
+            *(r == -EINVAL ? &c->result->corruptions : &c->result->check_errors) += 1;
             continue;
         }
         count_bitmap(c, b, table);

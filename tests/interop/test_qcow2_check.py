@@ -182,6 +182,24 @@ class Check(TestCase):
         self.assertEqual(Image(path).refcount(Image(path).host(0)), 1)
         self.assertEqual(Image(path).refcount(Image(path).host(8)), 1)
 
+    def test_what_cannot_be_read_is_not_repaired_around(self):
+        """A table that can't be read may refer to anything that seems to be leaked."""
+        image = Image(self.plain)
+        with open(self.plain, "rb") as file:
+            before = file.read()
+        for place in (image.l2_table(), image.u64(image.bitmap_directory())):
+            for mode in ("leaks", "all"):
+                result = img(
+                    "check", "-r", mode, "--image-opts",
+                    f"driver=qcow2,file.driver=blkdebug,file.image.filename={self.plain},"
+                    "file.image.driver=file,file.inject-error.0.event=none,"
+                    f"file.inject-error.0.iotype=read,file.inject-error.0.sector={place // 512}",
+                    check=False,
+                )  # fmt: skip
+                self.assertEqual(result.returncode, 1, result.stderr)
+                with open(self.plain, "rb") as file:
+                    self.assertEqual(file.read(), before)
+
     def test_a_file_that_was_cut_off(self):
         """What is left of data in one piece is in use."""
         path = self.path("cut.qcow2")
