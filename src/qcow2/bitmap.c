@@ -169,6 +169,10 @@ int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
         }
         at += used;
     }
+    if (count != q->bitmap_directory_count) {
+        return error_set(err, EINVAL, "%s bitmaps found than specified in header extension",
+                         count < q->bitmap_directory_count ? "Less" : "More");
+    }
     return check_names(q, count, err);
 }
 

@@ -191,7 +191,7 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
     if (size != EXT_BITMAPS_SIZE) {
         return header_error(q, err, "the bitmaps extension has %u bytes; expected 24", size);
     }
-    count = load_be32(data);
+    q->bitmap_directory_count = count = load_be32(data);
     q->bitmap_directory_size = load_be64(data + 8);
     q->bitmap_directory_offset = load_be64(data + 16);
     if (load_be32(data + 4) != 0) {
@@ -200,6 +200,9 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
     if (count == 0 || count > BITMAPS_MAX) {
         return header_error(q, err, "the bitmaps extension names %u bitmaps; expected 1 to %u",
                             count, BITMAPS_MAX);
+    }
+    if (q->bitmap_directory_size == 0) {
+        return header_error(q, err, "the bitmap directory is empty");
     }
     return check_table(q, "Bitmap directory", q->bitmap_directory_offset, q->bitmap_directory_size,
                        BITMAP_DIRECTORY_BYTES_MAX, err);

@@ -177,8 +177,9 @@ struct qcow2 {
     /* Persistent bitmaps (bitmap.c). Main reactor, except for bitmaps_marked. */
     struct list stored_bitmaps;
     uint64_t bitmap_directory_offset, bitmap_directory_size;
-    struct co_mutex bitmap_mutex; /* marking in use: first writers of several reactors */
-    atomic_bool bitmaps_marked;   /* nothing on disk passes for current: writes may go on (R5) */
+    uint32_t bitmap_directory_count; /* as the header said at open */
+    struct co_mutex bitmap_mutex;    /* marking in use: first writers of several reactors */
+    atomic_bool bitmaps_marked;      /* nothing on disk passes for current: writes may go on (R5) */
 
     struct overlap_guard guard;
 

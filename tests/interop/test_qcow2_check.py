@@ -97,6 +97,8 @@ BROKEN_BITMAPS = {
     "impossible granularity": lambda i: i.write(i.bitmap_directory() + 17, b"\x46"),
     "name longer than the directory": lambda i: i.write(i.bitmap_directory() + 18, b"\xff\xff"),
     "directory beyond the end": lambda i: i.put64(i.extension(EXT_BITMAPS) + 16, 1 << 40),
+    "more bitmaps than there are": lambda i: i.put32(i.extension(EXT_BITMAPS), 2),
+    "no directory": lambda i: i.put64(i.extension(EXT_BITMAPS) + 8, 0),
     "directory not aligned": lambda i: add(i, i.extension(EXT_BITMAPS) + 16, 8),
 }
 
@@ -225,6 +227,24 @@ class Check(TestCase):
             self.assertIn("ERROR need to rebuild refcount structures", said)
             with open(path, "rb") as file:
                 self.assertEqual(file.read() == before, tool == img)
+
+    def test_no_refcount_table(self):
+        path = self.damaged(self.plain, lambda i: i.put32(56, 0))
+        self.assertEqual(img("map", path, check=False).returncode, 1)
+        img("check", "-q", "-f", "qcow2", "-r", "all", path)
+        qemu_img("check", path)
+        qemu_io(path, *READS, fmt="qcow2")
+
+    def test_snapshot_table_is_repaired(self):
+        for name, size in {"incomplete": 0, "too long": 2000}.items():
+            with self.subTest(name):
+                path = self.damaged(self.with_snapshot, lambda i: i.put32(i.u64(64) + 36, size))
+                self.assertEqual(figures(img, path)[0], figures(qemu_img, path)[0])
+                self.assertNotEqual(figures(img, path)[0], 0)
+                img("check", "-q", "-f", "qcow2", "-r", "all", path)
+                qemu_img("check", path)
+                self.assertEqual(Image(path).u32(60), 1)
+                qemu_io(path, *READS, fmt="qcow2")
 
     def test_flags_of_what_a_snapshot_shares(self):
         for damage in (
