@@ -24,6 +24,7 @@
 #define MUCH (32 * MiB)         /* to copy: worth a thread */
 #define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
 #define SALVAGE_STEP 512u
+#define PAUSE_NS 100000000LL /* of a pause for the rate limit, before a look at how others fare */
 
 struct chunk {
     uint64_t offset, length;
@@ -199,6 +200,21 @@ static int64_t pace_locked(struct convert *c, uint64_t bytes)
     }
     c->paced_until_ns = start + (int64_t)((double)bytes * 1e9 / (double)c->rate);
     return start - now;
+}
+
+/* Sleep for so long, or until a worker has failed. */
+static void co_pause(struct convert *c, int64_t ns)
+{
+    int64_t left = ns, end = loop_now_ns() + ns;
+    bool failed = false;
+
+    while (left > 0 && !failed) {
+        loop_co_sleep(MIN(left, PAUSE_NS));
+        co_mutex_lock(&c->lock);
+        failed = c->failed;
+        co_mutex_unlock(&c->lock);
+        left = end - loop_now_ns();
+    }
 }
 
 /* --- moving ------------------------------------------------------------------------------------------ */
@@ -493,9 +509,7 @@ static int co_step(struct worker *w, uint64_t *ret_length)
         co_count_locked(c, chunk->kind == CONVERT_DATA ? chunk->length : 0);
     }
     co_mutex_unlock(&c->lock);
-    if (wait_ns > 0) {
-        loop_co_sleep(wait_ns);
-    }
+    co_pause(c, wait_ns);
     if (rc == 0 && chunk->length > 0) {
         rc = co_copy_chunk(w);
     }

@@ -5,6 +5,7 @@ import filecmp
 import itertools
 import json
 import os
+import time
 import unittest
 from pathlib import Path
 
@@ -221,6 +222,23 @@ class Convert(TestCase):
             f.write(b"x" * 65536)
         img("convert", "-r", "64k", "-f", "raw", "-O", "raw", source, target, timeout=60)
         self.assert_same(source, target)
+
+    def test_an_error_does_not_wait_for_the_rate_limit(self):
+        source = self.path("s.raw")
+        with open(source, "wb") as f:
+            f.write(b"x" * (8 << 20))
+        options = (
+            f"driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={source},"
+            "file.inject-error.0.event=read_aio"
+        )
+        begin = time.monotonic()
+        result = img(
+            "convert", "-r", "64k", "--image-opts", "-O", "raw", options, self.path("t.raw"),
+            check=False,
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("error while reading", result.stderr)
+        self.assertLess(time.monotonic() - begin, 10)
 
     def test_bitmaps_are_copied(self):
         source = self.create("s.qcow2", "8M")
