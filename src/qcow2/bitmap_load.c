@@ -124,7 +124,7 @@ static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const ui
     uint32_t n;
     int r = buf ? 0 : -ENOMEM;
 
-    for (uint32_t i = 0; i < b->table_entries && r == 0; i += n) {
+    for (uint32_t i = 0; table && i < b->table_entries && r == 0; i += n) {
         uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
 
         n = 1;

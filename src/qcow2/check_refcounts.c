@@ -162,8 +162,9 @@ static void complain_unreadable(struct check *c, uint64_t first, uint64_t n)
     c->result->check_errors += n;
     c->inexact = true;
     for (uint64_t i = 0; i < n && c->complaints < CHECK_COMPLAINTS_MAX; i++) {
-        qcow2_complain(c, "Can't get refcount for cluster %llu: %s",
-                       (unsigned long long)(first + i), strerror(EIO));
+        unsigned long long cluster = first + i;
+
+        qcow2_complain(c, "Can't get refcount for cluster %llu: %s", cluster, strerror(EIO));
     }
 }
 

@@ -126,7 +126,7 @@ static int take_rules(struct options *opts, struct rules *ret, struct error *err
     if (r == 0 && !ret->list) {
         r = error_set(err, ENOMEM, "Out of memory");
     }
-    for (size_t i = 0; r == 0 && i < json_object_array_length(list); i++) {
+    for (size_t i = 0; r == 0 && ret->list && i < json_object_array_length(list); i++) {
         AUTO_OPTIONS struct options *rule = NULL;
 
         r = options_from_json(json_object_array_get_idx(list, i), &rule, err);

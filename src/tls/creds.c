@@ -145,11 +145,11 @@ static int x509_create(const char *id, struct options *opts, void **ret, struct 
 {
     AUTO_FREE char *dir = NULL, *password_id = NULL, *password = NULL;
     bool sanity_check = true;
-    struct tls_creds *c;
+    struct tls_creds *c = NULL;
     size_t size;
     int r = creds_new(opts, TLS_X509, &c, err);
 
-    if (r < 0) {
+    if (r < 0 || !c) {
         return r;
     }
     r = take_dir(opts, &dir, err);
@@ -203,7 +203,7 @@ static int psk_load_client(struct tls_creds *c, const char *path, const char *us
     gnutls_datum_t datum;
     int r = find_key(path, username, &key, err), rc;
 
-    if (r < 0) {
+    if (r < 0 || !key) {
         return r;
     }
     datum = (gnutls_datum_t){.data = (unsigned char *)key, .size = (unsigned)strlen(key)};
@@ -230,10 +230,10 @@ static int psk_load_server(struct tls_creds *c, const char *path, struct error *
 static int psk_create(const char *id, struct options *opts, void **ret, struct error *err)
 {
     AUTO_FREE char *dir = NULL, *username = NULL, *path = NULL;
-    struct tls_creds *c;
+    struct tls_creds *c = NULL;
     int r = creds_new(opts, TLS_PSK, &c, err);
 
-    if (r < 0) {
+    if (r < 0 || !c) {
         return r;
     }
     r = take_dir(opts, &dir, err);
@@ -246,7 +246,7 @@ static int psk_create(const char *id, struct options *opts, void **ret, struct e
     if (r == 0) {
         r = tls_creds_file(dir, "keys.psk", true, &path, err);
     }
-    if (r == 0) {
+    if (r == 0 && path) {
         r = c->endpoint == TLS_SERVER
                 ? psk_load_server(c, path, err)
                 : psk_load_client(c, path, username ? username : DEFAULT_USERNAME, err);
@@ -259,10 +259,10 @@ static int psk_create(const char *id, struct options *opts, void **ret, struct e
 /* Encrypts, but does not tell who the peer is. */
 static int anon_create(const char *id, struct options *opts, void **ret, struct error *err)
 {
-    struct tls_creds *c;
+    struct tls_creds *c = NULL;
     int r = creds_new(opts, TLS_ANON, &c, err), rc;
 
-    if (r < 0) {
+    if (r < 0 || !c) {
         return r;
     }
     options_drop(opts, "dir");
@@ -297,7 +297,7 @@ int tls_creds_ref(const char *id, enum tls_endpoint endpoint, struct tls_creds *
                   struct error *err)
 {
     struct user_object *o = user_object_ref(id);
-    struct tls_creds *c;
+    struct tls_creds *c = NULL;
     int r;
 
     if (!o) {
