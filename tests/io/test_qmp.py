@@ -417,6 +417,15 @@ class NodeTest(QmpTest):
 
 
 class ExportTest(QmpTest):
+    def delete_export(self):
+        """Whether it could be deleted; false while a client has it."""
+        try:
+            self.qmp.command("block-export-del", id="export")
+        except QmpError as e:
+            self.assertIn("still in use", str(e))
+            return False
+        return True
+
     def test_life_of_an_export(self):
         self.start_nbd()
         self.export(name="vol", writable=True)
@@ -433,7 +442,8 @@ class ExportTest(QmpTest):
         )
         tidemark.io(self.uri("vol"), "write -P 7 0 64k", fmt="raw")
         tidemark.qemu_io(self.uri("vol"), "read -P 7 0 64k", fmt="raw", options=["-r"])
-        self.qmp.command("block-export-del", id="export")
+        # The server may hear a moment later than we that the clients have gone.
+        tidemark.wait_until(self.delete_export, "the end of the clients")
         event = self.qmp.wait_event("BLOCK_EXPORT_DELETED")
         self.assertEqual(event["data"], {"id": "export"})
         self.assertEqual(sorted(event), ["data", "event", "timestamp"])
