@@ -177,23 +177,9 @@ static int co_sync(struct qcow2 *q)
 /* The mark that lets refcounts stay behind; stable before any entry that they don't count. */
 static int co_mark_behind(struct qcow2 *q)
 {
-    uint8_t field[8];
-    bool corrupt;
-    int r;
+    int r = q->refcounts_behind ? 0 : qcow2_co_set_incompatible(q, INCOMPAT_DIRTY);
 
-    if (q->refcounts_behind) {
-        return 0;
-    }
-    do { /* again if the mark of a corrupt image was written beside this */
-        corrupt = atomic_load(&q->corrupt);
-        store_be64(field, q->incompatible | INCOMPAT_DIRTY | (corrupt ? INCOMPAT_CORRUPT : 0));
-        r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
-        r = r < 0 ? r : block_co_flush(q->node->file);
-    } while (r == 0 && corrupt != atomic_load(&q->corrupt));
-    if (r == 0) {
-        q->incompatible |= INCOMPAT_DIRTY;
-        q->refcounts_behind = true;
-    }
+    q->refcounts_behind = r == 0;
     return r;
 }
 

@@ -4,23 +4,15 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-#include "base/byteorder.h"
 #include "base/log.h"
 #include "qcow2/state.h"
 
-/* The other bits are as in the header on disk: whoever changes them writes the whole header, with this one in it. */
 static void co_write_mark(struct qcow2 *q)
 {
-    uint8_t field[8];
-    int r;
-
     if (q->version < 3) {
         return; /* has no such bit */
     }
-    store_be64(field, q->incompatible | INCOMPAT_CORRUPT);
-    r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
-    r = r < 0 ? r : block_co_flush(q->node->file);
-    if (r < 0) {
+    if (qcow2_co_set_incompatible(q, INCOMPAT_CORRUPT) < 0) {
         log_error("image '%s' is corrupt, but that could not be marked in it",
                   block_node_display_name(q->node));
     }

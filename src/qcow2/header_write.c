@@ -394,3 +394,19 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
     co_mutex_unlock(&q->lock);
     return 0;
 }
+
+int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits)
+{
+    uint8_t field[8];
+    int r;
+
+    co_mutex_lock(&q->mark_mutex);
+    store_be64(field, q->incompatible | bits);
+    r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    if (r == 0) {
+        q->incompatible |= bits;
+    }
+    co_mutex_unlock(&q->mark_mutex);
+    return r;
+}

@@ -32,12 +32,14 @@
  *
  * Locks, in the order they are taken; an arrow may not be walked backwards:
  *
+ *   bitmap_mutex         marking bitmaps in use: one at a time
  *   guest (range_lock)   guest ranges: overwriting in place, and reading what a write elsewhere may move (compressed or
  *                        shared clusters) shared; allocating, zeroing, discarding exclusive
- *   commit_mutex         one commit at a time
+ *   commit_mutex         one commit at a time; refcounts_behind, results of commits
  *   lock (co_mutex)      everything marked [lock] below: allocation, links, what is dirty. Held across I/O
  *                        only to read metadata and to make a new table; across a sync only when the refcount
- *                        table is replaced
+ *                        table is replaced, or the image found corrupt
+ *   mark_mutex           the field of incompatible features, here and on disk, beside I/O; held across its write and a sync
  *   cache shard locks    thread mutexes, inside cache.c only
  */
 #ifndef TIDEMARK_QCOW2_STATE_H
@@ -103,7 +105,7 @@ struct free_list {
 struct qcow2 {
     struct block_node *node;
 
-    /* From the header; constant after open. */
+    /* From the header; constant after open, but for control operations. */
     uint32_t version;
     unsigned cluster_bits;
     uint64_t cluster_size;
@@ -111,7 +113,8 @@ struct qcow2 {
     unsigned refcount_order; /* log2 of refcount width in bits */
     unsigned refblock_bits;  /* log2 of refcounts per refcount block */
     uint64_t refcount_max;
-    uint64_t incompatible, compatible, autoclear;
+    uint64_t incompatible; /* beside I/O bits are only added, under mark_mutex */
+    uint64_t compatible, autoclear;
     enum compression_type compression;
     uint64_t header_length;
     uint8_t *unknown_fields; /* of the header, behind what we know; kept */
@@ -132,6 +135,7 @@ struct qcow2 {
 
     struct co_mutex lock;
     struct co_mutex commit_mutex;
+    struct co_mutex mark_mutex;
     struct range_lock guest;
 
     /* L1 table in host byte order. Read with relaxed atomics by anyone, stored under lock. */
@@ -224,6 +228,8 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err);
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);
 void qcow2_free_header(struct qcow2 *q);
+/* Add incompatible feature bits, stable when it returns 0; also while guests write. Yields. */
+int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits);
 /* -ENOTSUP, with the names that the image has for its incompatible features `unknown`. `sector`: the file's first one. */
 int qcow2_co_refuse_features(struct qcow2 *q, const uint8_t *sector, uint64_t unknown,
                              struct error *err);
