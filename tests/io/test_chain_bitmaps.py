@@ -7,7 +7,7 @@ import os
 import subprocess
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu, qemu_img, run, wait_until
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, run
 
 CLUSTER = 65536
 
@@ -54,22 +54,7 @@ class Chain(TestCase):
 
     def dirty(self, image, name):
         """A drawing of the bitmap as QEMU's server shows it."""
-        path = self.path("bitmap.sock")
-        server = subprocess.Popen(
-            [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", path, "-B", name, image]
-        )
-        try:
-            wait_until(lambda: os.path.exists(path), "the server's socket")
-            options = (
-                f"driver=nbd,server.type=unix,server.path={path},"
-                f"x-dirty-bitmap=qemu:dirty-bitmap:{name}"
-            )
-            extents = json.loads(qemu_img("map", "--output=json", "--image-opts", options).stdout)
-        finally:
-            server.terminate()
-            server.wait()
-            if os.path.exists(path):
-                os.unlink(path)
+        extents = self.bitmap_extents(image, name)
         size = max(e["start"] + e["length"] for e in extents)
         drawing = ["-"] * (-(-size // CLUSTER))
         for e in extents:

@@ -3,10 +3,9 @@
 
 import json
 import os
-import subprocess
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu, qemu_img, run, wait_until
+from tidemark import TestCase, compat, img, io, qemu_img, run
 
 
 class Commit(TestCase):
@@ -98,20 +97,7 @@ class Commit(TestCase):
 
     def dirty(self, image, bitmap):
         """Bytes of the disk that a bitmap has as dirty, as QEMU's server shows it."""
-        socket = self.path("bitmap.sock")
-        server = subprocess.Popen(
-            [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", socket, "-B", bitmap, image]
-        )
-        try:
-            wait_until(lambda: os.path.exists(socket), "the server's socket")
-            options = (
-                f"driver=nbd,server.type=unix,server.path={socket},"
-                f"x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"
-            )
-            extents = json.loads(qemu_img("map", "--output=json", "--image-opts", options).stdout)
-        finally:
-            server.terminate()
-            server.wait()
+        extents = self.bitmap_extents(image, bitmap)
         return sum(e["length"] for e in extents if not e["data"])
 
     def test_bitmaps_of_the_base_record_it_and_those_of_the_top_stay(self):

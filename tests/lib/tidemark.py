@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of whole programs share: tools, temporary directories, daemons."""
 
+import json
 import os
 import shutil
 import signal
@@ -245,3 +246,22 @@ class TestCase(unittest.TestCase):
         path = self.path(name)
         img("create", "-q", "-f", fmt, *options, path, size)
         return path
+
+    def bitmap_extents(self, image, bitmap):
+        """The `qemu-img map` of a dirty bitmap, as QEMU's server shows it: what is dirty is no data."""
+        path = self.path("bitmap.sock")
+        server = subprocess.Popen(
+            [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", path, "-B", bitmap, image]
+        )
+        try:
+            wait_until(lambda: os.path.exists(path), "the server's socket")
+            options = (
+                f"driver=nbd,server.type=unix,server.path={path},"
+                f"x-dirty-bitmap=qemu:dirty-bitmap:{bitmap}"
+            )
+            return json.loads(qemu_img("map", "--output=json", "--image-opts", options).stdout)
+        finally:
+            server.terminate()
+            server.wait()
+            if os.path.exists(path):
+                os.unlink(path)

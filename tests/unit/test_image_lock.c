@@ -159,9 +159,7 @@ static int run(char *const argv[], char *output, size_t size)
     pid_t pid;
     int in, out, status;
 
-    if (start(argv, &pid, &in, &out) < 0) {
-        skip();
-    }
+    assert_int_equal(start(argv, &pid, &in, &out), 0);
     close(in);
     while (len + 1 < size && (n = read(out, output + len, size - 1 - len)) > 0) {
         len += (size_t)n;
@@ -206,9 +204,7 @@ static void hold(char *const argv[], pid_t *ret_pid, int *ret_in, int *ret_out)
 {
     char prompt[64] = "";
 
-    if (start(argv, ret_pid, ret_in, ret_out) < 0) {
-        skip();
-    }
+    assert_int_equal(start(argv, ret_pid, ret_in, ret_out), 0);
     assert_true(read(*ret_out, prompt, sizeof(prompt) - 1) > 0);
     assert_non_null(strstr(prompt, "qemu-io>"));
 }
