@@ -3,10 +3,10 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <openssl/evp.h>
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "backup/libcrypto_lazy.h"
 #include "base/cleanup.h"
 #include "loop/loop.h"
 
@@ -16,7 +16,8 @@ int digest_buffer(const void *data, size_t size, uint8_t ret[static DIGEST_SIZE]
 {
     unsigned len = 0;
 
-    if (!EVP_Digest(data, size, ret, &len, EVP_sha256(), NULL) || len != DIGEST_SIZE) {
+    if (lazy_libcrypto_load(NULL) < 0 || !EVP_Digest(data, size, ret, &len, EVP_sha256(), NULL) ||
+        len != DIGEST_SIZE) {
         return -EIO;
     }
     return 0;
@@ -82,6 +83,10 @@ static int file_job_run(void *arg)
 
     if (fd < 0) {
         return error_set_errno(job->err, errno, "Could not open '%s'", job->path);
+    }
+    ret = lazy_libcrypto_load(job->err);
+    if (ret < 0) {
+        return ret;
     }
     ctx = EVP_MD_CTX_new();
     if (!ctx) {

@@ -6,8 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <libssh/libssh.h>
-#include <libssh/sftp.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -18,6 +16,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "ssh/libssh_lazy.h"
 
 #define CONNECT_TIMEOUT_S 30
 /* Longest parts of a request: servers need not take more than 34000 bytes in a packet. */
@@ -216,7 +215,8 @@ int remote_file_open(const struct ssh_target *t, int flags, struct remote_file *
     if (!f) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = start_session(f, t, err);
+    r = lazy_libssh_load(err);
+    r = r < 0 ? r : start_session(f, t, err);
     r = r < 0 ? r : open_file(f, t, flags, err);
     if (r < 0) {
         remote_file_close(f);

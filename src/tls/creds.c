@@ -103,7 +103,10 @@ static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds 
         return error_set(err, ENOMEM, "Out of memory");
     }
     c->kind = kind;
-    r = options_take_enum(opts, "endpoint", endpoints, 0, &endpoint, err);
+    r = lazy_gnutls_load(err);
+    if (r == 0) {
+        r = options_take_enum(opts, "endpoint", endpoints, 0, &endpoint, err);
+    }
     if (r == 0) {
         r = options_take_bool(opts, "verify-peer", true, &c->verify_peer, err);
     }

@@ -3,10 +3,9 @@
 #ifndef TIDEMARK_TLS_INTERNAL_H
 #define TIDEMARK_TLS_INTERNAL_H
 
-#include <gnutls/gnutls.h>
-
 #include "block/options.h"
 #include "block/user_object.h"
+#include "tls/gnutls_lazy.h"
 #include "tls/tls.h"
 
 enum tls_kind { TLS_ANON, TLS_PSK, TLS_X509 };

@@ -4,7 +4,6 @@
  * refused here, with its file named, than by every peer later. RFC 5280, sections 4.1.2.5, 4.2.1.3, 4.2.1.9, 4.2.1.12.
  */
 #include <errno.h>
-#include <gnutls/x509.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>

@@ -4,7 +4,6 @@
 #include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
-#include <gnutls/x509.h>
 #include <poll.h>
 #include <stdint.h>
 #include <stdio.h>
