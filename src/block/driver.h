@@ -107,6 +107,7 @@ struct block_info {
     const char *backing_filename; /* as written in the image; borrowed; NULL if none */
     const char *backing_format;   /* likewise */
     const char *compression_type;
+    bool encrypted;
 };
 
 /* Result of co_check; figures as qemu-img check prints them. */

@@ -458,27 +458,6 @@ static int normalise(const struct cli_new_image *image, const struct block_optio
     return 0;
 }
 
-/* Encryption that is off takes no support. 1 if it is wanted, and told. */
-static int refuse_encryption(const struct cli_new_image *image, const struct option_set *set,
-                             const char *name)
-{
-    const char *value = get(set, name);
-
-    if (strcmp(name, "encryption") == 0 &&
-        (strcmp(value, "off") == 0 || strcmp(value, "no") == 0)) {
-        return 0;
-    }
-    return fail(image,
-                "Images can't be encrypted: option '%s' is not supported. Encrypt in the guest, or "
-                "below the image (dm-crypt)",
-                name);
-}
-
-static bool is_encryption(const char *name)
-{
-    return strcmp(name, "encryption") == 0 || strncmp(name, "encrypt.", 8) == 0;
-}
-
 static int check_options(struct option_set *set, const struct block_driver *driver,
                          const struct cli_new_image *image)
 {
@@ -488,11 +467,12 @@ static int check_options(struct option_set *set, const struct block_driver *driv
     for (size_t i = 0; i < set->count; i++) {
         const struct block_option_desc *desc = find_desc(&list, set->entry[i].name);
 
-        if (!desc && strcmp(driver->name, "qcow2") == 0 && is_encryption(set->entry[i].name)) {
-            if (refuse_encryption(image, set, set->entry[i].name)) {
-                return 1;
-            }
-            continue;
+        if (!desc && strcmp(driver->name, "qcow2") == 0 &&
+            strncmp(set->entry[i].name, "encrypt.", 8) == 0) {
+            return fail(image,
+                        "Option '%s' is for LUKS, with which images can't be encrypted: encrypt in "
+                        "the guest, or below the image (dm-crypt)",
+                        set->entry[i].name);
         }
         if (!desc && strcmp(set->entry[i].name, "backing_file") == 0) {
             return fail(image, "Backing file not supported for file format '%s'", driver->name);
@@ -648,7 +628,7 @@ static struct options *to_options(const struct option_set *set)
     struct options *opts = options_new();
 
     for (size_t i = 0; opts && i < set->count; i++) {
-        if (strcmp(set->entry[i].name, "size") != 0 && !is_encryption(set->entry[i].name)) {
+        if (strcmp(set->entry[i].name, "size") != 0) {
             options_set_str(opts, set->entry[i].name, set->entry[i].value);
         }
     }

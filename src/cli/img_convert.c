@@ -2,6 +2,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -272,8 +273,27 @@ static int check_backing_format(const struct request *r)
     return by_option ? 0 : cli_fail("Use of backing file requires explicit backing format");
 }
 
+static bool is_encrypted(const struct cli_disk *disk)
+{
+    const struct block_driver *driver = disk->node->driver;
+    struct block_info info;
+
+    return driver->co_get_info && driver->co_get_info(disk->node, &info) == 0 && info.encrypted;
+}
+
+/* What a target that is encrypted has to be opened with, once it was made. 0 or -ENOMEM */
+static int key_options(const struct request *r, char **ret)
+{
+    AUTO_FREE char *id = NULL;
+    int rc = r->no_create ? 0 : cli_creation_option(&r->options, "encrypt.key-secret", &id);
+
+    *ret = NULL;
+    return rc < 0 || (id && asprintf(ret, "encrypt.key-secret=%s", id) < 0) ? -ENOMEM : 0;
+}
+
 static int co_open_target(const struct request *r, struct convert *c, const char *name)
 {
+    AUTO_FREE char *key = NULL;
     struct cli_image image = {
         .name = name,
         .format = r->target_image_opts ? NULL : r->target_format,
@@ -287,6 +307,13 @@ static int co_open_target(const struct request *r, struct convert *c, const char
     if (r->compressed && strcmp(r->target_format, "raw") == 0 && !r->target_image_opts) {
         return cli_fail("Compression not supported for this file format");
     }
+    if (key_options(r, &key) < 0) {
+        return cli_fail("Out of memory");
+    }
+    if (key && r->compressed) {
+        return cli_fail("Compression and encryption not supported at the same time");
+    }
+    image.extra_options = key;
     if (!r->no_create) {
         struct cli_new_image new_image = {
             .filename = name,
@@ -305,6 +332,9 @@ static int co_open_target(const struct request *r, struct convert *c, const char
     }
     if (cli_co_open_disk(&image, BLOCK_OPEN_RDWR, &c->target, &err) < 0) {
         return cli_report(&err);
+    }
+    if (r->compressed && is_encrypted(&c->target)) {
+        return cli_fail("Compression and encryption not supported at the same time");
     }
     if (cli_disk_size(&c->target) < c->total) {
         return cli_fail("output file is smaller than input file");

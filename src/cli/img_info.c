@@ -96,6 +96,9 @@ static struct json_object *co_node_json(struct block_node *node)
     if (specific) {
         json_object_object_add(o, "format-specific", specific);
     }
+    if (has_info && info.encrypted) {
+        json_object_object_add(o, "encrypted", json_object_new_boolean(true));
+    }
     json_object_object_add(
         o, "dirty-flag",
         json_object_new_boolean(has_info && info.has_dirty_flag && info.dirty_flag));
@@ -190,6 +193,10 @@ static void print_human(struct json_object *o, int level, const char *path)
     printf("%s: %s\n", is_leaf ? "protocol type" : "file format", text_of(o, "format"));
     print_size(is_leaf ? "file length" : "virtual size", size, level);
     print_disk_size(o, level);
+    if (json_object_get_boolean(json_object_object_get(o, "encrypted"))) {
+        print_indented(level);
+        printf("encrypted: yes\n");
+    }
     if (cluster_size) {
         print_indented(level);
         printf("cluster_size: %s\n", cluster_size);

@@ -335,8 +335,8 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
     IOV_PART_AUTO(part);
     int r = 0;
 
-    if (q->has_data_file) {
-        return -ENOTSUP; /* it would not hold the data */
+    if (q->has_data_file || q->crypt_method != CRYPT_NONE) {
+        return -ENOTSUP; /* it would not hold the data, or would in the clear */
     }
     if (!is_aligned(offset, q->cluster_size) ||
         (!is_aligned(end, q->cluster_size) && end != block_node_size(q->node))) {

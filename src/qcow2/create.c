@@ -11,6 +11,7 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "block/user_object.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot.h"
 
@@ -21,6 +22,9 @@ const struct block_option_desc qcow2_create_options[] = {
     {"compat", "str", "Compatibility level (v2 [0.10] or v3 [1.1])"},
     {"data_file", "str", "File name of an external data file"},
     {"data_file_raw", "bool (on/off)", "The external data file must stay valid as a raw image"},
+    {"encrypt.format", "str", "Encrypt the image, format choices: 'aes' (legacy, not safe)"},
+    {"encrypt.key-secret", "str", "ID of the secret that holds the password"},
+    {"encryption", "bool (on/off)", "Encrypt the image with format 'aes' (old name)"},
     {"extended_l2", "bool (on/off)", "Extended L2 tables"},
     {"compression_type", "str", "Compression method used for image cluster compression"},
     {"lazy_refcounts", "bool (on/off)", "Postpone refcount updates"},
@@ -34,7 +38,7 @@ struct create {
     uint64_t size, cluster_size, refcount_bits;
     uint32_t version;
     int compression, prealloc;
-    bool lazy_refcounts, extended_l2, data_file_raw;
+    bool lazy_refcounts, extended_l2, data_file_raw, encrypted;
     char *backing_file, *backing_fmt, *data_file;
     /* layout, in clusters */
     uint64_t table_clusters, blocks, l1_clusters;
@@ -113,7 +117,55 @@ static int check_options(const struct create *c, struct error *err)
                          "Backing file and preallocation can only be used at the same time if "
                          "extended_l2 is enabled");
     }
+    if (c->encrypted && c->prealloc != BLOCK_PREALLOC_OFF) {
+        return error_set(err, EINVAL,
+                         "Encryption and preallocation (which data_file_raw needs) cannot be used "
+                         "at the same time: what was not written would not read as zeroes");
+    }
     return check_version_2(c, err);
+}
+
+/* The key is needed when the image is opened; here it has to be there. */
+static int take_encryption(struct create *c, struct options *opts, struct error *err)
+{
+    AUTO_FREE char *format = NULL, *secret_id = NULL, *password = NULL;
+    bool old_way = options_has(opts, "encryption");
+    size_t size;
+    int r;
+
+    if ((r = options_take_str(opts, "encrypt.format", &format, err)) < 0 ||
+        (r = options_take_str(opts, "encrypt.key-secret", &secret_id, err)) < 0 ||
+        (r = options_take_bool(opts, "encryption", false, &c->encrypted, err)) < 0) {
+        return r;
+    }
+    if (format && old_way) {
+        return error_set(err, EINVAL,
+                         "'encrypt.format' and its alias 'encryption' can't be used at the same "
+                         "time");
+    }
+    if (format && strcmp(format, "luks") == 0) {
+        return error_set(err, ENOTSUP,
+                         "Images can't be encrypted with LUKS: encrypt in the guest, or below the "
+                         "image (dm-crypt)");
+    }
+    if (format && strcmp(format, "aes") != 0) {
+        return error_set(err, EINVAL, "Parameter 'format' does not accept value '%s'", format);
+    }
+    c->encrypted = c->encrypted || format;
+    if (secret_id && !c->encrypted) {
+        return error_set(err, EINVAL, "Parameter 'encrypt.format' is missing");
+    }
+    if (!c->encrypted) {
+        return 0;
+    }
+    if (!secret_id) {
+        return error_set(err, EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");
+    }
+    r = secret_get(secret_id, &password, &size, err);
+    if (r == 0) {
+        explicit_bzero(password, size);
+    }
+    return r;
 }
 
 static int take_options(struct create *c, struct options *opts, struct error *err)
@@ -136,6 +188,7 @@ static int take_options(struct create *c, struct options *opts, struct error *er
         (r = options_take_str(opts, "data_file", &c->data_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_file", &c->backing_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
+        (r = take_encryption(c, opts, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'qcow2'", err)) < 0) {
         return r;
     }
@@ -226,6 +279,7 @@ static int co_write_first_header(struct block_root *root, const struct create *c
                           (c->data_file ? INCOMPAT_DATA_FILE : 0);
         q->autoclear = c->data_file_raw ? AUTOCLEAR_DATA_FILE_RAW : 0;
         q->data_filename = c->data_file;
+        q->crypt_method = c->encrypted ? CRYPT_AES : CRYPT_NONE;
         q->compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
         q->l1_size = c->l1_size;
         q->l1_offset = (1 + c->table_clusters + c->blocks) * c->cluster_size;

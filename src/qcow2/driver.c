@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/amend.h"
+#include "qcow2/crypt.h"
 #include "qcow2/options.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot.h"
@@ -113,6 +114,7 @@ static void release(struct qcow2 *q)
     qcow2_free_stored_bitmaps(q);
     qcow2_free_snapshots(q);
     qcow2_free_header(q);
+    qcow2_crypt_close(q);
     cache_destroy(&q->l2_cache);
     cache_destroy(&q->ref_cache);
     if (q->decompressed.max > 0) {
@@ -182,6 +184,9 @@ static void set_limits(struct qcow2 *q)
     node->limits.zeroes_alignment = qcow2_subcluster_size(q);
     node->limits.discard_alignment = q->cluster_size;
     node->limits.cluster_size = (uint32_t)q->cluster_size;
+    if (q->crypt_method != CRYPT_NONE) {
+        node->limits.request_alignment = SECTOR_SIZE;
+    }
     node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
     /* What lies behind the end of a regular file was never written; of a device nobody knows. */
     q->zero_from = UINT64_MAX;
@@ -243,8 +248,8 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
 
     if ((r = qcow2_co_read_header(q, err)) < 0 ||
         (r = qcow2_take_options(q, opts, &cache, err)) < 0 ||
-        (r = co_open_data_file(q, opts, err)) < 0 || (r = co_load_tables(q, err)) < 0 ||
-        (r = init_caches(q, &cache, err)) < 0) {
+        (r = qcow2_crypt_open(q, opts, err)) < 0 || (r = co_open_data_file(q, opts, err)) < 0 ||
+        (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
         return r;
     }
     cluster_cache_init(&q->decompressed, q->cluster_size);
@@ -370,8 +375,10 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
         ret->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
         break;
     case CLUSTER_NORMAL:
-        ret->flags =
-            BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE;
+        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
+        if (q->crypt_method == CRYPT_NONE) {
+            ret->flags |= BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE;
+        }
         break;
     case CLUSTER_COMPRESSED:
         ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_COMPRESSED;

@@ -48,6 +48,8 @@ enum {
     HDR_OUR_SIZE = 112, /* what we write */
 };
 
+enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
+
 /* Bits of incompatible_features. */
 #define INCOMPAT_DIRTY (1ULL << 0)
 #define INCOMPAT_CORRUPT (1ULL << 1)

@@ -124,13 +124,6 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
     return 0;
 }
 
-static const char *crypt_method_name(uint32_t method)
-{
-    static const char *const names[] = {"none", "AES", "LUKS"};
-
-    return method < ARRAY_SIZE(names) ? names[method] : "method unknown";
-}
-
 static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
 {
     int r;
@@ -147,11 +140,12 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
         return error_set(err, EINVAL, "Unsupported cluster size: 2^%u", q->cluster_bits);
     }
     q->cluster_size = 1ULL << q->cluster_bits;
-    if (load_be32(h + HDR_CRYPT_METHOD) != 0) {
+    q->crypt_method = load_be32(h + HDR_CRYPT_METHOD);
+    if (q->crypt_method > CRYPT_AES) {
         header_error(q, err,
-                     "is encrypted (%s); encryption is not supported: decrypt it first, with "
+                     "is encrypted (%s), which is not supported: decrypt it first, with "
                      "'qemu-img convert'",
-                     crypt_method_name(load_be32(h + HDR_CRYPT_METHOD)));
+                     q->crypt_method == CRYPT_LUKS ? "LUKS" : "method unknown");
         return -ENOTSUP;
     }
     q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);

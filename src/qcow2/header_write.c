@@ -86,6 +86,7 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     store_be32(h + HDR_VERSION, q->version);
     store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
     store_be64(h + HDR_SIZE, block_node_size(q->node));
+    store_be32(h + HDR_CRYPT_METHOD, q->crypt_method);
     store_be32(h + HDR_L1_SIZE, q->l1_size);
     store_be64(h + HDR_L1_OFFSET, q->l1_offset);
     store_be64(h + HDR_REFTABLE_OFFSET, q->reftable_offset);

@@ -22,6 +22,7 @@ int qcow2_co_get_info(struct block_node *node, struct block_info *ret)
         .backing_filename = q->backing_filename,
         .backing_format = q->backing_format,
         .compression_type = compression_name(q),
+        .encrypted = q->crypt_method != CRYPT_NONE,
     };
     return 0;
 }
@@ -75,6 +76,12 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
         json_object_object_add(data, "bitmaps", bitmaps);
     }
     json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcount_order));
+    if (q->crypt_method != CRYPT_NONE) {
+        struct json_object *encrypt = json_object_new_object();
+
+        json_object_object_add(encrypt, "format", json_object_new_string("aes"));
+        json_object_object_add(data, "encrypt", encrypt);
+    }
     if (v3) {
         json_object_object_add(data, "corrupt",
                                json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) ||

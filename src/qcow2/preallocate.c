@@ -89,6 +89,12 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
     uint64_t at = round_down(from, q->cluster_size), end = round_up(to, q->cluster_size);
     int r = 0;
 
+    if (q->crypt_method != CRYPT_NONE) {
+        return error_set(err, ENOTSUP,
+                         "Image '%s' is encrypted: space can't be preallocated, since what was not "
+                         "written there would not read as zeroes",
+                         block_node_display_name(q->node));
+    }
     while (at < end && r == 0) {
         uint64_t clusters = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS), done, host;
         bool linked;

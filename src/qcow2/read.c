@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qcow2/state.h"
+#include "qcow2/crypt.h"
 
 /* Read from the backing file; what lies behind its end is zero. */
 static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags)
@@ -37,7 +37,9 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
     switch (run->type) {
     case CLUSTER_NORMAL:
         block_co_event(q->data, BLOCK_EVENT_READ_AIO);
-        return block_co_preadv(q->data, run->host, iov, flags);
+        return q->crypt_method != CRYPT_NONE && !(flags & BLOCK_REQ_PREFETCH)
+                   ? qcow2_co_read_encrypted(q, offset, run->host, iov)
+                   : block_co_preadv(q->data, run->host, iov, flags);
     case CLUSTER_COMPRESSED: /* not here */
         return -EIO;
     case CLUSTER_UNALLOCATED:

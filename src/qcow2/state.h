@@ -116,6 +116,8 @@ struct qcow2 {
     uint64_t incompatible; /* beside I/O bits are only added, under mark_mutex */
     uint64_t compatible, autoclear;
     enum compression_type compression;
+    uint32_t crypt_method;     /* enum crypt_method; see crypt.h */
+    struct qcow2_crypt *crypt; /* key; NULL: not encrypted, or open for metadata only */
     uint64_t header_length;
     uint8_t *unknown_fields; /* of the header, behind what we know; kept */
     uint32_t unknown_fields_size;

@@ -13,7 +13,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/state.h"
+#include "qcow2/crypt.h"
 
 #define ZERO_PAGE_SIZE (64 * KiB)
 /* The file is not to grow while so much waits to be free. */
@@ -40,7 +40,7 @@ struct allocation {
     uint64_t clusters;
     uint64_t host; /* file offset of the first cluster */
     enum placing placing;
-    bool fresh;        /* the new clusters read as zeroes */
+    bool fresh;        /* the new clusters were never written */
     bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
     bool first_ours, last_ours, all_ours; /* of the clusters: the data is overwritten in place */
     uint64_t contents;                    /* MOVE: bits of the subclusters that have some */
@@ -99,7 +99,7 @@ static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **re
     return qcow2_co_read_old(q, offset, *ret, size);
 }
 
-static int co_write_data(struct qcow2 *q, uint64_t host, struct iov iov)
+static int co_write_data(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov)
 {
     int r = qcow2_check_writable(q);
 
@@ -110,7 +110,8 @@ static int co_write_data(struct qcow2 *q, uint64_t host, struct iov iov)
         return r;
     }
     block_co_event(q->data, BLOCK_EVENT_WRITE_AIO);
-    return block_co_pwritev(q->data, host, iov, 0);
+    return q->crypt_method != CRYPT_NONE ? qcow2_co_write_encrypted(q, guest, host, iov)
+                                         : block_co_pwritev(q->data, host, iov, 0);
 }
 
 /* The data with head and tail of its clusters around it, as one write. */
@@ -140,8 +141,14 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
         add_data(&g, a->data);
         add_zeroes(&g, tail);
     }
-    return co_write_data(q, a->host + (a->start - a->first),
+    return co_write_data(q, a->start, a->host + (a->start - a->first),
                          (struct iov){.vec = g.vec, .count = g.count, .size = g.size});
+}
+
+/* What was never written to the file; encrypted zeroes have to be written. */
+static bool reads_as_zeroes(const struct qcow2 *q, const struct allocation *a)
+{
+    return a->fresh && q->crypt_method == CRYPT_NONE;
 }
 
 static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
@@ -149,8 +156,8 @@ static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
     size_t head = a->offset - a->start;
     size_t tail = a->end - a->offset - a->data.size;
 
-    if (head + tail == 0 || (a->fresh && !a->had_contents)) {
-        return co_write_data(q, a->host + (a->offset - a->first), a->data);
+    if (head + tail == 0 || (reads_as_zeroes(q, a) && !a->had_contents)) {
+        return co_write_data(q, a->offset, a->host + (a->offset - a->first), a->data);
     }
     return co_write_padded(q, a, head, tail);
 }
@@ -417,7 +424,7 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
     co_range_lock(&q->guest, &range, offset, iov.size, false);
     r = qcow2_co_map_to_write(q, offset, iov.size, &run);
     if (r == 0 && is_ours(&run) && run.length == iov.size) {
-        r = co_write_data(q, run.host, iov);
+        r = co_write_data(q, offset, run.host, iov);
         range_unlock(&q->guest, &range);
         return r;
     }

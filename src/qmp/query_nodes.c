@@ -74,6 +74,9 @@ static struct json_object *co_image_json(struct block_node *node, int depth)
     }
     if (has_info) {
         add_backing_names(o, node, &info);
+        if (info.encrypted) {
+            qmp_put_bool(o, "encrypted", true);
+        }
         qmp_put_bool(o, "dirty-flag", info.has_dirty_flag && info.dirty_flag);
     }
     if (backing && depth > 0) {
@@ -109,13 +112,15 @@ static struct json_object *co_node_json(struct block_node *node, bool flat)
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
     struct json_object *bitmaps = co_bitmaps_json(node);
+    struct block_info info;
+    bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
 
     qmp_put_str(o, "node-name", block_node_name(node));
     qmp_put_str(o, "drv", node->driver->name);
     qmp_put_bool(o, "ro", block_node_is_read_only(node));
     qmp_put_str(o, "file", block_node_filename(node));
     qmp_put_str(o, "detect_zeroes", detect_zeroes[node->detect_zeroes]);
-    qmp_put_bool(o, "encrypted", false);
+    qmp_put_bool(o, "encrypted", has_info && info.encrypted);
     if (node->backing) {
         qmp_put_str(o, "backing_file", block_node_filename(node->backing->node));
     }
