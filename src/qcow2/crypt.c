@@ -3,20 +3,19 @@
 
 #include <endian.h>
 #include <errno.h>
-#include <openssl/evp.h>
+#include <nettle/aes.h>
+#include <nettle/cbc.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "block/user_object.h"
 
-#define KEY_SIZE 16
-#define IV_SIZE 16
 /* Data passes through a buffer of this size. */
 #define PIECE_MAX (256 * KiB)
 
 struct qcow2_crypt {
-    uint8_t key[KEY_SIZE];
+    struct aes128_ctx encrypt, decrypt; /* constant once they are set */
 };
 
 /* --- key --------------------------------------------------------------------------------------- */
@@ -25,17 +24,21 @@ struct qcow2_crypt {
 static int set_key(struct qcow2 *q, const char *secret_id, struct error *err)
 {
     AUTO_FREE char *password = NULL;
+    uint8_t key[AES128_KEY_SIZE] = {0};
     size_t size;
     int r = secret_get(secret_id, &password, &size, err);
 
     if (r < 0) {
         return r;
     }
-    q->crypt = calloc(1, sizeof(*q->crypt));
-    if (q->crypt) {
-        memcpy(q->crypt->key, password, MIN(size, KEY_SIZE));
-    }
+    memcpy(key, password, MIN(size, sizeof(key)));
     explicit_bzero(password, size);
+    q->crypt = malloc(sizeof(*q->crypt));
+    if (q->crypt) {
+        aes128_set_encrypt_key(&q->crypt->encrypt, key);
+        aes128_set_decrypt_key(&q->crypt->decrypt, key);
+    }
+    explicit_bzero(key, sizeof(key));
     return q->crypt ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
@@ -83,7 +86,7 @@ int qcow2_crypt_open(struct qcow2 *q, struct options *opts, struct error *err)
 void qcow2_crypt_close(struct qcow2 *q)
 {
     if (q->crypt) {
-        explicit_bzero(q->crypt->key, KEY_SIZE);
+        explicit_bzero(q->crypt, sizeof(*q->crypt));
     }
     free(q->crypt);
     q->crypt = NULL;
@@ -91,23 +94,28 @@ void qcow2_crypt_close(struct qcow2 *q)
 
 /* --- data -------------------------------------------------------------------------------------- */
 
-/* Whole sectors, in place; each begins anew with its number on the disk. */
-static int transform(const struct qcow2_crypt *crypt, bool encrypt, uint64_t guest, uint8_t *data,
-                     size_t size)
+static void decrypt_blocks(const void *ctx, size_t size, uint8_t *dst, const uint8_t *src)
 {
-    EVP_CIPHER_CTX *ctx = EVP_CIPHER_CTX_new();
-    bool ok = ctx && EVP_CipherInit_ex(ctx, EVP_aes_128_cbc(), NULL, crypt->key, NULL, encrypt) &&
-              EVP_CIPHER_CTX_set_padding(ctx, 0);
+    aes128_decrypt(ctx, size, dst, src);
+}
 
-    for (size_t at = 0; at < size && ok; at += SECTOR_SIZE) {
-        uint64_t iv[IV_SIZE / 8] = {htole64((guest + at) / SECTOR_SIZE)};
-        int done;
+/* Whole sectors, in place; each begins anew with its number on the disk. */
+static void transform(const struct qcow2_crypt *crypt, bool encrypt, uint64_t guest, uint8_t *data,
+                      size_t size)
+{
+    for (uint8_t *sector = data; sector < data + size; sector += SECTOR_SIZE) {
+        uint64_t number = htole64(guest / SECTOR_SIZE);
+        uint8_t iv[AES_BLOCK_SIZE] = {0};
 
-        ok = EVP_CipherInit_ex(ctx, NULL, NULL, NULL, (const uint8_t *)iv, -1) &&
-             EVP_CipherUpdate(ctx, data + at, &done, data + at, SECTOR_SIZE) && done == SECTOR_SIZE;
+        memcpy(iv, &number, sizeof(number));
+        if (encrypt) {
+            cbc_aes128_encrypt(&crypt->encrypt, iv, SECTOR_SIZE, sector, sector);
+        } else {
+            cbc_decrypt(&crypt->decrypt, decrypt_blocks, AES_BLOCK_SIZE, iv, SECTOR_SIZE, sector,
+                        sector);
+        }
+        guest += SECTOR_SIZE;
     }
-    EVP_CIPHER_CTX_free(ctx);
-    return ok ? 0 : -EIO;
 }
 
 static uint8_t *new_piece(size_t size)
@@ -134,8 +142,8 @@ int qcow2_co_read_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, stru
 
         n = MIN(size - skip, iov.size - done);
         r = block_co_pread(q->data, host + done - skip, piece, size);
-        r = r < 0 ? r : transform(q->crypt, false, guest + done - skip, piece, size);
         if (r == 0) {
+            transform(q->crypt, false, guest + done - skip, piece, size);
             iov_copy_from_buf(iov, done, piece + skip, n);
         }
     }
@@ -156,8 +164,8 @@ int qcow2_co_write_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, str
     for (size_t done = 0, n; done < iov.size && r == 0; done += n) {
         n = MIN(iov.size - done, PIECE_MAX);
         iov_copy_to_buf(iov, done, piece, n);
-        r = transform(q->crypt, true, guest + done, piece, n);
-        r = r < 0 ? r : block_co_pwrite(q->data, host + done, piece, n, 0);
+        transform(q->crypt, true, guest + done, piece, n);
+        r = block_co_pwrite(q->data, host + done, piece, n, 0);
     }
     return r;
 }
