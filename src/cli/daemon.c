@@ -315,7 +315,7 @@ static int co_daemon(int argc, char **argv)
 
     qmp_register_objects();
     qmp_set_quit_fn(on_quit);
-    qmp_subscribe_to_exports();
+    qmp_subscribe();
     qmp_co_hold_commands();
     r = co_start(d, &err);
     qmp_co_release_commands();

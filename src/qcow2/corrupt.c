@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "base/log.h"
+#include "block/corruption.h"
 #include "qcow2/state.h"
 
 static void co_write_mark(struct qcow2 *q)
@@ -30,6 +31,7 @@ static void tell(struct qcow2 *q, bool fatal, const char *fmt, va_list ap)
                     "suppressed\n",
             what);
     log_info("image '%s' is corrupt", block_node_display_name(q->node));
+    block_tell_corruption(q->node, what, fatal);
 }
 
 int qcow2_co_corrupt(struct qcow2 *q, const char *fmt, ...)

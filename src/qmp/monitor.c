@@ -9,6 +9,7 @@
 
 #include "base/list.h"
 #include "base/log.h"
+#include "block/corruption.h"
 #include "co/sync.h"
 #include "export/export.h"
 #include "loop/loop.h"
@@ -304,9 +305,42 @@ static void on_export_event(enum export_event event, const char *id, void *arg)
     qmp_emit("BLOCK_EXPORT_DELETED", data);
 }
 
-void qmp_subscribe_to_exports(void)
+struct event {
+    const char *name;
+    struct json_object *data;
+};
+
+static void co_emit(void *arg)
+{
+    struct event *event = arg;
+
+    qmp_emit(event->name, event->data);
+    free(event);
+}
+
+/* From the reactor that came upon it to the main one. What can't be told is in the log. */
+static void on_corruption(const struct block_corruption *c)
+{
+    struct event *event = malloc(sizeof(*event));
+    struct json_object *data = json_object_new_object();
+
+    qmp_put_str(data, "device", "");
+    qmp_put_str(data, "node-name", c->node_name);
+    qmp_put_str(data, "msg", c->what);
+    qmp_put_bool(data, "fatal", c->fatal);
+    if (event) {
+        *event = (struct event){"BLOCK_IMAGE_CORRUPTED", data};
+    }
+    if (!event || reactor_spawn(reactor_main(), co_emit, event) < 0) {
+        json_object_put(data);
+        free(event);
+    }
+}
+
+void qmp_subscribe(void)
 {
     export_set_event_fn(on_export_event, NULL);
+    block_set_corruption_fn(on_corruption);
 }
 
 /* --- the end ----------------------------------------------------------------------------------------- */

@@ -32,8 +32,8 @@ void qmp_emit(const char *name, struct json_object *data);
 /* What the command quit does, after it has been answered. Called in a coroutine; must not yield. */
 void qmp_set_quit_fn(void (*fn)(void));
 
-/* Have exports' events sent to the sessions. */
-void qmp_subscribe_to_exports(void);
+/* Have the sessions told when an export is gone, and when an image is found corrupt. At start. */
+void qmp_subscribe(void);
 
 /*
  * Keep commands waiting, and let them run: around the start of the daemon, since its monitors may have clients before

@@ -155,6 +155,9 @@ OBJECT(export_info, "BlockExportInfo", REQ("id", qmp_str), REQ("type", export_ty
        REQ("node-name", qmp_str), REQ("shutting-down", qmp_bool));
 ARRAY(export_infos, export_info);
 OBJECT(export_id, "q_obj_BLOCK_EXPORT_DELETED-arg", REQ("id", qmp_str));
+OBJECT(image_corrupted, "q_obj_BLOCK_IMAGE_CORRUPTED-arg", REQ("device", qmp_str),
+       OPT("node-name", qmp_str), REQ("msg", qmp_str), OPT("offset", qmp_int), OPT("size", qmp_int),
+       REQ("fatal", qmp_bool));
 
 /* Addresses: flat for the command line, wrapped in "data" for QMP. */
 ENUM(address_type, "SocketAddressType", "inet", "unix", "fd");
@@ -291,6 +294,7 @@ const struct qmp_command qmp_commands[] = {
 
 const struct qmp_event qmp_events[] = {
     {"BLOCK_EXPORT_DELETED", &export_id},
+    {"BLOCK_IMAGE_CORRUPTED", &image_corrupted},
     {NULL, NULL},
 };
 

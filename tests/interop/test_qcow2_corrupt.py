@@ -6,7 +6,7 @@ import shutil
 import unittest
 
 from qcow2_edit import COPIED, ZERO, Image
-from tidemark import TestCase, compat, img, io, qemu, run
+from tidemark import TestCase, compat, img, io, nbd_uri, qemu, run
 
 SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
 CORRUPT = 2
@@ -118,6 +118,26 @@ class Corrupt(TestCase):
         self.refused("Preventing invalid write on metadata", "write -P 5 0 512", "truncate 128G")
         ours, theirs = Image(self.path("ours.qcow2")), Image(self.path("theirs.qcow2"))
         self.assertEqual(ours.file_size(), theirs.file_size())
+
+    def test_monitors_are_told(self):
+        self.image.put64(self.image.l1, self.image.l2_table() + MISPLACED | COPIED)
+        path, uri = self.path("nbd.sock"), nbd_uri(self.path("nbd.sock"), "disk")
+        for writable, fatal in (("off", False), ("on", True)):
+            daemon = self.daemon(
+                "--blockdev", f"driver=file,node-name=file,filename={self.source}",
+                "--blockdev", f"driver=qcow2,node-name=disk,file=file,read-only={'off' if fatal else 'on'}",
+                "--nbd-server", f"addr.type=unix,addr.path={path}",
+                "--export", f"type=nbd,id=e,node-name=disk,writable={writable}",
+            )  # fmt: skip
+            self.assertNotEqual(run(qemu("qemu-io"), "-f", "raw", "-r", "-c", "read 0 64k", uri,
+                                    check=False).returncode, 0)  # fmt: skip
+            event = daemon.qmp.wait_event("BLOCK_IMAGE_CORRUPTED")["data"]
+            message = "L2 table offset 0x40200 unaligned (L1 index: 0)"
+            self.assertEqual(
+                event, {"device": "", "node-name": "disk", "msg": message, "fatal": fatal}
+            )
+            self.assertEqual(is_marked(self.source), fatal)
+            daemon.kill()
 
     def test_what_does_no_harm(self):
         self.image.put64(self.entry, self.image.host(0) + MISPLACED | COPIED)
