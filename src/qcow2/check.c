@@ -27,6 +27,11 @@
 #define COUNTS_BYTES_MIN (256 * MiB)
 #define COUNTS_PART_OF_FILE 256
 
+/* So much of tables is read although they lie across others. */
+#define AGAIN_BYTES (64 * MiB)
+/* Tables are read in pieces of so many entries. */
+#define PIECE_ENTRIES (128u << 10)
+
 /* --- complaints -------------------------------------------------------------------------------- */
 
 static void complain(struct check *c, const char *fmt, va_list ap)
@@ -72,7 +77,24 @@ static void complain_overflow(struct check *c, uint64_t first, uint64_t n)
             "writing",
             (unsigned long long)(first + i) << c->q->cluster_bits);
     }
-    c->result->corruptions += n;
+}
+
+/* There is one run of clusters [first, first + n) that can't have c->times more: they get what they can. */
+static void count_too_many(struct check *c, uint64_t first, uint64_t n, uint32_t references)
+{
+    uint32_t room = (uint32_t)MIN(c->q->refcount_max, UINT32_MAX) - references;
+    uint64_t done, lost;
+
+    if (room > 0 && counts_add_times(c->counts, first, n, room, &done) < 0) {
+        c->out_of_memory = true;
+        return;
+    }
+    complain_overflow(c, first, n);
+    if (__builtin_mul_overflow(n, (uint64_t)(c->times - room), &lost)) {
+        lost = UINT32_MAX;
+    }
+    c->result->corruptions += lost;
+    c->overflows += lost;
 }
 
 /* Clusters [first, first + n) of the file. */
@@ -81,13 +103,13 @@ static void count_clusters(struct check *c, uint64_t first, uint64_t n)
     while (n > 0 && !c->out_of_memory) {
         uint64_t done, full = 0;
         uint32_t references;
-        int r = counts_add(c->counts, first, n, &done);
+        int r = counts_add_times(c->counts, first, n, c->times, &done);
 
         if (r == -ENOMEM) {
             c->out_of_memory = true;
         } else if (r < 0) {
             full = counts_run(c->counts, first + done, n - done, &references);
-            complain_overflow(c, first + done, full);
+            count_too_many(c, first + done, full, references);
         }
         first += done + full;
         n -= done + full;
@@ -132,17 +154,72 @@ int qcow2_co_check_read(struct check *c, uint64_t offset, void *buf, size_t size
     return r;
 }
 
-bool qcow2_check_take(struct check *c, uint64_t *left, uint64_t amount, const char *what)
+bool qcow2_check_take(struct check *c, uint64_t *left, uint64_t amount, const char *what,
+                      const struct qcow2_snapshot *s)
 {
-    if (*left < amount) {
-        if (*left > 0) {
-            qcow2_complain_corrupt(c, "ERROR: %s lie upon each other", what);
-        }
-        *left = 0;
-        return false;
+    if (*left >= amount) {
+        *left -= amount;
+        return true;
     }
-    *left -= amount;
-    return true;
+    if (!c->incomplete) { /* told however much was told before: it is why nothing can be repaired */
+        fprintf(stderr, "ERROR image '%s'", block_node_display_name(c->q->node));
+        if (s) {
+            fprintf(stderr, ", snapshot %s (%s)", s->id, s->name);
+        }
+        fprintf(stderr, ": %s lie upon each other; not all of them are checked\n", what);
+        c->result->corruptions++;
+    }
+    *left = 0;
+    c->incomplete = true;
+    return false;
+}
+
+bool qcow2_co_check_is_hole(struct check *c, uint64_t offset, uint64_t size)
+{
+    struct block_status status;
+
+    if (!c->many_holes || !range_fits(offset, size, c->file_size)) {
+        return offset >= c->file_size;
+    }
+    if (offset < c->extent_begin || offset >= c->extent_end) {
+        if (block_co_status(c->q->node->file, offset, c->file_size - offset, &status) < 0) {
+            return false;
+        }
+        c->extent_begin = offset;
+        c->extent_end = offset + status.length;
+        c->extent_is_hole = status.flags & BLOCK_STATUS_ZERO;
+    }
+    return c->extent_is_hole && size <= c->extent_end - offset;
+}
+
+int qcow2_co_check_read_table(struct check *c, uint64_t offset, uint64_t entries,
+                              check_piece_fn *fn, void *arg)
+{
+    uint64_t there = offset < c->file_size ? div_round_up(c->file_size - offset, 8) : 0;
+    AUTO_FREE uint64_t *piece = NULL;
+    uint64_t n;
+    int r = 0;
+
+    entries = MIN(entries, there);
+    for (uint64_t i = 0; i < entries && r == 0; i += n) {
+        n = MIN(entries - i, PIECE_ENTRIES);
+        if (qcow2_co_check_is_hole(c, offset + i * 8, n * 8)) {
+            continue;
+        }
+        piece = piece ? piece : malloc(PIECE_ENTRIES * 8);
+        if (!piece) {
+            return -ENOMEM;
+        }
+        r = qcow2_co_check_read(c, offset + i * 8, piece, n * 8);
+        if (r < 0) {
+            return r == -ENOMEM ? r : 0;
+        }
+        for (uint64_t k = 0; k < n; k++) {
+            piece[k] = be64toh(piece[k]);
+        }
+        r = fn(c, piece, n, arg);
+    }
+    return r;
 }
 
 static int check_init(struct check *c)
@@ -150,14 +227,26 @@ static int check_init(struct check *c)
     struct block_edge *file = c->q->node->file;
     uint64_t stored, memory = COUNTS_BYTES_MIN;
 
+    c->file_size = block_edge_size(file);
     if (block_co_allocated_size(file->node, &stored) == 0) {
         memory = MAX(memory, stored / COUNTS_PART_OF_FILE);
+        c->many_holes = stored < c->file_size / 2;
     }
-    c->file_size = block_edge_size(file);
+    c->times = 1;
+    c->again_left = AGAIN_BYTES;
     c->clusters = div_round_up(c->file_size, c->q->cluster_size);
     c->table_bytes_left = MAX(c->file_size, L1_BYTES_MAX) + c->q->cluster_size;
     c->counts = counts_new(c->clusters + 1, c->q->refcount_max, memory);
-    return c->counts ? 0 : -ENOMEM;
+    c->tables = counts_new(c->clusters + 1, UINT32_MAX, memory);
+    c->walked = counts_new(c->clusters + 1, 2, memory);
+    return c->counts && c->tables && c->walked ? 0 : -ENOMEM;
+}
+
+static void check_release(struct check *c)
+{
+    counts_free(c->counts);
+    counts_free(c->tables);
+    counts_free(c->walked);
 }
 
 int qcow2_co_count_references(struct qcow2 *q, struct counts **ret, uint64_t *ret_clusters,
@@ -171,14 +260,14 @@ int qcow2_co_count_references(struct qcow2 *q, struct counts **ret, uint64_t *re
     if (r == 0 && (result.corruptions || result.check_errors)) {
         r = -EIO;
     }
-    if (r < 0) {
-        counts_free(c.counts);
-        return error_set_errno(err, -r, "Could not count the references of '%s'",
-                               block_node_display_name(q->node));
+    if (r == 0) {
+        *ret = TAKE_PTR(c.counts);
+        *ret_clusters = c.clusters;
     }
-    *ret = c.counts;
-    *ret_clusters = c.clusters;
-    return 0;
+    check_release(&c);
+    return r < 0 ? error_set_errno(err, -r, "Could not count the references of '%s'",
+                                   block_node_display_name(q->node))
+                 : 0;
 }
 
 /* --- repairing --------------------------------------------------------------------------------- */
@@ -216,8 +305,11 @@ static int co_count_again(struct check *c, bool aloud)
         qcow2_check_refcount_structures(&again);
     }
     *c->result = kept;
-    counts_free(c->counts);
+    check_release(c);
     c->counts = again.counts;
+    c->tables = again.tables;
+    c->walked = again.walked;
+    c->incomplete |= again.incomplete;
     c->complaints = MAX(c->complaints, aloud ? again.complaints : 0);
     c->file_size = again.file_size;
     c->clusters = again.clusters;
@@ -301,7 +393,7 @@ static int co_check_refcounts(struct check *c, struct error *err)
         return r;
     }
     contents = *c->result;
-    if (contents.check_errors > 0) {
+    if (contents.check_errors > 0 || c->incomplete) {
         c->fix = 0; /* what could not be read may refer to what seems to be leaked */
     }
     qcow2_check_refcount_structures(c);
@@ -350,11 +442,12 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
                                block_node_display_name(node));
     }
     if (check_init(&c) < 0) {
+        check_release(&c);
         return error_set(err, ENOMEM, "Out of memory");
     }
     ret->total_clusters = div_round_up(block_node_size(node), q->cluster_size);
     r = co_check_all(&c, err);
     ret->image_end_offset = c.used_end << q->cluster_bits;
-    counts_free(c.counts);
+    check_release(&c);
     return r;
 }

@@ -5,6 +5,7 @@
 
 #include "block/driver.h"
 #include "qcow2/counts.h"
+#include "qcow2/snapshot.h"
 #include "qcow2/state.h"
 
 /*
@@ -36,10 +37,21 @@ struct check {
     uint64_t
         beyond_end; /* index behind the last cluster near the end of the file, or beyond it, that is referenced */
     /*
-     * What is left to be read: L1 and bitmap tables are together no longer than the file, and one L1 table leads to no more L2
-     * tables than the file has clusters, or a few. Where tables lie upon each other, a small file could take hours otherwise.
+     * Snapshots share tables, and a small file could have them in such numbers that walking each by itself takes days. So it is
+     * first counted how often each L2 table is referenced by snapshots, and then each is walked once, its references
+     * counted `times` at once. What only a damaged image has, tables that lie across each other, is read up to a limit.
      */
-    uint64_t table_bytes_left, l2_tables_left;
+    struct counts *tables; /* references of snapshots to L2 tables, by their clusters */
+    struct counts *walked; /* L2 tables of the active disk that were */
+    uint32_t times;
+    uint64_t
+        overflows; /* corruptions that were counted because a number of references was too large */
+    uint64_t table_bytes_left; /* bitmap tables are together no longer than the file */
+    uint64_t again_left; /* bytes of tables that may be read although they lie across others */
+    bool incomplete;     /* not all was read: what is not counted may be referenced all the same */
+    /* The last extent of the file that was asked for; nothing is read from holes. */
+    bool many_holes, extent_is_hole;
+    uint64_t extent_begin, extent_end;
     bool table_changed; /* the L2 table at hand has to be written */
     uint64_t last_host; /* for fragmentation: where the next data cluster would be in order */
     uint64_t snapshot_table_size; /* as its entries say, which may be beyond the end of the file */
@@ -54,15 +66,26 @@ void qcow2_complain_corrupt(struct check *c, const char *fmt, ...)
 
 /* A reference to the bytes [offset, offset + length) of the file. */
 void qcow2_check_count(struct check *c, uint64_t offset, uint64_t length);
-/* False, and told, if more tables are read than there can be. */
-bool qcow2_check_take(struct check *c, uint64_t *left, uint64_t amount, const char *what);
+/* Let `amount` be read that lies across other tables. False, and once told by `what` (of a snapshot, or NULL), if that was too often. */
+bool qcow2_check_take(struct check *c, uint64_t *left, uint64_t amount, const char *what,
+                      const struct qcow2_snapshot *s);
+/* Bytes of the file that are known to be zero without being read. */
+bool qcow2_co_check_is_hole(struct check *c, uint64_t offset, uint64_t size);
+/*
+ * Read a table of `entries` words of 8 bytes in pieces, leaving out what is not there and what are holes: `fn` gets each piece in host byte
+ * order. What can't be read is told and counted. -ENOMEM, or what fn returns.
+ */
+typedef int check_piece_fn(struct check *c, const uint64_t *entries, uint64_t count, void *arg);
+int qcow2_co_check_read_table(struct check *c, uint64_t offset, uint64_t entries,
+                              check_piece_fn *fn, void *arg);
 /* Read; what lies behind the end of the file is zero. */
 int qcow2_co_check_read(struct check *c, uint64_t offset, void *buf, size_t size);
 
 /* check_contents.c: count all references but those of the refcount structures. */
 int qcow2_co_check_contents(struct check *c);
-/* An L1 table (host byte order) at `offset`, and all it leads to. */
-int qcow2_co_count_l1(struct check *c, uint64_t offset, const uint64_t *l1, uint32_t entries);
+/* A piece of the L1 table of a snapshot: counted are its references to L2 tables, but what these refer to only by the next. */
+check_piece_fn qcow2_co_count_snapshot_l1;
+int qcow2_co_count_snapshot_tables(struct check *c);
 
 /* check_snapshots.c: read the snapshot table anew, as far as it can be made out, to q->snapshots. */
 int qcow2_co_check_snapshot_table(struct check *c, struct error *err);

@@ -8,9 +8,6 @@
 #include "qcow2/bitmap.h"
 #include "qcow2/check.h"
 
-/* So much of L2 tables is read even if they lie upon each other. */
-#define L2_TABLES_BYTES_FEW (16 * MiB)
-
 /* --- data ------------------------------------------------------------------------------------------ */
 
 /* Figures of the report are of the active disk alone. `n` clusters in one piece. */
@@ -196,26 +193,14 @@ static int co_write_table(struct check *c, uint64_t offset, const uint64_t *tabl
     return r;
 }
 
-/* A table at a place that is not aligned is looked at all the same: what is there tells how much is lost. */
-static int co_count_l2(struct check *c, uint64_t entry, uint64_t *table)
+/* What a table refers to. */
+static int co_walk_table(struct check *c, uint64_t offset, uint64_t *table)
 {
     struct qcow2 *q = c->q;
-    uint64_t offset = entry & ENTRY_OFFSET_MASK;
     int r;
 
-    if (entry & L1_RESERVED_MASK) {
-        qcow2_complain_corrupt(c, "ERROR found L1 entry with reserved bits set: %llx",
-                               (unsigned long long)entry);
-    }
-    c->flags_doubtful |= !(entry & ENTRY_COPIED);
-    if (!qcow2_check_take(c, &c->l2_tables_left, 1, "L2 tables")) {
+    if (qcow2_co_check_is_hole(c, offset, q->cluster_size)) {
         return 0;
-    }
-    qcow2_check_count(c, offset, q->cluster_size);
-    if (!is_aligned(offset, q->cluster_size)) {
-        qcow2_complain_corrupt(
-            c, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted",
-            (unsigned long long)offset);
     }
     r = qcow2_co_check_read(c, offset, table, q->cluster_size);
     if (r < 0) {
@@ -234,16 +219,94 @@ static int co_count_l2(struct check *c, uint64_t entry, uint64_t *table)
     return c->out_of_memory ? -ENOMEM : r;
 }
 
-int qcow2_co_count_l1(struct check *c, uint64_t offset, const uint64_t *l1, uint32_t entries)
+/* Whether an aligned table is to be walked now; otherwise it is counted for qcow2_co_count_snapshot_tables(). */
+static bool is_to_be_walked(struct check *c, uint64_t index)
+{
+    uint64_t done;
+
+    if (c->active && counts_get(c->walked, index) == 0) {
+        c->out_of_memory |= counts_add(c->walked, index, 1, &done) == -ENOMEM;
+        return true;
+    }
+    if (c->active && c->again_left >= c->q->cluster_size) {
+        c->again_left -= c->q->cluster_size; /* so the figures of the disk are QEMU's here too */
+        return true;
+    }
+    c->out_of_memory |= counts_add_times(c->tables, index, 1, c->times, &done) == -ENOMEM;
+    return false;
+}
+
+/* A table at a place that is not aligned is looked at all the same: what is there tells how much is lost. */
+static int co_count_l2(struct check *c, uint64_t entry, uint64_t *table,
+                       const struct qcow2_snapshot *s)
+{
+    struct qcow2 *q = c->q;
+    uint64_t offset = entry & ENTRY_OFFSET_MASK;
+
+    if (entry & L1_RESERVED_MASK) {
+        qcow2_complain_corrupt(c, "ERROR found L1 entry with reserved bits set: %llx",
+                               (unsigned long long)entry);
+    }
+    c->flags_doubtful |= !(entry & ENTRY_COPIED);
+    qcow2_check_count(c, offset, q->cluster_size);
+    if (!is_aligned(offset, q->cluster_size)) {
+        qcow2_complain_corrupt(
+            c, "ERROR l2_offset=%llx: Table is not cluster aligned; L1 entry corrupted",
+            (unsigned long long)offset);
+        if (offset >= c->file_size ||
+            !qcow2_check_take(c, &c->again_left, q->cluster_size, "L2 tables", s)) {
+            return 0;
+        }
+    } else if (offset >= c->file_size || !is_to_be_walked(c, qcow2_cluster_index(q, offset))) {
+        return c->out_of_memory ? -ENOMEM : 0;
+    }
+    return co_walk_table(c, offset, table);
+}
+
+static int co_count_l1(struct check *c, const uint64_t *l1, uint64_t entries,
+                       const struct qcow2_snapshot *s)
 {
     AUTO_FREE uint64_t *table = malloc(c->q->cluster_size);
     int r = table ? 0 : -ENOMEM;
 
-    qcow2_check_count(c, offset, (uint64_t)entries * 8);
-    c->l2_tables_left = MAX(c->clusters + 1, L2_TABLES_BYTES_FEW >> c->q->cluster_bits);
-    for (uint32_t i = 0; i < entries && r == 0; i++) {
+    for (uint64_t i = 0; i < entries && r == 0; i++) {
         if (l1[i] != 0) {
-            r = co_count_l2(c, l1[i], table);
+            r = co_count_l2(c, l1[i], table, s);
+        }
+    }
+    return r;
+}
+
+int qcow2_co_count_snapshot_l1(struct check *c, const uint64_t *entries, uint64_t count, void *arg)
+{
+    return co_count_l1(c, entries, count, arg);
+}
+
+/* The table at `offset`, to which `times` entries lead: what is wrong in it counts as often. */
+static int co_count_table_times(struct check *c, uint64_t offset, uint32_t times, uint64_t *table)
+{
+    uint64_t corruptions = c->result->corruptions, overflows = c->overflows, found;
+    int r;
+
+    c->times = times;
+    r = co_walk_table(c, offset, table);
+    c->times = 1;
+    found = c->result->corruptions - corruptions - (c->overflows - overflows);
+    c->result->corruptions += found * (times - 1);
+    return r;
+}
+
+int qcow2_co_count_snapshot_tables(struct check *c)
+{
+    AUTO_FREE uint64_t *table = malloc(c->q->cluster_size);
+    uint64_t end = div_round_up(c->file_size, c->q->cluster_size), n;
+    uint32_t times;
+    int r = table ? 0 : -ENOMEM;
+
+    for (uint64_t i = 0; i < end && r == 0; i += n) {
+        n = counts_run(c->tables, i, end - i, &times);
+        for (uint64_t k = 0; times > 0 && k < n && r == 0; k++) {
+            r = co_count_table_times(c, (i + k) << c->q->cluster_bits, times, table);
         }
     }
     return r;
@@ -262,7 +325,8 @@ static int co_count_active(struct check *c)
         l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
     }
     c->active = true;
-    r = qcow2_co_count_l1(c, q->l1_offset, l1, q->l1_size);
+    qcow2_check_count(c, q->l1_offset, (uint64_t)q->l1_size * 8);
+    r = co_count_l1(c, l1, q->l1_size, NULL);
     c->active = false;
     return r;
 }
@@ -312,7 +376,7 @@ static int co_count_bitmaps(struct check *c)
             continue;
         }
         if (!qcow2_check_take(c, &c->table_bytes_left, (uint64_t)b->table_entries * 8,
-                              "bitmap tables")) {
+                              "bitmap tables", NULL)) {
             break;
         }
         r = qcow2_co_read_bitmap_table(q, b, &table);

@@ -119,18 +119,36 @@ static bool is_all_right(const struct check *c)
     return !c->flags_doubtful && !c->inexact && !counts_any_shared(c->counts);
 }
 
+/* Not a hole, and not one of very many tables that lie upon others. The walk before has left c->walked with a number for each. */
+static bool is_to_be_checked(struct check *c, uint64_t table)
+{
+    uint64_t size = c->q->cluster_size, done;
+
+    if (qcow2_co_check_is_hole(c, table, size)) {
+        return false;
+    }
+    if (is_aligned(table, size) &&
+        counts_add(c->walked, qcow2_cluster_index(c->q, table), 1, &done) == 0) {
+        return true;
+    }
+    if (c->again_left < size) {
+        return false;
+    }
+    c->again_left -= size;
+    return true;
+}
+
 int qcow2_co_check_copied(struct check *c)
 {
     struct qcow2 *q = c->q;
     AUTO_FREE uint64_t *entries = malloc(q->cluster_size);
     bool fix = is_to_be_fixed(c);
-    uint64_t visited = 0;
     int r = entries ? 0 : -ENOMEM;
 
     if (is_all_right(c)) {
         return 0;
     }
-    for (uint32_t i = 0; i < q->l1_size && visited <= c->clusters && r == 0; i++) {
+    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
         uint64_t entry = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
         uint64_t table = entry & ENTRY_OFFSET_MASK;
 
@@ -139,9 +157,8 @@ int qcow2_co_check_copied(struct check *c)
         }
         co_mutex_lock(&q->lock);
         co_check_l1_entry_locked(c, i, entry, fix);
-        if (qcow2_cluster_index(q, table) < c->clusters) {
+        if (table < c->file_size && is_to_be_checked(c, table)) {
             co_check_table_locked(c, table, entries, fix && is_aligned(table, q->cluster_size));
-            visited++;
         }
         co_mutex_unlock(&q->lock);
         r = fix ? qcow2_co_limit_dirty(q) : 0;

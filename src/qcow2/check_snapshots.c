@@ -117,43 +117,61 @@ static bool has_l1(struct check *c, const struct qcow2_snapshot *s)
     return true;
 }
 
-static int co_count_one(struct check *c, const struct qcow2_snapshot *s)
+/* By the place of their L1 tables. */
+static int compare(const void *a, const void *b)
 {
-    size_t bytes = (size_t)s->l1_size * 8;
-    AUTO_FREE uint64_t *l1 = malloc(MAX(bytes, 8u));
-    int r;
+    const struct qcow2_snapshot *x = *(const struct qcow2_snapshot *const *)a;
+    const struct qcow2_snapshot *y = *(const struct qcow2_snapshot *const *)b;
 
-    if (!l1) {
-        return -ENOMEM;
+    if (x->l1_offset != y->l1_offset) {
+        return x->l1_offset < y->l1_offset ? -1 : 1;
     }
-    r = qcow2_co_check_read(c, s->l1_offset, l1, bytes);
-    if (r < 0) {
-        return r == -ENOMEM ? r : 0;
+    return (x->l1_size > y->l1_size) - (x->l1_size < y->l1_size);
+}
+
+/* The L1 table of `times` snapshots, of which this is one. `*end`: of those before. */
+static int co_count_one(struct check *c, struct qcow2_snapshot *s, uint32_t times, uint64_t *end)
+{
+    uint64_t bytes = (uint64_t)s->l1_size * 8, overflows = c->overflows;
+    uint64_t corruptions = c->result->corruptions, found;
+    int r = 0;
+
+    c->times = times;
+    qcow2_check_count(c, s->l1_offset, bytes);
+    if (s->l1_offset >= *end || s->l1_offset >= c->file_size ||
+        qcow2_check_take(c, &c->again_left, bytes, "L1 tables", s)) {
+        r = qcow2_co_check_read_table(c, s->l1_offset, s->l1_size, qcow2_co_count_snapshot_l1, s);
     }
-    for (uint32_t i = 0; i < s->l1_size; i++) {
-        l1[i] = be64toh(l1[i]);
-    }
-    return qcow2_co_count_l1(c, s->l1_offset, l1, s->l1_size);
+    c->times = 1;
+    *end = MAX(*end, s->l1_offset + bytes);
+    found = c->result->corruptions - corruptions - (c->overflows - overflows);
+    c->result->corruptions += found * (times - 1);
+    return r;
 }
 
 int qcow2_co_check_snapshots(struct check *c)
 {
-    const struct qcow2_snapshot *s;
-    int r = 0;
+    AUTO_FREE struct qcow2_snapshot **all = calloc(c->q->snapshot_count + 1u, sizeof(*all));
+    uint32_t count = 0, n;
+    struct qcow2_snapshot *s;
+    uint64_t end = 0;
+    int r = all ? 0 : -ENOMEM;
 
     qcow2_check_count(c, c->q->snapshots_offset, c->snapshot_table_size);
     LIST_FOREACH (s, &c->q->snapshots, link) {
-        if (!has_l1(c, s)) {
-            continue;
-        }
-        if (!qcow2_check_take(c, &c->table_bytes_left, MAX((uint64_t)s->l1_size * 8, 8),
-                              "L1 tables")) {
-            break;
-        }
-        r = co_count_one(c, s);
-        if (r < 0) {
-            break;
+        if (r == 0 && has_l1(c, s)) {
+            all[count++] = s;
         }
     }
-    return r;
+    if (count > 0) {
+        qsort(all, count, sizeof(struct qcow2_snapshot *), compare);
+    }
+    for (uint32_t i = 0; i < count && r == 0; i += n) {
+        n = 1;
+        while (i + n < count && compare(&all[i], &all[i + n]) == 0) {
+            n++;
+        }
+        r = co_count_one(c, all[i], n, &end);
+    }
+    return r < 0 ? r : qcow2_co_count_snapshot_tables(c);
 }

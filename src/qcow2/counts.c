@@ -250,37 +250,37 @@ static unsigned add_bits(struct counts *c, struct chunk *k, unsigned at, unsigne
     return done;
 }
 
-/* What can be added without a change of state. -ERANGE: the next has the largest number. */
-static int add_in_state(struct counts *c, struct chunk *k, unsigned at, unsigned n,
+/* What can be added without a change of state. -ERANGE: the next would get too large a number. */
+static int add_in_state(struct counts *c, struct chunk *k, unsigned at, unsigned n, uint64_t times,
                         unsigned *ret_done)
 {
     unsigned done = 0;
 
     switch (k->state) {
     case EVEN:
-        if (k->base < c->max && n == CHUNK) {
-            k->base++;
+        if (k->base + times <= c->max && n == CHUNK) {
+            k->base += (uint32_t)times;
             done = n;
         }
         break;
     case BITS:
-        done = k->base < c->max ? add_bits(c, k, at, n) : 0;
+        done = k->base < c->max && times == 1 ? add_bits(c, k, at, n) : 0;
         break;
     case BYTES:
-        while (done < n && k->bytes[at + done] < MIN(c->max, UINT8_MAX)) {
-            k->bytes[at + done++]++;
+        while (done < n && k->bytes[at + done] + times <= MIN(c->max, UINT8_MAX)) {
+            k->bytes[at + done++] += (uint8_t)times;
         }
         break;
     default:
-        while (done < n && k->words[at + done] < c->max) {
-            k->words[at + done++]++;
+        while (done < n && k->words[at + done] + times <= c->max) {
+            k->words[at + done++] += (uint32_t)times;
         }
     }
     *ret_done = done;
-    return done < n && number_at(k, at + done) >= c->max ? -ERANGE : 0;
+    return done < n && number_at(k, at + done) + times > c->max ? -ERANGE : 0;
 }
 
-static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned n,
+static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned n, uint64_t times,
                         unsigned *ret_done)
 {
     unsigned part;
@@ -289,14 +289,14 @@ static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned
     for (*ret_done = 0; *ret_done < n && r == 0; *ret_done += part) {
         unsigned here = at + *ret_done;
 
-        r = add_in_state(c, k, here, n - *ret_done, &part);
+        r = add_in_state(c, k, here, n - *ret_done, times, &part);
         if (part > 0) {
             /* Where others of the part have more than this one, some had before. */
             c->shared |= number_at(k, here) > 1;
         } else if (r == 0) {
-            bool wide = k->state == BYTES || number_at(k, here) >= UINT8_MAX;
+            bool wide = k->state == BYTES || number_at(k, here) + times > UINT8_MAX;
 
-            r = widen(c, k, k->state == EVEN ? BITS : wide ? WORDS : BYTES);
+            r = widen(c, k, k->state == EVEN && times == 1 ? BITS : wide ? WORDS : BYTES);
         }
     }
     return r;
@@ -306,6 +306,12 @@ static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned
 
 int counts_add(struct counts *c, uint64_t first, uint64_t n, uint64_t *ret_done)
 {
+    return counts_add_times(c, first, n, 1, ret_done);
+}
+
+int counts_add_times(struct counts *c, uint64_t first, uint64_t n, uint32_t times,
+                     uint64_t *ret_done)
+{
     int r = 0;
 
     for (*ret_done = 0; *ret_done < n && r == 0;) {
@@ -313,7 +319,8 @@ int counts_add(struct counts *c, uint64_t first, uint64_t n, uint64_t *ret_done)
         struct chunk *k = make_chunk(c, cluster >> CHUNK_BITS);
         unsigned at = cluster % CHUNK, done = 0;
 
-        r = k ? add_in_chunk(c, k, at, (unsigned)MIN(n - *ret_done, CHUNK - at), &done) : -ENOMEM;
+        r = k ? add_in_chunk(c, k, at, (unsigned)MIN(n - *ret_done, CHUNK - at), times, &done)
+              : -ENOMEM;
         *ret_done += done;
     }
     return r;

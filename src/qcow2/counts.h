@@ -28,6 +28,9 @@ void counts_free(struct counts *c); /* NULL is fine */
  * largest number already; -ENOMEM.
  */
 int counts_add(struct counts *c, uint64_t first, uint64_t n, uint64_t *ret_done);
+/* The same, `times` (> 0) at once. -ERANGE: the next one would get more than the largest number; it keeps what it has. */
+int counts_add_times(struct counts *c, uint64_t first, uint64_t n, uint32_t times,
+                     uint64_t *ret_done);
 
 uint32_t counts_get(const struct counts *c, uint64_t cluster);
 /* How many of `n` > 0 clusters from `first` on are known to have the same number, at least one; *ret: that number. */

@@ -8,8 +8,8 @@ import struct
 import subprocess
 import unittest
 
-from qcow2_edit import COPIED
-from tidemark import TestCase, io, tool
+from qcow2_edit import COPIED, Image
+from tidemark import TestCase, img, io, tool
 
 MEMORY_MAX = 512 << 20
 TIMEOUT = 120
@@ -122,6 +122,66 @@ class Hostile(TestCase):
         statuses = self.run_bounded(path)
         self.assertEqual(statuses["info",], 0)
         self.assertEqual(statuses["check",], 2)
+
+    def snapshots_image(self, l1s, parts, **more):
+        """Snapshots by their L1 tables: (entries, place)."""
+        table = b"".join(
+            struct.pack(">QIHHIIQII", place << 16, count, 5, 3, 0, 0, 0, 0, 24)
+            + struct.pack(">QQQ", 0, 1 << 29, 0)
+            + f"{i:5}s{i % 100:02}".encode()
+            for i, (count, place) in enumerate(l1s)
+        )
+        return self.image((0, header(snapshots=(len(l1s), 100))), (100 << 16, table), *parts, **more)
+
+    def dense_tables(self, count):
+        """The first `count` L2 tables from cluster 20000 on, all full; and L1 entries that name them."""
+        table = entries((30000 + i) << 16 for i in range(8192))
+        return (20000 << 16, table * count), [20000 + i << 16 for i in range(count)]
+
+    def complaints(self, path):
+        return img("check", "-f", "qcow2", path, check=False).stderr
+
+    def test_most_snapshots_with_one_largest_l1_table(self):
+        tables, l1 = self.dense_tables(64)
+        l1 = entries(l1) * 65536
+        parts = [tables, (1000 << 16, l1)]
+        path = self.snapshots_image([(4 << 20, 1000)] * 65535, parts, size=1 << 42)
+        self.assertEqual(self.run_bounded(path)["check",], 2)
+
+    def test_most_snapshots_whose_l1_tables_lie_across_each_other(self):
+        tables, l1 = self.dense_tables(64)
+        l1 = entries(l1) * 256
+        path = self.snapshots_image(
+            [(1 << 20, 1000 + i % 8000) for i in range(65535)],
+            [tables, (1000 << 16, l1 * 32)],
+            size=1 << 42,
+        )
+        self.assertEqual(self.run_bounded(path)["check",], 2)
+        told = [line for line in self.complaints(path).splitlines() if "lie upon" in line]
+        self.assertEqual(len(told), 1)
+        self.assertRegex(told[0], r"image '.*hostile.qcow2', snapshot +\d+ \(s\d+\): L1 tables")
+        before = os.stat(path).st_mtime_ns
+        img("check", "-r", "all", "-f", "qcow2", path, check=False)
+        self.assertEqual(os.stat(path).st_mtime_ns, before)
+
+    def test_most_snapshots_with_the_largest_l1_tables_in_holes(self):
+        l1s = [(4 << 20, 40000 + i * 512) for i in range(65535)]
+        try:
+            path = self.snapshots_image(l1s, [], size=1 << 43)
+        except OSError:
+            self.skipTest("no files of 8 TiB here")
+        self.assertEqual(self.run_bounded(path)["check",], 2)
+
+    def test_snapshots_that_share_all_tables_are_right(self):
+        path = self.create("many.qcow2", "1G")
+        io(path, "write 0 1M", "write 600M 1M", fmt="qcow2")
+        for i in range(300):
+            img("snapshot", "-f", "qcow2", "-c", f"s{i}", path)
+        self.assertEqual(img("check", "-f", "qcow2", path).stdout.splitlines()[0], "No errors were found on the image.")
+        edit = Image(path)
+        edit.put_refcount(edit.host(0), 299)
+        result = img("check", "-f", "qcow2", path, check=False)
+        self.assertIn("refcount=299 reference=301", result.stderr + result.stdout)
 
     def bitmap_image(self, count, name_size, table_entries):
         cluster = 1 << 16

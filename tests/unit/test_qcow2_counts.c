@@ -17,26 +17,32 @@
 #define NO_LIMIT (64 * MiB)
 
 /* The same request to both; what can't be counted is skipped. */
-static void add(struct counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n)
+static void add_times(struct counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n,
+                      uint32_t times)
 {
     while (n > 0) {
         uint64_t done;
-        int r = counts_add(c, first, n, &done);
+        int r = counts_add_times(c, first, n, times, &done);
 
         for (uint64_t i = 0; i < done; i++) {
-            model[first + i]++;
+            model[first + i] += times;
         }
         first += done;
         n -= done;
         if (r < 0) {
             assert_int_equal(r, -ERANGE);
-            assert_int_equal(model[first], max);
+            assert_true((uint64_t)model[first] + times > max);
             first++;
             n--;
         } else {
             assert_int_equal(n, 0);
         }
     }
+}
+
+static void add(struct counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n)
+{
+    add_times(c, model, max, first, n, 1);
 }
 
 static void compare(const struct counts *c, const uint32_t *model)
@@ -58,7 +64,8 @@ static void compare(const struct counts *c, const uint32_t *model)
     }
 }
 
-static void check_random(uint32_t max, unsigned rounds, unsigned longest)
+/* `most` times at once. */
+static void check_random(uint32_t max, unsigned rounds, unsigned longest, unsigned most)
 {
     struct counts *c = counts_new(CLUSTERS, max, NO_LIMIT);
     uint32_t *model = calloc(CLUSTERS, sizeof(*model));
@@ -67,7 +74,7 @@ static void check_random(uint32_t max, unsigned rounds, unsigned longest)
     for (unsigned i = 0; i < rounds; i++) {
         uint64_t first = (uint64_t)rand() % CLUSTERS, n = 1 + (uint64_t)rand() % longest;
 
-        add(c, model, max, first, MIN(n, CLUSTERS - first));
+        add_times(c, model, max, first, MIN(n, CLUSTERS - first), 1 + (uint32_t)rand() % most);
     }
     compare(c, model);
     counts_free(c);
@@ -76,12 +83,22 @@ static void check_random(uint32_t max, unsigned rounds, unsigned longest)
 
 static void agrees_with_an_array(void **state)
 {
-    check_random(1, 3000, 100);
-    check_random(3, 3000, 1000);
-    check_random(255, 600, 90000);
-    check_random(65535, 300, 90000);
-    check_random(UINT32_MAX, 700, 90000);
-    check_random(UINT32_MAX, 30000, 1);
+    check_random(1, 3000, 100, 1);
+    check_random(3, 3000, 1000, 1);
+    check_random(255, 600, 90000, 1);
+    check_random(65535, 300, 90000, 1);
+    check_random(UINT32_MAX, 700, 90000, 1);
+    check_random(UINT32_MAX, 30000, 1, 1);
+}
+
+static void many_times_at_once_agree_with_an_array(void **state)
+{
+    check_random(3, 3000, 1000, 3);
+    check_random(255, 600, 90000, 3);
+    check_random(65535, 300, 90000, 1000);
+    check_random(UINT32_MAX, 600, 90000, 2);
+    check_random(UINT32_MAX, 600, 90000, 5000000);
+    check_random(UINT32_MAX, 30000, 1, 300);
 }
 
 static void whole_file_again_and_again(void **state)
@@ -139,6 +156,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(agrees_with_an_array),
+        cmocka_unit_test(many_times_at_once_agree_with_an_array),
         cmocka_unit_test(whole_file_again_and_again),
         cmocka_unit_test(memory_is_bounded),
         cmocka_unit_test(what_is_empty_is_one_run),
