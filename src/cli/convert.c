@@ -5,7 +5,8 @@
  * spot, by the thread that asks for it; so once it is plain that there is much to copy, the second half of the workers starts in
  * a thread of its own. Unless the order of writes does not matter (out_of_order, or compressed data, which finds its place
  * late), what was read is written in order, by one worker at a time: it goes on with what others have read, for as long as the
- * next one is there. So one thread writes while the other reads, and the target is laid out in order.
+ * next one is there. So one thread writes while the other reads and looks for zeroes, and the target is laid out in order. What
+ * needs no write waits for nobody.
  */
 #include "cli/convert.h"
 
@@ -20,8 +21,12 @@
 #include "loop/loop.h"
 
 #define BUFFER_SIZE ((size_t)(2 * MiB))
-#define REQUEST_SIZE MiB        /* the longest that a file takes on the spot */
-#define MUCH (32 * MiB)         /* to copy: worth a thread */
+#define REQUEST_SIZE MiB /* the longest that a file takes on the spot */
+#define SPARSE_MIN 4096u
+#define GRANULE_MIN 512u /* the smallest cluster */
+/* In a request, the first and the last of which may be parts: longer ones are a granule each. */
+#define GRANULES_MAX (REQUEST_SIZE / GRANULE_MIN + 1)
+#define MUCH (8 * MiB)          /* to copy: worth a thread */
 #define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
 #define SALVAGE_STEP 512u
 #define PAUSE_NS 100000000LL /* of a pause for the rate limit, before a look at how others fare */
@@ -36,8 +41,13 @@ struct worker {
     struct convert *c;
     uint8_t *buffer;
     struct chunk chunk;
-    bool fetched; /* the chunk waits to be written; guarded by the lock */
-    int result;   /* of writing it */
+    bool zero[GRANULES_MAX]; /* data: which granules of the chunk, as read, are zero */
+    bool all_zero;           /* all of them */
+
+    /* Where order matters; guarded by the lock. */
+    enum { IDLE, FETCHING, FETCHED } stage; /* FETCHED: the chunk waits to be written */
+    struct co_queue put;                    /* waits until it was, or will not be */
+    int result;                             /* of writing it */
 };
 
 static struct convert_source *source_at(struct convert *c, uint64_t offset)
@@ -152,28 +162,48 @@ static void fit_to_units(struct convert *c, struct chunk *chunk)
     chunk->length = end - chunk->offset;
 }
 
-/* The next request; length 0 at the end. The lock is held. */
-static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
+/* Have an extent for the next request, unless the end is reached. The lock is held, but not meanwhile. */
+static int co_find_extent_locked(struct convert *c)
 {
-    struct chunk chunk = {.offset = c->next};
-    uint64_t most;
+    uint64_t length;
+    int rc;
 
-    if (c->next >= c->total) {
-        ret->length = 0;
+    while (c->looking) {
+        co_queue_wait_release(&c->lookers, &c->lock);
+        pthread_mutex_lock(&c->lock);
+    }
+    if (c->next < c->extent_end || c->next >= c->total) {
         return 0;
     }
-    if (c->next >= c->extent_end) {
-        uint64_t length = c->total - c->next;
-        int rc = co_look(c, c->next, &length, &c->extent_kind);
-
-        if (rc < 0) {
-            return rc;
-        }
-        if (c->min_sparse == 0 && c->extent_kind == CONVERT_ZERO) {
-            c->extent_kind = CONVERT_DATA;
-        }
-        c->extent_end = c->next + length;
+    c->looking = true;
+    pthread_mutex_unlock(&c->lock);
+    length = c->total - c->next;
+    rc = co_look(c, c->next, &length, &c->extent_kind);
+    pthread_mutex_lock(&c->lock);
+    c->looking = false;
+    co_queue_wake_all(&c->lookers);
+    if (rc < 0) {
+        return rc;
     }
+    if (c->min_sparse == 0 && c->extent_kind == CONVERT_ZERO) {
+        c->extent_kind = CONVERT_DATA;
+    }
+    c->extent_end = c->next + length;
+    return 0;
+}
+
+/* The next request; length 0 at the end. The lock is held, but maybe not all the time. */
+static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
+{
+    struct chunk chunk;
+    uint64_t most;
+    int rc = co_find_extent_locked(c);
+
+    ret->length = 0;
+    if (rc < 0 || c->next >= c->total) {
+        return rc;
+    }
+    chunk.offset = c->next;
     chunk.kind = c->extent_kind;
     most = chunk.kind == CONVERT_DATA ? c->request : ZERO_CHUNK;
     chunk.length = MIN(c->extent_end - c->next, most);
@@ -210,9 +240,9 @@ static void co_pause(struct convert *c, int64_t ns)
 
     while (left > 0 && !failed) {
         loop_co_sleep(MIN(left, PAUSE_NS));
-        co_mutex_lock(&c->lock);
+        pthread_mutex_lock(&c->lock);
         failed = c->failed;
-        co_mutex_unlock(&c->lock);
+        pthread_mutex_unlock(&c->lock);
         left = end - loop_now_ns();
     }
 }
@@ -302,37 +332,52 @@ static int co_write_nothing(struct convert *c, uint64_t offset, uint64_t length)
     return rc < 0 ? write_failed(offset, rc) : 0;
 }
 
+/* Bytes from `at` within a chunk to the end of the granule. */
+static uint64_t piece_at(const struct convert *c, const struct chunk *chunk, uint64_t at)
+{
+    uint64_t offset = chunk->offset + at;
+
+    return MIN(round_down(offset, c->granule) + c->granule - offset, chunk->length - at);
+}
+
+static void find_zeroes(struct worker *w)
+{
+    const struct convert *c = w->c;
+    uint64_t piece;
+    size_t i = 0;
+
+    w->all_zero = c->min_sparse > 0;
+    for (uint64_t at = 0; at < w->chunk.length && c->min_sparse > 0; at += piece) {
+        piece = piece_at(c, &w->chunk, at);
+        w->zero[i] = buffer_is_zero(w->buffer + at, (size_t)piece);
+        w->all_zero &= w->zero[i++];
+    }
+}
+
 /*
  * Write a chunk that was read, run by run: granules that are zero are left out (or zeroed where the target
  * may hold something), and neighbours of one kind go in one request.
  */
-static int co_write_runs(struct convert *c, const struct chunk *chunk, const uint8_t *buffer)
+static int co_write_runs(struct worker *w)
 {
+    struct convert *c = w->c;
+    const struct chunk *chunk = &w->chunk;
     uint64_t at = 0;
+    size_t i = 0;
 
     if (c->min_sparse == 0) {
-        return co_write_data(c, chunk->offset, buffer, chunk->length);
+        return co_write_data(c, chunk->offset, w->buffer, chunk->length);
     }
     while (at < chunk->length) {
         uint64_t begin = at;
-        bool zero = false;
+        bool zero = w->zero[i];
         int rc;
 
-        do {
-            uint64_t offset = chunk->offset + at;
-            uint64_t piece =
-                MIN(round_down(offset, c->granule) + c->granule - offset, chunk->length - at);
-            bool piece_zero = buffer_is_zero(buffer + at, (size_t)piece);
-
-            if (at == begin) {
-                zero = piece_zero;
-            } else if (piece_zero != zero) {
-                break;
-            }
-            at += piece;
-        } while (at < chunk->length);
+        for (; at < chunk->length && w->zero[i] == zero; i++) {
+            at += piece_at(c, chunk, at);
+        }
         rc = zero ? co_write_nothing(c, chunk->offset + begin, at - begin)
-                  : co_write_data(c, chunk->offset + begin, buffer + begin, at - begin);
+                  : co_write_data(c, chunk->offset + begin, w->buffer + begin, at - begin);
         if (rc < 0) {
             return rc;
         }
@@ -361,12 +406,30 @@ static int co_offload_chunk(struct convert *c, const struct chunk *chunk)
     return 0;
 }
 
+static int co_read_and_look(struct worker *w)
+{
+    int rc = co_read_chunk(w->c, &w->chunk, w->buffer);
+
+    if (rc == 0) {
+        find_zeroes(w);
+    }
+    return rc;
+}
+
 /* What can be done before it is its turn. */
 static int co_fetch_chunk(struct worker *w)
 {
     bool reads = w->chunk.kind == CONVERT_DATA && !w->c->offload;
 
-    return reads ? co_read_chunk(w->c, &w->chunk, w->buffer) : 0;
+    w->all_zero = false;
+    return reads ? co_read_and_look(w) : 0;
+}
+
+/* Whether a fetched chunk leaves the target as it is. */
+static bool needs_no_put(const struct worker *w)
+{
+    return is_left_out(w->c, &w->chunk) ||
+           (w->chunk.kind == CONVERT_DATA && w->all_zero && is_zero_there(w->c, w->chunk.offset));
 }
 
 static int co_put_chunk(struct worker *w)
@@ -387,12 +450,12 @@ static int co_put_chunk(struct worker *w)
         if (rc != -ENOTSUP) {
             return rc;
         }
-        rc = co_read_chunk(c, &w->chunk, w->buffer);
+        rc = co_read_and_look(w);
         if (rc < 0) {
             return rc;
         }
     }
-    return co_write_runs(c, &w->chunk, w->buffer);
+    return co_write_runs(w);
 }
 
 /* --- order ------------------------------------------------------------------------------------------- */
@@ -405,12 +468,25 @@ static bool is_ordered(const struct convert *c)
 /* The worker that has fetched what is to be written next, or NULL. */
 static struct worker *find_next_locked(struct convert *c)
 {
+    struct worker *first = NULL;
+
     for (unsigned i = 0; i < c->started && !c->failed; i++) {
-        if (c->worker[i].fetched && c->worker[i].chunk.number == c->turn) {
-            return &c->worker[i];
+        struct worker *w = &c->worker[i];
+
+        if (w->stage != IDLE && (!first || w->chunk.number < first->chunk.number)) {
+            first = w;
         }
     }
-    return NULL;
+    return first && first->stage == FETCHED ? first : NULL;
+}
+
+/* Those that wait find out that it is for nothing. */
+static void fail_locked(struct convert *c)
+{
+    c->failed = true;
+    for (unsigned i = 0; i < c->started; i++) {
+        co_queue_wake_all(&c->worker[i].put);
+    }
 }
 
 /* Write what is there, of whichever worker, in order. One at a time. */
@@ -418,34 +494,38 @@ static void co_put_fetched_locked(struct convert *c)
 {
     struct worker *next;
 
+    if (c->writing) {
+        return;
+    }
     c->writing = true;
     while ((next = find_next_locked(c)) != NULL) {
-        co_mutex_unlock(&c->lock);
+        pthread_mutex_unlock(&c->lock);
         next->result = co_put_chunk(next);
-        co_mutex_lock(&c->lock);
-        next->fetched = false;
-        c->turn++;
+        pthread_mutex_lock(&c->lock);
+        next->stage = IDLE;
         c->failed |= next->result < 0;
-        co_cond_broadcast(&c->turn_came);
+        co_queue_wake_all(&next->put);
     }
     c->writing = false;
+    if (c->failed) {
+        fail_locked(c);
+    }
 }
 
 static int co_put_in_turn(struct worker *w)
 {
     struct convert *c = w->c;
 
-    co_mutex_lock(&c->lock);
-    w->result = -ECANCELED;
-    w->fetched = true;
-    if (!c->writing) {
-        co_put_fetched_locked(c);
+    pthread_mutex_lock(&c->lock);
+    w->result = needs_no_put(w) ? 0 : -ECANCELED;
+    w->stage = w->result == 0 ? IDLE : FETCHED;
+    co_put_fetched_locked(c);
+    while (w->stage == FETCHED && !(c->failed && !c->writing)) {
+        co_queue_wait_release(&w->put, &c->lock);
+        pthread_mutex_lock(&c->lock);
     }
-    while (w->fetched && !(c->failed && !c->writing)) {
-        co_cond_wait(&c->turn_came, &c->lock);
-    }
-    w->fetched = false;
-    co_mutex_unlock(&c->lock);
+    w->stage = IDLE;
+    pthread_mutex_unlock(&c->lock);
     return w->result;
 }
 
@@ -468,6 +548,7 @@ static void start_workers_locked(struct convert *c, struct reactor *r, unsigned 
         struct worker *w = &c->worker[c->started];
 
         w->c = c;
+        co_queue_init(&w->put);
         w->buffer = aligned_alloc(4096, BUFFER_SIZE);
         co_group_add(&c->group);
         if (!w->buffer || reactor_spawn(r, co_work, w) < 0) {
@@ -501,26 +582,26 @@ static int co_step(struct worker *w, uint64_t *ret_length)
     int64_t wait_ns = 0;
     int rc;
 
-    co_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->lock);
     chunk->length = 0;
     rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, chunk);
     if (rc == 0 && chunk->length > 0) {
         wait_ns = pace_locked(c, is_left_out(c, chunk) ? 0 : chunk->length);
+        w->stage = FETCHING;
         co_count_locked(c, chunk->kind == CONVERT_DATA ? chunk->length : 0);
     }
-    co_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->lock);
     co_pause(c, wait_ns);
     if (rc == 0 && chunk->length > 0) {
         rc = co_copy_chunk(w);
     }
-    co_mutex_lock(&c->lock);
+    pthread_mutex_lock(&c->lock);
     if (rc < 0) {
-        c->failed = true;
-        co_cond_broadcast(&c->turn_came);
+        fail_locked(c);
     } else if (chunk->kind == CONVERT_DATA || !c->show_progress) {
         cli_progress_add(&c->progress, chunk->length);
     }
-    co_mutex_unlock(&c->lock);
+    pthread_mutex_unlock(&c->lock);
     *ret_length = chunk->length;
     return rc;
 }
@@ -554,14 +635,14 @@ static void choose_sizes(struct convert *c)
     uint32_t cluster =
         MAX(limits->cluster_size, (uint32_t)MIN(limits->zeroes_alignment, BUFFER_SIZE));
 
-    c->granule = (uint32_t)MIN(MAX(sparse, 4096), BUFFER_SIZE);
+    c->granule = (uint32_t)MIN(MAX(sparse, SPARSE_MIN), BUFFER_SIZE);
     if (is_power_of_2(cluster)) {
         c->granule = MIN(MAX(c->granule, cluster), BUFFER_SIZE);
     }
     c->unit = 1;
     if (c->compressed && is_power_of_2(limits->cluster_size)) {
         c->unit = limits->cluster_size;
-        c->granule = limits->cluster_size;
+        c->granule = MAX(limits->cluster_size, GRANULE_MIN);
     }
     c->request = MAX(REQUEST_SIZE, MAX(c->unit, c->granule));
 }
@@ -579,8 +660,8 @@ int convert_co_run(struct convert *c)
     uint64_t counted;
 
     choose_sizes(c);
-    co_mutex_init(&c->lock);
-    co_cond_init(&c->turn_came);
+    pthread_mutex_init(&c->lock, NULL);
+    co_queue_init(&c->lookers);
     co_group_init(&c->group);
     c->worker = calloc(c->workers, sizeof(*c->worker));
     counted = c->show_progress || c->salvage ? co_count_data(c) : 0;
@@ -589,9 +670,9 @@ int convert_co_run(struct convert *c)
         co_try_zero_target(c);
     }
     if (c->worker) {
-        co_mutex_lock(&c->lock);
+        pthread_mutex_lock(&c->lock);
         start_workers_locked(c, reactor_main(), (c->workers + 1) / 2);
-        co_mutex_unlock(&c->lock);
+        pthread_mutex_unlock(&c->lock);
     }
     if (c->started == 0) {
         c->failed = true;
@@ -604,7 +685,6 @@ int convert_co_run(struct convert *c)
     free_workers(c);
     cli_progress_end(&c->progress, !c->failed);
     co_group_destroy(&c->group);
-    co_cond_destroy(&c->turn_came);
-    co_mutex_destroy(&c->lock);
+    pthread_mutex_destroy(&c->lock);
     return c->failed ? 1 : 0;
 }

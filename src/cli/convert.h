@@ -42,18 +42,18 @@ struct convert {
     uint64_t rate; /* bytes per second; 0: no limit */
 
     /* Of the copy itself. */
-    uint32_t granule;     /* zeroes are looked for in pieces of this size */
-    uint32_t unit;        /* compressed: requests are multiples of it; else 1 */
-    uint64_t request;     /* longest piece of data to read */
-    struct co_mutex lock; /* guards what follows, up to the group */
-    uint64_t next;        /* where the next request begins */
-    uint64_t extent_end;  /* the status found last holds to here */
+    uint32_t granule;        /* zeroes are looked for in pieces of this size */
+    uint32_t unit;           /* compressed: requests are multiples of it; else 1 */
+    uint64_t request;        /* longest piece of data to read */
+    pthread_mutex_t lock;    /* guards what follows, up to the group */
+    uint64_t next;           /* where the next request begins */
+    uint64_t extent_end;     /* the status found last holds to here */
+    bool looking;            /* a worker asks for the next */
+    struct co_queue lookers; /* wait for it */
     enum convert_kind extent_kind;
     int64_t paced_until_ns; /* rate limit */
     uint64_t chunks;        /* requests that were taken */
-    uint64_t turn;          /* number of the request to be written next, where order matters */
     bool writing;           /* a worker does so, in order */
-    struct co_cond turn_came;
     bool failed;            /* a worker gave up; the others stop */
     uint64_t copied;        /* bytes of data that were taken so far */
     struct worker *worker;  /* as many as there are to be */
