@@ -174,6 +174,8 @@ struct block_driver {
     /* Make an image. Takes its options, and refuses what is left with options_check_empty() before it writes. */
     int (*co_create)(const char *filename, uint64_t size, struct options *opts, struct error *err);
     const struct block_option_desc *create_options; /* ends with a NULL name */
+    const struct block_option_desc
+        *amend_options; /* those that co_amend takes, by name; likewise */
     int (*co_get_info)(struct block_node *node, struct block_info *ret);
     /* Format-specific part of `info` ("format-specific": {"type":..., "data":...}); a new reference or NULL. */
     struct json_object *(*co_specific_info)(struct block_node *node);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <stdio.h>
 
 #include "block/driver.h"
 #include "cli/img.h"
@@ -10,7 +11,7 @@ static const struct cli_usage usage = {
     .synopsis = "-o OPTIONS FILENAME",
     .about = "Changes options that an image was made with: for qcow2 its version (compat), the "
              "width of refcounts,\n"
-             "lazy refcounts. To change the backing file use 'rebase'.",
+             "lazy refcounts, what is recorded of the backing file and the data file, the size.",
     .examples = "  amend -f qcow2 -o compat=1.1 old.qcow2\n"
                 "  amend -f qcow2 -o lazy_refcounts=on disk.qcow2",
 };
@@ -18,6 +19,36 @@ static const struct cli_usage usage = {
 static void show_progress(void *arg, uint64_t done, uint64_t total)
 {
     cli_progress_set(arg, done, total);
+}
+
+/* The options that a format can amend. */
+static int print_help(const struct block_driver *driver)
+{
+    const struct block_option_desc *o = driver->amend_options;
+
+    if (!o) {
+        return cli_fail("Format driver '%s' does not support option amendment", driver->name);
+    }
+    printf("Amend options for '%s':\n", driver->name);
+    for (; o->name; o++) {
+        char left[64];
+
+        snprintf(left, sizeof(left), "%s=<%s>", o->name, o->type);
+        printf("  %-22s - %s\n", left, o->help);
+    }
+    return 0;
+}
+
+/* qemu-img leaves that to its rebase. */
+static int refuse_backing(const struct options *opts, struct error *err)
+{
+    if (cli_is_compat() &&
+        (options_has(opts, "backing_file") || options_has(opts, "backing_fmt"))) {
+        error_set(err, EINVAL, "Cannot amend the backing file");
+        error_hint(err, "You can use 'qemu-img rebase' instead.");
+        return -EINVAL;
+    }
+    return 0;
 }
 
 static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool progress_wanted)
@@ -36,7 +67,8 @@ static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool p
     }
     cli_progress_begin(&progress, progress_wanted, 1);
     block_co_drain_begin(disk->node);
-    rc = driver->co_amend(disk->node, opts, show_progress, &progress, &err);
+    rc = refuse_backing(opts, &err);
+    rc = rc < 0 ? rc : driver->co_amend(disk->node, opts, show_progress, &progress, &err);
     block_co_drain_end(disk->node);
     cli_progress_end(&progress, rc == 0);
     options_free(opts);
@@ -72,7 +104,9 @@ int img_amend_main(int argc, char **argv)
         return cli_usage_fail(&usage, "Must specify options (-o)");
     }
     if (cli_wants_option_help(&options) && image.format) {
-        return cli_print_option_help(image.format, NULL);
+        const struct block_driver *driver = block_find_driver(image.format);
+
+        return driver ? print_help(driver) : cli_fail("Unknown file format '%s'", image.format);
     }
     if (first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting one image file name");
@@ -85,7 +119,7 @@ int img_amend_main(int argc, char **argv)
         return cli_report(&err);
     }
     if (cli_wants_option_help(&options)) {
-        return cli_print_option_help(block_driver_name(block_node_driver(disk.node)), NULL);
+        return print_help(block_node_driver(disk.node));
     }
     return co_amend(&disk, &options, progress && !quiet);
 }

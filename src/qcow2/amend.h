@@ -4,7 +4,9 @@
 
 #include "qcow2/state.h"
 
-/* block_driver.co_amend: compat, lazy_refcounts, refcount_bits, backing_file, backing_fmt. The node is drained. */
+extern const struct block_option_desc qcow2_amend_options[];
+
+/* block_driver.co_amend. The node is drained. */
 int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
                    void *progress_arg, struct error *err);
 

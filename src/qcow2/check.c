@@ -154,6 +154,16 @@ int qcow2_co_check_read(struct check *c, uint64_t offset, void *buf, size_t size
     return r;
 }
 
+bool qcow2_check_may_repair_table(const struct check *c, uint64_t offset)
+{
+    const struct qcow2 *q = c->q;
+
+    return is_aligned(offset, q->cluster_size) &&
+           !qcow2_overlap_is_suspect(q, offset, q->cluster_size,
+                                     OVERLAP_BIT(OVERLAP_ACTIVE_L2) |
+                                         OVERLAP_BIT(OVERLAP_INACTIVE_L2));
+}
+
 bool qcow2_check_take(struct check *c, uint64_t *left, uint64_t amount, const char *what,
                       const struct qcow2_snapshot *s)
 {

@@ -52,8 +52,9 @@ struct check {
     /* The last extent of the file that was asked for; nothing is read from holes. */
     bool many_holes, extent_is_hole;
     uint64_t extent_begin, extent_end;
-    bool table_changed; /* the L2 table at hand has to be written */
-    uint64_t last_host; /* for fragmentation: where the next data cluster would be in order */
+    bool table_writable; /* the L2 table at hand may be repaired */
+    bool table_changed;  /* it has to be written */
+    uint64_t last_host;  /* for fragmentation: where the next data cluster would be in order */
     uint64_t snapshot_table_size; /* as its entries say, which may be beyond the end of the file */
     unsigned snapshot_faults;     /* of the snapshot table; writing it anew puts them right */
 };
@@ -66,6 +67,11 @@ void qcow2_complain_corrupt(struct check *c, const char *fmt, ...)
 
 /* A reference to the bytes [offset, offset + length) of the file. */
 void qcow2_check_count(struct check *c, uint64_t offset, uint64_t length);
+/*
+ * Whether the L2 table at `offset` may be repaired in place: it is one, not other metadata that a broken L1 entry points to. That would be
+ * lost for good by a repair of what only looks like entries.
+ */
+bool qcow2_check_may_repair_table(const struct check *c, uint64_t offset);
 /* Let `amount` be read that lies across other tables. False, and once told by `what` (of a snapshot, or NULL), if that was too often. */
 bool qcow2_check_take(struct check *c, uint64_t *left, uint64_t amount, const char *what,
                       const struct qcow2_snapshot *s);

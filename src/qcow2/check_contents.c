@@ -30,7 +30,7 @@ static void count_data_cluster(struct check *c, uint64_t *place, uint64_t entry,
     if (!is_aligned(host, q->cluster_size)) {
         bool droppable = q->extended_l2 ? !(bitmap & SUB_ALL_ALLOCATED) : (entry & L2_ZERO) != 0;
 
-        if (droppable && (c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        if (droppable && c->table_writable && (c->fix & BLOCK_CHECK_FIX_ERRORS)) {
             qcow2_complain(c,
                            "Repairing offset=%llx: Preallocated cluster is not properly aligned; "
                            "L2 entry corrupted.",
@@ -208,12 +208,13 @@ static int co_walk_table(struct check *c, uint64_t offset, uint64_t *table)
     }
     c->last_host = 0;
     c->table_changed = false;
+    c->table_writable = qcow2_check_may_repair_table(c, offset);
     if (q->extended_l2) {
         count_extended_entries(c, table, qcow2_table_entries(q));
     } else {
         count_standard_entries(c, table, qcow2_table_entries(q));
     }
-    if (c->table_changed && is_aligned(offset, q->cluster_size)) {
+    if (c->table_changed) {
         r = co_write_table(c, offset, table);
     }
     return c->out_of_memory ? -ENOMEM : r;

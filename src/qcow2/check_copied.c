@@ -158,7 +158,7 @@ int qcow2_co_check_copied(struct check *c)
         co_mutex_lock(&q->lock);
         co_check_l1_entry_locked(c, i, entry, fix);
         if (table < c->file_size && is_to_be_checked(c, table)) {
-            co_check_table_locked(c, table, entries, fix && is_aligned(table, q->cluster_size));
+            co_check_table_locked(c, table, entries, fix && qcow2_check_may_repair_table(c, table));
         }
         co_mutex_unlock(&q->lock);
         r = fix ? qcow2_co_limit_dirty(q) : 0;

@@ -402,6 +402,7 @@ static const struct block_driver qcow2_driver = {
     .co_close = co_close,
     .co_create = qcow2_co_create,
     .create_options = qcow2_create_options,
+    .amend_options = qcow2_amend_options,
     .co_get_info = qcow2_co_get_info,
     .co_specific_info = qcow2_co_specific_info,
     .co_check = qcow2_co_check,

@@ -318,10 +318,8 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
         return error_set(err, EINVAL, "The new size must be a multiple of 512");
     }
     if (q->snapshot_count > 0 && q->version < 3) {
-        return error_set(err, ENOTSUP,
-                         "Can't resize '%s': it has internal snapshots, and version 2 does not "
-                         "record their sizes",
-                         block_node_display_name(node));
+        /* It does not record their sizes. */
+        return error_set(err, ENOTSUP, "Can't resize a v2 image which has snapshots");
     }
     if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");

@@ -284,6 +284,17 @@ class Check(TestCase):
                 if status == 2:
                     self.assertGreaterEqual(found["corruptions"], 1)
 
+    def test_a_table_in_the_header_is_not_repaired(self):
+        """An L1 entry that names the header as a table: what is there does not get better by setting flags."""
+        image = self.path("a.qcow2")
+        options = f"cluster_size=4k,data_file={self.path('data')},data_file_raw=on"
+        img("create", "-q", "-f", "qcow2", "-o", options, image, "4M")
+        opened = Image(image)
+        opened.put64(opened.l1, COPIED)
+        header = opened.read(0, CLUSTER)
+        img("check", "-f", "qcow2", "-r", "all", image, check=False)
+        self.assertEqual(opened.read(0, CLUSTER), header)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -275,8 +275,11 @@ class Turns:
 
     def _amend(self, who):
         options = self.rng.choice(
-            ("lazy_refcounts=on", "lazy_refcounts=off", "compat=v3", "refcount_bits=16", "refcount_bits=64")
+            ("lazy_refcounts=on", "lazy_refcounts=off", "compat=v3", "compat=v2", "refcount_bits=16", "refcount_bits=64")
         )
+        if options == "compat=v2":
+            self._downgrade(who)
+            return
         if self.format["compat"] == "v2" and options != "compat=v3":
             return
         if "data_file" in self.format and options == "lazy_refcounts=on":
@@ -286,6 +289,22 @@ class Turns:
         self.run(who[0], "amend", "-f", "qcow2", "-o", options, self.path)
         key, value = options.split("=")
         self.format[key] = int(value) if value.isdigit() else value
+
+    def _downgrade(self, who):
+        """Zero clusters, also of snapshots, become data; what version 2 can't have has to go before, or prevents it."""
+        f = self.format
+        if f["compat"] == "v2" or self.bitmaps or "data_file" in f or "extended_l2" in f or f.get("compression_type") == "zstd":
+            return
+        if f["refcount_bits"] != 16:
+            self.run(img, "amend", "-f", "qcow2", "-o", "refcount_bits=16", self.path)
+        sizes = {size for _, size, _ in self.snapshots.values()}
+        done = self.run(who[0], "amend", "-f", "qcow2", "-o", "compat=v2", self.path, check=False)
+        f["refcount_bits"] = 16
+        if (done.returncode == 0) != (sizes <= {self.size}):
+            raise Mismatch(f"downgraded: {done.returncode}, {sizes}: {done.stderr}")
+        if done.returncode == 0:
+            f["compat"] = "v2"
+            f.pop("lazy_refcounts", None)
 
     def _flatten(self, who):
         if self.base and not self.snapshots:
