@@ -2,6 +2,7 @@
 """img info, map and check, beside qemu-img on the same image."""
 
 import json
+import os
 import re
 import unittest
 
@@ -15,6 +16,16 @@ def without_children(text):
 
 def without_disk_size(text):
     return re.sub(r"^( *disk size: ).*$", r"\1N", text, flags=re.MULTILINE)
+
+
+class Start(TestCase):
+    def test_large_libraries_are_not_loaded_for_nothing(self):
+        """They would take longer than most commands do."""
+        path = self.create("a.qcow2")
+        out = img("info", path, env={**os.environ, "LD_TRACE_LOADED_OBJECTS": "1"}).stdout
+        self.assertIn("libc.so", out)
+        for library in ("libgnutls", "libssh", "libcrypto"):
+            self.assertNotIn(library, out)
 
 
 class Info(TestCase):
