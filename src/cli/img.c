@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "cli/progress.h"
+#include "loop/loop.h"
 
 struct img_command {
     const char *name;
@@ -112,5 +113,6 @@ int cli_img_main(int argc, char **argv)
         cli_print_version();
         return 0;
     }
+    loop_set_patient(true);
     return cli_run(co_img_main, argc, argv);
 }

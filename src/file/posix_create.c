@@ -154,7 +154,7 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
         return r;
     }
     c.nocow = o.nocow;
-    r = loop_co_offload(create_blocking, &c);
+    r = loop_co_brief(create_blocking, &c);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not create '%s'", c.path);
     }

@@ -130,7 +130,7 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
         .may_fall_back = node->auto_read_only,
         .direct = node->cache_direct,
     };
-    int r = loop_co_offload(open_blocking, &c);
+    int r = loop_co_brief(open_blocking, &c);
 
     if (r == -EINVAL && c.direct) {
         return error_set(err, EINVAL,
@@ -254,7 +254,7 @@ static int co_set_limits(struct block_node *node, const char *filename, struct e
     if (f->is_device) {
         r = set_device_limits(node, filename, err);
     } else {
-        r = node->cache_direct ? loop_co_offload(probe_direct, node) : 0;
+        r = node->cache_direct ? loop_co_brief(probe_direct, node) : 0;
     }
     if (r < 0) {
         return r;
@@ -309,7 +309,7 @@ static void co_trim_padding(struct block_node *node, unsigned perm)
     const struct posix_file *f = node->opaque;
 
     if (f->block_size > 1 && !f->is_device && (node->perm_in_force & ~perm & BLOCK_PERM_WRITE)) {
-        loop_co_offload(trim_blocking, node);
+        loop_co_brief(trim_blocking, node);
     }
 }
 

@@ -163,7 +163,7 @@ static int co_ftruncate(int fd, uint64_t size)
 {
     struct ftruncate_call c = {fd, size};
 
-    return loop_co_offload(do_ftruncate, &c);
+    return loop_co_brief(do_ftruncate, &c);
 }
 
 /* Another descriptor of the file, through the page cache: the ends need not be aligned. */
@@ -308,7 +308,7 @@ int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret)
 {
     struct posix_file *f = node->opaque;
     struct stat_call c = {.fd = f->fd};
-    int r = loop_co_offload(do_stat, &c);
+    int r = loop_co_brief(do_stat, &c);
 
     if (r == 0) {
         *ret = c.allocated;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where a file has data. SEEK_DATA and SEEK_HOLE can block, so they run on the offload pool; as many
- * extents as one trip finds are kept for the calls that follow.
+ * Where a file has data. SEEK_DATA and SEEK_HOLE can block, so a server runs them on the offload pool; as
+ * many extents as one trip finds are kept for the calls that follow.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -171,7 +171,7 @@ int posix_file_co_status(struct block_node *node, uint64_t offset, uint64_t leng
     if (look_up(node, offset, length, ret)) {
         return 0;
     }
-    r = loop_co_offload(seek_extents, &call);
+    r = loop_co_brief(seek_extents, &call);
     if (r < 0) {
         /* Data is always a right answer. */
         fill_status(node, offset, length, true, ret);

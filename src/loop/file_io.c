@@ -16,7 +16,7 @@
  *     overwrite 1M, depth 32            147         158 to 189 168
  *
  * Reads: inline with RWF_NOWAIT, which never waits for the disk. At depth 32 what batching saves
- * is about what the ring itself costs.
+ * is about what the ring itself costs. A file system in memory knows no RWF_NOWAIT, and has nothing to wait for.
  *
  * Writes: ext4 does not take RWF_NOWAIT for a buffered write, and io_uring hands each to a worker
  * thread. So a write is done inline as long as it takes no more time than receiving its data
@@ -29,7 +29,9 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/magic.h>
 #include <sys/resource.h>
+#include <sys/statfs.h>
 
 #include "loop/internal.h"
 
@@ -67,44 +69,60 @@ void loop_file_io_init(void)
     write_policy = choose("TIDEMARK_WRITE", writes, 4);
 }
 
-static bool query_uncached(int fd)
+enum fd_kind {
+    FD_CACHED,
+    FD_UNCACHED,  /* its I/O goes to the device each time, and must not be tried inline */
+    FD_IN_MEMORY, /* there is no device */
+};
+
+static enum fd_kind query_kind(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
+    struct statfs fs;
 
-    return flags >= 0 && (flags & (O_DIRECT | O_DSYNC));
+    if (flags >= 0 && (flags & (O_DIRECT | O_DSYNC))) {
+        return FD_UNCACHED;
+    }
+    return fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC ? FD_IN_MEMORY : FD_CACHED;
 }
 
 /*
- * Whether I/O on fd goes to the device each time. Asking costs a system call, so the answer is kept for
+ * What fd is of. Asking costs system calls, so the answer is kept for
  * some uses; a stale one, after the number was closed and opened anew, makes I/O slower and nothing
  * worse.
  */
-static bool is_uncached(struct reactor *r, int fd)
+static enum fd_kind kind_of(struct reactor *r, int fd)
 {
     struct fd_memory *m;
 
     if (fd < 0) {
-        return false; /* the system call will say so */
+        return FD_CACHED; /* the system call will say so */
     }
     if (fd >= FD_MEMORY) {
-        return query_uncached(fd);
+        return query_kind(fd);
     }
     m = &r->fds[fd];
     if (m->uses_left == 0) {
-        m->uncached = query_uncached(fd);
+        m->kind = (uint8_t)query_kind(fd);
         m->uses_left = FD_USES;
     }
     m->uses_left--;
-    return m->uncached;
+    return m->kind;
 }
 
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
 {
     struct reactor *r = reactor_current();
 
+    enum fd_kind kind = FD_UNCACHED;
+
     assert(r && co_self());
-    if (read_policy == READ_NOWAIT && !is_uncached(r, fd)) {
-        ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, RWF_NOWAIT);
+    if (read_policy == READ_NOWAIT) {
+        kind = kind_of(r, fd);
+    }
+    if (kind != FD_UNCACHED) {
+        int flags = kind == FD_IN_MEMORY ? 0 : RWF_NOWAIT;
+        ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, flags);
 
         /* Some kernels return 0 before the end of the file: that is asked again. */
         if (n > 0) {
@@ -177,7 +195,7 @@ static ssize_t write_inline(struct reactor *r, int fd, const struct iovec *iov, 
 
 static bool may_write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt)
 {
-    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || is_uncached(r, fd)) {
+    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || kind_of(r, fd) == FD_UNCACHED) {
         return false;
     }
     if (r->inline_writes_barred > 0) {

@@ -38,7 +38,7 @@ extern const struct loop_engine loop_engine_epoll;
 /* What is remembered about a descriptor number, for the numbers below FD_MEMORY. */
 #define FD_MEMORY 1024
 struct fd_memory {
-    uint8_t uncached;  /* whether its I/O goes to the device and must not be tried inline */
+    uint8_t kind;      /* enum fd_kind (file_io.c) */
     uint8_t uses_left; /* until it is asked again: numbers are used anew for other files */
 };
 

@@ -164,6 +164,14 @@ void loop_timer_disarm(struct loop_timer *t);
 int loop_co_offload(int (*fn)(void *arg), void *arg);
 
 /*
+ * As loop_co_offload(), for a system call that can block but seldom does so for long: a program that has nothing to do but wait
+ * for it (loop_set_patient()) makes it on the spot, which spares two trips between threads.
+ */
+int loop_co_brief(int (*fn)(void *arg), void *arg);
+/* Before the first coroutine runs. Of the whole program; off at first. */
+void loop_set_patient(bool patient);
+
+/*
  * As loop_co_offload() for each of `count` (1 to LOOP_OFFLOAD_ALL_MAX) arguments of `size` bytes in an array; they run
  * beside each other, in any order. Returns when all are done: the first negative result, else the first that is not 0.
  */

@@ -132,6 +132,18 @@ int loop_co_offload(int (*fn)(void *arg), void *arg)
     return loop_co_offload_all(fn, arg, 0, 1);
 }
 
+static bool patient; /* does not change while coroutines run */
+
+void loop_set_patient(bool value)
+{
+    patient = value;
+}
+
+int loop_co_brief(int (*fn)(void *arg), void *arg)
+{
+    return patient ? fn(arg) : loop_co_offload(fn, arg);
+}
+
 /* A seeded reactor can be repeated only if nothing depends on how threads run. */
 static int run_here(int (*fn)(void *arg), void *args, size_t size, unsigned count)
 {

@@ -764,6 +764,25 @@ static int this_thread(void *arg)
     return pthread_equal(*(pthread_t *)arg, pthread_self()) ? 7 : 8;
 }
 
+static void make_brief_call(void *arg)
+{
+    pthread_t self = pthread_self();
+
+    *(int *)arg = loop_co_brief(this_thread, &self);
+}
+
+static void test_brief_calls_are_made_here_by_the_patient(void **state)
+{
+    int here = -1;
+
+    run(make_brief_call, &here);
+    assert_int_equal(here, 8);
+    loop_set_patient(true);
+    run(make_brief_call, &here);
+    loop_set_patient(false);
+    assert_int_equal(here, 7);
+}
+
 static void offload_while_seeded(void *arg)
 {
     pthread_t self = pthread_self();
@@ -839,6 +858,7 @@ int main(void)
         TEST(test_connect_fails_with_a_reason),
         TEST(test_offloaded_work_runs_side_by_side),
         TEST(test_offloaded_work_runs_elsewhere),
+        TEST(test_brief_calls_are_made_here_by_the_patient),
         TEST(test_a_seeded_reactor_does_the_work_itself),
         TEST(test_engine_is_what_was_asked_for),
         cmocka_unit_test(test_unknown_engine_is_an_error),
