@@ -230,6 +230,17 @@ static int co_drop_vmstate(struct qcow2 *q, uint64_t size)
     return r;
 }
 
+/* A data file ends where the disk does, at least with a flag that says it is a raw image of it. */
+static int co_fit_data_file(struct qcow2 *q, uint64_t size, bool shrinks, struct error *err)
+{
+    uint64_t now = q->has_data_file ? block_edge_size(q->data) : size;
+
+    if (now < size || (now > size && (q->data_file_raw || shrinks))) {
+        return block_co_truncate(q->data, size, BLOCK_PREALLOC_OFF, err);
+    }
+    return 0;
+}
+
 static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block_prealloc prealloc,
                    struct error *err)
 {
@@ -249,6 +260,9 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
     if (r < 0) {
         return r;
     }
+    if (q->data_file_raw && prealloc == BLOCK_PREALLOC_OFF) {
+        prealloc = BLOCK_PREALLOC_METADATA; /* what is not mapped could be something else there */
+    }
     r = co_drop_beyond(q, old_size);
     r = r < 0 ? r : co_zero_rest_of_cluster(q, old_size);
     if (r >= 0 && prealloc != BLOCK_PREALLOC_OFF) {
@@ -262,7 +276,8 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
     if (r < 0) {
         return failed(q, "the new area can't be zeroed", r, err);
     }
-    return co_switch_size(q, size, err);
+    r = co_fit_data_file(q, size, false, err);
+    return r < 0 ? r : co_switch_size(q, size, err);
 }
 
 /* --- shrink ---------------------------------------------------------------------------------- */
@@ -299,7 +314,8 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
     block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_WRITE_TABLE);
     r = r < 0 ? r : qcow2_co_commit(q);
     r = r < 0 ? r : qcow2_co_commit(q);
-    return r < 0 ? failed(q, "what lies beyond the new end can't be freed", r, err) : 0;
+    return r < 0 ? failed(q, "what lies beyond the new end can't be freed", r, err)
+                 : co_fit_data_file(q, size, true, err);
 }
 
 /* --- resize ---------------------------------------------------------------------------------- */
@@ -325,9 +341,6 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
     }
     if ((r = co_check_bitmaps(q, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
-        return r;
-    }
-    if (q->data_file_raw && (r = block_co_truncate(q->data, size, BLOCK_PREALLOC_OFF, err)) < 0) {
         return r;
     }
     r = size >= old_size ? co_grow(q, old_size, size, prealloc, err) : co_shrink(q, size, err);

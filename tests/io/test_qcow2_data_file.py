@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """External data files."""
 
+import os
 import unittest
 
 from tidemark import TestCase, img, io, qemu_img, qemu_io
@@ -17,6 +18,36 @@ class DataFile(TestCase):
             img("resize", "-f", "qcow2", "--shrink", path, "1M")
             img("resize", "-f", "qcow2", "--preallocation=metadata", path, "3M")
             io(path, "read -P 1 0 1M", "read -P 0 1M 2M", fmt="qcow2")
+
+    def test_a_raw_data_file_is_the_disk_after_it_has_grown(self):
+        """Also where it held something behind the end of the disk, and with space for it if that is wanted."""
+        for mode in ("off", "falloc"):
+            path, data = self.path(f"{mode}.qcow2"), self.path(f"{mode}.data")
+            img("create", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", path, "1000k")
+            io(path, "write -P 1 0 1000k", fmt="qcow2")
+            with open(data, "ab") as file:
+                file.write(b"other" * 1000)
+            img("resize", "-f", "qcow2", f"--preallocation={mode}", path, "3001k")
+            io(path, "read -P 1 0 1000k", "read -P 0 1000k 2001k", fmt="qcow2")
+            img("compare", "-f", "raw", "-F", "qcow2", data, path)
+            self.assertEqual(os.path.getsize(data), 3001 << 10)
+            qemu_img("check", path)
+            if mode == "falloc":
+                self.assertGreaterEqual(os.stat(data).st_blocks * 512, 2990 << 10)
+            # QEMU finds all of it in the raw image, too.
+            with open(data, "r+b") as file:
+                file.seek(2 << 20)
+                file.write(b"x" * 512)
+            qemu_io(path, "read -P 120 2M 512", fmt="qcow2")
+
+    def test_a_data_file_ends_with_the_disk(self):
+        for raw in ("off", "on"):
+            path, data = self.path(f"{raw}.qcow2"), self.path(f"{raw}.data")
+            img("create", "-f", "qcow2", "-o", f"data_file={data},data_file_raw={raw}", path, "1M")
+            io(path, "write -P 1 0 1M", fmt="qcow2")
+            for size in (300 << 10, 2 << 20):
+                img("resize", "-f", "qcow2", "--shrink", path, size)
+                self.assertEqual(os.path.getsize(data), size)
 
     def test_what_is_mapped_already_is_left_alone(self):
         """The last cluster, of which the disk had a part: the data at the beginning of the file is not zeroed for it."""
