@@ -234,14 +234,26 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
     block_co_drain_begin(node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_READ_ONLY, err);
     if (r >= 0 && b->persistent && node->driver->co_remove_stored_bitmap) {
-        r = node->driver->co_remove_stored_bitmap(node, b, err);
+        r = node->driver->co_remove_stored_bitmap(node, b->name, err);
     }
     if (r >= 0) {
         list_remove(&b->link);
         bitmap_free(b);
     }
     block_co_drain_end(node);
-    return r;
+    return MIN(r, 0);
+}
+
+int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, struct error *err)
+{
+    int r = 0;
+
+    if (node->driver->co_remove_stored_bitmap && !block_bitmap_find(node, name)) {
+        block_co_drain_begin(node);
+        r = node->driver->co_remove_stored_bitmap(node, name, err);
+        block_co_drain_end(node);
+    }
+    return r == 0 ? error_set(err, ENOENT, "Dirty bitmap '%s' not found", name) : MIN(r, 0);
 }
 
 void block_co_bitmap_detach(struct block_bitmap *b)

@@ -65,6 +65,8 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
                         struct error *err);
 /* Remove, also from the image. On failure the bitmap is still there. */
 int block_co_bitmap_remove(struct block_bitmap *b, struct error *err);
+/* Remove one that the image has and that was not loaded, since its type or flags are unknown. -ENOENT */
+int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, struct error *err);
 /* For undoing: take it off the node without touching the image, and put it back / free it. */
 void block_co_bitmap_detach(struct block_bitmap *b);
 void block_co_bitmap_reattach(struct block_bitmap *b);

@@ -230,9 +230,8 @@ struct block_driver {
     /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                                struct error *err);
-    /* Remove a stored bitmap (if it is stored). The node is drained. */
-    int (*co_remove_stored_bitmap)(struct block_node *node, struct block_bitmap *b,
-                                   struct error *err);
+    /* Remove a stored bitmap, also one that was not loaded. 1, or 0 if there is none. The node is drained. */
+    int (*co_remove_stored_bitmap)(struct block_node *node, const char *name, struct error *err);
     /*
      * The bits of a persistent bitmap change in memory other than by guest writes (merge, clear, enable):
      * make sure that what is on disk does not pass for current. NULL: nothing to do.

@@ -79,6 +79,9 @@ static int co_do(const struct request *r, const struct cli_item *action, struct 
     if (strcmp(action->name, "add") == 0) {
         return block_co_bitmap_add(node, r->bitmap, (uint32_t)r->granularity, true, false, &b, err);
     }
+    if (strcmp(action->name, "remove") == 0 && !block_bitmap_find(node, r->bitmap)) {
+        return block_co_bitmap_remove_unloaded(node, r->bitmap, err);
+    }
     b = find(node, r->bitmap, err);
     if (!b) {
         return -ENOENT;

@@ -34,6 +34,17 @@ static void garbage_add(struct garbage *g, uint64_t offset, uint64_t length)
     g->runs.runs[g->runs.count++] = (struct qcow2_free_run){.offset = offset, .length = length};
 }
 
+/* Of the old state. A broken table may name other metadata, which had better not be freed. */
+static void co_free_old_locked(struct qcow2 *q, const struct qcow2_free_run *run)
+{
+    for (uint64_t i = 0; i < run->length; i += q->cluster_size) {
+        if (!qcow2_co_overlap_hits_locked(q, run->offset + i)) {
+            (void)qcow2_free_later_locked(q, run->offset + i, q->cluster_size, false,
+                                          QCOW2_FREED_BY_OTHER);
+        }
+    }
+}
+
 /* `referenced`: they were, until the header was switched; else nothing ever referred to them. */
 static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
 {
@@ -42,7 +53,7 @@ static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
         struct qcow2_free_run *run = &g->runs.runs[i];
 
         if (referenced) {
-            (void)qcow2_free_later_locked(q, run->offset, run->length, false, QCOW2_FREED_BY_OTHER);
+            co_free_old_locked(q, run);
         } else {
             qcow2_co_unalloc_locked(q, run->offset, run->length >> q->cluster_bits);
         }
@@ -241,15 +252,19 @@ static int co_store_bits(struct qcow2 *q, struct block_bitmap *b, const struct s
 /* Everything that a bitmap on disk uses. A table that can't be read leaks what it refers to. */
 static void co_collect_old(struct qcow2 *q, const struct stored_bitmap *b, struct garbage *old)
 {
+    uint64_t budget = qcow2_bitmap_budget(q);
     AUTO_FREE uint64_t *table = NULL;
 
     if (b->table_entries == 0 || qcow2_co_read_bitmap_table(q, b, &table) < 0) {
         return;
     }
+    if (qcow2_check_bitmap_table(q, table, b->table_entries, &budget) < 0) {
+        return; /* who knows what it is */
+    }
     for (uint32_t i = 0; i < b->table_entries; i++) {
         uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
 
-        if (offset != 0 && is_aligned(offset, q->cluster_size)) {
+        if (offset != 0) {
             garbage_add(old, offset, q->cluster_size);
         }
     }
@@ -498,6 +513,7 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
                               struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
+    const struct stored_bitmap *s;
     struct block_bitmap *b;
     uint64_t count = 0;
 
@@ -520,8 +536,11 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
                          "than 64 MiB; use a larger granularity",
                          name, granularity);
     }
+    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+        count++; /* also those that were not loaded */
+    }
     for (b = block_bitmap_next(node, NULL); b; b = block_bitmap_next(node, b)) {
-        count += b->persistent;
+        count += b->persistent && !b->driver_state;
     }
     if (count >= BITMAPS_MAX) {
         return error_set(err, ENOSPC, "Image '%s' has %u bitmaps, which is the maximum",
@@ -530,12 +549,12 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
     return 0;
 }
 
-int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *bitmap,
-                                  struct error *err)
+int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct stored_bitmap *s, *gone = qcow2_find_stored(q, bitmap->name);
+    struct stored_bitmap *s, *gone = qcow2_find_stored(q, name);
     struct garbage made = {0}, old = {0};
+    struct block_bitmap *bitmap = gone ? gone->loaded : NULL;
     struct list list;
     int r = gone ? qcow2_refuse_broken(q, err) : 0;
 
@@ -560,8 +579,10 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *
         free(old.runs.runs);
         return r;
     }
-    bitmap->driver_state = NULL;
+    if (bitmap) {
+        bitmap->driver_state = NULL;
+    }
     free(made.runs.runs);
     co_garbage_free(q, &old, true);
-    return 0;
+    return 1;
 }

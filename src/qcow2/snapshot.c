@@ -309,7 +309,7 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     if (r < 0) {
         return r;
     }
-    if (!list_is_empty(&node->bitmaps)) {
+    if (!list_is_empty(&node->bitmaps) || !list_is_empty(&q->stored_bitmaps)) {
         return error_set(err, ENOTSUP,
                          "Image '%s' has dirty bitmaps, which would not know what a snapshot "
                          "changes; remove them first",

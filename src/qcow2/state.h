@@ -448,8 +448,7 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
 int qcow2_co_mark_bitmaps(struct qcow2 *q);
 int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                               struct error *err);
-int qcow2_co_remove_stored_bitmap(struct block_node *node, struct block_bitmap *b,
-                                  struct error *err);
+int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
 int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b, struct error *err);
 void qcow2_free_stored_bitmaps(struct qcow2 *q);
 

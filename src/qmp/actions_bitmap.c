@@ -50,7 +50,7 @@ static void co_add_abort(void *state)
 
     block_co_bitmap_detach(s->bitmap);
     if (s->bitmap->persistent && node->driver->co_remove_stored_bitmap &&
-        node->driver->co_remove_stored_bitmap(node, s->bitmap, &err) < 0) {
+        node->driver->co_remove_stored_bitmap(node, s->bitmap->name, &err) < 0) {
         log_error("transaction: bitmap '%s' of node '%s' can't be taken back: %s", s->bitmap->name,
                   block_node_name(node), error_message(&err));
     }
@@ -96,11 +96,13 @@ static int co_remove_prepare(void *state, struct json_object *data, struct error
 static int co_remove_finish(void *state, struct error *err)
 {
     struct remove_state *s = state;
+    int r;
 
     if (!s->bitmap->persistent || !s->node->driver->co_remove_stored_bitmap) {
         return 0;
     }
-    return s->node->driver->co_remove_stored_bitmap(s->node, s->bitmap, err);
+    r = s->node->driver->co_remove_stored_bitmap(s->node, s->bitmap->name, err);
+    return r < 0 ? r : 0;
 }
 
 static void co_remove_commit(void *state)

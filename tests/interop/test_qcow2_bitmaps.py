@@ -126,7 +126,26 @@ class Bitmaps(TestCase):
         for name in strange:
             message = self.refused("resize", "-f", "qcow2", self.image, "5M")
             self.assertIn("bitmap", message)
-            self.assertIn("emove", message)
+            self.assertIn("'img bitmap --remove'", message)
+        img("bitmap", "-f", "qcow2", "--remove", self.image, "more")
+        self.assertIn("bitmaps", self.refused("snapshot", "-f", "qcow2", "-a", "s", self.image))
+        for name in strange:
+            img("bitmap", "-f", "qcow2", "--remove", self.image, name)
+        self.assertIn("not found", self.refused("bitmap", "-f", "qcow2", "--remove", self.image, "type"))
+        img("resize", "-f", "qcow2", self.image, "5M")
+        self.sound()
+
+    def test_removing_frees_no_other_metadata(self):
+        """Of a bitmap whose table is the refcount table, by mistake."""
+        build(self.image, 4 * M, bitmaps=[Bitmap("b", flags=0)])
+        image = Image(self.image)
+        io(self.image, "write -P 1 0 4M", fmt="qcow2")
+        image.put64(image.bitmaps()["b"][0], image.reftable)
+        counted = [image.refcount(offset) for offset in (image.reftable, image.refblock())]
+        img("bitmap", "-f", "qcow2", "--remove", self.image, "b")
+        self.assertEqual([image.refcount(offset) for offset in (image.reftable, image.refblock())], counted)
+        img("check", "-q", "-f", "qcow2", "-r", "leaks", self.image)
+        self.sound()
 
     def test_what_should_record_and_cannot_is_marked(self):
         build(self.image, 4 * M, bitmaps=[Bitmap("b", extra=b"what is this?")])
@@ -175,7 +194,7 @@ class Bitmaps(TestCase):
     # --- as many as there may be -----------------------------------------------------------
 
     def test_the_greatest_number(self):
-        build(self.image, 65536, 9, [Bitmap(f"b{n:05}", flags=0) for n in range(MOST)])
+        build(self.image, 65536, 9, [Bitmap(f"b{n:05}", flags=0, kind=1 if n else 7) for n in range(MOST)])
         begun = time.monotonic()
         self.assertEqual(len(self.listed(img)), MOST)
         img("check", "-q", "-f", "qcow2", self.image)

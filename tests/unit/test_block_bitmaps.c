@@ -38,7 +38,7 @@ static int store_co_can_store(struct block_node *node, const char *name, uint32_
     return store.fail ? error_set(err, ENOSPC, "No room for '%s'", name) : 0;
 }
 
-static int store_co_remove(struct block_node *node, struct block_bitmap *b, struct error *err)
+static int store_co_remove(struct block_node *node, const char *name, struct error *err)
 {
     store.removed++;
     return store.fail;
