@@ -546,7 +546,7 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
         return error_set(err, ENOSPC, "Image '%s' has %u bitmaps, which is the maximum",
                          block_node_display_name(node), BITMAPS_MAX);
     }
-    return 0;
+    return qcow2_co_check_room_for_bitmaps(q, err);
 }
 
 int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)

@@ -16,6 +16,10 @@
  *
  * The backing file name that the short form names lies where neither the old header nor the new one has anything. So does the
  * name of a data file that is too long for the first sector; feature names that nobody needs reach up to there.
+ *
+ * In clusters of 512 bytes to 2 KiB there may be no room for a long backing file name twice. There feature names are left out that
+ * would not fit into the first sector, the name stays where it is, and a new one gets a place behind what extensions may come
+ * to need. One after which bitmaps could not be added any more is refused.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -117,7 +121,14 @@ struct header {
 
 struct header_write {
     struct header old, new, brief;
+    size_t kept; /* where all three have the same backing file name; 0: it may move */
 };
+
+#define SMALL_CLUSTER (2 * KiB)
+
+/* What the bitmaps extension and the greatest size take, and what a header of version 2 grows by for version 3. */
+#define ROOM_FOR_BITMAPS (8u + EXT_BITMAPS_SIZE + 8u + 8u)
+#define ROOM_FOR_VERSION_3 (HDR_OUR_SIZE - HDR_V2_SIZE)
 
 static void header_write_release(struct header_write *w)
 {
@@ -255,7 +266,9 @@ static int build_short(struct qcow2 *q, struct header_write *w)
         return r;
     }
     at = w->brief.extensions_end;
-    if (!range_fits(at, size, SECTOR_SIZE)) {
+    if (w->kept >= at) {
+        at = w->kept;
+    } else if (!range_fits(at, size, SECTOR_SIZE)) {
         at = MAX(at, apart);
     }
     if (!range_fits(at, size, q->cluster_size)) {
@@ -265,27 +278,138 @@ static int build_short(struct qcow2 *q, struct header_write *w)
     return 0;
 }
 
-static int build_with(struct qcow2 *q, struct header_write *w, enum form form)
+/* Where the old header has the same backing file name; 0 if it has another one, or none. */
+static size_t same_name_at(const struct qcow2 *q, const struct header *old)
+{
+    uint64_t at = load_be64(old->bytes + HDR_BACKING_OFFSET);
+    size_t size = name_size(q);
+
+    if (size == 0 || load_be32(old->bytes + HDR_BACKING_SIZE) != size ||
+        !range_fits(at, size, q->cluster_size) ||
+        memcmp(old->bytes + at, q->backing_filename, size) != 0) {
+        return 0;
+    }
+    return at;
+}
+
+/* The name follows the extensions and `room` bytes. */
+static int build_with(struct qcow2 *q, struct header_write *w, enum form form, size_t room)
 {
     int r = build_form(q, form, q->cluster_size, 0, &w->new);
 
-    if (r == 0 && !range_fits(w->new.extensions_end, name_size(q), q->cluster_size)) {
+    w->kept = 0;
+    if (r == 0 && (!range_fits(w->new.extensions_end + room, name_size(q), q->cluster_size) ||
+                   (form == FORM_FULL && q->cluster_size <= SMALL_CLUSTER &&
+                    w->new.extensions_end > SECTOR_SIZE))) {
         r = -ENOSPC;
     }
     if (r < 0) {
         return r;
     }
-    put_name(q, &w->new, w->new.extensions_end);
+    put_name(q, &w->new, w->new.extensions_end + room);
     return needs_short_form(w) ? build_short(q, w) : 0;
+}
+
+/* The name stays where it is; so does what nobody looks at between the extensions and it. */
+static int build_kept(struct qcow2 *q, struct header_write *w, size_t at)
+{
+    int r = at > 0 ? build_form(q, FORM_WITHOUT_FEATURE_NAMES, at, 0, &w->new) : -ENOSPC;
+    size_t gap = MAX(w->new.extensions_end, SECTOR_SIZE);
+
+    if (r < 0) {
+        return r;
+    }
+    w->kept = at;
+    if (gap < at) {
+        memcpy(w->new.bytes + gap, w->old.bytes + gap, at - gap);
+    }
+    put_name(q, &w->new, at);
+    return needs_short_form(w) ? build_short(q, w) : 0;
+}
+
+static int build_some(struct qcow2 *q, struct header_write *w)
+{
+    int r = build_with(q, w, FORM_FULL, 0);
+
+    if (r == -ENOSPC) {
+        r = build_with(q, w, FORM_WITHOUT_FEATURE_NAMES, 0);
+    }
+    return r == -ENOSPC ? build_kept(q, w, same_name_at(q, &w->old)) : r;
+}
+
+static int build_later(struct qcow2 *q, const struct header *from, struct header *ret)
+{
+    CLEANUP(header_write_release)
+    struct header_write w = {
+        .old.bytes = malloc(q->cluster_size),
+        .new.bytes = calloc(1, q->cluster_size),
+        .brief.bytes = calloc(1, q->cluster_size),
+    };
+    int r;
+
+    if (!w.old.bytes || !w.new.bytes || !w.brief.bytes) {
+        return -ENOMEM;
+    }
+    memcpy(w.old.bytes, from->bytes, q->cluster_size);
+    w.old.extensions_end = end_of(from);
+    r = build_some(q, &w);
+    if (r == 0) {
+        *ret = w.new;
+        w.new.bytes = NULL;
+    }
+    return r;
+}
+
+/* -ENOSPC if a header of version 3 with bitmaps could not follow the one given, and be followed by one without. */
+static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
+{
+    uint64_t directory = q->bitmap_directory_size, greatest = q->greatest_size;
+    struct header with = {0}, without = {0};
+    uint32_t version = q->version;
+    int r;
+
+    if (end_of(h) < q->cluster_size / 4) {
+        return 0;
+    }
+    q->version = 3;
+    q->bitmap_directory_size = 1;
+    q->greatest_size = UINT64_MAX;
+    r = build_later(q, h, &with);
+    if (r == 0) {
+        q->bitmap_directory_size = 0;
+        r = build_later(q, &with, &without);
+    }
+    q->version = version;
+    q->bitmap_directory_size = directory;
+    q->greatest_size = greatest;
+    free(with.bytes);
+    free(without.bytes);
+    return r;
+}
+
+/* A name that the old header has not: one after which there is still room. */
+static int build_with_new_name(struct qcow2 *q, struct header_write *w)
+{
+    static const enum form forms[] = {FORM_FULL, FORM_WITHOUT_FEATURE_NAMES,
+                                      FORM_WITHOUT_FEATURE_NAMES};
+    size_t room = ROOM_FOR_BITMAPS + (q->version < 3 ? ROOM_FOR_VERSION_3 : 0);
+    STRBUF_AUTO(there);
+    int r = -ENOSPC;
+
+    put_bitmaps_and_size(q, &there);
+    room -= there.len;
+    for (size_t i = 0; i < ARRAY_SIZE(forms) && r == -ENOSPC; i++) {
+        r = build_with(q, w, forms[i], i < 2 ? 0 : room);
+        r = r < 0 ? r : check_room_for_bitmaps(q, &w->new);
+    }
+    return r;
 }
 
 static int build(struct qcow2 *q, struct header_write *w, struct error *err)
 {
-    int r = build_with(q, w, FORM_FULL);
+    bool new_name = name_size(q) > 0 && same_name_at(q, &w->old) == 0;
+    int r = new_name ? build_with_new_name(q, w) : build_some(q, w);
 
-    if (r == -ENOSPC) {
-        r = build_with(q, w, FORM_WITHOUT_FEATURE_NAMES);
-    }
     if (r == -ENOSPC) {
         return error_set(err, ENOSPC,
                          "Image '%s': the header extensions and the backing file name of %zu bytes "
@@ -394,6 +518,22 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
     qcow2_overlap_note_header_locked(q);
     co_mutex_unlock(&q->lock);
     return 0;
+}
+
+int qcow2_co_check_room_for_bitmaps(struct qcow2 *q, struct error *err)
+{
+    AUTO_FREE uint8_t *bytes = malloc(q->cluster_size);
+    struct header now = {.bytes = bytes, .extensions_end = q->header_end};
+    int r = bytes ? 0 : -ENOMEM;
+
+    if (q->bitmap_directory_size > 0) {
+        return 0;
+    }
+    r = r < 0 ? r : block_co_pread(q->node->file, 0, bytes, q->cluster_size);
+    r = r < 0 ? r : check_room_for_bitmaps(q, &now);
+    return r < 0 ? error_set_errno(err, -r, "Image '%s': the header can't name bitmaps",
+                                   block_node_display_name(q->node))
+                 : 0;
 }
 
 int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits)

@@ -229,6 +229,8 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err);
  * it fails, the header on disk is the old one for sure, or the image takes no more writes (q->broken).
  */
 int qcow2_co_write_header(struct qcow2 *q, struct error *err);
+/* -ENOSPC if the first bitmap could not be stored for want of room in the header: in small clusters, beside a long backing file name. */
+int qcow2_co_check_room_for_bitmaps(struct qcow2 *q, struct error *err);
 void qcow2_free_header(struct qcow2 *q);
 /* Add incompatible feature bits, stable when it returns 0; also while guests write. Yields. */
 int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits);

@@ -173,6 +173,52 @@ class Header(TestCase):
                 self.refused("rebase", "-f", "qcow2", *more[:-1])
                 self.assertEqual(Image(self.image).read(0, os.path.getsize(self.image)), before)
 
+    def test_bitmaps_come_and_go_beside_the_longest_names_that_fit(self):
+        for version in ("1.1", "0.10"):
+            for bits in range(9, 13):
+                for length in (200, 320, 328, 329, 420, 480, 600, 840, 841, 1023):
+                    with self.subTest(version=version, cluster=1 << bits, length=length):
+                        self.bitmaps_beside_a_name(version, 1 << bits, length)
+
+    def bitmaps_beside_a_name(self, version, cluster, length):
+        # Another name for base.raw beside it.
+        name, path = "./" * (length // 2 - 4) + "/" * (length % 2) + "base.raw", self.image
+        self.create("base.raw", "1M", "raw")
+        options = f"cluster_size={cluster},compat={version}"
+        made = img(
+            *("create", "-f", "qcow2", "-u", "-o", options, "-F", "raw", "-b", name, path, "1M"),
+            check=False,
+        )
+        # What is refused does not fit with what version 3 and bitmaps take.
+        self.assertEqual(made.returncode == 0, length + 112 + 16 + 32 + 16 + 8 <= cluster, made.stderr)
+        if made.returncode != 0:
+            self.assertIn("more room than there is", made.stderr)
+            return
+        if version == "0.10":
+            img("amend", "-f", "qcow2", "-o", "compat=1.1", path)
+        for words in (("--add", path, "x"), ("--remove", path, "x"), ("--add", path, "x")):
+            img("bitmap", "-f", "qcow2", *words)
+            info = json.loads(qemu_img("info", "--output=json", "-f", "qcow2", path).stdout)
+            self.assertEqual(info["backing-filename"], name)
+            found = [b["name"] for b in info["format-specific"]["data"].get("bitmaps", ())]
+            self.assertEqual(found, [] if words[0] == "--remove" else ["x"])
+        img("resize", "-f", "qcow2", path, "2M")
+        img("snapshot", "-f", "qcow2", "-c", "s", path)
+        img("rebase", "-f", "qcow2", "-u", "-b", "", path)
+        again = img("rebase", "-f", "qcow2", "-u", "-F", "raw", "-b", name, path, check=False)
+        self.assertEqual(again.returncode, 0, again.stderr)
+        qemu_img("check", "-f", "qcow2", path)
+
+    def test_a_bitmap_that_the_header_has_no_room_for_is_refused_at_once(self):
+        qemu_img(
+            *("create", "-f", "qcow2", "-u", "-o", "cluster_size=512", "-F", "raw"),
+            *("-b", "./" * 175 + "base.raw", self.image, "1M"),
+        )
+        self.create("base.raw", "1M", "raw")
+        message = self.refused("bitmap", "-f", "qcow2", "--add", self.image, "x")
+        self.assertIn("the header can't name bitmaps", message)
+        self.assertEqual(img("info", "-f", "qcow2", self.image).returncode, 0)
+
     def test_the_longest_backing_file_name(self):
         name = "x" * 1023
         img("create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "raw", self.image, "1M")
