@@ -287,6 +287,13 @@ void block_bitmaps_release(struct block_node *node)
 
 /* --- fetch --------------------------------------------------------------------------------------- */
 
+static int cannot_read(struct block_bitmap *b, int r, struct error *err)
+{
+    b->inconsistent = b->inconsistent || r != -ENOMEM;
+    return error_set_errno(err, -r, "Could not read bitmap '%s' of '%s'", b->name,
+                           block_node_display_name(b->node));
+}
+
 int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err)
 {
     int r = b->unread ? b->node->driver->co_fetch_bitmap(b->node, b) : 0;
@@ -295,22 +302,25 @@ int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err)
         b->unread = false;
         return 0;
     }
-    b->inconsistent = b->inconsistent || r != -ENOMEM;
-    return error_set_errno(err, -r, "Could not read bitmap '%s' of '%s'", b->name,
-                           block_node_display_name(b->node));
+    return cannot_read(b, r, err);
 }
 
-void block_co_bitmaps_fetch_all(struct block_node *node)
+/* Of an `unread` bitmap. */
+static int co_count_stored(struct block_bitmap *b, struct error *err)
 {
-    struct block_bitmap *b;
+    int r = b->counted ? 0 : b->node->driver->co_count_bitmap(b->node, b, &b->stored_count);
 
-    LIST_FOREACH (b, &node->bitmaps, link) {
-        ERROR_AUTO(err);
+    b->counted = r == 0;
+    return r < 0 ? cannot_read(b, r, err) : 0;
+}
 
-        if (!b->inconsistent && block_co_bitmap_fetch(b, &err) < 0) {
-            log_warning("%s", error_message(&err));
-        }
-    }
+int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret, struct error *err)
+{
+    bool in_image = b->unread && dirty_bitmap_count(b->bits) == 0;
+    int r = in_image ? co_count_stored(b, err) : block_co_bitmap_fetch(b, err);
+
+    *ret = in_image && r == 0 ? b->stored_count : dirty_bitmap_count(b->bits);
+    return r;
 }
 
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)

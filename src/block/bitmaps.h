@@ -31,8 +31,10 @@ struct block_bitmap {
         *bits; /* NULL only for an inconsistent bitmap; readers use block_bitmap_bits() */
     uint32_t granularity;
     bool unread;  /* `bits` has only what was set since the image was opened, which has the rest */
-    bool enabled; /* recording */
-    bool persistent; /* stored in the image when it is closed */
+    bool counted; /* stored_count is known */
+    uint64_t stored_count; /* dirty bytes of what is stored, as long as `unread` */
+    bool enabled;          /* recording */
+    bool persistent;       /* stored in the image when it is closed */
     bool inconsistent;
     bool read_only;
     unsigned busy;         /* users: exports, jobs */
@@ -93,8 +95,11 @@ void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup
  * read, the bitmap is inconsistent from then on. Not for an inconsistent bitmap. -ENOMEM, -EIO.
  */
 int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err);
-/* All that can be had of a node's bitmaps. */
-void block_co_bitmaps_fetch_all(struct block_node *node);
+/*
+ * Dirty bytes. Of a bitmap whose bits are all in the image they are counted there once, in little memory; one that guests have marked
+ * since it was opened is fetched. Not for an inconsistent bitmap. Errors as above; *ret is what is in memory then.
+ */
+int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret, struct error *err);
 /* The bits of a bitmap that was fetched, or that was made here. Any thread; does not yield. */
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b);
 

@@ -227,6 +227,8 @@ struct block_driver {
      * -ENOMEM; another error: it can't be read.
      */
     int (*co_fetch_bitmap)(struct block_node *node, struct block_bitmap *b);
+    /* Dirty bytes of what is stored of an `unread` bitmap. Errors as above. */
+    int (*co_count_bitmap)(struct block_node *node, const struct block_bitmap *b, uint64_t *ret);
     /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                                struct error *err);

@@ -116,8 +116,11 @@ static uint32_t run_of_clusters(const struct qcow2 *q, const uint64_t *table, ui
     return n;
 }
 
+/* What to do with `count` bits from granule `first` on; NULL: all are set. `first` is a multiple of 8. */
+typedef int bits_fn(void *arg, uint64_t first, const uint8_t *bits, uint64_t count);
+
 static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const uint64_t *table,
-                        struct dirty_bitmap *bits)
+                        bits_fn *fn, void *arg)
 {
     uint64_t span = q->cluster_size * 8; /* granules of a cluster */
     AUTO_FREE uint8_t *buf = malloc(MAX(READ_BYTES, q->cluster_size));
@@ -131,15 +134,16 @@ static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const ui
         if (offset != 0) {
             n = run_of_clusters(q, table, b->table_entries, i);
             r = block_co_pread(q->node->file, offset, buf, n * q->cluster_size);
-            r = r < 0 ? r : dirty_bitmap_deserialize(bits, i * span, buf, n * q->cluster_size);
+            r = r < 0 ? r : fn(arg, i * span, buf, n * span);
         } else if (table[i] & BITMAP_TABLE_ALL_ONES) {
-            dirty_bitmap_set(bits, i * span << b->granularity_bits, span << b->granularity_bits);
+            r = fn(arg, i * span, NULL, span);
         }
     }
     return r;
 }
 
-int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
+static int co_visit_bits(struct block_node *node, const struct block_bitmap *bitmap, bits_fn *fn,
+                         void *arg)
 {
     struct qcow2 *q = qcow2_state(node);
     uint64_t budget = qcow2_bitmap_budget(q);
@@ -147,7 +151,62 @@ int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
     AUTO_FREE uint64_t *table = NULL;
     int r = co_read_checked_table(q, b, &budget, &table);
 
-    return r < 0 ? r : co_read_bits(q, b, table, bitmap->bits);
+    return r < 0 ? r : co_read_bits(q, b, table, fn, arg);
+}
+
+static int set_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
+{
+    struct block_bitmap *b = arg;
+
+    if (bits) {
+        return dirty_bitmap_deserialize(b->bits, first, bits, count / 8);
+    }
+    dirty_bitmap_set(b->bits, first * b->granularity, count * b->granularity);
+    return 0;
+}
+
+int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
+{
+    return co_visit_bits(node, bitmap, set_bits, bitmap);
+}
+
+struct count {
+    uint64_t granules, dirty;
+    bool last; /* is dirty */
+};
+
+static int count_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
+{
+    struct count *c = arg;
+    uint64_t end = MIN(first + count, c->granules);
+
+    if (first >= end) {
+        return 0;
+    }
+    for (uint64_t i = 0; bits && i < (end - first) / 8; i++) {
+        c->dirty += (uint64_t)__builtin_popcount(bits[i]);
+    }
+    for (uint64_t i = bits ? round_down(end, 8) : first; bits && i < end; i++) {
+        c->dirty += bits[(i - first) / 8] >> (i % 8) & 1;
+    }
+    c->dirty += bits ? 0 : end - first;
+    if (end == c->granules) {
+        c->last = !bits || bits[(end - 1 - first) / 8] >> ((end - 1) % 8) & 1;
+    }
+    return 0;
+}
+
+int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap, uint64_t *ret)
+{
+    struct count c = {.granules = dirty_bitmap_granules(bitmap->bits)};
+    uint64_t size = dirty_bitmap_size(bitmap->bits);
+    int r = co_visit_bits(node, bitmap, count_bits, &c);
+
+    *ret = c.dirty * bitmap->granularity;
+    if (c.last) {
+        *ret -= c.granules * bitmap->granularity - size; /* of its last granule */
+    }
+    return r;
 }
 
 /* --- open ------------------------------------------------------------------------------------------ */

@@ -418,6 +418,7 @@ static const struct block_driver qcow2_driver = {
     .co_preadv_vmstate = qcow2_co_preadv_vmstate,
     .co_pwritev_vmstate = qcow2_co_pwritev_vmstate,
     .co_fetch_bitmap = qcow2_co_fetch_bitmap,
+    .co_count_bitmap = qcow2_co_count_bitmap,
     .co_can_store_bitmap = qcow2_co_can_store_bitmap,
     .co_remove_stored_bitmap = qcow2_co_remove_stored_bitmap,
     .co_bitmap_will_change = qcow2_co_bitmap_will_change,

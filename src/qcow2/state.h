@@ -444,6 +444,8 @@ int qcow2_co_make_empty(struct block_node *node, struct error *err);
 /* --- bitmap.c, bitmap_load.c, bitmap_store.c --- */
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
 int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap);
+int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap,
+                          uint64_t *ret);
 /* Store all persistent bitmaps and take the in-use marks away. */
 int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
 /* Before a guest write, when !bitmaps_marked: R5. */

@@ -4,20 +4,33 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "block/driver.h"
 #include "qmp/commands.h"
 
 /* Images in a chain that are told about; more is taken for a loop. */
 #define CHAIN_MAX 256
 
+/* What could not be counted is told in the log. */
+static uint64_t co_count_dirty(struct block_bitmap *b)
+{
+    uint64_t count = 0;
+    ERROR_AUTO(err);
+
+    if (!b->inconsistent && block_co_bitmap_count(b, &count, &err) < 0) {
+        log_warning("%s", error_message(&err));
+    }
+    return b->inconsistent ? 0 : count;
+}
+
 static struct json_object *co_bitmaps_json(struct block_node *node)
 {
     struct json_object *list = NULL;
     struct block_bitmap *b = NULL;
 
-    block_co_bitmaps_fetch_all(node);
     while ((b = block_bitmap_next(node, b))) {
         struct json_object *o = json_object_new_object();
+        uint64_t count = co_count_dirty(b);
 
         qmp_put_str(o, "name", b->name);
         qmp_put_bool(o, "recording", b->enabled && !b->inconsistent);
@@ -27,7 +40,7 @@ static struct json_object *co_bitmaps_json(struct block_node *node)
         }
         qmp_put_bool(o, "busy", b->busy > 0);
         qmp_put_uint(o, "granularity", b->granularity);
-        qmp_put_uint(o, "count", b->inconsistent ? 0 : dirty_bitmap_count(block_bitmap_bits(b)));
+        qmp_put_uint(o, "count", count);
         if (!list) {
             list = json_object_new_array();
         }

@@ -153,6 +153,106 @@ static void bits_are_read_when_they_are_asked_for(void *arg)
     image_close(&i);
 }
 
+static int no_memory(struct block_node *node, struct block_bitmap *b)
+{
+    return -ENOMEM;
+}
+
+static int no_memory_to_count(struct block_node *node, const struct block_bitmap *b, uint64_t *ret)
+{
+    return -ENOMEM;
+}
+
+static uint64_t count_of(struct block_bitmap *b, int want)
+{
+    uint64_t count = 12345;
+
+    assert_int_equal(block_co_bitmap_count(b, &count, NULL), want);
+    return count;
+}
+
+/* The last granule is not whole. */
+static void bits_are_counted_where_they_are(void *arg)
+{
+    const uint64_t size = 700 * MiB + 4 * KiB;
+    const struct {
+        uint64_t from, to;
+    } sets[] = {{0, 0},        {0, size}, {size - 1, size}, {0, 1}, {64 * KiB * 8, 300 * MiB},
+                {1, 600 * MiB}};
+    struct block_bitmap *b;
+    struct image i;
+
+    for (size_t k = 0; k < ARRAY_SIZE(sets); k++) {
+        image_create("a", size, "cluster_size=512");
+        image_open(&i, "a", "");
+        b = add(&i, "b", false);
+        dirty_bitmap_set(b->bits, sets[k].from, sets[k].to - sets[k].from);
+        image_close(&i);
+        image_open(&i, "a", "");
+        b = block_bitmap_find(i.node, "b");
+        for (int again = 0; again < 2; again++) {
+            uint64_t count = count_of(b, 0);
+
+            assert_true(b->unread);
+            assert_int_equal(dirty_bitmap_count(b->bits), 0);
+            assert_int_equal(count, again ? dirty_bitmap_count(bits_of(b)) : count);
+        }
+        image_close(&i);
+    }
+}
+
+static void a_count_has_what_was_written_since(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_int_equal(count_of(b, 0), 2 * 64 * KiB);
+    assert_int_equal(image_write(&i, 300 * MiB, 10, 1), 0);
+    assert_int_equal(count_of(b, 0), 3 * 64 * KiB);
+    image_close(&i);
+}
+
+static void counting_without_memory_fails_and_may_be_tried_again(void *arg)
+{
+    const struct block_driver *driver;
+    struct block_driver poor;
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    driver = i.node->driver;
+    poor = *driver;
+    poor.co_fetch_bitmap = no_memory;
+    poor.co_count_bitmap = no_memory_to_count;
+    b = block_bitmap_find(i.node, "b");
+    i.node->driver = &poor;
+    assert_int_equal(count_of(b, -ENOMEM), 0);
+    assert_int_equal(image_write(&i, 300 * MiB, 10, 1), 0);
+    assert_int_equal(count_of(b, -ENOMEM), 64 * KiB);
+    assert_false(b->inconsistent);
+    i.node->driver = driver;
+    assert_int_equal(count_of(b, 0), 3 * 64 * KiB);
+    image_close(&i);
+}
+
+static void a_bitmap_that_cannot_be_counted_is_inconsistent(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    create_with_spread_bits();
+    image_open(&i, "a", "");
+    store_be64(i.file->data + stored(&i, "b")->table_offset, 1ULL << 40);
+    b = block_bitmap_find(i.node, "b");
+    assert_int_equal(count_of(b, -EINVAL), 0);
+    assert_true(b->inconsistent);
+    image_close(&i);
+}
+
 static void only_clusters_of_bits_that_changed_are_stored_anew(void *arg)
 {
     for (int in_memory = 0; in_memory < 2; in_memory++) {
@@ -701,6 +801,10 @@ int main(void)
         CO_TEST(a_stored_bitmap_comes_back),
         CO_TEST(all_ones_and_all_zeroes_take_no_clusters),
         CO_TEST(bits_are_read_when_they_are_asked_for),
+        CO_TEST(bits_are_counted_where_they_are),
+        CO_TEST(a_count_has_what_was_written_since),
+        CO_TEST(counting_without_memory_fails_and_may_be_tried_again),
+        CO_TEST(a_bitmap_that_cannot_be_counted_is_inconsistent),
         CO_TEST(only_clusters_of_bits_that_changed_are_stored_anew),
         CO_TEST(a_bitmap_whose_bits_cannot_be_read_is_inconsistent_the_others_are_not),
         CO_TEST(a_bitmap_that_cannot_be_read_when_it_is_stored_stays_in_use),
