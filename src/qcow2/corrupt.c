@@ -83,6 +83,12 @@ int qcow2_co_corrupt_entry(struct qcow2 *q, const struct cache_entry *slice, uns
     uint64_t table = round_down(slice->offset, q->cluster_size);
     unsigned in_table = (unsigned)((slice->offset - table) >> (3 + q->extended_l2)) + index;
 
+    if ((entry & L2_COMPRESSED) && q->has_data_file) {
+        return qcow2_co_corrupt(q,
+                                "Compressed cluster entry found in image with external data file "
+                                "(L2 offset: %#llx, L2 index: %#x)",
+                                (unsigned long long)table, in_table);
+    }
     if (!(entry & L2_COMPRESSED) && !is_aligned(host, q->cluster_size)) {
         if (writing) {
             return qcow2_co_corrupt(

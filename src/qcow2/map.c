@@ -40,7 +40,7 @@ int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, u
     if (entry & L2_COMPRESSED) {
         *ret_type = CLUSTER_COMPRESSED;
         *ret_host = entry;
-        return 0;
+        return q->has_data_file ? -EIO : 0;
     }
     if (!is_aligned(host, q->cluster_size)) {
         return -EIO;
@@ -66,7 +66,7 @@ bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_off
     *ret_compressed = entry & L2_COMPRESSED;
     if (*ret_compressed) {
         qcow2_compressed_range(q, entry, ret_offset, ret_length);
-        return true;
+        return !q->has_data_file;
     }
     *ret_offset = entry & ENTRY_OFFSET_MASK;
     *ret_length = q->cluster_size;

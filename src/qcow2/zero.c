@@ -86,7 +86,8 @@ static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     uint64_t host;
     bool drop, bad = qcow2_decode_entry(q, old.entry, old.bitmap, 0, &type, &host) < 0;
 
-    if (bad &&
+    /* A compressed cluster beside a data file can go. */
+    if (bad && !(old.entry & L2_COMPRESSED) &&
         (is_aligned(old.entry & ENTRY_OFFSET_MASK, q->cluster_size) || keeps_place(q, change))) {
         return qcow2_co_corrupt_entry(q, slice, index, guest, true);
     }

@@ -109,6 +109,28 @@ class Corrupt(TestCase):
         self.refused("Preallocated zero cluster offset 0x50200 unaligned (guest offset: 0)",
                      "write 0 64k")
 
+    def test_compressed_clusters_beside_a_data_file(self):
+        # Both copies use one data file: it is not written.
+        self.source = self.create("source.qcow2", "1M", options=("-o", f"data_file={self.path('data')}"))
+        io(self.source, "write -P 1 0 128k", fmt="qcow2")
+        self.image = Image(self.source)
+        self.image.put64(self.image.l2_place(0), 1 << 62 | 0x50000)
+        word = "Compressed cluster entry found in image with external data file"
+        self.refused(word, "read 64k 64k", "read 0 64k")
+        self.refused(word, "write 0 512")
+        _, text, marked = self.both("read 0 64k", "read 64k 64k", options=("-r",))
+        self.assertFalse(marked)
+        self.assertIn("qcow2: Image is corrupt: " + word, text)
+        for change in ("discard 0 64k", "write -z 0 64k", "write -zu 0 64k"):
+            status, text, marked = self.both(change, "read -P 0 0 64k", options=("-d", "unmap"))
+            self.assertEqual((status, marked), (0, False), text)
+        results = []
+        for name, path in zip((compat("qemu-img"), qemu("qemu-img")), self.copies()):
+            result = run(name, "check", path, check=False)
+            results.append((result.returncode, result.stdout, result.stderr))
+        self.assertEqual(results[0], results[1])
+        self.assertIn("ERROR compressed cluster 0 with data file", results[0][2])
+
     def test_misplaced_refcount_block(self):
         self.image.put64(self.image.reftable, self.image.refblock() + MISPLACED)
         self.refused("Refblock offset 0x20200 unaligned (reftable index: 0)", "write 1M 64k")
