@@ -264,6 +264,11 @@ static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
 
         r = co_right_entry_locked(q, entry, &right);
         if (r == 0 && right != entry) {
+            r = qcow2_co_overlap_check_locked(q, offset, q->l2_cache.entry_size,
+                                              OVERLAP_BIT(OVERLAP_ACTIVE_L2) |
+                                                  OVERLAP_BIT(OVERLAP_INACTIVE_L2));
+        }
+        if (r == 0 && right != entry) {
             qcow2_store_entry(q, slice, i, right, qcow2_load_bitmap(q, slice, i));
             cache_mark_dirty(&q->l2_cache, slice);
         }

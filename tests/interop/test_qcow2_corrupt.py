@@ -131,6 +131,19 @@ class Corrupt(TestCase):
         self.assertEqual(results[0], results[1])
         self.assertIn("ERROR compressed cluster 0 with data file", results[0][2])
 
+    def test_flags_that_a_snapshot_would_change_in_other_tables(self):
+        self.source = self.create("source.qcow2", "1G")
+        io(self.source, "write -P 1 0 128k", fmt="qcow2")
+        self.image = Image(self.source)
+        self.image.put64(self.image.l1 + 8, self.image.l1 | COPIED)
+        for name, path in zip((compat("qemu-img"), qemu("qemu-img")), self.copies()):
+            before = Image(path).read(self.image.l1, 65536)
+            result = run(name, "snapshot", "-c", "s", path, check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Preventing invalid write on metadata (overlaps with active L1 table)", result.stderr)
+            self.assertTrue(is_marked(path))
+            self.assertEqual(Image(path).read(self.image.l1, 65536), before, name)
+
     def test_misplaced_refcount_block(self):
         self.image.put64(self.image.reftable, self.image.refblock() + MISPLACED)
         self.refused("Refblock offset 0x20200 unaligned (reftable index: 0)", "write 1M 64k")
