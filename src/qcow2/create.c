@@ -168,6 +168,27 @@ static int take_encryption(struct create *c, struct options *opts, struct error 
     return r;
 }
 
+/* One of `names`, the first by default. `shown`: what messages call it, as qemu-img does. */
+static int take_choice(struct options *opts, const char *key, const char *shown,
+                       const char *const *names, int *ret, struct error *err)
+{
+    AUTO_FREE char *text = NULL;
+    int r = options_take_text(opts, key, &text, err);
+
+    if (r < 0) {
+        return r;
+    }
+    *ret = 0;
+    for (int i = 0; text && names[i]; i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *ret = i;
+            return 0;
+        }
+    }
+    return text ? error_set(err, EINVAL, "Parameter '%s' does not accept value '%s'", shown, text)
+                : 0;
+}
+
 static int take_options(struct create *c, struct options *opts, struct error *err)
 {
     static const char *const compression_names[] = {"zlib", "zstd", NULL};
@@ -178,10 +199,11 @@ static int take_options(struct create *c, struct options *opts, struct error *er
     if ((r = options_take_size(opts, "cluster_size", 64 * KiB, &c->cluster_size, err)) < 0 ||
         (r = options_take_uint(opts, "refcount_bits", 16, UINT64_MAX, &c->refcount_bits, err)) <
             0 ||
-        (r = options_take_enum(opts, "compression_type", compression_names, 0, &c->compression,
-                               err)) < 0 ||
-        (r = options_take_enum(opts, "compat", compat_names, 0, &compat, err)) < 0 ||
-        (r = options_take_enum(opts, "preallocation", prealloc_names, 0, &c->prealloc, err)) < 0 ||
+        (r = take_choice(opts, "compression_type", "compression-type", compression_names,
+                         &c->compression, err)) < 0 ||
+        (r = take_choice(opts, "compat", "version", compat_names, &compat, err)) < 0 ||
+        (r = take_choice(opts, "preallocation", "preallocation", prealloc_names, &c->prealloc,
+                         err)) < 0 ||
         (r = options_take_bool(opts, "lazy_refcounts", false, &c->lazy_refcounts, err)) < 0 ||
         (r = options_take_bool(opts, "extended_l2", false, &c->extended_l2, err)) < 0 ||
         (r = options_take_bool(opts, "data_file_raw", false, &c->data_file_raw, err)) < 0 ||

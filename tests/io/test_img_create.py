@@ -76,6 +76,17 @@ class Create(TestCase):
         err = self.both("-f", "qcow2", "-o", "nonsense=1", "FILE", "1M", check=False)[2]
         self.assertIn("'nonsense'", err)
 
+    def test_values_that_are_no_choice_are_told_as_by_qemu_img(self):
+        for option, name in (
+            ("compat=0.42", "version"),
+            ("compression_type=lzma", "compression-type"),
+            ("preallocation=some", "preallocation"),
+        ):
+            result = img("create", "-q", "-f", "qcow2", "-o", option, self.path("a.qcow2"), "1M", check=False)
+            self.assertEqual(result.returncode, 1)
+            value = option.partition("=")[2]
+            self.assertIn(f"Parameter '{name}' does not accept value '{value}'", result.stderr)
+
     def test_option_help_lists_options_with_types(self):
         out = img("create", "-f", "qcow2", "-o", "help").stdout
         self.assertIn("Supported qcow2 options:", out)
