@@ -78,9 +78,9 @@ static int check_downgrade(struct qcow2 *q, struct error *err)
 static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_entry *slice,
                                   unsigned index)
 {
-    uint64_t entry = qcow2_load_entry(q, slice, index), host, got;
+    uint64_t entry = qcow2_load_entry(q, slice, index), host, old, got;
     enum cluster_type type;
-    bool fresh;
+    bool fresh, made = false;
     int r = qcow2_decode_entry(q, entry, 0, 0, &type, &host);
 
     if (r < 0) {
@@ -94,20 +94,23 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
         cache_mark_dirty(&q->l2_cache, slice);
         return 0;
     }
+    old = host;
     if (type == CLUSTER_ZERO || !(entry & ENTRY_COPIED)) {
-        uint64_t old = host;
-
         r = qcow2_co_alloc_locked(q, 1, true, &host, &got, &fresh);
-        if (r == 0 && old != 0) {
-            r = qcow2_free_later_locked(q, old, q->cluster_size, false, QCOW2_FREED_BY_OTHER);
-        }
+        made = r == 0;
     }
     r = r < 0 ? r : co_zero_host(q, guest, host);
-    if (r == 0) {
-        qcow2_store_entry(q, slice, index, host | ENTRY_COPIED, 0);
-        cache_mark_dirty(&q->l2_cache, slice);
+    if (r < 0) {
+        if (made) {
+            qcow2_co_unalloc_locked(q, host, 1);
+        }
+        return r;
     }
-    return r;
+    qcow2_store_entry(q, slice, index, host | ENTRY_COPIED, 0);
+    cache_mark_dirty(&q->l2_cache, slice);
+    return made && old != 0
+               ? qcow2_free_later_locked(q, old, q->cluster_size, false, QCOW2_FREED_BY_OTHER)
+               : 0;
 }
 
 /* Clusters that one L2 table maps. */

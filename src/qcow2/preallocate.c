@@ -18,61 +18,14 @@ static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes)
 /* Clusters that are linked by one hold of the lock. */
 #define CHUNK_CLUSTERS 512
 
-/* The clusters of one slice that have none yet, as far as they can be had in one piece. *ret_linked false: none needed. */
-static int co_link_chunk_locked(struct qcow2 *q, uint64_t guest, uint64_t clusters,
-                                uint64_t *ret_done, uint64_t *ret_host, bool *ret_linked)
-{
-    unsigned index, end = qcow2_slice_entries(q);
-    struct cache_entry *slice;
-    uint64_t n = 0, got = 0;
-    bool fresh;
-    int r = qcow2_co_l2_slice_locked(q, guest, &slice, &index);
-
-    *ret_done = 1;
-    *ret_host = 0;
-    *ret_linked = false;
-    if (r < 0) {
-        return r;
-    }
-    while (n < clusters && index + n < end &&
-           qcow2_load_entry(q, slice, index + (unsigned)n) == 0 &&
-           qcow2_load_bitmap(q, slice, index + (unsigned)n) == 0) {
-        n++;
-    }
-    if (n > 0) {
-        if (q->has_data_file) {
-            *ret_host = guest;
-            got = n;
-            fresh = false;
-        } else {
-            r = qcow2_co_alloc_locked(q, n, false, ret_host, &got, &fresh);
-        }
-        for (uint64_t i = 0; i < got && r == 0; i++) {
-            qcow2_store_entry(q, slice, index + (unsigned)i,
-                              (*ret_host + (i << q->cluster_bits)) | ENTRY_COPIED,
-                              q->extended_l2 && !q->node->backing ? SUB_ALL_ALLOCATED : 0);
-        }
-        if (r == 0) {
-            cache_mark_dirty(&q->l2_cache, slice);
-            *ret_done = got;
-            *ret_linked = true;
-        }
-        if (r == 0 && !fresh) {
-            r = co_zero_in_file(q, *ret_host, got << q->cluster_bits);
-        }
-    }
-    cache_put(slice);
-    return r;
-}
-
-/* Space for what was mapped: up to here the file has to reach in any case. */
-static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block_prealloc prealloc,
-                      struct error *err)
+/* Space in the file for what is going to be mapped, and nothing but zeroes there. */
+static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh,
+                      enum block_prealloc prealloc, struct error *err)
 {
     uint64_t size = block_edge_size(q->data), end = host + bytes;
-    int r = 0;
+    int r = fresh ? 0 : co_zero_in_file(q, host, bytes);
 
-    if (prealloc == BLOCK_PREALLOC_FULL && host < size) {
+    if (r == 0 && prealloc == BLOCK_PREALLOC_FULL && host < size) {
         r = block_co_write_zeroes(q->data, host, MIN(bytes, size - host), 0);
     }
     if (r == 0 && size < end) {
@@ -81,6 +34,82 @@ static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, enum block
         error_prepend(err, "Could not resize image: ");
     }
     return r;
+}
+
+/* Clusters of one slice. */
+struct chunk {
+    uint64_t guest, count;
+    uint64_t host; /* of the first one */
+    bool needed;   /* they have no place yet */
+    bool fresh;    /* that place was never written */
+};
+
+/* Find those from c->guest on that have no place yet, c->count at most, and allocate them in one piece. */
+static int co_place_chunk_locked(struct qcow2 *q, struct chunk *c)
+{
+    unsigned index, end = qcow2_slice_entries(q);
+    uint64_t n = 0, most = c->count;
+    struct cache_entry *slice;
+    int r = qcow2_co_l2_slice_locked(q, c->guest, &slice, &index);
+
+    if (r < 0) {
+        return r;
+    }
+    while (n < most && index + n < end && qcow2_load_entry(q, slice, index + (unsigned)n) == 0 &&
+           qcow2_load_bitmap(q, slice, index + (unsigned)n) == 0) {
+        n++;
+    }
+    cache_put(slice);
+    c->needed = n > 0;
+    c->count = MAX(n, 1);
+    if (n > 0 && q->has_data_file) {
+        c->host = c->guest;
+        c->fresh = false;
+    } else if (n > 0) {
+        r = qcow2_co_alloc_locked(q, n, false, &c->host, &c->count, &c->fresh);
+    }
+    return r;
+}
+
+static int co_link_chunk_locked(struct qcow2 *q, const struct chunk *c)
+{
+    struct cache_entry *slice;
+    unsigned index;
+    int r = qcow2_co_l2_slice_locked(q, c->guest, &slice, &index);
+
+    if (r < 0) {
+        return r;
+    }
+    for (uint64_t i = 0; i < c->count; i++) {
+        qcow2_store_entry(q, slice, index + (unsigned)i,
+                          (c->host + (i << q->cluster_bits)) | ENTRY_COPIED,
+                          q->extended_l2 && !q->node->backing ? SUB_ALL_ALLOCATED : 0);
+    }
+    cache_mark_dirty(&q->l2_cache, slice);
+    cache_put(slice);
+    return 0;
+}
+
+/* The file has its space before anything refers to it: a full disk, or a crash, leaves no reference beyond its end. */
+static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, enum block_prealloc prealloc,
+                                struct error *err)
+{
+    int r;
+
+    co_mutex_lock(&q->lock);
+    r = co_place_chunk_locked(q, c);
+    co_mutex_unlock(&q->lock);
+    if (r < 0 || !c->needed) {
+        return r;
+    }
+    r = co_reserve(q, c->host, c->count << q->cluster_bits, c->fresh, prealloc, err);
+    co_mutex_lock(&q->lock);
+    r = r < 0 ? r : co_link_chunk_locked(q, c);
+    if (r < 0 && !q->has_data_file) {
+        qcow2_co_unalloc_locked(q, c->host, c->count);
+    }
+    co_mutex_unlock(&q->lock);
+    return r < 0 ? r : qcow2_co_limit_dirty(q);
 }
 
 int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block_prealloc prealloc,
@@ -96,17 +125,10 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
                          block_node_display_name(q->node));
     }
     while (at < end && r == 0) {
-        uint64_t clusters = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS), done, host;
-        bool linked;
+        struct chunk c = {.guest = at, .count = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS)};
 
-        co_mutex_lock(&q->lock);
-        r = co_link_chunk_locked(q, at, clusters, &done, &host, &linked);
-        co_mutex_unlock(&q->lock);
-        if (r == 0 && linked) {
-            r = co_reserve(q, host, done << q->cluster_bits, prealloc, err);
-        }
-        r = r < 0 ? r : qcow2_co_limit_dirty(q);
-        at += done << q->cluster_bits;
+        r = co_preallocate_chunk(q, &c, prealloc, err);
+        at += c.count << q->cluster_bits;
     }
     if (r < 0 && !error_is_set(err)) {
         return error_set_errno(err, -r, "Could not preallocate '%s'",

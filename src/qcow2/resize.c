@@ -159,22 +159,21 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
 /* The rest of the last cluster, which a former larger disk may have left, has to read as zeroes. */
 static int co_zero_rest_of_cluster(struct qcow2 *q, uint64_t size)
 {
-    uint64_t rest = round_up(size, q->cluster_size) - size;
+    uint64_t end = round_up(size, q->cluster_size);
+    AUTO_FREE uint8_t *zeroes = end > size ? calloc(1, end - size) : NULL;
     struct qcow2_run run;
-    AUTO_FREE uint8_t *zeroes = NULL;
     struct iovec vec;
-    int r;
+    int r = end > size && !zeroes ? -ENOMEM : 0;
 
-    if (rest == 0) {
-        return 0;
+    /* Its subclusters may be of several types. */
+    for (; size < end && r == 0; size += run.length) {
+        r = qcow2_co_map(q, size, end - size, &run);
+        if (r == 0 && run.type != CLUSTER_ZERO && run.type != CLUSTER_ZERO_ALLOC &&
+            (run.type != CLUSTER_UNALLOCATED || q->node->backing)) {
+            r = qcow2_co_pwritev(q->node, size, iov_from_buf(&vec, zeroes, run.length), 0);
+        }
     }
-    r = qcow2_co_map(q, size, rest, &run);
-    if (r < 0 || run.type == CLUSTER_ZERO || run.type == CLUSTER_ZERO_ALLOC ||
-        (run.type == CLUSTER_UNALLOCATED && !q->node->backing)) {
-        return r;
-    }
-    zeroes = calloc(1, rest);
-    return zeroes ? qcow2_co_pwritev(q->node, size, iov_from_buf(&vec, zeroes, rest), 0) : -ENOMEM;
+    return r;
 }
 
 /* Version 2 has no zero flag: what hides a backing file is data. */

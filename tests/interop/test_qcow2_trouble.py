@@ -4,6 +4,7 @@
 import os
 import re
 import resource
+import shutil
 import signal
 import unittest
 
@@ -82,6 +83,38 @@ class Trouble(TestCase):
                     io(self.image, *WORK, fmt="qcow2")
                     self.verify()
         self.assertGreaterEqual(failed, 4)
+
+    def test_changes_of_files_that_cannot_grow(self):
+        """Of what maps a disk: a cluster is referred to once the file has it, and given up once nothing refers to it."""
+        original, base, before = self.path("original"), self.path("base.raw"), self.path("before.raw")
+        img("create", "-q", "-f", "raw", base, "2M")
+        io(base, "write -P 9 0 2M", fmt="raw")
+        img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", base, "-F", "raw", original, "2M")
+        io(original, "write -P 1 0 256k", "write -z 16k 16k", "write -z 300k 64k", fmt="qcow2")
+        img("snapshot", "-f", "qcow2", "-c", "s", original)
+        img("convert", "-f", "qcow2", "-O", "raw", original, before)
+        failed = 0
+        for change in (
+            ("amend", "-f", "qcow2", "-o", "compat=v2", self.image),
+            ("resize", "-q", "-f", "qcow2", "--preallocation=metadata", self.image, "3M"),
+        ):
+            for more in (0, 4096, 8192, 20480, 65536, 102400):
+                with self.subTest(change=change[0], more=more):
+                    shutil.copy(original, self.image)
+                    limit = os.path.getsize(self.image) + more
+
+                    def limited(limit=limit):
+                        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+                    failed += img(*change, check=False, preexec_fn=limited).returncode
+                    for room in (False, True):
+                        if room:
+                            img(*change)
+                        status = qemu_img("check", "-q", "-f", "qcow2", self.image, check=False)
+                        self.assertIn(status.returncode, (0, 3), status.stderr)
+                        img("compare", "-q", "-f", "qcow2", "-F", "raw", self.image, before)
+        self.assertGreaterEqual(failed, 6)
 
     def verify_acknowledged(self, output):
         """What was written, if the last flush and the close were well, is there."""
