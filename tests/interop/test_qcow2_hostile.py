@@ -40,10 +40,13 @@ def extension(kind, data):
 
 
 def entries(values):
-    return b"".join(struct.pack(">Q", value) for value in values)
+    values = list(values)
+    return struct.pack(f">{len(values)}Q", *values)
 
 
 class Hostile(TestCase):
+    in_memory = True
+
     def image(self, *parts, size=None):
         """A file with (offset, bytes) in it and holes elsewhere; its path."""
         path = self.path("hostile.qcow2")
@@ -75,8 +78,8 @@ class Hostile(TestCase):
 
     def test_largest_tables_full_of_offsets(self):
         cluster = 1 << 16
-        l1 = entries((5 + i % 8) * cluster | COPIED for i in range(4 << 20))
-        reftable = entries((600 + i % 100) * cluster for i in range(1 << 20))
+        l1 = entries((5 + i) * cluster | COPIED for i in range(8)) * (512 << 10)
+        reftable = entries((600 + i) * cluster for i in range(128)) * (8 << 10)
         table = entries((700 + i) * cluster | COPIED for i in range(8192))
         # The L1 table is at 1000, the refcount table at 2000, L2 tables at 5..12.
         path = self.image(
@@ -175,13 +178,13 @@ class Hostile(TestCase):
     def test_snapshots_that_share_all_tables_are_right(self):
         path = self.create("many.qcow2", "1G")
         io(path, "write 0 1M", "write 600M 1M", fmt="qcow2")
-        for i in range(300):
+        for i in range(50):
             img("snapshot", "-f", "qcow2", "-c", f"s{i}", path)
         self.assertEqual(img("check", "-f", "qcow2", path).stdout.splitlines()[0], "No errors were found on the image.")
         edit = Image(path)
-        edit.put_refcount(edit.host(0), 299)
+        edit.put_refcount(edit.host(0), 49)
         result = img("check", "-f", "qcow2", path, check=False)
-        self.assertIn("refcount=299 reference=301", result.stderr + result.stdout)
+        self.assertIn("refcount=49 reference=51", result.stderr + result.stdout)
 
     def bitmap_image(self, count, name_size, table_entries):
         cluster = 1 << 16
