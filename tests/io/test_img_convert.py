@@ -9,6 +9,7 @@ import time
 import unittest
 from pathlib import Path
 
+from nbd_server import Nbdkit
 from tidemark import TestCase, compat, img, io, qemu_img, qemu_io, run
 
 PATTERN = ("write -P 1 0 100k", "write -P 2 1M 3M", "write -z 2M 256k", "write -P 9 7340000 512")
@@ -195,12 +196,21 @@ class Convert(TestCase):
                 self.assertTrue(filecmp.cmp(source, back, shallow=False))
 
     def test_the_target_is_laid_out_in_order(self):
-        source = self.path("much.raw")
+        source, later = self.path("much.raw"), self.path("later")
         with open(source, "wb") as f:
-            for _ in range(96):
-                f.write(os.urandom(1 << 20))
+            f.write(os.urandom(32 << 20))
+        # The beginning comes last of what is read at one time: the others have to wait for it.
+        read = f"dd if='{source}' bs=2M skip=$4 count=$3 iflag=skip_bytes,count_bytes"
+        wait = f"for i in $(seq 1000); do [ -e '{later}' ] && break; sleep 0.01; done; sleep 0.3"
+        server = self.own(
+            Nbdkit(
+                self.dir, "eval", f"get_size=echo {32 << 20}", "thread_model=echo parallel",
+                f"pread=if [ $4 = 0 ]; then {wait}; {read}; else {read}; touch '{later}'; fi",
+            )  # fmt: skip
+        )
         target = self.path("t.qcow2")
-        img("convert", "-f", "raw", "-O", "qcow2", source, target)
+        img("convert", "-f", "raw", "-O", "qcow2", server.uri(), target)
+        self.assertTrue(os.path.exists(later))
         self.assert_same(source, target)
         extents = json.loads(qemu_img("map", "--output=json", target).stdout)
         offsets = [e["offset"] for e in extents]
