@@ -460,9 +460,18 @@ static int co_put_chunk(struct worker *w)
 
 /* --- order ------------------------------------------------------------------------------------------- */
 
+/* A file in the page cache takes one write at a time: several threads that write it only get in each other's way. */
+static bool is_cached_file(const struct block_node *node)
+{
+    while (node && node->file) {
+        node = node->file->node;
+    }
+    return node && strcmp(node->driver->name, "file") == 0 && !node->cache_direct;
+}
+
 static bool is_ordered(const struct convert *c)
 {
-    return !c->out_of_order && !c->compressed;
+    return !c->compressed && (!c->out_of_order || c->takes_one_write);
 }
 
 /* The worker that has fetched what is to be written next, or NULL. */
@@ -616,10 +625,17 @@ static void co_work(void *arg)
     co_group_done(&w->c->group);
 }
 
-/* Zero the whole target at once if that is cheap, so that zeroes need no requests of their own. */
+/*
+ * Zero the whole target at once if that is cheap, so that zeroes need no requests of their own. A file that has much is
+ * overwritten as it is: to free its space and take it anew would cost more.
+ */
 static void co_try_zero_target(struct convert *c)
 {
-    if (c->target_is_zero || block_node_backing(c->target.node)) {
+    uint64_t allocated;
+
+    if (c->target_is_zero || block_node_backing(c->target.node) ||
+        (c->takes_one_write && block_co_allocated_size(c->target.node, &allocated) == 0 &&
+         allocated > c->total / 8)) {
         return;
     }
     if (block_co_write_zeroes(c->target.edge, 0, c->total,
@@ -660,6 +676,7 @@ int convert_co_run(struct convert *c)
     uint64_t counted;
 
     choose_sizes(c);
+    c->takes_one_write = is_cached_file(c->target.node);
     pthread_mutex_init(&c->lock, NULL);
     co_queue_init(&c->lookers);
     co_group_init(&c->group);

@@ -45,6 +45,7 @@ struct convert {
     uint32_t granule;        /* zeroes are looked for in pieces of this size */
     uint32_t unit;           /* compressed: requests are multiples of it; else 1 */
     uint64_t request;        /* longest piece of data to read */
+    bool takes_one_write;    /* the target, at a time */
     pthread_mutex_t lock;    /* guards what follows, up to the group */
     uint64_t next;           /* where the next request begins */
     uint64_t extent_end;     /* the status found last holds to here */

@@ -37,7 +37,7 @@
 
 #define FD_USES 64
 
-/* The longest buffered write that is tried inline. */
+/* The longest buffered write that is tried inline, by those that are not patient. */
 #define INLINE_WRITE_MAX ((size_t)1 << 20)
 #define STALL_NS INT64_C(2000000)
 #define WATCHED_WRITES 256
@@ -195,7 +195,9 @@ static ssize_t write_inline(struct reactor *r, int fd, const struct iovec *iov, 
 
 static bool may_write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt)
 {
-    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || kind_of(r, fd) == FD_UNCACHED) {
+    bool is_long = total_length(iov, iovcnt) > INLINE_WRITE_MAX;
+
+    if ((is_long && !loop_is_patient()) || kind_of(r, fd) == FD_UNCACHED) {
         return false;
     }
     if (r->inline_writes_barred > 0) {

@@ -89,6 +89,9 @@ void loop_timers_run(struct reactor *r);
 int64_t loop_timers_next(const struct reactor *r);
 void loop_timers_release(struct reactor *r);
 
+/* offload.c: whether the program has nothing to do but wait. */
+bool loop_is_patient(void);
+
 /* offload.c: join the threads of the pool; it starts again when it is used again. */
 void loop_offload_stop(void);
 

@@ -139,6 +139,11 @@ void loop_set_patient(bool value)
     patient = value;
 }
 
+bool loop_is_patient(void)
+{
+    return patient;
+}
+
 int loop_co_brief(int (*fn)(void *arg), void *arg)
 {
     return patient ? fn(arg) : loop_co_offload(fn, arg);

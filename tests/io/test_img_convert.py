@@ -35,6 +35,18 @@ class Convert(TestCase):
                     if target_format == "qcow2":
                         qemu_img("check", target)
 
+    def test_a_full_target_is_overwritten(self):
+        """In place: what the source has as zeroes, small runs too, hides what was there."""
+        for fmt, options in itertools.product(("raw", "qcow2"), ((), ("-W",), ("-m", "1"))):
+            with self.subTest(fmt=fmt, options=options):
+                target = self.create(f"full.{fmt}", "40M", fmt)
+                qemu_io(target, "write -P 7 0 40M", fmt=fmt)
+                source = self.create("source.raw", "40M", "raw")
+                qemu_io(source, *PATTERN, "write -P 3 20M 15M", "write -z 24M 36k", fmt="raw")
+                img("convert", "-n", "-f", "raw", "-O", fmt, *options, source, target)
+                self.assert_same(source, target)
+                os.unlink(source)
+
     def test_zeroes_take_no_space(self):
         source = self.path("zero.raw")
         with open(source, "wb") as f:
