@@ -264,7 +264,10 @@ class Turns:
         if size > self.size and (self.size % self.cluster or self.format["compat"] == "v2"):
             # QEMU lets the rest of the last cluster show, and can't hide a backing file in version 2.
             who = OURS
-        self.run(who[0], "resize", "-q", "-f", "qcow2", "--shrink", self.path, size)
+        how = ["--shrink"]
+        if size > self.size and self.rng.randrange(3) == 0:
+            how = ["--preallocation=" + self.rng.choice(("metadata", "falloc", "full"))]
+        self.run(who[0], "resize", "-q", "-f", "qcow2", *how, self.path, size)
         self.disk.resize(size)
         self.touched.update(range(self.size // self.cluster, -(-size // self.cluster)))
         for b in self.bitmaps.values():
