@@ -196,6 +196,25 @@ static int co_upgrade(struct amend *a, struct error *err)
 
 /* --- refcount width -------------------------------------------------------------------------- */
 
+/* Before anything is written. */
+static int check_counts(const struct amend *a, const struct counts *counts, uint64_t clusters,
+                        struct error *err)
+{
+    unsigned bits = 1u << a->refcount_order;
+
+    for (uint64_t i = 0; bits < 32 && i < clusters; i++) {
+        unsigned long long count = counts_get(counts, i);
+
+        if (count >> bits) {
+            return error_set(err, EINVAL,
+                             "Cannot decrease refcount entry width to %u bits: Cluster at offset "
+                             "%#llx has a refcount of %llu",
+                             bits, (unsigned long long)i << a->q->cluster_bits, count);
+        }
+    }
+    return 0;
+}
+
 static int co_change_refcount_width(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
@@ -208,6 +227,10 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
                                 block_node_display_name(q->node))
               : qcow2_co_count_references(q, &counts, &clusters, err);
     if (r < 0) {
+        return r;
+    }
+    if ((r = check_counts(a, counts, clusters, err)) < 0) {
+        counts_free(counts);
         return r;
     }
     report(a, 1, 2);

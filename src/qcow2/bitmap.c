@@ -53,6 +53,21 @@ uint64_t qcow2_bitmap_table_entries(const struct qcow2 *q, uint64_t disk_size,
     return div_round_up(div_round_up(granules, 8), q->cluster_size);
 }
 
+int qcow2_check_bitmap_size(const struct qcow2 *q, uint64_t disk_size, const char *name,
+                            uint32_t granularity, struct error *err)
+{
+    uint64_t entries =
+        qcow2_bitmap_table_entries(q, disk_size, (unsigned)__builtin_ctz(granularity));
+
+    if (entries * 8 > BITMAP_TABLE_BYTES_MAX || entries > BITMAP_BYTES_MAX >> q->cluster_bits) {
+        return error_set(err, EFBIG,
+                         "Bitmap '%s': with a granularity of %u bytes it would be larger than "
+                         "512 MiB, or its table than 64 MiB; use a larger granularity",
+                         name, granularity);
+    }
+    return 0;
+}
+
 /* --- directory --------------------------------------------------------------------------------- */
 
 static int bad_directory(struct qcow2 *q, const char *what, struct error *err)

@@ -11,6 +11,9 @@ struct stored_bitmap *qcow2_find_stored(struct qcow2 *q, const char *name);
 /* Entries that the table of a bitmap has: clusters of serialised bits. */
 uint64_t qcow2_bitmap_table_entries(const struct qcow2 *q, uint64_t disk_size,
                                     unsigned granularity_bits);
+/* -EFBIG, with a sentence, if a disk of that size would have a bitmap that is too large to be stored. */
+int qcow2_check_bitmap_size(const struct qcow2 *q, uint64_t disk_size, const char *name,
+                            uint32_t granularity, struct error *err);
 /* Fill q->stored_bitmaps. */
 int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err);
 /* The table in host byte order, malloc'ed. -EINVAL if it lies nowhere valid. */

@@ -516,6 +516,7 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
     const struct stored_bitmap *s;
     struct block_bitmap *b;
     uint64_t count = 0;
+    int r;
 
     if (q->read_only) {
         return error_set(err, EROFS, "Image '%s' is read-only: it can't store bitmap '%s'",
@@ -528,13 +529,9 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
         return error_set(err, EEXIST, "Image '%s' stores a bitmap '%s' already",
                          block_node_display_name(node), name);
     }
-    if (qcow2_bitmap_table_entries(q, block_node_size(node), (unsigned)__builtin_ctz(granularity)) *
-            8 >
-        BITMAP_TABLE_BYTES_MAX) {
-        return error_set(err, EFBIG,
-                         "Bitmap '%s': with a granularity of %u bytes its table would be larger "
-                         "than 64 MiB; use a larger granularity",
-                         name, granularity);
+    r = qcow2_check_bitmap_size(q, block_node_size(node), name, granularity, err);
+    if (r < 0) {
+        return r;
     }
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
         count++; /* also those that were not loaded */

@@ -132,6 +132,7 @@ enum {
 #define BITMAPS_MAX 65535u
 #define BITMAP_DIRECTORY_BYTES_MAX (1024 * (uint64_t)BITMAPS_MAX)
 #define BITMAP_TABLE_BYTES_MAX (64 * MiB)
+#define BITMAP_BYTES_MAX (512 * MiB) /* of bits: QEMU opens no image with more */
 
 /* Bitmap table entries: bit 0 with offset 0 means "all ones" for the cluster's worth of bits. */
 #define BITMAP_TABLE_ALL_ONES 1ULL

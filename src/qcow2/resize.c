@@ -32,7 +32,7 @@ static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 /* --- bitmaps --------------------------------------------------------------------------------- */
 
 /* Before anything is written: every bitmap on disk must be ours to resize. */
-static int co_check_bitmaps(struct qcow2 *q, struct error *err)
+static int co_check_bitmaps(struct qcow2 *q, uint64_t size, struct error *err)
 {
     const struct stored_bitmap *s;
     struct block_bitmap *b;
@@ -50,6 +50,9 @@ static int co_check_bitmaps(struct qcow2 *q, struct error *err)
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
 
+        if (r >= 0 && b->persistent && size > block_node_size(q->node)) {
+            r = qcow2_check_bitmap_size(q, size, b->name, b->granularity, err);
+        }
         r = r < 0 ? r : block_co_bitmap_fetch(b, err);
         if (r < 0) {
             error_prepend(err, "Can't resize '%s': ", block_node_display_name(q->node));
@@ -339,7 +342,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
     }
-    if ((r = co_check_bitmaps(q, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
+    if ((r = co_check_bitmaps(q, size, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
         return r;
     }
     r = size >= old_size ? co_grow(q, old_size, size, prealloc, err) : co_shrink(q, size, err);

@@ -135,6 +135,20 @@ class Bitmaps(TestCase):
         img("resize", "-f", "qcow2", self.image, "5M")
         self.sound()
 
+    def test_no_larger_than_qemu_opens(self):
+        img("create", "-q", "-f", "qcow2", self.image, "2T")
+        add = ("bitmap", "-f", "qcow2", "--add", "-g")
+        img(*add, "512", self.image, "most")
+        self.assertEqual(len(self.listed(qemu_img)), 1)
+        message = self.refused("resize", "-f", "qcow2", self.image, "3T")
+        self.assertIn("'most'", message)
+        self.assertIn("larger granularity", message)
+        img("bitmap", "-f", "qcow2", "--remove", self.image, "most")
+        img("resize", "-f", "qcow2", self.image, "3T")
+        self.assertIn("larger granularity", self.refused(*add, "512", self.image, "more"))
+        img(*add, "1024", self.image, "more")
+        self.assertEqual(len(self.listed(qemu_img)), 1)
+
     def test_removing_frees_no_other_metadata(self):
         """Of a bitmap whose table is the refcount table, by mistake."""
         build(self.image, 4 * M, bitmaps=[Bitmap("b", flags=0)])

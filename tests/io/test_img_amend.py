@@ -114,6 +114,19 @@ class Amend(TestCase):
         img("snapshot", "-f", "qcow2", "-a", "s", path)
         self.assertEqual(self.bytes_of(path), b"\1" * (1 << 20))
 
+    def test_refcounts_that_are_too_large_are_named(self):
+        path = self.create("a.qcow2", "1M")
+        io(path, "write -P 1 0 64k", fmt="qcow2")
+        for name in "st":
+            img("snapshot", "-f", "qcow2", "-c", name, path)
+        with open(path, "rb") as file:
+            before = file.read()
+        result = self.as_qemu_img("-o", "refcount_bits=1", path, check=False)
+        self.assertIn("Cannot decrease refcount entry width to 1 bits: Cluster at offset 0x", result.stderr)
+        self.assertIn(" has a refcount of 3\n", result.stderr)
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), before)
+
     def test_size(self):
         path = self.create("a.qcow2", "1M")
         img("amend", "-f", "qcow2", "-o", "size=3M", path)
