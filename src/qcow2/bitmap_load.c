@@ -16,6 +16,8 @@
 
 /* Bits are read in pieces of so much, where their clusters lie one behind the other. */
 #define READ_BYTES (1 * MiB)
+/* An open reads so much of tables. */
+#define OPEN_TABLE_BYTES (256 * MiB)
 
 /* --- tables ---------------------------------------------------------------------------------------- */
 
@@ -83,15 +85,20 @@ int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint3
     return r;
 }
 
+static bool is_of_disk(const struct qcow2 *q, const struct stored_bitmap *b)
+{
+    return b->table_entries ==
+           qcow2_bitmap_table_entries(q, block_node_size(q->node), b->granularity_bits);
+}
+
 /* The table of a bitmap of this disk, checked. */
 static int co_read_checked_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
                                  uint64_t **ret)
 {
-    uint64_t size = block_node_size(q->node);
     AUTO_FREE uint64_t *table = NULL;
     int r;
 
-    if (b->table_entries != qcow2_bitmap_table_entries(q, size, b->granularity_bits)) {
+    if (!is_of_disk(q, b)) {
         return -EINVAL;
     }
     r = qcow2_co_read_bitmap_table(q, b, &table);
@@ -219,10 +226,18 @@ static bool is_known(const struct stored_bitmap *b)
            b->granularity_bits >= 9 && b->granularity_bits <= 31;
 }
 
+/* What an open may do with tables. */
+struct budgets {
+    uint64_t bytes; /* what is left of the file, see qcow2_bitmap_budget() */
+    uint64_t
+        tables; /* bytes of tables that are read; what is wrong with others turns out when their bits are wanted */
+};
+
 /* Nothing set yet, if what is stored looks as it should; NULL if it can't be used. */
-static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
+static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, struct budgets *budgets,
                            struct dirty_bitmap **ret, struct error *err)
 {
+    uint64_t bytes = (uint64_t)b->table_entries * 8;
     AUTO_FREE uint64_t *table = NULL;
     int r;
 
@@ -230,7 +245,10 @@ static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, uint6
     if (b->flags & BITMAP_FLAG_IN_USE) {
         return 0;
     }
-    r = co_read_checked_table(q, b, budget, &table);
+    r = bytes <= budgets->tables || !is_of_disk(q, b)
+            ? co_read_checked_table(q, b, &budgets->bytes, &table)
+            : 0;
+    budgets->tables -= MIN(bytes, budgets->tables);
     if (r < 0 && r != -ENOMEM) {
         log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
                     block_node_display_name(q->node), b->name, strerror(-r));
@@ -241,7 +259,7 @@ static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, uint6
 }
 
 /* A bitmap that can't be trusted is there, but can only be removed; it never keeps the image from opening. */
-static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budget,
+static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, struct budgets *budgets,
                        struct error *err)
 {
     struct dirty_bitmap *bits;
@@ -254,7 +272,7 @@ static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budge
             block_node_display_name(q->node), b->name);
         return 0;
     }
-    r = co_prepare_bits(q, b, budget, &bits, err);
+    r = co_prepare_bits(q, b, budgets, &bits, err);
     if (r < 0) {
         return r;
     }
@@ -272,7 +290,7 @@ static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, uint64_t *budge
 
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
 {
-    uint64_t budget = qcow2_bitmap_budget(q);
+    struct budgets budgets = {.bytes = qcow2_bitmap_budget(q), .tables = OPEN_TABLE_BYTES};
     struct stored_bitmap *b;
     int r;
 
@@ -287,7 +305,7 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
         return 0; /* check looks at the directory alone */
     }
     LIST_FOREACH (b, &q->stored_bitmaps, link) {
-        r = co_load_one(q, b, &budget, err);
+        r = co_load_one(q, b, &budgets, err);
         if (r < 0) {
             return r;
         }

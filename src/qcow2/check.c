@@ -245,7 +245,6 @@ static int check_init(struct check *c)
     c->times = 1;
     c->again_left = AGAIN_BYTES;
     c->clusters = div_round_up(c->file_size, c->q->cluster_size);
-    c->table_bytes_left = MAX(c->file_size, L1_BYTES_MAX) + c->q->cluster_size;
     c->counts = counts_new(c->clusters + 1, c->q->refcount_max, memory);
     c->tables = counts_new(c->clusters + 1, UINT32_MAX, memory);
     c->walked = counts_new(c->clusters + 1, 2, memory);

@@ -46,7 +46,6 @@ struct check {
     uint32_t times;
     uint64_t
         overflows; /* corruptions that were counted because a number of references was too large */
-    uint64_t table_bytes_left; /* bitmap tables are together no longer than the file */
     uint64_t again_left; /* bytes of tables that may be read although they lie across others */
     bool incomplete;     /* not all was read: what is not counted may be referenced all the same */
     /* The last extent of the file that was asked for; nothing is read from holes. */

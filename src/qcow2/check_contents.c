@@ -343,17 +343,12 @@ static bool is_bad_table_entry(const struct qcow2 *q, uint64_t entry)
            (offset != 0 && (entry & BITMAP_TABLE_ALL_ONES)) || !is_aligned(offset, q->cluster_size);
 }
 
-static void count_bitmap(struct check *c, const struct stored_bitmap *b, const uint64_t *table)
+static int count_bitmap_entries(struct check *c, const uint64_t *table, uint64_t count, void *arg)
 {
-    bool known = b->type == BITMAP_TYPE_DIRTY;
+    const struct stored_bitmap *b = arg;
 
-    if (known && (b->granularity_bits < 9 || b->granularity_bits > 31)) {
-        qcow2_complain_corrupt(c, "ERROR: bitmap '%s' has a granularity of 2^%u bytes", b->name,
-                               b->granularity_bits);
-    }
-    qcow2_check_count(c, b->table_offset, (uint64_t)b->table_entries * 8);
-    for (uint32_t i = 0; i < b->table_entries; i++) {
-        if (known && is_bad_table_entry(c->q, table[i])) {
+    for (uint64_t i = 0; i < count; i++) {
+        if (b->type == BITMAP_TYPE_DIRTY && is_bad_table_entry(c->q, table[i])) {
             qcow2_complain_corrupt(c, "ERROR: bitmap '%s' has an invalid table entry: %llx",
                                    b->name, (unsigned long long)table[i]);
         }
@@ -361,37 +356,70 @@ static void count_bitmap(struct check *c, const struct stored_bitmap *b, const u
             qcow2_check_count(c, table[i] & ENTRY_OFFSET_MASK, c->q->cluster_size);
         }
     }
+    return c->out_of_memory ? -ENOMEM : 0;
+}
+
+/* `*end`: of the tables before. */
+static int co_count_bitmap(struct check *c, struct stored_bitmap *b, uint64_t *end)
+{
+    uint64_t bytes = (uint64_t)b->table_entries * 8;
+
+    if (bytes > BITMAP_TABLE_BYTES_MAX || !is_aligned(b->table_offset, c->q->cluster_size) ||
+        !range_fits(b->table_offset, bytes, c->file_size)) {
+        qcow2_complain_corrupt(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
+        return 0;
+    }
+    if (b->table_offset < *end &&
+        !qcow2_check_take(c, &c->again_left, bytes, "bitmap tables", NULL)) {
+        return 0;
+    }
+    *end = MAX(*end, b->table_offset + bytes);
+    if (b->type == BITMAP_TYPE_DIRTY && (b->granularity_bits < 9 || b->granularity_bits > 31)) {
+        qcow2_complain_corrupt(c, "ERROR: bitmap '%s' has a granularity of 2^%u bytes", b->name,
+                               b->granularity_bits);
+    }
+    qcow2_check_count(c, b->table_offset, bytes);
+    return qcow2_co_check_read_table(c, b->table_offset, b->table_entries, count_bitmap_entries, b);
+}
+
+static int compare_tables(const void *a, const void *b)
+{
+    const struct stored_bitmap *x = *(const struct stored_bitmap *const *)a;
+    const struct stored_bitmap *y = *(const struct stored_bitmap *const *)b;
+
+    return (x->table_offset > y->table_offset) - (x->table_offset < y->table_offset);
 }
 
 static int co_count_bitmaps(struct check *c)
 {
     struct qcow2 *q = c->q;
+    AUTO_FREE struct stored_bitmap **all = NULL;
     struct stored_bitmap *b;
+    size_t count = 0, n = 0;
+    uint64_t end = 0;
+    int r = 0;
 
     qcow2_check_count(c, q->bitmap_directory_offset, q->bitmap_directory_size);
     LIST_FOREACH (b, &q->stored_bitmaps, link) {
-        AUTO_FREE uint64_t *table = NULL;
-        int r;
-
-        if (b->table_entries == 0) {
-            continue;
-        }
-        if (!qcow2_check_take(c, &c->table_bytes_left, (uint64_t)b->table_entries * 8,
-                              "bitmap tables", NULL)) {
-            break;
-        }
-        r = qcow2_co_read_bitmap_table(q, b, &table);
-        if (r == -ENOMEM) {
-            return r;
-        }
-        if (r < 0) {
-            qcow2_complain(c, "ERROR: the table of bitmap '%s' can't be read", b->name);
-            *(r == -EINVAL ? &c->result->corruptions : &c->result->check_errors) += 1;
-            continue;
-        }
-        count_bitmap(c, b, table);
+        count += b->table_entries > 0;
     }
-    return 0;
+    if (count == 0) {
+        return 0;
+    }
+    all = calloc(count, sizeof(*all));
+    if (!all) {
+        return -ENOMEM;
+    }
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        if (b->table_entries > 0) {
+            all[n++] = b;
+        }
+    }
+    qsort(all, count, sizeof(struct stored_bitmap *), compare_tables);
+    for (size_t i = 0; i < count && r == 0; i++) {
+        r = co_count_bitmap(c, all[i], &end);
+    }
+    return r;
 }
 
 /* --- all of it ------------------------------------------------------------------------------------- */

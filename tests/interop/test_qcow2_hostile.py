@@ -186,20 +186,21 @@ class Hostile(TestCase):
         result = img("check", "-f", "qcow2", path, check=False)
         self.assertIn("refcount=49 reference=51", result.stderr + result.stdout)
 
-    def bitmap_image(self, count, name_size, table_entries):
+    def bitmap_image(self, count, name_size, table_entries, step=0, granularity=16, size=None, disk=None):
         cluster = 1 << 16
-        fixed = struct.pack(">QIIBBHI", 200 * cluster, table_entries, 0, 1, 16, name_size, 0)
         padding = bytes(-name_size % 8)
         directory = b"".join(
-            fixed + str(i).encode().rjust(name_size, b"b") + padding for i in range(count)
+            struct.pack(">QIIBBHI", (200 + i * step) * cluster, table_entries, 0, 1, granularity, name_size, 0)
+            + str(i).encode().rjust(name_size, b"b") + padding for i in range(count)
         )
-        more = extension(
+        bitmaps = extension(
             EXT_BITMAPS, struct.pack(">IIQQ", count, 0, len(directory), 300 * cluster)
         )
         return self.image(
-            (0, header(autoclear=BITMAPS, extensions=more)),
+            (0, header(autoclear=BITMAPS, extensions=bitmaps, **(disk or {}))),
             (200 * cluster, entries([1] * 8192)),
             (300 * cluster, directory),
+            size=size,
         )
 
     def test_most_bitmaps_with_the_longest_names(self):
@@ -208,6 +209,17 @@ class Hostile(TestCase):
 
     def test_bitmaps_of_which_each_is_as_large_as_the_file(self):
         self.run_bounded(self.bitmap_image(2000, 8, 8 << 20))
+
+    def test_most_bitmaps_with_the_largest_tables(self):
+        # A disk of 2 PiB. The tables are one and the same, or in holes.
+        more = {"size": 1 << 51, "l1": (4 << 20, 1000)}
+        for step in (0, 1024):
+            with self.subTest(step=step):
+                try:
+                    path = self.bitmap_image(20000, 8, 8 << 20, step, 9, size=1 << 43, disk=more)
+                except OSError:
+                    self.skipTest("no files of 8 TiB here")
+                self.assertEqual(self.run_bounded(path)["info",], 0)
 
     def opened_files(self, *words, path):
         """Names that a command opened, from a trace of its system calls."""
