@@ -163,6 +163,7 @@ class Corrupt(TestCase):
                 "--blockdev", f"driver=qcow2,node-name=disk,file=file,read-only={'off' if fatal else 'on'}",
                 "--nbd-server", f"addr.type=unix,addr.path={path}",
                 "--export", f"type=nbd,id=e,node-name=disk,writable={writable}",
+                name=f"writable-{writable}",  # the socket of a killed one may still seem to answer
             )  # fmt: skip
             self.assertNotEqual(run(qemu("qemu-io"), "-f", "raw", "-r", "-c", "read 0 64k", uri,
                                     check=False).returncode, 0)  # fmt: skip
