@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/driver.h"
 #include "cli/img.h"
 
@@ -32,6 +33,32 @@ static int co_list(const struct cli_disk *disk)
     return 0;
 }
 
+/*
+ * Deletes by name alone, as the one thing that can't be taken back: "1" may be the name of one snapshot and the ID
+ * of another. The first is meant if several have the name.
+ */
+static int co_delete(struct block_node *node, const char *name, struct error *err)
+{
+    const struct block_driver *driver = node->driver;
+    AUTO_FREE struct block_snapshot_info *list = NULL;
+    size_t count = 0;
+    int rc;
+
+    if (!driver->co_snapshot_delete || !driver->co_snapshot_list) {
+        return -ENOTSUP;
+    }
+    rc = driver->co_snapshot_list(node, &list, &count, err);
+    if (rc < 0) {
+        return rc;
+    }
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(list[i].name, name) == 0) {
+            return driver->co_snapshot_delete(node, list[i].id, err);
+        }
+    }
+    return error_set(err, ENOENT, "snapshot not found");
+}
+
 /* Do the one action that is wanted; *ret_what and *ret_name tell which, for messages. */
 static int co_act(const struct request *r, struct block_node *node, const char **ret_what,
                   const char **ret_name, struct error *err)
@@ -52,7 +79,7 @@ static int co_act(const struct request *r, struct block_node *node, const char *
     }
     *ret_what = "delete";
     *ret_name = r->delete;
-    return driver->co_snapshot_delete ? driver->co_snapshot_delete(node, r->delete, err) : -ENOTSUP;
+    return co_delete(node, r->delete, err);
 }
 
 static int co_change(const struct request *r, struct cli_disk *disk)
@@ -87,7 +114,7 @@ int img_snapshot_main(int argc, char **argv)
         {"list", 'l', CLI_FLAG, &r.list, NULL, "list (the default)"},
         {"create", 'c', CLI_VALUE, &r.create, "NAME", "make a snapshot of the disk as it is"},
         {"apply", 'a', CLI_VALUE, &r.apply, "SNAPSHOT", "go back to a snapshot, by ID or name"},
-        {"delete", 'd', CLI_VALUE, &r.delete, "SNAPSHOT", "delete a snapshot, by ID or name"},
+        {"delete", 'd', CLI_VALUE, &r.delete, "NAME", "delete a snapshot, by its name"},
         IMG_ARG_FORMAT(image.format),
         IMG_ARG_QUIET(r.quiet),
         IMG_ARG_SHARE(image.force_share),

@@ -56,6 +56,15 @@ class Snapshot(TestCase):
         qemu_img("check", self.image)
         qemu_io(self.image, "read -P 3 0 64k", "read -P 2 64k 128k", fmt="qcow2")
 
+    def test_a_number_deletes_by_name_only(self):
+        disk = self.create("numbers.qcow2", "1M")
+        for name in ("a", "b", "1"):
+            img("snapshot", "-f", "qcow2", "-c", name, disk)
+        img("snapshot", "-f", "qcow2", "-d", "1", disk)
+        self.assertNotEqual(img("snapshot", "-f", "qcow2", "-d", "2", disk, check=False).returncode, 0)
+        snapshots = json.loads(img("info", "--output=json", disk).stdout)["snapshots"]
+        self.assertEqual([s["name"] for s in snapshots], ["a", "b"])
+
     def test_convert_reads_one(self):
         target = self.path("t.raw")
         for how in ("one", "1", "snapshot.name=one", "snapshot.id=1,snapshot.name=one"):
