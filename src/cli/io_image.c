@@ -205,7 +205,8 @@ static struct block_node *child_of(const struct block_node *node, const char *na
 /* Whether a value is the one that a node has, where it can't get another one. */
 static bool is_fixed_option(const char *name)
 {
-    return strcmp(name, "driver") == 0 || strcmp(name, "node-name") == 0;
+    return strcmp(name, "driver") == 0 || strcmp(name, "node-name") == 0 ||
+           strcmp(name, "filename") == 0;
 }
 
 /*
@@ -227,10 +228,12 @@ static int drop_fixed(const struct block_node *node, struct json_object *given)
             return -ENOMEM;
         }
         if (is_fixed_option(name)) {
-            const char *is = name[0] == 'd' ? node->driver->name : block_node_name(node);
+            const char *is = name[0] == 'd'   ? node->driver->name
+                             : name[0] == 'n' ? block_node_name(node)
+                                              : node->filename;
             const char *wanted = json_object_get_string(value);
 
-            if (!wanted || strcmp(wanted, is) != 0) {
+            if (!wanted || !is || strcmp(wanted, is) != 0) {
                 cli_fail("Cannot change the option '%s'", name);
                 return -EINVAL;
             }

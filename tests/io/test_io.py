@@ -219,6 +219,10 @@ class OfOurOwn(TestCase):
                 result = io(top, command, fmt="qcow2", check=False)
                 self.assertEqual(result.returncode, 1, command)
                 self.assertIn(f"Cannot change the option '{name}'", result.stderr)
+        for node, value in (("file.", base), ("backing.file.", top)):
+            result = io(top, f"reopen -o {node}filename={value}", fmt="qcow2", check=False)
+            self.assertIn("Cannot change the option 'filename'", result.stderr)
+        io(top, f"reopen -o file.filename={top}", "write -P 1 0 4k", fmt="qcow2")
         result = io(top, 'reopen -o {"driver":null}', fmt="qcow2", check=False)
         self.assertIn("Cannot change the option 'driver'", result.stderr)
         for same in ("driver=qcow2", "file.driver=file", "backing.driver=qcow2"):
