@@ -475,8 +475,14 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
 {
     struct block_node *child = NULL;
     AUTO_FREE char *other_format = NULL;
-    int r = take_backing_format(opts, &other_format, err);
+    int r;
 
+    if (options_is_text(opts, "backing", "")) {
+        log_warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        options_drop(opts, "backing");
+        return 0;
+    }
+    r = take_backing_format(opts, &other_format, err);
     if (r < 0) {
         return r;
     }

@@ -97,6 +97,14 @@ bool options_is_null(const struct options *o, const char *key)
     return get(o, key, &value) && !value;
 }
 
+bool options_is_text(const struct options *o, const char *key, const char *text)
+{
+    struct json_object *value;
+
+    return get(o, key, &value) && json_object_is_type(value, json_type_string) &&
+           strcmp(json_object_get_string(value), text) == 0;
+}
+
 void options_drop(struct options *o, const char *key)
 {
     if (o) {
@@ -331,8 +339,8 @@ int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_
 int options_take_enum(struct options *o, const char *key, const char *const *names, int dflt,
                       int *ret, struct error *err)
 {
-    STRBUF_AUTO(expected);
     struct json_object *value;
+    const char *text;
     int r = peek(o, key, &value, err);
 
     if (r < 0) {
@@ -342,16 +350,18 @@ int options_take_enum(struct options *o, const char *key, const char *const *nam
         *ret = dflt;
         return 0;
     }
+    if (!json_object_is_type(value, json_type_string)) {
+        return wrong_value(key, "a string", value, err);
+    }
+    text = json_object_get_string(value);
     for (int i = 0; names[i]; i++) {
-        if (json_object_is_type(value, json_type_string) &&
-            strcmp(json_object_get_string(value), names[i]) == 0) {
+        if (strcmp(text, names[i]) == 0) {
             options_drop(o, key);
             *ret = i;
             return 0;
         }
-        strbuf_printf(&expected, "%s'%s'", i ? ", " : "one of ", names[i]);
     }
-    return wrong_value(key, strbuf_str(&expected), value, err);
+    return error_set(err, EINVAL, "Parameter '%s' does not accept value '%.100s'", key, text);
 }
 
 int options_take_child(struct options *o, const char *key, struct options **ret_child,

@@ -52,6 +52,8 @@ bool options_is_empty(const struct options *o);
 bool options_has(const struct options *o, const char *key);
 /* Whether it is there and is JSON null. */
 bool options_is_null(const struct options *o, const char *key);
+/* Whether it is there and is this string. */
+bool options_is_text(const struct options *o, const char *key, const char *text);
 void options_drop(struct options *o, const char *key);
 
 /* Set, replacing. */
