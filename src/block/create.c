@@ -28,10 +28,11 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
     return driver->co_create(filename, size, opts, err);
 }
 
-int block_co_create_file(const char *filename, struct block_root **ret, struct error *err)
+int block_co_create_file(const char *filename, struct options *opts_in, struct block_root **ret,
+                         struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
-    AUTO_OPTIONS struct options *opts = options_new();
+    AUTO_OPTIONS struct options *opts = opts_in ? opts_in : options_new();
     struct block_node *node;
     int r = 0;
 

@@ -308,9 +308,10 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
 /*
  * For co_create of formats: make the (empty) file that the format is about to be written into, or use the export that is
  * there where a protocol can't make any; opened and attached for reading, writing and resizing. Give it back with
- * block_co_root_release(), which closes it.
+ * block_co_root_release(), which closes it. `opts` are for the making (NULL: none), and consumed.
  */
-int block_co_create_file(const char *filename, struct block_root **ret, struct error *err);
+int block_co_create_file(const char *filename, struct options *opts, struct block_root **ret,
+                         struct error *err);
 
 /* What parents do together now, and what all of them share. */
 void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,

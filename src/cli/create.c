@@ -571,7 +571,7 @@ static int co_check_backing(const struct cli_new_image *image, const struct opti
     const char *format = get(set, "backing_fmt");
 
     if (!backing) {
-        return 0;
+        return format ? fail(image, "Backing format cannot be used without backing file") : 0;
     }
     if (!*backing) {
         return fail(image, "Expected backing file name, got empty string");
@@ -581,7 +581,7 @@ static int co_check_backing(const struct cli_new_image *image, const struct opti
                            "backing file");
     }
     if (image->unsafe) {
-        return 0;
+        return format ? 0 : fail(image, "Backing file specified without backing format");
     }
     return co_look_at_backing(image, backing, format, size, has_size);
 }

@@ -40,6 +40,7 @@ struct create {
     int compression, prealloc;
     bool lazy_refcounts, extended_l2, data_file_raw, encrypted;
     char *backing_file, *backing_fmt, *data_file;
+    struct options *file_options; /* for making the file below */
     /* layout, in clusters */
     uint64_t table_clusters, blocks, l1_clusters;
     uint32_t l1_size;
@@ -50,6 +51,7 @@ static void create_release(struct create *c)
     free(c->backing_file);
     free(c->backing_fmt);
     free(c->data_file);
+    options_free(c->file_options);
 }
 
 /* --- options --------------------------------------------------------------------------------- */
@@ -115,7 +117,7 @@ static int check_options(const struct create *c, struct error *err)
     if (c->backing_file && c->prealloc != BLOCK_PREALLOC_OFF && !c->extended_l2) {
         return error_set(err, EINVAL,
                          "Backing file and preallocation can only be used at the same time if "
-                         "extended_l2 is enabled");
+                         "extended_l2 is on");
     }
     if (c->encrypted && c->prealloc != BLOCK_PREALLOC_OFF) {
         return error_set(err, EINVAL,
@@ -168,6 +170,29 @@ static int take_encryption(struct create *c, struct options *opts, struct error 
     return r;
 }
 
+/* What is for the file below is passed on to it. */
+static int take_file_options(struct create *c, struct options *opts, struct error *err)
+{
+    static const char *const names[] = {"nocow", "extent_size_hint"};
+
+    c->file_options = options_new();
+    if (!c->file_options) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        AUTO_FREE char *value = NULL;
+        int r = options_take_text(opts, names[i], &value, err);
+
+        if (r < 0) {
+            return r;
+        }
+        if (value) {
+            options_set_str(c->file_options, names[i], value);
+        }
+    }
+    return 0;
+}
+
 /* One of `names`, the first by default. `shown`: what messages call it, as qemu-img does. */
 static int take_choice(struct options *opts, const char *key, const char *shown,
                        const char *const *names, int *ret, struct error *err)
@@ -210,7 +235,7 @@ static int take_options(struct create *c, struct options *opts, struct error *er
         (r = options_take_str(opts, "data_file", &c->data_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_file", &c->backing_file, err)) < 0 ||
         (r = options_take_str(opts, "backing_fmt", &c->backing_fmt, err)) < 0 ||
-        (r = take_encryption(c, opts, err)) < 0 ||
+        (r = take_encryption(c, opts, err)) < 0 || (r = take_file_options(c, opts, err)) < 0 ||
         (r = options_check_empty(opts, "Format 'qcow2'", err)) < 0) {
         return r;
     }
@@ -365,7 +390,10 @@ static int co_create_data_file(const struct create *c, struct error *err)
     if (!path) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = block_co_create_file(path, &root, err);
+    if (strcmp(path, c->filename) == 0) {
+        return error_set(err, EINVAL, "The data file can't be the image itself");
+    }
+    r = block_co_create_file(path, NULL, &root, err);
     if (r == 0) {
         r = c->data_file_raw
                 ? block_co_truncate(block_root_edge(root), c->size, BLOCK_PREALLOC_OFF, err)
@@ -383,7 +411,7 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
 
     if ((r = take_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
         (c.data_file && (r = co_create_data_file(&c, err)) < 0) ||
-        (r = block_co_create_file(filename, &root, err)) < 0) {
+        (r = block_co_create_file(filename, TAKE_PTR(c.file_options), &root, err)) < 0) {
         return r;
     }
     r = co_write_image(root, &c, err);
