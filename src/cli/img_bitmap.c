@@ -162,7 +162,7 @@ int img_bitmap_main(int argc, char **argv)
         image.name = argv[first];
         r.bitmap = argv[first + 1];
         if (!check_request(&r) && !cli_add_objects(&objects) &&
-            (!r.granularity_text || cli_parse_size(r.granularity_text, "granularity", 1, 1ULL << 31,
+            (!r.granularity_text || cli_parse_size(r.granularity_text, "granularity", 0, 1ULL << 31,
                                                    &r.granularity) == 0)) {
             status = co_run(&r, &image);
         }

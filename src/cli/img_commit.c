@@ -347,7 +347,7 @@ int img_commit_main(int argc, char **argv)
     if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_add_objects(&objects)) {
         return 1;
     }
-    if (c.rate_text && cli_parse_size(c.rate_text, "rate limit", 1, INT64_MAX, &c.rate) < 0) {
+    if (c.rate_text && cli_parse_size(c.rate_text, "rate limit", 0, INT64_MAX, &c.rate) < 0) {
         return 1;
     }
     if (c.base_name) {

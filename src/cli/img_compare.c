@@ -29,6 +29,8 @@ enum compare_status {
 
 #define BUFFER_SIZE ((size_t)(2 * MiB))
 #define STEP (1ULL << 30)
+/* What of the status has to be the same in strict mode. */
+#define STRICT_FLAGS (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED)
 
 struct compare {
     struct cli_disk disk[2];
@@ -178,7 +180,7 @@ static enum compare_status co_compare_common(struct compare *c, uint64_t size)
             return status;
         }
         length = MIN(e[0].length, e[1].length);
-        if (c->strict && ((e[0].flags ^ e[1].flags) & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO))) {
+        if (c->strict && ((e[0].flags ^ e[1].flags) & STRICT_FLAGS)) {
             return differ(c, "Strict mode: Offset %" PRIu64 " block status mismatch!\n", at);
         }
         if (!is_zero(&e[0]) && !is_zero(&e[1])) {

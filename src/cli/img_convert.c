@@ -77,7 +77,7 @@ static int parse_numbers(const struct request *r, struct convert *c)
         cli_parse_number(r->workers_text, "number of coroutines", 1, WORKERS_MAX, &workers) < 0) {
         return 1;
     }
-    if (r->rate_text && cli_parse_size(r->rate_text, "rate limit", 1, INT64_MAX, &c->rate) < 0) {
+    if (r->rate_text && cli_parse_size(r->rate_text, "rate limit", 0, INT64_MAX, &c->rate) < 0) {
         return 1;
     }
     c->workers = (unsigned)workers;
@@ -105,6 +105,9 @@ static int check_request(const struct request *r, int sources)
     }
     if (r->offload && r->sparse_text) {
         return cli_fail("Cannot enable copy offloading when -S is used");
+    }
+    if (r->offload && r->salvage) {
+        return cli_fail("Cannot use copy offloading in salvaging mode");
     }
     if (r->target_image_opts && !r->no_create) {
         return cli_fail("--target-image-opts requires use of -n flag");
@@ -291,6 +294,16 @@ static int key_options(const struct request *r, char **ret)
     return rc < 0 || (id && asprintf(ret, "encrypt.key-secret=%s", id) < 0) ? -ENOMEM : 0;
 }
 
+/* Compressed clusters would leave unused what was preallocated. */
+static bool compresses_preallocated(const struct request *r)
+{
+    AUTO_FREE char *mode = NULL;
+
+    return r->compressed && !r->no_create &&
+           cli_creation_option(&r->options, "preallocation", &mode) == 0 && mode &&
+           strcmp(mode, "off") != 0;
+}
+
 static int co_open_target(const struct request *r, struct convert *c, const char *name)
 {
     AUTO_FREE char *key = NULL;
@@ -304,6 +317,9 @@ static int co_open_target(const struct request *r, struct convert *c, const char
     struct block_node *backing;
     ERROR_AUTO(err);
 
+    if (compresses_preallocated(r)) {
+        return cli_fail("Compression and preallocation not supported at the same time");
+    }
     if (r->compressed && strcmp(r->target_format, "raw") == 0 && !r->target_image_opts) {
         return cli_fail("Compression not supported for this file format");
     }

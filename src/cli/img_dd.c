@@ -58,6 +58,7 @@ static void choose_range(const struct request *r, uint64_t size, uint64_t *from,
     uint64_t begin, bytes;
 
     if (mul_overflows(r->skip, r->block_size, &begin) || begin > size) {
+        cli_fail("%s: cannot skip to specified offset", r->input);
         begin = size;
     }
     if (r->count == UINT64_MAX || mul_overflows(r->count, r->block_size, &bytes)) {
