@@ -45,11 +45,8 @@ static bool is_end(const struct cli_arg *a)
 
 static void print_try_help(const struct cli_usage *usage)
 {
-    if (usage->command && !cli_is_compat()) {
-        fprintf(stderr, "Try '%s %s --help' for more information\n", cli_program(), usage->command);
-    } else {
-        fprintf(stderr, "Try '%s --help' for more information\n", cli_program());
-    }
+    fprintf(stderr, "Try '%s%s%s --help' for more info\n", cli_program(), usage->command ? " " : "",
+            usage->command ?: "");
 }
 
 int cli_usage_fail(const struct cli_usage *usage, const char *fmt, ...)
@@ -64,6 +61,28 @@ int cli_usage_fail(const struct cli_usage *usage, const char *fmt, ...)
     fputc('\n', stderr);
     print_try_help(usage);
     return 1;
+}
+
+/* What getopt found wrong, in the words of getopt(3) itself. `word` is the one it stopped at. */
+static void tell_bad_option(const struct cli_usage *usage, bool lacks_value, const char *word)
+{
+    bool is_long = optopt == 0 || optopt >= LONG_BASE;
+    int name_length = (int)strcspn(word, "=");
+
+    fflush(stdout);
+    fprintf(stderr, "%s%s%s: ", cli_program(), usage->command ? " " : "", usage->command ?: "");
+    if (lacks_value && is_long) {
+        fprintf(stderr, "option '%s' requires an argument\n", word);
+    } else if (lacks_value) {
+        fprintf(stderr, "option requires an argument -- '%c'\n", optopt);
+    } else if (optopt == 0) {
+        fprintf(stderr, "unrecognized option '%.*s'\n", name_length, word);
+    } else if (is_long) {
+        fprintf(stderr, "option '%.*s' doesn't allow an argument\n", name_length, word);
+    } else {
+        fprintf(stderr, "invalid option -- '%c'\n", optopt);
+    }
+    print_try_help(usage);
 }
 
 static void print_option(const struct cli_arg *a)
@@ -163,16 +182,12 @@ int cli_args_parse(const struct cli_arg *args, const struct cli_usage *usage, in
             print_help(args, usage);
             return CLI_ARGS_HELP;
         }
-        if (c == ':') {
-            cli_usage_fail(usage, "missing argument for option '%s'", argv[optind - 1]);
+        if (c == ':' || c == '?') {
+            tell_bad_option(usage, c == ':', argv[optind - 1]);
             return CLI_ARGS_BAD;
         }
-        a = c == '?' ? NULL : find(args, c);
-        if (!a) {
-            cli_usage_fail(usage, "unrecognized option '%s'", argv[optind - 1]);
-            return CLI_ARGS_BAD;
-        }
-        if (!apply(a, optarg)) {
+        a = find(args, c);
+        if (!a || !apply(a, optarg)) {
             return CLI_ARGS_BAD;
         }
     }

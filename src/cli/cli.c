@@ -121,8 +121,7 @@ int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t ma
         return out_of_range(name, min, max);
     }
     if (rc < 0) {
-        cli_fail("Invalid %s specified. You may use k, M, G, T, P or E suffixes for", name);
-        cli_fail("kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes.");
+        cli_fail("Invalid %s specified: '%s'.", name, text);
         return -EINVAL;
     }
     *ret = value;
@@ -136,14 +135,15 @@ int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t 
 
     errno = 0;
     value = strtoull(text, &end, 0);
-    if (errno == 0 && end != text && *end == '\0' && text[0] != '-' && value >= min &&
-        value <= max) {
-        *ret = value;
-        return 0;
+    if (end == text || *end) {
+        cli_fail("Invalid %s specified: '%s'.", name, text);
+        return -EINVAL;
     }
-    cli_fail("Invalid %s specified: '%s'. Must be a number between %" PRIu64 " and %" PRIu64, name,
-             text, min, max);
-    return -EINVAL;
+    if (errno || is_negative_number(text) || value < min || value > max) {
+        return out_of_range(name, min, max);
+    }
+    *ret = value;
+    return 0;
 }
 
 int cli_add_objects(const struct cli_items *objects)

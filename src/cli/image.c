@@ -157,7 +157,7 @@ void cli_co_close_disk(struct cli_disk *disk)
 int cli_parse_output(const char *text, bool *ret_json)
 {
     if (text && strcmp(text, "json") != 0 && strcmp(text, "human") != 0) {
-        cli_fail("--output must be used with human or json as argument.");
+        cli_fail("--output expects 'human' or 'json' not '%s'", text);
         return -EINVAL;
     }
     *ret_json = text && strcmp(text, "json") == 0;

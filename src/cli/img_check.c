@@ -166,8 +166,7 @@ static int parse_repair(const char *text, unsigned *ret)
     } else if (strcmp(text, "all") == 0) {
         *ret = BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS;
     } else {
-        cli_usage_fail(&usage, "Unknown option value for -r (expecting 'leaks' or 'all'): %s",
-                       text);
+        cli_usage_fail(&usage, "--repair (-r) expects 'leaks' or 'all' not '%s'", text);
         return -EINVAL;
     }
     return 0;

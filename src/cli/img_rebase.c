@@ -418,7 +418,7 @@ int img_rebase_main(int argc, char **argv)
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
     if (!has_backing && !r.unsafe) {
-        return cli_usage_fail(&usage, "Must specify backing file (-b) or use simple mode (-u)");
+        return cli_usage_fail(&usage, "Must specify backing file (-b) or use unsafe mode (-u)");
     }
     if (cli_check_cache_mode(image.cache, "cache") < 0 ||
         cli_check_cache_mode(r.source_cache, "source cache") < 0 || cli_add_objects(&objects)) {

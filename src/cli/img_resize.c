@@ -116,11 +116,11 @@ int img_resize_main(int argc, char **argv)
         size_text = argv[--argc];
     }
     if (!size_text) {
-        return cli_usage_fail(&usage, "Not enough arguments");
+        return cli_usage_fail(&usage, "Expecting image file name and size");
     }
     if (first != argc - 1) {
         return cli_usage_fail(&usage, first < argc ? "Expecting image file name and size"
-                                                   : "Not enough arguments");
+                                                   : "Expecting image file name and size");
     }
     if (parse_prealloc(prealloc_text, &prealloc) || cli_add_objects(&objects)) {
         return 1;

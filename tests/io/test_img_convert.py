@@ -282,7 +282,7 @@ class Convert(TestCase):
             (("-C", "-S", "8k"), "-S"),
             (("-n", "-o", "size=1M"), "-o has no effect"),
             (("--target-is-zero",), "-n"),
-            (("-m", "17"), "'17'"),
+            (("-m", "17"), "between 1 and 16"),
             (("-S", "1000"), "512"),
         ):
             result = img("convert", *words, "-f", "raw", source, self.path("t"), check=False)

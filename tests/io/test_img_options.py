@@ -134,6 +134,117 @@ class Grammar(TestCase):
         self.assertIn("image: ./an:image.qcow2", img("info", "file:an:image.qcow2", cwd=folder).stdout)
 
 
+class Refused(TestCase):
+    """What is refused, in the words of QEMU's tools, and what is taken that looks odd."""
+
+    def refused(self, message, *arguments):
+        result = img(*arguments, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(message, result.stderr)
+        return result
+
+    def test_words_of_getopt(self):
+        for arguments, message in (
+            (("info", "-x", "a"), "invalid option -- 'x'\n"),
+            (("info", "-qx", "a"), "invalid option -- 'q'\n"),
+            (("info", "--foo", "a"), "unrecognized option '--foo'\n"),
+            (("info", "--foo=1", "a"), "unrecognized option '--foo'\n"),
+            (("info", "--force-share=1", "a"), "option '--force-share' doesn't allow an argument\n"),
+            (("info", "-f"), "option requires an argument -- 'f'\n"),
+            (("info", "--object"), "option '--object' requires an argument\n"),
+        ):
+            with self.subTest(arguments=arguments):
+                result = self.refused(message, *arguments)
+                self.assertRegex(result.stderr, r"(?m)^\S.* info: .*\nTry '.* info --help' for more info$")
+
+    def test_values_are_named(self):
+        disk = self.create("disk.qcow2", "1M")
+        target = self.path("target")
+        for message, *arguments in (
+            ("Invalid image size specified: '10x'.", "create", "-f", "qcow2", target, "10x"),
+            ("Invalid rate limit specified: 'x'.", "convert", "-r", "x", disk, target),
+            ("Invalid number of coroutines specified: 'x'.", "convert", "-m", "x", disk, target),
+            ("Invalid number of coroutines specified. Must be between 1 and 16.",
+             "convert", "-m", "17", disk, target),
+            ("--output expects 'human' or 'json' not 'xml'", "info", "--output=xml", disk),
+            ("--repair (-r) expects 'leaks' or 'all' not 'x'", "check", "-r", "x", disk),
+            ("Parameter 'preallocation' does not accept value 'x'",
+             "create", "-f", "qcow2", "-o", "preallocation=x", target, "1M"),
+            ("Parameter 'version' does not accept value '0.42'",
+             "create", "-f", "qcow2", "-o", "compat=0.42", target, "1M"),
+            ("Parameter 'compression-type' does not accept value 'lz4'",
+             "create", "-f", "qcow2", "-o", "compression_type=lz4", target, "1M"),
+        ):
+            with self.subTest(message=message):
+                self.refused(message, *arguments)
+
+    def test_a_backing_file_and_its_format_come_together(self):
+        target = self.path("target")
+        self.refused("Backing format cannot be used without backing file",
+                     "create", "-f", "qcow2", "-F", "qcow2", target, "1M")
+        self.refused("Backing file specified without backing format",
+                     "create", "-f", "qcow2", "-u", "-b", "later", target, "1M")
+        self.assertFalse(os.path.exists(target))
+
+    def test_a_data_file_is_another_file(self):
+        target = self.path("target")
+        self.refused("data file can't be the image itself",
+                     "create", "-f", "qcow2", "-o", f"data_file={target}", target, "1M")
+        self.assertFalse(os.path.exists(target))
+
+    def test_what_convert_can_not_do_together(self):
+        disk = self.create("disk.qcow2", "1M")
+        target = self.path("target")
+        self.refused("Compression and preallocation not supported at the same time",
+                     "convert", "-c", "-O", "qcow2", "-o", "preallocation=full", disk, target)
+        self.refused("Cannot use copy offloading in salvaging mode", "convert", "-C", "--salvage", disk, target)
+        self.assertFalse(os.path.exists(target))
+
+    def test_zero_is_no_limit(self):
+        disk = self.create("disk.qcow2", "1M")
+        top = self.path("top.qcow2")
+        img("create", "-q", "-f", "qcow2", "-b", disk, "-F", "qcow2", top)
+        io(top, "write -P 1 0 64k", fmt="qcow2")
+        img("convert", "-r", "0", "-O", "qcow2", top, self.path("copy"))
+        img("compare", top, self.path("copy"))
+        img("commit", "-f", "qcow2", "-r", "0", top)
+        img("bitmap", "--add", "-f", "qcow2", "-g", "0", disk, "b")
+        info = json.loads(img("info", "--output=json", disk).stdout)
+        self.assertEqual(info["format-specific"]["data"]["bitmaps"][0]["granularity"], 65536)
+
+    def test_options_of_the_file_below(self):
+        for fmt in ("raw", "qcow2"):
+            disk = self.path(fmt)
+            img("create", "-f", fmt, "-o", "nocow=on,extent_size_hint=1M", disk, "1M")
+            self.assertEqual(json.loads(img("info", "--output=json", disk).stdout)["format"], fmt)
+            self.refused("is too large", "create", "-f", fmt, "-o", "extent_size_hint=8G", disk, "1M")
+
+    def test_an_empty_backing_name_is_none(self):
+        top = self.path("top.qcow2")
+        img("create", "-q", "-u", "-f", "qcow2", "-b", "missing", "-F", "raw", top, "1M")
+        node = f"driver=qcow2,file.filename={top},backing="
+        result = img("map", "--output=json", "--image-opts", node)
+        self.assertEqual(json.loads(result.stdout)[0]["length"], 1 << 20)
+        self.assertIn('Use of "backing": "" is deprecated', result.stderr)
+
+    def test_dd_tells_of_a_skip_beyond_the_end(self):
+        disk = self.create("disk.raw", "1M", "raw")
+        result = img("dd", "-f", "raw", "bs=1M", "skip=2", f"if={disk}", f"of={self.path('out')}")
+        self.assertIn("cannot skip to specified offset", result.stderr)
+        self.assertEqual(os.path.getsize(self.path("out")), 0)
+
+    def test_strict_compare_tells_zero_clusters_from_nothing(self):
+        one, two = self.create("one.qcow2", "4M"), self.create("two.qcow2", "4M")
+        for disk in (one, two):
+            io(disk, "write -P 1 3M 1M", fmt="qcow2")
+        img("compare", "-s", one, two)
+        io(two, "write -z 1M 1M", fmt="qcow2")
+        img("compare", one, two)
+        result = img("compare", "-s", one, two, check=False)
+        self.assertEqual((result.returncode, result.stdout),
+                         (1, "Strict mode: Offset 1048576 block status mismatch!\n"))
+
+
 class Circles(TestCase):
     def test_images_that_refer_to_each_other(self):
         one, two = self.create("one.qcow2", "1M"), self.create("two.qcow2", "1M")
