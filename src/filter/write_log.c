@@ -225,7 +225,8 @@ static int co_open_log(struct write_log *s, bool append, struct error *err)
     int ret = 0;
 
     s->next_sector = 1;
-    if (append) {
+    /* An empty file is where a log begins. */
+    if (append && block_edge_size(s->log) > 0) {
         ret = co_read_super(s, err);
         ret = ret < 0 ? ret : co_skip_entries(s, err);
         if (ret < 0) {

@@ -146,5 +146,20 @@ class FullDisk(TestCase):
         daemon.stop()
 
 
+class WriteLog(TestCase):
+    def test_an_empty_log_is_appended_to(self):
+        disk, log = self.create("disk.raw", "1M", "raw"), self.path("log")
+        with open(log, "w", encoding="ascii"):
+            pass
+        node = f"driver=blklogwrites,file.filename={disk},log.filename={log},log-append=on"
+        sizes = []
+        for _ in range(2):
+            run(*tool("io"), "--image-opts", "-c", "write -P 1 0 64k", node)
+            with open(log, "rb") as file:
+                sizes.append(len(file.read()))
+        self.assertGreaterEqual(sizes[0], 65536 + 1024)
+        self.assertGreaterEqual(sizes[1], sizes[0] + 65536 + 512)
+
+
 if __name__ == "__main__":
     unittest.main()
