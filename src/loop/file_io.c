@@ -22,7 +22,7 @@
  * thread. So a write is done inline as long as it takes no more time than receiving its data
  * from a socket did. When the kernel throttles writers to a slow disk such a call may sleep; those
  * that did are noticed, and the next ones of this reactor go by the engine, so that the reactor's
- * other disks don't wait.
+ * other disks don't wait. A patient program (loop_set_patient()) has none.
  */
 #include <assert.h>
 #include <errno.h>
@@ -195,9 +195,10 @@ static ssize_t write_inline(struct reactor *r, int fd, const struct iovec *iov, 
 
 static bool may_write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt)
 {
-    bool is_long = total_length(iov, iovcnt) > INLINE_WRITE_MAX;
-
-    if ((is_long && !loop_is_patient()) || kind_of(r, fd) == FD_UNCACHED) {
+    if (loop_is_patient()) {
+        return kind_of(r, fd) != FD_UNCACHED;
+    }
+    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || kind_of(r, fd) == FD_UNCACHED) {
         return false;
     }
     if (r->inline_writes_barred > 0) {

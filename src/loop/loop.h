@@ -166,6 +166,7 @@ int loop_co_offload(int (*fn)(void *arg), void *arg);
 /*
  * As loop_co_offload(), for a system call that can block but seldom does so for long: a program that has nothing to do but wait
  * for it (loop_set_patient()) makes it on the spot, which spares two trips between threads.
+ * It writes to the page cache on the spot, too, however long that takes.
  */
 int loop_co_brief(int (*fn)(void *arg), void *arg);
 /* Before the first coroutine runs. Of the whole program; off at first. */
