@@ -3,62 +3,27 @@
  * Workers take requests one after the other from a shared cursor, which walks the sources by their block status, and
  * read and write on their own, so that up to `workers` requests are in flight. What lies in the page cache is copied on the
  * spot, by the thread that asks for it; so once it is plain that there is much to copy, the second half of the workers starts in
- * a thread of its own. Unless the order of writes does not matter (out_of_order, or compressed data, which finds its place
- * late), what was read is written in order, by one worker at a time: it goes on with what others have read, for as long as the
+ * a thread of its own. Unless the order of writes does not matter (out_of_order and no file in the page cache, or compressed
+ * data, which finds its place late), what was read is written in order, by one worker at a time: it goes on with what others have read, for as long as the
  * next one is there. So one thread writes while the other reads and looks for zeroes, and the target is laid out in order. What
  * needs no write waits for nobody.
  */
-#include "cli/convert.h"
+#include "cli/convert_internal.h"
 
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "block/driver.h"
 #include "cli/cli.h"
 #include "loop/loop.h"
 
 #define BUFFER_SIZE ((size_t)(2 * MiB))
-#define REQUEST_SIZE MiB /* the longest that a file takes on the spot */
 #define SPARSE_MIN 4096u
-#define GRANULE_MIN 512u /* the smallest cluster */
-/* In a request, the first and the last of which may be parts: longer ones are a granule each. */
-#define GRANULES_MAX (REQUEST_SIZE / GRANULE_MIN + 1)
 #define MUCH (8 * MiB)          /* to copy: worth a thread */
 #define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
-#define SALVAGE_STEP 512u
 #define PAUSE_NS 100000000LL /* of a pause for the rate limit, before a look at how others fare */
-
-struct chunk {
-    uint64_t offset, length;
-    uint64_t number; /* the how manieth it is */
-    enum convert_kind kind;
-};
-
-struct worker {
-    struct convert *c;
-    uint8_t *buffer;
-    struct chunk chunk;
-    bool zero[GRANULES_MAX]; /* data: which granules of the chunk, as read, are zero */
-    bool all_zero;           /* all of them */
-
-    /* Where order matters; guarded by the lock. */
-    enum { IDLE, FETCHING, FETCHED } stage; /* FETCHED: the chunk waits to be written */
-    struct co_queue put;                    /* waits until it was, or will not be */
-    int result;                             /* of writing it */
-};
-
-static struct convert_source *source_at(struct convert *c, uint64_t offset)
-{
-    size_t i = 0;
-
-    while (i + 1 < c->source_count && offset >= c->source[i].start + c->source[i].size) {
-        i++;
-    }
-    return &c->source[i];
-}
 
 /* --- what is where -------------------------------------------------------------------------------- */
 
@@ -109,7 +74,7 @@ static enum convert_kind kind_of(const struct convert *c, unsigned flags)
 /* The kind of [offset, offset + *length), with *length shortened to where it holds. */
 static int co_look(struct convert *c, uint64_t offset, uint64_t *length, enum convert_kind *kind)
 {
-    struct convert_source *s = source_at(c, offset);
+    struct convert_source *s = convert_source_at(c, offset);
     struct block_status status;
     int rc;
 
@@ -247,217 +212,6 @@ static void co_pause(struct convert *c, int64_t ns)
     }
 }
 
-/* --- moving ------------------------------------------------------------------------------------------ */
-
-/* Read what can be read a sector at a time; the rest becomes zeroes. */
-static void co_salvage(struct convert *c, struct convert_source *s, uint64_t offset, uint8_t *to,
-                       uint64_t length)
-{
-    for (uint64_t done = 0; done < length; done += SALVAGE_STEP) {
-        size_t size = (size_t)MIN(length - done, SALVAGE_STEP);
-        int rc = block_co_pread(s->disk.edge, offset + done, to + done, size);
-
-        if (rc < 0) {
-            if (!c->quiet) {
-                cli_warn("error while reading offset %" PRIu64 ": %s", offset + done,
-                         strerror(-rc));
-            }
-            memset(to + done, 0, size);
-        }
-    }
-}
-
-/* Read a chunk, which may span sources. */
-static int co_read_chunk(struct convert *c, const struct chunk *chunk, uint8_t *buffer)
-{
-    uint64_t done = 0;
-
-    while (done < chunk->length) {
-        struct convert_source *s = source_at(c, chunk->offset + done);
-        uint64_t within = chunk->offset + done - s->start;
-        uint64_t length = MIN(chunk->length - done, s->size - within);
-        int rc = block_co_pread(s->disk.edge, within, buffer + done, (size_t)length);
-
-        if (rc < 0 && c->salvage) {
-            co_salvage(c, s, within, buffer + done, length);
-        } else if (rc < 0) {
-            cli_fail("error while reading at byte %" PRIu64 " of '%s': %s", within, s->disk.name,
-                     strerror(-rc));
-            return rc;
-        }
-        done += length;
-    }
-    return 0;
-}
-
-static int write_failed(uint64_t offset, int rc)
-{
-    cli_fail("error while writing at byte %" PRIu64 ": %s", offset, strerror(-rc));
-    return rc;
-}
-
-static int co_write_data(struct convert *c, uint64_t offset, const uint8_t *data, uint64_t length)
-{
-    unsigned flags = c->compressed ? BLOCK_REQ_COMPRESSED : 0;
-    int rc;
-
-    if (c->target.writethrough && !c->compressed) {
-        flags |= BLOCK_REQ_FUA;
-    }
-    rc = block_co_pwrite(c->target.edge, offset, data, (size_t)length, flags);
-    return rc < 0 ? write_failed(offset, rc) : 0;
-}
-
-/* Whether the target reads as zeroes at `offset` as it is. */
-static bool is_zero_there(const struct convert *c, uint64_t offset)
-{
-    return c->target_is_zero || (c->share_backing && offset >= c->target_backing_size);
-}
-
-/* Whether there is nothing to be done for a chunk, which costs no time then, whatever the rate limit. */
-static bool is_left_out(const struct convert *c, const struct chunk *chunk)
-{
-    return chunk->kind == CONVERT_BACKING ||
-           (chunk->kind == CONVERT_ZERO && is_zero_there(c, chunk->offset));
-}
-
-static int co_write_nothing(struct convert *c, uint64_t offset, uint64_t length)
-{
-    int rc;
-
-    if (is_zero_there(c, offset)) {
-        return 0;
-    }
-    rc = block_co_write_zeroes(c->target.edge, offset, length, BLOCK_REQ_MAY_UNMAP);
-    return rc < 0 ? write_failed(offset, rc) : 0;
-}
-
-/* Bytes from `at` within a chunk to the end of the granule. */
-static uint64_t piece_at(const struct convert *c, const struct chunk *chunk, uint64_t at)
-{
-    uint64_t offset = chunk->offset + at;
-
-    return MIN(round_down(offset, c->granule) + c->granule - offset, chunk->length - at);
-}
-
-static void find_zeroes(struct worker *w)
-{
-    const struct convert *c = w->c;
-    uint64_t piece;
-    size_t i = 0;
-
-    w->all_zero = c->min_sparse > 0;
-    for (uint64_t at = 0; at < w->chunk.length && c->min_sparse > 0; at += piece) {
-        piece = piece_at(c, &w->chunk, at);
-        w->zero[i] = buffer_is_zero(w->buffer + at, (size_t)piece);
-        w->all_zero &= w->zero[i++];
-    }
-}
-
-/*
- * Write a chunk that was read, run by run: granules that are zero are left out (or zeroed where the target
- * may hold something), and neighbours of one kind go in one request.
- */
-static int co_write_runs(struct worker *w)
-{
-    struct convert *c = w->c;
-    const struct chunk *chunk = &w->chunk;
-    uint64_t at = 0;
-    size_t i = 0;
-
-    if (c->min_sparse == 0) {
-        return co_write_data(c, chunk->offset, w->buffer, chunk->length);
-    }
-    while (at < chunk->length) {
-        uint64_t begin = at;
-        bool zero = w->zero[i];
-        int rc;
-
-        for (; at < chunk->length && w->zero[i] == zero; i++) {
-            at += piece_at(c, chunk, at);
-        }
-        rc = zero ? co_write_nothing(c, chunk->offset + begin, at - begin)
-                  : co_write_data(c, chunk->offset + begin, w->buffer + begin, at - begin);
-        if (rc < 0) {
-            return rc;
-        }
-    }
-    return 0;
-}
-
-/* Have the system copy a chunk. -ENOTSUP: it has to be read and written. */
-static int co_offload_chunk(struct convert *c, const struct chunk *chunk)
-{
-    uint64_t done = 0;
-    unsigned flags = c->target.writethrough ? BLOCK_REQ_FUA : 0;
-
-    while (done < chunk->length) {
-        uint64_t at = chunk->offset + done;
-        struct convert_source *s = source_at(c, at);
-        uint64_t length = MIN(chunk->length - done, s->start + s->size - at);
-        int rc =
-            block_co_copy_range(s->disk.edge, at - s->start, c->target.edge, at, &length, flags);
-
-        if (rc < 0) {
-            return rc == -ENOTSUP || c->salvage ? -ENOTSUP : write_failed(at, rc);
-        }
-        done += length;
-    }
-    return 0;
-}
-
-static int co_read_and_look(struct worker *w)
-{
-    int rc = co_read_chunk(w->c, &w->chunk, w->buffer);
-
-    if (rc == 0) {
-        find_zeroes(w);
-    }
-    return rc;
-}
-
-/* What can be done before it is its turn. */
-static int co_fetch_chunk(struct worker *w)
-{
-    bool reads = w->chunk.kind == CONVERT_DATA && !w->c->offload;
-
-    w->all_zero = false;
-    return reads ? co_read_and_look(w) : 0;
-}
-
-/* Whether a fetched chunk leaves the target as it is. */
-static bool needs_no_put(const struct worker *w)
-{
-    return is_left_out(w->c, &w->chunk) ||
-           (w->chunk.kind == CONVERT_DATA && w->all_zero && is_zero_there(w->c, w->chunk.offset));
-}
-
-static int co_put_chunk(struct worker *w)
-{
-    struct convert *c = w->c;
-    int rc;
-
-    switch (w->chunk.kind) {
-    case CONVERT_BACKING:
-        return 0;
-    case CONVERT_ZERO:
-        return co_write_nothing(c, w->chunk.offset, w->chunk.length);
-    case CONVERT_DATA:
-        break;
-    }
-    if (c->offload) {
-        rc = co_offload_chunk(c, &w->chunk);
-        if (rc != -ENOTSUP) {
-            return rc;
-        }
-        rc = co_read_and_look(w);
-        if (rc < 0) {
-            return rc;
-        }
-    }
-    return co_write_runs(w);
-}
-
 /* --- order ------------------------------------------------------------------------------------------- */
 
 /* A file in the page cache takes one write at a time: several threads that write it only get in each other's way. */
@@ -509,7 +263,7 @@ static void co_put_fetched_locked(struct convert *c)
     c->writing = true;
     while ((next = find_next_locked(c)) != NULL) {
         pthread_mutex_unlock(&c->lock);
-        next->result = co_put_chunk(next);
+        next->result = convert_co_put(next);
         pthread_mutex_lock(&c->lock);
         next->stage = IDLE;
         c->failed |= next->result < 0;
@@ -526,7 +280,7 @@ static int co_put_in_turn(struct worker *w)
     struct convert *c = w->c;
 
     pthread_mutex_lock(&c->lock);
-    w->result = needs_no_put(w) ? 0 : -ECANCELED;
+    w->result = convert_needs_no_put(w) ? 0 : -ECANCELED;
     w->stage = w->result == 0 ? IDLE : FETCHED;
     co_put_fetched_locked(c);
     while (w->stage == FETCHED && !(c->failed && !c->writing)) {
@@ -540,12 +294,12 @@ static int co_put_in_turn(struct worker *w)
 
 static int co_copy_chunk(struct worker *w)
 {
-    int rc = co_fetch_chunk(w);
+    int rc = convert_co_fetch(w);
 
     if (rc < 0) {
         return rc;
     }
-    return is_ordered(w->c) ? co_put_in_turn(w) : co_put_chunk(w);
+    return is_ordered(w->c) ? co_put_in_turn(w) : convert_co_put(w);
 }
 
 static void co_work(void *arg);
@@ -595,7 +349,7 @@ static int co_step(struct worker *w, uint64_t *ret_length)
     chunk->length = 0;
     rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, chunk);
     if (rc == 0 && chunk->length > 0) {
-        wait_ns = pace_locked(c, is_left_out(c, chunk) ? 0 : chunk->length);
+        wait_ns = pace_locked(c, convert_is_left_out(c, chunk) ? 0 : chunk->length);
         w->stage = FETCHING;
         co_count_locked(c, chunk->kind == CONVERT_DATA ? chunk->length : 0);
     }
