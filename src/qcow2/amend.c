@@ -206,7 +206,7 @@ static int check_counts(const struct amend *a, const struct counts *counts, uint
         unsigned long long count = counts_get(counts, i);
 
         if (count >> bits) {
-            return error_set(err, EINVAL,
+            return error_set(err, ERANGE,
                              "Cannot decrease refcount entry width to %u bits: Cluster at offset "
                              "%#llx has a refcount of %llu",
                              bits, (unsigned long long)i << a->q->cluster_bits, count);
