@@ -304,6 +304,15 @@ static bool compresses_preallocated(const struct request *r)
            strcmp(mode, "off") != 0;
 }
 
+/* A format knows what was never written; a raw device has what it had. */
+static bool is_zero_when_new(const struct block_node *node)
+{
+    if (strcmp(node->driver->name, "raw") == 0) {
+        node = node->file->node;
+    }
+    return node->driver->is_format || node->driver->keeps_zero_beyond_eof;
+}
+
 static int co_open_target(const struct request *r, struct convert *c, const char *name)
 {
     AUTO_FREE char *key = NULL;
@@ -356,7 +365,8 @@ static int co_open_target(const struct request *r, struct convert *c, const char
         return cli_fail("output file is smaller than input file");
     }
     backing = block_node_backing(c->target.node);
-    c->target_is_zero = !backing && (!r->no_create || r->target_is_zero);
+    c->target_is_zero =
+        !backing && (r->no_create ? r->target_is_zero : is_zero_when_new(c->target.node));
     c->share_backing = has_backing && backing;
     c->target_backing_size = backing ? block_node_size(backing) : 0;
     return 0;

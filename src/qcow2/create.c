@@ -344,16 +344,31 @@ static int co_write_first_header(struct block_root *root, const struct create *c
     return r;
 }
 
+static bool is_device(struct block_root *root)
+{
+    return !block_root_node(root)->driver->keeps_zero_beyond_eof;
+}
+
+/* A device that has more keeps it. */
+static int co_set_size(struct block_root *root, uint64_t size, struct error *err)
+{
+    struct block_edge *file = block_root_edge(root);
+
+    return is_device(root) && block_edge_size(file) >= size
+               ? 0
+               : block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
+}
+
 static int co_write_image(struct block_root *root, const struct create *c, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
     const uint64_t size = cluster_count(c) * c->cluster_size;
-    int r = block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
+    int r = co_set_size(root, size, err);
 
     if (r < 0) {
         return r;
     }
-    if (!block_root_node(root)->driver->keeps_zero_beyond_eof) {
+    if (is_device(root)) {
         /* A device or an export has what it had, and the tables are written only where they are not zero. */
         r = block_co_write_zeroes(file, 0, size, BLOCK_REQ_MAY_UNMAP);
     }
@@ -395,9 +410,7 @@ static int co_create_data_file(const struct create *c, struct error *err)
     }
     r = block_co_create_file(path, NULL, &root, err);
     if (r == 0) {
-        r = c->data_file_raw
-                ? block_co_truncate(block_root_edge(root), c->size, BLOCK_PREALLOC_OFF, err)
-                : 0;
+        r = c->data_file_raw ? co_set_size(root, c->size, err) : 0;
         block_co_root_release(root);
     }
     return r;
