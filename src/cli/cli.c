@@ -46,16 +46,24 @@ void cli_print_version(void)
     }
 }
 
+/* A line, whole: other threads may have something to tell, too. */
+static void tell(const char *kind, const char *fmt, va_list ap)
+{
+    fflush(stdout);
+    flockfile(stderr);
+    fprintf(stderr, "%s: %s", program, kind);
+    vfprintf(stderr, fmt, ap);
+    fputc('\n', stderr);
+    funlockfile(stderr);
+}
+
 int cli_fail(const char *fmt, ...)
 {
     va_list ap;
 
-    fflush(stdout);
-    fprintf(stderr, "%s: ", program);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    tell("", fmt, ap);
     va_end(ap);
-    fputc('\n', stderr);
     return 1;
 }
 
@@ -73,12 +81,9 @@ void cli_warn(const char *fmt, ...)
 {
     va_list ap;
 
-    fflush(stdout);
-    fprintf(stderr, "%s: warning: ", program);
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    tell("warning: ", fmt, ap);
     va_end(ap);
-    fputc('\n', stderr);
 }
 
 static int out_of_range(const char *name, uint64_t min, uint64_t max)

@@ -137,6 +137,9 @@ static int co_find_extent_locked(struct convert *c)
         co_queue_wait_release(&c->lookers, &c->lock);
         pthread_mutex_lock(&c->lock);
     }
+    if (c->failed) {
+        return -ECANCELED; /* who looked has told */
+    }
     if (c->next < c->extent_end || c->next >= c->total) {
         return 0;
     }
@@ -146,6 +149,7 @@ static int co_find_extent_locked(struct convert *c)
     rc = co_look(c, c->next, &length, &c->extent_kind);
     pthread_mutex_lock(&c->lock);
     c->looking = false;
+    c->failed |= rc < 0;
     co_queue_wake_all(&c->lookers);
     if (rc < 0) {
         return rc;
