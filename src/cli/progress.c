@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/size.h"
 #include "cli/cli.h"
 #include "loop/loop.h"
@@ -95,7 +96,8 @@ void cli_progress_add(struct cli_progress *p, uint64_t bytes)
 {
     double now;
 
-    p->done += bytes;
+    p->done =
+        MIN(p->done + bytes, p->total); /* what is compressed may be more than what was counted */
     if (!p->enabled) {
         if (asked) {
             answer(percent(p));

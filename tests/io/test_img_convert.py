@@ -5,6 +5,8 @@ import filecmp
 import itertools
 import json
 import os
+import re
+import subprocess
 import time
 import unittest
 from pathlib import Path
@@ -262,6 +264,48 @@ class Convert(TestCase):
         self.assertIn("error while reading", result.stderr)
         self.assertLess(time.monotonic() - begin, 10)
 
+    def failing(self, size, what):
+        """Options of a source whose reads, or whatever else, all fail."""
+        source = self.path("failing.raw")
+        with open(source, "wb") as f:
+            f.write(b"x" * size)
+        return (
+            f"driver=blkdebug,image.driver=file,image.filename={source},"
+            f"inject-error.0.event=none,inject-error.0.iotype={what}"
+        )
+
+    def test_a_status_that_fails_is_told_once(self):
+        for words in ((), ("-W",), ("-m", "16")):
+            with self.subTest(words=words):
+                result = img(
+                    "convert", *words, "--image-opts", "-O", "raw",
+                    self.failing(1 << 20, "block-status"), self.path("t.raw"), check=False,
+                )  # fmt: skip
+                self.assertEqual(result.returncode, 1)
+                self.assertRegex(result.stderr, r"\A[^\n]*error while reading block status[^\n]*\n\Z")
+
+    def test_warnings_of_two_threads_are_lines_of_their_own(self):
+        size = 32 << 20
+        options = self.failing(size, "read")
+        result = img(
+            "convert", "--salvage", "--image-opts", "-O", "raw", options, self.path("t.raw")
+        )
+        lines = result.stderr.splitlines()
+        self.assertEqual(len(lines), size // 512)
+        for line in lines:
+            self.assertRegex(line, r"\A\S+( img)?: warning: error while reading offset \d+: [^:]*\Z")
+
+    def test_progress_ends_at_100_percent(self):
+        source = self.path("dotted.raw")
+        with open(source, "wb") as f:
+            f.truncate(16 << 20)
+            for at in range(0, 16 << 20, 65536):
+                f.seek(at)
+                f.write(b"x" * 512)
+        words = ("convert", "-c", "-p", "-O", "qcow2", "-f", "raw", source, self.path("t.qcow2"))
+        shown = [float(n) for n in re.findall(r"([\d.]+)/100%", img(*words).stdout)]
+        self.assertEqual(max(shown), 100)
+
     def test_bitmaps_are_copied(self):
         source = self.create("s.qcow2", "8M")
         qemu_img("bitmap", "--add", source, "one")
@@ -294,6 +338,46 @@ class Convert(TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(self.path("gone"), result.stderr)
         self.assertFalse(os.path.exists(self.path("t")))
+
+
+class Device(TestCase):
+    """A block device has something on it before it is a target."""
+
+    def setUp(self):
+        super().setUp()
+        self.content = self.path("content")
+        with open(self.content, "wb") as f:
+            f.write(b"before" * (2 << 20))
+        made = run("losetup", "-f", "--show", self.content, check=False)
+        if made.returncode:
+            self.skipTest(f"no loop device to be had: {made.stderr}")
+        self.device = made.stdout.strip()
+        self.addCleanup(subprocess.run, ["losetup", "-d", self.device], check=False)
+        self.source = self.create("source.raw", "8M", "raw")
+        qemu_io(self.source, *PATTERN, fmt="raw")
+
+    def test_raw(self):
+        for words in ((), ("-C",), ("-W",)):
+            with self.subTest(words=words):
+                with open(self.device, "r+b") as f:
+                    f.write(b"before" * (2 << 20))
+                img("convert", *words, "-f", "raw", "-O", "raw", self.source, self.device)
+                with open(self.source, "rb") as a, open(self.device, "rb") as b:
+                    self.assertEqual(a.read(), b.read(8 << 20))
+
+    def test_qcow2(self):
+        for words in ((), ("-o", "preallocation=metadata")):
+            with self.subTest(words=words):
+                img("convert", *words, "-f", "raw", "-O", "qcow2", self.source, self.device)
+                qemu_img("compare", "-f", "raw", "-F", "qcow2", self.source, self.device)
+                qemu_img("check", "-f", "qcow2", self.device)
+                io(self.device, "write -P 3 5M 3M", fmt="qcow2")
+                qemu_io(self.device, "read -P 3 5M 3M", fmt="qcow2")
+        too_large = img(
+            "create", "-f", "qcow2", "-o", "preallocation=metadata", self.device, "40G", check=False
+        )
+        self.assertEqual(too_large.returncode, 1)
+        self.assertIn("Cannot resize device", too_large.stderr)
 
 
 class Compare(TestCase):
