@@ -32,6 +32,12 @@ static void report(struct downgrade *d)
     d->progress(d->progress_arg, ++d->done, d->total);
 }
 
+/* Also where amending has just named one. */
+static bool has_backing(const struct qcow2 *q)
+{
+    return q->node->backing || q->backing_filename;
+}
+
 /* Zeroes to the host cluster of guest offset `guest`, as the guest is to read them. */
 static int co_zero_host(struct qcow2 *q, uint64_t guest, uint64_t host)
 {
@@ -89,7 +95,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
     if (type != CLUSTER_ZERO && type != CLUSTER_ZERO_ALLOC) {
         return 0;
     }
-    if (type == CLUSTER_ZERO && !q->node->backing) {
+    if (type == CLUSTER_ZERO && !has_backing(q)) {
         qcow2_store_entry(q, slice, index, 0, 0);
         cache_mark_dirty(&q->l2_cache, slice);
         return 0;
@@ -206,7 +212,7 @@ static int co_expand_table_locked(struct qcow2 *q, struct table *t)
             return qcow2_co_corrupt(q, "Cluster allocation offset %#llx unaligned",
                                     (unsigned long long)(entry & ENTRY_OFFSET_MASK));
         }
-        if (type == CLUSTER_ZERO_ALLOC || q->node->backing) {
+        if (type == CLUSTER_ZERO_ALLOC || has_backing(q)) {
             int r = co_place_zeroes_locked(q, t, i, &host);
 
             if (r < 0) {
@@ -219,21 +225,16 @@ static int co_expand_table_locked(struct qcow2 *q, struct table *t)
     return 0;
 }
 
-/* The clusters that lose (`lost`), or else never got, their references. */
-static int co_drop_clusters(struct qcow2 *q, const struct table *t, const uint64_t *clusters,
-                            bool lost)
+/* The references to these through the table are gone from disk, or never got there. */
+static int co_drop_clusters(struct qcow2 *q, const struct table *t, const uint64_t *clusters)
 {
     int r = 0;
 
     co_mutex_lock(&q->lock);
-    for (uint64_t i = 0; i < qcow2_table_entries(q); i++) {
-        for (uint64_t n = 0; clusters[i] != 0 && n < t->refcount && r == 0; n++) {
-            if (lost) {
-                r = qcow2_free_later_locked(q, clusters[i], q->cluster_size, false,
-                                            QCOW2_FREED_BY_OTHER);
-            } else {
-                qcow2_co_unalloc_locked(q, clusters[i], 1);
-            }
+    for (uint64_t i = 0; i < qcow2_table_entries(q) && r == 0; i++) {
+        if (clusters[i] != 0) {
+            r = qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, clusters[i]), 1,
+                                             -(int64_t)t->refcount);
         }
     }
     co_mutex_unlock(&q->lock);
@@ -271,7 +272,7 @@ static int co_expand_table(struct qcow2 *q, uint64_t offset, struct table *t)
     r = r < 0 ? r : co_expand_table_locked(q, t);
     co_mutex_unlock(&q->lock);
     if (r < 0) {
-        (void)co_drop_clusters(q, t, t->new, false);
+        (void)co_drop_clusters(q, t, t->new);
         return r;
     }
     if (!t->changed) {
@@ -279,7 +280,7 @@ static int co_expand_table(struct qcow2 *q, uint64_t offset, struct table *t)
     }
     /* Once it may be on disk, what it refers to has to stay. */
     r = co_write_table(q, offset, t);
-    return r < 0 ? r : co_drop_clusters(q, t, t->old, true);
+    return r < 0 ? r : co_drop_clusters(q, t, t->old);
 }
 
 static int co_expand_snapshot(struct downgrade *d, const struct qcow2_snapshot *s, struct table *t)
@@ -316,8 +317,6 @@ static int co_expand_snapshots(struct downgrade *d)
 
         r = r < 0 ? r : co_expand_snapshot(d, s, &t);
     }
-    /* The first lowers refcounts of what was freed, the second writes them. */
-    r = r < 0 ? r : qcow2_co_commit(q);
     return r < 0 ? r : qcow2_co_commit(q);
 }
 
@@ -328,13 +327,14 @@ int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progr
 {
     struct downgrade d = {
         .q = q, .progress = progress, .progress_arg = progress_arg, .total = q->l1_size};
-    uint64_t incompatible = q->incompatible, compatible = q->compatible, autoclear = q->autoclear;
+    uint64_t incompatible, compatible, autoclear;
     const struct qcow2_snapshot *s;
     int r = check_downgrade(q, err);
 
     if (r < 0) {
         return r;
     }
+    q->lazy_refcounts = false; /* version 2 has no mark for refcounts that are behind */
     LIST_FOREACH (s, &q->snapshots, link) {
         d.total += s->l1_size;
     }
@@ -343,6 +343,9 @@ int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progr
     if (r < 0) {
         return error_set_errno(err, -r, "Failed to turn zero into data clusters");
     }
+    incompatible = q->incompatible;
+    compatible = q->compatible;
+    autoclear = q->autoclear;
     q->version = 2;
     q->incompatible = q->compatible = q->autoclear = 0;
     r = qcow2_co_write_header(q, err);

@@ -9,6 +9,7 @@
 #include "base/checked.h"
 #include "block/bitmaps.h"
 #include "block/driver.h"
+#include "qcow2/state.h"
 #include "random.h"
 
 #define BITMAP_NAMES 3u
@@ -169,11 +170,14 @@ static int co_resize(struct guest *g)
 
 /* --- snapshots --------------------------------------------------------------------------------------- */
 
-/* Few bits can't count many snapshots: that is said, and nothing happens. */
+/* Few bits can't count many snapshots, version 2 has no sizes of their own for them: that is said, and nothing happens. */
 static bool is_refused(const struct guest *g, int ret)
 {
     const struct crash_config *c = &g->w->config;
 
+    if (ret == -ENOTSUP && c->amend == AMEND_VERSION && g->w->model.snapshot_count > 0) {
+        return true;
+    }
     return ret == -ERANGE && (c->refcount_bits < 8 || c->amend == AMEND_REFCOUNT_BITS);
 }
 
@@ -352,7 +356,7 @@ int changes_co_disk(struct guest *g, struct block_node *node)
     }
     if (what < 3) {
         /* Version 2 does not record the sizes of snapshots. */
-        return c->resize && !(c->version == 2 && s) ? co_resize(g) : 0;
+        return c->resize && !(qcow2_state(node)->version == 2 && s) ? co_resize(g) : 0;
     }
     if (!c->snapshots) {
         return 0;

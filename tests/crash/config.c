@@ -91,6 +91,7 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         break;
     case AMEND:
         c->amend = AMEND_REFCOUNT_BITS + variant % 3;
+        c->backing = c->amend == AMEND_VERSION && variant % 2;
         break;
     }
 }
@@ -105,14 +106,17 @@ static void set_extras(struct crash_config *c, uint64_t *random)
     c->small_caches = random_below(random, 4) == 0;
     /* What does not go together. */
     if (c->version == 2 || c->amend == AMEND_VERSION) {
-        c->bitmaps = c->lazy_refcounts = c->discard_no_unref = false;
+        c->bitmaps = c->discard_no_unref = false;
+        c->lazy_refcounts &= c->version == 3;
     }
     c->compressed &= !c->data_file;
     if (c->extended_l2) {
         c->cluster_size = MAX(c->cluster_size, 16384);
     }
-    c->snapshots = !c->data_file && !c->backing && c->amend != AMEND_VERSION;
-    c->resize = true;
+    c->commit = c->backing && c->amend == AMEND_NOTHING;
+    c->snapshots = !c->data_file && !c->commit;
+    /* A downgrade is refused if snapshots have other sizes. */
+    c->resize = c->amend != AMEND_VERSION || random_below(random, 2);
 }
 
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name)

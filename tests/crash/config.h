@@ -18,7 +18,8 @@ struct crash_config {
     bool extended_l2, lazy_refcounts, zstd;
     bool long_names;               /* of data files: longer than a sector */
     bool data_file, data_file_raw; /* an external one; raw: it alone is the disk */
-    bool backing;                  /* has a backing file, and is committed into it now and then */
+    bool backing;                  /* has a backing file */
+    bool commit;                   /* is committed into it now and then */
     const char *preallocation;     /* NULL: off */
     /* how it is used */
     bool discard_no_unref;

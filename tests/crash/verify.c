@@ -286,7 +286,7 @@ static int co_look_again(struct verifier *v, bool repair, struct error *err)
     int ret = 0;
 
     v->phase = VERIFY_AGAIN;
-    if (v->w->config.backing && v->state->index % COMMIT_EVERY == 0) {
+    if (v->w->config.commit && v->state->index % COMMIT_EVERY == 0) {
         ret = image_co_commit(v->disks, &v->w->config, err);
     }
     ret = ret < 0 ? ret : co_open_and_look(v, "after writing", &allowed, &result, err);

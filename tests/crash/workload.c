@@ -162,7 +162,7 @@ int workload_co_run(struct workload *w, struct error *err)
     reactor_set_seed(reactor_current(), w->seed + 1);
     for (unsigned i = 0; i < w->sessions && ret == 0; i++) {
         ret = co_run_session(&r);
-        if (ret == 0 && w->config.backing && random_below(&r.random, 3) > 0) {
+        if (ret == 0 && w->config.commit && random_below(&r.random, 3) > 0) {
             ret = co_commit(&r);
         }
     }

@@ -4,21 +4,20 @@ stays sound, and what was flushed is there."""
 
 import errno
 import resource
+import shutil
 import signal
 import unittest
 
 import nbd
-from tidemark import TestCase, can_connect, io, nbd_uri, qemu_img, run, tool
+from tidemark import TestCase, can_connect, img, io, nbd_uri, qemu_img, run, tool
 
 MIB = 1 << 20
+IMAGE = object()  # stands for the image in a command
 
 
-class InjectedErrors(TestCase):
-    """blkdebug fails one request, once; which one goes through all that the commands cause. The raw node announces
+class Failing(TestCase):
+    """blkdebug fails one request, once; which one goes through all that a command causes. The raw node announces
     every request as an event, whatever it is to qcow2."""
-
-    commands = ["write -P 1 0 64k", "flush", "write -P 2 4M 192k", "write -z 0 4k", "discard 4M 64k",
-                "write -P 3 33M 4k", "flush", "write -P 4 4k 60k", "flush"]  # fmt: skip
 
     def rules(self, kind, number, code):
         """A configuration that fails the request `number` (from 1 on) of a kind."""
@@ -34,16 +33,24 @@ class InjectedErrors(TestCase):
             config.write("\n".join(lines) + "\n")
         return path
 
-    def run_commands(self, kind, number, code):
-        """Run them; what was printed, or None if all succeeded: the request to fail never came."""
-        image = self.create("disk.qcow2", "64M")
-        options = ",".join([
+    def faulty(self, image, kind, number, code=errno.EIO):
+        """Options that open an image so."""
+        return ",".join([
             "driver=qcow2,discard=unmap", "file.driver=raw", "file.file.driver=blkdebug",
             f"file.file.config={self.rules(kind, number, code)}",
             "file.file.image.driver=file", f"file.file.image.filename={image}",
         ])  # fmt: skip
+
+
+class InjectedErrors(Failing):
+    commands = ["write -P 1 0 64k", "flush", "write -P 2 4M 192k", "write -z 0 4k", "discard 4M 64k",
+                "write -P 3 33M 4k", "flush", "write -P 4 4k 60k", "flush"]  # fmt: skip
+
+    def run_commands(self, kind, number, code):
+        """Run them; what was printed, or None if all succeeded: the request to fail never came."""
+        image = self.create("disk.qcow2", "64M")
         words = [word for command in self.commands for word in ("-c", command)]
-        result = run(*tool("io"), "--image-opts", *words, options, check=False)
+        result = run(*tool("io"), "--image-opts", *words, self.faulty(image, kind, number, code), check=False)
         output = result.stdout + result.stderr
         self.assertGreaterEqual(result.returncode, 0, output)
         failed = result.returncode != 0 or "rror" in output
@@ -79,6 +86,51 @@ class InjectedErrors(TestCase):
 
     def test_each_read_can_fail(self):
         self.go_through("read", errno.EIO, "Input/output error")
+
+
+class FailingChanges(Failing):
+    """A change of the whole image that fails anywhere leaves the disk and its snapshots as they were, or changed."""
+
+    looks = ((), ("-l", "s"), ("-l", "t"))
+
+    def bytes_of(self, image, *look):
+        out = self.path("out.raw")
+        qemu_img("convert", "-O", "raw", *look, image, out)
+        with open(out, "rb") as file:
+            return file.read(MIB)
+
+    def make(self):
+        image, base = self.path("made.qcow2"), self.create("base.raw", "1M", "raw")
+        io(base, "write -P 9 0 1M", fmt="raw")
+        img("create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", "-b", base, "-F", "raw", image, "1M")
+        io(image, "write -P 1 0 64k", "write -z 16k 16k", "write -z 960k 8k", fmt="qcow2")
+        img("snapshot", "-f", "qcow2", "-c", "s", image)
+        io(image, "write -P 2 0 24k", "write -z 40k 8k", fmt="qcow2")
+        img("snapshot", "-f", "qcow2", "-c", "t", image)
+        io(image, "write -z 0 4k", fmt="qcow2")
+        return image
+
+    def go_through(self, kind, *command):
+        made = self.make()
+        before = [self.bytes_of(made, *look) for look in self.looks]
+        for number in range(1, 300):
+            image = self.path("disk.qcow2")
+            shutil.copyfile(made, image)
+            words = [self.faulty(image, kind, number) if word is IMAGE else word for word in command]
+            result = run(*tool("img"), *words, check=False)
+            output = f"{kind} {number}: {result.stdout}{result.stderr}"
+            self.assertIn(result.returncode, (0, 1), output)
+            check = qemu_img("check", "-f", "qcow2", image, check=False)
+            self.assertIn(check.returncode, (0, 3), f"{output}{check.stdout}{check.stderr}")
+            self.assertEqual([self.bytes_of(image, *look) for look in self.looks], before, output)
+            if result.returncode == 0:
+                break
+        self.assertGreater(number, 3, f"hardly any {kind} was there to fail")
+        self.assertLess(number, 299)
+
+    def test_version_down(self):
+        for kind in ("write", "flush", "read"):
+            self.go_through(kind, "amend", "--image-opts", "-o", "compat=0.10", IMAGE)
 
 
 class FullDisk(TestCase):

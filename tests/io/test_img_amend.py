@@ -53,6 +53,13 @@ class Amend(TestCase):
             qemu_img("check", path)
             self.assertEqual([self.bytes_of(path, *look) for look in looks], before)
 
+    def test_version_down_together_with_a_backing_file(self):
+        base, path = self.create("base.raw", "1M", "raw"), self.create("a.qcow2", "1M")
+        io(base, "write -P 9 0 1M", fmt="raw")
+        io(path, "write -P 1 0 64k", "write -zu 64k 64k", fmt="qcow2")
+        img("amend", "-f", "qcow2", "-o", f"compat=0.10,backing_file={base},backing_fmt=raw", path)
+        io(path, "read -P 1 0 64k", "read -P 0 64k 64k", "read -P 9 128k 64k", fmt="qcow2")
+
     def test_version_down_of_an_encrypted_image(self):
         secret = ("--object", "secret,id=s,data=secret")
         options = "cluster_size=4k,encrypt.format=aes,encrypt.key-secret=s"
