@@ -115,12 +115,8 @@ int img_resize_main(int argc, char **argv)
     if (!size_text && first < argc) {
         size_text = argv[--argc];
     }
-    if (!size_text) {
+    if (!size_text || first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting image file name and size");
-    }
-    if (first != argc - 1) {
-        return cli_usage_fail(&usage, first < argc ? "Expecting image file name and size"
-                                                   : "Expecting image file name and size");
     }
     if (parse_prealloc(prealloc_text, &prealloc) || cli_add_objects(&objects)) {
         return 1;

@@ -216,7 +216,7 @@ int qcow2_co_check_read_table(struct check *c, uint64_t offset, uint64_t entries
         if (qcow2_co_check_is_hole(c, offset + i * 8, n * 8)) {
             continue;
         }
-        piece = piece ? piece : malloc(PIECE_ENTRIES * 8);
+        piece = piece ? piece : calloc(PIECE_ENTRIES, sizeof(*piece));
         if (!piece) {
             return -ENOMEM;
         }

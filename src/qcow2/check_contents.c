@@ -406,7 +406,7 @@ static int co_count_bitmaps(struct check *c)
     if (count == 0) {
         return 0;
     }
-    all = calloc(count, sizeof(*all));
+    all = calloc(count, sizeof(struct stored_bitmap *));
     if (!all) {
         return -ENOMEM;
     }

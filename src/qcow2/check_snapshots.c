@@ -151,7 +151,8 @@ static int co_count_one(struct check *c, struct qcow2_snapshot *s, uint32_t time
 
 int qcow2_co_check_snapshots(struct check *c)
 {
-    AUTO_FREE struct qcow2_snapshot **all = calloc(c->q->snapshot_count + 1u, sizeof(*all));
+    AUTO_FREE struct qcow2_snapshot **all =
+        calloc(c->q->snapshot_count + 1u, sizeof(struct qcow2_snapshot *));
     uint32_t count = 0, n;
     struct qcow2_snapshot *s;
     uint64_t end = 0;
