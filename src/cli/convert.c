@@ -34,8 +34,9 @@ static int co_source_status(struct convert *c, struct convert_source *s, uint64_
     struct block_node *base = NULL;
     int rc;
 
-    if (c->share_backing) {
+    if (convert_is_backed(c, offset)) {
         base = block_node_backing(s->disk.node);
+        length = MIN(length, c->target_backing_size - offset);
     }
     rc = block_co_status_above(s->disk.edge, base, offset, length, ret, NULL);
     if (rc < 0 && c->salvage) {
@@ -58,11 +59,11 @@ static int co_source_status(struct convert *c, struct convert_source *s, uint64_
     return ret->length ? 0 : -EIO;
 }
 
-static enum convert_kind kind_of(const struct convert *c, unsigned flags)
+static enum convert_kind kind_of(const struct convert *c, uint64_t offset, unsigned flags)
 {
     bool unallocated = !(flags & BLOCK_STATUS_ALLOCATED);
 
-    if (c->share_backing && unallocated) {
+    if (unallocated && convert_is_backed(c, offset)) {
         return CONVERT_BACKING;
     }
     if ((flags & BLOCK_STATUS_ZERO) || (unallocated && !(flags & BLOCK_STATUS_DATA))) {
@@ -84,7 +85,7 @@ static int co_look(struct convert *c, uint64_t offset, uint64_t *length, enum co
         return rc;
     }
     *length = MIN(*length, status.length);
-    *kind = kind_of(c, status.flags);
+    *kind = kind_of(c, offset, status.flags);
     return 0;
 }
 
@@ -391,14 +392,14 @@ static void co_try_zero_target(struct convert *c)
 {
     uint64_t allocated;
 
-    if (c->target_is_zero || block_node_backing(c->target.node) ||
+    if (c->zero_from == 0 || block_node_backing(c->target.node) ||
         (c->takes_one_write && block_co_allocated_size(c->target.node, &allocated) == 0 &&
          allocated > c->total / 8)) {
         return;
     }
     if (block_co_write_zeroes(c->target.edge, 0, c->total,
                               BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK) == 0) {
-        c->target_is_zero = true;
+        c->zero_from = 0;
     }
 }
 

@@ -28,7 +28,7 @@ struct convert {
     size_t source_count;
     uint64_t total; /* of all sources */
     struct cli_disk target;
-    bool target_is_zero;          /* what is not written reads as zeroes */
+    uint64_t zero_from;           /* from here on, what is not written reads as zeroes */
     bool share_backing;           /* what the source's top has not, the target's backing file has */
     uint64_t target_backing_size; /* if share_backing */
     uint64_t min_sparse;          /* shortest run of zeroes to leave out; 0: write everything */

@@ -34,6 +34,8 @@ struct worker {
 /* --- convert_move.c: one chunk. Those named co_ yield, return 0 or -errno, and tell the user what went wrong. --- */
 
 struct convert_source *convert_source_at(struct convert *c, uint64_t offset);
+/* Whether the target has at `offset` what its backing file has, which the source then need not have. */
+bool convert_is_backed(const struct convert *c, uint64_t offset);
 /* Whether there is nothing to be done for a chunk, which costs no time then, whatever the rate limit. */
 bool convert_is_left_out(const struct convert *c, const struct chunk *chunk);
 /* What can be done before it is its turn. */

@@ -80,7 +80,12 @@ static int co_write_data(struct convert *c, uint64_t offset, const uint8_t *data
 /* Whether the target reads as zeroes at `offset` as it is. */
 static bool is_zero_there(const struct convert *c, uint64_t offset)
 {
-    return c->target_is_zero || (c->share_backing && offset >= c->target_backing_size);
+    return offset >= c->zero_from;
+}
+
+bool convert_is_backed(const struct convert *c, uint64_t offset)
+{
+    return c->share_backing && offset < c->target_backing_size;
 }
 
 bool convert_is_left_out(const struct convert *c, const struct chunk *chunk)

@@ -322,7 +322,7 @@ static int co_open_target(const struct request *r, struct convert *c, const char
         .cache = r->target_cache,
         .image_opts = r->target_image_opts,
     };
-    bool has_backing = r->backing || options_name_backing(&r->options);
+    bool has_backing = r->backing || options_name_backing(&r->options), is_zero;
     struct block_node *backing;
     ERROR_AUTO(err);
 
@@ -365,10 +365,10 @@ static int co_open_target(const struct request *r, struct convert *c, const char
         return cli_fail("output file is smaller than input file");
     }
     backing = block_node_backing(c->target.node);
-    c->target_is_zero =
-        !backing && (r->no_create ? r->target_is_zero : is_zero_when_new(c->target.node));
     c->share_backing = has_backing && backing;
     c->target_backing_size = backing ? block_node_size(backing) : 0;
+    is_zero = r->no_create ? r->target_is_zero && !backing : is_zero_when_new(c->target.node);
+    c->zero_from = is_zero ? c->target_backing_size : UINT64_MAX;
     return 0;
 }
 

@@ -133,6 +133,26 @@ class Convert(TestCase):
             [(64 << 10, 64 << 10), (3 << 20, 64 << 10)],
         )
 
+    def test_beyond_the_backing_file_of_the_target(self):
+        """There it has nothing of the source's backing file, and in place whatever it had."""
+        base = self.create("base.raw", "4M", "raw")
+        qemu_io(base, "write -P 5 0 4M", fmt="raw")
+        source = self.path("source.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", source, "8M")
+        qemu_io(source, "write -P 6 3M 512", "write -P 7 5000000 512", fmt="qcow2")
+        short = self.create("short.raw", "1M", "raw")
+        qemu_io(short, "write -P 5 0 1M", fmt="raw")
+        target = self.path("target.qcow2")
+        for words in ((), ("-c",), ("-n",), ("-n", "-S", "0")):
+            with self.subTest(words=words):
+                if "-n" in words:
+                    qemu_img("create", "-q", "-f", "qcow2", "-b", short, "-F", "raw", target, "8M")
+                    qemu_io(target, "write -P 9 1M 7M", fmt="qcow2")
+                img(
+                    "convert", *words, "-O", "qcow2", "-B", short, "-F", "raw", source, target
+                )  # fmt: skip
+                self.assert_same(source, target)
+
     def test_compressed(self):
         source = self.source()
         for kind in ("zlib", "zstd"):
