@@ -132,6 +132,19 @@ class FailingChanges(Failing):
         for kind in ("write", "flush", "read"):
             self.go_through(kind, "amend", "--image-opts", "-o", "compat=0.10", IMAGE)
 
+    def test_refcount_width(self):
+        for kind in ("write", "flush", "read"):
+            self.go_through(kind, "amend", "--image-opts", "-o", "refcount_bits=32", IMAGE)
+
+    def test_preallocated_growth(self):
+        for preallocation in ("metadata", "full"):
+            for kind in ("write", "flush", "read"):
+                self.go_through(kind, "resize", "--image-opts", f"--preallocation={preallocation}", IMAGE, "3M")
+
+    def test_one_more_snapshot(self):
+        for kind in ("write", "flush", "read"):
+            self.go_through(kind, "snapshot", "--image-opts", "-c", "u", IMAGE)
+
 
 class FullDisk(TestCase):
     """A file that may not grow any more, which is what a full file system is to its writer."""
