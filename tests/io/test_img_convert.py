@@ -304,7 +304,7 @@ class Convert(TestCase):
                 self.assertEqual(result.returncode, 1)
                 self.assertRegex(result.stderr, r"\A[^\n]*error while reading block status[^\n]*\n\Z")
 
-    def test_warnings_of_two_threads_are_lines_of_their_own(self):
+    def test_what_can_not_be_read_is_told_line_by_line_and_in_order(self):
         size = 32 << 20
         options = self.failing(size, "read")
         result = img(
@@ -312,8 +312,11 @@ class Convert(TestCase):
         )
         lines = result.stderr.splitlines()
         self.assertEqual(len(lines), size // 512)
-        for line in lines:
-            self.assertRegex(line, r"\A\S+( img)?: warning: error while reading offset \d+: [^:]*\Z")
+        for i, line in enumerate(lines):
+            offset = i * 512
+            self.assertRegex(
+                line, rf"\A\S+( img)?: warning: error while reading offset {offset}: [^:]*\Z"
+            )
 
     def test_progress_ends_at_100_percent(self):
         source = self.path("dotted.raw")
