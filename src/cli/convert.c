@@ -336,9 +336,8 @@ static void co_count_locked(struct convert *c, uint64_t bytes)
         reactor_current() != reactor_main()) {
         return;
     }
-    /* Without it is slower, that is all; but what can't be read is told in order. */
-    if (c->salvage || reactor_create("convert", &c->helper, &err) < 0) {
-        c->helper = NULL;
+    if (reactor_create("convert", &c->helper, &err) < 0) {
+        c->helper = NULL; /* slower, that is all */
     }
     start_workers_locked(c, c->helper ? c->helper : reactor_main(), c->workers);
 }

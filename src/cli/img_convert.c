@@ -80,7 +80,8 @@ static int parse_numbers(const struct request *r, struct convert *c)
     if (r->rate_text && cli_parse_size(r->rate_text, "rate limit", 0, INT64_MAX, &c->rate) < 0) {
         return 1;
     }
-    c->workers = (unsigned)workers;
+    /* A medium that fails is read in order, and so is told what is lost. */
+    c->workers = r->salvage ? 1 : (unsigned)workers;
     return 0;
 }
 
