@@ -338,6 +338,12 @@ static int co_rebuild(struct check *c, uint64_t other_corruptions, struct error 
     if (r < 0) {
         return r;
     }
+    /* The old structure may be repaired over; nobody else uses the image. */
+    qcow2_overlap_destroy(c->q);
+    r = qcow2_co_overlap_init(c->q);
+    if (r < 0) {
+        return error_set(err, -r, "Out of memory");
+    }
     result->corruptions_fixed += result->corruptions - other_corruptions;
     result->corruptions = other_corruptions;
     result->leaks_fixed += result->leaks;

@@ -295,6 +295,22 @@ class Check(TestCase):
         img("check", "-f", "qcow2", "-r", "all", image, check=False)
         self.assertEqual(opened.read(0, CLUSTER), header)
 
+    def test_a_table_in_the_place_of_an_old_refcount_table_is_repaired(self):
+        path = self.create("a.qcow2", "512k", options=("-o", "cluster_size=16k,extended_l2=on"))
+        qemu_io(path, "write -P 1 0 1k", "write -P 2 16k 20k", fmt="qcow2")
+        image = Image(path)
+        image.put64(image.l1, image.reftable | COPIED)
+        again = self.path("b.qcow2")
+        shutil.copyfile(path, again)
+        results = [
+            json.loads(program("check", "--output=json", "-r", "all", copy).stdout)
+            for program, copy in ((img, path), (qemu_img, again))
+        ]
+        for key in ("corruptions-fixed", "leaks-fixed"):
+            self.assertEqual(results[0][key], results[1][key], key)
+        img("check", path)
+        qemu_img("check", path)
+
 
 if __name__ == "__main__":
     unittest.main()
