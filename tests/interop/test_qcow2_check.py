@@ -303,7 +303,7 @@ class Check(TestCase):
         again = self.path("b.qcow2")
         shutil.copyfile(path, again)
         results = [
-            json.loads(program("check", "--output=json", "-r", "all", copy).stdout)
+            json.loads(program("check", "-f", "qcow2", "--output=json", "-r", "all", copy).stdout)
             for program, copy in ((img, path), (qemu_img, again))
         ]
         for key in ("corruptions-fixed", "leaks-fixed"):
