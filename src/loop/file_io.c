@@ -16,13 +16,14 @@
  *     overwrite 1M, depth 32            147         158 to 189 168
  *
  * Reads: inline with RWF_NOWAIT, which never waits for the disk. At depth 32 what batching saves
- * is about what the ring itself costs. A file system in memory knows no RWF_NOWAIT, and has nothing to wait for.
+ * is about what the ring itself costs. A file system in memory knows no RWF_NOWAIT, and has nothing to wait for: a patient
+ * program (loop_set_patient()) reads there without it.
  *
  * Writes: ext4 does not take RWF_NOWAIT for a buffered write, and io_uring hands each to a worker
  * thread. So a write is done inline as long as it takes no more time than receiving its data
  * from a socket did. When the kernel throttles writers to a slow disk such a call may sleep; those
  * that did are noticed, and the next ones of this reactor go by the engine, so that the reactor's
- * other disks don't wait. A patient program (loop_set_patient()) has none.
+ * other disks don't wait. A patient program has none.
  */
 #include <assert.h>
 #include <errno.h>
@@ -113,7 +114,6 @@ static enum fd_kind kind_of(struct reactor *r, int fd)
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
 {
     struct reactor *r = reactor_current();
-
     enum fd_kind kind = FD_UNCACHED;
 
     assert(r && co_self());
@@ -121,7 +121,8 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
         kind = kind_of(r, fd);
     }
     if (kind != FD_UNCACHED) {
-        int flags = kind == FD_IN_MEMORY ? 0 : RWF_NOWAIT;
+        /* Only who is patient trusts a memory of descriptors that may be stale with a read that could wait. */
+        int flags = kind == FD_IN_MEMORY && loop_is_patient() ? 0 : RWF_NOWAIT;
         ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, flags);
 
         /* Some kernels return 0 before the end of the file: that is asked again. */

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import re
-import subprocess
 import time
 import unittest
 from pathlib import Path
@@ -371,11 +370,14 @@ class Device(TestCase):
         self.content = self.path("content")
         with open(self.content, "wb") as f:
             f.write(b"before" * (2 << 20))
-        made = run("losetup", "-f", "--show", self.content, check=False)
+        as_root = () if os.geteuid() == 0 else ("sudo", "-n")
+        made = run(*as_root, "losetup", "-f", "--show", self.content, check=False)
         if made.returncode:
             self.skipTest(f"no loop device to be had: {made.stderr}")
         self.device = made.stdout.strip()
-        self.addCleanup(subprocess.run, ["losetup", "-d", self.device], check=False)
+        self.addCleanup(run, *as_root, "losetup", "-d", self.device)
+        if as_root:
+            run(*as_root, "chown", str(os.geteuid()), self.device)
         self.source = self.create("source.raw", "8M", "raw")
         qemu_io(self.source, *PATTERN, fmt="raw")
 
