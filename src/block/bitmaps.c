@@ -487,10 +487,19 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
     return r;
 }
 
-/* What is stored was marked as not current by the change that is undone here. */
+/*
+ * What is stored was marked as not current by the change that is undone here; should it have been stored since, it has to be
+ * marked again. If that fails it is stored anew, in any case, when the node is closed.
+ */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
 {
+    ERROR_AUTO(err);
+
     block_co_drain_begin(b->node);
+    if (will_change(b, &err) < 0) {
+        b->unstored = true;
+        log_error("%s", error_message(&err));
+    }
     dirty_bitmap_swap(b->bits, backup);
     block_co_drain_end(b->node);
     dirty_bitmap_free(backup);

@@ -16,8 +16,14 @@
  * yield. I/O itself (block/gate.h) runs on any reactor.
  *
  * Drain: block_co_drain_begin(node) stops new requests at every root from which `node` can be reached and waits for
- * those in flight there; interior edges need no counting, since their requests are parts of a root's. Graph
- * changes happen between drain_begin and drain_end of the affected nodes.
+ * those in flight there; interior edges need no counting, since their requests are parts of a root's. Work that no
+ * request waits for any more is waited for, too (driver.drain_busy). Graph changes happen between drain_begin and
+ * drain_end of the affected nodes.
+ *
+ * Life of a node: hidden (being opened, or open and not yet published) -> public -> closed, when its last reference is
+ * given back. It is *active* from the first write until it is completed (block_co_inactivate(): bitmaps stored, dirty mark
+ * cleared), which happens once, when nobody can write any more: as a part of closing. It goes only for the node
+ * itself: what is below a filter is live, and nobody's business here.
  */
 #ifndef TIDEMARK_BLOCK_BLOCK_H
 #define TIDEMARK_BLOCK_BLOCK_H
@@ -27,6 +33,7 @@
 #include <stdint.h>
 
 #include "base/error.h"
+#include "base/list.h"
 #include "block/options.h"
 
 struct block_node;
@@ -83,6 +90,21 @@ bool block_driver_is_usable(const struct block_driver *d);
 int block_co_open(struct options *opts, unsigned flags, struct block_node **ret, struct error *err);
 
 /*
+ * Likewise in two steps. A hidden node, and what was opened below it, can be found by name by the same coroutine alone; it
+ * makes no claims on public nodes below it by which it could stand in the way of guests. Names are reserved, though:
+ * others get "Duplicate nodes". This step does the I/O, and can take as long as a server likes.
+ */
+int block_co_open_hidden(struct options *opts, unsigned flags, struct block_node **ret,
+                         struct error *err);
+/*
+ * The second step, by the same coroutine: all can find it, and its permissions are worked out as a graph change. On failure it
+ * is hidden still. The nodes that it has been given by name are drained by the caller, if others use them.
+ */
+int block_co_publish(struct block_node *node, struct error *err);
+/* Undo that, in a graph change: all that it made public is hidden again. */
+void block_unpublish(struct block_node *node);
+
+/*
  * Open a filename: a path, `json:{...}`, `file:...`, `nbd:...`, `nbd://...`, `nbd+unix://...`. `format` names the format driver, or
  * NULL to probe: then a read-only image is probed, a writable one only with BLOCK_OPEN_PROBE, else it is
  * an error that says so. A raw image that was probed refuses writes to its first sector that would make it
@@ -92,17 +114,22 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
                            unsigned flags, struct block_node **ret, struct error *err);
 
 struct block_node *block_node_ref(struct block_node *node);
-/* Give a reference back; the last one closes the node (which may write and flush). NULL is fine. */
-void block_co_unref(struct block_node *node);
 /*
- * Close explicitly, so that errors of the closing flush and bitmap store are seen: flushes, stores
- * persistent bitmaps; the node stays usable. Called by block_co_unref() too, which can only log.
+ * Give a reference back. The last one closes the node: nobody finds it by name from that moment on, then it is flushed, completed and
+ * closed, as are nodes below it that nobody else uses. NULL is fine. Errors are logged.
+ */
+void block_co_unref(struct block_node *node);
+/* Likewise, with the first error in `err`; the reference is gone in any case. 0 also if it was not the last. */
+int block_co_close(struct block_node *node, struct error *err);
+/*
+ * Complete an image that stays open: flushes, stores persistent bitmaps, clears marks that say "in use". Drained meanwhile. An
+ * error that is told here is not logged again when the node is closed. Does nothing for filters.
  */
 int block_co_inactivate(struct block_node *node, struct error *err);
 
 /* --- nodes ----------------------------------------------------------------------------------------- */
 
-/* By node name; NULL if there is none. No reference is taken. */
+/* By node name; NULL if there is none. Hidden ones of this coroutine count. No reference is taken. */
 struct block_node *block_node_find(const char *name);
 /* As above, with the error "Cannot find device='' nor node-name='x'" (class DeviceNotFound is not used, as in QEMU). */
 struct block_node *block_node_lookup(const char *name, struct error *err);
@@ -162,13 +189,59 @@ int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shar
 /* Point it to another node of the same size, drained meanwhile; on failure nothing changes. */
 int block_co_root_replace(struct block_root *root, struct block_node *node, struct error *err);
 
-/* --- graph changes, drain ---------------------------------------------------------------------------- */
+/* What the owner of a root is told; each may be NULL, none may yield. Main reactor. */
+struct block_root_ops {
+    void (*drain_begin)(void *arg); /* no new requests; those of the owner wait at the gate */
+    bool (*drain_busy)(void *arg);  /* whether the owner is busy with what the drain has to wait for */
+    void (*drain_end)(void *arg);
+};
+/* `ops` must live as long as the root. */
+void block_root_set_ops(struct block_root *root, const struct block_root_ops *ops, void *arg);
+
+/* --- graph changes ----------------------------------------------------------------------------------- */
+
+/*
+ * A list of edge changes that take effect together (graph.c): begin; attach, detach, move edges, roots included; settle;
+ * end. Between begin and settle the functions that change edges succeed as far as permissions go; settle works those
+ * out on the result, once, for all of them. If it fails the caller takes its changes back, settles again, and ends. Nestable:
+ * only the outermost settle and end do something. One change at a time; others wait in begin. The nodes
+ * concerned are drained by the caller.
+ */
+void block_co_change_begin(void);
+int block_co_change_settle(struct error *err);
+void block_co_change_end(void);
+
+/*
+ * Point an edge to another node of the same size. What it could write to before is flushed, unless both are filters on the same
+ * node. -EINVAL (sizes, cycle), -EPERM and -EAGAIN of permissions and image locks, errors of the flush; on failure nothing
+ * changes.
+ */
+int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err);
+/*
+ * Everybody on `from` goes to `to`, but for those that `to` itself reaches `from` by: puts a filter or an overlay on a node that is in
+ * use, or takes one out. Drains both. Errors as above; on failure nothing changes.
+ */
+int block_co_node_replace(struct block_node *from, struct block_node *to, struct error *err);
+
+/* --- drain ------------------------------------------------------------------------------------------- */
 
 /* Nestable. See the head of this file. */
 void block_co_drain_begin(struct block_node *node);
 void block_co_drain_end(struct block_node *node);
+/* Several at one instant: all are stopped before any is waited for. Each is ended by block_co_drain_end(). */
+void block_co_drain_begin_many(struct block_node *const *nodes, size_t count);
 void block_co_drain_all_begin(void);
 void block_co_drain_all_end(void);
+
+/* A drain that one root is not stopped by: that of a job which goes on alone. The caller's memory; fields are drain.c's. */
+struct block_drain {
+    struct list link;
+    struct block_node *node;
+    const struct block_root *but;
+};
+void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
+                              const struct block_root *but);
+void block_co_drain_end_but(struct block_drain *d);
 
 /* --- creation --------------------------------------------------------------------------------------- */
 

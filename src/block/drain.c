@@ -2,31 +2,20 @@
 /*
  * Drain.
  *
- * A root is quiesced while a node that it reaches has drain_depth > 0 (or all are drained). This is derived, never
- * counted: every change of a depth or of the graph calls block_co_drain_update(), which compares
- * and acts. So roots that appear, move or vanish in a drained section need no bookkeeping.
+ * A root is quiesced while a node that it reaches has drain_depth > 0 (or all are drained), or is drained but for other
+ * roots. This is derived, never counted: every change of a depth or of the graph compares and acts. So roots
+ * that appear, move or vanish in a drained section need no bookkeeping.
  *
  *   request:  count[reactor]++ ; if quiesced: count--, wait      (both sides sequentially
  *   drainer:  quiesced = true ; wait until sum(count) == 0         consistent)
+ *
+ * Who drains a node waits for what can reach that node, and for nothing else: a disk that hangs holds up those who want
+ * to change it, and nobody besides.
  */
 #include "block/internal.h"
 
 static unsigned drain_all_depth;
-
-bool block_drain_reaches(const struct block_node *node)
-{
-    const struct block_edge *edge;
-
-    if (drain_all_depth > 0 || node->drain_depth > 0) {
-        return true;
-    }
-    LIST_FOREACH (edge, &node->children, sibling) {
-        if (block_drain_reaches(edge->node)) {
-            return true;
-        }
-    }
-    return false;
-}
+static struct list partial_drains = LIST_INIT(partial_drains); /* of struct block_drain */
 
 static bool root_is_idle(struct block_root *root)
 {
@@ -35,8 +24,10 @@ static bool root_is_idle(struct block_root *root)
             return false;
         }
     }
-    return true;
+    return !root->ops || !root->ops->drain_busy || !root->ops->drain_busy(root->ops_arg);
 }
+
+/* --- requests ---------------------------------------------------------------------------------- */
 
 /* Wake the drainer if this was the last request. */
 static void root_check_idle_locked(struct block_root *root)
@@ -71,11 +62,23 @@ void block_root_enter_slow(struct block_root *root, unsigned index)
     }
 }
 
+/* --- waiting for one root ------------------------------------------------------------------------ */
+
+/* Another coroutine waits for this root already, or what it waits for wakes nobody: look again a little later. */
+#define DRAIN_RETRY_NS 100000
+
 static void co_root_wait_idle(struct block_root *root)
 {
+    bool polls = root->ops && root->ops->drain_busy;
+
     pthread_mutex_lock(&root->guard);
-    if (root->drainer || root_is_idle(root)) {
+    if (root->drainer || polls || root_is_idle(root)) {
+        bool idle = root_is_idle(root);
+
         pthread_mutex_unlock(&root->guard);
+        if (!idle) {
+            loop_co_sleep(DRAIN_RETRY_NS);
+        }
         return;
     }
     root->drainer = co_self();
@@ -85,16 +88,24 @@ static void co_root_wait_idle(struct block_root *root)
 
 static void root_set_quiesced(struct block_root *root, bool quiesced)
 {
+    const struct block_root_ops *ops = root->ops;
+
+    if (quiesced == atomic_load(&root->quiesced)) {
+        return;
+    }
+    if (!quiesced && ops && ops->drain_end) {
+        ops->drain_end(root->ops_arg);
+    }
     pthread_mutex_lock(&root->guard);
     atomic_store(&root->quiesced, quiesced);
     if (!quiesced) {
         co_queue_wake_all(&root->blocked);
     }
     pthread_mutex_unlock(&root->guard);
+    if (quiesced && ops && ops->drain_begin) {
+        ops->drain_begin(root->ops_arg);
+    }
 }
-
-/* Another coroutine waits for this root already: look again a little later. */
-#define DRAIN_RETRY_NS 100000
 
 static void nothing(void *arg)
 {
@@ -108,72 +119,248 @@ void block_co_root_settle(struct block_root *root)
     root->closing = true;
     root_set_quiesced(root, true);
     while (!root_is_idle(root)) {
-        if (root->drainer) {
-            loop_co_sleep(DRAIN_RETRY_NS);
-        } else {
-            co_root_wait_idle(root);
-        }
+        co_root_wait_idle(root);
     }
     /* A request ends without yielding: what runs on its reactor after it finds it gone. */
     for (unsigned i = 0; i < REACTOR_MAX; i++) {
         struct reactor *r = reactor_at(i);
 
         if (r && r != reactor_current() && atomic_load(&root->inflight[i].used)) {
-            loop_co_call_on(r, nothing, NULL);
+            while (loop_co_call_on(r, nothing, NULL) < 0) {
+                loop_co_sleep(DRAIN_RETRY_NS); /* no coroutine to be had there for the moment */
+            }
         }
     }
     root->settled = true;
 }
 
-void block_co_drain_update(void)
+/* --- what a drain concerns ----------------------------------------------------------------------- */
+
+/* Marks `start` and all nodes and roots above it. */
+static unsigned mark_above(struct block_node *start)
 {
-    struct block_root *root;
-    bool again;
+    static unsigned mark;
+    struct block_node *node, **end = &start->drain_next;
+    struct block_edge *edge;
 
-    LIST_FOREACH (root, &block_all_roots, link) {
-        bool want = root->closing || (!root->exempt && block_drain_reaches(root->edge.node));
+    mark += mark + 1 == 0 ? 2 : 1; /* never 0 */
+    start->drain_mark = mark;
+    start->drain_next = NULL;
+    for (node = start; node; node = node->drain_next) {
+        LIST_FOREACH (edge, &node->parents, in_node) {
+            struct block_node *parent = edge->parent;
 
-        if (want != atomic_load(&root->quiesced)) {
-            root_set_quiesced(root, want);
-        }
-    }
-    /* Waiting yields, and the list may change meanwhile: begin again after each wait. */
-    do {
-        again = false;
-        LIST_FOREACH (root, &block_all_roots, link) {
-            if (atomic_load(&root->quiesced) && !root_is_idle(root)) {
-                if (root->drainer) {
-                    loop_co_sleep(DRAIN_RETRY_NS);
-                } else {
-                    co_root_wait_idle(root);
-                }
-                again = true;
-                break;
+            if (edge->root) {
+                edge->root->drain_mark = mark;
+            } else if (parent->drain_mark != mark) {
+                parent->drain_mark = mark;
+                parent->drain_next = NULL;
+                *end = parent;
+                end = &parent->drain_next;
             }
         }
-    } while (again);
+    }
+    return mark;
+}
+
+/* Note what is above a drained node, of which `but` may go on. */
+static void want_above(struct block_node *drained, const struct block_root *but)
+{
+    unsigned mark = mark_above(drained);
+    struct block_root *root;
+
+    for (struct block_node *node = drained; node; node = node->drain_next) {
+        node->want_quiesced = true;
+    }
+    LIST_FOREACH (root, &block_all_roots, link) {
+        root->want_quiesced = root->want_quiesced || (root->drain_mark == mark && root != but);
+    }
+}
+
+static void want_from(struct list *nodes)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        if (node->drain_depth > 0) {
+            want_above(node, NULL);
+        }
+    }
+}
+
+static void node_set_quiesced(struct block_node *node, bool quiesced)
+{
+    const struct block_driver *driver = node->driver;
+    void (*tell)(struct block_node *) = quiesced ? driver->drain_begin : driver->drain_end;
+
+    if (quiesced == node->quiesced || !node->is_open || node->closed) {
+        return;
+    }
+    node->quiesced = quiesced;
+    if (tell) {
+        tell(node);
+    }
+}
+
+static void start_wanting(struct list *nodes)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        node->want_quiesced = drain_all_depth > 0;
+    }
+}
+
+static void act_on_nodes(struct list *nodes)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        node_set_quiesced(node, node->want_quiesced);
+    }
+}
+
+void block_drain_update(void)
+{
+    struct block_root *root;
+    struct block_drain *d;
+
+    start_wanting(&block_all_nodes);
+    start_wanting(&block_hidden_nodes);
+    LIST_FOREACH (root, &block_all_roots, link) {
+        root->want_quiesced = drain_all_depth > 0;
+    }
+    want_from(&block_all_nodes);
+    want_from(&block_hidden_nodes);
+    LIST_FOREACH (d, &partial_drains, link) {
+        want_above(d->node, d->but);
+    }
+    LIST_FOREACH (root, &block_all_roots, link) {
+        root_set_quiesced(root, root->closing || (root->want_quiesced && !root->exempt));
+    }
+    act_on_nodes(&block_all_nodes);
+    act_on_nodes(&block_hidden_nodes);
+}
+
+/* --- waiting ------------------------------------------------------------------------------------- */
+
+static bool node_is_busy(struct block_node *node)
+{
+    return node->driver->drain_busy && node->is_open && !node->closed &&
+           node->driver->drain_busy(node);
+}
+
+/* A root that has requests in flight: one of those marked, or (mark 0) any. */
+static struct block_root *find_busy_root(const struct block_root *but, unsigned mark)
+{
+    struct block_root *root;
+
+    LIST_FOREACH (root, &block_all_roots, link) {
+        if ((mark == 0 || root->drain_mark == mark) && root != but && !root->exempt &&
+            !root_is_idle(root)) {
+            return root;
+        }
+    }
+    return NULL;
+}
+
+/* Until nothing that reaches `node` is under way. Waiting yields, and the graph may change: begin again after each wait. */
+static void co_wait_above(struct block_node *node, const struct block_root *but)
+{
+    for (;;) {
+        unsigned mark = mark_above(node);
+        struct block_root *root = find_busy_root(but, mark);
+        struct block_node *busy = node;
+
+        while (busy && !node_is_busy(busy)) {
+            busy = busy->drain_next;
+        }
+        if (root) {
+            co_root_wait_idle(root);
+        } else if (busy) {
+            loop_co_sleep(DRAIN_RETRY_NS);
+        } else {
+            return;
+        }
+    }
+}
+
+static bool any_node_is_busy(void)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, &block_all_nodes, link) {
+        if (node_is_busy(node)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void co_wait_all(void)
+{
+    for (;;) {
+        struct block_root *root = find_busy_root(NULL, 0);
+
+        if (root) {
+            co_root_wait_idle(root);
+        } else if (any_node_is_busy()) {
+            loop_co_sleep(DRAIN_RETRY_NS);
+        } else {
+            return;
+        }
+    }
 }
 
 void block_co_drain_begin(struct block_node *node)
 {
     node->drain_depth++;
-    block_co_drain_update();
+    block_drain_update();
+    co_wait_above(node, NULL);
 }
 
 void block_co_drain_end(struct block_node *node)
 {
     node->drain_depth--;
-    block_co_drain_update();
+    block_drain_update();
+}
+
+void block_co_drain_begin_many(struct block_node *const *nodes, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        nodes[i]->drain_depth++;
+    }
+    block_drain_update();
+    for (size_t i = 0; i < count; i++) {
+        co_wait_above(nodes[i], NULL);
+    }
+}
+
+void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
+                              const struct block_root *but)
+{
+    d->node = node;
+    d->but = but;
+    list_append(&partial_drains, &d->link);
+    block_drain_update();
+    co_wait_above(node, but);
+}
+
+void block_co_drain_end_but(struct block_drain *d)
+{
+    list_remove(&d->link);
+    block_drain_update();
 }
 
 void block_co_drain_all_begin(void)
 {
     drain_all_depth++;
-    block_co_drain_update();
+    block_drain_update();
+    co_wait_all();
 }
 
 void block_co_drain_all_end(void)
 {
     drain_all_depth--;
-    block_co_drain_update();
+    block_drain_update();
 }

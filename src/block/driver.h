@@ -30,8 +30,10 @@ struct block_edge {
     struct block_node *node;   /* child; changes only while drained */
     char *name;                /* "file", "backing", "target"; of a root: the user */
     unsigned role;
-    unsigned perm, shared;           /* in force */
-    unsigned next_perm, next_shared; /* scratch of the permission update */
+    _Atomic unsigned perm, shared;   /* in force; the gate reads them on any thread */
+    unsigned want_perm, want_shared; /* of a root: what its user asks for */
+    unsigned next_perm, next_shared; /* scratch of perm.c; else as those in force */
+    struct list moved;               /* scratch of graph.c */
 };
 
 /* Values of the option detect-zeroes: whether writes that are all zeroes become write_zeroes, and may unmap. */
@@ -61,11 +63,28 @@ struct block_node {
     bool has_user_name;
     bool monitor_owned;
     bool read_only;
-    bool auto_read_only;  /* a leaf may fall back to read_only = true when it can't be written */
+    bool auto_read_only; /* a leaf may fall back to read_only = true when it can't be written */
+    struct co *opener;   /* not public yet: only this coroutine finds it by name; NULL: public */
+    struct block_node *published_with; /* the node by whose publication it became public */
+    bool is_open;        /* co_open is through */
+    bool close_told;     /* an error of completing it was returned to somebody */
+    bool closed;         /* co_close has run */
+
+    /* drain.c */
     unsigned drain_depth; /* drain_begin without drain_end */
-    unsigned perm_in_force, shared_in_force; /* what co_set_perm was last told */
-    bool close_told;                         /* an error of inactivating was returned to somebody */
-    bool closed;                             /* co_close has run */
+    bool quiesced;        /* the driver was told that a drain has begun */
+    bool want_quiesced;   /* scratch from here on */
+    unsigned drain_mark;
+    struct block_node *drain_next;
+
+    /* graph.c, perm.c; under the graph lock */
+    unsigned told_perm, told_shared; /* what co_set_perm was last told */
+    bool perm_touched;               /* permissions at and below it are to be worked out */
+    bool must_flush;  /* an edge that could write has left it in this change; referenced meanwhile */
+    struct list left; /* scratch from here on */
+    unsigned perm_mark, perm_waits, reach_mark;
+    struct block_node *perm_next, *reach_next;
+
     bool
         events; /* a fault filter at or below wants to know of events; a driver may set it in co_open */
     bool probed;         /* raw format guessed: guard the first sector */
@@ -159,7 +178,15 @@ struct block_driver {
      * own is released; edges are detached by the caller. Called before the node is visible.
      */
     int (*co_open)(struct block_node *node, struct options *opts, struct error *err);
-    /* Write out all state (caches, bitmaps) so that the file is complete; the node stays open. NULL: nothing to do. */
+    /*
+     * The second part of opening, for what depends on others' state at the moment when the node becomes part of the graph; it is
+     * drained below the node. NULL: nothing. On failure the node is closed.
+     */
+    int (*co_begin)(struct block_node *node, struct error *err);
+    /*
+     * Write out all state (caches, bitmaps) so that the file is complete; the node stays open, and the next write makes
+     * it active again. No request is in flight. NULL: nothing to do.
+     */
     int (*co_inactivate)(struct block_node *node, struct error *err);
     /* Release everything but edges. After co_inactivate; must not fail. */
     void (*co_close)(struct block_node *node);
@@ -176,6 +203,13 @@ struct block_driver {
     const struct block_option_desc *create_options; /* ends with a NULL name */
     const struct block_option_desc
         *amend_options; /* those that co_amend takes, by name; likewise */
+    /*
+     * Drain: no more requests will come until drain_end. `drain_busy` tells whether work of the driver's own, which no request
+     * waits for any more, is still under way; it is asked again until there is none. None may yield. NULL: nothing to do, not busy.
+     */
+    void (*drain_begin)(struct block_node *node);
+    bool (*drain_busy)(struct block_node *node);
+    void (*drain_end)(struct block_node *node);
     int (*co_get_info)(struct block_node *node, struct block_info *ret);
     /* Format-specific part of `info` ("format-specific": {"type":..., "data":...}); a new reference or NULL. */
     struct json_object *(*co_specific_info)(struct block_node *node);
@@ -300,6 +334,9 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
 int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
                           unsigned role, struct block_edge **ret, struct error *err);
 void block_co_detach_child(struct block_edge *edge);
+
+/* Whether `to` is `from`, or below it. */
+bool block_node_reaches(struct block_node *from, const struct block_node *to);
 
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,

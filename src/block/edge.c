@@ -21,19 +21,38 @@ static struct block_node *edge_unlink(struct block_edge *edge)
 
 /* --- children ------------------------------------------------------------------------------ */
 
-static bool reaches(const struct block_node *from, const struct block_node *to)
+static void edge_free(struct block_edge *edge)
 {
-    const struct block_edge *edge;
+    free(edge->name);
+    free(edge);
+}
 
-    if (from == to) {
-        return true;
+/* In a graph change. The caller owns the reference that the edge had. */
+static struct block_node *child_unlink(struct block_edge *edge)
+{
+    struct block_node *parent = edge->parent;
+
+    list_remove(&edge->sibling);
+    if (parent->file == edge) {
+        parent->file = NULL;
     }
-    LIST_FOREACH (edge, &from->children, sibling) {
-        if (reaches(edge->node, to)) {
-            return true;
-        }
+    if (parent->backing == edge) {
+        parent->backing = NULL;
     }
-    return false;
+    return edge_unlink(edge);
+}
+
+static void child_link(struct block_edge *edge, struct block_node *child)
+{
+    struct block_node *parent = edge->parent;
+
+    edge_link(edge, child);
+    list_append(&parent->children, &edge->sibling);
+    if (strcmp(edge->name, "file") == 0) {
+        parent->file = edge;
+    } else if (strcmp(edge->name, "backing") == 0) {
+        parent->backing = edge;
+    }
 }
 
 int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
@@ -42,7 +61,7 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     struct block_edge *edge;
     int r;
 
-    if (reaches(child, node)) {
+    if (block_node_reaches(child, node)) {
         return error_set(err, EINVAL, "Making '%s' a child of '%s' would create a cycle",
                          child->name, node->name);
     }
@@ -54,17 +73,19 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     edge->parent = node;
     edge->role = role;
     edge->shared = edge->next_shared = BLOCK_PERM_ALL;
-    edge_link(edge, child);
-    list_append(&node->children, &edge->sibling);
-    r = block_co_perm_update(node, err);
+    list_init(&edge->moved);
+    block_co_change_begin();
+    child_link(edge, child);
+    r = block_co_settle_at(node, err);
     if (r < 0) {
-        block_co_detach_child(edge);
-        return r;
+        child = child_unlink(edge);
+        (void)block_co_settle_at(node, NULL);
     }
-    if (strcmp(name, "file") == 0) {
-        node->file = edge;
-    } else if (strcmp(name, "backing") == 0) {
-        node->backing = edge;
+    block_co_change_end();
+    if (r < 0) {
+        edge_free(edge);
+        block_co_unref(child);
+        return r;
     }
     if (ret) {
         *ret = edge;
@@ -72,23 +93,21 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     return 0;
 }
 
+struct block_node *block_co_take_child(struct block_edge *edge)
+{
+    struct block_node *child;
+
+    block_co_change_begin();
+    child = child_unlink(edge);
+    (void)block_co_settle_at(child, NULL); /* giving permissions up cannot conflict */
+    block_co_change_end();
+    edge_free(edge);
+    return child;
+}
+
 void block_co_detach_child(struct block_edge *edge)
 {
-    struct block_node *parent = edge->parent, *child;
-
-    list_remove(&edge->sibling);
-    child = edge_unlink(edge);
-    if (parent->file == edge) {
-        parent->file = NULL;
-    }
-    if (parent->backing == edge) {
-        parent->backing = NULL;
-    }
-    /* Giving permissions up cannot conflict. */
-    block_co_perm_update(child, NULL);
-    block_co_unref(child);
-    free(edge->name);
-    free(edge);
+    block_co_unref(block_co_take_child(edge));
 }
 
 /* --- roots ----------------------------------------------------------------------------------- */
@@ -111,19 +130,22 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     pthread_mutex_init(&root->guard, NULL);
     co_queue_init(&root->blocked);
     list_init(&root->edge.sibling);
+    list_init(&root->edge.moved);
     root->exempt = exempt;
     root->edge.root = root;
-    root->edge.shared = BLOCK_PERM_ALL;
-    root->edge.next_perm = perm;
-    root->edge.next_shared = shared;
+    root->edge.shared = root->edge.next_shared = BLOCK_PERM_ALL;
+    root->edge.want_perm = perm;
+    root->edge.want_shared = shared;
+    block_co_change_begin();
     edge_link(&root->edge, node);
     list_append(&block_all_roots, &root->link);
-    r = block_co_perm_update(node, err);
+    block_drain_update();
+    r = block_co_settle_at(node, err);
+    block_co_change_end();
     if (r < 0) {
         block_co_root_release(root);
         return r;
     }
-    block_co_drain_update();
     *ret = root;
     return 0;
 }
@@ -147,14 +169,22 @@ void block_co_root_release(struct block_root *root)
     if (!root) {
         return;
     }
-    list_remove(&root->link);
     block_co_root_settle(root);
+    block_co_change_begin();
+    list_remove(&root->link);
     node = edge_unlink(&root->edge);
-    block_co_perm_update(node, NULL);
+    (void)block_co_settle_at(node, NULL);
+    block_co_change_end();
     block_co_unref(node);
     pthread_mutex_destroy(&root->guard);
     free(root->edge.name);
     free(root);
+}
+
+void block_root_set_ops(struct block_root *root, const struct block_root_ops *ops, void *arg)
+{
+    root->ops = ops;
+    root->ops_arg = arg;
 }
 
 struct block_edge *block_root_edge(struct block_root *root)
@@ -175,37 +205,31 @@ const char *block_root_user(const struct block_root *root)
 int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shared,
                            struct error *err)
 {
-    root->edge.next_perm = perm;
-    root->edge.next_shared = shared;
-    return block_co_perm_update(root->edge.node, err);
+    unsigned old_perm = root->edge.want_perm, old_shared = root->edge.want_shared;
+    int r;
+
+    block_co_change_begin();
+    root->edge.want_perm = perm;
+    root->edge.want_shared = shared;
+    r = block_co_settle_at(root->edge.node, err);
+    if (r < 0) {
+        root->edge.want_perm = old_perm;
+        root->edge.want_shared = old_shared;
+        (void)block_co_settle_at(root->edge.node, NULL);
+    }
+    block_co_change_end();
+    return r;
 }
 
 int block_co_root_replace(struct block_root *root, struct block_node *node, struct error *err)
 {
-    struct block_node *old = root->edge.node;
-    int r = 0;
+    struct block_node *old = block_node_ref(root->edge.node);
+    int r;
 
-    if (block_node_size(node) != block_node_size(old)) {
-        return error_set(err, EINVAL,
-                         "Cannot replace node '%s' (%llu bytes) by '%s' (%llu bytes): the sizes "
-                         "differ",
-                         old->name, (unsigned long long)block_node_size(old), node->name,
-                         (unsigned long long)block_node_size(node));
-    }
-    block_node_ref(old);
     block_co_drain_begin(old);
-    block_co_unref(edge_unlink(&root->edge));
-    edge_link(&root->edge, node);
-    root->edge.next_perm = root->edge.perm;
-    root->edge.next_shared = root->edge.shared;
-    block_co_perm_update(old, NULL);
-    r = block_co_perm_update(node, err);
-    if (r < 0) {
-        block_co_unref(edge_unlink(&root->edge));
-        edge_link(&root->edge, old);
-        block_co_perm_update(node, NULL);
-        block_co_perm_update(old, NULL);
-    }
+    block_co_drain_begin(node);
+    r = block_co_edge_move(&root->edge, node, err);
+    block_co_drain_end(node);
     block_co_drain_end(old);
     block_co_unref(old);
     return r;

@@ -24,6 +24,10 @@ struct block_root {
     bool exempt;
     bool closing; /* block_co_root_settle() has begun: quiesced for good */
     bool settled; /* and is through */
+    const struct block_root_ops *ops; /* NULL: the owner need not be told */
+    void *ops_arg;
+    bool want_quiesced; /* scratch of drain.c */
+    unsigned drain_mark;
     /* Set by the drainer, then the counters are summed; a request increments, then looks at this. */
     atomic_bool quiesced;
     pthread_mutex_t guard;   /* guards blocked and drainer */
@@ -35,10 +39,8 @@ struct block_root {
 /* --- drain.c --- */
 void block_root_enter_slow(struct block_root *root, unsigned index);
 void block_root_leave_slow(struct block_root *root);
-/* Bring every root's state in line with the drain depths of the nodes it reaches; waits for requests to end. Yields. */
-void block_co_drain_update(void);
-/* Whether a drained node can be reached from `node`. */
-bool block_drain_reaches(const struct block_node *node);
+/* Bring the state of every root and node in line with what is drained. Doesn't wait for requests. */
+void block_drain_update(void);
 
 static inline void block_root_enter(struct block_root *root)
 {
@@ -59,18 +61,32 @@ static inline void block_root_leave(struct block_root *root)
     }
 }
 
-/* --- node.c --- */
-extern struct list block_all_nodes; /* of struct block_node; main reactor only */
-extern struct list block_all_roots; /* of struct block_root; main reactor only */
+/* --- node.c --- main reactor only */
+extern struct list block_all_nodes;    /* of struct block_node: those that are public */
+extern struct list block_hidden_nodes; /* those being opened, or open and not public yet */
+extern struct list block_all_roots;    /* of struct block_root */
 
-/* --- perm.c --- */
-/*
- * Work out the permissions of everything at and below `node` after the edges' next_perm/next_shared were changed, and put
- * them in force; on failure everything is as before. Yields.
- */
-int block_co_perm_update(struct block_node *node, struct error *err);
+/* --- gate.c --- */
+/* block_node.write_generation of a node that nothing was written to: more than what was flushed, as the file may be dirty. */
+#define BLOCK_NOTHING_WRITTEN 1u
+/* Flush a node without a root: for graph changes, in which it is drained. */
+int block_co_flush_node(struct block_node *node);
+
+/* --- graph.c --- */
+/* Within a change whose edges at `node` were changed: settle. */
+int block_co_settle_at(struct block_node *node, struct error *err);
+
+/* --- perm.c --- by graph.c, see there */
+int block_co_perm_settle(struct error *err);
+void block_co_perm_release(void);
+
+/* --- open.c --- */
+/* Free a node that has neither edges nor a driver's state any more. */
+void block_node_free(struct block_node *node);
 
 /* --- edge.c --- */
+/* Detach a child; the caller gets the reference that the edge had. */
+struct block_node *block_co_take_child(struct block_edge *edge);
 /* A root for control I/O, exempt from drain. */
 int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
                              unsigned shared, struct block_root **ret, struct error *err);

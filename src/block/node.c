@@ -11,6 +11,7 @@
 #define DRIVERS_MAX 32
 
 struct list block_all_nodes = LIST_INIT(block_all_nodes);
+struct list block_hidden_nodes = LIST_INIT(block_hidden_nodes);
 struct list block_all_roots = LIST_INIT(block_all_roots);
 
 static const struct block_driver *drivers[DRIVERS_MAX];
@@ -92,6 +93,11 @@ struct block_node *block_node_find(const char *name)
 
     LIST_FOREACH (node, &block_all_nodes, link) {
         if (strcmp(node->name, name) == 0) {
+            return node;
+        }
+    }
+    LIST_FOREACH (node, &block_hidden_nodes, link) {
+        if (node->is_open && node->opener == co_self() && strcmp(node->name, name) == 0) {
             return node;
         }
     }

@@ -30,6 +30,24 @@ static bool name_is_well_formed(const char *name)
     return true;
 }
 
+static bool is_named(struct list *nodes, const char *name)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        if (node->name && strcmp(node->name, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Also by one that is being opened, by whomever. */
+static bool name_is_taken(const char *name)
+{
+    return is_named(&block_all_nodes, name) || is_named(&block_hidden_nodes, name);
+}
+
 static int take_node_name(struct block_node *node, struct options *opts, struct error *err)
 {
     static unsigned serial;
@@ -50,7 +68,7 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
             return error_set(err, EINVAL, "Node name too long: '%s' has more than %d characters",
                              name, NODE_NAME_MAX);
         }
-        if (block_node_find(name)) {
+        if (name_is_taken(name)) {
             return error_set(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
         }
         node->has_user_name = true;
@@ -147,9 +165,9 @@ static void inherit_options(const struct block_node *parent, struct options *chi
     }
 }
 
-/* --- open and close ---------------------------------------------------------------------------- */
+/* --- open ------------------------------------------------------------------------------------- */
 
-static void node_free(struct block_node *node)
+void block_node_free(struct block_node *node)
 {
     list_remove(&node->link);
     range_lock_destroy(&node->rmw);
@@ -158,13 +176,6 @@ static void node_free(struct block_node *node)
     free(node->filename);
     free(node->name);
     free(node);
-}
-
-static void co_detach_all_children(struct block_node *node)
-{
-    while (!list_is_empty(&node->children)) {
-        block_co_detach_child(LIST_FIRST(&node->children, struct block_edge, sibling));
-    }
 }
 
 static struct block_node *node_new(const struct block_driver *driver, unsigned flags)
@@ -184,15 +195,16 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     node->refcount = 1;
     node->limits.request_alignment = 1;
     node->limits.memory_alignment = 1;
-    node->perm_in_force = 0;
-    node->shared_in_force = BLOCK_PERM_ALL;
+    node->told_shared = BLOCK_PERM_ALL;
+    node->opener = co_self();
     atomic_init(&node->size, 0);
-    atomic_init(&node->write_generation, 1);
-    list_init(&node->link);
+    atomic_init(&node->write_generation, BLOCK_NOTHING_WRITTEN);
     list_init(&node->children);
     list_init(&node->parents);
     list_init(&node->bitmaps);
+    list_init(&node->left);
     range_lock_init(&node->rmw);
+    list_append(&block_hidden_nodes, &node->link);
     return node;
 }
 
@@ -251,22 +263,24 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
     node->events = wants_events(node);
     snprintf(what, sizeof(what), "Block driver '%s'", node->driver->name);
     r = options_check_empty(opts, what, err);
-    if (r == 0) {
-        list_append(&block_all_nodes, &node->link);
-        r = block_co_perm_update(node, err);
-    }
     if (r < 0) {
         block_bitmaps_release(node);
         if (node->driver->co_close) {
             node->driver->co_close(node);
         }
-        node->closed = true;
     }
     return r;
 }
 
-int block_co_open(struct options *opts_in, unsigned flags, struct block_node **ret,
-                  struct error *err)
+static void co_detach_all_children(struct block_node *node)
+{
+    while (!list_is_empty(&node->children)) {
+        block_co_detach_child(LIST_FIRST(&node->children, struct block_edge, sibling));
+    }
+}
+
+int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_node **ret,
+                         struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_in;
     AUTO_FREE char *driver_name = NULL;
@@ -290,63 +304,125 @@ int block_co_open(struct options *opts_in, unsigned flags, struct block_node **r
     }
     r = co_open_node(node, opts, flags, err);
     if (r < 0) {
+        node->closed = true;
         co_detach_all_children(node);
-        node_free(node);
+        block_node_free(node);
         return r;
     }
     json_object_object_add(node->options, "driver", json_object_new_string(driver_name));
+    node->is_open = true;
     *ret = node;
     return 0;
+}
+
+/* --- publish ------------------------------------------------------------------------------------ */
+
+/* The last one opened of the hidden nodes at and below `node`: children come before their parents. */
+static struct block_node *next_to_publish(struct block_node *node)
+{
+    struct list *l;
+
+    for (l = block_hidden_nodes.prev; l != &block_hidden_nodes; l = l->prev) {
+        struct block_node *n = container_of(l, struct block_node, link);
+
+        if (n->opener == node->opener && n->is_open && block_node_reaches(node, n)) {
+            return n;
+        }
+    }
+    return NULL;
+}
+
+static void make_public(struct block_node *node)
+{
+    node->opener = NULL;
+    node->perm_touched = true;
+    list_remove(&node->link);
+    list_append(&block_all_nodes, &node->link);
+}
+
+static void hide(struct block_node *node)
+{
+    node->opener = co_self();
+    node->perm_touched = true;
+    list_remove(&node->link);
+    list_append(&block_hidden_nodes, &node->link);
+}
+
+void block_unpublish(struct block_node *node)
+{
+    struct list *l, *prev;
+
+    if (node->opener) {
+        return;
+    }
+    for (l = block_all_nodes.prev; l != &block_all_nodes; l = prev) {
+        struct block_node *n = container_of(l, struct block_node, link);
+
+        prev = l->prev;
+        if (n->published_with == node) {
+            n->published_with = NULL;
+            hide(n);
+        }
+    }
+}
+
+int block_co_publish(struct block_node *node, struct error *err)
+{
+    struct block_node *n;
+    int r = 0;
+
+    block_co_change_begin();
+    while (r == 0 && node->opener && (n = next_to_publish(node))) {
+        r = n->driver->co_begin ? n->driver->co_begin(n, err) : 0;
+        if (r == 0) {
+            n->published_with = node;
+            make_public(n);
+        }
+    }
+    r = r < 0 ? r : block_co_change_settle(err);
+    if (r < 0) {
+        block_unpublish(node);
+        (void)block_co_change_settle(NULL);
+    }
+    block_co_change_end();
+    return r;
+}
+
+/* Whether this coroutine is in the midst of opening another node, of which this one becomes a part. */
+static bool is_nested_open(void)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, &block_hidden_nodes, link) {
+        if (node->opener == co_self() && !node->is_open) {
+            return true;
+        }
+    }
+    return false;
+}
+
+int block_co_open(struct options *opts, unsigned flags, struct block_node **ret, struct error *err)
+{
+    bool nested = is_nested_open();
+    struct block_node *node;
+    int r = block_co_open_hidden(opts, flags, &node, err);
+
+    if (r == 0 && !nested) {
+        r = block_co_publish(node, err);
+        if (r < 0) {
+            block_co_unref(node);
+        }
+    }
+    if (r == 0) {
+        *ret = node;
+    }
+    return r;
 }
 
 struct block_node *block_node_ref(struct block_node *node)
 {
     node->refcount++;
     return node;
-}
-
-int block_co_inactivate(struct block_node *node, struct error *err)
-{
-    struct block_node *below;
-    int r;
-
-    if (node->closed) {
-        return 0;
-    }
-    if (node->driver->co_inactivate) {
-        r = node->driver->co_inactivate(node, err);
-    } else {
-        /* What a filter shows is complete when what is below is. */
-        below = node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
-        r = below ? block_co_inactivate(below, err) : 0;
-    }
-    node->close_told = node->close_told || (r < 0 && err);
-    return r;
-}
-
-void block_co_unref(struct block_node *node)
-{
-    ERROR_AUTO(err);
-
-    if (!node || --node->refcount > 0) {
-        return;
-    }
-    /* Closing does I/O: keep the node from being closed twice by what that brings about. */
-    node->refcount = 1;
-    if (!node->closed) {
-        bool told = node->close_told;
-
-        if (block_co_inactivate(node, &err) < 0 && !told) {
-            log_error("closing '%s': %s", block_node_display_name(node), error_message(&err));
-        }
-        block_bitmaps_release(node);
-        if (node->driver->co_close) {
-            node->driver->co_close(node);
-        }
-        node->closed = true;
-    }
-    co_detach_all_children(node);
-    node_free(node);
 }
 
 /* --- children ------------------------------------------------------------------------------------ */

@@ -4,16 +4,19 @@
  * must agree: what one does, all the others share. What a node does to its children
  * follows from what its parents do to it (driver.child_perm).
  *
- * An update is worked out in the edges' next_ fields from the changed node down, checked, told to the drivers that
- * take image locks, and only then put in force.
+ * They are worked out for a whole graph change at once (graph.c), under the graph lock, in three steps:
+ *
+ *   settle     everything at and below the nodes touched, parents first, into the edges' next_ fields; conflicts are looked for;
+ *              drivers that take image locks are told the union of what is in force and what is to be
+ *              -> in force. When a step fails, all is as before, and the caller puts the edges back
+ *   release    drivers are told what is left: locks that nobody needs any more go, at the end of the change, so that no
+ *              lock is given up and taken again within one
  */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "block/internal.h"
-
-#define GRAPH_DEPTH_MAX 256
 
 void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,
                                 unsigned *ret_shared)
@@ -25,6 +28,20 @@ void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_per
     LIST_FOREACH (edge, &node->parents, in_node) {
         *ret_perm |= edge->next_perm;
         *ret_shared &= edge->next_shared;
+    }
+}
+
+/* Likewise, of the permissions in force. */
+static void cumulative_in_force(const struct block_node *node, unsigned *ret_perm,
+                                unsigned *ret_shared)
+{
+    const struct block_edge *edge;
+
+    *ret_perm = 0;
+    *ret_shared = BLOCK_PERM_ALL;
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        *ret_perm |= edge->perm;
+        *ret_shared &= edge->shared;
     }
 }
 
@@ -59,6 +76,8 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
     *ret_shared = shared;
 }
 
+/* --- conflicts ------------------------------------------------------------------------------- */
+
 static void describe(const struct block_edge *edge, char *buf, size_t size)
 {
     if (edge->root) {
@@ -68,139 +87,256 @@ static void describe(const struct block_edge *edge, char *buf, size_t size)
     }
 }
 
+static int conflict(const struct block_node *node, const struct block_edge *a,
+                    const struct block_edge *b, struct error *err)
+{
+    char user_a[128], user_b[128], names[64];
+
+    describe(a, user_a, sizeof(user_a));
+    describe(b, user_b, sizeof(user_b));
+    return error_set(
+        err, EPERM,
+        "Permission conflict on node '%s': permissions '%s' are both required by %s and "
+        "unshared by %s",
+        node->name, block_perm_names(a->next_perm & ~b->next_shared, names, sizeof(names)), user_a,
+        user_b);
+}
+
 static int check_conflicts(struct block_node *node, struct error *err)
 {
+    unsigned perm, shared;
     struct block_edge *a, *b;
 
+    block_node_cumulative_perm(node, &perm, &shared);
+    if ((perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE)) && node->read_only) {
+        return error_set(err, EACCES, "Block node is read-only");
+    }
+    if (!(perm & ~shared)) {
+        return 0;
+    }
     LIST_FOREACH (a, &node->parents, in_node) {
-        if ((a->next_perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE)) && node->read_only) {
-            return error_set(err, EACCES, "Block node is read-only");
-        }
         LIST_FOREACH (b, &node->parents, in_node) {
-            unsigned conflict = a->next_perm & ~b->next_shared;
-
-            if (a != b && conflict) {
-                char user_a[128], user_b[128], names[64];
-
-                describe(a, user_a, sizeof(user_a));
-                describe(b, user_b, sizeof(user_b));
-                return error_set(err, EPERM,
-                                 "Permission conflict on node '%s': permissions '%s' are both "
-                                 "required by %s and unshared by %s",
-                                 node->name, block_perm_names(conflict, names, sizeof(names)),
-                                 user_a, user_b);
+            if (a != b && (a->next_perm & ~b->next_shared)) {
+                return conflict(node, a, b, err);
             }
         }
     }
     return 0;
 }
 
-/* Nodes of one update, each once, parents before children where the walk meets them so. */
-struct update {
-    struct block_node *nodes[GRAPH_DEPTH_MAX];
-    size_t count;
+/* --- the nodes of one update ------------------------------------------------------------------- */
+
+/* Nodes linked by perm_next. */
+struct chain {
+    struct block_node *first, **end;
 };
 
-static int remember(struct update *u, struct block_node *node, struct error *err)
+static void chain_init(struct chain *c)
 {
-    for (size_t i = 0; i < u->count; i++) {
-        if (u->nodes[i] == node) {
-            return 0;
-        }
-    }
-    if (u->count == GRAPH_DEPTH_MAX) {
-        return error_set(err, E2BIG, "The graph below node '%s' has more than %d nodes", node->name,
-                         GRAPH_DEPTH_MAX);
-    }
-    u->nodes[u->count++] = node;
-    return 0;
+    c->first = NULL;
+    c->end = &c->first;
 }
 
-static int work_out(struct update *u, struct block_node *node, struct error *err)
+static void chain_add(struct chain *c, struct block_node *node)
 {
-    unsigned perm, shared;
-    struct block_edge *edge;
-    int ret;
+    node->perm_next = NULL;
+    *c->end = node;
+    c->end = &node->perm_next;
+}
 
-    ret = remember(u, node, err);
-    if (ret < 0) {
-        return ret;
+static void add_once(struct chain *c, struct block_node *node, unsigned mark)
+{
+    if (node->perm_mark != mark) {
+        node->perm_mark = mark;
+        node->perm_waits = 0;
+        chain_add(c, node);
     }
-    ret = check_conflicts(node, err);
-    if (ret < 0) {
-        return ret;
+}
+
+static void add_touched(struct chain *c, struct list *nodes, unsigned mark)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        if (node->perm_touched) {
+            add_once(c, node, mark);
+        }
     }
+}
+
+/* What the touched nodes reach, each once, parents before their children. */
+static struct block_node *collect(void)
+{
+    static unsigned mark;
+    struct block_node *node, *next;
+    struct block_edge *edge;
+    struct chain reached, ready;
+
+    mark++;
+    chain_init(&reached);
+    add_touched(&reached, &block_all_nodes, mark);
+    add_touched(&reached, &block_hidden_nodes, mark);
+    for (node = reached.first; node; node = node->perm_next) {
+        LIST_FOREACH (edge, &node->children, sibling) {
+            add_once(&reached, edge->node, mark);
+            edge->node->perm_waits++;
+        }
+    }
+    chain_init(&ready);
+    for (node = reached.first; node; node = next) {
+        next = node->perm_next;
+        if (node->perm_waits == 0) {
+            chain_add(&ready, node);
+        }
+    }
+    for (node = ready.first; node; node = node->perm_next) {
+        LIST_FOREACH (edge, &node->children, sibling) {
+            if (--edge->node->perm_waits == 0) {
+                chain_add(&ready, edge->node);
+            }
+        }
+    }
+    return ready.first;
+}
+
+/* --- working out ------------------------------------------------------------------------------- */
+
+/*
+ * A node that is not public yet makes no claims on nodes that are, but for those that its driver needs to open it: it must not
+ * stand in the way of guests before the change is made that it is for.
+ */
+static bool claims_nothing_yet(const struct block_edge *edge)
+{
+    return edge->parent->opener && !edge->node->opener &&
+           (edge->role & (BLOCK_ROLE_BACKING | BLOCK_ROLE_FILTERED));
+}
+
+static void work_out_children(struct block_node *node)
+{
+    struct block_edge *edge;
+    unsigned perm, shared;
+
     block_node_cumulative_perm(node, &perm, &shared);
     LIST_FOREACH (edge, &node->children, sibling) {
-        if (node->driver->child_perm) {
+        if (claims_nothing_yet(edge)) {
+            edge->next_perm = 0;
+            edge->next_shared = BLOCK_PERM_ALL;
+        } else if (node->driver->child_perm) {
             node->driver->child_perm(node, edge, perm, shared, &edge->next_perm,
                                      &edge->next_shared);
         } else {
             block_default_child_perm(node, edge, perm, shared, &edge->next_perm,
                                      &edge->next_shared);
         }
-        ret = work_out(u, edge->node, err);
-        if (ret < 0) {
-            return ret;
+    }
+}
+
+static int work_out(struct block_node *first, struct error *err)
+{
+    struct block_edge *edge;
+
+    for (struct block_node *node = first; node; node = node->perm_next) {
+        int r;
+
+        LIST_FOREACH (edge, &node->parents, in_node) {
+            if (edge->root) {
+                edge->next_perm = edge->want_perm;
+                edge->next_shared = edge->want_shared;
+            }
         }
+        r = check_conflicts(node, err);
+        if (r < 0) {
+            return r;
+        }
+        work_out_children(node);
     }
     return 0;
 }
 
-static int co_tell_driver(struct block_node *node, unsigned perm, unsigned shared,
-                          struct error *err)
+static int co_tell(struct block_node *node, unsigned perm, unsigned shared, struct error *err)
 {
+    int r = 0;
+
+    if (perm == node->told_perm && shared == node->told_shared) {
+        return 0;
+    }
     if (node->driver->co_set_perm && !node->closed) {
-        return node->driver->co_set_perm(node, perm, shared, err);
+        r = node->driver->co_set_perm(node, perm, shared, err);
     }
-    return 0;
+    if (r == 0) {
+        node->told_perm = perm;
+        node->told_shared = shared;
+    }
+    return r;
 }
 
-/* Edges of the node's parents that are not in force: put back what is. */
-static void roll_back(struct update *u, size_t told)
+/* All locks that are needed before or after the change. Those taken in vain are given back by block_co_perm_release(). */
+static int co_take_locks(struct block_node *first, struct error *err)
 {
-    for (size_t i = 0; i < u->count; i++) {
-        struct block_edge *edge;
-
-        LIST_FOREACH (edge, &u->nodes[i]->parents, in_node) {
-            edge->next_perm = edge->perm;
-            edge->next_shared = edge->shared;
-        }
-    }
-    while (told-- > 0) {
-        struct block_node *node = u->nodes[told];
-
-        co_tell_driver(node, node->perm_in_force, node->shared_in_force, NULL);
-    }
-}
-
-int block_co_perm_update(struct block_node *node, struct error *err)
-{
-    struct update u = {.count = 0};
     unsigned perm, shared;
-    int ret = work_out(&u, node, err);
-    size_t i;
+    int r = 0;
 
-    for (i = 0; i < u.count && ret == 0; i++) {
-        block_node_cumulative_perm(u.nodes[i], &perm, &shared);
-        ret = co_tell_driver(u.nodes[i], perm, shared, err);
-        if (ret < 0) {
-            break;
+    for (struct block_node *node = first; node && r == 0; node = node->perm_next) {
+        block_node_cumulative_perm(node, &perm, &shared);
+        r = co_tell(node, perm | node->told_perm, shared & node->told_shared, err);
+    }
+    return r;
+}
+
+/* Into force, or back to what is. */
+static void apply(struct block_node *first, bool ok)
+{
+    struct block_edge *edge;
+
+    for (struct block_node *node = first; node; node = node->perm_next) {
+        LIST_FOREACH (edge, &node->parents, in_node) {
+            if (ok) {
+                edge->perm = edge->next_perm;
+                edge->shared = edge->next_shared;
+            } else {
+                edge->next_perm = edge->perm;
+                edge->next_shared = edge->shared;
+            }
+        }
+        node->perm_touched = node->perm_touched && !ok;
+    }
+}
+
+int block_co_perm_settle(struct error *err)
+{
+    struct block_node *first = collect();
+    int r = work_out(first, err);
+
+    r = r < 0 ? r : co_take_locks(first, err);
+    apply(first, r == 0);
+    return r;
+}
+
+/* The next node that was told of more than is in force. */
+static struct block_node *find_overtold(struct list *nodes, unsigned *ret_perm,
+                                        unsigned *ret_shared)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        cumulative_in_force(node, ret_perm, ret_shared);
+        if (*ret_perm != node->told_perm || *ret_shared != node->told_shared) {
+            return node;
         }
     }
-    if (ret < 0) {
-        roll_back(&u, i);
-        return ret;
-    }
-    for (i = 0; i < u.count; i++) {
-        struct block_edge *edge;
+    return NULL;
+}
 
-        LIST_FOREACH (edge, &u.nodes[i]->parents, in_node) {
-            edge->perm = edge->next_perm;
-            edge->shared = edge->next_shared;
-        }
-        block_node_cumulative_perm(u.nodes[i], &u.nodes[i]->perm_in_force,
-                                   &u.nodes[i]->shared_in_force);
+void block_co_perm_release(void)
+{
+    struct block_node *node;
+    unsigned perm, shared;
+
+    while ((node = find_overtold(&block_all_nodes, &perm, &shared)) ||
+           (node = find_overtold(&block_hidden_nodes, &perm, &shared))) {
+        /* Giving up can't fail; should it, it is not tried for ever. */
+        co_tell(node, perm, shared, NULL);
+        node->told_perm = perm;
+        node->told_shared = shared;
     }
-    return 0;
 }

@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "block/bitmaps.h"
+#include "block/control_lock.h"
 #include "export/internal.h"
 #include "loop/loop.h"
 #include "nbd/server.h"
@@ -19,6 +20,7 @@ struct export
     struct list link; /* in `exports` */
     char *id;
     bool writable;
+    bool published;
     bool shutting_down;
     struct block_root *root;
     struct nbd_export *nbd;
@@ -193,6 +195,19 @@ static int check_config(const struct export_config *config, struct block_node **
     return 0;
 }
 
+/* Whether an export that is not published yet has the name. */
+static bool is_reserved(const char *name)
+{
+    struct export *e;
+
+    LIST_FOREACH (e, &exports, link) {
+        if (!e->published && strcmp(nbd_export_name(e->nbd), name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int co_set_up(struct export *e, struct block_node *node, const struct export_config *config,
                      struct error *err)
 {
@@ -216,6 +231,9 @@ static int co_set_up(struct export *e, struct block_node *node, const struct exp
     if (ret == 0 && find(config->id)) {
         ret = error_set(err, EEXIST, "Block export id '%s' is already in use", config->id);
     }
+    if (ret == 0 && is_reserved(nbd.name)) {
+        ret = error_set(err, EEXIST, "NBD server already has export named '%s'", nbd.name);
+    }
     if (ret == 0 && !export_nbd_server()) {
         ret = error_set(err, EINVAL, "NBD server not running");
     }
@@ -228,7 +246,8 @@ static int co_set_up(struct export *e, struct block_node *node, const struct exp
     return nbd_export_new(export_nbd_server(), &nbd, &e->nbd, err);
 }
 
-int export_co_add(const struct export_config *config, struct error *err)
+int export_co_prepare(const struct export_config *config, struct export **ret_export,
+                      struct error *err)
 {
     struct block_node *node = NULL;
     struct export *e;
@@ -252,7 +271,31 @@ int export_co_add(const struct export_config *config, struct error *err)
         return ret;
     }
     list_append(&exports, &e->link);
+    *ret_export = e;
     return 0;
+}
+
+void export_publish(struct export *e)
+{
+    e->published = true;
+    nbd_export_publish(e->nbd);
+}
+
+void export_co_discard(struct export *e)
+{
+    list_remove(&e->link);
+    co_release(e);
+}
+
+int export_co_add(const struct export_config *config, struct error *err)
+{
+    struct export *e;
+    int ret = export_co_prepare(config, &e, err);
+
+    if (ret == 0) {
+        export_publish(e);
+    }
+    return ret;
 }
 
 /* The end of an export that is shutting down. It can be found by its id until its clients are gone. */
@@ -266,10 +309,12 @@ static void co_tear_down(void *arg)
     nbd_export_co_free(TAKE_PTR(e->nbd));
     /* Who no longer finds the export finds its node free. */
     block_co_root_settle(e->root);
+    block_co_control_lock();
     list_remove(&e->link);
     list_splice(&waiters, &e->waiters);
     id = TAKE_PTR(e->id);
     co_release(e);
+    block_control_unlock();
     if (event_fn) {
         event_fn(EXPORT_EVENT_DELETED, id, event_arg);
     }
@@ -279,12 +324,15 @@ static void co_tear_down(void *arg)
     }
 }
 
+/* What is waited for takes the control lock. */
 static void co_wait_gone(struct export *e)
 {
     struct gone_waiter w = {.co = co_self()};
+    bool held = block_control_pause();
 
     list_append(&e->waiters, &w.link);
     co_suspend();
+    block_co_control_resume(held);
 }
 
 /* Begin to shut down; e may be gone when this returns, unless `wait`. */
@@ -331,7 +379,10 @@ void export_co_del_all(void)
             co_wait_gone(e);
         } else if (co_shut_down(e, true, NULL) < 0) {
             /* No coroutine to be had: do it in this one. */
+            bool held = block_control_pause();
+
             co_tear_down(e);
+            block_co_control_resume(held);
         }
     }
 }

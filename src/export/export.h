@@ -6,8 +6,12 @@
  * may yield. Strings handed in are copied. After a failure nothing is left behind: no root on the
  * node, no busy bitmap, no socket.
  *
- *   (none) -- export_co_add --> RUNNING -- export_co_del, client gone --> SHUTTING DOWN --> (none),
- *                                          server stopped                    BLOCK_EXPORT_DELETED
+ *   (none) -- export_co_prepare --> PREPARED -- export_publish --> RUNNING
+ *     ^                                 |                             |  export_co_del, server stopped
+ *     +------ export_co_discard --------+                             v
+ *     +------ BLOCK_EXPORT_DELETED, once its clients are gone -- SHUTTING DOWN
+ *
+ * Until it is published no client sees an export, so that it can be discarded at once, with nothing in flight.
  */
 #ifndef TIDEMARK_EXPORT_EXPORT_H
 #define TIDEMARK_EXPORT_EXPORT_H
@@ -20,6 +24,7 @@
 #include "block/block.h"
 
 struct reactor;
+struct export;
 
 /* --- the NBD server -------------------------------------------------------------------------- */
 
@@ -101,6 +106,13 @@ struct export_config {
  * written: clients of such an export are promised a view that stays.
  */
 int export_co_add(const struct export_config *config, struct error *err);
+
+/* Likewise in two steps. Its id and name are taken from now on; errors as above. */
+int export_co_prepare(const struct export_config *config, struct export **ret, struct error *err);
+/* Let clients in. Does not yield. */
+void export_publish(struct export *e);
+/* Undo the prepare: when this returns its root, bitmaps and names are free. */
+void export_co_discard(struct export *e);
 
 enum export_del_mode {
     EXPORT_DEL_SAFE, /* refused (-EBUSY) while clients are connected */

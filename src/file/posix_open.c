@@ -308,7 +308,7 @@ static void co_trim_padding(struct block_node *node, unsigned perm)
 {
     const struct posix_file *f = node->opaque;
 
-    if (f->block_size > 1 && !f->is_device && (node->perm_in_force & ~perm & BLOCK_PERM_WRITE)) {
+    if (f->block_size > 1 && !f->is_device && (node->told_perm & ~perm & BLOCK_PERM_WRITE)) {
         loop_co_brief(trim_blocking, node);
     }
 }

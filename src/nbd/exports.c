@@ -104,9 +104,14 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->allocation_depth = config->allocation_depth;
     e->reactor = config->reactor;
     list_init(&e->clients);
-    list_append(&s->exports, &e->link);
+    list_init(&e->link);
     *ret = e;
     return 0;
+}
+
+void nbd_export_publish(struct nbd_export *e)
+{
+    list_append(&e->server->exports, &e->link);
 }
 
 void nbd_export_unpublish(struct nbd_export *e)

@@ -71,9 +71,14 @@ struct nbd_export_config {
     struct reactor *reactor; /* NULL: spread */
 };
 
-/* Publish. -EEXIST if the name is taken, -EINVAL if name or description are too long, -ENOMEM. */
+/*
+ * Make one, which clients don't find yet. -EEXIST if the name is taken by a published one, -EINVAL if name or description are too
+ * long, -ENOMEM.
+ */
 int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
                    struct nbd_export **ret, struct error *err);
+/* Clients find it from now on. No other of its name is published. */
+void nbd_export_publish(struct nbd_export *e);
 /* New clients don't find it any more. */
 void nbd_export_unpublish(struct nbd_export *e);
 /* Disconnect its clients, wait until their requests have finished, release. Unpublishes. */

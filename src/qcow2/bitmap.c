@@ -261,20 +261,23 @@ int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bi
                                 struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct stored_bitmap *b = qcow2_find_stored(q, bitmap->name);
+    struct stored_bitmap *b;
     int r = 0;
 
-    if (!b || (b->flags & BITMAP_FLAG_IN_USE) || q->read_only) {
+    if (q->read_only) {
         return 0;
     }
     co_mutex_lock(&q->bitmap_mutex);
-    r = co_mark(q, b);
-    r = r < 0 ? r : block_co_flush(q->node->file);
-    b->flags |= r == 0 ? BITMAP_FLAG_IN_USE : 0;
+    b = qcow2_find_stored(q, bitmap->name);
+    if (b && !(b->flags & BITMAP_FLAG_IN_USE)) {
+        r = co_mark(q, b);
+        r = r < 0 ? r : block_co_flush(q->node->file);
+        b->flags |= r == 0 ? BITMAP_FLAG_IN_USE : 0;
+    }
     co_mutex_unlock(&q->bitmap_mutex);
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use", b->name,
-                               block_node_display_name(node));
+        return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use",
+                               bitmap->name, block_node_display_name(node));
     }
     return 0;
 }

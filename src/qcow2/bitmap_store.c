@@ -397,7 +397,8 @@ static bool is_to_be_stored(const struct block_bitmap *b)
 /* Its bits or flags in memory are not those on disk. */
 static bool is_stale(const struct stored_bitmap *s, const struct block_bitmap *b)
 {
-    return !s || (s->flags & BITMAP_FLAG_IN_USE) || b->enabled != !!(s->flags & BITMAP_FLAG_AUTO);
+    return !s || b->unstored || (s->flags & BITMAP_FLAG_IN_USE) ||
+           b->enabled != !!(s->flags & BITMAP_FLAG_AUTO);
 }
 
 static bool anything_to_store(struct qcow2 *q)
@@ -478,13 +479,14 @@ static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *m
     return 0;
 }
 
-int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
+static int co_store_locked(struct qcow2 *q, struct error *err)
 {
     struct garbage made = {0}, old = {0};
+    struct stored_bitmap *s;
     struct list list;
     int r;
 
-    if (q->read_only || !anything_to_store(q)) {
+    if (!anything_to_store(q)) {
         return 0;
     }
     list_init(&list);
@@ -501,10 +503,28 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
         free(old.runs.runs);
         return r;
     }
+    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+        if (s->loaded) {
+            s->loaded->unstored = false;
+        }
+    }
     atomic_store(&q->bitmaps_marked, false); /* the next write marks again */
     free(made.runs.runs);
     co_garbage_free(q, &old, true);
     return 0;
+}
+
+int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
+{
+    int r;
+
+    if (q->read_only) {
+        return 0;
+    }
+    co_mutex_lock(&q->bitmap_mutex);
+    r = co_store_locked(q, err);
+    co_mutex_unlock(&q->bitmap_mutex);
+    return r;
 }
 
 /* --- add and remove ---------------------------------------------------------------------------- */
@@ -525,7 +545,9 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
     if (q->version < 3) {
         return error_set(err, ENOTSUP, "Cannot store dirty bitmaps in qcow2 v2 files");
     }
-    if (qcow2_find_stored(q, name)) {
+    s = qcow2_find_stored(q, name);
+    /* One that was taken off the node goes from the image when the transaction that does it is through. */
+    if (s && !(s->loaded && block_bitmap_find(node, name) != s->loaded)) {
         return error_set(err, EEXIST, "Image '%s' stores a bitmap '%s' already",
                          block_node_display_name(node), name);
     }
@@ -546,9 +568,8 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
     return qcow2_co_check_room_for_bitmaps(q, err);
 }
 
-int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)
+static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err)
 {
-    struct qcow2 *q = qcow2_state(node);
     struct stored_bitmap *s, *gone = qcow2_find_stored(q, name);
     struct garbage made = {0}, old = {0};
     struct block_bitmap *bitmap = gone ? gone->loaded : NULL;
@@ -582,4 +603,15 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     free(made.runs.runs);
     co_garbage_free(q, &old, true);
     return 1;
+}
+
+int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    int r;
+
+    co_mutex_lock(&q->bitmap_mutex);
+    r = co_remove_locked(q, name, err);
+    co_mutex_unlock(&q->bitmap_mutex);
+    return r;
 }

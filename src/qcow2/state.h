@@ -32,7 +32,7 @@
  *
  * Locks, in the order they are taken; an arrow may not be walked backwards:
  *
- *   bitmap_mutex         marking bitmaps in use: one at a time
+ *   bitmap_mutex         stored_bitmaps and its entries, the directory: marking in use, storing, removing
  *   guest (range_lock)   guest ranges: overwriting in place, and reading what a write elsewhere may move (compressed or
  *                        shared clusters) shared; allocating, zeroing, discarding exclusive
  *   commit_mutex         one commit at a time; refcounts_behind, results of commits
@@ -184,7 +184,7 @@ struct qcow2 {
     struct list stored_bitmaps;
     uint64_t bitmap_directory_offset, bitmap_directory_size;
     uint32_t bitmap_directory_count; /* as the header said at open */
-    struct co_mutex bitmap_mutex;    /* marking in use: first writers of several reactors */
+    struct co_mutex bitmap_mutex;    /* guards stored_bitmaps: see above */
     atomic_bool bitmaps_marked;      /* nothing on disk passes for current: writes may go on (R5) */
 
     struct overlap_guard guard;

@@ -18,6 +18,12 @@ static struct block_bitmap *lookup(struct json_object *data, const char *key, st
 
 /* --- block-dirty-bitmap-add ------------------------------------------------------------------------ */
 
+/* All of these act on the bitmaps of one node, `node`. */
+static void node_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
+{
+    qmp_concern_add(concern, block_node_find(qmp_get_str(data, "node")));
+}
+
 struct add_state {
     struct block_bitmap *bitmap; /* in its node's list */
 };
@@ -41,25 +47,19 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
                                qmp_get_bool(data, "disabled", false), &s->bitmap, err);
 }
 
-/* Closing a node above the bitmap's, which the transaction may have opened, stores bitmaps: this one may be in the image. */
+/* It was never stored: that happens when its node is closed. */
 static void co_add_abort(void *state)
 {
     struct add_state *s = state;
-    struct block_node *node = s->bitmap->node;
-    ERROR_AUTO(err);
 
     block_co_bitmap_detach(s->bitmap);
-    if (s->bitmap->persistent && node->driver->co_remove_stored_bitmap &&
-        node->driver->co_remove_stored_bitmap(node, s->bitmap->name, &err) < 0) {
-        log_error("transaction: bitmap '%s' of node '%s' can't be taken back: %s", s->bitmap->name,
-                  block_node_name(node), error_message(&err));
-    }
     block_bitmap_free_detached(s->bitmap);
 }
 
 const struct qmp_action qmp_action_bitmap_add = {
     .name = "block-dirty-bitmap-add",
     .state_size = sizeof(struct add_state),
+    .concerns = node_concerns,
     .co_prepare = co_add_prepare,
     .co_abort = co_add_abort,
 };
@@ -69,11 +69,11 @@ const struct qmp_action qmp_action_bitmap_add = {
 /*
  * Prepare takes the bitmap off the node, finish takes it out of the image, commit frees it. Until then it can be put
  * back whole: one that is put back after finish is stored again when the node is closed. The node is drained all the
- * while, lest the bitmap miss writes.
+ * while, as all that a transaction concerns, lest the bitmap miss writes.
  */
 struct remove_state {
     struct block_bitmap *bitmap; /* detached */
-    struct block_node *node;     /* referenced, drained */
+    struct block_node *node;     /* referenced by its being concerned */
 };
 
 static int co_remove_prepare(void *state, struct json_object *data, struct error *err)
@@ -87,8 +87,7 @@ static int co_remove_prepare(void *state, struct json_object *data, struct error
         return r;
     }
     s->bitmap = b;
-    s->node = block_node_ref(b->node);
-    block_co_drain_begin(s->node);
+    s->node = b->node;
     block_co_bitmap_detach(b);
     return 0;
 }
@@ -119,22 +118,14 @@ static void co_remove_abort(void *state)
     block_co_bitmap_reattach(s->bitmap);
 }
 
-static void co_remove_clean(void *state)
-{
-    struct remove_state *s = state;
-
-    block_co_drain_end(s->node);
-    block_co_unref(s->node);
-}
-
 const struct qmp_action qmp_action_bitmap_remove = {
     .name = "block-dirty-bitmap-remove",
     .state_size = sizeof(struct remove_state),
+    .concerns = node_concerns,
     .co_prepare = co_remove_prepare,
     .co_finish = co_remove_finish,
     .co_commit = co_remove_commit,
     .co_abort = co_remove_abort,
-    .co_clean = co_remove_clean,
 };
 
 /* --- clear, merge: a backup of the bits ------------------------------------------------------------ */
@@ -170,6 +161,7 @@ static void co_bits_clean(void *state)
 const struct qmp_action qmp_action_bitmap_clear = {
     .name = "block-dirty-bitmap-clear",
     .state_size = sizeof(struct bits_state),
+    .concerns = node_concerns,
     .co_prepare = co_clear_prepare,
     .co_abort = co_bits_abort,
     .co_clean = co_bits_clean,
@@ -185,6 +177,20 @@ static struct block_bitmap *lookup_source(const char *node_name, struct json_obj
         return block_bitmap_lookup(node_name, json_object_get_string(source), &node, err);
     }
     return lookup(source, "name", err);
+}
+
+static void merge_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
+{
+    struct json_object *list = qmp_get(data, "bitmaps");
+
+    node_concerns(state, data, concern);
+    for (size_t i = 0; i < json_object_array_length(list); i++) {
+        struct json_object *source = json_object_array_get_idx(list, i);
+
+        if (json_object_is_type(source, json_type_object)) {
+            node_concerns(state, source, concern);
+        }
+    }
 }
 
 static int co_merge_prepare(void *state, struct json_object *data, struct error *err)
@@ -218,6 +224,7 @@ static int co_merge_prepare(void *state, struct json_object *data, struct error 
 const struct qmp_action qmp_action_bitmap_merge = {
     .name = "block-dirty-bitmap-merge",
     .state_size = sizeof(struct bits_state),
+    .concerns = merge_concerns,
     .co_prepare = co_merge_prepare,
     .co_abort = co_bits_abort,
     .co_clean = co_bits_clean,
@@ -265,6 +272,7 @@ static void co_switch_abort(void *state)
 const struct qmp_action qmp_action_bitmap_enable = {
     .name = "block-dirty-bitmap-enable",
     .state_size = sizeof(struct enable_state),
+    .concerns = node_concerns,
     .co_prepare = co_enable_prepare,
     .co_abort = co_switch_abort,
 };
@@ -272,6 +280,7 @@ const struct qmp_action qmp_action_bitmap_enable = {
 const struct qmp_action qmp_action_bitmap_disable = {
     .name = "block-dirty-bitmap-disable",
     .state_size = sizeof(struct enable_state),
+    .concerns = node_concerns,
     .co_prepare = co_disable_prepare,
     .co_abort = co_switch_abort,
 };

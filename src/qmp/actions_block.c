@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/log.h"
+#include "block/control_lock.h"
 #include "block/driver.h"
 #include "export/export.h"
 #include "qmp/commands.h"
@@ -13,10 +14,10 @@
 /* --- blockdev-add ---------------------------------------------------------------------------------- */
 
 struct add_state {
-    struct block_node *node; /* the monitor's reference */
+    struct block_node *node; /* a reference; NULL once it is the monitor's */
 };
 
-static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+static int co_add_open(void *state, struct json_object *data, struct error *err)
 {
     struct add_state *s = state;
     const char *driver = qmp_get_str(data, "driver");
@@ -30,13 +31,38 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
         return error_set(err, EINVAL, "'node-name' must be specified for the root node");
     }
     r = options_from_json(data, &opts, err);
-    if (r >= 0) {
-        r = block_co_open(opts, BLOCK_OPEN_RDWR, &s->node, err);
+    return r < 0 ? r : block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &s->node, err);
+}
+
+/* Nodes that were there before. */
+static void add_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
+{
+    struct add_state *s = state;
+    struct block_node *node = NULL;
+
+    while ((node = block_node_next(node))) {
+        if (block_node_reaches(s->node, node)) {
+            qmp_concern_add(concern, node);
+        }
     }
+}
+
+static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+{
+    struct add_state *s = state;
+    int r = block_co_publish(s->node, err);
+
     if (r >= 0) {
         block_node_set_monitor_owned(s->node, true);
     }
     return r;
+}
+
+static void co_add_commit(void *state)
+{
+    struct add_state *s = state;
+
+    s->node = NULL;
 }
 
 static void co_add_abort(void *state)
@@ -44,14 +70,28 @@ static void co_add_abort(void *state)
     struct add_state *s = state;
 
     block_node_set_monitor_owned(s->node, false);
+    block_unpublish(s->node);
+}
+
+/* What was opened in vain is closed when nobody is held up by that any more. */
+static void co_add_clean(void *state)
+{
+    struct add_state *s = state;
+
+    block_control_unlock();
     block_co_unref(s->node);
+    block_co_control_lock();
 }
 
 const struct qmp_action qmp_action_blockdev_add = {
     .name = "blockdev-add",
     .state_size = sizeof(struct add_state),
+    .co_open = co_add_open,
+    .concerns = add_concerns,
     .co_prepare = co_add_prepare,
+    .co_commit = co_add_commit,
     .co_abort = co_add_abort,
+    .co_clean = co_add_clean,
 };
 
 /* --- blockdev-del ---------------------------------------------------------------------------------- */
@@ -62,8 +102,8 @@ const struct qmp_action qmp_action_blockdev_add = {
  * needs a transaction of its own.
  */
 struct del_state {
-    struct block_node *node;
-    struct list link; /* in going */
+    struct block_node *node; /* borrowed until the commit, which takes the monitor's reference */
+    struct list link;        /* in going */
     bool committed;
 };
 
@@ -97,6 +137,42 @@ static int check_unused(struct block_node *node, struct error *err)
     return 0;
 }
 
+static bool has_bitmaps_to_store(struct block_node *node)
+{
+    struct block_bitmap *b;
+
+    for (b = block_bitmap_next(node, NULL); b; b = block_bitmap_next(node, b)) {
+        if (b->persistent && !b->inconsistent && !b->read_only) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * An image that nobody uses is completed while it can still be kept: it stays if its bitmaps would be lost otherwise. For
+ * anything else there is no use in keeping it: it is closed, and the log tells what went wrong.
+ */
+static int co_del_open(void *state, struct json_object *data, struct error *err)
+{
+    struct block_node *node = block_node_find(qmp_get_str(data, "node-name"));
+    ERROR_AUTO(why);
+    int r;
+
+    if (!node || !block_node_is_monitor_owned(node) || block_node_in_use(node) ||
+        !has_bitmaps_to_store(node)) {
+        return 0;
+    }
+    block_node_ref(node);
+    r = block_co_inactivate(node, &why);
+    if (r < 0) {
+        error_set(err, -r, "Node '%s' stays, since its bitmaps would be lost: %s",
+                  block_node_name(node), error_message(&why));
+    }
+    block_co_unref(node);
+    return r;
+}
+
 static int co_del_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct del_state *s = state;
@@ -111,10 +187,6 @@ static int co_del_prepare(void *state, struct json_object *data, struct error *e
         return error_set(err, EBUSY, "Node %s is not owned by the monitor", name);
     }
     r = check_unused(s->node, err);
-    if (r >= 0) {
-        /* Closing can't report what goes wrong when it writes: have that happen now. */
-        r = block_co_inactivate(s->node, err);
-    }
     if (r >= 0) {
         list_append(&going, &s->link);
     }
@@ -137,18 +209,22 @@ static void co_del_abort(void *state)
     list_remove(&s->link);
 }
 
+/* From the moment of its last reference on nobody finds the node, so that its closing needs no lock. */
 static void co_del_clean(void *state)
 {
     struct del_state *s = state;
 
     if (s->committed) {
+        block_control_unlock();
         block_co_unref(s->node);
+        block_co_control_lock();
     }
 }
 
 const struct qmp_action qmp_action_blockdev_del = {
     .name = "blockdev-del",
     .state_size = sizeof(struct del_state),
+    .co_open = co_del_open,
     .co_prepare = co_del_prepare,
     .co_commit = co_del_commit,
     .co_abort = co_del_abort,
@@ -162,13 +238,22 @@ struct replace_state {
     struct block_node *was; /* referenced */
 };
 
+static void replace_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
+{
+    struct export_info info;
+
+    if (export_find(qmp_get_str(data, "export"), &info)) {
+        qmp_concern_add(concern, info.node);
+    }
+    qmp_concern_add(concern, block_node_find(qmp_get_str(data, "node-name")));
+}
+
 static int co_replace_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct replace_state *s = state;
     const char *id = qmp_get_str(data, "export");
     struct export_info info;
     struct block_node *node;
-    int r;
 
     if (!export_find(id, &info)) {
         return error_set(err, ENOENT, "Export '%s' is not found", id);
@@ -182,14 +267,10 @@ static int co_replace_prepare(void *state, struct json_object *data, struct erro
         return error_set(err, ENOMEM, "Out of memory");
     }
     s->was = block_node_ref(info.node);
-    r = export_co_replace_node(id, node, err);
-    if (r < 0) {
-        block_co_unref(s->was);
-        free(s->export_id);
-    }
-    return r;
+    return export_co_replace_node(id, node, err);
 }
 
+/* The node is there still, as large as it was, and nothing is checked before the end of the change. */
 static void co_replace_abort(void *state)
 {
     struct replace_state *s = state;
@@ -212,6 +293,7 @@ static void co_replace_clean(void *state)
 const struct qmp_action qmp_action_blockdev_replace = {
     .name = "blockdev-replace",
     .state_size = sizeof(struct replace_state),
+    .concerns = replace_concerns,
     .co_prepare = co_replace_prepare,
     .co_abort = co_replace_abort,
     .co_clean = co_replace_clean,

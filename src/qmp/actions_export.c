@@ -4,7 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/list.h"
 #include "base/log.h"
+#include "block/control_lock.h"
 #include "export/export.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
@@ -17,22 +19,23 @@
 
 /*
  * Requests in flight finish before an export is gone, and nobody can say when. Most are gone at once, and scripts
- * like to delete the node next.
+ * like to delete the node next. The end of an export takes the control lock.
  */
 static void co_wait_gone(const char *id)
 {
     struct export_info info;
 
+    block_control_unlock();
     for (int ms = 0; ms < GONE_WAIT_MS && export_find(id, &info) && info.shutting_down; ms++) {
         loop_co_sleep(MILLISECOND);
     }
+    block_co_control_lock();
 }
 
 /* --- block-export-add ------------------------------------------------------------------------------ */
 
 struct add_state {
-    char *id; /* owned */
-    bool undone;
+    struct export *export; /* prepared */
 };
 
 static int fill_bitmaps(struct json_object *list, struct export_config *config, struct error *err)
@@ -58,8 +61,9 @@ static int fill_bitmaps(struct json_object *list, struct export_config *config, 
     return 0;
 }
 
-static int co_add_export(struct json_object *data, struct error *err)
+static int co_add_prepare(void *state, struct json_object *data, struct error *err)
 {
+    struct add_state *s = state;
     struct export_config config = EXPORT_CONFIG_INIT;
     const char *iothread = qmp_get_str(data, "iothread");
     int r;
@@ -84,65 +88,57 @@ static int co_add_export(struct json_object *data, struct error *err)
     }
     r = fill_bitmaps(qmp_get(data, "bitmaps"), &config, err);
     if (r >= 0) {
-        r = export_co_add(&config, err);
+        r = export_co_prepare(&config, &s->export, err);
     }
     free((void *)config.bitmaps);
     return r;
 }
 
-static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+static void co_add_commit(void *state)
 {
     struct add_state *s = state;
-    int r;
 
-    s->id = strdup(qmp_get_str(data, "id"));
-    if (!s->id) {
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    r = co_add_export(data, err);
-    if (r < 0) {
-        free(s->id);
-    }
-    return r;
+    export_publish(s->export);
 }
 
-/* A client may have come meanwhile, whose requests wait for the end of the drain: don't wait for it here. */
 static void co_add_abort(void *state)
 {
     struct add_state *s = state;
-    ERROR_AUTO(err);
 
-    s->undone = true;
-    if (export_co_del(s->id, EXPORT_DEL_HARD, false, &err) < 0) {
-        log_error("transaction: export '%s' cannot be taken back: %s", s->id, error_message(&err));
-    }
-}
-
-static void co_add_clean(void *state)
-{
-    struct add_state *s = state;
-
-    if (s->undone) {
-        co_wait_gone(s->id);
-    }
-    free(s->id);
+    export_co_discard(s->export);
 }
 
 const struct qmp_action qmp_action_export_add = {
     .name = "block-export-add",
     .state_size = sizeof(struct add_state),
     .co_prepare = co_add_prepare,
+    .co_commit = co_add_commit,
     .co_abort = co_add_abort,
-    .co_clean = co_add_clean,
 };
 
 /* --- block-export-del ------------------------------------------------------------------------------ */
 
 /* The export goes when the transaction is committed: until then its clients stay. */
 struct del_state {
-    char *id; /* owned */
+    char *id;         /* owned */
+    struct list link; /* in going, from prepare on */
     bool committed;
 };
+
+/* Exports that the running transaction deletes. Only one runs at a time. */
+static struct list going = LIST_INIT(going);
+
+static bool is_going(const char *id)
+{
+    struct del_state *s;
+
+    LIST_FOREACH (s, &going, link) {
+        if (strcmp(s->id, id) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
 
 static enum export_del_mode mode_of(struct json_object *data)
 {
@@ -157,7 +153,7 @@ static int co_del_prepare(void *state, struct json_object *data, struct error *e
     const char *id = qmp_get_str(data, "id");
     struct export_info info;
 
-    if (!export_find(id, &info)) {
+    if (!export_find(id, &info) || is_going(id)) {
         return error_set(err, ENOENT, "Export '%s' is not found", id);
     }
     if (info.shutting_down) {
@@ -167,7 +163,18 @@ static int co_del_prepare(void *state, struct json_object *data, struct error *e
         return error_set(err, EBUSY, "export '%s' still in use", id);
     }
     s->id = strdup(id);
-    return s->id ? 0 : error_set(err, ENOMEM, "Out of memory");
+    if (!s->id) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    list_append(&going, &s->link);
+    return 0;
+}
+
+static void co_del_abort(void *state)
+{
+    struct del_state *s = state;
+
+    list_remove(&s->link);
 }
 
 static void co_del_commit(void *state)
@@ -175,6 +182,7 @@ static void co_del_commit(void *state)
     struct del_state *s = state;
     ERROR_AUTO(err);
 
+    list_remove(&s->link);
     s->committed = true;
     if (export_co_del(s->id, EXPORT_DEL_HARD, false, &err) < 0) {
         log_error("transaction: export '%s' cannot be deleted: %s", s->id, error_message(&err));
@@ -196,6 +204,7 @@ const struct qmp_action qmp_action_export_del = {
     .state_size = sizeof(struct del_state),
     .co_prepare = co_del_prepare,
     .co_commit = co_del_commit,
+    .co_abort = co_del_abort,
     .co_clean = co_del_clean,
 };
 

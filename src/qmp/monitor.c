@@ -9,6 +9,7 @@
 
 #include "base/list.h"
 #include "base/log.h"
+#include "block/control_lock.h"
 #include "block/corruption.h"
 #include "co/sync.h"
 #include "export/export.h"
@@ -41,17 +42,17 @@ static struct list sessions = LIST_INIT(sessions);
 static void (*quit_fn)(void);
 static bool stopping;
 
-/* Held while a command runs. */
-static struct co_mutex command_lock;
-static bool command_lock_ready;
+/* Held while the daemon starts: requests wait for it before each command. */
+static struct co_mutex start_lock;
+static bool start_lock_ready;
 
-static struct co_mutex *get_command_lock(void)
+static struct co_mutex *get_start_lock(void)
 {
-    if (!command_lock_ready) {
-        co_mutex_init(&command_lock);
-        command_lock_ready = true;
+    if (!start_lock_ready) {
+        co_mutex_init(&start_lock);
+        start_lock_ready = true;
     }
-    return &command_lock;
+    return &start_lock;
 }
 
 /* --- sending: reader, writer and events all run on the main reactor, so nothing needs a lock ------- */
@@ -157,14 +158,16 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
     struct json_object *answer;
     ERROR_AUTO(err);
 
-    co_mutex_lock(get_command_lock());
+    co_mutex_lock(get_start_lock());
+    co_mutex_unlock(get_start_lock());
+    block_co_control_lock();
     if (stopping) {
         error_set(&err, ESHUTDOWN, "The daemon is shutting down");
         answer = qmp_error_answer(&err);
     } else {
         answer = qmp_co_dispatch(&s->call, request);
     }
-    co_mutex_unlock(get_command_lock());
+    block_control_unlock();
     return answer;
 }
 
@@ -352,19 +355,27 @@ void qmp_set_quit_fn(void (*fn)(void))
 
 void qmp_co_hold_commands(void)
 {
-    co_mutex_lock(get_command_lock());
+    co_mutex_lock(get_start_lock());
+    block_co_control_lock();
 }
 
 void qmp_co_release_commands(void)
 {
-    co_mutex_unlock(get_command_lock());
+    block_control_unlock();
+    co_mutex_unlock(get_start_lock());
+}
+
+int qmp_co_lock_again(struct error *err)
+{
+    block_co_control_lock();
+    return stopping ? error_set(err, ESHUTDOWN, "The daemon is shutting down") : 0;
 }
 
 void qmp_co_stop_commands(void)
 {
-    co_mutex_lock(get_command_lock());
+    block_co_control_lock();
     stopping = true;
-    co_mutex_unlock(get_command_lock());
+    block_control_unlock();
 }
 
 static bool all_sent(void)

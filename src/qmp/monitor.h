@@ -42,6 +42,12 @@ void qmp_subscribe(void);
 void qmp_co_hold_commands(void);
 void qmp_co_release_commands(void);
 
+/*
+ * Take the control lock again, in a command that released it meanwhile. It is held in any case; -ESHUTDOWN when the daemon has
+ * begun to end, so that the command has to give up. Yields.
+ */
+int qmp_co_lock_again(struct error *err);
+
 /* Wait for a command that runs, and let none run from now on. Yields. */
 void qmp_co_stop_commands(void);
 

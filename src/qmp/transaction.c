@@ -6,13 +6,24 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/log.h"
 #include "block/block.h"
+#include "block/control_lock.h"
 #include "qmp/commands.h"
+#include "qmp/monitor.h"
 
-/* An action that was prepared. */
+/* An action of the transaction that runs. */
 struct step {
     const struct qmp_action *action;
-    void *state; /* owned */
+    struct json_object *data; /* borrowed */
+    void *state;              /* owned; NULL: not opened */
+};
+
+struct qmp_concern {
+    struct block_node **nodes; /* each referenced */
+    size_t count, capacity;
+    size_t drained; /* of them: the first */
+    bool failed;    /* no memory */
 };
 
 static int co_abort_prepare(void *state, struct json_object *data, struct error *err)
@@ -47,27 +58,119 @@ const struct qmp_action *qmp_find_action(const char *name)
     return NULL;
 }
 
-static int co_prepare(struct step *step, const struct qmp_action *action, struct json_object *data,
-                      struct error *err)
-{
-    int r;
+/* --- draining what is concerned ------------------------------------------------------------------ */
 
-    if (!action) {
-        error_set(err, EINVAL, "There is no action of that type");
-        return -EINVAL;
+void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->nodes[i] == node) {
+            return;
+        }
     }
-    step->action = action;
-    step->state = calloc(1, action->state_size ? action->state_size : 1);
-    if (!step->state) {
-        error_set(err, ENOMEM, "Out of memory");
-        return -ENOMEM;
+    if (!node || c->failed) {
+        return;
     }
-    r = action->co_prepare(step->state, data, err);
-    if (r < 0) {
-        free(step->state);
-        step->state = NULL;
+    if (c->count == c->capacity) {
+        size_t capacity = c->capacity ? 2 * c->capacity : 8;
+        struct block_node **nodes = realloc(c->nodes, capacity * sizeof(struct block_node *));
+
+        if (!nodes) {
+            c->failed = true;
+            return;
+        }
+        c->nodes = nodes;
+        c->capacity = capacity;
+    }
+    c->nodes[c->count++] = block_node_ref(node);
+}
+
+/*
+ * Others may change the graph while this waits for requests to end, so that the actions may concern other nodes afterwards: until
+ * all are drained at once.
+ */
+static int co_drain(struct step *steps, size_t count, struct qmp_concern *c, struct error *err)
+{
+    int r = 0;
+
+    while (r == 0) {
+        for (size_t i = 0; i < count; i++) {
+            if (steps[i].action->concerns) {
+                steps[i].action->concerns(steps[i].state, steps[i].data, c);
+            }
+        }
+        if (c->failed) {
+            return error_set(err, ENOMEM, "Out of memory");
+        }
+        if (c->drained == c->count) {
+            break;
+        }
+        block_control_unlock();
+        block_co_drain_begin_many(c->nodes + c->drained, c->count - c->drained);
+        c->drained = c->count;
+        r = qmp_co_lock_again(err);
     }
     return r;
+}
+
+static void co_undrain(struct qmp_concern *c)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        if (i < c->drained) {
+            block_co_drain_end(c->nodes[i]);
+        }
+    }
+}
+
+/* Nodes may have lost all other users. */
+static void co_concern_clear(struct qmp_concern *c)
+{
+    block_control_unlock();
+    for (size_t i = 0; i < c->count; i++) {
+        block_co_unref(c->nodes[i]);
+    }
+    block_co_control_lock();
+    free(c->nodes);
+}
+
+/* --- steps --------------------------------------------------------------------------------------- */
+
+static int co_open_one(struct step *step, struct error *err)
+{
+    if (!step->action) {
+        return error_set(err, EINVAL, "There is no action of that type");
+    }
+    step->state = calloc(1, step->action->state_size ? step->action->state_size : 1);
+    if (!step->state) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    return step->action->co_open ? step->action->co_open(step->state, step->data, err) : 0;
+}
+
+/* The lock is released meanwhile. */
+static int co_open_all(struct step *steps, size_t count, struct error *err)
+{
+    ERROR_AUTO(ending);
+    int r = 0, r2;
+
+    block_control_unlock();
+    for (size_t i = 0; i < count && r >= 0; i++) {
+        r = co_open_one(&steps[i], err);
+    }
+    r2 = qmp_co_lock_again(r < 0 ? &ending : err);
+    return r < 0 ? r : r2;
+}
+
+static int co_prepare_all(struct step *steps, size_t count, size_t *ret_prepared, struct error *err)
+{
+    size_t done = 0;
+    int r = 0;
+
+    while (done < count && r >= 0) {
+        r = steps[done].action->co_prepare(steps[done].state, steps[done].data, err);
+        done += r >= 0;
+    }
+    *ret_prepared = done;
+    return MIN(r, 0);
 }
 
 static int co_finish(struct step *steps, size_t count, struct error *err)
@@ -94,16 +197,21 @@ static void co_commit(struct step *steps, size_t count)
 /* Backwards: each action finds the state that it left. */
 static void co_abort(struct step *steps, size_t count)
 {
+    ERROR_AUTO(err);
+
     for (size_t i = count; i > 0; i--) {
         if (steps[i - 1].action->co_abort) {
             steps[i - 1].action->co_abort(steps[i - 1].state);
         }
     }
+    if (block_co_change_settle(&err) < 0) {
+        log_error("transaction: permissions can't be taken back: %s", error_message(&err));
+    }
 }
 
 static void co_clean(struct step *steps, size_t count)
 {
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < count && steps[i].state; i++) {
         if (steps[i].action->co_clean) {
             steps[i].action->co_clean(steps[i].state);
         }
@@ -111,64 +219,62 @@ static void co_clean(struct step *steps, size_t count)
     }
 }
 
-int qmp_co_run_action(const struct qmp_action *action, struct json_object *data, struct error *err)
+static int co_change(struct step *steps, size_t count, struct error *err)
 {
-    struct step step;
-    int r = co_prepare(&step, action, data, err);
+    size_t prepared;
+    int r;
 
+    block_co_change_begin();
+    r = co_prepare_all(steps, count, &prepared, err);
+    r = r < 0 ? r : block_co_change_settle(err);
+    r = r < 0 ? r : co_finish(steps, count, err);
     if (r < 0) {
-        return r;
-    }
-    r = co_finish(&step, 1, err);
-    if (r < 0) {
-        co_abort(&step, 1);
+        co_abort(steps, prepared);
     } else {
-        co_commit(&step, 1);
+        co_commit(steps, count);
     }
-    co_clean(&step, 1);
-    return r < 0 ? r : 0;
+    block_co_change_end();
+    return r;
 }
 
-static int co_run_drained(struct json_object *list, struct step *steps, size_t *ret_prepared,
-                          struct error *err)
+static int co_run(struct step *steps, size_t count, struct error *err)
 {
-    size_t count = json_object_array_length(list), done = 0;
-    int r = 0;
+    struct qmp_concern concern = {0};
+    int r = co_open_all(steps, count, err);
 
-    while (done < count && r >= 0) {
-        struct json_object *item = json_object_array_get_idx(list, done);
+    r = r < 0 ? r : co_drain(steps, count, &concern, err);
+    r = r < 0 ? r : co_change(steps, count, err);
+    co_undrain(&concern);
+    co_clean(steps, count);
+    co_concern_clear(&concern);
+    return r;
+}
 
-        r = co_prepare(&steps[done], qmp_find_action(qmp_get_str(item, "type")),
-                       qmp_get(item, "data"), err);
-        done += r >= 0;
-    }
-    if (r >= 0) {
-        r = co_finish(steps, done, err);
-    }
-    if (r < 0) {
-        co_abort(steps, done);
-    } else {
-        co_commit(steps, done);
-    }
-    *ret_prepared = done;
-    return r < 0 ? r : 0;
+int qmp_co_run_action(const struct qmp_action *action, struct json_object *data, struct error *err)
+{
+    struct step step = {.action = action, .data = data};
+
+    return co_run(&step, 1, err);
 }
 
 int qmp_co_transaction(struct qmp_call *call, struct json_object *args, struct json_object **ret,
                        struct error *err)
 {
     struct json_object *list = qmp_get(args, "actions");
-    size_t count = json_object_array_length(list), prepared;
+    size_t count = json_object_array_length(list);
     struct step *steps = calloc(count ? count : 1, sizeof(*steps));
     int r;
 
     if (!steps) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    block_co_drain_all_begin();
-    r = co_run_drained(list, steps, &prepared, err);
-    block_co_drain_all_end();
-    co_clean(steps, prepared);
+    for (size_t i = 0; i < count; i++) {
+        struct json_object *item = json_object_array_get_idx(list, i);
+
+        steps[i].action = qmp_find_action(qmp_get_str(item, "type"));
+        steps[i].data = qmp_get(item, "data");
+    }
+    r = co_run(steps, count, err);
     free(steps);
     return r;
 }

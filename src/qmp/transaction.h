@@ -1,13 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Transactions: several changes, all or nothing, at one instant for every client.
+ * Transactions: several changes, all or nothing, at one instant for every client. A command that is an action, too, is a
+ * transaction of one.
  *
- *   drain all -> prepare 1..n -> finish 1..n -> commit 1..n -> undrain -> clean 1..n     (success)
- *                prepare k fails, or finish k -> abort n..1 of the prepared -> undrain -> clean
+ *   open 1..n       what takes its time: images are opened. Nothing is locked or drained meanwhile: guests and other monitors
+ *                   go on, however long a server is silent
+ *   drain           the nodes that the actions concern, all at one instant, and no others
+ *   prepare 1..n    each does its change in such a way that abort can take it back without failing. Permissions are not
+ *                   looked at yet: the graph changes as a whole (block_co_change_begin())
+ *   settle          permissions of the result, flush of what is left
+ *   finish 1..n     what can neither be taken back nor is sure to succeed
+ *   commit 1..n     lets go of what is no longer needed, shows clients what is new
+ *   undrain
+ *   clean 1..n      of all that were opened: what takes its time again, such as closing
  *
- * Prepare does the change in such a way that abort can take it back without failing. What can neither be taken back
- * nor is sure to succeed is done in finish, after all prepares. Commit lets go of what is no longer needed. With
- * everything drained nobody sees what lies between. Clean runs undrained, once for each action that was prepared.
+ * When open fails: clean of those opened. When prepare, settle or finish fails: abort n..1 of the prepared, settle, undrain,
+ * clean. Undo is complete when the answer is sent: what was never shown to a client leaves nothing in flight.
  */
 #ifndef TIDEMARK_QMP_TRANSACTION_H
 #define TIDEMARK_QMP_TRANSACTION_H
@@ -17,21 +25,34 @@
 
 #include "base/error.h"
 
-/* What an action keeps between its steps: its own memory of `state_size` bytes, zeroed before prepare. */
+struct block_node;
+
+/* The nodes that are drained for a transaction. */
+struct qmp_concern;
+/* Add one; NULL is fine. Doesn't yield. */
+void qmp_concern_add(struct qmp_concern *concern, struct block_node *node);
+
+/*
+ * What an action keeps between its steps: its own memory of `state_size` bytes, zeroed before open. The control lock is held
+ * in all steps but open; clean may pause it. A step that is NULL does nothing. `data` lives until after clean.
+ */
 struct qmp_action {
     const char *name; /* as in the schema's TransactionAction */
     size_t state_size;
+    int (*co_open)(void *state, struct json_object *data, struct error *err);
+    /* Which nodes it concerns: those whose users must not see it half done. Called again when some had to be waited for. */
+    void (*concerns)(void *state, struct json_object *data, struct qmp_concern *concern);
     int (*co_prepare)(void *state, struct json_object *data, struct error *err);
-    int (*co_finish)(void *state, struct error *err); /* NULL: nothing */
-    void (*co_commit)(void *state);                   /* NULL: nothing */
-    void (*co_abort)(void *state);                    /* NULL: nothing to take back */
-    void (*co_clean)(void *state);                    /* NULL: nothing */
+    int (*co_finish)(void *state, struct error *err);
+    void (*co_commit)(void *state);
+    void (*co_abort)(void *state);
+    void (*co_clean)(void *state); /* also where prepare failed, or was not reached */
 };
 
 /* NULL if there is none. */
 const struct qmp_action *qmp_find_action(const char *name);
 
-/* Run one action as a transaction by itself, without draining everything (actions drain what they change). Yields. */
+/* Run one action as a transaction by itself. The control lock is held, and released for a while. Yields. */
 int qmp_co_run_action(const struct qmp_action *action, struct json_object *data, struct error *err);
 
 /* By file. */

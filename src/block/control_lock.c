@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "block/control_lock.h"
+
+#include <assert.h>
+
+#include "co/co.h"
+#include "co/sync.h"
+
+/* Main reactor. */
+static struct {
+    struct co_mutex mutex;
+    bool ready;
+    struct co *owner; /* NULL: nobody */
+} control;
+
+void block_co_control_lock(void)
+{
+    if (!control.ready) {
+        co_mutex_init(&control.mutex);
+        control.ready = true;
+    }
+    assert(control.owner != co_self());
+    co_mutex_lock(&control.mutex);
+    control.owner = co_self();
+}
+
+void block_control_unlock(void)
+{
+    assert(control.owner == co_self());
+    control.owner = NULL;
+    co_mutex_unlock(&control.mutex);
+}
+
+bool block_control_pause(void)
+{
+    bool held = control.owner == co_self();
+
+    if (held) {
+        block_control_unlock();
+    }
+    return held;
+}
+
+void block_co_control_resume(bool held)
+{
+    if (held) {
+        block_co_control_lock();
+    }
+}

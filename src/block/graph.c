@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Graph changes: a list of edge changes that take effect together.
+ *
+ *   begin    one change at a time; who waits, waits without holding up anybody's requests
+ *   ...      edges are attached, detached and moved; nothing is checked yet, no permission changes
+ *   settle   permissions of the result; what an edge that could write has left is flushed, unless what it points to now
+ *            passes flushes on to that. When it fails, the permissions in force are those of before: the caller takes its
+ *            edge changes back and settles again, which can't fail
+ *   end      locks that nobody needs any more are given up
+ *
+ * The nodes concerned are drained by the caller, from before the begin until after the end. Opening and closing images is
+ * no part of a change: that may take long.
+ */
+#include <errno.h>
+
+#include "base/log.h"
+#include "block/internal.h"
+
+/* Guards edges, and what block_node and block_edge say is guarded by it. Main reactor. */
+static struct {
+    struct co_mutex lock;
+    bool ready;
+    struct co *owner; /* in a change; NULL: nobody */
+    unsigned depth;
+} graph;
+
+void block_co_change_begin(void)
+{
+    if (!graph.ready) {
+        co_mutex_init(&graph.lock);
+        graph.ready = true;
+    }
+    if (graph.owner != co_self()) {
+        co_mutex_lock(&graph.lock);
+        graph.owner = co_self();
+    }
+    graph.depth++;
+}
+
+static struct block_node *find_left(struct list *nodes)
+{
+    struct block_node *node;
+
+    LIST_FOREACH (node, nodes, link) {
+        if (node->must_flush) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
+static int co_flush_left(struct error *err)
+{
+    struct block_node *node;
+    int r = 0;
+
+    LIST_FOREACH (node, &block_all_nodes, link) {
+        if (node->must_flush && r == 0) {
+            r = block_co_flush_node(node);
+            if (r < 0) {
+                error_set_errno(err, -r, "Could not flush node '%s' before it is left",
+                                block_node_name(node));
+            }
+        }
+    }
+    return r;
+}
+
+int block_co_change_settle(struct error *err)
+{
+    int r;
+
+    if (graph.depth > 1) {
+        return 0;
+    }
+    r = co_flush_left(err);
+    return r < 0 ? r : block_co_perm_settle(err);
+}
+
+static void forget_left(struct list *ret_nodes)
+{
+    struct block_node *node;
+
+    list_init(ret_nodes);
+    while ((node = find_left(&block_all_nodes))) {
+        node->must_flush = false;
+        list_append(ret_nodes, &node->left);
+    }
+}
+
+void block_co_change_end(void)
+{
+    struct list left;
+
+    if (graph.depth > 1) {
+        graph.depth--;
+        return;
+    }
+    block_co_perm_release();
+    forget_left(&left);
+    graph.depth = 0;
+    graph.owner = NULL;
+    co_mutex_unlock(&graph.lock);
+    while (!list_is_empty(&left)) {
+        struct block_node *node = LIST_FIRST(&left, struct block_node, left);
+
+        list_remove(&node->left);
+        block_co_unref(node);
+    }
+}
+
+int block_co_settle_at(struct block_node *node, struct error *err)
+{
+    node->perm_touched = true;
+    return block_co_change_settle(err);
+}
+
+/* --- moving edges ------------------------------------------------------------------------------ */
+
+bool block_node_reaches(struct block_node *from, const struct block_node *to)
+{
+    static unsigned mark;
+    struct block_node *node, **end = &from->reach_next;
+    struct block_edge *edge;
+
+    mark++;
+    from->reach_mark = mark;
+    from->reach_next = NULL;
+    for (node = from; node; node = node->reach_next) {
+        if (node == to) {
+            return true;
+        }
+        LIST_FOREACH (edge, &node->children, sibling) {
+            if (edge->node->reach_mark != mark) {
+                edge->node->reach_mark = mark;
+                edge->node->reach_next = NULL;
+                *end = edge->node;
+                end = &edge->node->reach_next;
+            }
+        }
+    }
+    return false;
+}
+
+static int check_sizes(const struct block_node *from, const struct block_node *to,
+                       struct error *err)
+{
+    if (block_node_size(from) != block_node_size(to)) {
+        return error_set(err, EINVAL,
+                         "Cannot replace node '%s' (%llu bytes) by '%s' (%llu bytes): the sizes "
+                         "differ",
+                         from->name, (unsigned long long)block_node_size(from), to->name,
+                         (unsigned long long)block_node_size(to));
+    }
+    return 0;
+}
+
+/* Filters pass flushes on: what is written to one side is made stable by a flush on the other. */
+static bool flush_is_shared(struct block_node *a, struct block_node *b)
+{
+    a = block_node_skip_filters(a);
+    return a && a == block_node_skip_filters(b);
+}
+
+int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
+{
+    struct block_node *from = edge->node;
+    int r = check_sizes(from, node, err);
+
+    if (r < 0 || node == from) {
+        return r;
+    }
+    if (edge->parent && block_node_reaches(node, edge->parent)) {
+        return error_set(err, EINVAL, "Making '%s' a child of '%s' would create a cycle",
+                         node->name, edge->parent->name);
+    }
+    block_co_change_begin();
+    if ((edge->perm & BLOCK_PERM_WRITE) && !from->must_flush && !flush_is_shared(from, node)) {
+        from->must_flush = true;
+        block_node_ref(from);
+    }
+    block_node_ref(node);
+    list_remove(&edge->in_node);
+    edge->node = node;
+    list_append(&node->parents, &edge->in_node);
+    from->perm_touched = node->perm_touched = true;
+    r = block_co_change_settle(err);
+    if (r < 0) {
+        list_remove(&edge->in_node);
+        edge->node = from;
+        list_append(&from->parents, &edge->in_node);
+        if (block_co_change_settle(NULL) < 0) {
+            log_error("node '%s': permissions of before the change can't be had again", from->name);
+        }
+    }
+    block_co_change_end();
+    block_co_unref(r < 0 ? node : from);
+    return r;
+}
+
+/* An edge of `from` that is to point to `to`: not those that lead from there. */
+static struct block_edge *next_to_move(struct block_node *from, struct block_node *to)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &from->parents, in_node) {
+        if (!edge->parent || !block_node_reaches(to, edge->parent)) {
+            return edge;
+        }
+    }
+    return NULL;
+}
+
+static int move_all(struct block_node *from, struct block_node *to, struct list *moved,
+                    struct error *err)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    while (r == 0 && (edge = next_to_move(from, to))) {
+        r = block_co_edge_move(edge, to, err);
+        if (r == 0) {
+            list_append(moved, &edge->moved);
+        }
+    }
+    return r;
+}
+
+int block_co_node_replace(struct block_node *from, struct block_node *to, struct error *err)
+{
+    struct list moved = LIST_INIT(moved);
+    int r;
+
+    if (from == to) {
+        return 0;
+    }
+    block_node_ref(from);
+    block_co_drain_begin(from);
+    block_co_drain_begin(to);
+    block_co_change_begin();
+    r = move_all(from, to, &moved, err);
+    r = r < 0 ? r : block_co_change_settle(err);
+    while (!list_is_empty(&moved)) {
+        struct block_edge *edge = LIST_FIRST(&moved, struct block_edge, moved);
+
+        list_remove(&edge->moved);
+        if (r < 0) {
+            (void)block_co_edge_move(edge, from, NULL);
+        }
+    }
+    if (r < 0 && block_co_change_settle(NULL) < 0) {
+        log_error("node '%s': permissions of before the change can't be had again", from->name);
+    }
+    block_co_change_end();
+    block_co_drain_end(to);
+    block_co_drain_end(from);
+    block_co_unref(from);
+    return r;
+}
