@@ -59,12 +59,15 @@ struct reactor {
     int bell;           /* eventfd; writing to it ends the engine's wait */
 
     /* The rest is the reactor thread's own. */
-    bool asleep;                /* the inbox was marked, and not looked at since */
-    uint64_t bells_due;         /* times that the mark was taken away, each rings the bell */
-    uint64_t bells_heard;       /* as read from the bell */
-    struct list ready;          /* of co_link(): runnable, in order */
-    struct list deferred;       /* of struct reactor_deferred */
-    uint64_t random;            /* state of the seeded scheduler; 0: off */
+    bool asleep;          /* the inbox was marked, and not looked at since */
+    uint64_t bells_due;   /* times that the mark was taken away, each rings the bell */
+    uint64_t bells_heard; /* as read from the bell */
+    struct list ready;    /* of co_link(): runnable, in order */
+    struct list gave_way; /* of co_link(): gave way to those, in order */
+    bool giving_way;      /* who is woken next goes there */
+    int64_t asked_ns;     /* when a coroutine first asked for the time in this turn; 0: none has */
+    struct list deferred; /* of struct reactor_deferred */
+    uint64_t random;      /* state of the seeded scheduler; 0: off */
     struct loop_timer **timers; /* a binary heap, earliest first */
     size_t timer_count;
     size_t timer_room;

@@ -7,7 +7,8 @@
  * order)
  *   2. run the deferred calls (replies that gathered leave together here)
  *   3. submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable
- *   4. reap completions, which make coroutines runnable
+ *   4. reap completions, which make coroutines runnable, and run the timers that are due
+ *   5. run coroutines that gave way (loop_co_give_way()): at least one, and others while the turn's time lasts
  *
  * The engine is io_uring, or epoll with a pool of threads for file I/O where io_uring is not
  * permitted or TIDEMARK_LOOP=epoll is set in the environment.
@@ -81,6 +82,30 @@ void reactor_set_seed(struct reactor *r, uint64_t seed);
 /* Run `entry(arg)` on reactor `r` and wait here until it has ended. From a coroutine of any
  * reactor. Yields. */
 int loop_co_call_on(struct reactor *r, co_entry *entry, void *arg);
+
+/* --- long work in pieces ------------------------------------------------------------------------ */
+
+/*
+ * A coroutine that works for long without waiting for anything (data in the page cache is read and written on the
+ * spot) asks between two pieces of its work, each well below a millisecond:
+ *
+ *      if (reactor_turn_expired()) {
+ *          loop_co_give_way();
+ *      }
+ *
+ * Costs a look at the clock; cheap beside copying 64 KiB. Of this reactor's thread.
+ */
+#define REACTOR_TURN_NS INT64_C(500000)
+
+/* Whether coroutines that ask have had REACTOR_TURN_NS of this turn, counted from the first time that one asked. */
+bool reactor_turn_expired(void);
+
+/*
+ * Go behind everybody else on this reactor: those that are runnable, completions, messages, sockets and timers
+ * that are due meanwhile. Goes on in this turn or one of the next, after those that gave way before. Each turn lets
+ * them have REACTOR_TURN_NS together, so that many of them hold up the others for no longer than one. Yields.
+ */
+void loop_co_give_way(void);
 
 /* --- deferred calls ------------------------------------------------------------------------------
  */

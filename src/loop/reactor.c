@@ -79,7 +79,8 @@ static void enqueue(struct co_home *home, struct co *co)
     void *first;
 
     if (r == this_reactor) {
-        list_append(&r->ready, co_link(co));
+        list_append(r->giving_way ? &r->gave_way : &r->ready, co_link(co));
+        r->giving_way = false;
         return;
     }
     first = atomic_load_explicit(&r->inbox, memory_order_relaxed);
@@ -199,6 +200,55 @@ static void run_ready(struct reactor *r)
     }
 }
 
+/* --- those that gave way */
+
+bool reactor_turn_expired(void)
+{
+    struct reactor *r = this_reactor;
+    int64_t now;
+
+    if (r->random) {
+        return next_random(r) % 4 == 0;
+    }
+    now = loop_now_ns();
+    if (r->asked_ns == 0) {
+        r->asked_ns = now;
+    }
+    return now - r->asked_ns >= REACTOR_TURN_NS;
+}
+
+void loop_co_give_way(void)
+{
+    struct reactor *r = this_reactor;
+
+    /* Chance decides about all that a seeded reactor runs. */
+    r->giving_way = !r->random;
+    co_reschedule();
+}
+
+/* One at least, or a busy reactor would starve them. Who gives way again waits for the next turn. */
+static void run_gave_way(struct reactor *r)
+{
+    struct list batch = LIST_INIT(batch);
+
+    if (list_is_empty(&r->gave_way)) {
+        return;
+    }
+    list_splice(&batch, &r->gave_way);
+    r->asked_ns = loop_now_ns();
+    do {
+        struct list *l = batch.next;
+
+        list_remove(l);
+        co_resume(co_from_link(l));
+    } while (!list_is_empty(&batch) && !reactor_turn_expired());
+    /* Those that had no turn come first in the next one. */
+    list_splice(&batch, &r->gave_way);
+    list_splice(&r->gave_way, &batch);
+}
+
+/* --- deferred calls */
+
 void reactor_deferred_init(struct reactor_deferred *d, void (*fn)(struct reactor_deferred *self))
 {
     list_init(&d->link);
@@ -231,7 +281,7 @@ static void run_deferred(struct reactor *r)
 
 static bool is_idle(struct reactor *r)
 {
-    return list_is_empty(&r->ready) && list_is_empty(&r->deferred);
+    return list_is_empty(&r->ready) && list_is_empty(&r->gave_way) && list_is_empty(&r->deferred);
 }
 
 static bool may_end(struct reactor *r)
@@ -257,6 +307,7 @@ static void turn(struct reactor *r)
 {
     int64_t timeout = 0;
 
+    r->asked_ns = 0;
     if (r->random) {
         run_ready_at_random(r);
     } else {
@@ -270,6 +321,7 @@ static void turn(struct reactor *r)
     r->engine->turn(r, timeout);
     collect_inbox(r);
     loop_timers_run(r);
+    run_gave_way(r);
 }
 
 /* --- life */
@@ -281,6 +333,7 @@ static int reactor_init(struct reactor *r, const struct loop_engine *engine)
     r->home.enqueue = enqueue;
     r->engine = engine;
     list_init(&r->ready);
+    list_init(&r->gave_way);
     list_init(&r->deferred);
     r->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->bell < 0) {
