@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An entry joins the list when it is asked for and stays until it is unlocked. It is granted once no
+ * An entry joins the index when it is asked for and stays until it is unlocked. It is granted once no
  * earlier entry conflicts with it; what it finds in its way, it waits for, and then it looks
  * again. Everybody waits for earlier entries only, so there is no cycle.
  */
@@ -12,49 +12,38 @@
 void range_lock_init(struct range_lock *l)
 {
     pthread_mutex_init(&l->guard, NULL);
-    list_init(&l->entries);
+    range_index_init(&l->entries);
 }
 
 void range_lock_destroy(struct range_lock *l)
 {
     /* Who unlocked last may be about to release the guard. */
     pthread_mutex_lock(&l->guard);
-    assert(list_is_empty(&l->entries));
+    assert(range_index_is_empty(&l->entries));
     pthread_mutex_unlock(&l->guard);
     pthread_mutex_destroy(&l->guard);
 }
 
-/* Written so that offset + length need not fit. An empty range overlaps nothing. */
-static bool overlaps(const struct range_entry *a, const struct range_entry *b)
+/* `arg` is an entry, which need not be in the index. */
+static bool conflicts(const struct range_item *item, const void *arg)
 {
-    if (a->length == 0 || b->length == 0) {
-        return false;
-    }
-    return a->offset <= b->offset ? b->offset - a->offset < a->length
-                                  : a->offset - b->offset < b->length;
+    const struct range_entry *other = container_of(item, struct range_entry, item);
+    const struct range_entry *e = arg;
+
+    return other->item.serial < e->item.serial && (other->exclusive || e->exclusive);
 }
 
-/* The first entry before `e` in the list (before its end, if `e` is not in it) that conflicts. */
-static struct range_entry *find_conflict_locked(struct range_lock *l, const struct range_entry *e)
+/* An entry that was there before `e` and that conflicts with it. */
+static struct range_entry *find_conflict_locked(struct range_lock *l, const struct range_entry *e,
+                                                uint64_t offset, uint64_t length)
 {
-    struct range_entry *other;
+    struct range_item *item = range_index_find(&l->entries, offset, length, conflicts, e);
 
-    LIST_FOREACH (other, &l->entries, link) {
-        if (other == e) {
-            break;
-        }
-        if ((other->exclusive || e->exclusive) && overlaps(other, e)) {
-            return other;
-        }
-    }
-    return NULL;
+    return item ? container_of(item, struct range_entry, item) : NULL;
 }
 
-static void entry_init(struct range_entry *e, uint64_t offset, uint64_t length, bool exclusive)
+static void entry_init(struct range_entry *e, bool exclusive)
 {
-    list_init(&e->link);
-    e->offset = offset;
-    e->length = length;
     e->exclusive = exclusive;
     co_queue_init(&e->blocked);
 }
@@ -64,10 +53,10 @@ void co_range_lock(struct range_lock *l, struct range_entry *e, uint64_t offset,
 {
     struct range_entry *other;
 
-    entry_init(e, offset, length, exclusive);
+    entry_init(e, exclusive);
     pthread_mutex_lock(&l->guard);
-    list_append(&l->entries, &e->link);
-    while ((other = find_conflict_locked(l, e))) {
+    range_index_add(&l->entries, &e->item, offset, length);
+    while ((other = find_conflict_locked(l, e, offset, length))) {
         co_queue_wait_release(&other->blocked, &l->guard);
         pthread_mutex_lock(&l->guard);
     }
@@ -79,11 +68,12 @@ bool range_trylock(struct range_lock *l, struct range_entry *e, uint64_t offset,
 {
     bool granted;
 
-    entry_init(e, offset, length, exclusive);
+    entry_init(e, exclusive);
+    e->item.serial = UINT64_MAX;
     pthread_mutex_lock(&l->guard);
-    granted = !find_conflict_locked(l, e);
+    granted = !find_conflict_locked(l, e, offset, length);
     if (granted) {
-        list_append(&l->entries, &e->link);
+        range_index_add(&l->entries, &e->item, offset, length);
     }
     pthread_mutex_unlock(&l->guard);
     return granted;
@@ -94,7 +84,7 @@ void range_unlock(struct range_lock *l, struct range_entry *e)
     struct list woken = LIST_INIT(woken);
 
     pthread_mutex_lock(&l->guard);
-    list_remove(&e->link);
+    range_index_remove(&l->entries, &e->item);
     list_splice(&woken, &e->blocked.waiters);
     pthread_mutex_unlock(&l->guard);
     co_wake_list(&woken);

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/list.h"
+#include "base/range_index.h"
 #include "co/co.h"
 
 /* A queue of suspended coroutines. Guarded by a lock of its owner. */
@@ -106,14 +107,12 @@ void co_group_wait(struct co_group *g);
  * they overlap. The entry is memory of the caller (usually on its stack) from lock to unlock.
  */
 struct range_lock {
-    pthread_mutex_t guard; /* guards entries */
-    struct list entries;   /* of struct range_entry, in the order asked for */
+    pthread_mutex_t guard;      /* guards entries */
+    struct range_index entries; /* of struct range_entry */
 };
 
 struct range_entry {
-    struct list link;
-    uint64_t offset;
-    uint64_t length;
+    struct range_item item;
     bool exclusive;
     struct co_queue blocked; /* entries' owners that wait for this one */
 };

@@ -10,8 +10,14 @@
 #include "block/driver.h"
 #include "co/co.h"
 #include "co/sync.h"
+#include "loop/loop.h"
 
 #define CHUNK_SIZE (256u * 1024)
+/* No format has larger clusters: longer pieces would do nobody any good. */
+#define UNIT_MAX (2u * 1024 * 1024)
+/* How long a rate limit sleeps before it looks whether it still holds. */
+#define RATE_SLICE_NS (20 * 1000000LL)
+#define NS_PER_SECOND 1000000000ULL
 #define DEFAULT_MEMORY (32 * MiB)
 #define DEFAULT_WORKERS 16u
 #define MIN_BUFFER_ALIGNMENT 4096u
@@ -26,7 +32,16 @@ struct block_copy {
     struct block_edge *target;
     struct block_copy_params params;
     uint32_t chunk_size;
+    uint32_t unit; /* pieces begin and end at multiples of it */
     size_t buffer_alignment;
+    _Atomic uint64_t rate; /* bytes per second; 0: no limit */
+    atomic_bool cancelled;
+    atomic_uint in_flight;      /* pieces */
+    pthread_mutex_t rate_guard; /* guards next_ns, paused, waiters */
+    int64_t next_ns;            /* when the next piece may begin, by the rate */
+    bool paused;
+    struct co_queue waiters; /* for the resume, or a cancel */
+
     struct co_semaphore buffers_left; /* one unit per buffer that may be in use */
     pthread_mutex_t pool_guard;       /* guards free_buffers */
     struct list free_buffers;
@@ -80,11 +95,14 @@ int block_copy_new(struct block_edge *source, struct block_edge *target,
     if (copy->params.max_workers == 0) {
         copy->params.max_workers = DEFAULT_WORKERS;
     }
-    copy->chunk_size = MAX(CHUNK_SIZE, params->cluster_size);
+    copy->unit = MIN(params->cluster_size, UNIT_MAX);
+    copy->chunk_size = MAX(CHUNK_SIZE, copy->unit);
     copy->buffer_alignment = MAX(edge_memory_alignment(source), edge_memory_alignment(target));
     buffers = MAX(1, copy->params.max_memory / copy->chunk_size);
     co_semaphore_init(&copy->buffers_left, (int64_t)buffers);
     pthread_mutex_init(&copy->pool_guard, NULL);
+    pthread_mutex_init(&copy->rate_guard, NULL);
+    co_queue_init(&copy->waiters);
     list_init(&copy->free_buffers);
     *ret = copy;
     return 0;
@@ -100,6 +118,7 @@ void block_copy_free(struct block_copy *copy)
     LIST_FOREACH_SAFE (buffer, next, &copy->free_buffers, link) {
         free(buffer);
     }
+    pthread_mutex_destroy(&copy->rate_guard);
     pthread_mutex_destroy(&copy->pool_guard);
     co_semaphore_destroy(&copy->buffers_left);
     free(copy);
@@ -168,12 +187,12 @@ static void co_query_status(struct copy_call *call)
 }
 
 /*
- * Take the next piece. Only whole clusters are written as zeroes, so that the target need not split one.
+ * Take the next piece. Only whole units are written as zeroes, so that the target need not split a cluster.
  * False at the end or after an error.
  */
 static bool co_claim(struct copy_call *call, struct copy_piece *ret)
 {
-    uint32_t cluster_size = call->copy->params.cluster_size;
+    uint32_t unit = call->copy->unit;
     uint64_t piece_end = 0;
     bool zero = false, got = false;
 
@@ -184,14 +203,14 @@ static bool co_claim(struct copy_call *call, struct copy_piece *ret)
         }
         if (call->status_zero) {
             piece_end = call->status_end == call->end ? call->end
-                                                      : round_down(call->status_end, cluster_size);
+                                                      : round_down(call->status_end, unit);
             zero = piece_end > call->pos;
         }
         if (!zero) {
-            piece_end = round_up(MAX(call->status_end, call->pos + 1), cluster_size);
+            piece_end = round_up(MAX(call->status_end, call->pos + 1), unit);
             piece_end = MIN(piece_end, call->pos + call->copy->chunk_size);
             if (call->status_zero) {
-                piece_end = call->pos + cluster_size;
+                piece_end = call->pos + unit;
             }
             piece_end = MIN(piece_end, call->end);
         }
@@ -203,6 +222,86 @@ static bool co_claim(struct copy_call *call, struct copy_piece *ret)
     co_mutex_unlock(&call->claim_lock);
     return got;
 }
+
+/* --- rate, pause, cancel --------------------------------------------------------------------- */
+
+void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second)
+{
+    pthread_mutex_lock(&copy->rate_guard);
+    atomic_store(&copy->rate, bytes_per_second);
+    copy->next_ns = 0; /* what an old, lower rate has put off need not be waited for */
+    pthread_mutex_unlock(&copy->rate_guard);
+}
+
+void block_copy_pause(struct block_copy *copy)
+{
+    pthread_mutex_lock(&copy->rate_guard);
+    copy->paused = true;
+    pthread_mutex_unlock(&copy->rate_guard);
+}
+
+void block_copy_resume(struct block_copy *copy)
+{
+    pthread_mutex_lock(&copy->rate_guard);
+    copy->paused = false;
+    co_queue_wake_all(&copy->waiters);
+    pthread_mutex_unlock(&copy->rate_guard);
+}
+
+void block_copy_cancel(struct block_copy *copy)
+{
+    atomic_store(&copy->cancelled, true);
+    pthread_mutex_lock(&copy->rate_guard);
+    co_queue_wake_all(&copy->waiters);
+    pthread_mutex_unlock(&copy->rate_guard);
+}
+
+bool block_copy_is_busy(const struct block_copy *copy)
+{
+    return atomic_load(&copy->in_flight) > 0;
+}
+
+/* Waits while paused. False when the copy was cancelled; else the piece is in flight. */
+static bool co_begin_piece(struct copy_call *call)
+{
+    struct block_copy *copy = call->copy;
+    bool cancelled;
+
+    pthread_mutex_lock(&copy->rate_guard);
+    while (copy->paused && !atomic_load(&copy->cancelled)) {
+        co_queue_wait_release(&copy->waiters, &copy->rate_guard);
+        pthread_mutex_lock(&copy->rate_guard);
+    }
+    cancelled = atomic_load(&copy->cancelled);
+    copy->in_flight += !cancelled;
+    pthread_mutex_unlock(&copy->rate_guard);
+    if (cancelled) {
+        call_fail(call, -ECANCELED, false, call->pos);
+    }
+    return !cancelled;
+}
+
+/* Waits for the time of this piece. A cancel, or another rate, is noticed within RATE_SLICE_NS. */
+static void co_keep_rate(struct block_copy *copy, const struct copy_piece *piece)
+{
+    uint64_t rate = atomic_load(&copy->rate);
+    int64_t now, begin;
+
+    if (rate == 0 || piece->zero) {
+        return;
+    }
+    pthread_mutex_lock(&copy->rate_guard);
+    now = loop_now_ns();
+    begin = MAX(copy->next_ns, now);
+    copy->next_ns = begin + (int64_t)MIN(piece->length * NS_PER_SECOND / rate, INT64_MAX / 4);
+    pthread_mutex_unlock(&copy->rate_guard);
+    while ((now = loop_now_ns()) < begin && !atomic_load(&copy->cancelled) &&
+           atomic_load(&copy->rate) == rate) {
+        loop_co_sleep(MIN(begin - now, RATE_SLICE_NS));
+    }
+}
+
+/* --- pieces ---------------------------------------------------------------------------------- */
 
 static void co_copy_data(struct copy_call *call, const struct copy_piece *piece)
 {
@@ -217,6 +316,9 @@ static void co_copy_data(struct copy_call *call, const struct copy_piece *piece)
         return;
     }
     ret = block_co_pread(copy->source, piece->offset, buffer, piece->length);
+    if (reactor_turn_expired()) {
+        loop_co_give_way();
+    }
     if (ret < 0) {
         call_fail(call, ret, true, piece->offset);
     } else {
@@ -229,19 +331,35 @@ static void co_copy_data(struct copy_call *call, const struct copy_piece *piece)
     buffer_put(copy, buffer);
 }
 
+static void co_copy_piece(struct copy_call *call, const struct copy_piece *piece)
+{
+    int ret;
+
+    if (!piece->zero) {
+        co_copy_data(call, piece);
+        return;
+    }
+    ret = block_co_write_zeroes(call->copy->target, piece->offset, piece->length,
+                                call->copy->params.zero_flags);
+    if (ret < 0) {
+        call_fail(call, ret, false, piece->offset);
+    }
+}
+
 static void co_work(struct copy_call *call)
 {
+    struct block_copy *copy = call->copy;
     struct copy_piece piece;
 
     while (co_claim(call, &piece)) {
-        if (piece.zero) {
-            int ret = block_co_write_zeroes(call->copy->target, piece.offset, piece.length,
-                                            call->copy->params.zero_flags);
-            if (ret < 0) {
-                call_fail(call, ret, false, piece.offset);
-            }
-        } else {
-            co_copy_data(call, &piece);
+        co_keep_rate(copy, &piece);
+        if (!co_begin_piece(call)) {
+            break;
+        }
+        co_copy_piece(call, &piece);
+        atomic_fetch_sub(&copy->in_flight, 1);
+        if (reactor_turn_expired()) {
+            loop_co_give_way();
         }
     }
 }

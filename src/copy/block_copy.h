@@ -12,6 +12,9 @@
  * length. All calls of one engine together hold at most `max_memory` bytes of bounce buffers; who finds none waits
  * in FIFO order. The engine knows nothing about what has been copied or who writes meanwhile: that is its caller's
  * business.
+ *
+ * Others on the reactor get their turn after each half millisecond of copying, however fast the data comes (it may lie in
+ * memory). A copy can be slowed down, paused and cancelled; all three act between two pieces.
  */
 #ifndef TIDEMARK_COPY_BLOCK_COPY_H
 #define TIDEMARK_COPY_BLOCK_COPY_H
@@ -25,7 +28,7 @@
 struct block_copy;
 
 struct block_copy_params {
-    uint32_t cluster_size; /* power of two; pieces begin and end at multiples of it */
+    uint32_t cluster_size; /* power of two; pieces begin and end at multiples of it, or of 2 MiB if it is larger */
     uint64_t max_memory;   /* bytes of bounce buffers; 0: 32 MiB. At least one buffer is had. */
     unsigned max_workers;  /* coroutines per call, the caller's included; 0: 16 */
     unsigned write_flags;  /* for the data: BLOCK_REQ_COMPRESSED or 0 */
@@ -55,6 +58,16 @@ void block_copy_free(struct block_copy *copy);
  */
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure);
+
+/* At most so many bytes per second, of all calls together, zeroes not counted; 0: no limit, as at first. Any thread. */
+void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second);
+/* No new pieces from now on, until the resume. Any thread. */
+void block_copy_pause(struct block_copy *copy);
+void block_copy_resume(struct block_copy *copy);
+/* Calls end with -ECANCELED as soon as their pieces in flight have ended, also while paused; so do new ones. Any thread. */
+void block_copy_cancel(struct block_copy *copy);
+/* Whether any piece is in flight: after a pause, what a drain waits for. Any thread. */
+bool block_copy_is_busy(const struct block_copy *copy);
 
 /* Longest piece of data in bytes. */
 uint32_t block_copy_chunk_size(const struct block_copy *copy);

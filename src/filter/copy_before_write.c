@@ -40,62 +40,35 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
     return 0;
 }
 
-/* The option `bitmap`: what the snapshot may read. All of the disk without it. */
-static int take_access(struct cbw_state *s, struct options *opts, struct dirty_bitmap **ret,
-                       struct error *err)
+/* What there is of the filter besides its state. */
+struct cbw_node {
+    struct cbw_state state; /* first: requests see only this */
+    char *bitmap_node, *bitmap_name; /* the option `bitmap`: what the snapshot may read; NULL: all of the disk */
+};
+
+static int take_bitmap(struct cbw_node *n, struct options *opts, struct error *err)
 {
     struct options *child AUTO_OPTIONS = NULL;
     char *reference AUTO_FREE = NULL;
-    char *node_name AUTO_FREE = NULL;
-    char *bitmap_name AUTO_FREE = NULL;
-    struct block_bitmap *bitmap = NULL;
-    struct dirty_bitmap *access;
-    int r;
+    int r = options_take_child(opts, "bitmap", &child, &reference, err);
 
-    r = options_take_child(opts, "bitmap", &child, &reference, err);
     if (r < 0) {
         return r;
     }
     if (reference) {
         return error_set(err, EINVAL, "Option 'bitmap' needs 'bitmap.node' and 'bitmap.name'");
     }
-    if (child) {
-        r = options_take_str(child, "node", &node_name, err);
-        r = r < 0 ? r : options_take_str(child, "name", &bitmap_name, err);
-        r = r < 0 ? r : options_check_empty(child, "Option 'bitmap'", err);
-        if (r < 0) {
-            return r;
-        }
-        if (!node_name || !bitmap_name) {
-            return error_set(err, EINVAL, "Parameter 'bitmap.%s' is missing",
-                             node_name ? "name" : "node");
-        }
-        bitmap = block_bitmap_lookup(node_name, bitmap_name, NULL, err);
-        if (!bitmap) {
-            return -ENOENT;
-        }
-        r = block_bitmap_check(bitmap, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
-        r = r < 0 ? r : block_co_bitmap_fetch(bitmap, err);
-        if (r < 0) {
-            return r;
-        }
-        if (dirty_bitmap_size(block_bitmap_bits(bitmap)) != s->size) {
-            return error_set(
-                err, EINVAL, "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
-                bitmap_name, (unsigned long long)dirty_bitmap_size(block_bitmap_bits(bitmap)),
-                s->name, (unsigned long long)s->size);
-        }
+    if (!child) {
+        return 0;
     }
-    access = dirty_bitmap_new(s->size, s->cluster_size);
-    if (!access || (bitmap && dirty_bitmap_merge(access, block_bitmap_bits(bitmap)) < 0)) {
-        dirty_bitmap_free(access);
-        return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+    r = options_take_str(child, "node", &n->bitmap_node, err);
+    r = r < 0 ? r : options_take_str(child, "name", &n->bitmap_name, err);
+    r = r < 0 ? r : options_check_empty(child, "Option 'bitmap'", err);
+    if (r == 0 && (!n->bitmap_node || !n->bitmap_name)) {
+        r = error_set(err, EINVAL, "Parameter 'bitmap.%s' is missing",
+                      n->bitmap_node ? "name" : "node");
     }
-    if (!bitmap) {
-        dirty_bitmap_set(access, 0, s->size);
-    }
-    *ret = access;
-    return 0;
+    return r;
 }
 
 static int take_scalars(struct cbw_state *s, struct options *opts, struct error *err)
@@ -118,14 +91,17 @@ static int take_scalars(struct cbw_state *s, struct options *opts, struct error 
     return 0;
 }
 
-static int cbw_co_open(struct block_node *node, struct options *opts, struct error *err)
+static void free_names(struct cbw_node *n)
+{
+    free(n->bitmap_node);
+    free(n->bitmap_name);
+}
+
+static int co_open_state(struct block_node *node, struct options *opts, struct error *err)
 {
     struct cbw_state *s = node->opaque;
-    struct dirty_bitmap *access = NULL;
-    int ret;
+    int ret = take_scalars(s, opts, err);
 
-    s->name = node->name;
-    ret = take_scalars(s, opts, err);
     if (ret < 0) {
         return ret;
     }
@@ -147,15 +123,19 @@ static int cbw_co_open(struct block_node *node, struct options *opts, struct err
                          (unsigned long long)s->size);
     }
     ret = take_cluster_size(s, opts, err);
+    return ret < 0 ? ret : cbw_state_init(s, err);
+}
+
+static int cbw_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct cbw_node *n = node->opaque;
+    struct cbw_state *s = &n->state;
+    int ret = take_bitmap(n, opts, err);
+
+    s->name = node->name;
+    ret = ret < 0 ? ret : co_open_state(node, opts, err);
     if (ret < 0) {
-        return ret;
-    }
-    ret = take_access(s, opts, &access, err);
-    if (ret < 0) {
-        return ret;
-    }
-    ret = cbw_state_init(s, access, err);
-    if (ret < 0) {
+        free_names(n);
         return ret;
     }
     block_node_set_size(node, s->size);
@@ -166,9 +146,57 @@ static int cbw_co_open(struct block_node *node, struct options *opts, struct err
     return 0;
 }
 
+/* The point in time: the bitmap as it is now, at this place of the transaction. */
+static int cbw_co_begin(struct block_node *node, struct error *err)
+{
+    struct cbw_node *n = node->opaque;
+    struct cbw_state *s = &n->state;
+    struct dirty_bitmap *access;
+    struct block_bitmap *bitmap;
+    int r;
+
+    if (block_edge_size(s->file) != s->size) {
+        return error_set(err, EINVAL, "Node '%s' has been resized while '%s' was being opened",
+                         block_node_name(block_edge_node(s->file)), s->name);
+    }
+    if (!n->bitmap_name) {
+        return 0;
+    }
+    bitmap = block_bitmap_lookup(n->bitmap_node, n->bitmap_name, NULL, err);
+    r = bitmap ? block_bitmap_check(bitmap, BLOCK_BITMAP_REFUSE_INCONSISTENT, err) : -ENOENT;
+    r = r < 0 ? r : block_co_bitmap_fetch(bitmap, err);
+    if (r < 0) {
+        return r;
+    }
+    if (dirty_bitmap_size(block_bitmap_bits(bitmap)) != s->size) {
+        return error_set(err, EINVAL,
+                         "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
+                         n->bitmap_name,
+                         (unsigned long long)dirty_bitmap_size(block_bitmap_bits(bitmap)), s->name,
+                         (unsigned long long)s->size);
+    }
+    access = dirty_bitmap_new(s->size, s->cluster_size);
+    if (!access || dirty_bitmap_merge(access, block_bitmap_bits(bitmap)) < 0) {
+        dirty_bitmap_free(access);
+        return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+    }
+    cbw_state_set_access(s, access);
+    return 0;
+}
+
+static bool cbw_drain_busy(struct block_node *node)
+{
+    struct cbw_node *n = node->opaque;
+
+    return cbw_is_busy(&n->state);
+}
+
 static void cbw_co_close(struct block_node *node)
 {
-    cbw_co_state_destroy(node->opaque);
+    struct cbw_node *n = node->opaque;
+
+    cbw_co_state_destroy(&n->state);
+    free_names(n);
 }
 
 static bool has_snapshot(struct block_node *node)
@@ -278,11 +306,13 @@ static int cbw_co_discard_snapshot(struct block_node *node, uint64_t offset, uin
 
 const struct block_driver copy_before_write_driver = {
     .name = "copy-before-write",
-    .instance_size = sizeof(struct cbw_state),
+    .instance_size = sizeof(struct cbw_node),
     .is_filter = true,
     .co_open = cbw_co_open,
+    .co_begin = cbw_co_begin,
     .co_close = cbw_co_close,
     .child_perm = cbw_child_perm,
+    .drain_busy = cbw_drain_busy,
     .co_preadv = cbw_co_preadv,
     .co_pwritev = cbw_co_pwritev,
     .co_write_zeroes = cbw_co_write_zeroes,

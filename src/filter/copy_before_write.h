@@ -31,6 +31,10 @@
  *    wait for those it finds then.
  * 3. A fleecing read waits for nobody: not for guest writes, nor for copies in flight.
  * 4. COPIED is entered after the write to the target completed, so what is read there is whole.
+ * 5. A release of COPIED clusters discards them in the target once the reads of them there that are in flight have ended
+ *    (they are in `target_readers`); new ones get EACCES.
+ *
+ * A copy goes on when its guest write has given up waiting for it. A drain waits for it (cbw_is_busy()).
  */
 #ifndef TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
 #define TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
@@ -40,6 +44,7 @@
 #include <stdint.h>
 
 #include "base/list.h"
+#include "base/range_index.h"
 #include "bitmap/bitmap.h"
 #include "block/gate.h"
 #include "co/sync.h"
@@ -67,17 +72,22 @@ struct cbw_state {
     pthread_mutex_t lock;
     struct dirty_bitmap *access; /* clusters that the snapshot may read */
     struct dirty_bitmap *done;   /* clusters that are in the target */
-    struct list copies;          /* of struct cbw_copy: in flight */
+    struct range_index copies;   /* of struct cbw_copy: in flight */
     struct list spare_copies;    /* of struct cbw_copy: for reuse */
-    struct list readers;         /* of struct cbw_reader: fleecing reads of the active disk */
+    struct range_index readers;  /* of struct cbw_reader: fleecing reads of the active disk */
+    struct range_index target_readers; /* likewise, of the target */
     bool broken;                 /* a copy failed and the snapshot was given up */
 };
 
+/* All may be read; the other constant fields were set by the caller. -ENOMEM, -EINVAL. Does not yield. */
+int cbw_state_init(struct cbw_state *s, struct error *err);
 /*
- * `access` is consumed, also on failure: the clusters that may be read, of granularity `cluster_size`. The other constant
- * fields were set by the caller. -ENOMEM, -EINVAL. Does not yield.
+ * Before the first request: only what is dirty in `access` (consumed; of granularity `cluster_size`) may be read. Does not
+ * yield.
  */
-int cbw_state_init(struct cbw_state *s, struct dirty_bitmap *access, struct error *err);
+void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access);
+/* Whether copies are in flight. Any thread. */
+bool cbw_is_busy(struct cbw_state *s);
 /* Waits for copies in flight, then releases. Yields. */
 void cbw_co_state_destroy(struct cbw_state *s);
 

@@ -16,7 +16,8 @@
 
 /* A copy in flight of clusters that were UNTOUCHED. */
 struct cbw_copy {
-    struct list link; /* in s->copies while in flight, in s->spare_copies while unused */
+    struct range_item item; /* in s->copies while in flight */
+    struct list spare;      /* in s->spare_copies while unused */
     struct cbw_state *s;
     uint64_t offset;
     uint64_t length;
@@ -26,12 +27,11 @@ struct cbw_copy {
     struct co_queue waiters;
 };
 
-/* A fleecing read of the active disk; on the reader's stack. */
+/* A fleecing read of the active disk, or of the target; on the reader's stack. */
 struct cbw_reader {
-    struct list link;
-    uint64_t offset;
-    uint64_t length;
-    struct co_queue waiters; /* guest writes */
+    struct range_item item;
+    struct range_index *index; /* that it is in */
+    struct co_queue waiters;   /* guest writes, or releases */
 };
 
 /* A guest write that is held up. Its fields are of its own thread, but `waiting_for` needs s->lock. */
@@ -47,7 +47,7 @@ struct cbw_write {
 
 /* --- life ---------------------------------------------------------------------------------------- */
 
-int cbw_state_init(struct cbw_state *s, struct dirty_bitmap *access, struct error *err)
+int cbw_state_init(struct cbw_state *s, struct error *err)
 {
     struct block_copy_params params = {
         .cluster_size = s->cluster_size,
@@ -55,24 +55,42 @@ int cbw_state_init(struct cbw_state *s, struct dirty_bitmap *access, struct erro
     };
     int ret;
 
-    s->access = access;
+    s->access = dirty_bitmap_new(s->size, s->cluster_size);
     s->done = dirty_bitmap_new(s->size, s->cluster_size);
-    if (!s->done) {
-        dirty_bitmap_free(access);
-        return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+    if (!s->access || !s->done) {
+        ret = error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+    } else {
+        ret = block_copy_new(s->file, s->target, &params, &s->copy, err);
     }
-    ret = block_copy_new(s->file, s->target, &params, &s->copy, err);
     if (ret < 0) {
-        dirty_bitmap_free(access);
+        dirty_bitmap_free(s->access);
         dirty_bitmap_free(s->done);
         return ret;
     }
+    dirty_bitmap_set(s->access, 0, s->size);
     co_group_init(&s->copies_running);
     pthread_mutex_init(&s->lock, NULL);
-    list_init(&s->copies);
+    range_index_init(&s->copies);
     list_init(&s->spare_copies);
-    list_init(&s->readers);
+    range_index_init(&s->readers);
+    range_index_init(&s->target_readers);
     return 0;
+}
+
+void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access)
+{
+    dirty_bitmap_free(s->access);
+    s->access = access;
+}
+
+bool cbw_is_busy(struct cbw_state *s)
+{
+    bool busy;
+
+    pthread_mutex_lock(&s->lock);
+    busy = !range_index_is_empty(&s->copies);
+    pthread_mutex_unlock(&s->lock);
+    return busy;
 }
 
 void cbw_co_state_destroy(struct cbw_state *s)
@@ -80,7 +98,7 @@ void cbw_co_state_destroy(struct cbw_state *s)
     struct cbw_copy *copy, *next;
 
     co_group_wait(&s->copies_running);
-    LIST_FOREACH_SAFE (copy, next, &s->spare_copies, link) {
+    LIST_FOREACH_SAFE (copy, next, &s->spare_copies, spare) {
         free(copy);
     }
     block_copy_free(s->copy);
@@ -115,14 +133,9 @@ static bool next_uncopied_locked(struct cbw_state *s, uint64_t offset, uint64_t 
 
 static struct cbw_copy *find_copy_locked(struct cbw_state *s, uint64_t offset, uint64_t length)
 {
-    struct cbw_copy *copy;
+    struct range_item *item = range_index_find(&s->copies, offset, length, NULL, NULL);
 
-    LIST_FOREACH (copy, &s->copies, link) {
-        if (ranges_overlap(copy->offset, copy->length, offset, length)) {
-            return copy;
-        }
-    }
-    return NULL;
+    return item ? container_of(item, struct cbw_copy, item) : NULL;
 }
 
 /* Cut [*offset, *offset + *length) so that no copy in flight overlaps it; false if nothing is left at its start. */
@@ -157,10 +170,10 @@ static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, ui
         if (!copy) {
             return NULL;
         }
-        list_init(&copy->link);
+        list_init(&copy->spare);
     } else {
-        copy = LIST_FIRST(&s->spare_copies, struct cbw_copy, link);
-        list_remove(&copy->link);
+        copy = LIST_FIRST(&s->spare_copies, struct cbw_copy, spare);
+        list_remove(&copy->spare);
     }
     copy->s = s;
     copy->offset = offset;
@@ -169,7 +182,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, ui
     copy->finished = false;
     copy->ret = 0;
     co_queue_init(&copy->waiters);
-    list_append(&s->copies, &copy->link);
+    range_index_add(&s->copies, &copy->item, offset, length);
     co_group_add(&s->copies_running);
     return copy;
 }
@@ -177,7 +190,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, ui
 static void copy_unref_locked(struct cbw_copy *copy)
 {
     if (--copy->refs == 0) {
-        list_append(&copy->s->spare_copies, &copy->link);
+        list_append(&copy->s->spare_copies, &copy->spare);
     }
 }
 
@@ -219,7 +232,7 @@ static void co_run_copy(struct cbw_copy *copy)
     pthread_mutex_lock(&s->lock);
     copy->ret = ret;
     copy->finished = true;
-    list_remove(&copy->link);
+    range_index_remove(&s->copies, &copy->item);
     co_queue_wake_all(&copy->waiters);
     copy_unref_locked(copy);
     pthread_mutex_unlock(&s->lock);
@@ -363,23 +376,18 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
     return s->broken ? 0 : ret;
 }
 
-/* Returns without the lock. */
-static void co_wait_readers_release(struct cbw_state *s, uint64_t offset, uint64_t length)
+/* Until those reads of [offset, offset + length) have ended that are in `index` now. Returns without the lock. */
+static void co_wait_readers_release(struct cbw_state *s, struct range_index *index, uint64_t offset,
+                                    uint64_t length)
 {
-    struct cbw_reader *reader;
-    bool found;
+    struct range_item *item;
 
-    do {
-        found = false;
-        LIST_FOREACH (reader, &s->readers, link) {
-            if (ranges_overlap(reader->offset, reader->length, offset, length)) {
-                co_queue_wait_release(&reader->waiters, &s->lock);
-                pthread_mutex_lock(&s->lock);
-                found = true;
-                break;
-            }
-        }
-    } while (found);
+    while ((item = range_index_find(index, offset, length, NULL, NULL))) {
+        struct cbw_reader *reader = container_of(item, struct cbw_reader, item);
+
+        co_queue_wait_release(&reader->waiters, &s->lock);
+        pthread_mutex_lock(&s->lock);
+    }
     pthread_mutex_unlock(&s->lock);
 }
 
@@ -410,7 +418,7 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
         ret = 0;
     }
     if (ret == 0) {
-        co_wait_readers_release(s, offset, length);
+        co_wait_readers_release(s, &s->readers, offset, length);
     } else {
         pthread_mutex_unlock(&s->lock);
     }
@@ -427,25 +435,24 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
 
 /* --- fleecing reads -------------------------------------------------------------------------------- */
 
-static void reader_begin_locked(struct cbw_state *s, struct cbw_reader *reader, uint64_t offset,
-                                uint64_t length)
+static void reader_begin_locked(struct range_index *index, struct cbw_reader *reader,
+                                uint64_t offset, uint64_t length)
 {
-    reader->offset = offset;
-    reader->length = length;
-    list_append(&s->readers, &reader->link);
+    reader->index = index;
+    range_index_add(index, &reader->item, offset, length);
 }
 
 static void reader_end(struct cbw_state *s, struct cbw_reader *reader)
 {
     pthread_mutex_lock(&s->lock);
-    list_remove(&reader->link);
+    range_index_remove(reader->index, &reader->item);
     co_queue_wake_all(&reader->waiters);
     pthread_mutex_unlock(&s->lock);
 }
 
 /*
- * Where the frozen contents at `offset` lie, and up to where that holds. If it is the active disk, `reader` is registered
- * (reader_end() to follow).
+ * Where the frozen contents at `offset` lie, and up to where that holds. On success `reader` is registered (reader_end() to
+ * follow).
  */
 static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length,
                            struct cbw_reader *reader, struct block_edge **ret_edge,
@@ -454,16 +461,16 @@ static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length
     uint64_t run;
     int ret = 0;
 
-    list_init(&reader->link);
     co_queue_init(&reader->waiters);
     pthread_mutex_lock(&s->lock);
     if (s->broken || !dirty_bitmap_status(s->access, offset, offset + length, &run)) {
         ret = -EACCES;
     } else if (dirty_bitmap_status(s->done, offset, offset + run, &run)) {
         *ret_edge = s->target;
+        reader_begin_locked(&s->target_readers, reader, offset, run);
     } else {
         *ret_edge = s->file;
-        reader_begin_locked(s, reader, offset, run);
+        reader_begin_locked(&s->readers, reader, offset, run);
     }
     pthread_mutex_unlock(&s->lock);
     if (ret == 0) {
@@ -496,9 +503,7 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
             ret = iov_part_set(&part, iov, done, length);
             ret = ret < 0 ? ret : block_co_preadv(edge, offset + done, part.iov, 0);
         }
-        if (edge == s->file) {
-            reader_end(s, &reader);
-        }
+        reader_end(s, &reader);
         if (ret < 0) {
             return ret;
         }
@@ -524,9 +529,7 @@ int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length
         return r;
     }
     r = block_co_status_above(edge, NULL, offset, length, ret, &depth);
-    if (edge == s->file) {
-        reader_end(s, &reader);
-    }
+    reader_end(s, &reader);
     if (r < 0) {
         return r;
     }
@@ -569,6 +572,6 @@ int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t lengt
     pthread_mutex_lock(&s->lock);
     dirty_bitmap_clear(s->access, start, end - start);
     dirty_bitmap_clear(s->done, start, end - start);
-    pthread_mutex_unlock(&s->lock);
+    co_wait_readers_release(s, &s->target_readers, start, end - start);
     return block_co_discard(s->target, start, end - start);
 }
