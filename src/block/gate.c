@@ -240,6 +240,38 @@ static int co_write_zero_buffer(struct block_node *node, uint64_t offset, uint64
     return r;
 }
 
+/*
+ * Zeroes and discards of whole blocks, kept apart from writes that read a block, change a part of it and write it whole: those would
+ * write old bytes back. Not held over a fallback, which goes through the same lock by itself.
+ */
+static int co_zero_blocks(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
+{
+    struct range_entry entry;
+    int r;
+
+    if (__builtin_expect(node->limits.request_alignment <= 1, true)) {
+        return node->driver->co_write_zeroes(node, offset, length, flags);
+    }
+    co_range_lock(&node->rmw, &entry, offset, length, false);
+    r = node->driver->co_write_zeroes(node, offset, length, flags);
+    range_unlock(&node->rmw, &entry);
+    return r;
+}
+
+static int co_discard_blocks(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct range_entry entry;
+    int r;
+
+    if (__builtin_expect(node->limits.request_alignment <= 1, true)) {
+        return node->driver->co_discard(node, offset, length);
+    }
+    co_range_lock(&node->rmw, &entry, offset, length, false);
+    r = node->driver->co_discard(node, offset, length);
+    range_unlock(&node->rmw, &entry);
+    return r;
+}
+
 /* A part that is aligned to zeroes_alignment, or a head or tail that is not. */
 static int co_zero_part(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags,
                         bool aligned)
@@ -253,7 +285,7 @@ static int co_zero_part(struct block_node *node, uint64_t offset, uint64_t lengt
     if ((aligned || node->driver->is_format) && node->driver->co_write_zeroes) {
         unsigned driver_flags = flags & (node->supported_zero_flags | BLOCK_REQ_NO_FALLBACK);
 
-        r = node->driver->co_write_zeroes(node, offset, length, driver_flags);
+        r = co_zero_blocks(node, offset, length, driver_flags);
     }
     if (r == -ENOTSUP && !(flags & BLOCK_REQ_NO_FALLBACK)) {
         r = co_write_zero_buffer(node, offset, length);
@@ -391,7 +423,7 @@ static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t le
 
     max = MAX(multiple_down(max, unit), unit);
     for (uint64_t at = first; at < last && r == 0; at += max) {
-        r = node->driver->co_discard(node, at, MIN(max, last - at));
+        r = co_discard_blocks(node, at, MIN(max, last - at));
     }
     r = r == -ENOTSUP ? 0 : r;
     return r < 0 ? r : co_discard_rest(node, last, end);
