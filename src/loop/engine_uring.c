@@ -107,6 +107,17 @@ static void bell_rang(struct reactor *r, const struct io_uring_cqe *cqe)
 
 /* --- life */
 
+/*
+ * Without NODROP (kernel 5.5) completions could be lost. Without EXT_ARG (5.11) liburing makes a wait with a time
+ * limit by an operation of its own, whose completion would come among ours.
+ */
+static bool has_features(const struct io_uring_params *params)
+{
+    const unsigned needed = IORING_FEAT_NODROP | IORING_FEAT_EXT_ARG;
+
+    return (params->features & needed) == needed;
+}
+
 static int init_ring(struct uring *u)
 {
     /* The best first; kernels before 6.1, 5.19 and 5.18 know less. */
@@ -126,8 +137,7 @@ static int init_ring(struct uring *u)
 
         ret = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &params);
         u->deferred = flags[i] & IORING_SETUP_DEFER_TASKRUN;
-        if (ret == 0 && !(params.features & IORING_FEAT_NODROP)) {
-            /* Completions could be lost. */
+        if (ret == 0 && !has_features(&params)) {
             io_uring_queue_exit(&u->ring);
             return -ENOSYS;
         }
