@@ -376,6 +376,7 @@ static int run(struct daemon *d, int argc, char **argv)
         return 1;
     }
     the_daemon = d;
+    loop_set_serving(true);
     status = cli_run(co_daemon, argc, argv);
     close(d->signal_fd);
     close(quit_fd);

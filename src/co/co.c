@@ -144,6 +144,15 @@ void co_reschedule(void)
     leave(co, false);
 }
 
+/* On the stack of a lost thread: now that it has left the coroutine's, the new thread may run it. */
+static void let_rejoin(struct co_thread *t)
+{
+    struct co *co = t->rejoining;
+
+    t->rejoining = NULL;
+    co_wake(co);
+}
+
 void co_resume(struct co *co)
 {
     struct co_thread *t = &this_thread;
@@ -160,12 +169,44 @@ void co_resume(struct co *co)
     co->resumer = resumer;
     t->current = co;
     switch_fibers(t, from, &co->fiber, false);
+    if (resumer) {
+        t = resumer->thread; /* another one, if co_rescue() woke us */
+    }
     arrive(t, from);
     t->current = resumer;
-    if (co->ended) {
+    if (t->rejoining) {
+        let_rejoin(t);
+    } else if (co->ended) {
         co->home->ended++;
         co_pool_put(co);
     }
+}
+
+/*
+ * The outermost comes first: it has to find the one that it resumed as it left it, before that one goes on and
+ * may end.
+ */
+static void wake_outermost_first(struct co *co)
+{
+    if (co) {
+        wake_outermost_first(co->resumer);
+        co_wake(co);
+    }
+}
+
+void co_rescue(struct co *caller)
+{
+    wake_outermost_first(caller->resumer);
+}
+
+void co_rejoin(void)
+{
+    struct co_thread *t = &this_thread;
+    struct co *co = t->current;
+
+    t->rejoining = co;
+    switch_fibers(t, &co->fiber, &t->self, false);
+    arrive(co->thread, &co->fiber);
 }
 
 struct list *co_link(struct co *co)

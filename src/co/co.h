@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Coroutines: a stack each, switched by hand, pinned to one thread.
+ * Coroutines: a stack each, switched by hand, pinned to one home.
  *
  * A coroutine belongs to a home (`struct co_home`, one per reactor) and only ever runs on
- * the thread of that home. Waking it means putting it on the home's queue, from any thread. Because
+ * the thread of that home (which co_rescue() can change). Waking it means putting it on the home's queue, from any thread. Because
  * only the home thread runs it, a wake may come before the suspend that it answers has finished:
  * the coroutine is queued, and the queue is looked at only once it has switched out.
  *
@@ -92,6 +92,27 @@ struct co *co_from_link(struct list *link);
 void **co_queue_slot(struct co *co);
 
 struct co_home *co_get_home(const struct co *co);
+
+/*
+ * For schedulers that move a home from a thread that hangs in a system call to another one:
+ *
+ *      the lost thread                              the new thread
+ *      - coroutine C, which co_resume() or
+ *        co_run() started, makes the call           - decides, so that C learns of it at the call's
+ *                                                     return, that it runs the home from now on
+ *                                                   - co_rescue(C): coroutines that wait for
+ *                                                     C to suspend go on as if it had
+ *        the call returns: co_rejoin()
+ *        co_resume() of the outermost coroutine
+ *        returns; the thread runs coroutines        - C goes on here
+ *        of this home no more
+ *
+ * The decision orders what the lost thread did before the call before what the new one does.
+ */
+/* On the new thread, outside coroutines. Does not yield. */
+void co_rescue(struct co *caller);
+/* In C, still on the lost thread. Yields: returns on the new one. */
+void co_rejoin(void);
 
 /* Coroutines that exist now in the process (for tests and statistics). */
 size_t co_count(void);

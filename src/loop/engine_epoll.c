@@ -42,39 +42,59 @@ static struct epoll *epoll_of(struct reactor *r)
     return r->engine_data;
 }
 
-static int epoll_init(struct reactor *r)
+static void epoll_discard(void *data)
 {
-    struct epoll_event bell = {.events = EPOLLIN | EPOLLET, .data.fd = r->bell};
+    struct epoll *e = data;
+
+    close(e->fd);
+    free(e->waiters);
+    free(e);
+}
+
+static int epoll_prepare(void **ret_data)
+{
     struct epoll *e = calloc(1, sizeof(*e));
-    int ret;
 
     if (!e) {
         return -ENOMEM;
     }
     e->fd = epoll_create1(EPOLL_CLOEXEC);
     if (e->fd < 0) {
-        ret = -errno;
+        int ret = -errno;
+
         free(e);
         return ret;
     }
-    /* Edge-triggered: each write to the bell is told of once, and it need not be read. */
-    if (epoll_ctl(e->fd, EPOLL_CTL_ADD, r->bell, &bell) < 0) {
-        ret = -errno;
-        close(e->fd);
-        free(e);
-        return ret;
-    }
-    r->engine_data = e;
+    *ret_data = e;
     return 0;
 }
 
-static void epoll_release(struct reactor *r)
+static void epoll_adopt(struct reactor *r, void *data)
 {
-    struct epoll *e = epoll_of(r);
+    struct epoll *e = data;
+    struct epoll_event bell = {.events = EPOLLIN | EPOLLET, .data.fd = r->bell};
 
-    close(e->fd);
-    free(e->waiters);
-    free(e);
+    if (r->engine_data) {
+        /* It serves any thread. */
+        epoll_discard(data);
+        return;
+    }
+    /* Edge-triggered: each write to the bell is told of once, and it need not be read. */
+    if (epoll_ctl(e->fd, EPOLL_CTL_ADD, r->bell, &bell) < 0) {
+        log_error("Reactor '%s' cannot watch its bell: %s", r->name, strerror(errno));
+        abort();
+    }
+    r->engine_data = e;
+}
+
+static void epoll_abandon(void *data)
+{
+}
+
+/* What is in flight is the offload pool's. */
+static bool epoll_would_strand(struct reactor *r, int fd)
+{
+    return false;
 }
 
 /* --- polls */
@@ -240,8 +260,11 @@ static void epoll_turn(struct reactor *r, int64_t timeout_ns)
 
 const struct loop_engine loop_engine_epoll = {
     .name = "epoll",
-    .init = epoll_init,
-    .release = epoll_release,
+    .prepare = epoll_prepare,
+    .discard = epoll_discard,
+    .adopt = epoll_adopt,
+    .abandon = epoll_abandon,
+    .would_strand = epoll_would_strand,
     .turn = epoll_turn,
     .co_preadv = loop_threads_co_preadv,
     .co_pwritev = loop_threads_co_pwritev,

@@ -4,13 +4,21 @@
  *
  * An operation is a struct on the stack of the coroutine that waits for it; its address travels
  * through the ring as user data.
+ *
+ * A ring serves the thread that made it and no other. When that thread hangs and the reactor gets another one
+ * (rescue.c), the new thread comes with a ring of its own. Coroutines that poll are woken to poll again there; the old
+ * polls change nothing and are forgotten. That is why a socket is polled and then read, and not received from by the
+ * ring: a reception in the old ring would take what the new one waits for. File I/O in the old ring can't be done
+ * twice; it completes when the old thread is back.
  */
 #include <errno.h>
+#include <limits.h>
 #include <liburing.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/log.h"
 #include "loop/internal.h"
 
@@ -20,18 +28,27 @@
 /* User data of completions that no coroutine waits for. */
 #define USER_DATA_NONE 0
 #define USER_DATA_BELL 1
+/* Added to the address of a poll, so that it can be told when nobody waits for it any more. */
+#define USER_DATA_POLL 2
 
-#ifndef IORING_RECVSEND_POLL_FIRST
-#define IORING_RECVSEND_POLL_FIRST (1U << 0)
-#endif
+/* Result of a poll that has to be made again, in another ring. */
+#define MOVED INT_MIN
+
+/* Threads of the kernel that file I/O of one ring may wait in. By default it may be as few as eight. */
+#define KERNEL_WORKERS_MAX 256
 
 struct uring {
     struct io_uring ring;
     bool deferred;      /* completions are made only when we ask for them (DEFER_TASKRUN) */
     bool bell_multiple; /* one poll of the bell tells of every ring */
+    bool files_mixed;   /* file I/O in flight is of other descriptors than files_fd, too */
+    int files_fd;
+    unsigned files;    /* file I/O in flight */
+    struct list polls; /* of struct uring_op, in flight */
 };
 
 struct uring_op {
+    struct list link; /* of a poll */
     struct co *co;
     int result;
 };
@@ -53,22 +70,40 @@ static struct io_uring_sqe *get_sqe(struct uring *u)
     return sqe;
 }
 
-static struct io_uring_sqe *co_get_sqe(struct uring *u)
+static struct io_uring_sqe *co_get_sqe(struct reactor *r)
 {
-    struct io_uring_sqe *sqe = get_sqe(u);
+    struct io_uring_sqe *sqe = get_sqe(uring_of(r));
 
     while (!sqe) {
         co_reschedule();
-        sqe = get_sqe(u);
+        sqe = get_sqe(uring_of(r));
     }
     return sqe;
 }
 
-static int co_wait(struct io_uring_sqe *sqe, struct uring_op *op)
+/* File I/O on fd. */
+static int co_wait(struct uring *u, struct io_uring_sqe *sqe, int fd)
+{
+    struct uring_op op = {.co = co_self()};
+
+    if (u->files++ == 0) {
+        u->files_fd = fd;
+        u->files_mixed = false;
+    } else if (u->files_fd != fd) {
+        u->files_mixed = true;
+    }
+    io_uring_sqe_set_data(sqe, &op);
+    co_suspend();
+    return op.result;
+}
+
+/* The result of the poll, or MOVED. */
+static int co_wait_for_poll(struct uring *u, struct io_uring_sqe *sqe, struct uring_op *op)
 {
     op->co = co_self();
     op->result = 0;
-    io_uring_sqe_set_data(sqe, op);
+    list_append(&u->polls, &op->link);
+    io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)op | USER_DATA_POLL);
     co_suspend();
     return op->result;
 }
@@ -145,8 +180,9 @@ static int init_ring(struct uring *u)
     return ret;
 }
 
-static int uring_init(struct reactor *r)
+static int uring_prepare(void **ret_data)
 {
+    unsigned workers[2] = {KERNEL_WORKERS_MAX, 0};
     struct uring *u = calloc(1, sizeof(*u));
     int ret;
 
@@ -158,22 +194,53 @@ static int uring_init(struct reactor *r)
         free(u);
         return ret;
     }
-    io_uring_register_ring_fd(&u->ring); /* cheaper to enter; not every kernel can */
+    /* Cheaper to enter, and more that may hang: not every kernel can. */
+    io_uring_register_ring_fd(&u->ring);
+    io_uring_register_iowq_max_workers(&u->ring, workers);
     u->bell_multiple = true;
-    r->engine_data = u;
-    watch_bell(r);
+    list_init(&u->polls);
+    *ret_data = u;
     return 0;
 }
 
-static void uring_release(struct reactor *r)
+static void uring_discard(void *data)
 {
-    struct uring *u = uring_of(r);
+    struct uring *u = data;
 
     io_uring_queue_exit(&u->ring);
     free(u);
 }
 
+static void uring_adopt(struct reactor *r, void *data)
+{
+    struct uring *old = uring_of(r);
+
+    r->engine_data = data;
+    watch_bell(r);
+    while (old && !list_is_empty(&old->polls)) {
+        struct uring_op *op = LIST_FIRST(&old->polls, struct uring_op, link);
+
+        list_remove(&op->link);
+        op->result = MOVED;
+        co_wake(op->co);
+    }
+}
+
 /* --- the turn */
+
+static void complete(struct uring *u, const struct io_uring_cqe *cqe)
+{
+    struct uring_op *op =
+        (struct uring_op *)(uintptr_t)(cqe->user_data & ~(uint64_t)USER_DATA_POLL);
+
+    if (cqe->user_data & USER_DATA_POLL) {
+        list_remove(&op->link);
+    } else {
+        u->files--;
+    }
+    op->result = cqe->res;
+    co_wake(op->co);
+}
 
 static void reap(struct reactor *r)
 {
@@ -189,14 +256,42 @@ static void reap(struct reactor *r)
             if (data == USER_DATA_BELL) {
                 bell_rang(r, cqes[i]);
             } else if (data != USER_DATA_NONE) {
-                struct uring_op *op = io_uring_cqe_get_data(cqes[i]);
-
-                op->result = cqes[i]->res;
-                co_wake(op->co);
+                complete(u, cqes[i]);
             }
         }
         io_uring_cq_advance(&u->ring, count);
     } while (count == 64);
+}
+
+static bool is_file_io(uint64_t user_data)
+{
+    return user_data != USER_DATA_NONE && user_data != USER_DATA_BELL &&
+           !(user_data & USER_DATA_POLL);
+}
+
+/* Only file I/O has somebody that waits for it. */
+static void uring_abandon(void *data)
+{
+    struct uring *u = data;
+    struct io_uring_cqe *cqe;
+
+    while (u->files > 0) {
+        io_uring_submit_and_wait(&u->ring, 1);
+        while (io_uring_peek_cqe(&u->ring, &cqe) == 0) {
+            if (is_file_io(cqe->user_data)) {
+                complete(u, cqe);
+            }
+            io_uring_cqe_seen(&u->ring, cqe);
+        }
+    }
+    uring_discard(u);
+}
+
+static bool uring_would_strand(struct reactor *r, int fd)
+{
+    const struct uring *u = uring_of(r);
+
+    return u->files > 0 && (u->files_mixed || u->files_fd != fd);
 }
 
 /* Whether the kernel has completions that it will not post before it is entered. */
@@ -251,51 +346,44 @@ static bool is_refused(int result)
 static ssize_t uring_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
                                uint64_t offset)
 {
-    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
-    struct uring_op op;
+    struct io_uring_sqe *sqe = co_get_sqe(r);
+    int ret;
 
     io_uring_prep_readv(sqe, fd, iov, (unsigned)iovcnt, offset);
-    if (is_refused(co_wait(sqe, &op))) {
-        return loop_threads_co_preadv(r, fd, iov, iovcnt, offset);
-    }
-    return op.result;
+    ret = co_wait(uring_of(r), sqe, fd);
+    return is_refused(ret) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset) : ret;
 }
 
 static ssize_t uring_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
                                 uint64_t offset, unsigned flags)
 {
     int rw_flags = flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
-    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
-    struct uring_op op;
+    struct io_uring_sqe *sqe = co_get_sqe(r);
+    int ret;
 
     io_uring_prep_writev2(sqe, fd, iov, (unsigned)iovcnt, offset, rw_flags);
-    if (is_refused(co_wait(sqe, &op))) {
-        return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
-    }
-    return op.result;
+    ret = co_wait(uring_of(r), sqe, fd);
+    return is_refused(ret) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags) : ret;
 }
 
 static int uring_co_fdatasync(struct reactor *r, int fd)
 {
-    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
-    struct uring_op op;
+    struct io_uring_sqe *sqe = co_get_sqe(r);
 
     io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    return co_wait(sqe, &op);
+    return co_wait(uring_of(r), sqe, fd);
 }
 
 static int uring_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
 {
-    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
-    struct uring_op op;
+    struct io_uring_sqe *sqe = co_get_sqe(r);
 
     io_uring_prep_fallocate(sqe, fd, mode, (off_t)offset, (off_t)length);
-    return co_wait(sqe, &op);
+    return co_wait(uring_of(r), sqe, fd);
 }
 
 struct poll_timeout {
     struct loop_timer timer;
-    struct uring *u;
     struct uring_op *op;
     bool expired;
 };
@@ -304,60 +392,57 @@ struct poll_timeout {
 static void cancel_poll(struct loop_timer *self)
 {
     struct poll_timeout *timeout = container_of(self, struct poll_timeout, timer);
-    struct io_uring_sqe *sqe = get_sqe(timeout->u);
+    struct io_uring_sqe *sqe;
 
+    if (timeout->op->result == MOVED) {
+        return; /* about to look at the clock itself */
+    }
+    sqe = get_sqe(uring_of(reactor_current()));
     if (!sqe) {
         loop_timer_arm(self, loop_now_ns() + 1000000);
         return;
     }
     timeout->expired = true;
-    io_uring_prep_poll_remove(sqe, (uint64_t)(uintptr_t)timeout->op);
+    io_uring_prep_poll_remove(sqe, (uint64_t)(uintptr_t)timeout->op | USER_DATA_POLL);
     io_uring_sqe_set_data64(sqe, USER_DATA_NONE);
 }
 
 static int uring_co_poll(struct reactor *r, int fd, short events, int64_t timeout_ns)
 {
     struct uring_op op;
-    struct poll_timeout timeout = {.u = uring_of(r), .op = &op};
-    struct io_uring_sqe *sqe = co_get_sqe(uring_of(r));
+    struct poll_timeout timeout = {.op = &op};
+    int64_t deadline_ns = timeout_ns < 0 ? 0 : loop_now_ns() + timeout_ns;
+    struct io_uring_sqe *sqe = co_get_sqe(r);
     int ret;
 
     io_uring_prep_poll_add(sqe, fd, (unsigned short)events);
     loop_timer_init(&timeout.timer, cancel_poll);
     if (timeout_ns >= 0) {
-        loop_timer_arm(&timeout.timer, loop_now_ns() + timeout_ns);
+        loop_timer_arm(&timeout.timer, deadline_ns);
     }
-    ret = co_wait(sqe, &op);
+    ret = co_wait_for_poll(uring_of(r), sqe, &op);
     loop_timer_disarm(&timeout.timer);
+    if (ret == MOVED) {
+        return r->engine->co_poll(r, fd, events,
+                                  timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0));
+    }
     if (ret == -EOPNOTSUPP) {
         return events & (POLLIN | POLLOUT); /* a regular file is always ready */
     }
     return ret == -ECANCELED && timeout.expired ? -ETIMEDOUT : ret;
 }
 
-static ssize_t uring_co_recv(struct reactor *r, int fd, void *buf, size_t size)
-{
-    struct uring *u = uring_of(r);
-    struct io_uring_sqe *sqe = co_get_sqe(u);
-    struct uring_op op;
-
-    io_uring_prep_recv(sqe, fd, buf, size, 0);
-    if (u->deferred) {
-        /* A kernel that is new enough: the caller has found the socket empty just now. */
-        sqe->ioprio |= IORING_RECVSEND_POLL_FIRST;
-    }
-    return co_wait(sqe, &op);
-}
-
 const struct loop_engine loop_engine_uring = {
     .name = "io_uring",
-    .init = uring_init,
-    .release = uring_release,
+    .prepare = uring_prepare,
+    .discard = uring_discard,
+    .adopt = uring_adopt,
+    .abandon = uring_abandon,
+    .would_strand = uring_would_strand,
     .turn = uring_turn,
     .co_preadv = uring_co_preadv,
     .co_pwritev = uring_co_pwritev,
     .co_fdatasync = uring_co_fdatasync,
     .co_fallocate = uring_co_fallocate,
     .co_poll = uring_co_poll,
-    .co_recv = uring_co_recv,
 };

@@ -22,8 +22,9 @@
  * Writes: ext4 does not take RWF_NOWAIT for a buffered write, and io_uring hands each to a worker
  * thread. So a write is done inline as long as it takes no more time than receiving its data
  * from a socket did. When the kernel throttles writers to a slow disk such a call may sleep; those
- * that did are noticed, and the next ones of this reactor go by the engine, so that the reactor's
- * other disks don't wait. A patient program has none.
+ * that did are noticed, and the next ones to this file system go by the engine. One that hangs costs the reactor
+ * its thread, and it goes on with another (rescue.c); until it returns, all to this file system go by the engine. A
+ * patient program has nobody else who would wait.
  */
 #include <assert.h>
 #include <errno.h>
@@ -32,7 +33,9 @@
 #include <string.h>
 #include <linux/magic.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <sys/statfs.h>
+#include <sys/sysmacros.h>
 
 #include "loop/internal.h"
 
@@ -76,6 +79,7 @@ enum fd_kind {
     FD_IN_MEMORY, /* there is no device */
 };
 
+/* Only who is patient may wait for the server of a network file system, and only he wants to know. */
 static enum fd_kind query_kind(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -84,7 +88,45 @@ static enum fd_kind query_kind(int fd)
     if (flags >= 0 && (flags & (O_DIRECT | O_DSYNC))) {
         return FD_UNCACHED;
     }
-    return fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC ? FD_IN_MEMORY : FD_CACHED;
+    return loop_is_patient() && fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC ? FD_IN_MEMORY
+                                                                                  : FD_CACHED;
+}
+
+/* Of its file system. Does not ask a server. */
+static uint64_t query_device(int fd)
+{
+    struct statx st;
+
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, 0, &st) < 0) {
+        return 0;
+    }
+    return makedev(st.stx_dev_major, st.stx_dev_minor);
+}
+
+static unsigned find_file_system(struct reactor *r, uint64_t device)
+{
+    unsigned i = 0;
+
+    while (i < FILE_SYSTEMS && r->file_systems[i].device != device) {
+        i++;
+    }
+    if (i == FILE_SYSTEMS) {
+        /* The last one is kept for all that find no place. */
+        do {
+            i = r->next_file_system++ % FILE_SYSTEMS;
+        } while (r->file_systems[i].hanging > 0 && i != FILE_SYSTEMS - 1);
+        if (r->file_systems[i].hanging == 0) {
+            r->file_systems[i] = (struct file_system){.device = device};
+        }
+    }
+    return i;
+}
+
+static void query(struct reactor *r, int fd, struct fd_memory *m)
+{
+    m->kind = (uint8_t)query_kind(fd);
+    m->uses_left = FD_USES;
+    m->fs = (uint8_t)find_file_system(r, query_device(fd));
 }
 
 /*
@@ -92,23 +134,22 @@ static enum fd_kind query_kind(int fd)
  * some uses; a stale one, after the number was closed and opened anew, makes I/O slower and nothing
  * worse.
  */
-static enum fd_kind kind_of(struct reactor *r, int fd)
+static struct fd_memory memory_of(struct reactor *r, int fd)
 {
-    struct fd_memory *m;
+    struct fd_memory none = {.kind = FD_CACHED};
 
     if (fd < 0) {
-        return FD_CACHED; /* the system call will say so */
+        return none; /* the system call will say so */
     }
     if (fd >= FD_MEMORY) {
-        return query_kind(fd);
+        query(r, fd, &none);
+        return none;
     }
-    m = &r->fds[fd];
-    if (m->uses_left == 0) {
-        m->kind = (uint8_t)query_kind(fd);
-        m->uses_left = FD_USES;
+    if (r->fds[fd].uses_left == 0) {
+        query(r, fd, &r->fds[fd]);
     }
-    m->uses_left--;
-    return m->kind;
+    r->fds[fd].uses_left--;
+    return r->fds[fd];
 }
 
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
@@ -118,7 +159,7 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
 
     assert(r && co_self());
     if (read_policy == READ_NOWAIT) {
-        kind = kind_of(r, fd);
+        kind = memory_of(r, fd).kind;
     }
     if (kind != FD_UNCACHED) {
         /* Only who is patient trusts a memory of descriptors that may be stale with a read that could wait. */
@@ -147,14 +188,14 @@ static size_t total_length(const struct iovec *iov, int iovcnt)
 }
 
 /* Each stall in a row bars inline writes for longer. */
-static void bar_inline_writes(struct reactor *r)
+static void bar_inline_writes(struct file_system *fs)
 {
-    r->inline_bar = r->inline_bar ? r->inline_bar * 2 : INLINE_BAR_MIN;
-    if (r->inline_bar > INLINE_BAR_MAX) {
-        r->inline_bar = INLINE_BAR_MAX;
+    fs->bar = fs->bar ? fs->bar * 2 : INLINE_BAR_MIN;
+    if (fs->bar > INLINE_BAR_MAX) {
+        fs->bar = INLINE_BAR_MAX;
     }
-    r->inline_writes_barred = r->inline_bar;
-    r->inline_writes_calm = 0;
+    fs->barred = fs->bar;
+    fs->calm = 0;
 }
 
 /* How often this thread has gone to sleep. */
@@ -166,47 +207,94 @@ static long count_sleeps(void)
     return usage.ru_nvcsw;
 }
 
+static ssize_t write_now(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
+{
+    ssize_t n = pwritev(fd, iov, iovcnt, (off_t)offset);
+
+    return n < 0 ? -errno : n;
+}
+
 /*
  * A slow write stalled, or the processor was needed elsewhere: the latter is no reason to change
  * anything. Only a sleep tells them apart, and it is asked for after a first suspicion only, since
  * that costs system calls. A disk that stalls will stall again soon.
  */
-static ssize_t write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                            uint64_t offset)
+static ssize_t co_write_inline(struct reactor *r, struct file_system *fs, int fd,
+                               const struct iovec *iov, int iovcnt, uint64_t offset)
 {
-    bool watched = r->inline_writes_watched > 0;
+    bool watched = fs->watched > 0;
     long sleeps = watched ? count_sleeps() : 0;
     int64_t begin = loop_now_ns();
-    ssize_t n = pwritev(fd, iov, iovcnt, (off_t)offset);
-    ssize_t ret = n < 0 ? -errno : n;
-    bool slow = loop_now_ns() - begin > STALL_NS;
+    ssize_t ret;
+    bool slow;
 
+    loop_hang_begin(r, fs, begin);
+    ret = write_now(fd, iov, iovcnt, offset);
+    if (!loop_co_hang_end(r, begin)) {
+        fs->hanging--;
+        bar_inline_writes(fs);
+        return ret;
+    }
+    slow = loop_now_ns() - begin > STALL_NS;
     if (slow && watched && count_sleeps() > sleeps) {
-        bar_inline_writes(r);
-    } else if (++r->inline_writes_calm >= INLINE_BAR_MAX) {
-        r->inline_bar = 0;
+        bar_inline_writes(fs);
+    } else if (++fs->calm >= INLINE_BAR_MAX) {
+        fs->bar = 0;
     }
     if (slow) {
-        r->inline_writes_watched = WATCHED_WRITES;
+        fs->watched = WATCHED_WRITES;
     } else if (watched) {
-        r->inline_writes_watched--;
+        fs->watched--;
     }
     return ret;
 }
 
-static bool may_write_inline(struct reactor *r, int fd, const struct iovec *iov, int iovcnt)
+/* Whether those that share the thread would not mind. */
+static bool may_wait(struct reactor *r)
 {
-    if (loop_is_patient()) {
-        return kind_of(r, fd) != FD_UNCACHED;
+    return loop_is_patient() || (!r->is_rescued && !loop_is_serving());
+}
+
+/* The file system that a write goes to on the spot; NULL: it does not. */
+static struct file_system *choose_inline(struct reactor *r, int fd, const struct iovec *iov,
+                                         int iovcnt)
+{
+    struct fd_memory m;
+    struct file_system *fs;
+
+    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || !loop_may_hang(r, fd)) {
+        return NULL;
     }
-    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || kind_of(r, fd) == FD_UNCACHED) {
-        return false;
+    m = memory_of(r, fd);
+    fs = &r->file_systems[m.fs];
+    if (write_policy == WRITE_INLINE) {
+        return fs;
     }
-    if (r->inline_writes_barred > 0) {
-        r->inline_writes_barred--;
-        return false;
+    if (m.kind == FD_UNCACHED || fs->hanging > 0) {
+        return NULL;
     }
-    return true;
+    if (fs->barred > 0) {
+        fs->barred--;
+        return NULL;
+    }
+    return fs;
+}
+
+static ssize_t co_write_auto(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                             uint64_t offset)
+{
+    if (may_wait(r)) {
+        if (memory_of(r, fd).kind != FD_UNCACHED) {
+            return write_now(fd, iov, iovcnt, offset);
+        }
+    } else {
+        struct file_system *fs = choose_inline(r, fd, iov, iovcnt);
+
+        if (fs) {
+            return co_write_inline(r, fs, fd, iov, iovcnt, offset);
+        }
+    }
+    return r->engine->co_pwritev(r, fd, iov, iovcnt, offset, 0);
 }
 
 ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t offset,
@@ -221,10 +309,7 @@ ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t of
     if (write_policy == WRITE_POOL) {
         return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
     }
-    if (write_policy == WRITE_INLINE || may_write_inline(r, fd, iov, iovcnt)) {
-        return write_inline(r, fd, iov, iovcnt, offset);
-    }
-    return r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    return co_write_auto(r, fd, iov, iovcnt, offset);
 }
 
 int loop_co_fdatasync(int fd)

@@ -14,9 +14,16 @@
  */
 struct loop_engine {
     const char *name;
-    /* 0 or -errno. */
-    int (*init)(struct reactor *r);
-    void (*release)(struct reactor *r);
+    /* Make what a reactor of the calling thread needs. 0 or -errno. */
+    int (*prepare)(void **ret_data);
+    void (*discard)(void *data);
+    /* Work with `data`, which the calling thread prepared. What the reactor had before was the engine's on a thread that
+     * hangs: what can be moved is. */
+    void (*adopt)(struct reactor *r, void *data);
+    /* On the thread that hung, when it is back: complete what could not be moved, and discard. */
+    void (*abandon)(void *data);
+    /* Whether file I/O of other descriptors than fd is in flight that could not be moved. */
+    bool (*would_strand)(struct reactor *r, int fd);
     /* Submit what is queued; wait for at most timeout_ns (0: don't, negative: without end); queue
      * the coroutines of what completed. May return early. */
     void (*turn)(struct reactor *r, int64_t timeout_ns);
@@ -27,9 +34,6 @@ struct loop_engine {
     int (*co_fdatasync)(struct reactor *r, int fd);
     int (*co_fallocate)(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length);
     int (*co_poll)(struct reactor *r, int fd, short events, int64_t timeout_ns);
-    /* Wait until there is something to receive, and receive it; -EAGAIN: call again. NULL when the
-     * engine has nothing better than co_poll(). */
-    ssize_t (*co_recv)(struct reactor *r, int fd, void *buf, size_t size);
 };
 
 extern const struct loop_engine loop_engine_uring;
@@ -40,6 +44,18 @@ extern const struct loop_engine loop_engine_epoll;
 struct fd_memory {
     uint8_t kind;      /* enum fd_kind (file_io.c) */
     uint8_t uses_left; /* until it is asked again: numbers are used anew for other files */
+    uint8_t fs;        /* index in the reactor's file_systems */
+};
+
+/* What is remembered about the buffered writes to a file system. */
+#define FILE_SYSTEMS 8
+struct file_system {
+    uint64_t device;
+    unsigned barred;  /* so many writes still go to the engine */
+    unsigned watched; /* so many more are watched for a sleep */
+    unsigned bar;     /* how many the latest stall barred */
+    unsigned calm;    /* inline writes since the latest stall */
+    unsigned hanging; /* writes that cost this reactor a thread and have not returned */
 };
 
 struct reactor {
@@ -48,7 +64,18 @@ struct reactor {
     void *engine_data;
     unsigned index;
     char name[16];
-    pthread_t thread;
+    pthread_t thread; /* that runs it; changed by rescue.c only */
+
+    /* --- for rescue.c */
+    struct list rescue_link;       /* in the list of those that can be rescued */
+    struct file_system *called;    /* by the call that may hang */
+    struct co *caller;             /* who makes it */
+    _Atomic int64_t blocked_since; /* its thread is in a call that may hang; 0: not, REACTOR_LOST */
+    int tid;                       /* of its thread; guarded by the lock of rescue.c */
+    bool is_moving;                /* to another thread; guarded likewise */
+    bool is_rescued;               /* in that list */
+    bool
+        may_be_lost; /* what its thread does now, another one could go on with: it runs the batch */
 
     /*
      * Coroutines woken by other threads, latest first, chained by their queue slots; or the mark
@@ -63,6 +90,7 @@ struct reactor {
     uint64_t bells_due;   /* times that the mark was taken away, each rings the bell */
     uint64_t bells_heard; /* as read from the bell */
     struct list ready;    /* of co_link(): runnable, in order */
+    struct list batch;    /* of co_link(): those of them that are being run */
     struct list gave_way; /* of co_link(): gave way to those, in order */
     bool giving_way;      /* who is woken next goes there */
     int64_t asked_ns;     /* when a coroutine first asked for the time in this turn; 0: none has */
@@ -71,10 +99,8 @@ struct reactor {
     struct loop_timer **timers; /* a binary heap, earliest first */
     size_t timer_count;
     size_t timer_room;
-    unsigned inline_writes_barred;  /* so many writes still go to the engine */
-    unsigned inline_writes_watched; /* so many more are watched for a sleep */
-    unsigned inline_bar;            /* how many the latest stall barred */
-    unsigned inline_writes_calm;    /* inline writes since the latest stall */
+    struct file_system file_systems[FILE_SYSTEMS];
+    unsigned next_file_system; /* to be forgotten for another */
     struct fd_memory fds[FD_MEMORY];
 
     atomic_bool stop;     /* end the thread once the coroutines have ended */
@@ -84,6 +110,31 @@ struct reactor {
 /* reactor.c: read the bell, so that the next ring is heard anew. */
 void reactor_silence_bell(struct reactor *r);
 
+/*
+ * rescue.c: threads that hang. A reactor's thread says when it enters a system call that may hang, and asks at the
+ * return whether it still has the reactor.
+ */
+#define REACTOR_LOST (-1)
+/* The calling thread runs `r`, which gets another one when this one hangs. */
+void loop_rescue_watch(struct reactor *r);
+void loop_rescue_unwatch(struct reactor *r);
+/* Whether a coroutine of `r` may hang in a call on fd at the cost of its thread only. */
+bool loop_may_hang(struct reactor *r, int fd);
+/* Before and after such a call, at the time now_ns, to fs. In between nothing of the reactor is touched. The latter is
+ * false when it hung: the coroutine goes on on another thread, and gives fs->hanging back. It yields then, and at no
+ * other time. */
+void loop_hang_begin(struct reactor *r, struct file_system *fs, int64_t now_ns);
+bool loop_co_hang_end(struct reactor *r, int64_t now_ns);
+/* No reactor is watched any more: join the threads that watched. */
+void loop_rescue_stop(void);
+
+/* reactor.c: run `r` on the calling thread until it ends, or until the thread has lost it. */
+void reactor_serve(struct reactor *r);
+/* reactor.c: which of them the calling thread runs; NULL: none (any more). */
+void reactor_set_current(struct reactor *r);
+/* The engine of reactors that are made. */
+const struct loop_engine *reactor_default_engine(void);
+
 /* file_io.c: read TIDEMARK_READ and TIDEMARK_WRITE. */
 void loop_file_io_init(void);
 
@@ -92,8 +143,9 @@ void loop_timers_run(struct reactor *r);
 int64_t loop_timers_next(const struct reactor *r);
 void loop_timers_release(struct reactor *r);
 
-/* offload.c: whether the program has nothing to do but wait. */
+/* offload.c: whether the program has nothing to do but wait. Whether its main reactor serves others. */
 bool loop_is_patient(void);
+bool loop_is_serving(void);
 
 /* offload.c: join the threads of the pool; it starts again when it is used again. */
 void loop_offload_stop(void);

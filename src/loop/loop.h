@@ -10,6 +10,8 @@
  *   4. reap completions, which make coroutines runnable, and run the timers that are due
  *   5. run coroutines that gave way (loop_co_give_way()): at least one, and others while the turn's time lasts
  *
+ * Whoever hangs in a write to the page cache costs the reactor its thread; it goes on with another (rescue.c).
+ *
  * The engine is io_uring, or epoll with a pool of threads for file I/O where io_uring is not
  * permitted or TIDEMARK_LOOP=epoll is set in the environment.
  *
@@ -57,7 +59,7 @@ void reactor_destroy(struct reactor *r);
 struct reactor *reactor_main(void);
 /* The one with this index (below REACTOR_MAX); NULL if there is none now. Main reactor only. */
 struct reactor *reactor_at(unsigned index);
-/* The reactor of this thread; NULL on a thread that is none. */
+/* The reactor of this thread; NULL on a thread that has none. */
 struct reactor *reactor_current(void);
 unsigned reactor_index(const struct reactor *r);
 struct co_home *reactor_home(struct reactor *r);
@@ -196,6 +198,11 @@ int loop_co_offload(int (*fn)(void *arg), void *arg);
 int loop_co_brief(int (*fn)(void *arg), void *arg);
 /* Before the first coroutine runs. Of the whole program; off at first. */
 void loop_set_patient(bool patient);
+/*
+ * The main reactor has others to serve than who waits for its I/O: its writes don't go to the page cache on the spot. I/O
+ * reactors never wait for a file. Before the first coroutine runs; off at first.
+ */
+void loop_set_serving(bool serving);
 
 /*
  * As loop_co_offload() for each of `count` (1 to LOOP_OFFLOAD_ALL_MAX) arguments of `size` bytes in an array; they run

@@ -144,6 +144,18 @@ bool loop_is_patient(void)
     return patient;
 }
 
+static bool serving; /* likewise */
+
+void loop_set_serving(bool value)
+{
+    serving = value;
+}
+
+bool loop_is_serving(void)
+{
+    return serving;
+}
+
 int loop_co_brief(int (*fn)(void *arg), void *arg)
 {
     return patient ? fn(arg) : loop_co_offload(fn, arg);

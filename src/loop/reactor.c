@@ -57,6 +57,16 @@ struct co_home *reactor_home(struct reactor *r)
     return &r->home;
 }
 
+void reactor_set_current(struct reactor *r)
+{
+    this_reactor = r;
+}
+
+const struct loop_engine *reactor_default_engine(void)
+{
+    return default_engine;
+}
+
 const char *reactor_engine(void)
 {
     return default_engine ? default_engine->name : "none";
@@ -187,17 +197,30 @@ static void run_ready_at_random(struct reactor *r)
     }
 }
 
-static void run_ready(struct reactor *r)
+/* False when the thread has lost the reactor: it is not to touch it any more. */
+static bool run_first_of_batch(struct reactor *r)
 {
-    struct list batch = LIST_INIT(batch);
+    struct list *l = r->batch.next;
 
-    list_splice(&batch, &r->ready);
-    while (!list_is_empty(&batch)) {
-        struct list *l = batch.next;
-
-        list_remove(l);
-        co_resume(co_from_link(l));
+    list_remove(l);
+    r->may_be_lost = true;
+    co_resume(co_from_link(l));
+    if (r != this_reactor) {
+        return false;
     }
+    r->may_be_lost = false;
+    return true;
+}
+
+static bool run_ready(struct reactor *r)
+{
+    list_splice(&r->batch, &r->ready);
+    while (!list_is_empty(&r->batch)) {
+        if (!run_first_of_batch(r)) {
+            return false;
+        }
+    }
+    return true;
 }
 
 /* --- those that gave way */
@@ -229,22 +252,19 @@ void loop_co_give_way(void)
 /* One at least, or a busy reactor would starve them. Who gives way again waits for the next turn. */
 static void run_gave_way(struct reactor *r)
 {
-    struct list batch = LIST_INIT(batch);
-
     if (list_is_empty(&r->gave_way)) {
         return;
     }
-    list_splice(&batch, &r->gave_way);
+    list_splice(&r->batch, &r->gave_way);
     r->asked_ns = loop_now_ns();
     do {
-        struct list *l = batch.next;
-
-        list_remove(l);
-        co_resume(co_from_link(l));
-    } while (!list_is_empty(&batch) && !reactor_turn_expired());
+        if (!run_first_of_batch(r)) {
+            return;
+        }
+    } while (!list_is_empty(&r->batch) && !reactor_turn_expired());
     /* Those that had no turn come first in the next one. */
-    list_splice(&batch, &r->gave_way);
-    list_splice(&r->gave_way, &batch);
+    list_splice(&r->batch, &r->gave_way);
+    list_splice(&r->gave_way, &r->batch);
 }
 
 /* --- deferred calls */
@@ -310,8 +330,8 @@ static void turn(struct reactor *r)
     r->asked_ns = 0;
     if (r->random) {
         run_ready_at_random(r);
-    } else {
-        run_ready(r);
+    } else if (!run_ready(r)) {
+        return;
     }
     run_deferred(r);
     if (fall_asleep(r)) {
@@ -328,29 +348,32 @@ static void turn(struct reactor *r)
 
 static int reactor_init(struct reactor *r, const struct loop_engine *engine)
 {
+    void *data;
     int ret;
 
     r->home.enqueue = enqueue;
     r->engine = engine;
     list_init(&r->ready);
+    list_init(&r->batch);
     list_init(&r->gave_way);
     list_init(&r->deferred);
     r->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->bell < 0) {
         return -errno;
     }
-    ret = engine->init(r);
+    ret = engine->prepare(&data);
     if (ret < 0) {
         close(r->bell);
         return ret;
     }
+    engine->adopt(r, data);
     this_reactor = r;
     return 0;
 }
 
 static void reactor_release(struct reactor *r)
 {
-    r->engine->release(r);
+    r->engine->discard(r->engine_data);
     await_bells(r);
     close(r->bell);
     loop_timers_release(r);
@@ -411,6 +434,7 @@ void reactor_exit_main(void)
             reactor_destroy(reactors[i]);
         }
     }
+    loop_rescue_stop();
     loop_offload_stop();
     reactor_release(r);
     reactors[0] = NULL;
@@ -468,12 +492,27 @@ static void *reactor_thread(void *arg)
         return NULL;
     }
 
+    loop_rescue_watch(r);
+    reactor_serve(r);
+    return NULL;
+}
+
+void reactor_serve(struct reactor *r)
+{
+    const struct loop_engine *engine = r->engine;
+    void *data = r->engine_data;
+
     while (!may_end(r)) {
         turn(r);
+        if (r != this_reactor) {
+            engine->abandon(data);
+            co_thread_cleanup();
+            return;
+        }
     }
+    loop_rescue_unwatch(r);
     reactor_release(r);
     co_wake(r->destroyer);
-    return NULL;
 }
 
 static int start_thread(struct reactor *r)

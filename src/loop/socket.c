@@ -39,17 +39,10 @@ ssize_t loop_co_recv(int fd, void *buf, size_t size)
         if (!would_block(errno)) {
             return -errno;
         }
-        if (r->engine->co_recv) {
-            n = r->engine->co_recv(r, fd, buf, size);
-            if (n != -EAGAIN && n != -EINTR) {
-                return n;
-            }
-        } else {
-            int ret = r->engine->co_poll(r, fd, POLLIN, -1);
+        int ret = r->engine->co_poll(r, fd, POLLIN, -1);
 
-            if (ret < 0) {
-                return ret;
-            }
+        if (ret < 0 && ret != -EINTR) {
+            return ret;
         }
     }
 }

@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reactors whose thread hangs in a system call.
+ *
+ * A write to the page cache takes microseconds, and a trip to another thread takes more; so it is made on the spot. But a
+ * file system that is frozen, whose server is gone or whose disk stalls keeps the caller for as long as it likes, and
+ * nothing interrupts it. Then the reactor is taken away from the thread that hangs: its coroutines, timers and
+ * sockets go on on a spare one. The coroutine that made the call joins them when it returns.
+ *
+ *      reactor's thread                  watcher                           spare thread
+ *      blocked_since: 0 -> now           looks every WATCH_NS              has prepared an engine
+ *      call...                           longer than HANG_NS, and asleep:
+ *                                        blocked_since: that -> LOST
+ *                                        hands over the reactor            adopts the engine, wakes polls
+ *                                        starts the next spare             and callers, 0 <- blocked_since
+ *      ...returns: blocked_since         .                                 runs the reactor
+ *      is not what was set: lost.        .                                 .
+ *      When it is taken over:            .                                 .
+ *      co_rejoin() --------------------------------------------------->    runs the coroutine
+ *      completes file I/O of its ring
+ *      ends
+ *
+ * The exchange of blocked_since decides who has the reactor; times never repeat, so a later call of another thread is not
+ * taken for the own one.
+ *
+ * What can't be moved is file I/O in flight in the ring (engine_uring.c). So nothing is called on the spot while such
+ * I/O of another file is in flight, nor outside the coroutines of a turn, nor on the main reactor.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "loop/internal.h"
+
+/* A call that takes longer hangs, unless it is running. */
+#define HANG_NS INT64_C(10000000)
+#define WATCH_NS INT64_C(5000000)
+/* Looks without any call seen before the watcher sleeps until there is one. */
+#define QUIET_LOOKS 200
+
+static struct {
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t changed;
+    struct list reactors; /* of struct reactor, by rescue_link */
+    bool started;         /* the watcher was */
+    bool stopping;
+    bool has_spare;         /* its thread was started, and waits or will */
+    bool spare_ready;       /* it waits for a reactor */
+    struct reactor *victim; /* for the spare thread */
+    pthread_t watcher, spare;
+} rescue = {
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+    .changed = PTHREAD_COND_INITIALIZER,
+    .reactors = LIST_INIT(rescue.reactors),
+};
+
+/* The watcher sleeps, and has to be told of the next call. */
+static atomic_bool watcher_asleep;
+
+/* --- the spare thread ------------------------------------------------------------------------------ */
+
+static void take_over(struct reactor *r, void *engine_data)
+{
+    reactor_set_current(r);
+    r->may_be_lost = false;
+    r->called->hanging++;
+    r->engine->adopt(r, engine_data);
+    co_rescue(r->caller);
+
+    pthread_mutex_lock(&rescue.lock);
+    pthread_setname_np(r->thread, "hung-io");
+    pthread_detach(r->thread);
+    pthread_setname_np(pthread_self(), r->name);
+    r->thread = pthread_self();
+    r->tid = gettid();
+    atomic_store(&r->blocked_since, 0);
+    r->is_moving = false;
+    pthread_cond_broadcast(&rescue.changed);
+    pthread_mutex_unlock(&rescue.lock);
+}
+
+static void *spare_thread(void *arg)
+{
+    const struct loop_engine *engine = arg;
+    struct reactor *r;
+    void *data = NULL;
+    int ret = engine->prepare(&data);
+
+    pthread_setname_np(pthread_self(), "spare");
+    pthread_mutex_lock(&rescue.lock);
+    rescue.spare_ready = ret == 0;
+    while (!rescue.victim && !rescue.stopping) {
+        pthread_cond_wait(&rescue.changed, &rescue.lock);
+    }
+    r = rescue.victim;
+    rescue.victim = NULL;
+    rescue.has_spare = rescue.has_spare && !r;
+    pthread_mutex_unlock(&rescue.lock);
+    if (!r) {
+        if (ret == 0) {
+            engine->discard(data);
+        }
+        return NULL;
+    }
+    if (r->engine != engine) {
+        /* A reactor for which there was no ring. */
+        engine->discard(data);
+        data = NULL;
+    }
+    take_over(r, data);
+    reactor_serve(r);
+    return NULL;
+}
+
+static void start_spare_locked(void)
+{
+    rescue.spare_ready = false;
+    rescue.has_spare = loop_thread_start(&rescue.spare, spare_thread,
+                                         (void *)(uintptr_t)reactor_default_engine()) == 0;
+}
+
+/* --- the watcher ------------------------------------------------------------------------------------- */
+
+/* One that runs, or waits for a processor, does not hang. */
+static bool thread_sleeps(int tid)
+{
+    char path[64], text[128];
+    AUTO_CLOSE int fd = -1;
+    const char *state;
+    ssize_t n;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+    fd = open(path, O_RDONLY | O_CLOEXEC);
+    n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+    if (n <= 0) {
+        return true;
+    }
+    text[n] = '\0';
+    state = strrchr(text, ')');
+    return !state || state[1] == '\0' || state[2] != 'R';
+}
+
+/* Whether a call was seen. */
+static bool look_locked(void)
+{
+    int64_t now = loop_now_ns();
+    struct reactor *r;
+    bool seen = false;
+
+    LIST_FOREACH (r, &rescue.reactors, rescue_link) {
+        int64_t since = atomic_load(&r->blocked_since);
+
+        seen = seen || since != 0;
+        if (since > 0 && now - since > HANG_NS && rescue.spare_ready && thread_sleeps(r->tid) &&
+            atomic_compare_exchange_strong(&r->blocked_since, &since, REACTOR_LOST)) {
+            log_debug("A file keeps a thread of reactor '%s' waiting: another one goes on",
+                      r->name);
+            r->is_moving = true;
+            rescue.victim = r;
+            rescue.spare_ready = false;
+            pthread_cond_broadcast(&rescue.changed);
+        }
+    }
+    return seen;
+}
+
+static void wait_locked(int64_t ns)
+{
+    struct timespec until;
+
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_nsec += ns;
+    until.tv_sec += until.tv_nsec / 1000000000;
+    until.tv_nsec %= 1000000000;
+    pthread_cond_clockwait(&rescue.changed, &rescue.lock, CLOCK_MONOTONIC, &until);
+}
+
+static void *watcher_thread(void *arg)
+{
+    unsigned quiet = 0;
+
+    pthread_setname_np(pthread_self(), "watcher");
+    pthread_mutex_lock(&rescue.lock);
+    while (!rescue.stopping) {
+        if (!rescue.has_spare) {
+            start_spare_locked();
+        }
+        quiet = look_locked() ? 0 : quiet + 1;
+        if (quiet < QUIET_LOOKS) {
+            wait_locked(WATCH_NS);
+            continue;
+        }
+        /* Who begins a call sets the time before it looks here: one of us sees the other. */
+        atomic_store(&watcher_asleep, true);
+        while (!look_locked() && atomic_load(&watcher_asleep) && !rescue.stopping) {
+            pthread_cond_wait(&rescue.changed, &rescue.lock);
+        }
+        atomic_store(&watcher_asleep, false);
+        quiet = 0;
+    }
+    pthread_mutex_unlock(&rescue.lock);
+    return arg;
+}
+
+static void wake_watcher(void)
+{
+    pthread_mutex_lock(&rescue.lock);
+    if (atomic_load(&watcher_asleep)) {
+        atomic_store(&watcher_asleep, false);
+        pthread_cond_broadcast(&rescue.changed);
+    }
+    pthread_mutex_unlock(&rescue.lock);
+}
+
+/* --- the reactors ------------------------------------------------------------------------------------ */
+
+void loop_rescue_watch(struct reactor *r)
+{
+    pthread_mutex_lock(&rescue.lock);
+    if (!rescue.started) {
+        rescue.started = loop_thread_start(&rescue.watcher, watcher_thread, NULL) == 0;
+    }
+    if (rescue.started) {
+        list_append(&rescue.reactors, &r->rescue_link);
+        r->is_rescued = true;
+        r->tid = gettid();
+    }
+    pthread_mutex_unlock(&rescue.lock);
+}
+
+void loop_rescue_unwatch(struct reactor *r)
+{
+    pthread_mutex_lock(&rescue.lock);
+    if (r->is_rescued) {
+        list_remove(&r->rescue_link);
+    }
+    pthread_mutex_unlock(&rescue.lock);
+}
+
+void loop_rescue_stop(void)
+{
+    bool has_spare;
+
+    pthread_mutex_lock(&rescue.lock);
+    rescue.stopping = true;
+    pthread_cond_broadcast(&rescue.changed);
+    pthread_mutex_unlock(&rescue.lock);
+    if (rescue.started) {
+        pthread_join(rescue.watcher, NULL);
+    }
+    pthread_mutex_lock(&rescue.lock);
+    has_spare = rescue.has_spare;
+    pthread_mutex_unlock(&rescue.lock);
+    if (has_spare) {
+        pthread_join(rescue.spare, NULL);
+    }
+    rescue.started = rescue.stopping = rescue.has_spare = rescue.spare_ready = false;
+}
+
+bool loop_may_hang(struct reactor *r, int fd)
+{
+    return r->is_rescued && r->may_be_lost && !r->engine->would_strand(r, fd);
+}
+
+void loop_hang_begin(struct reactor *r, struct file_system *fs, int64_t now_ns)
+{
+    r->called = fs;
+    r->caller = co_self();
+    atomic_store(&r->blocked_since, now_ns);
+    if (atomic_load(&watcher_asleep)) {
+        wake_watcher();
+    }
+}
+
+bool loop_co_hang_end(struct reactor *r, int64_t now_ns)
+{
+    int64_t expected = now_ns;
+
+    if (atomic_compare_exchange_strong(&r->blocked_since, &expected, 0)) {
+        return true;
+    }
+    /* The new thread looks at what this one leaves behind. */
+    pthread_mutex_lock(&rescue.lock);
+    while (r->is_moving) {
+        pthread_cond_wait(&rescue.changed, &rescue.lock);
+    }
+    pthread_mutex_unlock(&rescue.lock);
+    reactor_set_current(NULL);
+    co_rejoin();
+    return false;
+}
