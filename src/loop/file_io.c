@@ -152,18 +152,24 @@ static struct fd_memory memory_of(struct reactor *r, int fd)
     return r->fds[fd];
 }
 
+/*
+ * Whether a write to its file system hangs. What waits for it then is the pool's: file I/O in flight in the ring keeps
+ * writes to other file systems from being made on the spot.
+ */
+static bool is_hanging(const struct reactor *r, struct fd_memory m)
+{
+    return r->file_systems[m.fs].hanging > 0;
+}
+
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
 {
     struct reactor *r = reactor_current();
-    enum fd_kind kind = FD_UNCACHED;
+    struct fd_memory m = memory_of(r, fd);
 
     assert(r && co_self());
-    if (read_policy == READ_NOWAIT) {
-        kind = memory_of(r, fd).kind;
-    }
-    if (kind != FD_UNCACHED) {
+    if (read_policy == READ_NOWAIT && m.kind != FD_UNCACHED) {
         /* Only who is patient trusts a memory of descriptors that may be stale with a read that could wait. */
-        int flags = kind == FD_IN_MEMORY && loop_is_patient() ? 0 : RWF_NOWAIT;
+        int flags = m.kind == FD_IN_MEMORY && loop_is_patient() ? 0 : RWF_NOWAIT;
         ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, flags);
 
         /* Some kernels return 0 before the end of the file: that is asked again. */
@@ -174,7 +180,8 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
             return -errno;
         }
     }
-    return r->engine->co_preadv(r, fd, iov, iovcnt, offset);
+    return is_hanging(r, m) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset)
+                            : r->engine->co_preadv(r, fd, iov, iovcnt, offset);
 }
 
 static size_t total_length(const struct iovec *iov, int iovcnt)
@@ -256,17 +263,14 @@ static bool may_wait(struct reactor *r)
 }
 
 /* The file system that a write goes to on the spot; NULL: it does not. */
-static struct file_system *choose_inline(struct reactor *r, int fd, const struct iovec *iov,
-                                         int iovcnt)
+static struct file_system *choose_inline(struct reactor *r, int fd, struct fd_memory m,
+                                         const struct iovec *iov, int iovcnt)
 {
-    struct fd_memory m;
-    struct file_system *fs;
+    struct file_system *fs = &r->file_systems[m.fs];
 
     if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || !loop_may_hang(r, fd)) {
         return NULL;
     }
-    m = memory_of(r, fd);
-    fs = &r->file_systems[m.fs];
     if (write_policy == WRITE_INLINE) {
         return fs;
     }
@@ -280,21 +284,31 @@ static struct file_system *choose_inline(struct reactor *r, int fd, const struct
     return fs;
 }
 
+static ssize_t co_write_elsewhere(struct reactor *r, int fd, struct fd_memory m,
+                                  const struct iovec *iov, int iovcnt, uint64_t offset,
+                                  unsigned flags)
+{
+    return is_hanging(r, m) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags)
+                            : r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
+}
+
 static ssize_t co_write_auto(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
                              uint64_t offset)
 {
+    struct fd_memory m = memory_of(r, fd);
+
     if (may_wait(r)) {
-        if (memory_of(r, fd).kind != FD_UNCACHED) {
+        if (m.kind != FD_UNCACHED) {
             return write_now(fd, iov, iovcnt, offset);
         }
     } else {
-        struct file_system *fs = choose_inline(r, fd, iov, iovcnt);
+        struct file_system *fs = choose_inline(r, fd, m, iov, iovcnt);
 
         if (fs) {
             return co_write_inline(r, fs, fd, iov, iovcnt, offset);
         }
     }
-    return r->engine->co_pwritev(r, fd, iov, iovcnt, offset, 0);
+    return co_write_elsewhere(r, fd, m, iov, iovcnt, offset, 0);
 }
 
 ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t offset,
@@ -303,11 +317,11 @@ ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t of
     struct reactor *r = reactor_current();
 
     assert(r && co_self());
-    if (write_policy == WRITE_ENGINE || (flags & LOOP_IO_DSYNC)) {
-        return r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
-    }
     if (write_policy == WRITE_POOL) {
         return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    }
+    if (write_policy == WRITE_ENGINE || (flags & LOOP_IO_DSYNC)) {
+        return co_write_elsewhere(r, fd, memory_of(r, fd), iov, iovcnt, offset, flags);
     }
     return co_write_auto(r, fd, iov, iovcnt, offset);
 }
@@ -317,7 +331,8 @@ int loop_co_fdatasync(int fd)
     struct reactor *r = reactor_current();
 
     assert(r && co_self());
-    return r->engine->co_fdatasync(r, fd);
+    return is_hanging(r, memory_of(r, fd)) ? loop_threads_co_fdatasync(r, fd)
+                                           : r->engine->co_fdatasync(r, fd);
 }
 
 int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
@@ -325,5 +340,6 @@ int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
     struct reactor *r = reactor_current();
 
     assert(r && co_self());
-    return r->engine->co_fallocate(r, fd, mode, offset, length);
+    return is_hanging(r, memory_of(r, fd)) ? loop_threads_co_fallocate(r, fd, mode, offset, length)
+                                           : r->engine->co_fallocate(r, fd, mode, offset, length);
 }

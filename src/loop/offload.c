@@ -1,14 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The pool of threads for what would hold up a reactor. */
+/*
+ * The pool of threads for what would hold up a reactor.
+ *
+ * As many threads as there are processors (at least 4) take jobs in turn. Jobs may hang (a frozen file system, a server
+ * that is gone), and could keep all of them. So one more thread stands by: when there are jobs and none was
+ * taken for STUCK_NS, it becomes one of them, and starts another to stand by. The pool grows by what hangs, and
+ * shrinks when the usual number is idle.
+ */
 #include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "loop/internal.h"
 
 #define OFFLOAD_THREADS_MIN 4
-#define OFFLOAD_THREADS_MAX 256
+#define OFFLOAD_THREADS_MAX 1024
+
+#define STUCK_NS INT64_C(20000000)
+#define STUCK_MIN_NS INT64_C(4000000)
+/* How long to wait at the end for what hangs. */
+#define STOP_SECONDS 1
 
 /* Jobs that a coroutine waits for; on its stack, as they are. */
 struct offload_group {
@@ -25,36 +38,68 @@ struct offload_job {
 };
 
 static struct {
-    pthread_mutex_t lock; /* guards all below */
-    pthread_cond_t work;  /* a job was queued, or stopping was set */
-    struct list jobs;     /* oldest first */
-    unsigned queued;      /* jobs in the list */
-    unsigned idle;        /* threads that wait for work */
-    unsigned count;
+    pthread_mutex_t lock;   /* guards all below */
+    pthread_cond_t work;    /* a job was queued, or stopping was set */
+    pthread_cond_t standby; /* likewise, while nobody is idle */
+    pthread_cond_t ended;   /* a thread did */
+    struct list jobs;       /* oldest first */
+    unsigned queued;        /* jobs in the list */
+    unsigned idle;          /* threads that wait for work */
+    unsigned count;         /* threads */
+    uint64_t taken;         /* jobs that were */
+    bool has_standby;
     bool stopping;
-    pthread_t threads[OFFLOAD_THREADS_MAX];
 } pool = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .work = PTHREAD_COND_INITIALIZER,
+    .standby = PTHREAD_COND_INITIALIZER,
+    .ended = PTHREAD_COND_INITIALIZER,
     .jobs = LIST_INIT(pool.jobs),
 };
 
+static struct offload_job *take_job_locked(void)
+{
+    struct offload_job *job = LIST_FIRST(&pool.jobs, struct offload_job, link);
+
+    list_remove(&job->link);
+    pool.queued--;
+    pool.taken++;
+    return job;
+}
+
+static unsigned thread_limit(void)
+{
+    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+
+    return (unsigned)MIN(MAX(processors, OFFLOAD_THREADS_MIN), OFFLOAD_THREADS_MAX / 2);
+}
+
+/* Those that take jobs, beyond the usual number: others hung when they came. */
+static unsigned excess_locked(void)
+{
+    unsigned workers = pool.count - pool.has_standby;
+
+    return workers > thread_limit() ? workers - thread_limit() : 0;
+}
+
+/* What hangs comes in numbers: the second thread that is needed comes sooner. */
+static int64_t patience_ns_locked(void)
+{
+    return MAX(STUCK_NS / (1 + excess_locked()), STUCK_MIN_NS);
+}
+
+/* NULL when the thread is to end. */
 static struct offload_job *next_job_locked(void)
 {
-    struct offload_job *job;
-
     while (list_is_empty(&pool.jobs)) {
-        if (pool.stopping) {
+        if (pool.stopping || pool.idle >= thread_limit()) {
             return NULL;
         }
         pool.idle++;
         pthread_cond_wait(&pool.work, &pool.lock);
         pool.idle--;
     }
-    job = LIST_FIRST(&pool.jobs, struct offload_job, link);
-    list_remove(&job->link);
-    pool.queued--;
-    return job;
+    return take_job_locked();
 }
 
 /* The last one that ends wakes the coroutine; what is on its stack may be gone then. */
@@ -67,33 +112,103 @@ static void group_done(struct offload_group *group)
     }
 }
 
-static void *offload_thread(void *arg)
+static void run_jobs_locked(void)
 {
-    pthread_setname_np(pthread_self(), "offload");
-    pthread_mutex_lock(&pool.lock);
-    for (;;) {
-        struct offload_job *job = next_job_locked();
+    struct offload_job *job;
 
-        if (!job) {
-            break;
-        }
+    while ((job = next_job_locked())) {
         pthread_mutex_unlock(&pool.lock);
         job->result = job->fn(job->arg);
         group_done(job->group);
         pthread_mutex_lock(&pool.lock);
     }
+}
+
+static void end_thread_locked(void)
+{
+    pool.count--;
+    pthread_cond_broadcast(&pool.ended);
+}
+
+static void *offload_thread(void *arg)
+{
+    pthread_setname_np(pthread_self(), "offload");
+    pthread_mutex_lock(&pool.lock);
+    run_jobs_locked();
+    end_thread_locked();
     pthread_mutex_unlock(&pool.lock);
     return arg;
 }
 
-static unsigned thread_limit(void)
+static int start_thread(void *(*fn)(void *arg))
 {
-    long processors = sysconf(_SC_NPROCESSORS_ONLN);
+    pthread_t thread;
+    int ret = loop_thread_start(&thread, fn, NULL);
 
-    if (processors < OFFLOAD_THREADS_MIN) {
-        return OFFLOAD_THREADS_MIN;
+    if (ret == 0) {
+        pthread_detach(thread);
     }
-    return processors > OFFLOAD_THREADS_MAX ? OFFLOAD_THREADS_MAX : (unsigned)processors;
+    return ret;
+}
+
+/* Wait on `cond` for so long. */
+static void wait_locked(pthread_cond_t *cond, int64_t ns)
+{
+    int64_t until = loop_now_ns() + ns;
+    struct timespec ts = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+
+    pthread_cond_clockwait(cond, &pool.lock, CLOCK_MONOTONIC, &ts);
+}
+
+/* Wait until jobs are queued and none is taken for a while. False at the end of the pool. */
+static bool stand_by_locked(void)
+{
+    while (!pool.stopping) {
+        int64_t until = loop_now_ns() + patience_ns_locked();
+        uint64_t taken = pool.taken;
+
+        if (pool.queued == 0) {
+            pthread_cond_wait(&pool.standby, &pool.lock);
+            continue;
+        }
+        while (pool.queued > 0 && pool.taken == taken && !pool.stopping) {
+            int64_t left = until - loop_now_ns();
+
+            if (left <= 0) {
+                return true;
+            }
+            wait_locked(&pool.standby, left);
+        }
+    }
+    return false;
+}
+
+static void start_standby_locked(void);
+
+static void *standby_thread(void *arg)
+{
+    bool wanted;
+
+    pthread_setname_np(pthread_self(), "offload");
+    pthread_mutex_lock(&pool.lock);
+    wanted = stand_by_locked();
+    pool.has_standby = false;
+    if (wanted) {
+        start_standby_locked();
+        run_jobs_locked();
+    }
+    end_thread_locked();
+    pthread_mutex_unlock(&pool.lock);
+    return arg;
+}
+
+static void start_standby_locked(void)
+{
+    if (!pool.has_standby && pool.count < OFFLOAD_THREADS_MAX &&
+        start_thread(standby_thread) == 0) {
+        pool.has_standby = true;
+        pool.count++;
+    }
 }
 
 /* Whether a thread will take what was queued. */
@@ -103,11 +218,13 @@ static bool have_thread_locked(void)
         pthread_cond_signal(&pool.work);
         return true;
     }
-    if (pool.count < thread_limit() &&
-        loop_thread_start(&pool.threads[pool.count], offload_thread, NULL) == 0) {
-        pool.count++;
+    if (pool.count - pool.has_standby < thread_limit()) {
+        pool.count += start_thread(offload_thread) == 0;
+    } else {
+        start_standby_locked();
+        pthread_cond_signal(&pool.standby);
     }
-    return pool.count > 0;
+    return pool.count > pool.has_standby;
 }
 
 /* False if not a single thread could be started. */
@@ -199,15 +316,18 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
     return result;
 }
 
+/* A thread that hangs is left behind: it ends when it can, or with the process. */
 void loop_offload_stop(void)
 {
+    int64_t until = loop_now_ns() + STOP_SECONDS * INT64_C(1000000000);
+
     pthread_mutex_lock(&pool.lock);
     pool.stopping = true;
     pthread_cond_broadcast(&pool.work);
-    pthread_mutex_unlock(&pool.lock);
-    for (unsigned i = 0; i < pool.count; i++) {
-        pthread_join(pool.threads[i], NULL);
+    pthread_cond_broadcast(&pool.standby);
+    while (pool.count > 0 && loop_now_ns() < until) {
+        wait_locked(&pool.ended, until - loop_now_ns());
     }
-    pool.count = 0;
     pool.stopping = false;
+    pthread_mutex_unlock(&pool.lock);
 }

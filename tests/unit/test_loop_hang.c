@@ -375,6 +375,66 @@ static void test_a_rescued_reactor_can_be_destroyed(void **state)
     run(end_main);
 }
 
+#define HUNG_JOBS 20
+
+static int hang(void *arg)
+{
+    struct test *t = arg;
+
+    pthread_mutex_lock(&gate);
+    atomic_fetch_add(&t->started, 1);
+    while (frozen_fd >= 0) {
+        pthread_cond_wait(&gate_opened, &gate);
+    }
+    pthread_mutex_unlock(&gate);
+    return 0;
+}
+
+static void offload_what_hangs(void *arg)
+{
+    struct test *t = arg;
+
+    assert_int_equal(loop_co_offload(hang, t), 0);
+    co_group_done(&t->group);
+}
+
+static int succeed(void *arg)
+{
+    return 7;
+}
+
+static void hung_jobs_main(void *arg)
+{
+    struct test t = {.count = 0};
+    int64_t begin;
+
+    co_group_init(&t.group);
+    freeze(file);
+    for (int i = 0; i < HUNG_JOBS; i++) {
+        start(&t, reactor_main(), offload_what_hangs);
+    }
+    begin = loop_now_ns();
+    while (atomic_load(&t.started) < HUNG_JOBS && loop_now_ns() - begin < 5000 * MS) {
+        loop_co_sleep(MS);
+    }
+    assert_int_equal(atomic_load(&t.started), HUNG_JOBS);
+    assert_int_equal(loop_co_offload(succeed, NULL), 7);
+    /* There is a thread for those that don't: nobody waits for one any more. */
+    begin = loop_now_ns();
+    for (int i = 0; i < 100; i++) {
+        assert_int_equal(loop_co_offload(succeed, NULL), 7);
+    }
+    assert_true(loop_now_ns() - begin < 1000 * MS);
+    freeze(-1);
+    co_group_wait(&t.group);
+    co_group_destroy(&t.group);
+}
+
+static void test_jobs_that_hang_leave_threads_to_others(void **state)
+{
+    run(hung_jobs_main);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -388,6 +448,7 @@ int main(void)
         TEST(test_other_files_are_written),
         TEST(test_one_write_of_a_file_system_hangs_at_most),
         TEST(test_a_rescued_reactor_can_be_destroyed),
+        TEST(test_jobs_that_hang_leave_threads_to_others),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
