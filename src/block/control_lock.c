@@ -19,21 +19,21 @@ void block_co_control_lock(void)
         co_mutex_init(&control.mutex);
         control.ready = true;
     }
-    assert(control.owner != co_self());
+    assert(control.owner != co_task());
     co_mutex_lock(&control.mutex);
-    control.owner = co_self();
+    control.owner = co_task();
 }
 
 void block_control_unlock(void)
 {
-    assert(control.owner == co_self());
+    assert(control.owner == co_task());
     control.owner = NULL;
     co_mutex_unlock(&control.mutex);
 }
 
 bool block_control_pause(void)
 {
-    bool held = control.owner == co_self();
+    bool held = control.owner == co_task();
 
     if (held) {
         block_control_unlock();

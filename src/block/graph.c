@@ -31,9 +31,9 @@ void block_co_change_begin(void)
         co_mutex_init(&graph.lock);
         graph.ready = true;
     }
-    if (graph.owner != co_self()) {
+    if (graph.owner != co_task()) {
         co_mutex_lock(&graph.lock);
-        graph.owner = co_self();
+        graph.owner = co_task();
     }
     graph.depth++;
 }

@@ -97,7 +97,7 @@ struct block_node *block_node_find(const char *name)
         }
     }
     LIST_FOREACH (node, &block_hidden_nodes, link) {
-        if (node->is_open && node->opener == co_self() && strcmp(node->name, name) == 0) {
+        if (node->is_open && node->opener == co_task() && strcmp(node->name, name) == 0) {
             return node;
         }
     }

@@ -196,7 +196,7 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     node->limits.request_alignment = 1;
     node->limits.memory_alignment = 1;
     node->told_shared = BLOCK_PERM_ALL;
-    node->opener = co_self();
+    node->opener = co_task();
     atomic_init(&node->size, 0);
     atomic_init(&node->write_generation, BLOCK_NOTHING_WRITTEN);
     list_init(&node->children);
@@ -342,7 +342,7 @@ static void make_public(struct block_node *node)
 
 static void hide(struct block_node *node)
 {
-    node->opener = co_self();
+    node->opener = co_task();
     node->perm_touched = true;
     list_remove(&node->link);
     list_append(&block_hidden_nodes, &node->link);
@@ -394,7 +394,7 @@ static bool is_nested_open(void)
     struct block_node *node;
 
     LIST_FOREACH (node, &block_hidden_nodes, link) {
-        if (node->opener == co_self() && !node->is_open) {
+        if (node->opener == co_task() && !node->is_open) {
             return true;
         }
     }

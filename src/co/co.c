@@ -78,6 +78,7 @@ static struct co *co_new(struct co_home *home, co_entry *entry, void *arg)
 
     if (co) {
         co->home = home;
+        co->task = co;
         co->entry = entry;
         co->arg = arg;
         co->ended = false;

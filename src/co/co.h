@@ -73,6 +73,23 @@ struct co *co_self(void);
  */
 void co_suspend(void);
 
+/*
+ * Call `entry(arg)` as a step of a recursion of unknown depth: on the running coroutine's stack while at least
+ * CO_STACK_RESERVE bytes of that are left, else on a stack of its own, whose end is waited for. Only in a coroutine.
+ * Returns 0, or as co_spawn(); then `entry` was not called. Yields if `entry` does.
+ */
+#define CO_STACK_RESERVE ((size_t)(128 * 1024))
+int co_call_deep(co_entry *entry, void *arg);
+
+/*
+ * Whose work the running coroutine does: itself, or who called co_call_deep() and waits. What belongs to "this coroutine" beyond
+ * a function's own waiting belongs to the task.
+ */
+struct co *co_task(void);
+
+/* Whether co_call_deep() would take another stack: for callers that do without `entry` where there is room. */
+bool co_stack_is_low(void);
+
 /* Queue a suspended coroutine, or one that is about to suspend, on its home. Any thread. Does not
  * yield. */
 void co_wake(struct co *co);

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "co/co.h"
 #include "co/context.h"
@@ -49,6 +50,7 @@ struct co {
     struct co_fiber fiber;
     struct co_home *home;
     struct co_thread *thread; /* that runs it, or ran it last */
+    struct co *task;          /* itself, or the one that waits for its end in co_call_deep() */
     struct co *resumer;       /* who goes on when it suspends; NULL: the thread itself */
     co_entry *entry;
     void *arg;
@@ -66,6 +68,9 @@ struct co *co_pool_get(void);
 
 /* Give back a coroutine that ended, to the pool of the calling thread. */
 void co_pool_put(struct co *co);
+
+/* The lowest address of a coroutine's stack that can be used. */
+uintptr_t co_pool_stack_bottom(const struct co *co);
 
 /* First function on a new stack. Never returns: it runs one entry after the other. */
 void co_main(void);

@@ -84,6 +84,11 @@ static size_t map_size(size_t page)
     return page + (size + page - 1) / page * page;
 }
 
+uintptr_t co_pool_stack_bottom(const struct co *co)
+{
+    return (uintptr_t)co->map + (size_t)sysconf(_SC_PAGESIZE);
+}
+
 static struct co *map_co(void)
 {
     static atomic_uint next_colour;

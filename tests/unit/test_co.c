@@ -332,20 +332,77 @@ static void test_stacks_move_between_threads(void **state)
     }
 }
 
+struct descent {
+    int depth, deepest;
+    struct co *task;   /* of the first */
+    struct co *bottom; /* suspended at the end of the recursion */
+};
+
+/* Needs a KiB of stack for each level. */
+static void descend(void *arg)
+{
+    struct descent *d = arg;
+    volatile char room[1024];
+
+    room[0] = (char)d->depth;
+    d->task = d->depth == 0 ? co_self() : d->task;
+    assert_ptr_equal(co_task(), d->task);
+    if (++d->depth < d->deepest) {
+        assert_int_equal(co_call_deep(descend, d), 0);
+    } else {
+        d->bottom = co_self();
+        co_suspend();
+    }
+    d->depth--;
+    assert_int_equal(room[0], (char)d->depth);
+}
+
+static void test_recursion_goes_on_on_other_stacks(void **state)
+{
+    struct descent d = {.deepest = 4 * CO_STACK_SIZE / 1024};
+
+    start(descend, &d);
+    test_home_run(&home);
+    assert_int_equal(d.depth, d.deepest);
+    assert_in_range(co_count(), 4, 20);
+    co_wake(d.bottom);
+    test_home_run(&home);
+    assert_int_equal(d.depth, 0);
+    assert_int_equal(co_count(), 0);
+}
+
+static void test_shallow_recursion_stays_on_its_stack(void **state)
+{
+    struct descent d = {.deepest = 10};
+
+    start(descend, &d);
+    test_home_run(&home);
+    assert_int_equal(co_count(), 1);
+    co_wake(d.bottom);
+    test_home_run(&home);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        TEST(test_spawned_one_waits_for_the_scheduler), TEST(test_reschedule_takes_turns),
-        TEST(test_run_goes_on_when_it_suspends),        TEST(test_run_inside_a_coroutine),
-        TEST(test_wake_may_come_before_the_suspend),    TEST(test_spawn_inside_a_coroutine),
-        TEST(test_home_counts_those_that_live),         TEST(test_registers_survive_switches),
+        TEST(test_spawned_one_waits_for_the_scheduler),
+        TEST(test_reschedule_takes_turns),
+        TEST(test_run_goes_on_when_it_suspends),
+        TEST(test_run_inside_a_coroutine),
+        TEST(test_wake_may_come_before_the_suspend),
+        TEST(test_spawn_inside_a_coroutine),
+        TEST(test_home_counts_those_that_live),
+        TEST(test_registers_survive_switches),
 #ifdef __x86_64__
         TEST(test_rounding_mode_is_of_the_coroutine),
 #endif
-        TEST(test_stacks_are_deep_and_separate),        TEST(test_guard_page_lies_below_the_stack),
+        TEST(test_stacks_are_deep_and_separate),
+        TEST(test_guard_page_lies_below_the_stack),
         TEST(test_stacks_move_between_threads),
+        TEST(test_recursion_goes_on_on_other_stacks),
+        TEST(test_shallow_recursion_stays_on_its_stack),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
