@@ -78,8 +78,8 @@ bool block_driver_is_usable(const struct block_driver *d);
     16u /* opened to check or repair: a corrupt image may be opened for writing */
 #define BLOCK_OPEN_NO_IO 32u /* only information is wanted (info): no data will be read */
 #define BLOCK_OPEN_RESIZE_FILE 64u
-/* The bits from here on are the block layer's: how deep in a backing chain a node is opened. */
-#define BLOCK_OPEN_DEPTH_SHIFT 24
+/* The bits from here on are the block layer's: for which image of a backing chain a node is opened. */
+#define BLOCK_OPEN_CHAIN_SHIFT 12
 
 /*
  * Open a node from options (`opts` is consumed in any case): `driver` (mandatory here), `node-name`, `read-only`,

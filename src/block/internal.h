@@ -66,6 +66,15 @@ extern struct list block_all_nodes;    /* of struct block_node: those that are p
 extern struct list block_hidden_nodes; /* those being opened, or open and not public yet */
 extern struct list block_all_roots;    /* of struct block_root */
 
+/* --- chain.c --- */
+#define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
+/*
+ * As block_co_open_filename(), for the file that `above`, which is being opened, names as its backing file; -ELOOP if that
+ * leads into a circle. `extra` is consumed.
+ */
+int block_co_open_below(struct block_node *above, const char *path, const char *format,
+                        struct options *extra, struct block_node **ret, struct error *err);
+
 /* --- gate.c --- */
 /* block_node.write_generation of a node that nothing was written to: more than what was flushed, as the file may be dirty. */
 #define BLOCK_NOTHING_WRITTEN 1u

@@ -9,9 +9,6 @@
 #include "base/log.h"
 #include "block/internal.h"
 
-/* Images below each other; each is opened within the open of the one above. */
-#define CHAIN_MAX 128
-
 #define NODE_NAME_MAX 31
 
 /* --- names ----------------------------------------------------------------------------------- */
@@ -309,6 +306,7 @@ int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_n
         block_node_free(node);
         return r;
     }
+    node->open_flags &= ~BLOCK_OPEN_CHAIN_MASK;
     json_object_object_add(node->options, "driver", json_object_new_string(driver_name));
     node->is_open = true;
     *ret = node;
@@ -487,20 +485,11 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
 {
     AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
     struct options *extra = options_new();
-    unsigned flags = node->open_flags & ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
-    unsigned depth = (flags >> BLOCK_OPEN_DEPTH_SHIFT) + 1;
     int r;
 
     if (!path || !extra) {
         options_free(extra);
         return error_set(err, ENOMEM, "Out of memory");
-    }
-    if (depth > CHAIN_MAX) {
-        options_free(extra);
-        return error_set(err, ELOOP,
-                         "The backing chain at '%s' is longer than %d images: they refer to each "
-                         "other in a circle",
-                         path, CHAIN_MAX);
     }
     if (block_is_beside_no_file(block_node_display_name(node), filename)) {
         options_free(extra);
@@ -508,9 +497,8 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
                          "Could not open backing file: '%s' has no directory that '%s' could be in",
                          block_node_display_name(node), filename);
     }
-    flags = (flags & ((1u << BLOCK_OPEN_DEPTH_SHIFT) - 1)) | depth << BLOCK_OPEN_DEPTH_SHIFT;
     inherit_options(node, extra, BLOCK_ROLE_BACKING);
-    r = block_co_open_filename(path, format, extra, flags, ret, err);
+    r = block_co_open_below(node, path, format, extra, ret, err);
     if (r < 0 && r != -ELOOP) {
         error_prepend(err, "Could not open backing file: ");
     }

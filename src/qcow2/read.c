@@ -8,7 +8,38 @@
 #include <errno.h>
 #include <string.h>
 
+#include "co/co.h"
 #include "qcow2/crypt.h"
+
+struct backing_read {
+    struct block_edge *edge;
+    uint64_t offset;
+    struct iov iov;
+    unsigned flags;
+    int result;
+};
+
+static void co_read_deep(void *arg)
+{
+    struct backing_read *b = arg;
+
+    b->result = block_co_preadv(b->edge, b->offset, b->iov, b->flags);
+}
+
+/* Each image of a chain reads within the read of the one above. */
+static int co_read_below(struct block_edge *backing, uint64_t offset, struct iov iov,
+                         unsigned flags)
+{
+    struct backing_read b;
+    int r;
+
+    if (!co_stack_is_low()) {
+        return block_co_preadv(backing, offset, iov, flags);
+    }
+    b = (struct backing_read){.edge = backing, .offset = offset, .iov = iov, .flags = flags};
+    r = co_call_deep(co_read_deep, &b);
+    return r < 0 ? r : b.result;
+}
 
 /* Read from the backing file; what lies behind its end is zero. */
 static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags)
@@ -21,14 +52,14 @@ static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, uns
 
     block_co_event(q->node->file, BLOCK_EVENT_READ_BACKING_AIO);
     if (inside == iov.size) {
-        return block_co_preadv(backing, offset, iov, flags);
+        return co_read_below(backing, offset, iov, flags);
     }
     iov_fill(iov, inside, 0, iov.size - inside);
     if (inside == 0) {
         return 0;
     }
     r = iov_part_set(&part, iov, 0, inside);
-    return r < 0 ? r : block_co_preadv(backing, offset, part.iov, flags);
+    return r < 0 ? r : co_read_below(backing, offset, part.iov, flags);
 }
 
 static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t offset,

@@ -102,7 +102,7 @@ static int backing_depth(struct block_node *node)
 {
     int depth = 0;
 
-    while (depth < CHAIN_MAX && node->backing) {
+    while (node->backing) {
         node = node->backing->node;
         depth++;
     }
