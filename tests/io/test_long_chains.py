@@ -84,8 +84,8 @@ class Circles(TestCase):
         self.assertIn("The backing chain is a circle", self.open_error(a))
 
     def test_a_circle_by_json(self):
-        name = self.path("a")
-        a = self.image("a", f'json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{name}"}}}}')
+        below = {"driver": "qcow2", "file": {"driver": "file", "filename": self.path("a")}}
+        a = self.image("a", "json:" + json.dumps(below))
         self.assertIn("The backing chain is a circle", self.open_error(a, "-r"))
 
     def test_an_image_over_its_own_bytes_is_none(self):
