@@ -9,11 +9,29 @@
 #include "base/strbuf.h"
 #include "qcow2/state.h"
 
+/* An entry: type of the feature, bit, name. */
 #define NAME_ENTRY_SIZE 48u
+#define NAME_AT 2u
 #define NAME_SIZE 46u
 
-/* The feature name table of a header, whose extensions begin at `at`; NULL if there is none. *ret_size: its bytes. */
-static const uint8_t *find_names(const uint8_t *head, uint64_t at, uint64_t end, uint32_t *ret_size)
+/* The names of a table. The last entry may be cut where its name ends. */
+static void append_names(struct strbuf *sb, uint64_t *bits, const uint8_t *names, uint32_t size)
+{
+    for (uint32_t at = 0; at + NAME_AT < size; at += NAME_ENTRY_SIZE) {
+        const uint8_t *e = names + at;
+        uint32_t name_size = MIN(NAME_SIZE, size - at - NAME_AT);
+
+        if (e[0] == 0 && e[1] < 64 && (*bits & (1ULL << e[1])) && e[NAME_AT] != '\0') {
+            strbuf_printf(sb, "%s%.*s", sb->len ? ", " : "", (int)name_size,
+                          (const char *)e + NAME_AT);
+            *bits &= ~(1ULL << e[1]);
+        }
+    }
+}
+
+/* Of all feature name tables of a header whose extensions begin at `at`: a program may have added one to another's. */
+static void append_all_names(struct strbuf *sb, uint64_t *bits, const uint8_t *head, uint64_t at,
+                             uint64_t end)
 {
     for (int n = 0; n < EXTENSIONS_MAX && at + 8 <= end; n++) {
         uint32_t type = load_be32(head + at), size = load_be32(head + at + 4);
@@ -22,41 +40,23 @@ static const uint8_t *find_names(const uint8_t *head, uint64_t at, uint64_t end,
             break;
         }
         if (type == EXT_FEATURE_NAMES) {
-            *ret_size = size;
-            return head + at + 8;
+            append_names(sb, bits, head + at + 8, size);
         }
         at += 8 + round_up(size, 8);
-    }
-    return NULL;
-}
-
-static void append_names(struct strbuf *sb, uint64_t *bits, const uint8_t *names, uint32_t size)
-{
-    for (uint32_t at = 0; at + NAME_ENTRY_SIZE <= size; at += NAME_ENTRY_SIZE) {
-        const uint8_t *e = names + at;
-
-        if (e[0] == 0 && e[1] < 64 && (*bits & (1ULL << e[1])) && e[2] != '\0') {
-            strbuf_printf(sb, "%s%.*s", sb->len ? ", " : "", (int)NAME_SIZE, (const char *)e + 2);
-            *bits &= ~(1ULL << e[1]);
-        }
     }
 }
 
 int qcow2_co_refuse_features(struct qcow2 *q, const uint8_t *sector, uint64_t unknown,
                              struct error *err)
 {
-    uint32_t cluster_bits = load_be32(sector + HDR_CLUSTER_BITS), names_size = 0;
+    uint32_t cluster_bits = load_be32(sector + HDR_CLUSTER_BITS);
     uint64_t end =
         MIN(block_edge_size(q->node->file), 1ULL << MIN(cluster_bits, (uint32_t)CLUSTER_BITS_MAX));
     AUTO_FREE uint8_t *head = malloc(end);
-    const uint8_t *names = NULL;
     STRBUF_AUTO(text);
 
     if (head && block_co_pread(q->node->file, 0, head, end) == 0) {
-        names = find_names(head, load_be32(sector + HDR_LENGTH), end, &names_size);
-    }
-    if (names) {
-        append_names(&text, &unknown, names, names_size);
+        append_all_names(&text, &unknown, head, load_be32(sector + HDR_LENGTH), end);
     }
     if (unknown) {
         strbuf_printf(&text, "%sUnknown incompatible feature: %llx", text.len ? ", " : "",
