@@ -146,29 +146,32 @@ static int init_caches(struct qcow2 *q, const struct qcow2_cache_options *o, str
     return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
 }
 
+static int co_repair_dirty(struct qcow2 *q, struct error *err)
+{
+    struct block_check_result result;
+    int r;
+
+    log_info("image '%s' was not closed cleanly: repairing it", block_node_display_name(q->node));
+    r = qcow2_co_check(q->node, BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS, &result, err);
+    if (r == 0 && (q->incompatible & INCOMPAT_DIRTY)) {
+        r = error_set(err, EIO,
+                      "Image '%s' was not closed cleanly and could not be repaired: %llu "
+                      "corruptions, %llu errors are left",
+                      block_node_display_name(q->node), (unsigned long long)result.corruptions,
+                      (unsigned long long)result.check_errors);
+    }
+    return r;
+}
+
 /* What a writable open has to change on disk before anything else. */
 static int co_prepare_writable(struct qcow2 *q, struct error *err)
 {
     uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
+    bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
+    int r;
 
-    if (q->incompatible & INCOMPAT_DIRTY) {
-        struct block_check_result result;
-        int r;
-
-        log_info("image '%s' was not closed cleanly: repairing it",
-                 block_node_display_name(q->node));
-        r = qcow2_co_check(q->node, BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS, &result, err);
-        if (r < 0) {
-            return r;
-        }
-        if (q->incompatible & INCOMPAT_DIRTY) {
-            return error_set(err, EIO,
-                             "Image '%s' was not closed cleanly and could not be repaired: %llu "
-                             "corruptions, %llu errors are left",
-                             block_node_display_name(q->node),
-                             (unsigned long long)result.corruptions,
-                             (unsigned long long)result.check_errors);
-        }
+    if ((q->incompatible & INCOMPAT_DIRTY) && !check && (r = co_repair_dirty(q, err)) < 0) {
+        return r;
     }
     if (q->autoclear & ~known) {
         q->autoclear &= known;
@@ -209,10 +212,11 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
                                "'data-file' can only be set for images with an external data file")
                    : 0;
     }
+    if (!options_has(opts, "data-file") &&
+        (q->node->open_flags & (BLOCK_OPEN_NO_IO | BLOCK_OPEN_CHECK))) {
+        return 0; /* only metadata is looked at, so no other file is opened */
+    }
     if (!options_has(opts, "data-file") && q->data_filename) {
-        if (q->node->open_flags & (BLOCK_OPEN_NO_IO | BLOCK_OPEN_CHECK)) {
-            return 0; /* only metadata is looked at, so no other file is opened */
-        }
         if (strncmp(q->data_filename, "json:", 5) == 0 ||
             block_driver_of_filename(q->data_filename)) {
             return error_set(
@@ -265,7 +269,7 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
         return error_set(err, ENOMEM, "Out of memory");
     }
     cache_cleaner_start(q);
-    return q->read_only || check ? 0 : co_prepare_writable(q, err);
+    return q->read_only ? 0 : co_prepare_writable(q, err);
 }
 
 static int co_open(struct block_node *node, struct options *opts, struct error *err)
