@@ -57,20 +57,36 @@ static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reade
     return 0;
 }
 
+/* The header says that there are more than there can be. */
+static int cut_count(struct check *c, uint32_t *count, struct error *err)
+{
+    if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        fprintf(stderr,
+                "ERROR snapshot table too large\n"
+                "You can force-remove all %u overhanging snapshots with qemu-img check -r all\n",
+                *count - SNAPSHOTS_MAX);
+        return error_set(err, EFBIG, "File too large");
+    }
+    qcow2_complain(c, "Discarding %u overhanging snapshots", *count - SNAPSHOTS_MAX);
+    fault(c);
+    *count = SNAPSHOTS_MAX;
+    return 0;
+}
+
 int qcow2_co_check_snapshot_table(struct check *c, struct error *err)
 {
     struct qcow2 *q = c->q;
     struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset, .lenient = true};
-    int r = 0;
+    uint32_t count = q->snapshot_count;
+    int r = count > SNAPSHOTS_MAX ? cut_count(c, &count, err) : 0;
 
     qcow2_free_snapshots(q);
-    for (uint32_t i = 0; i < q->snapshot_count && r == 0; i++) {
+    for (uint32_t i = 0; i < count && r == 0; i++) {
         c->snapshot_table_size = t.at - q->snapshots_offset;
         r = co_read_one(c, i, &t, err);
         if (r == -EOVERFLOW) {
             qcow2_complain(c, "%s %u overhanging snapshots (snapshot table is too big)",
-                           c->fix & BLOCK_CHECK_FIX_ERRORS ? "Discarding" : "ERROR",
-                           q->snapshot_count - i);
+                           c->fix & BLOCK_CHECK_FIX_ERRORS ? "Discarding" : "ERROR", count - i);
             fault(c);
             return 0;
         }
@@ -152,7 +168,7 @@ static int co_count_one(struct check *c, struct qcow2_snapshot *s, uint32_t time
 int qcow2_co_check_snapshots(struct check *c)
 {
     AUTO_FREE struct qcow2_snapshot **all =
-        calloc(c->q->snapshot_count + 1u, sizeof(struct qcow2_snapshot *));
+        calloc(MIN(c->q->snapshot_count, SNAPSHOTS_MAX) + 1, sizeof(struct qcow2_snapshot *));
     uint32_t count = 0, n;
     struct qcow2_snapshot *s;
     uint64_t end = 0;

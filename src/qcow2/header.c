@@ -6,6 +6,7 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/snapshot.h"
 
 /* --- reading ------------------------------------------------------------------------------------- */
@@ -54,10 +55,6 @@ static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
     }
     if (q->header_length < HDR_V3_MIN_SIZE) {
         return error_set(err, EINVAL, "qcow2 header too short");
-    }
-    if (!is_aligned(q->header_length, 8)) {
-        return header_error(q, err, "the header length is %llu, which is no multiple of 8",
-                            (unsigned long long)q->header_length);
     }
     q->compression = COMPRESSION_ZLIB;
     if (q->header_length > HDR_COMPRESSION_TYPE) {
@@ -108,14 +105,23 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
     q->reftable_offset = load_be64(h + HDR_REFTABLE_OFFSET);
     q->reftable_entries = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
     l1_needed = div_round_up(size, qcow2_l2_span(q));
+    if (q->reftable_offset == 0) {
+        /* The header is there, so the offset was lost: that is as if there were no table. */
+        q->reftable_entries = 0;
+    }
     if ((r = check_table(q, "Active L1 table", q->l1_offset, (uint64_t)q->l1_size * 8, L1_BYTES_MAX,
                          err)) < 0 ||
-        (r = check_table(q, "Reference count table", q->reftable_offset, reftable_bytes,
-                         REFTABLE_BYTES_MAX, err)) < 0) {
+        (r = check_table(q, "Reference count table", q->reftable_offset,
+                         q->reftable_offset > 0 ? reftable_bytes : 0, REFTABLE_BYTES_MAX, err)) <
+            0) {
         return r;
     }
-    if (reftable_bytes == 0 && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+    /* Whoever only reads doesn't need one. */
+    if (q->reftable_entries == 0 && !q->read_only && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EINVAL, "Image does not contain a reference count table");
+    }
+    if (l1_needed > INT32_MAX) {
+        return error_set(err, EFBIG, "Image is too big");
     }
     if (q->l1_size < l1_needed) {
         return error_set(err, EINVAL, "L1 table is too small");
@@ -150,7 +156,7 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     }
     q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);
     q->snapshots_offset = load_be64(h + HDR_SNAPSHOTS_OFFSET);
-    if (q->snapshot_count > SNAPSHOTS_MAX) {
+    if (q->snapshot_count > SNAPSHOTS_MAX && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EFBIG, "Snapshot table too large");
     }
     if (!is_aligned(q->snapshots_offset, q->cluster_size) ||
@@ -179,7 +185,11 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
     uint32_t count;
 
     if (!(q->autoclear & AUTOCLEAR_BITMAPS)) {
-        /* A program that does not know of bitmaps wrote the image: what they say is void. */
+        if (!(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+            log_warning("a program lacking bitmap support modified '%s', so all its bitmaps are "
+                        "void",
+                        block_node_display_name(q->node));
+        }
         return 0;
     }
     if (size != EXT_BITMAPS_SIZE) {
@@ -226,20 +236,28 @@ static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
     return 0;
 }
 
+/* The text of an extension; one without any is as if it were not there. */
+static int take_text(char **text, const uint8_t *data, uint32_t size, struct error *err)
+{
+    free(*text);
+    *text = NULL;
+    if (size == 0 || data[0] == '\0') {
+        return 0;
+    }
+    *text = strndup((const char *)data, size);
+    return *text ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
 static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
                            struct error *err)
 {
     switch (type) {
     case EXT_BACKING_FORMAT:
-        free(q->backing_format);
-        q->backing_format = strndup((const char *)data, size);
-        return q->backing_format ? 0 : error_set(err, ENOMEM, "Out of memory");
+        return take_text(&q->backing_format, data, size, err);
     case EXT_BITMAPS:
         return parse_bitmaps_extension(q, data, size, err);
     case EXT_DATA_FILE_NAME:
-        free(q->data_filename);
-        q->data_filename = strndup((const char *)data, size);
-        return q->data_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
+        return take_text(&q->data_filename, data, size, err);
     case EXT_GREATEST_SIZE:
         q->greatest_size = size == 8 ? load_be64(data) : 0;
         return 0;
@@ -288,8 +306,8 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
     uint32_t size = load_be32(head + HDR_BACKING_SIZE);
 
     *ret_extensions_end = q->cluster_size;
-    if (offset == 0) {
-        return 0;
+    if (offset == 0 || (size == 0 && offset < q->header_length)) {
+        return 0; /* there is none */
     }
     if (offset < q->header_length || offset > q->cluster_size) {
         return error_set(err, EINVAL, "Invalid backing file offset");
@@ -312,12 +330,13 @@ static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct erro
     if (q->header_length <= HDR_OUR_SIZE) {
         return 0;
     }
-    q->unknown_fields_size = (uint32_t)q->header_length - HDR_OUR_SIZE;
-    q->unknown_fields = malloc(q->unknown_fields_size);
+    /* A length that is no multiple of 8, as it should be, becomes one when the header is written. */
+    q->unknown_fields_size = (uint32_t)round_up(q->header_length - HDR_OUR_SIZE, 8);
+    q->unknown_fields = calloc(1, q->unknown_fields_size);
     if (!q->unknown_fields) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    memcpy(q->unknown_fields, head + HDR_OUR_SIZE, q->unknown_fields_size);
+    memcpy(q->unknown_fields, head + HDR_OUR_SIZE, q->header_length - HDR_OUR_SIZE);
     return 0;
 }
 

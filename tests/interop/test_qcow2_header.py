@@ -15,6 +15,10 @@ EXT_FEATURE_NAMES, EXT_UNKNOWN, EXT_LUKS = 0x6803F857, 0x12345678, 0x0537BE77
 ODD = b"kept through every rewrite"
 
 
+def round_up(value, unit):
+    return -(-value // unit) * unit
+
+
 class Header(TestCase):
     in_memory = True
 
@@ -48,6 +52,23 @@ class Header(TestCase):
         build(self.image, 1 << 20, extensions=[(EXT_FEATURE_NAMES, entry)])
         Image(self.image).put64(INCOMPATIBLE, 1 << 63)
         self.assertRegex(self.refused("info", self.image), r"\bx{46}\b")
+
+    def test_names_come_from_all_tables_and_may_be_cut_at_their_end(self):
+        tables = [
+            (EXT_FEATURE_NAMES, struct.pack("BB46s", 0, 61, b"first") + b"\0\x3esecond"),
+            (EXT_FEATURE_NAMES, b"\0\x3fthird"),
+        ]
+        build(self.image, 1 << 20, extensions=tables)
+        Image(self.image).put64(INCOMPATIBLE, 7 << 61)
+        message = self.refused("info", self.image)
+        self.assertTrue(message.endswith("feature(s): first, second, third\n"), message)
+
+    def test_a_repair_clears_unknown_autoclear_bits(self):
+        build(self.image, 1 << 20)
+        image = Image(self.image)
+        image.put64(AUTOCLEAR, 1 << 50)
+        img("check", "-q", "-f", "qcow2", "-r", "all", self.image)
+        self.assertEqual(image.u64(AUTOCLEAR), 0)
 
     def test_unknown_autoclear_bits(self):
         build(self.image, 1 << 20)
@@ -157,7 +178,95 @@ class Header(TestCase):
             self.assertEqual(image.u32(100), 128, f"rewrite {number}")
             self.assertEqual(image.u64(112), 0x1122334455667788, f"rewrite {number}")
 
+    # --- what is not as it should be, but does no harm ---------------------------------------
+
+    def image_over_base(self, extensions):
+        """An image that names `base` (pattern 9), and has these extensions."""
+        io(self.create("base", "1M"), "write -P 9 0 64k", fmt="qcow2")
+        build(self.image, 1 << 20, extensions=extensions)
+        image = Image(self.image)
+        image.write(4096, b"base")
+        image.put64(8, 4096)
+        image.put32(16, 4)
+        return image
+
+    def check_reads(self, pattern):
+        read = f"read -P {pattern} 0 64k"
+        out = io(self.image, read, fmt="qcow2", options=("-r",)).stdout
+        self.assertNotIn("Pattern", out)
+
+    def test_a_backing_format_of_no_bytes_is_none(self):
+        for data in (b"", b"\0\0"):
+            self.image_over_base([(0xE2792ACA, data)])
+            self.check_reads(9)
+            info = img("info", "--output=json", self.image).stdout
+            self.assertNotIn("backing-filename-format", info)
+
+    def test_header_lengths_that_are_no_multiple_of_8(self):
+        for length in (105, 108, 111, 113, 127):
+            with self.subTest(length=length):
+                image = self.image_over_base([])
+                image.write(104, bytes(64))
+                image.put32(100, length)
+                self.check_reads(9)
+                io(self.image, "write -P 4 64k 64k", fmt="qcow2")
+                img("amend", "-f", "qcow2", "-o", "lazy_refcounts=on", self.image)
+                self.assertEqual(image.u32(100), max(112, round_up(length, 8)))
+                qemu_io(self.image, "read -P 4 64k 64k", "read -P 9 0 64k", fmt="qcow2")
+                qemu_img("check", "-q", self.image)
+
+    def test_the_place_of_a_name_that_is_not_there(self):
+        for place in (1, 72, 104):
+            build(self.image, 1 << 20)
+            Image(self.image).put64(8, place)
+            self.check_reads(0)
+            img("check", "-q", "-f", "qcow2", self.image)
+
+    def test_a_lost_refcount_table_is_built_anew(self):
+        for field, size in ((48, 8), (56, 4)):
+            with self.subTest(field=field):
+                build(self.image, 1 << 20)
+                io(self.image, "write -P 5 0 64k", fmt="qcow2")
+                image = Image(self.image)
+                image.write(field, bytes(size))
+                self.check_reads(5)
+                err = io(self.image, "write 0 64k", fmt="qcow2", check=False).stderr
+                self.assertIn("Image does not contain a reference count table", err)
+                img("check", "-q", "-f", "qcow2", "-r", "all", self.image)
+                qemu_img("check", "-q", self.image)
+                qemu_io(self.image, "read -P 5 0 64k", fmt="qcow2")
+
+    def test_more_snapshots_than_there_can_be(self):
+        build(self.image, 1 << 20)
+        io(self.image, "write -P 5 0 64k", fmt="qcow2")
+        image = Image(self.image)
+        image.put32(60, 0xFFFFFFFF)
+        image.put64(64, round_up(image.file_size(), 65536))
+        self.assertIn("Snapshot table too large", self.refused("info", self.image))
+        self.assertIn("overhanging snapshots", self.refused("check", "-f", "qcow2", self.image))
+        img("check", "-q", "-f", "qcow2", "-r", "all", self.image)
+        self.check_reads(5)
+
+    def test_an_image_without_its_data_file_can_be_looked_at(self):
+        build(self.image, 1 << 20)
+        Image(self.image).put64(INCOMPATIBLE, 4)
+        self.assertEqual(self.virtual_size(img), 1 << 20)
+        err = io(self.image, "read 0 64k", fmt="qcow2", check=False).stderr
+        self.assertIn("'data-file' is required for this image", err)
+
+    def test_bitmaps_that_another_program_made_void_are_told_of(self):
+        img("create", "-q", "-f", "qcow2", self.image, "1M")
+        img("bitmap", "--add", "-f", "qcow2", self.image, "b")
+        Image(self.image).put64(AUTOCLEAR, 0)
+        for tool in (img, qemu_img):
+            self.assertIn("lacking bitmap support", tool("info", self.image).stderr)
+
     # --- names and sizes -------------------------------------------------------------------
+
+    def test_a_size_that_needs_too_many_tables(self):
+        build(self.image, 1 << 20)
+        Image(self.image).put64(24, 1 << 60)
+        self.assertIn("Image is too big", self.refused("info", self.image))
 
     def test_backing_file_names_that_do_not_fit(self):
         for length, cluster in ((1024, 65536), (600, 512)):
