@@ -151,10 +151,21 @@ static int raw_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     return block_co_preadv(node->file, d->offset + offset, iov, flags);
 }
 
+/* A format that is in the disk makes it grow by writing behind its end; what is there is not part of it. */
+static bool has_room(const struct block_node *node, uint64_t offset, uint64_t length)
+{
+    const struct raw_disk *d = node->opaque;
+
+    return !d->has_size || range_fits(offset, length, block_node_size(node));
+}
+
 static int raw_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     const struct raw_disk *d = node->opaque;
 
+    if (!has_room(node, offset, iov.size)) {
+        return -ENOSPC;
+    }
     block_co_event(node->file, BLOCK_EVENT_WRITE_AIO);
     if (is_guarded(node, offset)) {
         return co_write_guarded(node, offset, iov, flags);
@@ -167,6 +178,9 @@ static int raw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 {
     const struct raw_disk *d = node->opaque;
 
+    if (!has_room(node, offset, length)) {
+        return -ENOSPC;
+    }
     if (is_guarded(node, offset)) {
         return co_zero_guarded(node, offset, length, flags);
     }
@@ -178,6 +192,9 @@ static int raw_co_copy_from(struct block_node *node, uint64_t offset, struct blo
 {
     const struct raw_disk *d = node->opaque;
 
+    if (!has_room(node, offset, length)) {
+        return -ENOSPC;
+    }
     if (is_guarded(node, offset)) {
         return -ENOTSUP;
     }

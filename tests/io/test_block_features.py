@@ -297,6 +297,39 @@ class VmState(TestCase):
         self.assertIn("not supported", result.stdout)
 
 
+class PartOfAFile(TestCase):
+    """An image in a part of a file, with the options offset and size of raw."""
+
+    SIZE = 1 << 20
+
+    def setUp(self):
+        super().setUp()
+        self.image = self.create("a.qcow2", "4M", options=("-o", "cluster_size=4096"))
+        with open(self.image, "r+b") as f:
+            f.truncate(self.SIZE)
+            f.seek(self.SIZE)
+            f.write(b"behind")
+        file = {"driver": "file", "filename": self.image}
+        part = {"driver": "raw", "size": self.SIZE, "file": file}
+        self.part = "json:" + json.dumps({"driver": "qcow2", "file": part})
+
+    def tearDown(self):
+        with open(self.image, "rb") as f:
+            self.assertEqual(f.read()[self.SIZE :], b"behind")
+
+    def test_writes_do_not_go_behind_it(self):
+        for command in ("write 0 2M", "write -z -u 0 4M", "write -z 0 2M"):
+            io(self.part, command, check=False)
+        err = io(self.part, "write 0 2M", check=False).stdout
+        self.assertIn("No space left on device", err)
+
+    def test_bitmaps_that_find_no_room_are_an_error(self):
+        io(self.part, *(f"write {n * 4}k 4k" for n in range(256)), check=False)
+        result = img("bitmap", "--add", self.part, "b", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("No space left on device", result.stderr)
+
+
 class RefusedFormats(TestCase):
     def test_images_are_refused_by_name(self):
         for name, (offset, magic) in HEADERS.items():
