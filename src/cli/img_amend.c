@@ -39,11 +39,22 @@ static int print_help(const struct block_driver *driver)
     return 0;
 }
 
-/* qemu-img leaves that to its rebase. */
-static int refuse_backing(const struct options *opts, struct error *err)
+static bool is_other(const struct options *opts, const char *key, const char *recorded)
 {
-    if (cli_is_compat() &&
-        (options_has(opts, "backing_file") || options_has(opts, "backing_fmt"))) {
+    return options_has(opts, key) && !options_is_text(opts, key, recorded ? recorded : "");
+}
+
+/* qemu-img leaves another one to its rebase. */
+static int refuse_backing(struct block_node *node, const struct options *opts, struct error *err)
+{
+    struct block_info info = {0};
+
+    if (!cli_is_compat() ||
+        (node->driver->co_get_info && node->driver->co_get_info(node, &info) < 0)) {
+        return 0;
+    }
+    if (is_other(opts, "backing_file", info.backing_filename) ||
+        is_other(opts, "backing_fmt", info.backing_format)) {
         error_set(err, EINVAL, "Cannot amend the backing file");
         error_hint(err, "You can use 'qemu-img rebase' instead.");
         return -EINVAL;
@@ -67,7 +78,7 @@ static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool p
     }
     cli_progress_begin(&progress, progress_wanted, 1);
     block_co_drain_begin(disk->node);
-    rc = refuse_backing(opts, &err);
+    rc = refuse_backing(disk->node, opts, &err);
     rc = rc < 0 ? rc : driver->co_amend(disk->node, opts, show_progress, &progress, &err);
     block_co_drain_end(disk->node);
     cli_progress_end(&progress, rc == 0);

@@ -161,6 +161,12 @@ class Amend(TestCase):
         result = self.as_qemu_img("-o", f"data_file={other}", plain, check=False)
         self.assertIn("can only be set for images that use an external data file", result.stderr)
 
+    def test_the_backing_file_that_is_recorded_is_no_other_one(self):
+        base = self.create("base.raw", "1M", "raw")
+        path = self.create("a.qcow2", "1M", options=("-b", base, "-F", "raw"))
+        self.as_qemu_img("-o", f"backing_file={base},backing_fmt=raw,lazy_refcounts=on", path)
+        self.assertTrue(self.data(path)["lazy-refcounts"])
+
     def test_backing_file_is_left_to_rebase_by_qemu_img_only(self):
         path, base = self.create("a.qcow2", "1M"), self.create("base.raw", "1M", "raw")
         how = ("-o", f"backing_file={base},backing_fmt=raw", path)
