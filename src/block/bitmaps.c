@@ -55,6 +55,13 @@ struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bit
     return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
 }
 
+struct block_bitmap *block_bitmap_previous(struct block_node *node, struct block_bitmap *bitmap)
+{
+    struct list *next = bitmap ? bitmap->link.prev : node->bitmaps.prev;
+
+    return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
+}
+
 int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct error *err)
 {
     if ((refuse & BLOCK_BITMAP_REFUSE_BUSY) && b->busy) {
@@ -338,6 +345,17 @@ static int will_change(struct block_bitmap *b, struct error *err)
         return 0;
     }
     return b->node->driver->co_bitmap_will_change(b->node, b, err);
+}
+
+int block_co_bitmaps_will_change(struct block_node *node, struct error *err)
+{
+    struct block_bitmap *b;
+    int r = 0;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        r = r < 0 ? r : will_change(b, err);
+    }
+    return r;
 }
 
 /* A read-only bitmap can be switched: that concerns this process only, its image is not written. */

@@ -51,6 +51,8 @@ struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name
                                          struct block_node **ret_node, struct error *err);
 /* Iterate: NULL begins, NULL ends. */
 struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bitmap *bitmap);
+/* The same from last to first. */
+struct block_bitmap *block_bitmap_previous(struct block_node *node, struct block_bitmap *bitmap);
 
 /* What a caller needs of a bitmap; block_bitmap_check() refuses when one of these states holds. */
 #define BLOCK_BITMAP_REFUSE_BUSY 1u
@@ -70,6 +72,8 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
 int block_co_bitmap_remove(struct block_bitmap *b, struct error *err);
 /* Remove one that the image has and that was not loaded, since its type or flags are unknown. -ENOENT */
 int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, struct error *err);
+/* Mark the stored form of all bitmaps of the node as not current, as their first change does. Yields. */
+int block_co_bitmaps_will_change(struct block_node *node, struct error *err);
 /* For undoing: take it off the node without touching the image, and put it back / free it. */
 void block_co_bitmap_detach(struct block_bitmap *b);
 void block_co_bitmap_reattach(struct block_bitmap *b);

@@ -165,7 +165,7 @@ static int co_open_sources(const struct request *r, struct convert *c, int count
     return 0;
 }
 
-/* Inconsistent bitmaps are found before anything is written. */
+/* Inconsistent bitmaps are found before anything is written. The latest is told of first, as by qemu-img. */
 static int check_bitmaps(const struct request *r, struct convert *c)
 {
     struct block_bitmap *b = NULL;
@@ -177,7 +177,7 @@ static int check_bitmaps(const struct request *r, struct convert *c)
     if (driver && !driver->co_can_store_bitmap) {
         return cli_fail("Format driver '%s' does not support bitmaps", r->target_format);
     }
-    while ((b = block_bitmap_next(c->source[0].disk.node, b))) {
+    while ((b = block_bitmap_previous(c->source[0].disk.node, b))) {
         if (b->persistent && b->inconsistent && !r->skip_broken_bitmaps) {
             ERROR_AUTO(err);
 
@@ -245,14 +245,15 @@ static int co_copy_bitmaps(struct convert *c)
 {
     struct block_bitmap *b = NULL;
 
+    while ((b = block_bitmap_previous(c->source[0].disk.node, b))) {
+        if (b->persistent && b->inconsistent) {
+            cli_warn("Skipping inconsistent bitmap '%s'", b->name);
+        }
+    }
     while ((b = block_bitmap_next(c->source[0].disk.node, b))) {
         ERROR_AUTO(err);
 
-        if (!b->persistent) {
-            continue;
-        }
-        if (b->inconsistent) {
-            cli_warn("Skipping inconsistent bitmap '%s'", b->name);
+        if (!b->persistent || b->inconsistent) {
             continue;
         }
         if (co_copy_bitmap(b, c->target.node, &err) < 0) {

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "block/bitmaps.h"
 #include "cli/io.h"
 #include "loop/loop.h"
 
@@ -71,6 +72,20 @@ static int co_sleep(struct io *io, const struct io_command *command, struct io_a
     return rc;
 }
 
+/*
+ * A program that dies leaves an image as one that was being written: bitmaps are marked in use, here by the first write only. Test suites
+ * make inconsistent bitmaps so, without a write.
+ */
+static void co_be_writing(struct io *io)
+{
+    struct block_node *node = io->disk.node ? block_node_skip_filters(io->disk.node) : NULL;
+    ERROR_AUTO(err);
+
+    if (node && block_co_bitmaps_will_change(node, &err) < 0) {
+        cli_report(&err);
+    }
+}
+
 static int co_sigraise(struct io *io, const struct io_command *command, struct io_args *a)
 {
     long number;
@@ -79,6 +94,9 @@ static int co_sigraise(struct io *io, const struct io_command *command, struct i
     if (rc < 0) {
         return rc;
     }
+    if (number != 0) {
+        co_be_writing(io);
+    }
     /* What was printed must be seen: nothing is flushed after this. */
     fflush(stdout);
     return raise((int)number) == 0 ? 0 : -EINVAL;
@@ -86,6 +104,7 @@ static int co_sigraise(struct io *io, const struct io_command *command, struct i
 
 static int co_abort(struct io *io, const struct io_command *command, struct io_args *a)
 {
+    co_be_writing(io);
     fflush(stdout);
     abort();
 }

@@ -5,7 +5,7 @@ import os
 import re
 import unittest
 
-from tidemark import TestCase, compat, io, qemu, run, tool
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, run, tool
 
 SPEED = re.compile(r"ops; .* \(.*/sec and .* ops/sec\)")
 MACHINE = re.compile(r"^(\d+,1),.*$", re.MULTILINE)
@@ -245,6 +245,23 @@ class OfOurOwn(TestCase):
         path = self.create("a.raw", "1M", "raw")
         out = io(path, "aio_read -i 0 1k", "aio_write -i 0 1k", fmt="raw").stdout
         self.assertEqual(out, "injecting invalid read request\ninjecting invalid write request\n")
+
+    def test_a_death_leaves_bitmaps_in_use(self):
+        """As of a program that writes. What can't be copied is then told of as by qemu-img."""
+        for death in ("abort", "sigraise 9"):
+            path = self.create("a.qcow2", "1M")
+            for name in ("b0", "b1", "b2"):
+                img("bitmap", "--add", "-f", "qcow2", path, name)
+            img("bitmap", "--disable", "-f", "qcow2", path, "b0")
+            self.assertLess(io(path, death, fmt="qcow2", check=False).returncode, 0)
+            told = []
+            for tool in (img, qemu_img):
+                self.assertEqual(tool("info", path).stdout.count("in-use"), 3)
+                copy = ("convert", "--bitmaps", "-f", "qcow2", "-O", "qcow2", path, path + ".copy")
+                told.append(tool(*copy, check=False).stderr)
+                told.append(tool(*copy[:2], "--skip-broken-bitmaps", *copy[2:]).stderr)
+            told = [re.findall(r"inconsistent bitmap '(\w+)'", text) for text in told]
+            self.assertEqual(told, [["b2"], ["b2", "b1", "b0"]] * 2)
 
     def test_help_of_every_command(self):
         names = re.findall(r"(?m)^(\w+) .*-- ", run(*tool("io"), "-c", "help").stdout)
