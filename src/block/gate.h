@@ -88,6 +88,15 @@ int block_co_status(struct block_edge *edge, uint64_t offset, uint64_t length,
 int block_co_status_above(struct block_edge *edge, struct block_node *base, uint64_t offset,
                           uint64_t length, struct block_status *ret, int *ret_depth);
 
+/*
+ * Of these two the first says what block_co_status() has in ALLOCATED, the other what block_co_status_above() says of depth, and
+ * both how far that holds (0: at or beyond the end). No file is asked for holes, so that they cost metadata only.
+ */
+int block_co_is_allocated(struct block_edge *edge, uint64_t offset, uint64_t length,
+                          bool *ret_allocated, uint64_t *ret_length);
+int block_co_depth(struct block_edge *edge, uint64_t offset, uint64_t length, int *ret_depth,
+                   uint64_t *ret_length);
+
 /* --- size -------------------------------------------------------------------------------------------- */
 
 enum block_prealloc {

@@ -5,8 +5,14 @@
 #include "base/checked.h"
 #include "block/internal.h"
 
+/* What is asked for. */
+enum question {
+    ASK_CONTENTS, /* all of it: files below are asked about zeroes */
+    ASK_LAYERS,   /* which layer decides: no file is asked */
+};
+
 static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,
-                          struct block_status *ret);
+                          enum question question, struct block_status *ret);
 
 static struct block_edge *filtered_edge(struct block_node *node)
 {
@@ -22,19 +28,22 @@ static struct block_edge *filtered_edge(struct block_node *node)
 
 /*
  * A mapped extent may be zero in the file below though this layer does not know: preallocated, or punched. A layer that
- * leaves DATA to the file (raw) gets its answer, one that says DATA keeps it.
+ * says DATA keeps it, and needs no answer; one that leaves DATA to the file (raw) has nothing else to tell.
  */
-static void refine_by_file(struct block_status *status)
+static int co_refine_by_file(struct block_status *status)
 {
     struct block_status below;
+    int r = co_node_status(status->file, status->map, status->length, ASK_CONTENTS, &below);
 
-    if (co_node_status(status->file, status->map, status->length, &below) < 0 ||
-        below.length == 0) {
-        status->flags |= BLOCK_STATUS_DATA;
-        return;
+    if (r == 0 && below.length == 0) {
+        r = -EIO; /* the file has become shorter */
+    }
+    if (r < 0) {
+        return status->flags & BLOCK_STATUS_DATA ? 0 : r;
     }
     status->flags |= below.flags & (BLOCK_STATUS_ZERO | BLOCK_STATUS_DATA);
     status->length = MIN(status->length, below.length);
+    return 0;
 }
 
 /* A node that is read in blocks has data in the whole of a block that has some. */
@@ -60,7 +69,7 @@ static void align_status(const struct block_node *node, uint64_t offset, uint64_
 }
 
 static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,
-                          struct block_status *ret)
+                          enum question question, struct block_status *ret)
 {
     uint64_t size = block_node_size(node);
     int r;
@@ -74,7 +83,7 @@ static int co_node_status(struct block_node *node, uint64_t offset, uint64_t len
         struct block_edge *edge = node->driver->is_filter ? filtered_edge(node) : NULL;
 
         if (edge) {
-            return co_node_status(edge->node, offset, length, ret);
+            return co_node_status(edge->node, offset, length, question, ret);
         }
         *ret = (struct block_status){
             .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET,
@@ -90,11 +99,14 @@ static int co_node_status(struct block_node *node, uint64_t offset, uint64_t len
         }
         ret->length = MIN(ret->length, length);
     }
-    if ((ret->flags & BLOCK_STATUS_RECURSE) && (ret->flags & BLOCK_STATUS_OFFSET) &&
-        ret->file != node) {
-        refine_by_file(ret);
-        ret->flags &= ~BLOCK_STATUS_RECURSE;
+    if (question == ASK_CONTENTS && (ret->flags & BLOCK_STATUS_RECURSE) &&
+        (ret->flags & BLOCK_STATUS_OFFSET) && ret->file != node) {
+        r = co_refine_by_file(ret);
+        if (r < 0) {
+            return r;
+        }
     }
+    ret->flags &= ~BLOCK_STATUS_RECURSE;
     align_status(node, offset, length, ret);
     if (offset + ret->length == size) {
         ret->flags |= BLOCK_STATUS_EOF;
@@ -102,30 +114,50 @@ static int co_node_status(struct block_node *node, uint64_t offset, uint64_t len
     return ret->length > 0 ? 0 : -EIO;
 }
 
-int block_co_status(struct block_edge *edge, uint64_t offset, uint64_t length,
-                    struct block_status *ret)
+static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t length,
+                          enum question question, struct block_status *ret)
 {
     int r;
 
     if (edge->root) {
         block_root_enter(edge->root);
     }
-    r = co_node_status(edge->node, offset, length, ret);
+    r = co_node_status(edge->node, offset, length, question, ret);
     if (edge->root) {
         block_root_leave(edge->root);
     }
     return r;
 }
 
+int block_co_status(struct block_edge *edge, uint64_t offset, uint64_t length,
+                    struct block_status *ret)
+{
+    return co_edge_status(edge, offset, length, ASK_CONTENTS, ret);
+}
+
+int block_co_is_allocated(struct block_edge *edge, uint64_t offset, uint64_t length,
+                          bool *ret_allocated, uint64_t *ret_length)
+{
+    struct block_status status;
+    int r = co_edge_status(edge, offset, length, ASK_LAYERS, &status);
+
+    if (r == 0) {
+        *ret_allocated = status.flags & BLOCK_STATUS_ALLOCATED;
+        *ret_length = status.length;
+    }
+    return r;
+}
+
 static int co_chain_status(struct block_node *node, struct block_node *base, uint64_t offset,
-                           uint64_t length, struct block_status *ret, int *ret_depth)
+                           uint64_t length, enum question question, struct block_status *ret,
+                           int *ret_depth)
 {
     int depth = 1, r;
 
     for (;; depth++) {
         struct block_node *next;
 
-        r = co_node_status(node, offset, length, ret);
+        r = co_node_status(node, offset, length, question, ret);
         if (r < 0 || (ret->flags & BLOCK_STATUS_ALLOCATED)) {
             break;
         }
@@ -150,8 +182,9 @@ static int co_chain_status(struct block_node *node, struct block_node *base, uin
     return r;
 }
 
-int block_co_status_above(struct block_edge *edge, struct block_node *base, uint64_t offset,
-                          uint64_t length, struct block_status *ret, int *ret_depth)
+static int co_edge_chain_status(struct block_edge *edge, struct block_node *base, uint64_t offset,
+                                uint64_t length, enum question question, struct block_status *ret,
+                                int *ret_depth)
 {
     uint64_t size;
     int r = 0;
@@ -167,13 +200,31 @@ int block_co_status_above(struct block_edge *edge, struct block_node *base, uint
         }
     } else {
         length = MIN(length, size - offset);
-        r = co_chain_status(edge->node, base, offset, length, ret, ret_depth);
+        r = co_chain_status(edge->node, base, offset, length, question, ret, ret_depth);
         /* The end that counts is the top's. */
         ret->flags &= ~BLOCK_STATUS_EOF;
         ret->flags |= offset + ret->length == size ? BLOCK_STATUS_EOF : 0;
     }
     if (edge->root) {
         block_root_leave(edge->root);
+    }
+    return r;
+}
+
+int block_co_status_above(struct block_edge *edge, struct block_node *base, uint64_t offset,
+                          uint64_t length, struct block_status *ret, int *ret_depth)
+{
+    return co_edge_chain_status(edge, base, offset, length, ASK_CONTENTS, ret, ret_depth);
+}
+
+int block_co_depth(struct block_edge *edge, uint64_t offset, uint64_t length, int *ret_depth,
+                   uint64_t *ret_length)
+{
+    struct block_status status;
+    int r = co_edge_chain_status(edge, NULL, offset, length, ASK_LAYERS, &status, ret_depth);
+
+    if (r == 0) {
+        *ret_length = status.length;
     }
     return r;
 }

@@ -111,17 +111,16 @@ static int co_find_source(const struct copy_on_read *s, uint64_t offset, uint64_
     struct block_node *base = s->bottom ? block_node_backing(s->bottom) : NULL;
     uint64_t unit = unit_of(s);
     struct block_status status;
-    int depth, r = block_co_status(s->file, offset, *length, &status);
+    bool allocated;
+    int depth, r = block_co_is_allocated(s->file, offset, *length, &allocated, length);
 
     if (r < 0) {
         return r;
     }
-    if (status.flags & BLOCK_STATUS_ALLOCATED) {
-        *length = status.length;
+    if (allocated) {
         *ret = SOURCE_TOP;
         return 0;
     }
-    *length = status.length;
     r = block_co_status_above(s->file, base, offset, *length, &status, &depth);
     if (r < 0) {
         return r;
@@ -249,16 +248,17 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
 
     /* Nothing to do for what is allocated already. */
     while (at < offset + iov.size) {
-        struct block_status status;
+        bool allocated;
+        uint64_t length;
 
-        r = block_co_status(s->file, at, offset + iov.size - at, &status);
+        r = block_co_is_allocated(s->file, at, offset + iov.size - at, &allocated, &length);
         if (r < 0) {
             return r;
         }
-        if (!(status.flags & BLOCK_STATUS_ALLOCATED)) {
+        if (!allocated) {
             break;
         }
-        at += status.length;
+        at += length;
     }
     if (at >= offset + iov.size) {
         return block_co_preadv(s->file, offset, iov, flags);

@@ -43,16 +43,18 @@ static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uin
     }
 }
 
-/* How far from `from` on it is all holes, or all data; in the last chunk the rest counts as data. */
-static int co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_t from,
-                       uint32_t *ret_length, bool *ret_hole)
+/*
+ * How far from `from` on it is all holes, or all data. In the last chunk the rest counts as data, and so does what is unknown:
+ * reading tells.
+ */
+static uint32_t co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_t from,
+                            bool *ret_hole)
 {
     uint32_t length = 0;
 
     *ret_hole = false;
     if (l->chunks + 1 >= NBD_READ_CHUNKS_MAX) {
-        *ret_length = (uint32_t)job->rq.length - from;
-        return 0;
+        return (uint32_t)job->rq.length - from;
     }
     while (from + length < job->rq.length) {
         struct block_status st;
@@ -61,12 +63,9 @@ static int co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_
             block_co_status_above(job->conn->export->edge, NULL, job->rq.offset + from + length,
                                   job->rq.length - from - length, &st, NULL);
 
-        if (ret < 0) {
-            return ret;
-        }
-        if (st.length == 0) {
-            *ret_length = (uint32_t)job->rq.length - from;
-            return 0;
+        if (ret < 0 || st.length == 0) {
+            /* What is known to be a hole is sent as one first. */
+            return length > 0 && *ret_hole ? length : (uint32_t)job->rq.length - from;
         }
         hole = st.flags & BLOCK_STATUS_ZERO;
         if (length > 0 && hole != *ret_hole) {
@@ -75,8 +74,7 @@ static int co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_
         *ret_hole = hole;
         length += (uint32_t)MIN(st.length, job->rq.length - from - length);
     }
-    *ret_length = length;
-    return 0;
+    return length;
 }
 
 /* A large read: areas known to be zero are neither read nor sent. */
@@ -94,13 +92,10 @@ static int co_read_sparse(struct nbd_job *job)
     job->iov = l->iov;
     job->iov_count = job->iov_next = 0;
     while (from < job->rq.length) {
-        uint32_t length = 0;
-        bool hole = false;
-        int ret = co_next_run(job, l, from, &length, &hole);
+        bool hole;
+        uint32_t length = co_next_run(job, l, from, &hole);
+        int ret = hole ? 0 : co_read_part(job, from, length);
 
-        if (ret == 0 && !hole) {
-            ret = co_read_part(job, from, length);
-        }
         if (ret < 0) {
             return ret;
         }

@@ -131,6 +131,27 @@ static int end_chunk(struct status_reply *r, bool done)
     return ret;
 }
 
+/* The value of base:allocation or qemu:allocation-depth at `offset`, and how far it holds. */
+static int co_ask(struct block_edge *edge, bool want_depth, uint64_t offset, uint64_t length,
+                  uint32_t *ret_flags, uint64_t *ret_length)
+{
+    struct block_status st;
+    int depth, ret;
+
+    if (want_depth) {
+        ret = block_co_depth(edge, offset, length, &depth, ret_length);
+        *ret_flags = ret < 0 ? 0 : (uint32_t)depth;
+        return ret;
+    }
+    ret = block_co_status_above(edge, NULL, offset, length, &st, NULL);
+    if (ret == 0) {
+        *ret_flags = (st.flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
+                     (st.flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
+        *ret_length = st.length;
+    }
+    return ret;
+}
+
 /* base:allocation or qemu:allocation-depth. */
 static int co_add_allocation(struct status_reply *r, bool want_depth)
 {
@@ -138,29 +159,22 @@ static int co_add_allocation(struct status_reply *r, bool want_depth)
     uint64_t offset = rq->offset, end = offset + rq->length;
 
     for (unsigned steps = 0; offset < end && steps < NBD_STATUS_STEPS_MAX; steps++) {
-        struct block_status st;
-        uint32_t flags;
-        int depth, ret;
+        uint64_t length;
+        uint32_t flags = 0;
+        int ret =
+            co_ask(r->job->conn->export->edge, want_depth, offset, end - offset, &flags, &length);
 
-        ret = block_co_status_above(r->job->conn->export->edge, NULL, offset, end - offset, &st,
-                                    &depth);
         if (ret < 0) {
             return ret;
         }
-        if (st.length == 0 || st.length > end - offset) {
+        if (length == 0 || length > end - offset) {
             return -EIO;
         }
-        if (want_depth) {
-            flags = (uint32_t)depth;
-        } else {
-            flags = (st.flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
-                    (st.flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
-        }
-        ret = add_extent(r, st.length, flags);
+        ret = add_extent(r, length, flags);
         if (ret != 0) {
             return ret < 0 ? ret : 0;
         }
-        offset += st.length;
+        offset += length;
     }
     return 0;
 }
