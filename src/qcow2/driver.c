@@ -348,14 +348,15 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
                      struct block_status *ret)
 {
     struct qcow2 *q = qcow2_state(node);
+    uint64_t slice_span = (uint64_t)qcow2_slice_entries(q) << q->cluster_bits;
     struct qcow2_run run, next;
     int r = qcow2_co_map(q, offset, length, &run);
 
     if (r < 0) {
         return r;
     }
-    /* Runs end with cache slices and tables; what is alike goes on. */
-    while (run.length < length) {
+    /* Runs end with cache slices and tables, too; what is alike goes on. */
+    while (run.length < length && is_aligned(offset + run.length, slice_span)) {
         bool mapped = run.type == CLUSTER_NORMAL || run.type == CLUSTER_ZERO_ALLOC;
 
         r = qcow2_co_map(q, offset + run.length, length - run.length, &next);
@@ -381,7 +382,8 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
     case CLUSTER_NORMAL:
         ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
         if (q->crypt_method == CRYPT_NONE) {
-            ret->flags |= BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE;
+            ret->flags |= BLOCK_STATUS_OFFSET;
+            ret->flags |= qcow2_co_is_sparse(q) ? BLOCK_STATUS_RECURSE : 0;
         }
         break;
     case CLUSTER_COMPRESSED:

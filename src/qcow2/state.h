@@ -189,6 +189,10 @@ struct qcow2 {
 
     struct overlap_guard guard;
 
+    /* sparse.c: what was found out about the file, for a disk of this size. */
+    atomic_int sparse;
+    _Atomic uint64_t sparse_size;
+
     bool pass_discard[QCOW2_FREED_KINDS]; /* punch holes for what was freed so */
     bool discard_no_unref; /* what is discarded or zeroed keeps its place in the file */
     bool read_only;
@@ -455,6 +459,10 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
 int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
 int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b, struct error *err);
 void qcow2_free_stored_bitmaps(struct qcow2 *q);
+
+/* --- sparse.c --- */
+/* Whether clusters of data may lie in holes of the file: preallocated ones. Found out at the first call. Yields. */
+bool qcow2_co_is_sparse(struct qcow2 *q);
 
 /* --- create.c, check.c, info.c --- */
 int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err);

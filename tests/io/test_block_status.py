@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What block status says, and whom it asks."""
 
+import json
 import unittest
 
 from nbd_raw import RawClient
@@ -65,6 +66,46 @@ class FailingStatus(TestCase):
     def test_allocation_alone_needs_no_answer_of_the_file(self):
         words = ("-r", "-c", "alloc 0 4M", "--image-opts", self.options)
         self.assertIn("4194304/4194304 bytes allocated", run(*tool("io"), *words).stdout)
+
+
+class HolesInClusters(TestCase):
+    """Files are asked for holes inside data clusters only where clusters were preallocated."""
+
+    def extents(self, image):
+        found = json.loads(img("map", "--output=json", image).stdout)
+        return [(e["start"], e["length"], e["data"], e["zero"]) for e in found]
+
+    def test_unwritten_clusters_of_a_preallocated_image_are_zero(self):
+        image = self.create("disk.qcow2", "64M", options=("-o", "preallocation=metadata"))
+        io(image, "write 32M 1M", fmt="qcow2")
+        self.assertEqual(self.extents(image), [
+            (0, 32 * MIB, True, True), (32 * MIB, MIB, True, False), (33 * MIB, 31 * MIB, True, True),
+        ])  # fmt: skip
+
+    def test_what_a_resize_preallocates_is_zero(self):
+        image = self.create("disk.qcow2", "8M")
+        io(image, "write 0 8M", fmt="qcow2")
+        img("resize", "-q", "-f", "qcow2", "--preallocation=metadata", image, "64M")
+        self.assertEqual(self.extents(image), [(0, 8 * MIB, True, False), (8 * MIB, 56 * MIB, True, True)])
+
+    def test_a_cluster_that_was_written_in_part_is_data(self):
+        image = self.create("disk.qcow2", "64M")
+        io(image, *[f"write {i * 128}k 4k" for i in range(8)], fmt="qcow2")
+        self.assertEqual(self.extents(image)[:2], [(0, 65536, True, False), (65536, 65536, False, True)])
+        self.assertEqual(sum(e[1] for e in self.extents(image) if e[2]), 8 * 65536)
+
+    def test_a_data_file_is_asked_too(self):
+        data = self.path("disk.data")
+        image = self.create("disk.qcow2", "64M", options=("-o", f"data_file={data},preallocation=metadata"))
+        io(image, "write 1M 1M", fmt="qcow2")
+        zero = sum(length for _, length, _, zero in self.extents(image) if zero)
+        self.assertGreater(zero, 62 * MIB)
+
+    def test_extended_entries(self):
+        options = ("-o", "extended_l2=on,preallocation=metadata")
+        image = self.create("disk.qcow2", "64M", options=options)
+        io(image, "write 1M 1M", fmt="qcow2")
+        self.assertEqual(self.extents(image)[0], (0, MIB, True, True))
 
 
 if __name__ == "__main__":
