@@ -175,6 +175,8 @@ int block_co_root_new(struct block_node *node, const char *user, unsigned perm, 
                       struct block_root **ret, struct error *err);
 /* Wait for its requests, detach, release. NULL is fine. */
 void block_co_root_release(struct block_root *root);
+/* The user has begun to wait for its requests, which are not to be held back any more. Does not yield. */
+void block_root_begin_end(struct block_root *root);
 /*
  * The first step of a release, for owners that must not be found half released: stop new requests for good, and wait until
  * nobody looks at the root any more (a request that ends still reads the root after its count went down).

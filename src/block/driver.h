@@ -365,4 +365,10 @@ char *block_resolve_relative(const char *base_filename, const char *name);
 /* Whether `name` is relative to a directory that there is not: never that which the program happens to run in. */
 bool block_is_beside_no_file(const char *base_filename, const char *name);
 
+/*
+ * Whether a drain, or the end of a user, waits for requests that may have reached this node: what a driver holds back in the hope of
+ * better times should end then. Main reactor.
+ */
+bool block_node_is_awaited(const struct block_node *node);
+
 #endif

@@ -28,6 +28,7 @@ struct block_root {
     void *ops_arg;
     bool want_quiesced; /* scratch of drain.c */
     unsigned drain_mark;
+    bool ending;  /* block_root_begin_end() */
     /* Set by the drainer, then the counters are summed; a request increments, then looks at this. */
     atomic_bool quiesced;
     pthread_mutex_t guard;   /* guards blocked and drainer */

@@ -69,6 +69,7 @@ static void co_send_batch(struct outbox *o, struct list *batch)
     co_send_out(o);
     LIST_FOREACH_SAFE (call, next, batch, link) {
         list_remove(&call->link);
+        call->sent = true;
         nbd_call_drop(call);
     }
 }
@@ -80,8 +81,10 @@ static bool co_take_batch(struct nbd_client *c, struct list *batch)
         bool closing;
 
         pthread_mutex_lock(&c->lock);
-        list_splice(batch, &c->send_queue);
         closing = c->closing;
+        if (!c->lost || closing) {
+            list_splice(batch, &c->send_queue);
+        }
         if (list_is_empty(batch) && !closing) {
             c->idle_sender = co_self();
         }
@@ -93,34 +96,50 @@ static bool co_take_batch(struct nbd_client *c, struct list *batch)
     }
 }
 
+/* Say goodbye; the server hangs up, and ends the receiver by that. */
+static void co_say_goodbye(struct nbd_client *c, struct outbox *o)
+{
+    struct nbd_request goodbye = {.type = NBD_CMD_DISC};
+    uint8_t header[NBD_REQUEST_SIZE];
+
+    nbd_request_encode(header, &goodbye);
+    co_put(o, header, sizeof(header));
+    co_send_out(o);
+    if (c->wire.tls && !o->error) {
+        tls_session_bye(c->wire.tls);
+    }
+    shutdown(c->wire.fd, SHUT_WR);
+}
+
 static void sender(void *arg)
 {
     struct nbd_client *c = arg;
     struct outbox o = {.wire = &c->wire};
     struct list batch = LIST_INIT(batch);
-    struct nbd_request goodbye = {.type = NBD_CMD_DISC};
-    uint8_t header[NBD_REQUEST_SIZE];
 
     while (co_take_batch(c, &batch)) {
+        c->sender_busy = true;
+        o.error = c->wire.fd < 0 ? -EPIPE : 0;
         co_send_batch(&o, &batch);
-        if (o.error) {
-            /* The receiver notices, and fails all that wait for an answer. */
+        if (o.error && c->wire.fd >= 0) {
+            /* The receiver notices, and sees to all that wait for an answer. */
             shutdown(c->wire.fd, SHUT_RDWR);
         }
+        c->sender_busy = false;
+        if (c->sender_waiter) {
+            struct co *co = c->sender_waiter;
+
+            c->sender_waiter = NULL;
+            co_wake(co);
+        }
     }
-    nbd_request_encode(header, &goodbye);
-    co_put(&o, header, sizeof(header));
-    co_send_out(&o);
-    if (c->wire.tls && !o.error) {
-        tls_session_bye(c->wire.tls);
+    if (c->wire.fd >= 0) {
+        co_say_goodbye(c, &o);
     }
-    /* The server hangs up, and ends the receiver by that. */
-    shutdown(c->wire.fd, SHUT_WR);
     co_group_done(&c->group);
 }
 
-/* With the lock held: make the sender look at its queue. */
-static void wake_sender_locked(struct nbd_client *c)
+void nbd_client_wake_sender_locked(struct nbd_client *c)
 {
     if (c->idle_sender) {
         struct co *co = c->idle_sender;
@@ -137,10 +156,12 @@ static int enqueue(struct nbd_client *c, struct nbd_call *call)
     unsigned i = 0;
 
     pthread_mutex_lock(&c->lock);
-    if (c->broken) {
+    if (c->broken || (c->lost && c->failing) ||
+        (c->writes_lost && call->rq.type == NBD_CMD_FLUSH)) {
         pthread_mutex_unlock(&c->lock);
         return -EIO;
     }
+    call->flush_mark = c->unflushed_count;
     /* The semaphore has made sure that one is free. */
     while (c->slot[i]) {
         i++;
@@ -149,7 +170,7 @@ static int enqueue(struct nbd_client *c, struct nbd_call *call)
     call->rq.cookie = (uint64_t)++c->generation << 32 | i;
     nbd_request_encode(call->header, &call->rq);
     list_append(&c->send_queue, &call->link);
-    wake_sender_locked(c);
+    nbd_client_wake_sender_locked(c);
     pthread_mutex_unlock(&c->lock);
     return 0;
 }
@@ -161,7 +182,9 @@ static int co_call(struct nbd_client *c, struct nbd_call *call)
 
     call->co = co_self();
     call->result = 0;
-    call->received = 0;
+    call->received.list = NULL;
+    call->received.count = call->received.capacity = 0;
+    call->sent = false;
     atomic_init(&call->pending, 2);
     co_semaphore_take(&c->room, 1);
     ret = enqueue(c, call);
@@ -286,6 +309,9 @@ int nbd_client_co_pwritev(struct nbd_client *c, uint64_t offset, struct iov iov,
     int ret = check_writable(c);
 
     if (ret == 0) {
+        ret = nbd_reconnect_co_limit(c);
+    }
+    if (ret == 0) {
         ret = co_transfer(c, NBD_CMD_WRITE, flags, offset, iov);
     }
     return ret == 0 && fua && !flags ? nbd_client_co_flush(c) : ret;
@@ -306,7 +332,8 @@ int nbd_client_co_trim(struct nbd_client *c, uint64_t offset, uint64_t length)
     if (!(c->agreed.flags & NBD_FLAG_SEND_TRIM)) {
         return -ENOTSUP;
     }
-    return co_ranged(c, NBD_CMD_TRIM, 0, offset, length, length_max(c));
+    ret = nbd_reconnect_co_limit(c);
+    return ret < 0 ? ret : co_ranged(c, NBD_CMD_TRIM, 0, offset, length, length_max(c));
 }
 
 int nbd_client_co_write_zeroes(struct nbd_client *c, uint64_t offset, uint64_t length,
@@ -325,7 +352,10 @@ int nbd_client_co_write_zeroes(struct nbd_client *c, uint64_t offset, uint64_t l
         cmd_flags &= ~NBD_CMD_FLAG_FAST_ZERO;
     }
     cmd_flags = (cmd_flags & ~NBD_CMD_FLAG_FUA) | fua_flag(c, fua);
-    ret = co_ranged(c, NBD_CMD_WRITE_ZEROES, cmd_flags, offset, length, data_max(c));
+    ret = nbd_reconnect_co_limit(c);
+    if (ret == 0) {
+        ret = co_ranged(c, NBD_CMD_WRITE_ZEROES, cmd_flags, offset, length, data_max(c));
+    }
     return ret == 0 && fua && !(cmd_flags & NBD_CMD_FLAG_FUA) ? nbd_client_co_flush(c) : ret;
 }
 
@@ -417,32 +447,24 @@ bool nbd_client_context(const struct nbd_client *c, size_t i)
 
 /* --- life ---------------------------------------------------------------------------------------- */
 
-/* Ends a handshake that takes too long. */
-struct deadline {
-    struct loop_timer timer;
-    int fd;
-    bool passed;
-};
-
 static void deadline_passed(struct loop_timer *timer)
 {
-    struct deadline *d = container_of(timer, struct deadline, timer);
+    struct nbd_deadline *d = container_of(timer, struct nbd_deadline, timer);
 
     d->passed = true;
-    shutdown(d->fd, SHUT_RDWR);
+    shutdown(*d->fd, SHUT_RDWR);
 }
 
-static void deadline_begin(struct deadline *d, int fd, int64_t timeout_ns)
+void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns)
 {
-    *d = (struct deadline){.fd = fd};
+    *d = (struct nbd_deadline){.fd = fd};
     loop_timer_init(&d->timer, deadline_passed);
     if (timeout_ns >= 0) {
         loop_timer_arm(&d->timer, loop_now_ns() + timeout_ns);
     }
 }
 
-/* Turns the result of what was timed into that of the whole. */
-static int deadline_end(struct deadline *d, int ret, struct error *err)
+int nbd_deadline_end(struct nbd_deadline *d, int ret, struct error *err)
 {
     loop_timer_disarm(&d->timer);
     if (d->passed) {
@@ -452,9 +474,50 @@ static int deadline_end(struct deadline *d, int ret, struct error *err)
     return ret;
 }
 
+static void target_clear(struct nbd_target *t)
+{
+    nbd_address_clear(&t->address);
+    free((char *)(uintptr_t)t->tls.hostname);
+    free(t->export_name);
+    for (size_t i = 0; i < t->context_count; i++) {
+        free(t->contexts[i]);
+    }
+}
+
+/* A copy, NULL of NULL. False if out of memory. */
+static bool copy_string(const char *from, char **ret)
+{
+    *ret = from ? strdup(from) : NULL;
+    return !from || *ret;
+}
+
+static int target_init(struct nbd_target *t, const struct nbd_address *address,
+                       const struct nbd_client_tls *tls, const char *export_name,
+                       const char *const *contexts, size_t context_count)
+{
+    /* The name that the server's certificate has to be for. */
+    const char *name = !tls ? NULL : tls->hostname || address->path ? tls->hostname : address->host;
+    char *hostname = NULL;
+    bool ok = copy_string(address->path, &t->address.path) &&
+              copy_string(address->host, &t->address.host) &&
+              copy_string(address->port, &t->address.port) && copy_string(name, &hostname) &&
+              copy_string(export_name, &t->export_name);
+
+    t->tls = (struct nbd_client_tls){.creds = tls ? tls->creds : NULL, .hostname = hostname};
+    for (; ok && t->context_count < context_count; t->context_count++) {
+        ok = copy_string(contexts[t->context_count], &t->contexts[t->context_count]);
+        if (!ok) {
+            break;
+        }
+    }
+    return ok ? 0 : -ENOMEM;
+}
+
 static void release(struct nbd_client *c)
 {
     nbd_wire_close(&c->wire);
+    nbd_reconnect_destroy(c);
+    target_clear(&c->target);
     nbd_agreement_clear(&c->agreed);
     co_semaphore_destroy(&c->room);
     co_group_destroy(&c->group);
@@ -477,6 +540,7 @@ static struct nbd_client *client_new(size_t context_count)
     co_group_init(&c->group);
     pthread_mutex_init(&c->lock, NULL);
     list_init(&c->send_queue);
+    nbd_reconnect_init(c);
     c->buffer = malloc(NBD_CLIENT_BUFFER);
     if (!c->buffer) {
         release(c);
@@ -503,19 +567,28 @@ static int start(struct nbd_client *c, struct error *err)
     return ret < 0 ? error_set_errno(err, -ret, "Could not start the NBD client") : 0;
 }
 
-/* The name that the server's certificate has to be for. */
-static const struct nbd_client_tls *complete(const struct nbd_client_tls *tls,
-                                             const struct nbd_address *address,
-                                             struct nbd_client_tls *buf)
+int nbd_client_co_attempt(const struct nbd_target *t, struct nbd_wire *w, struct nbd_agreement *ret,
+                          struct error *err)
 {
-    if (!tls) {
-        return NULL;
+    const char *contexts[NBD_CLIENT_CONTEXT_MAX];
+    struct nbd_deadline deadline;
+    ERROR_AUTO(local);
+    int r = nbd_co_dial(&t->address, t->timeout_ns, &w->fd, err);
+
+    if (r < 0) {
+        return r;
     }
-    *buf = *tls;
-    if (!buf->hostname && !address->path) {
-        buf->hostname = address->host;
+    for (size_t i = 0; i < t->context_count; i++) {
+        contexts[i] = t->contexts[i];
     }
-    return buf;
+    nbd_deadline_begin(&deadline, &w->fd, t->timeout_ns);
+    r = nbd_handshake_co_choose(w, t->tls.creds ? &t->tls : NULL, t->export_name, contexts,
+                                t->context_count, ret, &local);
+    r = nbd_deadline_end(&deadline, r, &local);
+    if (r < 0) {
+        error_move(err, &local);
+    }
+    return r;
 }
 
 int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_client_tls *tls,
@@ -523,10 +596,7 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
                           size_t context_count, int64_t timeout_ns, struct nbd_client **ret,
                           struct error *err)
 {
-    struct nbd_client_tls buf;
-    struct deadline deadline;
     struct nbd_client *c;
-    ERROR_AUTO(local);
     int r;
 
     if (context_count > NBD_CLIENT_CONTEXT_MAX) {
@@ -537,18 +607,14 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
     if (!c) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = nbd_co_dial(address, timeout_ns, &c->wire.fd, &local);
+    c->target.timeout_ns = timeout_ns;
+    r = target_init(&c->target, address, tls, export_name, contexts, context_count);
+    r = r < 0 ? error_set(err, ENOMEM, "Out of memory")
+              : nbd_client_co_attempt(&c->target, &c->wire, &c->agreed, err);
     if (r == 0) {
-        deadline_begin(&deadline, c->wire.fd, timeout_ns);
-        r = nbd_handshake_co_choose(&c->wire, complete(tls, address, &buf), export_name, contexts,
-                                    context_count, &c->agreed, &local);
-        r = deadline_end(&deadline, r, &local);
-    }
-    if (r == 0) {
-        r = start(c, &local);
+        r = start(c, err);
     }
     if (r < 0) {
-        error_move(err, &local);
         release(c);
         return r;
     }
@@ -558,16 +624,17 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
 
 void nbd_client_co_close(struct nbd_client *c)
 {
-    struct deadline deadline;
+    struct nbd_deadline deadline;
 
     if (!c) {
         return;
     }
     pthread_mutex_lock(&c->lock);
     c->closing = true;
-    wake_sender_locked(c);
+    nbd_client_wake_sender_locked(c);
     pthread_mutex_unlock(&c->lock);
-    deadline_begin(&deadline, c->wire.fd, GOODBYE_NS);
+    nbd_reconnect_abort(c);
+    nbd_deadline_begin(&deadline, &c->wire.fd, GOODBYE_NS);
     co_group_wait(&c->group);
     loop_timer_disarm(&deadline.timer);
     release(c);
@@ -578,17 +645,21 @@ int nbd_client_co_list(const struct nbd_address *address, const struct nbd_clien
                        struct error *err)
 {
     struct nbd_wire wire CLEANUP(nbd_wire_close) = {.fd = -1};
-    struct nbd_client_tls buf;
-    struct deadline deadline;
+    struct nbd_client_tls named;
+    struct nbd_deadline deadline;
     ERROR_AUTO(local);
     int r = nbd_co_dial(address, timeout_ns, &wire.fd, err);
 
     if (r < 0) {
         return r;
     }
-    deadline_begin(&deadline, wire.fd, timeout_ns);
-    r = nbd_handshake_co_list(&wire, complete(tls, address, &buf), ret, ret_count, &local);
-    r = deadline_end(&deadline, r, &local);
+    if (tls) {
+        named = *tls;
+        named.hostname = named.hostname || address->path ? named.hostname : address->host;
+    }
+    nbd_deadline_begin(&deadline, &wire.fd, timeout_ns);
+    r = nbd_handshake_co_list(&wire, tls ? &named : NULL, ret, ret_count, &local);
+    r = nbd_deadline_end(&deadline, r, &local);
     if (r < 0) {
         error_move(err, &local);
     }

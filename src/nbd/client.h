@@ -5,7 +5,7 @@
  * A connection lives on the reactor that made it, where one coroutine sends and one receives;
  * requests of other reactors queue there. Up to NBD_CLIENT_IN_FLIGHT requests are on the wire, later
  * ones wait. What a server sends is checked: a server that breaks the protocol is disconnected, and
- * requests then fail with -EIO. It is never reconnected by itself.
+ * requests then fail with -EIO. A lost connection is made again only if nbd_client_set_reconnect() says so.
  */
 #ifndef TIDEMARK_NBD_CLIENT_H
 #define TIDEMARK_NBD_CLIENT_H
@@ -54,6 +54,16 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
                           const char *export_name, const char *const *contexts,
                           size_t context_count, int64_t timeout_ns, struct nbd_client **ret,
                           struct error *err);
+
+/*
+ * Make a lost connection again, and send what was in flight anew. Requests wait for that up to `delay_ns` after the loss, or
+ * until `is_awaited(arg)` says on the connection's reactor that somebody waits for them; then they fail with -EIO, and so
+ * do others, until it is there again. Writes that were acknowledged and not flushed are kept, and repeated before anything else: a
+ * flush covers them whatever the server forgot. Where that fails, flushes fail for good. A server that breaks the protocol, or comes
+ * back with another export (smaller, read-only, without a command that it had), is not used. Before the first request.
+ */
+void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_awaited)(void *arg),
+                              void *arg);
 
 /* Say goodbye, wait for what is in flight, release. On the reactor that connected. NULL is fine. */
 void nbd_client_co_close(struct nbd_client *c);

@@ -35,6 +35,7 @@ struct target {
     char *tls_creds;       /* id of an object; NULL: in the clear */
     char *tls_hostname;    /* NULL: the host of the address */
     uint64_t open_timeout; /* seconds in which failed connecting is tried again */
+    uint64_t reconnect;    /* seconds that requests wait for a lost connection */
 };
 
 static void target_clear(struct target *t)
@@ -129,7 +130,6 @@ static int take_target(struct options *opts, struct target *t, struct error *err
 {
     AUTO_OPTIONS struct options *server = NULL;
     AUTO_FREE char *node_name = NULL;
-    uint64_t ignored;
     int ret = options_take_child(opts, "server", &server, &node_name, err);
 
     if (ret == 0 && node_name) {
@@ -154,9 +154,8 @@ static int take_target(struct options *opts, struct target *t, struct error *err
     if (ret == 0) {
         ret = options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err);
     }
-    /* Accepted for compatibility: a lost connection is not made again. */
     if (ret == 0) {
-        ret = options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &ignored, err);
+        ret = options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &t->reconnect, err);
     }
     if (ret < 0) {
         return ret;
@@ -242,6 +241,11 @@ static void set_limits(struct block_node *node, const struct nbd_client *c)
     block_node_set_size(node, nbd_client_size(c));
 }
 
+static bool is_awaited(void *arg)
+{
+    return block_node_is_awaited(arg);
+}
+
 static void co_disconnect(struct nbd_node *n)
 {
     nbd_client_co_close(n->client);
@@ -278,6 +282,9 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     free(node->filename);
     node->filename = make_filename(&t);
     set_limits(node, n->client);
+    if (t.reconnect > 0) {
+        nbd_client_set_reconnect(n->client, (int64_t)t.reconnect * 1000000000LL, is_awaited, node);
+    }
     return 0;
 }
 

@@ -115,9 +115,12 @@ static void note(struct nbd_call *call, int result)
 
 static void finish(struct nbd_client *c, struct nbd_call *call)
 {
-    if (call->rq.type == NBD_CMD_READ && call->result == 0 && call->received != call->rq.length) {
+    if (call->rq.type == NBD_CMD_READ && call->result == 0 &&
+        !nbd_pieces_cover(&call->received, call->rq.length)) {
         call->result = -EIO;
     }
+    nbd_pieces_clear(&call->received);
+    nbd_reconnect_note_answer(c, call);
     pthread_mutex_lock(&c->lock);
     c->slot[(uint32_t)call->rq.cookie] = NULL;
     pthread_mutex_unlock(&c->lock);
@@ -136,6 +139,7 @@ static void fail_all(struct nbd_client *c)
     for (size_t i = 0; i < NBD_CLIENT_IN_FLIGHT; i++) {
         if (lost[i]) {
             note(lost[i], -EIO);
+            nbd_pieces_clear(&lost[i]->received);
             nbd_call_drop(lost[i]);
         }
     }
@@ -143,12 +147,14 @@ static void fail_all(struct nbd_client *c)
 
 /* --- chunks: 0, or -errno when the connection has to end --------------------------------------------- */
 
-/* Whether [offset, offset + length) is a part of the read that has not been answered in full. */
-static bool fits_read(const struct nbd_call *call, uint64_t offset, uint64_t length)
+/* Note that [offset, offset + length) is answered: a part of the read that was not before. */
+static int answer_read(struct nbd_call *call, uint64_t offset, uint64_t length)
 {
-    return call->rq.type == NBD_CMD_READ && length > 0 && offset >= call->rq.offset &&
-           range_fits(offset - call->rq.offset, length, call->rq.length) &&
-           call->received + length <= call->rq.length;
+    if (call->rq.type != NBD_CMD_READ || length == 0 || offset < call->rq.offset ||
+        !range_fits(offset - call->rq.offset, length, call->rq.length)) {
+        return -EPROTO;
+    }
+    return nbd_pieces_add(&call->received, offset - call->rq.offset, length);
 }
 
 static int co_take_data(struct nbd_client *c, struct nbd_call *call, const struct nbd_chunk *chunk)
@@ -162,10 +168,10 @@ static int co_take_data(struct nbd_client *c, struct nbd_call *call, const struc
     offset = load_be64(c->buffer + c->pos);
     c->pos += 8;
     length = chunk->length - 8;
-    if (!fits_read(call, offset, length)) {
-        return -EPROTO;
+    ret = answer_read(call, offset, length);
+    if (ret < 0) {
+        return ret;
     }
-    call->received += length;
     return co_receive_data(c, call, offset - call->rq.offset, length);
 }
 
@@ -180,12 +186,11 @@ static int co_take_hole(struct nbd_client *c, struct nbd_call *call, const struc
     offset = load_be64(c->buffer + c->pos);
     length = load_be32(c->buffer + c->pos + 8);
     c->pos += 12;
-    if (!fits_read(call, offset, length)) {
-        return -EPROTO;
+    ret = answer_read(call, offset, length);
+    if (ret == 0) {
+        iov_fill(call->data, offset - call->rq.offset, 0, length);
     }
-    call->received += length;
-    iov_fill(call->data, offset - call->rq.offset, 0, length);
-    return 0;
+    return ret;
 }
 
 static struct nbd_extents *extents_of(struct nbd_client *c, struct nbd_call *call, uint32_t id)
@@ -315,8 +320,8 @@ static int co_take_simple(struct nbd_client *c, struct nbd_call *call, uint32_t 
     if (error) {
         note(call, -nbd_error_to_errno(error));
     } else if (call->rq.type == NBD_CMD_READ) {
-        call->received = call->rq.length;
-        ret = co_receive_data(c, call, 0, call->rq.length);
+        ret = answer_read(call, call->rq.offset, call->rq.length);
+        ret = ret < 0 ? ret : co_receive_data(c, call, 0, call->rq.length);
     }
     return ret;
 }
@@ -362,15 +367,19 @@ static int co_take_reply(struct nbd_client *c)
 void nbd_client_receiver(void *arg)
 {
     struct nbd_client *c = arg;
-    int ret = 0;
+    int ret;
 
-    while (ret == 0) {
-        ret = co_take_reply(c);
-    }
-    if (ret == -EPROTO) {
-        log_warning("NBD server: broke the protocol; disconnected");
-    }
-    shutdown(c->wire.fd, SHUT_RDWR);
+    do {
+        c->pos = c->end = 0;
+        ret = 0;
+        while (ret == 0) {
+            ret = co_take_reply(c);
+        }
+        if (ret == -EPROTO) {
+            log_warning("NBD server: broke the protocol; disconnected");
+        }
+        shutdown(c->wire.fd, SHUT_RDWR);
+    } while (nbd_reconnect_co_recover(c, ret));
     fail_all(c);
     co_group_done(&c->group);
 }

@@ -12,6 +12,7 @@ void nbd_wire_close(struct nbd_wire *w)
     if (w->fd >= 0) {
         close(w->fd);
     }
+    *w = (struct nbd_wire){.fd = -1};
 }
 
 int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count)

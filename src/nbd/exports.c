@@ -96,6 +96,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->bitmap_count = config->bitmap_count;
     e->server = s;
     e->serial = s->next_serial++;
+    e->root = config->root;
     e->edge = block_root_edge(config->root);
     e->size = block_node_size(block_root_node(config->root));
     e->flags = transmission_flags(s, config->writable);
@@ -124,6 +125,7 @@ void nbd_export_co_free(struct nbd_export *e)
     struct nbd_connection *c;
 
     nbd_export_unpublish(e);
+    block_root_begin_end(e->root);
     LIST_FOREACH (c, &e->clients, export_link) {
         shutdown(c->fd, SHUT_RDWR);
     }

@@ -295,9 +295,13 @@ void nbd_server_stop_accepting(struct nbd_server *s)
 
 void nbd_server_co_disconnect_all(struct nbd_server *s)
 {
+    struct nbd_export *e;
     struct nbd_connection *c;
 
     nbd_server_stop_accepting(s);
+    LIST_FOREACH (e, &s->exports, link) {
+        block_root_begin_end(e->root);
+    }
     LIST_FOREACH (c, &s->connections, link) {
         shutdown(c->fd, SHUT_RDWR);
     }

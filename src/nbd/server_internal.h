@@ -80,8 +80,9 @@ struct nbd_export {
     uint64_t serial; /* never used twice, unlike addresses */
     char *name;
     char *description; /* NULL: none */
-    struct block_edge *edge;
-    uint64_t size; /* bytes */
+    struct block_root *root;
+    struct block_edge *edge; /* the root's */
+    uint64_t size;           /* bytes */
     uint16_t flags;
     bool writable;
     bool writethrough;

@@ -172,6 +172,21 @@ class ClientTest(TestCase):
         part = struct.pack(">Q", 4096) + b"x" * 8192
         self.read_fails(lambda c: chunk(c, 1, part, flags=0) + chunk(c, 1, part))
 
+    def test_one_half_twice_and_the_other_not_at_all(self):
+        half = struct.pack(">Q", 4096) + b"x" * 4096
+        self.read_fails(lambda c: chunk(c, 1, half, flags=0) + chunk(c, 1, half))
+
+    def test_many_pieces_in_an_odd_order(self):
+        """Every second KiB, then the others backwards: a client has to keep account of what is there."""
+
+        def on_request(send, kind, cookie, offset, length):
+            order = [*range(0, length, 2048), *reversed(range(1024, length, 2048))]
+            for at in order:
+                send(chunk(cookie, 1, struct.pack(">Q", offset + at) + b"o" * 1024, flags=0))
+            send(chunk(cookie, 0, b""))
+
+        io(self.hostile(on_request=on_request), "read -P 0x6f 0 64k", fmt="raw", options=("-r",))
+
     def test_less_data_than_was_asked_for(self):
         self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 4096))
 
