@@ -298,6 +298,14 @@ static int check_writable(const struct nbd_client *c)
     return c->agreed.flags & NBD_FLAG_READ_ONLY ? -EROFS : 0;
 }
 
+/* An export can't grow: to a format above it that is a want of space. */
+static int check_room(const struct nbd_client *c, uint64_t offset, uint64_t length)
+{
+    int ret = check_writable(c);
+
+    return ret == 0 && !range_fits(offset, length, c->agreed.size) ? -ENOSPC : ret;
+}
+
 static unsigned fua_flag(const struct nbd_client *c, bool fua)
 {
     return fua && (c->agreed.flags & NBD_FLAG_SEND_FUA) ? NBD_CMD_FLAG_FUA : 0;
@@ -306,7 +314,7 @@ static unsigned fua_flag(const struct nbd_client *c, bool fua)
 int nbd_client_co_pwritev(struct nbd_client *c, uint64_t offset, struct iov iov, bool fua)
 {
     unsigned flags = fua_flag(c, fua);
-    int ret = check_writable(c);
+    int ret = check_room(c, offset, iov.size);
 
     if (ret == 0) {
         ret = nbd_reconnect_co_limit(c);
@@ -340,7 +348,7 @@ int nbd_client_co_write_zeroes(struct nbd_client *c, uint64_t offset, uint64_t l
                                unsigned cmd_flags)
 {
     bool fua = cmd_flags & NBD_CMD_FLAG_FUA;
-    int ret = check_writable(c);
+    int ret = check_room(c, offset, length);
 
     if (ret < 0) {
         return ret;
