@@ -214,11 +214,10 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
     if (r < 0) {
         return r;
     }
-    if (offset < q->zero_from) {
-        r = block_co_write_zeroes(q->node->file, offset, q->cluster_size, 0);
-        if (r < 0) {
-            return r;
-        }
+    /* Also where it was never written: a commit must not find that there is no space for a part of it. */
+    r = block_co_write_zeroes(q->node->file, offset, q->cluster_size, 0);
+    if (r < 0) {
+        return r;
     }
     /*
      * It counts itself on disk from the start, not only in the cache: a refcount table that is replaced before the next
@@ -250,7 +249,10 @@ static bool is_addressable(const struct qcow2 *q, uint64_t cluster, uint64_t cou
     return cluster + count <= (ENTRY_OFFSET_MASK >> q->cluster_bits);
 }
 
-/* How many clusters from `first` on are free, at most `want`; blocks that are missing are made. */
+/*
+ * How many clusters from `first` on are free, at most `want`; blocks that are missing are made. Where there is no room for a
+ * block it ends.
+ */
 static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, uint64_t *ret)
 {
     uint64_t n = 0, refcount;
@@ -267,7 +269,7 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
         n++;
     }
     *ret = n;
-    return r;
+    return n > 0 && qcow2_is_want_of_room(r) ? 0 : r;
 }
 
 /* The first area of those at the end of the table that have no refcount block. */

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/strbuf.h"
 #include "qcow2/bitmap.h"
+#include "qcow2/references.h"
 
 /* Byte ranges to free: of the old state once it is replaced, or of the new one if that fails. */
 struct garbage {
@@ -67,24 +68,14 @@ static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
 static int co_write_new(struct qcow2 *q, const void *data, size_t size, struct garbage *made,
                         uint64_t *ret_offset)
 {
-    uint64_t clusters = div_round_up(size, q->cluster_size), got;
-    AUTO_FREE uint8_t *padded = NULL;
-    bool fresh;
-    int r;
+    uint64_t offset;
+    int r = qcow2_co_write_new_clusters(q, data, size, &offset);
 
-    co_mutex_lock(&q->lock);
-    r = qcow2_co_alloc_locked(q, clusters, true, ret_offset, &got, &fresh);
-    co_mutex_unlock(&q->lock);
-    if (r < 0) {
-        return r;
+    if (r == 0) {
+        garbage_add(made, offset, round_up(size, q->cluster_size));
+        *ret_offset = offset;
     }
-    garbage_add(made, *ret_offset, clusters << q->cluster_bits);
-    padded = calloc(clusters, q->cluster_size);
-    if (!padded) {
-        return -ENOMEM;
-    }
-    memcpy(padded, data, size);
-    return block_co_pwrite(q->node->file, *ret_offset, padded, clusters << q->cluster_bits, 0);
+    return r;
 }
 
 /* --- one bitmap -------------------------------------------------------------------------------- */

@@ -114,6 +114,7 @@ static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
     end_sectors(&c->l1, q->l1_dirty, &q->l1_dirty_count, ok);
     if (!ok) {
         give_frees_back_locked(q, c);
+        q->freeing = false;
     }
 }
 
@@ -144,6 +145,7 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
     q->frees = (struct free_list){0};
     c->freed_bytes = q->freed_bytes;
     q->freed_bytes = 0;
+    q->freeing = c->frees.count > 0;
     return 0;
 }
 
@@ -254,6 +256,7 @@ static void co_free_runs(struct qcow2 *q, struct free_list *frees)
             block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_FREE);
             (void)co_lower_locked(q, &frees->runs[i]); /* on failure: a leak */
         }
+        q->freeing = false;
         co_mutex_unlock(&q->lock);
     }
     free(frees->runs);
@@ -372,4 +375,16 @@ int qcow2_co_limit_dirty(struct qcow2 *q)
            q->freed_bytes > FREED_BYTES_MAX || q->frees.count > FREE_RUNS_MAX;
     co_mutex_unlock(&q->lock);
     return much ? qcow2_co_commit(q) : 0;
+}
+
+bool qcow2_co_make_room(struct qcow2 *q, int result)
+{
+    bool waits = false;
+
+    if (qcow2_is_want_of_room(result)) {
+        co_mutex_lock(&q->lock);
+        waits = q->frees.count > 0 || q->freeing;
+        co_mutex_unlock(&q->lock);
+    }
+    return waits && qcow2_co_commit(q) == 0;
 }

@@ -235,7 +235,8 @@ static int co_link_pieces(struct batch *b, unsigned *ret_end)
     return r;
 }
 
-static int co_store(struct batch *b)
+/* *ret_linked: pieces before it are linked, also when it fails. */
+static int co_try_to_store(struct batch *b, unsigned *ret_linked)
 {
     unsigned allocated, linked = 0;
     int r = co_alloc(b, &allocated);
@@ -244,9 +245,21 @@ static int co_store(struct batch *b)
     r = r < 0 ? r : co_link_pieces(b, &linked);
     if (r < 0) {
         co_give_back(b, linked, allocated);
-        return r;
     }
-    return qcow2_co_limit_dirty(b->q); /* if it fails, the clusters are linked all the same */
+    *ret_linked = linked;
+    return r;
+}
+
+static int co_store(struct batch *b)
+{
+    unsigned linked;
+    int r;
+
+    do {
+        r = co_try_to_store(b, &linked);
+    } while (linked == 0 && qcow2_co_make_room(b->q, r));
+    /* If the commit fails, the clusters are linked all the same. */
+    return r < 0 ? r : qcow2_co_limit_dirty(b->q);
 }
 
 /* --- a request --------------------------------------------------------------------------------- */

@@ -139,6 +139,10 @@ static int co_expand_span(struct qcow2 *q, uint64_t at, uint64_t end)
                 cache_put(slice);
             }
             co_mutex_unlock(&q->lock);
+            if (qcow2_co_make_room(q, r)) {
+                r = 0;
+                continue;
+            }
             r = r < 0 ? r : qcow2_co_limit_dirty(q);
         }
         at += run.length;

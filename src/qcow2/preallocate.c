@@ -128,6 +128,11 @@ int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block
         struct chunk c = {.guest = at, .count = MIN((end - at) >> q->cluster_bits, CHUNK_CLUSTERS)};
 
         r = co_preallocate_chunk(q, &c, prealloc, err);
+        if (qcow2_co_make_room(q, r)) {
+            error_clear(err);
+            r = 0;
+            continue;
+        }
         at += c.count << q->cluster_bits;
     }
     if (r < 0 && !error_is_set(err)) {

@@ -35,21 +35,15 @@ int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_
     return 0;
 }
 
-/* `event` is announced before the write; NONE: not. */
-static int co_write_new(struct qcow2 *q, const void *data, size_t size, enum block_event event,
-                        uint64_t *ret_offset)
+static int co_write_clusters(struct qcow2 *q, const void *data, uint64_t clusters,
+                             enum block_event event, uint64_t *ret_offset)
 {
-    uint64_t clusters = div_round_up(size, q->cluster_size), offset, got;
-    AUTO_FREE uint8_t *padded = calloc(MAX(clusters, 1), q->cluster_size);
+    uint64_t got;
     bool fresh;
     int r;
 
-    if (!padded) {
-        return -ENOMEM;
-    }
-    memcpy(padded, data, size);
     co_mutex_lock(&q->lock);
-    r = qcow2_co_alloc_locked(q, clusters, true, &offset, &got, &fresh);
+    r = qcow2_co_alloc_locked(q, clusters, true, ret_offset, &got, &fresh);
     co_mutex_unlock(&q->lock);
     if (r < 0) {
         return r;
@@ -57,13 +51,32 @@ static int co_write_new(struct qcow2 *q, const void *data, size_t size, enum blo
     if (event != BLOCK_EVENT_NONE) {
         block_co_event(q->node->file, event);
     }
-    r = block_co_pwrite(q->node->file, offset, padded, clusters << q->cluster_bits, 0);
+    r = block_co_pwrite(q->node->file, *ret_offset, data, clusters << q->cluster_bits, 0);
     if (r < 0) {
-        qcow2_co_free_new_clusters(q, offset, size);
-        return r;
+        qcow2_co_free_new_clusters(q, *ret_offset, clusters << q->cluster_bits);
     }
-    *ret_offset = offset;
-    return 0;
+    return r;
+}
+
+/* `event` is announced before the write; NONE: not. */
+static int co_write_new(struct qcow2 *q, const void *data, size_t size, enum block_event event,
+                        uint64_t *ret_offset)
+{
+    uint64_t clusters = div_round_up(size, q->cluster_size), offset = 0;
+    AUTO_FREE uint8_t *padded = calloc(MAX(clusters, 1), q->cluster_size);
+    int r;
+
+    if (!padded) {
+        return -ENOMEM;
+    }
+    memcpy(padded, data, size);
+    do {
+        r = co_write_clusters(q, padded, clusters, event, &offset);
+    } while (qcow2_co_make_room(q, r));
+    if (r == 0) {
+        *ret_offset = offset;
+    }
+    return r;
 }
 
 int qcow2_co_write_new_clusters(struct qcow2 *q, const void *data, size_t size,

@@ -166,6 +166,7 @@ struct qcow2 {
     uint64_t compressed_tail; /* [lock] file offset behind the last compressed cluster; 0: none */
     struct free_list frees;   /* [lock] */
     uint64_t freed_bytes;     /* [lock] sum of the above */
+    bool freeing;             /* [lock] a commit has some in hand that are not free yet */
 
     /* A flush needs a commit that begins after it was called. */
     struct commit_kind {
@@ -413,6 +414,16 @@ int qcow2_co_catch_up(struct qcow2 *q, struct error *err);
 bool qcow2_co_is_untouched(struct qcow2 *q);
 /* Called after metadata was changed, no lock held: commits if much is dirty. */
 int qcow2_co_limit_dirty(struct qcow2 *q);
+/* No room in the file, on its file system, on its device, or for this user. */
+static inline bool qcow2_is_want_of_room(int result)
+{
+    return result == -ENOSPC || result == -EDQUOT || result == -EFBIG;
+}
+/*
+ * Something failed with `result`, and has given back what it had allocated. Whether it is worth to try again: there was no
+ * room, and since then a commit has freed what waited for one. `lock` is not held.
+ */
+bool qcow2_co_make_room(struct qcow2 *q, int result);
 
 /* --- read.c, write.c, zero.c --- */
 int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);

@@ -403,12 +403,13 @@ static bool is_ours(const struct qcow2_run *run)
 static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
 {
     IOV_PART_AUTO(part);
-    size_t done = 0, size;
+    size_t done = 0, size = 0;
     int r = 0;
 
     while (done < iov.size && r == 0) {
         r = iov_part_set(&part, iov, done, iov.size - done);
         r = r < 0 ? r : co_write_piece(q, offset + done, part.iov, &size);
+        r = qcow2_co_make_room(q, r) ? 0 : r;
         done += r < 0 ? 0 : size;
     }
     return r;
@@ -424,7 +425,9 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
     co_range_lock(&q->guest, &range, offset, iov.size, false);
     r = qcow2_co_map_to_write(q, offset, iov.size, &run);
     if (r == 0 && is_ours(&run) && run.length == iov.size) {
-        r = co_write_data(q, offset, run.host, iov);
+        do { /* its place may be a hole */
+            r = co_write_data(q, offset, run.host, iov);
+        } while (qcow2_co_make_room(q, r));
         range_unlock(&q->guest, &range);
         return r;
     }

@@ -202,6 +202,10 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
             co_mutex_unlock(&q->lock);
             done <<= q->cluster_bits;
         }
+        if (qcow2_co_make_room(q, r)) {
+            r = 0; /* for the L2 table */
+            continue;
+        }
         offset += done;
         r = r < 0 ? r : qcow2_co_limit_dirty(q);
     }
