@@ -279,6 +279,16 @@ static int plan_layout(struct create *c, struct error *err)
     return 0;
 }
 
+static uint64_t l1_offset(const struct create *c)
+{
+    return (1 + c->table_clusters + c->blocks) * c->cluster_size;
+}
+
+static uint64_t l1_bytes(const struct create *c)
+{
+    return (uint64_t)c->l1_size * 8;
+}
+
 static int co_write_refcounts(struct block_edge *file, const struct create *c)
 {
     AUTO_FREE uint8_t *blocks = calloc(c->blocks, c->cluster_size);
@@ -329,7 +339,7 @@ static int co_write_first_header(struct block_root *root, const struct create *c
         q->crypt_method = c->encrypted ? CRYPT_AES : CRYPT_NONE;
         q->compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
         q->l1_size = c->l1_size;
-        q->l1_offset = (1 + c->table_clusters + c->blocks) * c->cluster_size;
+        q->l1_offset = l1_offset(c);
         q->reftable_offset = c->cluster_size;
         q->reftable_entries = (uint32_t)(c->table_clusters * c->cluster_size / 8);
         q->backing_filename = c->backing_file;
@@ -359,11 +369,12 @@ static int co_set_size(struct block_root *root, uint64_t size, struct error *err
                : block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
 }
 
+/* As qemu-img's, the file ends with the L1 table; the first commit makes it as long as its clusters. */
 static int co_write_image(struct block_root *root, const struct create *c, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
     const uint64_t size = cluster_count(c) * c->cluster_size;
-    int r = co_set_size(root, size, err);
+    int r = co_set_size(root, is_device(root) ? size : l1_offset(c) + l1_bytes(c), err);
 
     if (r < 0) {
         return r;
@@ -373,9 +384,11 @@ static int co_write_image(struct block_root *root, const struct create *c, struc
         r = block_co_write_zeroes(file, 0, size, BLOCK_REQ_MAY_UNMAP);
     }
     r = r < 0 ? r : co_write_refcounts(file, c);
+    /* The table gets its space: entries have to find it once the file system is full. */
+    r = r < 0 ? r : block_co_write_zeroes(file, l1_offset(c), l1_bytes(c), 0);
     r = r < 0 ? r : block_co_flush(file);
     if (r < 0) {
-        return error_set_errno(err, -r, "Could not write the refcounts of '%s'", c->filename);
+        return error_set_errno(err, -r, "Could not write the tables of '%s'", c->filename);
     }
     return co_write_first_header(root, c, err);
 }
@@ -395,7 +408,7 @@ static int co_preallocate_image(const struct create *c, struct error *err)
     return r;
 }
 
-/* The data file is made beside the image; a raw one has the size of the disk from the start. */
+/* The data file is made beside the image, with the size of the disk. */
 static int co_create_data_file(const struct create *c, struct error *err)
 {
     AUTO_FREE char *path = block_resolve_relative(c->filename, c->data_file);
@@ -410,7 +423,7 @@ static int co_create_data_file(const struct create *c, struct error *err)
     }
     r = block_co_create_file(path, NULL, &root, err);
     if (r == 0) {
-        r = c->data_file_raw ? co_set_size(root, c->size, err) : 0;
+        r = co_set_size(root, c->size, err);
         block_co_root_release(root);
     }
     return r;
