@@ -220,6 +220,11 @@ struct block_driver {
     int (*co_truncate)(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                        struct error *err);
     /*
+     * Make a file that is shorter than `size` so long; what is new reads as zeroes. Any reactor, beside I/O: but nobody writes
+     * beyond `size` meanwhile. NULL: it can't.
+     */
+    int (*co_extend)(struct block_node *node, uint64_t size);
+    /*
      * Record another backing file; NULL: none. The present backing node stays as it is. NULL: the format has none. The node
      * is drained.
      */

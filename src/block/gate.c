@@ -535,6 +535,22 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
     return r;
 }
 
+int block_co_extend(struct block_edge *edge, uint64_t size)
+{
+    struct block_node *node = edge->node;
+    int r;
+
+    if (size <= block_node_size(node)) {
+        return 0;
+    }
+    if (!(edge->perm & BLOCK_PERM_RESIZE) || !node->driver->co_extend || size > INT64_MAX) {
+        return -ENOTSUP;
+    }
+    r = node->driver->co_extend(node, size);
+    account_change(node, size, 0, r, BLOCK_REQ_UNCHANGED);
+    return r;
+}
+
 int block_co_allocated_size(struct block_node *node, uint64_t *ret)
 {
     if (node->driver->co_allocated_size) {

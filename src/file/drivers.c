@@ -18,6 +18,7 @@ const struct block_driver file_driver = {
     .create_options = posix_file_create_options,
     .co_allocated_size = posix_file_co_allocated_size,
     .co_truncate = posix_file_co_truncate,
+    .co_extend = posix_file_co_extend,
     .co_preadv = posix_file_co_preadv,
     .co_pwritev = posix_file_co_pwritev,
     .co_copy_from = posix_file_co_copy_from,

@@ -102,6 +102,7 @@ int posix_file_co_discard(struct block_node *node, uint64_t offset, uint64_t len
 int posix_file_co_discard_device(struct block_node *node, uint64_t offset, uint64_t length);
 int posix_file_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                            struct error *err);
+int posix_file_co_extend(struct block_node *node, uint64_t size);
 int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
                                   enum block_prealloc prealloc, struct error *err);
 int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret);

@@ -266,6 +266,27 @@ int posix_file_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     return r;
 }
 
+static int do_extend(void *arg)
+{
+    const struct ftruncate_call *c = arg;
+    struct stat st;
+
+    if (fstat(c->fd, &st) < 0) {
+        return -errno;
+    }
+    return st.st_size < (off_t)c->size ? do_ftruncate(arg) : 0;
+}
+
+int posix_file_co_extend(struct block_node *node, uint64_t size)
+{
+    struct posix_file *f = node->opaque;
+    struct ftruncate_call c = {f->fd, size};
+    int r = loop_co_brief(do_extend, &c);
+
+    atomic_fetch_add(&f->space_generation, 1);
+    return r;
+}
+
 /* A device has the size it has; it may have been grown by others, which is taken up here. */
 int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
                                   enum block_prealloc prealloc, struct error *err)

@@ -282,6 +282,24 @@ bool qcow2_co_is_untouched(struct qcow2 *q)
     return untouched;
 }
 
+void qcow2_co_cover_clusters_locked(struct qcow2 *q)
+{
+    struct block_edge *file = q->node->file;
+    uint64_t size = block_edge_size(file), end = q->zero_from, refcount = 1;
+
+    if (end == UINT64_MAX) {
+        return; /* new clusters are written whole, or it can't grow */
+    }
+    /* The last ones may have been given back by a write that failed. */
+    while (end > size &&
+           qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, end - 1), &refcount) == 0 &&
+           refcount == 0) {
+        end -= q->cluster_size;
+    }
+    /* Who writes has allocated, so nobody writes behind that while we hold the lock. */
+    (void)block_co_extend(file, end);
+}
+
 static int co_commit_now(struct qcow2 *q, bool lazy)
 {
     struct commit c = {.lazy = lazy};
@@ -293,6 +311,9 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
         return co_sync(q);
     }
     r = begin_locked(q, &c);
+    if (r == 0) {
+        qcow2_co_cover_clusters_locked(q);
+    }
     co_mutex_unlock(&q->lock);
     if (r < 0) {
         return r;

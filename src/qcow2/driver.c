@@ -313,6 +313,17 @@ static int co_settle(struct qcow2 *q, struct error *err)
     return r;
 }
 
+/* What commits could not do beside I/O: a file that only others extend, or one that came to us ragged. */
+static void co_complete_last_cluster(struct qcow2 *q)
+{
+    struct block_edge *file = q->node->file;
+    uint64_t size = round_up(block_edge_size(file), q->cluster_size);
+
+    if (size > block_edge_size(file) && !qcow2_co_is_untouched(q)) {
+        (void)block_co_truncate(file, size, BLOCK_PREALLOC_OFF, NULL); /* a device can't grow */
+    }
+}
+
 static int co_inactivate(struct block_node *node, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -329,6 +340,7 @@ static int co_inactivate(struct block_node *node, struct error *err)
     stored = qcow2_co_store_bitmaps(q, err);
     r = co_settle(q, err);
     r = r < 0 || !q->refcounts_behind ? r : qcow2_co_catch_up(q, err);
+    co_complete_last_cluster(q);
     return stored < 0 ? stored : r;
 }
 

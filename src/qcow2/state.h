@@ -412,6 +412,11 @@ int qcow2_co_commit_guest(struct qcow2 *q);
 int qcow2_co_catch_up(struct qcow2 *q, struct error *err);
 /* Nothing was written since it was opened, and nothing waits to be. */
 bool qcow2_co_is_untouched(struct qcow2 *q);
+/*
+ * Make the file as long as the clusters in it. A write that allocates leaves what it has no data for to the end of the file; other
+ * programs want to read whole clusters. Where it fails, ours reads zeroes there all the same.
+ */
+void qcow2_co_cover_clusters_locked(struct qcow2 *q);
 /* Called after metadata was changed, no lock held: commits if much is dirty. */
 int qcow2_co_limit_dirty(struct qcow2 *q);
 /* No room in the file, on its file system, on its device, or for this user. */

@@ -271,6 +271,12 @@ static int record_disk_co_truncate(struct block_node *node, uint64_t size,
     return 0;
 }
 
+static int record_disk_co_extend(struct block_node *node, uint64_t size)
+{
+    return record_disk_co_truncate(node, MAX(size, block_node_size(node)), BLOCK_PREALLOC_OFF,
+                                   NULL);
+}
+
 const struct block_driver record_disk_driver = {
     .name = "record-disk",
     .instance_size = sizeof(struct record_disk),
@@ -279,6 +285,7 @@ const struct block_driver record_disk_driver = {
     .co_open = record_disk_co_open,
     .co_close = record_disk_co_close,
     .co_truncate = record_disk_co_truncate,
+    .co_extend = record_disk_co_extend,
     .co_preadv = record_disk_co_preadv,
     .co_pwritev = record_disk_co_pwritev,
     .co_write_zeroes = record_disk_co_write_zeroes,
