@@ -6,7 +6,7 @@
  *
  *   grow     bitmaps in use -> longer L1 table elsewhere -> drop what is mapped beyond the end, zero what a backing
  *            file would show, and the rest of the last cluster -> switch -> bitmaps stored with the new size
- *   shrink   bitmaps in use -> switch -> drop what lies beyond -> bitmaps stored
+ *   shrink   bitmaps in use -> switch -> drop what lies beyond -> file cut off behind what is in use -> bitmaps stored
  *
  * A crash before bitmaps are stored again finds them in use, that is inconsistent; the image opens in any case.
  *
@@ -302,6 +302,47 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
     return r;
 }
 
+/* Index behind the last cluster of the file that has a refcount. */
+static int co_used_end_locked(struct qcow2 *q, uint64_t *ret)
+{
+    uint64_t end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
+    uint64_t area = 1ULL << q->refblock_bits, refcount = 0;
+    int r = 0;
+
+    while (end > 0 && r == 0) {
+        uint64_t index = (end - 1) >> q->refblock_bits;
+
+        if (index >= q->reftable_entries || !(q->reftable[index] & REFTABLE_OFFSET_MASK)) {
+            end = MIN(round_down(end - 1, area), q->reftable_entries * area);
+            continue;
+        }
+        r = qcow2_co_refcount_get_locked(q, end - 1, &refcount);
+        if (refcount != 0) {
+            break;
+        }
+        end--;
+    }
+    *ret = end;
+    return r;
+}
+
+/* What is free at the end of the file goes, also its length. Where that can't be, it is free all the same. */
+static void co_cut_file(struct qcow2 *q)
+{
+    struct block_edge *file = q->node->file;
+    uint64_t end;
+    int r;
+
+    co_mutex_lock(&q->lock);
+    r = co_used_end_locked(q, &end);
+    co_mutex_unlock(&q->lock);
+    end <<= q->cluster_bits;
+    if (r == 0 && end < block_edge_size(file) &&
+        block_co_truncate(file, end, BLOCK_PREALLOC_OFF, NULL) == 0 && q->zero_from != UINT64_MAX) {
+        q->zero_from = end;
+    }
+}
+
 static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
 {
     int r = co_switch_size(q, size, err);
@@ -316,8 +357,11 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
     block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_WRITE_TABLE);
     r = r < 0 ? r : qcow2_co_commit(q);
     r = r < 0 ? r : qcow2_co_commit(q);
-    return r < 0 ? failed(q, "what lies beyond the new end can't be freed", r, err)
-                 : co_fit_data_file(q, size, true, err);
+    if (r < 0) {
+        return failed(q, "what lies beyond the new end can't be freed", r, err);
+    }
+    co_cut_file(q);
+    return co_fit_data_file(q, size, true, err);
 }
 
 /* --- resize ---------------------------------------------------------------------------------- */
