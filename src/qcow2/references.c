@@ -239,6 +239,11 @@ int qcow2_co_reference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries
     return co_visit(q, l1, entries, co_add_locked, co_sub_locked);
 }
 
+int qcow2_co_unreference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
+{
+    return co_visit(q, l1, entries, co_sub_locked, co_add_locked);
+}
+
 int qcow2_co_release_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
 {
     return co_visit(q, l1, entries, free_later_locked, NULL);

@@ -11,6 +11,12 @@ int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_
 /* One more reference to every L2 table of `l1` and everything that those map. Undone on failure. */
 int qcow2_co_reference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries);
 
+/*
+ * One less at once. What nobody else refers to counts as free then, so nothing may be allocated until `l1` is gone from disk, and the
+ * dirty bit has to be stable. Undone on failure.
+ */
+int qcow2_co_unreference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries);
+
 /* One less; they are freed by the next commits, when whatever referred to `l1` is gone from disk. */
 int qcow2_co_release_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries);
 

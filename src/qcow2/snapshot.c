@@ -7,6 +7,8 @@
  *
  *   create   dirty -> refcounts +1 -> COPIED off -> L1 copy, table -> header: table, not dirty
  *   apply    refcounts of the snapshot +1 -> new L1 -> header: L1, size -> old references released
+ *            where they can't count one more: new L1 -> dirty -> refcounts of the disk -1, of the snapshot +1 -> header: L1,
+ *            size -> not dirty
  *   delete   header: table, dirty -> references released -> COPIED on where alone -> not dirty
  */
 #include "qcow2/snapshot.h"
@@ -269,8 +271,8 @@ static int co_read_snapshot_l1(struct qcow2 *q, const struct qcow2_snapshot *s, 
 }
 
 /* Switch to a new L1 table that is on disk already; on failure the old one stays. */
-static int co_switch_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_t offset,
-                        uint64_t disk_size, struct error *err)
+static int co_switch_header(struct qcow2 *q, const uint64_t *l1, uint32_t entries, uint64_t offset,
+                            uint64_t disk_size, struct error *err)
 {
     AUTO_FREE uint64_t *old = copy_active_l1(q);
     uint64_t old_offset = q->l1_offset, old_disk_size = block_node_size(q->node);
@@ -287,24 +289,136 @@ static int co_switch_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries, u
         qcow2_set_active_l1(q, old, old_entries);
         q->l1_offset = old_offset;
         block_node_set_size(q->node, old_disk_size);
-        if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
-            (void)co_release(q, l1, entries, offset);
-        }
         return r;
     }
     (void)qcow2_fit_l2_cache(q); /* the disk may be larger now */
-    r = co_release(q, old, old_entries, old_offset);
+    return 0;
+}
+
+/* What an L1 table is to become, and what it is. */
+struct apply {
+    const struct qcow2_snapshot *snapshot;
+    uint64_t *l1, *old;
+    uint32_t entries, old_entries;
+    uint64_t offset, old_offset; /* in the file */
+};
+
+static void apply_release(struct apply *a)
+{
+    free(a->l1);
+    free(a->old);
+}
+
+static int count_failed(struct qcow2 *q, int r, struct error *err)
+{
+    return r == -ERANGE
+               ? error_set(err, ERANGE,
+                           "Image '%s': refcounts of %u bits can't count one more reference to the "
+                           "clusters of the snapshot",
+                           block_node_display_name(q->node), 1u << q->refcount_order)
+               : failed(q, "apply a snapshot", r, err);
+}
+
+/* The snapshot's clusters are counted once more already. */
+static int co_apply_counted(struct qcow2 *q, struct apply *a, struct error *err)
+{
+    int r = qcow2_co_write_l1_copy(q, a->l1, a->entries, false, &a->offset);
+
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        (void)co_release(q, a->l1, a->entries, a->offset);
+        return failed(q, "apply a snapshot", r, err);
+    }
+    r = co_switch_header(q, a->l1, a->entries, a->offset, a->snapshot->disk_size, err);
+    if (r < 0) {
+        if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
+            (void)co_release(q, a->l1, a->entries, a->offset);
+        }
+        return r;
+    }
+    r = co_release(q, a->old, a->old_entries, a->old_offset);
     return r < 0 ? failed(q, "free the clusters", r, err) : 0;
+}
+
+/* Count the references of one table instead of those of another. They are as they were if it fails. */
+static int co_count_instead(struct qcow2 *q, const uint64_t *gone, uint32_t gone_entries,
+                            const uint64_t *come, uint32_t come_entries)
+{
+    int r = qcow2_co_unreference_all(q, gone, gone_entries);
+
+    if (r == 0 && (r = qcow2_co_reference_all(q, come, come_entries)) < 0 &&
+        qcow2_co_reference_all(q, gone, gone_entries) < 0) {
+        atomic_store(&q->broken, true); /* the next open repairs: it is dirty */
+    }
+    return r;
+}
+
+/* The dirty bit is stable, and there is the new table. */
+static int co_exchange(struct qcow2 *q, struct apply *a, struct error *err)
+{
+    int r = co_count_instead(q, a->old, a->old_entries, a->l1, a->entries);
+
+    if (r < 0) {
+        return count_failed(q, r, err);
+    }
+    r = qcow2_co_commit(q);
+    r = r < 0 ? failed(q, "write the refcounts", r, err)
+              : co_switch_header(q, a->l1, a->entries, a->offset, a->snapshot->disk_size, err);
+    if (r < 0 && !atomic_load(&q->broken) &&
+        co_count_instead(q, a->l1, a->entries, a->old, a->old_entries) < 0) {
+        atomic_store(&q->broken, true);
+    }
+    return r;
+}
+
+/*
+ * The refcounts of clusters that the snapshot and the disk share are full: they can be counted once more when the disk has given up
+ * its references. Nothing is allocated meanwhile, and nothing that is free then is written to before the switch.
+ */
+static int co_apply_full(struct qcow2 *q, struct apply *a, struct error *err)
+{
+    int r = qcow2_co_write_l1_copy(q, a->l1, a->entries, false, &a->offset);
+
+    r = r < 0 ? r : qcow2_co_commit(q);
+    if (r < 0) {
+        return failed(q, "apply a snapshot", r, err);
+    }
+    r = co_set_dirty(q, true, err);
+    r = r < 0 ? r : co_exchange(q, a, err);
+    if (r < 0) {
+        if (!atomic_load(&q->broken)) {
+            qcow2_co_free_new_clusters(q, a->offset, MAX((uint64_t)a->entries * 8, 8));
+            co_settle_failure(q);
+        }
+        return r;
+    }
+    r = co_free_l1(q, a->old_offset, a->old_entries);
+    r = r < 0 ? r : qcow2_co_commit(q);
+    return r < 0 ? failed(q, "free the clusters", r, err) : 0;
+}
+
+static int co_apply(struct qcow2 *q, struct apply *a, struct error *err)
+{
+    int r = qcow2_co_reference_all(q, a->l1, a->entries);
+
+    if (r == 0) {
+        r = co_apply_counted(q, a, err);
+    } else if (r == -ERANGE && q->version >= 3) {
+        r = co_apply_full(q, a, err);
+    } else {
+        r = count_failed(q, r, err);
+    }
+    if (r == 0 && (r = qcow2_co_update_copied(q)) == 0) {
+        r = qcow2_co_commit(q);
+    }
+    return r < 0 || !(q->incompatible & INCOMPAT_DIRTY) ? r : co_set_dirty(q, false, err);
 }
 
 int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct qcow2_snapshot *s = find_any(q, id_or_name, err);
-    AUTO_FREE uint64_t *l1 = NULL;
-    uint64_t offset = 0;
-    uint32_t entries = 0;
-    int r = s ? qcow2_refuse_broken(q, err) : -ENOENT;
+    CLEANUP(apply_release) struct apply a = {.snapshot = find_any(q, id_or_name, err)};
+    int r = a.snapshot ? qcow2_refuse_broken(q, err) : -ENOENT;
 
     if (r < 0) {
         return r;
@@ -315,27 +429,15 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
                          "changes; remove them first",
                          block_node_display_name(node));
     }
-    if ((r = co_read_snapshot_l1(q, s, &l1, &entries, err)) < 0) {
+    r = co_read_snapshot_l1(q, a.snapshot, &a.l1, &a.entries, err);
+    r = r < 0 ? r : qcow2_co_catch_up(q, err);
+    if (r < 0) {
         return r;
     }
-    if ((r = qcow2_co_catch_up(q, err)) < 0) {
-        return r;
-    }
-    r = qcow2_co_reference_all(q, l1, entries);
-    if (r < 0) {
-        return failed(q, "apply a snapshot", r, err);
-    }
-    r = qcow2_co_write_l1_copy(q, l1, entries, false, &offset);
-    r = r < 0 ? r : qcow2_co_commit(q);
-    if (r < 0) {
-        (void)co_release(q, l1, entries, offset);
-        return failed(q, "apply a snapshot", r, err);
-    }
-    r = co_switch_l1(q, l1, entries, offset, s->disk_size, err);
-    if (r == 0 && (r = qcow2_co_update_copied(q)) == 0) {
-        r = qcow2_co_commit(q);
-    }
-    return r;
+    a.old = copy_active_l1(q);
+    a.old_entries = q->l1_size;
+    a.old_offset = q->l1_offset;
+    return a.old ? co_apply(q, &a, err) : error_set(err, ENOMEM, "Out of memory");
 }
 
 /* --- delete ---------------------------------------------------------------------------------- */
