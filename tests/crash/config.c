@@ -8,9 +8,22 @@
 #include "random.h"
 
 const char *const crash_config_names[CRASH_CONFIG_KINDS + 1] = {
-    "plain",        "small-clusters", "large-clusters",   "version-2",  "refcount-bits",
-    "extended-l2",  "data-file",      "data-file-raw",    "compressed", "lazy-refcounts",
-    "preallocated", "bitmaps",        "discard-no-unref", "commit",     "amend",
+    "plain",
+    "small-clusters",
+    "large-clusters",
+    "version-2",
+    "refcount-bits",
+    "extended-l2",
+    "data-file",
+    "data-file-raw",
+    "compressed",
+    "lazy-refcounts",
+    "preallocated",
+    "bitmaps",
+    "discard-no-unref",
+    "commit",
+    "amend",
+    "full",
     NULL,
 };
 
@@ -30,6 +43,7 @@ enum kind {
     DISCARD_NO_UNREF,
     COMMIT,
     AMEND,
+    FULL,
 };
 
 /* What a kind is about; `variant` goes through its possibilities. */
@@ -93,6 +107,11 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         c->amend = AMEND_REFCOUNT_BITS + variant % 3;
         c->backing = c->amend == AMEND_VERSION && variant % 2;
         break;
+    case FULL:
+        c->room = 4u << variant % 6;
+        c->compressed = variant % 3 == 1;
+        c->lazy_refcounts = variant % 4 == 3;
+        break;
     }
 }
 
@@ -110,13 +129,14 @@ static void set_extras(struct crash_config *c, uint64_t *random)
         c->lazy_refcounts &= c->version == 3;
     }
     c->compressed &= !c->data_file;
+    c->bitmaps &= c->room == 0; /* they can't be stored then */
     if (c->extended_l2) {
         c->cluster_size = MAX(c->cluster_size, 16384);
     }
     c->commit = c->backing && c->amend == AMEND_NOTHING;
-    c->snapshots = !c->data_file && !c->commit;
+    c->snapshots = !c->data_file && !c->commit && c->room == 0;
     /* A downgrade is refused if snapshots have other sizes. */
-    c->resize = c->amend != AMEND_VERSION || random_below(random, 2);
+    c->resize = c->room == 0 && (c->amend != AMEND_VERSION || random_below(random, 2));
 }
 
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name)

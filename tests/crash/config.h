@@ -27,12 +27,13 @@ struct crash_config {
     bool compressed; /* some writes are */
     bool bitmaps;    /* persistent ones, changed between the requests */
     bool snapshots, resize;
+    unsigned room;          /* clusters by which the file can grow; 0: there is no end to it */
     enum crash_amend amend; /* what is changed of the image itself */
 };
 
 /* Ends with NULL. */
 extern const char *const crash_config_names[];
-#define CRASH_CONFIG_KINDS 15u
+#define CRASH_CONFIG_KINDS 16u
 
 /* `name`: a kind; NULL: another one for each seed. */
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name);

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "loop/loop.h"
+#include "qcow2/state.h"
 #include "random.h"
 
 #define WORKERS 4u
@@ -136,7 +137,12 @@ static void co_change(struct guest *g, enum model_kind kind)
     co_range_lock(&g->busy, &entry, sector, sectors, true);
     op = model_begin(&w->model, kind, sector, sectors, record_tick(&w->log));
     ret = co_request(g, op, kind, sector, sectors, compressed);
-    model_end(&w->model, op, record_tick(&w->log));
+    if (ret == -ENOSPC && w->config.room > 0) {
+        /* A part of it may be there: as if it had not been answered. */
+        ret = g->alone && qcow2_state(block_edge_node(g->edge))->frees.count > 0 ? -EAGAIN : 0;
+    } else {
+        model_end(&w->model, op, record_tick(&w->log));
+    }
     if (ret < 0) {
         fail(g, ret, model_kind_name(kind), sector);
     }
@@ -203,6 +209,11 @@ void guest_co_run(struct guest *g, unsigned requests)
         }
     }
     co_group_wait(&g->workers);
+    if (g->w->config.room > 0 && g->ret == 0) {
+        g->alone = true; /* it may find no room, but only if nothing waits to be free */
+        co_change(g, MODEL_WRITE);
+        g->alone = false;
+    }
 }
 
 int guest_co_fill(struct guest *g)

@@ -17,6 +17,7 @@ struct guest {
     struct range_lock busy; /* sectors with a request in flight: no two overlap */
     struct co_group workers;
     unsigned left; /* requests of this batch */
+    bool alone;    /* no other request is in flight */
 };
 
 void guest_init(struct guest *g);

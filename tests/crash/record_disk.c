@@ -15,6 +15,7 @@ struct record_disk {
     struct record_log *log; /* NULL: nothing is logged */
     unsigned number;        /* in the log */
     bool data_only;
+    uint64_t limit;         /* of its size; 0: LIMIT */
     struct co *compressing; /* the next write of this coroutine is compressed guest data */
 };
 
@@ -89,8 +90,8 @@ static void log_end(struct record_log *log, size_t index)
 
 static int grow(struct record_disk *d, uint64_t size)
 {
-    if (size > LIMIT) {
-        return -EFBIG;
+    if (size > (d->limit ? d->limit : LIMIT)) {
+        return d->limit ? -ENOSPC : -EFBIG;
     }
     if (size > d->pages.size) {
         pages_resize(&d->pages, size);
@@ -117,6 +118,13 @@ void record_disk_set_log(struct block_node *node, struct record_log *log, unsign
     log->initial[disk] = d->pages;
     d->pages = (struct pages){0};
     pages_reset(&d->pages, &log->initial[disk]);
+}
+
+void record_disk_set_limit(struct block_node *node, uint64_t limit)
+{
+    struct record_disk *d = node->opaque;
+
+    d->limit = limit;
 }
 
 void record_disk_end_log(struct block_node *node)

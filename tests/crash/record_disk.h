@@ -52,6 +52,8 @@ void record_disk_show(struct block_node *node, struct pages *pages);
  */
 void record_disk_set_log(struct block_node *node, struct record_log *log, unsigned disk,
                          bool data_only);
+/* It can't be longer than that from now on: -ENOSPC. */
+void record_disk_set_limit(struct block_node *node, uint64_t limit);
 /* No longer. What it holds lies on the log's initial contents until something else is shown. */
 void record_disk_end_log(struct block_node *node);
 /* What it holds now. Borrowed. */

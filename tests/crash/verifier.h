@@ -40,6 +40,8 @@ int verify_co_data(struct verifier *v, struct error *err);
 /* The external data file by itself. */
 int verify_raw_data_file(struct verifier *v, struct error *err);
 /* verify_parts.c */
+/* Clusters that the disk is mapped to lie within the file wholly, for readers of other makes. */
+int verify_co_file_covers(struct verifier *v, struct error *err);
 int verify_co_bitmaps(struct verifier *v, struct error *err);
 /* All are listed, and one of them holds what it shall. The node shows that one afterwards. */
 int verify_co_snapshots(struct verifier *v, struct error *err);

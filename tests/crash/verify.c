@@ -109,7 +109,8 @@ static int co_look(struct verifier *v, struct error *err)
         return error_set(err, EILSEQ, "the disk has a size that it can't have: %llu sectors",
                          (unsigned long long)v->sectors);
     }
-    ret = verify_co_data(v, err);
+    ret = verify_co_file_covers(v, err);
+    ret = ret < 0 ? ret : verify_co_data(v, err);
     if (ret == 0 && v->w->config.data_file_raw) {
         ret = verify_raw_data_file(v, err);
     }

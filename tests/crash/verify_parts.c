@@ -4,11 +4,51 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "block/bitmaps.h"
+#include "qcow2/state.h"
 #include "random.h"
 #include "verifier.h"
 
 #define READ_SNAPSHOT_EVERY 2u /* states that have one; else it is only listed */
+
+/* --- the file ----------------------------------------------------------------------------------------- */
+
+/* The end in the file of what the run is mapped to; 0: nowhere. */
+static uint64_t end_in_file(const struct qcow2 *q, const struct qcow2_run *run)
+{
+    uint64_t offset, size;
+
+    switch (run->type) {
+    case CLUSTER_NORMAL:
+    case CLUSTER_ZERO_ALLOC:
+        return round_up(run->host + run->length, q->cluster_size);
+    case CLUSTER_COMPRESSED:
+        qcow2_compressed_range(q, run->host, &offset, &size);
+        return round_up(offset + 1, q->cluster_size); /* the last sector counted may be cut off */
+    default:
+        return 0;
+    }
+}
+
+int verify_co_file_covers(struct verifier *v, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(v->node);
+    uint64_t disk = block_node_size(v->node), file = block_edge_size(v->node->file);
+    struct qcow2_run run;
+    int ret = 0;
+
+    for (uint64_t at = 0; at < disk && ret == 0 && !q->has_data_file; at += run.length) {
+        ret = qcow2_co_map(q, at, disk - at, &run);
+        if (ret == 0 && end_in_file(q, &run) > file) {
+            ret = error_set(err, EILSEQ,
+                            "the file ends at %llu, the cluster of guest offset %llu at %llu",
+                            (unsigned long long)file, (unsigned long long)at,
+                            (unsigned long long)end_in_file(q, &run));
+        }
+    }
+    return ret;
+}
 
 /* --- bitmaps ----------------------------------------------------------------------------------------- */
 

@@ -146,6 +146,12 @@ static int co_prepare(struct run *r)
     for (unsigned i = 0; i < RECORD_DISKS && ret == 0; i++) {
         record_disk_set_log(r->disks.nodes[i], &w->log, i, i == IMAGE_DATA_FILE);
     }
+    if (w->config.room > 0) {
+        struct block_node *file = r->disks.nodes[IMAGE_FILE];
+
+        record_disk_set_limit(file, round_up(block_node_size(file), w->config.cluster_size) +
+                                        (uint64_t)w->config.room * w->config.cluster_size);
+    }
     return ret;
 }
 
