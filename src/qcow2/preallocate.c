@@ -32,6 +32,8 @@ static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh
         r = block_co_truncate(
             q->data, end, prealloc == BLOCK_PREALLOC_METADATA ? BLOCK_PREALLOC_OFF : prealloc, err);
         error_prepend(err, "Could not resize image: ");
+        /* What can't grow may have room in gaps yet. */
+        r = r == -ENOTSUP || r == -EINVAL ? -ENOSPC : r;
     }
     return r;
 }
