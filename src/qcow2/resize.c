@@ -366,6 +366,30 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
 
 /* --- resize ---------------------------------------------------------------------------------- */
 
+/*
+ * Bitmaps in memory are never shorter than the disk: what is written behind their end is lost to them. One that is longer, for
+ * want of memory, harms nobody.
+ */
+static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
+                          enum block_prealloc prealloc, struct error *err)
+{
+    int r;
+
+    if (size < old_size) {
+        r = co_shrink(q, size, err);
+        return r < 0 ? r : block_bitmaps_resize(q->node, size, err);
+    }
+    r = block_bitmaps_resize(q->node, size, err);
+    if (r < 0) {
+        return r;
+    }
+    r = co_grow(q, old_size, size, prealloc, err);
+    if (r < 0 && block_node_size(q->node) == old_size) {
+        (void)block_bitmaps_resize(q->node, old_size, NULL);
+    }
+    return r;
+}
+
 int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                       struct error *err)
 {
@@ -389,16 +413,12 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if ((r = co_check_bitmaps(q, size, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
         return r;
     }
-    r = size >= old_size ? co_grow(q, old_size, size, prealloc, err) : co_shrink(q, size, err);
+    r = co_change_size(q, old_size, size, prealloc, err);
     /* Without memory it stays as it was, and works. */
     (void)qcow2_fit_l2_cache(q);
     if (r < 0 || list_is_empty(&node->bitmaps)) {
         return r;
     }
-    r = block_bitmaps_resize(node, size, err);
-    if (r == 0) {
-        mark_regrown(q, old_size, size, greatest);
-        r = qcow2_co_store_bitmaps(q, err);
-    }
-    return r;
+    mark_regrown(q, old_size, size, greatest);
+    return qcow2_co_store_bitmaps(q, err);
 }
