@@ -165,6 +165,8 @@ struct block_driver {
         keeps_zero_beyond_eof; /* leaf: a file that grows reads as zeroes where it was never written */
     bool
         has_directories; /* its URIs are SCHEME://HOST/PATH[?...]: files of a directory differ behind the last '/' of PATH */
+    bool
+        flushes_always; /* also with cache.no-flush: another process keeps what was written, and can lose it */
     const char *const *schemes; /* NULL-terminated: "nbd", "nbd+unix"; NULL if none */
 
     /* --- control: main reactor, coroutine, may yield --- */

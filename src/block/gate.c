@@ -475,8 +475,11 @@ static int co_flush_node(struct block_node *node)
     if (node->file) {
         block_co_event(node->file, BLOCK_EVENT_FLUSH_TO_OS);
     }
-    if (node->cache_no_flush || flushed >= written) {
+    if (flushed >= written) {
         return 0;
+    }
+    if (node->cache_no_flush && !node->driver->flushes_always) {
+        return co_flush_children(node);
     }
     if (node->file) {
         block_co_event(node->file, BLOCK_EVENT_FLUSH_TO_DISK);

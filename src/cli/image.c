@@ -136,12 +136,26 @@ int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, stru
     return 0;
 }
 
-int cli_co_finish_disk(struct cli_disk *disk, struct error *err)
+/* No driver but a format writes anything back by itself when it is closed. */
+static int co_flush_disk(const struct cli_disk *disk, struct error *err)
 {
     int rc = 0;
 
-    if (disk->node) {
-        rc = block_co_inactivate(disk->node, err);
+    if (disk->edge && !block_node_is_read_only(disk->node)) {
+        rc = block_co_flush(disk->edge);
+    }
+    return rc < 0 ? error_set_errno(err, -rc, "Could not flush '%s'", disk->name) : 0;
+}
+
+int cli_co_finish_disk(struct cli_disk *disk, struct error *err)
+{
+    ERROR_AUTO(of_flush);
+    int flushed = co_flush_disk(disk, &of_flush);
+    int rc = disk->node ? block_co_inactivate(disk->node, err) : 0;
+
+    /* What a format has to say of it says more. */
+    if (rc == 0 && flushed < 0) {
+        rc = error_set(err, -flushed, "%s", error_message(&of_flush));
     }
     cli_co_close_disk(disk);
     return rc;

@@ -231,9 +231,7 @@ static int co_run_all(struct command_line *l, const char *filename)
         io.opening = (struct io_opening){
             .name = strdup(filename),
             .format = l->format ? strdup(l->format) : NULL,
-            .cache = l->no_cache ? strdup("none")
-                     : l->cache  ? strdup(l->cache)
-                                 : NULL,
+            .cache = l->no_cache ? strdup("none") : strdup(l->cache ?: IO_CACHE_DEFAULT),
             .discard = l->discard ? strdup(l->discard) : NULL,
             .image_opts = l->image_opts,
             .read_only = l->read_only,
@@ -278,7 +276,7 @@ static int co_io_main(int argc, char **argv)
         {"aio", 'i', CLI_VALUE, &l.aio, "MODE",
          "threads, native or io_uring: checked, and done as by default"},
         {"cache", 't', CLI_VALUE, &l.cache, "CACHE",
-         "none, writeback (default), writethrough, directsync or unsafe"},
+         "none, writeback, writethrough (default), directsync or unsafe"},
         {"discard", 'd', CLI_VALUE, &l.discard, "MODE", "unmap (default) or ignore"},
         {"trace", 'T', CLI_VALUE, &l.trace, "PATTERN", NULL},
         IMG_ARG_SHARE(l.force_share),

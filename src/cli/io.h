@@ -11,6 +11,9 @@
 #include "cli/image.h"
 #include "co/sync.h"
 
+/* What is written is stable when its command ends: one looks at an image with `io` to know what it holds. */
+#define IO_CACHE_DEFAULT "writethrough"
+
 /* How the image was opened, for reopen. All text is owned. */
 struct io_opening {
     char *name; /* NULL: only options */

@@ -111,7 +111,7 @@ static int split_driver(struct io_opening *o, const char *text)
 static int co_open(struct io *io, const struct io_command *command, struct io_args *a)
 {
     struct io_opening o = {0};
-    const char *cache = a->set['n'] ? "none" : a->value['t'];
+    const char *cache = a->set['n'] ? "none" : a->value['t'] ?: IO_CACHE_DEFAULT;
     int rc = 0;
 
     if (io->disk.node) {

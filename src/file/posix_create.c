@@ -100,12 +100,21 @@ static int create_blocking(void *arg)
     return 0;
 }
 
+static int co_sync(const struct create_call *c, struct error *err)
+{
+    int r = loop_co_fdatasync(c->fd);
+
+    return r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", c->path) : 0;
+}
+
 static int co_fill_regular(const struct create_call *c, uint64_t size, int prealloc,
                            struct error *err)
 {
     int r = posix_file_co_resize(c->fd, c->path, 0, BLOCK_PREALLOC_OFF, err);
 
-    return r < 0 ? r : posix_file_co_resize(c->fd, c->path, size, prealloc, err);
+    r = r < 0 ? r : posix_file_co_resize(c->fd, c->path, size, prealloc, err);
+    /* Space that was promised is there after a crash, too. */
+    return r < 0 || prealloc == BLOCK_PREALLOC_OFF ? r : co_sync(c, err);
 }
 
 static int co_fill_device(const struct create_call *c, uint64_t size, int prealloc,
@@ -133,6 +142,7 @@ static int co_fill_device(const struct create_call *c, uint64_t size, int preall
         if (n < 0) {
             return error_set_errno(err, (int)-n, "Could not clear the head of '%s'", c->path);
         }
+        return co_sync(c, err);
     }
     return 0;
 }

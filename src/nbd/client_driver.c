@@ -384,6 +384,7 @@ static const struct block_driver nbd_driver = {
     .name = "nbd",
     .instance_size = sizeof(struct nbd_node),
     .is_protocol = true,
+    .flushes_always = true,
     .schemes = nbd_schemes,
     .parse_filename = nbd_parse_filename,
     .co_open = nbd_co_open,
