@@ -40,7 +40,7 @@ struct reactor;
  * ----------------------------------------------------------------------------------------- */
 
 /*
- * Make the calling thread the main reactor (index 0). Once, first thing in main(). Ignores SIGPIPE.
+ * Make the calling thread the main reactor (index 0). Once, first thing in main(). Ignores SIGPIPE and SIGXFSZ.
  * Returns -ENOSYS etc. only when neither engine works.
  */
 int reactor_init_main(struct error *err);

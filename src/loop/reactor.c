@@ -411,6 +411,7 @@ int reactor_init_main(struct error *err)
         return error_set(err, ENOMEM, "No memory for the main reactor");
     }
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a write beyond `ulimit -f` fails with -EFBIG instead */
     loop_file_io_init();
     ret = init_engine(r, err);
     if (ret < 0) {
