@@ -36,6 +36,7 @@ struct geometry {
     unsigned l2_entry_size;
     bool no_bitmaps;    /* version 2 */
     bool all_allocated; /* preallocated, or what is shared with the backing file is not known */
+    bool table_fits;    /* made with a refcount table for all of it (preallocated) */
 };
 
 struct measure {
@@ -94,22 +95,34 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g)
         .no_bitmaps = compat && (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0),
         .all_allocated = backing || (prealloc && (strcmp(prealloc, "falloc") == 0 ||
                                                   strcmp(prealloc, "full") == 0)),
+        .table_fits = prealloc && strcmp(prealloc, "off") != 0,
     };
     return 0;
 }
 
-/* Clusters of refcount table and blocks that count `clusters` and themselves. */
+/*
+ * Clusters of refcount table and blocks that count `clusters` and themselves. A table that was made for an empty image is replaced when
+ * it is full, by one half as long again; the places of the old ones may not be used by anything else before the end.
+ */
 static uint64_t refcount_clusters(const struct geometry *g, uint64_t clusters)
 {
-    uint64_t per_block = g->cluster * 8 / g->refcount_bits;
-    uint64_t blocks = 0, table = 0, before;
+    uint64_t per_block = g->cluster * 8 / g->refcount_bits, per_table = g->cluster / 8;
+    uint64_t blocks = 1, table = 1, tables = 1, before;
 
     do {
-        before = blocks + table;
-        blocks = div_round_up(clusters + blocks + table, per_block);
-        table = div_round_up(blocks, g->cluster / 8);
-    } while (blocks + table != before);
-    return blocks + table;
+        before = blocks + tables;
+        blocks = div_round_up(clusters + blocks + tables, per_block);
+        if (g->table_fits) {
+            tables = table = div_round_up(blocks, per_table);
+        }
+        while (blocks > table * per_table) {
+            uint64_t entries = table * per_table + 1;
+
+            table = div_round_up(entries + entries / 2, per_table);
+            tables += table;
+        }
+    } while (blocks + tables != before);
+    return blocks + tables;
 }
 
 /* Bytes of metadata when everything is allocated; 0 if the format can't have such a size. */
@@ -162,7 +175,8 @@ static uint64_t bitmaps_size(const struct cli_disk *disk, const struct geometry 
     while ((b = block_bitmap_next(disk->node, b))) {
         uint64_t bytes, data;
 
-        if (!b->persistent || b->inconsistent) {
+        /* Those that are in use, and so pass for inconsistent here, are none when the disk is copied by who uses it. */
+        if (!b->persistent) {
             continue;
         }
         bytes = div_round_up(div_round_up(block_node_size(disk->node), b->granularity), 8);

@@ -254,6 +254,21 @@ static uint64_t cluster_count(const struct create *c)
     return 1 + c->table_clusters + c->blocks + c->l1_clusters;
 }
 
+/* Clusters of a refcount table that counts all of the image when it is allocated. */
+static uint64_t full_table_clusters(const struct create *c)
+{
+    uint64_t per_block = c->cluster_size * 8 / c->refcount_bits, table = 1, blocks = 1, before;
+    uint64_t clusters = 1 + c->l1_clusters + c->l1_size +
+                        (c->data_file ? 0 : div_round_up(c->size, c->cluster_size));
+
+    do {
+        before = table + blocks;
+        blocks = div_round_up(clusters + table + blocks, per_block);
+        table = div_round_up(blocks, c->cluster_size / 8);
+    } while (table + blocks != before);
+    return MIN(table, REFTABLE_BYTES_MAX / c->cluster_size);
+}
+
 static int plan_layout(struct create *c, struct error *err)
 {
     uint64_t span = c->cluster_size * (c->cluster_size / (c->extended_l2 ? 16 : 8));
@@ -267,9 +282,11 @@ static int plan_layout(struct create *c, struct error *err)
                          "The image size is too large for file format 'qcow2' (try using a larger "
                          "cluster size)");
     }
-    c->l1_size = (uint32_t)MAX(l1_size, 1u);
+    c->l1_size = (uint32_t)l1_size;
     c->l1_clusters = div_round_up((uint64_t)c->l1_size * 8, c->cluster_size);
-    c->table_clusters = c->blocks = 1;
+    c->blocks = 1;
+    /* What is about to be allocated need not replace the table again and again. */
+    c->table_clusters = c->prealloc == BLOCK_PREALLOC_OFF ? 1 : full_table_clusters(c);
     /* Blocks count themselves and the table, the table names the blocks. */
     while (c->blocks * per_block < cluster_count(c) ||
            c->table_clusters * c->cluster_size / 8 < c->blocks) {
@@ -339,7 +356,7 @@ static int co_write_first_header(struct block_root *root, const struct create *c
         q->crypt_method = c->encrypted ? CRYPT_AES : CRYPT_NONE;
         q->compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
         q->l1_size = c->l1_size;
-        q->l1_offset = l1_offset(c);
+        q->l1_offset = c->l1_size ? l1_offset(c) : 0;
         q->reftable_offset = c->cluster_size;
         q->reftable_entries = (uint32_t)(c->table_clusters * c->cluster_size / 8);
         q->backing_filename = c->backing_file;

@@ -181,7 +181,7 @@ class Measure(TestCase):
         )
 
     def test_sizes_of_new_images(self):
-        for options in ("cluster_size=64k", "cluster_size=512", "cluster_size=2M",
+        for options in ("cluster_size=64k", "cluster_size=512,preallocation=full", "cluster_size=2M",
                         "refcount_bits=1", "refcount_bits=64", "preallocation=full"):  # fmt: skip
             for size in ("0", "2G", "5G"):
                 self.both("-O", "qcow2", "-o", options, "--size", size)
@@ -197,6 +197,38 @@ class Measure(TestCase):
             self.both("-O", "qcow2", "--output=json", *options, path)
         raw = self.create("a.raw", "1G", "raw")
         self.both("-f", "raw", "-O", "qcow2", raw)
+
+    def test_what_is_promised_does(self):
+        """For empty disks, and for full ones with so small clusters that refcount tables are replaced by longer ones."""
+        source = self.path("source.raw")
+        for size in (0, 512, 2035712, 5 << 20):
+            with open(source, "wb") as f:
+                f.write(b"\1" * size)
+            for clusters in ("cluster_size=64k", "cluster_size=512,refcount_bits=64", "cluster_size=1k,refcount_bits=32"):
+                for mode in ("off", "metadata", "falloc"):
+                    options = ("-f", "raw", "-O", "qcow2", "-o", f"{clusters},preallocation={mode}")
+                    with self.subTest(size=size, options=options):
+                        target = self.path("target.qcow2")
+                        promised = json.loads(img("measure", "--output=json", *options, source).stdout)
+                        img("convert", *options, source, target)
+                        end = json.loads(qemu_img("check", "--output=json", target).stdout)["image-end-offset"]
+                        self.assertLessEqual(end, promised["required"])
+                        self.assertEqual(promised["required"], promised["fully-allocated"])
+
+    def test_bitmaps_in_use_count(self):
+        """A writer marks them so, as if they were broken; they are not when it copies them."""
+        path = self.create("a.qcow2", "10M")
+        for name in ("one", "two"):
+            img("bitmap", "-f", "qcow2", "--add", path, name)
+        before = img("measure", "-O", "qcow2", path).stdout
+        with open(path, "r+b") as f:
+            data = f.read()
+            for name in (b"one", b"two"):
+                # An entry: table offset, table size, flags ..., in 24 bytes, and the name.
+                f.seek(data.index(name) - 24 + 12)
+                f.write((3).to_bytes(4, "big"))
+        self.assertIn("in-use", img("info", path).stdout)
+        self.assertEqual(img("measure", "-U", "-O", "qcow2", path).stdout, before)
 
     def test_what_contradicts_itself(self):
         path = self.create("a.qcow2", "1M")
