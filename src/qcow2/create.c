@@ -425,20 +425,16 @@ static int co_preallocate_image(const struct create *c, struct error *err)
     return r;
 }
 
-/* The data file is made beside the image, with the size of the disk. */
+/* A relative name is seen from the working directory, now and later. The file has the size of the disk. */
 static int co_create_data_file(const struct create *c, struct error *err)
 {
-    AUTO_FREE char *path = block_resolve_relative(c->filename, c->data_file);
     struct block_root *root;
     int r = 0;
 
-    if (!path) {
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    if (strcmp(path, c->filename) == 0) {
+    if (strcmp(c->data_file, c->filename) == 0) {
         return error_set(err, EINVAL, "The data file can't be the image itself");
     }
-    r = block_co_create_file(path, NULL, &root, err);
+    r = block_co_create_file(c->data_file, NULL, &root, err);
     if (r == 0) {
         r = co_set_size(root, c->size, err);
         block_co_root_release(root);

@@ -198,10 +198,12 @@ static void set_limits(struct qcow2 *q)
     }
 }
 
-/* By the option, or by the name in the image: which may be a plain path only, since whoever made the image chose it. */
+/*
+ * By the option, or by the name in the image: which may be a plain path only, since whoever made the image chose it. A relative one
+ * is seen from the working directory, as by QEMU, and not from the image's, as those of backing files are.
+ */
 static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error *err)
 {
-    AUTO_FREE char *path = NULL;
     struct options *child;
     int r;
 
@@ -225,14 +227,12 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
                 "followed; give the option data-file",
                 block_node_display_name(q->node), q->data_filename);
         }
-        path = block_resolve_relative(block_node_display_name(q->node), q->data_filename);
         child = options_new();
-        if (!path || !child) {
-            options_free(child);
+        if (!child) {
             return error_set(err, ENOMEM, "Out of memory");
         }
         options_set_str(child, "driver", "file");
-        options_set_str(child, "filename", path);
+        options_set_str(child, "filename", q->data_filename);
         options_set_child(opts, "data-file", child);
     }
     r = block_co_open_child(q->node, opts, "data-file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, true,

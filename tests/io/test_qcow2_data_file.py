@@ -70,6 +70,21 @@ class DataFile(TestCase):
         qemu_img("check", path)
         qemu_io(path, "read -P 1 0 1M", fmt="qcow2")
 
+    def test_a_relative_name_is_seen_from_the_working_directory(self):
+        """By us and by QEMU, in create and open."""
+        os.mkdir(self.path("images"))
+        options = ("-o", "data_file=images/d.raw")
+        img("create", "-f", "qcow2", *options, "images/ours.qcow2", "1M", cwd=self.dir)
+        self.assertTrue(os.path.exists(self.path("images/d.raw")))
+        io("images/ours.qcow2", "write -P 1 0 64k", fmt="qcow2", cwd=self.dir)
+        qemu_io("images/ours.qcow2", "read -P 1 0 64k", fmt="qcow2", cwd=self.dir)
+        qemu_img("create", "-f", "qcow2", *options, "images/theirs.qcow2", "1M", cwd=self.dir)
+        io("images/theirs.qcow2", "write -P 2 0 64k", fmt="qcow2", cwd=self.dir)
+        with open(self.path("images/d.raw"), "rb") as f:
+            self.assertEqual(f.read(1), b"\2")
+        result = io("ours.qcow2", "read 0 64k", fmt="qcow2", cwd=self.path("images"), check=False)
+        self.assertIn("Could not open 'images/d.raw'", result.stderr)
+
     def test_nothing_is_compressed(self):
         """Not even what would be stored as it is."""
         path = self.path("plain.qcow2")
