@@ -95,7 +95,7 @@ static int protocol_options(const char *filename, struct options **ret, struct e
                          "written './%s')",
                          (int)strcspn(filename, ":"), filename, filename, filename);
     } else {
-        bool device = stat(filename, &st) == 0 && S_ISBLK(st.st_mode);
+        bool device = stat(filename, &st) == 0 && (S_ISBLK(st.st_mode) || S_ISCHR(st.st_mode));
 
         options_set_str(opts, "driver", device ? "host_device" : "file");
         options_set_str(opts, "filename", filename);

@@ -64,7 +64,7 @@ static bool continues(const struct cli_extent *e, const struct cli_extent *next)
 
 static int co_map(const struct cli_disk *disk, uint64_t start, uint64_t end, bool json)
 {
-    struct cli_extent current = {0};
+    struct cli_extent current = {.start = start};
     bool is_first = true;
 
     if (json) {
@@ -95,9 +95,8 @@ static int co_map(const struct cli_disk *disk, uint64_t start, uint64_t end, boo
         current = next;
     }
     if (json) {
-        if (current.length) {
-            print_json(&current, is_first);
-        }
+        /* Where there is nothing, an entry of length 0, as in QEMU: others count on a first one. */
+        print_json(&current, is_first);
         printf("]\n");
         return 0;
     }
@@ -138,6 +137,5 @@ int img_map_main(int argc, char **argv)
         return cli_report(&err);
     }
     size = cli_disk_size(&disk);
-    start = MIN(start, size);
-    return co_map(&disk, start, start + MIN(length, size - start), json);
+    return co_map(&disk, start, start < size ? start + MIN(length, size - start) : start, json);
 }

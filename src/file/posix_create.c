@@ -152,8 +152,8 @@ static int co_fill(struct create_call *c, uint64_t size, int prealloc, struct er
     struct image_lock lock = {.fd = c->fd};
     int r = 0;
 
-    if (!S_ISREG(c->st.st_mode) && !S_ISBLK(c->st.st_mode)) {
-        return error_set(err, EINVAL, "'%s' is neither a regular file nor a block device", c->path);
+    if (!S_ISREG(c->st.st_mode) && !S_ISBLK(c->st.st_mode) && !S_ISCHR(c->st.st_mode)) {
+        return error_set(err, EINVAL, "'%s' is neither a regular file nor a device", c->path);
     }
     if (image_lock_is_supported(c->fd)) {
         r = image_lock_set(&lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,

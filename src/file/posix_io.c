@@ -248,14 +248,18 @@ void sync_group_destroy(struct sync_group *g)
 }
 
 /* Run the next fdatasync. The guard is held, but not meanwhile. */
-static void co_sync_locked(struct sync_group *g, int fd)
+static void co_sync_locked(struct posix_file *f)
 {
+    struct sync_group *g = &f->sync;
     uint64_t number = ++g->started;
     int r;
 
     g->running = true;
     pthread_mutex_unlock(&g->guard);
-    r = loop_co_fdatasync(fd);
+    r = loop_co_fdatasync(f->fd);
+    if (r == -EINVAL && f->is_device) {
+        r = 0; /* a character device that keeps nothing, such as /dev/null */
+    }
     pthread_mutex_lock(&g->guard);
     g->running = false;
     g->done = number;
@@ -283,7 +287,7 @@ int posix_file_co_flush(struct block_node *node)
             co_queue_wait_release(&g->waiters, &g->guard);
             pthread_mutex_lock(&g->guard);
         } else {
-            co_sync_locked(g, f->fd);
+            co_sync_locked(f);
         }
     }
     r = g->error;

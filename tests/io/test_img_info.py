@@ -73,6 +73,19 @@ class Info(TestCase):
         self.assertIn('    "virtual-size": 1048576,', lines)
         self.assertEqual(lines[-1], "}")
 
+    def test_character_devices(self):
+        """Disks of 0 bytes, as in QEMU, also as sources and targets."""
+        for device in ("/dev/null", "/dev/zero"):
+            info = json.loads(img("info", "--output=json", device).stdout)
+            self.assertEqual((info["format"], info["virtual-size"]), ("raw", 0))
+            self.assertEqual(info["children"][0]["info"]["format"], "host_device")
+        target = self.path("target")
+        img("dd", "if=/dev/zero", f"of={target}", "bs=512", "count=2")
+        self.assertEqual(os.path.getsize(target), 0)
+        img("convert", "-O", "qcow2", "/dev/null", target)
+        img("convert", "-t", "writeback", "-O", "raw", target, "/dev/null")
+        self.assertIn("write failed", io("/dev/null", "write 0 512", fmt="raw", check=False).stdout)
+
     def test_bitmaps_are_listed(self):
         path = self.create("a.qcow2")
         qemu_img("bitmap", "--add", "-g", "128k", path, "monday")
@@ -162,6 +175,15 @@ class Map(TestCase):
         result = img("map", path, check=False)
         self.assertEqual(result.returncode, 1)
         self.assertIn("compressed", result.stderr)
+
+    def test_nothing(self):
+        """One entry without a length, at the offset that was asked for."""
+        empty, disk = self.create("empty.raw", "0", "raw"), self.create("disk.raw", "1M", "raw")
+        for words in ((empty,), ("-s", "1M", disk), ("-s", "2M", disk), ("-s", "512k", "-l", "0", disk)):
+            found = json.loads(img("map", "-f", "raw", "--output=json", *words).stdout)
+            expected = json.loads(qemu_img("map", "-f", "raw", "--output=json", *words).stdout)
+            self.assertEqual(found, [{"compressed": False, **entry} for entry in expected])
+            self.assertEqual(len(found), 1)
 
     def test_a_part(self):
         path = self.create("a.raw", "4M", "raw")
