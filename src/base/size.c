@@ -35,15 +35,17 @@ int size_parse(const char *text, const char *what, uint64_t *ret_bytes, struct e
 {
     const char *fraction = NULL, *fraction_end = NULL;
     char *end;
+    const char *digits = text + strspn(text, " ");
     uint64_t value;
     int shift = 0;
 
-    if (!isdigit((unsigned char)text[0])) {
+    digits += *digits == '+';
+    if (!isdigit((unsigned char)digits[0])) {
         goto invalid;
     }
     errno = 0;
-    value =
-        strtoull(text, &end, text[0] == '0' && tolower((unsigned char)text[1]) == 'x' ? 16 : 10);
+    value = strtoull(digits, &end,
+                     digits[0] == '0' && tolower((unsigned char)digits[1]) == 'x' ? 16 : 10);
     if (errno == ERANGE) {
         goto range;
     }

@@ -9,7 +9,7 @@
 #include "base/error.h"
 
 /*
- * Parse a size in bytes: decimal (with a fraction if a suffix follows) or 0x hexadecimal, and an
+ * Parse a size in bytes, with or without a '+' before it: decimal (with a fraction if a suffix follows) or 0x hexadecimal, and an
  * optional suffix b, k, M, G, T, P or E (powers of 1024, either case; no suffix means bytes).
  * Errors: -EINVAL (not a size), -ERANGE (over 2^63 - 1). `what` names the value in the sentence.
  */

@@ -57,6 +57,15 @@ class Create(TestCase):
             img("create", "-q", "-f", "raw", path, text)
             self.assertEqual(os.path.getsize(path), size, text)
 
+    def test_sizes_may_have_a_sign(self):
+        for size, expected in (("+1M", 1 << 20), (" +1.5k", 1536), ("+0x400", 1024), (" 1k", 1024)):
+            for words in ((self.path("a"), size), ("-o", f"size={size}", self.path("a"))):
+                img("create", "-q", "-f", "raw", *words)
+                self.assertEqual(os.path.getsize(self.path("a")), expected)
+        for size in ("+", "++1M", "+ 1M", "+-1"):
+            result = img("create", "-f", "raw", self.path("b"), size, check=False)
+            self.assertIn("Invalid image size specified", result.stderr)
+
     def test_bad_sizes_are_refused_as_qemu_img_does(self):
         for text in ("1kilobyte", "foobar", "-1k"):  # QEMU 7.2 tells of the suffixes instead
             result = run(compat("qemu-img"), "create", "-f", "raw", self.path("a.img"), "--", text, check=False)
