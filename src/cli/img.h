@@ -50,6 +50,11 @@ int img_snapshot_main(int argc, char **argv);
     {                                                                                              \
         "output", 0, CLI_VALUE, &(var), "FORM", "human (default) or json"                          \
     }
+/* Another name or letter of the row above it, that help does not show. */
+#define IMG_ARG_ALSO(name, letter, kind, target)                                                   \
+    {                                                                                              \
+        name, letter, kind, target, "", NULL                                                       \
+    }
 #define IMG_ARG_END                                                                                \
     {                                                                                              \
         NULL, 0, CLI_FLAG, NULL, NULL, NULL                                                        \

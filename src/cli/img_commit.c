@@ -326,7 +326,7 @@ int img_commit_main(int argc, char **argv)
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode (default writeback)"},
         {"base", 'b', CLI_VALUE, &c.base_name, "FILE",
          "backing file to write to (default: that of the image); implies -d"},
-        {"rate", 'r', CLI_VALUE, &c.rate_text, "RATE", "at most so many bytes per second"},
+        {"rate-limit", 'r', CLI_VALUE, &c.rate_text, "RATE", "at most so many bytes per second"},
         {"drop", 'd', CLI_FLAG, &c.drop, NULL,
          "don't empty the image: for one that is deleted afterwards"},
         {"bitmaps", 0, CLI_FLAG, &c.bitmaps_wanted, NULL,

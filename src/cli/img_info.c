@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/size.h"
 #include "block/driver.h"
@@ -23,8 +25,10 @@ static const struct cli_usage usage = {
 
 /* Images in one chain; more is taken for a loop. */
 #define CHAIN_MAX 1024
+/* Of the buffers that this program takes for data by itself. */
+#define BUFFER_ALIGNMENT 4096u
 
-static struct json_object *co_node_json(struct block_node *node);
+static struct json_object *co_node_json(struct block_node *node, bool limits);
 
 static void add_string(struct json_object *to, const char *key, const char *value)
 {
@@ -47,7 +51,7 @@ static void add_backing(struct json_object *to, struct block_node *node,
     add_string(to, "backing-filename-format", info->backing_format);
 }
 
-static struct json_object *co_children_json(struct block_node *node)
+static struct json_object *co_children_json(struct block_node *node, bool limits)
 {
     struct json_object *children = json_object_new_array();
     struct block_edge *edge;
@@ -57,15 +61,42 @@ static struct json_object *co_children_json(struct block_node *node)
             struct json_object *child = json_object_new_object();
 
             add_string(child, "name", edge->name);
-            json_object_object_add(child, "info", co_node_json(edge->node));
+            json_object_object_add(child, "info", co_node_json(edge->node, limits));
             json_object_array_add(children, child);
         }
     }
     return children;
 }
 
+static void add_limit(struct json_object *to, const char *key, uint64_t value, uint64_t none)
+{
+    if (value != none) {
+        json_object_object_add(to, key, json_object_new_uint64(value));
+    }
+}
+
+/* By the names of QEMU's BlockLimitsInfo; what has no limit is left out. */
+static struct json_object *limits_json(const struct block_node *node)
+{
+    const struct block_limits *l = &node->limits;
+    struct json_object *o = json_object_new_object();
+    uint32_t memory = MAX(l->memory_alignment, 1u);
+
+    add_limit(o, "request-alignment", MAX(l->request_alignment, 1u), 0);
+    add_limit(o, "max-discard", l->max_discard, 0);
+    add_limit(o, "discard-alignment", l->discard_alignment, 0);
+    add_limit(o, "max-write-zeroes", l->max_zeroes, 0);
+    add_limit(o, "write-zeroes-alignment", l->zeroes_alignment, 0);
+    add_limit(o, "opt-transfer", l->opt_transfer, 0);
+    add_limit(o, "max-transfer", l->max_transfer, 0);
+    add_limit(o, "max-iov", IOV_MAX, 0);
+    add_limit(o, "min-mem-alignment", memory, 0);
+    add_limit(o, "opt-mem-alignment", MAX(memory, BUFFER_ALIGNMENT), 0);
+    return o;
+}
+
 /* What is known of a node and, without backing files, of the nodes below it. */
-static struct json_object *co_node_json(struct block_node *node)
+static struct json_object *co_node_json(struct block_node *node, bool limits)
 {
     struct json_object *o = json_object_new_object();
     struct json_object *specific = NULL;
@@ -74,7 +105,7 @@ static struct json_object *co_node_json(struct block_node *node)
     uint64_t allocated;
     bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
 
-    json_object_object_add(o, "children", co_children_json(node));
+    json_object_object_add(o, "children", co_children_json(node, limits));
     json_object_object_add(o, "virtual-size", json_object_new_uint64(block_node_size(node)));
     add_string(o, "filename", block_node_filename(node));
     add_string(o, "format", node->driver->name);
@@ -92,6 +123,9 @@ static struct json_object *co_node_json(struct block_node *node)
     }
     if (node->driver->co_specific_info) {
         specific = node->driver->co_specific_info(node);
+    }
+    if (limits) {
+        json_object_object_add(o, "limits", limits_json(node));
     }
     if (specific) {
         json_object_object_add(o, "format-specific", specific);
@@ -178,6 +212,17 @@ static void print_specific(struct json_object *o, int level)
     }
 }
 
+static void print_limits(struct json_object *o, int level)
+{
+    struct json_object *limits;
+
+    if (json_object_object_get_ex(o, "limits", &limits)) {
+        print_indented(level);
+        printf("Block limits:\n");
+        cli_print_tree(limits, level + 1);
+    }
+}
+
 static void print_human(struct json_object *o, int level, const char *path)
 {
     struct json_object *children = json_object_object_get(o, "children");
@@ -206,6 +251,7 @@ static void print_human(struct json_object *o, int level, const char *path)
         printf("cleanly shut down: no\n");
     }
     print_backing(o, level);
+    print_limits(o, level);
     if (json_object_object_get_ex(o, "snapshots", &snapshots)) {
         cli_print_snapshots(snapshots);
     }
@@ -237,7 +283,8 @@ static bool is_in_chain(struct json_object *chain, const char *filename)
 }
 
 /* Append the image and, if wanted, those below it. Returns 0 or 1 (told). */
-static int co_collect(struct cli_image image, bool whole_chain, struct json_object *chain)
+static int co_collect(struct cli_image image, bool whole_chain, bool limits,
+                      struct json_object *chain)
 {
     AUTO_FREE char *next_name = NULL;
     AUTO_FREE char *next_format = NULL;
@@ -254,7 +301,7 @@ static int co_collect(struct cli_image image, bool whole_chain, struct json_obje
         if (cli_co_open_disk(&image, BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_NO_IO, &disk, &err) < 0) {
             return cli_report(&err);
         }
-        o = co_node_json(disk.node);
+        o = co_node_json(disk.node, limits);
         json_object_array_add(chain, o);
         name = member(o, "full-backing-filename");
         if (!whole_chain || !name) {
@@ -280,11 +327,14 @@ int img_info_main(int argc, char **argv)
     struct cli_image image = {0};
     struct json_object *chain;
     const char *output = NULL;
-    bool whole_chain = false, json;
+    bool whole_chain = false, limits = false, json;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
         IMG_ARG_FORMAT(image.format),
         IMG_ARG_OUTPUT(output),
+        {"cache", 't', CLI_VALUE, &image.cache, "CACHE",
+         "cache mode of the image (default writeback), on which limits can depend"},
+        {"limits", 0, CLI_FLAG, &limits, NULL, "also alignment and sizes of requests"},
         {"backing-chain", 'b', CLI_FLAG, &whole_chain, NULL, "also the images below it"},
         IMG_ARG_SHARE(image.force_share),
         IMG_ARG_IMAGE_OPTS(image.image_opts),
@@ -297,12 +347,13 @@ int img_info_main(int argc, char **argv)
     if (first != argc - 1) {
         return cli_usage_fail(&usage, "Expecting one image file name");
     }
-    if (cli_parse_output(output, &json) < 0 || cli_add_objects(&objects)) {
+    if (cli_parse_output(output, &json) < 0 || cli_check_cache_mode(image.cache, "cache") < 0 ||
+        cli_add_objects(&objects)) {
         return 1;
     }
     image.name = argv[first];
     chain = json_object_new_array();
-    status = co_collect(image, whole_chain, chain);
+    status = co_collect(image, whole_chain, limits, chain);
     if (status == 0 && json) {
         cli_print_json(whole_chain ? chain : json_object_array_get_idx(chain, 0));
     }

@@ -390,8 +390,9 @@ int img_rebase_main(int argc, char **argv)
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
         {"backing", 'b', CLI_VALUE, &r.backing, "FILE", "the new backing file; '' for none"},
-        {"backing-format", 'F', CLI_VALUE, &r.backing_format, "FMT",
-         "format of the new backing file"},
+        {"backing-format", 'B', CLI_VALUE, &r.backing_format, "FMT",
+         "format of the new backing file (also -F)"},
+        IMG_ARG_ALSO(NULL, 'F', CLI_VALUE, &r.backing_format),
         {"backing-unsafe", 'u', CLI_FLAG, &r.unsafe, NULL,
          "change the name only, nothing is compared or copied"},
         {"compress", 'c', CLI_FLAG, &r.compressed, NULL, "compress what is copied"},

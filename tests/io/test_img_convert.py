@@ -494,6 +494,26 @@ class Bitmap(TestCase):
         img("bitmap", "--remove", path, "one", "-f", "qcow2")
         self.assertEqual(self.bitmaps(path), {})
 
+    def test_remove_all(self):
+        """Broken ones too; beside actions on one bitmap in their order."""
+        path = self.create("a.qcow2", "8M")
+        for name in ("one", "two", "three"):
+            img("bitmap", "-f", "qcow2", "--add", path, name)
+        with open(path, "r+b") as f:
+            # An entry: table offset, table size, flags (in use) ..., in 24 bytes, and the name.
+            f.seek(f.read().rindex(b"two") - 24 + 12)
+            f.write((3).to_bytes(4, "big"))
+        self.assertEqual(sorted(self.bitmaps(path)["two"][0]), ["auto", "in-use"])
+        img("bitmap", "-f", "qcow2", "--remove-all", path)
+        self.assertEqual(self.bitmaps(path), {})
+        qemu_img("check", path)
+        img("bitmap", "-f", "qcow2", "--remove-all", path)
+        img("bitmap", "-f", "qcow2", "--add", path, "one")
+        img("bitmap", "-f", "qcow2", "--remove-all", "--add", path, "two")
+        self.assertEqual(list(self.bitmaps(path)), ["two"])
+        for words in (("--remove-all", path, "two"), ("--remove-all", "--add", path)):
+            self.assertEqual(img("bitmap", "-f", "qcow2", *words, check=False).returncode, 1)
+
     def test_merge_from_an_overlay_into_its_base(self):
         base = self.create("base.qcow2", "1M")
         overlay = self.path("overlay.qcow2")

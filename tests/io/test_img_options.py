@@ -11,18 +11,18 @@ LONG = {
     "amend": "quiet progress format image-opts cache force options object",
     "bench": "quiet format image-opts cache count buffer-size depth offset step-size aio native write pattern "
     "flush-interval no-drain force-share",
-    "bitmap": "format image-opts add granularity remove clear enable disable merge source-file source-format object",
+    "bitmap": "format image-opts add granularity remove remove-all clear enable disable merge source-file source-format object",
     "check": "quiet format image-opts cache force-share output repair object",
-    "commit": "quiet progress format image-opts cache drop base rate object",
+    "commit": "quiet progress format image-opts cache drop base rate-limit object",
     "compare": "quiet progress a-format b-format image-opts strict cache force-share object",
-    "convert": "quiet progress source-format image-opts source-snapshot source-cache target-format target-image-opts "
-    "target-options compress target-cache backing backing-format no-create target-is-zero sparse-size bitmaps "
-    "skip-broken-bitmaps force-share rate parallel copy-range-offloading salvage oob-writes object",
+    "convert": "quiet progress format image-opts snapshot source-cache target-format target-image-opts "
+    "target-format-options compress target-cache backing backing-format no-create target-is-zero sparse-size bitmaps "
+    "skip-broken-bitmaps force-share rate-limit parallel copy-range-offloading salvage oob-writes object",
     "create": "quiet format options backing backing-format backing-unsafe object",
     "dd": "format image-opts output-format force-share",
-    "info": "format image-opts backing-chain force-share object output",
+    "info": "format image-opts backing-chain limits cache force-share object output",
     "map": "format image-opts start-offset max-length output force-share object",
-    "measure": "target-format size format image-opts snapshot output force-share options object",
+    "measure": "target-format size format image-opts snapshot output force-share target-format-options object",
     "rebase": "quiet progress format image-opts cache backing backing-format backing-cache backing-unsafe compress "
     "force-share object",
     "resize": "quiet format image-opts shrink preallocation object",
@@ -56,6 +56,50 @@ class Grammar(TestCase):
         img("compare", "--strict", "--a-format", "qcow2", "--b-format", "qcow2", disk, disk)
         img("snapshot", "--format", "qcow2", "--create", "s", top)
         self.assertIn("s", img("snapshot", "--list", top).stdout)
+
+    def test_names_of_other_versions_are_taken(self):
+        """Of QEMU up to 10.0, and since: -F and -B changed places, long names changed."""
+        disk = self.create("disk.qcow2", "1M")
+        top, copy = self.path("top.qcow2"), self.path("copy.qcow2")
+        for letter in ("-B", "-F"):
+            img("create", "-q", "-f", "qcow2", "-b", disk, letter, "qcow2", top)
+            self.assertIn("backing file format: qcow2", img("info", top).stdout)
+            img("rebase", "-f", "qcow2", "-u", "-b", disk, letter, "raw", top)
+            self.assertIn("backing file format: raw", img("info", top).stdout)
+            img("rebase", "-f", "qcow2", "-u", "-b", disk, letter, "qcow2", top)
+        for letter in ("-b", "-B"):
+            img("convert", "-O", "qcow2", letter, disk, "-F", "qcow2", disk, copy)
+            self.assertIn(f"backing file: {disk}", img("info", copy).stdout)
+        img("snapshot", "-f", "qcow2", "-c", "s", disk)
+        for fmt, options, snapshot, rate in (
+            ("--format", "--target-format-options", "--snapshot", "--rate-limit"),
+            ("--source-format", "--target-options", "--source-snapshot", "--rate"),
+        ):
+            img("convert", fmt, "qcow2", "-O", "qcow2", options, "cluster_size=4k", snapshot, "s", rate, "1G", disk, copy)
+            self.assertIn("cluster_size: 4096", img("info", copy).stdout)
+        for options in ("--options", "--target-format-options"):
+            measured = img("measure", "-O", "qcow2", options, "cluster_size=2M", "--size", "1G").stdout
+            self.assertIn(f"required size: {10 << 20}", measured)
+        img("commit", "-f", "qcow2", "--rate-limit", "1G", top)
+
+    def test_limits(self):
+        """Of the format and of what is below, which depend on the cache mode."""
+        disk = self.create("disk.qcow2", "1M", options=("-o", "cluster_size=4k"))
+
+        def limits(*options):
+            info = json.loads(img("info", "--limits", "--output=json", *options, disk).stdout)
+            return info["limits"], info["children"][0]["info"]["limits"]
+
+        top, file = limits()
+        self.assertEqual((top["request-alignment"], top["write-zeroes-alignment"], top["discard-alignment"]), (1, 4096, 4096))
+        self.assertEqual(file["request-alignment"], 1)
+        self.assertNotIn("max-transfer", file)
+        _, direct = limits("-t", "none")
+        self.assertGreaterEqual(direct["request-alignment"], 512)
+        self.assertGreater(direct["max-transfer"], 0)
+        self.assertRegex(img("info", "--limits", disk).stdout, r"\nBlock limits:\n    request alignment: 1\n")
+        self.assertNotIn("limits", img("info", disk).stdout)
+        self.refused("Invalid cache option: some", "info", "-t", "some", disk)
 
     def test_options_of_a_node_say_the_format_themselves(self):
         disk = self.create("disk.qcow2", "1M")
