@@ -106,6 +106,7 @@ int posix_file_co_extend(struct block_node *node, uint64_t size);
 int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
                                   enum block_prealloc prealloc, struct error *err);
 int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret);
+struct json_object *posix_file_co_specific_info(struct block_node *node);
 /* Make the file `size` bytes long, preallocated as said; `name` is for messages. On failure it has its old size. Yields. */
 int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_prealloc prealloc,
                          struct error *err);

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <json-c/json.h>
 #include <linux/fs.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -335,4 +336,37 @@ int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret)
         *ret = c.allocated;
     }
     return r;
+}
+
+/* --- what is particular to files ------------------------------------------------------------------- */
+
+struct hint_call {
+    int fd;
+    uint32_t bytes; /* 0: none */
+};
+
+static int get_extent_hint(void *arg)
+{
+    struct hint_call *c = arg;
+    struct fsxattr attributes;
+
+    if (ioctl(c->fd, FS_IOC_FSGETXATTR, &attributes) == 0) {
+        c->bytes = attributes.fsx_extsize;
+    }
+    return 0;
+}
+
+struct json_object *posix_file_co_specific_info(struct block_node *node)
+{
+    const struct posix_file *f = node->opaque;
+    struct json_object *info = json_object_new_object(), *data = json_object_new_object();
+    struct hint_call c = {.fd = f->fd};
+
+    loop_co_brief(get_extent_hint, &c);
+    if (c.bytes) {
+        json_object_object_add(data, "extent-size-hint", json_object_new_int64(c.bytes));
+    }
+    json_object_object_add(info, "type", json_object_new_string("file"));
+    json_object_object_add(info, "data", data);
+    return info;
 }

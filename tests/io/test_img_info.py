@@ -64,6 +64,9 @@ class Info(TestCase):
         self.assertEqual(child["name"], "file")
         self.assertEqual(child["info"]["format"], "file")
         self.assertEqual(child["info"]["filename"], top)
+        self.assertEqual(list(child["info"])[-2:], ["format-specific", "dirty-flag"])
+        self.assertEqual(child["info"]["format-specific"]["type"], "file")
+        self.assertLessEqual(set(child["info"]["format-specific"]["data"]), {"extent-size-hint"})
 
     def test_json_layout_is_that_of_qemu_img(self):
         path = self.create("a.raw", "1M", "raw")
