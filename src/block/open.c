@@ -79,6 +79,14 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
 
 /* --- generic options ------------------------------------------------------------------------- */
 
+/* Messages call it by its full name. */
+static int take_cache_flag(struct options *cache, const char *name, bool *ret, struct error *err)
+{
+    int r = options_take_bool(cache, name, false, ret, NULL);
+
+    return r < 0 ? error_set(err, -r, "Parameter 'cache.%s' expects 'on' or 'off'", name) : 0;
+}
+
 static int take_cache_options(struct block_node *node, struct options *opts, struct error *err)
 {
     AUTO_OPTIONS struct options *cache = NULL;
@@ -97,8 +105,8 @@ static int take_cache_options(struct block_node *node, struct options *opts, str
     if (!cache) {
         return 0;
     }
-    if ((r = options_take_bool(cache, "direct", false, &node->cache_direct, err)) < 0 ||
-        (r = options_take_bool(cache, "no-flush", false, &node->cache_no_flush, err)) < 0) {
+    if ((r = take_cache_flag(cache, "direct", &node->cache_direct, err)) < 0 ||
+        (r = take_cache_flag(cache, "no-flush", &node->cache_no_flush, err)) < 0) {
         return r;
     }
     return options_check_empty(cache, "cache", err);
@@ -481,10 +489,10 @@ int block_co_open_child(struct block_node *node, struct options *opts, const cha
 }
 
 static int co_open_recorded_backing(struct block_node *node, const char *filename,
-                                    const char *format, struct block_node **ret, struct error *err)
+                                    const char *format, struct options *extra /* consumed */,
+                                    struct block_node **ret, struct error *err)
 {
     AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
-    struct options *extra = options_new();
     int r;
 
     if (!path || !extra) {
@@ -505,32 +513,37 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
     return r;
 }
 
-/* "backing.driver" alone names another format for the file that the image records. */
-static int take_backing_format(struct options *opts, char **ret_format, struct error *err)
+/*
+ * Options of the backing file that don't say where it is are for the one that the image records: "driver" alone names another format
+ * for it, and others, such as "node-name", are added. *ret_extra gets those (never NULL on success).
+ */
+static int take_backing_additions(struct options *opts, bool is_recorded, char **ret_format,
+                                  struct options **ret_extra, struct error *err)
 {
     AUTO_OPTIONS struct options *child = NULL;
     AUTO_OPTIONS struct options *copy = options_clone(opts);
     AUTO_FREE char *node_name = NULL;
-    int r;
+    AUTO_FREE char *format = NULL;
+    int r = 0;
 
     *ret_format = NULL;
-    if (!copy) {
+    *ret_extra = options_new();
+    if (!copy || !*ret_extra) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    if (options_is_null(opts, "backing")) {
-        return 0;
+    if (!options_is_null(opts, "backing")) {
+        r = options_take_child(copy, "backing", &child, &node_name, err);
     }
-    r = options_take_child(copy, "backing", &child, &node_name, err);
-    if (r < 0 || !child) {
+    if (r < 0 || !child || options_has(child, "file") || options_has(child, "filename")) {
         return r;
     }
-    r = options_take_str(child, "driver", ret_format, err);
-    if (r == 0 && *ret_format && options_is_empty(child)) {
+    r = options_take_str(child, "driver", &format, err);
+    if (r == 0 && (format ? options_is_empty(child) : is_recorded)) {
         options_drop(opts, "backing");
-        return 0;
+        *ret_format = TAKE_PTR(format);
+        options_free(*ret_extra);
+        *ret_extra = TAKE_PTR(child);
     }
-    free(*ret_format);
-    *ret_format = NULL;
     return r;
 }
 
@@ -538,6 +551,7 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
                           const char *format, struct error *err)
 {
     struct block_node *child = NULL;
+    AUTO_OPTIONS struct options *extra = NULL;
     AUTO_FREE char *other_format = NULL;
     int r;
 
@@ -546,7 +560,7 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
         options_drop(opts, "backing");
         return 0;
     }
-    r = take_backing_format(opts, &other_format, err);
+    r = take_backing_additions(opts, filename, &other_format, &extra, err);
     if (r < 0) {
         return r;
     }
@@ -560,7 +574,7 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
     if (options_has(opts, "backing")) {
         r = co_find_or_open(node, opts, "backing", BLOCK_ROLE_BACKING, &child, err);
     } else if (filename && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
-        r = co_open_recorded_backing(node, filename, format, &child, err);
+        r = co_open_recorded_backing(node, filename, format, TAKE_PTR(extra), &child, err);
     }
     if (r < 0 || !child) {
         return r;

@@ -450,7 +450,8 @@ static int co_info(struct io *io, const struct io_command *command, struct io_ar
     if (node->driver->co_specific_info) {
         specific = node->driver->co_specific_info(node);
     }
-    if (specific && json_object_object_get_ex(specific, "data", &data)) {
+    if (specific && json_object_object_get_ex(specific, "data", &data) &&
+        json_object_object_length(data) > 0) {
         printf("Format specific information:\n");
         cli_print_tree(data, 1);
     }

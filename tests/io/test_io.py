@@ -229,6 +229,22 @@ class OfOurOwn(TestCase):
             io(top, f"reopen -o {same}", "write -P 1 0 4k", fmt="qcow2")
         named = f"open -o node-name=foo,driver=qcow2 {top}"
         run(*tool("io"), "-c", named, "-c", "reopen -o node-name=foo", "-c", "length")
+        for node in ("", "file.", "backing."):
+            opened = f"open -o driver=qcow2,{node}node-name=foo {top}"
+            for again in ("reopen", f"reopen -o {node}node-name=foo", "reopen -r"):
+                run(*tool("io"), "-c", opened, "-c", again, "-c", "read -P 1 0 4k")
+
+    def test_options_are_called_by_their_full_names(self):
+        path = self.create("a.qcow2", "1M")
+        for name in ("read-only", "cache.direct", "cache.no-flush"):
+            result = io(path, f"reopen -o {name}=foo", fmt="qcow2", check=False)
+            self.assertIn(f"Parameter '{name}' expects 'on' or 'off'", result.stderr)
+
+    def test_options_of_a_backing_file_that_is_not_there(self):
+        path = self.create("a.qcow2", "1M")
+        result = run(*tool("io"), "-c", f"open -o driver=qcow2,backing.node-name=foo {path}", check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("Parameter 'driver' is missing", result.stderr)
 
     def test_options_of_open_go_before_those_of_the_name(self):
         path = self.create("a.qcow2", "1M")
