@@ -234,6 +234,39 @@ class OfOurOwn(TestCase):
             for again in ("reopen", f"reopen -o {node}node-name=foo", "reopen -r"):
                 run(*tool("io"), "-c", opened, "-c", again, "-c", "read -P 1 0 4k")
 
+    def test_an_image_in_a_part_of_a_file_stays_in_it(self):
+        """What it has no room for fails, also bitmaps that are stored when it is closed; what lies behind is not written over."""
+        path = self.create("a.qcow2", "8M")
+        run(*tool("img"), "bitmap", "-f", "qcow2", "--add", "-g", "512", path, "b")
+        with open(path, "r+b") as f:
+            f.truncate(2 << 20)
+            f.seek(2 << 20)
+            f.write(b"other" * 100000)
+        part = f"driver=qcow2,file.driver=raw,file.size=2M,file.file.driver=file,file.file.filename={path}"
+        for command in ("write 0 4M", "write -z 0 4M", "write -c 0 4M"):
+            io(part, command, options=("--image-opts",), check=False)
+            with open(path, "rb") as f:
+                f.seek(2 << 20)
+                self.assertEqual(f.read(), b"other" * 100000, command)
+        result = io(part, "write 0 1M", "write 1M 1M", options=("--image-opts",), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("No space left on device", result.stdout + result.stderr)
+
+    def test_no_room_for_bitmaps_is_an_error_at_close(self):
+        path = self.create("a.qcow2", "8M")
+        for number in range(10):
+            run(*tool("img"), "bitmap", "-f", "qcow2", "--add", path, f"b{number}")
+        size = (os.path.getsize(path) + 0x3FFFF) & ~0xFFFF  # room for a table of the second level and the data
+        os.truncate(path, size)
+        part = f"driver=qcow2,file.driver=raw,file.size={size},file.file.driver=file,file.file.filename={path}"
+        result = io(part, "write 0 64k", options=("--image-opts",), check=False)
+        self.assertIn("wrote 65536/65536", result.stdout)
+        self.assertIn("Could not store the bitmaps", result.stderr)
+        self.assertIn("No space left on device", result.stderr)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("in-use", run(*tool("img"), "info", path).stdout)
+        run(*tool("img"), "check", "-f", "qcow2", path)
+
     def test_options_are_called_by_their_full_names(self):
         path = self.create("a.qcow2", "1M")
         for name in ("read-only", "cache.direct", "cache.no-flush"):
