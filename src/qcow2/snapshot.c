@@ -116,7 +116,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
     s->date_sec = (uint32_t)now.tv_sec;
     s->date_nsec = (uint32_t)now.tv_nsec;
     s->disk_size = block_node_size(q->node);
-    s->icount = UINT64_MAX;
+    s->icount = 0; /* what qemu-img stores; UINT64_MAX would be none */
     s->l1_size = MAX(q->l1_size, 1); /* a table without entries has no place */
     s->name = strdup(name);
     if (asprintf(&s->id, "%lu", highest + 1) < 0) {
