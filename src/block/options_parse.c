@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_read.h"
 #include "base/strbuf.h"
 #include "block/options_tree.h"
 
@@ -228,77 +229,19 @@ int options_from_json(struct json_object *object, struct options **ret, struct e
 
 /* --- JSON text ----------------------------------------------------------------------------------- */
 
-/* Keys in JSON text that the parser accepted: each is followed by the only kind of colon outside strings. */
-static size_t count_keys_in_text(const char *text)
-{
-    size_t n = 0;
-    char quote = '\0';
-
-    for (const char *p = text; *p; p++) {
-        if (quote) {
-            if (*p == '\\' && p[1]) {
-                p++;
-            } else if (*p == quote) {
-                quote = '\0';
-            }
-        } else if (*p == '"' || *p == '\'') {
-            quote = *p;
-        } else {
-            n += *p == ':';
-        }
-    }
-    return n;
-}
-
-static size_t count_keys(struct json_object *value)
-{
-    size_t n = 0;
-
-    if (options_is_object(value)) {
-        json_object_object_foreach(value, key, sub_value)
-        {
-            (void)key;
-            n += 1 + count_keys(sub_value);
-        }
-    } else if (json_object_is_type(value, json_type_array)) {
-        for (size_t i = 0; i < json_object_array_length(value); i++) {
-            n += count_keys(json_object_array_get_idx(value, i));
-        }
-    }
-    return n;
-}
+static const struct json_limits json_limits = {
+    .bytes = OPTIONS_TEXT_MAX,
+    .tokens = OPTIONS_TEXT_MAX,
+    .depth = OPTIONS_DEPTH_MAX,
+    .memory = 64ul * OPTIONS_TEXT_MAX,
+};
 
 static int parse_json(const char *text, size_t size, struct options **ret, struct error *err)
 {
-    struct json_tokener *tok = json_tokener_new_ex(OPTIONS_DEPTH_MAX);
     struct json_object AUTO_JSON *object = NULL;
-    enum json_tokener_error status;
-    size_t end;
+    int r = json_read_text(text, size, &json_limits, &object, err);
 
-    if (!tok) {
-        return options_no_memory(err);
-    }
-    /* Not strict: single quotes spare a shell user the escaping. */
-    json_tokener_set_flags(tok, JSON_TOKENER_VALIDATE_UTF8);
-    object = json_tokener_parse_ex(tok, text, (int)size);
-    status = json_tokener_get_error(tok);
-    end = json_tokener_get_parse_end(tok);
-    json_tokener_free(tok);
-    if (status != json_tokener_success) {
-        return error_set(err, EINVAL, "Options are not valid JSON: %s at character %zu",
-                         status == json_tokener_continue ? "it ends too early"
-                                                         : json_tokener_error_desc(status),
-                         end);
-    }
-    end += strspn(text + end, " \t\r\n");
-    if (end != size) {
-        return error_set(err, EINVAL, "Options are followed by more text: '%.40s'", text + end);
-    }
-    /* The parser keeps the last of equal keys and does not tell. */
-    if (count_keys_in_text(text) != count_keys(object)) {
-        return error_set(err, EINVAL, "The JSON options contain a key twice");
-    }
-    return options_from_json(object, ret, err);
+    return r < 0 ? r : options_from_json(object, ret, err);
 }
 
 /* --- key=value text ------------------------------------------------------------------------------ */

@@ -68,6 +68,11 @@ static int check_request(struct json_object *request, struct error *err)
     if (!json_object_is_type(value, json_type_string)) {
         return error_set(err, EINVAL, "QMP input member 'execute' must be a string");
     }
+    if (strlen(json_object_get_string(value)) != (size_t)json_object_get_string_len(value)) {
+        return error_set_class(err, ERROR_CLASS_COMMAND_NOT_FOUND, EINVAL,
+                               "The command %s, with a NUL character behind, has not been found",
+                               json_object_get_string(value));
+    }
     if (json_object_object_get_ex(request, "arguments", &value) &&
         !json_object_is_type(value, json_type_object)) {
         return error_set(err, EINVAL, "QMP input member 'arguments' must be an object");

@@ -7,11 +7,16 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/checked.h"
+
+/* A client's own "id" comes back, which may be nested deeply and wide: spaces must not multiply it. */
+#define INDENT_LEVELS_MAX 32
+
 static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level);
 
 /*
  * The code point at *p (which moves past it). What is not well-formed UTF-8 gives U+FFFD: strings can come from file
- * names, which are any bytes.
+ * names, which are any bytes. C0 80 is a NUL in a key (base/json_lex.h).
  */
 static uint32_t next_code_point(const unsigned char **p, const unsigned char *end)
 {
@@ -24,6 +29,10 @@ static uint32_t next_code_point(const unsigned char **p, const unsigned char *en
                                               : -1;
     uint32_t code;
 
+    if (lead == 0xC0 && *p < end && **p == 0x80) {
+        (*p)++;
+        return 0;
+    }
     if (more <= 0) {
         return more == 0 ? lead : 0xFFFD;
     }
@@ -44,6 +53,15 @@ static uint32_t next_code_point(const unsigned char **p, const unsigned char *en
     return code;
 }
 
+/* The letter of the short escape of a character; 0 if it has none. */
+static char short_escape(uint32_t code)
+{
+    static const char codes[] = "\"\\\b\f\n\r\t", letters[] = "\"\\bfnrt";
+    const char *at = code > 0 && code < 0x80 ? strchr(codes, (int)code) : NULL;
+
+    return at ? letters[at - codes] : '\0';
+}
+
 static void write_string(struct strbuf *out, const char *text, size_t len)
 {
     const unsigned char *p = (const unsigned char *)text, *end = p + len;
@@ -52,14 +70,8 @@ static void write_string(struct strbuf *out, const char *text, size_t len)
     while (p < end) {
         uint32_t code = next_code_point(&p, end);
 
-        if (code == '"' || code == '\\') {
-            strbuf_printf(out, "\\%c", (int)code);
-        } else if (code == '\n') {
-            strbuf_puts(out, "\\n");
-        } else if (code == '\r') {
-            strbuf_puts(out, "\\r");
-        } else if (code == '\t') {
-            strbuf_puts(out, "\\t");
+        if (short_escape(code)) {
+            strbuf_printf(out, "\\%c", short_escape(code));
         } else if (code >= 0x20 && code < 0x7F) {
             char c = (char)code;
 
@@ -77,7 +89,7 @@ static void write_string(struct strbuf *out, const char *text, size_t len)
 static void new_line(struct strbuf *out, bool pretty, int level)
 {
     if (pretty) {
-        strbuf_printf(out, "\n%*s", level * 4, "");
+        strbuf_printf(out, "\n%*s", MIN(level, INDENT_LEVELS_MAX) * 4, "");
     }
 }
 

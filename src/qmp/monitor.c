@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/json_read.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
@@ -16,7 +17,6 @@
 #include "loop/loop.h"
 #include "qmp/commands.h"
 #include "qmp/dispatch.h"
-#include "qmp/json_read.h"
 #include "qmp/json_write.h"
 
 #define READ_SIZE 4096
@@ -31,11 +31,18 @@ struct session {
     bool closing; /* the reader has ended; the writer ends, too */
     bool sending; /* the writer holds bytes that are not sent yet */
     struct qmp_call call;
-    struct qmp_json_reader *reader;
+    struct json_reader *reader;
     struct strbuf out;    /* waits to be sent */
     struct co *writer;    /* the writer, while it waits for something to send */
     struct co *flusher;   /* the reader, while it waits until all is sent */
     struct co_group ends; /* the writer */
+};
+
+const struct json_limits qmp_json_limits = {
+    .bytes = 64ul << 20,
+    .tokens = 2ul << 20,
+    .depth = 1024,
+    .memory = 256ul << 20,
 };
 
 static struct list sessions = LIST_INIT(sessions);
@@ -178,12 +185,15 @@ static void co_take(struct session *s, const char *data, size_t size)
         struct json_object *request = NULL, *answer;
         ERROR_AUTO(err);
         size_t used;
-        int r = qmp_json_reader_feed(s->reader, data, size, &used, &request, &err);
+        int r = json_reader_feed(s->reader, data, size, &used, &request, &err);
 
         data += used;
         size -= used;
         if (r == 0) {
             continue;
+        }
+        if (r > 0 && !json_object_is_type(request, json_type_object)) {
+            r = error_set(&err, EINVAL, "QMP input must be a JSON object");
         }
         answer = r > 0 ? co_answer(s, request) : qmp_error_answer(&err);
         queue_message(s, answer);
@@ -200,7 +210,7 @@ static void free_session(struct session *s)
 {
     list_remove(&s->link);
     close(s->fd);
-    qmp_json_reader_free(s->reader);
+    json_reader_free(s->reader);
     strbuf_clear(&s->out);
     co_group_destroy(&s->ends);
     free(s);
@@ -243,7 +253,7 @@ int qmp_session_start(int fd, bool pretty, struct error *err)
     s->pretty = pretty;
     list_init(&s->link);
     co_group_init(&s->ends);
-    s->reader = qmp_json_reader_new();
+    s->reader = json_reader_new(&qmp_json_limits);
     if (s->reader) {
         r = reactor_spawn(reactor_main(), co_reader, s);
     }

@@ -6,7 +6,7 @@
  * after the other. What is to be sent waits in a buffer, from which a coroutine of its own sends: an event never
  * waits for a client. A client that does not read while events pile up to QMP_OUT_MAX is disconnected.
  *
- *      socket -> reader coroutine -> json_read -> dispatch -> buffer -> writer coroutine -> socket
+ *      socket -> reader coroutine -> json_reader -> dispatch -> buffer -> writer coroutine -> socket
  *                                                   events --^
  */
 #ifndef TIDEMARK_QMP_MONITOR_H
@@ -18,8 +18,16 @@
 
 #include "base/error.h"
 
+struct json_limits;
+
 /* Bytes that may wait to be sent to a client when an event comes. */
 #define QMP_OUT_MAX (1u << 20)
+
+/*
+ * Of one message: as QEMU has them, but for the memory, which QEMU does not bound. A client whose message goes beyond gets
+ * an error, and is listened to again from the next line on.
+ */
+extern const struct json_limits qmp_json_limits;
 
 /* Serve QMP on a connected, non-blocking socket (owned in any case). `pretty`: indented output. Does not yield. */
 int qmp_session_start(int fd, bool pretty, struct error *err);

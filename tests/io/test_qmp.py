@@ -5,6 +5,7 @@ import json
 import os
 import random
 import socket
+import sys
 import time
 
 import tidemark
@@ -82,7 +83,7 @@ class SessionTest(QmpTest):
             self.assertIn("return", qmp.execute("qmp_capabilities", {"enable": []}))
 
     def test_the_id_is_echoed(self):
-        for value in 7, "x", None, {"a": [1, 2.5]}, [], -1, 2**64 - 1, "\u00e9\U0001f600\n":
+        for value in 7, "x", None, {"a": [1, 2.5]}, [], -1, 2**64 - 1, float(2**64), "\u00e9\U0001f600\n\0":
             answer = self.qmp.execute("query-block-exports", id=value)
             self.assertEqual(answer, {"return": [], "id": value})
             answer = self.qmp.execute("no-such", id=value)
@@ -119,13 +120,41 @@ class SessionTest(QmpTest):
             b"\x00\n",
             b"[" * 100000 + b"\n",
             b'{"a":' * 100000 + b"\n",
-            b"{" + b" " * 3_000_000 + b"\n",
+            b"[" + b"0," * 1_100_000 + b"\n",
+            b"[" + b"{}," * 400_000 + b"\n",
+            b'{"execute": "query-version",}',
+            b'{"execute": "query-version", "execute": "query-version"}',
+            b'{"execute": "query-version", "id": 01}\n',
+            b'{"execute": "query-version", "id": "\\ud800"}',
             b'{"execute": "\xc3("}\n',
         ):
             with self.subTest(garbage[:20]):
                 self.qmp.send_raw(garbage)
                 self.assertIn("JSON", self.qmp.receive_answer()["error"]["desc"])
                 self.assertIn("qemu", self.qmp.command("query-version"))
+
+    def test_a_name_with_a_nul_in_it_is_not_cut_there(self):
+        answer = self.qmp.execute("query-version\0x")
+        self.assertEqual(answer["error"]["class"], "CommandNotFound")
+        answer = self.qmp.execute("query-version", **{"id\0x": 1})
+        self.assertEqual(answer["error"]["class"], "GenericError")
+
+    def test_large_messages_are_taken(self):
+        text = "x" * 5_000_000
+        self.assertEqual(self.qmp.execute("query-block-exports", id=text)["id"], text)
+        deep = "[" * 1023 + "]" * 1023
+        self.addCleanup(sys.setrecursionlimit, sys.getrecursionlimit())
+        sys.setrecursionlimit(3000)
+        self.qmp.send_raw('{"execute": "query-block-exports", "id": %s}\n' % deep)
+        self.assertEqual(json.dumps(self.qmp.receive_answer()["id"]), deep)
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command(
+                "block-dirty-bitmap-merge",
+                node="disk",
+                target="none",
+                bitmaps=[{"node": "disk", "name": f"b{i}"} for i in range(20_000)],
+            )
+        self.assertIn("'none'", caught.exception.desc)
 
     def test_random_bytes_do_no_harm(self):
         generator = random.Random(1)

@@ -72,8 +72,8 @@ static void duplicates_are_refused(void **state)
     assert_refused("a=1,a=2", "'a' is given twice");
     assert_refused("file=node,file.driver=x", "'file' has a value of its own");
     assert_refused("file.driver=x,file=node", "'file' is given twice");
-    assert_refused("{\"a\":{\"b\":1,\"b\":2}}", "twice");
-    assert_refused("{\"a\":{\"b\":1},\"a\":{}}", "twice");
+    assert_refused("{\"a\":{\"b\":1,\"b\":2}}", "duplicate key");
+    assert_refused("{\"a\":{\"b\":1},\"a\":{}}", "duplicate key");
     assert_refused("{\"a.b\":1,\"a\":{\"b\":2}}", "'b' is given twice");
     assert_refused("{\"a\":null,\"a.b\":2}", "'a' has a value of its own");
 }
@@ -97,10 +97,14 @@ static void malformed_text_is_refused(void **state)
     assert_refused("a.=1", "Invalid parameter name");
     assert_refused("=1", "Invalid parameter name");
     assert_refused(",a=1", "Invalid parameter name");
-    assert_refused("{\"a\":", "not valid JSON");
-    assert_refused("{\"a\":1} x", "followed by more text");
+    assert_refused("{\"a\":", "premature EOI");
+    assert_refused("{\"a\":1} x", "invalid keyword 'x'");
+    assert_refused("{\"a\":1} 2", "at most one JSON value");
     assert_refused("{\"a\":\"x\\u0000y\"}", "NUL");
-    assert_refused("{\"a\":\"\xff\"}", "not valid JSON");
+    assert_refused("{\"a\":\"\xff\"}", "stray");
+    assert_refused("{\"a\":1,}", "expecting value");
+    assert_refused("{\"a\":01}", "stray '01'");
+    assert_refused("{\"a\":\"\\ud800\"}", "not a valid Unicode character");
 }
 
 static char *repeat(const char *head, const char *unit, size_t count, const char *tail)
@@ -125,7 +129,7 @@ static void depth_and_size_are_bounded(void **state)
         {"", "a.", "a=1", "levels deep", 32},
         {"", "a.", "a=1", "levels deep", 500000},
         {"{\"", "a.", "a\":1}", "levels deep", 32},
-        {"{\"a\":", "[", "", "nesting too deep", 100000},
+        {"{\"a\":", "[", "", "nesting depth limit", 100000},
         {"{\"a.a.a.a.a.a.a.a.a\":", "{\"b.b.b.b.b.b\":", "1", "", 4},
         {"{\"a\":\"", "x", "\"}", "bytes long", 1024 * 1024},
         {"", "x", "=1", "Invalid parameter name", 256},
