@@ -5,29 +5,22 @@
  *
  *   main -> (fork, with --daemonize) -> reactor -> co_daemon: options, pidfile, "ready"
  *                                                  wait for a signal or quit
- *                                                  no more commands; exports closed; nodes closed
+ *                                                  no more commands; exports closed; nodes closed (daemon_end.c)
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
-#include <sys/signalfd.h>
 #include <unistd.h>
 
-#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "block/block.h"
 #include "block/user_object.h"
 #include "cli/args.h"
 #include "cli/cli.h"
-#include "export/export.h"
+#include "cli/daemon_end.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/commands.h"
@@ -42,7 +35,8 @@ static const struct cli_usage usage = {
         "are carried\n"
         "out in the order given. Ends on SIGTERM, SIGINT, SIGHUP or the QMP command 'quit': "
         "clients are\n"
-        "disconnected, images completed and closed.",
+        "disconnected, images completed and closed. If storage hangs, a second signal or 30 s\n"
+        "end it in haste: the other images are completed, what hangs is named, the status is 1.",
     .examples =
         "  daemon --blockdev driver=file,node-name=file,filename=disk.qcow2 \\\n"
         "         --blockdev driver=qcow2,node-name=disk,file=file \\\n"
@@ -59,19 +53,21 @@ struct daemon {
     struct cli_items items; /* what is to be made, in order */
     bool daemonize;
     const char *pidfile;
-    int ready_fd;  /* tells the parent that waits; -1 without --daemonize */
-    int pid_fd;    /* the locked pidfile; -1 if none */
-    int signal_fd; /* SIGTERM, SIGINT, SIGHUP */
+    int ready_fd; /* tells the parent that waits; -1 without --daemonize */
+    int pid_fd;   /* the locked pidfile; -1 if none */
+    struct daemon_signals signals;
+    bool starting; /* co_start() runs */
+    bool ending;   /* it is to stop where it is */
+    bool failed;   /* it has failed, with a message */
 };
 
-/* Written by the command quit. */
-static int quit_fd = -1;
+static struct daemon *the_daemon;
 
 static void on_quit(void)
 {
     uint64_t one = 1;
 
-    if (write(quit_fd, &one, sizeof(one)) < 0) {
+    if (write(the_daemon->signals.quit_fd, &one, sizeof(one)) < 0) {
         log_error("quit: %s", strerror(errno));
     }
 }
@@ -229,128 +225,90 @@ static void tell_ready(struct daemon *d)
 
 /* --- run --------------------------------------------------------------------------------------------- */
 
-static int co_start(struct daemon *d, struct error *err)
+static int co_make_all(struct daemon *d, struct error *err)
 {
-    for (size_t i = 0; i < d->items.count; i++) {
+    for (size_t i = 0; i < d->items.count && !d->ending; i++) {
         int r = co_make(&d->items.item[i], err);
 
         if (r < 0) {
             return r;
         }
     }
-    return d->pidfile ? write_pidfile(d, err) : 0;
+    return d->pidfile && !d->ending ? write_pidfile(d, err) : 0;
 }
 
-/* Until a signal or quit. */
-static int co_wait_for_end(struct daemon *d)
+static void co_start(void *arg)
 {
-    AUTO_CLOSE int set = epoll_create1(EPOLL_CLOEXEC);
-    struct epoll_event event = {.events = EPOLLIN};
-    struct pollfd ends[] = {{.fd = d->signal_fd, .events = POLLIN},
-                            {.fd = quit_fd, .events = POLLIN}};
+    struct daemon *d = arg;
+    ERROR_AUTO(err);
 
-    if (set < 0 || epoll_ctl(set, EPOLL_CTL_ADD, d->signal_fd, &event) < 0 ||
-        epoll_ctl(set, EPOLL_CTL_ADD, quit_fd, &event) < 0) {
-        return cli_fail("cannot wait for signals: %s", strerror(errno));
+    qmp_co_hold_commands();
+    if (co_make_all(d, &err) < 0 && !d->ending) {
+        d->failed = true;
+        cli_report(&err);
     }
-    /* A signalfd wakes its waiters for any signal, also for those that it is not to report. */
-    do {
-        if (loop_co_poll(set, POLLIN, -1) < 0) {
-            return 1;
-        }
-    } while (poll(ends, ARRAY_SIZE(ends), 0) == 0);
-    return 0;
+    qmp_co_release_commands();
+    d->starting = false;
+    daemon_note(&d->signals);
 }
 
-/* Node by node, from those that nobody uses to those they use. */
-static int co_close_nodes(void)
+/* Until everything is up, or has failed, or a signal comes meanwhile. Whether it is up. */
+static bool co_start_all(struct daemon *d)
 {
-    int status = 0;
+    enum daemon_wake wake = DAEMON_WAKE_NOTE;
 
-    for (;;) {
-        struct block_node *node = NULL, *unused = NULL, *owned = NULL;
-        ERROR_AUTO(err);
-
-        while ((node = block_node_next(node))) {
-            if (block_node_is_monitor_owned(node)) {
-                owned = node;
-                unused = block_node_in_use(node) ? unused : node;
-            }
-        }
-        node = unused ?: owned;
-        if (!node) {
-            return status;
-        }
-        if (block_co_inactivate(node, &err) < 0) {
-            status = cli_fail("closing node '%s': %s", block_node_name(node), error_message(&err));
-        }
-        block_node_set_monitor_owned(node, false);
-        block_co_unref(node);
+    d->starting = true;
+    if (reactor_spawn(reactor_main(), co_start, d) < 0) {
+        co_start(d);
     }
+    while (d->starting && wake == DAEMON_WAKE_NOTE) {
+        wake = daemon_co_wait(&d->signals, -1);
+    }
+    if (wake != DAEMON_WAKE_NOTE) {
+        log_error("a signal ends the daemon before it is up");
+        d->ending = true;
+        qmp_chardevs_stop_waiting();
+        return false;
+    }
+    return !d->failed;
 }
 
-static int co_end(void)
+/* Without waiting for threads and coroutines that hang. */
+static void exit_at_once(int status)
 {
-    int status;
-
-    qmp_co_stop_commands();
-    qmp_co_chardevs_close();
-    if (export_nbd_server_is_running()) {
-        export_co_nbd_server_stop(NULL);
-    }
-    export_co_del_all();
-    status = co_close_nodes();
-    qmp_co_end_sessions();
-    qmp_co_chardevs_release();
-    return status;
+    fflush(stdout);
+    fflush(stderr);
+    _exit(status);
 }
-
-static struct daemon *the_daemon;
 
 static int co_daemon(int argc, char **argv)
 {
     struct daemon *d = the_daemon;
-    ERROR_AUTO(err);
-    int status = 0, r;
+    int status = 0;
+    bool clean;
 
     qmp_register_objects();
     qmp_set_quit_fn(on_quit);
     qmp_subscribe();
-    qmp_co_hold_commands();
-    r = co_start(d, &err);
-    qmp_co_release_commands();
-    if (r < 0) {
-        status = cli_report(&err);
-    } else {
+    if (co_start_all(d)) {
         if (d->ready_fd >= 0) {
             tell_ready(d);
         }
-        status = co_wait_for_end(d);
+        while (daemon_co_wait(&d->signals, -1) != DAEMON_WAKE_SIGNAL) {
+        }
+    } else if (d->failed) {
+        status = 1;
     }
-    if (co_end() != 0) {
+    if (daemon_co_end(&d->signals, &d->starting, &clean) != 0) {
         status = 1;
     }
     if (d->pid_fd >= 0) {
         unlink(d->pidfile);
     }
-    return status;
-}
-
-/* All threads are to inherit that the signals are blocked: a descriptor delivers them. */
-static int set_up_signals(struct daemon *d)
-{
-    sigset_t set;
-
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
-    if (pthread_sigmask(SIG_BLOCK, &set, NULL) != 0 ||
-        (d->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) < 0 ||
-        (quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) < 0) {
-        return cli_fail("cannot set up signals: %s", strerror(errno));
+    if (!clean) {
+        exit_at_once(status);
     }
-    return 0;
+    return status;
 }
 
 /* A connection takes a descriptor, and an image with its backing files several. */
@@ -366,26 +324,27 @@ static void raise_fd_limit(void)
 
 static int run(struct daemon *d, int argc, char **argv)
 {
-    int status;
+    int status, r;
 
     if (d->daemonize && fork_daemon(d) != 0) {
         return 1;
     }
     raise_fd_limit();
-    if (set_up_signals(d) != 0) {
-        return 1;
+    /* All threads are to inherit that the signals are blocked: a descriptor delivers them. */
+    r = daemon_signals_open(&d->signals);
+    if (r < 0) {
+        return cli_fail("cannot set up signals: %s", strerror(-r));
     }
     the_daemon = d;
     loop_set_serving(true);
     status = cli_run(co_daemon, argc, argv);
-    close(d->signal_fd);
-    close(quit_fd);
+    daemon_signals_close(&d->signals);
     return status;
 }
 
 int cli_daemon_main(int argc, char **argv)
 {
-    struct daemon d = {.ready_fd = -1, .pid_fd = -1, .signal_fd = -1};
+    struct daemon d = {.ready_fd = -1, .pid_fd = -1};
     bool version = false;
     const char *trace = NULL;
     const struct cli_arg args[] = {

@@ -34,6 +34,7 @@ struct chardev {
 
 static struct list chardevs = LIST_INIT(chardevs);
 static bool closing;
+static int waiting_fd = -1; /* the socket whose first client the start of the daemon waits for */
 
 static struct chardev *find_chardev(const char *id)
 {
@@ -189,7 +190,10 @@ static int co_add_socket(struct chardev *c, struct options *opts, struct error *
     c->unlink_path = TAKE_PTR(s.path);
     if (s.wait) {
         log_info("waiting for a client of chardev '%s'", c->id);
+        waiting_fd = c->fd;
         r = loop_co_poll(c->fd, POLLIN, -1);
+        r = waiting_fd < 0 ? -ECANCELED : r;
+        waiting_fd = -1;
     }
     return r < 0 ? error_set_errno(err, -r, "Waiting for a client of chardev '%s' failed", c->id)
                  : 0;
@@ -337,6 +341,14 @@ int qmp_monitor_add(struct options *opts_, struct error *err)
     c->has_monitor = true;
     c->pretty = pretty;
     return start_monitor(c, err);
+}
+
+void qmp_chardevs_stop_waiting(void)
+{
+    if (waiting_fd >= 0) {
+        shutdown(waiting_fd, SHUT_RDWR);
+        waiting_fd = -1;
+    }
 }
 
 /* --- the end ----------------------------------------------------------------------------------------- */

@@ -24,6 +24,9 @@ int qmp_co_chardev_add(struct options *opts, struct error *err);
 /* Serve QMP on the chardev that `opts` (consumed; members chardev, mode, pretty) names. Does not yield. */
 int qmp_monitor_add(struct options *opts, struct error *err);
 
+/* A qmp_co_chardev_add() that waits for its first client fails with -ECANCELED. Does not yield. */
+void qmp_chardevs_stop_waiting(void);
+
 /* Accept no more clients and remove socket files. Sessions go on. Yields. */
 void qmp_co_chardevs_close(void);
 

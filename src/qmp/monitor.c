@@ -31,6 +31,7 @@ struct session {
     bool closing; /* the reader has ended; the writer ends, too */
     bool sending; /* the writer holds bytes that are not sent yet */
     struct qmp_call call;
+    struct json_object *running; /* the request that is being carried out; borrowed; NULL if none */
     struct json_reader *reader;
     struct strbuf out;    /* waits to be sent */
     struct co *writer;    /* the writer, while it waits for something to send */
@@ -195,7 +196,9 @@ static void co_take(struct session *s, const char *data, size_t size)
         if (r > 0 && !json_object_is_type(request, json_type_object)) {
             r = error_set(&err, EINVAL, "QMP input must be a JSON object");
         }
+        s->running = r > 0 ? request : NULL;
         answer = r > 0 ? co_answer(s, request) : qmp_error_answer(&err);
+        s->running = NULL;
         queue_message(s, answer);
         json_object_put(answer);
         json_object_put(request);
@@ -383,8 +386,8 @@ int qmp_co_lock_again(struct error *err)
 
 void qmp_co_stop_commands(void)
 {
-    block_co_control_lock();
     stopping = true;
+    block_co_control_lock();
     block_control_unlock();
 }
 
@@ -400,7 +403,16 @@ static bool all_sent(void)
     return true;
 }
 
-void qmp_co_end_sessions(void)
+static void tell_what_runs(const struct session *s)
+{
+    const char *name = s->running ? qmp_get_str(s->running, "execute") : NULL;
+
+    if (name) {
+        log_warning("QMP: the command '%s' has not come to its end, and is given up", name);
+    }
+}
+
+bool qmp_co_end_sessions(void)
 {
     struct session *s;
 
@@ -410,7 +422,11 @@ void qmp_co_end_sessions(void)
     LIST_FOREACH (s, &sessions, link) {
         break_session(s);
     }
-    while (!list_is_empty(&sessions)) {
+    for (int ms = 0; ms < END_WAIT_MS && !list_is_empty(&sessions); ms++) {
         loop_co_sleep(MILLISECOND);
     }
+    LIST_FOREACH (s, &sessions, link) {
+        tell_what_runs(s);
+    }
+    return list_is_empty(&sessions);
 }

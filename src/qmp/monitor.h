@@ -56,10 +56,16 @@ void qmp_co_release_commands(void);
  */
 int qmp_co_lock_again(struct error *err);
 
-/* Wait for a command that runs, and let none run from now on. Yields. */
+/*
+ * Let no command run from now on, and wait for one that is at work. One that has released the control lock, since what it does
+ * takes long, gives up when it is through with that. Yields.
+ */
 void qmp_co_stop_commands(void);
 
-/* Send what waits to be sent (for a second at most), disconnect all sessions, wait until they have ended. Yields. */
-void qmp_co_end_sessions(void);
+/*
+ * Send what waits to be sent (for a second at most), disconnect all sessions, wait until they have ended (another second). False
+ * if a command has not, such as the opening of an image on a server that is silent: the log names it. Yields.
+ */
+bool qmp_co_end_sessions(void);
 
 #endif

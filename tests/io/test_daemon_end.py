@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the daemon ends when something hangs: servers that are silent, storage that stops, clients that never come."""
+
+import json
+import os
+import signal
+import socket
+import time
+
+import tidemark
+from nbd_raw import RawClient
+from nbd_server import NbdServer
+
+WRITE = 1
+
+
+class DaemonEndTest(tidemark.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.image = self.create("disk.qcow2")
+        self.nbd = self.path("nbd")
+
+    def silent_server(self):
+        """The path of a socket that takes connections and says nothing."""
+        path = self.path("silent")
+        server = socket.socket(socket.AF_UNIX)
+        self.addCleanup(server.close)
+        server.bind(path)
+        server.listen()
+        return path
+
+    def silent_node(self):
+        return {
+            "driver": "nbd",
+            "node-name": "silent",
+            "server": {"type": "unix", "path": self.silent_server()},
+        }
+
+    def disk_options(self, *more):
+        return (
+            "--blockdev",
+            f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.image}",
+            *more,
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+            "--export",
+            "type=nbd,id=disk,node-name=disk,writable=on",
+        )
+
+    def client(self, name):
+        client = RawClient(self.nbd)
+        self.addCleanup(client.sock.close)
+        client.go(name, structured=False)
+        return client
+
+    def write(self, client):
+        """A write that is answered."""
+        client.request(WRITE, 0, 512, payload=bytes(512))
+        self.assertEqual(client.simple_reply(), (1, 0))
+
+    def started(self, *options):
+        return self.own(
+            tidemark.Process([*tidemark.tool("daemon"), *options], self.path("log"))
+        )
+
+    def stored_bitmaps(self):
+        info = json.loads(tidemark.qemu_img("info", "--output=json", self.image).stdout)
+        return [
+            (b["name"], b["flags"]) for b in info["format-specific"]["data"].get("bitmaps", [])
+        ]
+
+    def assert_ends_soon(self, server, sig=signal.SIGTERM, expect=0):
+        begin = time.monotonic()
+        server.stop(sig=sig, expect=expect)
+        self.assertLess(time.monotonic() - begin, 10)
+
+    # Before it is up.
+
+    def test_a_signal_ends_the_wait_for_a_first_client(self):
+        path = self.path("c")
+        server = self.started("--chardev", f"socket,id=c,path={path},server=on", "--monitor", "c")
+        server.wait_for(lambda: os.path.exists(path), "the socket")
+        time.sleep(0.2)
+        self.assert_ends_soon(server)
+        self.assertIn("before it is up", server.log())
+
+    def test_a_signal_ends_a_start_that_hangs(self):
+        server = self.started(*self.disk_options("--blockdev", json.dumps(self.silent_node())))
+        time.sleep(0.5)
+        self.assert_ends_soon(server)
+        self.assertEqual(tidemark.img("check", self.image).returncode, 0)
+
+    # Opening what does not answer.
+
+    def test_others_go_on_while_a_server_is_silent(self):
+        server = self.daemon(*self.disk_options())
+        client = self.client(b"disk")
+        node = self.silent_node()
+        with server.connect() as other:
+            for name, arguments in (
+                ("blockdev-add", node),
+                ("transaction", {"actions": [{"type": "blockdev-add", "data": node | {"node-name": "b"}}]}),
+            ):
+                hanging = server.connect()
+                self.addCleanup(hanging.close)
+                hanging.send_raw(json.dumps({"execute": name, "arguments": arguments}) + "\n")
+            time.sleep(0.2)
+            other.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+            self.write(client)
+        self.assert_ends_soon(server)
+        self.assertIn("'blockdev-add' has not come to its end", server.log())
+        self.assertIn("'transaction' has not come to its end", server.log())
+        self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
+
+    def test_quit_ends_it_while_a_server_is_silent(self):
+        server = self.daemon(*self.disk_options())
+        with server.connect() as other:
+            server.qmp.send_raw(
+                json.dumps({"execute": "blockdev-add", "arguments": self.silent_node()})
+            )
+            time.sleep(0.2)
+            self.assertEqual(other.execute("quit"), {"return": {}})
+        self.assertEqual(server.wait(10), 0)
+
+    # Storage that hangs.
+
+    def with_hanging_disk(self):
+        """The daemon with a healthy disk and one that hangs within a request."""
+        raw = self.create("hung.raw", "1M", fmt="raw")
+        below = self.own(NbdServer(self.dir, "-f", "raw", raw, name="below"))
+        server = self.daemon(
+            *self.disk_options(
+                "--blockdev",
+                f"driver=nbd,node-name=hung,server.type=unix,server.path={below.socket}",
+            ),
+            "--export",
+            "type=nbd,id=hung,node-name=hung,writable=on",
+        )
+        server.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+        self.write(self.client(b"disk"))
+        client = self.client(b"hung")
+        self.write(client)
+        os.kill(below.pid, signal.SIGSTOP)
+        client.request(WRITE, 0, 512, payload=bytes(512))
+        time.sleep(0.2)
+        return server
+
+    def assert_ended_in_haste(self, server):
+        self.assertIn("export 'hung' on node 'hung' does not come to its end", server.log())
+        self.assertIn("node 'hung' is left incomplete", server.log())
+        self.assertNotIn("'disk' is left", server.log())
+        self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
+
+    def test_a_second_signal_ends_it_though_storage_hangs(self):
+        server = self.with_hanging_disk()
+        os.kill(server.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        self.assertTrue(server.is_running())
+        self.assert_ends_soon(server, expect=1)
+        self.assert_ended_in_haste(server)
+
+    def test_a_signal_after_quit_ends_it_though_storage_hangs(self):
+        server = self.with_hanging_disk()
+        server.qmp.command("quit")
+        time.sleep(0.3)
+        self.assert_ends_soon(server, sig=signal.SIGINT, expect=1)
+        self.assert_ended_in_haste(server)
