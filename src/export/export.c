@@ -11,6 +11,7 @@
 #include "base/list.h"
 #include "block/bitmaps.h"
 #include "block/control_lock.h"
+#include "block/user_object.h"
 #include "export/internal.h"
 #include "loop/loop.h"
 #include "nbd/server.h"
@@ -23,6 +24,7 @@ struct export
     bool published;
     bool shutting_down;
     struct block_root *root;
+    struct user_object *reactor_object; /* referenced; NULL: none */
     struct nbd_export *nbd;
     struct block_bitmap **bitmaps; /* each taken (busy), its node referenced */
     size_t bitmap_count;
@@ -150,6 +152,7 @@ static void co_release(struct export *e)
     }
     give_bitmaps(e);
     block_co_root_release(e->root);
+    user_object_unref(e->reactor_object);
     free(e->id);
     free(e);
 }
@@ -270,6 +273,7 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
         co_release(e);
         return ret;
     }
+    e->reactor_object = config->reactor_object;
     list_append(&exports, &e->link);
     *ret_export = e;
     return 0;

@@ -25,6 +25,7 @@
 
 struct reactor;
 struct export;
+struct user_object;
 
 /* --- the NBD server -------------------------------------------------------------------------- */
 
@@ -92,6 +93,8 @@ struct export_config {
     size_t bitmap_count;
     struct reactor
         *reactor; /* serve all its connections there; NULL: spread them over processors */
+    /* What keeps `reactor`, or NULL: the export gives the reference back when it is gone. After a failure it is the caller's. */
+    struct user_object *reactor_object;
     bool
         shared_writers; /* let other users write the node meanwhile; true is what QMP exports want */
 };

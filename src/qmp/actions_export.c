@@ -7,6 +7,7 @@
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
+#include "block/user_object.h"
 #include "export/export.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
@@ -66,6 +67,7 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
     struct add_state *s = state;
     struct export_config config = EXPORT_CONFIG_INIT;
     const char *iothread = qmp_get_str(data, "iothread");
+    struct user_object *object = NULL;
     int r;
 
     if (!block_node_find(qmp_get_str(data, "node-name"))) {
@@ -81,7 +83,8 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
     config.writethrough = qmp_get_bool(data, "writethrough", false);
     config.allocation_depth = qmp_get_bool(data, "allocation-depth", false);
     if (iothread) {
-        config.reactor = qmp_find_iothread(iothread);
+        config.reactor = qmp_find_iothread(iothread, &object);
+        config.reactor_object = object;
         if (!config.reactor) {
             return error_set(err, ENOENT, "iothread \"%s\" not found", iothread);
         }
@@ -89,6 +92,9 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
     r = fill_bitmaps(qmp_get(data, "bitmaps"), &config, err);
     if (r >= 0) {
         r = export_co_prepare(&config, &s->export, err);
+    }
+    if (r < 0) {
+        user_object_unref(object);
     }
     free((void *)config.bitmaps);
     return r;

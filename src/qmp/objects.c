@@ -3,7 +3,9 @@
 
 #include <errno.h>
 
+#include "block/control_lock.h"
 #include "block/user_object.h"
+#include "co/co.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
 
@@ -24,9 +26,13 @@ static int iothread_create(const char *id, struct options *opts, void **ret, str
     return 0;
 }
 
+/* It may have to wait for what still runs there: others go on meanwhile. */
 static void iothread_destroy(void *data)
 {
+    bool held = co_self() && block_control_pause();
+
     reactor_destroy(data);
+    block_co_control_resume(held);
 }
 
 static const struct user_object_type iothread_type = {
@@ -40,7 +46,7 @@ void qmp_register_objects(void)
     user_object_register_type(&iothread_type);
 }
 
-struct reactor *qmp_find_iothread(const char *id)
+struct reactor *qmp_find_iothread(const char *id, struct user_object **ret_object)
 {
     struct user_object *o = user_object_ref(id);
 
@@ -51,7 +57,7 @@ struct reactor *qmp_find_iothread(const char *id)
         user_object_unref(o);
         return NULL;
     }
-    /* The reference stays: what runs on a reactor may do so until the end of the process. */
+    *ret_object = o;
     return user_object_data(o);
 }
 

@@ -514,6 +514,25 @@ class ExportTest(QmpTest):
         )
         self.refused("block-export-del", "Export 'x' is not found", id="x")
 
+    def test_an_iothread_can_be_deleted_when_its_exports_are_gone(self):
+        self.start_nbd()
+        for _ in range(2):
+            self.qmp.command("object-add", qom_type="iothread", id="t")
+            self.export(iothread="t")
+            tidemark.qemu_io(self.uri(), "read -P 0 0 64k", fmt="raw", options=["-r"])
+            self.refused("object-del", "object 't' is in use, can not be deleted", id="t")
+            self.qmp.command("block-export-del", id="export")
+            self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            self.qmp.command("object-del", id="t")
+
+    def test_a_refused_export_does_not_keep_its_iothread(self):
+        self.start_nbd()
+        self.qmp.command("object-add", qom_type="iothread", id="t")
+        for node in "none", "disk":
+            with self.assertRaises(QmpError):
+                self.export(node=node, iothread="t", bitmaps=["none"])
+        self.qmp.command("object-del", id="t")
+
     def test_events_reach_every_negotiated_monitor(self):
         self.start_nbd()
         self.export()
