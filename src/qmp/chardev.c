@@ -13,8 +13,11 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/log.h"
+#include "base/strbuf.h"
 #include "base/unix_socket.h"
 #include "loop/loop.h"
+#include "qmp/dispatch.h"
+#include "qmp/json_write.h"
 #include "qmp/monitor.h"
 #include "qmp/stdio_pair.h"
 
@@ -264,6 +267,25 @@ int qmp_co_chardev_add(struct options *opts_, struct error *err)
 
 /* --- --monitor --------------------------------------------------------------------------------------- */
 
+static void refuse_client(struct chardev *c, int fd)
+{
+    struct json_object *answer;
+    STRBUF_AUTO(text);
+    ERROR_AUTO(err);
+
+    error_set(&err, EAGAIN, "There are %d monitor clients already", QMP_SESSION_MAX);
+    log_warning("chardev '%s': a client is refused: %s", c->id, error_message(&err));
+    answer = qmp_error_answer(&err);
+    qmp_json_write(&text, answer, false);
+    strbuf_puts(&text, "\r\n");
+    json_object_put(answer);
+    /* A buffer that is empty so far takes it. */
+    if (send(fd, strbuf_str(&text), text.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+        log_warning("chardev '%s': %s", c->id, strerror(errno));
+    }
+    close(fd);
+}
+
 /* Accept clients until the listening socket is shut down. */
 static void co_accept(void *arg)
 {
@@ -273,10 +295,6 @@ static void co_accept(void *arg)
         ERROR_AUTO(err);
         int fd;
 
-        if (qmp_session_count() >= QMP_SESSION_MAX) {
-            loop_co_sleep(50 * MILLISECOND);
-            continue;
-        }
         fd = loop_co_accept(c->fd);
         if (fd == -ECANCELED || (fd == -EINVAL && closing)) {
             break;
@@ -286,7 +304,11 @@ static void co_accept(void *arg)
             loop_co_sleep(50 * MILLISECOND);
             continue;
         }
-        if (qmp_session_start(fd, c->pretty, &err) < 0) {
+        if (qmp_session_count() >= QMP_SESSION_MAX) {
+            refuse_client(c, fd);
+            /* Who tries again at once is not to keep the log busy. */
+            loop_co_sleep(50 * MILLISECOND);
+        } else if (qmp_session_start(fd, c->pretty, &err) < 0) {
             log_error("chardev '%s': %s", c->id, error_message(&err));
         }
     }

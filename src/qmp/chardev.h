@@ -11,8 +11,8 @@
 #include "base/error.h"
 #include "block/options.h"
 
-/* Clients of all chardevs together; more wait in the backlog. */
-#define QMP_SESSION_MAX 64
+/* Clients of all chardevs together; one more gets an error instead of a greeting, and is disconnected. */
+#define QMP_SESSION_MAX 512
 
 /*
  * Make what `opts` (consumed) describes: `backend` socket with id, path (or host and port, or fd), server=on and wait;

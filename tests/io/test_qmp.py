@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The daemon's monitor: every command, every kind of error, hostile input, events."""
 
+import contextlib
 import json
 import os
 import random
@@ -181,6 +182,21 @@ class SessionTest(QmpTest):
     def test_single_quotes_are_taken_as_qemu_does(self):
         self.qmp.send_raw("{'execute': 'query-block-exports'}")
         self.assertEqual(self.qmp.receive_answer(), {"return": []})
+
+    def test_one_client_too_many_is_told(self):
+        sessions = 511
+        with contextlib.ExitStack() as stack:
+            for _ in range(sessions):
+                stack.enter_context(self.server.connect(negotiate=False))
+            with self.server.connect(negotiate=False) as refused:
+                self.assertEqual(
+                    refused.greeting,
+                    {"error": {"class": "GenericError", "desc": "There are 512 monitor clients already"}},
+                )
+                with self.assertRaises(EOFError):
+                    refused.receive()
+            self.assertIn("There are 512 monitor clients already", self.server.log())
+        self.assertIn("qemu", self.qmp.command("query-version"))
 
     def test_clients_come_and_go(self):
         for _ in range(50):
