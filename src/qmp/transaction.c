@@ -257,14 +257,33 @@ int qmp_co_run_action(const struct qmp_action *action, struct json_object *data,
     return co_run(&step, 1, err);
 }
 
+/* There is nothing yet that goes on after the transaction, and would have to be cancelled with others of its group. */
+static int check_properties(struct json_object *args, struct error *err)
+{
+    struct json_object *list = qmp_get(args, "actions"), *properties = qmp_get(args, "properties");
+    const char *mode = properties ? qmp_get_str(properties, "completion-mode") : NULL;
+
+    if (mode && strcmp(mode, "grouped") == 0 && json_object_array_length(list) > 0) {
+        return error_set(err, ENOTSUP,
+                         "Action '%s' does not support transaction property completion-mode = "
+                         "grouped",
+                         qmp_get_str(json_object_array_get_idx(list, 0), "type"));
+    }
+    return 0;
+}
+
 int qmp_co_transaction(struct qmp_call *call, struct json_object *args, struct json_object **ret,
                        struct error *err)
 {
     struct json_object *list = qmp_get(args, "actions");
     size_t count = json_object_array_length(list);
-    struct step *steps = calloc(count ? count : 1, sizeof(*steps));
-    int r;
+    struct step *steps;
+    int r = check_properties(args, err);
 
+    if (r < 0) {
+        return r;
+    }
+    steps = calloc(count ? count : 1, sizeof(*steps));
     if (!steps) {
         return error_set(err, ENOMEM, "Out of memory");
     }

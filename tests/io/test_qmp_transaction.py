@@ -77,6 +77,28 @@ class TransactionTest(tidemark.TestCase):
 
     # What each action does.
 
+    def test_grouped_completion_needs_something_to_complete(self):
+        before = self.state()
+        for mode, wanted in ("individual", None), ("grouped", "does not support"):
+            name, arguments = add("g-" + mode)
+            answer = self.qmp.execute(
+                "transaction",
+                {
+                    "actions": [{"type": name, "data": arguments}],
+                    "properties": {"completion-mode": mode},
+                },
+            )
+            if wanted:
+                self.assertEqual(
+                    answer["error"]["desc"],
+                    "Action 'block-dirty-bitmap-add' does not support transaction property "
+                    "completion-mode = grouped",
+                )
+            else:
+                self.assertEqual(answer, {"return": {}})
+        self.qmp.transaction(on("remove", "g-individual"))
+        self.assertEqual(self.state(), before)
+
     def test_bitmap_actions(self):
         self.qmp.transaction(
             add("new", granularity=4096),
