@@ -138,10 +138,14 @@ static int secret_create(const char *id, struct options *opts, void **ret, struc
     return 0;
 }
 
+static const char *const secret_options[] = {"data=<string>", "file=<string>",
+                                             "format=<QCryptoSecretFormat>", NULL};
+
 static const struct user_object_type secret_type = {
     .name = "secret",
     .create = secret_create,
     .destroy = secret_destroy,
+    .options = secret_options,
 };
 
 void secret_register_type(void)

@@ -31,6 +31,19 @@ void user_object_register_type(const struct user_object_type *type)
     types[type_count++] = type;
 }
 
+const struct user_object_type *user_object_next_type(const struct user_object_type *type)
+{
+    const struct user_object_type *next = NULL;
+
+    for (size_t i = 0; i < type_count; i++) {
+        if ((!type || strcmp(types[i]->name, type->name) > 0) &&
+            (!next || strcmp(types[i]->name, next->name) < 0)) {
+            next = types[i];
+        }
+    }
+    return next;
+}
+
 static const struct user_object_type *find_type(const char *name)
 {
     for (size_t i = 0; i < type_count; i++) {

@@ -16,10 +16,15 @@ struct user_object_type {
     /* Make one from what it takes of `opts` (without qom-type and id; what is left is refused). 0 or -errno. */
     int (*create)(const char *id, struct options *opts, void **ret, struct error *err);
     void (*destroy)(void *data);
+    const char *const
+        *options; /* what create() takes, for --help: "name=<type>", sorted; NULL ends it */
 };
 
 /* Once, at start; the type lives as long as the process. */
 void user_object_register_type(const struct user_object_type *type);
+
+/* Sorted by name: NULL begins, NULL ends. */
+const struct user_object_type *user_object_next_type(const struct user_object_type *type);
 
 /*
  * Make the object that `opts` (consumed; members qom-type and id) describes. -EINVAL: type unknown, id malformed, options

@@ -21,6 +21,7 @@
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "cli/daemon_end.h"
+#include "cli/daemon_help.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/commands.h"
@@ -53,6 +54,7 @@ struct daemon {
     struct cli_items items; /* what is to be made, in order */
     bool daemonize;
     const char *pidfile;
+    const char *trace;
     int ready_fd; /* tells the parent that waits; -1 without --daemonize */
     int pid_fd;   /* the locked pidfile; -1 if none */
     struct daemon_signals signals;
@@ -281,6 +283,17 @@ static void exit_at_once(int status)
     _exit(status);
 }
 
+/* Who asks for help wants nothing else. */
+static bool print_help(const struct daemon *d, int *ret_status)
+{
+    for (size_t i = 0; i < d->items.count; i++) {
+        if (daemon_help(d->items.item[i].name, d->items.item[i].value, ret_status)) {
+            return true;
+        }
+    }
+    return d->trace && daemon_help("trace", d->trace, ret_status);
+}
+
 static int co_daemon(int argc, char **argv)
 {
     struct daemon *d = the_daemon;
@@ -288,6 +301,9 @@ static int co_daemon(int argc, char **argv)
     bool clean;
 
     qmp_register_objects();
+    if (print_help(d, &status)) {
+        return status;
+    }
     qmp_set_quit_fn(on_quit);
     qmp_subscribe();
     if (co_start_all(d)) {
@@ -346,7 +362,6 @@ int cli_daemon_main(int argc, char **argv)
 {
     struct daemon d = {.ready_fd = -1, .pid_fd = -1};
     bool version = false;
-    const char *trace = NULL;
     const struct cli_arg args[] = {
         {"blockdev", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "open a node: [driver=]DRIVER,node-name=NODE,... or JSON"},
@@ -369,7 +384,7 @@ int cli_daemon_main(int argc, char **argv)
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},
-        {"trace", 'T', CLI_VALUE, &trace, "PATTERN", "accepted, without effect"},
+        {"trace", 'T', CLI_VALUE, &d.trace, "PATTERN", "accepted, without effect"},
         {"version", 'V', CLI_FLAG, &version, NULL, "print the version"},
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };

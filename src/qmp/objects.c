@@ -35,10 +35,14 @@ static void iothread_destroy(void *data)
     block_co_control_resume(held);
 }
 
+static const char *const iothread_options[] = {"aio-max-batch=<int>", "poll-grow=<int>",
+                                               "poll-max-ns=<int>", "poll-shrink=<int>", NULL};
+
 static const struct user_object_type iothread_type = {
     .name = "iothread",
     .create = iothread_create,
     .destroy = iothread_destroy,
+    .options = iothread_options,
 };
 
 void qmp_register_objects(void)

@@ -239,10 +239,15 @@ static int list_file_create(const char *id, struct options *opts, void **ret, st
     return finish(a, r, ret);
 }
 
+static const char *const simple_options[] = {"identity=<string>", NULL};
+static const char *const list_options[] = {"policy=<QAuthZListPolicy>",
+                                           "rules=<QAuthZListRuleList>", NULL};
+static const char *const list_file_options[] = {"filename=<string>", "refresh=<bool>", NULL};
+
 static const struct user_object_type authz_types[] = {
-    {.name = "authz-simple", .create = simple_create, .destroy = authz_destroy},
-    {.name = "authz-list", .create = list_create, .destroy = authz_destroy},
-    {.name = "authz-list-file", .create = list_file_create, .destroy = authz_destroy},
+    {"authz-simple", simple_create, authz_destroy, simple_options},
+    {"authz-list", list_create, authz_destroy, list_options},
+    {"authz-list-file", list_file_create, authz_destroy, list_file_options},
 };
 
 void tls_authz_register_types(void)

@@ -282,10 +282,19 @@ static int anon_create(const char *id, struct options *opts, void **ret, struct 
 
 /* --- use ----------------------------------------------------------------------------------------------- */
 
+#define COMMON_OPTIONS "dir=<string>", "endpoint=<QCryptoTLSCredsEndpoint>"
+static const char *const anon_options[] = {COMMON_OPTIONS, "priority=<string>",
+                                           "verify-peer=<bool>", NULL};
+static const char *const psk_options[] = {COMMON_OPTIONS, "priority=<string>", "username=<string>",
+                                          "verify-peer=<bool>", NULL};
+static const char *const x509_options[] = {COMMON_OPTIONS,       "passwordid=<string>",
+                                           "priority=<string>",  "sanity-check=<bool>",
+                                           "verify-peer=<bool>", NULL};
+
 static const struct user_object_type creds_types[] = {
-    {.name = "tls-creds-anon", .create = anon_create, .destroy = creds_destroy},
-    {.name = "tls-creds-psk", .create = psk_create, .destroy = creds_destroy},
-    {.name = "tls-creds-x509", .create = x509_create, .destroy = creds_destroy},
+    {"tls-creds-anon", anon_create, creds_destroy, anon_options},
+    {"tls-creds-psk", psk_create, creds_destroy, psk_options},
+    {"tls-creds-x509", x509_create, creds_destroy, x509_options},
 };
 
 void tls_register_types(void)

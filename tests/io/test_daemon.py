@@ -320,5 +320,22 @@ class DaemonTest(tidemark.TestCase):
         result = tidemark.run(tidemark.compat("qemu-storage-daemon"), "--version")
         self.assertRegex(result.stdout, r"^qemu-storage-daemon version \d+\.\d+\.\d+ ")
 
+    def test_help_of_options(self):
+        for options, wanted in (
+            (("--object", "help"), "List of user creatable objects:\n  authz-list\n"),
+            (("--object", "none,help"), "List of user creatable objects:\n"),
+            (("--object", "iothread,help"), "iothread options:\n  aio-max-batch=<int>\n"),
+            (("--object", "tls-creds-psk,help"), "\n  username=<string>\n"),
+            (("--object", "secret,help", "--blockdev", "nonsense"), "\n  file=<string>\n"),
+            (("--chardev", "help"), "\n  socket\n  stdio\n"),
+            (("--chardev", "socket,help"), "\n  wait=<bool (on/off)>\n"),
+            (("-T", "help"), "There are no trace events."),
+        ):
+            with self.subTest(options):
+                result = self.run_daemon(*options)
+                self.assertEqual((result.returncode, result.stderr), (0, ""))
+                self.assertIn(wanted, result.stdout)
+        self.refused("Help is not available for this option", "--blockdev", "raw,help")
+
     def test_trace_is_accepted(self):
         self.daemon("--trace", "enable=x", "-T", "y").quit()
