@@ -8,4 +8,5 @@ void filter_register_drivers(void)
     block_register_driver(&write_log_driver);
     block_register_driver(&fault_driver);
     block_register_driver(&copy_on_read_driver);
+    block_register_driver(&compress_driver);
 }

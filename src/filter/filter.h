@@ -7,6 +7,7 @@
  *   blklogwrites        logs writes, flushes and discards in the format of dm-log-writes
  *   blkdebug            makes I/O fail as told
  *   copy-on-read        keeps what is read from backing files in the image itself
+ *   compress            has the format below store compressed what is written
  */
 #ifndef TIDEMARK_FILTER_FILTER_H
 #define TIDEMARK_FILTER_FILTER_H
@@ -18,6 +19,7 @@ extern const struct block_driver snapshot_access_driver;
 extern const struct block_driver write_log_driver;
 extern const struct block_driver fault_driver;
 extern const struct block_driver copy_on_read_driver;
+extern const struct block_driver compress_driver;
 
 /* Put them into the table of drivers. Once, at start; does not yield. */
 void filter_register_drivers(void);

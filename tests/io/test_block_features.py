@@ -163,6 +163,48 @@ class CopyOnRead(TestCase):
         self.assertLess(out.index("read 65536"), out.index("wrote 4096"))
 
 
+class Compress(TestCase):
+    """A filter: what is written through it is stored compressed."""
+
+    def setUp(self):
+        super().setUp()
+        self.path_of_image = self.create("c.qcow2", "1000000")
+
+    def through_filter(self, *commands, **more):
+        return with_options(
+            "driver=compress,file.driver=qcow2,file.file.driver=file,"
+            f"file.file.filename={self.path_of_image}",
+            *commands,
+            **more,
+        )
+
+    def compressed_clusters(self):
+        report = json.loads(qemu_img("check", "--output=json", self.path_of_image).stdout)
+        return report.get("compressed-clusters", 0)
+
+    def test_whole_clusters_are_compressed_whatever_the_request(self):
+        self.through_filter("write -P 1 0 64k", "write -P 2 100k 100", "write -P 3 190k 10k")
+        self.assertEqual(self.compressed_clusters(), 4)
+        qemu_io(self.path_of_image, "read -P 1 0 64k", "read -P 0 64k 36k", "read -P 2 100k 100",
+                "read -P 3 190k 10k", fmt="qcow2")  # fmt: skip
+
+    def test_the_last_cluster_may_be_cut_off(self):
+        self.through_filter("write -P 4 999000 1000", "read -P 4 999000 1000", "read -P 0 983040 10k")
+        self.assertEqual(self.compressed_clusters(), 1)
+
+    def test_what_was_written_can_be_changed(self):
+        self.through_filter("write -P 5 0 128k", "write -P 6 4k 4k", "write -z 64k 4k",
+                            "discard 128k 64k", "flush")  # fmt: skip
+        qemu_io(self.path_of_image, "read -P 5 0 4k", "read -P 6 4k 4k", "read -P 5 8k 56k",
+                "read -P 0 64k 4k", "read -P 5 68k 60k", fmt="qcow2")  # fmt: skip
+
+    def test_a_format_that_compresses_nothing_is_refused(self):
+        raw = self.create("r.raw", "1M", fmt="raw")
+        result = with_options(f"driver=compress,file.driver=raw,file.file.driver=file,file.file.filename={raw}",
+                              "length", check=False)  # fmt: skip
+        self.assertIn("Compression is not supported for underlying format: raw", result.stderr)
+
+
 class Breakpoints(TestCase):
     def test_request_stands_until_resumed(self):
         path = self.create("disk.qcow2", "1M")
