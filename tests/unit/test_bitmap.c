@@ -315,6 +315,19 @@ static void test_merge_of_another_granularity_and_size(void **state)
     dirty_bitmap_free(coarse);
 }
 
+static void test_merge_of_another_granularity_without_memory(void **state)
+{
+    struct dirty_bitmap *fine = bitmap_new(64 * MiB, 512);
+    struct dirty_bitmap *coarse = bitmap_new(64 * MiB, 4096);
+
+    dirty_bitmap_set(fine, 5 * MiB, 1);
+    dirty_bitmap_set_memory_limit(coarse, 0);
+    assert_int_equal(dirty_bitmap_merge(coarse, fine), -ENOMEM);
+    assert_true(dirty_bitmap_get(coarse, 5 * MiB));
+    dirty_bitmap_free(fine);
+    dirty_bitmap_free(coarse);
+}
+
 static void test_merge_of_whole_regions_takes_no_time_or_memory(void **state)
 {
     struct dirty_bitmap *all = bitmap_new(INT64_MAX, 512);
@@ -606,6 +619,7 @@ int main(void)
         cmocka_unit_test(test_serialised_bit_0_is_granule_0),
         cmocka_unit_test(test_serialised_in_pieces_comes_back_equal),
         cmocka_unit_test(test_merge_of_another_granularity_and_size),
+        cmocka_unit_test(test_merge_of_another_granularity_without_memory),
         cmocka_unit_test(test_merge_of_whole_regions_takes_no_time_or_memory),
         cmocka_unit_test(test_swap_exchanges_contents),
         cmocka_unit_test(test_growth_is_clean),

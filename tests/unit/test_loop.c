@@ -759,6 +759,25 @@ static void test_offloaded_work_runs_elsewhere(void **state)
     run(offload_one, NULL);
 }
 
+static int give_back(void *arg)
+{
+    return *(int *)arg;
+}
+
+static void offload_some_that_fail(void *arg)
+{
+    int one[] = {3, -5, 0, 7}, two[] = {0, -5, -6};
+
+    assert_int_equal(loop_co_offload_all(give_back, one, sizeof(int), 4), -5);
+    assert_int_equal(loop_co_offload_all(give_back, two, sizeof(int), 3), -5);
+    assert_int_equal(loop_co_offload_all(give_back, two, sizeof(int), 1), 0);
+}
+
+static void test_one_failure_among_offloaded_calls_is_told(void **state)
+{
+    run(offload_some_that_fail, NULL);
+}
+
 static int this_thread(void *arg)
 {
     return pthread_equal(*(pthread_t *)arg, pthread_self()) ? 7 : 8;
@@ -858,6 +877,7 @@ int main(void)
         TEST(test_connect_fails_with_a_reason),
         TEST(test_offloaded_work_runs_side_by_side),
         TEST(test_offloaded_work_runs_elsewhere),
+        TEST(test_one_failure_among_offloaded_calls_is_told),
         TEST(test_brief_calls_are_made_here_by_the_patient),
         TEST(test_a_seeded_reactor_does_the_work_itself),
         TEST(test_engine_is_what_was_asked_for),

@@ -219,6 +219,31 @@ static void test_signal_outside_a_coroutine(void **state)
     co_mutex_destroy(&mutex);
 }
 
+static void signal_and_hold(void *arg)
+{
+    co_mutex_lock(&mutex);
+    tokens++;
+    co_cond_signal(&cond);
+    note('(');
+    co_reschedule();
+    co_reschedule();
+    note(')');
+    co_mutex_unlock(&mutex);
+}
+
+static void test_who_is_signalled_waits_for_the_mutex(void **state)
+{
+    co_mutex_init(&mutex);
+    co_cond_init(&cond);
+    tokens = 0;
+    start(take_token, "a");
+    start(signal_and_hold, NULL);
+    test_home_run(&home);
+    assert_string_equal(events, "()a");
+    co_cond_destroy(&cond);
+    co_mutex_destroy(&mutex);
+}
+
 /* --- semaphore */
 
 static struct co_semaphore semaphore;
@@ -246,6 +271,26 @@ static void test_semaphore_limits_units_and_starves_nobody(void **state)
     test_home_run(&home);
     assert_string_equal(events, "abcd");
     assert_int_equal(semaphore.available, 3);
+    co_semaphore_destroy(&semaphore);
+}
+
+static void take_and_give_one(void *arg)
+{
+    co_semaphore_give(&semaphore, 1);
+    note('1');
+    co_reschedule();
+    note('-');
+    co_reschedule();
+    co_semaphore_give(&semaphore, 2);
+}
+
+static void test_semaphore_does_not_grant_a_part(void **state)
+{
+    co_semaphore_init(&semaphore, 0);
+    start(take_units, "a3");
+    start(take_and_give_one, NULL);
+    test_home_run(&home);
+    assert_string_equal(events, "1-a");
     co_semaphore_destroy(&semaphore);
 }
 
@@ -279,6 +324,30 @@ static void test_group_wait_ends_with_the_last(void **state)
     start(wait_for_group, NULL);
     test_home_run(&home);
     assert_string_equal(events, "ewwwee");
+    co_group_destroy(&group);
+}
+
+static void leave_group(void *arg)
+{
+    for (int i = 0; i < *(int *)arg; i++) {
+        co_reschedule();
+    }
+    note('w');
+    co_group_done(&group);
+}
+
+static void test_group_wait_is_not_over_while_one_works(void **state)
+{
+    int turns[] = {1, 5};
+
+    co_group_init(&group);
+    for (int i = 0; i < 2; i++) {
+        co_group_add(&group);
+        start(leave_group, &turns[i]);
+    }
+    start(wait_for_group, NULL);
+    test_home_run(&home);
+    assert_string_equal(events, "wwe");
     co_group_destroy(&group);
 }
 
@@ -393,8 +462,11 @@ int main(void)
         TEST(test_writer_is_alone_and_keeps_later_readers_waiting),
         TEST(test_signal_wakes_the_first_and_broadcast_all),
         TEST(test_signal_outside_a_coroutine),
+        TEST(test_who_is_signalled_waits_for_the_mutex),
         TEST(test_semaphore_limits_units_and_starves_nobody),
+        TEST(test_semaphore_does_not_grant_a_part),
         TEST(test_group_wait_ends_with_the_last),
+        TEST(test_group_wait_is_not_over_while_one_works),
         TEST(test_disjoint_ranges_do_not_wait),
         TEST(test_overlapping_exclusive_range_waits),
         TEST(test_shared_ranges_wait_for_exclusive_ones_only),

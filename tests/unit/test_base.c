@@ -1,0 +1,221 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Vectors, sizes and percent-encoding: what everything else counts on. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/checked.h"
+#include "base/error.h"
+#include "base/iov.h"
+#include "base/percent.h"
+#include "base/size.h"
+
+/* --- vectors ------------------------------------------------------------------------------------------- */
+
+/* 16 bytes in four elements, one of them empty, that lie in memory backwards. */
+struct pieces {
+    char memory[16];
+    struct iovec vec[4];
+    struct iov iov;
+};
+
+static void make_pieces(struct pieces *p)
+{
+    memset(p->memory, 0, sizeof(p->memory));
+    p->vec[0] = (struct iovec){p->memory + 11, 5};
+    p->vec[1] = (struct iovec){p->memory + 11, 0};
+    p->vec[2] = (struct iovec){p->memory + 4, 7};
+    p->vec[3] = (struct iovec){p->memory, 4};
+    p->iov = (struct iov){.vec = p->vec, .count = 4, .size = 16};
+}
+
+static void test_copies_follow_the_vector(void **state)
+{
+    struct pieces p;
+    char back[16];
+
+    make_pieces(&p);
+    iov_copy_from_buf(p.iov, 0, "abcdefghijklmnop", 16);
+    assert_memory_equal(p.memory, "mnopfghijklabcde", 16);
+    iov_copy_to_buf(p.iov, 3, back, 10);
+    assert_memory_equal(back, "defghijklm", 10);
+    iov_fill(p.iov, 4, 'x', 9);
+    assert_memory_equal(p.memory, "xnopxxxxxxxabcdx", 16);
+}
+
+static void test_slice_at_the_borders_of_elements(void **state)
+{
+    struct iovec out[4];
+    struct pieces p;
+
+    make_pieces(&p);
+    assert_int_equal(iov_slice(p.iov, 5, 7, out, 4), 1);
+    assert_ptr_equal(out[0].iov_base, p.memory + 4);
+    assert_int_equal(out[0].iov_len, 7);
+    assert_int_equal(iov_slice(p.iov, 4, 2, out, 4), 2);
+    assert_ptr_equal(out[0].iov_base, p.memory + 15);
+    assert_ptr_equal(out[1].iov_base, p.memory + 4);
+    assert_int_equal(out[1].iov_len, 1);
+    assert_int_equal(iov_slice(p.iov, 16, 0, out, 4), 0);
+}
+
+static void test_slice_that_just_fits_and_one_that_does_not(void **state)
+{
+    struct iovec out[3];
+    struct pieces p;
+
+    make_pieces(&p);
+    assert_int_equal(iov_slice(p.iov, 0, 16, out, 3), 3);
+    assert_int_equal(iov_slice(p.iov, 0, 16, out, 2), -E2BIG);
+}
+
+static void test_part_of_many_elements(void **state)
+{
+    enum { COUNT = 4 * IOV_PART_LOCAL };
+    struct iovec vec[COUNT];
+    char memory[COUNT];
+    struct iov iov = {.vec = vec, .count = COUNT, .size = COUNT};
+    IOV_PART_AUTO(part);
+
+    for (int i = 0; i < COUNT; i++) {
+        vec[i] = (struct iovec){memory + i, 1};
+    }
+    assert_int_equal(iov_part_set(&part, iov, 0, COUNT), 0);
+    assert_int_equal(part.iov.count, COUNT);
+    assert_int_equal(iov_part_set(&part, iov, 3, IOV_PART_LOCAL), 0);
+    assert_int_equal(part.iov.count, IOV_PART_LOCAL);
+    assert_ptr_equal(part.iov.vec[0].iov_base, memory + 3);
+}
+
+static void test_a_byte_anywhere_is_not_zero(void **state)
+{
+    struct pieces p;
+
+    make_pieces(&p);
+    assert_true(iov_is_zero(p.iov));
+    for (int i = 0; i < 16; i++) {
+        p.memory[i] = 1;
+        assert_false(iov_is_zero(p.iov));
+        p.memory[i] = 0;
+    }
+}
+
+static void test_a_byte_anywhere_in_a_buffer_is_not_zero(void **state)
+{
+    char buffer[300] = {0};
+
+    for (size_t i = 0; i < sizeof(buffer); i++) {
+        assert_true(buffer_is_zero(buffer, sizeof(buffer)));
+        buffer[i] = 1;
+        assert_false(buffer_is_zero(buffer, sizeof(buffer)));
+        assert_true(buffer_is_zero(buffer, i));
+        assert_true(buffer_is_zero(buffer + i + 1, sizeof(buffer) - i - 1));
+        buffer[i] = 0;
+    }
+}
+
+/* --- sizes --------------------------------------------------------------------------------------------- */
+
+static void assert_size(const char *text, uint64_t expected)
+{
+    uint64_t bytes = 0;
+    ERROR_AUTO(err);
+
+    assert_int_equal(size_parse(text, "size", &bytes, &err), 0);
+    assert_true(bytes == expected);
+}
+
+static void assert_no_size(const char *text, int errnum)
+{
+    uint64_t bytes = 7;
+    ERROR_AUTO(err);
+
+    assert_int_equal(size_parse(text, "size", &bytes, &err), -errnum);
+    assert_int_equal(bytes, 7);
+}
+
+static void test_sizes(void **state)
+{
+    assert_size("0", 0);
+    assert_size("1.5k", 1536);
+    assert_size("7E", 7 * (UINT64_C(1) << 60));
+    assert_size("9223372036854775807", INT64_MAX);
+}
+
+static void test_sizes_that_are_too_large(void **state)
+{
+    assert_no_size("8E", ERANGE);
+    assert_no_size("16E", ERANGE);
+    assert_no_size("17E", ERANGE); /* 1E, were it to wrap */
+    assert_no_size("9223372036854775808", ERANGE);
+    assert_no_size("99999999999999999999", ERANGE);
+}
+
+static void test_words_that_are_no_sizes(void **state)
+{
+    assert_no_size("", EINVAL);
+    assert_no_size("k", EINVAL);
+    assert_no_size("-1", EINVAL);
+    assert_no_size("1kk", EINVAL);
+    assert_no_size("1.5", EINVAL);
+}
+
+/* --- percent ------------------------------------------------------------------------------------------- */
+
+static void assert_decodes(const char *text, const char *expected)
+{
+    char *decoded = percent_decode(text, strlen(text));
+
+    if (expected) {
+        assert_string_equal(decoded, expected);
+    } else {
+        assert_null(decoded);
+    }
+    free(decoded);
+}
+
+static void test_percent_decoding(void **state)
+{
+    assert_decodes("a%20b%2Fc%2f", "a b/c/");
+    assert_decodes("%25", "%");
+    assert_decodes("%ff", "\xff");
+}
+
+static void test_a_zero_byte_would_cut_a_name_short(void **state)
+{
+    assert_decodes("disk%00.raw", NULL);
+}
+
+static void test_percent_signs_that_stand_for_nothing(void **state)
+{
+    assert_decodes("%", NULL);
+    assert_decodes("a%2", NULL);
+    assert_decodes("%g0", NULL);
+    assert_decodes("%0g", NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_copies_follow_the_vector),
+        cmocka_unit_test(test_slice_at_the_borders_of_elements),
+        cmocka_unit_test(test_slice_that_just_fits_and_one_that_does_not),
+        cmocka_unit_test(test_part_of_many_elements),
+        cmocka_unit_test(test_a_byte_anywhere_is_not_zero),
+        cmocka_unit_test(test_a_byte_anywhere_in_a_buffer_is_not_zero),
+        cmocka_unit_test(test_sizes),
+        cmocka_unit_test(test_sizes_that_are_too_large),
+        cmocka_unit_test(test_words_that_are_no_sizes),
+        cmocka_unit_test(test_percent_decoding),
+        cmocka_unit_test(test_a_zero_byte_would_cut_a_name_short),
+        cmocka_unit_test(test_percent_signs_that_stand_for_nothing),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

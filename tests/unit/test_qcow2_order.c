@@ -1,0 +1,317 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* qcow2: what a second try makes good after a failure, and in which order things reach the file. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "qcow2_fixture.h"
+
+#include "base/byteorder.h"
+#include "base/checked.h"
+
+#define C (4 * KiB)
+#define DISK (16 * MiB)
+#define L2_SPAN (2 * MiB)
+#define INCOMPATIBLE_BYTE 79u
+
+/* --- second tries ------------------------------------------------------------------------------------- */
+
+/* New tables, and clusters that are given back, all of it still in memory. */
+static void change_much(struct image *i)
+{
+    for (uint64_t at = 0; at < DISK; at += 2 * L2_SPAN) {
+        assert_int_equal(image_write(i, at, C, 2), 0);
+    }
+    assert_int_equal(block_co_discard(i->edge, L2_SPAN, 4 * C), 0);
+}
+
+static void expect_much(struct image *i)
+{
+    for (uint64_t at = 0; at < DISK; at += 2 * L2_SPAN) {
+        image_expect(i, at, C, 2);
+    }
+    image_expect(i, L2_SPAN, 4 * C, 0);
+    image_expect(i, L2_SPAN + 4 * C, 4 * C, 1);
+}
+
+static void a_flush_that_failed_anywhere_is_made_good_by_the_next(void *arg)
+{
+    int r = -EIO;
+
+    for (unsigned after = 0; r != 0; after++) {
+        struct image i;
+
+        image_create("a", DISK, "cluster_size=4k");
+        image_open(&i, "a", "");
+        assert_int_equal(image_write(&i, L2_SPAN, 8 * C, 1), 0);
+        assert_int_equal(block_co_flush(i.edge), 0);
+        change_much(&i);
+        memory_file_fail(i.file, MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH, after, EIO);
+        r = block_co_flush(i.edge);
+        memory_file_fail(i.file, 0, 0, 0);
+        assert_int_equal(image_write(&i, 5 * L2_SPAN, C, 3), 0);
+        assert_int_equal(block_co_flush(i.edge), 0);
+        /* What the first one freed is counted so on disk by the one after it. */
+        assert_int_equal(image_write(&i, 7 * L2_SPAN, C, 3), 0);
+        assert_int_equal(block_co_flush(i.edge), 0);
+        image_kill(&i);
+        image_check("a", 0);
+        image_open_read_only(&i, "a");
+        expect_much(&i);
+        image_expect(&i, 5 * L2_SPAN, C, 3);
+        image_close(&i);
+        assert_true(after < 30);
+    }
+}
+
+static void a_write_that_failed_leaves_no_cluster_behind(void *arg)
+{
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    memory_file_fail(i.file, MEMORY_FILE_WRITE, 0, EIO);
+    assert_int_equal(image_write(&i, 8 * C, 4 * C, 2), -EIO);
+    memory_file_fail(i.file, 0, 0, 0);
+    assert_int_equal(image_write(&i, 4 * C, C, 1), 0);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+static void a_table_that_could_not_be_read_is_read_again(void *arg)
+{
+    struct image i;
+    char byte;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, C, 7), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    memory_file_fail(i.file, MEMORY_FILE_READ, 0, EIO);
+    assert_int_equal(block_co_pread(i.edge, 0, &byte, 1), -EIO);
+    memory_file_fail(i.file, 0, 0, 0);
+    image_expect(&i, 0, C, 7);
+    assert_int_equal(image_write(&i, C, C, 8), 0);
+    image_expect(&i, 0, C, 7);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+/* --- refcounts ------------------------------------------------------------------------------------------ */
+
+static void counts_of_all_widths_go_up_and_down(void *arg)
+{
+    static const char *const options[] = {
+        "cluster_size=4k,refcount_bits=1",  "cluster_size=4k,refcount_bits=2",
+        "cluster_size=4k,refcount_bits=4",  "cluster_size=4k,refcount_bits=8",
+        "cluster_size=4k,refcount_bits=16", "cluster_size=4k,refcount_bits=32",
+        "cluster_size=4k,refcount_bits=64",
+    };
+
+    for (size_t n = 0; n < ARRAY_SIZE(options); n++) {
+        struct image i;
+
+        image_create("a", DISK, options[n]);
+        image_open(&i, "a", "");
+        assert_int_equal(image_write(&i, 0, MiB, 1), 0);
+        assert_int_equal(block_co_flush(i.edge), 0);
+        assert_int_equal(block_co_discard(i.edge, 17 * C, 100 * C), 0);
+        image_close(&i);
+        image_check("a", 0);
+    }
+}
+
+/* The count of a cluster that is in use becomes 0 on disk. */
+static void a_count_does_not_go_below_zero(void *arg)
+{
+    uint64_t block, entry, table;
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k,refcount_bits=8");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    block = i.q->reftable[0] & REFTABLE_OFFSET_MASK;
+    table = i.q->l1[0] & ENTRY_OFFSET_MASK;
+    image_close(&i);
+    entry = load_be64(memory_file("a")->data + table) & ENTRY_OFFSET_MASK;
+    memory_file("a")->data[block + entry / C] = 0;
+    image_open(&i, "a", "");
+    assert_int_equal(block_co_discard(i.edge, 0, C), 0);
+    (void)block_co_flush(i.edge);
+    (void)block_co_flush(i.edge);
+    image_kill(&i);
+    assert_int_equal(memory_file("a")->data[block + entry / C], 0);
+    assert_true(memory_file("a")->data[INCOMPATIBLE_BYTE] & INCOMPAT_CORRUPT);
+}
+
+/* --- order ---------------------------------------------------------------------------------------------- */
+
+/* The first entry of the log from `from` on of a kind, and if `length` is not 0 of that length, at `offset`. */
+static unsigned find(const struct memory_file *f, unsigned from, unsigned kind, uint64_t offset,
+                     uint64_t length)
+{
+    for (unsigned n = from; n < f->log_count; n++) {
+        const struct memory_file_op *op = &f->log[n];
+
+        if (op->kind == kind && (length == 0 || (op->offset == offset && op->length == length))) {
+            return n;
+        }
+    }
+    return UINT32_MAX;
+}
+
+static void lazy_refcounts_are_marked_stably_before_they_stay_behind(void *arg)
+{
+    unsigned mark, sync, table;
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k,lazy_refcounts=on");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, C, 1), 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    image_close(&i);
+    assert_int_equal(memory_file("a")->data[INCOMPATIBLE_BYTE] & INCOMPAT_DIRTY, 0);
+
+    image_open(&i, "a", "");
+    i.file->log_count = 0;
+    assert_int_equal(image_write(&i, C, C, 2), 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    assert_true(i.file->data[INCOMPATIBLE_BYTE] & INCOMPAT_DIRTY);
+    mark = find(i.file, 0, MEMORY_FILE_WRITE, HDR_INCOMPATIBLE, 8);
+    sync = find(i.file, mark, MEMORY_FILE_FLUSH, 0, 0);
+    assert_true(mark < sync && sync != UINT32_MAX);
+    table = i.q->l1[0] & ENTRY_OFFSET_MASK;
+    for (unsigned n = 0; n < sync; n++) {
+        assert_true(i.file->log[n].offset < table || i.file->log[n].offset >= table + C);
+    }
+    image_close(&i);
+    assert_int_equal(memory_file("a")->data[INCOMPATIBLE_BYTE] & INCOMPAT_DIRTY, 0);
+    image_check("a", 0);
+}
+
+static void a_longer_refcount_table_is_stable_before_it_is_named(void *arg)
+{
+    unsigned named, sync;
+    struct image i;
+
+    /* 64 entries of 256 clusters of 512 bytes: 8 MiB. */
+    image_create("a", 32 * MiB, "cluster_size=512");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, 7 * MiB, 1), 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    for (uint64_t at = 7 * MiB; i.q->reftable_entries == 64; at += 64 * KiB) {
+        i.file->log_count = 0;
+        assert_int_equal(image_write(&i, at, 64 * KiB, 2), 0);
+        assert_true(at < 16 * MiB);
+    }
+    named = find(i.file, 0, MEMORY_FILE_WRITE, HDR_REFTABLE_OFFSET, 12);
+    assert_true(named > 0 && named != UINT32_MAX);
+    sync = named - 1;
+    assert_int_equal(i.file->log[sync].kind, MEMORY_FILE_FLUSH);
+    assert_int_equal(i.file->log[named + 1].kind, MEMORY_FILE_FLUSH);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+/* --- snapshots ------------------------------------------------------------------------------------------ */
+
+static void take(struct image *i, const char *name)
+{
+    ERROR_AUTO(err);
+
+    block_co_drain_begin(i->node);
+    assert_int_equal(i->node->driver->co_snapshot_create(i->node, name, &err), 0);
+    block_co_drain_end(i->node);
+}
+
+static void a_number_is_not_given_to_two_snapshots(void *arg)
+{
+    struct block_snapshot_info *infos = NULL;
+    size_t count = 0;
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    take(&i, "a");
+    take(&i, "b");
+    take(&i, "c");
+    block_co_drain_begin(i.node);
+    assert_int_equal(i.node->driver->co_snapshot_delete(i.node, "b", NULL), 0);
+    block_co_drain_end(i.node);
+    take(&i, "d");
+    assert_int_equal(i.node->driver->co_snapshot_list(i.node, &infos, &count, NULL), 0);
+    assert_int_equal(count, 3);
+    assert_string_equal(infos[1].id, "3");
+    assert_string_equal(infos[2].id, "4");
+    free(infos);
+    image_close(&i);
+}
+
+static void a_disk_with_bitmaps_does_not_go_back(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+    ERROR_AUTO(err);
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    take(&i, "a");
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 64 * KiB, false, false, &b, &err), 0);
+    block_co_drain_begin(i.node);
+    assert_int_equal(i.node->driver->co_snapshot_apply(i.node, "a", NULL), -ENOTSUP);
+    block_co_drain_end(i.node);
+    image_close(&i);
+}
+
+/* --- changes of size ------------------------------------------------------------------------------------ */
+
+static void resize(struct image *i, uint64_t size)
+{
+    ERROR_AUTO(err);
+
+    block_co_drain_begin(i->node);
+    assert_int_equal(i->node->driver->co_truncate(i->node, size, BLOCK_PREALLOC_OFF, &err), 0);
+    block_co_drain_end(i->node);
+}
+
+static void what_was_cut_off_within_a_cluster_does_not_come_back(void *arg)
+{
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, MiB, 1), 0);
+    resize(&i, 10 * C + 512);
+    resize(&i, MiB);
+    image_expect(&i, 0, 10 * C + 512, 1);
+    image_expect(&i, 10 * C + 512, MiB - 10 * C - 512, 0);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CO_TEST(a_flush_that_failed_anywhere_is_made_good_by_the_next),
+        CO_TEST(a_write_that_failed_leaves_no_cluster_behind),
+        CO_TEST(a_table_that_could_not_be_read_is_read_again),
+        CO_TEST(counts_of_all_widths_go_up_and_down),
+        CO_TEST(a_count_does_not_go_below_zero),
+        CO_TEST(lazy_refcounts_are_marked_stably_before_they_stay_behind),
+        CO_TEST(a_longer_refcount_table_is_stable_before_it_is_named),
+        CO_TEST(a_number_is_not_given_to_two_snapshots),
+        CO_TEST(a_disk_with_bitmaps_does_not_go_back),
+        CO_TEST(what_was_cut_off_within_a_cluster_does_not_come_back),
+    };
+
+    return cmocka_run_group_tests(tests, qcow2_group_setup, qcow2_group_teardown);
+}
