@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tool that could not write, flush or read what it had to says so, and leaves alone what hangs on it."""
+
+import os
+import re
+
+from nbd_server import Nbdkit
+from tidemark import TestCase, img, io, run, tool
+
+MIB = 1 << 20
+
+
+class Failing(TestCase):
+    def broken(self, name, event, iotype, driver="raw", once=False):
+        """Options of an image over a file of which all requests of a kind fail."""
+        config = self.path(f"{os.path.basename(name)}.conf")
+        with open(config, "w", encoding="utf-8") as f:
+            f.write(f'[inject-error]\nevent = "{event}"\niotype = "{iotype}"\nerrno = "5"\n')
+            f.write(f'once = "{"on" if once else "off"}"\nimmediately = "off"\n')
+        return (
+            f"driver={driver},file.driver=blkdebug,file.config={config},"
+            f"file.image.driver=file,file.image.filename={name}"
+        )
+
+    def assert_fails(self, *words, text="Input/output error"):
+        result = run(*tool("img"), *words, check=False)
+        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
+        self.assertIn(text, result.stderr)
+
+    def file_of(self, size, byte, name):
+        path = self.path(name)
+        with open(path, "wb") as f:
+            f.write(bytes([byte]) * size)
+        return path
+
+
+class Convert(Failing):
+    """Of what happens to the target, nothing is passed over."""
+
+    def into(self, source, target, *words):
+        return ["convert", "-n", "-f", "raw", "--target-image-opts", *words, source, target]
+
+    def test_a_write_that_fails(self):
+        source, target = self.file_of(MIB, 1, "source"), self.file_of(MIB, 0, "target")
+        for words in ((), ("-W",), ("-m", "1"), ("-S", "0")):
+            with self.subTest(words=words):
+                self.assert_fails(*self.into(source, self.broken(target, "write_aio", "write"), *words))
+
+    def test_one_write_among_many_that_fails(self):
+        source, target = self.file_of(24 * MIB, 1, "source"), self.file_of(MIB, 0, "target")
+        os.truncate(target, 24 * MIB)
+        for words in ((), ("-W",)):
+            with self.subTest(words=words):
+                broken = self.broken(target, "write_aio", "write", once=True)
+                self.assert_fails(*self.into(source, broken, *words))
+
+    def test_zeroes_that_fail(self):
+        source, target = self.file_of(MIB, 0, "source"), self.file_of(MIB, 9, "target")
+        broken = self.broken(target, "pwritev_zero", "write-zeroes")
+        self.assert_fails(*self.into(source, broken))
+
+    def test_a_qcow2_target_whose_tables_fail(self):
+        source, target = self.file_of(MIB, 1, "source"), self.create("target", "1M")
+        broken = self.broken(target, "l2_update", "write", driver="qcow2")
+        self.assert_fails(*self.into(source, broken))
+
+    def test_a_read_that_fails(self):
+        source, target = self.file_of(MIB, 1, "source"), self.path("target")
+        broken = self.broken(source, "read_aio", "read")
+        self.assert_fails("convert", "--image-opts", "-O", "raw", broken, target)
+
+    def test_writethrough_makes_each_write_stable(self):
+        log = self.path("requests")
+        below = self.own(Nbdkit(self.dir, "--filter=log", "memory", "size=1M", f"logfile={log}"))
+        img("convert", "-n", "-t", "writethrough", "-f", "raw", "-O", "raw",
+            self.file_of(MIB, 1, "source"), below.uri())  # fmt: skip
+        with open(log, encoding="utf-8") as f:
+            writes = re.findall(r" Write id=\d+ .*fua=(\d)", f.read())
+        self.assertTrue(writes)
+        self.assertEqual(set(writes), {"1"})
+
+
+class Rebase(Failing):
+    def test_the_backing_file_stays_when_a_copy_fails(self):
+        old, new = self.file_of(MIB, 1, "old"), self.file_of(MIB, 2, "new")
+        image = self.path("image")
+        img("create", "-q", "-f", "qcow2", "-b", old, "-F", "raw", image, "1M")
+        broken = self.broken(image, "write_aio", "write", driver="qcow2")
+        self.assert_fails("rebase", "--image-opts", "-b", new, "-F", "raw", broken)
+        self.assertIn(f"backing file: {old}", img("info", image).stdout)
+        io(image, "read -P 1 0 1M", fmt="qcow2")
+
+
+class Commit(Failing):
+    def make(self):
+        base, image = self.create("base", "1M"), self.path("image")
+        img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", image, "1M")
+        io(image, "write -P 3 0 1M", fmt="qcow2")
+        return base, image
+
+    def commit_over(self, base, image, event, iotype):
+        broken = self.broken(base, event, iotype, driver="qcow2")
+        words = [f"backing.{word}" for word in broken.split(",")]
+        options = ",".join(["driver=qcow2", "file.driver=file", f"file.filename={image}", *words])
+        self.assert_fails("commit", "--image-opts", options)
+        io(image, "read -P 3 0 1M", fmt="qcow2")
+
+    def test_the_image_stays_when_a_write_to_the_base_fails(self):
+        self.commit_over(*self.make(), "write_aio", "write")
+
+    def test_the_image_stays_when_the_flush_of_the_base_fails(self):
+        self.commit_over(*self.make(), "flush_to_disk", "flush")
