@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backups and restored disks are stable before they appear, and verify looks behind checksums that fit."""
+
+import hashlib
+import json
+import os
+import re
+import struct
+
+from test_backup import CLUSTER, MIB, BackupCase
+from tidemark import qemu_img, qemu_io, run, tool
+
+CALL = re.compile(r"^\d+ +(fdatasync|fsync|rename(?:at2?)?)\((.*)\) += 0")
+
+
+class Order(BackupCase):
+    size = 4 * MIB
+
+    def calls(self, *words):
+        """What was synced and renamed, in order: ("fsync", path) or ("rename", what the call was given)."""
+        trace = self.path("trace")
+        # The engine of threads makes calls that strace can see, and -y tells the files of descriptors.
+        run("strace", "-f", "-y", "-qq", "-o", trace,
+            "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", *words,
+            env={**os.environ, "TIDEMARK_LOOP": "epoll"})  # fmt: skip
+        found, begun = [], {}
+        with open(trace, encoding="utf-8") as f:
+            for line in f:
+                pid = line.split()[0]
+                if "<unfinished ...>" in line:
+                    begun[pid] = line.split("<unfinished")[0].rstrip()
+                    continue
+                resumed = re.search(r"<\.\.\. \w+ resumed>(.*)", line)
+                call = CALL.match(begun.pop(pid) + resumed.group(1) if resumed else line)
+                if call and call.group(1).startswith("rename"):
+                    found.append(("rename", call.group(2)))
+                elif call:
+                    found.append(("fsync", re.search(r"<(.*)>", call.group(2)).group(1)))
+        return found
+
+    def assert_appears_stably(self, calls, name, folder, files):
+        """`name` gets its name after each of `files` was synced, and `folder` is synced after that."""
+        rename = max(i for i, c in enumerate(calls) if c[0] == "rename" and f'{name}"' in c[1])
+        for file in files:
+            synced = [i for i, c in enumerate(calls) if c[0] == "fsync" and c[1].endswith(file)]
+            self.assertTrue(synced and min(synced) < rename, f"{file}: {calls}")
+        self.assertIn(("fsync", folder), calls[rename:])
+
+    def test_a_backup_is_stable_before_and_after_it_gets_its_name(self):
+        self.write_random(0, MIB)
+        calls = self.calls(*self.backup_words())
+        name = self.list_backups()[0]["id"]
+        self.assert_appears_stably(
+            calls, name, os.path.realpath(self.repository), ["disk.qcow2", "checksums", "manifest.json"]
+        )
+
+    def test_a_restored_disk_is_stable_before_and_after_it_gets_its_name(self):
+        self.write_random(0, MIB)
+        self.backup()
+        target = self.path("out.raw")
+        calls = self.calls(*tool("restore"), self.repository, target)
+        (made,) = [c[1].split('"')[1] for c in calls if c[0] == "rename"]
+        self.assert_appears_stably(calls, "out.raw", os.path.realpath(self.dir), [os.path.basename(made)])
+
+
+class Forged(BackupCase):
+    """An image that was changed together with its manifest."""
+
+    size = 4 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, MIB)
+        self.first = self.backup()
+        self.write_random(MIB // 2, CLUSTER)
+        self.second = self.backup()
+
+    def forge(self, manifest):
+        """Make the manifest agree with what its image holds now."""
+        path = os.path.join(self.repository, manifest["id"], "manifest.json")
+        with open(path, encoding="utf-8") as f:
+            fields = json.load(f)
+        with open(self.image_of(manifest), "rb") as f:
+            data = f.read()
+        fields["image"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        del fields["sha256"]
+        text = json.dumps(fields, separators=(",", ":")).replace("/", "\\/")
+        fields["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        with open(path, "w", encoding="utf-8") as f:
+            json.dump(fields, f)
+
+    def assert_found(self, manifest, text):
+        self.forge(manifest)
+        result = run(*tool("verify"), self.repository, check=False)
+        self.assertEqual(result.returncode, 2, result.stdout + result.stderr)
+        self.assertIn(text, result.stdout)
+
+    def test_forging_alone_is_not_noticed(self):
+        self.forge(self.second)
+        self.assert_sound()
+
+    def test_another_backing_file(self):
+        image = self.image_of(self.second)
+        qemu_img("rebase", "-u", "-b", "../other/disk.qcow2", "-F", "qcow2", "-f", "qcow2", image)
+        self.assert_found(self.second, "The backing file of")
+
+    def test_data_that_no_checksum_covers(self):
+        qemu_io(self.image_of(self.second), "write -P 7 3M 64k", fmt="qcow2")
+        self.assert_found(self.second, "it should leave it to its backing file")
+
+    def test_data_that_do_not_fit_their_checksum(self):
+        qemu_io(self.image_of(self.second), "write -P 7 512k 64k", fmt="qcow2")
+        self.assert_found(self.second, "damaged")
+
+    def test_tables_that_contradict_each_other(self):
+        """The refcount of the header's cluster becomes 0."""
+        with open(self.image_of(self.second), "r+b") as f:
+            f.seek(48)
+            table = struct.unpack(">Q", f.read(8))[0]
+            f.seek(table)
+            f.seek(struct.unpack(">Q", f.read(8))[0])
+            f.write(bytes(2))
+        self.assert_found(self.second, "no sound qcow2 image")
