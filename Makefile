@@ -7,6 +7,7 @@
 #   make clang    built by clang, build-clang/     make lint     style and static checks
 #   make fuzz     libFuzzer targets, build-fuzz/   make format   run clang-format over the tree
 #   make fuzz-run    run each target for FUZZ_SECONDS (600), one after the other
+#   make mutants  plant faults in a copy of the tree, and see which tests notice
 #   make arm64    cross build, build-arm64/        make test-arm64   run its unit tests in qemu-user
 #
 # JOBS=N limits parallel compilation, CC=clang chooses the compiler, and TEST_ARGS passes
@@ -51,6 +52,10 @@ crash-long: deps-build deps-test
 	@$(call build,,release,tests/crash/crash_explorer)
 	@nice build/tests/crash/crash_explorer --keep-going --states $(CRASH_STATES) --seed $(CRASH_SEED) $(CRASH_ARGS)
 
+# Planted faults; MUTANTS_ARGS for some of them, as in --layer qcow2,nbd.
+mutants: deps-build deps-test
+	@nice -n 19 tools/mutants $(MUTANTS_ARGS)
+
 demo: deps-demo all
 	@demo/run
 
@@ -73,6 +78,6 @@ install: all
 	@meson install -C build --no-rebuild
 
 clean:
-	rm -rf build build-debug build-tsan build-clang build-fuzz build-arm64 build-arm64-sysroot
+	rm -rf build build-debug build-tsan build-clang build-fuzz build-arm64 build-arm64-sysroot build-mutants
 
-.PHONY: all debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long demo bench lint format install clean
+.PHONY: all debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long mutants demo bench lint format install clean

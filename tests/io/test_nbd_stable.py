@@ -104,13 +104,13 @@ class Format(Recorded):
 class File(TestCase):
     """A file of ours, watched from outside. The engine of threads makes calls that strace can see."""
 
-    def calls(self, *commands):
+    def calls(self, *commands, inject=()):
         disk = self.path("disk.raw")
         with open(disk, "wb") as f:
             f.truncate(SIZE)
         trace = self.path("trace")
         words = [w for command in commands for w in ("-c", command)]
-        run("strace", "-f", "-qq", "-o", trace, "-e", "trace=pwritev2,fdatasync,fsync,pwritev",
+        run("strace", "-f", "-qq", "-o", trace, "-e", "trace=pwritev2,fdatasync,fsync,pwritev", *inject,
             os.path.join(os.environ["TIDEMARK_BUILD"], "tidemark"), "io", "-f", "raw", *words, disk,
             env={**os.environ, "TIDEMARK_LOOP": "epoll"})  # fmt: skip
         with open(trace, encoding="utf-8") as f:
@@ -118,6 +118,10 @@ class File(TestCase):
 
     def test_write_with_fua_is_synced_by_the_system(self):
         self.assertRegex(self.calls("write -f 0 4k"), r"pwritev2\(.*RWF_DSYNC")
+
+    def test_write_with_fua_is_synced_where_the_system_knows_no_such_writes(self):
+        calls = self.calls("write -f 0 4k", inject=("-e", "inject=pwritev2:error=EOPNOTSUPP"))
+        self.assertRegex(calls, r"(?s)pwritev\(.*fdatasync\(\d+")
 
     def test_flush_is_a_sync(self):
         self.assertRegex(self.calls("write 0 4k", "flush"), r"fdatasync\(\d+")
