@@ -121,3 +121,30 @@ class Forged(BackupCase):
             f.seek(struct.unpack(">Q", f.read(8))[0])
             f.write(bytes(2))
         self.assert_found(self.second, "no sound qcow2 image")
+
+
+class Device(BackupCase):
+    size = 4 * MIB
+
+    def loop_device(self):
+        """One that is full of something; made by sudo where it must be."""
+        content = self.path("content")
+        with open(content, "wb") as f:
+            f.write(b"before" * (MIB // 3 * 2 + 6))
+        as_root = () if os.geteuid() == 0 else ("sudo", "-n")
+        made = run(*as_root, "losetup", "-f", "--show", "--sizelimit", str(self.size), content, check=False)
+        if made.returncode:
+            self.skipTest(f"no loop device to be had: {made.stderr}")
+        device = made.stdout.strip()
+        self.addCleanup(run, *as_root, "losetup", "-d", device)
+        if as_root:
+            run(*as_root, "chown", str(os.geteuid()), device)
+        return device
+
+    def test_zeroes_reach_a_device_that_held_something(self):
+        self.write_random(MIB, MIB)
+        manifest = self.backup()
+        device = self.loop_device()
+        run(*tool("restore"), self.repository, "--at", manifest["id"], "--force", device)
+        with open(device, "rb") as f:
+            self.assertEqual(f.read(), self.model)

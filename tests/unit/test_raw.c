@@ -2,6 +2,7 @@
 /* Parts of files, and the guard of what was guessed to be raw. Each test runs in a coroutine of its own. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/loop.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -237,6 +239,49 @@ static void a_flush_does_not_share_a_sync_that_began_before(void *arg)
     detach(&d);
 }
 
+/* --- a device that became smaller ------------------------------------------------------------------------ */
+
+/* A loop device over IMAGE, -1 where we may not make one. It goes when the last user closes it. */
+static int make_loop_device(char *path, size_t size)
+{
+    struct loop_config config = {.info.lo_flags = LO_FLAGS_AUTOCLEAR};
+    int control AUTO_CLOSE = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+    int image AUTO_CLOSE = open(IMAGE, O_RDWR | O_CLOEXEC);
+    int number = control < 0 ? -1 : ioctl(control, LOOP_CTL_GET_FREE), fd;
+
+    snprintf(path, size, "/dev/loop%d", number);
+    fd = number < 0 ? -1 : open(path, O_RDWR | O_CLOEXEC);
+    config.fd = (uint32_t)image;
+    if (fd >= 0 && ioctl(fd, LOOP_CONFIGURE, &config) < 0) {
+        close(fd);
+        fd = -1;
+    }
+    return fd;
+}
+
+static void what_a_device_has_lost_does_not_read_as_zeroes(void *arg)
+{
+    char path[32], options[64], byte;
+    struct disk d;
+    int fd;
+
+    make_file(1 * MiB, 'x');
+    fd = make_loop_device(path, sizeof(path));
+    if (fd < 0) {
+        print_message("# no loop device to be had\n");
+        return;
+    }
+    snprintf(options, sizeof(options), "driver=host_device,filename=%s", path);
+    d = attach(options);
+    assert_int_equal(block_co_pread(d.edge, MiB - 1, &byte, 1), 0);
+    assert_int_equal(truncate(IMAGE, 512 * KiB), 0);
+    assert_int_equal(ioctl(fd, LOOP_SET_CAPACITY, 0), 0);
+    assert_int_equal(block_co_pread(d.edge, 512 * KiB - 1, &byte, 1), 0);
+    assert_int_equal(block_co_pread(d.edge, 512 * KiB, &byte, 1), -EIO);
+    detach(&d);
+    close(fd);
+}
+
 /* --- running ------------------------------------------------------------------------------------------ */
 
 static int setup(void **state)
@@ -254,6 +299,7 @@ int main(void)
         CO_TEST(zeroes_can_make_a_header_too),
         CO_TEST(a_discard_leaves_the_first_sector),
         CO_TEST(a_write_that_the_kernel_takes_in_part_fails),
+        CO_TEST(what_a_device_has_lost_does_not_read_as_zeroes),
         CO_TEST(a_flush_does_not_share_a_sync_that_began_before),
     };
 
