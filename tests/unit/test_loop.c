@@ -251,6 +251,32 @@ static void test_sleep_lasts_long_enough(void **state)
     run(sleep_some, NULL);
 }
 
+static void spin(void *arg)
+{
+    while (!*(bool *)arg) {
+        co_reschedule();
+    }
+}
+
+/* The loop runs its timers in each of its turns, not only when it wakes for one. */
+static void sleep_beside_one_that_spins(void *arg)
+{
+    int64_t begin = loop_now_ns();
+    bool done = false;
+
+    assert_int_equal(reactor_spawn(reactor_main(), spin, &done), 0);
+    loop_co_sleep(20 * MS);
+    done = true;
+    assert_true(loop_now_ns() - begin >= 20 * MS);
+    co_reschedule();
+    co_reschedule();
+}
+
+static void test_sleep_lasts_long_enough_on_a_busy_loop(void **state)
+{
+    run(sleep_beside_one_that_spins, NULL);
+}
+
 /* --- files */
 
 static int open_scratch(int flags)
@@ -862,6 +888,7 @@ int main(void)
         TEST(test_deferred_call_comes_once_after_the_coroutines),
         TEST(test_timers_fire_in_order_of_their_deadlines),
         TEST(test_sleep_lasts_long_enough),
+        TEST(test_sleep_lasts_long_enough_on_a_busy_loop),
         TEST(test_files_read_what_was_written),
         TEST(test_direct_files),
         TEST(test_fallocate_takes_the_mode),

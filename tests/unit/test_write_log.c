@@ -78,6 +78,23 @@ static void assert_entry(const struct log_graph *g, uint64_t log_sector, uint64_
     assert_int_equal(load_le64(entry + 24), 0);
 }
 
+static void a_flush_makes_the_log_stable_last(void *arg)
+{
+    struct log_graph g;
+
+    open_graph(&g, "");
+    assert_int_equal(block_co_pwrite(g.edge, 8192, (uint8_t[SECTOR]){1}, SECTOR, 0), 0);
+    assert_int_equal(block_co_flush(g.edge), 0);
+    assert_int_equal(memory_disk_requests(g.file, MEMORY_DISK_FLUSH), 1);
+    assert_int_equal(memory_disk_requests(g.log, MEMORY_DISK_FLUSH), 1);
+    memory_disk_fail(g.log, MEMORY_DISK_FLUSH, EIO);
+    assert_int_equal(block_co_pwrite(g.edge, 8192, (uint8_t[SECTOR]){2}, SECTOR, 0), 0);
+    assert_int_equal(block_co_flush(g.edge), -EIO);
+    memory_disk_fail(g.log, 0, 0);
+    close_filter(&g);
+    close_graph(&g);
+}
+
 static void log_has_the_format_of_dm_log_writes(void *arg)
 {
     struct log_graph g;
@@ -213,6 +230,7 @@ static int setup(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        CO_TEST(a_flush_makes_the_log_stable_last),
         CO_TEST(log_has_the_format_of_dm_log_writes),
         CO_TEST(writes_that_complete_during_a_flush_follow_it),
         CO_TEST(log_can_be_appended_to),
