@@ -10,6 +10,7 @@ import nbd
 import nbd_raw
 from nbd_raw import ACK, EINVAL, GO, READ, SET_META, WRITE, RawClient, go_data, meta_data
 from nbd_server import NbdServer, Nbdkit
+from qmp import QmpError
 from test_nbd_client import Hostile, chunk
 from tidemark import TestCase, can_connect, io
 
@@ -128,6 +129,21 @@ class Contexts(TestCase):
         client.receive(10)
         client.request(nbd_raw.BLOCK_STATUS, 0, 4096)
         self.assertEqual(client.error(), EINVAL)
+
+
+class Server(TestCase):
+    def test_a_second_server_is_refused_and_the_first_goes_on(self):
+        paths = [self.path("one"), self.path("two")]
+        disk = self.create("disk.raw", "1M", "raw")
+        daemon = self.daemon(f"--blockdev=driver=file,node-name=disk,filename={disk}")
+        addresses = [{"type": "unix", "data": {"path": path}} for path in paths]
+        daemon.qmp.command("nbd-server-start", addr=addresses[0])
+        daemon.qmp.command("block-export-add", type="nbd", id="e", **{"node-name": "disk"})
+        with self.assertRaisesRegex(QmpError, "already running"):
+            daemon.qmp.command("nbd-server-start", addr=addresses[1])
+        self.assertFalse(os.path.exists(paths[1]))
+        with RawClient(paths[0]) as client:
+            client.go(b"disk")
 
 
 class Client(TestCase):
