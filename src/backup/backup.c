@@ -23,6 +23,8 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "backup/chain.h"
+#include "backup/files.h"
 #include "backup/pull.h"
 #include "backup/source.h"
 #include "base/checked.h"
@@ -43,9 +45,10 @@ struct run {
     const struct repository_entry *base; /* NULL: a full backup */
     char *reason;                        /* why it is a full one */
     struct manifest manifest;
-    char *tmp_path;   /* the unfinished backup */
+    struct repository_draft draft;
     char *temp_image; /* what copy-before-write writes to */
-    char *image, *sums;
+    int image_fd, sums_fd;
+    char *image, *sums; /* their paths, for messages */
     int64_t started_ns;
 };
 
@@ -74,31 +77,51 @@ static int say(char **ret, const char *fmt, ...)
     return 0;
 }
 
-/* The files that the next backup would build on: there, and of the right size. */
-static int check_chain_files(struct run *run, const struct repository_entry *last)
+static int check_image(struct run *run, const struct repository_entry *e)
+{
+    char *shown AUTO_FREE = repository_file(&run->repository, e->id, REPOSITORY_IMAGE);
+    int fd AUTO_CLOSE = -1;
+    ERROR_AUTO(err);
+    struct stat st;
+
+    if (!shown) {
+        return -ENOMEM;
+    }
+    fd = repository_open_file(&run->repository, e->id, REPOSITORY_IMAGE, &err);
+    if (fd == -ENOENT) {
+        return say(&run->reason, "file '%s' of an earlier backup is gone", shown);
+    }
+    if (fd < 0) {
+        return say(&run->reason, "%s", error_message(&err));
+    }
+    if (fstat(fd, &st) < 0 || (uint64_t)st.st_size != e->manifest.image_size) {
+        return say(&run->reason, "file '%s' of an earlier backup was changed", shown);
+    }
+    return 0;
+}
+
+/*
+ * The files that the next backup would build on: there, images of the right size, and checksums (without which nothing
+ * can be restored) of the right contents.
+ */
+static int co_check_chain_files(struct run *run, const struct repository_entry *last)
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     ERROR_AUTO(err);
     size_t count;
+    int rc = 0;
 
     if (repository_chain(&run->repository, last, &chain, &count, &err) < 0) {
         return say(&run->reason, "%s", error_message(&err));
     }
-    for (size_t i = 0; i < count; i++) {
-        char *path AUTO_FREE = repository_file(&run->repository, chain[i]->id, REPOSITORY_IMAGE);
-        struct stat st;
-
-        if (!path) {
-            return -ENOMEM;
-        }
-        if (stat(path, &st) < 0) {
-            return say(&run->reason, "file '%s' of an earlier backup is gone", path);
-        }
-        if ((uint64_t)st.st_size != chain[i]->manifest.image_size) {
-            return say(&run->reason, "file '%s' of an earlier backup was changed", path);
+    for (size_t i = 0; rc == 0 && !run->reason && i < count; i++) {
+        rc = check_image(run, chain[i]);
+        if (rc == 0 && !run->reason &&
+            chain_co_check_sums(&run->repository, chain[i], NULL, &err) < 0) {
+            rc = say(&run->reason, "%s", error_message(&err));
         }
     }
-    return 0;
+    return rc;
 }
 
 static int check_bitmap(struct run *run, const struct repository_entry *last)
@@ -127,13 +150,16 @@ static int check_bitmap(struct run *run, const struct repository_entry *last)
 }
 
 /* Sets run->base, or run->reason. */
-static int decide(struct run *run, struct error *err)
+static int co_decide(struct run *run, struct error *err)
 {
     const struct repository_entry *last = repository_last(&run->repository);
+    const struct repository_entry *damaged = repository_damaged_last(&run->repository);
     int rc = 0;
 
     if (run->options->full) {
         rc = say(&run->reason, "asked for");
+    } else if (last && damaged) {
+        rc = say(&run->reason, "the last backup, %s, is damaged", damaged->id);
     } else if (!last) {
         rc = say(&run->reason, run->repository.count ? "the earlier backups are damaged"
                                                      : "there is no earlier backup");
@@ -145,7 +171,7 @@ static int decide(struct run *run, struct error *err)
         rc = say(&run->reason, "the disk was resized from %s to %s", before, now);
     } else {
         rc = check_bitmap(run, last);
-        rc = rc < 0 || run->reason ? rc : check_chain_files(run, last);
+        rc = rc < 0 || run->reason ? rc : co_check_chain_files(run, last);
     }
     if (rc < 0) {
         return out_of_memory(err);
@@ -193,7 +219,7 @@ static int make_temp_image(struct run *run, struct error *err)
         }
     }
     if ((dir ? asprintf(&run->temp_image, "%s/%s-%s", dir, run->source.prefix, TEMP_FILE)
-             : asprintf(&run->temp_image, "%s/%s", run->tmp_path, TEMP_FILE)) < 0) {
+             : asprintf(&run->temp_image, "%s/%s", run->draft.path, TEMP_FILE)) < 0) {
         run->temp_image = NULL;
         return out_of_memory(err);
     }
@@ -214,12 +240,28 @@ static int make_manifest(struct run *run, struct error *err)
     m->sequence = repository_next_sequence(&run->repository);
     m->virtual_size = run->state.virtual_size;
     m->reason = TAKE_PTR(run->reason);
+    memcpy(m->repository, run->repository.id, sizeof(m->repository));
     m->node = strdup(run->options->node);
     m->bitmap = run->state.read_only ? strdup("") : source_bitmap_name(&run->source, m->id);
     if (run->base) {
         memcpy(m->parent, run->base->id, sizeof(m->parent));
     }
     return m->node && m->bitmap ? 0 : out_of_memory(err);
+}
+
+static int make_files(struct run *run, struct error *err)
+{
+    run->image = files_join(run->draft.path, REPOSITORY_IMAGE);
+    run->sums = files_join(run->draft.path, REPOSITORY_SUMS);
+    if (!run->image || !run->sums) {
+        return out_of_memory(err);
+    }
+    run->image_fd = files_create_at(run->draft.fd, REPOSITORY_IMAGE, run->image, err);
+    if (run->image_fd < 0) {
+        return run->image_fd;
+    }
+    run->sums_fd = files_create_at(run->draft.fd, REPOSITORY_SUMS, run->sums, err);
+    return run->sums_fd < 0 ? run->sums_fd : 0;
 }
 
 static int co_prepare(struct run *run, struct qmp_client *qmp, struct error *err)
@@ -232,15 +274,11 @@ static int co_prepare(struct run *run, struct qmp_client *qmp, struct error *err
     rc = rc < 0 ? rc : source_co_settle(&run->source, last ? last->id : NULL, err);
     source_state_clear(&run->state);
     rc = rc < 0 ? rc : source_co_inspect(&run->source, &run->state, err);
-    rc = rc < 0 ? rc : decide(run, err);
+    rc = rc < 0 ? rc : co_decide(run, err);
     rc = rc < 0 ? rc : make_manifest(run, err);
-    rc = rc < 0 ? rc : repository_begin(&run->repository, run->manifest.id, &run->tmp_path, err);
+    rc = rc < 0 ? rc : repository_begin(&run->repository, run->manifest.id, &run->draft, err);
     rc = rc < 0 ? rc : make_temp_image(run, err);
-    if (rc == 0 && (asprintf(&run->image, "%s/%s", run->tmp_path, REPOSITORY_IMAGE) < 0 ||
-                    asprintf(&run->sums, "%s/%s", run->tmp_path, REPOSITORY_SUMS) < 0)) {
-        rc = out_of_memory(err);
-    }
-    return rc;
+    return rc < 0 ? rc : make_files(run, err);
 }
 
 /* --- the point in time --- */
@@ -260,9 +298,9 @@ static void guess_cause(const struct run *run, struct error *err)
     if (err->code == EINTR) {
         return;
     }
-    if (is_full(run->tmp_path) || (fleece_dir && is_full(fleece_dir))) {
+    if (is_full(run->draft.path) || (fleece_dir && is_full(fleece_dir))) {
         error_hint(err, "There is no space left in '%s'.",
-                   is_full(run->tmp_path) ? run->repository.path : fleece_dir);
+                   is_full(run->draft.path) ? run->repository.path : fleece_dir);
     } else {
         error_hint(err,
                    "If the daemon could not keep old data of what was overwritten meanwhile "
@@ -291,8 +329,10 @@ static int co_pull(struct run *run, struct error *err)
             .export_name = run->source.prefix,
             .bitmap = base ? run->base->manifest.bitmap : NULL,
             .disk_size = run->state.virtual_size,
+            .image_fd = run->image_fd,
             .image_path = run->image,
             .backing = backing,
+            .sums_fd = run->sums_fd,
             .sums_path = run->sums,
             .progress = run->options->progress,
             .stop = run->options->stop,
@@ -309,12 +349,12 @@ static int co_pull(struct run *run, struct error *err)
     return rc;
 }
 
-static int add_allocated(const char *path, uint64_t *sum, struct error *err)
+static int add_allocated(int fd, const char *shown, uint64_t *sum, struct error *err)
 {
     struct stat st;
 
-    if (stat(path, &st) < 0) {
-        return error_set_errno(err, errno, "Could not inspect '%s'", path);
+    if (fstat(fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
     }
     *sum += (uint64_t)st.st_blocks * 512;
     return 0;
@@ -322,18 +362,20 @@ static int add_allocated(const char *path, uint64_t *sum, struct error *err)
 
 static int co_complete(struct run *run, struct error *err)
 {
+    volatile sig_atomic_t *stop = run->options->stop;
     struct manifest *m = &run->manifest;
-    int rc = digest_co_file(run->image, m->image_sha256, &m->image_size, err);
+    int rc = digest_co_file(run->image_fd, run->image, stop, m->image_sha256, &m->image_size, err);
 
-    rc = rc < 0 ? rc : digest_co_file(run->sums, m->sums_sha256, &m->sums_size, err);
-    rc = rc < 0 ? rc : add_allocated(run->image, &m->stored, err);
-    rc = rc < 0 ? rc : add_allocated(run->sums, &m->stored, err);
+    rc = rc < 0 ? rc
+                : digest_co_file(run->sums_fd, run->sums, stop, m->sums_sha256, &m->sums_size, err);
+    rc = rc < 0 ? rc : add_allocated(run->image_fd, run->image, &m->stored, err);
+    rc = rc < 0 ? rc : add_allocated(run->sums_fd, run->sums, &m->stored, err);
     if (rc < 0) {
         return rc;
     }
     m->duration_ms = (uint64_t)(loop_now_ns() - run->started_ns) / NS_PER_MS;
     unlink(run->temp_image);
-    return repository_commit(&run->repository, run->tmp_path, m, err);
+    return repository_commit(&run->repository, &run->draft, m, err);
 }
 
 /* From the checkpoint on the daemon has to be settled, whatever happens. */
@@ -370,15 +412,18 @@ static void clear(struct run *run)
     if (run->temp_image) {
         unlink(run->temp_image);
     }
-    if (run->tmp_path) {
-        repository_discard(run->tmp_path);
+    repository_discard(&run->repository, &run->draft);
+    if (run->image_fd >= 0) {
+        close(run->image_fd);
+    }
+    if (run->sums_fd >= 0) {
+        close(run->sums_fd);
     }
     source_clear(&run->source);
     source_state_clear(&run->state);
     manifest_clear(&run->manifest);
     repository_close(&run->repository);
     free(run->reason);
-    free(run->tmp_path);
     free(run->temp_image);
     free(run->image);
     free(run->sums);
@@ -386,8 +431,12 @@ static void clear(struct run *run)
 
 int backup_co_take(const struct backup_options *options, struct manifest *ret, struct error *err)
 {
-    struct run run = {
-        .options = options, .repository = REPOSITORY_INIT, .started_ns = loop_now_ns()};
+    struct run run = {.options = options,
+                      .repository = REPOSITORY_INIT,
+                      .draft = REPOSITORY_DRAFT_INIT,
+                      .image_fd = -1,
+                      .sums_fd = -1,
+                      .started_ns = loop_now_ns()};
     struct qmp_client *qmp AUTO_QMP = NULL;
     int rc = qmp_client_co_connect(options->qmp_socket, &qmp, err);
 

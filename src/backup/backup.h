@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "backup/manifest.h"
+#include "backup/progress.h"
 #include "backup/repository.h"
 #include "base/error.h"
 
@@ -22,7 +23,7 @@ struct backup_options {
     const char *fleece_dir; /* for the temporary image; NULL: in the repository */
     const char *nbd_uri;    /* of the daemon's NBD server; NULL: the daemon tells */
     bool full;              /* also where an incremental one is possible */
-    bool progress;
+    enum progress_mode progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
 };
 
@@ -35,10 +36,10 @@ int backup_co_take(const struct backup_options *options, struct manifest *ret, s
 struct restore_options {
     const char *dir;
     const char *at;     /* id of the point in time; NULL: the newest */
-    const char *target; /* a file to be made, or a block device */
+    const char *target; /* see backup/target.h */
     const char *format; /* "raw", "qcow2" */
     bool force;         /* replace an existing file */
-    bool progress;
+    enum progress_mode progress;
     volatile sig_atomic_t *stop;
 };
 
@@ -63,15 +64,22 @@ struct verify_report {
 struct verify_options {
     const char *dir;
     const char *at; /* this backup and those it builds on; NULL: all */
-    bool progress;
-    void (*report)(const struct verify_report *report, void *arg); /* once per backup */
+    enum progress_mode progress;
+    /* Once per backup, and for a repository.json with a problem (by that id). */
+    void (*report)(const struct verify_report *report, void *arg);
     void *arg;
+    volatile sig_atomic_t *stop;
+};
+
+struct verify_result {
+    size_t damaged; /* backups that can't be restored, those included that build on a damaged one */
+    bool description; /* repository.json has a problem */
 };
 
 /*
- * Check manifests, links, files, qcow2 structures and contents. *ret_damaged is the number of backups that can't be
- * restored, those included that build on a damaged one. Negative only when it could not be found out.
+ * Check manifests, links, files, qcow2 structures and contents. Negative only when it could not be found out; -EINTR: stopped.
  */
-int verify_co_run(const struct verify_options *options, size_t *ret_damaged, struct error *err);
+int verify_co_run(const struct verify_options *options, struct verify_result *ret,
+                  struct error *err);
 
 #endif

@@ -5,8 +5,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include "backup/files.h"
+#include "base/byteorder.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/iov.h"
 #include "block/gate.h"
 #include "co/sync.h"
@@ -17,11 +22,105 @@
 /* Extents of zeroes are handed on in pieces of this, so that a stop is noticed. */
 #define ZERO_CLUSTERS (1u << 20)
 
+/* What of an image's header can lead out of the repository, or to something that is no backup. From QEMU's interop/qcow2. */
+#define HEADER_SIZE 104
+#define CRYPT_METHOD 32
+#define INCOMPATIBLE_FEATURES 72
+#define INCOMPATIBLE_KNOWN 0x8u /* compression type */
+
+static int check_header(int fd, const char *shown, struct error *err)
+{
+    uint8_t header[HEADER_SIZE];
+    uint64_t features;
+
+    if (pread(fd, header, sizeof(header), 0) != sizeof(header) || load_be32(header) != 0x514649fb ||
+        load_be32(header + 4) != 3) {
+        return error_set(err, EINVAL, "'%s' is not the qcow2 image of a backup", shown);
+    }
+    features = load_be64(header + INCOMPATIBLE_FEATURES);
+    if (features & 4) {
+        return error_set(err, EINVAL, "'%s' has its data in another file, and no backup has that",
+                         shown);
+    }
+    if ((features & ~(uint64_t)INCOMPATIBLE_KNOWN) || load_be32(header + CRYPT_METHOD)) {
+        return error_set(err, EINVAL, "'%s' has features that no backup has", shown);
+    }
+    return 0;
+}
+
+static int check_size(int fd, const char *shown, uint64_t expected, struct error *err)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
+    }
+    if ((uint64_t)st.st_size != expected) {
+        return error_set(err, EBADMSG,
+                         "'%s' was changed: it has %lld bytes, the manifest says %" PRIu64, shown,
+                         (long long)st.st_size, expected);
+    }
+    return 0;
+}
+
+static int co_open_image(const struct repository *r, struct chain_layer *layer, struct error *err)
+{
+    const struct manifest *m = &layer->entry->manifest;
+    int fd AUTO_CLOSE = repository_open_file(r, m->id, REPOSITORY_IMAGE, err);
+    struct options *opts, *file;
+    char self[FILES_SELF_SIZE];
+    int rc = fd < 0 ? fd : check_size(fd, layer->image, m->image_size, err);
+
+    rc = rc < 0 ? rc : check_header(fd, layer->image, err);
+    if (rc < 0) {
+        return rc;
+    }
+    files_self_path(fd, self);
+    opts = options_new();
+    file = options_new();
+    options_set_str(opts, "driver", "qcow2");
+    options_set_bool(opts, "read-only", true);
+    options_set_str(file, "driver", "file");
+    options_set_str(file, "filename", self);
+    options_set_child(opts, "file", file);
+    rc = block_co_open(opts, BLOCK_OPEN_NO_BACKING, &layer->node, err);
+    files_name_in_error(err, fd, layer->image);
+    if (rc < 0) {
+        return rc;
+    }
+    if (block_node_size(layer->node) != m->virtual_size) {
+        return error_set(err, EINVAL,
+                         "'%s' is a disk of %" PRIu64 " bytes, the manifest says %" PRIu64,
+                         layer->image, block_node_size(layer->node), m->virtual_size);
+    }
+    return block_co_root_new(layer->node, "restore", BLOCK_PERM_CONSISTENT_READ,
+                             BLOCK_PERM_CONSISTENT_READ, &layer->root, err);
+}
+
+int chain_co_check_sums(const struct repository *r, const struct repository_entry *e, int *ret_fd,
+                        struct error *err)
+{
+    const struct manifest *m = &e->manifest;
+    char *shown AUTO_FREE = repository_file(r, e->id, REPOSITORY_SUMS);
+    int fd AUTO_CLOSE = -1;
+    int rc;
+
+    if (!shown) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    fd = repository_open_file(r, e->id, REPOSITORY_SUMS, err);
+    rc = fd < 0 ? fd : digest_co_expect(fd, shown, m->sums_size, m->sums_sha256, NULL, err);
+    if (rc == 0 && ret_fd) {
+        *ret_fd = TAKE_FD(fd);
+    }
+    return rc;
+}
+
+/* The checksums decide what every cluster is to be, zeroes included: nothing of them counts before they are the manifest's. */
 static int co_open_layer(const struct repository *r, const struct repository_entry *e,
                          struct chain_layer *layer, struct error *err)
 {
-    struct options *opts, *file;
-    int rc;
+    int fd = -1, rc;
 
     layer->entry = e;
     layer->image = repository_file(r, e->id, REPOSITORY_IMAGE);
@@ -29,29 +128,13 @@ static int co_open_layer(const struct repository *r, const struct repository_ent
     if (!layer->image || !layer->sums_path) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    rc = sums_open(layer->sums_path, e->manifest.virtual_size, &layer->sums, err);
+    rc = chain_co_check_sums(r, e, &fd, err);
+    rc = rc < 0 ? rc : sums_open(fd, layer->sums_path, e->manifest.virtual_size, &layer->sums, err);
     if (rc < 0) {
         layer->sums.fd = -1;
         return rc;
     }
-    opts = options_new();
-    file = options_new();
-    options_set_str(opts, "driver", "qcow2");
-    options_set_bool(opts, "read-only", true);
-    options_set_str(file, "driver", "file");
-    options_set_str(file, "filename", layer->image);
-    options_set_child(opts, "file", file);
-    rc = block_co_open(opts, BLOCK_OPEN_NO_BACKING, &layer->node, err);
-    if (rc < 0) {
-        return rc;
-    }
-    if (block_node_size(layer->node) != e->manifest.virtual_size) {
-        return error_set(err, EINVAL,
-                         "'%s' is a disk of %" PRIu64 " bytes, the manifest says %" PRIu64,
-                         layer->image, block_node_size(layer->node), e->manifest.virtual_size);
-    }
-    return block_co_root_new(layer->node, "restore", BLOCK_PERM_CONSISTENT_READ,
-                             BLOCK_PERM_CONSISTENT_READ, &layer->root, err);
+    return co_open_image(r, layer, err);
 }
 
 int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,

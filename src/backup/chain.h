@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Reading backups: the layers of a chain, each an image with its checksums, and which layer a cluster is to be read
- * from. The layers are opened one by one, by the paths of the repository: what an image says of its backing file is
- * never followed. Main reactor, in a coroutine; `co_` functions yield.
+ * from. The layers are opened one by one, as files of the repository: what an image says of its backing file or data
+ * file is never followed. Every checksum file is compared with the manifest when it is opened. Main reactor, in a coroutine; `co_` functions yield.
  */
 #ifndef TIDEMARK_BACKUP_CHAIN_H
 #define TIDEMARK_BACKUP_CHAIN_H
@@ -36,6 +36,13 @@ struct chain {
 };
 
 #define CHAIN_INIT ((struct chain){0})
+
+/*
+ * Compare the checksum file of a backup, size and SHA-256, with the manifest. *ret_fd (may be NULL) gets it, open. -EBADMSG
+ * when they differ.
+ */
+int chain_co_check_sums(const struct repository *r, const struct repository_entry *e, int *ret_fd,
+                        struct error *err);
 
 /* Open. On failure *ret is to be closed, too. Errors name the file. */
 int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,

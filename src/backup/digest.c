@@ -2,8 +2,9 @@
 #include "backup/digest.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "backup/libcrypto_lazy.h"
@@ -35,40 +36,45 @@ void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret[static DIG
 }
 
 struct file_job {
-    const char *path;
+    int fd;
+    const char *shown;
     char *ret_hex;
     uint64_t size;
+    volatile sig_atomic_t *stop;
     struct error *err;
 };
 
-static int hash_fd(int fd, EVP_MD_CTX *ctx, struct file_job *job)
+static int hash_fd(EVP_MD_CTX *ctx, struct file_job *job)
 {
     char *buf AUTO_FREE = malloc(READ_SIZE);
     uint8_t digest[DIGEST_SIZE];
     unsigned len = 0;
 
     if (!buf || !EVP_DigestInit_ex(ctx, EVP_sha256(), NULL)) {
-        return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->path);
+        return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->shown);
     }
     for (;;) {
-        ssize_t n = read(fd, buf, READ_SIZE);
+        ssize_t n = pread(job->fd, buf, READ_SIZE, (off_t)job->size);
 
+        if (job->stop && *job->stop) {
+            return error_set(job->err, EINTR, "Stopped while reading '%s'", job->shown);
+        }
         if (n < 0 && errno == EINTR) {
             continue;
         }
         if (n < 0) {
-            return error_set_errno(job->err, errno, "Could not read '%s'", job->path);
+            return error_set_errno(job->err, errno, "Could not read '%s'", job->shown);
         }
         if (n == 0) {
             break;
         }
         job->size += (uint64_t)n;
         if (!EVP_DigestUpdate(ctx, buf, (size_t)n)) {
-            return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->path);
+            return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->shown);
         }
     }
     if (!EVP_DigestFinal_ex(ctx, digest, &len) || len != DIGEST_SIZE) {
-        return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->path);
+        return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->shown);
     }
     digest_to_hex(digest, job->ret_hex);
     return 0;
@@ -77,34 +83,52 @@ static int hash_fd(int fd, EVP_MD_CTX *ctx, struct file_job *job)
 static int file_job_run(void *arg)
 {
     struct file_job *job = arg;
-    int fd AUTO_CLOSE = open(job->path, O_RDONLY | O_CLOEXEC);
     EVP_MD_CTX *ctx;
-    int ret;
+    int ret = lazy_libcrypto_load(job->err);
 
-    if (fd < 0) {
-        return error_set_errno(job->err, errno, "Could not open '%s'", job->path);
-    }
-    ret = lazy_libcrypto_load(job->err);
     if (ret < 0) {
         return ret;
     }
     ctx = EVP_MD_CTX_new();
     if (!ctx) {
-        return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->path);
+        return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->shown);
     }
-    ret = hash_fd(fd, ctx, job);
+    ret = hash_fd(ctx, job);
     EVP_MD_CTX_free(ctx);
     return ret;
 }
 
-int digest_co_file(const char *path, char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size,
-                   struct error *err)
+int digest_co_file(int fd, const char *shown, volatile sig_atomic_t *stop,
+                   char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size, struct error *err)
 {
-    struct file_job job = {.path = path, .ret_hex = ret_hex, .err = err};
+    struct file_job job = {.fd = fd, .shown = shown, .ret_hex = ret_hex, .stop = stop, .err = err};
     int ret = loop_co_offload(file_job_run, &job);
 
     if (ret == 0 && ret_size) {
         *ret_size = job.size;
     }
     return ret;
+}
+
+int digest_co_expect(int fd, const char *shown, uint64_t size, const char *sha256,
+                     volatile sig_atomic_t *stop, struct error *err)
+{
+    char actual[DIGEST_HEX_SIZE];
+    struct stat st;
+    int rc;
+
+    if (fstat(fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not inspect '%s'", shown);
+    }
+    if ((uint64_t)st.st_size != size) {
+        return error_set(err, EBADMSG,
+                         "'%s' was changed: it has %llu bytes, the manifest says %llu", shown,
+                         (unsigned long long)st.st_size, (unsigned long long)size);
+    }
+    rc = digest_co_file(fd, shown, stop, actual, NULL, err);
+    if (rc == 0 && strcmp(actual, sha256) != 0) {
+        rc = error_set(err, EBADMSG, "'%s' was changed: its SHA-256 is not that of the manifest",
+                       shown);
+    }
+    return rc;
 }

@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_BACKUP_DIGEST_H
 #define TIDEMARK_BACKUP_DIGEST_H
 
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,10 +19,14 @@ int digest_buffer(const void *data, size_t size, uint8_t ret[static DIGEST_SIZE]
 void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret[static DIGEST_HEX_SIZE]);
 
 /*
- * Of a whole file, in hexadecimal, and its size in bytes (may be NULL). Runs in the offload pool, in a
- * coroutine; yields. Errors name the file.
+ * Of a whole file, in hexadecimal, and its size in bytes (may be NULL). Runs in the offload pool, in a coroutine; yields. `stop`
+ * (may be NULL) ends it with -EINTR when it becomes true. Errors name the file as `shown`.
  */
-int digest_co_file(const char *path, char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size,
-                   struct error *err);
+int digest_co_file(int fd, const char *shown, volatile sig_atomic_t *stop,
+                   char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size, struct error *err);
+
+/* As above; -EBADMSG unless the file has this size and digest. */
+int digest_co_expect(int fd, const char *shown, uint64_t size, const char *sha256,
+                     volatile sig_atomic_t *stop, struct error *err);
 
 #endif

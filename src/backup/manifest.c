@@ -18,6 +18,7 @@ void manifest_clear(struct manifest *m)
 {
     free(m->reason);
     free(m->node);
+    free(m->disk);
     free(m->bitmap);
     *m = (struct manifest){0};
 }
@@ -74,12 +75,15 @@ static void add_file(struct json_object *o, const char *key, uint64_t size, cons
     json_object_object_add(o, key, f);
 }
 
-/* Of the compact form without the checksum itself. */
-static int checksum_of(struct json_object *o, char ret[static DIGEST_HEX_SIZE])
+/*
+ * Of the compact form without the checksum itself, slashes as they are. Manifests of earlier versions count slashes as they
+ * are written by default, with a backslash.
+ */
+static int checksum_of(struct json_object *o, int flags, char ret[static DIGEST_HEX_SIZE])
 {
     uint8_t digest[DIGEST_SIZE];
     size_t len;
-    const char *text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &len);
+    const char *text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN | flags, &len);
 
     if (!text || digest_buffer(text, len, digest) < 0) {
         return -ENOMEM;
@@ -106,7 +110,13 @@ struct json_object *manifest_to_json(const struct manifest *m)
     add_string(o, "kind", manifest_is_full(m) ? "full" : "incremental");
     add_string(o, "parent", manifest_is_full(m) ? NULL : m->parent);
     add_string(o, "reason", m->reason);
+    if (m->repository[0]) {
+        add_string(o, "repository", m->repository);
+    }
     add_string(o, "node", m->node);
+    if (m->disk) {
+        add_string(o, "disk", m->disk);
+    }
     add_string(o, "bitmap", m->bitmap);
     json_object_object_add(o, "checkpoint", checkpoint);
     add_moment(checkpoint, "begin", &m->begin);
@@ -119,7 +129,7 @@ struct json_object *manifest_to_json(const struct manifest *m)
     add_uint(o, "duration-ms", m->duration_ms);
     add_file(o, "image", m->image_size, m->image_sha256);
     add_file(o, "checksums", m->sums_size, m->sums_sha256);
-    if (checksum_of(o, checksum) < 0) {
+    if (checksum_of(o, JSON_C_TO_STRING_NOSLASHESCAPE, checksum) < 0) {
         json_object_put(o);
         return NULL;
     }
@@ -212,6 +222,27 @@ static int dup_string(struct json_object *o, const char *key, char **ret, const 
     return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
+/* Manifests of earlier versions have no member "repository", but the name of a bitmap begins with it. */
+static int get_repository(struct json_object *o, struct manifest *m, const char *where,
+                          struct error *err)
+{
+    static const char prefix[] = "tidemark-";
+    size_t before = sizeof(prefix) - 1, size = sizeof(m->repository) - 1;
+
+    if (json_object_object_get_ex(o, "repository", NULL)) {
+        if (copy_string(o, "repository", m->repository, sizeof(m->repository), where, err) < 0) {
+            return -EINVAL;
+        }
+    } else if (strncmp(m->bitmap, prefix, before) == 0 && strlen(m->bitmap) > before + size &&
+               m->bitmap[before + size] == '-') {
+        memcpy(m->repository, m->bitmap + before, size);
+    }
+    if (m->repository[0] && strspn(m->repository, "0123456789abcdef") != size) {
+        return error_set(err, EINVAL, "Manifest '%s': 'repository' is not the id of one", where);
+    }
+    return 0;
+}
+
 static int get_id(struct json_object *o, const char *key, char *ret, const char *where,
                   struct error *err)
 {
@@ -262,17 +293,18 @@ static int get_file(struct json_object *o, const char *key, uint64_t *ret_size, 
 /* The checksum is the last member: take it off, and compare with that of the rest. */
 static int check_checksum(struct json_object *o, const char *where, struct error *err)
 {
-    char stored[DIGEST_HEX_SIZE], actual[DIGEST_HEX_SIZE];
+    char stored[DIGEST_HEX_SIZE], actual[DIGEST_HEX_SIZE], earlier[DIGEST_HEX_SIZE];
     int rc = get_sha256(o, stored, where, err);
 
     if (rc < 0) {
         return rc;
     }
     json_object_object_del(o, "sha256");
-    if (checksum_of(o, actual) < 0) {
+    if (checksum_of(o, JSON_C_TO_STRING_NOSLASHESCAPE, actual) < 0 ||
+        checksum_of(o, 0, earlier) < 0) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    if (strcmp(stored, actual) != 0) {
+    if (strcmp(stored, actual) != 0 && strcmp(stored, earlier) != 0) {
         return error_set(err, EINVAL, "Manifest '%s' was changed: its checksum does not match",
                          where);
     }
@@ -331,7 +363,10 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
     if (parse_head(o, where, err) < 0 || get_id(o, "id", m->id, where, err) < 0 ||
         get_uint(o, "sequence", where, &m->sequence, err) < 0 || parse_kind(o, m, where, err) < 0 ||
         dup_string(o, "node", &m->node, where, err) < 0 ||
-        dup_string(o, "bitmap", &m->bitmap, where, err) < 0) {
+        dup_string(o, "bitmap", &m->bitmap, where, err) < 0 ||
+        get_repository(o, m, where, err) < 0 ||
+        (json_object_object_get_ex(o, "disk", NULL) &&
+         dup_string(o, "disk", &m->disk, where, err) < 0)) {
         return -EINVAL;
     }
     checkpoint = get(o, "checkpoint", json_type_object, where, err);
@@ -352,6 +387,14 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
         return error_set(err, EINVAL, "Manifest '%s': 'virtual-size' is out of range", where);
     }
     return 0;
+}
+
+static bool is_blank(const char *text, size_t from, size_t end)
+{
+    while (from < end && memchr(" \t\r\n", text[from], 4)) {
+        from++;
+    }
+    return from == end;
 }
 
 int manifest_parse(const char *text, size_t size, const char *where, struct manifest *ret,
@@ -377,6 +420,9 @@ int manifest_parse(const char *text, size_t size, const char *where, struct mani
                        json_tokener_error_desc(json_tokener_get_error(tok)));
     } else {
         rc = parse_fields(o, &m, where, err);
+        if (rc == 0 && !is_blank(text, json_tokener_get_parse_end(tok), size)) {
+            rc = error_set(err, EINVAL, "Manifest '%s' was changed: something follows it", where);
+        }
     }
     json_object_put(o);
     json_tokener_free(tok);

@@ -31,7 +31,9 @@ struct manifest {
     uint64_t sequence;           /* grows with each backup of a repository */
     char parent[BACKUP_ID_SIZE]; /* "" for a full backup */
     char *reason;                /* why a full one was taken; NULL for an incremental one */
+    char repository[9];          /* id of the repository it was taken to; "" if not known */
     char *node;
+    char *disk;   /* where the node's contents are: a filename; NULL if not known */
     char *bitmap; /* records what changed since; "" if there is none */
     /* The checkpoint fell between these two: right before it was asked for, and right after the answer. */
     struct backup_moment begin, end;

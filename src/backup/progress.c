@@ -11,7 +11,17 @@
 
 #define BAR_WIDTH 30
 #define REDRAW_NS 100000000
+#define LINE_NS 1000000000
 #define NS_PER_SECOND 1000000000.0
+
+static void draw_json(struct progress *p, int64_t now)
+{
+    fprintf(stderr,
+            "{\"progress\": {\"what\": \"%s\", \"done-bytes\": %llu, \"total-bytes\": %llu}}\n",
+            p->what, (unsigned long long)p->done, (unsigned long long)p->total);
+    fflush(stderr);
+    p->drawn_ns = now;
+}
 
 static void draw(struct progress *p, int64_t now, bool last)
 {
@@ -21,6 +31,10 @@ static void draw(struct progress *p, int64_t now, bool last)
     char done[16], total[16], speed[16], bar[BAR_WIDTH + 1], eta[32] = "";
     int filled = (int)(share * BAR_WIDTH);
 
+    if (p->json) {
+        draw_json(p, now);
+        return;
+    }
     for (int i = 0; i < BAR_WIDTH; i++) {
         bar[i] = i < filled ? '#' : '.';
     }
@@ -39,15 +53,16 @@ static void draw(struct progress *p, int64_t now, bool last)
     p->drawn_ns = now;
 }
 
-void progress_begin(struct progress *p, const char *what, uint64_t total, bool forced)
+void progress_begin(struct progress *p, const char *what, uint64_t total, enum progress_mode mode)
 {
     bool terminal = isatty(STDERR_FILENO);
 
     *p = (struct progress){.what = what,
                            .total = total,
                            .started_ns = loop_now_ns(),
-                           .enabled = forced || terminal,
-                           .terminal = terminal};
+                           .enabled = mode != PROGRESS_AUTO || terminal,
+                           .terminal = terminal && mode != PROGRESS_JSON,
+                           .json = mode == PROGRESS_JSON};
 }
 
 void progress_add(struct progress *p, uint64_t bytes)
@@ -61,7 +76,9 @@ void progress_add(struct progress *p, uint64_t bytes)
     }
     now = loop_now_ns();
     decile = (int)((double)p->done * 10 / (double)p->total);
-    if (p->terminal ? now - p->drawn_ns >= REDRAW_NS : decile / 5 > p->decile / 5) {
+    if (p->json       ? now - p->drawn_ns >= LINE_NS
+        : p->terminal ? now - p->drawn_ns >= REDRAW_NS
+                      : decile / 5 > p->decile / 5) {
         draw(p, now, false);
         p->decile = decile;
     }

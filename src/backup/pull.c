@@ -2,12 +2,12 @@
 #include "backup/pull.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "backup/files.h"
 #include "backup/progress.h"
 #include "backup/pull_internal.h"
 #include "base/checked.h"
@@ -32,7 +32,6 @@ struct pull {
     struct pull_cursor cursor;
     struct block_node *node;
     struct block_root *root;
-    int sums_fd;
     struct progress progress;
     uint64_t moved;
     struct error *err; /* gets the first failure */
@@ -131,7 +130,7 @@ static int co_pull_data(struct pull *p, struct nbd_client *client, const struct 
             memset(job.digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
         }
     }
-    rc = sums_write_digests(p->sums_fd, chunk->slot, job.digests, chunk->count);
+    rc = sums_write_digests(p->config->sums_fd, chunk->slot, job.digests, chunk->count);
     return rc < 0 ? fail_at(p, rc, "write", p->config->sums_path, offset) : 0;
 }
 
@@ -232,6 +231,7 @@ static int co_make_image(struct pull *p)
 {
     const struct pull_config *config = p->config;
     struct options *opts = options_new();
+    char self[FILES_SELF_SIZE];
     int rc;
 
     if (!opts) {
@@ -243,27 +243,23 @@ static int co_make_image(struct pull *p)
         options_set_str(opts, "backing_file", config->backing);
         options_set_str(opts, "backing_fmt", "qcow2");
     }
-    rc = block_co_create_image("qcow2", config->image_path, config->disk_size, opts, p->err);
+    files_self_path(config->image_fd, self);
+    rc = block_co_create_image("qcow2", self, config->disk_size, opts, p->err);
+    /* Without its backing file: that is never read, however long the chain, and whatever it may name. */
     rc = rc < 0 ? rc
-                : block_co_open_filename(config->image_path, "qcow2", NULL, BLOCK_OPEN_RDWR,
-                                         &p->node, p->err);
+                : block_co_open_filename(self, "qcow2", NULL,
+                                         BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &p->node, p->err);
     rc = rc < 0
              ? rc
              : block_co_root_new(p->node, "backup", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
                                  BLOCK_PERM_CONSISTENT_READ, &p->root, p->err);
-    if (rc < 0) {
-        return rc;
-    }
-    p->sums_fd = open(config->sums_path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    if (p->sums_fd < 0) {
-        return error_set_errno(p->err, errno, "Could not create '%s'", config->sums_path);
-    }
-    return 0;
+    files_name_in_error(p->err, config->image_fd, config->image_path);
+    return rc;
 }
 
 static int sync_job_run(void *arg)
 {
-    return fsync(*(int *)arg) < 0 ? -errno : 0;
+    return fsync(*(const int *)arg) < 0 ? -errno : 0;
 }
 
 static int co_finish(struct pull *p)
@@ -276,8 +272,8 @@ static int co_finish(struct pull *p)
         return error_set_errno(p->err, -rc, "Could not write '%s'", p->config->image_path);
     }
     rc = pull_plan_to_sums(&p->plan, &runs);
-    rc = rc < 0 ? rc : sums_write_finish(p->sums_fd, &runs, p->config->disk_size);
-    rc = rc < 0 ? rc : loop_co_offload(sync_job_run, &p->sums_fd);
+    rc = rc < 0 ? rc : sums_write_finish(p->config->sums_fd, &runs, p->config->disk_size);
+    rc = rc < 0 ? rc : loop_co_offload(sync_job_run, (void *)&p->config->sums_fd);
     sums_runs_clear(&runs);
     if (rc < 0) {
         return error_set_errno(p->err, -rc, "Could not write '%s'", p->config->sums_path);
@@ -292,15 +288,12 @@ static void co_close(struct pull *p)
     }
     block_co_root_release(p->root);
     block_co_unref(p->node);
-    if (p->sums_fd >= 0) {
-        close(p->sums_fd);
-    }
     pull_plan_clear(&p->plan);
 }
 
 int pull_co_run(const struct pull_config *config, struct pull_result *ret, struct error *err)
 {
-    struct pull p = {.config = config, .err = err, .sums_fd = -1};
+    struct pull p = {.config = config, .err = err};
     uint64_t changed = 0;
     int rc = co_connect(&p);
 

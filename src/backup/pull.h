@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "backup/progress.h"
 #include "base/error.h"
 #include "nbd/client.h"
 
@@ -18,10 +19,12 @@ struct pull_config {
     const char *export_name;
     const char *bitmap; /* fetch only what it marks; NULL: all that is not zero */
     uint64_t disk_size;
-    const char *image_path;      /* the qcow2 file to make */
-    const char *backing;         /* its backing file, relative to it; NULL for a full backup */
-    const char *sums_path;       /* the checksum file to make */
-    bool progress;               /* show a bar also where standard error is no terminal */
+    int image_fd;           /* an empty file that becomes the qcow2 image */
+    const char *image_path; /* its path, for messages */
+    const char *backing;    /* its backing file, relative to it; NULL for a full backup */
+    int sums_fd;            /* an empty file that becomes the checksum file */
+    const char *sums_path;  /* its path, for messages */
+    enum progress_mode progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
 };
 

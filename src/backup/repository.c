@@ -5,37 +5,17 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "base/checked.h"
+#include "backup/files.h"
 #include "base/cleanup.h"
 
-#define DESCRIPTION "repository.json"
-#define LOCK_FILE ".tidemark-lock"
-#define OWN_PREFIX ".tidemark-"
-#define FORMAT "tidemark-repository"
-
-static void cleanup_dir(DIR **d)
+static int out_of_memory(struct error *err)
 {
-    if (*d) {
-        closedir(*d);
-    }
-}
-#define AUTO_DIR CLEANUP(cleanup_dir)
-
-static char *join(const char *a, const char *b)
-{
-    char *s;
-
-    return asprintf(&s, "%s/%s", a, b) < 0 ? NULL : s;
+    return error_set(err, ENOMEM, "Out of memory");
 }
 
 char *repository_file(const struct repository *r, const char *id, const char *file)
@@ -45,152 +25,126 @@ char *repository_file(const struct repository *r, const char *id, const char *fi
     return asprintf(&s, "%s/%s/%s", r->path, id, file) < 0 ? NULL : s;
 }
 
-static int out_of_memory(struct error *err)
+static int open_backup(const struct repository *r, const char *id, struct error *err)
 {
-    return error_set(err, ENOMEM, "Out of memory");
+    char *shown AUTO_FREE = files_join(r->path, id);
+
+    return shown ? files_open_dir_at(r->fd, id, shown, err) : out_of_memory(err);
 }
 
-/* --- small files --- */
-
-static int read_small_file(const char *path, char **ret, size_t *ret_size, struct error *err)
+int repository_open_file(const struct repository *r, const char *id, const char *file,
+                         struct error *err)
 {
-    int fd AUTO_CLOSE = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
-    char *buf AUTO_FREE = malloc(MANIFEST_SIZE_MAX + 1);
-    size_t size = 0;
+    char *shown AUTO_FREE = repository_file(r, id, file);
+    int dir AUTO_CLOSE = open_backup(r, id, err);
 
-    if (fd < 0) {
-        return error_set_errno(err, errno, "Could not open '%s'", path);
+    if (dir < 0) {
+        return dir;
     }
-    if (!buf) {
-        return out_of_memory(err);
-    }
-    while (size <= MANIFEST_SIZE_MAX) {
-        ssize_t n = read(fd, buf + size, MANIFEST_SIZE_MAX + 1 - size);
-
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n < 0) {
-            return error_set_errno(err, errno, "Could not read '%s'", path);
-        }
-        if (n == 0) {
-            *ret = TAKE_PTR(buf);
-            *ret_size = size;
-            return 0;
-        }
-        size += (size_t)n;
-    }
-    return error_set(err, EINVAL, "'%s' is longer than %lu bytes", path, MANIFEST_SIZE_MAX);
-}
-
-static int fsync_path(const char *path, int flags, struct error *err)
-{
-    int fd AUTO_CLOSE = open(path, O_RDONLY | O_CLOEXEC | flags);
-
-    if (fd < 0 || fsync(fd) < 0) {
-        return error_set_errno(err, errno, "Could not make '%s' stable", path);
-    }
-    return 0;
-}
-
-/* Write `text` to a new file, stable when it returns. */
-static int write_small_file(const char *path, const char *text, struct error *err)
-{
-    int fd AUTO_CLOSE = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
-    size_t size = strlen(text), done = 0;
-
-    if (fd < 0) {
-        return error_set_errno(err, errno, "Could not create '%s'", path);
-    }
-    while (done < size) {
-        ssize_t n = write(fd, text + done, size - done);
-
-        if (n < 0 && errno == EINTR) {
-            continue;
-        }
-        if (n <= 0) {
-            return error_set_errno(err, n < 0 ? errno : EIO, "Could not write '%s'", path);
-        }
-        done += (size_t)n;
-    }
-    if (fsync(fd) < 0) {
-        return error_set_errno(err, errno, "Could not write '%s'", path);
-    }
-    return 0;
+    return shown ? files_open_at(dir, file, shown, err) : out_of_memory(err);
 }
 
 /* --- what it is --- */
 
-static int make_description(struct repository *r, const char *path, struct error *err)
+static bool is_repository_id(const char *id)
 {
-    char *tmp AUTO_FREE = join(r->path, OWN_PREFIX DESCRIPTION);
-    char text[128];
-    uint32_t id;
-
-    if (!tmp) {
-        return out_of_memory(err);
-    }
-    if (getrandom(&id, sizeof(id), 0) != sizeof(id)) {
-        return error_set_errno(err, errno, "No random number for the repository's id");
-    }
-    snprintf(text, sizeof(text), "{\"format\":\"%s\",\"version\":1,\"id\":\"%08" PRIx32 "\"}\n",
-             FORMAT, id);
-    if (write_small_file(tmp, text, err) < 0) {
-        return -EIO;
-    }
-    if (rename(tmp, path) < 0) {
-        return error_set_errno(err, errno, "Could not create '%s'", path);
-    }
-    return fsync_path(r->path, O_DIRECTORY, err);
+    return strlen(id) == REPOSITORY_ID_SIZE - 1 &&
+           strspn(id, "0123456789abcdef") == REPOSITORY_ID_SIZE - 1;
 }
 
-static int read_description(struct repository *r, const char *path, struct error *err)
+int repository_description_sha256(struct json_object *o, char ret[static DIGEST_HEX_SIZE])
 {
-    char *text AUTO_FREE = NULL;
-    struct json_object *o, *v;
+    uint8_t digest[DIGEST_SIZE];
     size_t size;
-    int rc = read_small_file(path, &text, &size, err);
+    const char *text;
 
+    json_object_object_del(o, "sha256");
+    text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
+    if (!text || digest_buffer(text, size, digest) < 0) {
+        return -ENOMEM;
+    }
+    digest_to_hex(digest, ret);
+    return 0;
+}
+
+/* A string member; NULL if there is none. Borrowed. */
+static const char *string_of(struct json_object *o, const char *key)
+{
+    struct json_object *v;
+
+    return json_object_object_get_ex(o, key, &v) && json_object_is_type(v, json_type_string)
+               ? json_object_get_string(v)
+               : NULL;
+}
+
+/* Descriptions made before there was a checksum have none. */
+static bool checksum_is_right(struct json_object *o)
+{
+    const char *found = string_of(o, "sha256");
+    char *stored AUTO_FREE = found ? strdup(found) : NULL;
+    char actual[DIGEST_HEX_SIZE];
+
+    return !json_object_object_get_ex(o, "sha256", NULL) ||
+           (stored && repository_description_sha256(o, actual) == 0 && strcmp(stored, actual) == 0);
+}
+
+static bool take_description(struct repository *r, struct json_object *o)
+{
+    const char *format = string_of(o, "format"), *former;
+    struct json_object *version;
+
+    if (!format || strcmp(format, REPOSITORY_FORMAT) != 0 || !checksum_is_right(o) ||
+        !json_object_object_get_ex(o, "version", &version) || json_object_get_int64(version) != 1 ||
+        !string_of(o, "id") || !is_repository_id(string_of(o, "id"))) {
+        return false;
+    }
+    memcpy(r->id, string_of(o, "id"), REPOSITORY_ID_SIZE);
+    former = string_of(o, "former");
+    r->former = former ? strdup(former) : NULL;
+    return !former || r->former;
+}
+
+static int read_description(struct repository *r, struct error *err)
+{
+    char *shown AUTO_FREE = files_join(r->path, REPOSITORY_DESCRIPTION);
+    char *text AUTO_FREE = NULL;
+    struct json_object *o;
+    size_t size;
+    bool good;
+    int rc;
+
+    if (!shown) {
+        return out_of_memory(err);
+    }
+    rc = files_read_at(r->fd, REPOSITORY_DESCRIPTION, MANIFEST_SIZE_MAX, shown, &text, &size, err);
     if (rc < 0) {
         return rc;
     }
-    text[size] = '\0';
-    o = json_tokener_parse(text);
-    rc = -EINVAL;
-    if (json_object_object_get_ex(o, "format", &v) && json_object_is_type(v, json_type_string) &&
-        !strcmp(json_object_get_string(v), FORMAT) && json_object_object_get_ex(o, "version", &v) &&
-        json_object_get_int64(v) == 1 && json_object_object_get_ex(o, "id", &v) &&
-        json_object_is_type(v, json_type_string)) {
-        const char *id = json_object_get_string(v);
-
-        if (strlen(id) == REPOSITORY_ID_SIZE - 1 &&
-            strspn(id, "0123456789abcdef") == REPOSITORY_ID_SIZE - 1) {
-            memcpy(r->id, id, REPOSITORY_ID_SIZE);
-            rc = 0;
-        }
-    }
+    o = strlen(text) == size ? json_tokener_parse(text) : NULL;
+    good = json_object_is_type(o, json_type_object) && take_description(r, o);
     json_object_put(o);
-    return rc == 0 ? 0 : error_set(err, EINVAL, "'%s' does not describe a repository", path);
+    return good ? 0 : error_set(err, EINVAL, "'%s' does not describe a repository", shown);
 }
 
 /* --- the list of backups --- */
 
 static int load_manifest(struct repository *r, struct repository_entry *e, struct error *err)
 {
-    char *path AUTO_FREE = repository_file(r, e->id, REPOSITORY_MANIFEST);
+    char *shown AUTO_FREE = repository_file(r, e->id, REPOSITORY_MANIFEST);
     char *text AUTO_FREE = NULL;
+    int dir AUTO_CLOSE = open_backup(r, e->id, err);
     size_t size;
     int rc;
 
-    if (!path) {
-        return out_of_memory(err);
+    if (dir < 0 || !shown) {
+        return dir < 0 ? dir : out_of_memory(err);
     }
-    rc = read_small_file(path, &text, &size, err);
+    rc = files_read_at(dir, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, shown, &text, &size, err);
     if (rc == 0) {
-        rc = manifest_parse(text, size, path, &e->manifest, err);
+        rc = manifest_parse(text, size, shown, &e->manifest, err);
     }
     if (rc == 0 && strcmp(e->manifest.id, e->id) != 0) {
-        rc = error_set(err, EINVAL, "Manifest '%s' is that of backup %s", path, e->manifest.id);
+        rc = error_set(err, EINVAL, "Manifest '%s' is that of backup %s", shown, e->manifest.id);
         manifest_clear(&e->manifest);
     }
     return rc;
@@ -219,12 +173,13 @@ static int add_entry(struct repository *r, const char *id, struct error *err)
     return 0;
 }
 
+/* Sound ones by sequence, then damaged ones by id. */
 static int compare_entries(const void *a, const void *b)
 {
     const struct repository_entry *x = a, *y = b;
 
     if (!x->problem != !y->problem) {
-        return x->problem ? -1 : 1;
+        return x->problem ? 1 : -1;
     }
     if (!x->problem && x->manifest.sequence != y->manifest.sequence) {
         return x->manifest.sequence < y->manifest.sequence ? -1 : 1;
@@ -232,161 +187,176 @@ static int compare_entries(const void *a, const void *b)
     return strcmp(x->id, y->id);
 }
 
-static int load_entries(struct repository *r, struct error *err)
+/*
+ * What is damaged has no sequence number that could be believed. Its id is a time: put it behind all that have an earlier
+ * one, so that in doubt it counts as newer.
+ */
+static void place_damaged(struct repository *r, size_t sound)
 {
-    DIR *dir AUTO_DIR = opendir(r->path);
-    struct dirent *d;
+    for (size_t i = sound; i < r->count; i++) {
+        struct repository_entry e = r->entries[i];
+        size_t at = i;
 
-    if (!dir) {
-        return error_set_errno(err, errno, "Could not read directory '%s'", r->path);
-    }
-    while ((d = readdir(dir)) != NULL) {
-        if (backup_id_is_valid(d->d_name)) {
-            int rc = add_entry(r, d->d_name, err);
-            if (rc < 0) {
-                return rc;
-            }
+        while (at > 0 && strcmp(r->entries[at - 1].id, e.id) > 0) {
+            at--;
         }
+        memmove(&r->entries[at + 1], &r->entries[at], (i - at) * sizeof(e));
+        r->entries[at] = e;
     }
+}
+
+static void sort_entries(struct repository *r)
+{
+    size_t sound = 0;
+
     if (r->count > 0) {
         qsort(r->entries, r->count, sizeof(*r->entries), compare_entries);
+    }
+    while (sound < r->count && !r->entries[sound].problem) {
+        sound++;
+    }
+    place_damaged(r, sound);
+}
+
+static int load_entries(struct repository *r, struct error *err)
+{
+    int fd = files_open_dir_at(r->fd, ".", r->path, err);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *d;
+    int rc = 0;
+
+    if (fd < 0) {
+        return fd;
+    }
+    if (!dir) {
+        close(fd);
+        return out_of_memory(err);
+    }
+    while (rc == 0 && (d = readdir(dir)) != NULL) {
+        if (backup_id_is_valid(d->d_name)) {
+            rc = add_entry(r, d->d_name, err);
+        }
+    }
+    closedir(dir);
+    sort_entries(r);
+    return rc;
+}
+
+/* --- whose backups they are --- */
+
+static bool is_own(const struct repository *r, const struct manifest *m)
+{
+    return !m->repository[0] || strcmp(m->repository, r->id) == 0 ||
+           (r->former && strstr(r->former, m->repository));
+}
+
+/* A repository.json that none of the manifests agrees with was put here, or changed. */
+static bool description_is_foreign(const struct repository *r)
+{
+    bool any = false;
+
+    for (size_t i = 0; i < r->count; i++) {
+        if (!r->entries[i].problem && is_own(r, &r->entries[i].manifest)) {
+            return false;
+        }
+        any = any || !r->entries[i].problem;
+    }
+    return any;
+}
+
+/* Without a repository.json that can be believed, the newest backup says what the id is. */
+static void take_id_of_manifests(struct repository *r)
+{
+    r->id[0] = '\0';
+    for (size_t i = 0; i < r->count; i++) {
+        const struct manifest *m = &r->entries[i].manifest;
+
+        if (!r->entries[i].problem && m->repository[0]) {
+            memcpy(r->id, m->repository, sizeof(r->id));
+        }
+    }
+}
+
+static int refuse_foreign(struct repository *r)
+{
+    for (size_t i = 0; i < r->count; i++) {
+        struct repository_entry *e = &r->entries[i];
+
+        if (e->problem || is_own(r, &e->manifest)) {
+            continue;
+        }
+        if (asprintf(&e->problem, "It belongs to repository %s, and this is repository %s",
+                     e->manifest.repository, r->id) < 0) {
+            e->problem = NULL;
+            return -ENOMEM;
+        }
+        manifest_clear(&e->manifest);
     }
     return 0;
 }
 
-/* --- opening --- */
-
-static int set_path(struct repository *r, const char *path, struct error *err)
+/* `rc` and `why` are what reading repository.json has come to. */
+static int judge_description(struct repository *r, int rc, struct error *why, bool need_description,
+                             struct error *err)
 {
-    r->path = realpath(path, NULL);
-    if (!r->path) {
+    if (rc == 0 && description_is_foreign(r)) {
+        rc = error_set(why, EINVAL, "'%s/%s' is not that of the backups in it", r->path,
+                       REPOSITORY_DESCRIPTION);
+    }
+    if (rc == 0) {
+        rc = refuse_foreign(r);
+        sort_entries(r);
+        return rc < 0 ? out_of_memory(err) : 0;
+    }
+    if (rc == -ENOMEM || r->count == 0) {
+        if (rc == -ENOENT) {
+            return error_set(err, ENOENT, "'%s' holds no backups: there is no '%s' in it", r->path,
+                             REPOSITORY_DESCRIPTION);
+        }
+        error_move(err, why);
+        return rc;
+    }
+    if (need_description) {
+        error_move(err, why);
+        error_hint(err, "'tidemark repair %s' makes it anew.", r->path);
+        return -EINVAL;
+    }
+    take_id_of_manifests(r);
+    r->problem = strdup(error_message(why));
+    return r->problem ? 0 : out_of_memory(err);
+}
+
+int repository_load(const char *path, bool need_description, struct repository *ret,
+                    struct error *err)
+{
+    REPOSITORY_AUTO(r);
+    ERROR_AUTO(why);
+    int rc;
+
+    r.path = realpath(path, NULL);
+    if (!r.path) {
         return error_set_errno(err, errno, "Could not open directory '%s'", path);
     }
+    r.fd = files_open_dir(r.path, err);
+    if (r.fd < 0) {
+        return r.fd;
+    }
+    rc = load_entries(&r, err);
+    if (rc < 0) {
+        return rc;
+    }
+    rc = judge_description(&r, read_description(&r, &why), &why, need_description, err);
+    if (rc < 0) {
+        return rc;
+    }
+    *ret = r;
+    r = REPOSITORY_INIT;
     return 0;
 }
 
 int repository_open(const char *path, struct repository *ret, struct error *err)
 {
-    REPOSITORY_AUTO(r);
-    char *description AUTO_FREE = NULL;
-    int rc = set_path(&r, path, err);
-
-    if (rc < 0) {
-        return rc;
-    }
-    description = join(r.path, DESCRIPTION);
-    if (!description) {
-        return out_of_memory(err);
-    }
-    if (access(description, F_OK) < 0) {
-        return error_set(err, ENOENT, "'%s' holds no backups: there is no '%s' in it", path,
-                         DESCRIPTION);
-    }
-    rc = read_description(&r, description, err);
-    rc = rc < 0 ? rc : load_entries(&r, err);
-    if (rc < 0) {
-        return rc;
-    }
-    *ret = r;
-    r = REPOSITORY_INIT;
-    return 0;
-}
-
-/* A directory that a repository may be made in holds nothing but what a cut off first run left. */
-static int check_empty(const char *path, struct error *err)
-{
-    DIR *dir AUTO_DIR = opendir(path);
-    struct dirent *d;
-
-    if (!dir) {
-        return error_set_errno(err, errno, "Could not read directory '%s'", path);
-    }
-    while ((d = readdir(dir)) != NULL) {
-        if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0 &&
-            strcmp(d->d_name, "lost+found") != 0 &&
-            strncmp(d->d_name, OWN_PREFIX, strlen(OWN_PREFIX)) != 0) {
-            return error_set(err, ENOTEMPTY,
-                             "Directory '%s' is not empty ('%s' is in it) and holds no backups; "
-                             "name an empty or a new one",
-                             path, d->d_name);
-        }
-    }
-    return 0;
-}
-
-static int lock(struct repository *r, struct error *err)
-{
-    char *path AUTO_FREE = join(r->path, LOCK_FILE);
-
-    if (!path) {
-        return out_of_memory(err);
-    }
-    r->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (r->lock_fd < 0) {
-        return error_set_errno(err, errno, "Could not open '%s'", path);
-    }
-    if (flock(r->lock_fd, LOCK_EX | LOCK_NB) < 0) {
-        if (errno == EWOULDBLOCK) {
-            return error_set(err, EBUSY, "Another backup to '%s' is under way", r->path);
-        }
-        return error_set_errno(err, errno, "Could not lock '%s'", path);
-    }
-    return 0;
-}
-
-static void remove_leftovers(const struct repository *r)
-{
-    DIR *dir AUTO_DIR = opendir(r->path);
-    struct dirent *d;
-
-    while (dir && (d = readdir(dir)) != NULL) {
-        if (strncmp(d->d_name, REPOSITORY_TMP, strlen(REPOSITORY_TMP)) == 0) {
-            char *path AUTO_FREE = join(r->path, d->d_name);
-            if (path) {
-                repository_discard(path);
-            }
-        }
-    }
-}
-
-int repository_open_locked(const char *path, struct repository *ret, struct error *err)
-{
-    REPOSITORY_AUTO(r);
-    char *description AUTO_FREE = NULL;
-    int rc;
-
-    if (mkdir(path, 0755) < 0 && errno != EEXIST) {
-        return error_set_errno(err, errno, "Could not make directory '%s'", path);
-    }
-    rc = set_path(&r, path, err);
-    if (rc < 0) {
-        return rc;
-    }
-    description = join(r.path, DESCRIPTION);
-    if (!description) {
-        return out_of_memory(err);
-    }
-    if (access(description, F_OK) < 0) {
-        rc = check_empty(r.path, err);
-        rc = rc < 0 ? rc : lock(&r, err);
-        if (rc == 0 && access(description, F_OK) < 0) {
-            rc = make_description(&r, description, err);
-        }
-    } else {
-        rc = lock(&r, err);
-    }
-    rc = rc < 0 ? rc : read_description(&r, description, err);
-    if (rc < 0) {
-        return rc;
-    }
-    remove_leftovers(&r);
-    rc = load_entries(&r, err);
-    if (rc < 0) {
-        return rc;
-    }
-    *ret = r;
-    r = REPOSITORY_INIT;
-    return 0;
+    return repository_load(path, false, ret, err);
 }
 
 void repository_close(struct repository *r)
@@ -397,6 +367,11 @@ void repository_close(struct repository *r)
     }
     free(r->entries);
     free(r->path);
+    free(r->former);
+    free(r->problem);
+    if (r->fd >= 0) {
+        close(r->fd);
+    }
     if (r->lock_fd >= 0) {
         close(r->lock_fd);
     }
@@ -407,10 +382,17 @@ void repository_close(struct repository *r)
 
 const struct repository_entry *repository_last(const struct repository *r)
 {
-    if (r->count == 0 || r->entries[r->count - 1].problem) {
-        return NULL;
+    for (size_t i = r->count; i-- > 0;) {
+        if (!r->entries[i].problem) {
+            return &r->entries[i];
+        }
     }
-    return &r->entries[r->count - 1];
+    return NULL;
+}
+
+const struct repository_entry *repository_damaged_last(const struct repository *r)
+{
+    return r->count > 0 && r->entries[r->count - 1].problem ? &r->entries[r->count - 1] : NULL;
 }
 
 const struct repository_entry *repository_get(const struct repository *r, const char *id)
@@ -423,18 +405,32 @@ const struct repository_entry *repository_get(const struct repository *r, const 
     return NULL;
 }
 
+static const struct repository_entry *find_newest(const struct repository *r, struct error *err)
+{
+    const struct repository_entry *last = repository_last(r);
+    const struct repository_entry *damaged = repository_damaged_last(r);
+
+    if (!last) {
+        error_set(err, ENOENT, "There is no %sbackup in '%s'", r->count ? "sound " : "", r->path);
+        return NULL;
+    }
+    if (damaged) {
+        error_set(err, EBADMSG, "The newest backup, %s, is damaged: %s", damaged->id,
+                  damaged->problem);
+        error_hint(err, "The newest sound one is that of --at %s.", last->id);
+        return NULL;
+    }
+    return last;
+}
+
 const struct repository_entry *repository_find(const struct repository *r, const char *id,
                                                struct error *err)
 {
-    const struct repository_entry *found = id ? repository_get(r, id) : repository_last(r);
+    const struct repository_entry *found = id ? repository_get(r, id) : find_newest(r, err);
     size_t matches = 0;
 
-    if (found) {
+    if (found || !id) {
         return found;
-    }
-    if (!id) {
-        error_set(err, ENOENT, "There is no %sbackup in '%s'", r->count ? "sound " : "", r->path);
-        return NULL;
     }
     for (size_t i = 0; i < r->count; i++) {
         if (strncmp(r->entries[i].id, id, strlen(id)) == 0) {
@@ -512,75 +508,4 @@ int repository_chain(const struct repository *r, const struct repository_entry *
     *ret = chain;
     *ret_count = count;
     return 0;
-}
-
-/* --- a new backup --- */
-
-void repository_new_id(const struct repository *r, char ret[static BACKUP_ID_SIZE])
-{
-    time_t now = time(NULL);
-    char stamp[20];
-    struct tm tm;
-
-    gmtime_r(&now, &tm);
-    strftime(stamp, sizeof(stamp), "%Y%m%dT%H%M%SZ", &tm);
-    snprintf(ret, BACKUP_ID_SIZE, "%s", stamp);
-    for (unsigned n = 2; repository_get(r, ret) && n < 1000000; n++) {
-        snprintf(ret, BACKUP_ID_SIZE, "%s-%u", stamp, n);
-    }
-}
-
-uint64_t repository_next_sequence(const struct repository *r)
-{
-    const struct repository_entry *last = repository_last(r);
-
-    return last ? last->manifest.sequence + 1 : 1;
-}
-
-int repository_begin(const struct repository *r, const char *id, char **ret, struct error *err)
-{
-    char *path AUTO_FREE = NULL;
-
-    if (asprintf(&path, "%s/%s%s", r->path, REPOSITORY_TMP, id) < 0) {
-        path = NULL;
-        return out_of_memory(err);
-    }
-    if (mkdir(path, 0755) < 0) {
-        return error_set_errno(err, errno, "Could not make directory '%s'", path);
-    }
-    *ret = TAKE_PTR(path);
-    return 0;
-}
-
-int repository_commit(const struct repository *r, const char *tmp_path, const struct manifest *m,
-                      struct error *err)
-{
-    struct json_object *json = manifest_to_json(m);
-    char *manifest AUTO_FREE = join(tmp_path, REPOSITORY_MANIFEST);
-    char *final AUTO_FREE = join(r->path, m->id);
-    const char *text = json ? json_object_to_json_string_ext(json, JSON_C_TO_STRING_PRETTY) : NULL;
-    int rc;
-
-    if (!text || !manifest || !final) {
-        json_object_put(json);
-        return out_of_memory(err);
-    }
-    rc = write_small_file(manifest, text, err);
-    json_object_put(json);
-    rc = rc < 0 ? rc : fsync_path(tmp_path, O_DIRECTORY, err);
-    if (rc == 0 && rename(tmp_path, final) < 0) {
-        rc = error_set_errno(err, errno, "Could not rename '%s' to '%s'", tmp_path, final);
-    }
-    return rc < 0 ? rc : fsync_path(r->path, O_DIRECTORY, err);
-}
-
-void repository_discard(const char *tmp_path)
-{
-    DIR *dir AUTO_DIR = opendir(tmp_path);
-    struct dirent *d;
-
-    while (dir && (d = readdir(dir)) != NULL) {
-        unlinkat(dirfd(dir), d->d_name, 0);
-    }
-    rmdir(tmp_path);
 }

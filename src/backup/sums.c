@@ -2,7 +2,6 @@
 #include "backup/sums.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -206,17 +205,14 @@ static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
     return s->runs.digests == digests ? 0 : -EINVAL;
 }
 
-int sums_open(const char *path, uint64_t disk_size, struct sums *ret, struct error *err)
+int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret, struct error *err)
 {
-    struct sums s = {.fd = open(path, O_RDONLY | O_CLOEXEC), .disk_size = disk_size};
+    struct sums s = {.fd = fd, .disk_size = disk_size};
     uint8_t header[SUMS_HEADER_SIZE];
     uint64_t digests, runs;
     struct stat st;
     int rc;
 
-    if (s.fd < 0) {
-        return error_set_errno(err, errno, "Could not open '%s'", path);
-    }
     rc = fstat(s.fd, &st) < 0 ? -errno : read_all(s.fd, header, sizeof(header), 0);
     if (rc == 0) {
         rc = check_header(header, (uint64_t)st.st_size, disk_size, &digests, &runs);
@@ -228,9 +224,9 @@ int sums_open(const char *path, uint64_t disk_size, struct sums *ret, struct err
         sums_close(&s);
         if (rc == -EINVAL) {
             return error_set(err, EINVAL, "'%s' is no valid checksum file for a disk of %llu bytes",
-                             path, (unsigned long long)disk_size);
+                             shown, (unsigned long long)disk_size);
         }
-        return error_set_errno(err, -rc, "Could not read '%s'", path);
+        return error_set_errno(err, -rc, "Could not read '%s'", shown);
     }
     *ret = s;
     return 0;

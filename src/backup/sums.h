@@ -56,10 +56,10 @@ struct sums {
 };
 
 /*
- * Open and check everything but the digests themselves, against the size of the disk. Errors name the file. -EINVAL,
- * -ENOMEM, and those of open(2) and read(2).
+ * Take an open file and check everything but the digests themselves, against the size of the disk. `fd` is consumed in any
+ * case; errors call it `shown`. -EINVAL, -ENOMEM, and those of read(2).
  */
-int sums_open(const char *path, uint64_t disk_size, struct sums *ret, struct error *err);
+int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret, struct error *err);
 void sums_close(struct sums *s);
 int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret, size_t count);
 

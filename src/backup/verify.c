@@ -15,6 +15,8 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/driver.h"
+#include "co/sync.h"
+#include "loop/loop.h"
 
 #define STATUS_BYTES (1ULL << 40)
 
@@ -25,39 +27,33 @@ struct verify {
     uint64_t bytes; /* of the backup at hand */
 };
 
-static int co_check_file(const char *path, uint64_t size, const char *sha256, struct error *err)
+/* --- the image as a whole: read beside its clusters, so that it comes from the disk once --- */
+
+struct image_hash {
+    const struct repository *repository;
+    const struct repository_entry *entry;
+    volatile sig_atomic_t *stop;
+    int status;
+    struct error err;
+    struct co_group group;
+};
+
+static void co_hash_image(void *arg)
 {
-    char actual[DIGEST_HEX_SIZE];
-    uint64_t actual_size;
-    int rc = digest_co_file(path, actual, &actual_size, err);
+    struct image_hash *h = arg;
+    const struct manifest *m = &h->entry->manifest;
+    char *shown AUTO_FREE = repository_file(h->repository, m->id, REPOSITORY_IMAGE);
+    int fd AUTO_CLOSE = -1;
 
-    if (rc < 0) {
-        return rc;
+    if (!shown) {
+        h->status = error_set(&h->err, ENOMEM, "Out of memory");
+    } else {
+        fd = repository_open_file(h->repository, m->id, REPOSITORY_IMAGE, &h->err);
+        h->status =
+            fd < 0 ? fd
+                   : digest_co_expect(fd, shown, m->image_size, m->image_sha256, h->stop, &h->err);
     }
-    if (actual_size != size) {
-        return error_set(err, EBADMSG,
-                         "'%s' was changed: it has %" PRIu64 " bytes, the manifest says %" PRIu64,
-                         path, actual_size, size);
-    }
-    if (strcmp(actual, sha256) != 0) {
-        return error_set(err, EBADMSG, "'%s' was changed: its SHA-256 is not that of the manifest",
-                         path);
-    }
-    return 0;
-}
-
-static int co_check_files(struct verify *v, const struct repository_entry *e, struct error *err)
-{
-    char *image AUTO_FREE = repository_file(v->repository, e->id, REPOSITORY_IMAGE);
-    char *sums AUTO_FREE = repository_file(v->repository, e->id, REPOSITORY_SUMS);
-    const struct manifest *m = &e->manifest;
-    int rc;
-
-    if (!image || !sums) {
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    rc = co_check_file(sums, m->sums_size, m->sums_sha256, err);
-    return rc < 0 ? rc : co_check_file(image, m->image_size, m->image_sha256, err);
+    co_group_done(&h->group);
 }
 
 static int co_check_qcow2(struct chain_layer *layer, struct error *err)
@@ -154,7 +150,7 @@ static int co_verify_contents(struct verify *v, const struct repository_entry *e
 {
     struct progress progress;
     struct chain chain;
-    struct chain_reader reader = {.chain = &chain, .progress = &progress};
+    struct chain_reader reader = {.chain = &chain, .progress = &progress, .stop = v->options->stop};
     int rc = chain_co_open(v->repository, &e, 1, &chain, err);
 
     rc = rc < 0 ? rc : co_check_qcow2(&chain.layers[0], err);
@@ -167,6 +163,34 @@ static int co_verify_contents(struct verify *v, const struct repository_entry *e
         progress_end(&progress, rc == 0);
     }
     chain_co_close(&chain);
+    return rc;
+}
+
+/* What the file as a whole says comes first: it is the shorter answer. */
+static int co_verify_files(struct verify *v, const struct repository_entry *e, struct error *err)
+{
+    struct image_hash hash = {.repository = v->repository, .entry = e, .stop = v->options->stop};
+    ERROR_AUTO(contents_err);
+    int rc;
+
+    co_group_init(&hash.group);
+    co_group_add(&hash.group);
+    rc = co_spawn(reactor_home(reactor_main()), co_hash_image, &hash);
+    if (rc < 0) {
+        co_group_done(&hash.group);
+        hash.status = error_set_errno(&hash.err, -rc, "Could not start reading");
+    } else {
+        rc = co_verify_contents(v, e, &contents_err);
+    }
+    co_group_wait(&hash.group);
+    co_group_destroy(&hash.group);
+    if (hash.status < 0) {
+        error_move(err, &hash.err);
+        rc = hash.status;
+    } else if (rc < 0) {
+        error_move(err, &contents_err);
+    }
+    error_clear(&hash.err);
     return rc;
 }
 
@@ -184,8 +208,7 @@ static int co_verify_one(struct verify *v, const struct repository_entry *e, str
         return error_set(err, EBADMSG, "Backup %s, which it builds on, is damaged",
                          chain[count - 2]->id);
     }
-    rc = co_check_files(v, e, err);
-    return rc < 0 ? rc : co_verify_contents(v, e, err);
+    return co_verify_files(v, e, err);
 }
 
 /* With --at only that backup and what it builds on. */
@@ -211,7 +234,17 @@ static int select_entries(const struct repository *r, const char *at, bool *sele
     return 0;
 }
 
-int verify_co_run(const struct verify_options *options, size_t *ret_damaged, struct error *err)
+static void report_description(const struct verify_options *options, const struct repository *r)
+{
+    if (r->problem) {
+        options->report(
+            &(struct verify_report){.id = REPOSITORY_DESCRIPTION, .problem = r->problem},
+            options->arg);
+    }
+}
+
+int verify_co_run(const struct verify_options *options, struct verify_result *ret,
+                  struct error *err)
 {
     REPOSITORY_AUTO(repository);
     bool *selected AUTO_FREE = NULL;
@@ -232,6 +265,9 @@ int verify_co_run(const struct verify_options *options, size_t *ret_damaged, str
         return error_set(err, ENOMEM, "Out of memory");
     }
     rc = select_entries(&repository, options->at, selected, err);
+    if (rc == 0) {
+        report_description(options, &repository);
+    }
     for (size_t i = 0; rc == 0 && i < repository.count; i++) {
         ERROR_AUTO(problem);
 
@@ -240,6 +276,9 @@ int verify_co_run(const struct verify_options *options, size_t *ret_damaged, str
         }
         v.bytes = 0;
         damaged[i] = co_verify_one(&v, &repository.entries[i], &problem) < 0;
+        if (options->stop && *options->stop) {
+            return error_set(err, EINTR, "Verifying was stopped");
+        }
         count += damaged[i];
         options->report(
             &(struct verify_report){.id = repository.entries[i].id,
@@ -248,7 +287,7 @@ int verify_co_run(const struct verify_options *options, size_t *ret_damaged, str
             options->arg);
     }
     if (rc == 0) {
-        *ret_damaged = count;
+        *ret = (struct verify_result){.damaged = count, .description = repository.problem};
     }
     return rc;
 }

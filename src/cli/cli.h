@@ -20,6 +20,7 @@ int cli_backup_main(int argc, char **argv);
 int cli_backups_main(int argc, char **argv);
 int cli_restore_main(int argc, char **argv);
 int cli_verify_main(int argc, char **argv);
+int cli_repair_main(int argc, char **argv);
 
 /* What messages call the program: "tidemark img", or "qemu-img" when called by that name. */
 const char *cli_program(void);

@@ -32,6 +32,8 @@ static const struct face faces[] = {
     {"restore", "tidemark restore", NULL, cli_restore_main,
      "write the disk as it was at one point in time"},
     {"verify", "tidemark verify", NULL, cli_verify_main, "prove that backups are whole"},
+    {"repair", "tidemark repair", NULL, cli_repair_main,
+     "make the description of a directory of backups anew"},
 };
 
 static void print_help(void)

@@ -3,7 +3,6 @@
 
 import json
 import os
-import random
 import resource
 import shutil
 import signal
@@ -13,138 +12,13 @@ import time
 
 import nbd
 
+from backup_case import MIB, BackupCase
 from tidemark import (
     BUILD, Process, TestCase, can_connect, img, nbd_uri, qemu_img, run, tool, wait_until,
 )  # fmt: skip
 
-MIB = 1 << 20
-SIZE = 64 * MIB
 CLUSTER = 65536
 WRITER = os.path.join(BUILD, "tests/tools/verifying_writer")
-
-
-class BackupCase(TestCase):
-    """A daemon that serves a disk, and a model of what the disk holds."""
-
-    size = SIZE
-
-    def setUp(self):
-        super().setUp()
-        self.random = random.Random(self.id())
-        self.image = self.create("disk.qcow2", str(self.size))
-        self.repository = self.path("backups")
-        self.model = bytearray(self.size)
-        self.start()
-
-    def start(self, driver="qcow2", server=True, **more):
-        self.socket = self.path("nbd.sock")
-        words = []
-        if server:
-            words = [
-                "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
-                "--export", "type=nbd,id=export0,node-name=disk,name=disk,writable=on",
-            ]  # fmt: skip
-        self.server = self.daemon(
-            "--blockdev",
-            f"driver={driver},node-name=disk,discard=unmap,"
-            f"file.driver=file,file.discard=unmap,file.filename={self.image}",
-            *words,
-            **more,
-        )
-        if server:
-            self.server.wait_for(lambda: can_connect(self.socket), "the NBD server")
-
-    def client(self):
-        handle = nbd.NBD()
-        handle.connect_uri(nbd_uri(self.socket, "disk"))
-        return handle
-
-    # Changes to the disk; the model follows.
-
-    def write(self, offset, data):
-        client = self.client()
-        for start in range(0, len(data), MIB):
-            client.pwrite(data[start : start + MIB], offset + start)
-        client.flush()
-        client.shutdown()
-        self.model[offset : offset + len(data)] = data
-
-    def write_random(self, offset, length):
-        self.write(offset, self.random.randbytes(length))
-
-    def zero(self, offset, length, discard=False):
-        client = self.client()
-        if discard:
-            client.trim(length, offset)
-        else:
-            client.zero(length, offset)
-        client.flush()
-        client.shutdown()
-        self.model[offset : offset + length] = bytes(length)
-
-    # Backups.
-
-    def backup_words(self, *words):
-        return [
-            *tool("backup"), "--qmp", self.server.qmp_path, "--node", "disk",
-            "--to", self.repository, *words,
-        ]  # fmt: skip
-
-    def backup(self, *words):
-        """Take one; its manifest."""
-        return json.loads(run(*self.backup_words("--output=json", *words)).stdout)
-
-    def backup_fails_at_once(self, *words, why):
-        result = run(*self.backup_words(*words), check=False)
-        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
-        self.assertIn(why, result.stderr)
-        self.assertEqual(self.own_nodes(), [])
-
-    def start_backup(self, *words):
-        return self.own(Process(self.backup_words(*words), self.path("backup.log")))
-
-    def list_backups(self):
-        return json.loads(run(*tool("backups"), "--output=json", self.repository).stdout)
-
-    def image_of(self, manifest):
-        return os.path.join(self.repository, manifest["id"], "disk.qcow2")
-
-    def own_nodes(self):
-        nodes = self.server.qmp.command("query-named-block-nodes")
-        return [n["node-name"] for n in nodes if n.get("node-name", "").startswith("tidemark-")]
-
-    def own_exports(self):
-        exports = self.server.qmp.command("query-block-exports")
-        return [e["id"] for e in exports if e["id"].startswith("tidemark-")]
-
-    def own_bitmaps(self):
-        return self.server.qmp.bitmaps("disk")
-
-    def assert_settled(self):
-        """Nothing of a backup is left in the daemon but at most one recording bitmap."""
-        self.assertEqual(self.own_nodes(), [])
-        self.assertEqual(self.own_exports(), [])
-        exports = self.server.qmp.command("query-block-exports")
-        self.assertEqual([e["node-name"] for e in exports], ["disk"] * len(exports))
-        bitmaps = self.own_bitmaps()
-        self.assertLessEqual(len(bitmaps), 1)
-        self.assertTrue(all(b["recording"] for b in bitmaps.values()))
-
-    def assert_clean_directory(self):
-        for name in os.listdir(self.repository):
-            self.assertFalse(name.startswith(".tidemark-tmp"), name)
-
-    def assert_restores(self, manifest, model):
-        target = self.path("restored.raw")
-        run(*tool("restore"), self.repository, "--at", manifest["id"], "--force", target)
-        with open(target, "rb") as f:
-            content = f.read()
-        if content != model:
-            first = next(i for i, (a, b) in enumerate(zip(content, model)) if a != b)
-            self.fail(f"{manifest['id']} differs from the disk of then at offset {first}")
-
-    def assert_sound(self):
-        run(*tool("verify"), self.repository)
 
 
 class TestPointsInTime(BackupCase):

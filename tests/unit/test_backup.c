@@ -14,6 +14,7 @@
 #include <cmocka.h>
 
 #include "backup/chain.h"
+#include "backup/files.h"
 #include "backup/manifest.h"
 #include "backup/pull_internal.h"
 #include "backup/repository.h"
@@ -31,7 +32,7 @@ static struct manifest sample(const char *id, const char *parent, uint64_t seque
         .sequence = sequence,
         .reason = parent[0] ? NULL : strdup("there is no earlier backup"),
         .node = strdup("disk"),
-        .bitmap = strdup("tidemark-01234567-x"),
+        .bitmap = strdup("x"),
         .virtual_size = 1 << 30,
         .changed = 65536,
         .moved = 65536,
@@ -232,7 +233,7 @@ static void checksum_file_is_read_back(void **state)
     assert_int_equal(sums_runs_add(&runs, 6, 4, SUMS_ZERO), 0);
     assert_int_equal(sums_runs_add(&runs, 12, 2, SUMS_DATA), 0);
     path = write_sums(&runs, 15 * BACKUP_CLUSTER_SIZE - 1);
-    assert_int_equal(sums_open(path, 15 * BACKUP_CLUSTER_SIZE - 1, &sums, &err), 0);
+    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 15 * BACKUP_CLUSTER_SIZE - 1, &sums, &err), 0);
     assert_int_equal(sums.runs.count, 3);
     assert_int_equal(sums.runs.list[0].first, 2);
     assert_int_equal(sums.runs.list[0].count, 4);
@@ -261,7 +262,7 @@ static void refuse_sums(uint64_t offset, int bits, uint64_t value)
     fd = open(path, O_RDWR | O_CLOEXEC);
     store_le64(bytes, value);
     assert_int_equal(pwrite(fd, bytes, (size_t)bits / 8, (off_t)offset), bits / 8);
-    assert_int_equal(sums_open(path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL), -EINVAL);
+    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL), -EINVAL);
     sums_runs_clear(&runs);
     unlink(path);
 }
@@ -300,7 +301,7 @@ static void cut_checksum_file_is_refused(void **state)
     assert_int_equal(stat(path, &st), 0);
     for (off_t size = st.st_size - 1; size >= 0; size--) {
         assert_int_equal(truncate(path, size), 0);
-        assert_true(sums_open(path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL) < 0);
+        assert_true(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL) < 0);
     }
     sums_runs_clear(&runs);
     unlink(path);
@@ -380,10 +381,11 @@ static void plan_is_walked_in_chunks_of_one_kind(void **state)
 static void commit(struct repository *r, const char *id, const char *parent, uint64_t sequence)
 {
     struct manifest m = sample(id, parent, sequence);
-    char *tmp AUTO_FREE = NULL;
+    struct repository_draft draft;
 
-    assert_int_equal(repository_begin(r, id, &tmp, NULL), 0);
-    assert_int_equal(repository_commit(r, tmp, &m, NULL), 0);
+    assert_int_equal(repository_begin(r, id, &draft, NULL), 0);
+    assert_int_equal(repository_commit(r, &draft, &m, NULL), 0);
+    repository_discard(r, &draft);
     manifest_clear(&m);
 }
 
@@ -458,19 +460,20 @@ static void unfinished_backups_are_removed(void **state)
 {
     char *dir AUTO_FREE = fresh_dir();
     char *tmp AUTO_FREE = NULL;
-    char *file AUTO_FREE = NULL;
-    int fd;
+    struct repository_draft draft;
 
     {
         REPOSITORY_AUTO(r);
         assert_int_equal(repository_open_locked(dir, &r, NULL), 0);
-        assert_int_equal(repository_begin(&r, "20260101T000000Z", &tmp, NULL), 0);
-        assert_true(asprintf(&file, "%s/disk.qcow2", tmp) > 0);
-        fd = open(file, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
-        assert_true(fd >= 0);
-        close(fd);
+        assert_int_equal(repository_begin(&r, "20260101T000000Z", &draft, NULL), 0);
+        close(files_create_at(draft.fd, "disk.qcow2", "disk.qcow2", NULL));
+        tmp = strdup(draft.path);
+        close(draft.fd);
+        free(draft.name);
+        free(draft.path);
     }
     REPOSITORY_AUTO(r);
+    assert_int_equal(access(tmp, F_OK), 0);
     assert_int_equal(repository_open_locked(dir, &r, NULL), 0);
     assert_int_equal(access(tmp, F_OK), -1);
     assert_int_equal(r.count, 0);

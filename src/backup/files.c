@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/files.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/strbuf.h"
+
+#define FILE_MODE 0600
+#define DIR_MODE 0700
+
+char *files_join(const char *dir, const char *name)
+{
+    char *s;
+
+    return asprintf(&s, "%s/%s", dir, name) < 0 ? NULL : s;
+}
+
+/* --- directories --- */
+
+int files_open_dir(const char *path, struct error *err)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+    return fd < 0 ? error_set_errno(err, errno, "Could not open directory '%s'", path) : fd;
+}
+
+int files_open_dir_at(int dir, const char *name, const char *shown, struct error *err)
+{
+    int fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+
+    return fd < 0 ? error_set_errno(err, errno, "Could not open directory '%s'", shown) : fd;
+}
+
+int files_make_dir_at(int dir, const char *name, const char *shown, struct error *err)
+{
+    if (mkdirat(dir, name, DIR_MODE) < 0) {
+        return error_set_errno(err, errno, "Could not make directory '%s'", shown);
+    }
+    return files_open_dir_at(dir, name, shown, err);
+}
+
+/* --- files --- */
+
+int files_open_at(int dir, const char *name, const char *shown, struct error *err)
+{
+    /* O_NONBLOCK: a FIFO must not hold us up before it can be refused. */
+    int fd AUTO_CLOSE =
+        openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    struct stat st;
+
+    if (fd < 0 && errno == ELOOP) {
+        return error_set(err, ELOOP, "'%s' is a symbolic link, which is not followed", shown);
+    }
+    if (fd < 0 || fstat(fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not open '%s'", shown);
+    }
+    if (!S_ISREG(st.st_mode)) {
+        return error_set(err, EINVAL, "'%s' is not a regular file", shown);
+    }
+    return TAKE_FD(fd);
+}
+
+int files_create_at(int dir, const char *name, const char *shown, struct error *err)
+{
+    int fd = openat(dir, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, FILE_MODE);
+
+    return fd < 0 ? error_set_errno(err, errno, "Could not create '%s'", shown) : fd;
+}
+
+int files_read_at(int dir, const char *name, size_t max, const char *shown, char **ret,
+                  size_t *ret_size, struct error *err)
+{
+    int fd AUTO_CLOSE = files_open_at(dir, name, shown, err);
+    char *buf AUTO_FREE = NULL;
+    size_t size = 0;
+
+    if (fd < 0) {
+        return fd;
+    }
+    buf = malloc(max + 1);
+    if (!buf) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    while (size <= max) {
+        ssize_t n = read(fd, buf + size, max + 1 - size);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return error_set_errno(err, errno, "Could not read '%s'", shown);
+        }
+        if (n == 0) {
+            buf[size] = '\0';
+            *ret = TAKE_PTR(buf);
+            *ret_size = size;
+            return 0;
+        }
+        size += (size_t)n;
+    }
+    return error_set(err, EINVAL, "'%s' is longer than %zu bytes", shown, max);
+}
+
+int files_write_at(int dir, const char *name, const char *text, const char *shown,
+                   struct error *err)
+{
+    int fd AUTO_CLOSE = files_create_at(dir, name, shown, err);
+    size_t size = strlen(text), done = 0;
+
+    if (fd < 0) {
+        return fd;
+    }
+    while (done < size) {
+        ssize_t n = write(fd, text + done, size - done);
+
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n <= 0) {
+            return error_set_errno(err, n < 0 ? errno : EIO, "Could not write '%s'", shown);
+        }
+        done += (size_t)n;
+    }
+    return files_sync(fd, shown, err);
+}
+
+int files_sync(int fd, const char *shown, struct error *err)
+{
+    return fsync(fd) < 0 ? error_set_errno(err, errno, "Could not make '%s' stable", shown) : 0;
+}
+
+/* --- removal --- */
+
+void files_remove_at(int dir, const char *name)
+{
+    int fd;
+    DIR *list;
+    struct dirent *d;
+
+    if (unlinkat(dir, name, 0) == 0) {
+        return;
+    }
+    fd = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    list = fd < 0 ? NULL : fdopendir(fd);
+    if (!list) {
+        if (fd >= 0) {
+            close(fd);
+        }
+        return;
+    }
+    while ((d = readdir(list)) != NULL) {
+        unlinkat(fd, d->d_name, 0);
+    }
+    closedir(list);
+    unlinkat(dir, name, AT_REMOVEDIR);
+}
+
+/* --- names --- */
+
+void files_self_path(int fd, char ret[static FILES_SELF_SIZE])
+{
+    snprintf(ret, FILES_SELF_SIZE, "/proc/self/fd/%d", fd);
+}
+
+void files_name_in_error(struct error *err, int fd, const char *shown)
+{
+    char self[FILES_SELF_SIZE];
+    size_t size;
+
+    files_self_path(fd, self);
+    size = strlen(self);
+    if (err && err->message && strstr(err->message, self)) {
+        STRBUF_AUTO(text);
+        const char *rest = err->message, *found;
+
+        while ((found = strstr(rest, self)) != NULL) {
+            strbuf_append(&text, rest, (size_t)(found - rest));
+            strbuf_puts(&text, shown);
+            rest = found + size;
+        }
+        strbuf_puts(&text, rest);
+        if (!text.failed) {
+            free(err->message);
+            err->message = strbuf_take(&text);
+        }
+    }
+}
+
+int files_random_name(char *ret, size_t size, struct error *err)
+{
+    static const char letters[] = "0123456789abcdefghijklmnopqrstuv";
+    uint8_t bytes[32];
+
+    if (size - 1 > sizeof(bytes) || getrandom(bytes, size - 1, 0) != (ssize_t)(size - 1)) {
+        return error_set_errno(err, errno, "No random numbers for a name");
+    }
+    for (size_t i = 0; i + 1 < size; i++) {
+        ret[i] = letters[bytes[i] % 32];
+    }
+    ret[size - 1] = '\0';
+    return 0;
+}
