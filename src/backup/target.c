@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/target.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "block/block.h"
+#include "nbd/client.h"
+
+#define TMP_PREFIX ".tidemark-restore-"
+#define ATTRIBUTES_MAX (64 * 1024)
+
+/* --- what is there --- */
+
+static int refuse_existing(const char *name, struct error *err)
+{
+    error_set(err, EEXIST, "'%s' exists already", name);
+    error_hint(err, "Name a new file, or give --force to overwrite it.");
+    return -EEXIST;
+}
+
+static int refuse_link(const char *name, struct error *err)
+{
+    char *real AUTO_FREE = realpath(name, NULL);
+
+    error_set(err, ELOOP, "'%s' is a symbolic link, which is not followed", name);
+    if (real) {
+        error_hint(err, "Name the file itself: '%s'.", real);
+    }
+    return -ELOOP;
+}
+
+/* Whether somebody has it open for writing, with or without image locks: then the kernel gives no lease. */
+static bool is_open_for_writing(int fd)
+{
+    bool refused;
+
+    /* Who opens it meanwhile breaks the lease, of which SIGIO would tell; that one would end us. */
+    fcntl(fd, F_SETSIG, SIGURG);
+    refused = fcntl(fd, F_SETLEASE, F_RDLCK) < 0;
+    if (!refused) {
+        fcntl(fd, F_SETLEASE, F_UNLCK);
+    }
+    return refused && errno == EAGAIN;
+}
+
+/* Keep other users of images away from the old file until it has been replaced. */
+static int take_old(struct target *t, struct error *err)
+{
+    int rc = 0;
+
+    t->old = files_open_at(t->dir, t->base, t->name, err);
+    if (t->old < 0) {
+        return t->old;
+    }
+    t->lock.fd = t->old;
+    if (image_lock_is_supported(t->old)) {
+        rc = image_lock_set(&t->lock, BLOCK_PERM_ALL, 0, t->name, NULL);
+    }
+    if (rc == -EAGAIN || is_open_for_writing(t->old)) {
+        error_set(err, EBUSY, "'%s' is in use by another program, and is not replaced", t->name);
+        error_hint(err, "Restore to another file, or end what uses it.");
+        return -EBUSY;
+    }
+    return 0;
+}
+
+/* --- opening --- */
+
+static int open_device(struct target *t, const char *format, bool force, struct error *err)
+{
+    char *real AUTO_FREE = realpath(t->name, NULL);
+    struct stat st;
+
+    t->kind = TARGET_DEVICE;
+    if (strcmp(format, "raw") != 0) {
+        return error_set(err, EINVAL, "'%s' is a block device, and can be restored as raw only",
+                         t->name);
+    }
+    if (!force) {
+        return refuse_existing(t->name, err);
+    }
+    /* O_EXCL: not while it is mounted, or part of something else. */
+    t->fd = real ? open(real, O_RDWR | O_EXCL | O_NOFOLLOW | O_CLOEXEC) : -1;
+    if (t->fd < 0 && errno == EBUSY) {
+        return error_set(err, EBUSY,
+                         "Device '%s' is in use (mounted, or part of another device), and is not "
+                         "overwritten",
+                         t->name);
+    }
+    if (t->fd < 0 || fstat(t->fd, &st) < 0) {
+        return error_set_errno(err, errno, "Could not open '%s'", t->name);
+    }
+    if (!S_ISBLK(st.st_mode)) {
+        return error_set(err, EINVAL, "'%s' is no block device any more", t->name);
+    }
+    files_self_path(t->fd, t->open_name);
+    return 0;
+}
+
+/* The directory of the target, and its name there. */
+static int open_directory(struct target *t, struct error *err)
+{
+    const char *slash = strrchr(t->name, '/');
+    char *dir AUTO_FREE =
+        slash ? strndup(t->name, slash == t->name ? 1 : (size_t)(slash - t->name)) : strdup(".");
+
+    t->base = slash ? slash + 1 : t->name;
+    if (!dir) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (!t->base[0] || strcmp(t->base, ".") == 0 || strcmp(t->base, "..") == 0) {
+        return error_set(err, EISDIR, "'%s' does not name a file", t->name);
+    }
+    t->dir = files_open_dir(dir, err);
+    return t->dir < 0 ? t->dir : 0;
+}
+
+static int make_file(struct target *t, struct error *err)
+{
+    char random[13];
+    int rc = files_random_name(random, sizeof(random), err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    snprintf(t->tmp, sizeof(t->tmp), TMP_PREFIX "%s", random);
+    t->fd = files_create_at(t->dir, t->tmp, t->name, err);
+    if (t->fd < 0) {
+        t->tmp[0] = '\0';
+        return t->fd;
+    }
+    files_self_path(t->fd, t->open_name);
+    return 0;
+}
+
+static int open_file(struct target *t, bool force, struct error *err)
+{
+    struct stat st;
+    int rc = open_directory(t, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    if (fstatat(t->dir, t->base, &st, AT_SYMLINK_NOFOLLOW) == 0) {
+        if (S_ISLNK(st.st_mode)) {
+            return refuse_link(t->name, err);
+        }
+        if (!S_ISREG(st.st_mode)) {
+            return error_set(err, EINVAL, "'%s' is neither a file nor a block device", t->name);
+        }
+        if (!force) {
+            return refuse_existing(t->name, err);
+        }
+        rc = take_old(t, err);
+    } else if (errno != ENOENT) {
+        rc = error_set_errno(err, errno, "Could not inspect '%s'", t->name);
+    }
+    return rc < 0 ? rc : make_file(t, err);
+}
+
+static int check_export(struct target *t, const char *format, bool force, struct error *err)
+{
+    struct nbd_address address = {0};
+    char *export_name AUTO_FREE = NULL;
+    int rc = nbd_address_parse(t->name, &address, &export_name, err);
+
+    nbd_address_clear(&address);
+    t->kind = TARGET_NBD;
+    if (rc == 0 && strcmp(format, "raw") != 0) {
+        rc = error_set(err, EINVAL, "'%s' is an NBD export, and can be restored as raw only",
+                       t->name);
+    }
+    if (rc == 0 && !force) {
+        error_set(err, EEXIST, "What export '%s' holds would be lost", t->name);
+        error_hint(err, "Give --force to overwrite it.");
+        rc = -EEXIST;
+    }
+    return rc;
+}
+
+int target_open(const char *name, const char *format, bool force, struct target *ret,
+                struct error *err)
+{
+    struct stat st;
+
+    *ret = TARGET_INIT;
+    ret->name = name;
+    if (strncmp(name, "nbd:", 4) == 0 || strncmp(name, "nbd+unix:", 9) == 0 ||
+        strncmp(name, "nbd+tcp:", 8) == 0) {
+        return check_export(ret, format, force, err);
+    }
+    if (strcmp(name, "-") == 0) {
+        return error_set(err, EINVAL,
+                         "Standard output can't be restored to, since the disk is not written from "
+                         "begin to end: name a file");
+    }
+    if (stat(name, &st) == 0 && S_ISBLK(st.st_mode)) {
+        return open_device(ret, format, force, err);
+    }
+    return open_file(ret, force, err);
+}
+
+/* --- finishing --- */
+
+static void copy_attribute(int from, int to, const char *name)
+{
+    char value[4096];
+    ssize_t size = fgetxattr(from, name, value, sizeof(value));
+
+    if (size >= 0) {
+        fsetxattr(to, name, value, (size_t)size, 0);
+    }
+}
+
+/* What the old file had, where it may be had: who can't give a file away keeps it. */
+static void copy_ownership(const struct target *t)
+{
+    char *names AUTO_FREE = malloc(ATTRIBUTES_MAX);
+    ssize_t size = names ? flistxattr(t->old, names, ATTRIBUTES_MAX) : -1;
+    struct stat st;
+    bool given;
+
+    if (fstat(t->old, &st) < 0) {
+        return;
+    }
+    given = fchown(t->fd, st.st_uid, st.st_gid) == 0;
+    for (const char *name = names; size > 0 && name < names + size; name += strlen(name) + 1) {
+        copy_attribute(t->old, t->fd, name);
+    }
+    /* Without its group, what the mode gives to the group would go to others than before. */
+    fchmod(t->fd, given ? st.st_mode & 07777 : st.st_mode & 0700);
+}
+
+static bool is_still_there(const struct target *t)
+{
+    struct stat now, old;
+
+    return fstatat(t->dir, t->base, &now, AT_SYMLINK_NOFOLLOW) == 0 && fstat(t->old, &old) == 0 &&
+           now.st_dev == old.st_dev && now.st_ino == old.st_ino;
+}
+
+/* Not over what has come there meanwhile. File systems without such a rename have links, or neither. */
+static int rename_to_new(struct target *t)
+{
+    if (renameat2(t->dir, t->tmp, t->dir, t->base, RENAME_NOREPLACE) == 0) {
+        return 0;
+    }
+    if (errno != EINVAL && errno != ENOSYS) {
+        return -errno;
+    }
+    if (linkat(t->dir, t->tmp, t->dir, t->base, 0) == 0) {
+        unlinkat(t->dir, t->tmp, 0);
+        return 0;
+    }
+    if (errno == EEXIST) {
+        return -errno;
+    }
+    return renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
+}
+
+int target_finish(struct target *t, struct error *err)
+{
+    int rc;
+
+    if (t->kind != TARGET_FILE) {
+        return 0;
+    }
+    if (t->old >= 0) {
+        copy_ownership(t);
+    }
+    rc = files_sync(t->fd, t->name, err);
+    if (rc < 0) {
+        return rc;
+    }
+    if (t->old >= 0 && !is_still_there(t)) {
+        return error_set(err, EEXIST, "'%s' was replaced by another program meanwhile", t->name);
+    }
+    rc = t->old < 0 ? rename_to_new(t) : renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
+    if (rc == -EEXIST) {
+        return error_set(err, EEXIST, "'%s' was made by another program meanwhile", t->name);
+    }
+    if (rc < 0) {
+        return error_set_errno(err, -rc, "Could not give '%s' its name", t->name);
+    }
+    t->tmp[0] = '\0';
+    return files_sync(t->dir, t->name, err);
+}
+
+void target_release(struct target *t)
+{
+    if (t->tmp[0]) {
+        unlinkat(t->dir, t->tmp, 0);
+    }
+    if (t->fd >= 0) {
+        close(t->fd);
+    }
+    if (t->dir >= 0) {
+        close(t->dir);
+    }
+    if (t->old >= 0) {
+        close(t->old);
+    }
+    *t = TARGET_INIT;
+}

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a restore may write to, what it keeps of what was there, and what programs are told."""
+
+import json
+import os
+import shutil
+import stat
+import threading
+
+from backup_case import MIB, BackupCase
+from nbd_server import QemuNbd
+from tidemark import Process, run, tool
+
+ROOT = os.geteuid() == 0
+
+
+class RestoreCase(BackupCase):
+    size = 4 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, MIB)
+        self.write_random(3 * MIB, 4096)
+        self.manifest = self.backup()
+        self.target = self.path("out.raw")
+
+    def restore(self, *words, target=None, **more):
+        return run(*tool("restore"), self.repository, *words, target or self.target,
+                   check=False, **more)  # fmt: skip
+
+    def refuses(self, *words, why, target=None):
+        result = self.restore(*words, target=target)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        self.assertIn(why, result.stderr)
+        self.assertEqual([n for n in os.listdir(self.dir) if "tidemark-restore" in n], [])
+
+    def content(self, path=None):
+        with open(path or self.target, "rb") as f:
+            return f.read()
+
+    def put(self, text="old", path=None):
+        with open(path or self.target, "w", encoding="utf-8") as f:
+            f.write(text)
+
+
+class TestFiles(RestoreCase):
+    def test_a_new_file_is_its_owners_alone(self):
+        self.assertEqual(self.restore().returncode, 0)
+        self.assertEqual(stat.S_IMODE(os.stat(self.target).st_mode), 0o600)
+        self.assertTrue(self.content() == self.model)
+
+    def test_force_keeps_owner_mode_and_attributes(self):
+        self.put()
+        if ROOT:
+            os.chown(self.target, 1234, 2345)
+        os.chmod(self.target, 0o640)
+        os.setxattr(self.target, "user.label", b"db")
+        before = os.stat(self.target)
+        self.assertEqual(self.restore("--force").returncode, 0)
+        after = os.stat(self.target)
+        self.assertEqual((after.st_uid, after.st_gid), (before.st_uid, before.st_gid))
+        self.assertEqual(stat.S_IMODE(after.st_mode), 0o640)
+        self.assertEqual(os.getxattr(self.target, "user.label"), b"db")
+        self.assertTrue(self.content() == self.model)
+
+    def test_a_link_beside_the_target_is_not_followed(self):
+        secret = self.path("secret")
+        self.put("secret", secret)
+        os.symlink(secret, self.target + ".tidemark-tmp")
+        self.assertEqual(self.restore().returncode, 0)
+        self.assertEqual(self.content(secret), b"secret")
+        self.assertFalse(os.path.islink(self.target))
+
+    def test_a_link_as_target_is_refused_with_the_name_of_the_file(self):
+        real = self.path("real.raw")
+        self.put("old", real)
+        os.symlink(real, self.target)
+        self.refuses("--force", why=f"Name the file itself: '{real}'")
+        self.assertEqual(self.content(real), b"old")
+        self.assertTrue(os.path.islink(self.target))
+
+    def test_an_image_that_a_daemon_serves_is_not_replaced(self):
+        before = os.stat(self.image).st_ino
+        self.refuses("--force", "-f", "qcow2", why="is in use by another program",
+                     target=self.image)  # fmt: skip
+        self.assertEqual(os.stat(self.image).st_ino, before)
+
+    def test_a_file_that_is_open_for_writing_without_locks_is_not_replaced(self):
+        self.put()
+        with open(self.target, "r+b"):
+            self.refuses("--force", why="is in use by another program")
+        self.assertEqual(self.restore("--force").returncode, 0)
+
+    def test_what_is_no_file_is_refused(self):
+        os.mkfifo(self.path("fifo"))
+        for target, why in (("fifo", "neither a file nor"), ("", "does not name a file"),
+                            ("none/x.raw", "Could not open directory")):  # fmt: skip
+            self.refuses("--force", why=why, target=self.path(target))
+        self.refuses(why="Standard output can't be restored to", target="-")
+
+    def test_a_changed_backup_leaves_the_old_file(self):
+        self.put()
+        with open(self.image_of(self.manifest), "r+b") as f:
+            f.seek(5 * 65536 + 100)
+            f.write(b"damage")
+        self.refuses("--force", why="do not match their checksum")
+        self.assertEqual(self.content(), b"old")
+
+    def test_two_restores_to_one_new_file(self):
+        results = []
+        threads = [threading.Thread(target=lambda: results.append(self.restore())) for _ in "12"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertTrue(self.content() == self.model)
+        for result in results:
+            self.assertTrue(result.returncode == 0 or "by another program meanwhile"
+                            in result.stderr or "exists already" in result.stderr)  # fmt: skip
+        self.assertIn(0, [result.returncode for result in results])
+        self.assertEqual([n for n in os.listdir(self.dir) if "tidemark-restore" in n], [])
+
+    def test_two_restores_that_replace_one_file(self):
+        self.put()
+        results = []
+        threads = [
+            threading.Thread(target=lambda: results.append(self.restore("--force"))) for _ in "12"
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertTrue(self.content() == self.model)
+        self.assertIn(0, [result.returncode for result in results])
+        self.assertEqual([n for n in os.listdir(self.dir) if "tidemark-restore" in n], [])
+
+    def test_killed_and_done_again(self):
+        process = Process([*tool("restore"), self.repository, self.target], self.path("log"))
+        process.kill()
+        if os.path.exists(self.target):
+            os.unlink(self.target)
+        self.assertEqual(self.restore().returncode, 0)
+        self.assertTrue(self.content() == self.model)
+
+
+class TestExports(RestoreCase):
+    def serve(self, size):
+        self.put("", self.path("nbd.raw"))
+        os.truncate(self.path("nbd.raw"), size)
+        server = QemuNbd(self.dir, "-f", "raw", self.path("nbd.raw"))
+        return self.own(server).uri()
+
+    def test_an_export_is_written_when_told(self):
+        with open(self.path("noise"), "wb") as f:
+            f.write(b"x" * self.size)
+        uri = self.serve(self.size)
+        shutil.copyfile(self.path("noise"), self.path("nbd.raw"))
+        self.refuses(why="would be lost", target=uri)
+        result = self.restore("--force", target=uri)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(self.content(self.path("nbd.raw")) == self.model)
+
+    def test_an_export_that_is_too_small(self):
+        self.refuses("--force", why="the disk needs", target=self.serve(MIB))
+
+
+class TestDevices(RestoreCase):
+    """A loop device, full of other things."""
+
+    def setUp(self):
+        super().setUp()
+        self.back = self.path("device.img")
+        with open(self.back, "wb") as f:
+            f.write(b"x" * self.size)
+        as_root = () if ROOT else ("sudo", "-n")
+        self.device = run(*as_root, "losetup", "-f", "--show", self.back).stdout.strip()
+        self.addCleanup(run, *as_root, "losetup", "-d", self.device)
+        if as_root:
+            run(*as_root, "chown", str(os.geteuid()), self.device)
+
+    def test_a_device_is_written_and_zeroes_give_space_back(self):
+        os.symlink(self.device, self.path("by-id"))
+        self.refuses(why="exists already", target=self.device)
+        result = self.restore("--force", target=self.path("by-id"))
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertTrue(self.content(self.device) == self.model)
+        self.assertLess(os.stat(self.back).st_blocks * 512, 2 * MIB)
+
+    def test_a_device_that_is_held_by_another_is_not_written(self):
+        """A mounted file system holds its device as this does."""
+        holder = os.open(self.device, os.O_RDWR | os.O_EXCL)
+        try:
+            self.refuses("--force", why="is in use (mounted", target=self.device)
+        finally:
+            os.close(holder)
+        self.assertEqual(self.content(self.device), b"x" * self.size)
+
+
+class TestWordsForPrograms(RestoreCase):
+    def test_results_as_json(self):
+        done = json.loads(self.restore("--output=json").stdout)
+        self.assertEqual(done["id"], self.manifest["id"])
+        self.assertEqual(done["virtual-size"], self.size)
+        verified = json.loads(run(*tool("verify"), "--output=json", self.repository).stdout)
+        self.assertEqual([(v["id"], v["sound"]) for v in verified], [(self.manifest["id"], True)])
+
+    def test_failures_as_json(self):
+        self.put()
+        error = json.loads(self.restore("--output=json").stdout)["error"]
+        self.assertEqual(error["kind"], "failed")
+        self.assertIn("exists already", error["message"])
+        self.assertIn("--force", error["hint"])
+        os.truncate(os.path.join(self.repository, self.manifest["id"], "checksums"), 10)
+        error = json.loads(self.restore("--force", "--output=json").stdout)["error"]
+        self.assertEqual(error["kind"], "damaged")
+        result = run(*self.backup_words("--output=json", "--nbd", "nbd:unix:/nowhere"), check=False)
+        self.assertIn("Failed to connect", json.loads(result.stdout)["error"]["message"])
+
+    def test_progress_as_json(self):
+        lines = self.restore("--progress=json").stderr.splitlines()
+        last = json.loads(lines[-1])["progress"]
+        self.assertEqual(last["what"], "restore")
+        self.assertEqual(last["done-bytes"], last["total-bytes"])
