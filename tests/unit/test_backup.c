@@ -233,7 +233,9 @@ static void checksum_file_is_read_back(void **state)
     assert_int_equal(sums_runs_add(&runs, 6, 4, SUMS_ZERO), 0);
     assert_int_equal(sums_runs_add(&runs, 12, 2, SUMS_DATA), 0);
     path = write_sums(&runs, 15 * BACKUP_CLUSTER_SIZE - 1);
-    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 15 * BACKUP_CLUSTER_SIZE - 1, &sums, &err), 0);
+    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 15 * BACKUP_CLUSTER_SIZE - 1,
+                               &sums, &err),
+                     0);
     assert_int_equal(sums.runs.count, 3);
     assert_int_equal(sums.runs.list[0].first, 2);
     assert_int_equal(sums.runs.list[0].count, 4);
@@ -262,7 +264,9 @@ static void refuse_sums(uint64_t offset, int bits, uint64_t value)
     fd = open(path, O_RDWR | O_CLOEXEC);
     store_le64(bytes, value);
     assert_int_equal(pwrite(fd, bytes, (size_t)bits / 8, (off_t)offset), bits / 8);
-    assert_int_equal(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL), -EINVAL);
+    assert_int_equal(
+        sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL),
+        -EINVAL);
     sums_runs_clear(&runs);
     unlink(path);
 }
@@ -301,7 +305,8 @@ static void cut_checksum_file_is_refused(void **state)
     assert_int_equal(stat(path, &st), 0);
     for (off_t size = st.st_size - 1; size >= 0; size--) {
         assert_int_equal(truncate(path, size), 0);
-        assert_true(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE, &sums, NULL) < 0);
+        assert_true(sums_open(open(path, O_RDONLY | O_CLOEXEC), path, 10 * BACKUP_CLUSTER_SIZE,
+                              &sums, NULL) < 0);
     }
     sums_runs_clear(&runs);
     unlink(path);
