@@ -119,7 +119,10 @@ struct block_node *block_node_ref(struct block_node *node);
  * closed, as are nodes below it that nobody else uses. NULL is fine. Errors are logged.
  */
 void block_co_unref(struct block_node *node);
-/* Likewise, with the first error in `err`; the reference is gone in any case. 0 also if it was not the last. */
+/*
+ * Likewise, with the first error in `err`, unless one was set there before; the reference is gone in any case. 0 also if it was
+ * not the last.
+ */
 int block_co_close(struct block_node *node, struct error *err);
 /*
  * Complete an image that stays open: flushes, stores persistent bitmaps, clears marks that say "in use". Drained meanwhile. An

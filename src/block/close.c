@@ -69,13 +69,15 @@ static void retire(struct block_node *node, struct list *dead)
     list_append(dead, &node->link);
 }
 
-static void co_release_children(struct block_node *node, struct list *dead)
+/* `told`: what goes wrong in the children follows from what was told of the node. */
+static void co_release_children(struct block_node *node, bool told, struct list *dead)
 {
     while (!list_is_empty(&node->children)) {
         struct block_node *child =
             block_co_take_child(LIST_FIRST(&node->children, struct block_edge, sibling));
 
         if (--child->refcount == 0) {
+            child->close_told = child->close_told || told;
             retire(child, dead);
         }
     }
@@ -87,19 +89,18 @@ static int co_close_one(struct block_node *node, struct list *dead, struct error
     ERROR_AUTO(own);
     int r = co_complete(node, &own);
 
-    if (r < 0 && !told) {
-        if (err && !error_is_set(err)) {
-            error_set(err, -r, "%s", error_message(&own));
-        } else {
-            log_error("closing '%s': %s", block_node_display_name(node), error_message(&own));
-        }
+    if (r < 0 && err && !error_is_set(err)) {
+        error_set(err, -r, "%s", error_message(&own));
+    } else if (r < 0 && !err && !told) {
+        log_error("closing '%s': %s", block_node_display_name(node), error_message(&own));
     }
+    told = told || r < 0;
     block_bitmaps_release(node);
     if (node->driver->co_close) {
         node->driver->co_close(node);
     }
     node->closed = true;
-    co_release_children(node, dead);
+    co_release_children(node, told, dead);
     block_node_free(node);
     return r;
 }

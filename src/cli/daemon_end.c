@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "block/block.h"
 #include "cli/cli.h"
@@ -129,6 +130,18 @@ static void complete(struct block_node *node)
     }
 }
 
+/* Gives the monitor's reference back. */
+static void co_close_node(struct block_node *node)
+{
+    AUTO_FREE char *name = strdup(block_node_name(node));
+    ERROR_AUTO(err);
+
+    block_node_set_monitor_owned(node, false);
+    if (block_co_close(node, &err) < 0) {
+        end.status = cli_fail("closing node '%s': %s", name ?: "", error_message(&err));
+    }
+}
+
 /* Node by node, from those that nobody uses to those they use. */
 static void co_close_nodes(void)
 {
@@ -146,9 +159,7 @@ static void co_close_nodes(void)
             return;
         }
         end.node = node;
-        complete(node);
-        block_node_set_monitor_owned(node, false);
-        block_co_unref(node);
+        co_close_node(node);
         end.node = NULL;
     }
 }

@@ -152,13 +152,16 @@ int cli_co_finish_disk(struct cli_disk *disk, struct error *err)
     ERROR_AUTO(of_flush);
     int flushed = co_flush_disk(disk, &of_flush);
     int rc = disk->node ? block_co_inactivate(disk->node, err) : 0;
+    int closed;
 
     /* What a format has to say of it says more. */
     if (rc == 0 && flushed < 0) {
         rc = error_set(err, -flushed, "%s", error_message(&of_flush));
     }
-    cli_co_close_disk(disk);
-    return rc;
+    block_co_root_release(disk->root);
+    closed = block_co_close(disk->node, err);
+    *disk = (struct cli_disk){0};
+    return rc < 0 ? rc : closed;
 }
 
 void cli_co_close_disk(struct cli_disk *disk)
