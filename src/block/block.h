@@ -160,6 +160,8 @@ struct block_node *block_node_skip_filters(struct block_node *node);
 /* The backing node below filters; NULL if there is none. */
 struct block_node *block_node_backing(struct block_node *node);
 bool block_node_is_filter(const struct block_node *node);
+/* Whether it shows a point in time, which stays however it is opened (snapshot-access). */
+bool block_node_is_frozen_view(struct block_node *node);
 /* Whether a monitor owns it (blockdev-add); set by block_node_set_monitor_owned(). */
 bool block_node_is_monitor_owned(const struct block_node *node);
 void block_node_set_monitor_owned(struct block_node *node, bool owned);

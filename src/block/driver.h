@@ -160,7 +160,8 @@ struct block_driver {
     bool is_format; /* interprets its child "file" */
     bool
         is_filter; /* same contents as its filtered child, unless it says otherwise by snapshot functions */
-    bool is_protocol; /* a leaf that may be opened by filename */
+    bool is_frozen_view; /* shows a point in time: nothing that is done through it changes what it shows */
+    bool is_protocol;    /* a leaf that may be opened by filename */
     bool
         keeps_zero_beyond_eof; /* leaf: a file that grows reads as zeroes where it was never written */
     bool

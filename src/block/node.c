@@ -222,6 +222,12 @@ bool block_node_is_filter(const struct block_node *node)
     return node->driver->is_filter;
 }
 
+bool block_node_is_frozen_view(struct block_node *node)
+{
+    node = block_node_skip_filters(node);
+    return node && node->driver->is_frozen_view;
+}
+
 bool block_node_is_monitor_owned(const struct block_node *node)
 {
     return node->monitor_owned;

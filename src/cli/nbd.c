@@ -251,6 +251,7 @@ static int co_open_image(struct cli_disk *disk, struct error *err)
     /* The export has a root of its own. */
     block_co_root_release(disk->root);
     disk->root = NULL;
+    disk->edge = NULL; /* what clients wrote is flushed when the node is closed */
     return co_apply_offset(disk, err);
 }
 

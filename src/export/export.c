@@ -26,7 +26,8 @@ struct export
     struct block_root *root;
     struct user_object *reactor_object; /* referenced; NULL: none */
     struct nbd_export *nbd;
-    struct block_bitmap **bitmaps; /* each taken (busy), its node referenced */
+    struct block_bitmap **bitmaps;    /* each taken (busy) */
+    struct block_root **bitmap_roots; /* for each, one on its node */
     size_t bitmap_count;
     struct list waiters; /* of struct gone_waiter */
 };
@@ -88,58 +89,82 @@ static struct block_bitmap *search_bitmap(struct block_node *node, const char *n
 }
 
 /*
- * Clients of a read-only export were promised a view that stays, so a bitmap that may still be marked is
+ * Clients of a read-only export, and those of a point in time, were promised a view that stays, so a bitmap that may still be marked is
  * refused there. In a node that nobody can write, an enabled bitmap doesn't change either.
  */
-static int co_check_bitmap(struct block_bitmap *b, bool writable, struct error *err)
+static int co_check_bitmap(struct block_bitmap *b, bool view_stays, struct error *err)
 {
     int ret = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
 
     if (ret < 0) {
         return ret;
     }
-    if (!writable && b->enabled && !block_node_is_read_only(b->node)) {
-        return error_set(err, EINVAL, "Enabled bitmap '%s' incompatible with readonly export",
-                         b->name);
+    if (view_stays && b->enabled && !block_node_is_read_only(b->node)) {
+        return error_set(err, EINVAL,
+                         "Enabled bitmap '%s' incompatible with readonly export: node '%s' can be "
+                         "written, and the bitmap would change; disable it first "
+                         "(block-dirty-bitmap-disable)",
+                         b->name, block_node_name(b->node));
     }
     return block_co_bitmap_fetch(b, err);
 }
 
-static void give_bitmaps(struct export *e)
+static void co_give_bitmaps(struct export *e)
 {
     for (size_t i = 0; i < e->bitmap_count; i++) {
-        struct block_node *owner = e->bitmaps[i]->node;
-
         block_bitmap_give(e->bitmaps[i]);
-        block_co_unref(owner);
+        block_co_root_release(e->bitmap_roots[i]);
     }
     free(e->bitmaps);
+    free(e->bitmap_roots);
     e->bitmaps = NULL;
+    e->bitmap_roots = NULL;
     e->bitmap_count = 0;
+}
+
+/*
+ * A root on the owner of a bitmap: it stays, has its size, and is drained with the bitmap's readers. An enabled one is shown as what does
+ * not change: so nobody may begin to write its node as long as the export lives.
+ */
+static int co_take_bitmap(struct export *e, struct block_bitmap *b, bool view_stays,
+                          const char *user, struct error *err)
+{
+    unsigned shared = BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE;
+    int ret = co_check_bitmap(b, view_stays, err);
+
+    if (view_stays && b->enabled) {
+        shared &= ~BLOCK_PERM_WRITE;
+    }
+    ret = ret < 0 ? ret
+                  : block_co_root_new(b->node, user, 0, shared, &e->bitmap_roots[e->bitmap_count],
+                                      err);
+    if (ret == 0) {
+        block_bitmap_take(b, user);
+        e->bitmaps[e->bitmap_count++] = b;
+    }
+    return ret;
 }
 
 static int co_take_bitmaps(struct export *e, struct block_node *node,
                            const struct export_config *config, const char *user, struct error *err)
 {
+    bool view_stays = !config->writable || block_node_is_frozen_view(node);
+    int ret = 0;
+
     e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
-    if (!e->bitmaps) {
+    e->bitmap_roots = calloc(config->bitmap_count + 1, sizeof(struct block_root *));
+    if (!e->bitmaps || !e->bitmap_roots) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    for (size_t i = 0; i < config->bitmap_count; i++) {
+    for (size_t i = 0; i < config->bitmap_count && ret == 0; i++) {
         const struct export_bitmap *want = &config->bitmaps[i];
         struct block_bitmap *b = want->node_name
                                      ? block_bitmap_lookup(want->node_name, want->name, NULL, err)
                                      : search_bitmap(node, want->name, err);
-        int ret = b ? co_check_bitmap(b, config->writable, err) : -ENOENT;
 
-        if (ret < 0) {
-            return ret;
-        }
-        block_node_ref(b->node);
-        block_bitmap_take(b, user);
-        e->bitmaps[e->bitmap_count++] = b;
+        ret = b ? co_take_bitmap(e, b, view_stays, user, err) : -ENOENT;
     }
-    return 0;
+    return ret;
 }
 
 /* --- life ---------------------------------------------------------------------------------------- */
@@ -150,7 +175,7 @@ static void co_release(struct export *e)
     if (e->nbd) {
         nbd_export_co_free(e->nbd);
     }
-    give_bitmaps(e);
+    co_give_bitmaps(e);
     block_co_root_release(e->root);
     user_object_unref(e->reactor_object);
     free(e->id);
@@ -245,6 +270,7 @@ static int co_set_up(struct export *e, struct block_node *node, const struct exp
     }
     nbd.root = e->root;
     nbd.bitmaps = e->bitmaps;
+    nbd.bitmap_roots = e->bitmap_roots;
     nbd.bitmap_count = e->bitmap_count;
     return nbd_export_new(export_nbd_server(), &nbd, &e->nbd, err);
 }

@@ -67,6 +67,7 @@ static void release(struct nbd_export *e)
     free(e->name);
     free(e->description);
     free(e->bitmaps);
+    free(e->bitmap_edges);
     free(e);
 }
 
@@ -86,12 +87,14 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->name = strdup(config->name);
     e->description = config->description ? strdup(config->description) : NULL;
     e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
-    if (!e->name || (config->description && !e->description) || !e->bitmaps) {
+    e->bitmap_edges = calloc(config->bitmap_count + 1, sizeof(struct block_edge *));
+    if (!e->name || (config->description && !e->description) || !e->bitmaps || !e->bitmap_edges) {
         release(e);
         return error_set(err, ENOMEM, "Out of memory");
     }
     for (size_t i = 0; i < config->bitmap_count; i++) {
         e->bitmaps[i] = config->bitmaps[i];
+        e->bitmap_edges[i] = block_root_edge(config->bitmap_roots[i]);
     }
     e->bitmap_count = config->bitmap_count;
     e->server = s;

@@ -88,6 +88,7 @@ struct nbd_export {
     bool writethrough;
     bool allocation_depth;
     struct block_bitmap **bitmaps;
+    struct block_edge **bitmap_edges; /* of the roots on their nodes */
     size_t bitmap_count;
     struct reactor *reactor; /* NULL: spread */
     struct list clients;     /* of struct nbd_connection.export_link; main reactor */

@@ -199,10 +199,12 @@ static int add_bits(struct status_reply *r, const struct dirty_bitmap *bits)
     return 0;
 }
 
-/* A resize of its node replaces the bits, drained: not while they are read. */
-static int co_add_bitmap(struct status_reply *r, const struct block_bitmap *bitmap)
+/* Changes of the bitmap, such as by a resize of its node, happen while that is drained: not while the bits are read. */
+static int co_add_bitmap(struct status_reply *r, size_t index)
 {
-    struct block_edge *edge = r->job->conn->export->edge;
+    const struct nbd_export *e = r->job->conn->export;
+    const struct block_bitmap *bitmap = e->bitmaps[index];
+    struct block_edge *edge = e->bitmap_edges[index];
     int ret;
 
     block_co_edge_enter(edge);
@@ -213,12 +215,11 @@ static int co_add_bitmap(struct status_reply *r, const struct block_bitmap *bitm
 
 static int co_add_context(struct status_reply *r, uint32_t id, bool last)
 {
-    const struct nbd_export *e = r->job->conn->export;
     int ret = begin_chunk(r, id);
 
     if (ret == 0) {
         ret = id < NBD_CONTEXT_ID_BITMAP ? co_add_allocation(r, id == NBD_CONTEXT_ID_DEPTH)
-                                         : co_add_bitmap(r, e->bitmaps[id - NBD_CONTEXT_ID_BITMAP]);
+                                         : co_add_bitmap(r, id - NBD_CONTEXT_ID_BITMAP);
     }
     return ret < 0 ? ret : end_chunk(r, last);
 }

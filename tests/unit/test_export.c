@@ -226,7 +226,10 @@ static void co_enabled_bitmap_needs_a_node_that_cannot_change(void)
     co_start_server();
     config.bitmaps = &bitmap;
     config.bitmap_count = 1;
-    co_assert_refused(&config, -EINVAL, "Enabled bitmap 'b' incompatible with readonly export");
+    co_assert_refused(&config, -EINVAL,
+                      "Enabled bitmap 'b' incompatible with readonly export: node 'disk' can be "
+                      "written, and the bitmap "
+                      "would change; disable it first (block-dirty-bitmap-disable)");
     config.writable = true;
     co_assert_added(&config);
     assert_int_equal(export_co_del("e", EXPORT_DEL_HARD, true, NULL), 0);
