@@ -33,7 +33,9 @@ struct block_edge {
     _Atomic unsigned perm, shared;   /* in force; the gate reads them on any thread */
     unsigned want_perm, want_shared; /* of a root: what its user asks for */
     unsigned next_perm, next_shared; /* scratch of perm.c; else as those in force */
-    struct list moved;               /* scratch of graph.c */
+    struct block_node
+        *origin;       /* where it was when the graph change began that moves it; referenced */
+    struct list moved; /* in the list of that change's moved edges */
 };
 
 /* Values of the option detect-zeroes: whether writes that are all zeroes become write_zeroes, and may unmap. */
@@ -66,9 +68,9 @@ struct block_node {
     bool auto_read_only; /* a leaf may fall back to read_only = true when it can't be written */
     struct co *opener;   /* not public yet: only this coroutine finds it by name; NULL: public */
     struct block_node *published_with; /* the node by whose publication it became public */
-    bool is_open;        /* co_open is through */
-    bool close_told;     /* an error of completing it was returned to somebody */
-    bool closed;         /* co_close has run */
+    bool is_open;                      /* co_open is through */
+    bool close_told;                   /* an error of completing it was returned to somebody */
+    bool closed;                       /* co_close has run */
 
     /* drain.c */
     unsigned drain_depth; /* drain_begin without drain_end */
@@ -80,8 +82,7 @@ struct block_node {
     /* graph.c, perm.c; under the graph lock */
     unsigned told_perm, told_shared; /* what co_set_perm was last told */
     bool perm_touched;               /* permissions at and below it are to be worked out */
-    bool must_flush;  /* an edge that could write has left it in this change; referenced meanwhile */
-    struct list left; /* scratch from here on */
+    struct list left;                /* scratch from here on */
     unsigned perm_mark, perm_waits, reach_mark;
     struct block_node *perm_next, *reach_next;
 
@@ -160,8 +161,9 @@ struct block_driver {
     bool is_format; /* interprets its child "file" */
     bool
         is_filter; /* same contents as its filtered child, unless it says otherwise by snapshot functions */
-    bool is_frozen_view; /* shows a point in time: nothing that is done through it changes what it shows */
-    bool is_protocol;    /* a leaf that may be opened by filename */
+    bool
+        is_frozen_view; /* shows a point in time: nothing that is done through it changes what it shows */
+    bool is_protocol; /* a leaf that may be opened by filename */
     bool
         keeps_zero_beyond_eof; /* leaf: a file that grows reads as zeroes where it was never written */
     bool

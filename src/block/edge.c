@@ -95,13 +95,15 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
 
 struct block_node *block_co_take_child(struct block_edge *edge)
 {
-    struct block_node *child;
+    struct block_node *child, *origin;
 
     block_co_change_begin();
     child = child_unlink(edge);
+    origin = block_edge_forget_move(edge);
     (void)block_co_settle_at(child, NULL); /* giving permissions up cannot conflict */
     block_co_change_end();
     edge_free(edge);
+    block_co_unref(origin);
     return child;
 }
 
@@ -164,7 +166,7 @@ int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned
 
 void block_co_root_release(struct block_root *root)
 {
-    struct block_node *node;
+    struct block_node *node, *origin;
 
     if (!root) {
         return;
@@ -173,8 +175,10 @@ void block_co_root_release(struct block_root *root)
     block_co_change_begin();
     list_remove(&root->link);
     node = edge_unlink(&root->edge);
+    origin = block_edge_forget_move(&root->edge);
     (void)block_co_settle_at(node, NULL);
     block_co_change_end();
+    block_co_unref(origin);
     block_co_unref(node);
     pthread_mutex_destroy(&root->guard);
     free(root->edge.name);

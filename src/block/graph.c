@@ -23,12 +23,14 @@ static struct {
     bool ready;
     struct co *owner; /* in a change; NULL: nobody */
     unsigned depth;
+    struct list moved; /* edges that the change has moved, each with its origin */
 } graph;
 
 void block_co_change_begin(void)
 {
     if (!graph.ready) {
         co_mutex_init(&graph.lock);
+        list_init(&graph.moved);
         graph.ready = true;
     }
     if (graph.owner != co_task()) {
@@ -38,29 +40,25 @@ void block_co_change_begin(void)
     graph.depth++;
 }
 
-static struct block_node *find_left(struct list *nodes)
+/* Filters pass flushes on: what is written to one side is made stable by a flush on the other. */
+static bool flush_is_shared(struct block_node *a, struct block_node *b)
 {
-    struct block_node *node;
-
-    LIST_FOREACH (node, nodes, link) {
-        if (node->must_flush) {
-            return node;
-        }
-    }
-    return NULL;
+    a = block_node_skip_filters(a);
+    return a && a == block_node_skip_filters(b);
 }
 
 static int co_flush_left(struct error *err)
 {
-    struct block_node *node;
+    struct block_edge *edge;
     int r = 0;
 
-    LIST_FOREACH (node, &block_all_nodes, link) {
-        if (node->must_flush && r == 0) {
-            r = block_co_flush_node(node);
+    LIST_FOREACH (edge, &graph.moved, moved) {
+        if (r == 0 && (edge->perm & BLOCK_PERM_WRITE) &&
+            !flush_is_shared(edge->origin, edge->node)) {
+            r = block_co_flush_node(edge->origin);
             if (r < 0) {
                 error_set_errno(err, -r, "Could not flush node '%s' before it is left",
-                                block_node_name(node));
+                                block_node_name(edge->origin));
             }
         }
     }
@@ -78,32 +76,45 @@ int block_co_change_settle(struct error *err)
     return r < 0 ? r : block_co_perm_settle(err);
 }
 
-static void forget_left(struct list *ret_nodes)
+struct block_node *block_edge_forget_move(struct block_edge *edge)
 {
-    struct block_node *node;
+    struct block_node *origin = edge->origin;
 
-    list_init(ret_nodes);
-    while ((node = find_left(&block_all_nodes))) {
-        node->must_flush = false;
-        list_append(ret_nodes, &node->left);
+    edge->origin = NULL;
+    list_remove(&edge->moved);
+    return origin;
+}
+
+/* Origins that nobody else refers to any more: to be closed once others can change the graph again. */
+static void forget_moves(struct list *ret_unused)
+{
+    while (!list_is_empty(&graph.moved)) {
+        struct block_node *origin =
+            block_edge_forget_move(LIST_FIRST(&graph.moved, struct block_edge, moved));
+
+        if (origin->refcount > 1) {
+            origin->refcount--;
+        } else {
+            list_append(ret_unused, &origin->left);
+        }
     }
 }
 
 void block_co_change_end(void)
 {
-    struct list left;
+    struct list unused = LIST_INIT(unused);
 
     if (graph.depth > 1) {
         graph.depth--;
         return;
     }
     block_co_perm_release();
-    forget_left(&left);
+    forget_moves(&unused);
     graph.depth = 0;
     graph.owner = NULL;
     co_mutex_unlock(&graph.lock);
-    while (!list_is_empty(&left)) {
-        struct block_node *node = LIST_FIRST(&left, struct block_node, left);
+    while (!list_is_empty(&unused)) {
+        struct block_node *node = LIST_FIRST(&unused, struct block_node, left);
 
         list_remove(&node->left);
         block_co_unref(node);
@@ -156,11 +167,18 @@ static int check_sizes(const struct block_node *from, const struct block_node *t
     return 0;
 }
 
-/* Filters pass flushes on: what is written to one side is made stable by a flush on the other. */
-static bool flush_is_shared(struct block_node *a, struct block_node *b)
+static void point(struct block_edge *edge, struct block_node *node)
 {
-    a = block_node_skip_filters(a);
-    return a && a == block_node_skip_filters(b);
+    struct block_node *from = edge->node;
+
+    list_remove(&edge->in_node);
+    edge->node = node;
+    list_append(&node->parents, &edge->in_node);
+    from->perm_touched = node->perm_touched = true;
+    if (!edge->origin) {
+        edge->origin = block_node_ref(from);
+        list_append(&graph.moved, &edge->moved);
+    }
 }
 
 int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
@@ -176,20 +194,10 @@ int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct 
                          node->name, edge->parent->name);
     }
     block_co_change_begin();
-    if ((edge->perm & BLOCK_PERM_WRITE) && !from->must_flush && !flush_is_shared(from, node)) {
-        from->must_flush = true;
-        block_node_ref(from);
-    }
-    block_node_ref(node);
-    list_remove(&edge->in_node);
-    edge->node = node;
-    list_append(&node->parents, &edge->in_node);
-    from->perm_touched = node->perm_touched = true;
+    point(edge, block_node_ref(node));
     r = block_co_change_settle(err);
     if (r < 0) {
-        list_remove(&edge->in_node);
-        edge->node = from;
-        list_append(&from->parents, &edge->in_node);
+        point(edge, from);
         if (block_co_change_settle(NULL) < 0) {
             log_error("node '%s': permissions of before the change can't be had again", from->name);
         }
@@ -212,24 +220,31 @@ static struct block_edge *next_to_move(struct block_node *from, struct block_nod
     return NULL;
 }
 
-static int move_all(struct block_node *from, struct block_node *to, struct list *moved,
-                    struct error *err)
+static int move_all(struct block_node *from, struct block_node *to, struct error *err)
 {
     struct block_edge *edge;
     int r = 0;
 
     while (r == 0 && (edge = next_to_move(from, to))) {
         r = block_co_edge_move(edge, to, err);
-        if (r == 0) {
-            list_append(moved, &edge->moved);
-        }
     }
     return r;
 }
 
+/* Those that this change has moved from there. */
+static void move_back(struct block_node *from, struct block_node *to)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &graph.moved, moved) {
+        if (edge->origin == from && edge->node == to) {
+            (void)block_co_edge_move(edge, from, NULL);
+        }
+    }
+}
+
 int block_co_node_replace(struct block_node *from, struct block_node *to, struct error *err)
 {
-    struct list moved = LIST_INIT(moved);
     int r;
 
     if (from == to) {
@@ -239,18 +254,13 @@ int block_co_node_replace(struct block_node *from, struct block_node *to, struct
     block_co_drain_begin(from);
     block_co_drain_begin(to);
     block_co_change_begin();
-    r = move_all(from, to, &moved, err);
+    r = move_all(from, to, err);
     r = r < 0 ? r : block_co_change_settle(err);
-    while (!list_is_empty(&moved)) {
-        struct block_edge *edge = LIST_FIRST(&moved, struct block_edge, moved);
-
-        list_remove(&edge->moved);
-        if (r < 0) {
-            (void)block_co_edge_move(edge, from, NULL);
+    if (r < 0) {
+        move_back(from, to);
+        if (block_co_change_settle(NULL) < 0) {
+            log_error("node '%s': permissions of before the change can't be had again", from->name);
         }
-    }
-    if (r < 0 && block_co_change_settle(NULL) < 0) {
-        log_error("node '%s': permissions of before the change can't be had again", from->name);
     }
     block_co_change_end();
     block_co_drain_end(to);

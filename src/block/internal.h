@@ -83,6 +83,8 @@ int block_co_open_below(struct block_node *above, const char *path, const char *
 int block_co_flush_node(struct block_node *node);
 
 /* --- graph.c --- */
+/* An edge that is to go within a change: its origin there, with the reference, or NULL. */
+struct block_node *block_edge_forget_move(struct block_edge *edge);
 /* Within a change whose edges at `node` were changed: settle. */
 int block_co_settle_at(struct block_node *node, struct error *err);
 

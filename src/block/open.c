@@ -358,9 +358,6 @@ void block_unpublish(struct block_node *node)
 {
     struct list *l, *prev;
 
-    if (node->opener) {
-        return;
-    }
     for (l = block_all_nodes.prev; l != &block_all_nodes; l = prev) {
         struct block_node *n = container_of(l, struct block_node, link);
 
