@@ -261,6 +261,76 @@ class TransactionTest(tidemark.TestCase):
             with self.subTest(action):
                 self.assert_undone(add("new"), on("clear", "old"), action, wanted=wanted)
 
+    def actions_that_use_each_other(self):
+        """What makes things, and what uses, changes or deletes what others of these make."""
+        cbw = {"driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "temp"}
+        export = {"type": "nbd", "id": "more", "node-name": "disk", "name": "more"}
+        merge = {"node": "disk", "target": "new", "bitmaps": ["old"]}
+        return [
+            add("new", disabled=True),
+            add("new", persistent=True),
+            add("old"),
+            *(on(verb, "new") for verb in ("remove", "clear", "enable", "disable")),
+            *(on(verb, "old") for verb in ("remove", "clear", "disable")),
+            *(on(verb, "kept") for verb in ("remove", "clear", "disable")),
+            ("block-dirty-bitmap-merge", merge),
+            ("block-dirty-bitmap-merge", {**merge, "target": "kept", "bitmaps": ["new", "old"]}),
+            ("blockdev-add", {"driver": "raw", "node-name": "over", "file": "disk"}),
+            ("blockdev-add", {**cbw, "on-cbw-error": "break-snapshot"}),
+            ("blockdev-add", {**cbw, "bitmap": {"node": "disk", "name": "new"}}),
+            ("blockdev-add", {"driver": "snapshot-access", "node-name": "view", "file": "cbw"}),
+            ("block-dirty-bitmap-add", {"node": "over", "name": "above"}),
+            ("blockdev-replace", {"export": "export", "node-name": "over"}),
+            ("blockdev-replace", {"export": "export", "node-name": "cbw"}),
+            ("blockdev-replace", {"export": "more", "node-name": "over"}),
+            *(("blockdev-del", {"node-name": n}) for n in ("over", "cbw", "temp", "disk", "idle")),
+            ("block-export-add", export),
+            ("block-export-add", {**export, "writable": True, "bitmaps": ["old"]}),
+            ("block-export-add", {**export, "bitmaps": ["new", "off"]}),
+            ("block-export-add", {**export, "node-name": "over"}),
+            ("block-export-add", {**export, "node-name": "view"}),
+            *(("block-export-del", {"id": i, "mode": "hard"}) for i in ("more", "export")),
+        ]
+
+    def test_every_pair_of_actions_is_undone(self):
+        """For each ordered pair: whatever the second finds of the first, before is after."""
+        self.qmp.command("blockdev-add", driver="null-co", node_name="temp", size=64 << 20)
+        self.qmp.command(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="idle",
+            file={"driver": "file", "filename": self.create("idle.qcow2")},
+        )
+        self.qmp.transaction(("block-dirty-bitmap-add", {"node": "idle", "name": "b", "persistent": True}))
+        before = self.state()
+        both = 0
+        made = self.actions_that_use_each_other()
+        made = [made[0], *(a for a in made if a[0] == "blockdev-add" and a[1]["node-name"] == "over")]
+        for first in self.actions_that_use_each_other():
+            for second in self.actions_that_use_each_other():
+                for others in [], made:
+                    with self.assertRaises(QmpError) as caught:
+                        self.qmp.transaction(*others, first, second, ABORT)
+                    both += "Abort" in caught.exception.desc
+                    self.assertEqual(self.state(), before, (others, first, second))
+            recording = {n: b["count"] for n, b in self.qmp.bitmaps("disk").items() if b["recording"]}
+            self.written += 1
+            tidemark.io(self.uri, f"write -P 3 {self.written}M 64k", "read -P 1 0 128k", fmt="raw")
+            for name, count in recording.items():
+                self.assertEqual(self.counts()[name], count + 65536, (first, name))
+            before = self.state()
+        self.assertGreater(both, 600)  # pairs that would have been carried out
+        counts = self.counts()
+        self.server.quit()
+        self.assertEqual(tidemark.qemu_img("check", self.image).returncode, 0)
+        bitmaps = json.loads(tidemark.qemu_img("info", "--output=json", self.image).stdout)
+        bitmaps = bitmaps["format-specific"]["data"]["bitmaps"]
+        self.assertEqual([(b["name"], b["flags"]) for b in bitmaps], [("kept", ["auto"])])
+        again = self.daemon(
+            "--blockdev", f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.image}"
+        )
+        self.assertEqual(again.qmp.bitmaps("disk")["kept"]["count"], counts["kept"])
+
     def test_what_the_schema_refuses_starts_nothing(self):
         self.assert_undone(
             add("new"),
