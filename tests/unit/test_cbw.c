@@ -381,6 +381,76 @@ static void timeout_breaks_the_snapshot_if_told_so(void *arg)
     cbw_graph_close(&g);
 }
 
+static void drain_both(void *arg)
+{
+    struct cbw_graph *g = arg;
+
+    block_co_drain_begin(g->temp_node);
+    block_co_drain_begin(g->disk_node);
+    block_co_drain_end(g->disk_node);
+    block_co_drain_end(g->temp_node);
+}
+
+static void drain_waits_for_a_copy_whose_write_gave_up(void *arg)
+{
+    struct background drain;
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, ",\"cbw-timeout\":1", 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_WRITE, 1);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), -ETIMEDOUT);
+    background_start(&drain, drain_both, &g);
+    loop_co_sleep(5000000);
+    assert_false(drain.done);
+    memory_disk_release(g.temp);
+    background_finish(&drain);
+    cbw_graph_close(&g);
+}
+
+struct frozen_read {
+    struct cbw_graph *g;
+    int ret;
+};
+
+static void read_cluster_1(void *arg)
+{
+    struct frozen_read *r = arg;
+
+    r->ret = cbw_reads_original(r->g->snapshot, CLUSTER, CLUSTER);
+}
+
+static void release_cluster_1(void *arg)
+{
+    struct frozen_read *r = arg;
+
+    r->ret = block_co_discard(r->g->snapshot, CLUSTER, CLUSTER);
+}
+
+/* What a read that is under way is reading may not vanish under it; later ones are refused at once. */
+static void release_waits_for_reads_of_copied_clusters(void *arg)
+{
+    struct background reader, releaser;
+    struct cbw_graph g;
+    struct frozen_read read = {.g = &g}, release = {.g = &g, .ret = 1};
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 4096, 0xee), 0);
+    memory_disk_hold(g.temp, MEMORY_DISK_READ, 1);
+    background_start(&reader, read_cluster_1, &read);
+    background_start(&releaser, release_cluster_1, &release);
+    assert_false(reader.done);
+    assert_false(releaser.done);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_DISCARD), 0);
+    assert_int_equal(cbw_reads_original(g.snapshot, CLUSTER, 512), -EACCES);
+    memory_disk_release(g.temp);
+    background_finish(&reader);
+    background_finish(&releaser);
+    assert_int_equal(read.ret, 1);
+    assert_int_equal(release.ret, 0);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_DISCARD), 1);
+    cbw_graph_close(&g);
+}
+
 /* --- opening and permissions --- */
 
 static void target_is_not_shared(void *arg)
@@ -526,6 +596,8 @@ int main(void)
         CO_TEST(failed_copy_breaks_the_snapshot_if_told_so),
         CO_TEST(timeout_breaks_the_guest_write_by_default),
         CO_TEST(timeout_breaks_the_snapshot_if_told_so),
+        CO_TEST(drain_waits_for_a_copy_whose_write_gave_up),
+        CO_TEST(release_waits_for_reads_of_copied_clusters),
         CO_TEST(target_is_not_shared),
         CO_TEST(nobody_writes_behind_a_filter_in_use),
         CO_TEST(bad_options_are_refused_by_name),
