@@ -144,13 +144,16 @@ static void await_bells(struct reactor *r)
     }
 }
 
-/* Have the reactor look around once more before it sleeps. Any thread, any signal handler. */
+/*
+ * Have the reactor look around once more before it sleeps. Any thread, any signal handler; on its own thread one may come
+ * between the decision to sleep and the sleep, which the bell then ends.
+ */
 static void kick(struct reactor *r)
 {
     void *expected = ASLEEP;
 
     atomic_store(&r->kicked, true);
-    if (r != this_reactor && atomic_compare_exchange_strong(&r->inbox, &expected, NULL)) {
+    if (atomic_compare_exchange_strong(&r->inbox, &expected, NULL)) {
         ring_bell(r);
     }
 }
