@@ -126,9 +126,7 @@ void block_co_root_settle(struct block_root *root)
         struct reactor *r = reactor_at(i);
 
         if (r && r != reactor_current() && atomic_load(&root->inflight[i].used)) {
-            while (loop_co_call_on(r, nothing, NULL) < 0) {
-                loop_co_sleep(DRAIN_RETRY_NS); /* no coroutine to be had there for the moment */
-            }
+            loop_co_call_on(r, nothing, NULL);
         }
     }
     root->settled = true;

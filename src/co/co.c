@@ -145,12 +145,12 @@ void co_reschedule(void)
     leave(co, false);
 }
 
-/* On the stack of a lost thread: now that it has left the coroutine's, the new thread may run it. */
-static void let_rejoin(struct co_thread *t)
+/* Now that the thread has left its stack, another one may run it. */
+static void let_move(struct co_thread *t)
 {
-    struct co *co = t->rejoining;
+    struct co *co = t->moving;
 
-    t->rejoining = NULL;
+    t->moving = NULL;
     co_wake(co);
 }
 
@@ -175,8 +175,8 @@ void co_resume(struct co *co)
     }
     arrive(t, from);
     t->current = resumer;
-    if (t->rejoining) {
-        let_rejoin(t);
+    if (t->moving) {
+        let_move(t);
     } else if (co->ended) {
         co->home->ended++;
         co_pool_put(co);
@@ -205,9 +205,31 @@ void co_rejoin(void)
     struct co_thread *t = &this_thread;
     struct co *co = t->current;
 
-    t->rejoining = co;
+    t->moving = co;
     switch_fibers(t, &co->fiber, &t->self, false);
     arrive(co->thread, &co->fiber);
+}
+
+/* Go on on the thread of `home`. */
+static void move(struct co *co, struct co_home *home)
+{
+    co->home = home;
+    co->thread->moving = co;
+    leave(co, false);
+}
+
+void co_call_at(struct co_home *there, co_entry *entry, void *arg)
+{
+    struct co *co = this_thread.current;
+    struct co_home *home;
+
+    assert(co);
+    home = co->home;
+    atomic_fetch_add(&there->spawned, 1);
+    move(co, there);
+    entry(arg);
+    there->ended++;
+    move(co, home);
 }
 
 struct list *co_link(struct co *co)

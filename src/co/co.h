@@ -97,6 +97,12 @@ void co_wake(struct co *co);
 /* Go to the end of the home's run queue. Yields. */
 void co_reschedule(void);
 
+/*
+ * Run `entry(arg)` at another home: the calling coroutine goes there, to the end of the run queue, belongs to it until entry
+ * has ended, and comes back. Nothing is needed that could be missing. Yields.
+ */
+void co_call_at(struct co_home *there, co_entry *entry, void *arg);
+
 /* For schedulers: run a queued coroutine on this thread until it suspends or ends. */
 void co_resume(struct co *co);
 

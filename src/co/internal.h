@@ -39,7 +39,7 @@ struct co_thread {
     struct co *current;    /* the running one; NULL outside */
     struct co_fiber self;  /* the thread's own stack */
     struct co_fiber *left; /* the stack that was left by the latest switch */
-    struct co *rejoining;  /* to be woken once its stack is left; for co_rejoin() */
+    struct co *moving;     /* to be woken elsewhere once its stack is left */
 };
 
 /*

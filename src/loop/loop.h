@@ -72,8 +72,8 @@ int reactor_spawn(struct reactor *r, co_entry *entry, void *arg);
 /* On the main thread, outside coroutines: run turns until the coroutine `entry(arg)` has ended. */
 int reactor_run_until_done(co_entry *entry, void *arg);
 
-/* On the main thread, outside coroutines: run turns until reactor_quit_main(), which any thread may
- * call. */
+/* On the main thread, outside coroutines: run turns until reactor_quit_main(), which any thread and
+ * any signal handler may call. */
 void reactor_run_main(void);
 void reactor_quit_main(void);
 
@@ -81,9 +81,9 @@ void reactor_quit_main(void);
  * otherwise, so that a run can be repeated. For tests; on the reactor's own thread. */
 void reactor_set_seed(struct reactor *r, uint64_t seed);
 
-/* Run `entry(arg)` on reactor `r` and wait here until it has ended. From a coroutine of any
- * reactor. Yields. */
-int loop_co_call_on(struct reactor *r, co_entry *entry, void *arg);
+/* Run `entry(arg)` on reactor `r` and return here when it has ended: the calling coroutine goes there and comes back, so
+ * nothing is needed that could be missing. From a coroutine of any reactor. Yields. */
+void loop_co_call_on(struct reactor *r, co_entry *entry, void *arg);
 
 /* --- long work in pieces ------------------------------------------------------------------------ */
 

@@ -651,35 +651,12 @@ void reactor_quit_main(void)
     }
 }
 
-/* On the stack of the coroutine that waits. */
-struct call_on {
-    co_entry *entry;
-    void *arg;
-    struct co *caller;
-};
-
-static void call_on_entry(void *opaque)
+void loop_co_call_on(struct reactor *r, co_entry *entry, void *arg)
 {
-    struct call_on *call = opaque;
-
-    call->entry(call->arg);
-    co_wake(call->caller);
-}
-
-int loop_co_call_on(struct reactor *r, co_entry *entry, void *arg)
-{
-    struct call_on call = {.entry = entry, .arg = arg, .caller = co_self()};
-    int ret;
-
-    assert(call.caller);
+    assert(co_self());
     if (r == this_reactor) {
         entry(arg);
-        return 0;
+    } else {
+        co_call_at(&r->home, entry, arg);
     }
-    ret = co_spawn(&r->home, call_on_entry, &call);
-    if (ret < 0) {
-        return ret;
-    }
-    co_suspend();
-    return 0;
 }

@@ -250,10 +250,7 @@ static void connection_main(void *arg)
     if (ret == 0 && !s->stopping) {
         c->worker = nbd_worker_pick(c->export->reactor, NULL);
         if (c->worker) {
-            ret = loop_co_call_on(c->worker->reactor, serve_entry, c);
-            if (ret < 0) {
-                log_warning("NBD server: no room to serve a client: %s", strerror(-ret));
-            }
+            loop_co_call_on(c->worker->reactor, serve_entry, c);
         }
     }
     connection_gone(c);

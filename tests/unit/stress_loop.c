@@ -40,7 +40,7 @@ static void call_around(void *arg)
     unsigned count = 0;
 
     for (unsigned i = 0; i < ROUNDS; i++) {
-        assert_int_equal(loop_co_call_on(reactors[(worker + i) % REACTORS], add_one, &count), 0);
+        loop_co_call_on(reactors[(worker + i) % REACTORS], add_one, &count);
     }
     assert_int_equal(count, ROUNDS);
     co_group_done(&group);
@@ -185,7 +185,7 @@ static void brief_visit(void *arg)
 {
     unsigned count = 0;
 
-    assert_int_equal(loop_co_call_on(reactor_main(), add_one, &count), 0);
+    loop_co_call_on(reactor_main(), add_one, &count);
     assert_int_equal(loop_co_offload(square, (void *)2), 4);
     co_group_done(&group);
 }
@@ -220,7 +220,7 @@ static void set_seed(void *arg)
 static void set_seeds(void *arg)
 {
     for (int i = 0; i < REACTORS; i++) {
-        assert_int_equal(loop_co_call_on(reactors[i], set_seed, arg), 0);
+        loop_co_call_on(reactors[i], set_seed, arg);
     }
 }
 

@@ -47,9 +47,9 @@ static void call_there_and_here(void *arg)
 {
     unsigned index = 99;
 
-    assert_int_equal(loop_co_call_on(other, note_index, &index), 0);
+    loop_co_call_on(other, note_index, &index);
     assert_int_equal(index, 1);
-    assert_int_equal(loop_co_call_on(reactor_main(), note_index, &index), 0);
+    loop_co_call_on(reactor_main(), note_index, &index);
     assert_int_equal(index, 0);
 }
 
@@ -59,6 +59,29 @@ static void test_call_on_runs_on_that_reactor(void **state)
     assert_ptr_equal(reactor_current(), reactor_main());
     run(call_there_and_here, NULL);
     run(call_there_and_here, NULL);
+}
+
+static void call_on_main_from_there(void *arg)
+{
+    unsigned index = 99;
+
+    loop_co_call_on(reactor_main(), note_index, &index);
+    assert_int_equal(index, 0);
+    assert_ptr_equal(reactor_current(), other);
+    /* Others are woken here, too. */
+    loop_co_sleep(MS);
+    assert_ptr_equal(reactor_current(), other);
+}
+
+static void call_there_and_from_there(void *arg)
+{
+    loop_co_call_on(other, call_on_main_from_there, NULL);
+    assert_ptr_equal(reactor_current(), reactor_main());
+}
+
+static void test_calls_on_reactors_nest(void **state)
+{
+    run(call_there_and_from_there, NULL);
 }
 
 static void sleep_and_set(void *arg)
@@ -880,6 +903,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_call_on_runs_on_that_reactor),
+        TEST(test_calls_on_reactors_nest),
         TEST(test_destroy_waits_for_the_coroutines),
         TEST(test_reactors_come_and_go),
         TEST(test_run_main_until_a_thread_says_quit),

@@ -126,7 +126,7 @@ static void be_woken_beside_long_work(void *arg)
     struct long_work work = {0};
 
     start_workers(&work, 3);
-    assert_int_equal(loop_co_call_on(other, woken_elsewhere, NULL), 0);
+    loop_co_call_on(other, woken_elsewhere, NULL);
     finish_work(&work);
 }
 
