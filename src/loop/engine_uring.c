@@ -34,8 +34,8 @@
 /* Result of a poll that has to be made again, in another ring. */
 #define MOVED INT_MIN
 
-/* Threads of the kernel that file I/O of one ring may wait in. By default it may be as few as eight. */
-#define KERNEL_WORKERS_MAX 256
+/* Threads of the kernel that file I/O of one ring may hang in. By default it may be as few as eight. */
+#define KERNEL_WORKERS_MAX 1024
 
 struct uring {
     struct io_uring ring;

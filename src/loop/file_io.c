@@ -156,9 +156,66 @@ static struct fd_memory memory_of(struct reactor *r, int fd)
  * Whether a write to its file system hangs. What waits for it then is the pool's: file I/O in flight in the ring keeps
  * writes to other file systems from being made on the spot.
  */
-static bool is_hanging(const struct reactor *r, struct fd_memory m)
+static bool is_hanging(struct reactor *r, int fd)
 {
-    return r->file_systems[m.fs].hanging > 0;
+    return r->file_systems[memory_of(r, fd).fs].hanging > 0;
+}
+
+/*
+ * Threads, the kernel's or the pool's, are many but not without number. A file that hangs holds as many as it has operations
+ * in flight, so these are limited; the others wait until one of them is done.
+ */
+#define IN_FLIGHT_MAX 64
+
+/* On the stack of the coroutine that waits. */
+struct crowd_waiter {
+    struct list link;
+    struct co *co;
+    int fd;
+};
+
+static void co_enter(struct reactor *r, int fd)
+{
+    struct crowd_waiter self = {.co = co_self(), .fd = fd};
+
+    if (fd < 0 || fd >= FD_MEMORY) {
+        return;
+    }
+    if (r->fds[fd].in_flight < IN_FLIGHT_MAX) {
+        r->fds[fd].in_flight++;
+        return;
+    }
+    list_append(&r->crowd, &self.link);
+    co_suspend(); /* who leaves hands its place over */
+}
+
+static void leave(struct reactor *r, int fd)
+{
+    struct crowd_waiter *w;
+
+    if (fd < 0 || fd >= FD_MEMORY) {
+        return;
+    }
+    LIST_FOREACH (w, &r->crowd, link) {
+        if (w->fd == fd) {
+            list_remove(&w->link);
+            co_wake(w->co);
+            return;
+        }
+    }
+    r->fds[fd].in_flight--;
+}
+
+static ssize_t co_read_elsewhere(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                                 uint64_t offset)
+{
+    ssize_t n;
+
+    co_enter(r, fd);
+    n = is_hanging(r, fd) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset)
+                          : r->engine->co_preadv(r, fd, iov, iovcnt, offset);
+    leave(r, fd);
+    return n;
 }
 
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
@@ -180,8 +237,7 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
             return -errno;
         }
     }
-    return is_hanging(r, m) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset)
-                            : r->engine->co_preadv(r, fd, iov, iovcnt, offset);
+    return co_read_elsewhere(r, fd, iov, iovcnt, offset);
 }
 
 static size_t total_length(const struct iovec *iov, int iovcnt)
@@ -284,12 +340,16 @@ static struct file_system *choose_inline(struct reactor *r, int fd, struct fd_me
     return fs;
 }
 
-static ssize_t co_write_elsewhere(struct reactor *r, int fd, struct fd_memory m,
-                                  const struct iovec *iov, int iovcnt, uint64_t offset,
-                                  unsigned flags)
+static ssize_t co_write_elsewhere(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                                  uint64_t offset, unsigned flags)
 {
-    return is_hanging(r, m) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags)
-                            : r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    ssize_t n;
+
+    co_enter(r, fd);
+    n = is_hanging(r, fd) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags)
+                          : r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
+    leave(r, fd);
+    return n;
 }
 
 static ssize_t co_write_auto(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
@@ -308,7 +368,7 @@ static ssize_t co_write_auto(struct reactor *r, int fd, const struct iovec *iov,
             return co_write_inline(r, fs, fd, iov, iovcnt, offset);
         }
     }
-    return co_write_elsewhere(r, fd, m, iov, iovcnt, offset, 0);
+    return co_write_elsewhere(r, fd, iov, iovcnt, offset, 0);
 }
 
 ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t offset,
@@ -321,7 +381,7 @@ ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t of
         return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
     }
     if (write_policy == WRITE_ENGINE || (flags & LOOP_IO_DSYNC)) {
-        return co_write_elsewhere(r, fd, memory_of(r, fd), iov, iovcnt, offset, flags);
+        return co_write_elsewhere(r, fd, iov, iovcnt, offset, flags);
     }
     return co_write_auto(r, fd, iov, iovcnt, offset);
 }
@@ -329,17 +389,24 @@ ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t of
 int loop_co_fdatasync(int fd)
 {
     struct reactor *r = reactor_current();
+    int ret;
 
     assert(r && co_self());
-    return is_hanging(r, memory_of(r, fd)) ? loop_threads_co_fdatasync(r, fd)
-                                           : r->engine->co_fdatasync(r, fd);
+    co_enter(r, fd);
+    ret = is_hanging(r, fd) ? loop_threads_co_fdatasync(r, fd) : r->engine->co_fdatasync(r, fd);
+    leave(r, fd);
+    return ret;
 }
 
 int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 {
     struct reactor *r = reactor_current();
+    int ret;
 
     assert(r && co_self());
-    return is_hanging(r, memory_of(r, fd)) ? loop_threads_co_fallocate(r, fd, mode, offset, length)
-                                           : r->engine->co_fallocate(r, fd, mode, offset, length);
+    co_enter(r, fd);
+    ret = is_hanging(r, fd) ? loop_threads_co_fallocate(r, fd, mode, offset, length)
+                            : r->engine->co_fallocate(r, fd, mode, offset, length);
+    leave(r, fd);
+    return ret;
 }

@@ -45,6 +45,7 @@ struct fd_memory {
     uint8_t kind;      /* enum fd_kind (file_io.c) */
     uint8_t uses_left; /* until it is asked again: numbers are used anew for other files */
     uint8_t fs;        /* index in the reactor's file_systems */
+    uint8_t in_flight; /* operations that another thread does or will do */
 };
 
 /* What is remembered about the buffered writes to a file system. */
@@ -102,6 +103,7 @@ struct reactor {
     struct file_system file_systems[FILE_SYSTEMS];
     unsigned next_file_system; /* to be forgotten for another */
     struct fd_memory fds[FD_MEMORY];
+    struct list crowd; /* of struct crowd_waiter (file_io.c), oldest first */
 
     atomic_bool stop;     /* end the thread once the coroutines have ended */
     struct co *destroyer; /* woken when the thread is about to end */

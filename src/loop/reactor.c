@@ -360,6 +360,7 @@ static int reactor_init(struct reactor *r, const struct loop_engine *engine)
     list_init(&r->batch);
     list_init(&r->gave_way);
     list_init(&r->deferred);
+    list_init(&r->crowd);
     r->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (r->bell < 0) {
         return -errno;

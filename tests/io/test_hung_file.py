@@ -131,6 +131,22 @@ class HungFile(tidemark.TestCase):
             for _ in range(65):
                 self.assertEqual(client.simple_reply(), (1, 0))
 
+    def test_many_direct_writes_that_hang_leave_room_for_others(self):
+        qmp = self.server.qmp
+        qmp.command("block-export-del", id="sick")
+        qmp.command("blockdev-del", **{"node-name": "sick"})
+        node = {"driver": "raw", "node-name": "sick", "cache": {"direct": True},
+                "file": {"driver": "file", "filename": self.sick}}  # fmt: skip
+        qmp.command("blockdev-add", **node)
+        export = {"id": "sick", "node-name": "sick", "name": "sick", "writable": True}
+        qmp.command("block-export-add", type="nbd", **export)
+        good = self.client("good")
+        sick = self.let_hang(100, clients=8)
+        for _ in range(20):
+            self.use(good)
+        self.thaw()
+        self.assert_complete(sick, 100)
+
     def test_reads_of_the_disk_are_answered(self):
         # Freezing stops writers only.
         other = self.client("sick")
