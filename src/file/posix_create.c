@@ -124,7 +124,7 @@ static int co_fill_device(const struct create_call *c, uint64_t size, int preall
     struct iovec vec = {.iov_base = (void *)(uintptr_t)zeroes, .iov_len = sizeof(zeroes)};
     uint64_t device_size;
     ssize_t n;
-    int r = posix_file_size(c->fd, true, &device_size);
+    int r = posix_file_co_size(c->fd, true, &device_size);
 
     if (r < 0) {
         return error_set_errno(err, -r, "Could not get the size of '%s'", c->path);
@@ -155,9 +155,9 @@ static int co_fill(struct create_call *c, uint64_t size, int prealloc, struct er
     if (!S_ISREG(c->st.st_mode) && !S_ISBLK(c->st.st_mode) && !S_ISCHR(c->st.st_mode)) {
         return error_set(err, EINVAL, "'%s' is neither a regular file nor a device", c->path);
     }
-    if (image_lock_is_supported(c->fd)) {
-        r = image_lock_set(&lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
-                           BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE, c->path, err);
+    if (posix_file_co_has_locks(c->fd)) {
+        r = posix_file_co_lock(&lock, BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                               BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE, c->path, err);
     }
     if (r < 0) {
         return r;
@@ -188,8 +188,8 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
     }
     r = co_fill(&c, size, o.prealloc, err);
     if (r < 0 && c.created) {
-        unlink(c.path);
+        posix_file_co_unlink(c.path);
     }
-    close(c.fd);
+    posix_file_co_close_fd(c.fd);
     return r;
 }

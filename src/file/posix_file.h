@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the drivers `file` and `host_device` share. Reading order: posix_open.c, posix_io.c, posix_status.c,
- * posix_space.c (zeroes, discard, size), punch.c, posix_create.c.
+ * What the drivers `file` and `host_device` share. Reading order: posix_open.c, posix_calls.c, posix_io.c,
+ * posix_status.c, posix_space.c (zeroes, discard, size), punch.c, posix_create.c.
  */
 #ifndef TIDEMARK_FILE_POSIX_FILE_H
 #define TIDEMARK_FILE_POSIX_FILE_H
@@ -63,8 +63,6 @@ void posix_file_co_close(struct block_node *node);
 int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
                            struct error *err);
 int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err);
-/* Size in bytes of a regular file or block device, or -errno. May block. */
-int posix_file_size(int fd, bool is_device, uint64_t *ret);
 
 /*
  * Disks have whole sectors. So a file that ends within one is a node that ends with it: the rest reads as zeroes, and the
@@ -77,6 +75,20 @@ static inline uint64_t posix_file_node_size(uint64_t file_size)
     return file_size > INT64_MAX - POSIX_FILE_SECTOR ? file_size
                                                      : round_up(file_size, POSIX_FILE_SECTOR);
 }
+
+/* --- posix_calls.c: what may block, made on the offload pool where somebody else would wait --- */
+/* Size in bytes of a regular file or block device. 0 or -errno; the first one blocks, for functions that are there already. */
+int posix_file_size(int fd, bool is_device, uint64_t *ret);
+int posix_file_co_size(int fd, bool is_device, uint64_t *ret);
+/* As image_lock_is_supported() and image_lock_set(). */
+bool posix_file_co_has_locks(int fd);
+int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
+                       struct error *err);
+void posix_file_co_close_fd(int fd);
+/* 0 or -errno. */
+int posix_file_co_unlink(const char *path);
+/* Another descriptor of the file, for writing through the page cache; or -errno. */
+int posix_file_co_reopen_buffered(int fd);
 
 /* --- posix_io.c --- */
 void sync_group_init(struct sync_group *g);

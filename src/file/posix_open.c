@@ -142,7 +142,7 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
     }
     r = check_kind(node->driver->name, filename, c.st.st_mode, is_device, err);
     if (r < 0) {
-        close(c.fd);
+        posix_file_co_close_fd(c.fd);
         return r;
     }
     if (c.fell_back) {
@@ -224,26 +224,6 @@ static int set_device_limits(struct block_node *node, const char *filename, stru
     return 0;
 }
 
-int posix_file_size(int fd, bool is_device, uint64_t *ret)
-{
-    struct stat st;
-    off_t end;
-
-    if (fstat(fd, &st) < 0) {
-        return -errno;
-    }
-    if (is_device && S_ISCHR(st.st_mode)) {
-        end = lseek(fd, 0, SEEK_END);
-        *ret = end > 0 ? (uint64_t)end : 0;
-        return end < 0 ? -errno : 0;
-    }
-    if (is_device) {
-        return ioctl(fd, BLKGETSIZE64, ret) < 0 ? -errno : 0;
-    }
-    *ret = (uint64_t)st.st_size;
-    return 0;
-}
-
 static int co_set_limits(struct block_node *node, const char *filename, struct error *err)
 {
     struct posix_file *f = node->opaque;
@@ -259,7 +239,7 @@ static int co_set_limits(struct block_node *node, const char *filename, struct e
     if (r < 0) {
         return r;
     }
-    r = posix_file_size(f->fd, f->is_device, &size);
+    r = posix_file_co_size(f->fd, f->is_device, &size);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not get the size of '%s'", filename);
     }
@@ -271,8 +251,8 @@ static int co_set_limits(struct block_node *node, const char *filename, struct e
 
 /* --- locks ------------------------------------------------------------------------------------------- */
 
-static int set_up_locking(struct block_node *node, int locking, const char *filename,
-                          struct error *err)
+static int co_set_up_locking(struct block_node *node, int locking, const char *filename,
+                             struct error *err)
 {
     struct posix_file *f = node->opaque;
 
@@ -280,7 +260,7 @@ static int set_up_locking(struct block_node *node, int locking, const char *file
         return 0;
     }
     f->lock.fd = f->fd;
-    f->locking = image_lock_is_supported(f->fd);
+    f->locking = posix_file_co_has_locks(f->fd);
     if (locking == LOCKING_ON && !f->locking) {
         error_set(err, ENOTSUP, "The file system of '%s' has no locks", filename);
         error_hint(err, "With locking=auto it is used without");
@@ -331,7 +311,7 @@ static int co_set_lock(struct block_node *node, unsigned perm, unsigned shared, 
         if (i > 0) {
             loop_co_sleep(LOCK_RETRY_NS);
         }
-        r = image_lock_set(&f->lock, perm, shared, block_node_display_name(node), &attempt);
+        r = posix_file_co_lock(&f->lock, perm, shared, block_node_display_name(node), &attempt);
         if (r < 0 && (r != -EAGAIN || i == LOCK_ATTEMPTS - 1)) {
             error_move(err, &attempt);
         }
@@ -385,10 +365,10 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
     if (r >= 0) {
         r = co_set_limits(node, o.filename, err);
         if (r >= 0) {
-            r = set_up_locking(node, o.locking, o.filename, err);
+            r = co_set_up_locking(node, o.locking, o.filename, err);
         }
         if (r < 0) {
-            close(f->fd);
+            posix_file_co_close_fd(f->fd);
         }
     }
     free(o.filename);
@@ -416,7 +396,7 @@ void posix_file_co_close(struct block_node *node)
     struct posix_file *f = node->opaque;
 
     /* The locks are those of the open file description and end with it. */
-    close(f->fd);
+    posix_file_co_close_fd(f->fd);
     f->fd = -1;
     punch_queue_destroy(&f->punches);
     status_cache_destroy(&f->status);

@@ -167,21 +167,11 @@ static int co_ftruncate(int fd, uint64_t size)
     return loop_co_brief(do_ftruncate, &c);
 }
 
-/* Another descriptor of the file, through the page cache: the ends need not be aligned. */
-static int reopen_buffered(int fd)
-{
-    char path[32];
-    int buffered;
-
-    snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
-    buffered = open(path, O_WRONLY | O_CLOEXEC);
-    return buffered < 0 ? -errno : buffered;
-}
-
 static int co_fill(int fd, uint64_t offset, uint64_t end)
 {
     AUTO_FREE void *zeroes = calloc(1, FILL_CHUNK);
-    int buffered AUTO_CLOSE = reopen_buffered(fd);
+    /* Through the page cache the ends need not be aligned. */
+    int buffered AUTO_CLOSE = posix_file_co_reopen_buffered(fd);
 
     if (!zeroes || buffered < 0) {
         return zeroes ? buffered : -ENOMEM;
@@ -224,7 +214,7 @@ int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_pre
                          struct error *err)
 {
     uint64_t old_size;
-    int r = posix_file_size(fd, false, &old_size);
+    int r = posix_file_co_size(fd, false, &old_size);
 
     if (r < 0) {
         return error_set_errno(err, -r, "Could not get the size of '%s'", name);
@@ -294,7 +284,7 @@ int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
 {
     struct posix_file *f = node->opaque;
     uint64_t device_size;
-    int r = posix_file_size(f->fd, true, &device_size);
+    int r = posix_file_co_size(f->fd, true, &device_size);
 
     if (r < 0) {
         return error_set_errno(err, -r, "Could not get the size of '%s'",

@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Calls that a local file system answers at once, and one over a network after its server has been asked, or when it is back:
+ * attributes, locks, the close that writes what is left. A server makes them on the offload pool.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdio.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "file/posix_file.h"
+#include "loop/loop.h"
+
+/* --- size ---------------------------------------------------------------------------------------- */
+
+struct size_call {
+    int fd;
+    bool is_device;
+    uint64_t size;
+};
+
+int posix_file_size(int fd, bool is_device, uint64_t *ret)
+{
+    struct stat st;
+    off_t end;
+
+    if (fstat(fd, &st) < 0) {
+        return -errno;
+    }
+    if (is_device && S_ISCHR(st.st_mode)) {
+        end = lseek(fd, 0, SEEK_END);
+        *ret = end > 0 ? (uint64_t)end : 0;
+        return end < 0 ? -errno : 0;
+    }
+    if (is_device) {
+        return ioctl(fd, BLKGETSIZE64, ret) < 0 ? -errno : 0;
+    }
+    *ret = (uint64_t)st.st_size;
+    return 0;
+}
+
+static int get_size(void *arg)
+{
+    struct size_call *c = arg;
+
+    return posix_file_size(c->fd, c->is_device, &c->size);
+}
+
+int posix_file_co_size(int fd, bool is_device, uint64_t *ret)
+{
+    struct size_call c = {.fd = fd, .is_device = is_device};
+    int r = loop_co_brief(get_size, &c);
+
+    if (r == 0) {
+        *ret = c.size;
+    }
+    return r;
+}
+
+/* --- locks --------------------------------------------------------------------------------------- */
+
+static int ask_for_locks(void *arg)
+{
+    return image_lock_is_supported(*(int *)arg);
+}
+
+bool posix_file_co_has_locks(int fd)
+{
+    return loop_co_brief(ask_for_locks, &fd) > 0;
+}
+
+struct lock_call {
+    struct image_lock *lock;
+    unsigned perm, shared;
+    const char *name;
+    struct error *err;
+};
+
+static int set_lock(void *arg)
+{
+    const struct lock_call *c = arg;
+
+    return image_lock_set(c->lock, c->perm, c->shared, c->name, c->err);
+}
+
+int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
+                       struct error *err)
+{
+    struct lock_call c = {l, perm, shared, name, err};
+
+    return loop_co_brief(set_lock, &c);
+}
+
+/* --- names and descriptors ----------------------------------------------------------------------- */
+
+static int do_close(void *arg)
+{
+    return close(*(int *)arg);
+}
+
+void posix_file_co_close_fd(int fd)
+{
+    loop_co_brief(do_close, &fd);
+}
+
+static int do_unlink(void *arg)
+{
+    return unlink(arg) < 0 ? -errno : 0;
+}
+
+int posix_file_co_unlink(const char *path)
+{
+    return loop_co_brief(do_unlink, (void *)(uintptr_t)path);
+}
+
+static int reopen(void *arg)
+{
+    char path[32];
+    int fd;
+
+    snprintf(path, sizeof(path), "/proc/self/fd/%d", *(int *)arg);
+    fd = open(path, O_WRONLY | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+int posix_file_co_reopen_buffered(int fd)
+{
+    return loop_co_brief(reopen, &fd);
+}
