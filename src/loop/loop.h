@@ -154,6 +154,8 @@ int loop_co_poll(int fd, short events, int64_t timeout_ns);
 /* recv(2)/sendmsg(2) on a non-blocking socket; wait when it would block. Bytes (0: end of stream)
  * or -errno. */
 ssize_t loop_co_recv(int fd, void *buf, size_t size);
+/* As loop_co_recv(), for who has found the socket empty just now: waits before it looks. */
+ssize_t loop_co_recv_later(int fd, void *buf, size_t size);
 ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags);
 /* Accept a connection (non-blocking, close-on-exec). The descriptor, or -errno; -ECANCELED after
  * shutdown(). */

@@ -24,25 +24,36 @@ static bool would_block(int errnum)
 
 ssize_t loop_co_recv(int fd, void *buf, size_t size)
 {
-    struct reactor *r = reactor_current();
-
-    assert(r && co_self());
     for (;;) {
         ssize_t n = recv(fd, buf, size, MSG_DONTWAIT);
 
         if (n >= 0) {
             return n;
         }
-        if (errno == EINTR) {
-            continue;
+        if (would_block(errno)) {
+            return loop_co_recv_later(fd, buf, size);
         }
-        if (!would_block(errno)) {
+        if (errno != EINTR) {
             return -errno;
         }
-        int ret = r->engine->co_poll(r, fd, POLLIN, -1);
+    }
+}
+
+ssize_t loop_co_recv_later(int fd, void *buf, size_t size)
+{
+    for (;;) {
+        int ret = loop_co_poll(fd, POLLIN, -1);
+        ssize_t n;
 
         if (ret < 0 && ret != -EINTR) {
             return ret;
+        }
+        n = recv(fd, buf, size, MSG_DONTWAIT);
+        if (n >= 0) {
+            return n;
+        }
+        if (errno != EINTR && !would_block(errno)) {
+            return -errno;
         }
     }
 }

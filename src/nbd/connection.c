@@ -279,7 +279,7 @@ static ssize_t co_receive_more(struct nbd_connection *c, uint8_t *to, size_t roo
         }
     }
     nbd_reply_flush(c);
-    return c->tls ? tls_session_co_recv(c->tls, to, room) : loop_co_recv(c->fd, to, room);
+    return c->tls ? tls_session_co_recv(c->tls, to, room) : loop_co_recv_later(c->fd, to, room);
 }
 
 /* Receive into rbuf until `needed` bytes are there. */
