@@ -384,14 +384,17 @@ static int co_repair_refcounts(struct check *c, const struct block_check_result 
     return qcow2_co_check_refcounts(c, c->fix);
 }
 
-/* That the old table's clusters are freed is no repair of its own. */
+/* That the old table's clusters are freed is no repair of its own, and not worth a word. */
 static int co_repair_snapshot_table(struct check *c, struct error *err)
 {
     uint64_t leaks_fixed = c->result->leaks_fixed;
+    unsigned complaints = c->complaints;
     int r = qcow2_co_fix_snapshot_table(c, err);
 
     r = r < 0 ? r : co_count_again(c, false);
+    c->complaints = CHECK_COMPLAINTS_MAX;
     r = r < 0 ? r : qcow2_co_check_refcounts(c, c->fix);
+    c->complaints = complaints;
     c->result->leaks_fixed = leaks_fixed;
     return r;
 }

@@ -9,6 +9,7 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/check.h"
 #include "qcow2/snapshot.h"
 #include "qcow2/snapshot_table.h"
@@ -40,11 +41,9 @@ static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reade
     list_append(&c->q->snapshots, &s->link);
     if (extra_size > SNAPSHOT_EXTRA_MAX) {
         if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
-            fprintf(stderr,
-                    "ERROR failed to read the snapshot table: Too much extra metadata in snapshot "
-                    "table entry %u\n"
-                    "You can force-remove this extra metadata with qemu-img check -r all\n",
-                    index);
+            log_error("ERROR failed to read the snapshot table: Too much extra metadata in "
+                      "snapshot table entry %u\n" QCOW2_REMOVE_EXTRA,
+                      index);
             return error_set(err, EFBIG, "File too large");
         }
         qcow2_complain(c, "Discarding too much extra metadata in snapshot table entry %u (%u > %u)",
@@ -57,38 +56,62 @@ static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reade
     return 0;
 }
 
-/* The header says that there are more than there can be. */
-static int cut_count(struct check *c, uint32_t *count, struct error *err)
+/* Let the header name `count` snapshots only; the clusters of the others are leaked. The table stays where it is. */
+static int co_cut(struct check *c, uint32_t count, struct error *err)
 {
+    uint32_t more = c->q->snapshot_count - count;
+    int r;
+
+    c->q->snapshot_count = count;
+    r = qcow2_co_write_header(c->q, err);
+    if (r == 0) {
+        c->result->corruptions_fixed += more;
+    }
+    return r;
+}
+
+/* The header says that there are more than there can be. */
+static int co_cut_count(struct check *c, struct error *err)
+{
+    uint32_t more = c->q->snapshot_count - SNAPSHOTS_MAX;
+
     if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
-        fprintf(stderr,
-                "ERROR snapshot table too large\n"
-                "You can force-remove all %u overhanging snapshots with qemu-img check -r all\n",
-                *count - SNAPSHOTS_MAX);
+        log_error("ERROR snapshot table too large\n" QCOW2_REMOVE_OVERHANGING, more);
         return error_set(err, EFBIG, "File too large");
     }
-    qcow2_complain(c, "Discarding %u overhanging snapshots", *count - SNAPSHOTS_MAX);
-    fault(c);
-    *count = SNAPSHOTS_MAX;
-    return 0;
+    qcow2_complain(c, "Discarding %u overhanging snapshots", more);
+    return co_cut(c, SNAPSHOTS_MAX, err);
+}
+
+/* The first `count` entries have as many bytes as there can be. */
+static int co_cut_table(struct check *c, uint32_t count, struct error *err)
+{
+    uint32_t more = c->q->snapshot_count - count;
+
+    if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        log_error("ERROR failed to read the snapshot table: Snapshot table is too "
+                  "big\n" QCOW2_REMOVE_OVERHANGING,
+                  more);
+        return error_set(err, EFBIG, "File too large");
+    }
+    qcow2_complain(c, "Discarding %u overhanging snapshots (snapshot table is too big)", more);
+    return co_cut(c, count, err);
 }
 
 int qcow2_co_check_snapshot_table(struct check *c, struct error *err)
 {
     struct qcow2 *q = c->q;
     struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset, .lenient = true};
-    uint32_t count = q->snapshot_count;
-    int r = count > SNAPSHOTS_MAX ? cut_count(c, &count, err) : 0;
+    int r = q->snapshot_count > SNAPSHOTS_MAX ? co_cut_count(c, err) : 0;
 
     qcow2_free_snapshots(q);
-    for (uint32_t i = 0; i < count && r == 0; i++) {
+    for (uint32_t i = 0; i < q->snapshot_count && r == 0; i++) {
         c->snapshot_table_size = t.at - q->snapshots_offset;
         r = co_read_one(c, i, &t, err);
         if (r == -EOVERFLOW) {
-            qcow2_complain(c, "%s %u overhanging snapshots (snapshot table is too big)",
-                           c->fix & BLOCK_CHECK_FIX_ERRORS ? "Discarding" : "ERROR", count - i);
-            fault(c);
-            return 0;
+            t.at = q->snapshots_offset + c->snapshot_table_size;
+            r = co_cut_table(c, i, err);
+            break;
         }
     }
     c->snapshot_table_size = t.at - q->snapshots_offset;
@@ -168,7 +191,7 @@ static int co_count_one(struct check *c, struct qcow2_snapshot *s, uint32_t time
 int qcow2_co_check_snapshots(struct check *c)
 {
     AUTO_FREE struct qcow2_snapshot **all =
-        calloc(MIN(c->q->snapshot_count, SNAPSHOTS_MAX) + 1, sizeof(struct qcow2_snapshot *));
+        calloc(c->q->snapshot_count + 1u, sizeof(struct qcow2_snapshot *));
     uint32_t count = 0, n;
     struct qcow2_snapshot *s;
     uint64_t end = 0;

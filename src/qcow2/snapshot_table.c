@@ -110,6 +110,7 @@ static int co_read_entry(struct qcow2_table_reader *t, struct qcow2_snapshot *s,
     if ((r = co_fetch(t, s->id, id_size)) < 0 || (r = co_fetch(t, s->name, name_size)) < 0) {
         return r;
     }
+    t->bytes += round_up(t->at, 8) - t->at;
     t->at = round_up(t->at, 8);
     return 0;
 }
@@ -132,19 +133,36 @@ int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot *
     return 0;
 }
 
+/* Entry `index` could not be read. */
+static int unreadable(struct qcow2 *q, uint32_t index, uint32_t extra_size, int r,
+                      struct error *err)
+{
+    if (r == -EOVERFLOW) {
+        error_set(err, EFBIG, "Snapshot table is too big");
+        error_hint(err, QCOW2_REMOVE_OVERHANGING, q->snapshot_count - index);
+        return -EFBIG;
+    }
+    if (r == -EINVAL && extra_size > SNAPSHOT_EXTRA_MAX) {
+        error_set(err, EINVAL, "Too much extra metadata in snapshot table entry %u", index);
+        error_hint(err, QCOW2_REMOVE_EXTRA);
+        return -EINVAL;
+    }
+    return error_set(err, -r, "Image '%s': entry %u of the snapshot table at %#llx is invalid",
+                     block_node_display_name(q->node), index,
+                     (unsigned long long)q->snapshots_offset);
+}
+
 int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err)
 {
     struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset};
 
     for (uint32_t i = 0; i < q->snapshot_count; i++) {
         struct qcow2_snapshot *s;
-        uint32_t extra_size;
+        uint32_t extra_size = 0;
         int r = qcow2_co_read_snapshot(&t, &s, &extra_size);
 
         if (r < 0) {
-            return error_set(
-                err, -r, "Image '%s': entry %u of the snapshot table at %#llx is invalid",
-                block_node_display_name(q->node), i, (unsigned long long)q->snapshots_offset);
+            return unreadable(q, i, extra_size, r, err);
         }
         list_append(&q->snapshots, &s->link);
     }

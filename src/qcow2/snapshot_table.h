@@ -4,6 +4,11 @@
 
 #include "qcow2/snapshot.h"
 
+/* Ways out of what a table has too much of. */
+#define QCOW2_REMOVE_EXTRA "You can force-remove this extra metadata with qemu-img check -r all"
+#define QCOW2_REMOVE_OVERHANGING                                                                   \
+    "You can force-remove all %u overhanging snapshots with qemu-img check -r all"
+
 /* Also takes it off its list; NULL is fine. */
 void qcow2_snapshot_free(struct qcow2_snapshot *s);
 

@@ -6,7 +6,7 @@ import os
 import struct
 import unittest
 
-from qcow2_build import build
+from qcow2_build import Snapshot, build
 from qcow2_edit import Image
 from tidemark import TestCase, img, io, qemu_img, qemu_io
 
@@ -246,6 +246,29 @@ class Header(TestCase):
         self.assertIn("overhanging snapshots", self.refused("check", "-f", "qcow2", self.image))
         img("check", "-q", "-f", "qcow2", "-r", "all", self.image)
         self.check_reads(5)
+        self.assertEqual(image.u32(60), 65536)
+
+    def test_too_much_extra_data_of_a_snapshot(self):
+        """Told of with the way out, which keeps the snapshot."""
+        extra = struct.pack(">QQQ", 0, 1 << 20, 0) + bytes(1001)
+        build(self.image, 1 << 20, snapshots=[Snapshot("1", "a", 1 << 20, extra)])
+        words = "Too much extra metadata in snapshot table entry 0\nYou can force-remove"
+        for command in ("info",), ("check", "-f", "qcow2"):
+            self.assertIn(words, self.refused(*command, self.image))
+        img("check", "-q", "-f", "qcow2", "-r", "all", self.image)
+        for tool in (img, qemu_img):
+            self.assertRegex(tool("snapshot", "-l", self.image).stdout, r"\n1 +a ")
+
+    def test_a_snapshot_that_is_one_too_many_is_cut_off(self):
+        """The table stays where it is."""
+        build(self.image, 1 << 20, snapshots=[Snapshot("1", "a", 1 << 20)])
+        image = Image(self.image)
+        place, entry = image.u64(64), image.read(image.u64(64), 72)
+        image.write(place, entry * 65537)
+        image.put32(60, 65537)
+        out = img("check", "-f", "qcow2", "-r", "all", self.image, check=False)
+        self.assertIn("Discarding 1 overhanging snapshots\n", out.stderr)
+        self.assertEqual((image.u32(60), image.u64(64)), (65536, place))
 
     def test_an_image_without_its_data_file_can_be_looked_at(self):
         build(self.image, 1 << 20)
