@@ -19,6 +19,7 @@
 #include "qcow2/check.h"
 #include "qcow2/downgrade.h"
 #include "qcow2/rebuild.h"
+#include "qcow2/references.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot_table.h"
 
@@ -215,17 +216,40 @@ static int check_counts(const struct amend *a, const struct counts *counts, uint
     return 0;
 }
 
+static bool exceeds(const struct counts *counts, uint64_t clusters, uint64_t max)
+{
+    for (uint64_t i = 0; max < UINT32_MAX && i < clusters; i++) {
+        if (counts_get(counts, i) > max) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Clusters that have more references than could be counted before are shared, whatever their entries say. */
+static int co_unshare(struct qcow2 *q, struct error *err)
+{
+    int r = qcow2_co_update_copied(q);
+
+    r = r < 0 ? r : qcow2_co_commit(q);
+    return r < 0 ? error_set_errno(err, -r, "Could not update the L2 tables of '%s'",
+                                   block_node_display_name(q->node))
+                 : 0;
+}
+
 static int co_change_refcount_width(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
     unsigned old_order = q->refcount_order;
+    uint64_t old_max = q->refcount_max, max = UINT64_MAX >> (64 - (1u << a->refcount_order));
     struct counts *counts = NULL;
     uint64_t clusters = 0;
+    bool uncounted = false;
     int r = qcow2_co_commit(q);
 
     r = r < 0 ? error_set_errno(err, -r, "Could not write the metadata of '%s'",
                                 block_node_display_name(q->node))
-              : qcow2_co_count_references(q, &counts, &clusters, err);
+              : qcow2_co_count_references(q, MAX(max, old_max), &counts, &clusters, err);
     if (r < 0) {
         return r;
     }
@@ -243,8 +267,9 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
                        1u << a->refcount_order);
         }
     }
+    uncounted = r == 0 && exceeds(counts, clusters, old_max);
     counts_free(counts);
-    return r;
+    return uncounted ? co_unshare(q, err) : r;
 }
 
 /* --- amend ----------------------------------------------------------------------------------- */

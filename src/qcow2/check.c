@@ -82,7 +82,7 @@ static void complain_overflow(struct check *c, uint64_t first, uint64_t n)
 /* There is one run of clusters [first, first + n) that can't have c->times more: they get what they can. */
 static void count_too_many(struct check *c, uint64_t first, uint64_t n, uint32_t references)
 {
-    uint32_t room = (uint32_t)MIN(c->q->refcount_max, UINT32_MAX) - references;
+    uint32_t room = (uint32_t)MIN(c->refcount_max, UINT32_MAX) - references;
     uint64_t done, lost;
 
     if (room > 0 && counts_add_times(c->counts, first, n, room, &done) < 0) {
@@ -245,7 +245,7 @@ static int check_init(struct check *c)
     c->times = 1;
     c->again_left = AGAIN_BYTES;
     c->clusters = div_round_up(c->file_size, c->q->cluster_size);
-    c->counts = counts_new(c->clusters + 1, c->q->refcount_max, memory);
+    c->counts = counts_new(c->clusters + 1, c->refcount_max, memory);
     c->tables = counts_new(c->clusters + 1, UINT32_MAX, memory);
     c->walked = counts_new(c->clusters + 1, 2, memory);
     return c->counts && c->tables && c->walked ? 0 : -ENOMEM;
@@ -258,11 +258,14 @@ static void check_release(struct check *c)
     counts_free(c->walked);
 }
 
-int qcow2_co_count_references(struct qcow2 *q, struct counts **ret, uint64_t *ret_clusters,
-                              struct error *err)
+int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct counts **ret,
+                              uint64_t *ret_clusters, struct error *err)
 {
     struct block_check_result result = {0};
-    struct check c = {.q = q, .result = &result, .snapshot_table_size = q->snapshots_size};
+    struct check c = {.q = q,
+                      .result = &result,
+                      .refcount_max = refcount_max,
+                      .snapshot_table_size = q->snapshots_size};
     int r = check_init(&c);
 
     r = r < 0 ? r : qcow2_co_check_contents(&c);
@@ -300,7 +303,8 @@ static int co_clear_marks(struct check *c, struct error *err)
 static int co_count_again(struct check *c, bool aloud)
 {
     struct block_check_result kept = *c->result;
-    struct check again = {.q = c->q, .result = c->result, .fix = c->fix};
+    struct check again = {
+        .q = c->q, .result = c->result, .fix = c->fix, .refcount_max = c->refcount_max};
     int r;
 
     again.complaints = aloud ? c->complaints : CHECK_COMPLAINTS_MAX;
@@ -450,7 +454,7 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
                    struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct check c = {.q = q, .result = ret, .fix = fix};
+    struct check c = {.q = q, .result = ret, .fix = fix, .refcount_max = q->refcount_max};
     int r;
 
     memset(ret, 0, sizeof(*ret));

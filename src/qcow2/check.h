@@ -9,11 +9,12 @@
 #include "qcow2/state.h"
 
 /*
- * Count the references to each cluster of the file, all but those to the refcount table and blocks themselves. *ret is the caller's to
- * free; *ret_clusters: of the file. An image with errors in its metadata is refused with -EIO.
+ * Count the references to each cluster of the file, all but those to the refcount table and blocks themselves, up to `refcount_max`. *ret is
+ * the caller's to free; *ret_clusters: of the file. An image with errors in its metadata, or more references, is refused with
+ * -EIO.
  */
-int qcow2_co_count_references(struct qcow2 *q, struct counts **ret, uint64_t *ret_clusters,
-                              struct error *err);
+int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct counts **ret,
+                              uint64_t *ret_clusters, struct error *err);
 
 /* Complaints that are printed; the rest is counted only. */
 #define CHECK_COMPLAINTS_MAX 1000
@@ -23,6 +24,7 @@ struct check {
     struct qcow2 *q;
     struct block_check_result *result;
     unsigned fix;
+    uint64_t refcount_max; /* what is not more than this is counted */
     struct counts *counts; /* references found, per cluster */
     uint64_t file_size;
     uint64_t

@@ -161,6 +161,17 @@ class Amend(TestCase):
         result = self.as_qemu_img("-o", f"data_file={other}", plain, check=False)
         self.assertIn("can only be set for images that use an external data file", result.stderr)
 
+    def test_more_references_than_could_be_counted(self):
+        """A check says that amend is the way out."""
+        path = self.create("a.qcow2", "1M", options=("-o", "refcount_bits=1"))
+        io(path, "write -P 1 0 64k", fmt="qcow2")
+        image = Image(path)
+        image.put64(image.l2_place(1), image.u64(image.l2_place(0)))
+        self.assertIn("Use qemu-img amend", img("check", path, check=False).stderr)
+        img("amend", "-f", "qcow2", "-o", "refcount_bits=2", path)
+        qemu_img("check", "-q", path)
+        io(path, "write -P 2 0 4k", "read -P 1 64k 64k", fmt="qcow2")
+
     def test_the_backing_file_that_is_recorded_is_no_other_one(self):
         base = self.create("base.raw", "1M", "raw")
         path = self.create("a.qcow2", "1M", options=("-b", base, "-F", "raw"))
