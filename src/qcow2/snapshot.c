@@ -474,7 +474,10 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
     r = r < 0 ? r : qcow2_co_update_copied(q);
     r = r < 0 ? r : qcow2_co_commit(q);
     if (r < 0) {
-        return failed(q, "free the clusters of a snapshot", r, err);
+        /* The snapshot is gone, what it had is leaked until the next open repairs. To say so again when it is closed is of no use. */
+        q->close_told = node->close_told = true;
+        fprintf(stderr, "qcow2_free_clusters failed: %s\n", strerror(-r));
+        return error_set_errno(err, -r, "Failed to free the cluster and L1 table");
     }
     return co_set_dirty(q, false, err);
 }
