@@ -15,10 +15,11 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/crypt.h"
 #include "qcow2/overlap.h"
 #include "qcow2/references.h"
-#include "qcow2/snapshot.h"
+#include "qcow2/snapshot_table.h"
 
 struct downgrade {
     struct qcow2 *q;
@@ -291,8 +292,14 @@ static int co_expand_snapshot(struct downgrade *d, const struct qcow2_snapshot *
 {
     struct qcow2 *q = d->q;
     AUTO_FREE uint64_t *l1 = NULL;
-    int r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
+    ERROR_AUTO(why);
+    int r = qcow2_check_snapshot_l1(q, s, &why);
 
+    if (r < 0) {
+        log_error("%s", error_message(&why));
+        return r;
+    }
+    r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
     for (uint32_t i = 0; i < s->l1_size && r == 0; i++) {
         uint64_t offset = l1[i] & ENTRY_OFFSET_MASK;
 

@@ -298,6 +298,12 @@ static int co_settle(struct qcow2 *q, struct error *err)
     int r = 0;
 
     if (qcow2_co_is_untouched(q)) {
+        if (q->guard.refused && !q->close_told) {
+            /* Nothing was written, since no write could be checked: who wrote was told. */
+            log_error("Failed to flush the refcount block cache: %s",
+                      strerror(-q->guard.unreadable));
+            q->close_told = true;
+        }
         return 0;
     }
     for (int i = 0; i < 2 && r == 0; i++) {

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 
 #include "qcow2/references.h"
-#include "qcow2/snapshot.h"
+#include "qcow2/snapshot_table.h"
 
 /* --- the set ------------------------------------------------------------------------------------- */
 
@@ -204,10 +204,13 @@ static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *
 
     LIST_FOREACH (s, &q->snapshots, link) {
         uint64_t *l1 = NULL;
-        int r = (uint64_t)s->l1_size * 8 <= left
+        int r = qcow2_check_snapshot_l1(q, s, NULL);
+
+        if (r == 0) {
+            r = (uint64_t)s->l1_size * 8 <= left
                     ? qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1)
                     : -EINVAL;
-
+        }
         if (r < 0) {
             return r;
         }
@@ -393,6 +396,7 @@ int qcow2_co_overlap_check_locked(struct qcow2 *q, uint64_t offset, uint64_t len
     uint64_t last = qcow2_cluster_index(q, offset + length - 1);
     int r = q->guard.unreadable;
 
+    q->guard.refused = q->guard.refused || r < 0;
     for (uint64_t i = qcow2_cluster_index(q, offset); i <= last && r == 0; i++) {
         unsigned kinds = kinds_of(q, i) & ~ignore;
 

@@ -52,6 +52,7 @@ struct overlap_guard {
     unsigned kinds;                  /* bits of what is checked; constant after open */
     struct overlap_set *_Atomic set; /* NULL: nothing is checked */
     int unreadable; /* -errno if an L1 table of a snapshot could not be read: what it protects is not known */
+    bool refused; /* a write was, for that reason */
 };
 
 /* Begin to guard `q->guard.kinds`; all tables are in memory. Does nothing on a read-only image. Yields. -ENOMEM */

@@ -119,6 +119,10 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
     if (r < 0) {
         return r;
     }
+    if (!slice && delta > 0) {
+        /* One more reference to what can't be counted, or not yet: nothing is changed by it. What is wrong a check tells. */
+        return first >> q->refblock_bits < REFTABLE_BYTES_MAX / 8 ? -EAGAIN : -EFBIG;
+    }
     if (!slice) {
         return qcow2_co_corrupt(q, "Cluster %#llx is in use, but has no refcount block",
                                 (unsigned long long)first << q->cluster_bits);

@@ -20,6 +20,7 @@
 #include <time.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/options.h"
 #include "qcow2/references.h"
 #include "qcow2/snapshot_table.h"
@@ -116,7 +117,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
     s->date_sec = (uint32_t)now.tv_sec;
     s->date_nsec = (uint32_t)now.tv_nsec;
     s->disk_size = block_node_size(q->node);
-    s->icount = 0; /* what qemu-img stores; UINT64_MAX would be none */
+    s->icount = 0;                   /* what qemu-img stores; UINT64_MAX would be none */
     s->l1_size = MAX(q->l1_size, 1); /* a table without entries has no place */
     s->name = strdup(name);
     if (asprintf(&s->id, "%lu", highest + 1) < 0) {
@@ -134,6 +135,9 @@ static int co_share_active(struct qcow2 *q, const uint64_t *l1, struct error *er
 {
     int r = qcow2_co_reference_all(q, l1, q->l1_size);
 
+    if (r == -EFBIG || r == -EAGAIN) {
+        return error_set(err, -r, "%s", strerror(-r));
+    }
     if (r < 0) {
         return r == -ERANGE ? error_set(err, ERANGE,
                                         "Image '%s': refcounts of %u bits can't count one more "
@@ -215,8 +219,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
                          strlen(name), SNAPSHOT_NAME_MAX);
     }
     if (q->snapshot_count >= SNAPSHOTS_MAX) {
-        return error_set(err, EFBIG, "Image '%s' has %u snapshots, which is the maximum",
-                         block_node_display_name(node), SNAPSHOTS_MAX);
+        return error_set(err, EFBIG, "%s", strerror(EFBIG));
     }
     s = new_snapshot(q, name);
     if (!l1 || !s) {
@@ -248,8 +251,12 @@ static int co_read_snapshot_l1(struct qcow2 *q, const struct qcow2_snapshot *s, 
     uint64_t needed = div_round_up(s->disk_size, qcow2_l2_span(q));
     AUTO_FREE uint64_t *l1 = NULL;
     uint64_t *longer;
-    int r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
+    int r = qcow2_check_snapshot_l1(q, s, err);
 
+    if (r < 0) {
+        return r;
+    }
+    r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
     if (r < 0) {
         return error_set_errno(err, -r, "Image '%s': the L1 table of snapshot '%s' can't be read",
                                block_node_display_name(q->node), s->id);
@@ -418,10 +425,15 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
 {
     struct qcow2 *q = qcow2_state(node);
     CLEANUP(apply_release) struct apply a = {.snapshot = find_any(q, id_or_name, err)};
+    ERROR_AUTO(why);
     int r = a.snapshot ? qcow2_refuse_broken(q, err) : -ENOENT;
 
     if (r < 0) {
         return r;
+    }
+    if ((r = qcow2_check_snapshot_l1(q, a.snapshot, &why)) < 0) {
+        log_error("%s", error_message(&why));
+        return error_set_errno(err, -r, "Failed to load snapshot");
     }
     if (!list_is_empty(&node->bitmaps) || !list_is_empty(&q->stored_bitmaps)) {
         return error_set(err, ENOTSUP,
@@ -451,6 +463,9 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
     int r = s ? qcow2_refuse_broken(q, err) : -ENOENT;
 
     if (r < 0) {
+        return r;
+    }
+    if ((r = qcow2_check_snapshot_l1(q, s, err)) < 0) {
         return r;
     }
     r = qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);

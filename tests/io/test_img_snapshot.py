@@ -5,7 +5,8 @@ import json
 import re
 import unittest
 
-from tidemark import TestCase, img, io, qemu_img, qemu_io
+from qcow2_edit import Image
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, qemu_io, run
 
 
 class Snapshot(TestCase):
@@ -88,6 +89,57 @@ class Snapshot(TestCase):
             result = img(*words, check=False)
             self.assertEqual(result.returncode, 1, words)
             self.assertIn(word, result.stderr)
+
+
+class Damaged(TestCase):
+    """What can be opened is opened, what can't be done is refused, in the words of qemu-img."""
+
+    def setUp(self):
+        super().setUp()
+        self.image = self.create("a.qcow2", "1M")
+        io(self.image, "write -P 1 0 64k", fmt="qcow2")
+
+    def refused_by_both(self, *words):
+        said = []
+        for tool in (compat("qemu-img"), qemu("qemu-img")):
+            result = run(tool, *words, check=False)
+            self.assertEqual(result.returncode, 1, result.stderr)
+            # Older ones say "-27 (File too large)".
+            said.append(re.sub(r"-\d+ \((.*)\)", r"\1", result.stderr))
+        self.assertEqual(said[0], said[1])
+        return said[0]
+
+    def test_as_many_as_can_be_behind_the_end_of_the_file(self):
+        image = Image(self.image)
+        image.put32(60, 65536)
+        image.put64(64, 16 << 20)
+        self.assertIn("File too large", self.refused_by_both("snapshot", "-c", "x", self.image))
+        io(self.image, "read -P 1 0 64k", fmt="qcow2")
+
+    def test_an_entry_that_points_where_nothing_can_be(self):
+        """Refusing is enough: the image is not marked as corrupt."""
+        image = Image(self.image)
+        for place in (0xFFFFFFFFFF0000, 0xFFFFFF0000):
+            image.put64(image.l2_place(0), 1 << 63 | place)
+            self.refused_by_both("snapshot", "-c", "x", self.image)
+            self.assertEqual(image.u64(72), 0)
+
+    def test_an_l1_table_that_can_not_be(self):
+        img("snapshot", "-f", "qcow2", "-c", "x", self.image)
+        image = Image(self.image)
+        entry = image.u64(64)
+        kept = image.read(entry, 12)
+        for place, value, words in ((0, 0x400200, "offset invalid"), (4, 1 << 28, "too large")):
+            image.put64(entry + place, value)
+            for command in (
+                ("snapshot", "-a", "x", self.image),
+                ("snapshot", "-d", "x", self.image),
+                ("amend", "-o", "compat=0.10", self.image),
+                ("convert", "-l", "x", "-O", "raw", self.image, self.path("b")),
+            ):
+                said = self.refused_by_both(*command)
+                self.assertIn(f"Snapshot L1 table {words}", said)
+            image.write(entry, kept)
 
 
 if __name__ == "__main__":
