@@ -276,8 +276,11 @@ bool qcow2_co_is_untouched(struct qcow2 *q)
     bool untouched = atomic_load(&q->node->file->node->write_generation) == 1 &&
                      atomic_load(&q->data->node->write_generation) == 1;
 
+    if (!untouched) {
+        return false;
+    }
     co_mutex_lock(&q->lock);
-    untouched = untouched && is_clean_locked(q, false);
+    untouched = is_clean_locked(q, false);
     co_mutex_unlock(&q->lock);
     return untouched;
 }

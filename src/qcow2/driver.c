@@ -355,9 +355,12 @@ static void co_close(struct block_node *node)
     release(qcow2_state(node));
 }
 
+/* A file to which nothing was written here is not flushed: a close after reads alone must not fail by that. */
 static int co_flush(struct block_node *node)
 {
-    return qcow2_co_commit_guest(qcow2_state(node));
+    struct qcow2 *q = qcow2_state(node);
+
+    return qcow2_co_is_untouched(q) ? 0 : qcow2_co_commit_guest(q);
 }
 
 /* --- status ---------------------------------------------------------------------------------- */

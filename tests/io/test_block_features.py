@@ -219,6 +219,16 @@ class Breakpoints(TestCase):
         io(f"blkdebug::{path}", "break write_aio A", "aio_write -P 3 0 4k", "wait_break A", fmt="qcow2")
         io(path, "read -P 3 0 4k", fmt="qcow2")
 
+    def test_nothing_is_flushed_after_reads_that_failed(self):
+        """That would fail, too, and be told of as if something had been written."""
+        path = self.create("disk.qcow2", "1M")
+        io(path, "write 0 64k", fmt="qcow2")
+        options = f"driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename={path}"
+        options += ",file.inject-error.0.event=l2_load"
+        result = with_options(options, "read 0 64k", check=False)
+        self.assertEqual(result.stdout, "read failed: Input/output error\n")
+        self.assertEqual(result.stderr, "")
+
     def test_errors_are_told(self):
         path = self.create("disk.raw", "1M", "raw")
         for command in ("break write_aio A", "resume A", "remove_break A"):
