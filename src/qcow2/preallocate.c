@@ -5,12 +5,14 @@
 
 /*
  * What lies beyond the end of the file is made when it grows, and reads as zeroes then. A data file may hold anything where
- * nothing is mapped, and may get a hole there.
+ * nothing is mapped, and may get a hole there if no space is asked for.
  */
-static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes)
+static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes,
+                           enum block_prealloc prealloc)
 {
     uint64_t size = block_edge_size(q->data);
-    unsigned flags = q->has_data_file ? BLOCK_REQ_MAY_UNMAP : 0;
+    bool may_unmap = q->has_data_file && prealloc == BLOCK_PREALLOC_METADATA;
+    unsigned flags = may_unmap ? BLOCK_REQ_MAY_UNMAP : 0;
 
     return host < size ? block_co_write_zeroes(q->data, host, MIN(bytes, size - host), flags) : 0;
 }
@@ -23,7 +25,7 @@ static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh
                       enum block_prealloc prealloc, struct error *err)
 {
     uint64_t size = block_edge_size(q->data), end = host + bytes;
-    int r = fresh ? 0 : co_zero_in_file(q, host, bytes);
+    int r = fresh ? 0 : co_zero_in_file(q, host, bytes, prealloc);
 
     if (r == 0 && prealloc == BLOCK_PREALLOC_FULL && host < size) {
         r = block_co_write_zeroes(q->data, host, MIN(bytes, size - host), 0);
