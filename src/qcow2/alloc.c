@@ -2,8 +2,8 @@
 /*
  * Allocating clusters, and the list of those that wait to be free.
  *
- * The search for free clusters goes up from next_free. Where a refcount block is missing, it is put into the first cluster
- * of the area that it counts, so that it counts itself; where the refcount table is too small, a larger
+ * The search for free clusters goes up from next_free. Where a refcount block is missing, it is put into the second cluster
+ * of the area that it counts, so that it counts itself (the second is where QEMU mostly has it, too); where the refcount table is too small, a larger
  * one is written elsewhere and switched by the header (R3).
  */
 #include <errno.h>
@@ -198,12 +198,12 @@ static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t of
     }
 }
 
-/* Make the refcount block that counts `cluster`; it takes the first cluster of its area. */
+/* Make the refcount block that counts `cluster`; it takes the second cluster of its area; in that of the header it is refused. */
 static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 {
     uint64_t index = cluster >> q->refblock_bits;
-    uint64_t first = index << q->refblock_bits;
-    uint64_t offset = first << q->cluster_bits;
+    uint64_t own = index > 0 ? 1 : 0; /* its place in the area, and of its count */
+    uint64_t offset = ((index << q->refblock_bits) + own) << q->cluster_bits;
     uint8_t head[SECTOR_SIZE] = {0};
     int r = 0;
 
@@ -223,7 +223,7 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
      * It counts itself on disk from the start, not only in the cache: a refcount table that is replaced before the next
      * commit refers to it.
      */
-    qcow2_refcount_store(head, q->refcount_order, 0, 1);
+    qcow2_refcount_store(head, q->refcount_order, own, 1);
     q->zero_from = MAX(q->zero_from, offset + q->cluster_size);
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE);
     r = block_co_pwrite(q->node->file, offset, head, sizeof(head), 0);

@@ -163,7 +163,7 @@ static void bitmaps_take_what_was_discarded(void *arg)
     image_close(&i);
 }
 
-/* A refcount block counts 32,768 clusters of 64 KiB; the next one begins the area behind them. */
+/* A refcount block counts 256 clusters; the next one lies in the area behind them. */
 static void what_is_left_of_an_area_is_used_without_the_next_block(void *arg)
 {
     struct image i;
