@@ -249,10 +249,7 @@ static bool is_addressable(const struct qcow2 *q, uint64_t cluster, uint64_t cou
     return cluster + count <= (ENTRY_OFFSET_MASK >> q->cluster_bits);
 }
 
-/*
- * How many clusters from `first` on are free, at most `want`; blocks that are missing are made. Where there is no room for a
- * block it ends.
- */
+/* How many clusters from `first` on are free, at most `want`; blocks that are missing are made. */
 static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, uint64_t *ret)
 {
     uint64_t n = 0, refcount;
@@ -269,7 +266,7 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
         n++;
     }
     *ret = n;
-    return n > 0 && qcow2_is_want_of_room(r) ? 0 : r;
+    return r;
 }
 
 /* The first area of those at the end of the table that have no refcount block. */

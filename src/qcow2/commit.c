@@ -401,14 +401,36 @@ int qcow2_co_limit_dirty(struct qcow2 *q)
     return much ? qcow2_co_commit(q) : 0;
 }
 
+/* Whether some cluster of a run is going to be free. One that a snapshot shares is not. */
+static bool co_will_free_locked(struct qcow2 *q, const struct qcow2_free_run *run)
+{
+    uint64_t first = qcow2_cluster_index(q, run->offset), refcount = 0;
+    uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
+
+    if (run->compressed) {
+        return true; /* several may go that share it */
+    }
+    for (uint64_t i = first; i <= last && refcount != 1; i++) {
+        if (qcow2_co_refcount_get_locked(q, i, &refcount) < 0) {
+            return false;
+        }
+    }
+    return refcount == 1;
+}
+
 bool qcow2_co_make_room(struct qcow2 *q, int result)
 {
-    bool waits = false;
+    bool waits;
 
-    if (qcow2_is_want_of_room(result)) {
-        co_mutex_lock(&q->lock);
-        waits = q->frees.count > 0 || q->freeing;
-        co_mutex_unlock(&q->lock);
+    if (__builtin_expect(!qcow2_is_want_of_room(result), true)) {
+        return false;
     }
+    co_mutex_lock(&q->lock);
+    waits = q->freeing;
+    for (size_t i = 0; i < q->frees.count && !waits; i++) {
+        waits = q->frees.runs[i].why != QCOW2_FREED_BY_OTHER &&
+                co_will_free_locked(q, &q->frees.runs[i]);
+    }
+    co_mutex_unlock(&q->lock);
     return waits && qcow2_co_commit(q) == 0;
 }

@@ -426,7 +426,7 @@ static inline bool qcow2_is_want_of_room(int result)
 }
 /*
  * Something failed with `result`, and has given back what it had allocated. Whether it is worth to try again: there was no
- * room, and since then a commit has freed what waited for one. `lock` is not held.
+ * room, and since then a commit has freed what waited for one, more than the places of tables that moved. `lock` is not held.
  */
 bool qcow2_co_make_room(struct qcow2 *q, int result);
 

@@ -163,20 +163,6 @@ static void bitmaps_take_what_was_discarded(void *arg)
     image_close(&i);
 }
 
-/* A refcount block counts 256 clusters; the next one lies in the area behind them. */
-static void what_is_left_of_an_area_is_used_without_the_next_block(void *arg)
-{
-    struct image i;
-
-    image_create("a", 16 * MiB, "cluster_size=512");
-    image_open(&i, "a", "");
-    i.file->limit = 256 * 512; /* what the first block counts */
-    while (image_write(&i, i.file->size * 4, 512, 1) == 0) {
-    }
-    assert_int_equal(i.file->size, i.file->limit);
-    close_full(&i);
-}
-
 /* Several requests at one time find no room, and share what there is. */
 struct writers {
     struct image *image;
@@ -261,7 +247,6 @@ int main(void)
         CO_TEST(snapshots_take_what_was_discarded),
         CO_TEST(a_longer_table_takes_what_was_discarded),
         CO_TEST(bitmaps_take_what_was_discarded),
-        CO_TEST(what_is_left_of_an_area_is_used_without_the_next_block),
         CO_TEST(writers_share_what_was_discarded),
         CO_TEST(a_disk_does_not_grow_without_memory_for_its_bitmaps),
     };
