@@ -70,7 +70,8 @@ int io_co_close(struct io *io)
     (void)fault_remove_break(io->disk.node, NULL);
     co_group_wait(&io->in_flight);
     rc = cli_co_finish_disk(&io->disk, &err);
-    if (rc < 0) {
+    /* As qemu-io, which says no more where a command has told what is wrong with the image. The exit status is 1 anyway. */
+    if (rc < 0 && !(cli_is_compat() && io->failed)) {
         cli_report(&err);
     }
     return rc;

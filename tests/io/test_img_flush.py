@@ -5,7 +5,7 @@ import os
 import re
 import unittest
 
-from tidemark import TestCase, img, io, run, tool
+from tidemark import TestCase, compat, img, io, run, tool
 
 WRITES = ("pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "copy_file_range")
 SYNCS = ("fsync", "fdatasync")
@@ -186,6 +186,16 @@ class Failures(TestCase):
                               check=False))  # fmt: skip
         self.assert_fails(img("resize", "--image-opts", faulty, "2M", check=False))
         self.assert_fails(img("bench", "-q", "-w", "-c", "4", "--image-opts", faulty, check=False))
+        self.assert_fails(run(*tool("io"), "--image-opts", "-c", "flush", faulty, check=False))
+        self.assert_fails(run(compat("qemu-io"), "-t", "none", "--image-opts", "-c", "length", faulty, check=False))
+
+    def test_qemu_io_says_no_more_after_a_command_that_failed(self):
+        path = self.create("disk.raw", "1M", "raw")
+        faulty = (f"driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={path},"
+                  "file.inject-error.0.event=none,file.inject-error.0.errno=28")  # fmt: skip
+        result = run(compat("qemu-io"), "-t", "writeback", "--image-opts", "-c", "write 0 4k", faulty, check=False)
+        self.assertEqual((result.returncode, result.stderr), (1, ""), result.stdout)
+        self.assertIn("write failed: No space left on device", result.stdout)
 
 
 if __name__ == "__main__":
