@@ -137,13 +137,22 @@ int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, stru
 }
 
 /* No driver but a format writes anything back by itself when it is closed. */
-static int co_flush_disk(const struct cli_disk *disk, struct error *err)
+static int co_flush_disk(struct cli_disk *disk, struct error *err)
 {
     int rc = 0;
 
-    if (disk->edge && !block_node_is_read_only(disk->node)) {
-        rc = block_co_flush(disk->edge);
+    if (!disk->node || block_node_is_read_only(disk->node)) {
+        return 0;
     }
+    if (!disk->root) {
+        /* An export wrote, and is gone. */
+        rc = block_co_root_new(disk->node, cli_program(), BLOCK_PERM_WRITE, BLOCK_PERM_ALL,
+                               &disk->root, err);
+    }
+    if (rc < 0) {
+        return rc;
+    }
+    rc = block_co_flush(block_root_edge(disk->root));
     return rc < 0 ? error_set_errno(err, -rc, "Could not flush '%s'", disk->name) : 0;
 }
 

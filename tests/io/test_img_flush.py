@@ -5,7 +5,8 @@ import os
 import re
 import unittest
 
-from tidemark import TestCase, compat, img, io, run, tool
+import nbd
+from tidemark import Process, TestCase, can_connect, compat, img, io, run, tool, wait_until
 
 WRITES = ("pwrite64", "pwritev", "pwritev2", "ftruncate", "fallocate", "copy_file_range")
 SYNCS = ("fsync", "fdatasync")
@@ -103,6 +104,24 @@ class Files(TestCase):
             for cache in ("writeback", "writethrough", "none"):
                 with self.subTest(command=command, cache=cache):
                     self.assert_stable(raw, *tool("io"), "-t", cache, "-f", "raw", "-c", command, raw)
+
+
+class OurServer(TestCase):
+    def test_what_a_client_left_unflushed_is_flushed_at_the_end(self):
+        path, trace = self.create("disk.raw", "1M", "raw"), self.path("trace")
+        for cache, synced in (("writeback", True), ("unsafe", False)):
+            command = ["strace", "-f", "-o", trace, "-e", "trace=fdatasync,fsync,io_uring_setup", "-e",
+                       "inject=io_uring_setup:error=ENOSYS", *tool("nbd"), "--cache", cache, "-f", "raw", "-k",
+                       self.path("s"), path]  # fmt: skip
+            server = self.own(Process(command, self.path("log")))
+            wait_until(lambda: can_connect(self.path("s")), "the server")
+            client = nbd.NBD()
+            client.connect_unix(self.path("s"))
+            client.pwrite(b"x" * 512, 0)
+            client.shutdown()
+            server.wait()
+            with open(trace, encoding="utf-8") as lines:
+                self.assertEqual("sync(" in lines.read(), synced, cache)
 
 
 class Servers(TestCase):
