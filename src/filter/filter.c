@@ -9,4 +9,5 @@ void filter_register_drivers(void)
     block_register_driver(&fault_driver);
     block_register_driver(&copy_on_read_driver);
     block_register_driver(&compress_driver);
+    block_register_driver(&quorum_driver);
 }

@@ -8,6 +8,7 @@
  *   blkdebug            makes I/O fail as told
  *   copy-on-read        keeps what is read from backing files in the image itself
  *   compress            has the format below store compressed what is written
+ *   quorum              several children of the same contents, which have to agree
  */
 #ifndef TIDEMARK_FILTER_FILTER_H
 #define TIDEMARK_FILTER_FILTER_H
@@ -20,6 +21,7 @@ extern const struct block_driver write_log_driver;
 extern const struct block_driver fault_driver;
 extern const struct block_driver copy_on_read_driver;
 extern const struct block_driver compress_driver;
+extern const struct block_driver quorum_driver;
 
 /* Put them into the table of drivers. Once, at start; does not yield. */
 void filter_register_drivers(void);

@@ -7,11 +7,13 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/json_read.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
 #include "block/corruption.h"
+#include "block/vote.h"
 #include "co/sync.h"
 #include "export/export.h"
 #include "loop/loop.h"
@@ -22,6 +24,7 @@
 #define READ_SIZE 4096
 #define END_WAIT_MS 1000
 #define MILLISECOND 1000000LL /* in ns */
+#define EVENT_SECTOR 512
 
 struct session {
     struct list link; /* in sessions */
@@ -334,18 +337,13 @@ static void co_emit(void *arg)
     free(event);
 }
 
-/* From the reactor that came upon it to the main one. What can't be told is in the log. */
-static void on_corruption(const struct block_corruption *c)
+/* From the reactor that came upon something to the main one. `data` is consumed. */
+static void emit_on_main(const char *name, struct json_object *data)
 {
     struct event *event = malloc(sizeof(*event));
-    struct json_object *data = json_object_new_object();
 
-    qmp_put_str(data, "device", "");
-    qmp_put_str(data, "node-name", c->node_name);
-    qmp_put_str(data, "msg", c->what);
-    qmp_put_bool(data, "fatal", c->fatal);
     if (event) {
-        *event = (struct event){"BLOCK_IMAGE_CORRUPTED", data};
+        *event = (struct event){name, data};
     }
     if (!event || reactor_spawn(reactor_main(), co_emit, event) < 0) {
         json_object_put(data);
@@ -353,8 +351,36 @@ static void on_corruption(const struct block_corruption *c)
     }
 }
 
+/* What can't be told is in the log. */
+static void on_corruption(const struct block_corruption *c)
+{
+    struct json_object *data = json_object_new_object();
+
+    qmp_put_str(data, "device", "");
+    qmp_put_str(data, "node-name", c->node_name);
+    qmp_put_str(data, "msg", c->what);
+    qmp_put_bool(data, "fatal", c->fatal);
+    emit_on_main("BLOCK_IMAGE_CORRUPTED", data);
+}
+
+static void on_vote(const struct block_vote *v)
+{
+    static const char *const ops[] = {"read", "write", "flush"};
+    struct json_object *data = json_object_new_object();
+
+    if (!v->failed) {
+        qmp_put_str(data, "type", ops[v->op]);
+        qmp_put_str(data, "error", v->error ? strerror(-v->error) : NULL);
+    }
+    qmp_put_str(data, v->failed ? "reference" : "node-name", v->node_name);
+    qmp_put_uint(data, "sector-num", v->offset / EVENT_SECTOR);
+    qmp_put_uint(data, "sectors-count", div_round_up(v->length, EVENT_SECTOR));
+    emit_on_main(v->failed ? "QUORUM_FAILURE" : "QUORUM_REPORT_BAD", data);
+}
+
 void qmp_subscribe(void)
 {
+    block_set_vote_fn(on_vote);
     export_set_event_fn(on_export_event, NULL);
     block_set_corruption_fn(on_corruption);
 }

@@ -159,6 +159,13 @@ OBJECT(image_corrupted, "q_obj_BLOCK_IMAGE_CORRUPTED-arg", REQ("device", qmp_str
        OPT("node-name", qmp_str), REQ("msg", qmp_str), OPT("offset", qmp_int), OPT("size", qmp_int),
        REQ("fatal", qmp_bool));
 
+ENUM(quorum_op, "QuorumOpType", "read", "write", "flush");
+OBJECT(quorum_failure, "q_obj_QUORUM_FAILURE-arg", REQ("reference", qmp_str),
+       REQ("sector-num", qmp_int), REQ("sectors-count", qmp_int));
+OBJECT(quorum_report_bad, "q_obj_QUORUM_REPORT_BAD-arg", REQ("type", quorum_op),
+       OPT("error", qmp_str), REQ("node-name", qmp_str), REQ("sector-num", qmp_int),
+       REQ("sectors-count", qmp_int));
+
 /* Addresses: flat for the command line, wrapped in "data" for QMP. */
 ENUM(address_type, "SocketAddressType", "inet", "unix", "fd");
 OBJECT(inet_address, "InetSocketAddress", REQ("host", qmp_str), REQ("port", qmp_str));
@@ -295,6 +302,8 @@ const struct qmp_command qmp_commands[] = {
 const struct qmp_event qmp_events[] = {
     {"BLOCK_EXPORT_DELETED", &export_id},
     {"BLOCK_IMAGE_CORRUPTED", &image_corrupted},
+    {"QUORUM_FAILURE", &quorum_failure},
+    {"QUORUM_REPORT_BAD", &quorum_report_bad},
     {NULL, NULL},
 };
 

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver quorum: several children of the same contents, of which some fail or say something else."""
+
+import json
+
+import tidemark
+
+
+class QuorumTest(tidemark.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.children = [self.create(f"{i}.raw", "1M", fmt="raw") for i in range(3)]
+
+    def child(self, i, *errors):
+        """Options of a child, whose operations `errors` ("write") fail."""
+        file = {"driver": "file", "filename": self.children[i]}
+        if not errors:
+            return file
+        rules = [{"event": "none", "iotype": kind, "errno": 28} for kind in errors]
+        return {"driver": "blkdebug", "image": file, "inject-error": rules}
+
+    def options(self, children=None, threshold=2, **more):
+        return {
+            "driver": "quorum",
+            "vote-threshold": threshold,
+            "children": children or [self.child(i) for i in range(3)],
+            **{name.replace("_", "-"): value for name, value in more.items()},
+        }
+
+    def through(self, options, *commands, check=True):
+        words = [word for command in commands for word in ("-c", command)]
+        name = "json:" + json.dumps(options)
+        return tidemark.run(*tidemark.tool("io"), *words, name, check=check)
+
+    def failing(self, options, *commands):
+        """What it prints, one way or the other."""
+        result = self.through(options, *commands, check=False)
+        self.assertEqual(result.returncode, 1)
+        return result.stdout + result.stderr
+
+    def write_child(self, i, pattern, area="0 64k"):
+        tidemark.io(self.children[i], f"write -P {pattern} {area}", fmt="raw")
+
+    def read_child(self, i, pattern, area="0 64k"):
+        tidemark.io(self.children[i], f"read -P {pattern} {area}", fmt="raw")
+
+    # All well.
+
+    def test_a_write_goes_to_all(self):
+        self.through(self.options(), "write -P 5 4k 60k", "write -z 8k 4k", "flush")
+        for i in range(3):
+            self.read_child(i, 5, "4k 4k")
+            self.read_child(i, 0, "8k 4k")
+            self.read_child(i, 5, "12k 52k")
+
+    # Children that say something else.
+
+    def test_the_majority_is_believed_wherever_it_is(self):
+        for liar in range(3):
+            for i in range(3):
+                self.write_child(i, 9 if i == liar else 5)
+            self.through(self.options(), "read -P 5 0 64k", "read -P 5 100 5000")
+            self.read_child(liar, 9)
+
+    def test_without_a_majority_a_read_fails(self):
+        for i in range(3):
+            self.write_child(i, i)
+        for threshold in 2, 3:
+            output = self.failing(self.options(threshold=threshold), "read 0 4k")
+            self.assertIn("read failed: Input/output error", output)
+
+    def test_the_threshold_is_kept(self):
+        self.write_child(0, 9)
+        output = self.failing(self.options(threshold=3), "read 0 4k")
+        self.assertIn("read failed: Input/output error", output)
+
+    def test_who_is_wrong_is_put_right_when_asked(self):
+        for i in range(3):
+            self.write_child(i, 9 if i == 1 else 5)
+        self.through(self.options(rewrite_corrupted=True), "read -P 5 0 64k")
+        self.read_child(1, 5)
+
+    def test_blkverify_prints_where_two_differ(self):
+        self.write_child(1, 9, "8k 1k")
+        options = self.options([self.child(0), self.child(1)], blkverify=True)
+        output = self.failing(options, "read 4k 8k")
+        self.assertIn("quorum: offset=4096 bytes=8192 contents mismatch at offset 8192", output)
+        self.through(options, "write -P 3 8k 1k", "read -P 3 8k 1k")
+
+    # Children that fail.
+
+    def test_one_that_can_not_be_read_is_outvoted(self):
+        for i in range(3):
+            self.write_child(i, 5)
+        children = [self.child(0, "read"), self.child(1), self.child(2)]
+        self.through(self.options(children), "read -P 5 0 64k")
+        output = self.failing(self.options(children, threshold=3), "read 0 4k")
+        self.assertIn("read failed: No space left on device", output)
+
+    def test_writes_need_the_threshold(self):
+        children = [self.child(0), self.child(1, "write"), self.child(2)]
+        self.through(self.options(children), "write -P 7 0 64k", "read -P 7 0 64k")
+        self.read_child(0, 7)
+        self.read_child(2, 7)
+        children[2] = self.child(2, "write")
+        output = self.failing(self.options(children), "write 0 4k")
+        self.assertIn("write failed: No space left on device", output)
+
+    def test_flushes_need_the_threshold(self):
+        failing = [self.child(i, "flush") for i in range(3)]
+        self.through(self.options([self.child(0), failing[1], self.child(2)]), "write 0 4k", "flush")
+        output = self.failing(
+            self.options([self.child(0), failing[1], failing[2]]), "write 0 4k", "flush"
+        )
+        self.assertIn("No space left on device", output)
+
+    def test_fifo_reads_the_first_that_does_not_fail(self):
+        for i in range(3):
+            self.write_child(i, i)
+        self.through(self.options(read_pattern="fifo"), "read -P 0 0 64k")
+        children = [self.child(0, "read"), self.child(1), self.child(2)]
+        self.through(self.options(children, read_pattern="fifo"), "read -P 1 0 64k")
+        children = [self.child(i, "read") for i in range(3)]
+        output = self.failing(self.options(children, read_pattern="fifo"), "read 0 4k")
+        self.assertIn("read failed", output)
+
+    # What is known about it.
+
+    def test_status_is_zero_only_where_a_vote_says_so(self):
+        self.write_child(0, 1, "64k 64k")
+        self.write_child(1, 1, "64k 64k")
+        self.write_child(2, 1, "256k 64k")
+        name = "json:" + json.dumps(self.options())
+        extents = json.loads(tidemark.img("map", "--output=json", name).stdout)
+        self.assertEqual(
+            [(e["start"], e["length"]) for e in extents if e["data"] and e["start"] > 0],
+            [(64 << 10, 64 << 10)],
+        )
+
+    def test_refusals(self):
+        two = [self.child(0), self.child(1)]
+        longer = {"driver": "file", "filename": self.create("l.raw", "2M", fmt="raw")}
+        for options, wanted in (
+            (self.options(threshold=0), "Parameter 'vote-threshold' expects a value >= 1"),
+            (self.options(threshold=4), "threshold may not exceed children count"),
+            (self.options(blkverify=True), "blkverify=on can only be set if there are exactly two"),
+            (
+                self.options(two, blkverify=True, rewrite_corrupted=True),
+                "rewrite-corrupted=on cannot be used with blkverify=on",
+            ),
+            (self.options([*two, longer]), "children of a quorum have to be of one size"),
+            (self.options(read_pattern="x"), "'read-pattern' does not accept value 'x'"),
+            ({"driver": "quorum", "vote-threshold": 1}, "Number of provided children must be 1"),
+        ):
+            with self.subTest(wanted):
+                self.assertIn(wanted, self.failing(options, "read 0 512"))
+
+    def test_monitors_are_told(self):
+        path = self.path("nbd")
+        children = [{**self.child(i), "node-name": f"child{i}"} for i in range(2)]
+        children.append({**self.child(2, "write"), "node-name": "child2"})
+        self.write_child(0, 5)
+        self.write_child(1, 5)
+        server = self.daemon(
+            "--blockdev",
+            json.dumps({**self.options(children), "node-name": "disk"}),
+            "--nbd-server",
+            f"addr.type=unix,addr.path={path}",
+            "--export",
+            "type=nbd,id=e,node-name=disk,writable=on",
+        )
+        uri = tidemark.nbd_uri(path, "disk")
+        tidemark.io(uri, "read -P 5 1k 2k", fmt="raw")
+        self.assertEqual(
+            server.qmp.wait_event("QUORUM_REPORT_BAD")["data"],
+            {"type": "read", "node-name": "child2", "sector-num": 2, "sectors-count": 4},
+        )
+        with open(self.children[0], "r+b") as file:
+            file.seek(4096)
+            file.write(b"x" * 512)
+        self.assertNotEqual(tidemark.io(uri, "read 4k 512", fmt="raw", check=False).returncode, 0)
+        self.assertEqual(
+            server.qmp.wait_event("QUORUM_FAILURE")["data"],
+            {"reference": "disk", "sector-num": 8, "sectors-count": 1},
+        )
