@@ -82,9 +82,13 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
 /* Messages call it by its full name. */
 static int take_cache_flag(struct options *cache, const char *name, bool *ret, struct error *err)
 {
-    int r = options_take_bool(cache, name, false, ret, NULL);
+    bool has_path = options_are_arguments(cache);
+    int r = options_take_bool(cache, name, false, ret, has_path ? err : NULL);
 
-    return r < 0 ? error_set(err, -r, "Parameter 'cache.%s' expects 'on' or 'off'", name) : 0;
+    if (r < 0 && !has_path) {
+        error_set(err, -r, "Parameter 'cache.%s' expects 'on' or 'off'", name);
+    }
+    return r;
 }
 
 static int take_cache_options(struct block_node *node, struct options *opts, struct error *err)
@@ -297,11 +301,11 @@ int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_n
         return r;
     }
     if (!driver_name) {
-        return error_set(err, EINVAL, "Parameter 'driver' is missing");
+        return options_missing(opts, "driver", err);
     }
     driver = block_find_driver(driver_name);
     if (!driver || !driver->co_open) {
-        return error_set(err, EINVAL, "Unknown driver '%s'", driver_name);
+        return options_wrong_choice(opts, "driver", driver_name, err);
     }
     node = node_new(driver, flags);
     if (!node) {
@@ -475,10 +479,7 @@ int block_co_open_child(struct block_node *node, struct options *opts, const cha
         return r;
     }
     if (!child) {
-        return allow_none ? 0
-                          : error_set(err, EINVAL,
-                                      "Block driver '%s' needs a child: the option '%s' is missing",
-                                      node->driver->name, name);
+        return allow_none ? 0 : options_missing(opts, name, err);
     }
     r = block_co_attach_child(node, child, name, role, ret, err);
     block_co_unref(child);

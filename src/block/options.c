@@ -35,9 +35,28 @@ struct options *options_new(void)
     return options_wrap(json_object_new_object());
 }
 
+struct options *options_wrap_part(const struct options *parent, const char *key,
+                                  struct json_object *root)
+{
+    struct options *o = options_wrap(root);
+
+    if (!o || !parent) {
+        return o;
+    }
+    o->is_text = parent->is_text;
+    o->is_arguments = parent->is_arguments;
+    o->is_strict = parent->is_strict;
+    if (o->is_arguments && asprintf(&o->prefix, "%s%s.", parent->prefix ?: "", key) < 0) {
+        o->prefix = NULL;
+        o->failed = true;
+    }
+    return o;
+}
+
 void options_free(struct options *o)
 {
     if (o) {
+        free(o->prefix);
         json_object_put(o->root);
         free(o);
     }
@@ -51,6 +70,87 @@ struct json_object *options_to_json(const struct options *o)
         return NULL;
     }
     return copy;
+}
+
+/* Its address is the user data of arguments that were made of text. */
+static char made_of_text;
+
+struct json_object *options_to_arguments(const struct options *o)
+{
+    struct json_object *object = options_to_json(o);
+
+    if (object && o->is_text) {
+        json_object_set_userdata(object, &made_of_text, NULL);
+    }
+    return object;
+}
+
+/* Keys with dots, at any level: 0, or -EINVAL. `path` is that of the object. */
+static int check_keys(struct json_object *value, const char *path, struct error *err)
+{
+    if (json_object_is_type(value, json_type_array)) {
+        for (size_t i = 0; i < json_object_array_length(value); i++) {
+            STRBUF_AUTO(element);
+            int r;
+
+            strbuf_printf(&element, "%.*s[%zu].", (int)strlen(path) - 1, path, i);
+            r = check_keys(json_object_array_get_idx(value, i), strbuf_str(&element), err);
+            if (r < 0) {
+                return r;
+            }
+        }
+    } else if (options_is_object(value)) {
+        json_object_object_foreach(value, key, member)
+        {
+            STRBUF_AUTO(inner);
+            int r;
+
+            if (strchr(key, '.')) {
+                return error_set(err, EINVAL, "Parameter '%s%s' is unexpected", path, key);
+            }
+            strbuf_printf(&inner, "%s%s.", path, key);
+            r = check_keys(member, strbuf_str(&inner), err);
+            if (r < 0) {
+                return r;
+            }
+        }
+    }
+    return 0;
+}
+
+int options_from_arguments(struct json_object *object, struct options **ret, struct error *err)
+{
+    bool is_text = json_object_get_userdata(object) == &made_of_text;
+    int r = is_text ? 0 : check_keys(object, "", err);
+
+    r = r < 0 ? r : options_from_json(object, ret, err);
+    if (r >= 0) {
+        (*ret)->is_text = is_text;
+        (*ret)->is_arguments = true;
+        (*ret)->is_strict = !is_text;
+    }
+    return r;
+}
+
+bool options_are_arguments(const struct options *o)
+{
+    return o->is_arguments;
+}
+
+int options_from_element(const struct options *o, const char *key, size_t index,
+                         struct json_object *element, struct options **ret, struct error *err)
+{
+    STRBUF_AUTO(name);
+
+    strbuf_printf(&name, "%s[%zu]", key, index);
+    if (!options_is_object(element)) {
+        return o->is_arguments
+                   ? error_set(err, EINVAL, "Invalid parameter type for '%s%s', expected: object",
+                               o->prefix ?: "", strbuf_str(&name))
+                   : error_set(err, EINVAL, "Options must be a JSON object");
+    }
+    *ret = options_wrap_part(o, strbuf_str(&name), json_object_get(element));
+    return options_usable(*ret) ? 0 : options_no_memory(err);
 }
 
 struct options *options_clone(const struct options *o)
@@ -173,9 +273,19 @@ static int peek(const struct options *o, const char *key, struct json_object **r
     return get(o, key, ret) ? 1 : 0;
 }
 
-static int wrong_value(const char *key, const char *expected, struct json_object *found,
-                       struct error *err)
+static int wrong_type(const struct options *o, const char *key, const char *type, struct error *err)
 {
+    return error_set(err, EINVAL, "Invalid parameter type for '%s%s', expected: %s",
+                     o->prefix ?: "", key, type);
+}
+
+/* `type` is what QEMU's schema calls the expected type. */
+static int wrong_value(const struct options *o, const char *key, const char *type,
+                       const char *expected, struct json_object *found, struct error *err)
+{
+    if (o->is_arguments) {
+        return wrong_type(o, key, type, err);
+    }
     return error_set(err, EINVAL, "Parameter '%s' expects %s; found %.100s", key, expected,
                      found ? json_object_to_json_string(found) : "null");
 }
@@ -191,7 +301,7 @@ int options_take_str(struct options *o, const char *key, char **ret, struct erro
     }
     if (r > 0) {
         if (!json_object_is_type(value, json_type_string)) {
-            return wrong_value(key, "a string", value, err);
+            return wrong_value(o, key, "string", "a string", value, err);
         }
         copy = strdup(json_object_get_string(value));
         if (!copy) {
@@ -245,11 +355,14 @@ int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, 
         v = -1;
         if (json_object_is_type(value, json_type_boolean)) {
             v = json_object_get_boolean(value);
+        } else if (o->is_strict) {
+            return wrong_type(o, key, "boolean", err);
         } else if (json_object_is_type(value, json_type_string)) {
             v = bool_of_string(json_object_get_string(value));
         }
         if (v < 0) {
-            return error_set(err, EINVAL, "Parameter '%s' expects 'on' or 'off'", key);
+            return error_set(err, EINVAL, "Parameter '%s%s' expects 'on' or 'off'", o->prefix ?: "",
+                             key);
         }
         options_drop(o, key);
     }
@@ -280,6 +393,14 @@ static bool uint_of_json(struct json_object *value, uint64_t *ret)
     return true;
 }
 
+/* A number that is out of range, or text that is none. */
+static int wrong_number(const struct options *o, const char *key, const char *expected,
+                        struct json_object *found, struct error *err)
+{
+    return error_set(err, EINVAL, "Parameter '%s%s' expects %s; found %.100s", o->prefix ?: "", key,
+                     expected, found ? json_object_to_json_string(found) : "null");
+}
+
 int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
                       uint64_t *ret, struct error *err)
 {
@@ -289,6 +410,9 @@ int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_
 
     if (r < 0) {
         return r;
+    }
+    if (r > 0 && o->is_strict && !json_object_is_type(value, json_type_int)) {
+        return wrong_type(o, key, "integer", err);
     }
     if (r > 0) {
         bool fits = json_object_is_type(value, json_type_string)
@@ -300,7 +424,7 @@ int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_
 
             snprintf(expected, sizeof(expected), "a number from 0 to %llu",
                      (unsigned long long)max);
-            return wrong_value(key, expected, value, err);
+            return wrong_number(o, key, expected, value, err);
         }
         options_drop(o, key);
     }
@@ -318,6 +442,9 @@ int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_
     if (r < 0) {
         return r;
     }
+    if (r > 0 && o->is_strict && !json_object_is_type(value, json_type_int)) {
+        return wrong_type(o, key, "integer", err);
+    }
     if (r > 0) {
         if (json_object_is_type(value, json_type_string)) {
             char what[OPTIONS_KEY_MAX + 16];
@@ -328,7 +455,7 @@ int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_
                 return -EINVAL;
             }
         } else if (!uint_of_json(value, &v) || v > INT64_MAX) {
-            return wrong_value(key, "a size in bytes", value, err);
+            return wrong_number(o, key, "a size in bytes", value, err);
         }
         options_drop(o, key);
     }
@@ -351,7 +478,7 @@ int options_take_enum(struct options *o, const char *key, const char *const *nam
         return 0;
     }
     if (!json_object_is_type(value, json_type_string)) {
-        return wrong_value(key, "a string", value, err);
+        return wrong_value(o, key, "string", "a string", value, err);
     }
     text = json_object_get_string(value);
     for (int i = 0; names[i]; i++) {
@@ -387,9 +514,11 @@ int options_take_child(struct options *o, const char *key, struct options **ret_
         return r;
     }
     if (!options_is_object(value)) {
-        return wrong_value(key, "a node name or options of a node", value, err);
+        return wrong_value(o, key,
+                           strcmp(key, "backing") == 0 ? "BlockdevRefOrNull" : "BlockdevRef",
+                           "a node name or options of a node", value, err);
     }
-    child = options_wrap(json_object_get(value));
+    child = options_wrap_part(o, key, json_object_get(value));
     if (!child) {
         return options_no_memory(err);
     }
@@ -448,11 +577,25 @@ int options_take_list(struct options *o, const char *key, struct json_object **r
             return r;
         }
     } else {
-        return wrong_value(key, "a list", value, err);
+        return wrong_value(o, key, "array", "a list", value, err);
     }
     options_drop(o, key);
     *ret = list;
     return 0;
+}
+
+int options_wrong_choice(const struct options *o, const char *key, const char *value,
+                         struct error *err)
+{
+    return o->is_arguments
+               ? error_set(err, EINVAL, "Parameter '%s' does not accept value '%s'", key, value)
+               : error_set(err, EINVAL, "Unknown %s '%s'", key, value);
+}
+
+int options_missing(const struct options *o, const char *key, struct error *err)
+{
+    return error_set(err, EINVAL, "Parameter '%s%s' is missing", o && o->prefix ? o->prefix : "",
+                     key);
 }
 
 int options_check_empty(const struct options *o, const char *what, struct error *err)
@@ -472,6 +615,10 @@ int options_check_empty(const struct options *o, const char *what, struct error 
     }
     if (path.len == 0) {
         return 0;
+    }
+    if (o->is_arguments) {
+        return error_set(err, EINVAL, "Parameter '%s%s' is unexpected", o->prefix ?: "",
+                         strbuf_str(&path));
     }
     return error_set(err, EINVAL, "%s does not support the option '%s'", what, strbuf_str(&path));
 }

@@ -4,7 +4,8 @@
  *
  * A driver *takes* what it knows; what is left when it has finished is unknown to it, and
  * options_check_empty() names it. Values keep the type of their source: a string from a command line is
- * accepted where a bool, number or size is wanted; JSON has to have the right type (or a string).
+ * accepted where a bool, number or size is wanted; JSON has to have the right type, or be a string; arguments of
+ * commands have to have the right type.
  * Main reactor only. None of these functions yields.
  */
 #ifndef TIDEMARK_BLOCK_OPTIONS_H
@@ -43,8 +44,23 @@ int options_parse(const char *text, const char *implied_key, struct options **re
 /* A deep copy of a JSON object. Keys with dots in it nest, too. -EINVAL if it is not an object. */
 int options_from_json(struct json_object *object, struct options **ret, struct error *err);
 
+/*
+ * The same of a command's arguments. Their values have to have the right types, and their keys no dots, unless the object was
+ * made by options_to_arguments() of `key=value` text. What is wrong is told as QEMU's programs do, with the whole path.
+ */
+int options_from_arguments(struct json_object *object, struct options **ret, struct error *err);
+
+/* Whether it comes from options_from_arguments(), so that messages name options by their whole path. */
+bool options_are_arguments(const struct options *o);
+
+/* Element `index` of a list that was taken from `o` by the name `key`. As above. */
+int options_from_element(const struct options *o, const char *key, size_t index,
+                         struct json_object *element, struct options **ret, struct error *err);
+
 /* A new reference to a JSON copy of what is still in the tree. */
 struct json_object *options_to_json(const struct options *o);
+/* Likewise, to be handed to a command, whatever the tree was made of. The object can't be copied by json-c. */
+struct json_object *options_to_arguments(const struct options *o);
 struct options *options_clone(const struct options *o);
 
 bool options_is_empty(const struct options *o);
@@ -91,6 +107,12 @@ int options_take_child(struct options *o, const char *key, struct options **ret_
 /* Take a list (a JSON array, or keys "0", "1", ...) as a JSON array; NULL if absent. The caller owns a reference. */
 int options_take_list(struct options *o, const char *key, struct json_object **ret,
                       struct error *err);
+
+/* -EINVAL: "Unknown <key> '<value>'", or what QEMU says of arguments. */
+int options_wrong_choice(const struct options *o, const char *key, const char *value,
+                         struct error *err);
+/* -EINVAL: an option that has to be there is not. */
+int options_missing(const struct options *o, const char *key, struct error *err);
 
 /* 0 if nothing is left; else -EINVAL: "<what> does not support the option '<key>'". */
 int options_check_empty(const struct options *o, const char *what, struct error *err);

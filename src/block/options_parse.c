@@ -320,6 +320,7 @@ int options_parse(const char *text, const char *implied_key, struct options **re
         options_free(o);
         return options_no_memory(err);
     }
+    o->is_text = true;
     r = parse_pairs(text, implied_key, o->root, err);
     if (r < 0) {
         options_free(o);

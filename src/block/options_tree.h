@@ -11,6 +11,11 @@
 struct options {
     struct json_object *root; /* an object, keys without dots, at any level */
     bool failed;              /* out of memory */
+    bool is_text;             /* from key=value text: all values are strings */
+    bool is_arguments; /* of a command: what is wrong is told in the words of QEMU's schema */
+    bool is_strict;    /* values have to have their types, and strings don't do */
+    char *
+        prefix; /* owned; where the tree lies in that of the arguments: "file."; NULL: at the top */
 };
 
 static inline void options_cleanup_json(struct json_object **object)
@@ -31,6 +36,10 @@ static inline bool options_is_object(struct json_object *v)
 
 /* A tree of `root` (consumed; NULL makes a failed tree). NULL if out of memory. */
 struct options *options_wrap(struct json_object *root);
+
+/* The same for what lies at `key` of `parent`, and is wrong in the same words. */
+struct options *options_wrap_part(const struct options *parent, const char *key,
+                                  struct json_object *root);
 
 /* Report -ENOMEM. */
 int options_no_memory(struct error *err);

@@ -97,7 +97,7 @@ static int check_args(struct options *opts_, const struct qmp_type *type, struct
 static int co_add_blockdev(struct options *opts_, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
-    struct json_object *args = options_to_json(opts);
+    struct json_object *args = options_to_arguments(opts);
     int r = options_has(opts, "driver") ? qmp_co_run_action(&qmp_action_blockdev_add, args, err)
                                         : error_set(err, EINVAL, "Parameter 'driver' is missing");
 

@@ -57,7 +57,7 @@ static int take_options(struct options *opts, struct open_options *ret, struct e
     }
     ret->native_aio = strcmp(aio_names[aio], "native") == 0;
     if (!ret->filename || !ret->filename[0]) {
-        return error_set(err, EINVAL, "The option 'filename' is missing");
+        return options_missing(opts, "filename", err);
     }
     return 0;
 }

@@ -30,12 +30,21 @@ static int check_part(struct block_node *node, uint64_t size, struct error *err)
     const struct raw_disk *d = node->opaque;
     uint64_t file_size = block_edge_size(node->file);
 
+    if (d->offset > file_size) {
+        return error_set(err, EINVAL,
+                         "Offset (%" PRIu64 ") cannot be greater than size of the containing file "
+                         "(%" PRIu64 ") '%s'",
+                         d->offset, file_size, block_node_display_name(node->file->node));
+    }
+    if (d->has_size && size % SECTOR != 0) {
+        return error_set(err, EINVAL, "Specified size is not multiple of %d", (int)SECTOR);
+    }
     if (!range_fits(d->offset, size, file_size)) {
         return error_set(err, EINVAL,
-                         "The part at %" PRIu64 " of %" PRIu64
-                         " bytes lies beyond the end of '%s', "
-                         "which has %" PRIu64,
-                         d->offset, size, block_node_display_name(node->file->node), file_size);
+                         "The sum of offset (%" PRIu64 ") and size (%" PRIu64
+                         ") has to be smaller or equal to the size of the containing file "
+                         "(%" PRIu64 ") '%s'",
+                         d->offset, size, file_size, block_node_display_name(node->file->node));
     }
     return 0;
 }

@@ -129,7 +129,7 @@ static int take_rule_list(struct fault *s, struct options *opts, const char *gro
     for (size_t i = 0; i < json_object_array_length(list) && ret == 0; i++) {
         struct options *rule AUTO_OPTIONS = NULL;
 
-        ret = options_from_json(json_object_array_get_idx(list, i), &rule, err);
+        ret = options_from_element(opts, group, i, json_object_array_get_idx(list, i), &rule, err);
         ret = ret < 0 ? ret : fault_rules_add(&s->rules, group, rule, err);
     }
     json_object_put(list);

@@ -477,6 +477,9 @@ static int take_settings(struct quorum *q, struct options *opts, struct error *e
     static const char *const patterns[] = {"quorum", "fifo", NULL};
     uint64_t threshold = 0;
 
+    if (!options_has(opts, "vote-threshold")) {
+        return options_missing(opts, "vote-threshold", err);
+    }
     if (options_take_uint(opts, "vote-threshold", 0, INT32_MAX, &threshold, err) < 0 ||
         options_take_bool(opts, "blkverify", false, &q->verify, err) < 0 ||
         options_take_bool(opts, "rewrite-corrupted", false, &q->rewrite, err) < 0 ||
@@ -488,10 +491,10 @@ static int take_settings(struct quorum *q, struct options *opts, struct error *e
 }
 
 /* What one element of the list says: a node's name, or options. */
-static int co_open_one(struct block_node *node, struct json_object *item, struct error *err)
+static int co_open_one(struct block_node *node, struct options *opts, struct json_object *item,
+                       struct error *err)
 {
     struct quorum *q = node->opaque;
-    AUTO_OPTIONS struct options *opts = options_new();
     struct options *child = NULL;
     char name[24];
     int r = 0;
@@ -500,7 +503,7 @@ static int co_open_one(struct block_node *node, struct json_object *item, struct
     if (json_object_is_type(item, json_type_string)) {
         options_set_str(opts, name, json_object_get_string(item));
     } else {
-        r = options_from_json(item, &child, err);
+        r = options_from_element(opts, "children", (size_t)q->count, item, &child, err);
         if (r >= 0) {
             options_set_child(opts, name, child);
         }
@@ -532,14 +535,15 @@ static int check_sizes(const struct quorum *q, struct error *err)
     return 0;
 }
 
-static int co_open_children(struct block_node *node, struct json_object *list, struct error *err)
+static int co_open_children(struct block_node *node, struct options *opts, struct json_object *list,
+                            struct error *err)
 {
     struct quorum *q = node->opaque;
     size_t count = list ? json_object_array_length(list) : 0;
     int r = check_options(q, count, err);
 
     for (size_t i = 0; i < count && r >= 0; i++) {
-        r = co_open_one(node, json_object_array_get_idx(list, i), err);
+        r = co_open_one(node, opts, json_object_array_get_idx(list, i), err);
     }
     return r < 0 ? r : check_sizes(q, err);
 }
@@ -554,7 +558,7 @@ static int quorum_co_open(struct block_node *node, struct options *opts, struct 
         r = options_take_list(opts, "children", &list, err);
     }
     if (r >= 0) {
-        r = co_open_children(node, list, err);
+        r = co_open_children(node, opts, list, err);
     }
     json_object_put(list);
     if (r < 0) {

@@ -11,9 +11,14 @@
 /* The bitmap that an action is about: members `node` and, by the name `key`, its own. */
 static struct block_bitmap *lookup(struct json_object *data, const char *key, struct error *err)
 {
+    const char *name = qmp_get_str(data, "node");
     struct block_node *node;
 
-    return block_bitmap_lookup(qmp_get_str(data, "node"), qmp_get_str(data, key), &node, err);
+    if (!block_node_find(name)) {
+        error_set(err, ENOENT, "Node '%s' not found", name);
+        return NULL;
+    }
+    return block_bitmap_lookup(name, qmp_get_str(data, key), &node, err);
 }
 
 /* --- block-dirty-bitmap-add ------------------------------------------------------------------------ */

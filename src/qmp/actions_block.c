@@ -30,7 +30,7 @@ static int co_add_open(void *state, struct json_object *data, struct error *err)
     if (!qmp_get(data, "node-name")) {
         return error_set(err, EINVAL, "'node-name' must be specified for the root node");
     }
-    r = options_from_json(data, &opts, err);
+    r = options_from_arguments(data, &opts, err);
     return r < 0 ? r : block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &s->node, err);
 }
 

@@ -69,7 +69,7 @@ int qmp_co_object_add(struct qmp_call *call, struct json_object *args, struct js
                       struct error *err)
 {
     struct options *opts;
-    int r = options_from_json(args, &opts, err);
+    int r = options_from_arguments(args, &opts, err);
 
     return r < 0 ? r : user_object_add(opts, err);
 }

@@ -320,6 +320,17 @@ class DaemonTest(tidemark.TestCase):
         result = tidemark.run(tidemark.compat("qemu-storage-daemon"), "--version")
         self.assertRegex(result.stdout, r"^qemu-storage-daemon version \d+\.\d+\.\d+ ")
 
+    def test_types_of_options(self):
+        """Words stand for numbers and for yes and no on the command line, though not in a command."""
+        raw = self.create("raw", "1M", fmt="raw")
+        server = self.daemon(
+            "--blockdev",
+            f"raw,node-name=r,offset=64k,file.driver=file,file.filename={raw},file.read-only=on",
+        )
+        self.assertEqual(server.qmp.node("r")["image"]["virtual-size"], (1 << 20) - (64 << 10))
+        self.refused("Parameter 'file.bogus' is unexpected", "--blockdev", "raw,node-name=r,"
+                     f"file.driver=file,file.filename={raw},file.bogus=1")  # fmt: skip
+
     def test_help_of_options(self):
         for options, wanted in (
             (("--object", "help"), "List of user creatable objects:\n  authz-list\n"),

@@ -442,6 +442,43 @@ class NodeTest(QmpTest):
         self.assertIsNone(self.qmp.node("n"))
         self.qmp.command("blockdev-add", driver="null-co", node_name="n")
 
+    def test_options_have_types_and_places(self):
+        file = {"driver": "file", "filename": self.path("raw")}
+        self.create("raw", "1M", fmt="raw")
+        wrong_type = "Invalid parameter type for '%s', expected: %s"
+        for options, wanted in (
+            ({"file": file, "offset": "512"}, wrong_type % ("offset", "integer")),
+            ({"file": file, "offset": 1.5}, wrong_type % ("offset", "integer")),
+            ({"file": file, "read-only": "on"}, wrong_type % ("read-only", "boolean")),
+            ({"file": {**file, "read-only": "on"}}, wrong_type % ("file.read-only", "boolean")),
+            ({"file": {**file, "cache": {"direct": 1}}}, wrong_type % ("file.cache.direct", "boolean")),
+            ({"file": {**file, "filename": 5}}, wrong_type % ("file.filename", "string")),
+            ({"file": 5}, wrong_type % ("file", "BlockdevRef")),
+            ({}, "Parameter 'file' is missing"),
+            ({"file": {"filename": "x"}}, "Parameter 'file.driver' is missing"),
+            ({"file": {"driver": "file"}}, "Parameter 'file.filename' is missing"),
+            ({"file": {"driver": "none"}}, "Parameter 'driver' does not accept value 'none'"),
+            ({"file": file, "bogus": 1}, "Parameter 'bogus' is unexpected"),
+            ({"file": {**file, "bogus": 1}}, "Parameter 'file.bogus' is unexpected"),
+            ({"file.driver": "file"}, "Parameter 'file.driver' is unexpected"),
+            ({"file": file, "size": 1000}, "Specified size is not multiple of 512"),
+            (
+                {"file": file, "offset": 2 << 20},
+                "Offset (2097152) cannot be greater than size of the containing file (1048576) "
+                f"'{file['filename']}'",
+            ),
+        ):
+            with self.subTest(wanted):
+                self.refused("blockdev-add", wanted, **{"driver": "raw", "node-name": "r", **options})
+        self.assertIsNone(self.qmp.node("r"))
+
+    def test_objects_have_typed_options(self):
+        self.refused(
+            "object-add",
+            "Invalid parameter type for 'verify-peer', expected: boolean",
+            **{"qom-type": "tls-creds-anon", "id": "t", "verify-peer": "on", "endpoint": "server"},
+        )
+
     def test_a_node_of_an_export_stays(self):
         self.start_nbd()
         self.export()
@@ -729,7 +766,7 @@ class BitmapTest(QmpTest):
             name = "block-dirty-bitmap-" + command
             self.refused(name, "Dirty bitmap 'x' not found", node="disk", name="x")
             self.refused(
-                name, "Cannot find device='x' nor node-name='x'", node="x", name="b"
+                name, "Node 'x' not found", node="x", name="b"
             )
             self.refused(name, "Parameter 'name' is missing", node="disk")
             self.refused(name, "Parameter 'y' is unexpected", node="disk", name="b", y=1)

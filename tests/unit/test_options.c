@@ -266,6 +266,80 @@ static void what_is_left_is_named_by_its_path(void **state)
                         "driver 'file' does not support the option 'cache.bogus.x'");
 }
 
+/* The tree that a command gets for arguments in JSON. */
+static struct options *arguments(const char *json)
+{
+    struct json_object *object = json_tokener_parse(json);
+    struct options *o = NULL;
+    ERROR_AUTO(err);
+
+    if (options_from_arguments(object, &o, &err) < 0) {
+        fail_msg("'%s': %s", json, error_message(&err));
+    }
+    json_object_put(object);
+    return o;
+}
+
+static void arguments_have_their_types_and_are_named_by_their_path(void **state)
+{
+    struct options AUTO_OPTIONS *o =
+        arguments("{\"a\":{\"n\":\"1\",\"b\":\"on\",\"l\":[{\"s\":1}]}}");
+    struct options AUTO_OPTIONS *a = NULL;
+    struct options AUTO_OPTIONS *e = NULL;
+    struct json_object *list;
+    char *name;
+    bool flag;
+    uint64_t n;
+    ERROR_AUTO(err);
+
+    assert_int_equal(options_take_child(o, "a", &a, &name, NULL), 0);
+    assert_int_equal(options_take_uint(a, "n", 0, 9, &n, &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Invalid parameter type for 'a.n', expected: integer");
+    error_clear(&err);
+    assert_int_equal(options_take_bool(a, "b", false, &flag, &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Invalid parameter type for 'a.b', expected: boolean");
+    error_clear(&err);
+    assert_int_equal(options_take_list(a, "l", &list, NULL), 0);
+    assert_int_equal(options_from_element(a, "l", 0, json_object_array_get_idx(list, 0), &e, NULL),
+                     0);
+    assert_int_equal(options_take_str(e, "s", &name, &err), -EINVAL);
+    assert_string_equal(error_message(&err),
+                        "Invalid parameter type for 'a.l[0].s', expected: string");
+    error_clear(&err);
+    assert_int_equal(options_check_empty(e, "driver", &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Parameter 'a.l[0].s' is unexpected");
+    json_object_put(list);
+}
+
+static void arguments_have_no_dots_in_their_keys(void **state)
+{
+    struct json_object *object = json_tokener_parse("{\"a\":[{},{\"b\":{\"c.d\":1}}]}");
+    struct options *o = NULL;
+    ERROR_AUTO(err);
+
+    assert_int_equal(options_from_arguments(object, &o, &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Parameter 'a[1].b.c.d' is unexpected");
+    json_object_put(object);
+}
+
+static void arguments_that_were_text_may_be_words(void **state)
+{
+    struct options AUTO_OPTIONS *text = parse("n=5,b=on,c.x=1", NULL);
+    struct json_object *object = options_to_arguments(text);
+    struct options AUTO_OPTIONS *o = NULL;
+    uint64_t n;
+    bool flag;
+    ERROR_AUTO(err);
+
+    assert_int_equal(options_from_arguments(object, &o, NULL), 0);
+    json_object_put(object);
+    assert_int_equal(options_take_uint(o, "n", 0, 9, &n, NULL), 0);
+    assert_int_equal(options_take_bool(o, "b", false, &flag, NULL), 0);
+    assert_true(n == 5 && flag);
+    assert_int_equal(options_check_empty(o, "driver", &err), -EINVAL);
+    assert_string_equal(error_message(&err), "Parameter 'c.x' is unexpected");
+}
+
 static void setting_replaces_and_defaults_do_not(void **state)
 {
     struct options *o = parse("a=1,c=2", NULL), *child = parse("x=1", NULL), *copy;
@@ -310,6 +384,9 @@ int main(void)
         cmocka_unit_test(children_are_names_or_trees),
         cmocka_unit_test(lists_come_from_arrays_and_numbers),
         cmocka_unit_test(what_is_left_is_named_by_its_path),
+        cmocka_unit_test(arguments_have_their_types_and_are_named_by_their_path),
+        cmocka_unit_test(arguments_have_no_dots_in_their_keys),
+        cmocka_unit_test(arguments_that_were_text_may_be_words),
         cmocka_unit_test(setting_replaces_and_defaults_do_not),
         cmocka_unit_test(null_is_told_from_absent),
     };
