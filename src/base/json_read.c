@@ -57,7 +57,7 @@ struct json_reader *json_reader_new(const struct json_limits *limits)
         return NULL;
     }
     r->limits = limits;
-    r->open = calloc(limits->depth ? limits->depth : 1, sizeof(*r->open));
+    r->open = calloc(limits->depth ? limits->depth : 1, sizeof(struct json_object *));
     if (!r->open) {
         free(r);
         return NULL;

@@ -139,6 +139,9 @@ static void co_do_all(struct part *parts, int count)
     }
     co_group_wait(&group);
     co_group_destroy(&group);
+    for (int i = 0; i < count; i++) {
+        parts[i].group = NULL;
+    }
 }
 
 /* The error that most children have; 0 if none has any. */
@@ -349,7 +352,7 @@ static int quorum_co_preadv(struct block_node *node, uint64_t offset, struct iov
 static int co_change(struct block_node *node, const struct part *what)
 {
     struct quorum *q = node->opaque;
-    struct part parts[CHILDREN_MAX];
+    struct part parts[CHILDREN_MAX] = {0};
     struct range_entry range;
 
     for (int i = 0; i < q->count; i++) {
@@ -381,7 +384,7 @@ static int quorum_co_write_zeroes(struct block_node *node, uint64_t offset, uint
 static int quorum_co_flush(struct block_node *node)
 {
     struct quorum *q = node->opaque;
-    struct part parts[CHILDREN_MAX];
+    struct part parts[CHILDREN_MAX] = {0};
 
     for (int i = 0; i < q->count; i++) {
         parts[i] = (struct part){.edge = q->children[i].edge, .op = PART_FLUSH};
