@@ -200,8 +200,11 @@ static void co_end_in_order(void *arg)
 
 static bool tell_export(const struct export_info *info, void *arg)
 {
-    log_error("export '%s' on node '%s' does not come to its end: requests hang", info->id,
-              block_node_name(info->node));
+    /* Others have not been told to end yet, or have no clients any more. */
+    if (info->shutting_down || info->connections > 0) {
+        log_error("export '%s' on node '%s' does not come to its end: requests hang", info->id,
+                  block_node_name(info->node));
+    }
     return true;
 }
 
@@ -260,6 +263,24 @@ static size_t start_completions(struct completion **ret)
     return count;
 }
 
+/* As long as one comes to its end now and then. More signals change nothing: bitmaps are worth a moment. */
+static void co_wait_for_completions(void)
+{
+    long long deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * SECOND;
+
+    while (end.incomplete > 0 || (end.node && !end.done)) {
+        switch (daemon_co_wait(end.signals, MAX(deadline - loop_now_ns(), 0))) {
+        case DAEMON_WAKE_NOTE:
+            deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * SECOND;
+            break;
+        case DAEMON_WAKE_TIMEOUT:
+            return;
+        case DAEMON_WAKE_SIGNAL:
+            break;
+        }
+    }
+}
+
 /* References and coroutines stay as they are: the process ends. */
 static void co_end_in_haste(bool asked)
 {
@@ -270,11 +291,7 @@ static void co_end_in_haste(bool asked)
     end.status = 1;
     tell_what_hangs(asked);
     count = start_completions(&list);
-    while (end.incomplete > 0 || (end.node && !end.done)) {
-        if (daemon_co_wait(end.signals, DAEMON_HASTE_SECONDS * SECOND) != DAEMON_WAKE_NOTE) {
-            break;
-        }
-    }
+    co_wait_for_completions();
     for (size_t i = 0; list && i < count; i++) {
         if (!list[i].done) {
             log_error("node '%s' is left incomplete: its storage hangs",

@@ -7,7 +7,7 @@
  *      | another signal, or DAEMON_END_SECONDS
  *      v
  *    HASTY: what hangs is named; each image that is still open is completed by a coroutine of its own
- *      | all complete; or none became so for DAEMON_HASTE_SECONDS; or another signal
+ *      | all complete; or none became so for DAEMON_HASTE_SECONDS
  *      v
  *    exit 1
  */

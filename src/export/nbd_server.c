@@ -11,6 +11,7 @@
 
 #include "base/cleanup.h"
 #include "base/unix_socket.h"
+#include "block/control_lock.h"
 #include "export/export.h"
 #include "export/internal.h"
 #include "loop/loop.h"
@@ -288,11 +289,16 @@ void export_nbd_server_stop_accepting(void)
 
 int export_co_nbd_server_stop(struct error *err)
 {
+    bool held;
+
     if (!state.server || state.busy) {
         return error_set(err, ENOENT, "NBD server not running");
     }
     state.busy = true;
+    /* Requests in flight may take for ever: other commands go on meanwhile. */
+    held = block_control_pause();
     nbd_server_co_disconnect_all(state.server);
+    block_co_control_resume(held);
     export_co_del_all();
     nbd_server_free(state.server);
     state.server = NULL;

@@ -147,6 +147,7 @@ class DaemonEndTest(tidemark.TestCase):
 
     def assert_ended_in_haste(self, server):
         self.assertIn("export 'hung' on node 'hung' does not come to its end", server.log())
+        self.assertNotIn("export 'disk'", server.log())
         self.assertIn("node 'hung' is left incomplete", server.log())
         self.assertNotIn("'disk' is left", server.log())
         self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
@@ -158,6 +159,24 @@ class DaemonEndTest(tidemark.TestCase):
         self.assertTrue(server.is_running())
         self.assert_ends_soon(server, expect=1)
         self.assert_ended_in_haste(server)
+
+    def test_others_go_on_while_requests_hang(self):
+        server = self.with_hanging_disk()
+        hung_bitmap = ("block-dirty-bitmap-add", {"node": "hung", "name": "c"})
+        for name, arguments in (
+            ("transaction", {"actions": [{"type": hung_bitmap[0], "data": hung_bitmap[1]}]}),
+            ("nbd-server-stop", {}),
+        ):
+            hanging = server.connect()
+            self.addCleanup(hanging.close)
+            hanging.send_raw(json.dumps({"execute": name, "arguments": arguments}))
+            with server.connect(timeout=5) as other:
+                other.command("block-dirty-bitmap-add", node="disk", name=name)
+                self.assertIn("hung", [e["id"] for e in other.command("query-block-exports")])
+        os.kill(server.pid, signal.SIGTERM)
+        time.sleep(0.2)
+        self.assert_ends_soon(server, expect=1)
+        self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
 
     def test_a_signal_after_quit_ends_it_though_storage_hangs(self):
         server = self.with_hanging_disk()
