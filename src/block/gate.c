@@ -450,13 +450,14 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 
 /* --- flush ----------------------------------------------------------------------------------- */
 
+/* Those that were ever written: who wrote may have gone since, and with him the permission to. */
 static int co_flush_children(struct block_node *node)
 {
     struct block_edge *edge;
     int r = 0;
 
     LIST_FOREACH (edge, &node->children, sibling) {
-        if (edge->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED)) {
+        if (atomic_load(&edge->node->write_generation) > BLOCK_NOTHING_WRITTEN) {
             int this = block_co_flush(edge);
 
             r = r < 0 ? r : this;

@@ -6,7 +6,7 @@ import re
 
 import nbd
 from nbd_server import Nbdkit, NbdServer
-from tidemark import TestCase, run
+from tidemark import TestCase, nbd_uri, run
 
 SIZE = 4 << 20
 FUA = nbd.CMD_FLAG_FUA
@@ -87,6 +87,31 @@ class Server(Recorded):
         self.assert_stable(lambda: handle.pwrite(b"a" * 4096, 4096), "Write")
         self.assert_stable(lambda: handle.zero(65536, 65536), "Zero")
         self.assert_stable(lambda: handle.trim(65536, 65536), "Trim")
+
+
+class Leaver(Recorded):
+    """What one client wrote and did not flush is made stable by the flush of another."""
+
+    def client(self, daemon, name, writable):
+        daemon.qmp.command("block-export-add", type="nbd", id=name, name=name, writable=writable,
+                           **{"node-name": "disk"})  # fmt: skip
+        handle = nbd.NBD()
+        handle.connect_uri(nbd_uri(self.path("nbd.sock"), name))
+        return handle
+
+    def test_flushes_after_a_writer_has_left(self):
+        below = f"driver=nbd,server.type=unix,server.path={self.below.socket}"
+        daemon = self.daemon(
+            "--blockdev", f"{below},node-name=below", "--blockdev", "driver=raw,node-name=disk,file=below",
+            "--nbd-server", f"addr.type=unix,addr.path={self.path('nbd.sock')}",
+        )  # fmt: skip
+        writer = self.client(daemon, "writer", True)
+        writer.pwrite(b"a" * 4096, 0)
+        writer.shutdown()
+        daemon.qmp.command("block-export-del", id="writer", mode="hard")
+        self.client(daemon, "reader", False).flush()
+        self.client(daemon, "another", True).flush()
+        self.assertIn("Flush", self.requests())
 
 
 class Format(Recorded):

@@ -235,6 +235,25 @@ static void a_flush_fails_if_that_of_any_child_does(void *arg)
     detach(&d);
 }
 
+/* A flush by one who may only read makes stable what another wrote before he left; or it must not count as one. */
+static void a_reader_s_flush_is_one_too(void *arg)
+{
+    struct disk d = attach("driver=pair,file.driver=memory-disk,file.size=1M,"
+                           "second.driver=memory-disk,second.size=1M",
+                           BLOCK_OPEN_RDWR, RW);
+    struct block_edge *child;
+
+    assert_int_equal(write_one(&d, 0), 0);
+    assert_int_equal(block_co_root_set_perm(d.root, READ, BLOCK_PERM_ALL, NULL), 0);
+    assert_int_equal(block_co_flush(d.edge), 0);
+    assert_int_equal(block_co_root_set_perm(d.root, RW, BLOCK_PERM_ALL, NULL), 0);
+    assert_int_equal(block_co_flush(d.edge), 0);
+    LIST_FOREACH (child, &d.node->children, sibling) {
+        assert_int_equal(memory_disk_requests(memory_disk_of(child->node), MEMORY_DISK_FLUSH), 1);
+    }
+    detach(&d);
+}
+
 /* --- space ---------------------------------------------------------------------------------------------- */
 
 static unsigned last_zero_flags;
@@ -355,6 +374,7 @@ int main(void)
         CO_TEST(a_flush_that_failed_is_tried_again),
         CO_TEST(a_write_during_a_flush_is_not_covered_by_it),
         CO_TEST(a_flush_fails_if_that_of_any_child_does),
+        CO_TEST(a_reader_s_flush_is_one_too),
         CO_TEST(zeroes_give_space_back_only_where_that_is_allowed),
         CO_TEST(a_discard_goes_through_only_where_that_is_allowed),
         CO_TEST(bitmaps_follow_a_change_of_size),
