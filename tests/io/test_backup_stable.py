@@ -6,9 +6,10 @@ import json
 import os
 import re
 import struct
+import time
 
 from test_backup import CLUSTER, MIB, BackupCase
-from tidemark import qemu_img, qemu_io, run, tool
+from tidemark import Process, qemu_img, qemu_io, run, tool, wait_until
 
 CALL = re.compile(r"^\d+ +(fdatasync|fsync|rename(?:at2?)?)\((.*)\) += 0")
 
@@ -17,7 +18,7 @@ class Order(BackupCase):
     size = 4 * MIB
 
     def calls(self, *words):
-        """What was synced and renamed, in order: ("fsync", path) or ("rename", what the call was given)."""
+        """What was synced and renamed, in order: ("fsync" or "fdatasync", path), ("rename", what the call was given)."""
         trace = self.path("trace")
         # The engine of threads makes calls that strace can see, and -y tells the files of descriptors.
         run("strace", "-f", "-y", "-qq", "-o", trace,
@@ -35,14 +36,14 @@ class Order(BackupCase):
                 if call and call.group(1).startswith("rename"):
                     found.append(("rename", call.group(2)))
                 elif call:
-                    found.append(("fsync", re.search(r"<(.*)>", call.group(2)).group(1)))
+                    found.append((call.group(1), re.search(r"<(.*)>", call.group(2)).group(1)))
         return found
 
     def assert_appears_stably(self, calls, name, folder, files):
         """`name` gets its name after each of `files` was synced, and `folder` is synced after that."""
         rename = max(i for i, c in enumerate(calls) if c[0] == "rename" and f'{name}"' in c[1])
         for file in files:
-            synced = [i for i, c in enumerate(calls) if c[0] == "fsync" and c[1].endswith(file)]
+            synced = [i for i, c in enumerate(calls) if c[0] != "rename" and c[1].endswith(file)]
             self.assertTrue(synced and min(synced) < rename, f"{file}: {calls}")
         self.assertIn(("fsync", folder), calls[rename:])
 
@@ -50,9 +51,11 @@ class Order(BackupCase):
         self.write_random(0, MIB)
         calls = self.calls(*self.backup_words())
         name = self.list_backups()[0]["id"]
+        draft = next(a.split('"')[1] for c, a in calls if c == "rename" and f'{name}"' in a)
         self.assert_appears_stably(
-            calls, name, os.path.realpath(self.repository), ["disk.qcow2", "checksums", "manifest.json"]
-        )
+            calls, name, os.path.realpath(self.repository),
+            ["disk.qcow2", "checksums", "manifest.json", os.path.basename(draft)],
+        )  # fmt: skip
 
     def test_a_restored_disk_is_stable_before_and_after_it_gets_its_name(self):
         self.write_random(0, MIB)
@@ -61,6 +64,54 @@ class Order(BackupCase):
         calls = self.calls(*tool("restore"), self.repository, target)
         (made,) = [c[1].split('"')[1] for c in calls if c[0] == "rename"]
         self.assert_appears_stably(calls, "out.raw", os.path.realpath(self.dir), [os.path.basename(made)])
+
+
+    def test_owner_and_mode_of_what_is_replaced_are_stable_too(self):
+        self.backup()
+        target = self.path("out.raw")
+        with open(target, "wb"):
+            pass
+        calls = self.calls(*tool("restore"), self.repository, "--force", target)
+        (made,) = [c[1].split('"')[1] for c in calls if c[0] == "rename"]
+        before = calls[: [c[0] for c in calls].index("rename")]
+        self.assertTrue([c for c in before if c[0] == "fsync" and c[1].endswith(made)], calls)
+
+    def test_a_restore_that_fails_leaves_nothing(self):
+        self.write_random(0, MIB)
+        image = self.image_of(self.backup())
+        with open(image, "r+b") as f:
+            f.seek(os.path.getsize(image) - CLUSTER)
+            f.write(b"damage")
+        before = sorted(os.listdir(self.dir))
+        result = run(*tool("restore"), self.repository, self.path("out.raw"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertEqual(sorted(os.listdir(self.dir)), before)
+
+
+class Race(BackupCase):
+    size = 4 * MIB
+
+    def test_what_comes_to_the_targets_place_meanwhile_stays(self):
+        self.write_random(0, MIB)
+        self.backup()
+        target = self.path("out.raw")
+        words = [*tool("restore"), self.repository, target]
+        before = set(os.listdir(self.dir)) | {"restore.log"}
+        process = self.own(
+            Process(
+                ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=renameat2",
+                 "-e", "inject=renameat2:delay_enter=2000000", *words],
+                self.path("restore.log"),
+            )
+        )  # fmt: skip
+        wait_until(lambda: set(os.listdir(self.dir)) - before, "the new file")
+        time.sleep(0.5)
+        with open(target, "x", encoding="ascii") as f:
+            f.write("mine")
+        self.assertEqual(process.wait(), 1, process.log())
+        self.assertIn("was made by another program meanwhile", process.log())
+        with open(target, encoding="ascii") as f:
+            self.assertEqual(f.read(), "mine")
 
 
 class Forged(BackupCase):
