@@ -4,7 +4,8 @@
 import os
 import re
 
-from nbd_server import Nbdkit
+import nbd
+from nbd_server import NbdServer, Nbdkit
 from tidemark import TestCase, img, io, run, tool
 
 MIB = 1 << 20
@@ -111,3 +112,27 @@ class Commit(Failing):
 
     def test_the_image_stays_when_the_flush_of_the_base_fails(self):
         self.commit_over(*self.make(), "flush_to_disk", "flush")
+
+
+class LastFlush(Failing):
+    """What only the flush at the end shows is an error, too."""
+
+    def test_of_dd(self):
+        source, target = self.file_of(MIB, 1, "source"), self.path("target")
+        result = run(
+            "strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=fdatasync", "-e", "inject=fdatasync:error=EIO",
+            *tool("img"), "dd", "-f", "raw", "-O", "raw", f"if={source}", f"of={target}", "bs=1M",
+            env={**os.environ, "TIDEMARK_LOOP": "epoll"}, check=False,
+        )  # fmt: skip
+        self.assertEqual(result.returncode, 1, result.stdout + result.stderr)
+        self.assertIn("Input/output error", result.stderr)
+
+    def test_of_a_server_that_ends(self):
+        disk = self.file_of(MIB, 1, "disk")
+        server = self.own(NbdServer(self.dir, "--image-opts", self.broken(disk, "flush_to_disk", "flush")))
+        client = nbd.NBD()
+        client.connect_unix(server.socket)
+        client.pwrite(b"a" * 512, 0)
+        client.shutdown()
+        server.stop(expect=1)
+        self.assertIn("Input/output error", server.log())

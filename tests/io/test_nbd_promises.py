@@ -173,3 +173,14 @@ class Client(TestCase):
         self.addCleanup(server.close)
         result = io(f"nbd+unix:///?socket={path}", "read 0 4k", fmt="raw", check=False, timeout=20)
         self.assertIn("read failed", result.stdout + result.stderr)
+
+    def test_parts_that_overlap_do_not_make_up_for_one_that_lacks(self):
+        def on_request(send, kind, cookie, offset, length):
+            half = struct.pack(">Q", offset) + b"x" * (length // 2)
+            send(chunk(cookie, 1, half, flags=0) + chunk(cookie, 1, half))
+
+        path = self.path("h2")
+        server = Hostile(path, on_request=on_request)
+        self.addCleanup(server.close)
+        result = io(f"nbd+unix:///?socket={path}", "read 0 8k", fmt="raw", check=False, timeout=20)
+        self.assertIn("read failed", result.stdout + result.stderr)

@@ -145,8 +145,9 @@ class File(TestCase):
         self.assertRegex(self.calls("write -f 0 4k"), r"pwritev2\(.*RWF_DSYNC")
 
     def test_write_with_fua_is_synced_where_the_system_knows_no_such_writes(self):
-        calls = self.calls("write -f 0 4k", inject=("-e", "inject=pwritev2:error=EOPNOTSUPP"))
-        self.assertRegex(calls, r"(?s)pwritev\(.*fdatasync\(\d+")
+        calls = self.calls("write -f 0 4k", "write 0 4k", inject=("-e", "inject=pwritev2:error=EOPNOTSUPP"))
+        self.assertRegex(calls, r"(?s)pwritev\(.*fdatasync\(\d+.*pwritev\(")
 
     def test_flush_is_a_sync(self):
-        self.assertRegex(self.calls("write 0 4k", "flush"), r"fdatasync\(\d+")
+        calls = self.calls("write 0 4k", "flush", "write 0 4k")
+        self.assertRegex(calls, r"(?s)fdatasync\(\d+.*pwritev\(")
