@@ -14,24 +14,41 @@
 #include "backup/manifest.h"
 #include "backup/progress.h"
 #include "backup/repository.h"
+#include "backup/source.h"
 #include "base/error.h"
 
 struct backup_options {
     const char *qmp_socket;
     const char *node;
     const char *dir;
-    const char *fleece_dir; /* for the temporary image; NULL: in the repository */
-    const char *nbd_uri;    /* of the daemon's NBD server; NULL: the daemon tells */
-    bool full;              /* also where an incremental one is possible */
+    const char *fleece_dir;           /* for the temporary image; NULL: see backup/fleece.h */
+    const char *nbd_uri;              /* of the daemon's NBD server; NULL: the daemon tells */
+    const struct nbd_client_tls *tls; /* to reach it; NULL: in the clear */
+    unsigned
+        cbw_timeout_s; /* that a write of the guest waits for the temporary image; 0: for ever */
+    bool full;         /* also where an incremental one is possible */
+    bool same_disk;    /* the disk is that of the earlier backups, whatever it is called */
     enum progress_mode progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
 };
 
 /*
  * Take a backup. *ret gets its manifest (to be cleared by the caller). On failure the earlier backups are as they were, and
- * unless the daemon is gone its node and bitmaps are in order again. Whatever happens, writes of the guest go on.
+ * unless the daemon is gone its node and bitmaps are in order again. Whatever happens, writes of the guest go on. When
+ * the backup is complete, but the daemon could not be put in order, that is no failure: `unsettled` says so.
  */
-int backup_co_take(const struct backup_options *options, struct manifest *ret, struct error *err);
+int backup_co_take(const struct backup_options *options, struct manifest *ret,
+                   struct error *unsettled, struct error *err);
+
+/* Only put in order what a run that was cut off has left in the daemon and the directory. */
+int backup_co_abort(const struct backup_options *options, struct error *err);
+
+/* What backups to any directory have in a daemon, on `node` (NULL: on all). *ret is to be cleared. */
+int backup_co_leftovers(const char *qmp_socket, const char *node, struct source_leftovers *ret,
+                        struct error *err);
+/* Remove all that backups to this repository have there, bitmaps included. -EBUSY while one is under way. */
+int backup_co_forget(const char *qmp_socket, const char *node, const char *repository,
+                     struct error *err);
 
 struct restore_options {
     const char *dir;

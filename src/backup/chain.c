@@ -5,6 +5,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -18,6 +19,7 @@
 #include "loop/loop.h"
 
 #define WORKERS 16
+#define OTHER_DESCRIPTORS 128
 #define CHUNK_CLUSTERS 8u
 /* Extents of zeroes are handed on in pieces of this, so that a stop is noticed. */
 #define ZERO_CLUSTERS (1u << 20)
@@ -137,11 +139,24 @@ static int co_open_layer(const struct repository *r, const struct repository_ent
     return co_open_image(r, layer, err);
 }
 
+/* Each layer takes two descriptors. */
+static void allow_descriptors(size_t layers)
+{
+    const rlim_t wanted = 2 * layers + OTHER_DESCRIPTORS;
+    struct rlimit limit;
+
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < wanted) {
+        limit.rlim_cur = MIN(wanted, limit.rlim_max);
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,
                   size_t count, struct chain *ret, struct error *err)
 {
     *ret = (struct chain){.disk_size = entries[count - 1]->manifest.virtual_size};
     ret->clusters = div_round_up(ret->disk_size, BACKUP_CLUSTER_SIZE);
+    allow_descriptors(count);
     ret->layers = calloc(count, sizeof(*ret->layers));
     if (!ret->layers) {
         return error_set(err, ENOMEM, "Out of memory");

@@ -23,6 +23,9 @@
 #define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
 #define WORKERS 24
 #define CONNECTIONS 2
+/* For all but the first: a server may have a limit of connections, and then they wait until it ends. */
+#define FURTHER_TIMEOUT_NS (2 * NS_PER_SECOND)
+#define WATCH_NS (NS_PER_SECOND / 5)
 
 struct pull {
     const struct pull_config *config;
@@ -34,6 +37,7 @@ struct pull {
     struct block_root *root;
     struct progress progress;
     uint64_t moved;
+    int64_t watched_ns;
     struct error *err; /* gets the first failure */
     int status;
     struct co_group group;
@@ -116,6 +120,7 @@ static int co_pull_data(struct pull *p, struct nbd_client *client, const struct 
     int rc = nbd_client_co_pread(client, offset, buf, size);
 
     if (rc < 0) {
+        *p->config->view_failed = true;
         return fail_at(p, rc, "read export", p->config->export_name, offset);
     }
     memset(buf + size, 0, job.size - size);
@@ -156,6 +161,20 @@ static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t
     return rc;
 }
 
+/* False: what is watched has ended it. */
+static bool watch(struct pull *p)
+{
+    int64_t now = loop_now_ns();
+
+    if (now - p->watched_ns >= WATCH_NS) {
+        int rc = p->config->watch(p->config->watch_arg, p->status == 0 ? p->err : NULL);
+
+        p->watched_ns = now;
+        p->status = p->status == 0 && rc < 0 ? rc : p->status;
+    }
+    return p->status == 0;
+}
+
 static void worker(void *arg)
 {
     struct pull *p = arg;
@@ -168,6 +187,9 @@ static void worker(void *arg)
     while (buf && p->status == 0 && pull_plan_next(&p->plan, &p->cursor, &chunk)) {
         if (p->config->stop && *p->config->stop) {
             p->status = error_set(p->err, EINTR, "The backup was stopped");
+            break;
+        }
+        if (!watch(p)) {
             break;
         }
         co_pull_chunk(p, &chunk, buf);
@@ -199,26 +221,46 @@ static int co_run_workers(struct pull *p)
 
 /* --- begin and end --- */
 
+static int check_export(struct pull *p, const struct nbd_client *client)
+{
+    const struct pull_config *config = p->config;
+
+    if (nbd_client_size(client) < config->disk_size) {
+        return error_set(p->err, EIO, "Export '%s' has %" PRIu64 " bytes, the disk has %" PRIu64,
+                         config->export_name, nbd_client_size(client), config->disk_size);
+    }
+    if (!nbd_client_context(client, 0)) {
+        return error_set(p->err, ENOTSUP, "Export '%s' does not tell what is allocated",
+                         config->export_name);
+    }
+    return 0;
+}
+
 static int co_connect(struct pull *p)
 {
     static const char *const contexts[] = {NBD_CONTEXT_BASE_ALLOCATION};
     const struct pull_config *config = p->config;
 
     for (unsigned i = 0; i < CONNECTIONS; i++) {
-        int rc = nbd_client_co_connect(config->address, NULL, config->export_name, contexts, 1,
-                                       CONNECT_TIMEOUT_NS, &p->clients[i], p->err);
+        ERROR_AUTO(err);
+        int rc = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts,
+                                       1, i == 0 ? CONNECT_TIMEOUT_NS : FURTHER_TIMEOUT_NS,
+                                       &p->clients[i], &err);
+        if (rc < 0 && i > 0) {
+            break;
+        }
         if (rc < 0) {
+            if (rc == -ETIMEDOUT) {
+                error_hint(&err, "Has the server reached its number of connections "
+                                 "(max-connections)?");
+            }
+            error_move(p->err, &err);
             return rc;
         }
         p->client_count++;
-        if (nbd_client_size(p->clients[i]) < config->disk_size) {
-            return error_set(
-                p->err, EIO, "Export '%s' has %" PRIu64 " bytes, the disk has %" PRIu64,
-                config->export_name, nbd_client_size(p->clients[i]), config->disk_size);
-        }
-        if (!nbd_client_context(p->clients[i], 0)) {
-            return error_set(p->err, ENOTSUP, "Export '%s' does not tell what is allocated",
-                             config->export_name);
+        rc = check_export(p, p->clients[i]);
+        if (rc < 0) {
+            return rc;
         }
         if (!(nbd_client_flags(p->clients[i]) & NBD_FLAG_CAN_MULTI_CONN)) {
             break;
@@ -295,9 +337,10 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret, struc
 {
     struct pull p = {.config = config, .err = err};
     uint64_t changed = 0;
-    int rc = co_connect(&p);
+    int rc = pull_co_plan_areas(config, &p.plan, err);
 
-    rc = rc < 0 ? rc : pull_co_plan(config, p.clients[0], &p.plan, err);
+    rc = rc < 0 ? rc : co_connect(&p);
+    rc = rc < 0 ? rc : pull_co_plan_kinds(config, p.clients[0], &p.plan, err);
     rc = rc < 0 ? rc : co_make_image(&p);
     if (rc == 0) {
         uint64_t clusters = config->bitmap ? p.plan.runs.digests : p.plan.data_clusters;

@@ -16,6 +16,7 @@
 
 struct pull_config {
     const struct nbd_address *address;
+    const struct nbd_client_tls *tls; /* NULL: in the clear */
     const char *export_name;
     const char *bitmap; /* fetch only what it marks; NULL: all that is not zero */
     uint64_t disk_size;
@@ -26,6 +27,10 @@ struct pull_config {
     const char *sums_path;  /* its path, for messages */
     enum progress_mode progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
+    /* Called a few times a second; a negative result, with an error, ends it. */
+    int (*watch)(void *arg, struct error *err);
+    void *watch_arg;
+    bool *view_failed; /* set when the export could not be read any more */
 };
 
 struct pull_result {

@@ -41,12 +41,11 @@ struct pull_cursor {
     uint64_t slot;
 };
 
-/*
- * Make the plan: whole disk, or what the bitmap marks, and which of it is zero by base:allocation. Yields. Errors name
- * the export.
- */
-int pull_co_plan(const struct pull_config *config, struct nbd_client *client, struct pull_plan *ret,
-                 struct error *err);
+/* What to look at: the whole disk, or what the bitmap marks; on a connection of its own. Yields. Errors name the export. */
+int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret, struct error *err);
+/* Which of it is zero, by base:allocation. As above. */
+int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,
+                       struct pull_plan *plan, struct error *err);
 void pull_plan_clear(struct pull_plan *plan);
 
 /* False at the end. Does not yield. */

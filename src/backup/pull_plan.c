@@ -81,7 +81,7 @@ static int co_plan_dirty(const struct pull_config *config, struct sums_runs *run
         return error_set(err, ENOMEM, "Out of memory");
     }
     contexts[0] = context;
-    rc = nbd_client_co_connect(config->address, NULL, config->export_name, contexts, 1,
+    rc = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts, 1,
                                CONNECT_TIMEOUT_NS, &client, err);
     if (rc < 0) {
         return rc;
@@ -200,32 +200,30 @@ static void settle_kinds(struct pull_plan *plan, bool keep_zeroes)
     }
 }
 
-int pull_co_plan(const struct pull_config *config, struct nbd_client *client, struct pull_plan *ret,
-                 struct error *err)
+int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret, struct error *err)
 {
-    struct pull_plan plan = {0};
     uint64_t clusters = div_round_up(config->disk_size, BACKUP_CLUSTER_SIZE);
-    int rc;
 
     if (config->bitmap) {
-        rc = co_plan_dirty(config, &plan.runs, err);
-    } else {
-        rc = sums_runs_add(&plan.runs, 0, clusters, SUMS_DATA);
+        return co_plan_dirty(config, &ret->runs, err);
     }
-    if (rc == 0) {
-        plan.kinds = calloc(plan.runs.digests + 1, 1);
-        rc = plan.kinds ? co_ask(config, client, &plan) : -ENOMEM;
-        if (rc < 0) {
-            error_set_errno(err, -rc, "Could not ask export '%s' what is allocated",
-                            config->export_name);
-        }
+    return sums_runs_add(&ret->runs, 0, clusters, SUMS_DATA) < 0
+               ? error_set(err, ENOMEM, "Out of memory")
+               : 0;
+}
+
+int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,
+                       struct pull_plan *plan, struct error *err)
+{
+    int rc;
+
+    plan->kinds = calloc(plan->runs.digests + 1, 1);
+    rc = plan->kinds ? co_ask(config, client, plan) : -ENOMEM;
+    if (rc < 0) {
+        return error_set_errno(err, -rc, "Could not ask export '%s' what is allocated",
+                               config->export_name);
     }
-    if (rc < 0 || !plan.kinds) {
-        pull_plan_clear(&plan);
-        return rc;
-    }
-    settle_kinds(&plan, config->bitmap != NULL);
-    *ret = plan;
+    settle_kinds(plan, config->bitmap != NULL);
     return 0;
 }
 

@@ -45,6 +45,22 @@ void qmp_client_close(struct qmp_client *c)
     free(c);
 }
 
+const char *qmp_client_path(const struct qmp_client *c)
+{
+    return c->path;
+}
+
+struct ucred qmp_client_peer(const struct qmp_client *c)
+{
+    struct ucred peer;
+    socklen_t size = sizeof(peer);
+
+    if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) < 0) {
+        peer = (struct ucred){-1, (uid_t)-1, (gid_t)-1};
+    }
+    return peer;
+}
+
 static int broken(struct qmp_client *c, int errnum, struct error *err, const char *what)
 {
     c->broken = true;

@@ -8,6 +8,7 @@
 
 #include <json-c/json.h>
 #include <stdint.h>
+#include <sys/socket.h>
 
 #include "base/error.h"
 
@@ -22,6 +23,11 @@ static inline void qmp_client_cleanup(struct qmp_client **c)
     qmp_client_close(*c);
 }
 #define AUTO_QMP __attribute__((cleanup(qmp_client_cleanup)))
+
+/* The path that it was connected to. Borrowed. */
+const char *qmp_client_path(const struct qmp_client *c);
+/* Who listens there: process, user and group. All -1 if that is not known. */
+struct ucred qmp_client_peer(const struct qmp_client *c);
 
 /*
  * Run a command. `arguments` (consumed; NULL: none) is an object. *ret (may be NULL) gets what it returned, a new

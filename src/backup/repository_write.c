@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <libgen.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #include <unistd.h>
 
 #include "backup/files.h"
+#include "backup/fleece.h"
 #include "backup/repository.h"
 #include "base/cleanup.h"
 
@@ -129,6 +131,20 @@ static int lock(struct repository *r, struct error *err)
     return 0;
 }
 
+/* An unfinished backup says where its temporary image is, or was to be. */
+static void remove_draft(const struct repository *r, const char *name)
+{
+    int dir AUTO_CLOSE = files_open_dir_at(r->fd, name, name, NULL);
+    char *fleece AUTO_FREE = NULL;
+    size_t size;
+
+    if (dir >= 0 && files_read_at(dir, REPOSITORY_FLEECE, PATH_MAX, REPOSITORY_FLEECE, &fleece,
+                                  &size, NULL) == 0) {
+        fleece_remove(fleece, r->id);
+    }
+    files_remove_at(r->fd, name);
+}
+
 static void remove_leftovers(const struct repository *r)
 {
     ERROR_AUTO(err);
@@ -138,7 +154,7 @@ static void remove_leftovers(const struct repository *r)
 
     while (dir && (d = readdir(dir)) != NULL) {
         if (strncmp(d->d_name, REPOSITORY_TMP, strlen(REPOSITORY_TMP)) == 0) {
-            files_remove_at(r->fd, d->d_name);
+            remove_draft(r, d->d_name);
         }
     }
     if (dir) {

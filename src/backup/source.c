@@ -7,10 +7,10 @@
 #include <string.h>
 #include <sys/un.h>
 
+#include "backup/fleece.h"
 #include "base/cleanup.h"
 #include "loop/loop.h"
 
-#define OWN_SOCKET ".tidemark-nbd.sock"
 #define EXPORT_GONE_TRIES 3000
 #define EXPORT_GONE_POLL_NS 10000000
 
@@ -36,25 +36,14 @@ static struct json_object *bitmap_ref(const struct source *s, const char *name)
     return with_string(with_string(object(), "node", s->node), "name", name);
 }
 
-int source_init(struct source *s, struct qmp_client *qmp, const char *node,
-                const struct repository *r, struct error *err)
+void source_init(struct source *s, struct qmp_client *qmp, const char *node, const char *repository)
 {
     *s = (struct source){.qmp = qmp, .node = node};
-    snprintf(s->prefix, sizeof(s->prefix), "tidemark-%s", r->id);
-    snprintf(s->cbw, sizeof(s->cbw), "tidemark-%s-cbw", r->id);
-    snprintf(s->snap, sizeof(s->snap), "tidemark-%s-snap", r->id);
-    snprintf(s->temp, sizeof(s->temp), "tidemark-%s-temp", r->id);
-    if (asprintf(&s->own_socket, "%s/%s", r->path, OWN_SOCKET) < 0) {
-        s->own_socket = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    return 0;
-}
-
-void source_clear(struct source *s)
-{
-    free(s->own_socket);
-    *s = (struct source){0};
+    snprintf(s->repository, sizeof(s->repository), "%s", repository);
+    snprintf(s->prefix, sizeof(s->prefix), SOURCE_PREFIX "%s", s->repository);
+    snprintf(s->cbw, sizeof(s->cbw), SOURCE_PREFIX "%s-cbw", s->repository);
+    snprintf(s->snap, sizeof(s->snap), SOURCE_PREFIX "%s-snap", s->repository);
+    snprintf(s->temp, sizeof(s->temp), SOURCE_PREFIX "%s-temp", s->repository);
 }
 
 /* --- transactions --- */
@@ -94,7 +83,7 @@ static int co_transact(struct source *s, struct json_object *actions, struct err
 
 /* --- the NBD server --- */
 
-static int take_address(struct json_object *o, struct nbd_address *ret)
+static int take_address(const struct source *s, struct json_object *o, struct nbd_address *ret)
 {
     struct json_object *address, *v;
     const char *path = NULL, *host = NULL, *port = NULL;
@@ -112,7 +101,7 @@ static int take_address(struct json_object *o, struct nbd_address *ret)
         port = json_object_get_string(v);
     }
     if (path) {
-        ret->path = strdup(path);
+        ret->path = source_daemon_path(s->qmp, path);
         return ret->path ? 0 : -ENOMEM;
     }
     if (!host || !port) {
@@ -130,7 +119,7 @@ static int co_query_server(struct source *s, struct nbd_address *ret)
     struct json_object *server = NULL;
     int rc = qmp_client_co_execute(s->qmp, "query-nbd-server", NULL, &server, NULL);
 
-    rc = rc == 0 ? take_address(server, ret) : rc;
+    rc = rc == 0 ? take_address(s, server, ret) : rc;
     if (rc < 0) {
         nbd_address_clear(ret);
     }
@@ -167,11 +156,11 @@ static int co_delete_view(struct source *s, struct error *err)
     return qmp_client_co_execute(s->qmp, "blockdev-del", args, NULL, err);
 }
 
-/* The bitmap of `last` stays and records; see source_co_settle(). */
+/* The bitmap `last` stays and records; see source_co_settle(). */
 static void settle_bitmaps(struct source *s, const struct source_state *state, const char *last,
                            struct json_object *actions)
 {
-    const struct source_bitmap *kept = last ? source_find_bitmap(s, state, last) : NULL;
+    const struct source_bitmap *kept = last ? source_find_bitmap(state, last) : NULL;
     struct json_object *recorded = json_object_new_array();
 
     for (size_t i = 0; i < state->bitmap_count; i++) {
@@ -197,14 +186,27 @@ static void settle_bitmaps(struct source *s, const struct source_state *state, c
     }
 }
 
+/* Whether a socket is one that runs of this repository make. */
+static bool is_own_socket(const struct source *s, const char *path)
+{
+    char *own AUTO_FREE = NULL;
+    const char *found, *slash = strrchr(path, '/');
+
+    if (asprintf(&own, "/" FLEECE_PREFIX "%s-", s->repository) < 0) {
+        own = NULL;
+        return false;
+    }
+    found = strstr(path, own);
+    return found && slash > found && strcmp(slash + 1, FLEECE_SOCKET) == 0;
+}
+
 /* Stop the NBD server if a run had to start it and nobody else has come to use it. */
 static void co_stop_own_server(struct source *s)
 {
     struct nbd_address address = {0};
     struct json_object *exports = NULL;
 
-    if (co_query_server(s, &address) == 0 && address.path &&
-        strcmp(address.path, s->own_socket) == 0 &&
+    if (co_query_server(s, &address) == 0 && address.path && is_own_socket(s, address.path) &&
         qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, NULL) == 0 &&
         json_object_is_type(exports, json_type_array) && json_object_array_length(exports) == 0) {
         qmp_client_co_execute(s->qmp, "nbd-server-stop", NULL, NULL, NULL);
@@ -213,44 +215,43 @@ static void co_stop_own_server(struct source *s)
     nbd_address_clear(&address);
 }
 
-int source_co_settle(struct source *s, const char *last, struct error *err)
+/* The export and the view, which go first; *state is what there is after that. */
+static int co_end_view(struct source *s, struct source_state *state, struct error *err)
 {
-    SOURCE_STATE_AUTO(state);
-    struct json_object *actions;
-    int rc = source_co_inspect(s, &state, err);
+    int rc = source_co_inspect(s, state, err);
 
-    if (rc == 0 && state.has_export) {
+    if (rc == 0 && state->has_export) {
         rc = co_delete_export(s, err);
-    }
-    if (rc < 0) {
-        return rc;
-    }
-    if (state.has_export) {
-        source_state_clear(&state);
-        rc = source_co_inspect(s, &state, err);
-        if (rc < 0) {
-            return rc;
+        if (rc == 0) {
+            source_state_clear(state);
+            rc = source_co_inspect(s, state, err);
         }
     }
-    /* First, and by itself: as long as the view is there, nobody but the filter may write to the node. */
-    if (state.has_snap) {
+    /* By itself: as long as the view is there, nobody but the filter may write to the node. */
+    if (rc == 0 && state->has_snap) {
         rc = co_delete_view(s, err);
-        if (rc < 0) {
-            return rc;
-        }
     }
-    actions = json_object_new_array();
-    for (size_t i = 0; i < state.moved_count; i++) {
-        add_replace(actions, state.moved_exports[i], s->node);
+    return rc;
+}
+
+static void add_take_down(struct source *s, const struct source_state *state,
+                          struct json_object *actions)
+{
+    for (size_t i = 0; i < state->moved_count; i++) {
+        add_replace(actions, state->moved_exports[i], s->node);
     }
-    if (state.has_cbw) {
+    if (state->has_cbw) {
         add_node_del(actions, s->cbw);
     }
-    if (state.has_temp) {
+    if (state->has_temp) {
         add_node_del(actions, s->temp);
     }
-    settle_bitmaps(s, &state, last, actions);
-    rc = co_transact(s, actions, err);
+}
+
+static int co_end_run(struct source *s, struct json_object *actions, struct error *err)
+{
+    int rc = co_transact(s, actions, err);
+
     if (rc < 0) {
         error_prepend(err, "Could not put node '%s' back in order: ", s->node);
         return rc;
@@ -259,21 +260,50 @@ int source_co_settle(struct source *s, const char *last, struct error *err)
     return 0;
 }
 
+int source_co_take_down(struct source *s, struct error *err)
+{
+    SOURCE_STATE_AUTO(state);
+    struct json_object *actions;
+    int rc = co_end_view(s, &state, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    actions = json_object_new_array();
+    add_take_down(s, &state, actions);
+    return co_end_run(s, actions, err);
+}
+
+int source_co_settle(struct source *s, const char *last, struct error *err)
+{
+    SOURCE_STATE_AUTO(state);
+    struct json_object *actions;
+    int rc = co_end_view(s, &state, err);
+
+    if (rc < 0) {
+        return rc;
+    }
+    actions = json_object_new_array();
+    add_take_down(s, &state, actions);
+    settle_bitmaps(s, &state, last, actions);
+    return co_end_run(s, actions, err);
+}
+
 /* --- the checkpoint --- */
 
-static struct json_object *temp_node(const struct source *s, const char *path)
+static struct json_object *temp_node(const struct source *s, const struct source_checkpoint *c)
 {
     struct json_object *file =
-        with_string(with_string(object(), "driver", "file"), "filename", path);
-    struct json_object *raw =
-        with_string(with_string(object(), "driver", "raw"), "node-name", s->temp);
+        with_string(with_string(object(), "driver", "file"), "filename", c->temp_path);
+    struct json_object *image = with_string(
+        with_string(object(), "driver", c->temp_is_qcow2 ? "qcow2" : "raw"), "node-name", s->temp);
 
     with_string(file, "discard", "unmap");
-    return with(with_string(raw, "discard", "unmap"), "file", file);
+    return with(with_string(image, "discard", "unmap"), "file", file);
 }
 
 /* A failing copy ends the backup, never the guest's write. */
-static struct json_object *cbw_node(const struct source *s, const char *bitmap)
+static struct json_object *cbw_node(const struct source *s, const struct source_checkpoint *c)
 {
     struct json_object *o = with_string(object(), "driver", "copy-before-write");
 
@@ -281,7 +311,10 @@ static struct json_object *cbw_node(const struct source *s, const char *bitmap)
     with_string(o, "file", s->node);
     with_string(o, "target", s->temp);
     with_string(o, "on-cbw-error", "break-snapshot");
-    return bitmap ? with(o, "bitmap", bitmap_ref(s, bitmap)) : o;
+    if (c->timeout_s) {
+        with(o, "cbw-timeout", json_object_new_int64(c->timeout_s));
+    }
+    return c->frozen ? with(o, "bitmap", bitmap_ref(s, c->frozen)) : o;
 }
 
 static struct json_object *snap_node(const struct source *s)
@@ -300,27 +333,21 @@ static struct json_object *new_bitmap(const struct source *s, const struct sourc
     return with(o, "persistent", json_object_new_boolean(state->stores_bitmaps));
 }
 
-int source_co_checkpoint(struct source *s, const struct source_state *state, const char *id,
-                         const char *base, const char *temp_path, struct backup_moment *begin,
+int source_co_checkpoint(struct source *s, const struct source_state *state,
+                         const struct source_checkpoint *c, struct backup_moment *begin,
                          struct backup_moment *end, struct error *err)
 {
-    char *started AUTO_FREE = source_bitmap_name(s, id);
-    char *frozen AUTO_FREE = base ? source_bitmap_name(s, base) : NULL;
-    struct json_object *actions;
+    struct json_object *actions = json_object_new_array();
     int rc;
 
-    if (!started || (base && !frozen)) {
-        return error_set(err, ENOMEM, "Out of memory");
+    if (c->frozen) {
+        add_bitmap_action(actions, "block-dirty-bitmap-disable", s, c->frozen);
     }
-    actions = json_object_new_array();
-    if (frozen) {
-        add_bitmap_action(actions, "block-dirty-bitmap-disable", s, frozen);
+    if (c->started) {
+        add_action(actions, "block-dirty-bitmap-add", new_bitmap(s, state, c->started));
     }
-    if (!state->read_only) {
-        add_action(actions, "block-dirty-bitmap-add", new_bitmap(s, state, started));
-    }
-    add_action(actions, "blockdev-add", temp_node(s, temp_path));
-    add_action(actions, "blockdev-add", cbw_node(s, frozen));
+    add_action(actions, "blockdev-add", temp_node(s, c));
+    add_action(actions, "blockdev-add", cbw_node(s, c));
     for (size_t i = 0; i < state->export_count; i++) {
         add_replace(actions, state->exports[i], s->cbw);
     }
@@ -330,49 +357,48 @@ int source_co_checkpoint(struct source *s, const struct source_state *state, con
     backup_moment_now(end);
     if (rc < 0) {
         error_prepend(err, "Could not make a checkpoint of node '%s': ", s->node);
-        if (state->others) {
-            error_hint(err, "A backup to another directory may be under way on this daemon.");
-        }
     }
     return rc;
 }
 
-static int co_start_server(struct source *s, struct nbd_address *ret, struct error *err)
+static int co_start_server(struct source *s, const char *socket, struct nbd_address *ret,
+                           struct error *err)
 {
     struct json_object *addr;
     int rc;
 
-    if (strlen(s->own_socket) >= sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
-        return error_set(err, ENAMETOOLONG,
-                         "The daemon has no NBD server, and the path '%s' is too long for a socket",
-                         s->own_socket);
+    if (strlen(socket) >= sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
+        error_set(err, ENAMETOOLONG,
+                  "The daemon has no NBD server, and the path '%s' is too long for a socket",
+                  socket);
+        error_hint(err, "Name a directory with a shorter path with --fleece-dir.");
+        return -ENAMETOOLONG;
     }
-    addr = with(with_string(object(), "type", "unix"), "data",
-                with_string(object(), "path", s->own_socket));
+    addr =
+        with(with_string(object(), "type", "unix"), "data", with_string(object(), "path", socket));
     rc = qmp_client_co_execute(s->qmp, "nbd-server-start", with(object(), "addr", addr), NULL, err);
     if (rc < 0) {
         error_hint(err, "If it has an NBD server, name its address with --nbd.");
         return rc;
     }
-    ret->path = strdup(s->own_socket);
+    ret->path = strdup(socket);
     return ret->path ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
-int source_co_nbd_address(struct source *s, const char *uri, struct nbd_address *ret,
-                          struct error *err)
+int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
+                          struct nbd_address *ret, struct error *err)
 {
     char *export_name AUTO_FREE = NULL;
 
     if (uri) {
         return nbd_address_parse(uri, ret, &export_name, err);
     }
-    return co_query_server(s, ret) == 0 ? 0 : co_start_server(s, ret, err);
+    return co_query_server(s, ret) == 0 ? 0 : co_start_server(s, own_socket, ret, err);
 }
 
-int source_co_export(struct source *s, const char *base, struct error *err)
+int source_co_export(struct source *s, const char *frozen, struct error *err)
 {
     struct json_object *args = with_string(object(), "type", "nbd");
-    char *frozen AUTO_FREE = base ? source_bitmap_name(s, base) : NULL;
 
     with_string(args, "id", s->prefix);
     with_string(args, "node-name", s->snap);

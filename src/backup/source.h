@@ -34,13 +34,14 @@
 #include "nbd/client.h"
 
 #define SOURCE_NAME_SIZE 32
+#define SOURCE_PREFIX "tidemark-"
 
 struct source {
     struct qmp_client *qmp;
-    const char *node;              /* borrowed */
+    const char *node; /* borrowed */
+    char repository[REPOSITORY_ID_SIZE];
     char prefix[SOURCE_NAME_SIZE]; /* "tidemark-R": also the export's id and name */
     char cbw[SOURCE_NAME_SIZE], snap[SOURCE_NAME_SIZE], temp[SOURCE_NAME_SIZE];
-    char *own_socket; /* of the NBD server, if a run had to start it */
 };
 
 struct source_bitmap {
@@ -54,6 +55,7 @@ struct source_state {
     bool read_only;
     bool stores_bitmaps; /* its format keeps persistent bitmaps */
     uint64_t virtual_size;
+    char *disk;                    /* absolute path of its file or device; NULL if it has none */
     struct source_bitmap *bitmaps; /* of the node, with the repository's prefix */
     size_t bitmap_count;
     char **exports; /* ids of exports of the node */
@@ -61,52 +63,97 @@ struct source_state {
     char **moved_exports; /* ids of exports that a run has put on its filter */
     size_t moved_count;
     bool has_cbw, has_snap, has_temp, has_export;
-    bool others; /* another repository's filter is there */
+    char *temp_image; /* path of the temporary image; NULL without has_temp */
+    char **others;    /* ids of other repositories that have a filter on the same disk */
+    size_t other_count;
 };
 
 void source_state_clear(struct source_state *s);
 #define SOURCE_STATE_AUTO(name)                                                                    \
     __attribute__((cleanup(source_state_clear))) struct source_state name = {0}
 
-/* `node` and the connection are borrowed. -ENOMEM. */
-int source_init(struct source *s, struct qmp_client *qmp, const char *node,
-                const struct repository *r, struct error *err);
-void source_clear(struct source *s);
+/* `node` and the connection are borrowed; `repository` is an id. */
+void source_init(struct source *s, struct qmp_client *qmp, const char *node,
+                 const char *repository);
 
-/* Name of the bitmap that begins with backup `id`, malloc'ed; NULL: no memory. */
-char *source_bitmap_name(const struct source *s, const char *id);
+/*
+ * A name for the bitmap that begins with backup `id`, malloc'ed, or NULL. No two are the same, since copies of a repository
+ * share its id, and clocks repeat themselves.
+ */
+char *source_new_bitmap_name(const struct source *s, const char *id);
 
 /* Ask. *ret is empty on failure. */
 int source_co_inspect(struct source *s, struct source_state *ret, struct error *err);
 
-/* The bitmap of backup `id`; NULL if it is not there. */
-const struct source_bitmap *source_find_bitmap(const struct source *s,
-                                               const struct source_state *state, const char *id);
+/* The bitmap of this name; NULL if it is not there. */
+const struct source_bitmap *source_find_bitmap(const struct source_state *state, const char *name);
 
 /*
- * Take out the filter and everything else of a run, and put the bitmaps in order: `last` is the newest complete backup
- * (NULL: none), and its bitmap is the one that stays and records. If a later run had frozen it, what was
- * recorded since is merged into it.
+ * Take out the filter and everything else of a run but the bitmaps. Its temporary image is left, in state->temp_image of
+ * what was inspected before.
+ */
+int source_co_take_down(struct source *s, struct error *err);
+
+/*
+ * Take a run down, and put the bitmaps in order: `last` is the bitmap of the newest complete backup (NULL: none), the
+ * one that stays and records. If a later run had frozen it, what was recorded since is merged into it.
  */
 int source_co_settle(struct source *s, const char *last, struct error *err);
 
+struct source_checkpoint {
+    const char *started;   /* bitmap that begins; NULL: none, the disk is read-only */
+    const char *frozen;    /* bitmap of the last backup; NULL: a full backup */
+    const char *temp_path; /* the temporary image */
+    bool temp_is_qcow2;
+    unsigned timeout_s; /* that a write of the guest waits for the temporary image; 0: for ever */
+};
+
 /*
- * The checkpoint, in one transaction: the bitmap of backup `id` begins, that of backup `base` (NULL: a full backup)
- * is frozen, and the point-in-time view is set up over the temporary file `temp_path`. *begin and *end are the moments
- * right before and after.
+ * The checkpoint, in one transaction: a bitmap begins, that of the last backup is frozen, and the point-in-time view is set
+ * up over the temporary image. *begin and *end are the moments right before and after.
  */
-int source_co_checkpoint(struct source *s, const struct source_state *state, const char *id,
-                         const char *base, const char *temp_path, struct backup_moment *begin,
+int source_co_checkpoint(struct source *s, const struct source_state *state,
+                         const struct source_checkpoint *c, struct backup_moment *begin,
                          struct backup_moment *end, struct error *err);
 
 /*
- * Where the daemon's NBD server is: *ret, from `uri` (NULL: ask the daemon; if it has none, one is started on our own
- * socket).
+ * Where the daemon's NBD server is: *ret, from `uri` (NULL: ask the daemon; if it has none, one is started on
+ * `own_socket`).
  */
-int source_co_nbd_address(struct source *s, const char *uri, struct nbd_address *ret,
-                          struct error *err);
+int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
+                          struct nbd_address *ret, struct error *err);
 
-/* Export the point-in-time view under the name s->prefix, with the frozen bitmap of backup `base`, if not NULL. */
-int source_co_export(struct source *s, const char *base, struct error *err);
+/* Export the point-in-time view under the name s->prefix, with the bitmap `frozen`, if not NULL. */
+int source_co_export(struct source *s, const char *frozen, struct error *err);
+
+/* --- of any repository --- */
+
+struct source_leftover {
+    char repository[REPOSITORY_ID_SIZE];
+    char *node;       /* of the disk; NULL if that can't be told */
+    bool filter;      /* a run is under way, or was cut off */
+    char *temp_image; /* of that run; NULL if it has none */
+    size_t bitmaps;
+    uint64_t dirty; /* bytes that the bitmaps mark, all together */
+};
+
+struct source_leftovers {
+    struct source_leftover *list;
+    size_t count;
+};
+
+void source_leftovers_clear(struct source_leftovers *l);
+/* What backups to any directory have in the daemon: each pair of repository and disk. `node` (may be NULL): only of that. */
+int source_co_leftovers(struct qmp_client *qmp, const char *node, struct source_leftovers *ret,
+                        struct error *err);
+
+/* --- for the files of this part --- */
+
+/* What a name of the daemon's begins with: "tidemark-R-"; R into `ret`. */
+bool source_name_repository(const char *name, char ret[static REPOSITORY_ID_SIZE]);
+/* A path that the daemon gave, as seen from here; malloc'ed. NULL: no path, or no memory. */
+char *source_daemon_path(const struct qmp_client *qmp, const char *path);
+const char *source_string(struct json_object *o, const char *key); /* "" if it is none */
+size_t source_length(struct json_object *list);                    /* 0 if it is none */
 
 #endif

@@ -1,31 +1,39 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the daemon has: answers of QMP, none of which is trusted to have the right form. */
 #include <errno.h>
+#include <libgen.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
+#include "backup/files.h"
 #include "backup/source.h"
 #include "base/cleanup.h"
+
+static void free_strings(char **list, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        free(list[i]);
+    }
+    free(list);
+}
 
 void source_state_clear(struct source_state *s)
 {
     for (size_t i = 0; i < s->bitmap_count; i++) {
         free(s->bitmaps[i].name);
     }
-    for (size_t i = 0; i < s->export_count; i++) {
-        free(s->exports[i]);
-    }
-    for (size_t i = 0; i < s->moved_count; i++) {
-        free(s->moved_exports[i]);
-    }
     free(s->bitmaps);
-    free(s->exports);
-    free(s->moved_exports);
+    free_strings(s->exports, s->export_count);
+    free_strings(s->moved_exports, s->moved_count);
+    free_strings(s->others, s->other_count);
+    free(s->disk);
+    free(s->temp_image);
     *s = (struct source_state){0};
 }
 
-static const char *string_of(struct json_object *o, const char *key)
+const char *source_string(struct json_object *o, const char *key)
 {
     struct json_object *v;
 
@@ -42,16 +50,61 @@ static bool bool_of(struct json_object *o, const char *key)
     return json_object_object_get_ex(o, key, &v) && json_object_get_boolean(v);
 }
 
-/* The elements of a list; 0 if it is none. */
-static size_t length_of(struct json_object *list)
+size_t source_length(struct json_object *list)
 {
     return json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
 }
 
+bool source_name_repository(const char *name, char ret[static REPOSITORY_ID_SIZE])
+{
+    const char *id = name + strlen(SOURCE_PREFIX);
+    size_t digits = REPOSITORY_ID_SIZE - 1;
+
+    if (strncmp(name, SOURCE_PREFIX, strlen(SOURCE_PREFIX)) != 0 || strlen(id) <= digits ||
+        strspn(id, "0123456789abcdef") != digits || id[digits] != '-') {
+        return false;
+    }
+    memcpy(ret, id, digits);
+    ret[digits] = '\0';
+    return true;
+}
+
+/* --- paths --- */
+
+static char *existing(const char *format, const char *a, const char *b)
+{
+    char *path AUTO_FREE = NULL;
+    struct stat st;
+
+    /* NOLINTNEXTLINE(clang-diagnostic-format-nonliteral): one of the two below */
+    if (asprintf(&path, format, a, b) < 0) {
+        path = NULL;
+        return NULL;
+    }
+    return stat(path, &st) == 0 ? TAKE_PTR(path) : NULL;
+}
+
+/* A relative one is relative to the daemon's directory; should that be hidden from us, perhaps to that of its socket. */
+char *source_daemon_path(const struct qmp_client *qmp, const char *path)
+{
+    char *socket AUTO_FREE = strdup(qmp_client_path(qmp));
+    char process[16], *found;
+
+    if (!path[0] || path[0] == '/' || !socket) {
+        return path[0] && socket ? strdup(path) : NULL;
+    }
+    snprintf(process, sizeof(process), "%d", (int)qmp_client_peer(qmp).pid);
+    found = existing("/proc/%s/cwd/%s", process, path);
+    found = found ? found : existing("%s/%s", dirname(socket), path);
+    return found ? found : strdup(path);
+}
+
+/* --- nodes --- */
+
 static int add_bitmap(struct source_state *s, struct json_object *b)
 {
     struct source_bitmap *list = realloc(s->bitmaps, (s->bitmap_count + 1) * sizeof(*list));
-    char *name = strdup(string_of(b, "name"));
+    char *name = strdup(source_string(b, "name"));
 
     if (list) {
         s->bitmaps = list;
@@ -70,14 +123,51 @@ static int add_bitmap(struct source_state *s, struct json_object *b)
     return 0;
 }
 
+/* Such an image has no place for bitmaps: they live as long as the daemon. */
+static bool is_version_2(struct json_object *node)
+{
+    struct json_object *image, *specific, *data;
+
+    return json_object_object_get_ex(node, "image", &image) &&
+           json_object_object_get_ex(image, "format-specific", &specific) &&
+           json_object_object_get_ex(specific, "data", &data) &&
+           strcmp(source_string(data, "compat"), "0.10") == 0;
+}
+
+/* The file of the disk, by the name that all paths to it have in common. */
+static int take_disk(const struct source *s, struct source_state *state, struct json_object *node)
+{
+    const char *file = source_string(node, "file");
+    char *path AUTO_FREE = NULL;
+
+    /* Neither json:{...} nor a URI. */
+    if (!file[0] || (file[0] != '/' && strcspn(file, ":") < strcspn(file, "/"))) {
+        return 0;
+    }
+    path = source_daemon_path(s->qmp, file);
+    if (!path) {
+        return -ENOMEM;
+    }
+    state->disk = realpath(path, NULL);
+    if (!state->disk && path[0] == '/' && strlen(path) <= MANIFEST_NAME_MAX) {
+        state->disk = TAKE_PTR(path);
+    }
+    return 0;
+}
+
 static int take_node(const struct source *s, struct source_state *state, struct json_object *node)
 {
     struct json_object *v, *bitmaps;
     size_t prefix = strlen(s->prefix);
+    int rc;
 
     state->found = true;
     state->read_only = bool_of(node, "ro");
-    state->stores_bitmaps = strcmp(string_of(node, "drv"), "qcow2") == 0;
+    state->stores_bitmaps = strcmp(source_string(node, "drv"), "qcow2") == 0 && !is_version_2(node);
+    rc = take_disk(s, state, node);
+    if (rc < 0) {
+        return rc;
+    }
     if (json_object_object_get_ex(node, "image", &v) &&
         json_object_object_get_ex(v, "virtual-size", &v) && json_object_get_int64(v) > 0) {
         state->virtual_size = (uint64_t)json_object_get_int64(v);
@@ -85,9 +175,9 @@ static int take_node(const struct source *s, struct source_state *state, struct 
     if (!json_object_object_get_ex(node, "dirty-bitmaps", &bitmaps)) {
         return 0;
     }
-    for (size_t i = 0; i < length_of(bitmaps); i++) {
+    for (size_t i = 0; i < source_length(bitmaps); i++) {
         struct json_object *b = json_object_array_get_idx(bitmaps, i);
-        const char *name = string_of(b, "name");
+        const char *name = source_string(b, "name");
 
         if (strncmp(name, s->prefix, prefix) == 0 && name[prefix] == '-' &&
             add_bitmap(state, b) < 0) {
@@ -97,33 +187,7 @@ static int take_node(const struct source *s, struct source_state *state, struct 
     return 0;
 }
 
-static int take_nodes(const struct source *s, struct source_state *state, struct json_object *list)
-{
-    for (size_t i = 0; i < length_of(list); i++) {
-        struct json_object *node = json_object_array_get_idx(list, i);
-        const char *name = string_of(node, "node-name");
-        size_t len = strlen(name);
-
-        if (strcmp(name, s->node) == 0) {
-            int rc = take_node(s, state, node);
-            if (rc < 0) {
-                return rc;
-            }
-        } else if (strcmp(name, s->cbw) == 0) {
-            state->has_cbw = true;
-        } else if (strcmp(name, s->snap) == 0) {
-            state->has_snap = true;
-        } else if (strcmp(name, s->temp) == 0) {
-            state->has_temp = true;
-        } else if (strncmp(name, "tidemark-", 9) == 0 && len > 13 &&
-                   strcmp(name + len - 4, "-cbw") == 0) {
-            state->others = true;
-        }
-    }
-    return 0;
-}
-
-static int add_export(char ***list, size_t *count, const char *id)
+static int add_string(char ***list, size_t *count, const char *text)
 {
     char **grown = realloc(*list, (*count + 1) * sizeof(*grown));
 
@@ -131,7 +195,7 @@ static int add_export(char ***list, size_t *count, const char *id)
         return -ENOMEM;
     }
     *list = grown;
-    grown[*count] = strdup(id);
+    grown[*count] = strdup(text);
     if (!grown[*count]) {
         return -ENOMEM;
     }
@@ -139,24 +203,67 @@ static int add_export(char ***list, size_t *count, const char *id)
     return 0;
 }
 
+/* A run of ours, or the filter of another repository on the same disk. */
+static int take_own_node(const struct source *s, struct source_state *state,
+                         struct json_object *node, const char *file)
+{
+    const char *name = source_string(node, "node-name");
+    char repository[REPOSITORY_ID_SIZE];
+    size_t len = strlen(name);
+
+    if (strcmp(name, s->cbw) == 0) {
+        state->has_cbw = true;
+    } else if (strcmp(name, s->snap) == 0) {
+        state->has_snap = true;
+    } else if (strcmp(name, s->temp) == 0) {
+        state->has_temp = true;
+        state->temp_image = source_daemon_path(s->qmp, source_string(node, "file"));
+        return state->temp_image ? 0 : -ENOMEM;
+    } else if (source_name_repository(name, repository) && len > 4 &&
+               strcmp(name + len - 4, "-cbw") == 0 && file[0] &&
+               strcmp(file, source_string(node, "file")) == 0) {
+        return add_string(&state->others, &state->other_count, repository);
+    }
+    return 0;
+}
+
+static int take_nodes(const struct source *s, struct source_state *state, struct json_object *list)
+{
+    const char *file = "";
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < source_length(list); i++) {
+        struct json_object *node = json_object_array_get_idx(list, i);
+
+        if (strcmp(source_string(node, "node-name"), s->node) == 0) {
+            file = source_string(node, "file");
+            rc = take_node(s, state, node);
+        }
+    }
+    for (size_t i = 0; rc == 0 && i < source_length(list); i++) {
+        rc = take_own_node(s, state, json_object_array_get_idx(list, i), file);
+    }
+    return rc;
+}
+
 static int take_exports(const struct source *s, struct source_state *state,
                         struct json_object *list)
 {
     int rc = 0;
 
-    for (size_t i = 0; rc == 0 && i < length_of(list); i++) {
+    for (size_t i = 0; rc == 0 && i < source_length(list); i++) {
         struct json_object *e = json_object_array_get_idx(list, i);
-        const char *id = string_of(e, "id");
-        const char *node = string_of(e, "node-name");
+        const char *id = source_string(e, "id");
+        const char *node = source_string(e, "node-name");
 
         if (strcmp(id, s->prefix) == 0) {
             state->has_export = true;
         } else if (bool_of(e, "shutting-down")) {
             continue;
         } else if (strcmp(node, s->node) == 0) {
-            rc = add_export(&state->exports, &state->export_count, id);
+            rc = add_string(&state->exports, &state->export_count, id);
         } else if (strcmp(node, s->cbw) == 0) {
-            rc = add_export(&state->moved_exports, &state->moved_count, id);
+            rc = add_string(&state->moved_exports, &state->moved_count, id);
         }
     }
     return rc;
@@ -183,19 +290,19 @@ int source_co_inspect(struct source *s, struct source_state *ret, struct error *
     return 0;
 }
 
-char *source_bitmap_name(const struct source *s, const char *id)
+char *source_new_bitmap_name(const struct source *s, const char *id)
 {
-    char *name;
+    char random[9], *name;
 
-    return asprintf(&name, "%s-%s", s->prefix, id) < 0 ? NULL : name;
+    if (files_random_name(random, sizeof(random), NULL) < 0) {
+        return NULL;
+    }
+    return asprintf(&name, "%s-%s-%s", s->prefix, id, random) < 0 ? NULL : name;
 }
 
-const struct source_bitmap *source_find_bitmap(const struct source *s,
-                                               const struct source_state *state, const char *id)
+const struct source_bitmap *source_find_bitmap(const struct source_state *state, const char *name)
 {
-    char *name AUTO_FREE = source_bitmap_name(s, id);
-
-    for (size_t i = 0; name && i < state->bitmap_count; i++) {
+    for (size_t i = 0; i < state->bitmap_count; i++) {
         if (strcmp(state->bitmaps[i].name, name) == 0) {
             return &state->bitmaps[i];
         }

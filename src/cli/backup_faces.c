@@ -3,8 +3,11 @@
 
 #include <errno.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <string.h>
 
+#include "backup/backup.h"
+#include "backup/fleece.h"
 #include "cli/cli.h"
 #include "cli/image.h"
 
@@ -80,4 +83,75 @@ int backup_fail(struct error *err, bool json)
     }
     cli_report(err);
     return BACKUP_FAILED;
+}
+
+/* --- what backups have in a daemon --- */
+
+static const char *state_of(const struct source_leftover *l)
+{
+    if (!l->filter) {
+        return "bitmaps";
+    }
+    switch (l->temp_image ? fleece_owner(l->temp_image) : FLEECE_DEAD) {
+    case FLEECE_ALIVE:
+        return "running";
+    case FLEECE_DEAD:
+        return "cut-off";
+    default:
+        return "unknown";
+    }
+}
+
+static struct json_object *leftover_json(const struct source_leftover *l)
+{
+    struct json_object *o = json_object_new_object();
+
+    json_object_object_add(o, "repository", json_object_new_string(l->repository));
+    json_object_object_add(o, "node", l->node ? json_object_new_string(l->node) : NULL);
+    json_object_object_add(o, "state", json_object_new_string(state_of(l)));
+    json_object_object_add(o, "bitmaps", json_object_new_uint64(l->bitmaps));
+    json_object_object_add(o, "marked-bytes", json_object_new_uint64(l->dirty));
+    if (l->temp_image) {
+        json_object_object_add(o, "temporary-image", json_object_new_string(l->temp_image));
+    }
+    return o;
+}
+
+static void print_leftovers(const struct source_leftovers *all)
+{
+    printf("%-10s  %-16s  %-8s  %7s  %10s  %s\n", "REPOSITORY", "NODE", "STATE", "BITMAPS",
+           "MARKED", "TEMPORARY IMAGE");
+    for (size_t i = 0; i < all->count; i++) {
+        const struct source_leftover *l = &all->list[i];
+        char dirty[16];
+
+        printf("%-10s  %-16s  %-8s  %7zu  %10s  %s\n", l->repository, l->node ? l->node : "?",
+               state_of(l), l->bitmaps, backup_size(l->dirty, dirty),
+               l->temp_image ? l->temp_image : "-");
+    }
+}
+
+int backup_co_print_leftovers(const char *qmp_socket, const char *node, bool json)
+{
+    struct source_leftovers all = {0};
+    struct json_object *list;
+    ERROR_AUTO(err);
+    int status = 0;
+
+    if (backup_co_leftovers(qmp_socket, node, &all, &err) < 0) {
+        return backup_fail(&err, json);
+    }
+    if (json) {
+        list = json_object_new_array();
+        for (size_t i = 0; i < all.count; i++) {
+            json_object_array_add(list, leftover_json(&all.list[i]));
+        }
+        status = backup_print_json(list);
+    } else if (all.count == 0) {
+        printf("Backups have nothing in this daemon.\n");
+    } else {
+        print_leftovers(&all);
+    }
+    source_leftovers_clear(&all);
+    return status;
 }

@@ -36,6 +36,9 @@ int backup_print_json(struct json_object *o);
     }
 int backup_progress(bool flag, const char *text, enum progress_mode *ret);
 
+/* backup --leftovers: print what backups have in a daemon, on `node` (NULL: on all). The exit status. Yields. */
+int backup_co_print_leftovers(const char *qmp_socket, const char *node, bool json);
+
 static inline const char *backup_size(uint64_t bytes, char buf[static 16])
 {
     return size_format(bytes, buf, 16);

@@ -1,0 +1,257 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "backup/fleece.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "backup/files.h"
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/block.h"
+
+#define OTHER_PLACE "/var/tmp"
+#define LOCK "lock"
+#define RAW "fleece.raw"
+#define QCOW2 "fleece.qcow2"
+#define SECTOR 512
+#define RANDOM_SIZE 9 /* with the NUL */
+#define REPOSITORY_DIGITS 8
+
+static int out_of_memory(struct error *err)
+{
+    return error_set(err, ENOMEM, "Out of memory");
+}
+
+/* --- where --- */
+
+static char *directory_of(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : NULL;
+}
+
+static char *beside(const char *disk)
+{
+    char *dir AUTO_FREE = NULL;
+    struct stat st;
+
+    if (!disk || stat(disk, &st) < 0 || !S_ISREG(st.st_mode)) {
+        return NULL;
+    }
+    dir = directory_of(disk);
+    return dir && access(dir, W_OK) == 0 ? TAKE_PTR(dir) : NULL;
+}
+
+int fleece_place(const char *asked, const char *disk, char **ret, struct error *err)
+{
+    char *place AUTO_FREE = asked ? strdup(asked) : beside(disk);
+
+    *ret = realpath(place ? place : OTHER_PLACE, NULL);
+    return *ret ? 0
+                : error_set_errno(err, errno, "Could not open directory '%s'",
+                                  place ? place : OTHER_PLACE);
+}
+
+int fleece_init(struct fleece *f, char *place, const char *repository, struct error *err)
+{
+    char random[RANDOM_SIZE];
+    int rc;
+
+    *f = FLEECE_INIT;
+    f->place = place;
+    rc = files_random_name(random, sizeof(random), err);
+    if (rc < 0) {
+        return rc;
+    }
+    snprintf(f->name, sizeof(f->name), FLEECE_PREFIX "%s-%s", repository, random);
+    f->dir = files_join(place, f->name);
+    if (!f->dir || asprintf(&f->socket, "%s/%s", f->dir, FLEECE_SOCKET) < 0) {
+        f->socket = NULL;
+        return out_of_memory(err);
+    }
+    return 0;
+}
+
+/* --- making --- */
+
+static int lock_it(struct fleece *f, struct error *err)
+{
+    char *shown AUTO_FREE = files_join(f->dir, LOCK);
+
+    if (!shown) {
+        return out_of_memory(err);
+    }
+    f->lock_fd = files_create_at(f->fd, LOCK, shown, err);
+    if (f->lock_fd < 0) {
+        return f->lock_fd;
+    }
+    return flock(f->lock_fd, LOCK_EX | LOCK_NB) < 0
+               ? error_set_errno(err, errno, "Could not lock '%s'", shown)
+               : 0;
+}
+
+/* The daemon opens it by its path, so it has to be its own. */
+static int give(int fd, const char *shown, uid_t uid, gid_t gid, struct error *err)
+{
+    if (geteuid() == 0 && uid != 0 && fchown(fd, uid, gid) < 0) {
+        return error_set_errno(err, errno, "Could not give '%s' to the daemon's user", shown);
+    }
+    return 0;
+}
+
+/* A sparse file of the disk's size; where there are none so large, an image that is none. */
+static int co_make_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
+{
+    char self[FILES_SELF_SIZE];
+    int fd AUTO_CLOSE = -1;
+    int rc;
+
+    f->image = files_join(f->dir, RAW);
+    if (!f->image) {
+        return out_of_memory(err);
+    }
+    fd = files_create_at(f->fd, RAW, f->image, err);
+    if (fd < 0) {
+        return fd;
+    }
+    if (ftruncate(fd, (off_t)round_up(size, SECTOR)) == 0) {
+        return give(fd, f->image, uid, gid, err);
+    }
+    if (errno != EFBIG) {
+        return error_set_errno(err, errno, "Could not create '%s'", f->image);
+    }
+    if (renameat(f->fd, RAW, f->fd, QCOW2) < 0) {
+        return error_set_errno(err, errno, "Could not create '%s'", f->image);
+    }
+    free(f->image);
+    f->image = files_join(f->dir, QCOW2);
+    if (!f->image) {
+        return out_of_memory(err);
+    }
+    f->is_qcow2 = true;
+    files_self_path(fd, self);
+    rc = block_co_create_image("qcow2", self, round_up(size, SECTOR), options_new(), err);
+    files_name_in_error(err, fd, f->image);
+    return rc < 0 ? rc : give(fd, f->image, uid, gid, err);
+}
+
+int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
+{
+    int rc;
+
+    f->place_fd = files_open_dir(f->place, err);
+    if (f->place_fd < 0) {
+        return f->place_fd;
+    }
+    f->fd = files_make_dir_at(f->place_fd, f->name, f->dir, err);
+    rc = f->fd < 0 ? f->fd : lock_it(f, err);
+    rc = rc < 0 ? rc : co_make_image(f, size, uid, gid, err);
+    return rc < 0 ? rc : give(f->fd, f->dir, uid, gid, err);
+}
+
+/* --- removing --- */
+
+static void remove_contents(int place, int dir, const char *name)
+{
+    static const char *const names[] = {RAW, QCOW2, FLEECE_SOCKET, LOCK};
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        unlinkat(dir, names[i], 0);
+    }
+    unlinkat(place, name, AT_REMOVEDIR);
+}
+
+void fleece_clear(struct fleece *f)
+{
+    if (f->fd >= 0) {
+        remove_contents(f->place_fd, f->fd, f->name);
+        close(f->fd);
+    }
+    if (f->place_fd >= 0) {
+        close(f->place_fd);
+    }
+    if (f->lock_fd >= 0) {
+        close(f->lock_fd);
+    }
+    free(f->place);
+    free(f->dir);
+    free(f->image);
+    free(f->socket);
+    *f = FLEECE_INIT;
+}
+
+static enum fleece_owner owner_in(int dir)
+{
+    int fd AUTO_CLOSE = files_open_at(dir, LOCK, LOCK, NULL);
+
+    if (fd < 0) {
+        return FLEECE_UNKNOWN;
+    }
+    if (flock(fd, LOCK_EX | LOCK_NB) == 0) {
+        return FLEECE_DEAD;
+    }
+    return errno == EWOULDBLOCK ? FLEECE_ALIVE : FLEECE_UNKNOWN;
+}
+
+/* Whether a name is that of a run's directory; of `repository`, if that is not NULL. */
+static bool is_fleece_name(const char *name, const char *repository)
+{
+    const char *id = name + strlen(FLEECE_PREFIX), *random = id + REPOSITORY_DIGITS + 1;
+
+    return strncmp(name, FLEECE_PREFIX, strlen(FLEECE_PREFIX)) == 0 &&
+           strlen(id) == REPOSITORY_DIGITS + 1 + RANDOM_SIZE - 1 &&
+           strspn(id, "0123456789abcdef") >= REPOSITORY_DIGITS && random[-1] == '-' &&
+           strspn(random, "0123456789abcdefghijklmnopqrstuv") == RANDOM_SIZE - 1 &&
+           (!repository || strncmp(id, repository, REPOSITORY_DIGITS) == 0);
+}
+
+/* Open it and the place it is in; what is no such directory is not opened. The descriptor, or -1. */
+static int open_other(const char *dir, const char *repository, int *ret_place)
+{
+    char *place AUTO_FREE = directory_of(dir);
+    const char *slash = strrchr(dir, '/');
+
+    *ret_place = -1;
+    if (!place || !is_fleece_name(slash + 1, repository)) {
+        return -1;
+    }
+    *ret_place = files_open_dir(place, NULL);
+    return *ret_place < 0 ? -1 : files_open_dir_at(*ret_place, slash + 1, dir, NULL);
+}
+
+enum fleece_owner fleece_owner(const char *image)
+{
+    char *dir AUTO_FREE = directory_of(image);
+    int place AUTO_CLOSE = -1;
+    int fd AUTO_CLOSE = dir ? open_other(dir, NULL, &place) : -1;
+
+    return fd < 0 ? FLEECE_UNKNOWN : owner_in(fd);
+}
+
+void fleece_remove(const char *dir, const char *repository)
+{
+    const char *slash = strrchr(dir, '/');
+    int place AUTO_CLOSE = -1;
+    int fd AUTO_CLOSE = open_other(dir, repository, &place);
+
+    /* Without a lock a run was cut off before it made one, for it is the first thing there. */
+    if (fd >= 0 && slash && owner_in(fd) != FLEECE_ALIVE) {
+        remove_contents(place, fd, slash + 1);
+    }
+}
+
+void fleece_remove_of_image(const char *image)
+{
+    char *dir AUTO_FREE = directory_of(image);
+
+    if (dir) {
+        fleece_remove(dir, NULL);
+    }
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The temporary image of a run: old data of what the guest overwrites. It lies in a directory of its own:
+ *
+ *     PLACE/.tidemark-<repository id>-<random>/
+ *         lock          locked (flock) as long as the run lives, so that others can tell
+ *         fleece.raw    the image; fleece.qcow2 where the file system has no files as large as the disk
+ *         nbd.sock      of the NBD server, if the run had to start one
+ *
+ * The place is by default the directory of the disk's own image, which the guest depends on anyway: a repository can be on a
+ * file system that stops answering, and a write of the guest waits for the temporary image. Directory and image belong to the
+ * daemon's user. Main reactor; only `co_` functions yield.
+ */
+#ifndef TIDEMARK_BACKUP_FLEECE_H
+#define TIDEMARK_BACKUP_FLEECE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "base/error.h"
+
+#define FLEECE_PREFIX ".tidemark-"
+#define FLEECE_SOCKET "nbd.sock"
+#define FLEECE_NAME_SIZE 48
+
+struct fleece {
+    char *place;                 /* absolute */
+    char name[FLEECE_NAME_SIZE]; /* of the directory in it */
+    char *dir;                   /* its path */
+    char *image, *socket;        /* their paths */
+    bool is_qcow2;
+    int place_fd, fd, lock_fd; /* -1 if not open */
+};
+
+#define FLEECE_INIT ((struct fleece){.place_fd = -1, .fd = -1, .lock_fd = -1})
+
+/*
+ * Where it is to be: `asked` if that is not NULL, else beside the disk's image `disk` (NULL or a device: not known), else
+ * /var/tmp. *ret is malloc'ed, absolute.
+ */
+int fleece_place(const char *asked, const char *disk, char **ret, struct error *err);
+
+/* Choose a name in `place` (consumed in any case), and nothing more: it is to be written down before it is used. */
+int fleece_init(struct fleece *f, char *place, const char *repository, struct error *err);
+/* Make it, for a disk of `size` bytes and a daemon of this user and group. */
+int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err);
+/* Remove what was made, and release. */
+void fleece_clear(struct fleece *f);
+
+/* --- those of other runs --- */
+
+enum fleece_owner {
+    FLEECE_ALIVE,
+    FLEECE_DEAD,
+    FLEECE_UNKNOWN, /* it was not found, or has no lock */
+};
+
+/* Of the run that made the temporary image with this path. */
+enum fleece_owner fleece_owner(const char *image);
+/* Remove a directory that a run left. Does nothing unless it has the form of one, of this repository, and the run is dead. */
+void fleece_remove(const char *dir, const char *repository);
+/* The same for the directory that the image is in; of any repository. */
+void fleece_remove_of_image(const char *image);
+
+#endif

@@ -1,0 +1,194 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What backups to any directory have in a daemon, by its names: filters with temporary images, and bitmaps. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "backup/source.h"
+#include "base/cleanup.h"
+
+void source_leftovers_clear(struct source_leftovers *l)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        free(l->list[i].node);
+        free(l->list[i].temp_image);
+    }
+    free(l->list);
+    *l = (struct source_leftovers){0};
+}
+
+/* Of this repository on this node (may be NULL); a new one, if need be. NULL: no memory. */
+static struct source_leftover *get(struct source_leftovers *l, const char *repository,
+                                   const char *node)
+{
+    struct source_leftover *list, *e;
+
+    for (size_t i = 0; i < l->count; i++) {
+        e = &l->list[i];
+        if (strcmp(e->repository, repository) == 0 &&
+            (node && e->node ? strcmp(e->node, node) == 0 : node == e->node)) {
+            return e;
+        }
+    }
+    list = realloc(l->list, (l->count + 1) * sizeof(*list));
+    if (!list) {
+        return NULL;
+    }
+    l->list = list;
+    e = &list[l->count];
+    *e = (struct source_leftover){.node = node ? strdup(node) : NULL};
+    if (node && !e->node) {
+        return NULL;
+    }
+    memcpy(e->repository, repository, sizeof(e->repository));
+    l->count++;
+    return e;
+}
+
+static int take_bitmaps(struct source_leftovers *l, struct json_object *node)
+{
+    struct json_object *bitmaps, *count;
+
+    if (!json_object_object_get_ex(node, "dirty-bitmaps", &bitmaps)) {
+        return 0;
+    }
+    for (size_t i = 0; i < source_length(bitmaps); i++) {
+        struct json_object *b = json_object_array_get_idx(bitmaps, i);
+        char repository[REPOSITORY_ID_SIZE];
+        struct source_leftover *e;
+
+        if (!source_name_repository(source_string(b, "name"), repository)) {
+            continue;
+        }
+        e = get(l, repository, source_string(node, "node-name"));
+        if (!e) {
+            return -ENOMEM;
+        }
+        e->bitmaps++;
+        if (json_object_object_get_ex(b, "count", &count)) {
+            e->dirty += json_object_get_uint64(count);
+        }
+    }
+    return 0;
+}
+
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), m = strlen(end);
+
+    return n > m && strcmp(name + n - m, end) == 0;
+}
+
+/* The disk under a filter: the format node with the same file. NULL: none. */
+static const char *disk_of(struct json_object *nodes, struct json_object *filter)
+{
+    const char *file = source_string(filter, "file");
+    char ignored[REPOSITORY_ID_SIZE];
+
+    for (size_t i = 0; file[0] && i < source_length(nodes); i++) {
+        struct json_object *node = json_object_array_get_idx(nodes, i);
+        const char *name = source_string(node, "node-name");
+
+        if (name[0] != '#' && !source_name_repository(name, ignored) &&
+            strcmp(source_string(node, "file"), file) == 0) {
+            return name;
+        }
+    }
+    return NULL;
+}
+
+/* One repository has one disk: that with its bitmaps, if there are any. */
+static struct source_leftover *get_of_filter(struct source_leftovers *l, const char *repository,
+                                             struct json_object *nodes, struct json_object *filter)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        if (strcmp(l->list[i].repository, repository) == 0) {
+            return &l->list[i];
+        }
+    }
+    return get(l, repository, disk_of(nodes, filter));
+}
+
+/* The temporary image has the repository, but not the disk, in its name. */
+static int take_temp(struct qmp_client *qmp, struct source_leftovers *l, struct json_object *node,
+                     const char *repository)
+{
+    for (size_t i = 0; i < l->count; i++) {
+        struct source_leftover *e = &l->list[i];
+
+        if (strcmp(e->repository, repository) == 0 && e->filter && !e->temp_image) {
+            e->temp_image = source_daemon_path(qmp, source_string(node, "file"));
+            return e->temp_image ? 0 : -ENOMEM;
+        }
+    }
+    return 0;
+}
+
+static int take_all(struct qmp_client *qmp, struct json_object *nodes, struct source_leftovers *l)
+{
+    char repository[REPOSITORY_ID_SIZE];
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < source_length(nodes); i++) {
+        rc = take_bitmaps(l, json_object_array_get_idx(nodes, i));
+    }
+    for (size_t i = 0; rc == 0 && i < source_length(nodes); i++) {
+        struct json_object *node = json_object_array_get_idx(nodes, i);
+        const char *name = source_string(node, "node-name");
+
+        if (source_name_repository(name, repository) && ends_with(name, "-cbw")) {
+            struct source_leftover *e = get_of_filter(l, repository, nodes, node);
+
+            rc = e ? 0 : -ENOMEM;
+            if (e) {
+                e->filter = true;
+            }
+        }
+    }
+    for (size_t i = 0; rc == 0 && i < source_length(nodes); i++) {
+        struct json_object *node = json_object_array_get_idx(nodes, i);
+        const char *name = source_string(node, "node-name");
+
+        if (source_name_repository(name, repository) && ends_with(name, "-temp")) {
+            rc = take_temp(qmp, l, node, repository);
+        }
+    }
+    return rc;
+}
+
+static void keep_node(struct source_leftovers *l, const char *node)
+{
+    size_t kept = 0;
+
+    for (size_t i = 0; i < l->count; i++) {
+        if (!l->list[i].node || strcmp(l->list[i].node, node) == 0) {
+            l->list[kept++] = l->list[i];
+        } else {
+            free(l->list[i].node);
+            free(l->list[i].temp_image);
+        }
+    }
+    l->count = kept;
+}
+
+int source_co_leftovers(struct qmp_client *qmp, const char *node, struct source_leftovers *ret,
+                        struct error *err)
+{
+    struct source_leftovers l = {0};
+    struct json_object *nodes = NULL;
+    int rc = qmp_client_co_execute(qmp, "query-named-block-nodes", NULL, &nodes, err);
+
+    if (rc == 0 && take_all(qmp, nodes, &l) < 0) {
+        rc = error_set(err, ENOMEM, "Out of memory");
+    }
+    json_object_put(nodes);
+    if (rc < 0) {
+        source_leftovers_clear(&l);
+        return rc;
+    }
+    if (node) {
+        keep_node(&l, node);
+    }
+    *ret = l;
+    return 0;
+}

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What backups have in a daemon: names, leftovers and the way back; daemons that are hard to reach."""
+
+import collections
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import threading
+import time
+
+from backup_case import MIB, BackupCase
+from tidemark import Process, can_connect, img, qemu_img, run, tool, wait_until
+from tls_creds import make_psk, psk
+
+CLUSTER = 65536
+ROOT = os.geteuid() == 0
+
+
+class SmallCase(BackupCase):
+    size = 4 * MIB
+
+    def backup_to(self, directory, *words):
+        kept, self.repository = self.repository, directory
+        try:
+            return self.backup(*words)
+        finally:
+            self.repository = kept
+
+    def backup_log(self, *words):
+        """One that fails; what it said."""
+        result = run(*self.backup_words(*words), check=False)
+        self.assertEqual(result.returncode, 1, result.stdout)
+        return result.stderr
+
+    def leftovers(self):
+        out = run(*tool("backup"), "--qmp", self.server.qmp_path, "--leftovers", "--output=json")
+        return json.loads(out.stdout)
+
+    def fleeces(self, where=None):
+        return [n for n in os.listdir(where or self.dir) if n.startswith(".tidemark-")]
+
+    def cut_off(self, *words):
+        """A backup that is killed with its filter in place."""
+        process = self.start_backup(*words)
+        process.wait_for(self.own_exports, "the export")
+        process.kill()
+        self.assertNotEqual(self.own_nodes(), [])
+
+
+class TestNames(SmallCase):
+    def test_no_two_runs_have_one_name_for_a_bitmap(self):
+        """A copy of a repository, and backups to both in the same second."""
+        copy = self.path("copy")
+        self.write_random(0, MIB)
+        self.backup()
+        shutil.copytree(self.repository, copy)
+        for _ in range(20):
+            a = self.backup()
+            self.write_random(MIB, CLUSTER)
+            b = self.backup_to(copy)
+            self.assertNotEqual(a["bitmap"], b["bitmap"])
+            if a["id"] == b["id"]:
+                break
+        self.assertEqual(a["id"], b["id"])
+        self.write_random(2 * MIB, CLUSTER)
+        self.assert_restores(self.backup(), self.model)
+
+    def test_a_node_that_was_renamed_is_known_by_its_bitmap(self):
+        self.write_random(0, MIB)
+        self.backup()
+        self.server.quit()
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver=qcow2,node-name=other,file.driver=file,file.filename={self.image}",
+        )
+        words = [w if w != "disk" else "other" for w in self.backup_words("--output=json")]
+        manifest = json.loads(run(*words).stdout)
+        self.assertEqual((manifest["kind"], manifest["node"]), ("incremental", "other"))
+        self.assert_restores(manifest, self.model)
+
+    def test_another_disk_by_the_same_node_name_is_not_taken_for_the_first(self):
+        self.write_random(0, MIB)
+        self.backup()
+        self.server.quit()
+        first = self.image
+        self.image = self.create("second.qcow2", str(self.size))
+        self.start()
+        self.model = bytearray(self.size)
+        self.assertIn(f"holds backups of disk '{first}', not of '{self.image}'", self.backup_log())
+        manifest = self.backup("--same-disk")
+        self.assertEqual(manifest["kind"], "full")
+        self.assert_restores(manifest, self.model)
+        self.assertEqual(self.backup()["kind"], "incremental")
+
+
+class TestLongChains(SmallCase):
+    size = MIB
+
+    def lengthen(self, first, last, length):
+        """Put copies of an empty increment between it and its parent, each building on the one before."""
+        parent = first["id"]
+        source = os.path.join(self.repository, last["id"])
+        with open(os.path.join(source, "disk.qcow2"), "rb") as f:
+            image = f.read()
+        with open(os.path.join(source, "manifest.json"), encoding="utf-8") as f:
+            m = json.load(f, object_pairs_hook=collections.OrderedDict)
+        shutil.rmtree(source)
+        for number in range(length):
+            backup = f"20990101T{number:06}Z"
+            path = os.path.join(self.repository, backup)
+            data = image.replace(first["id"].encode(), parent.encode())
+            m.update(id=backup, parent=parent, sequence=first["sequence"] + 1 + number)
+            m["image"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            m.pop("sha256", None)
+            text = json.dumps(m, separators=(",", ":"))
+            m["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+            os.mkdir(path)
+            with open(os.path.join(path, "disk.qcow2"), "wb") as f:
+                f.write(data)
+            with open(os.path.join(path, "manifest.json"), "w", encoding="utf-8") as f:
+                json.dump(m, f)
+            with open(os.path.join(path, "checksums"), "wb") as f:
+                f.write(self.sums)
+            parent = backup
+
+    def test_a_chain_of_hundreds_goes_on_and_can_be_read(self):
+        self.write_random(0, self.size // 2)
+        first = self.backup()
+        time.sleep(1.1)  # else the id has a number behind it
+        last = self.backup()
+        with open(os.path.join(self.repository, last["id"], "checksums"), "rb") as f:
+            self.sums = f.read()
+        self.lengthen(first, last, 600)
+        self.write_random(0, CLUSTER)
+        manifest = self.backup()
+        self.assertEqual(manifest["parent"], "20990101T000599Z")
+        self.assert_restores(manifest, self.model)
+
+        def few_descriptors():
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+
+        run(*tool("verify"), self.repository, "--at", manifest["id"])
+        run(*tool("restore"), self.repository, "--force", self.path("restored.raw"),
+            preexec_fn=few_descriptors)  # fmt: skip
+
+
+class TestLeftovers(SmallCase):
+    def setUp(self):
+        super().setUp()
+        self.write_random(0, 3 * MIB)
+
+    def test_hang_up_ends_a_backup_in_order(self):
+        process = self.start_backup()
+        process.wait_for(self.own_nodes, "the filter")
+        process.process.send_signal(signal.SIGHUP)
+        status = process.wait()
+        self.assertIn((status, "topped" in process.log()), ((0, False), (1, True)))
+        self.assert_settled()
+        self.assertEqual(self.fleeces(), [])
+
+    def test_another_directory_can_be_used_after_a_kill(self):
+        other = self.path("other")
+        self.backup()
+        self.write_random(0, MIB)
+        self.cut_off()
+        self.write_random(2 * MIB, CLUSTER)
+        manifest = self.backup_to(other)
+        self.assertEqual(self.own_nodes(), [])
+        self.assertEqual(self.fleeces(), [])
+        self.assertTrue(manifest["kind"] == "full")
+        self.assertEqual(self.backup()["kind"], "incremental")
+        self.assertEqual(self.backup_to(other)["kind"], "incremental")
+        self.assert_sound()
+
+    def test_another_directory_has_to_wait_for_a_run_that_lives(self):
+        process = self.start_backup()
+        process.wait_for(self.own_nodes, "the filter")
+        process.process.send_signal(signal.SIGSTOP)
+        nodes = self.own_nodes()
+        words = [w if w != self.repository else self.path("other") for w in self.backup_words()]
+        result = run(*words, check=False)
+        self.assertIn("Another backup of node 'disk' is under way", result.stderr)
+        self.assertEqual([entry["state"] for entry in self.leftovers()], ["running"])
+        repository = self.leftovers()[0]["repository"]
+        result = run(*tool("backup"), "--qmp", self.server.qmp_path, "--forget", repository,
+                     check=False)  # fmt: skip
+        self.assertIn("is under way", result.stderr)
+        self.assertEqual(self.own_nodes(), nodes)
+        process.process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(), 0, process.log())
+
+    def test_a_copy_of_the_directory_does_not_end_a_run_that_lives(self):
+        self.backup()
+        shutil.copytree(self.repository, self.path("copy"))
+        process = self.start_backup("--full")
+        process.wait_for(self.own_nodes, "the filter")
+        process.process.send_signal(signal.SIGSTOP)
+        words = [w if w != self.repository else self.path("copy") for w in self.backup_words()]
+        self.assertIn("is under way", run(*words, check=False).stderr)
+        process.process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(), 0, process.log())
+
+    def test_abort_puts_the_daemon_in_order_and_takes_no_backup(self):
+        self.backup()
+        self.write_random(0, MIB)
+        self.cut_off()
+        run(*self.backup_words("--abort"))
+        self.assert_settled()
+        self.assertEqual(self.fleeces(), [])
+        self.assert_clean_directory()
+        self.assertEqual(len(self.list_backups()), 1)
+        self.assertEqual(self.backup()["kind"], "incremental")
+
+    def test_what_a_lost_directory_has_left_is_listed_and_forgotten(self):
+        self.backup()
+        self.write_random(0, MIB)
+        self.cut_off()
+        shutil.rmtree(self.repository)
+        (entry,) = self.leftovers()
+        self.assertEqual((entry["node"], entry["state"]), ("disk", "cut-off"))
+        self.assertEqual(entry["bitmaps"], 2)
+        run(*tool("backup"), "--qmp", self.server.qmp_path, "--forget", entry["repository"])
+        self.assertEqual(self.leftovers(), [])
+        self.assertEqual((self.own_nodes(), self.own_bitmaps(), self.fleeces()), ([], {}, []))
+
+    def test_a_temporary_image_elsewhere_is_found_by_the_next_run(self):
+        elsewhere = self.path("elsewhere")
+        os.mkdir(elsewhere)
+        self.cut_off("--fleece-dir", elsewhere)
+        self.assertEqual(len(self.fleeces(elsewhere)), 1)
+        self.backup()
+        self.assertEqual(self.fleeces(elsewhere), [])
+
+    def test_a_directory_can_not_have_other_files_removed(self):
+        """The record of where a temporary image is may name anything."""
+        victim = self.path("victim")
+        os.mkdir(victim)
+        with open(os.path.join(victim, "fleece.raw"), "w", encoding="utf-8"):
+            pass
+        self.backup()
+        draft = os.path.join(self.repository, ".tidemark-tmp-x")
+        os.mkdir(draft)
+        with open(os.path.join(draft, "fleece"), "w", encoding="utf-8") as f:
+            f.write(victim)
+        self.backup()
+        self.assertEqual(os.listdir(victim), ["fleece.raw"])
+
+
+class TestGuestSafety(SmallCase):
+    def asked_of_the_daemon(self, *words):
+        """The transaction of a backup, as seen by one who listens in between."""
+        seen, path = [], self.path("between.sock")
+
+        def pump(source, sink, keep):
+            while data := source.recv(65536):
+                if keep:
+                    seen.append(data)
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+        def serve():
+            with listener.accept()[0] as client, socket.socket(socket.AF_UNIX) as daemon:
+                daemon.connect(self.server.qmp_path)
+                back = threading.Thread(target=pump, args=(daemon, client, False))
+                back.start()
+                pump(client, daemon, True)
+                back.join(30)
+
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(1)
+            thread = threading.Thread(target=serve)
+            thread.start()
+            command = [w if w != self.server.qmp_path else path for w in self.backup_words(*words)]
+            run(*command)
+            thread.join(30)
+        os.unlink(path)
+        lines = [json.loads(line) for line in b"".join(seen).splitlines() if line]
+        actions = [a for line in lines if line["execute"] == "transaction"
+                   for a in line["arguments"]["actions"]]  # fmt: skip
+        return {a["data"]["driver"]: a["data"] for a in actions if a["type"] == "blockdev-add"}
+
+    def test_a_write_of_the_guest_waits_thirty_seconds_at_most(self):
+        added = self.asked_of_the_daemon()
+        self.assertEqual(added["copy-before-write"]["cbw-timeout"], 30)
+        added = self.asked_of_the_daemon("--cbw-timeout", "5")
+        self.assertEqual(added["copy-before-write"]["cbw-timeout"], 5)
+        added = self.asked_of_the_daemon("--cbw-timeout", "0")
+        self.assertNotIn("cbw-timeout", added["copy-before-write"])
+
+    def test_old_data_is_kept_beside_the_disk(self):
+        os.mkdir(self.path("images"))
+        self.server.quit()
+        os.rename(self.image, self.path("images/disk.qcow2"))
+        self.image = self.path("images/disk.qcow2")
+        self.start()
+        filename = self.asked_of_the_daemon()["raw"]["file"]["filename"]
+        self.assertTrue(filename.startswith(self.path("images/.tidemark-")), filename)
+        self.assertEqual(os.listdir(self.path("images")), ["disk.qcow2"])
+
+    def test_a_file_system_without_files_so_large(self):
+        def limit():
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3 * MIB, 3 * MIB))
+
+        self.write_random(0, MIB)
+        process = self.own(
+            Process(self.backup_words(), self.path("backup.log"), preexec_fn=limit)
+        )
+        self.assertEqual(process.wait(), 0, process.log())
+        self.assert_restores(self.list_backups()[0], self.model)
+
+    def test_a_message_guesses_at_space_only_where_that_may_be(self):
+        self.write_random(0, 3 * MIB)
+        process = self.start_backup()
+        process.wait_for(self.own_exports, "the export")
+        self.server.kill()
+        if process.wait() != 0:
+            self.assertNotIn("could not keep old data", process.log())
+        self.assertNotIn("could not keep old data",
+                         self.backup_log("--nbd", "nbd:unix:/nowhere"))  # fmt: skip
+
+
+class TestDaemons(SmallCase):
+    def test_relative_path_of_the_nbd_socket(self):
+        self.server.quit()
+        program = [os.path.abspath(w) if "/" in w else w for w in tool("daemon")]
+        self.server = self.daemon(
+            "--blockdev", "driver=qcow2,node-name=disk,file.driver=file,file.filename=disk.qcow2",
+            "--nbd-server", "addr.type=unix,addr.path=nbd.sock",
+            "--export", "type=nbd,id=export0,node-name=disk,name=disk,writable=on",
+            cwd=self.dir, program=program,
+        )  # fmt: skip
+        self.server.wait_for(lambda: can_connect(self.socket), "the NBD server")
+        self.write_random(0, MIB)
+        self.assert_restores(self.backup(), self.model)
+
+    def test_a_server_for_one_connection(self):
+        self.write_random(0, MIB)
+        self.server.quit()
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.image}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.socket},max-connections=1",
+            "--export", "type=nbd,id=export0,node-name=disk,name=disk,writable=on",
+        )  # fmt: skip
+        self.backup()
+        self.write_random(0, CLUSTER)
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+
+    def test_a_server_that_speaks_tls(self):
+        keys = make_psk(self.dir, "psk", alice="0123456789abcdef" * 4)
+        self.write_random(0, MIB)
+        self.server.quit()
+        self.server = self.daemon(
+            "--object", psk("server", keys),
+            "--blockdev",
+            f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.image}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.socket},tls-creds=tls0",
+            "--export", "type=nbd,id=export0,node-name=disk,name=disk,writable=on",
+        )  # fmt: skip
+        self.assertIn("TLS", self.backup_log())
+        words = ("--object", psk("client", keys, "alice"), "--tls-creds", "tls0")
+        self.assertEqual(self.backup(*words)["kind"], "full")
+        manifest = self.backup(*words)
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+
+    def test_an_image_that_stores_no_bitmaps_has_them_in_memory(self):
+        self.server.quit()
+        os.unlink(self.image)
+        self.image = self.create("disk.qcow2", str(self.size), options=("-o", "compat=0.10"))
+        self.start()
+        self.write_random(0, MIB)
+        self.backup()
+        self.write_random(MIB, CLUSTER)
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+
+    def test_a_daemon_of_another_user(self):
+        self.write_random(0, MIB)
+        self.server.quit()
+        as_other = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups"]
+        for path in (self.dir, self.image):
+            run(*(() if ROOT else ("sudo", "-n")), "chown", "65534:65534", path)
+        if not ROOT:
+            as_other = ["sudo", "-n", *as_other]
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver=qcow2,node-name=disk,file.driver=file,file.filename={self.image}",
+            program=[*as_other, *[os.path.abspath(w) if "/" in w else w for w in tool("daemon")]],
+        )
+        manifest = self.backup()
+        self.assertEqual(self.fleeces(), [])
+        self.assert_restores(manifest, self.model)
