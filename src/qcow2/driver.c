@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
@@ -198,6 +199,13 @@ static void set_limits(struct qcow2 *q)
     }
 }
 
+static bool is_block_device(const char *path)
+{
+    struct stat st;
+
+    return stat(path, &st) == 0 && S_ISBLK(st.st_mode);
+}
+
 /*
  * By the option, or by the name in the image: which may be a plain path only, since whoever made the image chose it. A relative one
  * is seen from the working directory, as by QEMU, and not from the image's, as those of backing files are.
@@ -231,7 +239,8 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
         if (!child) {
             return error_set(err, ENOMEM, "Out of memory");
         }
-        options_set_str(child, "driver", "file");
+        options_set_str(child, "driver",
+                        is_block_device(q->data_filename) ? "host_device" : "file");
         options_set_str(child, "filename", q->data_filename);
         options_set_child(opts, "data-file", child);
     }

@@ -4,7 +4,7 @@
 import os
 import unittest
 
-from tidemark import TestCase, img, io, qemu_img, qemu_io
+from tidemark import TestCase, img, io, qemu_img, qemu_io, run
 
 
 class DataFile(TestCase):
@@ -100,6 +100,23 @@ class DataFile(TestCase):
             img("create", "-f", "qcow2", "-o", f"data_file={path}.data,extended_l2={extended}", path, "4M")
             io(path, "write -P 1 0 64k", "write -P 2 64k 4k", fmt="qcow2")
             img("check", "-f", "qcow2", path)
+
+
+class OnADevice(TestCase):
+    def test_a_data_file_that_is_a_block_device(self):
+        """By its name in the image alone."""
+        back = self.path("back.img")
+        with open(back, "wb") as file:
+            file.truncate(4 << 20)
+        as_root = () if os.geteuid() == 0 else ("sudo", "-n")
+        device = run(*as_root, "losetup", "-f", "--show", back).stdout.strip()
+        self.addCleanup(run, *as_root, "losetup", "-d", device)
+        if as_root:
+            run(*as_root, "chown", str(os.geteuid()), device)
+        path = self.path("disk.qcow2")
+        qemu_img("create", "-q", "-f", "qcow2", "-o", f"data_file={device}", path, "4M")
+        io(path, "write -P 7 1M 1M", fmt="qcow2")
+        qemu_io(path, "read -P 7 1M 1M", fmt="qcow2")
 
 
 if __name__ == "__main__":
