@@ -29,6 +29,7 @@
 #include "loop/loop.h"
 
 #define NS_PER_MS 1000000
+#define EXPORT_ATTEMPTS 5
 /* Below this a file system counts as full in a message that guesses at the cause. */
 #define LITTLE_SPACE (1 * MiB)
 /* What is left to the guest where its disk is. */
@@ -92,6 +93,30 @@ static void guess_cause(const struct run *run, struct error *err)
     }
 }
 
+/*
+ * Runs of other disks may start and stop a server of theirs between the question where it is, the attempt to start one, and the
+ * export: then ask again.
+ */
+static int co_export(struct run *run, const char *frozen, struct nbd_address *ret,
+                     struct error *err)
+{
+    const char *uri = run->options->nbd_uri;
+    int rc = -EIO;
+
+    for (int i = 1; rc < 0 && i <= EXPORT_ATTEMPTS; i++) {
+        ERROR_AUTO(attempt);
+
+        nbd_address_clear(ret);
+        rc = source_co_nbd_address(&run->source, uri, run->fleece.socket, ret, &attempt);
+        rc = rc < 0 ? rc : source_co_export(&run->source, frozen, &attempt);
+        if (rc < 0 && (uri || rc != -EIO || i == EXPORT_ATTEMPTS)) {
+            error_move(err, &attempt);
+            return rc;
+        }
+    }
+    return rc;
+}
+
 static int co_pull(struct run *run, struct error *err)
 {
     const char *frozen = run->base ? run->base->manifest.bitmap : NULL;
@@ -104,9 +129,7 @@ static int co_pull(struct run *run, struct error *err)
         backing = NULL;
         return out_of_memory(err);
     }
-    rc = source_co_nbd_address(&run->source, run->options->nbd_uri, run->fleece.socket, &address,
-                               err);
-    rc = rc < 0 ? rc : source_co_export(&run->source, frozen, err);
+    rc = co_export(run, frozen, &address, err);
     if (rc == 0) {
         struct pull_config config = {
             .address = &address,
@@ -164,6 +187,17 @@ static int co_complete(struct run *run, struct error *err)
     return repository_commit(&run->repository, &run->draft, m, err);
 }
 
+/* A run to another directory may have begun since the daemon was looked at. */
+static void co_hint_at_others(struct run *run, struct error *err)
+{
+    SOURCE_STATE_AUTO(state);
+
+    if (source_co_inspect(&run->source, &state, NULL) == 0 && state.other_count > 0) {
+        error_hint(err, "A backup of the disk to another directory (repository %s) is under way.",
+                   state.others[0]);
+    }
+}
+
 /* From the checkpoint on the daemon has to be settled, whatever happens. */
 static int co_take(struct run *run, struct error *unsettled, struct error *err)
 {
@@ -178,6 +212,7 @@ static int co_take(struct run *run, struct error *unsettled, struct error *err)
                                   &run->manifest.end, err);
 
     if (rc < 0) {
+        co_hint_at_others(run, err);
         return rc;
     }
     rc = co_pull(run, err);
@@ -283,7 +318,7 @@ static int co_forget_one(struct qmp_client *qmp, const struct source_leftover *l
     source_init(&source, qmp, l->node, l->repository);
     rc = source_co_settle(&source, NULL, err);
     if (rc == 0 && l->temp_image) {
-        fleece_remove_of_image(l->temp_image);
+        fleece_remove_of_file(l->temp_image);
     }
     return rc;
 }

@@ -227,7 +227,7 @@ static int co_end_other(struct run *run, const char *repository, struct error *e
     }
     rc = source_co_take_down(&other, err);
     if (rc == 0 && state.temp_image) {
-        fleece_remove_of_image(state.temp_image);
+        fleece_remove_of_file(state.temp_image);
     }
     return rc;
 }
@@ -252,7 +252,7 @@ int run_co_settle(struct run *run, struct qmp_client *qmp, struct error *err)
         rc = co_end_other(run, state->others[i], err);
     }
     if (rc == 0 && state->temp_image) {
-        fleece_remove_of_image(state->temp_image);
+        fleece_remove_of_file(state->temp_image);
     }
     return rc;
 }

@@ -7,12 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "backup/files.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/unix_socket.h"
 #include "block/block.h"
 
 #define OTHER_PLACE "/var/tmp"
@@ -158,14 +160,30 @@ int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct
 
 /* --- removing --- */
 
+/* Of a server that has come to be used by others, the socket stays, and with it the directory. */
+static bool has_live_socket(int dir)
+{
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    struct stat st;
+
+    if (fstatat(dir, FLEECE_SOCKET, &st, AT_SYMLINK_NOFOLLOW) < 0 || !S_ISSOCK(st.st_mode)) {
+        return false;
+    }
+    snprintf(addr.sun_path, sizeof(addr.sun_path), "/proc/self/fd/%d/" FLEECE_SOCKET, dir);
+    return !unix_socket_is_stale(&addr);
+}
+
 static void remove_contents(int place, int dir, const char *name)
 {
-    static const char *const names[] = {RAW, QCOW2, FLEECE_SOCKET, LOCK};
+    static const char *const names[] = {RAW, QCOW2, LOCK};
 
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         unlinkat(dir, names[i], 0);
     }
-    unlinkat(place, name, AT_REMOVEDIR);
+    if (!has_live_socket(dir)) {
+        unlinkat(dir, FLEECE_SOCKET, 0);
+        unlinkat(place, name, AT_REMOVEDIR);
+    }
 }
 
 void fleece_clear(struct fleece *f)
@@ -247,9 +265,18 @@ void fleece_remove(const char *dir, const char *repository)
     }
 }
 
-void fleece_remove_of_image(const char *image)
+bool fleece_is_socket(const char *path)
 {
-    char *dir AUTO_FREE = directory_of(image);
+    char *dir AUTO_FREE = directory_of(path);
+    const char *slash = dir ? strrchr(dir, '/') : NULL;
+
+    return slash && is_fleece_name(slash + 1, NULL) &&
+           strcmp(path + strlen(dir) + 1, FLEECE_SOCKET) == 0;
+}
+
+void fleece_remove_of_file(const char *file)
+{
+    char *dir AUTO_FREE = directory_of(file);
 
     if (dir) {
         fleece_remove(dir, NULL);

@@ -60,7 +60,9 @@ enum fleece_owner {
 enum fleece_owner fleece_owner(const char *image);
 /* Remove a directory that a run left. Does nothing unless it has the form of one, of this repository, and the run is dead. */
 void fleece_remove(const char *dir, const char *repository);
-/* The same for the directory that the image is in; of any repository. */
-void fleece_remove_of_image(const char *image);
+/* The same for the directory that a temporary image or a socket is in; of any repository. */
+void fleece_remove_of_file(const char *file);
+/* Whether it is the socket of an NBD server that a run has started; of any repository. */
+bool fleece_is_socket(const char *path);
 
 #endif

@@ -186,30 +186,17 @@ static void settle_bitmaps(struct source *s, const struct source_state *state, c
     }
 }
 
-/* Whether a socket is one that runs of this repository make. */
-static bool is_own_socket(const struct source *s, const char *path)
-{
-    char *own AUTO_FREE = NULL;
-    const char *found, *slash = strrchr(path, '/');
-
-    if (asprintf(&own, "/" FLEECE_PREFIX "%s-", s->repository) < 0) {
-        own = NULL;
-        return false;
-    }
-    found = strstr(path, own);
-    return found && slash > found && strcmp(slash + 1, FLEECE_SOCKET) == 0;
-}
-
-/* Stop the NBD server if a run had to start it and nobody else has come to use it. */
+/* Stop the NBD server if a run, of whatever repository, had to start it and nobody uses it any more. */
 static void co_stop_own_server(struct source *s)
 {
     struct nbd_address address = {0};
     struct json_object *exports = NULL;
 
-    if (co_query_server(s, &address) == 0 && address.path && is_own_socket(s, address.path) &&
+    if (co_query_server(s, &address) == 0 && address.path && fleece_is_socket(address.path) &&
         qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, NULL) == 0 &&
-        json_object_is_type(exports, json_type_array) && json_object_array_length(exports) == 0) {
-        qmp_client_co_execute(s->qmp, "nbd-server-stop", NULL, NULL, NULL);
+        json_object_is_type(exports, json_type_array) && json_object_array_length(exports) == 0 &&
+        qmp_client_co_execute(s->qmp, "nbd-server-stop", NULL, NULL, NULL) == 0) {
+        fleece_remove_of_file(address.path);
     }
     json_object_put(exports);
     nbd_address_clear(&address);

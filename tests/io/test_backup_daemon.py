@@ -355,6 +355,29 @@ class TestDaemons(SmallCase):
         self.assertEqual(manifest["kind"], "incremental")
         self.assert_restores(manifest, self.model)
 
+    def test_two_disks_share_the_server_that_one_has_started(self):
+        self.server.quit()
+        second = self.create("second.qcow2", "4M")
+        self.server = self.daemon(
+            *[w for node, path in (("disk", self.image), ("second", second))
+              for w in ("--blockdev", f"driver=qcow2,node-name={node},"
+                        f"file.driver=file,file.filename={path}")],
+        )  # fmt: skip
+        for _ in range(3):
+            runs = [
+                self.own(
+                    Process(
+                        [*tool("backup"), "--qmp", self.server.qmp_path, "--node", node,
+                         "--to", self.path("to-" + node), "--full"],
+                        self.path(node + ".log"),
+                    )
+                )
+                for node in ("disk", "second")
+            ]  # fmt: skip
+            self.assertEqual([r.wait() for r in runs], [0, 0], [r.log() for r in runs])
+        self.assertEqual(self.fleeces(), [])
+        self.assertFalse(self.server.qmp.command("query-nbd-server")["running"])
+
     def test_a_server_that_speaks_tls(self):
         keys = make_psk(self.dir, "psk", alice="0123456789abcdef" * 4)
         self.write_random(0, MIB)
