@@ -32,9 +32,6 @@
 #define EXPORT_ATTEMPTS 5
 /* Below this a file system counts as full in a message that guesses at the cause. */
 #define LITTLE_SPACE (1 * MiB)
-/* What is left to the guest where its disk is. */
-#define RESERVED_SHARE 50
-#define RESERVED_MOST (1024 * MiB)
 
 static int out_of_memory(struct error *err)
 {
@@ -50,27 +47,15 @@ static bool is_full(const char *dir)
     return statvfs(dir, &fs) == 0 && (uint64_t)fs.f_bavail * fs.f_frsize < LITTLE_SPACE;
 }
 
-/*
- * The daemon's own file system is asked before it is full, if the disk's image is there too: the guest is not to run out of
- * space for the sake of a backup.
- */
 static int watch_space(void *arg, struct error *err)
 {
     const struct run *run = arg;
-    uint64_t reserve, total, left;
-    struct statvfs fs;
 
-    if (run->options->fleece_dir || statvfs(run->fleece.dir, &fs) < 0) {
+    if (!fleece_is_short_of_space(&run->fleece)) {
         return 0;
     }
-    total = (uint64_t)fs.f_blocks * fs.f_frsize;
-    left = (uint64_t)fs.f_bavail * fs.f_frsize;
-    reserve = MIN(total / RESERVED_SHARE, RESERVED_MOST);
-    if (left >= reserve) {
-        return 0;
-    }
-    error_set(err, ENOSPC, "Only %llu MiB are left in '%s', where the disk is",
-              (unsigned long long)(left / MiB), run->fleece.place);
+    error_set(err, ENOSPC, "Too little space is left in '%s', where the disk is",
+              run->fleece.place);
     error_hint(err, "Old data of what the guest overwrites is kept there: name another place with "
                     "--fleece-dir.");
     return -ENOSPC;

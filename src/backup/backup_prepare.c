@@ -265,10 +265,8 @@ static int co_make_fleece(struct run *run, struct error *err)
     const struct ucred daemon = qmp_client_peer(run->source.qmp);
     struct fleece *f = &run->fleece;
     char *shown AUTO_FREE = files_join(run->draft.path, REPOSITORY_FLEECE);
-    char *place = NULL;
-    int rc = fleece_place(run->options->fleece_dir, run->state.disk, &place, err);
+    int rc = fleece_init(f, run->options->fleece_dir, run->state.disk, run->repository.id, err);
 
-    rc = rc < 0 ? rc : fleece_init(f, place, run->repository.id, err);
     if (rc == 0 && !shown) {
         rc = out_of_memory(err);
     }

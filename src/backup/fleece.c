@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "backup/files.h"
@@ -24,6 +25,9 @@
 #define SECTOR 512
 #define RANDOM_SIZE 9 /* with the NUL */
 #define REPOSITORY_DIGITS 8
+/* What is left to the guest where its disk is: a share of the file system, or this. */
+#define RESERVED_SHARE 50
+#define RESERVED_MOST (1024 * MiB)
 
 static int out_of_memory(struct error *err)
 {
@@ -39,6 +43,20 @@ static char *directory_of(const char *path)
     return slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : NULL;
 }
 
+static bool is_short_of_space(const char *path)
+{
+    struct statvfs fs;
+
+    return statvfs(path, &fs) == 0 &&
+           (uint64_t)fs.f_bavail * fs.f_frsize <
+               MIN((uint64_t)fs.f_blocks * fs.f_frsize / RESERVED_SHARE, RESERVED_MOST);
+}
+
+bool fleece_is_short_of_space(const struct fleece *f)
+{
+    return f->beside_disk && is_short_of_space(f->dir);
+}
+
 static char *beside(const char *disk)
 {
     char *dir AUTO_FREE = NULL;
@@ -48,37 +66,31 @@ static char *beside(const char *disk)
         return NULL;
     }
     dir = directory_of(disk);
-    return dir && access(dir, W_OK) == 0 ? TAKE_PTR(dir) : NULL;
+    return dir && access(dir, W_OK) == 0 && !is_short_of_space(dir) ? TAKE_PTR(dir) : NULL;
 }
 
-int fleece_place(const char *asked, const char *disk, char **ret, struct error *err)
+int fleece_init(struct fleece *f, const char *asked, const char *disk, const char *repository,
+                struct error *err)
 {
-    char *place AUTO_FREE = asked ? strdup(asked) : beside(disk);
-
-    *ret = realpath(place ? place : OTHER_PLACE, NULL);
-    return *ret ? 0
-                : error_set_errno(err, errno, "Could not open directory '%s'",
-                                  place ? place : OTHER_PLACE);
-}
-
-int fleece_init(struct fleece *f, char *place, const char *repository, struct error *err)
-{
+    char *near AUTO_FREE = asked ? NULL : beside(disk);
+    const char *place = asked ? asked : near ? near : OTHER_PLACE;
     char random[RANDOM_SIZE];
     int rc;
 
     *f = FLEECE_INIT;
-    f->place = place;
+    f->beside_disk = near != NULL;
+    f->place = realpath(place, NULL);
+    if (!f->place) {
+        return error_set_errno(err, errno, "Could not open directory '%s'", place);
+    }
     rc = files_random_name(random, sizeof(random), err);
     if (rc < 0) {
         return rc;
     }
     snprintf(f->name, sizeof(f->name), FLEECE_PREFIX "%s-%s", repository, random);
-    f->dir = files_join(place, f->name);
-    if (!f->dir || asprintf(&f->socket, "%s/%s", f->dir, FLEECE_SOCKET) < 0) {
-        f->socket = NULL;
-        return out_of_memory(err);
-    }
-    return 0;
+    f->dir = files_join(f->place, f->name);
+    f->socket = f->dir ? files_join(f->dir, FLEECE_SOCKET) : NULL;
+    return f->socket ? 0 : out_of_memory(err);
 }
 
 /* --- making --- */

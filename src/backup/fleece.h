@@ -30,19 +30,21 @@ struct fleece {
     char *dir;                   /* its path */
     char *image, *socket;        /* their paths */
     bool is_qcow2;
+    bool beside_disk;          /* and nobody asked for that */
     int place_fd, fd, lock_fd; /* -1 if not open */
 };
 
 #define FLEECE_INIT ((struct fleece){.place_fd = -1, .fd = -1, .lock_fd = -1})
 
 /*
- * Where it is to be: `asked` if that is not NULL, else beside the disk's image `disk` (NULL or a device: not known), else
- * /var/tmp. *ret is malloc'ed, absolute.
+ * Choose a place and a name, and nothing more: they are to be written down before they are used. The place is `asked` if that
+ * is not NULL, else beside the disk's image `disk` (NULL or a device: not known) if there is space left for others, else
+ * /var/tmp.
  */
-int fleece_place(const char *asked, const char *disk, char **ret, struct error *err);
-
-/* Choose a name in `place` (consumed in any case), and nothing more: it is to be written down before it is used. */
-int fleece_init(struct fleece *f, char *place, const char *repository, struct error *err);
+int fleece_init(struct fleece *f, const char *asked, const char *disk, const char *repository,
+                struct error *err);
+/* Whether so little is left beside the disk that a guest may soon have no space for its own writes. */
+bool fleece_is_short_of_space(const struct fleece *f);
 /* Make it, for a disk of `size` bytes and a daemon of this user and group. */
 int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err);
 /* Remove what was made, and release. */

@@ -326,6 +326,51 @@ class TestGuestSafety(SmallCase):
                          self.backup_log("--nbd", "nbd:unix:/nowhere"))  # fmt: skip
 
 
+class TestSpaceOfTheGuest(SmallCase):
+    """The disk is on a small file system."""
+
+    size = 64 * MIB
+
+    def setUp(self):
+        super().setUp()
+        self.server.quit()
+        self.images = self.path("images")
+        as_root = () if ROOT else ("sudo", "-n")
+        os.mkdir(self.images)
+        run(*as_root, "mount", "-t", "tmpfs", "-o", f"size=80m,uid={os.geteuid()}", "tmpfs",
+            self.images)  # fmt: skip
+        self.addCleanup(run, *as_root, "umount", "-l", self.images)
+        os.rename(self.path("disk.qcow2"), self.path("moved"))
+        shutil.move(self.path("moved"), self.path("images/disk.qcow2"))
+        self.image = self.path("images/disk.qcow2")
+        self.start()
+        self.write_random(0, 48 * MIB)
+
+    def fill(self):
+        fs = os.statvfs(self.images)
+        with open(self.path("images/filler"), "wb") as f:
+            f.write(bytes(fs.f_bavail * fs.f_frsize - MIB // 2))
+
+    def test_old_data_is_kept_elsewhere_if_little_is_left(self):
+        self.fill()
+        manifest = self.backup()
+        self.assertEqual(sorted(os.listdir(self.images)), ["disk.qcow2", "filler"])
+        self.assert_restores(manifest, self.model)
+
+    def test_a_backup_ends_before_it_takes_the_last_space(self):
+        process = self.start_backup()
+        process.wait_for(self.own_nodes, "the filter")
+        process.process.send_signal(signal.SIGSTOP)
+        self.fill()
+        time.sleep(0.3)
+        process.process.send_signal(signal.SIGCONT)
+        self.assertEqual(process.wait(), 1, process.log())
+        self.assertIn("Too little space is left in", process.log())
+        self.assert_settled()
+        os.unlink(self.path("images/filler"))
+        self.assert_restores(self.backup(), self.model)
+
+
 class TestDaemons(SmallCase):
     def test_relative_path_of_the_nbd_socket(self):
         self.server.quit()
