@@ -248,6 +248,11 @@ static bool is_still_there(const struct target *t)
            now.st_dev == old.st_dev && now.st_ino == old.st_ino;
 }
 
+static int rename_over(struct target *t)
+{
+    return renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
+}
+
 /* Not over what has come there meanwhile. File systems without such a rename have links, or neither. */
 static int rename_to_new(struct target *t)
 {
@@ -264,7 +269,7 @@ static int rename_to_new(struct target *t)
     if (errno == EEXIST) {
         return -errno;
     }
-    return renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
+    return rename_over(t);
 }
 
 int target_finish(struct target *t, struct error *err)
@@ -284,7 +289,7 @@ int target_finish(struct target *t, struct error *err)
     if (t->old >= 0 && !is_still_there(t)) {
         return error_set(err, EEXIST, "'%s' was replaced by another program meanwhile", t->name);
     }
-    rc = t->old < 0 ? rename_to_new(t) : renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
+    rc = t->old < 0 ? rename_to_new(t) : rename_over(t);
     if (rc == -EEXIST) {
         return error_set(err, EEXIST, "'%s' was made by another program meanwhile", t->name);
     }
