@@ -64,6 +64,8 @@ bench: deps-bench all
 	@bench/convert
 	@bench/check
 	@bench/open
+	@bench/status
+	@bench/slow_readers
 
 lint: deps-build deps-test deps-lint
 	@tools/lint -j $(JOBS)

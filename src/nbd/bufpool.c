@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <malloc.h>
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "nbd/bufpool.h"
 
@@ -10,6 +12,36 @@ static unsigned class_of(size_t size)
     size_t pages = (size + ((1u << BUFPOOL_CLASS_MIN_SHIFT) - 1)) >> BUFPOOL_CLASS_MIN_SHIFT;
 
     return pages <= 1 ? 0 : (unsigned)(64 - __builtin_clzl(pages - 1));
+}
+
+/*
+ * Large ones are maps of their own, which go back to the system at once: out of the heap they might not.
+ */
+static bool is_map(unsigned size_class)
+{
+    return size_class >= BUFPOOL_MAP_CLASS;
+}
+
+static void *allocate(const struct pooled *b)
+{
+    void *data;
+
+    if (!is_map(b->size_class)) {
+        return aligned_alloc(1u << BUFPOOL_CLASS_MIN_SHIFT, pooled_size(b));
+    }
+    data = mmap(NULL, pooled_size(b), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return data == MAP_FAILED ? NULL : data;
+}
+
+static void release(void *data, unsigned size_class)
+{
+    struct pooled b = {.size_class = size_class};
+
+    if (is_map(size_class)) {
+        munmap(data, pooled_size(&b));
+    } else {
+        free(data);
+    }
 }
 
 bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret)
@@ -24,11 +56,13 @@ bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret)
         memcpy(&p->free[b.size_class], b.data, sizeof(void *));
         p->kept -= pooled_size(&b);
     } else {
-        b.data = aligned_alloc(1u << BUFPOOL_CLASS_MIN_SHIFT, pooled_size(&b));
+        b.data = allocate(&b);
         if (!b.data) {
             return false;
         }
     }
+    p->used += pooled_size(&b);
+    p->peak = MAX(p->peak, p->used);
     *ret = b;
     return true;
 }
@@ -38,14 +72,24 @@ void bufpool_put(struct bufpool *p, struct pooled *b)
     if (!b->data) {
         return;
     }
+    p->used -= pooled_size(b);
     if (p->kept + pooled_size(b) > BUFPOOL_KEEP) {
-        free(b->data);
+        release(b->data, b->size_class);
     } else {
         memcpy(b->data, &p->free[b->size_class], sizeof(void *));
         p->free[b->size_class] = b->data;
         p->kept += pooled_size(b);
     }
     b->data = NULL;
+}
+
+void bufpool_settle(struct bufpool *p)
+{
+    if (p->peak > BUFPOOL_PEAK && p->used < p->peak / 2) {
+        p->peak = p->used;
+        bufpool_trim(p);
+        malloc_trim(0);
+    }
 }
 
 void bufpool_trim(struct bufpool *p)
@@ -55,7 +99,7 @@ void bufpool_trim(struct bufpool *p)
             void *next;
 
             memcpy(&next, p->free[i], sizeof(next));
-            free(p->free[i]);
+            release(p->free[i], i);
             p->free[i] = next;
         }
     }

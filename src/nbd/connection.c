@@ -51,7 +51,7 @@ static uint8_t *rbuf_bytes(const struct nbd_connection *c)
     return c->rbuf->memory.data;
 }
 
-static struct nbd_job *job_new(struct nbd_connection *c, const struct nbd_request *rq)
+struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *rq)
 {
     struct nbd_job *job;
 
@@ -67,6 +67,7 @@ static struct nbd_job *job_new(struct nbd_connection *c, const struct nbd_reques
     job->conn = c;
     job->rq = *rq;
     job->accounted = 0;
+    job->pooled = job->continues = job->continued = job->carried_out = false;
     job->payload = NULL;
     job->context_count = 0;
     job->rbuf = NULL;
@@ -97,12 +98,14 @@ void nbd_job_release(struct nbd_job *job)
     rbuf_unref(c, job->rbuf);
     c->jobs--;
     c->job_bytes -= job->accounted;
+    if (job->pooled) {
+        nbd_memory_give(job->accounted);
+    }
     list_prepend(&c->free_jobs, &job->link);
     wake_receiver(c);
 }
 
-/* Wait for something to happen to a job; the replies made so far leave first. */
-static void co_wait_for_jobs(struct nbd_connection *c)
+void nbd_connection_co_wait_for_jobs(struct nbd_connection *c)
 {
     unsigned before = c->jobs;
 
@@ -113,24 +116,32 @@ static void co_wait_for_jobs(struct nbd_connection *c)
     }
 }
 
-/* Bytes that this connection's jobs may hold. */
-static size_t bytes_max(const struct nbd_connection *c)
+/*
+ * Wait until a job with buffers of `bytes` fits in; *ret_pooled: they were taken out of the pool. False if they are not to be had
+ * though the connection has no other job.
+ */
+static bool co_wait_for_room(struct nbd_connection *c, size_t bytes, bool *ret_pooled)
 {
-    size_t share = NBD_WORKER_BYTES / c->worker->connections;
-
-    return MAX(MIN(share, NBD_JOB_BYTES_MAX), NBD_JOB_BYTES_MIN);
-}
-
-/* Wait until a job with buffers of `bytes` fits in. A lone job always does. */
-static void co_wait_for_room(struct nbd_connection *c, size_t bytes)
-{
-    while (c->jobs >= NBD_JOBS_MAX || (c->jobs > 0 && c->job_bytes + bytes > bytes_max(c))) {
-        co_wait_for_jobs(c);
+    *ret_pooled = false;
+    for (;;) {
+        if (c->jobs < NBD_JOBS_MAX) {
+            if (c->job_bytes + bytes <= NBD_GUARANTEED_BYTES) {
+                return true;
+            }
+            if (nbd_memory_take(c->job_bytes, bytes, c->jobs == 0)) {
+                *ret_pooled = true;
+                return true;
+            }
+        }
+        if (c->jobs == 0) {
+            return false;
+        }
+        nbd_connection_co_wait_for_jobs(c);
     }
 }
 
-/* Run it in a coroutine; at the cap of coroutines wait for one to end. */
-static void co_start(struct nbd_job *job)
+/* At the cap of coroutines it waits for one to end. */
+void nbd_job_co_start(struct nbd_job *job)
 {
     struct nbd_connection *c = job->conn;
 
@@ -138,13 +149,6 @@ static void co_start(struct nbd_job *job)
         nbd_reply_flush(c);
         loop_co_sleep(1000000);
     }
-}
-
-static void co_fail(struct nbd_job *job, int errnum, const char *reason)
-{
-    job->error = errnum;
-    job->reason = reason;
-    co_start(job);
 }
 
 /* --- receiving --------------------------------------------------------------------------------- */
@@ -184,12 +188,18 @@ static int make_room(struct nbd_connection *c, size_t needed)
     return 0;
 }
 
+static void co_let_others(struct nbd_connection *c)
+{
+    c->busy_turns = 0;
+    c->turn_bytes = 0;
+    co_reschedule();
+}
+
 /* Other coroutines of the reactor get their turn when a client keeps this one busy. */
 static void co_be_fair(struct nbd_connection *c)
 {
     if (++c->busy_turns > BUSY_TURNS_MAX) {
-        c->busy_turns = 0;
-        co_reschedule();
+        co_let_others(c);
     }
 }
 
@@ -306,7 +316,7 @@ static int co_fill(struct nbd_connection *c, size_t needed)
 }
 
 /* Receive `size` bytes to `to`, what rbuf has of them first; the next header may arrive with them. */
-static int co_fill_direct(struct nbd_connection *c, uint8_t *to, size_t size)
+int nbd_connection_co_receive(struct nbd_connection *c, uint8_t *to, size_t size)
 {
     size_t have = MIN(available(c), size), next = nbd_connection_request_size(c);
     int ret;
@@ -334,9 +344,10 @@ static int co_fill_direct(struct nbd_connection *c, uint8_t *to, size_t size)
     return 0;
 }
 
-/* Read past a payload that nobody wants. */
+/* Read past a payload that nobody wants, in large pieces. */
 static int co_drain(struct nbd_connection *c, uint64_t size)
 {
+    c->bulk = false;
     while (size > 0) {
         size_t part;
         int ret = co_fill(c, 1);
@@ -382,7 +393,7 @@ static int co_receive_payload(struct nbd_connection *c, struct nbd_job *job)
         return co_drain(c, length);
     }
     job->payload = job->data.data;
-    return co_fill_direct(c, job->data.data, length);
+    return nbd_connection_co_receive(c, job->data.data, length);
 }
 
 /* A block status with a list of contexts, of a length that can be. */
@@ -454,31 +465,97 @@ static void check(struct nbd_connection *c, struct nbd_job *job)
     }
 }
 
+/* Bytes that a buffer of the pool for so many takes. */
+static size_t pool_bytes(uint64_t length)
+{
+    size_t size = 1u << BUFPOOL_CLASS_MIN_SHIFT;
+
+    while (size < length && size < NBD_MAX_BLOCK_SIZE) {
+        size *= 2;
+    }
+    return length ? size : 0;
+}
+
 /* Bytes that its buffers can take. */
 static size_t buffers_of(const struct nbd_connection *c, const struct nbd_request *rq)
 {
     switch (rq->type) {
     case NBD_CMD_READ:
     case NBD_CMD_WRITE:
-        return MIN(rq->length, NBD_MAX_BLOCK_SIZE);
+        return pool_bytes(rq->length);
     case NBD_CMD_BLOCK_STATUS:
         if (rq->flags & NBD_CMD_FLAG_REQ_ONE) {
             return 0;
         }
-        return MIN(c->selection.selected * NBD_STATUS_EXTENTS_MAX * NBD_EXTENDED_EXTENT_SIZE,
-                   NBD_MAX_BLOCK_SIZE);
+        return MIN(2 * c->selection.selected * NBD_STATUS_EXTENTS_MAX * NBD_EXTENDED_EXTENT_SIZE,
+                   NBD_STATUS_BYTES_MAX);
     default:
         return 0;
     }
+}
+
+/* Receive what belongs to the request behind its header. `narrow`: there is no memory for a large payload. */
+static int co_receive_rest(struct nbd_connection *c, struct nbd_job *job, bool narrow)
+{
+    int ret;
+
+    if (!has_payload(c, &job->rq)) {
+        c->bulk = false;
+        return 0;
+    }
+    if (narrow && !job->error) {
+        if (bufpool_get(&c->worker->pool, NBD_GUARANTEED_BYTES, &job->data)) {
+            return nbd_connection_co_narrow_write(c, job);
+        }
+        job->error = ENOMEM;
+    }
+    ret = co_receive_payload(c, job);
+    if (ret == 0 && job->rq.type == NBD_CMD_BLOCK_STATUS && !job->error) {
+        narrow_status(c, job);
+    }
+    return ret;
+}
+
+/* A request whose header was taken. */
+static int co_do_request(struct nbd_connection *c, const struct nbd_request *rq, size_t bytes)
+{
+    bool pooled, fits = co_wait_for_room(c, bytes, &pooled);
+    struct nbd_job *job = nbd_job_new(c, rq);
+    int ret;
+
+    if (!job) {
+        if (pooled) {
+            nbd_memory_give(bytes);
+        }
+        return -ENOMEM;
+    }
+    job->accounted = fits ? (uint32_t)bytes : NBD_GUARANTEED_BYTES;
+    job->pooled = pooled;
+    c->job_bytes += job->accounted;
+    nbd_batch_count(&c->batch);
+    check(c, job);
+    if (!fits && rq->type == NBD_CMD_READ && !job->error) {
+        nbd_job_release(job);
+        return nbd_connection_co_narrow_read(c, rq);
+    }
+    ret = co_receive_rest(c, job, !fits && rq->type == NBD_CMD_WRITE);
+    if (ret < 0) {
+        nbd_job_release(job);
+        return ret;
+    }
+    nbd_job_co_start(job);
+    c->turn_bytes += bytes;
+    if (c->turn_bytes >= NBD_TURN_BYTES ||
+        c->turn_bytes * c->worker->connections >= NBD_TURN_BYTES_ALL) {
+        co_let_others(c);
+    }
+    return 0;
 }
 
 /* One request, header at rpos. Negative: the client is done with. */
 static int co_next_request(struct nbd_connection *c)
 {
     struct nbd_request rq;
-    struct nbd_job *job;
-    size_t bytes;
-    int ret;
 
     if (!(c->extended ? nbd_extended_request_decode(rbuf_bytes(c) + c->rpos, &rq)
                       : nbd_request_decode(rbuf_bytes(c) + c->rpos, &rq))) {
@@ -490,35 +567,8 @@ static int co_next_request(struct nbd_connection *c)
     if (rq.type == NBD_CMD_DISC) {
         return -ESHUTDOWN;
     }
-    bytes = buffers_of(c, &rq);
-    co_wait_for_room(c, bytes);
     c->rpos += nbd_connection_request_size(c);
-    job = job_new(c, &rq);
-    if (!job) {
-        return -ENOMEM;
-    }
-    job->accounted = (uint32_t)bytes;
-    nbd_batch_count(&c->batch);
-    c->job_bytes += bytes;
-    check(c, job);
-    if (has_payload(c, &rq)) {
-        ret = co_receive_payload(c, job);
-        if (ret < 0) {
-            nbd_job_release(job);
-            return ret;
-        }
-        if (rq.type == NBD_CMD_BLOCK_STATUS && !job->error) {
-            narrow_status(c, job);
-        }
-    } else {
-        c->bulk = false;
-    }
-    if (job->error) {
-        co_fail(job, job->error, job->reason);
-    } else {
-        co_start(job);
-    }
-    return 0;
+    return co_do_request(c, &rq, buffers_of(c, &rq));
 }
 
 static void co_receive_all(struct nbd_connection *c)
@@ -536,7 +586,7 @@ static void co_receive_all(struct nbd_connection *c)
 static void co_finish(struct nbd_connection *c)
 {
     while (c->jobs > 0 || c->sender_running) {
-        co_wait_for_jobs(c);
+        nbd_connection_co_wait_for_jobs(c);
     }
     while (c->flush.queued) {
         co_reschedule();
@@ -560,6 +610,7 @@ void nbd_connection_co_serve(struct nbd_connection *c)
     if (!c->rbuf) {
         return;
     }
+    nbd_memory_enter();
     c->worker->connections++;
     co_receive_all(c);
     co_finish(c);
@@ -567,4 +618,6 @@ void nbd_connection_co_serve(struct nbd_connection *c)
         tls_session_bye(c->tls);
     }
     c->worker->connections--;
+    nbd_memory_leave();
+    bufpool_settle(&c->worker->pool);
 }

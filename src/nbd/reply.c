@@ -78,7 +78,7 @@ void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
 void nbd_reply_set_data(struct nbd_job *job)
 {
     if (job->conn->structured) {
-        struct nbd_chunk chunk = {.flags = NBD_CHUNK_FLAG_DONE,
+        struct nbd_chunk chunk = {.flags = job->continued ? 0 : NBD_CHUNK_FLAG_DONE,
                                   .type = NBD_CHUNK_OFFSET_DATA,
                                   .length = 8 + (uint32_t)job->rq.length};
         size_t head = nbd_reply_put_chunk(job, job->header, chunk);
@@ -88,6 +88,7 @@ void nbd_reply_set_data(struct nbd_job *job)
     } else {
         nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
         set_header(job, NBD_SIMPLE_REPLY_SIZE);
+        job->iov_next = job->continues ? 1 : 0;
     }
     job->iov[1] = (struct iovec){.iov_base = job->data.data, .iov_len = job->rq.length};
     job->iov_count = 2;
@@ -183,7 +184,7 @@ static int send_some(struct nbd_connection *c)
     return 0;
 }
 
-static void give_up(struct nbd_connection *c)
+void nbd_reply_give_up(struct nbd_connection *c)
 {
     c->broken = true;
     drop_all(c);
@@ -203,7 +204,7 @@ static void sender(void *arg)
     }
     c->sender_running = false;
     if (ret < 0) {
-        give_up(c);
+        nbd_reply_give_up(c);
     }
     if (c->waiter) {
         struct co *co = c->waiter;
@@ -230,7 +231,7 @@ void nbd_reply_flush(struct nbd_connection *c)
         }
     }
     if (ret < 0) {
-        give_up(c);
+        nbd_reply_give_up(c);
     }
 }
 

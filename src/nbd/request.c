@@ -28,7 +28,7 @@ static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uin
     struct nbd_chunk chunk = {
         .type = hole ? NBD_CHUNK_OFFSET_HOLE : NBD_CHUNK_OFFSET_DATA,
         .length = hole ? 12 : 8 + length,
-        .flags = from + length == job->rq.length ? NBD_CHUNK_FLAG_DONE : 0,
+        .flags = from + length == job->rq.length && !job->continued ? NBD_CHUNK_FLAG_DONE : 0,
     };
     size_t head = nbd_reply_put_chunk(job, h, chunk);
 
@@ -209,6 +209,9 @@ void nbd_job_run(void *arg)
 
     if (job->error) {
         ret = -job->error;
+    } else if (job->carried_out) {
+        ret = 0;
+        nbd_reply_set_done(job);
     } else if (job->rq.type == NBD_CMD_READ) {
         ret = co_read_request(job);
     } else if (job->rq.type == NBD_CMD_BLOCK_STATUS) {
@@ -220,6 +223,11 @@ void nbd_job_run(void *arg)
         }
     }
     if (ret < 0) {
+        job->conn->piece_failed = true;
+        if (job->continues && !job->conn->structured) {
+            /* Its header has said that all is well. */
+            nbd_reply_give_up(job->conn);
+        }
         nbd_reply_set_error(job, -ret, job->reason);
     }
     nbd_reply_queue(job);

@@ -22,13 +22,20 @@
 #include "tls/session.h"
 
 /*
- * Per connection; at each limit the server stops reading from the socket. Bytes are shared out among the connections
- * of a reactor, within these bounds; a connection may always have one request.
+ * Memory for requests. Each connection may always use NBD_GUARANTEED_BYTES; what is beyond comes out of NBD_POOL_BYTES for all
+ * connections of the process (memory.c), of which no connection gets more than its share unless there is plenty. When a
+ * connection can't get more, the server stops reading from its socket until some of its requests are done; a lone request
+ * that does not fit in is done in pieces (narrow.c). So clients who don't read their replies can take neither all memory nor
+ * other clients' part of it.
  */
 #define NBD_JOBS_MAX 128
-#define NBD_JOB_BYTES_MAX (64 * MiB)
-#define NBD_JOB_BYTES_MIN (8 * MiB)
-#define NBD_WORKER_BYTES (512 * MiB)
+#define NBD_GUARANTEED_BYTES (256 * KiB)
+#define NBD_POOL_BYTES (256 * MiB)
+#define NBD_SHARE_MAX (64 * MiB)
+#define NBD_SHARE_MIN (1 * MiB)
+/* A connection lets others of its reactor have their turn after requests for so many bytes, or fewer if they are many. */
+#define NBD_TURN_BYTES (256 * KiB)
+#define NBD_TURN_BYTES_ALL (1 * MiB)
 
 #define NBD_RECEIVE_BUFFER (256 * KiB)
 #define NBD_SOCKET_BUFFER (4 * 1024 * 1024)
@@ -39,8 +46,9 @@
 #define NBD_READ_CHUNKS_MAX 32
 /* Replies of so many bytes leave at once, while they are in the processor's cache. */
 #define NBD_REPLY_EAGER (128 * KiB)
-/* Extents that one context reports at most for one request. */
+/* Extents that one context reports at most for one request, and bytes that those of all contexts take. */
 #define NBD_STATUS_EXTENTS_MAX 65536u
+#define NBD_STATUS_BYTES_MAX (16 * MiB)
 
 /* Steps through a node for them; what lies behind is not told. */
 #define NBD_STATUS_STEPS_MAX (2 * NBD_STATUS_EXTENTS_MAX)
@@ -119,6 +127,10 @@ struct nbd_job {
     struct nbd_connection *conn;
     struct nbd_request rq;
     uint32_t accounted;    /* bytes it counts for in conn->job_bytes */
+    bool pooled;           /* they were taken out of the pool of all */
+    bool continues;        /* a piece of a read, not the first one */
+    bool continued;        /* likewise, not the last one */
+    bool carried_out;      /* only the reply is missing */
     uint8_t *payload;      /* of a write or a block status: in `data` or in `rbuf` */
     size_t context_count;  /* of a block status: contexts that are asked for; 0: all */
     struct nbd_rbuf *rbuf; /* reference; NULL: none */
@@ -156,6 +168,8 @@ struct nbd_connection {
     struct list free_jobs;
     unsigned jobs;       /* in work or in the queue of replies */
     size_t job_bytes;    /* buffers that they hold */
+    size_t turn_bytes;   /* of requests since others had their turn */
+    bool piece_failed;   /* of the read that is done in pieces */
     struct list replies; /* of struct nbd_job, to be sent in this order */
     size_t reply_bytes;  /* of buffers, queued since the queue was last empty */
     struct reactor_deferred flush;
@@ -200,6 +214,26 @@ struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err);
 void nbd_connection_co_serve(struct nbd_connection *c);
 /* A job is over: give back what it holds. */
 void nbd_job_release(struct nbd_job *job);
+/* A new job for a request; NULL if out of memory. */
+struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *rq);
+/* Carry it out, or have it fail if it has an error already, and queue the reply; in a coroutine of its own. */
+void nbd_job_co_start(struct nbd_job *job);
+/* Wait for something to happen to a job; the replies made so far leave first. */
+void nbd_connection_co_wait_for_jobs(struct nbd_connection *c);
+/* The next `size` bytes of the stream to memory. 0 or -errno. */
+int nbd_connection_co_receive(struct nbd_connection *c, uint8_t *to, size_t size);
+
+/* narrow.c: requests for which there is no memory, in pieces; the connection has no other. 0, or -errno when it is done with. */
+int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_request *rq);
+/* Receive the payload through job->data (a piece) and write it; the job is only to be answered then, or has an error. */
+int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job);
+
+/* memory.c. Any thread, no yields. */
+void nbd_memory_enter(void); /* there is one more connection */
+void nbd_memory_leave(void);
+/* Bytes for a connection that uses `used`, `lone`: for nothing else. False: not now. */
+bool nbd_memory_take(size_t used, size_t bytes, bool lone);
+void nbd_memory_give(size_t bytes);
 
 /* request.c: coroutine of a job: carry it out and queue the reply. */
 void nbd_job_run(void *arg);
@@ -227,5 +261,7 @@ void nbd_reply_queue(struct nbd_job *job);
 /* Send what is queued now, as far as the socket takes it. */
 void nbd_reply_flush(struct nbd_connection *c);
 void nbd_reply_init(struct nbd_connection *c);
+/* Drop replies, and disconnect. */
+void nbd_reply_give_up(struct nbd_connection *c);
 
 #endif

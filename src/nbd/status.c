@@ -21,6 +21,7 @@ struct status_reply {
     size_t chunk;        /* where the current one begins */
     unsigned max;        /* extents per context */
     unsigned count;      /* in the current chunk */
+    unsigned turn;       /* extents found so far */
     uint32_t last_flags; /* of the extent that may still grow */
     uint64_t last_length;
 };
@@ -89,11 +90,17 @@ static int put_last(struct status_reply *r)
     return 0;
 }
 
+/* Extents after which others of the reactor have their turn. */
+#define TURN_EXTENTS 8192
+
 /* Add an extent, joined to the one before if that has the same flags. 1: the chunk is full. */
-static int add_extent(struct status_reply *r, uint64_t length, uint32_t flags)
+static int co_add_extent(struct status_reply *r, uint64_t length, uint32_t flags)
 {
     int ret;
 
+    if (++r->turn % TURN_EXTENTS == 0) {
+        co_reschedule();
+    }
     if (r->last_length > 0 && r->last_flags == flags) {
         r->last_length += length;
         return 0;
@@ -170,7 +177,7 @@ static int co_add_allocation(struct status_reply *r, bool want_depth)
         if (length == 0 || length > end - offset) {
             return -EIO;
         }
-        ret = add_extent(r, length, flags);
+        ret = co_add_extent(r, length, flags);
         if (ret != 0) {
             return ret < 0 ? ret : 0;
         }
@@ -180,7 +187,7 @@ static int co_add_allocation(struct status_reply *r, bool want_depth)
 }
 
 /* A bitmap may be shorter than the export (it can lie in a backing node): clean beyond its end. */
-static int add_bits(struct status_reply *r, const struct dirty_bitmap *bits)
+static int co_add_bits(struct status_reply *r, const struct dirty_bitmap *bits)
 {
     const struct nbd_request *rq = &r->job->rq;
     uint64_t offset = rq->offset, end = offset + rq->length;
@@ -189,7 +196,7 @@ static int add_bits(struct status_reply *r, const struct dirty_bitmap *bits)
     while (offset < end) {
         uint64_t length = end - offset;
         bool dirty = offset < size && dirty_bitmap_status(bits, offset, end, &length);
-        int ret = add_extent(r, length, dirty ? NBD_STATE_DIRTY : 0);
+        int ret = co_add_extent(r, length, dirty ? NBD_STATE_DIRTY : 0);
 
         if (ret != 0) {
             return ret < 0 ? ret : 0;
@@ -208,7 +215,7 @@ static int co_add_bitmap(struct status_reply *r, size_t index)
     int ret;
 
     block_co_edge_enter(edge);
-    ret = add_bits(r, block_bitmap_bits(bitmap));
+    ret = co_add_bits(r, block_bitmap_bits(bitmap));
     block_edge_leave(edge);
     return ret;
 }
@@ -260,14 +267,22 @@ static bool names_are_sound(const struct nbd_job *job)
     return found == job->context_count;
 }
 
+/* Extents that each of the contexts may have, so that all fit into the job's memory: twice as much while the buffer grows. */
+static unsigned extents_max(const struct nbd_job *job, size_t contexts)
+{
+    size_t each = job->accounted / 2 / contexts / NBD_EXTENDED_EXTENT_SIZE;
+
+    if (job->rq.flags & NBD_CMD_FLAG_REQ_ONE) {
+        return 1;
+    }
+    return (unsigned)MIN(MAX(each, 1), NBD_STATUS_EXTENTS_MAX);
+}
+
 int nbd_job_co_block_status(struct nbd_job *job)
 {
     const struct nbd_selection *sel = &job->conn->selection;
-    struct status_reply r = {
-        .job = job,
-        .max = job->rq.flags & NBD_CMD_FLAG_REQ_ONE ? 1 : NBD_STATUS_EXTENTS_MAX,
-    };
     size_t left = job->context_count ? job->context_count : sel->selected;
+    struct status_reply r = {.job = job, .max = extents_max(job, MAX(left, 1))};
 
     if (sel->selected == 0) {
         job->reason = "No metadata context was selected for this export";

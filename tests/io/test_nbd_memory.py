@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory and time that the NBD server spends on clients who ask for much and don't take it."""
+
+import os
+import struct
+import time
+import unittest
+
+from nbd_raw import REQUEST_MAGIC, RawClient
+from nbd_server import NbdServer
+from tidemark import TestCase
+
+READ, WRITE, BLOCK_STATUS, DF = 0, 1, 7, 4
+MIB = 1 << 20
+SIZE = 64 * MIB
+
+
+def pattern(offset, length):
+    return b"".join(struct.pack(">Q", at) * 64 for at in range(offset, offset + length, 512))
+
+
+class Greedy(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.image = self.path("disk.raw")
+        with open(self.image, "wb") as file:
+            file.write(pattern(0, SIZE))
+        self.server = self.own(NbdServer(self.dir, "-f", "raw", self.image))
+
+    def connect(self, structured=True):
+        client = RawClient(self.server.socket, timeout=60)
+        self.addCleanup(client.sock.close)
+        client.go(structured=structured)
+        return client
+
+    def slow_readers(self, count, length, requests):
+        """Clients who ask and don't read."""
+        clients = [self.connect() for _ in range(count)]
+        for client in clients:
+            for cookie in range(requests):
+                client.request(READ, 0, length, cookie=cookie)
+        time.sleep(1)
+        return clients
+
+    def cpu(self):
+        with open(f"/proc/{self.server.pid}/stat", encoding="ascii") as stat:
+            fields = stat.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def data(self, client, offset, length):
+        found = bytearray(length)
+        for kind, payload in client.chunks():
+            self.assertEqual(kind, 1)
+            at = int.from_bytes(payload[:8], "big") - offset
+            found[at : at + len(payload) - 8] = payload[8:]
+        return bytes(found)
+
+    def test_refused_payloads_are_received_in_large_pieces(self):
+        client = self.connect()
+        client.request(WRITE, 0, MIB, payload=pattern(0, MIB))
+        self.assertEqual(client.error(), 0)
+        before = self.cpu()
+        client.request(WRITE, SIZE, 32 * MIB, payload=bytes(32 * MIB))
+        self.assertEqual(client.error(), 28)
+        self.assertLess(self.cpu() - before, 3)  # byte by byte it took a quarter of a minute
+
+    def test_memory_is_bounded_over_all_connections_and_given_back(self):
+        clients = self.slow_readers(40, 32 * MIB, 3)
+        self.assertLess(self.server.resident(), 400 * MIB)
+        for client in clients:
+            client.sock.close()
+        self.server.wait_for(lambda: self.server.resident() < 120 * MIB, "memory to be given back")
+
+    def test_small_requests_leave_no_memory_behind(self):
+        clients = self.slow_readers(100, 65536, 128)
+        self.assertLess(self.server.resident(), 400 * MIB)
+        for client in clients:
+            client.sock.close()
+        self.server.wait_for(lambda: self.server.resident() < 120 * MIB, "memory to be given back")
+
+    def test_an_honest_client_is_served_while_many_do_not_read(self):
+        honest = self.connect()
+        self.slow_readers(60, MIB, 100)
+        worst = 0
+        for n in range(100):
+            begun = time.monotonic()
+            honest.request(READ, n * 4096, 4096)
+            self.assertEqual(self.data(honest, n * 4096, 4096), pattern(n * 4096, 4096))
+            worst = max(worst, time.monotonic() - begun)
+        self.assertLess(worst, 1)
+
+    def test_large_requests_are_done_in_pieces_when_memory_is_short(self):
+        self.slow_readers(8, 32 * MIB, 2)
+        client = self.connect()
+        client.request(READ, 512, 20 * MIB)
+        self.assertEqual(self.data(client, 512, 20 * MIB), pattern(512, 20 * MIB))
+        client.request(READ, 0, 20 * MIB, flags=DF)
+        self.assertEqual(client.error(), 75)
+        client.request(WRITE, MIB, 20 * MIB, payload=b"w" * (20 * MIB))
+        self.assertEqual(client.error(), 0)
+        client.request(READ, 0, 4096)
+        self.assertEqual(self.data(client, 0, 4096), pattern(0, 4096))
+        with open(self.image, "rb") as file:
+            self.assertEqual(file.read(MIB), pattern(0, MIB))
+            self.assertEqual(file.read(20 * MIB), b"w" * (20 * MIB))
+            self.assertEqual(file.read(MIB), pattern(21 * MIB, MIB))
+
+    def test_simple_replies_in_pieces(self):
+        self.slow_readers(8, 32 * MIB, 2)
+        client = self.connect(structured=False)
+        for cookie in (7, 8):
+            client.request(READ, 4096, 20 * MIB, cookie=cookie)
+            self.assertEqual(client.simple_reply(), (cookie, 0))
+            self.assertEqual(client.receive(20 * MIB), pattern(4096, 20 * MIB))
+
+
+class ManyContexts(TestCase):
+    def test_block_status_of_many_fragmented_bitmaps(self):
+        names = [f"b{n}" for n in range(40)]
+        socket = self.path("nbd")
+        daemon = self.daemon(
+            "--blockdev", "driver=null-co,node-name=disk,size=1G,read-zeroes=on",
+            "--nbd-server", f"addr.type=unix,addr.path={socket}",
+        )  # fmt: skip
+        for name in names:
+            daemon.qmp.command("block-dirty-bitmap-add", node="disk", name=name, granularity=4096)
+        daemon.qmp.command("block-export-add", type="nbd", id="e", node_name="disk", name="", writable=True,
+                           bitmaps=names)  # fmt: skip
+        with RawClient(socket, timeout=60) as client:
+            client.go(structured=False)
+            for first in range(0, 1 << 30, 512 * 8192):
+                client.send(b"".join(
+                    struct.pack(">IHHQQI", REQUEST_MAGIC, 0, WRITE, 0, at, 512) + bytes(512)
+                    for at in range(first, first + 512 * 8192, 8192)
+                ))  # fmt: skip
+                client.receive(16 * 512)
+        for negotiate in (RawClient.negotiate_extended, RawClient.negotiate_structured):
+            with RawClient(socket, timeout=60) as client:
+                negotiate(client)
+                client.go(structured=False, contexts=[b"qemu:dirty-bitmap:" + n.encode() for n in names])
+                client.request(BLOCK_STATUS, 0, 1 << 30)
+                chunks = client.chunks()
+                self.assertEqual({kind for kind, _ in chunks}, {6 if client.extended else 5})
+                self.assertEqual(len(chunks), len(names))
+                for _, payload in chunks:
+                    self.assertGreater(len(payload), 1000 * 8)
+
+
+if __name__ == "__main__":
+    unittest.main()
