@@ -40,9 +40,27 @@ void cli_set_program(const char *name, bool is_compat)
 void cli_print_version(void)
 {
     if (compat) {
-        printf("%s version " QEMU_VERSION " (Tidemark " TIDEMARK_VERSION ")\n", program);
+        /* Programs parse these lines, and QEMU's are not alike. */
+        const char *word = strcmp(program, "qemu-nbd") == 0 ? "" : "version ";
+
+        printf("%s %s" QEMU_VERSION " (Tidemark " TIDEMARK_VERSION ")\n", program, word);
     } else {
         printf("tidemark " TIDEMARK_VERSION "\n");
+    }
+}
+
+void cli_end_signals(sigset_t *ret)
+{
+    static const int ends[] = {SIGTERM, SIGINT, SIGHUP};
+    sigset_t blocked;
+
+    sigemptyset(ret);
+    sigemptyset(&blocked);
+    (void)pthread_sigmask(SIG_BLOCK, NULL, &blocked);
+    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+        if (!sigismember(&blocked, ends[i])) {
+            sigaddset(ret, ends[i]);
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 #ifndef TIDEMARK_CLI_CLI_H
 #define TIDEMARK_CLI_CLI_H
 
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -30,6 +31,12 @@ bool cli_is_compat(void);
 void cli_set_program(const char *name, bool compat);
 /* The line of --version, with QEMU's grammar when called by the name of its tool. */
 void cli_print_version(void);
+
+/*
+ * The signals that end a server, for a signalfd: before they are blocked for that. One that the caller blocked is not among
+ * them: a signalfd would see it in spite of that.
+ */
+void cli_end_signals(sigset_t *ret);
 
 /* "program: sentence" on standard error, after what was printed so far. Returns 1, an exit status. */
 int cli_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

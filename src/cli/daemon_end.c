@@ -42,10 +42,7 @@ int daemon_signals_open(struct daemon_signals *s)
     sigset_t set;
     int code;
 
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    sigaddset(&set, SIGHUP);
+    cli_end_signals(&set);
     *s = (struct daemon_signals){-1, -1, -1, -1};
     if (pthread_sigmask(SIG_BLOCK, &set, NULL) == 0 &&
         (s->set = epoll_create1(EPOLL_CLOEXEC)) >= 0 &&

@@ -203,7 +203,8 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
             options_set_child(opts, "cache", cache);
         }
     }
-    if (flags & BLOCK_OPEN_RDWR) {
+    /* What was asked for may be needed by another option also where nothing is written. */
+    if ((flags & BLOCK_OPEN_RDWR) || image->discard) {
         options_default_str(opts, "discard", image->discard ?: "unmap");
     }
     if (image->force_share) {

@@ -47,7 +47,9 @@ static struct {
     bool snapshot, disconnect;
     const char *file; /* FILE; NULL with -L */
     int ready_fd;     /* a byte goes here when clients can connect; -1: nobody waits */
-    uint64_t max_clients, offset_bytes;
+    sigset_t ends;    /* signals that end it, blocked, and read from a signalfd */
+    const char *handshake_limit;
+    uint64_t max_clients, offset_bytes, handshake_seconds;
 } cl = {.ready_fd = -1};
 
 static const struct cli_arg args[] = {
@@ -58,6 +60,8 @@ static const struct cli_arg args[] = {
     {"bind", 'b', CLI_VALUE, &cl.bind, "HOST", "address to listen on (default: all)"},
     {"socket", 'k', CLI_VALUE, &cl.socket, "PATH", "listen on a unix socket instead"},
     {"shared", 'e', CLI_VALUE, &cl.shared, "NUM", "clients at a time (default 1; 0: any number)"},
+    {"handshake-limit", 0, CLI_VALUE, &cl.handshake_limit, "SECONDS",
+     "drop clients who take longer to choose an export (default 10; 0: no limit)"},
     {"persistent", 't', CLI_FLAG, &cl.persistent, NULL, "go on when the last client has left"},
     {"export-name", 'x', CLI_VALUE, &cl.name, "NAME", "name that clients ask for (default: empty)"},
     {"description", 'D', CLI_VALUE, &cl.description, "TEXT", "description that clients can read"},
@@ -69,9 +73,9 @@ static const struct cli_arg args[] = {
     {"nocache", 'n', CLI_FLAG, &cl.no_cache, NULL, "same as --cache=none"},
     {"cache", 0, CLI_VALUE, &cl.cache, "MODE",
      "none, writeback (default), writethrough, directsync, unsafe"},
-    {"discard", 0, CLI_VALUE, &cl.discard, "MODE", "ignore or unmap (default)"},
+    {"discard", 0, CLI_VALUE, &cl.discard, "MODE", "ignore (default) or unmap"},
     {"detect-zeroes", 0, CLI_VALUE, &cl.detect_zeroes, "MODE", "off (default), on, unmap"},
-    {"aio", 0, CLI_VALUE, &cl.aio, "MODE", "accepted for compatibility"},
+    {"aio", 0, CLI_VALUE, &cl.aio, "MODE", "threads, native or io_uring: checked only"},
     {"fork", 0, CLI_FLAG, &cl.fork, NULL, "go to the background once clients can connect"},
     {"pid-file", 0, CLI_VALUE, &cl.pid_file, "PATH", "write the process id there"},
     {"list", 'L', CLI_FLAG, &cl.list, NULL, "list the exports of a server"},
@@ -82,13 +86,13 @@ static const struct cli_arg args[] = {
      "let in only whom this allows (--object authz-...)"},
     {"tls-hostname", 0, CLI_VALUE, &cl.tls_hostname, "NAME",
      "with -L: the name that the server's certificate is for"},
+    {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL", "taken, and told to have no effect"},
     {"verbose", 'v', CLI_FLAG, &cl.verbose, NULL, "tell more"},
     {"version", 'V', CLI_FLAG, &cl.version, NULL, "print the version"},
     /* Known, and refused by name. */
     {"connect", 'c', CLI_VALUE, &cl.connect, "DEV", NULL},
     {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL, NULL},
     {"snapshot", 's', CLI_FLAG, &cl.snapshot, NULL, NULL},
-    {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL", NULL},
     {"trace", 'T', CLI_VALUE, &cl.trace, "PATTERN", NULL},
     {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
 };
@@ -159,16 +163,6 @@ static int co_list(const struct tls_creds *creds)
 
 /* --- serving ------------------------------------------------------------------------------------- */
 
-/* SIGUSR1 is ours: the last client has left. All of these are blocked, and read from a signalfd. */
-static void end_signals(sigset_t *set)
-{
-    sigemptyset(set);
-    sigaddset(set, SIGTERM);
-    sigaddset(set, SIGINT);
-    sigaddset(set, SIGHUP);
-    sigaddset(set, SIGUSR1);
-}
-
 static void client_left(void *arg, size_t left)
 {
     if (left == 0 && !cl.persistent) {
@@ -177,15 +171,21 @@ static void client_left(void *arg, size_t left)
     }
 }
 
-/* Sockets that were passed by the service manager: the first, or -1. */
-static int passed_socket(void)
+/* How many sockets the service manager passed, as sd_listen_fds(3) says. */
+static long passed_sockets(void)
 {
     const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
 
-    if (!pid || !count || strtol(pid, NULL, 10) != getpid() || strtol(count, NULL, 10) < 1) {
-        return -1;
+    if (!pid || !count || strtol(pid, NULL, 10) != getpid()) {
+        return 0;
     }
-    if (fcntl(FIRST_PASSED_FD, F_SETFD, FD_CLOEXEC) < 0 ||
+    return MAX(strtol(count, NULL, 10), 0);
+}
+
+/* The socket that was passed; -1: none. */
+static int take_passed_socket(void)
+{
+    if (passed_sockets() == 0 || fcntl(FIRST_PASSED_FD, F_SETFD, FD_CLOEXEC) < 0 ||
         fcntl(FIRST_PASSED_FD, F_SETFL, O_NONBLOCK) < 0) {
         return -1;
     }
@@ -230,7 +230,8 @@ static int co_open_image(struct cli_disk *disk, struct error *err)
         .name = cl.file,
         .format = cl.format,
         .cache = cl.cache,
-        .discard = cl.discard,
+        .discard = cl.discard ?: "ignore",
+        .native_aio = cl.aio && strcmp(cl.aio, "native") == 0,
         .image_opts = cl.image_opts,
         .snapshot = cl.load_snapshot,
     };
@@ -251,7 +252,7 @@ static int co_open_image(struct cli_disk *disk, struct error *err)
     /* The export has a root of its own. */
     block_co_root_release(disk->root);
     disk->root = NULL;
-    disk->edge = NULL; /* what clients wrote is flushed when the node is closed */
+    disk->edge = NULL;
     return co_apply_offset(disk, err);
 }
 
@@ -262,8 +263,11 @@ static int co_start_server(struct error *err)
     config.unix_path = cl.socket;
     config.host = cl.bind;
     config.port = cl.port;
-    config.listen_fd = passed_socket();
+    config.listen_fd = take_passed_socket();
     config.max_connections = (unsigned)cl.max_clients;
+    if (cl.handshake_limit) {
+        config.handshake_max_seconds = (unsigned)cl.handshake_seconds;
+    }
     config.tls_creds = cl.tls_creds;
     config.tls_authz = cl.tls_authz;
     config.on_disconnect = client_left;
@@ -348,9 +352,30 @@ static void co_wait_for_end(int fd)
     }
 }
 
+/* What clients wrote and did not flush. */
+static int co_flush_disk(const struct cli_disk *disk, struct error *err)
+{
+    struct block_root *root;
+    int ret;
+
+    if (cl.read_only) {
+        return 0;
+    }
+    /* A flush goes only where its user may write. */
+    ret = block_co_root_new(disk->node, "the last flush", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root,
+                            err);
+    if (ret < 0) {
+        return ret;
+    }
+    ret = block_co_flush(block_root_edge(root));
+    block_co_root_release(root);
+    return ret < 0 ? error_set_errno(err, -ret, "Could not flush '%s'", cl.file) : 0;
+}
+
 static int co_serve_disk(struct cli_disk *disk, int end_fd)
 {
     ERROR_AUTO(err);
+    int status;
 
     if (co_open_image(disk, &err) < 0) {
         return cli_report(&err);
@@ -372,20 +397,19 @@ static int co_serve_disk(struct cli_disk *disk, int end_fd)
     if (cl.pid_file) {
         unlink(cl.pid_file);
     }
+    status = co_flush_disk(disk, &err) < 0 ? cli_report(&err) : 0;
     if (cli_co_finish_disk(disk, &err) < 0) {
-        return cli_report(&err);
+        status = cli_report(&err);
     }
-    return 0;
+    return status;
 }
 
 static int co_serve(void)
 {
     AUTO_CLOSE int end_fd = -1;
     CLI_DISK_AUTO(disk);
-    sigset_t set;
 
-    end_signals(&set);
-    end_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    end_fd = signalfd(-1, &cl.ends, SFD_CLOEXEC | SFD_NONBLOCK);
     if (end_fd < 0) {
         return cli_fail("Could not watch for signals: %s", strerror(errno));
     }
@@ -422,7 +446,7 @@ static int refuse_unsupported(void)
         {cl.connect != NULL, "--connect"},
         {cl.disconnect, "--disconnect"},
         {cl.snapshot, "--snapshot"},
-        {cl.selinux != NULL, "--selinux-label"},
+        {cl.trace != NULL, "--trace"},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
@@ -430,6 +454,50 @@ static int refuse_unsupported(void)
             return cli_fail("%s is not supported", refused[i].option);
         }
     }
+    return 0;
+}
+
+/* A socket that was passed leaves nothing to be said of where to listen. */
+static int check_activation(void)
+{
+    const struct {
+        bool given;
+        const char *what;
+    } useless[] = {
+        {cl.socket != NULL, "Unix socket"},
+        {cl.bind != NULL, "The interface"},
+        {cl.port != NULL, "TCP port number"},
+        {cl.selinux != NULL, "SELinux label"},
+    };
+
+    if (passed_sockets() == 0) {
+        return 0;
+    }
+    if (cl.list) {
+        return cli_fail("List mode is incompatible with socket activation");
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(useless); i++) {
+        if (useless[i].given) {
+            return cli_fail("%s can't be set when using socket activation", useless[i].what);
+        }
+    }
+    if (passed_sockets() > 1) {
+        return cli_fail("One socket can be served, and LISTEN_FDS says that %ld were passed",
+                        passed_sockets());
+    }
+    return 0;
+}
+
+static int check_selinux(void)
+{
+    if (!cl.selinux) {
+        return 0;
+    }
+    if (!cl.socket) {
+        return cli_fail("--selinux-label is not permitted without --socket");
+    }
+    cli_warn("--selinux-label has no effect: this build knows nothing of SELinux, and the socket "
+             "gets the label that the system's policy gives it");
     return 0;
 }
 
@@ -478,6 +546,9 @@ static int check_texts(void)
     if (cl.socket && (cl.bind || cl.port)) {
         return cli_fail("A unix socket has no %s", cl.port ? "port" : "address to bind to");
     }
+    if (cl.socket && cl.socket[0] != '/' && cli_is_compat()) {
+        return cli_fail("socket path must be absolute");
+    }
     if (cl.port && cli_parse_number(cl.port, "port", cl.list ? 1 : 0, 65535, &port) < 0) {
         return 1;
     }
@@ -509,6 +580,14 @@ static int check_serve_mode(int rest)
     if (cl.shared &&
         cli_parse_number(cl.shared, "shared device number", 0, INT32_MAX, &cl.max_clients) < 0) {
         return 1;
+    }
+    if (cl.handshake_limit && cli_parse_number(cl.handshake_limit, "handshake limit", 0, UINT32_MAX,
+                                               &cl.handshake_seconds) < 0) {
+        return 1;
+    }
+    if (cl.aio && strcmp(cl.aio, "threads") != 0 && strcmp(cl.aio, "native") != 0 &&
+        strcmp(cl.aio, "io_uring") != 0) {
+        return cli_fail("Invalid aio mode '%s'", cl.aio);
     }
     if (cl.offset && cli_parse_size(cl.offset, "offset", 0, INT64_MAX, &cl.offset_bytes) < 0) {
         return 1;
@@ -552,7 +631,6 @@ static int go_to_background(void)
 static int run(int argc, char **argv)
 {
     int first = cli_args_parse(args, &usage, argc, argv);
-    sigset_t set;
     int ret;
 
     if (first < 0) {
@@ -563,8 +641,8 @@ static int run(int argc, char **argv)
         return 0;
     }
     cl.read_only = cl.read_only || cl.load_snapshot;
-    if (refuse_unsupported() || check_tls() || check_texts() ||
-        cli_check_snapshot(cl.load_snapshot) < 0 ||
+    if (refuse_unsupported() || check_activation() || check_selinux() || check_tls() ||
+        check_texts() || cli_check_snapshot(cl.load_snapshot) < 0 ||
         (cl.list ? check_list_mode(argc - first) : check_serve_mode(argc - first))) {
         return 1;
     }
@@ -579,9 +657,11 @@ static int run(int argc, char **argv)
     }
     if (!cl.list) {
         cl.file = argv[first];
-        end_signals(&set);
+        cli_end_signals(&cl.ends);
+        /* This one is ours: the last client has left. */
+        sigaddset(&cl.ends, SIGUSR1);
         /* Before there are threads, so that all of them leave these signals to the signalfd. */
-        pthread_sigmask(SIG_BLOCK, &set, NULL);
+        pthread_sigmask(SIG_BLOCK, &cl.ends, NULL);
     }
     return cli_run(co_main, argc, argv);
 }

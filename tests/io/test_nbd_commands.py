@@ -99,7 +99,7 @@ class CommandsTest(TestCase):
         self.assertEqual(self.on_disk(0, SIZE), bytes(expected))
 
     def test_zeroes_and_trim(self):
-        handle = self.client(self.serve())
+        handle = self.client(self.serve("--discard=unmap"))
         handle.zero(65536, 4096)
         handle.zero(1000, 200001, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
         handle.trim(65536, 1 << 20)

@@ -28,7 +28,7 @@ class ExtendedTest(TestCase):
         with open(source, "wb") as f:
             f.write(self.data)
         io(self.image, f"write -s {source} 0 1M", f"write -s {source} 6T 1M", fmt="qcow2")
-        self.server = self.own(NbdServer(self.dir, "-A", "-f", "qcow2", self.image))
+        self.server = self.own(NbdServer(self.dir, "-A", "--discard=unmap", "-f", "qcow2", self.image))
 
     def client(self, contexts=()):
         client = RawClient(self.server.socket)

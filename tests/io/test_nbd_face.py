@@ -2,14 +2,18 @@
 """`tidemark nbd`: its command line and its life as a process."""
 
 import os
+import re
 import signal
 import socket
+import time
 import unittest
 
 import nbd_raw
 from nbd_raw import RawClient
 from nbd_server import NbdServer, QemuNbd
-from tidemark import Process, TestCase, can_connect, img, io, qemu, run, tool, wait_until
+from tidemark import (
+    Process, TestCase, can_connect, compat, img, io, nbd_uri, qemu, run, tool, wait_until,
+)  # fmt: skip
 
 SIZE = 4 << 20
 
@@ -182,6 +186,123 @@ class FaceTest(TestCase):
         for option in ("--format", "--read-only", "--persistent", "--shared", "--list"):
             self.assertIn(option, text)
         self.assertIn("tidemark", run(*tool("nbd"), "--version").stdout)
+
+
+class Compatible(TestCase):
+    """What programs that start qemu-nbd rely on."""
+
+    def setUp(self):
+        super().setUp()
+        self.disk = self.path("disk.raw")
+        with open(self.disk, "wb") as disk:
+            disk.write(b"d" * SIZE)
+        self.socket = self.path("s")
+
+    def start(self, *words, **more):
+        server = self.own(Process([*words, "-k", self.socket, "-t", "-f", "raw", self.disk], self.path("log"), **more))
+        server.wait_for(lambda: can_connect(self.socket), "the server")
+        return server
+
+    def trim(self):
+        with RawClient(self.socket) as client:
+            client.go()
+            client.request(nbd_raw.TRIM, 0, SIZE)
+            self.assertEqual(client.error(), 0)
+        return os.stat(self.disk).st_blocks * 512
+
+    def test_version_lines_are_of_qemus_form(self):
+        for name, begin in (("qemu-img", "qemu-img version "), ("qemu-io", "qemu-io version "),
+                            ("qemu-nbd", "qemu-nbd "), ("qemu-storage-daemon", "qemu-storage-daemon version ")):  # fmt: skip
+            with self.subTest(name=name):
+                theirs = run(qemu(name), "--version").stdout
+                ours = run(compat(name), "--version").stdout
+                form = re.escape(begin) + r"\d+\.\d+\.\d+ \(.*\)\n"
+                self.assertRegex(ours, "^" + form)
+                self.assertRegex(os.path.basename(theirs.split(" ")[0]) + theirs[len(theirs.split(" ")[0]):], "^" + form)
+
+    def test_discards_are_ignored_unless_asked_for(self):
+        for program in (tool("nbd"), [compat("qemu-nbd")]):
+            with self.subTest(program=program):
+                server = self.start(*program)
+                self.assertGreaterEqual(self.trim(), SIZE)
+                server.stop()
+        self.start(*tool("nbd"), "--discard=unmap")
+        self.assertLess(self.trim(), SIZE)
+
+    def test_read_only_with_discard_and_detect_zeroes(self):
+        self.start(*tool("nbd"), "--read-only", "--discard=unmap", "--detect-zeroes=unmap")
+        self.assertIn("4 MiB", img("info", "-f", "raw", nbd_uri(self.socket)).stdout)
+
+    def test_signals_that_the_caller_blocked_stay_blocked(self):
+        def block():
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGHUP])
+
+        server = self.start(*tool("nbd"), preexec_fn=block)
+        server.process.send_signal(signal.SIGINT)
+        server.process.send_signal(signal.SIGHUP)
+        time.sleep(0.3)
+        self.assertTrue(server.is_running())
+        server.stop(signal.SIGTERM)
+
+    def test_a_daemon_leaves_blocked_signals_alone(self):
+        def block():
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+
+        daemon = self.daemon(preexec_fn=block)
+        daemon.process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        self.assertTrue(daemon.is_running())
+
+    def test_handshake_limit(self):
+        self.start(*tool("nbd"), "--handshake-limit=1")
+        with RawClient(self.socket) as client:
+            begun = time.monotonic()
+            self.assertTrue(client.is_closed())
+            self.assertLess(time.monotonic() - begun, 8)
+
+    def refused(self, sentence, *words, program=None, **more):
+        result = run(*(program or tool("nbd")), *words, self.disk, check=False, timeout=20, **more)
+        self.assertEqual((result.returncode, result.stdout), (1, ""))
+        self.assertIn(sentence, result.stderr)
+
+    def test_values_are_checked(self):
+        self.refused("Invalid aio mode 'xx'", "-f", "raw", "--aio=xx")
+        self.refused("requires cache.direct=on", "-f", "raw", "--aio=native", "-k", self.socket)
+        self.refused("handshake limit", "--handshake-limit=x")
+        self.refused("port", "-p", "99999")
+        self.refused("socket path must be absolute", "-k", "relative", program=[compat("qemu-nbd")])
+        self.refused("--trace is not supported", "-T", "nbd_*")
+        self.refused("not permitted without --socket", "--selinux-label=a")
+
+    def test_a_selinux_label_is_taken_with_a_word(self):
+        server = self.start(*tool("nbd"), "--selinux-label=system_u:object_r:svirt_t:s0")
+        self.assertIn("--selinux-label has no effect", server.log())
+
+    def test_a_passed_socket_excludes_other_places_to_listen(self):
+        script = 'exec 3</dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$@"'
+        program = ["bash", "-c", script, "sh", *tool("nbd")]
+        self.refused("Unix socket can't be set", "-k", self.socket, program=program)
+        self.refused("TCP port number can't be set", "-p", "5000", program=program)
+        self.refused("The interface can't be set", "-b", "::1", program=program)
+        self.refused("List mode is incompatible", "-L", program=program)
+        program[2] = script.replace("FDS=1", "FDS=2")
+        self.refused("One socket can be served", program=program)
+
+    def test_what_was_not_flushed_is_flushed_at_the_end_and_its_error_told(self):
+        config = self.path("flush.conf")
+        with open(config, "w", encoding="utf-8") as file:
+            file.write('[inject-error]\nevent = "flush_to_disk"\niotype = "flush"\nerrno = "5"\n')
+        options = (f"driver=raw,file.driver=blkdebug,file.config={config},file.image.driver=file,"
+                   f"file.image.filename={self.disk}")  # fmt: skip
+        command = [*tool("nbd"), "-k", self.socket, "-t", "--image-opts", options]
+        server = self.own(Process(command, self.path("log")))
+        server.wait_for(lambda: can_connect(self.socket), "the server")
+        with RawClient(self.socket) as client:
+            client.go()
+            client.request(nbd_raw.WRITE, 0, 512, payload=bytes(512))
+            self.assertEqual(client.error(), 0)
+        server.stop(expect=1)
+        self.assertIn("Input/output error", server.log())
 
 
 if __name__ == "__main__":
