@@ -114,11 +114,28 @@ static void print_flags(unsigned flags)
     printf(" )\n");
 }
 
+/* A text of the server, with what a terminal could take for a command written as its hexadecimal bytes. */
+static void print_text(const char *before, const char *text, const char *after)
+{
+    fputs(before, stdout);
+    for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+        if (*p < ' ' || *p == 0x7f) {
+            printf("\\x%02x", *p);
+        } else if (*p == 0xc2 && p[1] >= 0x80 && p[1] < 0xa0) {
+            printf("\\x%02x\\x%02x", p[0], p[1]);
+            p++;
+        } else {
+            putchar(*p);
+        }
+    }
+    puts(after);
+}
+
 static void print_export(const struct nbd_export_info *e)
 {
-    printf(" export: '%s'\n", e->name);
+    print_text(" export: '", e->name, "'");
     if (e->description) {
-        printf("  description: %s\n", e->description);
+        print_text("  description: ", e->description, "");
     }
     if (e->has_info) {
         printf("  size:  %llu\n", (unsigned long long)e->size);
@@ -132,7 +149,7 @@ static void print_export(const struct nbd_export_info *e)
     if (e->context_count > 0) {
         printf("  available meta contexts: %zu\n", e->context_count);
         for (size_t i = 0; i < e->context_count; i++) {
-            printf("   %s\n", e->contexts[i]);
+            print_text("   ", e->contexts[i], "");
         }
     }
 }

@@ -62,6 +62,8 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
  * all that. -ENOENT "NBD server not running".
  */
 int export_co_nbd_server_stop(struct error *err);
+/* The same, but don't wait longer than this (< 0: for ever): -ETIMEDOUT, and it goes on by itself. */
+int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err);
 
 /* No new clients from now on: the socket is gone, those who are connected stay. Does not yield. */
 void export_nbd_server_stop_accepting(void);

@@ -24,9 +24,11 @@
 static struct {
     struct nbd_server *server; /* NULL: none */
     bool busy;                 /* starting or stopping */
-    char *unix_path;           /* to remove at the end; NULL: none */
-    unsigned port;             /* TCP; 0: none */
-    struct tls_creds *creds;   /* references; NULL: none */
+    bool stopping;
+    struct co *stop_waiter;  /* who waits for the end of that; NULL: nobody */
+    char *unix_path;         /* to remove at the end; NULL: none */
+    unsigned port;           /* TCP; 0: none */
+    struct tls_creds *creds; /* references; NULL: none */
     struct tls_authz *authz;
 } state;
 
@@ -98,13 +100,17 @@ static int resolve(void *arg)
     return getaddrinfo(r->host, r->port, &hints, &r->result);
 }
 
-static int bind_one(const struct addrinfo *a)
+/* `both`: an IPv6 socket that IPv4 clients reach, too. */
+static int bind_one(const struct addrinfo *a, bool both)
 {
     AUTO_CLOSE int fd =
         socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
-    int on = 1;
+    int on = 1, off = 0;
 
     if (fd < 0) {
+        return -errno;
+    }
+    if (both && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off)) < 0) {
         return -errno;
     }
     (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
@@ -114,6 +120,19 @@ static int bind_one(const struct addrinfo *a)
     return TAKE_FD(fd);
 }
 
+/* The first address of one of the families. */
+static int bind_family(const struct addrinfo *list, bool v6, bool both)
+{
+    int ret = -EADDRNOTAVAIL;
+
+    for (const struct addrinfo *a = list; a && ret < 0; a = a->ai_next) {
+        if ((a->ai_family == AF_INET6) == v6) {
+            ret = bind_one(a, both);
+        }
+    }
+    return ret;
+}
+
 static int co_listen_tcp(const struct export_nbd_server_config *config, int *ret_fd,
                          struct error *err)
 {
@@ -121,25 +140,24 @@ static int co_listen_tcp(const struct export_nbd_server_config *config, int *ret
         .host = config->host && config->host[0] ? config->host : NULL,
         .port = config->port ? config->port : NBD_DEFAULT_PORT,
     };
-    int cause = -EADDRNOTAVAIL, fd = -1;
+    int fd;
     int ret = loop_co_offload(resolve, &r);
 
     if (ret != 0) {
         return error_set(err, EINVAL, "address resolution failed for %s:%s: %s",
                          r.host ? r.host : "", r.port, gai_strerror(ret));
     }
-    /* IPv4 first: a name that has both is most often asked for by the first. */
-    for (int pass = 0; pass < 2 && fd < 0; pass++) {
-        for (struct addrinfo *a = r.result; a && fd < 0; a = a->ai_next) {
-            if ((a->ai_family == AF_INET) == (pass == 0)) {
-                fd = bind_one(a);
-                cause = fd < 0 ? fd : 0;
-            }
-        }
+    /*
+     * Without a host on both families. A host that has both is most often asked for by IPv4. One socket is enough: a
+     * system without IPv6 has the other.
+     */
+    fd = bind_family(r.result, !r.host, !r.host);
+    if (fd < 0 && fd != -EADDRINUSE) {
+        fd = bind_family(r.result, r.host, false);
     }
     freeaddrinfo(r.result);
     if (fd < 0) {
-        return error_set_errno(err, -cause, "Failed to bind socket to %s:%s", r.host ? r.host : "",
+        return error_set_errno(err, -fd, "Failed to bind socket to %s:%s", r.host ? r.host : "",
                                r.port);
     }
     *ret_fd = fd;
@@ -287,24 +305,74 @@ void export_nbd_server_stop_accepting(void)
     }
 }
 
-int export_co_nbd_server_stop(struct error *err)
+/* Disconnect all, take the exports away, release. Waits for requests in work. */
+static void co_stop(void)
 {
-    bool held;
-
-    if (!state.server || state.busy) {
-        return error_set(err, ENOENT, "NBD server not running");
-    }
-    state.busy = true;
-    /* Requests in flight may take for ever: other commands go on meanwhile. */
-    held = block_control_pause();
     nbd_server_co_disconnect_all(state.server);
-    block_co_control_resume(held);
     export_co_del_all();
     nbd_server_free(state.server);
     state.server = NULL;
     state.port = 0;
     drop_tls();
     remove_socket();
-    state.busy = false;
-    return 0;
+    state.busy = state.stopping = false;
+}
+
+static void end_wait(void)
+{
+    if (state.stop_waiter) {
+        struct co *co = state.stop_waiter;
+
+        state.stop_waiter = NULL;
+        co_wake(co);
+    }
+}
+
+static void stopper(void *arg)
+{
+    co_stop();
+    end_wait();
+}
+
+static void waited_enough(struct loop_timer *timer)
+{
+    end_wait();
+}
+
+int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
+{
+    struct loop_timer timer;
+    bool held;
+
+    if (!state.server || (state.busy && !state.stopping) || state.stop_waiter) {
+        return error_set(err, ENOENT, "NBD server not running");
+    }
+    if (!state.stopping) {
+        state.busy = state.stopping = true;
+        if (reactor_spawn(reactor_main(), stopper, NULL) < 0) {
+            co_stop();
+            return 0;
+        }
+    }
+    loop_timer_init(&timer, waited_enough);
+    if (timeout_ns >= 0) {
+        loop_timer_arm(&timer, loop_now_ns() + timeout_ns);
+    }
+    state.stop_waiter = co_self();
+    /* Requests in flight may take for ever, and the end of an export takes the lock: other commands go on meanwhile. */
+    held = block_control_pause();
+    co_suspend();
+    block_co_control_resume(held);
+    loop_timer_disarm(&timer);
+    return state.stopping
+               ? error_set(err, ETIMEDOUT,
+                           "The NBD server has disconnected its clients, but %zu of them have "
+                           "requests in work that don't end; it stops when they do",
+                           nbd_server_client_count(state.server))
+               : 0;
+}
+
+int export_co_nbd_server_stop(struct error *err)
+{
+    return export_co_nbd_server_stop_within(-1, err);
 }

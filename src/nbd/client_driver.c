@@ -22,8 +22,25 @@
 #define HANDSHAKE_TIMEOUT_NS 30000000000LL
 #define RETRY_NS 100000000LL
 
+/* How long what a server said of extents is believed: others may write to the export. */
+#define STATUS_NS 200000000LL
+/* Who goes through the disk is told of so much at once. */
+#define STATUS_AHEAD (1 * GiB)
+
+/* What the server said last. Any reactor. */
+struct status_cache {
+    pthread_mutex_t lock;
+    struct nbd_extents extents; /* none: nothing is known */
+    uint64_t start, end;        /* of them all */
+    size_t next;                /* the one that is likely asked for next, */
+    uint64_t next_start;        /* and where it begins */
+    uint64_t write_generation;  /* of the node */
+    int64_t until_ns;
+};
+
 struct nbd_node {
     struct nbd_client *client;
+    struct status_cache status;
     struct tls_creds *creds; /* a reference; NULL: in the clear */
 };
 
@@ -282,6 +299,7 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     free(node->filename);
     node->filename = make_filename(&t);
     set_limits(node, n->client);
+    pthread_mutex_init(&n->status.lock, NULL);
     if (t.reconnect > 0) {
         nbd_client_set_reconnect(n->client, (int64_t)t.reconnect * 1000000000LL, is_awaited, node);
     }
@@ -290,7 +308,11 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
 
 static void nbd_co_close_node(struct block_node *node)
 {
-    co_disconnect(node->opaque);
+    struct nbd_node *n = node->opaque;
+
+    co_disconnect(n);
+    nbd_extents_clear(&n->status.extents);
+    pthread_mutex_destroy(&n->status.lock);
 }
 
 static struct nbd_client *client_of(struct block_node *node)
@@ -338,11 +360,82 @@ static int nbd_co_flush(struct block_node *node)
     return nbd_client_co_flush(client_of(node));
 }
 
+static bool is_current(const struct block_node *node, const struct status_cache *s)
+{
+    return s->extents.count > 0 && s->write_generation == atomic_load(&node->write_generation) &&
+           loop_now_ns() < s->until_ns;
+}
+
+/* The extent at `offset`, and how far it goes from there; lock held. */
+static bool look_up_locked(const struct block_node *node, struct status_cache *s, uint64_t offset,
+                           struct nbd_extent *ret)
+{
+    if (offset < s->start || offset >= s->end || !is_current(node, s)) {
+        return false;
+    }
+    if (offset < s->next_start) {
+        s->next = 0;
+        s->next_start = s->start;
+    }
+    while (offset - s->next_start >= s->extents.list[s->next].length) {
+        s->next_start += s->extents.list[s->next++].length;
+    }
+    *ret = s->extents.list[s->next];
+    ret->length -= offset - s->next_start;
+    return true;
+}
+
+static void remember_locked(struct status_cache *s, uint64_t offset, uint64_t generation,
+                            struct nbd_extents *extents)
+{
+    nbd_extents_clear(&s->extents);
+    s->extents = *extents;
+    s->start = s->end = s->next_start = offset;
+    s->next = 0;
+    for (size_t i = 0; i < extents->count; i++) {
+        s->end += extents->list[i].length;
+    }
+    s->write_generation = generation;
+    s->until_ns = loop_now_ns() + STATUS_NS;
+    *extents = (struct nbd_extents){0};
+}
+
+/* The first extent of [offset, offset + length), from what is known or from the server. */
+static int co_extent(struct block_node *node, uint64_t offset, uint64_t length,
+                     struct nbd_extent *ret)
+{
+    struct status_cache *s = &((struct nbd_node *)node->opaque)->status;
+    uint64_t generation = atomic_load(&node->write_generation);
+    struct nbd_extents extents = {0};
+    bool known, goes_on;
+    int r;
+
+    pthread_mutex_lock(&s->lock);
+    known = look_up_locked(node, s, offset, ret);
+    goes_on = s->extents.count > 0 && offset == s->end;
+    pthread_mutex_unlock(&s->lock);
+    if (known) {
+        return 0;
+    }
+    if (goes_on) {
+        length = MIN(MAX(length, STATUS_AHEAD), block_node_size(node) - offset);
+    }
+    r = nbd_client_co_block_status(client_of(node), offset, length, false, &extents);
+    if (r < 0) {
+        return r;
+    }
+    *ret = extents.list[0];
+    pthread_mutex_lock(&s->lock);
+    remember_locked(s, offset, generation, &extents);
+    pthread_mutex_unlock(&s->lock);
+    return 0;
+}
+
 static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t length,
                          struct block_status *ret)
 {
-    struct nbd_client *c = client_of(node);
-    struct nbd_extents extents = {0};
+    struct nbd_extent extent;
+    int r;
 
     *ret = (struct block_status){
         .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_DATA,
@@ -350,20 +443,19 @@ static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t leng
         .map = offset,
         .file = node,
     };
-    if (nbd_client_context(c, 0)) {
-        int r = nbd_client_co_block_status(c, offset, length, true, &extents);
-
-        if (r < 0) {
-            return r;
-        }
-        ret->length = extents.list[0].length;
-        if (extents.list[0].flags & NBD_STATE_HOLE) {
-            ret->flags &= ~BLOCK_STATUS_DATA;
-        }
-        if (extents.list[0].flags & NBD_STATE_ZERO) {
-            ret->flags |= BLOCK_STATUS_ZERO;
-        }
-        nbd_extents_clear(&extents);
+    if (!nbd_client_context(client_of(node), 0)) {
+        return 0;
+    }
+    r = co_extent(node, offset, length, &extent);
+    if (r < 0) {
+        return r;
+    }
+    ret->length = MIN(extent.length, length);
+    if (extent.flags & NBD_STATE_HOLE) {
+        ret->flags &= ~BLOCK_STATUS_DATA;
+    }
+    if (extent.flags & NBD_STATE_ZERO) {
+        ret->flags |= BLOCK_STATUS_ZERO;
     }
     return 0;
 }

@@ -133,12 +133,13 @@ static int co_starttls(struct nbd_wire *w, const struct nbd_client_tls *tls, str
     return r < 0 ? r : tls_session_co_handshake(w->tls, err);
 }
 
+/* 1: the server speaks the protocol without options; what follows the 16 bytes of magic is still to be read. */
 int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,
                           bool *ret_no_zeroes, struct error *err)
 {
     uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
     uint16_t flags;
-    int r = nbd_wire_co_read(w, hello, sizeof(hello), err);
+    int r = nbd_wire_co_read(w, hello, 16, err);
 
     if (r < 0) {
         return r;
@@ -148,11 +149,15 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
                          (unsigned long long)load_be64(hello));
     }
     if (load_be64(hello + 8) == NBD_OLDSTYLE_MAGIC) {
-        return error_set(err, ENOTSUP, "The NBD server speaks the oldstyle protocol only");
+        return tls ? error_set(err, ENOTSUP, "The NBD server does not support STARTTLS") : 1;
     }
     if (load_be64(hello + 8) != NBD_OPTION_MAGIC) {
         return error_set(err, EINVAL, "Bad server magic received: 0x%016llx",
                          (unsigned long long)load_be64(hello + 8));
+    }
+    r = nbd_wire_co_read(w, hello + 16, 2, err);
+    if (r < 0) {
+        return r;
     }
     flags = load_be16(hello + 16);
     *ret_fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
@@ -257,6 +262,12 @@ static int check_agreement(const struct nbd_agreement *a, struct error *err)
                          "maximum %u",
                          a->min_block, a->preferred_block, a->max_block);
     }
+    if (!is_aligned(a->size, a->min_block)) {
+        return error_set(err, EINVAL,
+                         "The NBD server's export has %llu bytes, which is no multiple of its "
+                         "minimum block size %u",
+                         (unsigned long long)a->size, a->min_block);
+    }
     return 0;
 }
 
@@ -355,6 +366,34 @@ static int co_export_name(struct nbd_wire *w, const char *name, bool no_zeroes,
     return check_agreement(a, err);
 }
 
+/* What a server without options says: its only export. */
+static int co_oldstyle(struct nbd_wire *w, const char *name, struct nbd_agreement *a,
+                       struct error *err)
+{
+    uint8_t rest[8 + 4 + NBD_EXPORT_NAME_ZEROES];
+    int r;
+
+    if (name[0]) {
+        return error_set(err, EINVAL,
+                         "The NBD server speaks the oldstyle protocol, which has no export names: "
+                         "'%s' can't be asked for",
+                         name);
+    }
+    r = nbd_wire_co_read(w, rest, sizeof(rest), err);
+    if (r < 0) {
+        return r;
+    }
+    no_block_sizes(a);
+    a->size = load_be64(rest);
+    if (load_be32(rest + 8) > UINT16_MAX) {
+        return error_set(err, EPROTO, "The NBD server's transmission flags 0x%x are invalid",
+                         load_be32(rest + 8));
+    }
+    /* Those servers need not say that there are flags. */
+    a->flags = load_be32(rest + 8) | NBD_FLAG_HAS_FLAGS;
+    return check_agreement(a, err);
+}
+
 int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
                             const char *export_name, const char *const *contexts,
                             size_t context_count, struct nbd_agreement *ret, struct error *err)
@@ -366,6 +405,9 @@ int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls
         return error_set(err, EINVAL, "export name '%.40s...' too long", export_name);
     }
     r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
+    if (r == 1) {
+        return co_oldstyle(w, export_name, ret, err);
+    }
     if (r == 0 && fixed) {
         r = co_ask(w, NBD_OPT_STRUCTURED_REPLY, &ret->structured, err);
     }
@@ -532,7 +574,7 @@ int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
     size_t count = 0;
     int r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
 
-    if (r == 0 && !fixed) {
+    if (r == 1 || (r == 0 && !fixed)) {
         r = error_set(err, ENOTSUP, "The NBD server can't list its exports");
     }
     if (r == 0) {

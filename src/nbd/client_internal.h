@@ -163,7 +163,7 @@ struct nbd_client {
 };
 
 /* client_handshake.c. All yield. 0 or -errno with err set. */
-/* The hellos, and TLS if `tls` is not NULL. */
+/* The hellos, and TLS if `tls` is not NULL. 1: the server speaks the protocol without options; what follows its magic is still to be read. */
 int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,
                           bool *ret_no_zeroes, struct error *err);
 int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,

@@ -13,6 +13,7 @@ uint32_t nbd_error_from_errno(int errnum)
     case 0:
         return 0;
     case EPERM:
+    case EACCES: /* of a point in time that was lost, too */
     case EROFS:
         return NBD_EPERM;
     case EIO:

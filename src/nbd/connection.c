@@ -431,6 +431,10 @@ static void check(struct nbd_connection *c, struct nbd_job *job)
         flags |= NBD_CMD_FLAG_PAYLOAD_LEN;
     }
     if (rq->type == NBD_CMD_FLUSH) {
+        if (rq->flags & ~flags) {
+            job->error = EINVAL;
+            job->reason = "Flags that this command does not have";
+        }
         return;
     }
     if (changes && !c->export->writable) {

@@ -34,8 +34,9 @@ static int check_config(struct nbd_server *s, const struct nbd_export_config *co
                              config->bitmaps[i]->name);
         }
         for (size_t j = 0; j < i; j++) {
-            if (strcmp(config->bitmaps[i]->name, config->bitmaps[j]->name) == 0) {
-                return error_set(err, EINVAL, "Bitmap name '%s' is given twice",
+            /* Those of two nodes may have one name: then both have that context. */
+            if (config->bitmaps[i] == config->bitmaps[j]) {
+                return error_set(err, EINVAL, "Bitmap '%s' is given twice",
                                  config->bitmaps[i]->name);
             }
         }

@@ -16,6 +16,10 @@
 #include "base/cleanup.h"
 #include "nbd/server_internal.h"
 
+/* Options of one client that are answered as fast as they come, and what each later one costs it. */
+#define OPTIONS_AT_FULL_SPEED 1024
+#define OPTION_PAUSE_NS 1000000
+
 /* What one option's handler says. Negative: drop the client. */
 enum verdict { NEXT_OPTION, BEGIN_TRANSMISSION };
 
@@ -506,6 +510,16 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
     return co_option(c, option, &in);
 }
 
+/* Monitors and other handshakes run on this reactor, too. Nobody in earnest asks for so much that waiting a little matters. */
+static void co_yield_to_others(unsigned options)
+{
+    if (options < OPTIONS_AT_FULL_SPEED) {
+        co_reschedule();
+    } else {
+        loop_co_sleep(OPTION_PAUSE_NS);
+    }
+}
+
 int nbd_connection_co_negotiate(struct nbd_connection *c)
 {
     uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
@@ -527,8 +541,12 @@ int nbd_connection_co_negotiate(struct nbd_connection *c)
         return -EPROTO;
     }
     c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
-    do {
+    for (unsigned options = 0;; options++) {
         ret = co_next_option(c, flags & NBD_FLAG_FIXED_NEWSTYLE);
-    } while (ret == NEXT_OPTION);
+        if (ret != NEXT_OPTION) {
+            break;
+        }
+        co_yield_to_others(options);
+    }
     return ret < 0 ? ret : 0;
 }

@@ -67,7 +67,8 @@ struct nbd_export_config {
     bool writethrough;
     bool allocation_depth;
     struct block_bitmap *const *bitmaps;
-    struct block_root *const *bitmap_roots; /* for each, one on its node: drains of that hold readers up */
+    struct block_root *const
+        *bitmap_roots; /* for each, one on its node: drains of that hold readers up */
     size_t bitmap_count;
     struct reactor *reactor; /* NULL: spread */
 };

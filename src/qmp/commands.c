@@ -177,10 +177,13 @@ int qmp_co_nbd_server_start(struct qmp_call *call, struct json_object *args,
     return qmp_co_start_nbd_server(args, err);
 }
 
+/* A backend that hangs must not keep the monitor. */
+#define STOP_WAIT_NS 5000000000LL
+
 int qmp_co_nbd_server_stop(struct qmp_call *call, struct json_object *args,
                            struct json_object **ret, struct error *err)
 {
-    return export_co_nbd_server_stop(err);
+    return export_co_nbd_server_stop_within(STOP_WAIT_NS, err);
 }
 
 int qmp_co_query_nbd_server(struct qmp_call *call, struct json_object *args,

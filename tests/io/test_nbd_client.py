@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our NBD client with servers that lie, stall or break off."""
 
+import json
 import os
 import socket
 import struct
@@ -9,7 +10,7 @@ import time
 import unittest
 
 from nbd_raw import ACK, CHUNK_MAGIC, ERR_UNSUP, GO, REPLY_MAGIC, SIMPLE_MAGIC, STRUCTURED
-from nbd_server import NbdServer
+from nbd_server import Nbdkit, NbdServer
 from tidemark import TestCase, img, io, qemu_img, run, tool
 
 SIZE = 1 << 20
@@ -131,8 +132,71 @@ class ClientTest(TestCase):
     def test_strange_hellos_are_refused(self):
         self.refuses_to_open("Bad initial magic", hello=b"SSH-2.0-whatever\r\n")
 
-    def test_oldstyle_is_refused(self):
-        self.refuses_to_open("oldstyle", hello=b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53\0\0")
+    def oldstyle(self, size=SIZE, flags=1):
+        """A server that says at once what it has, and knows no options."""
+        path = self.path("old")
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+        self.addCleanup(listener.close)
+
+        def serve():
+            with listener.accept()[0] as sock:
+                sock.sendall(struct.pack(">8sQQI", b"NBDMAGIC", 0x00420281861253, size, flags) + bytes(124))
+                while request := sock.recv(28, socket.MSG_WAITALL):
+                    _, _, kind, cookie, _, length = struct.unpack(">IHHQQI", request)
+                    if kind == 2:
+                        return
+                    sock.sendall(struct.pack(">IIQ", SIMPLE_MAGIC, 0, cookie) + b"o" * length)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return f"nbd+unix:///{{}}?socket={path}"
+
+    def test_oldstyle_servers_are_understood(self):
+        io(self.oldstyle().format(""), "read -P 0x6f 4k 64k", fmt="raw", options=("-r",))
+
+    def test_oldstyle_servers_have_no_export_names(self):
+        result = img("info", self.oldstyle().format("name"), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("has no export names", result.stderr)
+
+    def test_oldstyle_servers_with_impossible_flags_are_refused(self):
+        result = img("info", self.oldstyle(flags=1 << 16).format(""), check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("transmission flags", result.stderr)
+
+    def test_sizes_that_are_no_multiple_of_the_minimum_block_are_refused(self):
+        self.refuses_to_open(
+            "no multiple of its minimum block size 4096",
+            info=[export_info(size=SIZE - 512), block_sizes(4096, 4096, 1 << 20)],
+        )
+
+    def test_extents_that_are_known_are_forgotten_by_a_write(self):
+        """convert asks for the status of its target: what it wrote there must not pass for a hole."""
+        image = self.create("disk.raw", "16M", fmt="raw")
+        server = self.own(NbdServer(self.dir, "--discard=unmap", "-f", "raw", image))
+        cow = ("driver=copy-on-read,file.driver=raw,file.file.driver=nbd,file.file.server.type=unix,"
+               f"file.file.server.path={server.socket}")  # fmt: skip
+        program = tool("io")
+        words = [w for c in ("map", "write 4M 1M", "map") for w in ("-c", c)]
+        out = run(*program, "--image-opts", *words, cow).stdout
+        self.assertIn("wrote", out)
+        found = img("map", "--output=json", "-f", "raw", server.uri()).stdout
+        self.assertIn('"start": 4194304, "length": 1048576', found)
+
+    def test_many_extents_take_few_requests(self):
+        image = self.path("many.raw")
+        with open(image, "wb") as file:
+            for n in range(512):
+                file.seek(n * 16384)
+                file.write(b"d" * 4096)
+            file.truncate(512 * 16384)
+        log = self.path("requests")
+        server = self.own(Nbdkit(self.dir, "--filter=log", "file", image, f"logfile={log}"))
+        extents = json.loads(img("map", "--output=json", "-f", "raw", server.uri()).stdout)
+        self.assertGreater(len(extents), 1000)
+        with open(log, encoding="utf-8") as file:
+            self.assertLess(sum("Extents" in line and " id=" in line for line in file), 100)
 
     def test_impossible_size_is_refused(self):
         self.refuses_to_open("impossible size", info=[export_info(size=1 << 63)])

@@ -267,6 +267,13 @@ class CommandsTest(TestCase):
             self.assertTrue(client.is_closed())
         self.assertEqual(self.on_disk(0, 64 * 65536), b"w" * (64 * 65536))
 
+    def test_flush_has_no_flags_but_fua(self):
+        with RawClient(self.serve().socket) as client:
+            client.go()
+            for flag in (2, 4, 8, 16, 0x8000):
+                self.assert_error(client, EINVAL, FLUSH, 0, 0, flags=flag)
+            self.assert_error(client, 0, FLUSH, 0, 0, flags=1)
+
     # --- block status
 
     def extents(self, handle, length, offset=0, flags=0):

@@ -157,8 +157,9 @@ static void errors_keep_their_meaning_both_ways(void **state)
         assert_int_equal(nbd_error_to_errno(nbd_error_from_errno(errnums[i])), errnums[i]);
     }
     assert_int_equal(nbd_error_from_errno(EROFS), NBD_EPERM);
+    assert_int_equal(nbd_error_from_errno(EACCES), NBD_EPERM);
     assert_int_equal(nbd_error_from_errno(EFBIG), NBD_ENOSPC);
-    assert_int_equal(nbd_error_from_errno(EACCES), NBD_EINVAL);
+    assert_int_equal(nbd_error_from_errno(EISDIR), NBD_EINVAL);
     assert_int_equal(nbd_error_to_errno(4711), EINVAL);
     assert_int_equal(nbd_error_to_errno(0), 0);
 }
