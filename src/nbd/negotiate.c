@@ -209,7 +209,7 @@ static void put_export_info(struct strbuf *out, uint32_t option, const struct nb
     uint8_t block_size[14], export[12];
 
     store_be16(block_size, NBD_INFO_BLOCK_SIZE);
-    store_be32(block_size + 2, 1);
+    store_be32(block_size + 2, e->min_block);
     store_be32(block_size + 6, 4096);
     store_be32(block_size + 10, NBD_MAX_BLOCK_SIZE);
     put_reply(out, option, NBD_REP_INFO, block_size, sizeof(block_size));

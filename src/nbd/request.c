@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests of clients, carried out on the exported node. One coroutine each. */
 #include <errno.h>
+#include <string.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
@@ -105,6 +106,63 @@ static int co_read_sparse(struct nbd_job *job)
     return 0;
 }
 
+/* --- zeroes in what was read ------------------------------------------------------------------- */
+
+#define SECTOR 512u
+
+/* Most sectors that have data show it by their first bytes. */
+static bool is_zero_sector(const uint8_t *p)
+{
+    uint64_t first;
+
+    memcpy(&first, p, sizeof(first));
+    return first == 0 && memcmp(p, p + sizeof(first), SECTOR - sizeof(first)) == 0;
+}
+
+/* How far from `from` on, in whole sectors but for the ends of the request, it is zero or data as it is there. */
+static uint32_t same_kind(const struct nbd_job *job, uint32_t from, bool *ret_zero)
+{
+    const uint8_t *data = job->data.data;
+    uint32_t length = (uint32_t)job->rq.length;
+    uint32_t at =
+        from + (uint32_t)(round_up(job->rq.offset + from, SECTOR) - (job->rq.offset + from));
+
+    *ret_zero = at == from && at + SECTOR <= length && is_zero_sector(data + at);
+    while (at + SECTOR <= length && is_zero_sector(data + at) == *ret_zero) {
+        at += SECTOR;
+    }
+    return *ret_zero ? at - from : MIN(at + SECTOR > length ? length : at, length) - from;
+}
+
+/*
+ * The reply to a small read: sectors of zeroes are sent as holes. Asking where they are would cost more than looking.
+ */
+static void set_data_and_holes(struct nbd_job *job)
+{
+    struct bufpool *pool = &job->conn->worker->pool;
+    uint32_t length = (uint32_t)job->rq.length;
+    struct read_layout *l;
+    bool zero;
+    uint32_t run = same_kind(job, 0, &zero);
+
+    if ((run == length && !zero) || !bufpool_get(pool, sizeof(*l), &job->extra)) {
+        nbd_reply_set_data(job);
+        return;
+    }
+    l = job->extra.data;
+    l->chunks = 0;
+    job->iov = l->iov;
+    job->iov_count = job->iov_next = 0;
+    for (uint32_t from = 0; from < length; from += run) {
+        run = same_kind(job, from, &zero);
+        if (l->chunks + 1 >= NBD_READ_CHUNKS_MAX) {
+            run = length - from;
+            zero = false;
+        }
+        add_chunk(job, l, zero, from, run);
+    }
+}
+
 static int co_read_request(struct nbd_job *job)
 {
     const struct nbd_request *rq = &job->rq;
@@ -121,7 +179,9 @@ static int co_read_request(struct nbd_job *job)
         return co_read_sparse(job);
     }
     ret = co_read_part(job, 0, (uint32_t)rq->length);
-    if (ret == 0) {
+    if (ret == 0 && job->conn->structured && !(rq->flags & NBD_CMD_FLAG_DF)) {
+        set_data_and_holes(job);
+    } else if (ret == 0) {
         nbd_reply_set_data(job);
     }
     return ret;

@@ -91,6 +91,7 @@ struct nbd_export {
     struct block_root *root;
     struct block_edge *edge; /* the root's */
     uint64_t size;           /* bytes */
+    uint32_t min_block;      /* that clients are told; smaller requests are fine, too */
     uint16_t flags;
     bool writable;
     bool writethrough;

@@ -12,7 +12,7 @@ from nbd_raw import (
     BLOCK_STATUS, CACHE, EINVAL, ENOSPC, EPERM, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient,
 )  # fmt: skip
 from nbd_server import NbdServer
-from tidemark import TestCase
+from tidemark import Process, TestCase, can_connect, compat
 
 SIZE = 8 << 20
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
@@ -266,6 +266,40 @@ class CommandsTest(TestCase):
             client.request(nbd_raw.DISC)
             self.assertTrue(client.is_closed())
         self.assertEqual(self.on_disk(0, 64 * 65536), b"w" * (64 * 65536))
+
+    def test_zero_sectors_of_small_reads_are_holes(self):
+        with open(self.disk, "r+b") as disk:
+            disk.write(b"a" * 512 + bytes(1024) + b"b" * 600 + bytes(4096 - 2136))
+        with RawClient(self.serve().socket) as client:
+            client.go()
+
+            def read(offset, length, flags=0):
+                client.request(READ, offset, length, flags=flags)
+                found = []
+                for kind, payload in client.chunks():
+                    at = int.from_bytes(payload[:8], "big")
+                    size = int.from_bytes(payload[8:], "big") if kind == 2 else len(payload) - 8
+                    found.append((kind, at, size))
+                    if kind == 1:
+                        self.assertEqual(payload[8:], self.on_disk(at, size))
+                return found
+
+            self.assertEqual(read(0, 4096), [(1, 0, 512), (2, 512, 1024), (1, 1536, 1024), (2, 2560, 1536)])
+            self.assertEqual(read(100, 1000), [(1, 100, 412), (2, 512, 512), (1, 1024, 76)])
+            self.assertEqual(read(600, 100), [(1, 600, 100)])
+            self.assertEqual(read(512, 1024), [(2, 512, 1024)])
+            self.assertEqual(read(0, 4096, flags=DF), [(1, 0, 4096)])
+
+    def test_a_probed_raw_image_has_blocks_of_a_sector(self):
+        socket = self.path("probed")
+        command = [compat("qemu-nbd"), "-t", "-k", socket, self.disk]
+        server = self.own(Process(command, self.path("probed.log")))
+        server.wait_for(lambda: can_connect(socket), "the server")
+        with RawClient(socket) as client:
+            sizes = [data for kind, data in client.go() if kind == 3 and data[:2] == b"\0\3"]
+            self.assertEqual(sizes, [struct.pack(">HIII", 3, 512, 4096, 32 << 20)])
+            client.request(READ, 1, 10)
+            self.assertEqual(client.error(), 0)
 
     def test_flush_has_no_flags_but_fua(self):
         with RawClient(self.serve().socket) as client:

@@ -16,7 +16,7 @@ SIZE = 64 * MIB
 
 
 def pattern(offset, length):
-    return b"".join(struct.pack(">Q", at) * 64 for at in range(offset, offset + length, 512))
+    return b"".join(struct.pack(">Q", at + 1) * 64 for at in range(offset, offset + length, 512))
 
 
 class Greedy(TestCase):
