@@ -786,22 +786,23 @@ static void raw_shows_a_part_of_its_file(void *arg)
     struct disk d;
 
     make_file(IMAGE, 64 * KiB, 'x');
-    d = attach("driver=raw,offset=1000,size=2000,file.driver=file,file.filename=" IMAGE, RW);
-    assert_int_equal(block_node_size(d.node), 2000);
-    fill(d.edge, 0, 2000, 1, 0);
-    assert_int_equal(block_co_pwrite(d.edge, 2000, "y", 1, 0), -EIO);
+    d = attach("driver=raw,offset=1000,size=2048,file.driver=file,file.filename=" IMAGE, RW);
+    assert_int_equal(block_node_size(d.node), 2048);
+    fill(d.edge, 0, 2048, 1, 0);
+    assert_int_equal(block_co_pwrite(d.edge, 2048, "y", 1, 0), -EIO);
     detach(&d);
     d = attach("driver=raw,file.driver=file,file.filename=" IMAGE, RW);
     assert_int_equal(block_node_size(d.node), 64 * KiB);
     assert_bytes(d.edge, 0, 1000, 'x');
-    assert_bytes(d.edge, 1000, 2000, 1);
-    assert_bytes(d.edge, 3000, 1000, 'x');
+    assert_bytes(d.edge, 1000, 2048, 1);
+    assert_bytes(d.edge, 3048, 952, 'x');
     detach(&d);
     assert_open_fails("driver=raw,offset=60k,size=8k,file.driver=file,file.filename=" IMAGE, EINVAL,
-                      "beyond the end");
+                      "has to be smaller or equal to the size of the containing file");
     assert_open_fails("driver=raw,offset=65k,file.driver=file,file.filename=" IMAGE, EINVAL,
-                      "beyond the end");
-    assert_open_fails("driver=raw,size=7E,offset=7E,file.driver=null-co", EINVAL, "beyond the end");
+                      "cannot be greater than size of the containing file");
+    assert_open_fails("driver=raw,size=7E,offset=7E,file.driver=null-co", EINVAL,
+                      "cannot be greater than size of the containing file");
     assert_open_fails("driver=raw", EINVAL, "'file' is missing");
 }
 
