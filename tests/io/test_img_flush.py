@@ -205,8 +205,9 @@ class Failures(TestCase):
                               check=False))  # fmt: skip
         self.assert_fails(img("resize", "--image-opts", faulty, "2M", check=False))
         self.assert_fails(img("bench", "-q", "-w", "-c", "4", "--image-opts", faulty, check=False))
-        self.assert_fails(run(*tool("io"), "--image-opts", "-c", "flush", faulty, check=False))
-        self.assert_fails(run(compat("qemu-io"), "-t", "none", "--image-opts", "-c", "length", faulty, check=False))
+        for program in (tool("io"), [compat("qemu-io")]):
+            command = [*program, "-t", "writeback", "--image-opts", "-c", "write 0 4k", faulty]
+            self.assert_fails(run(*command, check=False))
 
     def test_qemu_io_says_no_more_after_a_command_that_failed(self):
         path = self.create("disk.raw", "1M", "raw")
