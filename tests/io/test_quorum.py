@@ -4,6 +4,10 @@
 import json
 
 import tidemark
+from nbd_raw import RawClient
+from nbd_server import Nbdkit
+
+READ, WRITE = 0, 1
 
 
 class QuorumTest(tidemark.TestCase):
@@ -123,6 +127,41 @@ class QuorumTest(tidemark.TestCase):
         children = [self.child(i, "read") for i in range(3)]
         output = self.failing(self.options(children, read_pattern="fifo"), "read 0 4k")
         self.assertIn("read failed", output)
+
+    def first_child_is_written(self):
+        with open(self.children[0], "rb") as file:
+            return file.read(1) == b"w"
+
+    # A write that has come to one child, and not yet to the other.
+
+    def test_a_read_beside_a_write_is_no_quarrel(self):
+        slow = self.own(
+            Nbdkit(self.dir, "--filter=delay", "file", self.children[1], "wdelay=1")
+        )
+        path = self.path("nbd")
+        children = [
+            self.child(0),
+            {"driver": "nbd", "server": {"type": "unix", "path": slow.socket}},
+        ]
+        server = self.daemon(
+            "--blockdev",
+            json.dumps({**self.options(children), "node-name": "disk"}),
+            "--nbd-server",
+            f"addr.type=unix,addr.path={path}",
+            "--export",
+            "type=nbd,id=e,node-name=disk,writable=on",
+        )
+        with RawClient(path) as writer, RawClient(path) as reader:
+            for client in writer, reader:
+                client.go(b"disk", structured=False)
+            writer.request(WRITE, 0, 4096, payload=b"w" * 4096)
+            tidemark.wait_until(self.first_child_is_written, "the write of the fast child")
+            reader.request(READ, 0, 4096)
+            self.assertEqual(reader.simple_reply(), (1, 0))
+            self.assertEqual(reader.receive(4096), b"w" * 4096)
+            self.assertEqual(writer.simple_reply(), (1, 0))
+        server.qmp.command("query-block-exports")
+        self.assertNotIn("QUORUM", str(server.qmp.events))
 
     # What is known about it.
 
