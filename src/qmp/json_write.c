@@ -62,20 +62,34 @@ static char short_escape(uint32_t code)
     return at ? letters[at - codes] : '\0';
 }
 
+/* How many bytes stand for themselves. */
+static size_t plain_run(const unsigned char *p, const unsigned char *end)
+{
+    const unsigned char *start = p;
+
+    while (p < end && *p >= 0x20 && *p < 0x7F && *p != '"' && *p != '\\') {
+        p++;
+    }
+    return (size_t)(p - start);
+}
+
 static void write_string(struct strbuf *out, const char *text, size_t len)
 {
     const unsigned char *p = (const unsigned char *)text, *end = p + len;
 
     strbuf_append(out, "\"", 1);
     while (p < end) {
-        uint32_t code = next_code_point(&p, end);
+        size_t plain = plain_run(p, end);
+        uint32_t code;
 
+        strbuf_append(out, p, plain);
+        p += plain;
+        if (p == end) {
+            break;
+        }
+        code = next_code_point(&p, end);
         if (short_escape(code)) {
             strbuf_printf(out, "\\%c", short_escape(code));
-        } else if (code >= 0x20 && code < 0x7F) {
-            char c = (char)code;
-
-            strbuf_append(out, &c, 1);
         } else if (code > 0xFFFF) {
             strbuf_printf(out, "\\u%04X\\u%04X", 0xD800 + ((code - 0x10000) >> 10),
                           0xDC00 + ((code - 0x10000) & 0x3FF));
