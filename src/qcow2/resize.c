@@ -4,7 +4,7 @@
  *
  * The size, and the place and size of the L1 table lie in the header's first sector and are switched together (R3).
  *
- *   grow     bitmaps in use -> longer L1 table elsewhere -> drop what is mapped beyond the end, zero what a backing
+ *   grow     longer L1 table elsewhere -> bitmaps in use -> drop what is mapped beyond the end, zero what a backing
  *            file would show, and the rest of the last cluster -> switch -> bitmaps stored with the new size
  *   shrink   bitmaps in use -> switch -> drop what lies beyond -> file cut off behind what is in use -> bitmaps stored
  *
@@ -259,6 +259,8 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
         return failed(q, "the VM state behind the disk can't be dropped", r, err);
     }
     r = qcow2_co_grow_l1(q, (uint32_t)entries, err);
+    /* Not before there was room for the table: they can't be stored again without room either. */
+    r = r < 0 ? r : co_mark_all_bitmaps(q, err);
     if (r < 0) {
         return r;
     }
@@ -376,7 +378,8 @@ static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
     int r;
 
     if (size < old_size) {
-        r = co_shrink(q, size, err);
+        r = co_mark_all_bitmaps(q, err);
+        r = r < 0 ? r : co_shrink(q, size, err);
         return r < 0 ? r : block_bitmaps_resize(q->node, size, err);
     }
     r = block_bitmaps_resize(q->node, size, err);
@@ -410,7 +413,8 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
         return error_set(err, EINVAL, "Preallocation can't be used for shrinking an image");
     }
-    if ((r = co_check_bitmaps(q, size, err)) < 0 || (r = co_mark_all_bitmaps(q, err)) < 0) {
+    r = co_check_bitmaps(q, size, err);
+    if (r < 0) {
         return r;
     }
     r = co_change_size(q, old_size, size, prealloc, err);

@@ -125,6 +125,15 @@ class NoSpareCluster(Full):
     def test_bitmaps(self):
         self.assertEqual(self.go_through("bitmap", "--image-opts", "--add", "DISK", "b"), 2)
 
+    def test_bitmaps_survive_a_disk_that_can_not_grow(self):
+        image = self.make()
+        img("bitmap", "-f", "qcow2", "--add", image, "b")
+        result = img("resize", "-q", "--image-opts", self.part(image, self.end_of(image)), "4G", check=False)
+        self.assertIn("No space left on device", result.stderr)
+        info = json.loads(qemu_img("info", "--output=json", image).stdout)
+        self.assertEqual(info["virtual-size"], 8 * MIB)
+        self.assertEqual(info["format-specific"]["data"]["bitmaps"][0]["flags"], ["auto"])
+
     def test_amend(self):
         self.go_through("amend", "-q", "--image-opts", "-o", "refcount_bits=64", "DISK")
         self.go_through("amend", "-q", "--image-opts", "-o", "refcount_bits=8", "DISK")
