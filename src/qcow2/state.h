@@ -21,6 +21,7 @@
  * refcount tables. Freed clusters go to a list and keep their refcount. A *commit* (commit.c) takes a
  * consistent snapshot of all that is dirty and writes it in an order that keeps the rules:
  *
+ *      file as long as its clusters ->
  *      refcount slices -> [sync, refcount table entries] -> sync -> L2 slices, L1 entries -> sync -> freed clusters
  *                                                           (R1, R7)                 (R4)    punched, refcounts lowered (R2, R8)
  *
@@ -37,7 +38,7 @@
  *                        shared clusters) shared; allocating, zeroing, discarding exclusive
  *   commit_mutex         one commit at a time; refcounts_behind, results of commits
  *   lock (co_mutex)      everything marked [lock] below: allocation, links, what is dirty. Held across I/O
- *                        only to read metadata and to make a new table; across a sync only when the refcount
+ *                        only to read metadata, to make a new table or the file longer; across a sync only when the refcount
  *                        table is replaced, or the image found corrupt
  *   mark_mutex           the field of incompatible features, here and on disk, beside I/O; held across its write and a sync
  *   cache shard locks    thread mutexes, inside cache.c only
