@@ -488,6 +488,8 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
     qcow2_snapshot_free(s);
     r = r < 0 ? r : qcow2_co_update_copied(q);
     r = r < 0 ? r : qcow2_co_commit(q);
+    r = r == 0 && atomic_load(&q->broken) ? -EIO
+                                          : r; /* found when the references were given back */
     if (r < 0) {
         /* The snapshot is gone, what it had is leaked until the next open repairs. To say so again when it is closed is of no use. */
         q->close_told = node->close_told = true;

@@ -124,6 +124,16 @@ class Damaged(TestCase):
             self.refused_by_both("snapshot", "-c", "x", self.image)
             self.assertEqual(image.u64(72), 0)
 
+    def test_an_l1_table_that_is_none(self):
+        """What it seems to refer to can't be given back: that is found after the snapshot is gone."""
+        img("snapshot", "-f", "qcow2", "-c", "x", self.image)
+        image = Image(self.image)
+        image.put64(image.u64(64), image.reftable)
+        image.write(image.reftable + 8, bytes.fromhex("0001000100010000"))
+        result = img("snapshot", "-f", "qcow2", "-d", "x", self.image, check=False)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("Marking image as corrupt", result.stderr)
+
     def test_an_l1_table_that_can_not_be(self):
         img("snapshot", "-f", "qcow2", "-c", "x", self.image)
         image = Image(self.image)
