@@ -61,6 +61,13 @@ int io_co_open(struct io *io)
     return co_open_disk(io, true);
 }
 
+static bool is_of_flush(const struct error *err)
+{
+    static const char begin[] = "Could not flush ";
+
+    return strncmp(error_message(err), begin, sizeof(begin) - 1) == 0;
+}
+
 int io_co_close(struct io *io)
 {
     ERROR_AUTO(err);
@@ -70,8 +77,11 @@ int io_co_close(struct io *io)
     (void)fault_remove_break(io->disk.node, NULL);
     co_group_wait(&io->in_flight);
     rc = cli_co_finish_disk(&io->disk, &err);
-    /* As qemu-io, which says no more where a command has told what is wrong with the image. The exit status is 1 anyway. */
-    if (rc < 0 && !(cli_is_compat() && io->failed)) {
+    /*
+     * As qemu-io, which says no more of the flush where a command has told what is wrong with the image; of what a format could not
+     * store it does. The exit status is 1 anyway.
+     */
+    if (rc < 0 && !(cli_is_compat() && io->failed && is_of_flush(&err))) {
         cli_report(&err);
     }
     return rc;
