@@ -309,7 +309,9 @@ void export_nbd_server_stop_accepting(void)
 static void co_stop(void)
 {
     nbd_server_co_disconnect_all(state.server);
+    block_co_control_lock();
     export_co_del_all();
+    block_control_unlock();
     nbd_server_free(state.server);
     state.server = NULL;
     state.port = 0;
@@ -347,10 +349,13 @@ int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
     if (!state.server || (state.busy && !state.stopping) || state.stop_waiter) {
         return error_set(err, ENOENT, "NBD server not running");
     }
+    /* Requests in flight may take for ever, and the end of an export takes the lock: other commands go on meanwhile. */
+    held = block_control_pause();
     if (!state.stopping) {
         state.busy = state.stopping = true;
         if (reactor_spawn(reactor_main(), stopper, NULL) < 0) {
             co_stop();
+            block_co_control_resume(held);
             return 0;
         }
     }
@@ -359,16 +364,14 @@ int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
         loop_timer_arm(&timer, loop_now_ns() + timeout_ns);
     }
     state.stop_waiter = co_self();
-    /* Requests in flight may take for ever, and the end of an export takes the lock: other commands go on meanwhile. */
-    held = block_control_pause();
     co_suspend();
-    block_co_control_resume(held);
     loop_timer_disarm(&timer);
+    block_co_control_resume(held);
     return state.stopping
                ? error_set(err, ETIMEDOUT,
                            "The NBD server has disconnected its clients, but %zu of them have "
                            "requests in work that don't end; it stops when they do",
-                           nbd_server_client_count(state.server))
+                           export_nbd_server_connections())
                : 0;
 }
 

@@ -40,14 +40,14 @@ static int co_send_option(struct nbd_wire *w, uint32_t option, const struct strb
     if (out.failed || (data && data->failed)) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    return nbd_wire_co_write(w, out.data, out.len, err);
+    return nbd_wire_co_write(w, out.data, out.len, "option request", err);
 }
 
 static int co_read_reply(struct nbd_wire *w, uint32_t option, struct reply *ret, struct error *err)
 {
     uint8_t header[NBD_OPTION_REPLY_HEADER_SIZE];
     uint32_t of, type, length;
-    int r = nbd_wire_co_read(w, header, sizeof(header), err);
+    int r = nbd_wire_co_read(w, header, sizeof(header), "option reply", err);
 
     if (r < 0) {
         return r;
@@ -68,7 +68,7 @@ static int co_read_reply(struct nbd_wire *w, uint32_t option, struct reply *ret,
     ret->type = type;
     ret->length = length;
     ret->data[length] = '\0';
-    return nbd_wire_co_read(w, ret->data, length, err);
+    return nbd_wire_co_read(w, ret->data, length, "option reply data", err);
 }
 
 /* What an error reply says, as a sentence. */
@@ -139,7 +139,7 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
 {
     uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
     uint16_t flags;
-    int r = nbd_wire_co_read(w, hello, 16, err);
+    int r = nbd_wire_co_read(w, hello, 16, "initial magic", err);
 
     if (r < 0) {
         return r;
@@ -155,7 +155,7 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
         return error_set(err, EINVAL, "Bad server magic received: 0x%016llx",
                          (unsigned long long)load_be64(hello + 8));
     }
-    r = nbd_wire_co_read(w, hello + 16, 2, err);
+    r = nbd_wire_co_read(w, hello + 16, 2, "server flags", err);
     if (r < 0) {
         return r;
     }
@@ -163,7 +163,7 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
     *ret_fixed = flags & NBD_FLAG_FIXED_NEWSTYLE;
     *ret_no_zeroes = flags & NBD_FLAG_NO_ZEROES;
     store_be32(answer, flags & (NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES));
-    r = nbd_wire_co_write(w, answer, sizeof(answer), err);
+    r = nbd_wire_co_write(w, answer, sizeof(answer), "client flags", err);
     if (r < 0 || !tls) {
         return r;
     }
@@ -355,7 +355,8 @@ static int co_export_name(struct nbd_wire *w, const char *name, bool no_zeroes,
     strbuf_puts(&data, name);
     r = co_send_option(w, NBD_OPT_EXPORT_NAME, &data, err);
     if (r == 0) {
-        r = nbd_wire_co_read(w, reply, no_zeroes ? 10 : sizeof(reply), err);
+        r = nbd_wire_co_read(w, reply, no_zeroes ? 10 : sizeof(reply), "export length and flags",
+                             err);
     }
     if (r < 0) {
         return r;
@@ -363,6 +364,8 @@ static int co_export_name(struct nbd_wire *w, const char *name, bool no_zeroes,
     no_block_sizes(a);
     a->size = load_be64(reply);
     a->flags = load_be16(reply + 8);
+    /* Servers that know no better option may be as old as to have no flags. */
+    a->flags = a->flags & NBD_FLAG_HAS_FLAGS ? a->flags : NBD_FLAG_HAS_FLAGS;
     return check_agreement(a, err);
 }
 
@@ -379,7 +382,7 @@ static int co_oldstyle(struct nbd_wire *w, const char *name, struct nbd_agreemen
                          "'%s' can't be asked for",
                          name);
     }
-    r = nbd_wire_co_read(w, rest, sizeof(rest), err);
+    r = nbd_wire_co_read(w, rest, sizeof(rest), "export length and flags", err);
     if (r < 0) {
         return r;
     }

@@ -88,9 +88,11 @@ static inline ssize_t nbd_wire_co_recv(const struct nbd_wire *w, void *buf, size
 void nbd_wire_close(struct nbd_wire *w);
 /* All of a vector, which is used up. */
 int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count);
-/* During the handshake, with sentences. */
-int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, struct error *err);
-int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, struct error *err);
+/* During the handshake, with sentences: `what` is being read or sent. */
+int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, const char *what,
+                     struct error *err);
+int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, const char *what,
+                      struct error *err);
 
 /* Where a client connects to, and what it asks for there. Owned, but for the credentials. */
 struct nbd_target {

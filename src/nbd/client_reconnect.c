@@ -115,7 +115,7 @@ static int co_read_answer(struct nbd_wire *w, uint64_t cookie)
     struct nbd_chunk chunk = {0};
     uint32_t error = 0;
     bool simple;
-    int n, ret = nbd_wire_co_read(w, header, NBD_SIMPLE_REPLY_SIZE, NULL);
+    int n, ret = nbd_wire_co_read(w, header, NBD_SIMPLE_REPLY_SIZE, "reply", NULL);
 
     if (ret < 0) {
         return ret;
@@ -123,7 +123,7 @@ static int co_read_answer(struct nbd_wire *w, uint64_t cookie)
     n = nbd_reply_decode(header, NBD_SIMPLE_REPLY_SIZE, &chunk, &simple, &error);
     if (n == 0) {
         ret = nbd_wire_co_read(w, header + NBD_SIMPLE_REPLY_SIZE,
-                               NBD_CHUNK_HEADER_SIZE - NBD_SIMPLE_REPLY_SIZE, NULL);
+                               NBD_CHUNK_HEADER_SIZE - NBD_SIMPLE_REPLY_SIZE, "reply", NULL);
         if (ret < 0) {
             return ret;
         }
@@ -138,7 +138,7 @@ static int co_read_answer(struct nbd_wire *w, uint64_t cookie)
     if (!(chunk.flags & NBD_CHUNK_FLAG_DONE) || chunk.length > sizeof(text)) {
         return -EPROTO;
     }
-    ret = nbd_wire_co_read(w, text, chunk.length, NULL);
+    ret = nbd_wire_co_read(w, text, chunk.length, "reply", NULL);
     if (ret < 0) {
         return ret;
     }

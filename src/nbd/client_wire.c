@@ -40,18 +40,27 @@ int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count)
     return 0;
 }
 
-static int lost(const struct nbd_wire *w, int ret, struct error *err)
+/* The connection is gone; `what` was being read or sent. */
+static int lost(const struct nbd_wire *w, int ret, const char *verb, const char *what,
+                struct error *err)
 {
-    if (w->tls && tls_session_failure(w->tls)[0]) {
+    const char *failure = w->tls ? tls_session_failure(w->tls) : "";
+
+    if (failure[0]) {
+        /* The peer may have ended the session before we sent what it would not have read. */
         return error_set(err, ECONNRESET,
-                         "Failed to read option reply: Cannot read from TLS channel: %s",
-                         tls_session_failure(w->tls));
+                         "Failed to read option reply: Cannot read from TLS channel: %s", failure);
     }
-    return error_set_errno(err, ret < 0 ? -ret : ECONNRESET,
-                           "The NBD server ended the connection during negotiation");
+    if (ret == 0) {
+        return error_set(err, ECONNRESET,
+                         "Failed to %s %s: Unexpected end-of-file before all data were read", verb,
+                         what);
+    }
+    return error_set_errno(err, -ret, "Failed to %s %s", verb, what);
 }
 
-int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, struct error *err)
+int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, const char *what,
+                     struct error *err)
 {
     uint8_t *p = buf;
 
@@ -59,7 +68,7 @@ int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, struct er
         ssize_t n = nbd_wire_co_recv(w, p, size);
 
         if (n <= 0) {
-            return lost(w, (int)n, err);
+            return lost(w, (int)n, "read", what, err);
         }
         p += n;
         size -= (size_t)n;
@@ -67,10 +76,11 @@ int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, struct er
     return 0;
 }
 
-int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, struct error *err)
+int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, const char *what,
+                      struct error *err)
 {
     struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
     int ret = nbd_wire_co_send(w, &vec, 1);
 
-    return ret < 0 ? lost(w, ret, err) : 0;
+    return ret < 0 ? lost(w, ret, "send", what, err) : 0;
 }

@@ -60,6 +60,8 @@ class Hostile:
             return data
 
         sock.sendall(self.hello)
+        if len(self.hello) < 16:
+            return
         receive(4)
         while True:
             _, option, length = struct.unpack(">QII", receive(16))
@@ -85,6 +87,13 @@ class Hostile:
     def close(self):
         self.closed.set()
         self.listener.close()
+
+
+def receive_or_nothing(sock, size):
+    try:
+        return sock.recv(size, socket.MSG_WAITALL)
+    except ConnectionResetError:
+        return b""
 
 
 def reply(option, kind, data=b"", length=None):
@@ -129,6 +138,9 @@ class ClientTest(TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(sentence, result.stderr)
 
+    def test_messages_name_what_was_being_read(self):
+        self.refuses_to_open("Failed to read initial magic: Unexpected end-of-file", hello=b"NBDM")
+
     def test_strange_hellos_are_refused(self):
         self.refuses_to_open("Bad initial magic", hello=b"SSH-2.0-whatever\r\n")
 
@@ -143,7 +155,7 @@ class ClientTest(TestCase):
         def serve():
             with listener.accept()[0] as sock:
                 sock.sendall(struct.pack(">8sQQI", b"NBDMAGIC", 0x00420281861253, size, flags) + bytes(124))
-                while request := sock.recv(28, socket.MSG_WAITALL):
+                while request := receive_or_nothing(sock, 28):
                     _, _, kind, cookie, _, length = struct.unpack(">IHHQQI", request)
                     if kind == 2:
                         return
