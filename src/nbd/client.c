@@ -96,16 +96,15 @@ static bool co_take_batch(struct nbd_client *c, struct list *batch)
     }
 }
 
-/* Say goodbye; the server hangs up, and ends the receiver by that. */
-static void co_say_goodbye(struct nbd_client *c, struct outbox *o)
+/* Say goodbye; the server hangs up, and ends the receiver by that. `error`: sending has failed before. */
+static void co_say_goodbye(struct nbd_client *c, int error)
 {
     struct nbd_request goodbye = {.type = NBD_CMD_DISC};
     uint8_t header[NBD_REQUEST_SIZE];
+    struct iovec vec = {.iov_base = header, .iov_len = sizeof(header)};
 
     nbd_request_encode(header, &goodbye);
-    co_put(o, header, sizeof(header));
-    co_send_out(o);
-    if (c->wire.tls && !o->error) {
+    if (!error && nbd_wire_co_send(&c->wire, &vec, 1) == 0 && c->wire.tls) {
         tls_session_bye(c->wire.tls);
     }
     shutdown(c->wire.fd, SHUT_WR);
@@ -134,7 +133,7 @@ static void sender(void *arg)
         }
     }
     if (c->wire.fd >= 0) {
-        co_say_goodbye(c, &o);
+        co_say_goodbye(c, o.error);
     }
     co_group_done(&c->group);
 }
