@@ -94,7 +94,7 @@ class Contexts(TestCase):
         self.socket = self.path("nbd.sock")
         for name in "ab":
             self.create(f"{name}.raw", "1M", "raw")
-        daemon = self.daemon(
+        self.server = daemon = self.daemon(
             *(f"--blockdev=driver=file,node-name={n},filename={self.path(n + '.raw')}" for n in "ab"),
             "--nbd-server", f"addr.type=unix,addr.path={self.socket}",
         )  # fmt: skip
@@ -110,6 +110,20 @@ class Contexts(TestCase):
         queries = meta_data(b"a", b"base:allocation", b"qemu:dirty-bitmap:bits")
         self.assertEqual(len(client.ask(SET_META, queries)), 3)
         return client
+
+    def test_a_bitmap_that_may_change_is_none_for_who_only_reads(self):
+        with self.assertRaisesRegex(QmpError, "Enabled bitmap 'bits' incompatible with readonly export"):
+            self.server.qmp.command("block-export-add", type="nbd", id="r", name="r", bitmaps=["bits"],
+                                    **{"node-name": "a"})  # fmt: skip
+
+    def test_one_name_for_two_exports_of_a_transaction(self):
+        actions = [
+            {"type": "block-export-add", "data": {"type": "nbd", "id": i, "name": "same", "node-name": "b"}}
+            for i in ("one", "two")
+        ]
+        with self.assertRaisesRegex(QmpError, "already has export named 'same'"):
+            self.server.qmp.command("transaction", actions=actions)
+        self.assertEqual({e["id"] for e in self.server.qmp.command("query-block-exports")}, {"a", "b"})
 
     def test_a_selection_holds_for_its_own_export(self):
         client = self.client()

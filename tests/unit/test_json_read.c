@@ -211,6 +211,20 @@ static void depth_up_to_the_limit_is_fine(void **state)
     strbuf_clear(&wanted);
 }
 
+static void a_string_that_never_ends_is_refused_in_time(void **state)
+{
+    const struct json_limits small = {.bytes = 100, .tokens = 10, .depth = 2, .memory = 1000};
+    struct json_reader *reader = json_reader_new(&small);
+    struct json_object *o = NULL;
+    char text[200];
+    size_t used = 0;
+
+    memset(text, 'x', sizeof(text));
+    text[0] = '"';
+    assert_int_equal(json_reader_feed(reader, text, sizeof(text), &used, &o, NULL), -EINVAL);
+    json_reader_free(reader);
+}
+
 static void size_is_limited_but_not_of_what_is_between_tokens(void **state)
 {
     expect_flood("1", "                ", limits.bytes / 8, "{}", "1|{}|");
@@ -278,6 +292,7 @@ int main(void)
         cmocka_unit_test(byte_ff_starts_anew_anywhere),
         cmocka_unit_test(depth_is_limited),
         cmocka_unit_test(depth_up_to_the_limit_is_fine),
+        cmocka_unit_test(a_string_that_never_ends_is_refused_in_time),
         cmocka_unit_test(size_is_limited_but_not_of_what_is_between_tokens),
         cmocka_unit_test(the_number_of_tokens_is_limited),
         cmocka_unit_test(memory_is_limited),

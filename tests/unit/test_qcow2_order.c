@@ -154,6 +154,61 @@ static void a_count_does_not_go_below_zero(void *arg)
     assert_true(memory_file("a")->data[INCOMPATIBLE_BYTE] & INCOMPAT_CORRUPT);
 }
 
+/* Counts of the last cluster of one refcount block and the first of the next. */
+static void a_count_that_does_not_fit_leaves_its_neighbours_as_they_were(void *arg)
+{
+    const uint64_t border = 4096; /* 8 bits each, in clusters of 4 KiB */
+    uint64_t refcount = 0;
+    struct image i;
+
+    image_create("a", 32 * MiB, "cluster_size=4k,refcount_bits=8");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, 20 * MiB, 1), 0);
+    co_mutex_lock(&i.q->lock);
+    assert_int_equal(qcow2_co_refcount_add_locked(i.q, border, 1, 1), 0);
+    assert_int_equal(qcow2_co_refcount_add_locked(i.q, border - 1, 2, 254), -ERANGE);
+    assert_int_equal(qcow2_co_refcount_get_locked(i.q, border - 1, &refcount), 0);
+    assert_int_equal(refcount, 1);
+    assert_int_equal(qcow2_co_refcount_add_locked(i.q, border, 1, -1), 0);
+    co_mutex_unlock(&i.q->lock);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+/* Whatever the user wants checked. */
+static void the_header_is_never_allocated(void *arg)
+{
+    uint64_t block;
+    struct image i;
+
+    image_create("a", MiB, "cluster_size=4k");
+    image_open(&i, "a", "");
+    block = i.q->reftable[0] & REFTABLE_OFFSET_MASK;
+    image_close(&i);
+    memset(memory_file("a")->data + block, 0, C); /* nothing is in use */
+    image_open(&i, "a", ",overlap-check=none");
+    assert_int_equal(image_write(&i, 0, C, 1), -EIO);
+    image_kill(&i);
+    assert_int_equal(load_be32(memory_file("a")->data), QCOW2_MAGIC);
+}
+
+static void a_compressed_cluster_that_is_written_over_is_given_back(void *arg)
+{
+    struct image i;
+    char data[C];
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    memset(data, 1, sizeof(data));
+    for (uint64_t n = 0; n < 8; n++) {
+        assert_int_equal(block_co_pwrite(i.edge, n * C, data, C, BLOCK_REQ_COMPRESSED), 0);
+    }
+    assert_int_equal(block_co_flush(i.edge), 0);
+    assert_int_equal(image_write(&i, 0, 8 * C, 2), 0);
+    image_close(&i);
+    image_check("a", 0);
+}
+
 /* --- order ---------------------------------------------------------------------------------------------- */
 
 /* The first entry of the log from `from` on of a kind, and if `length` is not 0 of that length, at `offset`. */
@@ -219,6 +274,26 @@ static void a_longer_refcount_table_is_stable_before_it_is_named(void *arg)
     sync = named - 1;
     assert_int_equal(i.file->log[sync].kind, MEMORY_FILE_FLUSH);
     assert_int_equal(i.file->log[named + 1].kind, MEMORY_FILE_FLUSH);
+    image_close(&i);
+    image_check("a", 0);
+}
+
+static void a_new_refcount_block_is_stable_before_it_is_named(void *arg)
+{
+    unsigned named;
+    struct image i;
+
+    /* A block counts 8 MiB. */
+    image_create("a", 32 * MiB, "cluster_size=4k");
+    image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, 6 * MiB, 1), 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    assert_int_equal(image_write(&i, 6 * MiB, 6 * MiB, 2), 0);
+    i.file->log_count = 0;
+    assert_int_equal(block_co_flush(i.edge), 0);
+    named = find(i.file, 0, MEMORY_FILE_WRITE, i.q->reftable_offset, 512);
+    assert_true(named > 0 && named != UINT32_MAX);
+    assert_int_equal(i.file->log[named - 1].kind, MEMORY_FILE_FLUSH);
     image_close(&i);
     image_check("a", 0);
 }
@@ -299,6 +374,24 @@ static void what_was_cut_off_within_a_cluster_does_not_come_back(void *arg)
     image_check("a", 0);
 }
 
+static void growth_over_a_longer_backing_file_reads_as_zeroes(void *arg)
+{
+    struct image i;
+
+    image_create("base", DISK, "cluster_size=4k");
+    image_open(&i, "base", "");
+    assert_int_equal(image_write(&i, 0, DISK, 7), 0);
+    image_close(&i);
+    image_create("a", 4 * MiB, "cluster_size=4k");
+    image_open(&i, "a",
+               ",backing.driver=qcow2,backing.file.driver=memory-file,backing.file.name=base");
+    resize(&i, 8 * MiB);
+    image_expect(&i, 0, 4 * MiB, 7);
+    image_expect(&i, 4 * MiB, 4 * MiB, 0);
+    image_close(&i);
+    image_check("a", 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -307,6 +400,11 @@ int main(void)
         CO_TEST(a_table_that_could_not_be_read_is_read_again),
         CO_TEST(counts_of_all_widths_go_up_and_down),
         CO_TEST(a_count_does_not_go_below_zero),
+        CO_TEST(a_count_that_does_not_fit_leaves_its_neighbours_as_they_were),
+        CO_TEST(the_header_is_never_allocated),
+        CO_TEST(a_compressed_cluster_that_is_written_over_is_given_back),
+        CO_TEST(a_new_refcount_block_is_stable_before_it_is_named),
+        CO_TEST(growth_over_a_longer_backing_file_reads_as_zeroes),
         CO_TEST(lazy_refcounts_are_marked_stably_before_they_stay_behind),
         CO_TEST(a_longer_refcount_table_is_stable_before_it_is_named),
         CO_TEST(a_number_is_not_given_to_two_snapshots),
