@@ -183,11 +183,12 @@ static void the_header_is_never_allocated(void *arg)
 
     image_create("a", MiB, "cluster_size=4k");
     image_open(&i, "a", "");
+    assert_int_equal(image_write(&i, 0, C, 1), 0); /* the next one needs no table */
     block = i.q->reftable[0] & REFTABLE_OFFSET_MASK;
     image_close(&i);
     memset(memory_file("a")->data + block, 0, C); /* nothing is in use */
     image_open(&i, "a", ",overlap-check=none");
-    assert_int_equal(image_write(&i, 0, C, 1), -EIO);
+    assert_int_equal(image_write(&i, C, C, 1), -EIO);
     image_kill(&i);
     assert_int_equal(load_be32(memory_file("a")->data), QCOW2_MAGIC);
 }
@@ -392,6 +393,53 @@ static void growth_over_a_longer_backing_file_reads_as_zeroes(void *arg)
     image_check("a", 0);
 }
 
+/* --- what a file says of itself ------------------------------------------------------------------------ */
+
+static void assert_open_fails(const char *sentence)
+{
+    const char *message = image_open_fails("a", 0);
+
+    assert_non_null(message);
+    if (!strstr(message, sentence)) {
+        fail_msg("'%s' is not in '%s'", sentence, message);
+    }
+}
+
+static void a_header_reaches_no_farther_than_its_cluster(void *arg)
+{
+    uint8_t *head;
+
+    image_create("a", DISK, "cluster_size=4k");
+    head = memory_file("a")->data;
+    store_be64(head + HDR_BACKING_OFFSET, C - 10);
+    store_be32(head + HDR_BACKING_SIZE, 100);
+    assert_open_fails("Backing file name too long");
+
+    image_create("a", DISK, "cluster_size=4k");
+    head = memory_file("a")->data;
+    store_be32(head + HDR_OUR_SIZE, 0x12345678);
+    store_be32(head + HDR_OUR_SIZE + 4, C);
+    assert_open_fails("Header extension too large");
+}
+
+/* A cluster of bits that are all set is stored as a flag: 4096 * 8 granules of 512 bytes. */
+static void what_is_wholly_dirty_is_so_after_the_next_start(void *arg)
+{
+    struct block_bitmap *b = NULL;
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 512, true, false, &b, NULL), 0);
+    assert_int_equal(image_write(&i, 0, DISK, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    b = block_bitmap_find(i.node, "b");
+    assert_int_equal(block_co_bitmap_fetch(b, NULL), 0);
+    assert_int_equal(dirty_bitmap_count(block_bitmap_bits(b)), DISK);
+    image_close(&i);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -405,6 +453,8 @@ int main(void)
         CO_TEST(a_compressed_cluster_that_is_written_over_is_given_back),
         CO_TEST(a_new_refcount_block_is_stable_before_it_is_named),
         CO_TEST(growth_over_a_longer_backing_file_reads_as_zeroes),
+        CO_TEST(a_header_reaches_no_farther_than_its_cluster),
+        CO_TEST(what_is_wholly_dirty_is_so_after_the_next_start),
         CO_TEST(lazy_refcounts_are_marked_stably_before_they_stay_behind),
         CO_TEST(a_longer_refcount_table_is_stable_before_it_is_named),
         CO_TEST(a_number_is_not_given_to_two_snapshots),
