@@ -391,7 +391,9 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
 
 static bool is_blank(const char *text, size_t from, size_t end)
 {
-    while (from < end && memchr(" \t\r\n", text[from], 4)) {
+    static const char blanks[] = {' ', '\t', '\r', '\n'};
+
+    while (from < end && memchr(blanks, text[from], sizeof(blanks))) {
         from++;
     }
     return from == end;

@@ -16,7 +16,7 @@
 #include "nbd/client.h"
 
 #define TMP_PREFIX ".tidemark-restore-"
-#define ATTRIBUTES_MAX (64 * 1024)
+#define ATTRIBUTES_MAX 65536ul
 
 /* --- what is there --- */
 

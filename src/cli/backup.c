@@ -60,6 +60,7 @@ struct words {
     const char *output, *progress, *forget;
     const char *tls_creds, *tls_hostname, *cbw_timeout;
     struct cli_items objects;
+    struct nbd_client_tls tls;
     bool json, shown, abort, leftovers;
 };
 
@@ -131,9 +132,8 @@ static int check_words(struct backup_options *o, struct words *w)
     return -1;
 }
 
-static int co_take(struct backup_options *o, const struct words *w)
+static int co_take(struct backup_options *o, struct words *w)
 {
-    struct nbd_client_tls tls = {.hostname = w->tls_hostname};
     struct tls_creds *creds = NULL;
     struct manifest m;
     ERROR_AUTO(unsettled);
@@ -145,8 +145,8 @@ static int co_take(struct backup_options *o, const struct words *w)
     }
     if (w->tls_creds) {
         rc = tls_creds_ref(w->tls_creds, TLS_CLIENT, &creds, &err);
-        tls.creds = creds;
-        o->tls = &tls;
+        w->tls = (struct nbd_client_tls){.creds = creds, .hostname = w->tls_hostname};
+        o->tls = &w->tls;
     }
     rc = rc < 0 ? rc : backup_co_take(o, &m, &unsettled, &err);
     tls_creds_unref(creds);
