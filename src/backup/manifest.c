@@ -30,6 +30,19 @@ bool backup_id_is_valid(const char *id)
     return len > 0 && len < BACKUP_ID_SIZE && id[0] != '-' && strspn(id, "0123456789TZ-") == len;
 }
 
+static bool has_control_characters(const char *s)
+{
+    while (*s && (unsigned char)*s >= 0x20 && *s != 0x7f) {
+        s++;
+    }
+    return *s != '\0';
+}
+
+bool manifest_name_is_valid(const char *name)
+{
+    return strlen(name) <= MANIFEST_NAME_MAX && !has_control_characters(name);
+}
+
 void backup_moment_now(struct backup_moment *ret)
 {
     struct timespec utc, mono;
@@ -188,11 +201,9 @@ static const char *get_string(struct json_object *o, const char *key, size_t max
         error_set(err, EINVAL, "Manifest '%s': '%s' is too long or holds a NUL", where, key);
         return NULL;
     }
-    for (size_t i = 0; i < len; i++) {
-        if ((unsigned char)s[i] < 0x20 || s[i] == 0x7f) {
-            error_set(err, EINVAL, "Manifest '%s': '%s' holds control characters", where, key);
-            return NULL;
-        }
+    if (has_control_characters(s)) {
+        error_set(err, EINVAL, "Manifest '%s': '%s' holds control characters", where, key);
+        return NULL;
     }
     return s;
 }

@@ -57,6 +57,9 @@ static inline bool manifest_is_full(const struct manifest *m)
 /* Whether it has the form of a backup's id: what may become part of a path. */
 bool backup_id_is_valid(const char *id);
 
+/* Whether it may be a string in a manifest: not too long, and without control characters. */
+bool manifest_name_is_valid(const char *name);
+
 /* Now. */
 void backup_moment_now(struct backup_moment *ret);
 

@@ -149,8 +149,13 @@ static int take_disk(const struct source *s, struct source_state *state, struct 
         return -ENOMEM;
     }
     state->disk = realpath(path, NULL);
-    if (!state->disk && path[0] == '/' && strlen(path) <= MANIFEST_NAME_MAX) {
+    if (!state->disk && path[0] == '/') {
         state->disk = TAKE_PTR(path);
+    }
+    /* A name that a manifest can't hold is none. */
+    if (state->disk && !manifest_name_is_valid(state->disk)) {
+        free(state->disk);
+        state->disk = NULL;
     }
     return 0;
 }

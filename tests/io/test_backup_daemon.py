@@ -82,6 +82,17 @@ class TestNames(SmallCase):
         self.assertEqual((manifest["kind"], manifest["node"]), ("incremental", "other"))
         self.assert_restores(manifest, self.model)
 
+    def test_a_disk_with_an_odd_name(self):
+        self.server.quit()
+        os.rename(self.image, self.path("a\tdisk"))
+        self.image = self.path("a\tdisk")
+        self.start()
+        self.write_random(0, MIB)
+        self.backup()
+        manifest = self.backup()
+        self.assertEqual(manifest["kind"], "incremental")
+        self.assert_restores(manifest, self.model)
+
     def test_another_disk_by_the_same_node_name_is_not_taken_for_the_first(self):
         self.write_random(0, MIB)
         self.backup()

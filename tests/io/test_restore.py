@@ -218,6 +218,18 @@ class TestDevices(RestoreCase):
         self.assertEqual(self.content(self.device), b"x" * self.size)
 
 
+    def test_a_device_that_a_daemon_serves_is_not_written(self):
+        daemon = self.daemon(
+            "--blockdev", f"driver=host_device,node-name=device,filename={self.device}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.path('device.sock')}",
+            "--export", "type=nbd,id=device,node-name=device,name=device,writable=on",
+            name="other",
+        )  # fmt: skip
+        self.refuses("--force", why="lock", target=self.device)
+        daemon.stop()
+        self.assertEqual(self.content(self.device), b"x" * self.size)
+
+
 class TestWordsForPrograms(RestoreCase):
     def test_results_as_json(self):
         done = json.loads(self.restore("--output=json").stdout)
