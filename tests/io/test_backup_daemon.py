@@ -45,9 +45,7 @@ class SmallCase(BackupCase):
 
     def cut_off(self, *words):
         """A backup that is killed with its filter in place."""
-        process = self.start_backup(*words)
-        process.wait_for(self.own_exports, "the export")
-        process.kill()
+        self.hold_backup(*words).kill()
         self.assertNotEqual(self.own_nodes(), [])
 
 
@@ -166,11 +164,11 @@ class TestLeftovers(SmallCase):
         self.write_random(0, 3 * MIB)
 
     def test_hang_up_ends_a_backup_in_order(self):
-        process = self.start_backup()
-        process.wait_for(self.own_nodes, "the filter")
-        process.process.send_signal(signal.SIGHUP)
-        status = process.wait()
-        self.assertIn((status, "topped" in process.log()), ((0, False), (1, True)))
+        held = self.hold_backup()
+        held.process.send_signal(signal.SIGHUP)
+        status, said = held.release()
+        self.assertEqual(status, 1)
+        self.assertIn("topped", said)
         self.assert_settled()
         self.assertEqual(self.fleeces(), [])
 
@@ -189,9 +187,7 @@ class TestLeftovers(SmallCase):
         self.assert_sound()
 
     def test_another_directory_has_to_wait_for_a_run_that_lives(self):
-        process = self.start_backup()
-        process.wait_for(self.own_nodes, "the filter")
-        process.process.send_signal(signal.SIGSTOP)
+        held = self.hold_backup()
         nodes = self.own_nodes()
         words = [w if w != self.repository else self.path("other") for w in self.backup_words()]
         result = run(*words, check=False)
@@ -202,19 +198,15 @@ class TestLeftovers(SmallCase):
                      check=False)  # fmt: skip
         self.assertIn("is under way", result.stderr)
         self.assertEqual(self.own_nodes(), nodes)
-        process.process.send_signal(signal.SIGCONT)
-        self.assertEqual(process.wait(), 0, process.log())
+        self.assertEqual(held.release()[0], 0)
 
     def test_a_copy_of_the_directory_does_not_end_a_run_that_lives(self):
         self.backup()
         shutil.copytree(self.repository, self.path("copy"))
-        process = self.start_backup("--full")
-        process.wait_for(self.own_nodes, "the filter")
-        process.process.send_signal(signal.SIGSTOP)
+        held = self.hold_backup("--full")
         words = [w if w != self.repository else self.path("copy") for w in self.backup_words()]
         self.assertIn("is under way", run(*words, check=False).stderr)
-        process.process.send_signal(signal.SIGCONT)
-        self.assertEqual(process.wait(), 0, process.log())
+        self.assertEqual(held.release()[0], 0)
 
     def test_abort_puts_the_daemon_in_order_and_takes_no_backup(self):
         self.backup()
@@ -326,13 +318,16 @@ class TestGuestSafety(SmallCase):
         self.assertEqual(process.wait(), 0, process.log())
         self.assert_restores(self.list_backups()[0], self.model)
 
-    def test_a_message_guesses_at_space_only_where_that_may_be(self):
-        self.write_random(0, 3 * MIB)
-        process = self.start_backup()
-        process.wait_for(self.own_exports, "the export")
+    def test_a_daemon_that_dies_when_all_is_fetched(self):
+        """The backup is complete; that the daemon could not be put in order has a status of its own."""
+        held = self.hold_backup()
         self.server.kill()
-        if process.wait() != 0:
-            self.assertNotIn("could not keep old data", process.log())
+        status, said = held.release()
+        self.assertEqual(status, 3, said)
+        self.assertIn("is complete; the next backup will try again", said)
+        self.assert_sound()
+
+    def test_a_message_guesses_at_space_only_where_that_may_be(self):
         self.assertNotIn("could not keep old data",
                          self.backup_log("--nbd", "nbd:unix:/nowhere"))  # fmt: skip
 

@@ -5,10 +5,9 @@ import json
 import os
 import shutil
 import stat
-import subprocess
 import threading
 
-from backup_case import MIB, BackupCase
+from backup_case import MIB, BackupCase, HeldUp
 from nbd_server import QemuNbd
 from tidemark import Process, run, tool, wait_until
 
@@ -108,23 +107,11 @@ class TestFiles(RestoreCase):
         self.assertEqual(self.content(), b"old")
 
     def test_a_file_that_comes_meanwhile_is_not_replaced(self):
-        """The restore is held up before it gives its file a name: nobody reads what it tells."""
-        reader, writer = os.pipe()
-        os.set_blocking(writer, False)
-        with self.assertRaises(BlockingIOError):
-            while True:
-                os.write(writer, b" " * 4096)
-        os.set_blocking(writer, True)
-        process = subprocess.Popen(
-            [*tool("restore"), self.repository, "--progress=json", self.target], stderr=writer
-        )
-        os.close(writer)
-        self.addCleanup(process.kill)
+        held = self.own(HeldUp([*tool("restore"), self.repository, self.target]))
         wait_until(lambda: [n for n in os.listdir(self.dir) if "tidemark-restore" in n], "its file")
         self.put("mine")
-        with open(reader, "rb") as f:
-            said = f.read().decode()
-        self.assertEqual(process.wait(), 1)
+        status, said = held.release()
+        self.assertEqual(status, 1)
         self.assertIn("was made by another program meanwhile", said)
         self.assertEqual(self.content(), b"mine")
 

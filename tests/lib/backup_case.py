@@ -4,13 +4,45 @@
 import json
 import os
 import random
+import subprocess
 
 import nbd
 
-from tidemark import Process, TestCase, can_connect, nbd_uri, run, tool
+from tidemark import Process, TestCase, can_connect, nbd_uri, run, tool, wait_until
 
 MIB = 1 << 20
 SIZE = 64 * MIB
+
+
+class HeldUp:
+    """A program that tells of its progress as JSON and that nobody listens to, so that it stands still when it wants to tell
+    that it is at 100%: a backup has fetched all then, and is not complete."""
+
+    def __init__(self, command):
+        self.reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        try:
+            while True:
+                os.write(writer, b" " * 4096)
+        except BlockingIOError:
+            os.set_blocking(writer, True)
+        self.process = subprocess.Popen(
+            [*command, "--progress=json"], stdout=subprocess.DEVNULL, stderr=writer
+        )
+        os.close(writer)
+
+    def is_running(self):
+        return self.process.poll() is None
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def release(self):
+        """Listen until it ends; its status and what it said."""
+        with open(self.reader, "rb") as f:
+            said = f.read().decode()
+        return self.process.wait(60), said
 
 
 class BackupCase(TestCase):
@@ -92,6 +124,12 @@ class BackupCase(TestCase):
 
     def start_backup(self, *words):
         return self.own(Process(self.backup_words(*words), self.path("backup.log")))
+
+    def hold_backup(self, *words):
+        """One that has its filter in place, and does not go on before it is released."""
+        held = self.own(HeldUp(self.backup_words(*words)))
+        wait_until(self.own_exports, "the export")
+        return held
 
     def list_backups(self):
         return json.loads(run(*tool("backups"), "--output=json", self.repository).stdout)
