@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "backup/fleece.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/unix_socket.h"
 #include "block/block.h"
+#include "file/image_lock.h"
 
 #define OTHER_PLACE "/var/tmp"
 #define LOCK "lock"
@@ -91,83 +93,6 @@ int fleece_init(struct fleece *f, const char *asked, const char *disk, const cha
     f->dir = files_join(f->place, f->name);
     f->socket = f->dir ? files_join(f->dir, FLEECE_SOCKET) : NULL;
     return f->socket ? 0 : out_of_memory(err);
-}
-
-/* --- making --- */
-
-static int lock_it(struct fleece *f, struct error *err)
-{
-    char *shown AUTO_FREE = files_join(f->dir, LOCK);
-
-    if (!shown) {
-        return out_of_memory(err);
-    }
-    f->lock_fd = files_create_at(f->fd, LOCK, shown, err);
-    if (f->lock_fd < 0) {
-        return f->lock_fd;
-    }
-    return flock(f->lock_fd, LOCK_EX | LOCK_NB) < 0
-               ? error_set_errno(err, errno, "Could not lock '%s'", shown)
-               : 0;
-}
-
-/* The daemon opens it by its path, so it has to be its own. */
-static int give(int fd, const char *shown, uid_t uid, gid_t gid, struct error *err)
-{
-    if (geteuid() == 0 && uid != 0 && fchown(fd, uid, gid) < 0) {
-        return error_set_errno(err, errno, "Could not give '%s' to the daemon's user", shown);
-    }
-    return 0;
-}
-
-/* A sparse file of the disk's size; where there are none so large, an image that is none. */
-static int co_make_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
-{
-    char self[FILES_SELF_SIZE];
-    int fd AUTO_CLOSE = -1;
-    int rc;
-
-    f->image = files_join(f->dir, RAW);
-    if (!f->image) {
-        return out_of_memory(err);
-    }
-    fd = files_create_at(f->fd, RAW, f->image, err);
-    if (fd < 0) {
-        return fd;
-    }
-    if (ftruncate(fd, (off_t)round_up(size, SECTOR)) == 0) {
-        return give(fd, f->image, uid, gid, err);
-    }
-    if (errno != EFBIG) {
-        return error_set_errno(err, errno, "Could not create '%s'", f->image);
-    }
-    if (renameat(f->fd, RAW, f->fd, QCOW2) < 0) {
-        return error_set_errno(err, errno, "Could not create '%s'", f->image);
-    }
-    free(f->image);
-    f->image = files_join(f->dir, QCOW2);
-    if (!f->image) {
-        return out_of_memory(err);
-    }
-    f->is_qcow2 = true;
-    files_self_path(fd, self);
-    rc = block_co_create_image("qcow2", self, round_up(size, SECTOR), options_new(), err);
-    files_name_in_error(err, fd, f->image);
-    return rc < 0 ? rc : give(fd, f->image, uid, gid, err);
-}
-
-int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
-{
-    int rc;
-
-    f->place_fd = files_open_dir(f->place, err);
-    if (f->place_fd < 0) {
-        return f->place_fd;
-    }
-    f->fd = files_make_dir_at(f->place_fd, f->name, f->dir, err);
-    rc = f->fd < 0 ? f->fd : lock_it(f, err);
-    rc = rc < 0 ? rc : co_make_image(f, size, uid, gid, err);
-    return rc < 0 ? rc : give(f->fd, f->dir, uid, gid, err);
 }
 
 /* --- removing --- */
@@ -255,6 +180,124 @@ static int open_other(const char *dir, const char *repository, int *ret_place)
     *ret_place = files_open_dir(place, NULL);
     return *ret_place < 0 ? -1 : files_open_dir_at(*ret_place, slash + 1, dir, NULL);
 }
+
+/* Whether a daemon has the temporary image open. */
+static bool is_image_in_use(int dir)
+{
+    static const char *const names[] = {RAW, QCOW2};
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        int fd AUTO_CLOSE = files_open_at(dir, names[i], names[i], NULL);
+        struct image_lock lock = {.fd = fd};
+
+        if (fd >= 0 && (!image_lock_is_supported(fd) ||
+                        image_lock_set(&lock, BLOCK_PERM_ALL, 0, names[i], NULL) < 0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Remove what runs have left in a place whose directory is gone, and whose daemon, too. */
+static void sweep(int place)
+{
+    int fd = files_open_dir_at(place, ".", ".", NULL);
+    DIR *list = fd < 0 ? NULL : fdopendir(fd);
+    struct dirent *d;
+
+    while (list && (d = readdir(list)) != NULL) {
+        if (is_fleece_name(d->d_name, NULL)) {
+            int dir AUTO_CLOSE = files_open_dir_at(place, d->d_name, d->d_name, NULL);
+
+            if (dir >= 0 && owner_in(dir) == FLEECE_DEAD && !is_image_in_use(dir)) {
+                remove_contents(place, dir, d->d_name);
+            }
+        }
+    }
+    if (list) {
+        closedir(list);
+    }
+}
+
+/* --- making --- */
+
+static int lock_it(struct fleece *f, struct error *err)
+{
+    char *shown AUTO_FREE = files_join(f->dir, LOCK);
+
+    if (!shown) {
+        return out_of_memory(err);
+    }
+    f->lock_fd = files_create_at(f->fd, LOCK, shown, err);
+    if (f->lock_fd < 0) {
+        return f->lock_fd;
+    }
+    return flock(f->lock_fd, LOCK_EX | LOCK_NB) < 0
+               ? error_set_errno(err, errno, "Could not lock '%s'", shown)
+               : 0;
+}
+
+/* The daemon opens it by its path, so it has to be its own. */
+static int give(int fd, const char *shown, uid_t uid, gid_t gid, struct error *err)
+{
+    if (geteuid() == 0 && uid != 0 && fchown(fd, uid, gid) < 0) {
+        return error_set_errno(err, errno, "Could not give '%s' to the daemon's user", shown);
+    }
+    return 0;
+}
+
+/* A sparse file of the disk's size; where there are none so large, an image that is none. */
+static int co_make_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
+{
+    char self[FILES_SELF_SIZE];
+    int fd AUTO_CLOSE = -1;
+    int rc;
+
+    f->image = files_join(f->dir, RAW);
+    if (!f->image) {
+        return out_of_memory(err);
+    }
+    fd = files_create_at(f->fd, RAW, f->image, err);
+    if (fd < 0) {
+        return fd;
+    }
+    if (ftruncate(fd, (off_t)round_up(size, SECTOR)) == 0) {
+        return give(fd, f->image, uid, gid, err);
+    }
+    if (errno != EFBIG) {
+        return error_set_errno(err, errno, "Could not create '%s'", f->image);
+    }
+    if (renameat(f->fd, RAW, f->fd, QCOW2) < 0) {
+        return error_set_errno(err, errno, "Could not create '%s'", f->image);
+    }
+    free(f->image);
+    f->image = files_join(f->dir, QCOW2);
+    if (!f->image) {
+        return out_of_memory(err);
+    }
+    f->is_qcow2 = true;
+    files_self_path(fd, self);
+    rc = block_co_create_image("qcow2", self, round_up(size, SECTOR), options_new(), err);
+    files_name_in_error(err, fd, f->image);
+    return rc < 0 ? rc : give(fd, f->image, uid, gid, err);
+}
+
+int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
+{
+    int rc;
+
+    f->place_fd = files_open_dir(f->place, err);
+    if (f->place_fd < 0) {
+        return f->place_fd;
+    }
+    sweep(f->place_fd);
+    f->fd = files_make_dir_at(f->place_fd, f->name, f->dir, err);
+    rc = f->fd < 0 ? f->fd : lock_it(f, err);
+    rc = rc < 0 ? rc : co_make_image(f, size, uid, gid, err);
+    return rc < 0 ? rc : give(f->fd, f->dir, uid, gid, err);
+}
+
+/* --- those of other runs --- */
 
 enum fleece_owner fleece_owner(const char *image)
 {

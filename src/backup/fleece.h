@@ -45,7 +45,7 @@ int fleece_init(struct fleece *f, const char *asked, const char *disk, const cha
                 struct error *err);
 /* Whether so little is left beside the disk that a guest may soon have no space for its own writes. */
 bool fleece_is_short_of_space(const struct fleece *f);
-/* Make it, for a disk of `size` bytes and a daemon of this user and group. */
+/* Make it, and remove there what runs have left that nobody else can find any more. For a disk of `size` bytes and a daemon of this user and group. */
 int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err);
 /* Remove what was made, and release. */
 void fleece_clear(struct fleece *f);

@@ -60,6 +60,7 @@ void progress_begin(struct progress *p, const char *what, uint64_t total, enum p
     *p = (struct progress){.what = what,
                            .total = total,
                            .started_ns = loop_now_ns(),
+                           .drawn_ns = mode == PROGRESS_JSON ? loop_now_ns() : 0,
                            .enabled = mode != PROGRESS_AUTO || terminal,
                            .terminal = terminal && mode != PROGRESS_JSON,
                            .json = mode == PROGRESS_JSON};

@@ -239,6 +239,19 @@ class TestLeftovers(SmallCase):
         self.backup()
         self.assertEqual(self.fleeces(elsewhere), [])
 
+    def test_what_neither_directory_nor_daemon_know_is_removed_by_the_next_run(self):
+        self.cut_off()
+        shutil.rmtree(self.repository)
+        (left,) = self.fleeces()
+        self.server.kill()
+        wait_until(lambda: not can_connect(self.server.qmp_path), "the end of the daemon")
+        self.start()
+        self.backup()
+        self.assertEqual(self.fleeces(), [])
+        os.makedirs(self.path(left))
+        self.backup()
+        self.assertEqual(self.fleeces(), [left], "no lock: perhaps a run that begins")
+
     def test_a_directory_can_not_have_other_files_removed(self):
         """The record of where a temporary image is may name anything."""
         victim = self.path("victim")
@@ -320,7 +333,16 @@ class TestGuestSafety(SmallCase):
 
     def test_a_daemon_that_dies_when_all_is_fetched(self):
         """The backup is complete; that the daemon could not be put in order has a status of its own."""
+
+        def all_is_fetched():
+            """The header of the checksums is written last."""
+            (draft,) = [n for n in os.listdir(self.repository) if n.startswith(".tidemark-tmp-")]
+            with open(os.path.join(self.repository, draft, "checksums"), "rb") as f:
+                return f.read(8) == b"TIDESUMS"
+
+        self.write_random(0, CLUSTER)  # so little that nothing is told before the end
         held = self.hold_backup()
+        wait_until(all_is_fetched, "the checksums")
         self.server.kill()
         status, said = held.release()
         self.assertEqual(status, 3, said)

@@ -16,7 +16,7 @@ SIZE = 64 * MIB
 
 class HeldUp:
     """A program that tells of its progress as JSON and that nobody listens to, so that it stands still when it wants to tell
-    that it is at 100%: a backup has fetched all then, and is not complete."""
+    something: at the latest when all is fetched, and before that is complete."""
 
     def __init__(self, command):
         self.reader, writer = os.pipe()
