@@ -83,14 +83,15 @@ static void describe(const struct block_edge *edge, char *buf, size_t size)
     if (edge->root) {
         snprintf(buf, size, "%s", edge->name);
     } else {
-        snprintf(buf, size, "node '%s' (as '%s')", edge->parent->name, edge->name);
+        snprintf(buf, size, "node '%s' (uses node '%s' as '%s' child)", edge->parent->name,
+                 edge->node->name, edge->name);
     }
 }
 
 static int conflict(const struct block_node *node, const struct block_edge *a,
                     const struct block_edge *b, struct error *err)
 {
-    char user_a[128], user_b[128], names[64];
+    char user_a[160], user_b[160], names[64];
 
     describe(a, user_a, sizeof(user_a));
     describe(b, user_b, sizeof(user_b));

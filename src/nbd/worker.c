@@ -23,7 +23,10 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
             return NULL;
         }
     }
-    workers[index]->reactor = r;
+    /* Connections there read it. Another one has the place of one that is gone, and so are its connections. */
+    if (workers[index]->reactor != r) {
+        workers[index]->reactor = r;
+    }
     return workers[index];
 }
 

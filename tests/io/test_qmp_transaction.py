@@ -23,16 +23,7 @@ class TransactionTest(tidemark.TestCase):
         super().setUp()
         self.image = self.create("disk.qcow2")
         self.nbd = self.path("nbd.sock")
-        self.server = self.daemon(
-            "--blockdev",
-            f"driver=file,node-name=file,filename={self.image}",
-            "--blockdev",
-            "driver=qcow2,node-name=disk,file=file",
-            "--nbd-server",
-            f"addr.type=unix,addr.path={self.nbd}",
-            "--export",
-            "type=nbd,id=export,node-name=disk,name=disk,writable=on",
-        )
+        self.server = self.start()
         self.qmp = self.server.qmp
         for name, more in ("old", {}), ("off", {"disabled": True}), ("kept", {"persistent": True}):
             self.qmp.transaction(add(name, **more))
@@ -42,6 +33,18 @@ class TransactionTest(tidemark.TestCase):
         tidemark.io(self.uri, "write -P 2 1M 64k", fmt="raw")
         self.qmp.transaction(on("disable", "off"))
         self.written = 1  # MiB that was written last
+
+    def start(self):
+        return self.daemon(
+            "--blockdev",
+            f"driver=file,node-name=file,filename={self.image}",
+            "--blockdev",
+            "driver=qcow2,node-name=disk,file=file",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+            "--export",
+            "type=nbd,id=export,node-name=disk,name=disk,writable=on",
+        )
 
     def state(self):
         """All that can be asked, in an order that doesn't depend on history."""
@@ -133,6 +136,24 @@ class TransactionTest(tidemark.TestCase):
         )
         self.assertEqual(self.counts()["a"], 196608)
         self.assertEqual(self.counts()["old"], 0)
+
+    def test_a_stored_bitmap_is_replaced_by_one_of_its_name(self):
+        """However often it was stored before; and not at all when the transaction fails."""
+        for written in 0, 1:
+            self.assert_undone(on("remove", "kept"), add("kept", persistent=True), ABORT)
+            self.qmp.transaction(on("remove", "kept"), add("kept", persistent=True))
+            self.assertEqual(self.counts()["kept"], 0)
+            tidemark.io(self.uri, "write -P 4 2M 64k", fmt="raw")
+            self.assertEqual(self.counts()["kept"], 65536)
+            self.server.quit()
+            info = json.loads(tidemark.qemu_img("info", "--output=json", self.image).stdout)
+            self.assertEqual(
+                [(b["name"], b["flags"]) for b in info["format-specific"]["data"]["bitmaps"]],
+                [("kept", ["auto"])],
+            )
+            self.server = self.start()
+            self.qmp = self.server.qmp
+            self.assertEqual(self.counts()["kept"], 65536)
 
     def test_node_and_export_actions(self):
         self.qmp.transaction(
