@@ -488,6 +488,54 @@ class NodeTest(QmpTest):
         self.qmp.command("blockdev-del", node_name="file")
         self.assertEqual(self.qmp.command("query-named-block-nodes"), [])
 
+    def small_disk(self):
+        """A node "small" of 64 MiB, whose image has room for a part of that only, full to the last cluster."""
+        part = self.path("small.raw")
+        tidemark.img("create", "-q", "-f", "raw", part, "1M")
+        file = {"driver": "file", "filename": part}
+        part_options = {"driver": "raw", "size": 1 << 20, "file": file}
+        tidemark.img("create", "-q", "-f", "qcow2", self.path("template"), "64M")
+        with open(self.path("template"), "rb") as template, open(part, "r+b") as image:
+            image.write(template.read())
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="small", file=part_options)
+        self.start_nbd()
+        self.export(node="small", writable=True)
+
+    def fill_small_disk(self):
+        writes = [f"write {i * 65536} 64k" for i in range(20)]
+        result = tidemark.io(self.uri("small"), *writes, fmt="raw", check=False)
+        self.assertIn("No space left on device", result.stdout + result.stderr)
+        self.qmp.command("block-export-del", id="export", mode="hard")
+
+    def test_a_full_image_can_be_deleted(self):
+        """A temporary image may fill up: nothing in it is worth keeping."""
+        self.small_disk()
+        self.fill_small_disk()
+        self.qmp.command("blockdev-del", node_name="small")
+        self.assertNotIn("small", [n["node-name"] for n in self.qmp.command("query-named-block-nodes")])
+
+    def test_an_image_that_can_not_store_its_bitmaps_stays_until_they_are_gone(self):
+        self.small_disk()
+        self.qmp.command("block-dirty-bitmap-add", node="small", name="b", persistent=True)
+        self.fill_small_disk()
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("blockdev-del", node_name="small")
+        self.assertIn("Node 'small' stays, since its bitmaps would be lost", caught.exception.desc)
+        self.assertIn("No space left on device", caught.exception.desc)
+        self.assertGreater(self.qmp.bitmaps("small")["b"]["count"], 0)
+        self.qmp.command("block-dirty-bitmap-remove", node="small", name="b")
+        self.qmp.command("blockdev-del", node_name="small")
+
+    def test_the_owner_of_an_exported_bitmap_stays(self):
+        self.start_nbd()
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", disabled=True)
+        self.qmp.command("blockdev-add", driver="null-co", node_name="other", size=64 << 20)
+        self.export(node="other", bitmaps=[{"node": "disk", "name": "b"}])
+        self.refused("blockdev-del", "Node disk is in use", node_name="disk")
+        self.qmp.command("block-export-del", id="export")
+        self.qmp.command("blockdev-del", node_name="disk")
+        self.assertNotIn("disk", [n["node-name"] for n in self.qmp.command("query-named-block-nodes")])
+
     def test_a_child_opened_along_is_not_the_monitors(self):
         self.qmp.command(
             "blockdev-add",
