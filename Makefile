@@ -66,6 +66,7 @@ bench: deps-bench all
 	@bench/open
 	@bench/status
 	@bench/slow_readers
+	@if [ $$(id -u) = 0 ]; then bench/hung_file; else sudo -n bench/hung_file; fi
 
 lint: deps-build deps-test deps-lint
 	@tools/lint -j $(JOBS)
