@@ -288,6 +288,8 @@ static int co_start_server(struct error *err)
     config.tls_creds = cl.tls_creds;
     config.tls_authz = cl.tls_authz;
     config.on_disconnect = client_left;
+    /* Who comes early is to find the export. */
+    config.hold = true;
     return export_co_nbd_server_start(&config, err);
 }
 
@@ -408,6 +410,7 @@ static int co_serve_disk(struct cli_disk *disk, int end_fd)
         export_co_nbd_server_stop(NULL);
         return 1;
     }
+    export_nbd_server_let_in();
     tell_ready();
     co_wait_for_end(end_fd);
     export_co_nbd_server_stop(NULL);

@@ -39,6 +39,7 @@ struct export_nbd_server_config {
     const char *port; /* TCP: number or service; NULL: 10809; "0": any free one */
     int listen_fd; /* -1, or a listening socket to use instead (owned by the server on success) */
     unsigned max_connections;       /* further ones wait in the backlog; 0: no limit */
+    bool hold;                      /* let nobody in before export_nbd_server_let_in() */
     unsigned handshake_max_seconds; /* a handshake that takes longer is dropped; 0: no limit */
     const char
         *tls_creds; /* id of credentials that all clients have to use TLS with; NULL: no TLS */
@@ -62,7 +63,9 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
  * all that. -ENOENT "NBD server not running".
  */
 int export_co_nbd_server_stop(struct error *err);
-/* The same, but don't wait longer than this (< 0: for ever): -ETIMEDOUT, and it goes on by itself. */
+/* For a server that was started with `hold`: its exports are there. */
+void export_nbd_server_let_in(void);
+/* As export_co_nbd_server_stop(), but don't wait longer than this (< 0: for ever): -ETIMEDOUT, and it goes on by itself. */
 int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err);
 
 /* No new clients from now on: the socket is gone, those who are connected stay. Does not yield. */

@@ -216,6 +216,7 @@ static int co_start(const struct export_nbd_server_config *config, struct error 
     }
     ret = nbd_server_new(&sc, &server, err);
     if (ret == 0) {
+        nbd_server_hold(server, config->hold);
         ret = nbd_server_listen(server, fd, err);
         if (ret < 0) {
             nbd_server_free(server);
@@ -294,6 +295,13 @@ static void remove_socket(void)
         unlink(state.unix_path);
         free(state.unix_path);
         state.unix_path = NULL;
+    }
+}
+
+void export_nbd_server_let_in(void)
+{
+    if (state.server) {
+        nbd_server_hold(state.server, false);
     }
 }
 

@@ -94,8 +94,8 @@ static struct nbd_connection *oldest_handshake(struct nbd_server *s)
 /* Somebody waits in the backlog: return once there is room, or the server stops. */
 static void co_make_room(struct nbd_server *s)
 {
-    while (is_full(s) && !s->stopping) {
-        struct nbd_connection *idle = oldest_handshake(s);
+    while ((s->held || is_full(s)) && !s->stopping) {
+        struct nbd_connection *idle = s->held ? NULL : oldest_handshake(s);
 
         if (idle) {
             int64_t due = idle->since_ns + HANDSHAKE_PATIENCE_NS;
@@ -279,6 +279,12 @@ int nbd_server_add_client(struct nbd_server *s, int fd)
         connection_gone(c);
     }
     return ret;
+}
+
+void nbd_server_hold(struct nbd_server *s, bool held)
+{
+    s->held = held;
+    wake_acceptor(s);
 }
 
 void nbd_server_stop_accepting(struct nbd_server *s)

@@ -47,6 +47,8 @@ int nbd_server_listen(struct nbd_server *s, int fd, struct error *err);
 /* Serve a connected socket (non-blocking), which is owned in any case. -EAGAIN, -ENOMEM. */
 int nbd_server_add_client(struct nbd_server *s, int fd);
 
+/* Let nobody in, who waits in the backlog then; or go on. Does not yield. */
+void nbd_server_hold(struct nbd_server *s, bool held);
 /* Stop listening; those who are connected stay. Does not yield. */
 void nbd_server_stop_accepting(struct nbd_server *s);
 /* Stop listening, disconnect everybody, wait until all are gone. No exports may be left afterwards. */

@@ -76,6 +76,7 @@ struct nbd_server {
     uint64_t next_serial; /* of exports */
     int listen_fd;        /* -1: not listening */
     bool stopping;
+    bool held; /* nobody is let in yet */
     bool acceptor_running;
     struct co *acceptor_waiter; /* the acceptor while it waits for room */
     struct loop_timer room_timer;

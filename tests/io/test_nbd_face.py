@@ -54,6 +54,22 @@ class FaceTest(TestCase):
         self.assertEqual(server.wait(20), 0)
         self.assertFalse(os.path.exists(self.socket))
 
+    def test_who_comes_early_finds_the_export(self):
+        image = self.create("b.qcow2", "1T")
+        for n in range(8):
+            img("bitmap", "--add", "-f", "qcow2", "-g", "64k", image, f"b{n}")
+        io(image, *[f"write {n * 100}G 4k" for n in range(10)], fmt="qcow2")
+        bitmaps = [w for n in range(8) for w in ("-B", f"b{n}")]
+        for _ in range(5):
+            command = [*tool("nbd"), "-k", self.socket, "-f", "qcow2", *bitmaps, image]
+            server = self.own(Process(command, self.path("log")))
+            while not os.path.exists(self.socket):
+                time.sleep(0.0005)
+            time.sleep(0.0005)
+            with RawClient(self.socket) as client:
+                client.go()
+            self.assertEqual(server.wait(20), 0)
+
     def test_client_that_chose_no_export_does_not_end_it(self):
         server = self.start("-f", "raw", self.disk)
         with RawClient(self.socket) as client:
