@@ -28,8 +28,9 @@
 #include "base/cleanup.h"
 #include "loop/loop.h"
 
-#define NS_PER_MS 1000000
-#define EXPORT_ATTEMPTS 5
+#define NS_PER_MS 1000000LL
+#define EXPORT_ATTEMPTS 50
+#define EXPORT_RETRY_NS (20 * NS_PER_MS)
 /* Below this a file system counts as full in a message that guesses at the cause. */
 #define LITTLE_SPACE (1 * MiB)
 
@@ -78,10 +79,36 @@ static void guess_cause(const struct run *run, struct error *err)
     }
 }
 
-/*
- * Runs of other disks may start and stop a server of theirs between the question where it is, the attempt to start one, and the
- * export: then ask again.
- */
+/* Where the NBD server is. One that a run has started is held, and then looked at once more, whether it is still there. */
+static int co_find_server(struct run *run, struct nbd_address *ret, struct error *err)
+{
+    const char *uri = run->options->nbd_uri, *socket = run->fleece.socket;
+    struct nbd_address first = {0};
+    int rc = source_co_nbd_address(&run->source, uri, socket, ret, err);
+
+    if (rc < 0 || uri || !ret->path || !fleece_is_socket(ret->path)) {
+        return rc;
+    }
+    run->server_fd = fleece_lock_socket(ret->path, false);
+    first = *ret;
+    *ret = (struct nbd_address){0};
+    rc = source_co_nbd_address(&run->source, uri, socket, ret, err);
+    if (rc == 0 && (run->server_fd < 0 || !ret->path || strcmp(ret->path, first.path) != 0)) {
+        rc = error_set(err, EIO, "The NBD server at '%s' was stopped", first.path);
+    }
+    nbd_address_clear(&first);
+    return rc;
+}
+
+static void release_server(struct run *run)
+{
+    if (run->server_fd >= 0) {
+        close(run->server_fd);
+        run->server_fd = -1;
+    }
+}
+
+/* Runs of other disks may start and stop a server of theirs meanwhile: then ask again. */
 static int co_export(struct run *run, const char *frozen, struct nbd_address *ret,
                      struct error *err)
 {
@@ -92,11 +119,15 @@ static int co_export(struct run *run, const char *frozen, struct nbd_address *re
         ERROR_AUTO(attempt);
 
         nbd_address_clear(ret);
-        rc = source_co_nbd_address(&run->source, uri, run->fleece.socket, ret, &attempt);
+        release_server(run);
+        rc = co_find_server(run, ret, &attempt);
         rc = rc < 0 ? rc : source_co_export(&run->source, frozen, &attempt);
         if (rc < 0 && (uri || rc != -EIO || i == EXPORT_ATTEMPTS)) {
             error_move(err, &attempt);
             return rc;
+        }
+        if (rc < 0) {
+            loop_co_sleep(EXPORT_RETRY_NS);
         }
     }
     return rc;
@@ -202,6 +233,7 @@ static int co_take(struct run *run, struct error *unsettled, struct error *err)
     }
     rc = co_pull(run, err);
     rc = rc < 0 ? rc : co_complete(run, err);
+    release_server(run);
     if (rc == 0) {
         if (source_co_settle(&run->source, run->manifest.bitmap, unsettled) < 0) {
             error_hint(unsettled, "Backup %s is complete; the next backup will try again.",
@@ -226,6 +258,7 @@ static void begin(struct run *run, const struct backup_options *options)
                         .repository = REPOSITORY_INIT,
                         .draft = REPOSITORY_DRAFT_INIT,
                         .fleece = FLEECE_INIT,
+                        .server_fd = -1,
                         .image_fd = -1,
                         .sums_fd = -1,
                         .started_ns = loop_now_ns()};
@@ -233,6 +266,7 @@ static void begin(struct run *run, const struct backup_options *options)
 
 static void clear(struct run *run)
 {
+    release_server(run);
     fleece_clear(&run->fleece);
     repository_discard(&run->repository, &run->draft);
     if (run->image_fd >= 0) {

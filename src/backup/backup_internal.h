@@ -17,6 +17,7 @@ struct run {
     struct manifest manifest;
     struct repository_draft draft;
     struct fleece fleece;
+    int server_fd; /* keeps runs of other disks from stopping the NBD server; -1: nobody would */
     int image_fd, sums_fd;
     char *image, *sums; /* their paths, for messages */
     bool view_failed;   /* the point in time could not be read any more */

@@ -22,6 +22,7 @@
 
 #define OTHER_PLACE "/var/tmp"
 #define LOCK "lock"
+#define NEW_LOCK "lock.new"
 #define RAW "fleece.raw"
 #define QCOW2 "fleece.qcow2"
 #define SECTOR 512
@@ -112,7 +113,7 @@ static bool has_live_socket(int dir)
 
 static void remove_contents(int place, int dir, const char *name)
 {
-    static const char *const names[] = {RAW, QCOW2, LOCK};
+    static const char *const names[] = {RAW, QCOW2, NEW_LOCK, LOCK};
 
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         unlinkat(dir, names[i], 0);
@@ -221,6 +222,7 @@ static void sweep(int place)
 
 /* --- making --- */
 
+/* It has its name only once it is locked: one that is not locked is that of a run that is dead. */
 static int lock_it(struct fleece *f, struct error *err)
 {
     char *shown AUTO_FREE = files_join(f->dir, LOCK);
@@ -228,11 +230,11 @@ static int lock_it(struct fleece *f, struct error *err)
     if (!shown) {
         return out_of_memory(err);
     }
-    f->lock_fd = files_create_at(f->fd, LOCK, shown, err);
+    f->lock_fd = files_create_at(f->fd, NEW_LOCK, shown, err);
     if (f->lock_fd < 0) {
         return f->lock_fd;
     }
-    return flock(f->lock_fd, LOCK_EX | LOCK_NB) < 0
+    return flock(f->lock_fd, LOCK_EX | LOCK_NB) < 0 || renameat(f->fd, NEW_LOCK, f->fd, LOCK) < 0
                ? error_set_errno(err, errno, "Could not lock '%s'", shown)
                : 0;
 }
@@ -327,6 +329,18 @@ bool fleece_is_socket(const char *path)
 
     return slash && is_fleece_name(slash + 1, NULL) &&
            strcmp(path + strlen(dir) + 1, FLEECE_SOCKET) == 0;
+}
+
+int fleece_lock_socket(const char *path, bool alone)
+{
+    char *dir AUTO_FREE = directory_of(path);
+    int place AUTO_CLOSE = -1;
+    int fd AUTO_CLOSE = dir ? open_other(dir, NULL, &place) : -1;
+
+    if (fd < 0 || flock(fd, (alone ? LOCK_EX : LOCK_SH) | LOCK_NB) < 0) {
+        return -1;
+    }
+    return TAKE_FD(fd);
 }
 
 void fleece_remove_of_file(const char *file)

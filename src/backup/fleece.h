@@ -66,5 +66,10 @@ void fleece_remove(const char *dir, const char *repository);
 void fleece_remove_of_file(const char *file);
 /* Whether it is the socket of an NBD server that a run has started; of any repository. */
 bool fleece_is_socket(const char *path);
+/*
+ * Lock such a socket: shared while a run uses the server, or `alone` to stop it. A descriptor that holds the lock, or -1 if
+ * others stand against it. Does not wait.
+ */
+int fleece_lock_socket(const char *path, bool alone);
 
 #endif

@@ -191,8 +191,12 @@ static void co_stop_own_server(struct source *s)
 {
     struct nbd_address address = {0};
     struct json_object *exports = NULL;
+    int lock AUTO_CLOSE = -1;
 
-    if (co_query_server(s, &address) == 0 && address.path && fleece_is_socket(address.path) &&
+    if (co_query_server(s, &address) == 0 && address.path && fleece_is_socket(address.path)) {
+        lock = fleece_lock_socket(address.path, true);
+    }
+    if (lock >= 0 &&
         qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, NULL) == 0 &&
         json_object_is_type(exports, json_type_array) && json_object_array_length(exports) == 0 &&
         qmp_client_co_execute(s->qmp, "nbd-server-stop", NULL, NULL, NULL) == 0) {
