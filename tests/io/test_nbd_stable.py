@@ -136,7 +136,7 @@ class File(TestCase):
         trace = self.path("trace")
         words = [w for command in commands for w in ("-c", command)]
         run("strace", "-f", "-qq", "-o", trace, "-e", "trace=pwritev2,fdatasync,fsync,pwritev", *inject,
-            os.path.join(os.environ["TIDEMARK_BUILD"], "tidemark"), "io", "-f", "raw", *words, disk,
+            os.path.join(os.environ["TIDEMARK_BUILD"], "tidemark"), "io", "-t", "writeback", "-f", "raw", *words, disk,
             env={**os.environ, "TIDEMARK_LOOP": "epoll"})  # fmt: skip
         with open(trace, encoding="utf-8") as f:
             return f.read()
