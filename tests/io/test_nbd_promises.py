@@ -116,6 +116,22 @@ class Contexts(TestCase):
             self.server.qmp.command("block-export-add", type="nbd", id="r", name="r", bitmaps=["bits"],
                                     **{"node-name": "a"})  # fmt: skip
 
+    def test_an_export_with_clients_is_not_deleted_safely(self):
+        client = RawClient(self.socket)
+        self.addCleanup(client.sock.close)
+        client.go(b"b")
+        actions = [{"type": "block-export-del", "data": {"id": "b"}}]
+        with self.assertRaisesRegex(QmpError, "still in use"):
+            self.server.qmp.command("transaction", actions=actions)
+        client.request(READ, 0, 512)
+        self.assertEqual(client.error(), 0)
+
+    def test_an_export_is_not_deleted_twice(self):
+        actions = [{"type": "block-export-del", "data": {"id": "a", "mode": "hard"}}] * 2
+        with self.assertRaisesRegex(QmpError, "Export 'a' is not found"):
+            self.server.qmp.command("transaction", actions=actions)
+        self.assertEqual({e["id"] for e in self.server.qmp.command("query-block-exports")}, {"a", "b"})
+
     def test_one_name_for_two_exports_of_a_transaction(self):
         actions = [
             {"type": "block-export-add", "data": {"type": "nbd", "id": i, "name": "same", "node-name": "b"}}
