@@ -161,6 +161,28 @@ static void co_close_nodes(void)
     }
 }
 
+/*
+ * What has no monitor's reference any more and is there still: something keeps it that does not come to its end, such as an
+ * image that was being opened, or closed, over it. It is not closed, but nothing of it gets lost.
+ */
+static void co_complete_kept(void)
+{
+    struct block_node *node = block_node_next(NULL), *next;
+
+    node = node ? block_node_ref(node) : NULL;
+    while (node) {
+        if (!end.hasty && !block_node_is_read_only(node)) {
+            end.node = node;
+            complete(node);
+            end.node = NULL;
+        }
+        next = block_node_next(node);
+        next = next ? block_node_ref(next) : NULL;
+        block_co_unref(node);
+        node = next;
+    }
+}
+
 static void co_wait_for_start(void)
 {
     for (int ms = 0; *end.starting && ms < START_WAIT_MS; ms++) {
@@ -184,6 +206,7 @@ static void co_end_in_order(void *arg)
     }
     end.step = "nodes";
     co_close_nodes();
+    co_complete_kept();
     if (!end.hasty) {
         end.step = "monitors";
         end.clean = qmp_co_end_sessions() && !*end.starting;

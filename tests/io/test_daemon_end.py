@@ -122,6 +122,19 @@ class DaemonEndTest(tidemark.TestCase):
             self.assertEqual(other.execute("quit"), {"return": {}})
         self.assertEqual(server.wait(10), 0)
 
+    def test_what_an_image_being_opened_keeps_is_completed(self):
+        server = self.daemon(*self.disk_options())
+        server.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+        self.write(self.client(b"disk"))
+        node = {"driver": "copy-before-write", "node-name": "top", "file": "disk"}
+        node["target"] = self.silent_node()
+        hanging = server.connect()
+        self.addCleanup(hanging.close)
+        hanging.send_raw(json.dumps({"execute": "blockdev-add", "arguments": node}))
+        time.sleep(0.2)
+        self.assert_ends_soon(server)
+        self.assertEqual(self.stored_bitmaps(), [("b", ["auto"])])
+
     # Storage that hangs.
 
     def with_hanging_disk(self):
