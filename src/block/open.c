@@ -11,6 +11,9 @@
 
 #define NODE_NAME_MAX 31
 
+/* How many later writes a write that waits for blocks lets by; enough for requests of one guest, and no write waits for ever. */
+#define RMW_PASSES 64
+
 /* --- names ----------------------------------------------------------------------------------- */
 
 static bool name_is_well_formed(const char *name)
@@ -213,6 +216,7 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     list_init(&node->bitmaps);
     list_init(&node->left);
     range_lock_init(&node->rmw);
+    range_lock_let_pass(&node->rmw, RMW_PASSES);
     list_append(&block_hidden_nodes, &node->link);
     return node;
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An entry joins the index when it is asked for and stays until it is unlocked. It is granted once no
- * earlier entry conflicts with it; what it finds in its way, it waits for, and then it looks
- * again. Everybody waits for earlier entries only, so there is no cycle.
+ * An entry joins the index when it is asked for and stays until it is unlocked. It is granted once
+ * none that is granted conflicts with it, and no earlier one that waits and may not be passed any
+ * more; what it finds in its way, it waits for, and then it looks again. Who is granted waits for
+ * nobody here, and who waits does so for those and for earlier ones only, so there is no cycle.
  */
 #include <assert.h>
 
@@ -13,6 +14,12 @@ void range_lock_init(struct range_lock *l)
 {
     pthread_mutex_init(&l->guard, NULL);
     range_index_init(&l->entries);
+    l->passes = 0;
+}
+
+void range_lock_let_pass(struct range_lock *l, uint64_t passes)
+{
+    l->passes = passes;
 }
 
 void range_lock_destroy(struct range_lock *l)
@@ -24,20 +31,29 @@ void range_lock_destroy(struct range_lock *l)
     pthread_mutex_destroy(&l->guard);
 }
 
-/* `arg` is an entry, which need not be in the index. */
+struct wanted {
+    const struct range_entry *entry; /* need not be in the index */
+    uint64_t passes;
+};
+
+/* The serials between two that wait tell how many came after the first: at most so many have passed it. */
 static bool conflicts(const struct range_item *item, const void *arg)
 {
     const struct range_entry *other = container_of(item, struct range_entry, item);
-    const struct range_entry *e = arg;
+    const struct wanted *w = arg;
+    uint64_t serial = w->entry->item.serial;
 
-    return other->item.serial < e->item.serial && (other->exclusive || e->exclusive);
+    return other != w->entry && (other->exclusive || w->entry->exclusive) &&
+           (other->granted ||
+            (other->item.serial < serial && serial - other->item.serial > w->passes));
 }
 
-/* An entry that was there before `e` and that conflicts with it. */
+/* An entry that `e` has to wait for. */
 static struct range_entry *find_conflict_locked(struct range_lock *l, const struct range_entry *e,
                                                 uint64_t offset, uint64_t length)
 {
-    struct range_item *item = range_index_find(&l->entries, offset, length, conflicts, e);
+    struct wanted w = {.entry = e, .passes = l->passes};
+    struct range_item *item = range_index_find(&l->entries, offset, length, conflicts, &w);
 
     return item ? container_of(item, struct range_entry, item) : NULL;
 }
@@ -45,6 +61,7 @@ static struct range_entry *find_conflict_locked(struct range_lock *l, const stru
 static void entry_init(struct range_entry *e, bool exclusive)
 {
     e->exclusive = exclusive;
+    e->granted = false;
     co_queue_init(&e->blocked);
 }
 
@@ -60,6 +77,7 @@ void co_range_lock(struct range_lock *l, struct range_entry *e, uint64_t offset,
         co_queue_wait_release(&other->blocked, &l->guard);
         pthread_mutex_lock(&l->guard);
     }
+    e->granted = true;
     pthread_mutex_unlock(&l->guard);
 }
 
@@ -73,6 +91,7 @@ bool range_trylock(struct range_lock *l, struct range_entry *e, uint64_t offset,
     pthread_mutex_lock(&l->guard);
     granted = !find_conflict_locked(l, e, offset, length);
     if (granted) {
+        e->granted = true;
         range_index_add(&l->entries, &e->item, offset, length);
     }
     pthread_mutex_unlock(&l->guard);

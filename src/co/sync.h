@@ -109,16 +109,22 @@ void co_group_wait(struct co_group *g);
 struct range_lock {
     pthread_mutex_t guard;      /* guards entries */
     struct range_index entries; /* of struct range_entry */
+    uint64_t passes;            /* set before first use */
 };
 
 struct range_entry {
     struct range_item item;
-    bool exclusive;
+    bool exclusive, granted;
     struct co_queue blocked; /* entries' owners that wait for this one */
 };
 
 void range_lock_init(struct range_lock *l);
 void range_lock_destroy(struct range_lock *l);
+/*
+ * From now on (before the first entry), one that waits does not stop the next `passes` later ones, as far as these overlap
+ * none that is granted: a request that is held up at one place then bars nobody from the others that it wants.
+ */
+void range_lock_let_pass(struct range_lock *l, uint64_t passes);
 void co_range_lock(struct range_lock *l, struct range_entry *e, uint64_t offset, uint64_t length,
                    bool exclusive);
 /* As co_range_lock(), but false (and nothing held) if it would have to wait. Does not yield. */

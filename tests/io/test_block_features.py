@@ -246,6 +246,16 @@ class Breakpoints(TestCase):
         ).stdout  # fmt: skip
         self.assertNotIn("verification failed", out)
 
+    def test_a_write_that_waits_for_a_block_does_not_bar_its_other_blocks(self):
+        path = self.create("disk.raw", "64k", "raw")
+        options = f"driver=raw,file.driver=blkdebug,file.align=4096,file.image.driver=file,file.image.filename={path}"
+        out = with_options(
+            options, "break pwritev_rmw_after_tail A", "aio_write -P 1 0 512", "wait_break A", "aio_write -P 2 2k 4k",
+            "break pwritev_rmw_after_head B", "aio_write -P 3 7k 512", "wait_break B", "resume A", "sleep 50", "resume B",
+            "aio_flush", "read -P 1 0 512", "read -P 0 512 1536", "read -P 2 2k 4k", "read -P 0 6k 1k", "read -P 3 7k 512",
+        ).stdout  # fmt: skip
+        self.assertNotIn("verification failed", out)
+
 
 class Events(TestCase):
     """Each event inside qcow2 can fail what follows it, the user hears of it, and the image stays sound."""

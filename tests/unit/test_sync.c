@@ -375,15 +375,21 @@ static void hold_range(void *arg)
     range_unlock(&ranges, &entry);
 }
 
-static void run_ranges(struct range_step *steps, size_t count, const char *want)
+static void run_passing(uint64_t passes, struct range_step *steps, size_t count, const char *want)
 {
     range_lock_init(&ranges);
+    range_lock_let_pass(&ranges, passes);
     for (size_t i = 0; i < count; i++) {
         start(hold_range, &steps[i]);
     }
     test_home_run(&home);
     assert_string_equal(events, want);
     range_lock_destroy(&ranges);
+}
+
+static void run_ranges(struct range_step *steps, size_t count, const char *want)
+{
+    run_passing(0, steps, count, want);
 }
 
 static void test_disjoint_ranges_do_not_wait(void **state)
@@ -414,6 +420,22 @@ static void test_ranges_are_granted_in_order_where_they_overlap(void **state)
         {'a', 0, 10, true}, {'b', 0, 30, true}, {'c', 20, 5, true}, {'d', 40, 5, true}};
 
     run_ranges(steps, 4, "adadbbcc");
+}
+
+static void test_range_that_waits_is_passed_where_that_is_let(void **state)
+{
+    struct range_step steps[] = {
+        {'a', 0, 10, true}, {'b', 0, 30, true}, {'c', 20, 5, true}, {'d', 0, 5, true}};
+
+    run_passing(2, steps, 4, "acacbbdd");
+}
+
+static void test_range_that_waits_is_passed_so_often_only(void **state)
+{
+    struct range_step steps[] = {{'a', 0, 10, true}, {'b', 0, 30, true}, {'c', 20, 1, true},
+                                 {'d', 21, 1, true}, {'e', 22, 1, true}, {'f', 40, 1, true}};
+
+    run_passing(2, steps, 6, "acdfacdfbbee");
 }
 
 static void test_empty_range_overlaps_nothing(void **state)
@@ -471,6 +493,8 @@ int main(void)
         TEST(test_overlapping_exclusive_range_waits),
         TEST(test_shared_ranges_wait_for_exclusive_ones_only),
         TEST(test_ranges_are_granted_in_order_where_they_overlap),
+        TEST(test_range_that_waits_is_passed_where_that_is_let),
+        TEST(test_range_that_waits_is_passed_so_often_only),
         TEST(test_empty_range_overlaps_nothing),
         TEST(test_range_at_the_end_of_the_number_space),
         TEST(test_range_trylock_fails_behind_one_that_waits),
