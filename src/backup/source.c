@@ -290,6 +290,8 @@ static struct json_object *temp_node(const struct source *s, const struct source
         with_string(object(), "driver", c->temp_is_qcow2 ? "qcow2" : "raw"), "node-name", s->temp);
 
     with_string(file, "discard", "unmap");
+    /* It does not outlive the daemon: closing it need not wait until it is stable. */
+    with(image, "cache", with(object(), "no-flush", json_object_new_boolean(true)));
     return with(with_string(image, "discard", "unmap"), "file", file);
 }
 
