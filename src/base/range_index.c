@@ -46,9 +46,8 @@ void range_index_add(struct range_index *index, struct range_item *item, uint64_
         list_append(&index->wide, &item->link);
     } else {
         index->counts[level]++;
-        list_append(
-            &index->buckets[level][(offset >> level_bits[level]) % RANGE_INDEX_BUCKETS],
-            &item->link);
+        list_append(&index->buckets[level][(offset >> level_bits[level]) % RANGE_INDEX_BUCKETS],
+                    &item->link);
     }
 }
 

@@ -37,10 +37,10 @@ struct block_bitmap {
     bool persistent;       /* stored in the image when it is closed */
     bool inconsistent;
     bool read_only;
-    bool unstored; /* what is stored is not current, although it could not be marked as such */
-    unsigned busy; /* users: exports, jobs */
-    char *busy_user;       /* the first of them, for messages */
-    void *driver_state;    /* of the format driver that stores it; owned by the driver */
+    bool unstored;      /* what is stored is not current, although it could not be marked as such */
+    unsigned busy;      /* users: exports, jobs */
+    char *busy_user;    /* the first of them, for messages */
+    void *driver_state; /* of the format driver that stores it; owned by the driver */
     unsigned driver_flags; /* likewise */
 };
 

@@ -199,7 +199,8 @@ int block_co_root_replace(struct block_root *root, struct block_node *node, stru
 /* What the owner of a root is told; each may be NULL, none may yield. Main reactor. */
 struct block_root_ops {
     void (*drain_begin)(void *arg); /* no new requests; those of the owner wait at the gate */
-    bool (*drain_busy)(void *arg);  /* whether the owner is busy with what the drain has to wait for */
+    bool (*drain_busy)(
+        void *arg); /* whether the owner is busy with what the drain has to wait for */
     void (*drain_end)(void *arg);
 };
 /* `ops` must live as long as the root. */

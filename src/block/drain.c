@@ -141,7 +141,7 @@ static unsigned mark_above(struct block_node *start)
     struct block_node *node, **end = &start->drain_next;
     struct block_edge *edge;
 
-    mark += mark + 1 == 0 ? 2 : 1; /* never 0 */
+    mark++;
     start->drain_mark = mark;
     start->drain_next = NULL;
     for (node = start; node; node = node->drain_next) {
@@ -248,14 +248,30 @@ static bool node_is_busy(struct block_node *node)
            node->driver->drain_busy(node);
 }
 
-/* A root that has requests in flight: one of those marked, or (mark 0) any. */
+static bool root_is_busy(struct block_root *root)
+{
+    return !root->exempt && !root_is_idle(root);
+}
+
+/* One of those that mark_above() has marked, other than `but`. */
 static struct block_root *find_busy_root(const struct block_root *but, unsigned mark)
 {
     struct block_root *root;
 
     LIST_FOREACH (root, &block_all_roots, link) {
-        if ((mark == 0 || root->drain_mark == mark) && root != but && !root->exempt &&
-            !root_is_idle(root)) {
+        if (root->drain_mark == mark && root != but && root_is_busy(root)) {
+            return root;
+        }
+    }
+    return NULL;
+}
+
+static struct block_root *find_any_busy_root(void)
+{
+    struct block_root *root;
+
+    LIST_FOREACH (root, &block_all_roots, link) {
+        if (root_is_busy(root)) {
             return root;
         }
     }
@@ -298,7 +314,7 @@ static bool any_node_is_busy(void)
 static void co_wait_all(void)
 {
     for (;;) {
-        struct block_root *root = find_busy_root(NULL, 0);
+        struct block_root *root = find_any_busy_root();
 
         if (root) {
             co_root_wait_idle(root);

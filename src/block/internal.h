@@ -22,13 +22,13 @@ struct block_root {
      * and is not stopped by them.
      */
     bool exempt;
-    bool closing; /* block_co_root_settle() has begun: quiesced for good */
-    bool settled; /* and is through */
+    bool closing;                     /* block_co_root_settle() has begun: quiesced for good */
+    bool settled;                     /* and is through */
     const struct block_root_ops *ops; /* NULL: the owner need not be told */
     void *ops_arg;
     bool want_quiesced; /* scratch of drain.c */
     unsigned drain_mark;
-    bool ending;  /* block_root_begin_end() */
+    bool ending; /* block_root_begin_end() */
     /* Set by the drainer, then the counters are summed; a request increments, then looks at this. */
     atomic_bool quiesced;
     pthread_mutex_t guard;   /* guards blocked and drainer */

@@ -202,8 +202,8 @@ static bool co_claim(struct copy_call *call, struct copy_piece *ret)
             co_query_status(call);
         }
         if (call->status_zero) {
-            piece_end = call->status_end == call->end ? call->end
-                                                      : round_down(call->status_end, unit);
+            piece_end =
+                call->status_end == call->end ? call->end : round_down(call->status_end, unit);
             zero = piece_end > call->pos;
         }
         if (!zero) {

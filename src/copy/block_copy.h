@@ -28,11 +28,12 @@
 struct block_copy;
 
 struct block_copy_params {
-    uint32_t cluster_size; /* power of two; pieces begin and end at multiples of it, or of 2 MiB if it is larger */
-    uint64_t max_memory;   /* bytes of bounce buffers; 0: 32 MiB. At least one buffer is had. */
-    unsigned max_workers;  /* coroutines per call, the caller's included; 0: 16 */
-    unsigned write_flags;  /* for the data: BLOCK_REQ_COMPRESSED or 0 */
-    unsigned zero_flags;   /* for the zeroes: BLOCK_REQ_MAY_UNMAP or 0 */
+    uint32_t
+        cluster_size; /* power of two; pieces begin and end at multiples of it, or of 2 MiB if it is larger */
+    uint64_t max_memory;  /* bytes of bounce buffers; 0: 32 MiB. At least one buffer is had. */
+    unsigned max_workers; /* coroutines per call, the caller's included; 0: 16 */
+    unsigned write_flags; /* for the data: BLOCK_REQ_COMPRESSED or 0 */
+    unsigned zero_flags;  /* for the zeroes: BLOCK_REQ_MAY_UNMAP or 0 */
 };
 
 /* Where and why a copy failed first. */

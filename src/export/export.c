@@ -135,9 +135,9 @@ static int co_take_bitmap(struct export *e, struct block_bitmap *b, bool view_st
     if (view_stays && b->enabled) {
         shared &= ~BLOCK_PERM_WRITE;
     }
-    ret = ret < 0 ? ret
-                  : block_co_root_new(b->node, user, 0, shared, &e->bitmap_roots[e->bitmap_count],
-                                      err);
+    ret = ret < 0
+              ? ret
+              : block_co_root_new(b->node, user, 0, shared, &e->bitmap_roots[e->bitmap_count], err);
     if (ret == 0) {
         block_bitmap_take(b, user);
         e->bitmaps[e->bitmap_count++] = b;

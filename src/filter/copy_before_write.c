@@ -43,7 +43,8 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
 /* What there is of the filter besides its state. */
 struct cbw_node {
     struct cbw_state state; /* first: requests see only this */
-    char *bitmap_node, *bitmap_name; /* the option `bitmap`: what the snapshot may read; NULL: all of the disk */
+    char *bitmap_node,
+        *bitmap_name; /* the option `bitmap`: what the snapshot may read; NULL: all of the disk */
 };
 
 static int take_bitmap(struct cbw_node *n, struct options *opts, struct error *err)
@@ -169,11 +170,10 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
         return r;
     }
     if (dirty_bitmap_size(block_bitmap_bits(bitmap)) != s->size) {
-        return error_set(err, EINVAL,
-                         "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
-                         n->bitmap_name,
-                         (unsigned long long)dirty_bitmap_size(block_bitmap_bits(bitmap)), s->name,
-                         (unsigned long long)s->size);
+        return error_set(
+            err, EINVAL, "Bitmap '%s' covers %llu bytes, node '%s' has %llu: they must agree",
+            n->bitmap_name, (unsigned long long)dirty_bitmap_size(block_bitmap_bits(bitmap)),
+            s->name, (unsigned long long)s->size);
     }
     access = dirty_bitmap_new(s->size, s->cluster_size);
     if (!access || dirty_bitmap_merge(access, block_bitmap_bits(bitmap)) < 0) {

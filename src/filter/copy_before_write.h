@@ -70,13 +70,13 @@ struct cbw_state {
      * that waking coroutines takes.
      */
     pthread_mutex_t lock;
-    struct dirty_bitmap *access; /* clusters that the snapshot may read */
-    struct dirty_bitmap *done;   /* clusters that are in the target */
-    struct range_index copies;   /* of struct cbw_copy: in flight */
-    struct list spare_copies;    /* of struct cbw_copy: for reuse */
-    struct range_index readers;  /* of struct cbw_reader: fleecing reads of the active disk */
+    struct dirty_bitmap *access;       /* clusters that the snapshot may read */
+    struct dirty_bitmap *done;         /* clusters that are in the target */
+    struct range_index copies;         /* of struct cbw_copy: in flight */
+    struct list spare_copies;          /* of struct cbw_copy: for reuse */
+    struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
-    bool broken;                 /* a copy failed and the snapshot was given up */
+    bool broken;                       /* a copy failed and the snapshot was given up */
 };
 
 /* All may be read; the other constant fields were set by the caller. -ENOMEM, -EINVAL. Does not yield. */
