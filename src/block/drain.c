@@ -259,7 +259,9 @@ static struct block_root *find_busy_root(const struct block_root *but, unsigned 
     struct block_root *root;
 
     LIST_FOREACH (root, &block_all_roots, link) {
-        if (root->drain_mark == mark && root != but && root_is_busy(root)) {
+        bool counts = root->drain_mark == mark && !(but && root == but);
+
+        if (counts && root_is_busy(root)) {
             return root;
         }
     }
