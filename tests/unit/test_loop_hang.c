@@ -160,6 +160,18 @@ static void timers_main(void *arg)
     thaw(&t);
 }
 
+/* When nothing was to be watched for a while, nobody watches; the next call has to tell. */
+static void quiet_main(void *arg)
+{
+    loop_co_sleep(1500 * MS);
+    timers_main(arg);
+}
+
+static void test_a_write_that_hangs_after_a_quiet_time(void **state)
+{
+    run(quiet_main);
+}
+
 static void test_timers_fire_while_a_write_hangs(void **state)
 {
     run(timers_main);
@@ -441,6 +453,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         TEST(test_timers_fire_while_a_write_hangs),
+        TEST(test_a_write_that_hangs_after_a_quiet_time),
         TEST(test_timers_armed_before_fire),
         TEST(test_who_receives_goes_on_receiving),
         TEST(test_time_limits_of_polls_hold),
