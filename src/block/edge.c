@@ -114,6 +114,20 @@ void block_co_detach_child(struct block_edge *edge)
 
 /* --- roots ----------------------------------------------------------------------------------- */
 
+static void root_free(struct block_root *root)
+{
+    pthread_mutex_destroy(&root->guard);
+    free(root->edge.name);
+    free(root);
+}
+
+/* In a graph change. The caller owns the reference that the edge had. */
+static struct block_node *root_unlink(struct block_root *root)
+{
+    list_remove(&root->link);
+    return edge_unlink(&root->edge);
+}
+
 static int co_root_new(struct block_node *node, const char *user, unsigned perm, unsigned shared,
                        bool exempt, struct block_root **ret, struct error *err)
 {
@@ -143,9 +157,15 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     list_append(&block_all_roots, &root->link);
     block_drain_update();
     r = block_co_settle_at(node, err);
+    if (r < 0) {
+        /* Before the next change, which would settle what this one leaves. */
+        root_unlink(root);
+        (void)block_co_settle_at(node, NULL);
+    }
     block_co_change_end();
     if (r < 0) {
-        block_co_root_release(root);
+        root_free(root);
+        block_co_unref(node);
         return r;
     }
     *ret = root;
@@ -173,16 +193,13 @@ void block_co_root_release(struct block_root *root)
     }
     block_co_root_settle(root);
     block_co_change_begin();
-    list_remove(&root->link);
-    node = edge_unlink(&root->edge);
+    node = root_unlink(root);
     origin = block_edge_forget_move(&root->edge);
     (void)block_co_settle_at(node, NULL);
     block_co_change_end();
     block_co_unref(origin);
     block_co_unref(node);
-    pthread_mutex_destroy(&root->guard);
-    free(root->edge.name);
-    free(root);
+    root_free(root);
 }
 
 void block_root_set_ops(struct block_root *root, const struct block_root_ops *ops, void *arg)

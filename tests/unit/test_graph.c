@@ -19,6 +19,7 @@
 #include "loop/loop.h"
 #include "memory_disk.h"
 
+#define MILLISECOND 1000000 /* in ns */
 #define ALL_BUT_WRITE (BLOCK_PERM_ALL & ~BLOCK_PERM_WRITE)
 
 /* --- drivers ---------------------------------------------------------------------------------------- */
@@ -125,6 +126,7 @@ static const struct block_driver pass_driver = {
 static struct {
     unsigned perm, told;
     bool gave_up_writing;
+    bool slow;
     int fail;
 } locked;
 
@@ -137,6 +139,9 @@ static int locked_co_open(struct block_node *node, struct options *opts, struct 
 static int locked_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
                               struct error *err)
 {
+    if (locked.slow) {
+        loop_co_sleep(MILLISECOND);
+    }
     if (locked.fail) {
         return error_set(err, -locked.fail, "Failed to get \"write\" lock");
     }
@@ -304,6 +309,43 @@ static void co_lock_that_is_not_to_be_had_leaves_the_guest_writing(void)
     block_co_root_release(guest);
     block_co_unref(disk);
     block_co_unref(other);
+}
+
+struct other_user {
+    struct block_node *node;
+    struct block_root *root;
+    int ret;
+    bool done;
+};
+
+static void co_attach_other(void *arg)
+{
+    struct other_user *o = arg;
+
+    o->ret = block_co_root_new(o->node, "other", WRITER, BLOCK_PERM_ALL, &o->root, NULL);
+    o->done = true;
+}
+
+static void co_user_who_waited_is_not_told_of_anothers_lock(void)
+{
+    struct other_user o = {.node = open_disk("other")};
+    struct block_node *disk;
+    struct block_root *guest;
+
+    memset(&locked, 0, sizeof(locked));
+    disk = open_node("{\"driver\":\"locked\",\"node-name\":\"disk\"}");
+    locked.slow = true;
+    locked.fail = -EAGAIN;
+    assert_int_equal(reactor_spawn(reactor_main(), co_attach_other, &o), 0);
+    assert_int_equal(block_co_root_new(disk, "guest", WRITER, BLOCK_PERM_ALL, &guest, NULL),
+                     -EAGAIN);
+    while (!o.done) {
+        loop_co_sleep(MILLISECOND);
+    }
+    assert_int_equal(o.ret, 0);
+    block_co_root_release(o.root);
+    block_co_unref(o.node);
+    block_co_unref(disk);
 }
 
 static void co_interior_edges_move_and_circles_do_not(void)
@@ -641,6 +683,7 @@ int main(void)
         CO_TEST(co_settle_that_fails_leaves_what_was_in_force),
         CO_TEST(co_locks_are_not_given_up_by_a_move_to_a_filter),
         CO_TEST(co_lock_that_is_not_to_be_had_leaves_the_guest_writing),
+        CO_TEST(co_user_who_waited_is_not_told_of_anothers_lock),
         CO_TEST(co_interior_edges_move_and_circles_do_not),
         CO_TEST(co_node_that_is_left_is_flushed),
         CO_TEST(co_filter_passes_each_flush_on),
