@@ -13,7 +13,8 @@
  *
  * A write that was acknowledged may still be in memory of the server only, and gone with it. So such writes are kept
  * until a flush that began later has succeeded, and are repeated in their order on the new connection. A flush there
- * covers them again.
+ * covers them again. A write with FUA is stable itself, but is kept behind others: what they wrote before it in the
+ * same place must not be what stays.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -72,6 +73,8 @@ static void keep_write(struct nbd_client *c, const struct nbd_call *call)
         return;
     }
     u->rq = call->rq;
+    /* It has to be there, however slowly. */
+    u->rq.flags &= (uint16_t)~NBD_CMD_FLAG_FAST_ZERO;
     u->number = c->unflushed_count;
     if (size > 0) {
         iov_copy_to_buf(call->data, 0, u->data, size);
@@ -90,7 +93,8 @@ void nbd_reconnect_note_answer(struct nbd_client *c, const struct nbd_call *call
     if (type == NBD_CMD_FLUSH) {
         drop_unflushed(c, call->flush_mark);
     } else if ((type == NBD_CMD_WRITE || type == NBD_CMD_WRITE_ZEROES || type == NBD_CMD_TRIM) &&
-               !(call->rq.flags & NBD_CMD_FLAG_FUA) && (c->agreed.flags & NBD_FLAG_SEND_FLUSH)) {
+               (c->agreed.flags & NBD_FLAG_SEND_FLUSH) &&
+               (!(call->rq.flags & NBD_CMD_FLAG_FUA) || !list_is_empty(&c->unflushed))) {
         keep_write(c, call);
     }
 }

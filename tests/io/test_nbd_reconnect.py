@@ -14,6 +14,7 @@ from nbd_server import NbdServer
 from tidemark import Process, TestCase, can_connect, img, io, nbd_uri, run, tool
 
 READ, WRITE, FLUSH, TRIM, WRITE_ZEROES = 0, 1, 3, 4, 6
+FUA = 1
 MIB = 1 << 20
 BLOCK = 65536
 
@@ -126,6 +127,16 @@ class Reconnecting(TestCase):
         self.kill()
         out = io(self.image, "read -P 98 0 4k", "read -P 0 4k 4k", "read -P 97 8k 56k", fmt="qcow2").stdout
         self.assertNotIn("failed", out)
+
+    def test_what_was_written_with_fua_is_not_undone_by_older_writes(self):
+        self.start()
+        client = self.client(self.front())
+        self.assertEqual(self.do(client, WRITE, 0, payload=b"a" * 2 * BLOCK), 0)
+        client.request(WRITE, 0, BLOCK, flags=FUA, payload=b"b" * BLOCK)
+        self.assertEqual(client.error(), 0)
+        self.kill()
+        self.start()
+        self.assertEqual(self.read(client, 0, 2 * BLOCK), b"b" * BLOCK + b"a" * BLOCK)
 
     def test_flushes_fail_when_a_write_cannot_be_repeated(self):
         # The same disk, in a file that takes no second writing of it.
