@@ -349,6 +349,17 @@ static int quorum_co_preadv(struct block_node *node, uint64_t offset, struct iov
 
 /* --- change ---------------------------------------------------------------------------------------- */
 
+/* Whether a child can't do it quickly: that is no fault of it, and whoever asked does it slowly with all of them. */
+static bool is_refused(const struct quorum *q, const struct part *parts)
+{
+    for (int i = 0; i < q->count; i++) {
+        if ((parts[i].flags & BLOCK_REQ_NO_FALLBACK) && parts[i].result == -ENOTSUP) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int co_change(struct block_node *node, const struct part *what)
 {
     struct quorum *q = node->opaque;
@@ -362,6 +373,9 @@ static int co_change(struct block_node *node, const struct part *what)
     co_range_lock(&q->writes, &range, what->offset, what->length, false);
     co_do_all(parts, q->count);
     range_unlock(&q->writes, &range);
+    if (is_refused(q, parts)) {
+        return -ENOTSUP;
+    }
     return count_results(node, parts, BLOCK_VOTE_WRITE, what->offset, what->length);
 }
 

@@ -57,6 +57,18 @@ class QuorumTest(tidemark.TestCase):
             self.read_child(i, 0, "8k 4k")
             self.read_child(i, 5, "12k 52k")
 
+    def test_zeroes_reach_a_child_that_is_slow_at_them(self):
+        for i in range(3):
+            self.write_child(i, 7, "0 1M")
+        server = self.own(Nbdkit(self.dir, "--filter=nozero", "file", self.children[2], "zeromode=none"))
+        nbd = {"driver": "nbd", "server": {"type": "unix", "path": server.socket}}
+        options = self.options([self.child(0), self.child(1), nbd])
+        empty = self.create("empty.raw", "1M", fmt="raw")
+        tidemark.img("convert", "-n", "-f", "raw", "-O", "raw", empty, "json:" + json.dumps(options))
+        server.stop()
+        for i in range(3):
+            self.read_child(i, 0, "0 1M")
+
     # Children that say something else.
 
     def test_the_majority_is_believed_wherever_it_is(self):
