@@ -252,6 +252,19 @@ class TestLeftovers(SmallCase):
         self.backup()
         self.assertEqual(self.fleeces(), [left], "no lock: perhaps a run that begins")
 
+    def test_a_run_that_begins_is_not_taken_for_a_dead_one(self):
+        elsewhere = self.path("elsewhere")
+        os.mkdir(elsewhere)
+        slow = ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=flock",
+                "-e", "inject=flock:delay_enter=1500000",
+                *self.backup_words("--fleece-dir", elsewhere)]  # fmt: skip
+        first = self.own(Process(slow, self.path("first.log")))
+        wait_until(lambda: self.fleeces(elsewhere), "the directory of the first run")
+        time.sleep(0.2)
+        self.backup_to(self.path("second"), "--fleece-dir", elsewhere)
+        self.assertEqual(first.wait(), 0, first.log())
+        self.assertEqual(self.fleeces(elsewhere), [])
+
     def test_a_directory_can_not_have_other_files_removed(self):
         """The record of where a temporary image is may name anything."""
         victim = self.path("victim")
