@@ -241,16 +241,31 @@ int repository_open_locked(const char *path, struct repository *ret, struct erro
 
 /* --- repair --- */
 
-static int add_former(struct repository *r, struct error *err)
+static int add_former(struct repository *r, const char *id, struct error *err)
 {
     char *former;
 
-    if (asprintf(&former, "%s%s%s", r->former ? r->former : "", r->former ? " " : "", r->id) < 0) {
+    if (asprintf(&former, "%s%s%s", r->former ? r->former : "", r->former ? " " : "", id) < 0) {
         return out_of_memory(err);
     }
     free(r->former);
     r->former = former;
     return 0;
+}
+
+/* The ids it had before are not known any more but from its older backups. */
+static int find_former(struct repository *r, struct error *err)
+{
+    int rc = 0;
+
+    for (size_t i = 0; rc == 0 && i < r->count; i++) {
+        const char *id = r->entries[i].problem ? "" : r->entries[i].manifest.repository;
+
+        if (id[0] && strcmp(id, r->id) != 0 && (!r->former || !strstr(r->former, id))) {
+            rc = add_former(r, id, err);
+        }
+    }
+    return rc;
 }
 
 int repository_repair(const char *path, bool new_id, struct repository *ret, struct error *err)
@@ -267,8 +282,11 @@ int repository_repair(const char *path, bool new_id, struct repository *ret, str
         error_hint(err, "--new-id gives a copy of a repository an id of its own.");
         return -EINVAL;
     }
-    if (new_id && r.id[0]) {
-        rc = add_former(&r, err);
+    if (r.problem) {
+        rc = find_former(&r, err);
+    }
+    if (rc == 0 && new_id && r.id[0]) {
+        rc = add_former(&r, r.id, err);
     }
     if (rc == 0 && (new_id || !r.id[0])) {
         rc = make_id(&r, err);

@@ -204,6 +204,17 @@ class TestOneDamagedOrForeign(TrustCase):
         self.assertEqual(manifest["kind"], "incremental")
         self.assert_sound()
 
+    def test_repair_keeps_the_backups_from_before_it_had_another_id(self):
+        path = os.path.join(self.repository, "repository.json")
+        run(*tool("repair"), "--new-id", self.repository)
+        third = self.backup()
+        self.models[third["id"]] = bytes(self.model)
+        os.unlink(path)
+        run(*tool("repair"), self.repository)
+        for backup, model in self.models.items():
+            self.assertTrue(self.restore("--at", backup) == model, self.why)
+        self.assert_sound()
+
     def test_a_copy_with_an_id_of_its_own_leaves_the_first_chain_alone(self):
         own, copy = self.repository, self.path("copy")
         shutil.copytree(own, copy)
