@@ -101,6 +101,28 @@ int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *re
     return 0;
 }
 
+int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t *ret_used,
+                               uint64_t *ret_done)
+{
+    uint64_t per_slice = 1ULL << (q->ref_cache.entry_bits + 3 - q->refcount_order);
+    struct cache_entry *slice;
+    uint64_t index;
+    int r = co_slice_locked(q, first, &slice, &index);
+
+    if (r < 0) {
+        return r;
+    }
+    *ret_done = MIN(count, per_slice - index);
+    *ret_used = 0;
+    if (slice) {
+        for (uint64_t i = index; i < index + *ret_done; i++) {
+            *ret_used += qcow2_refcount_load((const void *)slice->data, q->refcount_order, i) != 0;
+        }
+        cache_put(slice);
+    }
+    return 0;
+}
+
 /* One slice's part of [first, first + count): checks all, then stores all. *ret_done: how many it held. */
 static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta,
                                   uint64_t *ret_done)

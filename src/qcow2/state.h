@@ -378,6 +378,9 @@ int qcow2_refuse_broken(const struct qcow2 *q, struct error *err);
 
 /* --- refcount.c --- */
 int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
+/* How many of `count` clusters from `first` on are in use; *ret_done: of so many, one slice's. */
+int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t *ret_used,
+                               uint64_t *ret_done);
 /* Add `delta` to the refcounts of `count` clusters from index `first`. -ERANGE on overflow, -EIO below zero. */
 int qcow2_co_refcount_add_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta);
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index);
@@ -478,7 +481,7 @@ int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b,
 void qcow2_free_stored_bitmaps(struct qcow2 *q);
 
 /* --- sparse.c --- */
-/* Whether clusters of data may lie in holes of the file: preallocated ones. Found out at the first call. Yields. */
+/* Whether much of what is in use lies in holes of the file: clusters preallocated, or written in part. Found out at the first call. Yields. */
 bool qcow2_co_is_sparse(struct qcow2 *q);
 
 /* --- create.c, check.c, info.c --- */
