@@ -10,6 +10,9 @@
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
+/* Bytes of the file behind what is asked for. */
+#define LOOK_AHEAD (16 * MiB)
+
 /* In and out of the function that may block. */
 struct seek_call {
     int fd;
@@ -154,6 +157,25 @@ static void remember(struct posix_file *f, const struct seek_call *call, uint64_
     pthread_mutex_unlock(&c->guard);
 }
 
+/*
+ * How far to look beyond what was asked: who asks for one piece of the file after the other is spared trips, as long as
+ * what a trip finds is believed at the next question.
+ */
+static uint64_t look_ahead(struct block_node *node, uint64_t offset)
+{
+    struct posix_file *f = node->opaque;
+    struct status_cache *c = &f->status;
+    bool follows;
+
+    pthread_mutex_lock(&c->guard);
+    follows = c->count > 0 && offset >= c->start && offset - c->start <= LOOK_AHEAD &&
+              atomic_load(&f->sole_writer) &&
+              c->write_generation == atomic_load(&node->write_generation) &&
+              c->space_generation == atomic_load(&f->space_generation);
+    pthread_mutex_unlock(&c->guard);
+    return follows ? LOOK_AHEAD : 0;
+}
+
 int posix_file_co_status(struct block_node *node, uint64_t offset, uint64_t length,
                          struct block_status *ret)
 {
@@ -171,6 +193,7 @@ int posix_file_co_status(struct block_node *node, uint64_t offset, uint64_t leng
     if (look_up(node, offset, length, ret)) {
         return 0;
     }
+    call.stop += look_ahead(node, offset);
     r = loop_co_brief(seek_extents, &call);
     if (r < 0) {
         /* Data is always a right answer. */
