@@ -472,6 +472,20 @@ static int co_info(struct io *io, const struct io_command *command, struct io_ar
 
 /* --- allocation of the top layer ---------------------------------------------------------------------- */
 
+/* Asks whoever has the data, too: a server that can't say what lies there is an error, not "allocated". */
+static int co_is_allocated(struct io *io, uint64_t offset, uint64_t length, bool *ret_allocated,
+                           uint64_t *ret_length)
+{
+    struct block_status status;
+    int r = block_co_status(io->disk.edge, offset, length, &status);
+
+    if (r == 0) {
+        *ret_allocated = status.flags & BLOCK_STATUS_ALLOCATED;
+        *ret_length = status.length;
+    }
+    return r;
+}
+
 static int co_alloc(struct io *io, const struct io_command *command, struct io_args *a)
 {
     uint64_t offset, length = 512, sum = 0;
@@ -486,7 +500,7 @@ static int co_alloc(struct io *io, const struct io_command *command, struct io_a
     for (uint64_t at = offset, left = length; left > 0;) {
         bool allocated = false;
         uint64_t n = 0;
-        int rc = block_co_is_allocated(io->disk.edge, at, left, &allocated, &n);
+        int rc = co_is_allocated(io, at, left, &allocated, &n);
 
         if (rc < 0) {
             printf("is_allocated failed: %s\n", strerror(-rc));
@@ -527,7 +541,7 @@ static int co_map(struct io *io, const struct io_command *command, struct io_arg
     for (uint64_t at = 0; at < size;) {
         bool allocated = false;
         uint64_t n = 0;
-        int rc = block_co_is_allocated(io->disk.edge, at, size - at, &allocated, &n);
+        int rc = co_is_allocated(io, at, size - at, &allocated, &n);
 
         if (rc < 0 || n == 0) {
             cli_fail("Failed to get allocation status: %s", strerror(rc < 0 ? -rc : EIO));

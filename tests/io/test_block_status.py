@@ -63,9 +63,13 @@ class FailingStatus(TestCase):
             ((kind, payload),) = client.chunks()
         self.assertEqual((kind, payload[8:]), (1, b"x" * 65536 + bytes(65536)))
 
-    def test_allocation_alone_needs_no_answer_of_the_file(self):
-        words = ("-r", "-c", "alloc 0 4M", "--image-opts", self.options)
-        self.assertIn("4194304/4194304 bytes allocated", run(*tool("io"), *words).stdout)
+    def test_what_io_shows_as_allocated_was_asked_for(self):
+        """A program that counts what `qemu-io map` asks of a server finds its questions."""
+        for command in ("map", "alloc 0 4M"):
+            words = ("-r", "-c", command, "--image-opts", self.options)
+            result = run(*tool("io"), *words, check=False)
+            self.assertIn("Input/output error", result.stdout + result.stderr, command)
+            self.assertNotIn("bytes     allocated", result.stdout)
 
 
 class HolesInClusters(TestCase):
