@@ -4,7 +4,7 @@
  * clusters that nothing refers to: from the beginning of the file, so that it need not grow, which a device can't. They are switched by
  * the header (R3); until then the old ones stay as they are, and then nothing refers to those.
  *
- *   header | L1 | table | data | block | data | old table | old block | ...
+ *   header | L1 | block | data | table | data | old table | old block | ...
  *                 ^ gaps         ^
  */
 #include "qcow2/rebuild.h"
@@ -167,6 +167,8 @@ static int place_all(struct layout *l)
         return -ENOMEM;
     }
     r = need_referenced(l);
+    /* In the order of QEMU; the blocks that the table needs for itself come last. */
+    r = r < 0 ? r : place_blocks(l);
     r = r < 0 ? r : place(l, l->table_clusters, &l->table);
     return r < 0 ? r : place_blocks(l);
 }
