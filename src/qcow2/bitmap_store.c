@@ -590,6 +590,8 @@ static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err
     }
     if (bitmap) {
         bitmap->driver_state = NULL;
+        bitmap->inconsistent = bitmap->inconsistent || bitmap->unread;
+        bitmap->unread = false;
     }
     free(made.runs.runs);
     co_garbage_free(q, &old, true);

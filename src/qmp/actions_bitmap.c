@@ -105,6 +105,8 @@ static int co_remove_finish(void *state, struct error *err)
     if (!s->bitmap->persistent || !s->node->driver->co_remove_stored_bitmap) {
         return 0;
     }
+    /* Bits that are in the image only would go with it. One that can't be read may go all the same. */
+    (void)block_co_bitmap_fetch(s->bitmap, NULL);
     r = s->node->driver->co_remove_stored_bitmap(s->node, s->bitmap->name, err);
     return r < 0 ? r : 0;
 }

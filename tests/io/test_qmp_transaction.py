@@ -369,8 +369,8 @@ class TransactionTest(tidemark.TestCase):
             [("kept", ["auto"])],
         )
 
-    def test_an_image_that_fails_late_undoes_other_images(self):
-        """Removal from the first image is done already when the second refuses."""
+    def add_failing_image(self):
+        """Node `failing`, whose bitmap `stuck` can't be removed."""
         image = self.create("failing.qcow2")
         tidemark.qemu_img("bitmap", "--add", image, "stuck")
         self.qmp.command(
@@ -383,6 +383,10 @@ class TransactionTest(tidemark.TestCase):
                 "inject-error": [{"event": "none", "iotype": "write", "errno": 5}],
             },
         )
+
+    def test_an_image_that_fails_late_undoes_other_images(self):
+        """Removal from the first image is done already when the second refuses."""
+        self.add_failing_image()
         before = self.state()
         with self.assertRaises(QmpError) as caught:
             self.qmp.transaction(
@@ -398,6 +402,22 @@ class TransactionTest(tidemark.TestCase):
             [(b["name"], b["flags"]) for b in info["format-specific"]["data"]["bitmaps"]],
             [("kept", ["auto"])],
         )
+
+    def start_again(self):
+        self.server.quit(expect=None)
+        self.server = self.start()
+        self.qmp = self.server.qmp
+
+    def test_bits_that_were_in_the_image_only_are_put_back(self):
+        self.start_again()
+        self.add_failing_image()
+        with self.assertRaises(QmpError):
+            self.qmp.transaction(
+                on("remove", "kept"),
+                ("block-dirty-bitmap-remove", {"node": "failing", "name": "stuck"}),
+            )
+        self.start_again()
+        self.assertEqual(self.qmp.bitmaps("disk")["kept"]["count"], 192 * 1024)
 
     # One instant for the guest.
 
