@@ -154,11 +154,16 @@ static int co_visit_bits(struct block_node *node, const struct block_bitmap *bit
 {
     struct qcow2 *q = qcow2_state(node);
     uint64_t budget = qcow2_bitmap_budget(q);
-    const struct stored_bitmap *b = bitmap->driver_state;
     AUTO_FREE uint64_t *table = NULL;
-    int r = co_read_checked_table(q, b, &budget, &table);
+    const struct stored_bitmap *b;
+    int r;
 
-    return r < 0 ? r : co_read_bits(q, b, table, fn, arg);
+    co_mutex_lock(&q->stored_bits_mutex);
+    b = bitmap->driver_state;
+    r = b ? co_read_checked_table(q, b, &budget, &table) : -ENOENT;
+    r = r < 0 ? r : co_read_bits(q, b, table, fn, arg);
+    co_mutex_unlock(&q->stored_bits_mutex);
+    return r;
 }
 
 static int set_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)

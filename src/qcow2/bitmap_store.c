@@ -513,7 +513,9 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
         return 0;
     }
     co_mutex_lock(&q->bitmap_mutex);
+    co_mutex_lock(&q->stored_bits_mutex);
     r = co_store_locked(q, err);
+    co_mutex_unlock(&q->stored_bits_mutex);
     co_mutex_unlock(&q->bitmap_mutex);
     return r;
 }
@@ -604,7 +606,9 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     int r;
 
     co_mutex_lock(&q->bitmap_mutex);
+    co_mutex_lock(&q->stored_bits_mutex);
     r = co_remove_locked(q, name, err);
+    co_mutex_unlock(&q->stored_bits_mutex);
     co_mutex_unlock(&q->bitmap_mutex);
     return r;
 }

@@ -70,6 +70,7 @@ static void init_locks(struct qcow2 *q)
     co_mutex_init(&q->lock);
     co_mutex_init(&q->commit_mutex);
     co_mutex_init(&q->bitmap_mutex);
+    co_mutex_init(&q->stored_bits_mutex);
     co_mutex_init(&q->mark_mutex);
     range_lock_init(&q->guest);
     list_init(&q->extensions);
@@ -129,6 +130,7 @@ static void release(struct qcow2 *q)
     co_mutex_destroy(&q->lock);
     co_mutex_destroy(&q->commit_mutex);
     co_mutex_destroy(&q->bitmap_mutex);
+    co_mutex_destroy(&q->stored_bits_mutex);
     co_mutex_destroy(&q->mark_mutex);
     range_lock_destroy(&q->guest);
 }

@@ -34,6 +34,8 @@
  * Locks, in the order they are taken; an arrow may not be walked backwards:
  *
  *   bitmap_mutex         stored_bitmaps and its entries, the directory: marking in use, storing, removing
+ *   stored_bits_mutex    what a stored bitmap has in the image: reading it without bitmap_mutex, since that holds up a guest's
+ *                        first write, and replacing it
  *   guest (range_lock)   guest ranges: overwriting in place, and reading what a write elsewhere may move (compressed or
  *                        shared clusters) shared; allocating, zeroing, discarding exclusive
  *   commit_mutex         one commit at a time; refcounts_behind, results of commits
@@ -187,7 +189,8 @@ struct qcow2 {
     uint64_t bitmap_directory_offset, bitmap_directory_size;
     uint32_t bitmap_directory_count; /* as the header said at open */
     struct co_mutex bitmap_mutex;    /* guards stored_bitmaps: see above */
-    atomic_bool bitmaps_marked;      /* nothing on disk passes for current: writes may go on (R5) */
+    struct co_mutex stored_bits_mutex;
+    atomic_bool bitmaps_marked; /* nothing on disk passes for current: writes may go on (R5) */
 
     struct overlap_guard guard;
 

@@ -215,6 +215,49 @@ static void a_count_has_what_was_written_since(void *arg)
     image_close(&i);
 }
 
+struct late_count {
+    struct block_bitmap *bitmap;
+    int turns; /* before it begins */
+    uint64_t bytes;
+    int ret;
+    bool done;
+};
+
+static void co_count_late(void *arg)
+{
+    struct late_count *c = arg;
+
+    for (int i = 0; i < c->turns; i++) {
+        co_reschedule();
+    }
+    c->ret = block_co_bitmap_count(c->bitmap, &c->bytes, NULL);
+    c->done = true;
+}
+
+static void bits_are_counted_while_bitmaps_are_stored(void *arg)
+{
+    struct image i;
+
+    create_with_bitmap("b", true);
+    for (int turns = 0; turns < 60; turns++) {
+        struct late_count c = {.turns = turns};
+        char name[16];
+
+        snprintf(name, sizeof(name), "c%d", turns);
+        image_open(&i, "a", "");
+        c.bitmap = block_bitmap_find(i.node, "b");
+        add(&i, name, false);
+        assert_int_equal(reactor_spawn(reactor_main(), co_count_late, &c), 0);
+        assert_int_equal(block_co_inactivate(i.node, NULL), 0);
+        while (!c.done) {
+            co_reschedule();
+        }
+        assert_int_equal(c.ret, 0);
+        assert_int_equal(c.bytes, 64 * KiB);
+        image_close(&i);
+    }
+}
+
 static void counting_without_memory_fails_and_may_be_tried_again(void *arg)
 {
     const struct block_driver *driver;
@@ -803,6 +846,7 @@ int main(void)
         CO_TEST(bits_are_read_when_they_are_asked_for),
         CO_TEST(bits_are_counted_where_they_are),
         CO_TEST(a_count_has_what_was_written_since),
+        CO_TEST(bits_are_counted_while_bitmaps_are_stored),
         CO_TEST(counting_without_memory_fails_and_may_be_tried_again),
         CO_TEST(a_bitmap_that_cannot_be_counted_is_inconsistent),
         CO_TEST(only_clusters_of_bits_that_changed_are_stored_anew),
