@@ -100,6 +100,7 @@ struct block_node {
     struct block_edge *backing;  /* the child named "backing"; NULL if none */
     char *filename;              /* plain path or URI; NULL if none */
     struct json_object *options; /* as opened */
+    bool beyond_filename;        /* here or below are options that no filename tells */
 
     /* generic options, inherited by children */
     bool cache_direct, cache_no_flush, discard_unmap, force_share;

@@ -11,7 +11,7 @@
 #include "base/strbuf.h"
 #include "block/internal.h"
 
-static bool is_relative(const char *name)
+bool block_is_relative(const char *name)
 {
     return name[0] != '/' && !block_driver_of_filename(name) && strncmp(name, "json:", 5) != 0;
 }
@@ -38,7 +38,7 @@ char *block_resolve_relative(const char *base_filename, const char *name)
     const char *slash = strrchr(base_filename, '/');
     char *joined;
 
-    if (!slash || !is_relative(name) || (driver && !driver->has_directories)) {
+    if (!slash || !block_is_relative(name) || (driver && !driver->has_directories)) {
         return strdup(name);
     }
     if (driver) {
@@ -54,7 +54,7 @@ bool block_is_beside_no_file(const char *base_filename, const char *name)
 {
     const struct block_driver *driver = block_driver_of_filename(base_filename);
 
-    return driver && !driver->has_directories && is_relative(name) &&
+    return driver && !driver->has_directories && block_is_relative(name) &&
            strncmp(strchr(base_filename, ':'), "://", 3) == 0;
 }
 

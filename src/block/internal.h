@@ -107,4 +107,7 @@ int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned
 /* The format that the first bytes of `node` show; raw if none does. Yields. */
 int block_co_probe(struct block_node *node, const struct block_driver **ret, struct error *err);
 
+/* Whether a name that an image records is to be seen from where the image lies. */
+bool block_is_relative(const char *name);
+
 #endif

@@ -244,6 +244,7 @@ static void inherit_filename(struct block_node *node)
     if (!node->filename && below && below->filename) {
         node->filename = strdup(below->filename);
     }
+    node->beyond_filename |= below && below->beyond_filename;
 }
 
 /* Filters pass events on; a format that does so, too, has said it in its co_open. */
@@ -490,6 +491,14 @@ int block_co_open_child(struct block_node *node, struct options *opts, const cha
     return r;
 }
 
+/* An image that lies in several files, which may be in several directories. */
+static bool is_relative_to_nothing(const struct block_node *node, const char *filename)
+{
+    const struct block_node *file = node->file ? node->file->node : node;
+
+    return file->beyond_filename && !file->filename && block_is_relative(filename);
+}
+
 static int co_open_recorded_backing(struct block_node *node, const char *filename,
                                     const char *format, struct options *extra /* consumed */,
                                     struct block_node **ret, struct error *err)
@@ -501,7 +510,8 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
         options_free(extra);
         return error_set(err, ENOMEM, "Out of memory");
     }
-    if (block_is_beside_no_file(block_node_display_name(node), filename)) {
+    if (is_relative_to_nothing(node, filename) ||
+        block_is_beside_no_file(block_node_display_name(node), filename)) {
         options_free(extra);
         return error_set(err, EINVAL,
                          "Could not open backing file: '%s' has no directory that '%s' could be in",

@@ -45,7 +45,7 @@ static void add_backing(struct json_object *to, struct block_node *node,
     if (!info->backing_filename) {
         return;
     }
-    full = block_resolve_relative(block_node_filename(node), info->backing_filename);
+    full = block_node_resolve_backing(node, info->backing_filename);
     add_string(to, "backing-filename", info->backing_filename);
     add_string(to, "full-backing-filename", full);
     add_string(to, "backing-filename-format", info->backing_format);
@@ -101,13 +101,14 @@ static struct json_object *co_node_json(struct block_node *node, bool limits)
     struct json_object *o = json_object_new_object();
     struct json_object *specific = NULL;
     struct json_object *snapshots = cli_co_snapshots(node);
+    AUTO_FREE char *filename = block_node_full_filename(node);
     struct block_info info = {0};
     uint64_t allocated;
     bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
 
     json_object_object_add(o, "children", co_children_json(node, limits));
     json_object_object_add(o, "virtual-size", json_object_new_uint64(block_node_size(node)));
-    add_string(o, "filename", block_node_filename(node));
+    add_string(o, "filename", filename);
     add_string(o, "format", node->driver->name);
     if (block_co_allocated_size(node, &allocated) == 0) {
         json_object_object_add(o, "actual-size", json_object_new_uint64(allocated));
@@ -190,7 +191,9 @@ static void print_backing(struct json_object *o, int level)
     }
     print_indented(level);
     printf("backing file: %s", name);
-    if (full && strcmp(full, name) != 0) {
+    if (!full) {
+        printf(" (cannot determine actual path)");
+    } else if (strcmp(full, name) != 0) {
         printf(" (actual path: %s)", full);
     }
     printf("\n");

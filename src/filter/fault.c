@@ -200,11 +200,24 @@ static void set_filename(struct block_node *node, const char *config)
     }
 }
 
+static bool is_beyond_filename(const struct options *opts)
+{
+    static const char *const keys[] = {"inject-error", "set-state",      "align",
+                                       "max-transfer", "opt-write-zero", "max-write-zero",
+                                       "opt-discard",  "max-discard",    NULL};
+    const char *const *key = keys;
+
+    while (*key && !options_has(opts, *key)) {
+        key++;
+    }
+    return *key;
+}
+
 static int co_open_all(struct block_node *node, struct options *opts, struct error *err)
 {
     struct fault *s = node->opaque;
     char *config AUTO_FREE = NULL;
-    bool has_rules = options_has(opts, "inject-error") || options_has(opts, "set-state");
+    bool more = is_beyond_filename(opts);
     int ret = options_take_text(opts, "config", &config, err);
 
     ret = ret < 0 ? ret : co_open_rules(s, opts, config, err);
@@ -212,9 +225,10 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
     ret = ret < 0 ? ret
                   : block_co_open_child(node, opts, "image", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA,
                                         false, &s->image, err);
-    if (ret == 0 && !has_rules) {
+    if (ret == 0 && !more) {
         set_filename(node, config);
     }
+    node->beyond_filename = more;
     return ret;
 }
 

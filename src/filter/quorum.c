@@ -582,6 +582,7 @@ static int quorum_co_open(struct block_node *node, struct options *opts, struct 
         return r;
     }
     range_lock_init(&q->writes);
+    node->beyond_filename = true;
     block_node_set_size(node, block_edge_size(q->children[0].edge));
     node->limits.max_transfer = TRANSFER_MAX;
     node->discard_unmap = true; /* the children decide */

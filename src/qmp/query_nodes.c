@@ -55,7 +55,7 @@ static void add_backing_names(struct json_object *o, struct block_node *node,
     AUTO_FREE char *full = NULL;
 
     if (info->backing_filename) {
-        full = block_resolve_relative(block_node_filename(node), info->backing_filename);
+        full = block_node_resolve_backing(node, info->backing_filename);
         qmp_put_str(o, "full-backing-filename", full);
         qmp_put_str(o, "backing-filename", info->backing_filename);
         qmp_put_str(o, "backing-filename-format", info->backing_format);
@@ -68,10 +68,11 @@ static struct json_object *co_image_json(struct block_node *node, int depth)
     struct block_node *backing = node->backing ? node->backing->node : NULL;
     struct block_info info = {0};
     bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
+    AUTO_FREE char *filename = block_node_full_filename(node);
     uint64_t allocated;
 
     qmp_put_uint(o, "virtual-size", block_node_size(node));
-    qmp_put_str(o, "filename", block_node_filename(node));
+    qmp_put_str(o, "filename", filename);
     if (has_info && info.cluster_size) {
         qmp_put_uint(o, "cluster-size", info.cluster_size);
     }
@@ -125,17 +126,20 @@ static struct json_object *co_node_json(struct block_node *node, bool flat)
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
     struct json_object *bitmaps = co_bitmaps_json(node);
+    AUTO_FREE char *filename = block_node_full_filename(node);
     struct block_info info;
     bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
 
     qmp_put_str(o, "node-name", block_node_name(node));
     qmp_put_str(o, "drv", node->driver->name);
     qmp_put_bool(o, "ro", block_node_is_read_only(node));
-    qmp_put_str(o, "file", block_node_filename(node));
+    qmp_put_str(o, "file", filename);
     qmp_put_str(o, "detect_zeroes", detect_zeroes[node->detect_zeroes]);
     qmp_put_bool(o, "encrypted", has_info && info.encrypted);
     if (node->backing) {
-        qmp_put_str(o, "backing_file", block_node_filename(node->backing->node));
+        AUTO_FREE char *backing = block_node_full_filename(node->backing->node);
+
+        qmp_put_str(o, "backing_file", backing);
     }
     qmp_put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node));
     qmp_put_bool(cache, "no-flush", node->cache_no_flush);

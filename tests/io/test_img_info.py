@@ -4,9 +4,10 @@
 import json
 import os
 import re
+import shutil
 import unittest
 
-from tidemark import TestCase, compat, img, io, qemu, qemu_img, qemu_io, run
+from tidemark import TestCase, compat, img, io, qemu, qemu_img, qemu_io, run, tool
 
 
 def without_children(text):
@@ -141,6 +142,44 @@ class Info(TestCase):
             result = run(compat("qemu-img"), "info", text, cwd=self.dir, check=False)
             self.assertNotIn("expects", result.stderr)
             self.assertIn(found, result.stderr.rpartition("}': ")[2])
+
+
+class FullName(TestCase):
+    """The name of an image whose plain filename would open something else."""
+
+    def setUp(self):
+        super().setUp()
+        self.create("base.qcow2", "1M")
+        self.top = self.create("top.qcow2", "1M", options=("-b", "base.qcow2", "-F", "qcow2"))
+
+    def with_file(self, **options):
+        return "json:" + json.dumps({"driver": "qcow2", "file": options})
+
+    def test_options_that_no_filename_tells(self):
+        rules = [{"event": "read_aio", "new_state": 42}]
+        file = {"driver": "file", "filename": self.top}
+        name = self.with_file(driver="blkdebug", image=file, **{"set-state": rules})
+        found = json.loads(img("info", "--output=json", name).stdout)
+        self.assertEqual(json.loads(found["filename"].removeprefix("json:")), json.loads(name[5:]))
+        self.assertEqual(found["full-backing-filename"], self.path("base.qcow2"))
+        self.assertEqual(json.loads(img("info", "--output=json", found["filename"]).stdout), found)
+
+    def test_several_files_have_no_directory(self):
+        files = [{"driver": "file", "filename": self.top}, {"driver": "file", "filename": self.path("copy.qcow2")}]
+        shutil.copy(self.top, files[1]["filename"])
+        name = self.with_file(**{"driver": "quorum", "vote-threshold": 1, "children": files})
+        said = img("info", name).stdout
+        self.assertIn("backing file: base.qcow2 (cannot determine actual path)\n", said)
+        found = json.loads(img("info", "--output=json", name).stdout)
+        self.assertEqual(json.loads(found["filename"].removeprefix("json:")), json.loads(name[5:]))
+        self.assertNotIn("full-backing-filename", found)
+
+    def test_no_backing_file_of_the_working_directory_is_taken(self):
+        files = [{"driver": "file", "filename": self.top}]
+        name = self.with_file(**{"driver": "quorum", "vote-threshold": 1, "children": files})
+        result = run(*tool("img"), "map", name, check=False, cwd=os.path.dirname(self.top))
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("has no directory", result.stderr)
 
 
 class Map(TestCase):

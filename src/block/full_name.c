@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What an image is called where its plain filename does not open the same: json: with the options of all its nodes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/internal.h"
+
+/* Options that say how an image is used, not which it is. */
+static bool is_of_use(const char *key)
+{
+    static const char *const keys[] = {"node-name", "read-only", "auto-read-only", "force-share",
+                                       "cache",     "discard",   "detect-zeroes",  "driver",
+                                       "backing",   NULL};
+    const char *const *k = keys;
+
+    while (*k && strcmp(*k, key) != 0) {
+        k++;
+    }
+    return *k;
+}
+
+static bool is_child(const struct block_node *node, const char *key)
+{
+    const struct block_edge *edge;
+    size_t length = strlen(key);
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        /* Those of a list are called LIST.INDEX. */
+        if (strncmp(edge->name, key, length) == 0 &&
+            (edge->name[length] == '\0' || edge->name[length] == '.')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static struct json_object *node_json(const struct block_node *node);
+
+static void add_child(struct json_object *to, const struct block_edge *edge)
+{
+    const char *dot = strchr(edge->name, '.');
+    AUTO_FREE char *list_name = dot ? strndup(edge->name, (size_t)(dot - edge->name)) : NULL;
+    struct json_object *list = NULL;
+
+    if (!list_name) {
+        json_object_object_add(to, edge->name, node_json(edge->node));
+        return;
+    }
+    if (!json_object_object_get_ex(to, list_name, &list)) {
+        list = json_object_new_array();
+        json_object_object_add(to, list_name, list);
+    }
+    json_object_array_add(list, node_json(edge->node));
+}
+
+static struct json_object *node_json(const struct block_node *node)
+{
+    struct json_object *o = json_object_new_object();
+    const struct block_edge *edge;
+
+    json_object_object_add(o, "driver", json_object_new_string(node->driver->name));
+    json_object_object_foreach(node->options, key, value)
+    {
+        if (!is_of_use(key) && !is_child(node, key)) {
+            json_object_object_add(o, key, json_object_get(value));
+        }
+    }
+    LIST_FOREACH (edge, &node->children, sibling) {
+        if (edge != node->backing) {
+            add_child(o, edge);
+        }
+    }
+    return o;
+}
+
+char *block_node_full_filename(const struct block_node *node)
+{
+    struct json_object *o;
+    char *name = NULL;
+
+    if (!node->beyond_filename || !node->options) {
+        return strdup(block_node_filename(node));
+    }
+    o = node_json(node);
+    if (asprintf(&name, "json:%s",
+                 json_object_to_json_string_ext(o, JSON_C_TO_STRING_NOSLASHESCAPE)) < 0) {
+        name = NULL;
+    }
+    json_object_put(o);
+    return name;
+}
+
+char *block_node_resolve_backing(const struct block_node *node, const char *name)
+{
+    return !node->filename && node->beyond_filename && block_is_relative(name)
+               ? NULL
+               : block_resolve_relative(block_node_filename(node), name);
+}
