@@ -228,6 +228,17 @@ class Check(TestCase):
             with open(path, "rb") as file:
                 self.assertEqual(file.read() == before, tool == img)
 
+    def test_new_refcounts_lie_as_qemu_lays_them(self):
+        path = self.damaged(self.plain, lambda i: i.put_refcount(i.host(1024), 0))
+        for tool in (img, qemu_img):
+            copy = self.copy_of(path, tool.__name__)
+            tool("check", "-q", "-f", "qcow2", "-r", "all", copy, check=False)
+            with open(copy, "rb") as file:
+                fields = file.read(64)[48:60]
+            if tool == img:
+                ours = fields
+        self.assertEqual(ours, fields)
+
     def test_no_refcount_table(self):
         path = self.damaged(self.plain, lambda i: i.put32(56, 0))
         self.assertEqual(img("map", path, check=False).returncode, 1)
