@@ -6,6 +6,7 @@
  * Nothing a client says here costs more memory than NBD_OPTION_DATA_MAX.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -204,12 +205,12 @@ static void put_text_info(struct strbuf *out, uint32_t option, uint16_t info, co
 }
 
 static void put_export_info(struct strbuf *out, uint32_t option, const struct nbd_connection *c,
-                            const struct nbd_export *e)
+                            const struct nbd_export *e, uint32_t min_block)
 {
     uint8_t block_size[14], export[12];
 
     store_be16(block_size, NBD_INFO_BLOCK_SIZE);
-    store_be32(block_size + 2, e->min_block);
+    store_be32(block_size + 2, min_block);
     store_be32(block_size + 6, 4096);
     store_be32(block_size + 10, NBD_MAX_BLOCK_SIZE);
     put_reply(out, option, NBD_REP_INFO, block_size, sizeof(block_size));
@@ -226,13 +227,16 @@ static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor 
 {
     AUTO_FREE char *name = nbd_get_string(in);
     unsigned requests = nbd_get_u16(in);
-    bool want_name = false;
+    bool want_name = false, keeps_blocks = false;
     struct nbd_export *e;
     STRBUF_AUTO(out);
     int ret;
 
     for (unsigned i = 0; i < requests && !in->failed; i++) {
-        want_name |= nbd_get_u16(in) == NBD_INFO_NAME;
+        uint16_t info = nbd_get_u16(in);
+
+        want_name |= info == NBD_INFO_NAME;
+        keeps_blocks |= info == NBD_INFO_BLOCK_SIZE;
     }
     if (in->failed || in->left > 0) {
         return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed or its name too long",
@@ -242,13 +246,20 @@ static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor 
     if (!e) {
         return co_refuse_absent(c, option, name);
     }
+    if (option == NBD_OPT_INFO && !keeps_blocks && e->min_block > 1) {
+        return co_refuse(c, option, NBD_REP_ERR_BLOCK_SIZE_REQD,
+                         "export '%s' has blocks of %" PRIu32 " bytes: NBD_INFO_BLOCK_SIZE "
+                         "has to be asked for",
+                         e->name, e->min_block);
+    }
     if (want_name) {
         put_text_info(&out, option, NBD_INFO_NAME, e->name);
     }
     if (e->description) {
         put_text_info(&out, option, NBD_INFO_DESCRIPTION, e->description);
     }
-    put_export_info(&out, option, c, e);
+    /* Who does not ask for block sizes does not keep to them: it is told what is served anyway. */
+    put_export_info(&out, option, c, e, keeps_blocks ? e->min_block : 1);
     if (out.failed) {
         return -ENOMEM;
     }

@@ -9,13 +9,15 @@ import unittest
 import nbd
 import nbd_raw
 from nbd_raw import (
-    BLOCK_STATUS, CACHE, EINVAL, ENOSPC, EPERM, FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient,
+    BLOCK_STATUS, CACHE, EINVAL, ENOSPC, EPERM, FLUSH, GO, INFO, READ, TRIM, WRITE, WRITE_ZEROES,
+    RawClient, go_data,
 )  # fmt: skip
 from nbd_server import NbdServer
 from tidemark import Process, TestCase, can_connect, compat
 
 SIZE = 8 << 20
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+INFO_BLOCK_SIZE, ERR_BLOCK_SIZE_REQD = 3, 0x80000008
 
 
 class CommandsTest(TestCase):
@@ -290,16 +292,33 @@ class CommandsTest(TestCase):
             self.assertEqual(read(512, 1024), [(2, 512, 1024)])
             self.assertEqual(read(0, 4096, flags=DF), [(1, 0, 4096)])
 
-    def test_a_probed_raw_image_has_blocks_of_a_sector(self):
+    def serve_probed(self):
         socket = self.path("probed")
         command = [compat("qemu-nbd"), "-t", "-k", socket, self.disk]
         server = self.own(Process(command, self.path("probed.log")))
         server.wait_for(lambda: can_connect(socket), "the server")
-        with RawClient(socket) as client:
-            sizes = [data for kind, data in client.go() if kind == 3 and data[:2] == b"\0\3"]
-            self.assertEqual(sizes, [struct.pack(">HIII", 3, 512, 4096, 32 << 20)])
+        return socket
+
+    def block_sizes(self, replies):
+        return [data for kind, data in replies if kind == 3 and data[:2] == b"\0\3"]
+
+    def test_a_probed_raw_image_has_blocks_of_a_sector(self):
+        with RawClient(self.serve_probed()) as client:
+            replies = client.ask(GO, go_data(b"", INFO_BLOCK_SIZE))
+            self.assertEqual(
+                self.block_sizes(replies), [struct.pack(">HIII", 3, 512, 4096, 32 << 20)]
+            )
             client.request(READ, 1, 10)
-            self.assertEqual(client.error(), 0)
+            self.assertEqual(client.simple_reply(), (1, 0))
+
+    def test_who_does_not_ask_for_block_sizes_is_not_held_to_them(self):
+        with RawClient(self.serve_probed()) as client:
+            ((kind, text),) = client.ask(INFO, go_data(b""))
+            self.assertEqual(kind, ERR_BLOCK_SIZE_REQD)
+            self.assertIn(b"blocks of 512 bytes", text)
+            self.assertEqual(
+                self.block_sizes(client.go()), [struct.pack(">HIII", 3, 1, 4096, 32 << 20)]
+            )
 
     def test_flush_has_no_flags_but_fua(self):
         with RawClient(self.serve().socket) as client:
