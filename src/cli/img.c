@@ -52,6 +52,15 @@ static void print_help(void)
     }
     printf(
         "\n"
+        "options of most commands:\n"
+        "  -f FORMAT         format of the image, -O of the target; guessed if absent\n"
+        "  -o OPTIONS        options of the new image; '-o help' lists them\n"
+        "  -t, -T CACHE      cache mode of what is written, and of what is read\n"
+        "  -U                also images that another program uses\n"
+        "  -p, -q            show progress, be quiet\n"
+        "  --image-opts      FILENAME is a list of the options of a node\n"
+        "  --object OPTIONS  TLS credentials, or a secret\n"
+        "\n"
         "FILENAME is a path, an NBD address (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), "
         "or\n"
         "json:{...} with the options of a node. SIZE is in bytes, or has a suffix k, M, G, T, P or "

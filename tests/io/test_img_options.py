@@ -36,6 +36,13 @@ class Grammar(TestCase):
         self.assertEqual(result.returncode, 1)
         self.assertIn(message, result.stderr)
 
+    def test_the_first_help_names_what_programs_look_for(self):
+        """Programs take an option that it does not name for one that is not there."""
+        text = img("--help").stdout
+        for option in ("--object", "--image-opts", "-U"):
+            self.assertRegex(text, rf"(?m)^ +{option} ")
+        self.assertRegex(text, r"(?m)^Supported formats:.* qcow2 ")
+
     def test_long_names(self):
         for command, names in LONG.items():
             text = img(command, "--help").stdout
