@@ -177,6 +177,34 @@ int qmp_co_nbd_server_start(struct qmp_call *call, struct json_object *args,
     return qmp_co_start_nbd_server(args, err);
 }
 
+/* An older form of block-export-add: the export's name is its id, too. */
+int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+                          struct error *err)
+{
+    const char *device = qmp_get_str(args, "device");
+    const char *name = qmp_get_str(args, "name");
+    struct json_object *bitmap = qmp_get(args, "bitmap");
+
+    if (bitmap) {
+        struct json_object *list = json_object_new_array();
+
+        json_object_array_add(list, json_object_get(bitmap));
+        json_object_object_add(args, "bitmaps", list);
+    }
+    qmp_put_str(args, "id", name ? name : device);
+    qmp_put_str(args, "name", name ? name : device);
+    qmp_put_str(args, "type", "nbd");
+    qmp_put_str(args, "node-name", device);
+    return qmp_co_run_action(&qmp_action_export_add, args, err);
+}
+
+int qmp_co_nbd_server_remove(struct qmp_call *call, struct json_object *args,
+                             struct json_object **ret, struct error *err)
+{
+    qmp_put_str(args, "id", qmp_get_str(args, "name"));
+    return qmp_co_block_export_del(call, args, ret, err);
+}
+
 /* A backend that hangs must not keep the monitor. */
 #define STOP_WAIT_NS 5000000000LL
 

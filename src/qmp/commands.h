@@ -14,6 +14,8 @@ qmp_co_command qmp_co_quit;
 qmp_co_command qmp_co_query_named_block_nodes;
 
 qmp_co_command qmp_co_query_block_exports;
+qmp_co_command qmp_co_nbd_server_add;
+qmp_co_command qmp_co_nbd_server_remove;
 qmp_co_command qmp_co_nbd_server_start;
 qmp_co_command qmp_co_nbd_server_stop;
 qmp_co_command qmp_co_query_nbd_server; /* of our own: where the NBD server listens */

@@ -151,6 +151,10 @@ const struct qmp_type qmp_type_export_add = {
 };
 ENUM(export_mode, "BlockExportRemoveMode", "safe", "hard");
 OBJECT(export_del, "q_obj_block-export-del-arg", REQ("id", qmp_str), OPT("mode", export_mode));
+OBJECT(nbd_server_add, "NbdServerAddOptions", REQ("device", qmp_str), OPT("name", qmp_str),
+       OPT("description", qmp_str), OPT("writable", qmp_bool), OPT("bitmap", qmp_str));
+OBJECT(nbd_server_remove, "q_obj_nbd-server-remove-arg", REQ("name", qmp_str),
+       OPT("mode", export_mode));
 OBJECT(export_info, "BlockExportInfo", REQ("id", qmp_str), REQ("type", export_type),
        REQ("node-name", qmp_str), REQ("shutting-down", qmp_bool));
 ARRAY(export_infos, export_info);
@@ -283,6 +287,8 @@ const struct qmp_command qmp_commands[] = {
     {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
+    {"nbd-server-add", &nbd_server_add, &qmp_empty, qmp_co_nbd_server_add},
+    {"nbd-server-remove", &nbd_server_remove, &qmp_empty, qmp_co_nbd_server_remove},
     {"nbd-server-start", &nbd_server_start, &qmp_empty, qmp_co_nbd_server_start},
     {"nbd-server-stop", &qmp_empty, &qmp_empty, qmp_co_nbd_server_stop},
     {"object-add", &object_add, &qmp_empty, qmp_co_object_add},

@@ -584,6 +584,23 @@ class ExportTest(QmpTest):
         self.qmp.command("nbd-server-stop")
         self.assertFalse(os.path.exists(self.nbd) and tidemark.can_connect(self.nbd))
 
+    def test_exports_of_the_older_commands(self):
+        self.start_nbd()
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", disabled=True)
+        self.qmp.command("nbd-server-add", device="disk", bitmap="b")
+        self.qmp.command("nbd-server-add", device="disk", name="vol", writable=True)
+        self.assertEqual(sorted(self.exports()), ["disk", "vol"])
+        contexts = tidemark.run("nbdinfo", "--list", self.uri("")).stdout
+        self.assertIn("qemu:dirty-bitmap:b", contexts)
+        tidemark.io(self.uri("vol"), "write -P 7 0 64k", fmt="raw")
+        self.refused(
+            "nbd-server-add", "Block export id 'vol' is already in use", device="disk", name="vol"
+        )
+        self.refused("nbd-server-remove", "Export 'x' is not found", name="x")
+        self.qmp.command("nbd-server-remove", name="vol", mode="hard")
+        self.qmp.command("nbd-server-remove", name="disk", mode="hard")
+        self.assertEqual(self.exports(), {})
+
     def test_errors(self):
         arguments = {"type": "nbd", "id": "e", "node-name": "disk"}
         self.refused("block-export-add", "NBD server not running", **arguments)
