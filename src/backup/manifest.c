@@ -410,6 +410,13 @@ static bool is_blank(const char *text, size_t from, size_t end)
     return from == end;
 }
 
+static const char *why_no_object(enum json_tokener_error e)
+{
+    return e == json_tokener_success    ? "it holds another value"
+           : e == json_tokener_continue ? "it is cut short"
+                                        : json_tokener_error_desc(e);
+}
+
 int manifest_parse(const char *text, size_t size, const char *where, struct manifest *ret,
                    struct error *err)
 {
@@ -430,7 +437,7 @@ int manifest_parse(const char *text, size_t size, const char *where, struct mani
     o = json_tokener_parse_ex(tok, text, (int)size);
     if (!o || !json_object_is_type(o, json_type_object)) {
         rc = error_set(err, EINVAL, "Manifest '%s' is not a JSON object: %s", where,
-                       json_tokener_error_desc(json_tokener_get_error(tok)));
+                       why_no_object(json_tokener_get_error(tok)));
     } else {
         rc = parse_fields(o, &m, where, err);
         if (rc == 0 && !is_blank(text, json_tokener_get_parse_end(tok), size)) {

@@ -121,6 +121,8 @@ static void every_cut_manifest_is_refused(void **state)
     for (size_t size = 0; size < strlen(text); size++) {
         assert_true(manifest_parse(text, size, "m", &back, NULL) < 0);
     }
+    refuse(text, strlen(text) / 2, "it is cut short");
+    refuse("[]", 2, "it holds another value");
     manifest_clear(&m);
 }
 
