@@ -6,7 +6,7 @@ import unittest
 
 from nbd_raw import RawClient
 from nbd_server import NbdServer
-from tidemark import TestCase, img, io, run, tool
+from tidemark import TestCase, img, io, qemu_img, qemu_io, run, tool
 
 MIB = 1 << 20
 BLOCK_STATUS, READ = 7, 0
@@ -73,10 +73,10 @@ class FailingStatus(TestCase):
 
 
 class HolesInClusters(TestCase):
-    """Files are asked for holes inside data clusters only where clusters were preallocated."""
+    """Files are asked for them that have clearly less storage than clusters in use."""
 
-    def extents(self, image):
-        found = json.loads(img("map", "--output=json", image).stdout)
+    def extents(self, image, program=img):
+        found = json.loads(program("map", "--output=json", image).stdout)
         return [(e["start"], e["length"], e["data"], e["zero"]) for e in found]
 
     def test_unwritten_clusters_of_a_preallocated_image_are_zero(self):
@@ -92,11 +92,13 @@ class HolesInClusters(TestCase):
         img("resize", "-q", "-f", "qcow2", "--preallocation=metadata", image, "64M")
         self.assertEqual(self.extents(image), [(0, 8 * MIB, True, False), (8 * MIB, 56 * MIB, True, True)])
 
-    def test_a_cluster_that_was_written_in_part_is_data(self):
-        image = self.create("disk.qcow2", "64M")
-        io(image, *[f"write {i * 128}k 4k" for i in range(8)], fmt="qcow2")
-        self.assertEqual(self.extents(image)[:2], [(0, 65536, True, False), (65536, 65536, False, True)])
-        self.assertEqual(sum(e[1] for e in self.extents(image) if e[2]), 8 * 65536)
+    def test_clusters_written_in_part_are_told_as_by_qemu(self):
+        """Whole, or with holes: that depends on how they are stored."""
+        for name, write in (("ours", io), ("theirs", qemu_io)):
+            image = self.create(f"{name}.qcow2", "64M")
+            write(image, *[f"write {i * 128}k 4k" for i in range(8)], fmt="qcow2")
+            self.assertEqual(self.extents(image)[0][2:], (True, False))
+            self.assertEqual(self.extents(image), self.extents(image, qemu_img))
 
     def test_a_data_file_is_asked_too(self):
         data = self.path("disk.data")
