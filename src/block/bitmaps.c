@@ -153,13 +153,19 @@ static uint32_t default_granularity(const struct block_node *node)
 static int check_storable(struct block_node *node, const char *name, uint32_t granularity,
                           struct error *err)
 {
+    int r;
+
     if (!node->driver->co_can_store_bitmap) {
         return error_set(err, ENOTSUP,
                          "Bitmap '%s' cannot be persistent: the format '%s' of node '%s' does not "
                          "store bitmaps",
                          name, node->driver->name, node->name);
     }
-    return node->driver->co_can_store_bitmap(node, name, granularity, err);
+    r = node->driver->co_can_store_bitmap(node, name, granularity, err);
+    if (r >= 0 && node->driver->co_reserve_bitmap) {
+        r = node->driver->co_reserve_bitmap(node, name, granularity, err);
+    }
+    return r;
 }
 
 static int add_drained(struct block_node *node, const char *name, uint32_t granularity,

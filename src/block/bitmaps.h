@@ -63,7 +63,7 @@ int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct err
 
 /*
  * Add. granularity 0: the cluster size of the node, within 4 KiB .. 64 KiB. A persistent one must be storable
- * (block_driver.co_can_store_bitmap). -EEXIST, -EINVAL (name, granularity), -ENOTSUP.
+ * (block_driver.co_can_store_bitmap), and there must be room for it: -EEXIST, -EINVAL (name, granularity), -ENOTSUP, -ENOSPC.
  */
 int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t granularity,
                         bool persistent, bool disabled, struct block_bitmap **ret,

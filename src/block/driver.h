@@ -277,6 +277,12 @@ struct block_driver {
     /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                                struct error *err);
+    /*
+     * Take what storing a bitmap of that name and granularity wants, which is about to be added: -ENOSPC now rather than when it is
+     * stored. NULL: nothing. The node is drained.
+     */
+    int (*co_reserve_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
+                             struct error *err);
     /* Remove a stored bitmap, also one that was not loaded. 1, or 0 if there is none. The node is drained. */
     int (*co_remove_stored_bitmap)(struct block_node *node, const char *name, struct error *err);
     /*

@@ -45,6 +45,11 @@ struct stored_bitmap *qcow2_find_stored(struct qcow2 *q, const char *name)
     return NULL;
 }
 
+uint64_t qcow2_bitmap_entry_bytes(const char *name, uint32_t extra_size)
+{
+    return round_up((uint64_t)BITMAP_ENTRY_FIXED_SIZE + extra_size + strlen(name), 8);
+}
+
 uint64_t qcow2_bitmap_table_entries(const struct qcow2 *q, uint64_t disk_size,
                                     unsigned granularity_bits)
 {
@@ -257,6 +262,19 @@ int qcow2_co_mark_bitmaps(struct qcow2 *q)
     return r;
 }
 
+int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b)
+{
+    int r;
+
+    if (b->flags & BITMAP_FLAG_IN_USE) {
+        return 0;
+    }
+    r = co_mark(q, b);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    b->flags |= r == 0 ? BITMAP_FLAG_IN_USE : 0;
+    return r;
+}
+
 int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bitmap,
                                 struct error *err)
 {
@@ -269,11 +287,7 @@ int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bi
     }
     co_mutex_lock(&q->bitmap_mutex);
     b = qcow2_find_stored(q, bitmap->name);
-    if (b && !(b->flags & BITMAP_FLAG_IN_USE)) {
-        r = co_mark(q, b);
-        r = r < 0 ? r : block_co_flush(q->node->file);
-        b->flags |= r == 0 ? BITMAP_FLAG_IN_USE : 0;
-    }
+    r = b ? qcow2_co_mark_in_use_locked(q, b) : 0;
     co_mutex_unlock(&q->bitmap_mutex);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use",

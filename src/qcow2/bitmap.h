@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What bitmap.c, bitmap_load.c, bitmap_store.c and check.c share about bitmaps on disk. */
+/* What bitmap*.c, check.c and resize.c share about bitmaps on disk. */
 #ifndef TIDEMARK_QCOW2_BITMAP_H
 #define TIDEMARK_QCOW2_BITMAP_H
 
@@ -23,5 +23,28 @@ int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint3
                              uint64_t *budget);
 /* What the tables and bits of all bitmaps together may take: see bitmap_load.c. */
 uint64_t qcow2_bitmap_budget(const struct qcow2 *q);
+
+/* Bytes of a directory entry. */
+uint64_t qcow2_bitmap_entry_bytes(const char *name, uint32_t extra_size);
+/* Mark one in use, stably. bitmap_mutex is held. */
+int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b);
+
+/* --- bitmap_reserve.c: room that is kept until bitmaps are stored; bitmap_mutex is held after the first two --- */
+/* For all bitmaps of a disk of that size. What they have already is enough for those that are stored and do not outgrow it. */
+int qcow2_co_reserve_bitmaps(struct qcow2 *q, uint64_t disk_size, struct error *err);
+/* The disk does not grow: those that are stored have enough. */
+void qcow2_co_unreserve_longer_tables(struct qcow2 *q);
+int qcow2_co_reserve_bitmaps_locked(struct qcow2 *q, uint64_t disk_size, struct error *err);
+/* A bitmap that was not stored is gone. */
+void qcow2_co_unreserve_bitmap(struct qcow2 *q, const char *name);
+/* An attempt to store begins: nothing is used yet. What the last one wrote there, nothing refers to. */
+void qcow2_bitmap_reserve_begin(struct qcow2 *q);
+/* Where the table of bitmap `name` (NULL: the directory) has its place. false: nowhere. */
+bool qcow2_co_bitmap_reserve_use(struct qcow2 *q, const char *name, uint64_t bytes,
+                                 uint64_t *ret_offset);
+/* The directory is where one was kept for bitmaps that are still not stored: keep another. If that fails, storing tries it again. */
+void qcow2_co_bitmap_reserve_again(struct qcow2 *q);
+/* All is stored: what was used belongs to the image, what was not is given back. */
+void qcow2_co_bitmap_reserve_end(struct qcow2 *q);
 
 #endif

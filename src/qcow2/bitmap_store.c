@@ -2,7 +2,8 @@
 /*
  * Storing persistent bitmaps. Bits that changed, tables and a directory are written to new clusters, then one write of the header's
  * first sector switches to the new directory (R3), in which the bitmaps are no longer marked in use (R5), then what the old one
- * used is freed. A crash before the switch leaves the old directory with its marks.
+ * used is freed. A crash before the switch leaves the old directory with its marks. Where there is no room for that,
+ * bitmap_in_place.c has another way.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,27 +13,22 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/strbuf.h"
-#include "qcow2/bitmap.h"
+#include "qcow2/bitmap_store.h"
 #include "qcow2/references.h"
 
-/* Byte ranges to free: of the old state once it is replaced, or of the new one if that fails. */
-struct garbage {
-    struct free_list runs;
-};
-
-static void garbage_add(struct garbage *g, uint64_t offset, uint64_t length)
+void qcow2_garbage_add(struct free_list *g, uint64_t offset, uint64_t length)
 {
-    if (g->runs.count == g->runs.capacity) {
-        size_t capacity = g->runs.capacity ? g->runs.capacity * 2 : 16;
-        struct qcow2_free_run *runs = realloc(g->runs.runs, capacity * sizeof(*runs));
+    if (g->count == g->capacity) {
+        size_t capacity = g->capacity ? g->capacity * 2 : 16;
+        struct qcow2_free_run *runs = realloc(g->runs, capacity * sizeof(*runs));
 
         if (!runs) {
             return; /* a leak on disk */
         }
-        g->runs.runs = runs;
-        g->runs.capacity = capacity;
+        g->runs = runs;
+        g->capacity = capacity;
     }
-    g->runs.runs[g->runs.count++] = (struct qcow2_free_run){.offset = offset, .length = length};
+    g->runs[g->count++] = (struct qcow2_free_run){.offset = offset, .length = length};
 }
 
 /* Of the old state. A broken table may name other metadata, which had better not be freed. */
@@ -46,12 +42,12 @@ static void co_free_old_locked(struct qcow2 *q, const struct qcow2_free_run *run
     }
 }
 
-/* `referenced`: they were, until the header was switched; else nothing ever referred to them. */
-static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
+/* `referenced`: they were, until the header was switched; else nothing ever referred to them. From run `first` on. */
+static void co_garbage_free(struct qcow2 *q, struct free_list *g, size_t first, bool referenced)
 {
     co_mutex_lock(&q->lock);
-    for (size_t i = 0; i < g->runs.count; i++) {
-        struct qcow2_free_run *run = &g->runs.runs[i];
+    for (size_t i = first; i < g->count; i++) {
+        struct qcow2_free_run *run = &g->runs[i];
 
         if (referenced) {
             co_free_old_locked(q, run);
@@ -60,19 +56,34 @@ static void co_garbage_free(struct qcow2 *q, struct garbage *g, bool referenced)
         }
     }
     co_mutex_unlock(&q->lock);
-    free(g->runs.runs);
-    *g = (struct garbage){0};
+    g->count = MIN(g->count, first);
 }
 
-/* New clusters in one piece, filled with `size` bytes and zeroes up to the end of the last. */
-static int co_write_new(struct qcow2 *q, const void *data, size_t size, struct garbage *made,
-                        uint64_t *ret_offset)
+int qcow2_co_bitmap_write_new(struct qcow2 *q, struct bitmap_store *st, const void *data,
+                              size_t size, uint64_t *ret_offset)
 {
     uint64_t offset;
     int r = qcow2_co_write_new_clusters(q, data, size, &offset);
 
     if (r == 0) {
-        garbage_add(made, offset, round_up(size, q->cluster_size));
+        qcow2_garbage_add(&st->made, offset, round_up(size, q->cluster_size));
+        *ret_offset = offset;
+    }
+    return r;
+}
+
+/* The same, in the place that was reserved for it, if there is one: the table of bitmap `name`, or (NULL) the directory. */
+static int co_write_reserved(struct qcow2 *q, struct bitmap_store *st, const char *name,
+                             const void *data, size_t size, uint64_t *ret_offset)
+{
+    uint64_t offset;
+    int r;
+
+    if (!qcow2_co_bitmap_reserve_use(q, name, size, &offset)) {
+        return qcow2_co_bitmap_write_new(q, st, data, size, ret_offset);
+    }
+    r = block_co_pwrite(q->node->file, offset, data, size, 0);
+    if (r == 0) {
         *ret_offset = offset;
     }
     return r;
@@ -84,14 +95,6 @@ static bool is_all_ones(const uint8_t *buf, size_t size)
 {
     return buf[0] == 0xff && memcmp(buf, buf + 1, size - 1) == 0;
 }
-
-/* What the table of a bitmap shall be, and what it was when it was stored the last time. */
-struct bitmap_tables {
-    struct block_bitmap *bitmap;
-    uint64_t *now, *before; /* host byte order */
-    uint64_t now_entries, before_entries;
-    uint8_t *bits, *stored; /* a cluster each */
-};
 
 static void free_tables(struct bitmap_tables *t)
 {
@@ -173,8 +176,8 @@ static int co_bits_to_store(struct qcow2 *q, struct bitmap_tables *t, uint64_t i
     return 0;
 }
 
-static int co_store_cluster(struct qcow2 *q, struct bitmap_tables *t, uint64_t i,
-                            struct garbage *made)
+static int co_store_cluster(struct qcow2 *q, struct bitmap_store *st, struct bitmap_tables *t,
+                            uint64_t i)
 {
     bool any, same;
     int r = co_bits_to_store(q, t, i, &any, &same);
@@ -188,31 +191,52 @@ static int co_store_cluster(struct qcow2 *q, struct bitmap_tables *t, uint64_t i
     } else if (any && is_all_ones(t->bits, q->cluster_size)) {
         t->now[i] = BITMAP_TABLE_ALL_ONES;
     } else if (any) {
-        return co_write_new(q, t->bits, q->cluster_size, made, &t->now[i]);
+        return st->in_place
+                   ? qcow2_co_in_place_bits(q, st, t, i)
+                   : qcow2_co_bitmap_write_new(q, st, t->bits, q->cluster_size, &t->now[i]);
     }
     return 0;
 }
 
-/* The clusters of the last store that this one does not use. */
-static void collect_replaced(struct qcow2 *q, const struct bitmap_tables *t,
-                             const struct stored_bitmap *s, struct garbage *old)
+/* The clusters of bits of the last store that this one does not use. */
+static void collect_replaced(struct qcow2 *q, const struct bitmap_tables *t, struct free_list *old)
 {
     for (uint64_t i = 0; i < t->before_entries; i++) {
         uint64_t offset = t->before[i] & ENTRY_OFFSET_MASK;
 
         if (offset != 0 && (i >= t->now_entries || t->now[i] != offset)) {
-            garbage_add(old, offset, q->cluster_size);
+            qcow2_garbage_add(old, offset, q->cluster_size);
         }
-    }
-    if (t->before) {
-        garbage_add(old, s->table_offset,
-                    round_up((uint64_t)s->table_entries * 8, q->cluster_size));
     }
 }
 
+/* The table, in host byte order up to here. *ret_offset is where it was, if it was stored before (`s`), and where it is then. */
+static int co_store_table(struct qcow2 *q, struct bitmap_store *st, struct bitmap_tables *t,
+                          const struct stored_bitmap *s, uint64_t *ret_offset)
+{
+    const char *name = t->bitmap->name;
+    uint64_t size = t->now_entries * 8, kept = 0;
+    uint64_t before = round_up(t->before_entries * 8, q->cluster_size);
+    int r = 0;
+
+    for (uint64_t i = 0; i < t->now_entries; i++) {
+        t->now[i] = htobe64(t->now[i]);
+    }
+    if (st->in_place && s && qcow2_co_in_place_table(q, st, t, s)) {
+        kept = round_up(size, q->cluster_size);
+    } else {
+        st->moved = true;
+        r = size > 0 ? co_write_reserved(q, st, name, t->now, size, ret_offset) : 0;
+    }
+    if (r == 0 && t->before && before > kept) {
+        qcow2_garbage_add(&st->old, s->table_offset + kept, before - kept);
+    }
+    return r;
+}
+
 /* Bits and table; the entry's fields for the directory. `s`: how it was stored before, or NULL. */
-static int co_store_bits(struct qcow2 *q, struct block_bitmap *b, const struct stored_bitmap *s,
-                         struct garbage *made, struct garbage *old, struct stored_bitmap *ret)
+static int co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_bitmap *b,
+                         const struct stored_bitmap *s, struct stored_bitmap *ret)
 {
     struct bitmap_tables t = {0};
     int r = co_prepare_tables(q, b, s, &t);
@@ -221,16 +245,16 @@ static int co_store_bits(struct qcow2 *q, struct block_bitmap *b, const struct s
         b->inconsistent = true;
     }
     for (uint64_t i = 0; i < t.now_entries && r == 0; i++) {
-        r = co_store_cluster(q, &t, i, made);
+        r = co_store_cluster(q, st, &t, i);
     }
     if (r == 0) {
-        collect_replaced(q, &t, s, old);
+        collect_replaced(q, &t, &st->old);
+        r = co_store_table(q, st, &t, s, &ret->table_offset);
     }
-    for (uint64_t i = 0; i < t.now_entries && r == 0; i++) {
-        t.now[i] = htobe64(t.now[i]);
-    }
-    if (r == 0 && t.now_entries > 0) {
-        r = co_write_new(q, t.now, t.now_entries * 8, made, &ret->table_offset);
+    if (r == 0 && t.overstated > 0) {
+        log_warning("image '%s': no room to store bitmap '%s' as it is: %llu bytes too many are "
+                    "dirty in what is stored",
+                    block_node_display_name(q->node), b->name, (unsigned long long)t.overstated);
     }
     ret->table_entries = (uint32_t)t.now_entries;
     ret->granularity_bits = (uint8_t)__builtin_ctz(b->granularity);
@@ -241,7 +265,7 @@ static int co_store_bits(struct qcow2 *q, struct block_bitmap *b, const struct s
 }
 
 /* Everything that a bitmap on disk uses. A table that can't be read leaks what it refers to. */
-static void co_collect_old(struct qcow2 *q, const struct stored_bitmap *b, struct garbage *old)
+static void co_collect_old(struct qcow2 *q, const struct stored_bitmap *b, struct free_list *old)
 {
     uint64_t budget = qcow2_bitmap_budget(q);
     AUTO_FREE uint64_t *table = NULL;
@@ -256,10 +280,11 @@ static void co_collect_old(struct qcow2 *q, const struct stored_bitmap *b, struc
         uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
 
         if (offset != 0) {
-            garbage_add(old, offset, q->cluster_size);
+            qcow2_garbage_add(old, offset, q->cluster_size);
         }
     }
-    garbage_add(old, b->table_offset, round_up((uint64_t)b->table_entries * 8, q->cluster_size));
+    qcow2_garbage_add(old, b->table_offset,
+                      round_up((uint64_t)b->table_entries * 8, q->cluster_size));
 }
 
 /* --- directory --------------------------------------------------------------------------------- */
@@ -286,12 +311,30 @@ static void append_entry(struct strbuf *sb, struct stored_bitmap *b)
     strbuf_append(sb, padding, round_up(used, 8) - used);
 }
 
+static void free_list_of_stored(struct list *list)
+{
+    while (!list_is_empty(list)) {
+        qcow2_stored_bitmap_free(LIST_FIRST(list, struct stored_bitmap, link));
+    }
+}
+
+void qcow2_adopt_entries(struct qcow2 *q, struct list *entries)
+{
+    struct stored_bitmap *b;
+
+    free_list_of_stored(&q->stored_bitmaps);
+    list_splice(&q->stored_bitmaps, entries);
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        if (b->loaded) {
+            b->loaded->driver_state = b;
+        }
+    }
+}
+
 /*
- * Put the bitmaps of `list` in place of q->stored_bitmaps, on disk and in memory: the list's entries move. On failure nothing
- * changes.
+ * Put st->entries in place of q->stored_bitmaps, on disk and in memory: they move. On failure nothing changes.
  */
-static int co_switch_directory(struct qcow2 *q, struct list *list, struct garbage *made,
-                               struct garbage *old, struct error *err)
+static int co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct error *err)
 {
     uint64_t old_offset = q->bitmap_directory_offset, old_size = q->bitmap_directory_size;
     uint64_t old_autoclear = q->autoclear, offset = 0;
@@ -300,13 +343,13 @@ static int co_switch_directory(struct qcow2 *q, struct list *list, struct garbag
     STRBUF_AUTO(directory);
     int r = 0;
 
-    LIST_FOREACH (b, list, link) {
+    LIST_FOREACH (b, &st->entries, link) {
         append_entry(&directory, b);
     }
     if (directory.failed) {
         r = -ENOMEM;
     } else if (directory.len > 0) {
-        r = co_write_new(q, directory.data, directory.len, made, &offset);
+        r = co_write_reserved(q, st, NULL, directory.data, directory.len, &offset);
     }
     r = r < 0 ? r : qcow2_co_commit(q); /* refcounts of it all, and a sync: R1 */
     if (r < 0) {
@@ -315,14 +358,14 @@ static int co_switch_directory(struct qcow2 *q, struct list *list, struct garbag
     }
     list_init(&old_list);
     list_splice(&old_list, &q->stored_bitmaps);
-    list_splice(&q->stored_bitmaps, list);
+    list_splice(&q->stored_bitmaps, &st->entries);
     q->bitmap_directory_offset = offset;
     q->bitmap_directory_size = directory.len;
     q->autoclear =
         directory.len > 0 ? q->autoclear | AUTOCLEAR_BITMAPS : q->autoclear & ~AUTOCLEAR_BITMAPS;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        list_splice(list, &q->stored_bitmaps);
+        list_splice(&st->entries, &q->stored_bitmaps);
         list_splice(&q->stored_bitmaps, &old_list);
         q->bitmap_directory_offset = old_offset;
         q->bitmap_directory_size = old_size;
@@ -335,20 +378,11 @@ static int co_switch_directory(struct qcow2 *q, struct list *list, struct garbag
             b->loaded->driver_state = b;
         }
     }
-    while (!list_is_empty(&old_list)) {
-        qcow2_stored_bitmap_free(LIST_FIRST(&old_list, struct stored_bitmap, link));
-    }
+    free_list_of_stored(&old_list);
     if (old_size > 0) {
-        garbage_add(old, old_offset, round_up(old_size, q->cluster_size));
+        qcow2_garbage_add(&st->old, old_offset, round_up(old_size, q->cluster_size));
     }
     return 0;
-}
-
-static void free_list_of_stored(struct list *list)
-{
-    while (!list_is_empty(list)) {
-        qcow2_stored_bitmap_free(LIST_FIRST(list, struct stored_bitmap, link));
-    }
 }
 
 /* A copy of an entry, to be changed or kept; NULL if out of memory. */
@@ -380,14 +414,11 @@ static struct stored_bitmap *copy_stored(const struct stored_bitmap *b, const ch
 
 /* --- store ------------------------------------------------------------------------------------- */
 
-static bool is_to_be_stored(const struct block_bitmap *b)
+bool qcow2_bitmap_is_stale(const struct stored_bitmap *s, const struct block_bitmap *b)
 {
-    return b->persistent && !b->inconsistent && !b->read_only;
-}
-
-/* Its bits or flags in memory are not those on disk. */
-static bool is_stale(const struct stored_bitmap *s, const struct block_bitmap *b)
-{
+    if (!b->persistent || b->inconsistent || b->read_only) {
+        return false; /* and never stored */
+    }
     return !s || b->unstored || (s->flags & BITMAP_FLAG_IN_USE) ||
            b->enabled != !!(s->flags & BITMAP_FLAG_AUTO);
 }
@@ -397,7 +428,7 @@ static bool anything_to_store(struct qcow2 *q)
     struct block_bitmap *b;
 
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
-        if (is_to_be_stored(b) && is_stale(b->driver_state, b)) {
+        if (qcow2_bitmap_is_stale(b->driver_state, b)) {
             return true;
         }
     }
@@ -405,63 +436,57 @@ static bool anything_to_store(struct qcow2 *q)
 }
 
 /* Bits of `b` written anew. If they can't be read any more, what is stored stays as it is, in use. */
-static int co_store_anew(struct qcow2 *q, struct block_bitmap *b, const struct stored_bitmap *s,
-                         struct stored_bitmap *copy, struct garbage *made, struct garbage *old)
+static int co_store_anew(struct qcow2 *q, struct bitmap_store *st, struct block_bitmap *b,
+                         const struct stored_bitmap *s, struct stored_bitmap *copy)
 {
-    struct garbage own = {0};
+    size_t made = st->made.count;
     int r;
 
     copy->loaded = b;
-    r = co_store_bits(q, b, s, &own, old, copy);
+    r = co_store_bits(q, st, b, s, copy);
     if (r < 0 && s && b->inconsistent) {
         log_warning("image '%s': bitmap '%s' can't be read (%s); it is inconsistent",
                     block_node_display_name(q->node), b->name, strerror(-r));
-        co_garbage_free(q, &own, false);
+        co_garbage_free(q, &st->made, made, false);
         copy->table_offset = s->table_offset;
         copy->table_entries = s->table_entries;
         copy->flags = s->flags | BITMAP_FLAG_IN_USE;
         return 0;
     }
-    for (size_t i = 0; i < own.runs.count; i++) {
-        garbage_add(made, own.runs.runs[i].offset, own.runs.runs[i].length);
-    }
-    free(own.runs.runs);
     return r;
 }
 
 /* Append the entry of `s` as it is, or with the bits of `b` written anew. Either may be NULL. */
-static int co_append_entry(struct qcow2 *q, struct list *list, const char *name,
-                           const struct stored_bitmap *s, struct block_bitmap *b,
-                           struct garbage *made, struct garbage *old)
+static int co_append_entry(struct qcow2 *q, struct bitmap_store *st, const char *name,
+                           const struct stored_bitmap *s, struct block_bitmap *b)
 {
     struct stored_bitmap *copy = copy_stored(s, name);
 
     if (!copy) {
         return -ENOMEM;
     }
-    list_append(list, &copy->link);
-    return b ? co_store_anew(q, b, s, copy, made, old) : 0;
+    list_append(&st->entries, &copy->link);
+    return b ? co_store_anew(q, st, b, s, copy) : 0;
 }
 
 /* The entries as they shall be, in the order in which they were made. */
-static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *made,
-                           struct garbage *old)
+static int co_make_entries(struct qcow2 *q, struct bitmap_store *st)
 {
     struct stored_bitmap *s;
     struct block_bitmap *b;
     int r = 0;
 
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
-        bool stale = s->loaded && is_to_be_stored(s->loaded) && is_stale(s, s->loaded);
+        bool stale = s->loaded && qcow2_bitmap_is_stale(s, s->loaded);
 
-        r = co_append_entry(q, list, s->name, s, stale ? s->loaded : NULL, made, old);
+        r = co_append_entry(q, st, s->name, s, stale ? s->loaded : NULL);
         if (r < 0) {
             return r;
         }
     }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
-        if (is_to_be_stored(b) && !b->driver_state) {
-            r = co_append_entry(q, list, b->name, NULL, b, made, old);
+        if (!b->driver_state && qcow2_bitmap_is_stale(NULL, b)) {
+            r = co_append_entry(q, st, b->name, NULL, b);
             if (r < 0) {
                 return r;
             }
@@ -470,28 +495,81 @@ static int co_make_entries(struct qcow2 *q, struct list *list, struct garbage *m
     return 0;
 }
 
+static void store_begin(struct qcow2 *q, struct bitmap_store *st)
+{
+    *st = (struct bitmap_store){0};
+    list_init(&st->entries);
+    list_init(&st->tables);
+    qcow2_bitmap_reserve_begin(q);
+}
+
+/* `result` is returned. */
+static int co_store_end(struct qcow2 *q, struct bitmap_store *st, int result)
+{
+    if (result == 0) {
+        co_garbage_free(q, &st->old, 0, true);
+    } else if (!st->written) {
+        co_garbage_free(q, &st->made, 0, false);
+    }
+    free_list_of_stored(&st->entries);
+    qcow2_in_place_free_tables(st);
+    free(st->made.runs);
+    free(st->old.runs);
+    return result;
+}
+
+static int co_store_elsewhere(struct qcow2 *q, struct error *err)
+{
+    struct bitmap_store st;
+    int r;
+
+    store_begin(q, &st);
+    r = co_make_entries(q, &st);
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not store the bitmaps of '%s'",
+                        block_node_display_name(q->node));
+    } else {
+        r = co_switch_directory(q, &st, err);
+    }
+    return co_store_end(q, &st, r);
+}
+
+static int co_store_in_place(struct qcow2 *q, struct error *err)
+{
+    struct bitmap_store st;
+    int r = qcow2_co_in_place_begin(q, err);
+
+    store_begin(q, &st);
+    st.in_place = true;
+    if (r == 0) {
+        r = co_make_entries(q, &st);
+        r = r < 0 ? r : qcow2_co_in_place_write_tables(q, &st);
+        r = r < 0 || st.moved ? r : qcow2_co_in_place_finish(q, &st);
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not store the bitmaps of '%s'",
+                            block_node_display_name(q->node));
+        }
+    }
+    r = r < 0 || !st.moved ? r : co_switch_directory(q, &st, err);
+    return co_store_end(q, &st, r);
+}
+
 static int co_store_locked(struct qcow2 *q, struct error *err)
 {
-    struct garbage made = {0}, old = {0};
     struct stored_bitmap *s;
-    struct list list;
+    ERROR_AUTO(why);
     int r;
 
     if (!anything_to_store(q)) {
         return 0;
     }
-    list_init(&list);
-    r = co_make_entries(q, &list, &made, &old);
-    if (r < 0) {
-        error_set_errno(err, -r, "Could not store the bitmaps of '%s'",
-                        block_node_display_name(q->node));
-    } else {
-        r = co_switch_directory(q, &list, &made, &old, err);
+    r = co_store_elsewhere(q, &why);
+    if (qcow2_is_want_of_room(r)) {
+        error_clear(&why);
+        r = co_store_in_place(q, &why);
     }
     if (r < 0) {
-        free_list_of_stored(&list);
-        co_garbage_free(q, &made, false);
-        free(old.runs.runs);
+        error_move(err, &why);
         return r;
     }
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
@@ -500,8 +578,6 @@ static int co_store_locked(struct qcow2 *q, struct error *err)
         }
     }
     atomic_store(&q->bitmaps_marked, false); /* the next write marks again */
-    free(made.runs.runs);
-    co_garbage_free(q, &old, true);
     return 0;
 }
 
@@ -516,6 +592,9 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
     co_mutex_lock(&q->stored_bits_mutex);
     r = co_store_locked(q, err);
     co_mutex_unlock(&q->stored_bits_mutex);
+    if (r == 0) {
+        qcow2_co_bitmap_reserve_end(q);
+    }
     co_mutex_unlock(&q->bitmap_mutex);
     return r;
 }
@@ -564,40 +643,32 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
 static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err)
 {
     struct stored_bitmap *s, *gone = qcow2_find_stored(q, name);
-    struct garbage made = {0}, old = {0};
     struct block_bitmap *bitmap = gone ? gone->loaded : NULL;
-    struct list list;
+    struct bitmap_store st;
     int r = gone ? qcow2_refuse_broken(q, err) : 0;
 
     if (r < 0 || !gone) {
         return r;
     }
-    list_init(&list);
+    store_begin(q, &st);
     LIST_FOREACH (s, &q->stored_bitmaps, link) {
         struct stored_bitmap *copy = s == gone ? NULL : copy_stored(s, s->name);
 
         if (copy) {
-            list_append(&list, &copy->link);
+            list_append(&st.entries, &copy->link);
         } else if (s != gone) {
             r = error_set(err, ENOMEM, "Out of memory");
         }
     }
-    co_collect_old(q, gone, &old);
-    r = r < 0 ? r : co_switch_directory(q, &list, &made, &old, err);
-    if (r < 0) {
-        free_list_of_stored(&list);
-        co_garbage_free(q, &made, false);
-        free(old.runs.runs);
-        return r;
-    }
-    if (bitmap) {
+    co_collect_old(q, gone, &st.old);
+    r = r < 0 ? r : co_switch_directory(q, &st, err);
+    if (r == 0 && bitmap) {
         bitmap->driver_state = NULL;
         bitmap->inconsistent = bitmap->inconsistent || bitmap->unread;
         bitmap->unread = false;
     }
-    free(made.runs.runs);
-    co_garbage_free(q, &old, true);
-    return 1;
+    r = co_store_end(q, &st, r);
+    return r < 0 ? r : 1;
 }
 
 int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)
@@ -609,6 +680,12 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     co_mutex_lock(&q->stored_bits_mutex);
     r = co_remove_locked(q, name, err);
     co_mutex_unlock(&q->stored_bits_mutex);
+    if (r == 1) {
+        qcow2_co_bitmap_reserve_again(q);
+    }
+    if (r >= 0) {
+        qcow2_co_unreserve_bitmap(q, name);
+    }
     co_mutex_unlock(&q->bitmap_mutex);
     return r;
 }

@@ -75,6 +75,7 @@ static void init_locks(struct qcow2 *q)
     range_lock_init(&q->guest);
     list_init(&q->extensions);
     list_init(&q->stored_bitmaps);
+    list_init(&q->bitmap_reserve);
     list_init(&q->snapshots);
 }
 
@@ -114,6 +115,7 @@ static void release(struct qcow2 *q)
     cache_cleaner_stop(q);
     qcow2_overlap_destroy(q);
     qcow2_free_stored_bitmaps(q);
+    qcow2_free_bitmap_reserve(q);
     qcow2_free_snapshots(q);
     qcow2_free_header(q);
     qcow2_crypt_close(q);
@@ -458,6 +460,7 @@ static const struct block_driver qcow2_driver = {
     .co_fetch_bitmap = qcow2_co_fetch_bitmap,
     .co_count_bitmap = qcow2_co_count_bitmap,
     .co_can_store_bitmap = qcow2_co_can_store_bitmap,
+    .co_reserve_bitmap = qcow2_co_reserve_bitmap,
     .co_remove_stored_bitmap = qcow2_co_remove_stored_bitmap,
     .co_bitmap_will_change = qcow2_co_bitmap_will_change,
     .co_preadv = qcow2_co_preadv,

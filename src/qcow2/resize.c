@@ -4,8 +4,8 @@
  *
  * The size, and the place and size of the L1 table lie in the header's first sector and are switched together (R3).
  *
- *   grow     longer L1 table elsewhere -> bitmaps in use -> drop what is mapped beyond the end, zero what a backing
- *            file would show, and the rest of the last cluster -> switch -> bitmaps stored with the new size
+ *   grow     room for longer tables of bitmaps -> longer L1 table elsewhere -> bitmaps in use -> drop what is mapped beyond the
+ *            end, zero what a backing file would show, and the rest of the last cluster -> switch -> bitmaps stored with the new size
  *   shrink   bitmaps in use -> switch -> drop what lies beyond -> file cut off behind what is in use -> bitmaps stored
  *
  * A crash before bitmaps are stored again finds them in use, that is inconsistent; the image opens in any case.
@@ -386,8 +386,10 @@ static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
     if (r < 0) {
         return r;
     }
-    r = co_grow(q, old_size, size, prealloc, err);
+    r = qcow2_co_reserve_bitmaps(q, size, err);
+    r = r < 0 ? r : co_grow(q, old_size, size, prealloc, err);
     if (r < 0 && block_node_size(q->node) == old_size) {
+        qcow2_co_unreserve_longer_tables(q);
         (void)block_bitmaps_resize(q->node, old_size, NULL);
     }
     return r;

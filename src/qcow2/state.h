@@ -7,7 +7,8 @@
  *  R1  A cluster's refcount is stable before anything that references the cluster is.
  *  R2  A reference is gone from disk before the refcount it held is lowered.
  *  R3  A table that is replaced whole is written to a place no live metadata uses, stable, and switched
- *      by fields within one sector. Entries of L1 and L2 tables and of refcount blocks change in place.
+ *      by fields within one sector. Entries of L1 and L2 tables and of refcount blocks change in place; so may
+ *      bits and tables of bitmaps that are stably marked in use.
  *  R4  An acknowledged flush: all writes acknowledged before it, and the metadata that finds them, are stable.
  *  R5  A persistent bitmap is marked in use, stably, before the first write that it should record reaches the disk; the
  *      mark is taken away only after bits, table and directory are stable.
@@ -186,6 +187,7 @@ struct qcow2 {
 
     /* Persistent bitmaps (bitmap.c). Main reactor, except for bitmaps_marked. */
     struct list stored_bitmaps;
+    struct list bitmap_reserve; /* bitmap_reserve.c: clusters that nothing on disk refers to yet */
     uint64_t bitmap_directory_offset, bitmap_directory_size;
     uint32_t bitmap_directory_count; /* as the header said at open */
     struct co_mutex bitmap_mutex;    /* guards stored_bitmaps: see above */
@@ -468,7 +470,7 @@ int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, s
 /* --- empty.c: see struct block_driver --- */
 int qcow2_co_make_empty(struct block_node *node, struct error *err);
 
-/* --- bitmap.c, bitmap_load.c, bitmap_store.c --- */
+/* --- bitmap*.c --- */
 int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
 int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap);
 int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap,
@@ -479,9 +481,12 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
 int qcow2_co_mark_bitmaps(struct qcow2 *q);
 int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                               struct error *err);
+int qcow2_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                            struct error *err);
 int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
 int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b, struct error *err);
 void qcow2_free_stored_bitmaps(struct qcow2 *q);
+void qcow2_free_bitmap_reserve(struct qcow2 *q);
 
 /* --- sparse.c --- */
 /* Whether much of what is in use lies in holes of the file: clusters preallocated, or written in part. Found out at the first call. Yields. */

@@ -125,6 +125,36 @@ class NoSpareCluster(Full):
     def test_bitmaps(self):
         self.assertEqual(self.go_through("bitmap", "--image-opts", "--add", "DISK", "b"), 2)
 
+    def bitmaps_of(self, image):
+        """As QEMU's program lists them."""
+        info = json.loads(qemu_img("info", "--output=json", image).stdout)
+        return {b["name"]: b for b in info["format-specific"]["data"].get("bitmaps", [])}
+
+    def dirty_bytes(self, image, bitmap):
+        """As QEMU's server exports them."""
+        return sum(e["length"] for e in self.bitmap_extents(image, bitmap) if not e["data"])
+
+    def test_bits_of_a_new_bitmap(self):
+        """There is room for its table when it is added, and for nothing when the disk is full."""
+        image = self.make()
+        disk = self.part(image, self.end_of(image) + 2 * 4 * KIB)
+        img("bitmap", "--image-opts", "--add", "-g", "4k", disk, "b")
+        result = self.io(disk, "write -P 4 0 64k", "write -P 5 64k 64k")
+        self.assertIn("no room to store bitmap 'b' as it is: ", result.stderr)
+        qemu_img("check", image)
+        self.assertEqual(self.bitmaps_of(image)["b"]["flags"], ["auto"])
+        self.assertEqual(self.dirty_bytes(image, "b"), 8 * MIB)
+
+    def test_bits_of_a_stored_bitmap(self):
+        image = self.make()
+        img("bitmap", "-f", "qcow2", "--add", "-g", "4k", image, "b")
+        io(image, "write -P 4 0 64k", fmt="qcow2")
+        result = self.io(self.part(image, self.end_of(image)), "write -P 5 64k 64k")
+        self.assertEqual(result.stderr, "")
+        qemu_img("check", image)
+        self.assertEqual(self.bitmaps_of(image)["b"]["flags"], ["auto"])
+        self.assertEqual(self.dirty_bytes(image, "b"), 128 * KIB)
+
     def test_bitmaps_survive_a_disk_that_can_not_grow(self):
         image = self.make()
         img("bitmap", "-f", "qcow2", "--add", image, "b")

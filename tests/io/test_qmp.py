@@ -514,16 +514,29 @@ class NodeTest(QmpTest):
         self.qmp.command("blockdev-del", node_name="small")
         self.assertNotIn("small", [n["node-name"] for n in self.qmp.command("query-named-block-nodes")])
 
-    def test_an_image_that_can_not_store_its_bitmaps_stays_until_they_are_gone(self):
+    def test_a_full_image_that_is_deleted_has_its_bitmaps(self):
+        """Other programs see a superset of what was written, since there is no room for the bits."""
         self.small_disk()
         self.qmp.command("block-dirty-bitmap-add", node="small", name="b", persistent=True)
         self.fill_small_disk()
-        with self.assertRaises(QmpError) as caught:
-            self.qmp.command("blockdev-del", node_name="small")
-        self.assertIn("Node 'small' stays, since its bitmaps would be lost", caught.exception.desc)
-        self.assertIn("No space left on device", caught.exception.desc)
         self.assertGreater(self.qmp.bitmaps("small")["b"]["count"], 0)
-        self.qmp.command("block-dirty-bitmap-remove", node="small", name="b")
+        self.qmp.command("blockdev-del", node_name="small")
+        self.assertNotIn("small", [n["node-name"] for n in self.qmp.command("query-named-block-nodes")])
+        info = json.loads(tidemark.qemu_img("info", "--output=json", self.path("small.raw")).stdout)
+        bitmap = {"name": "b", "granularity": 65536, "flags": ["auto"]}
+        self.assertEqual(info["format-specific"]["data"]["bitmaps"], [bitmap])
+        part = {"driver": "raw", "size": 1 << 20, "file": {"driver": "file", "filename": self.path("small.raw")}}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="small", file=part)
+        self.assertEqual(self.qmp.bitmaps("small")["b"]["count"], 64 << 20)
+
+    def test_a_full_image_takes_no_new_bitmap(self):
+        self.small_disk()
+        self.fill_small_disk()
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("block-dirty-bitmap-add", node="small", name="b", persistent=True)
+        self.assertIn("Could not reserve room for bitmap 'b'", caught.exception.desc)
+        self.assertIn("No space left on device", caught.exception.desc)
+        self.assertEqual(self.qmp.bitmaps("small"), {})
         self.qmp.command("blockdev-del", node_name="small")
 
     def test_the_owner_of_an_exported_bitmap_stays(self):

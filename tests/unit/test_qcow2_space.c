@@ -151,8 +151,8 @@ static void bitmaps_take_what_was_discarded(void *arg)
     struct image i;
 
     make_full(&i, "cluster_size=4k");
-    assert_int_equal(block_co_bitmap_add(i.node, "b", 65536, true, false, &b, NULL), 0);
     assert_int_equal(block_co_discard(i.edge, 0, PIECE), 0);
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 65536, true, false, &b, NULL), 0);
     image_close(&i);
     i.file->limit = UINT64_MAX;
     image_check("a", 0);
@@ -214,6 +214,223 @@ static void writers_share_what_was_discarded(void *arg)
     close_full(&i);
 }
 
+/* --- bitmaps --------------------------------------------------------------------------------------- */
+
+static struct block_bitmap *add(struct image *i, const char *name, uint32_t granularity)
+{
+    struct block_bitmap *b;
+
+    assert_int_equal(block_co_bitmap_add(i->node, name, granularity, true, false, &b, NULL), 0);
+    return b;
+}
+
+/* The image takes all that it is going to take, `spare` clusters ahead of the last. */
+static void fill(struct image *i, unsigned spare)
+{
+    uint64_t at = SIZE / 4;
+
+    assert_int_equal(block_co_flush(i->edge), 0);
+    i->file->limit = i->file->size + 2 * PIECE;
+    while (image_write(i, at, CLUSTER, 2) == 0) {
+        at += CLUSTER;
+    }
+    assert_true(at < SIZE);
+    assert_int_equal(block_co_flush(i->edge), 0);
+    i->file->limit += spare * (uint64_t)CLUSTER;
+}
+
+/* Open again; bitmap NAME is sound, and has all of [0, `end`) and `dirty` bytes. */
+static struct block_bitmap *expect_stored(struct image *i, const char *name, uint64_t end,
+                                          uint64_t dirty)
+{
+    struct block_bitmap *b;
+
+    i->file->limit = UINT64_MAX;
+    image_check("a", 0);
+    image_open(i, "a", "");
+    b = block_bitmap_find(i->node, name);
+    assert_non_null(b);
+    assert_false(b->inconsistent);
+    assert_int_equal(block_co_bitmap_fetch(b, NULL), 0);
+    for (uint64_t at = 0; at < end; at += b->granularity) {
+        assert_true(dirty_bitmap_get(b->bits, at));
+    }
+    assert_int_equal(dirty_bitmap_count(b->bits), dirty);
+    return b;
+}
+
+static void a_bitmap_has_its_room_when_it_is_added(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    make_full(&i, "cluster_size=4k");
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 65536, true, false, &b, NULL), -ENOSPC);
+    assert_null(block_bitmap_find(i.node, "b"));
+    i.file->limit += CLUSTER; /* a table, and no directory */
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 65536, true, false, &b, NULL), -ENOSPC);
+    i.file->limit += CLUSTER;
+    add(&i, "b", 65536);
+    close_full(&i);
+    expect_stored(&i, "b", 0, 0);
+    image_close(&i);
+}
+
+static void room_comes_back_with_a_bitmap_that_goes(void *arg)
+{
+    struct image i;
+
+    make_full(&i, "cluster_size=4k");
+    i.file->limit += 2 * CLUSTER;
+    for (int k = 0; k < 4; k++) {
+        assert_int_equal(block_co_bitmap_remove(add(&i, "b", 65536), NULL), 0);
+    }
+    close_full(&i);
+}
+
+/* There is no cluster for its bits, only its table and the directory. */
+static void a_new_bitmap_is_stored_as_all_dirty(void *arg)
+{
+    struct image i;
+
+    image_create("a", SIZE, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, "b", CLUSTER);
+    fill(&i, 0);
+    close_full(&i);
+    expect_stored(&i, "b", SIZE, SIZE);
+    image_close(&i);
+}
+
+static void a_spare_cluster_is_used_for_bits(void *arg)
+{
+    struct image i;
+    uint64_t dirty;
+
+    image_create("a", SIZE, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, "b", CLUSTER);
+    fill(&i, 1);
+    dirty = dirty_bitmap_count(block_bitmap_find(i.node, "b")->bits);
+    close_full(&i);
+    expect_stored(&i, "b", 0, dirty);
+    image_close(&i);
+}
+
+/* Its bits have a cluster, which is overwritten. */
+static void a_stored_bitmap_is_stored_in_place(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+    uint64_t dirty;
+
+    image_create("a", SIZE, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, "b", CLUSTER);
+    add(&i, "unchanged", CLUSTER)->enabled = false;
+    assert_int_equal(image_write(&i, 0, CLUSTER, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", ""); /* its bits stay in the image */
+    fill(&i, 0);
+    b = block_bitmap_find(i.node, "b");
+    assert_true(b->unread);
+    dirty = dirty_bitmap_count(b->bits) + CLUSTER;
+    close_full(&i);
+    expect_stored(&i, "b", CLUSTER, dirty);
+    assert_int_equal(block_co_bitmap_fetch(block_bitmap_find(i.node, "unchanged"), NULL), 0);
+    assert_int_equal(dirty_bitmap_count(block_bitmap_find(i.node, "unchanged")->bits), 0);
+    image_close(&i);
+}
+
+/* A stored one and new ones: they get a new directory, for which there is room kept. */
+static void stored_and_new_bitmaps_find_room_together(void *arg)
+{
+    struct image i;
+
+    image_create("a", SIZE, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, "old", CLUSTER);
+    assert_int_equal(image_write(&i, 0, CLUSTER, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    add(&i, "new", CLUSTER);
+    fill(&i, 0);
+    close_full(&i);
+    expect_stored(&i, "new", SIZE, SIZE);
+    assert_false(block_bitmap_find(i.node, "old")->inconsistent);
+    image_close(&i);
+}
+
+/* What a removal takes of the room for a new directory comes back before guests can have it. */
+static void a_removal_leaves_room_for_the_others(void *arg)
+{
+    struct image i;
+
+    image_create("a", SIZE, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, "old", CLUSTER);
+    add(&i, "stays", CLUSTER);
+    image_close(&i);
+    image_open(&i, "a", "");
+    add(&i, "new", CLUSTER);
+    fill(&i, 0);
+    assert_int_equal(block_co_bitmap_remove(block_bitmap_find(i.node, "old"), NULL), 0);
+    for (uint64_t at = SIZE / 2; image_write(&i, at, CLUSTER, 3) == 0; at += CLUSTER) {
+    }
+    close_full(&i);
+    expect_stored(&i, "new", SIZE, SIZE);
+    assert_null(block_bitmap_find(i.node, "old"));
+    assert_false(block_bitmap_find(i.node, "stays")->inconsistent);
+    image_close(&i);
+}
+
+/* The L1 table gets 128 clusters, the bitmap's two instead of one. */
+static void a_disk_does_not_grow_without_room_for_longer_tables(void *arg)
+{
+    uint64_t size, room;
+    struct image i;
+
+    image_create("a", 64 * MiB, "cluster_size=512");
+    image_open(&i, "a", "");
+    add(&i, "b", 512);
+    assert_int_equal(image_write(&i, 0, CLUSTER, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    size = i.file->size;
+    for (room = 120; room < 160; room++) {
+        i.file->limit = size + room * 512;
+        if (co_resize(&i, 256 * MiB) == 0) {
+            break;
+        }
+        assert_int_equal(block_node_size(i.node), 64 * MiB);
+        assert_false(block_bitmap_find(i.node, "b")->inconsistent);
+    }
+    assert_int_equal(block_node_size(i.node), 256 * MiB);
+    close_full(&i);
+    expect_stored(&i, "b", CLUSTER, CLUSTER);
+    assert_int_equal(dirty_bitmap_size(block_bitmap_find(i.node, "b")->bits), 256 * MiB);
+    image_close(&i);
+}
+
+static void a_full_disk_shrinks_with_its_bitmaps(void *arg)
+{
+    struct image i;
+
+    image_create("a", SIZE, "cluster_size=512");
+    image_open(&i, "a", "");
+    add(&i, "b", 512);
+    assert_int_equal(image_write(&i, 0, SIZE / 2, 1), 0);
+    image_close(&i);
+    image_open(&i, "a", "");
+    assert_int_equal(block_co_flush(i.edge), 0);
+    i.file->limit = i.file->size;
+    assert_int_equal(image_write(&i, 0, CLUSTER, 2), 0); /* marks it */
+    assert_int_equal(co_resize(&i, SIZE / 4), 0);
+    close_full(&i);
+    expect_stored(&i, "b", SIZE / 4, SIZE / 4);
+    image_close(&i);
+}
+
 /* --- memory ------------------------------------------------------------------------------------------ */
 
 static void a_disk_does_not_grow_without_memory_for_its_bitmaps(void *arg)
@@ -248,6 +465,15 @@ int main(void)
         CO_TEST(a_longer_table_takes_what_was_discarded),
         CO_TEST(bitmaps_take_what_was_discarded),
         CO_TEST(writers_share_what_was_discarded),
+        CO_TEST(a_bitmap_has_its_room_when_it_is_added),
+        CO_TEST(room_comes_back_with_a_bitmap_that_goes),
+        CO_TEST(a_new_bitmap_is_stored_as_all_dirty),
+        CO_TEST(a_spare_cluster_is_used_for_bits),
+        CO_TEST(a_stored_bitmap_is_stored_in_place),
+        CO_TEST(stored_and_new_bitmaps_find_room_together),
+        CO_TEST(a_removal_leaves_room_for_the_others),
+        CO_TEST(a_disk_does_not_grow_without_room_for_longer_tables),
+        CO_TEST(a_full_disk_shrinks_with_its_bitmaps),
         CO_TEST(a_disk_does_not_grow_without_memory_for_its_bitmaps),
     };
 
