@@ -45,6 +45,30 @@ static void end_epoch(struct guest *g, struct model_bitmap *b)
     }
 }
 
+/* Adding and removing may fail in a full file; then nothing has changed. Storing must not. */
+static bool found_no_room(struct guest *g, int ret)
+{
+    if (ret != -ENOSPC || g->w->config.room == 0) {
+        return false;
+    }
+    error_clear(g->err);
+    return true;
+}
+
+static int co_remove_bitmap(struct guest *g, struct block_bitmap *bitmap, struct model_bitmap *b)
+{
+    int ret;
+
+    end_epoch(g, b);
+    b->remove_begin = record_tick(&g->w->log);
+    ret = block_co_bitmap_remove(bitmap, g->err);
+    if (found_no_room(g, ret)) {
+        b->remove_begin = MODEL_PENDING;
+        return 0;
+    }
+    return ret;
+}
+
 static int co_add_bitmap(struct guest *g, struct block_node *node, const char *name)
 {
     struct model *m = &g->w->model;
@@ -60,6 +84,10 @@ static int co_add_bitmap(struct guest *g, struct block_node *node, const char *n
     *b = (struct model_bitmap){.create_end = MODEL_PENDING, .remove_begin = MODEL_PENDING};
     snprintf(b->name, sizeof(b->name), "%s", name);
     ret = block_co_bitmap_add(node, name, granularity, true, false, &bitmap, g->err);
+    if (found_no_room(g, ret)) {
+        m->bitmap_count--;
+        return 0;
+    }
     begin_epoch(g, b);
     b->create_end = b->epochs[0].base;
     return ret;
@@ -117,9 +145,7 @@ int changes_co_bitmaps(struct guest *g, struct block_node *node)
     }
     switch (what) {
     case 0:
-        end_epoch(g, b);
-        b->remove_begin = record_tick(&g->w->log);
-        return block_co_bitmap_remove(bitmap, g->err);
+        return co_remove_bitmap(g, bitmap, b);
     case 1:
     case 2:
         return co_clear_bitmap(g, bitmap, b);

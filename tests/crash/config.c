@@ -129,7 +129,6 @@ static void set_extras(struct crash_config *c, uint64_t *random)
         c->lazy_refcounts &= c->version == 3;
     }
     c->compressed &= !c->data_file;
-    c->bitmaps &= c->room == 0; /* they can't be stored then */
     if (c->extended_l2) {
         c->cluster_size = MAX(c->cluster_size, 16384);
     }

@@ -264,6 +264,21 @@ uint32_t model_value_at(const struct model *m, uint64_t sector, uint64_t when)
     return value;
 }
 
+bool model_knows_value_at(const struct model *m, uint64_t sector, uint64_t when)
+{
+    bool known = true;
+
+    for (uint32_t i = 0; i < m->sector_counts[sector]; i++) {
+        const struct model_op *op = &m->ops[m->sector_ops[sector][i]];
+
+        if (op->begin > when) {
+            break;
+        }
+        known = op->end <= when;
+    }
+    return known;
+}
+
 bool model_discarded(const struct model *m, uint64_t sector, uint64_t since, uint64_t until)
 {
     for (uint32_t i = 0; i < m->sector_counts[sector]; i++) {

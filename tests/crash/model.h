@@ -136,6 +136,8 @@ bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64
                   uint64_t stable);
 /* What `sector` held for the guest at time `when`, no request being in flight; MODEL_ZERO after a discard. */
 uint32_t model_value_at(const struct model *m, uint64_t sector, uint64_t when);
+/* Whether that is known: not after a request that failed for want of room, which may have been done in part. */
+bool model_knows_value_at(const struct model *m, uint64_t sector, uint64_t when);
 /* Whether a request on `sector` between the two times discarded it. */
 bool model_discarded(const struct model *m, uint64_t sector, uint64_t since, uint64_t until);
 /* "request 17 (write, sent 120, answered 140)" */

@@ -104,7 +104,8 @@ static int co_check_covers(struct verifier *v, const struct model_bitmap *b,
             continue;
         }
         before = model_value_at(m, sector, since);
-        if (v->disk.values[sector] != before && !model_discarded(m, sector, 0, since) &&
+        if (v->disk.values[sector] != before && model_knows_value_at(m, sector, since) &&
+            !model_discarded(m, sector, 0, since) &&
             !dirty_bitmap_get(block_bitmap_bits(bitmap), sector * MODEL_SECTOR)) {
             char was[128], is[128];
 
