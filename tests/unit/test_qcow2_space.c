@@ -4,7 +4,9 @@
 
 #include "co_test.h"
 
+#include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2_fixture.h"
 
 #define SIZE (8 * MiB)
@@ -224,19 +226,21 @@ static struct block_bitmap *add(struct image *i, const char *name, uint32_t gran
     return b;
 }
 
-/* The image takes all that it is going to take, `spare` clusters ahead of the last. */
-static void fill(struct image *i, unsigned spare)
+/* The image takes all that it is going to take, but for `spare` bytes. */
+static void fill(struct image *i, uint64_t spare)
 {
     uint64_t at = SIZE / 4;
 
     assert_int_equal(block_co_flush(i->edge), 0);
     i->file->limit = i->file->size + 2 * PIECE;
-    while (image_write(i, at, CLUSTER, 2) == 0) {
-        at += CLUSTER;
+    for (uint64_t step = CLUSTER; step >= 512; step /= 2) {
+        while (image_write(i, at, step, 2) == 0) {
+            at += step;
+        }
     }
     assert_true(at < SIZE);
     assert_int_equal(block_co_flush(i->edge), 0);
-    i->file->limit += spare * (uint64_t)CLUSTER;
+    i->file->limit += spare;
 }
 
 /* Open again; bitmap NAME is sound, and has all of [0, `end`) and `dirty` bytes. */
@@ -310,7 +314,7 @@ static void a_spare_cluster_is_used_for_bits(void *arg)
     image_create("a", SIZE, "cluster_size=4k");
     image_open(&i, "a", "");
     add(&i, "b", CLUSTER);
-    fill(&i, 1);
+    fill(&i, CLUSTER);
     dirty = dirty_bitmap_count(block_bitmap_find(i.node, "b")->bits);
     close_full(&i);
     expect_stored(&i, "b", 0, dirty);
@@ -359,6 +363,157 @@ static void stored_and_new_bitmaps_find_room_together(void *arg)
     expect_stored(&i, "new", SIZE, SIZE);
     assert_false(block_bitmap_find(i.node, "old")->inconsistent);
     image_close(&i);
+}
+
+/* There is no room. "stays" has bits in some clusters, "grows" has none. */
+static void open_full_with_bitmaps(struct image *i, unsigned spare)
+{
+    image_create("a", SIZE, "cluster_size=512");
+    image_open(i, "a", "");
+    add(i, "stays", 512);
+    assert_int_equal(image_write(i, 0, CLUSTER, 1), 0);
+    add(i, "grows", 512);
+    image_close(i);
+    image_open(i, "a", "");
+    fill(i, spare);
+}
+
+static void expect_covers(struct image *i, const char *name, bool or_inconsistent)
+{
+    struct block_bitmap *b = block_bitmap_find(i->node, name);
+
+    assert_non_null(b);
+    if (or_inconsistent && b->inconsistent) {
+        return;
+    }
+    assert_false(b->inconsistent);
+    assert_int_equal(block_co_bitmap_fetch(b, NULL), 0);
+    assert_true(strcmp(name, "grows") == 0 || dirty_bitmap_get(b->bits, 0));
+    assert_true(dirty_bitmap_get(b->bits, SIZE / 4));
+}
+
+/* Index of the first write to [offset, offset + length); fails the test if there is none. */
+static unsigned first_write(const struct memory_file *f, uint64_t offset, uint64_t length)
+{
+    for (unsigned n = 0; n < f->log_count; n++) {
+        if (f->log[n].kind == MEMORY_FILE_WRITE && f->log[n].offset >= offset &&
+            f->log[n].offset < offset + length) {
+            return n;
+        }
+    }
+    fail_msg("no write to %llu", (unsigned long long)offset);
+    return 0;
+}
+
+/* Refcounts and bits, flush, tables, flush, flags, flush. */
+static void marks_go_after_all_that_is_overwritten(void *arg)
+{
+    uint64_t directory, table;
+    unsigned n, flags;
+    struct image i;
+
+    open_full_with_bitmaps(&i, 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    directory = i.q->bitmap_directory_offset;
+    table = LIST_FIRST(&i.q->stored_bitmaps, struct stored_bitmap, link)->table_offset;
+    i.file->log_count = 0;
+    assert_int_equal(block_co_inactivate(i.node, NULL), 0);
+    assert_int_equal(i.q->bitmap_directory_offset, directory);
+    n = first_write(i.file, table, 512);
+    assert_int_equal(i.file->log[n - 1].kind, MEMORY_FILE_FLUSH);
+    flags = first_write(i.file, directory, 512);
+    assert_true(flags > n);
+    assert_int_equal(i.file->log[flags - 1].kind, MEMORY_FILE_FLUSH);
+    for (n = flags; i.file->log[n].kind == MEMORY_FILE_WRITE; n++) {
+        assert_int_equal(i.file->log[n].length, 8);
+    }
+    assert_int_equal(n, flags + 2);
+    assert_int_equal(i.file->log[n].kind, MEMORY_FILE_FLUSH);
+    close_full(&i);
+}
+
+/* Media fail from the n-th write or flush of a store on; then another guest write comes with a flush, and a crash or an orderly close. */
+static int store_and_stop(unsigned after, unsigned spare, bool write, bool crash)
+{
+    struct image i;
+    int r;
+
+    open_full_with_bitmaps(&i, spare);
+    memory_file_fail(i.file, MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH, after, EIO);
+    r = block_co_inactivate(i.node, NULL);
+    memory_file_fail(i.file, 0, 0, 0);
+    if (write && !atomic_load(&i.q->broken)) {
+        assert_int_equal(image_write(&i, 0, 512, 3), 0);
+        assert_int_equal(block_co_flush(i.edge), 0);
+    }
+    if (crash) {
+        image_kill(&i);
+    } else {
+        image_close(&i);
+    }
+    i.file->limit = UINT64_MAX;
+    image_check("a", crash || r < 0 ? 32 : 0);
+    image_open(&i, "a", "");
+    assert_true(!write || !crash || block_bitmap_find(i.node, "stays")->inconsistent);
+    expect_covers(&i, "stays", crash);
+    expect_covers(&i, "grows", crash);
+    image_close(&i);
+    return r;
+}
+
+static void storing_in_place_may_fail_anywhere(void *arg)
+{
+    unsigned after;
+
+    log_set_level(LOG_LEVEL_ERROR);
+    for (unsigned way = 0; way < 8; way++) {
+        for (after = 0; store_and_stop(after, way & 4 ? 512 : 0, way & 1, way & 2) < 0; after++) {
+        }
+        assert_true(after > 6);
+    }
+    log_set_level(LOG_LEVEL_WARNING);
+}
+
+/* The table of an image that is corrupt names a cluster that is not the bitmap's alone: `refcount` 2, or the L1 table. */
+static void store_over(bool l1)
+{
+    uint8_t *before, *table;
+    uint64_t cluster;
+    struct image i;
+
+    open_full_with_bitmaps(&i, 0);
+    assert_int_equal(block_co_flush(i.edge), 0);
+    table =
+        i.file->data + LIST_FIRST(&i.q->stored_bitmaps, struct stored_bitmap, link)->table_offset;
+    if (l1) {
+        store_be64(table, i.q->l1_offset);
+    }
+    cluster = load_be64(table);
+    if (!l1) {
+        co_mutex_lock(&i.q->lock);
+        assert_int_equal(qcow2_co_refcount_add_locked(i.q, cluster / 512, 1, 1), 0);
+        co_mutex_unlock(&i.q->lock);
+    }
+    before = malloc(512);
+    assert_non_null(before);
+    assert_int_equal(image_write(&i, 0, CLUSTER, 3), 0);
+    dirty_bitmap_set(block_bitmap_find(i.node, "stays")->bits, PIECE, CLUSTER);
+    memcpy(before, i.file->data + cluster, 512);
+    assert_int_equal(block_co_inactivate(i.node, NULL), 0);
+    assert_memory_equal(i.file->data + cluster, before, 512);
+    free(before);
+    image_close(&i);
+    i.file->limit = UINT64_MAX;
+    image_check("a", 1);
+    image_open(&i, "a", "");
+    expect_covers(&i, "stays", false);
+    image_close(&i);
+}
+
+static void nothing_that_others_have_is_overwritten(void *arg)
+{
+    store_over(false);
+    store_over(true);
 }
 
 /* What a removal takes of the room for a new directory comes back before guests can have it. */
@@ -471,6 +626,9 @@ int main(void)
         CO_TEST(a_spare_cluster_is_used_for_bits),
         CO_TEST(a_stored_bitmap_is_stored_in_place),
         CO_TEST(stored_and_new_bitmaps_find_room_together),
+        CO_TEST(marks_go_after_all_that_is_overwritten),
+        CO_TEST(nothing_that_others_have_is_overwritten),
+        CO_TEST(storing_in_place_may_fail_anywhere),
         CO_TEST(a_removal_leaves_room_for_the_others),
         CO_TEST(a_disk_does_not_grow_without_room_for_longer_tables),
         CO_TEST(a_full_disk_shrinks_with_its_bitmaps),
