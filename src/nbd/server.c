@@ -91,21 +91,25 @@ static struct nbd_connection *oldest_handshake(struct nbd_server *s)
     return NULL;
 }
 
+/* Whether the client that has been in its handshake for longest has had its time: then it goes. */
+static bool push_out(struct nbd_connection *idle)
+{
+    if (!idle || idle->since_ns + HANDSHAKE_PATIENCE_NS > loop_now_ns()) {
+        return false;
+    }
+    idle->in_handshake = false; /* don't choose it again */
+    shutdown(idle->fd, SHUT_RDWR);
+    return true;
+}
+
 /* Somebody waits in the backlog: return once there is room, or the server stops. */
 static void co_make_room(struct nbd_server *s)
 {
     while ((s->held || is_full(s)) && !s->stopping) {
         struct nbd_connection *idle = s->held ? NULL : oldest_handshake(s);
 
-        if (idle) {
-            int64_t due = idle->since_ns + HANDSHAKE_PATIENCE_NS;
-
-            if (due <= loop_now_ns()) {
-                idle->in_handshake = false; /* don't choose it again */
-                shutdown(idle->fd, SHUT_RDWR);
-            } else {
-                loop_timer_arm(&s->room_timer, due);
-            }
+        if (idle && !push_out(idle)) {
+            loop_timer_arm(&s->room_timer, idle->since_ns + HANDSHAKE_PATIENCE_NS);
         }
         s->acceptor_waiter = co_self();
         co_suspend();
@@ -146,7 +150,8 @@ static void acceptor(void *arg)
             break;
         }
         if (fd < 0) {
-            /* Out of descriptors or memory: some will be free again. */
+            /* Out of descriptors or memory: those who only idle in a handshake don't keep others from them. */
+            (void)push_out(oldest_handshake(s));
             loop_co_sleep(10000000);
             continue;
         }
@@ -163,6 +168,7 @@ int nbd_server_listen(struct nbd_server *s, int fd, struct error *err)
     int ret;
 
     s->listen_fd = fd;
+    nbd_workers_prepare();
     s->acceptor_running = true;
     ret = reactor_spawn(reactor_main(), acceptor, s);
     if (ret < 0) {

@@ -208,7 +208,9 @@ void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e);
 bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
                       uint32_t *ret_id, bool *ret_selected, struct strbuf *name);
 
-/* worker.c: the next worker in turn, or that of `r`. NULL with err set. Main reactor. */
+/* worker.c: have the reactors that connections are spread over, as long as there are descriptors for them. Main reactor. */
+void nbd_workers_prepare(void);
+/* The next worker in turn, or that of `r`. NULL with err set. Main reactor. */
 struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err);
 
 /* connection.c: serve until the client leaves. On the worker's reactor. Everything of the connection's transmission part is

@@ -58,6 +58,13 @@ static int make_spread(struct error *err)
     return 0;
 }
 
+void nbd_workers_prepare(void)
+{
+    if (spread_count == 0) {
+        (void)make_spread(NULL);
+    }
+}
+
 struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err)
 {
     if (r) {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NBD server's handshake: what it offers, and clients that don't behave."""
 
+import resource
 import socket
 import struct
 import time
@@ -216,6 +217,20 @@ class HandshakeTest(TestCase):
         self.assert_serves(server)
         self.assertLess(time.monotonic() - start, 8)
         self.assertLess(server.resident(), 128 << 20)
+
+    def test_idle_flood_does_not_keep_all_descriptors(self):
+        server = self.serve(
+            shared=0, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+        )
+        flood = []
+        self.addCleanup(lambda: [sock.close() for sock in flood])
+        for _ in range(90):
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            sock.connect(server.socket)
+            flood.append(sock)
+        start = time.monotonic()
+        self.assert_serves(server)
+        self.assertLess(time.monotonic() - start, 6)  # ten, if they could stay as long as a handshake may
 
     def test_clients_in_transmission_are_never_pushed_out(self):
         server = self.serve(shared=2)

@@ -9,12 +9,13 @@ from tidemark import Process, can_connect, qemu, tool
 class NbdServer(Process):
     """`tidemark nbd` on a unix socket in `directory`; server.socket is its path."""
 
-    def __init__(self, directory, *arguments, name="nbd", shared=0, program=None):
+    def __init__(self, directory, *arguments, name="nbd", shared=0, program=None, **more):
         self.socket = os.path.join(directory, name + ".sock")
         command = program or tool("nbd")
         super().__init__(
             [*command, "-t", "-e", str(shared), "-k", self.socket, *arguments],
             os.path.join(directory, name + ".log"),
+            **more,
         )
         self.wait_for(lambda: can_connect(self.socket), "the NBD server")
 
