@@ -9,6 +9,7 @@
 #include "block/driver.h"
 #include "export/export.h"
 #include "qmp/commands.h"
+#include "qmp/monitor.h"
 #include "qmp/transaction.h"
 
 /* --- blockdev-add ---------------------------------------------------------------------------------- */
@@ -153,9 +154,9 @@ static bool has_bitmaps_to_store(struct block_node *node)
  * An image that nobody uses is completed while it can still be kept: it stays if its bitmaps would be lost otherwise. For
  * anything else there is no use in keeping it: it is closed, and the log tells what went wrong.
  */
-static int co_del_open(void *state, struct json_object *data, struct error *err)
+static int co_complete_unused(const char *name, struct error *err)
 {
-    struct block_node *node = block_node_find(qmp_get_str(data, "node-name"));
+    struct block_node *node = block_node_find(name);
     ERROR_AUTO(why);
     int r;
 
@@ -163,13 +164,20 @@ static int co_del_open(void *state, struct json_object *data, struct error *err)
         !has_bitmaps_to_store(node)) {
         return 0;
     }
-    block_node_ref(node);
-    r = block_co_inactivate(node, &why);
+    r = qmp_co_complete(node, &why);
     if (r < 0) {
-        error_set(err, -r, "Node '%s' stays, since its bitmaps would be lost: %s",
-                  block_node_name(node), error_message(&why));
+        error_set(err, -r, "Node '%s' stays, since its bitmaps would be lost: %s", name,
+                  error_message(&why));
     }
-    block_co_unref(node);
+    return r;
+}
+
+static int co_del_open(void *state, struct json_object *data, struct error *err)
+{
+    int r = qmp_co_lock_again(err);
+
+    r = r < 0 ? r : co_complete_unused(qmp_get_str(data, "node-name"), err);
+    block_control_unlock();
     return r;
 }
 

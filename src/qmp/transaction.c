@@ -6,9 +6,11 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/list.h"
 #include "base/log.h"
 #include "block/block.h"
 #include "block/control_lock.h"
+#include "loop/loop.h"
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
 
@@ -84,6 +86,45 @@ void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
     c->nodes[c->count++] = block_node_ref(node);
 }
 
+/* A node that is being completed, without the control lock. */
+struct completion {
+    struct list link; /* in completions */
+    struct block_node *node;
+};
+
+static struct list completions = LIST_INIT(completions);
+
+/* How often a transaction looks whether the nodes that it concerns are complete. */
+#define COMPLETE_LOOK_NS 1000000LL
+
+static bool any_completes(const struct qmp_concern *c)
+{
+    struct completion *other;
+
+    LIST_FOREACH (other, &completions, link) {
+        for (size_t i = 0; i < c->count; i++) {
+            if (c->nodes[i] == other->node) {
+                return true;
+            }
+        }
+    }
+    return false;
+}
+
+int qmp_co_complete(struct block_node *node, struct error *err)
+{
+    struct completion c = {.node = block_node_ref(node)};
+    int r;
+
+    list_append(&completions, &c.link);
+    block_control_unlock();
+    r = block_co_inactivate(node, err);
+    list_remove(&c.link);
+    block_co_unref(node);
+    block_co_control_lock();
+    return r;
+}
+
 /*
  * Others may change the graph while this waits for requests to end, so that the actions may concern other nodes afterwards: until
  * all are drained at once.
@@ -101,10 +142,13 @@ static int co_drain(struct step *steps, size_t count, struct qmp_concern *c, str
         if (c->failed) {
             return error_set(err, ENOMEM, "Out of memory");
         }
-        if (c->drained == c->count) {
+        if (c->drained == c->count && !any_completes(c)) {
             break;
         }
         block_control_unlock();
+        if (c->drained == c->count) {
+            loop_co_sleep(COMPLETE_LOOK_NS);
+        }
         block_co_drain_begin_many(c->nodes + c->drained, c->count - c->drained);
         c->drained = c->count;
         r = qmp_co_lock_again(err);
@@ -237,7 +281,7 @@ static int co_change(struct step *steps, size_t count, struct error *err)
     return r;
 }
 
-static int co_run(struct step *steps, size_t count, struct error *err)
+static int co_run_steps(struct step *steps, size_t count, struct error *err)
 {
     struct qmp_concern concern = {0};
     int r = co_open_all(steps, count, err);
@@ -254,7 +298,7 @@ int qmp_co_run_action(const struct qmp_action *action, struct json_object *data,
 {
     struct step step = {.action = action, .data = data};
 
-    return co_run(&step, 1, err);
+    return co_run_steps(&step, 1, err);
 }
 
 /* There is nothing yet that goes on after the transaction, and would have to be cancelled with others of its group. */
@@ -293,7 +337,7 @@ int qmp_co_transaction(struct qmp_call *call, struct json_object *args, struct j
         steps[i].action = qmp_find_action(qmp_get_str(item, "type"));
         steps[i].data = qmp_get(item, "data");
     }
-    r = co_run(steps, count, err);
+    r = co_run_steps(steps, count, err);
     free(steps);
     return r;
 }

@@ -55,6 +55,12 @@ const struct qmp_action *qmp_find_action(const char *name);
 /* Run one action as a transaction by itself. The control lock is held, and released for a while. Yields. */
 int qmp_co_run_action(const struct qmp_action *action, struct json_object *data, struct error *err);
 
+/*
+ * block_co_inactivate() of a node that stays, for an action's open: no transaction that concerns the node is in the midst of
+ * its changes meanwhile. Only the start of it needs the control lock, which is held, and released for a while.
+ */
+int qmp_co_complete(struct block_node *node, struct error *err);
+
 /* By file. */
 extern const struct qmp_action qmp_action_bitmap_add, qmp_action_bitmap_remove,
     qmp_action_bitmap_clear, qmp_action_bitmap_enable, qmp_action_bitmap_disable,

@@ -2,9 +2,12 @@
 """Transactions: every action, and that a failure leaves everything as it was."""
 
 import json
+import os
 import subprocess
+import time
 
 import tidemark
+from nbd_server import Nbdkit
 from qmp import QmpError
 
 ABORT = ("abort", {})
@@ -418,6 +421,30 @@ class TransactionTest(tidemark.TestCase):
             )
         self.start_again()
         self.assertEqual(self.qmp.bitmaps("disk")["kept"]["count"], 192 * 1024)
+
+    def test_bitmaps_that_are_being_stored_are_removed_before_or_after_that(self):
+        """blockdev-del stores bitmaps for as long as the disk takes, and holds nobody up meanwhile."""
+        image = self.create("slow.qcow2", "1M")
+        os.truncate(image, 8 << 20)
+        slow = self.own(Nbdkit(self.dir, "--filter=delay", "file", image, "wdelay=20ms"))
+        server = {"type": "unix", "path": slow.socket}
+        file = {"driver": "nbd", "server": server}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="slow", file=file)
+        bitmaps = [{"node": "slow", "name": f"b{i}"} for i in range(20)]
+        self.qmp.transaction(
+            *(("block-dirty-bitmap-add", b | {"persistent": True}) for b in bitmaps)
+        )
+        delete = {"execute": "blockdev-del", "arguments": {"node-name": "slow"}}
+        self.qmp.send_raw(json.dumps(delete))
+        time.sleep(0.3)
+        remove = [{"type": "block-dirty-bitmap-remove", "data": b} for b in bitmaps]
+        with self.server.connect() as other:
+            removed = "return" in other.execute("transaction", {"actions": remove})
+        self.assertEqual(self.qmp.receive_answer(), {"return": {}})
+        slow.stop()
+        info = json.loads(tidemark.qemu_img("info", "--output=json", image).stdout)
+        stored = info["format-specific"]["data"].get("bitmaps", [])
+        self.assertEqual(len(stored), 0 if removed else len(bitmaps))
 
     # One instant for the guest.
 
