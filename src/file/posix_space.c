@@ -109,15 +109,31 @@ static int co_range_ioctl(struct posix_file *f, unsigned long request, uint64_t 
     return loop_co_offload(do_range_ioctl, &c);
 }
 
+/* The kernel takes what ends behind a device for a wrong argument, or does a part of it. To a format it is a want of space. */
+static int co_check_device_end(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct posix_file *f = node->opaque;
+    uint64_t size;
+    int r;
+
+    if (range_fits(offset, length, block_node_size(node))) {
+        return 0;
+    }
+    /* It may have grown. */
+    r = posix_file_co_size(f->fd, true, &size);
+    return r == 0 && !range_fits(offset, length, size) ? -ENOSPC : r;
+}
+
 int posix_file_co_zero_device(struct block_node *node, uint64_t offset, uint64_t length,
                               unsigned flags)
 {
     struct posix_file *f = node->opaque;
-    int r = -ENOTSUP;
+    int r = co_check_device_end(node, offset, length);
 
-    if (flags & BLOCK_REQ_MAY_UNMAP) {
-        r = co_punch(f, offset, length);
+    if (r < 0) {
+        return r;
     }
+    r = flags & BLOCK_REQ_MAY_UNMAP ? co_punch(f, offset, length) : -ENOTSUP;
     /* The kernel writes them where the device can't zero by itself. */
     if (r == -ENOTSUP && !(flags & BLOCK_REQ_NO_FALLBACK)) {
         r = atomic_load(&f->no_zero_range) ? -ENOTSUP

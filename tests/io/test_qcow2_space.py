@@ -79,6 +79,22 @@ class GivenBack(Full):
         daemon.quit()
 
 
+class OnADevice(Full):
+    def test_zeroes_behind_its_end_are_a_want_of_space(self):
+        """New tables are zeroed in large pieces."""
+        image = self.create("a.qcow2", "4M", options=("-o", "cluster_size=512"))
+        os.truncate(image, 1 * MIB)
+        as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
+        device = run(*as_root, "losetup", "-f", "--show", image).stdout.strip()
+        self.addCleanup(run, *as_root, "losetup", "-d", device)
+        run(*as_root, "chmod", "666", device)
+        options = f"driver=qcow2,file.driver=host_device,file.filename={device}"
+        result = self.io(options, "write -P 1 0 2M", "write -P 1 2M 1M", check=False)
+        said = result.stdout + result.stderr
+        self.assertEqual(said.count("write failed: No space left on device"), 2, said)
+        qemu_img("check", "-f", "qcow2", device)
+
+
 class NoSpareCluster(Full):
     """A change for which there is no room fails in words, changes nothing, and leaves the image in order."""
 
