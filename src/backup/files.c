@@ -77,6 +77,13 @@ int files_create_at(int dir, const char *name, const char *shown, struct error *
     return fd < 0 ? error_set_errno(err, errno, "Could not create '%s'", shown) : fd;
 }
 
+int files_create_unnamed_at(int dir)
+{
+    int fd = openat(dir, ".", O_RDWR | O_TMPFILE | O_CLOEXEC, FILE_MODE);
+
+    return fd < 0 ? -errno : fd;
+}
+
 int files_read_at(int dir, const char *name, size_t max, const char *shown, char **ret,
                   size_t *ret_size, struct error *err)
 {

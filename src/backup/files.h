@@ -28,6 +28,8 @@ int files_make_dir_at(int dir, const char *name, const char *shown, struct error
 int files_open_at(int dir, const char *name, const char *shown, struct error *err);
 /* A new file, to be read and written. -EEXIST if anything has that name. */
 int files_create_at(int dir, const char *name, const char *shown, struct error *err);
+/* One that has no name yet. -errno; where the file system has no such, mostly -EOPNOTSUPP or -EISDIR. */
+int files_create_unnamed_at(int dir);
 
 /* All of a file of at most `max` bytes, NUL-terminated; *ret is malloc'ed. -EINVAL if it is longer. */
 int files_read_at(int dir, const char *name, size_t max, const char *shown, char **ret,

@@ -124,15 +124,31 @@ static int open_directory(struct target *t, struct error *err)
     return t->dir < 0 ? t->dir : 0;
 }
 
-static int make_file(struct target *t, struct error *err)
+static int make_name(struct target *t, struct error *err)
 {
     char random[13];
     int rc = files_random_name(random, sizeof(random), err);
 
+    if (rc == 0) {
+        snprintf(t->tmp, sizeof(t->tmp), TMP_PREFIX "%s", random);
+    }
+    return rc;
+}
+
+/* Without a name nothing of it is left should we be killed; not every file system has such files. */
+static int make_file(struct target *t, struct error *err)
+{
+    int rc;
+
+    t->fd = files_create_unnamed_at(t->dir);
+    if (t->fd >= 0) {
+        files_self_path(t->fd, t->open_name);
+        return 0;
+    }
+    rc = make_name(t, err);
     if (rc < 0) {
         return rc;
     }
-    snprintf(t->tmp, sizeof(t->tmp), TMP_PREFIX "%s", random);
     t->fd = files_create_at(t->dir, t->tmp, t->name, err);
     if (t->fd < 0) {
         t->tmp[0] = '\0';
@@ -248,14 +264,32 @@ static bool is_still_there(const struct target *t)
            now.st_dev == old.st_dev && now.st_ino == old.st_ino;
 }
 
+static int link_as(struct target *t, const char *name)
+{
+    return linkat(AT_FDCWD, t->open_name, t->dir, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
+}
+
+/* No call puts a file without a name in the place of another: it gets one for a moment. */
 static int rename_over(struct target *t)
 {
+    if (!t->tmp[0]) {
+        int rc = make_name(t, NULL);
+
+        rc = rc < 0 ? rc : link_as(t, t->tmp);
+        if (rc < 0) {
+            t->tmp[0] = '\0';
+            return rc;
+        }
+    }
     return renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
 }
 
 /* Not over what has come there meanwhile. File systems without such a rename have links, or neither. */
 static int rename_to_new(struct target *t)
 {
+    if (!t->tmp[0]) {
+        return link_as(t, t->base);
+    }
     if (renameat2(t->dir, t->tmp, t->dir, t->base, RENAME_NOREPLACE) == 0) {
         return 0;
     }

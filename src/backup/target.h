@@ -2,8 +2,8 @@
 /*
  * What a restore writes to.
  *
- *   a file      is made under a random name in the directory of the target and gets its name when it is complete and
- *               stable. What had that name is replaced only when told to, never while anybody else uses it; its owner, mode
+ *   a file      is made without a name, or under a random one, in the directory of the target and gets its name when it
+ *               is complete and stable. What had that name is replaced only when told to, never while anybody else uses it; its owner, mode
  *               and extended attributes (labels, access lists) go over to the new file. A symbolic link is refused.
  *   a device    is held exclusively and written in place; a link to it is followed, as in /dev/disk
  *   an export   of an NBD server is written in place
@@ -31,7 +31,7 @@ struct target {
     char open_name[FILES_SELF_SIZE]; /* names fd to the block layer; "" for an export */
     int dir;                         /* of the file; -1 if it is none */
     const char *base;                /* its name there; within `name` */
-    char tmp[TARGET_TMP_SIZE];       /* its name until it is complete; "" once it has its own */
+    char tmp[TARGET_TMP_SIZE];       /* its name until it is complete; "": none, or its own */
     int old;                         /* the file that is replaced, locked; -1 if there is none */
     struct image_lock lock;
 };

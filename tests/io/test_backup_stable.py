@@ -8,6 +8,7 @@ import re
 import struct
 import time
 
+from backup_case import is_restoring_to
 from test_backup import CLUSTER, MIB, BackupCase
 from tidemark import Process, qemu_img, qemu_io, run, tool, wait_until
 
@@ -96,15 +97,14 @@ class Race(BackupCase):
         self.backup()
         target = self.path("out.raw")
         words = [*tool("restore"), self.repository, target]
-        before = set(os.listdir(self.dir)) | {"restore.log"}
         process = self.own(
             Process(
-                ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=renameat2",
-                 "-e", "inject=renameat2:delay_enter=2000000", *words],
+                ["strace", "-f", "-qq", "-o", os.devnull, "-e", "trace=renameat2,linkat",
+                 "-e", "inject=renameat2,linkat:delay_enter=2000000", *words],
                 self.path("restore.log"),
             )
         )  # fmt: skip
-        wait_until(lambda: set(os.listdir(self.dir)) - before, "the new file")
+        wait_until(lambda: is_restoring_to(self.dir), "the new file")
         time.sleep(0.5)
         with open(target, "x", encoding="ascii") as f:
             f.write("mine")

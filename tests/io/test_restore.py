@@ -7,7 +7,7 @@ import shutil
 import stat
 import threading
 
-from backup_case import MIB, BackupCase, HeldUp
+from backup_case import MIB, BackupCase, HeldUp, is_restoring_to
 from nbd_server import QemuNbd
 from tidemark import Process, run, tool, wait_until
 
@@ -108,7 +108,7 @@ class TestFiles(RestoreCase):
 
     def test_a_file_that_comes_meanwhile_is_not_replaced(self):
         held = self.own(HeldUp([*tool("restore"), self.repository, self.target]))
-        wait_until(lambda: [n for n in os.listdir(self.dir) if "tidemark-restore" in n], "its file")
+        wait_until(lambda: is_restoring_to(self.dir), "its file")
         self.put("mine")
         status, said = held.release()
         self.assertEqual(status, 1)
@@ -142,6 +142,15 @@ class TestFiles(RestoreCase):
         self.assertTrue(self.content() == self.model)
         self.assertIn(0, [result.returncode for result in results])
         self.assertEqual([n for n in os.listdir(self.dir) if "tidemark-restore" in n], [])
+
+    def test_nothing_is_left_of_one_that_is_killed(self):
+        for words in (), ("--force",):
+            before = os.listdir(self.dir)
+            held = HeldUp([*tool("restore"), self.repository, *words, self.target])
+            wait_until(lambda: is_restoring_to(self.dir), "its file")
+            held.kill()
+            self.assertEqual(os.listdir(self.dir), before)
+            self.put()
 
     def test_killed_and_done_again(self):
         process = Process([*tool("restore"), self.repository, self.target], self.path("log"))

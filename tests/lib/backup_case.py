@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tests of backups share: a disk in use, and a model of what it holds."""
 
+import glob
 import json
 import os
 import random
@@ -43,6 +44,19 @@ class HeldUp:
         with open(self.reader, "rb") as f:
             said = f.read().decode()
         return self.process.wait(60), said
+
+
+def is_restoring_to(directory):
+    """Whether some program has a file in there that has no name yet, or that of an unfinished restore."""
+    if any("tidemark-restore" in name for name in os.listdir(directory)):
+        return True
+    for link in glob.glob("/proc/[0-9]*/fd/*"):
+        try:
+            if os.readlink(link).startswith(directory + "/#"):
+                return True
+        except OSError:
+            pass
+    return False
 
 
 class BackupCase(TestCase):
