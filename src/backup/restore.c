@@ -105,6 +105,28 @@ static int co_restore(struct restore *r, struct error *err)
     return rc < 0 ? rc : target_finish(&r->target, err);
 }
 
+/* A restore must not cost what it restores from. */
+static int check_apart(const struct repository *repository, const struct target *t,
+                       struct error *err)
+{
+    char self[FILES_SELF_SIZE];
+    char *dir AUTO_FREE = NULL;
+    size_t size = strlen(repository->path);
+
+    if (t->kind != TARGET_FILE) {
+        return 0;
+    }
+    files_self_path(t->dir, self);
+    dir = realpath(self, NULL);
+    if (dir && strncmp(dir, repository->path, size) == 0 && (dir[size] == '/' || !dir[size])) {
+        error_set(err, EINVAL, "'%s' is in the directory of the backups, '%s'", t->name,
+                  repository->path);
+        error_hint(err, "Restore to another directory.");
+        return -EINVAL;
+    }
+    return 0;
+}
+
 int restore_co_run(const struct restore_options *options, struct restore_result *ret,
                    struct error *err)
 {
@@ -122,6 +144,7 @@ int restore_co_run(const struct restore_options *options, struct restore_result 
     }
     rc =
         rc < 0 ? rc : target_open(options->target, options->format, options->force, &r.target, err);
+    rc = rc < 0 ? rc : check_apart(&repository, &r.target, err);
     rc = rc < 0 ? rc : chain_co_open(&repository, entries, count, &r.chain, err);
     rc = rc < 0 ? rc : co_restore(&r, err);
     if (rc == 0 && e) {

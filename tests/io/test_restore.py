@@ -98,6 +98,15 @@ class TestFiles(RestoreCase):
             self.refuses("--force", why=why, target=self.path(target))
         self.refuses(why="Standard output can't be restored to", target="-")
 
+    def test_a_file_of_the_repository_is_not_replaced(self):
+        (backup,) = (b["id"] for b in self.list_backups())
+        os.symlink(self.repository, self.path("link"))
+        for name in "repository.json", f"{backup}/checksums", f"{backup}/new.raw":
+            for way in self.repository, self.path("link"):
+                self.refuses("--force", why="in the directory of the backups",
+                             target=os.path.join(way, name))  # fmt: skip
+        self.assert_sound()
+
     def test_a_changed_backup_leaves_the_old_file(self):
         self.put()
         with open(self.image_of(self.manifest), "r+b") as f:
