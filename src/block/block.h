@@ -146,7 +146,10 @@ bool block_node_has_user_name(const struct block_node *node);
 const char *block_node_display_name(const struct block_node *node);
 /* Filename as given (plain path or URI) or a json: string; "" if there is none. */
 const char *block_node_filename(const struct block_node *node);
-/* The same for people and management: json: with all that is needed where the filename alone opens something else. To be freed. */
+/*
+ * The same for people and management: json: with all that is needed where the filename alone opens something else, unless
+ * that is too many nodes. To be freed.
+ */
 char *block_node_full_filename(const struct block_node *node);
 /*
  * Path or URI of a backing file that the image of `node` calls `name`. NULL if a relative name is relative to nothing, as in an image

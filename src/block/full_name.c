@@ -7,6 +7,9 @@
 #include "base/cleanup.h"
 #include "block/internal.h"
 
+/* Nodes that a name tells of: no more are told of, since one that is used twice has to be told of twice. */
+#define NODES_MAX 64u
+
 /* Options that say how an image is used, not which it is. */
 static bool is_of_use(const char *key)
 {
@@ -36,40 +39,49 @@ static bool is_child(const struct block_node *node, const char *key)
     return false;
 }
 
-static struct json_object *node_json(const struct block_node *node);
+static struct json_object *node_json(const struct block_node *node, unsigned *nodes);
 
-static void add_child(struct json_object *to, const struct block_edge *edge)
+static void add_child(struct json_object *to, const struct block_edge *edge, unsigned *nodes)
 {
     const char *dot = strchr(edge->name, '.');
     AUTO_FREE char *list_name = dot ? strndup(edge->name, (size_t)(dot - edge->name)) : NULL;
     struct json_object *list = NULL;
 
     if (!list_name) {
-        json_object_object_add(to, edge->name, node_json(edge->node));
+        json_object_object_add(to, edge->name, node_json(edge->node, nodes));
         return;
     }
     if (!json_object_object_get_ex(to, list_name, &list)) {
         list = json_object_new_array();
         json_object_object_add(to, list_name, list);
     }
-    json_object_array_add(list, node_json(edge->node));
+    json_object_array_add(list, node_json(edge->node, nodes));
 }
 
-static struct json_object *node_json(const struct block_node *node)
+static void add_options(struct json_object *to, const struct block_node *node)
+{
+    if (!node->options) {
+        return;
+    }
+    json_object_object_foreach(node->options, key, value)
+    {
+        if (!is_of_use(key) && !is_child(node, key)) {
+            json_object_object_add(to, key, json_object_get(value));
+        }
+    }
+}
+
+/* Counts in *nodes; what is beyond NODES_MAX is left out. */
+static struct json_object *node_json(const struct block_node *node, unsigned *nodes)
 {
     struct json_object *o = json_object_new_object();
     const struct block_edge *edge;
 
     json_object_object_add(o, "driver", json_object_new_string(node->driver->name));
-    json_object_object_foreach(node->options, key, value)
-    {
-        if (!is_of_use(key) && !is_child(node, key)) {
-            json_object_object_add(o, key, json_object_get(value));
-        }
-    }
+    add_options(o, node);
     LIST_FOREACH (edge, &node->children, sibling) {
-        if (edge != node->backing) {
-            add_child(o, edge);
+        if (edge != node->backing && ++*nodes <= NODES_MAX) {
+            add_child(o, edge, nodes);
         }
     }
     return o;
@@ -77,15 +89,18 @@ static struct json_object *node_json(const struct block_node *node)
 
 char *block_node_full_filename(const struct block_node *node)
 {
+    unsigned nodes = 1;
     struct json_object *o;
     char *name = NULL;
 
-    if (!node->beyond_filename || !node->options) {
+    if (!node->beyond_filename) {
         return strdup(block_node_filename(node));
     }
-    o = node_json(node);
-    if (asprintf(&name, "json:%s",
-                 json_object_to_json_string_ext(o, JSON_C_TO_STRING_NOSLASHESCAPE)) < 0) {
+    o = node_json(node, &nodes);
+    if (nodes > NODES_MAX) {
+        name = strdup(block_node_filename(node));
+    } else if (asprintf(&name, "json:%s",
+                        json_object_to_json_string_ext(o, JSON_C_TO_STRING_NOSLASHESCAPE)) < 0) {
         name = NULL;
     }
     json_object_put(o);

@@ -56,6 +56,7 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
     int r;
 
     d->has_size = options_has(opts, "size");
+    node->beyond_filename = d->has_size || options_has(opts, "offset");
     if ((r = options_take_size(opts, "offset", 0, &d->offset, err)) < 0 ||
         (r = options_take_size(opts, "size", 0, &size, err)) < 0 ||
         (r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, NULL, err)) < 0 ||

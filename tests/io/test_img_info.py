@@ -164,6 +164,23 @@ class FullName(TestCase):
         self.assertEqual(found["full-backing-filename"], self.path("base.qcow2"))
         self.assertEqual(json.loads(img("info", "--output=json", found["filename"]).stdout), found)
 
+    def test_a_part_of_a_raw_file(self):
+        file = {"driver": "file", "filename": self.create("disk.raw", "1M", "raw")}
+        name = "json:" + json.dumps({"driver": "raw", "offset": 512, "size": 1024, "file": file})
+        found = json.loads(img("info", "--output=json", name).stdout)
+        self.assertEqual(json.loads(found["filename"].removeprefix("json:")), json.loads(name[5:]))
+        self.assertEqual(json.loads(qemu_img("info", "--output=json", name).stdout)["filename"][:5], "json:")
+
+    def test_too_many_nodes_for_a_name(self):
+        """Each level doubles them."""
+        disk = {"driver": "file", "filename": self.create("disk.raw", "64k", "raw")}
+        for _ in range(6):
+            disk = {"driver": "quorum", "vote-threshold": 1, "children": [disk, disk]}
+        found = json.loads(img("info", "--output=json", "json:" + json.dumps(disk)).stdout)
+        self.assertEqual(found["filename"], "")
+        below = found["children"][0]["info"]
+        self.assertEqual(json.loads(below["filename"].removeprefix("json:")), disk["children"][0])
+
     def test_several_files_have_no_directory(self):
         files = [{"driver": "file", "filename": self.top}, {"driver": "file", "filename": self.path("copy.qcow2")}]
         shutil.copy(self.top, files[1]["filename"])
