@@ -316,6 +316,7 @@ static int co_add_export(const struct cli_disk *disk, struct error *err)
     return export_co_add(&config, err);
 }
 
+/* It stays when the server has ended, as qemu-nbd's: who asked for it removes it, maybe at this moment. */
 static int write_pid_file(void)
 {
     FILE *f = fopen(cl.pid_file, "w");
@@ -414,9 +415,6 @@ static int co_serve_disk(struct cli_disk *disk, int end_fd)
     tell_ready();
     co_wait_for_end(end_fd);
     export_co_nbd_server_stop(NULL);
-    if (cl.pid_file) {
-        unlink(cl.pid_file);
-    }
     status = co_flush_disk(disk, &err) < 0 ? cli_report(&err) : 0;
     if (cli_co_finish_disk(disk, &err) < 0) {
         status = cli_report(&err);

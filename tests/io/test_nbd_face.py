@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import time
 import unittest
 
@@ -99,6 +100,16 @@ class FaceTest(TestCase):
         finally:
             os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not os.path.exists(self.socket), "the end of the server")
+
+    def test_the_file_with_the_process_id_is_left(self):
+        """Who asked for it removes it, and must not be told that it is gone."""
+        pid_file = self.path("pid")
+        words = ("-t", "--pid-file", pid_file, "-k", self.socket, "-f", "raw", self.disk)
+        with subprocess.Popen([*tool("nbd"), *words]) as server:
+            wait_until(lambda: os.path.exists(pid_file), "the file")
+            server.terminate()
+            self.assertEqual(server.wait(10), 0)
+        self.assertTrue(os.path.exists(pid_file))
 
     def test_fork_reports_failure(self):
         error = self.refused("--fork", "-k", self.socket, "-f", "raw", "/nowhere/disk")
