@@ -28,6 +28,15 @@ class Full(TestCase):
     def end_of(self, image):
         return json.loads(qemu_img("check", "--output=json", image).stdout)["image-end-offset"]
 
+    def bitmaps_of(self, image):
+        """As QEMU's program lists them."""
+        info = json.loads(qemu_img("info", "--output=json", image).stdout)
+        return {b["name"]: b for b in info["format-specific"]["data"].get("bitmaps", [])}
+
+    def dirty_bytes(self, image, bitmap):
+        """As QEMU's server exports them."""
+        return sum(e["length"] for e in self.bitmap_extents(image, bitmap) if not e["data"])
+
 
 class GivenBack(Full):
     """What was discarded is used before a write fails."""
@@ -141,15 +150,6 @@ class NoSpareCluster(Full):
     def test_bitmaps(self):
         self.assertEqual(self.go_through("bitmap", "--image-opts", "--add", "DISK", "b"), 2)
 
-    def bitmaps_of(self, image):
-        """As QEMU's program lists them."""
-        info = json.loads(qemu_img("info", "--output=json", image).stdout)
-        return {b["name"]: b for b in info["format-specific"]["data"].get("bitmaps", [])}
-
-    def dirty_bytes(self, image, bitmap):
-        """As QEMU's server exports them."""
-        return sum(e["length"] for e in self.bitmap_extents(image, bitmap) if not e["data"])
-
     def test_bits_of_a_new_bitmap(self):
         """There is room for its table when it is added, and for nothing when the disk is full."""
         image = self.make()
@@ -191,6 +191,29 @@ class NoSpareCluster(Full):
         result = img("resize", "-q", "--image-opts", "--preallocation=metadata", disk, "9M", check=False)
         self.assertIn("its size is fixed", result.stderr)
         qemu_img("check", image)
+
+
+class FullFileSystem(Full):
+    """A file of holes can grow by its length alone, but its clusters find no place."""
+
+    def test_bitmaps(self):
+        image, out = self.path("small/a.qcow2"), self.path("a.qcow2")
+        os.mkdir(self.path("small"))
+        how = "-m" if os.geteuid() == 0 else "-rm"
+        program = " ".join(tool("img")), " ".join(tool("io"))
+        fill = " ".join(f"-c 'write {MIB + i * 4 * KIB} 4k'" for i in range(512))
+        script = f"""mount -t tmpfs -o size=2m tmpfs {self.path("small")}
+            {program[0]} create -q -f qcow2 -o cluster_size=4k {image} 8M
+            {program[0]} bitmap -f qcow2 --add -g 4k {image} stored
+            {program[1]} -f qcow2 -c 'write 0 64k' {image}
+            {program[0]} bitmap -f qcow2 --add -g 4k {image} new
+            {program[1]} -f qcow2 -t writeback {fill} {image} >/dev/null || true
+            cp {image} {out}"""
+        run("unshare", how, "sh", "-ec", script)
+        qemu_img("check", out)
+        self.assertEqual([b["flags"] for b in self.bitmaps_of(out).values()], [["auto"], ["auto"]])
+        self.assertGreater(self.dirty_bytes(out, "stored"), 128 * KIB)
+        self.assertGreater(self.dirty_bytes(out, "new"), 64 * KIB)
 
 
 class Rebuilt(Full):
