@@ -191,6 +191,10 @@ static int co_resize(struct guest *g)
     ret = block_co_truncate(g->edge, sectors * MODEL_SECTOR, prealloc, g->err);
     size->end = record_tick(&w->log);
     model_end(&w->model, op, size->end);
+    if (sectors > old && block_edge_size(g->edge) == old * MODEL_SECTOR && found_no_room(g, ret)) {
+        w->model.size_count--;
+        return 0;
+    }
     return ret;
 }
 

@@ -134,8 +134,9 @@ static void set_extras(struct crash_config *c, uint64_t *random)
     }
     c->commit = c->backing && c->amend == AMEND_NOTHING;
     c->snapshots = !c->data_file && !c->commit && c->room == 0;
-    /* A downgrade is refused if snapshots have other sizes. */
-    c->resize = c->room == 0 && (c->amend != AMEND_VERSION || random_below(random, 2));
+    /* A downgrade is refused if snapshots have other sizes. A disk that shrinks is not full any more. */
+    c->resize = c->room > 0 ? random_below(random, 3) == 0
+                            : c->amend != AMEND_VERSION || random_below(random, 2);
 }
 
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name)
