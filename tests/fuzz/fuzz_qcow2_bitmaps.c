@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The bitmap directory: list, add, merge, clear, remove; resize, record and store. By bits of the input's last byte. */
+/*
+ * The bitmap directory: list, add, merge, clear, remove; resize, record and store, also in a file that does not grow. By bits of
+ * the input's last byte.
+ */
 #include "block/bitmaps.h"
 #include "base/checked.h"
 #include "qcow2_image.h"
@@ -58,14 +61,19 @@ static void co_change_disk(struct block_node *node, unsigned how)
 
 void fuzz_co_image(unsigned how)
 {
-    struct block_node *node = fuzz_co_open(how & 128 ? 0 : BLOCK_OPEN_RDWR);
+    bool full = (how & 192) == 192, read_only = (how & 128) && !full;
+    struct block_node *node;
 
+    if (full) {
+        fuzz_fill_file();
+    }
+    node = fuzz_co_open(read_only ? 0 : BLOCK_OPEN_RDWR);
     if (!node) {
         return;
     }
     co_look_at_all(node);
     co_change_bitmaps(node, how);
-    if ((how & 96) && !(how & 128)) {
+    if ((how & 96) && !read_only) {
         co_change_disk(node, how);
     }
     block_co_unref(node);

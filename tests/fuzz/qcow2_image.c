@@ -28,6 +28,13 @@ static struct memory {
     uint64_t size;
 } image_file, data_file;
 
+static bool is_full; /* image_file does not grow any more */
+
+void fuzz_fill_file(void)
+{
+    is_full = true;
+}
+
 static struct memory *memory_of(struct block_node *node)
 {
     return *(struct memory **)node->opaque;
@@ -52,7 +59,7 @@ static int file_co_preadv(struct block_node *node, uint64_t offset, struct iov i
 
 static int file_grow(struct memory *m, uint64_t offset, uint64_t length)
 {
-    if (!range_fits(offset, length, FILE_MAX)) {
+    if (!range_fits(offset, length, m == &image_file && is_full ? m->size : FILE_MAX)) {
         return -ENOSPC;
     }
     m->size = MAX(m->size, offset + length);
@@ -317,6 +324,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     memset(image_file.data, 0, MAX(image_file.size, size));
     memcpy(image_file.data, data, size);
     image_file.size = size;
+    is_full = false;
     memset(data_file.data, 0, data_file.size);
     data_file.size = DATA_FILE_SIZE;
     reactor_run_until_done(co_one, &how);

@@ -22,6 +22,8 @@ struct block_root *fuzz_co_root(struct block_node *node, bool writable);
 void fuzz_co_read_disk(struct block_edge *edge);
 /* Write, zero and discard here and there. */
 void fuzz_co_write_disk(struct block_edge *edge);
+/* From here on the file does not grow for this input. */
+void fuzz_fill_file(void);
 /* Check, and repair if `fix` says so, in an open of its own. */
 void fuzz_co_check(unsigned fix);
 
