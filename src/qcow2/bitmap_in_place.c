@@ -13,6 +13,8 @@
  *
  * Bitmaps that were never stored, or whose table has become too long for its clusters, have a place reserved (bitmap_reserve.c) for the
  * table and for a directory; then that is switched to, as usual (R3), in place of the last step.
+ *
+ * When a bitmap is removed, one of its clusters of bits takes the directory without it.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -195,4 +197,23 @@ int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st)
     }
     qcow2_adopt_entries(q, &st->entries);
     return 0;
+}
+
+int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
+                                struct bitmap_store *st)
+{
+    struct free_list *old = &st->old;
+    int r = qcow2_co_mark_in_use_locked(q, gone);
+
+    /* The last one is the table, which has to stay whole as long as it is referred to. */
+    for (size_t i = 0; i + 1 < old->count && r == 0; i++) {
+        if (co_is_owned(q, old->runs[i].offset, q->cluster_size)) {
+            st->place = old->runs[i].offset;
+            old->runs[i] = old->runs[--old->count];
+            /* What is only there is lost, also if the bitmap stays after all. */
+            gone->loaded->inconsistent |= gone->loaded->unread;
+            return 0;
+        }
+    }
+    return r < 0 ? r : -ENOSPC;
 }

@@ -331,6 +331,19 @@ void qcow2_adopt_entries(struct qcow2 *q, struct list *entries)
     }
 }
 
+static int co_write_directory(struct qcow2 *q, struct bitmap_store *st, const void *data,
+                              size_t size, uint64_t *ret_offset)
+{
+    if (st->place == 0) {
+        return co_write_reserved(q, st, NULL, data, size, ret_offset);
+    }
+    if (size > q->cluster_size) {
+        return -ENOSPC;
+    }
+    *ret_offset = st->place;
+    return block_co_pwrite(q->node->file, st->place, data, size, 0);
+}
+
 /*
  * Put st->entries in place of q->stored_bitmaps, on disk and in memory: they move. On failure nothing changes.
  */
@@ -349,7 +362,7 @@ static int co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct 
     if (directory.failed) {
         r = -ENOMEM;
     } else if (directory.len > 0) {
-        r = co_write_reserved(q, st, NULL, directory.data, directory.len, &offset);
+        r = co_write_directory(q, st, directory.data, directory.len, &offset);
     }
     r = r < 0 ? r : qcow2_co_commit(q); /* refcounts of it all, and a sync: R1 */
     if (r < 0) {
@@ -511,6 +524,9 @@ static int co_store_end(struct qcow2 *q, struct bitmap_store *st, int result)
     } else if (!st->written) {
         co_garbage_free(q, &st->made, 0, false);
     }
+    if (result < 0) {
+        qcow2_bitmap_reserve_begin(q); /* it is all there for another attempt */
+    }
     free_list_of_stored(&st->entries);
     qcow2_in_place_free_tables(st);
     free(st->made.runs);
@@ -645,6 +661,7 @@ static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err
     struct stored_bitmap *s, *gone = qcow2_find_stored(q, name);
     struct block_bitmap *bitmap = gone ? gone->loaded : NULL;
     struct bitmap_store st;
+    ERROR_AUTO(why);
     int r = gone ? qcow2_refuse_broken(q, err) : 0;
 
     if (r < 0 || !gone) {
@@ -657,12 +674,18 @@ static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err
         if (copy) {
             list_append(&st.entries, &copy->link);
         } else if (s != gone) {
-            r = error_set(err, ENOMEM, "Out of memory");
+            r = error_set(&why, ENOMEM, "Out of memory");
         }
     }
     co_collect_old(q, gone, &st.old);
-    r = r < 0 ? r : co_switch_directory(q, &st, err);
-    if (r == 0 && bitmap) {
+    r = r < 0 ? r : co_switch_directory(q, &st, &why);
+    if (qcow2_is_want_of_room(r) && bitmap && qcow2_co_in_place_directory(q, gone, &st) == 0) {
+        error_clear(&why);
+        r = co_switch_directory(q, &st, &why);
+    }
+    if (r < 0) {
+        error_move(err, &why);
+    } else if (bitmap) {
         bitmap->driver_state = NULL;
         bitmap->inconsistent = bitmap->inconsistent || bitmap->unread;
         bitmap->unread = false;

@@ -13,6 +13,7 @@ struct bitmap_store {
     bool moved; /* a bitmap is new, or its table lies elsewhere: a new directory is wanted */
     /* In place: see bitmap_in_place.c. */
     bool in_place;
+    uint64_t place;     /* a cluster for the directory; 0: it gets another one */
     bool no_room;       /* for one more cluster */
     bool written;       /* something on disk may refer to what was made */
     struct list tables; /* of struct waiting_table: written once what they name has its refcounts */
@@ -46,6 +47,9 @@ int qcow2_co_in_place_bits(struct qcow2 *q, struct bitmap_store *st, struct bitm
 /* t->now, of bitmap `s`. false, with nothing done: it needs another place. */
 bool qcow2_co_in_place_table(struct qcow2 *q, struct bitmap_store *st, struct bitmap_tables *t,
                              const struct stored_bitmap *s);
+/* One of the clusters of bits in st->old, of a bitmap that is removed, becomes st->place. -ENOSPC if it has none. */
+int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
+                                struct bitmap_store *st);
 /* All tables, stably. */
 int qcow2_co_in_place_write_tables(struct qcow2 *q, struct bitmap_store *st);
 /* Lengths of tables, and the flags without the marks. Then the entries are q->stored_bitmaps. */

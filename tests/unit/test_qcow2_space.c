@@ -516,6 +516,45 @@ static void nothing_that_others_have_is_overwritten(void *arg)
     store_over(true);
 }
 
+/* One of its clusters takes the directory. */
+static void a_bitmap_can_be_removed_without_room(void *arg)
+{
+    struct image i;
+
+    open_full_with_bitmaps(&i, 0);
+    assert_int_equal(block_co_bitmap_remove(block_bitmap_find(i.node, "grows"), NULL), -ENOSPC);
+    assert_int_equal(block_co_bitmap_remove(block_bitmap_find(i.node, "stays"), NULL), 0);
+    close_full(&i);
+    image_open(&i, "a", "");
+    assert_null(block_bitmap_find(i.node, "stays"));
+    expect_covers(&i, "grows", false);
+    image_close(&i);
+}
+
+/* Up to the end of the removal the bitmap is in use, or not there. */
+static void a_removal_without_room_may_fail_anywhere(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+    int r = -EIO;
+
+    log_set_level(LOG_LEVEL_ERROR);
+    for (unsigned after = 0; r < 0; after++) {
+        open_full_with_bitmaps(&i, 0);
+        memory_file_fail(i.file, MEMORY_FILE_WRITE | MEMORY_FILE_FLUSH, after, EIO);
+        r = block_co_bitmap_remove(block_bitmap_find(i.node, "stays"), NULL);
+        memory_file_fail(i.file, 0, 0, 0);
+        image_kill(&i);
+        i.file->limit = UINT64_MAX;
+        image_check("a", 32);
+        image_open(&i, "a", "");
+        b = block_bitmap_find(i.node, "stays");
+        assert_true(!b || b->inconsistent);
+        image_close(&i);
+    }
+    log_set_level(LOG_LEVEL_WARNING);
+}
+
 /* What a removal takes of the room for a new directory comes back before guests can have it. */
 static void a_removal_leaves_room_for_the_others(void *arg)
 {
@@ -629,6 +668,8 @@ int main(void)
         CO_TEST(marks_go_after_all_that_is_overwritten),
         CO_TEST(nothing_that_others_have_is_overwritten),
         CO_TEST(storing_in_place_may_fail_anywhere),
+        CO_TEST(a_bitmap_can_be_removed_without_room),
+        CO_TEST(a_removal_without_room_may_fail_anywhere),
         CO_TEST(a_removal_leaves_room_for_the_others),
         CO_TEST(a_disk_does_not_grow_without_room_for_longer_tables),
         CO_TEST(a_full_disk_shrinks_with_its_bitmaps),
