@@ -161,7 +161,7 @@ static int co_write_fields(struct qcow2 *q, const struct stored_bitmap *b)
     int r;
 
     store_be32(fields, b->table_entries);
-    store_be32(fields + BITMAP_ENTRY_FLAGS - BITMAP_ENTRY_TABLE_SIZE, b->flags);
+    store_be32(fields + (BITMAP_ENTRY_FLAGS - BITMAP_ENTRY_TABLE_SIZE), b->flags);
     r = qcow2_co_overlap_check(q, at, sizeof(fields), OVERLAP_BIT(OVERLAP_BITMAP_DIRECTORY));
     return r < 0 ? r : block_co_pwrite(q->node->file, at, fields, sizeof(fields), 0);
 }

@@ -130,6 +130,7 @@ static int co_prepare_tables(struct qcow2 *q, struct block_bitmap *b, const stru
     if (r < 0 && r != -ENOMEM && !b->unread) {
         free(t->before); /* all is in memory; what cannot be found leaks */
         t->before = NULL;
+        t->before_entries = 0;
         return 0;
     }
     t->before_entries = s->table_entries;
