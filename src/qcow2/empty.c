@@ -43,7 +43,7 @@ static uint64_t empty_clusters(const struct qcow2 *q)
 static bool can_start_anew(const struct qcow2 *q)
 {
     return q->version >= 3 && q->snapshot_count == 0 && list_is_empty(&q->stored_bitmaps) &&
-           !q->has_data_file && !atomic_load(&q->broken) &&
+           list_is_empty(&q->bitmap_reserve) && !q->has_data_file && !atomic_load(&q->broken) &&
            empty_clusters(q) <= 1ULL << q->refblock_bits;
 }
 

@@ -84,6 +84,23 @@ static void it_can_be_written_at_once(void *arg)
     image_close(&i);
 }
 
+static void what_is_kept_for_a_new_bitmap_stays(void *arg)
+{
+    struct block_bitmap *b;
+    struct image i;
+
+    open_overlay(&i, "");
+    assert_int_equal(block_co_bitmap_add(i.node, "b", 64 * KiB, true, false, &b, NULL), 0);
+    assert_int_equal(make_empty(&i), 0);
+    assert_int_equal(image_write(&i, 0, 64 * KiB, 9), 0);
+    image_close(&i);
+    image_check("a", 0);
+    image_open(&i, "a", BASE);
+    image_expect(&i, 0, 64 * KiB, 9);
+    assert_non_null(block_bitmap_find(i.node, "b"));
+    image_close(&i);
+}
+
 /* Snapshots, bitmaps and what version 2 lacks take the way through all tables. */
 static void what_else_has_clusters_stays(void *arg)
 {
@@ -163,6 +180,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CO_TEST(an_emptied_image_is_as_a_new_one),
         CO_TEST(it_can_be_written_at_once),
+        CO_TEST(what_is_kept_for_a_new_bitmap_stays),
         CO_TEST(what_else_has_clusters_stays),
         CO_TEST(stopped_anywhere_it_is_sound),
     };
