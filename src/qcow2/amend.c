@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "qcow2/bitmap.h"
 #include "qcow2/check.h"
 #include "qcow2/downgrade.h"
 #include "qcow2/rebuild.h"
@@ -245,8 +246,10 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
     struct counts *counts = NULL;
     uint64_t clusters = 0;
     bool uncounted = false;
-    int r = qcow2_co_commit(q);
+    int r;
 
+    qcow2_co_unreserve_bitmaps(q);
+    r = qcow2_co_commit(q);
     r = r < 0 ? error_set_errno(err, -r, "Could not write the metadata of '%s'",
                                 block_node_display_name(q->node))
               : qcow2_co_count_references(q, MAX(max, old_max), &counts, &clusters, err);

@@ -29,11 +29,13 @@ uint64_t qcow2_bitmap_entry_bytes(const char *name, uint32_t extra_size);
 /* Mark one in use, stably. bitmap_mutex is held. */
 int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b);
 
-/* --- bitmap_reserve.c: room that is kept until bitmaps are stored; bitmap_mutex is held after the first two --- */
+/* --- bitmap_reserve.c: room that is kept until bitmaps are stored; bitmap_mutex is held after the first three --- */
 /* For all bitmaps of a disk of that size. What they have already is enough for those that are stored and do not outgrow it. */
 int qcow2_co_reserve_bitmaps(struct qcow2 *q, uint64_t disk_size, struct error *err);
 /* The disk does not grow: those that are stored have enough. */
 void qcow2_co_unreserve_longer_tables(struct qcow2 *q);
+/* Refcounts are counted anew, from what is referred to: there is nothing to be kept. Storing tries again. */
+void qcow2_co_unreserve_bitmaps(struct qcow2 *q);
 int qcow2_co_reserve_bitmaps_locked(struct qcow2 *q, uint64_t disk_size, struct error *err);
 /* A bitmap that was not stored is gone. */
 void qcow2_co_unreserve_bitmap(struct qcow2 *q, const char *name);

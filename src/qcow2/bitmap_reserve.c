@@ -263,6 +263,14 @@ void qcow2_co_bitmap_reserve_end(struct qcow2 *q)
     }
 }
 
+void qcow2_co_unreserve_bitmaps(struct qcow2 *q)
+{
+    co_mutex_lock(&q->bitmap_mutex);
+    qcow2_bitmap_reserve_begin(q);
+    qcow2_co_bitmap_reserve_end(q);
+    co_mutex_unlock(&q->bitmap_mutex);
+}
+
 void qcow2_free_bitmap_reserve(struct qcow2 *q)
 {
     struct reserved_run *run, *next;

@@ -111,6 +111,25 @@ static void all_ones_and_all_zeroes_take_no_clusters(void *arg)
     image_close(&i);
 }
 
+/* Refcounts are counted anew meanwhile. */
+static void a_bitmap_is_added_before_the_image_is_amended(void *arg)
+{
+    struct options *opts = NULL;
+    struct image i;
+
+    image_create("a", DISK, "cluster_size=4k");
+    image_open(&i, "a", "");
+    add(&i, "b", false);
+    assert_int_equal(options_parse("refcount_bits=64", NULL, &opts, NULL), 0);
+    block_co_drain_begin(i.node);
+    assert_int_equal(i.node->driver->co_amend(i.node, opts, NULL, NULL, NULL), 0);
+    block_co_drain_end(i.node);
+    options_free(opts);
+    assert_int_equal(image_write(&i, 0, 64 * KiB, 1), 0);
+    image_close(&i);
+    image_check("a", 0);
+}
+
 /* --- bits that stay in the image ------------------------------------------------------------------- */
 
 /* Clusters of 512 bytes: one has the bits of 256 MiB of the disk. In "a", bits of the first and the third are set. */
@@ -855,6 +874,7 @@ int main(void)
         CO_TEST(only_the_first_write_marks_in_use_and_before_it_lands),
         CO_TEST(discards_and_zeroes_mark_in_use_too),
         CO_TEST(without_a_stable_mark_nothing_is_written),
+        CO_TEST(a_bitmap_is_added_before_the_image_is_amended),
         CO_TEST(after_a_kill_the_bitmap_is_inconsistent_and_can_be_removed),
         CO_TEST(a_disabled_bitmap_survives_a_kill),
         CO_TEST(what_was_changed_by_hand_is_not_current_after_a_kill),
