@@ -179,27 +179,35 @@ void files_self_path(int fd, char ret[static FILES_SELF_SIZE])
     snprintf(ret, FILES_SELF_SIZE, "/proc/self/fd/%d", fd);
 }
 
+/* In *text, which is malloc'ed; NULL stays. */
+static void replace_all(char **text, const char *old, const char *new)
+{
+    STRBUF_AUTO(made);
+    const char *rest = *text, *found;
+
+    if (!rest || !strstr(rest, old)) {
+        return;
+    }
+    while ((found = strstr(rest, old)) != NULL) {
+        strbuf_append(&made, rest, (size_t)(found - rest));
+        strbuf_puts(&made, new);
+        rest = found + strlen(old);
+    }
+    strbuf_puts(&made, rest);
+    if (!made.failed) {
+        free(*text);
+        *text = strbuf_take(&made);
+    }
+}
+
 void files_name_in_error(struct error *err, int fd, const char *shown)
 {
     char self[FILES_SELF_SIZE];
-    size_t size;
 
     files_self_path(fd, self);
-    size = strlen(self);
-    if (err && err->message && strstr(err->message, self)) {
-        STRBUF_AUTO(text);
-        const char *rest = err->message, *found;
-
-        while ((found = strstr(rest, self)) != NULL) {
-            strbuf_append(&text, rest, (size_t)(found - rest));
-            strbuf_puts(&text, shown);
-            rest = found + size;
-        }
-        strbuf_puts(&text, rest);
-        if (!text.failed) {
-            free(err->message);
-            err->message = strbuf_take(&text);
-        }
+    if (err) {
+        replace_all(&err->message, self, shown);
+        replace_all(&err->hint, self, shown);
     }
 }
 

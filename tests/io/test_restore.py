@@ -38,6 +38,10 @@ class RestoreCase(BackupCase):
         with open(path or self.target, "rb") as f:
             return f.read()
 
+    def clear(self):
+        if os.path.exists(self.target):
+            os.unlink(self.target)
+
     def put(self, text="old", path=None):
         with open(path or self.target, "w", encoding="utf-8") as f:
             f.write(text)
@@ -106,6 +110,13 @@ class TestFiles(RestoreCase):
                 self.refuses("--force", why="in the directory of the backups",
                              target=os.path.join(way, name))  # fmt: skip
         self.assert_sound()
+
+    def test_a_backup_that_somebody_writes_to_is_named(self):
+        image = self.image_of(self.manifest)
+        self.own(Process([*tool("io"), "-f", "qcow2", "-c", "sleep 60000", image], self.path("log")))
+        lock = "Is another process using the image"
+        wait_until(lambda: lock in self.restore().stderr or self.clear(), "the writer")
+        self.refuses(why=f"[{image}]")
 
     def test_a_changed_backup_leaves_the_old_file(self):
         self.put()
