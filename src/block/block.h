@@ -175,6 +175,8 @@ bool block_node_is_frozen_view(struct block_node *node);
 /* Whether a monitor owns it (blockdev-add); set by block_node_set_monitor_owned(). */
 bool block_node_is_monitor_owned(const struct block_node *node);
 void block_node_set_monitor_owned(struct block_node *node, bool owned);
+/* Nobody finds it by name from now on, though its name stays taken until it is closed: it has been deleted. Does not yield. */
+void block_node_forget_name(struct block_node *node);
 /* Whether any edge points to it. */
 bool block_node_in_use(const struct block_node *node);
 /* A user of it for messages: "NBD export 'x'" or "node 'top' as 'backing'". `buf` gets at least 128 bytes. */

@@ -92,7 +92,7 @@ struct block_node *block_node_find(const char *name)
     struct block_node *node;
 
     LIST_FOREACH (node, &block_all_nodes, link) {
-        if (strcmp(node->name, name) == 0) {
+        if (!node->is_leaving && strcmp(node->name, name) == 0) {
             return node;
         }
     }
@@ -236,6 +236,11 @@ bool block_node_is_monitor_owned(const struct block_node *node)
 void block_node_set_monitor_owned(struct block_node *node, bool owned)
 {
     node->monitor_owned = owned;
+}
+
+void block_node_forget_name(struct block_node *node)
+{
+    node->is_leaving = true;
 }
 
 bool block_node_in_use(const struct block_node *node)

@@ -328,12 +328,38 @@ int export_co_add(const struct export_config *config, struct error *err)
     return ret;
 }
 
-/* The end of an export that is shutting down. It can be found by its id until its clients are gone. */
+/* The nodes that an export uses, referenced: its last use of one is not to be the one that closes it. NULL: no memory. */
+static struct block_node **hold_nodes(const struct export *e)
+{
+    struct block_node **nodes = calloc(e->bitmap_count + 2, sizeof(struct block_node *));
+
+    if (nodes) {
+        nodes[0] = block_node_ref(block_root_node(e->root));
+        for (size_t i = 0; i < e->bitmap_count; i++) {
+            nodes[i + 1] = block_node_ref(block_root_node(e->bitmap_roots[i]));
+        }
+    }
+    return nodes;
+}
+
+static void co_give_nodes(struct block_node **nodes)
+{
+    for (size_t i = 0; nodes && nodes[i]; i++) {
+        block_co_unref(nodes[i]);
+    }
+    free(nodes);
+}
+
+/*
+ * The end of an export that is shutting down. It can be found by its id until its clients are gone. A node that only it has used
+ * is closed when others can go on.
+ */
 static void co_tear_down(void *arg)
 {
     struct export *e = arg;
     struct gone_waiter *w, *next;
     struct list waiters = LIST_INIT(waiters);
+    struct block_node **nodes;
     AUTO_FREE char *id = NULL;
 
     nbd_export_co_free(TAKE_PTR(e->nbd));
@@ -343,8 +369,10 @@ static void co_tear_down(void *arg)
     list_remove(&e->link);
     list_splice(&waiters, &e->waiters);
     id = TAKE_PTR(e->id);
+    nodes = hold_nodes(e);
     co_release(e);
     block_control_unlock();
+    co_give_nodes(nodes);
     if (event_fn) {
         event_fn(EXPORT_EVENT_DELETED, id, event_arg);
     }

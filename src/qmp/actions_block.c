@@ -206,6 +206,7 @@ static void co_del_commit(void *state)
     struct del_state *s = state;
 
     block_node_set_monitor_owned(s->node, false);
+    block_node_forget_name(s->node);
     list_remove(&s->link);
     s->committed = true;
 }

@@ -14,7 +14,7 @@
 
 #define COPY_BYTES (64 * KiB)
 #define NAME_MAX_BYTES 64
-/* Before the name of a file: another 512 bytes, and the same file. */
+/* In the name of a file: another 512 bytes, and the same file. */
 #define LONG_NAME DOTS_128 DOTS_128 DOTS_128 DOTS_128
 #define DOTS_128 DOTS_32 DOTS_32 DOTS_32 DOTS_32
 #define DOTS_32 "././././././././././././././././"
@@ -94,7 +94,9 @@ int image_co_open(const struct image_disks *d, const struct crash_config *c, uns
 
 /* --- making one ---------------------------------------------------------------------------------------- */
 
-static struct options *create_options(const struct crash_config *c, bool base)
+/* `data_file`: where that is to be made. */
+static struct options *create_options(const struct crash_config *c, const char *data_file,
+                                      bool base)
 {
     struct options *opts = options_new();
 
@@ -112,7 +114,7 @@ static struct options *create_options(const struct crash_config *c, bool base)
         options_set_str(opts, "backing_fmt", "qcow2");
     }
     if (c->data_file && !base) {
-        options_set_str(opts, "data_file", c->long_names ? LONG_NAME "data" : "data");
+        options_set_str(opts, "data_file", data_file);
         options_set_bool(opts, "data_file_raw", c->data_file_raw);
     }
     if (c->preallocation && !base) {
@@ -143,10 +145,15 @@ static int load_file(const char *name, struct pages *pages)
     return !data ? -ENOMEM : n < 0 ? -errno : 0;
 }
 
-static int co_create_file(const struct crash_config *c, const char *name, uint64_t size, bool base,
+static int co_create_file(const struct crash_config *c, const char *dir, uint64_t size, bool base,
                           struct error *err)
 {
-    return block_co_create_image("qcow2", name, size, create_options(c, base), err);
+    char name[NAME_MAX_BYTES], data_file[NAME_MAX_BYTES + sizeof(LONG_NAME)];
+
+    snprintf(name, sizeof(name), "%s/%s", dir, file_names[base ? IMAGE_BASE_FILE : IMAGE_FILE]);
+    snprintf(data_file, sizeof(data_file), "%s/%s%s", dir, c->long_names ? LONG_NAME : "",
+             file_names[IMAGE_DATA_FILE]);
+    return block_co_create_image("qcow2", name, size, create_options(c, data_file, base), err);
 }
 
 int image_co_create(const struct image_disks *d, const struct crash_config *c, uint64_t size,
@@ -162,9 +169,9 @@ int image_co_create(const struct image_disks *d, const struct crash_config *c, u
     for (unsigned i = 0; i < RECORD_DISKS; i++) {
         snprintf(names[i], sizeof(names[i]), "%s/%s", dir, file_names[i]);
     }
-    ret = co_create_file(c, names[IMAGE_FILE], size, false, err);
+    ret = co_create_file(c, dir, size, false, err);
     if (ret == 0 && c->backing) {
-        ret = co_create_file(c, names[IMAGE_BASE_FILE], size, true, err);
+        ret = co_create_file(c, dir, size, true, err);
     }
     for (unsigned i = 0; i < RECORD_DISKS; i++) {
         struct pages *pages = record_disk_pages(d->nodes[i]);
