@@ -12,7 +12,7 @@ from backup_case import is_restoring_to
 from test_backup import CLUSTER, MIB, BackupCase
 from tidemark import Process, qemu_img, qemu_io, run, tool, wait_until
 
-CALL = re.compile(r"^\d+ +(fdatasync|fsync|rename(?:at2?)?)\((.*)\) += 0")
+CALL = re.compile(r"^\d+ +(fdatasync|fsync|linkat|rename(?:at2?)?)\((.*)\) += 0")
 
 
 class Order(BackupCase):
@@ -23,7 +23,7 @@ class Order(BackupCase):
         trace = self.path("trace")
         # The engine of threads makes calls that strace can see, and -y tells the files of descriptors.
         run("strace", "-f", "-y", "-qq", "-o", trace,
-            "-e", "trace=fsync,fdatasync,rename,renameat,renameat2", *words,
+            "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,linkat", *words,
             env={**os.environ, "TIDEMARK_LOOP": "epoll"})  # fmt: skip
         found, begun = [], {}
         with open(trace, encoding="utf-8") as f:
@@ -34,11 +34,17 @@ class Order(BackupCase):
                     continue
                 resumed = re.search(r"<\.\.\. \w+ resumed>(.*)", line)
                 call = CALL.match(begun.pop(pid) + resumed.group(1) if resumed else line)
-                if call and call.group(1).startswith("rename"):
+                if call and call.group(1).startswith(("rename", "linkat")):
                     found.append(("rename", call.group(2)))
                 elif call:
                     found.append((call.group(1), re.search(r"<(.*)>", call.group(2)).group(1)))
         return found
+
+    def made(self, calls):
+        """The file that a restore makes, by what it is called before it has its name."""
+        names = {os.path.basename(c[1]) for c in calls if c[0] != "rename"}
+        (made,) = [n for n in names if n.startswith(("#", ".tidemark-restore-"))]
+        return made
 
     def assert_appears_stably(self, calls, name, folder, files):
         """`name` gets its name after each of `files` was synced, and `folder` is synced after that."""
@@ -63,8 +69,7 @@ class Order(BackupCase):
         self.backup()
         target = self.path("out.raw")
         calls = self.calls(*tool("restore"), self.repository, target)
-        (made,) = [c[1].split('"')[1] for c in calls if c[0] == "rename"]
-        self.assert_appears_stably(calls, "out.raw", os.path.realpath(self.dir), [os.path.basename(made)])
+        self.assert_appears_stably(calls, "out.raw", os.path.realpath(self.dir), [self.made(calls)])
 
 
     def test_owner_and_mode_of_what_is_replaced_are_stable_too(self):
@@ -73,7 +78,7 @@ class Order(BackupCase):
         with open(target, "wb"):
             pass
         calls = self.calls(*tool("restore"), self.repository, "--force", target)
-        (made,) = [c[1].split('"')[1] for c in calls if c[0] == "rename"]
+        made = self.made(calls)
         before = calls[: [c[0] for c in calls].index("rename")]
         self.assertTrue([c for c in before if c[0] == "fsync" and c[1].endswith(made)], calls)
 
