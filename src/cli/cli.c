@@ -104,6 +104,13 @@ void cli_warn(const char *fmt, ...)
     va_end(ap);
 }
 
+void cli_warn_of_trace(const char *pattern)
+{
+    if (pattern) {
+        cli_warn("there are no trace events: '%s' has no effect", pattern);
+    }
+}
+
 static int out_of_range(const char *name, uint64_t min, uint64_t max)
 {
     if (max < INT64_MAX || min > 0) {

@@ -291,7 +291,11 @@ static bool print_help(const struct daemon *d, int *ret_status)
             return true;
         }
     }
-    return d->trace && daemon_help("trace", d->trace, ret_status);
+    if (d->trace && daemon_help("trace", d->trace, ret_status)) {
+        return true;
+    }
+    cli_warn_of_trace(d->trace);
+    return false;
 }
 
 static int co_daemon(int argc, char **argv)
@@ -384,7 +388,7 @@ int cli_daemon_main(int argc, char **argv)
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},
-        {"trace", 'T', CLI_VALUE, &d.trace, "PATTERN", "accepted, without effect"},
+        {"trace", 'T', CLI_VALUE, &d.trace, "PATTERN", "taken, with a warning: there are no trace events"},
         {"version", 'V', CLI_FLAG, &version, NULL, "print the version"},
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };

@@ -112,6 +112,7 @@ static int co_img_main(int argc, char **argv)
 int cli_img_main(int argc, char **argv)
 {
     for (int words; argc > 1 && (words = trace_option(argc, argv)) > 0;) {
+        cli_warn_of_trace(argv[words]);
         argc -= words;
         argv += words;
     }

@@ -295,6 +295,7 @@ static int co_io_main(int argc, char **argv)
     } else if (first < argc - 1) {
         status = cli_usage_fail(&usage, "Expecting one image file name");
     } else {
+        cli_warn_of_trace(l.trace);
         status = check_command_line(&l) || co_run_all(&l, first < argc ? argv[first] : NULL);
     }
     cli_items_clear(&l.commands);

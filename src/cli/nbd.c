@@ -464,7 +464,6 @@ static int refuse_unsupported(void)
         {cl.connect != NULL, "--connect"},
         {cl.disconnect, "--disconnect"},
         {cl.snapshot, "--snapshot"},
-        {cl.trace != NULL, "--trace"},
     };
 
     for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
@@ -472,6 +471,7 @@ static int refuse_unsupported(void)
             return cli_fail("%s is not supported", refused[i].option);
         }
     }
+    cli_warn_of_trace(cl.trace);
     return 0;
 }
 

@@ -298,7 +298,6 @@ class Compatible(TestCase):
         self.refused("handshake limit", "--handshake-limit=x")
         self.refused("port", "-p", "99999")
         self.refused("socket path must be absolute", "-k", "relative", program=[compat("qemu-nbd")])
-        self.refused("--trace is not supported", "-T", "nbd_*")
         self.refused("not permitted without --socket", "--selinux-label=a")
 
     def test_a_selinux_label_is_taken_with_a_word(self):
