@@ -69,7 +69,7 @@ struct block_node {
     struct co *opener;   /* not public yet: only this coroutine finds it by name; NULL: public */
     struct block_node *published_with; /* the node by whose publication it became public */
     bool is_open;                      /* co_open is through */
-    bool is_leaving;     /* deleted: not found by name any more */
+    bool is_leaving;                   /* deleted: not found by name any more */
     bool close_told;                   /* an error of completing it was returned to somebody */
     bool closed;                       /* co_close has run */
 

@@ -388,7 +388,8 @@ int cli_daemon_main(int argc, char **argv)
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},
-        {"trace", 'T', CLI_VALUE, &d.trace, "PATTERN", "taken, with a warning: there are no trace events"},
+        {"trace", 'T', CLI_VALUE, &d.trace, "PATTERN",
+         "taken, with a warning: there are no trace events"},
         {"version", 'V', CLI_FLAG, &version, NULL, "print the version"},
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };

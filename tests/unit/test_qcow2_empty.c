@@ -178,10 +178,8 @@ static void stopped_anywhere_it_is_sound(void *arg)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        CO_TEST(an_emptied_image_is_as_a_new_one),
-        CO_TEST(it_can_be_written_at_once),
-        CO_TEST(what_is_kept_for_a_new_bitmap_stays),
-        CO_TEST(what_else_has_clusters_stays),
+        CO_TEST(an_emptied_image_is_as_a_new_one),    CO_TEST(it_can_be_written_at_once),
+        CO_TEST(what_is_kept_for_a_new_bitmap_stays), CO_TEST(what_else_has_clusters_stays),
         CO_TEST(stopped_anywhere_it_is_sound),
     };
 
