@@ -416,10 +416,10 @@ static bool is_nested_open(void)
 int block_co_open(struct options *opts, unsigned flags, struct block_node **ret, struct error *err)
 {
     bool nested = is_nested_open();
-    struct block_node *node;
+    struct block_node *node = NULL;
     int r = block_co_open_hidden(opts, flags, &node, err);
 
-    if (r == 0 && !nested) {
+    if (node && !nested) {
         r = block_co_publish(node, err);
         if (r < 0) {
             block_co_unref(node);

@@ -319,10 +319,10 @@ void export_co_discard(struct export *e)
 
 int export_co_add(const struct export_config *config, struct error *err)
 {
-    struct export *e;
+    struct export *e = NULL;
     int ret = export_co_prepare(config, &e, err);
 
-    if (ret == 0) {
+    if (e) {
         export_publish(e);
     }
     return ret;

@@ -166,7 +166,7 @@ static int co_add_allocation(struct status_reply *r, bool want_depth)
     uint64_t offset = rq->offset, end = offset + rq->length;
 
     for (unsigned steps = 0; offset < end && steps < NBD_STATUS_STEPS_MAX; steps++) {
-        uint64_t length;
+        uint64_t length = 0;
         uint32_t flags = 0;
         int ret =
             co_ask(r->job->conn->export->edge, want_depth, offset, end - offset, &flags, &length);

@@ -206,11 +206,10 @@ static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *
         uint64_t *l1 = NULL;
         int r = qcow2_check_snapshot_l1(q, s, NULL);
 
-        if (r == 0) {
-            r = (uint64_t)s->l1_size * 8 <= left
-                    ? qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1)
-                    : -EINVAL;
+        if (r >= 0 && (uint64_t)s->l1_size * 8 > left) {
+            r = -EINVAL;
         }
+        r = r < 0 ? r : qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
         if (r < 0) {
             return r;
         }
