@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "block/user_object.h"
+#include "bochs/bochs.h"
 #include "cli/cli.h"
 #include "file/file_drivers.h"
 #include "filter/filter.h"
@@ -12,6 +13,7 @@ void cli_register_drivers(void)
 {
     file_register_drivers();
     qcow2_register_driver();
+    bochs_register_driver();
     filter_register_drivers();
     nbd_register_driver();
     ssh_register_driver();

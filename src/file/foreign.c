@@ -47,7 +47,6 @@ static int foreign_probe(const struct block_driver *driver, const uint8_t *head,
         return foreign_probe(&id##_driver, head, size);                                            \
     }
 
-FOREIGN(bochs, "bochs")
 FOREIGN(cloop, "cloop")
 FOREIGN(dmg, "dmg")
 FOREIGN(luks, "luks")
@@ -60,7 +59,6 @@ FOREIGN(vmdk, "vmdk")
 FOREIGN(vpc, "vpc")
 
 static const struct signature signatures[] = {
-    {&bochs_driver, 0, 22, "Bochs Virtual HD Image"},
     {&cloop_driver, 0, 23, "#!/bin/sh\n#V2.0 Format\n"},
     {&dmg_driver, 0, 4, "koly"},
     {&luks_driver, 0, 6, "LUKS\xba\xbe"},

@@ -18,7 +18,6 @@ HEADERS = {
     "vpc": (0, b"conectix"),
     "qed": (0, b"QED\0"),
     "parallels": (0, b"WithoutFreeSpace"),
-    "bochs": (0, b"Bochs Virtual HD Image"),
     "cloop": (0, b"#!/bin/sh\n#V2.0 Format\n"),
     "qcow": (0, b"QFI\xfb\0\0\0\1"),
 }
