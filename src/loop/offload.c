@@ -49,6 +49,8 @@ static struct {
     uint64_t taken;         /* jobs that were */
     bool has_standby;
     bool stopping;
+    bool has_ended;
+    pthread_t last_ended; /* to be joined, if has_ended */
 } pool = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .work = PTHREAD_COND_INITIALIZER,
@@ -124,10 +126,20 @@ static void run_jobs_locked(void)
     }
 }
 
-static void end_thread_locked(void)
+/* Each thread joins the one that ended before it, and the end of the pool the last: so none is there that is not quite gone. */
+static void end_thread_release(void)
 {
+    pthread_t before = pool.last_ended;
+    bool has_before = pool.has_ended;
+
+    pool.last_ended = pthread_self();
+    pool.has_ended = true;
     pool.count--;
     pthread_cond_broadcast(&pool.ended);
+    pthread_mutex_unlock(&pool.lock);
+    if (has_before) {
+        pthread_join(before, NULL);
+    }
 }
 
 static void *offload_thread(void *arg)
@@ -135,20 +147,15 @@ static void *offload_thread(void *arg)
     pthread_setname_np(pthread_self(), "offload");
     pthread_mutex_lock(&pool.lock);
     run_jobs_locked();
-    end_thread_locked();
-    pthread_mutex_unlock(&pool.lock);
+    end_thread_release();
     return arg;
 }
 
 static int start_thread(void *(*fn)(void *arg))
 {
     pthread_t thread;
-    int ret = loop_thread_start(&thread, fn, NULL);
 
-    if (ret == 0) {
-        pthread_detach(thread);
-    }
-    return ret;
+    return loop_thread_start(&thread, fn, NULL);
 }
 
 /* Wait on `cond` for so long. */
@@ -197,8 +204,7 @@ static void *standby_thread(void *arg)
         start_standby_locked();
         run_jobs_locked();
     }
-    end_thread_locked();
-    pthread_mutex_unlock(&pool.lock);
+    end_thread_release();
     return arg;
 }
 
@@ -320,6 +326,8 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
 void loop_offload_stop(void)
 {
     int64_t until = loop_now_ns() + STOP_SECONDS * INT64_C(1000000000);
+    pthread_t last;
+    bool has_last;
 
     pthread_mutex_lock(&pool.lock);
     pool.stopping = true;
@@ -329,5 +337,11 @@ void loop_offload_stop(void)
         wait_locked(&pool.ended, until - loop_now_ns());
     }
     pool.stopping = false;
+    has_last = pool.has_ended;
+    last = pool.last_ended;
+    pool.has_ended = false;
     pthread_mutex_unlock(&pool.lock);
+    if (has_last) {
+        pthread_join(last, NULL);
+    }
 }
