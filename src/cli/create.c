@@ -133,17 +133,16 @@ static char *next_element(const char **cursor)
     return element;
 }
 
-/* A list may not begin or end with a single comma. */
+/* A list may not begin with a comma, which no name has, nor end with a single one. */
 static bool is_valid_list(const char *text)
 {
     size_t len = strlen(text);
-    size_t commas = strspn(text, ",");
     size_t trailing = 0;
 
     while (trailing < len && text[len - 1 - trailing] == ',') {
         trailing++;
     }
-    return len > 0 && commas % 2 == 0 && trailing % 2 == 0;
+    return len > 0 && text[0] != ',' && trailing % 2 == 0;
 }
 
 static int parse_text(struct option_set *set, const char *text)
@@ -177,11 +176,13 @@ static int parse_text(struct option_set *set, const char *text)
 bool cli_wants_option_help(const struct cli_items *texts)
 {
     for (size_t i = 0; i < texts->count; i++) {
+        if (!is_valid_list(texts->item[i].value)) {
+            return false; /* an error, which is told where the options are taken */
+        }
+    }
+    for (size_t i = 0; i < texts->count; i++) {
         const char *cursor = texts->item[i].value;
 
-        if (!is_valid_list(cursor)) {
-            continue;
-        }
         while (cursor) {
             AUTO_FREE char *element = next_element(&cursor);
 

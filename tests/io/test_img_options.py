@@ -43,6 +43,16 @@ class Grammar(TestCase):
             self.assertRegex(text, rf"(?m)^ +{option} ")
         self.assertRegex(text, r"(?m)^Supported formats:.* qcow2 ")
 
+    def test_a_list_that_is_none_is_no_request_for_help(self):
+        disk, new = self.create("disk.qcow2", "1M"), self.path("new.qcow2")
+        for lists in (("backing_file=x,", "help"), (",,", "help"), (",,x=1", "help"), ("help", ",help")):
+            words = [word for text in lists for word in ("-o", text)]
+            wrong = f"Invalid option list: {lists[0] if lists[0] != 'help' else lists[1]}"
+            with self.subTest(lists=lists):
+                self.refused(wrong, "create", "-f", "qcow2", *words, new, "1M")
+                self.refused(wrong, "convert", "-O", "qcow2", *words, disk, new)
+                self.refused(wrong, "amend", "-f", "qcow2", *words, disk)
+
     def test_long_names(self):
         for command, names in LONG.items():
             text = img(command, "--help").stdout
