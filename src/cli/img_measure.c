@@ -100,48 +100,29 @@ static int parse_geometry(const struct cli_items *options, struct geometry *g)
     return 0;
 }
 
-/* Clusters of a file with a refcount table and blocks that count `clusters` and themselves; at least so much of each. */
-static uint64_t counted_clusters(const struct geometry *g, uint64_t clusters, uint64_t table,
-                                 uint64_t blocks)
+/*
+ * Clusters of refcount table and blocks that count `clusters` and themselves. A table that was made for an empty image is replaced when
+ * it is full, by one half as long again; the places of the old ones may not be used by anything else before the end.
+ */
+static uint64_t refcount_clusters(const struct geometry *g, uint64_t clusters)
 {
     uint64_t per_block = g->cluster * 8 / g->refcount_bits, per_table = g->cluster / 8;
-    uint64_t all, before;
+    uint64_t blocks = 1, table = 1, tables = 1, before;
 
     do {
-        before = table + blocks;
-        all = clusters + before;
-        blocks = MAX(blocks, div_round_up(all, per_block));
-        table = MAX(table, div_round_up(blocks, per_table));
-    } while (table + blocks != before);
-    return all;
-}
+        before = blocks + tables;
+        blocks = div_round_up(clusters + blocks + tables, per_block);
+        if (g->table_fits) {
+            tables = table = div_round_up(blocks, per_table);
+        }
+        while (blocks > table * per_table) {
+            uint64_t entries = table * per_table + 1;
 
-/*
- * The same for a table that was made for an empty image: it is replaced when it is full (plan_longer_table() of qcow2). The place of
- * the old one is used by what is written next, as far as that goes.
- */
-static uint64_t counted_by_growing(const struct geometry *g, uint64_t clusters)
-{
-    uint64_t per_block = g->cluster * 8 / g->refcount_bits, per_table = g->cluster / 8;
-    uint64_t at_best = counted_clusters(g, clusters, 1, 1), all = at_best, table = 1;
-    uint64_t for_disk = div_round_up(at_best, per_block);
-
-    while (all > table * per_table * per_block) {
-        uint64_t old = table * per_table, blocks = 0, before;
-
-        do {
-            uint64_t needed, entries;
-
-            before = blocks;
-            needed = old + 1 + before;
-            entries = needed + needed / 2;
-            table = div_round_up(needed <= for_disk ? MIN(entries, for_disk) : entries, per_table);
-            blocks = 1 + old / per_block + div_round_up(table + before, per_block);
-        } while (blocks > before);
-        all = MAX(counted_clusters(g, clusters, table, old + blocks),
-                  old * per_block + blocks + table);
-    }
-    return all;
+            table = div_round_up(entries + entries / 2, per_table);
+            tables += table;
+        }
+    } while (blocks + tables != before);
+    return blocks + tables;
 }
 
 /* Bytes of metadata when everything is allocated; 0 if the format can't have such a size. */
@@ -156,10 +137,7 @@ static uint64_t metadata_size(const struct geometry *g, uint64_t size)
     if (tables > L1_MAX / 8) {
         return 0;
     }
-    clusters += data_clusters;
-    clusters =
-        g->table_fits ? counted_clusters(g, clusters, 1, 1) : counted_by_growing(g, clusters);
-    return (clusters - data_clusters) * g->cluster;
+    return (clusters + refcount_clusters(g, clusters + data_clusters)) * g->cluster;
 }
 
 /* Bytes of clusters in which the disk has data. Returns 0 or 1 (told). */

@@ -75,49 +75,19 @@ struct longer_table {
     uint64_t first; /* cluster index of the first block; the table follows the last one */
 };
 
-/* Entries of a table that is just long enough for the disk when all of it is allocated. */
-static uint64_t entries_for_disk(const struct qcow2 *q)
-{
-    uint64_t per_table = q->cluster_size / 8;
-    uint64_t data = div_round_up(block_node_size(q->node), q->cluster_size);
-    uint64_t clusters = data + div_round_up(data, qcow2_table_entries(q)) +
-                        div_round_up((uint64_t)q->l1_size * 8, q->cluster_size) + 1;
-    uint64_t blocks = 0, before;
-
-    do {
-        before = blocks;
-        blocks = div_round_up(clusters + blocks + div_round_up(blocks, per_table),
-                              1ULL << q->refblock_bits);
-    } while (blocks != before);
-    return blocks;
-}
-
-/*
- * Half as much again, but no more than the disk needs, while that is enough, nor than is allowed. With it come blocks for what
- * is going to be allocated next: the more, the larger the file is. Counted as by QEMU, so that files are as long. -EFBIG
- */
+/* Half as much again, but no more than is allowed. -EFBIG */
 static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longer_table *ret)
 {
     uint64_t per_cluster = q->cluster_size / 8;
     uint64_t max = REFTABLE_BYTES_MAX / 8;
     uint64_t span = 1ULL << q->refblock_bits;
-    uint64_t old = q->reftable_entries, for_disk = entries_for_disk(q), needed, before;
+    uint64_t needed = MAX(index, (uint64_t)q->reftable_entries) + 1;
 
-    ret->first = old << q->refblock_bits;
-    ret->blocks = 0;
-    do {
-        before = ret->blocks;
-        needed = MAX(index, old) + 1 + before;
-        ret->entries = round_up(needed + needed / 2, per_cluster);
-        if (needed <= for_disk) {
-            ret->entries = MIN(ret->entries, round_up(for_disk, per_cluster));
-        }
-        ret->entries = MIN(ret->entries, max);
-        ret->clusters = ret->entries / per_cluster;
-        ret->blocks = 1 + old / span + div_round_up(ret->clusters + before, span);
-    } while (ret->blocks > before);
-    ret->blocks = MIN(ret->blocks, ret->entries - MIN(old, ret->entries));
-    return index >= ret->entries || ret->blocks * span < ret->blocks + ret->clusters ? -EFBIG : 0;
+    ret->first = (uint64_t)q->reftable_entries << q->refblock_bits;
+    ret->entries = MIN(round_up(needed + needed / 2, per_cluster), max);
+    ret->clusters = ret->entries / per_cluster;
+    ret->blocks = div_round_up(ret->clusters, span - 1);
+    return index >= ret->entries || q->reftable_entries + ret->blocks > ret->entries ? -EFBIG : 0;
 }
 
 /*
@@ -142,31 +112,6 @@ static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t off
     }
     return hit ? qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
                : qcow2_co_overlap_check_locked(q, offset, length, 0);
-}
-
-/*
- * Nothing refers to the old table, since the header that names the new one is stable: what is allocated next may have its place at
- * once (R2, R8), unless a commit that began before is still writing to it.
- */
-static int co_free_old_table_locked(struct qcow2 *q, uint64_t offset, uint64_t length)
-{
-    uint64_t first = qcow2_cluster_index(q, offset), refcount = 1;
-
-    length = round_up(length, q->cluster_size);
-    /* What has another user, too, is left to a commit: it looks at each cluster. */
-    for (uint64_t i = 0; i < length >> q->cluster_bits && refcount == 1; i++) {
-        if (qcow2_co_refcount_get_locked(q, first + i, &refcount) < 0 ||
-            qcow2_co_overlap_hits_locked(q, offset + (i << q->cluster_bits))) {
-            refcount = 0;
-        }
-    }
-    if (q->writing_reftable || refcount != 1) {
-        return qcow2_free_later_locked(q, offset, length, false, QCOW2_FREED_BY_OTHER);
-    }
-    if (q->pass_discard[QCOW2_FREED_BY_OTHER]) {
-        (void)block_co_discard(q->node->file, offset, length);
-    }
-    return qcow2_co_refcount_add_locked(q, first, length >> q->cluster_bits, -1);
 }
 
 /*
@@ -235,7 +180,8 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
         qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, (to.first + i) << q->cluster_bits,
                                   q->cluster_size);
     }
-    return co_free_old_table_locked(q, old_offset, old_entries * 8);
+    return qcow2_free_later_locked(q, old_offset, round_up(old_entries * 8, q->cluster_size), false,
+                                   QCOW2_FREED_BY_OTHER);
 }
 
 /* The table refers to a new block: in memory at once, on disk by the next commit. */
@@ -394,7 +340,7 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
                            uint64_t *ret_offset, uint64_t *ret_got, bool *ret_fresh)
 {
     uint64_t file_end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
-    uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX, behind_end = 0, table;
+    uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
     int r;
 
     block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC);
@@ -406,15 +352,9 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
         if (!is_addressable(q, at, want)) {
             return -EFBIG;
         }
-        table = q->reftable_offset;
         r = co_count_free_locked(q, at, want, &got);
         if (r < 0) {
             return r;
-        }
-        if (q->reftable_offset != table && table >> q->cluster_bits < at) {
-            at = table >> q->cluster_bits; /* it was replaced just now: its place is free */
-            first_free = first_free > at ? UINT64_MAX : first_free;
-            continue;
         }
         if (got > 0 && first_free == UINT64_MAX) {
             first_free = at;

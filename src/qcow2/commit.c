@@ -106,7 +106,6 @@ static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
 
 static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
 {
-    q->writing_reftable = false;
     cache_snapshot_end(&c->refblocks, ok);
     cache_snapshot_end(&c->l2, ok);
     /* A refcount table that was replaced meanwhile is on disk as a whole. */
@@ -142,7 +141,6 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
         end_locked(q, c, false);
         return r;
     }
-    q->writing_reftable = c->reftable.count > 0;
     c->frees = q->frees;
     q->frees = (struct free_list){0};
     c->freed_bytes = q->freed_bytes;

@@ -155,7 +155,6 @@ struct qcow2 {
     uint32_t reftable_entries;   /* [lock] */
     uint8_t *reftable_dirty;     /* [lock] a byte per sector */
     size_t reftable_dirty_count; /* [lock] */
-    bool writing_reftable;       /* [lock] a commit has sectors of it in hand */
 
     struct table_cache l2_cache;
     struct table_cache ref_cache;

@@ -268,7 +268,6 @@ class Measure(TestCase):
                 self.both("-O", "qcow2", "-o", options, "--size", size)
         self.both("-O", "raw", "--size", "3M", "--output=json")
         self.both("-O", "qcow2", "--size", "7E")
-        self.both("-O", "qcow2", "-o", "cluster_size=64k,extended_l2=on", "--size", "1P")
 
     def test_images(self):
         path = self.create("a.qcow2", "1G")
@@ -295,8 +294,6 @@ class Measure(TestCase):
                         img("convert", *options, source, target)
                         end = json.loads(qemu_img("check", "--output=json", target).stdout)["image-end-offset"]
                         self.assertLessEqual(end, promised["required"])
-                        if mode == "off" and size > 1 << 20:
-                            self.assertEqual(end, promised["required"])
                         self.assertEqual(promised["required"], promised["fully-allocated"])
 
     def test_bitmaps_in_use_count(self):
