@@ -111,6 +111,25 @@ static void test_neighbours_do_not_overlap(void **state)
     range_index_remove(&index, &item);
 }
 
+/* Of each length, one that begins at the very end of a region. */
+static void test_ranges_are_found_at_their_last_byte(void **state)
+{
+    for (unsigned bits = 15; bits < 32; bits++) {
+        for (int more = -1; more <= 1; more++) {
+            uint64_t length = (1ULL << bits) + (uint64_t)(int64_t)more;
+            struct range_index index;
+            struct range_item item;
+
+            range_index_init(&index);
+            range_index_add(&index, &item, (1ULL << 34) - 1, length);
+            assert_ptr_equal(range_index_find(&index, (1ULL << 34) + length - 2, 1, NULL, NULL),
+                             &item);
+            assert_null(range_index_find(&index, (1ULL << 34) + length - 1, 1, NULL, NULL));
+            range_index_remove(&index, &item);
+        }
+    }
+}
+
 static void test_the_end_of_the_address_space(void **state)
 {
     struct range_index index;
@@ -129,6 +148,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_finds_what_a_list_finds),
         cmocka_unit_test(test_neighbours_do_not_overlap),
+        cmocka_unit_test(test_ranges_are_found_at_their_last_byte),
         cmocka_unit_test(test_the_end_of_the_address_space),
     };
 
