@@ -40,6 +40,19 @@ class DataFile(TestCase):
                 file.write(b"x" * 512)
             qemu_io(path, "read -P 120 2M 512", fmt="qcow2")
 
+    def test_zeroes_of_the_disk_are_zeroes_of_a_raw_data_file(self):
+        """Others read the file by itself, which knows no zero clusters."""
+        for command in ("write -z 0 64k", "write -z -u 0 64k", "write -z 4k 8k"):
+            image, data = self.path("zero.qcow2"), self.path("zero.raw")
+            options = f"data_file={data},data_file_raw=on"
+            img("create", "-q", "-f", "qcow2", "-o", options, image, "1M")
+            io(image, "write -P 7 0 128k", command, fmt="qcow2")
+            offset, length = (4096, 8192) if " 4k" in command else (0, 65536)
+            with open(data, "rb") as f:
+                contents = f.read(128 << 10)
+            self.assertEqual(contents[offset : offset + length], bytes(length), command)
+            self.assertEqual(contents[offset + length :], b"\7" * ((128 << 10) - offset - length), command)
+
     def test_a_data_file_ends_with_the_disk(self):
         for raw in ("off", "on"):
             path, data = self.path(f"{raw}.qcow2"), self.path(f"{raw}.data")
