@@ -16,13 +16,13 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/bitmap.h"
-#include "qcow2/check.h"
+#include "qcow2/bitmap/bitmap.h"
+#include "qcow2/check/check.h"
 #include "qcow2/downgrade.h"
-#include "qcow2/rebuild.h"
-#include "qcow2/references.h"
+#include "qcow2/check/rebuild.h"
+#include "qcow2/snapshot/references.h"
 #include "qcow2/resize.h"
-#include "qcow2/snapshot_table.h"
+#include "qcow2/snapshot/table.h"
 
 const struct block_option_desc qcow2_amend_options[] = {
     {"backing_file", "str", "File name of a base image"},

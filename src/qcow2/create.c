@@ -13,7 +13,7 @@
 #include "base/cleanup.h"
 #include "block/user_object.h"
 #include "qcow2/resize.h"
-#include "qcow2/snapshot.h"
+#include "qcow2/snapshot/snapshot.h"
 
 const struct block_option_desc qcow2_create_options[] = {
     {"backing_file", "str", "File name of a base image"},

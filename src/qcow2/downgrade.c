@@ -16,10 +16,10 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/crypt.h"
-#include "qcow2/overlap.h"
-#include "qcow2/references.h"
-#include "qcow2/snapshot_table.h"
+#include "qcow2/data/crypt.h"
+#include "qcow2/table/overlap.h"
+#include "qcow2/snapshot/references.h"
+#include "qcow2/snapshot/table.h"
 
 struct downgrade {
     struct qcow2 *q;

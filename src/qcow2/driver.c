@@ -11,10 +11,10 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/amend.h"
-#include "qcow2/crypt.h"
+#include "qcow2/data/crypt.h"
 #include "qcow2/options.h"
 #include "qcow2/resize.h"
-#include "qcow2/snapshot.h"
+#include "qcow2/snapshot/snapshot.h"
 
 /* Refcounts are cached in pieces of this size. */
 #define REF_SLICE 4096

@@ -3,7 +3,7 @@
 #include <json-c/json.h>
 #include <string.h>
 
-#include "qcow2/bitmap.h"
+#include "qcow2/bitmap/bitmap.h"
 
 static const char *compression_name(const struct qcow2 *q)
 {

@@ -19,9 +19,9 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "qcow2/bitmap.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/options.h"
-#include "qcow2/references.h"
+#include "qcow2/snapshot/references.h"
 
 static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 {

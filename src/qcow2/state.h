@@ -55,10 +55,10 @@
 #include "block/driver.h"
 #include "co/sync.h"
 #include "loop/loop.h"
-#include "qcow2/cache.h"
-#include "qcow2/cluster_cache.h"
-#include "qcow2/format.h"
-#include "qcow2/overlap.h"
+#include "qcow2/table/cache.h"
+#include "qcow2/data/cluster_cache.h"
+#include "qcow2/header/format.h"
+#include "qcow2/table/overlap.h"
 
 /* A header extension that we don't interpret, kept as it is. */
 struct qcow2_extension {

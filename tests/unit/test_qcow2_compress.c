@@ -16,7 +16,7 @@
 
 #include "base/checked.h"
 #include "loop/loop.h"
-#include "qcow2/codec.h"
+#include "qcow2/data/compression.h"
 
 #define C ((size_t)(64 * KiB))
 

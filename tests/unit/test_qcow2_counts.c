@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
-#include "qcow2/counts.h"
+#include "qcow2/check/reference_counts.h"
 
 #define CLUSTERS 100000u
 #define NO_LIMIT (64 * MiB)

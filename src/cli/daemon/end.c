@@ -1,0 +1,340 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/daemon/end.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/block.h"
+#include "cli/cli.h"
+#include "export/export.h"
+#include "loop/loop.h"
+#include "qmp/chardev.h"
+#include "qmp/monitor.h"
+
+#define MILLISECOND 1000000LL /* in ns */
+#define SECOND (1000 * MILLISECOND)
+
+/* How long the start may take to notice that it is to end. */
+#define START_WAIT_MS 1000
+
+/* --- waiting --------------------------------------------------------------------------------------- */
+
+static int watch(struct daemon_signals *s, int fd)
+{
+    struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
+
+    return epoll_ctl(s->set, EPOLL_CTL_ADD, fd, &event);
+}
+
+int daemon_signals_open(struct daemon_signals *s)
+{
+    sigset_t set;
+    int code;
+
+    cli_end_signals(&set);
+    *s = (struct daemon_signals){-1, -1, -1, -1};
+    if (pthread_sigmask(SIG_BLOCK, &set, NULL) == 0 &&
+        (s->set = epoll_create1(EPOLL_CLOEXEC)) >= 0 &&
+        (s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) >= 0 &&
+        (s->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0 &&
+        (s->note_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0 && watch(s, s->signal_fd) == 0 &&
+        watch(s, s->quit_fd) == 0 && watch(s, s->note_fd) == 0) {
+        return 0;
+    }
+    code = errno;
+    daemon_signals_close(s);
+    return -code;
+}
+
+void daemon_signals_close(struct daemon_signals *s)
+{
+    int *const fds[] = {&s->set, &s->signal_fd, &s->quit_fd, &s->note_fd};
+
+    for (size_t i = 0; i < ARRAY_SIZE(fds); i++) {
+        if (*fds[i] >= 0) {
+            close(*fds[i]);
+        }
+        *fds[i] = -1;
+    }
+}
+
+enum daemon_wake daemon_co_wait(struct daemon_signals *s, long long timeout_ns)
+{
+    long long end = timeout_ns < 0 ? 0 : loop_now_ns() + timeout_ns;
+
+    for (;;) {
+        long long left = timeout_ns < 0 ? -1 : end - loop_now_ns();
+        struct signalfd_siginfo info;
+        uint64_t count;
+
+        if (read(s->signal_fd, &info, sizeof(info)) > 0 ||
+            read(s->quit_fd, &count, sizeof(count)) > 0) {
+            return DAEMON_WAKE_SIGNAL;
+        }
+        if (read(s->note_fd, &count, sizeof(count)) > 0) {
+            return DAEMON_WAKE_NOTE;
+        }
+        if (timeout_ns >= 0 && left <= 0) {
+            return DAEMON_WAKE_TIMEOUT;
+        }
+        /* A signalfd wakes its waiters for any signal, also for those that it is not to report. */
+        if (loop_co_poll(s->set, POLLIN, left) < 0) {
+            loop_co_sleep(MILLISECOND);
+        }
+    }
+}
+
+void daemon_note(struct daemon_signals *s)
+{
+    uint64_t one = 1;
+
+    if (write(s->note_fd, &one, sizeof(one)) < 0) {
+        log_error("eventfd: %s", strerror(errno));
+    }
+}
+
+/* --- in order -------------------------------------------------------------------------------------- */
+
+static struct end {
+    struct daemon_signals *signals;
+    const bool *starting;
+    const char *step;        /* what the orderly end is at, for messages */
+    struct block_node *node; /* that it is closing; NULL: none */
+    bool hasty;              /* the orderly end goes no further */
+    bool done;               /* it is through, or has noticed that it is to go no further */
+    bool clean;              /* nothing is left that could hang */
+    int status;
+    size_t incomplete; /* nodes that the hasty end still waits for */
+} end;
+
+static void complete(struct block_node *node)
+{
+    ERROR_AUTO(err);
+
+    if (block_co_inactivate(node, &err) < 0) {
+        end.status = cli_fail("closing node '%s': %s", block_node_name(node), error_message(&err));
+    }
+}
+
+/* Gives the monitor's reference back. */
+static void co_close_node(struct block_node *node)
+{
+    AUTO_FREE char *name = strdup(block_node_name(node));
+    ERROR_AUTO(err);
+
+    block_node_set_monitor_owned(node, false);
+    if (block_co_close(node, &err) < 0) {
+        end.status = cli_fail("closing node '%s': %s", name ?: "", error_message(&err));
+    }
+}
+
+/* Node by node, from those that nobody uses to those they use. */
+static void co_close_nodes(void)
+{
+    while (!end.hasty) {
+        struct block_node *node = NULL, *unused = NULL, *owned = NULL;
+
+        while ((node = block_node_next(node))) {
+            if (block_node_is_monitor_owned(node)) {
+                owned = node;
+                unused = block_node_in_use(node) ? unused : node;
+            }
+        }
+        node = unused ?: owned;
+        if (!node) {
+            return;
+        }
+        end.node = node;
+        co_close_node(node);
+        end.node = NULL;
+    }
+}
+
+/*
+ * What has no monitor's reference any more and is there still: something keeps it that does not come to its end, such as an
+ * image that was being opened, or closed, over it. It is not closed, but nothing of it gets lost.
+ */
+static void co_complete_kept(void)
+{
+    struct block_node *node = block_node_next(NULL), *next;
+
+    node = node ? block_node_ref(node) : NULL;
+    while (node) {
+        if (!end.hasty && !block_node_is_read_only(node)) {
+            end.node = node;
+            complete(node);
+            end.node = NULL;
+        }
+        next = block_node_next(node);
+        next = next ? block_node_ref(next) : NULL;
+        block_co_unref(node);
+        node = next;
+    }
+}
+
+static void co_wait_for_start(void)
+{
+    for (int ms = 0; *end.starting && ms < START_WAIT_MS; ms++) {
+        loop_co_sleep(MILLISECOND);
+    }
+}
+
+static void co_end_in_order(void *arg)
+{
+    end.step = "the command that runs";
+    co_wait_for_start();
+    qmp_co_stop_commands();
+    end.step = "monitors";
+    qmp_co_chardevs_close();
+    end.step = "exports";
+    if (!end.hasty && export_nbd_server_is_running()) {
+        export_co_nbd_server_stop(NULL);
+    }
+    if (!end.hasty) {
+        export_co_del_all();
+    }
+    end.step = "nodes";
+    co_close_nodes();
+    co_complete_kept();
+    if (!end.hasty) {
+        end.step = "monitors";
+        end.clean = qmp_co_end_sessions() && !*end.starting;
+        qmp_co_chardevs_release();
+    }
+    end.done = true;
+    daemon_note(end.signals);
+}
+
+/* --- in haste -------------------------------------------------------------------------------------- */
+
+static bool tell_export(const struct export_info *info, void *arg)
+{
+    /* Others have not been told to end yet, or have no clients any more. */
+    if (info->shutting_down || info->connections > 0) {
+        log_error("export '%s' on node '%s' does not come to its end: requests hang", info->id,
+                  block_node_name(info->node));
+    }
+    return true;
+}
+
+static void tell_what_hangs(bool asked)
+{
+    if (asked) {
+        log_error("the orderly end is given up on another signal, at: %s", end.step);
+    } else {
+        log_error("the orderly end is given up after %d s, at: %s", DAEMON_END_SECONDS, end.step);
+    }
+    if (end.node) {
+        log_error("node '%s' can't be closed: its storage hangs", block_node_name(end.node));
+    }
+    export_foreach(tell_export, NULL);
+}
+
+struct completion {
+    struct block_node *node; /* referenced */
+    bool done;
+};
+
+static void co_complete_one(void *arg)
+{
+    struct completion *c = arg;
+
+    complete(c->node);
+    c->done = true;
+    end.incomplete--;
+    daemon_note(end.signals);
+}
+
+/* All nodes but the one that the orderly end is at: formats have bitmaps to store, files have to be flushed. */
+static size_t start_completions(struct completion **ret)
+{
+    struct block_node *node = NULL;
+    size_t count = 0;
+
+    while ((node = block_node_next(node))) {
+        count++;
+    }
+    *ret = calloc(count ? count : 1, sizeof(**ret));
+    count = 0;
+    while (*ret && (node = block_node_next(node))) {
+        struct completion *c = &(*ret)[count];
+
+        if (node == end.node || block_node_is_read_only(node)) {
+            continue;
+        }
+        c->node = block_node_ref(node);
+        end.incomplete++;
+        count++;
+        if (reactor_spawn(reactor_main(), co_complete_one, c) < 0) {
+            end.incomplete--;
+        }
+    }
+    return count;
+}
+
+/* As long as one comes to its end now and then. More signals change nothing: bitmaps are worth a moment. */
+static void co_wait_for_completions(void)
+{
+    long long deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * SECOND;
+
+    while (end.incomplete > 0 || (end.node && !end.done)) {
+        switch (daemon_co_wait(end.signals, MAX(deadline - loop_now_ns(), 0))) {
+        case DAEMON_WAKE_NOTE:
+            deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * SECOND;
+            break;
+        case DAEMON_WAKE_TIMEOUT:
+            return;
+        case DAEMON_WAKE_SIGNAL:
+            break;
+        }
+    }
+}
+
+/* References and coroutines stay as they are: the process ends. */
+static void co_end_in_haste(bool asked)
+{
+    struct completion *list;
+    size_t count;
+
+    end.hasty = true;
+    end.status = 1;
+    tell_what_hangs(asked);
+    count = start_completions(&list);
+    co_wait_for_completions();
+    for (size_t i = 0; list && i < count; i++) {
+        if (!list[i].done) {
+            log_error("node '%s' is left incomplete: its storage hangs",
+                      block_node_name(list[i].node));
+        }
+    }
+}
+
+int daemon_co_end(struct daemon_signals *s, const bool *starting, bool *ret_clean)
+{
+    long long deadline = loop_now_ns() + DAEMON_END_SECONDS * SECOND;
+    enum daemon_wake wake = DAEMON_WAKE_NOTE;
+
+    end = (struct end){.signals = s, .starting = starting};
+    if (reactor_spawn(reactor_main(), co_end_in_order, NULL) < 0) {
+        co_end_in_order(NULL);
+    }
+    while (!end.done && wake == DAEMON_WAKE_NOTE) {
+        wake = daemon_co_wait(s, MAX(deadline - loop_now_ns(), 0));
+    }
+    if (!end.done) {
+        co_end_in_haste(wake == DAEMON_WAKE_SIGNAL);
+    }
+    *ret_clean = end.clean;
+    return end.status;
+}

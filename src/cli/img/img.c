@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* `tidemark img`: offline work on image files. One file per sub-command. */
+#include "cli/img/img.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "cli/progress.h"
+#include "loop/loop.h"
+
+struct img_command {
+    const char *name;
+    int (*co_main)(int argc, char **argv);
+    const char *synopsis;
+    const char *about;
+};
+
+static const struct img_command commands[] = {
+    {"amend", img_amend_main, "[options] -o OPTIONS FILENAME",
+     "change options an image was made with"},
+    {"bench", img_bench_main, "[options] FILENAME", "how fast an image can be read or written"},
+    {"bitmap", img_bitmap_main, "[actions] FILENAME BITMAP",
+     "add, remove, clear, enable, disable or merge persistent dirty bitmaps"},
+    {"check", img_check_main, "[options] FILENAME", "look for leaks and damage, and repair them"},
+    {"commit", img_commit_main, "[options] FILENAME", "write an overlay into its backing file"},
+    {"compare", img_compare_main, "[options] FILENAME1 FILENAME2",
+     "whether two images read the same"},
+    {"convert", img_convert_main, "[options] SOURCE... TARGET",
+     "copy to another format, leaving out zeroes"},
+    {"create", img_create_main, "[options] FILENAME [SIZE]", "make a new image"},
+    {"dd", img_dd_main, "[options] if=INPUT of=OUTPUT", "copy blocks, as dd(1) does"},
+    {"info", img_info_main, "[options] FILENAME", "what an image is, and what it is made of"},
+    {"map", img_map_main, "[options] FILENAME", "which areas are stored, and where"},
+    {"measure", img_measure_main, "[options] FILENAME", "how large a new image's file would be"},
+    {"rebase", img_rebase_main, "[options] -b FILE FILENAME", "give an image another backing file"},
+    {"resize", img_resize_main, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
+    {"snapshot", img_snapshot_main, "[options] FILENAME", "snapshots within an image"},
+};
+
+static void print_help(void)
+{
+    printf("usage: %s COMMAND [options] ...\n"
+           "       %s COMMAND --help\n"
+           "\n"
+           "Works on disk image files that no machine uses at the moment.\n"
+           "\n"
+           "commands:\n",
+           cli_program(), cli_program());
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        printf("  %-8s %-30s %s\n", commands[i].name, commands[i].synopsis, commands[i].about);
+    }
+    printf(
+        "\n"
+        "options of most commands:\n"
+        "  -f FORMAT         format of the image, -O of the target; guessed if absent\n"
+        "  -o OPTIONS        options of the new image; '-o help' lists them\n"
+        "  -t, -T CACHE      cache mode of what is written, and of what is read\n"
+        "  -U                also images that another program uses\n"
+        "  -p, -q            show progress, be quiet\n"
+        "  --image-opts      FILENAME is a list of the options of a node\n"
+        "  --object OPTIONS  TLS credentials, or a secret\n"
+        "\n"
+        "FILENAME is a path, an NBD address (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH), "
+        "or\n"
+        "json:{...} with the options of a node. SIZE is in bytes, or has a suffix k, M, G, T, P or "
+        "E.\n"
+        "\n"
+        "examples:\n"
+        "  %s create -f qcow2 disk.qcow2 20G\n"
+        "  %s create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2\n"
+        "  %s convert -p -O raw disk.qcow2 disk.raw\n"
+        "  %s check -f qcow2 -r leaks disk.qcow2\n"
+        "\n"
+        "Supported formats:",
+        cli_program(), cli_program(), cli_program(), cli_program());
+    for (const struct block_driver *d = block_next_driver(NULL); d; d = block_next_driver(d)) {
+        if (block_driver_is_usable(d)) {
+            printf(" %s", block_driver_name(d));
+        }
+    }
+    printf("\n");
+}
+
+/* QEMU's trace points, as an option before the command: taken, and there are none. Returns how many words it is. */
+static int trace_option(int argc, char **argv)
+{
+    if (strncmp(argv[1], "--trace=", 8) == 0 ||
+        (strncmp(argv[1], "-T", 2) == 0 && argv[1][2] != '\0')) {
+        return 1;
+    }
+    return argc > 2 && (strcmp(argv[1], "-T") == 0 || strcmp(argv[1], "--trace") == 0) ? 2 : 0;
+}
+
+static int co_img_main(int argc, char **argv)
+{
+    const char *name = argv[1];
+
+    cli_progress_listen();
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_help();
+        return 0;
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
+        if (strcmp(commands[i].name, name) == 0) {
+            return commands[i].co_main(argc - 1, argv + 1);
+        }
+    }
+    return cli_usage_fail(&(struct cli_usage){0}, "Command not found: %s", name);
+}
+
+int cli_img_main(int argc, char **argv)
+{
+    for (int words; argc > 1 && (words = trace_option(argc, argv)) > 0;) {
+        cli_warn_of_trace(argv[words]);
+        argc -= words;
+        argv += words;
+    }
+    if (argc < 2) {
+        return cli_usage_fail(&(struct cli_usage){0}, "Not enough arguments");
+    }
+    if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
+        cli_print_version();
+        return 0;
+    }
+    loop_set_patient(true);
+    return cli_run(co_img_main, argc, argv);
+}

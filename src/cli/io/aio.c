@@ -1,0 +1,251 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* aio_read, aio_write, aio_discard, aio_flush: requests that go on while the next commands run. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "cli/io/io.h"
+#include "loop/loop.h"
+
+struct aio {
+    struct io *io;
+    bool is_write, zeroes, discard, verify, quiet, verbose, machine;
+    int pattern;
+    unsigned flags;
+    uint64_t offset, size;
+    uint8_t *buffer; /* owned; NULL for zeroes */
+    int64_t began_ns;
+};
+
+static void aio_free(struct aio *aio)
+{
+    io_free(aio->io, aio->buffer);
+    free(aio);
+}
+
+static void finish_read(struct aio *aio, int rc)
+{
+    if (rc < 0) {
+        printf("readv failed: %s\n", strerror(-rc));
+        return;
+    }
+    if (aio->verify) {
+        io_verify(aio->buffer, aio->pattern, aio->offset, aio->size);
+    }
+    if (aio->quiet) {
+        return;
+    }
+    if (aio->verbose) {
+        io_dump(aio->buffer, aio->offset, aio->size);
+    }
+    io_report("read", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
+}
+
+static void finish_write(struct aio *aio, int rc)
+{
+    if (rc < 0) {
+        printf("aio_write failed: %s\n", strerror(-rc));
+    } else if (!aio->quiet) {
+        io_report("wrote", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
+    }
+}
+
+static void finish_discard(struct aio *aio, int rc)
+{
+    if (rc < 0) {
+        printf("aio_discard failed: %s\n", strerror(-rc));
+    } else if (!aio->quiet) {
+        io_report("discarded ", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
+    }
+}
+
+static void co_aio(void *arg)
+{
+    struct aio *aio = arg;
+    struct io *io = aio->io;
+    struct block_edge *edge = io->disk.edge;
+
+    if (aio->discard) {
+        finish_discard(aio, block_co_discard(edge, aio->offset, aio->size));
+    } else if (!aio->is_write) {
+        finish_read(aio, block_co_pread(edge, aio->offset, aio->buffer, aio->size));
+    } else if (aio->zeroes) {
+        finish_write(aio, block_co_write_zeroes(edge, aio->offset, aio->size, aio->flags));
+    } else {
+        finish_write(aio, block_co_pwrite(edge, aio->offset, aio->buffer, aio->size, aio->flags));
+    }
+    aio_free(aio);
+    co_group_done(&io->in_flight);
+}
+
+/* "OFFSET LEN [LEN...]": the lengths are added up, since one buffer serves as well. */
+static int parse_range(const struct io_command *command, const struct io_args *a, struct aio *aio)
+{
+    if (a->argc < 2) {
+        return io_usage(command);
+    }
+    if (aio->zeroes && a->argc != 2) {
+        printf("-z supports only a single length parameter\n");
+        return -EINVAL;
+    }
+    if (io_parse_size(a->argv[0], &aio->offset) < 0) {
+        return -EINVAL;
+    }
+    for (int i = 1; i < a->argc; i++) {
+        uint64_t length;
+
+        if (io_parse_size(a->argv[i], &length) < 0) {
+            return -EINVAL;
+        }
+        if (length > IO_LENGTH_MAX - aio->size) {
+            printf("The total number of bytes exceed the maximum size %u\n", IO_LENGTH_MAX);
+            return -EINVAL;
+        }
+        aio->size += length;
+    }
+    return 0;
+}
+
+static int parse(struct io *io, const struct io_command *command, const struct io_args *a,
+                 bool is_write, struct aio *aio)
+{
+    *aio = (struct aio){
+        .io = io,
+        .is_write = is_write,
+        .zeroes = a->set['z'],
+        .verify = a->set['P'] && !is_write,
+        .quiet = a->set['q'],
+        .verbose = a->set['v'],
+        .machine = a->set['C'],
+        .pattern = is_write ? 0xcd : 0xab,
+        .flags = (a->set['f'] || (is_write && io->disk.writethrough) ? BLOCK_REQ_FUA : 0) |
+                 (a->set['u'] ? BLOCK_REQ_MAY_UNMAP : 0),
+    };
+    if (a->set['z'] && a->set['P']) {
+        printf("-z and -P cannot be specified at the same time\n");
+        return -EINVAL;
+    }
+    if (a->set['u'] && !a->set['z']) {
+        printf("-u requires -z to be specified\n");
+        return -EINVAL;
+    }
+    if (a->set['P'] && io_parse_pattern(a->value['P'], &aio->pattern) < 0) {
+        return -EINVAL;
+    }
+    return parse_range(command, a, aio);
+}
+
+static int spawn(struct io *io, struct aio *aio)
+{
+    int rc;
+
+    aio->began_ns = loop_now_ns();
+    co_group_add(&io->in_flight);
+    /* Not before the next command has begun: all that are started in a row go down together. */
+    rc = reactor_spawn(reactor_main(), co_aio, aio);
+    if (rc < 0) {
+        co_group_done(&io->in_flight);
+        aio_free(aio);
+        cli_fail("Could not start a request: %s", strerror(-rc));
+    }
+    return rc;
+}
+
+static int start(struct io *io, const struct io_command *command, const struct io_args *a,
+                 bool is_write)
+{
+    struct aio *aio = malloc(sizeof(*aio));
+    int rc;
+
+    if (!aio) {
+        return -ENOMEM;
+    }
+    rc = parse(io, command, a, is_write, aio);
+    if (rc == 0 && !a->set['i'] && !aio->zeroes) {
+        aio->buffer = io_alloc(io, aio->size, is_write ? aio->pattern : 0xab);
+        rc = aio->buffer ? 0 : -ENOMEM;
+    }
+    if (rc == 0 && a->set['i']) {
+        printf("injecting invalid %s request\n", is_write ? "write" : "read");
+    }
+    if (rc < 0 || a->set['i']) {
+        aio->buffer = rc < 0 ? aio->buffer : NULL;
+        aio_free(aio);
+        return rc;
+    }
+    return spawn(io, aio);
+}
+
+static int co_aio_read(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    return start(io, command, a, false);
+}
+
+static int co_aio_write(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    return start(io, command, a, true);
+}
+
+static int co_aio_discard(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct aio *aio = calloc(1, sizeof(*aio));
+
+    if (!aio) {
+        return -ENOMEM;
+    }
+    *aio = (struct aio){.io = io, .discard = true, .quiet = a->set['q'], .machine = a->set['C']};
+    if (a->argc != 2 || io_parse_size(a->argv[0], &aio->offset) < 0 ||
+        io_parse_length(a->argv[1], IO_LENGTH_MAX, &aio->size) < 0) {
+        bool wrong_count = a->argc != 2;
+
+        aio_free(aio);
+        return wrong_count ? io_usage(command) : -EINVAL;
+    }
+    return spawn(io, aio);
+}
+
+static int co_aio_flush(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    co_group_wait(&io->in_flight);
+    return 0;
+}
+
+const struct io_command io_aio_commands[] = {
+    {"aio_discard", NULL, "Cq", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-Cq] off len",
+     "asynchronously discards a number of bytes",
+     "\n Starts to discard and returns; 'aio_flush' waits. Errors are shown, but the command has "
+     "succeeded.\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -q, -- quiet: no statistics\n",
+     co_aio_discard},
+    {"aio_flush", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "completes all outstanding aio requests",
+     NULL, co_aio_flush},
+    {"aio_read", NULL, "CiP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqrv] [-P pattern] off len [len..]",
+     "asynchronously reads a number of bytes",
+     "\n Starts to read and returns; 'aio_flush' waits. Errors are shown, but the command has "
+     "succeeded.\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -i, -- do nothing (an invalid request)\n"
+     " -P, -- verify that all bytes are this one\n"
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -v, -- show the bytes\n",
+     co_aio_read},
+    {"aio_write", NULL, "CfiP:qruz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
+     "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes",
+     "\n Starts to write and returns; 'aio_flush' waits. Errors are shown, but the command has "
+     "succeeded.\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -f, -- stable when it ends (force unit access)\n"
+     " -i, -- do nothing (an invalid request)\n"
+     " -P, -- the byte to write\n"
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -u, -- with -z: space may be given back\n"
+     " -z, -- write zeroes without sending them\n",
+     co_aio_write},
+    {0},
+};

@@ -1,0 +1,465 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* read, write, readv, writev, discard. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/driver.h"
+#include "cli/io/io.h"
+#include "loop/loop.h"
+
+#define VECTORS_MAX 1024
+
+static int failed(const char *what, int rc)
+{
+    printf("%s failed: %s\n", what, strerror(-rc));
+    return rc;
+}
+
+/* Options that only make sense for whole sectors. */
+static int check_sectors(uint64_t offset, uint64_t length)
+{
+    if (offset % 512) {
+        printf("%" PRIu64 " is not a sector-aligned value for 'offset'\n", offset);
+        return -EINVAL;
+    }
+    if (length % 512) {
+        printf("%" PRIu64 " is not a sector-aligned value for 'count'\n", length);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+/* --- read -------------------------------------------------------------------------------------------- */
+
+struct read_request {
+    uint64_t offset, length;
+    bool verify;
+    int pattern;
+    uint64_t verify_from, verify_length;
+};
+
+static int parse_read(const struct io_command *command, const struct io_args *a,
+                      struct read_request *r)
+{
+    int rc;
+
+    r->verify = a->set['P'];
+    if ((r->verify && io_parse_pattern(a->value['P'], &r->pattern) < 0) ||
+        (a->set['l'] && io_parse_length(a->value['l'], IO_LENGTH_MAX, &r->verify_length) < 0) ||
+        (a->set['s'] && io_parse_length(a->value['s'], IO_LENGTH_MAX, &r->verify_from) < 0)) {
+        return -EINVAL;
+    }
+    if (a->argc != 2 || (!r->verify && (a->set['s'] || a->set['l']))) {
+        return io_usage(command);
+    }
+    if (io_parse_size(a->argv[0], &r->offset) < 0 ||
+        io_parse_length(a->argv[1], IO_LENGTH_MAX, &r->length) < 0) {
+        return -EINVAL;
+    }
+    if (!a->set['l']) {
+        r->verify_length = r->length > r->verify_from ? r->length - r->verify_from : 0;
+    }
+    if (r->verify &&
+        (r->verify_from > r->length || r->verify_length > r->length - r->verify_from)) {
+        printf("pattern verification range exceeds end of read data\n");
+        return -EINVAL;
+    }
+    rc = a->set['b'] ? check_sectors(r->offset, r->length) : 0;
+    return rc;
+}
+
+static int co_read(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct read_request r = {0};
+    struct iovec vec;
+    int64_t began;
+    uint8_t *buffer;
+    int result = 0;
+    int rc = parse_read(command, a, &r);
+
+    if (rc < 0) {
+        return rc;
+    }
+    buffer = io_alloc(io, r.length, 0xab);
+    if (!buffer) {
+        return -ENOMEM;
+    }
+    began = loop_now_ns();
+    if (a->set['b']) {
+        rc = block_co_preadv_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
+    } else {
+        rc = block_co_pread(io->disk.edge, r.offset, buffer, r.length);
+    }
+    if (rc < 0) {
+        io_free(io, buffer);
+        return failed("read", rc);
+    }
+    if (r.verify &&
+        !io_verify(buffer + r.verify_from, r.pattern, r.offset + r.verify_from, r.verify_length)) {
+        result = -EINVAL;
+    }
+    if (!a->set['q']) {
+        if (a->set['v']) {
+            io_dump(buffer, r.offset, r.length);
+        }
+        io_report("read", began, r.offset, r.length, r.length, a->set['C']);
+    }
+    io_free(io, buffer);
+    return result;
+}
+
+/* --- write ------------------------------------------------------------------------------------------ */
+
+/* Fill the buffer with the contents of a file, repeated. */
+static int fill_from_file(const char *path, uint8_t *buffer, size_t size)
+{
+    AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
+    size_t got = 0;
+
+    if (fd < 0) {
+        int rc = -errno;
+
+        fflush(stdout);
+        fprintf(stderr, "%s: %s\n", path, strerror(-rc));
+        return rc;
+    }
+    while (got < size) {
+        ssize_t n = read(fd, buffer + got, size - got);
+
+        if (n < 0) {
+            cli_fail("Could not read '%s': %s", path, strerror(errno));
+            return -EIO;
+        }
+        if (n == 0) {
+            break;
+        }
+        got += (size_t)n;
+    }
+    if (got == 0 && size > 0) {
+        fflush(stdout);
+        fprintf(stderr, "%s: file is empty\n", path);
+        return -EINVAL;
+    }
+    for (size_t at = got; at < size; at++) {
+        buffer[at] = buffer[at - got];
+    }
+    return 0;
+}
+
+struct write_request {
+    uint64_t offset, length;
+    int pattern;
+    unsigned flags;
+};
+
+static int check_write_options(const struct io_args *a)
+{
+    const char *problem = NULL;
+
+    if (a->set['b'] && a->set['z']) {
+        problem = "-b and -z cannot be specified at the same time";
+    } else if (a->set['f'] && (a->set['b'] || a->set['c'])) {
+        problem = "-f and -b or -c cannot be specified at the same time";
+    } else if (a->set['n'] && !a->set['z']) {
+        problem = "-n requires -z to be specified";
+    } else if (a->set['u'] && !a->set['z']) {
+        problem = "-u requires -z to be specified";
+    } else if (a->set['z'] + a->set['P'] + a->set['s'] > 1) {
+        problem = "Only one of -z, -P, and -s can be specified at the same time";
+    }
+    if (problem) {
+        printf("%s\n", problem);
+        return -EINVAL;
+    }
+    return 0;
+}
+
+static int parse_write(struct io *io, const struct io_command *command, const struct io_args *a,
+                       struct write_request *r)
+{
+    uint64_t max = a->set['n'] ? INT64_MAX : IO_LENGTH_MAX;
+    int rc;
+
+    r->pattern = 0xcd;
+    if (a->argc != 2) {
+        return io_usage(command);
+    }
+    if ((a->set['P'] && io_parse_pattern(a->value['P'], &r->pattern) < 0) ||
+        check_write_options(a) < 0 || io_parse_size(a->argv[0], &r->offset) < 0) {
+        return -EINVAL;
+    }
+    rc = io_parse_size(a->argv[1], &r->length);
+    if (rc < 0) {
+        return rc;
+    }
+    if (r->length > max) {
+        printf("length cannot exceed %" PRIu64 "%s, given %s\n", max,
+               a->set['n'] ? "" : " without -n", a->argv[1]);
+        return -EINVAL;
+    }
+    r->flags = (a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0) |
+               (a->set['n'] ? BLOCK_REQ_NO_FALLBACK : 0) | (a->set['u'] ? BLOCK_REQ_MAY_UNMAP : 0) |
+               (a->set['c'] ? BLOCK_REQ_COMPRESSED : 0);
+    if (a->set['b'] || a->set['c']) {
+        rc = check_sectors(r->offset, r->length);
+    }
+    return rc;
+}
+
+static bool can_compress(struct block_node *node)
+{
+    return block_node_skip_filters(node)->limits.cluster_size > 0;
+}
+
+static int co_write(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct write_request r = {0};
+    struct iovec vec;
+    uint8_t *buffer = NULL;
+    int64_t began;
+    int rc = parse_write(io, command, a, &r);
+
+    if (rc == 0 && !a->set['z']) {
+        buffer = io_alloc(io, r.length, r.pattern);
+        rc = buffer ? 0 : -ENOMEM;
+        if (rc == 0 && a->set['s']) {
+            rc = fill_from_file(a->value['s'], buffer, r.length);
+        }
+    }
+    if (rc < 0) {
+        io_free(io, buffer);
+        return rc;
+    }
+    began = loop_now_ns();
+    if (a->set['z']) {
+        rc = block_co_write_zeroes(io->disk.edge, r.offset, r.length,
+                                   r.flags & ~BLOCK_REQ_COMPRESSED);
+    } else if (a->set['b']) {
+        rc =
+            block_co_pwritev_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
+        rc = rc == 0 && io->disk.writethrough ? block_co_flush(io->disk.edge) : rc;
+    } else if (a->set['c'] && !can_compress(io->disk.node)) {
+        rc = -ENOTSUP;
+    } else {
+        rc = block_co_pwrite(io->disk.edge, r.offset, buffer, r.length, r.flags);
+    }
+    io_free(io, buffer);
+    if (rc < 0) {
+        return failed("write", rc);
+    }
+    if (!a->set['q']) {
+        io_report("wrote", began, r.offset, r.length, r.length, a->set['C']);
+    }
+    return 0;
+}
+
+/* --- readv, writev ------------------------------------------------------------------------------------ */
+
+struct vector {
+    uint64_t offset;
+    size_t size;
+    uint8_t *buffer;
+    struct iovec *vec;
+    struct iov iov;
+};
+
+static void vector_clear(const struct io *io, struct vector *v)
+{
+    io_free(io, v->buffer);
+    free(v->vec);
+}
+
+/* "OFFSET LEN [LEN...]" */
+static int parse_vector(const struct io *io, const struct io_command *command,
+                        const struct io_args *a, int fill, struct vector *v)
+{
+    int count = a->argc - 1;
+
+    if (count < 1) {
+        return io_usage(command);
+    }
+    if (count > VECTORS_MAX) {
+        printf("too many vectors: at most %d\n", VECTORS_MAX);
+        return -EINVAL;
+    }
+    if (io_parse_size(a->argv[0], &v->offset) < 0) {
+        return -EINVAL;
+    }
+    v->vec = calloc((size_t)count, sizeof(*v->vec));
+    if (!v->vec) {
+        return -ENOMEM;
+    }
+    for (int i = 0; i < count; i++) {
+        uint64_t length;
+
+        if (io_parse_size(a->argv[i + 1], &length) < 0) {
+            return -EINVAL;
+        }
+        if (length > IO_LENGTH_MAX - v->size) {
+            printf("The total number of bytes exceed the maximum size %u\n", IO_LENGTH_MAX);
+            return -EINVAL;
+        }
+        v->vec[i].iov_len = length;
+        v->size += length;
+    }
+    v->buffer = io_alloc(io, v->size, fill);
+    if (!v->buffer) {
+        return -ENOMEM;
+    }
+    for (size_t i = 0, at = 0; i < (size_t)count; at += v->vec[i++].iov_len) {
+        v->vec[i].iov_base = v->buffer + at;
+    }
+    v->iov = (struct iov){.vec = v->vec, .count = count, .size = v->size};
+    return 0;
+}
+
+static int co_readv(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct vector v = {0};
+    int pattern = 0;
+    int64_t began;
+    int rc = a->set['P'] ? io_parse_pattern(a->value['P'], &pattern) : 0;
+
+    rc = rc < 0 ? rc : parse_vector(io, command, a, 0xab, &v);
+    if (rc < 0) {
+        vector_clear(io, &v);
+        return rc;
+    }
+    began = loop_now_ns();
+    rc = block_co_preadv(io->disk.edge, v.offset, v.iov, 0);
+    if (rc < 0) {
+        vector_clear(io, &v);
+        return failed("readv", rc);
+    }
+    if (a->set['P'] && !io_verify(v.buffer, pattern, v.offset, v.size)) {
+        rc = -EINVAL;
+    }
+    if (!a->set['q']) {
+        if (a->set['v']) {
+            io_dump(v.buffer, v.offset, v.size);
+        }
+        io_report("read", began, v.offset, v.size, v.size, a->set['C']);
+    }
+    vector_clear(io, &v);
+    return rc;
+}
+
+static int co_writev(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    struct vector v = {0};
+    int pattern = 0xcd;
+    int64_t began;
+    int rc = a->set['P'] ? io_parse_pattern(a->value['P'], &pattern) : 0;
+
+    rc = rc < 0 ? rc : parse_vector(io, command, a, pattern, &v);
+    if (rc < 0) {
+        vector_clear(io, &v);
+        return rc;
+    }
+    began = loop_now_ns();
+    rc = block_co_pwritev(io->disk.edge, v.offset, v.iov,
+                          a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0);
+    if (rc < 0) {
+        failed("writev", rc);
+    } else if (!a->set['q']) {
+        io_report("wrote", began, v.offset, v.size, v.size, a->set['C']);
+    }
+    vector_clear(io, &v);
+    return rc;
+}
+
+/* --- discard ------------------------------------------------------------------------------------------- */
+
+static int co_discard(struct io *io, const struct io_command *command, struct io_args *a)
+{
+    uint64_t offset, length;
+    int64_t began;
+    int rc;
+
+    if (a->argc != 2) {
+        return io_usage(command);
+    }
+    if (io_parse_size(a->argv[0], &offset) < 0 ||
+        io_parse_length(a->argv[1], IO_LENGTH_MAX, &length) < 0) {
+        return -EINVAL;
+    }
+    began = loop_now_ns();
+    rc = block_co_discard(io->disk.edge, offset, length);
+    if (rc < 0) {
+        return failed("discard", rc);
+    }
+    if (!a->set['q']) {
+        io_report("discard", began, offset, length, length, a->set['C']);
+    }
+    return 0;
+}
+
+const struct io_command io_rw_commands[] = {
+    {"discard", "d", "Cq", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-Cq] off len",
+     "discards a number of bytes at a specified offset",
+     "\n Tells the image that the contents of an area don't matter any more.\n"
+     "\n Example:\n 'discard 512 1k' - discards 1 KiB at byte 512\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -q, -- quiet: no statistics\n",
+     co_discard},
+    {"read", "r", "abCl:pP:qrs:v", 2, -1, IO_NEEDS_IMAGE,
+     "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
+     "reads a number of bytes at a specified offset",
+     "\n Example:\n 'read -v 512 1k' - reads 1 KiB at byte 512 and shows it\n"
+     "\n -b, -- read from the VM state\n"
+     " -C, -- report statistics in machine-readable form\n"
+     " -l, -- with -P: how many bytes to verify\n"
+     " -p, -- ignored\n"
+     " -P, -- verify that all bytes are this one\n"
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -s, -- with -P: verify from this byte on\n"
+     " -v, -- show the bytes\n",
+     co_read},
+    {"readv", "rv", "CP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Cqrv] [-P pattern] off len [len..]",
+     "reads a number of bytes at a specified offset",
+     "\n Reads one area into several buffers.\n"
+     "\n Example:\n 'readv -v 512 1k 1k' - reads 2 KiB at byte 512 and shows them\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -P, -- verify that all bytes are this one\n"
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -v, -- show the bytes\n",
+     co_readv},
+    {"write", "w", "bcCfnpP:qrs:uz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
+     "[-bcCfnqruz] [-P pattern | -s source_file] off len",
+     "writes a number of bytes at a specified offset",
+     "\n Writes a pattern, 0xcd if none is given.\n"
+     "\n Example:\n 'write -P 7 512 1k' - writes 1 KiB of sevens at byte 512\n"
+     "\n -b, -- write to the VM state\n"
+     " -c, -- store compressed\n"
+     " -C, -- report statistics in machine-readable form\n"
+     " -f, -- stable when it returns (force unit access)\n"
+     " -n, -- with -z: fail rather than write zeroes out\n"
+     " -p, -- ignored\n"
+     " -P, -- the byte to write\n"
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -s, -- write the contents of a file, repeated\n"
+     " -u, -- with -z: space may be given back\n"
+     " -z, -- write zeroes without sending them\n",
+     co_write},
+    {"writev", "wv", "CfP:qr", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
+     "[-Cfqr] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset",
+     "\n Writes one area from several buffers.\n"
+     "\n Example:\n 'writev 512 1k 1k' - writes 2 KiB at byte 512\n"
+     "\n -C, -- report statistics in machine-readable form\n"
+     " -f, -- stable when it returns (force unit access)\n"
+     " -P, -- the byte to write\n"
+     " -q, -- quiet: no statistics\n"
+     " -r, -- accepted (registered buffers are chosen by the engine)\n",
+     co_writev},
+    {0},
+};

@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * COPIED must be there exactly when the refcount is 1: a wrong flag lets shared data be overwritten, or
+ * copies what is not shared. Entries are changed in the caches, as a write would.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "qcow2/check/check.h"
+
+/* Flags are put right on demand, and with leaks only when there is nothing else that may be wrong. */
+static bool is_to_be_fixed(const struct check *c)
+{
+    const struct block_check_result *r = c->result;
+
+    return (c->fix & BLOCK_CHECK_FIX_ERRORS) ||
+           (c->fix && !r->corruptions && !r->check_errors && !r->leaks);
+}
+
+/* Whether the flag of an entry is wrong; *ret_refcount for the message. */
+static bool co_is_wrong_locked(struct check *c, uint64_t entry, bool is_l1, uint64_t *ret_refcount)
+{
+    uint64_t index = qcow2_cluster_index(c->q, entry & ENTRY_OFFSET_MASK);
+
+    if (c->q->has_data_file && !is_l1) {
+        *ret_refcount = 1; /* clusters of a data file have no others */
+    } else if (!c->inexact && index < c->clusters) {
+        *ret_refcount = counts_get(c->counts, index);
+    } else if (qcow2_co_refcount_get_locked(c->q, index, ret_refcount) < 0) {
+        return false; /* what can't be read was complained about before */
+    }
+    return (*ret_refcount == 1) != !!(entry & ENTRY_COPIED);
+}
+
+static void tell(struct check *c, bool fix)
+{
+    *(fix ? &c->result->corruptions_fixed : &c->result->corruptions) += 1;
+    c->result->copied_flags += !fix;
+}
+
+/* Two L1 entries may name one table, so the flag is set or cleared, not changed. */
+static int co_fix_entry_locked(struct check *c, uint64_t table, uint64_t index, bool copied)
+{
+    struct qcow2 *q = c->q;
+    uint64_t at = table + (index << (3 + q->extended_l2));
+    uint64_t slice_at = round_down(at, q->l2_cache.entry_size);
+    unsigned i = (unsigned)((at - slice_at) >> (3 + q->extended_l2));
+    struct cache_entry *slice;
+    int r = cache_co_get(&q->l2_cache, slice_at, &slice);
+
+    if (r == 0) {
+        uint64_t entry = qcow2_load_entry(q, slice, i) & ~ENTRY_COPIED;
+
+        entry |= copied ? ENTRY_COPIED : 0;
+        qcow2_store_entry(q, slice, i, entry, qcow2_load_bitmap(q, slice, i));
+        cache_mark_dirty(&q->l2_cache, slice);
+        cache_put(slice);
+    }
+    return r;
+}
+
+static void co_check_entry_locked(struct check *c, uint64_t table, uint64_t index, uint64_t entry,
+                                  bool fix)
+{
+    uint64_t refcount;
+
+    if ((entry & L2_COMPRESSED) || !(entry & ENTRY_OFFSET_MASK) ||
+        !co_is_wrong_locked(c, entry, false, &refcount)) {
+        return;
+    }
+    qcow2_complain(c, "%s OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
+                   fix ? "Repairing" : "ERROR", (unsigned long long)entry,
+                   (unsigned long long)refcount);
+    if (fix && co_fix_entry_locked(c, table, index, refcount == 1) < 0) {
+        c->result->check_errors++;
+        fix = false;
+    }
+    tell(c, fix);
+}
+
+/* `entries` is a buffer for the table. */
+static void co_check_table_locked(struct check *c, uint64_t table, uint64_t *entries, bool fix)
+{
+    struct qcow2 *q = c->q;
+
+    if (qcow2_co_check_read(c, table, entries, q->cluster_size) < 0) {
+        return;
+    }
+    for (uint64_t i = 0; i < qcow2_table_entries(q); i++) {
+        uint64_t entry = entries[i << q->extended_l2];
+
+        if (entry != 0) {
+            co_check_entry_locked(c, table, i, be64toh(entry), fix);
+        }
+    }
+}
+
+static void co_check_l1_entry_locked(struct check *c, uint32_t index, uint64_t entry, bool fix)
+{
+    uint64_t refcount;
+
+    if (!co_is_wrong_locked(c, entry, true, &refcount)) {
+        return;
+    }
+    qcow2_complain(c, "%s OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
+                   fix ? "Repairing" : "ERROR", index, (unsigned long long)entry,
+                   (unsigned long long)refcount);
+    tell(c, fix);
+    if (fix) {
+        qcow2_set_l1_entry_locked(c->q, index, entry ^ ENTRY_COPIED);
+    }
+}
+
+/* Nothing has to be looked at: all references of the active tables have the flag, and nothing is referenced twice. */
+static bool is_all_right(const struct check *c)
+{
+    return !c->flags_doubtful && !c->inexact && !counts_any_shared(c->counts);
+}
+
+/* Not a hole, and not one of very many tables that lie upon others. The walk before has left c->walked with a number for each. */
+static bool is_to_be_checked(struct check *c, uint64_t table)
+{
+    uint64_t size = c->q->cluster_size, done;
+
+    if (qcow2_co_check_is_hole(c, table, size)) {
+        return false;
+    }
+    if (is_aligned(table, size) &&
+        counts_add(c->walked, qcow2_cluster_index(c->q, table), 1, &done) == 0) {
+        return true;
+    }
+    if (c->again_left < size) {
+        return false;
+    }
+    c->again_left -= size;
+    return true;
+}
+
+int qcow2_co_check_copied(struct check *c)
+{
+    struct qcow2 *q = c->q;
+    AUTO_FREE uint64_t *entries = malloc(q->cluster_size);
+    bool fix = is_to_be_fixed(c);
+    int r = entries ? 0 : -ENOMEM;
+
+    if (is_all_right(c)) {
+        return 0;
+    }
+    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
+        uint64_t entry = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+        uint64_t table = entry & ENTRY_OFFSET_MASK;
+
+        if (table == 0) {
+            continue;
+        }
+        co_mutex_lock(&q->lock);
+        co_check_l1_entry_locked(c, i, entry, fix);
+        if (table < c->file_size && is_to_be_checked(c, table)) {
+            co_check_table_locked(c, table, entries, fix && qcow2_check_may_repair_table(c, table));
+        }
+        co_mutex_unlock(&q->lock);
+        r = fix ? qcow2_co_limit_dirty(q) : 0;
+    }
+    return r;
+}

@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Checking: the refcount table and blocks, and what they say against the references that were found. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "qcow2/check/check.h"
+
+/* --- structures ------------------------------------------------------------------------------------ */
+
+/* False, and told, if it can't be a refcount block. */
+static bool is_refblock(struct check *c, uint32_t index, uint64_t entry)
+{
+    uint64_t block = entry & REFTABLE_OFFSET_MASK;
+
+    if (entry & ~REFTABLE_OFFSET_MASK) {
+        qcow2_complain_corrupt(c, "ERROR refcount table entry %u has reserved bits set", index);
+        c->rebuild = true;
+        return false;
+    }
+    if (!is_aligned(block, c->q->cluster_size)) {
+        c->rebuild = true;
+        qcow2_complain_corrupt(
+            c, "ERROR refcount block %u is not cluster aligned; refcount table entry corrupted",
+            index);
+        return false;
+    }
+    if (qcow2_cluster_index(c->q, block) >= c->clusters) {
+        /* Its refcounts are all 0, so nothing is wrong with leaving that as it is. */
+        c->rebuild |= (c->fix & BLOCK_CHECK_FIX_ERRORS) != 0;
+        qcow2_complain_corrupt(c, "%s refcount block %u is outside image",
+                               c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR", index);
+        return false;
+    }
+    return true;
+}
+
+/* A refcount block has its cluster for itself, or its counts can't be trusted. */
+void qcow2_check_refcount_structures(struct check *c)
+{
+    struct qcow2 *q = c->q;
+
+    qcow2_check_count(c, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
+    for (uint32_t i = 0; i < q->reftable_entries; i++) {
+        uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
+        uint32_t references;
+
+        if (q->reftable[i] == 0) {
+            continue;
+        }
+        if (!is_refblock(c, i, q->reftable[i])) {
+            continue;
+        }
+        qcow2_check_count(c, block, q->cluster_size);
+        references = counts_get(c->counts, qcow2_cluster_index(q, block));
+        if (references != 1) {
+            qcow2_complain_corrupt(c, "ERROR refcount block %u refcount=%u", i, references);
+            c->rebuild = true;
+        }
+    }
+}
+
+/* --- blocks ---------------------------------------------------------------------------------------- */
+
+/* The refcounts of one area of the file, as they are in the file. */
+struct area {
+    uint64_t first, end; /* clusters */
+    uint8_t *block;      /* of cluster_size bytes; */
+    bool none;           /* there is no block: all are 0 */
+    bool unreadable;
+};
+
+/* Offset of the block of area `index`; 0: none. */
+static uint64_t block_of(const struct qcow2 *q, uint64_t index)
+{
+    return index < q->reftable_entries ? q->reftable[index] & REFTABLE_OFFSET_MASK : 0;
+}
+
+static int co_load_area(struct check *c, uint64_t cluster, struct area *a)
+{
+    struct qcow2 *q = c->q;
+    uint64_t index = cluster >> q->refblock_bits, block = block_of(q, index);
+    int r = 0;
+
+    a->first = index << q->refblock_bits;
+    a->end = a->first + (1ULL << q->refblock_bits);
+    a->none = block == 0;
+    a->unreadable = !is_aligned(block, q->cluster_size) || block > INT64_MAX;
+    if (!a->none && !a->unreadable) {
+        r = qcow2_co_check_read(c, block, a->block, q->cluster_size);
+        a->unreadable = r < 0;
+    }
+    return r == -ENOMEM ? r : 0;
+}
+
+/* How many refcounts from `index` on are `value`. */
+static uint64_t equal_refcounts(const uint8_t *block, unsigned order, uint64_t index, uint64_t n,
+                                uint64_t value)
+{
+    uint64_t i = 0;
+
+    if (order == 4) {
+        const uint16_t *p = (const uint16_t *)(const void *)block + index;
+        uint16_t want = htobe16((uint16_t)value);
+
+        while (i + 16 <= n) {
+            uint16_t differ = 0;
+
+            for (unsigned j = 0; j < 16; j++) {
+                differ |= p[i + j] ^ want;
+            }
+            if (differ) {
+                break;
+            }
+            i += 16;
+        }
+    }
+    while (i < n && qcow2_refcount_load(block, order, index + i) == value) {
+        i++;
+    }
+    return i;
+}
+
+/* --- comparing ------------------------------------------------------------------------------------- */
+
+static bool co_put_right(struct check *c, uint64_t cluster, uint64_t have, uint64_t want)
+{
+    int r;
+
+    co_mutex_lock(&c->q->lock);
+    r = qcow2_co_refcount_add_locked(c->q, cluster, 1, (int64_t)(want - have));
+    co_mutex_unlock(&c->q->lock);
+    return r == 0;
+}
+
+static void co_compare_one(struct check *c, unsigned fix, uint64_t cluster, uint64_t have,
+                           uint64_t want)
+{
+    bool leak = have > want;
+    bool fixable = fix & (leak ? BLOCK_CHECK_FIX_LEAKS : BLOCK_CHECK_FIX_ERRORS);
+
+    if (have == 0) {
+        /* Blocks that don't count what is used are beyond repair, or don't exist. */
+        c->rebuild = true;
+    }
+    qcow2_complain(c, "%s cluster %llu refcount=%llu reference=%llu",
+                   fixable ? "Repairing"
+                   : leak  ? "Leaked"
+                           : "ERROR",
+                   (unsigned long long)cluster, (unsigned long long)have, (unsigned long long)want);
+    if (fixable && co_put_right(c, cluster, have, want)) {
+        *(leak ? &c->result->leaks_fixed : &c->result->corruptions_fixed) += 1;
+    } else {
+        *(leak ? &c->result->leaks : &c->result->corruptions) += 1;
+        c->inexact = true;
+    }
+}
+
+static void complain_unreadable(struct check *c, uint64_t first, uint64_t n)
+{
+    c->result->check_errors += n;
+    c->inexact = true;
+    for (uint64_t i = 0; i < n && c->complaints < CHECK_COMPLAINTS_MAX; i++) {
+        unsigned long long cluster = first + i;
+
+        qcow2_complain(c, "Can't get refcount for cluster %llu: %s", cluster, strerror(EIO));
+    }
+}
+
+/* Clusters [first, first + n) of an area, all of them with `want` references. */
+static void co_compare_run(struct check *c, unsigned fix, const struct area *a, uint64_t first,
+                           uint64_t n, uint32_t want)
+{
+    struct qcow2 *q = c->q;
+
+    if (a->unreadable) {
+        complain_unreadable(c, first, n);
+        return;
+    }
+    for (uint64_t i = 0; i < n;) {
+        uint64_t index = first + i - a->first, have = 0, equal;
+
+        equal = a->none ? (want == 0 ? n - i : 0)
+                        : equal_refcounts(a->block, q->refcount_order, index, n - i, want);
+        i += equal;
+        if (equal > 0 && want > 0) {
+            c->used_end = MAX(c->used_end, first + i);
+        }
+        if (i == n) {
+            break;
+        }
+        have = a->none ? 0 : qcow2_refcount_load(a->block, q->refcount_order, index + equal);
+        c->used_end = MAX(c->used_end, first + i + 1);
+        co_compare_one(c, fix, first + i, have, want);
+        i++;
+    }
+}
+
+/* Where the next area with a refcount block begins, at `cluster` or behind it. */
+static uint64_t next_block(const struct qcow2 *q, uint64_t cluster)
+{
+    uint64_t index = cluster >> q->refblock_bits;
+
+    while (index < q->reftable_entries && block_of(q, index) == 0) {
+        index++;
+    }
+    return index < q->reftable_entries ? MAX(cluster, index << q->refblock_bits) : UINT64_MAX;
+}
+
+int qcow2_co_check_refcounts(struct check *c, unsigned fix)
+{
+    AUTO_FREE uint8_t *block = malloc(c->q->cluster_size);
+    struct area area = {.block = block};
+    uint64_t at = 0, next = next_block(c->q, 0), n;
+    int r = block ? 0 : -ENOMEM;
+
+    c->inexact = false;
+    c->used_end = 1;
+    while (at < c->clusters && r == 0) {
+        uint32_t want;
+
+        n = counts_run(c->counts, at, c->clusters - at, &want);
+        if (at >= area.end || at < area.first) {
+            next = next < at ? next_block(c->q, at) : next;
+            if (want == 0 && next > at) {
+                at += MIN(n, next - at);
+                continue;
+            }
+            r = co_load_area(c, at, &area);
+        }
+        n = MIN(n, area.end - at);
+        if (r == 0) {
+            co_compare_run(c, fix, &area, at, n, want);
+        }
+        at += n;
+    }
+    return r;
+}

@@ -1,0 +1,217 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Checking: the snapshot table, which is read as far as it can be made out, and the references of the snapshots. What is
+ * wrong with the table itself is put right by writing it anew.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "qcow2/check/check.h"
+#include "qcow2/snapshot/snapshot.h"
+#include "qcow2/snapshot/table.h"
+
+/* --- the table ------------------------------------------------------------------------------------- */
+
+static void fault(struct check *c)
+{
+    c->snapshot_faults++;
+    c->result->corruptions++;
+}
+
+static const char *verb(const struct check *c)
+{
+    return c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR";
+}
+
+/* One more entry of the table; what is said of it is counted. */
+static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reader *t,
+                       struct error *err)
+{
+    struct qcow2_snapshot *s = NULL;
+    uint32_t extra_size = 0;
+    int r = qcow2_co_read_snapshot(t, &s, &extra_size);
+
+    if (r < 0) {
+        return r;
+    }
+    list_append(&c->q->snapshots, &s->link);
+    if (extra_size > SNAPSHOT_EXTRA_MAX) {
+        if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+            log_error("ERROR failed to read the snapshot table: Too much extra metadata in "
+                      "snapshot table entry %u\n" QCOW2_REMOVE_EXTRA,
+                      index);
+            return error_set(err, EFBIG, "File too large");
+        }
+        qcow2_complain(c, "Discarding too much extra metadata in snapshot table entry %u (%u > %u)",
+                       index, extra_size, SNAPSHOT_EXTRA_MAX);
+        fault(c);
+    } else if (c->q->version >= 3 && extra_size < SNAP_EXTRA_ICOUNT) {
+        qcow2_complain(c, "%s snapshot table entry %u is incomplete", verb(c), index);
+        fault(c);
+    }
+    return 0;
+}
+
+/* Let the header name `count` snapshots only; the clusters of the others are leaked. The table stays where it is. */
+static int co_cut(struct check *c, uint32_t count, struct error *err)
+{
+    uint32_t more = c->q->snapshot_count - count;
+    int r;
+
+    c->q->snapshot_count = count;
+    r = qcow2_co_write_header(c->q, err);
+    if (r == 0) {
+        c->result->corruptions_fixed += more;
+    }
+    return r;
+}
+
+/* The header says that there are more than there can be. */
+static int co_cut_count(struct check *c, struct error *err)
+{
+    uint32_t more = c->q->snapshot_count - SNAPSHOTS_MAX;
+
+    if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        log_error("ERROR snapshot table too large\n" QCOW2_REMOVE_OVERHANGING, more);
+        return error_set(err, EFBIG, "File too large");
+    }
+    qcow2_complain(c, "Discarding %u overhanging snapshots", more);
+    return co_cut(c, SNAPSHOTS_MAX, err);
+}
+
+/* The first `count` entries have as many bytes as there can be. */
+static int co_cut_table(struct check *c, uint32_t count, struct error *err)
+{
+    uint32_t more = c->q->snapshot_count - count;
+
+    if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+        log_error("ERROR failed to read the snapshot table: Snapshot table is too "
+                  "big\n" QCOW2_REMOVE_OVERHANGING,
+                  more);
+        return error_set(err, EFBIG, "File too large");
+    }
+    qcow2_complain(c, "Discarding %u overhanging snapshots (snapshot table is too big)", more);
+    return co_cut(c, count, err);
+}
+
+int qcow2_co_check_snapshot_table(struct check *c, struct error *err)
+{
+    struct qcow2 *q = c->q;
+    struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset, .lenient = true};
+    int r = q->snapshot_count > SNAPSHOTS_MAX ? co_cut_count(c, err) : 0;
+
+    qcow2_free_snapshots(q);
+    for (uint32_t i = 0; i < q->snapshot_count && r == 0; i++) {
+        c->snapshot_table_size = t.at - q->snapshots_offset;
+        r = co_read_one(c, i, &t, err);
+        if (r == -EOVERFLOW) {
+            t.at = q->snapshots_offset + c->snapshot_table_size;
+            r = co_cut_table(c, i, err);
+            break;
+        }
+    }
+    c->snapshot_table_size = t.at - q->snapshots_offset;
+    q->snapshots_size = MIN(c->snapshot_table_size, c->file_size);
+    return r;
+}
+
+int qcow2_co_fix_snapshot_table(struct check *c, struct error *err)
+{
+    int r;
+
+    /* Where it reaches to nobody knows, so it is left to be found as leaked. */
+    c->q->snapshots_size = 0;
+    r = qcow2_co_switch_snapshots(c->q, err);
+    if (r == 0) {
+        c->result->corruptions -= c->snapshot_faults;
+        c->result->corruptions_fixed += c->snapshot_faults;
+        c->snapshot_faults = 0;
+    }
+    return r;
+}
+
+/* --- references ------------------------------------------------------------------------------------ */
+
+/* False, and told, if it has no table that could be read. */
+static bool has_l1(struct check *c, const struct qcow2_snapshot *s)
+{
+    if ((uint64_t)s->l1_size * 8 > L1_BYTES_MAX) {
+        qcow2_complain_corrupt(c,
+                               "ERROR snapshot %s (%s) l1_size=%#x: L1 table is too large; "
+                               "snapshot table entry corrupted",
+                               s->id, s->name, s->l1_size);
+        return false;
+    }
+    if (!is_aligned(s->l1_offset, c->q->cluster_size) || s->l1_offset > INT64_MAX) {
+        qcow2_complain_corrupt(c,
+                               "ERROR snapshot %s (%s) l1_offset=%#llx: L1 table is not cluster "
+                               "aligned; snapshot table entry corrupted",
+                               s->id, s->name, (unsigned long long)s->l1_offset);
+        return false;
+    }
+    return true;
+}
+
+/* By the place of their L1 tables. */
+static int compare(const void *a, const void *b)
+{
+    const struct qcow2_snapshot *x = *(const struct qcow2_snapshot *const *)a;
+    const struct qcow2_snapshot *y = *(const struct qcow2_snapshot *const *)b;
+
+    if (x->l1_offset != y->l1_offset) {
+        return x->l1_offset < y->l1_offset ? -1 : 1;
+    }
+    return (x->l1_size > y->l1_size) - (x->l1_size < y->l1_size);
+}
+
+/* The L1 table of `times` snapshots, of which this is one. `*end`: of those before. */
+static int co_count_one(struct check *c, struct qcow2_snapshot *s, uint32_t times, uint64_t *end)
+{
+    uint64_t bytes = (uint64_t)s->l1_size * 8, overflows = c->overflows;
+    uint64_t corruptions = c->result->corruptions, found;
+    int r = 0;
+
+    c->times = times;
+    qcow2_check_count(c, s->l1_offset, bytes);
+    if (s->l1_offset >= *end || s->l1_offset >= c->file_size ||
+        qcow2_check_take(c, &c->again_left, bytes, "L1 tables", s)) {
+        r = qcow2_co_check_read_table(c, s->l1_offset, s->l1_size, qcow2_co_count_snapshot_l1, s);
+    }
+    c->times = 1;
+    *end = MAX(*end, s->l1_offset + bytes);
+    found = c->result->corruptions - corruptions - (c->overflows - overflows);
+    c->result->corruptions += found * (times - 1);
+    return r;
+}
+
+int qcow2_co_check_snapshots(struct check *c)
+{
+    AUTO_FREE struct qcow2_snapshot **all =
+        calloc(c->q->snapshot_count + 1u, sizeof(struct qcow2_snapshot *));
+    uint32_t count = 0, n;
+    struct qcow2_snapshot *s;
+    uint64_t end = 0;
+    int r = all ? 0 : -ENOMEM;
+
+    qcow2_check_count(c, c->q->snapshots_offset, c->snapshot_table_size);
+    LIST_FOREACH (s, &c->q->snapshots, link) {
+        if (r == 0 && has_l1(c, s)) {
+            all[count++] = s;
+        }
+    }
+    if (count > 0) {
+        qsort(all, count, sizeof(struct qcow2_snapshot *), compare);
+    }
+    for (uint32_t i = 0; i < count && r == 0; i += n) {
+        n = 1;
+        while (i + n < count && compare(&all[i], &all[i + n]) == 0) {
+            n++;
+        }
+        r = co_count_one(c, all[i], n, &end);
+    }
+    return r < 0 ? r : qcow2_co_count_snapshot_tables(c);
+}

@@ -1,0 +1,371 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Writing compressed clusters, in batches: they are compressed beside each other in the offload pool, then get room in
+ * the file, are written with one request where that is in one piece, and are linked, each step for the whole batch.
+ * Each job packs its clusters one behind the other, as they lie in the file.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "loop/loop.h"
+#include "qcow2/data/compression.h"
+#include "qcow2/state.h"
+
+#define JOB_BYTES (256 * KiB)
+
+struct piece {
+    const uint8_t *in;
+    uint8_t *out;
+    size_t size; /* compressed; 0: is not stored compressed */
+    uint64_t host;
+};
+
+struct job {
+    const struct qcow2 *q;
+    struct piece *pieces;
+    unsigned count;
+    uint8_t *out; /* a cluster for each */
+};
+
+/* Clusters of one request: guest bytes [offset, offset + iov.size). */
+struct batch {
+    struct qcow2 *q;
+    uint64_t offset;
+    struct iov iov;
+    struct piece pieces[QCOW2_BATCH_CLUSTERS];
+    unsigned count;
+};
+
+/* --- compress ---------------------------------------------------------------------------------- */
+
+static int compress_job(void *arg)
+{
+    struct job *job = arg;
+    /* It has to save at least a sector, or it is not worth the work of reading it. */
+    size_t cluster = job->q->cluster_size, room = cluster - SECTOR_SIZE;
+    uint8_t *out = job->out;
+
+    for (unsigned i = 0; i < job->count; i++) {
+        struct piece *p = &job->pieces[i];
+        int r = codec_compress(job->q->compression, p->in, cluster, out, room, &p->size);
+
+        if (r < 0 && r != -E2BIG) {
+            return r;
+        }
+        p->size = r == 0 ? p->size : 0;
+        p->out = out;
+        out += p->size;
+    }
+    return 0;
+}
+
+static int co_compress(struct batch *b, uint8_t *out)
+{
+    unsigned per_job = (unsigned)MAX(JOB_BYTES >> b->q->cluster_bits, 1), n = 0;
+    struct job jobs[LOOP_OFFLOAD_ALL_MAX];
+
+    per_job = MAX(per_job, (unsigned)div_round_up(b->count, LOOP_OFFLOAD_ALL_MAX));
+    for (unsigned at = 0; at < b->count; at += per_job) {
+        jobs[n++] = (struct job){
+            .q = b->q,
+            .pieces = b->pieces + at,
+            .count = MIN(per_job, b->count - at),
+            .out = out + ((size_t)at << b->q->cluster_bits),
+        };
+    }
+    return loop_co_offload_all(compress_job, jobs, sizeof(jobs[0]), n);
+}
+
+/* --- store ------------------------------------------------------------------------------------- */
+
+static uint64_t compressed_entry(const struct qcow2 *q, uint64_t offset, size_t size)
+{
+    unsigned offset_bits = 62 - (q->cluster_bits - 8);
+    uint64_t sectors = (offset + size - 1) / SECTOR_SIZE - offset / SECTOR_SIZE;
+
+    return L2_COMPRESSED | sectors << offset_bits | offset;
+}
+
+static uint64_t guest_offset(const struct batch *b, unsigned i)
+{
+    return b->offset + ((uint64_t)i << b->q->cluster_bits);
+}
+
+/* What has contents is overwritten as normal clusters later. */
+static int co_spare_allocated(struct batch *b)
+{
+    for (unsigned i = 0; i < b->count; i++) {
+        struct qcow2_run run;
+        int r = qcow2_co_map(b->q, guest_offset(b, i), b->q->cluster_size, &run);
+
+        if (r < 0) {
+            return r;
+        }
+        if (run.type != CLUSTER_UNALLOCATED && run.type != CLUSTER_ZERO) {
+            b->pieces[i].size = 0;
+        }
+    }
+    return 0;
+}
+
+/* The L2 table comes first in the file, before what it maps. */
+static int co_make_table_locked(struct qcow2 *q, uint64_t guest)
+{
+    struct cache_entry *slice;
+    unsigned index;
+    int r = qcow2_co_l2_slice_locked(q, guest, &slice, &index);
+
+    if (r == 0) {
+        cache_put(slice);
+    }
+    return r;
+}
+
+/* *ret_end: pieces before it have room, also when it fails. */
+static int co_alloc(struct batch *b, unsigned *ret_end)
+{
+    unsigned i;
+    int r = 0;
+
+    co_mutex_lock(&b->q->lock);
+    for (i = 0; i < b->count && r == 0; i++) {
+        struct piece *p = &b->pieces[i];
+
+        r = p->size > 0 ? co_make_table_locked(b->q, guest_offset(b, i)) : 0;
+        r = r < 0 || p->size == 0 ? r : qcow2_co_alloc_bytes_locked(b->q, p->size, &p->host);
+    }
+    co_mutex_unlock(&b->q->lock);
+    *ret_end = r < 0 ? i - 1 : i;
+    return r;
+}
+
+/* Take back the room of pieces [begin, end), to which nothing refers. */
+static void co_give_back(struct batch *b, unsigned begin, unsigned end)
+{
+    struct qcow2 *q = b->q;
+
+    co_mutex_lock(&q->lock);
+    q->compressed_tail = 0;
+    for (unsigned i = begin; i < end; i++) {
+        const struct piece *p = &b->pieces[i];
+        uint64_t first = qcow2_cluster_index(q, p->host);
+
+        if (p->size > 0) {
+            (void)qcow2_co_refcount_add_locked(
+                q, first, qcow2_cluster_index(q, p->host + p->size - 1) - first + 1, -1);
+        }
+    }
+    co_mutex_unlock(&q->lock);
+}
+
+/* Write the pieces from *i on that are in one piece in the file; *i: the next one. */
+static int co_write_adjacent(struct batch *b, unsigned *i)
+{
+    struct iovec vec[LOOP_OFFLOAD_ALL_MAX];
+    uint64_t host = b->pieces[*i].host;
+    struct iov iov = {.vec = vec};
+
+    for (; *i < b->count; (*i)++) {
+        struct piece *p = &b->pieces[*i];
+        struct iovec *last = iov.count ? &vec[iov.count - 1] : NULL;
+
+        if (p->size == 0) {
+            continue;
+        }
+        if (p->host != host + iov.size) {
+            break;
+        }
+        if (last && (uint8_t *)last->iov_base + last->iov_len == p->out) {
+            last->iov_len += p->size;
+        } else if (iov.count < (int)ARRAY_SIZE(vec)) {
+            vec[iov.count++] = (struct iovec){.iov_base = p->out, .iov_len = p->size};
+        } else {
+            break;
+        }
+        iov.size += p->size;
+    }
+    block_co_event(b->q->node->file, BLOCK_EVENT_WRITE_COMPRESSED);
+    return block_co_pwritev(b->q->node->file, host, iov, 0);
+}
+
+static int co_write_data(struct batch *b)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < b->count && r == 0;) {
+        if (b->pieces[i].size == 0) {
+            i++;
+        } else {
+            r = co_write_adjacent(b, &i);
+        }
+    }
+    return r;
+}
+
+/* Guest range held exclusively, and the clusters hold nothing yet. *ret_end: pieces before it are linked. */
+static int co_link_pieces(struct batch *b, unsigned *ret_end)
+{
+    struct qcow2 *q = b->q;
+    unsigned i;
+    int r = 0;
+
+    co_mutex_lock(&q->lock);
+    for (i = 0; i < b->count; i++) {
+        struct piece *p = &b->pieces[i];
+        struct cache_entry *slice;
+        unsigned index;
+
+        if (p->size == 0) {
+            continue;
+        }
+        r = qcow2_co_l2_slice_locked(q, guest_offset(b, i), &slice, &index);
+        if (r < 0) {
+            break;
+        }
+        block_co_event(q->node->file, BLOCK_EVENT_L2_UPDATE_COMPRESSED);
+        cluster_cache_drop(&q->decompressed, compressed_entry(q, p->host, p->size));
+        qcow2_store_entry(q, slice, index, compressed_entry(q, p->host, p->size), 0);
+        cache_mark_dirty(&q->l2_cache, slice);
+        cache_put(slice);
+    }
+    co_mutex_unlock(&q->lock);
+    *ret_end = i;
+    return r;
+}
+
+/* *ret_linked: pieces before it are linked, also when it fails. */
+static int co_try_to_store(struct batch *b, unsigned *ret_linked)
+{
+    unsigned allocated, linked = 0;
+    int r = co_alloc(b, &allocated);
+
+    r = r < 0 ? r : co_write_data(b);
+    r = r < 0 ? r : co_link_pieces(b, &linked);
+    if (r < 0) {
+        co_give_back(b, linked, allocated);
+    }
+    *ret_linked = linked;
+    return r;
+}
+
+static int co_store(struct batch *b)
+{
+    unsigned linked;
+    int r;
+
+    do {
+        r = co_try_to_store(b, &linked);
+    } while (linked == 0 && qcow2_co_make_room(b->q, r));
+    /* If the commit fails, the clusters are linked all the same. */
+    return r < 0 ? r : qcow2_co_limit_dirty(b->q);
+}
+
+/* --- a request --------------------------------------------------------------------------------- */
+
+/* Whole clusters to compress: in place where they lie in one piece, else copied to `memory`. */
+static void take_input(struct batch *b, uint8_t *memory)
+{
+    size_t cluster = b->q->cluster_size;
+
+    for (unsigned i = 0; i < b->count; i++) {
+        size_t at = i * cluster, size = MIN(cluster, b->iov.size - at);
+        struct iovec vec;
+
+        if (size == cluster && iov_slice(b->iov, at, size, &vec, 1) == 1) {
+            b->pieces[i].in = vec.iov_base;
+            continue;
+        }
+        /* At the end of the disk it may be shorter and is filled up with zeroes. */
+        iov_copy_to_buf(b->iov, at, memory, size);
+        memset(memory + size, 0, cluster - size);
+        b->pieces[i].in = memory;
+        memory += cluster;
+    }
+}
+
+/* Bytes that take_input() may want. */
+static size_t input_memory(const struct batch *b)
+{
+    size_t all = (size_t)b->count << b->q->cluster_bits;
+
+    if (b->iov.count > 1) {
+        return all;
+    }
+    return all == b->iov.size ? 0 : b->q->cluster_size;
+}
+
+/* Clusters that don't get smaller, and those that have contents already. */
+static int co_write_plain(struct batch *b)
+{
+    size_t cluster = b->q->cluster_size;
+    IOV_PART_AUTO(part);
+    int r = 0;
+
+    for (unsigned i = 0, end; i < b->count && r == 0; i = end) {
+        size_t at = i * cluster;
+
+        end = i + 1;
+        if (b->pieces[i].size > 0) {
+            continue;
+        }
+        while (end < b->count && b->pieces[end].size == 0) {
+            end++;
+        }
+        r = iov_part_set(&part, b->iov, at, MIN(end * cluster, b->iov.size) - at);
+        r = r < 0 ? r : qcow2_co_pwritev(b->q->node, b->offset + at, part.iov, 0);
+    }
+    return r;
+}
+
+static int co_write_batch(struct batch *b)
+{
+    size_t all = (size_t)b->count << b->q->cluster_bits;
+    AUTO_FREE uint8_t *memory = malloc(all + input_memory(b));
+    struct range_entry range;
+    int r;
+
+    if (!memory) {
+        return -ENOMEM;
+    }
+    take_input(b, memory + all);
+    r = co_compress(b, memory);
+    if (r < 0) {
+        return r;
+    }
+    co_range_lock(&b->q->guest, &range, b->offset, all, true);
+    r = co_spare_allocated(b);
+    r = r < 0 ? r : co_store(b);
+    range_unlock(&b->q->guest, &range);
+    return r < 0 ? r : co_write_plain(b);
+}
+
+int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
+{
+    size_t step = (size_t)qcow2_batch_clusters(q) << q->cluster_bits;
+    uint64_t end = offset + iov.size;
+    IOV_PART_AUTO(part);
+    int r = 0;
+
+    if (q->has_data_file || q->crypt_method != CRYPT_NONE) {
+        return -ENOTSUP; /* it would not hold the data, or would in the clear */
+    }
+    if (!is_aligned(offset, q->cluster_size) ||
+        (!is_aligned(end, q->cluster_size) && end != block_node_size(q->node))) {
+        return -EINVAL;
+    }
+    if (q->cluster_size <= SECTOR_SIZE) {
+        return qcow2_co_pwritev(q->node, offset, iov, 0);
+    }
+    for (size_t done = 0; done < iov.size && r == 0; done += step) {
+        size_t size = MIN(step, iov.size - done);
+        struct batch b = {.q = q, .offset = offset + done};
+
+        b.count = (unsigned)div_round_up(size, q->cluster_size);
+        r = iov_part_set(&part, iov, done, size);
+        b.iov = part.iov;
+        r = r < 0 ? r : co_write_batch(&b);
+    }
+    return r;
+}

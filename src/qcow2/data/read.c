@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reading: map a run, pass it on, go on with the next. Takes no lock of the image, except where a write to other bytes of
+ * the same cluster moves it: then what was mapped could be freed and used anew before it is read. So compressed
+ * clusters and shared ones are looked up again and read with the guest range held. A read beside a discard of the
+ * same bytes may return anything that the disk holds.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "co/co.h"
+#include "qcow2/data/crypt.h"
+
+struct backing_read {
+    struct block_edge *edge;
+    uint64_t offset;
+    struct iov iov;
+    unsigned flags;
+    int result;
+};
+
+static void co_read_deep(void *arg)
+{
+    struct backing_read *b = arg;
+
+    b->result = block_co_preadv(b->edge, b->offset, b->iov, b->flags);
+}
+
+/* Each image of a chain reads within the read of the one above. */
+static int co_read_below(struct block_edge *backing, uint64_t offset, struct iov iov,
+                         unsigned flags)
+{
+    struct backing_read b;
+    int r;
+
+    if (!co_stack_is_low()) {
+        return block_co_preadv(backing, offset, iov, flags);
+    }
+    b = (struct backing_read){.edge = backing, .offset = offset, .iov = iov, .flags = flags};
+    r = co_call_deep(co_read_deep, &b);
+    return r < 0 ? r : b.result;
+}
+
+/* Read from the backing file; what lies behind its end is zero. */
+static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags)
+{
+    struct block_edge *backing = q->node->backing;
+    uint64_t size = block_edge_size(backing);
+    size_t inside = offset < size ? MIN(iov.size, size - offset) : 0;
+    IOV_PART_AUTO(part);
+    int r;
+
+    block_co_event(q->node->file, BLOCK_EVENT_READ_BACKING_AIO);
+    if (inside == iov.size) {
+        return co_read_below(backing, offset, iov, flags);
+    }
+    iov_fill(iov, inside, 0, iov.size - inside);
+    if (inside == 0) {
+        return 0;
+    }
+    r = iov_part_set(&part, iov, 0, inside);
+    return r < 0 ? r : co_read_below(backing, offset, part.iov, flags);
+}
+
+static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t offset,
+                       struct iov iov, unsigned flags)
+{
+    switch (run->type) {
+    case CLUSTER_NORMAL:
+        block_co_event(q->data, BLOCK_EVENT_READ_AIO);
+        return q->crypt_method != CRYPT_NONE && !(flags & BLOCK_REQ_PREFETCH)
+                   ? qcow2_co_read_encrypted(q, offset, run->host, iov)
+                   : block_co_preadv(q->data, run->host, iov, flags);
+    case CLUSTER_COMPRESSED: /* not here */
+        return -EIO;
+    case CLUSTER_UNALLOCATED:
+    case CLUSTER_UNALLOCATED_PLACED:
+        if (q->node->backing) {
+            return co_read_backing(q, offset, iov, flags);
+        }
+        break;
+    case CLUSTER_ZERO:
+    case CLUSTER_ZERO_ALLOC:
+        break;
+    }
+    iov_fill(iov, 0, 0, iov.size);
+    return 0;
+}
+
+/*
+ * The compressed clusters that the request begins with; *ret_done 0 if there are none any more. `held`: nobody else
+ * changes entries of the guest range.
+ */
+static int co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, bool held,
+                              size_t *ret_done)
+{
+    size_t most = (size_t)qcow2_batch_clusters(q) << q->cluster_bits;
+    struct range_entry range;
+    int r;
+
+    if (held) {
+        return qcow2_co_read_compressed(q, offset, iov, ret_done);
+    }
+    co_range_lock(&q->guest, &range, offset, MIN(iov.size, most), false);
+    r = qcow2_co_read_compressed(q, offset, iov, ret_done);
+    range_unlock(&q->guest, &range);
+    return r;
+}
+
+/* The part of the request that the first run holds, if it is what it seems: may be nothing. */
+static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags,
+                         bool held, size_t *ret_done)
+{
+    IOV_PART_AUTO(part);
+    struct range_entry range;
+    struct qcow2_run run;
+    bool lock;
+    int r = qcow2_co_map(q, offset, iov.size, &run);
+
+    if (r < 0) {
+        return r;
+    }
+    if (run.type == CLUSTER_COMPRESSED) {
+        return co_read_compressed(q, offset, iov, held, ret_done);
+    }
+    /* A write elsewhere in a shared cluster puts it into another place. */
+    lock = !held && run.type == CLUSTER_NORMAL && !run.copied;
+    if (lock) {
+        co_range_lock(&q->guest, &range, offset, run.length, false);
+        r = qcow2_co_map(q, offset, run.length, &run);
+        if (r == 0 && run.type == CLUSTER_COMPRESSED) {
+            range_unlock(&q->guest, &range);
+            *ret_done = 0;
+            return 0;
+        }
+    }
+    if (r == 0) {
+        *ret_done = run.length;
+        if (run.length < iov.size) {
+            r = iov_part_set(&part, iov, 0, run.length);
+            iov = part.iov;
+        }
+    }
+    r = r < 0 ? r : co_read_run(q, &run, offset, iov, flags);
+    if (lock) {
+        range_unlock(&q->guest, &range);
+    }
+    return r;
+}
+
+static int co_read(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags, bool held)
+{
+    IOV_PART_AUTO(part);
+    size_t done = 0, n = 0;
+    int r = co_read_first(q, offset, iov, flags, held, &done);
+
+    while (r == 0 && done < iov.size) {
+        r = iov_part_set(&part, iov, done, iov.size - done);
+        r = r < 0 ? r : co_read_first(q, offset + done, part.iov, flags, held, &n);
+        done += r == 0 ? n : 0;
+    }
+    return r;
+}
+
+int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    return co_read(qcow2_state(node), offset, iov, flags & BLOCK_REQ_PREFETCH, false);
+}
+
+int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
+{
+    /* The VM state behind the disk has contents, too; in between is nothing. */
+    uint64_t disk_end = block_node_size(q->node);
+    uint64_t end = offset < qcow2_vmstate_offset(q, disk_end) ? disk_end : UINT64_MAX;
+    size_t inside = offset < end ? MIN(size, end - offset) : 0;
+    struct iovec vec;
+    int r = 0;
+
+    if (inside > 0) {
+        r = co_read(q, offset, iov_from_buf(&vec, buf, inside), 0, true);
+    }
+    memset((char *)buf + inside, 0, size - inside);
+    return r;
+}

@@ -1,0 +1,394 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reading the header; header_write.c writes it. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "qcow2/snapshot/snapshot.h"
+
+/* --- reading ------------------------------------------------------------------------------------- */
+
+static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+
+static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    error_vset(err, EINVAL, fmt, ap);
+    va_end(ap);
+    error_prepend(err, "Image '%s': ", block_node_display_name(q->node));
+    return -EINVAL;
+}
+
+static int check_features(struct qcow2 *q, struct error *err)
+{
+    q->has_data_file = q->incompatible & INCOMPAT_DATA_FILE;
+    q->data_file_raw = q->has_data_file && (q->autoclear & AUTOCLEAR_DATA_FILE_RAW);
+    q->extended_l2 = q->incompatible & INCOMPAT_EXTENDED_L2;
+    if (q->extended_l2 && q->cluster_bits < EXTENDED_CLUSTER_BITS_MIN) {
+        return header_error(q, err,
+                            "has extended L2 entries with clusters of %llu bytes; they need "
+                            "at least 16 KiB",
+                            (unsigned long long)q->cluster_size);
+    }
+    if ((q->incompatible & INCOMPAT_CORRUPT) && !q->read_only &&
+        !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+        return error_set(err, EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
+    }
+    return 0;
+}
+
+static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
+{
+    q->incompatible = load_be64(h + HDR_INCOMPATIBLE);
+    q->compatible = load_be64(h + HDR_COMPATIBLE);
+    q->autoclear = load_be64(h + HDR_AUTOCLEAR);
+    q->refcount_order = load_be32(h + HDR_REFCOUNT_ORDER);
+    q->header_length = load_be32(h + HDR_LENGTH);
+    if (q->header_length > q->cluster_size) {
+        return error_set(err, EINVAL, "qcow2 header exceeds cluster size");
+    }
+    if (q->header_length < HDR_V3_MIN_SIZE) {
+        return error_set(err, EINVAL, "qcow2 header too short");
+    }
+    q->compression = COMPRESSION_ZLIB;
+    if (q->header_length > HDR_COMPRESSION_TYPE) {
+        q->compression = h[HDR_COMPRESSION_TYPE];
+    }
+    if (q->compression > COMPRESSION_ZSTD) {
+        return header_error(q, err, "the compression type is %d; known are 0 (zlib) and 1 (zstd)",
+                            (int)q->compression);
+    }
+    if ((q->compression != COMPRESSION_ZLIB) != !!(q->incompatible & INCOMPAT_COMPRESSION)) {
+        return header_error(q, err, "the compression type does not agree with its feature bit");
+    }
+    if (q->refcount_order > 6) {
+        return error_set(err, EINVAL,
+                         "Reference count entry width too large; may not exceed 64 bits");
+    }
+    return check_features(q, err);
+}
+
+static int check_table(struct qcow2 *q, const char *what, uint64_t offset, uint64_t bytes,
+                       uint64_t max, struct error *err)
+{
+    uint64_t end;
+
+    if (bytes > max) {
+        return error_set(err, EFBIG, "%s too large", what);
+    }
+    if (!is_aligned(offset, q->cluster_size) || add_overflows(offset, bytes, &end) ||
+        end > INT64_MAX || (bytes > 0 && offset == 0)) {
+        return error_set(err, EINVAL, "%s offset invalid", what);
+    }
+    return 0;
+}
+
+static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
+{
+    uint64_t size = load_be64(h + HDR_SIZE);
+    uint64_t reftable_bytes = (uint64_t)load_be32(h + HDR_REFTABLE_CLUSTERS) << q->cluster_bits;
+    uint64_t l1_needed;
+    int r;
+
+    if (size > INT64_MAX) {
+        return header_error(q, err, "the disk size is %llu; at most 2^63 - 1 is allowed",
+                            (unsigned long long)size);
+    }
+    q->l1_size = load_be32(h + HDR_L1_SIZE);
+    q->l1_offset = load_be64(h + HDR_L1_OFFSET);
+    q->reftable_offset = load_be64(h + HDR_REFTABLE_OFFSET);
+    q->reftable_entries = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
+    l1_needed = div_round_up(size, qcow2_l2_span(q));
+    if (q->reftable_offset == 0) {
+        /* The header is there, so the offset was lost: that is as if there were no table. */
+        q->reftable_entries = 0;
+    }
+    if ((r = check_table(q, "Active L1 table", q->l1_offset, (uint64_t)q->l1_size * 8, L1_BYTES_MAX,
+                         err)) < 0 ||
+        (r = check_table(q, "Reference count table", q->reftable_offset,
+                         q->reftable_offset > 0 ? reftable_bytes : 0, REFTABLE_BYTES_MAX, err)) <
+            0) {
+        return r;
+    }
+    /* Whoever only reads doesn't need one. */
+    if (q->reftable_entries == 0 && !q->read_only && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+        return error_set(err, EINVAL, "Image does not contain a reference count table");
+    }
+    if (l1_needed > INT32_MAX) {
+        return error_set(err, EFBIG, "Image is too big");
+    }
+    if (q->l1_size < l1_needed) {
+        return error_set(err, EINVAL, "L1 table is too small");
+    }
+    block_node_set_size(q->node, size);
+    return 0;
+}
+
+static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
+{
+    int r;
+
+    if (load_be32(h + HDR_MAGIC) != QCOW2_MAGIC) {
+        return error_set(err, EINVAL, "Image is not in qcow2 format");
+    }
+    q->version = load_be32(h + HDR_VERSION);
+    if (q->version != 2 && q->version != 3) {
+        return error_set(err, ENOTSUP, "Unsupported qcow2 version %u", q->version);
+    }
+    q->cluster_bits = load_be32(h + HDR_CLUSTER_BITS);
+    if (q->cluster_bits < CLUSTER_BITS_MIN || q->cluster_bits > CLUSTER_BITS_MAX) {
+        return error_set(err, EINVAL, "Unsupported cluster size: 2^%u", q->cluster_bits);
+    }
+    q->cluster_size = 1ULL << q->cluster_bits;
+    q->crypt_method = load_be32(h + HDR_CRYPT_METHOD);
+    if (q->crypt_method > CRYPT_AES) {
+        header_error(q, err,
+                     "is encrypted (%s), which is not supported: decrypt it first, with "
+                     "'qemu-img convert'",
+                     q->crypt_method == CRYPT_LUKS ? "LUKS" : "method unknown");
+        return -ENOTSUP;
+    }
+    q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);
+    q->snapshots_offset = load_be64(h + HDR_SNAPSHOTS_OFFSET);
+    if (q->snapshot_count > SNAPSHOTS_MAX && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+        return error_set(err, EFBIG, "Snapshot table too large");
+    }
+    if (!is_aligned(q->snapshots_offset, q->cluster_size) ||
+        q->snapshots_offset > (uint64_t)INT64_MAX - SNAPSHOT_TABLE_BYTES_MAX) {
+        return error_set(err, EINVAL, "Snapshot table offset invalid");
+    }
+    if (q->version == 2) {
+        q->header_length = HDR_V2_SIZE;
+        q->refcount_order = 4;
+        r = 0;
+    } else {
+        r = parse_version_3(q, h, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    q->l2_bits = q->cluster_bits - 3 - q->extended_l2;
+    q->subcluster_bits = q->cluster_bits - (q->extended_l2 ? 5 : 0);
+    qcow2_set_refcount_order(q, q->refcount_order);
+    return parse_tables(q, h, err);
+}
+
+static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_t size,
+                                   struct error *err)
+{
+    uint32_t count;
+
+    if (!(q->autoclear & AUTOCLEAR_BITMAPS)) {
+        if (!(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+            log_warning("a program lacking bitmap support modified '%s', so all its bitmaps are "
+                        "void",
+                        block_node_display_name(q->node));
+        }
+        return 0;
+    }
+    if (size != EXT_BITMAPS_SIZE) {
+        return header_error(q, err, "the bitmaps extension has %u bytes; expected 24", size);
+    }
+    q->bitmap_directory_count = count = load_be32(data);
+    q->bitmap_directory_size = load_be64(data + 8);
+    q->bitmap_directory_offset = load_be64(data + 16);
+    if (load_be32(data + 4) != 0) {
+        return header_error(q, err, "the reserved field of the bitmaps extension is not zero");
+    }
+    if (count == 0 || count > BITMAPS_MAX) {
+        return header_error(q, err, "the bitmaps extension names %u bitmaps; expected 1 to %u",
+                            count, BITMAPS_MAX);
+    }
+    if (q->bitmap_directory_size == 0) {
+        return header_error(q, err, "the bitmap directory is empty");
+    }
+    return check_table(q, "Bitmap directory", q->bitmap_directory_offset, q->bitmap_directory_size,
+                       BITMAP_DIRECTORY_BYTES_MAX, err);
+}
+
+/* There are only so many that nobody knows: those that we know come to them when the header is written. */
+static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
+                          struct error *err)
+{
+    struct qcow2_extension *e;
+    unsigned count = 0;
+
+    LIST_FOREACH (e, &q->extensions, link) {
+        count++;
+    }
+    if (count == EXTENSIONS_MAX) {
+        return error_set(err, EINVAL, "Header extension too large");
+    }
+    e = malloc(sizeof(*e) + size);
+    if (!e) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    e->type = type;
+    e->size = size;
+    memcpy(e->data, data, size);
+    list_append(&q->extensions, &e->link);
+    return 0;
+}
+
+/* The text of an extension; one without any is as if it were not there. */
+static int take_text(char **text, const uint8_t *data, uint32_t size, struct error *err)
+{
+    free(*text);
+    *text = NULL;
+    if (size == 0 || data[0] == '\0') {
+        return 0;
+    }
+    *text = strndup((const char *)data, size);
+    return *text ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
+                           struct error *err)
+{
+    switch (type) {
+    case EXT_BACKING_FORMAT:
+        return take_text(&q->backing_format, data, size, err);
+    case EXT_BITMAPS:
+        return parse_bitmaps_extension(q, data, size, err);
+    case EXT_DATA_FILE_NAME:
+        return take_text(&q->data_filename, data, size, err);
+    case EXT_GREATEST_SIZE:
+        q->greatest_size = size == 8 ? load_be64(data) : 0;
+        return 0;
+    case EXT_FEATURE_NAMES:
+        return 0; /* written anew */
+    default:
+        return keep_extension(q, type, data, size, err);
+    }
+}
+
+/* `head` is the first cluster; extensions end where the backing file name begins, or with it. */
+static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, struct error *err)
+{
+    uint64_t at = q->header_length;
+
+    while (at < end) {
+        uint32_t type, size;
+        int r;
+
+        if (end - at < 8) {
+            return error_set(err, EINVAL, "Header extension too large");
+        }
+        type = load_be32(head + at);
+        size = load_be32(head + at + 4);
+        if (type == EXT_END) {
+            at += 8;
+            break;
+        }
+        if (size > end - at - 8) {
+            return error_set(err, EINVAL, "Header extension too large");
+        }
+        r = parse_extension(q, type, head + at + 8, size, err);
+        if (r < 0) {
+            return r;
+        }
+        at += 8 + round_up(size, 8);
+    }
+    q->header_end = MAX(q->header_end, at);
+    return 0;
+}
+
+static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *ret_extensions_end,
+                              struct error *err)
+{
+    uint64_t offset = load_be64(head + HDR_BACKING_OFFSET);
+    uint32_t size = load_be32(head + HDR_BACKING_SIZE);
+
+    *ret_extensions_end = q->cluster_size;
+    if (offset == 0 || (size == 0 && offset < q->header_length)) {
+        return 0; /* there is none */
+    }
+    if (offset < q->header_length || offset > q->cluster_size) {
+        return error_set(err, EINVAL, "Invalid backing file offset");
+    }
+    if (size > MIN(BACKING_NAME_MAX, q->cluster_size - offset)) {
+        return error_set(err, EINVAL, "Backing file name too long");
+    }
+    *ret_extensions_end = offset;
+    q->header_end = offset + size;
+    if (size == 0) {
+        return 0;
+    }
+    q->backing_filename = strndup((const char *)head + offset, size);
+    return q->backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+/* Fields behind those we know belong to compatible features of newer programs. */
+static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct error *err)
+{
+    if (q->header_length <= HDR_OUR_SIZE) {
+        return 0;
+    }
+    /* A length that is no multiple of 8, as it should be, becomes one when the header is written. */
+    q->unknown_fields_size = (uint32_t)round_up(q->header_length - HDR_OUR_SIZE, 8);
+    q->unknown_fields = calloc(1, q->unknown_fields_size);
+    if (!q->unknown_fields) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    memcpy(q->unknown_fields, head + HDR_OUR_SIZE, q->header_length - HDR_OUR_SIZE);
+    return 0;
+}
+
+int qcow2_co_read_header(struct qcow2 *q, struct error *err)
+{
+    uint64_t file_size = block_edge_size(q->node->file), extensions_end, unknown;
+    AUTO_FREE uint8_t *head = calloc(1, SECTOR_SIZE);
+    AUTO_FREE uint8_t *cluster = NULL;
+    int r;
+
+    if (!head) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_pread(q->node->file, 0, head, MIN(file_size, SECTOR_SIZE));
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read the header of '%s'",
+                               block_node_display_name(q->node));
+    }
+    unknown = load_be64(head + HDR_INCOMPATIBLE) & ~INCOMPAT_KNOWN;
+    if (load_be32(head) == QCOW2_MAGIC && load_be32(head + HDR_VERSION) == 3 && unknown) {
+        return qcow2_co_refuse_features(q, head, unknown, err);
+    }
+    r = parse_header(q, head, err);
+    if (r < 0) {
+        return r;
+    }
+    cluster = calloc(1, q->cluster_size);
+    if (!cluster) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_pread(q->node->file, 0, cluster, MIN(file_size, q->cluster_size));
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read the header of '%s'",
+                               block_node_display_name(q->node));
+    }
+    if ((r = keep_unknown_fields(q, cluster, err)) < 0 ||
+        (r = parse_backing_name(q, cluster, &extensions_end, err)) < 0 ||
+        (r = parse_extensions(q, cluster, extensions_end, err)) < 0) {
+        return r;
+    }
+    return 0;
+}
+
+void qcow2_free_header(struct qcow2 *q)
+{
+    struct qcow2_extension *e, *next;
+
+    LIST_FOREACH_SAFE (e, next, &q->extensions, link) {
+        free(e);
+    }
+    free(q->unknown_fields);
+    free(q->data_filename);
+    free(q->backing_filename);
+    free(q->backing_format);
+}

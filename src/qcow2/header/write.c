@@ -1,0 +1,553 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Writing the header.
+ *
+ * What we write has QEMU's order, since other programs may look for it:
+ *
+ *   0         header, 112 bytes (72 in version 2)
+ *   112       backing format, data file name, feature names, bitmaps, greatest size, unknown extensions, end mark
+ *   ...       backing file name
+ *
+ * Only the first sector can be switched at one time (R3), and the bitmaps extension lies across its end. So where something
+ * behind the first sector changes, a *short form* is switched to first: it has the new state too, in an order that brings
+ * all of it into the first sector, without feature names and what does not fit of unknown extensions:
+ *
+ *   short form -> sync -> what lies behind the first sector -> sync -> first sector -> sync
+ *
+ * The backing file name that the short form names lies where neither the old header nor the new one has anything. So does the
+ * name of a data file that is too long for the first sector; feature names that nobody needs reach up to there.
+ *
+ * In clusters of 512 bytes to 2 KiB there may be no room for a long backing file name twice. There feature names are left out that
+ * would not fit into the first sector, the name stays where it is, and a new one gets a place behind what extensions may come
+ * to need. One after which bitmaps could not be added any more is refused.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "base/strbuf.h"
+#include "qcow2/snapshot/snapshot.h"
+
+static void put_extension(struct strbuf *sb, uint32_t type, const void *data, size_t size)
+{
+    static const uint8_t padding[8];
+    uint8_t head[8];
+
+    store_be32(head, type);
+    store_be32(head + 4, (uint32_t)size);
+    strbuf_append(sb, head, sizeof(head));
+    strbuf_append(sb, data, size);
+    strbuf_append(sb, padding, round_up(size, 8) - size);
+}
+
+static void put_bitmaps(const struct qcow2 *q, struct strbuf *sb)
+{
+    const struct stored_bitmap *b;
+    uint8_t data[EXT_BITMAPS_SIZE] = {0};
+    uint32_t count = 0;
+
+    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        count++;
+    }
+    if (q->bitmap_directory_size == 0) {
+        return;
+    }
+    store_be32(data, count);
+    store_be64(data + 8, q->bitmap_directory_size);
+    store_be64(data + 16, q->bitmap_directory_offset);
+    put_extension(sb, EXT_BITMAPS, data, sizeof(data));
+}
+
+struct feature_name {
+    uint8_t type; /* 0 incompatible, 1 compatible, 2 autoclear */
+    uint8_t bit;
+    const char *name;
+};
+
+static void put_feature_names(struct strbuf *sb)
+{
+    static const struct feature_name names[] = {
+        {0, 0, "dirty bit"},        {0, 1, "corrupt bit"},         {0, 2, "external data file"},
+        {0, 3, "compression type"}, {0, 4, "extended L2 entries"}, {1, 0, "lazy refcounts"},
+        {2, 0, "bitmaps"},          {2, 1, "raw external data"},
+    };
+    uint8_t data[ARRAY_SIZE(names) * 48] = {0};
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        data[i * 48] = names[i].type;
+        data[i * 48 + 1] = names[i].bit;
+        memcpy(data + i * 48 + 2, names[i].name, strlen(names[i].name));
+    }
+    put_extension(sb, EXT_FEATURE_NAMES, data, sizeof(data));
+}
+
+static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
+{
+    store_be32(h + HDR_MAGIC, QCOW2_MAGIC);
+    store_be32(h + HDR_VERSION, q->version);
+    store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
+    store_be64(h + HDR_SIZE, block_node_size(q->node));
+    store_be32(h + HDR_CRYPT_METHOD, q->crypt_method);
+    store_be32(h + HDR_L1_SIZE, q->l1_size);
+    store_be64(h + HDR_L1_OFFSET, q->l1_offset);
+    store_be64(h + HDR_REFTABLE_OFFSET, q->reftable_offset);
+    store_be32(h + HDR_REFTABLE_CLUSTERS,
+               (uint32_t)((uint64_t)q->reftable_entries * 8 >> q->cluster_bits));
+    store_be32(h + HDR_NB_SNAPSHOTS, q->snapshot_count);
+    store_be64(h + HDR_SNAPSHOTS_OFFSET, q->snapshots_offset);
+    store_be64(h + HDR_INCOMPATIBLE,
+               q->incompatible | (atomic_load(&q->corrupt) ? INCOMPAT_CORRUPT : 0));
+    store_be64(h + HDR_COMPATIBLE, q->compatible);
+    store_be64(h + HDR_AUTOCLEAR, q->autoclear);
+    store_be32(h + HDR_REFCOUNT_ORDER, q->refcount_order);
+    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->unknown_fields_size);
+    h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
+}
+
+/* --- forms ------------------------------------------------------------------------------------------ */
+
+enum form { FORM_FULL, FORM_WITHOUT_FEATURE_NAMES, FORM_SHORT, FORM_SHORT_APART };
+
+/* A header cluster. */
+struct header {
+    uint8_t *bytes;        /* cluster_size */
+    size_t apart;          /* of a short form: where what is not in the first sector begins */
+    size_t extensions_end; /* with the end mark */
+    size_t name, name_end; /* backing file name; 0: none */
+};
+
+struct header_write {
+    struct header old, new, brief;
+    size_t kept; /* where all three have the same backing file name; 0: it may move */
+};
+
+#define SMALL_CLUSTER (2 * KiB)
+
+/* What the bitmaps extension and the greatest size take, and what a header of version 2 grows by for version 3. */
+#define ROOM_FOR_BITMAPS (8u + EXT_BITMAPS_SIZE + 8u + 8u)
+#define ROOM_FOR_VERSION_3 (HDR_OUR_SIZE - HDR_V2_SIZE)
+
+static void header_write_release(struct header_write *w)
+{
+    free(w->old.bytes);
+    free(w->new.bytes);
+    free(w->brief.bytes);
+}
+
+static size_t end_of(const struct header *h)
+{
+    return MAX(h->extensions_end, h->name_end);
+}
+
+static size_t name_size(const struct qcow2 *q)
+{
+    return q->backing_filename ? strlen(q->backing_filename) : 0;
+}
+
+static void put_bitmaps_and_size(const struct qcow2 *q, struct strbuf *sb)
+{
+    put_bitmaps(q, sb);
+    if (q->greatest_size > block_node_size(q->node) && q->bitmap_directory_size > 0) {
+        uint8_t size[8];
+
+        store_be64(size, q->greatest_size);
+        put_extension(sb, EXT_GREATEST_SIZE, size, sizeof(size));
+    }
+}
+
+static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
+{
+    const struct qcow2_extension *e;
+
+    if (q->backing_format) {
+        put_extension(sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
+    }
+    if (q->data_filename && form != FORM_SHORT_APART) {
+        put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
+    }
+    if (form == FORM_FULL && q->version >= 3) {
+        put_feature_names(sb);
+    }
+    put_bitmaps_and_size(q, sb);
+    LIST_FOREACH (e, &q->extensions, link) {
+        if (form >= FORM_SHORT && sb->len + 8 + round_up(e->size, 8) + 8 > SECTOR_SIZE) {
+            break;
+        }
+        put_extension(sb, e->type, e->data, e->size);
+    }
+}
+
+static void put_name(const struct qcow2 *q, struct header *h, size_t at)
+{
+    size_t size = name_size(q);
+
+    if (size > 0) {
+        h->name = at;
+        h->name_end = at + size;
+        memcpy(h->bytes + at, q->backing_filename, size);
+        store_be64(h->bytes + HDR_BACKING_OFFSET, at);
+        store_be32(h->bytes + HDR_BACKING_SIZE, (uint32_t)size);
+    }
+}
+
+/* Feature names that reach up to `apart`, and the name of the data file behind them. */
+static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t apart)
+{
+    uint8_t head[8];
+
+    store_be32(head, EXT_FEATURE_NAMES);
+    store_be32(head + 4, (uint32_t)(apart - sb->len - sizeof(head)));
+    strbuf_append(sb, head, sizeof(head));
+    while (sb->len < apart && !sb->failed) {
+        strbuf_append(sb, "", 1);
+    }
+    put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
+}
+
+/* All but the backing file name. -ENOSPC if extensions end behind `limit`; those of FORM_SHORT_APART go on at `apart`. */
+static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apart,
+                      struct header *ret)
+{
+    uint8_t fixed[HDR_OUR_SIZE] = {0};
+    STRBUF_AUTO(sb);
+
+    put_fixed_part(q, fixed);
+    strbuf_append(&sb, fixed, q->version == 2 ? HDR_V2_SIZE : sizeof(fixed));
+    if (q->version >= 3) {
+        strbuf_append(&sb, q->unknown_fields, q->unknown_fields_size);
+    }
+    put_extensions(q, &sb, form);
+    if (form == FORM_SHORT_APART && sb.len + 8 <= SECTOR_SIZE) {
+        put_data_file_apart(q, &sb, apart);
+        limit = q->cluster_size;
+    }
+    put_extension(&sb, EXT_END, NULL, 0);
+    if (sb.failed) {
+        return -ENOMEM;
+    }
+    if (sb.len > limit) {
+        return -ENOSPC;
+    }
+    memset(ret->bytes, 0, q->cluster_size);
+    memcpy(ret->bytes, sb.data, sb.len);
+    ret->apart = apart;
+    ret->extensions_end = sb.len;
+    ret->name = ret->name_end = 0;
+    return 0;
+}
+
+/* What on disk lies behind the first sector is what the new header wants there. */
+static bool rest_is_there(const struct header_write *w)
+{
+    size_t end = end_of(&w->new);
+
+    return end <= SECTOR_SIZE ||
+           memcmp(w->old.bytes + SECTOR_SIZE, w->new.bytes + SECTOR_SIZE, end - SECTOR_SIZE) == 0;
+}
+
+static bool needs_short_form(const struct header_write *w)
+{
+    return !rest_is_there(w) && end_of(&w->old) > SECTOR_SIZE;
+}
+
+/* The short form, with places for the names that it has. */
+static int build_short(struct qcow2 *q, struct header_write *w)
+{
+    size_t size = name_size(q), apart = round_up(MAX(end_of(&w->new), end_of(&w->old)), 8), at;
+    int r = build_form(q, FORM_SHORT, SECTOR_SIZE, apart, &w->brief);
+
+    if (r == -ENOSPC && q->data_filename) {
+        r = build_form(q, FORM_SHORT_APART, SECTOR_SIZE, apart, &w->brief);
+    }
+    if (r < 0) {
+        return r;
+    }
+    at = w->brief.extensions_end;
+    if (w->kept >= at) {
+        at = w->kept;
+    } else if (!range_fits(at, size, SECTOR_SIZE)) {
+        at = MAX(at, apart);
+    }
+    if (!range_fits(at, size, q->cluster_size)) {
+        return -ENOSPC;
+    }
+    put_name(q, &w->brief, at);
+    return 0;
+}
+
+/* Where the old header has the same backing file name; 0 if it has another one, or none. */
+static size_t same_name_at(const struct qcow2 *q, const struct header *old)
+{
+    uint64_t at = load_be64(old->bytes + HDR_BACKING_OFFSET);
+    size_t size = name_size(q);
+
+    if (size == 0 || load_be32(old->bytes + HDR_BACKING_SIZE) != size ||
+        !range_fits(at, size, q->cluster_size) ||
+        memcmp(old->bytes + at, q->backing_filename, size) != 0) {
+        return 0;
+    }
+    return at;
+}
+
+/* The name follows the extensions and `room` bytes. */
+static int build_with(struct qcow2 *q, struct header_write *w, enum form form, size_t room)
+{
+    int r = build_form(q, form, q->cluster_size, 0, &w->new);
+
+    w->kept = 0;
+    if (r == 0 && (!range_fits(w->new.extensions_end + room, name_size(q), q->cluster_size) ||
+                   (form == FORM_FULL && q->cluster_size <= SMALL_CLUSTER &&
+                    w->new.extensions_end > SECTOR_SIZE))) {
+        r = -ENOSPC;
+    }
+    if (r < 0) {
+        return r;
+    }
+    put_name(q, &w->new, w->new.extensions_end + room);
+    return needs_short_form(w) ? build_short(q, w) : 0;
+}
+
+/* The name stays where it is; so does what nobody looks at between the extensions and it. */
+static int build_kept(struct qcow2 *q, struct header_write *w, size_t at)
+{
+    int r = at > 0 ? build_form(q, FORM_WITHOUT_FEATURE_NAMES, at, 0, &w->new) : -ENOSPC;
+    size_t gap = MAX(w->new.extensions_end, SECTOR_SIZE);
+
+    if (r < 0) {
+        return r;
+    }
+    w->kept = at;
+    if (gap < at) {
+        memcpy(w->new.bytes + gap, w->old.bytes + gap, at - gap);
+    }
+    put_name(q, &w->new, at);
+    return needs_short_form(w) ? build_short(q, w) : 0;
+}
+
+static int build_some(struct qcow2 *q, struct header_write *w)
+{
+    int r = build_with(q, w, FORM_FULL, 0);
+
+    if (r == -ENOSPC) {
+        r = build_with(q, w, FORM_WITHOUT_FEATURE_NAMES, 0);
+    }
+    return r == -ENOSPC ? build_kept(q, w, same_name_at(q, &w->old)) : r;
+}
+
+static int build_later(struct qcow2 *q, const struct header *from, struct header *ret)
+{
+    CLEANUP(header_write_release)
+    struct header_write w = {
+        .old.bytes = malloc(q->cluster_size),
+        .new.bytes = calloc(1, q->cluster_size),
+        .brief.bytes = calloc(1, q->cluster_size),
+    };
+    int r;
+
+    if (!w.old.bytes || !w.new.bytes || !w.brief.bytes) {
+        return -ENOMEM;
+    }
+    memcpy(w.old.bytes, from->bytes, q->cluster_size);
+    w.old.extensions_end = end_of(from);
+    r = build_some(q, &w);
+    if (r == 0) {
+        *ret = w.new;
+        w.new.bytes = NULL;
+    }
+    return r;
+}
+
+/* -ENOSPC if a header of version 3 with bitmaps could not follow the one given, and be followed by one without. */
+static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
+{
+    uint64_t directory = q->bitmap_directory_size, greatest = q->greatest_size;
+    struct header with = {0}, without = {0};
+    uint32_t version = q->version;
+    int r;
+
+    if (end_of(h) < q->cluster_size / 4) {
+        return 0;
+    }
+    q->version = 3;
+    q->bitmap_directory_size = 1;
+    q->greatest_size = UINT64_MAX;
+    r = build_later(q, h, &with);
+    if (r == 0) {
+        q->bitmap_directory_size = 0;
+        r = build_later(q, &with, &without);
+    }
+    q->version = version;
+    q->bitmap_directory_size = directory;
+    q->greatest_size = greatest;
+    free(with.bytes);
+    free(without.bytes);
+    return r;
+}
+
+/* A name that the old header has not: one after which there is still room. */
+static int build_with_new_name(struct qcow2 *q, struct header_write *w)
+{
+    static const enum form forms[] = {FORM_FULL, FORM_WITHOUT_FEATURE_NAMES,
+                                      FORM_WITHOUT_FEATURE_NAMES};
+    size_t room = ROOM_FOR_BITMAPS + (q->version < 3 ? ROOM_FOR_VERSION_3 : 0);
+    STRBUF_AUTO(there);
+    int r = -ENOSPC;
+
+    put_bitmaps_and_size(q, &there);
+    room -= there.len;
+    for (size_t i = 0; i < ARRAY_SIZE(forms) && r == -ENOSPC; i++) {
+        r = build_with(q, w, forms[i], i < 2 ? 0 : room);
+        r = r < 0 ? r : check_room_for_bitmaps(q, &w->new);
+    }
+    return r;
+}
+
+static int build(struct qcow2 *q, struct header_write *w, struct error *err)
+{
+    bool new_name = name_size(q) > 0 && same_name_at(q, &w->old) == 0;
+    int r = new_name ? build_with_new_name(q, w) : build_some(q, w);
+
+    if (r == -ENOSPC) {
+        return error_set(err, ENOSPC,
+                         "Image '%s': the header extensions and the backing file name of %zu bytes "
+                         "need more room than there is",
+                         block_node_display_name(q->node), name_size(q));
+    }
+    return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
+}
+
+/* --- writing ---------------------------------------------------------------------------------------- */
+
+/* The bytes [from, to) of the header, stable. */
+static int co_write_part(struct qcow2 *q, const struct header *h, size_t from, size_t to)
+{
+    int r = block_co_pwrite(q->node->file, from, h->bytes + from, to - from, 0);
+
+    return r < 0 ? r : block_co_flush(q->node->file);
+}
+
+/* From the old header to one that has the new state. */
+static int co_switch(struct qcow2 *q, const struct header_write *w, const struct header *to)
+{
+    int r = co_write_part(q, to, 0, SECTOR_SIZE);
+
+    if (r < 0 && co_write_part(q, &w->old, 0, SECTOR_SIZE) < 0) {
+        /* Which header is on disk? No more writes that rely on one of them. */
+        log_error("image '%s': the header could not be written (%s); it takes no more writes",
+                  block_node_display_name(q->node), strerror(-r));
+        atomic_store(&q->broken, true);
+    }
+    return r;
+}
+
+static int co_write_rest(struct qcow2 *q, const struct header_write *w)
+{
+    return rest_is_there(w) ? 0 : co_write_part(q, &w->new, SECTOR_SIZE, end_of(&w->new));
+}
+
+static int co_write_by_short_form(struct qcow2 *q, struct header_write *w)
+{
+    int r = 0;
+
+    if (end_of(&w->brief) > SECTOR_SIZE) {
+        r = co_write_part(q, &w->brief, w->brief.apart, end_of(&w->brief));
+    }
+    r = r < 0 ? r : co_switch(q, w, &w->brief);
+    if (r < 0) {
+        return r;
+    }
+    r = co_write_rest(q, w);
+    r = r < 0 ? r : co_write_part(q, &w->new, 0, SECTOR_SIZE);
+    if (r < 0) {
+        /* Whichever of the two forms is there, it says the same. */
+        log_warning("image '%s': the header was written in its short form only (%s)",
+                    block_node_display_name(q->node), strerror(-r));
+        q->header_end = MAX(end_of(&w->old), MAX(end_of(&w->new), end_of(&w->brief)));
+        return 0;
+    }
+    q->header_end = end_of(&w->new);
+    return 0;
+}
+
+static int co_write_built(struct qcow2 *q, struct header_write *w)
+{
+    int r;
+
+    if (needs_short_form(w)) {
+        return co_write_by_short_form(q, w);
+    }
+    r = co_write_rest(q, w);
+    r = r < 0 ? r : co_switch(q, w, &w->new);
+    if (r == 0) {
+        q->header_end = end_of(&w->new);
+    }
+    return r;
+}
+
+int qcow2_co_write_header(struct qcow2 *q, struct error *err)
+{
+    CLEANUP(header_write_release)
+    struct header_write w = {
+        .old.bytes = calloc(1, q->cluster_size),
+        .new.bytes = calloc(1, q->cluster_size),
+        .brief.bytes = calloc(1, q->cluster_size),
+    };
+    int r;
+
+    if (!w.old.bytes || !w.new.bytes || !w.brief.bytes) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = block_co_pread(q->node->file, 0, w.old.bytes, q->cluster_size);
+    if (r == 0) {
+        w.old.extensions_end = q->header_end;
+        r = build(q, &w, err);
+        if (r < 0) {
+            return r;
+        }
+        r = qcow2_co_overlap_check(q, 0, q->cluster_size, OVERLAP_BIT(OVERLAP_MAIN_HEADER));
+        r = r < 0 ? r : co_write_built(q, &w);
+    }
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the header of '%s'",
+                               block_node_display_name(q->node));
+    }
+    co_mutex_lock(&q->lock);
+    qcow2_overlap_note_header_locked(q);
+    co_mutex_unlock(&q->lock);
+    return 0;
+}
+
+int qcow2_co_check_room_for_bitmaps(struct qcow2 *q, struct error *err)
+{
+    AUTO_FREE uint8_t *bytes = malloc(q->cluster_size);
+    struct header now = {.bytes = bytes, .extensions_end = q->header_end};
+    int r = bytes ? 0 : -ENOMEM;
+
+    if (q->bitmap_directory_size > 0) {
+        return 0;
+    }
+    r = r < 0 ? r : block_co_pread(q->node->file, 0, bytes, q->cluster_size);
+    r = r < 0 ? r : check_room_for_bitmaps(q, &now);
+    return r < 0 ? error_set_errno(err, -r, "Image '%s': the header can't name bitmaps",
+                                   block_node_display_name(q->node))
+                 : 0;
+}
+
+int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits)
+{
+    uint8_t field[8];
+    int r;
+
+    co_mutex_lock(&q->mark_mutex);
+    store_be64(field, q->incompatible | bits);
+    r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
+    r = r < 0 ? r : block_co_flush(q->node->file);
+    if (r == 0) {
+        q->incompatible |= bits;
+    }
+    co_mutex_unlock(&q->mark_mutex);
+    return r;
+}
