@@ -73,6 +73,19 @@ static inline int error_is_set(const struct error *err)
     return err && err->code != 0;
 }
 
+/*
+ * Take one more step, unless an earlier one failed: `UNLESS_FAILED(r, co_write(x));` does what
+ * `if (r >= 0) r = co_write(x);` does. For a sequence that ends in the same clean-up whatever
+ * happened. A function that has nothing to clean up returns early instead.
+ */
+#define UNLESS_FAILED(r, step) ((r) < 0 ? (r) : ((r) = (step)))
+
+/* The first error of two results, both of which are known: 0 or a count is no error. */
+static inline int error_first(int first, int second)
+{
+    return first < 0 ? first : second;
+}
+
 /* The sentence, or strerror() of the code where there is none. Never NULL. Valid until the object
  * changes. */
 const char *error_message(const struct error *err);
