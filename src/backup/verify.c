@@ -14,7 +14,7 @@
 #include "backup/chain.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "co/sync.h"
 #include "loop/loop.h"
 
@@ -58,9 +58,8 @@ static void co_hash_image(void *arg)
 
 static int co_check_qcow2(struct chain_layer *layer, struct error *err)
 {
-    const struct block_driver *driver = block_node_driver(layer->node);
-    struct block_check_result result = {0};
-    int rc = driver->co_check ? driver->co_check(layer->node, 0, &result, err) : 0;
+    struct block_check_result result;
+    int rc = block_co_check(layer->node, 0, &result, err);
 
     if (rc < 0) {
         return rc;
@@ -75,12 +74,11 @@ static int co_check_qcow2(struct chain_layer *layer, struct error *err)
 /* What qemu-img will follow. */
 static int check_backing_link(struct chain_layer *layer, struct error *err)
 {
-    const struct block_driver *driver = block_node_driver(layer->node);
     const struct manifest *m = &layer->entry->manifest;
-    struct block_info info = {0};
+    struct block_info info;
     char expected[BACKUP_ID_SIZE + 32] = "";
     const char *found;
-    int rc = driver->co_get_info ? driver->co_get_info(layer->node, &info) : -ENOTSUP;
+    int rc = block_co_get_info(layer->node, &info);
 
     if (rc < 0) {
         return error_set_errno(err, -rc, "Could not inspect '%s'", layer->image);

@@ -155,17 +155,14 @@ static int check_storable(struct block_node *node, const char *name, uint32_t gr
 {
     int r;
 
-    if (!node->driver->co_can_store_bitmap) {
+    if (!block_node_stores_bitmaps(node)) {
         return error_set(err, ENOTSUP,
                          "Bitmap '%s' cannot be persistent: the format '%s' of node '%s' does not "
                          "store bitmaps",
                          name, node->driver->name, node->name);
     }
-    r = node->driver->co_can_store_bitmap(node, name, granularity, err);
-    if (r >= 0 && node->driver->co_reserve_bitmap) {
-        r = node->driver->co_reserve_bitmap(node, name, granularity, err);
-    }
-    return r;
+    r = block_co_can_store_bitmap(node, name, granularity, err);
+    return r < 0 ? r : block_co_reserve_bitmap(node, name, granularity, err);
 }
 
 static int add_drained(struct block_node *node, const char *name, uint32_t granularity,
@@ -246,8 +243,8 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
 
     block_co_drain_begin(node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_READ_ONLY, err);
-    if (r >= 0 && b->persistent && node->driver->co_remove_stored_bitmap) {
-        r = node->driver->co_remove_stored_bitmap(node, b->name, err);
+    if (r >= 0 && b->persistent) {
+        r = block_co_remove_stored_bitmap(node, b->name, err);
     }
     if (r >= 0) {
         list_remove(&b->link);
@@ -261,10 +258,8 @@ int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, s
 {
     int r = 0;
 
-    if (node->driver->co_remove_stored_bitmap && !block_bitmap_find(node, name)) {
-        block_co_drain_begin(node);
-        r = node->driver->co_remove_stored_bitmap(node, name, err);
-        block_co_drain_end(node);
+    if (!block_bitmap_find(node, name)) {
+        r = block_co_remove_stored_bitmap(node, name, err);
     }
     return r == 0 ? error_set(err, ENOENT, "Dirty bitmap '%s' not found", name) : MIN(r, 0);
 }

@@ -38,6 +38,7 @@
 
 struct block_node;
 struct block_edge;
+struct block_option_desc;
 struct block_root;
 struct block_driver;
 
@@ -62,6 +63,31 @@ const struct block_driver *block_driver_of_filename(const char *filename);
 /* Iterate: NULL begins, NULL ends. */
 const struct block_driver *block_next_driver(const struct block_driver *d);
 const char *block_driver_name(const struct block_driver *d);
+
+/* What a driver is and can do; bits of block_driver_traits(). */
+enum block_driver_trait {
+    /* It interprets the contents of its child "file". */
+    BLOCK_DRIVER_FORMAT = 1 << 0,
+    /* It shows the contents of the child that it filters. */
+    BLOCK_DRIVER_FILTER = 1 << 1,
+    /* It is a leaf of the graph, and may be opened by filename. */
+    BLOCK_DRIVER_PROTOCOL = 1 << 2,
+    /* It can make images. */
+    BLOCK_DRIVER_CREATES = 1 << 3,
+    /* Its images can store bitmaps. */
+    BLOCK_DRIVER_STORES_BITMAPS = 1 << 4,
+    /* What was never written to its files reads as zeroes. */
+    BLOCK_DRIVER_ZERO_BEYOND_EOF = 1 << 5,
+};
+
+unsigned block_driver_traits(const struct block_driver *d);
+/* Options by which images are made, and those that can be amended; the last has a NULL name. NULL: none. */
+const struct block_option_desc *block_driver_create_options(const struct block_driver *d);
+const struct block_option_desc *block_driver_amend_options(const struct block_driver *d);
+/* Whether filenames with a scheme of the driver hold options, and the options of one (added to `opts`). -EINVAL */
+bool block_driver_parses_filename(const struct block_driver *d);
+int block_driver_parse_filename(const struct block_driver *d, const char *filename,
+                                struct options *opts, struct error *err);
 /* Whether it can open an image; false for formats that are known by name only, to be refused. */
 bool block_driver_is_usable(const struct block_driver *d);
 
@@ -130,6 +156,33 @@ int block_co_close(struct block_node *node, struct error *err);
  */
 int block_co_inactivate(struct block_node *node, struct error *err);
 
+/* Values of the option detect-zeroes: whether writes of zeroes become write_zeroes, and may unmap. */
+enum block_detect_zeroes {
+    BLOCK_DETECT_ZEROES_OFF,
+    BLOCK_DETECT_ZEROES_ON,
+    BLOCK_DETECT_ZEROES_UNMAP
+};
+
+/* Limits of a node, in bytes. Its driver sets them when it opens the node. 0: no limit, or an alignment of 1. */
+struct block_limits {
+    /* Power of two: reads and writes that reach the driver are aligned to it. */
+    uint32_t request_alignment;
+    /* Of buffers, for O_DIRECT. */
+    uint32_t memory_alignment;
+    /* The longest read or write. */
+    uint64_t max_transfer;
+    /* write_zeroes requests are cut at its multiples; heads and tails are written as data. */
+    uint64_t zeroes_alignment;
+    uint64_t max_zeroes;
+    /* Discards are shrunk to its multiples. */
+    uint64_t discard_alignment;
+    uint64_t max_discard;
+    /* The best request size; 0: unknown. */
+    uint32_t opt_transfer;
+    /* Allocation unit of the format; 0: none. `info` and NBD's block sizes report it. */
+    uint32_t cluster_size;
+};
+
 /* --- nodes ----------------------------------------------------------------------------------------- */
 
 /* By node name; NULL if there is none. Hidden ones of this coroutine count. No reference is taken. */
@@ -156,15 +209,46 @@ char *block_node_full_filename(const struct block_node *node);
  * that lies in several files. To be freed.
  */
 char *block_node_resolve_backing(const struct block_node *node, const char *name);
+/*
+ * Absolute path or URI of `name` as seen from the directory of `base_filename`; URIs and absolute paths are kept, and all names
+ * where the base is a URI without directories (NBD). malloc'ed; NULL: no memory.
+ */
+char *block_resolve_relative(const char *base_filename, const char *name);
 const struct block_driver *block_node_driver(const struct block_node *node);
+/* The name of its driver: "qcow2". */
+const char *block_node_format(const struct block_node *node);
+unsigned block_node_traits(const struct block_node *node);                   /* of its driver */
+const struct block_limits *block_node_limits(const struct block_node *node); /* borrowed */
+
+/* Generic options in force. */
+struct block_node_settings {
+    bool read_only;
+    bool probed; /* the format is raw because no other was recognized */
+    bool cache_direct, cache_no_flush;
+    enum block_detect_zeroes detect_zeroes;
+};
+
+struct block_node_settings block_node_settings(const struct block_node *node);
 uint64_t block_node_size(const struct block_node *node); /* bytes; any thread */
 bool block_node_is_read_only(const struct block_node *node);
 /* The options it was opened with. Borrowed. */
 struct json_object *block_node_options(const struct block_node *node);
 /* Child by the name of the edge ("file", "backing", "target"); NULL if there is none. Borrowed. */
 struct block_node *block_node_child(const struct block_node *node, const char *name);
+/*
+ * Iterate over the edges to children, in the order in which they were attached, and over those from parents: NULL begins,
+ * NULL ends. The graph must not change meanwhile.
+ */
+struct block_edge *block_node_next_child(const struct block_node *node,
+                                         const struct block_edge *edge);
+struct block_edge *block_node_next_parent(const struct block_node *node,
+                                          const struct block_edge *edge);
+const char *block_edge_name(const struct block_edge *edge);          /* "file", "backing" */
+struct block_node *block_edge_parent(const struct block_edge *edge); /* NULL: a root */
 /* The next layer down a chain that reads fall through to: backing of a format node, the filtered child of a filter. */
 struct block_node *block_node_filter_or_backing(const struct block_node *node);
+/* Whether `to` is `from`, or below it. */
+bool block_node_reaches(struct block_node *from, const struct block_node *to);
 /* Skip filters: the first node at or below `node` that is none. */
 struct block_node *block_node_skip_filters(struct block_node *node);
 /* The backing node below filters; NULL if there is none. */

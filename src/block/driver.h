@@ -10,6 +10,7 @@
 #include "base/list.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
+#include "block/control.h"
 #include "block/event.h"
 #include "block/gate.h"
 #include "co/sync.h"
@@ -36,28 +37,6 @@ struct block_edge {
     struct block_node
         *origin;       /* where it was when the graph change began that moves it; referenced */
     struct list moved; /* in the list of that change's moved edges */
-};
-
-/* Values of the option detect-zeroes: whether writes that are all zeroes become write_zeroes, and may unmap. */
-enum block_detect_zeroes {
-    BLOCK_DETECT_ZEROES_OFF,
-    BLOCK_DETECT_ZEROES_ON,
-    BLOCK_DETECT_ZEROES_UNMAP
-};
-
-/* What a driver can do natively. Set in co_open; 0 means no limit or 1. Bytes. */
-struct block_limits {
-    uint32_t
-        request_alignment; /* power of two, >= 1: reads and writes that reach the driver are so aligned */
-    uint32_t memory_alignment; /* of buffers, for O_DIRECT */
-    uint64_t max_transfer;     /* longest read or write */
-    uint64_t
-        zeroes_alignment; /* write_zeroes requests are cut so; heads and tails are written as data */
-    uint64_t max_zeroes;
-    uint64_t discard_alignment; /* discards are shrunk to it */
-    uint64_t max_discard;
-    uint32_t opt_transfer; /* best request size; 0: unknown */
-    uint32_t cluster_size; /* allocation unit; 0: none. Reported by `info` and BLOCK_INFO. */
 };
 
 struct block_node {
@@ -99,6 +78,7 @@ struct block_node {
     struct list parents;         /* edges to this node */
     struct block_edge *file;     /* the child named "file"; NULL if none */
     struct block_edge *backing;  /* the child named "backing"; NULL if none */
+    struct block_edge *filtered; /* the child that a filter shows; NULL if none */
     char *filename;              /* plain path or URI; NULL if none */
     struct json_object *options; /* as opened */
     bool beyond_filename;        /* here or below are options that no filename tells */
@@ -121,41 +101,6 @@ struct block_node {
         write_generation; /* counts writes; with the next a flush without writes costs nothing */
     _Atomic uint64_t flushed_generation;
 };
-
-/* Result of co_get_info, for `img info` and query-named-block-nodes. */
-struct block_info {
-    uint32_t cluster_size; /* 0: none */
-    bool has_dirty_flag, dirty_flag, corrupt;
-    const char *backing_filename; /* as written in the image; borrowed; NULL if none */
-    const char *backing_format;   /* likewise */
-    const char *compression_type;
-    bool encrypted;
-};
-
-/* Result of co_check; figures as qemu-img check prints them. */
-struct block_check_result {
-    uint64_t corruptions, leaks, check_errors;
-    uint64_t
-        copied_flags; /* of the corruptions: COPIED flags that don't agree with their refcounts */
-    uint64_t corruptions_fixed, leaks_fixed;
-    uint64_t image_end_offset;
-    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
-};
-
-/* An internal snapshot, by the names of QEMU's SnapshotInfo. */
-struct block_snapshot_info {
-    char id[128], name[256];
-    uint64_t vm_state_size;       /* bytes */
-    uint32_t date_sec, date_nsec; /* since the epoch, UTC */
-    uint64_t vm_clock_nsec;
-    uint64_t disk_size; /* bytes */
-    uint64_t icount;    /* UINT64_MAX: none */
-};
-
-#define BLOCK_CHECK_FIX_LEAKS 1u
-#define BLOCK_CHECK_FIX_ERRORS 2u
-
-typedef void block_progress_fn(void *arg, uint64_t done, uint64_t total);
 
 struct block_driver {
     const char *name; /* "qcow2" */
@@ -334,6 +279,13 @@ static inline void block_co_event(const struct block_edge *edge, enum block_even
     }
 }
 
+/* Whether a node is of the driver that `definition` describes. Its node->driver is a copy, completed with defaults. */
+static inline bool block_node_is(const struct block_node *node,
+                                 const struct block_driver *definition)
+{
+    return node->driver->name == definition->name;
+}
+
 /* --- for drivers, in co_open --------------------------------------------------------------------------- */
 
 /*
@@ -342,6 +294,14 @@ static inline void block_co_event(const struct block_edge *edge, enum block_even
  */
 int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
                         unsigned role, bool allow_none, struct block_edge **ret, struct error *err);
+/*
+ * For filters: open the child `name` that the node shows, and take its size, its discards and its flags. All that a filter with
+ * one child has to do, beside its own options. Errors as above.
+ */
+int block_co_open_filtered(struct block_node *node, struct options *opts, const char *name,
+                           struct error *err);
+/* Whether the node has contents of a point in time (co_preadv_snapshot), itself or behind filters. Does not yield. */
+bool block_node_has_snapshot_access(const struct block_node *node);
 /*
  * Open the backing file: from the option `backing` if it is given (null: none), else from the image's own record (a
  * filename relative to the image's; `format` may be NULL). Honours BLOCK_OPEN_NO_BACKING.
@@ -352,9 +312,6 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
 int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
                           unsigned role, struct block_edge **ret, struct error *err);
 void block_co_detach_child(struct block_edge *edge);
-
-/* Whether `to` is `from`, or below it. */
-bool block_node_reaches(struct block_node *from, const struct block_node *to);
 
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
@@ -375,11 +332,6 @@ void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_per
 /* Set by co_open, co_truncate, and by the gate when a write extends a leaf. Any thread. */
 void block_node_set_size(struct block_node *node, uint64_t size);
 
-/*
- * Absolute path or URI of `name` as seen from the directory of `base_filename`; URIs and absolute paths are kept, and all names
- * where the base is a URI without directories (NBD). malloc'ed; NULL: no memory.
- */
-char *block_resolve_relative(const char *base_filename, const char *name);
 /* Whether `name` is relative to a directory that there is not: never that which the program happens to run in. */
 bool block_is_beside_no_file(const char *base_filename, const char *name);
 

@@ -39,6 +39,9 @@ static struct block_node *child_unlink(struct block_edge *edge)
     if (parent->backing == edge) {
         parent->backing = NULL;
     }
+    if (parent->filtered == edge) {
+        parent->filtered = NULL;
+    }
     return edge_unlink(edge);
 }
 
@@ -52,6 +55,9 @@ static void child_link(struct block_edge *edge, struct block_node *child)
         parent->file = edge;
     } else if (strcmp(edge->name, "backing") == 0) {
         parent->backing = edge;
+    }
+    if ((edge->role & BLOCK_ROLE_FILTERED) && !parent->filtered) {
+        parent->filtered = edge;
     }
 }
 

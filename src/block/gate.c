@@ -450,22 +450,6 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 
 /* --- flush ----------------------------------------------------------------------------------- */
 
-/* Those that were ever written: who wrote may have gone since, and with him the permission to. */
-static int co_flush_children(struct block_node *node)
-{
-    struct block_edge *edge;
-    int r = 0;
-
-    LIST_FOREACH (edge, &node->children, sibling) {
-        if (atomic_load(&edge->node->write_generation) > BLOCK_NOTHING_WRITTEN) {
-            int this = block_co_flush(edge);
-
-            r = r < 0 ? r : this;
-        }
-    }
-    return r;
-}
-
 /* Writes reach what a filter shows by other ways as well: it can't tell whether there is anything to flush. */
 static int co_flush_node(struct block_node *node)
 {
@@ -480,12 +464,12 @@ static int co_flush_node(struct block_node *node)
         return 0;
     }
     if (node->cache_no_flush && !node->driver->flushes_always) {
-        return co_flush_children(node);
+        return block_co_flush_children(node);
     }
     if (node->file) {
         block_co_event(node->file, BLOCK_EVENT_FLUSH_TO_DISK);
     }
-    r = node->driver->co_flush ? node->driver->co_flush(node) : co_flush_children(node);
+    r = node->driver->co_flush(node);
     while (r == 0 && flushed < written) {
         if (atomic_compare_exchange_weak(&node->flushed_generation, &flushed, written)) {
             break;
@@ -509,35 +493,7 @@ int block_co_flush(struct block_edge *edge)
     return r;
 }
 
-/* --- size (main reactor) ------------------------------------------------------------------------------------ */
-
-int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
-                      struct error *err)
-{
-    struct block_node *node = edge->node;
-    int r;
-
-    if (!(edge->perm & BLOCK_PERM_RESIZE)) {
-        return error_set(err, EPERM, "'%s' may not be resized here: it was not opened for that",
-                         block_node_display_name(node));
-    }
-    if (!node->driver->co_truncate) {
-        return error_set(err, ENOTSUP, "Image format driver '%s' does not support resize",
-                         node->driver->name);
-    }
-    if (size > INT64_MAX) {
-        return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
-                         (unsigned long long)size);
-    }
-    block_co_drain_begin(node);
-    r = node->driver->co_truncate(node, size, prealloc, err);
-    if (r == 0 && !list_is_empty(&node->bitmaps)) {
-        r = block_bitmaps_resize(node, size, err);
-    }
-    atomic_fetch_add(&node->write_generation, 1);
-    block_co_drain_end(node);
-    return r;
-}
+/* --- size ------------------------------------------------------------------------------------ */
 
 int block_co_extend(struct block_edge *edge, uint64_t size)
 {
@@ -553,17 +509,6 @@ int block_co_extend(struct block_edge *edge, uint64_t size)
     r = node->driver->co_extend(node, size);
     account_change(node, size, 0, r, BLOCK_REQ_UNCHANGED);
     return r;
-}
-
-int block_co_allocated_size(struct block_node *node, uint64_t *ret)
-{
-    if (node->driver->co_allocated_size) {
-        return node->driver->co_allocated_size(node, ret);
-    }
-    if (node->driver->is_filter && block_node_filter_or_backing(node)) {
-        return block_co_allocated_size(block_node_filter_or_backing(node), ret);
-    }
-    return node->file ? block_co_allocated_size(node->file->node, ret) : -ENOTSUP;
 }
 
 /* --- point-in-time access -------------------------------------------------------------------- */

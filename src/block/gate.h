@@ -106,16 +106,11 @@ enum block_prealloc {
     BLOCK_PREALLOC_FULL
 };
 
-/* Change the size; growth reads as zeroes. Needs RESIZE. Drains. Main reactor. `err` may be NULL. */
-int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
-                      struct error *err);
 /*
  * For a format that holds its file alone: make it at least `size` bytes long, zeroes at the end; never shorter. Any reactor, no drain:
  * the caller sees to it that nobody writes beyond `size` meanwhile. Needs RESIZE. -ENOTSUP: only block_co_truncate() can, if anything.
  */
 int block_co_extend(struct block_edge *edge, uint64_t size);
-/* Bytes of storage that the node's file takes; -ENOTSUP if unknown. */
-int block_co_allocated_size(struct block_node *node, uint64_t *ret);
 struct block_node *block_edge_node(const struct block_edge *edge); /* borrowed */
 uint64_t block_edge_size(const struct block_edge *edge);
 

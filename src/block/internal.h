@@ -67,6 +67,12 @@ extern struct list block_all_nodes;    /* of struct block_node: those that are p
 extern struct list block_hidden_nodes; /* those being opened, or open and not public yet */
 extern struct list block_all_roots;    /* of struct block_root */
 
+/* --- pass_through.c --- */
+/* The driver, with functions in the place of NULL where there is a default: for filters, and of co_flush. Does not yield. */
+struct block_driver block_driver_with_defaults(const struct block_driver *driver);
+/* Flush all children that were ever written to; returns the first error. Yields. */
+int block_co_flush_children(struct block_node *node);
+
 /* --- chain.c --- */
 #define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
 /*

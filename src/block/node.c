@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The table of drivers, the list of nodes, and what can be asked of a node. */
+/* The list of nodes, and what can be asked of a node. */
 #include <assert.h>
 #include <errno.h>
 #include <stdio.h>
@@ -8,70 +8,9 @@
 #include "base/checked.h"
 #include "block/internal.h"
 
-#define DRIVERS_MAX 32
-
 struct list block_all_nodes = LIST_INIT(block_all_nodes);
 struct list block_hidden_nodes = LIST_INIT(block_hidden_nodes);
 struct list block_all_roots = LIST_INIT(block_all_roots);
-
-static const struct block_driver *drivers[DRIVERS_MAX];
-static size_t driver_count;
-
-void block_register_driver(const struct block_driver *driver)
-{
-    assert(driver_count < DRIVERS_MAX);
-    drivers[driver_count++] = driver;
-}
-
-const struct block_driver *block_find_driver(const char *name)
-{
-    for (size_t i = 0; i < driver_count; i++) {
-        if (strcmp(drivers[i]->name, name) == 0) {
-            return drivers[i];
-        }
-    }
-    return NULL;
-}
-
-const struct block_driver *block_driver_of_filename(const char *filename)
-{
-    size_t len = strcspn(filename, ":/");
-
-    if (filename[len] != ':') {
-        return NULL;
-    }
-    for (size_t i = 0; i < driver_count; i++) {
-        for (const char *const *s = drivers[i]->schemes; s && *s; s++) {
-            if (strlen(*s) == len && memcmp(*s, filename, len) == 0) {
-                return drivers[i];
-            }
-        }
-    }
-    return NULL;
-}
-
-const struct block_driver *block_next_driver(const struct block_driver *d)
-{
-    size_t i = 0;
-
-    if (d) {
-        while (i < driver_count && drivers[i] != d) {
-            i++;
-        }
-        i++;
-    }
-    return i < driver_count ? drivers[i] : NULL;
-}
-
-const char *block_driver_name(const struct block_driver *d)
-{
-    return d->name;
-}
-
-bool block_driver_is_usable(const struct block_driver *d)
-{
-    return d->co_preadv || d->co_preadv_snapshot;
-}
 
 const char *block_perm_names(unsigned perm, char *buf, size_t buf_size)
 {
@@ -183,22 +122,10 @@ struct block_node *block_node_child(const struct block_node *node, const char *n
     return NULL;
 }
 
-static struct block_node *filtered_child(const struct block_node *node)
-{
-    struct block_edge *edge;
-
-    LIST_FOREACH (edge, &node->children, sibling) {
-        if (edge->role & BLOCK_ROLE_FILTERED) {
-            return edge->node;
-        }
-    }
-    return NULL;
-}
-
 struct block_node *block_node_filter_or_backing(const struct block_node *node)
 {
     if (node->driver->is_filter) {
-        return filtered_child(node);
+        return (node->filtered ? node->filtered->node : NULL);
     }
     return node->backing ? node->backing->node : NULL;
 }
@@ -206,7 +133,7 @@ struct block_node *block_node_filter_or_backing(const struct block_node *node)
 struct block_node *block_node_skip_filters(struct block_node *node)
 {
     while (node && node->driver->is_filter) {
-        node = filtered_child(node);
+        node = (node->filtered ? node->filtered->node : NULL);
     }
     return node;
 }
@@ -274,4 +201,56 @@ struct block_node *block_edge_node(const struct block_edge *edge)
 uint64_t block_edge_size(const struct block_edge *edge)
 {
     return block_node_size(edge->node);
+}
+
+const char *block_node_format(const struct block_node *node)
+{
+    return node->driver->name;
+}
+
+unsigned block_node_traits(const struct block_node *node)
+{
+    return block_driver_traits(node->driver);
+}
+
+const struct block_limits *block_node_limits(const struct block_node *node)
+{
+    return &node->limits;
+}
+
+struct block_node_settings block_node_settings(const struct block_node *node)
+{
+    return (struct block_node_settings){
+        .read_only = node->read_only,
+        .probed = node->probed,
+        .cache_direct = node->cache_direct,
+        .cache_no_flush = node->cache_no_flush,
+        .detect_zeroes = (enum block_detect_zeroes)node->detect_zeroes,
+    };
+}
+
+struct block_edge *block_node_next_child(const struct block_node *node,
+                                         const struct block_edge *edge)
+{
+    struct list *next = edge ? edge->sibling.next : node->children.next;
+
+    return next == &node->children ? NULL : container_of(next, struct block_edge, sibling);
+}
+
+struct block_edge *block_node_next_parent(const struct block_node *node,
+                                          const struct block_edge *edge)
+{
+    struct list *next = edge ? edge->in_node.next : node->parents.next;
+
+    return next == &node->parents ? NULL : container_of(next, struct block_edge, in_node);
+}
+
+const char *block_edge_name(const struct block_edge *edge)
+{
+    return edge->name;
+}
+
+struct block_node *block_edge_parent(const struct block_edge *edge)
+{
+    return edge->parent;
 }

@@ -14,18 +14,6 @@ enum question {
 static int co_node_status(struct block_node *node, uint64_t offset, uint64_t length,
                           enum question question, struct block_status *ret);
 
-static struct block_edge *filtered_edge(struct block_node *node)
-{
-    struct block_edge *edge;
-
-    LIST_FOREACH (edge, &node->children, sibling) {
-        if (edge->role & BLOCK_ROLE_FILTERED) {
-            return edge;
-        }
-    }
-    return NULL;
-}
-
 /*
  * A mapped extent may be zero in the file below though this layer does not know: preallocated, or punched. A layer that
  * says DATA keeps it, and needs no answer; one that leaves DATA to the file (raw) has nothing else to tell.
@@ -80,10 +68,8 @@ static int co_node_status(struct block_node *node, uint64_t offset, uint64_t len
     }
     length = MIN(length, size - offset);
     if (!node->driver->co_status) {
-        struct block_edge *edge = node->driver->is_filter ? filtered_edge(node) : NULL;
-
-        if (edge) {
-            return co_node_status(edge->node, offset, length, question, ret);
+        if (node->filtered) {
+            return co_node_status(node->filtered->node, offset, length, question, ret);
         }
         *ret = (struct block_status){
             .flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET,

@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "block/bitmaps.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/cli.h"
 
 struct carry_item {
@@ -104,9 +104,7 @@ static bool co_can_make(const struct carry_item *item, struct block_node *to)
 {
     ERROR_AUTO(err);
 
-    if (!to->driver->co_can_store_bitmap) {
-        error_set(&err, ENOTSUP, "the format '%s' stores no bitmaps", to->driver->name);
-    } else if (to->driver->co_can_store_bitmap(to, item->name, item->granularity, &err) == 0) {
+    if (block_co_can_store_bitmap(to, item->name, item->granularity, &err) == 0) {
         return true;
     }
     cli_warn("Bitmap '%s' of '%s' can't be stored in '%s', and stays where it is: %s", item->name,

@@ -8,7 +8,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "cli/image.h"
@@ -282,9 +282,9 @@ static void collect_descs(struct desc_list *list, const struct block_driver *for
     static const struct block_option_desc size = {"size", "size", "Virtual disk size"};
     const struct block_driver *protocol = filename ? protocol_of(filename) : NULL;
 
-    add_descs(list, format->create_options);
+    add_descs(list, block_driver_create_options(format));
     if (protocol) {
-        add_descs(list, protocol->create_options);
+        add_descs(list, block_driver_create_options(protocol));
     }
     for (size_t i = 0; i < list->count; i++) {
         if (strcmp(list->desc[i]->name, "size") == 0) {
@@ -333,10 +333,10 @@ int cli_check_creation_options(const char *format, const struct cli_items *texts
 static const char *why_not_creatable(const struct block_driver *driver)
 {
     static const char *const read_only[] = {"bochs", "cloop", "dmg"};
-    bool foreign = driver->is_format;
+    bool foreign = block_driver_traits(driver) & BLOCK_DRIVER_FORMAT;
 
     for (size_t i = 0; i < ARRAY_SIZE(read_only); i++) {
-        foreign = foreign && strcmp(driver->name, read_only[i]) != 0;
+        foreign = foreign && strcmp(block_driver_name(driver), read_only[i]) != 0;
     }
     return foreign ? "The format '%s' is not supported: choose raw or qcow2"
                    : "Format driver '%s' does not support image creation";
@@ -348,7 +348,7 @@ static const struct block_driver *find_creatable(const struct cli_new_image *ima
 
     if (!driver) {
         fail(image, "Unknown file format '%s'", image->format);
-    } else if (!driver->co_create) {
+    } else if (!(block_driver_traits(driver) & BLOCK_DRIVER_CREATES)) {
         fail(image, why_not_creatable(driver), image->format);
         driver = NULL;
     }
@@ -363,7 +363,7 @@ int cli_print_option_help(const char *format, const char *filename)
     if (!driver) {
         return cli_fail("Unknown file format '%s'", format);
     }
-    if (!driver->co_create) {
+    if (!(block_driver_traits(driver) & BLOCK_DRIVER_CREATES)) {
         return cli_fail(why_not_creatable(driver), format);
     }
     collect_descs(&list, driver, filename);
@@ -468,7 +468,7 @@ static int check_options(struct option_set *set, const struct block_driver *driv
     for (size_t i = 0; i < set->count; i++) {
         const struct block_option_desc *desc = find_desc(&list, set->entry[i].name);
 
-        if (!desc && strcmp(driver->name, "qcow2") == 0 &&
+        if (!desc && strcmp(block_driver_name(driver), "qcow2") == 0 &&
             strncmp(set->entry[i].name, "encrypt.", 8) == 0) {
             return fail(image,
                         "Option '%s' is for LUKS, with which images can't be encrypted: encrypt in "
@@ -476,7 +476,8 @@ static int check_options(struct option_set *set, const struct block_driver *driv
                         set->entry[i].name);
         }
         if (!desc && strcmp(set->entry[i].name, "backing_file") == 0) {
-            return fail(image, "Backing file not supported for file format '%s'", driver->name);
+            return fail(image, "Backing file not supported for file format '%s'",
+                        block_driver_name(driver));
         }
         if (!desc) {
             return fail(image, "Invalid parameter '%s'", set->entry[i].name);

@@ -8,7 +8,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/args.h"
 #include "cli/cli.h"
 
@@ -64,7 +64,12 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
 
 static void warn_of_probed_raw(const struct cli_image *image, const struct block_node *node)
 {
-    if (!node || !node->probed || node->read_only || strcmp(node->driver->name, "raw") != 0) {
+    struct block_node_settings settings = {0};
+
+    if (node) {
+        settings = block_node_settings(node);
+    }
+    if (!settings.probed || settings.read_only || strcmp(block_node_format(node), "raw") != 0) {
         return;
     }
     fflush(stdout);

@@ -5,7 +5,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/cli.h"
 #include "cli/image.h"
 
@@ -103,17 +103,17 @@ static int add_protocol(struct json_object *node, const char *filename, struct e
     struct json_object *found;
     int rc;
 
-    if (!driver || !driver->parse_filename) {
+    if (!driver || !block_driver_parses_filename(driver)) {
         json_object_object_add(node, "driver", json_object_new_string("file"));
         return 0;
     }
     opts = options_new();
-    rc = opts ? driver->parse_filename(filename, opts, err) : -ENOMEM;
+    rc = opts ? block_driver_parse_filename(driver, filename, opts, err) : -ENOMEM;
     if (rc < 0) {
         return rc;
     }
     json_object_object_del(node, "filename");
-    json_object_object_add(node, "driver", json_object_new_string(driver->name));
+    json_object_object_add(node, "driver", json_object_new_string(block_driver_name(driver)));
     found = options_to_json(opts);
     json_object_object_foreach(found, key, value)
     {

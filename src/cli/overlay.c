@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/image.h"
 
 /* An empty file in $TMPDIR, or /var/tmp, which has room for more than /tmp often has; NULL on failure. */

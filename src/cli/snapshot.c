@@ -9,7 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/size.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/cli.h"
 #include "cli/image.h"
 
@@ -41,8 +41,7 @@ struct json_object *cli_co_snapshots(struct block_node *node)
     struct json_object *array;
     size_t count = 0;
 
-    if (!node->driver->co_snapshot_list ||
-        node->driver->co_snapshot_list(node, &list, &count, NULL) < 0 || count == 0) {
+    if (block_co_snapshot_list(node, &list, &count, NULL) < 0 || count == 0) {
         return NULL;
     }
     array = json_object_new_array();
@@ -130,21 +129,15 @@ int cli_co_show_snapshot(struct block_node *node, const char *text, struct error
     AUTO_FREE char *name = NULL;
     int rc;
 
-    if (!node->driver->co_snapshot_show) {
-        return error_set(err, ENOTSUP, "Failed to load snapshot: format '%s' has no snapshots",
-                         node->driver->name);
-    }
-    block_co_drain_begin(node);
     if (strncmp(text, PREFIX, strlen(PREFIX)) == 0) {
         rc = parse_form(text, &id, &name);
-        rc = rc < 0 ? rc : node->driver->co_snapshot_show(node, id, name, err);
+        UNLESS_FAILED(rc, block_co_snapshot_show(node, id, name, err));
     } else {
-        rc = node->driver->co_snapshot_show(node, text, NULL, NULL);
+        rc = block_co_snapshot_show(node, text, NULL, NULL);
         if (rc < 0) {
-            rc = node->driver->co_snapshot_show(node, NULL, text, err);
+            rc = block_co_snapshot_show(node, NULL, text, err);
         }
     }
-    block_co_drain_end(node);
     error_prepend(err, "Failed to load snapshot: ");
     return rc;
 }

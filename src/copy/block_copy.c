@@ -7,7 +7,7 @@
 
 #include "base/checked.h"
 #include "base/list.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"
@@ -68,7 +68,7 @@ struct copy_piece {
 
 static size_t edge_memory_alignment(struct block_edge *edge)
 {
-    return MAX(MIN_BUFFER_ALIGNMENT, block_edge_node(edge)->limits.memory_alignment);
+    return MAX(MIN_BUFFER_ALIGNMENT, block_node_limits(block_edge_node(edge))->memory_alignment);
 }
 
 int block_copy_new(struct block_edge *source, struct block_edge *target,

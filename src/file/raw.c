@@ -93,7 +93,7 @@ static bool is_guarded(const struct block_node *node, uint64_t offset)
 static bool looks_like_another_format(const uint8_t *head, size_t size)
 {
     for (const struct block_driver *d = block_next_driver(NULL); d; d = block_next_driver(d)) {
-        if (d != &raw_driver && d->probe && d->probe(head, size) > 0) {
+        if (d->name != raw_driver.name && d->probe && d->probe(head, size) > 0) {
             return true;
         }
     }

@@ -106,11 +106,11 @@ static int co_open_state(struct block_node *node, struct options *opts, struct e
     if (ret < 0) {
         return ret;
     }
-    ret = block_co_open_child(node, opts, "file", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
-                              &s->file, err);
+    ret = block_co_open_filtered(node, opts, "file", err);
     if (ret < 0) {
         return ret;
     }
+    s->file = node->filtered;
     ret = block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false, &s->target, err);
     if (ret < 0) {
         return ret;
@@ -139,11 +139,7 @@ static int cbw_co_open(struct block_node *node, struct options *opts, struct err
         free_names(n);
         return ret;
     }
-    block_node_set_size(node, s->size);
     node->discard_unmap = block_edge_node(s->file)->discard_unmap;
-    node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
-    node->supported_zero_flags =
-        BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     return 0;
 }
 
@@ -204,7 +200,7 @@ static bool has_snapshot(struct block_node *node)
     struct block_edge *edge;
 
     LIST_FOREACH (edge, &node->parents, in_node) {
-        if (edge->parent && edge->parent->driver == &snapshot_access_driver) {
+        if (edge->parent && block_node_is(edge->parent, &snapshot_access_driver)) {
             return true;
         }
     }
@@ -235,13 +231,6 @@ static void cbw_child_perm(struct block_node *node, struct block_edge *edge, uns
 }
 
 /* --- the guest --- */
-
-static int cbw_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
-{
-    struct cbw_state *s = node->opaque;
-
-    return block_co_preadv(s->file, offset, iov, flags);
-}
 
 static int cbw_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
@@ -276,6 +265,14 @@ static int cbw_co_discard(struct block_node *node, uint64_t offset, uint64_t len
     int ret = cbw_co_before_write(s, offset, length);
 
     return ret < 0 ? ret : block_co_discard(s->file, offset, length);
+}
+
+/* Its clusters are counted when it is opened. */
+static int cbw_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                           struct error *err)
+{
+    return error_set(err, ENOTSUP, "Image format driver '%s' does not support resize",
+                     node->driver->name);
 }
 
 /* The guest's flush is about its disk; the temporary image does not outlive a crash and needs none. */
@@ -313,10 +310,10 @@ const struct block_driver copy_before_write_driver = {
     .co_close = cbw_co_close,
     .child_perm = cbw_child_perm,
     .drain_busy = cbw_drain_busy,
-    .co_preadv = cbw_co_preadv,
     .co_pwritev = cbw_co_pwritev,
     .co_write_zeroes = cbw_co_write_zeroes,
     .co_discard = cbw_co_discard,
+    .co_truncate = cbw_co_truncate,
     .co_flush = cbw_co_flush,
     .co_preadv_snapshot = cbw_co_preadv_snapshot,
     .co_snapshot_status = cbw_co_status_snapshot,

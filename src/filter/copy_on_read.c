@@ -55,12 +55,12 @@ static int take_bottom(struct copy_on_read *s, struct options *opts, struct erro
 static int cor_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct copy_on_read *s = node->opaque;
-    int r = block_co_open_child(node, opts, "file", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
-                                &s->file, err);
+    int r = block_co_open_filtered(node, opts, "file", err);
 
     if (r < 0) {
         return r;
     }
+    s->file = node->filtered;
     if (s->file->node->read_only) {
         return error_set(err, EINVAL, "Block node is read-only");
     }
@@ -69,11 +69,6 @@ static int cor_co_open(struct block_node *node, struct options *opts, struct err
         return r;
     }
     range_lock_init(&s->busy);
-    block_node_set_size(node, block_edge_size(s->file));
-    node->discard_unmap = true; /* the file decides */
-    node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
-    node->supported_zero_flags =
-        BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     return 0;
 }
 
@@ -308,18 +303,6 @@ static int cor_co_discard(struct block_node *node, uint64_t offset, uint64_t len
     return r;
 }
 
-static int cor_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
-                           struct error *err)
-{
-    struct copy_on_read *s = node->opaque;
-    int r = block_co_truncate(s->file, size, prealloc, err);
-
-    if (r == 0) {
-        block_node_set_size(node, block_edge_size(s->file));
-    }
-    return r;
-}
-
 const struct block_driver copy_on_read_driver = {
     .name = "copy-on-read",
     .instance_size = sizeof(struct copy_on_read),
@@ -327,7 +310,6 @@ const struct block_driver copy_on_read_driver = {
     .co_open = cor_co_open,
     .co_close = cor_co_close,
     .child_perm = cor_child_perm,
-    .co_truncate = cor_co_truncate,
     .co_preadv = cor_co_preadv,
     .co_pwritev = cor_co_pwritev,
     .co_write_zeroes = cor_co_write_zeroes,

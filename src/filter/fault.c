@@ -29,7 +29,7 @@ struct fault {
 /* The one that events of `node`, or of what it is in, come to. */
 static struct fault *find_below(struct block_node *node)
 {
-    while (node && node->driver != &fault_driver) {
+    while (node && !block_node_is(node, &fault_driver)) {
         node = node->file ? node->file->node : block_node_filter_or_backing(node);
     }
     return node ? node->opaque : NULL;
@@ -222,9 +222,8 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
 
     ret = ret < 0 ? ret : co_open_rules(s, opts, config, err);
     ret = ret < 0 ? ret : take_limits(&node->limits, opts, err);
-    ret = ret < 0 ? ret
-                  : block_co_open_child(node, opts, "image", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA,
-                                        false, &s->image, err);
+    ret = ret < 0 ? ret : block_co_open_filtered(node, opts, "image", err);
+    s->image = node->filtered;
     if (ret == 0 && !more) {
         set_filename(node, config);
     }
@@ -244,11 +243,6 @@ static int fault_co_open(struct block_node *node, struct options *opts, struct e
         return ret;
     }
     node->file = s->image;
-    block_node_set_size(node, block_edge_size(s->image));
-    node->discard_unmap = true; /* the image decides */
-    node->supported_write_flags = BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED;
-    node->supported_zero_flags =
-        BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     fault_rules_co_event(&s->rules, BLOCK_EVENT_NONE);
     return 0;
 }
@@ -322,18 +316,6 @@ static int fault_co_status(struct block_node *node, uint64_t offset, uint64_t le
     return r < 0 ? r : block_co_status(s->image, offset, length, ret);
 }
 
-static int fault_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
-                             struct error *err)
-{
-    struct fault *s = node->opaque;
-    int ret = block_co_truncate(s->image, size, prealloc, err);
-
-    if (ret == 0) {
-        block_node_set_size(node, block_edge_size(s->image));
-    }
-    return ret;
-}
-
 static void fault_co_event(struct block_node *node, enum block_event event)
 {
     struct fault *s = node->opaque;
@@ -352,7 +334,6 @@ const struct block_driver fault_driver = {
     .parse_filename = fault_parse_filename,
     .co_open = fault_co_open,
     .co_close = fault_co_close,
-    .co_truncate = fault_co_truncate,
     .co_preadv = fault_co_preadv,
     .co_pwritev = fault_co_pwritev,
     .co_write_zeroes = fault_co_write_zeroes,

@@ -22,7 +22,7 @@ static int snapshot_access_co_open(struct block_node *node, struct options *opts
     if (ret < 0) {
         return ret;
     }
-    if (!block_edge_node(s->file)->driver->co_preadv_snapshot) {
+    if (!block_node_has_snapshot_access(block_edge_node(s->file))) {
         return error_set(err, ENOTSUP,
                          "Node '%s' (driver %s) has no frozen contents to show; snapshot-access "
                          "needs a copy-before-write node as its file",

@@ -251,11 +251,11 @@ static int write_log_co_open(struct block_node *node, struct options *opts, stru
     if (ret < 0) {
         return ret;
     }
-    ret = block_co_open_child(node, opts, "file", BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
-                              &s->file, err);
+    ret = block_co_open_filtered(node, opts, "file", err);
     if (ret < 0) {
         return ret;
     }
+    s->file = node->filtered;
     ret = block_co_open_child(node, opts, "log", BLOCK_ROLE_METADATA, false, &s->log, err);
     if (ret < 0) {
         return ret;
@@ -265,9 +265,7 @@ static int write_log_co_open(struct block_node *node, struct options *opts, stru
         return ret;
     }
     co_mutex_init(&s->lock);
-    block_node_set_size(node, block_edge_size(s->file));
     node->limits.request_alignment = s->sector_size;
-    node->discard_unmap = true; /* the file decides */
     node->supported_write_flags = BLOCK_REQ_FUA;
     node->supported_zero_flags = BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     return 0;
@@ -379,18 +377,6 @@ static int write_log_co_flush(struct block_node *node)
 }
 
 /* The format has no entry for a new size; growth shows in the writes that follow. */
-static int write_log_co_truncate(struct block_node *node, uint64_t size,
-                                 enum block_prealloc prealloc, struct error *err)
-{
-    struct write_log *s = node->opaque;
-    int ret = block_co_truncate(s->file, size, prealloc, err);
-
-    if (ret == 0) {
-        block_node_set_size(node, block_edge_size(s->file));
-    }
-    return ret;
-}
-
 const struct block_driver write_log_driver = {
     .name = "blklogwrites",
     .instance_size = sizeof(struct write_log),
@@ -399,7 +385,6 @@ const struct block_driver write_log_driver = {
     .co_inactivate = write_log_co_inactivate,
     .co_close = write_log_co_close,
     .child_perm = write_log_child_perm,
-    .co_truncate = write_log_co_truncate,
     .co_preadv = write_log_co_preadv,
     .co_pwritev = write_log_co_pwritev,
     .co_write_zeroes = write_log_co_write_zeroes,

@@ -5,7 +5,8 @@
 #include <string.h>
 #include <sys/socket.h>
 
-#include "block/driver.h"
+#include "block/bitmaps.h"
+#include "block/control.h"
 #include "nbd/server_internal.h"
 
 struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name)
@@ -105,7 +106,8 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->edge = block_root_edge(config->root);
     e->size = block_node_size(block_root_node(config->root));
     /* What was guessed to be raw is looked at by sectors, so that no guest makes another format of it. */
-    e->min_block = e->edge->node->probed && is_aligned(e->size, 512) ? 512 : 1;
+    e->min_block =
+        block_node_settings(block_edge_node(e->edge)).probed && is_aligned(e->size, 512) ? 512 : 1;
     e->flags = transmission_flags(s, config->writable);
     e->writable = config->writable;
     e->writethrough = config->writethrough;

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 
 #include "base/log.h"
-#include "block/driver.h"
+#include "block/bitmaps.h"
+#include "block/control.h"
 #include "qmp/commands.h"
 #include "qmp/transaction.h"
 
@@ -102,12 +103,12 @@ static int co_remove_finish(void *state, struct error *err)
     struct remove_state *s = state;
     int r;
 
-    if (!s->bitmap->persistent || !s->node->driver->co_remove_stored_bitmap) {
+    if (!s->bitmap->persistent || !block_node_stores_bitmaps(s->node)) {
         return 0;
     }
     /* Bits that are in the image only would go with it. One that can't be read may go all the same. */
     (void)block_co_bitmap_fetch(s->bitmap, NULL);
-    r = s->node->driver->co_remove_stored_bitmap(s->node, s->bitmap->name, err);
+    r = block_co_remove_stored_bitmap(s->node, s->bitmap->name, err);
     return r < 0 ? r : 0;
 }
 

@@ -6,7 +6,8 @@
 
 #include "base/log.h"
 #include "block/control_lock.h"
-#include "block/driver.h"
+#include "block/bitmaps.h"
+#include "block/control.h"
 #include "export/export.h"
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
@@ -125,13 +126,13 @@ static bool is_going(const struct block_node *node)
 
 static int check_unused(struct block_node *node, struct error *err)
 {
-    struct block_edge *edge;
+    struct block_edge *edge = NULL;
 
-    LIST_FOREACH (edge, &node->parents, in_node) {
-        if (edge->root) {
+    while ((edge = block_node_next_parent(node, edge))) {
+        if (!block_edge_parent(edge)) {
             return error_set(err, EBUSY, "Node %s is in use", block_node_name(node));
         }
-        if (!is_going(edge->parent)) {
+        if (!is_going(block_edge_parent(edge))) {
             return error_set(err, EBUSY, "Block device %s is in use", block_node_name(node));
         }
     }

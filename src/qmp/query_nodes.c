@@ -5,7 +5,8 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "block/driver.h"
+#include "block/bitmaps.h"
+#include "block/control.h"
 #include "qmp/commands.h"
 
 /* Images in a chain that are told about; more is taken for a loop. */
@@ -64,10 +65,11 @@ static void add_backing_names(struct json_object *o, struct block_node *node,
 
 static struct json_object *co_image_json(struct block_node *node, int depth)
 {
-    struct json_object *o = json_object_new_object(), *specific = NULL;
-    struct block_node *backing = node->backing ? node->backing->node : NULL;
-    struct block_info info = {0};
-    bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
+    struct json_object *o = json_object_new_object();
+    struct json_object *specific = block_co_specific_info(node);
+    struct block_node *backing = block_node_child(node, "backing");
+    struct block_info info;
+    bool has_info = block_co_get_info(node, &info) == 0;
     AUTO_FREE char *filename = block_node_full_filename(node);
     uint64_t allocated;
 
@@ -76,12 +78,9 @@ static struct json_object *co_image_json(struct block_node *node, int depth)
     if (has_info && info.cluster_size) {
         qmp_put_uint(o, "cluster-size", info.cluster_size);
     }
-    qmp_put_str(o, "format", node->driver->name);
+    qmp_put_str(o, "format", block_node_format(node));
     if (block_co_allocated_size(node, &allocated) == 0) {
         qmp_put_uint(o, "actual-size", allocated);
-    }
-    if (node->driver->co_specific_info) {
-        specific = node->driver->co_specific_info(node);
     }
     if (specific) {
         json_object_object_add(o, "format-specific", specific);
@@ -103,8 +102,7 @@ static int backing_depth(struct block_node *node)
 {
     int depth = 0;
 
-    while (node->backing) {
-        node = node->backing->node;
+    while ((node = block_node_child(node, "backing"))) {
         depth++;
     }
     return depth;
@@ -127,23 +125,25 @@ static struct json_object *co_node_json(struct block_node *node, bool flat)
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
     struct json_object *bitmaps = co_bitmaps_json(node);
     AUTO_FREE char *filename = block_node_full_filename(node);
+    struct block_node_settings settings = block_node_settings(node);
+    struct block_node *below = block_node_child(node, "backing");
     struct block_info info;
-    bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
+    bool has_info = block_co_get_info(node, &info) == 0;
 
     qmp_put_str(o, "node-name", block_node_name(node));
-    qmp_put_str(o, "drv", node->driver->name);
+    qmp_put_str(o, "drv", block_node_format(node));
     qmp_put_bool(o, "ro", block_node_is_read_only(node));
     qmp_put_str(o, "file", filename);
-    qmp_put_str(o, "detect_zeroes", detect_zeroes[node->detect_zeroes]);
+    qmp_put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
     qmp_put_bool(o, "encrypted", has_info && info.encrypted);
-    if (node->backing) {
-        AUTO_FREE char *backing = block_node_full_filename(node->backing->node);
+    if (below) {
+        AUTO_FREE char *backing = block_node_full_filename(below);
 
         qmp_put_str(o, "backing_file", backing);
     }
     qmp_put_uint(o, "backing_file_depth", (uint64_t)backing_depth(node));
-    qmp_put_bool(cache, "no-flush", node->cache_no_flush);
-    qmp_put_bool(cache, "direct", node->cache_direct);
+    qmp_put_bool(cache, "no-flush", settings.cache_no_flush);
+    qmp_put_bool(cache, "direct", settings.cache_direct);
     qmp_put_bool(cache, "writeback", true);
     json_object_object_add(o, "cache", cache);
     add_zero_limits(o);

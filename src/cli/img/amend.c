@@ -2,7 +2,7 @@
 #include <errno.h>
 #include <stdio.h>
 
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/img.h"
 #include "cli/progress.h"
 
@@ -24,12 +24,13 @@ static void show_progress(void *arg, uint64_t done, uint64_t total)
 /* The options that a format can amend. */
 static int print_help(const struct block_driver *driver)
 {
-    const struct block_option_desc *o = driver->amend_options;
+    const struct block_option_desc *o = block_driver_amend_options(driver);
 
     if (!o) {
-        return cli_fail("Format driver '%s' does not support option amendment", driver->name);
+        return cli_fail("Format driver '%s' does not support option amendment",
+                        block_driver_name(driver));
     }
-    printf("Amend options for '%s':\n", driver->name);
+    printf("Amend options for '%s':\n", block_driver_name(driver));
     for (; o->name; o++) {
         char left[64];
 
@@ -47,10 +48,9 @@ static bool is_other(const struct options *opts, const char *key, const char *re
 /* qemu-img leaves another one to its rebase. */
 static int refuse_backing(struct block_node *node, const struct options *opts, struct error *err)
 {
-    struct block_info info = {0};
+    struct block_info info;
 
-    if (!cli_is_compat() ||
-        (node->driver->co_get_info && node->driver->co_get_info(node, &info) < 0)) {
+    if (!cli_is_compat() || block_co_get_info(node, &info) < 0) {
         return 0;
     }
     if (is_other(opts, "backing_file", info.backing_filename) ||
@@ -64,23 +64,17 @@ static int refuse_backing(struct block_node *node, const struct options *opts, s
 
 static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool progress_wanted)
 {
-    const struct block_driver *driver = disk->node->driver;
     struct cli_progress progress;
     struct options *opts;
     ERROR_AUTO(err);
     int rc;
 
-    if (!driver->co_amend) {
-        return cli_fail("Format driver '%s' does not support option amendment", driver->name);
-    }
     if (cli_creation_options(texts, &opts) < 0) {
         return 1;
     }
     cli_progress_begin(&progress, progress_wanted, 1);
-    block_co_drain_begin(disk->node);
     rc = refuse_backing(disk->node, opts, &err);
-    rc = rc < 0 ? rc : driver->co_amend(disk->node, opts, show_progress, &progress, &err);
-    block_co_drain_end(disk->node);
+    UNLESS_FAILED(rc, block_co_amend(disk->node, opts, show_progress, &progress, &err));
     cli_progress_end(&progress, rc == 0);
     options_free(opts);
     if (rc == 0) {

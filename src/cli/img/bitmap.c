@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "block/bitmaps.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {
@@ -100,7 +100,7 @@ static struct json_object *co_names(struct block_node *node)
 {
     struct json_object *info, *data, *bitmaps, *names = json_object_new_array();
 
-    info = node->driver->co_specific_info ? node->driver->co_specific_info(node) : NULL;
+    info = block_co_specific_info(node);
     if (info && json_object_object_get_ex(info, "data", &data) &&
         json_object_object_get_ex(data, "bitmaps", &bitmaps)) {
         for (size_t i = 0; i < json_object_array_length(bitmaps); i++) {

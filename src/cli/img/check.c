@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {
@@ -40,7 +40,7 @@ static void print_json(const struct cli_disk *disk, const char *filename,
     struct json_object *o = json_object_new_object();
 
     json_object_object_add(o, "filename", json_object_new_string(filename));
-    json_object_object_add(o, "format", json_object_new_string(disk->node->driver->name));
+    json_object_object_add(o, "format", json_object_new_string(block_node_format(disk->node)));
     add_number(o, "check-errors", r->check_errors, true);
     add_number(o, "image-end-offset", r->image_end_offset, false);
     add_number(o, "corruptions", r->corruptions, false);
@@ -117,27 +117,22 @@ static enum check_status status_of(const struct block_check_result *r)
 static enum check_status co_check(struct cli_disk *disk, const char *filename, unsigned fix,
                                   bool json, bool quiet)
 {
-    const struct block_driver *driver = disk->node->driver;
-    struct block_check_result r = {0};
+    struct block_check_result r;
     ERROR_AUTO(err);
     int rc;
 
-    if (!driver->co_check) {
-        cli_fail("This image format does not support checks");
-        return CHECK_UNSUPPORTED;
-    }
-    rc = driver->co_check(disk->node, fix, &r, &err);
+    rc = block_co_check(disk->node, fix, &r, &err);
     if (rc == -ENOTSUP) {
-        cli_fail("This image format does not support checks");
+        cli_report(&err);
         return CHECK_UNSUPPORTED;
     }
     if (rc == 0 && (r.corruptions_fixed || r.leaks_fixed)) {
-        struct block_check_result again = {0};
+        struct block_check_result again;
 
         if (!json && !quiet) {
             print_repaired(&r);
         }
-        rc = driver->co_check(disk->node, 0, &again, &err);
+        rc = block_co_check(disk->node, 0, &again, &err);
         again.corruptions_fixed = r.corruptions_fixed;
         again.leaks_fixed = r.leaks_fixed;
         r = again;

@@ -11,7 +11,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/carry.h"
 #include "cli/img/img.h"
 #include "cli/progress.h"
@@ -166,10 +166,7 @@ static int co_open_base(struct commit *c)
     if (writable_options(block_node_backing(above), &opts, &err) < 0) {
         return cli_report(&err);
     }
-    block_co_drain_begin(above);
-    block_co_detach_child(above->backing);
-    block_co_drain_end(above);
-    if (co_open_base_node(c, opts, &err) < 0 ||
+    if (block_co_set_backing_node(above, NULL, &err) < 0 || co_open_base_node(c, opts, &err) < 0 ||
         (carry_is_wanted(c->bitmaps_wanted, c->no_bitmaps) &&
          co_collect_bitmaps(c, above, &err) < 0)) {
         return cli_report(&err);
@@ -277,13 +274,12 @@ static int co_empty(struct commit *c, struct error *err)
     ERROR_AUTO(cause);
     int rc;
 
-    if (!node->driver->co_make_empty) {
-        return error_set(err, ENOTSUP, "Could not empty %s: format '%s' can't be emptied",
-                         c->image.name, node->driver->name);
+    rc = block_co_make_empty(node, &cause);
+    if (rc == -ENOTSUP) {
+        error_prepend(&cause, "Could not empty %s: ", c->image.name);
+        error_move(err, &cause);
+        return rc;
     }
-    block_co_drain_begin(node);
-    rc = node->driver->co_make_empty(node, &cause);
-    block_co_drain_end(node);
     return rc < 0 ? error_set_errno(err, -rc, "Failed to empty %s", c->image.name) : 0;
 }
 

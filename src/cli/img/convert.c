@@ -9,7 +9,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/bitmaps.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/copy.h"
 #include "cli/img/img.h"
 
@@ -174,7 +174,7 @@ static int check_bitmaps(const struct request *r, struct convert *c)
     if (c->source_count > 1) {
         return cli_fail("Copying bitmaps only possible with single source");
     }
-    if (driver && !driver->co_can_store_bitmap) {
+    if (driver && !(block_driver_traits(driver) & BLOCK_DRIVER_STORES_BITMAPS)) {
         return cli_fail("Format driver '%s' does not support bitmaps", r->target_format);
     }
     while ((b = block_bitmap_previous(c->source[0].disk.node, b))) {
@@ -197,8 +197,8 @@ static int check_target_bitmaps(struct convert *c)
     struct block_bitmap *b = NULL;
 
     assert(node); /* the target is open */
-    if (!node->driver->co_can_store_bitmap) {
-        return cli_fail("Format driver '%s' does not support bitmaps", node->driver->name);
+    if (!block_node_stores_bitmaps(node)) {
+        return cli_fail("Format driver '%s' does not support bitmaps", block_node_format(node));
     }
     while ((b = block_bitmap_next(c->source[0].disk.node, b))) {
         ERROR_AUTO(err);
@@ -214,7 +214,7 @@ static int check_target_bitmaps(struct convert *c)
                       "%" PRIu64,
                       c->total, cli_disk_size(&c->target));
         } else {
-            node->driver->co_can_store_bitmap(node, b->name, b->granularity, &err);
+            block_co_can_store_bitmap(node, b->name, b->granularity, &err);
         }
         if (error_is_set(&err)) {
             error_prepend(&err, "Failed to create bitmap %s: ", b->name);
@@ -280,10 +280,9 @@ static int check_backing_format(const struct request *r)
 
 static bool is_encrypted(const struct cli_disk *disk)
 {
-    const struct block_driver *driver = disk->node->driver;
     struct block_info info;
 
-    return driver->co_get_info && driver->co_get_info(disk->node, &info) == 0 && info.encrypted;
+    return block_co_get_info(disk->node, &info) == 0 && info.encrypted;
 }
 
 /* What a target that is encrypted has to be opened with, once it was made. 0 or -ENOMEM */
@@ -309,10 +308,10 @@ static bool compresses_preallocated(const struct request *r)
 /* A format knows what was never written; a raw device has what it had. */
 static bool is_zero_when_new(const struct block_node *node)
 {
-    if (strcmp(node->driver->name, "raw") == 0) {
-        node = node->file->node;
+    if (strcmp(block_node_format(node), "raw") == 0) {
+        node = block_node_child(node, "file");
     }
-    return node->driver->is_format || node->driver->keeps_zero_beyond_eof;
+    return block_node_traits(node) & (BLOCK_DRIVER_FORMAT | BLOCK_DRIVER_ZERO_BEYOND_EOF);
 }
 
 static int co_open_target(const struct request *r, struct convert *c, const char *name)

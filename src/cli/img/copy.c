@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/cli.h"
 #include "loop/loop.h"
 
@@ -222,10 +222,13 @@ static void co_pause(struct convert *c, int64_t ns)
 /* A file in the page cache takes one write at a time: several threads that write it only get in each other's way. */
 static bool is_cached_file(const struct block_node *node)
 {
-    while (node && node->file) {
-        node = node->file->node;
+    const struct block_node *below;
+
+    while (node && (below = block_node_child(node, "file"))) {
+        node = below;
     }
-    return node && strcmp(node->driver->name, "file") == 0 && !node->cache_direct;
+    return node && strcmp(block_node_format(node), "file") == 0 &&
+           !block_node_settings(node).cache_direct;
 }
 
 static bool is_ordered(const struct convert *c)
@@ -405,7 +408,7 @@ static void co_try_zero_target(struct convert *c)
 
 static void choose_sizes(struct convert *c)
 {
-    const struct block_limits *limits = &c->target.node->limits;
+    const struct block_limits *limits = block_node_limits(c->target.node);
     uint64_t sparse = c->min_sparse ? 1ULL << (63 - __builtin_clzll(c->min_sparse)) : 0;
     uint32_t cluster =
         MAX(limits->cluster_size, (uint32_t)MIN(limits->zeroes_alignment, BUFFER_SIZE));

@@ -4,7 +4,7 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/cli.h"
 #include "cli/img/copy_internal.h"
 

@@ -9,7 +9,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/size.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {
@@ -54,14 +54,14 @@ static void add_backing(struct json_object *to, struct block_node *node,
 static struct json_object *co_children_json(struct block_node *node, bool limits)
 {
     struct json_object *children = json_object_new_array();
-    struct block_edge *edge;
+    struct block_edge *edge = NULL;
 
-    LIST_FOREACH (edge, &node->children, sibling) {
-        if (edge != node->backing) {
+    while ((edge = block_node_next_child(node, edge))) {
+        if (strcmp(block_edge_name(edge), "backing") != 0) {
             struct json_object *child = json_object_new_object();
 
-            add_string(child, "name", edge->name);
-            json_object_object_add(child, "info", co_node_json(edge->node, limits));
+            add_string(child, "name", block_edge_name(edge));
+            json_object_object_add(child, "info", co_node_json(block_edge_node(edge), limits));
             json_object_array_add(children, child);
         }
     }
@@ -78,7 +78,7 @@ static void add_limit(struct json_object *to, const char *key, uint64_t value, u
 /* By the names of QEMU's BlockLimitsInfo; what has no limit is left out. */
 static struct json_object *limits_json(const struct block_node *node)
 {
-    const struct block_limits *l = &node->limits;
+    const struct block_limits *l = block_node_limits(node);
     struct json_object *o = json_object_new_object();
     uint32_t memory = MAX(l->memory_alignment, 1u);
 
@@ -99,17 +99,17 @@ static struct json_object *limits_json(const struct block_node *node)
 static struct json_object *co_node_json(struct block_node *node, bool limits)
 {
     struct json_object *o = json_object_new_object();
-    struct json_object *specific = NULL;
+    struct json_object *specific = block_co_specific_info(node);
     struct json_object *snapshots = cli_co_snapshots(node);
     AUTO_FREE char *filename = block_node_full_filename(node);
-    struct block_info info = {0};
+    struct block_info info;
     uint64_t allocated;
-    bool has_info = node->driver->co_get_info && node->driver->co_get_info(node, &info) == 0;
+    bool has_info = block_co_get_info(node, &info) == 0;
 
     json_object_object_add(o, "children", co_children_json(node, limits));
     json_object_object_add(o, "virtual-size", json_object_new_uint64(block_node_size(node)));
     add_string(o, "filename", filename);
-    add_string(o, "format", node->driver->name);
+    add_string(o, "format", block_node_format(node));
     if (block_co_allocated_size(node, &allocated) == 0) {
         json_object_object_add(o, "actual-size", json_object_new_uint64(allocated));
     }
@@ -121,9 +121,6 @@ static struct json_object *co_node_json(struct block_node *node, bool limits)
     }
     if (snapshots) {
         json_object_object_add(o, "snapshots", snapshots);
-    }
-    if (node->driver->co_specific_info) {
-        specific = node->driver->co_specific_info(node);
     }
     if (limits) {
         json_object_object_add(o, "limits", limits_json(node));

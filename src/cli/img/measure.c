@@ -8,7 +8,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/bitmaps.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {
@@ -206,7 +206,7 @@ static int co_measure_qcow2(const struct request *r, const struct cli_disk *disk
     }
     m->required = metadata + (g.all_allocated ? aligned : data);
     m->fully_allocated = metadata + aligned;
-    if (disk && !g.no_bitmaps && strcmp(disk->node->driver->name, "qcow2") == 0) {
+    if (disk && !g.no_bitmaps && strcmp(block_node_format(disk->node), "qcow2") == 0) {
         m->has_bitmaps = true;
         m->bitmaps = bitmaps_size(disk, &g);
     }

@@ -6,7 +6,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/carry.h"
 #include "cli/img/img.h"
 #include "cli/progress.h"
@@ -175,7 +175,7 @@ static int co_step(struct rebase *r, uint64_t offset, uint64_t *length)
 static int co_copy_all(struct rebase *r)
 {
     uint64_t size = cli_disk_size(&r->image);
-    const struct block_limits *limits = &r->image.node->limits;
+    const struct block_limits *limits = block_node_limits(r->image.node);
     uint64_t unit = limits->cluster_size;
 
     if (unit && !r->compressed && limits->zeroes_alignment) {
@@ -231,10 +231,7 @@ static int co_open_bases(struct rebase *r)
     r->new_base.name = r->backing;
     if (!old) {
         /* What reads as zeroes for want of a backing file must be zeroed now, and needs one to be more than a no-op. */
-        block_co_drain_begin(r->image.node);
-        rc = block_co_attach_child(r->image.node, r->new_base.node, "backing", BLOCK_ROLE_BACKING,
-                                   NULL, &err);
-        block_co_drain_end(r->image.node);
+        rc = block_co_set_backing_node(r->image.node, r->new_base.node, &err);
     }
     return rc < 0 ? cli_report(&err) : 0;
 }
@@ -317,23 +314,15 @@ static int co_store_bitmaps(struct rebase *r)
 static int co_change(struct rebase *r)
 {
     struct block_node *node = r->image.node;
-    const struct block_driver *driver = node->driver;
     ERROR_AUTO(err);
     int rc;
 
-    if (!driver->co_change_backing) {
-        return cli_fail("Could not change the backing file to '%s': Operation not supported by "
-                        "format '%s'",
-                        r->backing ?: "", driver->name);
-    }
     if (r->backing && !r->backing_format) {
         return cli_fail("Could not change the backing file to '%s': backing format must be "
                         "specified",
                         r->backing);
     }
-    block_co_drain_begin(node);
-    rc = driver->co_change_backing(node, r->backing, r->backing_format, &err);
-    block_co_drain_end(node);
+    rc = block_co_change_backing(node, r->backing, r->backing_format, &err);
     if (rc < 0) {
         error_prepend(&err, "Could not change the backing file to '%s': ", r->backing ?: "");
         return cli_report(&err);
@@ -354,7 +343,7 @@ static int co_rebase(struct rebase *r, const struct cli_image *image)
         return cli_fail("Invalid format name: '%s'", r->backing_format);
     }
     if (!r->unsafe) {
-        if (r->compressed && !r->image.node->limits.cluster_size) {
+        if (r->compressed && !block_node_limits(r->image.node)->cluster_size) {
             return cli_fail("Compression not supported for this file format");
         }
         status = co_open_bases(r) ||

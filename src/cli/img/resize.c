@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "block/control.h"
 #include "base/checked.h"
 #include "cli/img/img.h"
 

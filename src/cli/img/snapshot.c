@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {
@@ -39,21 +39,17 @@ static int co_list(const struct cli_disk *disk)
  */
 static int co_delete(struct block_node *node, const char *name, struct error *err)
 {
-    const struct block_driver *driver = node->driver;
     AUTO_FREE struct block_snapshot_info *list = NULL;
     size_t count = 0;
     int rc;
 
-    if (!driver->co_snapshot_delete || !driver->co_snapshot_list) {
-        return -ENOTSUP;
-    }
-    rc = driver->co_snapshot_list(node, &list, &count, err);
+    rc = block_co_snapshot_list(node, &list, &count, err);
     if (rc < 0) {
         return rc;
     }
     for (size_t i = 0; i < count; i++) {
         if (strcmp(list[i].name, name) == 0) {
-            return driver->co_snapshot_delete(node, list[i].id, err);
+            return block_co_snapshot_delete(node, list[i].id, err);
         }
     }
     return error_set(err, ENOENT, "snapshot not found");
@@ -63,19 +59,15 @@ static int co_delete(struct block_node *node, const char *name, struct error *er
 static int co_act(const struct request *r, struct block_node *node, const char **ret_what,
                   const char **ret_name, struct error *err)
 {
-    const struct block_driver *driver = node->driver;
-
     if (r->create) {
         *ret_what = "create";
         *ret_name = r->create;
-        return driver->co_snapshot_create ? driver->co_snapshot_create(node, r->create, err)
-                                          : -ENOTSUP;
+        return block_co_snapshot_create(node, r->create, err);
     }
     if (r->apply) {
         *ret_what = "apply";
         *ret_name = r->apply;
-        return driver->co_snapshot_apply ? driver->co_snapshot_apply(node, r->apply, err)
-                                         : -ENOTSUP;
+        return block_co_snapshot_apply(node, r->apply, err);
     }
     *ret_what = "delete";
     *ret_name = r->delete;
@@ -88,13 +80,8 @@ static int co_change(const struct request *r, struct cli_disk *disk)
     ERROR_AUTO(err);
     int rc;
 
-    block_co_drain_begin(disk->node);
     rc = co_act(r, disk->node, &what, &name, &err);
-    block_co_drain_end(disk->node);
     if (rc < 0) {
-        if (!error_is_set(&err)) {
-            error_set(&err, -rc, "format '%s' has no snapshots", disk->node->driver->name);
-        }
         error_prepend(&err, "Could not %s snapshot '%s': ", what, name);
         return cli_report(&err);
     }

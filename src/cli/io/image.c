@@ -8,7 +8,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/io/io.h"
 #include "filter/filter.h"
 
@@ -207,10 +207,8 @@ static void apply_changes(struct json_object *options, struct json_object *chang
 
 static struct block_node *child_of(const struct block_node *node, const char *name)
 {
-    if (strcmp(name, "file") == 0) {
-        return node->file ? node->file->node : NULL;
-    }
-    return strcmp(name, "backing") == 0 && node->backing ? node->backing->node : NULL;
+    return strcmp(name, "file") == 0 || strcmp(name, "backing") == 0 ? block_node_child(node, name)
+                                                                     : NULL;
 }
 
 /* Whether a value is the one that a node has, where it can't get another one. */
@@ -239,9 +237,9 @@ static int drop_fixed(const struct block_node *node, struct json_object *given)
             return -ENOMEM;
         }
         if (is_fixed_option(name)) {
-            const char *is = name[0] == 'd'   ? node->driver->name
+            const char *is = name[0] == 'd'   ? block_node_format(node)
                              : name[0] == 'n' ? block_node_name(node)
-                                              : node->filename;
+                                              : block_node_filename(node);
             const char *wanted = json_object_get_string(value);
 
             if (!wanted || !is || strcmp(wanted, is) != 0) {
@@ -422,45 +420,44 @@ static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_
 {
     uint64_t per_table = (uint64_t)cluster_size * (cluster_size / 8);
 
-    if (strcmp(node->driver->name, "qcow2") != 0 || cluster_size == 0) {
+    if (strcmp(block_node_format(node), "qcow2") != 0 || cluster_size == 0) {
         return 0;
     }
     return div_round_up(block_node_size(node), per_table) * per_table;
 }
 
 /* Whether it is a format with clusters, or lies in a file: of others nothing is known. */
-static bool has_info(struct block_node *node)
+static bool co_has_info(struct block_node *node, struct block_info *ret_info)
 {
-    while (!node->driver->co_get_info && node->file) {
-        node = node->file->node;
+    const char *format;
+
+    while (block_co_get_info(node, ret_info) == -ENOTSUP && block_node_child(node, "file")) {
+        node = block_node_child(node, "file");
     }
-    return node->driver->co_get_info || strcmp(node->driver->name, "file") == 0 ||
-           strcmp(node->driver->name, "host_device") == 0;
+    format = block_node_format(node);
+    return block_co_get_info(node, ret_info) == 0 || strcmp(format, "file") == 0 ||
+           strcmp(format, "host_device") == 0;
 }
 
 static int co_info(struct io *io, const struct io_command *command, struct io_args *a)
 {
     struct block_node *node = io->disk.node;
-    struct block_info info = {0};
-    struct json_object *specific = NULL, *data;
+    struct block_info info, below;
+    struct json_object *specific, *data;
     char cluster[32], state[32];
 
-    if (node->driver->co_get_info) {
-        node->driver->co_get_info(node, &info);
+    (void)block_co_get_info(node, &info);
+    printf("format name: %s\n", block_node_format(node));
+    if (block_node_traits(node) & BLOCK_DRIVER_PROTOCOL) {
+        printf("format name: %s\n", block_node_format(node)); /* as qemu-io, of its protocol name */
     }
-    printf("format name: %s\n", node->driver->name);
-    if (node->driver->is_protocol) {
-        printf("format name: %s\n", node->driver->name); /* as qemu-io, of its protocol name */
-    }
-    if (!has_info(node)) {
+    if (!co_has_info(node, &below)) {
         return 0;
     }
     printf("cluster size: %s\nvm state offset: %s\n",
            io_size_text(info.cluster_size, cluster, sizeof(cluster)),
            io_size_text((double)vm_state_offset(node, info.cluster_size), state, sizeof(state)));
-    if (node->driver->co_specific_info) {
-        specific = node->driver->co_specific_info(node);
-    }
+    specific = block_co_specific_info(node);
     if (specific && json_object_object_get_ex(specific, "data", &data) &&
         json_object_object_length(data) > 0) {
         printf("Format specific information:\n");

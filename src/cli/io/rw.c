@@ -10,7 +10,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/driver.h"
+#include "block/control.h"
 #include "cli/io/io.h"
 #include "loop/loop.h"
 
@@ -215,7 +215,7 @@ static int parse_write(struct io *io, const struct io_command *command, const st
 
 static bool can_compress(struct block_node *node)
 {
-    return block_node_skip_filters(node)->limits.cluster_size > 0;
+    return block_node_limits(block_node_skip_filters(node))->cluster_size > 0;
 }
 
 static int co_write(struct io *io, const struct io_command *command, struct io_args *a)

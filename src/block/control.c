@@ -1,0 +1,269 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "block/control.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "block/internal.h"
+
+enum control_op {
+    OP_GET_INFO,
+    OP_CHECK,
+    OP_AMEND,
+    OP_CHANGE_BACKING,
+    OP_MAKE_EMPTY,
+    OP_SNAPSHOT_CREATE,
+    OP_SNAPSHOT_APPLY,
+    OP_SNAPSHOT_DELETE,
+    OP_SNAPSHOT_LIST,
+    OP_SNAPSHOT_SHOW,
+};
+
+/* Where struct block_driver has the operation, and the sentence for formats without it, in which "@" is the format. */
+#define OP(function, refusal) {offsetof(struct block_driver, function), refusal}
+
+static const struct {
+    size_t place;
+    const char *refusal;
+} ops[] = {
+    [OP_GET_INFO] = OP(co_get_info, "format '@' has no information on its images"),
+    [OP_CHECK] = OP(co_check, "This image format does not support checks"),
+    [OP_AMEND] = OP(co_amend, "Format driver '@' does not support option amendment"),
+    [OP_CHANGE_BACKING] = OP(co_change_backing, "Operation not supported by format '@'"),
+    [OP_MAKE_EMPTY] = OP(co_make_empty, "format '@' can't be emptied"),
+    [OP_SNAPSHOT_CREATE] = OP(co_snapshot_create, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_APPLY] = OP(co_snapshot_apply, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_DELETE] = OP(co_snapshot_delete, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_LIST] = OP(co_snapshot_list, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_SHOW] = OP(co_snapshot_show, "format '@' has no snapshots"),
+};
+
+static bool has_op(const struct block_driver *driver, enum control_op op)
+{
+    return *(void (*const *)(void))((const char *)driver + ops[op].place) != NULL;
+}
+
+/* A filter is the same image as the node that it filters, which is asked for what the filter does not have. */
+static struct block_node *find_capable(struct block_node *node, enum control_op op)
+{
+    while (node && !has_op(node->driver, op)) {
+        node = node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
+    }
+    return node;
+}
+
+static int refuse(struct block_node *node, enum control_op op, struct error *err)
+{
+    const char *format = block_node_skip_filters(node)->driver->name;
+    const char *at = strchrnul(ops[op].refusal, '@');
+
+    return error_set(err, ENOTSUP, "%.*s%s%s", (int)(at - ops[op].refusal), ops[op].refusal,
+                     *at ? format : "", *at ? at + 1 : "");
+}
+
+/* The node to call for the operation, drained; NULL after an error, which is -ENOTSUP. */
+static struct block_node *co_op_begin(struct block_node *node, enum control_op op,
+                                      struct error *err)
+{
+    struct block_node *at = find_capable(node, op);
+
+    if (!at) {
+        refuse(node, op, err);
+        return NULL;
+    }
+    block_co_drain_begin(at);
+    return at;
+}
+
+/* The end of the operation, with its result. */
+static int co_op_end(struct block_node *at, int result)
+{
+    block_co_drain_end(at);
+    return result;
+}
+
+/* --- questions ----------------------------------------------------------------------------------- */
+
+int block_co_get_info(struct block_node *node, struct block_info *ret_info)
+{
+    struct block_node *at = find_capable(node, OP_GET_INFO);
+
+    *ret_info = (struct block_info){0};
+    return at ? at->driver->co_get_info(at, ret_info) : -ENOTSUP;
+}
+
+struct json_object *block_co_specific_info(struct block_node *node)
+{
+    return node->driver->co_specific_info ? node->driver->co_specific_info(node) : NULL;
+}
+
+int block_co_allocated_size(struct block_node *node, uint64_t *ret_size)
+{
+    while (node && !node->driver->co_allocated_size) {
+        if (node->driver->is_filter && block_node_filter_or_backing(node)) {
+            node = block_node_filter_or_backing(node);
+        } else {
+            node = node->file ? node->file->node : NULL;
+        }
+    }
+    return node ? node->driver->co_allocated_size(node, ret_size) : -ENOTSUP;
+}
+
+/* --- check and repair ---------------------------------------------------------------------------- */
+
+int block_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
+                   struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_CHECK, err);
+
+    *ret_result = (struct block_check_result){0};
+    return at ? co_op_end(at, at->driver->co_check(at, fix, ret_result, err)) : -ENOTSUP;
+}
+
+/* --- change of the image ------------------------------------------------------------------------- */
+
+int block_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
+                   void *progress_arg, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_AMEND, err);
+
+    return at ? co_op_end(at, at->driver->co_amend(at, opts, progress, progress_arg, err))
+              : -ENOTSUP;
+}
+
+int block_co_change_backing(struct block_node *node, const char *filename, const char *format,
+                            struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_CHANGE_BACKING, err);
+
+    return at ? co_op_end(at, at->driver->co_change_backing(at, filename, format, err)) : -ENOTSUP;
+}
+
+int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
+                              struct error *err)
+{
+    int r = 0;
+
+    block_co_drain_begin(node);
+    if (node->backing) {
+        block_co_detach_child(node->backing);
+    }
+    if (backing) {
+        r = block_co_attach_child(node, backing, "backing", BLOCK_ROLE_BACKING, NULL, err);
+    }
+    block_co_drain_end(node);
+    return r;
+}
+
+int block_co_make_empty(struct block_node *node, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_MAKE_EMPTY, err);
+
+    return at ? co_op_end(at, at->driver->co_make_empty(at, err)) : -ENOTSUP;
+}
+
+int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
+                      struct error *err)
+{
+    struct block_node *node = edge->node;
+    int r;
+
+    if (!(edge->perm & BLOCK_PERM_RESIZE)) {
+        return error_set(err, EPERM, "'%s' may not be resized here: it was not opened for that",
+                         block_node_display_name(node));
+    }
+    if (!node->driver->co_truncate) {
+        return error_set(err, ENOTSUP, "Image format driver '%s' does not support resize",
+                         node->driver->name);
+    }
+    if (size > INT64_MAX) {
+        return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
+                         (unsigned long long)size);
+    }
+    block_co_drain_begin(node);
+    r = node->driver->co_truncate(node, size, prealloc, err);
+    if (r == 0 && !list_is_empty(&node->bitmaps)) {
+        r = block_bitmaps_resize(node, size, err);
+    }
+    atomic_fetch_add(&node->write_generation, 1);
+    block_co_drain_end(node);
+    return r;
+}
+
+/* --- internal snapshots -------------------------------------------------------------------------- */
+
+int block_co_snapshot_create(struct block_node *node, const char *name, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_SNAPSHOT_CREATE, err);
+
+    return at ? co_op_end(at, at->driver->co_snapshot_create(at, name, err)) : -ENOTSUP;
+}
+
+int block_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_SNAPSHOT_APPLY, err);
+
+    return at ? co_op_end(at, at->driver->co_snapshot_apply(at, id_or_name, err)) : -ENOTSUP;
+}
+
+int block_co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_SNAPSHOT_DELETE, err);
+
+    return at ? co_op_end(at, at->driver->co_snapshot_delete(at, id_or_name, err)) : -ENOTSUP;
+}
+
+int block_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_list,
+                           size_t *ret_count, struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_SNAPSHOT_LIST, err);
+
+    return at ? co_op_end(at, at->driver->co_snapshot_list(at, ret_list, ret_count, err))
+              : -ENOTSUP;
+}
+
+int block_co_snapshot_show(struct block_node *node, const char *id, const char *name,
+                           struct error *err)
+{
+    struct block_node *at = co_op_begin(node, OP_SNAPSHOT_SHOW, err);
+
+    return at ? co_op_end(at, at->driver->co_snapshot_show(at, id, name, err)) : -ENOTSUP;
+}
+
+/* --- persistent bitmaps -------------------------------------------------------------------------- */
+
+bool block_node_stores_bitmaps(const struct block_node *node)
+{
+    return node->driver->co_can_store_bitmap != NULL;
+}
+
+int block_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                              struct error *err)
+{
+    if (!node->driver->co_can_store_bitmap) {
+        return error_set(err, ENOTSUP, "Format driver '%s' does not support bitmaps",
+                         node->driver->name);
+    }
+    return node->driver->co_can_store_bitmap(node, name, granularity, err);
+}
+
+int block_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                            struct error *err)
+{
+    return node->driver->co_reserve_bitmap
+               ? node->driver->co_reserve_bitmap(node, name, granularity, err)
+               : 0;
+}
+
+int block_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)
+{
+    int r;
+
+    if (!node->driver->co_remove_stored_bitmap) {
+        return 0;
+    }
+    block_co_drain_begin(node);
+    r = node->driver->co_remove_stored_bitmap(node, name, err);
+    block_co_drain_end(node);
+    return r;
+}

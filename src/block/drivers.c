@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The table of drivers. */
+#include <assert.h>
+#include <string.h>
+
+#include "block/internal.h"
+
+#define DRIVERS_MAX 64
+
+static struct block_driver drivers[DRIVERS_MAX];
+static size_t driver_count;
+
+void block_register_driver(const struct block_driver *driver)
+{
+    assert(driver_count < DRIVERS_MAX);
+    drivers[driver_count++] = block_driver_with_defaults(driver);
+}
+
+const struct block_driver *block_find_driver(const char *name)
+{
+    for (size_t i = 0; i < driver_count; i++) {
+        if (strcmp(drivers[i].name, name) == 0) {
+            return &drivers[i];
+        }
+    }
+    return NULL;
+}
+
+const struct block_driver *block_driver_of_filename(const char *filename)
+{
+    size_t len = strcspn(filename, ":/");
+
+    if (filename[len] != ':') {
+        return NULL;
+    }
+    for (size_t i = 0; i < driver_count; i++) {
+        for (const char *const *s = drivers[i].schemes; s && *s; s++) {
+            if (strlen(*s) == len && memcmp(*s, filename, len) == 0) {
+                return &drivers[i];
+            }
+        }
+    }
+    return NULL;
+}
+
+const struct block_driver *block_next_driver(const struct block_driver *d)
+{
+    size_t next = d ? (size_t)(d - drivers) + 1 : 0;
+
+    return next < driver_count ? &drivers[next] : NULL;
+}
+
+const char *block_driver_name(const struct block_driver *d)
+{
+    return d->name;
+}
+
+bool block_driver_is_usable(const struct block_driver *d)
+{
+    return d->co_preadv || d->co_preadv_snapshot;
+}
+
+unsigned block_driver_traits(const struct block_driver *d)
+{
+    return (d->is_format ? BLOCK_DRIVER_FORMAT : 0) | (d->is_filter ? BLOCK_DRIVER_FILTER : 0) |
+           (d->is_protocol ? BLOCK_DRIVER_PROTOCOL : 0) |
+           (d->co_create ? BLOCK_DRIVER_CREATES : 0) |
+           (d->co_can_store_bitmap ? BLOCK_DRIVER_STORES_BITMAPS : 0) |
+           (d->keeps_zero_beyond_eof ? BLOCK_DRIVER_ZERO_BEYOND_EOF : 0);
+}
+
+const struct block_option_desc *block_driver_create_options(const struct block_driver *d)
+{
+    return d->create_options;
+}
+
+const struct block_option_desc *block_driver_amend_options(const struct block_driver *d)
+{
+    return d->amend_options;
+}
+
+bool block_driver_parses_filename(const struct block_driver *d)
+{
+    return d->parse_filename != NULL;
+}
+
+int block_driver_parse_filename(const struct block_driver *d, const char *filename,
+                                struct options *opts, struct error *err)
+{
+    return d->parse_filename(filename, opts, err);
+}
