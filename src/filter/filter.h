@@ -15,15 +15,13 @@
 
 #include "block/driver.h"
 
-extern const struct block_driver copy_before_write_driver;
-extern const struct block_driver snapshot_access_driver;
-extern const struct block_driver write_log_driver;
-extern const struct block_driver fault_driver;
-extern const struct block_driver copy_on_read_driver;
-extern const struct block_driver compress_driver;
-extern const struct block_driver quorum_driver;
+/* Those that others in this layer look for. */
+extern const struct block_driver fault_driver, snapshot_access_driver;
 
-/* Put them into the table of drivers. Once, at start; does not yield. */
+/*
+ * Put all filters into the table of drivers. Once, at start; does not yield. Generated: tools/driver-table finds every
+ * `const struct block_driver` of this folder.
+ */
 void filter_register_drivers(void);
 
 /*
