@@ -165,7 +165,7 @@ static void fail_flushes(struct sync_group *g, int error)
 
 /*
  * A write that is to be stable failed. The kernel has told of the failure of what it was to write back, maybe of
- * other data too, and will not again: flushes must fail as after a failed fdatasync (write ordering rule 10). Only a
+ * other data too, and will not again: flushes must fail as after a failed fdatasync (rule R10 of write ordering). Only a
  * lack of space is mostly met before anything was synced: then a plain write fails likewise.
  */
 static int co_stable_write_failed(struct posix_file *f, uint64_t offset, struct iov iov, int error)

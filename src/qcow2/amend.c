@@ -113,11 +113,11 @@ static int take_refcounts(struct amend *a, struct options *opts, struct error *e
 {
     struct qcow2 *q = a->q;
     /* Version 2 has none, unless somebody insists. */
-    bool lazy = a->version >= 3 && (q->compatible & COMPAT_LAZY_REFCOUNTS);
+    bool lazy = a->version >= 3 && (q->header.compatible & COMPAT_LAZY_REFCOUNTS);
     uint64_t bits;
     int r;
 
-    if ((r = options_take_uint(opts, "refcount_bits", 1ULL << q->refcount_order, UINT64_MAX, &bits,
+    if ((r = options_take_uint(opts, "refcount_bits", 1ULL << q->refcounts.order, UINT64_MAX, &bits,
                                err)) < 0 ||
         (r = options_take_bool(opts, "lazy_refcounts", lazy, &a->lazy_refcounts, err)) < 0) {
         return r;
@@ -128,7 +128,7 @@ static int take_refcounts(struct amend *a, struct options *opts, struct error *e
     }
     a->refcount_order = (unsigned)__builtin_ctzll(bits);
     if (a->refcount_order != 4 && a->version < 3) {
-        return a->refcount_order == q->refcount_order
+        return a->refcount_order == q->refcounts.order
                    ? error_set(err, EINVAL, "compat=0.10 requires refcount_bits=16")
                    : error_set(err, EINVAL,
                                "Refcount widths other than 16 bits require compatibility level "
@@ -189,7 +189,7 @@ static int co_upgrade(struct amend *a, struct error *err)
 
     q->version = 3;
     /* In version 3 every entry of the snapshot table has to tell the size of its disk, which old programs left out. */
-    r = q->snapshot_count > 0 ? qcow2_co_switch_snapshots(q, err) : qcow2_co_write_header(q, err);
+    r = q->snapshots.count > 0 ? qcow2_co_switch_snapshots(q, err) : qcow2_co_write_header(q, err);
     if (r < 0) {
         q->version = 2;
     }
@@ -241,8 +241,8 @@ static int co_unshare(struct qcow2 *q, struct error *err)
 static int co_change_refcount_width(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
-    unsigned old_order = q->refcount_order;
-    uint64_t old_max = q->refcount_max, max = UINT64_MAX >> (64 - (1u << a->refcount_order));
+    unsigned old_order = q->refcounts.order;
+    uint64_t old_max = q->refcounts.max, max = UINT64_MAX >> (64 - (1u << a->refcount_order));
     struct counts *counts = NULL;
     uint64_t clusters = 0;
     bool uncounted = false;
@@ -279,16 +279,16 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
 
 static int co_set_lazy_refcounts(struct qcow2 *q, bool lazy, struct error *err)
 {
-    uint64_t before = q->compatible;
+    uint64_t before = q->header.compatible;
     int r;
 
     if (lazy == !!(before & COMPAT_LAZY_REFCOUNTS)) {
         return 0;
     }
-    q->compatible ^= COMPAT_LAZY_REFCOUNTS;
+    q->header.compatible ^= COMPAT_LAZY_REFCOUNTS;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        q->compatible = before;
+        q->header.compatible = before;
     }
     return r;
 }
@@ -297,26 +297,26 @@ static int co_set_lazy_refcounts(struct qcow2 *q, bool lazy, struct error *err)
 static int co_change_data_file(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
-    char *old_name = q->data_filename;
-    uint64_t old_autoclear = q->autoclear;
+    char *old_name = q->header.data_filename;
+    uint64_t old_autoclear = q->header.autoclear;
     int r;
 
     if (!a->has_data_file && a->data_file_raw == q->data_file_raw) {
         return 0;
     }
     if (a->has_data_file) {
-        q->data_filename = a->data_file && *a->data_file ? a->data_file : NULL;
+        q->header.data_filename = a->data_file && *a->data_file ? a->data_file : NULL;
     }
-    q->autoclear &= a->data_file_raw ? UINT64_MAX : ~AUTOCLEAR_DATA_FILE_RAW;
+    q->header.autoclear &= a->data_file_raw ? UINT64_MAX : ~AUTOCLEAR_DATA_FILE_RAW;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        q->data_filename = old_name;
-        q->autoclear = old_autoclear;
+        q->header.data_filename = old_name;
+        q->header.autoclear = old_autoclear;
         return r;
     }
     q->data_file_raw = a->data_file_raw;
     if (a->has_data_file) {
-        if (q->data_filename) {
+        if (q->header.data_filename) {
             a->data_file = NULL; /* it is the image's now */
         }
         free(old_name);
@@ -326,8 +326,8 @@ static int co_change_data_file(struct amend *a, struct error *err)
 
 static int co_change_backing(struct amend *a, struct error *err)
 {
-    const char *file = a->has_backing_file ? a->backing_file : a->q->backing_filename;
-    const char *format = a->has_backing_fmt ? a->backing_fmt : a->q->backing_format;
+    const char *file = a->has_backing_file ? a->backing_file : a->q->header.backing_filename;
+    const char *format = a->has_backing_fmt ? a->backing_fmt : a->q->header.backing_format;
 
     if (!a->has_backing_file && !a->has_backing_fmt) {
         return 0;
@@ -345,7 +345,7 @@ static int co_apply(struct amend *a, struct error *err)
     if (a->version > q->version && (r = co_upgrade(a, err)) < 0) {
         return r;
     }
-    if (a->refcount_order != q->refcount_order && (r = co_change_refcount_width(a, err)) < 0) {
+    if (a->refcount_order != q->refcounts.order && (r = co_change_refcount_width(a, err)) < 0) {
         return r;
     }
     if ((r = co_set_lazy_refcounts(q, a->lazy_refcounts, err)) < 0 ||

@@ -2,7 +2,7 @@
 #ifndef TIDEMARK_QCOW2_AMEND_H
 #define TIDEMARK_QCOW2_AMEND_H
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 extern const struct block_option_desc qcow2_amend_options[];
 

@@ -346,24 +346,24 @@ static int co_write_first_header(struct block_root *root, const struct create *c
         q->version = c->version;
         q->cluster_size = c->cluster_size;
         q->cluster_bits = (unsigned)__builtin_ctzll(c->cluster_size);
-        q->refcount_order = (unsigned)__builtin_ctzll(c->refcount_bits);
+        q->refcounts.order = (unsigned)__builtin_ctzll(c->refcount_bits);
         q->compression = (enum compression_type)c->compression;
-        q->incompatible = (c->compression == COMPRESSION_ZLIB ? 0 : INCOMPAT_COMPRESSION) |
-                          (c->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0) |
-                          (c->data_file ? INCOMPAT_DATA_FILE : 0);
-        q->autoclear = c->data_file_raw ? AUTOCLEAR_DATA_FILE_RAW : 0;
-        q->data_filename = c->data_file;
+        q->header.incompatible = (c->compression == COMPRESSION_ZLIB ? 0 : INCOMPAT_COMPRESSION) |
+                                 (c->extended_l2 ? INCOMPAT_EXTENDED_L2 : 0) |
+                                 (c->data_file ? INCOMPAT_DATA_FILE : 0);
+        q->header.autoclear = c->data_file_raw ? AUTOCLEAR_DATA_FILE_RAW : 0;
+        q->header.data_filename = c->data_file;
         q->crypt_method = c->encrypted ? CRYPT_AES : CRYPT_NONE;
-        q->compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
-        q->l1_size = c->l1_size;
-        q->l1_offset = c->l1_size ? l1_offset(c) : 0;
-        q->reftable_offset = c->cluster_size;
-        q->reftable_entries = (uint32_t)(c->table_clusters * c->cluster_size / 8);
-        q->backing_filename = c->backing_file;
-        q->backing_format = c->backing_fmt;
-        list_init(&q->extensions);
-        list_init(&q->stored_bitmaps);
-        list_init(&q->snapshots);
+        q->header.compatible = c->lazy_refcounts ? COMPAT_LAZY_REFCOUNTS : 0;
+        q->l1.size = c->l1_size;
+        q->l1.offset = c->l1_size ? l1_offset(c) : 0;
+        q->reftable.offset = c->cluster_size;
+        q->reftable.size = (uint32_t)(c->table_clusters * c->cluster_size / 8);
+        q->header.backing_filename = c->backing_file;
+        q->header.backing_format = c->backing_fmt;
+        list_init(&q->header.extensions);
+        list_init(&q->bitmaps.stored);
+        list_init(&q->snapshots.list);
         r = qcow2_co_write_header(q, err);
     }
     free(stand_in);

@@ -36,7 +36,7 @@ static void report(struct downgrade *d)
 /* Also where amending has just named one. */
 static bool has_backing(const struct qcow2 *q)
 {
-    return q->node->backing || q->backing_filename;
+    return q->node->backing || q->header.backing_filename;
 }
 
 /* Zeroes to the host cluster of guest offset `guest`, as the guest is to read them. */
@@ -57,7 +57,7 @@ static int co_zero_host(struct qcow2 *q, uint64_t guest, uint64_t host)
 
 static int check_downgrade(struct qcow2 *q, struct error *err)
 {
-    uint64_t features = q->incompatible & ~(INCOMPAT_DIRTY | INCOMPAT_CORRUPT);
+    uint64_t features = q->header.incompatible & ~(INCOMPAT_DIRTY | INCOMPAT_CORRUPT);
     const struct qcow2_snapshot *s;
 
     if (q->has_data_file) {
@@ -68,11 +68,11 @@ static int check_downgrade(struct qcow2 *q, struct error *err)
                          "Cannot downgrade an image with incompatible features %#llx set",
                          (unsigned long long)features);
     }
-    if (!list_is_empty(&q->stored_bitmaps)) {
+    if (!list_is_empty(&q->bitmaps.stored)) {
         return error_set(err, ENOTSUP,
                          "Cannot downgrade an image with persistent bitmaps; remove them first");
     }
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         if (s->vm_state_size > UINT32_MAX || s->disk_size != block_node_size(q->node)) {
             /* It would not know their sizes. */
             return error_set(err, ENOTSUP, "Internal snapshots prevent downgrade of image");
@@ -98,7 +98,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
     }
     if (type == CLUSTER_ZERO && !has_backing(q)) {
         qcow2_store_entry(q, slice, index, 0, 0);
-        cache_mark_dirty(&q->l2_cache, slice);
+        cache_mark_dirty(&q->caches.l2, slice);
         return 0;
     }
     old = host;
@@ -114,7 +114,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
         return r;
     }
     qcow2_store_entry(q, slice, index, host | ENTRY_COPIED, 0);
-    cache_mark_dirty(&q->l2_cache, slice);
+    cache_mark_dirty(&q->caches.l2, slice);
     return made && old != 0
                ? qcow2_free_later_locked(q, old, q->cluster_size, false, QCOW2_FREED_BY_OTHER)
                : 0;
@@ -158,7 +158,7 @@ static int co_expand_disk(struct downgrade *d)
     uint64_t span = qcow2_l2_span(q);
     int r = 0;
 
-    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
+    for (uint32_t i = 0; i < q->l1.size && r == 0; i++) {
         r = co_expand_span(q, i * span, (i + 1) * span);
         report(d);
     }
@@ -258,8 +258,8 @@ static int co_write_table(struct qcow2 *q, uint64_t offset, const struct table *
                                            OVERLAP_BIT(OVERLAP_ACTIVE_L2));
     r = r < 0 ? r : block_co_pwrite(q->node->file, offset, t->entries, q->cluster_size, 0);
     co_mutex_lock(&q->lock);
-    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
-        cache_forget(&q->l2_cache, offset + at);
+    for (uint64_t at = 0; at < q->cluster_size; at += q->caches.l2.entry_size) {
+        cache_forget(&q->caches.l2, offset + at);
     }
     co_mutex_unlock(&q->lock);
     return r < 0 ? r : block_co_flush(q->node->file);
@@ -322,7 +322,7 @@ static int co_expand_snapshots(struct downgrade *d)
     const struct qcow2_snapshot *s;
     int r = buffer ? 0 : -ENOMEM;
 
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         uint64_t n = q->cluster_size / 8;
         struct table t = {.entries = buffer, .old = buffer + n, .new = buffer + 2 * n};
 
@@ -337,7 +337,7 @@ int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progr
                        struct error *err)
 {
     struct downgrade d = {
-        .q = q, .progress = progress, .progress_arg = progress_arg, .total = q->l1_size};
+        .q = q, .progress = progress, .progress_arg = progress_arg, .total = q->l1.size};
     uint64_t incompatible, compatible, autoclear;
     const struct qcow2_snapshot *s;
     int r = check_downgrade(q, err);
@@ -345,8 +345,8 @@ int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progr
     if (r < 0) {
         return r;
     }
-    q->lazy_refcounts = false; /* version 2 has no mark for refcounts that are behind */
-    LIST_FOREACH (s, &q->snapshots, link) {
+    q->commit.lazy_refcounts = false; /* version 2 has no mark for refcounts that are behind */
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         d.total += s->l1_size;
     }
     r = co_expand_disk(&d);
@@ -354,17 +354,17 @@ int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progr
     if (r < 0) {
         return error_set_errno(err, -r, "Failed to turn zero into data clusters");
     }
-    incompatible = q->incompatible;
-    compatible = q->compatible;
-    autoclear = q->autoclear;
+    incompatible = q->header.incompatible;
+    compatible = q->header.compatible;
+    autoclear = q->header.autoclear;
     q->version = 2;
-    q->incompatible = q->compatible = q->autoclear = 0;
+    q->header.incompatible = q->header.compatible = q->header.autoclear = 0;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
         q->version = 3;
-        q->incompatible = incompatible;
-        q->compatible = compatible;
-        q->autoclear = autoclear;
+        q->header.incompatible = incompatible;
+        q->header.compatible = compatible;
+        q->header.autoclear = autoclear;
     }
     return r;
 }

@@ -2,7 +2,7 @@
 #ifndef TIDEMARK_QCOW2_DOWNGRADE_H
 #define TIDEMARK_QCOW2_DOWNGRADE_H
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /*
  * Make it an image of version 2; -ENOTSUP, with nothing changed, if it has what that can't hold. The node is drained and

@@ -35,32 +35,33 @@ static int co_read_table(struct qcow2 *q, const char *what, uint64_t offset, voi
 
 static int co_load_tables(struct qcow2 *q, struct error *err)
 {
-    size_t l1_bytes = (size_t)q->l1_size * 8, reftable_bytes = (size_t)q->reftable_entries * 8;
+    size_t l1_bytes = (size_t)q->l1.size * 8, reftable_bytes = (size_t)q->reftable.size * 8;
     int r;
 
-    q->l1 = calloc(MAX(q->l1_size, 1u), 8);
-    q->l1_dirty = calloc(div_round_up(l1_bytes, SECTOR_SIZE) + 1, 1);
-    q->reftable = calloc(MAX(q->reftable_entries, 1u), 8);
-    q->reftable_dirty = calloc(div_round_up(reftable_bytes, SECTOR_SIZE) + 1, 1);
-    if (!q->l1 || !q->l1_dirty || !q->reftable || !q->reftable_dirty) {
+    q->l1.entries = calloc(MAX(q->l1.size, 1u), 8);
+    q->l1.dirty = calloc(div_round_up(l1_bytes, SECTOR_SIZE) + 1, 1);
+    q->reftable.entries = calloc(MAX(q->reftable.size, 1u), 8);
+    q->reftable.dirty = calloc(div_round_up(reftable_bytes, SECTOR_SIZE) + 1, 1);
+    if (!q->l1.entries || !q->l1.dirty || !q->reftable.entries || !q->reftable.dirty) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = co_read_table(q, "the L1 table", q->l1_offset, (void *)q->l1, l1_bytes, err);
+    r = co_read_table(q, "the L1 table", q->l1.offset, (void *)q->l1.entries, l1_bytes, err);
     if (r < 0) {
         return r;
     }
     block_co_event(q->node->file, BLOCK_EVENT_REFTABLE_LOAD);
-    if ((r = co_read_table(q, "the refcount table", q->reftable_offset, q->reftable, reftable_bytes,
-                           err)) < 0) {
+    if ((r = co_read_table(q, "the refcount table", q->reftable.offset, q->reftable.entries,
+                           reftable_bytes, err)) < 0) {
         return r;
     }
-    for (uint32_t i = 0; i < q->l1_size; i++) {
-        atomic_store_explicit(&q->l1[i],
-                              be64toh(atomic_load_explicit(&q->l1[i], memory_order_relaxed)),
-                              memory_order_relaxed);
+    for (uint32_t i = 0; i < q->l1.size; i++) {
+        atomic_store_explicit(
+            &q->l1.entries[i],
+            be64toh(atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed)),
+            memory_order_relaxed);
     }
-    for (uint32_t i = 0; i < q->reftable_entries; i++) {
-        q->reftable[i] = be64toh(q->reftable[i]);
+    for (uint32_t i = 0; i < q->reftable.size; i++) {
+        q->reftable.entries[i] = be64toh(q->reftable.entries[i]);
     }
     return 0;
 }
@@ -68,45 +69,45 @@ static int co_load_tables(struct qcow2 *q, struct error *err)
 static void init_locks(struct qcow2 *q)
 {
     co_mutex_init(&q->lock);
-    co_mutex_init(&q->commit_mutex);
-    co_mutex_init(&q->bitmap_mutex);
-    co_mutex_init(&q->stored_bits_mutex);
-    co_mutex_init(&q->mark_mutex);
+    co_mutex_init(&q->commit.mutex);
+    co_mutex_init(&q->bitmaps.mutex);
+    co_mutex_init(&q->bitmaps.bits_mutex);
+    co_mutex_init(&q->header.mark_mutex);
     range_lock_init(&q->guest);
-    list_init(&q->extensions);
-    list_init(&q->stored_bitmaps);
-    list_init(&q->bitmap_reserve);
-    list_init(&q->snapshots);
+    list_init(&q->header.extensions);
+    list_init(&q->bitmaps.stored);
+    list_init(&q->bitmaps.reserve);
+    list_init(&q->snapshots.list);
 }
 
 /* --- caches that nobody uses ------------------------------------------------------------------ */
 
 static int64_t clean_interval_ns(const struct qcow2 *q)
 {
-    return (int64_t)q->cache_clean_seconds * 1000000000;
+    return (int64_t)q->caches.clean_seconds * 1000000000;
 }
 
 static void clean_caches(struct loop_timer *timer)
 {
-    struct qcow2 *q = container_of(timer, struct qcow2, cache_cleaner);
+    struct qcow2 *q = container_of(timer, struct qcow2, caches.cleaner);
 
-    cache_clean(&q->l2_cache);
-    cache_clean(&q->ref_cache);
+    cache_clean(&q->caches.l2);
+    cache_clean(&q->caches.refcounts);
     loop_timer_arm(timer, loop_now_ns() + clean_interval_ns(q));
 }
 
 static void cache_cleaner_start(struct qcow2 *q)
 {
-    loop_timer_init(&q->cache_cleaner, clean_caches);
-    if (q->cache_clean_seconds > 0) {
-        loop_timer_arm(&q->cache_cleaner, loop_now_ns() + clean_interval_ns(q));
+    loop_timer_init(&q->caches.cleaner, clean_caches);
+    if (q->caches.clean_seconds > 0) {
+        loop_timer_arm(&q->caches.cleaner, loop_now_ns() + clean_interval_ns(q));
     }
 }
 
 static void cache_cleaner_stop(struct qcow2 *q)
 {
-    if (q->cache_cleaner.fn) {
-        loop_timer_disarm(&q->cache_cleaner);
+    if (q->caches.cleaner.fn) {
+        loop_timer_disarm(&q->caches.cleaner);
     }
 }
 
@@ -119,35 +120,35 @@ static void release(struct qcow2 *q)
     qcow2_free_snapshots(q);
     qcow2_free_header(q);
     qcow2_crypt_close(q);
-    cache_destroy(&q->l2_cache);
-    cache_destroy(&q->ref_cache);
-    if (q->decompressed.max > 0) {
-        cluster_cache_destroy(&q->decompressed);
+    cache_destroy(&q->caches.l2);
+    cache_destroy(&q->caches.refcounts);
+    if (q->caches.decompressed.max > 0) {
+        cluster_cache_destroy(&q->caches.decompressed);
     }
-    free((void *)q->l1);
-    free(q->l1_dirty);
-    free(q->reftable);
-    free(q->reftable_dirty);
-    free(q->frees.runs);
+    free((void *)q->l1.entries);
+    free(q->l1.dirty);
+    free(q->reftable.entries);
+    free(q->reftable.dirty);
+    free(q->alloc.frees.runs);
     co_mutex_destroy(&q->lock);
-    co_mutex_destroy(&q->commit_mutex);
-    co_mutex_destroy(&q->bitmap_mutex);
-    co_mutex_destroy(&q->stored_bits_mutex);
-    co_mutex_destroy(&q->mark_mutex);
+    co_mutex_destroy(&q->commit.mutex);
+    co_mutex_destroy(&q->bitmaps.mutex);
+    co_mutex_destroy(&q->bitmaps.bits_mutex);
+    co_mutex_destroy(&q->header.mark_mutex);
     range_lock_destroy(&q->guest);
 }
 
 static int init_caches(struct qcow2 *q, const struct qcow2_cache_options *o, struct error *err)
 {
-    int r = cache_init(&q->l2_cache, q->node->file, o->slice, 0);
+    int r = cache_init(&q->caches.l2, q->node->file, o->slice, 0);
 
     r = r < 0 ? r : qcow2_fit_l2_cache(q);
     r = r < 0 ? r
-              : cache_init(&q->ref_cache, q->node->file, MIN(REF_SLICE, q->cluster_size),
+              : cache_init(&q->caches.refcounts, q->node->file, MIN(REF_SLICE, q->cluster_size),
                            o->ref_bytes);
-    q->l2_cache.load_event = BLOCK_EVENT_L2_LOAD;
-    q->l2_cache.update_event = BLOCK_EVENT_L2_UPDATE;
-    q->ref_cache.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
+    q->caches.l2.load_event = BLOCK_EVENT_L2_LOAD;
+    q->caches.l2.update_event = BLOCK_EVENT_L2_UPDATE;
+    q->caches.refcounts.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
     return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
 }
 
@@ -158,7 +159,7 @@ static int co_repair_dirty(struct qcow2 *q, struct error *err)
 
     log_info("image '%s' was not closed cleanly: repairing it", block_node_display_name(q->node));
     r = qcow2_co_check(q->node, BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS, &result, err);
-    if (r == 0 && (q->incompatible & INCOMPAT_DIRTY)) {
+    if (r == 0 && (q->header.incompatible & INCOMPAT_DIRTY)) {
         r = error_set(err, EIO,
                       "Image '%s' was not closed cleanly and could not be repaired: %llu "
                       "corruptions, %llu errors are left",
@@ -175,11 +176,11 @@ static int co_prepare_writable(struct qcow2 *q, struct error *err)
     bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
     int r;
 
-    if ((q->incompatible & INCOMPAT_DIRTY) && !check && (r = co_repair_dirty(q, err)) < 0) {
+    if ((q->header.incompatible & INCOMPAT_DIRTY) && !check && (r = co_repair_dirty(q, err)) < 0) {
         return r;
     }
-    if (q->autoclear & ~known) {
-        q->autoclear &= known;
+    if (q->header.autoclear & ~known) {
+        q->header.autoclear &= known;
         return qcow2_co_write_header(q, err);
     }
     return 0;
@@ -197,9 +198,9 @@ static void set_limits(struct qcow2 *q)
     }
     node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
     /* What lies behind the end of a regular file was never written; of a device nobody knows. */
-    q->zero_from = UINT64_MAX;
+    q->alloc.zero_from = UINT64_MAX;
     if (node->file->node->driver->keeps_zero_beyond_eof) {
-        q->zero_from = round_up(block_edge_size(node->file), q->cluster_size);
+        q->alloc.zero_from = round_up(block_edge_size(node->file), q->cluster_size);
     }
 }
 
@@ -230,22 +231,22 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
         (q->node->open_flags & (BLOCK_OPEN_NO_IO | BLOCK_OPEN_CHECK))) {
         return 0; /* only metadata is looked at, so no other file is opened */
     }
-    if (!options_has(opts, "data-file") && q->data_filename) {
-        if (strncmp(q->data_filename, "json:", 5) == 0 ||
-            block_driver_of_filename(q->data_filename)) {
+    if (!options_has(opts, "data-file") && q->header.data_filename) {
+        if (strncmp(q->header.data_filename, "json:", 5) == 0 ||
+            block_driver_of_filename(q->header.data_filename)) {
             return error_set(
                 err, EINVAL,
                 "Image '%s' names '%s' as its data file, but only a plain file name is "
                 "followed; give the option data-file",
-                block_node_display_name(q->node), q->data_filename);
+                block_node_display_name(q->node), q->header.data_filename);
         }
         child = options_new();
         if (!child) {
             return error_set(err, ENOMEM, "Out of memory");
         }
         options_set_str(child, "driver",
-                        is_block_device(q->data_filename) ? "host_device" : "file");
-        options_set_str(child, "filename", q->data_filename);
+                        is_block_device(q->header.data_filename) ? "host_device" : "file");
+        options_set_str(child, "filename", q->header.data_filename);
         options_set_child(opts, "data-file", child);
     }
     r = block_co_open_child(q->node, opts, "data-file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, true,
@@ -269,10 +270,10 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
         (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
         return r;
     }
-    cluster_cache_init(&q->decompressed, q->cluster_size);
+    cluster_cache_init(&q->caches.decompressed, q->cluster_size);
     set_limits(q);
-    if ((r = block_co_open_backing(q->node, opts, q->backing_filename, q->backing_format, err)) <
-            0 ||
+    if ((r = block_co_open_backing(q->node, opts, q->header.backing_filename,
+                                   q->header.backing_format, err)) < 0 ||
         /* A check reads them by itself, and says what is wrong with them. */
         (!check && (r = qcow2_co_read_snapshots(q, err)) < 0) ||
         (r = qcow2_co_load_bitmaps(q, err)) < 0) {
@@ -311,11 +312,11 @@ static int co_settle(struct qcow2 *q, struct error *err)
     int r = 0;
 
     if (qcow2_co_is_untouched(q)) {
-        if (q->guard.refused && !q->close_told) {
+        if (q->guard.refused && !q->close_failure_reported) {
             /* Nothing was written, since no write could be checked: who wrote was told. */
             log_error("Failed to flush the refcount block cache: %s",
                       strerror(-q->guard.unreadable));
-            q->close_told = true;
+            q->close_failure_reported = true;
         }
         return 0;
     }
@@ -323,10 +324,10 @@ static int co_settle(struct qcow2 *q, struct error *err)
         r = qcow2_co_commit(q);
     }
     if (r < 0) {
-        if (!q->close_told) {
+        if (!q->close_failure_reported) {
             log_error("Failed to flush the L2 table cache: %s", strerror(-r));
         }
-        q->close_told = true;
+        q->close_failure_reported = true;
         error_set_errno(err, -r, "Failed to flush the refcount block cache");
     }
     return r;
@@ -358,7 +359,7 @@ static int co_inactivate(struct block_node *node, struct error *err)
     }
     stored = qcow2_co_store_bitmaps(q, err);
     r = co_settle(q, err);
-    r = r < 0 || !q->refcounts_behind ? r : qcow2_co_catch_up(q, err);
+    r = r < 0 || !q->commit.refcounts_behind ? r : qcow2_co_catch_up(q, err);
     co_complete_last_cluster(q);
     return stored < 0 ? stored : r;
 }

@@ -17,10 +17,10 @@ int qcow2_co_get_info(struct block_node *node, struct block_info *ret)
     *ret = (struct block_info){
         .cluster_size = (uint32_t)q->cluster_size,
         .has_dirty_flag = true,
-        .dirty_flag = q->incompatible & INCOMPAT_DIRTY,
-        .corrupt = (q->incompatible & INCOMPAT_CORRUPT) || atomic_load(&q->corrupt),
-        .backing_filename = q->backing_filename,
-        .backing_format = q->backing_format,
+        .dirty_flag = q->header.incompatible & INCOMPAT_DIRTY,
+        .corrupt = (q->header.incompatible & INCOMPAT_CORRUPT) || atomic_load(&q->corrupt),
+        .backing_filename = q->header.backing_filename,
+        .backing_format = q->header.backing_format,
         .compression_type = compression_name(q),
         .encrypted = q->crypt_method != CRYPT_NONE,
     };
@@ -56,8 +56,9 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
 
     json_object_object_add(data, "compat", json_object_new_string(v3 ? "1.1" : "0.10"));
     if (q->has_data_file) {
-        if (q->data_filename) {
-            json_object_object_add(data, "data-file", json_object_new_string(q->data_filename));
+        if (q->header.data_filename) {
+            json_object_object_add(data, "data-file",
+                                   json_object_new_string(q->header.data_filename));
         }
         json_object_object_add(data, "data-file-raw", json_object_new_boolean(q->data_file_raw));
     }
@@ -65,17 +66,17 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
     if (v3) {
         json_object_object_add(
             data, "lazy-refcounts",
-            json_object_new_boolean((q->compatible & COMPAT_LAZY_REFCOUNTS) != 0));
+            json_object_new_boolean((q->header.compatible & COMPAT_LAZY_REFCOUNTS) != 0));
     }
-    if (!list_is_empty(&q->stored_bitmaps)) {
+    if (!list_is_empty(&q->bitmaps.stored)) {
         struct json_object *bitmaps = json_object_new_array();
 
-        LIST_FOREACH (b, &q->stored_bitmaps, link) {
+        LIST_FOREACH (b, &q->bitmaps.stored, link) {
             json_object_array_add(bitmaps, bitmap_info(b));
         }
         json_object_object_add(data, "bitmaps", bitmaps);
     }
-    json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcount_order));
+    json_object_object_add(data, "refcount-bits", json_object_new_int(1 << q->refcounts.order));
     if (q->crypt_method != CRYPT_NONE) {
         struct json_object *encrypt = json_object_new_object();
 
@@ -83,9 +84,10 @@ struct json_object *qcow2_co_specific_info(struct block_node *node)
         json_object_object_add(data, "encrypt", encrypt);
     }
     if (v3) {
-        json_object_object_add(data, "corrupt",
-                               json_object_new_boolean((q->incompatible & INCOMPAT_CORRUPT) ||
-                                                       atomic_load(&q->corrupt)));
+        json_object_object_add(
+            data, "corrupt",
+            json_object_new_boolean((q->header.incompatible & INCOMPAT_CORRUPT) ||
+                                    atomic_load(&q->corrupt)));
         json_object_object_add(data, "extended-l2", json_object_new_boolean(q->extended_l2));
     }
     json_object_object_add(o, "type", json_object_new_string("qcow2"));

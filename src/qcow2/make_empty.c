@@ -22,7 +22,7 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 #define REFTABLE_CLUSTER 1
 #define REFBLOCK_CLUSTER 2
@@ -30,7 +30,7 @@
 
 static uint64_t l1_clusters(const struct qcow2 *q)
 {
-    return div_round_up((uint64_t)q->l1_size * 8, q->cluster_size);
+    return div_round_up((uint64_t)q->l1.size * 8, q->cluster_size);
 }
 
 /* Of the file, once it is empty. */
@@ -42,9 +42,9 @@ static uint64_t empty_clusters(const struct qcow2 *q)
 /* Nobody else has clusters, a crash is repaired from, and one refcount block counts it all. */
 static bool can_start_anew(const struct qcow2 *q)
 {
-    return q->version >= 3 && q->snapshot_count == 0 && list_is_empty(&q->stored_bitmaps) &&
-           list_is_empty(&q->bitmap_reserve) && !q->has_data_file && !atomic_load(&q->broken) &&
-           empty_clusters(q) <= 1ULL << q->refblock_bits;
+    return q->version >= 3 && q->snapshots.count == 0 && list_is_empty(&q->bitmaps.stored) &&
+           list_is_empty(&q->bitmaps.reserve) && !q->has_data_file && !atomic_load(&q->broken) &&
+           empty_clusters(q) <= 1ULL << q->refcounts.block_bits;
 }
 
 static int co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t clusters)
@@ -59,9 +59,9 @@ static int co_zero_l1(struct qcow2 *q)
     int r;
 
     block_co_event(q->node->file, BLOCK_EVENT_L1_UPDATE);
-    r = co_zero_clusters(q, q->l1_offset, l1_clusters(q));
-    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
-        atomic_store_explicit(&q->l1[i], 0, memory_order_relaxed);
+    r = co_zero_clusters(q, q->l1.offset, l1_clusters(q));
+    for (uint32_t i = 0; i < q->l1.size && r == 0; i++) {
+        atomic_store_explicit(&q->l1.entries[i], 0, memory_order_relaxed);
     }
     return r;
 }
@@ -82,18 +82,18 @@ static int co_new_tables(struct qcow2 *q, struct error *err)
         return r;
     }
     co_mutex_lock(&q->lock);
-    free(q->reftable);
-    free(q->reftable_dirty);
-    q->reftable = TAKE_PTR(table);
-    q->reftable_dirty = TAKE_PTR(dirty);
-    q->reftable_dirty_count = 0;
-    q->reftable_entries = (uint32_t)entries;
-    q->reftable_offset = REFTABLE_CLUSTER * q->cluster_size;
-    q->l1_offset = L1_CLUSTER * q->cluster_size;
-    q->next_free = 0;
-    q->compressed_tail = 0;
-    cache_forget_all(&q->l2_cache);
-    cache_forget_all(&q->ref_cache);
+    free(q->reftable.entries);
+    free(q->reftable.dirty);
+    q->reftable.entries = TAKE_PTR(table);
+    q->reftable.dirty = TAKE_PTR(dirty);
+    q->reftable.dirty_count = 0;
+    q->reftable.size = (uint32_t)entries;
+    q->reftable.offset = REFTABLE_CLUSTER * q->cluster_size;
+    q->l1.offset = L1_CLUSTER * q->cluster_size;
+    q->alloc.next_free = 0;
+    q->alloc.compressed_tail = 0;
+    cache_forget_all(&q->caches.l2);
+    cache_forget_all(&q->caches.refcounts);
     co_mutex_unlock(&q->lock);
     block_co_event(q->node->file, BLOCK_EVENT_REFTABLE_UPDATE);
     return qcow2_co_write_header(q, err);
@@ -110,7 +110,7 @@ static int co_write_refcounts(struct qcow2 *q)
         return -ENOMEM;
     }
     for (uint64_t i = 0; i < empty_clusters(q); i++) {
-        qcow2_refcount_store(block, q->refcount_order, i, 1);
+        qcow2_refcount_store(block, q->refcounts.order, i, 1);
     }
     block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC);
     r = block_co_pwrite(file, REFBLOCK_CLUSTER * q->cluster_size, block, q->cluster_size, 0);
@@ -118,11 +118,11 @@ static int co_write_refcounts(struct qcow2 *q)
     if (r < 0) {
         return r;
     }
-    q->reftable[0] = REFBLOCK_CLUSTER * q->cluster_size;
+    q->reftable.entries[0] = REFBLOCK_CLUSTER * q->cluster_size;
     qcow2_overlap_note_refblocks_locked(q);
-    store_be64(word, q->reftable[0]);
+    store_be64(word, q->reftable.entries[0]);
     block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
-    r = block_co_pwrite(file, q->reftable_offset, word, sizeof(word), 0);
+    r = block_co_pwrite(file, q->reftable.offset, word, sizeof(word), 0);
     return r < 0 ? r : block_co_flush(file);
 }
 
@@ -133,7 +133,7 @@ static void co_cut_file(struct qcow2 *q)
     uint64_t end = empty_clusters(q) << q->cluster_bits, size = block_edge_size(file);
 
     if (block_co_truncate(file, end, BLOCK_PREALLOC_OFF, NULL) == 0) {
-        q->zero_from = q->zero_from == UINT64_MAX ? UINT64_MAX : block_edge_size(file);
+        q->alloc.zero_from = q->alloc.zero_from == UINT64_MAX ? UINT64_MAX : block_edge_size(file);
     } else if (size > end) {
         (void)block_co_discard(file, end, size - end);
     }
@@ -149,14 +149,14 @@ static int co_start_anew(struct qcow2 *q, struct error *err)
     if (r < 0) {
         /* What is in memory is not what is on disk. The next open repairs that; there is nothing to write at close. */
         atomic_store(&q->broken, true);
-        q->close_told = q->node->close_told = true;
+        q->close_failure_reported = q->node->close_told = true;
         return r;
     }
     co_cut_file(q);
-    q->incompatible &= ~INCOMPAT_DIRTY;
+    q->header.incompatible &= ~INCOMPAT_DIRTY;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        q->incompatible |= INCOMPAT_DIRTY;
+        q->header.incompatible |= INCOMPAT_DIRTY;
     }
     return r;
 }
@@ -169,10 +169,10 @@ int qcow2_co_make_empty(struct block_node *node, struct error *err)
     int r = qcow2_co_catch_up(q, &cause);
 
     if (r == 0 && can_start_anew(q)) {
-        q->incompatible |= INCOMPAT_DIRTY;
+        q->header.incompatible |= INCOMPAT_DIRTY;
         r = qcow2_co_write_header(q, &cause);
         if (r < 0) {
-            q->incompatible &= ~INCOMPAT_DIRTY;
+            q->header.incompatible &= ~INCOMPAT_DIRTY;
         }
         r = r < 0 ? r : co_start_anew(q, &cause);
     } else if (r == 0) {

@@ -27,10 +27,10 @@ static uint64_t all_l2_bytes(const struct qcow2 *q)
 int qcow2_fit_l2_cache(struct qcow2 *q)
 {
     uint64_t all = all_l2_bytes(q);
-    int r = cache_set_limit(&q->l2_cache, MIN(q->l2_cache_max, all));
+    int r = cache_set_limit(&q->caches.l2, MIN(q->caches.l2_max, all));
 
-    if (r == 0 && q->l2_cache_max >= all) {
-        q->l2_cache.dirty_limit = SIZE_MAX; /* no slice ever has to make room for another */
+    if (r == 0 && q->caches.l2_max >= all) {
+        q->caches.l2.dirty_limit = SIZE_MAX; /* no slice ever has to make room for another */
     }
     return r;
 }
@@ -83,7 +83,7 @@ static int take_clean_interval(struct qcow2 *q, struct options *opts, struct err
     if (seconds > UINT_MAX) {
         return error_set(err, EINVAL, "Cache clean interval too big");
     }
-    q->cache_clean_seconds = (unsigned)seconds;
+    q->caches.clean_seconds = (unsigned)seconds;
     return 0;
 }
 
@@ -92,7 +92,7 @@ static int take_caches(struct qcow2 *q, struct options *opts, struct qcow2_cache
 {
     int r;
 
-    if ((r = take_cache_sizes(opts, &q->l2_cache_max, &ret->ref_bytes, err)) < 0 ||
+    if ((r = take_cache_sizes(opts, &q->caches.l2_max, &ret->ref_bytes, err)) < 0 ||
         (r = options_take_size(opts, "l2-cache-entry-size", MIN(L2_SLICE_DEFAULT, q->cluster_size),
                                &ret->slice, err)) < 0) {
         return r;
@@ -103,7 +103,7 @@ static int take_caches(struct qcow2 *q, struct options *opts, struct qcow2_cache
                          "size (%llu)",
                          (unsigned long long)q->cluster_size);
     }
-    if (MIN(q->l2_cache_max, all_l2_bytes(q)) / ret->slice > INT_MAX) {
+    if (MIN(q->caches.l2_max, all_l2_bytes(q)) / ret->slice > INT_MAX) {
         return error_set(err, EINVAL, "L2 cache size too big");
     }
     if (ret->ref_bytes / q->cluster_size > INT_MAX) {
@@ -187,7 +187,7 @@ static int take_overlap_check(struct qcow2 *q, struct options *opts, struct erro
 
 static int take_discard(struct qcow2 *q, struct options *opts, struct error *err)
 {
-    bool *pass = q->pass_discard;
+    bool *pass = q->options.pass_discard;
     int r;
 
     if ((r = options_take_bool(opts, "pass-discard-request", q->node->discard_unmap,
@@ -196,11 +196,12 @@ static int take_discard(struct qcow2 *q, struct options *opts, struct error *err
                                err)) < 0 ||
         (r = options_take_bool(opts, "pass-discard-other", false, &pass[QCOW2_FREED_BY_OTHER],
                                err)) < 0 ||
-        (r = options_take_bool(opts, "discard-no-unref", false, &q->discard_no_unref, err)) < 0) {
+        (r = options_take_bool(opts, "discard-no-unref", false, &q->options.discard_no_unref,
+                               err)) < 0) {
         return r;
     }
     pass[QCOW2_FREED_BY_SHRINKING] = true;
-    if (q->discard_no_unref && q->version < 3) {
+    if (q->options.discard_no_unref && q->version < 3) {
         return error_set(err, EINVAL, "discard-no-unref is only supported since qcow2 version 3");
     }
     return 0;
@@ -214,12 +215,12 @@ int qcow2_take_options(struct qcow2 *q, struct options *opts, struct qcow2_cache
     int r;
 
     if ((r = take_caches(q, opts, ret, err)) < 0 ||
-        (r = options_take_bool(opts, "lazy-refcounts", q->compatible & COMPAT_LAZY_REFCOUNTS,
-                               &q->lazy_refcounts, err)) < 0 ||
+        (r = options_take_bool(opts, "lazy-refcounts", q->header.compatible & COMPAT_LAZY_REFCOUNTS,
+                               &q->commit.lazy_refcounts, err)) < 0 ||
         (r = take_overlap_check(q, opts, err)) < 0) {
         return r;
     }
-    if (q->lazy_refcounts && q->version < 3) {
+    if (q->commit.lazy_refcounts && q->version < 3) {
         return error_set(err, EINVAL,
                          "Lazy refcounts require a qcow2 image with at least qemu 1.1 "
                          "compatibility level");

@@ -3,7 +3,7 @@
 #define TIDEMARK_QCOW2_OPTIONS_H
 
 #include "block/options.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 struct qcow2_cache_options {
     uint64_t slice, ref_bytes;

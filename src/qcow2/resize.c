@@ -37,7 +37,7 @@ static int co_check_bitmaps(struct qcow2 *q, uint64_t size, struct error *err)
     const struct stored_bitmap *s;
     struct block_bitmap *b;
 
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         if (!s->loaded) {
             error_set(err, ENOTSUP,
                       "Can't resize '%s': its bitmap '%s' was not loaded, so it can't be resized "
@@ -93,27 +93,27 @@ static void mark_regrown(struct qcow2 *q, uint64_t old_size, uint64_t new_size, 
 
 static int co_switch_size(struct qcow2 *q, uint64_t size, struct error *err)
 {
-    uint64_t old_size = block_node_size(q->node), old_greatest = q->greatest_size;
+    uint64_t old_size = block_node_size(q->node), old_greatest = q->header.greatest_size;
     bool has_bitmaps = !list_is_empty(&q->node->bitmaps);
     int r = qcow2_co_commit(q);
 
     if (r < 0) {
         return failed(q, "its metadata can't be written", r, err);
     }
-    q->greatest_size = has_bitmaps ? MAX(MAX(q->greatest_size, old_size), size) : 0;
+    q->header.greatest_size = has_bitmaps ? MAX(MAX(q->header.greatest_size, old_size), size) : 0;
     block_node_set_size(q->node, size);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
         block_node_set_size(q->node, old_size);
-        q->greatest_size = old_greatest;
+        q->header.greatest_size = old_greatest;
     }
     return r;
 }
 
 int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
 {
-    uint64_t old_offset = q->l1_offset, offset;
-    uint32_t old_entries = q->l1_size;
+    uint64_t old_offset = q->l1.offset, offset;
+    uint32_t old_entries = q->l1.size;
     AUTO_FREE uint64_t *l1 = NULL;
     int r;
 
@@ -124,7 +124,7 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     l1 = calloc(entries, 8);
     r = l1 ? qcow2_co_commit(q) : -ENOMEM;
     for (uint32_t i = 0; r == 0 && i < old_entries; i++) {
-        l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+        l1[i] = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
     }
     r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, true, &offset);
     if (r < 0) {
@@ -136,12 +136,12 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
         qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
         return failed(q, "a longer L1 table can't be written", r, err);
     }
-    q->l1_offset = offset;
+    q->l1.offset = offset;
     block_co_event(q->node->file, BLOCK_EVENT_L1_GROW_ACTIVATE_TABLE);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        q->l1_offset = old_offset;
-        q->l1_size = old_entries;
+        q->l1.offset = old_offset;
+        q->l1.size = old_entries;
         if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
             qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
         }
@@ -213,7 +213,7 @@ static int co_hide_backing(struct qcow2 *q, uint64_t from, uint64_t to)
 /* Guest bytes behind the clusters of a disk of `size` bytes that the L1 table can map. */
 static int co_drop_beyond(struct qcow2 *q, uint64_t size)
 {
-    uint64_t first = round_up(size, q->cluster_size), end = q->l1_size * qcow2_l2_span(q);
+    uint64_t first = round_up(size, q->cluster_size), end = q->l1.size * qcow2_l2_span(q);
 
     return end > first ? qcow2_co_drop_clusters(q, first, end - first) : 0;
 }
@@ -224,8 +224,8 @@ static int co_drop_vmstate(struct qcow2 *q, uint64_t size)
     uint64_t span = qcow2_l2_span(q);
     int r = 0;
 
-    for (uint64_t i = qcow2_vmstate_offset(q, size) / span; i < q->l1_size && r == 0; i++) {
-        if (atomic_load_explicit(&q->l1[i], memory_order_relaxed) & ENTRY_OFFSET_MASK) {
+    for (uint64_t i = qcow2_vmstate_offset(q, size) / span; i < q->l1.size && r == 0; i++) {
+        if (atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed) & ENTRY_OFFSET_MASK) {
             r = qcow2_co_drop_clusters(q, i * span, span);
         }
     }
@@ -292,8 +292,9 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
     int r = 0;
 
     co_mutex_lock(&q->lock);
-    for (uint64_t i = div_round_up(size, qcow2_l2_span(q)); i < q->l1_size && r == 0; i++) {
-        uint64_t table = atomic_load_explicit(&q->l1[i], memory_order_relaxed) & ENTRY_OFFSET_MASK;
+    for (uint64_t i = div_round_up(size, qcow2_l2_span(q)); i < q->l1.size && r == 0; i++) {
+        uint64_t table =
+            atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed) & ENTRY_OFFSET_MASK;
 
         if (table != 0) {
             qcow2_set_l1_entry_locked(q, i, 0);
@@ -308,14 +309,14 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
 static int co_used_end_locked(struct qcow2 *q, uint64_t *ret)
 {
     uint64_t end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
-    uint64_t area = 1ULL << q->refblock_bits, refcount = 0;
+    uint64_t area = 1ULL << q->refcounts.block_bits, refcount = 0;
     int r = 0;
 
     while (end > 0 && r == 0) {
-        uint64_t index = (end - 1) >> q->refblock_bits;
+        uint64_t index = (end - 1) >> q->refcounts.block_bits;
 
-        if (index >= q->reftable_entries || !(q->reftable[index] & REFTABLE_OFFSET_MASK)) {
-            end = MIN(round_down(end - 1, area), q->reftable_entries * area);
+        if (index >= q->reftable.size || !(q->reftable.entries[index] & REFTABLE_OFFSET_MASK)) {
+            end = MIN(round_down(end - 1, area), q->reftable.size * area);
             continue;
         }
         r = qcow2_co_refcount_get_locked(q, end - 1, &refcount);
@@ -340,8 +341,9 @@ static void co_cut_file(struct qcow2 *q)
     co_mutex_unlock(&q->lock);
     end <<= q->cluster_bits;
     if (r == 0 && end < block_edge_size(file) &&
-        block_co_truncate(file, end, BLOCK_PREALLOC_OFF, NULL) == 0 && q->zero_from != UINT64_MAX) {
-        q->zero_from = end;
+        block_co_truncate(file, end, BLOCK_PREALLOC_OFF, NULL) == 0 &&
+        q->alloc.zero_from != UINT64_MAX) {
+        q->alloc.zero_from = end;
     }
 }
 
@@ -399,7 +401,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
                       struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    uint64_t old_size = block_node_size(node), greatest = q->greatest_size;
+    uint64_t old_size = block_node_size(node), greatest = q->header.greatest_size;
     int r = qcow2_refuse_broken(q, err);
 
     if (r < 0) {
@@ -408,7 +410,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
     if (!is_aligned(size, SECTOR_SIZE)) {
         return error_set(err, EINVAL, "The new size must be a multiple of 512");
     }
-    if (q->snapshot_count > 0 && q->version < 3) {
+    if (q->snapshots.count > 0 && q->version < 3) {
         /* It does not record their sizes. */
         return error_set(err, ENOTSUP, "Can't resize a v2 image which has snapshots");
     }

@@ -2,7 +2,7 @@
 #ifndef TIDEMARK_QCOW2_RESIZE_H
 #define TIDEMARK_QCOW2_RESIZE_H
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* block_driver.co_truncate. -ENOTSUP names the bitmap that is in the way. */
 int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,

@@ -9,7 +9,7 @@
 #include "base/checked.h"
 #include "block/bitmaps.h"
 #include "block/driver.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 #include "random.h"
 
 #define BITMAP_NAMES 3u

@@ -6,7 +6,7 @@
 
 #include "base/checked.h"
 #include "block/bitmaps.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 #include "random.h"
 #include "verifier.h"
 

@@ -4,7 +4,7 @@
 #define TIDEMARK_TESTS_QCOW2_FIXTURE_H
 
 #include "memory_file.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* An open image with a guest on it. */
 struct image {

@@ -26,11 +26,11 @@ static void the_refcount_table_grows(void *arg)
     /* 64 entries of 256 clusters of 512 bytes: 8 MiB. */
     image_create("a", 32 * MiB, "cluster_size=512");
     image_open(&i, "a", "");
-    assert_int_equal(i.q->reftable_entries, 64);
+    assert_int_equal(i.q->reftable.size, 64);
     for (uint64_t at = 0; at < 24 * MiB; at += MiB) {
         assert_int_equal(image_write(&i, at, MiB, (int)(at / MiB + 1)), 0);
     }
-    assert_true(i.q->reftable_entries >= 192);
+    assert_true(i.q->reftable.size >= 192);
     assert_int_equal(block_co_flush(i.edge), 0);
     image_kill(&i);
     image_check("a", 2000); /* the old tables, freed after the last flush */
@@ -71,7 +71,7 @@ static void dirty_slices_are_bounded_and_written(void *arg)
     image_open(&i, "a", ",l2-cache-size=512,l2-cache-entry-size=512,refcount-cache-size=512");
     for (uint64_t at = 0; at < 64 * MiB; at += 256 * KiB) {
         assert_int_equal(image_write(&i, at, 100, (int)(at / (256 * KiB))), 0);
-        assert_true(i.q->l2_cache.dirty_count <= 17);
+        assert_true(i.q->caches.l2.dirty_count <= 17);
     }
     for (uint64_t at = 0; at < 64 * MiB; at += 256 * KiB) {
         image_expect(&i, at, 100, (int)(at / (256 * KiB)));
@@ -103,7 +103,7 @@ static void reading_all_keeps_the_cache_within_its_limit(void *arg)
     image_open(&i, "a", ",l2-cache-size=64k,l2-cache-entry-size=512");
     for (uint64_t at = 0; at < 64 * MiB; at += 64 * KiB) {
         image_expect(&i, at, 512, at % (128 * KiB) ? 0 : 1);
-        assert_true(cached_slices(&i.q->l2_cache) <= 64 * KiB / 512);
+        assert_true(cached_slices(&i.q->caches.l2) <= 64 * KiB / 512);
     }
     image_close(&i);
 }

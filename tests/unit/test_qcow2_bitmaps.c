@@ -59,7 +59,7 @@ static struct stored_bitmap *stored(struct image *i, const char *name)
 {
     struct stored_bitmap *s;
 
-    LIST_FOREACH (s, &i->q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &i->q->bitmaps.stored, link) {
         if (strcmp(s->name, name) == 0) {
             return s;
         }
@@ -70,7 +70,7 @@ static struct stored_bitmap *stored(struct image *i, const char *name)
 /* The flags field of the only bitmap, as it is on disk. */
 static uint32_t flags_on_disk(struct image *i)
 {
-    return load_be32(i->file->data + i->q->bitmap_directory_offset + BITMAP_ENTRY_FLAGS);
+    return load_be32(i->file->data + i->q->bitmaps.directory_offset + BITMAP_ENTRY_FLAGS);
 }
 
 static void a_stored_bitmap_comes_back(void *arg)
@@ -482,7 +482,7 @@ static void after_a_kill_the_bitmap_is_inconsistent_and_can_be_removed(void *arg
     image_close(&i);
     image_open(&i, "a", "");
     assert_null(block_bitmap_next(i.node, NULL));
-    assert_int_equal(i.q->autoclear, 0);
+    assert_int_equal(i.q->header.autoclear, 0);
     image_close(&i);
     image_check("a", 3);
 }
@@ -525,7 +525,7 @@ static void a_bitmap_of_an_unknown_type_is_kept(void *arg)
 
     create_with_bitmap("b", true);
     image_open(&i, "a", "");
-    i.file->data[i.q->bitmap_directory_offset + BITMAP_ENTRY_TYPE] = 9;
+    i.file->data[i.q->bitmaps.directory_offset + BITMAP_ENTRY_TYPE] = 9;
     image_kill(&i);
     image_open(&i, "a", "");
     assert_null(block_bitmap_find(i.node, "b"));
@@ -548,7 +548,7 @@ static void a_bitmap_that_cannot_be_read_is_marked_before_a_write(void *arg)
 
     create_with_bitmap("b", false);
     image_open(&i, "a", "");
-    at = i.q->bitmap_directory_offset + BITMAP_ENTRY_TABLE_OFFSET;
+    at = i.q->bitmaps.directory_offset + BITMAP_ENTRY_TABLE_OFFSET;
     image_close(&i);
     store_be64(i.file->data + at, 123);
     image_open(&i, "a", "");
@@ -565,7 +565,7 @@ static void a_directory_without_sense_is_an_error(void *arg)
 
     create_with_bitmap("b", false);
     image_open(&i, "a", "");
-    at = i.q->bitmap_directory_offset;
+    at = i.q->bitmaps.directory_offset;
     image_close(&i);
     store_be16(i.file->data + at + BITMAP_ENTRY_NAME_SIZE, 4000);
     assert_non_null(strstr(image_open_fails("a", 0), "bitmap directory"));
@@ -671,7 +671,7 @@ static void unknown_extensions_are_kept(void *arg)
     add(&i, "b", false);
     image_close(&i);
     image_open(&i, "a", "");
-    e = LIST_FIRST(&i.q->extensions, struct qcow2_extension, link);
+    e = LIST_FIRST(&i.q->header.extensions, struct qcow2_extension, link);
     assert_int_equal(e->type, 0x12345678);
     assert_int_equal(e->size, 5);
     assert_memory_equal(e->data, "abcde", 5);
@@ -739,8 +739,8 @@ static void stop_at_each_write(const char *backing, size_t extension_size)
         memory_file_fail(i.file, 0, 0, 0);
         image_kill(&i);
         image_open_alone(&i, "a");
-        assert_string_equal(i.q->backing_filename, backing);
-        assert_string_equal(i.q->backing_format, "raw");
+        assert_string_equal(i.q->header.backing_filename, backing);
+        assert_string_equal(i.q->header.backing_format, "raw");
         assert_true(r < 0 || block_bitmap_find(i.node, "b"));
         image_close(&i);
         if (r == 0) {
@@ -801,7 +801,7 @@ static void bitmaps_are_stored_in_the_order_they_were_made(void *arg)
     assert_int_equal(image_write(&i, MiB, 10, 1), 0);
     image_close(&i);
     image_open(&i, "a", "");
-    LIST_FOREACH (s, &i.q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &i.q->bitmaps.stored, link) {
         assert_string_equal(s->name, names[n++]);
     }
     assert_int_equal(n, ARRAY_SIZE(names));
@@ -835,8 +835,8 @@ static void rename_and_stop_at_each_write(size_t from, size_t to)
         memory_file_fail(i.file, 0, 0, 0);
         image_kill(&i);
         image_open_alone(&i, "a");
-        assert_true(strcmp(i.q->backing_filename, new) == 0 ||
-                    (r < 0 && strcmp(i.q->backing_filename, old) == 0));
+        assert_true(strcmp(i.q->header.backing_filename, new) == 0 ||
+                    (r < 0 && strcmp(i.q->header.backing_filename, old) == 0));
         assert_non_null(block_bitmap_find(i.node, "b"));
         image_close(&i);
     }

@@ -358,7 +358,7 @@ static void the_cache_of_clusters_is_bounded(void *arg)
         assert_int_equal(block_co_pread(i.edge, at, &byte, 1), 0);
         assert_int_equal(byte, contents[at]);
     }
-    assert_int_equal(i.q->decompressed.count, CLUSTER_CACHE_BYTES / C);
+    assert_int_equal(i.q->caches.decompressed.count, CLUSTER_CACHE_BYTES / C);
     image_close(&i);
     free(contents);
 }

@@ -140,8 +140,8 @@ static void a_count_does_not_go_below_zero(void *arg)
     image_create("a", DISK, "cluster_size=4k,refcount_bits=8");
     image_open(&i, "a", "");
     assert_int_equal(image_write(&i, 0, C, 1), 0);
-    block = i.q->reftable[0] & REFTABLE_OFFSET_MASK;
-    table = i.q->l1[0] & ENTRY_OFFSET_MASK;
+    block = i.q->reftable.entries[0] & REFTABLE_OFFSET_MASK;
+    table = i.q->l1.entries[0] & ENTRY_OFFSET_MASK;
     image_close(&i);
     entry = load_be64(memory_file("a")->data + table) & ENTRY_OFFSET_MASK;
     memory_file("a")->data[block + entry / C] = 0;
@@ -184,7 +184,7 @@ static void the_header_is_never_allocated(void *arg)
     image_create("a", MiB, "cluster_size=4k");
     image_open(&i, "a", "");
     assert_int_equal(image_write(&i, 0, C, 1), 0); /* the next one needs no table */
-    block = i.q->reftable[0] & REFTABLE_OFFSET_MASK;
+    block = i.q->reftable.entries[0] & REFTABLE_OFFSET_MASK;
     image_close(&i);
     memset(memory_file("a")->data + block, 0, C); /* nothing is in use */
     image_open(&i, "a", ",overlap-check=none");
@@ -246,7 +246,7 @@ static void lazy_refcounts_are_marked_stably_before_they_stay_behind(void *arg)
     mark = find(i.file, 0, MEMORY_FILE_WRITE, HDR_INCOMPATIBLE, 8);
     sync = find(i.file, mark, MEMORY_FILE_FLUSH, 0, 0);
     assert_true(mark < sync && sync != UINT32_MAX);
-    table = i.q->l1[0] & ENTRY_OFFSET_MASK;
+    table = i.q->l1.entries[0] & ENTRY_OFFSET_MASK;
     for (unsigned n = 0; n < sync; n++) {
         assert_true(i.file->log[n].offset < table || i.file->log[n].offset >= table + C);
     }
@@ -265,7 +265,7 @@ static void a_longer_refcount_table_is_stable_before_it_is_named(void *arg)
     image_open(&i, "a", "");
     assert_int_equal(image_write(&i, 0, 7 * MiB, 1), 0);
     assert_int_equal(block_co_flush(i.edge), 0);
-    for (uint64_t at = 7 * MiB; i.q->reftable_entries == 64; at += 64 * KiB) {
+    for (uint64_t at = 7 * MiB; i.q->reftable.size == 64; at += 64 * KiB) {
         i.file->log_count = 0;
         assert_int_equal(image_write(&i, at, 64 * KiB, 2), 0);
         assert_true(at < 16 * MiB);
@@ -292,7 +292,7 @@ static void a_new_refcount_block_is_stable_before_it_is_named(void *arg)
     assert_int_equal(image_write(&i, 6 * MiB, 6 * MiB, 2), 0);
     i.file->log_count = 0;
     assert_int_equal(block_co_flush(i.edge), 0);
-    named = find(i.file, 0, MEMORY_FILE_WRITE, i.q->reftable_offset, 512);
+    named = find(i.file, 0, MEMORY_FILE_WRITE, i.q->reftable.offset, 512);
     assert_true(named > 0 && named != UINT32_MAX);
     assert_int_equal(i.file->log[named - 1].kind, MEMORY_FILE_FLUSH);
     image_close(&i);

@@ -430,11 +430,11 @@ static void the_l2_cache_follows_the_size_of_the_disk(void *arg)
 
     image_create("a", MiB, "cluster_size=4k");
     image_open(&i, "a", ",l2-cache-size=128k,l2-cache-entry-size=512");
-    assert_true(i.q->l2_cache.shards[0].limit * CACHE_SHARDS * 512 < 128 * KiB);
+    assert_true(i.q->caches.l2.shards[0].limit * CACHE_SHARDS * 512 < 128 * KiB);
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_truncate(i.node, 512 * MiB, BLOCK_PREALLOC_OFF, &err), 0);
     block_co_drain_end(i.node);
-    assert_int_equal(i.q->l2_cache.shards[0].limit * CACHE_SHARDS * 512, 128 * KiB);
+    assert_int_equal(i.q->caches.l2.shards[0].limit * CACHE_SHARDS * 512, 128 * KiB);
     for (uint64_t at = 0; at < 512 * MiB; at += 512 * KiB) {
         assert_int_equal(image_write(&i, at, 512, 1), 0);
     }
@@ -442,11 +442,11 @@ static void the_l2_cache_follows_the_size_of_the_disk(void *arg)
     for (uint64_t at = 0; at < 512 * MiB; at += 256 * KiB) {
         image_expect(&i, at, 512, at % (512 * KiB) ? 0 : 1);
     }
-    assert_int_equal(slices(&i.q->l2_cache), 256);
+    assert_int_equal(slices(&i.q->caches.l2), 256);
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_truncate(i.node, MiB, BLOCK_PREALLOC_OFF, &err), 0);
     block_co_drain_end(i.node);
-    assert_true(i.q->l2_cache.shards[0].limit < 16);
+    assert_true(i.q->caches.l2.shards[0].limit < 16);
     image_close(&i);
     image_check("a", 0);
 }
@@ -462,16 +462,16 @@ static void slices_that_nobody_uses_are_dropped(void *arg)
         assert_int_equal(image_write(&i, at, 512, 1), 0);
     }
     assert_int_equal(block_co_flush(i.edge), 0);
-    all = slices(&i.q->l2_cache);
+    all = slices(&i.q->caches.l2);
     assert_true(all >= 256);
-    cache_clean(&i.q->l2_cache); /* all were used before */
-    assert_int_equal(slices(&i.q->l2_cache), all);
+    cache_clean(&i.q->caches.l2); /* all were used before */
+    assert_int_equal(slices(&i.q->caches.l2), all);
     image_expect(&i, 0, 512, 1);
     assert_int_equal(image_write(&i, 256 * KiB + C, 512, 2), 0); /* dirty */
-    cache_clean(&i.q->l2_cache);
-    assert_int_equal(slices(&i.q->l2_cache), 2);
-    cache_clean(&i.q->l2_cache);
-    assert_int_equal(slices(&i.q->l2_cache), 1);
+    cache_clean(&i.q->caches.l2);
+    assert_int_equal(slices(&i.q->caches.l2), 2);
+    cache_clean(&i.q->caches.l2);
+    assert_int_equal(slices(&i.q->caches.l2), 1);
     for (uint64_t at = 0; at < 64 * MiB; at += 256 * KiB) {
         image_expect(&i, at, 512, 1);
     }
@@ -489,11 +489,11 @@ static void cleaning_comes_by_itself(void *arg)
     image_open(&i, "a", ",cache-clean-interval=1");
     assert_int_equal(image_write(&i, 0, C, 1), 0);
     assert_int_equal(block_co_flush(i.edge), 0);
-    assert_true(slices(&i.q->l2_cache) > 0);
-    for (int tries = 0; tries < 100 && slices(&i.q->l2_cache) > 0; tries++) {
+    assert_true(slices(&i.q->caches.l2) > 0);
+    for (int tries = 0; tries < 100 && slices(&i.q->caches.l2) > 0; tries++) {
         loop_co_sleep(100 * 1000 * 1000);
     }
-    assert_int_equal(slices(&i.q->l2_cache), 0);
+    assert_int_equal(slices(&i.q->caches.l2), 0);
     image_expect(&i, 0, C, 1);
     image_close(&i);
 }

@@ -77,7 +77,7 @@ static void make(struct image *i)
 
 static uint64_t entry_of(struct image *i, uint64_t offset)
 {
-    uint64_t table = i->q->l1[offset / (512 * C)] & ENTRY_OFFSET_MASK;
+    uint64_t table = i->q->l1.entries[offset / (512 * C)] & ENTRY_OFFSET_MASK;
     uint64_t entry;
 
     memcpy(&entry, i->file->data + table + offset / C % 512 * 8, 8);
@@ -112,13 +112,13 @@ static void what_is_shared_is_counted_and_not_copied(void *arg)
     assert_true(is_copied(&i, 0));
     assert_int_equal(refcount_of(&i, SIZE / 2), 2);
     assert_false(is_copied(&i, SIZE / 2));
-    assert_true(i.q->l1[0] & ENTRY_COPIED);
+    assert_true(i.q->l1.entries[0] & ENTRY_COPIED);
 
     assert_int_equal(co_do(&i, co_create), 0);
     assert_int_equal(refcount_of(&i, 0), 2);
     assert_int_equal(refcount_of(&i, SIZE / 2), 3);
     assert_false(is_copied(&i, 0));
-    assert_false(i.q->l1[0] & ENTRY_COPIED);
+    assert_false(i.q->l1.entries[0] & ENTRY_COPIED);
 
     assert_int_equal(co_do(&i, co_delete), 0);
     assert_int_equal(refcount_of(&i, 0), 2);
@@ -135,8 +135,8 @@ static void the_last_reference_is_copied_again(void *arg)
     assert_int_equal(co_do(&i, co_delete), 0);
     assert_int_equal(refcount_of(&i, SIZE / 2), 1);
     assert_true(is_copied(&i, SIZE / 2));
-    assert_true(i.q->l1[0] & ENTRY_COPIED);
-    assert_int_equal(i.q->incompatible & INCOMPAT_DIRTY, 0);
+    assert_true(i.q->l1.entries[0] & ENTRY_COPIED);
+    assert_int_equal(i.q->header.incompatible & INCOMPAT_DIRTY, 0);
     image_close(&i);
     image_check("a", 0);
 }
@@ -167,7 +167,7 @@ static void a_copied_table_is_there_before_it_is_found(void *arg)
     assert_int_equal(co_do(&i, co_create), 0);
     assert_int_equal(image_write(&i, 0, C, 4), 0);
     /* Not flushed: the L1 entry on disk is the old one, but the new table has all that it will need. */
-    table = i.q->l1[0] & ENTRY_OFFSET_MASK;
+    table = i.q->l1.entries[0] & ENTRY_OFFSET_MASK;
     for (uint64_t at = C; at < SIZE; at += C) {
         uint64_t entry;
 
@@ -284,9 +284,9 @@ static void what_can_not_be_counted_is_undone(void *arg)
     assert_int_equal(co_do(&i, co_create), 0);
     assert_int_equal(co_do(&i, co_create), 0);
     assert_int_equal(co_do(&i, co_create), -ERANGE);
-    assert_int_equal(i.q->snapshot_count, 2);
+    assert_int_equal(i.q->snapshots.count, 2);
     assert_int_equal(refcount_of(&i, 0), 3);
-    assert_int_equal(i.q->incompatible & INCOMPAT_DIRTY, 0);
+    assert_int_equal(i.q->header.incompatible & INCOMPAT_DIRTY, 0);
     image_close(&i);
     image_check("a", 0);
 }

@@ -414,11 +414,11 @@ static void marks_go_after_all_that_is_overwritten(void *arg)
 
     open_full_with_bitmaps(&i, 0);
     assert_int_equal(block_co_flush(i.edge), 0);
-    directory = i.q->bitmap_directory_offset;
-    table = LIST_FIRST(&i.q->stored_bitmaps, struct stored_bitmap, link)->table_offset;
+    directory = i.q->bitmaps.directory_offset;
+    table = LIST_FIRST(&i.q->bitmaps.stored, struct stored_bitmap, link)->table_offset;
     i.file->log_count = 0;
     assert_int_equal(block_co_inactivate(i.node, NULL), 0);
-    assert_int_equal(i.q->bitmap_directory_offset, directory);
+    assert_int_equal(i.q->bitmaps.directory_offset, directory);
     n = first_write(i.file, table, 512);
     assert_int_equal(i.file->log[n - 1].kind, MEMORY_FILE_FLUSH);
     flags = first_write(i.file, directory, 512);
@@ -484,9 +484,9 @@ static void store_over(bool l1)
     open_full_with_bitmaps(&i, 0);
     assert_int_equal(block_co_flush(i.edge), 0);
     table =
-        i.file->data + LIST_FIRST(&i.q->stored_bitmaps, struct stored_bitmap, link)->table_offset;
+        i.file->data + LIST_FIRST(&i.q->bitmaps.stored, struct stored_bitmap, link)->table_offset;
     if (l1) {
-        store_be64(table, i.q->l1_offset);
+        store_be64(table, i.q->l1.offset);
     }
     cluster = load_be64(table);
     if (!l1) {

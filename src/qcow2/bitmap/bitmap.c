@@ -28,7 +28,7 @@ void qcow2_free_stored_bitmaps(struct qcow2 *q)
 {
     struct stored_bitmap *b, *next;
 
-    LIST_FOREACH_SAFE (b, next, &q->stored_bitmaps, link) {
+    LIST_FOREACH_SAFE (b, next, &q->bitmaps.stored, link) {
         qcow2_stored_bitmap_free(b);
     }
 }
@@ -37,7 +37,7 @@ struct stored_bitmap *qcow2_find_stored(struct qcow2 *q, const char *name)
 {
     struct stored_bitmap *b;
 
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         if (strcmp(b->name, name) == 0) {
             return b;
         }
@@ -112,7 +112,7 @@ static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64
     b->flags = load_be32(e + BITMAP_ENTRY_FLAGS);
     b->type = e[BITMAP_ENTRY_TYPE];
     b->granularity_bits = e[BITMAP_ENTRY_GRANULARITY_BITS];
-    b->flags_position = q->bitmap_directory_offset + at + BITMAP_ENTRY_FLAGS;
+    b->flags_position = q->bitmaps.directory_offset + at + BITMAP_ENTRY_FLAGS;
     b->extra_size = extra_size;
     b->name = strndup((const char *)e + BITMAP_ENTRY_FIXED_SIZE + extra_size, name_size);
     b->extra = extra_size ? malloc(extra_size) : NULL;
@@ -127,7 +127,7 @@ static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64
         qcow2_stored_bitmap_free(b);
         return bad_directory(q, "a name has a NUL byte", err);
     }
-    list_append(&q->stored_bitmaps, &b->link);
+    list_append(&q->bitmaps.stored, &b->link);
     *ret_used = used;
     return 0;
 }
@@ -147,7 +147,7 @@ static int check_names(struct qcow2 *q, unsigned count, struct error *err)
     if (!names) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         names[n++] = b->name;
     }
     qsort(names, n, sizeof(*names), by_name);
@@ -161,20 +161,20 @@ static int check_names(struct qcow2 *q, unsigned count, struct error *err)
 
 int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
 {
-    uint64_t size = q->bitmap_directory_size, at = 0, used = 0;
+    uint64_t size = q->bitmaps.directory_size, at = 0, used = 0;
     AUTO_FREE uint8_t *data = NULL;
     unsigned count = 0;
     int r;
 
     /* A file that ends before has no directory there; this bounds what is allocated. */
-    if (!range_fits(q->bitmap_directory_offset, size, block_edge_size(q->node->file))) {
+    if (!range_fits(q->bitmaps.directory_offset, size, block_edge_size(q->node->file))) {
         return bad_directory(q, "it lies beyond the end of the file", err);
     }
     data = malloc(size);
     if (!data) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = block_co_pread(q->node->file, q->bitmap_directory_offset, data, size);
+    r = block_co_pread(q->node->file, q->bitmaps.directory_offset, data, size);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not read the bitmap directory of '%s'",
                                block_node_display_name(q->node));
@@ -189,9 +189,9 @@ int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
         }
         at += used;
     }
-    if (count != q->bitmap_directory_count) {
+    if (count != q->bitmaps.directory_count) {
         return error_set(err, EINVAL, "%s bitmaps found than specified in header extension",
-                         count < q->bitmap_directory_count ? "Less" : "More");
+                         count < q->bitmaps.directory_count ? "Less" : "More");
     }
     return check_names(q, count, err);
 }
@@ -229,7 +229,7 @@ static int co_mark_all(struct qcow2 *q)
     bool any = false;
     int r = 0;
 
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         if (needs_mark(b) && r == 0) {
             any = true;
             r = co_mark(q, b);
@@ -239,7 +239,7 @@ static int co_mark_all(struct qcow2 *q)
         return r;
     }
     r = block_co_flush(q->node->file);
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         if (needs_mark(b) && r == 0) {
             b->flags |= BITMAP_FLAG_IN_USE;
         }
@@ -251,14 +251,14 @@ int qcow2_co_mark_bitmaps(struct qcow2 *q)
 {
     int r = 0;
 
-    co_mutex_lock(&q->bitmap_mutex);
-    if (!atomic_load(&q->bitmaps_marked)) {
+    co_mutex_lock(&q->bitmaps.mutex);
+    if (!atomic_load(&q->bitmaps.marked)) {
         r = co_mark_all(q);
         if (r == 0) {
-            atomic_store_explicit(&q->bitmaps_marked, true, memory_order_release);
+            atomic_store_explicit(&q->bitmaps.marked, true, memory_order_release);
         }
     }
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
     return r;
 }
 
@@ -285,10 +285,10 @@ int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bi
     if (q->read_only) {
         return 0;
     }
-    co_mutex_lock(&q->bitmap_mutex);
+    co_mutex_lock(&q->bitmaps.mutex);
     b = qcow2_find_stored(q, bitmap->name);
     r = b ? qcow2_co_mark_in_use_locked(q, b) : 0;
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use",
                                bitmap->name, block_node_display_name(node));

@@ -3,7 +3,7 @@
 #ifndef TIDEMARK_QCOW2_BITMAP_BITMAP_H
 #define TIDEMARK_QCOW2_BITMAP_BITMAP_H
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 void qcow2_stored_bitmap_free(
     struct stored_bitmap *b); /* also takes it off its list; NULL is fine */
@@ -14,7 +14,7 @@ uint64_t qcow2_bitmap_table_entries(const struct qcow2 *q, uint64_t disk_size,
 /* -EFBIG, with a sentence, if a disk of that size would have a bitmap that is too large to be stored. */
 int qcow2_check_bitmap_size(const struct qcow2 *q, uint64_t disk_size, const char *name,
                             uint32_t granularity, struct error *err);
-/* Fill q->stored_bitmaps. */
+/* Fill q->bitmaps.stored. */
 int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err);
 /* The table in host byte order, malloc'ed. -EINVAL if it lies nowhere valid. */
 int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret);

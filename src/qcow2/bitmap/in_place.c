@@ -42,7 +42,7 @@ int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err)
         return r;
     }
     qcow2_bitmap_reserve_begin(q);
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         if (s->loaded && qcow2_bitmap_is_stale(s, s->loaded)) {
             r = qcow2_co_mark_in_use_locked(q, s);
         }
@@ -171,13 +171,13 @@ static void forget_marks(struct qcow2 *q)
 {
     struct stored_bitmap *s;
 
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         if (s->loaded && qcow2_bitmap_is_stale(s, s->loaded)) {
             s->flags &= ~BITMAP_FLAG_IN_USE;
             s->loaded->unstored = true;
         }
     }
-    atomic_store(&q->bitmaps_marked, false);
+    atomic_store(&q->bitmaps.marked, false);
 }
 
 int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st)

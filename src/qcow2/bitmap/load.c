@@ -158,11 +158,11 @@ static int co_visit_bits(struct block_node *node, const struct block_bitmap *bit
     const struct stored_bitmap *b;
     int r;
 
-    co_mutex_lock(&q->stored_bits_mutex);
+    co_mutex_lock(&q->bitmaps.bits_mutex);
     b = bitmap->driver_state;
     r = b ? co_read_checked_table(q, b, &budget, &table) : -ENOENT;
     r = r < 0 ? r : co_read_bits(q, b, table, fn, arg);
-    co_mutex_unlock(&q->stored_bits_mutex);
+    co_mutex_unlock(&q->bitmaps.bits_mutex);
     return r;
 }
 
@@ -299,7 +299,7 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
     struct stored_bitmap *b;
     int r;
 
-    if (q->bitmap_directory_size == 0) {
+    if (q->bitmaps.directory_size == 0) {
         return 0;
     }
     r = qcow2_co_read_bitmap_directory(q, err);
@@ -309,7 +309,7 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
     if (q->node->open_flags & BLOCK_OPEN_CHECK) {
         return 0; /* check looks at the directory alone */
     }
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         r = co_load_one(q, b, &budgets, err);
         if (r < 0) {
             return r;

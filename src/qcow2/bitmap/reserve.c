@@ -30,7 +30,7 @@ static struct reserved_run *find_run(struct qcow2 *q, const char *name)
 {
     struct reserved_run *run;
 
-    LIST_FOREACH (run, &q->bitmap_reserve, link) {
+    LIST_FOREACH (run, &q->bitmaps.reserve, link) {
         if (name ? run->name && strcmp(run->name, name) == 0 : !run->name) {
             return run;
         }
@@ -76,7 +76,7 @@ static int co_reserve(struct qcow2 *q, const char *name, uint64_t bytes)
         free_run(run);
         return r;
     }
-    list_append(&q->bitmap_reserve, &run->link);
+    list_append(&q->bitmaps.reserve, &run->link);
     if (old) {
         co_give_back(q, old);
     }
@@ -88,7 +88,7 @@ static void co_give_back_directory(struct qcow2 *q)
 {
     struct reserved_run *run, *directory = find_run(q, NULL);
 
-    LIST_FOREACH (run, &q->bitmap_reserve, link) {
+    LIST_FOREACH (run, &q->bitmaps.reserve, link) {
         if (run->name) {
             return;
         }
@@ -115,7 +115,7 @@ static uint64_t directory_bytes(struct qcow2 *q, const char *name)
     struct block_bitmap *b;
     uint64_t bytes = 0;
 
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         bytes += qcow2_bitmap_entry_bytes(s->name, s->extra_size);
     }
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
@@ -143,13 +143,13 @@ int qcow2_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t 
     struct qcow2 *q = qcow2_state(node);
     int r;
 
-    co_mutex_lock(&q->bitmap_mutex);
+    co_mutex_lock(&q->bitmaps.mutex);
     r = co_reserve(q, name, table_bytes(q, block_node_size(node), granularity));
     r = r < 0 ? r : co_reserve(q, NULL, directory_bytes(q, name));
     if (r < 0) {
         qcow2_co_unreserve_bitmap(q, name);
     }
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
     return r < 0 ? no_room(q, name, r, err) : 0;
 }
 
@@ -192,23 +192,23 @@ void qcow2_co_unreserve_longer_tables(struct qcow2 *q)
 {
     struct reserved_run *run, *next;
 
-    co_mutex_lock(&q->bitmap_mutex);
-    LIST_FOREACH_SAFE (run, next, &q->bitmap_reserve, link) {
+    co_mutex_lock(&q->bitmaps.mutex);
+    LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
         if (run->name && qcow2_find_stored(q, run->name)) {
             co_give_back(q, run);
         }
     }
     co_give_back_directory(q);
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
 }
 
 int qcow2_co_reserve_bitmaps(struct qcow2 *q, uint64_t disk_size, struct error *err)
 {
     int r;
 
-    co_mutex_lock(&q->bitmap_mutex);
+    co_mutex_lock(&q->bitmaps.mutex);
     r = qcow2_co_reserve_bitmaps_locked(q, disk_size, err);
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
     return r;
 }
 
@@ -216,7 +216,7 @@ void qcow2_bitmap_reserve_begin(struct qcow2 *q)
 {
     struct reserved_run *run;
 
-    LIST_FOREACH (run, &q->bitmap_reserve, link) {
+    LIST_FOREACH (run, &q->bitmaps.reserve, link) {
         run->used = false;
     }
 }
@@ -258,24 +258,24 @@ void qcow2_co_bitmap_reserve_end(struct qcow2 *q)
 {
     struct reserved_run *run, *next;
 
-    LIST_FOREACH_SAFE (run, next, &q->bitmap_reserve, link) {
+    LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
         co_give_back(q, run);
     }
 }
 
 void qcow2_co_unreserve_bitmaps(struct qcow2 *q)
 {
-    co_mutex_lock(&q->bitmap_mutex);
+    co_mutex_lock(&q->bitmaps.mutex);
     qcow2_bitmap_reserve_begin(q);
     qcow2_co_bitmap_reserve_end(q);
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
 }
 
 void qcow2_free_bitmap_reserve(struct qcow2 *q)
 {
     struct reserved_run *run, *next;
 
-    LIST_FOREACH_SAFE (run, next, &q->bitmap_reserve, link) {
+    LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
         free_run(run);
     }
 }

@@ -323,9 +323,9 @@ void qcow2_adopt_entries(struct qcow2 *q, struct list *entries)
 {
     struct stored_bitmap *b;
 
-    free_list_of_stored(&q->stored_bitmaps);
-    list_splice(&q->stored_bitmaps, entries);
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    free_list_of_stored(&q->bitmaps.stored);
+    list_splice(&q->bitmaps.stored, entries);
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         if (b->loaded) {
             b->loaded->driver_state = b;
         }
@@ -346,12 +346,12 @@ static int co_write_directory(struct qcow2 *q, struct bitmap_store *st, const vo
 }
 
 /*
- * Put st->entries in place of q->stored_bitmaps, on disk and in memory: they move. On failure nothing changes.
+ * Put st->entries in place of q->bitmaps.stored, on disk and in memory: they move. On failure nothing changes.
  */
 static int co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct error *err)
 {
-    uint64_t old_offset = q->bitmap_directory_offset, old_size = q->bitmap_directory_size;
-    uint64_t old_autoclear = q->autoclear, offset = 0;
+    uint64_t old_offset = q->bitmaps.directory_offset, old_size = q->bitmaps.directory_size;
+    uint64_t old_autoclear = q->header.autoclear, offset = 0;
     struct list old_list;
     struct stored_bitmap *b;
     STRBUF_AUTO(directory);
@@ -371,22 +371,22 @@ static int co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct 
                                block_node_display_name(q->node));
     }
     list_init(&old_list);
-    list_splice(&old_list, &q->stored_bitmaps);
-    list_splice(&q->stored_bitmaps, &st->entries);
-    q->bitmap_directory_offset = offset;
-    q->bitmap_directory_size = directory.len;
-    q->autoclear =
-        directory.len > 0 ? q->autoclear | AUTOCLEAR_BITMAPS : q->autoclear & ~AUTOCLEAR_BITMAPS;
+    list_splice(&old_list, &q->bitmaps.stored);
+    list_splice(&q->bitmaps.stored, &st->entries);
+    q->bitmaps.directory_offset = offset;
+    q->bitmaps.directory_size = directory.len;
+    q->header.autoclear = directory.len > 0 ? q->header.autoclear | AUTOCLEAR_BITMAPS
+                                            : q->header.autoclear & ~AUTOCLEAR_BITMAPS;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        list_splice(&st->entries, &q->stored_bitmaps);
-        list_splice(&q->stored_bitmaps, &old_list);
-        q->bitmap_directory_offset = old_offset;
-        q->bitmap_directory_size = old_size;
-        q->autoclear = old_autoclear;
+        list_splice(&st->entries, &q->bitmaps.stored);
+        list_splice(&q->bitmaps.stored, &old_list);
+        q->bitmaps.directory_offset = old_offset;
+        q->bitmaps.directory_size = old_size;
+        q->header.autoclear = old_autoclear;
         return r;
     }
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         b->flags_position += offset;
         if (b->loaded) {
             b->loaded->driver_state = b;
@@ -490,7 +490,7 @@ static int co_make_entries(struct qcow2 *q, struct bitmap_store *st)
     struct block_bitmap *b;
     int r = 0;
 
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         bool stale = s->loaded && qcow2_bitmap_is_stale(s, s->loaded);
 
         r = co_append_entry(q, st, s->name, s, stale ? s->loaded : NULL);
@@ -589,12 +589,12 @@ static int co_store_locked(struct qcow2 *q, struct error *err)
         error_move(err, &why);
         return r;
     }
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         if (s->loaded) {
             s->loaded->unstored = false;
         }
     }
-    atomic_store(&q->bitmaps_marked, false); /* the next write marks again */
+    atomic_store(&q->bitmaps.marked, false); /* the next write marks again */
     return 0;
 }
 
@@ -605,14 +605,14 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
     if (q->read_only) {
         return 0;
     }
-    co_mutex_lock(&q->bitmap_mutex);
-    co_mutex_lock(&q->stored_bits_mutex);
+    co_mutex_lock(&q->bitmaps.mutex);
+    co_mutex_lock(&q->bitmaps.bits_mutex);
     r = co_store_locked(q, err);
-    co_mutex_unlock(&q->stored_bits_mutex);
+    co_mutex_unlock(&q->bitmaps.bits_mutex);
     if (r == 0) {
         qcow2_co_bitmap_reserve_end(q);
     }
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
     return r;
 }
 
@@ -644,7 +644,7 @@ int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_
     if (r < 0) {
         return r;
     }
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         count++; /* also those that were not loaded */
     }
     for (b = block_bitmap_next(node, NULL); b; b = block_bitmap_next(node, b)) {
@@ -669,7 +669,7 @@ static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err
         return r;
     }
     store_begin(q, &st);
-    LIST_FOREACH (s, &q->stored_bitmaps, link) {
+    LIST_FOREACH (s, &q->bitmaps.stored, link) {
         struct stored_bitmap *copy = s == gone ? NULL : copy_stored(s, s->name);
 
         if (copy) {
@@ -700,16 +700,16 @@ int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     struct qcow2 *q = qcow2_state(node);
     int r;
 
-    co_mutex_lock(&q->bitmap_mutex);
-    co_mutex_lock(&q->stored_bits_mutex);
+    co_mutex_lock(&q->bitmaps.mutex);
+    co_mutex_lock(&q->bitmaps.bits_mutex);
     r = co_remove_locked(q, name, err);
-    co_mutex_unlock(&q->stored_bits_mutex);
+    co_mutex_unlock(&q->bitmaps.bits_mutex);
     if (r == 1) {
         qcow2_co_bitmap_reserve_again(q);
     }
     if (r >= 0) {
         qcow2_co_unreserve_bitmap(q, name);
     }
-    co_mutex_unlock(&q->bitmap_mutex);
+    co_mutex_unlock(&q->bitmaps.mutex);
     return r;
 }

@@ -35,7 +35,7 @@ int qcow2_co_bitmap_write_new(struct qcow2 *q, struct bitmap_store *st, const vo
                               size_t size, uint64_t *ret_offset);
 /* Its bits or flags in memory are not those on disk, and it is to be stored. */
 bool qcow2_bitmap_is_stale(const struct stored_bitmap *s, const struct block_bitmap *b);
-/* The entries become q->stored_bitmaps. */
+/* The entries become q->bitmaps.stored. */
 void qcow2_adopt_entries(struct qcow2 *q, struct list *entries);
 
 /* --- bitmap_in_place.c --- */
@@ -52,7 +52,7 @@ int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
                                 struct bitmap_store *st);
 /* All tables, stably. */
 int qcow2_co_in_place_write_tables(struct qcow2 *q, struct bitmap_store *st);
-/* Lengths of tables, and the flags without the marks. Then the entries are q->stored_bitmaps. */
+/* Lengths of tables, and the flags without the marks. Then the entries are q->bitmaps.stored. */
 int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st);
 void qcow2_in_place_free_tables(struct bitmap_store *st);
 

@@ -265,7 +265,7 @@ int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct cou
     struct check c = {.q = q,
                       .result = &result,
                       .refcount_max = refcount_max,
-                      .snapshot_table_size = q->snapshots_size};
+                      .snapshot_table_size = q->snapshots.size};
     int r = check_init(&c);
 
     r = r < 0 ? r : qcow2_co_check_contents(&c);
@@ -289,13 +289,13 @@ static int co_clear_marks(struct check *c, struct error *err)
 {
     uint64_t marks = INCOMPAT_DIRTY | INCOMPAT_CORRUPT;
 
-    if ((!(c->q->incompatible & marks) && !atomic_load(&c->q->corrupt)) || c->result->corruptions ||
-        c->result->check_errors || !(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
+    if ((!(c->q->header.incompatible & marks) && !atomic_load(&c->q->corrupt)) ||
+        c->result->corruptions || c->result->check_errors || !(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
         return 0;
     }
-    c->q->incompatible &= ~marks;
+    c->q->header.incompatible &= ~marks;
     atomic_store(&c->q->corrupt, false);
-    c->q->refcounts_behind = false;
+    c->q->commit.refcounts_behind = false;
     return qcow2_co_write_header(c->q, err);
 }
 
@@ -308,7 +308,7 @@ static int co_count_again(struct check *c, bool aloud)
     int r;
 
     again.complaints = aloud ? c->complaints : CHECK_COMPLAINTS_MAX;
-    again.snapshot_table_size = c->q->snapshots_size;
+    again.snapshot_table_size = c->q->snapshots.size;
     r = check_init(&again);
     r = r < 0 ? r : qcow2_co_check_contents(&again);
     if (r == 0 && c->result->check_errors > kept.check_errors) {
@@ -454,7 +454,7 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
                    struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct check c = {.q = q, .result = ret, .fix = fix, .refcount_max = q->refcount_max};
+    struct check c = {.q = q, .result = ret, .fix = fix, .refcount_max = q->refcounts.max};
     int r;
 
     memset(ret, 0, sizeof(*ret));

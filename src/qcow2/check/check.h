@@ -6,7 +6,7 @@
 #include "block/driver.h"
 #include "qcow2/check/reference_counts.h"
 #include "qcow2/snapshot/snapshot.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /*
  * Count the references to each cluster of the file, all but those to the refcount table and blocks themselves, up to `refcount_max`. *ret is
@@ -94,7 +94,7 @@ int qcow2_co_check_contents(struct check *c);
 check_piece_fn qcow2_co_count_snapshot_l1;
 int qcow2_co_count_snapshot_tables(struct check *c);
 
-/* check_snapshots.c: read the snapshot table anew, as far as it can be made out, to q->snapshots. */
+/* check_snapshots.c: read the snapshot table anew, as far as it can be made out, to q->snapshots.list. */
 int qcow2_co_check_snapshot_table(struct check *c, struct error *err);
 /* Put right what the above complained about. The clusters of the old table are leaked. */
 int qcow2_co_fix_snapshot_table(struct check *c, struct error *err);

@@ -187,8 +187,8 @@ static int co_write_table(struct check *c, uint64_t offset, const uint64_t *tabl
     struct qcow2 *q = c->q;
     int r = block_co_pwrite(q->node->file, offset, table, q->cluster_size, 0);
 
-    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
-        cache_forget(&q->l2_cache, offset + at);
+    for (uint64_t at = 0; at < q->cluster_size; at += q->caches.l2.entry_size) {
+        cache_forget(&q->caches.l2, offset + at);
     }
     return r;
 }
@@ -316,18 +316,18 @@ int qcow2_co_count_snapshot_tables(struct check *c)
 static int co_count_active(struct check *c)
 {
     struct qcow2 *q = c->q;
-    AUTO_FREE uint64_t *l1 = malloc(MAX((size_t)q->l1_size * 8, 8u));
+    AUTO_FREE uint64_t *l1 = malloc(MAX((size_t)q->l1.size * 8, 8u));
     int r;
 
     if (!l1) {
         return -ENOMEM;
     }
-    for (uint32_t i = 0; i < q->l1_size; i++) {
-        l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    for (uint32_t i = 0; i < q->l1.size; i++) {
+        l1[i] = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
     }
     c->active = true;
-    qcow2_check_count(c, q->l1_offset, (uint64_t)q->l1_size * 8);
-    r = co_count_l1(c, l1, q->l1_size, NULL);
+    qcow2_check_count(c, q->l1.offset, (uint64_t)q->l1.size * 8);
+    r = co_count_l1(c, l1, q->l1.size, NULL);
     c->active = false;
     return r;
 }
@@ -399,8 +399,8 @@ static int co_count_bitmaps(struct check *c)
     uint64_t end = 0;
     int r = 0;
 
-    qcow2_check_count(c, q->bitmap_directory_offset, q->bitmap_directory_size);
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    qcow2_check_count(c, q->bitmaps.directory_offset, q->bitmaps.directory_size);
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         count += b->table_entries > 0;
     }
     if (count == 0) {
@@ -410,7 +410,7 @@ static int co_count_bitmaps(struct check *c)
     if (!all) {
         return -ENOMEM;
     }
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         if (b->table_entries > 0) {
             all[n++] = b;
         }

@@ -45,17 +45,17 @@ static int co_fix_entry_locked(struct check *c, uint64_t table, uint64_t index, 
 {
     struct qcow2 *q = c->q;
     uint64_t at = table + (index << (3 + q->extended_l2));
-    uint64_t slice_at = round_down(at, q->l2_cache.entry_size);
+    uint64_t slice_at = round_down(at, q->caches.l2.entry_size);
     unsigned i = (unsigned)((at - slice_at) >> (3 + q->extended_l2));
     struct cache_entry *slice;
-    int r = cache_co_get(&q->l2_cache, slice_at, &slice);
+    int r = cache_co_get(&q->caches.l2, slice_at, &slice);
 
     if (r == 0) {
         uint64_t entry = qcow2_load_entry(q, slice, i) & ~ENTRY_COPIED;
 
         entry |= copied ? ENTRY_COPIED : 0;
         qcow2_store_entry(q, slice, i, entry, qcow2_load_bitmap(q, slice, i));
-        cache_mark_dirty(&q->l2_cache, slice);
+        cache_mark_dirty(&q->caches.l2, slice);
         cache_put(slice);
     }
     return r;
@@ -148,8 +148,8 @@ int qcow2_co_check_copied(struct check *c)
     if (is_all_right(c)) {
         return 0;
     }
-    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
-        uint64_t entry = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    for (uint32_t i = 0; i < q->l1.size && r == 0; i++) {
+        uint64_t entry = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
         uint64_t table = entry & ENTRY_OFFSET_MASK;
 
         if (table == 0) {

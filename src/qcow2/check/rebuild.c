@@ -88,13 +88,13 @@ static int find_gap(struct layout *l, uint64_t n, uint64_t *ret)
 
 static int need_areas(struct layout *l, uint64_t first, uint64_t n)
 {
-    uint64_t last_area = (first + n - 1) >> l->q->refblock_bits;
+    uint64_t last_area = (first + n - 1) >> l->q->refcounts.block_bits;
 
     if (last_area >= AREAS_MAX) {
         return -EFBIG;
     }
-    memset(l->needed + (first >> l->q->refblock_bits), 1,
-           last_area + 1 - (first >> l->q->refblock_bits));
+    memset(l->needed + (first >> l->q->refcounts.block_bits), 1,
+           last_area + 1 - (first >> l->q->refcounts.block_bits));
     l->areas = MAX(l->areas, last_area + 1);
     return 0;
 }
@@ -196,10 +196,10 @@ static int plan(struct layout *l)
     if (!l->old || !l->needed || !l->blocks) {
         return -ENOMEM;
     }
-    note_old(l, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
-    for (uint32_t i = 0; i < q->reftable_entries; i++) {
-        if (q->reftable[i] & REFTABLE_OFFSET_MASK) {
-            note_old(l, q->reftable[i] & REFTABLE_OFFSET_MASK, q->cluster_size);
+    note_old(l, q->reftable.offset, (uint64_t)q->reftable.size * 8);
+    for (uint32_t i = 0; i < q->reftable.size; i++) {
+        if (q->reftable.entries[i] & REFTABLE_OFFSET_MASK) {
+            note_old(l, q->reftable.entries[i] & REFTABLE_OFFSET_MASK, q->cluster_size);
         }
     }
     for (l->table_clusters = 1;;) {
@@ -228,16 +228,16 @@ static uint64_t count_of(const struct layout *l, uint64_t cluster)
 
 static int co_write_block(struct qcow2 *q, const struct layout *l, uint64_t area, uint8_t *block)
 {
-    uint64_t per_block = 1ULL << q->refblock_bits;
+    uint64_t per_block = 1ULL << q->refcounts.block_bits;
 
     memset(block, 0, q->cluster_size);
     for (uint64_t i = 0; i < per_block; i++) {
         uint64_t n = count_of(l, area * per_block + i);
 
-        if (n > q->refcount_max) {
+        if (n > q->refcounts.max) {
             return -ERANGE;
         }
-        qcow2_refcount_store(block, q->refcount_order, i, n);
+        qcow2_refcount_store(block, q->refcounts.order, i, n);
     }
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_UPDATE);
     return block_co_pwrite(q->node->file, l->blocks[area] << q->cluster_bits, block,
@@ -269,26 +269,26 @@ static int co_write_all(struct qcow2 *q, const struct layout *l, uint64_t *table
 static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
 {
     uint64_t entries = l->table_clusters * q->cluster_size / 8;
-    size_t entry_size = q->ref_cache.entry_size;
+    size_t entry_size = q->caches.refcounts.entry_size;
     uint8_t *dirty = calloc(div_round_up(entries * 8, SECTOR_SIZE) + 1, 1);
     int r;
 
     if (!dirty) {
         return -ENOMEM;
     }
-    cache_destroy(&q->ref_cache);
-    r = cache_init(&q->ref_cache, q->node->file, entry_size, MiB);
-    free(q->reftable);
-    free(q->reftable_dirty);
-    q->reftable = table;
-    q->reftable_dirty = dirty;
-    q->reftable_dirty_count = 0;
-    q->reftable_entries = (uint32_t)entries;
-    q->reftable_offset = l->table << q->cluster_bits;
+    cache_destroy(&q->caches.refcounts);
+    r = cache_init(&q->caches.refcounts, q->node->file, entry_size, MiB);
+    free(q->reftable.entries);
+    free(q->reftable.dirty);
+    q->reftable.entries = table;
+    q->reftable.dirty = dirty;
+    q->reftable.dirty_count = 0;
+    q->reftable.size = (uint32_t)entries;
+    q->reftable.offset = l->table << q->cluster_bits;
     qcow2_overlap_note_refblocks_locked(q);
-    q->next_free = 0;
-    q->compressed_tail = 0;
-    q->zero_from = MAX(q->zero_from, l->end << q->cluster_bits);
+    q->alloc.next_free = 0;
+    q->alloc.compressed_tail = 0;
+    q->alloc.zero_from = MAX(q->alloc.zero_from, l->end << q->cluster_bits);
     return r;
 }
 

@@ -3,7 +3,7 @@
 #define TIDEMARK_QCOW2_CHECK_REBUILD_H
 
 #include "qcow2/check/reference_counts.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /*
  * Replace all refcounts by `counts`, the references per cluster of the file, which has `clusters` of them. What the old refcount table and

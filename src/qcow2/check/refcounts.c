@@ -41,15 +41,15 @@ void qcow2_check_refcount_structures(struct check *c)
 {
     struct qcow2 *q = c->q;
 
-    qcow2_check_count(c, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
-    for (uint32_t i = 0; i < q->reftable_entries; i++) {
-        uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
+    qcow2_check_count(c, q->reftable.offset, (uint64_t)q->reftable.size * 8);
+    for (uint32_t i = 0; i < q->reftable.size; i++) {
+        uint64_t block = q->reftable.entries[i] & REFTABLE_OFFSET_MASK;
         uint32_t references;
 
-        if (q->reftable[i] == 0) {
+        if (q->reftable.entries[i] == 0) {
             continue;
         }
-        if (!is_refblock(c, i, q->reftable[i])) {
+        if (!is_refblock(c, i, q->reftable.entries[i])) {
             continue;
         }
         qcow2_check_count(c, block, q->cluster_size);
@@ -74,17 +74,17 @@ struct area {
 /* Offset of the block of area `index`; 0: none. */
 static uint64_t block_of(const struct qcow2 *q, uint64_t index)
 {
-    return index < q->reftable_entries ? q->reftable[index] & REFTABLE_OFFSET_MASK : 0;
+    return index < q->reftable.size ? q->reftable.entries[index] & REFTABLE_OFFSET_MASK : 0;
 }
 
 static int co_load_area(struct check *c, uint64_t cluster, struct area *a)
 {
     struct qcow2 *q = c->q;
-    uint64_t index = cluster >> q->refblock_bits, block = block_of(q, index);
+    uint64_t index = cluster >> q->refcounts.block_bits, block = block_of(q, index);
     int r = 0;
 
-    a->first = index << q->refblock_bits;
-    a->end = a->first + (1ULL << q->refblock_bits);
+    a->first = index << q->refcounts.block_bits;
+    a->end = a->first + (1ULL << q->refcounts.block_bits);
     a->none = block == 0;
     a->unreadable = !is_aligned(block, q->cluster_size) || block > INT64_MAX;
     if (!a->none && !a->unreadable) {
@@ -182,7 +182,7 @@ static void co_compare_run(struct check *c, unsigned fix, const struct area *a, 
         uint64_t index = first + i - a->first, have = 0, equal;
 
         equal = a->none ? (want == 0 ? n - i : 0)
-                        : equal_refcounts(a->block, q->refcount_order, index, n - i, want);
+                        : equal_refcounts(a->block, q->refcounts.order, index, n - i, want);
         i += equal;
         if (equal > 0 && want > 0) {
             c->used_end = MAX(c->used_end, first + i);
@@ -190,7 +190,7 @@ static void co_compare_run(struct check *c, unsigned fix, const struct area *a, 
         if (i == n) {
             break;
         }
-        have = a->none ? 0 : qcow2_refcount_load(a->block, q->refcount_order, index + equal);
+        have = a->none ? 0 : qcow2_refcount_load(a->block, q->refcounts.order, index + equal);
         c->used_end = MAX(c->used_end, first + i + 1);
         co_compare_one(c, fix, first + i, have, want);
         i++;
@@ -200,12 +200,12 @@ static void co_compare_run(struct check *c, unsigned fix, const struct area *a, 
 /* Where the next area with a refcount block begins, at `cluster` or behind it. */
 static uint64_t next_block(const struct qcow2 *q, uint64_t cluster)
 {
-    uint64_t index = cluster >> q->refblock_bits;
+    uint64_t index = cluster >> q->refcounts.block_bits;
 
-    while (index < q->reftable_entries && block_of(q, index) == 0) {
+    while (index < q->reftable.size && block_of(q, index) == 0) {
         index++;
     }
-    return index < q->reftable_entries ? MAX(cluster, index << q->refblock_bits) : UINT64_MAX;
+    return index < q->reftable.size ? MAX(cluster, index << q->refcounts.block_bits) : UINT64_MAX;
 }
 
 int qcow2_co_check_refcounts(struct check *c, unsigned fix)

@@ -38,7 +38,7 @@ static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reade
     if (r < 0) {
         return r;
     }
-    list_append(&c->q->snapshots, &s->link);
+    list_append(&c->q->snapshots.list, &s->link);
     if (extra_size > SNAPSHOT_EXTRA_MAX) {
         if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
             log_error("ERROR failed to read the snapshot table: Too much extra metadata in "
@@ -59,10 +59,10 @@ static int co_read_one(struct check *c, uint32_t index, struct qcow2_table_reade
 /* Let the header name `count` snapshots only; the clusters of the others are leaked. The table stays where it is. */
 static int co_cut(struct check *c, uint32_t count, struct error *err)
 {
-    uint32_t more = c->q->snapshot_count - count;
+    uint32_t more = c->q->snapshots.count - count;
     int r;
 
-    c->q->snapshot_count = count;
+    c->q->snapshots.count = count;
     r = qcow2_co_write_header(c->q, err);
     if (r == 0) {
         c->result->corruptions_fixed += more;
@@ -73,7 +73,7 @@ static int co_cut(struct check *c, uint32_t count, struct error *err)
 /* The header says that there are more than there can be. */
 static int co_cut_count(struct check *c, struct error *err)
 {
-    uint32_t more = c->q->snapshot_count - SNAPSHOTS_MAX;
+    uint32_t more = c->q->snapshots.count - SNAPSHOTS_MAX;
 
     if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
         log_error("ERROR snapshot table too large\n" QCOW2_REMOVE_OVERHANGING, more);
@@ -86,7 +86,7 @@ static int co_cut_count(struct check *c, struct error *err)
 /* The first `count` entries have as many bytes as there can be. */
 static int co_cut_table(struct check *c, uint32_t count, struct error *err)
 {
-    uint32_t more = c->q->snapshot_count - count;
+    uint32_t more = c->q->snapshots.count - count;
 
     if (!(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
         log_error("ERROR failed to read the snapshot table: Snapshot table is too "
@@ -101,21 +101,21 @@ static int co_cut_table(struct check *c, uint32_t count, struct error *err)
 int qcow2_co_check_snapshot_table(struct check *c, struct error *err)
 {
     struct qcow2 *q = c->q;
-    struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset, .lenient = true};
-    int r = q->snapshot_count > SNAPSHOTS_MAX ? co_cut_count(c, err) : 0;
+    struct qcow2_table_reader t = {.q = q, .at = q->snapshots.offset, .lenient = true};
+    int r = q->snapshots.count > SNAPSHOTS_MAX ? co_cut_count(c, err) : 0;
 
     qcow2_free_snapshots(q);
-    for (uint32_t i = 0; i < q->snapshot_count && r == 0; i++) {
-        c->snapshot_table_size = t.at - q->snapshots_offset;
+    for (uint32_t i = 0; i < q->snapshots.count && r == 0; i++) {
+        c->snapshot_table_size = t.at - q->snapshots.offset;
         r = co_read_one(c, i, &t, err);
         if (r == -EOVERFLOW) {
-            t.at = q->snapshots_offset + c->snapshot_table_size;
+            t.at = q->snapshots.offset + c->snapshot_table_size;
             r = co_cut_table(c, i, err);
             break;
         }
     }
-    c->snapshot_table_size = t.at - q->snapshots_offset;
-    q->snapshots_size = MIN(c->snapshot_table_size, c->file_size);
+    c->snapshot_table_size = t.at - q->snapshots.offset;
+    q->snapshots.size = MIN(c->snapshot_table_size, c->file_size);
     return r;
 }
 
@@ -124,7 +124,7 @@ int qcow2_co_fix_snapshot_table(struct check *c, struct error *err)
     int r;
 
     /* Where it reaches to nobody knows, so it is left to be found as leaked. */
-    c->q->snapshots_size = 0;
+    c->q->snapshots.size = 0;
     r = qcow2_co_switch_snapshots(c->q, err);
     if (r == 0) {
         c->result->corruptions -= c->snapshot_faults;
@@ -191,14 +191,14 @@ static int co_count_one(struct check *c, struct qcow2_snapshot *s, uint32_t time
 int qcow2_co_check_snapshots(struct check *c)
 {
     AUTO_FREE struct qcow2_snapshot **all =
-        calloc(c->q->snapshot_count + 1u, sizeof(struct qcow2_snapshot *));
+        calloc(c->q->snapshots.count + 1u, sizeof(struct qcow2_snapshot *));
     uint32_t count = 0, n;
     struct qcow2_snapshot *s;
     uint64_t end = 0;
     int r = all ? 0 : -ENOMEM;
 
-    qcow2_check_count(c, c->q->snapshots_offset, c->snapshot_table_size);
-    LIST_FOREACH (s, &c->q->snapshots, link) {
+    qcow2_check_count(c, c->q->snapshots.offset, c->snapshot_table_size);
+    LIST_FOREACH (s, &c->q->snapshots.list, link) {
         if (r == 0 && has_l1(c, s)) {
             all[count++] = s;
         }

@@ -11,7 +11,7 @@
 #include "base/cleanup.h"
 #include "loop/loop.h"
 #include "qcow2/data/compression.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 #define JOB_BYTES (256 * KiB)
 
@@ -147,7 +147,7 @@ static void co_give_back(struct batch *b, unsigned begin, unsigned end)
     struct qcow2 *q = b->q;
 
     co_mutex_lock(&q->lock);
-    q->compressed_tail = 0;
+    q->alloc.compressed_tail = 0;
     for (unsigned i = begin; i < end; i++) {
         const struct piece *p = &b->pieces[i];
         uint64_t first = qcow2_cluster_index(q, p->host);
@@ -225,9 +225,9 @@ static int co_link_pieces(struct batch *b, unsigned *ret_end)
             break;
         }
         block_co_event(q->node->file, BLOCK_EVENT_L2_UPDATE_COMPRESSED);
-        cluster_cache_drop(&q->decompressed, compressed_entry(q, p->host, p->size));
+        cluster_cache_drop(&q->caches.decompressed, compressed_entry(q, p->host, p->size));
         qcow2_store_entry(q, slice, index, compressed_entry(q, p->host, p->size), 0);
-        cache_mark_dirty(&q->l2_cache, slice);
+        cache_mark_dirty(&q->caches.l2, slice);
         cache_put(slice);
     }
     co_mutex_unlock(&q->lock);

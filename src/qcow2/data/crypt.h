@@ -11,7 +11,7 @@
 #define TIDEMARK_QCOW2_DATA_CRYPT_H
 
 #include "block/options.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /*
  * Take the options "encrypt.format" and "encrypt.key-secret" of an image whose header was read. An encrypted image needs

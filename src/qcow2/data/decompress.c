@@ -14,7 +14,7 @@
 #include "base/cleanup.h"
 #include "loop/loop.h"
 #include "qcow2/data/compression.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 #define JOB_BYTES (128 * KiB)
 /* What takes less time than the way to another thread and back. */
@@ -92,19 +92,19 @@ static int co_read_part(struct qcow2 *q, uint64_t entry, size_t skip, struct iov
 {
     struct cached_cluster *cluster;
     bool load;
-    int r = cluster_cache_co_get(&q->decompressed, entry, &cluster, &load);
+    int r = cluster_cache_co_get(&q->caches.decompressed, entry, &cluster, &load);
 
     if (r < 0) {
         return r;
     }
     if (load) {
         r = co_load(q, entry, cluster->data);
-        cluster_cache_loaded(&q->decompressed, cluster, r);
+        cluster_cache_loaded(&q->caches.decompressed, cluster, r);
     }
     if (r == 0) {
         iov_copy_from_buf(iov, 0, cluster->data + skip, size);
     }
-    cluster_cache_put(&q->decompressed, cluster);
+    cluster_cache_put(&q->caches.decompressed, cluster);
     return r;
 }
 

@@ -89,7 +89,7 @@ static int co_link_chunk_locked(struct qcow2 *q, const struct chunk *c)
                           (c->host + (i << q->cluster_bits)) | ENTRY_COPIED,
                           q->extended_l2 && !q->node->backing ? SUB_ALL_ALLOCATED : 0);
     }
-    cache_mark_dirty(&q->l2_cache, slice);
+    cache_mark_dirty(&q->caches.l2, slice);
     cache_put(slice);
     return 0;
 }

@@ -8,7 +8,7 @@
  */
 #include <errno.h>
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 enum { UNKNOWN, DENSE, SPARSE };
 
@@ -53,12 +53,12 @@ bool qcow2_co_is_sparse(struct qcow2 *q)
     uint64_t size = block_node_size(q->node);
 
     /* What a resize has added may have been preallocated. */
-    if (atomic_load_explicit(&q->sparse, memory_order_acquire) == UNKNOWN ||
-        atomic_load_explicit(&q->sparse_size, memory_order_relaxed) != size) {
+    if (atomic_load_explicit(&q->sparse.answer, memory_order_acquire) == UNKNOWN ||
+        atomic_load_explicit(&q->sparse.size, memory_order_relaxed) != size) {
         bool sparse = co_lacks_storage(q);
 
-        atomic_store_explicit(&q->sparse_size, size, memory_order_relaxed);
-        atomic_store_explicit(&q->sparse, sparse ? SPARSE : DENSE, memory_order_release);
+        atomic_store_explicit(&q->sparse.size, size, memory_order_relaxed);
+        atomic_store_explicit(&q->sparse.answer, sparse ? SPARSE : DENSE, memory_order_release);
     }
-    return atomic_load_explicit(&q->sparse, memory_order_relaxed) == SPARSE;
+    return atomic_load_explicit(&q->sparse.answer, memory_order_relaxed) == SPARSE;
 }

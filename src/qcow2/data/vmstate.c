@@ -6,7 +6,7 @@
 #include <errno.h>
 
 #include "qcow2/resize.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 static int place(const struct qcow2 *q, uint64_t offset, uint64_t length, uint64_t *ret)
 {

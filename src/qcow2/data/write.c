@@ -255,13 +255,13 @@ static int co_reserve_locked(struct qcow2 *q, struct allocation *a, bool committ
     if (a->placing == PLACING_PLACE) {
         return 0;
     }
-    if (q->lazy_refcounts && q->l1_dirty_count > 0 && !committed) {
+    if (q->commit.lazy_refcounts && q->l1.dirty_count > 0 && !committed) {
         return -EAGAIN;
     }
     r = qcow2_co_alloc_locked(q, a->clusters, false, &a->host, &a->clusters, &a->fresh);
-    if (r == 0 && a->fresh && q->freed_bytes >= REUSE_BYTES_MIN && !committed) {
+    if (r == 0 && a->fresh && q->alloc.freed_bytes >= REUSE_BYTES_MIN && !committed) {
         qcow2_co_unalloc_locked(q, a->host, a->clusters);
-        q->zero_from = a->host;
+        q->alloc.zero_from = a->host;
         return -EAGAIN;
     }
     return r;
@@ -332,7 +332,7 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
         }
     }
     if (r == 0) {
-        cache_mark_dirty(&q->l2_cache, slice);
+        cache_mark_dirty(&q->caches.l2, slice);
         cache_put(slice);
     }
     co_mutex_unlock(&q->lock);
@@ -451,7 +451,7 @@ int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, u
     if (r < 0) {
         return r;
     }
-    if (!atomic_load_explicit(&q->bitmaps_marked, memory_order_acquire)) {
+    if (!atomic_load_explicit(&q->bitmaps.marked, memory_order_acquire)) {
         r = qcow2_co_mark_bitmaps(q);
         if (r < 0) {
             return r;

@@ -15,7 +15,7 @@
  */
 #include <errno.h>
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_FORGET, CHANGE_DROP };
 
@@ -31,7 +31,7 @@ static bool is_placed(const struct qcow2 *q, uint64_t entry)
 
 static bool keeps_place(const struct qcow2 *q, enum change change)
 {
-    return change == CHANGE_ZERO_KEEP || (change <= CHANGE_DISCARD && q->discard_no_unref);
+    return change == CHANGE_ZERO_KEEP || (change <= CHANGE_DISCARD && q->options.discard_no_unref);
 }
 
 /* What takes the place of `old`; *ret_free: the old cluster loses its reference. */
@@ -94,7 +94,7 @@ static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     new = new_entry(q, old, change, &drop);
     if (new.entry != old.entry || new.bitmap != old.bitmap) {
         qcow2_store_entry(q, slice, index, new.entry, new.bitmap);
-        cache_mark_dirty(&q->l2_cache, slice);
+        cache_mark_dirty(&q->caches.l2, slice);
     }
     return drop ? free_old_locked(q, old.entry, change) : 0;
 }
@@ -141,7 +141,7 @@ static int co_zero_subclusters_locked(struct qcow2 *q, uint64_t offset, uint64_t
         r = -ENOTSUP; /* the rest would have to move */
     } else {
         qcow2_store_entry(q, slice, index, entry, (bitmap & ~mask) | mask << SUBCLUSTERS);
-        cache_mark_dirty(&q->l2_cache, slice);
+        cache_mark_dirty(&q->caches.l2, slice);
     }
     cache_put(slice);
     return r;
@@ -219,7 +219,7 @@ static int check_writable(struct qcow2 *q)
     if (r < 0) {
         return r;
     }
-    return atomic_load_explicit(&q->bitmaps_marked, memory_order_acquire)
+    return atomic_load_explicit(&q->bitmaps.marked, memory_order_acquire)
                ? 0
                : qcow2_co_mark_bitmaps(q);
 }
@@ -235,7 +235,7 @@ static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length
         return block_co_write_zeroes(q->data, offset, length,
                                      change == CHANGE_ZERO_KEEP ? 0 : BLOCK_REQ_MAY_UNMAP);
     }
-    return change != CHANGE_ZERO_KEEP && q->pass_discard[QCOW2_FREED_BY_REQUEST]
+    return change != CHANGE_ZERO_KEEP && q->options.pass_discard[QCOW2_FREED_BY_REQUEST]
                ? block_co_discard(q->data, offset, length)
                : 0;
 }
@@ -274,8 +274,8 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
                   true);
     r = co_change_data_file(q, offset, length, change);
     r = r < 0 ? r : co_change(q, offset, length, change);
-    if (r == 0 && q->discard_no_unref && !q->has_data_file && change != CHANGE_ZERO_KEEP &&
-        change <= CHANGE_DISCARD && q->pass_discard[QCOW2_FREED_BY_REQUEST]) {
+    if (r == 0 && q->options.discard_no_unref && !q->has_data_file && change != CHANGE_ZERO_KEEP &&
+        change <= CHANGE_DISCARD && q->options.pass_discard[QCOW2_FREED_BY_REQUEST]) {
         r = co_punch_kept(q, offset, length);
     }
     range_unlock(&q->guest, &range);

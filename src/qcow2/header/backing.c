@@ -5,16 +5,16 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* Exchange what the header is to name for the two strings. */
 static void swap_names(struct qcow2 *q, char **filename, char **format)
 {
-    char *old_filename = q->backing_filename;
-    char *old_format = q->backing_format;
+    char *old_filename = q->header.backing_filename;
+    char *old_format = q->header.backing_format;
 
-    q->backing_filename = *filename;
-    q->backing_format = *format;
+    q->header.backing_filename = *filename;
+    q->header.backing_format = *format;
     *filename = old_filename;
     *format = old_format;
 }

@@ -6,7 +6,7 @@
 
 #include "base/log.h"
 #include "block/corruption.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 static void co_write_mark(struct qcow2 *q)
 {
@@ -39,7 +39,7 @@ int qcow2_co_corrupt(struct qcow2 *q, const char *fmt, ...)
     bool fatal = !q->read_only;
     va_list ap;
 
-    if (atomic_exchange(fatal ? &q->corrupt : &q->corruption_told, true) ||
+    if (atomic_exchange(fatal ? &q->corrupt : &q->nonfatal_reported, true) ||
         (!fatal && atomic_load(&q->corrupt))) {
         return -EIO;
     }
@@ -57,7 +57,7 @@ void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
 {
     va_list ap;
 
-    if (!atomic_exchange(&q->corruption_told, true) && !atomic_load(&q->corrupt)) {
+    if (!atomic_exchange(&q->nonfatal_reported, true) && !atomic_load(&q->corrupt)) {
         va_start(ap, fmt);
         tell(q, false, fmt, ap);
         va_end(ap);

@@ -7,7 +7,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/strbuf.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* An entry: type of the feature, bit, name. */
 #define NAME_ENTRY_SIZE 48u

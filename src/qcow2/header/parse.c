@@ -27,16 +27,16 @@ static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...
 
 static int check_features(struct qcow2 *q, struct error *err)
 {
-    q->has_data_file = q->incompatible & INCOMPAT_DATA_FILE;
-    q->data_file_raw = q->has_data_file && (q->autoclear & AUTOCLEAR_DATA_FILE_RAW);
-    q->extended_l2 = q->incompatible & INCOMPAT_EXTENDED_L2;
+    q->has_data_file = q->header.incompatible & INCOMPAT_DATA_FILE;
+    q->data_file_raw = q->has_data_file && (q->header.autoclear & AUTOCLEAR_DATA_FILE_RAW);
+    q->extended_l2 = q->header.incompatible & INCOMPAT_EXTENDED_L2;
     if (q->extended_l2 && q->cluster_bits < EXTENDED_CLUSTER_BITS_MIN) {
         return header_error(q, err,
                             "has extended L2 entries with clusters of %llu bytes; they need "
                             "at least 16 KiB",
                             (unsigned long long)q->cluster_size);
     }
-    if ((q->incompatible & INCOMPAT_CORRUPT) && !q->read_only &&
+    if ((q->header.incompatible & INCOMPAT_CORRUPT) && !q->read_only &&
         !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     }
@@ -45,29 +45,29 @@ static int check_features(struct qcow2 *q, struct error *err)
 
 static int parse_version_3(struct qcow2 *q, const uint8_t *h, struct error *err)
 {
-    q->incompatible = load_be64(h + HDR_INCOMPATIBLE);
-    q->compatible = load_be64(h + HDR_COMPATIBLE);
-    q->autoclear = load_be64(h + HDR_AUTOCLEAR);
-    q->refcount_order = load_be32(h + HDR_REFCOUNT_ORDER);
-    q->header_length = load_be32(h + HDR_LENGTH);
-    if (q->header_length > q->cluster_size) {
+    q->header.incompatible = load_be64(h + HDR_INCOMPATIBLE);
+    q->header.compatible = load_be64(h + HDR_COMPATIBLE);
+    q->header.autoclear = load_be64(h + HDR_AUTOCLEAR);
+    q->refcounts.order = load_be32(h + HDR_REFCOUNT_ORDER);
+    q->header.length = load_be32(h + HDR_LENGTH);
+    if (q->header.length > q->cluster_size) {
         return error_set(err, EINVAL, "qcow2 header exceeds cluster size");
     }
-    if (q->header_length < HDR_V3_MIN_SIZE) {
+    if (q->header.length < HDR_V3_MIN_SIZE) {
         return error_set(err, EINVAL, "qcow2 header too short");
     }
     q->compression = COMPRESSION_ZLIB;
-    if (q->header_length > HDR_COMPRESSION_TYPE) {
+    if (q->header.length > HDR_COMPRESSION_TYPE) {
         q->compression = h[HDR_COMPRESSION_TYPE];
     }
     if (q->compression > COMPRESSION_ZSTD) {
         return header_error(q, err, "the compression type is %d; known are 0 (zlib) and 1 (zstd)",
                             (int)q->compression);
     }
-    if ((q->compression != COMPRESSION_ZLIB) != !!(q->incompatible & INCOMPAT_COMPRESSION)) {
+    if ((q->compression != COMPRESSION_ZLIB) != !!(q->header.incompatible & INCOMPAT_COMPRESSION)) {
         return header_error(q, err, "the compression type does not agree with its feature bit");
     }
-    if (q->refcount_order > 6) {
+    if (q->refcounts.order > 6) {
         return error_set(err, EINVAL,
                          "Reference count entry width too large; may not exceed 64 bits");
     }
@@ -100,30 +100,30 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
         return header_error(q, err, "the disk size is %llu; at most 2^63 - 1 is allowed",
                             (unsigned long long)size);
     }
-    q->l1_size = load_be32(h + HDR_L1_SIZE);
-    q->l1_offset = load_be64(h + HDR_L1_OFFSET);
-    q->reftable_offset = load_be64(h + HDR_REFTABLE_OFFSET);
-    q->reftable_entries = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
+    q->l1.size = load_be32(h + HDR_L1_SIZE);
+    q->l1.offset = load_be64(h + HDR_L1_OFFSET);
+    q->reftable.offset = load_be64(h + HDR_REFTABLE_OFFSET);
+    q->reftable.size = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
     l1_needed = div_round_up(size, qcow2_l2_span(q));
-    if (q->reftable_offset == 0) {
+    if (q->reftable.offset == 0) {
         /* The header is there, so the offset was lost: that is as if there were no table. */
-        q->reftable_entries = 0;
+        q->reftable.size = 0;
     }
-    if ((r = check_table(q, "Active L1 table", q->l1_offset, (uint64_t)q->l1_size * 8, L1_BYTES_MAX,
+    if ((r = check_table(q, "Active L1 table", q->l1.offset, (uint64_t)q->l1.size * 8, L1_BYTES_MAX,
                          err)) < 0 ||
-        (r = check_table(q, "Reference count table", q->reftable_offset,
-                         q->reftable_offset > 0 ? reftable_bytes : 0, REFTABLE_BYTES_MAX, err)) <
+        (r = check_table(q, "Reference count table", q->reftable.offset,
+                         q->reftable.offset > 0 ? reftable_bytes : 0, REFTABLE_BYTES_MAX, err)) <
             0) {
         return r;
     }
     /* Whoever only reads doesn't need one. */
-    if (q->reftable_entries == 0 && !q->read_only && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+    if (q->reftable.size == 0 && !q->read_only && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EINVAL, "Image does not contain a reference count table");
     }
     if (l1_needed > INT32_MAX) {
         return error_set(err, EFBIG, "Image is too big");
     }
-    if (q->l1_size < l1_needed) {
+    if (q->l1.size < l1_needed) {
         return error_set(err, EINVAL, "L1 table is too small");
     }
     block_node_set_size(q->node, size);
@@ -154,18 +154,18 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
                      q->crypt_method == CRYPT_LUKS ? "LUKS" : "method unknown");
         return -ENOTSUP;
     }
-    q->snapshot_count = load_be32(h + HDR_NB_SNAPSHOTS);
-    q->snapshots_offset = load_be64(h + HDR_SNAPSHOTS_OFFSET);
-    if (q->snapshot_count > SNAPSHOTS_MAX && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
+    q->snapshots.count = load_be32(h + HDR_NB_SNAPSHOTS);
+    q->snapshots.offset = load_be64(h + HDR_SNAPSHOTS_OFFSET);
+    if (q->snapshots.count > SNAPSHOTS_MAX && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EFBIG, "Snapshot table too large");
     }
-    if (!is_aligned(q->snapshots_offset, q->cluster_size) ||
-        q->snapshots_offset > (uint64_t)INT64_MAX - SNAPSHOT_TABLE_BYTES_MAX) {
+    if (!is_aligned(q->snapshots.offset, q->cluster_size) ||
+        q->snapshots.offset > (uint64_t)INT64_MAX - SNAPSHOT_TABLE_BYTES_MAX) {
         return error_set(err, EINVAL, "Snapshot table offset invalid");
     }
     if (q->version == 2) {
-        q->header_length = HDR_V2_SIZE;
-        q->refcount_order = 4;
+        q->header.length = HDR_V2_SIZE;
+        q->refcounts.order = 4;
         r = 0;
     } else {
         r = parse_version_3(q, h, err);
@@ -175,7 +175,7 @@ static int parse_header(struct qcow2 *q, const uint8_t *h, struct error *err)
     }
     q->l2_bits = q->cluster_bits - 3 - q->extended_l2;
     q->subcluster_bits = q->cluster_bits - (q->extended_l2 ? 5 : 0);
-    qcow2_set_refcount_order(q, q->refcount_order);
+    qcow2_set_refcount_order(q, q->refcounts.order);
     return parse_tables(q, h, err);
 }
 
@@ -184,7 +184,7 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
 {
     uint32_t count;
 
-    if (!(q->autoclear & AUTOCLEAR_BITMAPS)) {
+    if (!(q->header.autoclear & AUTOCLEAR_BITMAPS)) {
         if (!(q->node->open_flags & BLOCK_OPEN_CHECK)) {
             log_warning("a program lacking bitmap support modified '%s', so all its bitmaps are "
                         "void",
@@ -195,9 +195,9 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
     if (size != EXT_BITMAPS_SIZE) {
         return header_error(q, err, "the bitmaps extension has %u bytes; expected 24", size);
     }
-    q->bitmap_directory_count = count = load_be32(data);
-    q->bitmap_directory_size = load_be64(data + 8);
-    q->bitmap_directory_offset = load_be64(data + 16);
+    q->bitmaps.directory_count = count = load_be32(data);
+    q->bitmaps.directory_size = load_be64(data + 8);
+    q->bitmaps.directory_offset = load_be64(data + 16);
     if (load_be32(data + 4) != 0) {
         return header_error(q, err, "the reserved field of the bitmaps extension is not zero");
     }
@@ -205,11 +205,11 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
         return header_error(q, err, "the bitmaps extension names %u bitmaps; expected 1 to %u",
                             count, BITMAPS_MAX);
     }
-    if (q->bitmap_directory_size == 0) {
+    if (q->bitmaps.directory_size == 0) {
         return header_error(q, err, "the bitmap directory is empty");
     }
-    return check_table(q, "Bitmap directory", q->bitmap_directory_offset, q->bitmap_directory_size,
-                       BITMAP_DIRECTORY_BYTES_MAX, err);
+    return check_table(q, "Bitmap directory", q->bitmaps.directory_offset,
+                       q->bitmaps.directory_size, BITMAP_DIRECTORY_BYTES_MAX, err);
 }
 
 /* There are only so many that nobody knows: those that we know come to them when the header is written. */
@@ -219,7 +219,7 @@ static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
     struct qcow2_extension *e;
     unsigned count = 0;
 
-    LIST_FOREACH (e, &q->extensions, link) {
+    LIST_FOREACH (e, &q->header.extensions, link) {
         count++;
     }
     if (count == EXTENSIONS_MAX) {
@@ -232,7 +232,7 @@ static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
     e->type = type;
     e->size = size;
     memcpy(e->data, data, size);
-    list_append(&q->extensions, &e->link);
+    list_append(&q->header.extensions, &e->link);
     return 0;
 }
 
@@ -253,13 +253,13 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
 {
     switch (type) {
     case EXT_BACKING_FORMAT:
-        return take_text(&q->backing_format, data, size, err);
+        return take_text(&q->header.backing_format, data, size, err);
     case EXT_BITMAPS:
         return parse_bitmaps_extension(q, data, size, err);
     case EXT_DATA_FILE_NAME:
-        return take_text(&q->data_filename, data, size, err);
+        return take_text(&q->header.data_filename, data, size, err);
     case EXT_GREATEST_SIZE:
-        q->greatest_size = size == 8 ? load_be64(data) : 0;
+        q->header.greatest_size = size == 8 ? load_be64(data) : 0;
         return 0;
     case EXT_FEATURE_NAMES:
         return 0; /* written anew */
@@ -271,7 +271,7 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
 /* `head` is the first cluster; extensions end where the backing file name begins, or with it. */
 static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, struct error *err)
 {
-    uint64_t at = q->header_length;
+    uint64_t at = q->header.length;
 
     while (at < end) {
         uint32_t type, size;
@@ -295,7 +295,7 @@ static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, 
         }
         at += 8 + round_up(size, 8);
     }
-    q->header_end = MAX(q->header_end, at);
+    q->header.end = MAX(q->header.end, at);
     return 0;
 }
 
@@ -306,37 +306,37 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
     uint32_t size = load_be32(head + HDR_BACKING_SIZE);
 
     *ret_extensions_end = q->cluster_size;
-    if (offset == 0 || (size == 0 && offset < q->header_length)) {
+    if (offset == 0 || (size == 0 && offset < q->header.length)) {
         return 0; /* there is none */
     }
-    if (offset < q->header_length || offset > q->cluster_size) {
+    if (offset < q->header.length || offset > q->cluster_size) {
         return error_set(err, EINVAL, "Invalid backing file offset");
     }
     if (size > MIN(BACKING_NAME_MAX, q->cluster_size - offset)) {
         return error_set(err, EINVAL, "Backing file name too long");
     }
     *ret_extensions_end = offset;
-    q->header_end = offset + size;
+    q->header.end = offset + size;
     if (size == 0) {
         return 0;
     }
-    q->backing_filename = strndup((const char *)head + offset, size);
-    return q->backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
+    q->header.backing_filename = strndup((const char *)head + offset, size);
+    return q->header.backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
 /* Fields behind those we know belong to compatible features of newer programs. */
 static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct error *err)
 {
-    if (q->header_length <= HDR_OUR_SIZE) {
+    if (q->header.length <= HDR_OUR_SIZE) {
         return 0;
     }
     /* A length that is no multiple of 8, as it should be, becomes one when the header is written. */
-    q->unknown_fields_size = (uint32_t)round_up(q->header_length - HDR_OUR_SIZE, 8);
-    q->unknown_fields = calloc(1, q->unknown_fields_size);
-    if (!q->unknown_fields) {
+    q->header.unknown_fields_size = (uint32_t)round_up(q->header.length - HDR_OUR_SIZE, 8);
+    q->header.unknown_fields = calloc(1, q->header.unknown_fields_size);
+    if (!q->header.unknown_fields) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    memcpy(q->unknown_fields, head + HDR_OUR_SIZE, q->header_length - HDR_OUR_SIZE);
+    memcpy(q->header.unknown_fields, head + HDR_OUR_SIZE, q->header.length - HDR_OUR_SIZE);
     return 0;
 }
 
@@ -384,11 +384,11 @@ void qcow2_free_header(struct qcow2 *q)
 {
     struct qcow2_extension *e, *next;
 
-    LIST_FOREACH_SAFE (e, next, &q->extensions, link) {
+    LIST_FOREACH_SAFE (e, next, &q->header.extensions, link) {
         free(e);
     }
-    free(q->unknown_fields);
-    free(q->data_filename);
-    free(q->backing_filename);
-    free(q->backing_format);
+    free(q->header.unknown_fields);
+    free(q->header.data_filename);
+    free(q->header.backing_filename);
+    free(q->header.backing_format);
 }

@@ -49,15 +49,15 @@ static void put_bitmaps(const struct qcow2 *q, struct strbuf *sb)
     uint8_t data[EXT_BITMAPS_SIZE] = {0};
     uint32_t count = 0;
 
-    LIST_FOREACH (b, &q->stored_bitmaps, link) {
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
         count++;
     }
-    if (q->bitmap_directory_size == 0) {
+    if (q->bitmaps.directory_size == 0) {
         return;
     }
     store_be32(data, count);
-    store_be64(data + 8, q->bitmap_directory_size);
-    store_be64(data + 16, q->bitmap_directory_offset);
+    store_be64(data + 8, q->bitmaps.directory_size);
+    store_be64(data + 16, q->bitmaps.directory_offset);
     put_extension(sb, EXT_BITMAPS, data, sizeof(data));
 }
 
@@ -91,19 +91,19 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     store_be32(h + HDR_CLUSTER_BITS, q->cluster_bits);
     store_be64(h + HDR_SIZE, block_node_size(q->node));
     store_be32(h + HDR_CRYPT_METHOD, q->crypt_method);
-    store_be32(h + HDR_L1_SIZE, q->l1_size);
-    store_be64(h + HDR_L1_OFFSET, q->l1_offset);
-    store_be64(h + HDR_REFTABLE_OFFSET, q->reftable_offset);
+    store_be32(h + HDR_L1_SIZE, q->l1.size);
+    store_be64(h + HDR_L1_OFFSET, q->l1.offset);
+    store_be64(h + HDR_REFTABLE_OFFSET, q->reftable.offset);
     store_be32(h + HDR_REFTABLE_CLUSTERS,
-               (uint32_t)((uint64_t)q->reftable_entries * 8 >> q->cluster_bits));
-    store_be32(h + HDR_NB_SNAPSHOTS, q->snapshot_count);
-    store_be64(h + HDR_SNAPSHOTS_OFFSET, q->snapshots_offset);
+               (uint32_t)((uint64_t)q->reftable.size * 8 >> q->cluster_bits));
+    store_be32(h + HDR_NB_SNAPSHOTS, q->snapshots.count);
+    store_be64(h + HDR_SNAPSHOTS_OFFSET, q->snapshots.offset);
     store_be64(h + HDR_INCOMPATIBLE,
-               q->incompatible | (atomic_load(&q->corrupt) ? INCOMPAT_CORRUPT : 0));
-    store_be64(h + HDR_COMPATIBLE, q->compatible);
-    store_be64(h + HDR_AUTOCLEAR, q->autoclear);
-    store_be32(h + HDR_REFCOUNT_ORDER, q->refcount_order);
-    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->unknown_fields_size);
+               q->header.incompatible | (atomic_load(&q->corrupt) ? INCOMPAT_CORRUPT : 0));
+    store_be64(h + HDR_COMPATIBLE, q->header.compatible);
+    store_be64(h + HDR_AUTOCLEAR, q->header.autoclear);
+    store_be32(h + HDR_REFCOUNT_ORDER, q->refcounts.order);
+    store_be32(h + HDR_LENGTH, HDR_OUR_SIZE + q->header.unknown_fields_size);
     h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
 }
 
@@ -144,16 +144,16 @@ static size_t end_of(const struct header *h)
 
 static size_t name_size(const struct qcow2 *q)
 {
-    return q->backing_filename ? strlen(q->backing_filename) : 0;
+    return q->header.backing_filename ? strlen(q->header.backing_filename) : 0;
 }
 
 static void put_bitmaps_and_size(const struct qcow2 *q, struct strbuf *sb)
 {
     put_bitmaps(q, sb);
-    if (q->greatest_size > block_node_size(q->node) && q->bitmap_directory_size > 0) {
+    if (q->header.greatest_size > block_node_size(q->node) && q->bitmaps.directory_size > 0) {
         uint8_t size[8];
 
-        store_be64(size, q->greatest_size);
+        store_be64(size, q->header.greatest_size);
         put_extension(sb, EXT_GREATEST_SIZE, size, sizeof(size));
     }
 }
@@ -162,17 +162,19 @@ static void put_extensions(struct qcow2 *q, struct strbuf *sb, enum form form)
 {
     const struct qcow2_extension *e;
 
-    if (q->backing_format) {
-        put_extension(sb, EXT_BACKING_FORMAT, q->backing_format, strlen(q->backing_format));
+    if (q->header.backing_format) {
+        put_extension(sb, EXT_BACKING_FORMAT, q->header.backing_format,
+                      strlen(q->header.backing_format));
     }
-    if (q->data_filename && form != FORM_SHORT_APART) {
-        put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
+    if (q->header.data_filename && form != FORM_SHORT_APART) {
+        put_extension(sb, EXT_DATA_FILE_NAME, q->header.data_filename,
+                      strlen(q->header.data_filename));
     }
     if (form == FORM_FULL && q->version >= 3) {
         put_feature_names(sb);
     }
     put_bitmaps_and_size(q, sb);
-    LIST_FOREACH (e, &q->extensions, link) {
+    LIST_FOREACH (e, &q->header.extensions, link) {
         if (form >= FORM_SHORT && sb->len + 8 + round_up(e->size, 8) + 8 > SECTOR_SIZE) {
             break;
         }
@@ -187,7 +189,7 @@ static void put_name(const struct qcow2 *q, struct header *h, size_t at)
     if (size > 0) {
         h->name = at;
         h->name_end = at + size;
-        memcpy(h->bytes + at, q->backing_filename, size);
+        memcpy(h->bytes + at, q->header.backing_filename, size);
         store_be64(h->bytes + HDR_BACKING_OFFSET, at);
         store_be32(h->bytes + HDR_BACKING_SIZE, (uint32_t)size);
     }
@@ -204,7 +206,7 @@ static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t
     while (sb->len < apart && !sb->failed) {
         strbuf_append(sb, "", 1);
     }
-    put_extension(sb, EXT_DATA_FILE_NAME, q->data_filename, strlen(q->data_filename));
+    put_extension(sb, EXT_DATA_FILE_NAME, q->header.data_filename, strlen(q->header.data_filename));
 }
 
 /* All but the backing file name. -ENOSPC if extensions end behind `limit`; those of FORM_SHORT_APART go on at `apart`. */
@@ -217,7 +219,7 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apar
     put_fixed_part(q, fixed);
     strbuf_append(&sb, fixed, q->version == 2 ? HDR_V2_SIZE : sizeof(fixed));
     if (q->version >= 3) {
-        strbuf_append(&sb, q->unknown_fields, q->unknown_fields_size);
+        strbuf_append(&sb, q->header.unknown_fields, q->header.unknown_fields_size);
     }
     put_extensions(q, &sb, form);
     if (form == FORM_SHORT_APART && sb.len + 8 <= SECTOR_SIZE) {
@@ -259,7 +261,7 @@ static int build_short(struct qcow2 *q, struct header_write *w)
     size_t size = name_size(q), apart = round_up(MAX(end_of(&w->new), end_of(&w->old)), 8), at;
     int r = build_form(q, FORM_SHORT, SECTOR_SIZE, apart, &w->brief);
 
-    if (r == -ENOSPC && q->data_filename) {
+    if (r == -ENOSPC && q->header.data_filename) {
         r = build_form(q, FORM_SHORT_APART, SECTOR_SIZE, apart, &w->brief);
     }
     if (r < 0) {
@@ -286,7 +288,7 @@ static size_t same_name_at(const struct qcow2 *q, const struct header *old)
 
     if (size == 0 || load_be32(old->bytes + HDR_BACKING_SIZE) != size ||
         !range_fits(at, size, q->cluster_size) ||
-        memcmp(old->bytes + at, q->backing_filename, size) != 0) {
+        memcmp(old->bytes + at, q->header.backing_filename, size) != 0) {
         return 0;
     }
     return at;
@@ -363,7 +365,7 @@ static int build_later(struct qcow2 *q, const struct header *from, struct header
 /* -ENOSPC if a header of version 3 with bitmaps could not follow the one given, and be followed by one without. */
 static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
 {
-    uint64_t directory = q->bitmap_directory_size, greatest = q->greatest_size;
+    uint64_t directory = q->bitmaps.directory_size, greatest = q->header.greatest_size;
     struct header with = {0}, without = {0};
     uint32_t version = q->version;
     int r;
@@ -372,16 +374,16 @@ static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
         return 0;
     }
     q->version = 3;
-    q->bitmap_directory_size = 1;
-    q->greatest_size = UINT64_MAX;
+    q->bitmaps.directory_size = 1;
+    q->header.greatest_size = UINT64_MAX;
     r = build_later(q, h, &with);
     if (r == 0) {
-        q->bitmap_directory_size = 0;
+        q->bitmaps.directory_size = 0;
         r = build_later(q, &with, &without);
     }
     q->version = version;
-    q->bitmap_directory_size = directory;
-    q->greatest_size = greatest;
+    q->bitmaps.directory_size = directory;
+    q->header.greatest_size = greatest;
     free(with.bytes);
     free(without.bytes);
     return r;
@@ -465,10 +467,10 @@ static int co_write_by_short_form(struct qcow2 *q, struct header_write *w)
         /* Whichever of the two forms is there, it says the same. */
         log_warning("image '%s': the header was written in its short form only (%s)",
                     block_node_display_name(q->node), strerror(-r));
-        q->header_end = MAX(end_of(&w->old), MAX(end_of(&w->new), end_of(&w->brief)));
+        q->header.end = MAX(end_of(&w->old), MAX(end_of(&w->new), end_of(&w->brief)));
         return 0;
     }
-    q->header_end = end_of(&w->new);
+    q->header.end = end_of(&w->new);
     return 0;
 }
 
@@ -482,7 +484,7 @@ static int co_write_built(struct qcow2 *q, struct header_write *w)
     r = co_write_rest(q, w);
     r = r < 0 ? r : co_switch(q, w, &w->new);
     if (r == 0) {
-        q->header_end = end_of(&w->new);
+        q->header.end = end_of(&w->new);
     }
     return r;
 }
@@ -502,7 +504,7 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
     }
     r = block_co_pread(q->node->file, 0, w.old.bytes, q->cluster_size);
     if (r == 0) {
-        w.old.extensions_end = q->header_end;
+        w.old.extensions_end = q->header.end;
         r = build(q, &w, err);
         if (r < 0) {
             return r;
@@ -523,10 +525,10 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
 int qcow2_co_check_room_for_bitmaps(struct qcow2 *q, struct error *err)
 {
     AUTO_FREE uint8_t *bytes = malloc(q->cluster_size);
-    struct header now = {.bytes = bytes, .extensions_end = q->header_end};
+    struct header now = {.bytes = bytes, .extensions_end = q->header.end};
     int r = bytes ? 0 : -ENOMEM;
 
-    if (q->bitmap_directory_size > 0) {
+    if (q->bitmaps.directory_size > 0) {
         return 0;
     }
     r = r < 0 ? r : block_co_pread(q->node->file, 0, bytes, q->cluster_size);
@@ -541,13 +543,13 @@ int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits)
     uint8_t field[8];
     int r;
 
-    co_mutex_lock(&q->mark_mutex);
-    store_be64(field, q->incompatible | bits);
+    co_mutex_lock(&q->header.mark_mutex);
+    store_be64(field, q->header.incompatible | bits);
     r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
     r = r < 0 ? r : block_co_flush(q->node->file);
     if (r == 0) {
-        q->incompatible |= bits;
+        q->header.incompatible |= bits;
     }
-    co_mutex_unlock(&q->mark_mutex);
+    co_mutex_unlock(&q->header.mark_mutex);
     return r;
 }

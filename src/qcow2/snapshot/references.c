@@ -106,12 +106,12 @@ int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
         atomic_init(&table[i], l1[i]);
     }
     qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, l1, entries);
-    free((void *)q->l1);
-    free(q->l1_dirty);
-    q->l1 = table;
-    q->l1_dirty = dirty;
-    q->l1_dirty_count = 0;
-    q->l1_size = entries;
+    free((void *)q->l1.entries);
+    free(q->l1.dirty);
+    q->l1.entries = table;
+    q->l1.dirty = dirty;
+    q->l1.dirty_count = 0;
+    q->l1.size = entries;
     return 0;
 }
 
@@ -272,7 +272,7 @@ static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
 {
     unsigned count = qcow2_slice_entries(q);
     struct cache_entry *slice;
-    int r = cache_co_get(&q->l2_cache, offset, &slice);
+    int r = cache_co_get(&q->caches.l2, offset, &slice);
 
     if (r < 0) {
         return r;
@@ -282,13 +282,13 @@ static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
 
         r = co_right_entry_locked(q, entry, &right);
         if (r == 0 && right != entry) {
-            r = qcow2_co_overlap_check_locked(q, offset, q->l2_cache.entry_size,
+            r = qcow2_co_overlap_check_locked(q, offset, q->caches.l2.entry_size,
                                               OVERLAP_BIT(OVERLAP_ACTIVE_L2) |
                                                   OVERLAP_BIT(OVERLAP_INACTIVE_L2));
         }
         if (r == 0 && right != entry) {
             qcow2_store_entry(q, slice, i, right, qcow2_load_bitmap(q, slice, i));
-            cache_mark_dirty(&q->l2_cache, slice);
+            cache_mark_dirty(&q->caches.l2, slice);
         }
     }
     cache_put(slice);
@@ -297,7 +297,7 @@ static int co_update_slice_locked(struct qcow2 *q, uint64_t offset)
 
 static int co_update_table(struct qcow2 *q, uint32_t l1_index)
 {
-    uint64_t entry = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed), right;
+    uint64_t entry = atomic_load_explicit(&q->l1.entries[l1_index], memory_order_relaxed), right;
     uint64_t table = entry & ENTRY_OFFSET_MASK;
     int r;
 
@@ -306,14 +306,14 @@ static int co_update_table(struct qcow2 *q, uint32_t l1_index)
     }
     co_mutex_lock(&q->lock);
     r = co_right_entry_locked(q, entry, &right);
-    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
+    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->caches.l2.entry_size) {
         r = co_update_slice_locked(q, table + at);
     }
     if (r == 0 && right != entry) {
-        atomic_store_explicit(&q->l1[l1_index], right, memory_order_relaxed);
-        if (!q->l1_dirty[(uint64_t)l1_index * 8 / SECTOR_SIZE]) {
-            q->l1_dirty[(uint64_t)l1_index * 8 / SECTOR_SIZE] = 1;
-            q->l1_dirty_count++;
+        atomic_store_explicit(&q->l1.entries[l1_index], right, memory_order_relaxed);
+        if (!q->l1.dirty[(uint64_t)l1_index * 8 / SECTOR_SIZE]) {
+            q->l1.dirty[(uint64_t)l1_index * 8 / SECTOR_SIZE] = 1;
+            q->l1.dirty_count++;
         }
     }
     co_mutex_unlock(&q->lock);
@@ -324,7 +324,7 @@ int qcow2_co_update_copied(struct qcow2 *q)
 {
     int r = 0;
 
-    for (uint32_t i = 0; i < q->l1_size && r == 0; i++) {
+    for (uint32_t i = 0; i < q->l1.size && r == 0; i++) {
         r = co_update_table(q, i);
     }
     return r;

@@ -3,7 +3,7 @@
 #ifndef TIDEMARK_QCOW2_SNAPSHOT_REFERENCES_H
 #define TIDEMARK_QCOW2_SNAPSHOT_REFERENCES_H
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* Read an L1 table of `entries` to host byte order; malloc'ed. -EINVAL if it lies nowhere valid, -EFBIG if it is too long. */
 int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_t **ret);

@@ -30,7 +30,8 @@ static int co_set_dirty(struct qcow2 *q, bool dirty, struct error *err)
     if (q->version < 3) {
         return 0;
     }
-    q->incompatible = dirty ? q->incompatible | INCOMPAT_DIRTY : q->incompatible & ~INCOMPAT_DIRTY;
+    q->header.incompatible =
+        dirty ? q->header.incompatible | INCOMPAT_DIRTY : q->header.incompatible & ~INCOMPAT_DIRTY;
     return qcow2_co_write_header(q, err);
 }
 
@@ -43,7 +44,7 @@ static struct qcow2_snapshot *find(struct qcow2 *q, const char *id, const char *
 {
     struct qcow2_snapshot *s;
 
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         if ((!id || strcmp(s->id, id) == 0) && (!name || strcmp(s->name, name) == 0)) {
             return s;
         }
@@ -65,10 +66,10 @@ static struct qcow2_snapshot *find_any(struct qcow2 *q, const char *id_or_name, 
 /* A copy of the active L1 table as an array. */
 static uint64_t *copy_active_l1(const struct qcow2 *q)
 {
-    uint64_t *l1 = calloc(q->l1_size + 1u, 8);
+    uint64_t *l1 = calloc(q->l1.size + 1u, 8);
 
-    for (uint32_t i = 0; l1 && i < q->l1_size; i++) {
-        l1[i] = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    for (uint32_t i = 0; l1 && i < q->l1.size; i++) {
+        l1[i] = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
     }
     return l1;
 }
@@ -110,7 +111,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
         return NULL;
     }
     list_init(&s->link);
-    LIST_FOREACH (other, &q->snapshots, link) {
+    LIST_FOREACH (other, &q->snapshots.list, link) {
         highest = MAX(highest, strtoul(other->id, NULL, 10));
     }
     clock_gettime(CLOCK_REALTIME, &now);
@@ -118,7 +119,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
     s->date_nsec = (uint32_t)now.tv_nsec;
     s->disk_size = block_node_size(q->node);
     s->icount = 0;                   /* what qemu-img stores; UINT64_MAX would be none */
-    s->l1_size = MAX(q->l1_size, 1); /* a table without entries has no place */
+    s->l1_size = MAX(q->l1.size, 1); /* a table without entries has no place */
     s->name = strdup(name);
     if (asprintf(&s->id, "%lu", highest + 1) < 0) {
         s->id = NULL;
@@ -133,7 +134,7 @@ static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
 /* Everything is referenced twice when it returns 0. */
 static int co_share_active(struct qcow2 *q, const uint64_t *l1, struct error *err)
 {
-    int r = qcow2_co_reference_all(q, l1, q->l1_size);
+    int r = qcow2_co_reference_all(q, l1, q->l1.size);
 
     if (r == -EFBIG || r == -EAGAIN) {
         return error_set(err, -r, "%s", strerror(-r));
@@ -142,13 +143,13 @@ static int co_share_active(struct qcow2 *q, const uint64_t *l1, struct error *er
         return r == -ERANGE ? error_set(err, ERANGE,
                                         "Image '%s': refcounts of %u bits can't count one more "
                                         "snapshot",
-                                        block_node_display_name(q->node), 1u << q->refcount_order)
+                                        block_node_display_name(q->node), 1u << q->refcounts.order)
                             : failed(q, "raise the refcounts", r, err);
     }
     r = qcow2_co_update_copied(q);
     r = r < 0 ? r : qcow2_co_commit(q);
     if (r < 0) {
-        qcow2_co_release_all(q, l1, q->l1_size);
+        qcow2_co_release_all(q, l1, q->l1.size);
         return failed(q, "update the L2 tables", r, err);
     }
     return 0;
@@ -164,21 +165,21 @@ static int co_create(struct qcow2 *q, struct qcow2_snapshot *s, const uint64_t *
     }
     r = qcow2_co_write_l1_copy(q, l1, s->l1_size, false, &s->l1_offset);
     if (r < 0) {
-        qcow2_co_release_all(q, l1, q->l1_size);
+        qcow2_co_release_all(q, l1, q->l1.size);
         return failed(q, "write the L1 table of a snapshot", r, err);
     }
-    list_append(&q->snapshots, &s->link);
-    q->incompatible &= ~INCOMPAT_DIRTY; /* by the same write as the switch */
+    list_append(&q->snapshots.list, &s->link);
+    q->header.incompatible &= ~INCOMPAT_DIRTY; /* by the same write as the switch */
     r = qcow2_co_switch_snapshots(q, err);
     if (r < 0) {
         list_remove(&s->link);
-        q->incompatible |= q->version >= 3 ? INCOMPAT_DIRTY : 0;
+        q->header.incompatible |= q->version >= 3 ? INCOMPAT_DIRTY : 0;
         if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
-            qcow2_co_release_all(q, l1, q->l1_size);
+            qcow2_co_release_all(q, l1, q->l1.size);
             co_free_l1(q, s->l1_offset, s->l1_size);
         }
     } else {
-        qcow2_overlap_note_tables_locked(q, OVERLAP_INACTIVE_L2, l1, q->l1_size);
+        qcow2_overlap_note_tables_locked(q, OVERLAP_INACTIVE_L2, l1, q->l1.size);
     }
     return r;
 }
@@ -218,7 +219,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
                          "The name of the snapshot has %zu bytes; at most %d are allowed",
                          strlen(name), SNAPSHOT_NAME_MAX);
     }
-    if (q->snapshot_count >= SNAPSHOTS_MAX) {
+    if (q->snapshots.count >= SNAPSHOTS_MAX) {
         return error_set(err, EFBIG, "%s", strerror(EFBIG));
     }
     s = new_snapshot(q, name);
@@ -282,19 +283,19 @@ static int co_switch_header(struct qcow2 *q, const uint64_t *l1, uint32_t entrie
                             uint64_t disk_size, struct error *err)
 {
     AUTO_FREE uint64_t *old = copy_active_l1(q);
-    uint64_t old_offset = q->l1_offset, old_disk_size = block_node_size(q->node);
-    uint32_t old_entries = q->l1_size;
+    uint64_t old_offset = q->l1.offset, old_disk_size = block_node_size(q->node);
+    uint32_t old_entries = q->l1.size;
     int r;
 
     if (!old || qcow2_set_active_l1(q, l1, entries) < 0) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    q->l1_offset = offset;
+    q->l1.offset = offset;
     block_node_set_size(q->node, disk_size);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
         qcow2_set_active_l1(q, old, old_entries);
-        q->l1_offset = old_offset;
+        q->l1.offset = old_offset;
         block_node_set_size(q->node, old_disk_size);
         return r;
     }
@@ -322,7 +323,7 @@ static int count_failed(struct qcow2 *q, int r, struct error *err)
                ? error_set(err, ERANGE,
                            "Image '%s': refcounts of %u bits can't count one more reference to the "
                            "clusters of the snapshot",
-                           block_node_display_name(q->node), 1u << q->refcount_order)
+                           block_node_display_name(q->node), 1u << q->refcounts.order)
                : failed(q, "apply a snapshot", r, err);
 }
 
@@ -418,7 +419,7 @@ static int co_apply(struct qcow2 *q, struct apply *a, struct error *err)
     if (r == 0 && (r = qcow2_co_update_copied(q)) == 0) {
         r = qcow2_co_commit(q);
     }
-    return r < 0 || !(q->incompatible & INCOMPAT_DIRTY) ? r : co_set_dirty(q, false, err);
+    return r < 0 || !(q->header.incompatible & INCOMPAT_DIRTY) ? r : co_set_dirty(q, false, err);
 }
 
 int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
@@ -435,7 +436,7 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
         log_error("%s", error_message(&why));
         return error_set_errno(err, -r, "Failed to load snapshot");
     }
-    if (!list_is_empty(&node->bitmaps) || !list_is_empty(&q->stored_bitmaps)) {
+    if (!list_is_empty(&node->bitmaps) || !list_is_empty(&q->bitmaps.stored)) {
         return error_set(err, ENOTSUP,
                          "Image '%s' has dirty bitmaps, which would not know what a snapshot "
                          "changes; remove them first",
@@ -447,8 +448,8 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
         return r;
     }
     a.old = copy_active_l1(q);
-    a.old_entries = q->l1_size;
-    a.old_offset = q->l1_offset;
+    a.old_entries = q->l1.size;
+    a.old_offset = q->l1.offset;
     return a.old ? co_apply(q, &a, err) : error_set(err, ENOMEM, "Out of memory");
 }
 
@@ -477,11 +478,12 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
     }
     after = s->link.prev;
     list_remove(&s->link);
-    q->incompatible |= q->version >= 3 ? INCOMPAT_DIRTY : 0; /* by the same write as the switch */
+    q->header.incompatible |=
+        q->version >= 3 ? INCOMPAT_DIRTY : 0; /* by the same write as the switch */
     r = qcow2_co_switch_snapshots(q, err);
     if (r < 0) {
         list_insert_between_(&s->link, after, after->next);
-        q->incompatible &= ~INCOMPAT_DIRTY;
+        q->header.incompatible &= ~INCOMPAT_DIRTY;
         return r;
     }
     r = co_release(q, l1, s->l1_size, s->l1_offset);
@@ -492,7 +494,7 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
                                           : r; /* found when the references were given back */
     if (r < 0) {
         /* The snapshot is gone, what it had is leaked until the next open repairs. To say so again when it is closed is of no use. */
-        q->close_told = node->close_told = true;
+        q->close_failure_reported = node->close_told = true;
         fprintf(stderr, "qcow2_free_clusters failed: %s\n", strerror(-r));
         return error_set_errno(err, -r, "Failed to free the cluster and L1 table");
     }
@@ -505,14 +507,14 @@ int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info *
                            size_t *ret_count, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct block_snapshot_info *infos = calloc(q->snapshot_count + 1u, sizeof(*infos));
+    struct block_snapshot_info *infos = calloc(q->snapshots.count + 1u, sizeof(*infos));
     const struct qcow2_snapshot *s;
     size_t n = 0;
 
     if (!infos) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         struct block_snapshot_info *i = &infos[n++];
 
         snprintf(i->id, sizeof(i->id), "%s", s->id);

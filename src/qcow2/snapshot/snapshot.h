@@ -3,7 +3,7 @@
 #ifndef TIDEMARK_QCOW2_SNAPSHOT_SNAPSHOT_H
 #define TIDEMARK_QCOW2_SNAPSHOT_SNAPSHOT_H
 
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /*
  * Snapshot table entry:
@@ -44,7 +44,7 @@ struct qcow2_snapshot {
     uint32_t more_extra_size;
 };
 
-/* The table named by q->snapshots_offset and q->snapshot_count to q->snapshots. -EINVAL if it is invalid. */
+/* The table named by q->snapshots.offset and q->snapshots.count to q->snapshots.list. -EINVAL if it is invalid. */
 int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err);
 void qcow2_free_snapshots(struct qcow2 *q);
 

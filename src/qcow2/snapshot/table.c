@@ -25,7 +25,7 @@ void qcow2_free_snapshots(struct qcow2 *q)
 {
     struct qcow2_snapshot *s, *next;
 
-    LIST_FOREACH_SAFE (s, next, &q->snapshots, link) {
+    LIST_FOREACH_SAFE (s, next, &q->snapshots.list, link) {
         qcow2_snapshot_free(s);
     }
 }
@@ -147,7 +147,7 @@ static int unreadable(struct qcow2 *q, uint32_t index, uint32_t extra_size, int 
 {
     if (r == -EOVERFLOW) {
         error_set(err, EFBIG, "Snapshot table is too big");
-        error_hint(err, QCOW2_REMOVE_OVERHANGING, q->snapshot_count - index);
+        error_hint(err, QCOW2_REMOVE_OVERHANGING, q->snapshots.count - index);
         return -EFBIG;
     }
     if (r == -EINVAL && extra_size > SNAPSHOT_EXTRA_MAX) {
@@ -157,14 +157,14 @@ static int unreadable(struct qcow2 *q, uint32_t index, uint32_t extra_size, int 
     }
     return error_set(err, -r, "Image '%s': entry %u of the snapshot table at %#llx is invalid",
                      block_node_display_name(q->node), index,
-                     (unsigned long long)q->snapshots_offset);
+                     (unsigned long long)q->snapshots.offset);
 }
 
 int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err)
 {
-    struct qcow2_table_reader t = {.q = q, .at = q->snapshots_offset};
+    struct qcow2_table_reader t = {.q = q, .at = q->snapshots.offset};
 
-    for (uint32_t i = 0; i < q->snapshot_count; i++) {
+    for (uint32_t i = 0; i < q->snapshots.count; i++) {
         struct qcow2_snapshot *s;
         uint32_t extra_size = 0;
         int r = qcow2_co_read_snapshot(&t, &s, &extra_size);
@@ -172,9 +172,9 @@ int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err)
         if (r < 0) {
             return unreadable(q, i, extra_size, r, err);
         }
-        list_append(&q->snapshots, &s->link);
+        list_append(&q->snapshots.list, &s->link);
     }
-    q->snapshots_size = t.at - q->snapshots_offset;
+    q->snapshots.size = t.at - q->snapshots.offset;
     return 0;
 }
 
@@ -209,14 +209,14 @@ static void append_entry(struct strbuf *sb, const struct qcow2_snapshot *s)
 
 int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
 {
-    uint64_t old_offset = q->snapshots_offset, old_size = q->snapshots_size, offset = 0;
-    uint32_t old_count = q->snapshot_count;
+    uint64_t old_offset = q->snapshots.offset, old_size = q->snapshots.size, offset = 0;
+    uint32_t old_count = q->snapshots.count;
     const struct qcow2_snapshot *s;
     STRBUF_AUTO(table);
     uint32_t count = 0;
     int r = 0;
 
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         append_entry(&table, s);
         count++;
     }
@@ -235,14 +235,14 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
         return error_set_errno(err, -r, "Could not write the snapshot table of '%s'",
                                block_node_display_name(q->node));
     }
-    q->snapshots_offset = offset;
-    q->snapshots_size = table.len;
-    q->snapshot_count = count;
+    q->snapshots.offset = offset;
+    q->snapshots.size = table.len;
+    q->snapshots.count = count;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        q->snapshots_offset = old_offset;
-        q->snapshots_size = old_size;
-        q->snapshot_count = old_count;
+        q->snapshots.offset = old_offset;
+        q->snapshots.size = old_size;
+        q->snapshots.count = old_count;
         if (offset != 0 && !atomic_load(&q->broken)) { /* else nobody knows what the header names */
             qcow2_co_free_new_clusters(q, offset, table.len);
         }

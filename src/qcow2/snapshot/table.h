@@ -19,7 +19,7 @@ int qcow2_check_snapshot_l1(const struct qcow2 *q, const struct qcow2_snapshot *
 /* Reading a table entry by entry: it does not say how long it is. */
 struct qcow2_table_reader {
     struct qcow2 *q;
-    uint64_t at;    /* offset in the file of the next entry; begins as q->snapshots_offset */
+    uint64_t at;    /* offset in the file of the next entry; begins as q->snapshots.offset */
     uint64_t bytes; /* that were read */
     bool
         lenient; /* for a check: read as far as it can be made out, zeroes behind the end of the file */
@@ -33,7 +33,7 @@ int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot *
                            uint32_t *ret_extra_size);
 
 /*
- * Write q->snapshots as a new table and switch the header to it, together with everything else that the header's fields say
+ * Write q->snapshots.list as a new table and switch the header to it, together with everything else that the header's fields say
  * by then (R3). The old table is freed by the next commits. On failure the header's fields are as before.
  */
 int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err);

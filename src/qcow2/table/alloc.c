@@ -13,7 +13,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /*
  * Clusters behind the end of the file that are counted: a crash leaves some that were never written. Where there are more, the
@@ -60,7 +60,7 @@ static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries
 {
     int r = co_write_reftable_fields(q, offset, entries);
 
-    if (r < 0 && co_write_reftable_fields(q, q->reftable_offset, q->reftable_entries) < 0) {
+    if (r < 0 && co_write_reftable_fields(q, q->reftable.offset, q->reftable.size) < 0) {
         atomic_store(&q->broken, true);
         log_info("image '%s': the header could not be written (%s); it takes no more writes",
                  block_node_display_name(q->node), strerror(-r));
@@ -80,14 +80,14 @@ static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longe
 {
     uint64_t per_cluster = q->cluster_size / 8;
     uint64_t max = REFTABLE_BYTES_MAX / 8;
-    uint64_t span = 1ULL << q->refblock_bits;
-    uint64_t needed = MAX(index, (uint64_t)q->reftable_entries) + 1;
+    uint64_t span = 1ULL << q->refcounts.block_bits;
+    uint64_t needed = MAX(index, (uint64_t)q->reftable.size) + 1;
 
-    ret->first = (uint64_t)q->reftable_entries << q->refblock_bits;
+    ret->first = (uint64_t)q->reftable.size << q->refcounts.block_bits;
     ret->entries = MIN(round_up(needed + needed / 2, per_cluster), max);
     ret->clusters = ret->entries / per_cluster;
     ret->blocks = div_round_up(ret->clusters, span - 1);
-    return index >= ret->entries || q->reftable_entries + ret->blocks > ret->entries ? -EFBIG : 0;
+    return index >= ret->entries || q->reftable.size + ret->blocks > ret->entries ? -EFBIG : 0;
 }
 
 /*
@@ -104,10 +104,9 @@ static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t off
     }
     if (offset == 0) {
         hit = "qcow2_header";
-    } else if (ranges_overlap(offset, length, q->l1_offset, (uint64_t)q->l1_size * 8)) {
+    } else if (ranges_overlap(offset, length, q->l1.offset, (uint64_t)q->l1.size * 8)) {
         hit = "active L1 table";
-    } else if (ranges_overlap(offset, length, q->reftable_offset,
-                              (uint64_t)q->reftable_entries * 8)) {
+    } else if (ranges_overlap(offset, length, q->reftable.offset, (uint64_t)q->reftable.size * 8)) {
         hit = "refcount table";
     }
     return hit ? qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
@@ -123,7 +122,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     AUTO_FREE uint64_t *table = NULL;
     AUTO_FREE uint8_t *dirty = NULL;
     AUTO_FREE uint8_t *blocks = NULL;
-    uint64_t old_offset = q->reftable_offset, old_entries = q->reftable_entries, table_offset;
+    uint64_t old_offset = q->reftable.offset, old_entries = q->reftable.size, table_offset;
     struct longer_table to;
     int r = plan_longer_table(q, index, &to);
 
@@ -137,13 +136,13 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     if (!table || !dirty || !blocks) {
         return -ENOMEM;
     }
-    memcpy(table, q->reftable, old_entries * sizeof(uint64_t));
+    memcpy(table, q->reftable.entries, old_entries * sizeof(uint64_t));
     for (uint64_t i = 0; i < to.blocks; i++) {
         table[old_entries + i] = (to.first + i) << q->cluster_bits;
     }
     /* The blocks lie one after the other, so do the counts in them. */
     for (uint64_t i = 0; i < to.blocks + to.clusters; i++) {
-        qcow2_refcount_store(blocks, q->refcount_order, i, 1);
+        qcow2_refcount_store(blocks, q->refcounts.order, i, 1);
     }
     table_offset = (to.first + to.blocks) << q->cluster_bits;
     r = co_check_place_locked(q, NULL, to.first << q->cluster_bits,
@@ -152,7 +151,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
         return r;
     }
     /* What fails halfway is no longer zero. */
-    q->zero_from = MAX(q->zero_from, table_offset + (to.clusters << q->cluster_bits));
+    q->alloc.zero_from = MAX(q->alloc.zero_from, table_offset + (to.clusters << q->cluster_bits));
     /*
      * The blocks that the table refers to are written: each counted itself on disk from the start. Counts in the cache
      * stay there: a commit may be writing an older copy of them right now, and must not have the last word.
@@ -168,13 +167,13 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     if (r < 0) {
         return r;
     }
-    free(q->reftable);
-    free(q->reftable_dirty);
-    q->reftable = TAKE_PTR(table);
-    q->reftable_dirty = TAKE_PTR(dirty);
-    q->reftable_dirty_count = 0;
-    q->reftable_offset = table_offset;
-    q->reftable_entries = (uint32_t)to.entries;
+    free(q->reftable.entries);
+    free(q->reftable.dirty);
+    q->reftable.entries = TAKE_PTR(table);
+    q->reftable.dirty = TAKE_PTR(dirty);
+    q->reftable.dirty_count = 0;
+    q->reftable.offset = table_offset;
+    q->reftable.size = (uint32_t)to.entries;
     qcow2_overlap_note_header_locked(q);
     for (uint64_t i = 0; i < to.blocks; i++) {
         qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, (to.first + i) << q->cluster_bits,
@@ -187,27 +186,27 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
 /* The table refers to a new block: in memory at once, on disk by the next commit. */
 static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t offset)
 {
-    for (uint64_t at = 0; at < q->cluster_size; at += q->ref_cache.entry_size) {
-        cache_forget(&q->ref_cache, offset + at);
+    for (uint64_t at = 0; at < q->cluster_size; at += q->caches.refcounts.entry_size) {
+        cache_forget(&q->caches.refcounts, offset + at);
     }
-    q->reftable[index] = offset;
+    q->reftable.entries[index] = offset;
     qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, offset, q->cluster_size);
-    if (!q->reftable_dirty[index * 8 / SECTOR_SIZE]) {
-        q->reftable_dirty[index * 8 / SECTOR_SIZE] = 1;
-        q->reftable_dirty_count++;
+    if (!q->reftable.dirty[index * 8 / SECTOR_SIZE]) {
+        q->reftable.dirty[index * 8 / SECTOR_SIZE] = 1;
+        q->reftable.dirty_count++;
     }
 }
 
 /* Make the refcount block that counts `cluster`; it takes the second cluster of its area; in that of the header it is refused. */
 static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 {
-    uint64_t index = cluster >> q->refblock_bits;
+    uint64_t index = cluster >> q->refcounts.block_bits;
     uint64_t own = index > 0 ? 1 : 0; /* its place in the area, and of its count */
-    uint64_t offset = ((index << q->refblock_bits) + own) << q->cluster_bits;
+    uint64_t offset = ((index << q->refcounts.block_bits) + own) << q->cluster_bits;
     uint8_t head[SECTOR_SIZE] = {0};
     int r = 0;
 
-    if (index >= q->reftable_entries) {
+    if (index >= q->reftable.size) {
         return co_grow_reftable_locked(q, index);
     }
     r = co_check_place_locked(q, "refcount block", offset, q->cluster_size);
@@ -223,8 +222,8 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
      * It counts itself on disk from the start, not only in the cache: a refcount table that is replaced before the next
      * commit refers to it.
      */
-    qcow2_refcount_store(head, q->refcount_order, own, 1);
-    q->zero_from = MAX(q->zero_from, offset + q->cluster_size);
+    qcow2_refcount_store(head, q->refcounts.order, own, 1);
+    q->alloc.zero_from = MAX(q->alloc.zero_from, offset + q->cluster_size);
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE);
     r = block_co_pwrite(q->node->file, offset, head, sizeof(head), 0);
     if (r < 0) {
@@ -236,9 +235,9 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 
 static bool has_refblock_locked(const struct qcow2 *q, uint64_t cluster)
 {
-    uint64_t index = cluster >> q->refblock_bits;
+    uint64_t index = cluster >> q->refcounts.block_bits;
 
-    return index < q->reftable_entries && (q->reftable[index] & REFTABLE_OFFSET_MASK) != 0;
+    return index < q->reftable.size && (q->reftable.entries[index] & REFTABLE_OFFSET_MASK) != 0;
 }
 
 /* --- clusters ---------------------------------------------------------------------------------- */
@@ -272,9 +271,9 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
 /* The first area of those at the end of the table that have no refcount block. */
 static uint64_t first_uncounted_area(const struct qcow2 *q)
 {
-    uint64_t index = q->reftable_entries;
+    uint64_t index = q->reftable.size;
 
-    while (index > 0 && (q->reftable[index - 1] & REFTABLE_OFFSET_MASK) == 0) {
+    while (index > 0 && (q->reftable.entries[index - 1] & REFTABLE_OFFSET_MASK) == 0) {
         index--;
     }
     return index;
@@ -283,7 +282,7 @@ static uint64_t first_uncounted_area(const struct qcow2 *q)
 /* Blocks for `count` areas from `index` on, in the first clusters of the first. That one's block counts all of them on disk. */
 static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t count)
 {
-    uint64_t offset = index << q->refblock_bits << q->cluster_bits;
+    uint64_t offset = index << q->refcounts.block_bits << q->cluster_bits;
     AUTO_FREE uint8_t *blocks = calloc(count, q->cluster_size);
     int r;
 
@@ -291,9 +290,9 @@ static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t cou
         return -ENOMEM;
     }
     for (uint64_t i = 0; i < count; i++) {
-        qcow2_refcount_store(blocks, q->refcount_order, i, 1);
+        qcow2_refcount_store(blocks, q->refcounts.order, i, 1);
     }
-    q->zero_from = MAX(q->zero_from, offset + count * q->cluster_size);
+    q->alloc.zero_from = MAX(q->alloc.zero_from, offset + count * q->cluster_size);
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE);
     r = block_co_pwrite(q->node->file, offset, blocks, count * q->cluster_size, 0);
     for (uint64_t i = 0; i < count && r == 0; i++) {
@@ -309,21 +308,22 @@ static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t cou
 static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_offset,
                                 bool *ret_fresh)
 {
-    uint64_t span = 1ULL << q->refblock_bits, blocks = div_round_up(want, span - 1), index, first;
+    uint64_t span = 1ULL << q->refcounts.block_bits, blocks = div_round_up(want, span - 1), index,
+             first;
     int r;
 
-    for (index = first_uncounted_area(q); index + blocks > q->reftable_entries;
+    for (index = first_uncounted_area(q); index + blocks > q->reftable.size;
          index = first_uncounted_area(q)) {
         r = co_grow_reftable_locked(q, index + blocks - 1);
         if (r < 0) {
             return r;
         }
     }
-    first = (index << q->refblock_bits) + blocks;
+    first = (index << q->refcounts.block_bits) + blocks;
     if (blocks > span || !is_addressable(q, first, want)) {
         return -EFBIG;
     }
-    r = co_check_place_locked(q, NULL, index << q->refblock_bits << q->cluster_bits,
+    r = co_check_place_locked(q, NULL, index << q->refcounts.block_bits << q->cluster_bits,
                               (blocks + want) << q->cluster_bits);
     r = r < 0 ? r : co_new_refblocks_locked(q, index, blocks);
     r = r < 0 ? r : qcow2_co_refcount_add_locked(q, first, want, 1);
@@ -331,8 +331,8 @@ static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_of
         return r;
     }
     *ret_offset = first << q->cluster_bits;
-    *ret_fresh = *ret_offset >= q->zero_from;
-    q->zero_from = MAX(q->zero_from, (first + want) << q->cluster_bits);
+    *ret_fresh = *ret_offset >= q->alloc.zero_from;
+    q->alloc.zero_from = MAX(q->alloc.zero_from, (first + want) << q->cluster_bits);
     return 0;
 }
 
@@ -340,11 +340,11 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
                            uint64_t *ret_offset, uint64_t *ret_got, bool *ret_fresh)
 {
     uint64_t file_end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
-    uint64_t at = q->next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
+    uint64_t at = q->alloc.next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
     int r;
 
     block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC);
-    if (exact && want >> q->refblock_bits) {
+    if (exact && want >> q->refcounts.block_bits) {
         *ret_got = want;
         return co_alloc_long_locked(q, want, ret_offset, ret_fresh);
     }
@@ -374,11 +374,11 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
     if (r < 0) {
         return r;
     }
-    q->next_free = first_free == at ? at + got : first_free;
+    q->alloc.next_free = first_free == at ? at + got : first_free;
     *ret_offset = at << q->cluster_bits;
     *ret_got = got;
-    *ret_fresh = *ret_offset >= q->zero_from;
-    q->zero_from = MAX(q->zero_from, (at + got) << q->cluster_bits);
+    *ret_fresh = *ret_offset >= q->alloc.zero_from;
+    q->alloc.zero_from = MAX(q->alloc.zero_from, (at + got) << q->cluster_bits);
     return 0;
 }
 
@@ -404,7 +404,7 @@ void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters
 
 int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset)
 {
-    uint64_t tail = q->compressed_tail, room = round_up(tail, q->cluster_size) - tail;
+    uint64_t tail = q->alloc.compressed_tail, room = round_up(tail, q->cluster_size) - tail;
     uint64_t cluster = 0;
     bool fresh;
     int r;
@@ -414,7 +414,7 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
         r = qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, tail), 1, 1);
         if (r == 0) {
             *ret_offset = tail;
-            q->compressed_tail = tail + size;
+            q->alloc.compressed_tail = tail + size;
             return 0;
         }
         if (r != -ERANGE) {
@@ -432,9 +432,9 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
     } else {
         *ret_offset = cluster;
     }
-    q->compressed_tail = *ret_offset + size;
-    if (is_aligned(q->compressed_tail, q->cluster_size)) {
-        q->compressed_tail = 0;
+    q->alloc.compressed_tail = *ret_offset + size;
+    if (is_aligned(q->alloc.compressed_tail, q->cluster_size)) {
+        q->alloc.compressed_tail = 0;
     }
     return 0;
 }
@@ -453,12 +453,12 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret
 int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed,
                             enum qcow2_freed why)
 {
-    struct free_list *f = &q->frees;
+    struct free_list *f = &q->alloc.frees;
 
-    q->freed_bytes += length;
+    q->alloc.freed_bytes += length;
     if (compressed) {
         /* The next one to be compressed must not share a cluster whose count is about to go down. */
-        q->compressed_tail = 0;
+        q->alloc.compressed_tail = 0;
     } else if (f->count > 0) {
         struct qcow2_free_run *last = &f->runs[f->count - 1];
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writing out what is dirty in an order that keeps the rules; see the head of state.h. */
+/* Writing out what is dirty in an order that keeps the rules; see the head of image.h. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/byteorder.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* Commit on our own when this much waits to be freed. */
 #define FREED_BYTES_MAX (256 * MiB)
@@ -31,12 +31,12 @@ struct commit {
 
 static uint64_t reftable_word(struct qcow2 *q, uint64_t i)
 {
-    return i < q->reftable_entries ? q->reftable[i] : 0;
+    return i < q->reftable.size ? q->reftable.entries[i] : 0;
 }
 
 static uint64_t l1_word(struct qcow2 *q, uint64_t i)
 {
-    return i < q->l1_size ? atomic_load_explicit(&q->l1[i], memory_order_relaxed) : 0;
+    return i < q->l1.size ? atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed) : 0;
 }
 
 static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t *dirty_count,
@@ -85,12 +85,12 @@ static void end_sectors(struct sector_snapshot *s, uint8_t *dirty, size_t *dirty
 
 static size_t l1_sectors(const struct qcow2 *q)
 {
-    return div_round_up((uint64_t)q->l1_size * 8, SECTOR_SIZE);
+    return div_round_up((uint64_t)q->l1.size * 8, SECTOR_SIZE);
 }
 
 static size_t reftable_sectors(const struct qcow2 *q)
 {
-    return div_round_up((uint64_t)q->reftable_entries * 8, SECTOR_SIZE);
+    return div_round_up((uint64_t)q->reftable.size * 8, SECTOR_SIZE);
 }
 
 static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
@@ -109,21 +109,21 @@ static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
     cache_snapshot_end(&c->refblocks, ok);
     cache_snapshot_end(&c->l2, ok);
     /* A refcount table that was replaced meanwhile is on disk as a whole. */
-    end_sectors(&c->reftable, q->reftable_dirty, &q->reftable_dirty_count,
-                ok || c->reftable_offset != q->reftable_offset);
-    end_sectors(&c->l1, q->l1_dirty, &q->l1_dirty_count, ok);
+    end_sectors(&c->reftable, q->reftable.dirty, &q->reftable.dirty_count,
+                ok || c->reftable_offset != q->reftable.offset);
+    end_sectors(&c->l1, q->l1.dirty, &q->l1.dirty_count, ok);
     if (!ok) {
         give_frees_back_locked(q, c);
-        q->freeing = false;
+        q->alloc.freeing = false;
     }
 }
 
 static int take_refcounts_locked(struct qcow2 *q, struct commit *c)
 {
-    int r = cache_snapshot_begin(&q->ref_cache, &c->refblocks);
+    int r = cache_snapshot_begin(&q->caches.refcounts, &c->refblocks);
 
     return r < 0 ? r
-                 : take_sectors(q, q->reftable_dirty, reftable_sectors(q), &q->reftable_dirty_count,
+                 : take_sectors(q, q->reftable.dirty, reftable_sectors(q), &q->reftable.dirty_count,
                                 reftable_word, &c->reftable);
 }
 
@@ -131,21 +131,21 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
 {
     int r;
 
-    c->refblocks.cache = &q->ref_cache;
-    c->l2.cache = &q->l2_cache;
-    c->reftable_offset = q->reftable_offset;
+    c->refblocks.cache = &q->caches.refcounts;
+    c->l2.cache = &q->caches.l2;
+    c->reftable_offset = q->reftable.offset;
     if ((!c->lazy && (r = take_refcounts_locked(q, c)) < 0) ||
-        (r = cache_snapshot_begin(&q->l2_cache, &c->l2)) < 0 ||
-        (r = take_sectors(q, q->l1_dirty, l1_sectors(q), &q->l1_dirty_count, l1_word, &c->l1)) <
+        (r = cache_snapshot_begin(&q->caches.l2, &c->l2)) < 0 ||
+        (r = take_sectors(q, q->l1.dirty, l1_sectors(q), &q->l1.dirty_count, l1_word, &c->l1)) <
             0) {
         end_locked(q, c, false);
         return r;
     }
-    c->frees = q->frees;
-    q->frees = (struct free_list){0};
-    c->freed_bytes = q->freed_bytes;
-    q->freed_bytes = 0;
-    q->freeing = c->frees.count > 0;
+    c->frees = q->alloc.frees;
+    q->alloc.frees = (struct free_list){0};
+    c->freed_bytes = q->alloc.freed_bytes;
+    q->alloc.freed_bytes = 0;
+    q->alloc.freeing = c->frees.count > 0;
     return 0;
 }
 
@@ -179,9 +179,9 @@ static int co_sync(struct qcow2 *q)
 /* The mark that lets refcounts stay behind; stable before any entry that they don't count. */
 static int co_mark_behind(struct qcow2 *q)
 {
-    int r = q->refcounts_behind ? 0 : qcow2_co_set_incompatible(q, INCOMPAT_DIRTY);
+    int r = q->commit.refcounts_behind ? 0 : qcow2_co_set_incompatible(q, INCOMPAT_DIRTY);
 
-    q->refcounts_behind = r == 0;
+    q->commit.refcounts_behind = r == 0;
     return r;
 }
 
@@ -201,7 +201,7 @@ static int co_write_snapshot(struct qcow2 *q, struct commit *c)
         r = co_sync(q); /* R1, R7 */
         r = r < 0 ? r : cache_co_snapshot_write(&c->l2);
         r = r < 0 ? r
-                  : co_write_sectors(q, q->l1_offset, &c->l1, OVERLAP_ACTIVE_L1,
+                  : co_write_sectors(q, q->l1.offset, &c->l1, OVERLAP_ACTIVE_L1,
                                      BLOCK_EVENT_L1_UPDATE);
     }
     return r < 0 ? r : co_sync(q); /* R4 */
@@ -246,7 +246,7 @@ static void co_punch_run(struct qcow2 *q, const struct qcow2_free_run *run)
 static void co_free_runs(struct qcow2 *q, struct free_list *frees)
 {
     for (size_t i = 0; i < frees->count; i++) {
-        if (q->pass_discard[frees->runs[i].why] && !frees->runs[i].compressed) {
+        if (q->options.pass_discard[frees->runs[i].why] && !frees->runs[i].compressed) {
             co_punch_run(q, &frees->runs[i]);
         }
     }
@@ -256,7 +256,7 @@ static void co_free_runs(struct qcow2 *q, struct free_list *frees)
             block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_FREE);
             (void)co_lower_locked(q, &frees->runs[i]); /* on failure: a leak */
         }
-        q->freeing = false;
+        q->alloc.freeing = false;
         co_mutex_unlock(&q->lock);
     }
     free(frees->runs);
@@ -266,8 +266,8 @@ static void co_free_runs(struct qcow2 *q, struct free_list *frees)
 
 static bool is_clean_locked(const struct qcow2 *q, bool lazy)
 {
-    return (lazy || (q->ref_cache.dirty_count == 0 && q->reftable_dirty_count == 0)) &&
-           q->l2_cache.dirty_count == 0 && q->l1_dirty_count == 0 && q->frees.count == 0;
+    return (lazy || (q->caches.refcounts.dirty_count == 0 && q->reftable.dirty_count == 0)) &&
+           q->caches.l2.dirty_count == 0 && q->l1.dirty_count == 0 && q->alloc.frees.count == 0;
 }
 
 bool qcow2_co_is_untouched(struct qcow2 *q)
@@ -288,7 +288,7 @@ bool qcow2_co_is_untouched(struct qcow2 *q)
 void qcow2_co_cover_clusters_locked(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
-    uint64_t size = block_edge_size(file), end = q->zero_from, refcount = 1;
+    uint64_t size = block_edge_size(file), end = q->alloc.zero_from, refcount = 1;
 
     if (end == UINT64_MAX) {
         return; /* new clusters are written whole, or it can't grow */
@@ -335,22 +335,22 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
 /* Share a commit of the kind that is wanted, or make one. */
 static int co_commit(struct qcow2 *q, bool lazy)
 {
-    struct commit_kind *kind = &q->commits[lazy];
+    struct commit_kind *kind = &q->commit.kinds[lazy];
     /* One that begins from here on covers all that was acknowledged to our caller. */
     unsigned need = atomic_load(&kind->begun) + 1;
     int r;
 
-    co_mutex_lock(&q->commit_mutex);
+    co_mutex_lock(&q->commit.mutex);
     if ((int)(atomic_load(&kind->begun) - need) >= 0) {
         r = kind->result;
     } else {
-        atomic_fetch_add(&q->commits[true].begun, 1);
-        atomic_fetch_add(&q->commits[false].begun, !lazy);
+        atomic_fetch_add(&q->commit.kinds[true].begun, 1);
+        atomic_fetch_add(&q->commit.kinds[false].begun, !lazy);
         r = co_commit_now(q, lazy);
-        q->commits[true].result = r;
-        q->commits[false].result = lazy ? q->commits[false].result : r;
+        q->commit.kinds[true].result = r;
+        q->commit.kinds[false].result = lazy ? q->commit.kinds[false].result : r;
     }
-    co_mutex_unlock(&q->commit_mutex);
+    co_mutex_unlock(&q->commit.mutex);
     return r;
 }
 
@@ -363,11 +363,11 @@ int qcow2_co_commit_guest(struct qcow2 *q)
 {
     bool room;
 
-    if (!q->lazy_refcounts) {
+    if (!q->commit.lazy_refcounts) {
         return co_commit(q, false);
     }
     co_mutex_lock(&q->lock);
-    room = q->ref_cache.dirty_count <= q->ref_cache.dirty_limit;
+    room = q->caches.refcounts.dirty_count <= q->caches.refcounts.dirty_limit;
     co_mutex_unlock(&q->lock);
     return co_commit(q, room);
 }
@@ -380,12 +380,12 @@ int qcow2_co_catch_up(struct qcow2 *q, struct error *err)
         return error_set_errno(err, -r, "Could not write the metadata of '%s'",
                                block_node_display_name(q->node));
     }
-    if (!q->refcounts_behind || atomic_load(&q->broken)) {
+    if (!q->commit.refcounts_behind || atomic_load(&q->broken)) {
         return 0;
     }
-    q->incompatible &= ~INCOMPAT_DIRTY;
+    q->header.incompatible &= ~INCOMPAT_DIRTY;
     r = qcow2_co_write_header(q, err);
-    q->refcounts_behind = r < 0;
+    q->commit.refcounts_behind = r < 0;
     return r;
 }
 
@@ -394,9 +394,9 @@ int qcow2_co_limit_dirty(struct qcow2 *q)
     bool much;
 
     co_mutex_lock(&q->lock);
-    much = q->l2_cache.dirty_count > q->l2_cache.dirty_limit ||
-           q->ref_cache.dirty_count > q->ref_cache.dirty_limit ||
-           q->freed_bytes > FREED_BYTES_MAX || q->frees.count > FREE_RUNS_MAX;
+    much = q->caches.l2.dirty_count > q->caches.l2.dirty_limit ||
+           q->caches.refcounts.dirty_count > q->caches.refcounts.dirty_limit ||
+           q->alloc.freed_bytes > FREED_BYTES_MAX || q->alloc.frees.count > FREE_RUNS_MAX;
     co_mutex_unlock(&q->lock);
     return much ? qcow2_co_commit(q) : 0;
 }
@@ -426,10 +426,10 @@ bool qcow2_co_make_room(struct qcow2 *q, int result)
         return false;
     }
     co_mutex_lock(&q->lock);
-    waits = q->freeing;
-    for (size_t i = 0; i < q->frees.count && !waits; i++) {
-        waits = q->frees.runs[i].why != QCOW2_FREED_BY_OTHER &&
-                co_will_free_locked(q, &q->frees.runs[i]);
+    waits = q->alloc.freeing;
+    for (size_t i = 0; i < q->alloc.frees.count && !waits; i++) {
+        waits = q->alloc.frees.runs[i].why != QCOW2_FREED_BY_OTHER &&
+                co_will_free_locked(q, &q->alloc.frees.runs[i]);
     }
     co_mutex_unlock(&q->lock);
     return waits && qcow2_co_commit(q) == 0;

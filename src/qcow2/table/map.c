@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 /* Whether a host offset of 0 means "at the beginning of the data file" rather than "nowhere". */
 static bool has_place(const struct qcow2 *q, uint64_t entry)
@@ -136,10 +136,10 @@ static uint64_t slice_of(const struct qcow2 *q, uint64_t table, uint64_t offset,
                          unsigned *ret_index)
 {
     uint64_t index = (offset >> q->cluster_bits) & ((1ULL << q->l2_bits) - 1);
-    unsigned slice_bits = q->l2_cache.entry_bits - 3 - q->extended_l2;
+    unsigned slice_bits = q->caches.l2.entry_bits - 3 - q->extended_l2;
 
     *ret_index = (unsigned)(index & ((1u << slice_bits) - 1));
-    return table + ((index >> slice_bits) << q->l2_cache.entry_bits);
+    return table + ((index >> slice_bits) << q->caches.l2.entry_bits);
 }
 
 static int co_unaligned_table(struct qcow2 *q, uint64_t l1_index, uint64_t table)
@@ -159,8 +159,9 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum purpos
     unsigned index;
     int r;
 
-    if (l1_index < q->l1_size) {
-        table = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed) & ENTRY_OFFSET_MASK;
+    if (l1_index < q->l1.size) {
+        table = atomic_load_explicit(&q->l1.entries[l1_index], memory_order_relaxed) &
+                ENTRY_OFFSET_MASK;
     }
     if (table == 0) {
         uint64_t span = qcow2_l2_span(q);
@@ -174,7 +175,7 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum purpos
     if (!is_aligned(table, q->cluster_size)) {
         return co_unaligned_table(q, l1_index, table);
     }
-    r = cache_co_get(&q->l2_cache, slice_of(q, table, offset, &index), &slice);
+    r = cache_co_get(&q->caches.l2, slice_of(q, table, offset, &index), &slice);
     if (r < 0) {
         return r;
     }
@@ -209,10 +210,10 @@ int qcow2_co_map_to_drop(struct qcow2 *q, uint64_t offset, uint64_t length, stru
 void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry)
 {
     qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, &entry, 1);
-    atomic_store_explicit(&q->l1[l1_index], entry, memory_order_relaxed);
-    if (!q->l1_dirty[l1_index * 8 / SECTOR_SIZE]) {
-        q->l1_dirty[l1_index * 8 / SECTOR_SIZE] = 1;
-        q->l1_dirty_count++;
+    atomic_store_explicit(&q->l1.entries[l1_index], entry, memory_order_relaxed);
+    if (!q->l1.dirty[l1_index * 8 / SECTOR_SIZE]) {
+        q->l1.dirty[l1_index * 8 / SECTOR_SIZE] = 1;
+        q->l1.dirty_count++;
     }
 }
 
@@ -236,8 +237,8 @@ static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
         qcow2_co_unalloc_locked(q, table, 1);
         return r;
     }
-    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
-        cache_forget(&q->l2_cache, table + at);
+    for (uint64_t at = 0; at < q->cluster_size; at += q->caches.l2.entry_size) {
+        cache_forget(&q->caches.l2, table + at);
     }
     *ret_table = table;
     return 0;
@@ -257,13 +258,13 @@ static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret
 /* The table at `from`, as the cache has it, into a buffer of one cluster. */
 static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
 {
-    unsigned words = (unsigned)(q->l2_cache.entry_size / 8);
+    unsigned words = (unsigned)(q->caches.l2.entry_size / 8);
     int r = 0;
 
-    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->l2_cache.entry_size) {
+    for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->caches.l2.entry_size) {
         struct cache_entry *slice;
 
-        r = cache_co_get(&q->l2_cache, from + at, &slice);
+        r = cache_co_get(&q->caches.l2, from + at, &slice);
         for (unsigned i = 0; i < words && r == 0; i++) {
             *ret++ = atomic_load_explicit(&slice->data[i], memory_order_relaxed);
         }
@@ -301,8 +302,8 @@ static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ta
         qcow2_co_unalloc_locked(q, new, 1);
         return r;
     }
-    for (uint64_t at = 0; at < q->cluster_size; at += q->l2_cache.entry_size) {
-        cache_forget(&q->l2_cache, new + at);
+    for (uint64_t at = 0; at < q->cluster_size; at += q->caches.l2.entry_size) {
+        cache_forget(&q->caches.l2, new + at);
     }
     qcow2_set_l1_entry_locked(q, l1_index, new | ENTRY_COPIED);
     *table = new;
@@ -317,10 +318,10 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
     bool fresh;
     int r;
 
-    if (l1_index >= q->l1_size) {
-        return qcow2_co_corrupt(q, "L1 table too small (entries: %u)", q->l1_size);
+    if (l1_index >= q->l1.size) {
+        return qcow2_co_corrupt(q, "L1 table too small (entries: %u)", q->l1.size);
     }
-    entry = atomic_load_explicit(&q->l1[l1_index], memory_order_relaxed);
+    entry = atomic_load_explicit(&q->l1.entries[l1_index], memory_order_relaxed);
     table = entry & ENTRY_OFFSET_MASK;
     if (!is_aligned(table, q->cluster_size)) {
         return co_unaligned_table(q, l1_index, table);
@@ -339,6 +340,6 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
         }
     }
     slice = slice_of(q, table, offset, ret_index);
-    return fresh ? cache_co_get_zeroed(&q->l2_cache, slice, ret)
-                 : cache_co_get(&q->l2_cache, slice, ret);
+    return fresh ? cache_co_get_zeroed(&q->caches.l2, slice, ret)
+                 : cache_co_get(&q->caches.l2, slice, ret);
 }

@@ -140,7 +140,7 @@ static void note_inactive_l1_locked(struct qcow2 *q)
     uint64_t left = block_edge_size(q->node->file);
     const struct qcow2_snapshot *s;
 
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         uint64_t bytes = (uint64_t)s->l1_size * 8;
 
         if (bytes <= left) {
@@ -153,12 +153,12 @@ static void note_inactive_l1_locked(struct qcow2 *q)
 void qcow2_overlap_note_header_locked(struct qcow2 *q)
 {
     qcow2_overlap_note_locked(q, OVERLAP_MAIN_HEADER, 0, q->cluster_size);
-    qcow2_overlap_note_locked(q, OVERLAP_ACTIVE_L1, q->l1_offset, (uint64_t)q->l1_size * 8);
-    qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_TABLE, q->reftable_offset,
-                              (uint64_t)q->reftable_entries * 8);
-    qcow2_overlap_note_locked(q, OVERLAP_SNAPSHOT_TABLE, q->snapshots_offset, q->snapshots_size);
-    qcow2_overlap_note_locked(q, OVERLAP_BITMAP_DIRECTORY, q->bitmap_directory_offset,
-                              q->bitmap_directory_size);
+    qcow2_overlap_note_locked(q, OVERLAP_ACTIVE_L1, q->l1.offset, (uint64_t)q->l1.size * 8);
+    qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_TABLE, q->reftable.offset,
+                              (uint64_t)q->reftable.size * 8);
+    qcow2_overlap_note_locked(q, OVERLAP_SNAPSHOT_TABLE, q->snapshots.offset, q->snapshots.size);
+    qcow2_overlap_note_locked(q, OVERLAP_BITMAP_DIRECTORY, q->bitmaps.directory_offset,
+                              q->bitmaps.directory_size);
     note_inactive_l1_locked(q);
 }
 
@@ -176,8 +176,8 @@ void qcow2_overlap_note_tables_locked(struct qcow2 *q, enum overlap_kind kind, c
 
 void qcow2_overlap_note_refblocks_locked(struct qcow2 *q)
 {
-    for (uint32_t i = 0; i < q->reftable_entries; i++) {
-        uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
+    for (uint32_t i = 0; i < q->reftable.size; i++) {
+        uint64_t block = q->reftable.entries[i] & REFTABLE_OFFSET_MASK;
 
         if (block != 0 && is_aligned(block, q->cluster_size)) {
             qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_BLOCK, block, q->cluster_size);
@@ -187,8 +187,8 @@ void qcow2_overlap_note_refblocks_locked(struct qcow2 *q)
 
 static void note_active_l2_locked(struct qcow2 *q)
 {
-    for (uint32_t i = 0; i < q->l1_size; i++) {
-        uint64_t entry = atomic_load_explicit(&q->l1[i], memory_order_relaxed);
+    for (uint32_t i = 0; i < q->l1.size; i++) {
+        uint64_t entry = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
 
         qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, &entry, 1);
     }
@@ -202,7 +202,7 @@ static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *
     uint64_t left = block_edge_size(q->node->file);
     const struct qcow2_snapshot *s;
 
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         uint64_t *l1 = NULL;
         int r = qcow2_check_snapshot_l1(q, s, NULL);
 
@@ -257,8 +257,9 @@ static bool is_within(const struct qcow2 *q, uint64_t cluster, uint64_t offset, 
 
 static bool is_active_l2(const struct qcow2 *q, uint64_t cluster)
 {
-    for (uint32_t i = 0; i < q->l1_size; i++) {
-        uint64_t table = atomic_load_explicit(&q->l1[i], memory_order_relaxed) & ENTRY_OFFSET_MASK;
+    for (uint32_t i = 0; i < q->l1.size; i++) {
+        uint64_t table =
+            atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed) & ENTRY_OFFSET_MASK;
 
         if (table != 0 && qcow2_cluster_index(q, table) == cluster) {
             return true;
@@ -269,8 +270,8 @@ static bool is_active_l2(const struct qcow2 *q, uint64_t cluster)
 
 static bool is_refblock(const struct qcow2 *q, uint64_t cluster)
 {
-    for (uint32_t i = 0; i < q->reftable_entries; i++) {
-        uint64_t block = q->reftable[i] & REFTABLE_OFFSET_MASK;
+    for (uint32_t i = 0; i < q->reftable.size; i++) {
+        uint64_t block = q->reftable.entries[i] & REFTABLE_OFFSET_MASK;
 
         if (block != 0 && qcow2_cluster_index(q, block) == cluster) {
             return true;
@@ -283,7 +284,7 @@ static bool is_inactive_l1(const struct qcow2 *q, uint64_t cluster)
 {
     const struct qcow2_snapshot *s;
 
-    LIST_FOREACH (s, &q->snapshots, link) {
+    LIST_FOREACH (s, &q->snapshots.list, link) {
         if (is_within(q, cluster, s->l1_offset, (uint64_t)s->l1_size * 8)) {
             return true;
         }
@@ -300,7 +301,7 @@ static int co_is_true_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kin
         *ret = cluster == 0;
         break;
     case OVERLAP_ACTIVE_L1:
-        *ret = is_within(q, cluster, q->l1_offset, (uint64_t)q->l1_size * 8);
+        *ret = is_within(q, cluster, q->l1.offset, (uint64_t)q->l1.size * 8);
         break;
     case OVERLAP_ACTIVE_L2:
         *ret = is_active_l2(q, cluster);
@@ -309,10 +310,10 @@ static int co_is_true_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kin
         *ret = is_refblock(q, cluster);
         break;
     case OVERLAP_REFCOUNT_TABLE:
-        *ret = is_within(q, cluster, q->reftable_offset, (uint64_t)q->reftable_entries * 8);
+        *ret = is_within(q, cluster, q->reftable.offset, (uint64_t)q->reftable.size * 8);
         break;
     case OVERLAP_SNAPSHOT_TABLE:
-        *ret = is_within(q, cluster, q->snapshots_offset, q->snapshots_size);
+        *ret = is_within(q, cluster, q->snapshots.offset, q->snapshots.size);
         break;
     case OVERLAP_INACTIVE_L1:
         *ret = is_inactive_l1(q, cluster);
@@ -320,7 +321,7 @@ static int co_is_true_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kin
     case OVERLAP_INACTIVE_L2:
         return co_visit_inactive_l2_locked(q, cluster, ret);
     case OVERLAP_BITMAP_DIRECTORY:
-        *ret = is_within(q, cluster, q->bitmap_directory_offset, q->bitmap_directory_size);
+        *ret = is_within(q, cluster, q->bitmaps.directory_offset, q->bitmaps.directory_size);
         break;
     case OVERLAP_KINDS:
         break;

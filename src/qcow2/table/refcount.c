@@ -3,7 +3,7 @@
 #include <errno.h>
 
 #include "base/byteorder.h"
-#include "qcow2/state.h"
+#include "qcow2/image.h"
 
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index)
 {
@@ -61,18 +61,18 @@ void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t 
 static int co_slice_locked(struct qcow2 *q, uint64_t cluster, struct cache_entry **ret,
                            uint64_t *ret_index)
 {
-    uint64_t table_index = cluster >> q->refblock_bits;
-    uint64_t in_block = cluster & ((1ULL << q->refblock_bits) - 1);
+    uint64_t table_index = cluster >> q->refcounts.block_bits;
+    uint64_t in_block = cluster & ((1ULL << q->refcounts.block_bits) - 1);
     /* Refcounts in a slice: its bits over the width. */
-    unsigned slice_bits = q->ref_cache.entry_bits + 3 - q->refcount_order;
+    unsigned slice_bits = q->caches.refcounts.entry_bits + 3 - q->refcounts.order;
     uint64_t block;
 
     *ret = NULL;
     *ret_index = in_block & ((1ULL << slice_bits) - 1);
-    if (table_index >= q->reftable_entries) {
+    if (table_index >= q->reftable.size) {
         return 0;
     }
-    block = q->reftable[table_index] & REFTABLE_OFFSET_MASK;
+    block = q->reftable.entries[table_index] & REFTABLE_OFFSET_MASK;
     if (block == 0) {
         return 0;
     }
@@ -80,8 +80,8 @@ static int co_slice_locked(struct qcow2 *q, uint64_t cluster, struct cache_entry
         return qcow2_co_corrupt(q, "Refblock offset %#llx unaligned (reftable index: %#llx)",
                                 (unsigned long long)block, (unsigned long long)table_index);
     }
-    return cache_co_get(&q->ref_cache,
-                        block + ((in_block >> slice_bits) << q->ref_cache.entry_bits), ret);
+    return cache_co_get(&q->caches.refcounts,
+                        block + ((in_block >> slice_bits) << q->caches.refcounts.entry_bits), ret);
 }
 
 int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret)
@@ -95,7 +95,7 @@ int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *re
     }
     *ret = 0;
     if (slice) {
-        *ret = qcow2_refcount_load((const void *)slice->data, q->refcount_order, index);
+        *ret = qcow2_refcount_load((const void *)slice->data, q->refcounts.order, index);
         cache_put(slice);
     }
     return 0;
@@ -104,7 +104,7 @@ int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *re
 int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t *ret_used,
                                uint64_t *ret_done)
 {
-    uint64_t per_slice = 1ULL << (q->ref_cache.entry_bits + 3 - q->refcount_order);
+    uint64_t per_slice = 1ULL << (q->caches.refcounts.entry_bits + 3 - q->refcounts.order);
     struct cache_entry *slice;
     uint64_t index;
     int r = co_slice_locked(q, first, &slice, &index);
@@ -116,7 +116,7 @@ int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, 
     *ret_used = 0;
     if (slice) {
         for (uint64_t i = index; i < index + *ret_done; i++) {
-            *ret_used += qcow2_refcount_load((const void *)slice->data, q->refcount_order, i) != 0;
+            *ret_used += qcow2_refcount_load((const void *)slice->data, q->refcounts.order, i) != 0;
         }
         cache_put(slice);
     }
@@ -127,7 +127,7 @@ int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, 
 static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta,
                                   uint64_t *ret_done)
 {
-    uint64_t per_slice = 1ULL << (q->ref_cache.entry_bits + 3 - q->refcount_order);
+    uint64_t per_slice = 1ULL << (q->caches.refcounts.entry_bits + 3 - q->refcounts.order);
     struct cache_entry *slice;
     uint64_t index, n;
     int r;
@@ -143,18 +143,18 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
     }
     if (!slice && delta > 0) {
         /* One more reference to what can't be counted, or not yet: nothing is changed by it. What is wrong a check tells. */
-        return first >> q->refblock_bits < REFTABLE_BYTES_MAX / 8 ? -EAGAIN : -EFBIG;
+        return first >> q->refcounts.block_bits < REFTABLE_BYTES_MAX / 8 ? -EAGAIN : -EFBIG;
     }
     if (!slice) {
         return qcow2_co_corrupt(q, "Cluster %#llx is in use, but has no refcount block",
                                 (unsigned long long)first << q->cluster_bits);
     }
-    r = qcow2_co_overlap_check_locked(q, slice->offset, q->ref_cache.entry_size,
+    r = qcow2_co_overlap_check_locked(q, slice->offset, q->caches.refcounts.entry_size,
                                       OVERLAP_BIT(OVERLAP_REFCOUNT_BLOCK));
     n = MIN(count, per_slice - index);
     for (uint64_t i = 0; i < n && r == 0; i++) {
         uint64_t value =
-            qcow2_refcount_load((const void *)slice->data, q->refcount_order, index + i);
+            qcow2_refcount_load((const void *)slice->data, q->refcounts.order, index + i);
 
         if (delta < 0 && value < (uint64_t)-delta) {
             r = qcow2_co_corrupt(q,
@@ -162,22 +162,22 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
                                  "often",
                                  (unsigned long long)(first + i) << q->cluster_bits,
                                  (unsigned long long)value);
-        } else if (delta > 0 && value > q->refcount_max - (uint64_t)delta) {
+        } else if (delta > 0 && value > q->refcounts.max - (uint64_t)delta) {
             r = -ERANGE;
         }
     }
     for (uint64_t i = 0; i < n && r == 0; i++) {
         uint64_t value =
-            qcow2_refcount_load((const void *)slice->data, q->refcount_order, index + i);
+            qcow2_refcount_load((const void *)slice->data, q->refcounts.order, index + i);
 
-        qcow2_refcount_store((void *)slice->data, q->refcount_order, index + i,
+        qcow2_refcount_store((void *)slice->data, q->refcounts.order, index + i,
                              value + (uint64_t)delta);
-        if (value + (uint64_t)delta == 0 && first + i < q->next_free) {
-            q->next_free = first + i;
+        if (value + (uint64_t)delta == 0 && first + i < q->alloc.next_free) {
+            q->alloc.next_free = first + i;
         }
     }
     if (r == 0) {
-        cache_mark_dirty(&q->ref_cache, slice);
+        cache_mark_dirty(&q->caches.refcounts, slice);
     }
     cache_put(slice);
     *ret_done = n;

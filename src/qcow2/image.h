@@ -1,53 +1,89 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An open qcow2 image.
+ * An open qcow2 image: its state, the rules of write ordering, and the order of its locks.
  *
- * Write ordering. These rules are cited by number in this folder.
+ * Terms
  *
- *  R1  A cluster's refcount is stable before anything that references the cluster is.
- *  R2  A reference is gone from disk before the refcount it held is lowered.
- *  R3  A table that is replaced whole is written to a place no live metadata uses, stable, and switched
- *      by fields within one sector. Entries of L1 and L2 tables and of refcount blocks change in place; so may
- *      bits and tables of bitmaps that are stably marked in use.
- *  R4  An acknowledged flush: all writes acknowledged before it, and the metadata that finds them, are stable.
- *  R5  A persistent bitmap is marked in use, stably, before the first write that it should record reaches the disk; the
- *      mark is taken away only after bits, table and directory are stable.
- *  R6  After any crash the image opens, and the worst a check finds is leaked clusters. Relaxed, as R1 is, while the dirty bit is
- *      stable (snapshot.c, lazy refcounts): then the next writable open repairs first. Version 2 has no such bit: a crash within a
- *      snapshot operation can leave COPIED flags there that a check reports.
- *  R7  Data, with the copied head and tail of its cluster, is stable before the entry that maps it.
- *  R8  A freed cluster is allocated again, in memory too, only once its reference is gone from disk and its hole is punched.
+ *   stable      survives a power failure: written, and a sync of the file has succeeded since.
+ *   reference   a table entry or header field with the offset of a cluster. A cluster's refcount
+ *               is the number of references to it.
+ *   dirty       changed in memory, and not yet written to the file.
+ *   commit      writes what is dirty, in the order drawn below (table/commit.c).
+ *   switch      a new table takes the place of an old one: the header is rewritten by one write of
+ *               the first sector, which is atomic, and synced.
+ *   mark        a bit in the file that says that metadata may not be up to date. It is set, and
+ *               stable, before the metadata is: the dirty bit (refcounts and COPIED flags), the
+ *               corrupt bit (all metadata), the in-use flag of a bitmap.
+ *   hole        a range of the file without space on the file system; it reads as zeroes.
+ *   place       the host cluster of a guest cluster: where its data is in the file.
+ *   slice       the part of an L2 table or refcount block that is cached as a unit.
  *
- * How they are kept. Metadata changes in memory only: in the caches of L2 slices and refcount slices, in the L1 and
- * refcount tables. Freed clusters go to a list and keep their refcount. A *commit* (commit.c) takes a
- * consistent snapshot of all that is dirty and writes it in an order that keeps the rules:
+ * Rules of write ordering; code cites them by number
  *
- *      file as long as its clusters ->
- *      refcount slices -> [sync, refcount table entries] -> sync -> L2 slices, L1 entries -> sync -> freed clusters
- *                                                           (R1, R7)                 (R4)    punched, refcounts lowered (R2, R8)
+ *   R1   A cluster's refcount is stable before anything that references the cluster is.
+ *   R2   A reference is gone from disk before the refcount that counts it is lowered.
+ *   R3   A table that is replaced as a whole is written to clusters that no live metadata uses,
+ *        made stable, and then switched by fields within one sector. Entries of L1 tables, L2
+ *        tables and refcount blocks change in place. So may bits and tables of bitmaps that are
+ *        stably marked in use.
+ *   R4   When a flush has succeeded, all writes acknowledged before it are stable, with the
+ *        metadata that maps them.
+ *   R5   A persistent bitmap is stably marked in use before the first write that it should record
+ *        reaches the file. The mark is removed only when bits, table and directory are stable.
+ *   R6   After any crash the image opens, and a check finds at most leaked clusters. R6 and R1 are
+ *        relaxed while the dirty bit is stable (snapshot operations, lazy refcounts): the next
+ *        writable open then repairs the image first. Version 2 has no dirty bit: a crash within a
+ *        snapshot operation can leave wrong COPIED flags, which a check reports.
+ *   R7   Data, with the copied head and tail of its cluster, is stable before the entry that maps
+ *        it.
+ *   R8   A freed cluster is not allocated again, in memory either, before its reference is gone
+ *        from disk and its hole is punched.
+ *   R9   A dirty bitmap records a write after the write has ended, and also a write that failed
+ *        (block/gate.c).
+ *   R10  After a sync has failed, every flush fails until the file is reopened
+ *        (file/posix_io.c).
  *
- * With lazy refcounts the commit that a flush asks for leaves the first step out, under a dirty bit that is stable before:
- * a crash then costs the next writable open a repair. Closing catches up and takes the bit away.
+ * How the rules are kept
  *
- * Data is written before the entry that maps it is changed in memory, so the sync before the L2
- * slices covers it (R7). A refcount slice may be written at any time, since it can only be too high.
+ * Metadata changes in memory only: in the caches of L2 slices and refcount slices, and in the L1
+ * and refcount tables. Freed clusters go to a list and keep their refcount. A commit takes a
+ * consistent snapshot of all that is dirty, and writes it in this order:
  *
- * Locks, in the order they are taken; an arrow may not be walked backwards:
+ *    1. the file is made as long as its clusters
+ *    2. refcount slices
+ *    3. if refcount table entries changed: sync, then the entries
+ *    4. sync                                                               (R1, R7)
+ *    5. L2 slices, L1 entries
+ *    6. sync                                                               (R4)
+ *    7. freed clusters: holes are punched, then refcounts are lowered      (R2, R8)
  *
- *   bitmap_mutex         stored_bitmaps and its entries, the directory: marking in use, storing, removing
- *   stored_bits_mutex    what a stored bitmap has in the image: reading it without bitmap_mutex, since that holds up a guest's
- *                        first write, and replacing it
- *   guest (range_lock)   guest ranges: overwriting in place, and reading what a write elsewhere may move (compressed or
- *                        shared clusters) shared; allocating, zeroing, discarding exclusive
- *   commit_mutex         one commit at a time; refcounts_behind, results of commits
- *   lock (co_mutex)      everything marked [lock] below: allocation, links, what is dirty. Held across I/O
- *                        only to read metadata, to make a new table or the file longer; across a sync only when the refcount
- *                        table is replaced, or the image found corrupt
- *   mark_mutex           the field of incompatible features, here and on disk, beside I/O; held across its write and a sync
- *   cache shard locks    thread mutexes, inside cache.c only
+ * With lazy refcounts, the commit for a flush omits steps 2 and 3, under a dirty bit that is stable
+ * before. A crash then costs a repair at the next writable open. Closing the image writes the
+ * refcounts and removes the bit.
+ *
+ * Data is written before the entry that maps it changes in memory, so step 4 covers it (R7). A
+ * refcount slice may be written at any time, since its counts can only be too high.
+ *
+ * Locks, in the order in which they are taken
+ *
+ *   bitmaps.mutex       bitmaps.stored and its entries, the bitmap directory: marking in use,
+ *                       storing, removing
+ *   bitmaps.bits_mutex  table and bits of a stored bitmap in the file: reading them without
+ *                       bitmaps.mutex (which would hold up a guest's first write), and replacing
+ *                       them
+ *   guest               range lock over guest offsets. Shared: overwriting in place, and reading
+ *                       what a write may move (compressed or shared clusters). Exclusive:
+ *                       allocating, zeroing, discarding
+ *   commit.mutex        one commit at a time; commit.refcounts_behind, results of commits
+ *   lock                all members marked [lock]: allocation, links, what is dirty. Held across
+ *                       I/O only to read metadata, to make a new table, or to make the file longer;
+ *                       held across a sync only to replace the refcount table
+ *   header.mark_mutex   header.incompatible, in memory and on disk, while I/O is running; held
+ *                       across its write and a sync
+ *   shard locks         thread mutexes, inside table/cache.c only
  */
-#ifndef TIDEMARK_QCOW2_STATE_H
-#define TIDEMARK_QCOW2_STATE_H
+#ifndef TIDEMARK_QCOW2_IMAGE_H
+#define TIDEMARK_QCOW2_IMAGE_H
 
 #include <errno.h>
 #include <stdatomic.h>
@@ -55,14 +91,14 @@
 #include "block/driver.h"
 #include "co/sync.h"
 #include "loop/loop.h"
-#include "qcow2/table/cache.h"
 #include "qcow2/data/cluster_cache.h"
 #include "qcow2/header/format.h"
+#include "qcow2/table/cache.h"
 #include "qcow2/table/overlap.h"
 
-/* A header extension that we don't interpret, kept as it is. */
+/* A header extension of a type that is not interpreted. It is kept as it is. */
 struct qcow2_extension {
-    struct list link;
+    struct list link; /* in qcow2_header.extensions */
     uint32_t type;
     uint32_t size;
     uint8_t data[];
@@ -70,7 +106,7 @@ struct qcow2_extension {
 
 /* A bitmap as the directory on disk describes it. */
 struct stored_bitmap {
-    struct list link;
+    struct list link; /* in qcow2_bitmaps.stored */
     char *name;
     uint64_t table_offset;
     uint32_t table_entries;
@@ -79,13 +115,13 @@ struct stored_bitmap {
     uint8_t granularity_bits;
     uint8_t *extra; /* extra data, kept */
     uint32_t extra_size;
-    uint64_t flags_position;     /* byte offset in the file of its flags field */
+    uint64_t flags_position;     /* file offset of its flags field */
     struct block_bitmap *loaded; /* NULL if it was not loaded (unknown type or flags) */
 };
 
-/* What took a reference away; it decides whether the space goes back to the file system. */
+/* Why a reference was removed; decides whether the space is returned to the file system. */
 enum qcow2_freed {
-    QCOW2_FREED_BY_WRITE,    /* contents moved: kept, the next allocation takes it */
+    QCOW2_FREED_BY_WRITE,    /* the contents moved: kept, the next allocation takes it */
     QCOW2_FREED_BY_REQUEST,  /* discard or zeroing: pass-discard-request */
     QCOW2_FREED_BY_SNAPSHOT, /* pass-discard-snapshot */
     QCOW2_FREED_BY_OTHER,    /* tables that moved: pass-discard-other */
@@ -93,7 +129,7 @@ enum qcow2_freed {
     QCOW2_FREED_KINDS,
 };
 
-/* Clusters whose reference was dropped in memory; see R2 and R8. */
+/* Clusters whose reference was removed in memory; see R2 and R8. */
 struct qcow2_free_run {
     uint64_t offset;
     uint64_t length;
@@ -106,107 +142,147 @@ struct free_list {
     size_t count, capacity;
 };
 
+/* What the header holds that no request needs. */
+struct qcow2_header {
+    uint64_t length; /* header_length: bytes of the fields, without extensions */
+    uint64_t end;    /* on disk, with extensions and backing file name; 0: not written yet */
+    struct co_mutex mark_mutex;
+    uint64_t incompatible; /* [mark_mutex] while I/O is running, and bits are only added then */
+    uint64_t compatible;
+    uint64_t autoclear;
+    char *backing_filename;  /* as recorded; NULL if none */
+    char *backing_format;    /* as recorded; NULL if none */
+    char *data_filename;     /* as recorded; NULL if none */
+    uint64_t greatest_size;  /* EXT_GREATEST_SIZE; 0: not recorded */
+    struct list extensions;  /* of struct qcow2_extension */
+    uint8_t *unknown_fields; /* behind the fields that we know; kept */
+    uint32_t unknown_fields_size;
+};
+
+/* The active L1 table. */
+struct qcow2_l1 {
+    uint64_t offset;
+    uint32_t size;             /* entries */
+    _Atomic uint64_t *entries; /* host byte order; read without lock, stored under [lock] */
+    uint8_t *dirty;            /* [lock] a byte per sector of the table on disk */
+    size_t dirty_count;        /* [lock] */
+};
+
+/* The refcount table. */
+struct qcow2_reftable {
+    uint64_t offset;    /* [lock] */
+    uint32_t size;      /* [lock] entries */
+    uint64_t *entries;  /* [lock] host byte order */
+    uint8_t *dirty;     /* [lock] a byte per sector */
+    size_t dirty_count; /* [lock] */
+};
+
+struct qcow2_refcounts {
+    unsigned order;      /* log2 of the width in bits */
+    unsigned block_bits; /* log2 of refcounts per refcount block */
+    uint64_t max;
+};
+
+struct qcow2_caches {
+    struct table_cache l2;
+    struct table_cache refcounts;
+    struct cluster_cache decompressed;
+    uint64_t l2_max;           /* bytes, limit of the options; the disk may need less */
+    unsigned clean_seconds;    /* slices unused for this long are dropped; 0: never */
+    struct loop_timer cleaner; /* of the main reactor */
+};
+
+/* Which clusters of the file are free. */
+struct qcow2_alloc {
+    uint64_t next_free;       /* [lock] no cluster with a lower index is free */
+    uint64_t zero_from;       /* [lock] the file was never written from this offset on: zeroes */
+    uint64_t compressed_tail; /* [lock] file offset behind the last compressed cluster; 0: none */
+    struct free_list frees;   /* [lock] */
+    uint64_t freed_bytes;     /* [lock] sum of `frees` */
+    bool freeing; /* [lock] a commit is about to free clusters that it took off `frees` */
+};
+
+struct qcow2_commit {
+    struct co_mutex mutex;
+    bool lazy_refcounts;
+    bool refcounts_behind; /* [mutex] the dirty bit was set for lazy refcounts */
+    /*
+     * By whether refcounts may stay behind: [0] full commits, [1] all, since a full one counts as
+     * both. A flush needs a commit that begins after the flush was called.
+     */
+    struct commit_kind {
+        atomic_uint begun; /* number of commits */
+        int result;        /* [mutex] of the last one */
+    } kinds[2];
+};
+
+/* Internal snapshots (snapshot/). Changed only while the node is drained. */
+struct qcow2_snapshots {
+    struct list list; /* of struct qcow2_snapshot */
+    uint32_t count;
+    uint64_t offset, size; /* of the snapshot table, in bytes */
+};
+
+/* Persistent bitmaps (bitmap/). Main reactor, except for `marked`. */
+struct qcow2_bitmaps {
+    struct co_mutex mutex;
+    struct co_mutex bits_mutex;
+    struct list stored;  /* [mutex] of struct stored_bitmap */
+    struct list reserve; /* bitmap/reserve.c: clusters that nothing on disk refers to yet */
+    uint64_t directory_offset, directory_size;
+    uint32_t directory_count; /* as the header said at open */
+    atomic_bool marked;       /* no bitmap on disk counts as current: writes may go on (R5) */
+};
+
+/* data/sparse.c: what was found out about the file. */
+struct qcow2_sparse {
+    atomic_int answer;
+    _Atomic uint64_t size; /* of the disk then */
+};
+
+struct qcow2_options {
+    bool pass_discard[QCOW2_FREED_KINDS]; /* punch holes for what was freed for this reason */
+    bool discard_no_unref; /* discarded and zeroed clusters keep their place in the file */
+};
+
 struct qcow2 {
     struct block_node *node;
 
-    /* From the header; constant after open, but for control operations. */
+    /* The format, from the header. Constant while requests run. */
     uint32_t version;
     unsigned cluster_bits;
     uint64_t cluster_size;
-    unsigned l2_bits;        /* log2 of entries per L2 table */
-    unsigned refcount_order; /* log2 of refcount width in bits */
-    unsigned refblock_bits;  /* log2 of refcounts per refcount block */
-    uint64_t refcount_max;
-    uint64_t incompatible; /* beside I/O bits are only added, under mark_mutex */
-    uint64_t compatible, autoclear;
+    unsigned l2_bits;         /* log2 of entries per L2 table */
+    bool extended_l2;         /* entries of two words, with subclusters */
+    unsigned subcluster_bits; /* log2 of a subcluster's size; cluster_bits without extended_l2 */
     enum compression_type compression;
-    uint32_t crypt_method;     /* enum crypt_method; see crypt.h */
+    uint32_t crypt_method;     /* enum crypt_method; see data/crypt.h */
     struct qcow2_crypt *crypt; /* key; NULL: not encrypted, or open for metadata only */
-    uint64_t header_length;
-    uint8_t *unknown_fields; /* of the header, behind what we know; kept */
-    uint32_t unknown_fields_size;
-    char *backing_filename; /* as recorded; NULL if none */
-    char *backing_format;   /* likewise */
-    struct list extensions; /* of struct qcow2_extension */
-    uint64_t header_end;    /* on disk, with extensions and backing file name; 0: none yet */
-    bool extended_l2;       /* entries of two words, with subclusters */
-    unsigned
-        subcluster_bits; /* log2 of a subcluster's size; cluster_bits without extended entries */
-    struct block_edge *data; /* where guest data lies: node->file, or the external data file */
-    bool has_data_file;      /* guest data lies there at its guest offset, and has no refcounts */
-    bool data_file_raw;      /* the data file alone is a raw image of the disk, at any time */
-    char *data_filename;     /* as recorded; NULL if none */
-    uint64_t l1_offset;
-    uint64_t greatest_size; /* that the disk had while there were bitmaps; 0: not recorded */
+    struct block_edge *data;   /* where guest data is: node->file, or the external data file */
+    bool has_data_file;        /* guest data is there at its guest offset, without refcounts */
+    bool data_file_raw;        /* the data file alone is always a raw image of the disk */
 
     struct co_mutex lock;
-    struct co_mutex commit_mutex;
-    struct co_mutex mark_mutex;
     struct range_lock guest;
 
-    /* L1 table in host byte order. Read with relaxed atomics by anyone, stored under lock. */
-    _Atomic uint64_t *l1;
-    uint32_t l1_size;
-    uint8_t *l1_dirty;     /* [lock] a byte per sector of the table on disk */
-    size_t l1_dirty_count; /* [lock] */
-
-    uint64_t reftable_offset;    /* [lock] */
-    uint64_t *reftable;          /* [lock] host byte order */
-    uint32_t reftable_entries;   /* [lock] */
-    uint8_t *reftable_dirty;     /* [lock] a byte per sector */
-    size_t reftable_dirty_count; /* [lock] */
-
-    struct table_cache l2_cache;
-    struct table_cache ref_cache;
-
-    uint64_t l2_cache_max;           /* bytes, as the options say; the disk may need less */
-    unsigned cache_clean_seconds;    /* what was not used for so long is dropped; 0: never */
-    struct loop_timer cache_cleaner; /* of the main reactor */
-
-    struct cluster_cache decompressed;
-
-    uint64_t next_free; /* [lock] no free cluster index lies below */
-    uint64_t zero_from; /* [lock] file offsets from here on were never written and read as zeroes */
-    uint64_t compressed_tail; /* [lock] file offset behind the last compressed cluster; 0: none */
-    struct free_list frees;   /* [lock] */
-    uint64_t freed_bytes;     /* [lock] sum of the above */
-    bool freeing;             /* [lock] a commit has some in hand that are not free yet */
-
-    /* A flush needs a commit that begins after it was called. */
-    struct commit_kind {
-        atomic_uint begun;
-        int result; /* of the last one; guarded by commit_mutex */
-    } commits[2];   /* [lazy]; a full one counts as both */
-    bool lazy_refcounts;
-    bool refcounts_behind; /* the dirty bit was set for that; guarded by commit_mutex */
-
-    /* Internal snapshots (snapshot.c). Changed only while drained. */
-    struct list snapshots; /* of struct qcow2_snapshot */
-    uint32_t snapshot_count;
-    uint64_t snapshots_offset, snapshots_size;
-
-    /* Persistent bitmaps (bitmap.c). Main reactor, except for bitmaps_marked. */
-    struct list stored_bitmaps;
-    struct list bitmap_reserve; /* bitmap_reserve.c: clusters that nothing on disk refers to yet */
-    uint64_t bitmap_directory_offset, bitmap_directory_size;
-    uint32_t bitmap_directory_count; /* as the header said at open */
-    struct co_mutex bitmap_mutex;    /* guards stored_bitmaps: see above */
-    struct co_mutex stored_bits_mutex;
-    atomic_bool bitmaps_marked; /* nothing on disk passes for current: writes may go on (R5) */
-
+    struct qcow2_header header;
+    struct qcow2_l1 l1;
+    struct qcow2_refcounts refcounts;
+    struct qcow2_reftable reftable;
+    struct qcow2_caches caches;
+    struct qcow2_alloc alloc;
+    struct qcow2_commit commit;
+    struct qcow2_snapshots snapshots;
+    struct qcow2_bitmaps bitmaps;
+    struct qcow2_sparse sparse;
+    struct qcow2_options options;
     struct overlap_guard guard;
 
-    /* sparse.c: what was found out about the file, for a disk of this size. */
-    atomic_int sparse;
-    _Atomic uint64_t sparse_size;
-
-    bool pass_discard[QCOW2_FREED_KINDS]; /* punch holes for what was freed so */
-    bool discard_no_unref; /* what is discarded or zeroed keeps its place in the file */
     bool read_only;
-    bool close_told;     /* the user knows that what is cached could not be written at close */
-    atomic_bool broken;  /* no more writes */
-    atomic_bool corrupt; /* for good, and marked in the header: metadata breaks the specification */
-    atomic_bool corruption_told; /* a harmless case of it was told */
+    bool close_failure_reported;   /* the user knows that not all could be written at close */
+    atomic_bool broken;            /* no more writes */
+    atomic_bool corrupt;           /* for good, and marked in the header: metadata is invalid */
+    atomic_bool nonfatal_reported; /* a harmless violation of the specification was reported */
 };
 
 static inline struct qcow2 *qcow2_state(const struct block_node *node)
@@ -217,9 +293,9 @@ static inline struct qcow2 *qcow2_state(const struct block_node *node)
 /* Sets what follows from the width of a refcount; cluster_bits is set. */
 static inline void qcow2_set_refcount_order(struct qcow2 *q, unsigned order)
 {
-    q->refcount_order = order;
-    q->refblock_bits = q->cluster_bits + 3 - order;
-    q->refcount_max = order == 6 ? UINT64_MAX : (1ULL << (1u << order)) - 1;
+    q->refcounts.order = order;
+    q->refcounts.block_bits = q->cluster_bits + 3 - order;
+    q->refcounts.max = order == 6 ? UINT64_MAX : (1ULL << (1u << order)) - 1;
 }
 
 static inline uint64_t qcow2_cluster_index(const struct qcow2 *q, uint64_t offset)
@@ -267,7 +343,7 @@ int qcow2_co_change_backing(struct block_node *node, const char *filename, const
 
 static inline unsigned qcow2_slice_entries(const struct qcow2 *q)
 {
-    return 1u << (q->l2_cache.entry_bits - 3 - q->extended_l2);
+    return 1u << (q->caches.l2.entry_bits - 3 - q->extended_l2);
 }
 
 /* Entries of a whole table. */
@@ -477,7 +553,7 @@ int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bi
                           uint64_t *ret);
 /* Store all persistent bitmaps and take the in-use marks away. */
 int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
-/* Before a guest write, when !bitmaps_marked: R5. */
+/* Before a guest write, when !bitmaps.marked: R5. */
 int qcow2_co_mark_bitmaps(struct qcow2 *q);
 int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                               struct error *err);
