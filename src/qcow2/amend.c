@@ -18,11 +18,14 @@
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/check/check.h"
-#include "qcow2/downgrade.h"
 #include "qcow2/check/rebuild.h"
-#include "qcow2/snapshot/references.h"
+#include "qcow2/create.h"
+#include "qcow2/downgrade.h"
+#include "qcow2/header/header.h"
 #include "qcow2/resize.h"
+#include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
+#include "qcow2/table/commit.h"
 
 const struct block_option_desc qcow2_amend_options[] = {
     {"backing_file", "str", "File name of a base image"},
@@ -370,6 +373,6 @@ int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress
         return r;
     }
     report(&a, 0, 1);
-    r = qcow2_co_catch_up(a.q, err);
+    r = qcow2_co_write_lazy_refcounts(a.q, err);
     return r < 0 ? r : co_apply(&a, err);
 }

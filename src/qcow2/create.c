@@ -12,8 +12,11 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "block/user_object.h"
+#include "qcow2/create.h"
+#include "qcow2/header/header.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/snapshot.h"
+#include "qcow2/table/refcount.h"
 
 const struct block_option_desc qcow2_create_options[] = {
     {"backing_file", "str", "File name of a base image"},

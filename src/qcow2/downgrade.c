@@ -17,9 +17,15 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/data/crypt.h"
-#include "qcow2/table/overlap.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/header/header.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
+#include "qcow2/table/overlap.h"
+#include "qcow2/table/refcount.h"
 
 struct downgrade {
     struct qcow2 *q;
@@ -144,7 +150,7 @@ static int co_expand_span(struct qcow2 *q, uint64_t at, uint64_t end)
                 r = 0;
                 continue;
             }
-            r = r < 0 ? r : qcow2_co_limit_dirty(q);
+            r = r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
         }
         at += run.length;
     }

@@ -11,10 +11,20 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/amend.h"
+#include "qcow2/bitmap/bitmap.h"
+#include "qcow2/check/check.h"
+#include "qcow2/create.h"
 #include "qcow2/data/crypt.h"
+#include "qcow2/data/data.h"
+#include "qcow2/data/sparse.h"
+#include "qcow2/header/header.h"
+#include "qcow2/info.h"
+#include "qcow2/make_empty.h"
 #include "qcow2/options.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/snapshot.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
 
 /* Refcounts are cached in pieces of this size. */
 #define REF_SLICE 4096
@@ -359,7 +369,7 @@ static int co_inactivate(struct block_node *node, struct error *err)
     }
     stored = qcow2_co_store_bitmaps(q, err);
     r = co_settle(q, err);
-    r = r < 0 || !q->commit.refcounts_behind ? r : qcow2_co_catch_up(q, err);
+    r = r < 0 || !q->commit.refcounts_behind ? r : qcow2_co_write_lazy_refcounts(q, err);
     co_complete_last_cluster(q);
     return stored < 0 ? stored : r;
 }
@@ -405,7 +415,7 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
     ret->map = run.host;
     switch (run.type) {
     case CLUSTER_UNALLOCATED:
-    case CLUSTER_UNALLOCATED_PLACED:
+    case CLUSTER_UNALLOCATED_HAS_HOST:
         ret->flags = node->backing ? 0 : BLOCK_STATUS_ZERO;
         break;
     case CLUSTER_ZERO:

@@ -285,12 +285,13 @@ struct qcow2 {
     atomic_bool nonfatal_reported; /* a harmless violation of the specification was reported */
 };
 
+/* The state of a node whose driver is qcow2. */
 static inline struct qcow2 *qcow2_state(const struct block_node *node)
 {
     return node->opaque;
 }
 
-/* Sets what follows from the width of a refcount; cluster_bits is set. */
+/* Set q->refcounts by log2 of the width in bits, 0 to 6; cluster_bits is set. */
 static inline void qcow2_set_refcount_order(struct qcow2 *q, unsigned order)
 {
     q->refcounts.order = order;
@@ -298,155 +299,25 @@ static inline void qcow2_set_refcount_order(struct qcow2 *q, unsigned order)
     q->refcounts.max = order == 6 ? UINT64_MAX : (1ULL << (1u << order)) - 1;
 }
 
+/* Index of the cluster that file offset `offset` is in. */
 static inline uint64_t qcow2_cluster_index(const struct qcow2 *q, uint64_t offset)
 {
     return offset >> q->cluster_bits;
 }
 
-/* Bytes of guest disk that one L2 table maps. */
-static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
-{
-    return 1ULL << (q->cluster_bits + q->l2_bits);
-}
-
-/* --- header.c, header_write.c --- */
-int qcow2_co_read_header(struct qcow2 *q, struct error *err);
-/*
- * Write the header as the fields say, and sync. All of it is switched by one write of the first sector (R3). When
- * it fails, the header on disk is the old one for sure, or the image takes no more writes (q->broken).
- */
-int qcow2_co_write_header(struct qcow2 *q, struct error *err);
-/* -ENOSPC if the first bitmap could not be stored for want of room in the header: in small clusters, beside a long backing file name. */
-int qcow2_co_check_room_for_bitmaps(struct qcow2 *q, struct error *err);
-void qcow2_free_header(struct qcow2 *q);
-/* Add incompatible feature bits, stable when it returns 0; also while guests write. Yields. */
-int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits);
-/* -ENOTSUP, with the names that the image has for its incompatible features `unknown`. `sector`: the file's first one. */
-int qcow2_co_refuse_features(struct qcow2 *q, const uint8_t *sector, uint64_t unknown,
-                             struct error *err);
-
-/* Guest offset of the VM state of a disk of `size` bytes: the next that an L2 table begins with. */
-static inline uint64_t qcow2_vmstate_offset(const struct qcow2 *q, uint64_t size)
-{
-    return round_up(size, qcow2_l2_span(q));
-}
-
-/* --- vmstate.c: see struct block_driver --- */
-int qcow2_co_preadv_vmstate(struct block_node *node, uint64_t offset, struct iov iov);
-int qcow2_co_pwritev_vmstate(struct block_node *node, uint64_t offset, struct iov iov);
-
-/* --- backing.c: see struct block_driver --- */
-int qcow2_co_change_backing(struct block_node *node, const char *filename, const char *format,
-                            struct error *err);
-
-/* --- entries of L2 slices: by index of the cluster in the slice --- */
-
-static inline unsigned qcow2_slice_entries(const struct qcow2 *q)
-{
-    return 1u << (q->caches.l2.entry_bits - 3 - q->extended_l2);
-}
-
-/* Entries of a whole table. */
-static inline uint64_t qcow2_table_entries(const struct qcow2 *q)
-{
-    return 1ULL << q->l2_bits;
-}
-
-static inline uint64_t qcow2_load_entry(const struct qcow2 *q, const struct cache_entry *slice,
-                                        unsigned index)
-{
-    return cache_load_be64(slice, index << q->extended_l2);
-}
-
-/* The subcluster bitmap; 0 without extended entries. */
-static inline uint64_t qcow2_load_bitmap(const struct qcow2 *q, const struct cache_entry *slice,
-                                         unsigned index)
-{
-    return q->extended_l2 ? cache_load_be64(slice, (index << 1) + 1) : 0;
-}
-
-/* Both at one time, for those who don't hold the lock. */
-static inline void qcow2_load_both(const struct qcow2 *q, struct cache_entry *slice, unsigned index,
-                                   uint64_t *ret_entry, uint64_t *ret_bitmap)
-{
-    uint64_t pair[2] = {0};
-
-    if (q->extended_l2) {
-        cache_load_pair_be64(slice, index << 1, pair);
-    } else {
-        pair[0] = cache_load_be64(slice, index);
-    }
-    *ret_entry = pair[0];
-    *ret_bitmap = pair[1];
-}
-
-static inline void qcow2_store_entry(const struct qcow2 *q, struct cache_entry *slice,
-                                     unsigned index, uint64_t entry, uint64_t bitmap)
-{
-    if (q->extended_l2) {
-        cache_store_pair_be64(slice, index << 1, entry, bitmap);
-    } else {
-        cache_store_be64(slice, index, entry);
-    }
-}
-
+/* Bytes of a subcluster; of a cluster without extended entries. */
 static inline uint64_t qcow2_subcluster_size(const struct qcow2 *q)
 {
     return 1ULL << q->subcluster_bits;
 }
 
-/* --- map.c --- */
-enum cluster_type {
-    CLUSTER_UNALLOCATED,
-    CLUSTER_UNALLOCATED_PLACED, /* as above, but its cluster has a host cluster (subclusters only) */
-    CLUSTER_ZERO,               /* no host cluster */
-    CLUSTER_ZERO_ALLOC,         /* reads as zeroes, has a host cluster */
-    CLUSTER_NORMAL,
-    CLUSTER_COMPRESSED,
-};
+/* Guest bytes that one L2 table maps. */
+static inline uint64_t qcow2_l2_span(const struct qcow2 *q)
+{
+    return 1ULL << (q->cluster_bits + q->l2_bits);
+}
 
-/* Guest bytes that are mapped alike: contiguous in the file where the type has a host offset. */
-struct qcow2_run {
-    enum cluster_type type;
-    bool copied;     /* every cluster has refcount 1 (COPIED flag): may be overwritten in place */
-    uint64_t host;   /* file offset for the first byte; of a compressed run: its entry */
-    uint64_t length; /* bytes from the offset asked for; > 0 */
-};
-
-/* What maps [offset, offset + length): the first run of it. Any reactor, no lock. -EIO if metadata is corrupt. */
-int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
-/* The same for those who are going to write: a corrupt entry is told in other words. */
-int qcow2_co_map_to_write(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
-/* For those who are going to drop what is there: a corrupt entry passes for a normal cluster of its own. */
-int qcow2_co_map_to_drop(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret);
-/*
- * Decode an L2 entry for one of its subclusters (0 without extended entries). -EIO if it breaks the specification, which is the
- * caller's to tell: qcow2_co_corrupt_entry(). *ret_host: of the cluster; the entry itself if it is compressed.
- */
-int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
-                       enum cluster_type *ret_type, uint64_t *ret_host);
-/* The bytes of the file that an entry holds references to; false if none. `compressed` as qcow2_free_later_locked() wants it. */
-bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
-                        uint64_t *ret_length, bool *ret_compressed);
-/* The slice with the entry for guest `offset`, pinned; its table is made if it does not exist. *ret_index: in the slice. */
-int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
-                             unsigned *ret_index);
-/* Change an L1 entry in memory. */
-void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry);
-
-/* --- corrupt.c --- */
-/*
- * Metadata broke the specification: tell once. A writable image is marked in its header, stably, and takes no more writes. Any
- * reactor, with or without the lock. Returns -EIO.
- */
-int qcow2_co_corrupt(struct qcow2 *q, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-/* The same for what does no harm. */
-void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
-    __attribute__((format(printf, 2, 3)));
-/* qcow2_co_corrupt() for the entry at `index` of a pinned slice, come upon while reading or writing guest offset `guest`. */
-int qcow2_co_corrupt_entry(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
-                           uint64_t guest, bool writing);
-/* 0 if the image takes writes; -EIO, or -ENOMEDIUM once it was found corrupt. */
+/* 0 if the image takes writes; -EIO, or -ENOMEDIUM once it was found corrupt. Any thread. */
 static inline int qcow2_check_writable(const struct qcow2 *q)
 {
     if (__builtin_expect(!atomic_load_explicit(&q->broken, memory_order_relaxed), true)) {
@@ -454,126 +325,5 @@ static inline int qcow2_check_writable(const struct qcow2 *q)
     }
     return atomic_load_explicit(&q->corrupt, memory_order_relaxed) ? -ENOMEDIUM : -EIO;
 }
-/* The same for what changes the image as a whole, in words. */
-int qcow2_refuse_broken(const struct qcow2 *q, struct error *err);
-
-/* --- refcount.c --- */
-int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret);
-/* How many of `count` clusters from `first` on are in use; *ret_done: of so many, one slice's. */
-int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, uint64_t *ret_used,
-                               uint64_t *ret_done);
-/* Add `delta` to the refcounts of `count` clusters from index `first`. -ERANGE on overflow, -EIO below zero. */
-int qcow2_co_refcount_add_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta);
-uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index);
-void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t value);
-
-/* --- alloc.c --- */
-/*
- * Allocate up to `want` clusters in one piece (at least one; exactly `want` if `exact`), refcount 1. *ret_fresh: never
- * written, reads as zeroes. -ENOSPC/-EFBIG/-EIO.
- */
-int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
-                          uint64_t *ret_got, bool *ret_fresh);
-/* One cluster for metadata or compressed data; `what` it is to be, for the message if its place is taken. */
-int qcow2_co_alloc_one_locked(struct qcow2 *q, const char *what, uint64_t *ret_offset,
-                              bool *ret_fresh);
-/* Room for `size` <= cluster_size bytes of compressed data; shares clusters with other compressed data. */
-int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offset);
-/* Give back clusters that were allocated and never referenced. */
-void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters);
-/* A reference was dropped in memory: free after the next commit. Compressed: byte range of its data. */
-int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed,
-                            enum qcow2_freed why);
-/* Byte range that a compressed entry names. */
-void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
-                            uint64_t *ret_size);
-
-/* --- commit.c --- */
-/* Make everything that was acknowledged stable (R4). Concurrent callers share commits. */
-int qcow2_co_commit(struct qcow2 *q);
-/* As above; with lazy refcounts those may stay behind what is on disk, under the dirty bit. */
-int qcow2_co_commit_guest(struct qcow2 *q);
-/* Commit it all, and take the dirty bit away that qcow2_co_commit_guest() has set. Drained. */
-int qcow2_co_catch_up(struct qcow2 *q, struct error *err);
-/* Nothing was written since it was opened, and nothing waits to be. */
-bool qcow2_co_is_untouched(struct qcow2 *q);
-/*
- * Make the file as long as the clusters in it. A write that allocates leaves what it has no data for to the end of the file; other
- * programs want to read whole clusters. Where it fails, ours reads zeroes there all the same.
- */
-void qcow2_co_cover_clusters_locked(struct qcow2 *q);
-/* Called after metadata was changed, no lock held: commits if much is dirty. */
-int qcow2_co_limit_dirty(struct qcow2 *q);
-/* No room in the file, on its file system, on its device, or for this user. */
-static inline bool qcow2_is_want_of_room(int result)
-{
-    return result == -ENOSPC || result == -EDQUOT || result == -EFBIG;
-}
-/*
- * Something failed with `result`, and has given back what it had allocated. Whether it is worth to try again: there was no
- * room, and since then a commit has freed what waited for one, more than the places of tables that moved. `lock` is not held.
- */
-bool qcow2_co_make_room(struct qcow2 *q, int result);
-
-/* --- read.c, write.c, zero.c --- */
-int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
-int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
-int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
-                          unsigned flags);
-int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
-/* Whole clusters, also beyond the end of the disk: zero, those with a place keep it; or no mapping at all. */
-int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
-int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
-/* Read guest bytes into a flat buffer, the guest range held; zeroes behind the end of the disk. */
-int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
-
-/* --- compress.c, decompress.c --- */
-/* Compressed clusters are read and written in batches of so much, one at least. */
-#define QCOW2_BATCH_CLUSTERS 64
-#define QCOW2_BATCH_BYTES (2 * MiB)
-static inline unsigned qcow2_batch_clusters(const struct qcow2 *q)
-{
-    return (unsigned)MAX(MIN(QCOW2_BATCH_BYTES >> q->cluster_bits, QCOW2_BATCH_CLUSTERS), 1);
-}
-/* Whole clusters, except at the end of the disk. What does not get smaller, or overwrites something, is stored as it is. */
-int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov);
-/*
- * The compressed clusters that the request begins with, as far as a batch goes. *ret_done: bytes; 0 if the first one is not
- * compressed. Nobody else may change entries of the range.
- */
-int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done);
-
-/* --- empty.c: see struct block_driver --- */
-int qcow2_co_make_empty(struct block_node *node, struct error *err);
-
-/* --- bitmap*.c --- */
-int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
-int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap);
-int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap,
-                          uint64_t *ret);
-/* Store all persistent bitmaps and take the in-use marks away. */
-int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
-/* Before a guest write, when !bitmaps.marked: R5. */
-int qcow2_co_mark_bitmaps(struct qcow2 *q);
-int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
-                              struct error *err);
-int qcow2_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
-                            struct error *err);
-int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
-int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b, struct error *err);
-void qcow2_free_stored_bitmaps(struct qcow2 *q);
-void qcow2_free_bitmap_reserve(struct qcow2 *q);
-
-/* --- sparse.c --- */
-/* Whether much of what is in use lies in holes of the file: clusters preallocated, or written in part. Found out at the first call. Yields. */
-bool qcow2_co_is_sparse(struct qcow2 *q);
-
-/* --- create.c, check.c, info.c --- */
-int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err);
-extern const struct block_option_desc qcow2_create_options[];
-int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
-                   struct error *err);
-struct json_object *qcow2_co_specific_info(struct block_node *node);
-int qcow2_co_get_info(struct block_node *node, struct block_info *ret);
 
 #endif

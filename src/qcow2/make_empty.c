@@ -22,7 +22,12 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "qcow2/data/data.h"
+#include "qcow2/header/header.h"
 #include "qcow2/image.h"
+#include "qcow2/make_empty.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/refcount.h"
 
 #define REFTABLE_CLUSTER 1
 #define REFBLOCK_CLUSTER 2
@@ -166,7 +171,7 @@ int qcow2_co_make_empty(struct block_node *node, struct error *err)
     struct qcow2 *q = qcow2_state(node);
     uint64_t size = block_node_size(node);
     ERROR_AUTO(cause);
-    int r = qcow2_co_catch_up(q, &cause);
+    int r = qcow2_co_write_lazy_refcounts(q, &cause);
 
     if (r == 0 && can_start_anew(q)) {
         q->header.incompatible |= INCOMPAT_DIRTY;

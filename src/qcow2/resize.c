@@ -20,8 +20,15 @@
 
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/data/data.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/header/header.h"
 #include "qcow2/options.h"
 #include "qcow2/snapshot/references.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
+#include "qcow2/table/refcount.h"
 
 static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 {

@@ -7,6 +7,8 @@
 #include "base/checked.h"
 #include "block/bitmaps.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/map.h"
 #include "random.h"
 #include "verifier.h"
 

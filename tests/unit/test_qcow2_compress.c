@@ -17,6 +17,8 @@
 #include "base/checked.h"
 #include "loop/loop.h"
 #include "qcow2/data/compression.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/map.h"
 
 #define C ((size_t)(64 * KiB))
 

@@ -14,6 +14,7 @@
 
 #include "base/byteorder.h"
 #include "base/checked.h"
+#include "qcow2/table/refcount.h"
 
 #define C (4 * KiB)
 #define DISK (16 * MiB)

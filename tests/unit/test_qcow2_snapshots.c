@@ -15,6 +15,7 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "block/bitmaps.h"
+#include "qcow2/table/refcount.h"
 
 #define SIZE (2 * MiB)
 #define C 4096u

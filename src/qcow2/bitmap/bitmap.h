@@ -49,4 +49,30 @@ void qcow2_co_bitmap_reserve_again(struct qcow2 *q);
 /* All is stored: what was used belongs to the image, what was not is given back. */
 void qcow2_co_bitmap_reserve_end(struct qcow2 *q);
 
+/* --- for the driver; `co_` functions yield, on the main reactor except where said ---------------- */
+
+/* Read the bitmap directory at open, and register the bitmaps with the node. */
+int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err);
+
+/* Store all persistent bitmaps that changed, and remove the in-use marks (R5). At close. */
+int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err);
+
+/* Mark persistent bitmaps in use before a guest's write, unless bitmaps.marked (R5). Any reactor. */
+int qcow2_co_mark_bitmaps(struct qcow2 *q);
+
+/* See the members of struct block_driver with these names. */
+int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap);
+int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap,
+                          uint64_t *ret);
+int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                              struct error *err);
+int qcow2_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                            struct error *err);
+int qcow2_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
+int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *b, struct error *err);
+
+/* Free the memory of bitmaps.stored and bitmaps.reserve. Neither yields. */
+void qcow2_free_stored_bitmaps(struct qcow2 *q);
+void qcow2_free_bitmap_reserve(struct qcow2 *q);
+
 #endif

@@ -23,7 +23,10 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/bitmap/store.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/refcount.h"
 
 /* A table in big-endian, for the clusters that it has. */
 struct waiting_table {
@@ -97,9 +100,9 @@ int qcow2_co_in_place_bits(struct qcow2 *q, struct bitmap_store *st, struct bitm
         r = block_co_pwrite(q->node->file, offset, t->bits, q->cluster_size, 0);
     } else if (!st->no_room) {
         r = qcow2_co_bitmap_write_new(q, st, t->bits, q->cluster_size, &t->now[i]);
-        st->no_room = qcow2_is_want_of_room(r);
+        st->no_room = qcow2_is_no_room(r);
     }
-    if (qcow2_is_want_of_room(r)) {
+    if (qcow2_is_no_room(r)) {
         t->now[i] = BITMAP_TABLE_ALL_ONES;
         t->overstated += clean_bytes(q, t, i);
         r = 0;

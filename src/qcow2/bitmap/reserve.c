@@ -17,6 +17,7 @@
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/snapshot/references.h"
+#include "qcow2/table/commit.h"
 
 /* Clusters that are kept for the table of a bitmap, or for the directory. */
 struct reserved_run {

@@ -13,8 +13,13 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/strbuf.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/bitmap/store.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/header/header.h"
 #include "qcow2/snapshot/references.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
 
 void qcow2_garbage_add(struct free_list *g, uint64_t offset, uint64_t length)
 {
@@ -581,7 +586,7 @@ static int co_store_locked(struct qcow2 *q, struct error *err)
         return 0;
     }
     r = co_store_elsewhere(q, &why);
-    if (qcow2_is_want_of_room(r)) {
+    if (qcow2_is_no_room(r)) {
         error_clear(&why);
         r = co_store_in_place(q, &why);
     }
@@ -680,7 +685,7 @@ static int co_remove_locked(struct qcow2 *q, const char *name, struct error *err
     }
     co_collect_old(q, gone, &st.old);
     r = r < 0 ? r : co_switch_directory(q, &st, &why);
-    if (qcow2_is_want_of_room(r) && bitmap && qcow2_co_in_place_directory(q, gone, &st) == 0) {
+    if (qcow2_is_no_room(r) && bitmap && qcow2_co_in_place_directory(q, gone, &st) == 0) {
         error_clear(&why);
         r = co_switch_directory(q, &st, &why);
     }

@@ -16,6 +16,8 @@
 #include "base/log.h"
 #include "qcow2/check/check.h"
 #include "qcow2/check/rebuild.h"
+#include "qcow2/header/header.h"
+#include "qcow2/table/commit.h"
 
 /* References to so many clusters behind the end of the file keep new refcounts out of there. */
 #define BEYOND_END_MAX (1u << 20)

@@ -16,6 +16,10 @@
 int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct counts **ret,
                               uint64_t *ret_clusters, struct error *err);
 
+/* block_driver.co_check: `fix` has bits of BLOCK_CHECK_FIX_... The node is drained. Yields. */
+int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
+                   struct error *err);
+
 /* Complaints that are printed; the rest is counted only. */
 #define CHECK_COMPLAINTS_MAX 1000
 

@@ -7,6 +7,8 @@
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/check/check.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/map.h"
 
 /* --- data ------------------------------------------------------------------------------------------ */
 

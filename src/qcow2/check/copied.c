@@ -9,6 +9,9 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
+#include "qcow2/table/refcount.h"
 
 /* Flags are put right on demand, and with leaks only when there is nothing else that may be wrong. */
 static bool is_to_be_fixed(const struct check *c)
@@ -161,7 +164,7 @@ int qcow2_co_check_copied(struct check *c)
             co_check_table_locked(c, table, entries, fix && qcow2_check_may_repair_table(c, table));
         }
         co_mutex_unlock(&q->lock);
-        r = fix ? qcow2_co_limit_dirty(q) : 0;
+        r = fix ? qcow2_co_commit_if_much_dirty(q) : 0;
     }
     return r;
 }

@@ -14,6 +14,8 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "qcow2/header/header.h"
+#include "qcow2/table/refcount.h"
 
 #define AREAS_MAX (REFTABLE_BYTES_MAX / 8)
 #define COUNTS_BYTES (256 * MiB)

@@ -6,6 +6,7 @@
 
 #include "base/cleanup.h"
 #include "qcow2/check/check.h"
+#include "qcow2/table/refcount.h"
 
 /* --- structures ------------------------------------------------------------------------------------ */
 

@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/check/check.h"
+#include "qcow2/header/header.h"
 #include "qcow2/snapshot/snapshot.h"
 #include "qcow2/snapshot/table.h"
 

@@ -10,8 +10,14 @@
 
 #include "base/cleanup.h"
 #include "loop/loop.h"
+#include "qcow2/data/compress.h"
 #include "qcow2/data/compression.h"
+#include "qcow2/data/data.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
+#include "qcow2/table/refcount.h"
 
 #define JOB_BYTES (256 * KiB)
 
@@ -259,7 +265,7 @@ static int co_store(struct batch *b)
         r = co_try_to_store(b, &linked);
     } while (linked == 0 && qcow2_co_make_room(b->q, r));
     /* If the commit fails, the clusters are linked all the same. */
-    return r < 0 ? r : qcow2_co_limit_dirty(b->q);
+    return r < 0 ? r : qcow2_co_commit_if_much_dirty(b->q);
 }
 
 /* --- a request --------------------------------------------------------------------------------- */

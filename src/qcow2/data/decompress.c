@@ -13,8 +13,11 @@
 
 #include "base/cleanup.h"
 #include "loop/loop.h"
+#include "qcow2/data/compress.h"
 #include "qcow2/data/compression.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/map.h"
 
 #define JOB_BYTES (128 * KiB)
 /* What takes less time than the way to another thread and back. */

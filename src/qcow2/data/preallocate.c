@@ -2,6 +2,9 @@
 #include <errno.h>
 
 #include "qcow2/resize.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
 
 /*
  * What lies beyond the end of the file is made when it grows, and reads as zeroes then. A data file may hold anything where
@@ -113,7 +116,7 @@ static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, enum block_pre
         qcow2_co_unalloc_locked(q, c->host, c->count);
     }
     co_mutex_unlock(&q->lock);
-    return r < 0 ? r : qcow2_co_limit_dirty(q);
+    return r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
 }
 
 int qcow2_co_preallocate(struct qcow2 *q, uint64_t from, uint64_t to, enum block_prealloc prealloc,

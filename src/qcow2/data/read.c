@@ -9,7 +9,10 @@
 #include <string.h>
 
 #include "co/co.h"
+#include "qcow2/data/compress.h"
 #include "qcow2/data/crypt.h"
+#include "qcow2/data/data.h"
+#include "qcow2/table/map.h"
 
 struct backing_read {
     struct block_edge *edge;
@@ -74,7 +77,7 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
     case CLUSTER_COMPRESSED: /* not here */
         return -EIO;
     case CLUSTER_UNALLOCATED:
-    case CLUSTER_UNALLOCATED_PLACED:
+    case CLUSTER_UNALLOCATED_HAS_HOST:
         if (q->node->backing) {
             return co_read_backing(q, offset, iov, flags);
         }
@@ -167,7 +170,7 @@ int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, un
     return co_read(qcow2_state(node), offset, iov, flags & BLOCK_REQ_PREFETCH, false);
 }
 
-int qcow2_co_read_old(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
+int qcow2_co_read_guest_range_held(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
 {
     /* The VM state behind the disk has contents, too; in between is nothing. */
     uint64_t disk_end = block_node_size(q->node);

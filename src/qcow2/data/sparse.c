@@ -8,7 +8,9 @@
  */
 #include <errno.h>
 
+#include "qcow2/data/sparse.h"
 #include "qcow2/image.h"
+#include "qcow2/table/refcount.h"
 
 enum { UNKNOWN, DENSE, SPARSE };
 

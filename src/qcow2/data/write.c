@@ -13,7 +13,14 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "qcow2/bitmap/bitmap.h"
+#include "qcow2/data/compress.h"
 #include "qcow2/data/crypt.h"
+#include "qcow2/data/data.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
 
 #define ZERO_PAGE_SIZE (64 * KiB)
 /* The file is not to grow while so much waits to be free. */
@@ -96,7 +103,7 @@ static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **re
         *ret = NULL;
         return -ENOMEM;
     }
-    return qcow2_co_read_old(q, offset, *ret, size);
+    return qcow2_co_read_guest_range_held(q, offset, *ret, size);
 }
 
 static int co_write_data(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov)
@@ -179,8 +186,8 @@ static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned in
     uint64_t bitmap = qcow2_load_bitmap(q, slice, index);
     enum cluster_type type;
     int r = qcow2_decode_entry(q, entry, bitmap, 0, &type, &ret->host);
-    bool placed =
-        type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC || type == CLUSTER_UNALLOCATED_PLACED;
+    bool placed = type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC ||
+                  type == CLUSTER_UNALLOCATED_HAS_HOST;
 
     if (r < 0) {
         return r;
@@ -389,7 +396,7 @@ static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size
         return r;
     }
     *ret_done = size;
-    return a.all_ours ? 0 : qcow2_co_limit_dirty(q);
+    return a.all_ours ? 0 : qcow2_co_commit_if_much_dirty(q);
 }
 
 /* --- write ----------------------------------------------------------------------------------- */

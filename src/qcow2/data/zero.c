@@ -15,7 +15,13 @@
  */
 #include <errno.h>
 
+#include "qcow2/bitmap/bitmap.h"
+#include "qcow2/data/data.h"
+#include "qcow2/header/corrupt.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
 
 enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_FORGET, CHANGE_DROP };
 
@@ -162,7 +168,7 @@ static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum
                          uint64_t *ret_skip)
 {
     struct qcow2_run run;
-    int r = qcow2_co_map_to_drop(q, offset, length, &run);
+    int r = qcow2_co_map_tolerating_corruption(q, offset, length, &run);
 
     *ret_skip = 0;
     if (r == 0 && is_aligned(offset, q->cluster_size) &&
@@ -207,7 +213,7 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
             continue;
         }
         offset += done;
-        r = r < 0 ? r : qcow2_co_limit_dirty(q);
+        r = r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
     }
     return r;
 }
@@ -251,7 +257,7 @@ static int co_punch_kept(struct qcow2 *q, uint64_t offset, uint64_t length)
     while (at < end && r == 0) {
         struct qcow2_run run;
 
-        r = qcow2_co_map_to_drop(q, at, end - at, &run);
+        r = qcow2_co_map_tolerating_corruption(q, at, end - at, &run);
         if (r == 0 && run.type == CLUSTER_ZERO_ALLOC && run.copied) {
             r = qcow2_co_overlap_check(q, run.host, run.length, 0);
             r = r < 0 ? r : block_co_discard(q->node->file, run.host, run.length);
@@ -320,7 +326,7 @@ static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bo
     if (r < 0 || run.type == CLUSTER_NORMAL || run.type == CLUSTER_COMPRESSED) {
         return r;
     }
-    if (run.type != CLUSTER_UNALLOCATED && run.type != CLUSTER_UNALLOCATED_PLACED) {
+    if (run.type != CLUSTER_UNALLOCATED && run.type != CLUSTER_UNALLOCATED_HAS_HOST) {
         *ret = true;
         return 0;
     }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "qcow2/header/header.h"
 #include "qcow2/image.h"
 
 /* Exchange what the header is to name for the two strings. */

@@ -6,7 +6,10 @@
 
 #include "base/log.h"
 #include "block/corruption.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/header/header.h"
 #include "qcow2/image.h"
+#include "qcow2/table/map.h"
 
 static void co_write_mark(struct qcow2 *q)
 {

@@ -7,6 +7,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/strbuf.h"
+#include "qcow2/header/header.h"
 #include "qcow2/image.h"
 
 /* An entry: type of the feature, bit, name. */

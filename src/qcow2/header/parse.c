@@ -7,6 +7,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "qcow2/header/header.h"
 #include "qcow2/snapshot/snapshot.h"
 
 /* --- reading ------------------------------------------------------------------------------------- */

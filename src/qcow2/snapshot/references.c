@@ -6,6 +6,11 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/map.h"
+#include "qcow2/table/refcount.h"
 
 int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_t **ret)
 {
@@ -192,7 +197,7 @@ static int co_visit_table(struct qcow2 *q, uint64_t offset, uint64_t *table, uin
                 : fn(q, offset, q->cluster_size, false);
     }
     co_mutex_unlock(&q->lock);
-    return r < 0 ? r : qcow2_co_limit_dirty(q);
+    return r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
 }
 
 /* Undo the first `done` references of the table of entry `last`, and all of those before it. What fails leaks. */
@@ -317,7 +322,7 @@ static int co_update_table(struct qcow2 *q, uint32_t l1_index)
         }
     }
     co_mutex_unlock(&q->lock);
-    return r < 0 ? r : qcow2_co_limit_dirty(q);
+    return r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
 }
 
 int qcow2_co_update_copied(struct qcow2 *q)

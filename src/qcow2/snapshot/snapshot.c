@@ -21,9 +21,13 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "qcow2/header/corrupt.h"
+#include "qcow2/header/header.h"
 #include "qcow2/options.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
 
 static int co_set_dirty(struct qcow2 *q, bool dirty, struct error *err)
 {
@@ -227,7 +231,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
         qcow2_snapshot_free(s);
         return error_set(err, ENOMEM, "Out of memory");
     }
-    r = qcow2_co_catch_up(q, err);
+    r = qcow2_co_write_lazy_refcounts(q, err);
     r = r < 0 ? r : co_set_dirty(q, true, err);
     if (r == 0) {
         r = co_create(q, s, l1, err);
@@ -443,7 +447,7 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
                          block_node_display_name(node));
     }
     r = co_read_snapshot_l1(q, a.snapshot, &a.l1, &a.entries, err);
-    r = r < 0 ? r : qcow2_co_catch_up(q, err);
+    r = r < 0 ? r : qcow2_co_write_lazy_refcounts(q, err);
     if (r < 0) {
         return r;
     }
@@ -473,7 +477,7 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
     if (r < 0) {
         return failed(q, "read the L1 table of a snapshot", r, err);
     }
-    if ((r = qcow2_co_catch_up(q, err)) < 0) {
+    if ((r = qcow2_co_write_lazy_refcounts(q, err)) < 0) {
         return r;
     }
     after = s->link.prev;

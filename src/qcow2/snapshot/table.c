@@ -7,8 +7,11 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/strbuf.h"
+#include "qcow2/header/header.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
 
 void qcow2_snapshot_free(struct qcow2_snapshot *s)
 {

@@ -13,7 +13,10 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "qcow2/header/corrupt.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/refcount.h"
 
 /*
  * Clusters behind the end of the file that are counted: a crash leaves some that were never written. Where there are more, the

@@ -5,7 +5,11 @@
 #include <string.h>
 
 #include "base/byteorder.h"
+#include "qcow2/header/header.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/commit.h"
+#include "qcow2/table/refcount.h"
 
 /* Commit on our own when this much waits to be freed. */
 #define FREED_BYTES_MAX (256 * MiB)
@@ -372,7 +376,7 @@ int qcow2_co_commit_guest(struct qcow2 *q)
     return co_commit(q, room);
 }
 
-int qcow2_co_catch_up(struct qcow2 *q, struct error *err)
+int qcow2_co_write_lazy_refcounts(struct qcow2 *q, struct error *err)
 {
     int r = qcow2_co_commit(q);
 
@@ -389,7 +393,7 @@ int qcow2_co_catch_up(struct qcow2 *q, struct error *err)
     return r;
 }
 
-int qcow2_co_limit_dirty(struct qcow2 *q)
+int qcow2_co_commit_if_much_dirty(struct qcow2 *q)
 {
     bool much;
 
@@ -422,7 +426,7 @@ bool qcow2_co_make_room(struct qcow2 *q, int result)
 {
     bool waits;
 
-    if (__builtin_expect(!qcow2_is_want_of_room(result), true)) {
+    if (__builtin_expect(!qcow2_is_no_room(result), true)) {
         return false;
     }
     co_mutex_lock(&q->lock);

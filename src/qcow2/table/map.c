@@ -4,7 +4,10 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
+#include "qcow2/header/corrupt.h"
 #include "qcow2/image.h"
+#include "qcow2/table/alloc.h"
+#include "qcow2/table/map.h"
 
 /* Whether a host offset of 0 means "at the beginning of the data file" rather than "nowhere". */
 static bool has_place(const struct qcow2 *q, uint64_t entry)
@@ -27,7 +30,7 @@ static int decode_subcluster(const struct qcow2 *q, uint64_t entry, uint64_t bit
     } else if (zero) {
         *ret_type = placed ? CLUSTER_ZERO_ALLOC : CLUSTER_ZERO;
     } else {
-        *ret_type = placed ? CLUSTER_UNALLOCATED_PLACED : CLUSTER_UNALLOCATED;
+        *ret_type = placed ? CLUSTER_UNALLOCATED_HAS_HOST : CLUSTER_UNALLOCATED;
     }
     return 0;
 }
@@ -202,7 +205,8 @@ int qcow2_co_map_to_write(struct qcow2 *q, uint64_t offset, uint64_t length, str
     return co_map(q, offset, length, TO_WRITE, ret);
 }
 
-int qcow2_co_map_to_drop(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+int qcow2_co_map_tolerating_corruption(struct qcow2 *q, uint64_t offset, uint64_t length,
+                                       struct qcow2_run *ret)
 {
     return co_map(q, offset, length, TO_DROP, ret);
 }

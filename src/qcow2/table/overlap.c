@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "qcow2/header/corrupt.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
 

@@ -3,7 +3,9 @@
 #include <errno.h>
 
 #include "base/byteorder.h"
+#include "qcow2/header/corrupt.h"
 #include "qcow2/image.h"
+#include "qcow2/table/refcount.h"
 
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index)
 {

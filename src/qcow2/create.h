@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#ifndef TIDEMARK_QCOW2_CREATE_H
+#define TIDEMARK_QCOW2_CREATE_H
+
+#include "block/driver.h"
+
+/* block_driver.create_options: those that qcow2_co_create() takes. */
+extern const struct block_option_desc qcow2_create_options[];
+
+/*
+ * block_driver.co_create: make an image of `size` bytes in the file `filename`, which is created or
+ * overwritten. Takes all its options from `opts`. Yields.
+ */
+int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err);
+
+#endif
