@@ -18,7 +18,7 @@
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/check/check.h"
-#include "qcow2/check/rebuild.h"
+#include "qcow2/check/reference_counts.h"
 #include "qcow2/create.h"
 #include "qcow2/downgrade.h"
 #include "qcow2/header/header.h"
@@ -202,13 +202,13 @@ static int co_upgrade(struct amend *a, struct error *err)
 /* --- refcount width -------------------------------------------------------------------------- */
 
 /* Before anything is written. */
-static int check_counts(const struct amend *a, const struct counts *counts, uint64_t clusters,
-                        struct error *err)
+static int check_counts(const struct amend *a, const struct reference_counts *counts,
+                        uint64_t clusters, struct error *err)
 {
     unsigned bits = 1u << a->refcount_order;
 
     for (uint64_t i = 0; bits < 32 && i < clusters; i++) {
-        unsigned long long count = counts_get(counts, i);
+        unsigned long long count = reference_counts_get(counts, i);
 
         if (count >> bits) {
             return error_set(err, ERANGE,
@@ -220,10 +220,10 @@ static int check_counts(const struct amend *a, const struct counts *counts, uint
     return 0;
 }
 
-static bool exceeds(const struct counts *counts, uint64_t clusters, uint64_t max)
+static bool exceeds(const struct reference_counts *counts, uint64_t clusters, uint64_t max)
 {
     for (uint64_t i = 0; max < UINT32_MAX && i < clusters; i++) {
-        if (counts_get(counts, i) > max) {
+        if (reference_counts_get(counts, i) > max) {
             return true;
         }
     }
@@ -246,7 +246,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
     struct qcow2 *q = a->q;
     unsigned old_order = q->refcounts.order;
     uint64_t old_max = q->refcounts.max, max = UINT64_MAX >> (64 - (1u << a->refcount_order));
-    struct counts *counts = NULL;
+    struct reference_counts *counts = NULL;
     uint64_t clusters = 0;
     bool uncounted = false;
     int r;
@@ -260,7 +260,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
         return r;
     }
     if ((r = check_counts(a, counts, clusters, err)) < 0) {
-        counts_free(counts);
+        reference_counts_free(counts);
         return r;
     }
     report(a, 1, 2);
@@ -274,7 +274,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
         }
     }
     uncounted = r == 0 && exceeds(counts, clusters, old_max);
-    counts_free(counts);
+    reference_counts_free(counts);
     return uncounted ? co_unshare(q, err) : r;
 }
 

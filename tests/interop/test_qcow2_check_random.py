@@ -46,7 +46,7 @@ OTHERWISE = (
     "overhanging snapshots",  # it throws snapshots away that can be read
     "I/O error in check_refcounts_l1",
     "napshot table offset invalid",  # it opens some of them
-    "lie upon each other",  # it goes on reading
+    "overlap; not all of them are checked",  # it goes on reading
     "L1 size",  # likewise
 )
 

@@ -17,12 +17,12 @@
 #define NO_LIMIT (64 * MiB)
 
 /* The same request to both; what can't be counted is skipped. */
-static void add_times(struct counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n,
+static void add_times(struct reference_counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n,
                       uint32_t times)
 {
     while (n > 0) {
         uint64_t done;
-        int r = counts_add_times(c, first, n, times, &done);
+        int r = reference_counts_add_times(c, first, n, times, &done);
 
         for (uint64_t i = 0; i < done; i++) {
             model[first + i] += times;
@@ -40,34 +40,34 @@ static void add_times(struct counts *c, uint32_t *model, uint32_t max, uint64_t 
     }
 }
 
-static void add(struct counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n)
+static void add(struct reference_counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n)
 {
     add_times(c, model, max, first, n, 1);
 }
 
-static void compare(const struct counts *c, const uint32_t *model)
+static void compare(const struct reference_counts *c, const uint32_t *model)
 {
     uint64_t n;
 
     for (uint64_t i = 0; i < CLUSTERS; i += n) {
         uint32_t number;
 
-        n = counts_run(c, i, CLUSTERS - i, &number);
+        n = reference_counts_run(c, i, CLUSTERS - i, &number);
         assert_in_range(n, 1, CLUSTERS - i);
         for (uint64_t j = i; j < i + n; j++) {
             if (model[j] != number) {
                 fail_msg("cluster %llu has %u, wanted %u", (unsigned long long)j, number, model[j]);
             }
         }
-        assert_int_equal(counts_get(c, i), number);
-        assert_int_equal(counts_get(c, i + n - 1), number);
+        assert_int_equal(reference_counts_get(c, i), number);
+        assert_int_equal(reference_counts_get(c, i + n - 1), number);
     }
 }
 
 /* `most` times at once. */
 static void check_random(uint32_t max, unsigned rounds, unsigned longest, unsigned most)
 {
-    struct counts *c = counts_new(CLUSTERS, max, NO_LIMIT);
+    struct reference_counts *c = reference_counts_new(CLUSTERS, max, NO_LIMIT);
     uint32_t *model = calloc(CLUSTERS, sizeof(*model));
 
     srand(max);
@@ -77,7 +77,7 @@ static void check_random(uint32_t max, unsigned rounds, unsigned longest, unsign
         add_times(c, model, max, first, MIN(n, CLUSTERS - first), 1 + (uint32_t)rand() % most);
     }
     compare(c, model);
-    counts_free(c);
+    reference_counts_free(c);
     free(model);
 }
 
@@ -103,11 +103,11 @@ static void many_times_at_once_agree_with_an_array(void **state)
 
 static void whole_file_again_and_again(void **state)
 {
-    struct counts *c = counts_new(CLUSTERS, 65535, NO_LIMIT);
+    struct reference_counts *c = reference_counts_new(CLUSTERS, 65535, NO_LIMIT);
     uint32_t *model = calloc(CLUSTERS, sizeof(*model));
 
     for (unsigned i = 0; i < 600; i++) {
-        assert_int_equal(counts_any_shared(c), i > 1);
+        assert_int_equal(reference_counts_any_shared(c), i > 1);
         add(c, model, 65535, 0, CLUSTERS);
         if (i % 100 == 50) {
             compare(c, model);
@@ -115,41 +115,41 @@ static void whole_file_again_and_again(void **state)
         }
     }
     compare(c, model);
-    counts_free(c);
+    reference_counts_free(c);
     free(model);
 }
 
 static void memory_is_bounded(void **state)
 {
     uint64_t clusters = 1ULL << 54, done;
-    struct counts *c = counts_new(clusters, 65535, MiB);
+    struct reference_counts *c = reference_counts_new(clusters, 65535, MiB);
     unsigned made = 0;
 
-    while (counts_add(c, (clusters - 1) / 4096 * made, 1, &done) == 0) {
+    while (reference_counts_add(c, (clusters - 1) / 4096 * made, 1, &done) == 0) {
         made++;
     }
     assert_in_range(made, 20, 1000);
-    counts_free(c);
+    reference_counts_free(c);
 }
 
 /* A file of an exbibyte is nothing where nothing is in it. */
 static void what_is_empty_is_one_run(void **state)
 {
     uint64_t clusters = 1ULL << 54, at = 0, runs = 0, done;
-    struct counts *c = counts_new(clusters, 65535, MiB);
+    struct reference_counts *c = reference_counts_new(clusters, 65535, MiB);
 
-    assert_int_equal(counts_add(c, clusters / 2, 7, &done), 0);
-    assert_int_equal(counts_add(c, clusters - 1, 1, &done), 0);
+    assert_int_equal(reference_counts_add(c, clusters / 2, 7, &done), 0);
+    assert_int_equal(reference_counts_add(c, clusters - 1, 1, &done), 0);
     while (at < clusters) {
         uint32_t number;
 
-        at += counts_run(c, at, clusters - at, &number);
+        at += reference_counts_run(c, at, clusters - at, &number);
         runs++;
     }
     assert_in_range(runs, 5, 8000);
-    assert_int_equal(counts_get(c, clusters / 2 + 6), 1);
-    assert_int_equal(counts_get(c, clusters / 2 + 7), 0);
-    counts_free(c);
+    assert_int_equal(reference_counts_get(c, clusters / 2 + 6), 1);
+    assert_int_equal(reference_counts_get(c, clusters / 2 + 7), 0);
+    reference_counts_free(c);
 }
 
 int main(void)

@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * COPIED must be there exactly when the refcount is 1: a wrong flag lets shared data be overwritten, or
- * copies what is not shared. Entries are changed in the caches, as a write would.
+ * Checking: COPIED must be set exactly where the refcount is 1. A flag that is wrongly set lets
+ * shared data be overwritten; one that is wrongly clear causes useless copies. Entries are repaired
+ * in the caches, as by writes.
  */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "qcow2/check/check.h"
+#include "qcow2/check/parts.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
 #include "qcow2/table/refcount.h"
 
-/* Flags are put right on demand, and with leaks only when there is nothing else that may be wrong. */
+/* Whether flags are to be repaired: with errors; with leaks only if no other fault was found. */
 static bool is_to_be_fixed(const struct check *c)
 {
     const struct block_check_result *r = c->result;
@@ -22,29 +23,33 @@ static bool is_to_be_fixed(const struct check *c)
            (c->fix && !r->corruptions && !r->check_errors && !r->leaks);
 }
 
-/* Whether the flag of an entry is wrong; *ret_refcount for the message. */
-static bool co_is_wrong_locked(struct check *c, uint64_t entry, bool is_l1, uint64_t *ret_refcount)
+/* Whether the flag of an entry is wrong. *ret_refcount is then its refcount, for the message. */
+static bool co_has_wrong_flag_locked(struct check *c, uint64_t entry, bool is_l1,
+                                     uint64_t *ret_refcount)
 {
     uint64_t index = qcow2_cluster_index(c->q, entry & ENTRY_OFFSET_MASK);
 
     if (c->q->has_data_file && !is_l1) {
-        *ret_refcount = 1; /* clusters of a data file have no others */
-    } else if (!c->inexact && index < c->clusters) {
-        *ret_refcount = counts_get(c->counts, index);
+        *ret_refcount = 1; /* clusters of a data file have no refcounts, and are never shared */
+    } else if (!c->refcounts_differ && index < c->clusters) {
+        *ret_refcount = reference_counts_get(c->counts, index);
     } else if (qcow2_co_refcount_get_locked(c->q, index, ret_refcount) < 0) {
-        return false; /* what can't be read was complained about before */
+        return false; /* reported when the refcounts were checked */
     }
     return (*ret_refcount == 1) != !!(entry & ENTRY_COPIED);
 }
 
-static void tell(struct check *c, bool fix)
+static void count_wrong_flag(struct check *c, bool fixed)
 {
-    *(fix ? &c->result->corruptions_fixed : &c->result->corruptions) += 1;
-    c->result->copied_flags += !fix;
+    *(fixed ? &c->result->corruptions_fixed : &c->result->corruptions) += 1;
+    c->result->copied_flags += !fixed;
 }
 
-/* Two L1 entries may name one table, so the flag is set or cleared, not changed. */
-static int co_fix_entry_locked(struct check *c, uint64_t table, uint64_t index, bool copied)
+/*
+ * The flag is set or cleared, not inverted: two L1 entries may name one table, whose entries are
+ * then visited twice.
+ */
+static int co_fix_copied_locked(struct check *c, uint64_t table, uint64_t index, bool copied)
 {
     struct qcow2 *q = c->q;
     uint64_t at = table + (index << (3 + q->extended_l2));
@@ -70,20 +75,20 @@ static void co_check_entry_locked(struct check *c, uint64_t table, uint64_t inde
     uint64_t refcount;
 
     if ((entry & L2_COMPRESSED) || !(entry & ENTRY_OFFSET_MASK) ||
-        !co_is_wrong_locked(c, entry, false, &refcount)) {
+        !co_has_wrong_flag_locked(c, entry, false, &refcount)) {
         return;
     }
-    qcow2_complain(c, "%s OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
-                   fix ? "Repairing" : "ERROR", (unsigned long long)entry,
-                   (unsigned long long)refcount);
-    if (fix && co_fix_entry_locked(c, table, index, refcount == 1) < 0) {
+    qcow2_check_report(c, "%s OFLAG_COPIED data cluster: l2_entry=%llx refcount=%llu",
+                       fix ? "Repairing" : "ERROR", (unsigned long long)entry,
+                       (unsigned long long)refcount);
+    if (fix && co_fix_copied_locked(c, table, index, refcount == 1) < 0) {
         c->result->check_errors++;
         fix = false;
     }
-    tell(c, fix);
+    count_wrong_flag(c, fix);
 }
 
-/* `entries` is a buffer for the table. */
+/* Check the flags of an L2 table. `entries` is a buffer for it. */
 static void co_check_table_locked(struct check *c, uint64_t table, uint64_t *entries, bool fix)
 {
     struct qcow2 *q = c->q;
@@ -104,26 +109,33 @@ static void co_check_l1_entry_locked(struct check *c, uint32_t index, uint64_t e
 {
     uint64_t refcount;
 
-    if (!co_is_wrong_locked(c, entry, true, &refcount)) {
+    if (!co_has_wrong_flag_locked(c, entry, true, &refcount)) {
         return;
     }
-    qcow2_complain(c, "%s OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
-                   fix ? "Repairing" : "ERROR", index, (unsigned long long)entry,
-                   (unsigned long long)refcount);
-    tell(c, fix);
+    qcow2_check_report(c, "%s OFLAG_COPIED L2 cluster: l1_index=%u l1_entry=%llx refcount=%llu",
+                       fix ? "Repairing" : "ERROR", index, (unsigned long long)entry,
+                       (unsigned long long)refcount);
+    count_wrong_flag(c, fix);
     if (fix) {
         qcow2_set_l1_entry_locked(c->q, index, entry ^ ENTRY_COPIED);
     }
 }
 
-/* Nothing has to be looked at: all references of the active tables have the flag, and nothing is referenced twice. */
-static bool is_all_right(const struct check *c)
+/*
+ * Whether no flag can be wrong: all entries of the active tables have it, and no cluster is
+ * referenced twice.
+ */
+static bool are_all_flags_right(const struct check *c)
 {
-    return !c->flags_doubtful && !c->inexact && !counts_any_shared(c->counts);
+    return !c->flags_doubtful && !c->refcounts_differ && !reference_counts_any_shared(c->counts);
 }
 
-/* Not a hole, and not one of very many tables that lie upon others. The walk before has left c->walked with a number for each. */
-static bool is_to_be_checked(struct check *c, uint64_t table)
+/*
+ * Whether to check the L2 table at `table` now. Skips holes. c->active_tables has 1 for each table
+ * that was read before, and 2 (its maximum) once it was checked here; further references to it, and
+ * misaligned tables, are checked as long as c->overlap_bytes_left lasts.
+ */
+static bool co_take_table_to_check(struct check *c, uint64_t table)
 {
     uint64_t size = c->q->cluster_size, done;
 
@@ -131,13 +143,13 @@ static bool is_to_be_checked(struct check *c, uint64_t table)
         return false;
     }
     if (is_aligned(table, size) &&
-        counts_add(c->walked, qcow2_cluster_index(c->q, table), 1, &done) == 0) {
+        reference_counts_add(c->active_tables, qcow2_cluster_index(c->q, table), 1, &done) == 0) {
         return true;
     }
-    if (c->again_left < size) {
+    if (c->overlap_bytes_left < size) {
         return false;
     }
-    c->again_left -= size;
+    c->overlap_bytes_left -= size;
     return true;
 }
 
@@ -148,7 +160,7 @@ int qcow2_co_check_copied(struct check *c)
     bool fix = is_to_be_fixed(c);
     int r = entries ? 0 : -ENOMEM;
 
-    if (is_all_right(c)) {
+    if (are_all_flags_right(c)) {
         return 0;
     }
     for (uint32_t i = 0; i < q->l1.size && r == 0; i++) {
@@ -160,7 +172,7 @@ int qcow2_co_check_copied(struct check *c)
         }
         co_mutex_lock(&q->lock);
         co_check_l1_entry_locked(c, i, entry, fix);
-        if (table < c->file_size && is_to_be_checked(c, table)) {
+        if (table < c->file_size && co_take_table_to_check(c, table)) {
             co_check_table_locked(c, table, entries, fix && qcow2_check_may_repair_table(c, table));
         }
         co_mutex_unlock(&q->lock);

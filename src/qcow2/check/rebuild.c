@@ -1,71 +1,88 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Building refcounts anew, for images whose own are beyond repair, or become wider or narrower. New blocks and a new table go into
- * clusters that nothing refers to: from the beginning of the file, so that it need not grow, which a device can't. They are switched by
- * the header (R3); until then the old ones stay as they are, and then nothing refers to those.
+ * Building refcounts again, for images whose own can't be repaired, or change their width. New
+ * refcount blocks and a new refcount table go into clusters without references, the first ones of
+ * the file: so the file need not grow, which a block device can't. One write of the header switches
+ * to them (R3). Until then the old ones stay unchanged; afterwards nothing refers to those.
  *
  *   header | L1 | block | data | table | data | old table | old block | ...
  *                 ^ gaps         ^
  */
-#include "qcow2/check/rebuild.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "qcow2/check/check.h"
+#include "qcow2/check/reference_counts.h"
 #include "qcow2/header/header.h"
+#include "qcow2/image.h"
 #include "qcow2/table/refcount.h"
 
+/* Entries of the largest refcount table. */
 #define AREAS_MAX (REFTABLE_BYTES_MAX / 8)
+/* Memory limit of `old`, and of `placed`. */
 #define COUNTS_BYTES (256 * MiB)
 
-/* What is to be written, and where. An area is what one refcount block counts. */
+/* Which refcount blocks are to be written, and where. An area is what one refcount block covers. */
 struct layout {
     const struct qcow2 *q;
-    const struct counts *counts; /* references to clusters of the file */
-    uint64_t clusters;           /* of the file as it is */
-    uint64_t beyond;             /* between them and this index something may be referenced */
-    uint64_t limit;              /* indexes that `old` and `placed` can have */
-    struct counts *old;          /* clusters of the old table and blocks */
-    struct counts *placed;       /* of the new ones */
-    uint8_t *needed;             /* by area: it has to have a block */
-    uint64_t *blocks;            /* by area: cluster index of its block; 0: none */
-    uint64_t areas;              /* behind the last one that has */
-    uint64_t first_gap;          /* there is none below this index */
+
+    /* References to the clusters of the file, and how many clusters it has. */
+    const struct reference_counts *counts;
+    uint64_t clusters;
+    /* Clusters with indexes in [clusters, beyond) may be referenced, and get the refcount 1. */
+    uint64_t beyond;
+    /* Indexes of clusters in `old` and `placed` are below this. */
+    uint64_t limit;
+    /* The clusters of the old table and blocks, and those of the new ones. */
+    struct reference_counts *old, *placed;
+
+    /* For each area: whether it needs a block, and the cluster index of the block (0: none). */
+    uint8_t *needed;
+    uint64_t *blocks;
+    /* Index behind the last area that needs a block. */
+    uint64_t areas;
+    /* No cluster below this index is free. */
+    uint64_t first_gap;
+    /* The new table: cluster index and length in clusters. */
     uint64_t table, table_clusters;
-    uint64_t end; /* index behind the last one that is written */
+    /* Index behind the last cluster that is written. */
+    uint64_t end;
 };
 
 static void layout_release(struct layout *l)
 {
-    counts_free(l->old);
-    counts_free(l->placed);
+    reference_counts_free(l->old);
+    reference_counts_free(l->placed);
     free(l->needed);
     free(l->blocks);
 }
 
-/* --- gaps -------------------------------------------------------------------------------------- */
+/* --- gaps ------------------------------------------------------------------------------------- */
 
-/* Clusters of [first, first + n) that are used alike, at least one: *ret_used says how. */
-static uint64_t run_of(const struct layout *l, uint64_t first, uint64_t n, bool *ret_used)
+/*
+ * The length, at least 1, of a run from `first` of clusters that are all used or all free
+ * (*ret_used).
+ */
+static uint64_t usage_run(const struct layout *l, uint64_t first, uint64_t n, bool *ret_used)
 {
     uint32_t references = 0, old, placed;
 
     if (first < l->clusters) {
-        n = counts_run(l->counts, first, MIN(n, l->clusters - first), &references);
+        n = reference_counts_run(l->counts, first, MIN(n, l->clusters - first), &references);
     } else if (first < l->beyond) {
         n = MIN(n, l->beyond - first);
         references = 1;
     }
-    n = counts_run(l->old, first, n, &old);
-    n = counts_run(l->placed, first, n, &placed);
+    n = reference_counts_run(l->old, first, n, &old);
+    n = reference_counts_run(l->placed, first, n, &placed);
     *ret_used = references > 0 || old > 0 || placed > 0;
     return n;
 }
 
-/* The first `n` clusters in a row that nothing refers to. -EFBIG */
-static int find_gap(struct layout *l, uint64_t n, uint64_t *ret)
+/* The first `n` contiguous free clusters. -EFBIG: none below the limit. */
+static int find_gap(struct layout *l, uint64_t n, uint64_t *ret_first)
 {
     uint64_t first = l->first_gap, free_clusters = 0;
 
@@ -76,7 +93,7 @@ static int find_gap(struct layout *l, uint64_t n, uint64_t *ret)
         if (first + n > l->limit) {
             return -EFBIG;
         }
-        run = run_of(l, first + free_clusters, l->limit - first - free_clusters, &used);
+        run = usage_run(l, first + free_clusters, l->limit - first - free_clusters, &used);
         if (used) {
             first += free_clusters + run;
             free_clusters = 0;
@@ -84,10 +101,13 @@ static int find_gap(struct layout *l, uint64_t n, uint64_t *ret)
             free_clusters += run;
         }
     }
-    *ret = first;
+    *ret_first = first;
     return 0;
 }
 
+/*
+ * The clusters [first, first + n) have references: their areas need blocks. -EFBIG: too many areas.
+ */
 static int need_areas(struct layout *l, uint64_t first, uint64_t n)
 {
     uint64_t last_area = (first + n - 1) >> l->q->refcounts.block_bits;
@@ -101,24 +121,27 @@ static int need_areas(struct layout *l, uint64_t first, uint64_t n)
     return 0;
 }
 
-/* Take a gap of `n` clusters. Those have to be counted, too. */
-static int place(struct layout *l, uint64_t n, uint64_t *ret)
+/* Takes a gap of `n` clusters, which then have references themselves. */
+static int place_clusters(struct layout *l, uint64_t n, uint64_t *ret_first)
 {
     uint64_t done;
-    int r = find_gap(l, n, ret);
+    int r = find_gap(l, n, ret_first);
 
-    r = r < 0 ? r : counts_add(l->placed, *ret, n, &done);
     if (r < 0) {
         return r;
     }
-    l->first_gap = n == 1 ? *ret + 1 : l->first_gap;
-    l->end = MAX(l->end, *ret + n);
-    return need_areas(l, *ret, n);
+    r = reference_counts_add(l->placed, *ret_first, n, &done);
+    if (r < 0) {
+        return r;
+    }
+    l->first_gap = n == 1 ? *ret_first + 1 : l->first_gap;
+    l->end = MAX(l->end, *ret_first + n);
+    return need_areas(l, *ret_first, n);
 }
 
-/* --- planning ---------------------------------------------------------------------------------- */
+/* --- planning --------------------------------------------------------------------------------- */
 
-/* Areas that something is referenced in. */
+/* The areas of all referenced clusters need blocks. */
 static int need_referenced(struct layout *l)
 {
     uint64_t n;
@@ -127,7 +150,7 @@ static int need_referenced(struct layout *l)
     for (uint64_t i = 0; i < l->clusters && r == 0; i += n) {
         uint32_t references;
 
-        n = counts_run(l->counts, i, l->clusters - i, &references);
+        n = reference_counts_run(l->counts, i, l->clusters - i, &references);
         r = references > 0 ? need_areas(l, i, n) : 0;
     }
     if (r == 0 && l->beyond > l->clusters) {
@@ -136,7 +159,10 @@ static int need_referenced(struct layout *l)
     return r;
 }
 
-/* A block for each area that needs one. A block can lie in an area that had nothing so far, which needs one then. */
+/*
+ * Places a block for each area that needs one. A block may lie in an area without references, which
+ * then needs a block too: hence the loop.
+ */
 static int place_blocks(struct layout *l)
 {
     bool again = true;
@@ -146,7 +172,7 @@ static int place_blocks(struct layout *l)
         again = false;
         for (uint64_t area = 0; area < l->areas && r == 0; area++) {
             if (l->needed[area] && l->blocks[area] == 0) {
-                r = place(l, 1, &l->blocks[area]);
+                r = place_clusters(l, 1, &l->blocks[area]);
                 again = true;
             }
         }
@@ -154,13 +180,13 @@ static int place_blocks(struct layout *l)
     return r;
 }
 
-/* With a table of l->table_clusters, which may turn out to be too short. */
+/* Places all blocks, and a table of l->table_clusters, which may turn out to be too short. */
 static int place_all(struct layout *l)
 {
     int r;
 
-    counts_free(l->placed);
-    l->placed = counts_new(l->limit, 1, COUNTS_BYTES);
+    reference_counts_free(l->placed);
+    l->placed = reference_counts_new(l->limit, 1, COUNTS_BYTES);
     memset(l->needed, 0, AREAS_MAX);
     memset(l->blocks, 0, AREAS_MAX * sizeof(*l->blocks));
     l->areas = l->end = 0;
@@ -169,30 +195,37 @@ static int place_all(struct layout *l)
         return -ENOMEM;
     }
     r = need_referenced(l);
-    /* In the order of QEMU; the blocks that the table needs for itself come last. */
-    r = r < 0 ? r : place_blocks(l);
-    r = r < 0 ? r : place(l, l->table_clusters, &l->table);
-    return r < 0 ? r : place_blocks(l);
+    /* In the order of QEMU: the blocks that cover the table itself come last. */
+    UNLESS_FAILED(r, place_blocks(l));
+    UNLESS_FAILED(r, place_clusters(l, l->table_clusters, &l->table));
+    return UNLESS_FAILED(r, place_blocks(l));
 }
 
-/* A table that is broken may name anything: what it names twice, or nowhere, matters to nobody. */
+/*
+ * Notes clusters of the old table and blocks. A damaged table may name any offset; those out of
+ * range are ignored.
+ */
 static void note_old(struct layout *l, uint64_t offset, uint64_t bytes)
 {
     uint64_t first = qcow2_cluster_index(l->q, offset), done;
     uint64_t n = div_round_up(bytes, l->q->cluster_size);
 
     if (first < l->limit && n <= l->limit - first && n > 0) {
-        (void)counts_add(l->old, first, n, &done);
+        (void)reference_counts_add(l->old, first, n, &done);
     }
 }
 
-static int plan(struct layout *l)
+/*
+ * Finds the shortest table that holds all areas, including those that table and blocks themselves
+ * need.
+ */
+static int plan_layout(struct layout *l)
 {
     const struct qcow2 *q = l->q;
     int r;
 
     l->limit = MAX(l->clusters, l->beyond) + 4 * AREAS_MAX;
-    l->old = counts_new(l->limit, UINT32_MAX, COUNTS_BYTES);
+    l->old = reference_counts_new(l->limit, UINT32_MAX, COUNTS_BYTES);
     l->needed = malloc(AREAS_MAX);
     l->blocks = calloc(AREAS_MAX, sizeof(*l->blocks));
     if (!l->old || !l->needed || !l->blocks) {
@@ -216,25 +249,26 @@ static int plan(struct layout *l)
     }
 }
 
-/* --- writing ----------------------------------------------------------------------------------- */
+/* --- writing ---------------------------------------------------------------------------------- */
 
-static uint64_t count_of(const struct layout *l, uint64_t cluster)
+/* The refcount that a cluster gets. */
+static uint64_t new_refcount(const struct layout *l, uint64_t cluster)
 {
-    uint64_t placed = cluster < l->limit ? counts_get(l->placed, cluster) : 0;
+    uint64_t placed = cluster < l->limit ? reference_counts_get(l->placed, cluster) : 0;
 
     if (cluster < l->clusters) {
-        return placed + counts_get(l->counts, cluster);
+        return placed + reference_counts_get(l->counts, cluster);
     }
     return cluster < l->beyond ? 1 : placed;
 }
 
-static int co_write_block(struct qcow2 *q, const struct layout *l, uint64_t area, uint8_t *block)
+static int co_write_refblock(struct qcow2 *q, const struct layout *l, uint64_t area, uint8_t *block)
 {
     uint64_t per_block = 1ULL << q->refcounts.block_bits;
 
     memset(block, 0, q->cluster_size);
     for (uint64_t i = 0; i < per_block; i++) {
-        uint64_t n = count_of(l, area * per_block + i);
+        uint64_t n = new_refcount(l, area * per_block + i);
 
         if (n > q->refcounts.max) {
             return -ERANGE;
@@ -246,29 +280,32 @@ static int co_write_block(struct qcow2 *q, const struct layout *l, uint64_t area
                            q->cluster_size, 0);
 }
 
-static int co_write_all(struct qcow2 *q, const struct layout *l, uint64_t *table)
+/* Writes blocks and table, and syncs. `table` becomes the refcount table in host byte order. */
+static int co_write_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *table)
 {
     AUTO_FREE uint8_t *block = malloc(q->cluster_size);
     AUTO_FREE uint64_t *be = calloc(l->table_clusters, q->cluster_size);
-    int r = block && be ? 0 : -ENOMEM;
+    int r;
 
-    /* What referred to the gaps until now is gone from disk. */
-    r = r < 0 ? r : block_co_flush(q->node->file);
+    if (!block || !be) {
+        return -ENOMEM;
+    }
+    /* R8: a reference that a repair removed is gone from disk before its cluster is used. */
+    r = block_co_flush(q->node->file);
     for (uint64_t area = 0; area < l->areas && r == 0; area++) {
         if (l->needed[area]) {
-            r = co_write_block(q, l, area, block);
+            r = co_write_refblock(q, l, area, block);
             table[area] = l->blocks[area] << q->cluster_bits;
             be[area] = htobe64(table[area]);
         }
     }
-    r = r < 0 ? r
-              : block_co_pwrite(q->node->file, l->table << q->cluster_bits, be,
-                                l->table_clusters << q->cluster_bits, 0);
-    return r < 0 ? r : block_co_flush(q->node->file);
+    UNLESS_FAILED(r, block_co_pwrite(q->node->file, l->table << q->cluster_bits, be,
+                                     l->table_clusters << q->cluster_bits, 0));
+    return UNLESS_FAILED(r, block_co_flush(q->node->file));
 }
 
-/* The caches and tables of the old refcounts are void. */
-static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
+/* Replaces the refcounts in memory: table, cache and what was derived from them. Takes `table`. */
+static int adopt_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *table)
 {
     uint64_t entries = l->table_clusters * q->cluster_size / 8;
     size_t entry_size = q->caches.refcounts.entry_size;
@@ -276,6 +313,7 @@ static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
     int r;
 
     if (!dirty) {
+        free(table);
         return -ENOMEM;
     }
     cache_destroy(&q->caches.refcounts);
@@ -294,26 +332,26 @@ static int adopt(struct qcow2 *q, const struct layout *l, uint64_t *table)
     return r;
 }
 
-int qcow2_co_rebuild_refcounts(struct qcow2 *q, const struct counts *counts, uint64_t clusters,
-                               uint64_t beyond, struct error *err)
+int qcow2_co_rebuild_refcounts(struct qcow2 *q, const struct reference_counts *counts,
+                               uint64_t clusters, uint64_t beyond, struct error *err)
 {
     CLEANUP(layout_release)
     struct layout l = {.q = q, .counts = counts, .clusters = clusters, .beyond = beyond};
     AUTO_FREE uint64_t *table = NULL;
-    int r = plan(&l);
+    int r = plan_layout(&l);
 
     if (r == 0) {
         table = calloc(l.table_clusters, q->cluster_size);
-        r = table ? co_write_all(q, &l, table) : -ENOMEM;
+        r = table ? co_write_refcounts(q, &l, table) : -ENOMEM;
     }
-    r = r < 0 ? r : adopt(q, &l, TAKE_PTR(table));
+    UNLESS_FAILED(r, adopt_refcounts(q, &l, TAKE_PTR(table)));
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write new refcounts of '%s'",
                                block_node_display_name(q->node));
     }
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        /* What we have in memory is not what the header names. */
+        /* The header does not name the refcounts that are in memory. */
         atomic_store(&q->broken, true);
     }
     return r;

@@ -1,48 +1,55 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checking: the refcount table and blocks, and what they say against the references that were found. */
+/*
+ * Checking: the refcount table and blocks, and their refcounts against the references that were
+ * found.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/check/check.h"
+#include "qcow2/check/parts.h"
 #include "qcow2/table/refcount.h"
 
-/* --- structures ------------------------------------------------------------------------------------ */
+/* --- structures ------------------------------------------------------------------------------- */
 
-/* False, and told, if it can't be a refcount block. */
-static bool is_refblock(struct check *c, uint32_t index, uint64_t entry)
+/*
+ * Whether entry `index` of the refcount table can name a refcount block. If not, a corruption is
+ * reported.
+ */
+static bool names_refblock(struct check *c, uint32_t index, uint64_t entry)
 {
     uint64_t block = entry & REFTABLE_OFFSET_MASK;
 
     if (entry & ~REFTABLE_OFFSET_MASK) {
-        qcow2_complain_corrupt(c, "ERROR refcount table entry %u has reserved bits set", index);
-        c->rebuild = true;
+        qcow2_check_report_corruption(c, "ERROR refcount table entry %u has reserved bits set",
+                                      index);
+        c->must_rebuild = true;
         return false;
     }
     if (!is_aligned(block, c->q->cluster_size)) {
-        c->rebuild = true;
-        qcow2_complain_corrupt(
+        c->must_rebuild = true;
+        qcow2_check_report_corruption(
             c, "ERROR refcount block %u is not cluster aligned; refcount table entry corrupted",
             index);
         return false;
     }
     if (qcow2_cluster_index(c->q, block) >= c->clusters) {
-        /* Its refcounts are all 0, so nothing is wrong with leaving that as it is. */
-        c->rebuild |= (c->fix & BLOCK_CHECK_FIX_ERRORS) != 0;
-        qcow2_complain_corrupt(c, "%s refcount block %u is outside image",
-                               c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR", index);
+        /* Without a repair this is harmless: all refcounts of a missing block are 0. */
+        c->must_rebuild |= (c->fix & BLOCK_CHECK_FIX_ERRORS) != 0;
+        qcow2_check_report_corruption(c, "%s refcount block %u is outside image",
+                                      c->fix & BLOCK_CHECK_FIX_ERRORS ? "Repairing" : "ERROR",
+                                      index);
         return false;
     }
     return true;
 }
 
-/* A refcount block has its cluster for itself, or its counts can't be trusted. */
 void qcow2_check_refcount_structures(struct check *c)
 {
     struct qcow2 *q = c->q;
 
-    qcow2_check_count(c, q->reftable.offset, (uint64_t)q->reftable.size * 8);
+    qcow2_check_add_reference(c, q->reftable.offset, (uint64_t)q->reftable.size * 8);
     for (uint32_t i = 0; i < q->reftable.size; i++) {
         uint64_t block = q->reftable.entries[i] & REFTABLE_OFFSET_MASK;
         uint32_t references;
@@ -50,38 +57,40 @@ void qcow2_check_refcount_structures(struct check *c)
         if (q->reftable.entries[i] == 0) {
             continue;
         }
-        if (!is_refblock(c, i, q->reftable.entries[i])) {
+        if (!names_refblock(c, i, q->reftable.entries[i])) {
             continue;
         }
-        qcow2_check_count(c, block, q->cluster_size);
-        references = counts_get(c->counts, qcow2_cluster_index(q, block));
+        qcow2_check_add_reference(c, block, q->cluster_size);
+        references = reference_counts_get(c->counts, qcow2_cluster_index(q, block));
+        /* A block that shares its cluster has refcounts that can't be trusted. */
         if (references != 1) {
-            qcow2_complain_corrupt(c, "ERROR refcount block %u refcount=%u", i, references);
-            c->rebuild = true;
+            qcow2_check_report_corruption(c, "ERROR refcount block %u refcount=%u", i, references);
+            c->must_rebuild = true;
         }
     }
 }
 
-/* --- blocks ---------------------------------------------------------------------------------------- */
+/* --- blocks ----------------------------------------------------------------------------------- */
 
-/* The refcounts of one area of the file, as they are in the file. */
+/* The refcounts, as stored, of the area of the file that one refcount block covers. */
 struct area {
-    uint64_t first, end; /* clusters */
-    uint8_t *block;      /* of cluster_size bytes; */
-    bool none;           /* there is no block: all are 0 */
+    uint64_t first, end; /* cluster indexes: [first, end) */
+    uint8_t *block;      /* the block: cluster_size bytes */
+    bool none;           /* there is no block: all refcounts are 0 */
     bool unreadable;
 };
 
-/* Offset of the block of area `index`; 0: none. */
-static uint64_t block_of(const struct qcow2 *q, uint64_t index)
+/* File offset of the refcount block at `index` of the refcount table; 0: none. */
+static uint64_t refblock_offset(const struct qcow2 *q, uint64_t index)
 {
     return index < q->reftable.size ? q->reftable.entries[index] & REFTABLE_OFFSET_MASK : 0;
 }
 
+/* Loads the area that contains `cluster`. -ENOMEM; other errors make it unreadable. */
 static int co_load_area(struct check *c, uint64_t cluster, struct area *a)
 {
     struct qcow2 *q = c->q;
-    uint64_t index = cluster >> q->refcounts.block_bits, block = block_of(q, index);
+    uint64_t index = cluster >> q->refcounts.block_bits, block = refblock_offset(q, index);
     int r = 0;
 
     a->first = index << q->refcounts.block_bits;
@@ -95,7 +104,7 @@ static int co_load_area(struct check *c, uint64_t cluster, struct area *a)
     return r == -ENOMEM ? r : 0;
 }
 
-/* How many refcounts from `index` on are `value`. */
+/* How many of `n` refcounts from `index` equal `value`. */
 static uint64_t equal_refcounts(const uint8_t *block, unsigned order, uint64_t index, uint64_t n,
                                 uint64_t value)
 {
@@ -123,9 +132,10 @@ static uint64_t equal_refcounts(const uint8_t *block, unsigned order, uint64_t i
     return i;
 }
 
-/* --- comparing ------------------------------------------------------------------------------------- */
+/* --- comparing -------------------------------------------------------------------------------- */
 
-static bool co_put_right(struct check *c, uint64_t cluster, uint64_t have, uint64_t want)
+/* Whether the refcount could be changed from `have` to `want`. */
+static bool co_fix_refcount(struct check *c, uint64_t cluster, uint64_t have, uint64_t want)
 {
     int r;
 
@@ -135,48 +145,50 @@ static bool co_put_right(struct check *c, uint64_t cluster, uint64_t have, uint6
     return r == 0;
 }
 
-static void co_compare_one(struct check *c, unsigned fix, uint64_t cluster, uint64_t have,
-                           uint64_t want)
+/* Reports, and repairs if it may, a refcount `have` that should be `want`. */
+static void co_report_refcount(struct check *c, unsigned fix, uint64_t cluster, uint64_t have,
+                               uint64_t want)
 {
     bool leak = have > want;
     bool fixable = fix & (leak ? BLOCK_CHECK_FIX_LEAKS : BLOCK_CHECK_FIX_ERRORS);
 
     if (have == 0) {
-        /* Blocks that don't count what is used are beyond repair, or don't exist. */
-        c->rebuild = true;
+        /* The block does not exist, or does not count clusters in use: it can't be relied on. */
+        c->must_rebuild = true;
     }
-    qcow2_complain(c, "%s cluster %llu refcount=%llu reference=%llu",
-                   fixable ? "Repairing"
-                   : leak  ? "Leaked"
-                           : "ERROR",
-                   (unsigned long long)cluster, (unsigned long long)have, (unsigned long long)want);
-    if (fixable && co_put_right(c, cluster, have, want)) {
+    qcow2_check_report(c, "%s cluster %llu refcount=%llu reference=%llu",
+                       fixable ? "Repairing"
+                       : leak  ? "Leaked"
+                               : "ERROR",
+                       (unsigned long long)cluster, (unsigned long long)have,
+                       (unsigned long long)want);
+    if (fixable && co_fix_refcount(c, cluster, have, want)) {
         *(leak ? &c->result->leaks_fixed : &c->result->corruptions_fixed) += 1;
     } else {
         *(leak ? &c->result->leaks : &c->result->corruptions) += 1;
-        c->inexact = true;
+        c->refcounts_differ = true;
     }
 }
 
-static void complain_unreadable(struct check *c, uint64_t first, uint64_t n)
+static void report_unreadable(struct check *c, uint64_t first, uint64_t n)
 {
     c->result->check_errors += n;
-    c->inexact = true;
-    for (uint64_t i = 0; i < n && c->complaints < CHECK_COMPLAINTS_MAX; i++) {
+    c->refcounts_differ = true;
+    for (uint64_t i = 0; i < n && c->reports < CHECK_REPORTS_MAX; i++) {
         unsigned long long cluster = first + i;
 
-        qcow2_complain(c, "Can't get refcount for cluster %llu: %s", cluster, strerror(EIO));
+        qcow2_check_report(c, "Can't get refcount for cluster %llu: %s", cluster, strerror(EIO));
     }
 }
 
-/* Clusters [first, first + n) of an area, all of them with `want` references. */
-static void co_compare_run(struct check *c, unsigned fix, const struct area *a, uint64_t first,
-                           uint64_t n, uint32_t want)
+/* Compares the clusters [first, first + n) of an area, each of which has `want` references. */
+static void co_compare_refcounts(struct check *c, unsigned fix, const struct area *a,
+                                 uint64_t first, uint64_t n, uint32_t want)
 {
     struct qcow2 *q = c->q;
 
     if (a->unreadable) {
-        complain_unreadable(c, first, n);
+        report_unreadable(c, first, n);
         return;
     }
     for (uint64_t i = 0; i < n;) {
@@ -193,17 +205,17 @@ static void co_compare_run(struct check *c, unsigned fix, const struct area *a, 
         }
         have = a->none ? 0 : qcow2_refcount_load(a->block, q->refcounts.order, index + equal);
         c->used_end = MAX(c->used_end, first + i + 1);
-        co_compare_one(c, fix, first + i, have, want);
+        co_report_refcount(c, fix, first + i, have, want);
         i++;
     }
 }
 
-/* Where the next area with a refcount block begins, at `cluster` or behind it. */
-static uint64_t next_block(const struct qcow2 *q, uint64_t cluster)
+/* The first cluster from `cluster` on that a refcount block covers; UINT64_MAX: none. */
+static uint64_t next_covered_cluster(const struct qcow2 *q, uint64_t cluster)
 {
     uint64_t index = cluster >> q->refcounts.block_bits;
 
-    while (index < q->reftable.size && block_of(q, index) == 0) {
+    while (index < q->reftable.size && refblock_offset(q, index) == 0) {
         index++;
     }
     return index < q->reftable.size ? MAX(cluster, index << q->refcounts.block_bits) : UINT64_MAX;
@@ -213,17 +225,17 @@ int qcow2_co_check_refcounts(struct check *c, unsigned fix)
 {
     AUTO_FREE uint8_t *block = malloc(c->q->cluster_size);
     struct area area = {.block = block};
-    uint64_t at = 0, next = next_block(c->q, 0), n;
+    uint64_t at = 0, next = next_covered_cluster(c->q, 0), n;
     int r = block ? 0 : -ENOMEM;
 
-    c->inexact = false;
+    c->refcounts_differ = false;
     c->used_end = 1;
     while (at < c->clusters && r == 0) {
         uint32_t want;
 
-        n = counts_run(c->counts, at, c->clusters - at, &want);
+        n = reference_counts_run(c->counts, at, c->clusters - at, &want);
         if (at >= area.end || at < area.first) {
-            next = next < at ? next_block(c->q, at) : next;
+            next = next < at ? next_covered_cluster(c->q, at) : next;
             if (want == 0 && next > at) {
                 at += MIN(n, next - at);
                 continue;
@@ -232,7 +244,7 @@ int qcow2_co_check_refcounts(struct check *c, unsigned fix)
         }
         n = MIN(n, area.end - at);
         if (r == 0) {
-            co_compare_run(c, fix, &area, at, n, want);
+            co_compare_refcounts(c, fix, &area, at, n, want);
         }
         at += n;
     }

@@ -7,18 +7,21 @@
 
 #include "base/checked.h"
 
+/* Clusters of a chunk. */
 #define CHUNK_BITS 15
 #define CHUNK (1u << CHUNK_BITS)
+/* Pointers of a node. */
 #define NODE_BITS 9
 #define NODE (1u << NODE_BITS)
+/* Bits of one element of chunk.bits. */
 #define WORD_BITS 64u
 
 enum chunk_state { EVEN, BITS, BYTES, WORDS };
 
 struct chunk {
     enum chunk_state state;
-    uint32_t base; /* EVEN, BITS */
-    uint32_t set;  /* BITS: how many bits are */
+    uint32_t base;     /* EVEN and BITS: the lower number */
+    uint32_t set_bits; /* BITS: how many bits are set */
     union {
         uint64_t *bits;
         uint8_t *bytes;
@@ -27,19 +30,25 @@ struct chunk {
     };
 };
 
-struct counts {
-    void *root;      /* `levels` of nodes, then a chunk */
-    unsigned levels; /* of nodes */
-    uint64_t max, memory;
-    bool shared; /* a number is larger than one */
-    /* The chunk that was used last. */
+struct reference_counts {
+    /* Below `levels` levels of nodes lie the chunks. NULL: everything below has the count 0. */
+    void *root;
+    unsigned levels;
+    /* The largest count. */
+    uint64_t max;
+    /* Bytes that may still be allocated. */
+    uint64_t memory;
+    /* Some count is above 1. */
+    bool shared;
+    /* The chunk that was used last, and its index; NULL: none yet. */
     struct chunk *recent;
     uint64_t recent_index;
 };
 
-/* --- memory ------------------------------------------------------------------------------------ */
+/* --- memory ----------------------------------------------------------------------------------- */
 
-static void *take(struct counts *c, size_t count, size_t size)
+/* Zeroed; NULL if the memory limit or the system refuses. */
+static void *alloc_within_limit(struct reference_counts *c, size_t count, size_t size)
 {
     void *data = NULL;
 
@@ -50,15 +59,15 @@ static void *take(struct counts *c, size_t count, size_t size)
     return data;
 }
 
-static void give(struct counts *c, void *data, size_t size)
+static void free_within_limit(struct reference_counts *c, void *data, size_t size)
 {
     free(data);
     c->memory += size;
 }
 
-struct counts *counts_new(uint64_t clusters, uint64_t max, uint64_t memory)
+struct reference_counts *reference_counts_new(uint64_t clusters, uint64_t max, uint64_t memory)
 {
-    struct counts *c = calloc(1, sizeof(*c));
+    struct reference_counts *c = calloc(1, sizeof(*c));
 
     if (c) {
         c->max = MIN(max, UINT32_MAX);
@@ -88,7 +97,7 @@ static void free_tree(void *node, unsigned levels)
     free(node);
 }
 
-void counts_free(struct counts *c)
+void reference_counts_free(struct reference_counts *c)
 {
     if (c) {
         free_tree(c->root, c->levels);
@@ -96,15 +105,18 @@ void counts_free(struct counts *c)
     }
 }
 
-/* --- finding chunks ------------------------------------------------------------------------------ */
+/* --- finding chunks --------------------------------------------------------------------------- */
 
-/* Where in a node at `level` (1: above chunks) the way to a chunk goes on. */
-static unsigned step(uint64_t chunk_index, unsigned level)
+/*
+ * The pointer, in a node at `level`, that leads to a chunk. The nodes of level 1 point to chunks.
+ */
+static unsigned child_index(uint64_t chunk_index, unsigned level)
 {
     return (unsigned)(chunk_index >> (NODE_BITS * (level - 1))) & (NODE - 1);
 }
 
-static struct chunk *make_chunk(struct counts *c, uint64_t index)
+/* The chunk at `index`, made if it does not exist. NULL: no memory. */
+static struct chunk *make_chunk(struct reference_counts *c, uint64_t index)
 {
     void **place = &c->root;
 
@@ -112,12 +124,12 @@ static struct chunk *make_chunk(struct counts *c, uint64_t index)
         return c->recent;
     }
     for (unsigned level = c->levels; level > 0; level--) {
-        if (!*place && !(*place = take(c, NODE, sizeof(void *)))) {
+        if (!*place && !(*place = alloc_within_limit(c, NODE, sizeof(void *)))) {
             return NULL;
         }
-        place = (void **)*place + step(index, level);
+        place = (void **)*place + child_index(index, level);
     }
-    if (!*place && !(*place = take(c, 1, sizeof(struct chunk)))) {
+    if (!*place && !(*place = alloc_within_limit(c, 1, sizeof(struct chunk)))) {
         return NULL;
     }
     c->recent = *place;
@@ -125,15 +137,18 @@ static struct chunk *make_chunk(struct counts *c, uint64_t index)
     return c->recent;
 }
 
-/* NULL if there is none: *ret_clusters from the beginning of this one on have none then. */
-static const struct chunk *find_chunk(const struct counts *c, uint64_t index,
+/*
+ * The chunk at `index`, or NULL if it does not exist. Then the counts of *ret_clusters clusters
+ * from the first one of this chunk are 0.
+ */
+static const struct chunk *find_chunk(const struct reference_counts *c, uint64_t index,
                                       uint64_t *ret_clusters)
 {
     const void *node = c->root;
     unsigned level = c->levels;
 
     for (; level > 0 && node; level--) {
-        node = ((void *const *)node)[step(index, level)];
+        node = ((void *const *)node)[child_index(index, level)];
     }
     if (!node) {
         unsigned bits = NODE_BITS * level;
@@ -145,28 +160,29 @@ static const struct chunk *find_chunk(const struct counts *c, uint64_t index,
     return node;
 }
 
-/* --- bits ---------------------------------------------------------------------------------------- */
+/* --- bits ------------------------------------------------------------------------------------- */
 
-static uint64_t mask_of(unsigned at, unsigned n)
+/* `n` > 0 bits from bit `at`. */
+static uint64_t bit_mask(unsigned at, unsigned n)
 {
     return (n == WORD_BITS ? UINT64_MAX : (1ULL << n) - 1) << at;
 }
 
-/* Set bits from `at` up to the first that is set; returns how many. */
-static unsigned set_bits(uint64_t *bits, unsigned at, unsigned n)
+/* Sets bits from `at`, at most `n`, and stops before one that is set already. Returns how many. */
+static unsigned set_clear_bits(uint64_t *bits, unsigned at, unsigned n)
 {
     unsigned done = 0;
 
     while (done < n) {
         unsigned in_word = (at + done) % WORD_BITS, part = MIN(WORD_BITS - in_word, n - done);
         uint64_t *word = &bits[(at + done) / WORD_BITS];
-        uint64_t set = *word & mask_of(in_word, part);
+        uint64_t set = *word & bit_mask(in_word, part);
 
         if (set) {
             part = (unsigned)__builtin_ctzll(set) - in_word;
         }
         if (part > 0) {
-            *word |= mask_of(in_word, part);
+            *word |= bit_mask(in_word, part);
         }
         done += part;
         if (set) {
@@ -176,15 +192,15 @@ static unsigned set_bits(uint64_t *bits, unsigned at, unsigned n)
     return done;
 }
 
-/* How many bits from `at` on are as that one. */
-static unsigned same_bits(const uint64_t *bits, unsigned at, unsigned n)
+/* How many of `n` > 0 bits from `at` equal the first one. */
+static unsigned equal_bits(const uint64_t *bits, unsigned at, unsigned n)
 {
     uint64_t invert = bits[at / WORD_BITS] >> (at % WORD_BITS) & 1 ? UINT64_MAX : 0;
     unsigned done = 0;
 
     while (done < n) {
         unsigned in_word = (at + done) % WORD_BITS, part = MIN(WORD_BITS - in_word, n - done);
-        uint64_t other = (bits[(at + done) / WORD_BITS] ^ invert) & mask_of(in_word, part);
+        uint64_t other = (bits[(at + done) / WORD_BITS] ^ invert) & bit_mask(in_word, part);
 
         if (other) {
             return done + (unsigned)__builtin_ctzll(other) - in_word;
@@ -194,7 +210,7 @@ static unsigned same_bits(const uint64_t *bits, unsigned at, unsigned n)
     return n;
 }
 
-/* --- chunks -------------------------------------------------------------------------------------- */
+/* --- chunks ----------------------------------------------------------------------------------- */
 
 static uint32_t number_at(const struct chunk *k, unsigned at)
 {
@@ -210,17 +226,18 @@ static uint32_t number_at(const struct chunk *k, unsigned at)
     }
 }
 
-static size_t size_of(enum chunk_state state)
+static size_t state_bytes(enum chunk_state state)
 {
     static const size_t sizes[] = {0, CHUNK / 8, CHUNK, CHUNK * sizeof(uint32_t)};
 
     return sizes[state];
 }
 
-/* To a state with wider numbers. */
-static int widen(struct counts *c, struct chunk *k, enum chunk_state to)
+/* Gives a chunk a state with wider numbers. */
+static int widen(struct reference_counts *c, struct chunk *k, enum chunk_state to)
 {
-    struct chunk wide = {.state = to, .base = k->base, .data = take(c, 1, size_of(to))};
+    struct chunk wide = {
+        .state = to, .base = k->base, .data = alloc_within_limit(c, 1, state_bytes(to))};
 
     if (!wide.data) {
         return -ENOMEM;
@@ -232,27 +249,27 @@ static int widen(struct counts *c, struct chunk *k, enum chunk_state to)
             wide.words[i] = number_at(k, i);
         }
     }
-    give(c, k->data, size_of(k->state));
+    free_within_limit(c, k->data, state_bytes(k->state));
     *k = wide;
     return 0;
 }
 
-/* Those of BITS that have the lower number, up to the first that has not. */
-static unsigned add_bits(struct counts *c, struct chunk *k, unsigned at, unsigned n)
+/* BITS: adds 1 to clusters that have the lower number, up to the first one that does not. */
+static unsigned add_bits(struct reference_counts *c, struct chunk *k, unsigned at, unsigned n)
 {
-    unsigned done = set_bits(k->bits, at, n);
+    unsigned done = set_clear_bits(k->bits, at, n);
 
-    k->set += done;
-    if (k->set == CHUNK) {
-        give(c, k->bits, size_of(BITS));
+    k->set_bits += done;
+    if (k->set_bits == CHUNK) {
+        free_within_limit(c, k->bits, state_bytes(BITS));
         *k = (struct chunk){.state = EVEN, .base = k->base + 1};
     }
     return done;
 }
 
-/* What can be added without a change of state. -ERANGE: the next would get too large a number. */
-static int add_in_state(struct counts *c, struct chunk *k, unsigned at, unsigned n, uint64_t times,
-                        unsigned *ret_done)
+/* Adds what the present state can hold. -ERANGE: the next count would exceed the maximum. */
+static int add_in_state(struct reference_counts *c, struct chunk *k, unsigned at, unsigned n,
+                        uint64_t times, unsigned *ret_done)
 {
     unsigned done = 0;
 
@@ -280,8 +297,8 @@ static int add_in_state(struct counts *c, struct chunk *k, unsigned at, unsigned
     return done < n && number_at(k, at + done) + times > c->max ? -ERANGE : 0;
 }
 
-static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned n, uint64_t times,
-                        unsigned *ret_done)
+static int add_in_chunk(struct reference_counts *c, struct chunk *k, unsigned at, unsigned n,
+                        uint64_t times, unsigned *ret_done)
 {
     unsigned part;
     int r = 0;
@@ -291,7 +308,7 @@ static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned
 
         r = add_in_state(c, k, here, n - *ret_done, times, &part);
         if (part > 0) {
-            /* Where others of the part have more than this one, some had before. */
+            /* If another cluster of the part has more than this one, `shared` was set before. */
             c->shared |= number_at(k, here) > 1;
         } else if (r == 0) {
             bool wide = k->state == BYTES || number_at(k, here) + times > UINT8_MAX;
@@ -302,15 +319,15 @@ static int add_in_chunk(struct counts *c, struct chunk *k, unsigned at, unsigned
     return r;
 }
 
-/* --- numbers ------------------------------------------------------------------------------------- */
+/* --- numbers ---------------------------------------------------------------------------------- */
 
-int counts_add(struct counts *c, uint64_t first, uint64_t n, uint64_t *ret_done)
+int reference_counts_add(struct reference_counts *c, uint64_t first, uint64_t n, uint64_t *ret_done)
 {
-    return counts_add_times(c, first, n, 1, ret_done);
+    return reference_counts_add_times(c, first, n, 1, ret_done);
 }
 
-int counts_add_times(struct counts *c, uint64_t first, uint64_t n, uint32_t times,
-                     uint64_t *ret_done)
+int reference_counts_add_times(struct reference_counts *c, uint64_t first, uint64_t n,
+                               uint32_t times, uint64_t *ret_done)
 {
     int r = 0;
 
@@ -326,7 +343,7 @@ int counts_add_times(struct counts *c, uint64_t first, uint64_t n, uint32_t time
     return r;
 }
 
-uint32_t counts_get(const struct counts *c, uint64_t cluster)
+uint32_t reference_counts_get(const struct reference_counts *c, uint64_t cluster)
 {
     const struct chunk *k;
     uint64_t none;
@@ -335,7 +352,8 @@ uint32_t counts_get(const struct counts *c, uint64_t cluster)
     return k ? number_at(k, cluster % CHUNK) : 0;
 }
 
-uint64_t counts_run(const struct counts *c, uint64_t first, uint64_t n, uint32_t *ret)
+uint64_t reference_counts_run(const struct reference_counts *c, uint64_t first, uint64_t n,
+                              uint32_t *ret_count)
 {
     unsigned at = first % CHUNK, most, same = 1;
     const struct chunk *k;
@@ -343,24 +361,24 @@ uint64_t counts_run(const struct counts *c, uint64_t first, uint64_t n, uint32_t
 
     k = find_chunk(c, first >> CHUNK_BITS, &none);
     if (!k) {
-        *ret = 0;
+        *ret_count = 0;
         return MIN(n, none - at);
     }
-    *ret = number_at(k, at);
+    *ret_count = number_at(k, at);
     most = (unsigned)MIN(n, CHUNK - at);
     if (k->state == EVEN) {
         return most;
     }
     if (k->state == BITS) {
-        return same_bits(k->bits, at, most);
+        return equal_bits(k->bits, at, most);
     }
-    while (same < most && number_at(k, at + same) == *ret) {
+    while (same < most && number_at(k, at + same) == *ret_count) {
         same++;
     }
     return same;
 }
 
-bool counts_any_shared(const struct counts *c)
+bool reference_counts_any_shared(const struct reference_counts *c)
 {
     return c->shared;
 }

@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A number for each cluster of a file: how often it is referenced. Areas where all numbers are the same take no memory, so it takes
- * what the file's contents are worth, not what its size is.
+ * How many references lead to each cluster of a file. An area in which all numbers are equal takes
+ * no memory, so the memory grows with what the file contains, not with its size.
  *
- * A tree of nodes of 512 pointers over chunks of 32,768 clusters. A chunk is in one of these states, and only goes down:
+ * A tree of nodes with 512 pointers each, over chunks of 32,768 clusters. A chunk has one of these
+ * states. It moves down the list as its numbers grow, and never up except where BITS says so:
  *
- *   EVEN   each cluster has `base`                   no memory
- *   BITS   each has `base`, or one more              4 KiB; back to EVEN, one higher, when all bits are set
- *   BYTES  numbers up to 255                         32 KiB
- *   WORDS  numbers up to 2^32 - 1                    128 KiB
+ *   EVEN   each cluster has `base`               no memory
+ *   BITS   each cluster has `base` or base + 1   4 KiB; when all bits are set, EVEN with base + 1
+ *   BYTES  numbers up to 255                     32 KiB
+ *   WORDS  numbers up to 2^32 - 1                128 KiB
+ *
+ * One user at a time. None of these functions yields.
  */
 #ifndef TIDEMARK_QCOW2_CHECK_REFERENCE_COUNTS_H
 #define TIDEMARK_QCOW2_CHECK_REFERENCE_COUNTS_H
@@ -17,25 +20,37 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct counts;
-
-/* Zero for clusters up to `clusters`. `max`: the largest number (at most 2^32 - 1); `memory`: bytes that may be taken. NULL: no memory. */
-struct counts *counts_new(uint64_t clusters, uint64_t max, uint64_t memory);
-void counts_free(struct counts *c); /* NULL is fine */
+struct reference_counts;
 
 /*
- * Count `n` > 0 clusters from `first` once more. *ret_done clusters were: all of them if it returns 0; -ERANGE: the next one has the
- * largest number already; -ENOMEM.
+ * Counts for cluster indexes up to `clusters`, all of them 0. No count exceeds `max` (limited to
+ * 2^32 - 1), and the chunks and nodes take at most `memory` bytes. The caller frees the result by
+ * reference_counts_free(). NULL if out of memory.
  */
-int counts_add(struct counts *c, uint64_t first, uint64_t n, uint64_t *ret_done);
-/* The same, `times` (> 0) at once. -ERANGE: the next one would get more than the largest number; it keeps what it has. */
-int counts_add_times(struct counts *c, uint64_t first, uint64_t n, uint32_t times,
-                     uint64_t *ret_done);
+struct reference_counts *reference_counts_new(uint64_t clusters, uint64_t max, uint64_t memory);
+/* NULL is allowed. */
+void reference_counts_free(struct reference_counts *c);
 
-uint32_t counts_get(const struct counts *c, uint64_t cluster);
-/* How many of `n` > 0 clusters from `first` on are known to have the same number, at least one; *ret: that number. */
-uint64_t counts_run(const struct counts *c, uint64_t first, uint64_t n, uint32_t *ret);
-/* Whether some cluster has more than one. */
-bool counts_any_shared(const struct counts *c);
+/*
+ * Add 1 to the counts of `n` > 0 clusters from index `first`. *ret_done is the number of clusters
+ * that were counted: all `n` if the result is 0. -ERANGE: the next cluster has `max` already;
+ * -ENOMEM: there is no memory for its count.
+ */
+int reference_counts_add(struct reference_counts *c, uint64_t first, uint64_t n,
+                         uint64_t *ret_done);
+/* The same, but adds `times` > 0. -ERANGE: the next count would exceed `max`, and is unchanged. */
+int reference_counts_add_times(struct reference_counts *c, uint64_t first, uint64_t n,
+                               uint32_t times, uint64_t *ret_done);
+
+/* The count of one cluster. */
+uint32_t reference_counts_get(const struct reference_counts *c, uint64_t cluster);
+/*
+ * The length of a run of clusters from `first` that have the same count: at least 1, at most `n` >
+ * 0. The run may end before the count changes. *ret_count is that count.
+ */
+uint64_t reference_counts_run(const struct reference_counts *c, uint64_t first, uint64_t n,
+                              uint32_t *ret_count);
+/* Whether any cluster has a count above 1. */
+bool reference_counts_any_shared(const struct reference_counts *c);
 
 #endif
