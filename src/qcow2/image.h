@@ -104,21 +104,6 @@ struct qcow2_extension {
     uint8_t data[];
 };
 
-/* A bitmap as the directory on disk describes it. */
-struct stored_bitmap {
-    struct list link; /* in qcow2_bitmaps.stored */
-    char *name;
-    uint64_t table_offset;
-    uint32_t table_entries;
-    uint32_t flags;
-    uint8_t type;
-    uint8_t granularity_bits;
-    uint8_t *extra; /* extra data, kept */
-    uint32_t extra_size;
-    uint64_t flags_position;     /* file offset of its flags field */
-    struct block_bitmap *loaded; /* NULL if it was not loaded (unknown type or flags) */
-};
-
 /* Why a reference was removed; decides whether the space is returned to the file system. */
 enum qcow2_freed {
     QCOW2_FREED_BY_WRITE,    /* the contents moved: kept, the next allocation takes it */

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/image.h"
 #include "qcow2/info.h"
 
 static const char *compression_name(const struct qcow2 *q)

@@ -16,6 +16,7 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/log.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "loop/loop.h"
 
 #define C (4 * KiB)

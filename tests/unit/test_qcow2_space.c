@@ -7,6 +7,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/table/refcount.h"
 #include "qcow2_fixture.h"
 

@@ -1,20 +1,27 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Storing persistent bitmaps where there is no room for new clusters.
+ * Storing persistent bitmaps without space for new clusters.
  *
- * A bitmap that is marked in use is of no worth to anybody who opens the image, so as long as the mark is on disk its clusters
- * and its table may be overwritten:
+ * A program that opens the image does not use a bitmap that is marked in use. So as long as the
+ * mark is on disk, the clusters and the table of the bitmap may be overwritten:
  *
- *   mark (stable) -> bits into the clusters that they have -> commit: refcounts of what could be had -> tables -> sync
- *                 -> length of the table and flags of each bitmap, eight bytes within a sector, without the mark -> sync -> free
+ *   1. mark the bitmaps in use, and sync
+ *   2. write the bits to the clusters that they have
+ *   3. commit: the refcounts of clusters that could be allocated
+ *   4. write the tables, and sync
+ *   5. for each bitmap write the length of the table and the flags, without the mark: eight
+ *      bytes within a sector; sync
+ *   6. free what is no longer used
  *
- * A crash before the last step leaves the bitmap in use. Until its mark is gone every entry of its table, old or new, names a cluster
- * that it owns. What has no cluster and finds none becomes "all dirty", which takes none: more than is true, never less.
+ * A crash before step 5 leaves the bitmaps in use. Until then every entry of their tables, old or
+ * new, names a cluster that the bitmap owns. Bits that have no cluster and get none are stored as
+ * "all dirty", which needs no cluster: a superset of what is dirty, never less.
  *
- * Bitmaps that were never stored, or whose table has become too long for its clusters, have a place reserved (bitmap_reserve.c) for the
- * table and for a directory; then that is switched to, as usual (R3), in place of the last step.
+ * Bitmaps that were never stored, or whose table has grown beyond its clusters, have clusters
+ * reserved for the table and for a directory (reserve.c). If there is such a bitmap, switching to
+ * that directory (R3) replaces step 5.
  *
- * When a bitmap is removed, one of its clusters of bits takes the directory without it.
+ * When a bitmap is removed, one of its clusters of bits takes the new directory.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,17 +30,18 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/bitmap/bitmap.h"
+#include "block/bitmaps.h"
+#include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/refcount.h"
 
-/* A table in big-endian, for the clusters that it has. */
+/* A table to be written over the stored one. */
 struct waiting_table {
-    struct list link;
-    uint64_t *entries;
+    struct list link;  /* in bitmap_store.tables */
+    uint64_t *entries; /* big-endian */
     size_t bytes;
-    uint64_t offset;
+    uint64_t offset; /* in the file */
 };
 
 int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err)
@@ -44,7 +52,7 @@ int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err)
     if (r < 0) {
         return r;
     }
-    qcow2_bitmap_reserve_begin(q);
+    qcow2_reserve_begin_locked(q);
     LIST_FOREACH (s, &q->bitmaps.stored, link) {
         if (s->loaded && qcow2_bitmap_is_stale(s, s->loaded)) {
             r = qcow2_co_mark_in_use_locked(q, s);
@@ -57,8 +65,11 @@ int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err)
     return 0;
 }
 
-/* Nobody else has these clusters, as far as can be seen: tables of a corrupt image may name anything. */
-static bool co_is_owned(struct qcow2 *q, uint64_t offset, uint64_t length)
+/*
+ * Whether nothing else is known to use these clusters. The tables of a corrupt image may name any
+ * cluster.
+ */
+static bool co_is_sole_owner(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
     uint64_t refcount = 1;
     bool hit = false;
@@ -75,7 +86,9 @@ static bool co_is_owned(struct qcow2 *q, uint64_t offset, uint64_t length)
     return refcount == 1 && !hit;
 }
 
-/* What entry `i` says too much if it stands for "all dirty". */
+/*
+ * Bytes of the disk that are not dirty, and are stored as dirty if entry `i` becomes "all dirty".
+ */
 static uint64_t clean_bytes(const struct qcow2 *q, const struct bitmap_tables *t, uint64_t i)
 {
     const uint64_t span = q->cluster_size * 8, granularity = t->bitmap->granularity;
@@ -95,11 +108,11 @@ int qcow2_co_in_place_bits(struct qcow2 *q, struct bitmap_store *st, struct bitm
     uint64_t offset = i < t->before_entries ? t->before[i] & ENTRY_OFFSET_MASK : 0;
     int r = -ENOSPC;
 
-    if (offset != 0 && co_is_owned(q, offset, q->cluster_size)) {
+    if (offset != 0 && co_is_sole_owner(q, offset, q->cluster_size)) {
         t->now[i] = offset;
         r = block_co_pwrite(q->node->file, offset, t->bits, q->cluster_size, 0);
     } else if (!st->no_room) {
-        r = qcow2_co_bitmap_write_new(q, st, t->bits, q->cluster_size, &t->now[i]);
+        r = qcow2_co_store_write_new(q, st, t->bits, q->cluster_size, &t->now[i]);
         st->no_room = qcow2_is_no_room(r);
     }
     if (qcow2_is_no_room(r)) {
@@ -116,7 +129,7 @@ bool qcow2_co_in_place_table(struct qcow2 *q, struct bitmap_store *st, struct bi
     uint64_t has = round_up(t->before_entries * 8, q->cluster_size);
     struct waiting_table *table;
 
-    if (!t->before || t->now_entries * 8 > has || !co_is_owned(q, s->table_offset, has)) {
+    if (!t->before || t->now_entries * 8 > has || !co_is_sole_owner(q, s->table_offset, has)) {
         return false;
     }
     table = calloc(1, sizeof(*table));
@@ -142,7 +155,7 @@ int qcow2_co_in_place_write_tables(struct qcow2 *q, struct bitmap_store *st)
             r = block_co_pwrite(q->node->file, table->offset, table->entries, table->bytes, 0);
         }
     }
-    return r < 0 ? r : block_co_flush(q->node->file);
+    return UNLESS_FAILED(r, block_co_flush(q->node->file));
 }
 
 void qcow2_in_place_free_tables(struct bitmap_store *st)
@@ -156,8 +169,8 @@ void qcow2_in_place_free_tables(struct bitmap_store *st)
     }
 }
 
-/* Length of the table and flags lie side by side, at a multiple of eight. */
-static int co_write_fields(struct qcow2 *q, const struct stored_bitmap *b)
+/* Writes the length of the table and the flags, which are eight bytes at a multiple of eight. */
+static int co_write_entry_fields(struct qcow2 *q, const struct stored_bitmap *b)
 {
     uint64_t at = b->flags_position - BITMAP_ENTRY_FLAGS + BITMAP_ENTRY_TABLE_SIZE;
     uint8_t fields[8];
@@ -166,10 +179,13 @@ static int co_write_fields(struct qcow2 *q, const struct stored_bitmap *b)
     store_be32(fields, b->table_entries);
     store_be32(fields + (BITMAP_ENTRY_FLAGS - BITMAP_ENTRY_TABLE_SIZE), b->flags);
     r = qcow2_co_overlap_check(q, at, sizeof(fields), OVERLAP_BIT(OVERLAP_BITMAP_DIRECTORY));
-    return r < 0 ? r : block_co_pwrite(q->node->file, at, fields, sizeof(fields), 0);
+    return UNLESS_FAILED(r, block_co_pwrite(q->node->file, at, fields, sizeof(fields), 0));
 }
 
-/* Nobody knows which marks are on disk: they are written before the next guest write, and the bitmaps stored again. */
+/*
+ * It is unknown which marks are on disk: the next guest write marks again, and the bitmaps have to
+ * be stored again.
+ */
 static void forget_marks(struct qcow2 *q)
 {
     struct stored_bitmap *s;
@@ -190,10 +206,10 @@ int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st)
 
     LIST_FOREACH (b, &st->entries, link) {
         if (b->loaded && r == 0 && qcow2_bitmap_is_stale(b->loaded->driver_state, b->loaded)) {
-            r = co_write_fields(q, b);
+            r = co_write_entry_fields(q, b);
         }
     }
-    r = r < 0 ? r : block_co_flush(q->node->file);
+    UNLESS_FAILED(r, block_co_flush(q->node->file));
     if (r < 0) {
         forget_marks(q);
         return r;
@@ -208,12 +224,17 @@ int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
     struct free_list *old = &st->old;
     int r = qcow2_co_mark_in_use_locked(q, gone);
 
-    /* The last one is the table, which has to stay whole as long as it is referred to. */
+    /*
+     * The last run is the table, which must stay intact as long as the old directory refers to it.
+     */
     for (size_t i = 0; i + 1 < old->count && r == 0; i++) {
-        if (co_is_owned(q, old->runs[i].offset, q->cluster_size)) {
+        if (co_is_sole_owner(q, old->runs[i].offset, q->cluster_size)) {
             st->place = old->runs[i].offset;
             old->runs[i] = old->runs[--old->count];
-            /* What is only there is lost, also if the bitmap stays after all. */
+            /*
+             * Bits that are only in that cluster are lost, even if the bitmap is not removed after
+             * all.
+             */
             gone->loaded->inconsistent |= gone->loaded->unread;
             return 0;
         }

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Persistent bitmaps: what an open reads of them, and their bits.
+ * Persistent bitmaps: loading them at open, and reading their bits.
  *
- * At open only the tables are read. The bits stay in the image until somebody asks for them (struct block_bitmap, `unread`): those
- * of a large disk may take a quarter of a gigabyte, and most opens have no use for them. What guests write
- * meanwhile is set in an empty bitmap, and joined with what is stored when that is read, or when all is stored.
+ * An open reads the tables only. The bits stay in the image until they are needed (struct
+ * block_bitmap, `unread`): those of a large disk may take a quarter of a gigabyte, and most opens
+ * do not use them. Guest writes meanwhile set bits in an empty bitmap, which is merged with the
+ * stored bits when those are read or stored.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,108 +13,44 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/bitmap/bitmap.h"
+#include "block/bitmaps.h"
+#include "qcow2/bitmap/stored.h"
 
-/* Bits are read in pieces of so much, where their clusters lie one behind the other. */
+/* Limit in bytes for one read of bits, whose clusters are contiguous. */
 #define READ_BYTES (1 * MiB)
-/* An open reads so much of tables. */
+/* Limit in bytes for the tables that an open reads. */
 #define OPEN_TABLE_BYTES (256 * MiB)
 
-/* --- tables ---------------------------------------------------------------------------------------- */
-
-int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret)
-{
-    size_t bytes = (size_t)b->table_entries * 8;
-    AUTO_FREE uint64_t *table = NULL;
-    int r;
-
-    if (bytes > BITMAP_TABLE_BYTES_MAX || !is_aligned(b->table_offset, q->cluster_size) ||
-        !range_fits(b->table_offset, bytes, block_edge_size(q->node->file))) {
-        return -EINVAL;
-    }
-    table = malloc(bytes ? bytes : 8);
-    if (!table) {
-        return -ENOMEM;
-    }
-    r = block_co_pread(q->node->file, b->table_offset, table, bytes);
-    if (r < 0) {
-        return r;
-    }
-    for (uint32_t i = 0; i < b->table_entries; i++) {
-        table[i] = be64toh(table[i]);
-    }
-    *ret = TAKE_PTR(table);
-    return 0;
-}
-
-/*
- * Tables and bits of different bitmaps lie in different places, so all together they are no longer than the file. A small file in
- * which they lie upon each other can't make us read or allocate any more than that.
- */
-uint64_t qcow2_bitmap_budget(const struct qcow2 *q)
-{
-    return round_up(block_edge_size(q->node->file), q->cluster_size);
-}
-
-static int take_budget(uint64_t *budget, uint64_t bytes)
-{
-    if (*budget < bytes) {
-        return -EINVAL;
-    }
-    *budget -= bytes;
-    return 0;
-}
-
-int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
-                             uint64_t *budget)
-{
-    uint64_t file_size = qcow2_bitmap_budget(q);
-    int r = take_budget(budget, (uint64_t)entries * 8);
-
-    for (uint32_t i = 0; i < entries && r == 0; i++) {
-        uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
-
-        if (offset == 0) {
-            continue;
-        }
-        if (!is_aligned(offset, q->cluster_size) || (table[i] & ~ENTRY_OFFSET_MASK) ||
-            !range_fits(offset, q->cluster_size, file_size)) {
-            return -EINVAL;
-        }
-        r = take_budget(budget, q->cluster_size);
-    }
-    return r;
-}
-
-static bool is_of_disk(const struct qcow2 *q, const struct stored_bitmap *b)
+/* Whether its table has the length for the size of the disk. */
+static bool fits_disk_size(const struct qcow2 *q, const struct stored_bitmap *b)
 {
     return b->table_entries ==
            qcow2_bitmap_table_entries(q, block_node_size(q->node), b->granularity_bits);
 }
 
-/* The table of a bitmap of this disk, checked. */
+/* Reads and checks the table of a bitmap. */
 static int co_read_checked_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t *budget,
-                                 uint64_t **ret)
+                                 uint64_t **ret_table)
 {
     AUTO_FREE uint64_t *table = NULL;
     int r;
 
-    if (!is_of_disk(q, b)) {
+    if (!fits_disk_size(q, b)) {
         return -EINVAL;
     }
     r = qcow2_co_read_bitmap_table(q, b, &table);
-    r = r < 0 ? r : qcow2_check_bitmap_table(q, table, b->table_entries, budget);
+    UNLESS_FAILED(r, qcow2_check_bitmap_table(q, table, b->table_entries, budget));
     if (r == 0) {
-        *ret = TAKE_PTR(table);
+        *ret_table = TAKE_PTR(table);
     }
     return r;
 }
 
-/* --- bits ------------------------------------------------------------------------------------------ */
+/* --- bits ------------------------------------------------------------------------------------- */
 
-/* How many clusters from entry `i` on have their bits one behind the other, as far as one read goes. */
-static uint32_t run_of_clusters(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
-                                uint32_t i)
+/* How many entries from `i` have contiguous clusters of bits; limited to one read. */
+static uint32_t contiguous_clusters(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
+                                    uint32_t i)
 {
     uint32_t n = 1, most = (uint32_t)MAX(READ_BYTES >> q->cluster_bits, 1);
 
@@ -123,11 +60,14 @@ static uint32_t run_of_clusters(const struct qcow2 *q, const uint64_t *table, ui
     return n;
 }
 
-/* What to do with `count` bits from granule `first` on; NULL: all are set. `first` is a multiple of 8. */
+/*
+ * Called with `count` bits from granule `first` on, a multiple of 8. `bits` is NULL if all are set.
+ */
 typedef int bits_fn(void *arg, uint64_t first, const uint8_t *bits, uint64_t count);
 
-static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const uint64_t *table,
-                        bits_fn *fn, void *arg)
+/* Calls `fn` for all entries that have bits. */
+static int co_read_bits_locked(struct qcow2 *q, const struct stored_bitmap *b,
+                               const uint64_t *table, bits_fn *fn, void *arg)
 {
     uint64_t span = q->cluster_size * 8; /* granules of a cluster */
     AUTO_FREE uint8_t *buf = malloc(MAX(READ_BYTES, q->cluster_size));
@@ -139,9 +79,9 @@ static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const ui
 
         n = 1;
         if (offset != 0) {
-            n = run_of_clusters(q, table, b->table_entries, i);
+            n = contiguous_clusters(q, table, b->table_entries, i);
             r = block_co_pread(q->node->file, offset, buf, n * q->cluster_size);
-            r = r < 0 ? r : fn(arg, i * span, buf, n * span);
+            UNLESS_FAILED(r, fn(arg, i * span, buf, n * span));
         } else if (table[i] & BITMAP_TABLE_ALL_ONES) {
             r = fn(arg, i * span, NULL, span);
         }
@@ -149,8 +89,9 @@ static int co_read_bits(struct qcow2 *q, const struct stored_bitmap *b, const ui
     return r;
 }
 
-static int co_visit_bits(struct block_node *node, const struct block_bitmap *bitmap, bits_fn *fn,
-                         void *arg)
+/* Calls `fn` for the stored bits of a bitmap. -ENOENT if it was removed meanwhile. */
+static int co_visit_stored_bits(struct block_node *node, const struct block_bitmap *bitmap,
+                                bits_fn *fn, void *arg)
 {
     struct qcow2 *q = qcow2_state(node);
     uint64_t budget = qcow2_bitmap_budget(q);
@@ -161,12 +102,12 @@ static int co_visit_bits(struct block_node *node, const struct block_bitmap *bit
     co_mutex_lock(&q->bitmaps.bits_mutex);
     b = bitmap->driver_state;
     r = b ? co_read_checked_table(q, b, &budget, &table) : -ENOENT;
-    r = r < 0 ? r : co_read_bits(q, b, table, fn, arg);
+    UNLESS_FAILED(r, co_read_bits_locked(q, b, table, fn, arg));
     co_mutex_unlock(&q->bitmaps.bits_mutex);
     return r;
 }
 
-static int set_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
+static int add_stored_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
 {
     struct block_bitmap *b = arg;
 
@@ -179,17 +120,18 @@ static int set_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t cou
 
 int qcow2_co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
 {
-    return co_visit_bits(node, bitmap, set_bits, bitmap);
+    return co_visit_stored_bits(node, bitmap, add_stored_bits, bitmap);
 }
 
-struct count {
-    uint64_t granules, dirty;
-    bool last; /* is dirty */
+struct bit_count {
+    uint64_t granules; /* of the disk; bits behind them are ignored */
+    uint64_t dirty;    /* granules */
+    bool last;         /* the last granule is dirty */
 };
 
-static int count_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
+static int count_stored_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t count)
 {
-    struct count *c = arg;
+    struct bit_count *c = arg;
     uint64_t end = MIN(first + count, c->granules);
 
     if (first >= end) {
@@ -208,22 +150,23 @@ static int count_bits(void *arg, uint64_t first, const uint8_t *bits, uint64_t c
     return 0;
 }
 
-int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap, uint64_t *ret)
+int qcow2_co_count_bitmap(struct block_node *node, const struct block_bitmap *bitmap,
+                          uint64_t *ret_bytes)
 {
-    struct count c = {.granules = dirty_bitmap_granules(bitmap->bits)};
+    struct bit_count c = {.granules = dirty_bitmap_granules(bitmap->bits)};
     uint64_t size = dirty_bitmap_size(bitmap->bits);
-    int r = co_visit_bits(node, bitmap, count_bits, &c);
+    int r = co_visit_stored_bits(node, bitmap, count_stored_bits, &c);
 
-    *ret = c.dirty * bitmap->granularity;
+    *ret_bytes = c.dirty * bitmap->granularity;
     if (c.last) {
-        *ret -= c.granules * bitmap->granularity - size; /* of its last granule */
+        *ret_bytes -= c.granules * bitmap->granularity - size; /* the part behind the disk */
     }
     return r;
 }
 
-/* --- open ------------------------------------------------------------------------------------------ */
+/* --- open ------------------------------------------------------------------------------------- */
 
-/* Whether this is a bitmap that we can load; others are kept as they are. */
+/* Whether its type, flags and granularity are known. Other bitmaps are kept as they are. */
 static bool is_known(const struct stored_bitmap *b)
 {
     return b->type == BITMAP_TYPE_DIRTY && !(b->flags & ~BITMAP_FLAGS_KNOWN) &&
@@ -231,26 +174,33 @@ static bool is_known(const struct stored_bitmap *b)
            b->granularity_bits >= 9 && b->granularity_bits <= 31;
 }
 
-/* What an open may do with tables. */
+/* Limits for the tables of all bitmaps at open. */
 struct budgets {
-    uint64_t bytes; /* what is left of the file, see qcow2_bitmap_budget() */
-    uint64_t
-        tables; /* bytes of tables that are read; what is wrong with others turns out when their bits are wanted */
+    /* Bytes that are left of the file: see qcow2_bitmap_budget(). */
+    uint64_t bytes;
+    /*
+     * Bytes of tables that may still be read. Errors in the other tables are found when their bits
+     * are needed.
+     */
+    uint64_t tables;
 };
 
-/* Nothing set yet, if what is stored looks as it should; NULL if it can't be used. */
+/*
+ * *ret_bits is an empty bitmap, or NULL if what is stored can't be used: it is marked in use, or
+ * its table is invalid.
+ */
 static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, struct budgets *budgets,
-                           struct dirty_bitmap **ret, struct error *err)
+                           struct dirty_bitmap **ret_bits, struct error *err)
 {
     uint64_t bytes = (uint64_t)b->table_entries * 8;
     AUTO_FREE uint64_t *table = NULL;
     int r;
 
-    *ret = NULL;
+    *ret_bits = NULL;
     if (b->flags & BITMAP_FLAG_IN_USE) {
         return 0;
     }
-    r = bytes <= budgets->tables || !is_of_disk(q, b)
+    r = bytes <= budgets->tables || !fits_disk_size(q, b)
             ? co_read_checked_table(q, b, &budgets->bytes, &table)
             : 0;
     budgets->tables -= MIN(bytes, budgets->tables);
@@ -259,13 +209,17 @@ static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, struc
                     block_node_display_name(q->node), b->name, strerror(-r));
         return 0;
     }
-    *ret = r == 0 ? dirty_bitmap_new(block_node_size(q->node), 1u << b->granularity_bits) : NULL;
-    return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
+    *ret_bits =
+        r == 0 ? dirty_bitmap_new(block_node_size(q->node), 1u << b->granularity_bits) : NULL;
+    return *ret_bits ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
-/* A bitmap that can't be trusted is there, but can only be removed; it never keeps the image from opening. */
-static int co_load_one(struct qcow2 *q, struct stored_bitmap *b, struct budgets *budgets,
-                       struct error *err)
+/*
+ * A bitmap that can't be used is added as inconsistent, and can only be removed. It does not keep
+ * the image from opening.
+ */
+static int co_load_bitmap(struct qcow2 *q, struct stored_bitmap *b, struct budgets *budgets,
+                          struct error *err)
 {
     struct dirty_bitmap *bits;
     struct block_bitmap *loaded;
@@ -307,10 +261,10 @@ int qcow2_co_load_bitmaps(struct qcow2 *q, struct error *err)
         return r;
     }
     if (q->node->open_flags & BLOCK_OPEN_CHECK) {
-        return 0; /* check looks at the directory alone */
+        return 0; /* a check needs the directory only */
     }
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
-        r = co_load_one(q, b, &budgets, err);
+        r = co_load_bitmap(q, b, &budgets, err);
         if (r < 0) {
             return r;
         }

@@ -1,33 +1,42 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Room for bitmaps. A bitmap can be stored once there is a place for its table, and for a directory that names it: its
- * bits may be stored as "all dirty" where there is none. Both places are taken when the bitmap is added, or the disk grows, so that
- * want of room is told to somebody who can act on it; not when the image is closed.
+ * Clusters reserved for bitmaps.
  *
- *   add, grow  -> clusters allocated, written with zeroes (so that a file system has given them), nothing refers to them
- *   store      -> the table and the directory go there; what was not used is given back
+ * A bitmap can be stored if there are clusters for its table and for a directory that names it:
+ * bits without a cluster are stored as "all dirty". Both are allocated when the bitmap is added, or
+ * the disk grows. So a lack of space is reported to a caller that can act on it, not when the image
+ * is closed.
+ *
+ *   add, grow  -> clusters are allocated and written with zeroes, so that the file system allocates
+ *                 them; nothing refers to them
+ *   store      -> the table and the directory are written there; unused clusters are given back
  *   crash      -> leaked clusters (R6)
  *
- * On disk they are seen by their refcounts alone: other programs see no bitmap before the first store.
+ * On disk they have refcounts, and no references: other programs see no bitmap before the first
+ * store.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/bitmap/bitmap.h"
+#include "block/bitmaps.h"
+#include "qcow2/bitmap/reserve.h"
+#include "qcow2/bitmap/stored.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/table/commit.h"
 
-/* Clusters that are kept for the table of a bitmap, or for the directory. */
+/* Contiguous clusters reserved for the table of a bitmap, or for the directory. */
 struct reserved_run {
-    struct list link;
-    char *name; /* of the bitmap; NULL: the directory's */
-    uint64_t offset, length;
-    bool used; /* by the store that is under way */
+    struct list link; /* in bitmaps.reserve */
+    char *name;       /* of the bitmap; NULL: for the directory */
+    uint64_t offset;  /* in the file */
+    uint64_t length;  /* bytes */
+    bool used;        /* by the attempt to store that is under way */
 };
 
-static struct reserved_run *find_run(struct qcow2 *q, const char *name)
+/* The run for the table of bitmap `name`; NULL: for the directory. NULL if there is none. */
+static struct reserved_run *find_reserved(struct qcow2 *q, const char *name)
 {
     struct reserved_run *run;
 
@@ -39,25 +48,25 @@ static struct reserved_run *find_run(struct qcow2 *q, const char *name)
     return NULL;
 }
 
-static void free_run(struct reserved_run *run)
+static void free_reserved(struct reserved_run *run)
 {
     list_remove(&run->link);
     free(run->name);
     free(run);
 }
 
-static void co_give_back(struct qcow2 *q, struct reserved_run *run)
+static void co_give_back_reserved(struct qcow2 *q, struct reserved_run *run)
 {
     if (!run->used) {
         qcow2_co_free_new_clusters(q, run->offset, run->length);
     }
-    free_run(run);
+    free_reserved(run);
 }
 
-/* In place of a shorter one. */
-static int co_reserve(struct qcow2 *q, const char *name, uint64_t bytes)
+/* Reserves clusters for `bytes` bytes. They replace a shorter run for the same purpose. */
+static int co_reserve_run(struct qcow2 *q, const char *name, uint64_t bytes)
 {
-    struct reserved_run *old = find_run(q, name), *run;
+    struct reserved_run *old = find_reserved(q, name), *run;
     AUTO_FREE uint8_t *zeroes = NULL;
     int r;
 
@@ -74,20 +83,20 @@ static int co_reserve(struct qcow2 *q, const char *name, uint64_t bytes)
     run->length = round_up(bytes, q->cluster_size);
     r = qcow2_co_write_new_clusters(q, zeroes, bytes, &run->offset);
     if (r < 0) {
-        free_run(run);
+        free_reserved(run);
         return r;
     }
     list_append(&q->bitmaps.reserve, &run->link);
     if (old) {
-        co_give_back(q, old);
+        co_give_back_reserved(q, old);
     }
     return 0;
 }
 
-/* The directory's is of no use without one for a table. */
-static void co_give_back_directory(struct qcow2 *q)
+/* The directory needs reserved clusters only while a table has some. */
+static void co_give_back_directory_if_alone(struct qcow2 *q)
 {
-    struct reserved_run *run, *directory = find_run(q, NULL);
+    struct reserved_run *run, *directory = find_reserved(q, NULL);
 
     LIST_FOREACH (run, &q->bitmaps.reserve, link) {
         if (run->name) {
@@ -95,21 +104,24 @@ static void co_give_back_directory(struct qcow2 *q)
         }
     }
     if (directory) {
-        co_give_back(q, directory);
+        co_give_back_reserved(q, directory);
     }
 }
 
-void qcow2_co_unreserve_bitmap(struct qcow2 *q, const char *name)
+void qcow2_co_unreserve_bitmap_locked(struct qcow2 *q, const char *name)
 {
-    struct reserved_run *run = find_run(q, name);
+    struct reserved_run *run = find_reserved(q, name);
 
     if (run) {
-        co_give_back(q, run);
-        co_give_back_directory(q);
+        co_give_back_reserved(q, run);
+        co_give_back_directory_if_alone(q);
     }
 }
 
-/* Of a directory with all bitmaps that are stored or are going to be, and `name` if there is none of that name yet. */
+/*
+ * Bytes of a directory with all bitmaps that are stored or are going to be, and with `name` unless
+ * it is NULL.
+ */
 static uint64_t directory_bytes(struct qcow2 *q, const char *name)
 {
     const struct stored_bitmap *s;
@@ -132,7 +144,7 @@ static uint64_t table_bytes(const struct qcow2 *q, uint64_t disk_size, uint32_t 
     return qcow2_bitmap_table_entries(q, disk_size, (unsigned)__builtin_ctz(granularity)) * 8;
 }
 
-static int no_room(struct qcow2 *q, const char *name, int r, struct error *err)
+static int refuse_reservation(struct qcow2 *q, const char *name, int r, struct error *err)
 {
     return error_set_errno(err, -r, "Could not reserve room for bitmap '%s' in '%s'", name,
                            block_node_display_name(q->node));
@@ -145,16 +157,19 @@ int qcow2_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t 
     int r;
 
     co_mutex_lock(&q->bitmaps.mutex);
-    r = co_reserve(q, name, table_bytes(q, block_node_size(node), granularity));
-    r = r < 0 ? r : co_reserve(q, NULL, directory_bytes(q, name));
+    r = co_reserve_run(q, name, table_bytes(q, block_node_size(node), granularity));
+    UNLESS_FAILED(r, co_reserve_run(q, NULL, directory_bytes(q, name)));
     if (r < 0) {
-        qcow2_co_unreserve_bitmap(q, name);
+        qcow2_co_unreserve_bitmap_locked(q, name);
     }
     co_mutex_unlock(&q->bitmaps.mutex);
-    return r < 0 ? no_room(q, name, r, err) : 0;
+    return r < 0 ? refuse_reservation(q, name, r, err) : 0;
 }
 
-/* Room for a table of `bytes`, unless the bitmap has one that can be so long. */
+/*
+ * Reserves clusters for a table of `bytes` bytes, unless the stored table has enough of them.
+ * *ret_any is set if it has not.
+ */
 static int co_reserve_table(struct qcow2 *q, const struct block_bitmap *b, uint64_t bytes,
                             bool *ret_any)
 {
@@ -165,7 +180,7 @@ static int co_reserve_table(struct qcow2 *q, const struct block_bitmap *b, uint6
         return 0;
     }
     *ret_any = true;
-    return co_reserve(q, b->name, bytes);
+    return co_reserve_run(q, b->name, bytes);
 }
 
 int qcow2_co_reserve_bitmaps_locked(struct qcow2 *q, uint64_t disk_size, struct error *err)
@@ -180,10 +195,10 @@ int qcow2_co_reserve_bitmaps_locked(struct qcow2 *q, uint64_t disk_size, struct 
             r = co_reserve_table(q, b, table_bytes(q, disk_size, b->granularity), &any);
         }
         if (r < 0) {
-            return no_room(q, b->name, r, err);
+            return refuse_reservation(q, b->name, r, err);
         }
     }
-    r = any ? co_reserve(q, NULL, directory_bytes(q, NULL)) : 0;
+    r = any ? co_reserve_run(q, NULL, directory_bytes(q, NULL)) : 0;
     return r < 0 ? error_set_errno(err, -r, "Could not reserve room for the bitmaps of '%s'",
                                    block_node_display_name(q->node))
                  : 0;
@@ -196,10 +211,10 @@ void qcow2_co_unreserve_longer_tables(struct qcow2 *q)
     co_mutex_lock(&q->bitmaps.mutex);
     LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
         if (run->name && qcow2_find_stored(q, run->name)) {
-            co_give_back(q, run);
+            co_give_back_reserved(q, run);
         }
     }
-    co_give_back_directory(q);
+    co_give_back_directory_if_alone(q);
     co_mutex_unlock(&q->bitmaps.mutex);
 }
 
@@ -213,7 +228,7 @@ int qcow2_co_reserve_bitmaps(struct qcow2 *q, uint64_t disk_size, struct error *
     return r;
 }
 
-void qcow2_bitmap_reserve_begin(struct qcow2 *q)
+void qcow2_reserve_begin_locked(struct qcow2 *q)
 {
     struct reserved_run *run;
 
@@ -222,17 +237,19 @@ void qcow2_bitmap_reserve_begin(struct qcow2 *q)
     }
 }
 
-bool qcow2_co_bitmap_reserve_use(struct qcow2 *q, const char *name, uint64_t bytes,
+bool qcow2_co_reserve_use_locked(struct qcow2 *q, const char *name, uint64_t bytes,
                                  uint64_t *ret_offset)
 {
-    struct reserved_run *run = find_run(q, name);
+    struct reserved_run *run = find_reserved(q, name);
 
     if (!run || run->length < bytes) {
         return false;
     }
     run->used = true;
     *ret_offset = run->offset;
-    /* Longer than needed, for a directory from which bitmaps were removed: nothing refers to the rest. */
+    /*
+     * The run is longer than needed if bitmaps were removed meanwhile. The rest has no references.
+     */
     bytes = round_up(bytes, q->cluster_size);
     if (run->length > bytes) {
         qcow2_co_free_new_clusters(q, run->offset + bytes, run->length - bytes);
@@ -241,34 +258,34 @@ bool qcow2_co_bitmap_reserve_use(struct qcow2 *q, const char *name, uint64_t byt
     return true;
 }
 
-void qcow2_co_bitmap_reserve_again(struct qcow2 *q)
+void qcow2_co_reserve_directory_again_locked(struct qcow2 *q)
 {
-    struct reserved_run *run = find_run(q, NULL);
+    struct reserved_run *run = find_reserved(q, NULL);
 
     if (!run || !run->used) {
         return;
     }
-    free_run(run);
-    /* What the old directory had is free after a commit. */
-    if (co_reserve(q, NULL, directory_bytes(q, NULL)) < 0 && qcow2_co_commit(q) == 0) {
-        (void)co_reserve(q, NULL, directory_bytes(q, NULL));
+    free_reserved(run);
+    /* A commit frees the clusters of the old directory. */
+    if (co_reserve_run(q, NULL, directory_bytes(q, NULL)) < 0 && qcow2_co_commit(q) == 0) {
+        (void)co_reserve_run(q, NULL, directory_bytes(q, NULL));
     }
 }
 
-void qcow2_co_bitmap_reserve_end(struct qcow2 *q)
+void qcow2_co_reserve_end_locked(struct qcow2 *q)
 {
     struct reserved_run *run, *next;
 
     LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
-        co_give_back(q, run);
+        co_give_back_reserved(q, run);
     }
 }
 
 void qcow2_co_unreserve_bitmaps(struct qcow2 *q)
 {
     co_mutex_lock(&q->bitmaps.mutex);
-    qcow2_bitmap_reserve_begin(q);
-    qcow2_co_bitmap_reserve_end(q);
+    qcow2_reserve_begin_locked(q);
+    qcow2_co_reserve_end_locked(q);
     co_mutex_unlock(&q->bitmaps.mutex);
 }
 
@@ -277,6 +294,6 @@ void qcow2_free_bitmap_reserve(struct qcow2 *q)
     struct reserved_run *run, *next;
 
     LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
-        free_run(run);
+        free_reserved(run);
     }
 }

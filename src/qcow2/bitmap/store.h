@@ -1,59 +1,143 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What bitmap_store.c and bitmap_in_place.c share. */
+/*
+ * The steps of storing bitmaps. Only for this folder.
+ *
+ * bitmaps.mutex and bitmaps.bits_mutex are held. The `co_` functions yield.
+ */
 #ifndef TIDEMARK_QCOW2_BITMAP_STORE_H
 #define TIDEMARK_QCOW2_BITMAP_STORE_H
 
-#include "qcow2/bitmap/bitmap.h"
+#include "qcow2/bitmap/stored.h"
 
-/* One attempt to store all bitmaps that are stale. */
+/*
+ * One attempt to write another directory: with all bitmaps as they are now, or without one of them.
+ */
 struct bitmap_store {
-    struct list entries;   /* of struct stored_bitmap: the directory as it shall be */
-    struct free_list made; /* new clusters: to be freed if it fails */
-    struct free_list old;  /* what is not used any more: to be freed once it is done */
-    bool moved; /* a bitmap is new, or its table lies elsewhere: a new directory is wanted */
-    /* In place: see bitmap_in_place.c. */
+    /* The new directory: of struct stored_bitmap. */
+    struct list entries;
+    /* Clusters that were allocated; freed if the attempt fails. */
+    struct free_list made;
+    /* Clusters that are no longer used; freed once the attempt has succeeded. */
+    struct free_list old;
+    /* A bitmap is new, or its table has moved: the directory has to be written as well. */
+    bool moved;
+
+    /* --- for storing in place: see in_place.c --- */
+
     bool in_place;
-    uint64_t place;     /* a cluster for the directory; 0: it gets another one */
-    bool no_room;       /* for one more cluster */
-    bool written;       /* something on disk may refer to what was made */
-    struct list tables; /* of struct waiting_table: written once what they name has its refcounts */
+    /* File offset of a cluster for the new directory; 0: one is allocated. */
+    uint64_t place;
+    /* An allocation has failed for want of space. */
+    bool no_room;
+    /* Tables on disk may refer to clusters of `made`. */
+    bool written;
+    /*
+     * Of struct waiting_table: tables to be written once the refcounts of what they name are
+     * stable.
+     */
+    struct list tables;
 };
 
-/* What the table of a bitmap shall be, and what it was when it was stored the last time. */
+/* The table of a bitmap as it is going to be, and as it is stored. */
 struct bitmap_tables {
     struct block_bitmap *bitmap;
-    uint64_t *now, *before; /* host byte order; `now` is big-endian once it is to be written */
+    /* Host byte order; NULL: none. `now` is big-endian once it is about to be written. */
+    uint64_t *now, *before;
     uint64_t now_entries, before_entries;
-    uint8_t *bits, *stored; /* a cluster each */
-    uint64_t overstated;    /* bytes that are stored as dirty and are not */
+    /*
+     * Buffers of a cluster: the bits of one entry, as they are to be stored and as they are stored.
+     */
+    uint8_t *bits, *stored;
+    /* Bytes of the disk that are going to be stored as dirty and are not. */
+    uint64_t overstated;
 };
 
-/* --- bitmap_store.c --- */
-void qcow2_garbage_add(struct free_list *g, uint64_t offset, uint64_t length);
-/* New clusters in one piece, filled with `size` bytes and zeroes up to the end of the last. */
-int qcow2_co_bitmap_write_new(struct qcow2 *q, struct bitmap_store *st, const void *data,
-                              size_t size, uint64_t *ret_offset);
-/* Its bits or flags in memory are not those on disk, and it is to be stored. */
+/* --- attempt.c -------------------------------------------------------------------------------- */
+
+/* Make an attempt ready. Does not yield. */
+void qcow2_store_begin(struct qcow2 *q, struct bitmap_store *st);
+/* Free what the attempt leaves, by its `result`, and its memory. Returns `result`. */
+int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result);
+/* Append clusters to a list. Out of memory: they leak. Does not yield. */
+void qcow2_store_add_run(struct free_list *list, uint64_t offset, uint64_t length);
+/* Give back the clusters of st->made from run `first` on. Nothing on disk refers to them. */
+void qcow2_co_store_give_back(struct qcow2 *q, struct bitmap_store *st, size_t first);
+/*
+ * Allocate contiguous clusters, and write `size` bytes of data to them, with zeroes up to the end
+ * of the last one. *ret_offset is their file offset. -ENOSPC and others, with nothing allocated.
+ */
+int qcow2_co_store_write_new(struct qcow2 *q, struct bitmap_store *st, const void *data,
+                             size_t size, uint64_t *ret_offset);
+/*
+ * The same in the clusters that were kept for the table of bitmap `name` (NULL: the directory), if
+ * there are any.
+ */
+int qcow2_co_store_write_reserved(struct qcow2 *q, struct bitmap_store *st, const char *name,
+                                  const void *data, size_t size, uint64_t *ret_offset);
+/*
+ * Whether bitmap `b` is to be stored, since its bits or flags differ from what is on disk: `s`, or
+ * NULL if it was never stored. Does not yield.
+ */
 bool qcow2_bitmap_is_stale(const struct stored_bitmap *s, const struct block_bitmap *b);
-/* The entries become q->bitmaps.stored. */
+/* Replace bitmaps.stored by `entries`, which is empty afterwards. Does not yield. */
 void qcow2_adopt_entries(struct qcow2 *q, struct list *entries);
 
-/* --- bitmap_in_place.c --- */
-/* Before anything is overwritten: room for bitmaps that were never stored, and marks for those that were. */
+/* --- bits.c ----------------------------------------------------------------------------------- */
+
+/*
+ * Write bits and table of bitmap `b`, and set the fields of `ret_entry`, its entry in the new
+ * directory. `s`: as it is stored, or NULL.
+ */
+int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_bitmap *b,
+                        const struct stored_bitmap *s, struct stored_bitmap *ret_entry);
+/*
+ * Append to `old` all clusters that bitmap `b` uses, the table last. A table that can't be read
+ * leaks them.
+ */
+void qcow2_co_collect_clusters(struct qcow2 *q, const struct stored_bitmap *b,
+                               struct free_list *old);
+
+/* --- in_place.c ------------------------------------------------------------------------------- */
+
+/*
+ * Before anything is overwritten: reserve clusters for bitmaps that were never stored, and mark
+ * those that were, stably.
+ */
 int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err);
-/* t->bits, which are not what is stored as entry `i`. Sets t->now[i]. */
+/*
+ * Store t->bits, which differ from what is stored as entry `i`, and set t->now[i]: over the old
+ * bits, or in a new cluster, or as "all dirty".
+ */
 int qcow2_co_in_place_bits(struct qcow2 *q, struct bitmap_store *st, struct bitmap_tables *t,
                            uint64_t i);
-/* t->now, of bitmap `s`. false, with nothing done: it needs another place. */
+/*
+ * Queue t->now (big-endian), to be written over the table of bitmap `s`; the memory is the queue's
+ * then. False, with nothing done, if the table needs other clusters.
+ */
 bool qcow2_co_in_place_table(struct qcow2 *q, struct bitmap_store *st, struct bitmap_tables *t,
                              const struct stored_bitmap *s);
-/* One of the clusters of bits in st->old, of a bitmap that is removed, becomes st->place. -ENOSPC if it has none. */
+/*
+ * For a removal: take one of the clusters of bits in st->old, which are those of the bitmap `gone`,
+ * as st->place. -ENOSPC if it has none.
+ */
 int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
                                 struct bitmap_store *st);
-/* All tables, stably. */
+/* Commit, then write all queued tables, and sync. */
 int qcow2_co_in_place_write_tables(struct qcow2 *q, struct bitmap_store *st);
-/* Lengths of tables, and the flags without the marks. Then the entries are q->bitmaps.stored. */
+/*
+ * Write the fields of each stored bitmap to the directory, without the marks, and sync. The entries
+ * become bitmaps.stored.
+ */
 int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st);
+/* Does not yield. */
 void qcow2_in_place_free_tables(struct bitmap_store *st);
+
+/* --- switch.c --------------------------------------------------------------------------------- */
+
+/*
+ * Replace bitmaps.stored by st->entries, on disk (R3) and in memory. On failure nothing changes,
+ * unless it is unknown which directory the header names: then the image takes no more writes.
+ */
+int qcow2_co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct error *err);
 
 #endif

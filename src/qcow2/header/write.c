@@ -29,6 +29,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/strbuf.h"
+#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/header/header.h"
 #include "qcow2/snapshot/snapshot.h"
 

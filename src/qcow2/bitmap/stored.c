@@ -1,18 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Persistent bitmaps: the directory, marking in use.
- *
- * A bitmap on disk is as current as the last store. The first guest write marks every bitmap that records in use, and
- * syncs, before it goes on (R5). Bitmaps that don't record keep what they had, so they need no mark and survive a crash.
- */
+/* Persistent bitmaps: as the directory describes them. */
+#include "qcow2/bitmap/stored.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "base/log.h"
-#include "qcow2/bitmap/bitmap.h"
+#include "block/bitmaps.h"
 
 void qcow2_stored_bitmap_free(struct stored_bitmap *b)
 {
@@ -24,13 +20,42 @@ void qcow2_stored_bitmap_free(struct stored_bitmap *b)
     }
 }
 
+void qcow2_stored_bitmap_free_list(struct list *list)
+{
+    while (!list_is_empty(list)) {
+        qcow2_stored_bitmap_free(LIST_FIRST(list, struct stored_bitmap, link));
+    }
+}
+
 void qcow2_free_stored_bitmaps(struct qcow2 *q)
 {
-    struct stored_bitmap *b, *next;
+    qcow2_stored_bitmap_free_list(&q->bitmaps.stored);
+}
 
-    LIST_FOREACH_SAFE (b, next, &q->bitmaps.stored, link) {
-        qcow2_stored_bitmap_free(b);
+struct stored_bitmap *qcow2_stored_bitmap_copy(const struct stored_bitmap *b, const char *name)
+{
+    struct stored_bitmap *copy = calloc(1, sizeof(*copy));
+
+    if (!copy) {
+        return NULL;
     }
+    if (b) {
+        *copy = *b;
+        copy->extra = NULL;
+    }
+    list_init(&copy->link);
+    copy->name = strdup(name);
+    if (b && b->extra_size) {
+        copy->extra = malloc(b->extra_size);
+        if (copy->extra) {
+            memcpy(copy->extra, b->extra, b->extra_size);
+        }
+    }
+    if (!copy->name || (copy->extra_size && !copy->extra)) {
+        qcow2_stored_bitmap_free(copy);
+        return NULL;
+    }
+    return copy;
 }
 
 struct stored_bitmap *qcow2_find_stored(struct qcow2 *q, const char *name)
@@ -73,17 +98,17 @@ int qcow2_check_bitmap_size(const struct qcow2 *q, uint64_t disk_size, const cha
     return 0;
 }
 
-/* --- directory --------------------------------------------------------------------------------- */
+/* --- directory -------------------------------------------------------------------------------- */
 
-static int bad_directory(struct qcow2 *q, const char *what, struct error *err)
+static int refuse_directory(struct qcow2 *q, const char *what, struct error *err)
 {
     return error_set(err, EINVAL, "Image '%s': the bitmap directory is invalid: %s",
                      block_node_display_name(q->node), what);
 }
 
-/* One entry at data[at..size). *ret_used: its length with padding. */
-static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64_t size,
-                       uint64_t *ret_used, struct error *err)
+/* Appends the entry at data[at..size) to bitmaps.stored. *ret_used: its length with padding. */
+static int parse_bitmap_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64_t size,
+                              uint64_t *ret_used, struct error *err)
 {
     const uint8_t *e = data + at;
     struct stored_bitmap *b;
@@ -91,16 +116,16 @@ static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64
     uint64_t used;
 
     if (size - at < BITMAP_ENTRY_FIXED_SIZE) {
-        return bad_directory(q, "an entry is cut off", err);
+        return refuse_directory(q, "an entry is cut off", err);
     }
     name_size = load_be16(e + BITMAP_ENTRY_NAME_SIZE);
     extra_size = load_be32(e + BITMAP_ENTRY_EXTRA_SIZE);
     used = round_up((uint64_t)BITMAP_ENTRY_FIXED_SIZE + extra_size + name_size, 8);
     if (used > size - at) {
-        return bad_directory(q, "an entry is longer than the directory", err);
+        return refuse_directory(q, "an entry is longer than the directory", err);
     }
     if (name_size == 0 || name_size > BLOCK_BITMAP_NAME_MAX) {
-        return bad_directory(q, "a name is empty or has more than 1023 bytes", err);
+        return refuse_directory(q, "a name is empty or has more than 1023 bytes", err);
     }
     b = calloc(1, sizeof(*b));
     if (!b) {
@@ -125,20 +150,20 @@ static int parse_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64
     }
     if (strlen(b->name) != name_size) {
         qcow2_stored_bitmap_free(b);
-        return bad_directory(q, "a name has a NUL byte", err);
+        return refuse_directory(q, "a name has a NUL byte", err);
     }
     list_append(&q->bitmaps.stored, &b->link);
     *ret_used = used;
     return 0;
 }
 
-static int by_name(const void *a, const void *b)
+static int by_bitmap_name(const void *a, const void *b)
 {
     return strcmp(*(const char *const *)a, *(const char *const *)b);
 }
 
-/* There may be 65535 of them, so they are sorted rather than each looked for. */
-static int check_names(struct qcow2 *q, unsigned count, struct error *err)
+/* Refuses names that occur twice. Sorted first: there may be 65535. */
+static int check_bitmap_names(struct qcow2 *q, unsigned count, struct error *err)
 {
     AUTO_FREE const char **names = calloc(count, sizeof(*names));
     const struct stored_bitmap *b;
@@ -150,10 +175,10 @@ static int check_names(struct qcow2 *q, unsigned count, struct error *err)
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
         names[n++] = b->name;
     }
-    qsort(names, n, sizeof(*names), by_name);
+    qsort(names, n, sizeof(*names), by_bitmap_name);
     for (unsigned i = 1; i < n; i++) {
         if (strcmp(names[i - 1], names[i]) == 0) {
-            return bad_directory(q, "a name is there twice", err);
+            return refuse_directory(q, "a name occurs twice", err);
         }
     }
     return 0;
@@ -166,9 +191,9 @@ int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
     unsigned count = 0;
     int r;
 
-    /* A file that ends before has no directory there; this bounds what is allocated. */
+    /* Bounds the allocation by the size of the file. */
     if (!range_fits(q->bitmaps.directory_offset, size, block_edge_size(q->node->file))) {
-        return bad_directory(q, "it lies beyond the end of the file", err);
+        return refuse_directory(q, "it lies beyond the end of the file", err);
     }
     data = malloc(size);
     if (!data) {
@@ -181,9 +206,9 @@ int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
     }
     while (at < size) {
         if (++count > BITMAPS_MAX) {
-            return bad_directory(q, "it has more than 65535 bitmaps", err);
+            return refuse_directory(q, "it has more than 65535 bitmaps", err);
         }
-        r = parse_entry(q, data, at, size, &used, err);
+        r = parse_bitmap_entry(q, data, at, size, &used, err);
         if (r < 0) {
             return r;
         }
@@ -193,105 +218,67 @@ int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
         return error_set(err, EINVAL, "%s bitmaps found than specified in header extension",
                          count < q->bitmaps.directory_count ? "Less" : "More");
     }
-    return check_names(q, count, err);
+    return check_bitmap_names(q, count, err);
 }
 
-/* --- marking in use ------------------------------------------------------------------------------ */
+/* --- tables ----------------------------------------------------------------------------------- */
 
-/* Whether guest writes make what is on disk untrue: also of one that could not be read, but may be the next time. */
-static bool records(const struct stored_bitmap *b)
+int qcow2_co_read_bitmap_table(struct qcow2 *q, const struct stored_bitmap *b, uint64_t **ret_table)
 {
-    return b->loaded && !b->loaded->inconsistent ? b->loaded->enabled
-                                                 : (b->flags & BITMAP_FLAG_AUTO) != 0;
-}
-
-/* The flags field is four bytes within one sector, so each mark is there or not. Synced by the caller, who then notes it. */
-static int co_mark(struct qcow2 *q, const struct stored_bitmap *b)
-{
-    uint8_t flags[4];
+    size_t bytes = (size_t)b->table_entries * 8;
+    AUTO_FREE uint64_t *table = NULL;
     int r;
 
-    store_be32(flags, b->flags | BITMAP_FLAG_IN_USE);
-    r = qcow2_co_overlap_check(q, b->flags_position, sizeof(flags),
-                               OVERLAP_BIT(OVERLAP_BITMAP_DIRECTORY));
-    return r < 0 ? r : block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0);
-}
-
-static bool needs_mark(const struct stored_bitmap *b)
-{
-    return records(b) && !(b->flags & BITMAP_FLAG_IN_USE);
-}
-
-/* A mark counts once it is stable; after an error all are written again. */
-static int co_mark_all(struct qcow2 *q)
-{
-    struct stored_bitmap *b;
-    bool any = false;
-    int r = 0;
-
-    LIST_FOREACH (b, &q->bitmaps.stored, link) {
-        if (needs_mark(b) && r == 0) {
-            any = true;
-            r = co_mark(q, b);
-        }
+    if (bytes > BITMAP_TABLE_BYTES_MAX || !is_aligned(b->table_offset, q->cluster_size) ||
+        !range_fits(b->table_offset, bytes, block_edge_size(q->node->file))) {
+        return -EINVAL;
     }
-    if (r < 0 || !any) {
+    table = malloc(bytes ? bytes : 8);
+    if (!table) {
+        return -ENOMEM;
+    }
+    r = block_co_pread(q->node->file, b->table_offset, table, bytes);
+    if (r < 0) {
         return r;
     }
-    r = block_co_flush(q->node->file);
-    LIST_FOREACH (b, &q->bitmaps.stored, link) {
-        if (needs_mark(b) && r == 0) {
-            b->flags |= BITMAP_FLAG_IN_USE;
-        }
+    for (uint32_t i = 0; i < b->table_entries; i++) {
+        table[i] = be64toh(table[i]);
     }
-    return r;
-}
-
-int qcow2_co_mark_bitmaps(struct qcow2 *q)
-{
-    int r = 0;
-
-    co_mutex_lock(&q->bitmaps.mutex);
-    if (!atomic_load(&q->bitmaps.marked)) {
-        r = co_mark_all(q);
-        if (r == 0) {
-            atomic_store_explicit(&q->bitmaps.marked, true, memory_order_release);
-        }
-    }
-    co_mutex_unlock(&q->bitmaps.mutex);
-    return r;
-}
-
-int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b)
-{
-    int r;
-
-    if (b->flags & BITMAP_FLAG_IN_USE) {
-        return 0;
-    }
-    r = co_mark(q, b);
-    r = r < 0 ? r : block_co_flush(q->node->file);
-    b->flags |= r == 0 ? BITMAP_FLAG_IN_USE : 0;
-    return r;
-}
-
-int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bitmap,
-                                struct error *err)
-{
-    struct qcow2 *q = qcow2_state(node);
-    struct stored_bitmap *b;
-    int r = 0;
-
-    if (q->read_only) {
-        return 0;
-    }
-    co_mutex_lock(&q->bitmaps.mutex);
-    b = qcow2_find_stored(q, bitmap->name);
-    r = b ? qcow2_co_mark_in_use_locked(q, b) : 0;
-    co_mutex_unlock(&q->bitmaps.mutex);
-    if (r < 0) {
-        return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use",
-                               bitmap->name, block_node_display_name(node));
-    }
+    *ret_table = TAKE_PTR(table);
     return 0;
+}
+
+uint64_t qcow2_bitmap_budget(const struct qcow2 *q)
+{
+    return round_up(block_edge_size(q->node->file), q->cluster_size);
+}
+
+static int take_budget(uint64_t *budget, uint64_t bytes)
+{
+    if (*budget < bytes) {
+        return -EINVAL;
+    }
+    *budget -= bytes;
+    return 0;
+}
+
+int qcow2_check_bitmap_table(const struct qcow2 *q, const uint64_t *table, uint32_t entries,
+                             uint64_t *budget)
+{
+    uint64_t file_size = qcow2_bitmap_budget(q);
+    int r = take_budget(budget, (uint64_t)entries * 8);
+
+    for (uint32_t i = 0; i < entries && r == 0; i++) {
+        uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
+
+        if (offset == 0) {
+            continue;
+        }
+        if (!is_aligned(offset, q->cluster_size) || (table[i] & ~ENTRY_OFFSET_MASK) ||
+            !range_fits(offset, q->cluster_size, file_size)) {
+            return -EINVAL;
+        }
+        r = take_budget(budget, q->cluster_size);
+    }
+    return r;
 }

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Persistent bitmaps: marking in use.
+ *
+ * A bitmap on disk is as current as the last store. The first guest write marks every bitmap that
+ * records_writes writes in use, and syncs, before it goes on (R5). Bitmaps that do not record stay
+ * as they are stored, so they need no mark and survive a crash.
+ */
+#include <errno.h>
+
+#include "base/byteorder.h"
+#include "block/bitmaps.h"
+#include "qcow2/bitmap/stored.h"
+
+/*
+ * Whether guest writes make the stored bitmap wrong. One that could not be read counts too: the
+ * next open may be able to read it.
+ */
+static bool records_writes(const struct stored_bitmap *b)
+{
+    return b->loaded && !b->loaded->inconsistent ? b->loaded->enabled
+                                                 : (b->flags & BITMAP_FLAG_AUTO) != 0;
+}
+
+/*
+ * Writes a mark. The flags field is four bytes within one sector, so the write is atomic. The
+ * caller syncs, and sets b->flags after that.
+ */
+static int co_write_mark(struct qcow2 *q, const struct stored_bitmap *b)
+{
+    uint8_t flags[4];
+    int r;
+
+    store_be32(flags, b->flags | BITMAP_FLAG_IN_USE);
+    r = qcow2_co_overlap_check(q, b->flags_position, sizeof(flags),
+                               OVERLAP_BIT(OVERLAP_BITMAP_DIRECTORY));
+    return UNLESS_FAILED(
+        r, block_co_pwrite(q->node->file, b->flags_position, flags, sizeof(flags), 0));
+}
+
+static bool needs_mark(const struct stored_bitmap *b)
+{
+    return records_writes(b) && !(b->flags & BITMAP_FLAG_IN_USE);
+}
+
+/* b->flags have a mark only once it is stable: after an error all marks are written again. */
+static int co_mark_all_in_use(struct qcow2 *q)
+{
+    struct stored_bitmap *b;
+    bool any = false;
+    int r = 0;
+
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        if (needs_mark(b) && r == 0) {
+            any = true;
+            r = co_write_mark(q, b);
+        }
+    }
+    if (r < 0 || !any) {
+        return r;
+    }
+    r = block_co_flush(q->node->file);
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        if (needs_mark(b) && r == 0) {
+            b->flags |= BITMAP_FLAG_IN_USE;
+        }
+    }
+    return r;
+}
+
+int qcow2_co_mark_bitmaps(struct qcow2 *q)
+{
+    int r = 0;
+
+    co_mutex_lock(&q->bitmaps.mutex);
+    if (!atomic_load(&q->bitmaps.marked)) {
+        r = co_mark_all_in_use(q);
+        if (r == 0) {
+            atomic_store_explicit(&q->bitmaps.marked, true, memory_order_release);
+        }
+    }
+    co_mutex_unlock(&q->bitmaps.mutex);
+    return r;
+}
+
+int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b)
+{
+    int r;
+
+    if (b->flags & BITMAP_FLAG_IN_USE) {
+        return 0;
+    }
+    r = co_write_mark(q, b);
+    UNLESS_FAILED(r, block_co_flush(q->node->file));
+    if (r == 0) {
+        b->flags |= BITMAP_FLAG_IN_USE;
+    }
+    return r;
+}
+
+int qcow2_co_bitmap_will_change(struct block_node *node, struct block_bitmap *bitmap,
+                                struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+    struct stored_bitmap *b;
+    int r = 0;
+
+    if (q->read_only) {
+        return 0;
+    }
+    co_mutex_lock(&q->bitmaps.mutex);
+    b = qcow2_find_stored(q, bitmap->name);
+    r = b ? qcow2_co_mark_in_use_locked(q, b) : 0;
+    co_mutex_unlock(&q->bitmaps.mutex);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not mark bitmap '%s' of '%s' as in use",
+                               bitmap->name, block_node_display_name(node));
+    }
+    return 0;
+}

@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Storing persistent bitmaps: writing the directory, and switching to it. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/byteorder.h"
+#include "base/strbuf.h"
+#include "block/bitmaps.h"
+#include "qcow2/bitmap/store.h"
+#include "qcow2/header/header.h"
+#include "qcow2/table/commit.h"
+
+/* Appends an entry. b->flags_position becomes relative to the directory. */
+static void append_bitmap_entry(struct strbuf *sb, struct stored_bitmap *b)
+{
+    static const uint8_t padding[8];
+    uint8_t e[BITMAP_ENTRY_FIXED_SIZE] = {0};
+    size_t name_size = strlen(b->name), used;
+
+    store_be64(e + BITMAP_ENTRY_TABLE_OFFSET, b->table_offset);
+    store_be32(e + BITMAP_ENTRY_TABLE_SIZE, b->table_entries);
+    store_be32(e + BITMAP_ENTRY_FLAGS, b->flags);
+    e[BITMAP_ENTRY_TYPE] = b->type;
+    e[BITMAP_ENTRY_GRANULARITY_BITS] = b->granularity_bits;
+    store_be16(e + BITMAP_ENTRY_NAME_SIZE, (uint16_t)name_size);
+    store_be32(e + BITMAP_ENTRY_EXTRA_SIZE, b->extra_size);
+    b->flags_position = sb->len + BITMAP_ENTRY_FLAGS;
+    used = sizeof(e) + b->extra_size + name_size;
+    strbuf_append(sb, e, sizeof(e));
+    strbuf_append(sb, b->extra, b->extra_size);
+    strbuf_append(sb, b->name, name_size);
+    strbuf_append(sb, padding, round_up(used, 8) - used);
+}
+
+static int co_write_directory(struct qcow2 *q, struct bitmap_store *st, const void *data,
+                              size_t size, uint64_t *ret_offset)
+{
+    if (st->place == 0) {
+        return qcow2_co_store_write_reserved(q, st, NULL, data, size, ret_offset);
+    }
+    if (size > q->cluster_size) {
+        return -ENOSPC;
+    }
+    *ret_offset = st->place;
+    return block_co_pwrite(q->node->file, st->place, data, size, 0);
+}
+
+int qcow2_co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct error *err)
+{
+    uint64_t old_offset = q->bitmaps.directory_offset, old_size = q->bitmaps.directory_size;
+    uint64_t old_autoclear = q->header.autoclear, offset = 0;
+    struct list old_list;
+    struct stored_bitmap *b;
+    STRBUF_AUTO(directory);
+    int r = 0;
+
+    LIST_FOREACH (b, &st->entries, link) {
+        append_bitmap_entry(&directory, b);
+    }
+    if (directory.failed) {
+        r = -ENOMEM;
+    } else if (directory.len > 0) {
+        r = co_write_directory(q, st, directory.data, directory.len, &offset);
+    }
+    UNLESS_FAILED(r,
+                  qcow2_co_commit(q)); /* R1: writes the refcounts of all that is new, and syncs */
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the bitmaps of '%s'",
+                               block_node_display_name(q->node));
+    }
+    list_init(&old_list);
+    list_splice(&old_list, &q->bitmaps.stored);
+    list_splice(&q->bitmaps.stored, &st->entries);
+    q->bitmaps.directory_offset = offset;
+    q->bitmaps.directory_size = directory.len;
+    q->header.autoclear = directory.len > 0 ? q->header.autoclear | AUTOCLEAR_BITMAPS
+                                            : q->header.autoclear & ~AUTOCLEAR_BITMAPS;
+    r = qcow2_co_write_header(q, err);
+    if (r < 0) {
+        list_splice(&st->entries, &q->bitmaps.stored);
+        list_splice(&q->bitmaps.stored, &old_list);
+        q->bitmaps.directory_offset = old_offset;
+        q->bitmaps.directory_size = old_size;
+        q->header.autoclear = old_autoclear;
+        return r;
+    }
+    LIST_FOREACH (b, &q->bitmaps.stored, link) {
+        b->flags_position += offset;
+        if (b->loaded) {
+            b->loaded->driver_state = b;
+        }
+    }
+    qcow2_stored_bitmap_free_list(&old_list);
+    if (old_size > 0) {
+        qcow2_store_add_run(&st->old, old_offset, round_up(old_size, q->cluster_size));
+    }
+    return 0;
+}
