@@ -62,8 +62,8 @@ int qcow2_co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct e
     } else if (directory.len > 0) {
         r = co_write_directory(q, st, directory.data, directory.len, &offset);
     }
-    UNLESS_FAILED(r,
-                  qcow2_co_commit(q)); /* R1: writes the refcounts of all that is new, and syncs */
+    /* R1: writes the refcounts of all that is new, and syncs. */
+    UNLESS_FAILED(r, qcow2_co_commit(q));
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the bitmaps of '%s'",
                                block_node_display_name(q->node));
