@@ -12,10 +12,10 @@
 #include <stdint.h>
 
 #include "backup/manifest.h"
-#include "backup/progress.h"
 #include "backup/repository.h"
 #include "backup/source.h"
 #include "base/error.h"
+#include "base/progress.h"
 
 struct backup_options {
     const char *qmp_socket;
@@ -28,7 +28,7 @@ struct backup_options {
         cbw_timeout_s; /* that a write of the guest waits for the temporary image; 0: for ever */
     bool full;         /* also where an incremental one is possible */
     bool same_disk;    /* the disk is that of the earlier backups, whatever it is called */
-    enum progress_mode progress;
+    enum progress_form progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
 };
 
@@ -56,7 +56,7 @@ struct restore_options {
     const char *target; /* see backup/target.h */
     const char *format; /* "raw", "qcow2" */
     bool force;         /* replace an existing file */
-    enum progress_mode progress;
+    enum progress_form progress;
     volatile sig_atomic_t *stop;
 };
 
@@ -81,7 +81,7 @@ struct verify_report {
 struct verify_options {
     const char *dir;
     const char *at; /* this backup and those it builds on; NULL: all */
-    enum progress_mode progress;
+    enum progress_form progress;
     /* Once per backup, and for a repository.json with a problem (by that id). */
     void (*report)(const struct verify_report *report, void *arg);
     void *arg;

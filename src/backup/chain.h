@@ -11,10 +11,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "backup/progress.h"
 #include "backup/repository.h"
 #include "backup/sums.h"
 #include "base/error.h"
+#include "base/progress.h"
 #include "block/block.h"
 
 struct chain_layer {

@@ -8,18 +8,18 @@
 #include <unistd.h>
 
 #include "backup/files.h"
-#include "backup/progress.h"
 #include "backup/pull_internal.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/duration.h"
 #include "base/iov.h"
+#include "base/progress.h"
 #include "block/block.h"
 #include "block/gate.h"
 #include "co/sync.h"
 #include "loop/loop.h"
 #include "nbd/proto.h"
 
-#define NS_PER_SECOND 1000000000LL
 #define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
 #define WORKERS 24
 #define CONNECTIONS 2
@@ -346,8 +346,8 @@ int pull_co_run(const struct pull_config *config, struct pull_result *ret, struc
         uint64_t clusters = config->bitmap ? p.plan.runs.digests : p.plan.data_clusters;
 
         changed = MIN(clusters * BACKUP_CLUSTER_SIZE, config->disk_size);
-        progress_begin(&p.progress, config->backing ? "changed" : "disk",
-                       p.plan.data_clusters * BACKUP_CLUSTER_SIZE, config->progress);
+        progress_begin(&p.progress, stderr, config->progress, config->backing ? "changed" : "disk",
+                       p.plan.data_clusters * BACKUP_CLUSTER_SIZE);
         rc = co_run_workers(&p);
         rc = rc < 0 ? rc : co_finish(&p);
         progress_end(&p.progress, rc == 0);

@@ -10,8 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "backup/progress.h"
 #include "base/error.h"
+#include "base/progress.h"
 #include "nbd/client.h"
 
 struct pull_config {
@@ -25,7 +25,7 @@ struct pull_config {
     const char *backing;    /* its backing file, relative to it; NULL for a full backup */
     int sums_fd;            /* an empty file that becomes the checksum file */
     const char *sums_path;  /* its path, for messages */
-    enum progress_mode progress;
+    enum progress_form progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
     /* Called a few times a second; a negative result, with an error, ends it. */
     int (*watch)(void *arg, struct error *err);

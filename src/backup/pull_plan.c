@@ -10,11 +10,11 @@
 #include "backup/pull_internal.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/duration.h"
 #include "co/sync.h"
 #include "loop/loop.h"
 #include "nbd/proto.h"
 
-#define NS_PER_SECOND 1000000000LL
 #define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
 /* A length that fits the wire with room for alignment. */
 #define STATUS_BYTES (1ULL << 30)

@@ -10,9 +10,9 @@
 #include <sys/un.h>
 
 #include "base/cleanup.h"
+#include "base/duration.h"
 #include "loop/loop.h"
 
-#define NS_PER_SECOND 1000000000LL
 #define CONNECT_TIMEOUT_NS (10 * NS_PER_SECOND)
 /* A transaction waits for guest I/O in flight, which may take long on a slow disk. */
 #define ANSWER_TIMEOUT_NS (120 * NS_PER_SECOND)

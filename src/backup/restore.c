@@ -91,7 +91,8 @@ static int co_restore(struct restore *r, struct error *err)
     int rc = co_open_target(r, err);
 
     if (rc == 0) {
-        progress_begin(&r->progress, "restore", chain_data_bytes(&r->chain), r->options->progress);
+        progress_begin(&r->progress, stderr, r->options->progress, "restore",
+                       chain_data_bytes(&r->chain));
         rc = chain_co_read(&reader, err);
         if (rc == 0) {
             rc = block_co_flush(block_root_edge(r->root));

@@ -156,7 +156,7 @@ static int co_verify_contents(struct verify *v, const struct repository_entry *e
     rc = rc < 0 ? rc : co_check_rest(&chain, err);
     if (rc == 0) {
         v->bytes = chain_data_bytes(&chain);
-        progress_begin(&progress, "verify", v->bytes, v->options->progress);
+        progress_begin(&progress, stderr, v->options->progress, "verify", v->bytes);
         rc = chain_co_read(&reader, err);
         progress_end(&progress, rc == 0);
     }

@@ -6,7 +6,9 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
+#include "base/duration.h"
 #include "base/list.h"
+#include "base/pacer.h"
 #include "block/control.h"
 #include "co/co.h"
 #include "co/sync.h"
@@ -16,8 +18,7 @@
 /* No format has larger clusters: longer pieces would do nobody any good. */
 #define UNIT_MAX (2u * 1024 * 1024)
 /* How long a rate limit sleeps before it looks whether it still holds. */
-#define RATE_SLICE_NS (20 * 1000000LL)
-#define NS_PER_SECOND 1000000000ULL
+#define RATE_SLICE_NS (20 * NS_PER_MS)
 #define DEFAULT_MEMORY (32 * MiB)
 #define DEFAULT_WORKERS 16u
 #define MIN_BUFFER_ALIGNMENT 4096u
@@ -37,8 +38,8 @@ struct block_copy {
     _Atomic uint64_t rate; /* bytes per second; 0: no limit */
     atomic_bool cancelled;
     atomic_uint in_flight;      /* pieces */
-    pthread_mutex_t rate_guard; /* guards next_ns, paused, waiters */
-    int64_t next_ns;            /* when the next piece may begin, by the rate */
+    pthread_mutex_t rate_guard; /* guards pacer, paused, waiters */
+    struct pacer pacer;
     bool paused;
     struct co_queue waiters; /* for the resume, or a cancel */
 
@@ -229,7 +230,7 @@ void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second)
 {
     pthread_mutex_lock(&copy->rate_guard);
     atomic_store(&copy->rate, bytes_per_second);
-    copy->next_ns = 0; /* what an old, lower rate has put off need not be waited for */
+    copy->pacer = (struct pacer){.rate = bytes_per_second}; /* forgets the delay of a lower rate */
     pthread_mutex_unlock(&copy->rate_guard);
 }
 
@@ -292,8 +293,7 @@ static void co_keep_rate(struct block_copy *copy, const struct copy_piece *piece
     }
     pthread_mutex_lock(&copy->rate_guard);
     now = loop_now_ns();
-    begin = MAX(copy->next_ns, now);
-    copy->next_ns = begin + (int64_t)MIN(piece->length * NS_PER_SECOND / rate, INT64_MAX / 4);
+    begin = now + pacer_take(&copy->pacer, piece->length, now);
     pthread_mutex_unlock(&copy->rate_guard);
     while ((now = loop_now_ns()) < begin && !atomic_load(&copy->cancelled) &&
            atomic_load(&copy->rate) == rate) {

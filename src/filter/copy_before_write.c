@@ -10,12 +10,12 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/duration.h"
 #include "block/options.h"
 #include "filter/filter.h"
 
 #define MIN_CLUSTER_SIZE (64 * KiB)
 #define MAX_CLUSTER_SIZE (1 * GiB)
-#define NS_PER_SECOND 1000000000LL
 
 static uint32_t node_cluster_size(struct block_node *node)
 {

@@ -5,6 +5,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "backup/backup.h"
 #include "backup/fleece.h"
@@ -33,7 +34,7 @@ void backup_catch_signals(void)
     }
 }
 
-int backup_progress(bool flag, const char *text, enum progress_mode *ret)
+int backup_progress(bool flag, const char *text, enum progress_form *ret_form)
 {
     bool json = text && strcmp(text, "json") == 0;
 
@@ -41,7 +42,13 @@ int backup_progress(bool flag, const char *text, enum progress_mode *ret)
         cli_fail("--progress must be 'human' or 'json', not '%s'", text);
         return -EINVAL;
     }
-    *ret = json ? PROGRESS_JSON : flag || text ? PROGRESS_SHOWN : PROGRESS_AUTO;
+    if (json) {
+        *ret_form = PROGRESS_JSON;
+    } else if (isatty(STDERR_FILENO)) {
+        *ret_form = PROGRESS_BAR;
+    } else {
+        *ret_form = flag || text ? PROGRESS_LINES : PROGRESS_NONE;
+    }
     return 0;
 }
 

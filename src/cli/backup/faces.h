@@ -7,8 +7,8 @@
 #include <signal.h>
 #include <stdbool.h>
 
-#include "backup/progress.h"
 #include "base/error.h"
+#include "base/progress.h"
 #include "base/size.h"
 
 /* Exit statuses, as docs/backup.md has them. What kind of failure it was is told in JSON. */
@@ -34,7 +34,7 @@ int backup_print_json(struct json_object *o);
         "progress", 0, CLI_VALUE, &(text), "FORMAT",                                               \
             "show it as 'human', or as 'json': objects, one a line, on standard error"             \
     }
-int backup_progress(bool flag, const char *text, enum progress_mode *ret);
+int backup_progress(bool flag, const char *text, enum progress_form *ret_form);
 
 /* backup --leftovers: print what backups have in a daemon, on `node` (NULL: on all). The exit status. Yields. */
 int backup_co_print_leftovers(const char *qmp_socket, const char *node, bool json);

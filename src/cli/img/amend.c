@@ -4,7 +4,6 @@
 
 #include "block/control.h"
 #include "cli/img/img.h"
-#include "cli/progress.h"
 
 static const struct cli_usage usage = {
     .command = "amend",
@@ -18,7 +17,7 @@ static const struct cli_usage usage = {
 
 static void show_progress(void *arg, uint64_t done, uint64_t total)
 {
-    cli_progress_set(arg, done, total);
+    progress_set(arg, done, total);
 }
 
 /* The options that a format can amend. */
@@ -64,7 +63,7 @@ static int refuse_backing(struct block_node *node, const struct options *opts, s
 
 static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool progress_wanted)
 {
-    struct cli_progress progress;
+    struct progress progress;
     struct options *opts;
     ERROR_AUTO(err);
     int rc;
@@ -72,10 +71,10 @@ static int co_amend(struct cli_disk *disk, const struct cli_items *texts, bool p
     if (cli_creation_options(texts, &opts) < 0) {
         return 1;
     }
-    cli_progress_begin(&progress, progress_wanted, 1);
+    img_progress_begin(&progress, progress_wanted, 1);
     rc = refuse_backing(disk->node, opts, &err);
     UNLESS_FAILED(rc, block_co_amend(disk->node, opts, show_progress, &progress, &err));
-    cli_progress_end(&progress, rc == 0);
+    progress_end(&progress, rc == 0);
     options_free(opts);
     if (rc == 0) {
         rc = cli_co_finish_disk(disk, &err);

@@ -11,10 +11,10 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/pacer.h"
 #include "block/control.h"
 #include "cli/carry.h"
 #include "cli/img/img.h"
-#include "cli/progress.h"
 #include "loop/loop.h"
 
 static const struct cli_usage usage = {
@@ -43,10 +43,9 @@ struct commit {
     struct cli_disk base;
     uint64_t
         hides_from; /* from here on what is stored nowhere above reads as zeroes: an image between ends */
-    uint64_t rate; /* bytes per second; 0: no limit */
-    int64_t paced_until_ns;
+    struct pacer pacer;
     uint8_t *buffer;
-    struct cli_progress progress;
+    struct progress progress;
     struct carry bitmaps; /* of the images above the base */
 };
 
@@ -182,16 +181,11 @@ static int co_open_base(struct commit *c)
 
 static void co_pace(struct commit *c, uint64_t bytes)
 {
-    int64_t now = loop_now_ns();
+    int64_t wait_ns = pacer_take(&c->pacer, bytes, loop_now_ns());
 
-    if (!c->rate) {
-        return;
+    if (wait_ns > 0) {
+        loop_co_sleep(wait_ns);
     }
-    if (c->paced_until_ns > now) {
-        loop_co_sleep(c->paced_until_ns - now);
-    }
-    c->paced_until_ns =
-        MAX(now, c->paced_until_ns) + (int64_t)((double)bytes * 1e9 / (double)c->rate);
 }
 
 static int co_copy(struct commit *c, uint64_t offset, size_t length)
@@ -235,21 +229,21 @@ static int co_copy_all(struct commit *c)
     if (!c->buffer) {
         return cli_fail("Out of memory");
     }
-    cli_progress_begin(&c->progress, c->progress_wanted && !c->quiet, size);
+    img_progress_begin(&c->progress, c->progress_wanted && !c->quiet, size);
     for (uint64_t at = 0; at < size;) {
         uint64_t length = MIN(size - at, STEP);
         int rc = co_step(c, at, &length);
 
         if (rc < 0) {
-            cli_progress_end(&c->progress, false);
+            progress_end(&c->progress, false);
             return cli_is_compat() ? cli_fail("Block job failed: %s", strerror(-rc))
                                    : cli_fail("Could not commit '%s' at byte %" PRIu64 ": %s",
                                               c->image.name, at, strerror(-rc));
         }
         at += length;
-        cli_progress_add(&c->progress, length);
+        progress_add(&c->progress, length);
     }
-    cli_progress_end(&c->progress, true);
+    progress_end(&c->progress, true);
     return 0;
 }
 
@@ -343,7 +337,7 @@ int img_commit_main(int argc, char **argv)
     if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_add_objects(&objects)) {
         return 1;
     }
-    if (c.rate_text && cli_parse_size(c.rate_text, "rate limit", 0, INT64_MAX, &c.rate) < 0) {
+    if (c.rate_text && cli_parse_size(c.rate_text, "rate limit", 0, INT64_MAX, &c.pacer.rate) < 0) {
         return 1;
     }
     if (c.base_name) {

@@ -7,7 +7,6 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli/img/img.h"
-#include "cli/progress.h"
 
 static const struct cli_usage usage = {
     .command = "compare",
@@ -37,7 +36,7 @@ struct compare {
     uint8_t *buffer[2];
     bool strict, quiet;
     bool sizes_differ; /* to be told with the result */
-    struct cli_progress progress;
+    struct progress progress;
 };
 
 static void tell_of_sizes(struct compare *c)
@@ -53,7 +52,7 @@ __attribute__((format(printf, 2, 3))) static enum compare_status differ(struct c
 {
     va_list ap;
 
-    cli_progress_end(&c->progress, false);
+    progress_end(&c->progress, false);
     tell_of_sizes(c);
     if (!c->quiet) {
         va_start(ap, fmt);
@@ -194,7 +193,7 @@ static enum compare_status co_compare_common(struct compare *c, uint64_t size)
             return status;
         }
         at += length;
-        cli_progress_add(&c->progress, length);
+        progress_add(&c->progress, length);
     }
     return COMPARE_SAME;
 }
@@ -214,7 +213,7 @@ static enum compare_status co_compare_rest(struct compare *c, int which, uint64_
             return status;
         }
         at += e.length;
-        cli_progress_add(&c->progress, e.length);
+        progress_add(&c->progress, e.length);
     }
     return COMPARE_SAME;
 }
@@ -229,7 +228,7 @@ static enum compare_status co_compare(struct compare *c, bool show_progress)
     if (c->strict && size[0] != size[1]) {
         return differ(c, "Strict mode: Image size mismatch!\n");
     }
-    cli_progress_begin(&c->progress, show_progress, MAX(size[0], size[1]));
+    img_progress_begin(&c->progress, show_progress, MAX(size[0], size[1]));
     status = co_compare_common(c, common);
     if (status == COMPARE_SAME && size[0] != size[1]) {
         c->sizes_differ = true;
@@ -237,7 +236,7 @@ static enum compare_status co_compare(struct compare *c, bool show_progress)
         tell_of_sizes(c);
     }
     if (status == COMPARE_SAME) {
-        cli_progress_end(&c->progress, true);
+        progress_end(&c->progress, true);
         if (!c->quiet) {
             printf("Images are identical.\n");
         }

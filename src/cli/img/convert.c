@@ -77,7 +77,8 @@ static int parse_numbers(const struct request *r, struct convert *c)
         cli_parse_number(r->workers_text, "number of coroutines", 1, WORKERS_MAX, &workers) < 0) {
         return 1;
     }
-    if (r->rate_text && cli_parse_size(r->rate_text, "rate limit", 0, INT64_MAX, &c->rate) < 0) {
+    if (r->rate_text &&
+        cli_parse_size(r->rate_text, "rate limit", 0, INT64_MAX, &c->pacer.rate) < 0) {
         return 1;
     }
     /* A medium that fails is read in order, and so is told what is lost. */

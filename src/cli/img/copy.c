@@ -15,15 +15,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/duration.h"
 #include "block/control.h"
 #include "cli/cli.h"
+#include "cli/img/img.h"
 #include "loop/loop.h"
 
 #define BUFFER_SIZE ((size_t)(2 * MiB))
 #define SPARSE_MIN 4096u
 #define MUCH (8 * MiB)          /* to copy: worth a thread */
 #define ZERO_CHUNK (1ULL << 30) /* zeroes and skipped areas in one step */
-#define PAUSE_NS 100000000LL /* of a pause for the rate limit, before a look at how others fare */
+#define PAUSE_NS                                                                                   \
+    (100 * NS_PER_MS) /* of a pause for the rate limit, before a look at how others fare */
 
 /* --- what is where -------------------------------------------------------------------------------- */
 
@@ -189,19 +192,6 @@ static int co_next_chunk_locked(struct convert *c, struct chunk *ret)
     return 0;
 }
 
-/* Nanoseconds to wait, without the lock, before `bytes` more may be moved, as the rate limit demands. The lock is held. */
-static int64_t pace_locked(struct convert *c, uint64_t bytes)
-{
-    int64_t now = loop_now_ns();
-    int64_t start = MAX(now, c->paced_until_ns);
-
-    if (!c->rate || bytes == 0) {
-        return 0;
-    }
-    c->paced_until_ns = start + (int64_t)((double)bytes * 1e9 / (double)c->rate);
-    return start - now;
-}
-
 /* Sleep for so long, or until a worker has failed. */
 static void co_pause(struct convert *c, int64_t ns)
 {
@@ -357,7 +347,8 @@ static int co_step(struct worker *w, uint64_t *ret_length)
     chunk->length = 0;
     rc = c->failed ? -ECANCELED : co_next_chunk_locked(c, chunk);
     if (rc == 0 && chunk->length > 0) {
-        wait_ns = pace_locked(c, convert_is_left_out(c, chunk) ? 0 : chunk->length);
+        wait_ns =
+            pacer_take(&c->pacer, convert_is_left_out(c, chunk) ? 0 : chunk->length, loop_now_ns());
         w->stage = FETCHING;
         co_count_locked(c, chunk->kind == CONVERT_DATA ? chunk->length : 0);
     }
@@ -370,7 +361,7 @@ static int co_step(struct worker *w, uint64_t *ret_length)
     if (rc < 0) {
         fail_locked(c);
     } else if (chunk->kind == CONVERT_DATA || !c->show_progress) {
-        cli_progress_add(&c->progress, chunk->length);
+        progress_add(&c->progress, chunk->length);
     }
     pthread_mutex_unlock(&c->lock);
     *ret_length = chunk->length;
@@ -444,7 +435,7 @@ int convert_co_run(struct convert *c)
     co_group_init(&c->group);
     c->worker = calloc(c->workers, sizeof(*c->worker));
     counted = c->show_progress || c->salvage ? co_count_data(c) : 0;
-    cli_progress_begin(&c->progress, c->show_progress, c->show_progress ? counted : c->total);
+    img_progress_begin(&c->progress, c->show_progress, c->show_progress ? counted : c->total);
     if (c->min_sparse) {
         co_try_zero_target(c);
     }
@@ -462,7 +453,7 @@ int convert_co_run(struct convert *c)
         reactor_destroy(c->helper);
     }
     free_workers(c);
-    cli_progress_end(&c->progress, !c->failed);
+    progress_end(&c->progress, !c->failed);
     co_group_destroy(&c->group);
     pthread_mutex_destroy(&c->lock);
     return c->failed ? 1 : 0;

@@ -6,8 +6,9 @@
 #ifndef TIDEMARK_CLI_IMG_COPY_H
 #define TIDEMARK_CLI_IMG_COPY_H
 
+#include "base/pacer.h"
+#include "base/progress.h"
 #include "cli/image.h"
-#include "cli/progress.h"
 #include "co/sync.h"
 
 enum convert_kind {
@@ -39,7 +40,6 @@ struct convert {
     bool quiet;
     bool show_progress;
     unsigned workers;
-    uint64_t rate; /* bytes per second; 0: no limit */
 
     /* Of the copy itself. */
     uint32_t granule;        /* zeroes are looked for in pieces of this size */
@@ -52,7 +52,7 @@ struct convert {
     bool looking;            /* a worker asks for the next */
     struct co_queue lookers; /* wait for it */
     enum convert_kind extent_kind;
-    int64_t paced_until_ns; /* rate limit */
+    struct pacer pacer;     /* its rate is set by the caller */
     uint64_t chunks;        /* requests that were taken */
     bool writing;           /* a worker does so, in order */
     bool failed;            /* a worker gave up; the others stop */
@@ -60,7 +60,7 @@ struct convert {
     struct worker *worker;  /* as many as there are to be */
     unsigned started;       /* of them */
     struct reactor *helper; /* the second thread; NULL before there is one */
-    struct cli_progress progress;
+    struct progress progress;
     struct co_group group;
 };
 

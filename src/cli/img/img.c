@@ -4,9 +4,9 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
-#include "cli/progress.h"
 #include "loop/loop.h"
 
 struct img_command {
@@ -82,6 +82,16 @@ static void print_help(void)
     printf("\n");
 }
 
+void img_progress_begin(struct progress *p, bool wanted, uint64_t total)
+{
+    enum progress_form form = PROGRESS_NONE;
+
+    if (wanted) {
+        form = !cli_is_compat() && isatty(STDOUT_FILENO) ? PROGRESS_BAR : PROGRESS_PERCENT;
+    }
+    progress_begin(p, stdout, form, NULL, total);
+}
+
 /* QEMU's trace points, as an option before the command: taken, and there are none. Returns how many words it is. */
 static int trace_option(int argc, char **argv)
 {
@@ -96,7 +106,7 @@ static int co_img_main(int argc, char **argv)
 {
     const char *name = argv[1];
 
-    cli_progress_listen();
+    progress_listen();
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
         print_help();
         return 0;

@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_CLI_IMG_IMG_H
 #define TIDEMARK_CLI_IMG_IMG_H
 
+#include "base/progress.h"
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "cli/image.h"
@@ -22,6 +23,9 @@ int img_measure_main(int argc, char **argv);
 int img_rebase_main(int argc, char **argv);
 int img_resize_main(int argc, char **argv);
 int img_snapshot_main(int argc, char **argv);
+
+/* Begin to show progress on standard output, if `wanted`: as qemu-img, or as a bar on a terminal. */
+void img_progress_begin(struct progress *p, bool wanted, uint64_t total);
 
 /* Rows that most sub-commands have. */
 #define IMG_ARG_OBJECT(items)                                                                      \

@@ -9,7 +9,6 @@
 #include "block/control.h"
 #include "cli/carry.h"
 #include "cli/img/img.h"
-#include "cli/progress.h"
 
 static const struct cli_usage usage = {
     .command = "rebase",
@@ -37,7 +36,7 @@ struct rebase {
     struct cli_disk new_base;    /* not open if there is to be none */
     uint8_t *old_data, *new_data;
     uint64_t unit; /* data is copied in aligned pieces of this size */
-    struct cli_progress progress;
+    struct progress progress;
     struct carry bitmaps; /* of images that leave the chain */
 };
 
@@ -187,18 +186,18 @@ static int co_copy_all(struct rebase *r)
     if (!r->old_data || !r->new_data) {
         return cli_fail("Out of memory");
     }
-    cli_progress_begin(&r->progress, r->progress_wanted && !r->quiet, size);
+    img_progress_begin(&r->progress, r->progress_wanted && !r->quiet, size);
     for (uint64_t at = 0; at < size;) {
         uint64_t length = MIN(size - at, STEP);
 
         if (co_step(r, at, &length) < 0) {
-            cli_progress_end(&r->progress, false);
+            progress_end(&r->progress, false);
             return 1;
         }
         at += length;
-        cli_progress_add(&r->progress, length);
+        progress_add(&r->progress, length);
     }
-    cli_progress_end(&r->progress, true);
+    progress_end(&r->progress, true);
     return 0;
 }
 
