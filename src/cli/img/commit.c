@@ -13,7 +13,7 @@
 #include "base/cleanup.h"
 #include "base/pacer.h"
 #include "block/control.h"
-#include "cli/carry.h"
+#include "cli/img/chain.h"
 #include "cli/img/img.h"
 #include "loop/loop.h"
 
@@ -46,7 +46,7 @@ struct commit {
     struct pacer pacer;
     uint8_t *buffer;
     struct progress progress;
-    struct carry bitmaps; /* of the images above the base */
+    struct chain_bitmaps bitmaps; /* of the images above the base */
 };
 
 /* --- the chain ------------------------------------------------------------------------------- */
@@ -119,7 +119,7 @@ static int co_collect_bitmaps(struct commit *c, struct block_node *above, struct
     int rc = 0;
 
     for (int depth = 1; rc == 0; depth++) {
-        rc = carry_co_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
+        rc = chain_bitmaps_co_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
         if (node == above) {
             break;
         }
@@ -127,9 +127,11 @@ static int co_collect_bitmaps(struct commit *c, struct block_node *above, struct
     }
     if (rc == 0 && base_size > top_size) {
         /* The disk gets what the base has there. */
-        carry_mark_all(&c->bitmaps, top_size, base_size - top_size);
+        chain_bitmaps_mark_all(&c->bitmaps, top_size, base_size - top_size);
     }
-    return rc < 0 ? rc : carry_co_check(&c->bitmaps, block_node_skip_filters(c->base.node), err);
+    return rc < 0 ? rc
+                  : img_co_check_chain_bitmaps(&c->bitmaps, block_node_skip_filters(c->base.node),
+                                               err);
 }
 
 static int co_open_base_node(struct commit *c, struct options *opts /* consumed */,
@@ -166,7 +168,7 @@ static int co_open_base(struct commit *c)
         return cli_report(&err);
     }
     if (block_co_set_backing_node(above, NULL, &err) < 0 || co_open_base_node(c, opts, &err) < 0 ||
-        (carry_is_wanted(c->bitmaps_wanted, c->no_bitmaps) &&
+        (img_wants_chain_bitmaps(c->bitmaps_wanted, c->no_bitmaps) &&
          co_collect_bitmaps(c, above, &err) < 0)) {
         return cli_report(&err);
     }
@@ -213,7 +215,7 @@ static int co_step(struct commit *c, uint64_t offset, uint64_t *length)
     if (depth > 0 && !(status.flags & BLOCK_STATUS_ZERO)) {
         *length = MIN(*length, BUFFER_SIZE);
     }
-    carry_mark(&c->bitmaps, offset, *length, MAX(depth, 1));
+    chain_bitmaps_mark(&c->bitmaps, offset, *length, MAX(depth, 1));
     if (depth == 0 || (status.flags & BLOCK_STATUS_ZERO)) {
         return block_co_write_zeroes(c->base.edge, offset, *length, BLOCK_REQ_MAY_UNMAP);
     }
@@ -250,7 +252,7 @@ static int co_copy_all(struct commit *c)
 /* The base has it all on stable storage when this returns 0. */
 static int co_finish_base(struct commit *c, struct error *err)
 {
-    int rc = carry_co_store(&c->bitmaps, block_node_skip_filters(c->base.node), err);
+    int rc = chain_bitmaps_co_store(&c->bitmaps, block_node_skip_filters(c->base.node), err);
 
     if (rc < 0) {
         return rc;
@@ -302,7 +304,7 @@ static void commit_release(struct commit *c)
 {
     cli_co_close_disk(&c->base);
     cli_co_close_disk(&c->image);
-    carry_clear(&c->bitmaps);
+    chain_bitmaps_clear(&c->bitmaps);
     free(c->buffer);
 }
 

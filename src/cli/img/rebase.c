@@ -7,7 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/control.h"
-#include "cli/carry.h"
+#include "cli/img/chain.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {
@@ -37,7 +37,7 @@ struct rebase {
     uint8_t *old_data, *new_data;
     uint64_t unit; /* data is copied in aligned pieces of this size */
     struct progress progress;
-    struct carry bitmaps; /* of images that leave the chain */
+    struct chain_bitmaps bitmaps; /* of images that leave the chain */
 };
 
 /* Read from one of the backing files; beyond its end, or without one, there are zeroes. */
@@ -276,7 +276,7 @@ static int co_mark_stored(struct rebase *r)
             return cli_fail("error while reading image metadata: %s", strerror(rc ? -rc : EIO));
         }
         if (depth > 0) {
-            carry_mark(&r->bitmaps, at, status.length, depth);
+            chain_bitmaps_mark(&r->bitmaps, at, status.length, depth);
         }
     }
     return 0;
@@ -292,19 +292,21 @@ static int co_collect_bitmaps(struct rebase *r)
     for (int depth = 2; node && r->old_root; depth++) {
         node = block_node_skip_filters(node);
         if (!is_in_new_chain(r, node) &&
-            carry_co_collect(&r->bitmaps, node, depth, cli_disk_size(&r->image), &err) < 0) {
+            chain_bitmaps_co_collect(&r->bitmaps, node, depth, cli_disk_size(&r->image), &err) <
+                0) {
             return cli_report(&err);
         }
         node = block_node_backing(node);
     }
-    return carry_co_check(&r->bitmaps, image, &err) < 0 ? cli_report(&err) : co_mark_stored(r);
+    return img_co_check_chain_bitmaps(&r->bitmaps, image, &err) < 0 ? cli_report(&err)
+                                                                    : co_mark_stored(r);
 }
 
 static int co_store_bitmaps(struct rebase *r)
 {
     ERROR_AUTO(err);
 
-    return carry_co_store(&r->bitmaps, block_node_skip_filters(r->image.node), &err) < 0
+    return chain_bitmaps_co_store(&r->bitmaps, block_node_skip_filters(r->image.node), &err) < 0
                ? cli_report(&err)
                : 0;
 }
@@ -345,9 +347,10 @@ static int co_rebase(struct rebase *r, const struct cli_image *image)
         if (r->compressed && !block_node_limits(r->image.node)->cluster_size) {
             return cli_fail("Compression not supported for this file format");
         }
-        status = co_open_bases(r) ||
-                 (carry_is_wanted(r->bitmaps_wanted, r->no_bitmaps) && co_collect_bitmaps(r)) ||
-                 co_copy_all(r) || co_store_bitmaps(r);
+        status =
+            co_open_bases(r) ||
+            (img_wants_chain_bitmaps(r->bitmaps_wanted, r->no_bitmaps) && co_collect_bitmaps(r)) ||
+            co_copy_all(r) || co_store_bitmaps(r);
     }
     if (status == 0) {
         status = co_change(r);
@@ -365,7 +368,7 @@ static void rebase_release(struct rebase *r)
     block_co_root_release(r->old_root);
     cli_co_close_disk(&r->new_base);
     cli_co_close_disk(&r->image);
-    carry_clear(&r->bitmaps);
+    chain_bitmaps_clear(&r->bitmaps);
     free(r->old_data);
     free(r->new_data);
 }
