@@ -28,7 +28,6 @@
 #include "base/cleanup.h"
 #include "loop/loop.h"
 
-#define NS_PER_MS 1000000LL
 #define EXPORT_ATTEMPTS 50
 #define EXPORT_RETRY_NS (20 * NS_PER_MS)
 /* Below this a file system counts as full in a message that guesses at the cause. */

@@ -10,6 +10,7 @@
 #include <time.h>
 
 #include "base/checked.h"
+#include "base/time_units.h"
 
 #define FORMAT "tidemark-backup"
 #define VERSION 1
@@ -55,7 +56,7 @@ void backup_moment_now(struct backup_moment *ret)
     strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", &tm);
     snprintf(ret->utc, sizeof(ret->utc), "%s.%06uZ", date,
              (unsigned)(utc.tv_nsec / 1000) % 1000000);
-    ret->monotonic_ns = (int64_t)mono.tv_sec * 1000000000 + mono.tv_nsec;
+    ret->monotonic_ns = ns_from_timespec(mono);
 }
 
 /* --- writing --- */

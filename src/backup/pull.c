@@ -11,7 +11,7 @@
 #include "backup/pull_internal.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "base/iov.h"
 #include "base/progress.h"
 #include "block/block.h"

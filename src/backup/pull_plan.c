@@ -10,7 +10,7 @@
 #include "backup/pull_internal.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "co/sync.h"
 #include "loop/loop.h"
 #include "nbd/proto.h"

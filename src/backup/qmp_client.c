@@ -10,7 +10,7 @@
 #include <sys/un.h>
 
 #include "base/cleanup.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "loop/loop.h"
 
 #define CONNECT_TIMEOUT_NS (10 * NS_PER_SECOND)

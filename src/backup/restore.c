@@ -12,8 +12,6 @@
 #include "block/gate.h"
 #include "loop/loop.h"
 
-#define NS_PER_MS 1000000
-
 struct restore {
     const struct restore_options *options;
     struct chain chain;

@@ -2,7 +2,7 @@
 #include "base/pacer.h"
 
 #include "base/checked.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 
 /* The longest time that one piece takes: no sum of the clock and this overflows. */
 #define PIECE_NS_MAX (INT64_MAX / 4)

@@ -7,7 +7,7 @@
 #include <time.h>
 
 #include "base/checked.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "base/size.h"
 
 #define BAR_WIDTH 30

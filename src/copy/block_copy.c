@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "base/list.h"
 #include "base/pacer.h"
 #include "block/control.h"

@@ -298,7 +298,7 @@ static void co_trim_padding(struct block_node *node, unsigned perm)
  * gone. Who starts it again at once should not be told that the image is in use.
  */
 #define LOCK_ATTEMPTS 16
-#define LOCK_RETRY_NS (20 * 1000000LL)
+#define LOCK_RETRY_NS (20 * NS_PER_MS)
 
 static int co_set_lock(struct block_node *node, unsigned perm, unsigned shared, struct error *err)
 {

@@ -10,7 +10,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "block/options.h"
 #include "filter/filter.h"
 

@@ -26,7 +26,7 @@
 
 #define CHILDREN_MAX 32
 #define TRANSFER_MAX (4 * MiB) /* each child is read into memory of its own */
-#define TELL_INTERVAL_NS 1000000000LL
+#define TELL_INTERVAL_NS NS_PER_SECOND
 
 enum read_pattern { READ_QUORUM, READ_FIFO };
 

@@ -217,22 +217,20 @@ static int epoll_co_poll(struct reactor *r, int fd, short events, int64_t timeou
 
 static int wait_ms(struct epoll *e, struct epoll_event *events, int64_t timeout_ns)
 {
-    int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + 999999) / 1000000;
+    int64_t ms = timeout_ns < 0 ? -1 : (timeout_ns + NS_PER_MS - 1) / NS_PER_MS;
 
     return epoll_wait(e->fd, events, EVENTS_PER_TURN, ms > 3600000 ? 3600000 : (int)ms);
 }
 
 static int wait_events(struct epoll *e, struct epoll_event *events, int64_t timeout_ns)
 {
-    struct timespec ts = {
-        .tv_sec = timeout_ns / 1000000000,
-        .tv_nsec = timeout_ns % 1000000000,
-    };
+    struct timespec ts;
     int count;
 
     if (timeout_ns <= 0 || e->no_pwait2) {
         return wait_ms(e, events, timeout_ns);
     }
+    ts = ns_to_timespec(timeout_ns);
     count = epoll_pwait2(e->fd, events, EVENTS_PER_TURN, &ts, NULL);
     if (count < 0 && (errno == ENOSYS || errno == EPERM)) {
         e->no_pwait2 = true;

@@ -325,8 +325,8 @@ static void uring_turn(struct reactor *r, int64_t timeout_ns)
         io_uring_submit_and_wait(&u->ring, 1);
     } else {
         struct __kernel_timespec ts = {
-            .tv_sec = timeout_ns / 1000000000,
-            .tv_nsec = timeout_ns % 1000000000,
+            .tv_sec = timeout_ns / NS_PER_SECOND,
+            .tv_nsec = timeout_ns % NS_PER_SECOND,
         };
         struct io_uring_cqe *cqe;
 
@@ -399,7 +399,7 @@ static void cancel_poll(struct loop_timer *self)
     }
     sqe = get_sqe(uring_of(reactor_current()));
     if (!sqe) {
-        loop_timer_arm(self, loop_now_ns() + 1000000);
+        loop_timer_arm(self, loop_now_ns() + NS_PER_MS);
         return;
     }
     timeout->expired = true;

@@ -29,6 +29,7 @@
 #include <sys/uio.h>
 
 #include "base/error.h"
+#include "base/time_units.h"
 #include "co/co.h"
 
 struct reactor;

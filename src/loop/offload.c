@@ -162,7 +162,7 @@ static int start_thread(void *(*fn)(void *arg))
 static void wait_locked(pthread_cond_t *cond, int64_t ns)
 {
     int64_t until = loop_now_ns() + ns;
-    struct timespec ts = {.tv_sec = until / 1000000000, .tv_nsec = until % 1000000000};
+    struct timespec ts = ns_to_timespec(until);
 
     pthread_cond_clockwait(cond, &pool.lock, CLOCK_MONOTONIC, &ts);
 }
@@ -325,7 +325,7 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
 /* A thread that hangs is left behind: it ends when it can, or with the process. */
 void loop_offload_stop(void)
 {
-    int64_t until = loop_now_ns() + STOP_SECONDS * INT64_C(1000000000);
+    int64_t until = loop_now_ns() + STOP_SECONDS * NS_PER_SECOND;
     pthread_t last;
     bool has_last;
 

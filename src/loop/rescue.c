@@ -38,7 +38,7 @@
 #include "loop/internal.h"
 
 /* A call that takes longer hangs, unless it is running. */
-#define HANG_NS INT64_C(10000000)
+#define HANG_NS (10 * NS_PER_MS)
 #define WATCH_NS INT64_C(5000000)
 /* Looks without any call seen before the watcher sleeps until there is one. */
 #define QUIET_LOOKS 200
@@ -171,12 +171,8 @@ static bool look_locked(void)
 
 static void wait_locked(int64_t ns)
 {
-    struct timespec until;
+    struct timespec until = ns_to_timespec(loop_now_ns() + ns);
 
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_nsec += ns;
-    until.tv_sec += until.tv_nsec / 1000000000;
-    until.tv_nsec %= 1000000000;
     pthread_cond_clockwait(&rescue.changed, &rescue.lock, CLOCK_MONOTONIC, &until);
 }
 

@@ -14,7 +14,7 @@ int64_t loop_now_ns(void)
     struct timespec now;
 
     clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+    return ns_from_timespec(now);
 }
 
 static void place(struct reactor *r, size_t i, struct loop_timer *t)

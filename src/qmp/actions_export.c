@@ -16,7 +16,6 @@
 
 /* How long a command waits for an export to be gone before it answers. The event tells in any case. */
 #define GONE_WAIT_MS 1000
-#define MILLISECOND 1000000LL /* in ns */
 
 /*
  * Requests in flight finish before an export is gone, and nobody can say when. Most are gone at once, and scripts
@@ -28,7 +27,7 @@ static void co_wait_gone(const char *id)
 
     block_control_unlock();
     for (int ms = 0; ms < GONE_WAIT_MS && export_find(id, &info) && info.shutting_down; ms++) {
-        loop_co_sleep(MILLISECOND);
+        loop_co_sleep(NS_PER_MS);
     }
     block_co_control_lock();
 }

@@ -22,7 +22,6 @@
 #include "qmp/stdio_pair.h"
 
 #define BACKLOG 16
-#define MILLISECOND 1000000LL /* in ns */
 
 struct chardev {
     struct list link;  /* in chardevs */
@@ -301,13 +300,13 @@ static void co_accept(void *arg)
         }
         if (fd < 0) {
             /* Out of descriptors, or the client left before it was accepted. */
-            loop_co_sleep(50 * MILLISECOND);
+            loop_co_sleep(50 * NS_PER_MS);
             continue;
         }
         if (qmp_session_count() >= QMP_SESSION_MAX) {
             refuse_client(c, fd);
             /* Who tries again at once is not to keep the log busy. */
-            loop_co_sleep(50 * MILLISECOND);
+            loop_co_sleep(50 * NS_PER_MS);
         } else if (qmp_session_start(fd, c->pretty, &err) < 0) {
             log_error("chardev '%s': %s", c->id, error_message(&err));
         }
@@ -390,7 +389,7 @@ void qmp_co_chardevs_close(void)
     }
     LIST_FOREACH_SAFE (c, next, &chardevs, link) {
         while (c->accepting) {
-            loop_co_sleep(MILLISECOND);
+            loop_co_sleep(NS_PER_MS);
         }
         free_chardev(c);
     }

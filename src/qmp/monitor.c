@@ -23,7 +23,6 @@
 
 #define READ_SIZE 4096
 #define END_WAIT_MS 1000
-#define MILLISECOND 1000000LL /* in ns */
 #define EVENT_SECTOR 512
 
 struct session {
@@ -443,13 +442,13 @@ bool qmp_co_end_sessions(void)
     struct session *s;
 
     for (int ms = 0; ms < END_WAIT_MS && !all_sent(); ms++) {
-        loop_co_sleep(MILLISECOND);
+        loop_co_sleep(NS_PER_MS);
     }
     LIST_FOREACH (s, &sessions, link) {
         break_session(s);
     }
     for (int ms = 0; ms < END_WAIT_MS && !list_is_empty(&sessions); ms++) {
-        loop_co_sleep(MILLISECOND);
+        loop_co_sleep(NS_PER_MS);
     }
     LIST_FOREACH (s, &sessions, link) {
         tell_what_runs(s);

@@ -14,7 +14,6 @@
 #include "loop/loop.h"
 
 #define FLUSH_WAIT_MS 1000
-#define MILLISECOND 1000000LL /* in ns */
 
 /* The threads' end of the pair; it and the threads last as long as the process. */
 static int far_end = -1;
@@ -97,6 +96,6 @@ int qmp_stdio_open(struct error *err)
 void qmp_co_stdio_flush(void)
 {
     for (int ms = 0; far_end >= 0 && ms < FLUSH_WAIT_MS && !atomic_load(&output_done); ms++) {
-        loop_co_sleep(MILLISECOND);
+        loop_co_sleep(NS_PER_MS);
     }
 }

@@ -95,7 +95,7 @@ struct completion {
 static struct list completions = LIST_INIT(completions);
 
 /* How often a transaction looks whether the nodes that it concerns are complete. */
-#define COMPLETE_LOOK_NS 1000000LL
+#define COMPLETE_LOOK_NS NS_PER_MS
 
 static bool any_completes(const struct qmp_concern *c)
 {

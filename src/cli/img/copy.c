@@ -15,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "block/control.h"
 #include "cli/cli.h"
 #include "cli/img/img.h"
