@@ -114,7 +114,7 @@ void co_mutex_lock(struct co_mutex *m)
     if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
         mutex_lock_slow(m);
     }
-    mutex_set_holder(m, co_self());
+    mutex_set_holder(m, co_task());
 }
 
 bool co_mutex_trylock(struct co_mutex *m)
@@ -124,7 +124,7 @@ bool co_mutex_trylock(struct co_mutex *m)
     if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
         return false;
     }
-    mutex_set_holder(m, co_self());
+    mutex_set_holder(m, co_task());
     return true;
 }
 
@@ -152,11 +152,11 @@ void co_mutex_unlock(struct co_mutex *m)
     }
 }
 
-bool co_mutex_is_held(struct co_mutex *m)
+bool co_mutex_is_held(const struct co_mutex *m)
 {
-    struct co *holder = atomic_load_explicit(&m->holder, memory_order_relaxed);
+    const struct co *holder = atomic_load_explicit(&m->holder, memory_order_relaxed);
 
-    return holder && holder == co_self();
+    return holder && holder == co_task();
 }
 
 /* --- condition */

@@ -1,9 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Locks for coroutines. All of them work between coroutines of different threads, and all are
- * FIFO: the lock is handed to the first waiter, so nobody starves. A coroutine may hold one across
- * a yield. All "co_" functions here may yield and may be called only in a coroutine; the others
- * don't yield and may be called anywhere. No spurious wake-ups, except where said.
+ * Locks for coroutines. They work between coroutines of different threads, and a coroutine may hold
+ * them across a yield. All are FIFO: a release hands the lock to the waiter that has waited
+ * longest, so no waiter starves, and no newcomer cuts in. There are no spurious wake-ups.
+ *
+ * Which functions yield, and where they may be called:
+ *
+ *      co_mutex_lock, co_rwlock_rdlock, co_rwlock_wrlock,    in a coroutine only; yield
+ *      co_cond_wait, co_semaphore_take, co_group_wait,       when they have to wait
+ *      co_range_lock, co_queue_wait_release
+ *      co_mutex_trylock, co_mutex_unlock                     in a coroutine only; never yield
+ *      all others                                            on any thread, inside or outside a
+ *                                                            coroutine; never yield
+ *
+ * They can neither fail nor run out of memory: a waiter's queue entry lies in the coroutine or on
+ * its stack. The memory of a lock is its owner's. `_init` comes before every other call; `_destroy`
+ * comes last, when no coroutine holds the lock or waits for it.
  */
 #ifndef TIDEMARK_CO_SYNC_H
 #define TIDEMARK_CO_SYNC_H
@@ -13,123 +25,217 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/debug.h"
 #include "base/list.h"
 #include "base/range_index.h"
 #include "co/co.h"
 
-/* A queue of suspended coroutines. Guarded by a lock of its owner. */
+/* --- queue of suspended coroutines, guarded by a thread mutex of its owner */
+
 struct co_queue {
     struct list waiters;
 };
 
 void co_queue_init(struct co_queue *q);
+
+/* Whether no coroutine waits. The owner's mutex is held. */
 bool co_queue_is_empty(const struct co_queue *q);
-/* Suspend on `q`. `guard` is held on entry, released while suspended, and NOT held on return. */
+
+/*
+ * Wait at the end of `q` until a wake function below removes the caller. `guard`, the owner's
+ * mutex, is held on entry, released while the caller waits, and NOT held on return. Always yields.
+ */
 void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard);
-/* Wake the first waiter; false if there was none. The owner's lock is held. */
+
+/* Wake the coroutine that has waited longest; false if none waits. The owner's mutex is held. */
 bool co_queue_wake_one(struct co_queue *q);
+
+/* Wake all, the one that has waited longest first. The owner's mutex is held. */
 void co_queue_wake_all(struct co_queue *q);
 
-/* Mutual exclusion. An uncontended lock or unlock is one atomic operation. */
+/* --- mutex: without contention, lock and unlock are one atomic operation each */
+
 struct co_mutex {
-    atomic_uint state;     /* 0 free, 1 held, 2 held and there may be waiters */
-    pthread_mutex_t guard; /* guards waiters */
+    /* 0: free; 1: held; 2: held, and there may be waiters */
+    atomic_uint state;
+    /* guards `waiters` */
+    pthread_mutex_t guard;
     struct co_queue waiters;
-    struct co *_Atomic holder; /* for assertions */
+    /* the task that holds the mutex, for assertions */
+    struct co *_Atomic holder;
 };
 
 void co_mutex_init(struct co_mutex *m);
 void co_mutex_destroy(struct co_mutex *m);
-void co_mutex_lock(struct co_mutex *m);
-bool co_mutex_trylock(struct co_mutex *m);
-void co_mutex_unlock(struct co_mutex *m);
-/* Whether the calling coroutine holds it: for assertions in `_locked` functions. */
-bool co_mutex_is_held(struct co_mutex *m);
 
-/* Many readers or one writer. Waiting writers keep later readers waiting (FIFO). */
+/* Take the mutex, which the calling task must not hold yet. Yields while another task holds it. */
+void co_mutex_lock(struct co_mutex *m);
+
+/* Take the mutex if it is free; false if it is not. */
+bool co_mutex_trylock(struct co_mutex *m);
+
+/* Release the mutex, which the calling task holds. */
+void co_mutex_unlock(struct co_mutex *m);
+
+/* Whether the calling task holds the mutex; false outside a coroutine. */
+bool co_mutex_is_held(const struct co_mutex *m);
+
+/*
+ * The first statement of a function whose name ends in `_locked`: the calling task holds the mutex.
+ * Checked in debug builds. For thread mutexes there is MUTEX_ASSERT_HELD() (base/debug.h).
+ */
+#define CO_ASSERT_HELD(mutex) DEBUG_ASSERT(co_mutex_is_held(mutex))
+
+/* --- readers-writer lock: many readers or one writer */
+
+/*
+ * A writer that waits keeps later readers waiting. Hence no task takes it twice, not even to read.
+ */
 struct co_rwlock {
-    pthread_mutex_t guard; /* guards all below */
-    int readers;           /* holders; -1 while a writer holds it */
-    struct list waiters;   /* of struct rwlock_waiter, oldest first */
+    /* guards all below */
+    pthread_mutex_t guard;
+    /* how many hold it to read; -1: a writer holds it */
+    int readers;
+    /* of struct rwlock_waiter, oldest first */
+    struct list waiters;
 };
 
 void co_rwlock_init(struct co_rwlock *l);
 void co_rwlock_destroy(struct co_rwlock *l);
+
+/* Take the lock to read or to write. Yields while the lock is held otherwise, or others wait. */
 void co_rwlock_rdlock(struct co_rwlock *l);
 void co_rwlock_wrlock(struct co_rwlock *l);
+
+/* Release the lock, however it was taken. */
 void co_rwlock_unlock(struct co_rwlock *l);
 
-/* A condition: wait releases the mutex while suspended and holds it again on return. */
+/* Whether any task, not necessarily the caller's, holds the lock to read or to write. */
+bool co_rwlock_is_held(struct co_rwlock *l);
+
+/* As CO_ASSERT_HELD(). Readers are counted, not recorded, so another task's hold passes as well. */
+#define CO_ASSERT_RWLOCK_HELD(lock) DEBUG_ASSERT(co_rwlock_is_held(lock))
+
+/* --- condition: wait for a state that a mutex guards */
+
 struct co_cond {
-    pthread_mutex_t guard; /* guards waiters */
+    /* guards `waiters` */
+    pthread_mutex_t guard;
     struct co_queue waiters;
 };
 
 void co_cond_init(struct co_cond *c);
 void co_cond_destroy(struct co_cond *c);
+
+/*
+ * Release `m`, which the calling task holds, wait for a signal, and take `m` again. Another task
+ * may have changed the state in between, so the caller tests the state again. Always yields.
+ */
 void co_cond_wait(struct co_cond *c, struct co_mutex *m);
-/* The mutex that the waiters used should be held, else a wake-up can be missed. Any thread, also
- * outside a coroutine. */
+
+/*
+ * Wake the waiter that has waited longest, or all; without a waiter, nothing happens. Change the
+ * state under the waiters' mutex, else a waiter that has tested it just before misses the signal.
+ */
 void co_cond_signal(struct co_cond *c);
 void co_cond_broadcast(struct co_cond *c);
 
-/* A counting gate for work in flight: at most `limit` units are taken at a time. */
+/* --- counting semaphore: limits work in flight */
+
 struct co_semaphore {
-    pthread_mutex_t guard; /* guards all below */
+    /* guards all below */
+    pthread_mutex_t guard;
+    /* units that can be taken now */
     int64_t available;
-    struct list waiters; /* of struct semaphore_waiter, oldest first */
+    /* of struct semaphore_waiter, oldest first */
+    struct list waiters;
 };
 
+/* `limit` units, 0 or more, can be taken in total. */
 void co_semaphore_init(struct co_semaphore *s, int64_t limit);
 void co_semaphore_destroy(struct co_semaphore *s);
-void co_semaphore_take(struct co_semaphore *s, int64_t units);
-void co_semaphore_give(struct co_semaphore *s, int64_t units);
 
 /*
- * Waiting for a group of coroutines: add before each is spawned, done at its end, wait for all.
- * Any thread may call add and done.
+ * Take `units`, which are at most the limit. Yields while fewer are available, or others wait: a
+ * large request is not overtaken by small ones.
  */
+void co_semaphore_take(struct co_semaphore *s, int64_t units);
+
+/* Give back units that were taken, by whichever coroutine. */
+void co_semaphore_give(struct co_semaphore *s, int64_t units);
+
+/* --- group: wait until several coroutines have ended */
+
 struct co_group {
-    pthread_mutex_t guard; /* guards all below */
+    /* guards all below */
+    pthread_mutex_t guard;
+    /* calls of co_group_add() without their co_group_done() */
     size_t running;
     struct co_queue waiters;
 };
 
 void co_group_init(struct co_group *g);
 void co_group_destroy(struct co_group *g);
+
+/* Count one more. The caller adds before it spawns, so that a wait does not end too early. */
 void co_group_add(struct co_group *g);
+
+/* The last act of the coroutine that was added. The group may be gone afterwards. */
 void co_group_done(struct co_group *g);
+
+/* Yields until every add has its done. Several coroutines may wait. */
 void co_group_wait(struct co_group *g);
 
+/* --- range lock: byte ranges held by requests in flight */
+
 /*
- * Byte ranges held by requests: an exclusive entry waits for every overlapping entry, a shared one
- * only for overlapping exclusive ones. Entries are granted in the order they were asked for where
- * they overlap. The entry is memory of the caller (usually on its stack) from lock to unlock.
+ * An exclusive entry waits for every overlapping entry, a shared one for overlapping exclusive
+ * ones. Where entries overlap they are granted in the order in which they were asked for.
  */
 struct range_lock {
-    pthread_mutex_t guard;      /* guards entries */
-    struct range_index entries; /* of struct range_entry */
-    uint64_t passes;            /* set before first use */
+    /* guards `entries` */
+    pthread_mutex_t guard;
+    /* of struct range_entry */
+    struct range_index entries;
+    /* see range_lock_let_pass() */
+    uint64_t passes;
 };
 
+/* One held or wanted range: memory of the caller, usually on its stack, from lock to unlock. */
 struct range_entry {
     struct range_item item;
-    bool exclusive, granted;
-    struct co_queue blocked; /* entries' owners that wait for this one */
+    bool exclusive;
+    bool granted;
+    /* owners of entries that wait for this one */
+    struct co_queue blocked;
 };
 
 void range_lock_init(struct range_lock *l);
 void range_lock_destroy(struct range_lock *l);
+
 /*
- * From now on (before the first entry), one that waits does not stop the next `passes` later ones, as far as these overlap
- * none that is granted: a request that is held up at one place then bars nobody from the others that it wants.
+ * Call before the first entry: an entry that waits no longer stops the next `passes` entries asked
+ * for after it, as far as these conflict with no granted one. So a request that waits for one part
+ * of its range does not hold up others in the rest of the range. The default is 0.
  */
 void range_lock_let_pass(struct range_lock *l, uint64_t passes);
+
+/*
+ * Hold [offset, offset + length), in bytes; the sum need not fit 64 bits, and a length of 0
+ * conflicts with nothing. Yields while there is a conflict. A task must not ask for a range that
+ * conflicts with one of its own.
+ */
 void co_range_lock(struct range_lock *l, struct range_entry *e, uint64_t offset, uint64_t length,
                    bool exclusive);
-/* As co_range_lock(), but false (and nothing held) if it would have to wait. Does not yield. */
+
+/* As co_range_lock(), but false, and nothing is held, if the entry would have to wait. */
 bool range_trylock(struct range_lock *l, struct range_entry *e, uint64_t offset, uint64_t length,
                    bool exclusive);
+
+/* Release an entry that was granted. Its memory is the caller's again. */
 void range_unlock(struct range_lock *l, struct range_entry *e);
+
+/* As CO_ASSERT_HELD(), where the caller has to hold the range of this entry. */
+#define CO_ASSERT_RANGE_HELD(entry) DEBUG_ASSERT((entry)->granted)
 
 #endif

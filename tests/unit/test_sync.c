@@ -102,9 +102,76 @@ static void test_trylock_fails_while_held(void **state)
     co_mutex_destroy(&mutex);
 }
 
+static void check_and_unlock_mutex(void *arg)
+{
+    assert_ptr_not_equal(co_self(), co_task());
+    assert_true(co_mutex_is_held(&mutex));
+    co_mutex_unlock(&mutex);
+    assert_false(co_mutex_is_held(&mutex));
+}
+
+static void use_stack_then_call_deep(void)
+{
+    volatile char used[4096];
+
+    used[0] = 1;
+    if (co_stack_is_low()) {
+        assert_int_equal(co_call_deep(check_and_unlock_mutex, NULL), 0);
+    } else {
+        use_stack_then_call_deep();
+    }
+    assert_int_equal(used[0], 1);
+}
+
+static void lock_and_call_deep(void *arg)
+{
+    co_mutex_lock(&mutex);
+    use_stack_then_call_deep();
+    assert_false(co_mutex_is_held(&mutex));
+}
+
+static void test_mutex_is_held_by_the_task_on_whichever_stack(void **state)
+{
+    co_mutex_init(&mutex);
+    start(lock_and_call_deep, NULL);
+    test_home_run(&home);
+    co_mutex_destroy(&mutex);
+}
+
+static void test_thread_mutex_is_held_until_it_is_unlocked(void **state)
+{
+    pthread_mutex_t m = PTHREAD_MUTEX_INITIALIZER;
+
+    assert_false(mutex_is_held(&m));
+    pthread_mutex_lock(&m);
+    assert_true(mutex_is_held(&m));
+    pthread_mutex_unlock(&m);
+    assert_false(mutex_is_held(&m));
+}
+
 /* --- rwlock */
 
 static struct co_rwlock rwlock;
+
+static void hold_rwlock_each_way(void *arg)
+{
+    assert_false(co_rwlock_is_held(&rwlock));
+    co_rwlock_rdlock(&rwlock);
+    assert_true(co_rwlock_is_held(&rwlock));
+    co_rwlock_unlock(&rwlock);
+    assert_false(co_rwlock_is_held(&rwlock));
+    co_rwlock_wrlock(&rwlock);
+    assert_true(co_rwlock_is_held(&rwlock));
+    co_rwlock_unlock(&rwlock);
+}
+
+static void test_rwlock_is_held_to_read_or_to_write(void **state)
+{
+    co_rwlock_init(&rwlock);
+    start(hold_rwlock_each_way, NULL);
+    test_home_run(&home);
+    co_rwlock_destroy(&rwlock);
+}
 
 static void hold_for_reading(void *arg)
 {
@@ -480,6 +547,9 @@ int main(void)
         TEST(test_mutex_lets_one_in_at_a_time_in_order),
         TEST(test_mutex_is_handed_over_so_nobody_cuts_in),
         TEST(test_trylock_fails_while_held),
+        TEST(test_mutex_is_held_by_the_task_on_whichever_stack),
+        TEST(test_thread_mutex_is_held_until_it_is_unlocked),
+        TEST(test_rwlock_is_held_to_read_or_to_write),
         TEST(test_readers_share),
         TEST(test_writer_is_alone_and_keeps_later_readers_waiting),
         TEST(test_signal_wakes_the_first_and_broadcast_all),
