@@ -15,7 +15,7 @@
 
 static _Thread_local struct co_thread this_thread;
 
-/* Tell ASan that we are on `self` now; `ends` on the other side means its fake stack is gone. */
+/* Complete a switch: `self` is running now, on thread `t`. */
 static inline void arrive(struct co_thread *t, struct co_fiber *self)
 {
 #ifdef CO_ASAN
@@ -29,8 +29,9 @@ static inline void arrive(struct co_thread *t, struct co_fiber *self)
 }
 
 /*
- * Leave the stack `from` for `to`, both of thread `t`. When it returns, `from` is running again;
- * a pooled coroutine perhaps on another thread, so that nothing thread-local may be used after.
+ * Leave the stack `from` for `to`, both of thread `t`. When it returns, `from` is running again,
+ * perhaps on another thread, so the caller must not use thread-local data afterwards. `from_ended`:
+ * nothing on `from` is needed any more.
  */
 static inline void switch_fibers(struct co_thread *t, struct co_fiber *from, struct co_fiber *to,
                                  bool from_ended)
@@ -51,7 +52,8 @@ static inline void switch_fibers(struct co_thread *t, struct co_fiber *from, str
     co_context_switch(&from->context, &to->context);
 }
 
-static void leave(struct co *co, bool ended)
+/* Switch from the running coroutine to its resumer. Returns when the coroutine is resumed. */
+static void co_leave(struct co *co, bool ended)
 {
     struct co_thread *t = co->thread;
     struct co *to = co->resumer;
@@ -68,7 +70,7 @@ void co_main(void)
     for (;;) {
         co->entry(co->arg);
         co->ended = true;
-        leave(co, true);
+        co_leave(co, true);
     }
 }
 
@@ -126,7 +128,7 @@ void co_suspend(void)
     struct co *co = this_thread.current;
 
     assert(co);
-    leave(co, false);
+    co_leave(co, false);
 }
 
 void co_wake(struct co *co)
@@ -142,11 +144,11 @@ void co_reschedule(void)
 
     assert(co);
     co_wake(co);
-    leave(co, false);
+    co_leave(co, false);
 }
 
-/* Now that the thread has left its stack, another one may run it. */
-static void let_move(struct co_thread *t)
+/* The thread has left the stack of t->moving, so another thread may run it. */
+static void wake_moving(struct co_thread *t)
 {
     struct co *co = t->moving;
 
@@ -171,12 +173,12 @@ void co_resume(struct co *co)
     t->current = co;
     switch_fibers(t, from, &co->fiber, false);
     if (resumer) {
-        t = resumer->thread; /* another one, if co_rescue() woke us */
+        t = resumer->thread; /* another one, if co_rescue() woke the resumer */
     }
     arrive(t, from);
     t->current = resumer;
     if (t->moving) {
-        let_move(t);
+        wake_moving(t);
     } else if (co->ended) {
         co->home->ended++;
         co_pool_put(co);
@@ -184,8 +186,8 @@ void co_resume(struct co *co)
 }
 
 /*
- * The outermost comes first: it has to find the one that it resumed as it left it, before that one goes on and
- * may end.
+ * The outermost coroutine runs first, since it looks at the one that it resumed, which may end as
+ * soon as it runs.
  */
 static void wake_outermost_first(struct co *co)
 {
@@ -210,12 +212,12 @@ void co_rejoin(void)
     arrive(co->thread, &co->fiber);
 }
 
-/* Go on on the thread of `home`. */
-static void move(struct co *co, struct co_home *home)
+/* Suspend the running coroutine, and continue on the thread of `home`. */
+static void co_move(struct co *co, struct co_home *home)
 {
     co->home = home;
     co->thread->moving = co;
-    leave(co, false);
+    co_leave(co, false);
 }
 
 void co_call_at(struct co_home *there, co_entry *entry, void *arg)
@@ -226,10 +228,10 @@ void co_call_at(struct co_home *there, co_entry *entry, void *arg)
     assert(co);
     home = co->home;
     atomic_fetch_add(&there->spawned, 1);
-    move(co, there);
+    co_move(co, there);
     entry(arg);
     there->ended++;
-    move(co, home);
+    co_move(co, home);
 }
 
 struct list *co_link(struct co *co)

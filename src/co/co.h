@@ -1,20 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Coroutines: a stack each, switched by hand, pinned to one home.
+ * Coroutines. Each has a stack of its own; switching between them is explicit.
  *
- * A coroutine belongs to a home (`struct co_home`, one per reactor) and only ever runs on
- * the thread of that home (which co_rescue() can change). Waking it means putting it on the home's queue, from any thread. Because
- * only the home thread runs it, a wake may come before the suspend that it answers has finished:
- * the coroutine is queued, and the queue is looked at only once it has switched out.
+ * A coroutine belongs to a home (`struct co_home`, one per reactor) and runs only on the thread of
+ * its home; co_rescue() can give a home another thread. Waking a coroutine means to put it on the
+ * run queue of its home, from any thread. Since only the thread of the home runs it, a wake may
+ * come before the suspend that it answers is complete: the coroutine is queued, and the thread
+ * looks at the queue only after the coroutine has switched out.
  *
- *      co_spawn           home thread picks it
- *   (none) ---> QUEUED ------------------------> RUNNING --- function returns ---> (none, stack
- * pooled) ^                                | |  co_wake (any thread)          | co_suspend
- *                  +----------- SUSPENDED <---------+
+ *                co_spawn()            co_resume()
+ *      (none) ------------> QUEUED ------------------> RUNNING ---> (none; the stack is pooled)
+ *                            ^                            |  the entry function
+ *                            |                            |  returns
+ *       co_wake(), from any  |                            |  co_suspend()
+ *       thread               |                            v
+ *                            +------------------------ SUSPENDED
  *
- * Stacks are pooled per thread, have a guard page and are capped in number per process: each costs
- * two memory maps. At the cap co_spawn() fails with -EAGAIN; callers that serve requests then wait
- * for one to end.
+ *      co_run() makes a coroutine that is RUNNING at once.
+ *
+ * Stacks are pooled per thread. Each has a guard page, and costs two memory maps, of which the
+ * kernel allows a process a limited number; therefore their number is limited (CO_COUNT_MAX). At
+ * the limit co_spawn() and co_run() return -EAGAIN, and callers that serve requests wait until a
+ * coroutine ends.
+ *
+ * Functions yield only where it is said. Functions marked "in a coroutine" abort elsewhere.
  */
 #ifndef TIDEMARK_CO_CO_H
 #define TIDEMARK_CO_CO_H
@@ -28,119 +37,147 @@
 struct co;
 struct co_home;
 
+/* What a coroutine runs; the coroutine ends when the function returns. `arg` is the caller's. */
 typedef void co_entry(void *arg);
 
-/*
- * What a scheduler gives the coroutine layer. The loop layer embeds it in its reactor.
- */
+/* What a scheduler gives the coroutine layer. The loop layer embeds it in its reactor. */
 struct co_home {
     /*
-     * Put a coroutine on the run queue of this home; it is run later by the home's thread with
-     * co_resume(). Called from any thread. Uses co_link() to queue it without memory.
+     * Put a coroutine on the run queue of this home; the home's thread runs it later with
+     * co_resume(). Called from any thread. Must not fail: co_link() and co_queue_slot() are the
+     * memory to queue with.
      */
     void (*enqueue)(struct co_home *home, struct co *co);
 
-    /* The coroutine layer's own; start with zeroes. */
-    atomic_size_t spawned; /* started by co_spawn(), from any thread */
-    size_t run;            /* started by co_run(); the home's thread only, as `ended` */
+    /* Counters of the coroutine layer; start with zeroes. The last two are the home's thread's. */
+    /* started by co_spawn(), or brought by co_call_at() */
+    atomic_size_t spawned;
+    /* started by co_run() */
+    size_t run;
+    /* ended, or gone back home from co_call_at() */
     size_t ended;
 };
 
-/* Coroutines of `home` that have not ended. On the home's own thread. */
+/* How many coroutines of `home` have not ended. On the home's thread. */
 size_t co_home_live(struct co_home *home);
 
-/* Usable bytes of a coroutine's stack, and how many may exist in the process. */
+/* Usable bytes of a coroutine's stack, at least. */
 #define CO_STACK_SIZE (512 * 1024)
+
+/* How many coroutines the process may have, pooled stacks included. */
 #define CO_COUNT_MAX 16384
 
 /*
- * Start `entry(arg)` as a coroutine of `home`; it is queued, not run at once. Any thread.
- * Returns 0, -ENOMEM, or -EAGAIN at CO_COUNT_MAX. Does not yield.
+ * Make a coroutine of `home` that will run `entry(arg)`, and queue it there. Any thread. Returns 0,
+ * -ENOMEM, or -EAGAIN at CO_COUNT_MAX.
  */
 int co_spawn(struct co_home *home, co_entry *entry, void *arg);
 
 /*
- * For the home's own thread only, outside or inside a coroutine: start `entry(arg)` and run it
- * right now until it first suspends or ends; then go on here. Saves the trip through the queue on
- * the hot path.
+ * As co_spawn(), but run the coroutine on the spot, until it first suspends or ends, and return
+ * then. Saves the way through the queue. On the home's thread, outside or inside a coroutine; to a
+ * coroutine that calls it, this is no yield.
  */
 int co_run(struct co_home *home, co_entry *entry, void *arg);
 
 /* The running coroutine; NULL outside one. */
 struct co *co_self(void);
 
-/* Yield until co_wake(). Exactly one co_wake() must answer each co_suspend(). Only in a coroutine.
- */
+/* Yield until co_wake(). Exactly one co_wake() answers each co_suspend(). In a coroutine. */
 void co_suspend(void);
 
 /*
- * Call `entry(arg)` as a step of a recursion of unknown depth: on the running coroutine's stack while at least
- * CO_STACK_RESERVE bytes of that are left, else on a stack of its own, whose end is waited for. Only in a coroutine.
- * Returns 0, or as co_spawn(); then `entry` was not called. Yields if `entry` does.
+ * Queue a coroutine, which is suspended or about to suspend, at its home. Any thread. As soon as
+ * the coroutine runs it may end, so the caller must not use it afterwards.
  */
-#define CO_STACK_RESERVE ((size_t)(128 * 1024))
-int co_call_deep(co_entry *entry, void *arg);
-
-/*
- * Whose work the running coroutine does: itself, or who called co_call_deep() and waits. What belongs to "this coroutine" beyond
- * a function's own waiting belongs to the task.
- */
-struct co *co_task(void);
-
-/* Whether co_call_deep() would take another stack: for callers that do without `entry` where there is room. */
-bool co_stack_is_low(void);
-
-/* Queue a suspended coroutine, or one that is about to suspend, on its home. Any thread. Does not
- * yield. */
 void co_wake(struct co *co);
 
-/* Go to the end of the home's run queue. Yields. */
+/* Yield to all coroutines in the run queue of the home, and go on after them. In a coroutine. */
 void co_reschedule(void);
 
 /*
- * Run `entry(arg)` at another home: the calling coroutine goes there, to the end of the run queue, belongs to it until entry
- * has ended, and comes back. Nothing is needed that could be missing. Yields.
+ * Run `entry(arg)` at another home, to which the calling coroutine belongs until `entry` returns,
+ * and return at the present home. Both times the coroutine goes to the end of the run queue. Needs
+ * no memory, so it can't fail. In a coroutine. Yields.
  */
 void co_call_at(struct co_home *there, co_entry *entry, void *arg);
 
-/* For schedulers: run a queued coroutine on this thread until it suspends or ends. */
+/* --- recursion of unknown depth */
+
+/* Bytes that must be left of a stack for co_call_deep() to stay on it. */
+#define CO_STACK_RESERVE ((size_t)(128 * 1024))
+
+/*
+ * Call `entry(arg)` as one step of a recursion: on the stack of the running coroutine if at least
+ * CO_STACK_RESERVE bytes are left of it, else as a coroutine of its own, and wait for its end.
+ * Returns 0, or an error of co_spawn(), in which case `entry` was not called. In a coroutine.
+ * Yields if `entry` does.
+ */
+int co_call_deep(co_entry *entry, void *arg);
+
+/* Whether co_call_deep() would use another stack. In a coroutine. */
+bool co_stack_is_low(void);
+
+/*
+ * The coroutine on whose behalf the running one works: itself, or the one whose co_call_deep()
+ * waits for it. Whatever is recorded about "this coroutine" for longer than one wait (the holder of
+ * a mutex, say) is recorded about the task. NULL outside a coroutine.
+ */
+struct co *co_task(void);
+
+/* --- for schedulers */
+
+/*
+ * Run a queued coroutine on the calling thread, which is its home's, until it suspends or ends. May
+ * be called inside another coroutine; to that one, this is no yield.
+ */
 void co_resume(struct co *co);
 
-/* For schedulers: the link of a queued coroutine, and back. Guarded by the home's queue lock. */
+/* The list link of a coroutine, and back; for run queues and for queues of those that wait. */
 struct list *co_link(struct co *co);
 struct co *co_from_link(struct list *link);
 
-/* For schedulers that queue without a lock: a pointer's room in the coroutine, unused while it is
- * not queued. */
+/* Room for one pointer in the coroutine, for run queues without a lock. Used only while queued. */
 void **co_queue_slot(struct co *co);
 
+/* The home that the coroutine belongs to now. */
 struct co_home *co_get_home(const struct co *co);
 
 /*
- * For schedulers that move a home from a thread that hangs in a system call to another one:
+ * Give a home another thread, after its thread hangs in a system call:
  *
- *      the lost thread                              the new thread
- *      - coroutine C, which co_resume() or
- *        co_run() started, makes the call           - decides, so that C learns of it at the call's
- *                                                     return, that it runs the home from now on
- *                                                   - co_rescue(C): coroutines that wait for
- *                                                     C to suspend go on as if it had
- *        the call returns: co_rejoin()
- *        co_resume() of the outermost coroutine
- *        returns; the thread runs coroutines        - C goes on here
- *        of this home no more
+ *      the old thread                               the new thread
  *
- * The decision orders what the lost thread did before the call before what the new one does.
+ *      coroutine C, which co_resume() or
+ *      co_run() started, makes the call
+ *                                                   takes the home, in a way that C notices
+ *                                                   when the call returns
+ *                                                   co_rescue(C): the coroutines that wait for
+ *                                                   C to suspend go on as if it had
+ *      the call returns; C notices, and
+ *      calls co_rejoin()
+ *      co_resume() of the outermost coroutine       C goes on here
+ *      returns; from now on the thread runs
+ *      no coroutine of this home
+ *
+ * The caller orders memory: what the old thread did before the call is visible to the new thread
+ * when it takes the home.
  */
-/* On the new thread, outside coroutines. Does not yield. */
+
+/* On the new thread, outside a coroutine. */
 void co_rescue(struct co *caller);
-/* In C, still on the lost thread. Yields: returns on the new one. */
+
+/* In C, still on the old thread. Yields, and returns on the new thread. */
 void co_rejoin(void);
 
-/* Coroutines that exist now in the process (for tests and statistics). */
+/* --- the process and its threads */
+
+/* How many coroutines exist in the process; exact only while no thread starts or ends one. */
 size_t co_count(void);
 
-/* Free the calling thread's pooled stacks. A thread that ran coroutines calls it before it ends. */
+/*
+ * Free the pooled stacks of the calling thread. Call it before a thread that ran coroutines ends.
+ */
 void co_thread_cleanup(void);
 
 #endif

@@ -7,21 +7,21 @@
 #ifdef CO_CONTEXT_ASM
 
 /*
- * A context is its stack pointer (the first member of struct co_context, at offset 0); what the
- * calling convention makes a function preserve lies on the stack above it. The switch is a plain
- * call, so the compiler has saved everything else.
+ * A context is its stack pointer (offset 0 of struct co_context). The registers that the calling
+ * convention makes a function preserve are on the stack above. The switch is an ordinary call, so
+ * the compiler has saved all others.
  */
 #ifdef __x86_64__
 
 /*
  *      sp ->  0  mxcsr (4 bytes), x87 control word (2), unused (2)
  *             8  r15  r14  r13  r12  rbx  rbp
- *            56  where to go on
+ *            56  where to continue
  */
 #define FRAME_WORDS 8
 #define FRAME_ENTRY 7
 
-/* The jump, unlike a return, does not upset the processor's stack of return addresses. */
+/* A jump instead of a return, which the processor's return address predictor would mispredict. */
 __asm__(".pushsection .text\n"
         ".p2align 4\n"
         ".globl co_context_switch\n"
@@ -67,7 +67,7 @@ static void save_float_control(uint64_t *word)
 
 /*
  *      sp ->  0  x19 ... x28
- *            80  x29 (frame pointer)  x30 (where to go on)
+ *            80  x29 (frame pointer)  x30 (where to continue)
  *            96  d8 ... d15
  */
 #define FRAME_WORDS 20
@@ -118,7 +118,7 @@ static void save_float_control(uint64_t *word)
 
 void co_context_init(struct co_context *c, void *stack, size_t size, void (*entry)(void))
 {
-    /* Above the frame: a null return address, and on x86-64 the alignment a call leaves. */
+    /* Above the frame: a null return address, and on x86-64 the alignment after a call. */
     uint64_t *top = (uint64_t *)(void *)((char *)stack + size) - 2;
 #ifdef __x86_64__
     uint64_t *frame = top + 1 - FRAME_WORDS;

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The switch between two stacks of one thread, and nothing else. In assembly on x86-64 and
- * aarch64; by ucontext(3), whose switch costs system calls, elsewhere and where CO_USE_UCONTEXT
- * is defined.
+ * Switches between two stacks of one thread. Written in assembly for x86-64 and aarch64. Other
+ * processors, and builds that define CO_USE_UCONTEXT, use ucontext(3), which makes system calls.
  */
 #ifndef TIDEMARK_CO_CONTEXT_H
 #define TIDEMARK_CO_CONTEXT_H
@@ -16,22 +15,22 @@
 #include <ucontext.h>
 #endif
 
-/* A stack that is not running: where to go on. */
+/* Where a stack that is not running continues. */
 struct co_context {
 #ifdef CO_CONTEXT_ASM
-    void *sp; /* what the switch saved lies here */
+    void *sp; /* the saved registers lie here */
 #else
     ucontext_t uc;
 #endif
 };
 
 /*
- * Prepare `c` so that the first switch to it calls entry() on the stack [stack, stack + size).
- * `stack` + `size` is a multiple of 16. entry() never returns.
+ * Prepare `c` so that the first switch to it calls entry() on the stack [stack, stack + size), in
+ * bytes. `stack` + `size` is a multiple of 16. entry() never returns.
  */
 void co_context_init(struct co_context *c, void *stack, size_t size, void (*entry)(void));
 
-/* Save the running context to `from` and go on with `to`. Returns when something switches back. */
+/* Save the running context to `from` and continue `to`. Returns on the switch back to `from`. */
 void co_context_switch(struct co_context *from, struct co_context *to);
 
 #endif

@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Recursion that is as deep as what it walks: it goes on on another stack before the one that it runs on is used up. */
+/* Recursion as deep as the data that it walks: continues on another stack before one is used up. */
 #include <assert.h>
 #include <stdint.h>
 
 #include "co/internal.h"
 
-struct call {
+struct deep_call {
     co_entry *entry;
     void *arg;
+    /* the caller's */
     struct co *task;
-    struct co *waiter; /* suspended until `entry` has returned; NULL while it need not be woken */
+    /* suspended until `entry` has returned; NULL while nothing has to be woken */
+    struct co *waiter;
     bool done;
 };
 
 static void co_call_main(void *arg)
 {
-    struct call *call = arg;
+    struct deep_call *call = arg;
 
     co_self()->task = call->task;
     call->entry(call->arg);
@@ -43,7 +45,7 @@ bool co_stack_is_low(void)
 
 int co_call_deep(co_entry *entry, void *arg)
 {
-    struct call call = {.entry = entry, .arg = arg, .task = co_task()};
+    struct deep_call call = {.entry = entry, .arg = arg, .task = co_task()};
     int r;
 
     if (!co_stack_is_low()) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Inside of the coroutine layer: the coroutine object, its pool, and what sanitizers need. */
+/* Internal to the coroutine layer: the coroutine object and its pool. None of these yields. */
 #ifndef TIDEMARK_CO_INTERNAL_H
 #define TIDEMARK_CO_INTERNAL_H
 
@@ -21,58 +21,74 @@
 #define CO_TSAN 1
 #endif
 
-/* A stack that something runs on: a coroutine's, or the thread's own. */
+/* A stack to run on: a coroutine's, or the thread's own. */
 struct co_fiber {
     struct co_context context;
 #ifdef CO_ASAN
-    void *fake_stack; /* ASan's, while it is not running */
+    /* ASan's, while the stack is not running */
+    void *fake_stack;
     const void *stack_bottom;
     size_t stack_size;
 #endif
 #ifdef CO_TSAN
-    void *tsan; /* TSan's object for this stack */
+    /* TSan's object for this stack */
+    void *tsan;
 #endif
 };
 
-/* What a thread that runs coroutines knows. */
+/* The state of a thread that runs coroutines. */
 struct co_thread {
-    struct co *current;    /* the running one; NULL outside */
-    struct co_fiber self;  /* the thread's own stack */
-    struct co_fiber *left; /* the stack that was left by the latest switch */
-    struct co *moving;     /* to be woken elsewhere once its stack is left */
+    /* the running coroutine; NULL outside one */
+    struct co *current;
+    /* the thread's own stack */
+    struct co_fiber self;
+    /* the stack that the latest switch left */
+    struct co_fiber *left;
+    /* to be woken, on another thread, as soon as its stack is left */
+    struct co *moving;
 };
 
 /*
- * Lies at the top of its own stack's memory, so that a coroutine is one allocation, and stays there
- * when the coroutine ends and its stack is pooled.
+ * Lies at the top of its stack's memory, so that a coroutine is one allocation. It stays there when
+ * the coroutine has ended and the stack is pooled.
  */
 struct co {
     struct co_fiber fiber;
     struct co_home *home;
-    struct co_thread *thread; /* that runs it, or ran it last */
-    struct co *task;          /* itself, or the one that waits for its end in co_call_deep() */
-    struct co *resumer;       /* who goes on when it suspends; NULL: the thread itself */
+    /* the thread that runs the coroutine, or ran it last */
+    struct co_thread *thread;
+    /* itself, or the coroutine whose co_call_deep() waits for its end */
+    struct co *task;
+    /* runs on when this one suspends; NULL: the thread itself */
+    struct co *resumer;
     co_entry *entry;
     void *arg;
     bool ended;
-    atomic_bool queued; /* woken and not yet resumed: to catch a second wake */
-    struct list link;   /* in a wait queue, a run queue, or the pool */
+    /* woken, and not resumed since: to detect a second wake */
+    atomic_bool queued;
+    /* in a wait queue, a run queue, or the pool */
+    struct list link;
+    /* see co_queue_slot() */
     void *queue_slot;
-    void *map;               /* of map_size bytes, the guard page first */
-    unsigned valgrind_stack; /* valgrind's number of the stack */
+    /* the mapping, beginning with the guard page */
+    void *map;
+    /* Valgrind's number of the stack */
+    unsigned valgrind_stack;
 };
 
-/* A coroutine with a stack ready to be switched to, which calls co_main() first. NULL at the cap
- * (errno EAGAIN) or without memory (ENOMEM). */
+/*
+ * A coroutine whose stack is ready to be switched to, and calls co_main() first. NULL: errno is
+ * EAGAIN at CO_COUNT_MAX, else ENOMEM.
+ */
 struct co *co_pool_get(void);
 
-/* Give back a coroutine that ended, to the pool of the calling thread. */
+/* Give a coroutine that has ended to the pool of the calling thread. */
 void co_pool_put(struct co *co);
 
-/* The lowest address of a coroutine's stack that can be used. */
+/* The lowest usable address of a coroutine's stack. */
 uintptr_t co_pool_stack_bottom(const struct co *co);
 
-/* First function on a new stack. Never returns: it runs one entry after the other. */
+/* The first function on a new stack. Runs one entry function after the other; never returns. */
 void co_main(void);
 
 #endif

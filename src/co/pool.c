@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Coroutines with their stacks, kept for the next ones. Memory of one, from low to high:
+ * Coroutines and their stacks are kept for reuse. The memory of one, from low to high addresses:
  *
  *     guard page | stack, CO_STACK_SIZE or a little more | struct co | colour
  *
- * The colour, 0 to 31 times 128 bytes, keeps the hot ends of the stacks from falling into the same
- * few sets of the processor's cache.
+ * The colour, 0 to 31 times 128 bytes of padding, distributes the most used ends of the stacks over
+ * the sets of the processor's cache.
  *
- * Each thread has a pool of its own, used without a lock. Since a coroutine may be made by one
- * thread and end on another, a full pool hands half of its stacks to the common pool, and an
- * empty one takes from there before it maps new memory.
+ * Each thread has a pool of its own, used without a lock. Since one thread may make a coroutine
+ * that ends on another, a full pool moves half of its stacks to the common pool, and an empty pool
+ * takes from the common one before it maps new memory.
  */
 #include "co/internal.h"
 
@@ -38,14 +38,16 @@
 #define COLOURS 32
 #define COLOUR_BYTES 128
 
-/* Stacks mapped in the process, pooled ones included: what CO_COUNT_MAX limits. */
+/* Stacks mapped in the process, pooled ones included; CO_COUNT_MAX limits this number. */
 static atomic_size_t mapped_count;
 
 struct pool {
-    struct list free; /* of struct co, by link */
-    /* Written by the owner only; co_count() of another thread may read it. */
+    /* of struct co, by link */
+    struct list free;
+    /* Written by the owner only; co_count() reads it on any thread. */
     atomic_size_t count;
-    struct list link; /* in thread_pools, from the first coroutine that ended on the thread */
+    /* in thread_pools, once a coroutine has ended on the thread */
+    struct list link;
 };
 
 /* Guards the two below. */

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An entry joins the index when it is asked for and stays until it is unlocked. It is granted once
- * none that is granted conflicts with it, and no earlier one that waits and may not be passed any
- * more; what it finds in its way, it waits for, and then it looks again. Who is granted waits for
- * nobody here, and who waits does so for those and for earlier ones only, so there is no cycle.
+ * An entry is in the index from the request until the unlock. It is granted when it conflicts
+ *   - with no granted entry, and
+ *   - with no earlier entry that waits and that has been passed `passes` times.
+ * While it conflicts with such an entry, it waits for that one and then looks again. A granted
+ * entry waits for nothing here, and a waiting entry waits for granted and for earlier entries only,
+ * so there is no cycle.
  */
 #include <assert.h>
 
@@ -24,23 +26,27 @@ void range_lock_let_pass(struct range_lock *l, uint64_t passes)
 
 void range_lock_destroy(struct range_lock *l)
 {
-    /* Who unlocked last may be about to release the guard. */
+    /* The thread that unlocked last may be about to release the guard. */
     pthread_mutex_lock(&l->guard);
     assert(range_index_is_empty(&l->entries));
     pthread_mutex_unlock(&l->guard);
     pthread_mutex_destroy(&l->guard);
 }
 
-struct wanted {
-    const struct range_entry *entry; /* need not be in the index */
+struct wanted_range {
+    /* need not be in the index */
+    const struct range_entry *entry;
     uint64_t passes;
 };
 
-/* The serials between two that wait tell how many came after the first: at most so many have passed it. */
-static bool conflicts(const struct range_item *item, const void *arg)
+/*
+ * Whether w->entry has to wait for `item`. The difference of the serials is an upper limit of how
+ * many entries have passed the earlier one.
+ */
+static bool entries_conflict(const struct range_item *item, const void *arg)
 {
     const struct range_entry *other = container_of(item, struct range_entry, item);
-    const struct wanted *w = arg;
+    const struct wanted_range *w = arg;
     uint64_t serial = w->entry->item.serial;
 
     return other != w->entry && (other->exclusive || w->entry->exclusive) &&
@@ -48,13 +54,15 @@ static bool conflicts(const struct range_item *item, const void *arg)
             (other->item.serial < serial && serial - other->item.serial > w->passes));
 }
 
-/* An entry that `e` has to wait for. */
+/* An entry that `e` has to wait for; NULL if there is none. */
 static struct range_entry *find_conflict_locked(struct range_lock *l, const struct range_entry *e,
                                                 uint64_t offset, uint64_t length)
 {
-    struct wanted w = {.entry = e, .passes = l->passes};
-    struct range_item *item = range_index_find(&l->entries, offset, length, conflicts, &w);
+    struct wanted_range w = {.entry = e, .passes = l->passes};
+    struct range_item *item;
 
+    MUTEX_ASSERT_HELD(&l->guard);
+    item = range_index_find(&l->entries, offset, length, entries_conflict, &w);
     return item ? container_of(item, struct range_entry, item) : NULL;
 }
 

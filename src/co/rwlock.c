@@ -4,7 +4,7 @@
 #include "co/sync.h"
 #include "co/wake_list.h"
 
-/* On the stack of the coroutine that waits. */
+/* On the stack of the waiting coroutine. */
 struct rwlock_waiter {
     struct list link;
     struct co *co;
@@ -20,16 +20,17 @@ void co_rwlock_init(struct co_rwlock *l)
 
 void co_rwlock_destroy(struct co_rwlock *l)
 {
-    /* Who unlocked last may be about to release the guard. */
+    /* The thread that unlocked last may be about to release the guard. */
     pthread_mutex_lock(&l->guard);
     assert(l->readers == 0 && list_is_empty(&l->waiters));
     pthread_mutex_unlock(&l->guard);
     pthread_mutex_destroy(&l->guard);
 }
 
-/* Take it for one more holder, if that can be. */
+/* Take the lock for one more reader or a writer; false if the present holders exclude that. */
 static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
 {
+    MUTEX_ASSERT_HELD(&l->guard);
     if (l->readers < 0 || (writer && l->readers > 0)) {
         return false;
     }
@@ -37,7 +38,7 @@ static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
     return true;
 }
 
-static void rwlock_lock(struct co_rwlock *l, bool writer)
+static void co_rwlock_lock(struct co_rwlock *l, bool writer)
 {
     struct rwlock_waiter waiter = {.co = co_self(), .writer = writer};
 
@@ -49,17 +50,17 @@ static void rwlock_lock(struct co_rwlock *l, bool writer)
     }
     list_append(&l->waiters, &waiter.link);
     pthread_mutex_unlock(&l->guard);
-    co_suspend(); /* woken as a holder */
+    co_suspend(); /* co_rwlock_unlock() has taken the lock for it */
 }
 
 void co_rwlock_rdlock(struct co_rwlock *l)
 {
-    rwlock_lock(l, false);
+    co_rwlock_lock(l, false);
 }
 
 void co_rwlock_wrlock(struct co_rwlock *l)
 {
-    rwlock_lock(l, true);
+    co_rwlock_lock(l, true);
 }
 
 void co_rwlock_unlock(struct co_rwlock *l)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Queue, mutex, condition, semaphore, group. Common to all: waiters are chosen under the guard
- * and woken after it was released, since a coroutine that was woken may destroy the lock at once.
- * For the same reason a destroy function takes the guard: who is about to release it, has then.
+ * Queue, mutex, condition, semaphore, group. Common to all: a release chooses the waiters under the
+ * guard, and wakes them after it has released the guard, since a woken coroutine may destroy the
+ * lock at once. For the same reason a destroy function takes the guard: after that, no other thread
+ * is about to release it.
  */
 #include "co/sync.h"
 
@@ -65,14 +66,18 @@ void co_queue_wake_all(struct co_queue *q)
     co_wake_list(&q->waiters);
 }
 
-/* --- mutex
+/*
+ * --- mutex
  *
- *   state  0 ---lock---> 1 ---somebody waits---> 2
- *          ^------unlock-|                       |-- unlock with more than one waiter: stays 2,
- *                        ^-----------------------'   with one: 1; handed over in both cases
+ *      state        event                        next state
+ *      0 free       lock                         1
+ *      1 held       unlock                       0
+ *                   lock by another task         2; that task waits
+ *      2 waiters    unlock with 1 waiter         1; the waiter holds the mutex
+ *                   unlock with more waiters     2; the first waiter holds the mutex
  *
- * State 2 is entered and left with the guard held, so whoever sees it finds the waiters there. The
- * state never passes through 0 while somebody waits, so nobody can cut in.
+ * State 2 is entered and left under the guard, so a task that sees 2 under the guard finds the
+ * waiters. The state never becomes 0 while a task waits, so no newcomer can cut in.
  */
 
 void co_mutex_init(struct co_mutex *m)
@@ -94,11 +99,11 @@ static void mutex_set_holder(struct co_mutex *m, struct co *co)
     atomic_store_explicit(&m->holder, co, memory_order_relaxed);
 }
 
-static void mutex_lock_slow(struct co_mutex *m)
+static void co_mutex_lock_slow(struct co_mutex *m)
 {
     pthread_mutex_lock(&m->guard);
     if (atomic_exchange(&m->state, 2) == 0) {
-        /* Released meanwhile, hence nobody waits. */
+        /* Released in the meantime, hence there are no waiters. */
         atomic_store(&m->state, 1);
         pthread_mutex_unlock(&m->guard);
         return;
@@ -112,7 +117,7 @@ void co_mutex_lock(struct co_mutex *m)
 
     assert(co_self() && !co_mutex_is_held(m));
     if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
-        mutex_lock_slow(m);
+        co_mutex_lock_slow(m);
     }
     mutex_set_holder(m, co_task());
 }
@@ -178,7 +183,7 @@ void co_cond_wait(struct co_cond *c, struct co_mutex *m)
     pthread_mutex_lock(&c->guard);
     list_append(&c->waiters.waiters, co_link(co_self()));
     pthread_mutex_unlock(&c->guard);
-    /* A signal from here on is not lost: a wake may come before the suspend. */
+    /* A signal from here on is not lost, since co_wake() may come before co_suspend(). */
     co_mutex_unlock(m);
     co_suspend();
     co_mutex_lock(m);
@@ -208,7 +213,7 @@ void co_cond_broadcast(struct co_cond *c)
 
 /* --- semaphore */
 
-/* On the stack of the coroutine that waits. */
+/* On the stack of the waiting coroutine. */
 struct semaphore_waiter {
     struct list link;
     struct co *co;
