@@ -122,6 +122,18 @@ static void test_a_byte_anywhere_in_a_buffer_is_not_zero(void **state)
 
 /* --- sizes --------------------------------------------------------------------------------------------- */
 
+static void test_rounding_up_does_not_wrap(void **state)
+{
+    assert_int_equal(round_up(0, 512), 0);
+    assert_int_equal(round_up(1, 512), 512);
+    assert_int_equal(round_up(512, 512), 512);
+    assert_int_equal(round_up(7, 1), 7);
+    assert_int_equal(round_up(UINT64_MAX - 511, 512), UINT64_MAX - 511);
+    assert_int_equal(round_up(UINT64_MAX - 510, 512), UINT64_MAX - 511);
+    assert_int_equal(round_up(UINT64_MAX, 512), UINT64_MAX - 511);
+    assert_int_equal(round_up(UINT64_MAX, 1), UINT64_MAX);
+}
+
 static void assert_size(const char *text, uint64_t expected)
 {
     uint64_t bytes = 0;
@@ -209,6 +221,7 @@ int main(void)
         cmocka_unit_test(test_part_of_many_elements),
         cmocka_unit_test(test_a_byte_anywhere_is_not_zero),
         cmocka_unit_test(test_a_byte_anywhere_in_a_buffer_is_not_zero),
+        cmocka_unit_test(test_rounding_up_does_not_wrap),
         cmocka_unit_test(test_sizes),
         cmocka_unit_test(test_sizes_that_are_too_large),
         cmocka_unit_test(test_words_that_are_no_sizes),
