@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Unaligned big- and little-endian access, for formats and the wire. */
+/*
+ * Access to big- and little-endian numbers at any address, for file formats and network protocols:
+ * load_be16() to load_le64(), store_be16() to store_le64(). None of these yields.
+ */
 #ifndef TIDEMARK_BASE_BYTEORDER_H
 #define TIDEMARK_BASE_BYTEORDER_H
 

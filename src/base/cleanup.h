@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Scoped cleanup: a variable marked with one of these is released when its scope ends. */
+/* Scoped cleanup: a variable marked AUTO_ is released when its scope ends. None of these yields. */
 #ifndef TIDEMARK_BASE_CLEANUP_H
 #define TIDEMARK_BASE_CLEANUP_H
 
 #include <stdlib.h>
 #include <unistd.h>
 
+/* Calls fn(&variable) at the end of the scope. */
 #define CLEANUP(fn) __attribute__((cleanup(fn)))
 
 static inline void cleanup_free(void *pointer_to_pointer)
@@ -20,10 +21,13 @@ static inline void cleanup_close(const int *fd)
     }
 }
 
+/* A pointer that is freed; initialize it, NULL is fine. */
 #define AUTO_FREE CLEANUP(cleanup_free)
+
+/* A file descriptor that is closed; initialize it, -1 is fine. */
 #define AUTO_CLOSE CLEANUP(cleanup_close)
 
-/* Take a pointer out of an AUTO_FREE variable, so that it outlives the scope. */
+/* The pointer of an AUTO_FREE variable, which is set to NULL: the caller owns the memory. */
 #define TAKE_PTR(var)                                                                              \
     ({                                                                                             \
         __typeof__(var) taken_ = (var);                                                            \
@@ -31,7 +35,7 @@ static inline void cleanup_close(const int *fd)
         taken_;                                                                                    \
     })
 
-/* The same for an AUTO_CLOSE descriptor. */
+/* The same for an AUTO_CLOSE descriptor, which is set to -1. */
 #define TAKE_FD(var)                                                                               \
     ({                                                                                             \
         int taken_ = (var);                                                                        \

@@ -17,17 +17,20 @@ size_t iov_total(const struct iovec *vec, int count)
     return total;
 }
 
-/* Walks the pieces of a range: *piece is the next one, false at the end. */
-struct walk {
+/* A walk over the pieces of a range of `v`: each element's part. */
+struct iov_walk {
     struct iov v;
+    /* the next element */
     int index;
+    /* bytes of that element before the range */
     size_t skip;
+    /* bytes of the range from there on */
     size_t left;
 };
 
-static struct walk walk_start(struct iov v, size_t offset, size_t size)
+static struct iov_walk iov_walk_start(struct iov v, size_t offset, size_t size)
 {
-    struct walk w = {.v = v, .skip = offset, .left = size};
+    struct iov_walk w = {.v = v, .skip = offset, .left = size};
 
     while (w.index < v.count && w.skip >= v.vec[w.index].iov_len) {
         w.skip -= v.vec[w.index++].iov_len;
@@ -35,13 +38,14 @@ static struct walk walk_start(struct iov v, size_t offset, size_t size)
     return w;
 }
 
-static bool walk_next(struct walk *w, struct iovec *piece)
+/* Set *ret_piece to the next piece, which is not empty; false at the end. */
+static bool iov_walk_next(struct iov_walk *w, struct iovec *ret_piece)
 {
     while (w->left > 0 && w->index < w->v.count) {
         const struct iovec *e = &w->v.vec[w->index++];
         size_t len = MIN(e->iov_len - w->skip, w->left);
 
-        *piece = (struct iovec){.iov_base = (char *)e->iov_base + w->skip, .iov_len = len};
+        *ret_piece = (struct iovec){.iov_base = (char *)e->iov_base + w->skip, .iov_len = len};
         w->skip = 0;
         w->left -= len;
         if (len > 0) {
@@ -53,11 +57,11 @@ static bool walk_next(struct walk *w, struct iovec *piece)
 
 int iov_slice(struct iov v, size_t offset, size_t size, struct iovec *out, int out_count)
 {
-    struct walk w = walk_start(v, offset, size);
+    struct iov_walk w = iov_walk_start(v, offset, size);
     struct iovec piece;
     int n = 0;
 
-    while (walk_next(&w, &piece)) {
+    while (iov_walk_next(&w, &piece)) {
         if (n == out_count) {
             return -E2BIG;
         }
@@ -91,10 +95,10 @@ void iov_part_release(struct iov_part *part)
 
 void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size)
 {
-    struct walk w = walk_start(v, offset, size);
+    struct iov_walk w = iov_walk_start(v, offset, size);
     struct iovec piece;
 
-    while (walk_next(&w, &piece)) {
+    while (iov_walk_next(&w, &piece)) {
         memcpy(piece.iov_base, buf, piece.iov_len);
         buf = (const char *)buf + piece.iov_len;
     }
@@ -102,10 +106,10 @@ void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size
 
 void iov_copy_to_buf(struct iov v, size_t offset, void *buf, size_t size)
 {
-    struct walk w = walk_start(v, offset, size);
+    struct iov_walk w = iov_walk_start(v, offset, size);
     struct iovec piece;
 
-    while (walk_next(&w, &piece)) {
+    while (iov_walk_next(&w, &piece)) {
         memcpy(buf, piece.iov_base, piece.iov_len);
         buf = (char *)buf + piece.iov_len;
     }
@@ -113,10 +117,10 @@ void iov_copy_to_buf(struct iov v, size_t offset, void *buf, size_t size)
 
 void iov_fill(struct iov v, size_t offset, int byte, size_t size)
 {
-    struct walk w = walk_start(v, offset, size);
+    struct iov_walk w = iov_walk_start(v, offset, size);
     struct iovec piece;
 
-    while (walk_next(&w, &piece)) {
+    while (iov_walk_next(&w, &piece)) {
         memset(piece.iov_base, byte, piece.iov_len);
     }
 }
@@ -136,10 +140,13 @@ bool buffer_is_zero(const void *buf, size_t size)
     const unsigned char *p = buf;
     uint64_t head[2] = {0};
 
-    /* Most buffers with data show it in the first words. What equals itself moved on by some zeroes is all zeroes. */
     if (size == 0) {
         return true;
     }
+    /*
+     * Most buffers with data differ from zero in the first words. If those are zero, and each byte
+     * equals the one sizeof(head) further on, then all bytes are zero.
+     */
     memcpy(head, p, MIN(size, sizeof(head)));
     return (head[0] | head[1]) == 0 &&
            (size <= sizeof(head) || memcmp(p, p + sizeof(head), size - sizeof(head)) == 0);

@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* --- tokens ---------------------------------------------------------------------------------------- */
+/* --- tokens */
 
 static bool is_digit(char c)
 {
@@ -17,8 +17,11 @@ static bool is_lower(char c)
     return c >= 'a' && c <= 'z';
 }
 
-/* A character inside a string that neither ends it nor begins an escape. No UTF-8 has the last two bytes. */
-static bool is_plain(const struct json_lexer *lx, char c)
+/*
+ * Whether `c`, inside a string, is part of it, and neither ends it nor begins an escape. UTF-8 does
+ * not contain the bytes FE and FF.
+ */
+static bool is_plain_char(const struct json_lexer *lx, char c)
 {
     unsigned char byte = (unsigned char)c;
 
@@ -32,14 +35,16 @@ size_t json_lex_span(struct json_lexer *lx, const char *data, size_t size)
     if (lx->state != JSON_LEX_STRING) {
         return 0;
     }
-    while (n < size && is_plain(lx, data[n])) {
+    while (n < size && is_plain_char(lx, data[n])) {
         n++;
     }
     strbuf_append(&lx->text, data, n);
     return n;
 }
 
-/* In a number: the state after `c`; START if c is no part of it; -1 if the number cannot go on like this. */
+/*
+ * In a number: the state after `c`; START if `c` is not part of it; -1 if the number is malformed.
+ */
 static int number_step(enum json_lex_state state, char c)
 {
     switch (state) {
@@ -67,88 +72,93 @@ static int number_step(enum json_lex_state state, char c)
     }
 }
 
-static enum json_lex_result take(struct json_lexer *lx, enum json_lex_state state, char c)
+static enum json_lex_result take_char(struct json_lexer *lx, enum json_lex_state state, char c)
 {
     strbuf_append(&lx->text, &c, 1);
     lx->state = state;
     return JSON_LEX_MORE;
 }
 
-static enum json_lex_result stray(struct json_lexer *lx, char c)
+static enum json_lex_result stray_char(struct json_lexer *lx, char c)
 {
     strbuf_append(&lx->text, &c, 1);
     return JSON_LEX_STRAY;
 }
 
-static enum json_lex_result begin(struct json_lexer *lx, char c, enum json_token *ret)
+static enum json_lex_result begin_token(struct json_lexer *lx, char c, enum json_token *ret_token)
 {
     if (c == ' ' || c == '\t' || c == '\r' || c == '\n') {
         return JSON_LEX_MORE;
     }
     if (c == '"' || c == '\'') {
         lx->quote = c;
-        return take(lx, JSON_LEX_STRING, c);
+        return take_char(lx, JSON_LEX_STRING, c);
     }
     if (is_lower(c)) {
-        return take(lx, JSON_LEX_KEYWORD, c);
+        return take_char(lx, JSON_LEX_KEYWORD, c);
     }
     if (c == '-' || is_digit(c)) {
-        return take(lx, c == '-' ? JSON_LEX_MINUS : c == '0' ? JSON_LEX_ZERO : JSON_LEX_DIGITS, c);
+        return take_char(lx,
+                         c == '-'   ? JSON_LEX_MINUS
+                         : c == '0' ? JSON_LEX_ZERO
+                                    : JSON_LEX_DIGITS,
+                         c);
     }
     if (c != '\0' && strchr("{}[],:", c)) {
-        take(lx, JSON_LEX_START, c);
-        *ret = JSON_PUNCT;
+        take_char(lx, JSON_LEX_START, c);
+        *ret_token = JSON_PUNCT;
         return JSON_LEX_TOKEN;
     }
-    return stray(lx, c);
+    return stray_char(lx, c);
 }
 
-static enum json_lex_result in_string(struct json_lexer *lx, char c, enum json_token *ret)
+static enum json_lex_result in_string(struct json_lexer *lx, char c, enum json_token *ret_token)
 {
     if (c == lx->quote) {
-        take(lx, JSON_LEX_START, c);
-        *ret = JSON_STRING;
+        take_char(lx, JSON_LEX_START, c);
+        *ret_token = JSON_STRING;
         return JSON_LEX_TOKEN;
     }
-    return c == '\\'         ? take(lx, JSON_LEX_ESCAPE, c)
-           : is_plain(lx, c) ? take(lx, JSON_LEX_STRING, c)
-                             : stray(lx, c);
+    return c == '\\'              ? take_char(lx, JSON_LEX_ESCAPE, c)
+           : is_plain_char(lx, c) ? take_char(lx, JSON_LEX_STRING, c)
+                                  : stray_char(lx, c);
 }
 
-enum json_lex_result json_lex_char(struct json_lexer *lx, char c, enum json_token *ret)
+enum json_lex_result json_lex_char(struct json_lexer *lx, char c, enum json_token *ret_token)
 {
     int next;
 
     switch (lx->state) {
     case JSON_LEX_START:
-        return begin(lx, c, ret);
+        return begin_token(lx, c, ret_token);
     case JSON_LEX_STRING:
-        return in_string(lx, c, ret);
+        return in_string(lx, c, ret_token);
     case JSON_LEX_ESCAPE:
-        /* Which escapes there are is looked at when the string is decoded. */
-        return (unsigned char)c >= 0x20 && (unsigned char)c < 0xFE ? take(lx, JSON_LEX_STRING, c)
-                                                                   : stray(lx, c);
+        /* json_decode_string() checks which escape it is. */
+        return (unsigned char)c >= 0x20 && (unsigned char)c < 0xFE
+                   ? take_char(lx, JSON_LEX_STRING, c)
+                   : stray_char(lx, c);
     case JSON_LEX_KEYWORD:
         if (is_lower(c)) {
-            return take(lx, JSON_LEX_KEYWORD, c);
+            return take_char(lx, JSON_LEX_KEYWORD, c);
         }
-        *ret = JSON_KEYWORD;
+        *ret_token = JSON_KEYWORD;
         return JSON_LEX_TOKEN_BEFORE;
     default:
         next = number_step(lx->state, c);
         if (next < 0) {
-            return stray(lx, c);
+            return stray_char(lx, c);
         }
         if (next != JSON_LEX_START) {
-            return take(lx, (enum json_lex_state)next, c);
+            return take_char(lx, (enum json_lex_state)next, c);
         }
-        *ret = lx->state == JSON_LEX_ZERO || lx->state == JSON_LEX_DIGITS ? JSON_INTEGER
-                                                                          : JSON_FRACTION;
+        *ret_token = lx->state == JSON_LEX_ZERO || lx->state == JSON_LEX_DIGITS ? JSON_INTEGER
+                                                                                : JSON_FRACTION;
         return JSON_LEX_TOKEN_BEFORE;
     }
 }
 
-/* A buffer that one long string made large goes. */
+/* A buffer of more bytes, which one long string needed, is not kept. */
 #define KEPT_CAPACITY 65536
 
 void json_lex_next(struct json_lexer *lx)
@@ -160,9 +170,11 @@ void json_lex_next(struct json_lexer *lx)
     lx->state = JSON_LEX_START;
 }
 
-/* --- strings --------------------------------------------------------------------------------------- */
+/* --- strings */
 
-/* U+FDD0 to U+FDEF, and the last two of each plane, stand for no character, ever. */
+/*
+ * Unicode reserves U+FDD0 to U+FDEF, and the last two code points of each plane, as noncharacters.
+ */
 static bool is_character(uint32_t code)
 {
     return code <= 0x10FFFF && (code < 0xD800 || code > 0xDFFF) &&
@@ -197,7 +209,7 @@ static void put_code_point(struct strbuf *out, uint32_t code, bool as_key)
     strbuf_append(out, utf8, n);
 }
 
-/* The length of the UTF-8 sequence at p; 0 if there is none. */
+/* The length in bytes of the UTF-8 sequence at `p`; 0 if it is invalid. */
 static size_t utf8_length(const unsigned char *p, const unsigned char *end)
 {
     static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
@@ -220,7 +232,7 @@ static size_t utf8_length(const unsigned char *p, const unsigned char *end)
     return code >= least[n] && is_character(code) ? n : 0;
 }
 
-/* The number of four hexadecimal digits; -1 if there are none. `end` is the closing quote. */
+/* The value of four hexadecimal digits; -1 if they are not there. `end` is the closing quote. */
 static int32_t hex4(const unsigned char *p, const unsigned char *end)
 {
     int32_t code = 0;
@@ -242,7 +254,7 @@ static int32_t hex4(const unsigned char *p, const unsigned char *end)
     return code;
 }
 
-/* p is behind "\u". Returns what follows; NULL: no character. */
+/* Decode an escape whose digits are at `p`. Returns the end of the escape; NULL: invalid. */
 static const unsigned char *decode_unicode(const unsigned char *p, const unsigned char *end,
                                            bool as_key, struct strbuf *out, struct error *err)
 {
@@ -265,7 +277,7 @@ static const unsigned char *decode_unicode(const unsigned char *p, const unsigne
     return p + used;
 }
 
-/* p is behind the backslash. Returns what follows; NULL: no such escape. */
+/* Decode an escape; `p` is behind the backslash. Returns the end of the escape; NULL: invalid. */
 static const unsigned char *decode_escape(const unsigned char *p, const unsigned char *end,
                                           bool as_key, struct strbuf *out, struct error *err)
 {
@@ -284,7 +296,7 @@ static const unsigned char *decode_escape(const unsigned char *p, const unsigned
     return p + 1;
 }
 
-int json_decode_string(const struct strbuf *token, bool as_key, struct strbuf *ret,
+int json_decode_string(const struct strbuf *token, bool as_key, struct strbuf *out,
                        struct error *err)
 {
     const unsigned char *p = (const unsigned char *)token->data + 1;
@@ -301,8 +313,8 @@ int json_decode_string(const struct strbuf *token, bool as_key, struct strbuf *r
             }
             p += n;
         }
-        strbuf_append(ret, start, (size_t)(p - start));
-        if (p < end && !(p = decode_escape(p + 1, end, as_key, ret, err))) {
+        strbuf_append(out, start, (size_t)(p - start));
+        if (p < end && !(p = decode_escape(p + 1, end, as_key, out, err))) {
             return -EINVAL;
         }
     }

@@ -1,19 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A stream of JSON values from somebody who may be hostile, as objects of json-c.
+ * Reads a stream of JSON values from an untrusted peer, into objects of json-c.
  *
- * The language is what QEMU's programs take and no other: RFC 8259, strings also in single quotes, integers of 64 bits
- * with or without a sign (others become doubles), keys of an object at most once, no code point that is no character.
- * No library reads it: json-c takes trailing commas, keys given twice, 01, and lone surrogates, and clamps
- * integers; jansson has neither unsigned integers of 64 bits nor single quotes.
+ * The language is exactly what QEMU's programs accept: RFC 8259, and strings in single quotes;
+ * integers of 64 bits, signed or unsigned (others become doubles); no duplicate keys in an object;
+ * no noncharacters of Unicode. No library reads this language: json-c accepts trailing commas,
+ * duplicate keys, 01 and unpaired surrogates, and clamps integers; jansson has neither unsigned
+ * integers of 64 bits nor single quotes.
  *
- *     START --token--> VALUE --brackets balanced--> START          (a value was read, or it was malformed)
- *                          | a character that begins no token, or a limit
- *                          +---------> SKIP --newline or 0xFF--> START
+ *      state    event                                         next    result
+ *      START    a token                                       VALUE   none
+ *      VALUE    a token that balances the brackets            START   the value, or its error
+ *      any      a character that begins no token, or a limit  SKIP    an error
+ *      SKIP     a newline or a byte 0xFF                      START   none
  *
- * Each way back to START gives one value or one error. A malformed value is read up to its last bracket before
- * its error is told, so that nothing inside it is taken for a message. A byte 0xFF (which no UTF-8 has) starts anew at any
- * place, as QEMU's QMP specification recommends for clients that want to synchronise. Does not yield.
+ * A malformed value is read up to its last bracket before its error is returned, so that nothing
+ * inside it is taken for a message. A byte 0xFF, which UTF-8 does not contain, ends the present
+ * value at any place, as QEMU's QMP specification recommends for clients that want to synchronize.
+ *
+ * None of these functions yields.
  */
 #ifndef TIDEMARK_BASE_JSON_READ_H
 #define TIDEMARK_BASE_JSON_READ_H
@@ -23,30 +28,42 @@
 
 #include "base/error.h"
 
-/* Of one value. */
+/* Limits of one value. */
 struct json_limits {
-    size_t bytes;  /* of all tokens; what stands between them costs nothing */
-    size_t tokens; /* numbers, strings, words, brackets, commas, colons */
-    size_t depth;  /* open brackets */
-    size_t memory; /* what json-c needs for it, estimated: an empty object takes near 1 KiB */
+    /* in all its tokens; white space between them is not counted */
+    size_t bytes;
+    /* numbers, strings, words, brackets, commas, colons */
+    size_t tokens;
+    /* open brackets at any place */
+    size_t depth;
+    /* bytes that json-c needs for the value, estimated: about 1 KiB for an empty object */
+    size_t memory;
 };
 
 struct json_reader;
 
-/* NULL: out of memory. `limits` has to stay. */
+/*
+ * A reader in the state START; NULL: out of memory. `limits` is borrowed until the reader is freed.
+ */
 struct json_reader *json_reader_new(const struct json_limits *limits);
-void json_reader_free(struct json_reader *r); /* NULL is fine */
+
+/* NULL is fine. */
+void json_reader_free(struct json_reader *reader);
 
 /*
- * Look at up to `size` bytes until one value ends; *ret_used of them are done with. Returns 1 with a new reference in
- * *ret (NULL stands for null); 0 if more bytes are needed; -EINVAL with a sentence for what was no JSON. After either,
- * call again with the rest.
+ * Read from `data`, `size` bytes, until one value ends. *ret_used is how many bytes were read; pass
+ * the others in the next call. Returns
+ *   1        *ret_value is the value, a new reference; NULL for null
+ *   0        all bytes were read, and the value goes on
+ *   -EINVAL  malformed, or a limit was exceeded
+ *   -ENOMEM  out of memory
+ * After an error the reader continues behind the malformed value or line.
  */
-int json_reader_feed(struct json_reader *r, const char *data, size_t size, size_t *ret_used,
-                     struct json_object **ret, struct error *err);
+int json_reader_feed(struct json_reader *reader, const char *data, size_t size, size_t *ret_used,
+                     struct json_object **ret_value, struct error *err);
 
-/* A text that is one value. As above, without 0. */
+/* Read a text that is exactly one value. Returns 1, or an error as above. */
 int json_read_text(const char *text, size_t size, const struct json_limits *limits,
-                   struct json_object **ret, struct error *err);
+                   struct json_object **ret_value, struct error *err);
 
 #endif

@@ -7,12 +7,17 @@
 #include <stdbool.h>
 #include <string.h>
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* of loading */
+#include "base/debug.h"
+
+/* guards loading, of all libraries */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static int load_locked(struct lazy_library *lib, struct error *err)
 {
-    void *handle = dlopen(lib->file, RTLD_NOW | RTLD_LOCAL);
+    void *handle;
 
+    MUTEX_ASSERT_HELD(&lock);
+    handle = dlopen(lib->file, RTLD_NOW | RTLD_LOCAL);
     if (!handle) {
         return error_set(err, ENOENT, "Could not load a library that this needs: %s", dlerror());
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A shared library that few runs need: it is loaded when it is first needed, as loading takes longer than most of what a tool is
- * called for. What uses this is written by tools/lazy-library.
+ * Shared libraries that few runs need. Loading them takes longer than a short command, so each is
+ * loaded at its first use. tools/lazy-library writes the code that calls this.
  */
 #ifndef TIDEMARK_BASE_LAZY_LIBRARY_H
 #define TIDEMARK_BASE_LAZY_LIBRARY_H
@@ -12,14 +12,20 @@
 #include "base/error.h"
 
 struct lazy_library {
-    const char *file;         /* its soname */
-    const char *const *names; /* of the symbols */
-    size_t count;             /* of them */
-    void *table;              /* `count` pointers, in the order of the names; set when loaded */
+    /* the soname */
+    const char *file;
+    /* of the symbols that are needed, `count` */
+    const char *const *names;
+    size_t count;
+    /* `count` pointers to functions, in the order of `names`; set when loaded */
+    void *table;
     atomic_bool loaded;
 };
 
-/* Have it loaded; it stays. -ENOENT if it, or one of its symbols, is not there. Any thread; may block, does not yield. */
+/*
+ * Load the library, if it is not loaded yet; it stays loaded. Returns 0, or -ENOENT if the library
+ * or one of the symbols does not exist. Any thread; blocks, but does not yield.
+ */
 int lazy_library_load(struct lazy_library *lib, struct error *err);
 
 #endif

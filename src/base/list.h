@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Intrusive doubly linked list. A head and a link have the same type; an unlinked link points to
- * itself, so list_remove() may be called twice.
+ * Intrusive doubly linked list. A head and the link in an entry have the same type.
  *
  *     head <-> a.link <-> b.link <-> head
+ *
+ * A link that is in no list points to itself, so list_remove() may be called twice. No locks; the
+ * owner of the entries keeps their memory. None of these yields.
  */
 #ifndef TIDEMARK_BASE_LIST_H
 #define TIDEMARK_BASE_LIST_H
@@ -16,16 +18,19 @@ struct list {
     struct list *prev;
 };
 
+/* Initializer of a head. */
 #define LIST_INIT(name)                                                                            \
     {                                                                                              \
         &(name), &(name)                                                                           \
     }
 
+/* Initialize a head or a link. */
 static inline void list_init(struct list *l)
 {
     l->next = l->prev = l;
 }
 
+/* Of a head: whether the list is empty. Of an initialized link: whether it is in no list. */
 static inline bool list_is_empty(const struct list *l)
 {
     return l->next == l;
@@ -39,16 +44,19 @@ static inline void list_insert_between_(struct list *l, struct list *prev, struc
     next->prev = l;
 }
 
+/* Add a link, which is in no list, at the end. */
 static inline void list_append(struct list *head, struct list *l)
 {
     list_insert_between_(l, head->prev, head);
 }
 
+/* Add a link, which is in no list, at the beginning. */
 static inline void list_prepend(struct list *head, struct list *l)
 {
     list_insert_between_(l, head, head->next);
 }
 
+/* Take a link out of its list; nothing if it is in none. */
 static inline void list_remove(struct list *l)
 {
     l->prev->next = l->next;
@@ -69,25 +77,27 @@ static inline void list_splice(struct list *to, struct list *from)
     list_init(from);
 }
 
+/* The struct of this type whose member `ptr` points to. */
 #define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
 
-/* The link of an entry, also of the head's imagined one, which need not be aligned as an entry is. */
+/* The link of an entry; `var` may also stand for the head, and need not be aligned as an entry. */
 #define LIST_LINK_(var, member)                                                                    \
     ((struct list *)(void *)((char *)(var) + offsetof(__typeof__(*(var)), member)))
 
+/* Loop over all entries, from the first; `member` is the link. The body must not remove `var`. */
 #define LIST_FOREACH(var, head, member)                                                            \
     for (var = container_of((head)->next, __typeof__(*var), member);                               \
          LIST_LINK_(var, member) != (head);                                                        \
          var = container_of(LIST_LINK_(var, member)->next, __typeof__(*var), member))
 
-/* `var` may be removed (and freed) in the body; `next_var` is scratch of the same type. */
+/* As LIST_FOREACH(), but the body may remove and free `var`. `next_var` is a second variable. */
 #define LIST_FOREACH_SAFE(var, next_var, head, member)                                             \
     for (var = container_of((head)->next, __typeof__(*var), member),                               \
         next_var = container_of(LIST_LINK_(var, member)->next, __typeof__(*var), member);          \
          LIST_LINK_(var, member) != (head); var = next_var,                                        \
         next_var = container_of(LIST_LINK_(var, member)->next, __typeof__(*var), member))
 
-/* First entry; the list must not be empty. */
+/* The first entry of a list that is not empty. */
 #define LIST_FIRST(head, type, member) container_of((head)->next, type, member)
 
 #endif

@@ -41,6 +41,6 @@ void log_print(enum log_level level, const char *fmt, ...)
     n = MIN(n + m, (int)sizeof(line) - 2);
     line[n++] = '\n';
     if (write(STDERR_FILENO, line, (size_t)n) < 0) {
-        return; /* nobody is left to tell */
+        return; /* there is no other place to report it */
     }
 }

@@ -3,6 +3,7 @@
 
 #include "base/checked.h"
 
+/* log2 of the bytes of a region of each level */
 static const unsigned level_bits[RANGE_INDEX_LEVELS] = {16, 22, 28};
 
 void range_index_init(struct range_index *index)
@@ -23,7 +24,7 @@ bool range_index_is_empty(const struct range_index *index)
            list_is_empty(&index->wide);
 }
 
-/* RANGE_INDEX_LEVELS: it is wide. */
+/* The level that holds ranges of this length; RANGE_INDEX_LEVELS for wide ones. */
 static unsigned level_of(uint64_t length)
 {
     unsigned level = 0;
@@ -94,7 +95,7 @@ static struct range_item *find_on_level(const struct range_index *index, unsigne
     uint64_t regions;
     struct range_item *item = NULL;
 
-    first_region -= first_region > 0; /* one that begins there reaches over */
+    first_region -= first_region > 0; /* ranges that begin there may reach over */
     regions = MIN(last_region - first_region + 1, RANGE_INDEX_BUCKETS);
     for (uint64_t i = 0; i < regions && !item; i++) {
         item = find_in(&index->buckets[level][(first_region + i) % RANGE_INDEX_BUCKETS], offset,

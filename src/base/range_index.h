@@ -1,19 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Byte ranges of requests in flight, found by overlap without looking at all of them. What gate, formats and filters know of
- * who reads and writes where.
+ * An index of byte ranges, usually of requests in flight, that finds overlapping ranges without
+ * looking at all of them.
  *
- * A range lies in the bucket of the region that it begins in, on the level whose regions are at least as long as it is; so it
- * reaches into one more region at most, and a search looks at few buckets. Ranges longer than any region lie in a list of their
- * own.
+ * The first level whose regions are at least as long as a range holds it, in the bucket of the
+ * region in which the range begins. So the range reaches into at most one more region, and a search
+ * looks at few buckets. Ranges longer than any region are in a list of their own.
  *
  *      level    regions of    a search of 4 KiB looks at
  *        0        64 KiB        2 or 3 buckets
  *        1         4 MiB        2 or 3
  *        2       256 MiB        2 or 3
- *      wide       longer        all of these
+ *      wide       longer        all of these ranges
  *
- * The memory of an item is its owner's. No locks, no allocation: the owner of the index guards it.
+ * The owner of an item keeps its memory from add to remove. No allocation and no locks: the owner
+ * of the index guards it. None of these functions yields or fails.
  */
 #ifndef TIDEMARK_BASE_RANGE_INDEX_H
 #define TIDEMARK_BASE_RANGE_INDEX_H
@@ -28,29 +29,40 @@
 
 struct range_item {
     struct list link;
-    uint64_t offset, length; /* bytes; offset + length need not fit 64 bits */
-    uint64_t serial;         /* in the order of adding */
+    /* bytes; offset + length need not fit 64 bits */
+    uint64_t offset, length;
+    /* grows with each item added */
+    uint64_t serial;
 };
 
 struct range_index {
     struct list buckets[RANGE_INDEX_LEVELS][RANGE_INDEX_BUCKETS];
     struct list wide;
-    uint64_t counts[RANGE_INDEX_LEVELS]; /* items per level: levels without any are passed over */
+    /* items per level: a search skips levels without any */
+    uint64_t counts[RANGE_INDEX_LEVELS];
     uint64_t next_serial;
 };
 
 void range_index_init(struct range_index *index);
+
+/* Whether the index has no items. */
 bool range_index_is_empty(const struct range_index *index);
+
+/* Add a range. The item is memory of the caller until range_index_remove(). */
 void range_index_add(struct range_index *index, struct range_item *item, uint64_t offset,
                      uint64_t length);
+
+/* Remove an item, which is in the index. */
 void range_index_remove(struct range_index *index, struct range_item *item);
 
-/* Whether two ranges share a byte. An empty one shares none. */
+/*
+ * Whether two byte ranges share a byte; an empty range shares none. Their ends may exceed 64 bits.
+ */
 bool range_overlaps(uint64_t offset_a, uint64_t length_a, uint64_t offset_b, uint64_t length_b);
 
 /*
- * An item that overlaps [offset, offset + length) and that `match` (NULL: any) accepts; NULL if there is none. Which one, if
- * there are several, is not defined.
+ * An item that overlaps [offset, offset + length) and for which match(item, arg) returns true
+ * (`match` NULL: any item). NULL if there is none. If there are several, any of them.
  */
 struct range_item *range_index_find(const struct range_index *index, uint64_t offset,
                                     uint64_t length,

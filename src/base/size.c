@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 
+/* log2 of the unit that a suffix stands for; -1 for none. */
 static int suffix_shift(char c)
 {
     static const char suffixes[] = "bkmgtpe";
@@ -17,7 +18,7 @@ static int suffix_shift(char c)
     return p ? (int)(p - suffixes) * 10 : -1;
 }
 
-/* Adds the digits after the point, `shift` bits up, without floating point where it fits. */
+/* Add the fraction [digits, end), in units of 2^shift bytes, to *value. 0 or -ERANGE. */
 static int add_fraction(const char *digits, const char *end, int shift, uint64_t *value)
 {
     double fraction = 0, scale = 0.1;

@@ -9,13 +9,17 @@
 #include "base/error.h"
 
 /*
- * Parse a size in bytes, with or without a '+' before it: decimal (with a fraction if a suffix follows) or 0x hexadecimal, and an
- * optional suffix b, k, M, G, T, P or E (powers of 1024, either case; no suffix means bytes).
- * Errors: -EINVAL (not a size), -ERANGE (over 2^63 - 1). `what` names the value in the sentence.
+ * Parse a size: an optional '+', a decimal number (with a fraction if a suffix follows) or a
+ * hexadecimal one with 0x, and an optional suffix b, k, M, G, T, P or E, in either case, for powers
+ * of 1024; without a suffix the number counts bytes. `what` names the value in the error. Returns
+ * 0, -EINVAL (not a size) or -ERANGE (above 2^63 - 1).
  */
 int size_parse(const char *text, const char *what, uint64_t *ret_bytes, struct error *err);
 
-/* "1.5 GiB", "64 KiB", "512 B": at most three significant digits. `buf` gets at least 16 bytes. */
+/*
+ * Write a size for people, with at most three significant digits: "1.5 GiB", "64 KiB", "512 B".
+ * `buf` has at least 16 bytes. Returns `buf`.
+ */
 const char *size_format(uint64_t bytes, char *buf, size_t buf_size);
 
 #endif

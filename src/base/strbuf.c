@@ -29,7 +29,7 @@ static bool strbuf_reserve(struct strbuf *sb, size_t more)
 
 void strbuf_append(struct strbuf *sb, const void *data, size_t len)
 {
-    /* `data` may be NULL when there is nothing of it, which memcpy() does not allow. */
+    /* With a length of 0, `data` may be NULL, which memcpy() does not allow. */
     if (len > 0 && strbuf_reserve(sb, len)) {
         memcpy(sb->data + sb->len, data, len);
         sb->len += len;

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A growing string. Always NUL-terminated. When memory runs out it turns "failed" and stays so;
- * the caller asks once at the end. Does not yield.
+ * A growing string that always ends in NUL. When memory runs out, the string becomes "failed" and
+ * stays so: later changes do nothing, and the caller checks once, at the end. None of these
+ * functions yields.
  */
 #ifndef TIDEMARK_BASE_STRBUF_H
 #define TIDEMARK_BASE_STRBUF_H
@@ -10,24 +11,32 @@
 #include <stddef.h>
 
 struct strbuf {
-    char *data;      /* owned; NULL while empty */
-    size_t len;      /* without the NUL */
-    size_t capacity; /* bytes allocated */
+    /* owned; NULL while empty */
+    char *data;
+    /* without the NUL */
+    size_t len;
+    /* bytes allocated */
+    size_t capacity;
     bool failed;
 };
 
 #define STRBUF_INIT ((struct strbuf){0})
+
+/* Defines `struct strbuf name`, empty, cleared when the scope ends. */
 #define STRBUF_AUTO(name) __attribute__((cleanup(strbuf_clear))) struct strbuf name = STRBUF_INIT
 
+/* Append `len` bytes, a string, or formatted text. */
 void strbuf_append(struct strbuf *sb, const void *data, size_t len);
 void strbuf_puts(struct strbuf *sb, const char *s);
 void strbuf_printf(struct strbuf *sb, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Free the text. The string is empty, and no longer failed. */
 void strbuf_clear(struct strbuf *sb);
 
-/* The text; "" while empty. Borrowed until the next change. */
+/* The text, "" while empty. Borrowed until the next change. */
 const char *strbuf_str(const struct strbuf *sb);
 
-/* Hand the text over (malloc'ed, never NULL unless memory ran out) and start again empty. */
+/* The text, which the caller frees; NULL if the string has failed. `sb` is empty afterwards. */
 char *strbuf_take(struct strbuf *sb);
 
 #endif

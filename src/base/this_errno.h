@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * errno, asked for anew each time. A coroutine may go on on another thread than the one it was suspended on, and the C
- * library lets compilers remember, for the length of a function, where errno is. Included ahead of every source file.
+ * Makes errno look up its address at each use. A coroutine may continue on another thread than the
+ * one on which it was suspended, and the C library allows compilers to keep the address of errno
+ * for the length of a function. The build includes this header before every source file.
  */
 #ifndef TIDEMARK_BASE_THIS_ERRNO_H
 #define TIDEMARK_BASE_THIS_ERRNO_H
 
 #include <errno.h>
 
+/* The address of the calling thread's errno. Does not yield. */
 static inline int *errno_of_this_thread(void)
 {
     int *(*location)(void) = __errno_location;
 
-    /* A pointer of which the compiler knows nothing any more. */
+    /* The compiler no longer knows which function this is, and so must call it. */
     __asm__("" : "+r"(location));
     return location();
 }

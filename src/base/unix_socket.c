@@ -19,7 +19,7 @@ bool unix_socket_is_stale(const struct sockaddr_un *addr)
     if (connect(fd, (const struct sockaddr *)addr, sizeof(*addr)) < 0) {
         return errno == ECONNREFUSED;
     }
-    /* A server that this process can't see has the id 0. */
+    /* The process ID is 0 for a server in a PID namespace that is invisible to this process. */
     return getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &server, &size) == 0 && server.pid > 0 &&
            kill(server.pid, 0) < 0 && errno == ESRCH;
 }

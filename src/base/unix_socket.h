@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Unix socket files that a server left. Does not yield. */
+/* Unix socket files. */
 #ifndef TIDEMARK_BASE_UNIX_SOCKET_H
 #define TIDEMARK_BASE_UNIX_SOCKET_H
 
@@ -7,8 +7,9 @@
 #include <sys/un.h>
 
 /*
- * Whether a socket file is a leftover: nobody listens, or who does has died. (After a kill the kernel may take a moment to
- * end the I/O that holds the listening socket.) False if that can't be found out.
+ * Whether a socket file is a leftover: no process listens on it, or the listening process has been
+ * killed (its socket stays until the kernel has ended the I/O that holds it). False if the state
+ * can't be determined. Does not yield or block.
  */
 bool unix_socket_is_stale(const struct sockaddr_un *addr);
 
