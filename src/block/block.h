@@ -298,8 +298,13 @@ struct block_root_ops {
     bool (*drain_busy)(
         void *arg); /* whether the owner is busy with what the drain has to wait for */
     void (*drain_end)(void *arg);
+    /* The node that the root points to has `size` bytes now; within the drain that it was resized in. */
+    void (*resized)(void *arg, uint64_t size);
 };
-/* `ops` must live as long as the root. */
+/*
+ * `ops` must live as long as the root; NULL: the owner is not told any more. If the root is drained already, drain_begin() is
+ * called at once.
+ */
 void block_root_set_ops(struct block_root *root, const struct block_root_ops *ops, void *arg);
 
 /* --- graph changes ----------------------------------------------------------------------------------- */

@@ -186,6 +186,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
         r = block_bitmaps_resize(node, size, err);
     }
     atomic_fetch_add(&node->write_generation, 1);
+    block_roots_report_size(node);
     block_co_drain_end(node);
     return r;
 }

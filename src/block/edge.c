@@ -212,6 +212,22 @@ void block_root_set_ops(struct block_root *root, const struct block_root_ops *op
 {
     root->ops = ops;
     root->ops_arg = arg;
+    if (ops && ops->drain_begin && atomic_load(&root->quiesced)) {
+        ops->drain_begin(arg);
+    }
+}
+
+void block_roots_report_size(struct block_node *node)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        struct block_root *root = edge->root;
+
+        if (root && root->ops && root->ops->resized) {
+            root->ops->resized(root->ops_arg, block_node_size(node));
+        }
+    }
 }
 
 struct block_edge *block_root_edge(struct block_root *root)

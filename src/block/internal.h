@@ -105,6 +105,8 @@ void block_node_free(struct block_node *node);
 /* --- edge.c --- */
 /* Detach a child; the caller gets the reference that the edge had. */
 struct block_node *block_co_take_child(struct block_edge *edge);
+/* Report the size of `node`, which may have changed, to the owners of its roots. */
+void block_roots_report_size(struct block_node *node);
 /* A root for control I/O, exempt from drain. */
 int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
                              unsigned shared, struct block_root **ret, struct error *err);

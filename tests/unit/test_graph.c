@@ -661,7 +661,11 @@ static void owner_drain_end(void *arg)
 
 static void co_owners_of_roots_are_told_of_drains_and_waited_for(void)
 {
-    static const struct block_root_ops ops = {owner_drain_begin, owner_drain_busy, owner_drain_end};
+    static const struct block_root_ops ops = {
+        .drain_begin = owner_drain_begin,
+        .drain_busy = owner_drain_busy,
+        .drain_end = owner_drain_end,
+    };
     struct block_node *disk = open_disk("disk");
     struct block_root *root = attach(disk, WRITER, BLOCK_PERM_ALL);
 

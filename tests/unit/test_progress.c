@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
-#include "base/duration.h"
+#include "base/time_units.h"
 #include "base/pacer.h"
 #include "base/progress.h"
 
