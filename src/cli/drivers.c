@@ -2,6 +2,7 @@
 #include "block/user_object.h"
 #include "bochs/bochs.h"
 #include "cli/cli.h"
+#include "export/nbd_server.h"
 #include "file/file_drivers.h"
 #include "filter/filter.h"
 #include "nbd/nbd.h"
@@ -16,6 +17,7 @@ void cli_register_drivers(void)
     bochs_register_driver();
     filter_register_drivers();
     nbd_register_driver();
+    export_nbd_register_type();
     ssh_register_driver();
     secret_register_type();
     tls_register_types();

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Exports and the rules they keep. One kind so far: NBD. */
+/* Exports of all types: ids, permissions, roots, drains, and the order of their steps. */
 #include "export/export.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,36 +10,42 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
-#include "block/bitmaps.h"
 #include "block/control_lock.h"
 #include "block/user_object.h"
-#include "export/internal.h"
+#include "export/export_type.h"
 #include "loop/loop.h"
-#include "nbd/server.h"
+
+enum {
+    EXPORT_TYPES_MAX = 8,
+    /* Bytes. */
+    EXPORT_ID_MAX = 255,
+};
 
 struct export
 {
-    struct list link; /* in `exports` */
+    struct list link; /* in `exports`, once it is prepared */
     char *id;
+    char *user; /* for messages: "NBD export 'disk'" */
+    const struct export_type *type;
+    void *state; /* the type's; NULL: not parsed yet */
     bool writable;
-    bool published;
     bool shutting_down;
-    struct block_root *root;
+    /* The first is on the exported node; the others are those of export_co_attach(). */
+    struct block_root **roots;
+    size_t root_count;
     struct user_object *reactor_object; /* referenced; NULL: none */
-    struct nbd_export *nbd;
-    struct block_bitmap **bitmaps;    /* each taken (busy) */
-    struct block_root **bitmap_roots; /* for each, one on its node */
-    size_t bitmap_count;
-    struct list waiters; /* of struct gone_waiter */
+    struct list waiters;                /* of struct gone_waiter */
 };
 
-/* Somebody who waits until an export is gone; lies on their stack. */
+/* A coroutine that waits until an export is gone; lies on its stack. */
 struct gone_waiter {
     struct list link;
     struct co *co;
 };
 
-/* All exports, oldest first. Main reactor. */
+/* All of these belong to the main reactor. Exports are in the order of their age. */
+static const struct export_type *types[EXPORT_TYPES_MAX];
+static size_t type_count;
 static struct list exports = LIST_INIT(exports);
 static void (*event_fn)(enum export_event event, const char *id, void *arg);
 static void *event_arg;
@@ -49,7 +56,23 @@ void export_set_event_fn(void (*fn)(enum export_event event, const char *id, voi
     event_arg = arg;
 }
 
-static struct export *find(const char *id)
+void export_register_type(const struct export_type *type)
+{
+    assert(type_count < EXPORT_TYPES_MAX);
+    types[type_count++] = type;
+}
+
+static const struct export_type *find_type(const char *name)
+{
+    for (size_t i = 0; i < type_count; i++) {
+        if (strcmp(types[i]->name, name) == 0) {
+            return types[i];
+        }
+    }
+    return NULL;
+}
+
+static struct export *find_export(const char *id)
 {
     struct export *e;
 
@@ -61,243 +84,243 @@ static struct export *find(const char *id)
     return NULL;
 }
 
-/* An id as QEMU wants it: a letter, then letters, digits, '-', '.', '_'. */
+/* An id as QEMU wants it. */
 static bool id_is_wellformed(const char *id)
 {
     static const char letters[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-    return id[0] && strchr(letters, id[0]) && strlen(id) <= 255 &&
+    return id[0] && strchr(letters, id[0]) && strlen(id) <= EXPORT_ID_MAX &&
            id[strspn(id, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._")] ==
                '\0';
 }
 
-/* --- bitmaps ------------------------------------------------------------------------------------- */
-
-/* In the exported node, else down its backing chain. */
-static struct block_bitmap *search_bitmap(struct block_node *node, const char *name,
-                                          struct error *err)
+const char *export_user(const struct export *e)
 {
-    for (struct block_node *n = node; n; n = block_node_filter_or_backing(n)) {
-        struct block_bitmap *b = block_bitmap_find(n, name);
-
-        if (b) {
-            return b;
-        }
-    }
-    error_set(err, ENOENT, "Bitmap '%s' is not found", name);
-    return NULL;
+    return e->user;
 }
 
-/*
- * Clients of a read-only export, and those of a point in time, were promised a view that stays, so a bitmap that may still be marked is
- * refused there. In a node that nobody can write, an enabled bitmap doesn't change either.
- */
-static int co_check_bitmap(struct block_bitmap *b, bool view_stays, struct error *err)
+/* --- roots --------------------------------------------------------------------------------------- */
+
+int export_co_attach(struct export *e, struct block_node *node, unsigned perm, unsigned shared,
+                     struct block_root **ret_root, struct error *err)
 {
-    int ret = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+    struct block_root **larger =
+        realloc(e->roots, (e->root_count + 1) * sizeof(struct block_root *));
+    int r;
 
-    if (ret < 0) {
-        return ret;
-    }
-    if (view_stays && b->enabled && !block_node_is_read_only(b->node)) {
-        return error_set(err, EINVAL,
-                         "Enabled bitmap '%s' incompatible with readonly export: node '%s' can be "
-                         "written, and the bitmap would change; disable it first "
-                         "(block-dirty-bitmap-disable)",
-                         b->name, block_node_name(b->node));
-    }
-    return block_co_bitmap_fetch(b, err);
-}
-
-static void co_give_bitmaps(struct export *e)
-{
-    for (size_t i = 0; i < e->bitmap_count; i++) {
-        block_bitmap_give(e->bitmaps[i]);
-        block_co_root_release(e->bitmap_roots[i]);
-    }
-    free(e->bitmaps);
-    free(e->bitmap_roots);
-    e->bitmaps = NULL;
-    e->bitmap_roots = NULL;
-    e->bitmap_count = 0;
-}
-
-/*
- * A root on the owner of a bitmap: it stays, has its size, and is drained with the bitmap's readers. An enabled one is shown as what does
- * not change: so nobody may begin to write its node as long as the export lives.
- */
-static int co_take_bitmap(struct export *e, struct block_bitmap *b, bool view_stays,
-                          const char *user, struct error *err)
-{
-    unsigned shared = BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE;
-    int ret = co_check_bitmap(b, view_stays, err);
-
-    if (view_stays && b->enabled) {
-        shared &= ~BLOCK_PERM_WRITE;
-    }
-    ret = ret < 0
-              ? ret
-              : block_co_root_new(b->node, user, 0, shared, &e->bitmap_roots[e->bitmap_count], err);
-    if (ret == 0) {
-        block_bitmap_take(b, user);
-        e->bitmaps[e->bitmap_count++] = b;
-    }
-    return ret;
-}
-
-static int co_take_bitmaps(struct export *e, struct block_node *node,
-                           const struct export_config *config, const char *user, struct error *err)
-{
-    bool view_stays = !config->writable || block_node_is_frozen_view(node);
-    int ret = 0;
-
-    e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
-    e->bitmap_roots = calloc(config->bitmap_count + 1, sizeof(struct block_root *));
-    if (!e->bitmaps || !e->bitmap_roots) {
+    if (!larger) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    for (size_t i = 0; i < config->bitmap_count && ret == 0; i++) {
-        const struct export_bitmap *want = &config->bitmaps[i];
-        struct block_bitmap *b = want->node_name
-                                     ? block_bitmap_lookup(want->node_name, want->name, NULL, err)
-                                     : search_bitmap(node, want->name, err);
-
-        ret = b ? co_take_bitmap(e, b, view_stays, user, err) : -ENOENT;
+    e->roots = larger;
+    r = block_co_root_new(node, e->user, perm, shared, &e->roots[e->root_count], err);
+    if (r < 0) {
+        return r;
     }
-    return ret;
+    *ret_root = e->roots[e->root_count++];
+    return 0;
 }
 
-/* --- life ---------------------------------------------------------------------------------------- */
-
-/* Undo whatever of it was done. */
-static void co_release(struct export *e)
+static void export_drain_begin(void *arg)
 {
-    if (e->nbd) {
-        nbd_export_co_free(e->nbd);
+    struct export *e = arg;
+
+    if (e->type->drain_begin) {
+        e->type->drain_begin(e->state);
     }
-    co_give_bitmaps(e);
-    block_co_root_release(e->root);
-    user_object_unref(e->reactor_object);
-    free(e->id);
-    free(e);
 }
 
-static int attach_root(struct export *e, struct block_node *node,
-                       const struct export_config *config, const char *user, struct error *err)
+static bool export_drain_busy(void *arg)
 {
-    unsigned perm = BLOCK_PERM_CONSISTENT_READ;
-    unsigned shared = BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE;
+    struct export *e = arg;
 
-    if (config->writable) {
-        perm |= BLOCK_PERM_WRITE;
+    return e->type->drain_busy(e->state);
+}
+
+static void export_drain_end(void *arg)
+{
+    struct export *e = arg;
+
+    if (e->type->drain_end) {
+        e->type->drain_end(e->state);
     }
-    if (!config->shared_writers) {
-        shared &= ~BLOCK_PERM_WRITE;
+}
+
+static void export_resized(void *arg, uint64_t size)
+{
+    struct export *e = arg;
+
+    if (e->type->resized) {
+        e->type->resized(e->state, size);
     }
+}
+
+/* A drain polls a root that has drain_busy: only for a type that has it, too. */
+static const struct block_root_ops root_ops = {
+    .drain_begin = export_drain_begin,
+    .drain_end = export_drain_end,
+    .resized = export_resized,
+};
+static const struct block_root_ops busy_root_ops = {
+    .drain_begin = export_drain_begin,
+    .drain_busy = export_drain_busy,
+    .drain_end = export_drain_end,
+    .resized = export_resized,
+};
+
+/* Attach to the exported node. */
+static int co_attach_exported(struct export *e, struct block_node *node,
+                              const struct export_config *config, struct block_root **ret_root,
+                              struct error *err)
+{
+    unsigned perm = BLOCK_PERM_CONSISTENT_READ | (config->writable ? BLOCK_PERM_WRITE : 0);
+    unsigned shared = BLOCK_PERM_ALL & ~(config->shared_writers ? 0u : BLOCK_PERM_WRITE);
+    int r;
+
     if (config->writable && block_node_is_read_only(node)) {
         return error_set(err, EROFS, "Cannot export read-only node as writable");
     }
-    return block_co_root_new(node, user, perm, shared, &e->root, err);
+    if (e->type->adjust_permissions) {
+        e->type->adjust_permissions(e->state, &perm, &shared);
+    }
+    r = export_co_attach(e, node, perm, shared, ret_root, err);
+    if (r < 0) {
+        return r;
+    }
+    block_root_set_ops(*ret_root, e->type->drain_busy ? &busy_root_ops : &root_ops, e);
+    return 0;
 }
 
-static int check_config(const struct export_config *config, struct block_node **ret_node,
-                        struct error *err)
+/* --- add ----------------------------------------------------------------------------------------- */
+
+/* No notice reaches the type any more, and no request uses the root on the exported node. */
+static void co_settle_exported(struct export *e)
 {
-    if (!config->type || strcmp(config->type, "nbd") != 0) {
-        return error_set(err, EINVAL, "Export type '%s' is not supported; it has to be 'nbd'",
+    block_root_set_ops(e->roots[0], NULL, NULL);
+    block_co_root_settle(e->roots[0]);
+}
+
+/* Undo whatever was done to make the export. Its clients are gone. */
+static void co_release_export(struct export *e)
+{
+    if (e->root_count > 0) {
+        co_settle_exported(e);
+    }
+    if (e->state) {
+        e->type->free(e->state);
+    }
+    for (size_t i = 0; i < e->root_count; i++) {
+        block_co_root_release(e->roots[i]);
+    }
+    free(e->roots);
+    user_object_unref(e->reactor_object);
+    free(e->id);
+    free(e->user);
+    free(e);
+}
+
+static int id_in_use(const char *id, struct error *err)
+{
+    return error_set(err, EEXIST, "Block export id '%s' is already in use", id);
+}
+
+static int check_config(const struct export_config *config, const struct export_type **ret_type,
+                        struct block_node **ret_node, struct error *err)
+{
+    *ret_type = config->type ? find_type(config->type) : NULL;
+    if (!*ret_type) {
+        return error_set(err, EINVAL, "Export type '%s' is not supported",
                          config->type ? config->type : "");
     }
     if (!id_is_wellformed(config->id)) {
         return error_set(err, EINVAL, "Invalid block export id");
     }
-    if (find(config->id)) {
-        return error_set(err, EEXIST, "Block export id '%s' is already in use", config->id);
+    if (find_export(config->id)) {
+        return id_in_use(config->id, err);
     }
     *ret_node = block_node_lookup(config->node_name, err);
-    if (!*ret_node) {
-        return -ENOENT;
-    }
-    if (!export_nbd_server()) {
-        return error_set(err, EINVAL, "NBD server not running");
-    }
-    return 0;
+    return *ret_node ? 0 : -ENOENT;
 }
 
-/* Whether an export that is not published yet has the name. */
-static bool is_reserved(const char *name)
+/* The state of the type, from a copy of the options. */
+static int parse_options(struct export *e, const struct export_config *config, struct error *err)
 {
-    struct export *e;
+    AUTO_OPTIONS struct options *opts =
+        config->options ? options_clone(config->options) : options_new();
+    int r;
 
-    LIST_FOREACH (e, &exports, link) {
-        if (!e->published && strcmp(nbd_export_name(e->nbd), name) == 0) {
-            return true;
-        }
+    if (!opts) {
+        return error_set(err, ENOMEM, "Out of memory");
     }
-    return false;
+    r = e->type->parse(config, opts, &e->state, err);
+    return r < 0 ? r : options_check_empty(opts, e->type->title, err);
 }
 
 static int co_set_up(struct export *e, struct block_node *node, const struct export_config *config,
                      struct error *err)
 {
-    struct nbd_export_config nbd = {
-        .name = config->name ? config->name : config->node_name,
-        .description = config->description,
+    struct export_access access = {
+        .export = e,
+        .reactor = config->reactor,
         .writable = config->writable,
         .writethrough = config->writethrough,
-        .allocation_depth = config->allocation_depth,
-        .reactor = config->reactor,
     };
-    char user[300];
-    int ret;
+    int r = parse_options(e, config, err);
 
-    snprintf(user, sizeof(user), "NBD export '%s'", config->id);
-    ret = attach_root(e, node, config, user, err);
-    if (ret == 0) {
-        ret = co_take_bitmaps(e, node, config, user, err);
+    if (r < 0) {
+        return r;
     }
-    /* It may have yielded: look again. */
-    if (ret == 0 && find(config->id)) {
-        ret = error_set(err, EEXIST, "Block export id '%s' is already in use", config->id);
+    r = co_attach_exported(e, node, config, &access.root, err);
+    if (r < 0) {
+        return r;
     }
-    if (ret == 0 && is_reserved(nbd.name)) {
-        ret = error_set(err, EEXIST, "NBD server already has export named '%s'", nbd.name);
+    r = e->type->co_prepare(e->state, &access, err);
+    if (r < 0) {
+        return r;
     }
-    if (ret == 0 && !export_nbd_server()) {
-        ret = error_set(err, EINVAL, "NBD server not running");
+    /* Another export may have been prepared while this one yielded. */
+    return find_export(config->id) ? id_in_use(config->id, err) : 0;
+}
+
+static struct export *export_new(const struct export_config *config, const struct export_type *type)
+{
+    struct export *e = calloc(1, sizeof(*e));
+
+    if (!e) {
+        return NULL;
     }
-    if (ret < 0) {
-        return ret;
+    list_init(&e->waiters);
+    e->type = type;
+    e->writable = config->writable;
+    e->id = strdup(config->id);
+    if (!e->id || asprintf(&e->user, "%s '%s'", type->title, config->id) < 0) {
+        free(e->id);
+        free(e);
+        return NULL;
     }
-    nbd.root = e->root;
-    nbd.bitmaps = e->bitmaps;
-    nbd.bitmap_roots = e->bitmap_roots;
-    nbd.bitmap_count = e->bitmap_count;
-    return nbd_export_new(export_nbd_server(), &nbd, &e->nbd, err);
+    return e;
 }
 
 int export_co_prepare(const struct export_config *config, struct export **ret_export,
                       struct error *err)
 {
+    const struct export_type *type;
     struct block_node *node = NULL;
     struct export *e;
-    int ret = check_config(config, &node, err);
+    int r = check_config(config, &type, &node, err);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
-    e = calloc(1, sizeof(*e));
+    e = export_new(config, type);
     if (!e) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    list_init(&e->waiters);
-    e->writable = config->writable;
-    e->id = strdup(config->id);
     block_node_ref(node);
-    ret = e->id ? co_set_up(e, node, config, err) : error_set(err, ENOMEM, "Out of memory");
+    r = co_set_up(e, node, config, err);
     block_co_unref(node);
-    if (ret < 0) {
-        co_release(e);
-        return ret;
+    if (r < 0) {
+        co_release_export(e);
+        return r;
     }
     e->reactor_object = config->reactor_object;
     list_append(&exports, &e->link);
@@ -307,37 +330,39 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
 
 void export_publish(struct export *e)
 {
-    e->published = true;
-    nbd_export_publish(e->nbd);
+    e->type->publish(e->state);
 }
 
 void export_co_discard(struct export *e)
 {
     list_remove(&e->link);
-    co_release(e);
+    co_release_export(e);
 }
 
 int export_co_add(const struct export_config *config, struct error *err)
 {
-    struct export *e = NULL;
-    int ret = export_co_prepare(config, &e, err);
+    struct export *e;
+    int r = export_co_prepare(config, &e, err);
 
-    if (e) {
-        export_publish(e);
+    if (r < 0) {
+        return r;
     }
-    return ret;
+    export_publish(e);
+    return 0;
 }
 
-/* The nodes that an export uses, referenced: its last use of one is not to be the one that closes it. NULL: no memory. */
+/* --- delete -------------------------------------------------------------------------------------- */
+
+/*
+ * References to the nodes of an export, so that the release of its roots does not close a node; NULL
+ * ends the list. NULL: out of memory.
+ */
 static struct block_node **hold_nodes(const struct export *e)
 {
-    struct block_node **nodes = calloc(e->bitmap_count + 2, sizeof(struct block_node *));
+    struct block_node **nodes = calloc(e->root_count + 1, sizeof(struct block_node *));
 
-    if (nodes) {
-        nodes[0] = block_node_ref(block_root_node(e->root));
-        for (size_t i = 0; i < e->bitmap_count; i++) {
-            nodes[i + 1] = block_node_ref(block_root_node(e->bitmap_roots[i]));
-        }
+    for (size_t i = 0; nodes && i < e->root_count; i++) {
+        nodes[i] = block_node_ref(block_root_node(e->roots[i]));
     }
     return nodes;
 }
@@ -351,8 +376,9 @@ static void co_give_nodes(struct block_node **nodes)
 }
 
 /*
- * The end of an export that is shutting down. It can be found by its id until its clients are gone. A node that only it has used
- * is closed when others can go on.
+ * The end of an export that is shutting down. It can be found by its id until its clients are gone. A
+ * node that only this export used is closed after the control lock was released: closing takes time,
+ * and other commands go on meanwhile.
  */
 static void co_tear_down(void *arg)
 {
@@ -362,15 +388,15 @@ static void co_tear_down(void *arg)
     struct block_node **nodes;
     AUTO_FREE char *id = NULL;
 
-    nbd_export_co_free(TAKE_PTR(e->nbd));
-    /* Who no longer finds the export finds its node free. */
-    block_co_root_settle(e->root);
+    e->type->co_disconnect(e->state);
+    /* Whoever no longer finds the export must find its node free. */
+    co_settle_exported(e);
     block_co_control_lock();
     list_remove(&e->link);
     list_splice(&waiters, &e->waiters);
     id = TAKE_PTR(e->id);
     nodes = hold_nodes(e);
-    co_release(e);
+    co_release_export(e);
     block_control_unlock();
     co_give_nodes(nodes);
     if (event_fn) {
@@ -382,7 +408,7 @@ static void co_tear_down(void *arg)
     }
 }
 
-/* What is waited for takes the control lock. */
+/* Wait for co_tear_down(), which takes the control lock. */
 static void co_wait_gone(struct export *e)
 {
     struct gone_waiter w = {.co = co_self()};
@@ -393,16 +419,16 @@ static void co_wait_gone(struct export *e)
     block_co_control_resume(held);
 }
 
-/* Begin to shut down; e may be gone when this returns, unless `wait`. */
+/* Begin to shut down. `e` may be gone when this returns, and is if `wait`. */
 static int co_shut_down(struct export *e, bool wait, struct error *err)
 {
-    int ret;
+    int r;
 
     e->shutting_down = true;
-    nbd_export_unpublish(e->nbd);
-    ret = reactor_spawn(reactor_main(), co_tear_down, e);
-    if (ret < 0) {
-        return error_set_errno(err, -ret, "Could not shut down the export '%s'", e->id);
+    e->type->stop_accepting(e->state);
+    r = reactor_spawn(reactor_main(), co_tear_down, e);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not shut down the export '%s'", e->id);
     }
     if (wait) {
         co_wait_gone(e);
@@ -410,17 +436,31 @@ static int co_shut_down(struct export *e, bool wait, struct error *err)
     return 0;
 }
 
-int export_co_del(const char *id, enum export_del_mode mode, bool wait, struct error *err)
+/* An export that is not shutting down; NULL with `err` set. */
+static struct export *find_running(const char *id, int *ret_r, struct error *err)
 {
-    struct export *e = find(id);
+    struct export *e = find_export(id);
 
     if (!e) {
-        return error_set(err, ENOENT, "Export '%s' is not found", id);
+        *ret_r = error_set(err, ENOENT, "Export '%s' is not found", id);
+        return NULL;
     }
     if (e->shutting_down) {
-        return error_set(err, EBUSY, "Export '%s' is already shutting down", id);
+        *ret_r = error_set(err, EBUSY, "Export '%s' is already shutting down", id);
+        return NULL;
     }
-    if (mode == EXPORT_DEL_SAFE && nbd_export_client_count(e->nbd) > 0) {
+    return e;
+}
+
+int export_co_del(const char *id, enum export_del_mode mode, bool wait, struct error *err)
+{
+    int r = 0;
+    struct export *e = find_running(id, &r, err);
+
+    if (!e) {
+        return r;
+    }
+    if (mode == EXPORT_DEL_SAFE && e->type->client_count(e->state) > 0) {
         error_set(err, EBUSY, "export '%s' still in use", id);
         error_hint(err, "Use mode='hard' to force client disconnect");
         return -EBUSY;
@@ -428,15 +468,28 @@ int export_co_del(const char *id, enum export_del_mode mode, bool wait, struct e
     return co_shut_down(e, wait, err);
 }
 
-void export_co_del_all(void)
+/* The oldest export of a type; NULL: of any. */
+static struct export *oldest_export(const char *type)
 {
-    while (!list_is_empty(&exports)) {
-        struct export *e = LIST_FIRST(&exports, struct export, link);
+    struct export *e;
 
+    LIST_FOREACH (e, &exports, link) {
+        if (!type || strcmp(e->type->name, type) == 0) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+void export_co_del_all(const char *type)
+{
+    struct export *e;
+
+    while ((e = oldest_export(type)) != NULL) {
         if (e->shutting_down) {
             co_wait_gone(e);
         } else if (co_shut_down(e, true, NULL) < 0) {
-            /* No coroutine to be had: do it in this one. */
+            /* There is no memory for another coroutine: do it in this one. */
             bool held = block_control_pause();
 
             co_tear_down(e);
@@ -447,39 +500,34 @@ void export_co_del_all(void)
 
 int export_co_replace_node(const char *id, struct block_node *node, struct error *err)
 {
-    struct export *e = find(id);
+    int r = 0;
+    struct export *e = find_running(id, &r, err);
 
-    if (!e) {
-        return error_set(err, ENOENT, "Export '%s' is not found", id);
-    }
-    if (e->shutting_down) {
-        return error_set(err, EBUSY, "Export '%s' is already shutting down", id);
-    }
-    return block_co_root_replace(e->root, node, err);
+    return e ? block_co_root_replace(e->roots[0], node, err) : r;
 }
 
-static void fill_info(const struct export *e, struct export_info *ret)
+/* --- look ---------------------------------------------------------------------------------------- */
+
+static void fill_info(const struct export *e, struct export_info *ret_info)
 {
-    *ret = (struct export_info){
+    *ret_info = (struct export_info){
         .id = e->id,
-        .type = "nbd",
-        .name = e->nbd ? nbd_export_name(e->nbd) : "",
-        .node = block_root_node(e->root),
+        .type = e->type->name,
+        .node = block_root_node(e->roots[0]),
         .shutting_down = e->shutting_down,
         .writable = e->writable,
-        .connections = e->nbd ? nbd_export_client_count(e->nbd) : 0,
+        .clients = e->type->client_count(e->state),
     };
 }
 
-bool export_find(const char *id, struct export_info *ret)
+bool export_find(const char *id, struct export_info *ret_info)
 {
-    struct export *e = find(id);
+    struct export *e = find_export(id);
 
-    if (!e) {
-        return false;
+    if (e) {
+        fill_info(e, ret_info);
     }
-    fill_info(e, ret);
-    return true;
+    return e;
 }
 
 void export_foreach(bool (*fn)(const struct export_info *info, void *arg), void *arg)

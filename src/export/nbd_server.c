@@ -13,9 +13,10 @@
 #include "base/unix_socket.h"
 #include "block/control_lock.h"
 #include "export/export.h"
-#include "export/internal.h"
+#include "export/nbd_server.h"
 #include "loop/loop.h"
 #include "nbd/proto.h"
+#include "nbd/server.h"
 #include "tls/tls.h"
 
 #define BACKLOG 512
@@ -318,7 +319,7 @@ static void co_stop(void)
 {
     nbd_server_co_disconnect_all(state.server);
     block_co_control_lock();
-    export_co_del_all();
+    export_co_del_all("nbd");
     block_control_unlock();
     nbd_server_free(state.server);
     state.server = NULL;

@@ -9,16 +9,21 @@
 #include "block/control.h"
 #include "nbd/server_internal.h"
 
-struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name)
+static struct nbd_export *find_by_name(struct list *list, const char *name)
 {
     struct nbd_export *e;
 
-    LIST_FOREACH (e, &s->exports, link) {
+    LIST_FOREACH (e, list, link) {
         if (strcmp(e->name, name) == 0) {
             return e;
         }
     }
     return NULL;
+}
+
+struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name)
+{
+    return find_by_name(&s->exports, name);
 }
 
 static int check_config(struct nbd_server *s, const struct nbd_export_config *config,
@@ -43,7 +48,7 @@ static int check_config(struct nbd_server *s, const struct nbd_export_config *co
             }
         }
     }
-    if (nbd_server_find_export(s, config->name)) {
+    if (find_by_name(&s->exports, config->name) || find_by_name(&s->prepared, config->name)) {
         return error_set(err, EEXIST, "NBD server already has export named '%s'", config->name);
     }
     return 0;
@@ -114,13 +119,14 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->allocation_depth = config->allocation_depth;
     e->reactor = config->reactor;
     list_init(&e->clients);
-    list_init(&e->link);
+    list_append(&s->prepared, &e->link);
     *ret = e;
     return 0;
 }
 
 void nbd_export_publish(struct nbd_export *e)
 {
+    list_remove(&e->link);
     list_append(&e->server->exports, &e->link);
 }
 
@@ -129,7 +135,7 @@ void nbd_export_unpublish(struct nbd_export *e)
     list_remove(&e->link);
 }
 
-void nbd_export_co_free(struct nbd_export *e)
+void nbd_export_co_disconnect(struct nbd_export *e)
 {
     struct nbd_connection *c;
 
@@ -142,15 +148,15 @@ void nbd_export_co_free(struct nbd_export *e)
         e->free_waiter = co_self();
         co_suspend();
     }
+}
+
+void nbd_export_free(struct nbd_export *e)
+{
+    nbd_export_unpublish(e);
     release(e);
 }
 
 size_t nbd_export_client_count(const struct nbd_export *e)
 {
     return e->client_count;
-}
-
-const char *nbd_export_name(const struct nbd_export *e)
-{
-    return e->name;
 }

@@ -32,6 +32,7 @@ int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **r
     s->config = *config;
     s->listen_fd = -1;
     s->next_serial = 1;
+    list_init(&s->prepared);
     list_init(&s->exports);
     list_init(&s->connections);
     loop_timer_init(&s->room_timer, room_timer_fired);

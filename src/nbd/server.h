@@ -76,18 +76,19 @@ struct nbd_export_config {
 };
 
 /*
- * Make one, which clients don't find yet. -EEXIST if the name is taken by a published one, -EINVAL if name or description are too
- * long, -ENOMEM.
+ * Make one, which clients don't find yet; its name is taken from now on. -EEXIST if another has the name, -EINVAL if name or
+ * description are too long, -ENOMEM.
  */
 int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
                    struct nbd_export **ret, struct error *err);
-/* Clients find it from now on. No other of its name is published. */
+/* Clients find it from now on. */
 void nbd_export_publish(struct nbd_export *e);
-/* New clients don't find it any more. */
+/* New clients don't find it any more, and its name is free. */
 void nbd_export_unpublish(struct nbd_export *e);
-/* Disconnect its clients, wait until their requests have finished, release. Unpublishes. */
-void nbd_export_co_free(struct nbd_export *e);
+/* Disconnect its clients, and wait until their requests have finished. Unpublishes. */
+void nbd_export_co_disconnect(struct nbd_export *e);
+/* Release one that has no clients. Unpublishes. */
+void nbd_export_free(struct nbd_export *e);
 size_t nbd_export_client_count(const struct nbd_export *e);
-const char *nbd_export_name(const struct nbd_export *e);
 
 #endif

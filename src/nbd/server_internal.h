@@ -70,6 +70,7 @@ struct nbd_worker {
 
 struct nbd_server {
     struct nbd_server_config config;
+    struct list prepared;    /* of struct nbd_export: not published yet */
     struct list exports;     /* of struct nbd_export: published ones */
     struct list connections; /* of struct nbd_connection, oldest first */
     size_t connection_count;
@@ -84,7 +85,7 @@ struct nbd_server {
 };
 
 struct nbd_export {
-    struct list link; /* in server->exports; unlinked: unpublished */
+    struct list link; /* in server->prepared, then server->exports; unlinked: unpublished */
     struct nbd_server *server;
     uint64_t serial; /* never used twice, unlike addresses */
     char *name;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
@@ -38,26 +39,20 @@ struct add_state {
     struct export *export; /* prepared */
 };
 
-static int fill_bitmaps(struct json_object *list, struct export_config *config, struct error *err)
+/* Members of every export; the others are for its type to take. */
+static const char *const common_members[] = {
+    "fixed-iothread", "id", "iothread", "node-name", "type", "writable", "writethrough"};
+
+static int type_options(struct json_object *data, struct options **ret_opts, struct error *err)
 {
-    size_t count = list ? json_object_array_length(list) : 0;
-    struct export_bitmap *bitmaps = calloc(count ? count : 1, sizeof(*bitmaps));
+    int r = options_from_json(data, ret_opts, err);
 
-    if (!bitmaps) {
-        return error_set(err, ENOMEM, "Out of memory");
+    if (r < 0) {
+        return r;
     }
-    for (size_t i = 0; i < count; i++) {
-        struct json_object *item = json_object_array_get_idx(list, i);
-
-        if (json_object_is_type(item, json_type_string)) {
-            bitmaps[i].name = json_object_get_string(item);
-        } else {
-            bitmaps[i].node_name = qmp_get_str(item, "node");
-            bitmaps[i].name = qmp_get_str(item, "name");
-        }
+    for (size_t i = 0; i < ARRAY_SIZE(common_members); i++) {
+        options_drop(*ret_opts, common_members[i]);
     }
-    config->bitmaps = bitmaps;
-    config->bitmap_count = count;
     return 0;
 }
 
@@ -66,36 +61,33 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
     struct add_state *s = state;
     struct export_config config = EXPORT_CONFIG_INIT;
     const char *iothread = qmp_get_str(data, "iothread");
-    struct user_object *object = NULL;
+    AUTO_OPTIONS struct options *opts = NULL;
     int r;
 
     if (!block_node_find(qmp_get_str(data, "node-name"))) {
         return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'",
                          qmp_get_str(data, "node-name"));
     }
+    r = type_options(data, &opts, err);
+    if (r < 0) {
+        return r;
+    }
     config.type = qmp_get_str(data, "type");
     config.id = qmp_get_str(data, "id");
     config.node_name = qmp_get_str(data, "node-name");
-    config.name = qmp_get_str(data, "name");
-    config.description = qmp_get_str(data, "description");
     config.writable = qmp_get_bool(data, "writable", false);
     config.writethrough = qmp_get_bool(data, "writethrough", false);
-    config.allocation_depth = qmp_get_bool(data, "allocation-depth", false);
+    config.options = opts;
     if (iothread) {
-        config.reactor = qmp_find_iothread(iothread, &object);
-        config.reactor_object = object;
+        config.reactor = qmp_find_iothread(iothread, &config.reactor_object);
         if (!config.reactor) {
             return error_set(err, ENOENT, "iothread \"%s\" not found", iothread);
         }
     }
-    r = fill_bitmaps(qmp_get(data, "bitmaps"), &config, err);
-    if (r >= 0) {
-        r = export_co_prepare(&config, &s->export, err);
-    }
+    r = export_co_prepare(&config, &s->export, err);
     if (r < 0) {
-        user_object_unref(object);
+        user_object_unref(config.reactor_object);
     }
-    free((void *)config.bitmaps);
     return r;
 }
 
@@ -164,7 +156,7 @@ static int co_del_prepare(void *state, struct json_object *data, struct error *e
     if (info.shutting_down) {
         return error_set(err, EBUSY, "Export '%s' is already shutting down", id);
     }
-    if (mode_of(data) == EXPORT_DEL_SAFE && info.connections > 0) {
+    if (mode_of(data) == EXPORT_DEL_SAFE && info.clients > 0) {
         return error_set(err, EBUSY, "export '%s' still in use", id);
     }
     s->id = strdup(id);

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "export/export.h"
+#include "export/nbd_server.h"
 #include "qmp/transaction.h"
 
 void qmp_put_str(struct json_object *to, const char *name, const char *value)
@@ -195,6 +196,8 @@ int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args, struc
     qmp_put_str(args, "name", name ? name : device);
     qmp_put_str(args, "type", "nbd");
     qmp_put_str(args, "node-name", device);
+    json_object_object_del(args, "device");
+    json_object_object_del(args, "bitmap");
     return qmp_co_run_action(&qmp_action_export_add, args, err);
 }
 

@@ -15,7 +15,7 @@
 #include "base/strbuf.h"
 #include "block/bitmaps.h"
 #include "export/export.h"
-#include "export/internal.h"
+#include "export/nbd_server.h"
 #include "loop/loop.h"
 #include "memory_disk.h"
 #include "nbd/proto.h"
@@ -110,16 +110,19 @@ static void co_one(void *arg)
 
 static void co_export(const char *name, const char *node, bool writable)
 {
-    struct export_bitmap bitmap = {NULL, "b"};
+    AUTO_OPTIONS struct options *opts = NULL;
     struct export_config config = EXPORT_CONFIG_INIT;
 
-    config.id = config.name = name;
+    if (options_parse("allocation-depth=on,bitmaps.0=b", NULL, &opts, NULL) < 0) {
+        abort();
+    }
+    options_set_str(opts, "name", name);
+    config.type = "nbd";
+    config.id = name;
     config.node_name = node;
     config.writable = writable;
-    config.allocation_depth = true;
-    config.bitmaps = &bitmap;
-    config.bitmap_count = 1;
     config.reactor = reactor_main();
+    config.options = opts;
     if (export_co_add(&config, NULL) < 0) {
         abort();
     }
@@ -157,6 +160,7 @@ static void co_set_up(void *arg)
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     block_register_driver(&memory_disk_driver);
+    export_nbd_register_type();
     if (reactor_init_main(NULL) < 0 || reactor_run_until_done(co_set_up, NULL) < 0) {
         abort();
     }

@@ -16,6 +16,8 @@
 #include "block/bitmaps.h"
 #include "block/gate.h"
 #include "export/export.h"
+#include "export/export_type.h"
+#include "export/nbd_server.h"
 #include "file/file_drivers.h"
 #include "loop/loop.h"
 #include "memory_disk.h"
@@ -69,10 +71,22 @@ static void co_start_server(void)
     }
 }
 
+static struct options *nbd_options; /* of the current test; released by run() */
+
+/* Give the export options of its type. */
+static void set_options(struct export_config *config, const char *text)
+{
+    options_free(nbd_options);
+    nbd_options = NULL;
+    assert_int_equal(options_parse(text, NULL, &nbd_options, NULL), 0);
+    config->options = nbd_options;
+}
+
 static struct export_config config_for(const char *id, const char *node)
 {
     struct export_config config = EXPORT_CONFIG_INIT;
 
+    config.type = "nbd";
     config.id = id;
     config.node_name = node;
     return config;
@@ -128,8 +142,7 @@ static void co_reads_and_writes_reach_the_node(void)
 
     co_start_server();
     config.writable = true;
-    config.name = "name";
-    config.description = "what it is";
+    set_options(&config, "name=name,description=what it is");
     co_assert_added(&config);
     c = co_connect("name", NULL, 0);
     assert_int_equal(nbd_client_size(c), SIZE);
@@ -179,7 +192,6 @@ static void co_wrong_exports_leave_nothing_behind(void)
 {
     struct block_node *node = co_open_disk("disk");
     struct block_bitmap *b = co_add_bitmap(node, "b", true);
-    struct export_bitmap bitmaps[] = {{NULL, "b"}, {NULL, "absent"}};
     struct export_config config = config_for("e", "disk");
     ERROR_AUTO(err);
 
@@ -191,14 +203,18 @@ static void co_wrong_exports_leave_nothing_behind(void)
     config.id = "no/id";
     co_assert_refused(&config, -EINVAL, "Invalid block export id");
     config.id = "e";
-    config.bitmaps = bitmaps;
-    config.bitmap_count = 2;
+    set_options(&config, "bitmaps.0=b,bitmaps.1=absent");
     co_assert_refused(&config, -ENOENT, "Bitmap 'absent' is not found");
     assert_int_equal(b->busy, 0);
     assert_false(block_node_in_use(node));
     assert_false(export_find("e", &(struct export_info){0}));
 
-    config.bitmap_count = 1;
+    set_options(&config, "bitmaps.0=b,colour=red");
+    co_assert_refused(&config, -EINVAL, "NBD export does not support the option 'colour'");
+    config.type = "no-type";
+    co_assert_refused(&config, -EINVAL, "Export type 'no-type' is not supported");
+    config.type = "nbd";
+    set_options(&config, "bitmaps.0=b");
     co_assert_added(&config);
     assert_int_equal(b->busy, 1);
     co_assert_refused(&config, -EEXIST, "'e' is already in use");
@@ -220,12 +236,10 @@ static void co_enabled_bitmap_needs_a_node_that_cannot_change(void)
 {
     struct block_node *node = co_open_disk("disk");
     struct block_bitmap *b = co_add_bitmap(node, "b", false);
-    struct export_bitmap bitmap = {NULL, "b"};
     struct export_config config = config_for("e", "disk");
 
     co_start_server();
-    config.bitmaps = &bitmap;
-    config.bitmap_count = 1;
+    set_options(&config, "bitmaps.0=b");
     co_assert_refused(&config, -EINVAL,
                       "Enabled bitmap 'b' incompatible with readonly export: node 'disk' can be "
                       "written, and the bitmap "
@@ -246,15 +260,13 @@ static void co_bitmap_is_read_as_a_context(void)
                                            "qemu:dirty-bitmap:b"};
     struct block_node *node = co_open_disk("disk");
     struct block_bitmap *b = co_add_bitmap(node, "b", true);
-    struct export_bitmap bitmap = {"disk", "b"};
     struct export_config config = config_for("e", "disk");
     struct nbd_extents extents[3];
     struct nbd_client *c;
 
     dirty_bitmap_set(b->bits, 1 << 20, 1 << 16);
     co_start_server();
-    config.bitmaps = &bitmap;
-    config.bitmap_count = 1;
+    set_options(&config, "bitmaps.0.node=disk,bitmaps.0.name=b");
     co_assert_added(&config);
     c = co_connect("disk", contexts, 3);
     assert_false(nbd_client_context(c, 0));
@@ -356,6 +368,221 @@ static void co_client_notices_nothing_of_another_node(void)
     block_co_unref(second);
 }
 
+/* --- a type of exports that writes down what is called ------------------------------------------- */
+
+static char notes[256]; /* calls, each with a space after it */
+
+static void note(const char *what)
+{
+    size_t len = strlen(notes);
+
+    snprintf(notes + len, sizeof(notes) - len, "%s ", what);
+}
+
+static struct noting {
+    unsigned perm, shared;
+    struct block_root *root;
+    size_t clients;
+    bool fails;
+    int busy; /* how often drain_busy() still says so */
+    uint64_t size;
+} noting;
+
+static int noting_parse(const struct export_config *config, struct options *opts, void **ret_state,
+                        struct error *err)
+{
+    note("parse");
+    *ret_state = &noting;
+    return options_take_bool(opts, "fails", false, &noting.fails, err);
+}
+
+static void noting_adjust_permissions(const void *state, unsigned *perm, unsigned *shared)
+{
+    *perm |= noting.perm;
+    *shared &= noting.shared;
+}
+
+static int noting_co_prepare(void *state, const struct export_access *access, struct error *err)
+{
+    note("prepare");
+    noting.root = access->root;
+    return noting.fails ? error_set(err, EIO, "It fails") : 0;
+}
+
+static void noting_publish(void *state)
+{
+    note("publish");
+}
+
+static void noting_stop_accepting(void *state)
+{
+    note("stop");
+}
+
+static void noting_co_disconnect(void *state)
+{
+    noting.clients = 0;
+    note("disconnect");
+}
+
+static void noting_free(void *state)
+{
+    note("free");
+}
+
+static size_t noting_client_count(const void *state)
+{
+    return noting.clients;
+}
+
+static void noting_resized(void *state, uint64_t size)
+{
+    note("resized");
+    noting.size = size;
+}
+
+static void noting_drain_begin(void *state)
+{
+    note("begin");
+}
+
+static bool noting_drain_busy(void *state)
+{
+    return noting.busy-- > 0;
+}
+
+static void noting_drain_end(void *state)
+{
+    note("end");
+}
+
+static const struct export_type noting_type = {
+    .name = "noting",
+    .title = "Noting export",
+    .parse = noting_parse,
+    .adjust_permissions = noting_adjust_permissions,
+    .co_prepare = noting_co_prepare,
+    .publish = noting_publish,
+    .stop_accepting = noting_stop_accepting,
+    .co_disconnect = noting_co_disconnect,
+    .free = noting_free,
+    .client_count = noting_client_count,
+    .resized = noting_resized,
+    .drain_begin = noting_drain_begin,
+    .drain_busy = noting_drain_busy,
+    .drain_end = noting_drain_end,
+};
+
+static struct export_config noting_config(const char *node)
+{
+    struct export_config config = config_for("n", node);
+
+    config.type = "noting";
+    noting = (struct noting){.shared = BLOCK_PERM_ALL};
+    notes[0] = '\0';
+    return config;
+}
+
+static void co_a_type_is_asked_in_order(void)
+{
+    struct block_node *node = co_open_disk("disk");
+    struct export_config config = noting_config("disk");
+    struct export_info info;
+    struct export *e;
+
+    assert_int_equal(export_co_prepare(&config, &e, NULL), 0);
+    assert_string_equal(notes, "parse prepare ");
+    export_co_discard(e);
+    assert_string_equal(notes, "parse prepare free ");
+    notes[0] = '\0';
+    co_assert_added(&config);
+    assert_string_equal(notes, "parse prepare publish ");
+    assert_true(export_find("n", &info));
+    assert_string_equal(info.type, "noting");
+    noting.clients = 1;
+    assert_int_equal(export_co_del("n", EXPORT_DEL_SAFE, true, NULL), -EBUSY);
+    assert_int_equal(export_co_del("n", EXPORT_DEL_HARD, true, NULL), 0);
+    assert_string_equal(notes, "parse prepare publish stop disconnect free ");
+    assert_string_equal(deleted, "n ");
+    block_co_unref(node);
+}
+
+static void co_a_type_that_fails_leaves_nothing_behind(void)
+{
+    struct block_node *node = co_open_disk("disk");
+    struct export_config config = noting_config("disk");
+
+    set_options(&config, "fails=on");
+    co_assert_refused(&config, -EIO, "It fails");
+    assert_string_equal(notes, "parse prepare free ");
+    assert_false(block_node_in_use(node));
+    block_co_unref(node);
+}
+
+static void co_a_type_wants_its_own_permissions(void)
+{
+    struct block_node *node = co_open_disk("disk");
+    struct export_config config = noting_config("disk");
+    struct block_root *root;
+    ERROR_AUTO(err);
+
+    noting.shared &= ~(unsigned)BLOCK_PERM_WRITE;
+    co_assert_added(&config);
+    assert_int_equal(block_co_root_new(node, "test", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root, &err),
+                     -EPERM);
+    assert_non_null(strstr(error_message(&err), "Noting export 'n'"));
+    assert_int_equal(export_co_del("n", EXPORT_DEL_HARD, true, NULL), 0);
+    block_co_unref(node);
+}
+
+static void co_drains_and_sizes_reach_a_type(void)
+{
+    struct block_node *node = co_open("driver=null-co,node-name=disk,size=65536", BLOCK_OPEN_RDWR);
+    struct export_config config = noting_config("disk");
+    struct block_root *root;
+
+    /* One that is made within a drain is told of it. */
+    block_co_drain_begin(node);
+    co_assert_added(&config);
+    assert_string_equal(notes, "parse begin prepare publish ");
+    block_co_drain_end(node);
+    assert_string_equal(notes, "parse begin prepare publish end ");
+    notes[0] = '\0';
+    noting.busy = 3;
+    block_co_drain_begin(node);
+    assert_true(noting.busy <= 0);
+    block_co_drain_end(node);
+    assert_string_equal(notes, "begin end ");
+    notes[0] = '\0';
+    assert_int_equal(block_co_root_new(node, "test", BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                                       BLOCK_PERM_ALL, &root, NULL),
+                     0);
+    notes[0] = '\0';
+    assert_int_equal(block_co_truncate(block_root_edge(root), 131072, BLOCK_PREALLOC_OFF, NULL), 0);
+    assert_string_equal(notes, "begin resized end ");
+    assert_int_equal(noting.size, 131072);
+    block_co_root_release(root);
+    notes[0] = '\0';
+    assert_int_equal(export_co_del("n", EXPORT_DEL_HARD, true, NULL), 0);
+    assert_string_equal(notes, "stop disconnect free ");
+    block_co_unref(node);
+}
+
+static void co_the_server_deletes_exports_of_its_type(void)
+{
+    struct block_node *node = co_open_disk("disk");
+    struct export_config noted = noting_config("disk"), config = config_for("e", "disk");
+
+    co_start_server();
+    co_assert_added(&noted);
+    co_assert_added(&config);
+    assert_int_equal(export_co_nbd_server_stop(NULL), 0);
+    assert_string_equal(deleted, "e ");
+    export_co_del_all(NULL);
+    assert_string_equal(deleted, "e n ");
+    block_co_unref(node);
+}
+
 /* --- the machinery ------------------------------------------------------------------------------- */
 
 static void run_co(void *arg)
@@ -369,6 +596,8 @@ static void run(void (*fn)(void))
 {
     deleted[0] = '\0';
     assert_int_equal(reactor_run_until_done(run_co, &fn), 0);
+    options_free(nbd_options);
+    nbd_options = NULL;
 }
 
 #define TEST(name)                                                                                 \
@@ -384,6 +613,11 @@ TEST(enabled_bitmap_needs_a_node_that_cannot_change)
 TEST(bitmap_is_read_as_a_context)
 TEST(hard_deletion_waits_for_requests_and_drops_clients)
 TEST(client_notices_nothing_of_another_node)
+TEST(a_type_is_asked_in_order)
+TEST(a_type_that_fails_leaves_nothing_behind)
+TEST(a_type_wants_its_own_permissions)
+TEST(drains_and_sizes_reach_a_type)
+TEST(the_server_deletes_exports_of_its_type)
 
 static int set_up(void **state)
 {
@@ -391,6 +625,8 @@ static int set_up(void **state)
     block_register_driver(&memory_disk_driver);
     file_register_drivers();
     nbd_register_driver();
+    export_nbd_register_type();
+    export_register_type(&noting_type);
     export_set_event_fn(on_event, NULL);
     return reactor_init_main(NULL);
 }
@@ -411,6 +647,11 @@ int main(void)
         cmocka_unit_test(bitmap_is_read_as_a_context),
         cmocka_unit_test(hard_deletion_waits_for_requests_and_drops_clients),
         cmocka_unit_test(client_notices_nothing_of_another_node),
+        cmocka_unit_test(a_type_is_asked_in_order),
+        cmocka_unit_test(a_type_that_fails_leaves_nothing_behind),
+        cmocka_unit_test(a_type_wants_its_own_permissions),
+        cmocka_unit_test(drains_and_sizes_reach_a_type),
+        cmocka_unit_test(the_server_deletes_exports_of_its_type),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);

@@ -18,6 +18,7 @@
 #include "block/block.h"
 #include "cli/cli.h"
 #include "export/export.h"
+#include "export/nbd_server.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
@@ -202,7 +203,7 @@ static void co_end_in_order(void *arg)
         export_co_nbd_server_stop(NULL);
     }
     if (!end.hasty) {
-        export_co_del_all();
+        export_co_del_all(NULL);
     }
     end.step = "nodes";
     co_close_nodes();
@@ -221,7 +222,7 @@ static void co_end_in_order(void *arg)
 static bool tell_export(const struct export_info *info, void *arg)
 {
     /* Others have not been told to end yet, or have no clients any more. */
-    if (info->shutting_down || info->connections > 0) {
+    if (info->shutting_down || info->clients > 0) {
         log_error("export '%s' on node '%s' does not come to its end: requests hang", info->id,
                   block_node_name(info->node));
     }

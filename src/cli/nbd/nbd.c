@@ -17,6 +17,7 @@
 #include "cli/cli.h"
 #include "cli/image.h"
 #include "export/export.h"
+#include "export/nbd_server.h"
 #include "loop/loop.h"
 #include "nbd/client.h"
 #include "nbd/proto.h"
@@ -293,26 +294,45 @@ static int co_start_server(struct error *err)
     return export_co_nbd_server_start(&config, err);
 }
 
+/* The options of the export, as its type has them; NULL: out of memory. */
+static struct options *export_options(void)
+{
+    struct options *opts = options_new(), *bitmaps = options_new();
+
+    if (!opts || !bitmaps) {
+        options_free(opts);
+        options_free(bitmaps);
+        return NULL;
+    }
+    options_set_str(opts, "name", cl.name ?: "");
+    if (cl.description) {
+        options_set_str(opts, "description", cl.description);
+    }
+    options_set_bool(opts, "allocation-depth", cl.depth);
+    for (size_t i = 0; i < cl.bitmaps.count; i++) {
+        char key[24];
+
+        snprintf(key, sizeof(key), "%zu", i);
+        options_set_str(bitmaps, key, cl.bitmaps.item[i].value);
+    }
+    options_set_child(opts, "bitmaps", bitmaps);
+    return opts;
+}
+
 static int co_add_export(const struct cli_disk *disk, struct error *err)
 {
+    AUTO_OPTIONS struct options *opts = export_options();
     struct export_config config = EXPORT_CONFIG_INIT;
-    AUTO_FREE struct export_bitmap *bitmaps = calloc(cl.bitmaps.count + 1, sizeof(*bitmaps));
 
-    if (!bitmaps) {
+    if (!opts) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    for (size_t i = 0; i < cl.bitmaps.count; i++) {
-        bitmaps[i].name = cl.bitmaps.item[i].value;
-    }
+    config.type = "nbd";
     config.id = EXPORT_ID;
     config.node_name = block_node_name(disk->node);
-    config.name = cl.name ?: "";
-    config.description = cl.description;
     config.writable = !cl.read_only;
     config.writethrough = disk->writethrough;
-    config.allocation_depth = cl.depth;
-    config.bitmaps = bitmaps;
-    config.bitmap_count = cl.bitmaps.count;
+    config.options = opts;
     return export_co_add(&config, err);
 }
 

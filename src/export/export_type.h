@@ -1,0 +1,104 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a type of exports provides ("nbd"; later others): a table of operations. export.c calls them
+ * and knows no more of a type. It owns the id, the roots on the nodes, and the order of the steps:
+ *
+ *   parse --> co_prepare --> publish --> stop_accepting --> co_disconnect --> free
+ *     |            |                                                           ^
+ *     +------------+----------- failed, or taken back by a transaction --------+
+ *
+ * All operations run on the main reactor. Those that start with `co_` run in a coroutine and may
+ * yield; the others must not. An operation without "may be NULL" has to be there. `state` is what
+ * parse() returned.
+ */
+#ifndef TIDEMARK_EXPORT_EXPORT_TYPE_H
+#define TIDEMARK_EXPORT_EXPORT_TYPE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "export/export.h"
+
+/* What export.c has made ready when it calls co_prepare(). Valid until free(). */
+struct export_access {
+    struct export *export;
+    /* On the exported node, with the permissions that were asked for. I/O goes through its edge. */
+    struct block_root *root;
+    /* Where to do the I/O; NULL: the type chooses. */
+    struct reactor *reactor;
+    bool writable;
+    /* Every write has to be on stable storage before it is answered. */
+    bool writethrough;
+};
+
+struct export_type {
+    /* The value of "type" in QMP and on command lines. */
+    const char *name;
+    /* For messages, before the id in quotes: "NBD export". */
+    const char *title;
+
+    /*
+     * Make a state from the type's own options. Those that it knows are taken out of `opts`; an
+     * option that is left is refused by the caller. Has no effect outside of the state. 0 or
+     * -errno with `err` set; then nothing is left to be freed.
+     */
+    int (*parse)(const struct export_config *config, struct options *opts, void **ret_state,
+                 struct error *err);
+    /*
+     * Change the permissions for the root: *perm has CONSISTENT_READ, and WRITE if the export is
+     * writable; *shared has all that the configuration allows others. May be NULL.
+     */
+    void (*adjust_permissions)(const void *state, unsigned *perm, unsigned *shared);
+    /*
+     * Take everything that can fail: names, memory, threads, further nodes (export_co_attach()).
+     * No client is let in yet. Nodes may be drained meanwhile, so no I/O. 0 or -errno with `err`
+     * set; free() follows then, too.
+     */
+    int (*co_prepare)(void *state, const struct export_access *access, struct error *err);
+    /* Let clients in. Cannot fail: a transaction may have committed other actions already. */
+    void (*publish)(void *state);
+    /* No new clients from now on. Those that are connected stay. */
+    void (*stop_accepting)(void *state);
+    /*
+     * Disconnect all clients, and wait until their requests have ended and no other thread uses
+     * the state. After stop_accepting().
+     */
+    void (*co_disconnect)(void *state);
+    /* Release the state, at any point before publish() or after co_disconnect(). */
+    void (*free)(void *state);
+
+    /* Clients now: while there are any, a deletion in mode "safe" is refused. */
+    size_t (*client_count)(const void *state);
+
+    /* Notices: each may come as soon as parse() has returned, and until co_disconnect() has. */
+
+    /*
+     * The exported node has `size` bytes now, and is drained. May be NULL for a type whose
+     * adjust_permissions() does not share RESIZE.
+     */
+    void (*resized)(void *state, uint64_t size);
+    /*
+     * For a type with work of its own that does not pass the gate, such as polling of queues. Requests
+     * that the type makes are held up by the gate anyway. Each may be NULL. Between drain_begin()
+     * and drain_end() the type begins nothing new; the drain waits while drain_busy() returns true.
+     */
+    void (*drain_begin)(void *state);
+    bool (*drain_busy)(void *state);
+    void (*drain_end)(void *state);
+};
+
+/* Add a type. Once, at start; it lives as long as the process. Does not yield. */
+void export_register_type(const struct export_type *type);
+
+/*
+ * Attach to one more node, such as the owner of a bitmap, from co_prepare(). The root is released
+ * with the export, after free(). Errors as those of block_co_root_new(), or -ENOMEM. Yields.
+ */
+int export_co_attach(struct export *e, struct block_node *node, unsigned perm, unsigned shared,
+                     struct block_root **ret_root, struct error *err);
+
+/* What messages and busy bitmaps call the export: "NBD export 'disk'". Borrowed. Does not yield. */
+const char *export_user(const struct export *e);
+
+#endif

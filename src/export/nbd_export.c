@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Exports of type "nbd": their options, their bitmaps, and the rules for these. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "block/bitmaps.h"
+#include "export/export_type.h"
+#include "export/nbd_server.h"
+#include "nbd/server.h"
+
+/* The state of an export. */
+struct nbd_state {
+    char *name;
+    char *description; /* NULL: none */
+    bool allocation_depth;
+    struct json_object *wanted;       /* reference to the list of bitmaps; NULL: none */
+    struct block_bitmap **bitmaps;    /* each taken (busy) */
+    struct block_root **bitmap_roots; /* for each, the one on its node */
+    size_t bitmap_count;
+    struct nbd_export *nbd; /* NULL: not prepared yet */
+};
+
+/* --- options ------------------------------------------------------------------------------------- */
+
+static void nbd_state_free(void *state)
+{
+    struct nbd_state *s = state;
+
+    if (s->nbd) {
+        nbd_export_free(s->nbd);
+    }
+    for (size_t i = 0; i < s->bitmap_count; i++) {
+        block_bitmap_give(s->bitmaps[i]);
+    }
+    free(s->bitmaps);
+    free(s->bitmap_roots);
+    json_object_put(s->wanted);
+    free(s->name);
+    free(s->description);
+    free(s);
+}
+
+static int take_nbd_options(struct nbd_state *s, const struct export_config *config,
+                            struct options *opts, struct error *err)
+{
+    int r = options_take_str(opts, "name", &s->name, err);
+
+    UNLESS_FAILED(r, options_take_str(opts, "description", &s->description, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "allocation-depth", false, &s->allocation_depth, err));
+    UNLESS_FAILED(r, options_take_list(opts, "bitmaps", &s->wanted, err));
+    if (r < 0) {
+        return r;
+    }
+    if (!export_nbd_server()) {
+        return error_set(err, EINVAL, "NBD server not running");
+    }
+    if (!s->name) {
+        s->name = strdup(config->node_name);
+    }
+    return s->name ? 0 : error_set(err, ENOMEM, "Out of memory");
+}
+
+static int nbd_state_parse(const struct export_config *config, struct options *opts,
+                           void **ret_state, struct error *err)
+{
+    struct nbd_state *s = calloc(1, sizeof(*s));
+    int r;
+
+    if (!s) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    r = take_nbd_options(s, config, opts, err);
+    if (r < 0) {
+        nbd_state_free(s);
+        return r;
+    }
+    *ret_state = s;
+    return 0;
+}
+
+/* The protocol has no notice of a new size for clients that are connected. */
+static void nbd_adjust_permissions(const void *state, unsigned *perm, unsigned *shared)
+{
+    *shared &= ~(unsigned)BLOCK_PERM_RESIZE;
+}
+
+/* --- bitmaps ------------------------------------------------------------------------------------- */
+
+/* In the exported node, else down its backing chain. */
+static struct block_bitmap *search_bitmap(struct block_node *node, const char *name,
+                                          struct error *err)
+{
+    for (struct block_node *n = node; n; n = block_node_filter_or_backing(n)) {
+        struct block_bitmap *b = block_bitmap_find(n, name);
+
+        if (b) {
+            return b;
+        }
+    }
+    error_set(err, ENOENT, "Bitmap '%s' is not found", name);
+    return NULL;
+}
+
+/* The bitmap that an element of the option `bitmaps` names. */
+static int find_wanted(struct json_object *item, struct block_node *node,
+                       struct block_bitmap **ret_bitmap, struct error *err)
+{
+    struct json_object *owner = NULL, *name = item;
+
+    if (json_object_is_type(item, json_type_object)) {
+        json_object_object_get_ex(item, "node", &owner);
+        json_object_object_get_ex(item, "name", &name);
+    }
+    if (!json_object_is_type(name, json_type_string) ||
+        (owner && !json_object_is_type(owner, json_type_string))) {
+        return error_set(
+            err, EINVAL,
+            "An element of 'bitmaps' has to be the name of a bitmap, or an object with "
+            "the strings 'node' and 'name'");
+    }
+    *ret_bitmap = owner ? block_bitmap_lookup(json_object_get_string(owner),
+                                              json_object_get_string(name), NULL, err)
+                        : search_bitmap(node, json_object_get_string(name), err);
+    return *ret_bitmap ? 0 : -ENOENT;
+}
+
+/*
+ * Clients of a read-only export, and of a point in time, were promised contents that stay. So a bitmap
+ * that may still be marked is refused there. In a node that nobody can write, an enabled bitmap does
+ * not change either.
+ */
+static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct error *err)
+{
+    int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (contents_stay && b->enabled && !block_node_is_read_only(b->node)) {
+        return error_set(err, EINVAL,
+                         "Enabled bitmap '%s' incompatible with readonly export: node '%s' can be "
+                         "written, and the bitmap would change; disable it first "
+                         "(block-dirty-bitmap-disable)",
+                         b->name, block_node_name(b->node));
+    }
+    return block_co_bitmap_fetch(b, err);
+}
+
+/*
+ * A root on the owner of a bitmap: the node stays, keeps its size, and is drained together with the
+ * readers of the bitmap. An enabled bitmap is offered as one that does not change: so no user may begin
+ * to write its node while the export lives.
+ */
+static int co_take_bitmap(struct nbd_state *s, struct export *e, struct block_bitmap *b,
+                          bool contents_stay, struct error *err)
+{
+    unsigned shared = BLOCK_PERM_ALL & ~(unsigned)BLOCK_PERM_RESIZE;
+    int r = co_check_bitmap(b, contents_stay, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (contents_stay && b->enabled) {
+        shared &= ~(unsigned)BLOCK_PERM_WRITE;
+    }
+    r = export_co_attach(e, b->node, 0, shared, &s->bitmap_roots[s->bitmap_count], err);
+    if (r < 0) {
+        return r;
+    }
+    block_bitmap_take(b, export_user(e));
+    s->bitmaps[s->bitmap_count++] = b;
+    return 0;
+}
+
+static int co_take_bitmaps(struct nbd_state *s, const struct export_access *access,
+                           struct error *err)
+{
+    struct block_node *node = block_root_node(access->root);
+    bool contents_stay = !access->writable || block_node_is_frozen_view(node);
+    size_t count = s->wanted ? json_object_array_length(s->wanted) : 0;
+
+    s->bitmaps = calloc(count + 1, sizeof(struct block_bitmap *));
+    s->bitmap_roots = calloc(count + 1, sizeof(struct block_root *));
+    if (!s->bitmaps || !s->bitmap_roots) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    for (size_t i = 0; i < count; i++) {
+        struct block_bitmap *b = NULL;
+        int r = find_wanted(json_object_array_get_idx(s->wanted, i), node, &b, err);
+
+        UNLESS_FAILED(r, co_take_bitmap(s, access->export, b, contents_stay, err));
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+/* --- life ---------------------------------------------------------------------------------------- */
+
+static int nbd_co_prepare(void *state, const struct export_access *access, struct error *err)
+{
+    struct nbd_state *s = state;
+    struct nbd_export_config config = {
+        .name = s->name,
+        .description = s->description,
+        .root = access->root,
+        .writable = access->writable,
+        .writethrough = access->writethrough,
+        .allocation_depth = s->allocation_depth,
+        .reactor = access->reactor,
+    };
+    int r = co_take_bitmaps(s, access, err);
+
+    if (r < 0) {
+        return r;
+    }
+    /* That yielded. */
+    if (!export_nbd_server()) {
+        return error_set(err, EINVAL, "NBD server not running");
+    }
+    config.bitmaps = s->bitmaps;
+    config.bitmap_roots = s->bitmap_roots;
+    config.bitmap_count = s->bitmap_count;
+    return nbd_export_new(export_nbd_server(), &config, &s->nbd, err);
+}
+
+static void nbd_publish(void *state)
+{
+    nbd_export_publish(((struct nbd_state *)state)->nbd);
+}
+
+static void nbd_stop_accepting(void *state)
+{
+    nbd_export_unpublish(((struct nbd_state *)state)->nbd);
+}
+
+static void nbd_co_disconnect(void *state)
+{
+    nbd_export_co_disconnect(((struct nbd_state *)state)->nbd);
+}
+
+static size_t nbd_client_count(const void *state)
+{
+    return nbd_export_client_count(((const struct nbd_state *)state)->nbd);
+}
+
+static const struct export_type nbd_type = {
+    .name = "nbd",
+    .title = "NBD export",
+    .parse = nbd_state_parse,
+    .adjust_permissions = nbd_adjust_permissions,
+    .co_prepare = nbd_co_prepare,
+    .publish = nbd_publish,
+    .stop_accepting = nbd_stop_accepting,
+    .co_disconnect = nbd_co_disconnect,
+    .free = nbd_state_free,
+    .client_count = nbd_client_count,
+};
+
+void export_nbd_register_type(void)
+{
+    export_register_type(&nbd_type);
+}
