@@ -1,46 +1,126 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/log.h"
 
-#include <stdarg.h>
+#include <inttypes.h>
 #include <stdatomic.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
+
+/* Longer messages take memory from the heap. */
+#define LINE_MAX_ON_STACK 1024
+
+static const struct {
+    const char *name;
+    const char *priority; /* for the journal */
+    const char *word;     /* before the message */
+} levels[] = {
+    [LOG_LEVEL_ERROR] = {"error", "<3>", ""},
+    [LOG_LEVEL_WARNING] = {"warning", "<4>", "warning: "},
+    [LOG_LEVEL_INFO] = {"info", "<6>", ""},
+    [LOG_LEVEL_DEBUG] = {"debug", "<7>", "debug: "},
+};
 
 static _Atomic enum log_level log_threshold = LOG_LEVEL_WARNING;
 static const char *_Atomic log_program = "tidemark";
+static atomic_bool to_journal;
 
 void log_set_level(enum log_level level)
 {
     atomic_store(&log_threshold, level);
 }
 
+bool log_is_printed(enum log_level level)
+{
+    return level <= atomic_load(&log_threshold);
+}
+
+bool log_level_parse(const char *name, enum log_level *ret)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(levels); i++) {
+        if (strcmp(levels[i].name, name) == 0) {
+            *ret = (enum log_level)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool stderr_is_journal(void)
+{
+    const char *stream = getenv("JOURNAL_STREAM");
+    uintmax_t device, inode;
+    struct stat st;
+
+    return stream && sscanf(stream, "%ju:%ju", &device, &inode) == 2 &&
+           fstat(STDERR_FILENO, &st) == 0 && st.st_dev == device && st.st_ino == inode;
+}
+
 void log_set_program(const char *name)
 {
     atomic_store(&log_program, name);
+    atomic_store(&to_journal, stderr_is_journal());
+}
+
+void log_write(enum log_level level, const char *lines, size_t size)
+{
+    struct iovec parts[] = {
+        {.iov_base = (char *)(uintptr_t)levels[level].priority, .iov_len = 3},
+        {.iov_base = (char *)(uintptr_t)lines, .iov_len = size},
+    };
+    ssize_t written = atomic_load(&to_journal) ? writev(STDERR_FILENO, parts, 2)
+                                               : write(STDERR_FILENO, lines, size);
+
+    if (written < 0) {
+        return; /* there is no other place to report that to */
+    }
+}
+
+void log_vprint(enum log_level level, const char *fmt, va_list ap)
+{
+    char on_stack[LINE_MAX_ON_STACK], *line = on_stack;
+    AUTO_FREE char *on_heap = NULL;
+    size_t room = sizeof(on_stack);
+    va_list again;
+    int head, body;
+
+    if (!log_is_printed(level)) {
+        return;
+    }
+    va_copy(again, ap);
+    head = snprintf(line, room, "%s: %s", atomic_load(&log_program), levels[level].word);
+    head = MIN(head, LINE_MAX_ON_STACK / 2);
+    body = vsnprintf(line + head, room - (size_t)head, fmt, ap);
+    if (body >= 0 && (size_t)(head + body) + 1 >= room) {
+        /* Without memory it is cut. */
+        on_heap = malloc((size_t)(head + body) + 2);
+        if (on_heap) {
+            room = (size_t)(head + body) + 2;
+            memcpy(on_heap, line, (size_t)head);
+            line = on_heap;
+            vsnprintf(line + head, room - (size_t)head, fmt, again);
+        }
+    }
+    va_end(again);
+    if (body >= 0) {
+        size_t size = MIN((size_t)(head + body), room - 2);
+
+        line[size++] = '\n';
+        log_write(level, line, size);
+    }
 }
 
 void log_print(enum log_level level, const char *fmt, ...)
 {
-    static const char *const prefix[] = {"", "warning: ", "", "debug: "};
-    char line[2048];
     va_list ap;
-    int n, m;
 
-    if (level > atomic_load(&log_threshold)) {
-        return;
-    }
-    n = snprintf(line, sizeof(line), "%s: %s", atomic_load(&log_program), prefix[level]);
     va_start(ap, fmt);
-    m = vsnprintf(line + n, sizeof(line) - (size_t)n - 1, fmt, ap);
+    log_vprint(level, fmt, ap);
     va_end(ap);
-    if (m < 0) {
-        return;
-    }
-    n = MIN(n + m, (int)sizeof(line) - 2);
-    line[n++] = '\n';
-    if (write(STDERR_FILENO, line, (size_t)n) < 0) {
-        return; /* there is no other place to report it */
-    }
 }
