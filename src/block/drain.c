@@ -13,6 +13,8 @@
  * to change it, and nobody besides.
  */
 #include "block/internal.h"
+#include "co/stall.h"
+#include "trace/events.h"
 
 static unsigned drain_all_depth;
 static struct list partial_drains = LIST_INIT(partial_drains); /* of struct block_drain */
@@ -54,7 +56,10 @@ void block_root_enter_slow(struct block_root *root, unsigned index)
         pthread_mutex_lock(&root->guard);
         root_check_idle_locked(root);
         if (atomic_load(&root->quiesced)) {
+            int64_t since = co_stall_clock();
+
             co_queue_wait_release(&root->blocked, &root->guard);
+            co_stall_check(since, "end of drain", root, __builtin_return_address(0));
         } else {
             pthread_mutex_unlock(&root->guard);
         }

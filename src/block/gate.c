@@ -19,6 +19,7 @@
 #include "base/checked.h"
 #include "block/gate_align.h"
 #include "block/internal.h"
+#include "trace/events.h"
 
 /* Longest chunk of explicit zeroes; all its elements point to the same memory. */
 #define ZERO_BUFFER_SIZE (64 * KiB)
@@ -97,6 +98,7 @@ int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, un
 
     enter(edge);
     node = edge->node;
+    trace_block_read_begin(node->name, offset, iov.size, flags);
     if (__builtin_expect(!node->driver->co_preadv, false)) {
         r = -ENOTSUP;
     } else if (iov.size == 0) {
@@ -106,6 +108,7 @@ int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, un
     } else {
         r = offset_is_sane(offset, iov.size) ? co_read_past_end(edge, offset, iov, flags) : -EIO;
     }
+    trace_block_read_end(node->name, offset, iov.size, r);
     leave(edge);
     return r;
 }
@@ -195,11 +198,13 @@ int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, u
     int r;
 
     enter(edge);
+    trace_block_write_begin(edge->node->name, offset, iov.size, flags);
     r = check_write(edge, offset, iov.size, flags);
     if (r == 0 && iov.size > 0) {
         r = edge->node->driver->co_pwritev ? co_driver_pwritev(edge->node, offset, iov, flags)
                                            : -ENOTSUP;
     }
+    trace_block_write_end(edge->node->name, offset, iov.size, r);
     leave(edge);
     return r;
 }
@@ -344,10 +349,12 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
     int r;
 
     enter(edge);
+    trace_block_zeroes_begin(edge->node->name, offset, length, flags);
     r = check_write(edge, offset, length, flags);
     if (r == 0 && length > 0) {
         r = co_zero_range(edge->node, offset, length, flags);
     }
+    trace_block_zeroes_end(edge->node->name, offset, length, r);
     leave(edge);
     return r;
 }
@@ -369,6 +376,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     int r;
 
     enter(edge);
+    trace_block_copy_begin(node->name, offset, length, source->name, source_offset);
     r = check_write(edge, offset, length, flags);
     if (r == 0 && length > 0) {
         r = may_copy(node, offset, length)
@@ -379,6 +387,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     if (r == 0 && (flags & BLOCK_REQ_FUA)) {
         r = co_flush_node(node);
     }
+    trace_block_copy_end(node->name, offset, length, r);
     leave(edge);
     return r;
 }
@@ -437,6 +446,7 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 
     enter(edge);
     node = edge->node;
+    trace_block_discard_begin(node->name, offset, length);
     r = check_write(edge, offset, length, 0);
     if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
         r = co_discard_node(node, offset, length);
@@ -444,6 +454,7 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
         size = block_node_size(node);
         account_change(node, offset, MIN(length, size - MIN(offset, size)), r, 0);
     }
+    trace_block_discard_end(node->name, offset, length, r);
     leave(edge);
     return r;
 }
@@ -488,7 +499,9 @@ int block_co_flush(struct block_edge *edge)
     int r;
 
     enter(edge);
+    trace_block_flush_begin(edge->node->name);
     r = co_flush_node(edge->node);
+    trace_block_flush_end(edge->node->name, r);
     leave(edge);
     return r;
 }
@@ -520,11 +533,13 @@ int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct io
 
     enter(edge);
     node = edge->node;
+    trace_block_snapshot_read_begin(node->name, offset, iov.size);
     if (!range_fits(offset, iov.size, block_node_size(node))) {
         r = -EIO;
     } else if (node->driver->co_preadv_snapshot) {
         r = node->driver->co_preadv_snapshot(node, offset, iov);
     }
+    trace_block_snapshot_read_end(node->name, offset, iov.size, r);
     leave(edge);
     return r;
 }
@@ -537,6 +552,7 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
 
     enter(edge);
     node = edge->node;
+    trace_block_snapshot_status_begin(node->name, offset, length);
     if (offset >= block_node_size(node)) {
         *ret = (struct block_status){.flags = BLOCK_STATUS_EOF};
         r = 0;
@@ -544,6 +560,8 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
         length = MIN(length, block_node_size(node) - offset);
         r = node->driver->co_snapshot_status(node, offset, length, ret);
     }
+    trace_block_snapshot_status_end(node->name, offset, r < 0 ? 0 : ret->length,
+                                    r < 0 ? 0 : ret->flags, r);
     leave(edge);
     return r;
 }
@@ -555,11 +573,13 @@ int block_co_discard_snapshot(struct block_edge *edge, uint64_t offset, uint64_t
 
     enter(edge);
     node = edge->node;
+    trace_block_snapshot_discard_begin(node->name, offset, length);
     if (!range_fits(offset, length, block_node_size(node))) {
         r = -EIO;
     } else if (node->driver->co_discard_snapshot) {
         r = node->driver->co_discard_snapshot(node, offset, length);
     }
+    trace_block_snapshot_discard_end(node->name, offset, length, r);
     leave(edge);
     return r;
 }

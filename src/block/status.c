@@ -4,6 +4,7 @@
 
 #include "base/checked.h"
 #include "block/internal.h"
+#include "trace/events.h"
 
 /* What is asked for. */
 enum question {
@@ -108,7 +109,10 @@ static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t len
     if (edge->root) {
         block_root_enter(edge->root);
     }
+    trace_block_status_begin(edge->node->name, offset, length);
     r = co_node_status(edge->node, offset, length, question, ret);
+    trace_block_status_end(edge->node->name, offset, r < 0 ? 0 : ret->length,
+                           r < 0 ? 0 : ret->flags, r);
     if (edge->root) {
         block_root_leave(edge->root);
     }

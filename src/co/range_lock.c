@@ -10,6 +10,7 @@
 #include <assert.h>
 
 #include "co/sync.h"
+#include "co/stall.h"
 #include "co/wake_list.h"
 
 void range_lock_init(struct range_lock *l)
@@ -82,7 +83,10 @@ void co_range_lock(struct range_lock *l, struct range_entry *e, uint64_t offset,
     pthread_mutex_lock(&l->guard);
     range_index_add(&l->entries, &e->item, offset, length);
     while ((other = find_conflict_locked(l, e, offset, length))) {
+        int64_t since = co_stall_clock();
+
         co_queue_wait_release(&other->blocked, &l->guard);
+        co_stall_check(since, "range lock", l, __builtin_return_address(0));
         pthread_mutex_lock(&l->guard);
     }
     e->granted = true;

@@ -2,6 +2,7 @@
 #include <assert.h>
 
 #include "co/sync.h"
+#include "co/stall.h"
 #include "co/wake_list.h"
 
 /* On the stack of the waiting coroutine. */
@@ -38,9 +39,10 @@ static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
     return true;
 }
 
-static void co_rwlock_lock(struct co_rwlock *l, bool writer)
+static void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
 {
     struct rwlock_waiter waiter = {.co = co_self(), .writer = writer};
+    int64_t since;
 
     assert(waiter.co);
     pthread_mutex_lock(&l->guard);
@@ -50,17 +52,19 @@ static void co_rwlock_lock(struct co_rwlock *l, bool writer)
     }
     list_append(&l->waiters, &waiter.link);
     pthread_mutex_unlock(&l->guard);
+    since = co_stall_clock();
     co_suspend(); /* co_rwlock_unlock() has taken the lock for it */
+    co_stall_check(since, "rwlock", l, caller);
 }
 
 void co_rwlock_rdlock(struct co_rwlock *l)
 {
-    co_rwlock_lock(l, false);
+    co_rwlock_lock(l, false, __builtin_return_address(0));
 }
 
 void co_rwlock_wrlock(struct co_rwlock *l)
 {
-    co_rwlock_lock(l, true);
+    co_rwlock_lock(l, true, __builtin_return_address(0));
 }
 
 void co_rwlock_unlock(struct co_rwlock *l)

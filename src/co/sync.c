@@ -9,6 +9,7 @@
 
 #include <assert.h>
 
+#include "co/stall.h"
 #include "co/wake_list.h"
 
 static void guard_destroy(pthread_mutex_t *guard)
@@ -117,7 +118,10 @@ void co_mutex_lock(struct co_mutex *m)
 
     assert(co_self() && !co_mutex_is_held(m));
     if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
+        int64_t since = co_stall_clock();
+
         co_mutex_lock_slow(m);
+        co_stall_check(since, "mutex", m, __builtin_return_address(0));
     }
     mutex_set_holder(m, co_task());
 }
@@ -236,6 +240,7 @@ void co_semaphore_destroy(struct co_semaphore *s)
 void co_semaphore_take(struct co_semaphore *s, int64_t units)
 {
     struct semaphore_waiter waiter = {.co = co_self(), .units = units};
+    int64_t since;
 
     pthread_mutex_lock(&s->guard);
     if (list_is_empty(&s->waiters) && s->available >= units) {
@@ -245,7 +250,9 @@ void co_semaphore_take(struct co_semaphore *s, int64_t units)
     }
     list_append(&s->waiters, &waiter.link);
     pthread_mutex_unlock(&s->guard);
+    since = co_stall_clock();
     co_suspend();
+    co_stall_check(since, "semaphore", s, __builtin_return_address(0));
 }
 
 void co_semaphore_give(struct co_semaphore *s, int64_t units)

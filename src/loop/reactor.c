@@ -21,6 +21,7 @@
 
 #include "base/log.h"
 #include "loop/internal.h"
+#include "trace/trace.h"
 
 #define ASLEEP ((void *)1)
 
@@ -417,6 +418,7 @@ int reactor_init_main(struct error *err)
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a write beyond `ulimit -f` fails with -EFBIG instead */
     loop_file_io_init();
+    trace_thread_begin("main");
     ret = init_engine(r, err);
     if (ret < 0) {
         free(r);
@@ -486,6 +488,7 @@ static void *reactor_thread(void *arg)
     int ret;
 
     pthread_setname_np(pthread_self(), r->name);
+    trace_thread_begin(r->name);
     ret = reactor_init_thread(r);
 
     pthread_mutex_lock(&startup->lock);

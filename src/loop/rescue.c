@@ -36,6 +36,8 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "loop/internal.h"
+#include "trace/events.h"
+#include "trace/trace.h"
 
 /* A call that takes longer hangs, unless it is running. */
 #define HANG_NS (10 * NS_PER_MS)
@@ -76,6 +78,7 @@ static void take_over(struct reactor *r, void *engine_data)
     pthread_setname_np(r->thread, "hung-io");
     pthread_detach(r->thread);
     pthread_setname_np(pthread_self(), r->name);
+    trace_thread_begin(r->name);
     r->thread = pthread_self();
     r->tid = gettid();
     atomic_store(&r->blocked_since, 0);

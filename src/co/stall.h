@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Waits of coroutines that take longer than they should: each is traced as co_stall when it ends.
+ * Any thread; nothing here yields.
+ *
+ *      int64_t since = co_stall_clock();
+ *      ...wait...
+ *      co_stall_check(since, "mutex", m, __builtin_return_address(0));
+ */
+#ifndef TIDEMARK_CO_STALL_H
+#define TIDEMARK_CO_STALL_H
+
+#include <stdint.h>
+
+/* What takes at least so many milliseconds is a stall. */
+#define CO_STALL_MS 100
+
+/* Milliseconds of a clock that is coarse and cheap to read (about 10 ns). */
+int64_t co_stall_clock(void);
+
+/*
+ * The wait that began at `since` for an `object` of a `kind` has ended; `caller` is the address of
+ * the code that waited.
+ */
+void co_stall_check(int64_t since, const char *kind, const void *object, const void *caller);
+
+#endif

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What a process that is broken leaves behind: the latest events. All of it runs in a signal
+ * handler.
+ */
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "trace/internal.h"
+#include "trace/trace.h"
+
+/* A sanitizer's own handler reports more of what a memory error is. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+static const int signals[] = {SIGABRT};
+#else
+static const int signals[] = {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+#endif
+
+static atomic_flag dumping = ATOMIC_FLAG_INIT;
+
+static void put_line(const char *line, size_t size)
+{
+    log_write(LOG_LEVEL_ERROR, line, size);
+    trace_write_to_file(line, size);
+}
+
+/* strsignal() may take memory. */
+static const char *signal_name(int signal)
+{
+    switch (signal) {
+    case SIGABRT:
+        return "SIGABRT";
+    case SIGSEGV:
+        return "SIGSEGV";
+    case SIGBUS:
+        return "SIGBUS";
+    case SIGFPE:
+        return "SIGFPE";
+    default:
+        return "SIGILL";
+    }
+}
+
+static void put_heading(int signal)
+{
+    static const char after[] = " ends the process. Latest events, oldest first:\n";
+    const char *name = signal_name(signal);
+    char line[64 + sizeof(after)];
+    size_t length = strlen(name);
+
+    memcpy(line, name, length);
+    memcpy(line + length, after, sizeof(after) - 1);
+    put_line(line, length + sizeof(after) - 1);
+}
+
+/*
+ * The default action is in force again. A signal that an instruction caused comes again with the
+ * instruction.
+ */
+static void on_crash(int signal, siginfo_t *info, void *context)
+{
+    if (atomic_flag_test_and_set(&dumping)) {
+        for (;;) {
+            pause(); /* another thread writes, and ends the process */
+        }
+    }
+    put_heading(signal);
+    trace_ring_each(put_line);
+    if (info->si_code <= 0) {
+        raise(signal); /* was sent; delivered when the handler returns */
+    }
+}
+
+void trace_crash_init(void)
+{
+    struct sigaction action = {.sa_sigaction = on_crash,
+                               .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND};
+
+    sigfillset(&action.sa_mask);
+    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+        (void)sigaction(signals[i], &action, NULL);
+    }
+    trace_thread_begin("main");
+}

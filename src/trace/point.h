@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The switch of one trace point. Code includes the generated "trace/events.h" instead, which has an
+ * inline function trace_NAME() for each event of events.list.
+ *
+ *      byte  0         1         2       3
+ *          [ semaphore         | sinks | 0 ]     one word: one comparison finds that nobody looks
+ *
+ * The kernel counts in `semaphore` who is attached to the event's USDT probe. A program that has
+ * the probes therefore keeps its trace points in a section that comes from the file.
+ */
+#ifndef TIDEMARK_TRACE_POINT_H
+#define TIDEMARK_TRACE_POINT_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* Where the lines of an event go. */
+enum trace_sinks {
+    /* To the ring of the thread. */
+    TRACE_SINK_RING = 1 << 0,
+    /* To the trace file, or standard error, and to the ring. */
+    TRACE_SINK_OUTPUT = 1 << 1,
+};
+
+union trace_point {
+    _Atomic uint32_t word;
+    struct {
+        volatile uint16_t semaphore;
+        _Atomic uint8_t sinks;
+    };
+};
+
+/*
+ * Any thread; does not yield. Arguments of an event are best computed by the caller's own needs, or
+ * under this.
+ */
+static inline bool trace_point_is_on(union trace_point *point)
+{
+    return __builtin_expect(atomic_load_explicit(&point->word, memory_order_relaxed) != 0, false);
+}
+
+#endif

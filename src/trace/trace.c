@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "trace/trace.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "trace/internal.h"
+
+/* "2026-11-28T22:33:09" */
+#define SECOND_LENGTH 19
+
+/* -1: lines go to standard error. Set once, before other threads start. */
+static int file = -1;
+
+/*
+ * --- which events are on ------------------------------------------------------------------------
+ */
+
+bool trace_is_pattern(const char *pattern)
+{
+    return strchr(pattern, '*') || strchr(pattern, '?');
+}
+
+bool trace_matches(const char *pattern, const char *name)
+{
+    const char *star = NULL, *resume = NULL;
+
+    /*
+     * At a mismatch the latest star takes one character more. Earlier stars need not be tried
+     * again.
+     */
+    while (*name) {
+        if (*pattern == '*') {
+            star = pattern++;
+            resume = name;
+        } else if (*pattern == '?' || *pattern == *name) {
+            pattern++;
+            name++;
+        } else if (star) {
+            pattern = star + 1;
+            name = ++resume;
+        } else {
+            return false;
+        }
+    }
+    return pattern[strspn(pattern, "*")] == '\0';
+}
+
+const struct trace_event *trace_next_event(const char *pattern, const struct trace_event *event)
+{
+    const struct trace_event *const *at = trace_events;
+
+    while (event && *at && strcmp((*at)->name, event->name) <= 0) {
+        at++;
+    }
+    while (*at && !trace_matches(pattern, (*at)->name)) {
+        at++;
+    }
+    return *at;
+}
+
+const char *trace_event_name(const struct trace_event *event)
+{
+    return event->name;
+}
+
+bool trace_event_is_enabled(const struct trace_event *event)
+{
+    return atomic_load(&event->point->sinks) & TRACE_SINK_OUTPUT;
+}
+
+void trace_event_enable(const struct trace_event *event, bool enable)
+{
+    if (enable) {
+        atomic_fetch_or(&event->point->sinks, TRACE_SINK_OUTPUT);
+    } else {
+        atomic_fetch_and(&event->point->sinks, (uint8_t)~TRACE_SINK_OUTPUT);
+    }
+}
+
+bool trace_apply(const char *pattern)
+{
+    bool enable = pattern[0] != '-';
+    const struct trace_event *event;
+    bool found = false;
+
+    if (!enable) {
+        pattern++;
+    }
+    for (event = NULL; (event = trace_next_event(pattern, event));) {
+        trace_event_enable(event, enable);
+        found = true;
+    }
+    return found || trace_is_pattern(pattern);
+}
+
+/*
+ * --- lines --------------------------------------------------------------------------------------
+ */
+
+int trace_open_file(const char *path, struct error *err)
+{
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+
+    if (fd < 0) {
+        return error_set_errno(err, errno, "Could not open trace file '%s'", path);
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    file = fd;
+    return 0;
+}
+
+void trace_write_to_file(const char *line, size_t size)
+{
+    if (file >= 0 && write(file, line, size) < 0) {
+        return; /* a trace that can't be written must not disturb what is traced */
+    }
+}
+
+/*
+ * The start of a line, up to the fraction of the second. gmtime_r() takes a lock: threads remember
+ * the latest second.
+ */
+static void put_second(char *to, time_t second)
+{
+    static __thread char text[SECOND_LENGTH + 1];
+    static __thread time_t known;
+
+    if (second != known) {
+        struct tm tm;
+
+        gmtime_r(&second, &tm);
+        strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S", &tm);
+        known = second;
+    }
+    memcpy(to, text, SECOND_LENGTH);
+}
+
+/* snprintf() that returns what is in the buffer. */
+__attribute__((format(printf, 3, 4))) static size_t put(char *to, size_t room, const char *format,
+                                                        ...)
+{
+    va_list ap;
+    int n;
+
+    va_start(ap, format);
+    n = vsnprintf(to, room, format, ap);
+    va_end(ap);
+    return n < 0 ? 0 : MIN((size_t)n, room - 1);
+}
+
+void trace_emit(const struct trace_event *event, const char *format, ...)
+{
+    uint8_t sinks = atomic_load_explicit(&event->point->sinks, memory_order_relaxed);
+    char line[TRACE_LINE_MAX];
+    const size_t room = sizeof(line) - 1; /* for the newline */
+    int saved_errno = errno;
+    struct timespec now;
+    size_t size = SECOND_LENGTH;
+    va_list ap;
+    int n;
+
+    if (!sinks) {
+        return; /* only the USDT probe is looked at */
+    }
+    clock_gettime(CLOCK_REALTIME, &now);
+    put_second(line, now.tv_sec);
+    size += put(line + size, room - size, ".%06ldZ %s %s", now.tv_nsec / 1000, trace_thread_name(),
+                event->name);
+    va_start(ap, format);
+    n = vsnprintf(line + size, room - size, format, ap);
+    va_end(ap);
+    size += n < 0 ? 0 : MIN((size_t)n, room - size - 1);
+    line[size++] = '\n';
+    trace_ring_add((uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000, line, size);
+    if (sinks & TRACE_SINK_OUTPUT && file >= 0) {
+        trace_write_to_file(line, size);
+    } else if (sinks & TRACE_SINK_OUTPUT) {
+        log_write(LOG_LEVEL_DEBUG, line, size);
+    }
+    errno = saved_errno;
+}
