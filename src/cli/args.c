@@ -19,7 +19,7 @@ void cli_items_clear(struct cli_items *items)
     *items = (struct cli_items){NULL, 0};
 }
 
-static bool items_append(struct cli_items *items, const char *name, const char *value)
+bool cli_items_append(struct cli_items *items, const char *name, const char *value)
 {
     struct cli_item *bigger = realloc(items->item, (items->count + 1) * sizeof(*bigger));
 
@@ -161,7 +161,7 @@ static bool apply(const struct cli_arg *a, const char *value)
         return true;
     case CLI_REPEAT:
     case CLI_ACTION:
-        return items_append(a->target, a->name, takes_value(a) ? value : NULL);
+        return cli_items_append(a->target, a->name, takes_value(a) ? value : NULL);
     }
     return false;
 }

@@ -21,6 +21,8 @@ struct cli_items {
     size_t count;
 };
 
+/* Add one at the end; both strings are borrowed. False: out of memory, which has been reported. */
+bool cli_items_append(struct cli_items *items, const char *name, const char *value);
 void cli_items_clear(struct cli_items *items);
 #define CLI_ITEMS_AUTO(name)                                                                       \
     __attribute__((cleanup(cli_items_clear))) struct cli_items name = {NULL, 0}

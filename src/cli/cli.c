@@ -64,23 +64,13 @@ void cli_end_signals(sigset_t *ret)
     }
 }
 
-/* A line, whole: other threads may have something to tell, too. */
-static void tell(const char *kind, const char *fmt, va_list ap)
-{
-    fflush(stdout);
-    flockfile(stderr);
-    fprintf(stderr, "%s: %s", program, kind);
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
-    funlockfile(stderr);
-}
-
 int cli_fail(const char *fmt, ...)
 {
     va_list ap;
 
     va_start(ap, fmt);
-    tell("", fmt, ap);
+    fflush(stdout);
+    log_vprint(LOG_LEVEL_ERROR, fmt, ap);
     va_end(ap);
     return 1;
 }
@@ -100,15 +90,9 @@ void cli_warn(const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    tell("warning: ", fmt, ap);
+    fflush(stdout);
+    log_vprint(LOG_LEVEL_WARNING, fmt, ap);
     va_end(ap);
-}
-
-void cli_warn_of_trace(const char *pattern)
-{
-    if (pattern) {
-        cli_warn("there are no trace events: '%s' has no effect", pattern);
-    }
 }
 
 static int out_of_range(const char *name, uint64_t min, uint64_t max)

@@ -42,9 +42,7 @@ void cli_end_signals(sigset_t *ret);
 int cli_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* The same for what is in `err`, with its hint on a line of its own; `err` is empty afterwards. Returns 1. */
 int cli_report(struct error *err);
-/* "program: warning: sentence". */
-/* Of --trace, which QEMU's tools take: there is nothing to trace. `pattern` NULL: it was not given. */
-void cli_warn_of_trace(const char *pattern);
+/* "program: warning: sentence", likewise, unless --log-level leaves warnings out. */
 void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /* size_parse() that takes "1024.0" and "1024.0b", too. Tells nobody. */

@@ -340,23 +340,10 @@ class DaemonTest(tidemark.TestCase):
             (("--object", "secret,help", "--blockdev", "nonsense"), "\n  file=<string>\n"),
             (("--chardev", "help"), "\n  socket\n  stdio\n"),
             (("--chardev", "socket,help"), "\n  wait=<bool (on/off)>\n"),
-            (("-T", "help"), "There are no trace events."),
+            (("-T", "help"), "block_read_begin\n"),
         ):
             with self.subTest(options):
                 result = self.run_daemon(*options)
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertIn(wanted, result.stdout)
         self.refused("Help is not available for this option", "--blockdev", "raw,help")
-
-    def test_trace_is_taken_with_a_warning(self):
-        """There is nothing to trace, which is no reason for a script to fail, but for a word."""
-        wanted = "warning: there are no trace events: 'nbd_*' has no effect"
-        server = self.daemon("-T", "nbd_*")
-        server.quit()
-        self.assertIn(wanted, server.log())
-        disk = self.create("traced.raw", "1M", fmt="raw")
-        for words in (
-            (*tidemark.tool("img"), "-T", "nbd_*", "info", disk),
-            (*tidemark.tool("io"), "-T", "nbd_*", "-f", "raw", "-c", "read 0 512", disk),
-        ):
-            self.assertIn(wanted, tidemark.run(*words).stderr)

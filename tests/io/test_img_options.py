@@ -173,11 +173,6 @@ class Grammar(TestCase):
         self.assertIn("bitmaps size", img("measure", "-O", "qcow2", disk).stdout)
         self.assertNotIn("bitmaps", img("measure", "-O", "qcow2", "-o", "compat=0.10", disk).stdout)
 
-    def test_trace_points_are_taken(self):
-        disk = self.create("disk.qcow2", "1M")
-        for words in (("-T", "x"), ("--trace=x",), ("--trace", "enable=x", "-Tfile=y")):
-            self.assertIn("file format: qcow2", img(*words, "info", disk).stdout)
-
     def test_rebase_shares_the_new_backing_file_only(self):
         base, top = self.create("base.qcow2", "1M"), self.create("top.qcow2", "1M")
         img("rebase", "-U", "-f", "qcow2", "-b", base, "-F", "qcow2", top)

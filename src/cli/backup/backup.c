@@ -8,6 +8,7 @@
 #include "cli/backup/faces.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/observe.h"
 #include "nbd/client.h"
 #include "tls/tls.h"
 
@@ -60,6 +61,7 @@ struct words {
     const char *output, *progress, *forget;
     const char *tls_creds, *tls_hostname, *cbw_timeout;
     struct cli_items objects;
+    struct cli_observe observe;
     struct nbd_client_tls tls;
     bool json, shown, abort, leftovers;
 };
@@ -91,6 +93,7 @@ static int parse_words(int argc, char **argv, struct backup_options *o, struct w
          "only list what backups to any directory have in the daemon"},
         {"forget", 0, CLI_VALUE, &w->forget, "REPOSITORY",
          "only remove all that backups to this repository (by its id) have in the daemon"},
+        CLI_OBSERVE_ARGS(w->observe),
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };
     int first = cli_args_parse(args, &backup_usage, argc, argv);
@@ -101,7 +104,7 @@ static int parse_words(int argc, char **argv, struct backup_options *o, struct w
     if (first != argc) {
         return cli_usage_fail(&backup_usage, "unexpected argument '%s'", argv[first]);
     }
-    return -1;
+    return cli_observe(&w->observe, &first) ? -1 : first;
 }
 
 /* What is missing, or does not go together. -1: nothing; else the exit status. */
@@ -208,6 +211,7 @@ static int backup_co_main(int argc, char **argv)
                                 : co_take(&options, &words);
     }
     cli_items_clear(&words.objects);
+    cli_observe_clear(&words.observe);
     return status;
 }
 
@@ -233,10 +237,13 @@ static const struct cli_usage repair_usage = {
 int cli_repair_main(int argc, char **argv)
 {
     REPOSITORY_AUTO(repository);
+    CLI_OBSERVE_AUTO(observe);
     bool new_id = false;
+    int status;
     ERROR_AUTO(err);
     const struct cli_arg args[] = {
         {"new-id", 0, CLI_FLAG, &new_id, NULL, "give it another id"},
+        CLI_OBSERVE_ARGS(observe),
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };
     int first = cli_args_parse(args, &repair_usage, argc, argv);
@@ -246,6 +253,9 @@ int cli_repair_main(int argc, char **argv)
     }
     if (first != argc - 1) {
         return cli_usage_fail(&repair_usage, "expecting one directory");
+    }
+    if (!cli_observe(&observe, &status)) {
+        return status;
     }
     if (repository_repair(argv[first], new_id, &repository, &err) < 0) {
         return backup_fail(&err, false);

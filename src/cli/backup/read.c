@@ -8,6 +8,7 @@
 #include "cli/backup/faces.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/observe.h"
 
 /* Backups can be read without it, but no new one be made. */
 static void warn_of_description(const struct repository *r)
@@ -69,11 +70,14 @@ static int print_list_json(const struct repository *r)
 int cli_backups_main(int argc, char **argv)
 {
     REPOSITORY_AUTO(repository);
+    CLI_OBSERVE_AUTO(observe);
     const char *output = NULL;
     bool json;
+    int status;
     ERROR_AUTO(err);
     const struct cli_arg args[] = {
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
+        CLI_OBSERVE_ARGS(observe),
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };
     int first = cli_args_parse(args, &backups_usage, argc, argv);
@@ -83,6 +87,9 @@ int cli_backups_main(int argc, char **argv)
     }
     if (first != argc - 1) {
         return cli_usage_fail(&backups_usage, "expecting one directory");
+    }
+    if (!cli_observe(&observe, &status)) {
+        return status;
     }
     if (cli_parse_output(output, &json) < 0) {
         return 1;
@@ -148,8 +155,10 @@ static int restore_co_main(int argc, char **argv)
 {
     struct restore_options options = {.format = "raw", .stop = &backup_stop};
     const char *output = NULL, *progress = NULL;
+    CLI_OBSERVE_AUTO(observe);
     struct restore_result result;
     bool json, shown = false;
+    int status;
     ERROR_AUTO(err);
     const struct cli_arg args[] = {
         {"at", 0, CLI_VALUE, &options.at, "ID",
@@ -159,6 +168,7 @@ static int restore_co_main(int argc, char **argv)
          "overwrite an existing file, a device or an export"},
         BACKUP_PROGRESS_ARGS(shown, progress),
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
+        CLI_OBSERVE_ARGS(observe),
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };
     int first = cli_args_parse(args, &restore_usage, argc, argv);
@@ -172,6 +182,9 @@ static int restore_co_main(int argc, char **argv)
     if (strcmp(options.format, "raw") != 0 && strcmp(options.format, "qcow2") != 0) {
         return cli_usage_fail(&restore_usage, "--format needs 'raw' or 'qcow2', not '%s'",
                               options.format);
+    }
+    if (!cli_observe(&observe, &status)) {
+        return status;
     }
     if (cli_parse_output(output, &json) < 0 ||
         backup_progress(shown, progress, &options.progress) < 0) {
@@ -255,14 +268,17 @@ static int verify_co_main(int argc, char **argv)
 {
     struct verify_options options = {.report = print_report, .stop = &backup_stop};
     const char *output = NULL, *progress = NULL;
+    CLI_OBSERVE_AUTO(observe);
     struct json_object *list = NULL;
     struct verify_result result;
     bool json, shown = false;
+    int status;
     ERROR_AUTO(err);
     const struct cli_arg args[] = {
         {"at", 0, CLI_VALUE, &options.at, "ID", "only this backup and those it builds on"},
         BACKUP_PROGRESS_ARGS(shown, progress),
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
+        CLI_OBSERVE_ARGS(observe),
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };
     int first = cli_args_parse(args, &verify_usage, argc, argv);
@@ -272,6 +288,9 @@ static int verify_co_main(int argc, char **argv)
     }
     if (first != argc - 1) {
         return cli_usage_fail(&verify_usage, "expecting one directory");
+    }
+    if (!cli_observe(&observe, &status)) {
+        return status;
     }
     if (cli_parse_output(output, &json) < 0 ||
         backup_progress(shown, progress, &options.progress) < 0) {

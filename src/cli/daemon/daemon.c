@@ -22,12 +22,14 @@
 #include "cli/cli.h"
 #include "cli/daemon/end.h"
 #include "cli/daemon/help.h"
+#include "cli/observe.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
 #include "qmp/objects.h"
 #include "qmp/transaction.h"
+#include "trace/trace.h"
 
 static const struct cli_usage usage = {
     .synopsis = "",
@@ -54,7 +56,7 @@ struct daemon {
     struct cli_items items; /* what is to be made, in order */
     bool daemonize;
     const char *pidfile;
-    const char *trace;
+    struct cli_observe observe;
     int ready_fd; /* tells the parent that waits; -1 without --daemonize */
     int pid_fd;   /* the locked pidfile; -1 if none */
     struct daemon_signals signals;
@@ -291,10 +293,6 @@ static bool print_help(const struct daemon *d, int *ret_status)
             return true;
         }
     }
-    if (d->trace && daemon_help("trace", d->trace, ret_status)) {
-        return true;
-    }
-    cli_warn_of_trace(d->trace);
     return false;
 }
 
@@ -388,8 +386,7 @@ int cli_daemon_main(int argc, char **argv)
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},
-        {"trace", 'T', CLI_VALUE, &d.trace, "PATTERN",
-         "taken, with a warning: there are no trace events"},
+        CLI_OBSERVE_ARGS(d.observe),
         {"version", 'V', CLI_FLAG, &version, NULL, "print the version"},
         {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
     };
@@ -404,9 +401,11 @@ int cli_daemon_main(int argc, char **argv)
         cli_print_version();
     } else if (first < argc) {
         status = cli_usage_fail(&usage, "%s: Unexpected argument", argv[first]);
-    } else {
+    } else if (cli_observe(&d.observe, &status)) {
+        trace_crash_init();
         status = run(&d, argc, argv);
     }
     cli_items_clear(&d.items);
+    cli_observe_clear(&d.observe);
     return status;
 }

@@ -91,8 +91,6 @@ bool daemon_help(const char *option, const char *value, int *ret_status)
         print_object_help(value);
     } else if (strcmp(option, "chardev") == 0) {
         print_chardev_help(value);
-    } else if (strcmp(option, "trace") == 0) {
-        printf("There are no trace events.\n");
     } else {
         *ret_status = cli_fail("--%s %s: Help is not available for this option", option, value);
     }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "cli/observe.h"
 #include "loop/loop.h"
 
 struct img_command {
@@ -40,7 +41,7 @@ static const struct img_command commands[] = {
 
 static void print_help(void)
 {
-    printf("usage: %s COMMAND [options] ...\n"
+    printf("usage: %s [--trace PATTERN] [--log-level LEVEL] COMMAND [options] ...\n"
            "       %s COMMAND --help\n"
            "\n"
            "Works on disk image files that no machine uses at the moment.\n"
@@ -51,6 +52,10 @@ static void print_help(void)
         printf("  %-8s %-30s %s\n", commands[i].name, commands[i].synopsis, commands[i].about);
     }
     printf(
+        "\n"
+        "options before the command:\n"
+        "  -T, --trace PATTERN  trace: [[enable=]PATTERN][,events=FILE][,file=FILE]; or help\n"
+        "  --log-level LEVEL    print messages up to: error, warning (default), info, debug\n"
         "\n"
         "options of most commands:\n"
         "  -f FORMAT         format of the image, -O of the target; guessed if absent\n"
@@ -92,16 +97,6 @@ void img_progress_begin(struct progress *p, bool wanted, uint64_t total)
     progress_begin(p, stdout, form, NULL, total);
 }
 
-/* QEMU's trace points, as an option before the command: taken, and there are none. Returns how many words it is. */
-static int trace_option(int argc, char **argv)
-{
-    if (strncmp(argv[1], "--trace=", 8) == 0 ||
-        (strncmp(argv[1], "-T", 2) == 0 && argv[1][2] != '\0')) {
-        return 1;
-    }
-    return argc > 2 && (strcmp(argv[1], "-T") == 0 || strcmp(argv[1], "--trace") == 0) ? 2 : 0;
-}
-
 static int co_img_main(int argc, char **argv)
 {
     const char *name = argv[1];
@@ -121,10 +116,15 @@ static int co_img_main(int argc, char **argv)
 
 int cli_img_main(int argc, char **argv)
 {
-    for (int words; argc > 1 && (words = trace_option(argc, argv)) > 0;) {
-        cli_warn_of_trace(argv[words]);
+    CLI_OBSERVE_AUTO(observe);
+    int status;
+
+    for (int words; argc > 1 && (words = cli_observe_take(&observe, argc, argv)) > 0;) {
         argc -= words;
         argv += words;
+    }
+    if (!cli_observe(&observe, &status)) {
+        return status;
     }
     if (argc < 2) {
         return cli_usage_fail(&(struct cli_usage){0}, "Not enough arguments");

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "cli/args.h"
 #include "cli/img/img.h"
+#include "cli/observe.h"
 #include "loop/loop.h"
 
 #define WORDS_MAX 1100 /* a readv of 1,024 parts, and its options */
@@ -201,7 +202,8 @@ static void co_run_input(struct io *io)
 
 struct command_line {
     struct cli_items commands, objects;
-    const char *format, *cache, *discard, *aio, *trace;
+    const char *format, *cache, *discard, *aio;
+    struct cli_observe observe;
     bool image_opts, read_only, snapshot, no_cache, copy_on_read, misalign, native_aio;
     bool force_share, version;
 };
@@ -278,7 +280,7 @@ static int co_io_main(int argc, char **argv)
         {"cache", 't', CLI_VALUE, &l.cache, "CACHE",
          "none, writeback, writethrough (default), directsync or unsafe"},
         {"discard", 'd', CLI_VALUE, &l.discard, "MODE", "unmap (default) or ignore"},
-        {"trace", 'T', CLI_VALUE, &l.trace, "PATTERN", NULL},
+        CLI_OBSERVE_ARGS(l.observe),
         IMG_ARG_SHARE(l.force_share),
         IMG_ARG_IMAGE_OPTS(l.image_opts),
         IMG_ARG_OBJECT(l.objects),
@@ -294,12 +296,12 @@ static int co_io_main(int argc, char **argv)
         status = 0;
     } else if (first < argc - 1) {
         status = cli_usage_fail(&usage, "Expecting one image file name");
-    } else {
-        cli_warn_of_trace(l.trace);
+    } else if (cli_observe(&l.observe, &status)) {
         status = check_command_line(&l) || co_run_all(&l, first < argc ? argv[first] : NULL);
     }
     cli_items_clear(&l.commands);
     cli_items_clear(&l.objects);
+    cli_observe_clear(&l.observe);
     return status;
 }
 

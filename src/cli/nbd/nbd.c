@@ -16,12 +16,14 @@
 #include "cli/args.h"
 #include "cli/cli.h"
 #include "cli/image.h"
+#include "cli/observe.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "loop/loop.h"
 #include "nbd/client.h"
 #include "nbd/proto.h"
 #include "tls/tls.h"
+#include "trace/trace.h"
 
 #define EXPORT_ID "tidemark-nbd"
 #define FIRST_PASSED_FD 3 /* sd_listen_fds(3) */
@@ -41,10 +43,11 @@ static const struct cli_usage usage = {
 /* The command line. */
 static struct {
     const char *format, *bind, *port, *socket, *shared, *name, *description, *offset, *cache;
-    const char *discard, *detect_zeroes, *pid_file, *aio, *trace;
+    const char *discard, *detect_zeroes, *pid_file, *aio;
+    struct cli_observe observe;
     const char *connect, *load_snapshot, *tls_creds, *tls_authz, *tls_hostname, *selinux;
     struct cli_items bitmaps, objects;
-    bool read_only, persistent, depth, list, fork, verbose, version, image_opts, no_cache;
+    bool read_only, persistent, depth, list, fork, version, image_opts, no_cache;
     bool snapshot, disconnect;
     const char *file; /* FILE; NULL with -L */
     int ready_fd;     /* a byte goes here when clients can connect; -1: nobody waits */
@@ -88,13 +91,13 @@ static const struct cli_arg args[] = {
     {"tls-hostname", 0, CLI_VALUE, &cl.tls_hostname, "NAME",
      "with -L: the name that the server's certificate is for"},
     {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL", "taken, and told to have no effect"},
-    {"verbose", 'v', CLI_FLAG, &cl.verbose, NULL, "tell more"},
+    {"verbose", 'v', CLI_FLAG, &cl.observe.verbose, NULL, "verbose: as --log-level=info"},
+    CLI_OBSERVE_ARGS(cl.observe),
     {"version", 'V', CLI_FLAG, &cl.version, NULL, "print the version"},
     /* Known, and refused by name. */
     {"connect", 'c', CLI_VALUE, &cl.connect, "DEV", NULL},
     {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL, NULL},
     {"snapshot", 's', CLI_FLAG, &cl.snapshot, NULL, NULL},
-    {"trace", 'T', CLI_VALUE, &cl.trace, "PATTERN", NULL},
     {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
 };
 
@@ -364,7 +367,7 @@ static void tell_ready(void)
     if (null >= 0) {
         dup2(null, STDIN_FILENO);
         dup2(null, STDOUT_FILENO);
-        if (!cl.verbose) {
+        if (!cl.observe.verbose) {
             dup2(null, STDERR_FILENO);
         }
         close(null);
@@ -491,7 +494,6 @@ static int refuse_unsupported(void)
             return cli_fail("%s is not supported", refused[i].option);
         }
     }
-    cli_warn_of_trace(cl.trace);
     return 0;
 }
 
@@ -678,15 +680,16 @@ static int run(int argc, char **argv)
         cli_print_version();
         return 0;
     }
+    if (!cli_observe(&cl.observe, &ret)) {
+        return ret;
+    }
     cl.read_only = cl.read_only || cl.load_snapshot;
     if (refuse_unsupported() || check_activation() || check_selinux() || check_tls() ||
         check_texts() || cli_check_snapshot(cl.load_snapshot) < 0 ||
         (cl.list ? check_list_mode(argc - first) : check_serve_mode(argc - first))) {
         return 1;
     }
-    if (cl.verbose) {
-        log_set_level(LOG_LEVEL_INFO);
-    }
+    trace_crash_init();
     if (cl.fork) {
         ret = go_to_background();
         if (ret >= 0) {
@@ -710,5 +713,6 @@ int cli_nbd_main(int argc, char **argv)
 
     cli_items_clear(&cl.bitmaps);
     cli_items_clear(&cl.objects);
+    cli_observe_clear(&cl.observe);
     return ret;
 }

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--trace in each face, the log levels, and what a server that crashes logs."""
+
+import os
+import re
+import signal
+import subprocess
+import unittest
+
+import tidemark
+from tidemark import TIDEMARK, TestCase, io, run, tool
+
+TOP = os.environ["TIDEMARK_SOURCE"]
+LIST = os.path.join(TOP, "src", "trace", "events.list")
+LINE = re.compile(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z (\S+) (\w+)(?: (.*))?$")
+
+
+def events(text):
+    """(thread, name, arguments) of each line of a trace."""
+    return [m.groups() for m in map(LINE.match, text.splitlines()) if m]
+
+
+def names(text):
+    return [name for _, name, _ in events(text)]
+
+
+class TraceTest(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.disk = self.create("disk.raw", "1M", fmt="raw")
+
+    def traced(self, *options, **more):
+        """Standard error of `io` that reads a sector."""
+        return io(self.disk, "read 0 512", fmt="raw", options=options, **more).stderr
+
+
+class Options(TraceTest):
+    def test_a_pattern_enables_what_it_matches(self):
+        seen = events(self.traced("--trace", "block_read_*"))
+        self.assertEqual(seen[0][:2], ("main", "block_read_begin"))
+        self.assertEqual(seen[-1][1], "block_read_end")
+        self.assertIn("offset=0 length=512 result=0", seen[-1][2])
+        self.assertEqual({name for _, name, _ in seen}, {"block_read_begin", "block_read_end"})
+
+    def test_nothing_is_traced_by_default(self):
+        self.assertEqual(self.traced(), "")
+
+    def test_later_patterns_win(self):
+        text = self.traced("-T", "enable=block_*", "-T", "-block_*_begin")
+        self.assertIn("block_read_end", names(text))
+        self.assertNotIn("block_read_begin", names(text))
+
+    def test_patterns_from_a_file(self):
+        patterns = self.path("patterns")
+        with open(patterns, "w") as f:
+            f.write("# a comment\n\nblock_*\n-block_*_begin\n")
+        text = self.traced("--trace", f"events={patterns}")
+        self.assertIn("block_read_end", names(text))
+        self.assertNotIn("block_read_begin", names(text))
+
+    def test_lines_are_appended_to_a_file(self):
+        log = self.path("trace.log")
+        with open(log, "w") as f:
+            f.write("before\n")
+        self.assertEqual(self.traced("--trace", f"block_read_end,file={log}"), "")
+        with open(log) as f:
+            text = f.read()
+        self.assertTrue(text.startswith("before\n"))
+        self.assertIn("block_read_end", names(text))
+
+    def test_a_name_that_no_event_has_is_a_warning(self):
+        text = self.traced("-T", "no_such_event", "-T", "no_such_*")
+        self.assertEqual(
+            text, "tidemark io: warning: trace event 'no_such_event' does not exist\n"
+        )
+
+    def test_what_cannot_be_done_is_an_error(self):
+        for option, wanted in (
+            ("bogus=1", "--trace does not support the option 'bogus'"),
+            ("events=/nonexistent/x", "Could not open '/nonexistent/x': No such file or directory"),
+            ("file=/nonexistent/x", "Could not open trace file '/nonexistent/x'"),
+        ):
+            with self.subTest(option):
+                result = run(*tool("io"), "-T", option, self.disk, check=False)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn(wanted, result.stderr)
+
+    def test_help_lists_all_events(self):
+        result = run(*tool("io"), "--trace", "help")
+        with open(LIST) as f:
+            declared = re.findall(r"^(?:always )?(\w+)\(", f.read(), re.M)
+        self.assertEqual(result.stdout.split(), sorted(declared))
+        self.assertEqual(run(*tool("img"), "-T?").stdout, result.stdout)
+
+
+class Faces(TraceTest):
+    def test_img(self):
+        run(*tool("img"), "-T", "block_read_*", "info", self.disk)
+        for option in (("--trace", "block_read_end"), ("--trace=block_read_end",), ("-Tblock_read_end",)):
+            result = run(*tool("img"), *option, "convert", "-O", "qcow2", self.disk, self.path("x"))
+            self.assertIn("block_read_end", names(result.stderr))
+
+    def test_img_takes_both_options_before_the_command(self):
+        result = run(*tool("img"), "--log-level=error", "--trace", "nothing", "info", self.disk)
+        self.assertEqual(result.stderr, "")
+
+    def test_nbd_and_daemon(self):
+        log = self.path("trace.log")
+        for command in ("nbd", "daemon"):
+            with self.subTest(command):
+                sock = self.path(command + ".sock")
+                if command == "nbd":
+                    words = [*tool("nbd"), "-f", "raw", "-k", sock, self.disk]
+                    words += ["--trace", f"block_read_*,file={log}"]
+                    server = self.own(tidemark.Process(words, self.path("log")))
+                else:
+                    server = self.daemon(
+                        "--blockdev", f"driver=file,node-name=disk,filename={self.disk}",
+                        "--nbd-server", f"addr.type=unix,addr.path={sock}",
+                        "--export", "type=nbd,id=e,node-name=disk,name=",
+                        "--trace", f"block_read_*,file={log}",
+                    )  # fmt: skip
+                server.wait_for(lambda: os.path.exists(sock), sock)
+                io(tidemark.nbd_uri(sock), "read 4096 1024", fmt="raw", options=["-r"])
+                server.stop()
+                with open(log) as f:
+                    lines = events(f.read())
+                os.unlink(log)
+                mine = [args for _, name, args in lines if name == "block_read_end"]
+                self.assertTrue(any("offset=4096 length=1024 result=0" in args for args in mine))
+
+    def test_faces_of_backups(self):
+        for command in ("backup", "backups", "restore", "verify", "repair"):
+            with self.subTest(command):
+                result = run(*tool(command), "--help")
+                self.assertIn("--trace=PATTERN", result.stdout)
+                self.assertIn("--log-level=LEVEL", result.stdout)
+
+
+class LogLevels(TraceTest):
+    def test_levels_that_there_are_not(self):
+        for face in ("io", "daemon", "nbd", "img"):
+            result = run(*tool(face), "--log-level", "loud", check=False)
+            self.assertEqual(result.returncode, 1)
+            self.assertIn("Invalid log level 'loud': must be error, warning, info or debug", result.stderr)
+
+    def test_warnings_can_be_left_out(self):
+        self.assertEqual(self.traced("--log-level", "error", "-T", "no_such_event"), "")
+
+    def journaled(self, *words):
+        """Standard error of a program that is told that it goes to the journal."""
+        log = self.path("journal")
+        with open(log, "wb") as f:
+            st = os.fstat(f.fileno())
+            env = dict(os.environ, JOURNAL_STREAM=f"{st.st_dev}:{st.st_ino}")
+            subprocess.run(words, stderr=f, stdout=subprocess.DEVNULL, env=env, check=False)
+        with open(log) as f:
+            return f.read()
+
+    def test_the_journal_gets_priorities(self):
+        text = self.journaled(
+            *tool("io"), "-T", "no_such_event", "-T", "block_read_end", "-f", "raw",
+            "-c", "read 0 512", self.disk,
+        )  # fmt: skip
+        lines = text.splitlines()
+        self.assertEqual(lines[0], "<4>tidemark io: warning: trace event 'no_such_event' does not exist")
+        self.assertRegex(lines[1], r"^<7>\d{4}-")
+        text = self.journaled(*tool("img"), "info", self.path("absent"))
+        self.assertTrue(text.startswith("<3>tidemark img: Could not open"), text)
+
+    def test_other_files_get_none(self):
+        env = dict(os.environ, JOURNAL_STREAM="1:2")
+        self.assertTrue(self.traced("-T", "no_such_event", env=env).startswith("tidemark io: "))
+
+
+class Crash(TraceTest):
+    def test_a_server_that_aborts_logs_its_latest_events(self):
+        trace = self.path("trace.log")
+        sock = self.path("sock")
+        words = [*tool("nbd"), "-t", "-f", "raw", "-k", sock, self.disk]
+        words += ["--trace", f"block_flush_*,file={trace}"]
+        server = self.own(tidemark.Process(words, self.path("log")))
+        server.wait_for(lambda: os.path.exists(sock), sock)
+        io(tidemark.nbd_uri(sock), "write 0 512", "flush", fmt="raw")
+        server.stop(sig=signal.SIGABRT, expect=-signal.SIGABRT)
+        log = server.log()
+        self.assertIn("SIGABRT ends the process. Latest events, oldest first:\n", log)
+        self.assertIn("block_flush_end", names(log))
+        with open(trace) as f:
+            self.assertIn("SIGABRT ends the process", f.read())
+
+
+class Table(unittest.TestCase):
+    def test_the_documentation_has_all_events(self):
+        wanted = run(os.path.join(TOP, "tools", "trace-events"), "--table", LIST).stdout
+        with open(os.path.join(TOP, "docs", "tracing.md")) as f:
+            self.assertIn(wanted, f.read(), "run tools/trace-events --table LIST DOCUMENT")
+
+    def test_each_event_is_used(self):
+        used = run("grep", "-rhoE", r"\btrace_[a-z0-9_]+\(", os.path.join(TOP, "src")).stdout
+        with open(LIST) as f:
+            for name in re.findall(r"^(?:always )?(\w+)\(", f.read(), re.M):
+                self.assertIn(f"trace_{name}(", used)
+
+    def test_each_event_is_a_usdt_probe(self):
+        notes = run("readelf", "-n", TIDEMARK).stdout
+        probes = set(re.findall(r"Provider: tidemark\s+Name: (\w+)", notes))
+        self.assertEqual(probes, set(run(*tool("io"), "--trace", "help").stdout.split()))
+        for semaphore in re.findall(r"Provider: tidemark.*?Semaphore: (\w+)", notes, re.S):
+            self.assertNotEqual(int(semaphore, 16), 0)
+
+
+if __name__ == "__main__":
+    unittest.main()
