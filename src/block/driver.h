@@ -7,6 +7,7 @@
 
 #include <stdatomic.h>
 
+#include "base/counters.h"
 #include "base/list.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
@@ -100,6 +101,9 @@ struct block_node {
     _Atomic uint64_t
         write_generation; /* counts writes; with the next a flush without writes costs nothing */
     _Atomic uint64_t flushed_generation;
+
+    /* What the gate counts; shards are struct block_node_shard (op.h). */
+    struct counters counters;
 };
 
 struct block_driver {
@@ -262,6 +266,15 @@ struct block_driver {
     int (*co_snapshot_status)(struct block_node *node, uint64_t offset, uint64_t length,
                               struct block_status *ret);
     int (*co_discard_snapshot)(struct block_node *node, uint64_t offset, uint64_t length);
+    /* --- figures of its own --- */
+
+    /*
+     * A table of at most BLOCK_DRIVER_STATS_MAX rows, without histograms, and a function that fills in a value for each row. Main
+     * reactor, while the node is open; must not yield. NULL: there are none.
+     */
+    const struct stat_desc *stats;
+    void (*read_stats)(struct block_node *node, uint64_t *ret_values);
+
     /* Something happens in a format or in the gate above this node; may hold it up. Fault filters have this. */
     void (*co_event)(struct block_node *node, enum block_event event);
 };

@@ -19,6 +19,7 @@
 #include "base/checked.h"
 #include "block/gate_align.h"
 #include "block/internal.h"
+#include "block/op.h"
 #include "trace/events.h"
 
 /* Longest chunk of explicit zeroes; all its elements point to the same memory. */
@@ -69,8 +70,8 @@ static int co_driver_preadv(struct block_node *node, uint64_t offset, struct iov
 }
 
 /*
- * Format metadata and data can lie at the ragged end of a file: what is beyond it reads as zeroes. Roots get
- * an error instead.
+ * Of an interior edge: format metadata and data can lie at the ragged end of a file, and what is beyond
+ * it reads as zeroes.
  */
 static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov iov,
                             unsigned flags)
@@ -80,9 +81,6 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
     IOV_PART_AUTO(part);
     int r = 0;
 
-    if (edge->root) {
-        return -EIO;
-    }
     if (inside > 0) {
         r = iov_part_set(&part, iov, 0, inside);
         r = r < 0 ? r : co_driver_preadv(edge->node, offset, part.iov, flags);
@@ -94,11 +92,13 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
 int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct block_node *node;
+    struct block_op op;
     int r;
 
     enter(edge);
     node = edge->node;
     trace_block_read_begin(node->name, offset, iov.size, flags);
+    block_op_begin(&op, node);
     if (__builtin_expect(!node->driver->co_preadv, false)) {
         r = -ENOTSUP;
     } else if (iov.size == 0) {
@@ -106,8 +106,10 @@ int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, un
     } else if (__builtin_expect(range_fits(offset, iov.size, block_node_size(node)), true)) {
         r = co_driver_preadv(node, offset, iov, flags);
     } else {
-        r = offset_is_sane(offset, iov.size) ? co_read_past_end(edge, offset, iov, flags) : -EIO;
+        op.invalid = edge->root || !offset_is_sane(offset, iov.size);
+        r = op.invalid ? -EIO : co_read_past_end(edge, offset, iov, flags);
     }
+    block_op_end(&op, BLOCK_OP_READ, offset, iov.size, r);
     trace_block_read_end(node->name, offset, iov.size, r);
     leave(edge);
     return r;
@@ -195,15 +197,19 @@ static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct io
 
 int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
+    struct block_op op;
     int r;
 
     enter(edge);
     trace_block_write_begin(edge->node->name, offset, iov.size, flags);
+    block_op_begin(&op, edge->node);
     r = check_write(edge, offset, iov.size, flags);
+    op.invalid = r < 0;
     if (r == 0 && iov.size > 0) {
         r = edge->node->driver->co_pwritev ? co_driver_pwritev(edge->node, offset, iov, flags)
                                            : -ENOTSUP;
     }
+    block_op_end(&op, BLOCK_OP_WRITE, offset, iov.size, r);
     trace_block_write_end(edge->node->name, offset, iov.size, r);
     leave(edge);
     return r;
@@ -346,14 +352,18 @@ static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t leng
 
 int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
 {
+    struct block_op op;
     int r;
 
     enter(edge);
     trace_block_zeroes_begin(edge->node->name, offset, length, flags);
+    block_op_begin(&op, edge->node);
     r = check_write(edge, offset, length, flags);
+    op.invalid = r < 0;
     if (r == 0 && length > 0) {
         r = co_zero_range(edge->node, offset, length, flags);
     }
+    block_op_end(&op, BLOCK_OP_ZEROES, offset, length, r);
     trace_block_zeroes_end(edge->node->name, offset, length, r);
     leave(edge);
     return r;
@@ -373,11 +383,14 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
                        uint64_t source_offset, uint64_t length, unsigned flags)
 {
     struct block_node *node = edge->node;
+    struct block_op op;
     int r;
 
     enter(edge);
     trace_block_copy_begin(node->name, offset, length, source->name, source_offset);
+    block_op_begin(&op, node);
     r = check_write(edge, offset, length, flags);
+    op.invalid = r < 0;
     if (r == 0 && length > 0) {
         r = may_copy(node, offset, length)
                 ? node->driver->co_copy_from(node, offset, source, source_offset, length)
@@ -387,6 +400,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     if (r == 0 && (flags & BLOCK_REQ_FUA)) {
         r = co_flush_node(node);
     }
+    block_op_end(&op, BLOCK_OP_WRITE, offset, length, r);
     trace_block_copy_end(node->name, offset, length, r);
     leave(edge);
     return r;
@@ -441,19 +455,23 @@ static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t le
 int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 {
     struct block_node *node;
+    struct block_op op;
     uint64_t size;
     int r;
 
     enter(edge);
     node = edge->node;
     trace_block_discard_begin(node->name, offset, length);
+    block_op_begin(&op, node);
     r = check_write(edge, offset, length, 0);
+    op.invalid = r < 0;
     if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
         r = co_discard_node(node, offset, length);
         /* A discard never makes a node longer, though a format may discard a cluster that reaches over the end. */
         size = block_node_size(node);
         account_change(node, offset, MIN(length, size - MIN(offset, size)), r, 0);
     }
+    block_op_end(&op, BLOCK_OP_DISCARD, offset, length, r);
     trace_block_discard_end(node->name, offset, length, r);
     leave(edge);
     return r;
@@ -496,11 +514,14 @@ int block_co_flush_node(struct block_node *node)
 
 int block_co_flush(struct block_edge *edge)
 {
+    struct block_op op;
     int r;
 
     enter(edge);
     trace_block_flush_begin(edge->node->name);
+    block_op_begin(&op, edge->node);
     r = co_flush_node(edge->node);
+    block_op_end(&op, BLOCK_OP_FLUSH, 0, 0, r);
     trace_block_flush_end(edge->node->name, r);
     leave(edge);
     return r;
@@ -529,16 +550,20 @@ int block_co_extend(struct block_edge *edge, uint64_t size)
 int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct iov iov)
 {
     struct block_node *node;
+    struct block_op op;
     int r = -ENOTSUP;
 
     enter(edge);
     node = edge->node;
     trace_block_snapshot_read_begin(node->name, offset, iov.size);
-    if (!range_fits(offset, iov.size, block_node_size(node))) {
+    block_op_begin(&op, node);
+    op.invalid = !range_fits(offset, iov.size, block_node_size(node));
+    if (op.invalid) {
         r = -EIO;
     } else if (node->driver->co_preadv_snapshot) {
         r = node->driver->co_preadv_snapshot(node, offset, iov);
     }
+    block_op_end(&op, BLOCK_OP_READ, offset, iov.size, r);
     trace_block_snapshot_read_end(node->name, offset, iov.size, r);
     leave(edge);
     return r;
@@ -569,16 +594,20 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
 int block_co_discard_snapshot(struct block_edge *edge, uint64_t offset, uint64_t length)
 {
     struct block_node *node;
+    struct block_op op;
     int r = -ENOTSUP;
 
     enter(edge);
     node = edge->node;
     trace_block_snapshot_discard_begin(node->name, offset, length);
-    if (!range_fits(offset, length, block_node_size(node))) {
+    block_op_begin(&op, node);
+    op.invalid = !range_fits(offset, length, block_node_size(node));
+    if (op.invalid) {
         r = -EIO;
     } else if (node->driver->co_discard_snapshot) {
         r = node->driver->co_discard_snapshot(node, offset, length);
     }
+    block_op_end(&op, BLOCK_OP_DISCARD, offset, length, r);
     trace_block_snapshot_discard_end(node->name, offset, length, r);
     leave(edge);
     return r;

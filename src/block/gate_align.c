@@ -8,6 +8,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/stats.h"
 
 /* Longest piece that goes through a bounce buffer. */
 #define BOUNCE_MAX (1 * MiB)
@@ -163,6 +164,9 @@ static int co_request(struct block_node *node, uint64_t offset, struct iov iov, 
             size = MAX(round_down(size / 2, unit), unit);
         }
         r = r < 0 ? r : co_piece(node, offset + done, part.iov, flags, write, straight);
+        if (done > 0) {
+            counters_count(&node->counters, BLOCK_STAT_SPLIT);
+        }
         done += size;
     }
     return r;

@@ -45,7 +45,7 @@ void block_drain_update(void);
 
 static inline void block_root_enter(struct block_root *root)
 {
-    unsigned index = reactor_index(reactor_current());
+    unsigned index = counters_index(); /* of the reactor */
 
     atomic_store_explicit(&root->inflight[index].used, true, memory_order_relaxed);
     atomic_fetch_add(&root->inflight[index].count, 1);
@@ -56,7 +56,7 @@ static inline void block_root_enter(struct block_root *root)
 
 static inline void block_root_leave(struct block_root *root)
 {
-    atomic_fetch_sub(&root->inflight[reactor_index(reactor_current())].count, 1);
+    atomic_fetch_sub(&root->inflight[counters_index()].count, 1);
     if (__builtin_expect(atomic_load(&root->quiesced), false)) {
         block_root_leave_slow(root);
     }

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/internal.h"
+#include "block/op.h"
 
 #define NODE_NAME_MAX 31
 
@@ -183,6 +184,7 @@ void block_node_free(struct block_node *node)
 {
     list_remove(&node->link);
     range_lock_destroy(&node->rmw);
+    counters_release(&node->counters);
     json_object_put(node->options);
     free(node->opaque);
     free(node->filename);
@@ -204,6 +206,7 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     }
     node->driver = driver;
     node->open_flags = flags;
+    counters_init(&node->counters, sizeof(struct block_node_shard));
     node->refcount = 1;
     node->limits.request_alignment = 1;
     node->limits.memory_alignment = 1;

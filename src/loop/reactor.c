@@ -19,9 +19,12 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "base/counters.h"
 #include "base/log.h"
 #include "loop/internal.h"
 #include "trace/trace.h"
+
+_Static_assert(REACTOR_MAX <= COUNTERS_SHARDS, "a shard of counters for each reactor");
 
 #define ASLEEP ((void *)1)
 
@@ -61,6 +64,7 @@ struct co_home *reactor_home(struct reactor *r)
 void reactor_set_current(struct reactor *r)
 {
     this_reactor = r;
+    counters_set_index(r ? r->index : COUNTERS_SHARDS);
 }
 
 const struct loop_engine *reactor_default_engine(void)
@@ -372,7 +376,7 @@ static int reactor_init(struct reactor *r, const struct loop_engine *engine)
         return ret;
     }
     engine->adopt(r, data);
-    this_reactor = r;
+    reactor_set_current(r);
     return 0;
 }
 
@@ -383,7 +387,7 @@ static void reactor_release(struct reactor *r)
     close(r->bell);
     loop_timers_release(r);
     co_thread_cleanup();
-    this_reactor = NULL;
+    reactor_set_current(NULL);
 }
 
 static int init_engine(struct reactor *r, struct error *err)

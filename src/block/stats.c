@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "block/stats.h"
+
+#include "block/op.h"
+#include "loop/loop.h"
+
+/*
+ * Reading the clock twice takes 50 ns, which is 3% of a read of 4 KiB from the page cache and nothing
+ * beside one that waits for a disk. So short operations are sampled. Whether one is timed depends on those
+ * before it, not on its own duration; the sum is right on average.
+ */
+#define SHORT_NS 20000
+#define PERIOD 16
+
+#define TYPE_ROWS(type, name, what)                                                                \
+    [BLOCK_STAT(                                                                                   \
+        type,                                                                                      \
+        BLOCK_OP_DONE)] = {name "_operations", what " that succeeded", STAT_COUNTER, STAT_COUNT},  \
+        [BLOCK_STAT(type, BLOCK_OP_BYTES)] = {name "_bytes", "Bytes of " what " that succeeded",   \
+                                              STAT_COUNTER, STAT_BYTES},                           \
+        [BLOCK_STAT(type, BLOCK_OP_FAILED)] = {name "_failed", what " that failed in the driver",  \
+                                               STAT_COUNTER, STAT_COUNT},                          \
+        [BLOCK_STAT(type, BLOCK_OP_INVALID)] = {name "_invalid",                                   \
+                                                what " that were refused: bounds or permissions",  \
+                                                STAT_COUNTER, STAT_COUNT},                         \
+        [BLOCK_STAT(type, BLOCK_OP_TIME)] = {name "_time",                                         \
+                                             "Time that " what " took; short ones are sampled",    \
+                                             STAT_COUNTER, STAT_NANOSECONDS}
+
+const struct stat_desc block_node_stats[] = {
+    TYPE_ROWS(BLOCK_OP_READ, "read", "Reads"),
+    TYPE_ROWS(BLOCK_OP_WRITE, "write", "Writes"),
+    TYPE_ROWS(BLOCK_OP_ZEROES, "zeroes", "Writes of zeroes"),
+    TYPE_ROWS(BLOCK_OP_DISCARD, "discard", "Discards"),
+    TYPE_ROWS(BLOCK_OP_FLUSH, "flush", "Flushes"),
+    [BLOCK_STAT_BEGUN] = {"begun", "Operations that have begun", STAT_COUNTER, STAT_COUNT},
+    [BLOCK_STAT_IN_FLIGHT] = {"in_flight", "Operations in flight", STAT_GAUGE, STAT_COUNT},
+    [BLOCK_STAT_SPLIT] = {"split", "Additional requests, where limits of the driver split one",
+                          STAT_COUNTER, STAT_COUNT},
+    [BLOCK_STAT_WRITE_HIGHEST] = {"write_highest_offset", "End of the write that reached furthest",
+                                  STAT_PEAK, STAT_BYTES},
+    [BLOCK_STATS] = {.name = NULL},
+};
+
+struct block_op_clock block_op_start_clock(struct block_node_shard *shard)
+{
+    uint64_t begun = counter_read(&shard->values[BLOCK_STAT_BEGUN]);
+    struct block_op_clock clock = {.begin_ns = loop_now_ns(), .weight = begun - shard->timed};
+
+    shard->timed = begun;
+    shard->next_timed = begun + PERIOD;
+    return clock;
+}
+
+void block_op_stop_clock(struct block_node_shard *shard, struct block_op_clock clock,
+                         enum block_op_type type)
+{
+    int64_t ns = loop_now_ns() - clock.begin_ns;
+
+    if (ns >= SHORT_NS) {
+        shard->next_timed = 0;
+    }
+    counter_add(&shard->values[BLOCK_STAT(type, BLOCK_OP_TIME)], (uint64_t)ns * clock.weight);
+}
+
+/* Those that have begun and are not counted as ended. A shard may be read between the two. */
+static uint64_t count_in_flight(const uint64_t *values)
+{
+    uint64_t ended = 0;
+
+    for (int type = 0; type < BLOCK_OP_TYPES; type++) {
+        ended += values[BLOCK_STAT(type, BLOCK_OP_DONE)] +
+                 values[BLOCK_STAT(type, BLOCK_OP_FAILED)] +
+                 values[BLOCK_STAT(type, BLOCK_OP_INVALID)];
+    }
+    return ended < values[BLOCK_STAT_BEGUN] ? values[BLOCK_STAT_BEGUN] - ended : 0;
+}
+
+void block_node_read_stats(struct block_node *node, uint64_t *ret_values)
+{
+    counters_read(&node->counters, block_node_stats, ret_values);
+    ret_values[BLOCK_STAT_IN_FLIGHT] = count_in_flight(ret_values);
+}
+
+const struct stat_desc *block_node_driver_stats(const struct block_node *node)
+{
+    return node->is_open && !node->closed ? node->driver->stats : NULL;
+}
+
+void block_node_read_driver_stats(struct block_node *node, uint64_t *ret_values)
+{
+    node->driver->read_stats(node, ret_values);
+}
