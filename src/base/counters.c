@@ -63,7 +63,7 @@ void *counters_shard_new(struct counters *c, unsigned index)
     return shard;
 }
 
-static void merge(const struct stat_desc *table, const counter *shard, uint64_t *values)
+static void merge(const struct stat_desc *table, const struct counter *shard, uint64_t *values)
 {
     for (; table->name; table++) {
         for (size_t width = stat_width(table); width > 0; width--) {

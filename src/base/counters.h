@@ -23,28 +23,30 @@
 
 /* --- one figure ------------------------------------------------------------------------------ */
 
-typedef _Atomic uint64_t counter;
+struct counter {
+    _Atomic uint64_t value;
+};
 
 /* For the one thread that writes `c`. A negative amount is taken away: a gauge may be below zero in
  * one shard as long as the sum is not. */
-static inline void counter_add(counter *c, uint64_t amount)
+static inline void counter_add(struct counter *c, uint64_t amount)
 {
-    atomic_store_explicit(c, atomic_load_explicit(c, memory_order_relaxed) + amount,
+    atomic_store_explicit(&c->value, atomic_load_explicit(&c->value, memory_order_relaxed) + amount,
                           memory_order_relaxed);
 }
 
 /* For the one thread that writes `c`: raise a peak. */
-static inline void counter_raise(counter *c, uint64_t value)
+static inline void counter_raise(struct counter *c, uint64_t value)
 {
-    if (value > atomic_load_explicit(c, memory_order_relaxed)) {
-        atomic_store_explicit(c, value, memory_order_relaxed);
+    if (value > atomic_load_explicit(&c->value, memory_order_relaxed)) {
+        atomic_store_explicit(&c->value, value, memory_order_relaxed);
     }
 }
 
 /* Any thread. */
-static inline uint64_t counter_read(const counter *c)
+static inline uint64_t counter_read(const struct counter *c)
 {
-    return atomic_load_explicit(c, memory_order_relaxed);
+    return atomic_load_explicit(&c->value, memory_order_relaxed);
 }
 
 /* --- histograms of durations ------------------------------------------------------------------- */
@@ -56,8 +58,8 @@ static inline uint64_t counter_read(const counter *c)
 #define HISTOGRAM_BUCKETS 40
 
 struct histogram {
-    counter buckets[HISTOGRAM_BUCKETS];
-    counter sum_ns;
+    struct counter buckets[HISTOGRAM_BUCKETS];
+    struct counter sum_ns;
 };
 
 /* For the one thread that writes `h`. A negative duration counts as 0. */
@@ -155,7 +157,7 @@ static inline void *counters_shard(struct counters *c)
 /* Add 1 to figure `i` of the calling thread's shard. */
 static inline void counters_count(struct counters *c, size_t i)
 {
-    counter_add((counter *)counters_shard(c) + i, 1);
+    counter_add((struct counter *)counters_shard(c) + i, 1);
 }
 
 /*

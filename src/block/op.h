@@ -17,7 +17,7 @@
 
 /* The counters of a node on one reactor. */
 struct block_node_shard {
-    counter values[BLOCK_STATS];
+    struct counter values[BLOCK_STATS];
     /* Operations begun: when the latest was timed, and when the next will be. */
     uint64_t timed, next_timed;
 };
@@ -46,7 +46,7 @@ void block_op_stop_clock(struct block_node_shard *shard, struct block_op_clock c
 static inline void block_op_begin(struct block_op *op, struct block_node *node)
 {
     struct block_node_shard *shard = counters_shard(&node->counters);
-    counter *begun = &shard->values[BLOCK_STAT_BEGUN];
+    struct counter *begun = &shard->values[BLOCK_STAT_BEGUN];
 
     op->shard = shard;
     op->invalid = false;
@@ -61,7 +61,7 @@ static inline void block_op_begin(struct block_op *op, struct block_node *node)
 static inline void block_op_end(struct block_op *op, enum block_op_type type, uint64_t offset,
                                 uint64_t length, int r)
 {
-    counter *values = op->shard->values;
+    struct counter *values = op->shard->values;
 
     if (__builtin_expect(op->clock.begin_ns != 0, 0)) {
         block_op_stop_clock(op->shard, op->clock, type);

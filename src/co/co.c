@@ -108,14 +108,14 @@ int co_run(struct co_home *home, co_entry *entry, void *arg)
     if (!co) {
         return -errno;
     }
-    home->run++;
+    counter_add(&home->run, 1);
     co_resume(co);
     return 0;
 }
 
 size_t co_home_live(struct co_home *home)
 {
-    return atomic_load(&home->spawned) + home->run - home->ended;
+    return atomic_load(&home->spawned) + counter_read(&home->run) - counter_read(&home->ended);
 }
 
 struct co *co_self(void)
@@ -180,7 +180,7 @@ void co_resume(struct co *co)
     if (t->moving) {
         wake_moving(t);
     } else if (co->ended) {
-        co->home->ended++;
+        counter_add(&co->home->ended, 1);
         co_pool_put(co);
     }
 }
@@ -230,7 +230,7 @@ void co_call_at(struct co_home *there, co_entry *entry, void *arg)
     atomic_fetch_add(&there->spawned, 1);
     co_move(co, there);
     entry(arg);
-    there->ended++;
+    counter_add(&there->ended, 1);
     co_move(co, home);
 }
 

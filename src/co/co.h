@@ -32,6 +32,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "base/counters.h"
 #include "base/list.h"
 
 struct co;
@@ -52,10 +53,8 @@ struct co_home {
     /* Counters of the coroutine layer; start with zeroes. The last two are the home's thread's. */
     /* started by co_spawn(), or brought by co_call_at() */
     atomic_size_t spawned;
-    /* started by co_run() */
-    size_t run;
-    /* ended, or gone back home from co_call_at() */
-    size_t ended;
+    /* started by co_run(); and ended, or gone back home from co_call_at() */
+    struct counter run, ended;
 };
 
 /* How many coroutines of `home` have not ended. On the home's thread. */

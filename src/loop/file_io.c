@@ -212,6 +212,7 @@ static ssize_t co_read_elsewhere(struct reactor *r, int fd, const struct iovec *
     ssize_t n;
 
     co_enter(r, fd);
+    reactor_count(r, REACTOR_STAT_SUBMITTED);
     n = is_hanging(r, fd) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset)
                           : r->engine->co_preadv(r, fd, iov, iovcnt, offset);
     leave(r, fd);
@@ -295,11 +296,13 @@ static ssize_t co_write_inline(struct reactor *r, struct file_system *fs, int fd
     ret = write_now(fd, iov, iovcnt, offset);
     if (!loop_co_hang_end(r, begin)) {
         fs->hanging--;
+        reactor_count(r, REACTOR_STAT_HANGS);
         bar_inline_writes(fs);
         return ret;
     }
     slow = loop_now_ns() - begin > STALL_NS;
     if (slow && watched && count_sleeps() > sleeps) {
+        reactor_count(r, REACTOR_STAT_STALLS);
         bar_inline_writes(fs);
     } else if (++fs->calm >= INLINE_BAR_MAX) {
         fs->bar = 0;
@@ -346,6 +349,7 @@ static ssize_t co_write_elsewhere(struct reactor *r, int fd, const struct iovec 
     ssize_t n;
 
     co_enter(r, fd);
+    reactor_count(r, REACTOR_STAT_SUBMITTED);
     n = is_hanging(r, fd) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags)
                           : r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
     leave(r, fd);
@@ -393,6 +397,7 @@ int loop_co_fdatasync(int fd)
 
     assert(r && co_self());
     co_enter(r, fd);
+    reactor_count(r, REACTOR_STAT_SUBMITTED);
     ret = is_hanging(r, fd) ? loop_threads_co_fdatasync(r, fd) : r->engine->co_fdatasync(r, fd);
     leave(r, fd);
     return ret;
@@ -405,6 +410,7 @@ int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 
     assert(r && co_self());
     co_enter(r, fd);
+    reactor_count(r, REACTOR_STAT_SUBMITTED);
     ret = is_hanging(r, fd) ? loop_threads_co_fallocate(r, fd, mode, offset, length)
                             : r->engine->co_fallocate(r, fd, mode, offset, length);
     leave(r, fd);

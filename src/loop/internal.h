@@ -7,6 +7,7 @@
 #include <stdatomic.h>
 
 #include "loop/loop.h"
+#include "loop/stats.h"
 
 /*
  * How a reactor waits and how its coroutines do I/O. Except for ring_bell(), all are called on the
@@ -104,6 +105,7 @@ struct reactor {
     unsigned next_file_system; /* to be forgotten for another */
     struct fd_memory fds[FD_MEMORY];
     struct list crowd; /* of struct crowd_waiter (file_io.c), oldest first */
+    struct counter stats[REACTOR_STATS];
 
     atomic_bool stop;     /* end the thread once the coroutines have ended */
     struct co *destroyer; /* woken when the thread is about to end */
@@ -129,6 +131,12 @@ void loop_hang_begin(struct reactor *r, struct file_system *fs, int64_t now_ns);
 bool loop_co_hang_end(struct reactor *r, int64_t now_ns);
 /* No reactor is watched any more: join the threads that watched. */
 void loop_rescue_stop(void);
+
+/* On the thread of `r`. */
+static inline void reactor_count(struct reactor *r, enum reactor_stat i)
+{
+    counter_add(&r->stats[i], 1);
+}
 
 /* reactor.c: run `r` on the calling thread until it ends, or until the thread has lost it. */
 void reactor_serve(struct reactor *r);

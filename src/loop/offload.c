@@ -308,6 +308,9 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
     if (reactor_current() && reactor_current()->random) {
         return run_here(fn, args, size, count);
     }
+    if (reactor_current()) {
+        counter_add(&reactor_current()->stats[REACTOR_STAT_OFFLOADED], count);
+    }
     for (unsigned i = 0; i < count; i++) {
         jobs[i] = (struct offload_job){.fn = fn, .arg = (char *)args + i * size, .group = &group};
         if (!queue_job(&jobs[i])) {

@@ -336,6 +336,7 @@ static void turn(struct reactor *r)
     int64_t timeout = 0;
 
     r->asked_ns = 0;
+    reactor_count(r, REACTOR_STAT_TURNS);
     if (r->random) {
         run_ready_at_random(r);
     } else if (!run_ready(r)) {
@@ -344,6 +345,7 @@ static void turn(struct reactor *r)
     run_deferred(r);
     if (fall_asleep(r)) {
         timeout = loop_timers_next(r);
+        reactor_count(r, REACTOR_STAT_SLEEPS);
     }
     atomic_store(&r->kicked, false);
     r->engine->turn(r, timeout);

@@ -34,7 +34,7 @@ static void *add_much(void *arg)
 
     counters_set_index(w->index);
     for (unsigned i = 1; i <= ADDITIONS; i++) {
-        counter *values = counters_shard(w->set);
+        struct counter *values = counters_shard(w->set);
 
         counter_add(&values[ADDED], 1);
         counter_add(&values[LEVEL], 2);
@@ -77,9 +77,9 @@ static void a_gauge_may_be_negative_in_one_shard(void **state)
 
     counters_init(&set, sizeof(values));
     counters_set_index(0);
-    counter_add((counter *)counters_shard(&set) + LEVEL, 5);
+    counter_add((struct counter *)counters_shard(&set) + LEVEL, 5);
     counters_set_index(1);
-    counter_add((counter *)counters_shard(&set) + LEVEL, -(uint64_t)3);
+    counter_add((struct counter *)counters_shard(&set) + LEVEL, -(uint64_t)3);
     counters_set_index(COUNTERS_SHARDS);
     counters_read(&set, table, values);
     assert_int_equal(values[LEVEL], 2);

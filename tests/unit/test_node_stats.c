@@ -172,7 +172,7 @@ static void the_time_of_short_operations_is_estimated(void *arg)
     }
     elapsed = (uint64_t)(loop_now_ns() - begin);
     ns = figure_of(&d, BLOCK_OP_READ, BLOCK_OP_TIME);
-    assert_true(ns > elapsed / 20);
+    assert_true(ns > elapsed / 8);
     assert_true(ns < elapsed * 4);
     detach(&d);
 }

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a reactor counts about itself. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "loop/loop.h"
+#include "loop/stats.h"
+
+static void pass(void *arg)
+{
+    co_reschedule();
+}
+
+static int job(void *arg)
+{
+    return 0;
+}
+
+static void work(void *arg)
+{
+    uint64_t *values = arg;
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(co_run(reactor_home(reactor_current()), pass, NULL), 0);
+    }
+    assert_int_equal(loop_co_offload(job, NULL), 0);
+    loop_co_sleep(1000000);
+    reactor_read_stats(reactor_current(), values);
+}
+
+static void test_main_reactor(void **state)
+{
+    uint64_t values[REACTOR_STATS];
+
+    assert_int_equal(reactor_run_until_done(work, values), 0);
+    assert_string_equal(reactor_name(reactor_main()), "main");
+    assert_int_equal(values[REACTOR_STAT_COROUTINES], 4);
+    assert_int_equal(values[REACTOR_STAT_LIVE], 1);
+    assert_int_equal(values[REACTOR_STAT_OFFLOADED], 1);
+    assert_true(values[REACTOR_STAT_TURNS] >= 2);
+    assert_true(values[REACTOR_STAT_SLEEPS] >= 1);
+    assert_true(values[REACTOR_STAT_SLEEPS] <= values[REACTOR_STAT_TURNS]);
+    assert_int_equal(values[REACTOR_STAT_HANGS], 0);
+}
+
+struct elsewhere {
+    struct reactor *reactor;
+    uint64_t values[REACTOR_STATS];
+};
+
+static void work_elsewhere(void *arg)
+{
+    struct elsewhere *e = arg;
+    uint64_t values[REACTOR_STATS];
+
+    loop_co_call_on(e->reactor, work, values);
+    reactor_read_stats(e->reactor, e->values);
+    /* Once the reactor has nothing more to do, its coroutines have all ended. */
+    while (e->values[REACTOR_STAT_LIVE] > 0) {
+        loop_co_sleep(1000000);
+        reactor_read_stats(e->reactor, e->values);
+    }
+}
+
+static void test_another_reactor_is_read_from_the_main_one(void **state)
+{
+    struct elsewhere e;
+
+    assert_int_equal(reactor_create("other", &e.reactor, NULL), 0);
+    assert_string_equal(reactor_name(e.reactor), "other");
+    assert_int_equal(reactor_run_until_done(work_elsewhere, &e), 0);
+    assert_int_equal(e.values[REACTOR_STAT_OFFLOADED], 1);
+    assert_true(e.values[REACTOR_STAT_COROUTINES] >= 4);
+    reactor_destroy(e.reactor);
+}
+
+static int setup(void **state)
+{
+    return reactor_init_main(NULL);
+}
+
+static int teardown(void **state)
+{
+    reactor_exit_main();
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_main_reactor),
+        cmocka_unit_test(test_another_reactor_is_read_from_the_main_one),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
