@@ -27,7 +27,7 @@ class CheckStyle(unittest.TestCase):
             f.write(text)
 
     def complaints(self):
-        cmd = [os.path.join(TOP, "tools", "check-style"), self.folder.name]
+        cmd = [os.path.join(TOP, "tools", "check-style"), "--all", self.folder.name]
         result = subprocess.run(cmd, stdout=subprocess.PIPE, text=True)
         lines = result.stdout.splitlines()
         self.assertEqual(result.returncode, 1 if lines else 0)
@@ -105,9 +105,82 @@ class CheckStyle(unittest.TestCase):
             with self.subTest(call):
                 self.assert_complaint("src/base/a.c", f"{SPDX}    {call};\n", "standard output")
 
-    def test_printing_in_cli_or_to_stderr_passes(self):
-        self.write("src/cli/a.c", SPDX + '    printf("a");\n')
-        self.assert_clean("src/base/a.c", SPDX + '    fprintf(stderr, "a"); snprintf(b, 1, "");\n')
+    def test_printing_in_cli_passes(self):
+        self.write("src/cli/a.c", SPDX + '    printf("a"); fprintf(stderr, "a"); perror("a");\n')
+        self.assert_clean("src/base/a.c", SPDX + '    snprintf(b, 1, "");\n')
+
+    def test_printing_to_stderr(self):
+        for call in ['fprintf(stderr, "a")', 'perror("a")', 'fputs("a", stderr)']:
+            with self.subTest(call):
+                self.assert_complaint("src/base/a.c", f"{SPDX}    {call};\n", "standard error")
+
+    def test_printing_to_stderr_in_the_log_passes(self):
+        self.write("src/base/meson.build", LIST + "'log.c'\n")
+        self.assert_clean("src/base/log.c", SPDX + "    write(STDERR_FILENO, a, 1);\n")
+
+    def test_private_header(self):
+        self.write("src/meson.build", LAYERS.replace("'co'", "'block',\n  'co'"))
+        self.write("src/block/meson.build", LIST)
+        self.write("src/block/a.c", SPDX + '#include "block/driver.h"\n')
+        self.assert_complaint("src/cli/a.c", SPDX + '#include "block/driver.h"\n', "private")
+
+    def test_wide_lines(self):
+        self.assert_complaint("src/base/a.c", f"{SPDX}/* {'x' * 95} */\n", "101 columns")
+        os.remove(os.path.join(self.folder.name, "src/base/a.c"))
+        self.assert_complaint("docs/a.md", "word " * 20 + "end.\n", "104 columns")
+
+    def test_wide_lines_that_pass(self):
+        self.write("docs/a.md", "| a " * 40 + "|\n```\n" + "a " * 60 + "\n```\n" + "    " + "a " * 60)
+        self.assert_clean("src/base/a.c", f"{SPDX}/* {'é' * 94} */\n")
+
+    def test_torn_declarations(self):
+        for text in [
+            "struct a {\n    uint64_t\n        size; /* in bytes */\n};\n",
+            "#define A            \\\n    1u /* the first */\n",
+            "void f(int a,\n       int b); /* both */\n",
+        ]:
+            with self.subTest(text):
+                self.assert_complaint("src/base/a.c", SPDX + text, "comment behind it")
+
+    def test_declarations_that_are_not_torn(self):
+        self.assert_clean(
+            "src/base/a.c",
+            SPDX
+            + "/* In bytes. */\nuint64_t size;\n"
+            + f"void f(int {'a' * 50},\n       int {'b' * 50}); /* both */\n"
+            + "void f(int a, /* one */\n       int b); /* and another */\n"
+            + "int a; /* one */\nint b; /* another */\n",
+        )
+
+    def assert_header(self, text, complaint=None):
+        guard = "#ifndef TIDEMARK_BASE_A_H\n#define TIDEMARK_BASE_A_H\n\n%s\n\n#endif\n"
+        if complaint:
+            self.assert_complaint("src/base/a.h", SPDX + guard % text, complaint)
+        else:
+            self.assert_clean("src/base/a.h", SPDX + guard % text)
+
+    def test_function_without_comment_in_header(self):
+        self.assert_header("/* Other. */\nint a;\n\nint f(void);", "f()")
+
+    def test_inline_function_without_comment_in_header(self):
+        self.assert_header("static inline int f(void)\n{\n    return 1;\n}", "f()")
+
+    def test_function_below_a_struct_with_comment(self):
+        self.assert_header("/* A. */\nstruct a {\n    int x;\n};\nint f(struct a *a);", "f()")
+
+    def test_functions_with_comments_in_header_pass(self):
+        self.assert_header("/* One\n * or two. */\nint f(int a,\n      int b);\nint g(void);")
+        self.assert_header("int f(void); /* one */")
+        self.assert_header("typedef int f(int x);\nstruct a {\n    int (*f)(int x);\n};")
+
+    def test_words(self):
+        self.assert_complaint("src/base/a.c", SPDX + "/* Ask anew. */\n", "'anew': again")
+        self.assert_complaint("src/base/a.c", SPDX + 'f("They are Told");\n', "'Told'")
+        os.remove(os.path.join(self.folder.name, "src/base/a.c"))
+        self.assert_complaint("man/a.1", ".Nd so many\n", "'so many'")
+
+    def test_words_in_code_pass(self):
+        self.assert_clean("src/base/a.c", SPDX + "anew = beside(); /* renewed */\n")
 
     def test_unfinished_marks(self):
         for word in ["TO" + "DO", "FIX" + "ME", "XX" + "X"]:
