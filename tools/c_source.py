@@ -109,7 +109,7 @@ class Source:
                 head_start, head = self.head_above(first)
                 name = function_name(head)
                 if name:
-                    static = re.search(r"\bstatic\b", head) is not None
+                    static = re.match(r"\s*(?:inline\s+)?static\b", head) is not None
                     body = "\n".join(self.plain_lines[first : number - 1])
                     found.append(Function(self.path, name, static, head_start, first, number, body))
                 first = None

@@ -291,7 +291,7 @@ int backup_co_take(const struct backup_options *options, struct manifest *ret,
 
     begin(&run, options);
     rc = qmp_client_co_connect(options->qmp_socket, &qmp, err);
-    rc = rc < 0 ? rc : repository_open_locked(options->dir, &run.repository, err);
+    rc = rc < 0 ? rc : repository_open_to_write(options->dir, &run.repository, err);
     rc = rc < 0 ? rc : run_co_prepare(&run, qmp, err);
     rc = rc < 0 ? rc : co_take(&run, unsettled, err);
     if (rc == 0) {
@@ -312,7 +312,7 @@ int backup_co_abort(const struct backup_options *options, struct error *err)
 
     begin(&run, options);
     rc = qmp_client_co_connect(options->qmp_socket, &qmp, err);
-    rc = rc < 0 ? rc : repository_open_locked(options->dir, &run.repository, err);
+    rc = rc < 0 ? rc : repository_open_to_write(options->dir, &run.repository, err);
     rc = rc < 0 ? rc : run_co_settle(&run, qmp, err);
     clear(&run);
     return rc;

@@ -337,7 +337,7 @@ static bool next_extent(struct chain *c, struct chain_extent *ret)
     return true;
 }
 
-static void worker(void *arg)
+static void co_read_worker(void *arg)
 {
     struct read_state *s = arg;
     uint8_t *buf = malloc((size_t)CHUNK_CLUSTERS * BACKUP_CLUSTER_SIZE);
@@ -373,7 +373,7 @@ int chain_co_read(const struct chain_reader *reader, struct error *err)
         int rc;
 
         co_group_add(&s.group);
-        rc = co_spawn(reactor_home(reactor_main()), worker, &s);
+        rc = co_spawn(reactor_home(reactor_main()), co_read_worker, &s);
         if (rc < 0) {
             co_group_done(&s.group);
             if (i == 0) {

@@ -175,7 +175,7 @@ static bool watch(struct pull *p)
     return p->status == 0;
 }
 
-static void worker(void *arg)
+static void co_pull_worker(void *arg)
 {
     struct pull *p = arg;
     uint8_t *buf = malloc((size_t)PULL_CHUNK_CLUSTERS * BACKUP_CLUSTER_SIZE);
@@ -205,7 +205,7 @@ static int co_run_workers(struct pull *p)
         int rc;
 
         co_group_add(&p->group);
-        rc = co_spawn(reactor_home(reactor_main()), worker, p);
+        rc = co_spawn(reactor_home(reactor_main()), co_pull_worker, p);
         if (rc < 0) {
             co_group_done(&p->group);
             if (i == 0) {

@@ -143,7 +143,7 @@ static int co_ask_area(struct ask *a, const struct sums_run *run, uint64_t offse
     return 0;
 }
 
-static void asker(void *arg)
+static void co_ask_worker(void *arg)
 {
     struct ask *a = arg;
 
@@ -177,7 +177,7 @@ static int co_ask(const struct pull_config *config, struct nbd_client *client,
         int rc;
 
         co_group_add(&a.group);
-        rc = co_spawn(reactor_home(reactor_main()), asker, &a);
+        rc = co_spawn(reactor_home(reactor_main()), co_ask_worker, &a);
         if (rc < 0) {
             co_group_done(&a.group);
             a.status = i == 0 ? rc : a.status;

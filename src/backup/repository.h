@@ -60,7 +60,7 @@ int repository_open(const char *path, struct repository *ret, struct error *err)
  * Open for a new backup: the directory is made if it is absent, a repository if it is empty, and what earlier
  * runs left unfinished is removed. -EBUSY while another run has it.
  */
-int repository_open_locked(const char *path, struct repository *ret, struct error *err);
+int repository_open_to_write(const char *path, struct repository *ret, struct error *err);
 
 void repository_close(struct repository *r);
 #define REPOSITORY_AUTO(name)                                                                      \

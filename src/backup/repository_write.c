@@ -218,7 +218,7 @@ static int load_locked(struct repository *r, bool need_description, struct error
     return rc;
 }
 
-int repository_open_locked(const char *path, struct repository *ret, struct error *err)
+int repository_open_to_write(const char *path, struct repository *ret, struct error *err)
 {
     REPOSITORY_AUTO(r);
     int rc = make_directory(path, err);

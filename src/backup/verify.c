@@ -72,7 +72,7 @@ static int co_check_qcow2(struct chain_layer *layer, struct error *err)
 }
 
 /* What qemu-img will follow. */
-static int check_backing_link(struct chain_layer *layer, struct error *err)
+static int co_check_backing_link(struct chain_layer *layer, struct error *err)
 {
     const struct manifest *m = &layer->entry->manifest;
     struct block_info info;
@@ -152,7 +152,7 @@ static int co_verify_contents(struct verify *v, const struct repository_entry *e
     int rc = chain_co_open(v->repository, &e, 1, &chain, err);
 
     rc = rc < 0 ? rc : co_check_qcow2(&chain.layers[0], err);
-    rc = rc < 0 ? rc : check_backing_link(&chain.layers[0], err);
+    rc = rc < 0 ? rc : co_check_backing_link(&chain.layers[0], err);
     rc = rc < 0 ? rc : co_check_rest(&chain, err);
     if (rc == 0) {
         v->bytes = chain_data_bytes(&chain);

@@ -397,7 +397,7 @@ void qmp_co_hold_commands(void)
     block_co_control_lock();
 }
 
-void qmp_co_release_commands(void)
+void qmp_release_commands(void)
 {
     block_control_unlock();
     co_mutex_unlock(get_start_lock());

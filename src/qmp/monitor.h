@@ -45,10 +45,10 @@ void qmp_subscribe(void);
 
 /*
  * Keep commands waiting, and let them run: around the start of the daemon, since its monitors may have clients before
- * its nodes are open. Each yields, the first until a command that runs has ended.
+ * its nodes are open. The first yields until a command that runs has ended; the second does not yield.
  */
 void qmp_co_hold_commands(void);
-void qmp_co_release_commands(void);
+void qmp_release_commands(void);
 
 /*
  * Take the control lock again, in a command that released it meanwhile. It is held in any case; -ESHUTDOWN when the daemon has

@@ -156,7 +156,7 @@ static int co_drain(struct step *steps, size_t count, struct qmp_concern *c, str
     return r;
 }
 
-static void co_undrain(struct qmp_concern *c)
+static void undrain_concern(struct qmp_concern *c)
 {
     for (size_t i = 0; i < c->count; i++) {
         if (i < c->drained) {
@@ -288,7 +288,7 @@ static int co_run_steps(struct step *steps, size_t count, struct error *err)
 
     r = r < 0 ? r : co_drain(steps, count, &concern, err);
     r = r < 0 ? r : co_change(steps, count, err);
-    co_undrain(&concern);
+    undrain_concern(&concern);
     co_clean(steps, count);
     co_concern_clear(&concern);
     return r;

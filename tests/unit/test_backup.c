@@ -413,7 +413,7 @@ static void repository_finds_chains_and_refuses_loops(void **state)
 
     {
         REPOSITORY_AUTO(r);
-        assert_int_equal(repository_open_locked(dir, &r, &err), 0);
+        assert_int_equal(repository_open_to_write(dir, &r, &err), 0);
         commit(&r, "20260101T000000Z", "", 1);
         commit(&r, "20260102T000000Z", "20260101T000000Z", 2);
         commit(&r, "20260103T000000Z", "20260102T000000Z", 3);
@@ -445,8 +445,8 @@ static void only_one_run_writes_to_a_repository(void **state)
     REPOSITORY_AUTO(first);
     REPOSITORY_AUTO(second);
 
-    assert_int_equal(repository_open_locked(dir, &first, NULL), 0);
-    assert_int_equal(repository_open_locked(dir, &second, NULL), -EBUSY);
+    assert_int_equal(repository_open_to_write(dir, &first, NULL), 0);
+    assert_int_equal(repository_open_to_write(dir, &second, NULL), -EBUSY);
 }
 
 static void directory_with_other_things_is_refused(void **state)
@@ -460,7 +460,7 @@ static void directory_with_other_things_is_refused(void **state)
     fd = open(file, O_CREAT | O_WRONLY | O_CLOEXEC, 0644);
     assert_true(fd >= 0);
     close(fd);
-    assert_int_equal(repository_open_locked(dir, &r, NULL), -ENOTEMPTY);
+    assert_int_equal(repository_open_to_write(dir, &r, NULL), -ENOTEMPTY);
 }
 
 static void unfinished_backups_are_removed(void **state)
@@ -471,7 +471,7 @@ static void unfinished_backups_are_removed(void **state)
 
     {
         REPOSITORY_AUTO(r);
-        assert_int_equal(repository_open_locked(dir, &r, NULL), 0);
+        assert_int_equal(repository_open_to_write(dir, &r, NULL), 0);
         assert_int_equal(repository_begin(&r, "20260101T000000Z", &draft, NULL), 0);
         close(files_create_at(draft.fd, "disk.qcow2", "disk.qcow2", NULL));
         tmp = strdup(draft.path);
@@ -481,7 +481,7 @@ static void unfinished_backups_are_removed(void **state)
     }
     REPOSITORY_AUTO(r);
     assert_int_equal(access(tmp, F_OK), 0);
-    assert_int_equal(repository_open_locked(dir, &r, NULL), 0);
+    assert_int_equal(repository_open_to_write(dir, &r, NULL), 0);
     assert_int_equal(access(tmp, F_OK), -1);
     assert_int_equal(r.count, 0);
 }

@@ -58,6 +58,10 @@ class CheckCalls(unittest.TestCase):
         self.assertEqual(len(lines), 1, lines)
         self.assertIn("b.c:1: a_co_wait() never yields", lines[0])
 
+    def test_array_parameter_makes_no_static_function(self):
+        a = function("a_co_wait", "co_suspend()").replace("(void)", "(char x[static 4])")
+        self.assert_complaint("take() may yield", a=a, b=function("take", "a_co_wait(x)"))
+
     def test_starting_a_coroutine_is_no_yield(self):
         a = function("co_entry_of_a", "co_suspend()") + function("start", "co_spawn(co_entry_of_a)")
         self.assert_clean(a=a)

@@ -251,7 +251,7 @@ static void co_start(void *arg)
         d->failed = true;
         cli_report(&err);
     }
-    qmp_co_release_commands();
+    qmp_release_commands();
     d->starting = false;
     daemon_note(&d->signals);
 }
