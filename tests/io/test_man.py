@@ -5,7 +5,7 @@ import os
 import re
 import unittest
 
-from tidemark import TestCase, img, run, tool
+from tidemark import TIDEMARK, TestCase, img, run, tool
 
 MAN = os.path.join(os.environ.get("TIDEMARK_SOURCE", "."), "man")
 
@@ -40,11 +40,31 @@ class ManualPages(TestCase):
         for command in re.findall(r"^(\w+) ?.* -- ", run(*tool("io"), "-c", "help").stdout, re.M):
             self.assertIn(f".It Cm {command}", page)
 
+    def test_every_other_face_has_a_page_with_its_options(self):
+        listed = run(TIDEMARK, "--help").stdout.split("faces:\n")[1].split("\n\n")[0]
+        faces = re.findall(r"^  ([a-z]+) ", listed, re.M)
+        self.assertGreater(len(faces), 8)
+        for face in faces:
+            with self.subTest(face):
+                page = self.page(f"tidemark-{face}.1")
+                self.assertIn(f".It Cm {face}\n", self.page("tidemark.1"))
+                if face not in ("img", "io"):
+                    self.assert_names(page, run(*tool(face), "--help").stdout)
+                    self.assert_no_others(page, run(*tool(face), "--help").stdout)
+
+    def assert_no_others(self, page, help_text):
+        """An option that a page lists is one that --help lists."""
+        known = options(help_text) | set(re.findall(r"--?[\w-]+", help_text))
+        for names in re.findall(r"^\.It (Fl .*)$", page, re.M):
+            for name in re.findall(r"Fl (-?[\w-]+)", names):
+                self.assertIn("-" + name, known)
+
     def test_pages_render(self):
-        for name in ("tidemark-img.1", "tidemark-io.1"):
-            result = run("man", "--warnings", "-l", os.path.join(MAN, name))
-            self.assertEqual(result.stderr, "")
-            self.assertIn("l2-cache-size", result.stdout)
+        for name in sorted(os.listdir(MAN)):
+            with self.subTest(name):
+                result = run("man", "--warnings", "-l", os.path.join(MAN, name))
+                self.assertEqual(result.stderr, "")
+                self.assertIn("SEE ALSO", result.stdout)
 
 
 if __name__ == "__main__":
