@@ -39,7 +39,7 @@ static int co_complete(struct block_node *node, struct error *err)
             error_set_errno(err, -r, "Could not flush '%s'", block_node_display_name(node));
         }
     }
-    node->close_told = node->close_told || (r < 0 && err);
+    node->close_reported = node->close_reported || (r < 0 && err);
     return r;
 }
 
@@ -77,7 +77,7 @@ static void co_release_children(struct block_node *node, bool told, struct list 
             block_co_take_child(LIST_FIRST(&node->children, struct block_edge, sibling));
 
         if (--child->refcount == 0) {
-            child->close_told = child->close_told || told;
+            child->close_reported = child->close_reported || told;
             retire(child, dead);
         }
     }
@@ -85,7 +85,7 @@ static void co_release_children(struct block_node *node, bool told, struct list 
 
 static int co_close_one(struct block_node *node, struct list *dead, struct error *err)
 {
-    bool told = node->close_told;
+    bool told = node->close_reported;
     ERROR_AUTO(own);
     int r = co_complete(node, &own);
 

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The control gate: operations on an image as a whole pass it, as I/O passes block/gate.h. No other code
- * calls a driver. For each operation the gate
+ * The control gate: operations on an image as a whole pass it, as I/O passes block/gate.h. No other
+ * code calls a driver. For each operation the gate
  *
  *   finds the driver      the node's, or the first one below filters that has the operation
  *   refuses               -ENOTSUP with a sentence, if there is none
  *   drains                the node that has the operation; not for questions (info, specific info)
  *   calls the driver
  *
- * All `co_` functions run in a coroutine of the main reactor and yield. They return 0 or -errno and fill `err`
- * (which may be NULL) on failure. The sentence has no prefix that names the command: the caller adds one.
+ * All `co_` functions run in a coroutine of the main reactor and yield. They return 0 or -errno and
+ * fill `err` (which may be NULL) on failure. The sentence has no prefix that names the command: the
+ * caller adds one.
  */
 #ifndef TIDEMARK_BLOCK_CONTROL_H
 #define TIDEMARK_BLOCK_CONTROL_H
@@ -24,7 +25,9 @@
 
 struct json_object;
 
-/* --- questions ----------------------------------------------------------------------------------- */
+/*
+ * --- questions -----------------------------------------------------------------------------------
+ */
 
 /* Result of block_co_get_info(), for `img info` and query-named-block-nodes. */
 struct block_info {
@@ -37,17 +40,22 @@ struct block_info {
     const char *compression_type;
 };
 
-/* What a format knows of its image. -ENOTSUP: nothing; *ret_info is all zero then, and no sentence is set. */
+/*
+ * What a format knows of its image. -ENOTSUP: nothing; *ret_info is all zero then, and no sentence
+ * is set.
+ */
 int block_co_get_info(struct block_node *node, struct block_info *ret_info);
 /*
- * The format's part of `info`: {"type": ..., "data": ...} as QEMU's ImageInfoSpecific. A new reference; NULL: none. Filters do not
- * pass this question on.
+ * The format's part of `info`: {"type": ..., "data": ...} as QEMU's ImageInfoSpecific. A new
+ * reference; NULL: none. Filters do not pass this question on.
  */
 struct json_object *block_co_specific_info(struct block_node *node);
 /* Bytes of storage that the node's file takes; -ENOTSUP if unknown. */
 int block_co_allocated_size(struct block_node *node, uint64_t *ret_size);
 
-/* --- check and repair ---------------------------------------------------------------------------- */
+/*
+ * --- check and repair ----------------------------------------------------------------------------
+ */
 
 enum block_check_fix {
     BLOCK_CHECK_FIX_LEAKS = 1 << 0,
@@ -63,37 +71,50 @@ struct block_check_result {
     uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters;
 };
 
-/* Check the metadata; `fix` says what to repair (enum block_check_fix). 0 also if errors were found and counted. */
+/*
+ * Check the metadata; `fix` says what to repair (enum block_check_fix). 0 also if errors were found
+ * and counted.
+ */
 int block_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                    struct error *err);
 
-/* --- change of the image ------------------------------------------------------------------------- */
+/*
+ * --- change of the image -------------------------------------------------------------------------
+ */
 
 /* Called now and then with the work that is done, of a total in the same unit. Must not yield. */
 typedef void block_progress_fn(void *arg, uint64_t done, uint64_t total);
 
-/* Change creation options. Those that the format knows are taken from `opts`; others are -EINVAL. `progress` may be NULL. */
+/*
+ * Change creation options. Those that the format knows are taken from `opts`; others are -EINVAL.
+ * `progress` may be NULL.
+ */
 int block_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
                    void *progress_arg, struct error *err);
-/* Record another backing file (NULL: none) in the image. The nodes of the graph stay as they are. */
+/*
+ * Record another backing file (NULL: none) in the image. The nodes of the graph stay as they are.
+ */
 int block_co_change_backing(struct block_node *node, const char *filename, const char *format,
                             struct error *err);
 /*
- * Put another node in the place of the backing node of `node`, the child "backing"; NULL: it has none from now on. The image
- * keeps what it records. The caller keeps its reference.
+ * Put another node in the place of the backing node of `node`, the child "backing"; NULL: it has
+ * none from now on. The image keeps what it records. The caller keeps its reference.
  */
 int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
                               struct error *err);
 /*
- * Change the size of the edge's node to `size` bytes; what is added reads as zeroes. Bitmaps get the new size. Needs RESIZE. -EPERM,
- * -EFBIG
+ * Change the size of the edge's node to `size` bytes; what is added reads as zeroes. Bitmaps get
+ * the new size. Needs RESIZE. -EPERM, -EFBIG
  */
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err);
-/* Forget all contents: the disk reads as its backing file. Bitmaps keep their bits. On stable storage when it returns 0. */
+/*
+ * Forget all contents: the disk reads as its backing file. Bitmaps keep their bits. On stable
+ * storage when it returns 0.
+ */
 int block_co_make_empty(struct block_node *node, struct error *err);
 
-/* --- internal snapshots: `id_or_name` is looked up as an ID first, then as a name ------------------ */
+/* --- internal snapshots: `id_or_name` is looked up as an ID first, then as a name ------------- */
 
 /* By the names of QEMU's SnapshotInfo. */
 struct block_snapshot_info {
@@ -114,24 +135,33 @@ int block_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
 /* *ret_list: an array of *ret_count, to be freed with free(); its strings are inside it. */
 int block_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_list,
                            size_t *ret_count, struct error *err);
-/* A read-only node shows the snapshot from now on. `id` or `name` may be NULL; both must match if both are given. -ENOENT */
+/*
+ * A read-only node shows the snapshot from now on. `id` or `name` may be NULL; both must match if
+ * both are given. -ENOENT
+ */
 int block_co_snapshot_show(struct block_node *node, const char *id, const char *name,
                            struct error *err);
 
-/* --- persistent bitmaps (block/bitmaps.h has the named bitmaps of a node) -------------------------- */
+/* --- persistent bitmaps (block/bitmaps.h has the named bitmaps of a node) --------------------- */
 
 /* Whether the format of `node` itself can store bitmaps at all. Does not yield. */
 bool block_node_stores_bitmaps(const struct block_node *node);
-/* 0 if a bitmap of that name and granularity (bytes) can be made persistent in the image of `node` itself. */
+/*
+ * 0 if a bitmap of that name and granularity (bytes) can be made persistent in the image of `node`
+ * itself.
+ */
 int block_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                               struct error *err);
 /*
- * Take the space that storing such a bitmap needs, which is about to be added. -ENOSPC now rather than when it is stored. Filters are
- * not passed. The caller has drained the node.
+ * Take the space that storing such a bitmap needs, which is about to be added. -ENOSPC now rather
+ * than when it is stored. Filters are not passed. The caller has drained the node.
  */
 int block_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                             struct error *err);
-/* Remove a stored bitmap, also one that was not loaded. 1, or 0 if the image has none of that name. Filters are not passed. */
+/*
+ * Remove a stored bitmap, also one that was not loaded. 1, or 0 if the image has none of that name.
+ * Filters are not passed.
+ */
 int block_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
 
 #endif

@@ -10,7 +10,7 @@ void block_set_corruption_fn(void (*fn)(const struct block_corruption *c))
     listener = fn;
 }
 
-void block_tell_corruption(const struct block_node *node, const char *what, bool fatal)
+void block_report_corruption(const struct block_node *node, const char *what, bool fatal)
 {
     const struct block_corruption c = {block_node_name(node), what, fatal};
 

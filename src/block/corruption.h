@@ -13,10 +13,13 @@ struct block_corruption {
     bool fatal;       /* the image was marked and takes no more writes */
 };
 
-/* Who hears of it, on the reactor where it was found; borrows what it is given and must not yield. NULL: nobody. At start. */
+/*
+ * Who hears of it, on the reactor where it was found; borrows what it is given and must not yield.
+ * NULL: nobody. At start.
+ */
 void block_set_corruption_fn(void (*fn)(const struct block_corruption *c));
 
 /* Called by drivers. Does not yield. */
-void block_tell_corruption(const struct block_node *node, const char *what, bool fatal);
+void block_report_corruption(const struct block_node *node, const char *what, bool fatal);
 
 #endif

@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a driver implements, and what it sees of its node. Only drivers and the block layer include this.
+ * What a driver implements, and what it sees of its node. Only the block layer and drivers include
+ * this header; tools/check-style lists those.
+ *
+ * NULL in a struct block_driver means: the driver has no such operation. When the driver is
+ * registered, block/pass_through.c fills in what filters leave NULL: a filter implements what it
+ * changes, and everything else goes to the child that it filters.
  */
 #ifndef TIDEMARK_BLOCK_DRIVER_H
 #define TIDEMARK_BLOCK_DRIVER_H
@@ -17,89 +22,130 @@
 #include "co/sync.h"
 
 /* What an edge means to its parent; decides how permissions and block status pass through. */
-#define BLOCK_ROLE_DATA 1u     /* holds guest data */
-#define BLOCK_ROLE_METADATA 2u /* holds the format's metadata: the parent must be its only writer */
-#define BLOCK_ROLE_BACKING 4u  /* read where this layer has nothing */
-#define BLOCK_ROLE_FILTERED 8u /* same contents as this node */
-#define BLOCK_ROLE_TARGET                                                                          \
-    16u /* private storage of a filter or job (copy-before-write's temporary image) */
+enum block_role {
+    /* Holds guest data. */
+    BLOCK_ROLE_DATA = 1 << 0,
+    /* Holds the format's metadata: the parent must be the only writer. */
+    BLOCK_ROLE_METADATA = 1 << 1,
+    /* Read where this layer has nothing. */
+    BLOCK_ROLE_BACKING = 1 << 2,
+    /* Has the same contents as the parent. */
+    BLOCK_ROLE_FILTERED = 1 << 3,
+    /* Private storage of a filter or job, such as the temporary image of copy-before-write. */
+    BLOCK_ROLE_TARGET = 1 << 4,
+};
 
 struct block_edge {
     struct list sibling;       /* in parent->children */
     struct list in_node;       /* in node->parents */
-    struct block_node *parent; /* NULL for a root */
-    struct block_root *root;   /* NULL for an interior edge */
-    struct block_node *node;   /* child; changes only while drained */
+    struct block_node *parent; /* NULL: a root */
+    struct block_root *root;   /* NULL: an interior edge */
+    struct block_node *node;   /* the child; changes only while drained */
     char *name;                /* "file", "backing", "target"; of a root: the user */
-    unsigned role;
-    _Atomic unsigned perm, shared;   /* in force; the gate reads them on any thread */
-    unsigned want_perm, want_shared; /* of a root: what its user asks for */
-    unsigned next_perm, next_shared; /* scratch of perm.c; else as those in force */
-    struct block_node
-        *origin;       /* where it was when the graph change began that moves it; referenced */
-    struct list moved; /* in the list of that change's moved edges */
+    unsigned role;             /* enum block_role */
+
+    /* enum block_perm. In force; the gate reads them on any thread. */
+    _Atomic unsigned perm, shared;
+    /* Of a root: what its user asks for. */
+    unsigned want_perm, want_shared;
+    /* Scratch of perm.c; equal to those in force outside a graph change. */
+    unsigned next_perm, next_shared;
+
+    /* The child when the graph change began that moves this edge, with a reference; else NULL. */
+    struct block_node *origin;
+    /* In the list of the edges that the change moves. */
+    struct list moved;
 };
 
 struct block_node {
-    char *name; /* unique; generated "#block..." if the user gave none */
+    /* Unique; generated ("#block123") if the user gave none. */
+    char *name;
     bool has_user_name;
     bool monitor_owned;
     bool read_only;
-    bool auto_read_only; /* a leaf may fall back to read_only = true when it can't be written */
-    struct co *opener;   /* not public yet: only this coroutine finds it by name; NULL: public */
-    struct block_node *published_with; /* the node by whose publication it became public */
-    bool is_open;                      /* co_open is through */
-    bool is_leaving;                   /* deleted: not found by name any more */
-    bool close_told;                   /* an error of completing it was returned to somebody */
-    bool closed;                       /* co_close has run */
+    /* A leaf that can't be written may be opened read-only instead. */
+    bool auto_read_only;
 
-    /* drain.c */
-    unsigned drain_depth; /* drain_begin without drain_end */
-    bool quiesced;        /* the driver was told that a drain has begun */
-    bool want_quiesced;   /* scratch from here on */
+    /* --- life (open.c, close.c) --- */
+
+    /* While the node is hidden: the coroutine that finds it by name. NULL: public. */
+    struct co *opener;
+    /* The node by whose publication this node became public. */
+    struct block_node *published_with;
+    /* co_open has succeeded. */
+    bool is_open;
+    /* Deleted: no lookup finds it. */
+    bool is_leaving;
+    /* An error of completing it was returned to a caller, so closing does not log it again. */
+    bool close_reported;
+    /* co_close has run. */
+    bool closed;
+
+    /* --- drain.c --- */
+
+    /* drain_begin without drain_end. */
+    unsigned drain_depth;
+    /* The driver knows of a drain. */
+    bool quiesced;
+    /* Scratch from here on. */
+    bool want_quiesced;
     unsigned drain_mark;
     struct block_node *drain_next;
 
-    /* graph.c, perm.c; under the graph lock */
-    unsigned told_perm, told_shared; /* what co_set_perm was last told */
-    bool perm_touched;               /* permissions at and below it are to be worked out */
-    struct list left;                /* scratch from here on */
+    /* --- graph.c, perm.c; under the graph lock --- */
+
+    /* The arguments of the latest co_set_perm. */
+    unsigned set_perm, set_shared;
+    /* Permissions at and below the node have to be worked out. */
+    bool perm_touched;
+    /* Scratch from here on. */
+    struct list left;
     unsigned perm_mark, perm_waits, reach_mark;
     struct block_node *perm_next, *reach_next;
 
-    bool
-        events; /* a fault filter at or below wants to know of events; a driver may set it in co_open */
-    bool probed;         /* raw format guessed: guard the first sector */
-    unsigned open_flags; /* BLOCK_OPEN_... */
+    /* A fault filter at or below wants events. A driver may set it in co_open. */
+    bool events;
+    /* Raw because no other format was recognized: the first sector is guarded. */
+    bool probed;
+    /* enum block_open_flags. */
+    unsigned open_flags;
+
     const struct block_driver *driver;
-    void *opaque; /* driver->instance_size bytes, zeroed before co_open */
+    /* driver->instance_size bytes, all zero before co_open. */
+    void *opaque;
     unsigned refcount;
-    struct list link;            /* in the list of all nodes */
-    struct list children;        /* edges from this node */
-    struct list parents;         /* edges to this node */
-    struct block_edge *file;     /* the child named "file"; NULL if none */
-    struct block_edge *backing;  /* the child named "backing"; NULL if none */
-    struct block_edge *filtered; /* the child that a filter shows; NULL if none */
-    char *filename;              /* plain path or URI; NULL if none */
-    struct json_object *options; /* as opened */
-    bool beyond_filename;        /* here or below are options that no filename tells */
+    struct list link;     /* in the list of public or of hidden nodes */
+    struct list children; /* edges from this node */
+    struct list parents;  /* edges to this node */
 
-    /* generic options, inherited by children */
+    /* The children "file" and "backing", and the one that a filter shows; NULL: none. */
+    struct block_edge *file, *backing, *filtered;
+
+    /* Plain path or URI; NULL: none. */
+    char *filename;
+    /* As opened. */
+    struct json_object *options;
+    /* This node or one below has options that the filename does not contain. */
+    bool beyond_filename;
+
+    /* Generic options, inherited by children. `detect_zeroes` is an enum block_detect_zeroes. */
     bool cache_direct, cache_no_flush, discard_unmap, force_share;
-    int detect_zeroes; /* enum block_detect_zeroes */
+    int detect_zeroes;
 
-    _Atomic uint64_t size; /* bytes */
+    /* Bytes. */
+    _Atomic uint64_t size;
     struct block_limits limits;
-    unsigned
-        supported_write_flags; /* BLOCK_REQ_FUA if the driver does it itself; else the gate flushes */
-    unsigned
-        supported_zero_flags; /* BLOCK_REQ_FUA, _MAY_UNMAP, _NO_FALLBACK handled by the driver */
+    /*
+     * Flags of enum block_req_flags that the driver honours; the gate does the work of the others.
+     */
+    unsigned supported_write_flags, supported_zero_flags;
 
-    struct list bitmaps; /* of struct block_bitmap; changes only while drained */
-    struct range_lock
-        rmw; /* writes on nodes with request_alignment > 1; unaligned ones are exclusive */
-    _Atomic uint64_t
-        write_generation; /* counts writes; with the next a flush without writes costs nothing */
+    /* struct block_bitmap; the list changes only while drained. */
+    struct list bitmaps;
+    /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
+    struct range_lock rmw;
+    /* Counts writes. The gate skips a flush if nothing was written since the latest one. */
+    _Atomic uint64_t write_generation;
     _Atomic uint64_t flushed_generation;
 
     /* What the gate counts; shards are struct block_node_shard (op.h). */
@@ -107,184 +153,191 @@ struct block_node {
 };
 
 struct block_driver {
-    const char *name; /* "qcow2" */
+    /* "qcow2" */
+    const char *name;
     size_t instance_size;
-    bool is_format; /* interprets its child "file" */
-    bool
-        is_filter; /* same contents as its filtered child, unless it says otherwise by snapshot functions */
-    bool
-        is_frozen_view; /* shows a point in time: nothing that is done through it changes what it shows */
-    bool is_protocol; /* a leaf that may be opened by filename */
-    bool
-        keeps_zero_beyond_eof; /* leaf: a file that grows reads as zeroes where it was never written */
-    bool
-        has_directories; /* its URIs are SCHEME://HOST/PATH[?...]: files of a directory differ behind the last '/' of PATH */
-    bool
-        flushes_always; /* also with cache.no-flush: another process keeps what was written, and can lose it */
-    const char *const *schemes; /* NULL-terminated: "nbd", "nbd+unix"; NULL if none */
+    /* Interprets its child "file". */
+    bool is_format;
+    /* Has the contents of its filtered child, unless its snapshot functions say otherwise. */
+    bool is_filter;
+    /* Shows a point in time: no write through it changes what it shows. */
+    bool is_frozen_view;
+    /* A leaf that may be opened by filename. */
+    bool is_protocol;
+    /* A leaf: a file that grows reads as zeroes where it was never written. */
+    bool keeps_zero_beyond_eof;
+    /*
+     * URIs are SCHEME://HOST/PATH[?...]; the files of a directory differ after the last '/' of
+     * PATH.
+     */
+    bool has_directories;
+    /* Flushes even with cache.no-flush: another process keeps the data, and can lose them. */
+    bool flushes_always;
+    /* NULL-terminated: "nbd", "nbd+unix"; NULL: none. */
+    const char *const *schemes;
 
-    /* --- control: main reactor, coroutine, may yield --- */
+    /* --- open and close: main reactor, coroutine; `co_` functions may yield, others may not --- */
 
-    /* Take options out of a filename that has one of the schemes. */
+    /* Add the options that a filename with one of the schemes contains to `opts`. -EINVAL */
     int (*parse_filename)(const char *filename, struct options *opts, struct error *err);
-    /* Score (0 no .. 100 sure) that an image beginning with these bytes has this format. Does no I/O. */
+    /*
+     * How sure it is, 0 to 100, that an image that begins with these bytes has this format. No I/O.
+     */
     int (*probe)(const uint8_t *head, size_t size);
     /*
-     * Open: take own options, open children with block_co_open_child(), set size and limits. On failure everything of its
-     * own is released; edges are detached by the caller. Called before the node is visible.
+     * Open: remove the driver's options from `opts`, open children with block_co_open_child(), set
+     * the size and the limits. On failure release everything but edges. The node is hidden.
      */
     int (*co_open)(struct block_node *node, struct options *opts, struct error *err);
     /*
-     * The second part of opening, for what depends on others' state at the moment when the node becomes part of the graph; it is
-     * drained below the node. NULL: nothing. On failure the node is closed.
+     * Second part of opening, for what depends on the state of other nodes at the moment when the
+     * node becomes part of the graph. The nodes below are drained. On failure the node is closed.
      */
     int (*co_begin)(struct block_node *node, struct error *err);
     /*
-     * Write out all state (caches, bitmaps) so that the file is complete; the node stays open, and the next write makes
-     * it active again. No request is in flight. NULL: nothing to do.
+     * Write out all state (caches, bitmaps), so that the file is complete. No request is in flight.
+     * The node stays open; the next write makes it active again.
      */
     int (*co_inactivate)(struct block_node *node, struct error *err);
-    /* Release everything but edges. After co_inactivate; must not fail. */
+    /* Release everything but edges. After co_inactivate. */
     void (*co_close)(struct block_node *node);
+
+    /* --- graph: likewise --- */
+
     /*
-     * Permissions this node needs of `edge`, given the union of what its parents do and the intersection of what they share.
-     * NULL: by role, see block_default_child_perm().
+     * The permissions that this node needs on `edge`, given the union of what its parents use and
+     * the intersection of what they share. NULL: by role, block_default_child_perm().
      */
     void (*child_perm)(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
                        unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared);
-    /* The node's own cumulative permissions change (image locks). On failure the old ones stay in force. NULL: nothing to do. */
-    int (*co_set_perm)(struct block_node *node, unsigned perm, unsigned shared, struct error *err);
-    /* Make an image. Takes its options, and refuses what is left with options_check_empty() before it writes. */
-    int (*co_create)(const char *filename, uint64_t size, struct options *opts, struct error *err);
-    const struct block_option_desc *create_options; /* ends with a NULL name */
-    const struct block_option_desc
-        *amend_options; /* those that co_amend takes, by name; likewise */
     /*
-     * Drain: no more requests will come until drain_end. `drain_busy` tells whether work of the driver's own, which no request
-     * waits for any more, is still under way; it is asked again until there is none. None may yield. NULL: nothing to do, not busy.
+     * The node's cumulative permissions change (image locks). On failure the old ones stay in
+     * force.
+     */
+    int (*co_set_perm)(struct block_node *node, unsigned perm, unsigned shared, struct error *err);
+    /*
+     * Drain: no requests come between drain_begin and drain_end. `drain_busy` is called until it
+     * returns false: the driver has no work left that no request waits for. None may yield.
      */
     void (*drain_begin)(struct block_node *node);
     bool (*drain_busy)(struct block_node *node);
     void (*drain_end)(struct block_node *node);
-    int (*co_get_info)(struct block_node *node, struct block_info *ret);
-    /* Format-specific part of `info` ("format-specific": {"type":..., "data":...}); a new reference or NULL. */
+
+    /* --- control: likewise. Contracts are those of block/control.h, which drains the node. --- */
+
+    /*
+     * Make an image. Removes its options from `opts`, and refuses the rest by options_check_empty()
+     * before it writes anything.
+     */
+    int (*co_create)(const char *filename, uint64_t size, struct options *opts, struct error *err);
+    /* The options of co_create and of co_amend; the last has a NULL name. */
+    const struct block_option_desc *create_options;
+    const struct block_option_desc *amend_options;
+    int (*co_get_info)(struct block_node *node, struct block_info *ret_info);
     struct json_object *(*co_specific_info)(struct block_node *node);
-    int (*co_check)(struct block_node *node, unsigned fix, struct block_check_result *ret,
+    int (*co_allocated_size)(struct block_node *node, uint64_t *ret_size);
+    int (*co_check)(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                     struct error *err);
-    int (*co_allocated_size)(struct block_node *node, uint64_t *ret);
-    /* Change size; called drained. NULL: can't be resized. */
-    int (*co_truncate)(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
-                       struct error *err);
-    /*
-     * Make a file that is shorter than `size` so long; what is new reads as zeroes. Any reactor, beside I/O: but nobody writes
-     * beyond `size` meanwhile. NULL: it can't.
-     */
-    int (*co_extend)(struct block_node *node, uint64_t size);
-    /*
-     * Record another backing file; NULL: none. The present backing node stays as it is. NULL: the format has none. The node
-     * is drained.
-     */
-    int (*co_change_backing)(struct block_node *node, const char *filename, const char *format,
-                             struct error *err);
-    /*
-     * Change creation options of an image: those of `opts` that it knows are taken, others are an error. `progress` (may be NULL) is
-     * called now and then with what is done of a total. The node is drained.
-     */
     int (*co_amend)(struct block_node *node, struct options *opts, block_progress_fn *progress,
                     void *progress_arg, struct error *err);
-
-    /*
-     * Forget all contents, so that the disk reads as its backing file; bitmaps keep their bits. Stable when it returns 0. The
-     * node is drained. NULL: the format has no backing files.
-     */
+    int (*co_change_backing)(struct block_node *node, const char *filename, const char *format,
+                             struct error *err);
     int (*co_make_empty)(struct block_node *node, struct error *err);
+    int (*co_truncate)(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                       struct error *err);
 
-    /* --- internal snapshots; the node is drained. NULL: the format has none. `id_or_name`: an ID first, else a name. --- */
-
-    /* Make one of the disk as it is now. `name` may be empty; an ID is chosen. */
     int (*co_snapshot_create)(struct block_node *node, const char *name, struct error *err);
-    /* The disk becomes what it was then. */
     int (*co_snapshot_apply)(struct block_node *node, const char *id_or_name, struct error *err);
     int (*co_snapshot_delete)(struct block_node *node, const char *id_or_name, struct error *err);
-    /* An array of *ret_count (freed by the caller with free(), strings are within it). */
-    int (*co_snapshot_list)(struct block_node *node, struct block_snapshot_info **ret,
+    int (*co_snapshot_list)(struct block_node *node, struct block_snapshot_info **ret_list,
                             size_t *ret_count, struct error *err);
-    /* A read-only node shows the snapshot from now on. Either may be NULL; both must match if both are given. */
     int (*co_snapshot_show)(struct block_node *node, const char *id, const char *name,
                             struct error *err);
 
-    /* Read and write the state of a virtual machine, at an offset in it. The node is drained. NULL: the format keeps none. */
+    /* State of a virtual machine, at an offset in that state. */
     int (*co_preadv_vmstate)(struct block_node *node, uint64_t offset, struct iov iov);
     int (*co_pwritev_vmstate)(struct block_node *node, uint64_t offset, struct iov iov);
 
-    /*
-     * Set in b->bits what is stored of an `unread` bitmap. Those bits can be changed meanwhile by guest writes.
-     * -ENOMEM; another error: it can't be read.
-     */
-    int (*co_fetch_bitmap)(struct block_node *node, struct block_bitmap *b);
-    /* Dirty bytes of what is stored of an `unread` bitmap. Errors as above. */
-    int (*co_count_bitmap)(struct block_node *node, const struct block_bitmap *b, uint64_t *ret);
-    /* 0 if a bitmap of that name and granularity can be made persistent here. NULL: it can't. */
+    /* --- bitmaps in images: likewise --- */
+
     int (*co_can_store_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                                struct error *err);
-    /*
-     * Take what storing a bitmap of that name and granularity wants, which is about to be added: -ENOSPC now rather than when it is
-     * stored. NULL: nothing. The node is drained.
-     */
     int (*co_reserve_bitmap)(struct block_node *node, const char *name, uint32_t granularity,
                              struct error *err);
-    /* Remove a stored bitmap, also one that was not loaded. 1, or 0 if there is none. The node is drained. */
     int (*co_remove_stored_bitmap)(struct block_node *node, const char *name, struct error *err);
     /*
-     * The bits of a persistent bitmap change in memory other than by guest writes (merge, clear, enable):
-     * make sure that what is on disk does not pass for current. NULL: nothing to do.
+     * Set in b->bits the bits that the image has of a bitmap that is `unread`. Guest writes may set
+     * bits meanwhile. -ENOMEM; another error: the stored bits can't be read.
+     */
+    int (*co_fetch_bitmap)(struct block_node *node, struct block_bitmap *b);
+    /* Dirty bytes in the stored bits of a bitmap that is `unread`. Errors as above. */
+    int (*co_count_bitmap)(struct block_node *node, const struct block_bitmap *b,
+                           uint64_t *ret_bytes);
+    /*
+     * The bits of a persistent bitmap are about to change in memory by a command (merge, clear,
+     * enable): from now on the stored bits must not count as current.
      */
     int (*co_bitmap_will_change)(struct block_node *node, struct block_bitmap *b,
                                  struct error *err);
 
-    /* --- I/O: any reactor, coroutine, several at once, may yield. Requests are aligned to the limits and within bounds. --- */
+    /*
+     * --- I/O: any reactor, coroutine, several at once, may yield. Requests are within bounds, and
+     * aligned to the limits. ---
+     */
 
     int (*co_preadv)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
     int (*co_pwritev)(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
-    /* NULL or -ENOTSUP: the gate writes zeroes. */
+    /* NULL or -ENOTSUP: the gate writes zeroes as data. */
     int (*co_write_zeroes)(struct block_node *node, uint64_t offset, uint64_t length,
                            unsigned flags);
     /*
-     * Copy bytes of `source`, a node of any driver whose contents are what its co_preadv reads, without having them in memory. NULL
-     * or -ENOTSUP: the caller reads and writes.
+     * Copy bytes of `source`, a node of any driver whose contents are what its co_preadv reads,
+     * without having them in memory. NULL or -ENOTSUP: the caller reads and writes.
      */
     int (*co_copy_from)(struct block_node *node, uint64_t offset, struct block_node *source,
                         uint64_t source_offset, uint64_t length);
-    /* NULL or -ENOTSUP: ignored. */
+    /* NULL or -ENOTSUP: the discard has no effect. */
     int (*co_discard)(struct block_node *node, uint64_t offset, uint64_t length);
-    /* Make stable what was acknowledged, in this node and, through its edges, below. NULL: the gate flushes all children. */
+    /*
+     * Acknowledged writes reach stable storage, here and below. NULL: the gate flushes all
+     * children.
+     */
     int (*co_flush)(struct block_node *node);
-    /* See struct block_status. NULL: filters pass through; others are all data. */
+    /* See struct block_status. NULL: a filter has the status of its child; others are all data. */
     int (*co_status)(struct block_node *node, uint64_t offset, uint64_t length,
-                     struct block_status *ret);
+                     struct block_status *ret_status);
+    /*
+     * Make a file that is shorter than `size` so long; the new part reads as zeroes. Guests may
+     * read and write meanwhile, but nobody writes beyond `size`.
+     */
+    int (*co_extend)(struct block_node *node, uint64_t size);
+    /* Access to the contents of a point in time (block/gate.h). */
     int (*co_preadv_snapshot)(struct block_node *node, uint64_t offset, struct iov iov);
     int (*co_snapshot_status)(struct block_node *node, uint64_t offset, uint64_t length,
-                              struct block_status *ret);
+                              struct block_status *ret_status);
     int (*co_discard_snapshot)(struct block_node *node, uint64_t offset, uint64_t length);
+    /* An event in a format or in the gate above this node; may delay it. For fault filters. */
+    void (*co_event)(struct block_node *node, enum block_event event);
+
     /* --- figures of its own --- */
 
     /*
-     * A table of at most BLOCK_DRIVER_STATS_MAX rows, without histograms, and a function that fills in a value for each row. Main
-     * reactor, while the node is open; must not yield. NULL: there are none.
+     * A table of at most BLOCK_DRIVER_STATS_MAX rows, without histograms, and a function that fills
+     * in a value for each row. Main reactor, while the node is open; must not yield.
      */
     const struct stat_desc *stats;
     void (*read_stats)(struct block_node *node, uint64_t *ret_values);
-
-    /* Something happens in a format or in the gate above this node; may hold it up. Fault filters have this. */
-    void (*co_event)(struct block_node *node, enum block_event event);
 };
 
-/* --- events: any reactor, coroutine, may yield -------------------------------------------------------------- */
+/* --- events: any reactor, coroutine, may yield ------------------------------------------------ */
 
-/* Announce an event at a node: passed down through raw and filters to the first fault filter, if there is one. */
+/*
+ * Announce an event at a node. Raw and filters pass it down to the first fault filter, if there is
+ * one.
+ */
 void block_co_event_at(struct block_node *node, enum block_event event);
 
-/* Announce an event to what is below an edge. One branch where nobody wants to know. */
+/* Announce an event to the nodes below an edge. One branch where no fault filter is. */
 static inline void block_co_event(const struct block_edge *edge, enum block_event event)
 {
     if (__builtin_expect(edge->node->events, false)) {
@@ -292,65 +345,72 @@ static inline void block_co_event(const struct block_edge *edge, enum block_even
     }
 }
 
-/* Whether a node is of the driver that `definition` describes. Its node->driver is a copy, completed with defaults. */
+/* --- for drivers: main reactor; `co_` functions yield ----------------------------------------- */
+
+/*
+ * Whether a node is of the driver that `definition` describes. node->driver is a copy, completed
+ * with defaults.
+ */
 static inline bool block_node_is(const struct block_node *node,
                                  const struct block_driver *definition)
 {
     return node->driver->name == definition->name;
 }
 
-/* --- for drivers, in co_open --------------------------------------------------------------------------- */
-
 /*
- * Open or look up the child `name` from the option of that name (node name or object) and attach it. `allow_none`: absent
- * is fine and *ret is NULL. Sets node->file / node->backing for those names.
+ * In co_open: open the child `name`, or look it up, from the option of that name (an object or a
+ * node name), and attach it. `allow_none`: without the option *ret_edge is NULL. Errors name the
+ * option.
  */
 int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
-                        unsigned role, bool allow_none, struct block_edge **ret, struct error *err);
+                        unsigned role, bool allow_none, struct block_edge **ret_edge,
+                        struct error *err);
 /*
- * For filters: open the child `name` that the node shows, and take its size, its discards and its flags. All that a filter with
- * one child has to do, beside its own options. Errors as above.
+ * In co_open of filters: open the child `name` that the node shows, and take over its size;
+ * discards and write flags are passed on. Errors as above.
  */
 int block_co_open_filtered(struct block_node *node, struct options *opts, const char *name,
                            struct error *err);
-/* Whether the node has contents of a point in time (co_preadv_snapshot), itself or behind filters. Does not yield. */
-bool block_node_has_snapshot_access(const struct block_node *node);
 /*
- * Open the backing file: from the option `backing` if it is given (null: none), else from the image's own record (a
- * filename relative to the image's; `format` may be NULL). Honours BLOCK_OPEN_NO_BACKING.
+ * In co_open: open the backing file from the option `backing` if it is given (null: none), else
+ * from the name that the image records (relative to the image; `format` may be NULL). With
+ * BLOCK_OPEN_NO_BACKING there is none.
  */
 int block_co_open_backing(struct block_node *node, struct options *opts, const char *filename,
                           const char *format, struct error *err);
-/* Attach a node (a reference is taken) as a child. */
+/*
+ * Attach a node as a child; takes a reference. `ret_edge` may be NULL. -EINVAL: a cycle; -EPERM. On
+ * failure nothing changes.
+ */
 int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
-                          unsigned role, struct block_edge **ret, struct error *err);
+                          unsigned role, struct block_edge **ret_edge, struct error *err);
+/* Detach a child and give its reference back. */
 void block_co_detach_child(struct block_edge *edge);
-
+/* Permissions on a child by the role of its edge; see block_driver.child_perm. */
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                               unsigned *ret_shared);
-
-/*
- * For co_create of formats: make the (empty) file that the format is about to be written into, or use the export that is
- * there where a protocol can't make any; opened and attached for reading, writing and resizing. Give it back with
- * block_co_root_release(), which closes it. `opts` are for the making (NULL: none), and consumed.
- */
-int block_co_create_file(const char *filename, struct options *opts, struct block_root **ret,
-                         struct error *err);
-
-/* What parents do together now, and what all of them share. */
+/* The union of what the parents use now, and the intersection of what they share. */
 void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,
                                 unsigned *ret_shared);
-
-/* Set by co_open, co_truncate, and by the gate when a write extends a leaf. Any thread. */
-void block_node_set_size(struct block_node *node, uint64_t size);
-
-/* Whether `name` is relative to a directory that there is not: never that which the program happens to run in. */
-bool block_is_beside_no_file(const char *base_filename, const char *name);
-
 /*
- * Whether a drain, or the end of a user, waits for requests that may have reached this node: what a driver holds back in the hope of
- * better times should end then. Main reactor.
+ * In co_create of formats: make an empty file for the format to write, or use the export of a
+ * protocol that can't make files; attached for reading, writing and resizing.
+ * block_co_root_release() closes it. `opts` (consumed; NULL: none) are options for making the file.
+ */
+int block_co_create_file(const char *filename, struct options *opts, struct block_root **ret_root,
+                         struct error *err);
+/* In co_open and co_truncate, and by the gate when a write extends a leaf. Bytes. Any thread. */
+void block_node_set_size(struct block_node *node, uint64_t size);
+/*
+ * Whether the node has contents of a point in time (co_preadv_snapshot), itself or behind filters.
+ */
+bool block_node_has_snapshot_access(const struct block_node *node);
+/* Whether a backing file name is relative although the image has no directory. */
+bool block_relative_needs_directory(const char *base_filename, const char *name);
+/*
+ * Whether a drain, or the end of a user, waits for requests that may have reached this node: the
+ * driver should fail the requests that it holds until a server is back.
  */
 bool block_node_is_awaited(const struct block_node *node);
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Moments in the work of formats and of the gate at which tests inject errors or hold requests up. The names are those of
- * QEMU's BlkdebugEvent. block_co_event() in block/driver.h announces one.
+ * Moments in the work of formats and of the gate at which tests inject errors or hold requests up.
+ * The names are those of QEMU's BlkdebugEvent. block_co_event() in block/driver.h announces one.
  */
 #ifndef TIDEMARK_BLOCK_EVENT_H
 #define TIDEMARK_BLOCK_EVENT_H

@@ -50,7 +50,7 @@ char *block_resolve_relative(const char *base_filename, const char *name)
     return joined;
 }
 
-bool block_is_beside_no_file(const char *base_filename, const char *name)
+bool block_relative_needs_directory(const char *base_filename, const char *name)
 {
     const struct block_driver *driver = block_driver_of_filename(base_filename);
 

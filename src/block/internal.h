@@ -8,41 +8,60 @@
 
 #define CACHE_LINE 64
 
-/* Requests in flight that one reactor started; written by that reactor only, summed by the drainer. */
+/* Requests in flight that one reactor started: that reactor writes, the drainer sums. */
 struct inflight_counter {
     _Alignas(CACHE_LINE) _Atomic uint64_t count;
-    atomic_bool used; /* the reactor has had requests here */
+    /* The reactor has had requests here. */
+    atomic_bool used;
 };
 
 struct block_root {
     struct block_edge edge;
-    struct list link; /* in the list of all roots */
-    /*
-     * Control I/O of the block layer itself (probing, creation) runs inside drained sections
-     * and is not stopped by them.
-     */
+    /* In the list of all roots. */
+    struct list link;
+    /* Of the block layer itself (probing, creation): its I/O runs inside drained sections. */
     bool exempt;
-    bool closing;                     /* block_co_root_settle() has begun: quiesced for good */
-    bool settled;                     /* and is through */
-    const struct block_root_ops *ops; /* NULL: the owner need not be told */
+    /* block_co_root_settle() has begun: quiesced for good. */
+    bool closing;
+    /* block_co_root_settle() has ended. */
+    bool settled;
+    /* block_root_begin_end() */
+    bool ending;
+    /* NULL: the owner wants no events. */
+    const struct block_root_ops *ops;
     void *ops_arg;
-    bool want_quiesced; /* scratch of drain.c */
+
+    /* Scratch of drain.c. */
+    bool want_quiesced;
     unsigned drain_mark;
-    bool ending; /* block_root_begin_end() */
-    /* Set by the drainer, then the counters are summed; a request increments, then looks at this. */
+
+    /*
+     * The drainer sets this and then sums the counters; a request increments, then looks at this.
+     */
     atomic_bool quiesced;
-    pthread_mutex_t guard;   /* guards blocked and drainer */
-    struct co_queue blocked; /* requests that wait for the end of the drain */
-    struct co *drainer;      /* suspended until the counters are all zero; NULL if none */
+    /* Guards `blocked` and `drainer`. */
+    pthread_mutex_t guard;
+    /* Requests that wait for the end of the drain. */
+    struct co_queue blocked;
+    /* Suspended until the counters are all zero; NULL: nobody. */
+    struct co *drainer;
     struct inflight_counter inflight[REACTOR_MAX];
 };
 
-/* --- drain.c --- */
+/* --- drain.c: any reactor --- */
+
+/* A request that found the root quiesced: wait for the end of the drain. Yields. */
 void block_root_enter_slow(struct block_root *root, unsigned index);
+/*
+ * A request ended while the root is quiesced: wake the drainer after the last one. Does not yield.
+ */
 void block_root_leave_slow(struct block_root *root);
-/* Bring the state of every root and node in line with what is drained. Doesn't wait for requests. */
+/*
+ * Quiesce and release roots and nodes according to the drains of all nodes. Waits for no request.
+ */
 void block_drain_update(void);
 
+/* A request enters the graph by `root`; may yield. */
 static inline void block_root_enter(struct block_root *root)
 {
     unsigned index = counters_index(); /* of the reactor */
@@ -62,13 +81,16 @@ static inline void block_root_leave(struct block_root *root)
     }
 }
 
-/* --- node.c --- main reactor only */
-extern struct list block_all_nodes;    /* of struct block_node: those that are public */
-extern struct list block_hidden_nodes; /* those being opened, or open and not public yet */
-extern struct list block_all_roots;    /* of struct block_root */
+/* --- node.c: main reactor only --- */
+
+/* struct block_node, public ones, and hidden ones; struct block_root. */
+extern struct list block_all_nodes, block_hidden_nodes, block_all_roots;
 
 /* --- pass_through.c --- */
-/* The driver, with functions in the place of NULL where there is a default: for filters, and of co_flush. Does not yield. */
+/*
+ * The driver, with functions in the place of NULL where there is a default: for filters, and of
+ * co_flush. Does not yield.
+ */
 struct block_driver block_driver_with_defaults(const struct block_driver *driver);
 /* Flush all children that were ever written to; returns the first error. Yields. */
 int block_co_flush_children(struct block_node *node);
@@ -76,46 +98,59 @@ int block_co_flush_children(struct block_node *node);
 /* --- chain.c --- */
 #define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
 /*
- * As block_co_open_filename(), for the file that `above`, which is being opened, names as its backing file; -ELOOP if that
- * leads into a circle. `extra` is consumed.
+ * As block_co_open_filename(), for the file that `above`, which is being opened, names as its
+ * backing file; -ELOOP if that leads into a circle. `extra` is consumed.
  */
 int block_co_open_below(struct block_node *above, const char *path, const char *format,
-                        struct options *extra, struct block_node **ret, struct error *err);
+                        struct options *extra, struct block_node **ret_node, struct error *err);
 
 /* --- gate.c --- */
-/* block_node.write_generation of a node that nothing was written to: more than what was flushed, as the file may be dirty. */
+/*
+ * block_node.write_generation of a node that nothing was written to: more than what was flushed, as
+ * the file may be dirty.
+ */
 #define BLOCK_NOTHING_WRITTEN 1u
-/* Flush a node without a root: for graph changes, in which it is drained. */
+/* Flush a drained node without a root: for graph changes. Yields. */
 int block_co_flush_node(struct block_node *node);
 
 /* --- graph.c --- */
-/* An edge that is to go within a change: its origin there, with the reference, or NULL. */
+/*
+ * An edge is to be detached within a change: its origin, with the reference that the edge had, or
+ * NULL.
+ */
 struct block_node *block_edge_forget_move(struct block_edge *edge);
-/* Within a change whose edges at `node` were changed: settle. */
+/* The edges at `node` have changed: settle the change. Errors of perm.c. Yields. */
 int block_co_settle_at(struct block_node *node, struct error *err);
 
-/* --- perm.c --- by graph.c, see there */
+/* --- perm.c: called by graph.c --- */
+
+/*
+ * Work out the permissions of the change, and put them in force; on failure the old ones stay.
+ * Yields.
+ */
 int block_co_perm_settle(struct error *err);
+/* The change has ended: give up the image locks that only its beginning needed. Yields. */
 void block_co_perm_release(void);
 
 /* --- open.c --- */
-/* Free a node that has neither edges nor a driver's state any more. */
+/* Free a node that has no edges, and whose driver is closed. */
 void block_node_free(struct block_node *node);
 
 /* --- edge.c --- */
-/* Detach a child; the caller gets the reference that the edge had. */
+/* Detach a child; the caller gets the reference that the edge had. Yields. */
 struct block_node *block_co_take_child(struct block_edge *edge);
 /* Report the size of `node`, which may have changed, to the owners of its roots. */
 void block_roots_report_size(struct block_node *node);
-/* A root for control I/O, exempt from drain. */
+/* As block_co_root_new(): a root for control I/O, exempt from drain. */
 int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
-                             unsigned shared, struct block_root **ret, struct error *err);
+                             unsigned shared, struct block_root **ret_root, struct error *err);
 
 /* --- probe.c --- */
 /* The format that the first bytes of `node` show; raw if none does. Yields. */
-int block_co_probe(struct block_node *node, const struct block_driver **ret, struct error *err);
+int block_co_probe(struct block_node *node, const struct block_driver **ret_driver,
+                   struct error *err);
 
-/* Whether a name that an image records is to be seen from where the image lies. */
+/* Whether a backing file name that an image records is relative to the directory of the image. */
 bool block_is_relative(const char *name);
 
 #endif

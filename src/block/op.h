@@ -6,8 +6,8 @@
  *      ...
  *      block_op_end(&op, BLOCK_OP_READ, offset, length, r);
  *
- * Between them the coroutine may yield, and stays with its reactor; the node stays as well, since the
- * operation counts as a request of a root. Costs some 30 instructions without a clock.
+ * Between them the coroutine may yield, and stays with its reactor; the node stays as well, since
+ * the operation counts as a request of a root. Costs some 30 instructions without a clock.
  */
 #ifndef TIDEMARK_BLOCK_OP_H
 #define TIDEMARK_BLOCK_OP_H

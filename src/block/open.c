@@ -210,7 +210,7 @@ static struct block_node *node_new(const struct block_driver *driver, unsigned f
     node->refcount = 1;
     node->limits.request_alignment = 1;
     node->limits.memory_alignment = 1;
-    node->told_shared = BLOCK_PERM_ALL;
+    node->set_shared = BLOCK_PERM_ALL;
     node->opener = co_task();
     atomic_init(&node->size, 0);
     atomic_init(&node->write_generation, BLOCK_NOTHING_WRITTEN);
@@ -514,7 +514,7 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
         return error_set(err, ENOMEM, "Out of memory");
     }
     if (is_relative_to_nothing(node, filename) ||
-        block_is_beside_no_file(block_node_display_name(node), filename)) {
+        block_relative_needs_directory(block_node_display_name(node), filename)) {
         options_free(extra);
         return error_set(err, EINVAL,
                          "Could not open backing file: '%s' has no directory that '%s' could be in",

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Options of nodes: a tree of names and values, from `key=value,...` (dots nest), from JSON, or from QMP.
+ * Options of nodes: a tree of names and values, from `key=value,...` (dots nest), from JSON, or
+ * from QMP.
  *
  * A driver *takes* what it knows; what is left when it has finished is unknown to it, and
- * options_check_empty() names it. Values keep the type of their source: a string from a command line is
- * accepted where a bool, number or size is wanted; JSON has to have the right type, or be a string; arguments of
- * commands have to have the right type.
- * Main reactor only. None of these functions yields.
+ * options_check_empty() names it. Values keep the type of their source: a string from a command
+ * line is accepted where a bool, number or size is wanted; JSON has to have the right type, or be a
+ * string; arguments of commands have to have the right type. Main reactor only. None of these
+ * functions yields.
  */
 #ifndef TIDEMARK_BLOCK_OPTIONS_H
 #define TIDEMARK_BLOCK_OPTIONS_H
@@ -28,16 +29,16 @@ static inline void options_cleanup(struct options **o)
 #define AUTO_OPTIONS __attribute__((cleanup(options_cleanup)))
 
 /*
- * Parse "driver=qcow2,file.filename=a,,b" (",," is a comma in a value). A first element without "=" is the value of
- * `implied_key`, if that is not NULL; later ones without "=" mean "=on". Text that begins with '{' is parsed as JSON.
- * Duplicate and contradicting keys are errors. -EINVAL.
+ * Parse "driver=qcow2,file.filename=a,,b" (",," is a comma in a value). A first element without "="
+ * is the value of `implied_key`, if that is not NULL; later ones without "=" mean "=on". Text that
+ * begins with '{' is parsed as JSON. Duplicate and contradicting keys are errors. -EINVAL.
  */
 int options_parse(const char *text, const char *implied_key, struct options **ret,
                   struct error *err);
 
 /*
- * QEMU has an option that is a value or a group of options, also both at one time: overlap-check. In a group the value that
- * was given beside it has this name.
+ * QEMU has an option that is a value or a group of options, also both at one time: overlap-check.
+ * In a group the value that was given beside it has this name.
  */
 #define OPTIONS_OWN_VALUE "="
 
@@ -45,12 +46,16 @@ int options_parse(const char *text, const char *implied_key, struct options **re
 int options_from_json(struct json_object *object, struct options **ret, struct error *err);
 
 /*
- * The same of a command's arguments. Their values have to have the right types, and their keys no dots, unless the object was
- * made by options_to_arguments() of `key=value` text. What is wrong is told as QEMU's programs do, with the whole path.
+ * The same of a command's arguments. Their values have to have the right types, and their keys no
+ * dots, unless the object was made by options_to_arguments() of `key=value` text. What is wrong is
+ * told as QEMU's programs do, with the whole path.
  */
 int options_from_arguments(struct json_object *object, struct options **ret, struct error *err);
 
-/* Whether it comes from options_from_arguments(), so that messages name options by their whole path. */
+/*
+ * Whether it comes from options_from_arguments(), so that messages name options by their whole
+ * path.
+ */
 bool options_are_arguments(const struct options *o);
 
 /* Element `index` of a list that was taken from `o` by the name `key`. As above. */
@@ -59,7 +64,10 @@ int options_from_element(const struct options *o, const char *key, size_t index,
 
 /* A new reference to a JSON copy of what is still in the tree. */
 struct json_object *options_to_json(const struct options *o);
-/* Likewise, to be handed to a command, whatever the tree was made of. The object can't be copied by json-c. */
+/*
+ * Likewise, to be handed to a command, whatever the tree was made of. The object can't be copied by
+ * json-c.
+ */
 struct json_object *options_to_arguments(const struct options *o);
 struct options *options_clone(const struct options *o);
 
@@ -82,12 +90,15 @@ void options_default_str(struct options *o, const char *key, const char *value);
 void options_default_bool(struct options *o, const char *key, bool value);
 
 /*
- * Take: *ret gets the value, or the default where the key is absent, and the key is removed. -EINVAL with a
- * sentence that names key, expectation and value when it has the wrong type or form.
+ * Take: *ret gets the value, or the default where the key is absent, and the key is removed.
+ * -EINVAL with a sentence that names key, expectation and value when it has the wrong type or form.
  */
 int options_take_str(struct options *o, const char *key,
                      char **ret /* owned by the caller; NULL if absent */, struct error *err);
-/* As above; a number is taken as its text, as QEMU does for options that are older than their types. */
+/*
+ * As above; a number is taken as its text, as QEMU does for options that are older than their
+ * types.
+ */
 int options_take_text(struct options *o, const char *key, char **ret, struct error *err);
 int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, struct error *err);
 int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
@@ -99,12 +110,15 @@ int options_take_enum(struct options *o, const char *key, const char *const *nam
                       int *ret, struct error *err);
 
 /*
- * Take a child: absent -> 0 with both NULL; a string -> *ret_node_name (owned); an object -> *ret_child (owned).
- * JSON null is left to options_is_null().
+ * Take a child: absent -> 0 with both NULL; a string -> *ret_node_name (owned); an object ->
+ * *ret_child (owned). JSON null is left to options_is_null().
  */
 int options_take_child(struct options *o, const char *key, struct options **ret_child,
                        char **ret_node_name, struct error *err);
-/* Take a list (a JSON array, or keys "0", "1", ...) as a JSON array; NULL if absent. The caller owns a reference. */
+/*
+ * Take a list (a JSON array, or keys "0", "1", ...) as a JSON array; NULL if absent. The caller
+ * owns a reference.
+ */
 int options_take_list(struct options *o, const char *key, struct json_object **ret,
                       struct error *err);
 

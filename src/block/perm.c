@@ -258,15 +258,15 @@ static int co_tell(struct block_node *node, unsigned perm, unsigned shared, stru
 {
     int r = 0;
 
-    if (perm == node->told_perm && shared == node->told_shared) {
+    if (perm == node->set_perm && shared == node->set_shared) {
         return 0;
     }
     if (node->driver->co_set_perm && !node->closed) {
         r = node->driver->co_set_perm(node, perm, shared, err);
     }
     if (r == 0) {
-        node->told_perm = perm;
-        node->told_shared = shared;
+        node->set_perm = perm;
+        node->set_shared = shared;
     }
     return r;
 }
@@ -279,7 +279,7 @@ static int co_take_locks(struct block_node *first, struct error *err)
 
     for (struct block_node *node = first; node && r == 0; node = node->perm_next) {
         block_node_cumulative_perm(node, &perm, &shared);
-        r = co_tell(node, perm | node->told_perm, shared & node->told_shared, err);
+        r = co_tell(node, perm | node->set_perm, shared & node->set_shared, err);
     }
     return r;
 }
@@ -321,7 +321,7 @@ static struct block_node *find_overtold(struct list *nodes, unsigned *ret_perm,
 
     LIST_FOREACH (node, nodes, link) {
         cumulative_in_force(node, ret_perm, ret_shared);
-        if (*ret_perm != node->told_perm || *ret_shared != node->told_shared) {
+        if (*ret_perm != node->set_perm || *ret_shared != node->set_shared) {
             return node;
         }
     }
@@ -337,7 +337,7 @@ void block_co_perm_release(void)
            (node = find_overtold(&block_hidden_nodes, &perm, &shared))) {
         /* Giving up can't fail; should it, it is not tried for ever. */
         co_tell(node, perm, shared, NULL);
-        node->told_perm = perm;
-        node->told_shared = shared;
+        node->set_perm = perm;
+        node->set_shared = shared;
     }
 }

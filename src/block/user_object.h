@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * User-creatable objects: what --object and object-add make, known by an id for those who use it later. Layers register
- * the types they have. Main reactor only. None of these functions yields.
+ * User-creatable objects: what --object and object-add make, known by an id for those who use it
+ * later. Layers register the types they have. Main reactor only. None of these functions yields.
  */
 #ifndef TIDEMARK_BLOCK_USER_OBJECT_H
 #define TIDEMARK_BLOCK_USER_OBJECT_H
@@ -13,7 +13,10 @@ struct user_object;
 
 struct user_object_type {
     const char *name; /* the "qom-type" */
-    /* Make one from what it takes of `opts` (without qom-type and id; what is left is refused). 0 or -errno. */
+    /*
+     * Make one from what it takes of `opts` (without qom-type and id; what is left is refused). 0
+     * or -errno.
+     */
     int (*create)(const char *id, struct options *opts, void **ret, struct error *err);
     void (*destroy)(void *data);
     const char *const
@@ -27,8 +30,8 @@ void user_object_register_type(const struct user_object_type *type);
 const struct user_object_type *user_object_next_type(const struct user_object_type *type);
 
 /*
- * Make the object that `opts` (consumed; members qom-type and id) describes. -EINVAL: type unknown, id malformed, options
- * wrong; -EEXIST: the id is taken.
+ * Make the object that `opts` (consumed; members qom-type and id) describes. -EINVAL: type unknown,
+ * id malformed, options wrong; -EEXIST: the id is taken.
  */
 int user_object_add(struct options *opts, struct error *err);
 
@@ -48,7 +51,10 @@ void user_objects_release(void);
 /* --- the type "secret" (secret.c) --- */
 
 void secret_register_type(void);
-/* The bytes of a secret, with a NUL behind them (malloc'ed). -ENOENT; -EINVAL if the object is none. */
+/*
+ * The bytes of a secret, with a NUL behind them (malloc'ed). -ENOENT; -EINVAL if the object is
+ * none.
+ */
 int secret_get(const char *id, char **ret, size_t *ret_size, struct error *err);
 
 #endif

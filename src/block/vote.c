@@ -10,7 +10,7 @@ void block_set_vote_fn(void (*fn)(const struct block_vote *v))
     listener = fn;
 }
 
-void block_tell_vote(const struct block_vote *v)
+void block_report_vote(const struct block_vote *v)
 {
     if (listener) {
         listener(v);

@@ -16,10 +16,13 @@ struct block_vote {
     uint64_t offset, length; /* of the request, bytes */
 };
 
-/* Who hears of it, on the reactor where it happens; borrows what it is given and must not yield. NULL: nobody. At start. */
+/*
+ * Who hears of it, on the reactor where it happens; borrows what it is given and must not yield.
+ * NULL: nobody. At start.
+ */
 void block_set_vote_fn(void (*fn)(const struct block_vote *v));
 
 /* Called by drivers. Does not yield. */
-void block_tell_vote(const struct block_vote *v);
+void block_report_vote(const struct block_vote *v);
 
 #endif

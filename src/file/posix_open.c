@@ -288,7 +288,7 @@ static void co_trim_padding(struct block_node *node, unsigned perm)
 {
     const struct posix_file *f = node->opaque;
 
-    if (f->block_size > 1 && !f->is_device && (node->told_perm & ~perm & BLOCK_PERM_WRITE)) {
+    if (f->block_size > 1 && !f->is_device && (node->set_perm & ~perm & BLOCK_PERM_WRITE)) {
         loop_co_brief(trim_blocking, node);
     }
 }

@@ -59,7 +59,7 @@ static void tell_bad(struct child *c, enum block_vote_op op, int error, uint64_t
                      uint64_t length)
 {
     if (may_tell(&c->told_ns)) {
-        block_tell_vote(&(struct block_vote){
+        block_report_vote(&(struct block_vote){
             .node_name = block_node_name(block_edge_node(c->edge)),
             .op = op,
             .error = error,
@@ -75,7 +75,7 @@ static void tell_failure(struct block_node *node, enum block_vote_op op, uint64_
     struct quorum *q = node->opaque;
 
     if (may_tell(&q->failure_told_ns)) {
-        block_tell_vote(&(struct block_vote){
+        block_report_vote(&(struct block_vote){
             .failed = true,
             .node_name = block_node_name(node),
             .op = op,

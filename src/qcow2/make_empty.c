@@ -154,7 +154,7 @@ static int co_start_anew(struct qcow2 *q, struct error *err)
     if (r < 0) {
         /* What is in memory is not what is on disk. The next open repairs that; there is nothing to write at close. */
         atomic_store(&q->broken, true);
-        q->close_failure_reported = q->node->close_told = true;
+        q->close_failure_reported = q->node->close_reported = true;
         return r;
     }
     co_cut_file(q);

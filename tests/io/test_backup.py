@@ -637,7 +637,7 @@ class TestReading(BackupCase):
 
     def test_progress_is_shown_when_asked_for(self):
         result = run(*tool("restore"), self.repository, "-p", self.path("out.raw"))
-        self.assertIn("100%", result.stderr)
+        self.assertIn("100.0%", result.stderr)
         result = run(*tool("restore"), self.repository, self.path("out2.raw"))
         self.assertEqual(result.stderr, "")
 

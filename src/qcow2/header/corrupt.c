@@ -34,7 +34,7 @@ static void tell(struct qcow2 *q, bool fatal, const char *fmt, va_list ap)
                     "suppressed\n",
             what);
     log_info("image '%s' is corrupt", block_node_display_name(q->node));
-    block_tell_corruption(q->node, what, fatal);
+    block_report_corruption(q->node, what, fatal);
 }
 
 int qcow2_co_corrupt(struct qcow2 *q, const char *fmt, ...)

@@ -498,7 +498,7 @@ int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, st
                                           : r; /* found when the references were given back */
     if (r < 0) {
         /* The snapshot is gone, what it had is leaked until the next open repairs. To say so again when it is closed is of no use. */
-        q->close_failure_reported = node->close_told = true;
+        q->close_failure_reported = node->close_reported = true;
         fprintf(stderr, "qcow2_free_clusters failed: %s\n", strerror(-r));
         return error_set_errno(err, -r, "Failed to free the cluster and L1 table");
     }

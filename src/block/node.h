@@ -1,0 +1,227 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Drivers and nodes as their users see them: how to find them, and what can be asked of them.
+ *
+ * Main reactor, unless a function says otherwise. None of these functions yields. What they return
+ * is borrowed: it is valid as long as the node is, or until the caller yields if it holds no
+ * reference.
+ */
+#ifndef TIDEMARK_BLOCK_NODE_H
+#define TIDEMARK_BLOCK_NODE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "block/options.h"
+
+struct block_node;
+struct block_edge;
+struct block_root;
+struct block_driver;
+
+/* --- drivers ---------------------------------------------------------------------------------- */
+
+/* An option by which images are made or amended; arrays of them end with a NULL name. */
+struct block_option_desc {
+    const char *name;
+    const char *type; /* "size", "str", "bool (on/off)", "num" */
+    const char *help;
+};
+
+/* What a driver is and can do; bits of block_driver_traits(). */
+enum block_driver_trait {
+    /* It interprets the contents of its child "file". */
+    BLOCK_DRIVER_FORMAT = 1 << 0,
+    /* It shows the contents of the child that it filters. */
+    BLOCK_DRIVER_FILTER = 1 << 1,
+    /* It is a leaf of the graph, and may be opened by filename. */
+    BLOCK_DRIVER_PROTOCOL = 1 << 2,
+    /* It can make images. */
+    BLOCK_DRIVER_CREATES = 1 << 3,
+    /* Its images can store bitmaps. */
+    BLOCK_DRIVER_STORES_BITMAPS = 1 << 4,
+    /* What was never written to its files reads as zeroes. */
+    BLOCK_DRIVER_ZERO_BEYOND_EOF = 1 << 5,
+};
+
+/*
+ * Add a driver to the table: once, at start. The table has a copy, in which a filter's missing
+ * functions pass everything on (pass_through.c).
+ */
+void block_register_driver(const struct block_driver *driver);
+/* By name; NULL: there is none. */
+const struct block_driver *block_find_driver(const char *name);
+/*
+ * The driver whose URI scheme or name a filename begins with ("nbd:", "nbd+unix:", "file:"); NULL:
+ * a plain path.
+ */
+const struct block_driver *block_driver_of_filename(const char *filename);
+/* Iterate: NULL begins, NULL ends. */
+const struct block_driver *block_next_driver(const struct block_driver *d);
+const char *block_driver_name(const struct block_driver *d);
+/* Whether it can open images; false for formats that are known only so that they can be refused. */
+bool block_driver_is_usable(const struct block_driver *d);
+/* Bits of enum block_driver_trait. */
+unsigned block_driver_traits(const struct block_driver *d);
+/* Options for making images, and for amending them; NULL: none. */
+const struct block_option_desc *block_driver_create_options(const struct block_driver *d);
+const struct block_option_desc *block_driver_amend_options(const struct block_driver *d);
+/* Whether filenames with a scheme of the driver contain options. */
+bool block_driver_parses_filename(const struct block_driver *d);
+/* Add the options that `filename` contains to `opts`. -EINVAL: a malformed URI; -ENOMEM. */
+int block_driver_parse_filename(const struct block_driver *d, const char *filename,
+                                struct options *opts, struct error *err);
+
+/* --- lookup ----------------------------------------------------------------------------------- */
+
+/*
+ * By node name; NULL: there is none. Hidden nodes are found by the coroutine that opens them only.
+ */
+struct block_node *block_node_find(const char *name);
+/*
+ * As above, with the error "Cannot find device='' nor node-name='x'", of the generic class as in
+ * QEMU.
+ */
+struct block_node *block_node_lookup(const char *name, struct error *err);
+/* Iterate over all public nodes, in the order in which they were opened: NULL begins, NULL ends. */
+struct block_node *block_node_next(struct block_node *node);
+
+/* --- names ------------------------------------------------------------------------------------ */
+
+/* Never NULL: a node that the user did not name is "#block123". */
+const char *block_node_name(const struct block_node *node);
+bool block_node_has_user_name(const struct block_node *node);
+/* The name for messages: the filename if there is one, else the node name. Never NULL. */
+const char *block_node_display_name(const struct block_node *node);
+/* The filename as given (plain path or URI), or a json: string; "" if there is none. */
+const char *block_node_filename(const struct block_node *node);
+/*
+ * The filename for people and management: json: with all options that are needed where the plain
+ * filename would open something else, unless that takes too many nodes. The caller frees the
+ * string. NULL: no memory.
+ */
+char *block_node_full_filename(const struct block_node *node);
+/*
+ * Path or URI of a backing file that the image of `node` calls `name`; the caller frees the string.
+ * NULL: no memory, or a relative name of an image that has no directory (an image in several
+ * files).
+ */
+char *block_node_resolve_backing(const struct block_node *node, const char *name);
+/*
+ * Path or URI of `name` as seen from the directory of `base_filename`. URIs and absolute paths stay
+ * as they are, and so do all names where the base is a URI without directories (NBD). The caller
+ * frees the string. NULL: no memory.
+ */
+char *block_resolve_relative(const char *base_filename, const char *name);
+
+/* --- properties ------------------------------------------------------------------------------- */
+
+/*
+ * Values of the option detect-zeroes: whether writes of zeroes become write_zeroes, and may unmap.
+ */
+enum block_detect_zeroes {
+    BLOCK_DETECT_ZEROES_OFF,
+    BLOCK_DETECT_ZEROES_ON,
+    BLOCK_DETECT_ZEROES_UNMAP
+};
+
+/*
+ * Limits of a node, in bytes. Its driver sets them when it opens the node. 0: no limit, or an
+ * alignment of 1.
+ */
+struct block_limits {
+    /* Power of two: reads and writes that reach the driver are aligned to it. */
+    uint32_t request_alignment;
+    /* Of buffers, for O_DIRECT. */
+    uint32_t memory_alignment;
+    /* The longest read or write. */
+    uint64_t max_transfer;
+    /* write_zeroes requests are cut at its multiples; heads and tails are written as data. */
+    uint64_t zeroes_alignment;
+    uint64_t max_zeroes;
+    /* Discards are shrunk to its multiples. */
+    uint64_t discard_alignment;
+    uint64_t max_discard;
+    /* The best request size; 0: unknown. */
+    uint32_t opt_transfer;
+    /* Allocation unit of the format; 0: none. `info` and NBD's block sizes report it. */
+    uint32_t cluster_size;
+};
+
+/* Generic options in force. */
+struct block_node_settings {
+    bool read_only;
+    bool probed; /* the format is raw because no other was recognized */
+    bool cache_direct, cache_no_flush;
+    enum block_detect_zeroes detect_zeroes;
+};
+
+const struct block_driver *block_node_driver(const struct block_node *node);
+/* The name of its driver: "qcow2". */
+const char *block_node_format(const struct block_node *node);
+/* Of its driver: bits of enum block_driver_trait. */
+unsigned block_node_traits(const struct block_node *node);
+const struct block_limits *block_node_limits(const struct block_node *node);
+struct block_node_settings block_node_settings(const struct block_node *node);
+/* Bytes. Any thread. */
+uint64_t block_node_size(const struct block_node *node);
+bool block_node_is_read_only(const struct block_node *node);
+/* The options that the node was opened with. */
+struct json_object *block_node_options(const struct block_node *node);
+bool block_node_is_filter(const struct block_node *node);
+/*
+ * Whether the node shows a point in time, whatever is written through it (snapshot-access, behind
+ * filters too).
+ */
+bool block_node_is_frozen_view(struct block_node *node);
+/* Whether a monitor owns it (blockdev-add). The owner sets that, and has a reference. */
+bool block_node_is_monitor_owned(const struct block_node *node);
+void block_node_set_monitor_owned(struct block_node *node, bool owned);
+/*
+ * The node has been deleted: no lookup finds it from now on, though its name is taken until it is
+ * closed.
+ */
+void block_node_forget_name(struct block_node *node);
+
+/* --- neighbours ------------------------------------------------------------------------------- */
+
+/* The child at the edge of that name ("file", "backing", "target"); NULL: there is none. */
+struct block_node *block_node_child(const struct block_node *node, const char *name);
+/*
+ * The next node down a chain: the filtered child of a filter, the backing node of a format; NULL:
+ * there is none.
+ */
+struct block_node *block_node_filter_or_backing(const struct block_node *node);
+/* The first node at or below `node` that is not a filter. */
+struct block_node *block_node_skip_filters(struct block_node *node);
+/* The backing node of the first node that is not a filter; NULL: there is none. */
+struct block_node *block_node_backing(struct block_node *node);
+/* Whether `to` is `from`, or below it. */
+bool block_node_reaches(struct block_node *from, const struct block_node *to);
+/* Whether any edge points to the node. */
+bool block_node_in_use(const struct block_node *node);
+/*
+ * One user of the node for messages: "NBD export 'x'" or "node 'top' as 'backing'". `buf` has at
+ * least 128 bytes.
+ */
+const char *block_node_describe_user(const struct block_node *node, char *buf, size_t buf_size);
+/*
+ * Iterate over the edges to children, in the order in which they were attached, and over those from
+ * parents: NULL begins, NULL ends. The graph must not change meanwhile.
+ */
+struct block_edge *block_node_next_child(const struct block_node *node,
+                                         const struct block_edge *edge);
+struct block_edge *block_node_next_parent(const struct block_node *node,
+                                          const struct block_edge *edge);
+/* "file", "backing"; of a root: the user. */
+const char *block_edge_name(const struct block_edge *edge);
+/* NULL: the edge is a root. */
+struct block_node *block_edge_parent(const struct block_edge *edge);
+/* The child. */
+struct block_node *block_edge_node(const struct block_edge *edge);
+/* Size of the child in bytes. Any thread. */
+uint64_t block_edge_size(const struct block_edge *edge);
+
+#endif
