@@ -17,15 +17,16 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/data/crypt.h"
-#include "qcow2/header/corrupt.h"
 #include "qcow2/header/header.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
+#include "qcow2/table/l1.h"
 #include "qcow2/table/map.h"
 #include "qcow2/table/overlap.h"
 #include "qcow2/table/refcount.h"
+#include "qcow2/table/verdict.h"
 
 struct downgrade {
     struct qcow2 *q;
@@ -97,7 +98,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
     int r = qcow2_decode_entry(q, entry, 0, 0, &type, &host);
 
     if (r < 0) {
-        return qcow2_co_corrupt_entry(q, slice, index, 0, false);
+        return qcow2_corrupt_entry(q, slice, index, 0, false);
     }
     if (type != CLUSTER_ZERO && type != CLUSTER_ZERO_ALLOC) {
         return 0;
@@ -220,8 +221,8 @@ static int co_expand_table_locked(struct qcow2 *q, struct table *t)
             continue;
         }
         if (qcow2_decode_entry(q, entry, 0, 0, &type, &host) < 0) {
-            return qcow2_co_corrupt(q, "Cluster allocation offset %#llx unaligned",
-                                    (unsigned long long)(entry & ENTRY_OFFSET_MASK));
+            return qcow2_corrupt(q, "Cluster allocation offset %#llx unaligned",
+                                 (unsigned long long)(entry & ENTRY_OFFSET_MASK));
         }
         if (type == CLUSTER_ZERO_ALLOC || has_backing(q)) {
             int r = co_place_zeroes_locked(q, t, i, &host);
@@ -310,8 +311,8 @@ static int co_expand_snapshot(struct downgrade *d, const struct qcow2_snapshot *
         uint64_t offset = l1[i] & ENTRY_OFFSET_MASK;
 
         if (!is_aligned(offset, q->cluster_size)) {
-            r = qcow2_co_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#x)",
-                                 (unsigned long long)offset, i);
+            r = qcow2_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#x)",
+                              (unsigned long long)offset, i);
         } else if (offset != 0) {
             t->guest = i * qcow2_l2_span(q);
             r = co_expand_table(q, offset, t);

@@ -18,6 +18,7 @@
 #include "qcow2/data/data.h"
 #include "qcow2/data/sparse.h"
 #include "qcow2/header/header.h"
+#include "qcow2/header/mark_corrupt.h"
 #include "qcow2/info.h"
 #include "qcow2/make_empty.h"
 #include "qcow2/options.h"
@@ -83,6 +84,7 @@ static void init_locks(struct qcow2 *q)
     co_mutex_init(&q->bitmaps.mutex);
     co_mutex_init(&q->bitmaps.bits_mutex);
     co_mutex_init(&q->header.mark_mutex);
+    co_mutex_init(&q->verdicts.mutex);
     range_lock_init(&q->guest);
     list_init(&q->header.extensions);
     list_init(&q->bitmaps.stored);
@@ -145,6 +147,7 @@ static void release(struct qcow2 *q)
     co_mutex_destroy(&q->bitmaps.mutex);
     co_mutex_destroy(&q->bitmaps.bits_mutex);
     co_mutex_destroy(&q->header.mark_mutex);
+    co_mutex_destroy(&q->verdicts.mutex);
     range_lock_destroy(&q->guest);
 }
 
@@ -306,8 +309,8 @@ static int co_open(struct block_node *node, struct options *opts, struct error *
     init_locks(q);
     r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, false, NULL,
                             err);
-    r = r < 0 ? r : co_open_image(q, opts, err);
-    if (r < 0) {
+    UNLESS_FAILED(r, co_open_image(q, opts, err));
+    if (qcow2_co_conclude(q, r) < 0) {
         block_bitmaps_release(node);
         release(q);
     }
@@ -354,14 +357,10 @@ static void co_complete_last_cluster(struct qcow2 *q)
     }
 }
 
-static int co_inactivate(struct block_node *node, struct error *err)
+static int co_store_all(struct qcow2 *q, struct error *err)
 {
-    struct qcow2 *q = qcow2_state(node);
     int r, stored;
 
-    if (q->read_only) {
-        return 0;
-    }
     /* What was acknowledged before the image was found broken is kept; its bitmaps stay in use. */
     r = co_settle(q, err);
     if (r < 0 || atomic_load(&q->broken)) {
@@ -371,7 +370,14 @@ static int co_inactivate(struct block_node *node, struct error *err)
     r = co_settle(q, err);
     r = r < 0 || !q->commit.refcounts_behind ? r : qcow2_co_write_lazy_refcounts(q, err);
     co_complete_last_cluster(q);
-    return stored < 0 ? stored : r;
+    return error_first(stored, r);
+}
+
+static int co_inactivate(struct block_node *node, struct error *err)
+{
+    struct qcow2 *q = qcow2_state(node);
+
+    return q->read_only ? 0 : qcow2_co_conclude(q, co_store_all(q, err));
 }
 
 static void co_close(struct block_node *node)
@@ -384,13 +390,13 @@ static int co_flush(struct block_node *node)
 {
     struct qcow2 *q = qcow2_state(node);
 
-    return qcow2_co_is_untouched(q) ? 0 : qcow2_co_commit_guest(q);
+    return qcow2_co_is_untouched(q) ? 0 : qcow2_co_commit_guest(q); /* concludes */
 }
 
 /* --- status ---------------------------------------------------------------------------------- */
 
-static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                     struct block_status *ret)
+static int co_get_status(struct block_node *node, uint64_t offset, uint64_t length,
+                         struct block_status *ret)
 {
     struct qcow2 *q = qcow2_state(node);
     uint64_t slice_span = (uint64_t)qcow2_slice_entries(q) << q->cluster_bits;
@@ -438,6 +444,102 @@ static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
     return 0;
 }
 
+/* --- operations that end with acting on verdicts of corruption --------------------------------- */
+
+/* Reading, writing and committing do so themselves. */
+static int co_conclude(struct block_node *node, int r)
+{
+    return qcow2_co_conclude(qcow2_state(node), r);
+}
+
+static int co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
+                    struct error *err)
+{
+    return co_conclude(node, qcow2_co_check(node, fix, ret, err));
+}
+
+static int co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
+                       struct error *err)
+{
+    return co_conclude(node, qcow2_co_truncate(node, size, prealloc, err));
+}
+
+static int co_change_backing(struct block_node *node, const char *filename, const char *format,
+                             struct error *err)
+{
+    return co_conclude(node, qcow2_co_change_backing(node, filename, format, err));
+}
+
+static int co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
+                    void *progress_arg, struct error *err)
+{
+    return co_conclude(node, qcow2_co_amend(node, opts, progress, progress_arg, err));
+}
+
+static int co_make_empty(struct block_node *node, struct error *err)
+{
+    return co_conclude(node, qcow2_co_make_empty(node, err));
+}
+
+static int co_snapshot_create(struct block_node *node, const char *name, struct error *err)
+{
+    return co_conclude(node, qcow2_co_snapshot_create(node, name, err));
+}
+
+static int co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
+{
+    return co_conclude(node, qcow2_co_snapshot_apply(node, id_or_name, err));
+}
+
+static int co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err)
+{
+    return co_conclude(node, qcow2_co_snapshot_delete(node, id_or_name, err));
+}
+
+static int co_pwritev_vmstate(struct block_node *node, uint64_t offset, struct iov iov)
+{
+    return co_conclude(node, qcow2_co_pwritev_vmstate(node, offset, iov));
+}
+
+static int co_fetch_bitmap(struct block_node *node, struct block_bitmap *bitmap)
+{
+    return co_conclude(node, qcow2_co_fetch_bitmap(node, bitmap));
+}
+
+static int co_reserve_bitmap(struct block_node *node, const char *name, uint32_t granularity,
+                             struct error *err)
+{
+    return co_conclude(node, qcow2_co_reserve_bitmap(node, name, granularity, err));
+}
+
+static int co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err)
+{
+    return co_conclude(node, qcow2_co_remove_stored_bitmap(node, name, err));
+}
+
+static int co_bitmap_will_change(struct block_node *node, struct block_bitmap *bitmap,
+                                 struct error *err)
+{
+    return co_conclude(node, qcow2_co_bitmap_will_change(node, bitmap, err));
+}
+
+static int co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                           unsigned flags)
+{
+    return co_conclude(node, qcow2_co_write_zeroes(node, offset, length, flags));
+}
+
+static int co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    return co_conclude(node, qcow2_co_discard(node, offset, length));
+}
+
+static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
+                     struct block_status *ret)
+{
+    return co_conclude(node, co_get_status(node, offset, length, ret));
+}
+
 static int probe(const uint8_t *head, size_t size)
 {
     return size >= 8 && load_be32(head) == QCOW2_MAGIC && load_be32(head + 4) >= 2 ? 100 : 0;
@@ -456,28 +558,28 @@ static const struct block_driver qcow2_driver = {
     .amend_options = qcow2_amend_options,
     .co_get_info = qcow2_co_get_info,
     .co_specific_info = qcow2_co_specific_info,
-    .co_check = qcow2_co_check,
-    .co_truncate = qcow2_co_truncate,
-    .co_change_backing = qcow2_co_change_backing,
-    .co_amend = qcow2_co_amend,
-    .co_make_empty = qcow2_co_make_empty,
-    .co_snapshot_create = qcow2_co_snapshot_create,
-    .co_snapshot_apply = qcow2_co_snapshot_apply,
-    .co_snapshot_delete = qcow2_co_snapshot_delete,
+    .co_check = co_check,
+    .co_truncate = co_truncate,
+    .co_change_backing = co_change_backing,
+    .co_amend = co_amend,
+    .co_make_empty = co_make_empty,
+    .co_snapshot_create = co_snapshot_create,
+    .co_snapshot_apply = co_snapshot_apply,
+    .co_snapshot_delete = co_snapshot_delete,
     .co_snapshot_list = qcow2_co_snapshot_list,
     .co_snapshot_show = qcow2_co_snapshot_show,
     .co_preadv_vmstate = qcow2_co_preadv_vmstate,
-    .co_pwritev_vmstate = qcow2_co_pwritev_vmstate,
-    .co_fetch_bitmap = qcow2_co_fetch_bitmap,
+    .co_pwritev_vmstate = co_pwritev_vmstate,
+    .co_fetch_bitmap = co_fetch_bitmap,
     .co_count_bitmap = qcow2_co_count_bitmap,
     .co_can_store_bitmap = qcow2_co_can_store_bitmap,
-    .co_reserve_bitmap = qcow2_co_reserve_bitmap,
-    .co_remove_stored_bitmap = qcow2_co_remove_stored_bitmap,
-    .co_bitmap_will_change = qcow2_co_bitmap_will_change,
+    .co_reserve_bitmap = co_reserve_bitmap,
+    .co_remove_stored_bitmap = co_remove_stored_bitmap,
+    .co_bitmap_will_change = co_bitmap_will_change,
     .co_preadv = qcow2_co_preadv,
     .co_pwritev = qcow2_co_pwritev,
-    .co_write_zeroes = qcow2_co_write_zeroes,
-    .co_discard = qcow2_co_discard,
+    .co_write_zeroes = co_write_zeroes,
+    .co_discard = co_discard,
     .co_flush = co_flush,
     .co_status = co_status,
 };

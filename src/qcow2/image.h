@@ -75,6 +75,7 @@
  *                       what a write may move (compressed or shared clusters). Exclusive:
  *                       allocating, zeroing, discarding
  *   commit.mutex        one commit at a time; commit.refcounts_behind, results of commits
+ *   verdicts.mutex      acting on a verdict of corruption; held across the write of its mark
  *   lock                all members marked [lock]: allocation, links, what is dirty. Held across
  *                       I/O only to read metadata, to make a new table, or to make the file longer;
  *                       held across a sync only to replace the refcount table
@@ -225,6 +226,18 @@ struct qcow2_sparse {
     _Atomic uint64_t size; /* of the disk then */
 };
 
+/* A violation of the specification that was found: see table/verdict.h. */
+struct qcow2_verdict {
+    atomic_bool recorded; /* `what` is valid, and has not been reported yet */
+    char what[256];
+};
+
+struct qcow2_verdicts {
+    atomic_uint open; /* recorded and not acted on yet: 0 to 2 */
+    struct qcow2_verdict harmless, fatal;
+    struct co_mutex mutex; /* held while one is acted on */
+};
+
 struct qcow2_options {
     bool pass_discard[QCOW2_FREED_KINDS]; /* punch holes for what was freed for this reason */
     bool discard_no_unref; /* discarded and zeroed clusters keep their place in the file */
@@ -262,12 +275,13 @@ struct qcow2 {
     struct qcow2_sparse sparse;
     struct qcow2_options options;
     struct overlap_guard guard;
+    struct qcow2_verdicts verdicts;
 
     bool read_only;
     bool close_failure_reported;   /* the user knows that not all could be written at close */
     atomic_bool broken;            /* no more writes */
-    atomic_bool corrupt;           /* for good, and marked in the header: metadata is invalid */
-    atomic_bool nonfatal_reported; /* a harmless violation of the specification was reported */
+    atomic_bool corrupt;           /* a fatal verdict was recorded; it is marked in the header */
+    atomic_bool harmless_recorded; /* a harmless one was recorded */
 };
 
 /* The state of a node whose driver is qcow2. */

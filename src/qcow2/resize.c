@@ -21,7 +21,7 @@
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
 #include "qcow2/snapshot/references.h"

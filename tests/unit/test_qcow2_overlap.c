@@ -15,6 +15,7 @@
 
 #include "base/byteorder.h"
 #include "base/checked.h"
+#include "block/corruption.h"
 #include "loop/loop.h"
 
 #define C (4 * KiB)
@@ -86,6 +87,65 @@ static void data_does_not_overwrite_tables(void *arg)
 
         expect_write_at(places[n] ? places[n] : second_table(f), "", -EIO);
     }
+}
+
+static unsigned fatal_events;
+
+static void count_fatal(const struct block_corruption *c)
+{
+    assert_true(c->fatal);
+    fatal_events++;
+}
+
+/* Guest cluster 0 is at an offset that is not aligned: `op` finds that. */
+static void expect_marked_by(int (*op)(struct image *i))
+{
+    struct memory_file *f = make_image();
+    struct image i;
+
+    store_be64(field(f, L2), (DATA + SECTOR_SIZE) | ENTRY_COPIED);
+    image_open(&i, "a", "");
+    fatal_events = 0;
+    assert_int_equal(op(&i), -EIO);
+    assert_true(is_marked(f));
+    assert_int_equal(fatal_events, 1);
+    assert_true(op(&i) < 0);
+    assert_int_equal(fatal_events, 1);
+    image_kill(&i);
+}
+
+static int read_first(struct image *i)
+{
+    uint8_t buf[16];
+
+    return block_co_pread(i->edge, 100, buf, sizeof(buf));
+}
+
+static int write_first(struct image *i)
+{
+    return image_write(i, 100, 16, 9);
+}
+
+static int zero_first(struct image *i)
+{
+    return block_co_write_zeroes(i->edge, 0, C, 0);
+}
+
+static int status_of_first(struct image *i)
+{
+    struct block_status status;
+
+    return block_co_status(i->edge, 0, C, &status);
+}
+
+static void the_image_is_marked_when_the_request_that_found_it_corrupt_returns(void *arg)
+{
+    block_set_corruption_fn(count_fatal);
+    expect_marked_by(read_first);
+    expect_marked_by(write_first);
+    expect_marked_by(zero_first);
+    expect_marked_by(status_of_first);
+    block_set_corruption_fn(NULL);
 }
 
 static void each_check_can_be_chosen(void *arg)
@@ -502,6 +562,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CO_TEST(data_does_not_overwrite_tables),
+        CO_TEST(the_image_is_marked_when_the_request_that_found_it_corrupt_returns),
         CO_TEST(each_check_can_be_chosen),
         CO_TEST(snapshots_tables_are_guarded),
         CO_TEST(a_table_that_lies_upon_another_is_not_changed),

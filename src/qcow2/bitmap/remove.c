@@ -5,7 +5,7 @@
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/header/header.h"
 #include "qcow2/table/commit.h"
 

@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "qcow2/check/parts.h"
 #include "qcow2/header/header.h"
+#include "qcow2/header/mark_corrupt.h"
 #include "qcow2/table/commit.h"
 
 int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct reference_counts **ret,
@@ -49,6 +50,8 @@ static int co_clear_marks(struct check *c, struct error *err)
 {
     uint64_t marks = INCOMPAT_DIRTY | INCOMPAT_CORRUPT;
 
+    /* A verdict that came up during the check is repaired as well: report it before, not after. */
+    (void)qcow2_co_conclude(c->q, 0);
     if ((!(c->q->header.incompatible & marks) && !atomic_load(&c->q->corrupt)) ||
         c->result->corruptions || c->result->check_errors || !(c->fix & BLOCK_CHECK_FIX_ERRORS)) {
         return 0;

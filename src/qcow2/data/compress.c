@@ -371,7 +371,7 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
         b.count = (unsigned)div_round_up(size, q->cluster_size);
         r = iov_part_set(&part, iov, done, size);
         b.iov = part.iov;
-        r = r < 0 ? r : co_write_batch(&b);
+        UNLESS_FAILED(r, co_write_batch(&b));
     }
-    return r;
+    return qcow2_co_conclude(q, r);
 }

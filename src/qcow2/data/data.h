@@ -7,7 +7,23 @@
 #ifndef TIDEMARK_QCOW2_DATA_DATA_H
 #define TIDEMARK_QCOW2_DATA_DATA_H
 
+#include "qcow2/bitmap/bitmap.h"
+#include "qcow2/header/mark_corrupt.h"
 #include "qcow2/image.h"
+
+/*
+ * Every change of guest data begins here: 0 if the image takes writes and its persistent bitmaps are
+ * marked in use (R5). Else what qcow2_check_writable() or marking them returns.
+ */
+static inline int qcow2_co_begin_change(struct qcow2 *q)
+{
+    int r = qcow2_check_writable(q);
+
+    if (r < 0 || atomic_load_explicit(&q->bitmaps.marked, memory_order_acquire)) {
+        return r;
+    }
+    return qcow2_co_conclude(q, qcow2_co_mark_bitmaps(q));
+}
 
 /* block_driver.co_preadv. Of the flags BLOCK_REQ_PREFETCH is passed down. */
 int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);

@@ -12,6 +12,7 @@
 #include "qcow2/data/compress.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/data/data.h"
+#include "qcow2/header/mark_corrupt.h"
 #include "qcow2/table/map.h"
 
 struct backing_read {
@@ -157,12 +158,15 @@ static int co_read(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned fl
     size_t done = 0, n = 0;
     int r = co_read_first(q, offset, iov, flags, held, &done);
 
-    while (r == 0 && done < iov.size) {
+    for (; r == 0; done += n) {
+        if (done >= iov.size) {
+            return 0;
+        }
+        n = 0;
         r = iov_part_set(&part, iov, done, iov.size - done);
-        r = r < 0 ? r : co_read_first(q, offset + done, part.iov, flags, held, &n);
-        done += r == 0 ? n : 0;
+        UNLESS_FAILED(r, co_read_first(q, offset + done, part.iov, flags, held, &n));
     }
-    return r;
+    return qcow2_co_conclude(q, r);
 }
 
 int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)

@@ -17,7 +17,7 @@
 #include "qcow2/data/compress.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/data/data.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
@@ -114,7 +114,7 @@ static int co_write_data(struct qcow2 *q, uint64_t guest, uint64_t host, struct 
         r = qcow2_co_overlap_check(q, host, iov.size, 0);
     }
     if (r < 0) {
-        return r;
+        return qcow2_co_conclude(q, r);
     }
     block_co_event(q->data, BLOCK_EVENT_WRITE_AIO);
     return q->crypt_method != CRYPT_NONE ? qcow2_co_write_encrypted(q, guest, host, iov)
@@ -227,8 +227,8 @@ static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigne
         int r = kind_of(q, slice, index + (unsigned)n, &kind);
 
         if (r < 0) {
-            return qcow2_co_corrupt_entry(q, slice, index + (unsigned)n,
-                                          a->first + (n << q->cluster_bits), true);
+            return qcow2_corrupt_entry(q, slice, index + (unsigned)n,
+                                       a->first + (n << q->cluster_bits), true);
         }
         if (n == 0) {
             first = kind;
@@ -410,16 +410,17 @@ static bool is_ours(const struct qcow2_run *run)
 static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
 {
     IOV_PART_AUTO(part);
-    size_t done = 0, size = 0;
-    int r = 0;
+    size_t size = 0;
 
-    while (done < iov.size && r == 0) {
-        r = iov_part_set(&part, iov, done, iov.size - done);
-        r = r < 0 ? r : co_write_piece(q, offset + done, part.iov, &size);
-        r = qcow2_co_make_room(q, r) ? 0 : r;
-        done += r < 0 ? 0 : size;
+    for (size_t done = 0; done < iov.size; done += size) {
+        int r = iov_part_set(&part, iov, done, iov.size - done);
+
+        UNLESS_FAILED(r, co_write_piece(q, offset + done, part.iov, &size));
+        if (r < 0 && !qcow2_co_make_room(q, r)) {
+            return qcow2_co_conclude(q, r);
+        }
     }
-    return r;
+    return 0;
 }
 
 static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
@@ -440,7 +441,7 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
     }
     range_unlock(&q->guest, &range);
     if (r < 0) {
-        return r;
+        return qcow2_co_conclude(q, r);
     }
     first = round_down(offset, q->cluster_size);
     co_range_lock(&q->guest, &range, first, round_up(offset + iov.size, q->cluster_size) - first,
@@ -453,16 +454,10 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
 int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct qcow2 *q = qcow2_state(node);
-    int r = qcow2_check_writable(q);
+    int r = qcow2_co_begin_change(q);
 
     if (r < 0) {
         return r;
-    }
-    if (!atomic_load_explicit(&q->bitmaps.marked, memory_order_acquire)) {
-        r = qcow2_co_mark_bitmaps(q);
-        if (r < 0) {
-            return r;
-        }
     }
     if (flags & BLOCK_REQ_COMPRESSED) {
         return qcow2_co_write_compressed(q, offset, iov);

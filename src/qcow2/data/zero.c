@@ -17,7 +17,7 @@
 
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
@@ -95,7 +95,7 @@ static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     /* A compressed cluster beside a data file can go. */
     if (bad && !(old.entry & L2_COMPRESSED) &&
         (is_aligned(old.entry & ENTRY_OFFSET_MASK, q->cluster_size) || keeps_place(q, change))) {
-        return qcow2_co_corrupt_entry(q, slice, index, guest, true);
+        return qcow2_corrupt_entry(q, slice, index, guest, true);
     }
     new = new_entry(q, old, change, &drop);
     if (new.entry != old.entry || new.bitmap != old.bitmap) {
@@ -218,18 +218,6 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
     return r;
 }
 
-static int check_writable(struct qcow2 *q)
-{
-    int r = qcow2_check_writable(q);
-
-    if (r < 0) {
-        return r;
-    }
-    return atomic_load_explicit(&q->bitmaps.marked, memory_order_acquire)
-               ? 0
-               : qcow2_co_mark_bitmaps(q);
-}
-
 /* A raw data file has to read as the disk does, whatever the entries say; another one may get holes. */
 static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length,
                                enum change change)
@@ -271,7 +259,7 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
 {
     uint64_t first = round_down(offset, q->cluster_size);
     struct range_entry range;
-    int r = check_writable(q);
+    int r = qcow2_co_begin_change(q);
 
     if (r < 0) {
         return r;
@@ -347,7 +335,7 @@ static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length, en
     uint64_t size = MIN(unit, block_node_size(q->node) - start);
     struct range_entry range;
     bool zero;
-    int r = check_writable(q);
+    int r = qcow2_co_begin_change(q);
 
     if (r < 0) {
         return r;

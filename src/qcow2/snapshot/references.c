@@ -6,39 +6,11 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
 #include "qcow2/table/refcount.h"
-
-int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_t **ret)
-{
-    size_t bytes = (size_t)entries * 8;
-    AUTO_FREE uint64_t *l1 = NULL;
-    int r;
-
-    if (bytes > L1_BYTES_MAX) {
-        return -EFBIG;
-    }
-    if (!is_aligned(offset, q->cluster_size) ||
-        !range_fits(offset, bytes, block_edge_size(q->node->file))) {
-        return -EINVAL;
-    }
-    l1 = calloc(entries + 1u, 8);
-    if (!l1) {
-        return -ENOMEM;
-    }
-    r = block_co_pread(q->node->file, offset, l1, bytes);
-    if (r < 0) {
-        return r;
-    }
-    for (uint32_t i = 0; i < entries; i++) {
-        l1[i] = be64toh(l1[i]);
-    }
-    *ret = TAKE_PTR(l1);
-    return 0;
-}
 
 static int co_write_clusters(struct qcow2 *q, const void *data, uint64_t clusters,
                              enum block_event event, uint64_t *ret_offset)
@@ -172,8 +144,8 @@ static int co_visit_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *
         return 0;
     }
     if (!compressed && !is_aligned(offset, q->cluster_size)) {
-        return qcow2_co_corrupt(q, "Cluster allocation offset %#llx unaligned",
-                                (unsigned long long)offset);
+        return qcow2_corrupt(q, "Cluster allocation offset %#llx unaligned",
+                             (unsigned long long)offset);
     }
     return fn(q, offset, length, compressed);
 }
@@ -229,8 +201,8 @@ static int co_visit(struct qcow2 *q, const uint64_t *l1, uint32_t entries, refer
         if (is_aligned(offset, q->cluster_size)) {
             r = co_visit_table(q, offset, table, references_of_table(q), fn, &done);
         } else {
-            r = qcow2_co_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#x)",
-                                 (unsigned long long)offset, i);
+            r = qcow2_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#x)",
+                              (unsigned long long)offset, i);
         }
         if (r < 0 && undo) {
             co_undo(q, l1, i, done, table, undo);

@@ -5,9 +5,6 @@
 
 #include "qcow2/image.h"
 
-/* Read an L1 table of `entries` to host byte order; malloc'ed. -EINVAL if it lies nowhere valid, -EFBIG if it is too long. */
-int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_t **ret);
-
 /* One more reference to every L2 table of `l1` and everything that those map. Undone on failure. */
 int qcow2_co_reference_all(struct qcow2 *q, const uint64_t *l1, uint32_t entries);
 

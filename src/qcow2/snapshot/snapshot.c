@@ -21,13 +21,14 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/header/corrupt.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
+#include "qcow2/table/l1.h"
+#include "qcow2/table/verdict.h"
 
 static int co_set_dirty(struct qcow2 *q, bool dirty, struct error *err)
 {

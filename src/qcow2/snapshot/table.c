@@ -33,17 +33,6 @@ void qcow2_free_snapshots(struct qcow2 *q)
     }
 }
 
-int qcow2_check_snapshot_l1(const struct qcow2 *q, const struct qcow2_snapshot *s,
-                            struct error *err)
-{
-    if ((uint64_t)s->l1_size * 8 > L1_BYTES_MAX) {
-        return error_set(err, EFBIG, "Snapshot L1 table too large");
-    }
-    return is_aligned(s->l1_offset, q->cluster_size) && s->l1_offset <= INT64_MAX - L1_BYTES_MAX
-               ? 0
-               : error_set(err, EINVAL, "Snapshot L1 table offset invalid");
-}
-
 /* --- reading ------------------------------------------------------------------------------------- */
 
 static int co_fetch(struct qcow2_table_reader *t, void *buf, size_t size)

@@ -12,10 +12,6 @@
 /* Also takes it off its list; NULL is fine. */
 void qcow2_snapshot_free(struct qcow2_snapshot *s);
 
-/* Whether the entry names a place and size that its L1 table can have: -EINVAL, -EFBIG, in the words of qemu-img. */
-int qcow2_check_snapshot_l1(const struct qcow2 *q, const struct qcow2_snapshot *s,
-                            struct error *err);
-
 /* Reading a table entry by entry: it does not say how long it is. */
 struct qcow2_table_reader {
     struct qcow2 *q;

@@ -13,7 +13,7 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/refcount.h"
@@ -103,7 +103,7 @@ static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t off
     const char *hit = NULL;
 
     if (offset == 0 && what) {
-        return qcow2_co_corrupt(q, "Preventing invalid allocation of %s at offset 0", what);
+        return qcow2_corrupt(q, "Preventing invalid allocation of %s at offset 0", what);
     }
     if (offset == 0) {
         hit = "qcow2_header";
@@ -112,7 +112,7 @@ static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t off
     } else if (ranges_overlap(offset, length, q->reftable.offset, (uint64_t)q->reftable.size * 8)) {
         hit = "refcount table";
     }
-    return hit ? qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
+    return hit ? qcow2_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", hit)
                : qcow2_co_overlap_check_locked(q, offset, length, 0);
 }
 
@@ -367,9 +367,9 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
         }
         at += got + 1;
         if (at > file_end && ++behind_end > USED_BEHIND_END_MAX) {
-            return qcow2_co_corrupt(
-                q, "More than %u clusters behind the end of the file have refcounts",
-                USED_BEHIND_END_MAX);
+            return qcow2_corrupt(q,
+                                 "More than %u clusters behind the end of the file have refcounts",
+                                 USED_BEHIND_END_MAX);
         }
     }
     r = co_check_place_locked(q, what, at << q->cluster_bits, got << q->cluster_bits);

@@ -6,6 +6,7 @@
 
 #include "base/byteorder.h"
 #include "qcow2/header/header.h"
+#include "qcow2/header/mark_corrupt.h"
 #include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
@@ -350,7 +351,9 @@ static int co_commit(struct qcow2 *q, bool lazy)
     } else {
         atomic_fetch_add(&q->commit.kinds[true].begun, 1);
         atomic_fetch_add(&q->commit.kinds[false].begun, !lazy);
-        r = co_commit_now(q, lazy);
+        /* A corrupt image is marked before anything more is written. */
+        (void)qcow2_co_conclude(q, 0);
+        r = qcow2_co_conclude(q, co_commit_now(q, lazy));
         q->commit.kinds[true].result = r;
         q->commit.kinds[false].result = lazy ? q->commit.kinds[false].result : r;
     }

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/map.h"
@@ -147,8 +147,8 @@ static uint64_t slice_of(const struct qcow2 *q, uint64_t table, uint64_t offset,
 
 static int co_unaligned_table(struct qcow2 *q, uint64_t l1_index, uint64_t table)
 {
-    return qcow2_co_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#llx)",
-                            (unsigned long long)table, (unsigned long long)l1_index);
+    return qcow2_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#llx)",
+                         (unsigned long long)table, (unsigned long long)l1_index);
 }
 
 enum purpose { TO_READ, TO_WRITE, TO_DROP };
@@ -189,7 +189,7 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum purpos
         *ret = (struct qcow2_run){.type = CLUSTER_NORMAL, .length = MIN(length, rest)};
         r = 0;
     } else if (r < 0) {
-        r = qcow2_co_corrupt_entry(q, slice, index, offset, purpose == TO_WRITE);
+        r = qcow2_corrupt_entry(q, slice, index, offset, purpose == TO_WRITE);
     }
     cache_put(slice);
     return r;
@@ -323,7 +323,7 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
     int r;
 
     if (l1_index >= q->l1.size) {
-        return qcow2_co_corrupt(q, "L1 table too small (entries: %u)", q->l1.size);
+        return qcow2_corrupt(q, "L1 table too small (entries: %u)", q->l1.size);
     }
     entry = atomic_load_explicit(&q->l1.entries[l1_index], memory_order_relaxed);
     table = entry & ENTRY_OFFSET_MASK;

@@ -77,7 +77,7 @@ enum cluster_type {
 /*
  * Decode an L2 entry for its subcluster `sub` (0 without extended entries). *ret_host: file offset of
  * the host cluster; of a compressed cluster the entry itself. -EIO if the entry violates the
- * specification: reporting that, with qcow2_co_corrupt_entry(), is up to the caller. Does not yield.
+ * specification: reporting that, with qcow2_corrupt_entry(), is up to the caller. Does not yield.
  */
 int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
                        enum cluster_type *ret_type, uint64_t *ret_host);

@@ -4,9 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/header/corrupt.h"
-#include "qcow2/snapshot/references.h"
-#include "qcow2/snapshot/table.h"
+#include "qcow2/table/verdict.h"
+#include "qcow2/table/l1.h"
 
 /* --- the set ------------------------------------------------------------------------------------- */
 
@@ -374,8 +373,7 @@ static int co_check_cluster_locked(struct qcow2 *q, uint64_t cluster, unsigned k
     if (r < 0 || kind == OVERLAP_KINDS) {
         return r;
     }
-    return qcow2_co_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)",
-                            names[kind]);
+    return qcow2_corrupt(q, "Preventing invalid write on metadata (overlaps with %s)", names[kind]);
 }
 
 bool qcow2_overlap_is_suspect(const struct qcow2 *q, uint64_t offset, uint64_t length,

@@ -3,7 +3,7 @@
 #include <errno.h>
 
 #include "base/byteorder.h"
-#include "qcow2/header/corrupt.h"
+#include "qcow2/table/verdict.h"
 #include "qcow2/image.h"
 #include "qcow2/table/refcount.h"
 
@@ -79,8 +79,8 @@ static int co_slice_locked(struct qcow2 *q, uint64_t cluster, struct cache_entry
         return 0;
     }
     if (!is_aligned(block, q->cluster_size)) {
-        return qcow2_co_corrupt(q, "Refblock offset %#llx unaligned (reftable index: %#llx)",
-                                (unsigned long long)block, (unsigned long long)table_index);
+        return qcow2_corrupt(q, "Refblock offset %#llx unaligned (reftable index: %#llx)",
+                             (unsigned long long)block, (unsigned long long)table_index);
     }
     return cache_co_get(&q->caches.refcounts,
                         block + ((in_block >> slice_bits) << q->caches.refcounts.entry_bits), ret);
@@ -148,8 +148,8 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
         return first >> q->refcounts.block_bits < REFTABLE_BYTES_MAX / 8 ? -EAGAIN : -EFBIG;
     }
     if (!slice) {
-        return qcow2_co_corrupt(q, "Cluster %#llx is in use, but has no refcount block",
-                                (unsigned long long)first << q->cluster_bits);
+        return qcow2_corrupt(q, "Cluster %#llx is in use, but has no refcount block",
+                             (unsigned long long)first << q->cluster_bits);
     }
     r = qcow2_co_overlap_check_locked(q, slice->offset, q->caches.refcounts.entry_size,
                                       OVERLAP_BIT(OVERLAP_REFCOUNT_BLOCK));
@@ -159,11 +159,11 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
             qcow2_refcount_load((const void *)slice->data, q->refcounts.order, index + i);
 
         if (delta < 0 && value < (uint64_t)-delta) {
-            r = qcow2_co_corrupt(q,
-                                 "The refcount of cluster %#llx is %llu, but it is referenced more "
-                                 "often",
-                                 (unsigned long long)(first + i) << q->cluster_bits,
-                                 (unsigned long long)value);
+            r = qcow2_corrupt(q,
+                              "The refcount of cluster %#llx is %llu, but it is referenced more "
+                              "often",
+                              (unsigned long long)(first + i) << q->cluster_bits,
+                              (unsigned long long)value);
         } else if (delta > 0 && value > q->refcounts.max - (uint64_t)delta) {
             r = -ERANGE;
         }
