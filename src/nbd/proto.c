@@ -13,7 +13,7 @@ uint32_t nbd_error_from_errno(int errnum)
     case 0:
         return 0;
     case EPERM:
-    case EACCES: /* of a point in time that was lost, too */
+    case EACCES: /* also of a point in time that was lost */
     case EROFS:
         return NBD_EPERM;
     case EIO:
@@ -141,6 +141,21 @@ const char *nbd_command_name(uint32_t type)
     return find_name(names, ARRAY_SIZE(names), type);
 }
 
+const char *nbd_chunk_name(uint32_t type)
+{
+    static const struct name_of names[] = {
+        {NBD_CHUNK_NONE, "NBD_REPLY_TYPE_NONE"},
+        {NBD_CHUNK_OFFSET_DATA, "NBD_REPLY_TYPE_OFFSET_DATA"},
+        {NBD_CHUNK_OFFSET_HOLE, "NBD_REPLY_TYPE_OFFSET_HOLE"},
+        {NBD_CHUNK_BLOCK_STATUS, "NBD_REPLY_TYPE_BLOCK_STATUS"},
+        {NBD_CHUNK_BLOCK_STATUS_EXT, "NBD_REPLY_TYPE_BLOCK_STATUS_EXT"},
+        {NBD_CHUNK_ERROR, "NBD_REPLY_TYPE_ERROR"},
+        {NBD_CHUNK_ERROR_OFFSET, "NBD_REPLY_TYPE_ERROR_OFFSET"},
+    };
+
+    return find_name(names, ARRAY_SIZE(names), type);
+}
+
 void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r)
 {
     store_be32(buf, NBD_REQUEST_MAGIC);
@@ -151,30 +166,33 @@ void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_r
     store_be32(buf + 24, (uint32_t)r->length);
 }
 
-bool nbd_request_decode(const uint8_t buf[static NBD_REQUEST_SIZE], struct nbd_request *ret)
+/* The part that both kinds of requests share. */
+static void decode_request_fields(const uint8_t *buf, struct nbd_request *ret_request)
+{
+    ret_request->flags = load_be16(buf + 4);
+    ret_request->type = load_be16(buf + 6);
+    ret_request->cookie = load_be64(buf + 8);
+    ret_request->offset = load_be64(buf + 16);
+}
+
+bool nbd_request_decode(const uint8_t buf[static NBD_REQUEST_SIZE], struct nbd_request *ret_request)
 {
     if (load_be32(buf) != NBD_REQUEST_MAGIC) {
         return false;
     }
-    ret->flags = load_be16(buf + 4);
-    ret->type = load_be16(buf + 6);
-    ret->cookie = load_be64(buf + 8);
-    ret->offset = load_be64(buf + 16);
-    ret->length = load_be32(buf + 24);
+    decode_request_fields(buf, ret_request);
+    ret_request->length = load_be32(buf + 24);
     return true;
 }
 
 bool nbd_extended_request_decode(const uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE],
-                                 struct nbd_request *ret)
+                                 struct nbd_request *ret_request)
 {
     if (load_be32(buf) != NBD_EXTENDED_REQUEST_MAGIC) {
         return false;
     }
-    ret->flags = load_be16(buf + 4);
-    ret->type = load_be16(buf + 6);
-    ret->cookie = load_be64(buf + 8);
-    ret->offset = load_be64(buf + 16);
-    ret->length = load_be64(buf + 24);
+    decode_request_fields(buf, ret_request);
+    ret_request->length = load_be64(buf + 24);
     return true;
 }
 
@@ -206,7 +224,7 @@ void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE
     store_be64(buf + 24, c->length);
 }
 
-int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret, bool *ret_simple,
+int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret_chunk, bool *ret_simple,
                      uint32_t *ret_error)
 {
     uint32_t magic;
@@ -221,7 +239,7 @@ int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret, boo
         }
         *ret_simple = true;
         *ret_error = load_be32(buf + 4);
-        *ret = (struct nbd_chunk){.cookie = load_be64(buf + 8)};
+        *ret_chunk = (struct nbd_chunk){.cookie = load_be64(buf + 8)};
         return NBD_SIMPLE_REPLY_SIZE;
     }
     if (magic != NBD_CHUNK_MAGIC) {
@@ -232,7 +250,7 @@ int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret, boo
     }
     *ret_simple = false;
     *ret_error = 0;
-    *ret = (struct nbd_chunk){
+    *ret_chunk = (struct nbd_chunk){
         .flags = load_be16(buf + 4),
         .type = load_be16(buf + 6),
         .cookie = load_be64(buf + 8),
