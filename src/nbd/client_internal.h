@@ -1,5 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the files of the client share. */
+/*
+ * What the files of the client share:
+ *
+ *   client.c             life: connect, close, list
+ *   client_request.c     what users ask for, as requests that fit the server's limits
+ *   client_send.c        the coroutine that sends
+ *   client_receive.c     the coroutine that receives, and what it refuses
+ *   client_reconnect.c   what the receiver does when the connection is lost
+ *   client_call.c        a request between those four
+ *   client_connect.c     from an address to a server that has agreed
+ *   client_handshake.c   what is said before that; client_option.c, client_list.c
+ *   client_wire.c        the socket
+ *
+ * `co_` functions yield; the others do not.
+ */
 #ifndef TIDEMARK_NBD_CLIENT_INTERNAL_H
 #define TIDEMARK_NBD_CLIENT_INTERNAL_H
 
@@ -13,23 +27,29 @@
 #include "nbd/proto.h"
 #include "tls/session.h"
 
-#define NBD_CLIENT_BUFFER (64 * KiB)
-/* More extents in one answer end the connection. */
-#define NBD_CLIENT_EXTENTS_MAX (1 * MiB)
-/* Lengths of requests without data are cut here, rounded down to the server's minimum block. */
-#define NBD_CLIENT_LENGTH_MAX 0x7fff0000u
-/* Answers to one option, and data in one of them. */
-#define NBD_CLIENT_REPLIES_MAX 65536u
-#define NBD_CLIENT_REPLY_DATA_MAX (64 * KiB)
-
-/* Acknowledged writes that were not flushed yet are kept, for a connection that is made again; at so many bytes they are flushed. */
-#define NBD_CLIENT_UNFLUSHED_MAX (64 * MiB)
-/* Pieces in which data of a read may be there, in any order. */
-#define NBD_CLIENT_PIECES_MAX 4096u
+enum {
+    /* Size of the receive buffer. Bytes. */
+    NBD_CLIENT_BUFFER = 64 * 1024,
+    /* More extents in one chunk end the connection. */
+    NBD_CLIENT_EXTENTS_MAX = 1024 * 1024,
+    /* Longest request without data, before it is rounded down to the server's minimum block. Bytes. */
+    NBD_CLIENT_LENGTH_MAX = 0x7fff0000,
+    /* Replies to one option, and bytes of data in one of them. */
+    NBD_CLIENT_REPLIES_MAX = 65536,
+    NBD_CLIENT_REPLY_DATA_MAX = 64 * 1024,
+    /* Payload of an error chunk: error, length, text, offset. Bytes. */
+    NBD_CLIENT_ERROR_MIN = 6,
+    NBD_CLIENT_ERROR_MAX = 6 + 8 + NBD_STRING_MAX,
+    /* Acknowledged writes that are kept until a flush (client_reconnect.c); beyond, one is made. Bytes. */
+    NBD_CLIENT_UNFLUSHED_MAX = 64 * 1024 * 1024,
+    /* Pieces that are apart from each other in which a server may answer a read. */
+    NBD_CLIENT_PIECES_MAX = 4096,
+};
 
 /* What was agreed with the server about one export. */
 struct nbd_agreement {
     uint64_t size;
+    /* enum nbd_transmission_flags */
     unsigned flags;
     bool structured;
     bool has_block_sizes;
@@ -39,43 +59,42 @@ struct nbd_agreement {
     uint32_t context_id[NBD_CLIENT_CONTEXT_MAX];
 };
 
+/* Release what it owns, and nothing else. */
+void nbd_agreement_clear(struct nbd_agreement *a);
+
+/* --- client_pieces.c ----------------------------------------------------------------------------- */
+
+struct nbd_piece {
+    uint64_t start, end;
+};
+
 /* Ranges of a read that were answered: sorted, apart from each other. */
 struct nbd_pieces {
-    struct nbd_piece {
-        uint64_t start, end;
-    } * list; /* `few`, or owned; NULL: none yet */
+    /* `few`, or owned; NULL: none yet. */
+    struct nbd_piece *list;
     size_t count, capacity;
     struct nbd_piece few[2];
 };
 
-/* client_pieces.c. Add a range: -EPROTO if a part of it is there already, or the pieces are too many; -ENOMEM. */
+/*
+ * Add a range. -EEXIST: a part of it is there already. -E2BIG: it would make more than
+ * NBD_CLIENT_PIECES_MAX pieces. -ENOMEM.
+ */
 int nbd_pieces_add(struct nbd_pieces *p, uint64_t start, uint64_t length);
 void nbd_pieces_clear(struct nbd_pieces *p);
-/* Whether [0, length) is there. */
+/* Whether all of [0, length) is there. */
 bool nbd_pieces_cover(const struct nbd_pieces *p, uint64_t length);
+/* Bytes that are there. */
+uint64_t nbd_pieces_bytes(const struct nbd_pieces *p);
 
-/*
- * A request on its way; lies on the requester's stack. `pending` counts the two that still use it: who sends it
- * and who answers it. The last wakes the requester.
- */
-struct nbd_call {
-    struct list link; /* in client->send_queue */
-    struct nbd_request rq;
-    uint8_t header[NBD_REQUEST_SIZE];
-    struct iov data;                 /* of a write: to send; of a read: to fill */
-    struct nbd_extents *per_context; /* of a block status */
-    struct nbd_pieces received;      /* of a read: what has been answered */
-    bool sent;                       /* the sender is done with it */
-    uint64_t flush_mark;             /* of a flush: the last kept write that it covers */
-    int result;                      /* 0 or -errno; the receiver's until it is done */
-    struct co *co;
-    atomic_int pending;
-};
+/* --- client_wire.c: the socket ------------------------------------------------------------------- */
 
-/* A connected non-blocking socket, and the TLS session on it if there is one. */
+/* A connected non-blocking socket, and the TLS session on it. */
 struct nbd_wire {
-    int fd;                  /* owned; -1: none */
-    struct tls_session *tls; /* owned; NULL: in the clear */
+    /* Owned; -1: none. */
+    int fd;
+    /* Owned; NULL: in the clear. */
+    struct tls_session *tls;
 };
 
 /* As loop_co_recv(). */
@@ -84,123 +103,216 @@ static inline ssize_t nbd_wire_co_recv(const struct nbd_wire *w, void *buf, size
     return w->tls ? tls_session_co_recv(w->tls, buf, size) : loop_co_recv(w->fd, buf, size);
 }
 
-/* client_wire.c. All but close yield. 0 or -errno. */
 void nbd_wire_close(struct nbd_wire *w);
-/* All of a vector, which is used up. */
+/* Send all of a vector, whose elements are changed meanwhile. 0 or -errno. */
 int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count);
-/* During the handshake, with sentences: `what` is being read or sent. */
+/*
+ * Read or write all of a buffer, for the handshake: `what` names it in the error ("option reply").
+ * 0 or -errno with `err` set.
+ */
 int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, const char *what,
                      struct error *err);
 int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, const char *what,
                       struct error *err);
 
+/* Ends what takes too long, by shutting down a socket. */
+struct nbd_deadline {
+    struct loop_timer timer;
+    /* The socket as it is when the time has passed; -1: none. */
+    const int *fd;
+    bool passed;
+};
+/* timeout_ns < 0: no limit. */
+void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns);
+/* Stop the clock. `r` is the result of what was timed; returns it, or -ETIMEDOUT with `err` set. */
+int nbd_deadline_end(struct nbd_deadline *d, int r, struct error *err);
+
+/* --- client_handshake.c -------------------------------------------------------------------------- */
+
+/* All: 0 or -errno with `err` set. -EPROTO: the server broke the protocol. */
+
+/*
+ * The hellos, and TLS if `tls` is not NULL. 1: the server speaks the oldstyle protocol, without
+ * options; what follows the 16 bytes of magic is still to be read.
+ */
+int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,
+                          bool *ret_no_zeroes, struct error *err);
+/* All of the handshake, up to the transmission phase. */
+int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
+                            const char *export_name, const char *const *contexts,
+                            size_t context_count, struct nbd_agreement *ret_agreement,
+                            struct error *err);
+/*
+ * NBD_OPT_INFO or NBD_OPT_GO for the export `name`; fills what it is about in *a. 1: the server does not
+ * know the option.
+ */
+int nbd_handshake_co_info(struct nbd_wire *w, uint32_t option, const char *name,
+                          struct nbd_agreement *a, struct error *err);
+/*
+ * client_list.c: the handshake of a client that only lists the exports. The list is the caller's; see
+ * nbd_export_list_free().
+ */
+int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
+                          struct nbd_export_info **ret_list, size_t *ret_count, struct error *err);
+
+/* --- client_connect.c ---------------------------------------------------------------------------- */
+
 /* Where a client connects to, and what it asks for there. Owned, but for the credentials. */
 struct nbd_target {
     struct nbd_address address;
-    struct nbd_client_tls tls; /* creds NULL: in the clear; hostname is owned */
+    /* creds NULL: in the clear. The host name is owned. */
+    struct nbd_client_tls tls;
     char *export_name;
     char *contexts[NBD_CLIENT_CONTEXT_MAX];
     size_t context_count;
-    int64_t timeout_ns; /* of connecting; < 0: none */
+    /* Of connecting; < 0: no limit. */
+    int64_t timeout_ns;
+};
+
+/*
+ * Connect a non-blocking socket. While it connects *ret_fd is the socket, too, for a caller that wants
+ * to shut it down; after a failure it is -1. 0 or -errno with `err` set.
+ */
+int nbd_co_dial(const struct nbd_address *address, int64_t timeout_ns, int *ret_fd,
+                struct error *err);
+/* Dial and shake hands. 0 or -errno with `err` set; the wire is closed by the caller in any case. */
+int nbd_co_attempt(const struct nbd_target *t, struct nbd_wire *w,
+                   struct nbd_agreement *ret_agreement, struct error *err);
+
+/* --- client_call.c: a request between its requester, the sender and the receiver ------------------ */
+
+/*
+ * A request on its way; lies on the requester's stack. `pending` counts the two that still use it: the
+ * sender and the receiver. The last of them wakes the requester.
+ */
+struct nbd_call {
+    /* In client->send_queue. */
+    struct list link;
+    struct nbd_request rq;
+    uint8_t header[NBD_REQUEST_SIZE];
+    /* Of a write: to send. Of a read: to fill. */
+    struct iov data;
+    /* Of a block status. */
+    struct nbd_extents *per_context;
+    /* Of a read: what has been answered. */
+    struct nbd_pieces received;
+    /* The sender is done with it. */
+    bool sent;
+    /* Of a flush: the last kept write that it covers. */
+    uint64_t flush_mark;
+    /* 0 or -errno; the receiver's until the call is done. */
+    int result;
+    struct co *co;
+    atomic_int pending;
 };
 
 /* A write that was acknowledged and not flushed yet. */
 struct nbd_unflushed {
     struct list link;
-    uint64_t number; /* they are counted from 1 on */
+    /* They are counted from 1 on. */
+    uint64_t number;
     struct nbd_request rq;
     uint8_t data[];
 };
 
-/* Ends what takes too long, by shutting a socket down. */
-struct nbd_deadline {
-    struct loop_timer timer;
-    const int *fd; /* as it is when the time comes */
-    bool passed;
-};
-void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns);
-/* Turns the result of what was timed into that of the whole. */
-int nbd_deadline_end(struct nbd_deadline *d, int ret, struct error *err);
-
 struct nbd_client {
-    struct nbd_wire wire; /* home reactor; fd -1 while there is none */
+    /* The home reactor's; fd -1 while there is no connection. */
+    struct nbd_wire wire;
     struct reactor *home;
     struct nbd_target target;
-    /* Constant after the first handshake, but for `structured` and `context_id`, which are the receiver's. */
+    /*
+     * Constant after the first handshake, except `structured` and `context_id`, which are the
+     * receiver's.
+     */
     struct nbd_agreement agreed;
     size_t context_count;
 
-    struct co_semaphore room; /* requests that may be on the wire */
-    struct co_group group;    /* sender and receiver */
+    /* Requests that may be on the wire. */
+    struct co_semaphore room;
+    /* Sender and receiver. */
+    struct co_group group;
 
-    pthread_mutex_t lock; /* guards from here to broken */
+    /* Guards the members from here to writes_lost. */
+    pthread_mutex_t lock;
     struct list send_queue;
-    struct co *idle_sender; /* suspended for want of work */
+    /* The sender while it has no work. */
+    struct co *idle_sender;
     struct nbd_call *slot[NBD_CLIENT_IN_FLIGHT];
-    uint32_t generation; /* makes cookies of reused slots differ */
+    /* Makes the cookies of a reused slot differ. */
+    uint32_t generation;
     bool closing, broken;
-    bool lost;                /* the connection is being made again: requests wait, */
-    bool failing;             /* or, after the delay, fail at once */
-    uint64_t unflushed_count; /* writes kept so far, with those that were dropped again */
+    /* The connection is being restored: requests wait, or, if `failing`, fail at once. */
+    bool lost;
+    bool failing;
+    /* Writes kept so far, including those that were dropped again, and bytes of those that are kept. */
+    uint64_t unflushed_count;
     uint64_t unflushed_bytes;
-    bool unflushed_missing; /* one could not be kept; until the next flush */
-    bool writes_lost;       /* acknowledged writes could not be repeated: flushes fail for good */
+    /* One could not be kept; until the next flush. */
+    bool unflushed_missing;
+    /* Acknowledged writes could not be repeated: flushes fail for good. */
+    bool writes_lost;
 
-    /* Making a lost connection again (client_reconnect.c); the home reactor's. */
-    int64_t reconnect_ns; /* requests wait so long; 0: it is not made again */
+    /* Restoring a lost connection (client_reconnect.c); the home reactor's. */
+
+    /* Requests wait at most this long; 0: the connection is not restored. */
+    int64_t reconnect_ns;
     bool (*is_awaited)(void *arg);
     void *is_awaited_arg;
-    int64_t hold_until_ns; /* requests are held back until then */
-    bool progress;    /* of what was sent again, something was answered, or there was nothing */
-    bool sender_busy; /* sending: uses the wire */
-    struct co *sender_waiter; /* who waits for the end of that */
-    struct co *pauser;        /* who waits between two attempts */
+    /* Requests are held back until then. */
+    int64_t hold_until_ns;
+    /* A request that was sent again was answered, or there was none to send again. */
+    bool progress;
+    /* The sender uses the wire; `sender_waiter` waits for the end of that. */
+    bool sender_busy;
+    struct co *sender_waiter;
+    /* Waits between two attempts. */
+    struct co *pauser;
     struct loop_timer pause_timer, tick_timer;
-    struct nbd_wire *attempt; /* of an attempt under way; NULL: none */
-    struct list unflushed;    /* of struct nbd_unflushed, oldest first */
+    /* The wire of an attempt under way; NULL: none. */
+    struct nbd_wire *attempt;
+    /* Of struct nbd_unflushed, oldest first. */
+    struct list unflushed;
 
-    /* the receiver's */
-    uint8_t *buffer; /* NBD_CLIENT_BUFFER bytes */
+    /* The receiver's. */
+
+    /* NBD_CLIENT_BUFFER bytes; those in [pos, end) are received and not consumed. */
+    uint8_t *buffer;
     size_t pos, end;
+    /* How the server broke the protocol, for the log. */
+    struct error fault;
 };
 
-/* client_handshake.c. All yield. 0 or -errno with err set. */
-/* The hellos, and TLS if `tls` is not NULL. 1: the server speaks the protocol without options; what follows its magic is still to be read. */
-int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, bool *ret_fixed,
-                          bool *ret_no_zeroes, struct error *err);
-int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
-                            const char *export_name, const char *const *contexts,
-                            size_t context_count, struct nbd_agreement *ret, struct error *err);
-int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
-                          struct nbd_export_info **ret, size_t *ret_count, struct error *err);
-void nbd_agreement_clear(struct nbd_agreement *a);
-
-/* client_connect.c: a connected non-blocking socket. *ret_fd is it while it connects, too, for who wants to shut it down; -1 after
- * a failure. */
-int nbd_co_dial(const struct nbd_address *address, int64_t timeout_ns, int *ret_fd,
-                struct error *err);
-
-/* client_receive.c: receive answers until the connection ends. */
-void nbd_client_receiver(void *arg);
-
-/* client.c: one of the two users of a call is done with it. */
+/* One of the two users of a call is done with it. */
 void nbd_call_drop(struct nbd_call *call);
-/* Make the sender look at its queue. The lock is held. */
+/* Make the sender look at its queue. The client's lock is held. */
 void nbd_client_wake_sender_locked(struct nbd_client *c);
-/* Dial and shake hands. */
-int nbd_client_co_attempt(const struct nbd_target *t, struct nbd_wire *w, struct nbd_agreement *ret,
-                          struct error *err);
+/*
+ * Write "NBD server unix:/tmp/s, export 'disk'" to `buf`, which has room for `size` bytes, for
+ * messages. Returns `buf`.
+ */
+const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t size);
 
-/* client_reconnect.c. */
+/* --- the coroutines ------------------------------------------------------------------------------ */
+
+/* client_send.c: send what is queued, until the client closes. A coroutine of the home reactor. */
+void nbd_client_co_sender(void *arg);
+/* client_receive.c: receive replies until the connection ends. A coroutine of the home reactor. */
+void nbd_client_co_receiver(void *arg);
+
+/* --- client_reconnect.c -------------------------------------------------------------------------- */
+
 void nbd_reconnect_init(struct nbd_client *c);
 void nbd_reconnect_destroy(struct nbd_client *c);
-/* The receiver's, when the connection is gone for reason `why`: true once it is there again, and all requests are on their way. */
+/*
+ * Called by the receiver when the connection has ended with the error `why`. True when it is there
+ * again, and all requests are on their way; false if they have to fail.
+ */
 bool nbd_reconnect_co_recover(struct nbd_client *c, int why);
-/* Closing: give up. */
+/* The client closes: give up. */
 void nbd_reconnect_abort(struct nbd_client *c);
-/* The receiver's: a call was answered with success. */
+/* Called by the receiver: a call was answered. */
 void nbd_reconnect_note_answer(struct nbd_client *c, const struct nbd_call *call);
-/* Before a write: flush if many are kept. */
-int nbd_reconnect_co_limit(struct nbd_client *c);
+/* Whether so many writes are kept that the next one should wait for a flush. */
+bool nbd_reconnect_wants_flush(struct nbd_client *c);
 
 #endif

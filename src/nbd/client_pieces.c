@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which parts of a read were answered. Servers may answer in any order, but each byte once. */
+/* The parts of a read that were answered. A server may answer in any order, but each byte once. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,13 +16,23 @@ void nbd_pieces_clear(struct nbd_pieces *p)
     p->count = p->capacity = 0;
 }
 
+uint64_t nbd_pieces_bytes(const struct nbd_pieces *p)
+{
+    uint64_t bytes = 0;
+
+    for (size_t i = 0; i < p->count; i++) {
+        bytes += p->list[i].end - p->list[i].start;
+    }
+    return bytes;
+}
+
 bool nbd_pieces_cover(const struct nbd_pieces *p, uint64_t length)
 {
     return p->count == 1 && p->list[0].start == 0 && p->list[0].end == length;
 }
 
-/* Room for one more. */
-static int grow(struct nbd_pieces *p)
+/* Have room for one more piece. */
+static int grow_pieces(struct nbd_pieces *p)
 {
     struct nbd_piece *list;
 
@@ -35,7 +45,7 @@ static int grow(struct nbd_pieces *p)
         return 0;
     }
     if (p->count >= NBD_CLIENT_PIECES_MAX) {
-        return -EPROTO;
+        return -E2BIG;
     }
     list = malloc(2 * p->capacity * sizeof(*list));
     if (!list) {
@@ -53,15 +63,15 @@ static int grow(struct nbd_pieces *p)
 int nbd_pieces_add(struct nbd_pieces *p, uint64_t start, uint64_t length)
 {
     uint64_t end = start + length;
-    size_t i = p->count; /* of the first piece behind it; mostly there is none */
+    size_t i = p->count; /* of the first piece behind the range; mostly there is none */
     bool joins_before, joins_after;
-    int ret;
+    int r;
 
     while (i > 0 && p->list[i - 1].start >= start) {
         i--;
     }
     if ((i > 0 && p->list[i - 1].end > start) || (i < p->count && p->list[i].start < end)) {
-        return -EPROTO;
+        return -EEXIST;
     }
     joins_before = i > 0 && p->list[i - 1].end == start;
     joins_after = i < p->count && p->list[i].start == end;
@@ -74,9 +84,9 @@ int nbd_pieces_add(struct nbd_pieces *p, uint64_t start, uint64_t length)
     } else if (joins_after) {
         p->list[i].start = start;
     } else {
-        ret = grow(p);
-        if (ret < 0) {
-            return ret;
+        r = grow_pieces(p);
+        if (r < 0) {
+            return r;
         }
         memmove(&p->list[i + 1], &p->list[i], (p->count - i) * sizeof(*p->list));
         p->list[i] = (struct nbd_piece){.start = start, .end = end};

@@ -1,26 +1,55 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Answers of the server. Each part of each answer is checked against the request that its cookie names; one that doesn't
- * fit ends the connection, since nothing after it can be trusted.
+ * The coroutine that receives replies. Each part of each reply is checked against the request that its
+ * cookie names. One that does not fit ends the connection, since nothing after it can be trusted; the
+ * log then says what came and what was expected. Nothing is formatted before that.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #include "base/byteorder.h"
 #include "base/checked.h"
-#include "base/cleanup.h"
 #include "base/log.h"
 #include "nbd/client_internal.h"
+
+/* --- what the server got wrong ------------------------------------------------------------------- */
+
+/* Note how the server broke the protocol. `call`: in the reply to it; NULL: in no known reply. -EPROTO. */
+__attribute__((format(printf, 3, 4), cold)) static int
+breaks_protocol(struct nbd_client *c, const struct nbd_call *call, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    error_vset(&c->fault, EPROTO, fmt, ap);
+    va_end(ap);
+    if (call) {
+        error_prepend(&c->fault, "reply to %s (offset %" PRIu64 ", length %" PRIu64 "): ",
+                      nbd_command_name(call->rq.type), call->rq.offset, call->rq.length);
+    }
+    return -EPROTO;
+}
+
+/* A chunk of a type that the request cannot have. */
+static int unfit_chunk(struct nbd_client *c, const struct nbd_call *call,
+                       const struct nbd_chunk *chunk)
+{
+    return breaks_protocol(c, call, "a chunk of type %s (%u) is no reply to this command",
+                           nbd_chunk_name(chunk->type), chunk->type);
+}
+
+/* --- bytes --------------------------------------------------------------------------------------- */
 
 static size_t available(const struct nbd_client *c)
 {
     return c->end - c->pos;
 }
 
-/* Have `needed` bytes in the buffer. */
-static int co_fill(struct nbd_client *c, size_t needed)
+/* Have `needed` bytes in the buffer. 0 or -errno of the connection. */
+static int client_co_fill(struct nbd_client *c, size_t needed)
 {
     while (available(c) < needed) {
         ssize_t n;
@@ -39,8 +68,8 @@ static int co_fill(struct nbd_client *c, size_t needed)
     return 0;
 }
 
-/* Receive to memory, what the buffer has first. */
-static int co_receive(struct nbd_client *c, uint8_t *to, size_t size)
+/* Receive to memory; bytes of the buffer come first. */
+static int client_co_receive(struct nbd_client *c, uint8_t *to, size_t size)
 {
     while (size > 0) {
         size_t part = MIN(size, available(c));
@@ -56,10 +85,10 @@ static int co_receive(struct nbd_client *c, uint8_t *to, size_t size)
             }
             part = (size_t)n;
         } else {
-            int ret = co_fill(c, 1);
+            int r = client_co_fill(c, 1);
 
-            if (ret < 0) {
-                return ret;
+            if (r < 0) {
+                return r;
             }
         }
         to += part;
@@ -74,16 +103,16 @@ static int co_receive_data(struct nbd_client *c, struct nbd_call *call, size_t o
     for (int i = 0; i < call->data.count && size > 0; i++) {
         const struct iovec *v = &call->data.vec[i];
         size_t part;
-        int ret;
+        int r;
 
         if (offset >= v->iov_len) {
             offset -= v->iov_len;
             continue;
         }
         part = MIN(size, v->iov_len - offset);
-        ret = co_receive(c, (uint8_t *)v->iov_base + offset, part);
-        if (ret < 0) {
-            return ret;
+        r = client_co_receive(c, (uint8_t *)v->iov_base + offset, part);
+        if (r < 0) {
+            return r;
         }
         offset = 0;
         size -= part;
@@ -91,7 +120,7 @@ static int co_receive_data(struct nbd_client *c, struct nbd_call *call, size_t o
     return 0;
 }
 
-/* --- calls ----------------------------------------------------------------------------------------- */
+/* --- calls --------------------------------------------------------------------------------------- */
 
 static struct nbd_call *find_call(struct nbd_client *c, uint64_t cookie)
 {
@@ -106,18 +135,31 @@ static struct nbd_call *find_call(struct nbd_client *c, uint64_t cookie)
     return call && call->rq.cookie == cookie ? call : NULL;
 }
 
-static void note(struct nbd_call *call, int result)
+/* The first error of a call is its result. */
+static void note_result(struct nbd_call *call, int result)
 {
     if (call->result == 0) {
         call->result = result;
     }
 }
 
-static void finish(struct nbd_client *c, struct nbd_call *call)
+/* A read that the server says is answered, and is not: it fails. The stream is in step nevertheless. */
+__attribute__((cold)) static void note_incomplete(const struct nbd_client *c, struct nbd_call *call)
+{
+    char who[512];
+
+    log_warning("%s: reply to %s (offset %" PRIu64 ", length %" PRIu64 ") ended after %" PRIu64
+                " bytes of data and holes",
+                nbd_client_describe(c, who, sizeof(who)), nbd_command_name(call->rq.type),
+                call->rq.offset, call->rq.length, nbd_pieces_bytes(&call->received));
+    call->result = -EIO;
+}
+
+static void finish_call(struct nbd_client *c, struct nbd_call *call)
 {
     if (call->rq.type == NBD_CMD_READ && call->result == 0 &&
         !nbd_pieces_cover(&call->received, call->rq.length)) {
-        call->result = -EIO;
+        note_incomplete(c, call);
     }
     nbd_pieces_clear(&call->received);
     nbd_reconnect_note_answer(c, call);
@@ -127,7 +169,7 @@ static void finish(struct nbd_client *c, struct nbd_call *call)
     nbd_call_drop(call);
 }
 
-static void fail_all(struct nbd_client *c)
+static void fail_all_calls(struct nbd_client *c)
 {
     struct nbd_call *lost[NBD_CLIENT_IN_FLIGHT];
 
@@ -138,61 +180,93 @@ static void fail_all(struct nbd_client *c)
     pthread_mutex_unlock(&c->lock);
     for (size_t i = 0; i < NBD_CLIENT_IN_FLIGHT; i++) {
         if (lost[i]) {
-            note(lost[i], -EIO);
+            note_result(lost[i], -EIO);
             nbd_pieces_clear(&lost[i]->received);
             nbd_call_drop(lost[i]);
         }
     }
 }
 
-/* --- chunks: 0, or -errno when the connection has to end --------------------------------------------- */
+/* --- chunks: 0, or -errno when the connection has to end ----------------------------------------- */
 
-/* Note that [offset, offset + length) is answered: a part of the read that was not before. */
-static int answer_read(struct nbd_call *call, uint64_t offset, uint64_t length)
+/* Note that [offset, offset + length) is answered. It has to be a part of the read that was not before. */
+static int answer_read(struct nbd_client *c, struct nbd_call *call, uint64_t offset,
+                       uint64_t length)
 {
-    if (call->rq.type != NBD_CMD_READ || length == 0 || offset < call->rq.offset ||
+    int r;
+
+    if (length == 0 || offset < call->rq.offset ||
         !range_fits(offset - call->rq.offset, length, call->rq.length)) {
-        return -EPROTO;
+        return breaks_protocol(c, call,
+                               "range of a structured reply is outside of the request: offset "
+                               "%" PRIu64 ", length %" PRIu64,
+                               offset, length);
     }
-    return nbd_pieces_add(&call->received, offset - call->rq.offset, length);
+    r = nbd_pieces_add(&call->received, offset - call->rq.offset, length);
+    if (r == -EEXIST) {
+        return breaks_protocol(c, call,
+                               "a part of the request was answered twice: in offset %" PRIu64
+                               ", length %" PRIu64,
+                               offset, length);
+    }
+    if (r == -E2BIG) {
+        return breaks_protocol(c, call, "it came in more than %d pieces apart from each other",
+                               NBD_CLIENT_PIECES_MAX);
+    }
+    return r;
 }
 
 static int co_take_data(struct nbd_client *c, struct nbd_call *call, const struct nbd_chunk *chunk)
 {
     uint64_t offset, length;
-    int ret = chunk->length > 8 ? co_fill(c, 8) : -EPROTO;
+    int r;
 
-    if (ret < 0) {
-        return ret;
+    if (call->rq.type != NBD_CMD_READ) {
+        return unfit_chunk(c, call, chunk);
+    }
+    if (chunk->length <= 8) {
+        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu32 " bytes, not more than 8",
+                               nbd_chunk_name(chunk->type), chunk->length);
+    }
+    r = client_co_fill(c, 8);
+    if (r < 0) {
+        return r;
     }
     offset = load_be64(c->buffer + c->pos);
     c->pos += 8;
     length = chunk->length - 8;
-    ret = answer_read(call, offset, length);
-    if (ret < 0) {
-        return ret;
-    }
-    return co_receive_data(c, call, offset - call->rq.offset, length);
+    r = answer_read(c, call, offset, length);
+    return r < 0 ? r : co_receive_data(c, call, offset - call->rq.offset, length);
 }
 
 static int co_take_hole(struct nbd_client *c, struct nbd_call *call, const struct nbd_chunk *chunk)
 {
     uint64_t offset, length;
-    int ret = chunk->length == 12 ? co_fill(c, 12) : -EPROTO;
+    int r;
 
-    if (ret < 0) {
-        return ret;
+    if (call->rq.type != NBD_CMD_READ) {
+        return unfit_chunk(c, call, chunk);
+    }
+    if (chunk->length != 12) {
+        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu32 " bytes, not 12",
+                               nbd_chunk_name(chunk->type), chunk->length);
+    }
+    r = client_co_fill(c, 12);
+    if (r < 0) {
+        return r;
     }
     offset = load_be64(c->buffer + c->pos);
     length = load_be32(c->buffer + c->pos + 8);
     c->pos += 12;
-    ret = answer_read(call, offset, length);
-    if (ret == 0) {
-        iov_fill(call->data, offset - call->rq.offset, 0, length);
+    r = answer_read(c, call, offset, length);
+    if (r < 0) {
+        return r;
     }
-    return ret;
+    iov_fill(call->data, offset - call->rq.offset, 0, length);
+    return 0;
 }
 
+/* Where the extents of a context belong; NULL: the context was not negotiated. */
 static struct nbd_extents *extents_of(struct nbd_client *c, struct nbd_call *call, uint32_t id)
 {
     for (size_t i = 0; i < c->context_count; i++) {
@@ -203,19 +277,19 @@ static struct nbd_extents *extents_of(struct nbd_client *c, struct nbd_call *cal
     return NULL;
 }
 
-/* Extents from the wire; what reaches beyond the request is cut off. */
+/* Extents from the wire. What lies beyond the end of the request is cut off. */
 static int co_take_extents(struct nbd_client *c, const struct nbd_call *call, size_t count,
-                           struct nbd_extents *ret)
+                           struct nbd_extents *ret_extents)
 {
     uint64_t left = call->rq.length;
 
-    ret->list = malloc(count * sizeof(*ret->list));
-    if (!ret->list) {
+    ret_extents->list = malloc(count * sizeof(*ret_extents->list));
+    if (!ret_extents->list) {
         return -ENOMEM;
     }
     for (size_t i = 0; i < count; i++) {
         struct nbd_extent e;
-        int r = co_fill(c, NBD_EXTENT_SIZE);
+        int r = client_co_fill(c, NBD_EXTENT_SIZE);
 
         if (r < 0) {
             return r;
@@ -224,12 +298,12 @@ static int co_take_extents(struct nbd_client *c, const struct nbd_call *call, si
         e.flags = load_be32(c->buffer + c->pos + 4);
         c->pos += NBD_EXTENT_SIZE;
         if (e.length == 0) {
-            return -EPROTO;
+            return breaks_protocol(c, call, "extent %zu of %zu has length 0", i + 1, count);
         }
         e.length = MIN(e.length, left);
         left -= e.length;
         if (e.length > 0) {
-            ret->list[ret->count++] = e;
+            ret_extents->list[ret_extents->count++] = e;
         }
     }
     return 0;
@@ -239,51 +313,89 @@ static int co_take_status(struct nbd_client *c, struct nbd_call *call,
                           const struct nbd_chunk *chunk)
 {
     struct nbd_extents *extents;
+    uint32_t id;
     size_t count;
-    int ret;
+    int r;
 
-    if (call->rq.type != NBD_CMD_BLOCK_STATUS || chunk->length < 4 + NBD_EXTENT_SIZE ||
-        (chunk->length - 4) % NBD_EXTENT_SIZE != 0) {
-        return -EPROTO;
+    if (call->rq.type != NBD_CMD_BLOCK_STATUS) {
+        return unfit_chunk(c, call, chunk);
+    }
+    if (chunk->length < 4 + NBD_EXTENT_SIZE || (chunk->length - 4) % NBD_EXTENT_SIZE != 0) {
+        return breaks_protocol(c, call,
+                               "a chunk of type %s has %" PRIu32 " bytes, not 4 and 8 for each "
+                               "extent",
+                               nbd_chunk_name(chunk->type), chunk->length);
     }
     count = (chunk->length - 4) / NBD_EXTENT_SIZE;
     if (count > NBD_CLIENT_EXTENTS_MAX) {
-        return -EPROTO;
+        return breaks_protocol(c, call, "it has %zu extents; at most %d are accepted", count,
+                               NBD_CLIENT_EXTENTS_MAX);
     }
-    ret = co_fill(c, 4);
-    if (ret < 0) {
-        return ret;
+    r = client_co_fill(c, 4);
+    if (r < 0) {
+        return r;
     }
-    extents = extents_of(c, call, load_be32(c->buffer + c->pos));
+    id = load_be32(c->buffer + c->pos);
     c->pos += 4;
-    if (!extents || extents->list) {
-        return -EPROTO;
+    extents = extents_of(c, call, id);
+    if (!extents) {
+        return breaks_protocol(
+            c, call, "extents of the metadata context %" PRIu32 ", which was not negotiated", id);
+    }
+    if (extents->list) {
+        return breaks_protocol(c, call, "extents of the metadata context %" PRIu32 " came twice",
+                               id);
     }
     return co_take_extents(c, call, count, extents);
 }
 
 static int co_take_error(struct nbd_client *c, struct nbd_call *call, const struct nbd_chunk *chunk)
 {
+    char who[512];
     uint32_t wire;
     size_t text;
-    int ret;
+    int r;
 
-    if (chunk->length < 6 || chunk->length > 6 + 8 + NBD_STRING_MAX) {
-        return -EPROTO;
+    if (chunk->length < NBD_CLIENT_ERROR_MIN || chunk->length > NBD_CLIENT_ERROR_MAX) {
+        return breaks_protocol(c, call, "an error chunk has %" PRIu32 " bytes, not %d to %d",
+                               chunk->length, NBD_CLIENT_ERROR_MIN, NBD_CLIENT_ERROR_MAX);
     }
-    ret = co_fill(c, chunk->length);
-    if (ret < 0) {
-        return ret;
+    r = client_co_fill(c, chunk->length);
+    if (r < 0) {
+        return r;
     }
     wire = load_be32(c->buffer + c->pos);
     text = load_be16(c->buffer + c->pos + 4);
-    if (wire == 0 || text > chunk->length - 6) {
-        return -EPROTO;
+    if (wire == 0) {
+        return breaks_protocol(c, call, "an error chunk has the error value 0");
     }
-    log_debug("NBD server: %s: %.*s", nbd_command_name(call->rq.type), (int)text,
+    if (text > chunk->length - NBD_CLIENT_ERROR_MIN) {
+        return breaks_protocol(c, call,
+                               "an error chunk of %" PRIu32 " bytes has a text of %zu bytes",
+                               chunk->length, text);
+    }
+    log_debug("%s: %s (offset %" PRIu64 ", length %" PRIu64 ") failed with error %" PRIu32 ": %.*s",
+              nbd_client_describe(c, who, sizeof(who)), nbd_command_name(call->rq.type),
+              call->rq.offset, call->rq.length, wire, (int)text,
               (const char *)c->buffer + c->pos + 6);
     c->pos += chunk->length;
-    note(call, -nbd_error_to_errno(wire));
+    note_result(call, -nbd_error_to_errno(wire));
+    return 0;
+}
+
+/* The end of a reply that has no more to say. */
+static int take_none(struct nbd_client *c, struct nbd_call *call, const struct nbd_chunk *chunk)
+{
+    if (chunk->length > 0) {
+        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu32 " bytes, not 0",
+                               nbd_chunk_name(chunk->type), chunk->length);
+    }
+    if (!(chunk->flags & NBD_CHUNK_FLAG_DONE)) {
+        return breaks_protocol(c, call,
+                               "a chunk of type %s has the flags 0x%x: the flag 'done' is "
+                               "missing",
+                               nbd_chunk_name(chunk->type), chunk->flags);
+    }
     return 0;
 }
 
@@ -294,7 +406,7 @@ static int co_take_chunk(struct nbd_client *c, struct nbd_call *call, const stru
     }
     switch (chunk->type) {
     case NBD_CHUNK_NONE:
-        return chunk->length == 0 && (chunk->flags & NBD_CHUNK_FLAG_DONE) ? 0 : -EPROTO;
+        return take_none(c, call, chunk);
     case NBD_CHUNK_OFFSET_DATA:
         return co_take_data(c, call, chunk);
     case NBD_CHUNK_OFFSET_HOLE:
@@ -302,28 +414,58 @@ static int co_take_chunk(struct nbd_client *c, struct nbd_call *call, const stru
     case NBD_CHUNK_BLOCK_STATUS:
         return co_take_status(c, call, chunk);
     default:
-        return -EPROTO;
+        return unfit_chunk(c, call, chunk);
     }
 }
 
+/* --- replies ------------------------------------------------------------------------------------- */
+
 static int co_take_simple(struct nbd_client *c, struct nbd_call *call, uint32_t error)
 {
-    int ret = 0;
+    int r;
 
+    if (error) {
+        note_result(call, -nbd_error_to_errno(error));
+        return 0;
+    }
     if (call->rq.type == NBD_CMD_BLOCK_STATUS ||
         (c->agreed.structured && call->rq.type == NBD_CMD_READ)) {
-        /* These are answered in chunks; only an error may come like this. */
-        if (!error) {
-            return -EPROTO;
+        return breaks_protocol(c, call,
+                               "a simple reply without an error, where chunks were "
+                               "negotiated");
+    }
+    if (call->rq.type != NBD_CMD_READ) {
+        return 0;
+    }
+    r = answer_read(c, call, call->rq.offset, call->rq.length);
+    return r < 0 ? r : co_receive_data(c, call, 0, call->rq.length);
+}
+
+/* Receive and decode the header of a reply. */
+static int co_take_header(struct nbd_client *c, struct nbd_chunk *ret_chunk, bool *ret_simple,
+                          uint32_t *ret_error)
+{
+    int n, r = client_co_fill(c, NBD_SIMPLE_REPLY_SIZE);
+
+    if (r < 0) {
+        return r;
+    }
+    n = nbd_reply_decode(c->buffer + c->pos, available(c), ret_chunk, ret_simple, ret_error);
+    if (n == 0) {
+        r = client_co_fill(c, NBD_CHUNK_HEADER_SIZE);
+        if (r < 0) {
+            return r;
         }
+        n = nbd_reply_decode(c->buffer + c->pos, available(c), ret_chunk, ret_simple, ret_error);
     }
-    if (error) {
-        note(call, -nbd_error_to_errno(error));
-    } else if (call->rq.type == NBD_CMD_READ) {
-        ret = answer_read(call, call->rq.offset, call->rq.length);
-        ret = ret < 0 ? ret : co_receive_data(c, call, 0, call->rq.length);
+    if (n < 0) {
+        return breaks_protocol(
+            c, NULL,
+            "a reply begins with 0x%08" PRIx32 ", not with the magic number 0x%08x or 0x%08x",
+            load_be32(c->buffer + c->pos), NBD_SIMPLE_REPLY_MAGIC, NBD_CHUNK_MAGIC);
     }
-    return ret;
+    c->pos += (size_t)n;
+    return 0;
 }
 
 /* One simple reply or chunk. */
@@ -333,53 +475,63 @@ static int co_take_reply(struct nbd_client *c)
     struct nbd_call *call;
     uint32_t error;
     bool simple;
-    int n, ret = co_fill(c, NBD_SIMPLE_REPLY_SIZE);
+    int r = co_take_header(c, &chunk, &simple, &error);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
-    n = nbd_reply_decode(c->buffer + c->pos, available(c), &chunk, &simple, &error);
-    if (n == 0) {
-        ret = co_fill(c, NBD_CHUNK_HEADER_SIZE);
-        if (ret < 0) {
-            return ret;
-        }
-        n = nbd_reply_decode(c->buffer + c->pos, available(c), &chunk, &simple, &error);
-    }
-    if (n <= 0 || (!simple && !c->agreed.structured)) {
-        return -EPROTO;
-    }
-    c->pos += (size_t)n;
     call = find_call(c, chunk.cookie);
     if (!call) {
-        return -EPROTO;
+        return breaks_protocol(
+            c, NULL, "a reply has the cookie 0x%016" PRIx64 ", which is no request's in flight",
+            chunk.cookie);
     }
-    ret = simple ? co_take_simple(c, call, error) : co_take_chunk(c, call, &chunk);
-    if (ret < 0) {
-        return ret;
+    if (!simple && !c->agreed.structured) {
+        return breaks_protocol(c, call,
+                               "a chunk of type %s (%u), but structured replies were not "
+                               "negotiated",
+                               nbd_chunk_name(chunk.type), chunk.type);
+    }
+    r = simple ? co_take_simple(c, call, error) : co_take_chunk(c, call, &chunk);
+    if (r < 0) {
+        return r;
     }
     if (simple || (chunk.flags & NBD_CHUNK_FLAG_DONE)) {
-        finish(c, call);
+        finish_call(c, call);
     }
     return 0;
 }
 
-void nbd_client_receiver(void *arg)
+static void report_end(struct nbd_client *c, int r)
+{
+    char who[512];
+
+    if (error_is_set(&c->fault)) {
+        log_warning("%s: %s; disconnected", nbd_client_describe(c, who, sizeof(who)),
+                    error_message(&c->fault));
+    } else if (r == -ENOMEM) {
+        log_error("%s: no memory for a reply; disconnected",
+                  nbd_client_describe(c, who, sizeof(who)));
+    } else {
+        /* Also the answer to a goodbye. */
+        log_info("%s: disconnected: %s", nbd_client_describe(c, who, sizeof(who)), strerror(-r));
+    }
+    error_clear(&c->fault);
+}
+
+void nbd_client_co_receiver(void *arg)
 {
     struct nbd_client *c = arg;
-    int ret;
+    int r;
 
     do {
         c->pos = c->end = 0;
-        ret = 0;
-        while (ret == 0) {
-            ret = co_take_reply(c);
-        }
-        if (ret == -EPROTO) {
-            log_warning("NBD server: broke the protocol; disconnected");
-        }
+        do {
+            r = co_take_reply(c);
+        } while (r == 0);
+        report_end(c, r);
         shutdown(c->wire.fd, SHUT_RDWR);
-    } while (nbd_reconnect_co_recover(c, ret));
-    fail_all(c);
+    } while (nbd_reconnect_co_recover(c, r));
+    fail_all_calls(c);
     co_group_done(&c->group);
 }

@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Making a lost connection again.
+ * Restoring a lost connection.
  *
- *            loss                                         delay over, or somebody waits
- *   IN USE --------> LOST: requests wait in their slots ------------------------------> LOST and FAILING: all fail at once
- *     ^                |                                                                  |
- *     +----------------+------------------------------------------------------------------+
+ *              loss                                delay over, or a drain waits
+ *   IN USE -----------> LOST: requests wait ------------------------> LOST and FAILING:
+ *     ^                  | in their slots                                | all fail at once
+ *     +------------------+-----------------------------------------------+
  *        connected, the same export: kept writes are repeated, then what was in flight is sent again
  *
- * The receiver does all of it, in nbd_reconnect_co_recover(); the sender stands still meanwhile. A server that falls over the same
- * request again and again does not extend the time that requests wait: that begins anew only after an answer.
+ * The receiver does all of it, in nbd_reconnect_co_recover(); the sender stands still meanwhile. A server
+ * that crashes on the same request again and again does not extend the time that requests wait: that
+ * starts again only after a reply.
  *
- * A write that was acknowledged may still be in memory of the server only, and gone with it. So such writes are kept
- * until a flush that began later has succeeded, and are repeated in their order on the new connection. A flush there
- * covers them again. A write with FUA is stable itself, but is kept behind others: what they wrote before it in the
- * same place must not be what stays.
+ * A write that was acknowledged may be in the server's memory only, and be lost with it. So such writes
+ * are kept until a flush that began later has succeeded, and are repeated in their order on the new
+ * connection; a flush there covers them again. A write with FUA is on stable storage itself, but is kept
+ * if others are kept that are older: when these are repeated, they must not overwrite it for good.
  */
 #include <errno.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -28,16 +30,16 @@
 
 /* Between two attempts to connect. */
 #define RETRY_NS 100000000LL
-/* Between two looks at whether requests may go on waiting. */
+/* How often it is tested whether requests may go on waiting. */
 #define TICK_NS 20000000LL
-/* What keeping a write costs beside its data. */
+/* What keeping a write costs in addition to its data. Bytes. */
 #define OVERHEAD 64
 /* Commands that the server must still have. */
 #define NEEDED_FLAGS                                                                               \
-    (NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES |   \
-     NBD_FLAG_SEND_FAST_ZERO | NBD_FLAG_SEND_CACHE)
+    ((unsigned)NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |                      \
+     NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO | NBD_FLAG_SEND_CACHE)
 
-/* --- writes that were not flushed ------------------------------------------------------------------ */
+/* --- writes that were not flushed ---------------------------------------------------------------- */
 
 static void drop_unflushed(struct nbd_client *c, uint64_t up_to)
 {
@@ -73,7 +75,7 @@ static void keep_write(struct nbd_client *c, const struct nbd_call *call)
         return;
     }
     u->rq = call->rq;
-    /* It has to be there, however slowly. */
+    /* The repetition has to succeed, however slowly. */
     u->rq.flags &= (uint16_t)~NBD_CMD_FLAG_FAST_ZERO;
     u->number = c->unflushed_count;
     if (size > 0) {
@@ -99,72 +101,103 @@ void nbd_reconnect_note_answer(struct nbd_client *c, const struct nbd_call *call
     }
 }
 
-int nbd_reconnect_co_limit(struct nbd_client *c)
+bool nbd_reconnect_wants_flush(struct nbd_client *c)
 {
     bool many;
 
     if (c->reconnect_ns == 0) {
-        return 0;
+        return false;
     }
     pthread_mutex_lock(&c->lock);
     many = c->unflushed_bytes > NBD_CLIENT_UNFLUSHED_MAX;
     pthread_mutex_unlock(&c->lock);
-    return many ? nbd_client_co_flush(c) : 0;
+    return many;
 }
 
-/* The answer to a repeated write: 0, the server's error as a positive errno, or -errno when the connection is no good. */
-static int co_read_answer(struct nbd_wire *w, uint64_t cookie)
+/* --- repeating them ------------------------------------------------------------------------------ */
+
+/* The header of the reply to a repeated write. */
+static int co_read_header(struct nbd_wire *w, struct nbd_chunk *ret_chunk, bool *ret_simple,
+                          uint32_t *ret_error, struct error *err)
 {
-    uint8_t header[NBD_CHUNK_HEADER_SIZE], text[6 + 8 + NBD_STRING_MAX];
+    uint8_t header[NBD_CHUNK_HEADER_SIZE];
+    int n, r = nbd_wire_co_read(w, header, NBD_SIMPLE_REPLY_SIZE, "reply", err);
+
+    if (r < 0) {
+        return r;
+    }
+    n = nbd_reply_decode(header, NBD_SIMPLE_REPLY_SIZE, ret_chunk, ret_simple, ret_error);
+    if (n == 0) {
+        r = nbd_wire_co_read(w, header + NBD_SIMPLE_REPLY_SIZE,
+                             NBD_CHUNK_HEADER_SIZE - NBD_SIMPLE_REPLY_SIZE, "reply", err);
+        if (r < 0) {
+            return r;
+        }
+        n = nbd_reply_decode(header, sizeof(header), ret_chunk, ret_simple, ret_error);
+    }
+    return n >= 0 ? 0
+                  : error_set(err, EPROTO,
+                              "a reply begins with 0x%08" PRIx32
+                              ", not with the magic number 0x%08x or 0x%08x",
+                              load_be32(header), NBD_SIMPLE_REPLY_MAGIC, NBD_CHUNK_MAGIC);
+}
+
+/*
+ * The reply to a repeated write: 0, the server's error as a positive errno, or -errno with `err` set when
+ * the connection cannot be used.
+ */
+static int co_read_answer(struct nbd_wire *w, const struct nbd_request *rq, struct error *err)
+{
+    uint8_t text[NBD_CLIENT_ERROR_MAX];
     struct nbd_chunk chunk = {0};
     uint32_t error = 0;
-    bool simple;
-    int n, ret = nbd_wire_co_read(w, header, NBD_SIMPLE_REPLY_SIZE, "reply", NULL);
+    bool simple = false, fits;
+    int r = co_read_header(w, &chunk, &simple, &error, err);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
-    n = nbd_reply_decode(header, NBD_SIMPLE_REPLY_SIZE, &chunk, &simple, &error);
-    if (n == 0) {
-        ret = nbd_wire_co_read(w, header + NBD_SIMPLE_REPLY_SIZE,
-                               NBD_CHUNK_HEADER_SIZE - NBD_SIMPLE_REPLY_SIZE, "reply", NULL);
-        if (ret < 0) {
-            return ret;
-        }
-        n = nbd_reply_decode(header, sizeof(header), &chunk, &simple, &error);
-    }
-    if (n <= 0 || chunk.cookie != cookie) {
-        return -EPROTO;
+    if (chunk.cookie != rq->cookie) {
+        return error_set(err, EPROTO,
+                         "the reply to a repeated %s has the cookie 0x%016" PRIx64
+                         ", not 0x%016" PRIx64,
+                         nbd_command_name(rq->type), chunk.cookie, rq->cookie);
     }
     if (simple) {
         return error ? nbd_error_to_errno(error) : 0;
     }
-    if (!(chunk.flags & NBD_CHUNK_FLAG_DONE) || chunk.length > sizeof(text)) {
-        return -EPROTO;
+    fits = NBD_CHUNK_IS_ERROR(chunk.type)
+               ? chunk.length >= NBD_CLIENT_ERROR_MIN && chunk.length <= NBD_CLIENT_ERROR_MAX
+               : chunk.type == NBD_CHUNK_NONE && chunk.length == 0;
+    if (!fits || !(chunk.flags & NBD_CHUNK_FLAG_DONE)) {
+        return error_set(err, EPROTO,
+                         "a chunk of type %s (%u) with %" PRIu32
+                         " bytes and flags 0x%x is no reply "
+                         "to %s",
+                         nbd_chunk_name(chunk.type), chunk.type, chunk.length, chunk.flags,
+                         nbd_command_name(rq->type));
     }
-    ret = nbd_wire_co_read(w, text, chunk.length, "reply", NULL);
-    if (ret < 0) {
-        return ret;
+    r = nbd_wire_co_read(w, text, chunk.length, "reply", err);
+    if (r < 0) {
+        return r;
     }
-    if (NBD_CHUNK_IS_ERROR(chunk.type) && chunk.length >= 6) {
-        return nbd_error_to_errno(load_be32(text));
-    }
-    return chunk.type == NBD_CHUNK_NONE && chunk.length == 0 ? 0 : -EPROTO;
+    return NBD_CHUNK_IS_ERROR(chunk.type) ? nbd_error_to_errno(load_be32(text)) : 0;
 }
 
-/* Acknowledged writes that are not there, and can't be made so. */
+/* Acknowledged writes that the server has lost, and that cannot be repeated. */
 static void note_lost_writes(struct nbd_client *c, const char *why)
 {
-    log_error("NBD export '%s': writes that the server had acknowledged are lost: %s; flushes fail "
-              "from now on",
-              c->target.export_name, why);
+    char who[512];
+
+    log_error("%s: writes that the server had acknowledged are lost: %s; flushes fail from now on",
+              nbd_client_describe(c, who, sizeof(who)), why);
     pthread_mutex_lock(&c->lock);
     c->writes_lost = true;
     pthread_mutex_unlock(&c->lock);
 }
 
-/* Repeat the writes that are kept. What the server refuses is lost, which is no failure of the attempt. */
-static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w)
+/* A write that the server refuses is lost; the attempt goes on nevertheless. */
+static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w, struct error *err)
 {
     struct nbd_unflushed *u;
 
@@ -172,17 +205,20 @@ static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w)
         uint8_t header[NBD_REQUEST_SIZE];
         struct iovec vec[2] = {{.iov_base = header, .iov_len = sizeof(header)},
                                {.iov_base = u->data, .iov_len = u->rq.length}};
-        int ret;
+        int r;
 
         u->rq.cookie = u->number;
         nbd_request_encode(header, &u->rq);
-        ret = nbd_wire_co_send(w, vec, u->rq.type == NBD_CMD_WRITE ? 2 : 1);
-        ret = ret < 0 ? ret : co_read_answer(w, u->rq.cookie);
-        if (ret < 0) {
-            return ret;
+        r = nbd_wire_co_send(w, vec, u->rq.type == NBD_CMD_WRITE ? 2 : 1);
+        if (r < 0) {
+            return error_set_errno(err, -r, "Failed to send a repeated write");
         }
-        if (ret > 0 && u->rq.type != NBD_CMD_TRIM && !c->writes_lost) {
-            note_lost_writes(c, strerror(ret));
+        r = co_read_answer(w, &u->rq, err);
+        if (r < 0) {
+            return r;
+        }
+        if (r > 0 && u->rq.type != NBD_CMD_TRIM && !c->writes_lost) {
+            note_lost_writes(c, strerror(r));
         }
     }
     if (c->unflushed_missing && !c->writes_lost) {
@@ -191,9 +227,9 @@ static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w)
     return 0;
 }
 
-/* --- one attempt ---------------------------------------------------------------------------------- */
+/* --- one attempt --------------------------------------------------------------------------------- */
 
-/* Whether the export is still what it was: 0, or -ESTALE with err set. */
+/* Whether the export is still what it was: 0, or -ESTALE with `err` set. */
 static int check_same(const struct nbd_client *c, const struct nbd_agreement *now,
                       struct error *err)
 {
@@ -201,8 +237,8 @@ static int check_same(const struct nbd_client *c, const struct nbd_agreement *no
     unsigned missing = then->flags & ~now->flags & NEEDED_FLAGS;
 
     if (now->size < then->size) {
-        return error_set(err, ESTALE, "it has %llu bytes, and had %llu",
-                         (unsigned long long)now->size, (unsigned long long)then->size);
+        return error_set(err, ESTALE, "it has %" PRIu64 " bytes, and had %" PRIu64, now->size,
+                         then->size);
     }
     if ((now->flags & NBD_FLAG_READ_ONLY) && !(then->flags & NBD_FLAG_READ_ONLY)) {
         return error_set(err, ESTALE, "it is read-only now");
@@ -223,35 +259,39 @@ static int check_same(const struct nbd_client *c, const struct nbd_agreement *no
     return 0;
 }
 
-/* Connect, and bring the server to where the last one was. -ESTALE: it is another export, and will stay so. */
+/*
+ * Connect, and bring the server to the state that the lost one had. -ESTALE: the export is another one, and
+ * will stay that.
+ */
 static int co_attempt(struct nbd_client *c, struct nbd_wire *w, struct error *err)
 {
     struct nbd_agreement now = {0};
     struct nbd_deadline deadline;
-    int ret;
+    int r;
 
     c->attempt = w;
-    ret = nbd_client_co_attempt(&c->target, w, &now, err);
-    if (ret == 0) {
-        ret = check_same(c, &now, err);
-    }
-    if (ret == 0) {
+    r = nbd_co_attempt(&c->target, w, &now, err);
+    UNLESS_FAILED(r, check_same(c, &now, err));
+    if (r == 0) {
         nbd_deadline_begin(&deadline, &w->fd, c->target.timeout_ns);
-        ret = co_repeat_writes(c, w);
-        ret = nbd_deadline_end(&deadline, ret, NULL);
+        r = co_repeat_writes(c, w, err);
+        r = nbd_deadline_end(&deadline, r, err);
     }
     c->attempt = NULL;
-    if (ret == 0) {
+    if (r == 0) {
         c->agreed.structured = now.structured;
         memcpy(c->agreed.context_id, now.context_id, sizeof(now.context_id));
     }
     nbd_agreement_clear(&now);
-    return ret;
+    return r;
 }
 
-/* --- requests that wait ---------------------------------------------------------------------------- */
+/* --- requests that wait -------------------------------------------------------------------------- */
 
-/* All that wait fail, and so do others until the connection is there. The sender stands still. */
+/*
+ * All requests that wait fail, and so do others until the connection is restored. The sender stands
+ * still.
+ */
 static void fail_waiting(struct nbd_client *c)
 {
     struct nbd_call *calls[NBD_CLIENT_IN_FLIGHT];
@@ -269,7 +309,8 @@ static void fail_waiting(struct nbd_client *c)
         calls[count++] = call;
         if (!call->sent) {
             list_remove(&call->link);
-            atomic_fetch_sub(&call->pending, 1); /* the sender's share */
+            /* The sender's share. */
+            atomic_fetch_sub(&call->pending, 1);
         }
     }
     pthread_mutex_unlock(&c->lock);
@@ -280,10 +321,11 @@ static void fail_waiting(struct nbd_client *c)
     }
 }
 
-/* What was in flight is sent again, from the beginning. */
+/* Requests that were in flight are sent again, from the beginning. */
 static void resend_locked(struct nbd_client *c)
 {
-    c->progress = true; /* unless there is something to be answered first */
+    /* Unless a reply has to come first. */
+    c->progress = true;
     for (size_t i = 0; i < NBD_CLIENT_IN_FLIGHT; i++) {
         struct nbd_call *call = c->slot[i];
 
@@ -304,7 +346,7 @@ static void resend_locked(struct nbd_client *c)
     }
 }
 
-static void tick(struct loop_timer *timer)
+static void reconnect_tick(struct loop_timer *timer)
 {
     struct nbd_client *c = container_of(timer, struct nbd_client, tick_timer);
     int64_t now = loop_now_ns();
@@ -338,7 +380,7 @@ static void co_pause(struct nbd_client *c)
     loop_timer_disarm(&c->pause_timer);
 }
 
-/* --- all of it -------------------------------------------------------------------------------------- */
+/* --- all of it ----------------------------------------------------------------------------------- */
 
 /* The connection is gone: stop the sender, and let requests wait. False if the client is closing. */
 static bool co_begin_loss(struct nbd_client *c)
@@ -376,32 +418,31 @@ static void end_loss(struct nbd_client *c, bool connected)
     pthread_mutex_unlock(&c->lock);
 }
 
-bool nbd_reconnect_co_recover(struct nbd_client *c, int why)
+/* Try until there is a connection. False if the client closes, or the export is another one. */
+static bool co_try_to_connect(struct nbd_client *c)
 {
-    bool connected = false, first = true;
+    bool first = true;
+    char who[512];
 
-    if (c->reconnect_ns == 0 || why == -EPROTO || !co_begin_loss(c)) {
-        return false;
-    }
-    loop_timer_arm(&c->tick_timer, loop_now_ns() + TICK_NS);
+    nbd_client_describe(c, who, sizeof(who));
     while (!c->closing) {
         struct nbd_wire fresh = {.fd = -1};
         ERROR_AUTO(err);
-        int ret = co_attempt(c, &fresh, &err);
+        int r = co_attempt(c, &fresh, &err);
 
-        connected = ret == 0 && !c->closing;
-        if (connected) {
+        if (r == 0 && !c->closing) {
             c->wire = fresh;
-            break;
+            log_info("%s: connected again", who);
+            return true;
         }
         nbd_wire_close(&fresh);
-        if (ret == -ESTALE) {
-            log_error("NBD export '%s' came back as another one, and is not used: %s",
-                      c->target.export_name, error_message(&err));
-            break;
+        if (r == -ESTALE) {
+            log_error("%s: came back as another export, and is not used: %s", who,
+                      error_message(&err));
+            return false;
         }
-        if (first) {
-            log_info("NBD export '%s': the connection is lost: %s", c->target.export_name,
+        if (first && r < 0) {
+            log_info("%s: the connection is lost, and cannot be restored yet: %s", who,
                      error_message(&err));
             first = false;
         }
@@ -409,6 +450,18 @@ bool nbd_reconnect_co_recover(struct nbd_client *c, int why)
             co_pause(c);
         }
     }
+    return false;
+}
+
+bool nbd_reconnect_co_recover(struct nbd_client *c, int why)
+{
+    bool connected;
+
+    if (c->reconnect_ns == 0 || why == -EPROTO || !co_begin_loss(c)) {
+        return false;
+    }
+    loop_timer_arm(&c->tick_timer, loop_now_ns() + TICK_NS);
+    connected = co_try_to_connect(c);
     loop_timer_disarm(&c->tick_timer);
     end_loss(c, connected);
     return connected;
@@ -426,7 +479,7 @@ void nbd_reconnect_init(struct nbd_client *c)
 {
     list_init(&c->unflushed);
     loop_timer_init(&c->pause_timer, pause_over);
-    loop_timer_init(&c->tick_timer, tick);
+    loop_timer_init(&c->tick_timer, reconnect_tick);
 }
 
 void nbd_reconnect_destroy(struct nbd_client *c)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The client's end of a connection, in the clear or in TLS. */
+/* The client's end of a connection, in the clear or in TLS, and the limit of its time. */
 #include <errno.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -40,23 +40,23 @@ int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count)
     return 0;
 }
 
-/* The connection is gone; `what` was being read or sent. */
-static int lost(const struct nbd_wire *w, int ret, const char *verb, const char *what,
-                struct error *err)
+/* The connection was lost while `what` was being read or sent. */
+static int wire_lost(const struct nbd_wire *w, int r, const char *verb, const char *what,
+                     struct error *err)
 {
     const char *failure = w->tls ? tls_session_failure(w->tls) : "";
 
     if (failure[0]) {
-        /* The peer may have ended the session before we sent what it would not have read. */
+        /* The server ended the session; it may have done so before it read what was sent. */
         return error_set(err, ECONNRESET,
                          "Failed to read option reply: Cannot read from TLS channel: %s", failure);
     }
-    if (ret == 0) {
+    if (r == 0) {
         return error_set(err, ECONNRESET,
                          "Failed to %s %s: Unexpected end-of-file before all data were read", verb,
                          what);
     }
-    return error_set_errno(err, -ret, "Failed to %s %s", verb, what);
+    return error_set_errno(err, -r, "Failed to %s %s", verb, what);
 }
 
 int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, const char *what,
@@ -68,7 +68,7 @@ int nbd_wire_co_read(const struct nbd_wire *w, void *buf, size_t size, const cha
         ssize_t n = nbd_wire_co_recv(w, p, size);
 
         if (n <= 0) {
-            return lost(w, (int)n, "read", what, err);
+            return wire_lost(w, (int)n, "read", what, err);
         }
         p += n;
         size -= (size_t)n;
@@ -80,7 +80,38 @@ int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, co
                       struct error *err)
 {
     struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
-    int ret = nbd_wire_co_send(w, &vec, 1);
+    int r = nbd_wire_co_send(w, &vec, 1);
 
-    return ret < 0 ? lost(w, ret, "send", what, err) : 0;
+    return r < 0 ? wire_lost(w, r, "send", what, err) : 0;
+}
+
+/* --- time ---------------------------------------------------------------------------------------- */
+
+static void deadline_passed(struct loop_timer *timer)
+{
+    struct nbd_deadline *d = container_of(timer, struct nbd_deadline, timer);
+
+    d->passed = true;
+    shutdown(*d->fd, SHUT_RDWR);
+}
+
+void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_ns)
+{
+    *d = (struct nbd_deadline){.fd = fd};
+    loop_timer_init(&d->timer, deadline_passed);
+    if (timeout_ns >= 0) {
+        loop_timer_arm(&d->timer, loop_now_ns() + timeout_ns);
+    }
+}
+
+int nbd_deadline_end(struct nbd_deadline *d, int r, struct error *err)
+{
+    loop_timer_disarm(&d->timer);
+    if (!d->passed) {
+        return r;
+    }
+    if (err) {
+        error_clear(err);
+    }
+    return error_set(err, ETIMEDOUT, "The NBD server took too long to negotiate");
 }

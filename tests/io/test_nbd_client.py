@@ -9,7 +9,9 @@ import threading
 import time
 import unittest
 
-from nbd_raw import ACK, CHUNK_MAGIC, ERR_UNSUP, GO, REPLY_MAGIC, SIMPLE_MAGIC, STRUCTURED
+from nbd_raw import (
+    ACK, CHUNK_MAGIC, ERR_UNSUP, GO, META_CONTEXT, REPLY_MAGIC, SET_META, SIMPLE_MAGIC, STRUCTURED,
+)  # fmt: skip
 from nbd_server import Nbdkit, NbdServer
 from tidemark import TestCase, img, io, qemu_img, run, tool
 
@@ -23,9 +25,12 @@ class Hostile:
     """
 
     def __init__(
-        self, path, info=None, on_request=None, hello=None, structured=True, linger=0
+        self, path, info=None, on_request=None, hello=None, structured=True, linger=0,
+        context=None, on_option=None,
     ):  # fmt: skip
         self.linger = linger  # seconds that it stays connected after the client's goodbye
+        self.context = context  # id of base:allocation; None: there is none
+        self.on_option = on_option  # makes the bytes of the answer to every option
         self.closed = threading.Event()
         self.info = info if info is not None else [export_info()]
         self.on_request = on_request
@@ -66,8 +71,13 @@ class Hostile:
         while True:
             _, option, length = struct.unpack(">QII", receive(16))
             receive(length)
-            if option == STRUCTURED and self.structured:
+            if self.on_option:
+                sock.sendall(self.on_option(option))
+            elif option == STRUCTURED and self.structured:
                 sock.sendall(reply(option, ACK))
+            elif option == SET_META and self.context is not None:
+                name = struct.pack(">I", self.context) + b"base:allocation"
+                sock.sendall(reply(option, META_CONTEXT, name) + reply(option, ACK))
             elif option == GO:
                 for kind, data in self.info:
                     sock.sendall(reply(option, kind, data))
@@ -219,7 +229,11 @@ class ClientTest(TestCase):
         )
 
     def test_absent_export_info_is_refused(self):
-        self.refuses_to_open("Unexpected answer", info=[])
+        self.refuses_to_open(
+            "Unexpected answer of the NBD server to NBD_OPT_GO: NBD_REP_ACK (0x1) with 0 bytes of "
+            "data; expected is NBD_REP_INFO, and NBD_REP_ACK after that of NBD_INFO_EXPORT",
+            info=[],
+        )
 
     def test_missing_flags_are_refused(self):
         self.refuses_to_open("transmission flags", info=[export_info(flags=0)])
@@ -227,8 +241,8 @@ class ClientTest(TestCase):
     def test_far_too_long_option_reply_is_refused(self):
         self.refuses_to_open("too long", info=[(3, b"\0" * 100000)])
 
-    def read_fails(self, answer, **more):
-        """A read that the server answers with answer(cookie) must fail, and in time."""
+    def read_fails(self, answer, sentence="", **more):
+        """A read that the server answers with answer(cookie) must fail, in time, and say why."""
 
         def on_request(send, kind, cookie, offset, length):
             send(answer(cookie))
@@ -237,20 +251,52 @@ class ClientTest(TestCase):
         result = io(uri, "read 4096 8192", fmt="raw", check=False, timeout=20)
         self.assertNotEqual(result.returncode, 0, result.stdout)
         self.assertIn("read failed", result.stdout + result.stderr)
+        if sentence:
+            who = f"NBD server unix:{self.path_of_socket}, export ''"
+            self.assertIn(f"warning: {who}: {sentence}", result.stderr)
+        else:
+            self.assertNotIn("warning", result.stderr)
+
+    READ = "reply to NBD_CMD_READ (offset 4096, length 8192): "
 
     def test_data_outside_of_the_read(self):
-        self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 0) + b"x" * 8192))
+        self.read_fails(
+            lambda c: chunk(c, 1, struct.pack(">Q", 0) + b"x" * 8192),
+            self.READ + "range of a structured reply is outside of the request: offset 0, "
+            "length 8192; disconnected",
+        )
 
     def test_more_data_than_was_asked_for(self):
-        self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8193))
+        self.read_fails(
+            lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8193),
+            self.READ + "range of a structured reply is outside of the request: offset 4096, "
+            "length 8193; disconnected",
+        )
 
     def test_the_same_data_twice(self):
         part = struct.pack(">Q", 4096) + b"x" * 8192
-        self.read_fails(lambda c: chunk(c, 1, part, flags=0) + chunk(c, 1, part))
+        self.read_fails(
+            lambda c: chunk(c, 1, part, flags=0) + chunk(c, 1, part),
+            self.READ + "a part of the request was answered twice: in offset 4096, length 8192",
+        )
 
     def test_one_half_twice_and_the_other_not_at_all(self):
         half = struct.pack(">Q", 4096) + b"x" * 4096
-        self.read_fails(lambda c: chunk(c, 1, half, flags=0) + chunk(c, 1, half))
+        self.read_fails(
+            lambda c: chunk(c, 1, half, flags=0) + chunk(c, 1, half),
+            self.READ + "a part of the request was answered twice: in offset 4096, length 4096",
+        )
+
+    def test_too_many_pieces(self):
+        """Every second byte: more ranges than a client keeps account of."""
+
+        def on_request(send, kind, cookie, offset, length):
+            for at in range(0, length, 2):
+                send(chunk(cookie, 1, struct.pack(">Q", offset + at) + b"x", flags=0))
+
+        uri = self.hostile(on_request=on_request)
+        result = io(uri, "read 0 16k", fmt="raw", check=False, timeout=20)
+        self.assertIn("it came in more than 4096 pieces apart from each other", result.stderr)
 
     def test_many_pieces_in_an_odd_order(self):
         """Every second KiB, then the others backwards: a client has to keep account of what is there."""
@@ -264,39 +310,173 @@ class ClientTest(TestCase):
         io(self.hostile(on_request=on_request), "read -P 0x6f 0 64k", fmt="raw", options=("-r",))
 
     def test_less_data_than_was_asked_for(self):
-        self.read_fails(lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 4096))
+        self.read_fails(
+            lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 4096),
+            "reply to NBD_CMD_READ (offset 4096, length 8192) ended after 4096 bytes of data and "
+            "holes",
+        )
 
     def test_hole_that_is_too_long(self):
-        self.read_fails(lambda c: chunk(c, 2, struct.pack(">QI", 4096, 0xFFFFFFFF)))
+        self.read_fails(
+            lambda c: chunk(c, 2, struct.pack(">QI", 4096, 0xFFFFFFFF)),
+            self.READ + "range of a structured reply is outside of the request: offset 4096, "
+            "length 4294967295",
+        )
+
+    def test_hole_of_another_form(self):
+        self.read_fails(
+            lambda c: chunk(c, 2, struct.pack(">QQ", 4096, 8192)),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_OFFSET_HOLE has 16 bytes, not 12",
+        )
 
     def test_chunk_that_is_too_short(self):
-        self.read_fails(lambda c: chunk(c, 1, b"\0\0\0\0"))
+        self.read_fails(
+            lambda c: chunk(c, 1, b"\0\0\0\0"),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_OFFSET_DATA has 4 bytes, not more than 8",
+        )
 
     def test_unknown_cookie(self):
-        self.read_fails(lambda c: chunk(c + 1, 0, b""))
+        self.read_fails(
+            lambda c: chunk(0xABCDEF, 0, b""),
+            "a reply has the cookie 0x0000000000abcdef, which is no request's in flight",
+        )
 
     def test_unknown_chunk_type(self):
-        self.read_fails(lambda c: chunk(c, 77, b"abc"))
+        self.read_fails(
+            lambda c: chunk(c, 77, b"abc"),
+            self.READ + "a chunk of type unknown (77) is no reply to this command",
+        )
 
     def test_status_instead_of_data(self):
-        self.read_fails(lambda c: chunk(c, 5, struct.pack(">III", 0, 4096, 0)))
+        self.read_fails(
+            lambda c: chunk(c, 5, struct.pack(">III", 0, 4096, 0)),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_BLOCK_STATUS (5) is no reply to this "
+            "command",
+        )
+
+    def test_end_with_a_payload(self):
+        self.read_fails(
+            lambda c: chunk(c, 0, b"abc"),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_NONE has 3 bytes, not 0",
+        )
+
+    def test_end_that_is_none(self):
+        self.read_fails(
+            lambda c: chunk(c, 0, b"", flags=0),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_NONE has the flags 0x0: the flag 'done' is "
+            "missing",
+        )
 
     def test_simple_reply_where_chunks_were_agreed(self):
-        self.read_fails(lambda c: struct.pack(">IIQ", SIMPLE_MAGIC, 0, c) + b"x" * 8192)
+        self.read_fails(
+            lambda c: struct.pack(">IIQ", SIMPLE_MAGIC, 0, c) + b"x" * 8192,
+            self.READ + "a simple reply without an error, where chunks were negotiated",
+        )
 
     def test_chunk_where_none_was_agreed(self):
         self.read_fails(
-            lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8192), structured=False
+            lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8192),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_OFFSET_DATA (1), but structured replies "
+            "were not negotiated",
+            structured=False,
         )
 
     def test_error_text_that_is_too_long(self):
-        self.read_fails(lambda c: chunk(c, 0x8001, struct.pack(">IH", 5, 60000) + b"e" * 60000))
+        self.read_fails(
+            lambda c: chunk(c, 0x8001, struct.pack(">IH", 5, 60000) + b"e" * 60000),
+            self.READ + "an error chunk has 60006 bytes, not 6 to 4110",
+        )
 
     def test_error_text_longer_than_its_chunk(self):
-        self.read_fails(lambda c: chunk(c, 0x8001, struct.pack(">IH", 5, 100) + b"short"))
+        self.read_fails(
+            lambda c: chunk(c, 0x8001, struct.pack(">IH", 5, 100) + b"short"),
+            self.READ + "an error chunk of 11 bytes has a text of 100 bytes",
+        )
+
+    def test_error_that_is_none(self):
+        self.read_fails(
+            lambda c: chunk(c, 0x8001, struct.pack(">IH", 0, 0)),
+            self.READ + "an error chunk has the error value 0",
+        )
 
     def test_garbage(self):
-        self.read_fails(lambda c: b"\xff" * 64)
+        self.read_fails(
+            lambda c: b"\xff" * 64,
+            "a reply begins with 0xffffffff, not with the magic number 0x67446698 or 0x668e33ef",
+        )
+
+    def status_fails(self, answer, sentence):
+        """A block status that the server answers with answer(cookie) must fail, and say why."""
+
+        def on_request(send, kind, cookie, offset, length):
+            send(answer(cookie))
+
+        uri = self.hostile(on_request=on_request, context=7)
+        result = img("map", "-f", "raw", uri, check=False, timeout=20)
+        self.assertNotEqual(result.returncode, 0, result.stdout)
+        self.assertIn(
+            f"NBD server unix:{self.path_of_socket}, export '': reply to NBD_CMD_BLOCK_STATUS "
+            f"(offset 0, length {SIZE}){sentence}",
+            result.stderr,
+        )
+
+    def test_extents_of_a_context_that_was_not_agreed(self):
+        self.status_fails(
+            lambda c: chunk(c, 5, struct.pack(">III", 8, 4096, 0)),
+            ": extents of the metadata context 8, which was not negotiated",
+        )
+
+    def test_extents_of_a_context_twice(self):
+        extents = struct.pack(">III", 7, 4096, 0)
+        self.status_fails(
+            lambda c: chunk(c, 5, extents, flags=0) + chunk(c, 5, extents),
+            ": extents of the metadata context 7 came twice",
+        )
+
+    def test_extent_of_no_bytes(self):
+        self.status_fails(
+            lambda c: chunk(c, 5, struct.pack(">IIIII", 7, 4096, 0, 0, 0)),
+            ": extent 2 of 2 has length 0",
+        )
+
+    def test_extents_of_another_form(self):
+        self.status_fails(
+            lambda c: chunk(c, 5, struct.pack(">IIQ", 7, 4096, 0)),
+            ": a chunk of type NBD_REPLY_TYPE_BLOCK_STATUS has 16 bytes, not 4 and 8 for each "
+            "extent",
+        )
+
+    def test_far_too_many_extents(self):
+        self.status_fails(
+            lambda c: chunk(c, 5, struct.pack(">I", 7), length=4 + 8 * ((1 << 20) + 1)),
+            ": it has 1048577 extents; at most 1048576 are accepted",
+        )
+
+    def test_status_without_extents(self):
+        self.status_fails(
+            lambda c: chunk(c, 0, b""),
+            " has no extents for the context 'base:allocation', which was negotiated",
+        )
+
+    def test_option_reply_with_another_magic(self):
+        self.refuses_to_open(
+            "The NBD server's reply to NBD_OPT_STRUCTURED_REPLY begins with 0x7878787878787878, not "
+            "with the magic number 0x0003e889045565a9",
+            on_option=lambda option: b"x" * 20,
+        )
+
+    def test_option_reply_to_another_option(self):
+        self.refuses_to_open(
+            "The NBD server replied to option 3 (NBD_OPT_LIST) when 8 (NBD_OPT_STRUCTURED_REPLY) was "
+            "asked",
+            on_option=lambda option: reply(3, ACK),
+        )
+
+    def test_info_of_another_form(self):
+        self.refuses_to_open(
+            "Unexpected answer of the NBD server to NBD_OPT_GO: NBD_REP_INFO of kind 0 with 3 bytes",
+            info=[(3, b"\0\0\0")],
+        )
 
     def test_an_error_is_an_error(self):
         self.read_fails(lambda c: chunk(c, 0x8001, struct.pack(">IH", 28, 4) + b"full"))

@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a call needs from all who handle it. */
+#include <stdio.h>
+
+#include "nbd/client_internal.h"
+
+void nbd_call_drop(struct nbd_call *call)
+{
+    /* The call may be gone as soon as the count is lower. */
+    struct co *co = call->co;
+
+    if (atomic_fetch_sub(&call->pending, 1) == 1) {
+        co_wake(co);
+    }
+}
+
+void nbd_client_wake_sender_locked(struct nbd_client *c)
+{
+    if (c->idle_sender) {
+        struct co *co = c->idle_sender;
+
+        c->idle_sender = NULL;
+        co_wake(co);
+    }
+}
+
+const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t size)
+{
+    const struct nbd_address *a = &c->target.address;
+
+    if (a->path) {
+        snprintf(buf, size, "NBD server unix:%s, export '%s'", a->path, c->target.export_name);
+    } else {
+        snprintf(buf, size, "NBD server %s:%s, export '%s'", a->host,
+                 a->port ? a->port : NBD_DEFAULT_PORT, c->target.export_name);
+    }
+    return buf;
+}
