@@ -78,6 +78,11 @@ void trace_crash_init(void)
     struct sigaction action = {.sa_sigaction = on_crash,
                                .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND};
 
+    for (const struct trace_event *const *e = trace_events; *e; e++) {
+        if ((*e)->always) {
+            atomic_fetch_or(&(*e)->point->sinks, TRACE_SINK_RING);
+        }
+    }
     sigfillset(&action.sa_mask);
     for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
         (void)sigaction(signals[i], &action, NULL);

@@ -36,6 +36,7 @@
 struct trace_event {
     const char *name;
     union trace_point *point;
+    bool always; /* recorded in a process that writes its rings when it crashes */
 };
 
 /* Generated: all events by name; NULL ends the array. */

@@ -145,17 +145,30 @@ static void put_second(char *to, time_t second)
     memcpy(to, text, SECOND_LENGTH);
 }
 
-/* snprintf() that returns what is in the buffer. */
-__attribute__((format(printf, 3, 4))) static size_t put(char *to, size_t room, const char *format,
-                                                        ...)
+/* Append text. There is room for what begins a line. */
+static size_t put(char *line, size_t size, const char *text)
 {
-    va_list ap;
-    int n;
+    size_t length = strlen(text);
 
-    va_start(ap, format);
-    n = vsnprintf(to, room, format, ap);
-    va_end(ap);
-    return n < 0 ? 0 : MIN((size_t)n, room - 1);
+    memcpy(line + size, text, length);
+    return size + length;
+}
+
+/* "2026-11-28T22:33:09.123456Z THREAD EVENT". Returns its length. */
+static size_t put_head(char *line, const struct timespec *now, const char *event)
+{
+    long us = now->tv_nsec / 1000;
+    size_t size = SECOND_LENGTH;
+
+    put_second(line, now->tv_sec);
+    line[size] = '.';
+    for (size_t digit = 6; digit > 0; digit--, us /= 10) {
+        line[size + digit] = (char)('0' + us % 10);
+    }
+    size = put(line, size + 7, "Z ");
+    size = put(line, size, trace_thread_name());
+    size = put(line, size, " ");
+    return put(line, size, event);
 }
 
 void trace_emit(const struct trace_event *event, const char *format, ...)
@@ -165,7 +178,7 @@ void trace_emit(const struct trace_event *event, const char *format, ...)
     const size_t room = sizeof(line) - 1; /* for the newline */
     int saved_errno = errno;
     struct timespec now;
-    size_t size = SECOND_LENGTH;
+    size_t size;
     va_list ap;
     int n;
 
@@ -173,9 +186,7 @@ void trace_emit(const struct trace_event *event, const char *format, ...)
         return; /* only the USDT probe is looked at */
     }
     clock_gettime(CLOCK_REALTIME, &now);
-    put_second(line, now.tv_sec);
-    size += put(line + size, room - size, ".%06ldZ %s %s", now.tv_nsec / 1000, trace_thread_name(),
-                event->name);
+    size = put_head(line, &now, event->name);
     va_start(ap, format);
     n = vsnprintf(line + size, room - size, format, ap);
     va_end(ap);

@@ -103,6 +103,8 @@ static void test_an_unknown_name_is_reported(void **state)
 
 static void test_an_event_always_recorded_is_on_but_not_enabled(void **state)
 {
+    assert_false(trace_co_stall_is_on());
+    trace_crash_init();
     assert_true(trace_co_stall_is_on());
     assert_int_equal(count_enabled("co_stall"), 0);
     trace_apply("co_stall");
