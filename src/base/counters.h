@@ -43,6 +43,12 @@ static inline void counter_raise(struct counter *c, uint64_t value)
     }
 }
 
+/* For the one thread that writes `c`: a level. */
+static inline void counter_set(struct counter *c, uint64_t value)
+{
+    atomic_store_explicit(&c->value, value, memory_order_relaxed);
+}
+
 /* Any thread. */
 static inline uint64_t counter_read(const struct counter *c)
 {

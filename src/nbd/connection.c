@@ -51,6 +51,13 @@ static uint8_t *rbuf_bytes(const struct nbd_connection *c)
     return c->rbuf->memory.data;
 }
 
+/* Something was received, what may be any number of requests. */
+static void note_reception(struct nbd_connection *c)
+{
+    c->received_ns = loop_now_ns();
+    counter_set(&c->counters.values[NBD_STAT_LATEST], (uint64_t)c->received_ns);
+}
+
 struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *rq)
 {
     struct nbd_job *job;
@@ -75,7 +82,12 @@ struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *
     job->extra.data = NULL;
     job->error = 0;
     job->reason = NULL;
+    job->invalid = false;
+    job->kind = nbd_kind_of(rq->type);
+    job->received_ns = c->received_ns;
     c->jobs++;
+    counter_set(&c->counters.values[NBD_STAT_DEPTH], c->jobs);
+    counter_raise(&c->counters.values[NBD_STAT_DEPTH_MAX], c->jobs);
     return job;
 }
 
@@ -97,6 +109,7 @@ void nbd_job_release(struct nbd_job *job)
     bufpool_put(&c->worker->pool, &job->extra);
     rbuf_unref(c, job->rbuf);
     c->jobs--;
+    counter_set(&c->counters.values[NBD_STAT_DEPTH], c->jobs);
     c->job_bytes -= job->accounted;
     if (job->pooled) {
         nbd_memory_give(job->accounted);
@@ -311,6 +324,7 @@ static int co_fill(struct nbd_connection *c, size_t needed)
             return n < 0 ? (int)n : -ECONNRESET;
         }
         c->rend += (size_t)n;
+        note_reception(c);
     }
     return 0;
 }
@@ -338,6 +352,7 @@ int nbd_connection_co_receive(struct nbd_connection *c, uint8_t *to, size_t size
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
         }
+        note_reception(c);
         have += MIN((size_t)n, rest);
         c->rend += (size_t)n > rest ? (size_t)n - rest : 0;
     }
@@ -411,6 +426,7 @@ static void narrow_status(struct nbd_connection *c, struct nbd_job *job)
     if (!range_fits(job->rq.offset, job->rq.length, c->export->size)) {
         job->error = EINVAL;
         job->reason = "Request reaches beyond the end of the export";
+        job->invalid = true;
     }
 }
 
@@ -538,6 +554,7 @@ static int co_do_request(struct nbd_connection *c, const struct nbd_request *rq,
     c->job_bytes += job->accounted;
     nbd_batch_count(&c->batch);
     check(c, job);
+    job->invalid = job->error != 0;
     if (!fits && rq->type == NBD_CMD_READ && !job->error) {
         nbd_job_release(job);
         return nbd_connection_co_narrow_read(c, rq);

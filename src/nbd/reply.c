@@ -114,6 +114,8 @@ static int gather(struct nbd_connection *c, struct iovec *out, int room)
 /* So many bytes have left: drop what is complete. */
 static void consume(struct nbd_connection *c, size_t sent)
 {
+    int64_t now = loop_now_ns();
+
     while (!list_is_empty(&c->replies)) {
         struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
 
@@ -128,6 +130,9 @@ static void consume(struct nbd_connection *c, size_t sent)
                 return;
             }
             job->iov_next++;
+        }
+        if (!job->continued) {
+            nbd_counters_latency(&c->counters, job->kind, now - job->received_ns);
         }
         list_remove(&job->link);
         nbd_job_release(job);

@@ -262,6 +262,20 @@ static int co_plain_request(struct nbd_job *job)
     }
 }
 
+/* A read that is done in pieces is one request. */
+static void count(struct nbd_job *job, int r)
+{
+    struct nbd_counters *counters = &job->conn->counters;
+    bool concerns_bytes = job->kind != NBD_KIND_FLUSH && job->kind != NBD_KIND_OTHER;
+    uint64_t bytes = concerns_bytes ? job->rq.length : 0;
+
+    if (r == 0 && job->continued) {
+        counter_add(&counters->values[NBD_STAT(job->kind, NBD_FIGURE_BYTES)], bytes);
+    } else {
+        nbd_counters_end(counters, job->kind, bytes, r, job->invalid);
+    }
+}
+
 void nbd_job_run(void *arg)
 {
     struct nbd_job *job = arg;
@@ -282,6 +296,7 @@ void nbd_job_run(void *arg)
             nbd_reply_set_done(job);
         }
     }
+    count(job, ret);
     if (ret < 0) {
         job->conn->piece_failed = true;
         if (job->continues && !job->conn->structured) {

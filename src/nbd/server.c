@@ -190,6 +190,7 @@ static void handshake_timed_out(struct loop_timer *timer)
 void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
 {
     c->export = e;
+    e->clients_total++;
     list_append(&e->clients, &c->export_link);
     e->client_count++;
 }
@@ -202,6 +203,7 @@ static void detach(struct nbd_connection *c)
         return;
     }
     list_remove(&c->export_link);
+    nbd_counters_retire(&c->counters, e->past);
     e->client_count--;
     if (e->client_count == 0 && e->free_waiter) {
         struct co *co = e->free_waiter;
@@ -275,6 +277,8 @@ int nbd_server_add_client(struct nbd_server *s, int fd)
     tune_socket(fd);
     c->server = s;
     c->fd = fd;
+    c->serial = ++s->next_client;
+    nbd_peer_name(fd, c->peer);
     c->since_ns = loop_now_ns();
     c->in_handshake = true;
     list_init(&c->export_link);

@@ -19,6 +19,7 @@
 #include "nbd/bufpool.h"
 #include "nbd/proto.h"
 #include "nbd/server.h"
+#include "nbd/stats_internal.h"
 #include "tls/session.h"
 
 /*
@@ -75,6 +76,7 @@ struct nbd_server {
     struct list connections; /* of struct nbd_connection, oldest first */
     size_t connection_count;
     uint64_t next_serial; /* of exports */
+    uint64_t next_client; /* serial of the next connection */
     int listen_fd;        /* -1: not listening */
     bool stopping;
     bool held; /* nobody is let in yet */
@@ -105,6 +107,9 @@ struct nbd_export {
     struct list clients;     /* of struct nbd_connection.export_link; main reactor */
     size_t client_count;
     struct co *free_waiter; /* who waits for all clients to be gone */
+    /* Main reactor: clients that it has had, and the sum of what those that have gone counted. */
+    uint64_t clients_total;
+    uint64_t past[NBD_STATS];
 };
 
 /* The metadata contexts that a client selected. */
@@ -140,6 +145,9 @@ struct nbd_job {
     struct pooled data;    /* read data or write payload */
     struct pooled extra;   /* headers of many chunks, extents, error text */
     int error;             /* positive errno to report without running it; see request.c */
+    bool invalid;          /* that error is the client's */
+    enum nbd_kind kind;    /* what it counts as */
+    int64_t received_ns;   /* when its header was received: CLOCK_MONOTONIC */
     const char *reason;    /* for that, a static string */
 
     /* the reply: elements [iov_next, iov_count) are still to be sent */
@@ -152,6 +160,8 @@ struct nbd_job {
 struct nbd_connection {
     struct list link; /* in server->connections */
     struct nbd_server *server;
+    uint64_t serial;
+    char peer[NBD_PEER_SIZE];
     int fd;
     struct tls_session *tls; /* owned; NULL: in the clear */
     int64_t since_ns;        /* when it was accepted */
@@ -184,6 +194,9 @@ struct nbd_connection {
     size_t rpos, rend;   /* received and not yet consumed, in rbuf */
     bool bulk;           /* the last request was a large write: don't read ahead into rbuf */
     unsigned busy_turns; /* receptions without a wait in between */
+    int64_t received_ns; /* of the latest reception: CLOCK_MONOTONIC */
+    /* Written there as well, and read by the main reactor at any time. */
+    struct nbd_counters counters;
 };
 
 /* server.c */

@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "nbd/stats.h"
+
+#include <netdb.h>
+#include <netinet/in.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "base/checked.h"
+#include "nbd/server_internal.h"
+#include "nbd/stats_internal.h"
+
+#define KIND_ROWS(kind, name, what)                                                                \
+    [NBD_STAT(kind, NBD_FIGURE_DONE)] = {name "_requests", what " that succeeded", STAT_COUNTER,   \
+                                         STAT_COUNT},                                              \
+                    [NBD_STAT(kind, NBD_FIGURE_BYTES)] = {name "_bytes",                           \
+                                                          "Bytes of " what " that succeeded",      \
+                                                          STAT_COUNTER, STAT_BYTES},               \
+                    [NBD_STAT(kind, NBD_FIGURE_FAILED)] = {name "_failed", what " that failed",    \
+                                                           STAT_COUNTER, STAT_COUNT},              \
+                    [NBD_STAT(kind, NBD_FIGURE_INVALID)] = {                                       \
+                        name "_invalid", what " that were refused: bounds, flags, read-only",      \
+                        STAT_COUNTER, STAT_COUNT}
+
+/* In a table a histogram is one row, in the values it takes many places: rows follow the scalars. */
+const struct stat_desc nbd_stats[] = {
+    KIND_ROWS(NBD_KIND_READ, "read", "Read requests"),
+    KIND_ROWS(NBD_KIND_WRITE, "write", "Write requests"),
+    KIND_ROWS(NBD_KIND_ZEROES, "zeroes", "Write-zeroes requests"),
+    KIND_ROWS(NBD_KIND_TRIM, "trim", "Trim requests"),
+    KIND_ROWS(NBD_KIND_FLUSH, "flush", "Flush requests"),
+    KIND_ROWS(NBD_KIND_STATUS, "block_status", "Block status requests"),
+    KIND_ROWS(NBD_KIND_CACHE, "cache", "Cache requests"),
+    KIND_ROWS(NBD_KIND_OTHER, "unknown", "Requests of unknown commands"),
+    [NBD_STAT_DEPTH] = {"queue_depth", "Requests whose replies have not left", STAT_GAUGE,
+                        STAT_COUNT},
+    [NBD_STAT_DEPTH_MAX] = {"queue_depth_max", "Highest queue depth of one connection", STAT_PEAK,
+                            STAT_COUNT},
+    [NBD_STAT_SLOW] = {"slow_requests", "Requests that were reported as slow", STAT_COUNTER,
+                       STAT_COUNT},
+    [NBD_STAT_LATEST] = {"latest_request",
+                         "When a request was last received, of the system's "
+                         "monotonic clock; 0: never",
+                         STAT_PEAK, STAT_NANOSECONDS},
+    [NBD_STAT_SCALARS + NBD_LATENCY_READ] = {"read_latency", "Latency of read requests",
+                                             STAT_HISTOGRAM, STAT_NANOSECONDS},
+    [NBD_STAT_SCALARS + NBD_LATENCY_WRITE] = {"write_latency", "Latency of write requests",
+                                              STAT_HISTOGRAM, STAT_NANOSECONDS},
+    [NBD_STAT_SCALARS + NBD_LATENCY_ZAP] = {"zap_latency",
+                                            "Latency of write-zeroes and trim requests",
+                                            STAT_HISTOGRAM, STAT_NANOSECONDS},
+    [NBD_STAT_SCALARS + NBD_LATENCY_FLUSH] = {"flush_latency", "Latency of flush requests",
+                                              STAT_HISTOGRAM, STAT_NANOSECONDS},
+    [NBD_STAT_SCALARS + NBD_LATENCIES] = {.name = NULL},
+};
+
+static void sum(const struct nbd_counters *c, uint64_t *values, bool retire)
+{
+    const struct counter *place = c->values;
+
+    for (const struct stat_desc *desc = nbd_stats; desc->name; desc++) {
+        for (size_t width = stat_width(desc); width > 0; width--, values++) {
+            uint64_t value = counter_read(place++);
+
+            if (desc->kind == STAT_PEAK) {
+                *values = MAX(*values, value);
+            } else if (desc->kind != STAT_GAUGE || !retire) {
+                *values += value;
+            }
+        }
+    }
+}
+
+void nbd_counters_sum(const struct nbd_counters *c, uint64_t *values)
+{
+    sum(c, values, false);
+}
+
+void nbd_counters_retire(const struct nbd_counters *c, uint64_t *values)
+{
+    sum(c, values, true);
+}
+
+void nbd_export_read_stats(const struct nbd_export *e, uint64_t *ret_values)
+{
+    struct nbd_connection *c;
+
+    memcpy(ret_values, e->past, sizeof(e->past));
+    LIST_FOREACH (c, &e->clients, export_link) {
+        nbd_counters_sum(&c->counters, ret_values);
+    }
+}
+
+uint64_t nbd_export_clients_total(const struct nbd_export *e)
+{
+    return e->clients_total;
+}
+
+void nbd_export_foreach_connection(const struct nbd_export *e,
+                                   void (*fn)(const struct nbd_connection_info *info,
+                                              const uint64_t *values, void *arg),
+                                   void *arg)
+{
+    struct nbd_connection *c;
+
+    LIST_FOREACH (c, &e->clients, export_link) {
+        struct nbd_connection_info info = {
+            .peer = c->peer, .serial = c->serial, .export = e, .tls = c->tls != NULL};
+        uint64_t values[NBD_STATS] = {0};
+
+        nbd_counters_sum(&c->counters, values);
+        fn(&info, values, arg);
+    }
+}
+
+/* --- names of clients --------------------------------------------------------------------------- */
+
+static void name_unix_peer(int fd, char *ret_name)
+{
+    struct ucred cred = {0};
+    socklen_t len = sizeof(cred);
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.pid > 0) {
+        snprintf(ret_name, NBD_PEER_SIZE, "unix:%d", (int)cred.pid);
+    } else {
+        snprintf(ret_name, NBD_PEER_SIZE, "unix");
+    }
+}
+
+void nbd_peer_name(int fd, char *ret_name)
+{
+    struct sockaddr_storage addr = {0};
+    socklen_t len = sizeof(addr);
+    char host[NI_MAXHOST], port[NI_MAXSERV];
+
+    if (getpeername(fd, (struct sockaddr *)&addr, &len) < 0) {
+        snprintf(ret_name, NBD_PEER_SIZE, "unknown");
+    } else if (addr.ss_family == AF_UNIX) {
+        name_unix_peer(fd, ret_name);
+    } else if (getnameinfo((struct sockaddr *)&addr, len, host, sizeof(host), port, sizeof(port),
+                           NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
+        snprintf(ret_name, NBD_PEER_SIZE, "unknown");
+    } else {
+        snprintf(ret_name, NBD_PEER_SIZE,
+                 addr.ss_family == AF_INET6 ? "[%.54s]:%.5s" : "%.54s:%.5s", host, port);
+    }
+}
