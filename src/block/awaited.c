@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Whether somebody waits for requests to end. */
+/* Whether a drain, or the end of a user, waits for requests of a node. */
 #include "block/internal.h"
 
 void block_root_begin_end(struct block_root *root)

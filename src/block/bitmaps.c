@@ -14,7 +14,7 @@
 #define DEFAULT_GRANULARITY_MIN 4096u
 #define DEFAULT_GRANULARITY_MAX 65536u
 
-/* --- look ---------------------------------------------------------------------------------------- */
+/* --- look ------------------------------------------------------------------------------------- */
 
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
 {
@@ -84,7 +84,7 @@ int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct err
     return 0;
 }
 
-/* --- add ----------------------------------------------------------------------------------------- */
+/* --- add -------------------------------------------------------------------------------------- */
 
 static void bitmap_free(struct block_bitmap *b)
 {
@@ -96,7 +96,7 @@ static void bitmap_free(struct block_bitmap *b)
     }
 }
 
-/* Not linked yet. `bits` is consumed unless it fails. */
+/* The new bitmap is not in the list yet. `bits` is consumed on success. */
 static struct block_bitmap *bitmap_new(struct block_node *node, const char *name,
                                        struct dirty_bitmap *bits, uint32_t granularity)
 {
@@ -166,7 +166,7 @@ static int check_storable(struct block_node *node, const char *name, uint32_t gr
 }
 
 static int add_drained(struct block_node *node, const char *name, uint32_t granularity,
-                       bool persistent, struct block_bitmap **ret, struct error *err)
+                       bool persistent, struct block_bitmap **ret_bitmap, struct error *err)
 {
     struct dirty_bitmap *bits;
     struct block_bitmap *b;
@@ -175,7 +175,7 @@ static int add_drained(struct block_node *node, const char *name, uint32_t granu
     if (r >= 0 && persistent) {
         r = check_storable(node, name, granularity, err);
         if (r >= 0) {
-            /* The driver may have yielded, and the name may be taken by now. */
+            /* The driver may have yielded: another command may have taken the name. */
             r = check_new(node, name, granularity, err);
         }
     }
@@ -189,12 +189,12 @@ static int add_drained(struct block_node *node, const char *name, uint32_t granu
         return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,
                          node->name);
     }
-    *ret = b;
+    *ret_bitmap = b;
     return 0;
 }
 
 int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t granularity,
-                        bool persistent, bool disabled, struct block_bitmap **ret,
+                        bool persistent, bool disabled, struct block_bitmap **ret_bitmap,
                         struct error *err)
 {
     struct block_bitmap *b = NULL;
@@ -209,8 +209,8 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
         b->persistent = persistent;
         b->enabled = !disabled;
         list_append(&node->bitmaps, &b->link);
-        if (ret) {
-            *ret = b;
+        if (ret_bitmap) {
+            *ret_bitmap = b;
         }
     }
     block_co_drain_end(node);
@@ -218,7 +218,8 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
 }
 
 int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
-                               uint32_t granularity, struct block_bitmap **ret, struct error *err)
+                               uint32_t granularity, struct block_bitmap **ret_bitmap,
+                               struct error *err)
 {
     struct block_bitmap *b = bitmap_new(node, name, bits, granularity);
 
@@ -230,11 +231,11 @@ int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct
     b->persistent = true;
     b->inconsistent = !bits;
     list_append(&node->bitmaps, &b->link);
-    *ret = b;
+    *ret_bitmap = b;
     return 0;
 }
 
-/* --- remove -------------------------------------------------------------------------------------- */
+/* --- remove ----------------------------------------------------------------------------------- */
 
 int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
 {
@@ -293,7 +294,7 @@ void block_bitmaps_release(struct block_node *node)
     }
 }
 
-/* --- fetch --------------------------------------------------------------------------------------- */
+/* --- fetch ------------------------------------------------------------------------------------ */
 
 static int cannot_read(struct block_bitmap *b, int r, struct error *err)
 {
@@ -313,7 +314,7 @@ int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err)
     return cannot_read(b, r, err);
 }
 
-/* Of an `unread` bitmap. */
+/* Dirty bytes in the stored bits of a bitmap that is `unread`. */
 static int co_count_stored(struct block_bitmap *b, struct error *err)
 {
     int r = b->counted ? 0 : b->node->driver->co_count_bitmap(b->node, b, &b->stored_count);
@@ -322,12 +323,12 @@ static int co_count_stored(struct block_bitmap *b, struct error *err)
     return r < 0 ? cannot_read(b, r, err) : 0;
 }
 
-int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret, struct error *err)
+int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct error *err)
 {
     bool in_image = b->unread && dirty_bitmap_count(b->bits) == 0;
     int r = in_image ? co_count_stored(b, err) : block_co_bitmap_fetch(b, err);
 
-    *ret = in_image && r == 0 ? b->stored_count : dirty_bitmap_count(b->bits);
+    *ret_value = in_image && r == 0 ? b->stored_count : dirty_bitmap_count(b->bits);
     return r;
 }
 
@@ -337,9 +338,9 @@ const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)
     return b->bits;
 }
 
-/* --- change -------------------------------------------------------------------------------------- */
+/* --- change ----------------------------------------------------------------------------------- */
 
-/* What is stored must not pass for current from here on. */
+/* From here on the stored bits must not count as current. */
 static int will_change(struct block_bitmap *b, struct error *err)
 {
     if (!b->persistent || b->read_only || !b->node->driver->co_bitmap_will_change) {
@@ -354,12 +355,12 @@ int block_co_bitmaps_will_change(struct block_node *node, struct error *err)
     int r = 0;
 
     LIST_FOREACH (b, &node->bitmaps, link) {
-        r = r < 0 ? r : will_change(b, err);
+        UNLESS_FAILED(r, will_change(b, err));
     }
     return r;
 }
 
-/* A read-only bitmap can be switched: that concerns this process only, its image is not written. */
+/* Works for a read-only bitmap too: the flag is this process's, and the image is not written. */
 int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct error *err)
 {
     int r;
@@ -382,7 +383,7 @@ static int clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backu
     struct dirty_bitmap *empty = NULL;
     int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
 
-    r = r < 0 ? r : block_co_bitmap_fetch(b, err);
+    UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
     if (r < 0) {
         return r;
     }
@@ -425,7 +426,7 @@ static int co_check_sources(const struct block_bitmap *dest, struct block_bitmap
         int r =
             block_bitmap_check(s, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
 
-        r = r < 0 ? r : block_co_bitmap_fetch(s, err);
+        UNLESS_FAILED(r, block_co_bitmap_fetch(s, err));
         if (r < 0) {
             return r;
         }
@@ -446,7 +447,7 @@ static int merge_drained(struct block_bitmap *dest, struct block_bitmap *const *
     struct dirty_bitmap *backup;
     int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
 
-    r = r < 0 ? r : block_co_bitmap_fetch(dest, err);
+    UNLESS_FAILED(r, block_co_bitmap_fetch(dest, err));
     if (r >= 0) {
         r = co_check_sources(dest, sources, count, err);
     }
@@ -494,11 +495,11 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
 
     block_co_drain_begin(b->node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
-    r = r < 0 ? r : block_co_bitmap_fetch(b, err);
+    UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
     if (r >= 0) {
         r = will_change(b, err);
     }
-    /* When it fails there are more bits than before, never less. */
+    /* After a failure there are more bits than before, never fewer. */
     if (r >= 0 && dirty_bitmap_merge(b->bits, bits) < 0) {
         r = error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", b->name);
     }
@@ -507,8 +508,9 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
 }
 
 /*
- * What is stored was marked as not current by the change that is undone here; should it have been stored since, it has to be
- * marked again. If that fails it is stored anew, in any case, when the node is closed.
+ * The change that is undone here has marked the stored bits as not current. A store since then has
+ * removed the mark, so the bits are marked again. If that fails, the bits are stored in any case
+ * when the node is closed.
  */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
 {
@@ -524,12 +526,12 @@ void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup
     dirty_bitmap_free(backup);
 }
 
-/* --- users --------------------------------------------------------------------------------------- */
+/* --- users ------------------------------------------------------------------------------------ */
 
 void block_bitmap_take(struct block_bitmap *b, const char *user)
 {
     if (b->busy++ == 0) {
-        b->busy_user = strdup(user); /* without memory the message lacks it */
+        b->busy_user = strdup(user); /* NULL without memory: messages do without the name */
     }
 }
 
@@ -541,7 +543,7 @@ void block_bitmap_give(struct block_bitmap *b)
     }
 }
 
-/* --- for the gate -------------------------------------------------------------------------------- */
+/* --- for the gate ----------------------------------------------------------------------------- */
 
 int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *err)
 {
@@ -556,7 +558,7 @@ int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *e
     if (!failed) {
         return 0;
     }
-    /* Back to the old size; bits that were cut off count as dirty. */
+    /* Back to the old size. Bits beyond the new size are lost, and count as dirty. */
     LIST_FOREACH (b, &node->bitmaps, link) {
         uint64_t old_size = dirty_bitmap_size(failed->bits);
 

@@ -3,9 +3,9 @@
  * Named dirty bitmaps of nodes. (node, name) identifies one. The gate marks every enabled bitmap of
  * a node after each write, zeroing or discard, also after one that failed.
  *
- * The set of a node's bitmaps and their flags change only while the node is drained; the functions
- * here drain by themselves. Main reactor, in a coroutine; all may yield. Reading bits needs none of
- * that.
+ * The list of a node's bitmaps and their flags change only while the node is drained; the functions
+ * here drain it. Main reactor; the `co_` functions run in a coroutine and yield, the others do not.
+ * Bits may be read on any thread.
  *
  * States as QMP reports them (BlockDirtyInfo): recording, busy, persistent, inconsistent. An
  * inconsistent bitmap (found "in use" in the image) can only be removed. A busy one (an export or
@@ -25,27 +25,35 @@
 #define BLOCK_BITMAP_NAME_MAX 1023
 
 struct block_bitmap {
-    struct list link;        /* in its node's list */
+    struct list link;        /* in the list of its node */
     struct block_node *node; /* owner */
     char *name;
-    struct dirty_bitmap
-        *bits; /* NULL only for an inconsistent bitmap; readers use block_bitmap_bits() */
+    /* NULL only for an inconsistent bitmap. Readers use block_bitmap_bits(). */
+    struct dirty_bitmap *bits;
+    /* Bytes that one bit covers; a power of two. */
     uint32_t granularity;
-    bool unread;  /* `bits` has only what was set since the image was opened, which has the rest */
-    bool counted; /* stored_count is known */
-    uint64_t stored_count; /* dirty bytes of what is stored, as long as `unread` */
-    bool enabled;          /* recording */
-    bool persistent;       /* stored in the image when it is closed */
+    /* `bits` has only what was set since the image was opened; the image has the other bits. */
+    bool unread;
+    /* stored_count is known: the dirty bytes in the image, while `unread`. */
+    bool counted;
+    uint64_t stored_count;
+    /* Recording. */
+    bool enabled;
+    /* Stored in the image when that is closed. */
+    bool persistent;
     bool inconsistent;
     bool read_only;
-    bool unstored;      /* what is stored is not current, although it could not be marked as such */
-    unsigned busy;      /* users: exports, jobs */
-    char *busy_user;    /* the first of them, for messages */
-    void *driver_state; /* of the format driver that stores it; owned by the driver */
-    unsigned driver_flags; /* likewise */
+    /* The stored bits are not current, and marking them so has failed. */
+    bool unstored;
+    /* How many exports and jobs use the bitmap, and the name of the first for messages. */
+    unsigned busy;
+    char *busy_user;
+    /* Of the format driver that stores the bitmap. */
+    void *driver_state;
+    unsigned driver_flags;
 };
 
-/* NULL if there is none. Borrowed. */
+/* By name; NULL: there is none. Borrowed. */
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name);
 /* With the errors of QMP: node not found, "Dirty bitmap 'x' not found". */
 struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name,
@@ -55,11 +63,15 @@ struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bit
 /* The same from last to first. */
 struct block_bitmap *block_bitmap_previous(struct block_node *node, struct block_bitmap *bitmap);
 
-/* What a caller needs of a bitmap; block_bitmap_check() refuses when one of these states holds. */
-#define BLOCK_BITMAP_REFUSE_BUSY 1u
-#define BLOCK_BITMAP_REFUSE_READ_ONLY 2u
-#define BLOCK_BITMAP_REFUSE_INCONSISTENT 4u
-#define BLOCK_BITMAP_REFUSE_ALL 7u
+/* States of a bitmap that a caller does not accept. */
+enum block_bitmap_refuse {
+    BLOCK_BITMAP_REFUSE_BUSY = 1 << 0,
+    BLOCK_BITMAP_REFUSE_READ_ONLY = 1 << 1,
+    BLOCK_BITMAP_REFUSE_INCONSISTENT = 1 << 2,
+    BLOCK_BITMAP_REFUSE_ALL = (1 << 3) - 1,
+};
+
+/* -EBUSY, -EPERM or -EINVAL with a sentence if the bitmap is in one of the states `refuse`. */
 int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct error *err);
 
 /*
@@ -68,7 +80,7 @@ int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct err
  * (name, granularity), -ENOTSUP, -ENOSPC.
  */
 int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t granularity,
-                        bool persistent, bool disabled, struct block_bitmap **ret,
+                        bool persistent, bool disabled, struct block_bitmap **ret_bitmap,
                         struct error *err);
 /* Remove, also from the image. On failure the bitmap is still there. */
 int block_co_bitmap_remove(struct block_bitmap *b, struct error *err);
@@ -77,65 +89,67 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err);
  * -ENOENT
  */
 int block_co_bitmap_remove_unloaded(struct block_node *node, const char *name, struct error *err);
-/*
- * Mark the stored form of all bitmaps of the node as not current, as their first change does.
- * Yields.
- */
+/* Mark the stored bits of all bitmaps of the node as not current, as the first change does. */
 int block_co_bitmaps_will_change(struct block_node *node, struct error *err);
-/* For undoing: take it off the node without touching the image, and put it back / free it. */
+/* For undo: take the bitmap off its node without a change of the image; put it back; or free it. */
 void block_co_bitmap_detach(struct block_bitmap *b);
 void block_co_bitmap_reattach(struct block_bitmap *b);
 void block_bitmap_free_detached(struct block_bitmap *b);
 
+/* Start or stop recording. -EBUSY, -EINVAL (inconsistent). */
 int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct error *err);
 /*
- * Clear; *ret_backup (may be NULL) gets the old bits, for block_co_bitmap_restore() or
+ * Clear all bits; *ret_backup (may be NULL) gets the old ones, for block_co_bitmap_restore() or
  * dirty_bitmap_free().
  */
 int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
                           struct error *err);
-/* dest |= each source; as above for the backup. */
+/*
+ * Set in `dest` the bits of each source, all of the same size; backup as above. -EBUSY, -EINVAL,
+ * -ENOMEM
+ */
 int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const *sources,
                           size_t count, struct dirty_bitmap **ret_backup, struct error *err);
 /*
- * Mark dirty what is dirty in `bits`, which may have another granularity and another size: what
- * lies beyond the end of the disk is left out.
+ * Set the bits of the areas that are dirty in `bits`, which may have another granularity and
+ * another size; areas beyond the end of the disk are left out. -ENOMEM
  */
 int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
                              struct error *err);
-/* Put bits (consumed) of the same geometry in place of those it has. */
+/* Replace the bits by `backup` (consumed), which has the same granularity and size. */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
 
 /*
- * The bits of a stored bitmap stay in the image until they are asked for. Have all of them in
- * memory. If they can't be read, the bitmap is inconsistent from then on. Not for an inconsistent
- * bitmap. -ENOMEM, -EIO.
+ * Read the stored bits into memory if they have not been read yet (they stay in the image until
+ * somebody needs them). If they can't be read, the bitmap is inconsistent from then on. Not for an
+ * inconsistent bitmap. -ENOMEM, -EIO
  */
 int block_co_bitmap_fetch(struct block_bitmap *b, struct error *err);
 /*
- * Dirty bytes. Of a bitmap whose bits are all in the image they are counted there once, in little
- * memory; one that guests have marked since it was opened is fetched. Not for an inconsistent
- * bitmap. Errors as above; *ret is what is in memory then.
+ * Count the dirty bytes. If all bits are in the image, they are counted there, once, with little
+ * memory; a bitmap that has new bits in memory too is fetched. Not for an inconsistent bitmap.
+ * Errors as above; *ret_value then counts the bits in memory.
  */
-int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret, struct error *err);
-/* The bits of a bitmap that was fetched, or that was made here. Any thread; does not yield. */
+int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct error *err);
+/* The bits of a bitmap that was fetched, or that was not loaded from an image. Any thread. */
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b);
 
-/* Mark in use by an export or job ("NBD export 'x'"), and give back. */
+/* An export or job ("NBD export 'x'") begins and ends to use the bitmap: it is busy meanwhile. */
 void block_bitmap_take(struct block_bitmap *b, const char *user);
 void block_bitmap_give(struct block_bitmap *b);
 
 /*
- * For drivers that load bitmaps at open: the node is not visible to others yet, and the driver has
- * seen to it that names are unique. `bits` is consumed. -ENOMEM
+ * For drivers that load bitmaps in co_open, where names are known to be unique. `bits` is consumed.
+ * -ENOMEM
  */
 int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
-                               uint32_t granularity, struct block_bitmap **ret, struct error *err);
-/* When a node is closed: free all. */
+                               uint32_t granularity, struct block_bitmap **ret_bitmap,
+                               struct error *err);
+/* Free all bitmaps of a node that is being closed. */
 void block_bitmaps_release(struct block_node *node);
-/* When it is resized (drained by the caller): all bitmaps get the size. */
+/* Resize all bitmaps of a drained node to `size` bytes. -ENOMEM; then all have their old size. */
 int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *err);
-/* For the gate. Any thread; no lock; does not yield. */
+/* For the gate: set bits in all bitmaps that record. Any thread; no lock. */
 void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length);
 
 #endif

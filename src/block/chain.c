@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening the file that an image names as its backing file; how deep that goes, and whether in a circle. */
+/* Opening the backing file that an image records: limits of depth, and circles. */
 #include <errno.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -9,23 +9,23 @@
 #include "co/co.h"
 
 /*
- * Images below each other; each is opened within the open of the one above. Circles are noticed as such, this is for what
- * never ends in another way.
+ * Most images in a chain. Each is opened within the open of the one above. Circles of files are
+ * found before; this bounds chains that never end for another reason.
  */
 #define CHAIN_MAX 4096
 
 /*
- * A backing image that is being opened because the image above names it. Nodes that are opened for it carry the link's
- * number in the upper bits of their open_flags; 0 is no link.
+ * A backing image that is being opened because the image above records it. Nodes opened for this
+ * image have the link's number in the upper bits of their open_flags; 0 is no link.
  */
 struct chain_link {
     struct list link;
-    const struct block_node *above; /* whose co_open waits */
+    const struct block_node *above; /* its co_open waits */
     const char *path, *format;      /* what is opened; format NULL: to be probed */
     unsigned number;
     unsigned depth;        /* 1 below the top */
-    struct chain_link *up; /* within whose open this one happens */
-    bool has_file;         /* `above` is all of this file: */
+    struct chain_link *up; /* the link that is being opened around this one */
+    bool has_file;         /* `above` is one file, identified by: */
     struct stat file;
 };
 
@@ -43,11 +43,11 @@ static struct chain_link *find_link(unsigned number)
     return NULL;
 }
 
-/* The file of a plain name. */
-static bool stat_name(const char *name, struct stat *ret)
+/* stat() of a plain path; false for anything else. */
+static bool stat_name(const char *name, struct stat *ret_stat)
 {
     name += strncmp(name, "file:", 5) == 0 ? 5 : 0;
-    return stat(name, ret) == 0;
+    return stat(name, ret_stat) == 0;
 }
 
 static void chain_begin(struct chain_link *link, const struct block_node *above, const char *path,
@@ -80,7 +80,10 @@ static bool is_file_of(const struct chain_link *link, const struct stat *st)
     return link->has_file && link->file.st_dev == st->st_dev && link->file.st_ino == st->st_ino;
 }
 
-/* Whether what is to be opened is an image above it; or (by a name that doesn't tell) was opened below the same one. */
+/*
+ * Whether the image to open is one of the images above it; or, where the name does not show the
+ * file, whether the same name was opened below the same image before.
+ */
 static bool chain_is_circle(const struct chain_link *link)
 {
     struct stat st;
@@ -101,7 +104,7 @@ static bool chain_is_circle(const struct chain_link *link)
     return false;
 }
 
-/* The open of link->path, and its result. */
+/* Arguments and result of opening link->path. */
 struct deep_open {
     const struct chain_link *link;
     struct options *extra;
@@ -123,9 +126,9 @@ static void co_open_deep(void *arg)
 }
 
 static int co_open_link(struct chain_link *link, struct options *extra /* consumed */,
-                        struct block_node **ret, struct error *err)
+                        struct block_node **ret_node, struct error *err)
 {
-    struct deep_open d = {.link = link, .extra = extra, .ret = ret, .err = err};
+    struct deep_open d = {.link = link, .extra = extra, .ret = ret_node, .err = err};
     int r;
 
     if (link->depth >= CHAIN_MAX) {
@@ -144,13 +147,13 @@ static int co_open_link(struct chain_link *link, struct options *extra /* consum
 }
 
 int block_co_open_below(struct block_node *above, const char *path, const char *format,
-                        struct options *extra, struct block_node **ret, struct error *err)
+                        struct options *extra, struct block_node **ret_node, struct error *err)
 {
     struct chain_link link;
     int r;
 
     chain_begin(&link, above, path, format);
-    r = co_open_link(&link, extra, ret, err);
+    r = co_open_link(&link, extra, ret_node, err);
     chain_end(&link);
     return r;
 }

@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The end of a node. When its last reference goes
+ * The end of a node. When its last reference is given back:
  *
- *   retire     nobody finds it by name any more, at once, before anything else happens
- *   complete   what was written through it is flushed, bitmaps are stored, marks that say "in use" cleared
- *   close      the driver lets go of what it has
- *   detach     its children lose a reference each, and may be next
+ *   retire     at once: no lookup finds the node any more
+ *   complete   writes are flushed, bitmaps are stored, marks that say "in use" are cleared
+ *   close      the driver releases what it has
+ *   detach     each child loses a reference, and may be the next node to end
  *
- * Nothing refuses: a node that can't be completed is closed all the same, and the error told.
+ * No step can refuse: a node that can't be completed is closed, and the error is returned or
+ * logged.
  */
 #include <assert.h>
 
 #include "base/log.h"
 #include "block/internal.h"
 
-/* Whether something was written through the node itself that no flush of it has followed. */
+/* Whether a write through the node itself was followed by no flush. */
 static bool has_unflushed(const struct block_node *node)
 {
     uint64_t written = atomic_load(&node->write_generation);
@@ -22,7 +23,7 @@ static bool has_unflushed(const struct block_node *node)
     return written > BLOCK_NOTHING_WRITTEN && atomic_load(&node->flushed_generation) < written;
 }
 
-/* What a filter has passed on is for the node below to make stable, when that is closed. */
+/* A filter is not flushed: the node below is, when that is closed. */
 static int co_complete(struct block_node *node, struct error *err)
 {
     int r = 0;
@@ -53,7 +54,10 @@ int block_co_inactivate(struct block_node *node, struct error *err)
     return r;
 }
 
-/* Nodes without references, which are to be closed. Each has one again, lest what closing brings about closes it twice. */
+/*
+ * Add a node without references to the nodes to close. It gets a reference back, so that closing
+ * can't begin twice.
+ */
 static void retire(struct block_node *node, struct list *dead)
 {
     struct block_node *other;
@@ -69,15 +73,15 @@ static void retire(struct block_node *node, struct list *dead)
     list_append(dead, &node->link);
 }
 
-/* `told`: what goes wrong in the children follows from what was told of the node. */
-static void co_release_children(struct block_node *node, bool told, struct list *dead)
+/* `reported`: the node's own error was reported; errors of the children follow from it. */
+static void co_release_children(struct block_node *node, bool reported, struct list *dead)
 {
     while (!list_is_empty(&node->children)) {
         struct block_node *child =
             block_co_take_child(LIST_FIRST(&node->children, struct block_edge, sibling));
 
         if (--child->refcount == 0) {
-            child->close_reported = child->close_reported || told;
+            child->close_reported = child->close_reported || reported;
             retire(child, dead);
         }
     }
@@ -85,22 +89,22 @@ static void co_release_children(struct block_node *node, bool told, struct list 
 
 static int co_close_one(struct block_node *node, struct list *dead, struct error *err)
 {
-    bool told = node->close_reported;
+    bool reported = node->close_reported;
     ERROR_AUTO(own);
     int r = co_complete(node, &own);
 
     if (r < 0 && err && !error_is_set(err)) {
         error_set(err, -r, "%s", error_message(&own));
-    } else if (r < 0 && !err && !told) {
+    } else if (r < 0 && !err && !reported) {
         log_error("closing '%s': %s", block_node_display_name(node), error_message(&own));
     }
-    told = told || r < 0;
+    reported = reported || r < 0;
     block_bitmaps_release(node);
     if (node->driver->co_close) {
         node->driver->co_close(node);
     }
     node->closed = true;
-    co_release_children(node, told, dead);
+    co_release_children(node, reported, dead);
     block_node_free(node);
     return r;
 }
@@ -117,7 +121,7 @@ int block_co_close(struct block_node *node, struct error *err)
     while (!list_is_empty(&dead)) {
         int this = co_close_one(LIST_FIRST(&dead, struct block_node, link), &dead, err);
 
-        r = r < 0 ? r : this;
+        r = error_first(r, this);
     }
     return r;
 }

@@ -19,8 +19,14 @@ enum control_op {
     OP_SNAPSHOT_SHOW,
 };
 
-/* Where struct block_driver has the operation, and the sentence for formats without it, in which "@" is the format. */
-#define OP(function, refusal) {offsetof(struct block_driver, function), refusal}
+/*
+ * Where struct block_driver has the operation, and the sentence for formats without it, in which
+ * "@" is the format.
+ */
+#define OP(function, refusal)                                                                      \
+    {                                                                                              \
+        offsetof(struct block_driver, function), refusal                                           \
+    }
 
 static const struct {
     size_t place;
@@ -43,7 +49,10 @@ static bool has_op(const struct block_driver *driver, enum control_op op)
     return *(void (*const *)(void))((const char *)driver + ops[op].place) != NULL;
 }
 
-/* A filter is the same image as the node that it filters, which is asked for what the filter does not have. */
+/*
+ * A filter is the same image as the node that it filters, which is asked for what the filter does
+ * not have.
+ */
 static struct block_node *find_capable(struct block_node *node, enum control_op op)
 {
     while (node && !has_op(node->driver, op)) {
@@ -82,7 +91,7 @@ static int co_op_end(struct block_node *at, int result)
     return result;
 }
 
-/* --- questions ----------------------------------------------------------------------------------- */
+/* --- questions -------------------------------------------------------------------------------- */
 
 int block_co_get_info(struct block_node *node, struct block_info *ret_info)
 {
@@ -109,7 +118,7 @@ int block_co_allocated_size(struct block_node *node, uint64_t *ret_size)
     return node ? node->driver->co_allocated_size(node, ret_size) : -ENOTSUP;
 }
 
-/* --- check and repair ---------------------------------------------------------------------------- */
+/* --- check and repair ------------------------------------------------------------------------- */
 
 int block_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                    struct error *err)
@@ -120,7 +129,7 @@ int block_co_check(struct block_node *node, unsigned fix, struct block_check_res
     return at ? co_op_end(at, at->driver->co_check(at, fix, ret_result, err)) : -ENOTSUP;
 }
 
-/* --- change of the image ------------------------------------------------------------------------- */
+/* --- change of the image ---------------------------------------------------------------------- */
 
 int block_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
                    void *progress_arg, struct error *err)
@@ -191,7 +200,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
     return r;
 }
 
-/* --- internal snapshots -------------------------------------------------------------------------- */
+/* --- internal snapshots ----------------------------------------------------------------------- */
 
 int block_co_snapshot_create(struct block_node *node, const char *name, struct error *err)
 {
@@ -231,7 +240,7 @@ int block_co_snapshot_show(struct block_node *node, const char *id, const char *
     return at ? co_op_end(at, at->driver->co_snapshot_show(at, id, name, err)) : -ENOTSUP;
 }
 
-/* --- persistent bitmaps -------------------------------------------------------------------------- */
+/* --- persistent bitmaps ----------------------------------------------------------------------- */
 
 bool block_node_stores_bitmaps(const struct block_node *node)
 {

@@ -23,13 +23,13 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
         return error_set(err, ENOTSUP, "Format driver '%s' does not support image creation",
                          format);
     }
-    /* Disks have whole sectors. What is too large is refused by the driver. */
+    /* Disks have whole sectors. The driver refuses sizes that are too large. */
     size = size > INT64_MAX - CREATE_SECTOR ? size : round_up(size, CREATE_SECTOR);
     return driver->co_create(filename, size, opts, err);
 }
 
-int block_co_create_file(const char *filename, struct options *opts_in, struct block_root **ret,
-                         struct error *err)
+int block_co_create_file(const char *filename, struct options *opts_in,
+                         struct block_root **ret_root, struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     AUTO_OPTIONS struct options *opts = opts_in ? opts_in : options_new();
@@ -50,7 +50,7 @@ int block_co_create_file(const char *filename, struct options *opts_in, struct b
     }
     r = block_co_root_new_exempt(node, "image creation",
                                  BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
-                                 BLOCK_PERM_CONSISTENT_READ, ret, err);
+                                 BLOCK_PERM_CONSISTENT_READ, ret_root, err);
     block_co_unref(node);
     return r;
 }

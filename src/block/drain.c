@@ -2,15 +2,16 @@
 /*
  * Drain.
  *
- * A root is quiesced while a node that it reaches has drain_depth > 0 (or all are drained), or is drained but for other
- * roots. This is derived, never counted: every change of a depth or of the graph compares and acts. So roots
- * that appear, move or vanish in a drained section need no bookkeeping.
+ * A root is quiesced while a node that it reaches has drain_depth > 0 (or all nodes are drained),
+ * or is under a partial drain that excepts another root. The state is derived from the graph, never
+ * counted: after each change of a depth or of the graph, block_drain_update() compares and acts. So
+ * roots that appear, move or vanish in a drained section need no bookkeeping.
  *
  *   request:  count[reactor]++ ; if quiesced: count--, wait      (both sides sequentially
  *   drainer:  quiesced = true ; wait until sum(count) == 0         consistent)
  *
- * Who drains a node waits for what can reach that node, and for nothing else: a disk that hangs holds up those who want
- * to change it, and nobody besides.
+ * A drain of a node waits for the roots that reach this node, and for nothing else: a disk that
+ * hangs delays only commands that want to change that disk.
  */
 #include "block/internal.h"
 #include "co/stall.h"
@@ -29,7 +30,7 @@ static bool root_is_idle(struct block_root *root)
     return !root->ops || !root->ops->drain_busy || !root->ops->drain_busy(root->ops_arg);
 }
 
-/* --- requests ---------------------------------------------------------------------------------- */
+/* --- requests --------------------------------------------------------------------------------- */
 
 /* Wake the drainer if this was the last request. */
 static void root_check_idle_locked(struct block_root *root)
@@ -67,9 +68,12 @@ void block_root_enter_slow(struct block_root *root, unsigned index)
     }
 }
 
-/* --- waiting for one root ------------------------------------------------------------------------ */
+/* --- waiting for one root --------------------------------------------------------------------- */
 
-/* Another coroutine waits for this root already, or what it waits for wakes nobody: look again a little later. */
+/*
+ * Pause before looking again where no wake-up comes: another coroutine waits for the root, or the
+ * work sends none.
+ */
 #define DRAIN_RETRY_NS 100000
 
 static void co_root_wait_idle(struct block_root *root)
@@ -126,7 +130,10 @@ void block_co_root_settle(struct block_root *root)
     while (!root_is_idle(root)) {
         co_root_wait_idle(root);
     }
-    /* A request ends without yielding: what runs on its reactor after it finds it gone. */
+    /*
+     * A request ends without yielding: after a coroutine has run on its reactor, the request is
+     * gone.
+     */
     for (unsigned i = 0; i < REACTOR_MAX; i++) {
         struct reactor *r = reactor_at(i);
 
@@ -137,9 +144,9 @@ void block_co_root_settle(struct block_root *root)
     root->settled = true;
 }
 
-/* --- what a drain concerns ----------------------------------------------------------------------- */
+/* --- what a drain concerns -------------------------------------------------------------------- */
 
-/* Marks `start` and all nodes and roots above it. */
+/* Mark `start` and all nodes and roots above it. Returns the mark. */
 static unsigned mark_above(struct block_node *start)
 {
     static unsigned mark;
@@ -166,7 +173,7 @@ static unsigned mark_above(struct block_node *start)
     return mark;
 }
 
-/* Note what is above a drained node, of which `but` may go on. */
+/* Set want_quiesced in all nodes and roots above a drained node, except the root `but`. */
 static void want_above(struct block_node *drained, const struct block_root *but)
 {
     unsigned mark = mark_above(drained);
@@ -194,14 +201,14 @@ static void want_from(struct list *nodes)
 static void node_set_quiesced(struct block_node *node, bool quiesced)
 {
     const struct block_driver *driver = node->driver;
-    void (*tell)(struct block_node *) = quiesced ? driver->drain_begin : driver->drain_end;
+    void (*call)(struct block_node *) = quiesced ? driver->drain_begin : driver->drain_end;
 
     if (quiesced == node->quiesced || !node->is_open || node->closed) {
         return;
     }
     node->quiesced = quiesced;
-    if (tell) {
-        tell(node);
+    if (call) {
+        call(node);
     }
 }
 
@@ -245,7 +252,7 @@ void block_drain_update(void)
     act_on_nodes(&block_hidden_nodes);
 }
 
-/* --- waiting ------------------------------------------------------------------------------------- */
+/* --- waiting ---------------------------------------------------------------------------------- */
 
 static bool node_is_busy(struct block_node *node)
 {
@@ -258,7 +265,9 @@ static bool root_is_busy(struct block_root *root)
     return !root->exempt && !root_is_idle(root);
 }
 
-/* One of those that mark_above() has marked, other than `but`. */
+/*
+ * A root with requests in flight that has the mark of mark_above(), other than `but`; NULL: none.
+ */
 static struct block_root *find_busy_root(const struct block_root *but, unsigned mark)
 {
     struct block_root *root;
@@ -285,7 +294,10 @@ static struct block_root *find_any_busy_root(void)
     return NULL;
 }
 
-/* Until nothing that reaches `node` is under way. Waiting yields, and the graph may change: begin again after each wait. */
+/*
+ * Wait until no work that reaches `node` is in flight. The graph may change in each wait: then
+ * begin again.
+ */
 static void co_wait_above(struct block_node *node, const struct block_root *but)
 {
     for (;;) {

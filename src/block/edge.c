@@ -12,7 +12,7 @@ static void edge_link(struct block_edge *edge, struct block_node *node)
     list_append(&node->parents, &edge->in_node);
 }
 
-/* Takes the edge off its node; the caller owns the reference that the edge had. */
+/* Take the edge off its node; the caller gets the reference that the edge had. */
 static struct block_node *edge_unlink(struct block_edge *edge)
 {
     list_remove(&edge->in_node);
@@ -27,7 +27,7 @@ static void edge_free(struct block_edge *edge)
     free(edge);
 }
 
-/* In a graph change. The caller owns the reference that the edge had. */
+/* Within a graph change. The caller gets the reference that the edge had. */
 static struct block_node *child_unlink(struct block_edge *edge)
 {
     struct block_node *parent = edge->parent;
@@ -62,7 +62,7 @@ static void child_link(struct block_edge *edge, struct block_node *child)
 }
 
 int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
-                          unsigned role, struct block_edge **ret, struct error *err)
+                          unsigned role, struct block_edge **ret_edge, struct error *err)
 {
     struct block_edge *edge;
     int r;
@@ -93,8 +93,8 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
         block_co_unref(child);
         return r;
     }
-    if (ret) {
-        *ret = edge;
+    if (ret_edge) {
+        *ret_edge = edge;
     }
     return 0;
 }
@@ -127,7 +127,7 @@ static void root_free(struct block_root *root)
     free(root);
 }
 
-/* In a graph change. The caller owns the reference that the edge had. */
+/* Within a graph change. The caller gets the reference that the edge had. */
 static struct block_node *root_unlink(struct block_root *root)
 {
     list_remove(&root->link);
@@ -135,7 +135,7 @@ static struct block_node *root_unlink(struct block_root *root)
 }
 
 static int co_root_new(struct block_node *node, const char *user, unsigned perm, unsigned shared,
-                       bool exempt, struct block_root **ret, struct error *err)
+                       bool exempt, struct block_root **ret_root, struct error *err)
 {
     struct block_root *root = NULL;
     int r;
@@ -164,7 +164,7 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     block_drain_update();
     r = block_co_settle_at(node, err);
     if (r < 0) {
-        /* Before the next change, which would settle what this one leaves. */
+        /* Before another change begins, which would settle the failed edge. */
         root_unlink(root);
         (void)block_co_settle_at(node, NULL);
     }
@@ -174,20 +174,20 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
         block_co_unref(node);
         return r;
     }
-    *ret = root;
+    *ret_root = root;
     return 0;
 }
 
 int block_co_root_new(struct block_node *node, const char *user, unsigned perm, unsigned shared,
-                      struct block_root **ret, struct error *err)
+                      struct block_root **ret_root, struct error *err)
 {
-    return co_root_new(node, user, perm, shared, false, ret, err);
+    return co_root_new(node, user, perm, shared, false, ret_root, err);
 }
 
 int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
-                             unsigned shared, struct block_root **ret, struct error *err)
+                             unsigned shared, struct block_root **ret_root, struct error *err)
 {
-    return co_root_new(node, user, perm, shared, true, ret, err);
+    return co_root_new(node, user, perm, shared, true, ret_root, err);
 }
 
 void block_co_root_release(struct block_root *root)

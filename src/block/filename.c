@@ -16,7 +16,7 @@ bool block_is_relative(const char *name)
     return name[0] != '/' && !block_driver_of_filename(name) && strncmp(name, "json:", 5) != 0;
 }
 
-/* The other file on the same server, reached in the same way. */
+/* URI of the file `name` on the same server, with the same parameters. */
 static char *resolve_in_uri(const char *base, const char *name)
 {
     size_t size = strcspn(base, "?");
@@ -59,7 +59,7 @@ bool block_relative_needs_directory(const char *base_filename, const char *name)
 }
 
 /* The options of the protocol node that a filename names. */
-static int protocol_options(const char *filename, struct options **ret, struct error *err)
+static int protocol_options(const char *filename, struct options **ret_options, struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     AUTO_OPTIONS struct options *opts = options_new();
@@ -73,7 +73,7 @@ static int protocol_options(const char *filename, struct options **ret, struct e
     if (strncmp(filename, "file:", 5) == 0) {
         driver = NULL;
         filename += 5;
-        /* Whatever is in front of a colon now is part of the name. */
+        /* Text before a colon is now part of the path. */
         if (strcspn(filename, ":") < strcspn(filename, "/")) {
             if (asprintf(&path, "./%s", filename) < 0) {
                 path = NULL;
@@ -100,13 +100,16 @@ static int protocol_options(const char *filename, struct options **ret, struct e
         options_set_str(opts, "driver", device ? "host_device" : "file");
         options_set_str(opts, "filename", filename);
     }
-    *ret = TAKE_PTR(opts);
+    *ret_options = TAKE_PTR(opts);
     return 0;
 }
 
-/* A filter that was asked for by name, on a filename which may be of its own scheme or that of what is below. */
+/*
+ * Options of a filter that was given as the format, on a filename of its own scheme or of its
+ * child's.
+ */
 static int filter_options(const struct block_driver *driver, const char *filename,
-                          struct options **ret, struct error *err)
+                          struct options **ret_options, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = options_new();
     int r;
@@ -117,12 +120,14 @@ static int filter_options(const struct block_driver *driver, const char *filenam
     options_set_str(opts, "driver", driver->name);
     r = driver->parse_filename(filename, opts, err);
     if (r == 0) {
-        *ret = TAKE_PTR(opts);
+        *ret_options = TAKE_PTR(opts);
     }
     return r;
 }
 
-/* Move generic options of the top into the protocol node's, so that it is opened as it will be used. */
+/*
+ * Copy generic options of the top node to the protocol node: probing opens it as it will be used.
+ */
 static void copy_generic(const struct options *from, struct options *to)
 {
     static const char *const keys[] = {"read-only", "auto-read-only", "force-share", "cache", NULL};
@@ -146,7 +151,7 @@ static void copy_generic(const struct options *from, struct options *to)
     json_object_put(json);
 }
 
-/* Opens the protocol node alone and reads which format it shows. */
+/* Open the protocol node alone, and probe the format. */
 static int co_guess(struct options *file_opts /* consumed */, unsigned flags,
                     struct block_node **ret_file, const struct block_driver **ret_format,
                     struct error *err)
@@ -182,7 +187,7 @@ static bool is_writable_open(const struct options *opts, unsigned flags)
 
 static int co_open_probed(const char *filename, struct options *top /* consumed */,
                           struct options *file_opts /* consumed */, unsigned flags,
-                          struct block_node **ret, struct error *err)
+                          struct block_node **ret_node, struct error *err)
 {
     const struct block_driver *format;
     struct block_node *file;
@@ -206,16 +211,16 @@ static int co_open_probed(const char *filename, struct options *top /* consumed 
     }
     options_set_str(top, "driver", format->name);
     options_set_str(top, "file", file->name);
-    r = block_co_open(top, flags, ret, err);
+    r = block_co_open(top, flags, ret_node, err);
     if (r == 0 && strcmp(format->name, "raw") == 0) {
-        (*ret)->probed = true;
+        (*ret_node)->probed = true;
     }
     block_co_unref(file);
     return r;
 }
 
 static int co_open_json(const char *text, const char *format, struct options *extra /* consumed */,
-                        unsigned flags, struct block_node **ret, struct error *err)
+                        unsigned flags, struct block_node **ret_node, struct error *err)
 {
     AUTO_OPTIONS struct options *generic = extra;
     AUTO_OPTIONS struct options *top = NULL;
@@ -233,7 +238,7 @@ static int co_open_json(const char *text, const char *format, struct options *ex
         options_set_str(top, "driver", format);
     }
     if (options_has(top, "driver")) {
-        return block_co_open(TAKE_PTR(top), flags, ret, err);
+        return block_co_open(TAKE_PTR(top), flags, ret_node, err);
     }
     r = options_take_child(top, "file", &file_opts, &node_name, err);
     if (r < 0) {
@@ -244,7 +249,7 @@ static int co_open_json(const char *text, const char *format, struct options *ex
                          "json: needs a 'driver', or a 'file' object to guess the "
                          "format of");
     }
-    return co_open_probed("json:", TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
+    return co_open_probed("json:", TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret_node, err);
 }
 
 static bool is_format(struct json_object *node)
@@ -259,7 +264,9 @@ static bool is_format(struct json_object *node)
     return driver && driver->is_format;
 }
 
-/* Members of `more` join those of `base`; a format that is named for a child goes between the two. */
+/*
+ * Add the members of `more` to `base`; a format named for a child becomes a node between the two.
+ */
 static void join_json(struct json_object *base, struct json_object *more)
 {
     json_object_object_foreach(more, key, value)
@@ -281,7 +288,7 @@ static void join_json(struct json_object *base, struct json_object *more)
     }
 }
 
-/* Options that were given beside a filename join those that it stands for. */
+/* Add options that were given beside a filename to the options that the filename stands for. */
 static int join_options(struct options **opts, const struct options *more, struct error *err)
 {
     struct json_object *base = options_to_json(*opts);
@@ -297,7 +304,7 @@ static int join_options(struct options **opts, const struct options *more, struc
     return r;
 }
 
-/* Options below `file` that were given beside a filename join those of the file. */
+/* Likewise for options below `file`. */
 static int join_file_options(struct options *top, struct options **file_opts, struct error *err)
 {
     AUTO_OPTIONS struct options *below = NULL;
@@ -307,9 +314,9 @@ static int join_file_options(struct options *top, struct options **file_opts, st
     return r == 0 && below ? join_options(file_opts, below, err) : r;
 }
 
-/* The child of a filter that takes no filename itself: what the options below `file` name, on that filename. */
-static int filter_file_options(const char *filename, struct options *top, struct options **ret,
-                               struct error *err)
+/* Options of the child of a filter that takes no filename: those below `file`, and the filename. */
+static int filter_file_options(const char *filename, struct options *top,
+                               struct options **ret_options, struct error *err)
 {
     AUTO_OPTIONS struct options *below = NULL;
     AUTO_OPTIONS struct options *opts = NULL;
@@ -339,14 +346,17 @@ static int filter_file_options(const char *filename, struct options *top, struct
     }
     r = r == 0 && below ? join_options(&opts, below, err) : r;
     if (r == 0) {
-        *ret = TAKE_PTR(opts);
+        *ret_options = TAKE_PTR(opts);
     }
     return r;
 }
 
-/* What a filename stands for; options below `file` may say that a filter that takes a filename is to be there. */
-static int named_file_options(const char *filename, const struct options *top, struct options **ret,
-                              struct error *err)
+/*
+ * Options that a filename stands for. Options below `file` may name a filter that takes the
+ * filename.
+ */
+static int named_file_options(const char *filename, const struct options *top,
+                              struct options **ret_options, struct error *err)
 {
     AUTO_OPTIONS struct options *copy = options_clone(top);
     AUTO_OPTIONS struct options *below = NULL;
@@ -361,12 +371,12 @@ static int named_file_options(const char *filename, const struct options *top, s
     }
     driver = name ? block_find_driver(name) : NULL;
     return driver && driver->is_filter && driver->parse_filename
-               ? filter_options(driver, filename, ret, err)
-               : protocol_options(filename, ret, err);
+               ? filter_options(driver, filename, ret_options, err)
+               : protocol_options(filename, ret_options, err);
 }
 
 int block_co_open_filename(const char *filename, const char *format, struct options *extra,
-                           unsigned flags, struct block_node **ret, struct error *err)
+                           unsigned flags, struct block_node **ret_node, struct error *err)
 {
     AUTO_OPTIONS struct options *top = extra ? extra : options_new();
     AUTO_OPTIONS struct options *file_opts = NULL;
@@ -380,7 +390,7 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
         return error_set(err, EINVAL, "Unknown driver '%s'", format);
     }
     if (strncmp(filename, "json:", 5) == 0) {
-        return co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret, err);
+        return co_open_json(filename + 5, format, TAKE_PTR(top), flags, ret_node, err);
     }
     if (driver && driver->is_filter && !driver->parse_filename) {
         r = filter_file_options(filename, top, &file_opts, err);
@@ -396,7 +406,7 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
         return r;
     }
     if (!driver) {
-        return co_open_probed(filename, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret, err);
+        return co_open_probed(filename, TAKE_PTR(top), TAKE_PTR(file_opts), flags, ret_node, err);
     }
     if (driver->is_format || !driver->is_protocol) {
         r = join_file_options(top, &file_opts, err);
@@ -405,8 +415,8 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
         }
         options_set_str(top, "driver", format);
         options_set_child(top, "file", TAKE_PTR(file_opts));
-        return block_co_open(TAKE_PTR(top), flags, ret, err);
+        return block_co_open(TAKE_PTR(top), flags, ret_node, err);
     }
     r = join_options(&file_opts, top, err);
-    return r < 0 ? r : block_co_open(TAKE_PTR(file_opts), flags, ret, err);
+    return r < 0 ? r : block_co_open(TAKE_PTR(file_opts), flags, ret_node, err);
 }

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What an image is called where its plain filename does not open the same: json: with the options of all its nodes. */
+/*
+ * The full name of an image whose plain filename would open something else: json: with the options
+ * of all its nodes.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,10 +10,12 @@
 #include "base/cleanup.h"
 #include "block/internal.h"
 
-/* Nodes that a name tells of: no more are told of, since one that is used twice has to be told of twice. */
+/*
+ * Most nodes in a full name. A bound is needed because a node that is used twice is listed twice.
+ */
 #define NODES_MAX 64u
 
-/* Options that say how an image is used, not which it is. */
+/* Options that say how an image is used, not which image. */
 static bool is_of_use(const char *key)
 {
     static const char *const keys[] = {"node-name", "read-only", "auto-read-only", "force-share",
@@ -30,7 +35,7 @@ static bool is_child(const struct block_node *node, const char *key)
     size_t length = strlen(key);
 
     LIST_FOREACH (edge, &node->children, sibling) {
-        /* Those of a list are called LIST.INDEX. */
+        /* The edges of a list are named LIST.INDEX. */
         if (strncmp(edge->name, key, length) == 0 &&
             (edge->name[length] == '\0' || edge->name[length] == '.')) {
             return true;
@@ -71,7 +76,7 @@ static void add_options(struct json_object *to, const struct block_node *node)
     }
 }
 
-/* Counts in *nodes; what is beyond NODES_MAX is left out. */
+/* Counts nodes in *nodes; leaves out those beyond NODES_MAX. */
 static struct json_object *node_json(const struct block_node *node, unsigned *nodes)
 {
     struct json_object *o = json_object_new_object();

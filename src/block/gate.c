@@ -10,8 +10,8 @@
  *   mark, count           dirty bitmaps, write generation: after the write, also when it failed
  *   root_leave
  *
- * A node with request_alignment 1 and no limits, which is what page-cached files and qcow2 are, passes without a
- * lock, an allocation or a copy.
+ * Requests of a node with request_alignment 1 and no limits (page-cached files, qcow2) take no
+ * lock, no memory and no copy here.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -59,7 +59,7 @@ static inline bool offset_is_sane(uint64_t offset, uint64_t length)
 
 /* --- read ------------------------------------------------------------------------------------ */
 
-/* One request that is within the node; aligned if the node wants that. */
+/* A request within the node; aligned here if the node needs that. */
 static int co_driver_preadv(struct block_node *node, uint64_t offset, struct iov iov,
                             unsigned flags)
 {
@@ -70,8 +70,8 @@ static int co_driver_preadv(struct block_node *node, uint64_t offset, struct iov
 }
 
 /*
- * Of an interior edge: format metadata and data can lie at the ragged end of a file, and what is beyond
- * it reads as zeroes.
+ * On an interior edge: format metadata and data may lie at the ragged end of a file; bytes beyond
+ * the end read as zeroes.
  */
 static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov iov,
                             unsigned flags)
@@ -83,7 +83,7 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
 
     if (inside > 0) {
         r = iov_part_set(&part, iov, 0, inside);
-        r = r < 0 ? r : co_driver_preadv(edge->node, offset, part.iov, flags);
+        UNLESS_FAILED(r, co_driver_preadv(edge->node, offset, part.iov, flags));
     }
     iov_fill(iov, inside, 0, iov.size - inside);
     return r;
@@ -122,7 +122,7 @@ int block_co_pread(struct block_edge *edge, uint64_t offset, void *buf, size_t s
     return block_co_preadv(edge, offset, iov_from_buf(&vec, buf, size), 0);
 }
 
-/* --- what all changes of contents share -------------------------------------------------------- */
+/* --- common to all changes of contents  ------------------------------------------------------- */
 
 static int check_write(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
 {
@@ -135,12 +135,12 @@ static int check_write(struct block_edge *edge, uint64_t offset, uint64_t length
     if (__builtin_expect(range_fits(offset, length, block_node_size(edge->node)), true)) {
         return 0;
     }
-    /* A format makes its file grow by writing behind its end. */
+    /* A format extends its file by writing beyond the end. */
     return !edge->root && (edge->perm & BLOCK_PERM_RESIZE) && offset_is_sane(offset, length) ? 0
                                                                                              : -EIO;
 }
 
-/* After the driver is done with a change, whether it worked or not: a part may have landed. */
+/* The driver has ended a change, with success or not: a failed change may have written a part. */
 static void account_change(struct block_node *node, uint64_t offset, uint64_t length, int result,
                            unsigned flags)
 {
@@ -162,7 +162,7 @@ static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t leng
 
 /* --- write ----------------------------------------------------------------------------------- */
 
-/* The option detect-zeroes. Flags that mean nothing to write_zeroes are left out. */
+/* The option detect-zeroes. Flags that write_zeroes does not have are left out. */
 static int co_write_found_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                                  unsigned flags)
 {
@@ -252,8 +252,9 @@ static int co_write_zero_buffer(struct block_node *node, uint64_t offset, uint64
 }
 
 /*
- * Zeroes and discards of whole blocks, kept apart from writes that read a block, change a part of it and write it whole: those would
- * write old bytes back. Not held over a fallback, which goes through the same lock by itself.
+ * Zero whole blocks, excluding unaligned writes of the same blocks meanwhile: those read a block,
+ * change a part and write the whole block, so they would write old bytes back. The lock is not held
+ * over a fallback, which takes the same lock.
  */
 static int co_zero_blocks(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
@@ -304,7 +305,7 @@ static int co_zero_part(struct block_node *node, uint64_t offset, uint64_t lengt
     return r;
 }
 
-/* Units of zeroes and discards need not be powers of two. */
+/* Like round_down() and round_up(), for units that are not powers of two. */
 static uint64_t multiple_down(uint64_t value, uint64_t unit)
 {
     return value - value % unit;
@@ -320,7 +321,7 @@ static int co_zero_node(struct block_node *node, uint64_t offset, uint64_t lengt
     uint64_t unit = MAX(node->limits.zeroes_alignment, node->limits.request_alignment);
     uint64_t max = node->limits.max_zeroes ? node->limits.max_zeroes : length;
     uint64_t end = offset + length;
-    /* The end of the node may be ragged: a request up to it counts as aligned. */
+    /* The end of the node may be ragged: a request up to the end counts as aligned. */
     uint64_t head_end = MIN(multiple_up(offset, unit), end);
     uint64_t tail = end == block_node_size(node) ? end : MAX(multiple_down(end, unit), head_end);
     int r = co_zero_part(node, offset, head_end - offset, flags, false);
@@ -332,7 +333,7 @@ static int co_zero_node(struct block_node *node, uint64_t offset, uint64_t lengt
     return r < 0 ? r : co_zero_part(node, tail, end - tail, flags, false);
 }
 
-/* Within bounds, and permitted. */
+/* The range is within bounds, and permitted. */
 static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t length, unsigned flags)
 {
     int r;
@@ -426,7 +427,7 @@ int block_co_copy_range(struct block_edge *from, uint64_t from_offset, struct bl
 
 /* --- discard --------------------------------------------------------------------------------- */
 
-/* Heads and tails that are no whole unit. Only what is below a filter may still know what to do with them. */
+/* Heads and tails that are not whole units have no effect, except that filters pass them on. */
 static int co_discard_rest(struct block_node *node, uint64_t from, uint64_t to)
 {
     int r =
@@ -467,7 +468,10 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     op.invalid = r < 0;
     if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
         r = co_discard_node(node, offset, length);
-        /* A discard never makes a node longer, though a format may discard a cluster that reaches over the end. */
+        /*
+         * A discard never extends a node, though a format may discard a cluster that crosses the
+         * end.
+         */
         size = block_node_size(node);
         account_change(node, offset, MIN(length, size - MIN(offset, size)), r, 0);
     }
@@ -479,7 +483,10 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 
 /* --- flush ----------------------------------------------------------------------------------- */
 
-/* Writes reach what a filter shows by other ways as well: it can't tell whether there is anything to flush. */
+/*
+ * A filter is always flushed: its contents may have been written by another way, which it does not
+ * count.
+ */
 static int co_flush_node(struct block_node *node)
 {
     uint64_t written = atomic_load(&node->write_generation);
@@ -570,7 +577,7 @@ int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct io
 }
 
 int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t length,
-                             struct block_status *ret)
+                             struct block_status *ret_status)
 {
     struct block_node *node;
     int r = -ENOTSUP;
@@ -579,14 +586,14 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
     node = edge->node;
     trace_block_snapshot_status_begin(node->name, offset, length);
     if (offset >= block_node_size(node)) {
-        *ret = (struct block_status){.flags = BLOCK_STATUS_EOF};
+        *ret_status = (struct block_status){.flags = BLOCK_STATUS_EOF};
         r = 0;
     } else if (node->driver->co_snapshot_status) {
         length = MIN(length, block_node_size(node) - offset);
-        r = node->driver->co_snapshot_status(node, offset, length, ret);
+        r = node->driver->co_snapshot_status(node, offset, length, ret_status);
     }
-    trace_block_snapshot_status_end(node->name, offset, r < 0 ? 0 : ret->length,
-                                    r < 0 ? 0 : ret->flags, r);
+    trace_block_snapshot_status_end(node->name, offset, r < 0 ? 0 : ret_status->length,
+                                    r < 0 ? 0 : ret_status->flags, r);
     leave(edge);
     return r;
 }

@@ -34,7 +34,7 @@ static void *bounce_new(const struct block_node *node, size_t size)
     return posix_memalign(&buf, MAX(node->limits.memory_alignment, 4096), size) == 0 ? buf : NULL;
 }
 
-/* --- one piece ----------------------------------------------------------------------------------- */
+/* --- one piece -------------------------------------------------------------------------------- */
 
 static int co_read_bounced(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
@@ -55,7 +55,7 @@ static int co_read_bounced(struct block_node *node, uint64_t offset, struct iov 
     return r;
 }
 
-/* Fill the parts of the end blocks that the write leaves as they are. */
+/* Read the parts of the first and last block that the write keeps. */
 static int co_read_ends(struct block_node *node, char *buf, uint64_t first, size_t size,
                         uint64_t offset, uint64_t end)
 {
@@ -155,7 +155,7 @@ static int co_request(struct block_node *node, uint64_t offset, struct iov iov, 
         return co_piece(node, offset, iov, flags, write, straight);
     }
     while (done < iov.size && r == 0) {
-        /* Pieces end on block boundaries, so that at most the first and the last are ragged. */
+        /* Pieces end on block boundaries, so at most the first and the last are ragged. */
         size_t size = MIN(round_down(offset + done + max, unit) - (offset + done), iov.size - done);
         IOV_PART_AUTO(part);
 
@@ -163,7 +163,7 @@ static int co_request(struct block_node *node, uint64_t offset, struct iov iov, 
                size > unit) {
             size = MAX(round_down(size / 2, unit), unit);
         }
-        r = r < 0 ? r : co_piece(node, offset + done, part.iov, flags, write, straight);
+        UNLESS_FAILED(r, co_piece(node, offset + done, part.iov, flags, write, straight));
         if (done > 0) {
             counters_count(&node->counters, BLOCK_STAT_SPLIT);
         }

@@ -2,28 +2,29 @@
 /*
  * Graph changes: a list of edge changes that take effect together.
  *
- *   begin    one change at a time; who waits, waits without holding up anybody's requests
- *   ...      edges are attached, detached and moved; nothing is checked yet, no permission changes
- *   settle   permissions of the result; what an edge that could write has left is flushed, unless what it points to now
- *            passes flushes on to that. When it fails, the permissions in force are those of before: the caller takes its
- *            edge changes back and settles again, which can't fail
- *   end      locks that nobody needs any more are given up
+ *   begin    there is one change at a time; waiting for it delays no requests
+ *   ...      edges are attached, detached and moved; no check yet, no permission changes
+ *   settle   works out the permissions of the result. Flushes the node that a writing edge has
+ *            left, unless the edge's new node passes flushes on to the old one. On failure the old
+ *            permissions are in force: the caller takes its edge changes back and settles again,
+ *            which can't fail
+ *   end      gives up image locks that nobody needs any more
  *
- * The nodes concerned are drained by the caller, from before the begin until after the end. Opening and closing images is
- * no part of a change: that may take long.
+ * The caller drains the nodes concerned, from before the begin until after the end. Opening and
+ * closing images, which may take long, are not parts of a change.
  */
 #include <errno.h>
 
 #include "base/log.h"
 #include "block/internal.h"
 
-/* Guards edges, and what block_node and block_edge say is guarded by it. Main reactor. */
+/* Guards edges, and the members of block_node and block_edge that say so. Main reactor. */
 static struct {
     struct co_mutex lock;
     bool ready;
-    struct co *owner; /* in a change; NULL: nobody */
+    struct co *owner; /* the coroutine in a change; NULL: none */
     unsigned depth;
-    struct list moved; /* edges that the change has moved, each with its origin */
+    struct list moved; /* edges that the change has moved; each has its origin */
 } graph;
 
 void block_co_change_begin(void)
@@ -40,7 +41,10 @@ void block_co_change_begin(void)
     graph.depth++;
 }
 
-/* Filters pass flushes on: what is written to one side is made stable by a flush on the other. */
+/*
+ * Whether a flush of one reaches the other: both are filters on the same node, or one filters the
+ * other.
+ */
 static bool flush_is_shared(struct block_node *a, struct block_node *b)
 {
     a = block_node_skip_filters(a);
@@ -85,7 +89,10 @@ struct block_node *block_edge_forget_move(struct block_edge *edge)
     return origin;
 }
 
-/* Origins that nobody else refers to any more: to be closed once others can change the graph again. */
+/*
+ * Give the references to origins back. Nodes without references go to *ret_unused, to be closed
+ * after the change.
+ */
 static void forget_moves(struct list *ret_unused)
 {
     while (!list_is_empty(&graph.moved)) {
@@ -127,7 +134,7 @@ int block_co_settle_at(struct block_node *node, struct error *err)
     return block_co_change_settle(err);
 }
 
-/* --- moving edges ------------------------------------------------------------------------------ */
+/* --- moving edges ----------------------------------------------------------------------------- */
 
 bool block_node_reaches(struct block_node *from, const struct block_node *to)
 {
@@ -207,7 +214,7 @@ int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct 
     return r;
 }
 
-/* An edge of `from` that is to point to `to`: not those that lead from there. */
+/* An edge to `from` that has to point to `to`: not one by which `to` reaches `from`. */
 static struct block_edge *next_to_move(struct block_node *from, struct block_node *to)
 {
     struct block_edge *edge;
@@ -231,7 +238,7 @@ static int move_all(struct block_node *from, struct block_node *to, struct error
     return r;
 }
 
-/* Those that this change has moved from there. */
+/* Move the edges back that this change has moved from `from` to `to`. */
 static void move_back(struct block_node *from, struct block_node *to)
 {
     struct block_edge *edge;
@@ -255,7 +262,7 @@ int block_co_node_replace(struct block_node *from, struct block_node *to, struct
     block_co_drain_begin(to);
     block_co_change_begin();
     r = move_all(from, to, err);
-    r = r < 0 ? r : block_co_change_settle(err);
+    UNLESS_FAILED(r, block_co_change_settle(err));
     if (r < 0) {
         move_back(from, to);
         if (block_co_change_settle(NULL) < 0) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening a node from its options, its children, and closing it. */
+/* Opening a node and its children from options, and publishing it. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +12,10 @@
 
 #define NODE_NAME_MAX 31
 
-/* How many later writes a write that waits for blocks lets by; enough for requests of one guest, and no write waits for ever. */
+/*
+ * How many later writes may pass a write that waits for blocks. Enough for the requests of one
+ * guest; bounds the wait.
+ */
 #define RMW_PASSES 64
 
 /* --- names ----------------------------------------------------------------------------------- */
@@ -43,7 +46,7 @@ static bool is_named(struct list *nodes, const char *name)
     return false;
 }
 
-/* Also by one that is being opened, by whomever. */
+/* Names of hidden nodes of any coroutine are taken too. */
 static bool name_is_taken(const char *name)
 {
     return is_named(&block_all_nodes, name) || is_named(&block_hidden_nodes, name);
@@ -83,11 +86,12 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
 
 /* --- generic options ------------------------------------------------------------------------- */
 
-/* Messages call it by its full name. */
-static int take_cache_flag(struct options *cache, const char *name, bool *ret, struct error *err)
+/* Messages name the option in full: "cache.NAME". */
+static int take_cache_flag(struct options *cache, const char *name, bool *ret_flag,
+                           struct error *err)
 {
     bool has_path = options_are_arguments(cache);
-    int r = options_take_bool(cache, name, false, ret, has_path ? err : NULL);
+    int r = options_take_bool(cache, name, false, ret_flag, has_path ? err : NULL);
 
     if (r < 0 && !has_path) {
         error_set(err, -r, "Parameter 'cache.%s' expects 'on' or 'off'", name);
@@ -151,7 +155,7 @@ static int take_generic_options(struct block_node *node, struct options *opts, u
     return 0;
 }
 
-/* What a child gets where its own options say nothing. */
+/* Set the generic options that the child was not given. */
 static void inherit_options(const struct block_node *parent, struct options *child, unsigned role)
 {
     static const char *const discard_names[] = {"ignore", "unmap"};
@@ -165,7 +169,7 @@ static void inherit_options(const struct block_node *parent, struct options *chi
     if (parent->force_share && !writable) {
         options_default_bool(child, "force-share", true);
     }
-    /* A format decides itself what it passes on to its file. */
+    /* A format decides which discards it passes on to its file. */
     options_default_str(child, "discard",
                         discard_names[parent->driver->is_format || parent->discard_unmap]);
     if (!options_has(child, "cache") && (parent->cache_direct || parent->cache_no_flush)) {
@@ -237,7 +241,7 @@ static int remember_filename(struct block_node *node, const struct options *opts
     return 0;
 }
 
-/* A format or filter is called by the name of what it is in. */
+/* A format or filter has the filename of the node below. */
 static void inherit_filename(struct block_node *node)
 {
     const struct block_node *below = node->file                ? node->file->node
@@ -250,7 +254,7 @@ static void inherit_filename(struct block_node *node)
     node->beyond_filename |= below && below->beyond_filename;
 }
 
-/* Filters pass events on; a format that does so, too, has said it in its co_open. */
+/* Filters pass events on; a format that does has set `events` in its co_open. */
 static bool wants_events(const struct block_node *node)
 {
     const struct block_node *below =
@@ -296,7 +300,7 @@ static void co_detach_all_children(struct block_node *node)
     }
 }
 
-int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_node **ret,
+int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_node **ret_node,
                          struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_in;
@@ -329,13 +333,13 @@ int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_n
     node->open_flags &= ~BLOCK_OPEN_CHAIN_MASK;
     json_object_object_add(node->options, "driver", json_object_new_string(driver_name));
     node->is_open = true;
-    *ret = node;
+    *ret_node = node;
     return 0;
 }
 
-/* --- publish ------------------------------------------------------------------------------------ */
+/* --- publish ---------------------------------------------------------------------------------- */
 
-/* The last one opened of the hidden nodes at and below `node`: children come before their parents. */
+/* The hidden node at or below `node` that was opened last: children come before their parents. */
 static struct block_node *next_to_publish(struct block_node *node)
 {
     struct list *l;
@@ -394,7 +398,7 @@ int block_co_publish(struct block_node *node, struct error *err)
             make_public(n);
         }
     }
-    r = r < 0 ? r : block_co_change_settle(err);
+    UNLESS_FAILED(r, block_co_change_settle(err));
     if (r < 0) {
         block_unpublish(node);
         (void)block_co_change_settle(NULL);
@@ -403,7 +407,7 @@ int block_co_publish(struct block_node *node, struct error *err)
     return r;
 }
 
-/* Whether this coroutine is in the midst of opening another node, of which this one becomes a part. */
+/* Whether this coroutine is opening another node, of which this node becomes a part. */
 static bool is_nested_open(void)
 {
     struct block_node *node;
@@ -416,7 +420,8 @@ static bool is_nested_open(void)
     return false;
 }
 
-int block_co_open(struct options *opts, unsigned flags, struct block_node **ret, struct error *err)
+int block_co_open(struct options *opts, unsigned flags, struct block_node **ret_node,
+                  struct error *err)
 {
     bool nested = is_nested_open();
     struct block_node *node = NULL;
@@ -429,7 +434,7 @@ int block_co_open(struct options *opts, unsigned flags, struct block_node **ret,
         }
     }
     if (r == 0) {
-        *ret = node;
+        *ret_node = node;
     }
     return r;
 }
@@ -440,18 +445,18 @@ struct block_node *block_node_ref(struct block_node *node)
     return node;
 }
 
-/* --- children ------------------------------------------------------------------------------------ */
+/* --- children --------------------------------------------------------------------------------- */
 
-/* Takes a reference by name, or opens; *ret is NULL if the options say nothing of it. */
+/* Take a reference by name, or open; *ret_node is NULL if the options do not have the child. */
 static int co_find_or_open(struct block_node *node, struct options *opts, const char *name,
-                           unsigned role, struct block_node **ret, struct error *err)
+                           unsigned role, struct block_node **ret_node, struct error *err)
 {
     AUTO_OPTIONS struct options *child_opts = NULL;
     AUTO_FREE char *node_name = NULL;
     unsigned flags = node->open_flags;
     int r = options_take_child(opts, name, &child_opts, &node_name, err);
 
-    *ret = NULL;
+    *ret_node = NULL;
     if (r < 0) {
         return r;
     }
@@ -461,7 +466,7 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
         if (!found) {
             return -ENOENT;
         }
-        *ret = block_node_ref(found);
+        *ret_node = block_node_ref(found);
         return 0;
     }
     if (!child_opts) {
@@ -471,17 +476,18 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
     if (role & BLOCK_ROLE_BACKING) {
         flags &= ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
     }
-    return block_co_open(TAKE_PTR(child_opts), flags, ret, err);
+    return block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
 }
 
 int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
-                        unsigned role, bool allow_none, struct block_edge **ret, struct error *err)
+                        unsigned role, bool allow_none, struct block_edge **ret_edge,
+                        struct error *err)
 {
     struct block_node *child;
     int r = co_find_or_open(node, opts, name, role, &child, err);
 
-    if (ret) {
-        *ret = NULL;
+    if (ret_edge) {
+        *ret_edge = NULL;
     }
     if (r < 0) {
         return r;
@@ -489,12 +495,15 @@ int block_co_open_child(struct block_node *node, struct options *opts, const cha
     if (!child) {
         return allow_none ? 0 : options_missing(opts, name, err);
     }
-    r = block_co_attach_child(node, child, name, role, ret, err);
+    r = block_co_attach_child(node, child, name, role, ret_edge, err);
     block_co_unref(child);
     return r;
 }
 
-/* An image that lies in several files, which may be in several directories. */
+/*
+ * Whether a relative backing name has no directory: an image in several files may be in several
+ * directories.
+ */
 static bool is_relative_to_nothing(const struct block_node *node, const char *filename)
 {
     const struct block_node *file = node->file ? node->file->node : node;
@@ -504,7 +513,7 @@ static bool is_relative_to_nothing(const struct block_node *node, const char *fi
 
 static int co_open_recorded_backing(struct block_node *node, const char *filename,
                                     const char *format, struct options *extra /* consumed */,
-                                    struct block_node **ret, struct error *err)
+                                    struct block_node **ret_node, struct error *err)
 {
     AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
     int r;
@@ -521,7 +530,7 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
                          block_node_display_name(node), filename);
     }
     inherit_options(node, extra, BLOCK_ROLE_BACKING);
-    r = block_co_open_below(node, path, format, extra, ret, err);
+    r = block_co_open_below(node, path, format, extra, ret_node, err);
     if (r < 0 && r != -ELOOP) {
         error_prepend(err, "Could not open backing file: ");
     }
@@ -529,8 +538,9 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
 }
 
 /*
- * Options of the backing file that don't say where it is are for the one that the image records: "driver" alone names another format
- * for it, and others, such as "node-name", are added. *ret_extra gets those (never NULL on success).
+ * Options of `backing` that do not say where the backing file is apply to the one that the image
+ * records: "driver" alone names its format, others such as "node-name" are added to its options.
+ * *ret_extra gets the latter (never NULL on success).
  */
 static int take_backing_additions(struct options *opts, bool is_recorded, char **ret_format,
                                   struct options **ret_extra, struct error *err)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * An option tree is a JSON object whose keys have no dots (options_parse.c nests those that come in). When
- * memory runs out while a tree is built, it turns "failed" and every take reports that.
+ * An option tree is a JSON object whose keys have no dots (options_parse.c nests dotted keys of the
+ * source). A tree that ran out of memory while it was built is "failed": every take reports that.
  */
 #include "block/options.h"
 
@@ -15,7 +15,7 @@
 #include "base/strbuf.h"
 #include "block/options_tree.h"
 
-/* --- life ---------------------------------------------------------------------------------------- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 struct options *options_wrap(struct json_object *root)
 {
@@ -72,7 +72,7 @@ struct json_object *options_to_json(const struct options *o)
     return copy;
 }
 
-/* Its address is the user data of arguments that were made of text. */
+/* Its address is the user data of JSON objects that options_to_arguments() made of text. */
 static char made_of_text;
 
 struct json_object *options_to_arguments(const struct options *o)
@@ -85,7 +85,7 @@ struct json_object *options_to_arguments(const struct options *o)
     return object;
 }
 
-/* Keys with dots, at any level: 0, or -EINVAL. `path` is that of the object. */
+/* -EINVAL for a key with dots, at any level. `path` is the path of the object. */
 static int check_keys(struct json_object *value, const char *path, struct error *err)
 {
     if (json_object_is_type(value, json_type_array)) {
@@ -118,16 +118,17 @@ static int check_keys(struct json_object *value, const char *path, struct error 
     return 0;
 }
 
-int options_from_arguments(struct json_object *object, struct options **ret, struct error *err)
+int options_from_arguments(struct json_object *object, struct options **ret_options,
+                           struct error *err)
 {
     bool is_text = json_object_get_userdata(object) == &made_of_text;
     int r = is_text ? 0 : check_keys(object, "", err);
 
-    r = r < 0 ? r : options_from_json(object, ret, err);
+    UNLESS_FAILED(r, options_from_json(object, ret_options, err));
     if (r >= 0) {
-        (*ret)->is_text = is_text;
-        (*ret)->is_arguments = true;
-        (*ret)->is_strict = !is_text;
+        (*ret_options)->is_text = is_text;
+        (*ret_options)->is_arguments = true;
+        (*ret_options)->is_strict = !is_text;
     }
     return r;
 }
@@ -138,7 +139,8 @@ bool options_are_arguments(const struct options *o)
 }
 
 int options_from_element(const struct options *o, const char *key, size_t index,
-                         struct json_object *element, struct options **ret, struct error *err)
+                         struct json_object *element, struct options **ret_options,
+                         struct error *err)
 {
     STRBUF_AUTO(name);
 
@@ -149,8 +151,8 @@ int options_from_element(const struct options *o, const char *key, size_t index,
                                o->prefix ?: "", strbuf_str(&name))
                    : error_set(err, EINVAL, "Options must be a JSON object");
     }
-    *ret = options_wrap_part(o, strbuf_str(&name), json_object_get(element));
-    return options_usable(*ret) ? 0 : options_no_memory(err);
+    *ret_options = options_wrap_part(o, strbuf_str(&name), json_object_get(element));
+    return options_usable(*ret_options) ? 0 : options_no_memory(err);
 }
 
 struct options *options_clone(const struct options *o)
@@ -173,16 +175,16 @@ int options_add(struct json_object *object, const char *key, struct json_object 
     return 0;
 }
 
-/* --- look and set -------------------------------------------------------------------------------- */
+/* --- look and set ----------------------------------------------------------------------------- */
 
 bool options_is_empty(const struct options *o)
 {
     return !o || json_object_object_length(o->root) == 0;
 }
 
-static bool get(const struct options *o, const char *key, struct json_object **ret)
+static bool get(const struct options *o, const char *key, struct json_object **ret_json)
 {
-    return o && json_object_object_get_ex(o->root, key, ret);
+    return o && json_object_object_get_ex(o->root, key, ret_json);
 }
 
 bool options_has(const struct options *o, const char *key)
@@ -212,7 +214,7 @@ void options_drop(struct options *o, const char *key)
     }
 }
 
-/* `value` is consumed; NULL means that there was no memory for it. */
+/* `value` is consumed; NULL: out of memory, and the tree is failed. */
 static void set(struct options *o, const char *key, struct json_object *value)
 {
     if (!options_usable(o) || !value) {
@@ -260,17 +262,17 @@ void options_default_bool(struct options *o, const char *key, bool value)
     }
 }
 
-/* --- take ---------------------------------------------------------------------------------------- */
+/* --- take ------------------------------------------------------------------------------------- */
 
-/* 1: *ret is the value; 0: absent; or -ENOMEM. */
-static int peek(const struct options *o, const char *key, struct json_object **ret,
+/* 1: *ret_value is the value; 0: absent; or -ENOMEM. */
+static int peek(const struct options *o, const char *key, struct json_object **ret_json,
                 struct error *err)
 {
-    *ret = NULL;
+    *ret_json = NULL;
     if (!options_usable(o)) {
         return options_no_memory(err);
     }
-    return get(o, key, ret) ? 1 : 0;
+    return get(o, key, ret_json) ? 1 : 0;
 }
 
 static int wrong_type(const struct options *o, const char *key, const char *type, struct error *err)
@@ -279,7 +281,7 @@ static int wrong_type(const struct options *o, const char *key, const char *type
                      o->prefix ?: "", key, type);
 }
 
-/* `type` is what QEMU's schema calls the expected type. */
+/* `type` is the expected type by the name of QEMU's schema. */
 static int wrong_value(const struct options *o, const char *key, const char *type,
                        const char *expected, struct json_object *found, struct error *err)
 {
@@ -290,7 +292,7 @@ static int wrong_value(const struct options *o, const char *key, const char *typ
                      found ? json_object_to_json_string(found) : "null");
 }
 
-int options_take_str(struct options *o, const char *key, char **ret, struct error *err)
+int options_take_str(struct options *o, const char *key, char **ret_text, struct error *err)
 {
     struct json_object *value;
     char *copy = NULL;
@@ -309,11 +311,11 @@ int options_take_str(struct options *o, const char *key, char **ret, struct erro
         }
         options_drop(o, key);
     }
-    *ret = copy;
+    *ret_text = copy;
     return 0;
 }
 
-int options_take_text(struct options *o, const char *key, char **ret, struct error *err)
+int options_take_text(struct options *o, const char *key, char **ret_text, struct error *err)
 {
     struct json_object *value;
     int r = peek(o, key, &value, err);
@@ -324,7 +326,7 @@ int options_take_text(struct options *o, const char *key, char **ret, struct err
 
         options_set_str(o, key, text ? text : "");
     }
-    return r < 0 ? r : options_take_str(o, key, ret, err);
+    return r < 0 ? r : options_take_str(o, key, ret_text, err);
 }
 
 static int bool_of_string(const char *text)
@@ -342,7 +344,8 @@ static int bool_of_string(const char *text)
     return -1;
 }
 
-int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, struct error *err)
+int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret_flag,
+                      struct error *err)
 {
     struct json_object *value;
     int v = dflt;
@@ -366,12 +369,12 @@ int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, 
         }
         options_drop(o, key);
     }
-    *ret = v != 0;
+    *ret_flag = v != 0;
     return 0;
 }
 
 /* Decimal or 0x hexadecimal digits and nothing else. */
-static bool uint_of_string(const char *text, uint64_t *ret)
+static bool uint_of_string(const char *text, uint64_t *ret_value)
 {
     bool hex = text[0] == '0' && (text[1] == 'x' || text[1] == 'X');
     char *end;
@@ -380,20 +383,20 @@ static bool uint_of_string(const char *text, uint64_t *ret)
         return false;
     }
     errno = 0;
-    *ret = strtoull(text, &end, hex ? 16 : 10);
+    *ret_value = strtoull(text, &end, hex ? 16 : 10);
     return errno == 0 && *end == '\0';
 }
 
-static bool uint_of_json(struct json_object *value, uint64_t *ret)
+static bool uint_of_json(struct json_object *value, uint64_t *ret_value)
 {
     if (!json_object_is_type(value, json_type_int) || json_object_get_int64(value) < 0) {
         return false;
     }
-    *ret = json_object_get_uint64(value);
+    *ret_value = json_object_get_uint64(value);
     return true;
 }
 
-/* A number that is out of range, or text that is none. */
+/* -EINVAL: a number out of range, or text that is not a number. */
 static int wrong_number(const struct options *o, const char *key, const char *expected,
                         struct json_object *found, struct error *err)
 {
@@ -402,7 +405,7 @@ static int wrong_number(const struct options *o, const char *key, const char *ex
 }
 
 int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
-                      uint64_t *ret, struct error *err)
+                      uint64_t *ret_value, struct error *err)
 {
     struct json_object *value;
     uint64_t v = dflt;
@@ -428,11 +431,11 @@ int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_
         }
         options_drop(o, key);
     }
-    *ret = v;
+    *ret_value = v;
     return 0;
 }
 
-int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_t *ret,
+int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_t *ret_value,
                       struct error *err)
 {
     struct json_object *value;
@@ -459,12 +462,12 @@ int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_
         }
         options_drop(o, key);
     }
-    *ret = v;
+    *ret_value = v;
     return 0;
 }
 
 int options_take_enum(struct options *o, const char *key, const char *const *names, int dflt,
-                      int *ret, struct error *err)
+                      int *ret_value, struct error *err)
 {
     struct json_object *value;
     const char *text;
@@ -474,7 +477,7 @@ int options_take_enum(struct options *o, const char *key, const char *const *nam
         return r;
     }
     if (r == 0) {
-        *ret = dflt;
+        *ret_value = dflt;
         return 0;
     }
     if (!json_object_is_type(value, json_type_string)) {
@@ -484,7 +487,7 @@ int options_take_enum(struct options *o, const char *key, const char *const *nam
     for (int i = 0; names[i]; i++) {
         if (strcmp(text, names[i]) == 0) {
             options_drop(o, key);
-            *ret = i;
+            *ret_value = i;
             return 0;
         }
     }
@@ -528,9 +531,9 @@ int options_take_child(struct options *o, const char *key, struct options **ret_
     return 0;
 }
 
-/* {"0": a, "1": b} -> [a, b]; the numbers must be without gaps. */
-static int list_of_object(const char *key, struct json_object *object, struct json_object **ret,
-                          struct error *err)
+/* {"0": a, "1": b} -> [a, b]; -EINVAL if the numbers have gaps. */
+static int list_of_object(const char *key, struct json_object *object,
+                          struct json_object **ret_json, struct error *err)
 {
     struct json_object AUTO_JSON *list = json_object_new_array();
     int count = json_object_object_length(object);
@@ -552,11 +555,11 @@ static int list_of_object(const char *key, struct json_object *object, struct js
             return options_no_memory(err);
         }
     }
-    *ret = TAKE_PTR(list);
+    *ret_json = TAKE_PTR(list);
     return 0;
 }
 
-int options_take_list(struct options *o, const char *key, struct json_object **ret,
+int options_take_list(struct options *o, const char *key, struct json_object **ret_json,
                       struct error *err)
 {
     struct json_object *value, *list = NULL;
@@ -566,7 +569,7 @@ int options_take_list(struct options *o, const char *key, struct json_object **r
         return r;
     }
     if (r == 0) {
-        *ret = NULL;
+        *ret_json = NULL;
         return 0;
     }
     if (json_object_is_type(value, json_type_array)) {
@@ -580,7 +583,7 @@ int options_take_list(struct options *o, const char *key, struct json_object **r
         return wrong_value(o, key, "array", "a list", value, err);
     }
     options_drop(o, key);
-    *ret = list;
+    *ret_json = list;
     return 0;
 }
 

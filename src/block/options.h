@@ -3,8 +3,8 @@
  * Options of nodes: a tree of names and values, from `key=value,...` (dots nest), from JSON, or
  * from QMP.
  *
- * A driver *takes* what it knows; what is left when it has finished is unknown to it, and
- * options_check_empty() names it. Values keep the type of their source: a string from a command
+ * A driver *takes* the options that it knows: they are removed. options_check_empty() then refuses,
+ * and names, the first unknown one. Values keep the type of their source: a string from a command
  * line is accepted where a bool, number or size is wanted; JSON has to have the right type, or be a
  * string; arguments of commands have to have the right type. Main reactor only. None of these
  * functions yields.
@@ -33,81 +33,88 @@ static inline void options_cleanup(struct options **o)
  * is the value of `implied_key`, if that is not NULL; later ones without "=" mean "=on". Text that
  * begins with '{' is parsed as JSON. Duplicate and contradicting keys are errors. -EINVAL.
  */
-int options_parse(const char *text, const char *implied_key, struct options **ret,
+int options_parse(const char *text, const char *implied_key, struct options **ret_options,
                   struct error *err);
 
 /*
- * QEMU has an option that is a value or a group of options, also both at one time: overlap-check.
- * In a group the value that was given beside it has this name.
+ * The name, in a group of options, of a value that was given to the group itself. QEMU has one
+ * option that is a value, a group, or both: overlap-check.
  */
 #define OPTIONS_OWN_VALUE "="
 
-/* A deep copy of a JSON object. Keys with dots in it nest, too. -EINVAL if it is not an object. */
-int options_from_json(struct json_object *object, struct options **ret, struct error *err);
-
 /*
- * The same of a command's arguments. Their values have to have the right types, and their keys no
- * dots, unless the object was made by options_to_arguments() of `key=value` text. What is wrong is
- * told as QEMU's programs do, with the whole path.
+ * A deep copy of a JSON object, with dotted keys nested. -EINVAL: not an object; a key is given
+ * twice.
  */
-int options_from_arguments(struct json_object *object, struct options **ret, struct error *err);
+int options_from_json(struct json_object *object, struct options **ret_options, struct error *err);
 
 /*
- * Whether it comes from options_from_arguments(), so that messages name options by their whole
- * path.
+ * Likewise from the arguments of a command. Values must have the right types, and keys must have no
+ * dots, unless options_to_arguments() made the object of `key=value` text. Errors are worded as in
+ * QEMU's programs, with the whole path.
+ */
+int options_from_arguments(struct json_object *object, struct options **ret_options,
+                           struct error *err);
+
+/*
+ * Whether options_from_arguments() made the tree: then messages name options by their whole path.
  */
 bool options_are_arguments(const struct options *o);
 
-/* Element `index` of a list that was taken from `o` by the name `key`. As above. */
+/* Likewise from element `index` of a list that was taken from `o` by the name `key`. */
 int options_from_element(const struct options *o, const char *key, size_t index,
-                         struct json_object *element, struct options **ret, struct error *err);
+                         struct json_object *element, struct options **ret_options,
+                         struct error *err);
 
-/* A new reference to a JSON copy of what is still in the tree. */
+/* A JSON copy of the options that are still in the tree; the caller has the reference. */
 struct json_object *options_to_json(const struct options *o);
 /*
- * Likewise, to be handed to a command, whatever the tree was made of. The object can't be copied by
- * json-c.
+ * Likewise as the arguments of a command, whatever the tree was made of. json-c can't copy the
+ * object.
  */
 struct json_object *options_to_arguments(const struct options *o);
+/* NULL: no memory. */
 struct options *options_clone(const struct options *o);
 
 bool options_is_empty(const struct options *o);
-/* Whether `key` (one level, no dots) is there, whatever its type (also null). */
+/* Whether the tree has `key` (one level, no dots), of any type, null included. */
 bool options_has(const struct options *o, const char *key);
-/* Whether it is there and is JSON null. */
+/* Whether the tree has it, and it is JSON null. */
 bool options_is_null(const struct options *o, const char *key);
-/* Whether it is there and is this string. */
+/* Whether the tree has it, and it is this string. */
 bool options_is_text(const struct options *o, const char *key, const char *text);
+/* Remove the key, if the tree has it. */
 void options_drop(struct options *o, const char *key);
 
-/* Set, replacing. */
+/* Set a value, in place of the old one. */
 void options_set_str(struct options *o, const char *key, const char *value);
 void options_set_bool(struct options *o, const char *key, bool value);
 void options_set_uint(struct options *o, const char *key, uint64_t value);
 void options_set_child(struct options *o, const char *key, struct options *child /* consumed */);
-/* Set unless it is there. */
+/* Set a value unless the tree has the key. */
 void options_default_str(struct options *o, const char *key, const char *value);
 void options_default_bool(struct options *o, const char *key, bool value);
 
 /*
- * Take: *ret gets the value, or the default where the key is absent, and the key is removed.
+ * Take: the output gets the value, or the default where the key is absent, and the key is removed.
  * -EINVAL with a sentence that names key, expectation and value when it has the wrong type or form.
  */
 int options_take_str(struct options *o, const char *key,
-                     char **ret /* owned by the caller; NULL if absent */, struct error *err);
+                     char **ret_text /* owned by the caller; NULL if absent */, struct error *err);
 /*
- * As above; a number is taken as its text, as QEMU does for options that are older than their
+ * Likewise; a number is taken as its text, as QEMU does for options that are older than their
  * types.
  */
-int options_take_text(struct options *o, const char *key, char **ret, struct error *err);
-int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret, struct error *err);
-int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
-                      uint64_t *ret, struct error *err);
-int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_t *ret,
+int options_take_text(struct options *o, const char *key, char **ret_text, struct error *err);
+int options_take_bool(struct options *o, const char *key, bool dflt, bool *ret_flag,
                       struct error *err);
-/* `names` ends with NULL; *ret is the index. */
+int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_t max,
+                      uint64_t *ret_value, struct error *err);
+int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_t *ret_value,
+                      struct error *err);
+/* `names` ends with NULL; *ret_value is an index in it. */
 int options_take_enum(struct options *o, const char *key, const char *const *names, int dflt,
-                      int *ret, struct error *err);
+                      int *ret_value, struct error *err);
 
 /*
  * Take a child: absent -> 0 with both NULL; a string -> *ret_node_name (owned); an object ->
@@ -119,16 +126,16 @@ int options_take_child(struct options *o, const char *key, struct options **ret_
  * Take a list (a JSON array, or keys "0", "1", ...) as a JSON array; NULL if absent. The caller
  * owns a reference.
  */
-int options_take_list(struct options *o, const char *key, struct json_object **ret,
+int options_take_list(struct options *o, const char *key, struct json_object **ret_json,
                       struct error *err);
 
 /* -EINVAL: "Unknown <key> '<value>'", or what QEMU says of arguments. */
 int options_wrong_choice(const struct options *o, const char *key, const char *value,
                          struct error *err);
-/* -EINVAL: an option that has to be there is not. */
+/* -EINVAL: a mandatory option is missing. */
 int options_missing(const struct options *o, const char *key, struct error *err);
 
-/* 0 if nothing is left; else -EINVAL: "<what> does not support the option '<key>'". */
+/* -EINVAL if an option is left: "<what> does not support the option '<key>'". */
 int options_check_empty(const struct options *o, const char *what, struct error *err);
 
 #endif

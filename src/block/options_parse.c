@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Option trees from text and JSON. Whatever comes in goes through import_value() and insert_path(), which nest
+ * Option trees from text and JSON. All values pass import_value() and insert_path(), which nest
  * dotted keys, refuse keys given twice and bound the depth.
  */
 #include "block/options.h"
@@ -16,14 +16,14 @@
 #define OPTIONS_DEPTH_MAX 32
 #define OPTIONS_TEXT_MAX 1048576
 
-/* --- building ------------------------------------------------------------------------------------ */
+/* --- building --------------------------------------------------------------------------------- */
 
 static int too_deep(struct error *err)
 {
     return error_set(err, EINVAL, "Options are nested more than %d levels deep", OPTIONS_DEPTH_MAX);
 }
 
-/* Whether a key may have a value of its own beside options below it. */
+/* Whether a key may have a value and options below it at the same time. */
 static bool is_value_and_group(const char *key)
 {
     return strcmp(key, "overlap-check") == 0;
@@ -34,7 +34,7 @@ static int insert_leaf(struct json_object *object, const char *key, struct json_
                        int depth, struct error *err)
 {
     struct json_object *present;
-    int ret = 0;
+    int r = 0;
 
     if (!json_object_object_get_ex(object, key, &present)) {
         return options_add(object, key, value, err);
@@ -49,17 +49,17 @@ static int insert_leaf(struct json_object *object, const char *key, struct json_
     }
     json_object_object_foreach(value, sub_key, sub_value)
     {
-        ret = insert_leaf(present, sub_key, json_object_get(sub_value), depth + 1, err);
-        if (ret < 0) {
+        r = insert_leaf(present, sub_key, json_object_get(sub_value), depth + 1, err);
+        if (r < 0) {
             break;
         }
     }
     json_object_put(value);
-    return ret;
+    return r;
 }
 
 /* The object under `key`, made if absent. Borrowed. */
-static int enter(struct json_object *object, const char *key, struct json_object **ret,
+static int enter(struct json_object *object, const char *key, struct json_object **ret_json,
                  struct error *err)
 {
     struct json_object *child, *own = NULL;
@@ -85,7 +85,7 @@ static int enter(struct json_object *object, const char *key, struct json_object
             return -ENOMEM;
         }
     }
-    *ret = child;
+    *ret_json = child;
     return own ? options_add(child, OPTIONS_OWN_VALUE, own, err) : 0;
 }
 
@@ -100,23 +100,23 @@ static int key_levels(const char *key)
     return n;
 }
 
-/* Put `value` (consumed) where a key with dots says. `depth` is that of `object`. */
+/* Put `value` (consumed) at the place that a dotted key names. `depth` is the depth of `object`. */
 static int insert_path(struct json_object *object, const char *key, struct json_object *value,
                        int depth, struct error *err)
 {
     char part[OPTIONS_KEY_MAX + 1];
     const char *rest = key;
-    int ret;
+    int r;
 
     for (;;) {
         size_t len = strcspn(rest, ".");
 
         if (len == 0 || len > OPTIONS_KEY_MAX) {
-            ret = error_set(err, EINVAL, "Invalid parameter name '%.*s'", OPTIONS_KEY_MAX, key);
+            r = error_set(err, EINVAL, "Invalid parameter name '%.*s'", OPTIONS_KEY_MAX, key);
             break;
         }
         if (++depth > OPTIONS_DEPTH_MAX) {
-            ret = too_deep(err);
+            r = too_deep(err);
             break;
         }
         memcpy(part, rest, len);
@@ -124,20 +124,20 @@ static int insert_path(struct json_object *object, const char *key, struct json_
         if (!rest[len]) {
             return insert_leaf(object, part, value, depth, err);
         }
-        ret = enter(object, part, &object, err);
-        if (ret < 0) {
+        r = enter(object, part, &object, err);
+        if (r < 0) {
             break;
         }
         rest += len + 1;
     }
     json_object_put(value);
-    return ret;
+    return r;
 }
 
-static int import_value(struct json_object *value, int depth, struct json_object **ret,
+static int import_value(struct json_object *value, int depth, struct json_object **ret_json,
                         struct error *err);
 
-static int import_object(struct json_object *from, int depth, struct json_object **ret,
+static int import_object(struct json_object *from, int depth, struct json_object **ret_json,
                          struct error *err)
 {
     struct json_object AUTO_JSON *to = json_object_new_object();
@@ -157,11 +157,11 @@ static int import_object(struct json_object *from, int depth, struct json_object
             return r;
         }
     }
-    *ret = TAKE_PTR(to);
+    *ret_json = TAKE_PTR(to);
     return 0;
 }
 
-static int import_array(struct json_object *from, int depth, struct json_object **ret,
+static int import_array(struct json_object *from, int depth, struct json_object **ret_json,
                         struct error *err)
 {
     struct json_object AUTO_JSON *to = json_object_new_array();
@@ -181,15 +181,15 @@ static int import_array(struct json_object *from, int depth, struct json_object 
             return options_no_memory(err);
         }
     }
-    *ret = TAKE_PTR(to);
+    *ret_json = TAKE_PTR(to);
     return 0;
 }
 
-/* A copy of a value from outside, with dotted keys nested. JSON null is a NULL pointer. */
-static int import_value(struct json_object *value, int depth, struct json_object **ret,
+/* Copy a value of a source, with dotted keys nested. JSON null is a NULL pointer. */
+static int import_value(struct json_object *value, int depth, struct json_object **ret_json,
                         struct error *err)
 {
-    *ret = NULL;
+    *ret_json = NULL;
     if (depth > OPTIONS_DEPTH_MAX) {
         return too_deep(err);
     }
@@ -197,9 +197,9 @@ static int import_value(struct json_object *value, int depth, struct json_object
     case json_type_null:
         return 0;
     case json_type_object:
-        return import_object(value, depth, ret, err);
+        return import_object(value, depth, ret_json, err);
     case json_type_array:
-        return import_array(value, depth, ret, err);
+        return import_array(value, depth, ret_json, err);
     case json_type_string:
         if (strlen(json_object_get_string(value)) != (size_t)json_object_get_string_len(value)) {
             return error_set(err, EINVAL, "Strings in options must not contain NUL characters");
@@ -208,10 +208,10 @@ static int import_value(struct json_object *value, int depth, struct json_object
     default:
         break;
     }
-    return json_object_deep_copy(value, ret, NULL) < 0 ? options_no_memory(err) : 0;
+    return json_object_deep_copy(value, ret_json, NULL) < 0 ? options_no_memory(err) : 0;
 }
 
-int options_from_json(struct json_object *object, struct options **ret, struct error *err)
+int options_from_json(struct json_object *object, struct options **ret_options, struct error *err)
 {
     struct json_object *copy;
     int r;
@@ -223,11 +223,11 @@ int options_from_json(struct json_object *object, struct options **ret, struct e
     if (r < 0) {
         return r;
     }
-    *ret = options_wrap(copy);
-    return *ret ? 0 : options_no_memory(err);
+    *ret_options = options_wrap(copy);
+    return *ret_options ? 0 : options_no_memory(err);
 }
 
-/* --- JSON text ----------------------------------------------------------------------------------- */
+/* --- JSON text -------------------------------------------------------------------------------- */
 
 static const struct json_limits json_limits = {
     .bytes = OPTIONS_TEXT_MAX,
@@ -236,17 +236,18 @@ static const struct json_limits json_limits = {
     .memory = 64ul * OPTIONS_TEXT_MAX,
 };
 
-static int parse_json(const char *text, size_t size, struct options **ret, struct error *err)
+static int parse_json(const char *text, size_t size, struct options **ret_options,
+                      struct error *err)
 {
     struct json_object AUTO_JSON *object = NULL;
     int r = json_read_text(text, size, &json_limits, &object, err);
 
-    return r < 0 ? r : options_from_json(object, ret, err);
+    return r < 0 ? r : options_from_json(object, ret_options, err);
 }
 
-/* --- key=value text ------------------------------------------------------------------------------ */
+/* --- key=value text --------------------------------------------------------------------------- */
 
-/* Read a value up to a single comma or the end; ",," is a comma. Returns what follows. */
+/* Read a value up to a single comma or the end; ",," is a comma. Returns the rest of the text. */
 static const char *read_value(const char *p, struct strbuf *value)
 {
     for (;;) {
@@ -301,7 +302,7 @@ static int parse_pairs(const char *text, const char *implied_key, struct json_ob
     return 0;
 }
 
-int options_parse(const char *text, const char *implied_key, struct options **ret,
+int options_parse(const char *text, const char *implied_key, struct options **ret_options,
                   struct error *err)
 {
     size_t size = strlen(text);
@@ -313,7 +314,7 @@ int options_parse(const char *text, const char *implied_key, struct options **re
                          OPTIONS_TEXT_MAX);
     }
     if (text[0] == '{') {
-        return parse_json(text, size, ret, err);
+        return parse_json(text, size, ret_options, err);
     }
     o = options_new();
     if (!options_usable(o)) {
@@ -326,6 +327,6 @@ int options_parse(const char *text, const char *implied_key, struct options **re
         options_free(o);
         return r;
     }
-    *ret = o;
+    *ret_options = o;
     return 0;
 }

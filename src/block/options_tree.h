@@ -9,13 +9,18 @@
 #define OPTIONS_KEY_MAX 255 /* bytes of one part of a key */
 
 struct options {
-    struct json_object *root; /* an object, keys without dots, at any level */
-    bool failed;              /* out of memory */
-    bool is_text;             /* from key=value text: all values are strings */
-    bool is_arguments; /* of a command: what is wrong is told in the words of QEMU's schema */
-    bool is_strict;    /* values have to have their types, and strings don't do */
-    char *
-        prefix; /* owned; where the tree lies in that of the arguments: "file."; NULL: at the top */
+    /* An object; no key has dots, at any level. */
+    struct json_object *root;
+    /* Out of memory. */
+    bool failed;
+    /* From key=value text: all values are strings. */
+    bool is_text;
+    /* Of a command: errors are worded as in QEMU's schema. */
+    bool is_arguments;
+    /* Values must have their types; strings are not converted. */
+    bool is_strict;
+    /* Owned; the path of this tree in the arguments: "file."; NULL: the top. */
+    char *prefix;
 };
 
 static inline void options_cleanup_json(struct json_object **object)
@@ -34,10 +39,10 @@ static inline bool options_is_object(struct json_object *v)
     return json_object_is_type(v, json_type_object);
 }
 
-/* A tree of `root` (consumed; NULL makes a failed tree). NULL if out of memory. */
+/* A tree of `root` (consumed; NULL makes a failed tree). NULL: no memory. */
 struct options *options_wrap(struct json_object *root);
 
-/* The same for what lies at `key` of `parent`, and is wrong in the same words. */
+/* Likewise for the part `key` of `parent`; errors name the whole path. */
 struct options *options_wrap_part(const struct options *parent, const char *key,
                                   struct json_object *root);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What filters do by default: everything goes to the child that they filter. These functions are put in the places that a
- * filter's struct block_driver leaves NULL, when the driver is registered. So NULL has one meaning for the
- * gates: the driver can't do that, and has no node that could.
+ * What filters do by default: everything goes to the child that they filter. These functions are
+ * put in the places that a filter's struct block_driver leaves NULL, when the driver is registered.
+ * So NULL has one meaning for the gates: the driver can't do that, and has no node that could.
  */
 #include <errno.h>
 
@@ -130,7 +130,10 @@ struct block_driver block_driver_with_defaults(const struct block_driver *driver
     DEFAULT(&d, co_preadv_snapshot, pass_co_preadv_snapshot);
     DEFAULT(&d, co_snapshot_status, pass_co_snapshot_status);
     DEFAULT(&d, co_discard_snapshot, pass_co_discard_snapshot);
-    /* It is a write, which a filter that changes writes has to see: then the copy is made by reading and writing. */
+    /*
+     * It is a write, which a filter that changes writes has to see: then the copy is made by
+     * reading and writing.
+     */
     if (!changes_writes) {
         DEFAULT(&d, co_copy_from, pass_co_copy_from);
     }

@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Permissions. Each edge says what its parent does to the child and what it lets others do there. A node's parents
- * must agree: what one does, all the others share. What a node does to its children
- * follows from what its parents do to it (driver.child_perm).
+ * Permissions. Each edge has the permissions that its parent uses on the child, and those that the
+ * parent shares with others. The parents of a node must agree: all others share what one of them
+ * uses. The permissions that a node uses on its children follow from those that its parents use on
+ * the node (block_driver.child_perm).
  *
- * They are worked out for a whole graph change at once (graph.c), under the graph lock, in three steps:
+ * They are worked out for a whole graph change at once (graph.c), under the graph lock, in two
+ * steps:
  *
- *   settle     everything at and below the nodes touched, parents first, into the edges' next_ fields; conflicts are looked for;
- *              drivers that take image locks are told the union of what is in force and what is to be
- *              -> in force. When a step fails, all is as before, and the caller puts the edges back
- *   release    drivers are told what is left: locks that nobody needs any more go, at the end of the change, so that no
- *              lock is given up and taken again within one
+ *   settle     for all nodes at and below those touched, parents first, compute next_perm and
+ *              next_shared of the edges; look for conflicts; call co_set_perm of drivers that take
+ *              image locks with the union of old and new permissions; put the new ones in force. If
+ *              a part fails, everything is as before, and the caller puts the edges back
+ *   release    at the end of the change: call co_set_perm with the permissions in force, which
+ *              gives up locks. So no lock is given up and taken again within one change
  */
 #include <errno.h>
 #include <stdio.h>
@@ -31,7 +34,7 @@ void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_per
     }
 }
 
-/* Likewise, of the permissions in force. */
+/* Likewise for the permissions in force. */
 static void cumulative_in_force(const struct block_node *node, unsigned *ret_perm,
                                 unsigned *ret_shared)
 {
@@ -125,7 +128,7 @@ static int check_conflicts(struct block_node *node, struct error *err)
     return 0;
 }
 
-/* --- the nodes of one update ------------------------------------------------------------------- */
+/* --- the nodes of one update ------------------------------------------------------------------ */
 
 /* Nodes linked by perm_next. */
 struct chain {
@@ -165,7 +168,7 @@ static void add_touched(struct chain *c, struct list *nodes, unsigned mark)
     }
 }
 
-/* What the touched nodes reach, each once, parents before their children. */
+/* All nodes that the touched nodes reach, each once, parents before their children. */
 static struct block_node *collect(void)
 {
     static unsigned mark;
@@ -200,11 +203,11 @@ static struct block_node *collect(void)
     return ready.first;
 }
 
-/* --- working out ------------------------------------------------------------------------------- */
+/* --- working out ------------------------------------------------------------------------------ */
 
 /*
- * A node that is not public yet makes no claims on nodes that are, but for those that its driver needs to open it: it must not
- * stand in the way of guests before the change is made that it is for.
+ * A hidden node claims nothing on public nodes, except where its driver needs a permission to open:
+ * it must not stand in the way of guests before the change is made for which it was opened.
  */
 static bool claims_nothing_yet(const struct block_edge *edge)
 {
@@ -254,7 +257,8 @@ static int work_out(struct block_node *first, struct error *err)
     return 0;
 }
 
-static int co_tell(struct block_node *node, unsigned perm, unsigned shared, struct error *err)
+static int co_driver_set_perm(struct block_node *node, unsigned perm, unsigned shared,
+                              struct error *err)
 {
     int r = 0;
 
@@ -271,7 +275,10 @@ static int co_tell(struct block_node *node, unsigned perm, unsigned shared, stru
     return r;
 }
 
-/* All locks that are needed before or after the change. Those taken in vain are given back by block_co_perm_release(). */
+/*
+ * Take all locks that are needed before or after the change. block_co_perm_release() gives the
+ * superfluous ones back.
+ */
 static int co_take_locks(struct block_node *first, struct error *err)
 {
     unsigned perm, shared;
@@ -279,12 +286,12 @@ static int co_take_locks(struct block_node *first, struct error *err)
 
     for (struct block_node *node = first; node && r == 0; node = node->perm_next) {
         block_node_cumulative_perm(node, &perm, &shared);
-        r = co_tell(node, perm | node->set_perm, shared & node->set_shared, err);
+        r = co_driver_set_perm(node, perm | node->set_perm, shared & node->set_shared, err);
     }
     return r;
 }
 
-/* Into force, or back to what is. */
+/* Put the new permissions in force, or (not ok) reset them to those in force. */
 static void apply(struct block_node *first, bool ok)
 {
     struct block_edge *edge;
@@ -308,13 +315,13 @@ int block_co_perm_settle(struct error *err)
     struct block_node *first = collect();
     int r = work_out(first, err);
 
-    r = r < 0 ? r : co_take_locks(first, err);
+    UNLESS_FAILED(r, co_take_locks(first, err));
     apply(first, r == 0);
     return r;
 }
 
-/* The next node that was told of more than is in force. */
-static struct block_node *find_overtold(struct list *nodes, unsigned *ret_perm,
+/* The next node whose driver was called with more than is in force. */
+static struct block_node *find_over_set(struct list *nodes, unsigned *ret_perm,
                                         unsigned *ret_shared)
 {
     struct block_node *node;
@@ -333,10 +340,10 @@ void block_co_perm_release(void)
     struct block_node *node;
     unsigned perm, shared;
 
-    while ((node = find_overtold(&block_all_nodes, &perm, &shared)) ||
-           (node = find_overtold(&block_hidden_nodes, &perm, &shared))) {
-        /* Giving up can't fail; should it, it is not tried for ever. */
-        co_tell(node, perm, shared, NULL);
+    while ((node = find_over_set(&block_all_nodes, &perm, &shared)) ||
+           (node = find_over_set(&block_hidden_nodes, &perm, &shared))) {
+        /* Giving up should not fail; the result is not looked at, so that this ends. */
+        co_driver_set_perm(node, perm, shared, NULL);
         node->set_perm = perm;
         node->set_shared = shared;
     }

@@ -9,7 +9,8 @@
 
 #define PROBE_SIZE 4096
 
-int block_co_probe(struct block_node *node, const struct block_driver **ret, struct error *err)
+int block_co_probe(struct block_node *node, const struct block_driver **ret_driver,
+                   struct error *err)
 {
     AUTO_FREE uint8_t *head = malloc(PROBE_SIZE);
     size_t size = MIN(block_node_size(node), PROBE_SIZE);
@@ -39,6 +40,6 @@ int block_co_probe(struct block_node *node, const struct block_driver **ret, str
             best = d;
         }
     }
-    *ret = best;
+    *ret_driver = best;
     return 0;
 }

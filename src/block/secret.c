@@ -12,7 +12,7 @@
 #define SECRET_MAX (64 * KiB)
 
 struct secret {
-    char *bytes; /* owned; a NUL behind them */
+    char *bytes; /* owned; followed by a NUL */
     size_t size;
 };
 
@@ -27,7 +27,7 @@ static void secret_destroy(void *data)
     free(s);
 }
 
-static int read_secret_file(const char *path, char **ret, size_t *ret_size, struct error *err)
+static int read_secret_file(const char *path, char **ret_text, size_t *ret_size, struct error *err)
 {
     AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY);
     AUTO_FREE char *bytes = malloc(SECRET_MAX + 1);
@@ -52,12 +52,12 @@ static int read_secret_file(const char *path, char **ret, size_t *ret_size, stru
         return error_set(err, EFBIG, "Unable to read %s: longer than %llu bytes", path, SECRET_MAX);
     }
     bytes[size] = '\0';
-    *ret = TAKE_PTR(bytes);
+    *ret_text = TAKE_PTR(bytes);
     *ret_size = size;
     return 0;
 }
 
-/* In place; white space is passed over. */
+/* Decode in place, skipping white space. -EINVAL */
 static int decode_base64(char *text, size_t *size, struct error *err)
 {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
@@ -90,7 +90,7 @@ static int decode_base64(char *text, size_t *size, struct error *err)
     return 0;
 }
 
-static int secret_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int secret_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     static const char *const formats[] = {"raw", "base64", NULL};
     AUTO_FREE char *data = NULL, *file = NULL;
@@ -134,7 +134,7 @@ static int secret_create(const char *id, struct options *opts, void **ret, struc
         secret_destroy(s);
         return r;
     }
-    *ret = s;
+    *ret_data = s;
     return 0;
 }
 
@@ -153,7 +153,7 @@ void secret_register_type(void)
     user_object_register_type(&secret_type);
 }
 
-int secret_get(const char *id, char **ret, size_t *ret_size, struct error *err)
+int secret_get(const char *id, char **ret_text, size_t *ret_size, struct error *err)
 {
     struct user_object *o = user_object_ref(id);
     const struct secret *s;
@@ -170,7 +170,7 @@ int secret_get(const char *id, char **ret, size_t *ret_size, struct error *err)
     copy = malloc(s->size + 1);
     if (copy) {
         memcpy(copy, s->bytes, s->size + 1);
-        *ret = copy;
+        *ret_text = copy;
         *ret_size = s->size;
     }
     user_object_unref(o);

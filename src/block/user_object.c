@@ -79,7 +79,7 @@ static bool is_identifier(const char *id)
     return true;
 }
 
-/* Take type and id, and check them. */
+/* Take and check the type and the id. */
 static int take_head(struct options *opts, const struct user_object_type **ret_type, char **ret_id,
                      struct error *err)
 {
@@ -114,7 +114,7 @@ static int take_head(struct options *opts, const struct user_object_type **ret_t
     return 0;
 }
 
-/* Options that create() has not taken. */
+/* -EINVAL if create() has left options. */
 static int check_taken(const struct options *opts, struct error *err)
 {
     struct json_object *left = options_to_json(opts);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * User-creatable objects: what --object and object-add make, known by an id for those who use it
- * later. Layers register the types they have. Main reactor only. None of these functions yields.
+ * User-creatable objects: made by --object and object-add, and found by an id. Layers register the
+ * types that they have. Main reactor only. None of these functions yields.
  */
 #ifndef TIDEMARK_BLOCK_USER_OBJECT_H
 #define TIDEMARK_BLOCK_USER_OBJECT_H
@@ -14,19 +14,19 @@ struct user_object;
 struct user_object_type {
     const char *name; /* the "qom-type" */
     /*
-     * Make one from what it takes of `opts` (without qom-type and id; what is left is refused). 0
-     * or -errno.
+     * Make an object of the options that it takes from `opts`, which has no qom-type and id; the
+     * caller refuses what is left. 0 or -errno.
      */
-    int (*create)(const char *id, struct options *opts, void **ret, struct error *err);
+    int (*create)(const char *id, struct options *opts, void **ret_data, struct error *err);
     void (*destroy)(void *data);
-    const char *const
-        *options; /* what create() takes, for --help: "name=<type>", sorted; NULL ends it */
+    /* The options of create() for --help: "name=<type>", sorted; the last is NULL. */
+    const char *const *options;
 };
 
 /* Once, at start; the type lives as long as the process. */
 void user_object_register_type(const struct user_object_type *type);
 
-/* Sorted by name: NULL begins, NULL ends. */
+/* Iterate over types, sorted by name: NULL begins, NULL ends. */
 const struct user_object_type *user_object_next_type(const struct user_object_type *type);
 
 /*
@@ -35,26 +35,28 @@ const struct user_object_type *user_object_next_type(const struct user_object_ty
  */
 int user_object_add(struct options *opts, struct error *err);
 
-/* Destroy it. -ENOENT; -EBUSY while somebody holds a reference. */
+/* Destroy the object of that id. -ENOENT; -EBUSY while somebody has a reference. */
 int user_object_del(const char *id, struct error *err);
 
-/* A reference, which keeps it from being deleted; NULL if there is none of this id. */
+/* Take a reference, which prevents deletion; NULL: no object has this id. */
 struct user_object *user_object_ref(const char *id);
 void user_object_unref(struct user_object *o); /* NULL is fine */
 
+/* Its type. */
 const struct user_object_type *user_object_type_of(const struct user_object *o);
 void *user_object_data(const struct user_object *o); /* what create() returned */
 
-/* Destroy all, newest first: at the end of the process, when nothing uses them any more. */
+/* Destroy all objects, newest first, at the end of the process. */
 void user_objects_release(void);
 
 /* --- the type "secret" (secret.c) --- */
 
+/* Register it; once, at start. */
 void secret_register_type(void);
 /*
- * The bytes of a secret, with a NUL behind them (malloc'ed). -ENOENT; -EINVAL if the object is
- * none.
+ * A copy of the bytes of a secret, followed by a NUL; the caller frees it. *ret_size does not count
+ * the NUL. -ENOENT; -EINVAL: the object is not a secret.
  */
-int secret_get(const char *id, char **ret, size_t *ret_size, struct error *err);
+int secret_get(const char *id, char **ret_text, size_t *ret_size, struct error *err);
 
 #endif

@@ -5,7 +5,10 @@
 #include "base/checked.h"
 #include "block/internal.h"
 
-/* The node that has a place for it: the first one down the chain of filters and files. */
+/*
+ * The node that keeps VM state: the first one with that operation, down filters and files; NULL:
+ * none.
+ */
 static struct block_node *find_keeper(struct block_node *node)
 {
     while (node && !node->driver->co_pwritev_vmstate) {
@@ -48,7 +51,7 @@ int block_co_pwritev_vmstate(struct block_edge *edge, uint64_t offset, struct io
     block_co_drain_begin(node);
     r = node->driver->co_pwritev_vmstate(node, offset, iov);
     atomic_fetch_add(&node->write_generation, 1);
-    atomic_fetch_add(&edge->node->write_generation, 1); /* a filter has something to flush, too */
+    atomic_fetch_add(&edge->node->write_generation, 1); /* so that a filter above is flushed too */
     block_co_drain_end(node);
     return r;
 }
