@@ -141,7 +141,7 @@ static void release(struct qcow2 *q)
     free(q->l1.dirty);
     free(q->reftable.entries);
     free(q->reftable.dirty);
-    free(q->alloc.frees.runs);
+    cluster_runs_clear(&q->alloc.frees);
     co_mutex_destroy(&q->lock);
     co_mutex_destroy(&q->commit.mutex);
     co_mutex_destroy(&q->bitmaps.mutex);

@@ -95,6 +95,7 @@
 #include "qcow2/data/cluster_cache.h"
 #include "qcow2/header/format.h"
 #include "qcow2/table/cache.h"
+#include "qcow2/table/cluster_runs.h"
 #include "qcow2/table/overlap.h"
 
 /* A header extension of a type that is not interpreted. It is kept as it is. */
@@ -103,29 +104,6 @@ struct qcow2_extension {
     uint32_t type;
     uint32_t size;
     uint8_t data[];
-};
-
-/* Why a reference was removed; decides whether the space is returned to the file system. */
-enum qcow2_freed {
-    QCOW2_FREED_BY_WRITE,    /* the contents moved: kept, the next allocation takes it */
-    QCOW2_FREED_BY_REQUEST,  /* discard or zeroing: pass-discard-request */
-    QCOW2_FREED_BY_SNAPSHOT, /* pass-discard-snapshot */
-    QCOW2_FREED_BY_OTHER,    /* tables that moved: pass-discard-other */
-    QCOW2_FREED_BY_SHRINKING,
-    QCOW2_FREED_KINDS,
-};
-
-/* Clusters whose reference was removed in memory; see R2 and R8. */
-struct qcow2_free_run {
-    uint64_t offset;
-    uint64_t length;
-    bool compressed; /* length is bytes of a compressed cluster: refcounts only, no hole */
-    enum qcow2_freed why;
-};
-
-struct free_list {
-    struct qcow2_free_run *runs;
-    size_t count, capacity;
 };
 
 /* What the header holds that no request needs. */
@@ -183,9 +161,10 @@ struct qcow2_alloc {
     uint64_t next_free;       /* [lock] no cluster with a lower index is free */
     uint64_t zero_from;       /* [lock] the file was never written from this offset on: zeroes */
     uint64_t compressed_tail; /* [lock] file offset behind the last compressed cluster; 0: none */
-    struct free_list frees;   /* [lock] */
-    uint64_t freed_bytes;     /* [lock] sum of `frees` */
-    bool freeing; /* [lock] a commit is about to free clusters that it took off `frees` */
+    /* [lock] Clusters whose reference was removed in memory; see R2 and R8. */
+    struct cluster_runs frees;
+    uint64_t freed_bytes; /* [lock] sum of `frees` */
+    bool freeing;         /* [lock] a commit is about to free clusters that it took off `frees` */
 };
 
 struct qcow2_commit {

@@ -126,7 +126,7 @@ static int co_request(struct guest *g, uint32_t op, enum model_kind kind, uint64
 /* Something is going to be free with the next commit, other than places of tables: those are no reason to make one. */
 static bool could_make_room(const struct guest *g)
 {
-    const struct free_list *frees = &qcow2_state(block_edge_node(g->edge))->alloc.frees;
+    const struct cluster_runs *frees = &qcow2_state(block_edge_node(g->edge))->alloc.frees;
 
     for (size_t i = 0; i < frees->count; i++) {
         if (frees->runs[i].why != QCOW2_FREED_BY_OTHER) {

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Storing persistent bitmaps: what all steps of an attempt use, and how it ends. */
 #include <errno.h>
-#include <stdlib.h>
 
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
@@ -9,23 +8,14 @@
 #include "qcow2/snapshot/references.h"
 #include "qcow2/table/alloc.h"
 
-void qcow2_store_add_run(struct free_list *list, uint64_t offset, uint64_t length)
+void qcow2_store_add_run(struct cluster_runs *list, uint64_t offset, uint64_t length)
 {
-    if (list->count == list->capacity) {
-        size_t capacity = list->capacity ? list->capacity * 2 : 16;
-        struct qcow2_free_run *runs = realloc(list->runs, capacity * sizeof(*runs));
-
-        if (!runs) {
-            return; /* a leak on disk */
-        }
-        list->runs = runs;
-        list->capacity = capacity;
-    }
-    list->runs[list->count++] = (struct qcow2_free_run){.offset = offset, .length = length};
+    /* Out of memory: the clusters are leaked. */
+    (void)cluster_runs_add(list, (struct cluster_run){.offset = offset, .length = length});
 }
 
 /* Clusters of the old state. A damaged table may name other metadata, which is not freed. */
-static void co_free_replaced_run_locked(struct qcow2 *q, const struct qcow2_free_run *run)
+static void co_free_replaced_run_locked(struct qcow2 *q, const struct cluster_run *run)
 {
     for (uint64_t i = 0; i < run->length; i += q->cluster_size) {
         if (!qcow2_co_overlap_hits_locked(q, run->offset + i)) {
@@ -128,7 +118,7 @@ int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result)
     }
     qcow2_stored_bitmap_free_list(&st->entries);
     qcow2_in_place_free_tables(st);
-    free(st->made.runs);
-    free(st->old.runs);
+    cluster_runs_clear(&st->made);
+    cluster_runs_clear(&st->old);
     return result;
 }

@@ -122,7 +122,8 @@ static int co_store_entry_bits(struct qcow2 *q, struct bitmap_store *st, struct 
 }
 
 /* Appends the stored clusters of bits that the new table does not use. */
-static void collect_replaced(struct qcow2 *q, const struct bitmap_tables *t, struct free_list *old)
+static void collect_replaced(struct qcow2 *q, const struct bitmap_tables *t,
+                             struct cluster_runs *old)
 {
     for (uint64_t i = 0; i < t->before_entries; i++) {
         uint64_t offset = t->before[i] & ENTRY_OFFSET_MASK;
@@ -191,7 +192,7 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
 }
 
 void qcow2_co_collect_clusters(struct qcow2 *q, const struct stored_bitmap *b,
-                               struct free_list *old)
+                               struct cluster_runs *old)
 {
     uint64_t budget = qcow2_bitmap_budget(q);
     AUTO_FREE uint64_t *table = NULL;

@@ -221,7 +221,7 @@ int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st)
 int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
                                 struct bitmap_store *st)
 {
-    struct free_list *old = &st->old;
+    struct cluster_runs *old = &st->old;
     int r = qcow2_co_mark_in_use_locked(q, gone);
 
     /*

@@ -16,9 +16,9 @@ struct bitmap_store {
     /* The new directory: of struct stored_bitmap. */
     struct list entries;
     /* Clusters that were allocated; freed if the attempt fails. */
-    struct free_list made;
+    struct cluster_runs made;
     /* Clusters that are no longer used; freed once the attempt has succeeded. */
-    struct free_list old;
+    struct cluster_runs old;
     /* A bitmap is new, or its table has moved: the directory has to be written as well. */
     bool moved;
 
@@ -59,7 +59,7 @@ void qcow2_store_begin(struct qcow2 *q, struct bitmap_store *st);
 /* Free what the attempt leaves, by its `result`, and its memory. Returns `result`. */
 int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result);
 /* Append clusters to a list. Out of memory: they leak. Does not yield. */
-void qcow2_store_add_run(struct free_list *list, uint64_t offset, uint64_t length);
+void qcow2_store_add_run(struct cluster_runs *list, uint64_t offset, uint64_t length);
 /* Give back the clusters of st->made from run `first` on. Nothing on disk refers to them. */
 void qcow2_co_store_give_back(struct qcow2 *q, struct bitmap_store *st, size_t first);
 /*
@@ -95,7 +95,7 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
  * leaks them.
  */
 void qcow2_co_collect_clusters(struct qcow2 *q, const struct stored_bitmap *b,
-                               struct free_list *old);
+                               struct cluster_runs *old);
 
 /* --- in_place.c ------------------------------------------------------------------------------- */
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Allocating clusters, and the list of those that wait to be free.
- *
- * The search for free clusters goes up from next_free. Where a refcount block is missing, it is put into the second cluster
- * of the area that it counts, so that it counts itself (the second is where QEMU mostly has it, too); where the refcount table is too small, a larger
- * one is written elsewhere and switched by the header (R3).
+ * The search for free clusters goes up from alloc.next_free. An area without a refcount block gets
+ * one in its second cluster, so that the block counts itself; QEMU mostly places it there as well. A
+ * refcount table that is too small is replaced by a longer one, written elsewhere and switched by
+ * the header (R3).
  */
+#include "qcow2/table/alloc.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,19 +16,18 @@
 #include "base/log.h"
 #include "qcow2/table/verdict.h"
 #include "qcow2/image.h"
-#include "qcow2/table/alloc.h"
 #include "qcow2/table/refcount.h"
 
 /*
- * Clusters behind the end of the file that are counted: a crash leaves some that were never written. Where there are more, the
- * refcounts are made up, and a search through them might go on for hours.
+ * Limit of clusters beyond the end of the file that have a refcount. A crash leaves some that were
+ * never written. More of them are forged, and a search through them could take hours.
  */
-#define USED_BEHIND_END_MAX (1u << 20)
+#define USED_BEYOND_END_MAX (1u << 20)
 
 /* --- refcount table ------------------------------------------------------------------------------ */
 
-static int write_reftable_copy(struct qcow2 *q, uint64_t offset, const uint64_t *table,
-                               uint32_t entries)
+static int co_write_reftable_copy(struct qcow2 *q, uint64_t offset, const uint64_t *table,
+                                  uint32_t entries)
 {
     uint64_t *be = malloc(entries * sizeof(uint64_t));
     int r;
@@ -43,7 +43,7 @@ static int write_reftable_copy(struct qcow2 *q, uint64_t offset, const uint64_t 
     return r;
 }
 
-/* Writes the two fields of the header that name the table; they lie in one sector. */
+/* Write the two header fields that describe the table, which are in one sector, and sync. */
 static int co_write_reftable_fields(struct qcow2 *q, uint64_t offset, uint64_t entries)
 {
     uint8_t fields[12];
@@ -56,8 +56,9 @@ static int co_write_reftable_fields(struct qcow2 *q, uint64_t offset, uint64_t e
 }
 
 /*
- * Name the new table. If that fails, nobody knows which table the header names, and entries may only be added to one that it
- * names for sure: the old one again, or else no more are added.
+ * Write the new table's place to the header. If that fails, the header on disk may name either table,
+ * and entries may only be added to a table that it is known to name. So the fields of the old table
+ * are written again; if that fails too, the image takes no more writes.
  */
 static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries)
 {
@@ -65,20 +66,20 @@ static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries
 
     if (r < 0 && co_write_reftable_fields(q, q->reftable.offset, q->reftable.size) < 0) {
         atomic_store(&q->broken, true);
-        log_info("image '%s': the header could not be written (%s); it takes no more writes",
-                 block_node_display_name(q->node), strerror(-r));
+        log_error("image '%s': the header could not be written (%s); it takes no more writes",
+                  block_node_display_name(q->node), strerror(-r));
     }
     return r;
 }
 
-/* How a longer table lies: refcount blocks for their own place and the table's, then the table. */
+/* Layout of a longer table: refcount blocks that count themselves and the table, then the table. */
 struct longer_table {
     uint64_t entries, clusters; /* of the table */
     uint64_t blocks;
-    uint64_t first; /* cluster index of the first block; the table follows the last one */
+    uint64_t first; /* cluster index of the first block; the table follows the last block */
 };
 
-/* Half as much again, but no more than is allowed. -EFBIG */
+/* Half as long again, at most as long as is allowed. -EFBIG */
 static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longer_table *ret)
 {
     uint64_t per_cluster = q->cluster_size / 8;
@@ -94,14 +95,16 @@ static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longe
 }
 
 /*
- * Refcounts that are wrong must not let tables be overwritten. Those that everything hangs on are safe even if the user
- * wants no checks. `what` the place is to be: named where it would be the header.
+ * Wrong refcounts must not lead to overwritten tables. The header, the active L1 table and the
+ * refcount table are safe even if the user has turned off overlap checks. `what`: see
+ * qcow2_co_alloc_one_locked().
  */
 static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t offset,
                                  uint64_t length)
 {
     const char *hit = NULL;
 
+    CO_ASSERT_HELD(&q->lock);
     if (offset == 0 && what) {
         return qcow2_corrupt(q, "Preventing invalid allocation of %s at offset 0", what);
     }
@@ -117,8 +120,9 @@ static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t off
 }
 
 /*
- * Replace the table by one that has room for block `index`. The new table and the refcount blocks for the place where they all
- * lie go behind everything that is counted now, so nothing else needs to be allocated. Rare: done at once, syncs included.
+ * Replace the table by one that has an entry for block `index`. The new table and the refcount blocks
+ * that count both are placed after everything that is counted now, so nothing else has to be
+ * allocated. This is rare, so the syncs are made at once, under the lock.
  */
 static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
 {
@@ -129,6 +133,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     struct longer_table to;
     int r = plan_longer_table(q, index, &to);
 
+    CO_ASSERT_HELD(&q->lock);
     if (r < 0) {
         return r;
     }
@@ -143,7 +148,7 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     for (uint64_t i = 0; i < to.blocks; i++) {
         table[old_entries + i] = (to.first + i) << q->cluster_bits;
     }
-    /* The blocks lie one after the other, so do the counts in them. */
+    /* The blocks are contiguous, so their counts form one array. */
     for (uint64_t i = 0; i < to.blocks + to.clusters; i++) {
         qcow2_refcount_store(blocks, q->refcounts.order, i, 1);
     }
@@ -153,20 +158,20 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     if (r < 0) {
         return r;
     }
-    /* What fails halfway is no longer zero. */
+    /* After a failure halfway this range no longer reads as zeroes. */
     q->alloc.zero_from = MAX(q->alloc.zero_from, table_offset + (to.clusters << q->cluster_bits));
     /*
-     * The blocks that the table refers to are written: each counted itself on disk from the start. Counts in the cache
-     * stay there: a commit may be writing an older copy of them right now, and must not have the last word.
+     * All blocks that the table references are on disk: each has counted itself there from the start.
+     * Dirty counts stay in the cache, since a commit may be writing an older copy of them right now.
      */
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS);
     r = block_co_pwrite(q->node->file, to.first << q->cluster_bits, blocks,
                         to.blocks << q->cluster_bits, 0);
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_TABLE);
-    r = r < 0 ? r : write_reftable_copy(q, table_offset, table, (uint32_t)to.entries);
-    r = r < 0 ? r : block_co_flush(q->node->file);
+    UNLESS_FAILED(r, co_write_reftable_copy(q, table_offset, table, (uint32_t)to.entries));
+    UNLESS_FAILED(r, block_co_flush(q->node->file));
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_SWITCH_TABLE);
-    r = r < 0 ? r : co_switch_reftable(q, table_offset, to.entries);
+    UNLESS_FAILED(r, co_switch_reftable(q, table_offset, to.entries));
     if (r < 0) {
         return r;
     }
@@ -186,9 +191,10 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
                                    QCOW2_FREED_BY_OTHER);
 }
 
-/* The table refers to a new block: in memory at once, on disk by the next commit. */
+/* Reference a new block in the table: in memory at once, on disk by the next commit. */
 static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t offset)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (uint64_t at = 0; at < q->cluster_size; at += q->caches.refcounts.entry_size) {
         cache_forget(&q->caches.refcounts, offset + at);
     }
@@ -200,15 +206,19 @@ static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t of
     }
 }
 
-/* Make the refcount block that counts `cluster`; it takes the second cluster of its area; in that of the header it is refused. */
+/*
+ * Make the refcount block that counts `cluster`. It takes the second cluster of its area; that of the
+ * first area would be the header's cluster, which co_check_place_locked() refuses.
+ */
 static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 {
     uint64_t index = cluster >> q->refcounts.block_bits;
-    uint64_t own = index > 0 ? 1 : 0; /* its place in the area, and of its count */
+    uint64_t own = index > 0 ? 1 : 0; /* index of its cluster in the area, and of its own count */
     uint64_t offset = ((index << q->refcounts.block_bits) + own) << q->cluster_bits;
     uint8_t head[SECTOR_SIZE] = {0};
-    int r = 0;
+    int r;
 
+    CO_ASSERT_HELD(&q->lock);
     if (index >= q->reftable.size) {
         return co_grow_reftable_locked(q, index);
     }
@@ -216,14 +226,14 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
     if (r < 0) {
         return r;
     }
-    /* Also where it was never written: a commit must not find that there is no space for a part of it. */
+    /* Written even if it is fresh, so that a later commit does not run out of space for it. */
     r = block_co_write_zeroes(q->node->file, offset, q->cluster_size, 0);
     if (r < 0) {
         return r;
     }
     /*
-     * It counts itself on disk from the start, not only in the cache: a refcount table that is replaced before the next
-     * commit refers to it.
+     * The block counts itself on disk from the start, not only in the cache: if the refcount table is
+     * replaced before the next commit, the new table references the block on disk.
      */
     qcow2_refcount_store(head, q->refcounts.order, own, 1);
     q->alloc.zero_from = MAX(q->alloc.zero_from, offset + q->cluster_size);
@@ -240,28 +250,30 @@ static bool has_refblock_locked(const struct qcow2 *q, uint64_t cluster)
 {
     uint64_t index = cluster >> q->refcounts.block_bits;
 
+    CO_ASSERT_HELD(&q->lock);
     return index < q->reftable.size && (q->reftable.entries[index] & REFTABLE_OFFSET_MASK) != 0;
 }
 
 /* --- clusters ---------------------------------------------------------------------------------- */
 
-/* Host offsets have to fit into an L2 entry. */
+/* Whether the clusters have offsets that fit into an L2 entry. */
 static bool is_addressable(const struct qcow2 *q, uint64_t cluster, uint64_t count)
 {
     return cluster + count <= (ENTRY_OFFSET_MASK >> q->cluster_bits);
 }
 
-/* How many clusters from `first` on are free, at most `want`; blocks that are missing are made. */
+/* Number of free clusters from `first` on, at most `want`. Missing refcount blocks are made. */
 static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, uint64_t *ret)
 {
     uint64_t n = 0, refcount;
     int r = 0;
 
+    CO_ASSERT_HELD(&q->lock);
     while (n < want) {
         while (!has_refblock_locked(q, first + n) && r == 0) {
             r = co_new_refblock_locked(q, first + n);
         }
-        r = r < 0 ? r : qcow2_co_refcount_get_locked(q, first + n, &refcount);
+        UNLESS_FAILED(r, qcow2_co_refcount_get_locked(q, first + n, &refcount));
         if (r < 0 || refcount != 0) {
             break;
         }
@@ -271,7 +283,7 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
     return r;
 }
 
-/* The first area of those at the end of the table that have no refcount block. */
+/* Index of the first area after the last one that has a refcount block. */
 static uint64_t first_uncounted_area(const struct qcow2 *q)
 {
     uint64_t index = q->reftable.size;
@@ -282,13 +294,17 @@ static uint64_t first_uncounted_area(const struct qcow2 *q)
     return index;
 }
 
-/* Blocks for `count` areas from `index` on, in the first clusters of the first. That one's block counts all of them on disk. */
+/*
+ * Make refcount blocks for `count` areas from `index` on, in the first clusters of the first area.
+ * The first block counts all of them on disk.
+ */
 static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t count)
 {
     uint64_t offset = index << q->refcounts.block_bits << q->cluster_bits;
     AUTO_FREE uint8_t *blocks = calloc(count, q->cluster_size);
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     if (!blocks) {
         return -ENOMEM;
     }
@@ -305,16 +321,18 @@ static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t cou
 }
 
 /*
- * More clusters in one piece than lie between two refcount blocks where each is the first of what it counts: a long L1
- * table where clusters are small. It goes behind all that is counted now.
+ * Allocate more contiguous clusters than there are between the refcount blocks of two areas: a long
+ * L1 table in small clusters. They are placed after everything that is counted now, with their
+ * refcount blocks in front.
  */
 static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_offset,
                                 bool *ret_fresh)
 {
-    uint64_t span = 1ULL << q->refcounts.block_bits, blocks = div_round_up(want, span - 1), index,
-             first;
+    uint64_t span = 1ULL << q->refcounts.block_bits, blocks = div_round_up(want, span - 1);
+    uint64_t index, first;
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     for (index = first_uncounted_area(q); index + blocks > q->reftable.size;
          index = first_uncounted_area(q)) {
         r = co_grow_reftable_locked(q, index + blocks - 1);
@@ -328,8 +346,8 @@ static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_of
     }
     r = co_check_place_locked(q, NULL, index << q->refcounts.block_bits << q->cluster_bits,
                               (blocks + want) << q->cluster_bits);
-    r = r < 0 ? r : co_new_refblocks_locked(q, index, blocks);
-    r = r < 0 ? r : qcow2_co_refcount_add_locked(q, first, want, 1);
+    UNLESS_FAILED(r, co_new_refblocks_locked(q, index, blocks));
+    UNLESS_FAILED(r, qcow2_co_refcount_add_locked(q, first, want, 1));
     if (r < 0) {
         return r;
     }
@@ -343,9 +361,10 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
                            uint64_t *ret_offset, uint64_t *ret_got, bool *ret_fresh)
 {
     uint64_t file_end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
-    uint64_t at = q->alloc.next_free, got = 0, first_free = UINT64_MAX, behind_end = 0;
+    uint64_t at = q->alloc.next_free, got = 0, first_free = UINT64_MAX, beyond_end = 0;
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC);
     if (exact && want >> q->refcounts.block_bits) {
         *ret_got = want;
@@ -366,14 +385,14 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
             break;
         }
         at += got + 1;
-        if (at > file_end && ++behind_end > USED_BEHIND_END_MAX) {
+        if (at > file_end && ++beyond_end > USED_BEYOND_END_MAX) {
             return qcow2_corrupt(q,
-                                 "More than %u clusters behind the end of the file have refcounts",
-                                 USED_BEHIND_END_MAX);
+                                 "More than %u clusters beyond the end of the file have refcounts",
+                                 USED_BEYOND_END_MAX);
         }
     }
     r = co_check_place_locked(q, what, at << q->cluster_bits, got << q->cluster_bits);
-    r = r < 0 ? r : qcow2_co_refcount_add_locked(q, at, got, 1);
+    UNLESS_FAILED(r, qcow2_co_refcount_add_locked(q, at, got, 1));
     if (r < 0) {
         return r;
     }
@@ -401,7 +420,8 @@ int qcow2_co_alloc_one_locked(struct qcow2 *q, const char *what, uint64_t *ret_o
 
 void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters)
 {
-    /* A failure leaves a leak, which is the worst that may happen (R6). */
+    CO_ASSERT_HELD(&q->lock);
+    /* A failure leaves a leak, which R6 allows. */
     (void)qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, offset), clusters, -1);
 }
 
@@ -412,6 +432,7 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
     bool fresh;
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_ALLOC_BYTES);
     if (tail != 0 && room >= size) {
         r = qcow2_co_refcount_add_locked(q, qcow2_cluster_index(q, tail), 1, 1);
@@ -423,7 +444,7 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
         if (r != -ERANGE) {
             return r;
         }
-        room = 0; /* the cluster has as many users as its refcount can count */
+        room = 0; /* the cluster has as many references as its refcount can count */
     }
     r = qcow2_co_alloc_one_locked(q, "compressed cluster", &cluster, &fresh);
     if (r < 0) {
@@ -456,31 +477,20 @@ void qcow2_compressed_range(const struct qcow2 *q, uint64_t entry, uint64_t *ret
 int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed,
                             enum qcow2_freed why)
 {
-    struct free_list *f = &q->alloc.frees;
+    struct cluster_runs *frees = &q->alloc.frees;
+    struct cluster_run *last = frees->count > 0 ? &frees->runs[frees->count - 1] : NULL;
 
+    CO_ASSERT_HELD(&q->lock);
     q->alloc.freed_bytes += length;
     if (compressed) {
-        /* The next one to be compressed must not share a cluster whose count is about to go down. */
+        /* New compressed data must not share a cluster whose refcount is about to be lowered. */
         q->alloc.compressed_tail = 0;
-    } else if (f->count > 0) {
-        struct qcow2_free_run *last = &f->runs[f->count - 1];
-
-        if (!last->compressed && last->why == why && last->offset + last->length == offset) {
-            last->length += length;
-            return 0;
-        }
+    } else if (last && !last->compressed && last->why == why &&
+               last->offset + last->length == offset) {
+        last->length += length;
+        return 0;
     }
-    if (f->count == f->capacity) {
-        size_t capacity = f->capacity ? f->capacity * 2 : 64;
-        struct qcow2_free_run *runs = realloc(f->runs, capacity * sizeof(*runs));
-
-        if (!runs) {
-            return -ENOMEM; /* a leak on disk */
-        }
-        f->runs = runs;
-        f->capacity = capacity;
-    }
-    f->runs[f->count++] = (struct qcow2_free_run){
-        .offset = offset, .length = length, .compressed = compressed, .why = why};
-    return 0;
+    return cluster_runs_add(
+        frees, (struct cluster_run){
+                   .offset = offset, .length = length, .compressed = compressed, .why = why});
 }

@@ -28,7 +28,7 @@ struct commit {
     struct cache_snapshot refblocks, l2;
     struct sector_snapshot reftable, l1;
     uint64_t reftable_offset;
-    struct free_list frees;
+    struct cluster_runs frees;
     uint64_t freed_bytes;
 };
 
@@ -101,12 +101,11 @@ static size_t reftable_sectors(const struct qcow2 *q)
 static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
 {
     for (size_t i = 0; i < c->frees.count; i++) {
-        struct qcow2_free_run *run = &c->frees.runs[i];
+        struct cluster_run *run = &c->frees.runs[i];
 
         (void)qcow2_free_later_locked(q, run->offset, run->length, run->compressed, run->why);
     }
-    free(c->frees.runs);
-    c->frees = (struct free_list){0};
+    cluster_runs_clear(&c->frees);
 }
 
 static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
@@ -147,7 +146,7 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
         return r;
     }
     c->frees = q->alloc.frees;
-    q->alloc.frees = (struct free_list){0};
+    q->alloc.frees = (struct cluster_runs){0};
     c->freed_bytes = q->alloc.freed_bytes;
     q->alloc.freed_bytes = 0;
     q->alloc.freeing = c->frees.count > 0;
@@ -214,7 +213,7 @@ static int co_write_snapshot(struct qcow2 *q, struct commit *c)
 
 /* --- freeing --------------------------------------------------------------------------------- */
 
-static int co_lower_locked(struct qcow2 *q, const struct qcow2_free_run *run)
+static int co_lower_locked(struct qcow2 *q, const struct cluster_run *run)
 {
     uint64_t first = qcow2_cluster_index(q, run->offset);
     uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
@@ -226,7 +225,7 @@ static int co_lower_locked(struct qcow2 *q, const struct qcow2_free_run *run)
  * Punch the clusters of a run that nobody else refers to. Their count is 1 and stays so: only a commit lowers counts, and
  * only a drained snapshot raises them.
  */
-static void co_punch_run(struct qcow2 *q, const struct qcow2_free_run *run)
+static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
 {
     uint64_t first = run->offset, end = run->offset + run->length;
 
@@ -248,7 +247,7 @@ static void co_punch_run(struct qcow2 *q, const struct qcow2_free_run *run)
 }
 
 /* Nothing on disk refers to these any more. Punch first, while the refcount keeps others away (R8). */
-static void co_free_runs(struct qcow2 *q, struct free_list *frees)
+static void co_free_runs(struct qcow2 *q, struct cluster_runs *frees)
 {
     for (size_t i = 0; i < frees->count; i++) {
         if (q->options.pass_discard[frees->runs[i].why] && !frees->runs[i].compressed) {
@@ -264,7 +263,7 @@ static void co_free_runs(struct qcow2 *q, struct free_list *frees)
         q->alloc.freeing = false;
         co_mutex_unlock(&q->lock);
     }
-    free(frees->runs);
+    cluster_runs_clear(frees);
 }
 
 /* --- commit ---------------------------------------------------------------------------------- */
@@ -409,7 +408,7 @@ int qcow2_co_commit_if_much_dirty(struct qcow2 *q)
 }
 
 /* Whether some cluster of a run is going to be free. One that a snapshot shares is not. */
-static bool co_will_free_locked(struct qcow2 *q, const struct qcow2_free_run *run)
+static bool co_will_free_locked(struct qcow2 *q, const struct cluster_run *run)
 {
     uint64_t first = qcow2_cluster_index(q, run->offset), refcount = 0;
     uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
