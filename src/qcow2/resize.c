@@ -24,10 +24,10 @@
 #include "qcow2/table/verdict.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
-#include "qcow2/snapshot/references.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
+#include "qcow2/table/new_table.h"
 #include "qcow2/table/refcount.h"
 
 static int failed(struct qcow2 *q, const char *what, int r, struct error *err)

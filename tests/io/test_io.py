@@ -261,7 +261,7 @@ class OfOurOwn(TestCase):
         part = f"driver=qcow2,file.driver=raw,file.size={size},file.file.driver=file,file.file.filename={path}"
         result = io(part, "write 0 64k", options=("--image-opts",))
         self.assertIn("wrote 65536/65536", result.stdout)
-        self.assertIn("no room to store bitmap 'b9' as it is: 8323072 bytes too many are dirty", result.stderr)
+        self.assertIn("no space to store bitmap 'b9' exactly: 8323072 bytes are stored as dirty", result.stderr)
         self.assertNotIn("in-use", run(*tool("img"), "info", path).stdout)
         run(*tool("img"), "check", "-f", "qcow2", path)
 

@@ -156,7 +156,7 @@ class NoSpareCluster(Full):
         disk = self.part(image, self.end_of(image) + 2 * 4 * KIB)
         img("bitmap", "--image-opts", "--add", "-g", "4k", disk, "b")
         result = self.io(disk, "write -P 4 0 64k", "write -P 5 64k 64k")
-        self.assertIn("no room to store bitmap 'b' as it is: ", result.stderr)
+        self.assertIn("no space to store bitmap 'b' exactly: ", result.stderr)
         qemu_img("check", image)
         self.assertEqual(self.bitmaps_of(image)["b"]["flags"], ["auto"])
         self.assertEqual(self.dirty_bytes(image, "b"), 8 * MIB)

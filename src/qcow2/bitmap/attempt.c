@@ -5,8 +5,8 @@
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
-#include "qcow2/snapshot/references.h"
 #include "qcow2/table/alloc.h"
+#include "qcow2/table/new_table.h"
 
 void qcow2_store_add_run(struct cluster_runs *list, uint64_t offset, uint64_t length)
 {

@@ -178,8 +178,8 @@ int qcow2_co_store_bits(struct qcow2 *q, struct bitmap_store *st, struct block_b
         r = co_store_table(q, st, &t, s, &ret_entry->table_offset);
     }
     if (r == 0 && t.overstated > 0) {
-        log_warning("image '%s': no room to store bitmap '%s' as it is: %llu bytes too many are "
-                    "dirty in what is stored",
+        log_warning("image '%s': no space to store bitmap '%s' exactly: %llu bytes are stored as "
+                    "dirty that are not",
                     block_node_display_name(q->node), b->name, (unsigned long long)t.overstated);
     }
     ret_entry->table_entries = (uint32_t)t.now_entries;

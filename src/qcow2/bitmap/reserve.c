@@ -23,8 +23,8 @@
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/stored.h"
-#include "qcow2/snapshot/references.h"
 #include "qcow2/table/commit.h"
+#include "qcow2/table/new_table.h"
 
 /* Contiguous clusters reserved for the table of a bitmap, or for the directory. */
 struct reserved_run {

@@ -16,8 +16,8 @@
 #define BEYOND_END_MAX (1u << 20)
 
 /*
- * Memory limit of the reference counts: 1/256 of the file's size on disk, at least 256 MiB. Even with
- * clusters of 512 bytes that is two bytes for each cluster; counts up to 255 take one.
+ * Memory limit of the reference counts: 1/256 of the file's size on disk, at least 256 MiB. Even
+ * with clusters of 512 bytes that is two bytes for each cluster; counts up to 255 take one.
  */
 #define COUNTS_BYTES_MIN (256 * MiB)
 #define COUNTS_PART_OF_FILE 256

@@ -24,8 +24,8 @@
 int qcow2_co_check_contents(struct check *c);
 
 /*
- * Read the snapshot table again to q->snapshots.list, as far as it can be parsed. -EFBIG with a sentence
- * if it has too many or too large entries, and c->fix does not allow to cut them off.
+ * Read the snapshot table again to q->snapshots.list, as far as it can be parsed. -EFBIG with a
+ * sentence if it has too many or too large entries, and c->fix does not allow to cut them off.
  */
 int qcow2_co_check_snapshot_table(struct check *c, struct error *err);
 /*

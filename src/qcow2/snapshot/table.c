@@ -8,10 +8,10 @@
 #include "base/cleanup.h"
 #include "base/strbuf.h"
 #include "qcow2/header/header.h"
-#include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
+#include "qcow2/table/new_table.h"
 
 void qcow2_snapshot_free(struct qcow2_snapshot *s)
 {
@@ -33,9 +33,10 @@ void qcow2_free_snapshots(struct qcow2 *q)
     }
 }
 
-/* --- reading ------------------------------------------------------------------------------------- */
+/* --- reading ---------------------------------------------------------------------------------- */
 
-static int co_fetch(struct qcow2_table_reader *t, void *buf, size_t size)
+/* Reads `size` bytes, and moves on. */
+static int co_read_table_bytes(struct qcow2_table_reader *t, void *buf, size_t size)
 {
     uint64_t file_size = round_up(block_edge_size(t->q->node->file), t->q->cluster_size), there;
     uint64_t at = t->at;
@@ -50,8 +51,8 @@ static int co_fetch(struct qcow2_table_reader *t, void *buf, size_t size)
     return there > 0 ? block_co_pread(t->q->node->file, at, buf, there) : 0;
 }
 
-static int parse_extra(struct qcow2 *q, struct qcow2_snapshot *s, const uint8_t *extra,
-                       uint32_t size)
+static int parse_snapshot_extra(struct qcow2 *q, struct qcow2_snapshot *s, const uint8_t *extra,
+                                uint32_t size)
 {
     s->disk_size = block_node_size(q->node);
     s->icount = UINT64_MAX;
@@ -73,13 +74,13 @@ static int parse_extra(struct qcow2 *q, struct qcow2_snapshot *s, const uint8_t 
     return 0;
 }
 
-static int co_read_entry(struct qcow2_table_reader *t, struct qcow2_snapshot *s,
-                         uint32_t *ret_extra_size)
+static int co_read_snapshot_entry(struct qcow2_table_reader *t, struct qcow2_snapshot *s,
+                                  uint32_t *ret_extra_size)
 {
     uint8_t fixed[SNAP_FIXED_SIZE];
     AUTO_FREE uint8_t *extra = NULL;
     uint32_t extra_size, id_size, name_size, kept;
-    int r = co_fetch(t, fixed, sizeof(fixed));
+    int r = co_read_table_bytes(t, fixed, sizeof(fixed));
 
     if (r < 0) {
         return r;
@@ -103,11 +104,13 @@ static int co_read_entry(struct qcow2_table_reader *t, struct qcow2_snapshot *s,
     if (!extra || !s->id || !s->name) {
         return -ENOMEM;
     }
-    if ((r = co_fetch(t, extra, kept)) < 0 || (r = parse_extra(t->q, s, extra, kept)) < 0) {
+    if ((r = co_read_table_bytes(t, extra, kept)) < 0 ||
+        (r = parse_snapshot_extra(t->q, s, extra, kept)) < 0) {
         return r;
     }
     t->at += extra_size - kept;
-    if ((r = co_fetch(t, s->id, id_size)) < 0 || (r = co_fetch(t, s->name, name_size)) < 0) {
+    if ((r = co_read_table_bytes(t, s->id, id_size)) < 0 ||
+        (r = co_read_table_bytes(t, s->name, name_size)) < 0) {
         return r;
     }
     t->bytes += round_up(t->at, 8) - t->at;
@@ -115,7 +118,7 @@ static int co_read_entry(struct qcow2_table_reader *t, struct qcow2_snapshot *s,
     return 0;
 }
 
-int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot **ret,
+int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot **ret_snapshot,
                            uint32_t *ret_extra_size)
 {
     struct qcow2_snapshot *s = calloc(1, sizeof(*s));
@@ -123,19 +126,19 @@ int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot *
 
     if (s) {
         list_init(&s->link);
-        r = co_read_entry(t, s, ret_extra_size);
+        r = co_read_snapshot_entry(t, s, ret_extra_size);
     }
     if (r < 0) {
         qcow2_snapshot_free(s);
         return r;
     }
-    *ret = s;
+    *ret_snapshot = s;
     return 0;
 }
 
-/* Entry `index` could not be read. */
-static int unreadable(struct qcow2 *q, uint32_t index, uint32_t extra_size, int r,
-                      struct error *err)
+/* Sets the error for entry `index`, which could not be read with the result `r`. */
+static int refuse_table_entry(struct qcow2 *q, uint32_t index, uint32_t extra_size, int r,
+                              struct error *err)
 {
     if (r == -EOVERFLOW) {
         error_set(err, EFBIG, "Snapshot table is too big");
@@ -162,7 +165,7 @@ int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err)
         int r = qcow2_co_read_snapshot(&t, &s, &extra_size);
 
         if (r < 0) {
-            return unreadable(q, i, extra_size, r, err);
+            return refuse_table_entry(q, i, extra_size, r, err);
         }
         list_append(&q->snapshots.list, &s->link);
     }
@@ -170,9 +173,9 @@ int qcow2_co_read_snapshots(struct qcow2 *q, struct error *err)
     return 0;
 }
 
-/* --- writing ------------------------------------------------------------------------------------- */
+/* --- writing ---------------------------------------------------------------------------------- */
 
-static void append_entry(struct strbuf *sb, const struct qcow2_snapshot *s)
+static void append_snapshot_entry(struct strbuf *sb, const struct qcow2_snapshot *s)
 {
     static const uint8_t padding[8];
     uint8_t fixed[SNAP_FIXED_SIZE] = {0}, extra[SNAP_EXTRA_OURS];
@@ -209,7 +212,7 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
     int r = 0;
 
     LIST_FOREACH (s, &q->snapshots.list, link) {
-        append_entry(&table, s);
+        append_snapshot_entry(&table, s);
         count++;
     }
     if (table.failed) {
@@ -219,7 +222,7 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
     } else if (count > 0) {
         r = qcow2_co_write_new_clusters(q, table.data, table.len, &offset);
     }
-    r = r < 0 ? r : qcow2_co_commit(q); /* R1 */
+    UNLESS_FAILED(r, qcow2_co_commit(q)); /* R1 */
     if (r < 0) {
         if (offset != 0) {
             qcow2_co_free_new_clusters(q, offset, table.len);
@@ -235,7 +238,8 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
         q->snapshots.offset = old_offset;
         q->snapshots.size = old_size;
         q->snapshots.count = old_count;
-        if (offset != 0 && !atomic_load(&q->broken)) { /* else nobody knows what the header names */
+        if (offset != 0 &&
+            !atomic_load(&q->broken)) { /* else it is unknown which table the header names */
             qcow2_co_free_new_clusters(q, offset, table.len);
         }
         return r;

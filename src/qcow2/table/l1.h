@@ -3,6 +3,7 @@
 #ifndef TIDEMARK_QCOW2_TABLE_L1_H
 #define TIDEMARK_QCOW2_TABLE_L1_H
 
+#include "qcow2/image.h"
 #include "qcow2/snapshot/snapshot.h"
 
 /*
