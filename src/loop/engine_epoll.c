@@ -264,9 +264,9 @@ const struct loop_engine loop_engine_epoll = {
     .abandon = epoll_abandon,
     .would_strand = epoll_would_strand,
     .turn = epoll_turn,
-    .co_preadv = loop_threads_co_preadv,
-    .co_pwritev = loop_threads_co_pwritev,
-    .co_fdatasync = loop_threads_co_fdatasync,
-    .co_fallocate = loop_threads_co_fallocate,
+    .co_preadv = loop_pool_co_preadv,
+    .co_pwritev = loop_pool_co_pwritev,
+    .co_fdatasync = loop_pool_co_fdatasync,
+    .co_fallocate = loop_pool_co_fallocate,
     .co_poll = epoll_co_poll,
 };

@@ -351,7 +351,7 @@ static ssize_t uring_co_preadv(struct reactor *r, int fd, const struct iovec *io
 
     io_uring_prep_readv(sqe, fd, iov, (unsigned)iovcnt, offset);
     ret = co_wait(uring_of(r), sqe, fd);
-    return is_refused(ret) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset) : ret;
+    return is_refused(ret) ? loop_pool_co_preadv(r, fd, iov, iovcnt, offset) : ret;
 }
 
 static ssize_t uring_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
@@ -363,7 +363,7 @@ static ssize_t uring_co_pwritev(struct reactor *r, int fd, const struct iovec *i
 
     io_uring_prep_writev2(sqe, fd, iov, (unsigned)iovcnt, offset, rw_flags);
     ret = co_wait(uring_of(r), sqe, fd);
-    return is_refused(ret) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags) : ret;
+    return is_refused(ret) ? loop_pool_co_pwritev(r, fd, iov, iovcnt, offset, flags) : ret;
 }
 
 static int uring_co_fdatasync(struct reactor *r, int fd)

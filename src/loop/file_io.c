@@ -213,7 +213,7 @@ static ssize_t co_read_elsewhere(struct reactor *r, int fd, const struct iovec *
 
     co_enter(r, fd);
     reactor_count(r, REACTOR_STAT_SUBMITTED);
-    n = is_hanging(r, fd) ? loop_threads_co_preadv(r, fd, iov, iovcnt, offset)
+    n = is_hanging(r, fd) ? loop_pool_co_preadv(r, fd, iov, iovcnt, offset)
                           : r->engine->co_preadv(r, fd, iov, iovcnt, offset);
     leave(r, fd);
     return n;
@@ -350,7 +350,7 @@ static ssize_t co_write_elsewhere(struct reactor *r, int fd, const struct iovec 
 
     co_enter(r, fd);
     reactor_count(r, REACTOR_STAT_SUBMITTED);
-    n = is_hanging(r, fd) ? loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags)
+    n = is_hanging(r, fd) ? loop_pool_co_pwritev(r, fd, iov, iovcnt, offset, flags)
                           : r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
     leave(r, fd);
     return n;
@@ -382,7 +382,7 @@ ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t of
 
     assert(r && co_self());
     if (write_policy == WRITE_POOL) {
-        return loop_threads_co_pwritev(r, fd, iov, iovcnt, offset, flags);
+        return loop_pool_co_pwritev(r, fd, iov, iovcnt, offset, flags);
     }
     if (write_policy == WRITE_ENGINE || (flags & LOOP_IO_DSYNC)) {
         return co_write_elsewhere(r, fd, iov, iovcnt, offset, flags);
@@ -398,7 +398,7 @@ int loop_co_fdatasync(int fd)
     assert(r && co_self());
     co_enter(r, fd);
     reactor_count(r, REACTOR_STAT_SUBMITTED);
-    ret = is_hanging(r, fd) ? loop_threads_co_fdatasync(r, fd) : r->engine->co_fdatasync(r, fd);
+    ret = is_hanging(r, fd) ? loop_pool_co_fdatasync(r, fd) : r->engine->co_fdatasync(r, fd);
     leave(r, fd);
     return ret;
 }
@@ -411,7 +411,7 @@ int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
     assert(r && co_self());
     co_enter(r, fd);
     reactor_count(r, REACTOR_STAT_SUBMITTED);
-    ret = is_hanging(r, fd) ? loop_threads_co_fallocate(r, fd, mode, offset, length)
+    ret = is_hanging(r, fd) ? loop_pool_co_fallocate(r, fd, mode, offset, length)
                             : r->engine->co_fallocate(r, fd, mode, offset, length);
     leave(r, fd);
     return ret;

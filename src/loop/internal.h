@@ -111,7 +111,40 @@ struct reactor {
     struct co *destroyer; /* woken when the thread is about to end */
 };
 
-/* reactor.c: read the bell, so that the next ring is heard anew. */
+/* --- thread.c */
+
+/*
+ * The reactor that the calling thread runs, NULL if it runs none: as reactor_current(), without a call. A coroutine may
+ * continue on another thread after a yield, so a function reads it before it yields, or not at all.
+ */
+extern _Thread_local struct reactor *loop_this_reactor;
+
+void reactor_set_current(struct reactor *r);
+
+/* Start a thread that no signal is delivered to. 0 or -errno. */
+int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg);
+
+/* --- reactor.c */
+
+/* Make `r`, which is zeroes, a reactor of the calling thread on this engine. 0 or -errno. */
+int reactor_init(struct reactor *r, const struct loop_engine *engine);
+
+/* The reverse. */
+void reactor_release(struct reactor *r);
+
+/* Run one turn. The thread may have lost `r` afterwards: then reactor_current() is NULL. */
+void reactor_turn(struct reactor *r);
+
+/* Whether `r` was told to stop, and its coroutines have ended. */
+bool reactor_may_end(struct reactor *r);
+
+/*
+ * Have the reactor look around once more before it sleeps. Any thread, any signal handler; on its own thread one may come
+ * between the decision to sleep and the sleep, which the bell then ends.
+ */
+void reactor_kick(struct reactor *r);
+
+/* Read the bell, so that the next ring is heard anew. */
 void reactor_silence_bell(struct reactor *r);
 
 /*
@@ -119,9 +152,9 @@ void reactor_silence_bell(struct reactor *r);
  * return whether it still has the reactor.
  */
 #define REACTOR_LOST (-1)
-/* The calling thread runs `r`, which gets another one when this one hangs. */
-void loop_rescue_watch(struct reactor *r);
-void loop_rescue_unwatch(struct reactor *r);
+/* Run `r` on the calling thread until it ends, or until the thread has lost it. When a call hangs, `r` gets another thread,
+ * which has prepared for engine `spare`. */
+void loop_rescue_serve(struct reactor *r, const struct loop_engine *spare);
 /* Whether a coroutine of `r` may hang in a call on fd at the cost of its thread only. */
 bool loop_may_hang(struct reactor *r, int fd);
 /* Before and after such a call, at the time now_ns, to fs. In between nothing of the reactor is touched. The latter is
@@ -138,13 +171,6 @@ static inline void reactor_count(struct reactor *r, enum reactor_stat i)
     counter_add(&r->stats[i], 1);
 }
 
-/* reactor.c: run `r` on the calling thread until it ends, or until the thread has lost it. */
-void reactor_serve(struct reactor *r);
-/* reactor.c: which of them the calling thread runs; NULL: none (any more). */
-void reactor_set_current(struct reactor *r);
-/* The engine of reactors that are made. */
-const struct loop_engine *reactor_default_engine(void);
-
 /* file_io.c: read TIDEMARK_READ and TIDEMARK_WRITE. */
 void loop_file_io_init(void);
 
@@ -160,16 +186,12 @@ bool loop_is_serving(void);
 /* offload.c: join the threads of the pool; it starts again when it is used again. */
 void loop_offload_stop(void);
 
-/* threads.c: file I/O by the offload pool, for engines that have nothing better. */
-ssize_t loop_threads_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                               uint64_t offset);
-ssize_t loop_threads_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                                uint64_t offset, unsigned flags);
-int loop_threads_co_fdatasync(struct reactor *r, int fd);
-int loop_threads_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset,
-                              uint64_t length);
-
-/* Start a thread that no signal is delivered to. 0 or -errno. */
-int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg);
+/* pool_io.c: file I/O by the offload pool, for engines that have nothing better. */
+ssize_t loop_pool_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                            uint64_t offset);
+ssize_t loop_pool_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                             uint64_t offset, unsigned flags);
+int loop_pool_co_fdatasync(struct reactor *r, int fd);
+int loop_pool_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length);
 
 #endif

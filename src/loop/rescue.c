@@ -48,8 +48,9 @@
 static struct {
     pthread_mutex_t lock; /* guards all below */
     pthread_cond_t changed;
-    struct list reactors; /* of struct reactor, by rescue_link */
-    bool started;         /* the watcher was */
+    struct list reactors;             /* of struct reactor, by rescue_link */
+    const struct loop_engine *engine; /* of the spare thread */
+    bool started;                     /* the watcher was */
     bool stopping;
     bool has_spare;         /* its thread was started, and waits or will */
     bool spare_ready;       /* it waits for a reactor */
@@ -87,6 +88,8 @@ static void take_over(struct reactor *r, void *engine_data)
     pthread_mutex_unlock(&rescue.lock);
 }
 
+static void serve(struct reactor *r);
+
 static void *spare_thread(void *arg)
 {
     const struct loop_engine *engine = arg;
@@ -116,15 +119,15 @@ static void *spare_thread(void *arg)
         data = NULL;
     }
     take_over(r, data);
-    reactor_serve(r);
+    serve(r);
     return NULL;
 }
 
 static void start_spare_locked(void)
 {
     rescue.spare_ready = false;
-    rescue.has_spare = loop_thread_start(&rescue.spare, spare_thread,
-                                         (void *)(uintptr_t)reactor_default_engine()) == 0;
+    rescue.has_spare =
+        loop_thread_start(&rescue.spare, spare_thread, (void *)(uintptr_t)rescue.engine) == 0;
 }
 
 /* --- the watcher ------------------------------------------------------------------------------------- */
@@ -218,9 +221,10 @@ static void wake_watcher(void)
 
 /* --- the reactors ------------------------------------------------------------------------------------ */
 
-void loop_rescue_watch(struct reactor *r)
+static void watch(struct reactor *r, const struct loop_engine *spare)
 {
     pthread_mutex_lock(&rescue.lock);
+    rescue.engine = spare;
     if (!rescue.started) {
         rescue.started = loop_thread_start(&rescue.watcher, watcher_thread, NULL) == 0;
     }
@@ -232,13 +236,38 @@ void loop_rescue_watch(struct reactor *r)
     pthread_mutex_unlock(&rescue.lock);
 }
 
-void loop_rescue_unwatch(struct reactor *r)
+static void unwatch(struct reactor *r)
 {
     pthread_mutex_lock(&rescue.lock);
     if (r->is_rescued) {
         list_remove(&r->rescue_link);
     }
     pthread_mutex_unlock(&rescue.lock);
+}
+
+/* Until `r` ends, or the calling thread has lost it. */
+static void serve(struct reactor *r)
+{
+    const struct loop_engine *engine = r->engine;
+    void *data = r->engine_data;
+
+    while (!reactor_may_end(r)) {
+        reactor_turn(r);
+        if (r != reactor_current()) {
+            engine->abandon(data);
+            co_thread_cleanup();
+            return;
+        }
+    }
+    unwatch(r);
+    reactor_release(r);
+    co_wake(r->destroyer);
+}
+
+void loop_rescue_serve(struct reactor *r, const struct loop_engine *spare)
+{
+    watch(r, spare);
+    serve(r);
 }
 
 void loop_rescue_stop(void)

@@ -60,8 +60,8 @@ static int fallocate_job(void *arg)
     return (int)result(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
 }
 
-ssize_t loop_threads_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                               uint64_t offset)
+ssize_t loop_pool_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                            uint64_t offset)
 {
     struct io_job job = {.fd = fd, .iov = iov, .iovcnt = iovcnt, .offset = offset};
 
@@ -69,8 +69,8 @@ ssize_t loop_threads_co_preadv(struct reactor *r, int fd, const struct iovec *io
     return job.done;
 }
 
-ssize_t loop_threads_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                                uint64_t offset, unsigned flags)
+ssize_t loop_pool_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+                             uint64_t offset, unsigned flags)
 {
     struct io_job job = {.fd = fd, .iov = iov, .iovcnt = iovcnt, .offset = offset, .flags = flags};
 
@@ -78,14 +78,14 @@ ssize_t loop_threads_co_pwritev(struct reactor *r, int fd, const struct iovec *i
     return job.done;
 }
 
-int loop_threads_co_fdatasync(struct reactor *r, int fd)
+int loop_pool_co_fdatasync(struct reactor *r, int fd)
 {
     struct io_job job = {.fd = fd};
 
     return loop_co_offload(fdatasync_job, &job);
 }
 
-int loop_threads_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
+int loop_pool_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
 {
     struct io_job job = {.fd = fd, .mode = mode, .offset = offset, .length = length};
 

@@ -1,0 +1,33 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Which reactor a thread runs, and threads that receive no signals. */
+#include <signal.h>
+
+#include "base/counters.h"
+#include "loop/internal.h"
+
+_Static_assert(REACTOR_MAX <= COUNTERS_SHARDS, "a shard of counters for each reactor");
+
+_Thread_local struct reactor *loop_this_reactor;
+
+struct reactor *reactor_current(void)
+{
+    return loop_this_reactor;
+}
+
+void reactor_set_current(struct reactor *r)
+{
+    loop_this_reactor = r;
+    counters_set_index(r ? r->index : COUNTERS_SHARDS);
+}
+
+int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg)
+{
+    sigset_t all, old;
+    int ret;
+
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    ret = pthread_create(thread, NULL, fn, arg);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    return -ret;
+}
