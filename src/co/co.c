@@ -62,7 +62,8 @@ static void co_leave(struct co *co, bool ended)
     arrive(co->thread, &co->fiber);
 }
 
-void co_main(void)
+/* The first function on each stack: runs one coroutine after the other. */
+static void co_main(void)
 {
     struct co *co = this_thread.current;
 
@@ -76,7 +77,7 @@ void co_main(void)
 
 static struct co *co_new(struct co_home *home, co_entry *entry, void *arg)
 {
-    struct co *co = co_pool_get();
+    struct co *co = co_pool_get(co_main);
 
     if (co) {
         co->home = home;

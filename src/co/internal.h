@@ -77,18 +77,14 @@ struct co {
 };
 
 /*
- * A coroutine whose stack is ready to be switched to, and calls co_main() first. NULL: errno is
- * EAGAIN at CO_COUNT_MAX, else ENOMEM.
+ * A coroutine whose stack is ready to be switched to. A new stack begins with entry(), which never
+ * returns, so it is the same for all. NULL: errno is EAGAIN at CO_COUNT_MAX, else ENOMEM.
  */
-struct co *co_pool_get(void);
+struct co *co_pool_get(void (*entry)(void));
 
 /* Give a coroutine that has ended to the pool of the calling thread. */
 void co_pool_put(struct co *co);
 
 /* The lowest usable address of a coroutine's stack. */
 uintptr_t co_pool_stack_bottom(const struct co *co);
-
-/* The first function on a new stack. Runs one entry function after the other; never returns. */
-void co_main(void);
-
 #endif

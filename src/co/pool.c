@@ -91,7 +91,7 @@ uintptr_t co_pool_stack_bottom(const struct co *co)
     return (uintptr_t)co->map + (size_t)sysconf(_SC_PAGESIZE);
 }
 
-static struct co *map_co(void)
+static struct co *map_co(void (*entry)(void))
 {
     static atomic_uint next_colour;
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -124,7 +124,7 @@ static struct co *map_co(void)
 #ifdef CO_TSAN
     co->fiber.tsan = __tsan_create_fiber(0);
 #endif
-    co_context_init(&co->fiber.context, bottom, stack_size, co_main);
+    co_context_init(&co->fiber.context, bottom, stack_size, entry);
     return co;
 }
 
@@ -168,7 +168,7 @@ static struct co *common_pool_get(void)
     return co;
 }
 
-struct co *co_pool_get(void)
+struct co *co_pool_get(void (*entry)(void))
 {
     struct co *co;
 
@@ -184,7 +184,7 @@ struct co *co_pool_get(void)
         errno = EAGAIN;
         return NULL;
     }
-    co = map_co();
+    co = map_co(entry);
     if (!co) {
         atomic_fetch_sub(&mapped_count, 1);
         errno = ENOMEM;
