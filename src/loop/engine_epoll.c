@@ -21,7 +21,7 @@
 /* On the stack of the coroutine that polls. */
 struct poll_waiter {
     struct poll_waiter *next; /* on the same descriptor */
-    struct reactor *r;
+    struct reactor *reactor;
     struct loop_timer timer;
     struct co *co;
     int fd;
@@ -37,9 +37,9 @@ struct epoll {
     size_t room;
 };
 
-static struct epoll *epoll_of(struct reactor *r)
+static struct epoll *epoll_of(struct reactor *reactor)
 {
-    return r->engine_data;
+    return reactor->engine_data;
 }
 
 static void epoll_discard(void *data)
@@ -60,31 +60,31 @@ static int epoll_prepare(void **ret_data)
     }
     e->fd = epoll_create1(EPOLL_CLOEXEC);
     if (e->fd < 0) {
-        int ret = -errno;
+        int r = -errno;
 
         free(e);
-        return ret;
+        return r;
     }
     *ret_data = e;
     return 0;
 }
 
-static void epoll_adopt(struct reactor *r, void *data)
+static void epoll_adopt(struct reactor *reactor, void *data)
 {
     struct epoll *e = data;
-    struct epoll_event bell = {.events = EPOLLIN | EPOLLET, .data.fd = r->bell};
+    struct epoll_event bell = {.events = EPOLLIN | EPOLLET, .data.fd = reactor->bell};
 
-    if (r->engine_data) {
+    if (reactor->engine_data) {
         /* It serves any thread. */
         epoll_discard(data);
         return;
     }
     /* Edge-triggered: each write to the bell is told of once, and it need not be read. */
-    if (epoll_ctl(e->fd, EPOLL_CTL_ADD, r->bell, &bell) < 0) {
-        log_error("Reactor '%s' cannot watch its bell: %s", r->name, strerror(errno));
+    if (epoll_ctl(e->fd, EPOLL_CTL_ADD, reactor->bell, &bell) < 0) {
+        log_error("Reactor '%s' cannot watch its bell: %s", reactor->name, strerror(errno));
         abort();
     }
-    r->engine_data = e;
+    reactor->engine_data = e;
 }
 
 static void epoll_abandon(void *data)
@@ -92,7 +92,7 @@ static void epoll_abandon(void *data)
 }
 
 /* What is in flight is the offload pool's. */
-static bool epoll_would_strand(struct reactor *r, int fd)
+static bool epoll_would_strand(struct reactor *reactor, int fd)
 {
     return false;
 }
@@ -129,7 +129,7 @@ static void finish_waiter(struct epoll *e, struct poll_waiter **link, int result
 static void handle_event(struct epoll *e, int fd, uint32_t events)
 {
     struct poll_waiter **link = &e->waiters[fd];
-    int ret;
+    int r;
 
     while (*link) {
         uint32_t hit = events & ((*link)->events | EPOLLERR | EPOLLHUP);
@@ -143,16 +143,16 @@ static void handle_event(struct epoll *e, int fd, uint32_t events)
     if (!e->waiters[fd]) {
         return;
     }
-    ret = arm(e, fd);
-    while (ret < 0 && e->waiters[fd]) {
-        finish_waiter(e, &e->waiters[fd], ret);
+    r = arm(e, fd);
+    while (r < 0 && e->waiters[fd]) {
+        finish_waiter(e, &e->waiters[fd], r);
     }
 }
 
 static void expire_poll(struct loop_timer *self)
 {
     struct poll_waiter *w = container_of(self, struct poll_waiter, timer);
-    struct epoll *e = epoll_of(w->r);
+    struct epoll *e = epoll_of(w->reactor);
     struct poll_waiter **link = &e->waiters[w->fd];
 
     while (*link && *link != w) {
@@ -181,27 +181,27 @@ static int make_room(struct epoll *e, size_t fd)
     return 0;
 }
 
-static int epoll_co_poll(struct reactor *r, int fd, short events, int64_t timeout_ns)
+static int epoll_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
 {
-    struct epoll *e = epoll_of(r);
+    struct epoll *e = epoll_of(reactor);
     struct poll_waiter waiter = {
-        .r = r, .co = co_self(), .fd = fd, .events = (unsigned short)events};
-    int ret;
+        .reactor = reactor, .co = co_self(), .fd = fd, .events = (unsigned short)events};
+    int r;
 
     if (fd < 0) {
         return -EBADF;
     }
-    ret = make_room(e, (size_t)fd);
-    if (ret < 0) {
-        return ret;
+    r = make_room(e, (size_t)fd);
+    if (r < 0) {
+        return r;
     }
     waiter.next = e->waiters[fd];
     e->waiters[fd] = &waiter;
-    ret = arm(e, fd);
-    if (ret < 0) {
+    r = arm(e, fd);
+    if (r < 0) {
         e->waiters[fd] = waiter.next;
         /* A regular file cannot be watched, and is always ready. */
-        return ret == -EPERM ? events & (POLLIN | POLLOUT) : ret;
+        return r == -EPERM ? events & (POLLIN | POLLOUT) : r;
     }
     e->waiting++;
     loop_timer_init(&waiter.timer, expire_poll);
@@ -239,9 +239,9 @@ static int wait_events(struct epoll *e, struct epoll_event *events, int64_t time
     return count;
 }
 
-static void epoll_turn(struct reactor *r, int64_t timeout_ns)
+static void epoll_turn(struct reactor *reactor, int64_t timeout_ns)
 {
-    struct epoll *e = epoll_of(r);
+    struct epoll *e = epoll_of(reactor);
     struct epoll_event events[EVENTS_PER_TURN];
     int count;
 
@@ -250,7 +250,7 @@ static void epoll_turn(struct reactor *r, int64_t timeout_ns)
     }
     count = wait_events(e, events, timeout_ns);
     for (int i = 0; i < count; i++) {
-        if (events[i].data.fd != r->bell) {
+        if (events[i].data.fd != reactor->bell) {
             handle_event(e, events[i].data.fd, events[i].events);
         }
     }

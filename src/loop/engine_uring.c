@@ -53,9 +53,9 @@ struct uring_op {
     int result;
 };
 
-static struct uring *uring_of(struct reactor *r)
+static struct uring *uring_of(struct reactor *reactor)
 {
-    return r->engine_data;
+    return reactor->engine_data;
 }
 
 /* A place in the submission queue. NULL only when the kernel takes nothing at the moment. */
@@ -70,13 +70,13 @@ static struct io_uring_sqe *get_sqe(struct uring *u)
     return sqe;
 }
 
-static struct io_uring_sqe *co_get_sqe(struct reactor *r)
+static struct io_uring_sqe *co_get_sqe(struct reactor *reactor)
 {
-    struct io_uring_sqe *sqe = get_sqe(uring_of(r));
+    struct io_uring_sqe *sqe = get_sqe(uring_of(reactor));
 
     while (!sqe) {
         co_reschedule();
-        sqe = get_sqe(uring_of(r));
+        sqe = get_sqe(uring_of(reactor));
     }
     return sqe;
 }
@@ -110,34 +110,34 @@ static int co_wait_for_poll(struct uring *u, struct io_uring_sqe *sqe, struct ur
 
 /* --- the bell: a poll of the eventfd, which need not be read as each write is told of */
 
-static void watch_bell(struct reactor *r)
+static void watch_bell(struct reactor *reactor)
 {
-    struct uring *u = uring_of(r);
+    struct uring *u = uring_of(reactor);
     struct io_uring_sqe *sqe = get_sqe(u);
 
     if (!sqe) {
-        log_error("Reactor '%s' cannot watch its bell", r->name);
+        log_error("Reactor '%s' cannot watch its bell", reactor->name);
         abort();
     }
     if (u->bell_multiple) {
-        io_uring_prep_poll_multishot(sqe, r->bell, POLLIN);
+        io_uring_prep_poll_multishot(sqe, reactor->bell, POLLIN);
     } else {
-        io_uring_prep_poll_add(sqe, r->bell, POLLIN);
+        io_uring_prep_poll_add(sqe, reactor->bell, POLLIN);
     }
     io_uring_sqe_set_data64(sqe, USER_DATA_BELL);
 }
 
-static void bell_rang(struct reactor *r, const struct io_uring_cqe *cqe)
+static void bell_rang(struct reactor *reactor, const struct io_uring_cqe *cqe)
 {
     if (cqe->flags & IORING_CQE_F_MORE) {
         return;
     }
     if (cqe->res == -EINVAL) {
-        uring_of(r)->bell_multiple = false;
+        uring_of(reactor)->bell_multiple = false;
     }
     /* It is not watched any more, and is silenced before it is again. */
-    reactor_silence_bell(r);
-    watch_bell(r);
+    reactor_silence_bell(reactor);
+    watch_bell(reactor);
 }
 
 /* --- life */
@@ -162,37 +162,37 @@ static int init_ring(struct uring *u)
         IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_COOP_TASKRUN,
         0,
     };
-    int ret = -EINVAL;
+    int r = -EINVAL;
 
-    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && ret == -EINVAL; i++) {
+    for (size_t i = 0; i < sizeof(flags) / sizeof(flags[0]) && r == -EINVAL; i++) {
         struct io_uring_params params = {
             .flags = flags[i] | IORING_SETUP_CQSIZE,
             .cq_entries = CQ_ENTRIES,
         };
 
-        ret = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &params);
+        r = io_uring_queue_init_params(SQ_ENTRIES, &u->ring, &params);
         u->deferred = flags[i] & IORING_SETUP_DEFER_TASKRUN;
-        if (ret == 0 && !has_features(&params)) {
+        if (r == 0 && !has_features(&params)) {
             io_uring_queue_exit(&u->ring);
             return -ENOSYS;
         }
     }
-    return ret;
+    return r;
 }
 
 static int uring_prepare(void **ret_data)
 {
     unsigned workers[2] = {KERNEL_WORKERS_MAX, 0};
     struct uring *u = calloc(1, sizeof(*u));
-    int ret;
+    int r;
 
     if (!u) {
         return -ENOMEM;
     }
-    ret = init_ring(u);
-    if (ret < 0) {
+    r = init_ring(u);
+    if (r < 0) {
         free(u);
-        return ret;
+        return r;
     }
     /* Cheaper to enter, and more that may hang: not every kernel can. */
     io_uring_register_ring_fd(&u->ring);
@@ -211,12 +211,12 @@ static void uring_discard(void *data)
     free(u);
 }
 
-static void uring_adopt(struct reactor *r, void *data)
+static void uring_adopt(struct reactor *reactor, void *data)
 {
-    struct uring *old = uring_of(r);
+    struct uring *old = uring_of(reactor);
 
-    r->engine_data = data;
-    watch_bell(r);
+    reactor->engine_data = data;
+    watch_bell(reactor);
     while (old && !list_is_empty(&old->polls)) {
         struct uring_op *op = LIST_FIRST(&old->polls, struct uring_op, link);
 
@@ -242,9 +242,9 @@ static void complete(struct uring *u, const struct io_uring_cqe *cqe)
     co_wake(op->co);
 }
 
-static void reap(struct reactor *r)
+static void reap(struct reactor *reactor)
 {
-    struct uring *u = uring_of(r);
+    struct uring *u = uring_of(reactor);
     struct io_uring_cqe *cqes[64];
     unsigned count;
 
@@ -254,7 +254,7 @@ static void reap(struct reactor *r)
             uint64_t data = cqes[i]->user_data;
 
             if (data == USER_DATA_BELL) {
-                bell_rang(r, cqes[i]);
+                bell_rang(reactor, cqes[i]);
             } else if (data != USER_DATA_NONE) {
                 complete(u, cqes[i]);
             }
@@ -287,9 +287,9 @@ static void uring_abandon(void *data)
     uring_discard(u);
 }
 
-static bool uring_would_strand(struct reactor *r, int fd)
+static bool uring_would_strand(struct reactor *reactor, int fd)
 {
-    const struct uring *u = uring_of(r);
+    const struct uring *u = uring_of(reactor);
 
     return u->files > 0 && (u->files_mixed || u->files_fd != fd);
 }
@@ -315,9 +315,9 @@ static void submit(struct uring *u)
 }
 
 /* What goes wrong here (EINTR, EAGAIN, EBUSY) is tried again in the next turn. */
-static void uring_turn(struct reactor *r, int64_t timeout_ns)
+static void uring_turn(struct reactor *reactor, int64_t timeout_ns)
 {
-    struct uring *u = uring_of(r);
+    struct uring *u = uring_of(reactor);
 
     if (timeout_ns == 0 || io_uring_cq_ready(&u->ring) > 0) {
         submit(u);
@@ -332,7 +332,7 @@ static void uring_turn(struct reactor *r, int64_t timeout_ns)
 
         io_uring_submit_and_wait_timeout(&u->ring, &cqe, 1, &ts, NULL);
     }
-    reap(r);
+    reap(reactor);
 }
 
 /* --- operations */
@@ -343,43 +343,44 @@ static bool is_refused(int result)
     return result == -EAGAIN || result == -EINTR;
 }
 
-static ssize_t uring_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+static ssize_t uring_co_preadv(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                                uint64_t offset)
 {
-    struct io_uring_sqe *sqe = co_get_sqe(r);
-    int ret;
+    struct io_uring_sqe *sqe = co_get_sqe(reactor);
+    int r;
 
     io_uring_prep_readv(sqe, fd, iov, (unsigned)iovcnt, offset);
-    ret = co_wait(uring_of(r), sqe, fd);
-    return is_refused(ret) ? loop_pool_co_preadv(r, fd, iov, iovcnt, offset) : ret;
+    r = co_wait(uring_of(reactor), sqe, fd);
+    return is_refused(r) ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset) : r;
 }
 
-static ssize_t uring_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                                uint64_t offset, unsigned flags)
+static ssize_t uring_co_pwritev(struct reactor *reactor, int fd, const struct iovec *iov,
+                                int iovcnt, uint64_t offset, unsigned flags)
 {
     int rw_flags = flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
-    struct io_uring_sqe *sqe = co_get_sqe(r);
-    int ret;
+    struct io_uring_sqe *sqe = co_get_sqe(reactor);
+    int r;
 
     io_uring_prep_writev2(sqe, fd, iov, (unsigned)iovcnt, offset, rw_flags);
-    ret = co_wait(uring_of(r), sqe, fd);
-    return is_refused(ret) ? loop_pool_co_pwritev(r, fd, iov, iovcnt, offset, flags) : ret;
+    r = co_wait(uring_of(reactor), sqe, fd);
+    return is_refused(r) ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags) : r;
 }
 
-static int uring_co_fdatasync(struct reactor *r, int fd)
+static int uring_co_fdatasync(struct reactor *reactor, int fd)
 {
-    struct io_uring_sqe *sqe = co_get_sqe(r);
+    struct io_uring_sqe *sqe = co_get_sqe(reactor);
 
     io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    return co_wait(uring_of(r), sqe, fd);
+    return co_wait(uring_of(reactor), sqe, fd);
 }
 
-static int uring_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
+static int uring_co_fallocate(struct reactor *reactor, int fd, int mode, uint64_t offset,
+                              uint64_t length)
 {
-    struct io_uring_sqe *sqe = co_get_sqe(r);
+    struct io_uring_sqe *sqe = co_get_sqe(reactor);
 
     io_uring_prep_fallocate(sqe, fd, mode, (off_t)offset, (off_t)length);
-    return co_wait(uring_of(r), sqe, fd);
+    return co_wait(uring_of(reactor), sqe, fd);
 }
 
 struct poll_timeout {
@@ -407,29 +408,29 @@ static void cancel_poll(struct loop_timer *self)
     io_uring_sqe_set_data64(sqe, USER_DATA_NONE);
 }
 
-static int uring_co_poll(struct reactor *r, int fd, short events, int64_t timeout_ns)
+static int uring_co_poll(struct reactor *reactor, int fd, short events, int64_t timeout_ns)
 {
     struct uring_op op;
     struct poll_timeout timeout = {.op = &op};
     int64_t deadline_ns = timeout_ns < 0 ? 0 : loop_now_ns() + timeout_ns;
-    struct io_uring_sqe *sqe = co_get_sqe(r);
-    int ret;
+    struct io_uring_sqe *sqe = co_get_sqe(reactor);
+    int r;
 
     io_uring_prep_poll_add(sqe, fd, (unsigned short)events);
     loop_timer_init(&timeout.timer, cancel_poll);
     if (timeout_ns >= 0) {
         loop_timer_arm(&timeout.timer, deadline_ns);
     }
-    ret = co_wait_for_poll(uring_of(r), sqe, &op);
+    r = co_wait_for_poll(uring_of(reactor), sqe, &op);
     loop_timer_disarm(&timeout.timer);
-    if (ret == MOVED) {
-        return r->engine->co_poll(r, fd, events,
-                                  timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0));
+    if (r == MOVED) {
+        return reactor->engine->co_poll(reactor, fd, events,
+                                        timeout_ns < 0 ? -1 : MAX(deadline_ns - loop_now_ns(), 0));
     }
-    if (ret == -EOPNOTSUPP) {
+    if (r == -EOPNOTSUPP) {
         return events & (POLLIN | POLLOUT); /* a regular file is always ready */
     }
-    return ret == -ECANCELED && timeout.expired ? -ETIMEDOUT : ret;
+    return r == -ECANCELED && timeout.expired ? -ETIMEDOUT : r;
 }
 
 const struct loop_engine loop_engine_uring = {

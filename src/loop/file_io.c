@@ -103,30 +103,30 @@ static uint64_t query_device(int fd)
     return makedev(st.stx_dev_major, st.stx_dev_minor);
 }
 
-static unsigned find_file_system(struct reactor *r, uint64_t device)
+static unsigned find_file_system(struct reactor *reactor, uint64_t device)
 {
     unsigned i = 0;
 
-    while (i < FILE_SYSTEMS && r->file_systems[i].device != device) {
+    while (i < FILE_SYSTEMS && reactor->file_systems[i].device != device) {
         i++;
     }
     if (i == FILE_SYSTEMS) {
         /* The last one is kept for all that find no place. */
         do {
-            i = r->next_file_system++ % FILE_SYSTEMS;
-        } while (r->file_systems[i].hanging > 0 && i != FILE_SYSTEMS - 1);
-        if (r->file_systems[i].hanging == 0) {
-            r->file_systems[i] = (struct file_system){.device = device};
+            i = reactor->next_file_system++ % FILE_SYSTEMS;
+        } while (reactor->file_systems[i].hanging > 0 && i != FILE_SYSTEMS - 1);
+        if (reactor->file_systems[i].hanging == 0) {
+            reactor->file_systems[i] = (struct file_system){.device = device};
         }
     }
     return i;
 }
 
-static void query(struct reactor *r, int fd, struct fd_memory *m)
+static void query(struct reactor *reactor, int fd, struct fd_memory *m)
 {
     m->kind = (uint8_t)query_kind(fd);
     m->uses_left = FD_USES;
-    m->fs = (uint8_t)find_file_system(r, query_device(fd));
+    m->fs = (uint8_t)find_file_system(reactor, query_device(fd));
 }
 
 /*
@@ -134,7 +134,7 @@ static void query(struct reactor *r, int fd, struct fd_memory *m)
  * some uses; a stale one, after the number was closed and opened anew, makes I/O slower and nothing
  * worse.
  */
-static struct fd_memory memory_of(struct reactor *r, int fd)
+static struct fd_memory memory_of(struct reactor *reactor, int fd)
 {
     struct fd_memory none = {.kind = FD_CACHED};
 
@@ -142,23 +142,23 @@ static struct fd_memory memory_of(struct reactor *r, int fd)
         return none; /* the system call will say so */
     }
     if (fd >= FD_MEMORY) {
-        query(r, fd, &none);
+        query(reactor, fd, &none);
         return none;
     }
-    if (r->fds[fd].uses_left == 0) {
-        query(r, fd, &r->fds[fd]);
+    if (reactor->fds[fd].uses_left == 0) {
+        query(reactor, fd, &reactor->fds[fd]);
     }
-    r->fds[fd].uses_left--;
-    return r->fds[fd];
+    reactor->fds[fd].uses_left--;
+    return reactor->fds[fd];
 }
 
 /*
  * Whether a write to its file system hangs. What waits for it then is the pool's: file I/O in flight in the ring keeps
  * writes to other file systems from being made on the spot.
  */
-static bool is_hanging(struct reactor *r, int fd)
+static bool is_hanging(struct reactor *reactor, int fd)
 {
-    return r->file_systems[memory_of(r, fd).fs].hanging > 0;
+    return reactor->file_systems[memory_of(reactor, fd).fs].hanging > 0;
 }
 
 /*
@@ -174,57 +174,57 @@ struct crowd_waiter {
     int fd;
 };
 
-static void co_enter(struct reactor *r, int fd)
+static void co_enter(struct reactor *reactor, int fd)
 {
     struct crowd_waiter self = {.co = co_self(), .fd = fd};
 
     if (fd < 0 || fd >= FD_MEMORY) {
         return;
     }
-    if (r->fds[fd].in_flight < IN_FLIGHT_MAX) {
-        r->fds[fd].in_flight++;
+    if (reactor->fds[fd].in_flight < IN_FLIGHT_MAX) {
+        reactor->fds[fd].in_flight++;
         return;
     }
-    list_append(&r->crowd, &self.link);
+    list_append(&reactor->crowd, &self.link);
     co_suspend(); /* who leaves hands its place over */
 }
 
-static void leave(struct reactor *r, int fd)
+static void leave(struct reactor *reactor, int fd)
 {
     struct crowd_waiter *w;
 
     if (fd < 0 || fd >= FD_MEMORY) {
         return;
     }
-    LIST_FOREACH (w, &r->crowd, link) {
+    LIST_FOREACH (w, &reactor->crowd, link) {
         if (w->fd == fd) {
             list_remove(&w->link);
             co_wake(w->co);
             return;
         }
     }
-    r->fds[fd].in_flight--;
+    reactor->fds[fd].in_flight--;
 }
 
-static ssize_t co_read_elsewhere(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                                 uint64_t offset)
+static ssize_t co_read_elsewhere(struct reactor *reactor, int fd, const struct iovec *iov,
+                                 int iovcnt, uint64_t offset)
 {
     ssize_t n;
 
-    co_enter(r, fd);
-    reactor_count(r, REACTOR_STAT_SUBMITTED);
-    n = is_hanging(r, fd) ? loop_pool_co_preadv(r, fd, iov, iovcnt, offset)
-                          : r->engine->co_preadv(r, fd, iov, iovcnt, offset);
-    leave(r, fd);
+    co_enter(reactor, fd);
+    reactor_count(reactor, REACTOR_STAT_SUBMITTED);
+    n = is_hanging(reactor, fd) ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset)
+                                : reactor->engine->co_preadv(reactor, fd, iov, iovcnt, offset);
+    leave(reactor, fd);
     return n;
 }
 
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset)
 {
-    struct reactor *r = reactor_current();
-    struct fd_memory m = memory_of(r, fd);
+    struct reactor *reactor = reactor_current();
+    struct fd_memory m = memory_of(reactor, fd);
 
-    assert(r && co_self());
+    assert(reactor && co_self());
     if (read_policy == READ_NOWAIT && m.kind != FD_UNCACHED) {
         /* Only who is patient trusts a memory of descriptors that may be stale with a read that could wait. */
         int flags = m.kind == FD_IN_MEMORY && loop_is_patient() ? 0 : RWF_NOWAIT;
@@ -238,7 +238,7 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
             return -errno;
         }
     }
-    return co_read_elsewhere(r, fd, iov, iovcnt, offset);
+    return co_read_elsewhere(reactor, fd, iov, iovcnt, offset);
 }
 
 static size_t total_length(const struct iovec *iov, int iovcnt)
@@ -283,26 +283,26 @@ static ssize_t write_now(int fd, const struct iovec *iov, int iovcnt, uint64_t o
  * anything. Only a sleep tells them apart, and it is asked for after a first suspicion only, since
  * that costs system calls. A disk that stalls will stall again soon.
  */
-static ssize_t co_write_inline(struct reactor *r, struct file_system *fs, int fd,
+static ssize_t co_write_inline(struct reactor *reactor, struct file_system *fs, int fd,
                                const struct iovec *iov, int iovcnt, uint64_t offset)
 {
     bool watched = fs->watched > 0;
     long sleeps = watched ? count_sleeps() : 0;
     int64_t begin = loop_now_ns();
-    ssize_t ret;
+    ssize_t r;
     bool slow;
 
-    loop_hang_begin(r, fs, begin);
-    ret = write_now(fd, iov, iovcnt, offset);
-    if (!loop_co_hang_end(r, begin)) {
+    loop_hang_begin(reactor, fs, begin);
+    r = write_now(fd, iov, iovcnt, offset);
+    if (!loop_co_hang_end(reactor, begin)) {
         fs->hanging--;
-        reactor_count(r, REACTOR_STAT_HANGS);
+        reactor_count(reactor, REACTOR_STAT_HANGS);
         bar_inline_writes(fs);
-        return ret;
+        return r;
     }
     slow = loop_now_ns() - begin > STALL_NS;
     if (slow && watched && count_sleeps() > sleeps) {
-        reactor_count(r, REACTOR_STAT_STALLS);
+        reactor_count(reactor, REACTOR_STAT_STALLS);
         bar_inline_writes(fs);
     } else if (++fs->calm >= INLINE_BAR_MAX) {
         fs->bar = 0;
@@ -312,22 +312,22 @@ static ssize_t co_write_inline(struct reactor *r, struct file_system *fs, int fd
     } else if (watched) {
         fs->watched--;
     }
-    return ret;
+    return r;
 }
 
 /* Whether those that share the thread would not mind. */
-static bool may_wait(struct reactor *r)
+static bool may_wait(struct reactor *reactor)
 {
-    return loop_is_patient() || (!r->is_rescued && !loop_is_serving());
+    return loop_is_patient() || (!reactor->is_rescued && !loop_is_serving());
 }
 
 /* The file system that a write goes to on the spot; NULL: it does not. */
-static struct file_system *choose_inline(struct reactor *r, int fd, struct fd_memory m,
+static struct file_system *choose_inline(struct reactor *reactor, int fd, struct fd_memory m,
                                          const struct iovec *iov, int iovcnt)
 {
-    struct file_system *fs = &r->file_systems[m.fs];
+    struct file_system *fs = &reactor->file_systems[m.fs];
 
-    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || !loop_may_hang(r, fd)) {
+    if (total_length(iov, iovcnt) > INLINE_WRITE_MAX || !loop_may_hang(reactor, fd)) {
         return NULL;
     }
     if (write_policy == WRITE_INLINE) {
@@ -343,76 +343,78 @@ static struct file_system *choose_inline(struct reactor *r, int fd, struct fd_me
     return fs;
 }
 
-static ssize_t co_write_elsewhere(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
-                                  uint64_t offset, unsigned flags)
+static ssize_t co_write_elsewhere(struct reactor *reactor, int fd, const struct iovec *iov,
+                                  int iovcnt, uint64_t offset, unsigned flags)
 {
     ssize_t n;
 
-    co_enter(r, fd);
-    reactor_count(r, REACTOR_STAT_SUBMITTED);
-    n = is_hanging(r, fd) ? loop_pool_co_pwritev(r, fd, iov, iovcnt, offset, flags)
-                          : r->engine->co_pwritev(r, fd, iov, iovcnt, offset, flags);
-    leave(r, fd);
+    co_enter(reactor, fd);
+    reactor_count(reactor, REACTOR_STAT_SUBMITTED);
+    n = is_hanging(reactor, fd)
+            ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags)
+            : reactor->engine->co_pwritev(reactor, fd, iov, iovcnt, offset, flags);
+    leave(reactor, fd);
     return n;
 }
 
-static ssize_t co_write_auto(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+static ssize_t co_write_auto(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                              uint64_t offset)
 {
-    struct fd_memory m = memory_of(r, fd);
+    struct fd_memory m = memory_of(reactor, fd);
 
-    if (may_wait(r)) {
+    if (may_wait(reactor)) {
         if (m.kind != FD_UNCACHED) {
             return write_now(fd, iov, iovcnt, offset);
         }
     } else {
-        struct file_system *fs = choose_inline(r, fd, m, iov, iovcnt);
+        struct file_system *fs = choose_inline(reactor, fd, m, iov, iovcnt);
 
         if (fs) {
-            return co_write_inline(r, fs, fd, iov, iovcnt, offset);
+            return co_write_inline(reactor, fs, fd, iov, iovcnt, offset);
         }
     }
-    return co_write_elsewhere(r, fd, iov, iovcnt, offset, 0);
+    return co_write_elsewhere(reactor, fd, iov, iovcnt, offset, 0);
 }
 
 ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t offset,
                         unsigned flags)
 {
-    struct reactor *r = reactor_current();
+    struct reactor *reactor = reactor_current();
 
-    assert(r && co_self());
+    assert(reactor && co_self());
     if (write_policy == WRITE_POOL) {
-        return loop_pool_co_pwritev(r, fd, iov, iovcnt, offset, flags);
+        return loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags);
     }
     if (write_policy == WRITE_ENGINE || (flags & LOOP_IO_DSYNC)) {
-        return co_write_elsewhere(r, fd, iov, iovcnt, offset, flags);
+        return co_write_elsewhere(reactor, fd, iov, iovcnt, offset, flags);
     }
-    return co_write_auto(r, fd, iov, iovcnt, offset);
+    return co_write_auto(reactor, fd, iov, iovcnt, offset);
 }
 
 int loop_co_fdatasync(int fd)
 {
-    struct reactor *r = reactor_current();
-    int ret;
+    struct reactor *reactor = reactor_current();
+    int r;
 
-    assert(r && co_self());
-    co_enter(r, fd);
-    reactor_count(r, REACTOR_STAT_SUBMITTED);
-    ret = is_hanging(r, fd) ? loop_pool_co_fdatasync(r, fd) : r->engine->co_fdatasync(r, fd);
-    leave(r, fd);
-    return ret;
+    assert(reactor && co_self());
+    co_enter(reactor, fd);
+    reactor_count(reactor, REACTOR_STAT_SUBMITTED);
+    r = is_hanging(reactor, fd) ? loop_pool_co_fdatasync(reactor, fd)
+                                : reactor->engine->co_fdatasync(reactor, fd);
+    leave(reactor, fd);
+    return r;
 }
 
 int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 {
-    struct reactor *r = reactor_current();
-    int ret;
+    struct reactor *reactor = reactor_current();
+    int r;
 
-    assert(r && co_self());
-    co_enter(r, fd);
-    reactor_count(r, REACTOR_STAT_SUBMITTED);
-    ret = is_hanging(r, fd) ? loop_pool_co_fallocate(r, fd, mode, offset, length)
-                            : r->engine->co_fallocate(r, fd, mode, offset, length);
-    leave(r, fd);
-    return ret;
+    assert(reactor && co_self());
+    co_enter(reactor, fd);
+    reactor_count(reactor, REACTOR_STAT_SUBMITTED);
+    r = is_hanging(reactor, fd) ? loop_pool_co_fallocate(reactor, fd, mode, offset, length)
+                                : reactor->engine->co_fallocate(reactor, fd, mode, offset, length);
+    leave(reactor, fd);
+    return r;
 }

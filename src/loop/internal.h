@@ -20,21 +20,22 @@ struct loop_engine {
     void (*discard)(void *data);
     /* Work with `data`, which the calling thread prepared. What the reactor had before was the engine's on a thread that
      * hangs: what can be moved is. */
-    void (*adopt)(struct reactor *r, void *data);
+    void (*adopt)(struct reactor *reactor, void *data);
     /* On the thread that hung, when it is back: complete what could not be moved, and discard. */
     void (*abandon)(void *data);
     /* Whether file I/O of other descriptors than fd is in flight that could not be moved. */
-    bool (*would_strand)(struct reactor *r, int fd);
+    bool (*would_strand)(struct reactor *reactor, int fd);
     /* Submit what is queued; wait for at most timeout_ns (0: don't, negative: without end); queue
      * the coroutines of what completed. May return early. */
-    void (*turn)(struct reactor *r, int64_t timeout_ns);
-    ssize_t (*co_preadv)(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+    void (*turn)(struct reactor *reactor, int64_t timeout_ns);
+    ssize_t (*co_preadv)(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                          uint64_t offset);
-    ssize_t (*co_pwritev)(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+    ssize_t (*co_pwritev)(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                           uint64_t offset, unsigned flags);
-    int (*co_fdatasync)(struct reactor *r, int fd);
-    int (*co_fallocate)(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length);
-    int (*co_poll)(struct reactor *r, int fd, short events, int64_t timeout_ns);
+    int (*co_fdatasync)(struct reactor *reactor, int fd);
+    int (*co_fallocate)(struct reactor *reactor, int fd, int mode, uint64_t offset,
+                        uint64_t length);
+    int (*co_poll)(struct reactor *reactor, int fd, short events, int64_t timeout_ns);
 };
 
 extern const struct loop_engine loop_engine_uring;
@@ -119,65 +120,65 @@ struct reactor {
  */
 extern _Thread_local struct reactor *loop_this_reactor;
 
-void reactor_set_current(struct reactor *r);
+void reactor_set_current(struct reactor *reactor);
 
 /* Start a thread that no signal is delivered to. 0 or -errno. */
 int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg);
 
 /* --- reactor.c */
 
-/* Make `r`, which is zeroes, a reactor of the calling thread on this engine. 0 or -errno. */
-int reactor_init(struct reactor *r, const struct loop_engine *engine);
+/* Make `reactor`, which is zeroes, a reactor of the calling thread on this engine. 0 or -errno. */
+int reactor_init(struct reactor *reactor, const struct loop_engine *engine);
 
 /* The reverse. */
-void reactor_release(struct reactor *r);
+void reactor_release(struct reactor *reactor);
 
-/* Run one turn. The thread may have lost `r` afterwards: then reactor_current() is NULL. */
-void reactor_turn(struct reactor *r);
+/* Run one turn. The thread may have lost `reactor` afterwards: then reactor_current() is NULL. */
+void reactor_turn(struct reactor *reactor);
 
-/* Whether `r` was told to stop, and its coroutines have ended. */
-bool reactor_may_end(struct reactor *r);
+/* Whether `reactor` was told to stop, and its coroutines have ended. */
+bool reactor_may_end(struct reactor *reactor);
 
 /*
  * Have the reactor look around once more before it sleeps. Any thread, any signal handler; on its own thread one may come
  * between the decision to sleep and the sleep, which the bell then ends.
  */
-void reactor_kick(struct reactor *r);
+void reactor_kick(struct reactor *reactor);
 
 /* Read the bell, so that the next ring is heard anew. */
-void reactor_silence_bell(struct reactor *r);
+void reactor_silence_bell(struct reactor *reactor);
 
 /*
  * rescue.c: threads that hang. A reactor's thread says when it enters a system call that may hang, and asks at the
  * return whether it still has the reactor.
  */
 #define REACTOR_LOST (-1)
-/* Run `r` on the calling thread until it ends, or until the thread has lost it. When a call hangs, `r` gets another thread,
+/* Run `reactor` on the calling thread until it ends, or until the thread has lost it. When a call hangs, `reactor` gets another thread,
  * which has prepared for engine `spare`. */
-void loop_rescue_serve(struct reactor *r, const struct loop_engine *spare);
-/* Whether a coroutine of `r` may hang in a call on fd at the cost of its thread only. */
-bool loop_may_hang(struct reactor *r, int fd);
+void loop_rescue_serve(struct reactor *reactor, const struct loop_engine *spare);
+/* Whether a coroutine of `reactor` may hang in a call on fd at the cost of its thread only. */
+bool loop_may_hang(struct reactor *reactor, int fd);
 /* Before and after such a call, at the time now_ns, to fs. In between nothing of the reactor is touched. The latter is
  * false when it hung: the coroutine goes on on another thread, and gives fs->hanging back. It yields then, and at no
  * other time. */
-void loop_hang_begin(struct reactor *r, struct file_system *fs, int64_t now_ns);
-bool loop_co_hang_end(struct reactor *r, int64_t now_ns);
+void loop_hang_begin(struct reactor *reactor, struct file_system *fs, int64_t now_ns);
+bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns);
 /* No reactor is watched any more: join the threads that watched. */
 void loop_rescue_stop(void);
 
-/* On the thread of `r`. */
-static inline void reactor_count(struct reactor *r, enum reactor_stat i)
+/* On the thread of `reactor`. */
+static inline void reactor_count(struct reactor *reactor, enum reactor_stat i)
 {
-    counter_add(&r->stats[i], 1);
+    counter_add(&reactor->stats[i], 1);
 }
 
 /* file_io.c: read TIDEMARK_READ and TIDEMARK_WRITE. */
 void loop_file_io_init(void);
 
 /* timer.c: run what is due. Then: nanoseconds until the next timer is, -1 without timers. */
-void loop_timers_run(struct reactor *r);
-int64_t loop_timers_next(const struct reactor *r);
-void loop_timers_release(struct reactor *r);
+void loop_timers_run(struct reactor *reactor);
+int64_t loop_timers_next(const struct reactor *reactor);
+void loop_timers_release(struct reactor *reactor);
 
 /* offload.c: whether the program has nothing to do but wait. Whether its main reactor serves others. */
 bool loop_is_patient(void);
@@ -187,11 +188,12 @@ bool loop_is_serving(void);
 void loop_offload_stop(void);
 
 /* pool_io.c: file I/O by the offload pool, for engines that have nothing better. */
-ssize_t loop_pool_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+ssize_t loop_pool_co_preadv(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                             uint64_t offset);
-ssize_t loop_pool_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+ssize_t loop_pool_co_pwritev(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                              uint64_t offset, unsigned flags);
-int loop_pool_co_fdatasync(struct reactor *r, int fd);
-int loop_pool_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length);
+int loop_pool_co_fdatasync(struct reactor *reactor, int fd);
+int loop_pool_co_fallocate(struct reactor *reactor, int fd, int mode, uint64_t offset,
+                           uint64_t length);
 
 #endif

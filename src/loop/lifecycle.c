@@ -26,14 +26,14 @@ struct reactor *reactor_at(unsigned index)
     return reactors[index];
 }
 
-unsigned reactor_index(const struct reactor *r)
+unsigned reactor_index(const struct reactor *reactor)
 {
-    return r->index;
+    return reactor->index;
 }
 
-struct co_home *reactor_home(struct reactor *r)
+struct co_home *reactor_home(struct reactor *reactor)
 {
-    return &r->home;
+    return &reactor->home;
 }
 
 const char *reactor_engine(void)
@@ -41,56 +41,56 @@ const char *reactor_engine(void)
     return default_engine ? default_engine->name : "none";
 }
 
-static int init_engine(struct reactor *r, struct error *err)
+static int init_engine(struct reactor *reactor, struct error *err)
 {
     const char *wanted = getenv("TIDEMARK_LOOP");
-    int ret;
+    int r;
 
     if (wanted && strcmp(wanted, "epoll") != 0 && strcmp(wanted, "io_uring") != 0) {
         return error_set(err, EINVAL, "TIDEMARK_LOOP is '%s', expected 'io_uring' or 'epoll'",
                          wanted);
     }
     if (!wanted || strcmp(wanted, "io_uring") == 0) {
-        ret = reactor_init(r, &loop_engine_uring);
-        if (ret == 0 || wanted) {
-            return ret == 0 ? 0 : error_set_errno(err, -ret, "io_uring cannot be used");
+        r = reactor_init(reactor, &loop_engine_uring);
+        if (r == 0 || wanted) {
+            return r == 0 ? 0 : error_set_errno(err, -r, "io_uring cannot be used");
         }
-        log_debug("io_uring cannot be used (%s): using epoll", strerror(-ret));
+        log_debug("io_uring cannot be used (%s): using epoll", strerror(-r));
     }
-    ret = reactor_init(r, &loop_engine_epoll);
-    return ret == 0 ? 0 : error_set_errno(err, -ret, "Neither io_uring nor epoll can be used");
+    r = reactor_init(reactor, &loop_engine_epoll);
+    return r == 0 ? 0 : error_set_errno(err, -r, "Neither io_uring nor epoll can be used");
 }
 
 int reactor_init_main(struct error *err)
 {
-    struct reactor *r = calloc(1, sizeof(*r));
-    int ret;
+    struct reactor *reactor = calloc(1, sizeof(*reactor));
+    int r;
 
     assert(!reactors[0]);
-    if (!r) {
+    if (!reactor) {
         return error_set(err, ENOMEM, "No memory for the main reactor");
     }
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a write beyond `ulimit -f` fails with -EFBIG instead */
     loop_file_io_init();
     trace_thread_begin("main");
-    ret = init_engine(r, err);
-    if (ret < 0) {
-        free(r);
-        return ret;
+    r = init_engine(reactor, err);
+    if (r < 0) {
+        free(reactor);
+        return r;
     }
-    r->thread = pthread_self();
-    default_engine = r->engine;
+    reactor->thread = pthread_self();
+    default_engine = reactor->engine;
     atomic_store(&main_quit, false);
-    reactors[0] = r;
+    reactors[0] = reactor;
     return 0;
 }
 
 void reactor_exit_main(void)
 {
-    struct reactor *r = reactors[0];
+    struct reactor *reactor = reactors[0];
 
-    assert(r && r == reactor_current() && !co_self());
+    assert(reactor && reactor == reactor_current() && !co_self());
     for (unsigned i = 1; i < REACTOR_MAX; i++) {
         if (reactors[i]) {
             reactor_destroy(reactors[i]);
@@ -98,84 +98,84 @@ void reactor_exit_main(void)
     }
     loop_rescue_stop();
     loop_offload_stop();
-    reactor_release(r);
+    reactor_release(reactor);
     reactors[0] = NULL;
     default_engine = NULL;
-    free(r);
+    free(reactor);
 }
 
 /* What reactor_create() and the new thread tell each other. */
 struct startup {
-    struct reactor *r;
+    struct reactor *reactor;
     pthread_mutex_t lock; /* guards the rest */
     pthread_cond_t changed;
     bool finished;
     int result;
 };
 
-static int reactor_init_thread(struct reactor *r)
+static int reactor_init_thread(struct reactor *reactor)
 {
-    int ret = reactor_init(r, default_engine);
+    int r = reactor_init(reactor, default_engine);
 
-    if (ret < 0 && default_engine != &loop_engine_epoll) {
+    if (r < 0 && default_engine != &loop_engine_epoll) {
         /* Rings may be limited in number or memory. */
-        ret = reactor_init(r, &loop_engine_epoll);
+        r = reactor_init(reactor, &loop_engine_epoll);
     }
-    return ret;
+    return r;
 }
 
 static void *reactor_thread(void *arg)
 {
     struct startup *startup = arg;
-    struct reactor *r = startup->r;
-    int ret;
+    struct reactor *reactor = startup->reactor;
+    int r;
 
-    pthread_setname_np(pthread_self(), r->name);
-    trace_thread_begin(r->name);
-    ret = reactor_init_thread(r);
+    pthread_setname_np(pthread_self(), reactor->name);
+    trace_thread_begin(reactor->name);
+    r = reactor_init_thread(reactor);
 
     pthread_mutex_lock(&startup->lock);
-    startup->result = ret;
+    startup->result = r;
     startup->finished = true;
     pthread_cond_signal(&startup->changed);
     pthread_mutex_unlock(&startup->lock);
-    if (ret < 0) {
+    if (r < 0) {
         return NULL;
     }
 
-    loop_rescue_serve(r, default_engine);
+    loop_rescue_serve(reactor, default_engine);
     return NULL;
 }
 
-static int start_thread(struct reactor *r)
+static int start_thread(struct reactor *reactor)
 {
-    struct startup startup = {.r = r};
-    int ret;
+    struct startup startup = {.reactor = reactor};
+    int r;
 
     pthread_mutex_init(&startup.lock, NULL);
     pthread_cond_init(&startup.changed, NULL);
-    ret = loop_thread_start(&r->thread, reactor_thread, &startup);
-    if (ret == 0) {
+    r = loop_thread_start(&reactor->thread, reactor_thread, &startup);
+    if (r == 0) {
         pthread_mutex_lock(&startup.lock);
         while (!startup.finished) {
             pthread_cond_wait(&startup.changed, &startup.lock);
         }
-        ret = startup.result;
+        r = startup.result;
         pthread_mutex_unlock(&startup.lock);
-        if (ret < 0) {
-            pthread_join(r->thread, NULL);
+        if (r < 0) {
+            pthread_join(reactor->thread, NULL);
         }
     }
     pthread_cond_destroy(&startup.changed);
     pthread_mutex_destroy(&startup.lock);
-    return ret;
+    return r;
 }
 
-int reactor_create(const char *name, struct reactor **ret, struct error *err)
+int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err)
 {
-    struct reactor *r;
+    struct reactor *reactor;
     unsigned index = 1;
-    int result;
+    int r;
 
     assert(reactor_current() && reactor_current() == reactors[0]);
     while (index < REACTOR_MAX && reactors[index]) {
@@ -184,49 +184,49 @@ int reactor_create(const char *name, struct reactor **ret, struct error *err)
     if (index == REACTOR_MAX) {
         return error_set(err, EAGAIN, "Reactor '%s' would be one more than %d", name, REACTOR_MAX);
     }
-    r = calloc(1, sizeof(*r));
-    if (!r) {
+    reactor = calloc(1, sizeof(*reactor));
+    if (!reactor) {
         return error_set(err, ENOMEM, "No memory for reactor '%s'", name);
     }
-    r->index = index;
-    strncpy(r->name, name, sizeof(r->name) - 1);
-    result = start_thread(r);
-    if (result < 0) {
-        free(r);
-        return error_set_errno(err, -result, "Could not start reactor '%s'", name);
+    reactor->index = index;
+    strncpy(reactor->name, name, sizeof(reactor->name) - 1);
+    r = start_thread(reactor);
+    if (r < 0) {
+        free(reactor);
+        return error_set_errno(err, -r, "Could not start reactor '%s'", name);
     }
-    reactors[index] = r;
-    *ret = r;
+    reactors[index] = reactor;
+    *ret_reactor = reactor;
     return 0;
 }
 
 static void destroy_in_coroutine(void *arg)
 {
-    struct reactor *r = arg;
+    struct reactor *reactor = arg;
 
-    r->destroyer = co_self();
-    atomic_store(&r->stop, true);
-    reactor_kick(r);
+    reactor->destroyer = co_self();
+    atomic_store(&reactor->stop, true);
+    reactor_kick(reactor);
     co_suspend();
-    pthread_join(r->thread, NULL);
-    reactors[r->index] = NULL;
-    free(r);
+    pthread_join(reactor->thread, NULL);
+    reactors[reactor->index] = NULL;
+    free(reactor);
 }
 
-void reactor_destroy(struct reactor *r)
+void reactor_destroy(struct reactor *reactor)
 {
-    assert(reactor_current() && reactor_current() == reactors[0] && r != reactor_current());
+    assert(reactor_current() && reactor_current() == reactors[0] && reactor != reactor_current());
     if (co_self()) {
-        destroy_in_coroutine(r);
-    } else if (reactor_run_until_done(destroy_in_coroutine, r) < 0) {
-        log_error("No memory to stop reactor '%s'", r->name);
+        destroy_in_coroutine(reactor);
+    } else if (reactor_run_until_done(destroy_in_coroutine, reactor) < 0) {
+        log_error("No memory to stop reactor '%s'", reactor->name);
         abort();
     }
 }
 
-int reactor_spawn(struct reactor *r, co_entry *entry, void *arg)
+int reactor_spawn(struct reactor *reactor, co_entry *entry, void *arg)
 {
-    return co_spawn(&r->home, entry, arg);
+    return co_spawn(&reactor->home, entry, arg);
 }
 
 struct run_until_done {
@@ -246,28 +246,28 @@ static void run_until_done_entry(void *opaque)
 
 int reactor_run_until_done(co_entry *entry, void *arg)
 {
-    struct reactor *r = reactor_current();
+    struct reactor *reactor = reactor_current();
     struct run_until_done run = {.entry = entry, .arg = arg};
-    int ret;
+    int r;
 
-    assert(r && r == reactors[0] && !co_self());
-    ret = co_spawn(&r->home, run_until_done_entry, &run);
-    if (ret < 0) {
-        return ret;
+    assert(reactor && reactor == reactors[0] && !co_self());
+    r = co_spawn(&reactor->home, run_until_done_entry, &run);
+    if (r < 0) {
+        return r;
     }
     while (!run.done) {
-        reactor_turn(r);
+        reactor_turn(reactor);
     }
     return 0;
 }
 
 void reactor_run_main(void)
 {
-    struct reactor *r = reactor_current();
+    struct reactor *reactor = reactor_current();
 
-    assert(r && r == reactors[0] && !co_self());
+    assert(reactor && reactor == reactors[0] && !co_self());
     while (!atomic_exchange(&main_quit, false)) {
-        reactor_turn(r);
+        reactor_turn(reactor);
     }
 }
 
@@ -279,12 +279,12 @@ void reactor_quit_main(void)
     }
 }
 
-void loop_co_call_on(struct reactor *r, co_entry *entry, void *arg)
+void loop_co_call_on(struct reactor *reactor, co_entry *entry, void *arg)
 {
     assert(co_self());
-    if (r == reactor_current()) {
+    if (reactor == reactor_current()) {
         entry(arg);
     } else {
-        co_call_at(&r->home, entry, arg);
+        co_call_at(&reactor->home, entry, arg);
     }
 }

@@ -51,24 +51,24 @@ void reactor_exit_main(void);
 
 /* Start a reactor in a thread of its own. `name` is for the thread (15 characters). Main reactor
  * only. */
-int reactor_create(const char *name, struct reactor **ret, struct error *err);
+int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err);
 
 /* Stop it once its coroutines have all ended, join, release. Main reactor only, outside coroutines
  * or in one. */
-void reactor_destroy(struct reactor *r);
+void reactor_destroy(struct reactor *reactor);
 
 struct reactor *reactor_main(void);
 /* The one with this index (below REACTOR_MAX); NULL if there is none now. Main reactor only. */
 struct reactor *reactor_at(unsigned index);
 /* The reactor of this thread; NULL on a thread that has none. */
 struct reactor *reactor_current(void);
-unsigned reactor_index(const struct reactor *r);
-struct co_home *reactor_home(struct reactor *r);
+unsigned reactor_index(const struct reactor *reactor);
+struct co_home *reactor_home(struct reactor *reactor);
 /* "io_uring" or "epoll". */
 const char *reactor_engine(void);
 
-/* Run `entry(arg)` as a coroutine on `r`, soon. Any thread. As co_spawn(). */
-int reactor_spawn(struct reactor *r, co_entry *entry, void *arg);
+/* Run `entry(arg)` as a coroutine on `reactor`, soon. Any thread. As co_spawn(). */
+int reactor_spawn(struct reactor *reactor, co_entry *entry, void *arg);
 
 /* On the main thread, outside coroutines: run turns until the coroutine `entry(arg)` has ended. */
 int reactor_run_until_done(co_entry *entry, void *arg);
@@ -80,11 +80,11 @@ void reactor_quit_main(void);
 
 /* Pick the next runnable coroutine at random with this seed (0: off), and run by itself what goes to the offload pool
  * otherwise, so that a run can be repeated. For tests; on the reactor's own thread. */
-void reactor_set_seed(struct reactor *r, uint64_t seed);
+void reactor_set_seed(struct reactor *reactor, uint64_t seed);
 
-/* Run `entry(arg)` on reactor `r` and return here when it has ended: the calling coroutine goes there and comes back, so
+/* Run `entry(arg)` on reactor `reactor` and return here when it has ended: the calling coroutine goes there and comes back, so
  * nothing is needed that could be missing. From a coroutine of any reactor. Yields. */
-void loop_co_call_on(struct reactor *r, co_entry *entry, void *arg);
+void loop_co_call_on(struct reactor *reactor, co_entry *entry, void *arg);
 
 /* --- long work in pieces ------------------------------------------------------------------------ */
 

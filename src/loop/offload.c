@@ -291,9 +291,9 @@ static int run_here(int (*fn)(void *arg), void *args, size_t size, unsigned coun
 
     co_reschedule();
     for (unsigned i = 0; i < count; i++) {
-        int r = fn((char *)args + i * size);
+        int one = fn((char *)args + i * size);
 
-        result = result == 0 || (result > 0 && r < 0) ? r : result;
+        result = result == 0 || (result > 0 && one < 0) ? one : result;
     }
     return result;
 }

@@ -17,9 +17,9 @@ struct io_job {
     ssize_t done;
 };
 
-static ssize_t result(ssize_t ret)
+static ssize_t result(ssize_t r)
 {
-    return ret < 0 ? -errno : ret;
+    return r < 0 ? -errno : r;
 }
 
 static int read_job(void *arg)
@@ -60,7 +60,7 @@ static int fallocate_job(void *arg)
     return (int)result(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
 }
 
-ssize_t loop_pool_co_preadv(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+ssize_t loop_pool_co_preadv(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                             uint64_t offset)
 {
     struct io_job job = {.fd = fd, .iov = iov, .iovcnt = iovcnt, .offset = offset};
@@ -69,7 +69,7 @@ ssize_t loop_pool_co_preadv(struct reactor *r, int fd, const struct iovec *iov, 
     return job.done;
 }
 
-ssize_t loop_pool_co_pwritev(struct reactor *r, int fd, const struct iovec *iov, int iovcnt,
+ssize_t loop_pool_co_pwritev(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                              uint64_t offset, unsigned flags)
 {
     struct io_job job = {.fd = fd, .iov = iov, .iovcnt = iovcnt, .offset = offset, .flags = flags};
@@ -78,14 +78,15 @@ ssize_t loop_pool_co_pwritev(struct reactor *r, int fd, const struct iovec *iov,
     return job.done;
 }
 
-int loop_pool_co_fdatasync(struct reactor *r, int fd)
+int loop_pool_co_fdatasync(struct reactor *reactor, int fd)
 {
     struct io_job job = {.fd = fd};
 
     return loop_co_offload(fdatasync_job, &job);
 }
 
-int loop_pool_co_fallocate(struct reactor *r, int fd, int mode, uint64_t offset, uint64_t length)
+int loop_pool_co_fallocate(struct reactor *reactor, int fd, int mode, uint64_t offset,
+                           uint64_t length)
 {
     struct io_job job = {.fd = fd, .mode = mode, .offset = offset, .length = length};
 

@@ -26,122 +26,122 @@
 
 /* --- run queue */
 
-static void ring_bell(struct reactor *r)
+static void ring_bell(struct reactor *reactor)
 {
     ssize_t n;
 
     do {
-        n = eventfd_write(r->bell, 1);
+        n = eventfd_write(reactor->bell, 1);
     } while (n < 0 && errno == EINTR);
 }
 
 static void enqueue(struct co_home *home, struct co *co)
 {
-    struct reactor *r = container_of(home, struct reactor, home);
+    struct reactor *reactor = container_of(home, struct reactor, home);
     void *first;
 
-    if (r == loop_this_reactor) {
-        list_append(r->giving_way ? &r->gave_way : &r->ready, co_link(co));
-        r->giving_way = false;
+    if (reactor == loop_this_reactor) {
+        list_append(reactor->giving_way ? &reactor->gave_way : &reactor->ready, co_link(co));
+        reactor->giving_way = false;
         return;
     }
-    first = atomic_load_explicit(&r->inbox, memory_order_relaxed);
+    first = atomic_load_explicit(&reactor->inbox, memory_order_relaxed);
     do {
         *co_queue_slot(co) = first == ASLEEP ? NULL : first;
-    } while (!atomic_compare_exchange_weak(&r->inbox, &first, co));
+    } while (!atomic_compare_exchange_weak(&reactor->inbox, &first, co));
     if (first == ASLEEP) {
-        ring_bell(r);
+        ring_bell(reactor);
     }
 }
 
-static void collect_inbox(struct reactor *r)
+static void collect_inbox(struct reactor *reactor)
 {
     struct list batch = LIST_INIT(batch);
     struct co *co;
 
-    if (!atomic_load(&r->inbox) && !r->asleep) {
+    if (!atomic_load(&reactor->inbox) && !reactor->asleep) {
         return;
     }
-    co = atomic_exchange(&r->inbox, NULL);
-    if (r->asleep && co != ASLEEP) {
-        r->bells_due++; /* who took the mark away rings, or is about to */
+    co = atomic_exchange(&reactor->inbox, NULL);
+    if (reactor->asleep && co != ASLEEP) {
+        reactor->bells_due++; /* who took the mark away rings, or is about to */
     }
-    r->asleep = false;
+    reactor->asleep = false;
     while (co && co != ASLEEP) {
         struct co *next = *co_queue_slot(co);
 
         list_prepend(&batch, co_link(co));
         co = next;
     }
-    list_splice(&r->ready, &batch);
+    list_splice(&reactor->ready, &batch);
 }
 
-void reactor_silence_bell(struct reactor *r)
+void reactor_silence_bell(struct reactor *reactor)
 {
     uint64_t count;
 
-    if (read(r->bell, &count, sizeof(count)) == sizeof(count)) {
-        r->bells_heard += count;
+    if (read(reactor->bell, &count, sizeof(count)) == sizeof(count)) {
+        reactor->bells_heard += count;
     }
 }
 
 /* Wait for those who are about to ring: after this nobody touches the bell. */
-static void await_bells(struct reactor *r)
+static void await_bells(struct reactor *reactor)
 {
-    struct pollfd bell = {.fd = r->bell, .events = POLLIN};
+    struct pollfd bell = {.fd = reactor->bell, .events = POLLIN};
 
-    while (r->bells_heard < r->bells_due) {
+    while (reactor->bells_heard < reactor->bells_due) {
         poll(&bell, 1, -1);
-        reactor_silence_bell(r);
+        reactor_silence_bell(reactor);
     }
 }
 
-void reactor_kick(struct reactor *r)
+void reactor_kick(struct reactor *reactor)
 {
     void *expected = ASLEEP;
 
-    atomic_store(&r->kicked, true);
-    if (atomic_compare_exchange_strong(&r->inbox, &expected, NULL)) {
-        ring_bell(r);
+    atomic_store(&reactor->kicked, true);
+    if (atomic_compare_exchange_strong(&reactor->inbox, &expected, NULL)) {
+        ring_bell(reactor);
     }
 }
 
 /* --- the turn */
 
-static uint64_t next_random(struct reactor *r)
+static uint64_t next_random(struct reactor *reactor)
 {
-    r->random ^= r->random << 13;
-    r->random ^= r->random >> 7;
-    r->random ^= r->random << 17;
-    return r->random;
+    reactor->random ^= reactor->random << 13;
+    reactor->random ^= reactor->random >> 7;
+    reactor->random ^= reactor->random << 17;
+    return reactor->random;
 }
 
-void reactor_set_seed(struct reactor *r, uint64_t seed)
+void reactor_set_seed(struct reactor *reactor, uint64_t seed)
 {
-    assert(r == loop_this_reactor);
+    assert(reactor == loop_this_reactor);
     /* Spread, so that seeds 1, 2, 3 begin differently. */
-    r->random = seed * 0x9e3779b97f4a7c15u;
+    reactor->random = seed * 0x9e3779b97f4a7c15u;
 }
 
 /* In random order; one in four is put off to a later turn, to let completions come between. */
-static void run_ready_at_random(struct reactor *r)
+static void run_ready_at_random(struct reactor *reactor)
 {
     struct list batch = LIST_INIT(batch);
     size_t count = 0;
 
-    list_splice(&batch, &r->ready);
+    list_splice(&batch, &reactor->ready);
     for (struct list *l = batch.next; l != &batch; l = l->next) {
         count++;
     }
     for (; count > 0; count--) {
         struct list *l = batch.next;
 
-        for (uint64_t skip = next_random(r) % count; skip > 0; skip--) {
+        for (uint64_t skip = next_random(reactor) % count; skip > 0; skip--) {
             l = l->next;
         }
         list_remove(l);
-        if (r->random != 0 && next_random(r) % 4 == 0) {
-            list_append(&r->ready, l);
+        if (reactor->random != 0 && next_random(reactor) % 4 == 0) {
+            list_append(&reactor->ready, l);
         } else {
             co_resume(co_from_link(l));
         }
@@ -149,25 +149,25 @@ static void run_ready_at_random(struct reactor *r)
 }
 
 /* False when the thread has lost the reactor: it is not to touch it any more. */
-static bool run_first_of_batch(struct reactor *r)
+static bool run_first_of_batch(struct reactor *reactor)
 {
-    struct list *l = r->batch.next;
+    struct list *l = reactor->batch.next;
 
     list_remove(l);
-    r->may_be_lost = true;
+    reactor->may_be_lost = true;
     co_resume(co_from_link(l));
-    if (r != loop_this_reactor) {
+    if (reactor != loop_this_reactor) {
         return false;
     }
-    r->may_be_lost = false;
+    reactor->may_be_lost = false;
     return true;
 }
 
-static bool run_ready(struct reactor *r)
+static bool run_ready(struct reactor *reactor)
 {
-    list_splice(&r->batch, &r->ready);
-    while (!list_is_empty(&r->batch)) {
-        if (!run_first_of_batch(r)) {
+    list_splice(&reactor->batch, &reactor->ready);
+    while (!list_is_empty(&reactor->batch)) {
+        if (!run_first_of_batch(reactor)) {
             return false;
         }
     }
@@ -178,44 +178,44 @@ static bool run_ready(struct reactor *r)
 
 bool reactor_turn_expired(void)
 {
-    struct reactor *r = loop_this_reactor;
+    struct reactor *reactor = loop_this_reactor;
     int64_t now;
 
-    if (r->random) {
-        return next_random(r) % 4 == 0;
+    if (reactor->random) {
+        return next_random(reactor) % 4 == 0;
     }
     now = loop_now_ns();
-    if (r->asked_ns == 0) {
-        r->asked_ns = now;
+    if (reactor->asked_ns == 0) {
+        reactor->asked_ns = now;
     }
-    return now - r->asked_ns >= REACTOR_TURN_NS;
+    return now - reactor->asked_ns >= REACTOR_TURN_NS;
 }
 
 void loop_co_give_way(void)
 {
-    struct reactor *r = loop_this_reactor;
+    struct reactor *reactor = loop_this_reactor;
 
     /* Chance decides about all that a seeded reactor runs. */
-    r->giving_way = !r->random;
+    reactor->giving_way = !reactor->random;
     co_reschedule();
 }
 
 /* One at least, or a busy reactor would starve them. Who gives way again waits for the next turn. */
-static void run_gave_way(struct reactor *r)
+static void run_gave_way(struct reactor *reactor)
 {
-    if (list_is_empty(&r->gave_way)) {
+    if (list_is_empty(&reactor->gave_way)) {
         return;
     }
-    list_splice(&r->batch, &r->gave_way);
-    r->asked_ns = loop_now_ns();
+    list_splice(&reactor->batch, &reactor->gave_way);
+    reactor->asked_ns = loop_now_ns();
     do {
-        if (!run_first_of_batch(r)) {
+        if (!run_first_of_batch(reactor)) {
             return;
         }
-    } while (!list_is_empty(&r->batch) && !reactor_turn_expired());
+    } while (!list_is_empty(&reactor->batch) && !reactor_turn_expired());
     /* Those that had no turn come first in the next one. */
-    list_splice(&r->batch, &r->gave_way);
-    list_splice(&r->gave_way, &r->batch);
+    list_splice(&reactor->batch, &reactor->gave_way);
+    list_splice(&reactor->gave_way, &reactor->batch);
 }
 
 /* --- deferred calls */
@@ -236,11 +236,11 @@ void reactor_defer(struct reactor_deferred *d)
 }
 
 /* What is deferred meanwhile waits for the next turn. */
-static void run_deferred(struct reactor *r)
+static void run_deferred(struct reactor *reactor)
 {
     struct list batch = LIST_INIT(batch);
 
-    list_splice(&batch, &r->deferred);
+    list_splice(&batch, &reactor->deferred);
     while (!list_is_empty(&batch)) {
         struct reactor_deferred *d = LIST_FIRST(&batch, struct reactor_deferred, link);
 
@@ -250,87 +250,88 @@ static void run_deferred(struct reactor *r)
     }
 }
 
-static bool is_idle(struct reactor *r)
+static bool is_idle(struct reactor *reactor)
 {
-    return list_is_empty(&r->ready) && list_is_empty(&r->gave_way) && list_is_empty(&r->deferred);
+    return list_is_empty(&reactor->ready) && list_is_empty(&reactor->gave_way) &&
+           list_is_empty(&reactor->deferred);
 }
 
-bool reactor_may_end(struct reactor *r)
+bool reactor_may_end(struct reactor *reactor)
 {
-    return atomic_load(&r->stop) && co_home_live(&r->home) == 0 && is_idle(r);
+    return atomic_load(&reactor->stop) && co_home_live(&reactor->home) == 0 && is_idle(reactor);
 }
 
 /* Whether the reactor may sleep; then everybody else knows that it does. */
-static bool fall_asleep(struct reactor *r)
+static bool fall_asleep(struct reactor *reactor)
 {
     void *expected = NULL;
 
-    if (!is_idle(r) || reactor_may_end(r) ||
-        !atomic_compare_exchange_strong(&r->inbox, &expected, ASLEEP)) {
+    if (!is_idle(reactor) || reactor_may_end(reactor) ||
+        !atomic_compare_exchange_strong(&reactor->inbox, &expected, ASLEEP)) {
         return false;
     }
-    r->asleep = true;
+    reactor->asleep = true;
     /* reactor_kick() sets the flag before it looks for ASLEEP: one of us sees the other. */
-    return !atomic_load(&r->kicked);
+    return !atomic_load(&reactor->kicked);
 }
 
-void reactor_turn(struct reactor *r)
+void reactor_turn(struct reactor *reactor)
 {
     int64_t timeout = 0;
 
-    r->asked_ns = 0;
-    reactor_count(r, REACTOR_STAT_TURNS);
-    if (r->random) {
-        run_ready_at_random(r);
-    } else if (!run_ready(r)) {
+    reactor->asked_ns = 0;
+    reactor_count(reactor, REACTOR_STAT_TURNS);
+    if (reactor->random) {
+        run_ready_at_random(reactor);
+    } else if (!run_ready(reactor)) {
         return;
     }
-    run_deferred(r);
-    if (fall_asleep(r)) {
-        timeout = loop_timers_next(r);
-        reactor_count(r, REACTOR_STAT_SLEEPS);
+    run_deferred(reactor);
+    if (fall_asleep(reactor)) {
+        timeout = loop_timers_next(reactor);
+        reactor_count(reactor, REACTOR_STAT_SLEEPS);
     }
-    atomic_store(&r->kicked, false);
-    r->engine->turn(r, timeout);
-    collect_inbox(r);
-    loop_timers_run(r);
-    run_gave_way(r);
+    atomic_store(&reactor->kicked, false);
+    reactor->engine->turn(reactor, timeout);
+    collect_inbox(reactor);
+    loop_timers_run(reactor);
+    run_gave_way(reactor);
 }
 
 /* --- life */
 
-int reactor_init(struct reactor *r, const struct loop_engine *engine)
+int reactor_init(struct reactor *reactor, const struct loop_engine *engine)
 {
     void *data;
-    int ret;
+    int r;
 
-    r->home.enqueue = enqueue;
-    r->engine = engine;
-    list_init(&r->ready);
-    list_init(&r->batch);
-    list_init(&r->gave_way);
-    list_init(&r->deferred);
-    list_init(&r->crowd);
-    r->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (r->bell < 0) {
+    reactor->home.enqueue = enqueue;
+    reactor->engine = engine;
+    list_init(&reactor->ready);
+    list_init(&reactor->batch);
+    list_init(&reactor->gave_way);
+    list_init(&reactor->deferred);
+    list_init(&reactor->crowd);
+    reactor->bell = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (reactor->bell < 0) {
         return -errno;
     }
-    ret = engine->prepare(&data);
-    if (ret < 0) {
-        close(r->bell);
-        return ret;
+    r = engine->prepare(&data);
+    if (r < 0) {
+        close(reactor->bell);
+        return r;
     }
-    engine->adopt(r, data);
-    reactor_set_current(r);
+    engine->adopt(reactor, data);
+    reactor_set_current(reactor);
     return 0;
 }
 
-void reactor_release(struct reactor *r)
+void reactor_release(struct reactor *reactor)
 {
-    r->engine->discard(r->engine_data);
-    await_bells(r);
-    close(r->bell);
-    loop_timers_release(r);
+    reactor->engine->discard(reactor->engine_data);
+    await_bells(reactor);
+    close(reactor->bell);
+    loop_timers_release(reactor);
     co_thread_cleanup();
     reactor_set_current(NULL);
 }

@@ -67,59 +67,59 @@ static atomic_bool watcher_asleep;
 
 /* --- the spare thread ------------------------------------------------------------------------------ */
 
-static void take_over(struct reactor *r, void *engine_data)
+static void take_over(struct reactor *reactor, void *engine_data)
 {
-    reactor_set_current(r);
-    r->may_be_lost = false;
-    r->called->hanging++;
-    r->engine->adopt(r, engine_data);
-    co_rescue(r->caller);
+    reactor_set_current(reactor);
+    reactor->may_be_lost = false;
+    reactor->called->hanging++;
+    reactor->engine->adopt(reactor, engine_data);
+    co_rescue(reactor->caller);
 
     pthread_mutex_lock(&rescue.lock);
-    pthread_setname_np(r->thread, "hung-io");
-    pthread_detach(r->thread);
-    pthread_setname_np(pthread_self(), r->name);
-    trace_thread_begin(r->name);
-    r->thread = pthread_self();
-    r->tid = gettid();
-    atomic_store(&r->blocked_since, 0);
-    r->is_moving = false;
+    pthread_setname_np(reactor->thread, "hung-io");
+    pthread_detach(reactor->thread);
+    pthread_setname_np(pthread_self(), reactor->name);
+    trace_thread_begin(reactor->name);
+    reactor->thread = pthread_self();
+    reactor->tid = gettid();
+    atomic_store(&reactor->blocked_since, 0);
+    reactor->is_moving = false;
     pthread_cond_broadcast(&rescue.changed);
     pthread_mutex_unlock(&rescue.lock);
 }
 
-static void serve(struct reactor *r);
+static void serve(struct reactor *reactor);
 
 static void *spare_thread(void *arg)
 {
     const struct loop_engine *engine = arg;
-    struct reactor *r;
+    struct reactor *reactor;
     void *data = NULL;
-    int ret = engine->prepare(&data);
+    int r = engine->prepare(&data);
 
     pthread_setname_np(pthread_self(), "spare");
     pthread_mutex_lock(&rescue.lock);
-    rescue.spare_ready = ret == 0;
+    rescue.spare_ready = r == 0;
     while (!rescue.victim && !rescue.stopping) {
         pthread_cond_wait(&rescue.changed, &rescue.lock);
     }
-    r = rescue.victim;
+    reactor = rescue.victim;
     rescue.victim = NULL;
-    rescue.has_spare = rescue.has_spare && !r;
+    rescue.has_spare = rescue.has_spare && !reactor;
     pthread_mutex_unlock(&rescue.lock);
-    if (!r) {
-        if (ret == 0) {
+    if (!reactor) {
+        if (r == 0) {
             engine->discard(data);
         }
         return NULL;
     }
-    if (r->engine != engine) {
+    if (reactor->engine != engine) {
         /* A reactor for which there was no ring. */
         engine->discard(data);
         data = NULL;
     }
-    take_over(r, data);
-    serve(r);
+    take_over(reactor, data);
+    serve(reactor);
     return NULL;
 }
 
@@ -155,19 +155,20 @@ static bool thread_sleeps(int tid)
 static bool look_locked(void)
 {
     int64_t now = loop_now_ns();
-    struct reactor *r;
+    struct reactor *reactor;
     bool seen = false;
 
-    LIST_FOREACH (r, &rescue.reactors, rescue_link) {
-        int64_t since = atomic_load(&r->blocked_since);
+    LIST_FOREACH (reactor, &rescue.reactors, rescue_link) {
+        int64_t since = atomic_load(&reactor->blocked_since);
 
         seen = seen || since != 0;
-        if (since > 0 && now - since > HANG_NS && rescue.spare_ready && thread_sleeps(r->tid) &&
-            atomic_compare_exchange_strong(&r->blocked_since, &since, REACTOR_LOST)) {
+        if (since > 0 && now - since > HANG_NS && rescue.spare_ready &&
+            thread_sleeps(reactor->tid) &&
+            atomic_compare_exchange_strong(&reactor->blocked_since, &since, REACTOR_LOST)) {
             log_debug("A file keeps a thread of reactor '%s' waiting: another one goes on",
-                      r->name);
-            r->is_moving = true;
-            rescue.victim = r;
+                      reactor->name);
+            reactor->is_moving = true;
+            rescue.victim = reactor;
             rescue.spare_ready = false;
             pthread_cond_broadcast(&rescue.changed);
         }
@@ -221,7 +222,7 @@ static void wake_watcher(void)
 
 /* --- the reactors ------------------------------------------------------------------------------------ */
 
-static void watch(struct reactor *r, const struct loop_engine *spare)
+static void watch(struct reactor *reactor, const struct loop_engine *spare)
 {
     pthread_mutex_lock(&rescue.lock);
     rescue.engine = spare;
@@ -229,45 +230,45 @@ static void watch(struct reactor *r, const struct loop_engine *spare)
         rescue.started = loop_thread_start(&rescue.watcher, watcher_thread, NULL) == 0;
     }
     if (rescue.started) {
-        list_append(&rescue.reactors, &r->rescue_link);
-        r->is_rescued = true;
-        r->tid = gettid();
+        list_append(&rescue.reactors, &reactor->rescue_link);
+        reactor->is_rescued = true;
+        reactor->tid = gettid();
     }
     pthread_mutex_unlock(&rescue.lock);
 }
 
-static void unwatch(struct reactor *r)
+static void unwatch(struct reactor *reactor)
 {
     pthread_mutex_lock(&rescue.lock);
-    if (r->is_rescued) {
-        list_remove(&r->rescue_link);
+    if (reactor->is_rescued) {
+        list_remove(&reactor->rescue_link);
     }
     pthread_mutex_unlock(&rescue.lock);
 }
 
-/* Until `r` ends, or the calling thread has lost it. */
-static void serve(struct reactor *r)
+/* Until `reactor` ends, or the calling thread has lost it. */
+static void serve(struct reactor *reactor)
 {
-    const struct loop_engine *engine = r->engine;
-    void *data = r->engine_data;
+    const struct loop_engine *engine = reactor->engine;
+    void *data = reactor->engine_data;
 
-    while (!reactor_may_end(r)) {
-        reactor_turn(r);
-        if (r != reactor_current()) {
+    while (!reactor_may_end(reactor)) {
+        reactor_turn(reactor);
+        if (reactor != reactor_current()) {
             engine->abandon(data);
             co_thread_cleanup();
             return;
         }
     }
-    unwatch(r);
-    reactor_release(r);
-    co_wake(r->destroyer);
+    unwatch(reactor);
+    reactor_release(reactor);
+    co_wake(reactor->destroyer);
 }
 
-void loop_rescue_serve(struct reactor *r, const struct loop_engine *spare)
+void loop_rescue_serve(struct reactor *reactor, const struct loop_engine *spare)
 {
-    watch(r, spare);
-    serve(r);
+    watch(reactor, spare);
+    serve(reactor);
 }
 
 void loop_rescue_stop(void)
@@ -290,31 +291,32 @@ void loop_rescue_stop(void)
     rescue.started = rescue.stopping = rescue.has_spare = rescue.spare_ready = false;
 }
 
-bool loop_may_hang(struct reactor *r, int fd)
+bool loop_may_hang(struct reactor *reactor, int fd)
 {
-    return r->is_rescued && r->may_be_lost && !r->engine->would_strand(r, fd);
+    return reactor->is_rescued && reactor->may_be_lost &&
+           !reactor->engine->would_strand(reactor, fd);
 }
 
-void loop_hang_begin(struct reactor *r, struct file_system *fs, int64_t now_ns)
+void loop_hang_begin(struct reactor *reactor, struct file_system *fs, int64_t now_ns)
 {
-    r->called = fs;
-    r->caller = co_self();
-    atomic_store(&r->blocked_since, now_ns);
+    reactor->called = fs;
+    reactor->caller = co_self();
+    atomic_store(&reactor->blocked_since, now_ns);
     if (atomic_load(&watcher_asleep)) {
         wake_watcher();
     }
 }
 
-bool loop_co_hang_end(struct reactor *r, int64_t now_ns)
+bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns)
 {
     int64_t expected = now_ns;
 
-    if (atomic_compare_exchange_strong(&r->blocked_since, &expected, 0)) {
+    if (atomic_compare_exchange_strong(&reactor->blocked_since, &expected, 0)) {
         return true;
     }
     /* The new thread looks at what this one leaves behind. */
     pthread_mutex_lock(&rescue.lock);
-    while (r->is_moving) {
+    while (reactor->is_moving) {
         pthread_cond_wait(&rescue.changed, &rescue.lock);
     }
     pthread_mutex_unlock(&rescue.lock);

@@ -11,10 +11,10 @@
 
 int loop_co_poll(int fd, short events, int64_t timeout_ns)
 {
-    struct reactor *r = reactor_current();
+    struct reactor *reactor = reactor_current();
 
-    assert(r && co_self());
-    return r->engine->co_poll(r, fd, events, timeout_ns);
+    assert(reactor && co_self());
+    return reactor->engine->co_poll(reactor, fd, events, timeout_ns);
 }
 
 static bool would_block(int errnum)
@@ -42,11 +42,11 @@ ssize_t loop_co_recv(int fd, void *buf, size_t size)
 ssize_t loop_co_recv_later(int fd, void *buf, size_t size)
 {
     for (;;) {
-        int ret = loop_co_poll(fd, POLLIN, -1);
+        int r = loop_co_poll(fd, POLLIN, -1);
         ssize_t n;
 
-        if (ret < 0 && ret != -EINTR) {
-            return ret;
+        if (r < 0 && r != -EINTR) {
+            return r;
         }
         n = recv(fd, buf, size, MSG_DONTWAIT);
         if (n >= 0) {
@@ -72,10 +72,10 @@ ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags)
         if (!would_block(errno)) {
             return -errno;
         }
-        int ret = loop_co_poll(fd, POLLOUT, -1);
+        int r = loop_co_poll(fd, POLLOUT, -1);
 
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
     }
 }
@@ -130,9 +130,9 @@ int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t 
         }
         if (errno == EINPROGRESS || errno == EINTR) {
             int64_t left = timeout_ns < 0 ? -1 : deadline - loop_now_ns();
-            int ret = loop_co_poll(fd, POLLOUT, timeout_ns >= 0 && left < 0 ? 0 : left);
+            int r = loop_co_poll(fd, POLLOUT, timeout_ns >= 0 && left < 0 ? 0 : left);
 
-            return ret < 0 ? ret : connect_result(fd);
+            return r < 0 ? r : connect_result(fd);
         }
         if (!would_block(errno)) {
             return -errno;

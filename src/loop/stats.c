@@ -23,20 +23,20 @@ const struct stat_desc reactor_stats[] = {
     [REACTOR_STATS] = {.name = NULL},
 };
 
-void reactor_read_stats(const struct reactor *r, uint64_t *ret_values)
+void reactor_read_stats(const struct reactor *reactor, uint64_t *ret_values)
 {
-    const struct co_home *home = &r->home;
+    const struct co_home *home = &reactor->home;
     uint64_t ended = counter_read(&home->ended);
     uint64_t started = atomic_load(&home->spawned) + counter_read(&home->run);
 
     for (unsigned i = 0; i < REACTOR_STATS; i++) {
-        ret_values[i] = counter_read(&r->stats[i]);
+        ret_values[i] = counter_read(&reactor->stats[i]);
     }
     ret_values[REACTOR_STAT_COROUTINES] = started;
     ret_values[REACTOR_STAT_LIVE] = started > ended ? started - ended : 0;
 }
 
-const char *reactor_name(const struct reactor *r)
+const char *reactor_name(const struct reactor *reactor)
 {
-    return r->index == 0 ? "main" : r->name;
+    return reactor->index == 0 ? "main" : reactor->name;
 }

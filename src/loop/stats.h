@@ -21,8 +21,8 @@ enum reactor_stat {
 extern const struct stat_desc reactor_stats[];
 
 /* Fill REACTOR_STATS values. Main reactor, where reactors come and go. */
-void reactor_read_stats(const struct reactor *r, uint64_t *ret_values);
+void reactor_read_stats(const struct reactor *reactor, uint64_t *ret_values);
 /* "main", or the name that it was created with. */
-const char *reactor_name(const struct reactor *r);
+const char *reactor_name(const struct reactor *reactor);
 
 #endif

@@ -14,20 +14,20 @@ struct reactor *reactor_current(void)
     return loop_this_reactor;
 }
 
-void reactor_set_current(struct reactor *r)
+void reactor_set_current(struct reactor *reactor)
 {
-    loop_this_reactor = r;
-    counters_set_index(r ? r->index : COUNTERS_SHARDS);
+    loop_this_reactor = reactor;
+    counters_set_index(reactor ? reactor->index : COUNTERS_SHARDS);
 }
 
 int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg)
 {
     sigset_t all, old;
-    int ret;
+    int r;
 
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    ret = pthread_create(thread, NULL, fn, arg);
+    r = pthread_create(thread, NULL, fn, arg);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return -ret;
+    return -r;
 }

@@ -17,55 +17,55 @@ int64_t loop_now_ns(void)
     return ns_from_timespec(now);
 }
 
-static void place(struct reactor *r, size_t i, struct loop_timer *t)
+static void place(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
-    r->timers[i] = t;
+    reactor->timers[i] = t;
     t->heap_index = i;
 }
 
 /* Put `t` at the free place i, or above it. */
-static void sift_up(struct reactor *r, size_t i, struct loop_timer *t)
+static void sift_up(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     while (i > 0) {
-        struct loop_timer *parent = r->timers[(i - 1) / 2];
+        struct loop_timer *parent = reactor->timers[(i - 1) / 2];
 
         if (parent->deadline_ns <= t->deadline_ns) {
             break;
         }
-        place(r, i, parent);
+        place(reactor, i, parent);
         i = (i - 1) / 2;
     }
-    place(r, i, t);
+    place(reactor, i, t);
 }
 
 /* Put `t` at the free place i, or below it. */
-static void sift_down(struct reactor *r, size_t i, struct loop_timer *t)
+static void sift_down(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     for (;;) {
         size_t child = 2 * i + 1;
 
-        if (child >= r->timer_count) {
+        if (child >= reactor->timer_count) {
             break;
         }
-        if (child + 1 < r->timer_count &&
-            r->timers[child + 1]->deadline_ns < r->timers[child]->deadline_ns) {
+        if (child + 1 < reactor->timer_count &&
+            reactor->timers[child + 1]->deadline_ns < reactor->timers[child]->deadline_ns) {
             child++;
         }
-        if (t->deadline_ns <= r->timers[child]->deadline_ns) {
+        if (t->deadline_ns <= reactor->timers[child]->deadline_ns) {
             break;
         }
-        place(r, i, r->timers[child]);
+        place(reactor, i, reactor->timers[child]);
         i = child;
     }
-    place(r, i, t);
+    place(reactor, i, t);
 }
 
-static void sift(struct reactor *r, size_t i, struct loop_timer *t)
+static void sift(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
-    if (i > 0 && t->deadline_ns < r->timers[(i - 1) / 2]->deadline_ns) {
-        sift_up(r, i, t);
+    if (i > 0 && t->deadline_ns < reactor->timers[(i - 1) / 2]->deadline_ns) {
+        sift_up(reactor, i, t);
     } else {
-        sift_down(r, i, t);
+        sift_down(reactor, i, t);
     }
 }
 
@@ -76,85 +76,85 @@ void loop_timer_init(struct loop_timer *t, void (*fn)(struct loop_timer *self))
     t->heap_index = NOT_ARMED;
 }
 
-static void make_room(struct reactor *r)
+static void make_room(struct reactor *reactor)
 {
-    size_t room = r->timer_room ? r->timer_room * 2 : 64;
+    size_t room = reactor->timer_room ? reactor->timer_room * 2 : 64;
     struct loop_timer **timers;
 
-    if (r->timer_count < r->timer_room) {
+    if (reactor->timer_count < reactor->timer_room) {
         return;
     }
-    timers = reallocarray(r->timers, room, sizeof(struct loop_timer *));
+    timers = reallocarray(reactor->timers, room, sizeof(struct loop_timer *));
     if (!timers) {
         /* Eight bytes for each timer that somebody found memory for. */
         log_error("No memory for a timer");
         abort();
     }
-    r->timers = timers;
-    r->timer_room = room;
+    reactor->timers = timers;
+    reactor->timer_room = room;
 }
 
 void loop_timer_arm(struct loop_timer *t, int64_t deadline_ns)
 {
-    struct reactor *r = reactor_current();
+    struct reactor *reactor = reactor_current();
 
-    assert(r);
+    assert(reactor);
     t->deadline_ns = deadline_ns;
     if (t->heap_index != NOT_ARMED) {
-        sift(r, t->heap_index, t);
+        sift(reactor, t->heap_index, t);
         return;
     }
-    make_room(r);
-    sift_up(r, r->timer_count++, t);
+    make_room(reactor);
+    sift_up(reactor, reactor->timer_count++, t);
 }
 
 void loop_timer_disarm(struct loop_timer *t)
 {
-    struct reactor *r = reactor_current();
+    struct reactor *reactor = reactor_current();
     size_t i = t->heap_index;
     struct loop_timer *last;
 
     if (i == NOT_ARMED) {
         return;
     }
-    assert(r && r->timers[i] == t);
+    assert(reactor && reactor->timers[i] == t);
     t->heap_index = NOT_ARMED;
-    last = r->timers[--r->timer_count];
+    last = reactor->timers[--reactor->timer_count];
     if (last != t) {
-        sift(r, i, last);
+        sift(reactor, i, last);
     }
 }
 
-void loop_timers_run(struct reactor *r)
+void loop_timers_run(struct reactor *reactor)
 {
     int64_t now;
 
-    if (r->timer_count == 0) {
+    if (reactor->timer_count == 0) {
         return;
     }
     now = loop_now_ns();
-    while (r->timer_count > 0 && r->timers[0]->deadline_ns <= now) {
-        struct loop_timer *t = r->timers[0];
+    while (reactor->timer_count > 0 && reactor->timers[0]->deadline_ns <= now) {
+        struct loop_timer *t = reactor->timers[0];
 
         loop_timer_disarm(t);
         t->fn(t);
     }
 }
 
-int64_t loop_timers_next(const struct reactor *r)
+int64_t loop_timers_next(const struct reactor *reactor)
 {
     int64_t left;
 
-    if (r->timer_count == 0) {
+    if (reactor->timer_count == 0) {
         return -1;
     }
-    left = r->timers[0]->deadline_ns - loop_now_ns();
+    left = reactor->timers[0]->deadline_ns - loop_now_ns();
     return left > 0 ? left : 0;
 }
 
-void loop_timers_release(struct reactor *r)
+void loop_timers_release(struct reactor *reactor)
 {
-    free(r->timers);
+    free(reactor->timers);
 }
 
 struct sleeper {
