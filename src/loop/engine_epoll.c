@@ -2,9 +2,9 @@
 /*
  * epoll, and threads for file I/O: where io_uring is not permitted.
  *
- * A descriptor is registered when a coroutine first polls it, and stays registered, disarmed
- * (EPOLLONESHOT), when nobody does; the kernel forgets it when it is closed. Several coroutines may
- * poll one descriptor, so it is armed for all they want.
+ * A descriptor is registered when a coroutine first polls it. It stays registered, disarmed
+ * (EPOLLONESHOT), while no coroutine polls it, until it is closed. Several coroutines may poll one
+ * descriptor, so it is armed for the events of all of them.
  */
 #include <errno.h>
 #include <poll.h>
@@ -20,7 +20,8 @@
 
 /* On the stack of the coroutine that polls. */
 struct poll_waiter {
-    struct poll_waiter *next; /* on the same descriptor */
+    /* on the same descriptor */
+    struct poll_waiter *next;
     struct reactor *reactor;
     struct loop_timer timer;
     struct co *co;
@@ -31,9 +32,12 @@ struct poll_waiter {
 
 struct epoll {
     int fd;
-    bool no_pwait2;               /* the kernel lacks it: timeouts of whole milliseconds */
-    size_t waiting;               /* coroutines that poll */
-    struct poll_waiter **waiters; /* by descriptor */
+    /* the kernel lacks epoll_pwait2(2), so timeouts are whole milliseconds */
+    bool no_pwait2;
+    /* coroutines that poll */
+    size_t waiting;
+    /* lists by descriptor, `room` of them */
+    struct poll_waiter **waiters;
     size_t room;
 };
 
@@ -75,11 +79,11 @@ static void epoll_adopt(struct reactor *reactor, void *data)
     struct epoll_event bell = {.events = EPOLLIN | EPOLLET, .data.fd = reactor->bell};
 
     if (reactor->engine_data) {
-        /* It serves any thread. */
+        /* The epoll set in use serves any thread. */
         epoll_discard(data);
         return;
     }
-    /* Edge-triggered: each write to the bell is told of once, and it need not be read. */
+    /* Edge-triggered: each write to the bell is reported once, so the bell need not be read. */
     if (epoll_ctl(e->fd, EPOLL_CTL_ADD, reactor->bell, &bell) < 0) {
         log_error("Reactor '%s' cannot watch its bell: %s", reactor->name, strerror(errno));
         abort();
@@ -87,11 +91,12 @@ static void epoll_adopt(struct reactor *reactor, void *data)
     reactor->engine_data = e;
 }
 
+/* The new thread uses `data`, and no operation belongs to this one. */
 static void epoll_abandon(void *data)
 {
 }
 
-/* What is in flight is the offload pool's. */
+/* File I/O in flight belongs to the offload pool. */
 static bool epoll_would_strand(struct reactor *reactor, int fd)
 {
     return false;
@@ -99,8 +104,8 @@ static bool epoll_would_strand(struct reactor *reactor, int fd)
 
 /* --- polls */
 
-/* Arm fd for what its waiters want. */
-static int arm(struct epoll *e, int fd)
+/* Arm `fd` for the events of all its waiters. */
+static int arm_fd(struct epoll *e, int fd)
 {
     struct epoll_event event = {.events = EPOLLONESHOT, .data.fd = fd};
 
@@ -116,6 +121,7 @@ static int arm(struct epoll *e, int fd)
     return -errno;
 }
 
+/* Take a waiter out of the list at *link, and wake it with this result. */
 static void finish_waiter(struct epoll *e, struct poll_waiter **link, int result)
 {
     struct poll_waiter *w = *link;
@@ -143,7 +149,7 @@ static void handle_event(struct epoll *e, int fd, uint32_t events)
     if (!e->waiters[fd]) {
         return;
     }
-    r = arm(e, fd);
+    r = arm_fd(e, fd);
     while (r < 0 && e->waiters[fd]) {
         finish_waiter(e, &e->waiters[fd], r);
     }
@@ -163,7 +169,8 @@ static void expire_poll(struct loop_timer *self)
     }
 }
 
-static int make_room(struct epoll *e, size_t fd)
+/* Make room in `waiters` for this descriptor. */
+static int make_waiters_room(struct epoll *e, size_t fd)
 {
     size_t room = fd < 64 ? 128 : fd * 2;
     struct poll_waiter **waiters;
@@ -191,16 +198,16 @@ static int epoll_co_poll(struct reactor *reactor, int fd, short events, int64_t 
     if (fd < 0) {
         return -EBADF;
     }
-    r = make_room(e, (size_t)fd);
+    r = make_waiters_room(e, (size_t)fd);
     if (r < 0) {
         return r;
     }
     waiter.next = e->waiters[fd];
     e->waiters[fd] = &waiter;
-    r = arm(e, fd);
+    r = arm_fd(e, fd);
     if (r < 0) {
         e->waiters[fd] = waiter.next;
-        /* A regular file cannot be watched, and is always ready. */
+        /* epoll does not support regular files, which are always ready. */
         return r == -EPERM ? events & (POLLIN | POLLOUT) : r;
     }
     e->waiting++;

@@ -1,15 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * io_uring: everything that was queued in a turn is submitted, and waited for, in one system call.
+ * io_uring: one system call submits everything that was queued in a turn, and waits.
  *
- * An operation is a struct on the stack of the coroutine that waits for it; its address travels
- * through the ring as user data.
+ * An operation is a struct on the stack of the coroutine that waits for it. Its address is the user
+ * data in the ring.
  *
- * A ring serves the thread that made it and no other. When that thread hangs and the reactor gets another one
- * (rescue.c), the new thread comes with a ring of its own. Coroutines that poll are woken to poll again there; the old
- * polls change nothing and are forgotten. That is why a socket is polled and then read, and not received from by the
- * ring: a reception in the old ring would take what the new one waits for. File I/O in the old ring can't be done
- * twice; it completes when the old thread is back.
+ * A ring serves only the thread that made it. When that thread hangs and the reactor gets another
+ * one (rescue.c), the new thread has a ring of its own. Coroutines that poll are woken and poll
+ * again there; the old polls have no effect, and their completions are ignored. For that reason
+ * sockets are polled and then read, instead of received from by the ring: a receive in the old ring
+ * would take the data that the new one waits for. File I/O in the old ring can't be done twice; it
+ * completes when the call of the old thread has returned.
  */
 #include <errno.h>
 #include <limits.h>
@@ -25,30 +26,42 @@
 #define SQ_ENTRIES 256
 #define CQ_ENTRIES 4096
 
-/* User data of completions that no coroutine waits for. */
-#define USER_DATA_NONE 0
-#define USER_DATA_BELL 1
-/* Added to the address of a poll, so that it can be told when nobody waits for it any more. */
-#define USER_DATA_POLL 2
+enum user_data {
+    /* no coroutine waits for the completion */
+    USER_DATA_NONE = 0,
+    /* the poll of the bell */
+    USER_DATA_BELL = 1,
+    /* added to the address of an operation that is a poll */
+    USER_DATA_POLL = 2,
+};
 
 /* Result of a poll that has to be made again, in another ring. */
 #define MOVED INT_MIN
 
-/* Threads of the kernel that file I/O of one ring may hang in. By default it may be as few as eight. */
+/*
+ * Kernel threads that file I/O of one ring may block. The kernel's default may be as low as eight.
+ */
 #define KERNEL_WORKERS_MAX 1024
 
 struct uring {
     struct io_uring ring;
-    bool deferred;      /* completions are made only when we ask for them (DEFER_TASKRUN) */
-    bool bell_multiple; /* one poll of the bell tells of every ring */
-    bool files_mixed;   /* file I/O in flight is of other descriptors than files_fd, too */
+    /* the kernel posts completions only when the ring is entered for them (DEFER_TASKRUN) */
+    bool deferred;
+    /* one poll of the bell reports every ring of the bell */
+    bool bell_multiple;
+    /* file operations in flight */
+    unsigned files;
+    /* their descriptor */
     int files_fd;
-    unsigned files;    /* file I/O in flight */
-    struct list polls; /* of struct uring_op, in flight */
+    /* they also have other descriptors */
+    bool files_mixed;
+    /* of struct uring_op, in flight */
+    struct list polls;
 };
 
 struct uring_op {
-    struct list link; /* of a poll */
+    /* of a poll: in `polls` */
+    struct list link;
     struct co *co;
     int result;
 };
@@ -58,7 +71,7 @@ static struct uring *uring_of(struct reactor *reactor)
     return reactor->engine_data;
 }
 
-/* A place in the submission queue. NULL only when the kernel takes nothing at the moment. */
+/* An entry of the submission queue. NULL only if the kernel accepts nothing at the moment. */
 static struct io_uring_sqe *get_sqe(struct uring *u)
 {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&u->ring);
@@ -81,8 +94,8 @@ static struct io_uring_sqe *co_get_sqe(struct reactor *reactor)
     return sqe;
 }
 
-/* File I/O on fd. */
-static int co_wait(struct uring *u, struct io_uring_sqe *sqe, int fd)
+/* Wait for the file operation `sqe` on `fd`, and return its result. */
+static int co_wait_for_file(struct uring *u, struct io_uring_sqe *sqe, int fd)
 {
     struct uring_op op = {.co = co_self()};
 
@@ -97,7 +110,7 @@ static int co_wait(struct uring *u, struct io_uring_sqe *sqe, int fd)
     return op.result;
 }
 
-/* The result of the poll, or MOVED. */
+/* Wait for the poll `sqe`, and return its result or MOVED. */
 static int co_wait_for_poll(struct uring *u, struct io_uring_sqe *sqe, struct uring_op *op)
 {
     op->co = co_self();
@@ -108,7 +121,7 @@ static int co_wait_for_poll(struct uring *u, struct io_uring_sqe *sqe, struct ur
     return op->result;
 }
 
-/* --- the bell: a poll of the eventfd, which need not be read as each write is told of */
+/* --- the bell: a poll of the eventfd reports each write, so the eventfd need not be read */
 
 static void watch_bell(struct reactor *reactor)
 {
@@ -135,7 +148,7 @@ static void bell_rang(struct reactor *reactor, const struct io_uring_cqe *cqe)
     if (cqe->res == -EINVAL) {
         uring_of(reactor)->bell_multiple = false;
     }
-    /* It is not watched any more, and is silenced before it is again. */
+    /* The poll has ended. Read the bell before the next one, which would end at once otherwise. */
     reactor_silence_bell(reactor);
     watch_bell(reactor);
 }
@@ -143,8 +156,8 @@ static void bell_rang(struct reactor *reactor, const struct io_uring_cqe *cqe)
 /* --- life */
 
 /*
- * Without NODROP (kernel 5.5) completions could be lost. Without EXT_ARG (5.11) liburing makes a wait with a time
- * limit by an operation of its own, whose completion would come among ours.
+ * Without NODROP (kernel 5.5) completions could be lost. Without EXT_ARG (5.11) liburing implements
+ * a wait with a time limit by an operation of its own, whose completion would come among ours.
  */
 static bool has_features(const struct io_uring_params *params)
 {
@@ -155,7 +168,7 @@ static bool has_features(const struct io_uring_params *params)
 
 static int init_ring(struct uring *u)
 {
-    /* The best first; kernels before 6.1, 5.19 and 5.18 know less. */
+    /* The best first; kernels before 6.1, 5.19 and 5.18 lack some. */
     static const unsigned flags[] = {
         IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG |
             IORING_SETUP_COOP_TASKRUN,
@@ -194,7 +207,7 @@ static int uring_prepare(void **ret_data)
         free(u);
         return r;
     }
-    /* Cheaper to enter, and more that may hang: not every kernel can. */
+    /* Makes system calls cheaper, and allows more to hang. Optional: some kernels lack it. */
     io_uring_register_ring_fd(&u->ring);
     io_uring_register_iowq_max_workers(&u->ring, workers);
     u->bell_multiple = true;
@@ -228,7 +241,7 @@ static void uring_adopt(struct reactor *reactor, void *data)
 
 /* --- the turn */
 
-static void complete(struct uring *u, const struct io_uring_cqe *cqe)
+static void complete_op(struct uring *u, const struct io_uring_cqe *cqe)
 {
     struct uring_op *op =
         (struct uring_op *)(uintptr_t)(cqe->user_data & ~(uint64_t)USER_DATA_POLL);
@@ -256,7 +269,7 @@ static void reap(struct reactor *reactor)
             if (data == USER_DATA_BELL) {
                 bell_rang(reactor, cqes[i]);
             } else if (data != USER_DATA_NONE) {
-                complete(u, cqes[i]);
+                complete_op(u, cqes[i]);
             }
         }
         io_uring_cq_advance(&u->ring, count);
@@ -269,7 +282,7 @@ static bool is_file_io(uint64_t user_data)
            !(user_data & USER_DATA_POLL);
 }
 
-/* Only file I/O has somebody that waits for it. */
+/* Coroutines wait for file I/O only; polls have been moved. */
 static void uring_abandon(void *data)
 {
     struct uring *u = data;
@@ -279,7 +292,7 @@ static void uring_abandon(void *data)
         io_uring_submit_and_wait(&u->ring, 1);
         while (io_uring_peek_cqe(&u->ring, &cqe) == 0) {
             if (is_file_io(cqe->user_data)) {
-                complete(u, cqe);
+                complete_op(u, cqe);
             }
             io_uring_cqe_seen(&u->ring, cqe);
         }
@@ -294,14 +307,14 @@ static bool uring_would_strand(struct reactor *reactor, int fd)
     return u->files > 0 && (u->files_mixed || u->files_fd != fd);
 }
 
-/* Whether the kernel has completions that it will not post before it is entered. */
+/* Whether the kernel has completions that it posts only when the ring is entered. */
 static bool has_task_work(struct uring *u)
 {
     return __atomic_load_n(u->ring.sq.kflags, __ATOMIC_RELAXED) &
            (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW);
 }
 
-static void submit(struct uring *u)
+static void submit_queued(struct uring *u)
 {
     if (io_uring_sq_ready(&u->ring) > 0) {
         if (u->deferred) {
@@ -314,13 +327,13 @@ static void submit(struct uring *u)
     }
 }
 
-/* What goes wrong here (EINTR, EAGAIN, EBUSY) is tried again in the next turn. */
+/* Errors (EINTR, EAGAIN, EBUSY) need no handling: the next turn tries again. */
 static void uring_turn(struct reactor *reactor, int64_t timeout_ns)
 {
     struct uring *u = uring_of(reactor);
 
     if (timeout_ns == 0 || io_uring_cq_ready(&u->ring) > 0) {
-        submit(u);
+        submit_queued(u);
     } else if (timeout_ns < 0) {
         io_uring_submit_and_wait(&u->ring, 1);
     } else {
@@ -337,7 +350,7 @@ static void uring_turn(struct reactor *reactor, int64_t timeout_ns)
 
 /* --- operations */
 
-/* The ring lacked memory, or the descriptor is one that io_uring does not wait for. */
+/* The ring was short of memory, or io_uring can't wait for this kind of descriptor. */
 static bool is_refused(int result)
 {
     return result == -EAGAIN || result == -EINTR;
@@ -350,7 +363,7 @@ static ssize_t uring_co_preadv(struct reactor *reactor, int fd, const struct iov
     int r;
 
     io_uring_prep_readv(sqe, fd, iov, (unsigned)iovcnt, offset);
-    r = co_wait(uring_of(reactor), sqe, fd);
+    r = co_wait_for_file(uring_of(reactor), sqe, fd);
     return is_refused(r) ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset) : r;
 }
 
@@ -362,7 +375,7 @@ static ssize_t uring_co_pwritev(struct reactor *reactor, int fd, const struct io
     int r;
 
     io_uring_prep_writev2(sqe, fd, iov, (unsigned)iovcnt, offset, rw_flags);
-    r = co_wait(uring_of(reactor), sqe, fd);
+    r = co_wait_for_file(uring_of(reactor), sqe, fd);
     return is_refused(r) ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags) : r;
 }
 
@@ -371,7 +384,7 @@ static int uring_co_fdatasync(struct reactor *reactor, int fd)
     struct io_uring_sqe *sqe = co_get_sqe(reactor);
 
     io_uring_prep_fsync(sqe, fd, IORING_FSYNC_DATASYNC);
-    return co_wait(uring_of(reactor), sqe, fd);
+    return co_wait_for_file(uring_of(reactor), sqe, fd);
 }
 
 static int uring_co_fallocate(struct reactor *reactor, int fd, int mode, uint64_t offset,
@@ -380,23 +393,24 @@ static int uring_co_fallocate(struct reactor *reactor, int fd, int mode, uint64_
     struct io_uring_sqe *sqe = co_get_sqe(reactor);
 
     io_uring_prep_fallocate(sqe, fd, mode, (off_t)offset, (off_t)length);
-    return co_wait(uring_of(reactor), sqe, fd);
+    return co_wait_for_file(uring_of(reactor), sqe, fd);
 }
 
+/* On the stack of the coroutine that polls. */
 struct poll_timeout {
     struct loop_timer timer;
     struct uring_op *op;
     bool expired;
 };
 
-/* The poll completes, as cancelled, or since it was ready after all. */
+/* Cancel the poll. It completes as cancelled, or with events that have come in the meantime. */
 static void cancel_poll(struct loop_timer *self)
 {
     struct poll_timeout *timeout = container_of(self, struct poll_timeout, timer);
     struct io_uring_sqe *sqe;
 
     if (timeout->op->result == MOVED) {
-        return; /* about to look at the clock itself */
+        return; /* uring_co_poll() continues with the time that is left */
     }
     sqe = get_sqe(uring_of(reactor_current()));
     if (!sqe) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * File I/O: what is tried on the spot, and what the engine does.
+ * File I/O: which operations are tried inline, on the reactor's thread, and which the engine does.
  *
- * Measured by bench/micro/file_io.c on Linux 6.18, ext4, two processors, all in the page cache: us
- * of processor time for one operation; depth is the number of coroutines that do them.
+ * Microseconds of processor time per operation, all in the page cache; depth is the number of
+ * coroutines. Measured with bench/micro/file_io.c on Linux 6.18, ext4, two processors:
  *
  *                                       inline    io_uring    pool
  *     read 4k, depth 1                    0.98        1.45
@@ -15,16 +15,17 @@
  *     overwrite 1M, depth 1              47          59 to 97  64
  *     overwrite 1M, depth 32            147         158 to 189 168
  *
- * Reads: inline with RWF_NOWAIT, which never waits for the disk. At depth 32 what batching saves
- * is about what the ring itself costs. A file system in memory knows no RWF_NOWAIT, and has nothing to wait for: a patient
- * program (loop_set_patient()) reads there without it.
+ * Reads are tried inline with RWF_NOWAIT, which never waits for the disk. At depth 32 the ring
+ * costs about as much as batching saves. tmpfs does not support RWF_NOWAIT, and a read from it does
+ * not wait, so a program that may block (loop_set_may_block()) reads there without the flag.
  *
- * Writes: ext4 does not take RWF_NOWAIT for a buffered write, and io_uring hands each to a worker
- * thread. So a write is done inline as long as it takes no more time than receiving its data
- * from a socket did. When the kernel throttles writers to a slow disk such a call may sleep; those
- * that did are noticed, and the next ones to this file system go by the engine. One that hangs costs the reactor
- * its thread, and it goes on with another (rescue.c); until it returns, all to this file system go by the engine. A
- * patient program has nobody else who would wait.
+ * Writes: ext4 does not support RWF_NOWAIT for a buffered write, and io_uring passes each to a
+ * worker thread. So a write is done inline, up to INLINE_WRITE_MAX, where it takes no more time
+ * than the reception of its data from a socket. When the kernel throttles writers to a slow disk,
+ * such a call may sleep; such sleeps are detected, and the next writes to this file system go to
+ * the engine. A write that hangs keeps the thread, and the reactor continues on another one
+ * (rescue.c); until that write returns, all writes to this file system go to the engine. A program
+ * that may block has no other requests that a sleep could delay.
  */
 #include <assert.h>
 #include <errno.h>
@@ -39,12 +40,17 @@
 
 #include "loop/internal.h"
 
+/* Query a descriptor again after this many uses. */
 #define FD_USES 64
 
-/* The longest buffered write that is tried inline, by those that are not patient. */
+/* The longest buffered write that is tried inline by a program that may not block. */
 #define INLINE_WRITE_MAX ((size_t)1 << 20)
-#define STALL_NS INT64_C(2000000)
+
+/* A write that takes longer is suspected of a sleep; the next WATCHED_WRITES are observed. */
+#define STALL_NS (2 * NS_PER_MS)
 #define WATCHED_WRITES 256
+
+/* How many writes go to the engine after one or more stalls. */
 #define INLINE_BAR_MIN 256
 #define INLINE_BAR_MAX 65536
 
@@ -52,7 +58,8 @@
 static enum { READ_NOWAIT, READ_ENGINE } read_policy;
 static enum { WRITE_AUTO, WRITE_INLINE, WRITE_ENGINE, WRITE_POOL } write_policy;
 
-static int choose(const char *variable, const char *const names[], int count)
+/* The index of the variable's value in `names`; 0 if it is none of them. */
+static int choose_policy(const char *variable, const char *const names[], int count)
 {
     const char *value = getenv(variable);
 
@@ -69,17 +76,19 @@ void loop_file_io_init(void)
     static const char *const reads[] = {"nowait", "ring"};
     static const char *const writes[] = {"auto", "inline", "ring", "pool"};
 
-    read_policy = choose("TIDEMARK_READ", reads, 2);
-    write_policy = choose("TIDEMARK_WRITE", writes, 4);
+    read_policy = choose_policy("TIDEMARK_READ", reads, 2);
+    write_policy = choose_policy("TIDEMARK_WRITE", writes, 4);
 }
 
 enum fd_kind {
     FD_CACHED,
-    FD_UNCACHED,  /* its I/O goes to the device each time, and must not be tried inline */
-    FD_IN_MEMORY, /* there is no device */
+    /* O_DIRECT or O_DSYNC: each operation waits for the device, so none is tried inline */
+    FD_UNCACHED,
+    /* on tmpfs; known only in programs that may block */
+    FD_IN_MEMORY,
 };
 
-/* Only who is patient may wait for the server of a network file system, and only he wants to know. */
+/* fstatfs() may wait for the server of a network file system, so only some programs call it. */
 static enum fd_kind query_kind(int fd)
 {
     int flags = fcntl(fd, F_GETFL);
@@ -88,11 +97,11 @@ static enum fd_kind query_kind(int fd)
     if (flags >= 0 && (flags & (O_DIRECT | O_DSYNC))) {
         return FD_UNCACHED;
     }
-    return loop_is_patient() && fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC ? FD_IN_MEMORY
-                                                                                  : FD_CACHED;
+    return loop_may_block() && fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS_MAGIC ? FD_IN_MEMORY
+                                                                                 : FD_CACHED;
 }
 
-/* Of its file system. Does not ask a server. */
+/* The device number of the file system; 0 if unknown. Does not query a server. */
 static uint64_t query_device(int fd)
 {
     struct statx st;
@@ -111,7 +120,9 @@ static unsigned find_file_system(struct reactor *reactor, uint64_t device)
         i++;
     }
     if (i == FILE_SYSTEMS) {
-        /* The last one is kept for all that find no place. */
+        /*
+         * An entry with writes that hang stays; the last one then serves for several file systems.
+         */
         do {
             i = reactor->next_file_system++ % FILE_SYSTEMS;
         } while (reactor->file_systems[i].hanging > 0 && i != FILE_SYSTEMS - 1);
@@ -122,7 +133,7 @@ static unsigned find_file_system(struct reactor *reactor, uint64_t device)
     return i;
 }
 
-static void query(struct reactor *reactor, int fd, struct fd_memory *m)
+static void query_fd(struct reactor *reactor, int fd, struct fd_memory *m)
 {
     m->kind = (uint8_t)query_kind(fd);
     m->uses_left = FD_USES;
@@ -130,51 +141,53 @@ static void query(struct reactor *reactor, int fd, struct fd_memory *m)
 }
 
 /*
- * What fd is of. Asking costs system calls, so the answer is kept for
- * some uses; a stale one, after the number was closed and opened anew, makes I/O slower and nothing
- * worse.
+ * What is known about `fd`. A query costs system calls, so its answer is kept for some uses. An
+ * answer that is stale, because the number was closed and opened again, makes I/O slower, and has
+ * no other effect.
  */
 static struct fd_memory memory_of(struct reactor *reactor, int fd)
 {
     struct fd_memory none = {.kind = FD_CACHED};
 
     if (fd < 0) {
-        return none; /* the system call will say so */
+        return none; /* the system call will fail */
     }
     if (fd >= FD_MEMORY) {
-        query(reactor, fd, &none);
+        query_fd(reactor, fd, &none);
         return none;
     }
     if (reactor->fds[fd].uses_left == 0) {
-        query(reactor, fd, &reactor->fds[fd]);
+        query_fd(reactor, fd, &reactor->fds[fd]);
     }
     reactor->fds[fd].uses_left--;
     return reactor->fds[fd];
 }
 
 /*
- * Whether a write to its file system hangs. What waits for it then is the pool's: file I/O in flight in the ring keeps
- * writes to other file systems from being made on the spot.
+ * Whether a write to the file system of `fd` hangs. Then the offload pool does the I/O there, since
+ * file I/O in flight in the ring would prevent inline writes to other file systems
+ * (would_strand()).
  */
-static bool is_hanging(struct reactor *reactor, int fd)
+static bool file_system_hangs(struct reactor *reactor, int fd)
 {
     return reactor->file_systems[memory_of(reactor, fd).fs].hanging > 0;
 }
 
 /*
- * Threads, the kernel's or the pool's, are many but not without number. A file that hangs holds as many as it has operations
- * in flight, so these are limited; the others wait until one of them is done.
+ * The most operations in flight on one descriptor; others wait. The number of threads, in the
+ * kernel and in the pool, is limited, and a file that hangs keeps one per operation in flight.
  */
 #define IN_FLIGHT_MAX 64
 
-/* On the stack of the coroutine that waits. */
+/* On the stack of the waiting coroutine. */
 struct crowd_waiter {
     struct list link;
     struct co *co;
     int fd;
 };
 
-static void co_enter(struct reactor *reactor, int fd)
+/* Count an operation on `fd`; wait while there are IN_FLIGHT_MAX. */
+static void co_enter_crowd(struct reactor *reactor, int fd)
 {
     struct crowd_waiter self = {.co = co_self(), .fd = fd};
 
@@ -186,10 +199,10 @@ static void co_enter(struct reactor *reactor, int fd)
         return;
     }
     list_append(&reactor->crowd, &self.link);
-    co_suspend(); /* who leaves hands its place over */
+    co_suspend(); /* leave_crowd() passes a place on, so the count stays */
 }
 
-static void leave(struct reactor *reactor, int fd)
+static void leave_crowd(struct reactor *reactor, int fd)
 {
     struct crowd_waiter *w;
 
@@ -211,11 +224,12 @@ static ssize_t co_read_elsewhere(struct reactor *reactor, int fd, const struct i
 {
     ssize_t n;
 
-    co_enter(reactor, fd);
+    co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
-    n = is_hanging(reactor, fd) ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset)
-                                : reactor->engine->co_preadv(reactor, fd, iov, iovcnt, offset);
-    leave(reactor, fd);
+    n = file_system_hangs(reactor, fd)
+            ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset)
+            : reactor->engine->co_preadv(reactor, fd, iov, iovcnt, offset);
+    leave_crowd(reactor, fd);
     return n;
 }
 
@@ -226,11 +240,11 @@ ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t off
 
     assert(reactor && co_self());
     if (read_policy == READ_NOWAIT && m.kind != FD_UNCACHED) {
-        /* Only who is patient trusts a memory of descriptors that may be stale with a read that could wait. */
-        int flags = m.kind == FD_IN_MEMORY && loop_is_patient() ? 0 : RWF_NOWAIT;
+        /* What is known about `fd` may be stale, and then a read without the flag could wait. */
+        int flags = m.kind == FD_IN_MEMORY && loop_may_block() ? 0 : RWF_NOWAIT;
         ssize_t n = preadv2(fd, iov, iovcnt, (off_t)offset, flags);
 
-        /* Some kernels return 0 before the end of the file: that is asked again. */
+        /* Some kernels return 0 here before the end of the file, so the engine tries again. */
         if (n > 0) {
             return n;
         }
@@ -251,7 +265,7 @@ static size_t total_length(const struct iovec *iov, int iovcnt)
     return length;
 }
 
-/* Each stall in a row bars inline writes for longer. */
+/* Send the next writes to the engine: twice as many as after the previous stall. */
 static void bar_inline_writes(struct file_system *fs)
 {
     fs->bar = fs->bar ? fs->bar * 2 : INLINE_BAR_MIN;
@@ -262,7 +276,7 @@ static void bar_inline_writes(struct file_system *fs)
     fs->calm = 0;
 }
 
-/* How often this thread has gone to sleep. */
+/* How many times this thread has slept (voluntary context switches). */
 static long count_sleeps(void)
 {
     struct rusage usage;
@@ -279,9 +293,10 @@ static ssize_t write_now(int fd, const struct iovec *iov, int iovcnt, uint64_t o
 }
 
 /*
- * A slow write stalled, or the processor was needed elsewhere: the latter is no reason to change
- * anything. Only a sleep tells them apart, and it is asked for after a first suspicion only, since
- * that costs system calls. A disk that stalls will stall again soon.
+ * Write on this thread, and measure. A slow write either slept or lost the processor to another
+ * process, which is no reason to change anything. The number of sleeps distinguishes the two;
+ * reading it costs system calls, so it is read only for some writes after a slow one. A disk that
+ * stalls stalls again soon.
  */
 static ssize_t co_write_inline(struct reactor *reactor, struct file_system *fs, int fd,
                                const struct iovec *iov, int iovcnt, uint64_t offset)
@@ -315,15 +330,15 @@ static ssize_t co_write_inline(struct reactor *reactor, struct file_system *fs, 
     return r;
 }
 
-/* Whether those that share the thread would not mind. */
-static bool may_wait(struct reactor *reactor)
+/* Whether a write may sleep on this thread, because nothing else needs it. */
+static bool may_sleep(struct reactor *reactor)
 {
-    return loop_is_patient() || (!reactor->is_rescued && !loop_is_serving());
+    return loop_may_block() || (!reactor->is_rescued && !loop_is_serving());
 }
 
-/* The file system that a write goes to on the spot; NULL: it does not. */
-static struct file_system *choose_inline(struct reactor *reactor, int fd, struct fd_memory m,
-                                         const struct iovec *iov, int iovcnt)
+/* The file system of `fd`, if the write is to be done inline; else NULL. */
+static struct file_system *choose_inline_write(struct reactor *reactor, int fd, struct fd_memory m,
+                                               const struct iovec *iov, int iovcnt)
 {
     struct file_system *fs = &reactor->file_systems[m.fs];
 
@@ -348,12 +363,12 @@ static ssize_t co_write_elsewhere(struct reactor *reactor, int fd, const struct 
 {
     ssize_t n;
 
-    co_enter(reactor, fd);
+    co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
-    n = is_hanging(reactor, fd)
+    n = file_system_hangs(reactor, fd)
             ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags)
             : reactor->engine->co_pwritev(reactor, fd, iov, iovcnt, offset, flags);
-    leave(reactor, fd);
+    leave_crowd(reactor, fd);
     return n;
 }
 
@@ -362,12 +377,12 @@ static ssize_t co_write_auto(struct reactor *reactor, int fd, const struct iovec
 {
     struct fd_memory m = memory_of(reactor, fd);
 
-    if (may_wait(reactor)) {
+    if (may_sleep(reactor)) {
         if (m.kind != FD_UNCACHED) {
             return write_now(fd, iov, iovcnt, offset);
         }
     } else {
-        struct file_system *fs = choose_inline(reactor, fd, m, iov, iovcnt);
+        struct file_system *fs = choose_inline_write(reactor, fd, m, iov, iovcnt);
 
         if (fs) {
             return co_write_inline(reactor, fs, fd, iov, iovcnt, offset);
@@ -397,11 +412,11 @@ int loop_co_fdatasync(int fd)
     int r;
 
     assert(reactor && co_self());
-    co_enter(reactor, fd);
+    co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
-    r = is_hanging(reactor, fd) ? loop_pool_co_fdatasync(reactor, fd)
-                                : reactor->engine->co_fdatasync(reactor, fd);
-    leave(reactor, fd);
+    r = file_system_hangs(reactor, fd) ? loop_pool_co_fdatasync(reactor, fd)
+                                       : reactor->engine->co_fdatasync(reactor, fd);
+    leave_crowd(reactor, fd);
     return r;
 }
 
@@ -411,10 +426,11 @@ int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
     int r;
 
     assert(reactor && co_self());
-    co_enter(reactor, fd);
+    co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
-    r = is_hanging(reactor, fd) ? loop_pool_co_fallocate(reactor, fd, mode, offset, length)
-                                : reactor->engine->co_fallocate(reactor, fd, mode, offset, length);
-    leave(reactor, fd);
+    r = file_system_hangs(reactor, fd)
+            ? loop_pool_co_fallocate(reactor, fd, mode, offset, length)
+            : reactor->engine->co_fallocate(reactor, fd, mode, offset, length);
+    leave_crowd(reactor, fd);
     return r;
 }

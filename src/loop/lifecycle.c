@@ -41,6 +41,7 @@ const char *reactor_engine(void)
     return default_engine ? default_engine->name : "none";
 }
 
+/* Choose the engine of the main reactor, and make it a reactor. 0 or -errno. */
 static int init_engine(struct reactor *reactor, struct error *err)
 {
     const char *wanted = getenv("TIDEMARK_LOOP");
@@ -68,10 +69,10 @@ int reactor_init_main(struct error *err)
 
     assert(!reactors[0]);
     if (!reactor) {
-        return error_set(err, ENOMEM, "No memory for the main reactor");
+        return error_set(err, ENOMEM, "Out of memory for the main reactor");
     }
     signal(SIGPIPE, SIG_IGN);
-    signal(SIGXFSZ, SIG_IGN); /* a write beyond `ulimit -f` fails with -EFBIG instead */
+    signal(SIGXFSZ, SIG_IGN); /* so that a write beyond `ulimit -f` fails with EFBIG */
     loop_file_io_init();
     trace_thread_begin("main");
     r = init_engine(reactor, err);
@@ -104,10 +105,11 @@ void reactor_exit_main(void)
     free(reactor);
 }
 
-/* What reactor_create() and the new thread tell each other. */
-struct startup {
+/* How the new thread reports to reactor_create(). */
+struct reactor_startup {
     struct reactor *reactor;
-    pthread_mutex_t lock; /* guards the rest */
+    /* guards the rest */
+    pthread_mutex_t lock;
     pthread_cond_t changed;
     bool finished;
     int result;
@@ -118,7 +120,7 @@ static int reactor_init_thread(struct reactor *reactor)
     int r = reactor_init(reactor, default_engine);
 
     if (r < 0 && default_engine != &loop_engine_epoll) {
-        /* Rings may be limited in number or memory. */
+        /* The kernel may limit the number or the memory of rings. */
         r = reactor_init(reactor, &loop_engine_epoll);
     }
     return r;
@@ -126,7 +128,7 @@ static int reactor_init_thread(struct reactor *reactor)
 
 static void *reactor_thread(void *arg)
 {
-    struct startup *startup = arg;
+    struct reactor_startup *startup = arg;
     struct reactor *reactor = startup->reactor;
     int r;
 
@@ -147,9 +149,10 @@ static void *reactor_thread(void *arg)
     return NULL;
 }
 
-static int start_thread(struct reactor *reactor)
+/* Start the thread of a reactor, and wait until the reactor is ready. 0 or -errno. */
+static int start_reactor_thread(struct reactor *reactor)
 {
-    struct startup startup = {.reactor = reactor};
+    struct reactor_startup startup = {.reactor = reactor};
     int r;
 
     pthread_mutex_init(&startup.lock, NULL);
@@ -182,15 +185,16 @@ int reactor_create(const char *name, struct reactor **ret_reactor, struct error 
         index++;
     }
     if (index == REACTOR_MAX) {
-        return error_set(err, EAGAIN, "Reactor '%s' would be one more than %d", name, REACTOR_MAX);
+        return error_set(err, EAGAIN, "Reactor '%s' not started: %d reactors exist, the maximum",
+                         name, REACTOR_MAX);
     }
     reactor = calloc(1, sizeof(*reactor));
     if (!reactor) {
-        return error_set(err, ENOMEM, "No memory for reactor '%s'", name);
+        return error_set(err, ENOMEM, "Out of memory for reactor '%s'", name);
     }
     reactor->index = index;
     strncpy(reactor->name, name, sizeof(reactor->name) - 1);
-    r = start_thread(reactor);
+    r = start_reactor_thread(reactor);
     if (r < 0) {
         free(reactor);
         return error_set_errno(err, -r, "Could not start reactor '%s'", name);
@@ -200,7 +204,7 @@ int reactor_create(const char *name, struct reactor **ret_reactor, struct error 
     return 0;
 }
 
-static void destroy_in_coroutine(void *arg)
+static void co_destroy_reactor(void *arg)
 {
     struct reactor *reactor = arg;
 
@@ -217,9 +221,9 @@ void reactor_destroy(struct reactor *reactor)
 {
     assert(reactor_current() && reactor_current() == reactors[0] && reactor != reactor_current());
     if (co_self()) {
-        destroy_in_coroutine(reactor);
-    } else if (reactor_run_until_done(destroy_in_coroutine, reactor) < 0) {
-        log_error("No memory to stop reactor '%s'", reactor->name);
+        co_destroy_reactor(reactor);
+    } else if (reactor_run_until_done(co_destroy_reactor, reactor) < 0) {
+        log_error("Out of memory to stop reactor '%s'", reactor->name);
         abort();
     }
 }
@@ -235,7 +239,7 @@ struct run_until_done {
     bool done;
 };
 
-static void run_until_done_entry(void *opaque)
+static void co_run_until_done(void *opaque)
 {
     struct run_until_done *run = opaque;
 
@@ -251,7 +255,7 @@ int reactor_run_until_done(co_entry *entry, void *arg)
     int r;
 
     assert(reactor && reactor == reactors[0] && !co_self());
-    r = co_spawn(&reactor->home, run_until_done_entry, &run);
+    r = co_spawn(&reactor->home, co_run_until_done, &run);
     if (r < 0) {
         return r;
     }

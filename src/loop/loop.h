@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reactors. One thread, one ring (or one epoll set), one run queue of coroutines each.
+ * Reactors. Each has one thread, one ring (or one epoll set) and one run queue of coroutines. One
+ * turn of a reactor:
  *
- * One turn of a reactor:
- *   1. run every coroutine that was runnable when the turn began (a seeded reactor: in random
- * order)
- *   2. run the deferred calls (replies that gathered leave together here)
- *   3. submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable
- *   4. reap completions, which make coroutines runnable, and run the timers that are due
- *   5. run coroutines that gave way (loop_co_give_way()): at least one, and others while the turn's time lasts
+ *   1. Run every coroutine that was runnable when the turn began (a seeded reactor: in random
+ *      order).
+ *   2. Run the deferred calls (replies that have gathered leave together here).
+ *   3. Submit all queued I/O in one io_uring_enter(), and wait there if nothing is runnable.
+ *   4. Reap completions, which make coroutines runnable, and run the timers that are due.
+ *   5. Run coroutines that gave way (loop_co_give_way()): at least one, and more while the turn's
+ *      time lasts.
  *
- * Whoever hangs in a write to the page cache costs the reactor its thread; it goes on with another (rescue.c).
+ * A coroutine that hangs in a write to the page cache keeps its reactor's thread; the reactor then
+ * continues on another one (rescue.c).
  *
- * The engine is io_uring, or epoll with a pool of threads for file I/O where io_uring is not
- * permitted or TIDEMARK_LOOP=epoll is set in the environment.
+ * The engine is io_uring. It is epoll, with a pool of threads for file I/O, where io_uring is not
+ * permitted, or where the environment has TIDEMARK_LOOP=epoll.
  *
- * Functions named `loop_co_...` may yield and run in a coroutine, on the reactor the coroutine
- * belongs to.
+ * Functions named `loop_co_...` run in a coroutine, on the reactor that the coroutine belongs to,
+ * and may yield. No other function yields. Times are nanoseconds, offsets and lengths bytes.
  */
 #ifndef TIDEMARK_LOOP_LOOP_H
 #define TIDEMARK_LOOP_LOOP_H
@@ -37,181 +39,236 @@ struct reactor;
 /* Reactors that may exist at one time in the process; indices run from 0 (main) to this minus 1. */
 #define REACTOR_MAX 64
 
-/* --- life
- * ----------------------------------------------------------------------------------------- */
+/* --- life */
 
 /*
- * Make the calling thread the main reactor (index 0). Once, first thing in main(). Ignores SIGPIPE and SIGXFSZ.
- * Returns -ENOSYS etc. only when neither engine works.
+ * Make the calling thread the main reactor (index 0). Called once, first in main(). Ignores SIGPIPE
+ * and SIGXFSZ. Returns 0; -EINVAL if TIDEMARK_LOOP is not a name of an engine; -ENOMEM; or the
+ * error of the last engine if none works.
  */
 int reactor_init_main(struct error *err);
 
-/* Stop and join all other reactors and the offload pool, release the main one. */
+/*
+ * Stop and join all other reactors and the offload pool, and free the main reactor. On the main
+ * thread, outside a coroutine.
+ */
 void reactor_exit_main(void);
 
-/* Start a reactor in a thread of its own. `name` is for the thread (15 characters). Main reactor
- * only. */
+/*
+ * Start a reactor in a thread of its own. `name`, of which 15 characters are used, names the
+ * thread. On the main reactor, which owns the result until reactor_destroy(). Returns 0, -EAGAIN at
+ * REACTOR_MAX, -ENOMEM, or the error of the engine or of pthread_create(3).
+ */
 int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err);
 
-/* Stop it once its coroutines have all ended, join, release. Main reactor only, outside coroutines
- * or in one. */
+/*
+ * Wait until all coroutines of the reactor have ended, join its thread, and free it. On the main
+ * reactor. Yields if called in a coroutine; blocks and runs turns if called outside one.
+ */
 void reactor_destroy(struct reactor *reactor);
 
+/* The main reactor; NULL before reactor_init_main(). Any thread. */
 struct reactor *reactor_main(void);
-/* The one with this index (below REACTOR_MAX); NULL if there is none now. Main reactor only. */
+
+/* The reactor with this index, below REACTOR_MAX; NULL if there is none. On the main reactor. */
 struct reactor *reactor_at(unsigned index);
-/* The reactor of this thread; NULL on a thread that has none. */
+
+/* The reactor of the calling thread; NULL on a thread without one. */
 struct reactor *reactor_current(void);
+
+/* The index of a reactor. Any thread. */
 unsigned reactor_index(const struct reactor *reactor);
+
+/* The home of the reactor's coroutines. Any thread. */
 struct co_home *reactor_home(struct reactor *reactor);
-/* "io_uring" or "epoll". */
+
+/* The main reactor's engine: "io_uring" or "epoll". */
 const char *reactor_engine(void);
 
-/* Run `entry(arg)` as a coroutine on `reactor`, soon. Any thread. As co_spawn(). */
+/* Queue `entry(arg)` as a coroutine of `reactor`. Any thread. Returns as co_spawn(). */
 int reactor_spawn(struct reactor *reactor, co_entry *entry, void *arg);
 
-/* On the main thread, outside coroutines: run turns until the coroutine `entry(arg)` has ended. */
+/*
+ * Run turns until the coroutine `entry(arg)` has ended. On the main thread, outside a coroutine.
+ * Returns 0, or an error of co_spawn(), in which case `entry` did not run.
+ */
 int reactor_run_until_done(co_entry *entry, void *arg);
 
-/* On the main thread, outside coroutines: run turns until reactor_quit_main(), which any thread and
- * any signal handler may call. */
+/* Run turns until reactor_quit_main(). On the main thread, outside a coroutine. */
 void reactor_run_main(void);
+
+/* End reactor_run_main(), at its next call if it does not run. Any thread, any signal handler. */
 void reactor_quit_main(void);
 
-/* Pick the next runnable coroutine at random with this seed (0: off), and run by itself what goes to the offload pool
- * otherwise, so that a run can be repeated. For tests; on the reactor's own thread. */
+/*
+ * Make runs repeatable, for tests: pick the next runnable coroutine at random, from this seed, and
+ * run work for the offload pool in the calling coroutine. 0 ends this. On the reactor's thread.
+ */
 void reactor_set_seed(struct reactor *reactor, uint64_t seed);
 
-/* Run `entry(arg)` on reactor `reactor` and return here when it has ended: the calling coroutine goes there and comes back, so
- * nothing is needed that could be missing. From a coroutine of any reactor. Yields. */
+/*
+ * Run `entry(arg)` in the calling coroutine, which moves to `reactor` for that time, and return on
+ * the present reactor. Can't fail. Yields, unless `reactor` is the present one.
+ */
 void loop_co_call_on(struct reactor *reactor, co_entry *entry, void *arg);
 
-/* --- long work in pieces ------------------------------------------------------------------------ */
+/* --- long work in pieces */
 
 /*
- * A coroutine that works for long without waiting for anything (data in the page cache is read and written on the
- * spot) asks between two pieces of its work, each well below a millisecond:
+ * The time in one turn for coroutines that work for long without waiting (such as copies of data
+ * that is in the page cache). Between two pieces of work, each well below a millisecond, such a
+ * coroutine calls
  *
  *      if (reactor_turn_expired()) {
  *          loop_co_give_way();
  *      }
  *
- * Costs a look at the clock; cheap beside copying 64 KiB. Of this reactor's thread.
+ * The call reads the clock, which is cheap in comparison with a copy of 64 KiB.
  */
 #define REACTOR_TURN_NS INT64_C(500000)
 
-/* Whether coroutines that ask have had REACTOR_TURN_NS of this turn, counted from the first time that one asked. */
+/* Whether REACTOR_TURN_NS have passed since the first such call of this turn. On a reactor. */
 bool reactor_turn_expired(void);
 
 /*
- * Go behind everybody else on this reactor: those that are runnable, completions, messages, sockets and timers
- * that are due meanwhile. Goes on in this turn or one of the next, after those that gave way before. Each turn lets
- * them have REACTOR_TURN_NS together, so that many of them hold up the others for no longer than one. Yields.
+ * Yield to all runnable coroutines of this reactor, completions, messages, sockets, and timers that
+ * become due in the meantime. Continues in this turn or a later one, after the coroutines that gave
+ * way before. They get REACTOR_TURN_NS per turn in total, so any number of them delays the others
+ * no longer than one does.
  */
 void loop_co_give_way(void);
 
-/* --- deferred calls ------------------------------------------------------------------------------
- */
+/* --- deferred calls */
 
-/* Memory of the caller; must live until fn has been called. */
+/* Memory of the caller, from init until no call is queued. */
 struct reactor_deferred {
     struct list link;
     void (*fn)(struct reactor_deferred *self);
     bool queued;
 };
 
-/*
- * Have `d->fn(d)` called once at step 2 of this turn, on this reactor's thread, outside a
- * coroutine. A `d` that is queued already stays queued once. fn must not yield; it may spawn or
- * co_run().
- */
-void reactor_defer(struct reactor_deferred *d);
+/* `fn` is called outside a coroutine. It must not yield; it may spawn coroutines and co_run(). */
 void reactor_deferred_init(struct reactor_deferred *d, void (*fn)(struct reactor_deferred *self));
 
-/* --- file I/O: offsets and lengths in bytes
- * ------------------------------------------------------- */
+/*
+ * Call d->fn(d) once, in step 2 of this turn, or of the next if step 2 is under way. Nothing if the
+ * call is queued already. On a reactor.
+ */
+void reactor_defer(struct reactor_deferred *d);
+
+/* --- file I/O */
+
+enum loop_io_flags {
+    /* a write returns when the data is on stable storage (RWF_DSYNC) */
+    LOOP_IO_DSYNC = 1 << 0,
+};
 
 /*
- * As preadv(2)/pwritev(2) at `offset`: returns bytes done, which may be fewer, or -errno. A
- * buffered read first tries RWF_NOWAIT and does not yield when the page cache has it. `iovcnt` <=
- * IOV_MAX. LOOP_IO_DSYNC on a write: stable when it returns (RWF_DSYNC).
+ * As preadv(2) and pwritev(2) at `offset`, with at most IOV_MAX elements; `flags` are
+ * loop_io_flags. The vector and the buffers are the caller's until the return. Returns the number
+ * of bytes done, which may be less than the sum, or -errno. A buffered read that the page cache can
+ * serve, and most buffered writes, do not yield.
  */
-#define LOOP_IO_DSYNC 1u
 ssize_t loop_co_preadv(int fd, const struct iovec *iov, int iovcnt, uint64_t offset);
 ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t offset,
                         unsigned flags);
-/* fdatasync(2). 0 or -errno. */
+
+/* As fdatasync(2). 0 or -errno. Yields. */
 int loop_co_fdatasync(int fd);
-/* fallocate(2) with its mode bits. 0 or -errno. */
+
+/* As fallocate(2), with its mode bits. 0 or -errno. Yields. */
 int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 
-/* --- sockets: non-blocking descriptors -----------------------------------------------------------
- */
-
-/* Wait until poll(2) `events` hold on fd. Returns revents (>0), -ETIMEDOUT, or -errno. timeout_ns <
- * 0: forever. */
-int loop_co_poll(int fd, short events, int64_t timeout_ns);
-
-/* recv(2)/sendmsg(2) on a non-blocking socket; wait when it would block. Bytes (0: end of stream)
- * or -errno. */
-ssize_t loop_co_recv(int fd, void *buf, size_t size);
-/* As loop_co_recv(), for who has found the socket empty just now: waits before it looks. */
-ssize_t loop_co_recv_later(int fd, void *buf, size_t size);
-ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags);
-/* Accept a connection (non-blocking, close-on-exec). The descriptor, or -errno; -ECANCELED after
- * shutdown(). */
-int loop_co_accept(int fd);
-/* Connect a non-blocking socket. 0 or -errno. timeout_ns < 0: forever. */
-int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t timeout_ns);
-
-/* --- time
- * ------------------------------------------------------------------------------------------ */
-
-/* CLOCK_MONOTONIC in nanoseconds. */
-int64_t loop_now_ns(void);
-void loop_co_sleep(int64_t ns);
-
-/* A timer of the reactor it was armed on; memory of the caller. fn runs there, outside a coroutine;
- * it must not yield. */
-struct loop_timer {
-    void (*fn)(struct loop_timer *self);
-    int64_t deadline_ns; /* CLOCK_MONOTONIC */
-    size_t heap_index;   /* SIZE_MAX while not armed */
-};
-void loop_timer_init(struct loop_timer *t, void (*fn)(struct loop_timer *self));
-/* Arm or move; on the reactor's own thread. */
-void loop_timer_arm(struct loop_timer *t, int64_t deadline_ns);
-void loop_timer_disarm(struct loop_timer *t);
-
-/* --- offload pool
- * ---------------------------------------------------------------------------------- */
+/* --- sockets: descriptors that do not block */
 
 /*
- * Run fn(arg) on a thread of the pool and return what it returned. For CPU work over ~50 us and
- * for calls that can block. Yields. The pool grows to a thread per processor (at least 4) and
- * work waits its turn in FIFO order.
+ * Wait until one of the poll(2) events holds on `fd`, at most timeout_ns (negative: without limit).
+ * Returns the events that hold, which include errors and hangups, -ETIMEDOUT, or -errno.
+ */
+int loop_co_poll(int fd, short events, int64_t timeout_ns);
+
+/* As recv(2), but wait for data. Returns bytes, 0 at the end of the stream, or -errno. */
+ssize_t loop_co_recv(int fd, void *buf, size_t size);
+
+/* As loop_co_recv(), for callers that know that there is no data yet: waits before it tries. */
+ssize_t loop_co_recv_later(int fd, void *buf, size_t size);
+
+/* As sendmsg(2), but wait for room; raises no SIGPIPE. Returns bytes, maybe not all, or -errno. */
+ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags);
+
+/*
+ * Wait for a connection. Returns its descriptor, non-blocking and close-on-exec, which the caller
+ * owns; -ECANCELED after shutdown(2) of `fd`; or -errno.
+ */
+int loop_co_accept(int fd);
+
+/* As connect(2), for at most timeout_ns (negative: without limit). 0, -ETIMEDOUT or -errno. */
+int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t timeout_ns);
+
+/* --- time */
+
+/* CLOCK_MONOTONIC. Any thread. */
+int64_t loop_now_ns(void);
+
+/* Wait for `ns`; with 0 or less, as co_reschedule(). Yields. */
+void loop_co_sleep(int64_t ns);
+
+/* A timer of the reactor on which it was armed. Memory of the caller, while armed. */
+struct loop_timer {
+    /* called on that reactor, outside a coroutine; must not yield */
+    void (*fn)(struct loop_timer *self);
+    /* of loop_now_ns() */
+    int64_t deadline_ns;
+    /* place in the reactor's heap; SIZE_MAX while not armed */
+    size_t heap_index;
+};
+
+void loop_timer_init(struct loop_timer *t, void (*fn)(struct loop_timer *self));
+
+/* Call t->fn(t) once at this time; replaces an earlier deadline. On the reactor's thread. */
+void loop_timer_arm(struct loop_timer *t, int64_t deadline_ns);
+
+/* Cancel the call; nothing if the timer is not armed. On the reactor's thread. */
+void loop_timer_disarm(struct loop_timer *t);
+
+/* --- offload pool: threads for work that would delay a reactor */
+
+/*
+ * Run fn(arg) on a thread of the pool and return its result. For computation above about 50 us and
+ * for calls that can block. The pool has one thread per processor (at least 4), more while jobs
+ * hang; work waits in FIFO order. Without any thread fn runs on the reactor. Yields.
  */
 int loop_co_offload(int (*fn)(void *arg), void *arg);
 
-/*
- * As loop_co_offload(), for a system call that can block but seldom does so for long: a program that has nothing to do but wait
- * for it (loop_set_patient()) makes it on the spot, which spares two trips between threads.
- * It writes to the page cache on the spot, too, however long that takes.
- */
-int loop_co_brief(int (*fn)(void *arg), void *arg);
-/* Before the first coroutine runs. Of the whole program; off at first. */
-void loop_set_patient(bool patient);
-/*
- * The main reactor has others to serve than who waits for its I/O: its writes don't go to the page cache on the spot. I/O
- * reactors never wait for a file. Before the first coroutine runs; off at first.
- */
-void loop_set_serving(bool serving);
+/* The most arguments of loop_co_offload_all(). */
+#define LOOP_OFFLOAD_ALL_MAX 16
 
 /*
- * As loop_co_offload() for each of `count` (1 to LOOP_OFFLOAD_ALL_MAX) arguments of `size` bytes in an array; they run
- * beside each other, in any order. Returns when all are done: the first negative result, else the first that is not 0.
+ * As loop_co_offload() for each of `count` (1 to LOOP_OFFLOAD_ALL_MAX) elements of the array
+ * `args`, `size` bytes each, in parallel and in any order. Returns when all have ended: the first
+ * negative result, else the first that is not 0. Yields.
  */
-#define LOOP_OFFLOAD_ALL_MAX 16
 int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned count);
+
+/*
+ * As loop_co_offload(), for system calls that can block but are usually short. With
+ * loop_set_may_block() the call is made on the reactor, without yielding, which saves two switches
+ * between threads.
+ */
+int loop_co_brief(int (*fn)(void *arg), void *arg);
+
+/*
+ * Declare that the program may block in file I/O, because it has nothing else to do (off at first).
+ * It then makes brief calls and buffered writes on the reactor, however long they take. Called
+ * before the first coroutine runs.
+ */
+void loop_set_may_block(bool may_block);
+
+/*
+ * Declare that the main reactor serves others than those that wait for its I/O (off at first). It
+ * then makes no buffered write on the spot. The other reactors never block in file I/O, whatever is
+ * set here. Called before the first coroutine runs.
+ */
+void loop_set_serving(bool serving);
 
 #endif

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The pool of threads for what would hold up a reactor.
+ * A pool of threads for jobs that would delay a reactor.
  *
- * As many threads as there are processors (at least 4) take jobs in turn. Jobs may hang (a frozen file system, a server
- * that is gone), and could keep all of them. So one more thread stands by: when there are jobs and none was
- * taken for STUCK_NS, it becomes one of them, and starts another to stand by. The pool grows by what hangs, and
- * shrinks when the usual number is idle.
+ * As many threads as there are processors (at least 4) take jobs in turn. Jobs may hang (a frozen
+ * file system, a server that does not answer) and keep all of these threads. So one more thread
+ * stands by: when jobs are queued and none was taken for STUCK_NS, it becomes a worker, and starts
+ * another thread that stands by. So the pool grows by one thread per job that hangs. It shrinks
+ * when the usual number of threads is idle.
  */
 #include <assert.h>
 #include <pthread.h>
@@ -13,17 +14,19 @@
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/debug.h"
 #include "loop/internal.h"
 
 #define OFFLOAD_THREADS_MIN 4
 #define OFFLOAD_THREADS_MAX 1024
 
-#define STUCK_NS INT64_C(20000000)
-#define STUCK_MIN_NS INT64_C(4000000)
-/* How long to wait at the end for what hangs. */
+#define STUCK_NS (20 * NS_PER_MS)
+/* Once threads hang, the standby thread waits less, down to this. */
+#define STUCK_MIN_NS (4 * NS_PER_MS)
+/* How long the end of the pool waits for jobs that hang. */
 #define STOP_SECONDS 1
 
-/* Jobs that a coroutine waits for; on its stack, as they are. */
+/* The jobs that one coroutine waits for. It has them and this struct on its stack. */
 struct offload_group {
     struct co *co;
     atomic_uint left;
@@ -38,19 +41,30 @@ struct offload_job {
 };
 
 static struct {
-    pthread_mutex_t lock;   /* guards all below */
-    pthread_cond_t work;    /* a job was queued, or stopping was set */
-    pthread_cond_t standby; /* likewise, while nobody is idle */
-    pthread_cond_t ended;   /* a thread did */
-    struct list jobs;       /* oldest first */
-    unsigned queued;        /* jobs in the list */
-    unsigned idle;          /* threads that wait for work */
-    unsigned count;         /* threads */
-    uint64_t taken;         /* jobs that were */
+    /* guards all below */
+    pthread_mutex_t lock;
+    /* for idle threads: a job was queued, or `stopping` was set */
+    pthread_cond_t work;
+    /* for the standby thread: a job was queued while no thread was idle, or `stopping` was set */
+    pthread_cond_t standby;
+    /* a thread has ended */
+    pthread_cond_t ended;
+    /* of struct offload_job, oldest first */
+    struct list jobs;
+    /* jobs in the list */
+    unsigned queued;
+    /* threads that wait for `work` */
+    unsigned idle;
+    /* all threads */
+    unsigned count;
+    /* jobs taken out of the list so far */
+    uint64_t taken;
+    /* one of the threads stands by */
     bool has_standby;
     bool stopping;
+    /* last_ended has to be joined */
     bool has_ended;
-    pthread_t last_ended; /* to be joined, if has_ended */
+    pthread_t last_ended;
 } pool = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
     .work = PTHREAD_COND_INITIALIZER,
@@ -61,14 +75,17 @@ static struct {
 
 static struct offload_job *take_job_locked(void)
 {
-    struct offload_job *job = LIST_FIRST(&pool.jobs, struct offload_job, link);
+    struct offload_job *job;
 
+    MUTEX_ASSERT_HELD(&pool.lock);
+    job = LIST_FIRST(&pool.jobs, struct offload_job, link);
     list_remove(&job->link);
     pool.queued--;
     pool.taken++;
     return job;
 }
 
+/* The usual number of workers. */
 static unsigned thread_limit(void)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
@@ -76,23 +93,29 @@ static unsigned thread_limit(void)
     return (unsigned)MIN(MAX(processors, OFFLOAD_THREADS_MIN), OFFLOAD_THREADS_MAX / 2);
 }
 
-/* Those that take jobs, beyond the usual number: others hung when they came. */
+/* How many workers there are above the usual number: as many were hanging when they started. */
 static unsigned excess_locked(void)
 {
-    unsigned workers = pool.count - pool.has_standby;
+    unsigned workers;
 
+    MUTEX_ASSERT_HELD(&pool.lock);
+    workers = pool.count - pool.has_standby;
     return workers > thread_limit() ? workers - thread_limit() : 0;
 }
 
-/* What hangs comes in numbers: the second thread that is needed comes sooner. */
+/*
+ * How long the standby thread waits. If one job hangs, others probably will, so it waits less then.
+ */
 static int64_t patience_ns_locked(void)
 {
+    MUTEX_ASSERT_HELD(&pool.lock);
     return MAX(STUCK_NS / (1 + excess_locked()), STUCK_MIN_NS);
 }
 
-/* NULL when the thread is to end. */
+/* Wait for a job and take it. NULL: the thread is to end. */
 static struct offload_job *next_job_locked(void)
 {
+    MUTEX_ASSERT_HELD(&pool.lock);
     while (list_is_empty(&pool.jobs)) {
         if (pool.stopping || pool.idle >= thread_limit()) {
             return NULL;
@@ -104,7 +127,9 @@ static struct offload_job *next_job_locked(void)
     return take_job_locked();
 }
 
-/* The last one that ends wakes the coroutine; what is on its stack may be gone then. */
+/*
+ * The last job wakes the coroutine. Then the group, which is on the coroutine's stack, may be gone.
+ */
 static void group_done(struct offload_group *group)
 {
     struct co *co = group->co;
@@ -118,6 +143,7 @@ static void run_jobs_locked(void)
 {
     struct offload_job *job;
 
+    MUTEX_ASSERT_HELD(&pool.lock);
     while ((job = next_job_locked())) {
         pthread_mutex_unlock(&pool.lock);
         job->result = job->fn(job->arg);
@@ -126,7 +152,10 @@ static void run_jobs_locked(void)
     }
 }
 
-/* Each thread joins the one that ended before it, and the end of the pool the last: so none is there that is not quite gone. */
+/*
+ * The thread ends; releases the lock. Each thread joins the one that ended before it, and the end
+ * of the pool joins the last, so that no thread still exists after that.
+ */
 static void end_thread_release(void)
 {
     pthread_t before = pool.last_ended;
@@ -151,25 +180,26 @@ static void *offload_thread(void *arg)
     return arg;
 }
 
-static int start_thread(void *(*fn)(void *arg))
+static int start_offload_thread(void *(*fn)(void *arg))
 {
     pthread_t thread;
 
     return loop_thread_start(&thread, fn, NULL);
 }
 
-/* Wait on `cond` for so long. */
-static void wait_locked(pthread_cond_t *cond, int64_t ns)
+/* Wait for `cond`, at most for `ns`. */
+static void wait_offload_locked(pthread_cond_t *cond, int64_t ns)
 {
-    int64_t until = loop_now_ns() + ns;
-    struct timespec ts = ns_to_timespec(until);
+    struct timespec until = ns_to_timespec(loop_now_ns() + ns);
 
-    pthread_cond_clockwait(cond, &pool.lock, CLOCK_MONOTONIC, &ts);
+    MUTEX_ASSERT_HELD(&pool.lock);
+    pthread_cond_clockwait(cond, &pool.lock, CLOCK_MONOTONIC, &until);
 }
 
-/* Wait until jobs are queued and none is taken for a while. False at the end of the pool. */
+/* Wait until jobs are queued and none was taken for some time. False at the end of the pool. */
 static bool stand_by_locked(void)
 {
+    MUTEX_ASSERT_HELD(&pool.lock);
     while (!pool.stopping) {
         int64_t until = loop_now_ns() + patience_ns_locked();
         uint64_t taken = pool.taken;
@@ -184,7 +214,7 @@ static bool stand_by_locked(void)
             if (left <= 0) {
                 return true;
             }
-            wait_locked(&pool.standby, left);
+            wait_offload_locked(&pool.standby, left);
         }
     }
     return false;
@@ -210,22 +240,24 @@ static void *standby_thread(void *arg)
 
 static void start_standby_locked(void)
 {
+    MUTEX_ASSERT_HELD(&pool.lock);
     if (!pool.has_standby && pool.count < OFFLOAD_THREADS_MAX &&
-        start_thread(standby_thread) == 0) {
+        start_offload_thread(standby_thread) == 0) {
         pool.has_standby = true;
         pool.count++;
     }
 }
 
-/* Whether a thread will take what was queued. */
+/* Wake or start a thread for the job that was queued. False: there is no thread at all. */
 static bool have_thread_locked(void)
 {
+    MUTEX_ASSERT_HELD(&pool.lock);
     if (pool.queued <= pool.idle) {
         pthread_cond_signal(&pool.work);
         return true;
     }
     if (pool.count - pool.has_standby < thread_limit()) {
-        pool.count += start_thread(offload_thread) == 0;
+        pool.count += start_offload_thread(offload_thread) == 0;
     } else {
         start_standby_locked();
         pthread_cond_signal(&pool.standby);
@@ -233,7 +265,7 @@ static bool have_thread_locked(void)
     return pool.count > pool.has_standby;
 }
 
-/* False if not a single thread could be started. */
+/* False, and nothing is queued, if there is no thread and none can be started. */
 static bool queue_job(struct offload_job *job)
 {
     bool taken;
@@ -255,58 +287,64 @@ int loop_co_offload(int (*fn)(void *arg), void *arg)
     return loop_co_offload_all(fn, arg, 0, 1);
 }
 
-static bool patient; /* does not change while coroutines run */
+/* Neither changes while coroutines run. */
+static bool program_may_block;
+static bool main_is_serving;
 
-void loop_set_patient(bool value)
+void loop_set_may_block(bool may_block)
 {
-    patient = value;
+    program_may_block = may_block;
 }
 
-bool loop_is_patient(void)
+bool loop_may_block(void)
 {
-    return patient;
+    return program_may_block;
 }
 
-static bool serving; /* likewise */
-
-void loop_set_serving(bool value)
+void loop_set_serving(bool serving)
 {
-    serving = value;
+    main_is_serving = serving;
 }
 
 bool loop_is_serving(void)
 {
-    return serving;
+    return main_is_serving;
 }
 
 int loop_co_brief(int (*fn)(void *arg), void *arg)
 {
-    return patient ? fn(arg) : loop_co_offload(fn, arg);
+    return program_may_block ? fn(arg) : loop_co_offload(fn, arg);
 }
 
-/* A seeded reactor can be repeated only if nothing depends on how threads run. */
-static int run_here(int (*fn)(void *arg), void *args, size_t size, unsigned count)
+/* The first negative result of two, else the first that is not 0. */
+static int first_result(int before, int next)
 {
-    int result = 0;
+    return before == 0 || (before > 0 && next < 0) ? next : before;
+}
+
+/*
+ * In the calling coroutine: the run of a seeded reactor must not depend on the timing of threads.
+ */
+static int co_run_here(int (*fn)(void *arg), void *args, size_t size, unsigned count)
+{
+    int r = 0;
 
     co_reschedule();
     for (unsigned i = 0; i < count; i++) {
-        int one = fn((char *)args + i * size);
-
-        result = result == 0 || (result > 0 && one < 0) ? one : result;
+        r = first_result(r, fn((char *)args + i * size));
     }
-    return result;
+    return r;
 }
 
 int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned count)
 {
     struct offload_job jobs[LOOP_OFFLOAD_ALL_MAX];
     struct offload_group group = {.co = co_self(), .left = count};
-    int result = 0;
+    int r = 0;
 
     assert(count > 0 && count <= LOOP_OFFLOAD_ALL_MAX);
     if (reactor_current() && reactor_current()->random) {
-        return run_here(fn, args, size, count);
+        return co_run_here(fn, args, size, count);
     }
     if (reactor_current()) {
         counter_add(&reactor_current()->stats[REACTOR_STAT_OFFLOADED], count);
@@ -320,12 +358,12 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
     }
     co_suspend();
     for (unsigned i = 0; i < count; i++) {
-        result = result == 0 || (result > 0 && jobs[i].result < 0) ? jobs[i].result : result;
+        r = first_result(r, jobs[i].result);
     }
-    return result;
+    return r;
 }
 
-/* A thread that hangs is left behind: it ends when it can, or with the process. */
+/* A thread that hangs ends when its call returns, or with the process. */
 void loop_offload_stop(void)
 {
     int64_t until = loop_now_ns() + STOP_SECONDS * NS_PER_SECOND;
@@ -337,7 +375,7 @@ void loop_offload_stop(void)
     pthread_cond_broadcast(&pool.work);
     pthread_cond_broadcast(&pool.standby);
     while (pool.count > 0 && loop_now_ns() < until) {
-        wait_locked(&pool.ended, until - loop_now_ns());
+        wait_offload_locked(&pool.ended, until - loop_now_ns());
     }
     pool.stopping = false;
     has_last = pool.has_ended;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* File I/O by the offload pool. */
+/* File I/O by the offload pool: for engines that have nothing better. */
 #include <errno.h>
 #include <fcntl.h>
 #include <unistd.h>
@@ -12,12 +12,16 @@ struct io_job {
     int iovcnt;
     uint64_t offset;
     uint64_t length;
-    int mode;       /* of fallocate */
-    unsigned flags; /* of a write */
+    /* of fallocate */
+    int mode;
+    /* of a write: enum loop_io_flags */
+    unsigned flags;
+    /* bytes, or -errno */
     ssize_t done;
 };
 
-static ssize_t result(ssize_t r)
+/* -errno for a system call that returned -1. */
+static ssize_t or_errno(ssize_t r)
 {
     return r < 0 ? -errno : r;
 }
@@ -26,7 +30,7 @@ static int read_job(void *arg)
 {
     struct io_job *job = arg;
 
-    job->done = result(preadv(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
+    job->done = or_errno(preadv(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
     return 0;
 }
 
@@ -35,10 +39,10 @@ static int write_job(void *arg)
     struct io_job *job = arg;
     int flags = job->flags & LOOP_IO_DSYNC ? RWF_DSYNC : 0;
 
-    job->done = result(pwritev2(job->fd, job->iov, job->iovcnt, (off_t)job->offset, flags));
+    job->done = or_errno(pwritev2(job->fd, job->iov, job->iovcnt, (off_t)job->offset, flags));
     if (job->done == -EOPNOTSUPP && flags) {
-        /* Old kernels, sandboxes and emulators don't know the call. */
-        job->done = result(pwritev(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
+        /* Old kernels, sandboxes and emulators lack the system call. */
+        job->done = or_errno(pwritev(job->fd, job->iov, job->iovcnt, (off_t)job->offset));
         if (job->done >= 0 && fdatasync(job->fd) < 0) {
             job->done = -errno;
         }
@@ -50,14 +54,14 @@ static int fdatasync_job(void *arg)
 {
     struct io_job *job = arg;
 
-    return (int)result(fdatasync(job->fd));
+    return (int)or_errno(fdatasync(job->fd));
 }
 
 static int fallocate_job(void *arg)
 {
     struct io_job *job = arg;
 
-    return (int)result(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
+    return (int)or_errno(fallocate(job->fd, job->mode, (off_t)job->offset, (off_t)job->length));
 }
 
 ssize_t loop_pool_co_preadv(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,

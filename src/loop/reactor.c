@@ -4,12 +4,13 @@
  *
  * Sleep and wake. The inbox is one word: NULL, a chain of coroutines, or ASLEEP.
  *
- *      reactor, nothing to do:  NULL -> ASLEEP; if that fails there is something to do
- *      another thread:          anything -> chain with its coroutine in front; if it was
- *                               ASLEEP, ring the bell
- *      reactor, awake again:    anything -> NULL, and run the chain
+ *      who                      inbox                      and then
+ *      reactor without work     NULL -> ASLEEP             sleep; on failure, there is work
+ *      another thread           any -> chain with its      ring the bell if it was ASLEEP
+ *                               coroutine in front
+ *      reactor, awake again     any -> NULL                run the chain
  *
- * Each arrow is one read-modify-write, so a wake cannot fall between the look and the sleep.
+ * Each change is one read-modify-write, so a wake cannot come between the check and the sleep.
  */
 #include <assert.h>
 #include <errno.h>
@@ -64,7 +65,7 @@ static void collect_inbox(struct reactor *reactor)
     }
     co = atomic_exchange(&reactor->inbox, NULL);
     if (reactor->asleep && co != ASLEEP) {
-        reactor->bells_due++; /* who took the mark away rings, or is about to */
+        reactor->bells_due++; /* the thread that replaced the mark rings, or is about to */
     }
     reactor->asleep = false;
     while (co && co != ASLEEP) {
@@ -85,7 +86,7 @@ void reactor_silence_bell(struct reactor *reactor)
     }
 }
 
-/* Wait for those who are about to ring: after this nobody touches the bell. */
+/* Wait for the threads that are about to ring. No thread uses the bell afterwards. */
 static void await_bells(struct reactor *reactor)
 {
     struct pollfd bell = {.fd = reactor->bell, .events = POLLIN};
@@ -119,11 +120,14 @@ static uint64_t next_random(struct reactor *reactor)
 void reactor_set_seed(struct reactor *reactor, uint64_t seed)
 {
     assert(reactor == loop_this_reactor);
-    /* Spread, so that seeds 1, 2, 3 begin differently. */
+    /* Multiplied, so that the sequences of the seeds 1, 2, 3 begin differently. */
     reactor->random = seed * 0x9e3779b97f4a7c15u;
 }
 
-/* In random order; one in four is put off to a later turn, to let completions come between. */
+/*
+ * Run the runnable coroutines in random order. One in four is left for a later turn, so that
+ * completions can come between.
+ */
 static void run_ready_at_random(struct reactor *reactor)
 {
     struct list batch = LIST_INIT(batch);
@@ -148,7 +152,7 @@ static void run_ready_at_random(struct reactor *reactor)
     }
 }
 
-/* False when the thread has lost the reactor: it is not to touch it any more. */
+/* False: the thread has lost the reactor, and must not use it any more. */
 static bool run_first_of_batch(struct reactor *reactor)
 {
     struct list *l = reactor->batch.next;
@@ -163,6 +167,7 @@ static bool run_first_of_batch(struct reactor *reactor)
     return true;
 }
 
+/* Run the runnable coroutines in order. False as above. */
 static bool run_ready(struct reactor *reactor)
 {
     list_splice(&reactor->batch, &reactor->ready);
@@ -174,7 +179,7 @@ static bool run_ready(struct reactor *reactor)
     return true;
 }
 
-/* --- those that gave way */
+/* --- coroutines that gave way */
 
 bool reactor_turn_expired(void)
 {
@@ -195,12 +200,15 @@ void loop_co_give_way(void)
 {
     struct reactor *reactor = loop_this_reactor;
 
-    /* Chance decides about all that a seeded reactor runs. */
+    /* A seeded reactor chooses at random among all coroutines. */
     reactor->giving_way = !reactor->random;
     co_reschedule();
 }
 
-/* One at least, or a busy reactor would starve them. Who gives way again waits for the next turn. */
+/*
+ * Run coroutines that gave way, at least one, so that a busy reactor does not starve them. Those
+ * that give way again wait for the next turn.
+ */
 static void run_gave_way(struct reactor *reactor)
 {
     if (list_is_empty(&reactor->gave_way)) {
@@ -213,7 +221,7 @@ static void run_gave_way(struct reactor *reactor)
             return;
         }
     } while (!list_is_empty(&reactor->batch) && !reactor_turn_expired());
-    /* Those that had no turn come first in the next one. */
+    /* Those that did not run come first in the next turn. */
     list_splice(&reactor->batch, &reactor->gave_way);
     list_splice(&reactor->gave_way, &reactor->batch);
 }
@@ -235,7 +243,7 @@ void reactor_defer(struct reactor_deferred *d)
     }
 }
 
-/* What is deferred meanwhile waits for the next turn. */
+/* Calls that are deferred in the meantime wait for the next turn. */
 static void run_deferred(struct reactor *reactor)
 {
     struct list batch = LIST_INIT(batch);
@@ -261,7 +269,7 @@ bool reactor_may_end(struct reactor *reactor)
     return atomic_load(&reactor->stop) && co_home_live(&reactor->home) == 0 && is_idle(reactor);
 }
 
-/* Whether the reactor may sleep; then everybody else knows that it does. */
+/* Whether the reactor may sleep. If so, the inbox has the mark, and other threads ring the bell. */
 static bool fall_asleep(struct reactor *reactor)
 {
     void *expected = NULL;
@@ -271,7 +279,7 @@ static bool fall_asleep(struct reactor *reactor)
         return false;
     }
     reactor->asleep = true;
-    /* reactor_kick() sets the flag before it looks for ASLEEP: one of us sees the other. */
+    /* reactor_kick() sets the flag before it reads the inbox, so one of the two sees the other. */
     return !atomic_load(&reactor->kicked);
 }
 

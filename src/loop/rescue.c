@@ -2,29 +2,38 @@
 /*
  * Reactors whose thread hangs in a system call.
  *
- * A write to the page cache takes microseconds, and a trip to another thread takes more; so it is made on the spot. But a
- * file system that is frozen, whose server is gone or whose disk stalls keeps the caller for as long as it likes, and
- * nothing interrupts it. Then the reactor is taken away from the thread that hangs: its coroutines, timers and
- * sockets go on on a spare one. The coroutine that made the call joins them when it returns.
+ * A write to the page cache takes microseconds, and a switch to another thread takes longer, so the
+ * reactor's thread makes the call. But if the file system is frozen, its server does not answer or
+ * its disk stalls, the call takes any length of time, and nothing can interrupt it. Then the
+ * reactor is moved to a spare thread, with its coroutines, timers and sockets. The coroutine that
+ * made the call follows when the call returns.
  *
- *      reactor's thread                  watcher                           spare thread
- *      blocked_since: 0 -> now           looks every WATCH_NS              has prepared an engine
- *      call...                           longer than HANG_NS, and asleep:
- *                                        blocked_since: that -> LOST
- *                                        hands over the reactor            adopts the engine, wakes polls
- *                                        starts the next spare             and callers, 0 <- blocked_since
- *      ...returns: blocked_since         .                                 runs the reactor
- *      is not what was set: lost.        .                                 .
- *      When it is taken over:            .                                 .
- *      co_rejoin() --------------------------------------------------->    runs the coroutine
- *      completes file I/O of its ring
- *      ends
+ *      reactor's thread              watcher                         spare thread
  *
- * The exchange of blocked_since decides who has the reactor; times never repeat, so a later call of another thread is not
- * taken for the own one.
+ *                                                                    prepares an engine
+ *      blocked_since: 0 -> now       looks every WATCH_NS
+ *      call ...
+ *                                    after HANG_NS, if it sleeps:
+ *                                    blocked_since: now -> LOST
+ *                                    hands over the reactor
+ *                                    starts the next spare thread    adopts the reactor
+ *                                                                    wakes polls and callers
+ *                                                                    blocked_since: LOST -> 0
+ *                                                                    runs the reactor
+ *      ... returns: blocked_since
+ *      is not the time it set
+ *      waits until the spare thread
+ *      has adopted the reactor
+ *      co_rejoin() ----------------------------------------------->  runs the coroutine
+ *      completes file I/O in its
+ *      ring, and ends
  *
- * What can't be moved is file I/O in flight in the ring (engine_uring.c). So nothing is called on the spot while such
- * I/O of another file is in flight, nor outside the coroutines of a turn, nor on the main reactor.
+ * The exchange of blocked_since decides which thread has the reactor. Times never repeat, so a
+ * thread does not take a later call of another thread for its own.
+ *
+ * File I/O in flight in the ring can't be moved (engine_uring.c). So no call is made inline while
+ * such I/O of another file is in flight, nor outside the coroutines of a turn, nor on the main
+ * reactor.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -34,27 +43,36 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/debug.h"
 #include "base/log.h"
 #include "loop/internal.h"
 #include "trace/events.h"
 #include "trace/trace.h"
 
-/* A call that takes longer hangs, unless it is running. */
+/* A call that takes longer, and sleeps, hangs. */
 #define HANG_NS (10 * NS_PER_MS)
-#define WATCH_NS INT64_C(5000000)
-/* Looks without any call seen before the watcher sleeps until there is one. */
+#define WATCH_NS (5 * NS_PER_MS)
+/* After so many looks without a call in progress, the watcher sleeps until the next call. */
 #define QUIET_LOOKS 200
 
 static struct {
-    pthread_mutex_t lock; /* guards all below */
+    /* guards all below */
+    pthread_mutex_t lock;
+    /* something below has changed */
     pthread_cond_t changed;
-    struct list reactors;             /* of struct reactor, by rescue_link */
-    const struct loop_engine *engine; /* of the spare thread */
-    bool started;                     /* the watcher was */
+    /* of struct reactor, by rescue_link */
+    struct list reactors;
+    /* for which the spare thread prepares */
+    const struct loop_engine *engine;
+    /* the watcher was started */
+    bool started;
     bool stopping;
-    bool has_spare;         /* its thread was started, and waits or will */
-    bool spare_ready;       /* it waits for a reactor */
-    struct reactor *victim; /* for the spare thread */
+    /* the spare thread was started */
+    bool has_spare;
+    /* the spare thread has prepared its engine, and waits for a reactor */
+    bool spare_ready;
+    /* the reactor that the spare thread adopts */
+    struct reactor *victim;
     pthread_t watcher, spare;
 } rescue = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -62,12 +80,13 @@ static struct {
     .reactors = LIST_INIT(rescue.reactors),
 };
 
-/* The watcher sleeps, and has to be told of the next call. */
+/* The watcher sleeps, and the next call has to wake it. */
 static atomic_bool watcher_asleep;
 
-/* --- the spare thread ------------------------------------------------------------------------------ */
+/* --- the spare thread */
 
-static void take_over(struct reactor *reactor, void *engine_data)
+/* On the spare thread: make the reactor its own. */
+static void adopt_reactor(struct reactor *reactor, void *engine_data)
 {
     reactor_set_current(reactor);
     reactor->may_be_lost = false;
@@ -88,7 +107,7 @@ static void take_over(struct reactor *reactor, void *engine_data)
     pthread_mutex_unlock(&rescue.lock);
 }
 
-static void serve(struct reactor *reactor);
+static void serve_reactor(struct reactor *reactor);
 
 static void *spare_thread(void *arg)
 {
@@ -114,25 +133,26 @@ static void *spare_thread(void *arg)
         return NULL;
     }
     if (reactor->engine != engine) {
-        /* A reactor for which there was no ring. */
+        /* The kernel had no ring left for this reactor. */
         engine->discard(data);
         data = NULL;
     }
-    take_over(reactor, data);
-    serve(reactor);
+    adopt_reactor(reactor, data);
+    serve_reactor(reactor);
     return NULL;
 }
 
 static void start_spare_locked(void)
 {
+    MUTEX_ASSERT_HELD(&rescue.lock);
     rescue.spare_ready = false;
     rescue.has_spare =
         loop_thread_start(&rescue.spare, spare_thread, (void *)(uintptr_t)rescue.engine) == 0;
 }
 
-/* --- the watcher ------------------------------------------------------------------------------------- */
+/* --- the watcher */
 
-/* One that runs, or waits for a processor, does not hang. */
+/* Whether the thread neither runs nor waits for a processor. */
 static bool thread_sleeps(int tid)
 {
     char path[64], text[128];
@@ -151,13 +171,14 @@ static bool thread_sleeps(int tid)
     return !state || state[1] == '\0' || state[2] != 'R';
 }
 
-/* Whether a call was seen. */
+/* Hand over the reactor of a call that hangs. Returns whether any call is in progress. */
 static bool look_locked(void)
 {
     int64_t now = loop_now_ns();
     struct reactor *reactor;
     bool seen = false;
 
+    MUTEX_ASSERT_HELD(&rescue.lock);
     LIST_FOREACH (reactor, &rescue.reactors, rescue_link) {
         int64_t since = atomic_load(&reactor->blocked_since);
 
@@ -165,7 +186,7 @@ static bool look_locked(void)
         if (since > 0 && now - since > HANG_NS && rescue.spare_ready &&
             thread_sleeps(reactor->tid) &&
             atomic_compare_exchange_strong(&reactor->blocked_since, &since, REACTOR_LOST)) {
-            log_debug("A file keeps a thread of reactor '%s' waiting: another one goes on",
+            log_debug("A file blocks the thread of reactor '%s'; continuing on another thread",
                       reactor->name);
             reactor->is_moving = true;
             rescue.victim = reactor;
@@ -176,10 +197,11 @@ static bool look_locked(void)
     return seen;
 }
 
-static void wait_locked(int64_t ns)
+static void wait_rescue_locked(int64_t ns)
 {
     struct timespec until = ns_to_timespec(loop_now_ns() + ns);
 
+    MUTEX_ASSERT_HELD(&rescue.lock);
     pthread_cond_clockwait(&rescue.changed, &rescue.lock, CLOCK_MONOTONIC, &until);
 }
 
@@ -195,10 +217,13 @@ static void *watcher_thread(void *arg)
         }
         quiet = look_locked() ? 0 : quiet + 1;
         if (quiet < QUIET_LOOKS) {
-            wait_locked(WATCH_NS);
+            wait_rescue_locked(WATCH_NS);
             continue;
         }
-        /* Who begins a call sets the time before it looks here: one of us sees the other. */
+        /*
+         * A call sets blocked_since before it reads watcher_asleep, so one of the two sees the
+         * other.
+         */
         atomic_store(&watcher_asleep, true);
         while (!look_locked() && atomic_load(&watcher_asleep) && !rescue.stopping) {
             pthread_cond_wait(&rescue.changed, &rescue.lock);
@@ -220,9 +245,9 @@ static void wake_watcher(void)
     pthread_mutex_unlock(&rescue.lock);
 }
 
-/* --- the reactors ------------------------------------------------------------------------------------ */
+/* --- the reactors */
 
-static void watch(struct reactor *reactor, const struct loop_engine *spare)
+static void watch_reactor(struct reactor *reactor, const struct loop_engine *spare)
 {
     pthread_mutex_lock(&rescue.lock);
     rescue.engine = spare;
@@ -237,7 +262,7 @@ static void watch(struct reactor *reactor, const struct loop_engine *spare)
     pthread_mutex_unlock(&rescue.lock);
 }
 
-static void unwatch(struct reactor *reactor)
+static void unwatch_reactor(struct reactor *reactor)
 {
     pthread_mutex_lock(&rescue.lock);
     if (reactor->is_rescued) {
@@ -247,7 +272,7 @@ static void unwatch(struct reactor *reactor)
 }
 
 /* Until `reactor` ends, or the calling thread has lost it. */
-static void serve(struct reactor *reactor)
+static void serve_reactor(struct reactor *reactor)
 {
     const struct loop_engine *engine = reactor->engine;
     void *data = reactor->engine_data;
@@ -260,15 +285,15 @@ static void serve(struct reactor *reactor)
             return;
         }
     }
-    unwatch(reactor);
+    unwatch_reactor(reactor);
     reactor_release(reactor);
     co_wake(reactor->destroyer);
 }
 
 void loop_rescue_serve(struct reactor *reactor, const struct loop_engine *spare)
 {
-    watch(reactor, spare);
-    serve(reactor);
+    watch_reactor(reactor, spare);
+    serve_reactor(reactor);
 }
 
 void loop_rescue_stop(void)
@@ -314,7 +339,7 @@ bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns)
     if (atomic_compare_exchange_strong(&reactor->blocked_since, &expected, 0)) {
         return true;
     }
-    /* The new thread looks at what this one leaves behind. */
+    /* Do not go on before the new thread has read what this one left. */
     pthread_mutex_lock(&rescue.lock);
     while (reactor->is_moving) {
         pthread_cond_wait(&rescue.changed, &rescue.lock);

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Sockets: the system call first, then a wait when it would block. */
+/* Sockets: try the system call first, and poll if it would block. */
 #include <assert.h>
 #include <errno.h>
 #include <sys/socket.h>
 
 #include "loop/internal.h"
 
-/* How long to wait for room in the backlog of a unix socket, which poll() does not tell about. */
-#define CONNECT_RETRY_NS INT64_C(5000000)
+/* Between two tries while the backlog of a Unix socket is full, which poll(2) does not report. */
+#define CONNECT_RETRY_NS (5 * NS_PER_MS)
 
 int loop_co_poll(int fd, short events, int64_t timeout_ns)
 {
@@ -94,8 +94,10 @@ int loop_co_accept(int fd)
         if (errno == EINTR || errno == ECONNABORTED) {
             continue;
         }
-        /* After shutdown() a TCP socket does not listen any more; a unix socket would block, while
-         * poll() finds it hung up. */
+        /*
+         * After shutdown(2), accept4(2) fails on a TCP socket with EINVAL; on a Unix socket it
+         * would block, while poll(2) reports a hangup.
+         */
         if (errno == EINVAL || (would_block(errno) && (ready & POLLHUP))) {
             return -ECANCELED;
         }
@@ -109,6 +111,7 @@ int loop_co_accept(int fd)
     }
 }
 
+/* The result of a connect(2) that was in progress. */
 static int connect_result(int fd)
 {
     int errnum = 0;

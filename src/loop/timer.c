@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Timers: a binary heap of pointers, earliest deadline first; each timer knows its place in it. */
+/*
+ * Timers: a binary heap of pointers, earliest deadline first. Each timer records its place in it.
+ */
 #include <assert.h>
 #include <stdlib.h>
 #include <time.h>
@@ -17,13 +19,14 @@ int64_t loop_now_ns(void)
     return ns_from_timespec(now);
 }
 
+/* Put `t` at place i of the heap. */
 static void place(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     reactor->timers[i] = t;
     t->heap_index = i;
 }
 
-/* Put `t` at the free place i, or above it. */
+/* Put `t` at the free place i or above, where the heap is in order. */
 static void sift_up(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     while (i > 0) {
@@ -38,7 +41,7 @@ static void sift_up(struct reactor *reactor, size_t i, struct loop_timer *t)
     place(reactor, i, t);
 }
 
-/* Put `t` at the free place i, or below it. */
+/* Put `t` at the free place i or below, where the heap is in order. */
 static void sift_down(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     for (;;) {
@@ -60,6 +63,7 @@ static void sift_down(struct reactor *reactor, size_t i, struct loop_timer *t)
     place(reactor, i, t);
 }
 
+/* Put `t` at place i, which is free or its own, or where the heap is in order. */
 static void sift(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     if (i > 0 && t->deadline_ns < reactor->timers[(i - 1) / 2]->deadline_ns) {
@@ -76,7 +80,8 @@ void loop_timer_init(struct loop_timer *t, void (*fn)(struct loop_timer *self))
     t->heap_index = NOT_ARMED;
 }
 
-static void make_room(struct reactor *reactor)
+/* Make room for one more timer in the heap. */
+static void make_timer_room(struct reactor *reactor)
 {
     size_t room = reactor->timer_room ? reactor->timer_room * 2 : 64;
     struct loop_timer **timers;
@@ -86,8 +91,8 @@ static void make_room(struct reactor *reactor)
     }
     timers = reallocarray(reactor->timers, room, sizeof(struct loop_timer *));
     if (!timers) {
-        /* Eight bytes for each timer that somebody found memory for. */
-        log_error("No memory for a timer");
+        /* A pointer for each timer, whose own memory is much larger: not worth an error path. */
+        log_error("Out of memory for a timer");
         abort();
     }
     reactor->timers = timers;
@@ -104,7 +109,7 @@ void loop_timer_arm(struct loop_timer *t, int64_t deadline_ns)
         sift(reactor, t->heap_index, t);
         return;
     }
-    make_room(reactor);
+    make_timer_room(reactor);
     sift_up(reactor, reactor->timer_count++, t);
 }
 
@@ -157,6 +162,7 @@ void loop_timers_release(struct reactor *reactor)
     free(reactor->timers);
 }
 
+/* On the stack of a coroutine that sleeps. */
 struct sleeper {
     struct loop_timer timer;
     struct co *co;

@@ -839,15 +839,15 @@ static void make_brief_call(void *arg)
     *(int *)arg = loop_co_brief(this_thread, &self);
 }
 
-static void test_brief_calls_are_made_here_by_the_patient(void **state)
+static void test_brief_calls_are_made_on_the_spot_where_the_program_may_block(void **state)
 {
     int here = -1;
 
     run(make_brief_call, &here);
     assert_int_equal(here, 8);
-    loop_set_patient(true);
+    loop_set_may_block(true);
     run(make_brief_call, &here);
-    loop_set_patient(false);
+    loop_set_may_block(false);
     assert_int_equal(here, 7);
 }
 
@@ -929,7 +929,7 @@ int main(void)
         TEST(test_offloaded_work_runs_side_by_side),
         TEST(test_offloaded_work_runs_elsewhere),
         TEST(test_one_failure_among_offloaded_calls_is_told),
-        TEST(test_brief_calls_are_made_here_by_the_patient),
+        TEST(test_brief_calls_are_made_on_the_spot_where_the_program_may_block),
         TEST(test_a_seeded_reactor_does_the_work_itself),
         TEST(test_engine_is_what_was_asked_for),
         cmocka_unit_test(test_unknown_engine_is_an_error),

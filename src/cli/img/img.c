@@ -133,6 +133,6 @@ int cli_img_main(int argc, char **argv)
         cli_print_version();
         return 0;
     }
-    loop_set_patient(true);
+    loop_set_may_block(true);
     return cli_run(co_img_main, argc, argv);
 }
