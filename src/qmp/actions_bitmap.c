@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What transactions, and the commands of the same names, do to dirty bitmaps. */
+/* Actions of transactions, and commands of the same names, on dirty bitmaps. */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -9,8 +9,9 @@
 #include "qmp/commands.h"
 #include "qmp/transaction.h"
 
-/* The bitmap that an action is about: members `node` and, by the name `key`, its own. */
-static struct block_bitmap *lookup(struct json_object *data, const char *key, struct error *err)
+/* The bitmap that an action changes: member `node`, and the bitmap's name in the member `key`. */
+static struct block_bitmap *lookup_bitmap(struct json_object *data, const char *key,
+                                          struct error *err)
 {
     const char *name = qmp_get_str(data, "node");
     struct block_node *node;
@@ -22,19 +23,19 @@ static struct block_bitmap *lookup(struct json_object *data, const char *key, st
     return block_bitmap_lookup(name, qmp_get_str(data, key), &node, err);
 }
 
-/* --- block-dirty-bitmap-add ------------------------------------------------------------------------ */
+/* --- block-dirty-bitmap-add ------------------------------------------------------------------- */
 
-/* All of these act on the bitmaps of one node, `node`. */
+/* The node of each action here is its member `node`. */
 static void node_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
 {
     qmp_concern_add(concern, block_node_find(qmp_get_str(data, "node")));
 }
 
 struct add_state {
-    struct block_bitmap *bitmap; /* in its node's list */
+    struct block_bitmap *bitmap; /* borrowed from its node */
 };
 
-static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+static int co_bitmap_add_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct add_state *s = state;
     const char *name = qmp_get_str(data, "node");
@@ -53,8 +54,10 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
                                qmp_get_bool(data, "disabled", false), &s->bitmap, err);
 }
 
-/* It was never stored: that happens when its node is closed. */
-static void co_add_abort(void *state)
+/*
+ * The bitmap is stored only when its node is closed, so there is nothing to remove from the image.
+ */
+static void co_bitmap_add_abort(void *state)
 {
     struct add_state *s = state;
 
@@ -66,26 +69,26 @@ const struct qmp_action qmp_action_bitmap_add = {
     .name = "block-dirty-bitmap-add",
     .state_size = sizeof(struct add_state),
     .concerns = node_concerns,
-    .co_prepare = co_add_prepare,
-    .co_abort = co_add_abort,
+    .co_prepare = co_bitmap_add_prepare,
+    .co_abort = co_bitmap_add_abort,
 };
 
-/* --- block-dirty-bitmap-remove --------------------------------------------------------------------- */
+/* --- block-dirty-bitmap-remove ---------------------------------------------------------------- */
 
 /*
- * Prepare takes the bitmap off the node, finish takes it out of the image, commit frees it. Until then it can be put
- * back whole: one that is put back after finish is stored again when the node is closed. The node is drained all the
- * while, as all that a transaction concerns, lest the bitmap miss writes.
+ * Prepare detaches the bitmap from the node, finish removes it from the image, commit frees it.
+ * Until commit abort can attach it again: a bitmap that is attached again after finish is stored
+ * when the node is closed. The node is drained all the time, so that the bitmap misses no write.
  */
 struct remove_state {
     struct block_bitmap *bitmap; /* detached */
-    struct block_node *node;     /* referenced by its being concerned */
+    struct block_node *node;     /* referenced by the concern */
 };
 
 static int co_remove_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct remove_state *s = state;
-    struct block_bitmap *b = lookup(data, "name", err);
+    struct block_bitmap *b = lookup_bitmap(data, "name", err);
     int r = b ? block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_READ_ONLY, err)
               : -ENOENT;
 
@@ -106,7 +109,10 @@ static int co_remove_finish(void *state, struct error *err)
     if (!s->bitmap->persistent || !block_node_stores_bitmaps(s->node)) {
         return 0;
     }
-    /* Bits that are in the image only would go with it. One that can't be read may go all the same. */
+    /*
+     * Read the bits that are in the image only, which abort would need. A bitmap that cannot be
+     * read may be removed all the same.
+     */
     (void)block_co_bitmap_fetch(s->bitmap, NULL);
     r = block_co_remove_stored_bitmap(s->node, s->bitmap->name, err);
     return r < 0 ? r : 0;
@@ -136,7 +142,7 @@ const struct qmp_action qmp_action_bitmap_remove = {
     .co_abort = co_remove_abort,
 };
 
-/* --- clear, merge: a backup of the bits ------------------------------------------------------------ */
+/* --- clear, merge: a backup of the bits ------------------------------------------------------- */
 
 struct bits_state {
     struct block_bitmap *bitmap;
@@ -147,7 +153,7 @@ static int co_clear_prepare(void *state, struct json_object *data, struct error 
 {
     struct bits_state *s = state;
 
-    s->bitmap = lookup(data, "name", err);
+    s->bitmap = lookup_bitmap(data, "name", err);
     return s->bitmap ? block_co_bitmap_clear(s->bitmap, &s->backup, err) : -ENOENT;
 }
 
@@ -175,7 +181,7 @@ const struct qmp_action qmp_action_bitmap_clear = {
     .co_clean = co_bits_clean,
 };
 
-/* One source of a merge: a name means a bitmap of the target's own node. */
+/* A source of a merge: a plain name is a bitmap of the target's own node. */
 static struct block_bitmap *lookup_source(const char *node_name, struct json_object *source,
                                           struct error *err)
 {
@@ -184,7 +190,7 @@ static struct block_bitmap *lookup_source(const char *node_name, struct json_obj
     if (json_object_is_type(source, json_type_string)) {
         return block_bitmap_lookup(node_name, json_object_get_string(source), &node, err);
     }
-    return lookup(source, "name", err);
+    return lookup_bitmap(source, "name", err);
 }
 
 static void merge_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
@@ -209,7 +215,7 @@ static int co_merge_prepare(void *state, struct json_object *data, struct error 
     struct block_bitmap **sources;
     int r = 0;
 
-    s->bitmap = lookup(data, "target", err);
+    s->bitmap = lookup_bitmap(data, "target", err);
     if (!s->bitmap) {
         return -ENOENT;
     }
@@ -238,7 +244,7 @@ const struct qmp_action qmp_action_bitmap_merge = {
     .co_clean = co_bits_clean,
 };
 
-/* --- enable, disable --------------------------------------------------------------------------------- */
+/* --- enable, disable -------------------------------------------------------------------------- */
 
 struct enable_state {
     struct block_bitmap *bitmap;
@@ -248,7 +254,7 @@ struct enable_state {
 static int co_switch_prepare(struct enable_state *s, struct json_object *data, bool enabled,
                              struct error *err)
 {
-    s->bitmap = lookup(data, "name", err);
+    s->bitmap = lookup_bitmap(data, "name", err);
     if (!s->bitmap) {
         return -ENOENT;
     }

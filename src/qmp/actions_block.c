@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What transactions, and the commands of the same names, do to nodes: blockdev-add, -del, -replace. */
+/*
+ * Actions of transactions, and commands of the same names, on nodes: blockdev-add, -del, -replace.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,13 +15,13 @@
 #include "qmp/monitor.h"
 #include "qmp/transaction.h"
 
-/* --- blockdev-add ---------------------------------------------------------------------------------- */
+/* --- blockdev-add ----------------------------------------------------------------------------- */
 
 struct add_state {
-    struct block_node *node; /* a reference; NULL once it is the monitor's */
+    struct block_node *node; /* referenced; NULL once the reference is the monitor's */
 };
 
-static int co_add_open(void *state, struct json_object *data, struct error *err)
+static int co_node_add_open(void *state, struct json_object *data, struct error *err)
 {
     struct add_state *s = state;
     const char *driver = qmp_get_str(data, "driver");
@@ -36,8 +38,8 @@ static int co_add_open(void *state, struct json_object *data, struct error *err)
     return r < 0 ? r : block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &s->node, err);
 }
 
-/* Nodes that were there before. */
-static void add_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
+/* The nodes below that were there before. */
+static void node_add_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
 {
     struct add_state *s = state;
     struct block_node *node = NULL;
@@ -49,7 +51,7 @@ static void add_concerns(void *state, struct json_object *data, struct qmp_conce
     }
 }
 
-static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+static int co_node_add_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct add_state *s = state;
     int r = block_co_publish(s->node, err);
@@ -60,14 +62,14 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
     return r;
 }
 
-static void co_add_commit(void *state)
+static void co_node_add_commit(void *state)
 {
     struct add_state *s = state;
 
     s->node = NULL;
 }
 
-static void co_add_abort(void *state)
+static void co_node_add_abort(void *state)
 {
     struct add_state *s = state;
 
@@ -75,8 +77,11 @@ static void co_add_abort(void *state)
     block_unpublish(s->node);
 }
 
-/* What was opened in vain is closed when nobody is held up by that any more. */
-static void co_add_clean(void *state)
+/*
+ * A node that was opened in vain is closed without the control lock, so that no other command waits
+ * for that.
+ */
+static void co_node_add_clean(void *state)
 {
     struct add_state *s = state;
 
@@ -88,31 +93,32 @@ static void co_add_clean(void *state)
 const struct qmp_action qmp_action_blockdev_add = {
     .name = "blockdev-add",
     .state_size = sizeof(struct add_state),
-    .co_open = co_add_open,
-    .concerns = add_concerns,
-    .co_prepare = co_add_prepare,
-    .co_commit = co_add_commit,
-    .co_abort = co_add_abort,
-    .co_clean = co_add_clean,
+    .co_open = co_node_add_open,
+    .concerns = node_add_concerns,
+    .co_prepare = co_node_add_prepare,
+    .co_commit = co_node_add_commit,
+    .co_abort = co_node_add_abort,
+    .co_clean = co_node_add_clean,
 };
 
-/* --- blockdev-del ---------------------------------------------------------------------------------- */
+/* --- blockdev-del ----------------------------------------------------------------------------- */
 
 /*
- * A node goes only when the transaction is committed. Until then it counts as gone for the nodes below it, so that one
- * transaction can take away a filter and its children. Its permissions hold until then: what they forbid to others
- * needs a transaction of its own.
+ * A node is deleted when the transaction is committed. From prepare on it counts as deleted for the
+ * nodes below it, so that one transaction can delete a filter and its children. Its permissions
+ * remain in force until the commit: an action that conflicts with them needs a transaction of its
+ * own.
  */
 struct del_state {
     struct block_node *node; /* borrowed until the commit, which takes the monitor's reference */
-    struct list link;        /* in going */
+    struct list link;        /* in `going` */
     bool committed;
 };
 
-/* Nodes that the running transaction deletes. Only one runs at a time. */
+/* Nodes that the running transaction deletes. One transaction runs at a time. */
 static struct list going = LIST_INIT(going);
 
-static bool is_going(const struct block_node *node)
+static bool node_is_going(const struct block_node *node)
 {
     struct del_state *s;
 
@@ -132,7 +138,7 @@ static int check_unused(struct block_node *node, struct error *err)
         if (!block_edge_parent(edge)) {
             return error_set(err, EBUSY, "Node %s is in use", block_node_name(node));
         }
-        if (!is_going(block_edge_parent(edge))) {
+        if (!node_is_going(block_edge_parent(edge))) {
             return error_set(err, EBUSY, "Block device %s is in use", block_node_name(node));
         }
     }
@@ -152,8 +158,9 @@ static bool has_bitmaps_to_store(struct block_node *node)
 }
 
 /*
- * An image that nobody uses is completed while it can still be kept: it stays if its bitmaps would be lost otherwise. For
- * anything else there is no use in keeping it: it is closed, and the log tells what went wrong.
+ * Complete an image that nobody uses, while it can still be kept: the image stays if its bitmaps
+ * would be lost otherwise. After any other failure it is closed all the same, and the error is
+ * logged.
  */
 static int co_complete_unused(const char *name, struct error *err)
 {
@@ -173,23 +180,23 @@ static int co_complete_unused(const char *name, struct error *err)
     return r;
 }
 
-static int co_del_open(void *state, struct json_object *data, struct error *err)
+static int co_node_del_open(void *state, struct json_object *data, struct error *err)
 {
     int r = qmp_co_lock_again(err);
 
-    r = r < 0 ? r : co_complete_unused(qmp_get_str(data, "node-name"), err);
+    UNLESS_FAILED(r, co_complete_unused(qmp_get_str(data, "node-name"), err));
     block_control_unlock();
     return r;
 }
 
-static int co_del_prepare(void *state, struct json_object *data, struct error *err)
+static int co_node_del_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct del_state *s = state;
     const char *name = qmp_get_str(data, "node-name");
     int r;
 
     s->node = block_node_find(name);
-    if (!s->node || is_going(s->node)) {
+    if (!s->node || node_is_going(s->node)) {
         return error_set(err, ENOENT, "Failed to find node with node-name='%s'", name);
     }
     if (!block_node_is_monitor_owned(s->node)) {
@@ -202,7 +209,7 @@ static int co_del_prepare(void *state, struct json_object *data, struct error *e
     return r;
 }
 
-static void co_del_commit(void *state)
+static void co_node_del_commit(void *state)
 {
     struct del_state *s = state;
 
@@ -212,15 +219,15 @@ static void co_del_commit(void *state)
     s->committed = true;
 }
 
-static void co_del_abort(void *state)
+static void co_node_del_abort(void *state)
 {
     struct del_state *s = state;
 
     list_remove(&s->link);
 }
 
-/* From the moment of its last reference on nobody finds the node, so that its closing needs no lock. */
-static void co_del_clean(void *state)
+/* After the last reference is given back, nobody finds the node: closing needs no lock. */
+static void co_node_del_clean(void *state)
 {
     struct del_state *s = state;
 
@@ -234,21 +241,22 @@ static void co_del_clean(void *state)
 const struct qmp_action qmp_action_blockdev_del = {
     .name = "blockdev-del",
     .state_size = sizeof(struct del_state),
-    .co_open = co_del_open,
-    .co_prepare = co_del_prepare,
-    .co_commit = co_del_commit,
-    .co_abort = co_del_abort,
-    .co_clean = co_del_clean,
+    .co_open = co_node_del_open,
+    .co_prepare = co_node_del_prepare,
+    .co_commit = co_node_del_commit,
+    .co_abort = co_node_del_abort,
+    .co_clean = co_node_del_clean,
 };
 
-/* --- blockdev-replace ------------------------------------------------------------------------------ */
+/* --- blockdev-replace ------------------------------------------------------------------------- */
 
 struct replace_state {
     char *export_id;        /* owned */
     struct block_node *was; /* referenced */
 };
 
-static void replace_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
+static void node_replace_concerns(void *state, struct json_object *data,
+                                  struct qmp_concern *concern)
 {
     struct export_info info;
 
@@ -258,7 +266,7 @@ static void replace_concerns(void *state, struct json_object *data, struct qmp_c
     qmp_concern_add(concern, block_node_find(qmp_get_str(data, "node-name")));
 }
 
-static int co_replace_prepare(void *state, struct json_object *data, struct error *err)
+static int co_node_replace_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct replace_state *s = state;
     const char *id = qmp_get_str(data, "export");
@@ -280,8 +288,11 @@ static int co_replace_prepare(void *state, struct json_object *data, struct erro
     return export_co_replace_node(id, node, err);
 }
 
-/* The node is there still, as large as it was, and nothing is checked before the end of the change. */
-static void co_replace_abort(void *state)
+/*
+ * This cannot fail: the old node still exists, has the same size, and nothing is checked before the
+ * end of the graph change.
+ */
+static void co_node_replace_abort(void *state)
 {
     struct replace_state *s = state;
     ERROR_AUTO(err);
@@ -292,7 +303,7 @@ static void co_replace_abort(void *state)
     }
 }
 
-static void co_replace_clean(void *state)
+static void co_node_replace_clean(void *state)
 {
     struct replace_state *s = state;
 
@@ -303,8 +314,8 @@ static void co_replace_clean(void *state)
 const struct qmp_action qmp_action_blockdev_replace = {
     .name = "blockdev-replace",
     .state_size = sizeof(struct replace_state),
-    .concerns = replace_concerns,
-    .co_prepare = co_replace_prepare,
-    .co_abort = co_replace_abort,
-    .co_clean = co_replace_clean,
+    .concerns = node_replace_concerns,
+    .co_prepare = co_node_replace_prepare,
+    .co_abort = co_node_replace_abort,
+    .co_clean = co_node_replace_clean,
 };

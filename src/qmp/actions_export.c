@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What transactions, and the commands of the same names, do to exports: block-export-add, -del. */
+/* Actions of transactions, and commands of the same names, on exports: block-export-add, -del. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,14 +15,18 @@
 #include "qmp/objects.h"
 #include "qmp/transaction.h"
 
-/* How long a command waits for an export to be gone before it answers. The event tells in any case. */
+/*
+ * How long a command waits until an export is gone before it answers. The event is emitted in any
+ * case.
+ */
 #define GONE_WAIT_MS 1000
 
 /*
- * Requests in flight finish before an export is gone, and nobody can say when. Most are gone at once, and scripts
- * like to delete the node next. The end of an export takes the control lock.
+ * Wait a moment until the export is gone. Its requests in flight end first, which may take any
+ * time; but most exports are gone at once, and scripts often delete the node next. The end of an
+ * export takes the control lock.
  */
-static void co_wait_gone(const char *id)
+static void co_wait_export_gone(const char *id)
 {
     struct export_info info;
 
@@ -33,13 +37,13 @@ static void co_wait_gone(const char *id)
     block_co_control_lock();
 }
 
-/* --- block-export-add ------------------------------------------------------------------------------ */
+/* --- block-export-add ------------------------------------------------------------------------- */
 
 struct add_state {
     struct export *export; /* prepared */
 };
 
-/* Members of every export; the others are for its type to take. */
+/* Members of every export; the others are its type's own. */
 static const char *const common_members[] = {
     "fixed-iothread", "id", "iothread", "node-name", "type", "writable", "writethrough"};
 
@@ -56,7 +60,7 @@ static int type_options(struct json_object *data, struct options **ret_opts, str
     return 0;
 }
 
-static int co_add_prepare(void *state, struct json_object *data, struct error *err)
+static int co_export_add_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct add_state *s = state;
     struct export_config config = EXPORT_CONFIG_INIT;
@@ -91,14 +95,14 @@ static int co_add_prepare(void *state, struct json_object *data, struct error *e
     return r;
 }
 
-static void co_add_commit(void *state)
+static void co_export_add_commit(void *state)
 {
     struct add_state *s = state;
 
     export_publish(s->export);
 }
 
-static void co_add_abort(void *state)
+static void co_export_add_abort(void *state)
 {
     struct add_state *s = state;
 
@@ -108,24 +112,24 @@ static void co_add_abort(void *state)
 const struct qmp_action qmp_action_export_add = {
     .name = "block-export-add",
     .state_size = sizeof(struct add_state),
-    .co_prepare = co_add_prepare,
-    .co_commit = co_add_commit,
-    .co_abort = co_add_abort,
+    .co_prepare = co_export_add_prepare,
+    .co_commit = co_export_add_commit,
+    .co_abort = co_export_add_abort,
 };
 
-/* --- block-export-del ------------------------------------------------------------------------------ */
+/* --- block-export-del ------------------------------------------------------------------------- */
 
-/* The export goes when the transaction is committed: until then its clients stay. */
+/* The export is deleted when the transaction is committed: until then its clients stay. */
 struct del_state {
     char *id;         /* owned */
-    struct list link; /* in going, from prepare on */
+    struct list link; /* in `going`, from prepare on */
     bool committed;
 };
 
-/* Exports that the running transaction deletes. Only one runs at a time. */
+/* Exports that the running transaction deletes. One transaction runs at a time. */
 static struct list going = LIST_INIT(going);
 
-static bool is_going(const char *id)
+static bool export_is_going(const char *id)
 {
     struct del_state *s;
 
@@ -144,13 +148,13 @@ static enum export_del_mode mode_of(struct json_object *data)
     return mode && strcmp(mode, "hard") == 0 ? EXPORT_DEL_HARD : EXPORT_DEL_SAFE;
 }
 
-static int co_del_prepare(void *state, struct json_object *data, struct error *err)
+static int co_export_del_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct del_state *s = state;
     const char *id = qmp_get_str(data, "id");
     struct export_info info;
 
-    if (!export_find(id, &info) || is_going(id)) {
+    if (!export_find(id, &info) || export_is_going(id)) {
         return error_set(err, ENOENT, "Export '%s' is not found", id);
     }
     if (info.shutting_down) {
@@ -167,14 +171,14 @@ static int co_del_prepare(void *state, struct json_object *data, struct error *e
     return 0;
 }
 
-static void co_del_abort(void *state)
+static void co_export_del_abort(void *state)
 {
     struct del_state *s = state;
 
     list_remove(&s->link);
 }
 
-static void co_del_commit(void *state)
+static void co_export_del_commit(void *state)
 {
     struct del_state *s = state;
     ERROR_AUTO(err);
@@ -186,12 +190,12 @@ static void co_del_commit(void *state)
     }
 }
 
-static void co_del_clean(void *state)
+static void co_export_del_clean(void *state)
 {
     struct del_state *s = state;
 
     if (s->committed) {
-        co_wait_gone(s->id);
+        co_wait_export_gone(s->id);
     }
     free(s->id);
 }
@@ -199,20 +203,20 @@ static void co_del_clean(void *state)
 const struct qmp_action qmp_action_export_del = {
     .name = "block-export-del",
     .state_size = sizeof(struct del_state),
-    .co_prepare = co_del_prepare,
-    .co_commit = co_del_commit,
-    .co_abort = co_del_abort,
-    .co_clean = co_del_clean,
+    .co_prepare = co_export_del_prepare,
+    .co_commit = co_export_del_commit,
+    .co_abort = co_export_del_abort,
+    .co_clean = co_export_del_clean,
 };
 
 int qmp_co_block_export_del(struct qmp_call *call, struct json_object *args,
-                            struct json_object **ret, struct error *err)
+                            struct json_object **ret_value, struct error *err)
 {
     const char *id = qmp_get_str(args, "id");
     int r = export_co_del(id, mode_of(args), false, err);
 
     if (r >= 0) {
-        co_wait_gone(id);
+        co_wait_export_gone(id);
     }
     return r;
 }

@@ -24,19 +24,20 @@
 #define BACKLOG 16
 
 struct chardev {
-    struct list link;  /* in chardevs */
+    struct list link;  /* in `chardevs` */
     char *id;          /* owned */
-    char *unlink_path; /* owned; the socket file that was made; NULL if none */
-    int fd; /* listening socket, or one end of the pair that carries stdio; -1: used up */
+    char *unlink_path; /* owned; the socket file that was made; NULL: none */
+    int fd;            /* listening socket, or one end of the pair that carries stdio; -1: in use */
     bool is_stdio;
     bool has_monitor;
     bool pretty;
-    bool accepting; /* its coroutine runs */
+    bool accepting; /* the coroutine that accepts clients runs */
 };
 
 static struct list chardevs = LIST_INIT(chardevs);
 static bool closing;
-static int waiting_fd = -1; /* the socket whose first client the start of the daemon waits for */
+/* the socket on whose first client the start of the daemon waits; -1: none */
+static int waiting_fd = -1;
 
 static struct chardev *find_chardev(const char *id)
 {
@@ -61,9 +62,9 @@ static void free_chardev(struct chardev *c)
     free(c);
 }
 
-/* --- listening --------------------------------------------------------------------------------------- */
+/* --- listening -------------------------------------------------------------------------------- */
 
-static int listen_unix(const char *path, struct error *err)
+static int chardev_listen_unix(const char *path, struct error *err)
 {
     AUTO_CLOSE int fd = -1;
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -134,7 +135,7 @@ static int listen_inherited(int fd, struct error *err)
     return fd;
 }
 
-/* --- --chardev --------------------------------------------------------------------------------------- */
+/* --- --chardev -------------------------------------------------------------------------------- */
 
 struct socket_options {
     char *path, *host, *port;
@@ -183,7 +184,7 @@ static int co_add_socket(struct chardev *c, struct options *opts, struct error *
     if (r < 0) {
         return r;
     }
-    c->fd = s.path   ? listen_unix(s.path, err)
+    c->fd = s.path   ? chardev_listen_unix(s.path, err)
             : s.port ? listen_inet(s.host, s.port, err)
                      : listen_inherited((int)s.fd, err);
     if (c->fd < 0) {
@@ -264,7 +265,7 @@ int qmp_co_chardev_add(struct options *opts_, struct error *err)
     return co_add(opts, backend, id, err);
 }
 
-/* --- --monitor --------------------------------------------------------------------------------------- */
+/* --- --monitor -------------------------------------------------------------------------------- */
 
 static void refuse_client(struct chardev *c, int fd)
 {
@@ -278,7 +279,7 @@ static void refuse_client(struct chardev *c, int fd)
     qmp_json_write(&text, answer, false);
     strbuf_puts(&text, "\r\n");
     json_object_put(answer);
-    /* A buffer that is empty so far takes it. */
+    /* The socket's buffer is empty, so this does not block. */
     if (send(fd, strbuf_str(&text), text.len, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
         log_warning("chardev '%s': %s", c->id, strerror(errno));
     }
@@ -305,7 +306,7 @@ static void co_accept(void *arg)
         }
         if (qmp_session_count() >= QMP_SESSION_MAX) {
             refuse_client(c, fd);
-            /* Who tries again at once is not to keep the log busy. */
+            /* Wait, so that a client that tries again at once does not fill the log. */
             loop_co_sleep(50 * NS_PER_MS);
         } else if (qmp_session_start(fd, c->pretty, &err) < 0) {
             log_error("chardev '%s': %s", c->id, error_message(&err));
@@ -372,7 +373,7 @@ void qmp_chardevs_stop_waiting(void)
     }
 }
 
-/* --- the end ----------------------------------------------------------------------------------------- */
+/* --- the end ---------------------------------------------------------------------------------- */
 
 void qmp_co_chardevs_close(void)
 {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The commands that are neither queries of nodes nor steps of transactions themselves. */
+/* The commands that neither query nodes nor are actions of transactions. */
 #include "qmp/commands.h"
 
 #include <errno.h>
@@ -29,10 +29,10 @@ void qmp_put_bool(struct json_object *to, const char *name, bool value)
     json_object_object_add(to, name, json_object_new_boolean(value));
 }
 
-/* --- the session ----------------------------------------------------------------------------------- */
+/* --- the session ------------------------------------------------------------------------------ */
 
-int qmp_co_capabilities(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                        struct error *err)
+int qmp_co_capabilities(struct qmp_call *call, struct json_object *args,
+                        struct json_object **ret_value, struct error *err)
 {
     struct json_object *enable = qmp_get(args, "enable");
 
@@ -60,15 +60,15 @@ struct json_object *qmp_version_json(void)
     return version;
 }
 
-int qmp_co_query_version(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                         struct error *err)
+int qmp_co_query_version(struct qmp_call *call, struct json_object *args,
+                         struct json_object **ret_value, struct error *err)
 {
-    *ret = qmp_version_json();
+    *ret_value = qmp_version_json();
     return 0;
 }
 
-int qmp_co_query_commands(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                          struct error *err)
+int qmp_co_query_commands(struct qmp_call *call, struct json_object *args,
+                          struct json_object **ret_value, struct error *err)
 {
     struct json_object *list = json_object_new_array();
 
@@ -78,27 +78,27 @@ int qmp_co_query_commands(struct qmp_call *call, struct json_object *args, struc
         qmp_put_str(o, "name", c->name);
         json_object_array_add(list, o);
     }
-    *ret = list;
+    *ret_value = list;
     return 0;
 }
 
-int qmp_co_query_schema(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                        struct error *err)
+int qmp_co_query_schema(struct qmp_call *call, struct json_object *args,
+                        struct json_object **ret_value, struct error *err)
 {
-    *ret = qmp_introspect();
+    *ret_value = qmp_introspect();
     return 0;
 }
 
-int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_object **ret,
+int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
                 struct error *err)
 {
     call->quit_after_reply = true;
     return 0;
 }
 
-/* --- NBD server, exports --------------------------------------------------------------------------- */
+/* --- NBD server, exports ---------------------------------------------------------------------- */
 
-static int listening_fd(const char *text, int *ret, struct error *err)
+static int listening_fd(const char *text, int *ret_fd, struct error *err)
 {
     socklen_t size = sizeof(int);
     int listening = 0;
@@ -109,11 +109,14 @@ static int listening_fd(const char *text, int *ret, struct error *err)
         getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening) {
         return error_set(err, EINVAL, "'%s' is not the descriptor of a listening socket", text);
     }
-    *ret = (int)fd;
+    *ret_fd = (int)fd;
     return 0;
 }
 
-/* Where the server listens, for query-nbd-server: flat, a reference of ours; NULL if it was handed a descriptor. */
+/*
+ * Where the server listens, for query-nbd-server: a flat address, owned; NULL if the server was
+ * given a descriptor.
+ */
 static struct json_object *server_address;
 
 static void note_address(const struct export_nbd_server_config *config)
@@ -169,18 +172,18 @@ int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
 }
 
 int qmp_co_nbd_server_start(struct qmp_call *call, struct json_object *args,
-                            struct json_object **ret, struct error *err)
+                            struct json_object **ret_value, struct error *err)
 {
     struct json_object *addr = qmp_get(args, "addr");
 
-    /* {"type": T, "data": {...}}: take the wrapper off. */
+    /* {"type": T, "data": {...}}: remove the wrapper. */
     json_object_object_add(args, "addr", json_object_get(qmp_get(addr, "data")));
     return qmp_co_start_nbd_server(args, err);
 }
 
-/* An older form of block-export-add: the export's name is its id, too. */
-int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                          struct error *err)
+/* The older form of block-export-add: the export's name is its id as well. */
+int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args,
+                          struct json_object **ret_value, struct error *err)
 {
     const char *device = qmp_get_str(args, "device");
     const char *name = qmp_get_str(args, "name");
@@ -202,23 +205,23 @@ int qmp_co_nbd_server_add(struct qmp_call *call, struct json_object *args, struc
 }
 
 int qmp_co_nbd_server_remove(struct qmp_call *call, struct json_object *args,
-                             struct json_object **ret, struct error *err)
+                             struct json_object **ret_value, struct error *err)
 {
     qmp_put_str(args, "id", qmp_get_str(args, "name"));
-    return qmp_co_block_export_del(call, args, ret, err);
+    return qmp_co_block_export_del(call, args, ret_value, err);
 }
 
-/* A backend that hangs must not keep the monitor. */
+/* How long nbd-server-stop waits: a backend that hangs must not block the monitor. */
 #define STOP_WAIT_NS 5000000000LL
 
 int qmp_co_nbd_server_stop(struct qmp_call *call, struct json_object *args,
-                           struct json_object **ret, struct error *err)
+                           struct json_object **ret_value, struct error *err)
 {
     return export_co_nbd_server_stop_within(STOP_WAIT_NS, err);
 }
 
 int qmp_co_query_nbd_server(struct qmp_call *call, struct json_object *args,
-                            struct json_object **ret, struct error *err)
+                            struct json_object **ret_value, struct error *err)
 {
     struct json_object *o = json_object_new_object();
     bool running = export_nbd_server_is_running();
@@ -227,7 +230,7 @@ int qmp_co_query_nbd_server(struct qmp_call *call, struct json_object *args,
     if (running && server_address) {
         json_object_object_add(o, "address", json_object_get(server_address));
     }
-    *ret = o;
+    *ret_value = o;
     return 0;
 }
 
@@ -244,17 +247,17 @@ static bool add_export(const struct export_info *info, void *list)
 }
 
 int qmp_co_query_block_exports(struct qmp_call *call, struct json_object *args,
-                               struct json_object **ret, struct error *err)
+                               struct json_object **ret_value, struct error *err)
 {
-    *ret = json_object_new_array();
-    export_foreach(add_export, *ret);
+    *ret_value = json_object_new_array();
+    export_foreach(add_export, *ret_value);
     return 0;
 }
 
-/* --- actions by themselves ------------------------------------------------------------------------- */
+/* --- actions by themselves -------------------------------------------------------------------- */
 
 #define COMMAND_OF_ACTION(command, action)                                                         \
-    int command(struct qmp_call *call, struct json_object *args, struct json_object **ret,         \
+    int command(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,   \
                 struct error *err)                                                                 \
     {                                                                                              \
         return qmp_co_run_action(&action, args, err);                                              \

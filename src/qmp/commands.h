@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The commands, as table.h says of qmp_co_command. */
+/* The commands. table.h says what a qmp_co_command takes and returns. */
 #ifndef TIDEMARK_QMP_COMMANDS_H
 #define TIDEMARK_QMP_COMMANDS_H
 
@@ -18,13 +18,13 @@ qmp_co_command qmp_co_nbd_server_add;
 qmp_co_command qmp_co_nbd_server_remove;
 qmp_co_command qmp_co_nbd_server_start;
 qmp_co_command qmp_co_nbd_server_stop;
-qmp_co_command qmp_co_query_nbd_server; /* of our own: where the NBD server listens */
+qmp_co_command qmp_co_query_nbd_server; /* Tidemark's own: where the NBD server listens */
 qmp_co_command qmp_co_block_export_del;
 qmp_co_command qmp_co_object_add;
 qmp_co_command qmp_co_object_del;
 
 qmp_co_command qmp_co_transaction;
-/* Commands that are actions of transactions, too: run as a transaction of one. */
+/* Commands that are actions of transactions as well: each runs as a transaction of one. */
 qmp_co_command qmp_co_block_export_add;
 qmp_co_command qmp_co_blockdev_add;
 qmp_co_command qmp_co_blockdev_del;
@@ -36,7 +36,7 @@ qmp_co_command qmp_co_bitmap_enable;
 qmp_co_command qmp_co_bitmap_disable;
 qmp_co_command qmp_co_bitmap_merge;
 
-/* Release of QEMU whose QMP this follows; what query-version says. */
+/* The release of QEMU whose QMP this follows; query-version returns it. */
 #define QMP_QEMU_MAJOR 10
 #define QMP_QEMU_MINOR 0
 #define QMP_QEMU_MICRO 50
@@ -44,10 +44,13 @@ qmp_co_command qmp_co_bitmap_merge;
 /* {"qemu": {...}, "package": ...}: a new reference. Does not yield. */
 struct json_object *qmp_version_json(void);
 
-/* Start the NBD server: `args` as NbdServerOptions, with a flat address (--nbd-server). Yields. */
+/*
+ * Start the NBD server. `args` is a NbdServerOptions with a flat address (--nbd-server). 0, or
+ * errors of export_co_nbd_server_start(). Yields.
+ */
 int qmp_co_start_nbd_server(struct json_object *args, struct error *err);
 
-/* Add a member, if there is a value. Does not yield. */
+/* Add a member, unless `value` is NULL. Does not yield. */
 void qmp_put_str(struct json_object *to, const char *name, const char *value);
 void qmp_put_uint(struct json_object *to, const char *name, uint64_t value);
 void qmp_put_bool(struct json_object *to, const char *name, bool value);

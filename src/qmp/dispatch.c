@@ -49,8 +49,8 @@ struct json_object *qmp_greeting(void)
     return greeting;
 }
 
-/* The form of the request itself. */
-static int check_request(struct json_object *request, struct error *err)
+/* Check the form of the request. */
+static int check_request_form(struct json_object *request, struct error *err)
 {
     struct json_object *value;
 
@@ -80,13 +80,13 @@ static int check_request(struct json_object *request, struct error *err)
     return 0;
 }
 
-static int co_run(struct qmp_call *call, struct json_object *request, struct json_object **ret,
-                  struct error *err)
+static int co_run(struct qmp_call *call, struct json_object *request,
+                  struct json_object **ret_value, struct error *err)
 {
     struct json_object *args = qmp_get(request, "arguments");
     const struct qmp_command *command;
     const char *name;
-    int r = check_request(request, err);
+    int r = check_request_form(request, err);
 
     if (r < 0) {
         return r;
@@ -104,7 +104,7 @@ static int co_run(struct qmp_call *call, struct json_object *request, struct jso
     args = args ? json_object_get(args) : json_object_new_object();
     r = qmp_check(command->args, args, 0, err);
     if (r >= 0) {
-        r = command->co_run(call, args, ret, err);
+        r = command->co_run(call, args, ret_value, err);
     }
     json_object_put(args);
     return r;

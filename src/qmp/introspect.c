@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* query-qmp-schema: the table as QEMU's SchemaInfo (docs/devel/qapi-code-gen, "Client JSON Protocol introspection"). */
+/*
+ * query-qmp-schema: the table as QEMU's SchemaInfo (docs/devel/qapi-code-gen, "Client JSON Protocol
+ * introspection").
+ */
 #include <stdio.h>
 #include <string.h>
 
@@ -17,12 +20,12 @@ static struct json_object *named(const char *key, const char *value)
     return o;
 }
 
-static void put(struct json_object *o, const char *key, const char *value)
+static void put_text(struct json_object *o, const char *key, const char *value)
 {
     json_object_object_add(o, key, json_object_new_string(value));
 }
 
-/* Arrays are called "[element]"; `buf` is used for that. */
+/* The name of a type. An array is called "[element]", which is written to `buf`. */
 static const char *type_name(const struct qmp_type *type, char *buf, size_t size)
 {
     if (type->kind != QMP_ARRAY) {
@@ -36,7 +39,7 @@ static void put_type(struct json_object *o, const char *key, const struct qmp_ty
 {
     char buf[96];
 
-    put(o, key, type_name(type, buf, sizeof(buf)));
+    put_text(o, key, type_name(type, buf, sizeof(buf)));
 }
 
 static bool is_listed(struct json_object *out, const char *name)
@@ -94,7 +97,7 @@ static void describe_object(struct json_object *o, const struct qmp_type *type)
 {
     json_object_object_add(o, "members", members_json(type));
     if (type->tag) {
-        put(o, "tag", type->tag);
+        put_text(o, "tag", type->tag);
         json_object_object_add(o, "variants", variants_json(type));
     }
 }
@@ -128,20 +131,20 @@ static const char *meta_type(enum qmp_kind kind)
     }
 }
 
-static void describe(struct json_object *o, const struct qmp_type *type)
+static void describe_type(struct json_object *o, const struct qmp_type *type)
 {
     switch (type->kind) {
     case QMP_STR:
-        put(o, "json-type", "string");
+        put_text(o, "json-type", "string");
         break;
     case QMP_BOOL:
-        put(o, "json-type", "boolean");
+        put_text(o, "json-type", "boolean");
         break;
     case QMP_NUMBER:
-        put(o, "json-type", "number");
+        put_text(o, "json-type", "number");
         break;
     case QMP_ANY:
-        put(o, "json-type", "value");
+        put_text(o, "json-type", "value");
         break;
     case QMP_ENUM:
         describe_enum(o, type);
@@ -156,11 +159,11 @@ static void describe(struct json_object *o, const struct qmp_type *type)
         describe_alternate(o, type);
         break;
     default:
-        put(o, "json-type", "int");
+        put_text(o, "json-type", "int");
     }
 }
 
-/* The types that a type mentions. */
+/* Add the types that a type mentions. */
 static void add_parts(struct json_object *out, const struct qmp_type *type)
 {
     for (const struct qmp_member *m = type->members; m && m->name; m++) {
@@ -187,8 +190,8 @@ static void add_type(struct json_object *out, const struct qmp_type *type)
         return;
     }
     o = named("name", name);
-    put(o, "meta-type", meta_type(type->kind));
-    describe(o, type);
+    put_text(o, "meta-type", meta_type(type->kind));
+    describe_type(o, type);
     json_object_array_add(out, o);
     add_parts(out, type);
 }
@@ -200,7 +203,7 @@ struct json_object *qmp_introspect(void)
     for (const struct qmp_command *c = qmp_commands; c->name; c++) {
         struct json_object *o = named("name", c->name);
 
-        put(o, "meta-type", "command");
+        put_text(o, "meta-type", "command");
         put_type(o, "arg-type", c->args);
         put_type(o, "ret-type", c->result);
         json_object_array_add(out, o);
@@ -208,7 +211,7 @@ struct json_object *qmp_introspect(void)
     for (const struct qmp_event *e = qmp_events; e->name; e++) {
         struct json_object *o = named("name", e->name);
 
-        put(o, "meta-type", "event");
+        put_text(o, "meta-type", "event");
         put_type(o, "arg-type", e->data);
         json_object_array_add(out, o);
     }

@@ -9,14 +9,17 @@
 
 #include "base/checked.h"
 
-/* A client's own "id" comes back, which may be nested deeply and wide: spaces must not multiply it. */
+/*
+ * Deepest indentation. A client's own "id" is sent back, and may be nested deeply and wide: spaces
+ * must not multiply its size.
+ */
 #define INDENT_LEVELS_MAX 32
 
 static void write_value(struct strbuf *out, struct json_object *value, bool pretty, int level);
 
 /*
- * The code point at *p (which moves past it). What is not well-formed UTF-8 gives U+FFFD: strings can come from file
- * names, which are any bytes. C0 80 is a NUL in a key (base/json_lex.h).
+ * Decode the code point at *p, and advance *p. Bytes that are no well-formed UTF-8 give U+FFFD:
+ * strings can come from file names, which are any bytes. C0 80 is a NUL in a key (base/json_lex.h).
  */
 static uint32_t next_code_point(const unsigned char **p, const unsigned char *end)
 {
@@ -62,8 +65,8 @@ static char short_escape(uint32_t code)
     return at ? letters[at - codes] : '\0';
 }
 
-/* How many bytes stand for themselves. */
-static size_t plain_run(const unsigned char *p, const unsigned char *end)
+/* Number of bytes that need no escape. */
+static size_t unescaped_run(const unsigned char *p, const unsigned char *end)
 {
     const unsigned char *start = p;
 
@@ -79,7 +82,7 @@ static void write_string(struct strbuf *out, const char *text, size_t len)
 
     strbuf_append(out, "\"", 1);
     while (p < end) {
-        size_t plain = plain_run(p, end);
+        size_t plain = unescaped_run(p, end);
         uint32_t code;
 
         strbuf_append(out, p, plain);

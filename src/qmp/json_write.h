@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON as QMP monitors print it: one line with ", " and ": ", or indented by 4. ASCII only. Does not yield. */
+/*
+ * JSON as QMP monitors print it: in one line with ", " and ": ", or indented by 4. ASCII only.
+ * Nothing here yields.
+ */
 #ifndef TIDEMARK_QMP_JSON_WRITE_H
 #define TIDEMARK_QMP_JSON_WRITE_H
 
@@ -8,7 +11,10 @@
 
 #include "base/strbuf.h"
 
-/* Append `value` to `out`. Numbers that JSON can't express (infinity) become null. */
+/*
+ * Append `value` to `out`. Numbers that JSON cannot express (infinity) become null. Without memory
+ * out->failed is set.
+ */
 void qmp_json_write(struct strbuf *out, struct json_object *value, bool pretty);
 
 #endif

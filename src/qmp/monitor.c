@@ -26,18 +26,18 @@
 #define EVENT_SECTOR 512
 
 struct session {
-    struct list link; /* in sessions */
+    struct list link; /* in `sessions` */
     int fd;           /* owned */
     bool pretty;
-    bool broken;  /* no more can be sent */
-    bool closing; /* the reader has ended; the writer ends, too */
-    bool sending; /* the writer holds bytes that are not sent yet */
+    bool broken;  /* nothing more can be sent */
+    bool closing; /* the reader has ended, and the writer has to end */
+    bool sending; /* the writer has bytes that are not sent yet */
     struct qmp_call call;
-    struct json_object *running; /* the request that is being carried out; borrowed; NULL if none */
+    struct json_object *running; /* the request that runs; borrowed; NULL: none */
     struct json_reader *reader;
-    struct strbuf out;    /* waits to be sent */
-    struct co *writer;    /* the writer, while it waits for something to send */
-    struct co *flusher;   /* the reader, while it waits until all is sent */
+    struct strbuf out;    /* to be sent */
+    struct co *writer;    /* the writer, while it waits for output; else NULL */
+    struct co *flusher;   /* the reader, while it waits until all is sent; else NULL */
     struct co_group ends; /* the writer */
 };
 
@@ -52,7 +52,7 @@ static struct list sessions = LIST_INIT(sessions);
 static void (*quit_fn)(void);
 static bool stopping;
 
-/* Held while the daemon starts: requests wait for it before each command. */
+/* Held while the daemon starts: before each command a session takes it. */
 static struct co_mutex start_lock;
 static bool start_lock_ready;
 
@@ -65,7 +65,7 @@ static struct co_mutex *get_start_lock(void)
     return &start_lock;
 }
 
-/* --- sending: reader, writer and events all run on the main reactor, so nothing needs a lock ------- */
+/* --- sending: reader, writer and events all run on the main reactor, so nothing needs a lock -- */
 
 /* Wake a coroutine that waits in one of the session's slots. */
 static void wake(struct co **slot)
@@ -154,14 +154,14 @@ static void co_writer(void *arg)
     co_group_done(&s->ends);
 }
 
-static void co_flush(struct session *s)
+static void co_flush_session(struct session *s)
 {
     while (!s->broken && (s->out.len > 0 || s->sending)) {
         co_wait_in(&s->flusher);
     }
 }
 
-/* --- requests -------------------------------------------------------------------------------------- */
+/* --- requests --------------------------------------------------------------------------------- */
 
 static struct json_object *co_answer(struct session *s, struct json_object *request)
 {
@@ -181,8 +181,8 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
     return answer;
 }
 
-/* Take the messages out of what was received. */
-static void co_take(struct session *s, const char *data, size_t size)
+/* Execute the messages in the received bytes. */
+static void co_execute_received(struct session *s, const char *data, size_t size)
 {
     while (size > 0 && !s->broken) {
         struct json_object *request = NULL, *answer;
@@ -207,7 +207,7 @@ static void co_take(struct session *s, const char *data, size_t size)
         if (s->call.quit_after_reply && quit_fn) {
             quit_fn();
         }
-        co_flush(s);
+        co_flush_session(s);
     }
 }
 
@@ -236,7 +236,7 @@ static void co_reader(void *arg)
     queue_message(s, greeting);
     json_object_put(greeting);
     while (buf && !s->broken && (r = loop_co_recv(s->fd, buf, READ_SIZE)) > 0) {
-        co_take(s, buf, (size_t)r);
+        co_execute_received(s, buf, (size_t)r);
     }
     free(buf);
     s->closing = true;
@@ -281,7 +281,7 @@ size_t qmp_session_count(void)
     return count;
 }
 
-/* --- events ------------------------------------------------------------------------------------------ */
+/* --- events ----------------------------------------------------------------------------------- */
 
 static struct json_object *timestamp(void)
 {
@@ -336,7 +336,7 @@ static void co_emit(void *arg)
     free(event);
 }
 
-/* From the reactor that came upon something to the main one. `data` is consumed. */
+/* Emit an event from any reactor: the main one sends it. `data` is consumed. */
 static void emit_on_main(const char *name, struct json_object *data)
 {
     struct event *event = malloc(sizeof(*event));
@@ -350,7 +350,7 @@ static void emit_on_main(const char *name, struct json_object *data)
     }
 }
 
-/* What can't be told is in the log. */
+/* Without memory the event is lost; the log has what happened. */
 static void on_corruption(const struct block_corruption *c)
 {
     struct json_object *data = json_object_new_object();
@@ -384,7 +384,7 @@ void qmp_subscribe(void)
     block_set_corruption_fn(on_corruption);
 }
 
-/* --- the end ----------------------------------------------------------------------------------------- */
+/* --- the end ---------------------------------------------------------------------------------- */
 
 void qmp_set_quit_fn(void (*fn)(void))
 {

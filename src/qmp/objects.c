@@ -9,7 +9,7 @@
 #include "loop/loop.h"
 #include "qmp/commands.h"
 
-static int iothread_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int iothread_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     struct reactor *r;
     int rc = reactor_create(id, &r, err);
@@ -17,16 +17,16 @@ static int iothread_create(const char *id, struct options *opts, void **ret, str
     if (rc < 0) {
         return rc;
     }
-    /* How a QEMU iothread polls has no counterpart: the reactor decides for itself. */
+    /* These options control how an iothread of QEMU polls. The reactor decides that for itself. */
     options_drop(opts, "poll-max-ns");
     options_drop(opts, "poll-grow");
     options_drop(opts, "poll-shrink");
     options_drop(opts, "aio-max-batch");
-    *ret = r;
+    *ret_data = r;
     return 0;
 }
 
-/* It may have to wait for what still runs there: others go on meanwhile. */
+/* This may wait for coroutines that still run there; other commands continue meanwhile. */
 static void iothread_destroy(void *data)
 {
     bool held = co_self() && block_control_pause();
@@ -65,8 +65,8 @@ struct reactor *qmp_find_iothread(const char *id, struct user_object **ret_objec
     return user_object_data(o);
 }
 
-int qmp_co_object_add(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                      struct error *err)
+int qmp_co_object_add(struct qmp_call *call, struct json_object *args,
+                      struct json_object **ret_value, struct error *err)
 {
     struct options *opts;
     int r = options_from_arguments(args, &opts, err);
@@ -74,8 +74,8 @@ int qmp_co_object_add(struct qmp_call *call, struct json_object *args, struct js
     return r < 0 ? r : user_object_add(opts, err);
 }
 
-int qmp_co_object_del(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                      struct error *err)
+int qmp_co_object_del(struct qmp_call *call, struct json_object *args,
+                      struct json_object **ret_value, struct error *err)
 {
     return user_object_del(qmp_get_str(args, "id"), err);
 }

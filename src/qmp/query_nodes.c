@@ -9,10 +9,10 @@
 #include "block/control.h"
 #include "qmp/commands.h"
 
-/* Images in a chain that are told about; more is taken for a loop. */
+/* Limit of images in a chain; a longer one is taken for a loop. */
 #define CHAIN_MAX 256
 
-/* What could not be counted is told in the log. */
+/* A bitmap that could not be counted is reported in the log. */
 static uint64_t co_count_dirty(struct block_bitmap *b)
 {
     uint64_t count = 0;
@@ -108,7 +108,7 @@ static int backing_depth(struct block_node *node)
     return depth;
 }
 
-/* There is no throttling; what QEMU tells of it is part of the answer's form. */
+/* There is no throttling; QEMU's answer has these members, so this one has them too. */
 static void add_zero_limits(struct json_object *o)
 {
     static const char *const names[] = {"iops",   "iops_rd", "iops_wr",        "bps",
@@ -119,7 +119,7 @@ static void add_zero_limits(struct json_object *o)
     }
 }
 
-static struct json_object *co_node_json(struct block_node *node, bool flat)
+static struct json_object *co_device_json(struct block_node *node, bool flat)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
@@ -155,11 +155,11 @@ static struct json_object *co_node_json(struct block_node *node, bool flat)
 }
 
 /*
- * Asking a driver may yield, and meanwhile exports may let go of nodes: the list of nodes is taken first, with a
- * reference to each.
+ * A question to a driver may yield, and meanwhile exports may release nodes. So the list of nodes
+ * is taken first, with a reference to each.
  */
 int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *args,
-                                   struct json_object **ret, struct error *err)
+                                   struct json_object **ret_value, struct error *err)
 {
     bool flat = qmp_get_bool(args, "flat", false);
     struct json_object *list = json_object_new_array();
@@ -178,12 +178,12 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
     while ((node = block_node_next(node))) {
         nodes[count++] = block_node_ref(node);
     }
-    /* The newest first, as QEMU lists them. */
+    /* Newest first, as QEMU lists them. */
     for (size_t i = count; i > 0; i--) {
-        json_object_array_add(list, co_node_json(nodes[i - 1], flat));
+        json_object_array_add(list, co_device_json(nodes[i - 1], flat));
         block_co_unref(nodes[i - 1]);
     }
     free(nodes);
-    *ret = list;
+    *ret_value = list;
     return 0;
 }

@@ -23,7 +23,7 @@ const struct qmp_type qmp_empty = {.kind = QMP_OBJECT,
 
 struct checker {
     unsigned flags;
-    struct strbuf path; /* of the value being checked: "addr.data" */
+    struct strbuf path; /* of the value that is checked: "addr.data" */
 };
 
 static int check_value(struct checker *c, const struct qmp_type *type, const char *name,
@@ -37,7 +37,7 @@ static void truncate_path(struct checker *c, size_t len)
     }
 }
 
-static int wrong_type(struct checker *c, const char *expected, struct error *err)
+static int wrong_json_type(struct checker *c, const char *expected, struct error *err)
 {
     return error_set(err, EINVAL, "Invalid parameter type for '%s', expected: %s",
                      strbuf_str(&c->path), expected);
@@ -48,7 +48,7 @@ static int wrong_form(struct checker *c, const char *expected, struct error *err
     return error_set(err, EINVAL, "Parameter '%s' expects %s", strbuf_str(&c->path), expected);
 }
 
-/* Names and paths end up as C strings: one with a NUL in it would be cut and mean another. */
+/* Names and paths become C strings: one with a NUL would be cut, and mean another object. */
 static int check_text(struct json_object *value, struct error *err)
 {
     switch (json_object_get_type(value)) {
@@ -84,7 +84,7 @@ static int check_text(struct json_object *value, struct error *err)
     }
 }
 
-/* --- text from the command line -------------------------------------------------------------------- */
+/* --- text from the command line --------------------------------------------------------------- */
 
 static bool is_text(const struct checker *c, struct json_object *value)
 {
@@ -129,7 +129,7 @@ static int convert_integer(struct checker *c, bool is_size, struct json_object *
     errno = 0;
     number = strtoll(text, &end, 0);
     if (errno || end == text || *end) {
-        return wrong_type(c, "integer", err);
+        return wrong_json_type(c, "integer", err);
     }
     replace(value, json_object_new_int64(number));
     return 0;
@@ -156,7 +156,7 @@ static int convert_array(struct checker *c, struct json_object **value, struct e
     return 0;
 }
 
-/* --- kinds ------------------------------------------------------------------------------------------- */
+/* --- kinds ------------------------------------------------------------------------------------ */
 
 static int check_integer(struct checker *c, enum qmp_kind kind, struct json_object **value,
                          struct error *err)
@@ -171,7 +171,7 @@ static int check_integer(struct checker *c, enum qmp_kind kind, struct json_obje
         }
     }
     if (!json_object_is_type(*value, json_type_int)) {
-        return kind == QMP_INT ? wrong_type(c, "integer", err) : wrong_form(c, "uint64", err);
+        return kind == QMP_INT ? wrong_json_type(c, "integer", err) : wrong_form(c, "uint64", err);
     }
     if (kind == QMP_INT) {
         return json_object_get_uint64(*value) > INT64_MAX ? wrong_form(c, "int64", err) : 0;
@@ -230,7 +230,7 @@ static int check_alternate(struct checker *c, const struct qmp_type *type, const
             return check_value(c, *t, name, value, err);
         }
     }
-    return wrong_type(c, type->name, err);
+    return wrong_json_type(c, type->name, err);
 }
 
 static int check_members(struct checker *c, const struct qmp_type *type, struct json_object *object,
@@ -317,7 +317,10 @@ static int check_object(struct checker *c, const struct qmp_type *type, struct j
     return 0;
 }
 
-/* `name` is the member's own name: what messages about enumerations use, as QEMU's do. */
+/*
+ * Check a value, and convert it if it is text of a command line. `name` is the member's own name,
+ * which messages about enumerations show, as QEMU's do.
+ */
 static int check_value(struct checker *c, const struct qmp_type *type, const char *name,
                        struct json_object **value, struct error *err)
 {
@@ -327,7 +330,7 @@ static int check_value(struct checker *c, const struct qmp_type *type, const cha
     case QMP_STR:
     case QMP_ENUM:
         if (!json_object_is_type(*value, json_type_string)) {
-            return wrong_type(c, "string", err);
+            return wrong_json_type(c, "string", err);
         }
         r = check_text(*value, err);
         return r < 0 || type->kind == QMP_STR ? r : check_enum(type, name, *value, err);
@@ -335,7 +338,8 @@ static int check_value(struct checker *c, const struct qmp_type *type, const cha
         if (is_text(c, *value)) {
             return convert_bool(c, value, err);
         }
-        return json_object_is_type(*value, json_type_boolean) ? 0 : wrong_type(c, "boolean", err);
+        return json_object_is_type(*value, json_type_boolean) ? 0
+                                                              : wrong_json_type(c, "boolean", err);
     case QMP_INT:
     case QMP_UINT32:
     case QMP_SIZE:
@@ -344,7 +348,7 @@ static int check_value(struct checker *c, const struct qmp_type *type, const cha
         return json_object_is_type(*value, json_type_int) ||
                        json_object_is_type(*value, json_type_double)
                    ? 0
-                   : wrong_type(c, "number", err);
+                   : wrong_json_type(c, "number", err);
     case QMP_ANY:
         return check_text(*value, err);
     case QMP_ARRAY:
@@ -354,10 +358,10 @@ static int check_value(struct checker *c, const struct qmp_type *type, const cha
         }
         return json_object_is_type(*value, json_type_array)
                    ? check_array(c, type, name, *value, err)
-                   : wrong_type(c, "array", err);
+                   : wrong_json_type(c, "array", err);
     case QMP_OBJECT:
         return json_object_is_type(*value, json_type_object) ? check_object(c, type, *value, err)
-                                                             : wrong_type(c, "object", err);
+                                                             : wrong_json_type(c, "object", err);
     case QMP_ALTERNATE:
         return check_alternate(c, type, name, value, err);
     }
@@ -374,7 +378,7 @@ int qmp_check(const struct qmp_type *type, struct json_object *value, unsigned f
     return r;
 }
 
-/* --- arguments --------------------------------------------------------------------------------------- */
+/* --- arguments -------------------------------------------------------------------------------- */
 
 struct json_object *qmp_get(struct json_object *args, const char *name)
 {

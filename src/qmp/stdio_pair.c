@@ -15,11 +15,11 @@
 
 #define FLUSH_WAIT_MS 1000
 
-/* The threads' end of the pair; it and the threads last as long as the process. */
+/* The threads' end of the pair. It and the threads live as long as the process. */
 static int far_end = -1;
 static atomic_bool output_done;
 
-static bool write_all(int fd, const char *data, ssize_t size)
+static bool write_stream(int fd, const char *data, ssize_t size)
 {
     while (size > 0) {
         ssize_t n = write(fd, data, (size_t)size);
@@ -43,12 +43,15 @@ static void carry(int from, int to)
 
     do {
         n = read(from, buf, sizeof(buf));
-    } while ((n < 0 && errno == EINTR) || (n > 0 && write_all(to, buf, n)));
+    } while ((n < 0 && errno == EINTR) || (n > 0 && write_stream(to, buf, n)));
 }
 
 static void *carry_input(void *arg)
 {
-    /* At its end the session stays: a daemon whose input is empty still serves, and prints events. */
+    /*
+     * At the end of the input the session stays: a daemon with an empty input still serves, and
+     * prints events.
+     */
     carry(STDIN_FILENO, far_end);
     return NULL;
 }
@@ -60,7 +63,7 @@ static void *carry_output(void *arg)
     return NULL;
 }
 
-static int start_thread(void *(*fn)(void *))
+static int start_copy_thread(void *(*fn)(void *))
 {
     pthread_t thread;
     int r = pthread_create(&thread, NULL, fn, NULL);
@@ -82,9 +85,9 @@ int qmp_stdio_open(struct error *err)
         return error_set_errno(err, errno, "Failed to create a socket");
     }
     far_end = pair[1];
-    r = fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0 ? -errno : start_thread(carry_output);
+    r = fcntl(pair[0], F_SETFL, O_NONBLOCK) < 0 ? -errno : start_copy_thread(carry_output);
     if (r >= 0) {
-        r = start_thread(carry_input);
+        r = start_copy_thread(carry_input);
     }
     if (r < 0) {
         close(pair[0]);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Names and members are those of QEMU's QAPI schema (QMP reference manual of qemu-storage-daemon), so far as they
- * are served here. blockdev-replace and query-nbd-server are Tidemark's own.
+ * Names and members are those of QEMU's QAPI schema (QMP reference manual of qemu-storage-daemon),
+ * as far as they are supported. blockdev-replace and query-nbd-server are Tidemark's own.
  */
 #include "qmp/table.h"
 
@@ -9,7 +9,7 @@
 
 #include "qmp/commands.h"
 
-/* An enumeration, an array, an object, a union: the shortest way to write each. */
+/* Short forms to define an enumeration, an array and an object. */
 #define ENUM(id, type_name, ...)                                                                   \
     static const struct qmp_type id = {                                                            \
         .kind = QMP_ENUM, .name = type_name, .values = (const char *const[]){__VA_ARGS__, NULL}}
@@ -29,7 +29,7 @@
     }
 #define OBJECT(id, type_name, ...)                                                                 \
     static const struct qmp_type id = OBJECT_INIT(type_name, __VA_ARGS__)
-/* One member of an object: needed, and optional. */
+/* A member of an object: required, and optional. */
 #define REQ(member, member_type)                                                                   \
     {                                                                                              \
         member, &member_type, false                                                                \
@@ -39,7 +39,7 @@
         member, &member_type, true                                                                 \
     }
 
-/* --- misc ---------------------------------------------------------------------------------------- */
+/* --- misc ------------------------------------------------------------------------------------- */
 
 ENUM(capability, "QMPCapability", "oob");
 ARRAY(capabilities, capability);
@@ -52,7 +52,7 @@ OBJECT(version_info, "VersionInfo", REQ("qemu", version_triple), REQ("package", 
 OBJECT(command_info, "CommandInfo", REQ("name", qmp_str));
 ARRAY(command_infos, command_info);
 
-/* --- query-qmp-schema ------------------------------------------------------------------------------ */
+/* --- query-qmp-schema ------------------------------------------------------------------------- */
 
 ENUM(meta_type, "SchemaMetaType", "builtin", "enum", "array", "object", "alternate", "command",
      "event");
@@ -93,7 +93,7 @@ static const struct qmp_type schema_info = {
 };
 ARRAY(schema_infos, schema_info);
 
-/* --- query-named-block-nodes ------------------------------------------------------------------------- */
+/* --- query-named-block-nodes ------------------------------------------------------------------ */
 
 ENUM(detect_zeroes, "BlockdevDetectZeroesOptions", "off", "on", "unmap");
 OBJECT(named_nodes_args, "q_obj_query-named-block-nodes-arg", OPT("flat", qmp_bool));
@@ -120,7 +120,7 @@ OBJECT(device_info, "BlockDeviceInfo", REQ("file", qmp_str), OPT("node-name", qm
        REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos));
 ARRAY(device_infos, device_info);
 
-/* --- dirty bitmaps ------------------------------------------------------------------------------------ */
+/* --- dirty bitmaps ---------------------------------------------------------------------------- */
 
 OBJECT(bitmap_ref, "BlockDirtyBitmap", REQ("node", qmp_str), REQ("name", qmp_str));
 OBJECT(bitmap_add, "BlockDirtyBitmapAdd", REQ("node", qmp_str), REQ("name", qmp_str),
@@ -134,7 +134,7 @@ ARRAY(bitmaps_or_strs, bitmap_or_str);
 OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target", qmp_str),
        REQ("bitmaps", bitmaps_or_strs));
 
-/* --- exports -------------------------------------------------------------------------------------------- */
+/* --- exports ---------------------------------------------------------------------------------- */
 
 ENUM(export_type, "BlockExportType", "nbd");
 OBJECT(export_nbd, "BlockExportOptionsNbd", OPT("name", qmp_str), OPT("description", qmp_str),
@@ -170,7 +170,7 @@ OBJECT(quorum_report_bad, "q_obj_QUORUM_REPORT_BAD-arg", REQ("type", quorum_op),
        OPT("error", qmp_str), REQ("node-name", qmp_str), REQ("sector-num", qmp_int),
        REQ("sectors-count", qmp_int));
 
-/* Addresses: flat for the command line, wrapped in "data" for QMP. */
+/* Addresses: flat on command lines, wrapped in "data" in QMP. */
 ENUM(address_type, "SocketAddressType", "inet", "unix", "fd");
 OBJECT(inet_address, "InetSocketAddress", REQ("host", qmp_str), REQ("port", qmp_str));
 OBJECT(unix_address, "UnixSocketAddress", REQ("path", qmp_str));
@@ -204,9 +204,9 @@ const struct qmp_type qmp_type_nbd_server_options = OBJECT_INIT(
     OPT("tls-creds", qmp_str), OPT("tls-authz", qmp_str), OPT("max-connections", qmp_uint32));
 OBJECT(nbd_server_info, "NbdServerInfo", REQ("running", qmp_bool), OPT("address", address));
 
-/* --- nodes ------------------------------------------------------------------------------------------------ */
+/* --- nodes ------------------------------------------------------------------------------------ */
 
-/* The driver's own options are for the driver to check; it names what it does not know. */
+/* The driver checks its own options, and names the first one that it does not know. */
 static const struct qmp_type blockdev_add = {
     .kind = QMP_OBJECT,
     .name = "BlockdevOptions",
@@ -220,11 +220,11 @@ OBJECT(blockdev_del, "q_obj_blockdev-del-arg", REQ("node-name", qmp_str));
 OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
        REQ("node-name", qmp_str));
 
-/* --- objects ---------------------------------------------------------------------------------------------- */
+/* --- objects ---------------------------------------------------------------------------------- */
 
 ENUM(object_kind, "ObjectType", "authz-list", "authz-list-file", "authz-simple", "iothread",
      "secret", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509");
-/* What each type has beside is for the type to check. */
+/* The type checks its own members. */
 static const struct qmp_type object_add = {
     .kind = QMP_OBJECT,
     .name = "ObjectOptions",
@@ -233,7 +233,7 @@ static const struct qmp_type object_add = {
 };
 OBJECT(object_del, "q_obj_object-del-arg", REQ("id", qmp_str));
 
-/* --- transactions ------------------------------------------------------------------------------------------ */
+/* --- transactions ----------------------------------------------------------------------------- */
 
 ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
      "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
@@ -273,7 +273,7 @@ OBJECT(transaction_properties, "TransactionProperties", OPT("completion-mode", c
 OBJECT(transaction, "q_obj_transaction-arg", REQ("actions", actions),
        OPT("properties", transaction_properties));
 
-/* --- the table -------------------------------------------------------------------------------------------- */
+/* --- the table -------------------------------------------------------------------------------- */
 
 const struct qmp_command qmp_commands[] = {
     {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The one table of what the monitor knows: commands and events, and their types. Nothing here yields. */
+/*
+ * The table of what the monitor knows: commands and events, and their types. Nothing here yields
+ * but the commands.
+ */
 #ifndef TIDEMARK_QMP_TABLE_H
 #define TIDEMARK_QMP_TABLE_H
 
@@ -9,15 +12,16 @@
 struct qmp_call {
     bool negotiated;          /* qmp_capabilities has been accepted */
     bool quit_after_reply;    /* set by the command quit */
-    const void *const caller; /* tells sessions apart; not for looking into */
+    const void *const caller; /* identifies the session; never dereferenced */
 };
 
 /*
- * Run a command. `args` has passed the check (and is an object); *ret gets a new reference to the value to return, or
- * is left alone for "nothing". 0 or -errno. Main reactor, in a coroutine, one command at a time; may yield.
+ * Run a command. `args` is an object that has passed the check. *ret_value gets a new reference to
+ * the value to return, or is left alone to return nothing. 0 or -errno with `err` set. In a
+ * coroutine of the main reactor, one command at a time, with the control lock held. May yield.
  */
 typedef int qmp_co_command(struct qmp_call *call, struct json_object *args,
-                           struct json_object **ret, struct error *err);
+                           struct json_object **ret_value, struct error *err);
 
 struct qmp_command {
     const char *name;              /* NULL ends the table */
@@ -34,9 +38,10 @@ struct qmp_event {
 extern const struct qmp_command qmp_commands[];
 extern const struct qmp_event qmp_events[];
 
-const struct qmp_command *qmp_find_command(const char *name); /* NULL: unknown */
+/* The command of this name; NULL: there is none. */
+const struct qmp_command *qmp_find_command(const char *name);
 
-/* Types that others need: options of the command line, actions of transactions. */
+/* Types that other code needs: options of command lines, actions of transactions. */
 extern const struct qmp_type qmp_type_export_add;
 extern const struct qmp_type qmp_type_nbd_server_options; /* --nbd-server */
 extern const struct qmp_type qmp_type_transaction_action;

@@ -14,7 +14,7 @@
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
 
-/* An action of the transaction that runs. */
+/* An action of the running transaction. */
 struct step {
     const struct qmp_action *action;
     struct json_object *data; /* borrowed */
@@ -24,7 +24,7 @@ struct step {
 struct qmp_concern {
     struct block_node **nodes; /* each referenced */
     size_t count, capacity;
-    size_t drained; /* of them: the first */
+    size_t drained; /* the first ones, which are drained */
     bool failed;    /* no memory */
 };
 
@@ -60,7 +60,7 @@ const struct qmp_action *qmp_find_action(const char *name)
     return NULL;
 }
 
-/* --- draining what is concerned ------------------------------------------------------------------ */
+/* --- draining what is concerned --------------------------------------------------------------- */
 
 void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
 {
@@ -86,15 +86,15 @@ void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
     c->nodes[c->count++] = block_node_ref(node);
 }
 
-/* A node that is being completed, without the control lock. */
+/* A node that is completed at the moment, without the control lock. */
 struct completion {
-    struct list link; /* in completions */
+    struct list link; /* in `completions` */
     struct block_node *node;
 };
 
 static struct list completions = LIST_INIT(completions);
 
-/* How often a transaction looks whether the nodes that it concerns are complete. */
+/* Interval between checks whether the nodes concerned are completed. */
 #define COMPLETE_LOOK_NS NS_PER_MS
 
 static bool any_completes(const struct qmp_concern *c)
@@ -126,10 +126,11 @@ int qmp_co_complete(struct block_node *node, struct error *err)
 }
 
 /*
- * Others may change the graph while this waits for requests to end, so that the actions may concern other nodes afterwards: until
- * all are drained at once.
+ * Drain the nodes concerned. The graph may change while this waits for requests to end, so that the
+ * actions may then concern other nodes: repeat until all are drained at one instant.
  */
-static int co_drain(struct step *steps, size_t count, struct qmp_concern *c, struct error *err)
+static int co_drain_concern(struct step *steps, size_t count, struct qmp_concern *c,
+                            struct error *err)
 {
     int r = 0;
 
@@ -165,7 +166,7 @@ static void undrain_concern(struct qmp_concern *c)
     }
 }
 
-/* Nodes may have lost all other users. */
+/* Release the nodes, some of which may have lost all other users. */
 static void co_concern_clear(struct qmp_concern *c)
 {
     block_control_unlock();
@@ -176,9 +177,9 @@ static void co_concern_clear(struct qmp_concern *c)
     free(c->nodes);
 }
 
-/* --- steps --------------------------------------------------------------------------------------- */
+/* --- steps ------------------------------------------------------------------------------------ */
 
-static int co_open_one(struct step *step, struct error *err)
+static int co_open_step(struct step *step, struct error *err)
 {
     if (!step->action) {
         return error_set(err, EINVAL, "There is no action of that type");
@@ -190,18 +191,18 @@ static int co_open_one(struct step *step, struct error *err)
     return step->action->co_open ? step->action->co_open(step->state, step->data, err) : 0;
 }
 
-/* The lock is released meanwhile. */
-static int co_open_all(struct step *steps, size_t count, struct error *err)
+/* The control lock is released meanwhile. */
+static int co_open_steps(struct step *steps, size_t count, struct error *err)
 {
     ERROR_AUTO(ending);
     int r = 0, r2;
 
     block_control_unlock();
     for (size_t i = 0; i < count && r >= 0; i++) {
-        r = co_open_one(&steps[i], err);
+        r = co_open_step(&steps[i], err);
     }
     r2 = qmp_co_lock_again(r < 0 ? &ending : err);
-    return r < 0 ? r : r2;
+    return error_first(r, r2);
 }
 
 static int co_prepare_all(struct step *steps, size_t count, size_t *ret_prepared, struct error *err)
@@ -217,7 +218,7 @@ static int co_prepare_all(struct step *steps, size_t count, size_t *ret_prepared
     return MIN(r, 0);
 }
 
-static int co_finish(struct step *steps, size_t count, struct error *err)
+static int co_finish_steps(struct step *steps, size_t count, struct error *err)
 {
     for (size_t i = 0; i < count; i++) {
         int r = steps[i].action->co_finish ? steps[i].action->co_finish(steps[i].state, err) : 0;
@@ -229,7 +230,7 @@ static int co_finish(struct step *steps, size_t count, struct error *err)
     return 0;
 }
 
-static void co_commit(struct step *steps, size_t count)
+static void co_commit_steps(struct step *steps, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
         if (steps[i].action->co_commit) {
@@ -238,8 +239,8 @@ static void co_commit(struct step *steps, size_t count)
     }
 }
 
-/* Backwards: each action finds the state that it left. */
-static void co_abort(struct step *steps, size_t count)
+/* Backwards, so that each action finds the state that it left. */
+static void co_abort_steps(struct step *steps, size_t count)
 {
     ERROR_AUTO(err);
 
@@ -263,19 +264,19 @@ static void co_clean(struct step *steps, size_t count)
     }
 }
 
-static int co_change(struct step *steps, size_t count, struct error *err)
+static int co_change_graph(struct step *steps, size_t count, struct error *err)
 {
     size_t prepared;
     int r;
 
     block_co_change_begin();
     r = co_prepare_all(steps, count, &prepared, err);
-    r = r < 0 ? r : block_co_change_settle(err);
-    r = r < 0 ? r : co_finish(steps, count, err);
+    UNLESS_FAILED(r, block_co_change_settle(err));
+    UNLESS_FAILED(r, co_finish_steps(steps, count, err));
     if (r < 0) {
-        co_abort(steps, prepared);
+        co_abort_steps(steps, prepared);
     } else {
-        co_commit(steps, count);
+        co_commit_steps(steps, count);
     }
     block_co_change_end();
     return r;
@@ -284,10 +285,10 @@ static int co_change(struct step *steps, size_t count, struct error *err)
 static int co_run_steps(struct step *steps, size_t count, struct error *err)
 {
     struct qmp_concern concern = {0};
-    int r = co_open_all(steps, count, err);
+    int r = co_open_steps(steps, count, err);
 
-    r = r < 0 ? r : co_drain(steps, count, &concern, err);
-    r = r < 0 ? r : co_change(steps, count, err);
+    UNLESS_FAILED(r, co_drain_concern(steps, count, &concern, err));
+    UNLESS_FAILED(r, co_change_graph(steps, count, err));
     undrain_concern(&concern);
     co_clean(steps, count);
     co_concern_clear(&concern);
@@ -301,7 +302,10 @@ int qmp_co_run_action(const struct qmp_action *action, struct json_object *data,
     return co_run_steps(&step, 1, err);
 }
 
-/* There is nothing yet that goes on after the transaction, and would have to be cancelled with others of its group. */
+/*
+ * Check completion-mode. "grouped" concerns work that continues after the transaction, and there is
+ * none yet.
+ */
 static int check_properties(struct json_object *args, struct error *err)
 {
     struct json_object *list = qmp_get(args, "actions"), *properties = qmp_get(args, "properties");
@@ -316,8 +320,8 @@ static int check_properties(struct json_object *args, struct error *err)
     return 0;
 }
 
-int qmp_co_transaction(struct qmp_call *call, struct json_object *args, struct json_object **ret,
-                       struct error *err)
+int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
+                       struct json_object **ret_value, struct error *err)
 {
     struct json_object *list = qmp_get(args, "actions");
     size_t count = json_object_array_length(list);

@@ -1,21 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Transactions: several changes, all or nothing, at one instant for every client. A command that is an action, too, is a
- * transaction of one.
+ * Transactions: several changes, all or nothing, at one instant for every client. A command that is
+ * an action as well runs as a transaction of one.
  *
- *   open 1..n       what takes its time: images are opened. Nothing is locked or drained meanwhile: guests and other monitors
- *                   go on, however long a server is silent
+ *   open 1..n       slow work: images are opened. Nothing is locked or drained, so guests and
+ *                   other monitors continue even if a server is silent
  *   drain           the nodes that the actions concern, all at one instant, and no others
- *   prepare 1..n    each does its change in such a way that abort can take it back without failing. Permissions are not
- *                   looked at yet: the graph changes as a whole (block_co_change_begin())
- *   settle          permissions of the result, flush of what is left
- *   finish 1..n     what can neither be taken back nor is sure to succeed
- *   commit 1..n     lets go of what is no longer needed, shows clients what is new
+ *   prepare 1..n    each action makes its change so that abort can undo it without failing.
+ *                   Permissions are not checked yet: the graph changes as a whole
+ *                   (block_co_change_begin())
+ *   settle          permissions of the result; what is left unflushed is flushed
+ *   finish 1..n     changes that cannot be undone, and may fail
+ *   commit 1..n     releases what is no longer needed, shows clients what is new
  *   undrain
- *   clean 1..n      of all that were opened: what takes its time again, such as closing
+ *   clean 1..n      of all actions that were opened: slow work again, such as closing
  *
- * When open fails: clean of those opened. When prepare, settle or finish fails: abort n..1 of the prepared, settle, undrain,
- * clean. Undo is complete when the answer is sent: what was never shown to a client leaves nothing in flight.
+ * When open fails: clean of those that were opened. When prepare, settle or finish fails: abort
+ * n..1 of those that were prepared, settle, undrain, clean. The undo is complete when the answer is
+ * sent: what no client has seen leaves nothing in flight.
  */
 #ifndef TIDEMARK_QMP_TRANSACTION_H
 #define TIDEMARK_QMP_TRANSACTION_H
@@ -29,39 +31,47 @@ struct block_node;
 
 /* The nodes that are drained for a transaction. */
 struct qmp_concern;
-/* Add one; NULL is fine. Doesn't yield. */
+/* Add a node; NULL is ignored. Does not yield. */
 void qmp_concern_add(struct qmp_concern *concern, struct block_node *node);
 
 /*
- * What an action keeps between its steps: its own memory of `state_size` bytes, zeroed before open. The control lock is held
- * in all steps but open; clean may pause it. A step that is NULL does nothing. `data` lives until after clean.
+ * An action. Its state between the steps is `state_size` bytes, zeroed before open. The control
+ * lock is held in all steps but open; clean may pause it. A step that is NULL does nothing. `data`
+ * is valid until after clean.
  */
 struct qmp_action {
     const char *name; /* as in the schema's TransactionAction */
     size_t state_size;
     int (*co_open)(void *state, struct json_object *data, struct error *err);
-    /* Which nodes it concerns: those whose users must not see it half done. Called again when some had to be waited for. */
+    /*
+     * Add the nodes whose users must not see the action half done. Called again if the graph may
+     * have changed while some of them were drained.
+     */
     void (*concerns)(void *state, struct json_object *data, struct qmp_concern *concern);
     int (*co_prepare)(void *state, struct json_object *data, struct error *err);
     int (*co_finish)(void *state, struct error *err);
     void (*co_commit)(void *state);
     void (*co_abort)(void *state);
-    void (*co_clean)(void *state); /* also where prepare failed, or was not reached */
+    void (*co_clean)(void *state); /* called also if prepare failed or was not reached */
 };
 
-/* NULL if there is none. */
+/* The action of this name; NULL: there is none. Does not yield. */
 const struct qmp_action *qmp_find_action(const char *name);
 
-/* Run one action as a transaction by itself. The control lock is held, and released for a while. Yields. */
+/*
+ * Run one action as a transaction. The control lock is held, and released for a while. 0, or the
+ * error of the step that failed. Yields.
+ */
 int qmp_co_run_action(const struct qmp_action *action, struct json_object *data, struct error *err);
 
 /*
- * block_co_inactivate() of a node that stays, for an action's open: no transaction that concerns the node is in the midst of
- * its changes meanwhile. Only the start of it needs the control lock, which is held, and released for a while.
+ * For the open step of an action: block_co_inactivate() of a node that stays in the graph. No
+ * transaction that concerns the node makes its changes meanwhile. The control lock is held, and
+ * released for most of the time. Yields.
  */
 int qmp_co_complete(struct block_node *node, struct error *err);
 
-/* By file. */
+/* The actions, by the file that defines them. */
 extern const struct qmp_action qmp_action_bitmap_add, qmp_action_bitmap_remove,
     qmp_action_bitmap_clear, qmp_action_bitmap_enable, qmp_action_bitmap_disable,
     qmp_action_bitmap_merge;
