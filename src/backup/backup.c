@@ -2,15 +2,16 @@
 /*
  * A backup, in order:
  *
- *   1. lock the repository; remove what a run that was cut off left there and in the daemon
+ *   1. lock the repository; remove what a killed run has left there and in the daemon
  *   2. decide: incremental, or full and why
  *   3. checkpoint: one transaction in the daemon
  *   4. pull the point in time into an unfinished directory of the repository
  *   5. checksums, manifest, rename: now the backup exists
- *   6. settle the daemon: filter out, the frozen bitmap removed
+ *   6. settle the daemon: remove the filter and the frozen bitmap
  *
- * A failure before 5 settles the daemon for the backup before, which takes the changes recorded since the checkpoint
- * back into its bitmap. A kill at any point leaves what step 1 of the next run recognises.
+ * A failure before step 5 settles the daemon for the backup before, whose bitmap takes back the
+ * changes recorded since the checkpoint. A kill at any point leaves a state that step 1 of the next
+ * run recognises.
  */
 #include "backup/backup.h"
 
@@ -30,7 +31,7 @@
 
 #define EXPORT_ATTEMPTS 50
 #define EXPORT_RETRY_NS (20 * NS_PER_MS)
-/* Below this a file system counts as full in a message that guesses at the cause. */
+/* With less free space than this, a message guesses that a full file system is the cause. */
 #define LITTLE_SPACE (1 * MiB)
 
 static int out_of_memory(struct error *err)
@@ -61,7 +62,10 @@ static int watch_space(void *arg, struct error *err)
     return -ENOSPC;
 }
 
-/* A read of the view fails when it broke, and it breaks when the temporary image can't be written. */
+/*
+ * Name a full file system as the likely cause: a read of the view fails when the view is broken,
+ * and the view breaks when the temporary image cannot be written.
+ */
 static void guess_cause(const struct run *run, struct error *err)
 {
     const char *full = is_full(run->draft.path)     ? run->repository.path
@@ -78,25 +82,29 @@ static void guess_cause(const struct run *run, struct error *err)
     }
 }
 
-/* Where the NBD server is. One that a run has started is held, and then looked at once more, whether it is still there. */
-static int co_find_server(struct run *run, struct nbd_address *ret, struct error *err)
+/*
+ * Find the NBD server. If a run has started it, lock its socket, and then check once more that it
+ * still runs.
+ */
+static int co_find_server(struct run *run, struct nbd_address *ret_address, struct error *err)
 {
     const char *uri = run->options->nbd_uri, *socket = run->fleece.socket;
     struct nbd_address first = {0};
-    int rc = source_co_nbd_address(&run->source, uri, socket, ret, err);
+    int r = source_co_nbd_address(&run->source, uri, socket, ret_address, err);
 
-    if (rc < 0 || uri || !ret->path || !fleece_is_socket(ret->path)) {
-        return rc;
+    if (r < 0 || uri || !ret_address->path || !fleece_is_socket(ret_address->path)) {
+        return r;
     }
-    run->server_fd = fleece_lock_socket(ret->path, false);
-    first = *ret;
-    *ret = (struct nbd_address){0};
-    rc = source_co_nbd_address(&run->source, uri, socket, ret, err);
-    if (rc == 0 && (run->server_fd < 0 || !ret->path || strcmp(ret->path, first.path) != 0)) {
-        rc = error_set(err, EIO, "The NBD server at '%s' was stopped", first.path);
+    run->server_fd = fleece_lock_socket(ret_address->path, false);
+    first = *ret_address;
+    *ret_address = (struct nbd_address){0};
+    r = source_co_nbd_address(&run->source, uri, socket, ret_address, err);
+    if (r == 0 &&
+        (run->server_fd < 0 || !ret_address->path || strcmp(ret_address->path, first.path) != 0)) {
+        r = error_set(err, EIO, "The NBD server at '%s' was stopped", first.path);
     }
     nbd_address_clear(&first);
-    return rc;
+    return r;
 }
 
 static void release_server(struct run *run)
@@ -107,29 +115,29 @@ static void release_server(struct run *run)
     }
 }
 
-/* Runs of other disks may start and stop a server of theirs meanwhile: then ask again. */
-static int co_export(struct run *run, const char *frozen, struct nbd_address *ret,
+/* Runs of other disks may start and stop a server of their own meanwhile: then query again. */
+static int co_export(struct run *run, const char *frozen, struct nbd_address *ret_address,
                      struct error *err)
 {
     const char *uri = run->options->nbd_uri;
-    int rc = -EIO;
+    int r = -EIO;
 
-    for (int i = 1; rc < 0 && i <= EXPORT_ATTEMPTS; i++) {
+    for (int i = 1; r < 0 && i <= EXPORT_ATTEMPTS; i++) {
         ERROR_AUTO(attempt);
 
-        nbd_address_clear(ret);
+        nbd_address_clear(ret_address);
         release_server(run);
-        rc = co_find_server(run, ret, &attempt);
-        rc = rc < 0 ? rc : source_co_export(&run->source, frozen, &attempt);
-        if (rc < 0 && (uri || rc != -EIO || i == EXPORT_ATTEMPTS)) {
+        r = co_find_server(run, ret_address, &attempt);
+        UNLESS_FAILED(r, source_co_export(&run->source, frozen, &attempt));
+        if (r < 0 && (uri || r != -EIO || i == EXPORT_ATTEMPTS)) {
             error_move(err, &attempt);
-            return rc;
+            return r;
         }
-        if (rc < 0) {
+        if (r < 0) {
             loop_co_sleep(EXPORT_RETRY_NS);
         }
     }
-    return rc;
+    return r;
 }
 
 static int co_pull(struct run *run, struct error *err)
@@ -138,14 +146,14 @@ static int co_pull(struct run *run, struct error *err)
     struct nbd_address address = {0};
     char *backing AUTO_FREE = NULL;
     struct pull_result result;
-    int rc;
+    int r;
 
     if (run->base && asprintf(&backing, "../%s/%s", run->base->id, REPOSITORY_IMAGE) < 0) {
         backing = NULL;
         return out_of_memory(err);
     }
-    rc = co_export(run, frozen, &address, err);
-    if (rc == 0) {
+    r = co_export(run, frozen, &address, err);
+    if (r == 0) {
         struct pull_config config = {
             .address = &address,
             .tls = run->options->tls,
@@ -163,14 +171,14 @@ static int co_pull(struct run *run, struct error *err)
             .watch_arg = run,
             .view_failed = &run->view_failed,
         };
-        rc = pull_co_run(&config, &result, err);
+        r = pull_co_run(&config, &result, err);
     }
     nbd_address_clear(&address);
-    if (rc == 0) {
+    if (r == 0) {
         run->manifest.changed = result.changed;
         run->manifest.moved = result.moved;
     }
-    return rc;
+    return r;
 }
 
 static int add_allocated(int fd, const char *shown, uint64_t *sum, struct error *err)
@@ -184,25 +192,25 @@ static int add_allocated(int fd, const char *shown, uint64_t *sum, struct error 
     return 0;
 }
 
-static int co_complete(struct run *run, struct error *err)
+static int co_complete_manifest(struct run *run, struct error *err)
 {
     volatile sig_atomic_t *stop = run->options->stop;
     struct manifest *m = &run->manifest;
-    int rc = digest_co_file(run->image_fd, run->image, stop, m->image_sha256, &m->image_size, err);
+    int r = digest_co_file(run->image_fd, run->image, stop, m->image_sha256, &m->image_size, err);
 
-    rc = rc < 0 ? rc
-                : digest_co_file(run->sums_fd, run->sums, stop, m->sums_sha256, &m->sums_size, err);
-    rc = rc < 0 ? rc : add_allocated(run->image_fd, run->image, &m->stored, err);
-    rc = rc < 0 ? rc : add_allocated(run->sums_fd, run->sums, &m->stored, err);
-    if (rc < 0) {
-        return rc;
+    UNLESS_FAILED(
+        r, digest_co_file(run->sums_fd, run->sums, stop, m->sums_sha256, &m->sums_size, err));
+    UNLESS_FAILED(r, add_allocated(run->image_fd, run->image, &m->stored, err));
+    UNLESS_FAILED(r, add_allocated(run->sums_fd, run->sums, &m->stored, err));
+    if (r < 0) {
+        return r;
     }
     m->duration_ms = (uint64_t)(loop_now_ns() - run->started_ns) / NS_PER_MS;
     unlinkat(run->draft.fd, REPOSITORY_FLEECE, 0);
     return repository_commit(&run->repository, &run->draft, m, err);
 }
 
-/* A run to another directory may have begun since the daemon was looked at. */
+/* Another run, to another directory, may have begun since the daemon was queried. */
 static void co_hint_at_others(struct run *run, struct error *err)
 {
     SOURCE_STATE_AUTO(state);
@@ -213,8 +221,8 @@ static void co_hint_at_others(struct run *run, struct error *err)
     }
 }
 
-/* From the checkpoint on the daemon has to be settled, whatever happens. */
-static int co_take(struct run *run, struct error *unsettled, struct error *err)
+/* From the checkpoint on, the daemon has to be settled in any case. */
+static int co_take_backup(struct run *run, struct error *unsettled, struct error *err)
 {
     const struct source_checkpoint checkpoint = {
         .started = run->state.read_only ? NULL : run->manifest.bitmap,
@@ -223,17 +231,17 @@ static int co_take(struct run *run, struct error *unsettled, struct error *err)
         .temp_is_qcow2 = run->fleece.is_qcow2,
         .timeout_s = run->options->cbw_timeout_s,
     };
-    int rc = source_co_checkpoint(&run->source, &run->state, &checkpoint, &run->manifest.begin,
-                                  &run->manifest.end, err);
+    int r = source_co_checkpoint(&run->source, &run->state, &checkpoint, &run->manifest.begin,
+                                 &run->manifest.end, err);
 
-    if (rc < 0) {
+    if (r < 0) {
         co_hint_at_others(run, err);
-        return rc;
+        return r;
     }
-    rc = co_pull(run, err);
-    rc = rc < 0 ? rc : co_complete(run, err);
+    r = co_pull(run, err);
+    UNLESS_FAILED(r, co_complete_manifest(run, err));
     release_server(run);
-    if (rc == 0) {
+    if (r == 0) {
         if (source_co_settle(&run->source, run->manifest.bitmap, unsettled) < 0) {
             error_hint(unsettled, "Backup %s is complete; the next backup will try again.",
                        run->manifest.id);
@@ -241,17 +249,17 @@ static int co_take(struct run *run, struct error *unsettled, struct error *err)
     } else {
         ERROR_AUTO(settle_err);
 
-        /* Where that fails, too, it is no question of space: the daemon is gone, or nearly so. */
+        /* If that fails too, space is not the cause: the daemon is gone, or nearly so. */
         if (source_co_settle(&run->source, run_last_bitmap(run), &settle_err) == 0) {
             guess_cause(run, err);
         } else if (!err->hint) {
             error_hint(err, "%s; the next backup will try again.", error_message(&settle_err));
         }
     }
-    return rc;
+    return r;
 }
 
-static void begin(struct run *run, const struct backup_options *options)
+static void run_begin(struct run *run, const struct backup_options *options)
 {
     *run = (struct run){.options = options,
                         .repository = REPOSITORY_INIT,
@@ -263,7 +271,7 @@ static void begin(struct run *run, const struct backup_options *options)
                         .started_ns = loop_now_ns()};
 }
 
-static void clear(struct run *run)
+static void run_clear(struct run *run)
 {
     release_server(run);
     fleece_clear(&run->fleece);
@@ -282,24 +290,24 @@ static void clear(struct run *run)
     free(run->sums);
 }
 
-int backup_co_take(const struct backup_options *options, struct manifest *ret,
+int backup_co_take(const struct backup_options *options, struct manifest *ret_manifest,
                    struct error *unsettled, struct error *err)
 {
     struct qmp_client *qmp AUTO_QMP = NULL;
     struct run run;
-    int rc;
+    int r;
 
-    begin(&run, options);
-    rc = qmp_client_co_connect(options->qmp_socket, &qmp, err);
-    rc = rc < 0 ? rc : repository_open_to_write(options->dir, &run.repository, err);
-    rc = rc < 0 ? rc : run_co_prepare(&run, qmp, err);
-    rc = rc < 0 ? rc : co_take(&run, unsettled, err);
-    if (rc == 0) {
-        *ret = run.manifest;
+    run_begin(&run, options);
+    r = qmp_client_co_connect(options->qmp_socket, &qmp, err);
+    UNLESS_FAILED(r, repository_open_to_write(options->dir, &run.repository, err));
+    UNLESS_FAILED(r, run_co_prepare(&run, qmp, err));
+    UNLESS_FAILED(r, co_take_backup(&run, unsettled, err));
+    if (r == 0) {
+        *ret_manifest = run.manifest;
         run.manifest = (struct manifest){0};
     }
-    clear(&run);
-    return rc;
+    run_clear(&run);
+    return r;
 }
 
 /* --- without a backup --- */
@@ -308,25 +316,23 @@ int backup_co_abort(const struct backup_options *options, struct error *err)
 {
     struct qmp_client *qmp AUTO_QMP = NULL;
     struct run run;
-    int rc;
+    int r;
 
-    begin(&run, options);
-    rc = qmp_client_co_connect(options->qmp_socket, &qmp, err);
-    rc = rc < 0 ? rc : repository_open_to_write(options->dir, &run.repository, err);
-    rc = rc < 0 ? rc : run_co_settle(&run, qmp, err);
-    clear(&run);
-    return rc;
+    run_begin(&run, options);
+    r = qmp_client_co_connect(options->qmp_socket, &qmp, err);
+    UNLESS_FAILED(r, repository_open_to_write(options->dir, &run.repository, err));
+    UNLESS_FAILED(r, run_co_settle(&run, qmp, err));
+    run_clear(&run);
+    return r;
 }
 
 static int co_forget_one(struct qmp_client *qmp, const struct source_leftover *l, struct error *err)
 {
     struct source source;
-    int rc;
+    int r;
 
     if (!l->node) {
-        return error_set(err, ENOENT,
-                         "It can't be told which disk repository %s is of: name it with "
-                         "--node",
+        return error_set(err, ENOENT, "The disk of repository %s is not known: name it with --node",
                          l->repository);
     }
     if (l->temp_image && fleece_owner(l->temp_image) == FLEECE_ALIVE) {
@@ -334,11 +340,11 @@ static int co_forget_one(struct qmp_client *qmp, const struct source_leftover *l
                          l->repository);
     }
     source_init(&source, qmp, l->node, l->repository);
-    rc = source_co_settle(&source, NULL, err);
-    if (rc == 0 && l->temp_image) {
+    r = source_co_settle(&source, NULL, err);
+    if (r == 0 && l->temp_image) {
         fleece_remove_of_file(l->temp_image);
     }
-    return rc;
+    return r;
 }
 
 int backup_co_forget(const char *qmp_socket, const char *node, const char *repository,
@@ -347,10 +353,10 @@ int backup_co_forget(const char *qmp_socket, const char *node, const char *repos
     struct qmp_client *qmp AUTO_QMP = NULL;
     struct source_leftovers all = {0};
     bool found = false;
-    int rc = qmp_client_co_connect(qmp_socket, &qmp, err);
+    int r = qmp_client_co_connect(qmp_socket, &qmp, err);
 
-    rc = rc < 0 ? rc : source_co_leftovers(qmp, node, &all, err);
-    for (size_t i = 0; rc == 0 && i < all.count; i++) {
+    UNLESS_FAILED(r, source_co_leftovers(qmp, node, &all, err));
+    for (size_t i = 0; r == 0 && i < all.count; i++) {
         struct source_leftover *l = &all.list[i];
 
         if (strcmp(l->repository, repository) != 0) {
@@ -360,21 +366,21 @@ int backup_co_forget(const char *qmp_socket, const char *node, const char *repos
         if (!l->node && node) {
             l->node = strdup(node);
         }
-        rc = co_forget_one(qmp, l, err);
+        r = co_forget_one(qmp, l, err);
     }
     source_leftovers_clear(&all);
-    if (rc == 0 && !found) {
-        rc = error_set(err, ENOENT, "The daemon at '%s' has nothing of repository '%s'", qmp_socket,
-                       repository);
+    if (r == 0 && !found) {
+        r = error_set(err, ENOENT, "The daemon at '%s' has nothing of repository '%s'", qmp_socket,
+                      repository);
     }
-    return rc;
+    return r;
 }
 
-int backup_co_leftovers(const char *qmp_socket, const char *node, struct source_leftovers *ret,
-                        struct error *err)
+int backup_co_leftovers(const char *qmp_socket, const char *node,
+                        struct source_leftovers *ret_leftovers, struct error *err)
 {
     struct qmp_client *qmp AUTO_QMP = NULL;
-    int rc = qmp_client_co_connect(qmp_socket, &qmp, err);
+    int r = qmp_client_co_connect(qmp_socket, &qmp, err);
 
-    return rc < 0 ? rc : source_co_leftovers(qmp, node, ret, err);
+    return r < 0 ? r : source_co_leftovers(qmp, node, ret_leftovers, err);
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the faces backup, backups, restore and verify do. All run on the main reactor, in a coroutine; `co_` functions
- * yield.
+ * The work of the faces backup, backups, restore and verify. All functions run on the main reactor,
+ * in a coroutine, and yield. They return 0 or -errno and fill `err` on failure.
  */
 #ifndef TIDEMARK_BACKUP_BACKUP_H
 #define TIDEMARK_BACKUP_BACKUP_H
@@ -22,31 +22,38 @@ struct backup_options {
     const char *node;
     const char *dir;
     const char *fleece_dir;           /* for the temporary image; NULL: see backup/fleece.h */
-    const char *nbd_uri;              /* of the daemon's NBD server; NULL: the daemon tells */
+    const char *nbd_uri;              /* of the daemon's NBD server; NULL: ask the daemon */
     const struct nbd_client_tls *tls; /* to reach it; NULL: in the clear */
-    unsigned
-        cbw_timeout_s; /* that a write of the guest waits for the temporary image; 0: for ever */
-    bool full;         /* also where an incremental one is possible */
-    bool same_disk;    /* the disk is that of the earlier backups, whatever it is called */
+    /* Limit of the time that a guest's write waits for the temporary image; 0: none. */
+    unsigned cbw_timeout_s;
+    bool full;      /* also where an incremental one is possible */
+    bool same_disk; /* the disk is that of the earlier backups, whatever it is called */
     enum progress_form progress;
     volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
 };
 
 /*
- * Take a backup. *ret gets its manifest (to be cleared by the caller). On failure the earlier backups are as they were, and
- * unless the daemon is gone its node and bitmaps are in order again. Whatever happens, writes of the guest go on. When
- * the backup is complete, but the daemon could not be put in order, that is no failure: `unsettled` says so.
+ * Take a backup. *ret_manifest gets its manifest, to be cleared by the caller. On failure the
+ * earlier backups are unchanged and, unless the daemon is gone, its node and bitmaps are in order
+ * again. Writes of the guest continue in any case. When the backup is complete, but the daemon
+ * could not be put in order, the function succeeds and fills `unsettled`.
  */
-int backup_co_take(const struct backup_options *options, struct manifest *ret,
+int backup_co_take(const struct backup_options *options, struct manifest *ret_manifest,
                    struct error *unsettled, struct error *err);
 
-/* Only put in order what a run that was cut off has left in the daemon and the directory. */
+/* Only clean up what a killed run has left in the daemon and in the directory. */
 int backup_co_abort(const struct backup_options *options, struct error *err);
 
-/* What backups to any directory have in a daemon, on `node` (NULL: on all). *ret is to be cleared. */
-int backup_co_leftovers(const char *qmp_socket, const char *node, struct source_leftovers *ret,
-                        struct error *err);
-/* Remove all that backups to this repository have there, bitmaps included. -EBUSY while one is under way. */
+/*
+ * What backups to any directory have in a daemon, on `node` (NULL: on all nodes). *ret_leftovers is
+ * to be cleared by the caller.
+ */
+int backup_co_leftovers(const char *qmp_socket, const char *node,
+                        struct source_leftovers *ret_leftovers, struct error *err);
+/*
+ * Remove everything that backups to this repository have in the daemon, bitmaps included. -EBUSY
+ * while one is running.
+ */
 int backup_co_forget(const char *qmp_socket, const char *node, const char *repository,
                      struct error *err);
 
@@ -67,11 +74,14 @@ struct restore_result {
     uint64_t duration_ms;
 };
 
-/* Write a point in time. Every cluster is compared with its checksum before it is written. -EBADMSG: one differs. */
-int restore_co_run(const struct restore_options *options, struct restore_result *ret,
+/*
+ * Write a point in time. Every cluster is compared with its checksum before it is written;
+ * -EBADMSG: one differs.
+ */
+int restore_co_run(const struct restore_options *options, struct restore_result *ret_result,
                    struct error *err);
 
-/* What verify found out about one backup. */
+/* What verify has found out about one backup. */
 struct verify_report {
     const char *id;
     uint64_t bytes;      /* of contents compared */
@@ -89,14 +99,15 @@ struct verify_options {
 };
 
 struct verify_result {
-    size_t damaged; /* backups that can't be restored, those included that build on a damaged one */
+    size_t damaged; /* backups that cannot be restored, also because they build on a damaged one */
     bool description; /* repository.json has a problem */
 };
 
 /*
- * Check manifests, links, files, qcow2 structures and contents. Negative only when it could not be found out; -EINTR: stopped.
+ * Check manifests, links, files, qcow2 structures and contents. Damage is no failure. -EINTR:
+ * stopped; other errors: the check could not be made.
  */
-int verify_co_run(const struct verify_options *options, struct verify_result *ret,
+int verify_co_run(const struct verify_options *options, struct verify_result *ret_result,
                   struct error *err);
 
 #endif

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Getting ready for a backup: what runs that were cut off have left, full or incremental, and the files to write to. */
+/*
+ * Preparation of a backup: clean up after killed runs, decide full or incremental, and make the
+ * files to write to.
+ */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,25 +24,25 @@ static int out_of_memory(struct error *err)
 
 /* --- full or incremental --- */
 
-static int say(char **ret, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+static int say(char **ret_text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Set the reason for a full backup. */
-static int say(char **ret, const char *fmt, ...)
+static int say(char **ret_text, const char *fmt, ...)
 {
     va_list ap;
     int n;
 
     va_start(ap, fmt);
-    n = vasprintf(ret, fmt, ap);
+    n = vasprintf(ret_text, fmt, ap);
     va_end(ap);
     if (n < 0) {
-        *ret = NULL;
+        *ret_text = NULL;
         return -ENOMEM;
     }
     return 0;
 }
 
-static int check_image(struct run *run, const struct repository_entry *e)
+static int check_earlier_image(struct run *run, const struct repository_entry *e)
 {
     char *shown AUTO_FREE = repository_file(&run->repository, e->id, REPOSITORY_IMAGE);
     int fd AUTO_CLOSE = -1;
@@ -63,27 +66,27 @@ static int check_image(struct run *run, const struct repository_entry *e)
 }
 
 /*
- * The files that the next backup would build on: there, images of the right size, and checksums (without which nothing
- * can be restored) of the right contents.
+ * Check the files that the next backup would build on: images of the right size, and checksum files
+ * (without which nothing can be restored) with the right contents.
  */
 static int co_check_chain_files(struct run *run, const struct repository_entry *last)
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     ERROR_AUTO(err);
     size_t count;
-    int rc = 0;
+    int r = 0;
 
     if (repository_chain(&run->repository, last, &chain, &count, &err) < 0) {
         return say(&run->reason, "%s", error_message(&err));
     }
-    for (size_t i = 0; rc == 0 && !run->reason && i < count; i++) {
-        rc = check_image(run, chain[i]);
-        if (rc == 0 && !run->reason &&
+    for (size_t i = 0; r == 0 && !run->reason && i < count; i++) {
+        r = check_earlier_image(run, chain[i]);
+        if (r == 0 && !run->reason &&
             chain_co_check_sums(&run->repository, chain[i], NULL, &err) < 0) {
-            rc = say(&run->reason, "%s", error_message(&err));
+            r = say(&run->reason, "%s", error_message(&err));
         }
     }
-    return rc;
+    return r;
 }
 
 static int check_bitmap(struct run *run, const struct repository_entry *last)
@@ -111,31 +114,31 @@ static int check_bitmap(struct run *run, const struct repository_entry *last)
     return 0;
 }
 
-/* Sets run->base, or run->reason. */
+/* Set run->base, or run->reason. */
 static int co_decide(struct run *run, struct error *err)
 {
     const struct repository_entry *last = repository_last(&run->repository);
     const struct repository_entry *damaged = repository_damaged_last(&run->repository);
-    int rc = 0;
+    int r = 0;
 
     if (run->options->full) {
-        rc = say(&run->reason, "asked for");
+        r = say(&run->reason, "asked for");
     } else if (last && damaged) {
-        rc = say(&run->reason, "the last backup, %s, is damaged", damaged->id);
+        r = say(&run->reason, "the last backup, %s, is damaged", damaged->id);
     } else if (!last) {
-        rc = say(&run->reason, run->repository.count ? "the earlier backups are damaged"
-                                                     : "there is no earlier backup");
+        r = say(&run->reason, run->repository.count ? "the earlier backups are damaged"
+                                                    : "there is no earlier backup");
     } else if (last->manifest.virtual_size != run->state.virtual_size) {
         char before[16], now[16];
 
         size_format(last->manifest.virtual_size, before, sizeof(before));
         size_format(run->state.virtual_size, now, sizeof(now));
-        rc = say(&run->reason, "the disk was resized from %s to %s", before, now);
+        r = say(&run->reason, "the disk was resized from %s to %s", before, now);
     } else {
-        rc = check_bitmap(run, last);
-        rc = rc < 0 || run->reason ? rc : co_check_chain_files(run, last);
+        r = check_bitmap(run, last);
+        r = r < 0 || run->reason ? r : co_check_chain_files(run, last);
     }
-    if (rc < 0) {
+    if (r < 0) {
         return out_of_memory(err);
     }
     run->base = run->reason ? NULL : last;
@@ -154,7 +157,10 @@ static int refuse_disk(struct run *run, struct error *err, const char *what, con
     return -EINVAL;
 }
 
-/* The bitmap of the last backup can only be on the disk that was backed up; without it, names have to do. */
+/*
+ * The bitmap of the last backup can only be on the disk that was backed up. Without the bitmap,
+ * names are compared.
+ */
 static int check_same_disk(struct run *run, struct error *err)
 {
     const struct repository_entry *last = repository_last(&run->repository);
@@ -198,20 +204,20 @@ static int refuse_busy(const struct run *run, const char *repository, struct err
 }
 
 /*
- * A run to another directory that was cut off has left its filter. Its bitmaps stay: with them the next run to that directory
- * goes on.
+ * End a killed run to another directory, which has left its filter. Its bitmaps stay: with them the
+ * next run to that directory continues.
  */
 static int co_end_other(struct run *run, const char *repository, struct error *err)
 {
     SOURCE_STATE_AUTO(state);
     struct source other;
     enum fleece_owner owner;
-    int rc;
+    int r;
 
     source_init(&other, run->source.qmp, run->options->node, repository);
-    rc = source_co_inspect(&other, &state, err);
-    if (rc < 0) {
-        return rc;
+    r = source_co_inspect(&other, &state, err);
+    if (r < 0) {
+        return r;
     }
     owner = state.temp_image ? fleece_owner(state.temp_image) : FLEECE_DEAD;
     if (owner == FLEECE_ALIVE) {
@@ -225,53 +231,53 @@ static int co_end_other(struct run *run, const char *repository, struct error *e
                    run->options->qmp_socket, repository);
         return -EBUSY;
     }
-    rc = source_co_take_down(&other, err);
-    if (rc == 0 && state.temp_image) {
+    r = source_co_take_down(&other, err);
+    if (r == 0 && state.temp_image) {
         fleece_remove_of_file(state.temp_image);
     }
-    return rc;
+    return r;
 }
 
 int run_co_settle(struct run *run, struct qmp_client *qmp, struct error *err)
 {
     struct source_state *state = &run->state;
-    int rc;
+    int r;
 
     source_init(&run->source, qmp, run->options->node, run->repository.id);
-    rc = source_co_inspect(&run->source, state, err);
-    rc = rc < 0 ? rc : check_node(run, err);
-    if (rc < 0) {
-        return rc;
+    r = source_co_inspect(&run->source, state, err);
+    UNLESS_FAILED(r, check_node(run, err));
+    if (r < 0) {
+        return r;
     }
-    /* The repository is locked, but a copy of it has the same id. */
+    /* The lock excludes runs to this directory, but a copy of the repository has the same id. */
     if (state->temp_image && fleece_owner(state->temp_image) == FLEECE_ALIVE) {
         return refuse_busy(run, run->repository.id, err);
     }
-    rc = source_co_settle(&run->source, run_last_bitmap(run), err);
-    for (size_t i = 0; rc == 0 && i < state->other_count; i++) {
-        rc = co_end_other(run, state->others[i], err);
+    r = source_co_settle(&run->source, run_last_bitmap(run), err);
+    for (size_t i = 0; r == 0 && i < state->other_count; i++) {
+        r = co_end_other(run, state->others[i], err);
     }
-    if (rc == 0 && state->temp_image) {
+    if (r == 0 && state->temp_image) {
         fleece_remove_of_file(state->temp_image);
     }
-    return rc;
+    return r;
 }
 
 /* --- its own files --- */
 
-/* Where the temporary image is, is written down before there is one. */
+/* Record the place of the temporary image before the image is made. */
 static int co_make_fleece(struct run *run, struct error *err)
 {
     const struct ucred daemon = qmp_client_peer(run->source.qmp);
     struct fleece *f = &run->fleece;
     char *shown AUTO_FREE = files_join(run->draft.path, REPOSITORY_FLEECE);
-    int rc = fleece_init(f, run->options->fleece_dir, run->state.disk, run->repository.id, err);
+    int r = fleece_init(f, run->options->fleece_dir, run->state.disk, run->repository.id, err);
 
-    if (rc == 0 && !shown) {
-        rc = out_of_memory(err);
+    if (r == 0 && !shown) {
+        r = out_of_memory(err);
     }
-    rc = rc < 0 ? rc : files_write_at(run->draft.fd, REPOSITORY_FLEECE, f->dir, shown, err);
-    return rc < 0 ? rc : fleece_co_make(f, run->state.virtual_size, daemon.uid, daemon.gid, err);
+    UNLESS_FAILED(r, files_write_at(run->draft.fd, REPOSITORY_FLEECE, f->dir, shown, err));
+    return r < 0 ? r : fleece_co_make(f, run->state.virtual_size, daemon.uid, daemon.gid, err);
 }
 
 static int make_manifest(struct run *run, struct error *err)
@@ -309,13 +315,13 @@ static int make_files(struct run *run, struct error *err)
 
 int run_co_prepare(struct run *run, struct qmp_client *qmp, struct error *err)
 {
-    int rc = run_co_settle(run, qmp, err);
+    int r = run_co_settle(run, qmp, err);
 
     source_state_clear(&run->state);
-    rc = rc < 0 ? rc : source_co_inspect(&run->source, &run->state, err);
-    rc = rc < 0 ? rc : co_decide(run, err);
-    rc = rc < 0 ? rc : make_manifest(run, err);
-    rc = rc < 0 ? rc : repository_begin(&run->repository, run->manifest.id, &run->draft, err);
-    rc = rc < 0 ? rc : co_make_fleece(run, err);
-    return rc < 0 ? rc : make_files(run, err);
+    UNLESS_FAILED(r, source_co_inspect(&run->source, &run->state, err));
+    UNLESS_FAILED(r, co_decide(run, err));
+    UNLESS_FAILED(r, make_manifest(run, err));
+    UNLESS_FAILED(r, repository_begin(&run->repository, run->manifest.id, &run->draft, err));
+    UNLESS_FAILED(r, co_make_fleece(run, err));
+    return r < 0 ? r : make_files(run, err);
 }

@@ -21,16 +21,19 @@
 #define WORKERS 16
 #define OTHER_DESCRIPTORS 128
 #define CHUNK_CLUSTERS 8u
-/* Extents of zeroes are handed on in pieces of this, so that a stop is noticed. */
+/* Extents of zeroes are processed in pieces of this size, so that a stop is noticed. */
 #define ZERO_CLUSTERS (1u << 20)
 
-/* What of an image's header can lead out of the repository, or to something that is no backup. From QEMU's interop/qcow2. */
+/*
+ * Header fields that can lead out of the repository, or that no backup has. After QEMU's
+ * interop/qcow2.
+ */
 #define HEADER_SIZE 104
 #define CRYPT_METHOD 32
 #define INCOMPATIBLE_FEATURES 72
 #define INCOMPATIBLE_KNOWN 0x8u /* compression type */
 
-static int check_header(int fd, const char *shown, struct error *err)
+static int check_image_header(int fd, const char *shown, struct error *err)
 {
     uint8_t header[HEADER_SIZE];
     uint64_t features;
@@ -65,17 +68,18 @@ static int check_size(int fd, const char *shown, uint64_t expected, struct error
     return 0;
 }
 
-static int co_open_image(const struct repository *r, struct chain_layer *layer, struct error *err)
+static int co_open_layer_image(const struct repository *repository, struct chain_layer *layer,
+                               struct error *err)
 {
     const struct manifest *m = &layer->entry->manifest;
-    int fd AUTO_CLOSE = repository_open_file(r, m->id, REPOSITORY_IMAGE, err);
+    int fd AUTO_CLOSE = repository_open_file(repository, m->id, REPOSITORY_IMAGE, err);
     struct options *opts, *file;
     char self[FILES_SELF_SIZE];
-    int rc = fd < 0 ? fd : check_size(fd, layer->image, m->image_size, err);
+    int r = fd < 0 ? fd : check_size(fd, layer->image, m->image_size, err);
 
-    rc = rc < 0 ? rc : check_header(fd, layer->image, err);
-    if (rc < 0) {
-        return rc;
+    UNLESS_FAILED(r, check_image_header(fd, layer->image, err));
+    if (r < 0) {
+        return r;
     }
     files_self_path(fd, self);
     opts = options_new();
@@ -85,10 +89,10 @@ static int co_open_image(const struct repository *r, struct chain_layer *layer, 
     options_set_str(file, "driver", "file");
     options_set_str(file, "filename", self);
     options_set_child(opts, "file", file);
-    rc = block_co_open(opts, BLOCK_OPEN_NO_BACKING, &layer->node, err);
+    r = block_co_open(opts, BLOCK_OPEN_NO_BACKING, &layer->node, err);
     files_name_in_error(err, fd, layer->image);
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     if (block_node_size(layer->node) != m->virtual_size) {
         return error_set(err, EINVAL,
@@ -99,44 +103,47 @@ static int co_open_image(const struct repository *r, struct chain_layer *layer, 
                              BLOCK_PERM_CONSISTENT_READ, &layer->root, err);
 }
 
-int chain_co_check_sums(const struct repository *r, const struct repository_entry *e, int *ret_fd,
-                        struct error *err)
+int chain_co_check_sums(const struct repository *repository, const struct repository_entry *e,
+                        int *ret_fd, struct error *err)
 {
     const struct manifest *m = &e->manifest;
-    char *shown AUTO_FREE = repository_file(r, e->id, REPOSITORY_SUMS);
+    char *shown AUTO_FREE = repository_file(repository, e->id, REPOSITORY_SUMS);
     int fd AUTO_CLOSE = -1;
-    int rc;
+    int r;
 
     if (!shown) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    fd = repository_open_file(r, e->id, REPOSITORY_SUMS, err);
-    rc = fd < 0 ? fd : digest_co_expect(fd, shown, m->sums_size, m->sums_sha256, NULL, err);
-    if (rc == 0 && ret_fd) {
+    fd = repository_open_file(repository, e->id, REPOSITORY_SUMS, err);
+    r = fd < 0 ? fd : digest_co_expect(fd, shown, m->sums_size, m->sums_sha256, NULL, err);
+    if (r == 0 && ret_fd) {
         *ret_fd = TAKE_FD(fd);
     }
-    return rc;
+    return r;
 }
 
-/* The checksums decide what every cluster is to be, zeroes included: nothing of them counts before they are the manifest's. */
-static int co_open_layer(const struct repository *r, const struct repository_entry *e,
+/*
+ * The checksum file decides what every cluster has to be, zeroes included. So it is compared with
+ * the manifest before it is used.
+ */
+static int co_open_layer(const struct repository *repository, const struct repository_entry *e,
                          struct chain_layer *layer, struct error *err)
 {
-    int fd = -1, rc;
+    int fd = -1, r;
 
     layer->entry = e;
-    layer->image = repository_file(r, e->id, REPOSITORY_IMAGE);
-    layer->sums_path = repository_file(r, e->id, REPOSITORY_SUMS);
+    layer->image = repository_file(repository, e->id, REPOSITORY_IMAGE);
+    layer->sums_path = repository_file(repository, e->id, REPOSITORY_SUMS);
     if (!layer->image || !layer->sums_path) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    rc = chain_co_check_sums(r, e, &fd, err);
-    rc = rc < 0 ? rc : sums_open(fd, layer->sums_path, e->manifest.virtual_size, &layer->sums, err);
-    if (rc < 0) {
+    r = chain_co_check_sums(repository, e, &fd, err);
+    UNLESS_FAILED(r, sums_open(fd, layer->sums_path, e->manifest.virtual_size, &layer->sums, err));
+    if (r < 0) {
         layer->sums.fd = -1;
-        return rc;
+        return r;
     }
-    return co_open_image(r, layer, err);
+    return co_open_layer_image(repository, layer, err);
 }
 
 /* Each layer takes two descriptors. */
@@ -151,24 +158,25 @@ static void allow_descriptors(size_t layers)
     }
 }
 
-int chain_co_open(const struct repository *r, const struct repository_entry *const *entries,
-                  size_t count, struct chain *ret, struct error *err)
+int chain_co_open(const struct repository *repository,
+                  const struct repository_entry *const *entries, size_t count,
+                  struct chain *ret_chain, struct error *err)
 {
-    *ret = (struct chain){.disk_size = entries[count - 1]->manifest.virtual_size};
-    ret->clusters = div_round_up(ret->disk_size, BACKUP_CLUSTER_SIZE);
+    *ret_chain = (struct chain){.disk_size = entries[count - 1]->manifest.virtual_size};
+    ret_chain->clusters = div_round_up(ret_chain->disk_size, BACKUP_CLUSTER_SIZE);
     allow_descriptors(count);
-    ret->layers = calloc(count, sizeof(*ret->layers));
-    if (!ret->layers) {
+    ret_chain->layers = calloc(count, sizeof(*ret_chain->layers));
+    if (!ret_chain->layers) {
         return error_set(err, ENOMEM, "Out of memory");
     }
     for (size_t i = 0; i < count; i++) {
-        int rc;
+        int r;
 
-        ret->layers[i].sums.fd = -1;
-        ret->count++;
-        rc = co_open_layer(r, entries[i], &ret->layers[i], err);
-        if (rc < 0) {
-            return rc;
+        ret_chain->layers[i].sums.fd = -1;
+        ret_chain->count++;
+        r = co_open_layer(repository, entries[i], &ret_chain->layers[i], err);
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
@@ -191,7 +199,7 @@ void chain_co_close(struct chain *c)
 
 /* --- the walk --- */
 
-bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret)
+bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret_extent)
 {
     uint64_t pos = c->position, end;
 
@@ -199,7 +207,7 @@ bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret)
         return false;
     }
     end = MIN(c->clusters, pos + most);
-    *ret = (struct chain_extent){.first = pos};
+    *ret_extent = (struct chain_extent){.first = pos};
     /* From the top: the first layer that has the cluster decides; those above limit the extent. */
     for (size_t i = c->count; i-- > 0;) {
         struct chain_layer *layer = &c->layers[i];
@@ -219,12 +227,12 @@ bool chain_next(struct chain *c, uint64_t most, struct chain_extent *ret)
             continue;
         }
         end = MIN(end, run->first + run->count);
-        ret->layer = layer;
-        ret->kind = run->kind;
-        ret->digest = run->digest + (pos - run->first);
+        ret_extent->layer = layer;
+        ret_extent->kind = run->kind;
+        ret_extent->digest = run->digest + (pos - run->first);
         break;
     }
-    ret->count = end - pos;
+    ret_extent->count = end - pos;
     c->position = end;
     return true;
 }
@@ -257,40 +265,27 @@ struct read_state {
     struct co_group group;
 };
 
-struct hash_job {
-    const uint8_t *data;
-    size_t size;
+static int co_check_digests(const struct chain_extent *e, const uint8_t *data, struct error *err)
+{
     uint8_t digests[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
-};
-
-static int hash_job_run(void *arg)
-{
-    struct hash_job *job = arg;
-
-    return sums_digest_clusters(job->data, job->size, job->digests);
-}
-
-static int co_check(const struct chain_extent *e, const uint8_t *data, struct error *err)
-{
-    struct hash_job job = {.data = data, .size = e->count * BACKUP_CLUSTER_SIZE};
     uint8_t expected[CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
-    int rc = sums_read_digests(&e->layer->sums, e->digest, expected, e->count);
+    int r = sums_read_digests(&e->layer->sums, e->digest, expected, e->count);
 
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not read '%s'", e->layer->sums_path);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read '%s'", e->layer->sums_path);
     }
-    rc = loop_co_offload(hash_job_run, &job);
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not make checksums");
+    r = sums_co_digest_clusters(data, e->count * BACKUP_CLUSTER_SIZE, digests);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not make checksums");
     }
     for (uint64_t i = 0; i < e->count; i++) {
-        if (memcmp(job.digests + i * SUMS_DIGEST_SIZE, expected + i * SUMS_DIGEST_SIZE,
+        if (memcmp(digests + i * SUMS_DIGEST_SIZE, expected + i * SUMS_DIGEST_SIZE,
                    SUMS_DIGEST_SIZE) != 0) {
             error_set(err, EBADMSG,
                       "'%s' is damaged: the contents at offset %" PRIu64
                       " do not match their checksum",
                       e->layer->image, (e->first + i) * BACKUP_CLUSTER_SIZE);
-            error_hint(err, "Backups before %s are not concerned.", e->layer->entry->id);
+            error_hint(err, "Backups before %s are not affected.", e->layer->entry->id);
             return -EBADMSG;
         }
     }
@@ -300,39 +295,39 @@ static int co_check(const struct chain_extent *e, const uint8_t *data, struct er
 static int co_read_extent(struct read_state *s, const struct chain_extent *e, uint8_t *buf,
                           struct error *err)
 {
-    const struct chain_reader *r = s->reader;
+    const struct chain_reader *reader = s->reader;
     uint64_t offset = e->first * BACKUP_CLUSTER_SIZE;
-    uint64_t end = MIN((e->first + e->count) * BACKUP_CLUSTER_SIZE, r->chain->disk_size);
-    int rc;
+    uint64_t end = MIN((e->first + e->count) * BACKUP_CLUSTER_SIZE, reader->chain->disk_size);
+    int r;
 
     if (!e->layer || e->kind == SUMS_ZERO) {
-        return r->co_sink ? r->co_sink(r->arg, offset, NULL, end - offset, err) : 0;
+        return reader->co_sink ? reader->co_sink(reader->arg, offset, NULL, end - offset, err) : 0;
     }
-    rc = block_co_pread(block_root_edge(e->layer->root), offset, buf, end - offset);
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not read '%s' at offset %" PRIu64, e->layer->image,
+    r = block_co_pread(block_root_edge(e->layer->root), offset, buf, end - offset);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read '%s' at offset %" PRIu64, e->layer->image,
                                offset);
     }
     memset(buf + (end - offset), 0, e->count * BACKUP_CLUSTER_SIZE - (end - offset));
-    rc = co_check(e, buf, err);
-    if (rc == 0 && r->co_sink) {
-        rc = r->co_sink(r->arg, offset, buf, end - offset, err);
+    r = co_check_digests(e, buf, err);
+    if (r == 0 && reader->co_sink) {
+        r = reader->co_sink(reader->arg, offset, buf, end - offset, err);
     }
-    if (rc == 0 && r->progress) {
-        progress_add(r->progress, end - offset);
+    if (r == 0 && reader->progress) {
+        progress_add(reader->progress, end - offset);
     }
-    return rc;
+    return r;
 }
 
 /* Data in pieces that fit a buffer, zeroes in large ones. */
-static bool next_extent(struct chain *c, struct chain_extent *ret)
+static bool next_extent(struct chain *c, struct chain_extent *ret_extent)
 {
-    if (!chain_next(c, ZERO_CLUSTERS, ret)) {
+    if (!chain_next(c, ZERO_CLUSTERS, ret_extent)) {
         return false;
     }
-    if (ret->layer && ret->kind == SUMS_DATA && ret->count > CHUNK_CLUSTERS) {
-        ret->count = CHUNK_CLUSTERS;
-        c->position = ret->first + CHUNK_CLUSTERS;
+    if (ret_extent->layer && ret_extent->kind == SUMS_DATA && ret_extent->count > CHUNK_CLUSTERS) {
+        ret_extent->count = CHUNK_CLUSTERS;
+        c->position = ret_extent->first + CHUNK_CLUSTERS;
     }
     return true;
 }
@@ -348,11 +343,11 @@ static void co_read_worker(void *arg)
     }
     while (buf && s->status == 0 && next_extent(s->reader->chain, &e)) {
         ERROR_AUTO(err);
-        int rc = s->reader->stop && *s->reader->stop ? error_set(&err, EINTR, "Stopped")
-                                                     : co_read_extent(s, &e, buf, &err);
+        int r = s->reader->stop && *s->reader->stop ? error_set(&err, EINTR, "Stopped")
+                                                    : co_read_extent(s, &e, buf, &err);
 
-        if (rc < 0 && s->status == 0) {
-            s->status = rc;
+        if (r < 0 && s->status == 0) {
+            s->status = r;
             error_move(s->err, &err);
         }
     }
@@ -370,14 +365,14 @@ int chain_co_read(const struct chain_reader *reader, struct error *err)
     }
     co_group_init(&s.group);
     for (int i = 0; i < WORKERS; i++) {
-        int rc;
+        int r;
 
         co_group_add(&s.group);
-        rc = co_spawn(reactor_home(reactor_main()), co_read_worker, &s);
-        if (rc < 0) {
+        r = co_spawn(reactor_home(reactor_main()), co_read_worker, &s);
+        if (r < 0) {
             co_group_done(&s.group);
             if (i == 0) {
-                s.status = error_set_errno(err, -rc, "Could not start reading");
+                s.status = error_set_errno(err, -r, "Could not start reading");
             }
             break;
         }

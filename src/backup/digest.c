@@ -13,26 +13,26 @@
 
 #define READ_SIZE (1024ul * 1024)
 
-int digest_buffer(const void *data, size_t size, uint8_t ret[static DIGEST_SIZE])
+int digest_buffer(const void *data, size_t size, uint8_t ret_digest[static DIGEST_SIZE])
 {
     unsigned len = 0;
 
-    if (lazy_libcrypto_load(NULL) < 0 || !EVP_Digest(data, size, ret, &len, EVP_sha256(), NULL) ||
-        len != DIGEST_SIZE) {
+    if (lazy_libcrypto_load(NULL) < 0 ||
+        !EVP_Digest(data, size, ret_digest, &len, EVP_sha256(), NULL) || len != DIGEST_SIZE) {
         return -EIO;
     }
     return 0;
 }
 
-void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret[static DIGEST_HEX_SIZE])
+void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret_hex[static DIGEST_HEX_SIZE])
 {
     static const char digits[] = "0123456789abcdef";
 
     for (size_t i = 0; i < DIGEST_SIZE; i++) {
-        ret[2 * i] = digits[digest[i] >> 4];
-        ret[2 * i + 1] = digits[digest[i] & 15];
+        ret_hex[2 * i] = digits[digest[i] >> 4];
+        ret_hex[2 * i + 1] = digits[digest[i] & 15];
     }
-    ret[DIGEST_HEX_SIZE - 1] = '\0';
+    ret_hex[DIGEST_HEX_SIZE - 1] = '\0';
 }
 
 struct file_job {
@@ -84,30 +84,30 @@ static int file_job_run(void *arg)
 {
     struct file_job *job = arg;
     EVP_MD_CTX *ctx;
-    int ret = lazy_libcrypto_load(job->err);
+    int r = lazy_libcrypto_load(job->err);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     ctx = EVP_MD_CTX_new();
     if (!ctx) {
         return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->shown);
     }
-    ret = hash_fd(ctx, job);
+    r = hash_fd(ctx, job);
     EVP_MD_CTX_free(ctx);
-    return ret;
+    return r;
 }
 
 int digest_co_file(int fd, const char *shown, volatile sig_atomic_t *stop,
                    char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size, struct error *err)
 {
     struct file_job job = {.fd = fd, .shown = shown, .ret_hex = ret_hex, .stop = stop, .err = err};
-    int ret = loop_co_offload(file_job_run, &job);
+    int r = loop_co_offload(file_job_run, &job);
 
-    if (ret == 0 && ret_size) {
+    if (r == 0 && ret_size) {
         *ret_size = job.size;
     }
-    return ret;
+    return r;
 }
 
 int digest_co_expect(int fd, const char *shown, uint64_t size, const char *sha256,
@@ -115,7 +115,7 @@ int digest_co_expect(int fd, const char *shown, uint64_t size, const char *sha25
 {
     char actual[DIGEST_HEX_SIZE];
     struct stat st;
-    int rc;
+    int r;
 
     if (fstat(fd, &st) < 0) {
         return error_set_errno(err, errno, "Could not inspect '%s'", shown);
@@ -125,10 +125,10 @@ int digest_co_expect(int fd, const char *shown, uint64_t size, const char *sha25
                          "'%s' was changed: it has %llu bytes, the manifest says %llu", shown,
                          (unsigned long long)st.st_size, (unsigned long long)size);
     }
-    rc = digest_co_file(fd, shown, stop, actual, NULL, err);
-    if (rc == 0 && strcmp(actual, sha256) != 0) {
-        rc = error_set(err, EBADMSG, "'%s' was changed: its SHA-256 is not that of the manifest",
-                       shown);
+    r = digest_co_file(fd, shown, stop, actual, NULL, err);
+    if (r == 0 && strcmp(actual, sha256) != 0) {
+        r = error_set(err, EBADMSG, "'%s' was changed: its SHA-256 is not that of the manifest",
+                      shown);
     }
-    return rc;
+    return r;
 }

@@ -53,7 +53,7 @@ int files_make_dir_at(int dir, const char *name, const char *shown, struct error
 
 int files_open_at(int dir, const char *name, const char *shown, struct error *err)
 {
-    /* O_NONBLOCK: a FIFO must not hold us up before it can be refused. */
+    /* O_NONBLOCK: the open of a FIFO must not block, before the FIFO is refused. */
     int fd AUTO_CLOSE =
         openat(dir, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
     struct stat st;
@@ -84,7 +84,7 @@ int files_create_unnamed_at(int dir)
     return fd < 0 ? -errno : fd;
 }
 
-int files_read_at(int dir, const char *name, size_t max, const char *shown, char **ret,
+int files_read_at(int dir, const char *name, size_t max, const char *shown, char **ret_text,
                   size_t *ret_size, struct error *err)
 {
     int fd AUTO_CLOSE = files_open_at(dir, name, shown, err);
@@ -109,7 +109,7 @@ int files_read_at(int dir, const char *name, size_t max, const char *shown, char
         }
         if (n == 0) {
             buf[size] = '\0';
-            *ret = TAKE_PTR(buf);
+            *ret_text = TAKE_PTR(buf);
             *ret_size = size;
             return 0;
         }
@@ -174,12 +174,15 @@ void files_remove_at(int dir, const char *name)
 
 /* --- names --- */
 
-void files_self_path(int fd, char ret[static FILES_SELF_SIZE])
+void files_self_path(int fd, char ret_text[static FILES_SELF_SIZE])
 {
-    snprintf(ret, FILES_SELF_SIZE, "/proc/self/fd/%d", fd);
+    snprintf(ret_text, FILES_SELF_SIZE, "/proc/self/fd/%d", fd);
 }
 
-/* In *text, which is malloc'ed; NULL stays. */
+/*
+ * Replace `old` by `new` everywhere in *text, which is malloc'ed (or NULL). Without memory nothing
+ * changes.
+ */
 static void replace_all(char **text, const char *old, const char *new)
 {
     STRBUF_AUTO(made);
@@ -211,7 +214,7 @@ void files_name_in_error(struct error *err, int fd, const char *shown)
     }
 }
 
-int files_random_name(char *ret, size_t size, struct error *err)
+int files_random_name(char *ret_text, size_t size, struct error *err)
 {
     static const char letters[] = "0123456789abcdefghijklmnopqrstuv";
     uint8_t bytes[32];
@@ -220,8 +223,8 @@ int files_random_name(char *ret, size_t size, struct error *err)
         return error_set_errno(err, errno, "No random numbers for a name");
     }
     for (size_t i = 0; i + 1 < size; i++) {
-        ret[i] = letters[bytes[i] % 32];
+        ret_text[i] = letters[bytes[i] % 32];
     }
-    ret[size - 1] = '\0';
+    ret_text[size - 1] = '\0';
     return 0;
 }

@@ -28,7 +28,7 @@
 #define SECTOR 512
 #define RANDOM_SIZE 9 /* with the NUL */
 #define REPOSITORY_DIGITS 8
-/* What is left to the guest where its disk is: a share of the file system, or this. */
+/* Free space that is left to the guest on the disk's file system: a share of it, or this. */
 #define RESERVED_SHARE 50
 #define RESERVED_MOST (1024 * MiB)
 
@@ -57,7 +57,7 @@ static bool is_short_of_space(const char *path)
 
 bool fleece_is_short_of_space(const struct fleece *f)
 {
-    return f->beside_disk && is_short_of_space(f->dir);
+    return f->next_to_disk && is_short_of_space(f->dir);
 }
 
 static char *beside(const char *disk)
@@ -78,17 +78,17 @@ int fleece_init(struct fleece *f, const char *asked, const char *disk, const cha
     char *near AUTO_FREE = asked ? NULL : beside(disk);
     const char *place = asked ? asked : near ? near : OTHER_PLACE;
     char random[RANDOM_SIZE];
-    int rc;
+    int r;
 
     *f = FLEECE_INIT;
-    f->beside_disk = near != NULL;
+    f->next_to_disk = near != NULL;
     f->place = realpath(place, NULL);
     if (!f->place) {
         return error_set_errno(err, errno, "Could not open directory '%s'", place);
     }
-    rc = files_random_name(random, sizeof(random), err);
-    if (rc < 0) {
-        return rc;
+    r = files_random_name(random, sizeof(random), err);
+    if (r < 0) {
+        return r;
     }
     snprintf(f->name, sizeof(f->name), FLEECE_PREFIX "%s-%s", repository, random);
     f->dir = files_join(f->place, f->name);
@@ -98,7 +98,7 @@ int fleece_init(struct fleece *f, const char *asked, const char *disk, const cha
 
 /* --- removing --- */
 
-/* Of a server that has come to be used by others, the socket stays, and with it the directory. */
+/* When other runs use the NBD server, its socket stays, and with it the directory. */
 static bool has_live_socket(int dir)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
@@ -156,7 +156,7 @@ static enum fleece_owner owner_in(int dir)
     return errno == EWOULDBLOCK ? FLEECE_ALIVE : FLEECE_UNKNOWN;
 }
 
-/* Whether a name is that of a run's directory; of `repository`, if that is not NULL. */
+/* Whether a name is that of a run's directory; of `repository`, unless that is NULL. */
 static bool is_fleece_name(const char *name, const char *repository)
 {
     const char *id = name + strlen(FLEECE_PREFIX), *random = id + REPOSITORY_DIGITS + 1;
@@ -168,7 +168,10 @@ static bool is_fleece_name(const char *name, const char *repository)
            (!repository || strncmp(id, repository, REPOSITORY_DIGITS) == 0);
 }
 
-/* Open it and the place it is in; what is no such directory is not opened. The descriptor, or -1. */
+/*
+ * Open a run's directory, and the place it is in; other directories are not opened. Returns a
+ * descriptor, or -1.
+ */
 static int open_other(const char *dir, const char *repository, int *ret_place)
 {
     char *place AUTO_FREE = directory_of(dir);
@@ -199,7 +202,10 @@ static bool is_image_in_use(int dir)
     return false;
 }
 
-/* Remove what runs have left in a place whose directory is gone, and whose daemon, too. */
+/*
+ * Remove directories of dead runs in this place whose temporary image no daemon has open: the
+ * repositories of their runs may be gone.
+ */
 static void sweep(int place)
 {
     int fd = files_open_dir_at(place, ".", ".", NULL);
@@ -222,7 +228,10 @@ static void sweep(int place)
 
 /* --- making --- */
 
-/* It has its name only once it is locked: one that is not locked is that of a run that is dead. */
+/*
+ * Make and lock the lock file. The directory gets its name only when it is locked: a directory
+ * without lock is that of a dead run.
+ */
 static int lock_it(struct fleece *f, struct error *err)
 {
     char *shown AUTO_FREE = files_join(f->dir, LOCK);
@@ -239,7 +248,7 @@ static int lock_it(struct fleece *f, struct error *err)
                : 0;
 }
 
-/* The daemon opens it by its path, so it has to be its own. */
+/* The daemon opens the image by its path, so the image has to belong to the daemon's user. */
 static int give(int fd, const char *shown, uid_t uid, gid_t gid, struct error *err)
 {
     if (geteuid() == 0 && uid != 0 && fchown(fd, uid, gid) < 0) {
@@ -248,12 +257,13 @@ static int give(int fd, const char *shown, uid_t uid, gid_t gid, struct error *e
     return 0;
 }
 
-/* A sparse file of the disk's size; where there are none so large, an image that is none. */
-static int co_make_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
+/* A sparse file of the disk's size; where no file can be so large, a qcow2 image. */
+static int co_make_temporary_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid,
+                                   struct error *err)
 {
     char self[FILES_SELF_SIZE];
     int fd AUTO_CLOSE = -1;
-    int rc;
+    int r;
 
     f->image = files_join(f->dir, RAW);
     if (!f->image) {
@@ -279,14 +289,14 @@ static int co_make_image(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, 
     }
     f->is_qcow2 = true;
     files_self_path(fd, self);
-    rc = block_co_create_image("qcow2", self, round_up(size, SECTOR), options_new(), err);
+    r = block_co_create_image("qcow2", self, round_up(size, SECTOR), options_new(), err);
     files_name_in_error(err, fd, f->image);
-    return rc < 0 ? rc : give(fd, f->image, uid, gid, err);
+    return r < 0 ? r : give(fd, f->image, uid, gid, err);
 }
 
 int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct error *err)
 {
-    int rc;
+    int r;
 
     f->place_fd = files_open_dir(f->place, err);
     if (f->place_fd < 0) {
@@ -294,9 +304,9 @@ int fleece_co_make(struct fleece *f, uint64_t size, uid_t uid, gid_t gid, struct
     }
     sweep(f->place_fd);
     f->fd = files_make_dir_at(f->place_fd, f->name, f->dir, err);
-    rc = f->fd < 0 ? f->fd : lock_it(f, err);
-    rc = rc < 0 ? rc : co_make_image(f, size, uid, gid, err);
-    return rc < 0 ? rc : give(f->fd, f->dir, uid, gid, err);
+    r = f->fd < 0 ? f->fd : lock_it(f, err);
+    UNLESS_FAILED(r, co_make_temporary_image(f, size, uid, gid, err));
+    return r < 0 ? r : give(f->fd, f->dir, uid, gid, err);
 }
 
 /* --- those of other runs --- */
@@ -316,7 +326,7 @@ void fleece_remove(const char *dir, const char *repository)
     int place AUTO_CLOSE = -1;
     int fd AUTO_CLOSE = open_other(dir, repository, &place);
 
-    /* Without a lock a run was cut off before it made one, for it is the first thing there. */
+    /* The lock is the first file in the directory: without it the run was killed before. */
     if (fd >= 0 && slash && owner_in(fd) != FLEECE_ALIVE) {
         remove_contents(place, fd, slash + 1);
     }

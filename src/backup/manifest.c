@@ -44,7 +44,7 @@ bool manifest_name_is_valid(const char *name)
     return strlen(name) <= MANIFEST_NAME_MAX && !has_control_characters(name);
 }
 
-void backup_moment_now(struct backup_moment *ret)
+void backup_moment_now(struct backup_moment *ret_moment)
 {
     struct timespec utc, mono;
     struct tm tm;
@@ -54,14 +54,14 @@ void backup_moment_now(struct backup_moment *ret)
     clock_gettime(CLOCK_MONOTONIC, &mono);
     gmtime_r(&utc.tv_sec, &tm);
     strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%S", &tm);
-    snprintf(ret->utc, sizeof(ret->utc), "%s.%06uZ", date,
+    snprintf(ret_moment->utc, sizeof(ret_moment->utc), "%s.%06uZ", date,
              (unsigned)(utc.tv_nsec / 1000) % 1000000);
-    ret->monotonic_ns = ns_from_timespec(mono);
+    ret_moment->monotonic_ns = ns_from_timespec(mono);
 }
 
 /* --- writing --- */
 
-static void add_string(struct json_object *o, const char *key, const char *value)
+static void add_field(struct json_object *o, const char *key, const char *value)
 {
     json_object_object_add(o, key, value ? json_object_new_string(value) : NULL);
 }
@@ -75,7 +75,7 @@ static void add_moment(struct json_object *o, const char *key, const struct back
 {
     struct json_object *m = json_object_new_object();
 
-    add_string(m, "utc", t->utc);
+    add_field(m, "utc", t->utc);
     json_object_object_add(m, "monotonic-ns", json_object_new_int64(t->monotonic_ns));
     json_object_object_add(o, key, m);
 }
@@ -85,15 +85,15 @@ static void add_file(struct json_object *o, const char *key, uint64_t size, cons
     struct json_object *f = json_object_new_object();
 
     add_uint(f, "size", size);
-    add_string(f, "sha256", sha256);
+    add_field(f, "sha256", sha256);
     json_object_object_add(o, key, f);
 }
 
 /*
- * Of the compact form without the checksum itself, slashes as they are. Manifests of earlier versions count slashes as they
- * are written by default, with a backslash.
+ * SHA-256 of the compact form without the checksum itself, slashes not escaped. Manifests of
+ * earlier versions were hashed with escaped slashes.
  */
-static int checksum_of(struct json_object *o, int flags, char ret[static DIGEST_HEX_SIZE])
+static int checksum_of(struct json_object *o, int flags, char ret_text[static DIGEST_HEX_SIZE])
 {
     uint8_t digest[DIGEST_SIZE];
     size_t len;
@@ -102,7 +102,7 @@ static int checksum_of(struct json_object *o, int flags, char ret[static DIGEST_
     if (!text || digest_buffer(text, len, digest) < 0) {
         return -ENOMEM;
     }
-    digest_to_hex(digest, ret);
+    digest_to_hex(digest, ret_text);
     return 0;
 }
 
@@ -117,21 +117,21 @@ struct json_object *manifest_to_json(const struct manifest *m)
         json_object_put(checkpoint);
         return NULL;
     }
-    add_string(o, "format", FORMAT);
+    add_field(o, "format", FORMAT);
     add_uint(o, "version", VERSION);
-    add_string(o, "id", m->id);
+    add_field(o, "id", m->id);
     add_uint(o, "sequence", m->sequence);
-    add_string(o, "kind", manifest_is_full(m) ? "full" : "incremental");
-    add_string(o, "parent", manifest_is_full(m) ? NULL : m->parent);
-    add_string(o, "reason", m->reason);
+    add_field(o, "kind", manifest_is_full(m) ? "full" : "incremental");
+    add_field(o, "parent", manifest_is_full(m) ? NULL : m->parent);
+    add_field(o, "reason", m->reason);
     if (m->repository[0]) {
-        add_string(o, "repository", m->repository);
+        add_field(o, "repository", m->repository);
     }
-    add_string(o, "node", m->node);
+    add_field(o, "node", m->node);
     if (m->disk) {
-        add_string(o, "disk", m->disk);
+        add_field(o, "disk", m->disk);
     }
-    add_string(o, "bitmap", m->bitmap);
+    add_field(o, "bitmap", m->bitmap);
     json_object_object_add(o, "checkpoint", checkpoint);
     add_moment(checkpoint, "begin", &m->begin);
     add_moment(checkpoint, "end", &m->end);
@@ -147,15 +147,15 @@ struct json_object *manifest_to_json(const struct manifest *m)
         json_object_put(o);
         return NULL;
     }
-    add_string(o, "sha256", checksum);
+    add_field(o, "sha256", checksum);
     return o;
 }
 
 /* --- reading --- */
 
-/* The value of `key`, which must be of `type`; NULL and *err otherwise. */
-static struct json_object *get(struct json_object *o, const char *key, enum json_type type,
-                               const char *where, struct error *err)
+/* The value of `key`, which must be of `type`; else NULL, with *err set. */
+static struct json_object *get_field(struct json_object *o, const char *key, enum json_type type,
+                                     const char *where, struct error *err)
 {
     struct json_object *v;
 
@@ -170,10 +170,10 @@ static struct json_object *get(struct json_object *o, const char *key, enum json
     return v;
 }
 
-static int get_uint(struct json_object *o, const char *key, const char *where, uint64_t *ret,
+static int get_uint(struct json_object *o, const char *key, const char *where, uint64_t *ret_value,
                     struct error *err)
 {
-    struct json_object *v = get(o, key, json_type_int, where, err);
+    struct json_object *v = get_field(o, key, json_type_int, where, err);
 
     if (!v) {
         return -EINVAL;
@@ -181,7 +181,7 @@ static int get_uint(struct json_object *o, const char *key, const char *where, u
     if (json_object_get_int64(v) < 0 || json_object_get_uint64(v) > INT64_MAX) {
         return error_set(err, EINVAL, "Manifest '%s': '%s' is out of range", where, key);
     }
-    *ret = json_object_get_uint64(v);
+    *ret_value = json_object_get_uint64(v);
     return 0;
 }
 
@@ -189,7 +189,7 @@ static int get_uint(struct json_object *o, const char *key, const char *where, u
 static const char *get_string(struct json_object *o, const char *key, size_t max, const char *where,
                               struct error *err)
 {
-    struct json_object *v = get(o, key, json_type_string, where, err);
+    struct json_object *v = get_field(o, key, json_type_string, where, err);
     const char *s;
     size_t len;
 
@@ -209,20 +209,20 @@ static const char *get_string(struct json_object *o, const char *key, size_t max
     return s;
 }
 
-/* Into a fixed field; `room` counts the NUL. */
-static int copy_string(struct json_object *o, const char *key, char *ret, size_t room,
-                       const char *where, struct error *err)
+/* Copy a string into a fixed field of `room` bytes, which includes the NUL. */
+static int copy_field(struct json_object *o, const char *key, char *ret_text, size_t room,
+                      const char *where, struct error *err)
 {
     const char *s = get_string(o, key, room - 1, where, err);
 
     if (!s) {
         return -EINVAL;
     }
-    memcpy(ret, s, strlen(s) + 1);
+    memcpy(ret_text, s, strlen(s) + 1);
     return 0;
 }
 
-static int dup_string(struct json_object *o, const char *key, char **ret, const char *where,
+static int dup_string(struct json_object *o, const char *key, char **ret_text, const char *where,
                       struct error *err)
 {
     const char *s = get_string(o, key, MANIFEST_NAME_MAX, where, err);
@@ -230,11 +230,14 @@ static int dup_string(struct json_object *o, const char *key, char **ret, const 
     if (!s) {
         return -EINVAL;
     }
-    *ret = strdup(s);
-    return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
+    *ret_text = strdup(s);
+    return *ret_text ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
-/* Manifests of earlier versions have no member "repository", but the name of a bitmap begins with it. */
+/*
+ * Manifests of earlier versions have no member "repository"; there the name of the bitmap begins
+ * with the id.
+ */
 static int get_repository(struct json_object *o, struct manifest *m, const char *where,
                           struct error *err)
 {
@@ -242,7 +245,7 @@ static int get_repository(struct json_object *o, struct manifest *m, const char 
     size_t before = sizeof(prefix) - 1, size = sizeof(m->repository) - 1;
 
     if (json_object_object_get_ex(o, "repository", NULL)) {
-        if (copy_string(o, "repository", m->repository, sizeof(m->repository), where, err) < 0) {
+        if (copy_field(o, "repository", m->repository, sizeof(m->repository), where, err) < 0) {
             return -EINVAL;
         }
     } else if (strncmp(m->bitmap, prefix, before) == 0 && strlen(m->bitmap) > before + size &&
@@ -255,46 +258,46 @@ static int get_repository(struct json_object *o, struct manifest *m, const char 
     return 0;
 }
 
-static int get_id(struct json_object *o, const char *key, char *ret, const char *where,
+static int get_id(struct json_object *o, const char *key, char *ret_text, const char *where,
                   struct error *err)
 {
-    int rc = copy_string(o, key, ret, BACKUP_ID_SIZE, where, err);
+    int r = copy_field(o, key, ret_text, BACKUP_ID_SIZE, where, err);
 
-    if (rc == 0 && !backup_id_is_valid(ret)) {
-        rc = error_set(err, EINVAL, "Manifest '%s': '%s' is not the id of a backup", where, key);
+    if (r == 0 && !backup_id_is_valid(ret_text)) {
+        r = error_set(err, EINVAL, "Manifest '%s': '%s' is not the id of a backup", where, key);
     }
-    return rc;
+    return r;
 }
 
-static int get_sha256(struct json_object *o, char *ret, const char *where, struct error *err)
+static int get_sha256(struct json_object *o, char *ret_text, const char *where, struct error *err)
 {
-    int rc = copy_string(o, "sha256", ret, DIGEST_HEX_SIZE, where, err);
+    int r = copy_field(o, "sha256", ret_text, DIGEST_HEX_SIZE, where, err);
 
-    if (rc == 0 && (strlen(ret) != DIGEST_HEX_SIZE - 1 ||
-                    strspn(ret, "0123456789abcdef") != DIGEST_HEX_SIZE - 1)) {
-        rc = error_set(err, EINVAL, "Manifest '%s': 'sha256' is not a SHA-256", where);
+    if (r == 0 && (strlen(ret_text) != DIGEST_HEX_SIZE - 1 ||
+                   strspn(ret_text, "0123456789abcdef") != DIGEST_HEX_SIZE - 1)) {
+        r = error_set(err, EINVAL, "Manifest '%s': 'sha256' is not a SHA-256", where);
     }
-    return rc;
+    return r;
 }
 
-static int get_moment(struct json_object *checkpoint, const char *key, struct backup_moment *ret,
-                      const char *where, struct error *err)
+static int get_moment(struct json_object *checkpoint, const char *key,
+                      struct backup_moment *ret_moment, const char *where, struct error *err)
 {
-    struct json_object *m = get(checkpoint, key, json_type_object, where, err);
+    struct json_object *m = get_field(checkpoint, key, json_type_object, where, err);
     uint64_t ns = 0;
 
-    if (!m || copy_string(m, "utc", ret->utc, sizeof(ret->utc), where, err) < 0 ||
+    if (!m || copy_field(m, "utc", ret_moment->utc, sizeof(ret_moment->utc), where, err) < 0 ||
         get_uint(m, "monotonic-ns", where, &ns, err) < 0) {
         return -EINVAL;
     }
-    ret->monotonic_ns = (int64_t)ns;
+    ret_moment->monotonic_ns = (int64_t)ns;
     return 0;
 }
 
 static int get_file(struct json_object *o, const char *key, uint64_t *ret_size, char *ret_sha256,
                     const char *where, struct error *err)
 {
-    struct json_object *f = get(o, key, json_type_object, where, err);
+    struct json_object *f = get_field(o, key, json_type_object, where, err);
 
     if (!f || get_uint(f, "size", where, ret_size, err) < 0) {
         return -EINVAL;
@@ -302,14 +305,14 @@ static int get_file(struct json_object *o, const char *key, uint64_t *ret_size, 
     return get_sha256(f, ret_sha256, where, err);
 }
 
-/* The checksum is the last member: take it off, and compare with that of the rest. */
+/* The checksum is the last member: remove it, and compare it with the checksum of the rest. */
 static int check_checksum(struct json_object *o, const char *where, struct error *err)
 {
     char stored[DIGEST_HEX_SIZE], actual[DIGEST_HEX_SIZE], earlier[DIGEST_HEX_SIZE];
-    int rc = get_sha256(o, stored, where, err);
+    int r = get_sha256(o, stored, where, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     json_object_object_del(o, "sha256");
     if (checksum_of(o, JSON_C_TO_STRING_NOSLASHESCAPE, actual) < 0 ||
@@ -381,7 +384,7 @@ static int parse_fields(struct json_object *o, struct manifest *m, const char *w
          dup_string(o, "disk", &m->disk, where, err) < 0)) {
         return -EINVAL;
     }
-    checkpoint = get(o, "checkpoint", json_type_object, where, err);
+    checkpoint = get_field(o, "checkpoint", json_type_object, where, err);
     if (!checkpoint || get_moment(checkpoint, "begin", &m->begin, where, err) < 0 ||
         get_moment(checkpoint, "end", &m->end, where, err) < 0) {
         return -EINVAL;
@@ -418,13 +421,13 @@ static const char *why_no_object(enum json_tokener_error e)
                                         : json_tokener_error_desc(e);
 }
 
-int manifest_parse(const char *text, size_t size, const char *where, struct manifest *ret,
+int manifest_parse(const char *text, size_t size, const char *where, struct manifest *ret_manifest,
                    struct error *err)
 {
     struct manifest m = {0};
     struct json_tokener *tok;
     struct json_object *o;
-    int rc;
+    int r;
 
     if (size > MANIFEST_SIZE_MAX) {
         return error_set(err, EINVAL, "Manifest '%s' is longer than %lu bytes", where,
@@ -437,20 +440,20 @@ int manifest_parse(const char *text, size_t size, const char *where, struct mani
     json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
     o = json_tokener_parse_ex(tok, text, (int)size);
     if (!o || !json_object_is_type(o, json_type_object)) {
-        rc = error_set(err, EINVAL, "Manifest '%s' is not a JSON object: %s", where,
-                       why_no_object(json_tokener_get_error(tok)));
+        r = error_set(err, EINVAL, "Manifest '%s' is not a JSON object: %s", where,
+                      why_no_object(json_tokener_get_error(tok)));
     } else {
-        rc = parse_fields(o, &m, where, err);
-        if (rc == 0 && !is_blank(text, json_tokener_get_parse_end(tok), size)) {
-            rc = error_set(err, EINVAL, "Manifest '%s' was changed: something follows it", where);
+        r = parse_fields(o, &m, where, err);
+        if (r == 0 && !is_blank(text, json_tokener_get_parse_end(tok), size)) {
+            r = error_set(err, EINVAL, "Manifest '%s' was changed: something follows it", where);
         }
     }
     json_object_put(o);
     json_tokener_free(tok);
-    if (rc < 0) {
+    if (r < 0) {
         manifest_clear(&m);
-        return rc;
+        return r;
     }
-    *ret = m;
+    *ret_manifest = m;
     return 0;
 }

@@ -23,7 +23,9 @@
 #define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
 #define WORKERS 24
 #define CONNECTIONS 2
-/* For all but the first: a server may have a limit of connections, and then they wait until it ends. */
+/*
+ * Timeout of all connections but the first: a server may have a limit, and then a connection waits.
+ */
 #define FURTHER_TIMEOUT_NS (2 * NS_PER_SECOND)
 #define WATCH_NS (NS_PER_SECOND / 5)
 
@@ -45,31 +47,18 @@ struct pull {
 
 /* --- one chunk --- */
 
-static int fail_at(struct pull *p, int rc, const char *what, const char *name, uint64_t offset)
+static int fail_at(struct pull *p, int r, const char *what, const char *name, uint64_t offset)
 {
     if (p->status == 0) {
-        p->status = rc;
-        error_set_errno(p->err, -rc, "Could not %s '%s' at offset %" PRIu64, what, name, offset);
+        p->status = r;
+        error_set_errno(p->err, -r, "Could not %s '%s' at offset %" PRIu64, what, name, offset);
     }
-    return rc;
-}
-
-struct hash_job {
-    const uint8_t *data;
-    size_t size;
-    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
-};
-
-static int hash_job_run(void *arg)
-{
-    struct hash_job *job = arg;
-
-    return sums_digest_clusters(job->data, job->size, job->digests);
+    return r;
 }
 
 /* Write the clusters [from, to) of a chunk, which are all data. */
-static int co_write_data(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf,
-                         uint64_t from, uint64_t to)
+static int co_write_data_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf,
+                               uint64_t from, uint64_t to)
 {
     uint64_t first = chunk->first + from;
     uint64_t size = pull_bytes(p->config->disk_size, first, to - from);
@@ -80,9 +69,9 @@ static int co_write_data(struct pull *p, const struct pull_chunk *chunk, uint8_t
                             BLOCK_REQ_COMPRESSED);
 }
 
-static int co_write_zeroes(struct pull *p, uint64_t first, uint64_t count)
+static int co_write_zero_chunk(struct pull *p, uint64_t first, uint64_t count)
 {
-    /* A full backup is made in a new image, which reads as zeroes where nothing is. */
+    /* A new image reads as zeroes, so a full backup need not write them. */
     if (!p->config->backing) {
         return 0;
     }
@@ -90,24 +79,24 @@ static int co_write_zeroes(struct pull *p, uint64_t first, uint64_t count)
                                  pull_bytes(p->config->disk_size, first, count), 0);
 }
 
-/* Write what was read: each cluster as data, or as zeroes where it holds nothing else. */
-static int co_store(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
+/* Write what was read: each cluster as data, or as zeroes if it holds only zeroes. */
+static int co_store_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
 {
     uint8_t *kinds = p->plan.kinds + chunk->kind_index;
-    int rc = 0;
+    int r = 0;
 
     for (uint64_t i = 0; i < chunk->count; i++) {
         if (buffer_is_zero(buf + i * BACKUP_CLUSTER_SIZE, BACKUP_CLUSTER_SIZE)) {
             kinds[i] = PULL_ZERO;
         }
     }
-    for (uint64_t i = 0, end; rc == 0 && i < chunk->count; i = end) {
+    for (uint64_t i = 0, end; r == 0 && i < chunk->count; i = end) {
         for (end = i + 1; end < chunk->count && kinds[end] == kinds[i]; end++) {
         }
-        rc = kinds[i] == PULL_DATA ? co_write_data(p, chunk, buf, i, end)
-                                   : co_write_zeroes(p, chunk->first + i, end - i);
+        r = kinds[i] == PULL_DATA ? co_write_data_chunk(p, chunk, buf, i, end)
+                                  : co_write_zero_chunk(p, chunk->first + i, end - i);
     }
-    return rc;
+    return r;
 }
 
 static int co_pull_data(struct pull *p, struct nbd_client *client, const struct pull_chunk *chunk,
@@ -115,28 +104,28 @@ static int co_pull_data(struct pull *p, struct nbd_client *client, const struct 
 {
     uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
     uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
-    struct hash_job job = {.data = buf, .size = chunk->count * BACKUP_CLUSTER_SIZE};
+    uint8_t digests[PULL_CHUNK_CLUSTERS * SUMS_DIGEST_SIZE];
     uint8_t *kinds = p->plan.kinds + chunk->kind_index;
-    int rc = nbd_client_co_pread(client, offset, buf, size);
+    int r = nbd_client_co_pread(client, offset, buf, size);
 
-    if (rc < 0) {
+    if (r < 0) {
         *p->config->view_failed = true;
-        return fail_at(p, rc, "read export", p->config->export_name, offset);
+        return fail_at(p, r, "read export", p->config->export_name, offset);
     }
-    memset(buf + size, 0, job.size - size);
+    memset(buf + size, 0, chunk->count * BACKUP_CLUSTER_SIZE - size);
     p->moved += size;
-    rc = loop_co_offload(hash_job_run, &job);
-    rc = rc < 0 ? rc : co_store(p, chunk, buf);
-    if (rc < 0) {
-        return fail_at(p, rc, "write", p->config->image_path, offset);
+    r = sums_co_digest_clusters(buf, chunk->count * BACKUP_CLUSTER_SIZE, digests);
+    UNLESS_FAILED(r, co_store_chunk(p, chunk, buf));
+    if (r < 0) {
+        return fail_at(p, r, "write", p->config->image_path, offset);
     }
     for (uint64_t i = 0; i < chunk->count; i++) {
         if (kinds[i] != PULL_DATA) {
-            memset(job.digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
+            memset(digests + i * SUMS_DIGEST_SIZE, 0, SUMS_DIGEST_SIZE);
         }
     }
-    rc = sums_write_digests(p->config->sums_fd, chunk->slot, job.digests, chunk->count);
-    return rc < 0 ? fail_at(p, rc, "write", p->config->sums_path, offset) : 0;
+    r = sums_write_digests(p->config->sums_fd, chunk->slot, digests, chunk->count);
+    return r < 0 ? fail_at(p, r, "write", p->config->sums_path, offset) : 0;
 }
 
 static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t *buf)
@@ -144,33 +133,36 @@ static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t
     struct nbd_client *client = p->clients[p->next_client++ % p->client_count];
     uint64_t offset = chunk->first * BACKUP_CLUSTER_SIZE;
     uint64_t size = pull_bytes(p->config->disk_size, chunk->first, chunk->count);
-    int rc;
+    int r;
 
     if (chunk->kind == PULL_DATA) {
-        rc = co_pull_data(p, client, chunk, buf);
+        r = co_pull_data(p, client, chunk, buf);
         progress_add(&p->progress, size);
     } else {
-        rc = co_write_zeroes(p, chunk->first, chunk->count);
-        rc = rc < 0 ? fail_at(p, rc, "write", p->config->image_path, offset) : 0;
+        r = co_write_zero_chunk(p, chunk->first, chunk->count);
+        r = r < 0 ? fail_at(p, r, "write", p->config->image_path, offset) : 0;
     }
-    if (rc == 0 && (nbd_client_flags(client) & NBD_FLAG_SEND_TRIM) &&
+    if (r == 0 && (nbd_client_flags(client) & NBD_FLAG_SEND_TRIM) &&
         !(nbd_client_flags(client) & NBD_FLAG_READ_ONLY)) {
-        /* It need not be kept for us any longer. Only a hint: if it fails, more is copied than need be. */
+        /*
+         * It need not be kept for us any longer. Only a hint: if it fails, more is copied than need
+         * be.
+         */
         nbd_client_co_trim(client, offset, size);
     }
-    return rc;
+    return r;
 }
 
-/* False: what is watched has ended it. */
-static bool watch(struct pull *p)
+/* Call config->watch() when it is due. False: the pull has to end. */
+static bool may_continue(struct pull *p)
 {
     int64_t now = loop_now_ns();
 
     if (now - p->watched_ns >= WATCH_NS) {
-        int rc = p->config->watch(p->config->watch_arg, p->status == 0 ? p->err : NULL);
+        int r = p->config->watch(p->config->watch_arg, p->status == 0 ? p->err : NULL);
 
         p->watched_ns = now;
-        p->status = p->status == 0 && rc < 0 ? rc : p->status;
+        p->status = p->status == 0 && r < 0 ? r : p->status;
     }
     return p->status == 0;
 }
@@ -189,7 +181,7 @@ static void co_pull_worker(void *arg)
             p->status = error_set(p->err, EINTR, "The backup was stopped");
             break;
         }
-        if (!watch(p)) {
+        if (!may_continue(p)) {
             break;
         }
         co_pull_chunk(p, &chunk, buf);
@@ -202,14 +194,14 @@ static int co_run_workers(struct pull *p)
 {
     co_group_init(&p->group);
     for (int i = 0; i < WORKERS; i++) {
-        int rc;
+        int r;
 
         co_group_add(&p->group);
-        rc = co_spawn(reactor_home(reactor_main()), co_pull_worker, p);
-        if (rc < 0) {
+        r = co_spawn(reactor_home(reactor_main()), co_pull_worker, p);
+        if (r < 0) {
             co_group_done(&p->group);
             if (i == 0) {
-                p->status = error_set_errno(p->err, -rc, "Could not start the backup");
+                p->status = error_set_errno(p->err, -r, "Could not start the backup");
             }
             break;
         }
@@ -221,7 +213,7 @@ static int co_run_workers(struct pull *p)
 
 /* --- begin and end --- */
 
-static int check_export(struct pull *p, const struct nbd_client *client)
+static int check_pulled_export(struct pull *p, const struct nbd_client *client)
 {
     const struct pull_config *config = p->config;
 
@@ -236,31 +228,31 @@ static int check_export(struct pull *p, const struct nbd_client *client)
     return 0;
 }
 
-static int co_connect(struct pull *p)
+static int co_connect_to_view(struct pull *p)
 {
     static const char *const contexts[] = {NBD_CONTEXT_BASE_ALLOCATION};
     const struct pull_config *config = p->config;
 
     for (unsigned i = 0; i < CONNECTIONS; i++) {
         ERROR_AUTO(err);
-        int rc = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts,
-                                       1, i == 0 ? CONNECT_TIMEOUT_NS : FURTHER_TIMEOUT_NS,
-                                       &p->clients[i], &err);
-        if (rc < 0 && i > 0) {
+        int r = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts,
+                                      1, i == 0 ? CONNECT_TIMEOUT_NS : FURTHER_TIMEOUT_NS,
+                                      &p->clients[i], &err);
+        if (r < 0 && i > 0) {
             break;
         }
-        if (rc < 0) {
-            if (rc == -ETIMEDOUT) {
+        if (r < 0) {
+            if (r == -ETIMEDOUT) {
                 error_hint(&err, "Has the server reached its number of connections "
                                  "(max-connections)?");
             }
             error_move(p->err, &err);
-            return rc;
+            return r;
         }
         p->client_count++;
-        rc = check_export(p, p->clients[i]);
-        if (rc < 0) {
-            return rc;
+        r = check_pulled_export(p, p->clients[i]);
+        if (r < 0) {
+            return r;
         }
         if (!(nbd_client_flags(p->clients[i]) & NBD_FLAG_CAN_MULTI_CONN)) {
             break;
@@ -269,12 +261,12 @@ static int co_connect(struct pull *p)
     return 0;
 }
 
-static int co_make_image(struct pull *p)
+static int co_make_backup_image(struct pull *p)
 {
     const struct pull_config *config = p->config;
     struct options *opts = options_new();
     char self[FILES_SELF_SIZE];
-    int rc;
+    int r;
 
     if (!opts) {
         return error_set(p->err, ENOMEM, "Out of memory");
@@ -286,17 +278,19 @@ static int co_make_image(struct pull *p)
         options_set_str(opts, "backing_fmt", "qcow2");
     }
     files_self_path(config->image_fd, self);
-    rc = block_co_create_image("qcow2", self, config->disk_size, opts, p->err);
-    /* Without its backing file: that is never read, however long the chain, and whatever it may name. */
-    rc = rc < 0 ? rc
-                : block_co_open_filename(self, "qcow2", NULL,
-                                         BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &p->node, p->err);
-    rc = rc < 0
-             ? rc
-             : block_co_root_new(p->node, "backup", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
-                                 BLOCK_PERM_CONSISTENT_READ, &p->root, p->err);
+    r = block_co_create_image("qcow2", self, config->disk_size, opts, p->err);
+    /*
+     * Without its backing file: that is never read, however long the chain, and whatever it may
+     * name.
+     */
+    UNLESS_FAILED(r, block_co_open_filename(self, "qcow2", NULL,
+                                            BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &p->node,
+                                            p->err));
+    UNLESS_FAILED(r, block_co_root_new(p->node, "backup",
+                                       BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE,
+                                       BLOCK_PERM_CONSISTENT_READ, &p->root, p->err));
     files_name_in_error(p->err, config->image_fd, config->image_path);
-    return rc;
+    return r;
 }
 
 static int sync_job_run(void *arg)
@@ -304,26 +298,26 @@ static int sync_job_run(void *arg)
     return fsync(*(const int *)arg) < 0 ? -errno : 0;
 }
 
-static int co_finish(struct pull *p)
+static int co_finish_pull(struct pull *p)
 {
     struct sums_runs runs = {0};
-    int rc = block_co_flush(block_root_edge(p->root));
+    int r = block_co_flush(block_root_edge(p->root));
 
-    rc = rc < 0 ? rc : block_co_inactivate(p->node, p->err);
-    if (rc < 0) {
-        return error_set_errno(p->err, -rc, "Could not write '%s'", p->config->image_path);
+    UNLESS_FAILED(r, block_co_inactivate(p->node, p->err));
+    if (r < 0) {
+        return error_set_errno(p->err, -r, "Could not write '%s'", p->config->image_path);
     }
-    rc = pull_plan_to_sums(&p->plan, &runs);
-    rc = rc < 0 ? rc : sums_write_finish(p->config->sums_fd, &runs, p->config->disk_size);
-    rc = rc < 0 ? rc : loop_co_offload(sync_job_run, (void *)&p->config->sums_fd);
+    r = pull_plan_to_sums(&p->plan, &runs);
+    UNLESS_FAILED(r, sums_write_finish(p->config->sums_fd, &runs, p->config->disk_size));
+    UNLESS_FAILED(r, loop_co_offload(sync_job_run, (void *)&p->config->sums_fd));
     sums_runs_clear(&runs);
-    if (rc < 0) {
-        return error_set_errno(p->err, -rc, "Could not write '%s'", p->config->sums_path);
+    if (r < 0) {
+        return error_set_errno(p->err, -r, "Could not write '%s'", p->config->sums_path);
     }
     return 0;
 }
 
-static void co_close(struct pull *p)
+static void co_close_image(struct pull *p)
 {
     for (unsigned i = 0; i < CONNECTIONS; i++) {
         nbd_client_co_close(p->clients[i]);
@@ -333,28 +327,28 @@ static void co_close(struct pull *p)
     pull_plan_clear(&p->plan);
 }
 
-int pull_co_run(const struct pull_config *config, struct pull_result *ret, struct error *err)
+int pull_co_run(const struct pull_config *config, struct pull_result *ret_result, struct error *err)
 {
     struct pull p = {.config = config, .err = err};
     uint64_t changed = 0;
-    int rc = pull_co_plan_areas(config, &p.plan, err);
+    int r = pull_co_plan_areas(config, &p.plan, err);
 
-    rc = rc < 0 ? rc : co_connect(&p);
-    rc = rc < 0 ? rc : pull_co_plan_kinds(config, p.clients[0], &p.plan, err);
-    rc = rc < 0 ? rc : co_make_image(&p);
-    if (rc == 0) {
+    UNLESS_FAILED(r, co_connect_to_view(&p));
+    UNLESS_FAILED(r, pull_co_plan_kinds(config, p.clients[0], &p.plan, err));
+    UNLESS_FAILED(r, co_make_backup_image(&p));
+    if (r == 0) {
         uint64_t clusters = config->bitmap ? p.plan.runs.digests : p.plan.data_clusters;
 
         changed = MIN(clusters * BACKUP_CLUSTER_SIZE, config->disk_size);
         progress_begin(&p.progress, stderr, config->progress, config->backing ? "changed" : "disk",
                        p.plan.data_clusters * BACKUP_CLUSTER_SIZE);
-        rc = co_run_workers(&p);
-        rc = rc < 0 ? rc : co_finish(&p);
-        progress_end(&p.progress, rc == 0);
+        r = co_run_workers(&p);
+        UNLESS_FAILED(r, co_finish_pull(&p));
+        progress_end(&p.progress, r == 0);
     }
-    co_close(&p);
-    if (rc == 0) {
-        *ret = (struct pull_result){.changed = changed, .moved = p.moved};
+    co_close_image(&p);
+    if (r == 0) {
+        *ret_result = (struct pull_result){.changed = changed, .moved = p.moved};
     }
-    return rc;
+    return r;
 }

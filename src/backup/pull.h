@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Pulling a point in time over NBD into a new qcow2 file: finds out what to fetch, fetches it with many requests in
- * flight, and writes compressed clusters and their checksums. Main reactor, in a coroutine; yields.
+ * Pull a point in time over NBD into a new qcow2 file: find out what to fetch, fetch it with many
+ * requests in flight, and write compressed clusters and their checksums. Main reactor, in a
+ * coroutine; yields.
  */
 #ifndef TIDEMARK_BACKUP_PULL_H
 #define TIDEMARK_BACKUP_PULL_H
@@ -18,7 +19,7 @@ struct pull_config {
     const struct nbd_address *address;
     const struct nbd_client_tls *tls; /* NULL: in the clear */
     const char *export_name;
-    const char *bitmap; /* fetch only what it marks; NULL: all that is not zero */
+    const char *bitmap; /* fetch only what the bitmap marks; NULL: everything that is not zero */
     uint64_t disk_size;
     int image_fd;           /* an empty file that becomes the qcow2 image */
     const char *image_path; /* its path, for messages */
@@ -26,11 +27,11 @@ struct pull_config {
     int sums_fd;            /* an empty file that becomes the checksum file */
     const char *sums_path;  /* its path, for messages */
     enum progress_form progress;
-    volatile sig_atomic_t *stop; /* becomes true when the user wants to end it; may be NULL */
-    /* Called a few times a second; a negative result, with an error, ends it. */
+    volatile sig_atomic_t *stop; /* becomes true when the user wants to stop; may be NULL */
+    /* Called a few times a second; a negative result ends the pull with the error in `err`. */
     int (*watch)(void *arg, struct error *err);
     void *watch_arg;
-    bool *view_failed; /* set when the export could not be read any more */
+    bool *view_failed; /* set when the export cannot be read any more */
 };
 
 struct pull_result {
@@ -38,7 +39,11 @@ struct pull_result {
     uint64_t moved;   /* bytes read over NBD */
 };
 
-/* Both files are complete and stable on success. On failure the caller removes them. -EINTR: stopped. */
-int pull_co_run(const struct pull_config *config, struct pull_result *ret, struct error *err);
+/*
+ * Pull. On success both files are complete and synced; on failure the caller removes them. -EINTR:
+ * stopped.
+ */
+int pull_co_run(const struct pull_config *config, struct pull_result *ret_result,
+                struct error *err);
 
 #endif

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Shared by the two halves of a pull: what to fetch (pull_plan.c), and fetching it (pull.c). */
+/*
+ * Shared by the two parts of a pull: the plan of what to fetch (pull_plan.c), and fetching it
+ * (pull.c).
+ */
 #ifndef TIDEMARK_BACKUP_PULL_INTERNAL_H
 #define TIDEMARK_BACKUP_PULL_INTERNAL_H
 
@@ -12,12 +15,12 @@
 enum pull_kind {
     PULL_SKIP, /* not part of the backup */
     PULL_DATA,
-    PULL_ZERO, /* reads as zeroes, and the backup says so */
+    PULL_ZERO, /* recorded as zeroes */
 };
 
 /*
- * What to look at, and what was found. `kinds` has a byte for each cluster of `runs`, in their order; a run's `digest`
- * is the index of its first cluster's.
+ * The areas to fetch, and what was found there. `kinds` has a byte of enum pull_kind for each
+ * cluster of `runs`, in their order; a run's `digest` is the index of its first cluster's byte.
  */
 struct pull_plan {
     struct sums_runs runs;
@@ -25,35 +28,40 @@ struct pull_plan {
     uint64_t data_clusters;
 };
 
-/* Clusters of the same kind that lie together; data at most PULL_CHUNK_CLUSTERS. */
+/* Adjacent clusters of the same kind; of data at most PULL_CHUNK_CLUSTERS. */
 struct pull_chunk {
     uint64_t first; /* cluster on the disk */
     uint64_t count;
-    uint64_t kind_index; /* of the first, in plan->kinds */
-    uint64_t slot;       /* of the first one's digest */
+    uint64_t kind_index; /* index of the first one in plan->kinds */
+    uint64_t slot;       /* index of the first one's digest */
     enum pull_kind kind;
 };
 
-/* Iterates over what is not PULL_SKIP, ascending. Starts as zeroes. */
+/* Iterates over clusters that are not PULL_SKIP, ascending. Starts as zeroes. */
 struct pull_cursor {
     size_t run;
     uint64_t in_run;
     uint64_t slot;
 };
 
-/* What to look at: the whole disk, or what the bitmap marks; on a connection of its own. Yields. Errors name the export. */
-int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret, struct error *err);
-/* Which of it is zero, by base:allocation. As above. */
+/*
+ * Find the areas: the whole disk, or what the bitmap marks; over a connection of its own. 0 or
+ * -errno; errors name the export. Yields.
+ */
+int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret_plan,
+                       struct error *err);
+/* Find out, by base:allocation, which clusters of the plan are zero. As above. */
 int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,
                        struct pull_plan *plan, struct error *err);
+/* Release what the plan holds. Does not yield. */
 void pull_plan_clear(struct pull_plan *plan);
 
-/* False at the end. Does not yield. */
+/* The next chunk; false at the end. Does not yield. */
 bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
-                    struct pull_chunk *ret);
+                    struct pull_chunk *ret_chunk);
 
-/* The runs of the checksum file, from the kinds found at last. -ENOMEM. */
-int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret);
+/* The runs of the checksum file, from the final kinds. 0 or -ENOMEM. Does not yield. */
+int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs);
 
 /* Bytes of [first, first + count) clusters that lie within the disk. */
 static inline uint64_t pull_bytes(uint64_t disk_size, uint64_t first, uint64_t count)

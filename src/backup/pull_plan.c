@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What to fetch. The bitmap is asked first, on a connection of its own: outside of what it marks the view can't even
- * be asked what is allocated. Then the marked areas are asked which parts of them are zero, several at a time.
+ * The plan of a pull. The bitmap is queried first, on a connection of its own: outside the areas
+ * that it marks, the view refuses even block status. Then the marked areas are queried for zeroes,
+ * several at a time.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -16,7 +17,7 @@
 #include "nbd/proto.h"
 
 #define CONNECT_TIMEOUT_NS (30 * NS_PER_SECOND)
-/* A length that fits the wire with room for alignment. */
+/* Bytes per status request: a length that fits into 32 bits, with room for alignment. */
 #define STATUS_BYTES (1ULL << 30)
 #define ASKERS 16
 
@@ -48,20 +49,20 @@ static int co_read_bitmap(const struct pull_config *config, struct nbd_client *c
     while (offset < config->disk_size) {
         struct nbd_extents extents = {0};
         uint64_t ask = MIN(config->disk_size - offset, STATUS_BYTES);
-        int rc = nbd_client_co_block_status(client, offset, ask, false, &extents);
+        int r = nbd_client_co_block_status(client, offset, ask, false, &extents);
 
-        if (rc == 0 && extents.count == 0) {
-            rc = -EPROTO;
+        if (r == 0 && extents.count == 0) {
+            r = -EPROTO;
         }
-        for (size_t i = 0; rc == 0 && i < extents.count; i++) {
+        for (size_t i = 0; r == 0 && i < extents.count; i++) {
             if (extents.list[i].flags & NBD_STATE_DIRTY) {
-                rc = add_dirty(runs, offset, extents.list[i].length);
+                r = add_dirty(runs, offset, extents.list[i].length);
             }
             offset += extents.list[i].length;
         }
         nbd_extents_clear(&extents);
-        if (rc < 0) {
-            return error_set_errno(err, -rc, "Could not read bitmap '%s' of export '%s'",
+        if (r < 0) {
+            return error_set_errno(err, -r, "Could not read bitmap '%s' of export '%s'",
                                    config->bitmap, config->export_name);
         }
     }
@@ -74,24 +75,24 @@ static int co_plan_dirty(const struct pull_config *config, struct sums_runs *run
     struct nbd_client *client;
     char *context AUTO_FREE = NULL;
     const char *contexts[1];
-    int rc;
+    int r;
 
     if (asprintf(&context, NBD_CONTEXT_DIRTY_BITMAP "%s", config->bitmap) < 0) {
         context = NULL;
         return error_set(err, ENOMEM, "Out of memory");
     }
     contexts[0] = context;
-    rc = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts, 1,
-                               CONNECT_TIMEOUT_NS, &client, err);
-    if (rc < 0) {
-        return rc;
+    r = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts, 1,
+                              CONNECT_TIMEOUT_NS, &client, err);
+    if (r < 0) {
+        return r;
     }
-    rc = nbd_client_context(client, 0)
-             ? co_read_bitmap(config, client, runs, err)
-             : error_set(err, ENOENT, "Export '%s' does not offer bitmap '%s'", config->export_name,
-                         config->bitmap);
+    r = nbd_client_context(client, 0)
+            ? co_read_bitmap(config, client, runs, err)
+            : error_set(err, ENOENT, "Export '%s' does not offer bitmap '%s'", config->export_name,
+                        config->bitmap);
     nbd_client_co_close(client);
-    return rc;
+    return r;
 }
 
 /* --- allocation --- */
@@ -100,9 +101,9 @@ struct ask {
     const struct pull_config *config;
     struct nbd_client *client;
     struct pull_plan *plan;
-    size_t run; /* the next area to be asked about */
+    size_t run; /* the next area to query */
     uint64_t in_run;
-    int status; /* of the first failure */
+    int status; /* the first failure */
     struct co_group group;
 };
 
@@ -121,12 +122,12 @@ static int co_ask_area(struct ask *a, const struct sums_run *run, uint64_t offse
 {
     while (length > 0) {
         struct nbd_extents extents = {0};
-        int rc = nbd_client_co_block_status(a->client, offset, length, false, &extents);
+        int r = nbd_client_co_block_status(a->client, offset, length, false, &extents);
 
-        if (rc == 0 && extents.count == 0) {
-            rc = -EPROTO;
+        if (r == 0 && extents.count == 0) {
+            r = -EPROTO;
         }
-        for (size_t i = 0; rc == 0 && i < extents.count; i++) {
+        for (size_t i = 0; r == 0 && i < extents.count; i++) {
             uint64_t n = MIN(length, extents.list[i].length);
 
             if (!(extents.list[i].flags & NBD_STATE_ZERO)) {
@@ -136,8 +137,8 @@ static int co_ask_area(struct ask *a, const struct sums_run *run, uint64_t offse
             length -= n;
         }
         nbd_extents_clear(&extents);
-        if (rc < 0) {
-            return rc;
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
@@ -151,36 +152,36 @@ static void co_ask_worker(void *arg)
         const struct sums_run *run = &a->plan->runs.list[a->run];
         uint64_t count = MIN(run->count - a->in_run, STATUS_BYTES / BACKUP_CLUSTER_SIZE);
         uint64_t first = run->first + a->in_run;
-        int rc;
+        int r;
 
         a->in_run += count;
         if (a->in_run == run->count) {
             a->run++;
             a->in_run = 0;
         }
-        rc = co_ask_area(a, run, first * BACKUP_CLUSTER_SIZE,
-                         pull_bytes(a->config->disk_size, first, count));
-        if (rc < 0 && a->status == 0) {
-            a->status = rc;
+        r = co_ask_area(a, run, first * BACKUP_CLUSTER_SIZE,
+                        pull_bytes(a->config->disk_size, first, count));
+        if (r < 0 && a->status == 0) {
+            a->status = r;
         }
     }
     co_group_done(&a->group);
 }
 
-static int co_ask(const struct pull_config *config, struct nbd_client *client,
-                  struct pull_plan *plan)
+static int co_ask_kinds(const struct pull_config *config, struct nbd_client *client,
+                        struct pull_plan *plan)
 {
     struct ask a = {.config = config, .client = client, .plan = plan};
 
     co_group_init(&a.group);
     for (int i = 0; i < ASKERS; i++) {
-        int rc;
+        int r;
 
         co_group_add(&a.group);
-        rc = co_spawn(reactor_home(reactor_main()), co_ask_worker, &a);
-        if (rc < 0) {
+        r = co_spawn(reactor_home(reactor_main()), co_ask_worker, &a);
+        if (r < 0) {
             co_group_done(&a.group);
-            a.status = i == 0 ? rc : a.status;
+            a.status = i == 0 ? r : a.status;
             break;
         }
     }
@@ -200,14 +201,15 @@ static void settle_kinds(struct pull_plan *plan, bool keep_zeroes)
     }
 }
 
-int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret, struct error *err)
+int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret_plan,
+                       struct error *err)
 {
     uint64_t clusters = div_round_up(config->disk_size, BACKUP_CLUSTER_SIZE);
 
     if (config->bitmap) {
-        return co_plan_dirty(config, &ret->runs, err);
+        return co_plan_dirty(config, &ret_plan->runs, err);
     }
-    return sums_runs_add(&ret->runs, 0, clusters, SUMS_DATA) < 0
+    return sums_runs_add(&ret_plan->runs, 0, clusters, SUMS_DATA) < 0
                ? error_set(err, ENOMEM, "Out of memory")
                : 0;
 }
@@ -215,12 +217,12 @@ int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret, 
 int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,
                        struct pull_plan *plan, struct error *err)
 {
-    int rc;
+    int r;
 
     plan->kinds = calloc(plan->runs.digests + 1, 1);
-    rc = plan->kinds ? co_ask(config, client, plan) : -ENOMEM;
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not ask export '%s' what is allocated",
+    r = plan->kinds ? co_ask_kinds(config, client, plan) : -ENOMEM;
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not ask export '%s' what is allocated",
                                config->export_name);
     }
     settle_kinds(plan, config->bitmap != NULL);
@@ -230,7 +232,7 @@ int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *clie
 /* --- walking --- */
 
 bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
-                    struct pull_chunk *ret)
+                    struct pull_chunk *ret_chunk)
 {
     while (cursor->run < plan->runs.count) {
         const struct sums_run *run = &plan->runs.list[cursor->run];
@@ -250,26 +252,26 @@ bool pull_plan_next(const struct pull_plan *plan, struct pull_cursor *cursor,
         if (kind == PULL_SKIP) {
             continue;
         }
-        *ret = (struct pull_chunk){run->first + start, end - start, run->digest + start,
-                                   cursor->slot, kind};
+        *ret_chunk = (struct pull_chunk){run->first + start, end - start, run->digest + start,
+                                         cursor->slot, kind};
         cursor->slot += end - start;
         return true;
     }
     return false;
 }
 
-int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret)
+int pull_plan_to_sums(const struct pull_plan *plan, struct sums_runs *ret_runs)
 {
-    for (size_t r = 0; r < plan->runs.count; r++) {
-        const struct sums_run *run = &plan->runs.list[r];
+    for (size_t i_run = 0; i_run < plan->runs.count; i_run++) {
+        const struct sums_run *run = &plan->runs.list[i_run];
 
         for (uint64_t i = 0; i < run->count; i++) {
             uint8_t kind = plan->kinds[run->digest + i];
-            int rc = kind == PULL_SKIP ? 0
-                                       : sums_runs_add(ret, run->first + i, 1,
-                                                       kind == PULL_DATA ? SUMS_DATA : SUMS_ZERO);
-            if (rc < 0) {
-                return rc;
+            int r = kind == PULL_SKIP ? 0
+                                      : sums_runs_add(ret_runs, run->first + i, 1,
+                                                      kind == PULL_DATA ? SUMS_DATA : SUMS_ZERO);
+            if (r < 0) {
+                return r;
             }
         }
     }

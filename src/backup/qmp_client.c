@@ -14,7 +14,10 @@
 #include "loop/loop.h"
 
 #define CONNECT_TIMEOUT_NS (10 * NS_PER_SECOND)
-/* A transaction waits for guest I/O in flight, which may take long on a slow disk. */
+/*
+ * Limit for an answer. A transaction waits for guest I/O in flight, which may take long on a slow
+ * disk.
+ */
 #define ANSWER_TIMEOUT_NS (120 * NS_PER_SECOND)
 #define MESSAGE_MAX (64ul * 1024 * 1024)
 #define BUFFER_SIZE 16384
@@ -23,11 +26,11 @@ struct qmp_client {
     int fd;
     char *path;
     uint64_t next_id;
-    bool broken; /* the stream can't be used any more */
+    bool broken; /* the stream cannot be used any more */
     struct json_tokener *tok;
-    size_t message_size; /* bytes of the message that is being parsed */
+    size_t message_size; /* bytes of the message that is parsed at the moment */
     char buf[BUFFER_SIZE];
-    size_t start, end; /* what was received and is not parsed yet */
+    size_t start, end; /* received bytes that are not parsed yet */
 };
 
 void qmp_client_close(struct qmp_client *c)
@@ -67,7 +70,7 @@ static int broken(struct qmp_client *c, int errnum, struct error *err, const cha
     return error_set(err, errnum, "The daemon at QMP socket '%s' %s", c->path, what);
 }
 
-static int co_fill(struct qmp_client *c, int64_t deadline, struct error *err)
+static int co_receive_more(struct qmp_client *c, int64_t deadline, struct error *err)
 {
     int64_t left = deadline - loop_now_ns();
     ssize_t n = left > 0 ? loop_co_poll(c->fd, POLLIN, left) : -ETIMEDOUT;
@@ -88,9 +91,9 @@ static int co_fill(struct qmp_client *c, int64_t deadline, struct error *err)
     return 0;
 }
 
-/* The next message: an object. */
-static int co_receive(struct qmp_client *c, int64_t deadline, struct json_object **ret,
-                      struct error *err)
+/* The next message, an object. */
+static int co_receive_message(struct qmp_client *c, int64_t deadline,
+                              struct json_object **ret_object, struct error *err)
 {
     c->message_size = 0;
     json_tokener_reset(c->tok);
@@ -102,9 +105,9 @@ static int co_receive(struct qmp_client *c, int64_t deadline, struct json_object
             c->start++;
         }
         if (c->start == c->end) {
-            int rc = co_fill(c, deadline, err);
-            if (rc < 0) {
-                return rc;
+            int r = co_receive_more(c, deadline, err);
+            if (r < 0) {
+                return r;
             }
             continue;
         }
@@ -116,7 +119,7 @@ static int co_receive(struct qmp_client *c, int64_t deadline, struct json_object
                 json_object_put(o);
                 return broken(c, EPROTO, err, "sent something that is no QMP message");
             }
-            *ret = o;
+            *ret_object = o;
             return 0;
         }
         c->message_size += c->end - c->start;
@@ -162,46 +165,49 @@ static int take_error(struct json_object *error, const char *command, struct err
     return error_set(err, EIO, "The daemon refused '%s': %s", command, desc);
 }
 
-/* The answer to command number `id`: what comes before it are events, or answers that nobody waits for. */
-static int co_await (struct qmp_client *c, uint64_t id, const char *command,
-                     struct json_object **ret, struct error *err)
+/*
+ * The answer to command number `id`. Messages before it are events, or answers to commands that
+ * timed out.
+ */
+static int co_await_answer(struct qmp_client *c, uint64_t id, const char *command,
+                           struct json_object **ret_object, struct error *err)
 {
     int64_t deadline = loop_now_ns() + ANSWER_TIMEOUT_NS;
 
     for (;;) {
         struct json_object *o = NULL, *v, *value;
-        int rc = co_receive(c, deadline, &o, err);
+        int r = co_receive_message(c, deadline, &o, err);
 
-        if (rc < 0) {
-            return rc;
+        if (r < 0) {
+            return r;
         }
         if (!json_object_object_get_ex(o, "id", &v) || json_object_get_uint64(v) != id) {
             json_object_put(o);
             continue;
         }
         if (json_object_object_get_ex(o, "return", &value)) {
-            if (ret) {
-                *ret = json_object_get(value);
+            if (ret_object) {
+                *ret_object = json_object_get(value);
             }
-            rc = 0;
+            r = 0;
         } else if (json_object_object_get_ex(o, "error", &value)) {
-            rc = take_error(value, command, err);
+            r = take_error(value, command, err);
         } else {
-            rc = broken(c, EPROTO, err, "sent an answer that is none");
+            r = broken(c, EPROTO, err, "sent an answer that is none");
         }
         json_object_put(o);
-        return rc;
+        return r;
     }
 }
 
 int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json_object *arguments,
-                          struct json_object **ret, struct error *err)
+                          struct json_object **ret_object, struct error *err)
 {
     struct json_object *o = json_object_new_object();
     uint64_t id = c->next_id++;
     const char *text;
     size_t size;
-    int rc;
+    int r;
 
     json_object_object_add(o, "execute", json_object_new_string(command));
     if (arguments) {
@@ -213,33 +219,33 @@ int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json
         return error_set(err, ECONNRESET, "The connection to QMP socket '%s' is lost", c->path);
     }
     text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
-    rc = text ? co_send(c, text, size, err) : error_set(err, ENOMEM, "Out of memory");
-    rc = rc < 0 ? rc : co_send(c, "\n", 1, err);
+    r = text ? co_send(c, text, size, err) : error_set(err, ENOMEM, "Out of memory");
+    UNLESS_FAILED(r, co_send(c, "\n", 1, err));
     json_object_put(o);
-    return rc < 0 ? rc : co_await (c, id, command, ret, err);
+    return r < 0 ? r : co_await_answer(c, id, command, ret_object, err);
 }
 
 static int co_greet(struct qmp_client *c, struct error *err)
 {
     struct json_object *greeting = NULL;
-    int rc = co_receive(c, loop_now_ns() + CONNECT_TIMEOUT_NS, &greeting, err);
+    int r = co_receive_message(c, loop_now_ns() + CONNECT_TIMEOUT_NS, &greeting, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
-    rc = json_object_object_get_ex(greeting, "QMP", NULL)
-             ? 0
-             : error_set(err, EPROTO, "'%s' is no QMP socket", c->path);
+    r = json_object_object_get_ex(greeting, "QMP", NULL)
+            ? 0
+            : error_set(err, EPROTO, "'%s' is no QMP socket", c->path);
     json_object_put(greeting);
-    return rc < 0 ? rc : qmp_client_co_execute(c, "qmp_capabilities", NULL, NULL, err);
+    return r < 0 ? r : qmp_client_co_execute(c, "qmp_capabilities", NULL, NULL, err);
 }
 
-int qmp_client_co_connect(const char *path, struct qmp_client **ret, struct error *err)
+int qmp_client_co_connect(const char *path, struct qmp_client **ret_client, struct error *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     struct qmp_client *c AUTO_QMP = calloc(1, sizeof(*c));
     size_t len = strlen(path);
-    int rc;
+    int r;
 
     if (len >= sizeof(addr.sun_path)) {
         return error_set(err, ENAMETOOLONG, "The path of QMP socket '%s' is longer than %zu bytes",
@@ -259,16 +265,16 @@ int qmp_client_co_connect(const char *path, struct qmp_client **ret, struct erro
     if (c->fd < 0) {
         return error_set_errno(err, errno, "Could not make a socket");
     }
-    rc = loop_co_connect(c->fd, (struct sockaddr *)&addr, sizeof(addr), CONNECT_TIMEOUT_NS);
-    if (rc < 0) {
-        error_set_errno(err, -rc, "Could not connect to QMP socket '%s'", path);
+    r = loop_co_connect(c->fd, (struct sockaddr *)&addr, sizeof(addr), CONNECT_TIMEOUT_NS);
+    if (r < 0) {
+        error_set_errno(err, -r, "Could not connect to QMP socket '%s'", path);
         error_hint(err, "Is the daemon running, with --chardev and --monitor for that socket?");
-        return rc;
+        return r;
     }
-    rc = co_greet(c, err);
-    if (rc < 0) {
-        return rc;
+    r = co_greet(c, err);
+    if (r < 0) {
+        return r;
     }
-    *ret = TAKE_PTR(c);
+    *ret_client = TAKE_PTR(c);
     return 0;
 }

@@ -52,7 +52,7 @@ static bool is_repository_id(const char *id)
            strspn(id, "0123456789abcdef") == REPOSITORY_ID_SIZE - 1;
 }
 
-int repository_description_sha256(struct json_object *o, char ret[static DIGEST_HEX_SIZE])
+int repository_description_sha256(struct json_object *o, char ret_text[static DIGEST_HEX_SIZE])
 {
     uint8_t digest[DIGEST_SIZE];
     size_t size;
@@ -63,7 +63,7 @@ int repository_description_sha256(struct json_object *o, char ret[static DIGEST_
     if (!text || digest_buffer(text, size, digest) < 0) {
         return -ENOMEM;
     }
-    digest_to_hex(digest, ret);
+    digest_to_hex(digest, ret_text);
     return 0;
 }
 
@@ -77,7 +77,7 @@ static const char *string_of(struct json_object *o, const char *key)
                : NULL;
 }
 
-/* Descriptions made before there was a checksum have none. */
+/* Descriptions of earlier versions have no checksum. */
 static bool checksum_is_right(struct json_object *o)
 {
     const char *found = string_of(o, "sha256");
@@ -104,50 +104,52 @@ static bool take_description(struct repository *r, struct json_object *o)
     return !former || r->former;
 }
 
-static int read_description(struct repository *r, struct error *err)
+static int read_description(struct repository *repository, struct error *err)
 {
-    char *shown AUTO_FREE = files_join(r->path, REPOSITORY_DESCRIPTION);
+    char *shown AUTO_FREE = files_join(repository->path, REPOSITORY_DESCRIPTION);
     char *text AUTO_FREE = NULL;
     struct json_object *o;
     size_t size;
     bool good;
-    int rc;
+    int r;
 
     if (!shown) {
         return out_of_memory(err);
     }
-    rc = files_read_at(r->fd, REPOSITORY_DESCRIPTION, MANIFEST_SIZE_MAX, shown, &text, &size, err);
-    if (rc < 0) {
-        return rc;
+    r = files_read_at(repository->fd, REPOSITORY_DESCRIPTION, MANIFEST_SIZE_MAX, shown, &text,
+                      &size, err);
+    if (r < 0) {
+        return r;
     }
     o = strlen(text) == size ? json_tokener_parse(text) : NULL;
-    good = json_object_is_type(o, json_type_object) && take_description(r, o);
+    good = json_object_is_type(o, json_type_object) && take_description(repository, o);
     json_object_put(o);
     return good ? 0 : error_set(err, EINVAL, "'%s' does not describe a repository", shown);
 }
 
 /* --- the list of backups --- */
 
-static int load_manifest(struct repository *r, struct repository_entry *e, struct error *err)
+static int load_manifest(struct repository *repository, struct repository_entry *e,
+                         struct error *err)
 {
-    char *shown AUTO_FREE = repository_file(r, e->id, REPOSITORY_MANIFEST);
+    char *shown AUTO_FREE = repository_file(repository, e->id, REPOSITORY_MANIFEST);
     char *text AUTO_FREE = NULL;
-    int dir AUTO_CLOSE = open_backup(r, e->id, err);
+    int dir AUTO_CLOSE = open_backup(repository, e->id, err);
     size_t size;
-    int rc;
+    int r;
 
     if (dir < 0 || !shown) {
         return dir < 0 ? dir : out_of_memory(err);
     }
-    rc = files_read_at(dir, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, shown, &text, &size, err);
-    if (rc == 0) {
-        rc = manifest_parse(text, size, shown, &e->manifest, err);
+    r = files_read_at(dir, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, shown, &text, &size, err);
+    if (r == 0) {
+        r = manifest_parse(text, size, shown, &e->manifest, err);
     }
-    if (rc == 0 && strcmp(e->manifest.id, e->id) != 0) {
-        rc = error_set(err, EINVAL, "Manifest '%s' is that of backup %s", shown, e->manifest.id);
+    if (r == 0 && strcmp(e->manifest.id, e->id) != 0) {
+        r = error_set(err, EINVAL, "Manifest '%s' is that of backup %s", shown, e->manifest.id);
         manifest_clear(&e->manifest);
     }
-    return rc;
+    return r;
 }
 
 static int add_entry(struct repository *r, const char *id, struct error *err)
@@ -188,8 +190,8 @@ static int compare_entries(const void *a, const void *b)
 }
 
 /*
- * What is damaged has no sequence number that could be believed. Its id is a time: put it behind all that have an earlier
- * one, so that in doubt it counts as newer.
+ * A damaged backup has no trusted sequence number. Its id is a time: it is placed after all backups
+ * with an earlier id, so that in doubt it counts as newer.
  */
 static void place_damaged(struct repository *r, size_t sound)
 {
@@ -218,12 +220,12 @@ static void sort_entries(struct repository *r)
     place_damaged(r, sound);
 }
 
-static int load_entries(struct repository *r, struct error *err)
+static int load_entries(struct repository *repository, struct error *err)
 {
-    int fd = files_open_dir_at(r->fd, ".", r->path, err);
+    int fd = files_open_dir_at(repository->fd, ".", repository->path, err);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *d;
-    int rc = 0;
+    int r = 0;
 
     if (fd < 0) {
         return fd;
@@ -232,14 +234,14 @@ static int load_entries(struct repository *r, struct error *err)
         close(fd);
         return out_of_memory(err);
     }
-    while (rc == 0 && (d = readdir(dir)) != NULL) {
+    while (r == 0 && (d = readdir(dir)) != NULL) {
         if (backup_id_is_valid(d->d_name)) {
-            rc = add_entry(r, d->d_name, err);
+            r = add_entry(repository, d->d_name, err);
         }
     }
     closedir(dir);
-    sort_entries(r);
-    return rc;
+    sort_entries(repository);
+    return r;
 }
 
 /* --- whose backups they are --- */
@@ -250,7 +252,7 @@ static bool is_own(const struct repository *r, const struct manifest *m)
            (r->former && strstr(r->former, m->repository));
 }
 
-/* A repository.json that none of the manifests agrees with was put here, or changed. */
+/* Whether no manifest agrees with repository.json: then it was put here, or changed. */
 static bool description_is_foreign(const struct repository *r)
 {
     bool any = false;
@@ -264,7 +266,7 @@ static bool description_is_foreign(const struct repository *r)
     return any;
 }
 
-/* Without a repository.json that can be believed, the newest backup says what the id is. */
+/* Without a valid repository.json, the id is taken from the newest backup. */
 static void take_id_of_manifests(struct repository *r)
 {
     r->id[0] = '\0';
@@ -295,68 +297,69 @@ static int refuse_foreign(struct repository *r)
     return 0;
 }
 
-/* `rc` and `why` are what reading repository.json has come to. */
-static int judge_description(struct repository *r, int rc, struct error *why, bool need_description,
-                             struct error *err)
+/* Decide about the result of reading repository.json: `r`, with the sentence in `why`. */
+static int judge_description(struct repository *repository, int r, struct error *why,
+                             bool need_description, struct error *err)
 {
-    if (rc == 0 && description_is_foreign(r)) {
-        rc = error_set(why, EINVAL, "'%s/%s' is not that of the backups in it", r->path,
-                       REPOSITORY_DESCRIPTION);
+    if (r == 0 && description_is_foreign(repository)) {
+        r = error_set(why, EINVAL, "'%s/%s' is not that of the backups in it", repository->path,
+                      REPOSITORY_DESCRIPTION);
     }
-    if (rc == 0) {
-        rc = refuse_foreign(r);
-        sort_entries(r);
-        return rc < 0 ? out_of_memory(err) : 0;
+    if (r == 0) {
+        r = refuse_foreign(repository);
+        sort_entries(repository);
+        return r < 0 ? out_of_memory(err) : 0;
     }
-    if (rc == -ENOMEM || r->count == 0) {
-        if (rc == -ENOENT) {
-            return error_set(err, ENOENT, "'%s' holds no backups: there is no '%s' in it", r->path,
-                             REPOSITORY_DESCRIPTION);
+    if (r == -ENOMEM || repository->count == 0) {
+        if (r == -ENOENT) {
+            return error_set(err, ENOENT, "'%s' holds no backups: there is no '%s' in it",
+                             repository->path, REPOSITORY_DESCRIPTION);
         }
         error_move(err, why);
-        return rc;
+        return r;
     }
     if (need_description) {
         error_move(err, why);
-        error_hint(err, "'tidemark repair %s' makes it anew.", r->path);
+        error_hint(err, "'tidemark repair %s' writes it again.", repository->path);
         return -EINVAL;
     }
-    take_id_of_manifests(r);
-    r->problem = strdup(error_message(why));
-    return r->problem ? 0 : out_of_memory(err);
+    take_id_of_manifests(repository);
+    repository->problem = strdup(error_message(why));
+    return repository->problem ? 0 : out_of_memory(err);
 }
 
-int repository_load(const char *path, bool need_description, struct repository *ret,
+int repository_load(const char *path, bool need_description, struct repository *ret_repository,
                     struct error *err)
 {
-    REPOSITORY_AUTO(r);
+    REPOSITORY_AUTO(repository);
     ERROR_AUTO(why);
-    int rc;
+    int r;
 
-    r.path = realpath(path, NULL);
-    if (!r.path) {
+    repository.path = realpath(path, NULL);
+    if (!repository.path) {
         return error_set_errno(err, errno, "Could not open directory '%s'", path);
     }
-    r.fd = files_open_dir(r.path, err);
-    if (r.fd < 0) {
-        return r.fd;
+    repository.fd = files_open_dir(repository.path, err);
+    if (repository.fd < 0) {
+        return repository.fd;
     }
-    rc = load_entries(&r, err);
-    if (rc < 0) {
-        return rc;
+    r = load_entries(&repository, err);
+    if (r < 0) {
+        return r;
     }
-    rc = judge_description(&r, read_description(&r, &why), &why, need_description, err);
-    if (rc < 0) {
-        return rc;
+    r = judge_description(&repository, read_description(&repository, &why), &why, need_description,
+                          err);
+    if (r < 0) {
+        return r;
     }
-    *ret = r;
-    r = REPOSITORY_INIT;
+    *ret_repository = repository;
+    repository = REPOSITORY_INIT;
     return 0;
 }
 
-int repository_open(const char *path, struct repository *ret, struct error *err)
+int repository_open(const char *path, struct repository *ret_repository, struct error *err)
 {
-    return repository_load(path, false, ret, err);
+    return repository_load(path, false, ret_repository, err);
 }
 
 void repository_close(struct repository *r)
@@ -471,8 +474,9 @@ static int check_link(const struct repository_entry *e, const struct repository_
     return 0;
 }
 
-int repository_chain(const struct repository *r, const struct repository_entry *e,
-                     const struct repository_entry ***ret, size_t *ret_count, struct error *err)
+int repository_chain(const struct repository *repository, const struct repository_entry *e,
+                     const struct repository_entry ***ret_entries, size_t *ret_count,
+                     struct error *err)
 {
     const struct repository_entry **chain;
     size_t count = 0;
@@ -480,22 +484,22 @@ int repository_chain(const struct repository *r, const struct repository_entry *
     if (e->problem) {
         return error_set(err, EINVAL, "Backup %s is damaged: %s", e->id, e->problem);
     }
-    /* Sequence numbers fall along a sound chain, so it is no longer than the list. */
-    chain = calloc(r->count, sizeof(struct repository_entry *));
+    /* Sequence numbers decrease along a sound chain, so the chain is no longer than the list. */
+    chain = calloc(repository->count, sizeof(struct repository_entry *));
     if (!chain) {
         return out_of_memory(err);
     }
     chain[count++] = e;
     while (!manifest_is_full(&e->manifest)) {
-        const struct repository_entry *parent = repository_get(r, e->manifest.parent);
-        int rc = check_link(e, parent, err);
+        const struct repository_entry *parent = repository_get(repository, e->manifest.parent);
+        int r = check_link(e, parent, err);
 
-        if (rc == 0 && count == r->count) {
-            rc = error_set(err, EINVAL, "Backup %s builds on itself", e->id);
+        if (r == 0 && count == repository->count) {
+            r = error_set(err, EINVAL, "Backup %s builds on itself", e->id);
         }
-        if (rc < 0) {
+        if (r < 0) {
             free(chain);
-            return rc;
+            return r;
         }
         chain[count++] = parent;
         e = parent;
@@ -505,7 +509,7 @@ int repository_chain(const struct repository *r, const struct repository_entry *
         chain[i] = chain[count - 1 - i];
         chain[count - 1 - i] = swap;
     }
-    *ret = chain;
+    *ret_entries = chain;
     *ret_count = count;
     return 0;
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Changing a repository. A backup is published in this order, each step stable before the next: the data of its two files
- * (the caller), the manifest, the names in its directory, the rename to its final name, the name in the repository.
+ * Changing a repository. A backup is published in this order, each step synced before the next: the
+ * data of its two files (by the caller), the manifest, the names in its directory, the rename to
+ * its final name, the name in the repository.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -33,7 +34,7 @@ static int out_of_memory(struct error *err)
 
 /* --- what it is --- */
 
-static char *describe(const struct repository *r)
+static char *describe_repository(const struct repository *r)
 {
     struct json_object *o = json_object_new_object();
     char sha256[DIGEST_HEX_SIZE], *text = NULL;
@@ -55,21 +56,22 @@ static char *describe(const struct repository *r)
     return text;
 }
 
-static int write_description(struct repository *r, struct error *err)
+static int write_description(struct repository *repository, struct error *err)
 {
-    char *text AUTO_FREE = describe(r);
-    char *shown AUTO_FREE = files_join(r->path, REPOSITORY_DESCRIPTION);
-    int rc;
+    char *text AUTO_FREE = describe_repository(repository);
+    char *shown AUTO_FREE = files_join(repository->path, REPOSITORY_DESCRIPTION);
+    int r;
 
     if (!text || !shown) {
         return out_of_memory(err);
     }
-    files_remove_at(r->fd, NEW_DESCRIPTION);
-    rc = files_write_at(r->fd, NEW_DESCRIPTION, text, shown, err);
-    if (rc == 0 && renameat(r->fd, NEW_DESCRIPTION, r->fd, REPOSITORY_DESCRIPTION) < 0) {
-        rc = error_set_errno(err, errno, "Could not create '%s'", shown);
+    files_remove_at(repository->fd, NEW_DESCRIPTION);
+    r = files_write_at(repository->fd, NEW_DESCRIPTION, text, shown, err);
+    if (r == 0 &&
+        renameat(repository->fd, NEW_DESCRIPTION, repository->fd, REPOSITORY_DESCRIPTION) < 0) {
+        r = error_set_errno(err, errno, "Could not create '%s'", shown);
     }
-    return rc < 0 ? rc : files_sync(r->fd, r->path, err);
+    return r < 0 ? r : files_sync(repository->fd, repository->path, err);
 }
 
 static int make_id(struct repository *r, struct error *err)
@@ -85,29 +87,32 @@ static int make_id(struct repository *r, struct error *err)
 
 /* --- opening --- */
 
-/* Whether it holds nothing but what a cut off first run left: then a repository may be made in it. */
-static int check_empty(const struct repository *r, struct error *err)
+/*
+ * Whether the directory is empty but for what a killed first run has left: then a repository may be
+ * made in it.
+ */
+static int check_empty(const struct repository *repository, struct error *err)
 {
-    int fd = files_open_dir_at(r->fd, ".", r->path, err);
+    int fd = files_open_dir_at(repository->fd, ".", repository->path, err);
     DIR *dir = fd < 0 ? NULL : fdopendir(fd);
     struct dirent *d;
-    int rc = 0;
+    int r = 0;
 
     if (!dir) {
         return fd < 0 ? fd : out_of_memory(err);
     }
-    while (rc == 0 && (d = readdir(dir)) != NULL) {
+    while (r == 0 && (d = readdir(dir)) != NULL) {
         if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0 &&
             strcmp(d->d_name, "lost+found") != 0 &&
             strncmp(d->d_name, REPOSITORY_OWN_PREFIX, strlen(REPOSITORY_OWN_PREFIX)) != 0) {
-            rc = error_set(err, ENOTEMPTY,
-                           "Directory '%s' is not empty ('%s' is in it) and holds no backups; "
-                           "name an empty or a new one",
-                           r->path, d->d_name);
+            r = error_set(err, ENOTEMPTY,
+                          "Directory '%s' is not empty ('%s' is in it) and holds no backups; "
+                          "name an empty or a new one",
+                          repository->path, d->d_name);
         }
     }
     closedir(dir);
-    return rc;
+    return r;
 }
 
 static int lock(struct repository *r, struct error *err)
@@ -131,7 +136,7 @@ static int lock(struct repository *r, struct error *err)
     return 0;
 }
 
-/* An unfinished backup says where its temporary image is, or was to be. */
+/* Remove the temporary image that an unfinished backup names. */
 static void remove_draft(const struct repository *r, const char *name)
 {
     int dir AUTO_CLOSE = files_open_dir_at(r->fd, name, name, NULL);
@@ -162,7 +167,9 @@ static void remove_leftovers(const struct repository *r)
     }
 }
 
-/* Its name has to be stable before anything in it counts. */
+/*
+ * Make the directory, and sync its parent: the name has to be stable before anything in it counts.
+ */
 static int make_directory(const char *path, struct error *err)
 {
     char *copy AUTO_FREE = NULL;
@@ -180,7 +187,7 @@ static int make_directory(const char *path, struct error *err)
     return parent < 0 ? parent : files_sync(parent, path, err);
 }
 
-/* The directory and its lock, and nothing read yet. */
+/* Open the directory and lock it; nothing is read yet. */
 static int open_and_lock(const char *path, struct repository *r, struct error *err)
 {
     r->path = realpath(path, NULL);
@@ -203,39 +210,39 @@ static bool has_backups(const struct repository *r)
     return repository_load(r->path, false, &read, NULL) == 0 && read.count > 0;
 }
 
-/* Into `r`, which is locked. */
-static int load_locked(struct repository *r, bool need_description, struct error *err)
+/* Load into a repository that is open and locked; the lock is kept. */
+static int load_under_lock(struct repository *repository, bool need_description, struct error *err)
 {
     REPOSITORY_AUTO(loaded);
-    int rc = repository_load(r->path, need_description, &loaded, err);
+    int r = repository_load(repository->path, need_description, &loaded, err);
 
-    if (rc == 0) {
-        loaded.lock_fd = TAKE_FD(r->lock_fd);
-        repository_close(r);
-        *r = loaded;
+    if (r == 0) {
+        loaded.lock_fd = TAKE_FD(repository->lock_fd);
+        repository_close(repository);
+        *repository = loaded;
         loaded = REPOSITORY_INIT;
     }
-    return rc;
+    return r;
 }
 
-int repository_open_to_write(const char *path, struct repository *ret, struct error *err)
+int repository_open_to_write(const char *path, struct repository *ret_repository, struct error *err)
 {
-    REPOSITORY_AUTO(r);
-    int rc = make_directory(path, err);
+    REPOSITORY_AUTO(repository);
+    int r = make_directory(path, err);
 
-    rc = rc < 0 ? rc : open_and_lock(path, &r, err);
-    if (rc == 0 && !has_description(&r) && !has_backups(&r)) {
-        rc = check_empty(&r, err);
-        rc = rc < 0 ? rc : make_id(&r, err);
-        rc = rc < 0 ? rc : write_description(&r, err);
+    UNLESS_FAILED(r, open_and_lock(path, &repository, err));
+    if (r == 0 && !has_description(&repository) && !has_backups(&repository)) {
+        r = check_empty(&repository, err);
+        UNLESS_FAILED(r, make_id(&repository, err));
+        UNLESS_FAILED(r, write_description(&repository, err));
     }
-    rc = rc < 0 ? rc : load_locked(&r, true, err);
-    if (rc < 0) {
-        return rc;
+    UNLESS_FAILED(r, load_under_lock(&repository, true, err));
+    if (r < 0) {
+        return r;
     }
-    remove_leftovers(&r);
-    *ret = r;
-    r = REPOSITORY_INIT;
+    remove_leftovers(&repository);
+    *ret_repository = repository;
+    repository = REPOSITORY_INIT;
     return 0;
 }
 
@@ -253,56 +260,59 @@ static int add_former(struct repository *r, const char *id, struct error *err)
     return 0;
 }
 
-/* The ids it had before are not known any more but from its older backups. */
-static int find_former(struct repository *r, struct error *err)
+/* Find earlier ids, which only older backups still name. */
+static int find_former(struct repository *repository, struct error *err)
 {
-    int rc = 0;
+    int r = 0;
 
-    for (size_t i = 0; rc == 0 && i < r->count; i++) {
-        const char *id = r->entries[i].problem ? "" : r->entries[i].manifest.repository;
+    for (size_t i = 0; r == 0 && i < repository->count; i++) {
+        const char *id =
+            repository->entries[i].problem ? "" : repository->entries[i].manifest.repository;
 
-        if (id[0] && strcmp(id, r->id) != 0 && (!r->former || !strstr(r->former, id))) {
-            rc = add_former(r, id, err);
+        if (id[0] && strcmp(id, repository->id) != 0 &&
+            (!repository->former || !strstr(repository->former, id))) {
+            r = add_former(repository, id, err);
         }
     }
-    return rc;
+    return r;
 }
 
-int repository_repair(const char *path, bool new_id, struct repository *ret, struct error *err)
+int repository_repair(const char *path, bool new_id, struct repository *ret_repository,
+                      struct error *err)
 {
-    REPOSITORY_AUTO(r);
-    int rc = open_and_lock(path, &r, err);
+    REPOSITORY_AUTO(repository);
+    int r = open_and_lock(path, &repository, err);
 
-    rc = rc < 0 ? rc : load_locked(&r, false, err);
-    if (rc < 0) {
-        return rc;
+    UNLESS_FAILED(r, load_under_lock(&repository, false, err));
+    if (r < 0) {
+        return r;
     }
-    if (!r.problem && !new_id) {
-        error_set(err, EINVAL, "'%s/%s' needs no repair", r.path, REPOSITORY_DESCRIPTION);
+    if (!repository.problem && !new_id) {
+        error_set(err, EINVAL, "'%s/%s' needs no repair", repository.path, REPOSITORY_DESCRIPTION);
         error_hint(err, "--new-id gives a copy of a repository an id of its own.");
         return -EINVAL;
     }
-    if (r.problem) {
-        rc = find_former(&r, err);
+    if (repository.problem) {
+        r = find_former(&repository, err);
     }
-    if (rc == 0 && new_id && r.id[0]) {
-        rc = add_former(&r, r.id, err);
+    if (r == 0 && new_id && repository.id[0]) {
+        r = add_former(&repository, repository.id, err);
     }
-    if (rc == 0 && (new_id || !r.id[0])) {
-        rc = make_id(&r, err);
+    if (r == 0 && (new_id || !repository.id[0])) {
+        r = make_id(&repository, err);
     }
-    rc = rc < 0 ? rc : write_description(&r, err);
-    rc = rc < 0 ? rc : load_locked(&r, true, err);
-    if (rc == 0) {
-        *ret = r;
-        r = REPOSITORY_INIT;
+    UNLESS_FAILED(r, write_description(&repository, err));
+    UNLESS_FAILED(r, load_under_lock(&repository, true, err));
+    if (r == 0) {
+        *ret_repository = repository;
+        repository = REPOSITORY_INIT;
     }
-    return rc;
+    return r;
 }
 
 /* --- a new backup --- */
 
-void repository_new_id(const struct repository *r, char ret[static BACKUP_ID_SIZE])
+void repository_new_id(const struct repository *r, char ret_text[static BACKUP_ID_SIZE])
 {
     time_t now = time(NULL);
     char stamp[20];
@@ -310,9 +320,9 @@ void repository_new_id(const struct repository *r, char ret[static BACKUP_ID_SIZ
 
     gmtime_r(&now, &tm);
     strftime(stamp, sizeof(stamp), "%Y%m%dT%H%M%SZ", &tm);
-    snprintf(ret, BACKUP_ID_SIZE, "%s", stamp);
-    for (unsigned n = 2; repository_get(r, ret) && n < 1000000; n++) {
-        snprintf(ret, BACKUP_ID_SIZE, "%s-%u", stamp, n);
+    snprintf(ret_text, BACKUP_ID_SIZE, "%s", stamp);
+    for (unsigned n = 2; repository_get(r, ret_text) && n < 1000000; n++) {
+        snprintf(ret_text, BACKUP_ID_SIZE, "%s-%u", stamp, n);
     }
 }
 
@@ -327,27 +337,27 @@ uint64_t repository_next_sequence(const struct repository *r)
             highest = r->entries[i].manifest.sequence;
         }
     }
-    /* Each damaged one may have had a number above all that can be read. */
+    /* Each damaged backup may have had a number above all that can be read. */
     return highest + damaged + 1;
 }
 
-int repository_begin(const struct repository *r, const char *id, struct repository_draft *ret,
+int repository_begin(const struct repository *r, const char *id, struct repository_draft *ret_draft,
                      struct error *err)
 {
-    *ret = REPOSITORY_DRAFT_INIT;
-    if (asprintf(&ret->name, "%s%s", REPOSITORY_TMP, id) < 0) {
-        ret->name = NULL;
+    *ret_draft = REPOSITORY_DRAFT_INIT;
+    if (asprintf(&ret_draft->name, "%s%s", REPOSITORY_TMP, id) < 0) {
+        ret_draft->name = NULL;
         return out_of_memory(err);
     }
-    ret->path = files_join(r->path, ret->name);
-    if (!ret->path) {
+    ret_draft->path = files_join(r->path, ret_draft->name);
+    if (!ret_draft->path) {
         return out_of_memory(err);
     }
-    ret->fd = files_make_dir_at(r->fd, ret->name, ret->path, err);
-    return ret->fd < 0 ? ret->fd : 0;
+    ret_draft->fd = files_make_dir_at(r->fd, ret_draft->name, ret_draft->path, err);
+    return ret_draft->fd < 0 ? ret_draft->fd : 0;
 }
 
-int repository_commit(const struct repository *r, struct repository_draft *draft,
+int repository_commit(const struct repository *repository, struct repository_draft *draft,
                       const struct manifest *m, struct error *err)
 {
     struct json_object *json = manifest_to_json(m);
@@ -355,24 +365,24 @@ int repository_commit(const struct repository *r, struct repository_draft *draft
     const char *text = json ? json_object_to_json_string_ext(
                                   json, JSON_C_TO_STRING_PRETTY | JSON_C_TO_STRING_NOSLASHESCAPE)
                             : NULL;
-    int rc;
+    int r;
 
     if (!text || !manifest) {
         json_object_put(json);
         return out_of_memory(err);
     }
-    rc = files_write_at(draft->fd, REPOSITORY_MANIFEST, text, manifest, err);
+    r = files_write_at(draft->fd, REPOSITORY_MANIFEST, text, manifest, err);
     json_object_put(json);
-    rc = rc < 0 ? rc : files_sync(draft->fd, draft->path, err);
-    if (rc == 0 && renameat(r->fd, draft->name, r->fd, m->id) < 0) {
-        rc = error_set_errno(err, errno, "Could not rename '%s' to '%s'", draft->path, m->id);
+    UNLESS_FAILED(r, files_sync(draft->fd, draft->path, err));
+    if (r == 0 && renameat(repository->fd, draft->name, repository->fd, m->id) < 0) {
+        r = error_set_errno(err, errno, "Could not rename '%s' to '%s'", draft->path, m->id);
     }
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     free(draft->name);
     draft->name = NULL;
-    return files_sync(r->fd, r->path, err);
+    return files_sync(repository->fd, repository->path, err);
 }
 
 void repository_discard(const struct repository *r, struct repository_draft *draft)

@@ -24,25 +24,25 @@ struct restore {
 
 static int co_sink(void *arg, uint64_t offset, uint8_t *data, uint64_t size, struct error *err)
 {
-    struct restore *r = arg;
-    struct block_edge *edge = block_root_edge(r->root);
-    int rc = 0;
+    struct restore *restore = arg;
+    struct block_edge *edge = block_root_edge(restore->root);
+    int r = 0;
 
     if (data) {
         struct iovec vec;
 
-        rc = block_co_pwritev(edge, offset, iov_from_buf(&vec, data, size), 0);
-        r->written += size;
-    } else if (r->target.kind != TARGET_FILE) {
-        /* A new file reads as zeroes where nothing is. */
-        rc = block_co_write_zeroes(edge, offset, size, BLOCK_REQ_MAY_UNMAP);
+        r = block_co_pwritev(edge, offset, iov_from_buf(&vec, data, size), 0);
+        restore->written += size;
+    } else if (restore->target.kind != TARGET_FILE) {
+        /* A new file reads as zeroes, so zeroes need not be written. */
+        r = block_co_write_zeroes(edge, offset, size, BLOCK_REQ_MAY_UNMAP);
     }
-    return rc < 0 ? error_set_errno(err, -rc, "Could not write '%s' at offset %" PRIu64,
-                                    r->target.name, offset)
-                  : 0;
+    return r < 0 ? error_set_errno(err, -r, "Could not write '%s' at offset %" PRIu64,
+                                   restore->target.name, offset)
+                 : 0;
 }
 
-static int co_open_node(struct restore *r, struct error *err)
+static int co_open_target_node(struct restore *r, struct error *err)
 {
     const char *name = r->target.kind == TARGET_NBD ? r->target.name : r->target.open_name;
     struct options *opts = options_new();
@@ -50,61 +50,60 @@ static int co_open_node(struct restore *r, struct error *err)
     if (!opts) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    /* So that zeroes give space back, on thin volumes too. */
+    /* Zeroes give space back, on thin volumes as well. */
     options_set_str(opts, "discard", "unmap");
     return block_co_open_filename(name, r->options->format, opts, BLOCK_OPEN_RDWR, &r->node, err);
 }
 
-static int co_open_target(struct restore *r, struct error *err)
+static int co_open_restore_target(struct restore *restore, struct error *err)
 {
-    const char *name = r->target.name;
-    int rc = 0;
+    const char *name = restore->target.name;
+    int r = 0;
 
-    if (r->target.kind == TARGET_FILE) {
+    if (restore->target.kind == TARGET_FILE) {
         struct options *opts = options_new();
 
-        rc = opts ? block_co_create_image(r->options->format, r->target.open_name,
-                                          r->chain.disk_size, opts, err)
-                  : error_set(err, ENOMEM, "Out of memory");
+        r = opts ? block_co_create_image(restore->options->format, restore->target.open_name,
+                                         restore->chain.disk_size, opts, err)
+                 : error_set(err, ENOMEM, "Out of memory");
     }
-    rc = rc < 0 ? rc : co_open_node(r, err);
-    if (rc == 0 && block_node_size(r->node) < r->chain.disk_size) {
-        rc = error_set(err, ENOSPC, "'%s' has %" PRIu64 " bytes, the disk needs %" PRIu64, name,
-                       block_node_size(r->node), r->chain.disk_size);
+    UNLESS_FAILED(r, co_open_target_node(restore, err));
+    if (r == 0 && block_node_size(restore->node) < restore->chain.disk_size) {
+        r = error_set(err, ENOSPC, "'%s' has %" PRIu64 " bytes, the disk needs %" PRIu64, name,
+                      block_node_size(restore->node), restore->chain.disk_size);
     }
-    rc = rc < 0 ? rc
-                : block_co_root_new(r->node, "restore", BLOCK_PERM_WRITE,
-                                    BLOCK_PERM_CONSISTENT_READ, &r->root, err);
-    files_name_in_error(err, r->target.fd, name);
-    return rc;
+    UNLESS_FAILED(r, block_co_root_new(restore->node, "restore", BLOCK_PERM_WRITE,
+                                       BLOCK_PERM_CONSISTENT_READ, &restore->root, err));
+    files_name_in_error(err, restore->target.fd, name);
+    return r;
 }
 
-static int co_restore(struct restore *r, struct error *err)
+static int co_restore(struct restore *restore, struct error *err)
 {
-    struct chain_reader reader = {.chain = &r->chain,
+    struct chain_reader reader = {.chain = &restore->chain,
                                   .co_sink = co_sink,
-                                  .arg = r,
-                                  .progress = &r->progress,
-                                  .stop = r->options->stop};
-    int rc = co_open_target(r, err);
+                                  .arg = restore,
+                                  .progress = &restore->progress,
+                                  .stop = restore->options->stop};
+    int r = co_open_restore_target(restore, err);
 
-    if (rc == 0) {
-        progress_begin(&r->progress, stderr, r->options->progress, "restore",
-                       chain_data_bytes(&r->chain));
-        rc = chain_co_read(&reader, err);
-        if (rc == 0) {
-            rc = block_co_flush(block_root_edge(r->root));
-            rc = rc < 0 ? error_set_errno(err, -rc, "Could not write '%s'", r->target.name)
-                        : block_co_inactivate(r->node, err);
+    if (r == 0) {
+        progress_begin(&restore->progress, stderr, restore->options->progress, "restore",
+                       chain_data_bytes(&restore->chain));
+        r = chain_co_read(&reader, err);
+        if (r == 0) {
+            r = block_co_flush(block_root_edge(restore->root));
+            r = r < 0 ? error_set_errno(err, -r, "Could not write '%s'", restore->target.name)
+                      : block_co_inactivate(restore->node, err);
         }
-        progress_end(&r->progress, rc == 0);
+        progress_end(&restore->progress, r == 0);
     }
-    block_co_root_release(r->root);
-    block_co_unref(r->node);
-    return rc < 0 ? rc : target_finish(&r->target, err);
+    block_co_root_release(restore->root);
+    block_co_unref(restore->node);
+    return r < 0 ? r : target_finish(&restore->target, err);
 }
 
-/* A restore must not cost what it restores from. */
+/* Refuse a target inside the repository. */
 static int check_apart(const struct repository *repository, const struct target *t,
                        struct error *err)
 {
@@ -126,32 +125,33 @@ static int check_apart(const struct repository *repository, const struct target 
     return 0;
 }
 
-int restore_co_run(const struct restore_options *options, struct restore_result *ret,
+int restore_co_run(const struct restore_options *options, struct restore_result *ret_result,
                    struct error *err)
 {
     REPOSITORY_AUTO(repository);
-    struct restore r = {.options = options, .target = TARGET_INIT};
+    struct restore restore = {.options = options, .target = TARGET_INIT};
     const struct repository_entry **entries AUTO_FREE = NULL;
     const struct repository_entry *e = NULL;
     int64_t started_ns = loop_now_ns();
     size_t count = 0;
-    int rc = repository_open(options->dir, &repository, err);
+    int r = repository_open(options->dir, &repository, err);
 
-    if (rc == 0) {
+    if (r == 0) {
         e = repository_find(&repository, options->at, err);
-        rc = e ? repository_chain(&repository, e, &entries, &count, err) : -ENOENT;
+        r = e ? repository_chain(&repository, e, &entries, &count, err) : -ENOENT;
     }
-    rc =
-        rc < 0 ? rc : target_open(options->target, options->format, options->force, &r.target, err);
-    rc = rc < 0 ? rc : check_apart(&repository, &r.target, err);
-    rc = rc < 0 ? rc : chain_co_open(&repository, entries, count, &r.chain, err);
-    rc = rc < 0 ? rc : co_restore(&r, err);
-    if (rc == 0 && e) {
-        *ret = (struct restore_result){.virtual_size = r.chain.disk_size, .written = r.written};
-        memcpy(ret->id, e->id, sizeof(ret->id));
-        ret->duration_ms = (uint64_t)(loop_now_ns() - started_ns) / NS_PER_MS;
+    UNLESS_FAILED(
+        r, target_open(options->target, options->format, options->force, &restore.target, err));
+    UNLESS_FAILED(r, check_apart(&repository, &restore.target, err));
+    UNLESS_FAILED(r, chain_co_open(&repository, entries, count, &restore.chain, err));
+    UNLESS_FAILED(r, co_restore(&restore, err));
+    if (r == 0 && e) {
+        *ret_result = (struct restore_result){.virtual_size = restore.chain.disk_size,
+                                              .written = restore.written};
+        memcpy(ret_result->id, e->id, sizeof(ret_result->id));
+        ret_result->duration_ms = (uint64_t)(loop_now_ns() - started_ns) / NS_PER_MS;
     }
-    chain_co_close(&r.chain);
-    target_release(&r.target);
-    return rc;
+    chain_co_close(&restore.chain);
+    target_release(&restore.target);
+    return r;
 }

@@ -14,7 +14,7 @@
 #define EXPORT_GONE_TRIES 3000
 #define EXPORT_GONE_POLL_NS 10000000
 
-/* Takes a string, an object (consumed) ... by key; the object itself is returned, for nesting. */
+/* Add a member to `o`, and return `o`, so that calls can be nested. Objects are consumed. */
 static struct json_object *with(struct json_object *o, const char *key, struct json_object *value)
 {
     json_object_object_add(o, key, value);
@@ -83,7 +83,8 @@ static int co_transact(struct source *s, struct json_object *actions, struct err
 
 /* --- the NBD server --- */
 
-static int take_address(const struct source *s, struct json_object *o, struct nbd_address *ret)
+static int take_address(const struct source *s, struct json_object *o,
+                        struct nbd_address *ret_address)
 {
     struct json_object *address, *v;
     const char *path = NULL, *host = NULL, *port = NULL;
@@ -101,48 +102,50 @@ static int take_address(const struct source *s, struct json_object *o, struct nb
         port = json_object_get_string(v);
     }
     if (path) {
-        ret->path = source_daemon_path(s->qmp, path);
-        return ret->path ? 0 : -ENOMEM;
+        ret_address->path = source_daemon_path(s->qmp, path);
+        return ret_address->path ? 0 : -ENOMEM;
     }
     if (!host || !port) {
         return -ENOENT;
     }
-    /* A server that listens everywhere is reached here. */
-    ret->host = strdup(host[0] && strcmp(host, "0.0.0.0") != 0 ? host : "127.0.0.1");
-    ret->port = strdup(port);
-    return ret->host && ret->port ? 0 : -ENOMEM;
+    /* A server that listens on all addresses is reached at this one. */
+    ret_address->host = strdup(host[0] && strcmp(host, "0.0.0.0") != 0 ? host : "127.0.0.1");
+    ret_address->port = strdup(port);
+    return ret_address->host && ret_address->port ? 0 : -ENOMEM;
 }
 
-/* Where the daemon's NBD server listens. -ENOENT: it has none. */
-static int co_query_server(struct source *s, struct nbd_address *ret)
+/* The address on which the daemon's NBD server listens. -ENOENT: the daemon has none. */
+static int co_query_server(struct source *s, struct nbd_address *ret_address)
 {
     struct json_object *server = NULL;
-    int rc = qmp_client_co_execute(s->qmp, "query-nbd-server", NULL, &server, NULL);
+    int r = qmp_client_co_execute(s->qmp, "query-nbd-server", NULL, &server, NULL);
 
-    rc = rc == 0 ? take_address(s, server, ret) : rc;
-    if (rc < 0) {
-        nbd_address_clear(ret);
+    r = r == 0 ? take_address(s, server, ret_address) : r;
+    if (r < 0) {
+        nbd_address_clear(ret_address);
     }
     json_object_put(server);
-    return rc;
+    return r;
 }
 
 /* --- settling --- */
 
-/* The export ends when its clients are gone and its requests have finished. */
+/*
+ * Delete the export, and wait until it is gone: its clients have to leave and its requests to end.
+ */
 static int co_delete_export(struct source *s, struct error *err)
 {
     struct json_object *args = with_string(with_string(object(), "id", s->prefix), "mode", "hard");
-    int rc;
+    int r;
 
-    /* Fails if it is shutting down already; what counts is whether it goes away. */
+    /* This fails if the export is shutting down already; the wait below decides. */
     qmp_client_co_execute(s->qmp, "block-export-del", args, NULL, NULL);
     for (int i = 0; i < EXPORT_GONE_TRIES; i++) {
         SOURCE_STATE_AUTO(state);
 
-        rc = source_co_inspect(s, &state, err);
-        if (rc < 0 || !state.has_export) {
-            return rc;
+        r = source_co_inspect(s, &state, err);
+        if (r < 0 || !state.has_export) {
+            return r;
         }
         loop_co_sleep(EXPORT_GONE_POLL_NS);
     }
@@ -186,7 +189,7 @@ static void settle_bitmaps(struct source *s, const struct source_state *state, c
     }
 }
 
-/* Stop the NBD server if a run, of whatever repository, had to start it and nobody uses it any more. */
+/* Stop the NBD server if a run, of any repository, had started it, and nobody uses it. */
 static void co_stop_own_server(struct source *s)
 {
     struct nbd_address address = {0};
@@ -206,23 +209,26 @@ static void co_stop_own_server(struct source *s)
     nbd_address_clear(&address);
 }
 
-/* The export and the view, which go first; *state is what there is after that. */
+/* Remove the export and the view, which have to go first; *state is the state after that. */
 static int co_end_view(struct source *s, struct source_state *state, struct error *err)
 {
-    int rc = source_co_inspect(s, state, err);
+    int r = source_co_inspect(s, state, err);
 
-    if (rc == 0 && state->has_export) {
-        rc = co_delete_export(s, err);
-        if (rc == 0) {
+    if (r == 0 && state->has_export) {
+        r = co_delete_export(s, err);
+        if (r == 0) {
             source_state_clear(state);
-            rc = source_co_inspect(s, state, err);
+            r = source_co_inspect(s, state, err);
         }
     }
-    /* By itself: as long as the view is there, nobody but the filter may write to the node. */
-    if (rc == 0 && state->has_snap) {
-        rc = co_delete_view(s, err);
+    /*
+     * In a transaction of its own: as long as the view exists, only the filter may write to the
+     * node.
+     */
+    if (r == 0 && state->has_snap) {
+        r = co_delete_view(s, err);
     }
-    return rc;
+    return r;
 }
 
 static void add_take_down(struct source *s, const struct source_state *state,
@@ -241,11 +247,11 @@ static void add_take_down(struct source *s, const struct source_state *state,
 
 static int co_end_run(struct source *s, struct json_object *actions, struct error *err)
 {
-    int rc = co_transact(s, actions, err);
+    int r = co_transact(s, actions, err);
 
-    if (rc < 0) {
+    if (r < 0) {
         error_prepend(err, "Could not put node '%s' back in order: ", s->node);
-        return rc;
+        return r;
     }
     co_stop_own_server(s);
     return 0;
@@ -255,10 +261,10 @@ int source_co_take_down(struct source *s, struct error *err)
 {
     SOURCE_STATE_AUTO(state);
     struct json_object *actions;
-    int rc = co_end_view(s, &state, err);
+    int r = co_end_view(s, &state, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     actions = json_object_new_array();
     add_take_down(s, &state, actions);
@@ -269,10 +275,10 @@ int source_co_settle(struct source *s, const char *last, struct error *err)
 {
     SOURCE_STATE_AUTO(state);
     struct json_object *actions;
-    int rc = co_end_view(s, &state, err);
+    int r = co_end_view(s, &state, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     actions = json_object_new_array();
     add_take_down(s, &state, actions);
@@ -290,7 +296,10 @@ static struct json_object *temp_node(const struct source *s, const struct source
         with_string(object(), "driver", c->temp_is_qcow2 ? "qcow2" : "raw"), "node-name", s->temp);
 
     with_string(file, "discard", "unmap");
-    /* It does not outlive the daemon: closing it need not wait until it is stable. */
+    /*
+     * The temporary image is not needed after the daemon's end: closing it need not wait for a
+     * sync.
+     */
     with(image, "cache", with(object(), "no-flush", json_object_new_boolean(true)));
     return with(with_string(image, "discard", "unmap"), "file", file);
 }
@@ -317,8 +326,8 @@ static struct json_object *snap_node(const struct source *s)
     return with_string(with_string(o, "node-name", s->snap), "file", s->cbw);
 }
 
-static struct json_object *new_bitmap(const struct source *s, const struct source_state *state,
-                                      const char *name)
+static struct json_object *new_source_bitmap(const struct source *s,
+                                             const struct source_state *state, const char *name)
 {
     struct json_object *o = bitmap_ref(s, name);
 
@@ -331,13 +340,13 @@ int source_co_checkpoint(struct source *s, const struct source_state *state,
                          struct backup_moment *end, struct error *err)
 {
     struct json_object *actions = json_object_new_array();
-    int rc;
+    int r;
 
     if (c->frozen) {
         add_bitmap_action(actions, "block-dirty-bitmap-disable", s, c->frozen);
     }
     if (c->started) {
-        add_action(actions, "block-dirty-bitmap-add", new_bitmap(s, state, c->started));
+        add_action(actions, "block-dirty-bitmap-add", new_source_bitmap(s, state, c->started));
     }
     add_action(actions, "blockdev-add", temp_node(s, c));
     add_action(actions, "blockdev-add", cbw_node(s, c));
@@ -346,19 +355,19 @@ int source_co_checkpoint(struct source *s, const struct source_state *state,
     }
     add_action(actions, "blockdev-add", snap_node(s));
     backup_moment_now(begin);
-    rc = co_transact(s, actions, err);
+    r = co_transact(s, actions, err);
     backup_moment_now(end);
-    if (rc < 0) {
+    if (r < 0) {
         error_prepend(err, "Could not make a checkpoint of node '%s': ", s->node);
     }
-    return rc;
+    return r;
 }
 
-static int co_start_server(struct source *s, const char *socket, struct nbd_address *ret,
-                           struct error *err)
+static int co_start_nbd_server(struct source *s, const char *socket,
+                               struct nbd_address *ret_address, struct error *err)
 {
     struct json_object *addr;
-    int rc;
+    int r;
 
     if (strlen(socket) >= sizeof(((struct sockaddr_un *)NULL)->sun_path)) {
         error_set(err, ENAMETOOLONG,
@@ -369,24 +378,26 @@ static int co_start_server(struct source *s, const char *socket, struct nbd_addr
     }
     addr =
         with(with_string(object(), "type", "unix"), "data", with_string(object(), "path", socket));
-    rc = qmp_client_co_execute(s->qmp, "nbd-server-start", with(object(), "addr", addr), NULL, err);
-    if (rc < 0) {
+    r = qmp_client_co_execute(s->qmp, "nbd-server-start", with(object(), "addr", addr), NULL, err);
+    if (r < 0) {
         error_hint(err, "If it has an NBD server, name its address with --nbd.");
-        return rc;
+        return r;
     }
-    ret->path = strdup(socket);
-    return ret->path ? 0 : error_set(err, ENOMEM, "Out of memory");
+    ret_address->path = strdup(socket);
+    return ret_address->path ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
 int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
-                          struct nbd_address *ret, struct error *err)
+                          struct nbd_address *ret_address, struct error *err)
 {
     char *export_name AUTO_FREE = NULL;
 
     if (uri) {
-        return nbd_address_parse(uri, ret, &export_name, err);
+        return nbd_address_parse(uri, ret_address, &export_name, err);
     }
-    return co_query_server(s, ret) == 0 ? 0 : co_start_server(s, own_socket, ret, err);
+    return co_query_server(s, ret_address) == 0
+               ? 0
+               : co_start_nbd_server(s, own_socket, ret_address, err);
 }
 
 int source_co_export(struct source *s, const char *frozen, struct error *err)
@@ -396,7 +407,7 @@ int source_co_export(struct source *s, const char *frozen, struct error *err)
     with_string(args, "id", s->prefix);
     with_string(args, "node-name", s->snap);
     with_string(args, "name", s->prefix);
-    /* So that discards get through, which release what has been fetched. */
+    /* Discards release what has been fetched, so they have to pass. */
     with(args, "writable", json_object_new_boolean(true));
     if (frozen) {
         struct json_object *bitmaps = json_object_new_array();

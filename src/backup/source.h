@@ -10,16 +10,17 @@
  *          |                      |
  *     tidemark-R-cbw  <-----------+               copy-before-write
  *          |        \
- *        NODE     tidemark-R-temp                 old data of what the guest overwrites, in a temporary file
+ *        NODE     tidemark-R-temp                 temporary image: old data of overwritten clusters
  *
  *     bitmaps of NODE:  tidemark-R-<last backup>  frozen (an incremental backup)
  *                       tidemark-R-<this backup>  recording since the checkpoint
  *
- * All names are the repository's, so that a run finds what an earlier one left. Whatever happened, source_co_settle()
- * makes the daemon agree with the last complete backup; it ends a backup that succeeded, one that failed, and one
- * that was cut off.
+ * All names contain the repository's id, so that a run finds what an earlier one left. Whatever
+ * happened, source_co_settle() makes the daemon agree with the newest complete backup; every backup
+ * ends with it, whether it succeeded, failed or was killed.
  *
- * Main reactor, in a coroutine; all `co_` functions yield.
+ * Main reactor, in a coroutine; all `co_` functions yield, the others do not. They return 0 or
+ * -errno.
  */
 #ifndef TIDEMARK_BACKUP_SOURCE_H
 #define TIDEMARK_BACKUP_SOURCE_H
@@ -49,9 +50,9 @@ struct source_bitmap {
     bool recording, busy, persistent, inconsistent;
 };
 
-/* What the daemon has, as far as it matters here. */
+/* What the daemon has, as far as a backup needs it. */
 struct source_state {
-    bool found; /* there is such a node */
+    bool found; /* the node exists */
     bool read_only;
     bool stores_bitmaps; /* its format keeps persistent bitmaps */
     uint64_t virtual_size;
@@ -68,35 +69,37 @@ struct source_state {
     size_t other_count;
 };
 
+/* Release what `s` holds, and make it empty. */
 void source_state_clear(struct source_state *s);
 #define SOURCE_STATE_AUTO(name)                                                                    \
     __attribute__((cleanup(source_state_clear))) struct source_state name = {0}
 
-/* `node` and the connection are borrowed; `repository` is an id. */
+/* Begin to work with a daemon. `node` and the connection are borrowed; `repository` is an id. */
 void source_init(struct source *s, struct qmp_client *qmp, const char *node,
                  const char *repository);
 
 /*
- * A name for the bitmap that begins with backup `id`, malloc'ed, or NULL. No two are the same, since copies of a repository
- * share its id, and clocks repeat themselves.
+ * A name for the bitmap that begins with backup `id`, malloc'ed; NULL: no memory. The name ends in
+ * random characters, since copies of a repository share its id, and clocks may be set back.
  */
 char *source_new_bitmap_name(const struct source *s, const char *id);
 
-/* Ask. *ret is empty on failure. */
-int source_co_inspect(struct source *s, struct source_state *ret, struct error *err);
+/* Query the daemon. *ret_state is empty on failure. */
+int source_co_inspect(struct source *s, struct source_state *ret_state, struct error *err);
 
-/* The bitmap of this name; NULL if it is not there. */
+/* The bitmap of this name; NULL: there is none. */
 const struct source_bitmap *source_find_bitmap(const struct source_state *state, const char *name);
 
 /*
- * Take out the filter and everything else of a run but the bitmaps. Its temporary image is left, in state->temp_image of
- * what was inspected before.
+ * Remove the filter and everything else of a run but the bitmaps. The temporary image stays:
+ * state->temp_image of the last query names it.
  */
 int source_co_take_down(struct source *s, struct error *err);
 
 /*
- * Take a run down, and put the bitmaps in order: `last` is the bitmap of the newest complete backup (NULL: none), the
- * one that stays and records. If a later run had frozen it, what was recorded since is merged into it.
+ * Take a run down, and put the bitmaps in order. `last` is the bitmap of the newest complete backup
+ * (NULL: none), which stays and records. If a later run had frozen it, what was recorded since is
+ * merged into it.
  */
 int source_co_settle(struct source *s, const char *last, struct error *err);
 
@@ -105,33 +108,37 @@ struct source_checkpoint {
     const char *frozen;    /* bitmap of the last backup; NULL: a full backup */
     const char *temp_path; /* the temporary image */
     bool temp_is_qcow2;
-    unsigned timeout_s; /* that a write of the guest waits for the temporary image; 0: for ever */
+    unsigned timeout_s; /* limit of the time that a guest's write waits for it; 0: none */
 };
 
 /*
- * The checkpoint, in one transaction: a bitmap begins, that of the last backup is frozen, and the point-in-time view is set
- * up over the temporary image. *begin and *end are the moments right before and after.
+ * Make the checkpoint, in one transaction: a bitmap begins, the bitmap of the last backup is
+ * frozen, and the point-in-time view is set up over the temporary image. *begin and *end are the
+ * moments right before and after.
  */
 int source_co_checkpoint(struct source *s, const struct source_state *state,
                          const struct source_checkpoint *c, struct backup_moment *begin,
                          struct backup_moment *end, struct error *err);
 
 /*
- * Where the daemon's NBD server is: *ret, from `uri` (NULL: ask the daemon; if it has none, one is started on
- * `own_socket`).
+ * The address of the daemon's NBD server, from `uri`; NULL: ask the daemon, and if it has none,
+ * start one on `own_socket`. *ret_address is to be cleared by the caller.
  */
 int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
-                          struct nbd_address *ret, struct error *err);
+                          struct nbd_address *ret_address, struct error *err);
 
-/* Export the point-in-time view under the name s->prefix, with the bitmap `frozen`, if not NULL. */
+/*
+ * Export the point-in-time view under the name s->prefix, with the bitmap `frozen` unless that is
+ * NULL.
+ */
 int source_co_export(struct source *s, const char *frozen, struct error *err);
 
 /* --- of any repository --- */
 
 struct source_leftover {
     char repository[REPOSITORY_ID_SIZE];
-    char *node;       /* of the disk; NULL if that can't be told */
-    bool filter;      /* a run is under way, or was cut off */
+    char *node;       /* of the disk; NULL if not known */
+    bool filter;      /* a run lives, or was killed */
     char *temp_image; /* of that run; NULL if it has none */
     size_t bitmaps;
     uint64_t dirty; /* bytes that the bitmaps mark, all together */
@@ -142,18 +149,27 @@ struct source_leftovers {
     size_t count;
 };
 
+/* Release what `l` holds, and make it empty. */
 void source_leftovers_clear(struct source_leftovers *l);
-/* What backups to any directory have in the daemon: each pair of repository and disk. `node` (may be NULL): only of that. */
-int source_co_leftovers(struct qmp_client *qmp, const char *node, struct source_leftovers *ret,
-                        struct error *err);
+/*
+ * What backups to any directory have in the daemon: an entry for each pair of repository and disk.
+ * `node`: only on that node; NULL: on all.
+ */
+int source_co_leftovers(struct qmp_client *qmp, const char *node,
+                        struct source_leftovers *ret_leftovers, struct error *err);
 
-/* --- for the files of this part --- */
+/* --- for source*.c --- */
 
-/* What a name of the daemon's begins with: "tidemark-R-"; R into `ret`. */
-bool source_name_repository(const char *name, char ret[static REPOSITORY_ID_SIZE]);
-/* A path that the daemon gave, as seen from here; malloc'ed. NULL: no path, or no memory. */
+/* Whether `name` begins with "tidemark-R-"; R goes into `ret_text`. */
+bool source_name_repository(const char *name, char ret_text[static REPOSITORY_ID_SIZE]);
+/*
+ * A path that the daemon reported, as this process has to open it; malloc'ed. NULL: no path, or no
+ * memory.
+ */
 char *source_daemon_path(const struct qmp_client *qmp, const char *path);
-const char *source_string(struct json_object *o, const char *key); /* "" if it is none */
-size_t source_length(struct json_object *list);                    /* 0 if it is none */
+/* The string member `key`; "" if there is none. Borrowed. */
+const char *source_string(struct json_object *o, const char *key);
+/* Elements of an array; 0 if `list` is no array. */
+size_t source_length(struct json_object *list);
 
 #endif

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What backups to any directory have in a daemon, by its names: filters with temporary images, and bitmaps. */
+/*
+ * What backups to any directory have in a daemon, found by names: filters with temporary images,
+ * and bitmaps.
+ */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,9 +20,12 @@ void source_leftovers_clear(struct source_leftovers *l)
     *l = (struct source_leftovers){0};
 }
 
-/* Of this repository on this node (may be NULL); a new one, if need be. NULL: no memory. */
-static struct source_leftover *get(struct source_leftovers *l, const char *repository,
-                                   const char *node)
+/*
+ * The entry of this repository on this node (may be NULL); a new one if there is none. NULL: no
+ * memory.
+ */
+static struct source_leftover *get_leftover(struct source_leftovers *l, const char *repository,
+                                            const char *node)
 {
     struct source_leftover *list, *e;
 
@@ -60,7 +66,7 @@ static int take_bitmaps(struct source_leftovers *l, struct json_object *node)
         if (!source_name_repository(source_string(b, "name"), repository)) {
             continue;
         }
-        e = get(l, repository, source_string(node, "node-name"));
+        e = get_leftover(l, repository, source_string(node, "node-name"));
         if (!e) {
             return -ENOMEM;
         }
@@ -97,7 +103,7 @@ static const char *disk_of(struct json_object *nodes, struct json_object *filter
     return NULL;
 }
 
-/* One repository has one disk: that with its bitmaps, if there are any. */
+/* A repository has one disk: the one with its bitmaps, if there are any. */
 static struct source_leftover *get_of_filter(struct source_leftovers *l, const char *repository,
                                              struct json_object *nodes, struct json_object *filter)
 {
@@ -106,10 +112,10 @@ static struct source_leftover *get_of_filter(struct source_leftovers *l, const c
             return &l->list[i];
         }
     }
-    return get(l, repository, disk_of(nodes, filter));
+    return get_leftover(l, repository, disk_of(nodes, filter));
 }
 
-/* The temporary image has the repository, but not the disk, in its name. */
+/* The name of the temporary image has the repository, but not the disk. */
 static int take_temp(struct qmp_client *qmp, struct source_leftovers *l, struct json_object *node,
                      const char *repository)
 {
@@ -127,33 +133,33 @@ static int take_temp(struct qmp_client *qmp, struct source_leftovers *l, struct 
 static int take_all(struct qmp_client *qmp, struct json_object *nodes, struct source_leftovers *l)
 {
     char repository[REPOSITORY_ID_SIZE];
-    int rc = 0;
+    int r = 0;
 
-    for (size_t i = 0; rc == 0 && i < source_length(nodes); i++) {
-        rc = take_bitmaps(l, json_object_array_get_idx(nodes, i));
+    for (size_t i = 0; r == 0 && i < source_length(nodes); i++) {
+        r = take_bitmaps(l, json_object_array_get_idx(nodes, i));
     }
-    for (size_t i = 0; rc == 0 && i < source_length(nodes); i++) {
+    for (size_t i = 0; r == 0 && i < source_length(nodes); i++) {
         struct json_object *node = json_object_array_get_idx(nodes, i);
         const char *name = source_string(node, "node-name");
 
         if (source_name_repository(name, repository) && ends_with(name, "-cbw")) {
             struct source_leftover *e = get_of_filter(l, repository, nodes, node);
 
-            rc = e ? 0 : -ENOMEM;
+            r = e ? 0 : -ENOMEM;
             if (e) {
                 e->filter = true;
             }
         }
     }
-    for (size_t i = 0; rc == 0 && i < source_length(nodes); i++) {
+    for (size_t i = 0; r == 0 && i < source_length(nodes); i++) {
         struct json_object *node = json_object_array_get_idx(nodes, i);
         const char *name = source_string(node, "node-name");
 
         if (source_name_repository(name, repository) && ends_with(name, "-temp")) {
-            rc = take_temp(qmp, l, node, repository);
+            r = take_temp(qmp, l, node, repository);
         }
     }
-    return rc;
+    return r;
 }
 
 static void keep_node(struct source_leftovers *l, const char *node)
@@ -171,24 +177,24 @@ static void keep_node(struct source_leftovers *l, const char *node)
     l->count = kept;
 }
 
-int source_co_leftovers(struct qmp_client *qmp, const char *node, struct source_leftovers *ret,
-                        struct error *err)
+int source_co_leftovers(struct qmp_client *qmp, const char *node,
+                        struct source_leftovers *ret_leftovers, struct error *err)
 {
     struct source_leftovers l = {0};
     struct json_object *nodes = NULL;
-    int rc = qmp_client_co_execute(qmp, "query-named-block-nodes", NULL, &nodes, err);
+    int r = qmp_client_co_execute(qmp, "query-named-block-nodes", NULL, &nodes, err);
 
-    if (rc == 0 && take_all(qmp, nodes, &l) < 0) {
-        rc = error_set(err, ENOMEM, "Out of memory");
+    if (r == 0 && take_all(qmp, nodes, &l) < 0) {
+        r = error_set(err, ENOMEM, "Out of memory");
     }
     json_object_put(nodes);
-    if (rc < 0) {
+    if (r < 0) {
         source_leftovers_clear(&l);
-        return rc;
+        return r;
     }
     if (node) {
         keep_node(&l, node);
     }
-    *ret = l;
+    *ret_leftovers = l;
     return 0;
 }

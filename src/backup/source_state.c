@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the daemon has: answers of QMP, none of which is trusted to have the right form. */
+/* Queries of the daemon. The form of the answers is not trusted. */
 #include <errno.h>
 #include <libgen.h>
 #include <stdio.h>
@@ -55,7 +55,7 @@ size_t source_length(struct json_object *list)
     return json_object_is_type(list, json_type_array) ? json_object_array_length(list) : 0;
 }
 
-bool source_name_repository(const char *name, char ret[static REPOSITORY_ID_SIZE])
+bool source_name_repository(const char *name, char ret_text[static REPOSITORY_ID_SIZE])
 {
     const char *id = name + strlen(SOURCE_PREFIX);
     size_t digits = REPOSITORY_ID_SIZE - 1;
@@ -64,8 +64,8 @@ bool source_name_repository(const char *name, char ret[static REPOSITORY_ID_SIZE
         strspn(id, "0123456789abcdef") != digits || id[digits] != '-') {
         return false;
     }
-    memcpy(ret, id, digits);
-    ret[digits] = '\0';
+    memcpy(ret_text, id, digits);
+    ret_text[digits] = '\0';
     return true;
 }
 
@@ -84,7 +84,10 @@ static char *existing(const char *format, const char *a, const char *b)
     return stat(path, &st) == 0 ? TAKE_PTR(path) : NULL;
 }
 
-/* A relative one is relative to the daemon's directory; should that be hidden from us, perhaps to that of its socket. */
+/*
+ * A path as this process has to open it. A relative path is relative to the daemon's directory; if
+ * that is hidden from this process, maybe to that of the daemon's socket.
+ */
 char *source_daemon_path(const struct qmp_client *qmp, const char *path)
 {
     char *socket AUTO_FREE = strdup(qmp_client_path(qmp));
@@ -123,7 +126,7 @@ static int add_bitmap(struct source_state *s, struct json_object *b)
     return 0;
 }
 
-/* Such an image has no place for bitmaps: they live as long as the daemon. */
+/* Such an image cannot store bitmaps: they live as long as the daemon. */
 static bool is_version_2(struct json_object *node)
 {
     struct json_object *image, *specific, *data;
@@ -134,7 +137,7 @@ static bool is_version_2(struct json_object *node)
            strcmp(source_string(data, "compat"), "0.10") == 0;
 }
 
-/* The file of the disk, by the name that all paths to it have in common. */
+/* The file of the disk, by its canonical path. */
 static int take_disk(const struct source *s, struct source_state *state, struct json_object *node)
 {
     const char *file = source_string(node, "file");
@@ -152,7 +155,7 @@ static int take_disk(const struct source *s, struct source_state *state, struct 
     if (!state->disk && path[0] == '/') {
         state->disk = TAKE_PTR(path);
     }
-    /* A name that a manifest can't hold is none. */
+    /* A name that a manifest cannot hold counts as none. */
     if (state->disk && !manifest_name_is_valid(state->disk)) {
         free(state->disk);
         state->disk = NULL;
@@ -164,14 +167,14 @@ static int take_node(const struct source *s, struct source_state *state, struct 
 {
     struct json_object *v, *bitmaps;
     size_t prefix = strlen(s->prefix);
-    int rc;
+    int r;
 
     state->found = true;
     state->read_only = bool_of(node, "ro");
     state->stores_bitmaps = strcmp(source_string(node, "drv"), "qcow2") == 0 && !is_version_2(node);
-    rc = take_disk(s, state, node);
-    if (rc < 0) {
-        return rc;
+    r = take_disk(s, state, node);
+    if (r < 0) {
+        return r;
     }
     if (json_object_object_get_ex(node, "image", &v) &&
         json_object_object_get_ex(v, "virtual-size", &v) && json_object_get_int64(v) > 0) {
@@ -192,7 +195,7 @@ static int take_node(const struct source *s, struct source_state *state, struct 
     return 0;
 }
 
-static int add_string(char ***list, size_t *count, const char *text)
+static int append_name(char ***list, size_t *count, const char *text)
 {
     char **grown = realloc(*list, (*count + 1) * sizeof(*grown));
 
@@ -208,7 +211,7 @@ static int add_string(char ***list, size_t *count, const char *text)
     return 0;
 }
 
-/* A run of ours, or the filter of another repository on the same disk. */
+/* Take a filter: of a run to this repository, or of another repository on the same disk. */
 static int take_own_node(const struct source *s, struct source_state *state,
                          struct json_object *node, const char *file)
 {
@@ -227,7 +230,7 @@ static int take_own_node(const struct source *s, struct source_state *state,
     } else if (source_name_repository(name, repository) && len > 4 &&
                strcmp(name + len - 4, "-cbw") == 0 && file[0] &&
                strcmp(file, source_string(node, "file")) == 0) {
-        return add_string(&state->others, &state->other_count, repository);
+        return append_name(&state->others, &state->other_count, repository);
     }
     return 0;
 }
@@ -235,28 +238,28 @@ static int take_own_node(const struct source *s, struct source_state *state,
 static int take_nodes(const struct source *s, struct source_state *state, struct json_object *list)
 {
     const char *file = "";
-    int rc = 0;
+    int r = 0;
 
-    for (size_t i = 0; rc == 0 && i < source_length(list); i++) {
+    for (size_t i = 0; r == 0 && i < source_length(list); i++) {
         struct json_object *node = json_object_array_get_idx(list, i);
 
         if (strcmp(source_string(node, "node-name"), s->node) == 0) {
             file = source_string(node, "file");
-            rc = take_node(s, state, node);
+            r = take_node(s, state, node);
         }
     }
-    for (size_t i = 0; rc == 0 && i < source_length(list); i++) {
-        rc = take_own_node(s, state, json_object_array_get_idx(list, i), file);
+    for (size_t i = 0; r == 0 && i < source_length(list); i++) {
+        r = take_own_node(s, state, json_object_array_get_idx(list, i), file);
     }
-    return rc;
+    return r;
 }
 
 static int take_exports(const struct source *s, struct source_state *state,
                         struct json_object *list)
 {
-    int rc = 0;
+    int r = 0;
 
-    for (size_t i = 0; rc == 0 && i < source_length(list); i++) {
+    for (size_t i = 0; r == 0 && i < source_length(list); i++) {
         struct json_object *e = json_object_array_get_idx(list, i);
         const char *id = source_string(e, "id");
         const char *node = source_string(e, "node-name");
@@ -266,31 +269,31 @@ static int take_exports(const struct source *s, struct source_state *state,
         } else if (bool_of(e, "shutting-down")) {
             continue;
         } else if (strcmp(node, s->node) == 0) {
-            rc = add_string(&state->exports, &state->export_count, id);
+            r = append_name(&state->exports, &state->export_count, id);
         } else if (strcmp(node, s->cbw) == 0) {
-            rc = add_string(&state->moved_exports, &state->moved_count, id);
+            r = append_name(&state->moved_exports, &state->moved_count, id);
         }
     }
-    return rc;
+    return r;
 }
 
-int source_co_inspect(struct source *s, struct source_state *ret, struct error *err)
+int source_co_inspect(struct source *s, struct source_state *ret_state, struct error *err)
 {
     SOURCE_STATE_AUTO(state);
     struct json_object *nodes = NULL, *exports = NULL;
-    int rc;
+    int r;
 
-    rc = qmp_client_co_execute(s->qmp, "query-named-block-nodes", NULL, &nodes, err);
-    rc = rc < 0 ? rc : qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, err);
-    if (rc == 0 && (take_nodes(s, &state, nodes) < 0 || take_exports(s, &state, exports) < 0)) {
-        rc = error_set(err, ENOMEM, "Out of memory");
+    r = qmp_client_co_execute(s->qmp, "query-named-block-nodes", NULL, &nodes, err);
+    UNLESS_FAILED(r, qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, err));
+    if (r == 0 && (take_nodes(s, &state, nodes) < 0 || take_exports(s, &state, exports) < 0)) {
+        r = error_set(err, ENOMEM, "Out of memory");
     }
     json_object_put(nodes);
     json_object_put(exports);
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
-    *ret = state;
+    *ret_state = state;
     state = (struct source_state){0};
     return 0;
 }

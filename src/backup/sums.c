@@ -12,6 +12,7 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "loop/loop.h"
 
 #define VERSION 1
 #define RUN_SIZE 16
@@ -65,7 +66,7 @@ int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums
     return 0;
 }
 
-static int write_all(int fd, const void *data, size_t size, uint64_t offset)
+static int write_sums(int fd, const void *data, size_t size, uint64_t offset)
 {
     const char *p = data;
 
@@ -85,8 +86,8 @@ static int write_all(int fd, const void *data, size_t size, uint64_t offset)
     return 0;
 }
 
-/* -EIO at the end of the file. */
-static int read_all(int fd, void *data, size_t size, uint64_t offset)
+/* -EIO: the file ends before. */
+static int read_sums(int fd, void *data, size_t size, uint64_t offset)
 {
     char *p = data;
 
@@ -108,8 +109,8 @@ static int read_all(int fd, void *data, size_t size, uint64_t offset)
 
 int sums_write_digests(int fd, uint64_t index, const uint8_t *digests, size_t count)
 {
-    return write_all(fd, digests, count * SUMS_DIGEST_SIZE,
-                     SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
+    return write_sums(fd, digests, count * SUMS_DIGEST_SIZE,
+                      SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
 }
 
 int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
@@ -123,16 +124,16 @@ int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
     }
     for (size_t i = 0; i < runs->count;) {
         size_t n = MIN(runs->count - i, (size_t)RUN_BATCH);
-        int ret;
+        int r;
 
         for (size_t k = 0; k < n; k++) {
             store_le64(batch + k * RUN_SIZE, runs->list[i + k].first);
             store_le32(batch + k * RUN_SIZE + 8, runs->list[i + k].count);
             store_le32(batch + k * RUN_SIZE + 12, runs->list[i + k].kind);
         }
-        ret = write_all(fd, batch, n * RUN_SIZE, offset);
-        if (ret < 0) {
-            return ret;
+        r = write_sums(fd, batch, n * RUN_SIZE, offset);
+        if (r < 0) {
+            return r;
         }
         offset += n * RUN_SIZE;
         i += n;
@@ -143,12 +144,12 @@ int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size)
     store_le64(header + 16, disk_size);
     store_le64(header + 24, runs->digests);
     store_le64(header + 32, runs->count);
-    return write_all(fd, header, sizeof(header), 0);
+    return write_sums(fd, header, sizeof(header), 0);
 }
 
-/* Header against the size of the file and of the disk. */
-static int check_header(const uint8_t *header, uint64_t file_size, uint64_t disk_size,
-                        uint64_t *ret_digests, uint64_t *ret_runs)
+/* Check the header against the size of the file and of the disk. */
+static int check_sums_header(const uint8_t *header, uint64_t file_size, uint64_t disk_size,
+                             uint64_t *ret_digests, uint64_t *ret_runs)
 {
     uint64_t digests = load_le64(header + 24);
     uint64_t runs = load_le64(header + 32);
@@ -169,7 +170,7 @@ static int check_header(const uint8_t *header, uint64_t file_size, uint64_t disk
     return 0;
 }
 
-/* Ascending, disjoint, within the disk. */
+/* Check that runs are ascending, disjoint, and within the disk. */
 static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
 {
     uint64_t clusters = div_round_up(s->disk_size, BACKUP_CLUSTER_SIZE);
@@ -182,9 +183,9 @@ static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
     }
     while (count > 0) {
         size_t n = (size_t)MIN(count, (uint64_t)RUN_BATCH);
-        int ret = read_all(s->fd, batch, n * RUN_SIZE, offset);
+        int r = read_sums(s->fd, batch, n * RUN_SIZE, offset);
 
-        for (size_t k = 0; ret == 0 && k < n; k++) {
+        for (size_t k = 0; r == 0 && k < n; k++) {
             uint64_t first = load_le64(batch + k * RUN_SIZE);
             uint32_t len = load_le32(batch + k * RUN_SIZE + 8);
             uint32_t kind = load_le32(batch + k * RUN_SIZE + 12);
@@ -193,11 +194,11 @@ static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
                 (kind != SUMS_DATA && kind != SUMS_ZERO)) {
                 return -EINVAL;
             }
-            ret = sums_runs_add(&s->runs, first, len, (enum sums_kind)kind);
+            r = sums_runs_add(&s->runs, first, len, (enum sums_kind)kind);
             next = first + len;
         }
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
         offset += n * RUN_SIZE;
         count -= n;
@@ -205,30 +206,31 @@ static int read_runs(struct sums *s, uint64_t digests, uint64_t count)
     return s->runs.digests == digests ? 0 : -EINVAL;
 }
 
-int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret, struct error *err)
+int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret_sums,
+              struct error *err)
 {
     struct sums s = {.fd = fd, .disk_size = disk_size};
     uint8_t header[SUMS_HEADER_SIZE];
     uint64_t digests, runs;
     struct stat st;
-    int rc;
+    int r;
 
-    rc = fstat(s.fd, &st) < 0 ? -errno : read_all(s.fd, header, sizeof(header), 0);
-    if (rc == 0) {
-        rc = check_header(header, (uint64_t)st.st_size, disk_size, &digests, &runs);
+    r = fstat(s.fd, &st) < 0 ? -errno : read_sums(s.fd, header, sizeof(header), 0);
+    if (r == 0) {
+        r = check_sums_header(header, (uint64_t)st.st_size, disk_size, &digests, &runs);
     }
-    if (rc == 0) {
-        rc = read_runs(&s, digests, runs);
+    if (r == 0) {
+        r = read_runs(&s, digests, runs);
     }
-    if (rc < 0) {
+    if (r < 0) {
         sums_close(&s);
-        if (rc == -EINVAL) {
+        if (r == -EINVAL) {
             return error_set(err, EINVAL, "'%s' is no valid checksum file for a disk of %llu bytes",
                              shown, (unsigned long long)disk_size);
         }
-        return error_set_errno(err, -rc, "Could not read '%s'", shown);
+        return error_set_errno(err, -r, "Could not read '%s'", shown);
     }
-    *ret = s;
+    *ret_sums = s;
     return 0;
 }
 
@@ -241,26 +243,41 @@ void sums_close(struct sums *s)
     s->fd = -1;
 }
 
-int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret, size_t count)
+int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests, size_t count)
 {
     if (!range_fits(index, count, s->runs.digests)) {
         return -EINVAL;
     }
-    return read_all(s->fd, ret, count * SUMS_DIGEST_SIZE,
-                    SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
+    return read_sums(s->fd, ret_digests, count * SUMS_DIGEST_SIZE,
+                     SUMS_HEADER_SIZE + index * SUMS_DIGEST_SIZE);
 }
 
-int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret)
-{
-    for (size_t i = 0; i < size; i += BACKUP_CLUSTER_SIZE) {
-        uint8_t digest[DIGEST_SIZE];
-        int rc = digest_buffer(data + i, BACKUP_CLUSTER_SIZE, digest);
+struct digest_job {
+    const uint8_t *data;
+    size_t size;
+    uint8_t *ret_digests;
+};
 
-        if (rc < 0) {
-            return rc;
+static int digest_job_run(void *arg)
+{
+    const struct digest_job *job = arg;
+
+    for (size_t i = 0; i < job->size; i += BACKUP_CLUSTER_SIZE) {
+        uint8_t digest[DIGEST_SIZE];
+        int r = digest_buffer(job->data + i, BACKUP_CLUSTER_SIZE, digest);
+
+        if (r < 0) {
+            return r;
         }
-        memcpy(ret, digest, SUMS_DIGEST_SIZE);
-        ret += SUMS_DIGEST_SIZE;
+        memcpy(job->ret_digests + i / BACKUP_CLUSTER_SIZE * SUMS_DIGEST_SIZE, digest,
+               SUMS_DIGEST_SIZE);
     }
     return 0;
+}
+
+int sums_co_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests)
+{
+    struct digest_job job = {.data = data, .size = size, .ret_digests = ret_digests};
+
+    return loop_co_offload(digest_job_run, &job);
 }

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The checksum file of a backup: which clusters it holds, and a digest of each one's contents. With those of the
- * backups before it tells what every cluster of the disk must read as, and which backup is to be read for it.
+ * The checksum file of a backup: which clusters the backup holds, and a digest of the contents of
+ * each. Together with the checksum files of the backups before, it defines what every cluster of
+ * the disk must read as, and which backup to read it from.
  *
  *     0   header, 64 bytes, little-endian:
  *           0 "TIDESUMS"   8 u32 version 1   12 u32 cluster bits   16 u64 size of the disk in bytes
  *          24 u64 number of digests   32 u64 number of runs   40 zeroes
- *    64   a digest for each cluster of each run, in their order: the first 16 bytes of its SHA-256; zeroes, for zeroes
- *         runs, ascending and disjoint: u64 first cluster, u32 clusters, u32 kind (1 data, 2 zeroes)
+ *    64   a digest for each cluster of each run, in their order: the first 16 bytes of its
+ *         SHA-256; zeroes, for zeroes
+ *         runs, ascending and disjoint: u64 first cluster, u32 clusters, u32 kind (1 data, 2
+ *         zeroes)
  *
- * A short last cluster is padded with zeroes for its digest. Nothing here yields.
+ * A short last cluster is padded with zeroes for its digest. Only `co_` functions yield. Functions
+ * return 0 or -errno.
  */
 #ifndef TIDEMARK_BACKUP_SUMS_H
 #define TIDEMARK_BACKUP_SUMS_H
@@ -38,13 +42,19 @@ struct sums_runs {
     uint64_t digests; /* clusters so far */
 };
 
+/* Release the list, and make it empty. */
 void sums_runs_clear(struct sums_runs *r);
-/* Append; joined to the last run where that fits. `first` is not below the end of the last run. -ENOMEM. */
+/*
+ * Append a run; it is joined to the last one where possible. `first` is not below the end of the
+ * last run. -ENOMEM.
+ */
 int sums_runs_add(struct sums_runs *r, uint64_t first, uint64_t count, enum sums_kind kind);
 
 /* --- writing: digests go to their places in any order, header and runs at the end --- */
 
+/* Write `count` digests, the first of which has this index. */
 int sums_write_digests(int fd, uint64_t index, const uint8_t *digests, size_t count);
+/* Write header and runs. The caller syncs. */
 int sums_write_finish(int fd, const struct sums_runs *runs, uint64_t disk_size);
 
 /* --- reading --- */
@@ -56,14 +66,24 @@ struct sums {
 };
 
 /*
- * Take an open file and check everything but the digests themselves, against the size of the disk. `fd` is consumed in any
- * case; errors call it `shown`. -EINVAL, -ENOMEM, and those of read(2).
+ * Open a checksum file: check everything but the digests themselves, also against the size of the
+ * disk. `fd` is consumed in any case; errors call the file `shown`. -EINVAL, -ENOMEM, and errors of
+ * read(2).
  */
-int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret, struct error *err);
+int sums_open(int fd, const char *shown, uint64_t disk_size, struct sums *ret_sums,
+              struct error *err);
+/* Close the file and release the runs. */
 void sums_close(struct sums *s);
-int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret, size_t count);
+/*
+ * Read `count` digests, the first of which has this index. -EINVAL: the file has fewer; errors of
+ * read(2).
+ */
+int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests, size_t count);
 
-/* Digests of the clusters in `data`; `size` is a multiple of the cluster size. */
-int sums_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret);
+/*
+ * The digests of the clusters in `data`; `size` is a multiple of the cluster size. 0, or errors of
+ * digest_buffer(). Runs in the offload pool; yields.
+ */
+int sums_co_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests);
 
 #endif

@@ -38,12 +38,18 @@ static int refuse_link(const char *name, struct error *err)
     return -ELOOP;
 }
 
-/* Whether somebody has it open for writing, with or without image locks: then the kernel gives no lease. */
+/*
+ * Whether another process has the file open for writing, with or without image locks: then the
+ * kernel refuses a lease.
+ */
 static bool is_open_for_writing(int fd)
 {
     bool refused;
 
-    /* Who opens it meanwhile breaks the lease, of which SIGIO would tell; that one would end us. */
+    /*
+     * If another process opens the file meanwhile, it breaks the lease. That raises SIGIO, which
+     * would end this process.
+     */
     fcntl(fd, F_SETSIG, SIGURG);
     refused = fcntl(fd, F_SETLEASE, F_RDLCK) < 0;
     if (!refused) {
@@ -52,10 +58,10 @@ static bool is_open_for_writing(int fd)
     return refused && errno == EAGAIN;
 }
 
-/* Keep other users of images away from the old file until it has been replaced. */
+/* Lock the old file as an image until it has been replaced. */
 static int take_old(struct target *t, struct error *err)
 {
-    int rc = 0;
+    int r = 0;
 
     t->old = files_open_at(t->dir, t->base, t->name, err);
     if (t->old < 0) {
@@ -63,9 +69,9 @@ static int take_old(struct target *t, struct error *err)
     }
     t->lock.fd = t->old;
     if (image_lock_is_supported(t->old)) {
-        rc = image_lock_set(&t->lock, BLOCK_PERM_ALL, 0, t->name, NULL);
+        r = image_lock_set(&t->lock, BLOCK_PERM_ALL, 0, t->name, NULL);
     }
-    if (rc == -EAGAIN || is_open_for_writing(t->old)) {
+    if (r == -EAGAIN || is_open_for_writing(t->old)) {
         error_set(err, EBUSY, "'%s' is in use by another program, and is not replaced", t->name);
         error_hint(err, "Restore to another file, or end what uses it.");
         return -EBUSY;
@@ -88,7 +94,7 @@ static int open_device(struct target *t, const char *format, bool force, struct 
     if (!force) {
         return refuse_existing(t->name, err);
     }
-    /* O_EXCL: not while it is mounted, or part of something else. */
+    /* O_EXCL fails while the device is mounted, or part of another one. */
     t->fd = real ? open(real, O_RDWR | O_EXCL | O_NOFOLLOW | O_CLOEXEC) : -1;
     if (t->fd < 0 && errno == EBUSY) {
         return error_set(err, EBUSY,
@@ -106,7 +112,7 @@ static int open_device(struct target *t, const char *format, bool force, struct 
     return 0;
 }
 
-/* The directory of the target, and its name there. */
+/* Open the directory of the target, and find its name there. */
 static int open_directory(struct target *t, struct error *err)
 {
     const char *slash = strrchr(t->name, '/');
@@ -127,27 +133,30 @@ static int open_directory(struct target *t, struct error *err)
 static int make_name(struct target *t, struct error *err)
 {
     char random[13];
-    int rc = files_random_name(random, sizeof(random), err);
+    int r = files_random_name(random, sizeof(random), err);
 
-    if (rc == 0) {
+    if (r == 0) {
         snprintf(t->tmp, sizeof(t->tmp), TMP_PREFIX "%s", random);
     }
-    return rc;
+    return r;
 }
 
-/* Without a name nothing of it is left should we be killed; not every file system has such files. */
-static int make_file(struct target *t, struct error *err)
+/*
+ * Make a file without a name, of which nothing is left after a kill; not every file system has such
+ * files.
+ */
+static int make_target_file(struct target *t, struct error *err)
 {
-    int rc;
+    int r;
 
     t->fd = files_create_unnamed_at(t->dir);
     if (t->fd >= 0) {
         files_self_path(t->fd, t->open_name);
         return 0;
     }
-    rc = make_name(t, err);
-    if (rc < 0) {
-        return rc;
+    r = make_name(t, err);
+    if (r < 0) {
+        return r;
     }
     t->fd = files_create_at(t->dir, t->tmp, t->name, err);
     if (t->fd < 0) {
@@ -158,13 +167,13 @@ static int make_file(struct target *t, struct error *err)
     return 0;
 }
 
-static int open_file(struct target *t, bool force, struct error *err)
+static int open_target_file(struct target *t, bool force, struct error *err)
 {
     struct stat st;
-    int rc = open_directory(t, err);
+    int r = open_directory(t, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     if (fstatat(t->dir, t->base, &st, AT_SYMLINK_NOFOLLOW) == 0) {
         if (S_ISLNK(st.st_mode)) {
@@ -176,43 +185,43 @@ static int open_file(struct target *t, bool force, struct error *err)
         if (!force) {
             return refuse_existing(t->name, err);
         }
-        rc = take_old(t, err);
+        r = take_old(t, err);
     } else if (errno != ENOENT) {
-        rc = error_set_errno(err, errno, "Could not inspect '%s'", t->name);
+        r = error_set_errno(err, errno, "Could not inspect '%s'", t->name);
     }
-    return rc < 0 ? rc : make_file(t, err);
+    return r < 0 ? r : make_target_file(t, err);
 }
 
-static int check_export(struct target *t, const char *format, bool force, struct error *err)
+static int check_target_export(struct target *t, const char *format, bool force, struct error *err)
 {
     struct nbd_address address = {0};
     char *export_name AUTO_FREE = NULL;
-    int rc = nbd_address_parse(t->name, &address, &export_name, err);
+    int r = nbd_address_parse(t->name, &address, &export_name, err);
 
     nbd_address_clear(&address);
     t->kind = TARGET_NBD;
-    if (rc == 0 && strcmp(format, "raw") != 0) {
-        rc = error_set(err, EINVAL, "'%s' is an NBD export, and can be restored as raw only",
-                       t->name);
+    if (r == 0 && strcmp(format, "raw") != 0) {
+        r = error_set(err, EINVAL, "'%s' is an NBD export, and can be restored as raw only",
+                      t->name);
     }
-    if (rc == 0 && !force) {
+    if (r == 0 && !force) {
         error_set(err, EEXIST, "What export '%s' holds would be lost", t->name);
         error_hint(err, "Give --force to overwrite it.");
-        rc = -EEXIST;
+        r = -EEXIST;
     }
-    return rc;
+    return r;
 }
 
-int target_open(const char *name, const char *format, bool force, struct target *ret,
+int target_open(const char *name, const char *format, bool force, struct target *ret_target,
                 struct error *err)
 {
     struct stat st;
 
-    *ret = TARGET_INIT;
-    ret->name = name;
+    *ret_target = TARGET_INIT;
+    ret_target->name = name;
     if (strncmp(name, "nbd:", 4) == 0 || strncmp(name, "nbd+unix:", 9) == 0 ||
         strncmp(name, "nbd+tcp:", 8) == 0) {
-        return check_export(ret, format, force, err);
+        return check_target_export(ret_target, format, force, err);
     }
     if (strcmp(name, "-") == 0) {
         return error_set(err, EINVAL,
@@ -220,9 +229,9 @@ int target_open(const char *name, const char *format, bool force, struct target 
                          "begin to end: name a file");
     }
     if (stat(name, &st) == 0 && S_ISBLK(st.st_mode)) {
-        return open_device(ret, format, force, err);
+        return open_device(ret_target, format, force, err);
     }
-    return open_file(ret, force, err);
+    return open_target_file(ret_target, force, err);
 }
 
 /* --- finishing --- */
@@ -237,7 +246,10 @@ static void copy_attribute(int from, int to, const char *name)
     }
 }
 
-/* What the old file had, where it may be had: who can't give a file away keeps it. */
+/*
+ * Copy what the old file had, as far as permitted: a process that may not give a file away keeps
+ * it.
+ */
 static void copy_ownership(const struct target *t)
 {
     char *names AUTO_FREE = malloc(ATTRIBUTES_MAX);
@@ -252,7 +264,9 @@ static void copy_ownership(const struct target *t)
     for (const char *name = names; size > 0 && name < names + size; name += strlen(name) + 1) {
         copy_attribute(t->old, t->fd, name);
     }
-    /* Without its group, what the mode gives to the group would go to others than before. */
+    /*
+     * Without the old group, the mode's permissions of the group would be those of another group.
+     */
     fchmod(t->fd, given ? st.st_mode & 07777 : st.st_mode & 0700);
 }
 
@@ -269,22 +283,25 @@ static int link_as(struct target *t, const char *name)
     return linkat(AT_FDCWD, t->open_name, t->dir, name, AT_SYMLINK_FOLLOW) < 0 ? -errno : 0;
 }
 
-/* No call puts a file without a name in the place of another: it gets one for a moment. */
+/* No system call replaces a file by one without a name: give it a random name for a moment. */
 static int rename_over(struct target *t)
 {
     if (!t->tmp[0]) {
-        int rc = make_name(t, NULL);
+        int r = make_name(t, NULL);
 
-        rc = rc < 0 ? rc : link_as(t, t->tmp);
-        if (rc < 0) {
+        UNLESS_FAILED(r, link_as(t, t->tmp));
+        if (r < 0) {
             t->tmp[0] = '\0';
-            return rc;
+            return r;
         }
     }
     return renameat(t->dir, t->tmp, t->dir, t->base) < 0 ? -errno : 0;
 }
 
-/* Not over what has come there meanwhile. File systems without such a rename have links, or neither. */
+/*
+ * Rename without replacing a file that was made meanwhile. Some file systems have no such rename;
+ * they have links, or neither.
+ */
 static int rename_to_new(struct target *t)
 {
     if (!t->tmp[0]) {
@@ -308,7 +325,7 @@ static int rename_to_new(struct target *t)
 
 int target_finish(struct target *t, struct error *err)
 {
-    int rc;
+    int r;
 
     if (t->kind != TARGET_FILE) {
         return 0;
@@ -316,19 +333,19 @@ int target_finish(struct target *t, struct error *err)
     if (t->old >= 0) {
         copy_ownership(t);
     }
-    rc = files_sync(t->fd, t->name, err);
-    if (rc < 0) {
-        return rc;
+    r = files_sync(t->fd, t->name, err);
+    if (r < 0) {
+        return r;
     }
     if (t->old >= 0 && !is_still_there(t)) {
         return error_set(err, EEXIST, "'%s' was replaced by another program meanwhile", t->name);
     }
-    rc = t->old < 0 ? rename_to_new(t) : rename_over(t);
-    if (rc == -EEXIST) {
+    r = t->old < 0 ? rename_to_new(t) : rename_over(t);
+    if (r == -EEXIST) {
         return error_set(err, EEXIST, "'%s' was made by another program meanwhile", t->name);
     }
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not give '%s' its name", t->name);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not give '%s' its name", t->name);
     }
     t->tmp[0] = '\0';
     return files_sync(t->dir, t->name, err);

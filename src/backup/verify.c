@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Of each backup: the manifest with its own checksum, the parent, both files against the manifest, the qcow2
- * structure, the backing link that other programs follow, every cluster against its checksum, and that the image
- * holds those clusters and no others.
+ * Verification of each backup: the manifest with its own checksum, the parent, both files against
+ * the manifest, the qcow2 structure, the backing link that other programs follow, every cluster
+ * against its checksum, and that the image holds those clusters and no others.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -24,10 +24,10 @@ struct verify {
     const struct verify_options *options;
     const struct repository *repository;
     bool *damaged;  /* by index of the entry */
-    uint64_t bytes; /* of the backup at hand */
+    uint64_t bytes; /* of the backup that is verified */
 };
 
-/* --- the image as a whole: read beside its clusters, so that it comes from the disk once --- */
+/* --- the image as a whole: read while its clusters are, so that the disk reads it once --- */
 
 struct image_hash {
     const struct repository *repository;
@@ -59,10 +59,10 @@ static void co_hash_image(void *arg)
 static int co_check_qcow2(struct chain_layer *layer, struct error *err)
 {
     struct block_check_result result;
-    int rc = block_co_check(layer->node, 0, &result, err);
+    int r = block_co_check(layer->node, 0, &result, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     if (result.corruptions || result.check_errors) {
         return error_set(err, EBADMSG, "'%s' is no sound qcow2 image: %" PRIu64 " corruptions",
@@ -71,17 +71,17 @@ static int co_check_qcow2(struct chain_layer *layer, struct error *err)
     return 0;
 }
 
-/* What qemu-img will follow. */
+/* Check the backing file name, which qemu-img will follow. */
 static int co_check_backing_link(struct chain_layer *layer, struct error *err)
 {
     const struct manifest *m = &layer->entry->manifest;
     struct block_info info;
     char expected[BACKUP_ID_SIZE + 32] = "";
     const char *found;
-    int rc = block_co_get_info(layer->node, &info);
+    int r = block_co_get_info(layer->node, &info);
 
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not inspect '%s'", layer->image);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not inspect '%s'", layer->image);
     }
     if (!manifest_is_full(m)) {
         snprintf(expected, sizeof(expected), "../%s/%s", m->parent, REPOSITORY_IMAGE);
@@ -94,7 +94,7 @@ static int co_check_backing_link(struct chain_layer *layer, struct error *err)
     return 0;
 }
 
-/* All of [offset, end) must be of one kind: zeroes that the image itself has, or nothing of its own. */
+/* Check that [offset, end) is of one kind: zeroes in the image itself, or nothing of its own. */
 static int co_check_status(struct chain_layer *layer, uint64_t offset, uint64_t end, bool own,
                            struct error *err)
 {
@@ -102,15 +102,15 @@ static int co_check_status(struct chain_layer *layer, uint64_t offset, uint64_t 
 
     while (offset < end) {
         struct block_status status;
-        int rc = block_co_status(block_root_edge(layer->root), offset,
-                                 MIN(end - offset, STATUS_BYTES), &status);
-        bool allocated = rc == 0 && (status.flags & BLOCK_STATUS_ALLOCATED);
-        bool zero = rc == 0 && (status.flags & BLOCK_STATUS_ZERO);
+        int r = block_co_status(block_root_edge(layer->root), offset,
+                                MIN(end - offset, STATUS_BYTES), &status);
+        bool allocated = r == 0 && (status.flags & BLOCK_STATUS_ALLOCATED);
+        bool zero = r == 0 && (status.flags & BLOCK_STATUS_ZERO);
 
-        if (rc < 0 || status.length == 0) {
-            return error_set_errno(err, rc < 0 ? -rc : EIO, "Could not inspect '%s'", layer->image);
+        if (r < 0 || status.length == 0) {
+            return error_set_errno(err, r < 0 ? -r : EIO, "Could not inspect '%s'", layer->image);
         }
-        /* In a full backup nothing lies below, so it does not matter how zeroes are stored. */
+        /* A full backup has no backing file, so it does not matter how zeroes are stored. */
         if (full ? allocated && !zero : own ? !(allocated && zero) : allocated) {
             return error_set(err, EBADMSG, "'%s' is damaged: at offset %" PRIu64 " it should %s",
                              layer->image, offset,
@@ -121,7 +121,7 @@ static int co_check_status(struct chain_layer *layer, uint64_t offset, uint64_t 
     return 0;
 }
 
-/* Zeroes are zeroes, and outside of its clusters the image has nothing. */
+/* Check that zeroes are zeroes, and that the image has nothing outside its clusters. */
 static int co_check_rest(struct chain *chain, struct error *err)
 {
     struct chain_layer *layer = &chain->layers[0];
@@ -132,13 +132,13 @@ static int co_check_rest(struct chain *chain, struct error *err)
     while (chain_next(chain, UINT32_MAX, &e)) {
         uint64_t offset = e.first * BACKUP_CLUSTER_SIZE;
         uint64_t end = MIN((e.first + e.count) * BACKUP_CLUSTER_SIZE, chain->disk_size);
-        int rc = 0;
+        int r = 0;
 
         if (!e.layer || e.kind == SUMS_ZERO) {
-            rc = co_check_status(layer, offset, end, e.layer != NULL, err);
+            r = co_check_status(layer, offset, end, e.layer != NULL, err);
         }
-        if (rc < 0) {
-            return rc;
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
@@ -149,58 +149,58 @@ static int co_verify_contents(struct verify *v, const struct repository_entry *e
     struct progress progress;
     struct chain chain;
     struct chain_reader reader = {.chain = &chain, .progress = &progress, .stop = v->options->stop};
-    int rc = chain_co_open(v->repository, &e, 1, &chain, err);
+    int r = chain_co_open(v->repository, &e, 1, &chain, err);
 
-    rc = rc < 0 ? rc : co_check_qcow2(&chain.layers[0], err);
-    rc = rc < 0 ? rc : co_check_backing_link(&chain.layers[0], err);
-    rc = rc < 0 ? rc : co_check_rest(&chain, err);
-    if (rc == 0) {
+    UNLESS_FAILED(r, co_check_qcow2(&chain.layers[0], err));
+    UNLESS_FAILED(r, co_check_backing_link(&chain.layers[0], err));
+    UNLESS_FAILED(r, co_check_rest(&chain, err));
+    if (r == 0) {
         v->bytes = chain_data_bytes(&chain);
         progress_begin(&progress, stderr, v->options->progress, "verify", v->bytes);
-        rc = chain_co_read(&reader, err);
-        progress_end(&progress, rc == 0);
+        r = chain_co_read(&reader, err);
+        progress_end(&progress, r == 0);
     }
     chain_co_close(&chain);
-    return rc;
+    return r;
 }
 
-/* What the file as a whole says comes first: it is the shorter answer. */
+/* Compare the files first: that gives the shorter answer. */
 static int co_verify_files(struct verify *v, const struct repository_entry *e, struct error *err)
 {
     struct image_hash hash = {.repository = v->repository, .entry = e, .stop = v->options->stop};
     ERROR_AUTO(contents_err);
-    int rc;
+    int r;
 
     co_group_init(&hash.group);
     co_group_add(&hash.group);
-    rc = co_spawn(reactor_home(reactor_main()), co_hash_image, &hash);
-    if (rc < 0) {
+    r = co_spawn(reactor_home(reactor_main()), co_hash_image, &hash);
+    if (r < 0) {
         co_group_done(&hash.group);
-        hash.status = error_set_errno(&hash.err, -rc, "Could not start reading");
+        hash.status = error_set_errno(&hash.err, -r, "Could not start reading");
     } else {
-        rc = co_verify_contents(v, e, &contents_err);
+        r = co_verify_contents(v, e, &contents_err);
     }
     co_group_wait(&hash.group);
     co_group_destroy(&hash.group);
     if (hash.status < 0) {
         error_move(err, &hash.err);
-        rc = hash.status;
-    } else if (rc < 0) {
+        r = hash.status;
+    } else if (r < 0) {
         error_move(err, &contents_err);
     }
     error_clear(&hash.err);
-    return rc;
+    return r;
 }
 
-/* 0: sound. */
+/* Verify one backup. 0: sound. */
 static int co_verify_one(struct verify *v, const struct repository_entry *e, struct error *err)
 {
     const struct repository_entry **chain AUTO_FREE = NULL;
     size_t count;
-    int rc = repository_chain(v->repository, e, &chain, &count, err);
+    int r = repository_chain(v->repository, e, &chain, &count, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     if (count > 1 && v->damaged[chain[count - 2] - v->repository->entries]) {
         return error_set(err, EBADMSG, "Backup %s, which it builds on, is damaged",
@@ -209,7 +209,7 @@ static int co_verify_one(struct verify *v, const struct repository_entry *e, str
     return co_verify_files(v, e, err);
 }
 
-/* With --at only that backup and what it builds on. */
+/* Whether to verify the backup: with --at only that one and those it builds on. */
 static int select_entries(const struct repository *r, const char *at, bool *selected,
                           struct error *err)
 {
@@ -241,7 +241,7 @@ static void report_description(const struct verify_options *options, const struc
     }
 }
 
-int verify_co_run(const struct verify_options *options, struct verify_result *ret,
+int verify_co_run(const struct verify_options *options, struct verify_result *ret_result,
                   struct error *err)
 {
     REPOSITORY_AUTO(repository);
@@ -249,10 +249,10 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
     bool *damaged AUTO_FREE = NULL;
     struct verify v = {.options = options, .repository = &repository};
     size_t count = 0;
-    int rc = repository_open(options->dir, &repository, err);
+    int r = repository_open(options->dir, &repository, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     if (repository.count == 0) {
         return error_set(err, ENOENT, "There is no backup in '%s'", repository.path);
@@ -262,11 +262,11 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
     if (!selected || !damaged) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    rc = select_entries(&repository, options->at, selected, err);
-    if (rc == 0) {
+    r = select_entries(&repository, options->at, selected, err);
+    if (r == 0) {
         report_description(options, &repository);
     }
-    for (size_t i = 0; rc == 0 && i < repository.count; i++) {
+    for (size_t i = 0; r == 0 && i < repository.count; i++) {
         ERROR_AUTO(problem);
 
         if (!selected[i]) {
@@ -284,8 +284,8 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
                                     .problem = damaged[i] ? error_message(&problem) : NULL},
             options->arg);
     }
-    if (rc == 0) {
-        *ret = (struct verify_result){.damaged = count, .description = repository.problem};
+    if (r == 0) {
+        *ret_result = (struct verify_result){.damaged = count, .description = repository.problem};
     }
-    return rc;
+    return r;
 }
