@@ -14,6 +14,7 @@
 
 #include "base/log.h"
 #include "block/internal.h"
+#include "trace/events.h"
 
 /* Whether a write through the node itself was followed by no flush. */
 static bool has_unflushed(const struct block_node *node)
@@ -91,7 +92,10 @@ static int co_close_one(struct block_node *node, struct list *dead, struct error
 {
     bool reported = node->close_reported;
     ERROR_AUTO(own);
-    int r = co_complete(node, &own);
+    int r;
+
+    trace_block_close_begin(node->name);
+    r = co_complete(node, &own);
 
     if (r < 0 && err && !error_is_set(err)) {
         error_set(err, -r, "%s", error_message(&own));
@@ -105,6 +109,7 @@ static int co_close_one(struct block_node *node, struct list *dead, struct error
     }
     node->closed = true;
     co_release_children(node, reported, dead);
+    trace_block_close_end(node->name, r);
     block_node_free(node);
     return r;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block/internal.h"
+#include "trace/events.h"
 
 enum control_op {
     OP_GET_INFO,
@@ -25,12 +26,13 @@ enum control_op {
  */
 #define OP(function, refusal)                                                                      \
     {                                                                                              \
-        offsetof(struct block_driver, function), refusal                                           \
+        offsetof(struct block_driver, function), refusal, #function                                \
     }
 
 static const struct {
     size_t place;
     const char *refusal;
+    const char *name;
 } ops[] = {
     [OP_GET_INFO] = OP(co_get_info, "format '@' has no information on its images"),
     [OP_CHECK] = OP(co_check, "This image format does not support checks"),
@@ -80,6 +82,7 @@ static struct block_node *co_op_begin(struct block_node *node, enum control_op o
         refuse(node, op, err);
         return NULL;
     }
+    trace_block_control_begin(at->name, ops[op].name);
     block_co_drain_begin(at);
     return at;
 }
@@ -88,6 +91,7 @@ static struct block_node *co_op_begin(struct block_node *node, enum control_op o
 static int co_op_end(struct block_node *at, int result)
 {
     block_co_drain_end(at);
+    trace_block_control_end(at->name, result);
     return result;
 }
 
@@ -189,6 +193,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
         return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
                          (unsigned long long)size);
     }
+    trace_block_truncate_begin(node->name, size);
     block_co_drain_begin(node);
     r = node->driver->co_truncate(node, size, prealloc, err);
     if (r == 0 && !list_is_empty(&node->bitmaps)) {
@@ -197,6 +202,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
     atomic_fetch_add(&node->write_generation, 1);
     block_roots_report_size(node);
     block_co_drain_end(node);
+    trace_block_truncate_end(node->name, size, r);
     return r;
 }
 
@@ -272,8 +278,10 @@ int block_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     if (!node->driver->co_remove_stored_bitmap) {
         return 0;
     }
+    trace_block_control_begin(node->name, "co_remove_stored_bitmap");
     block_co_drain_begin(node);
     r = node->driver->co_remove_stored_bitmap(node, name, err);
     block_co_drain_end(node);
+    trace_block_control_end(node->name, r);
     return r;
 }

@@ -347,13 +347,16 @@ static void co_wait_all(void)
 
 void block_co_drain_begin(struct block_node *node)
 {
+    trace_block_drain_begin(node->name);
     node->drain_depth++;
     block_drain_update();
     co_wait_above(node, NULL);
+    trace_block_drain_ready(node->name);
 }
 
 void block_co_drain_end(struct block_node *node)
 {
+    trace_block_drain_end(node->name);
     node->drain_depth--;
     block_drain_update();
 }
@@ -361,39 +364,47 @@ void block_co_drain_end(struct block_node *node)
 void block_co_drain_begin_many(struct block_node *const *nodes, size_t count)
 {
     for (size_t i = 0; i < count; i++) {
+        trace_block_drain_begin(nodes[i]->name);
         nodes[i]->drain_depth++;
     }
     block_drain_update();
     for (size_t i = 0; i < count; i++) {
         co_wait_above(nodes[i], NULL);
+        trace_block_drain_ready(nodes[i]->name);
     }
 }
 
 void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
                               const struct block_root *but)
 {
+    trace_block_drain_begin(node->name);
     d->node = node;
     d->but = but;
     list_append(&partial_drains, &d->link);
     block_drain_update();
     co_wait_above(node, but);
+    trace_block_drain_ready(node->name);
 }
 
 void block_co_drain_end_but(struct block_drain *d)
 {
+    trace_block_drain_end(d->node->name);
     list_remove(&d->link);
     block_drain_update();
 }
 
 void block_co_drain_all_begin(void)
 {
+    trace_block_drain_begin("*");
     drain_all_depth++;
     block_drain_update();
     co_wait_all();
+    trace_block_drain_ready("*");
 }
 
 void block_co_drain_all_end(void)
 {
+    trace_block_drain_end("*");
     drain_all_depth--;
     block_drain_update();
 }

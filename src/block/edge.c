@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block/internal.h"
+#include "trace/events.h"
 
 static void edge_link(struct block_edge *edge, struct block_node *node)
 {
@@ -32,6 +33,7 @@ static struct block_node *child_unlink(struct block_edge *edge)
 {
     struct block_node *parent = edge->parent;
 
+    trace_block_child_detach(parent->name, edge->name, edge->node->name);
     list_remove(&edge->sibling);
     if (parent->file == edge) {
         parent->file = NULL;
@@ -49,6 +51,7 @@ static void child_link(struct block_edge *edge, struct block_node *child)
 {
     struct block_node *parent = edge->parent;
 
+    trace_block_child_attach(parent->name, edge->name, child->name);
     edge_link(edge, child);
     list_append(&parent->children, &edge->sibling);
     if (strcmp(edge->name, "file") == 0) {
@@ -130,6 +133,7 @@ static void root_free(struct block_root *root)
 /* Within a graph change. The caller gets the reference that the edge had. */
 static struct block_node *root_unlink(struct block_root *root)
 {
+    trace_block_root_detach(root->edge.name, root->edge.node->name);
     list_remove(&root->link);
     return edge_unlink(&root->edge);
 }
@@ -159,6 +163,7 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     root->edge.want_perm = perm;
     root->edge.want_shared = shared;
     block_co_change_begin();
+    trace_block_root_attach(user, node->name);
     edge_link(&root->edge, node);
     list_append(&block_all_roots, &root->link);
     block_drain_update();

@@ -17,6 +17,7 @@
 
 #include "base/log.h"
 #include "block/internal.h"
+#include "trace/events.h"
 
 /* Guards edges, and the members of block_node and block_edge that say so. Main reactor. */
 static struct {
@@ -77,7 +78,9 @@ int block_co_change_settle(struct error *err)
         return 0;
     }
     r = co_flush_left(err);
-    return r < 0 ? r : block_co_perm_settle(err);
+    r = r < 0 ? r : block_co_perm_settle(err);
+    trace_block_graph_settle(r);
+    return r;
 }
 
 struct block_node *block_edge_forget_move(struct block_edge *edge)
@@ -178,6 +181,7 @@ static void point(struct block_edge *edge, struct block_node *node)
 {
     struct block_node *from = edge->node;
 
+    trace_block_edge_move(edge->name, from->name, node->name);
     list_remove(&edge->in_node);
     edge->node = node;
     list_append(&node->parents, &edge->in_node);

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "block/internal.h"
 #include "block/op.h"
+#include "trace/events.h"
 
 #define NODE_NAME_MAX 31
 
@@ -323,7 +324,9 @@ int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_n
     if (!node) {
         return error_set(err, ENOMEM, "Out of memory");
     }
+    trace_block_open_begin(driver_name);
     r = co_open_node(node, opts, flags, err);
+    trace_block_open_end(node->name ?: "", driver_name, r);
     if (r < 0) {
         node->closed = true;
         co_detach_all_children(node);

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
+#include "trace/events.h"
 
 /* --- what is left of a vector ---------------------------------------------------------------------- */
 
@@ -256,7 +257,9 @@ static void co_sync_locked(struct posix_file *f)
 
     g->running = true;
     pthread_mutex_unlock(&g->guard);
+    trace_file_sync_begin(f->fd);
     r = loop_co_fdatasync(f->fd);
+    trace_file_sync_end(f->fd, r);
     if (r == -EINVAL && f->is_device) {
         r = 0; /* a character device that keeps nothing, such as /dev/null */
     }

@@ -16,6 +16,7 @@
 #include "base/checked.h"
 #include "base/debug.h"
 #include "loop/internal.h"
+#include "trace/events.h"
 
 #define OFFLOAD_THREADS_MIN 4
 #define OFFLOAD_THREADS_MAX 1024
@@ -349,6 +350,11 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
     if (reactor_current()) {
         counter_add(&reactor_current()->stats[REACTOR_STAT_OFFLOADED], count);
     }
+    if (trace_loop_offload_begin_is_on()) {
+        pthread_mutex_lock(&pool.lock);
+        trace_loop_offload_begin(count, pool.queued);
+        pthread_mutex_unlock(&pool.lock);
+    }
     for (unsigned i = 0; i < count; i++) {
         jobs[i] = (struct offload_job){.fn = fn, .arg = (char *)args + i * size, .group = &group};
         if (!queue_job(&jobs[i])) {
@@ -360,6 +366,7 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
     for (unsigned i = 0; i < count; i++) {
         r = first_result(r, jobs[i].result);
     }
+    trace_loop_offload_end(count, r);
     return r;
 }
 

@@ -188,6 +188,7 @@ static bool look_locked(void)
             atomic_compare_exchange_strong(&reactor->blocked_since, &since, REACTOR_LOST)) {
             log_debug("A file blocks the thread of reactor '%s'; continuing on another thread",
                       reactor->name);
+            trace_loop_thread_hangs(reactor->name);
             reactor->is_moving = true;
             rescue.victim = reactor;
             rescue.spare_ready = false;
@@ -345,6 +346,7 @@ bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns)
         pthread_cond_wait(&rescue.changed, &rescue.lock);
     }
     pthread_mutex_unlock(&rescue.lock);
+    trace_loop_thread_returns(r->name);
     reactor_set_current(NULL);
     co_rejoin();
     return false;

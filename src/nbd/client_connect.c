@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "nbd/client_internal.h"
+#include "trace/events.h"
 
 /* Send and receive buffer of the socket. Bytes. */
 #define SOCKET_BUFFER (4 * 1024 * 1024)
@@ -107,6 +108,7 @@ int nbd_co_attempt(const struct nbd_target *t, struct nbd_wire *w,
     int r = nbd_co_dial(&t->address, t->timeout_ns, &w->fd, err);
 
     if (r < 0) {
+        trace_nbd_client_connect(t->export_name, r);
         return r;
     }
     for (size_t i = 0; i < t->context_count; i++) {
@@ -116,6 +118,7 @@ int nbd_co_attempt(const struct nbd_target *t, struct nbd_wire *w,
     r = nbd_handshake_co_choose(w, t->tls.creds ? &t->tls : NULL, t->export_name, contexts,
                                 t->context_count, ret_agreement, &local);
     r = nbd_deadline_end(&deadline, r, &local);
+    trace_nbd_client_connect(t->export_name, r);
     if (r < 0) {
         error_move(err, &local);
     }

@@ -14,6 +14,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "nbd/client_internal.h"
+#include "trace/events.h"
 
 /* --- what the server got wrong ------------------------------------------------------------------- */
 
@@ -529,6 +530,7 @@ void nbd_client_co_receiver(void *arg)
         do {
             r = co_take_reply(c);
         } while (r == 0);
+        trace_nbd_client_disconnect(c->target.export_name, r);
         report_end(c, r);
         shutdown(c->wire.fd, SHUT_RDWR);
     } while (nbd_reconnect_co_recover(c, r));

@@ -14,6 +14,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "nbd/client_internal.h"
+#include "trace/events.h"
 
 /* --- one request --------------------------------------------------------------------------------- */
 
@@ -41,6 +42,22 @@ static int enqueue(struct nbd_client *c, struct nbd_call *call)
     return 0;
 }
 
+static void trace_call_begin(const struct nbd_client *c, const struct nbd_request *rq)
+{
+    if (trace_nbd_client_request_begin_is_on()) {
+        trace_nbd_client_request_begin(c->target.export_name, nbd_command_name(rq->type),
+                                       rq->cookie, rq->offset, rq->length, rq->flags);
+    }
+}
+
+static void trace_call_end(const struct nbd_client *c, const struct nbd_request *rq, int result)
+{
+    if (trace_nbd_client_request_end_is_on()) {
+        trace_nbd_client_request_end(c->target.export_name, nbd_command_name(rq->type), rq->cookie,
+                                     result);
+    }
+}
+
 /* Send a request and wait for its reply. */
 static int co_call(struct nbd_client *c, struct nbd_call *call)
 {
@@ -55,8 +72,10 @@ static int co_call(struct nbd_client *c, struct nbd_call *call)
     co_semaphore_take(&c->room, 1);
     r = enqueue(c, call);
     if (r == 0) {
+        trace_call_begin(c, &call->rq);
         co_suspend();
         r = call->result;
+        trace_call_end(c, &call->rq, r);
     }
     co_semaphore_give(&c->room, 1);
     return r;

@@ -16,6 +16,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "nbd/server_internal.h"
+#include "trace/events.h"
 
 /* Options of one client that are answered as fast as they come, and what each later one costs it. */
 #define OPTIONS_AT_FULL_SPEED 1024
@@ -116,6 +117,7 @@ co_refuse(struct nbd_connection *c, uint32_t option, uint32_t type, const char *
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
+    trace_nbd_server_refuse(c->fd, type, text);
     put_reply(&out, option, type, text, strlen(text));
     return co_write_strbuf(c, &out);
 }
@@ -498,6 +500,9 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
     }
     if (!nbd_option_header_decode(header, &option, &length)) {
         return -EPROTO;
+    }
+    if (trace_nbd_server_option_is_on()) {
+        trace_nbd_server_option(c->fd, nbd_option_name(option), length);
     }
     if (option == NBD_OPT_EXPORT_NAME ? length > NBD_STRING_MAX
                                       : !fixed || length > NBD_OPTION_SKIP_MAX) {

@@ -6,6 +6,7 @@
 #include "base/byteorder.h"
 #include "base/checked.h"
 #include "nbd/server_internal.h"
+#include "trace/events.h"
 
 /* Scratch of a read that is sent in chunks; lies in job->extra. */
 struct read_layout {
@@ -276,11 +277,29 @@ static void count(struct nbd_job *job, int r)
     }
 }
 
+static void trace_job_begin(const struct nbd_job *job)
+{
+    if (trace_nbd_server_request_begin_is_on()) {
+        trace_nbd_server_request_begin(job->conn->fd, nbd_command_name(job->rq.type),
+                                       job->rq.cookie, job->rq.offset, job->rq.length,
+                                       job->rq.flags);
+    }
+}
+
+static void trace_job_end(const struct nbd_job *job, int result)
+{
+    if (trace_nbd_server_request_end_is_on()) {
+        trace_nbd_server_request_end(job->conn->fd, nbd_command_name(job->rq.type), job->rq.cookie,
+                                     result);
+    }
+}
+
 void nbd_job_run(void *arg)
 {
     struct nbd_job *job = arg;
     int ret;
 
+    trace_job_begin(job);
     if (job->error) {
         ret = -job->error;
     } else if (job->carried_out) {
@@ -305,5 +324,6 @@ void nbd_job_run(void *arg)
         }
         nbd_reply_set_error(job, -ret, job->reason);
     }
+    trace_job_end(job, ret);
     nbd_reply_queue(job);
 }

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "nbd/server_internal.h"
+#include "trace/events.h"
 
 /*
  * When there is no room, a client that has spent this long in its handshake makes way for the next: idle
@@ -218,6 +219,7 @@ static void connection_gone(struct nbd_connection *c)
     struct nbd_server *s = c->server;
     bool was_client = c->export != NULL;
 
+    trace_nbd_server_client_end(c->fd);
     detach(c);
     list_remove(&c->link);
     s->connection_count--;
@@ -251,6 +253,7 @@ static void connection_main(void *arg)
                        loop_now_ns() + (int64_t)s->config.handshake_seconds * 1000000000LL);
     }
     ret = nbd_connection_co_negotiate(c);
+    trace_nbd_server_handshake_end(c->fd, c->export ? c->export->name : "", ret);
     c->in_handshake = false;
     loop_timer_disarm(&c->handshake_timer);
     if (ret < 0 && error_is_set(&c->failure) && !s->stopping) {
@@ -274,6 +277,7 @@ int nbd_server_add_client(struct nbd_server *s, int fd)
         close(fd);
         return -ENOMEM;
     }
+    trace_nbd_server_client_begin(fd);
     tune_socket(fd);
     c->server = s;
     c->fd = fd;

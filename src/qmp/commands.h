@@ -23,6 +23,9 @@ qmp_co_command qmp_co_block_export_del;
 qmp_co_command qmp_co_object_add;
 qmp_co_command qmp_co_object_del;
 
+qmp_co_command qmp_co_trace_event_get_state;
+qmp_co_command qmp_co_trace_event_set_state;
+
 qmp_co_command qmp_co_transaction;
 /* Commands that are actions of transactions as well: each runs as a transaction of one. */
 qmp_co_command qmp_co_block_export_add;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "qmp/commands.h"
+#include "trace/events.h"
 
 static const char *class_name(enum error_class error_class)
 {
@@ -104,7 +105,9 @@ static int co_run(struct qmp_call *call, struct json_object *request,
     args = args ? json_object_get(args) : json_object_new_object();
     r = qmp_check(command->args, args, 0, err);
     if (r >= 0) {
+        trace_qmp_command_begin(command->name);
         r = command->co_run(call, args, ret_value, err);
+        trace_qmp_command_end(command->name, r);
     }
     json_object_put(args);
     return r;

@@ -20,6 +20,7 @@
 #include "qmp/commands.h"
 #include "qmp/dispatch.h"
 #include "qmp/json_write.h"
+#include "trace/events.h"
 
 #define READ_SIZE 4096
 #define END_WAIT_MS 1000
@@ -213,6 +214,7 @@ static void co_execute_received(struct session *s, const char *data, size_t size
 
 static void free_session(struct session *s)
 {
+    trace_qmp_session_end(s->fd);
     list_remove(&s->link);
     close(s->fd);
     json_reader_free(s->reader);
@@ -254,6 +256,7 @@ int qmp_session_start(int fd, bool pretty, struct error *err)
         close(fd);
         return error_set(err, ENOMEM, "Out of memory for a QMP session");
     }
+    trace_qmp_session_begin(fd);
     s->fd = fd;
     s->pretty = pretty;
     list_init(&s->link);
@@ -299,6 +302,7 @@ void qmp_emit(const char *name, struct json_object *data)
     struct json_object *event = json_object_new_object();
     struct session *s;
 
+    trace_qmp_event(name);
     json_object_object_add(event, "timestamp", timestamp());
     qmp_put_str(event, "event", name);
     json_object_object_add(event, "data", data);

@@ -273,7 +273,16 @@ OBJECT(transaction_properties, "TransactionProperties", OPT("completion-mode", c
 OBJECT(transaction, "q_obj_transaction-arg", REQ("actions", actions),
        OPT("properties", transaction_properties));
 
-/* --- the table -------------------------------------------------------------------------------- */
+/* --- trace events ----------------------------------------------------------------------------- */
+
+ENUM(trace_state, "TraceEventState", "unavailable", "disabled", "enabled");
+OBJECT(trace_event_info, "TraceEventInfo", REQ("name", qmp_str), REQ("state", trace_state));
+ARRAY(trace_event_infos, trace_event_info);
+OBJECT(trace_get_state, "q_obj_trace-event-get-state-arg", REQ("name", qmp_str));
+OBJECT(trace_set_state, "q_obj_trace-event-set-state-arg", REQ("name", qmp_str),
+       REQ("enable", qmp_bool), OPT("ignore-unavailable", qmp_bool));
+
+/* --- the table -------------------------------------------------------------------------------------------- */
 
 const struct qmp_command qmp_commands[] = {
     {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},
@@ -301,6 +310,8 @@ const struct qmp_command qmp_commands[] = {
     {"query-qmp-schema", &qmp_empty, &schema_infos, qmp_co_query_schema},
     {"query-version", &qmp_empty, &version_info, qmp_co_query_version},
     {"quit", &qmp_empty, &qmp_empty, qmp_co_quit},
+    {"trace-event-get-state", &trace_get_state, &trace_event_infos, qmp_co_trace_event_get_state},
+    {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
     {NULL, NULL, NULL, NULL},
 };

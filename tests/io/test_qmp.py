@@ -327,8 +327,13 @@ class SchemaTest(QmpTest):
         else:
             self.assertEqual(ours, theirs, path)
 
-    # Of our own, or of QEMU after the release that is compared with.
-    OWN_COMMANDS = {"blockdev-replace", "query-nbd-server"}
+    # Of our own, or of QEMU's system emulator (trace events).
+    OWN_COMMANDS = {
+        "blockdev-replace",
+        "query-nbd-server",
+        "trace-event-get-state",
+        "trace-event-set-state",
+    }
     OWN_ACTIONS = {
         "blockdev-add",
         "blockdev-del",

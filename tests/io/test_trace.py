@@ -8,6 +8,7 @@ import subprocess
 import unittest
 
 import tidemark
+from qmp import QmpError
 from tidemark import TIDEMARK, TestCase, io, run, tool
 
 TOP = os.environ["TIDEMARK_SOURCE"]
@@ -137,6 +138,50 @@ class Faces(TraceTest):
                 self.assertIn("--log-level=LEVEL", result.stdout)
 
 
+class Qmp(TraceTest):
+    def setUp(self):
+        super().setUp()
+        self.log = self.path("trace.log")
+        self.server = self.daemon(
+            "--blockdev", f"driver=file,node-name=disk,filename={self.disk}",
+            "--trace", f"file={self.log}",
+        )  # fmt: skip
+        self.qmp = self.server.qmp
+
+    def states(self, name):
+        found = self.qmp.command("trace-event-get-state", name=name)
+        return {event["name"]: event["state"] for event in found}
+
+    def set_state(self, name, enable, **more):
+        return self.qmp.command("trace-event-set-state", name=name, enable=enable, **more)
+
+    def test_states_can_be_asked_for_and_set(self):
+        self.assertEqual(self.states("qmp_command_*"),
+                         {"qmp_command_begin": "disabled", "qmp_command_end": "disabled"})  # fmt: skip
+        self.assertEqual(self.set_state("qmp_command_end", True, ignore_unavailable=True), {})
+        self.assertEqual(self.states("qmp_command_end"), {"qmp_command_end": "enabled"})
+        self.qmp.command("query-version")
+        self.set_state("*", False)
+        self.assertEqual(set(self.states("*").values()), {"disabled"})
+        with open(self.log) as f:
+            ended = [args for _, name, args in events(f.read()) if name == "qmp_command_end"]
+        self.assertEqual(ended[0], "command=trace-event-set-state result=0")
+        self.assertIn("command=query-version result=0", ended)
+        self.assertNotIn("command=trace-event-get-state result=0", ended[3:])
+
+    def test_unknown_events(self):
+        self.assertEqual(self.states("no_such_*"), {})
+        self.assertEqual(self.set_state("no_such_*", True), {})
+        for command, more in (
+            ("trace-event-get-state", {}),
+            ("trace-event-set-state", {"enable": True}),
+            ("trace-event-set-state", {"enable": True, "ignore_unavailable": True}),
+        ):
+            with self.assertRaises(QmpError) as caught:
+                self.qmp.command(command, name="no_such_event", **more)
+            self.assertEqual(caught.exception.desc, 'unknown event "no_such_event"')
+
+
 class LogLevels(TraceTest):
     def test_levels_that_there_are_not(self):
         for face in ("io", "daemon", "nbd", "img"):
@@ -185,9 +230,76 @@ class Crash(TraceTest):
         server.stop(sig=signal.SIGABRT, expect=-signal.SIGABRT)
         log = server.log()
         self.assertIn("SIGABRT ends the process. Latest events, oldest first:\n", log)
-        self.assertIn("block_flush_end", names(log))
+        seen = names(log)
+        self.assertIn("block_flush_end", seen)
+        self.assertIn("nbd_server_client_begin", seen, "an event that is always recorded")
+        self.assertNotIn("block_write_end", seen)
         with open(trace) as f:
             self.assertIn("SIGABRT ends the process", f.read())
+
+    def test_a_daemon_logs_what_it_did(self):
+        server = self.daemon("--blockdev", f"driver=file,node-name=disk,filename={self.disk}")
+        server.qmp.command("query-version")
+        server.stop(sig=signal.SIGABRT, expect=-signal.SIGABRT)
+        lines = [f"{name} {args}" for _, name, args in events(server.log())]
+        self.assertIn("block_open_end node=disk driver=file result=0", lines)
+        self.assertIn("qmp_command_end command=query-version result=0", lines)
+        times = [line[:27] for line in server.log().splitlines() if LINE.match(line)]
+        self.assertEqual(times, sorted(times))
+
+
+class Life(TraceTest):
+    """Whole stories, as a trace tells them."""
+
+    def trace_of(self, *commands, pattern="*", image=None, fmt="qcow2"):
+        options = []
+        for part in pattern.split():
+            options += ["-T", part]
+        return events(io(image, *commands, fmt=fmt, options=options).stderr)
+
+    def test_a_commit_and_the_bitmaps(self):
+        disk = self.create("disk.qcow2")
+        tidemark.img("bitmap", "-f", "qcow2", "--add", disk, "b0")
+        seen = self.trace_of("write 0 64k", "flush", image=disk)
+        story = [f"{name} {args}" for _, name, args in seen if name.startswith("qcow2_")]
+        self.assertRegex(story[0], r"^qcow2_bitmap_load node=\S+ bitmap=b0 inconsistent=0 result=0$")
+        self.assertTrue(any(s.startswith("qcow2_commit_begin") and "lazy=0" in s for s in story))
+        self.assertTrue(any(s.startswith("qcow2_bitmap_store ") and s.endswith("bitmap=b0") for s in story))
+        begins = [n[:-6] for _, n, _ in seen if n.endswith("_begin")]
+        ends = [n[:-4] for _, n, _ in seen if n.endswith("_end")]
+        self.assertEqual(sorted(begins), sorted(ends))
+
+    def test_control_operations(self):
+        disk = self.create("disk.qcow2")
+        result = run(*tool("img"), "-T", "block_control_*", "-T", "block_truncate_*",
+                     "resize", "-f", "qcow2", disk, "128M")  # fmt: skip
+        self.assertRegex(result.stderr, r"block_truncate_end node=\S+ size=134217728 result=0")
+        result = run(*tool("img"), "-T", "block_control_*", "snapshot", "-c", "s", disk)
+        self.assertRegex(result.stderr, r"block_control_begin node=\S+ operation=co_snapshot_create")
+        self.assertRegex(result.stderr, r"block_control_end node=\S+ result=0")
+
+    def test_requests_and_options_of_nbd_on_both_sides(self):
+        sock, log = self.path("sock"), self.path("trace.log")
+        words = [*tool("nbd"), "-f", "raw", "-k", sock, self.disk, "-T", f"nbd_server_*,file={log}"]
+        server = self.own(tidemark.Process(words, self.path("log")))
+        server.wait_for(lambda: os.path.exists(sock), sock)
+        client = self.trace_of("write 512 512", pattern="nbd_*", image=tidemark.nbd_uri(sock), fmt="raw")
+        server.wait()
+        with open(log) as f:
+            lines = [f"{name} {args}" for _, name, args in events(f.read())]
+        self.assertEqual(lines[0].split()[0], "nbd_server_client_begin")
+        self.assertEqual(lines[-1].split()[0], "nbd_server_client_end")
+        text = "\n".join(lines)
+        self.assertRegex(text, r"nbd_server_option client=\d+ option=NBD_OPT_GO length=\d+")
+        begin = re.search(
+            r"nbd_server_request_begin client=(\d+) command=NBD_CMD_WRITE cookie=(\S+) "
+            r"offset=512 length=512 flags=", text
+        )  # fmt: skip
+        end = f"nbd_server_request_end client={begin[1]} command=NBD_CMD_WRITE cookie={begin[2]} result=0"
+        self.assertIn(end, lines)
+        mine = [f"{name} {args}" for _, name, args in client]
+        self.assertIn(f"nbd_client_request_end export= command=NBD_CMD_WRITE cookie={begin[2]} result=0", mine)
+        self.assertIn("nbd_client_connect export= result=0", mine)
 
 
 class Table(unittest.TestCase):

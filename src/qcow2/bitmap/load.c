@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/stored.h"
+#include "trace/events.h"
 
 /* Limit in bytes for one read of bits, whose clusters are contiguous. */
 #define READ_BYTES (1 * MiB)
@@ -232,6 +233,7 @@ static int co_load_bitmap(struct qcow2 *q, struct stored_bitmap *b, struct budge
         return 0;
     }
     r = co_prepare_bits(q, b, budgets, &bits, err);
+    trace_qcow2_bitmap_load(q->node->name, b->name, r == 0 && !bits, r);
     if (r < 0) {
         return r;
     }

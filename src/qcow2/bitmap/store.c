@@ -16,6 +16,7 @@
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
 #include "qcow2/table/commit.h"
+#include "trace/events.h"
 
 static bool has_stale_bitmaps(struct qcow2 *q)
 {
@@ -39,6 +40,7 @@ static int co_store_stale_bitmap(struct qcow2 *q, struct bitmap_store *st, struc
     size_t made = st->made.count;
     int r;
 
+    trace_qcow2_bitmap_store(q->node->name, b->name);
     copy->loaded = b;
     r = qcow2_co_store_bits(q, st, b, s, copy);
     if (r < 0 && s && b->inconsistent) {
@@ -170,7 +172,9 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
     }
     co_mutex_lock(&q->bitmaps.mutex);
     co_mutex_lock(&q->bitmaps.bits_mutex);
+    trace_qcow2_bitmaps_store_begin(q->node->name);
     r = co_store_bitmaps_locked(q, err);
+    trace_qcow2_bitmaps_store_end(q->node->name, r);
     co_mutex_unlock(&q->bitmaps.bits_mutex);
     if (r == 0) {
         qcow2_co_reserve_end_locked(q);

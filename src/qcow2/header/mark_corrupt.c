@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "block/corruption.h"
 #include "qcow2/header/header.h"
+#include "trace/events.h"
 
 static void co_mark(struct qcow2 *q)
 {
@@ -27,6 +28,7 @@ static void report_verdict(struct qcow2 *q, bool fatal, const char *what)
                   : "qcow2: Image is corrupt: %s; further non-fatal corruption events will be "
                     "suppressed\n",
             what);
+    trace_qcow2_corrupt(q->node->name, what, fatal);
     log_info("image '%s' is corrupt", block_node_display_name(q->node));
     block_report_corruption(q->node, what, fatal);
 }

@@ -32,6 +32,7 @@
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/header/header.h"
 #include "qcow2/snapshot/snapshot.h"
+#include "trace/events.h"
 
 static void put_extension(struct strbuf *sb, uint32_t type, const void *data, size_t size)
 {
@@ -514,6 +515,7 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
         r = qcow2_co_overlap_check(q, 0, q->cluster_size, OVERLAP_BIT(OVERLAP_MAIN_HEADER));
         r = r < 0 ? r : co_write_built(q, &w);
     }
+    trace_qcow2_header_write(q->node->name, r);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the header of '%s'",
                                block_node_display_name(q->node));

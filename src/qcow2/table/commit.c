@@ -11,6 +11,7 @@
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/refcount.h"
+#include "trace/events.h"
 
 /* Commit on our own when this much waits to be freed. */
 #define FREED_BYTES_MAX (256 * MiB)
@@ -317,12 +318,15 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
         co_mutex_unlock(&q->lock);
         return co_sync(q);
     }
+    trace_qcow2_commit_begin(q->node->name, q->caches.refcounts.dirty_count,
+                             q->caches.l2.dirty_count, lazy);
     r = begin_locked(q, &c);
     if (r == 0) {
         qcow2_co_cover_clusters_locked(q);
     }
     co_mutex_unlock(&q->lock);
     if (r < 0) {
+        trace_qcow2_commit_end(q->node->name, 0, r);
         return r;
     }
     r = lazy ? co_mark_behind(q) : 0;
@@ -333,6 +337,7 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
     if (r == 0) {
         co_free_runs(q, &c.frees);
     }
+    trace_qcow2_commit_end(q->node->name, r == 0 ? c.freed_bytes : 0, r);
     return r;
 }
 
