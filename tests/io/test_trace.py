@@ -274,7 +274,7 @@ class Life(TraceTest):
         result = run(*tool("img"), "-T", "block_control_*", "-T", "block_truncate_*",
                      "resize", "-f", "qcow2", disk, "128M")  # fmt: skip
         self.assertRegex(result.stderr, r"block_truncate_end node=\S+ size=134217728 result=0")
-        result = run(*tool("img"), "-T", "block_control_*", "snapshot", "-c", "s", disk)
+        result = run(*tool("img"), "-T", "block_control_*", "snapshot", "-f", "qcow2", "-c", "s", disk)
         self.assertRegex(result.stderr, r"block_control_begin node=\S+ operation=co_snapshot_create")
         self.assertRegex(result.stderr, r"block_control_end node=\S+ result=0")
 
