@@ -30,10 +30,16 @@ static const struct {
 static _Atomic enum log_level log_threshold = LOG_LEVEL_WARNING;
 static const char *_Atomic log_program = "tidemark";
 static atomic_bool to_journal;
+static atomic_bool is_server;
 
 void log_set_level(enum log_level level)
 {
     atomic_store(&log_threshold, level);
+}
+
+void log_set_server(bool server)
+{
+    atomic_store(&is_server, server);
 }
 
 bool log_is_printed(enum log_level level)
@@ -82,37 +88,45 @@ void log_write(enum log_level level, const char *lines, size_t size)
     }
 }
 
-void log_vprint(enum log_level level, const char *fmt, va_list ap)
+/* A line with `head`, of at most LINE_MAX_ON_STACK / 2 bytes, before the message. */
+__attribute__((format(printf, 3, 0))) static void print_line(enum log_level level, const char *head,
+                                                             const char *fmt, va_list ap)
 {
     char on_stack[LINE_MAX_ON_STACK], *line = on_stack;
     AUTO_FREE char *on_heap = NULL;
-    size_t room = sizeof(on_stack);
+    size_t room = sizeof(on_stack), head_size = strlen(head);
     va_list again;
-    int head, body;
+    int body;
 
-    if (!log_is_printed(level)) {
-        return;
-    }
     va_copy(again, ap);
-    head = snprintf(line, room, "%s: %s", atomic_load(&log_program), levels[level].word);
-    head = MIN(head, LINE_MAX_ON_STACK / 2);
-    body = vsnprintf(line + head, room - (size_t)head, fmt, ap);
-    if (body >= 0 && (size_t)(head + body) + 1 >= room) {
+    memcpy(line, head, head_size);
+    body = vsnprintf(line + head_size, room - head_size, fmt, ap);
+    if (body >= 0 && head_size + (size_t)body + 1 >= room) {
         /* Without memory it is cut. */
-        on_heap = malloc((size_t)(head + body) + 2);
+        on_heap = malloc(head_size + (size_t)body + 2);
         if (on_heap) {
-            room = (size_t)(head + body) + 2;
-            memcpy(on_heap, line, (size_t)head);
+            room = head_size + (size_t)body + 2;
             line = on_heap;
-            vsnprintf(line + head, room - (size_t)head, fmt, again);
+            memcpy(line, head, head_size);
+            vsnprintf(line + head_size, room - head_size, fmt, again);
         }
     }
     va_end(again);
     if (body >= 0) {
-        size_t size = MIN((size_t)(head + body), room - 2);
+        size_t size = MIN(head_size + (size_t)body, room - 2);
 
         line[size++] = '\n';
         log_write(level, line, size);
+    }
+}
+
+void log_vprint(enum log_level level, const char *fmt, va_list ap)
+{
+    char head[LINE_MAX_ON_STACK / 2];
+
+    if (log_is_printed(level)) {
+        snprintf(head, sizeof(head), "%s: %s", atomic_load(&log_program), levels[level].word);
+        print_line(level, head, fmt, ap);
     }
 }
 
@@ -122,5 +136,30 @@ void log_print(enum log_level level, const char *fmt, ...)
 
     va_start(ap, fmt);
     log_vprint(level, fmt, ap);
+    va_end(ap);
+}
+
+void log_server_error(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    log_vprint(atomic_load(&is_server) ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, fmt, ap);
+    va_end(ap);
+}
+
+void log_vreport(enum log_level level, const char *fmt, va_list ap)
+{
+    if (log_is_printed(level)) {
+        print_line(level, "", fmt, ap);
+    }
+}
+
+void log_report(enum log_level level, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    log_vreport(level, fmt, ap);
     va_end(ap);
 }

@@ -29,6 +29,9 @@ enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_D
 void log_set_level(enum log_level level);
 bool log_is_printed(enum log_level level);
 
+/* Whether the process serves others. From the main thread, before others start; off at first. */
+void log_set_server(bool server);
+
 /* "error", "warning", "info" or "debug". False: `name` is none of them. */
 bool log_level_parse(const char *name, enum log_level *ret);
 
@@ -46,8 +49,22 @@ void log_print(enum log_level level, const char *fmt, ...) __attribute__((format
 void log_vprint(enum log_level level, const char *fmt, va_list ap)
     __attribute__((format(printf, 2, 0)));
 
+/*
+ * A message without the program and the word before it: what a tool reports of its work ("Leaked
+ * cluster 5 ..."), in words that others compare.
+ */
+void log_report(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void log_vreport(enum log_level level, const char *fmt, va_list ap)
+    __attribute__((format(printf, 2, 0)));
+
 /* Write whole lines as they are, whatever level is printed. Async-signal-safe. */
 void log_write(enum log_level level, const char *lines, size_t size);
+
+/*
+ * A failure that a tool reports at its end anyway, while in a server nobody but the log tells of it:
+ * an error there, an info in a tool.
+ */
+void log_server_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #define log_error(...) log_print(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_print(LOG_LEVEL_WARNING, __VA_ARGS__)

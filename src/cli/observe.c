@@ -151,3 +151,9 @@ bool cli_observe(struct cli_observe *o, int *ret_status)
     }
     return r == 0;
 }
+
+void cli_observe_server(void)
+{
+    log_set_server(true);
+    trace_crash_init();
+}

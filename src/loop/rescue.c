@@ -346,7 +346,7 @@ bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns)
         pthread_cond_wait(&rescue.changed, &rescue.lock);
     }
     pthread_mutex_unlock(&rescue.lock);
-    trace_loop_thread_returns(r->name);
+    trace_loop_thread_returns(reactor->name);
     reactor_set_current(NULL);
     co_rejoin();
     return false;

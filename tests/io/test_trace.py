@@ -8,6 +8,7 @@ import subprocess
 import unittest
 
 import tidemark
+from qcow2_edit import Image
 from qmp import QmpError
 from tidemark import TIDEMARK, TestCase, io, run, tool
 
@@ -191,6 +192,51 @@ class LogLevels(TraceTest):
 
     def test_warnings_can_be_left_out(self):
         self.assertEqual(self.traced("--log-level", "error", "-T", "no_such_event"), "")
+
+    def served_with_errors(self):
+        """URI of a server whose image can't be read."""
+        faults, sock = self.path("faults"), self.path("sock")
+        with open(faults, "w") as f:
+            f.write('[inject-error]\nevent = "none"\niotype = "read"\nerrno = "5"\n')
+        image = f"driver=blkdebug,config={faults},image.driver=file,image.filename={self.disk}"
+        options = f"driver=raw,file.{image.replace(',', ',file.')}"
+        words = [*tool("nbd"), "-t", "-r", "--image-opts", "-k", sock, options]
+        server = self.own(tidemark.Process(words, self.path("log")))
+        server.wait_for(lambda: os.path.exists(sock), sock)
+        return tidemark.nbd_uri(sock)
+
+    def test_debug_messages_are_printed_when_asked_for(self):
+        uri, line = self.served_with_errors(), "tidemark io: debug: NBD server: NBD_CMD_READ: Input/output error"
+        for level, wanted in ((None, False), ("info", False), ("debug", True)):
+            options = ["-r"] + ([f"--log-level={level}"] if level else [])
+            result = io(uri, "read 0 512", fmt="raw", options=options, check=False)
+            self.assertEqual(line in result.stderr.splitlines(), wanted, result.stderr)
+
+    def test_info_messages_are_printed_by_v(self):
+        sock = self.path("sock2")
+        disk = Image(self.create("unclean.qcow2"))
+        for options, wanted in (((), False), (("-v",), True), (("--log-level=info",), True),
+                                (("-v", "--log-level=error"), True)):  # fmt: skip
+            disk.put64(72, 1)  # the dirty bit
+            words = [*tool("nbd"), *options, "-f", "qcow2", "-k", sock, disk.path]
+            server = self.own(tidemark.Process(words, self.path("log")))
+            server.wait_for(lambda: os.path.exists(sock), sock)
+            server.stop()
+            self.assertEqual("was not closed cleanly: repairing it" in server.log(), wanted, options)
+
+    def test_findings_of_check_are_no_messages_of_the_program(self):
+        disk = self.create("leaky.qcow2")
+        with open(disk, "r+b") as f:
+            f.seek(65536 * 2 + 100 * 2)
+            f.write(b"\0\1")
+            f.seek(65536 * 101 - 1)
+            f.write(b"\0")
+        words = [*tool("img"), "check", "-f", "qcow2", disk]
+        leak = "Leaked cluster 100 refcount=1 reference=0"
+        self.assertIn(leak, run(*words, check=False).stderr.splitlines())
+        quiet = run(*words[:2], "--log-level", "error", *words[2:], check=False)
+        self.assertEqual((quiet.returncode, quiet.stderr), (3, ""))
+        self.assertIn(f"<4>{leak}", self.journaled(*words).splitlines())
 
     def journaled(self, *words):
         """Standard error of a program that is told that it goes to the journal."""

@@ -29,7 +29,6 @@
 #include "qmp/monitor.h"
 #include "qmp/objects.h"
 #include "qmp/transaction.h"
-#include "trace/trace.h"
 
 static const struct cli_usage usage = {
     .synopsis = "",
@@ -402,7 +401,7 @@ int cli_daemon_main(int argc, char **argv)
     } else if (first < argc) {
         status = cli_usage_fail(&usage, "%s: Unexpected argument", argv[first]);
     } else if (cli_observe(&d.observe, &status)) {
-        trace_crash_init();
+        cli_observe_server();
         status = run(&d, argc, argv);
     }
     cli_items_clear(&d.items);

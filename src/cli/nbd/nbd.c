@@ -23,7 +23,6 @@
 #include "nbd/client.h"
 #include "nbd/proto.h"
 #include "tls/tls.h"
-#include "trace/trace.h"
 
 #define EXPORT_ID "tidemark-nbd"
 #define FIRST_PASSED_FD 3 /* sd_listen_fds(3) */
@@ -689,7 +688,7 @@ static int run(int argc, char **argv)
         (cl.list ? check_list_mode(argc - first) : check_serve_mode(argc - first))) {
         return 1;
     }
-    trace_crash_init();
+    cli_observe_server();
     if (cl.fork) {
         ret = go_to_background();
         if (ret >= 0) {

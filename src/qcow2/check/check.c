@@ -10,10 +10,10 @@
 #include "qcow2/check/check.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "qcow2/check/parts.h"
 #include "qcow2/header/header.h"
 #include "qcow2/header/mark_corrupt.h"
@@ -106,7 +106,7 @@ static int co_rebuild(struct check *c, uint64_t other_corruptions, struct error 
     uint64_t beyond = MAX(c->clusters, c->beyond_end);
     int r;
 
-    fprintf(stderr, "Rebuilding refcount structure\n");
+    log_report(LOG_LEVEL_WARNING, "Rebuilding refcount structure");
     r = qcow2_co_rebuild_refcounts(c->q, c->counts, c->clusters, beyond, err);
     if (r < 0) {
         return r;
@@ -151,7 +151,7 @@ static int co_repair_refcounts(struct check *c, const struct block_check_result 
         return co_rebuild(c, contents->corruptions, err);
     }
     if (c->must_rebuild) {
-        fprintf(stderr, "ERROR need to rebuild refcount structures\n");
+        log_report(LOG_LEVEL_ERROR, "ERROR need to rebuild refcount structures");
         return -EIO;
     }
     if (!c->refcounts_differ) {

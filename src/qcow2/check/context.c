@@ -2,12 +2,12 @@
 #include "qcow2/check/context.h"
 
 #include <errno.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "base/log.h"
 
 /*
  * A reference up to this many clusters behind the end of the file keeps rebuilt refcount blocks
@@ -55,13 +55,10 @@ void qcow2_check_release(struct check *c)
 
 /* --- reports ---------------------------------------------------------------------------------- */
 
-static void check_vreport(struct check *c, const char *fmt, va_list ap)
+static void check_vreport(struct check *c, enum log_level level, const char *fmt, va_list ap)
 {
-    char line[256];
-
     if (c->reports++ < CHECK_REPORTS_MAX) {
-        vsnprintf(line, sizeof(line), fmt, ap);
-        fprintf(stderr, "%s\n", line);
+        log_vreport(level, fmt, ap);
     }
 }
 
@@ -70,7 +67,7 @@ void qcow2_check_report(struct check *c, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    check_vreport(c, fmt, ap);
+    check_vreport(c, LOG_LEVEL_WARNING, fmt, ap);
     va_end(ap);
 }
 
@@ -79,7 +76,7 @@ void qcow2_check_report_corruption(struct check *c, const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    check_vreport(c, fmt, ap);
+    check_vreport(c, LOG_LEVEL_ERROR, fmt, ap);
     va_end(ap);
     c->result->corruptions++;
 }
@@ -200,11 +197,17 @@ bool qcow2_check_take_overlap(struct check *c, uint64_t bytes, const char *what,
     }
     /* Printed beyond CHECK_REPORTS_MAX too: this finding is why nothing can be repaired. */
     if (!c->incomplete) {
-        fprintf(stderr, "ERROR image '%s'", block_node_display_name(c->q->node));
+        const char *image = block_node_display_name(c->q->node);
+
         if (s) {
-            fprintf(stderr, ", snapshot %s (%s)", s->id, s->name);
+            log_report(
+                LOG_LEVEL_ERROR,
+                "ERROR image '%s', snapshot %s (%s): %s overlap; not all of them are checked",
+                image, s->id, s->name, what);
+        } else {
+            log_report(LOG_LEVEL_ERROR, "ERROR image '%s': %s overlap; not all of them are checked",
+                       image, what);
         }
-        fprintf(stderr, ": %s overlap; not all of them are checked\n", what);
         c->result->corruptions++;
     }
     c->overlap_bytes_left = 0;

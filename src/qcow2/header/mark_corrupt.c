@@ -1,8 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "qcow2/header/mark_corrupt.h"
 
-#include <stdio.h>
-
 #include "base/log.h"
 #include "block/corruption.h"
 #include "qcow2/header/header.h"
@@ -22,14 +20,15 @@ static void co_mark(struct qcow2 *q)
 /* The words are QEMU's. */
 static void report_verdict(struct qcow2 *q, bool fatal, const char *what)
 {
-    fprintf(stderr,
-            fatal ? "qcow2: Marking image as corrupt: %s; further corruption events will be "
-                    "suppressed\n"
-                  : "qcow2: Image is corrupt: %s; further non-fatal corruption events will be "
-                    "suppressed\n",
-            what);
+    log_report(LOG_LEVEL_ERROR,
+               fatal ? "qcow2: Marking image as corrupt: %s; further corruption events will be "
+                       "suppressed"
+                     : "qcow2: Image is corrupt: %s; further non-fatal corruption events will be "
+                       "suppressed",
+               what);
     trace_qcow2_corrupt(q->node->name, what, fatal);
-    log_info("image '%s' is corrupt", block_node_display_name(q->node));
+    /* The words above do not say which. */
+    log_server_error("image '%s' is corrupt", block_node_display_name(q->node));
     block_report_corruption(q->node, what, fatal);
 }
 

@@ -32,6 +32,7 @@
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/header/header.h"
 #include "qcow2/snapshot/snapshot.h"
+#include "qcow2/table/verdict.h"
 #include "trace/events.h"
 
 static void put_extension(struct strbuf *sb, uint32_t type, const void *data, size_t size)
@@ -440,10 +441,7 @@ static int co_switch(struct qcow2 *q, const struct header_write *w, const struct
     int r = co_write_part(q, to, 0, SECTOR_SIZE);
 
     if (r < 0 && co_write_part(q, &w->old, 0, SECTOR_SIZE) < 0) {
-        /* Which header is on disk? No more writes that rely on one of them. */
-        log_error("image '%s': the header could not be written (%s); it takes no more writes",
-                  block_node_display_name(q->node), strerror(-r));
-        atomic_store(&q->broken, true);
+        qcow2_give_up_header(q, r);
     }
     return r;
 }

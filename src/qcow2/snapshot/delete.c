@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "base/cleanup.h"
 #include "qcow2/table/verdict.h"
 #include "qcow2/snapshot/operation.h"
@@ -31,7 +32,7 @@ static int co_release_deleted(struct qcow2 *q, const struct qcow2_snapshot *s, c
     }
     /* Closing the image would fail for the same reason: report it once. */
     q->close_failure_reported = q->node->close_reported = true;
-    fprintf(stderr, "qcow2_free_clusters failed: %s\n", strerror(-r));
+    log_report(LOG_LEVEL_ERROR, "qcow2_free_clusters failed: %s", strerror(-r));
     return error_set_errno(err, -r, "Failed to free the cluster and L1 table");
 }
 

@@ -13,7 +13,6 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "base/log.h"
 #include "qcow2/table/verdict.h"
 #include "qcow2/image.h"
 #include "qcow2/table/refcount.h"
@@ -65,9 +64,7 @@ static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries
     int r = co_write_reftable_fields(q, offset, entries);
 
     if (r < 0 && co_write_reftable_fields(q, q->reftable.offset, q->reftable.size) < 0) {
-        atomic_store(&q->broken, true);
-        log_error("image '%s': the header could not be written (%s); it takes no more writes",
-                  block_node_display_name(q->node), strerror(-r));
+        qcow2_give_up_header(q, r);
     }
     return r;
 }

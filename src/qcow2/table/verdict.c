@@ -4,7 +4,9 @@
 #include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
+#include "base/log.h"
 #include "qcow2/table/map.h"
 
 /* Only one caller per verdict comes here, and none before the last one was acted on. */
@@ -42,6 +44,13 @@ void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
         record(q, &q->verdicts.harmless, fmt, ap);
         va_end(ap);
     }
+}
+
+void qcow2_give_up_header(struct qcow2 *q, int r)
+{
+    atomic_store(&q->broken, true);
+    log_server_error("image '%s': the header could not be written (%s); it takes no more writes",
+                     block_node_display_name(q->node), strerror(-r));
 }
 
 int qcow2_refuse_broken(const struct qcow2 *q, struct error *err)

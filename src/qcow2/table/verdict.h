@@ -9,6 +9,8 @@
  *
  * Only the first fatal and the first harmless violation are recorded. Any thread, with or without
  * locks; none of the functions yields.
+ *
+ * A header of which nobody knows what is on disk stops writes as well: qcow2_give_up_header().
  */
 #ifndef TIDEMARK_QCOW2_TABLE_VERDICT_H
 #define TIDEMARK_QCOW2_TABLE_VERDICT_H
@@ -31,6 +33,12 @@ void qcow2_corrupt_nonfatal(struct qcow2 *q, const char *fmt, ...)
  */
 int qcow2_corrupt_entry(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
                         uint64_t guest, bool writing);
+
+/*
+ * Writing the header has failed with -errno `r`, and so has writing the old one again: which of them
+ * is on disk is not known. Logs that. The image takes no more writes.
+ */
+void qcow2_give_up_header(struct qcow2 *q, int r);
 
 /* qcow2_check_writable() with a sentence, for operations on the whole image. */
 int qcow2_refuse_broken(const struct qcow2 *q, struct error *err);
