@@ -206,11 +206,12 @@ class LogLevels(TraceTest):
         return tidemark.nbd_uri(sock)
 
     def test_debug_messages_are_printed_when_asked_for(self):
-        uri, line = self.served_with_errors(), "tidemark io: debug: NBD server: NBD_CMD_READ: Input/output error"
+        uri = self.served_with_errors()
+        line = re.compile(r"^tidemark io: debug: NBD server .* NBD_CMD_READ .*Input/output error$", re.M)
         for level, wanted in ((None, False), ("info", False), ("debug", True)):
             options = ["-r"] + ([f"--log-level={level}"] if level else [])
             result = io(uri, "read 0 512", fmt="raw", options=options, check=False)
-            self.assertEqual(line in result.stderr.splitlines(), wanted, result.stderr)
+            self.assertEqual(bool(line.search(result.stderr)), wanted, result.stderr)
 
     def test_info_messages_are_printed_by_v(self):
         sock = self.path("sock2")
