@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Reads and overwrites of a file in the page cache, by 1 and by 32 coroutines. TIDEMARK_LOOP,
- * TIDEMARK_READ (nowait, ring) and TIDEMARK_WRITE (auto, inline, ring, pool) choose the way; without
- * them the table is made with all of the ways.
+ * TIDEMARK_READ (nowait, ring) and TIDEMARK_WRITE (auto, inline, ring, pool) choose the way;
+ * without them the table is made with all of the ways.
  */
 #include <fcntl.h>
 #include <stdio.h>

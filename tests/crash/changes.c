@@ -14,7 +14,7 @@
 
 #define BITMAP_NAMES 3u
 
-/* --- bitmaps ----------------------------------------------------------------------------------------- */
+/* --- bitmaps ---------------------------------------------------------------------------------- */
 
 static struct model_bitmap *find_live_bitmap(struct model *m, const char *name)
 {
@@ -158,7 +158,7 @@ int changes_co_bitmaps(struct guest *g, struct block_node *node)
     }
 }
 
-/* --- size -------------------------------------------------------------------------------------------- */
+/* --- size ------------------------------------------------------------------------------------- */
 
 uint64_t changes_random_size(const struct workload *w, uint64_t *random)
 {
@@ -198,9 +198,12 @@ static int co_resize(struct guest *g)
     return ret;
 }
 
-/* --- snapshots --------------------------------------------------------------------------------------- */
+/* --- snapshots -------------------------------------------------------------------------------- */
 
-/* Few bits can't count many snapshots, version 2 has no sizes of their own for them: that is said, and nothing happens. */
+/*
+ * Few bits can't count many snapshots, version 2 has no sizes of their own for them: that is said,
+ * and nothing happens.
+ */
 static bool is_refused(const struct guest *g, int ret)
 {
     const struct crash_config *c = &g->w->config;
@@ -329,7 +332,7 @@ static struct model_snapshot *pick_snapshot(struct guest *g)
     return count ? live[random_below(&g->random, count)] : NULL;
 }
 
-/* --- the image itself -------------------------------------------------------------------------------- */
+/* --- the image itself ------------------------------------------------------------------------- */
 
 static void set_amend_options(struct guest *g, struct options *opts)
 {
@@ -373,7 +376,7 @@ static int co_amend(struct guest *g, struct block_node *node)
     return ret;
 }
 
-/* --- any of these ------------------------------------------------------------------------------------------ */
+/* --- any of these ----------------------------------------------------------------------------- */
 
 int changes_co_disk(struct guest *g, struct block_node *node)
 {

@@ -134,7 +134,10 @@ static void set_extras(struct crash_config *c, uint64_t *random)
     }
     c->commit = c->backing && c->amend == AMEND_NOTHING;
     c->snapshots = !c->data_file && !c->commit && c->room == 0;
-    /* A downgrade is refused if snapshots have other sizes. A disk that shrinks is not full any more. */
+    /*
+     * A downgrade is refused if snapshots have other sizes. A disk that shrinks is not full any
+     * more.
+     */
     c->resize = c->room > 0 ? random_below(random, 3) == 0
                             : c->amend != AMEND_VERSION || random_below(random, 2);
 }

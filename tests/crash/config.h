@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The kinds of images that the crash explorer works on. Everything follows from the seed of a workload. */
+/*
+ * The kinds of images that the crash explorer works on. Everything follows from the seed of a
+ * workload.
+ */
 #ifndef TIDEMARK_TESTS_CONFIG_H
 #define TIDEMARK_TESTS_CONFIG_H
 

@@ -2,13 +2,16 @@
 /*
  * crash_explorer: proves the write ordering of qcow2.
  *
- *   for each workload (seed):   choose a kind of image                  config.c
- *                               run it over record disks                workload.c, guest.c, changes.c, record_disk.c
- *     for each crash time:      make a state that power loss may leave  states.c
- *                               open it, compare with the model, go on  verify.c, aftermath.c, model.c
+ *   for each workload (seed):   choose a kind of image        config.c
+ *                               run it over record disks      workload.c, guest.c, changes.c,
+ *                                                             record_disk.c
+ *     for each crash time:      make a state that power loss  states.c
+ *                               may leave
+ *                               open it, compare with the     verify.c, aftermath.c, model.c
+ *                               model, continue
  *
- * A state counts once, and only if a metadata write was lost, torn or overtaken. All is reproducible from the seeds, which a failure
- * names; the state is written to a file.
+ * A state counts once, and only if a metadata write was lost, torn or overtaken. All is
+ * reproducible from the seeds, which a failure names; the state is written to a file.
  */
 #include <getopt.h>
 #include <inttypes.h>
@@ -79,9 +82,12 @@ static const struct option long_options[] = {
     {0},
 };
 
-/* --- command line ---------------------------------------------------------------------------------------- */
+/* --- command line ----------------------------------------------------------------------------- */
 
-/* 0 if `name` is one of the names; else an exit status plus 1, the names or a complaint being printed. */
+/*
+ * 0 if `name` is one of the names; else an exit status plus 1, the names or a complaint being
+ * printed.
+ */
 static int take_name(struct explorer *x, const char *const *names, const char *name)
 {
     bool list = strcmp(name, "list") == 0;

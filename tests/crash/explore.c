@@ -20,7 +20,7 @@
 #define PROGRESS_EVERY 10000u /* states counted */
 #define SOON 24u /* after a metadata write was sent: when crashes are worth looking at */
 
-/* --- distinct states --------------------------------------------------------------------------------- */
+/* --- distinct states -------------------------------------------------------------------------- */
 
 static bool insert(uint64_t *slots, uint64_t count, uint64_t hash)
 {
@@ -67,7 +67,7 @@ void explore_release(struct explorer *x)
     free(x->checked_hashes.slots);
 }
 
-/* --- what went wrong --------------------------------------------------------------------------------- */
+/* --- what went wrong -------------------------------------------------------------------------- */
 
 static void dump_file(struct explorer *x, const struct pages *pages, const char *name)
 {
@@ -169,7 +169,7 @@ static void print_history(const struct workload *w, uint64_t time)
     }
 }
 
-/* --- one workload ------------------------------------------------------------------------------------ */
+/* --- one workload ----------------------------------------------------------------------------- */
 
 static int compare_times(const void *a, const void *b)
 {
@@ -269,7 +269,10 @@ static void co_explore(struct explorer *x, struct workload *w, uint64_t wanted)
         fprintf(x->report, "%s\n", error_message(&err));
         x->ret = 1;
     }
-    /* Each phase spreads over the whole run, and goes forward in time as crash_states_make() wants it. */
+    /*
+     * Each phase spreads over the whole run, and goes forward in time as crash_states_make() wants
+     * it.
+     */
     for (size_t phase = 0; phase < PHASES && x->counted < goal && shows_more(x); phase++) {
         crash_states_init(&states, &w->log, w->seed);
         for (size_t i = phase; i < TRIES && shows_more(x); i += PHASES) {

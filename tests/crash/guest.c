@@ -38,7 +38,7 @@ static void fail(struct guest *g, int ret, const char *what, uint64_t sector)
     }
 }
 
-/* --- ranges ------------------------------------------------------------------------------------------ */
+/* --- ranges ----------------------------------------------------------------------------------- */
 
 static uint64_t cluster_sectors(const struct guest *g)
 {
@@ -76,7 +76,7 @@ static void pick_range(struct guest *g, bool clusters, uint64_t *sector, uint64_
     *sectors = MIN(*sectors, total - *sector);
 }
 
-/* --- requests ---------------------------------------------------------------------------------------- */
+/* --- requests --------------------------------------------------------------------------------- */
 
 static int co_write(struct guest *g, uint32_t op, uint64_t sector, uint64_t sectors, unsigned flags)
 {
@@ -123,7 +123,10 @@ static int co_request(struct guest *g, uint32_t op, enum model_kind kind, uint64
     }
 }
 
-/* Something is going to be free with the next commit, other than places of tables: those are no reason to make one. */
+/*
+ * Something is going to be free with the next commit, other than places of tables: those are no
+ * reason to make one.
+ */
 static bool could_make_room(const struct guest *g)
 {
     const struct cluster_runs *frees = &qcow2_state(block_edge_node(g->edge))->alloc.frees;

@@ -22,7 +22,7 @@
 static const char *const file_names[RECORD_DISKS] = {
     [IMAGE_FILE] = "image", [IMAGE_DATA_FILE] = "data", [IMAGE_BASE_FILE] = "base"};
 
-/* --- nodes ------------------------------------------------------------------------------------------- */
+/* --- nodes ------------------------------------------------------------------------------------ */
 
 static int co_open_json(const char *json, unsigned flags, struct block_node **ret,
                         struct error *err)
@@ -92,7 +92,7 @@ int image_co_open(const struct image_disks *d, const struct crash_config *c, uns
     return co_open_json(json, how & IMAGE_WRITABLE ? BLOCK_OPEN_RDWR : 0, ret, err);
 }
 
-/* --- making one ---------------------------------------------------------------------------------------- */
+/* --- making one ------------------------------------------------------------------------------- */
 
 /* `data_file`: where that is to be made. */
 static struct options *create_options(const struct crash_config *c, const char *data_file,
@@ -187,7 +187,7 @@ int image_co_create(const struct image_disks *d, const struct crash_config *c, u
     return ret;
 }
 
-/* --- commit -------------------------------------------------------------------------------------------- */
+/* --- commit ----------------------------------------------------------------------------------- */
 
 struct commit {
     struct block_root *image, *base;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The files of an image as record disks, and the image on top of them. There is a set that a workload uses ("live"), and
- * one for looking at what a crash left ("crashed").
+ * The files of an image as record disks, and the image on top of them. There is a set that a
+ * workload uses ("live"), and one for looking at what a crash left ("crashed").
  */
 #ifndef TIDEMARK_TESTS_IMAGE_H
 #define TIDEMARK_TESTS_IMAGE_H
@@ -33,7 +33,10 @@ int image_co_create(const struct image_disks *d, const struct crash_config *c, u
 /* Open the image; its own reference is the caller's. */
 int image_co_open(const struct image_disks *d, const struct crash_config *c, unsigned how,
                   struct block_node **ret, struct error *err);
-/* As `img commit`: what the image stores goes to its backing file, stably, then the image is emptied. Nobody has it open. */
+/*
+ * As `img commit`: what the image stores goes to its backing file, stably, then the image is
+ * emptied. Nobody has it open.
+ */
 int image_co_commit(const struct image_disks *d, const struct crash_config *c, struct error *err);
 
 #endif

@@ -107,7 +107,7 @@ const char *model_kind_name(enum model_kind kind)
     return names[kind];
 }
 
-/* --- sizes ------------------------------------------------------------------------------------------ */
+/* --- sizes ------------------------------------------------------------------------------------ */
 
 struct model_size *model_add_size(struct model *m, uint64_t sectors, uint64_t now)
 {
@@ -133,7 +133,7 @@ bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash)
     return allowed;
 }
 
-/* --- stamps ---------------------------------------------------------------------------------------- */
+/* --- stamps ----------------------------------------------------------------------------------- */
 
 static void make_stamp(uint8_t *stamp, uint64_t sector, uint32_t op)
 {
@@ -179,7 +179,7 @@ bool model_is_guest_data(const uint8_t *data, size_t size)
     return false;
 }
 
-/* --- questions --------------------------------------------------------------------------------------- */
+/* --- questions -------------------------------------------------------------------------------- */
 
 uint64_t model_stable_until(const struct model *m, uint64_t crash)
 {

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the guest did and what it was told, and from that what each sector may hold after a crash at a given time.
+ * What the guest did and what it was told, and from that what each sector may hold after a crash at
+ * a given time.
  *
- * Guest data are stamped: a sector holds its own number and the number of the request that wrote it, so what is read tells
- * where it came from. Requests in flight at one time don't overlap, so the requests on one sector have an order.
+ * Guest data are stamped: a sector holds its own number and the number of the request that wrote
+ * it, so what is read tells where it came from. Requests in flight at one time don't overlap, so
+ * the requests on one sector have an order.
  */
 #ifndef TIDEMARK_TESTS_MODEL_H
 #define TIDEMARK_TESTS_MODEL_H
@@ -70,7 +72,10 @@ struct model_bitmap {
     unsigned epoch_count;
 };
 
-/* An image is open from open_begin to close_end; what was changed then is stored when close_end has passed. */
+/*
+ * An image is open from open_begin to close_end; what was changed then is stored when close_end has
+ * passed.
+ */
 struct model_session {
     uint64_t open_begin, close_begin, close_end; /* close_end: MODEL_PENDING until then */
 };
@@ -84,7 +89,9 @@ struct model {
     uint64_t sectors; /* that the disk has at most */
     struct model_op *ops;
     size_t count, capacity;
-    /* Requests on each sector, in order: sector_ops[s][0 .. sector_counts[s]) are numbers of ops. */
+    /*
+     * Requests on each sector, in order: sector_ops[s][0 .. sector_counts[s]) are numbers of ops.
+     */
     uint32_t **sector_ops;
     uint32_t *sector_counts;
     struct model_bitmap bitmaps[MODEL_MAX_BITMAPS];
@@ -119,24 +126,34 @@ const char *model_kind_name(enum model_kind kind);
 
 /* Fill `size` bytes with the stamps that request `op` writes from `sector` on. */
 void model_stamp(uint8_t *data, size_t size, uint64_t sector, uint32_t op);
-/* The value that 512 bytes read from `sector` show: the number of a request, MODEL_ZERO or MODEL_GARBAGE. */
+/*
+ * The value that 512 bytes read from `sector` show: the number of a request, MODEL_ZERO or
+ * MODEL_GARBAGE.
+ */
 uint32_t model_value(const uint8_t *data, uint64_t sector);
 bool model_is_guest_data(const uint8_t *data, size_t size);
 
 /*
- * Requests answered by the time returned are stable after a crash at `crash`: the last flush answered before that was sent
- * then.
+ * Requests answered by the time returned are stable after a crash at `crash`: the last flush
+ * answered before that was sent then.
  */
 uint64_t model_stable_until(const struct model *m, uint64_t crash);
 /*
- * Whether `value` is allowed in `sector` after a crash at `crash`: the last request on it that was answered by `stable`
- * (model_stable_until()), or any later one that had been sent. What was discarded may hold anything that it ever held.
+ * Whether `value` is allowed in `sector` after a crash at `crash`: the last request on it that was
+ * answered by `stable` (model_stable_until()), or any later one that had been sent. What was
+ * discarded may hold anything that it ever held.
  */
 bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64_t crash,
                   uint64_t stable);
-/* What `sector` held for the guest at time `when`, no request being in flight; MODEL_ZERO after a discard. */
+/*
+ * What `sector` held for the guest at time `when`, no request being in flight; MODEL_ZERO after a
+ * discard.
+ */
 uint32_t model_value_at(const struct model *m, uint64_t sector, uint64_t when);
-/* Whether that is known: not after a request that failed for want of room, which may have been done in part. */
+/*
+ * Whether that is known: not after a request that failed for want of room, which may have been done
+ * in part.
+ */
 bool model_knows_value_at(const struct model *m, uint64_t sector, uint64_t when);
 /* Whether a request on `sector` between the two times discarded it. */
 bool model_discarded(const struct model *m, uint64_t sector, uint64_t since, uint64_t until);

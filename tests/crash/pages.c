@@ -19,7 +19,7 @@ static void *must(void *memory)
     return memory;
 }
 
-/* --- pages --------------------------------------------------------------------------------------- */
+/* --- pages ------------------------------------------------------------------------------------ */
 
 static const uint8_t *peek(const struct pages *f, size_t i)
 {
@@ -92,7 +92,7 @@ void pages_release(struct pages *f)
     *f = (struct pages){0};
 }
 
-/* --- contents ------------------------------------------------------------------------------------- */
+/* --- contents --------------------------------------------------------------------------------- */
 
 /* The part of [offset, offset + length) in the page of `offset`. */
 static uint64_t in_page(uint64_t offset, uint64_t length)
@@ -148,7 +148,7 @@ void pages_zero(struct pages *f, uint64_t offset, uint64_t length)
     }
 }
 
-/* --- hash ----------------------------------------------------------------------------------------- */
+/* --- hash ------------------------------------------------------------------------------------- */
 
 /* Of one page; pages of zeroes have 1, wherever they come from. */
 static uint64_t page_hash(struct pages *f, size_t i)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A sparse file in memory that can lie on top of another one, which shows through where nothing was written:
- * what differs between two states of a disk is all that a state takes, in memory and time.
+ * A sparse file in memory that can lie on top of another one, which shows through where nothing was
+ * written: what differs between two states of a disk is all that a state takes, in memory and time.
  */
 #ifndef TIDEMARK_TESTS_PAGES_H
 #define TIDEMARK_TESTS_PAGES_H

@@ -27,7 +27,7 @@ static void *must(void *memory)
     return memory;
 }
 
-/* --- the log --------------------------------------------------------------------------------------- */
+/* --- the log ---------------------------------------------------------------------------------- */
 
 uint64_t record_tick(struct record_log *log)
 {
@@ -86,7 +86,7 @@ static void log_end(struct record_log *log, size_t index)
     log->ops[index].end = record_tick(log);
 }
 
-/* --- the file -------------------------------------------------------------------------------------- */
+/* --- the file --------------------------------------------------------------------------------- */
 
 static int grow(struct record_disk *d, uint64_t size)
 {

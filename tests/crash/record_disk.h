@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The leaf driver "record-disk": a file in memory that grows, and that keeps a log of what was done to it and when, so that
- * any state that a power cut could have left can be made afterwards (states.h). Several disks share a log and its time: an
- * image, its external data file, its backing file.
+ * The leaf driver "record-disk": a file in memory that grows, and that keeps a log of what was done
+ * to it and when, so that any state that a power cut could have left can be made afterwards
+ * (states.h). Several disks share a log and its time: an image, its external data file, its backing
+ * file.
  *
- * Time is a counter that each beginning and each end of a request moves on. The log keeps whole sectors, as they were in
- * memory when the request was carried out: that is what a cache of sectors writes back, in whatever order it likes. Two changes
- * of one sector can thus be lost, but not the earlier one alone.
+ * Time is a counter that each beginning and each end of a request moves on. The log keeps whole
+ * sectors, as they were in memory when the request was carried out: that is what a cache of sectors
+ * writes back, in whatever order it likes. Two changes of one sector can thus be lost, but not the
+ * earlier one alone.
  */
 #ifndef TIDEMARK_TESTS_RECORD_DISK_H
 #define TIDEMARK_TESTS_RECORD_DISK_H
@@ -44,11 +46,15 @@ struct record_log {
 
 extern const struct block_driver record_disk_driver;
 
-/* The file becomes what `pages` hold, which have to stay as they are meanwhile. The node must not be in use. */
+/*
+ * The file becomes what `pages` hold, which have to stay as they are meanwhile. The node must not
+ * be in use.
+ */
 void record_disk_show(struct block_node *node, struct pages *pages);
 /*
- * Log from now on, as disk number `disk` of it, with the present contents as the initial ones. `data_only`: there is no
- * metadata on it. The log is the caller's and has to outlive the node's contents.
+ * Log from now on, as disk number `disk` of it, with the present contents as the initial ones.
+ * `data_only`: there is no metadata on it. The log is the caller's and has to outlive the node's
+ * contents.
  */
 void record_disk_set_log(struct block_node *node, struct record_log *log, unsigned disk,
                          bool data_only);

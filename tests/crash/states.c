@@ -35,7 +35,7 @@ static void file_apply(struct pages *f, const struct record_op *op, uint64_t ski
     }
 }
 
-/* --- what is stable ------------------------------------------------------------------------------------ */
+/* --- what is stable --------------------------------------------------------------------------- */
 
 void crash_states_init(struct crash_states *s, struct record_log *log, uint64_t seed)
 {
@@ -92,9 +92,9 @@ static bool overtaken(const struct crash_states *s, size_t index)
 }
 
 /*
- * Requests that were answered late are stable later than some that were carried out after them. What those wrote
- * includes what the late one wrote, so it goes on top again: in the sectors of the late one, for elsewhere they may have been
- * overwritten themselves.
+ * Requests that were answered late are stable later than some that were carried out after them.
+ * What those wrote includes what the late one wrote, so it goes on top again: in the sectors of the
+ * late one, for elsewhere they may have been overwritten themselves.
  */
 static void apply_later_again(struct crash_states *s, size_t index)
 {
@@ -129,7 +129,7 @@ static void base_forward(struct crash_states *s, uint64_t time)
     }
 }
 
-/* --- what may be there ----------------------------------------------------------------------------------- */
+/* --- what may be there ------------------------------------------------------------------------ */
 
 struct maker {
     struct crash_states *s;

@@ -2,8 +2,9 @@
 /*
  * States that the files can be in after a power cut, made from the log of their record disks.
  *
- * At time T: what was answered before a flush of the same disk, that itself was answered by T, is there. Of what else had
- * been sent by T, any part may be there: whole requests or single sectors of them, and where they overlap, either one.
+ * At time T: what was answered before a flush of the same disk, that itself was answered by T, is
+ * there. Of what else had been sent by T, any part may be there: whole requests or single sectors
+ * of them, and where they overlap, either one.
  */
 #ifndef TIDEMARK_TESTS_STATES_H
 #define TIDEMARK_TESTS_STATES_H
@@ -34,7 +35,10 @@ struct crash_states {
 
 void crash_states_init(struct crash_states *s, struct record_log *log, uint64_t seed);
 void crash_states_clear(struct crash_states *s);
-/* Make state `index` at time `time`; times must not go down from call to call. Reuses the buffers of *state. */
+/*
+ * Make state `index` at time `time`; times must not go down from call to call. Reuses the buffers
+ * of *state.
+ */
 void crash_states_make(struct crash_states *s, uint64_t index, uint64_t time,
                        struct crash_state *state);
 void crash_state_release(struct crash_state *state);

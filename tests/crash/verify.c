@@ -25,7 +25,7 @@ struct allowance {
 
 static const struct allowance only_leaks = {.leaks = UINT64_MAX};
 
-/* --- the image --------------------------------------------------------------------------------------- */
+/* --- the image -------------------------------------------------------------------------------- */
 
 static int co_check_image(struct block_node *node, const char *when,
                           const struct allowance *allowed, struct block_check_result *result,
@@ -99,7 +99,7 @@ static struct allowance allowed_after_crash(const struct verifier *v)
     };
 }
 
-/* --- what it holds ------------------------------------------------------------------------------------- */
+/* --- what it holds ---------------------------------------------------------------------------- */
 
 static int co_look(struct verifier *v, struct error *err)
 {
@@ -185,7 +185,7 @@ static int co_open_and_repair(struct verifier *v, struct error *err)
     return ret;
 }
 
-/* --- the backing file ------------------------------------------------------------------------------------ */
+/* --- the backing file ------------------------------------------------------------------------- */
 
 /* It is an image, too. What is marked dirty is repaired by opening it for writing. */
 static int co_check_base(struct verifier *v, struct error *err)
@@ -206,7 +206,7 @@ static int co_check_base(struct verifier *v, struct error *err)
     return ret;
 }
 
-/* --- another crash --------------------------------------------------------------------------------------- */
+/* --- another crash ---------------------------------------------------------------------------- */
 
 static void show(const struct image_disks *disks, struct crash_state *state)
 {
@@ -229,7 +229,10 @@ static void end_log(const struct image_disks *disks)
     }
 }
 
-/* What was not touched since the first crash is there, and opening for writing leaves the image in order again. */
+/*
+ * What was not touched since the first crash is there, and opening for writing leaves the image in
+ * order again.
+ */
 static int co_look_at_second(struct verifier *v, struct error *err)
 {
     const struct allowance allowed = allowed_after_crash(v);
@@ -277,7 +280,7 @@ static int co_crash_again(struct verifier *v, struct record_log *log, struct err
     return ret;
 }
 
-/* --- all of it ----------------------------------------------------------------------------------------- */
+/* --- all of it -------------------------------------------------------------------------------- */
 
 /* After the image was written to, and once more after a repair. */
 static int co_look_again(struct verifier *v, bool repair, struct error *err)

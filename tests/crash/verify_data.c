@@ -38,7 +38,10 @@ static int check_value(struct verifier *v, struct view *view, uint64_t sector, u
                                (unsigned long long)sector, v->snapshot->name);
     }
     if (v->phase != VERIFY_CRASHED) {
-        /* Where a data file and the image differed after the crash, a write beside it brings them together. */
+        /*
+         * Where a data file and the image differed after the crash, a write beside it brings them
+         * together.
+         */
         bool joined = view == &v->raw && value == v->disk.values[sector];
 
         view->values[sector] = value;

@@ -14,7 +14,7 @@
 
 #define READ_SNAPSHOT_EVERY 2u /* states that have one; else it is only listed */
 
-/* --- the file ----------------------------------------------------------------------------------------- */
+/* --- the file --------------------------------------------------------------------------------- */
 
 /* The end in the file of what the run is mapped to; 0: nowhere. */
 static uint64_t end_in_file(const struct qcow2 *q, const struct qcow2_run *run)
@@ -52,7 +52,7 @@ int verify_co_file_covers(struct verifier *v, struct error *err)
     return ret;
 }
 
-/* --- bitmaps ----------------------------------------------------------------------------------------- */
+/* --- bitmaps ---------------------------------------------------------------------------------- */
 
 /* Whether the crash came while no session had the image open, and all that was done is stable. */
 static bool cleanly_closed(const struct model *m, uint64_t time)
@@ -76,7 +76,10 @@ static bool was_stored(const struct model *m, const struct model_bitmap *b, uint
     return false;
 }
 
-/* The time from which on it covers what changes; MODEL_PENDING while it is being changed itself, or records nothing. */
+/*
+ * The time from which on it covers what changes; MODEL_PENDING while it is being changed itself, or
+ * records nothing.
+ */
 static uint64_t covers_since(const struct model_bitmap *b, uint64_t time)
 {
     for (unsigned i = 0; i < b->epoch_count; i++) {
@@ -160,7 +163,7 @@ int verify_co_bitmaps(struct verifier *v, struct error *err)
     return ret;
 }
 
-/* --- snapshots --------------------------------------------------------------------------------------- */
+/* --- snapshots -------------------------------------------------------------------------------- */
 
 /* One of those that may be there; the list must have those that were made and not deleted. */
 static int pick_snapshot(struct verifier *v, const struct block_snapshot_info *infos, size_t count,

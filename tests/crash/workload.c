@@ -103,7 +103,10 @@ static int co_commit(struct run *r)
     uint32_t op = model_begin(&w->model, MODEL_COMMIT, 0, 0, session->open_begin);
     int ret;
 
-    /* The guest is gone: whatever the image is opened for, it is closed at the end, and nothing else has to be stable. */
+    /*
+     * The guest is gone: whatever the image is opened for, it is closed at the end, and nothing
+     * else has to be stable.
+     */
     session->close_begin = session->open_begin;
     ret = image_co_commit(&r->disks, &w->config, r->err);
     session->close_end = record_tick(&w->log);

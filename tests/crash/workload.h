@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A random, reproducible workload on a qcow2 image over record disks: several sessions, each opens the image, lets a guest
- * (guest.h) work on it, changes persistent bitmaps, internal snapshots and the size in between (changes.h), and closes it.
- * An image with a backing file is committed between some of them.
+ * A random, reproducible workload on a qcow2 image over record disks: several sessions, each opens
+ * the image, lets a guest (guest.h) work on it, changes persistent bitmaps, internal snapshots and
+ * the size in between (changes.h), and closes it. An image with a backing file is committed between
+ * some of them.
  */
 #ifndef TIDEMARK_TESTS_WORKLOAD_H
 #define TIDEMARK_TESTS_WORKLOAD_H
@@ -26,8 +27,8 @@ struct workload {
 };
 
 /*
- * Run it. Main reactor, in a coroutine; yields. -EIO and a sentence when what is read in between is not what was written,
- * or anything fails.
+ * Run it. Main reactor, in a coroutine; yields. -EIO and a sentence when what is read in between is
+ * not what was written, or anything fails.
  */
 int workload_co_run(struct workload *w, struct error *err);
 void workload_clear(struct workload *w);

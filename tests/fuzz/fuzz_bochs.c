@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A file that holds anything, opened as a growing image of Bochs: each byte has a status, and can be read. */
+/*
+ * A file that holds anything, opened as a growing image of Bochs: each byte has a status, and can
+ * be read.
+ */
 #include <stdlib.h>
 #include <string.h>
 

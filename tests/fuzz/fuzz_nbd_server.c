@@ -2,8 +2,9 @@
 /*
  * The NBD server against a client that sends anything: handshake and requests, on a disk in memory.
  *
- * Input: the first byte's bits choose how far a well-behaved start is sent before the fuzzer's bytes: 1 the client
- * flags, 2 structured replies, 4 metadata contexts, 8 GO; with 16 the disk is read-only; 32 extended headers.
+ * Input: the first byte's bits choose how far a well-behaved start is sent before the fuzzer's
+ * bytes: 1 the client flags, 2 structured replies, 4 metadata contexts, 8 GO; with 16 the disk is
+ * read-only; 32 extended headers.
  */
 #include <fcntl.h>
 #include <stdio.h>

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The bitmap directory: list, add, merge, clear, remove; resize, record and store, also in a file that does not grow. By bits of
- * the input's last byte.
+ * The bitmap directory: list, add, merge, clear, remove; resize, record and store, also in a file
+ * that does not grow. By bits of the input's last byte.
  */
 #include "block/bitmaps.h"
 #include "base/checked.h"

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Internal snapshots: list, show and read, create, apply, delete, in orders that the input chooses. */
+/*
+ * Internal snapshots: list, show and read, create, apply, delete, in orders that the input chooses.
+ */
 #include <stdlib.h>
 
 #include "qcow2_image.h"
@@ -50,7 +52,9 @@ static void co_one_step(struct block_node *node, unsigned what)
     free(infos);
 }
 
-/* Three steps of two bits each: 0 create, 1 apply the last, 2 delete the first, 3 delete the last. */
+/*
+ * Three steps of two bits each: 0 create, 1 apply the last, 2 delete the first, 3 delete the last.
+ */
 static void co_change(unsigned how)
 {
     struct block_node *node = fuzz_co_open(BLOCK_OPEN_RDWR);

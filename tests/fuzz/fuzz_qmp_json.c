@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The reader of QMP messages against any bytes, in pieces of any size. What it accepts is written, read again, and written
- * again: twice the same text, or a client would not find its own "id".
+ * The reader of QMP messages against any bytes, in pieces of any size. What it accepts is written,
+ * read again, and written again: twice the same text, or a client would not find its own "id".
  *
  * Input: the first byte chooses the size of the pieces.
  */
@@ -47,7 +47,9 @@ static void check_round_trip(struct json_object *value)
 
     qmp_json_write(&first, value, false);
     read_and_write(&first, &second);
-    /* -0.0 is written as -0, which is the integer 0: all else is the same from the first text on. */
+    /*
+     * -0.0 is written as -0, which is the integer 0: all else is the same from the first text on.
+     */
     read_and_write(&second, &third);
     must(strcmp(strbuf_str(&second), strbuf_str(&third)) == 0);
     must(strstr(strbuf_str(&first), "-0") || strcmp(strbuf_str(&first), strbuf_str(&second)) == 0);

@@ -21,7 +21,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t max_size);
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsigned seed);
 
-/* --- files in memory ------------------------------------------------------------------------------ */
+/* --- files in memory -------------------------------------------------------------------------- */
 
 static struct memory {
     uint8_t *data;
@@ -132,7 +132,7 @@ static const struct block_driver file_driver = {
     .co_flush = file_co_flush,
 };
 
-/* --- what is done with an image ------------------------------------------------------------------ */
+/* --- what is done with an image --------------------------------------------------------------- */
 
 static bool wants_data_file(void)
 {
@@ -241,7 +241,7 @@ void fuzz_co_check(unsigned fix)
     }
 }
 
-/* --- mutation ------------------------------------------------------------------------------------ */
+/* --- mutation --------------------------------------------------------------------------------- */
 
 /* Tables are arrays of big-endian words, most of them offsets: exchange, shift and flag those. */
 static uint64_t changed_word(uint64_t value, const uint8_t *data, size_t size)
@@ -307,7 +307,7 @@ size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t max_size, unsi
     return size;
 }
 
-/* --- running ------------------------------------------------------------------------------------- */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static void co_one(void *arg)
 {

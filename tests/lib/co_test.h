@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Tests that are coroutines of the main reactor: CO_TEST(f) where cmocka_unit_test(f) would stand. */
+/*
+ * Tests that are coroutines of the main reactor: CO_TEST(f) where cmocka_unit_test(f) would stand.
+ */
 #ifndef TIDEMARK_TESTS_CO_TEST_H
 #define TIDEMARK_TESTS_CO_TEST_H
 

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A leaf driver "memory-disk" for tests: a disk in memory, the requests of which can be held, counted and made to fail.
- * Options: size, cluster-size (what it reports; default 0).
+ * A leaf driver "memory-disk" for tests: a disk in memory, the requests of which can be held,
+ * counted and made to fail. Options: size, cluster-size (what it reports; default 0).
  *
- * Reads and writes are plain memory accesses after a trip through the run queue, so that the seeded scheduler and TSan see
- * requests that overlap but should not.
+ * Reads and writes are plain memory accesses after a trip through the run queue, so that the seeded
+ * scheduler and TSan see requests that overlap but should not.
  */
 #ifndef TIDEMARK_TESTS_MEMORY_DISK_H
 #define TIDEMARK_TESTS_MEMORY_DISK_H
@@ -39,7 +39,10 @@ extern const struct block_driver memory_disk_driver;
 
 struct memory_disk *memory_disk_of(struct block_node *node);
 
-/* Hold the next `count` requests of these kinds before they do anything, until memory_disk_release(). */
+/*
+ * Hold the next `count` requests of these kinds before they do anything, until
+ * memory_disk_release().
+ */
 void memory_disk_hold(struct memory_disk *d, unsigned kinds, unsigned count);
 /* Let all held ones go and hold no more. */
 void memory_disk_release(struct memory_disk *d);

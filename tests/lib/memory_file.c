@@ -99,7 +99,7 @@ void memory_file_fail(struct memory_file *f, unsigned kinds, unsigned after, int
     pthread_mutex_unlock(&f->lock);
 }
 
-/* --- driver ------------------------------------------------------------------------------------------ */
+/* --- driver ----------------------------------------------------------------------------------- */
 
 static struct memory_file *file_of(struct block_node *node)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A leaf driver "memory-file" for tests: files in memory that grow as they are written, outlive their nodes, and can be made to
- * fail. Option: name. Filenames "memory:NAME" also make them.
+ * A leaf driver "memory-file" for tests: files in memory that grow as they are written, outlive
+ * their nodes, and can be made to fail. Option: name. Filenames "memory:NAME" also make them.
  */
 #ifndef TIDEMARK_TESTS_MEMORY_FILE_H
 #define TIDEMARK_TESTS_MEMORY_FILE_H

@@ -55,7 +55,7 @@ static void fail(struct model_disk *m, const char *fmt, ...)
     }
 }
 
-/* --- one request ----------------------------------------------------------------------------------- */
+/* --- one request ------------------------------------------------------------------------------ */
 
 struct request {
     struct model_disk *m;
@@ -77,7 +77,10 @@ static void compare(struct model_disk *m, const char *what, uint64_t offset, con
     }
 }
 
-/* After something that may have landed in part, or need not change anything: what is there now counts. */
+/*
+ * After something that may have landed in part, or need not change anything: what is there now
+ * counts.
+ */
 static void co_accept(struct request *rq, const char *what, const uint8_t *wanted)
 {
     uint8_t *buf = must(malloc(rq->length));
@@ -213,7 +216,7 @@ static void co_one_request(const struct model_guests *g, uint64_t *random)
     range_unlock(&g->disk->busy, &entry);
 }
 
-/* --- guests -------------------------------------------------------------------------------------------- */
+/* --- guests ----------------------------------------------------------------------------------- */
 
 struct guest {
     const struct model_guests *guests;

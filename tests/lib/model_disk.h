@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A disk's contents in an array, and guests that do random requests to a node and to the array. Requests that are in flight at one
- * time don't share a byte, but they do share clusters, slices and tables.
+ * A disk's contents in an array, and guests that do random requests to a node and to the array.
+ * Requests that are in flight at one time don't share a byte, but they do share clusters, slices
+ * and tables.
  */
 #ifndef TIDEMARK_TESTS_MODEL_DISK_H
 #define TIDEMARK_TESTS_MODEL_DISK_H
@@ -40,7 +41,10 @@ uint64_t model_random(uint64_t *state);
 
 void model_disk_init(struct model_disk *m, uint64_t size);
 void model_disk_release(struct model_disk *m);
-/* Main reactor, in a coroutine: run all guests to their ends. Failures are counted and described in the disk. */
+/*
+ * Main reactor, in a coroutine: run all guests to their ends. Failures are counted and described in
+ * the disk.
+ */
 void model_disk_co_run(const struct model_guests *g);
 /* Compare all of it. */
 void model_disk_co_verify(struct model_disk *m, struct block_edge *edge);

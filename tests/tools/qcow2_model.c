@@ -4,10 +4,11 @@
  *
  * usage: qcow2_model IMAGE SIZE [KEY=VALUE...]
  *   seed=N ops=N rounds=N reactors=N guests=N       guests: on each reactor
- *   compressed=0|1  options=NODE-OPTIONS            as in options=l2-cache-size=512,l2-cache-entry-size=512
+ *   compressed=0|1  options=NODE-OPTIONS    (options=l2-cache-size=512,l2-cache-entry-size=512)
  *
- * The image is there already, and so may be IMAGE.model: what it reads as; else it reads as zeroes. Each round opens the image,
- * runs the guests, and closes it again. At the end IMAGE.model is written anew, for others to compare.
+ * The image is there already, and so may be IMAGE.model: what it reads as; else it reads as zeroes.
+ * Each round opens the image, runs the guests, and closes it again. At the end IMAGE.model is
+ * written anew, for others to compare.
  */
 #include <errno.h>
 #include <stdio.h>

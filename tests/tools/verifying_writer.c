@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The verifying writer. `write` keeps writing stamped blocks to an area of an NBD export and notes in a journal
- * when each write was submitted and when it was acknowledged. `check` proves from the journal that an image of that
- * area is the state of one moment within a window: every block holds the last write acknowledged before the window
- * began, or a later one of which none was submitted after the window ended.
+ * The verifying writer. `write` keeps writing stamped blocks to an area of an NBD export and notes
+ * in a journal when each write was submitted and when it was acknowledged. `check` proves from the
+ * journal that an image of that area is the state of one moment within a window: every block holds
+ * the last write acknowledged before the window began, or a later one of which none was submitted
+ * after the window ended.
  *
  * A block has one write in flight at most, so its sequence numbers say which write came later.
  *
- * Journal, in the byte order of the machine: struct header, then a struct record for each sequence number from 1.
+ * Journal, in the byte order of the machine: struct header, then a struct record for each sequence
+ * number from 1.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -64,7 +66,10 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 32);
 }
 
-/* Every word of the block depends on block and sequence number, so that a mix of two writes is noticed. */
+/*
+ * Every word of the block depends on block and sequence number, so that a mix of two writes is
+ * noticed.
+ */
 static void stamp(uint64_t *words, uint64_t block, uint64_t seq)
 {
     words[0] = STAMP_MAGIC;

@@ -21,24 +21,36 @@ struct cbw_graph {
     struct block_edge *guest, *snapshot;
 };
 
-/* Open a node, writable, from JSON; the test fails if that does. Names are to be given by the caller. */
+/*
+ * Open a node, writable, from JSON; the test fails if that does. Names are to be given by the
+ * caller.
+ */
 struct block_node *fixture_open(const char *json);
-/* As above; the error's sentence (static buffer) where it is expected to fail, NULL if it did not. */
+/*
+ * As above; the error's sentence (static buffer) where it is expected to fail, NULL if it did not.
+ */
 const char *fixture_open_fails(const char *json);
 
 /*
- * A disk of `size` bytes, each cluster filled with its number plus 1. `cbw_options`: more options of the filter, as `,"key":value`;
- * "" for none. `bitmap_clusters`: if not 0, a bitmap "snap" on the disk with the first so many clusters limits the snapshot.
+ * A disk of `size` bytes, each cluster filled with its number plus 1. `cbw_options`: more options
+ * of the filter, as `,"key":value`; "" for none. `bitmap_clusters`: if not 0, a bitmap "snap" on
+ * the disk with the first so many clusters limits the snapshot.
  */
 void cbw_graph_open(struct cbw_graph *g, uint64_t size, const char *cbw_options,
                     unsigned bitmap_clusters);
 void cbw_graph_close(struct cbw_graph *g);
 
-/* Whether [offset, offset + length) read through `edge` is as cbw_graph_open() filled it; -errno if the read fails. */
+/*
+ * Whether [offset, offset + length) read through `edge` is as cbw_graph_open() filled it; -errno if
+ * the read fails.
+ */
 int cbw_reads_original(struct block_edge *edge, uint64_t offset, size_t length);
 int cbw_guest_fill(struct cbw_graph *g, uint64_t offset, size_t length, int byte);
 
-/* Start `entry(arg)` in a coroutine of this reactor and run it until it first waits; *done is set when it ends. */
+/*
+ * Start `entry(arg)` in a coroutine of this reactor and run it until it first waits; *done is set
+ * when it ends.
+ */
 struct background {
     void (*entry)(void *arg);
     void *arg;

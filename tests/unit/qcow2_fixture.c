@@ -18,7 +18,7 @@
 
 static char message[1024];
 
-/* --- make and open --------------------------------------------------------------------------------- */
+/* --- make and open ---------------------------------------------------------------------------- */
 
 const char *image_create_fails(const char *name, uint64_t size, const char *options)
 {
@@ -128,7 +128,7 @@ void image_kill(struct image *i)
     memory_file_copy(i->file, kept);
 }
 
-/* --- use ------------------------------------------------------------------------------------------- */
+/* --- use -------------------------------------------------------------------------------------- */
 
 int image_write(struct image *i, uint64_t offset, uint64_t length, int byte)
 {
@@ -182,7 +182,7 @@ void image_check(const char *name, uint64_t leaks)
     block_co_unref(node);
 }
 
-/* --- running --------------------------------------------------------------------------------------- */
+/* --- running ---------------------------------------------------------------------------------- */
 
 int qcow2_group_setup(void **state)
 {

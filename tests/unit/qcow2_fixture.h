@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* qcow2 images in memory files, for the tests of qcow2. Each test function runs in a coroutine of the main reactor. */
+/*
+ * qcow2 images in memory files, for the tests of qcow2. Each test function runs in a coroutine of
+ * the main reactor.
+ */
 #ifndef TIDEMARK_TESTS_QCOW2_FIXTURE_H
 #define TIDEMARK_TESTS_QCOW2_FIXTURE_H
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Guests write through copy-before-write, from one reactor or two, while others read the snapshot: whatever the
- * interleaving, it shows what the disk held in the beginning.
+ * Guests write through copy-before-write, from one reactor or two, while others read the snapshot:
+ * whatever the interleaving, it shows what the disk held in the beginning.
  */
 #include <setjmp.h>
 #include <stdarg.h>

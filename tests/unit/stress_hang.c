@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reactors that lose their threads all the time: one write in many sleeps for as long as a hung one, while coroutines
- * on them write, read, talk over sockets, sleep, poll with limits, take locks, start each other and give way.
+ * Reactors that lose their threads all the time: one write in many sleeps for as long as a hung
+ * one, while coroutines on them write, read, talk over sockets, sleep, poll with limits, take
+ * locks, start each other and give way.
  */
 #include <fcntl.h>
 #include <setjmp.h>

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One qcow2 image, guests on four reactors: writes that allocate, zeroes, discards, flushes, reads. Meanwhile bitmaps are added, changed,
- * stored and removed, and internal snapshots are made and deleted.
+ * One qcow2 image, guests on four reactors: writes that allocate, zeroes, discards, flushes, reads.
+ * Meanwhile bitmaps are added, changed, stored and removed, and internal snapshots are made and
+ * deleted.
  */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -28,7 +29,7 @@
 
 static struct reactor *reactors[REACTORS];
 
-/* --- the keeper of bitmaps and snapshots -------------------------------------------------------- */
+/* --- the keeper of bitmaps and snapshots ------------------------------------------------------ */
 
 struct keeper {
     struct block_node *node;
@@ -156,7 +157,7 @@ static uint64_t first_seed(void)
     return text ? strtoull(text, NULL, 10) : 1;
 }
 
-/* --- guests ------------------------------------------------------------------------------------- */
+/* --- guests ----------------------------------------------------------------------------------- */
 
 struct run {
     const char *create_options, *open_options;

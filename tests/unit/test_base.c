@@ -16,7 +16,7 @@
 #include "base/percent.h"
 #include "base/size.h"
 
-/* --- vectors ------------------------------------------------------------------------------------------- */
+/* --- vectors ---------------------------------------------------------------------------------- */
 
 /* 16 bytes in four elements, one of them empty, that lie in memory backwards. */
 struct pieces {
@@ -120,7 +120,7 @@ static void test_a_byte_anywhere_in_a_buffer_is_not_zero(void **state)
     }
 }
 
-/* --- sizes --------------------------------------------------------------------------------------------- */
+/* --- sizes ------------------------------------------------------------------------------------ */
 
 static void test_rounding_up_does_not_wrap(void **state)
 {
@@ -178,7 +178,7 @@ static void test_words_that_are_no_sizes(void **state)
     assert_no_size("1.5", EINVAL);
 }
 
-/* --- percent ------------------------------------------------------------------------------------------- */
+/* --- percent ---------------------------------------------------------------------------------- */
 
 static void assert_decodes(const char *text, const char *expected)
 {

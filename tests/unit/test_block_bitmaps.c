@@ -16,7 +16,7 @@
 #include "file/file_drivers.h"
 #include "loop/loop.h"
 
-/* --- a driver that stores bitmaps ---------------------------------------------------------------------- */
+/* --- a driver that stores bitmaps ------------------------------------------------------------- */
 
 /* What the last calls were about; `fail` makes the next ones fail. */
 static struct {
@@ -65,7 +65,7 @@ static const struct block_driver store_driver = {
     .co_bitmap_will_change = store_co_will_change,
 };
 
-/* --- helpers ------------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 static struct block_node *open_disk(const char *options)
 {
@@ -123,7 +123,7 @@ static int write_byte(struct block_node *node, uint64_t offset)
     return r;
 }
 
-/* --- tests --------------------------------------------------------------------------------------------- */
+/* --- tests ------------------------------------------------------------------------------------ */
 
 static void bitmaps_are_found_by_node_and_name(void *arg)
 {
@@ -391,7 +391,7 @@ static void bitmaps_follow_the_size_of_the_node(void *arg)
     block_co_unref(node);
 }
 
-/* --- running ------------------------------------------------------------------------------------------- */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The copy engine: turns of others, rate, pause, cancel, memory. Disks in memory, whose requests never wait. */
+/*
+ * The copy engine: turns of others, rate, pause, cancel, memory. Disks in memory, whose requests
+ * never wait.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -20,7 +23,10 @@
 
 #define MS 1000000LL
 
-/* "instant": requests that take a moment of the processor and never yield, as those of a file in the page cache. */
+/*
+ * "instant": requests that take a moment of the processor and never yield, as those of a file in
+ * the page cache.
+ */
 static int instant_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     block_node_set_size(node, 256 * MiB);

@@ -426,7 +426,9 @@ static void release_cluster_1(void *arg)
     r->ret = block_co_discard(r->g->snapshot, CLUSTER, CLUSTER);
 }
 
-/* What a read that is under way is reading may not vanish under it; later ones are refused at once. */
+/*
+ * What a read that is under way is reading may not vanish under it; later ones are refused at once.
+ */
 static void release_waits_for_reads_of_copied_clusters(void *arg)
 {
     struct background reader, releaser;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Copies: on read, beside writes; the engine, where the source fails or is zero in part; before writes, by a bitmap. */
+/*
+ * Copies: on read, beside writes; the engine, where the source fails or is zero in part; before
+ * writes, by a bitmap.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -24,7 +27,7 @@
 #define C (64 * KiB)
 #define TURNS 200
 
-/* --- helpers ----------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 struct disk {
     struct block_node *node;
@@ -124,7 +127,7 @@ static void write_byte(void *arg)
     co_group_done(r->group);
 }
 
-/* --- copy-on-read --------------------------------------------------------------------------------------- */
+/* --- copy-on-read ----------------------------------------------------------------------------- */
 
 static void a_write_waits_for_a_copy_that_has_read_but_not_written(void *arg)
 {
@@ -196,7 +199,7 @@ static void a_copy_changes_nothing_that_a_bitmap_records(void *arg)
     close_chain(&c);
 }
 
-/* --- copy-before-write ---------------------------------------------------------------------------------- */
+/* --- copy-before-write ------------------------------------------------------------------------ */
 
 static void a_bitmap_of_another_size_decides_nothing(void *arg)
 {
@@ -219,7 +222,7 @@ static void a_bitmap_of_another_size_decides_nothing(void *arg)
     detach(&other);
 }
 
-/* --- the copy engine ------------------------------------------------------------------------------------ */
+/* --- the copy engine -------------------------------------------------------------------------- */
 
 static struct block_copy *engine_between(struct disk *from, struct disk *to)
 {
@@ -263,7 +266,7 @@ static void data_next_to_zeroes_in_one_cluster_is_copied(void *arg)
     detach(&to);
 }
 
-/* --- running ------------------------------------------------------------------------------------------ */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
 {

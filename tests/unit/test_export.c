@@ -38,7 +38,7 @@ static void on_event(enum export_event event, const char *id, void *arg)
     snprintf(deleted + len, sizeof(deleted) - len, "%s ", id);
 }
 
-/* --- helpers: all in a coroutine of the main reactor ------------------------------------------------- */
+/* --- helpers: all in a coroutine of the main reactor ------------------------------------------ */
 
 static struct block_node *co_open(const char *text, unsigned flags)
 {
@@ -131,7 +131,7 @@ static struct block_bitmap *co_add_bitmap(struct block_node *node, const char *n
     return b;
 }
 
-/* --- tests --------------------------------------------------------------------------------------- */
+/* --- tests ------------------------------------------------------------------------------------ */
 
 static void co_reads_and_writes_reach_the_node(void)
 {
@@ -368,7 +368,7 @@ static void co_client_notices_nothing_of_another_node(void)
     block_co_unref(second);
 }
 
-/* --- a type of exports that writes down what is called ------------------------------------------- */
+/* --- a type of exports that writes down what is called ---------------------------------------- */
 
 static char notes[256]; /* calls, each with a space after it */
 
@@ -583,7 +583,7 @@ static void co_the_server_deletes_exports_of_its_type(void)
     block_co_unref(node);
 }
 
-/* --- the machinery ------------------------------------------------------------------------------- */
+/* --- the machinery ---------------------------------------------------------------------------- */
 
 static void run_co(void *arg)
 {

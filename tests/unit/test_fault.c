@@ -211,7 +211,10 @@ static void co_read_aside(void *arg)
     assert_int_equal(co_read_at(g, 0), -EIO);
 }
 
-/* The rule came into force before the request was held up, and it is still so when the request goes on. */
+/*
+ * The rule came into force before the request was held up, and it is still so when the request goes
+ * on.
+ */
 static void breakpoint_holds_a_request_up(void *arg)
 {
     struct fault_graph g;

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The drivers file, null-co and raw, through the graph. Each test runs in a coroutine of its own. */
+/*
+ * The drivers file, null-co and raw, through the graph. Each test runs in a coroutine of its own.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/loop.h>
@@ -30,7 +32,7 @@
 
 static struct reactor *other;
 
-/* --- helpers ----------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 static void make_file(const char *name, uint64_t size, int byte)
 {
@@ -130,7 +132,7 @@ static uint64_t allocated(struct block_node *node)
     return bytes;
 }
 
-/* --- reading and writing ------------------------------------------------------------------------------ */
+/* --- reading and writing ---------------------------------------------------------------------- */
 
 static void what_is_written_is_read(void *arg)
 {
@@ -227,7 +229,7 @@ static void direct_io_takes_unaligned_requests_and_ends(void *arg)
     assert_int_equal(st.st_size, round_up(100000, 512));
 }
 
-/* --- flush -------------------------------------------------------------------------------------------- */
+/* --- flush ------------------------------------------------------------------------------------ */
 
 static void after_a_failed_flush_all_fail_until_reopened(void *arg)
 {
@@ -342,7 +344,7 @@ static void flushes_that_come_together_share_a_sync(void *arg)
     detach(&d);
 }
 
-/* --- zeroes, discard, status -------------------------------------------------------------------------- */
+/* --- zeroes, discard, status ------------------------------------------------------------------ */
 
 static void zeroes_keep_or_give_back_space_as_asked(void *arg)
 {
@@ -501,7 +503,7 @@ static void a_hole_that_others_may_fill_is_looked_at_again(void *arg)
     detach(&d);
 }
 
-/* --- size --------------------------------------------------------------------------------------------- */
+/* --- size ------------------------------------------------------------------------------------- */
 
 static void a_file_that_ends_within_a_sector_is_a_node_of_whole_ones(void *arg)
 {
@@ -551,7 +553,7 @@ static void files_are_resized_and_preallocated(void *arg)
     detach(&d);
 }
 
-/* --- opening ------------------------------------------------------------------------------------------ */
+/* --- opening ---------------------------------------------------------------------------------- */
 
 static void only_regular_files_are_opened(void *arg)
 {
@@ -622,7 +624,7 @@ static void one_image_has_one_writer(void *arg)
     block_co_unref(second);
 }
 
-/* --- creation ----------------------------------------------------------------------------------------- */
+/* --- creation --------------------------------------------------------------------------------- */
 
 static int create(const char *format, const char *name, uint64_t size, const char *options,
                   struct error *err)
@@ -671,7 +673,7 @@ static void creation_that_fails_costs_no_data(void *arg)
     assert_int_equal(create("raw", "null-co://", 1, "", NULL), -ENOTSUP);
 }
 
-/* --- block devices --------------------------------------------------------------------------------- */
+/* --- block devices ---------------------------------------------------------------------------- */
 
 /* A loop device over IMAGE, -1 where we may not make one. It goes when the last user closes it. */
 static int make_loop_device(char *path, size_t size)
@@ -741,7 +743,7 @@ static void block_devices_are_used_like_files(void *arg)
     close(fd);
 }
 
-/* --- null --------------------------------------------------------------------------------------------- */
+/* --- null ------------------------------------------------------------------------------------- */
 
 static void a_null_disk_reads_zeroes_and_takes_time(void *arg)
 {
@@ -779,7 +781,7 @@ static void character_devices_have_the_size_that_the_kernel_tells(void *arg)
     assert_open_fails("driver=host_cdrom,filename=" IMAGE, EINVAL, "'host_cdrom' driver requires");
 }
 
-/* --- raw ---------------------------------------------------------------------------------------------- */
+/* --- raw -------------------------------------------------------------------------------------- */
 
 static void raw_shows_a_part_of_its_file(void *arg)
 {
@@ -886,7 +888,7 @@ static void a_probed_raw_image_stays_raw(void *arg)
     detach(&d);
 }
 
-/* --- running ------------------------------------------------------------------------------------------ */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where calls are made that may have to wait for a server: this program's functions come before the C library's. */
+/*
+ * Where calls are made that may have to wait for a server: this program's functions come before the
+ * C library's.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -23,7 +26,7 @@
 
 #define IMAGE "disk.img"
 
-/* --- calls on the image, counted by where they are made --------------------------------------------- */
+/* --- calls on the image, counted by where they are made --------------------------------------- */
 
 static ino_t image;
 static atomic_int made_by_main, made_elsewhere;
@@ -73,7 +76,7 @@ int fcntl(int fd, int command, ...)
     return (int)syscall(SYS_fcntl, fd, command, arg);
 }
 
-/* --- tests ------------------------------------------------------------------------------------------- */
+/* --- tests ------------------------------------------------------------------------------------ */
 
 static struct block_node *must_open(const char *options)
 {

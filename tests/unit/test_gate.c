@@ -20,7 +20,7 @@
 #define RW (READ | BLOCK_PERM_WRITE)
 #define DISK "driver=memory-disk,size=1M"
 
-/* --- helpers ----------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 struct disk {
     struct block_node *node;
@@ -64,7 +64,7 @@ static int write_one(struct disk *d, unsigned flags)
     return block_co_pwrite(d->edge, 4096, "a", 1, flags);
 }
 
-/* --- who may do what ----------------------------------------------------------------------------------- */
+/* --- who may do what -------------------------------------------------------------------------- */
 
 static void who_may_only_read_changes_nothing(void *arg)
 {
@@ -104,7 +104,7 @@ static void a_root_sees_the_end_of_its_node(void *arg)
     detach(&d);
 }
 
-/* --- flush --------------------------------------------------------------------------------------------- */
+/* --- flush ------------------------------------------------------------------------------------ */
 
 static void each_write_gets_its_flush_and_none_is_made_twice(void *arg)
 {
@@ -184,7 +184,7 @@ static void a_write_during_a_flush_is_not_covered_by_it(void *arg)
     detach(&d);
 }
 
-/* --- a node over two ------------------------------------------------------------------------------------ */
+/* --- a node over two -------------------------------------------------------------------------- */
 
 static int pair_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
@@ -235,7 +235,10 @@ static void a_flush_fails_if_that_of_any_child_does(void *arg)
     detach(&d);
 }
 
-/* A flush by one who may only read makes stable what another wrote before he left; or it must not count as one. */
+/*
+ * A flush by one who may only read makes stable what another wrote before he left; or it must not
+ * count as one.
+ */
 static void a_reader_s_flush_is_one_too(void *arg)
 {
     struct disk d = attach("driver=pair,file.driver=memory-disk,file.size=1M,"
@@ -254,7 +257,7 @@ static void a_reader_s_flush_is_one_too(void *arg)
     detach(&d);
 }
 
-/* --- space ---------------------------------------------------------------------------------------------- */
+/* --- space ------------------------------------------------------------------------------------ */
 
 static unsigned last_zero_flags;
 
@@ -325,7 +328,7 @@ static void a_discard_goes_through_only_where_that_is_allowed(void *arg)
     detach(&d);
 }
 
-/* --- size ----------------------------------------------------------------------------------------------- */
+/* --- size ------------------------------------------------------------------------------------- */
 
 static void bitmaps_follow_a_change_of_size(void *arg)
 {
@@ -353,7 +356,7 @@ static void frozen_contents_end_with_the_node(void *arg)
     detach(&d);
 }
 
-/* --- running ------------------------------------------------------------------------------------------ */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
 {

@@ -22,9 +22,11 @@
 #define MILLISECOND 1000000 /* in ns */
 #define ALL_BUT_WRITE (BLOCK_PERM_ALL & ~BLOCK_PERM_WRITE)
 
-/* --- drivers ---------------------------------------------------------------------------------------- */
+/* --- drivers ---------------------------------------------------------------------------------- */
 
-/* "layer": a format above `backing`, with nothing of its own. What it is told and asked is counted. */
+/*
+ * "layer": a format above `backing`, with nothing of its own. What it is told and asked is counted.
+ */
 static struct {
     unsigned inactivated, drain_begun, drain_ended;
     bool busy;
@@ -122,7 +124,9 @@ static const struct block_driver pass_driver = {
     .co_pwritev = pass_co_pwritev,
 };
 
-/* "locked": a leaf that notes what it is told of permissions, and whether it ever gave up writing. */
+/*
+ * "locked": a leaf that notes what it is told of permissions, and whether it ever gave up writing.
+ */
 static struct {
     unsigned perm, told;
     bool gave_up_writing;
@@ -165,7 +169,7 @@ static const struct block_driver locked_driver = {
     .co_pwritev = locked_co_pwritev,
 };
 
-/* --- helpers ---------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 static struct block_node *open_node(const char *json)
 {
@@ -213,9 +217,12 @@ static void write_byte(struct block_root *root)
 
 #define WRITER (BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE)
 
-/* --- changes as a whole ------------------------------------------------------------------------------- */
+/* --- changes as a whole ----------------------------------------------------------------------- */
 
-/* Each step by itself is a conflict: the overlay lets nobody write the disk, and the guest does until it is moved. */
+/*
+ * Each step by itself is a conflict: the overlay lets nobody write the disk, and the guest does
+ * until it is moved.
+ */
 static void co_overlay_is_put_under_a_guest_in_one_change(void)
 {
     struct block_node *disk = open_disk("disk"), *overlay;
@@ -373,7 +380,7 @@ static void co_interior_edges_move_and_circles_do_not(void)
     block_co_unref(disk);
 }
 
-/* --- flushes ---------------------------------------------------------------------------------------- */
+/* --- flushes ---------------------------------------------------------------------------------- */
 
 static void co_node_that_is_left_is_flushed(void)
 {
@@ -396,7 +403,10 @@ static void co_node_that_is_left_is_flushed(void)
     block_co_unref(disk);
 }
 
-/* What was written below the filter meanwhile is made stable by a flush on it, and nothing by the way there. */
+/*
+ * What was written below the filter meanwhile is made stable by a flush on it, and nothing by the
+ * way there.
+ */
 static void co_filter_passes_each_flush_on(void)
 {
     struct block_node *disk = open_disk("disk");
@@ -419,7 +429,7 @@ static void co_filter_passes_each_flush_on(void)
     block_co_unref(disk);
 }
 
-/* --- names and publication -------------------------------------------------------------------------- */
+/* --- names and publication -------------------------------------------------------------------- */
 
 static bool others_find;
 
@@ -484,7 +494,7 @@ static void co_publication_that_fails_shows_nothing(void)
     assert_null(block_node_find("disk"));
 }
 
-/* --- the end of a node ------------------------------------------------------------------------------ */
+/* --- the end of a node ------------------------------------------------------------------------ */
 
 static void co_closing_a_filter_leaves_what_is_below_alone(void)
 {
@@ -555,7 +565,7 @@ static void co_name_is_gone_while_a_node_is_closed(void)
     assert_true(gone);
 }
 
-/* --- drains ----------------------------------------------------------------------------------------- */
+/* --- drains ----------------------------------------------------------------------------------- */
 
 struct held_write {
     struct block_root *root;

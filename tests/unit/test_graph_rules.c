@@ -24,7 +24,7 @@
 #define RW (READ | BLOCK_PERM_WRITE)
 #define TURNS 200
 
-/* --- a driver that is told of permissions and may be busy ------------------------------------------------ */
+/* --- a driver that is told of permissions and may be busy ------------------------------------- */
 
 static struct {
     unsigned perm, shared; /* as last told */
@@ -96,7 +96,7 @@ static const struct block_driver layer_driver = {
     .co_pwritev = layer_co_pwritev,
 };
 
-/* --- helpers ------------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 static struct block_node *open_node(const char *options, unsigned flags)
 {
@@ -192,7 +192,7 @@ static void do_drain(struct task *t)
     block_co_drain_begin(t->node);
 }
 
-/* --- permissions --------------------------------------------------------------------------------------- */
+/* --- permissions ------------------------------------------------------------------------------ */
 
 static void what_one_does_the_others_have_to_share(void *arg)
 {
@@ -307,7 +307,7 @@ static void nothing_is_given_up_before_all_is_had(void *arg)
     block_co_unref(top);
 }
 
-/* --- drain --------------------------------------------------------------------------------------------- */
+/* --- drain ------------------------------------------------------------------------------------ */
 
 static void a_drain_waits_for_requests_in_flight(void *arg)
 {
@@ -381,7 +381,7 @@ static void a_drain_waits_for_work_that_no_request_waits_for(void *arg)
     block_co_unref(node);
 }
 
-/* --- edges that move -------------------------------------------------------------------------------------- */
+/* --- edges that move -------------------------------------------------------------------------- */
 
 static void what_was_written_is_flushed_when_its_writer_moves(void *arg)
 {
@@ -473,7 +473,7 @@ static void no_circle_is_made(void *arg)
     block_co_unref(low);
 }
 
-/* --- the end of a node ------------------------------------------------------------------------------------- */
+/* --- the end of a node ------------------------------------------------------------------------ */
 
 static void what_was_written_is_flushed_at_the_end(void *arg)
 {
@@ -514,7 +514,7 @@ static void what_can_not_be_completed_below_is_told(void *arg)
     lock.close_result = 0;
 }
 
-/* --- running ------------------------------------------------------------------------------------------ */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
 {

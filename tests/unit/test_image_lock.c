@@ -65,7 +65,7 @@ static int set(struct image_lock *l, unsigned perm, unsigned shared)
     return image_lock_set(l, perm, shared, IMAGE, NULL);
 }
 
-/* --- among ourselves ----------------------------------------------------------------------------------- */
+/* --- among ourselves -------------------------------------------------------------------------- */
 
 static void the_messages_say_which_side_is_at_fault(void **state)
 {
@@ -128,7 +128,7 @@ static void closing_the_file_gives_all_back(void **state)
     assert_int_equal(set(&p->b, READ | WRITE, READ), 0);
 }
 
-/* --- against QEMU -------------------------------------------------------------------------------------- */
+/* --- against QEMU ----------------------------------------------------------------------------- */
 
 /* Start a tool, its standard input and output in our hands. -ENOENT if it is not installed. */
 static int start(char *const argv[], pid_t *ret_pid, int *ret_in, int *ret_out)

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON from a stream: what is accepted, what is refused and in which words, and where reading goes on. */
+/*
+ * JSON from a stream: what is accepted, what is refused and in which words, and where reading goes
+ * on.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -17,7 +20,9 @@
 static const struct json_limits limits = {
     .bytes = 1 << 20, .tokens = 10000, .depth = 100, .memory = 1 << 20};
 
-/* What came of a stream: each value as JSON, "!" and the message for each error; '|' behind each. */
+/*
+ * What came of a stream: each value as JSON, "!" and the message for each error; '|' behind each.
+ */
 static char *read_stream(const char *data, size_t size, size_t chunk)
 {
     struct json_reader *reader = json_reader_new(&limits);

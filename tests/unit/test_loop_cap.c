@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reactors when there are as many coroutines as there may be: more memory maps than valgrind and TSan can take. */
+/*
+ * Reactors when there are as many coroutines as there may be: more memory maps than valgrind and
+ * TSan can take.
+ */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writes that hang in the kernel, played by this program's pwritev(): who goes on meanwhile, and how. */
+/*
+ * Writes that hang in the kernel, played by this program's pwritev(): who goes on meanwhile, and
+ * how.
+ */
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Kernels whose io_uring lacks what we need: played by this program, whose function comes before liburing's. */
+/*
+ * Kernels whose io_uring lacks what we need: played by this program, whose function comes before
+ * liburing's.
+ */
 #include <dlfcn.h>
 #include <errno.h>
 #include <liburing.h>

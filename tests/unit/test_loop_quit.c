@@ -18,7 +18,10 @@
 
 static bool signal_is_due;
 
-/* With a timer armed, a reactor looks at the clock once it has decided to sleep, to know for how long. */
+/*
+ * With a timer armed, a reactor looks at the clock once it has decided to sleep, to know for how
+ * long.
+ */
 int clock_gettime(clockid_t clock, struct timespec *ret)
 {
     if (signal_is_due) {

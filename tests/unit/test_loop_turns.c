@@ -135,7 +135,10 @@ static void test_other_threads_wake_beside_long_work(void **state)
     run(be_woken_beside_long_work, NULL);
 }
 
-/* Many that give way share one turn's time: it is not one piece of each between two turns of the others. */
+/*
+ * Many that give way share one turn's time: it is not one piece of each between two turns of the
+ * others.
+ */
 static void count_turns_of_others(void *arg)
 {
     struct long_work work = {0};

@@ -8,7 +8,10 @@
 
 #include "nbd/batch.h"
 
-/* A batch of `n` requests that are there at once, then an empty socket for good. True if it was held for a moment. */
+/*
+ * A batch of `n` requests that are there at once, then an empty socket for good. True if it was
+ * held for a moment.
+ */
 static bool serve(struct nbd_batch *b, unsigned n)
 {
     bool held = false;
@@ -23,7 +26,10 @@ static bool serve(struct nbd_batch *b, unsigned n)
     return held;
 }
 
-/* As above, but the requests come one by one, each found by one more look. *ret_answered: how many were answered together. */
+/*
+ * As above, but the requests come one by one, each found by one more look. *ret_answered: how many
+ * were answered together.
+ */
 static void serve_trickle(struct nbd_batch *b, unsigned n, unsigned *ret_answered)
 {
     nbd_batch_count(b);

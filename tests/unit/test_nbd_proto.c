@@ -14,7 +14,7 @@
 #include "nbd/client.h"
 #include "nbd/proto.h"
 
-/* --- wire ---------------------------------------------------------------------------------------- */
+/* --- wire ------------------------------------------------------------------------------------- */
 
 static void request_has_the_layout_of_the_specification(void **state)
 {
@@ -164,7 +164,7 @@ static void errors_keep_their_meaning_both_ways(void **state)
     assert_int_equal(nbd_error_to_errno(0), 0);
 }
 
-/* --- addresses ----------------------------------------------------------------------------------- */
+/* --- addresses -------------------------------------------------------------------------------- */
 
 static void assert_address(const char *uri, const char *path, const char *host, const char *port,
                            const char *name)
@@ -228,7 +228,7 @@ static void malformed_addresses_are_refused(void **state)
     }
 }
 
-/* --- buffers ------------------------------------------------------------------------------------- */
+/* --- buffers ---------------------------------------------------------------------------------- */
 
 static void buffers_are_aligned_large_enough_and_used_again(void **state)
 {

@@ -120,7 +120,7 @@ static void a_write_without_permission_is_invalid(void *arg)
     detach(&d);
 }
 
-/* --- in flight, and time ------------------------------------------------------------------------------- */
+/* --- in flight, and time ---------------------------------------------------------------------- */
 
 struct reader {
     struct block_edge *edge;
@@ -159,7 +159,10 @@ static void a_held_request_is_in_flight_and_its_time_counts(void *arg)
     detach(&d);
 }
 
-/* Sampled as they are, many short ones take a time that is neither none nor many times the real one. */
+/*
+ * Sampled as they are, many short ones take a time that is neither none nor many times the real
+ * one.
+ */
 static void the_time_of_short_operations_is_estimated(void *arg)
 {
     struct disk d = attach_writable();

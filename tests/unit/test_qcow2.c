@@ -22,7 +22,7 @@
 #define ALLOCATED BLOCK_STATUS_ALLOCATED
 #define OFFSET BLOCK_STATUS_OFFSET
 
-/* --- create and open --------------------------------------------------------------------------------- */
+/* --- create and open -------------------------------------------------------------------------- */
 
 static void an_image_has_the_geometry_asked_for(void *arg)
 {
@@ -56,7 +56,10 @@ static void bad_options_are_refused_by_name(void *arg)
     assert_non_null(strstr(image_create_fails("a", 1ULL << 60, "cluster_size=512"), "too large"));
 }
 
-/* The big-endian number of `size` bytes at `offset` of the header becomes `value`; the error is about `word`. */
+/*
+ * The big-endian number of `size` bytes at `offset` of the header becomes `value`; the error is
+ * about `word`.
+ */
 static void expect_refused(uint64_t offset, unsigned size, uint64_t value, const char *word)
 {
     struct memory_file *f = memory_file("a");
@@ -103,7 +106,7 @@ static void headers_that_cannot_be_are_refused_by_what_is_wrong(void *arg)
     expect_refused(HDR_BACKING_OFFSET, 8, 5000, "backing file offset");
 }
 
-/* --- reads and writes ---------------------------------------------------------------------------------- */
+/* --- reads and writes ------------------------------------------------------------------------- */
 
 static void a_small_write_leaves_zeroes_around(void *arg)
 {
@@ -196,7 +199,7 @@ static void a_longer_backing_file_shows_as_far_as_the_disk_goes(void *arg)
     image_check("a", 0);
 }
 
-/* --- zeroes and discards: the table in zero.c -------------------------------------------------------- */
+/* --- zeroes and discards: the table in zero.c ------------------------------------------------- */
 
 enum { KEEP, UNMAP, DISCARD };
 
@@ -301,7 +304,10 @@ static void space_of_discarded_clusters_is_used_again(void *arg)
     image_check("a", 0);
 }
 
-/* The writer has locked the cluster and waits for the file when the zeroes come for other bytes of it. */
+/*
+ * The writer has locked the cluster and waits for the file when the zeroes come for other bytes of
+ * it.
+ */
 static struct image raced;
 
 static void write_beside(void *arg)
@@ -328,7 +334,7 @@ static void zeroes_beside_a_write_to_the_same_cluster_spare_it(void *arg)
     image_check("a", 0);
 }
 
-/* --- errors ------------------------------------------------------------------------------------------ */
+/* --- errors ----------------------------------------------------------------------------------- */
 
 static void without_space_the_image_stays_sound(void *arg)
 {

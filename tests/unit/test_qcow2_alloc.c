@@ -17,7 +17,7 @@
 
 #define C (4 * KiB)
 
-/* --- refcounts and tables ---------------------------------------------------------------------------- */
+/* --- refcounts and tables --------------------------------------------------------------------- */
 
 static void the_refcount_table_grows(void *arg)
 {
@@ -108,7 +108,7 @@ static void reading_all_keeps_the_cache_within_its_limit(void *arg)
     image_close(&i);
 }
 
-/* --- what made-up refcounts must not bring about ------------------------------------------------- */
+/* --- what made-up refcounts must not bring about ---------------------------------------------- */
 
 static uint8_t *field(struct memory_file *f, uint64_t offset)
 {
@@ -181,7 +181,7 @@ static void a_misplaced_entry_fails_reads_and_stops_writes(void *arg)
     image_close(&i);
 }
 
-/* --- compressed clusters --------------------------------------------------------------------------- */
+/* --- compressed clusters ---------------------------------------------------------------------- */
 
 /* About 3/4 of it can't be compressed, so that clusters don't fit into one another's rest. */
 static void fill_dense(uint8_t *buf, uint64_t seed)

@@ -131,9 +131,12 @@ static void a_bitmap_is_added_before_the_image_is_amended(void *arg)
     image_check("a", 0);
 }
 
-/* --- bits that stay in the image ------------------------------------------------------------------- */
+/* --- bits that stay in the image -------------------------------------------------------------- */
 
-/* Clusters of 512 bytes: one has the bits of 256 MiB of the disk. In "a", bits of the first and the third are set. */
+/*
+ * Clusters of 512 bytes: one has the bits of 256 MiB of the disk. In "a", bits of the first and the
+ * third are set.
+ */
 static void create_with_spread_bits(void)
 {
     struct image i;
@@ -386,7 +389,7 @@ static void a_bitmap_that_cannot_be_read_when_it_is_stored_stays_in_use(void *ar
     image_close(&i);
 }
 
-/* --- in use ---------------------------------------------------------------------------------------- */
+/* --- in use ----------------------------------------------------------------------------------- */
 
 static void only_the_first_write_marks_in_use_and_before_it_lands(void *arg)
 {
@@ -518,7 +521,7 @@ static void what_was_changed_by_hand_is_not_current_after_a_kill(void *arg)
     image_close(&i);
 }
 
-/* --- what is not ours ------------------------------------------------------------------------------ */
+/* --- what is not ours ------------------------------------------------------------------------- */
 
 static void a_bitmap_of_an_unknown_type_is_kept(void *arg)
 {
@@ -586,7 +589,10 @@ static void insert_extension(struct memory_file *f, uint32_t type, const void *d
     memcpy(at + 8, data, size);
 }
 
-/* 1000 bitmaps with one table, all entries of which name one cluster: a small file would take 4 GiB of memory. */
+/*
+ * 1000 bitmaps with one table, all entries of which name one cluster: a small file would take 4 GiB
+ * of memory.
+ */
 static void bitmaps_that_lie_upon_each_other_are_not_all_read(void *arg)
 {
     const uint64_t directory = 16 * C, table = 64 * C, bits = 66 * C, count = 1000;
@@ -625,7 +631,7 @@ static void bitmaps_that_lie_upon_each_other_are_not_all_read(void *arg)
     image_close(&i);
 }
 
-/* --- header ------------------------------------------------------------------------------------------ */
+/* --- header ----------------------------------------------------------------------------------- */
 
 static void as_many_bitmaps_as_there_may_be_open_in_no_time(void *arg)
 {
@@ -817,7 +823,10 @@ static char *name_of_length(size_t length, int byte)
     return name;
 }
 
-/* Stop at each write of a header that gets another backing file name: what is on disk has the one or the other. */
+/*
+ * Stop at each write of a header that gets another backing file name: what is on disk has the one
+ * or the other.
+ */
 static void rename_and_stop_at_each_write(size_t from, size_t to)
 {
     char *old = name_of_length(from, 'o'), *new = name_of_length(to, 'n');

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* qcow2: compressed data sound and broken, compressed clusters in batches, and the cache of decompressed ones. */
+/*
+ * qcow2: compressed data sound and broken, compressed clusters in batches, and the cache of
+ * decompressed ones.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,7 +34,10 @@ static uint64_t next_random(uint64_t *seed)
     return *seed >> 33;
 }
 
-/* One byte of `dense` is random, the others repeat what came up to 40,000 bytes before: matches of all distances. */
+/*
+ * One byte of `dense` is random, the others repeat what came up to 40,000 bytes before: matches of
+ * all distances.
+ */
 static void fill(uint8_t *buf, size_t size, unsigned dense, uint64_t seed)
 {
     for (size_t at = 0; at < size;) {
@@ -48,7 +54,7 @@ static void fill(uint8_t *buf, size_t size, unsigned dense, uint64_t seed)
     }
 }
 
-/* --- codecs -------------------------------------------------------------------------------------- */
+/* --- codecs ----------------------------------------------------------------------------------- */
 
 /* As small as zlib makes it. */
 static void repetition_becomes_very_small(void *arg)
@@ -105,7 +111,10 @@ static void what_does_not_shrink_is_told(void *arg)
     free(data);
 }
 
-/* As zlib makes it, in a window of 2^bits bytes. `flush`: Z_FINISH, or Z_SYNC_FLUSH for a stream that has no end. */
+/*
+ * As zlib makes it, in a window of 2^bits bytes. `flush`: Z_FINISH, or Z_SYNC_FLUSH for a stream
+ * that has no end.
+ */
 static size_t zlib_deflate(const uint8_t *in, size_t size, uint8_t *out, size_t room, int level,
                            int bits, int flush)
 {
@@ -206,7 +215,7 @@ static void data_that_is_too_little_for_a_cluster_is_an_error(void *arg)
     free(out);
 }
 
-/* --- images -------------------------------------------------------------------------------------- */
+/* --- images ----------------------------------------------------------------------------------- */
 
 #define DISK (8 * MiB + 3 * 512)
 

@@ -17,8 +17,8 @@
 #define NO_LIMIT (64 * MiB)
 
 /* The same request to both; what can't be counted is skipped. */
-static void add_times(struct reference_counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n,
-                      uint32_t times)
+static void add_times(struct reference_counts *c, uint32_t *model, uint32_t max, uint64_t first,
+                      uint64_t n, uint32_t times)
 {
     while (n > 0) {
         uint64_t done;
@@ -40,7 +40,8 @@ static void add_times(struct reference_counts *c, uint32_t *model, uint32_t max,
     }
 }
 
-static void add(struct reference_counts *c, uint32_t *model, uint32_t max, uint64_t first, uint64_t n)
+static void add(struct reference_counts *c, uint32_t *model, uint32_t max, uint64_t first,
+                uint64_t n)
 {
     add_times(c, model, max, first, n, 1);
 }

@@ -21,7 +21,7 @@
 #define L2_SPAN (2 * MiB)
 #define INCOMPATIBLE_BYTE 79u
 
-/* --- second tries ------------------------------------------------------------------------------------- */
+/* --- second tries ----------------------------------------------------------------------------- */
 
 /* New tables, and clusters that are given back, all of it still in memory. */
 static void change_much(struct image *i)
@@ -108,7 +108,7 @@ static void a_table_that_could_not_be_read_is_read_again(void *arg)
     image_check("a", 0);
 }
 
-/* --- refcounts ------------------------------------------------------------------------------------------ */
+/* --- refcounts -------------------------------------------------------------------------------- */
 
 static void counts_of_all_widths_go_up_and_down(void *arg)
 {
@@ -211,9 +211,12 @@ static void a_compressed_cluster_that_is_written_over_is_given_back(void *arg)
     image_check("a", 0);
 }
 
-/* --- order ---------------------------------------------------------------------------------------------- */
+/* --- order ------------------------------------------------------------------------------------ */
 
-/* The first entry of the log from `from` on of a kind, and if `length` is not 0 of that length, at `offset`. */
+/*
+ * The first entry of the log from `from` on of a kind, and if `length` is not 0 of that length, at
+ * `offset`.
+ */
 static unsigned find(const struct memory_file *f, unsigned from, unsigned kind, uint64_t offset,
                      uint64_t length)
 {
@@ -300,7 +303,7 @@ static void a_new_refcount_block_is_stable_before_it_is_named(void *arg)
     image_check("a", 0);
 }
 
-/* --- snapshots ------------------------------------------------------------------------------------------ */
+/* --- snapshots -------------------------------------------------------------------------------- */
 
 static void take(struct image *i, const char *name)
 {
@@ -350,7 +353,7 @@ static void a_disk_with_bitmaps_does_not_go_back(void *arg)
     image_close(&i);
 }
 
-/* --- changes of size ------------------------------------------------------------------------------------ */
+/* --- changes of size -------------------------------------------------------------------------- */
 
 static void resize(struct image *i, uint64_t size)
 {
@@ -394,7 +397,7 @@ static void growth_over_a_longer_backing_file_reads_as_zeroes(void *arg)
     image_check("a", 0);
 }
 
-/* --- what a file says of itself ------------------------------------------------------------------------ */
+/* --- what a file says of itself --------------------------------------------------------------- */
 
 static void assert_open_fails(const char *sentence)
 {

@@ -57,7 +57,7 @@ static uint64_t second_table(struct memory_file *f)
     return load_be64(field(f, L1 + 8)) & ENTRY_OFFSET_MASK;
 }
 
-/* --- data ---------------------------------------------------------------------------------------- */
+/* --- data ------------------------------------------------------------------------------------- */
 
 /* Guest cluster 0 lies at `host`; writing it with `options` gives `expected`. */
 static void expect_write_at(uint64_t host, const char *options, int expected)
@@ -207,7 +207,7 @@ static void snapshots_tables_are_guarded(void *arg)
     }
 }
 
-/* --- tables and allocation ---------------------------------------------------------------------------- */
+/* --- tables and allocation -------------------------------------------------------------------- */
 
 static void a_table_that_lies_upon_another_is_not_changed(void *arg)
 {
@@ -288,7 +288,7 @@ static void places_that_tables_have_left_are_free(void *arg)
     image_check("a", 0);
 }
 
-/* --- the corrupt bit -------------------------------------------------------------------------------- */
+/* --- the corrupt bit -------------------------------------------------------------------------- */
 
 static void a_corrupt_image_is_read_only_until_it_is_repaired(void *arg)
 {
@@ -369,7 +369,7 @@ static void version_2_has_no_bit_but_takes_no_writes(void *arg)
     image_close(&i);
 }
 
-/* --- discards --------------------------------------------------------------------------------------- */
+/* --- discards --------------------------------------------------------------------------------- */
 
 /* Bytes punched out of the file since the log was cleared. */
 static uint64_t punched(const struct memory_file *f)
@@ -471,7 +471,7 @@ static void discarded_clusters_keep_their_place_if_wanted(void *arg)
     assert_int_equal(load_be64(field(f, L2)), DATA | ENTRY_COPIED | L2_ZERO);
 }
 
-/* --- caches ----------------------------------------------------------------------------------------- */
+/* --- caches ----------------------------------------------------------------------------------- */
 
 static unsigned slices(const struct table_cache *c)
 {

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* qcow2: internal snapshots and changes of size: refcounts, COPIED flags, and what is left when a write fails. */
+/*
+ * qcow2: internal snapshots and changes of size: refcounts, COPIED flags, and what is left when a
+ * write fails.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -21,7 +24,7 @@
 #define C 4096u
 #define INCOMPATIBLE_BYTE 79u
 
-/* --- operations -------------------------------------------------------------------------------------- */
+/* --- operations ------------------------------------------------------------------------------- */
 
 static int co_create(struct image *i)
 {
@@ -102,7 +105,7 @@ static bool is_copied(struct image *i, uint64_t offset)
     return entry_of(i, offset) & ENTRY_COPIED;
 }
 
-/* --- flags and refcounts ----------------------------------------------------------------------------- */
+/* --- flags and refcounts ---------------------------------------------------------------------- */
 
 static void what_is_shared_is_counted_and_not_copied(void *arg)
 {
@@ -167,7 +170,10 @@ static void a_copied_table_is_there_before_it_is_found(void *arg)
     make(&i);
     assert_int_equal(co_do(&i, co_create), 0);
     assert_int_equal(image_write(&i, 0, C, 4), 0);
-    /* Not flushed: the L1 entry on disk is the old one, but the new table has all that it will need. */
+    /*
+     * Not flushed: the L1 entry on disk is the old one, but the new table has all that it will
+     * need.
+     */
     table = i.q->l1.entries[0] & ENTRY_OFFSET_MASK;
     for (uint64_t at = C; at < SIZE; at += C) {
         uint64_t entry;
@@ -179,7 +185,7 @@ static void a_copied_table_is_there_before_it_is_found(void *arg)
     image_check("a", 0);
 }
 
-/* --- failures ---------------------------------------------------------------------------------------- */
+/* --- failures --------------------------------------------------------------------------------- */
 
 static bool is_marked_dirty(const struct memory_file *f)
 {
@@ -217,7 +223,10 @@ static void verify(struct image *i)
     image_check("a", UINT64_MAX);
 }
 
-/* Each write or sync in turn is the one that fails, and all that follow, or only those up to the error's return. */
+/*
+ * Each write or sync in turn is the one that fails, and all that follow, or only those up to the
+ * error's return.
+ */
 static void fail_everywhere(int (*op)(struct image *i))
 {
     for (int killed = 0; killed < 2; killed++) {
@@ -273,7 +282,7 @@ static void shrinking_fails_anywhere(void *arg)
     fail_everywhere(co_shrink);
 }
 
-/* --- limits ------------------------------------------------------------------------------------------ */
+/* --- limits ----------------------------------------------------------------------------------- */
 
 static void what_can_not_be_counted_is_undone(void *arg)
 {

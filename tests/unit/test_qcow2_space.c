@@ -218,7 +218,7 @@ static void writers_share_what_was_discarded(void *arg)
     close_full(&i);
 }
 
-/* --- bitmaps --------------------------------------------------------------------------------------- */
+/* --- bitmaps ---------------------------------------------------------------------------------- */
 
 static struct block_bitmap *add(struct image *i, const char *name, uint32_t granularity)
 {
@@ -434,7 +434,10 @@ static void marks_go_after_all_that_is_overwritten(void *arg)
     close_full(&i);
 }
 
-/* Media fail from the n-th write or flush of a store on; then another guest write comes with a flush, and a crash or an orderly close. */
+/*
+ * Media fail from the n-th write or flush of a store on; then another guest write comes with a
+ * flush, and a crash or an orderly close.
+ */
 static int store_and_stop(unsigned after, unsigned spare, bool write, bool crash)
 {
     struct image i;
@@ -476,7 +479,10 @@ static void storing_in_place_may_fail_anywhere(void *arg)
     log_set_level(LOG_LEVEL_WARNING);
 }
 
-/* The table of an image that is corrupt names a cluster that is not the bitmap's alone: `refcount` 2, or the L1 table. */
+/*
+ * The table of an image that is corrupt names a cluster that is not the bitmap's alone: `refcount`
+ * 2, or the L1 table.
+ */
 static void store_over(bool l1)
 {
     uint8_t *before, *table;
@@ -627,7 +633,7 @@ static void a_full_disk_shrinks_with_its_bitmaps(void *arg)
     image_close(&i);
 }
 
-/* --- memory ------------------------------------------------------------------------------------------ */
+/* --- memory ----------------------------------------------------------------------------------- */
 
 static void a_disk_does_not_grow_without_memory_for_its_bitmaps(void *arg)
 {

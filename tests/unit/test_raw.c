@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Parts of files, and the guard of what was guessed to be raw. Each test runs in a coroutine of its own. */
+/*
+ * Parts of files, and the guard of what was guessed to be raw. Each test runs in a coroutine of its
+ * own.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/loop.h>
@@ -28,7 +31,7 @@
 #define RW (BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE)
 #define IMAGE "disk.img"
 
-/* --- helpers ----------------------------------------------------------------------------------------- */
+/* --- helpers ---------------------------------------------------------------------------------- */
 
 static void make_file(uint64_t size, int byte)
 {
@@ -103,7 +106,7 @@ static void assert_file_bytes(uint64_t offset, size_t size, int byte)
     }
 }
 
-/* --- a part of a file --------------------------------------------------------------------------------- */
+/* --- a part of a file ------------------------------------------------------------------------- */
 
 #define PART "driver=raw,offset=64k,size=128k,discard=unmap,file.driver=file,file.filename=" IMAGE
 
@@ -134,7 +137,7 @@ static void zeroes_stay_within_the_part(void *arg)
     assert_file_bytes(192 * KiB, 64 * KiB, 'x');
 }
 
-/* --- the guard of the first sector -------------------------------------------------------------------- */
+/* --- the guard of the first sector ------------------------------------------------------------ */
 
 /* A format that looks at a byte that must be zero, as version fields are. */
 static int versioned_probe(const uint8_t *head, size_t size)
@@ -172,7 +175,7 @@ static void a_discard_leaves_the_first_sector(void *arg)
     assert_file_bytes(4, 1, 'x');
 }
 
-/* --- what the kernel does in part ---------------------------------------------------------------------- */
+/* --- what the kernel does in part ------------------------------------------------------------- */
 
 static void a_write_that_the_kernel_takes_in_part_fails(void *arg)
 {
@@ -239,7 +242,7 @@ static void a_flush_does_not_share_a_sync_that_began_before(void *arg)
     detach(&d);
 }
 
-/* --- a device that became smaller ------------------------------------------------------------------------ */
+/* --- a device that became smaller ------------------------------------------------------------- */
 
 /* A loop device over IMAGE, -1 where we may not make one. It goes when the last user closes it. */
 static int make_loop_device(char *path, size_t size)
@@ -282,7 +285,7 @@ static void what_a_device_has_lost_does_not_read_as_zeroes(void *arg)
     close(fd);
 }
 
-/* --- running ------------------------------------------------------------------------------------------ */
+/* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
 {

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Checksum files of backups: what is longer than it says, and runs longer than a field of 32 bits. */
+/*
+ * Checksum files of backups: what is longer than it says, and runs longer than a field of 32 bits.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
