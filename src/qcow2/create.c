@@ -4,6 +4,8 @@
  *
  *   header | refcount table | refcount blocks | L1 table
  */
+#include "qcow2/create.h"
+
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
@@ -12,7 +14,6 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "block/user_object.h"
-#include "qcow2/create.h"
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/snapshot.h"

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What `info` shows, by the names of QEMU's ImageInfoSpecificQCow2. */
+#include "qcow2/info.h"
+
 #include <json-c/json.h>
 #include <string.h>
 
-#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/image.h"
-#include "qcow2/info.h"
+
+#include "qcow2/bitmap/bitmap.h"
 
 static const char *compression_name(const struct qcow2 *q)
 {

@@ -16,6 +16,8 @@
  * Each arrow is a sync. While the dirty bit is stable refcounts need not be right (R6). What the L1 table on disk refers to is
  * whole until all of it is zeroed, and what is read in its place from then on is the backing file.
  */
+#include "qcow2/make_empty.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +26,6 @@
 #include "base/cleanup.h"
 #include "qcow2/data/data.h"
 #include "qcow2/header/header.h"
-#include "qcow2/image.h"
-#include "qcow2/make_empty.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/refcount.h"
 
@@ -123,8 +123,10 @@ static int co_write_refcounts(struct qcow2 *q)
     if (r < 0) {
         return r;
     }
+    co_mutex_lock(&q->lock);
     q->reftable.entries[0] = REFBLOCK_CLUSTER * q->cluster_size;
     qcow2_overlap_note_refblocks_locked(q);
+    co_mutex_unlock(&q->lock);
     store_be64(word, q->reftable.entries[0]);
     block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
     r = block_co_pwrite(file, q->reftable.offset, word, sizeof(word), 0);

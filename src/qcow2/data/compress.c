@@ -4,16 +4,16 @@
  * the file, are written with one request where that is in one piece, and are linked, each step for the whole batch.
  * Each job packs its clusters one behind the other, as they lie in the file.
  */
+#include "qcow2/data/compress.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
 #include "loop/loop.h"
-#include "qcow2/data/compress.h"
 #include "qcow2/data/compression.h"
 #include "qcow2/data/data.h"
-#include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"

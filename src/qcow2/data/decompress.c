@@ -15,7 +15,6 @@
 #include "loop/loop.h"
 #include "qcow2/data/compress.h"
 #include "qcow2/data/compression.h"
-#include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/map.h"
 

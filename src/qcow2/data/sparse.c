@@ -6,10 +6,10 @@
  * the file is asked only if it has clearly less storage than clusters that are in use. The rule is QEMU's, so that both
  * tell the same of a file. What has a place in the file system for nearly all of its file needs no count.
  */
+#include "qcow2/data/sparse.h"
+
 #include <errno.h>
 
-#include "qcow2/data/sparse.h"
-#include "qcow2/image.h"
 #include "qcow2/table/refcount.h"
 
 enum { UNKNOWN, DENSE, SPARSE };

@@ -6,7 +6,6 @@
 #include <errno.h>
 
 #include "qcow2/data/data.h"
-#include "qcow2/image.h"
 #include "qcow2/resize.h"
 
 static int place(const struct qcow2 *q, uint64_t offset, uint64_t length, uint64_t *ret)

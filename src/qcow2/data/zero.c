@@ -18,7 +18,6 @@
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
 #include "qcow2/table/verdict.h"
-#include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"

@@ -6,7 +6,6 @@
 
 #include "base/cleanup.h"
 #include "qcow2/header/header.h"
-#include "qcow2/image.h"
 
 /* Exchange what the header is to name for the two strings. */
 static void swap_names(struct qcow2 *q, char **filename, char **format)

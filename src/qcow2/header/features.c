@@ -8,7 +8,6 @@
 #include "base/cleanup.h"
 #include "base/strbuf.h"
 #include "qcow2/header/header.h"
-#include "qcow2/image.h"
 
 /* An entry: type of the feature, bit, name. */
 #define NAME_ENTRY_SIZE 48u

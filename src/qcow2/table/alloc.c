@@ -14,7 +14,6 @@
 #include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "qcow2/table/verdict.h"
-#include "qcow2/image.h"
 #include "qcow2/table/refcount.h"
 
 /*

@@ -7,10 +7,11 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/debug.h"
 
 #define ENTRY_ALIGNMENT 4096
 #define SHARD_ENTRIES_MIN 2
-/* So much has to become free that it is given back to the system. */
+/* Call malloc_trim() only after freeing at least this much. */
 #define TRIM_BYTES_MIN (1u << 20)
 
 static uint64_t entries_for(size_t entry_size, uint64_t bytes)
@@ -76,7 +77,7 @@ void cache_destroy(struct table_cache *c)
         struct cache_entry *e, *next;
 
         if (s->entries.next == NULL) {
-            continue; /* cache_init() did not come so far */
+            continue; /* cache_init() failed before this one */
         }
         LIST_FOREACH_SAFE (e, next, &s->entries, in_shard) {
             list_remove(&e->in_shard);
@@ -107,10 +108,11 @@ static struct cache_entry **bucket_of(struct cache_shard *s, uint64_t hash)
     return &s->buckets[(hash / CACHE_SHARDS) & (s->bucket_count - 1)];
 }
 
-static struct cache_entry *find_locked(struct cache_shard *s, uint64_t hash, uint64_t offset)
+static struct cache_entry *find_slice_locked(struct cache_shard *s, uint64_t hash, uint64_t offset)
 {
     struct cache_entry *e = *bucket_of(s, hash);
 
+    MUTEX_ASSERT_HELD(&s->lock);
     while (e && e->offset != offset) {
         e = e->hash_next;
     }
@@ -121,6 +123,7 @@ static void unhash_locked(struct table_cache *c, struct cache_shard *s, struct c
 {
     struct cache_entry **p = bucket_of(s, hash_of(c, e->offset));
 
+    MUTEX_ASSERT_HELD(&s->lock);
     while (*p && *p != e) {
         p = &(*p)->hash_next;
     }
@@ -136,9 +139,10 @@ static bool is_reusable(const struct cache_entry *e)
     return e->state != CACHE_LOADING && !e->dirty && atomic_load(&e->pins) == 0;
 }
 
-/* The second-chance clock: NULL if nothing can go. */
+/* The second-chance clock. NULL if every entry is in use. */
 static struct cache_entry *evict_locked(struct table_cache *c, struct cache_shard *s)
 {
+    MUTEX_ASSERT_HELD(&s->lock);
     for (unsigned steps = 2 * s->count; steps > 0; steps--) {
         struct cache_entry *e = LIST_FIRST(&s->entries, struct cache_entry, in_shard);
 
@@ -159,11 +163,12 @@ static struct cache_entry *evict_locked(struct table_cache *c, struct cache_shar
     return NULL;
 }
 
-/* An entry to load into; gives back extra ones while at it. */
+/* An entry for a new slice. Frees entries above the limit. NULL: no memory. */
 static struct cache_entry *claim_locked(struct table_cache *c, struct cache_shard *s)
 {
     struct cache_entry *e = NULL;
 
+    MUTEX_ASSERT_HELD(&s->lock);
     while (s->count >= s->limit) {
         e = evict_locked(c, s);
         if (!e || s->count == s->limit) {
@@ -189,12 +194,13 @@ static struct cache_entry *claim_locked(struct table_cache *c, struct cache_shar
 
 /* --- size ---------------------------------------------------------------------------------------- */
 
-/* All entries that are found by offset go to new buckets. */
+/* Move all entries that have an offset to new buckets. */
 static void rehash_locked(struct table_cache *c, struct cache_shard *s,
                           struct cache_entry **buckets, unsigned count)
 {
     struct cache_entry *e;
 
+    MUTEX_ASSERT_HELD(&s->lock);
     free(s->buckets);
     s->buckets = buckets;
     s->bucket_count = count;
@@ -234,6 +240,7 @@ static size_t clean_shard_locked(struct table_cache *c, struct cache_shard *s)
     struct cache_entry *e, *next;
     size_t freed = 0;
 
+    MUTEX_ASSERT_HELD(&s->lock);
     LIST_FOREACH_SAFE (e, next, &s->entries, in_shard) {
         bool idle = e->state == CACHE_FREE || !(e->used & CACHE_USED_LATELY);
 
@@ -264,13 +271,15 @@ void cache_clean(struct table_cache *c)
         pthread_mutex_unlock(&s->lock);
     }
     if (freed >= TRIM_BYTES_MIN) {
-        malloc_trim(0); /* else it stays with the process */
+        malloc_trim(0); /* free() alone keeps the memory in the process */
     }
 }
 
 /* --- getting ------------------------------------------------------------------------------------- */
 
-static int co_load(struct table_cache *c, struct cache_shard *s, struct cache_entry *e, bool zeroed)
+/* Fill a claimed entry. */
+static int co_load_slice(struct table_cache *c, struct cache_shard *s, struct cache_entry *e,
+                         bool zeroed)
 {
     int r = 0;
 
@@ -294,7 +303,8 @@ static int co_load(struct table_cache *c, struct cache_shard *s, struct cache_en
     return r;
 }
 
-static int co_get(struct table_cache *c, uint64_t offset, bool zeroed, struct cache_entry **ret)
+static int co_get_slice(struct table_cache *c, uint64_t offset, bool zeroed,
+                        struct cache_entry **ret_slice)
 {
     uint64_t hash = hash_of(c, offset);
     struct cache_shard *s = shard_of(c, hash);
@@ -303,7 +313,7 @@ static int co_get(struct table_cache *c, uint64_t offset, bool zeroed, struct ca
 
     for (;;) {
         pthread_mutex_lock(&s->lock);
-        e = find_locked(s, hash, offset);
+        e = find_slice_locked(s, hash, offset);
         if (!e) {
             break;
         }
@@ -311,7 +321,7 @@ static int co_get(struct table_cache *c, uint64_t offset, bool zeroed, struct ca
             e->used = CACHE_USED;
             atomic_fetch_add_explicit(&e->pins, 1, memory_order_acquire);
             pthread_mutex_unlock(&s->lock);
-            *ret = e;
+            *ret_slice = e;
             return 0;
         }
         co_queue_wait_release(&s->loaders, &s->lock);
@@ -328,21 +338,21 @@ static int co_get(struct table_cache *c, uint64_t offset, bool zeroed, struct ca
     e->hash_next = *bucket_of(s, hash);
     *bucket_of(s, hash) = e;
     pthread_mutex_unlock(&s->lock);
-    r = co_load(c, s, e, zeroed);
+    r = co_load_slice(c, s, e, zeroed);
     if (r == 0) {
-        *ret = e;
+        *ret_slice = e;
     }
     return r;
 }
 
-int cache_co_get(struct table_cache *c, uint64_t offset, struct cache_entry **ret)
+int cache_co_get(struct table_cache *c, uint64_t offset, struct cache_entry **ret_slice)
 {
-    return co_get(c, offset, false, ret);
+    return co_get_slice(c, offset, false, ret_slice);
 }
 
-int cache_co_get_zeroed(struct table_cache *c, uint64_t offset, struct cache_entry **ret)
+int cache_co_get_zeroed(struct table_cache *c, uint64_t offset, struct cache_entry **ret_slice)
 {
-    return co_get(c, offset, true, ret);
+    return co_get_slice(c, offset, true, ret_slice);
 }
 
 void cache_put(struct cache_entry *e)
@@ -352,6 +362,7 @@ void cache_put(struct cache_entry *e)
 
 static void forget_locked(struct table_cache *c, struct cache_shard *s, struct cache_entry *e)
 {
+    MUTEX_ASSERT_HELD(&s->lock);
     if (e->dirty) {
         e->dirty = false;
         list_remove(&e->in_dirty);
@@ -367,7 +378,7 @@ void cache_forget(struct table_cache *c, uint64_t offset)
     struct cache_entry *e;
 
     pthread_mutex_lock(&s->lock);
-    e = find_locked(s, hash, offset);
+    e = find_slice_locked(s, hash, offset);
     if (e && e->state == CACHE_VALID) {
         forget_locked(c, s, e);
     }
@@ -418,13 +429,13 @@ static int by_offset(const void *a, const void *b)
     return x->offset < y->offset ? -1 : x->offset > y->offset;
 }
 
-int cache_snapshot_begin(struct table_cache *c, struct cache_snapshot *ret)
+int cache_snapshot_begin(struct table_cache *c, struct cache_snapshot *ret_snapshot)
 {
     struct cache_snapshot s = {.cache = c};
     size_t words = c->entry_size / sizeof(uint64_t);
 
     if (c->dirty_count == 0) {
-        *ret = s;
+        *ret_snapshot = s;
         return 0;
     }
     s.entries = malloc(c->dirty_count * sizeof(struct cache_entry *));
@@ -450,7 +461,7 @@ int cache_snapshot_begin(struct table_cache *c, struct cache_snapshot *ret)
             to[w] = atomic_load_explicit(&s.entries[i]->data[w], memory_order_relaxed);
         }
     }
-    *ret = s;
+    *ret_snapshot = s;
     return 0;
 }
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Writing out what is dirty in an order that keeps the rules; see the head of image.h. */
+/* The order of writes, and the rules that it keeps, are at the head of image.h. */
+#include "qcow2/table/commit.h"
+
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,25 +9,23 @@
 #include "base/byteorder.h"
 #include "qcow2/header/header.h"
 #include "qcow2/header/mark_corrupt.h"
-#include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
-#include "qcow2/table/commit.h"
 #include "qcow2/table/refcount.h"
 #include "trace/events.h"
 
-/* Commit on our own when this much waits to be freed. */
+/* Commit without being asked when more than this waits to be freed. */
 #define FREED_BYTES_MAX (256 * MiB)
 #define FREE_RUNS_MAX 16384
 
-/* Sectors of an in-memory table (L1, refcount table) that have to be written. */
+/* A copy of the dirty sectors of a table in memory (L1 table, refcount table). */
 struct sector_snapshot {
-    uint8_t *data;     /* SECTOR_SIZE each */
-    uint64_t *numbers; /* sector of the table */
+    uint8_t *data;     /* SECTOR_SIZE bytes for each */
+    uint64_t *numbers; /* sector index in the table */
     size_t count;
 };
 
 struct commit {
-    bool lazy; /* the refcounts are left for a later one */
+    bool lazy; /* refcounts are left for a later commit */
     struct cache_snapshot refblocks, l2;
     struct sector_snapshot reftable, l1;
     uint64_t reftable_offset;
@@ -45,6 +45,7 @@ static uint64_t l1_word(struct qcow2 *q, uint64_t i)
     return i < q->l1.size ? atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed) : 0;
 }
 
+/* Copy the dirty sectors of a table of `sectors`, and mark them clean. `word`: reads an entry. */
 static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t *dirty_count,
                         uint64_t (*word)(struct qcow2 *q, uint64_t i), struct sector_snapshot *ret)
 {
@@ -77,6 +78,7 @@ static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t 
     return 0;
 }
 
+/* Unless they were written (`ok`), the sectors are dirty again. Frees the copy. */
 static void end_sectors(struct sector_snapshot *s, uint8_t *dirty, size_t *dirty_count, bool ok)
 {
     for (size_t i = 0; i < s->count && !ok; i++) {
@@ -101,6 +103,7 @@ static size_t reftable_sectors(const struct qcow2 *q)
 
 static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (size_t i = 0; i < c->frees.count; i++) {
         struct cluster_run *run = &c->frees.runs[i];
 
@@ -111,9 +114,10 @@ static void give_frees_back_locked(struct qcow2 *q, struct commit *c)
 
 static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
 {
+    CO_ASSERT_HELD(&q->lock);
     cache_snapshot_end(&c->refblocks, ok);
     cache_snapshot_end(&c->l2, ok);
-    /* A refcount table that was replaced meanwhile is on disk as a whole. */
+    /* If the refcount table was replaced meanwhile, the new one was written as a whole. */
     end_sectors(&c->reftable, q->reftable.dirty, &q->reftable.dirty_count,
                 ok || c->reftable_offset != q->reftable.offset);
     end_sectors(&c->l1, q->l1.dirty, &q->l1.dirty_count, ok);
@@ -125,8 +129,10 @@ static void end_locked(struct qcow2 *q, struct commit *c, bool ok)
 
 static int take_refcounts_locked(struct qcow2 *q, struct commit *c)
 {
-    int r = cache_snapshot_begin(&q->caches.refcounts, &c->refblocks);
+    int r;
 
+    CO_ASSERT_HELD(&q->lock);
+    r = cache_snapshot_begin(&q->caches.refcounts, &c->refblocks);
     return r < 0 ? r
                  : take_sectors(q, q->reftable.dirty, reftable_sectors(q), &q->reftable.dirty_count,
                                 reftable_word, &c->reftable);
@@ -136,6 +142,7 @@ static int begin_locked(struct qcow2 *q, struct commit *c)
 {
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     c->refblocks.cache = &q->caches.refcounts;
     c->l2.cache = &q->caches.l2;
     c->reftable_offset = q->reftable.offset;
@@ -166,14 +173,13 @@ static int co_write_sectors(struct qcow2 *q, uint64_t table, const struct sector
 
         block_co_event(q->node->file, event);
         r = qcow2_co_overlap_check(q, offset, SECTOR_SIZE, OVERLAP_BIT(kind));
-        r = r < 0
-                ? r
-                : block_co_pwrite(q->node->file, offset, s->data + i * SECTOR_SIZE, SECTOR_SIZE, 0);
+        UNLESS_FAILED(
+            r, block_co_pwrite(q->node->file, offset, s->data + i * SECTOR_SIZE, SECTOR_SIZE, 0));
     }
     return r;
 }
 
-/* Guest data, wherever it lies, and metadata. */
+/* Make guest data, in the data file or the image's own, and metadata stable. */
 static int co_sync(struct qcow2 *q)
 {
     int r = q->data != q->node->file ? block_co_flush(q->data) : 0;
@@ -181,7 +187,7 @@ static int co_sync(struct qcow2 *q)
     return r < 0 ? r : block_co_flush(q->node->file);
 }
 
-/* The mark that lets refcounts stay behind; stable before any entry that they don't count. */
+/* Set the dirty bit, stably, before any entry is written whose reference is not counted on disk. */
 static int co_mark_behind(struct qcow2 *q)
 {
     int r = q->commit.refcounts_behind ? 0 : qcow2_co_set_incompatible(q, INCOMPAT_DIRTY);
@@ -196,18 +202,17 @@ static int co_write_snapshot(struct qcow2 *q, struct commit *c)
     int r = cache_co_snapshot_write(&c->refblocks);
 
     if (r == 0 && c->reftable.count > 0) {
-        /* A new refcount block has its contents before the table refers to it. */
+        /* The contents of a new refcount block are stable before the table references it. */
         r = block_co_flush(file);
-        r = r < 0 ? r
-                  : co_write_sectors(q, c->reftable_offset, &c->reftable, OVERLAP_REFCOUNT_TABLE,
-                                     BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP);
+        UNLESS_FAILED(r,
+                      co_write_sectors(q, c->reftable_offset, &c->reftable, OVERLAP_REFCOUNT_TABLE,
+                                       BLOCK_EVENT_REFBLOCK_ALLOC_HOOKUP));
     }
     if (r == 0 && (c->l2.count > 0 || c->l1.count > 0)) {
         r = co_sync(q); /* R1, R7 */
-        r = r < 0 ? r : cache_co_snapshot_write(&c->l2);
-        r = r < 0 ? r
-                  : co_write_sectors(q, q->l1.offset, &c->l1, OVERLAP_ACTIVE_L1,
-                                     BLOCK_EVENT_L1_UPDATE);
+        UNLESS_FAILED(r, cache_co_snapshot_write(&c->l2));
+        UNLESS_FAILED(
+            r, co_write_sectors(q, q->l1.offset, &c->l1, OVERLAP_ACTIVE_L1, BLOCK_EVENT_L1_UPDATE));
     }
     return r < 0 ? r : co_sync(q); /* R4 */
 }
@@ -219,12 +224,13 @@ static int co_lower_locked(struct qcow2 *q, const struct cluster_run *run)
     uint64_t first = qcow2_cluster_index(q, run->offset);
     uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
 
+    CO_ASSERT_HELD(&q->lock);
     return qcow2_co_refcount_add_locked(q, first, last - first + 1, -1);
 }
 
 /*
- * Punch the clusters of a run that nobody else refers to. Their count is 1 and stays so: only a commit lowers counts, and
- * only a drained snapshot raises them.
+ * Punch holes for the clusters of a run that are not shared. Their refcount is 1, and stays 1: only a
+ * commit lowers refcounts, and only a snapshot of a drained node raises them.
  */
 static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
 {
@@ -247,7 +253,10 @@ static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
     }
 }
 
-/* Nothing on disk refers to these any more. Punch first, while the refcount keeps others away (R8). */
+/*
+ * Free clusters that nothing on disk references any more. Holes are punched first, while the
+ * refcounts keep the clusters from being allocated (R8).
+ */
 static void co_free_runs(struct qcow2 *q, struct cluster_runs *frees)
 {
     for (size_t i = 0; i < frees->count; i++) {
@@ -259,7 +268,7 @@ static void co_free_runs(struct qcow2 *q, struct cluster_runs *frees)
         co_mutex_lock(&q->lock);
         for (size_t i = 0; i < frees->count; i++) {
             block_co_event(q->node->file, BLOCK_EVENT_CLUSTER_FREE);
-            (void)co_lower_locked(q, &frees->runs[i]); /* on failure: a leak */
+            (void)co_lower_locked(q, &frees->runs[i]); /* a failure leaves a leak */
         }
         q->alloc.freeing = false;
         co_mutex_unlock(&q->lock);
@@ -271,13 +280,14 @@ static void co_free_runs(struct qcow2 *q, struct cluster_runs *frees)
 
 static bool is_clean_locked(const struct qcow2 *q, bool lazy)
 {
+    CO_ASSERT_HELD(&q->lock);
     return (lazy || (q->caches.refcounts.dirty_count == 0 && q->reftable.dirty_count == 0)) &&
            q->caches.l2.dirty_count == 0 && q->l1.dirty_count == 0 && q->alloc.frees.count == 0;
 }
 
 bool qcow2_co_is_untouched(struct qcow2 *q)
 {
-    /* Generations of nodes count from 1. */
+    /* Write generations begin at 1. */
     bool untouched = atomic_load(&q->node->file->node->write_generation) == 1 &&
                      atomic_load(&q->data->node->write_generation) == 1;
 
@@ -295,16 +305,17 @@ void qcow2_co_cover_clusters_locked(struct qcow2 *q)
     struct block_edge *file = q->node->file;
     uint64_t size = block_edge_size(file), end = q->alloc.zero_from, refcount = 1;
 
+    CO_ASSERT_HELD(&q->lock);
     if (end == UINT64_MAX) {
-        return; /* new clusters are written whole, or it can't grow */
+        return; /* new clusters are written as a whole, or the file can't grow */
     }
-    /* The last ones may have been given back by a write that failed. */
+    /* A write that failed may have given back the last clusters. */
     while (end > size &&
            qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, end - 1), &refcount) == 0 &&
            refcount == 0) {
         end -= q->cluster_size;
     }
-    /* Who writes has allocated, so nobody writes behind that while we hold the lock. */
+    /* Writes are within allocated clusters, so none is beyond `end` while we hold the lock. */
     (void)block_co_extend(file, end);
 }
 
@@ -330,7 +341,7 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
         return r;
     }
     r = lazy ? co_mark_behind(q) : 0;
-    r = r < 0 ? r : co_write_snapshot(q, &c);
+    UNLESS_FAILED(r, co_write_snapshot(q, &c));
     co_mutex_lock(&q->lock);
     end_locked(q, &c, r == 0);
     co_mutex_unlock(&q->lock);
@@ -341,11 +352,11 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
     return r;
 }
 
-/* Share a commit of the kind that is wanted, or make one. */
+/* Share a commit of the wanted kind, or make one. */
 static int co_commit(struct qcow2 *q, bool lazy)
 {
     struct commit_kind *kind = &q->commit.kinds[lazy];
-    /* One that begins from here on covers all that was acknowledged to our caller. */
+    /* A commit that begins from here on covers all writes acknowledged to our caller. */
     unsigned need = atomic_load(&kind->begun) + 1;
     int r;
 
@@ -412,14 +423,15 @@ int qcow2_co_commit_if_much_dirty(struct qcow2 *q)
     return much ? qcow2_co_commit(q) : 0;
 }
 
-/* Whether some cluster of a run is going to be free. One that a snapshot shares is not. */
+/* Whether freeing a run makes a cluster free: one that is not shared with a snapshot. */
 static bool co_will_free_locked(struct qcow2 *q, const struct cluster_run *run)
 {
     uint64_t first = qcow2_cluster_index(q, run->offset), refcount = 0;
     uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
 
+    CO_ASSERT_HELD(&q->lock);
     if (run->compressed) {
-        return true; /* several may go that share it */
+        return true; /* all runs that share its clusters may be about to be freed */
     }
     for (uint64_t i = first; i <= last && refcount != 1; i++) {
         if (qcow2_co_refcount_get_locked(q, i, &refcount) < 0) {

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Finding where guest bytes lie: L1 table -> slice of an L2 table -> runs of like clusters. */
+#include "qcow2/table/map.h"
+
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/cleanup.h"
 #include "qcow2/table/verdict.h"
-#include "qcow2/image.h"
 #include "qcow2/table/alloc.h"
-#include "qcow2/table/map.h"
 
 /* Whether a host offset of 0 means "at the beginning of the data file" rather than "nowhere". */
 static bool has_place(const struct qcow2 *q, uint64_t entry)
@@ -15,7 +14,7 @@ static bool has_place(const struct qcow2 *q, uint64_t entry)
     return (entry & ENTRY_OFFSET_MASK) != 0 || (q->has_data_file && (entry & ENTRY_COPIED));
 }
 
-/* The zero flag of the entry itself means nothing here, and is not looked at. */
+/* With extended entries the zero flag of the entry is reserved, and ignored. */
 static int decode_subcluster(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
                              enum cluster_type *ret_type)
 {
@@ -76,12 +75,15 @@ bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_off
     return *ret_offset != 0 && !q->has_data_file;
 }
 
-static bool is_placed(enum cluster_type type)
+static bool has_host_offset(enum cluster_type type)
 {
     return type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC;
 }
 
-/* How many subclusters after the first are alike; `unit` counts them from the beginning of the cluster at `index`. */
+/*
+ * Number of contiguous subclusters, at most `wanted`, that are mapped as `run` is. The first one is
+ * subcluster `unit`, counted from the beginning of the cluster at `index`.
+ */
 static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned index,
                             uint64_t unit, uint64_t wanted, const struct qcow2_run *run)
 {
@@ -103,7 +105,7 @@ static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned
                                (unsigned)((unit + n) & ((1u << per_cluster_bits) - 1)), &type,
                                &host) < 0 ||
             type != run->type || ((entry & ENTRY_COPIED) != 0) != run->copied ||
-            (is_placed(type) && host != run->host + (cluster << q->cluster_bits)) ||
+            (has_host_offset(type) && host != run->host + (cluster << q->cluster_bits)) ||
             (type == CLUSTER_COMPRESSED && cluster != 0)) {
             break;
         }
@@ -111,7 +113,7 @@ static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned
     return n;
 }
 
-/* -EIO if the first entry breaks the specification. */
+/* -EIO if the first entry violates the specification. */
 static int run_from_slice(struct qcow2 *q, struct cache_entry *slice, unsigned index,
                           uint64_t in_cluster, uint64_t length, struct qcow2_run *ret)
 {
@@ -128,7 +130,7 @@ static int run_from_slice(struct qcow2 *q, struct cache_entry *slice, unsigned i
     ret->copied = entry & ENTRY_COPIED;
     unit += count_alike(q, slice, index, unit, wanted, ret);
     ret->length = MIN((unit << q->subcluster_bits) - in_cluster, length);
-    if (is_placed(ret->type)) {
+    if (has_host_offset(ret->type)) {
         ret->host += in_cluster;
     }
     return 0;
@@ -145,15 +147,15 @@ static uint64_t slice_of(const struct qcow2 *q, uint64_t table, uint64_t offset,
     return table + ((index >> slice_bits) << q->caches.l2.entry_bits);
 }
 
-static int co_unaligned_table(struct qcow2 *q, uint64_t l1_index, uint64_t table)
+static int unaligned_l2_table(struct qcow2 *q, uint64_t l1_index, uint64_t table)
 {
     return qcow2_corrupt(q, "L2 table offset %#llx unaligned (L1 index: %#llx)",
                          (unsigned long long)table, (unsigned long long)l1_index);
 }
 
-enum purpose { TO_READ, TO_WRITE, TO_DROP };
+enum map_purpose { MAP_TO_READ, MAP_TO_WRITE, MAP_TOLERATING_CORRUPTION };
 
-static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum purpose purpose,
+static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_purpose purpose,
                   struct qcow2_run *ret)
 {
     uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
@@ -176,43 +178,45 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum purpos
         return 0;
     }
     if (!is_aligned(table, q->cluster_size)) {
-        return co_unaligned_table(q, l1_index, table);
+        return unaligned_l2_table(q, l1_index, table);
     }
     r = cache_co_get(&q->caches.l2, slice_of(q, table, offset, &index), &slice);
     if (r < 0) {
         return r;
     }
     r = run_from_slice(q, slice, index, offset & (q->cluster_size - 1), length, ret);
-    if (r < 0 && purpose == TO_DROP) {
+    if (r < 0 && purpose == MAP_TOLERATING_CORRUPTION) {
         uint64_t rest = q->cluster_size - (offset & (q->cluster_size - 1));
 
         *ret = (struct qcow2_run){.type = CLUSTER_NORMAL, .length = MIN(length, rest)};
         r = 0;
     } else if (r < 0) {
-        r = qcow2_corrupt_entry(q, slice, index, offset, purpose == TO_WRITE);
+        r = qcow2_corrupt_entry(q, slice, index, offset, purpose == MAP_TO_WRITE);
     }
     cache_put(slice);
     return r;
 }
 
-int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+int qcow2_co_map(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret_run)
 {
-    return co_map(q, offset, length, TO_READ, ret);
+    return co_map(q, offset, length, MAP_TO_READ, ret_run);
 }
 
-int qcow2_co_map_to_write(struct qcow2 *q, uint64_t offset, uint64_t length, struct qcow2_run *ret)
+int qcow2_co_map_to_write(struct qcow2 *q, uint64_t offset, uint64_t length,
+                          struct qcow2_run *ret_run)
 {
-    return co_map(q, offset, length, TO_WRITE, ret);
+    return co_map(q, offset, length, MAP_TO_WRITE, ret_run);
 }
 
 int qcow2_co_map_tolerating_corruption(struct qcow2 *q, uint64_t offset, uint64_t length,
-                                       struct qcow2_run *ret)
+                                       struct qcow2_run *ret_run)
 {
-    return co_map(q, offset, length, TO_DROP, ret);
+    return co_map(q, offset, length, MAP_TOLERATING_CORRUPTION, ret_run);
 }
 
 void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entry)
 {
+    CO_ASSERT_HELD(&q->lock);
     qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, &entry, 1);
     atomic_store_explicit(&q->l1.entries[l1_index], entry, memory_order_relaxed);
     if (!q->l1.dirty[l1_index * 8 / SECTOR_SIZE]) {
@@ -221,19 +225,20 @@ void qcow2_set_l1_entry_locked(struct qcow2 *q, uint64_t l1_index, uint64_t entr
     }
 }
 
-/* A cluster of zeroes for an L2 table; nothing refers to it yet. */
+/* Allocate a cluster of zeroes for an L2 table. Nothing references it yet. */
 static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
 {
     uint64_t table;
     bool fresh;
     int r = qcow2_co_alloc_one_locked(q, "L2 table", &table, &fresh);
 
+    CO_ASSERT_HELD(&q->lock);
     if (r < 0) {
         return r;
     }
     /*
-     * Slices that stay clean are never written: what is there must not show. Nor may the L1 entry point beyond
-     * the end of the file, so a fresh table is zeroed too.
+     * Slices that stay clean are never written, so old contents would show. A fresh cluster is zeroed
+     * as well, since the L1 entry must not point beyond the end of the file.
      */
     block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_WRITE);
     r = block_co_write_zeroes(q->node->file, table, q->cluster_size, 0);
@@ -248,23 +253,25 @@ static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
     return 0;
 }
 
-/* Makes the table for an empty L1 entry: in memory at once, on disk by the next commit. */
+/* Make the table for an empty L1 entry, which changes in memory now and on disk at the next commit. */
 static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret_table)
 {
     int r = co_alloc_table_locked(q, ret_table);
 
+    CO_ASSERT_HELD(&q->lock);
     if (r == 0) {
         qcow2_set_l1_entry_locked(q, l1_index, *ret_table | ENTRY_COPIED);
     }
     return r;
 }
 
-/* The table at `from`, as the cache has it, into a buffer of one cluster. */
+/* Copy the table at file offset `from`, as it is in the cache, into a buffer of one cluster. */
 static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
 {
     unsigned words = (unsigned)(q->caches.l2.entry_size / 8);
     int r = 0;
 
+    CO_ASSERT_HELD(&q->lock);
     for (uint64_t at = 0; at < q->cluster_size && r == 0; at += q->caches.l2.entry_size) {
         struct cache_entry *slice;
 
@@ -280,9 +287,10 @@ static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
 }
 
 /*
- * A table that a snapshot shares is copied before it changes. Refcounts of what it maps count every L1 table that leads
- * there, so they stay as they are. The copy is written at once: a commit syncs before it writes L1 entries, but writes
- * L2 slices together with them, and data that was flushed long ago hangs on this table.
+ * Copy a table that a snapshot shares before it changes. The refcounts of the clusters that it maps
+ * count every L1 table that leads to them, so they do not change. The copy is written now: a commit
+ * writes L2 slices and L1 entries without a sync between them, so the new L1 entry could become
+ * stable before the table, which maps data that was flushed long ago.
  */
 static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *table)
 {
@@ -291,12 +299,13 @@ static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ta
     bool fresh;
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     if (!contents) {
         return -ENOMEM;
     }
     block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_COW_READ);
     r = co_gather_table_locked(q, old, contents);
-    r = r < 0 ? r : qcow2_co_alloc_one_locked(q, "L2 table", &new, &fresh);
+    UNLESS_FAILED(r, qcow2_co_alloc_one_locked(q, "L2 table", &new, &fresh));
     if (r < 0) {
         return r;
     }
@@ -314,7 +323,7 @@ static int co_copy_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ta
     return qcow2_free_later_locked(q, old, q->cluster_size, false, QCOW2_FREED_BY_OTHER);
 }
 
-int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret,
+int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret_slice,
                              unsigned *ret_index)
 {
     uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
@@ -322,13 +331,14 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
     bool fresh;
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     if (l1_index >= q->l1.size) {
         return qcow2_corrupt(q, "L1 table too small (entries: %u)", q->l1.size);
     }
     entry = atomic_load_explicit(&q->l1.entries[l1_index], memory_order_relaxed);
     table = entry & ENTRY_OFFSET_MASK;
     if (!is_aligned(table, q->cluster_size)) {
-        return co_unaligned_table(q, l1_index, table);
+        return unaligned_l2_table(q, l1_index, table);
     }
     fresh = table == 0;
     if (!fresh && (entry & ENTRY_COPIED) &&
@@ -344,6 +354,6 @@ int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entr
         }
     }
     slice = slice_of(q, table, offset, ret_index);
-    return fresh ? cache_co_get_zeroed(&q->caches.l2, slice, ret)
-                 : cache_co_get(&q->caches.l2, slice, ret);
+    return fresh ? cache_co_get_zeroed(&q->caches.l2, slice, ret_slice)
+                 : cache_co_get(&q->caches.l2, slice, ret_slice);
 }

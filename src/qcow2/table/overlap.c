@@ -10,8 +10,11 @@
 /* --- the set ------------------------------------------------------------------------------------- */
 
 /*
- * Open addressing. A slot is 0, or  | 1 | cluster index (47 bits) | kinds (16 bits) |; one without kinds is as good as
- * gone. What an entry can't address needs no guard.
+ * Open addressing. A slot is 0 if empty, or
+ *
+ *   | 1 (1 bit) | cluster index (47 bits) | kinds (16 bits) |
+ *
+ * A slot without kinds stands for no cluster. Clusters that no table entry can address are not guarded.
  */
 #define SLOT_USED (1ULL << 63)
 #define SLOT_KIND_BITS 16
@@ -20,7 +23,7 @@
 #define SLOTS_MIN 256
 
 struct overlap_set {
-    struct overlap_set *before; /* the one that it replaced */
+    struct overlap_set *before; /* the set that this one replaced */
     uint64_t mask;              /* slots, a power of two, minus 1 */
     uint64_t used;
     _Atomic uint64_t slots[];
@@ -31,14 +34,14 @@ static uint64_t key_of(uint64_t cluster)
     return SLOT_USED | cluster << SLOT_KIND_BITS;
 }
 
-/* The slot of a cluster, or the empty one where it would be. */
-static _Atomic uint64_t *find(struct overlap_set *s, uint64_t cluster, uint64_t *ret)
+/* The slot of a cluster, or the empty one that it would take. *ret_slot: its contents. */
+static _Atomic uint64_t *find_slot(struct overlap_set *s, uint64_t cluster, uint64_t *ret_slot)
 {
     uint64_t h = cluster * 0x9e3779b97f4a7c15ULL, key = key_of(cluster);
 
     for (uint64_t i = h >> 20 & s->mask;; i = (i + 1) & s->mask) {
-        *ret = atomic_load_explicit(&s->slots[i], memory_order_relaxed);
-        if (*ret == 0 || (*ret & ~SLOT_KINDS) == key) {
+        *ret_slot = atomic_load_explicit(&s->slots[i], memory_order_relaxed);
+        if (*ret_slot == 0 || (*ret_slot & ~SLOT_KINDS) == key) {
             return &s->slots[i];
         }
     }
@@ -55,23 +58,23 @@ static unsigned kinds_of(const struct qcow2 *q, uint64_t cluster)
     uint64_t slot = 0;
 
     if (s && cluster < CLUSTER_MAX) {
-        (void)find(s, cluster, &slot);
+        (void)find_slot(s, cluster, &slot);
     }
     return (unsigned)(slot & SLOT_KINDS);
 }
 
-static void put(struct overlap_set *s, uint64_t cluster, unsigned kinds)
+static void set_kinds(struct overlap_set *s, uint64_t cluster, unsigned kinds)
 {
     uint64_t slot;
-    _Atomic uint64_t *place = find(s, cluster, &slot);
+    _Atomic uint64_t *place = find_slot(s, cluster, &slot);
 
     s->used += slot == 0;
     atomic_store_explicit(place, key_of(cluster) | (slot & SLOT_KINDS) | kinds,
                           memory_order_relaxed);
 }
 
-/* Twice as large, without what is gone. False if out of memory. */
-static bool grow(struct qcow2 *q)
+/* Replace the set by one of twice the size, without unused slots. False if out of memory. */
+static bool grow_set(struct qcow2 *q)
 {
     struct overlap_set *s = current_set(q);
     uint64_t slots = s ? (s->mask + 1) * 2 : SLOTS_MIN;
@@ -86,17 +89,17 @@ static bool grow(struct qcow2 *q)
         uint64_t slot = atomic_load_explicit(&s->slots[i], memory_order_relaxed);
 
         if (slot & SLOT_KINDS) {
-            put(larger, (slot & ~SLOT_USED) >> SLOT_KIND_BITS, (unsigned)(slot & SLOT_KINDS));
+            set_kinds(larger, (slot & ~SLOT_USED) >> SLOT_KIND_BITS, (unsigned)(slot & SLOT_KINDS));
         }
     }
     atomic_store_explicit(&q->guard.set, larger, memory_order_release);
     return true;
 }
 
-static void clear(struct qcow2 *q, uint64_t cluster, unsigned kind)
+static void clear_kind(struct qcow2 *q, uint64_t cluster, unsigned kind)
 {
     uint64_t slot;
-    _Atomic uint64_t *place = find(current_set(q), cluster, &slot);
+    _Atomic uint64_t *place = find_slot(current_set(q), cluster, &slot);
 
     atomic_store_explicit(place, slot & ~(uint64_t)OVERLAP_BIT(kind), memory_order_relaxed);
 }
@@ -119,6 +122,7 @@ void qcow2_overlap_note_locked(struct qcow2 *q, enum overlap_kind kind, uint64_t
 {
     uint64_t first = qcow2_cluster_index(q, offset), last;
 
+    CO_ASSERT_HELD(&q->lock);
     if (!current_set(q) || !(q->guard.kinds & OVERLAP_BIT(kind)) || length == 0 ||
         offset + length < offset) {
         return;
@@ -127,19 +131,20 @@ void qcow2_overlap_note_locked(struct qcow2 *q, enum overlap_kind kind, uint64_t
     for (uint64_t i = first; i <= last; i++) {
         struct overlap_set *s = current_set(q);
 
-        if (s->used * 2 > s->mask && !grow(q)) {
+        if (s->used * 2 > s->mask && !grow_set(q)) {
             return;
         }
-        put(current_set(q), i, OVERLAP_BIT(kind));
+        set_kinds(current_set(q), i, OVERLAP_BIT(kind));
     }
 }
 
-/* L1 tables of snapshots are together no longer than the file, unless they lie upon each other. */
+/* Snapshots' L1 tables have at most the size of the file in total, unless they overlap. */
 static void note_inactive_l1_locked(struct qcow2 *q)
 {
     uint64_t left = block_edge_size(q->node->file);
     const struct qcow2_snapshot *s;
 
+    CO_ASSERT_HELD(&q->lock);
     LIST_FOREACH (s, &q->snapshots.list, link) {
         uint64_t bytes = (uint64_t)s->l1_size * 8;
 
@@ -152,6 +157,7 @@ static void note_inactive_l1_locked(struct qcow2 *q)
 
 void qcow2_overlap_note_header_locked(struct qcow2 *q)
 {
+    CO_ASSERT_HELD(&q->lock);
     qcow2_overlap_note_locked(q, OVERLAP_MAIN_HEADER, 0, q->cluster_size);
     qcow2_overlap_note_locked(q, OVERLAP_ACTIVE_L1, q->l1.offset, (uint64_t)q->l1.size * 8);
     qcow2_overlap_note_locked(q, OVERLAP_REFCOUNT_TABLE, q->reftable.offset,
@@ -165,6 +171,7 @@ void qcow2_overlap_note_header_locked(struct qcow2 *q)
 void qcow2_overlap_note_tables_locked(struct qcow2 *q, enum overlap_kind kind, const uint64_t *l1,
                                       uint32_t entries)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (uint32_t i = 0; i < entries; i++) {
         uint64_t table = l1[i] & ENTRY_OFFSET_MASK;
 
@@ -176,6 +183,7 @@ void qcow2_overlap_note_tables_locked(struct qcow2 *q, enum overlap_kind kind, c
 
 void qcow2_overlap_note_refblocks_locked(struct qcow2 *q)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (uint32_t i = 0; i < q->reftable.size; i++) {
         uint64_t block = q->reftable.entries[i] & REFTABLE_OFFSET_MASK;
 
@@ -187,6 +195,7 @@ void qcow2_overlap_note_refblocks_locked(struct qcow2 *q)
 
 static void note_active_l2_locked(struct qcow2 *q)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (uint32_t i = 0; i < q->l1.size; i++) {
         uint64_t entry = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
 
@@ -196,12 +205,13 @@ static void note_active_l2_locked(struct qcow2 *q)
 
 /* --- L2 tables of snapshots: on disk only -------------------------------------------------------- */
 
-/* Notes them all (`ret` NULL), or finds out whether `cluster` is one of them. */
-static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *ret)
+/* Note all of them (`ret_is_one` NULL), or find out whether `cluster` is one of them. */
+static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *ret_is_one)
 {
     uint64_t left = block_edge_size(q->node->file);
     const struct qcow2_snapshot *s;
 
+    CO_ASSERT_HELD(&q->lock);
     LIST_FOREACH (s, &q->snapshots.list, link) {
         uint64_t *l1 = NULL;
         int r = qcow2_check_snapshot_l1(q, s, NULL);
@@ -209,18 +219,18 @@ static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *
         if (r >= 0 && (uint64_t)s->l1_size * 8 > left) {
             r = -EINVAL;
         }
-        r = r < 0 ? r : qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1);
+        UNLESS_FAILED(r, qcow2_co_read_l1(q, s->l1_offset, s->l1_size, &l1));
         if (r < 0) {
             return r;
         }
         left -= (uint64_t)s->l1_size * 8;
-        if (!ret) {
+        if (!ret_is_one) {
             qcow2_overlap_note_tables_locked(q, OVERLAP_INACTIVE_L2, l1, s->l1_size);
         }
-        for (uint32_t i = 0; ret && i < s->l1_size && !*ret; i++) {
+        for (uint32_t i = 0; ret_is_one && i < s->l1_size && !*ret_is_one; i++) {
             uint64_t table = l1[i] & ENTRY_OFFSET_MASK;
 
-            *ret = table != 0 && qcow2_cluster_index(q, table) == cluster;
+            *ret_is_one = table != 0 && qcow2_cluster_index(q, table) == cluster;
         }
         free(l1);
     }
@@ -234,7 +244,7 @@ int qcow2_co_overlap_init(struct qcow2 *q)
     if (q->read_only || q->guard.kinds == 0) {
         return 0;
     }
-    if (!grow(q)) {
+    if (!grow_set(q)) {
         return -ENOMEM;
     }
     co_mutex_lock(&q->lock);
@@ -292,9 +302,10 @@ static bool is_inactive_l1(const struct qcow2 *q, uint64_t cluster)
     return false;
 }
 
-/* Whether the tables say what the set says. */
-static int co_is_true_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kind kind, bool *ret)
+/* Whether the cluster is of the kind that the set says, according to the tables. */
+static int co_is_kind_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kind kind, bool *ret)
 {
+    CO_ASSERT_HELD(&q->lock);
     *ret = false;
     switch (kind) {
     case OVERLAP_MAIN_HEADER:
@@ -329,10 +340,11 @@ static int co_is_true_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kin
     return 0;
 }
 
-/* The first of `kinds` that the cluster is, OVERLAP_KINDS if none; what is no longer true is forgotten. */
+/* The first of `kinds` that the cluster is, else OVERLAP_KINDS. Stale kinds are removed from the set. */
 static int co_find_kind_locked(struct qcow2 *q, uint64_t cluster, unsigned kinds,
-                               enum overlap_kind *ret)
+                               enum overlap_kind *ret_kind)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (unsigned kind = 0; kind < OVERLAP_KINDS; kind++) {
         bool is_true = false;
         int r;
@@ -340,14 +352,14 @@ static int co_find_kind_locked(struct qcow2 *q, uint64_t cluster, unsigned kinds
         if (!(kinds & OVERLAP_BIT(kind))) {
             continue;
         }
-        r = co_is_true_locked(q, cluster, (enum overlap_kind)kind, &is_true);
+        r = co_is_kind_locked(q, cluster, (enum overlap_kind)kind, &is_true);
         if (r < 0 || is_true) {
-            *ret = (enum overlap_kind)kind;
+            *ret_kind = (enum overlap_kind)kind;
             return r;
         }
-        clear(q, cluster, kind);
+        clear_kind(q, cluster, kind);
     }
-    *ret = OVERLAP_KINDS;
+    *ret_kind = OVERLAP_KINDS;
     return 0;
 }
 
@@ -357,6 +369,7 @@ bool qcow2_co_overlap_hits_locked(struct qcow2 *q, uint64_t offset)
     unsigned kinds = kinds_of(q, cluster);
     enum overlap_kind kind = OVERLAP_KINDS;
 
+    CO_ASSERT_HELD(&q->lock);
     return kinds && (co_find_kind_locked(q, cluster, kinds, &kind) < 0 || kind != OVERLAP_KINDS);
 }
 
@@ -370,6 +383,7 @@ static int co_check_cluster_locked(struct qcow2 *q, uint64_t cluster, unsigned k
     enum overlap_kind kind = OVERLAP_KINDS;
     int r = co_find_kind_locked(q, cluster, kinds, &kind);
 
+    CO_ASSERT_HELD(&q->lock);
     if (r < 0 || kind == OVERLAP_KINDS) {
         return r;
     }
@@ -395,6 +409,7 @@ int qcow2_co_overlap_check_locked(struct qcow2 *q, uint64_t offset, uint64_t len
     uint64_t last = qcow2_cluster_index(q, offset + length - 1);
     int r = q->guard.unreadable;
 
+    CO_ASSERT_HELD(&q->lock);
     q->guard.refused = q->guard.refused || r < 0;
     for (uint64_t i = qcow2_cluster_index(q, offset); i <= last && r == 0; i++) {
         unsigned kinds = kinds_of(q, i) & ~ignore;

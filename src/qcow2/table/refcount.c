@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Refcounts: table -> block -> count, for every width from 1 to 64 bits. */
+#include "qcow2/table/refcount.h"
+
 #include <errno.h>
 
 #include "base/byteorder.h"
 #include "qcow2/table/verdict.h"
-#include "qcow2/image.h"
 #include "qcow2/table/refcount.h"
 
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index)
@@ -21,7 +21,7 @@ uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index)
     case 6:
         return load_be64(p + index * 8);
     default: {
-        /* Widths below a byte: the first count is in the low bits. */
+        /* Widths below a byte: the first refcount is in the low bits. */
         unsigned bits = 1u << order, per_byte = 8 / bits;
 
         return (p[index / per_byte] >> (index % per_byte * bits)) & ((1u << bits) - 1);
@@ -57,19 +57,20 @@ void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t 
 }
 
 /*
- * The slice with the refcount of `cluster`, pinned; *ret_index in it. *ret is NULL when there is no
- * refcount block: all its counts are 0.
+ * The slice with the refcount of `cluster`, pinned, and the refcount's index in the slice. *ret_slice
+ * is NULL if there is no refcount block: all its counts are 0.
  */
-static int co_slice_locked(struct qcow2 *q, uint64_t cluster, struct cache_entry **ret,
-                           uint64_t *ret_index)
+static int co_refcount_slice_locked(struct qcow2 *q, uint64_t cluster,
+                                    struct cache_entry **ret_slice, uint64_t *ret_index)
 {
     uint64_t table_index = cluster >> q->refcounts.block_bits;
     uint64_t in_block = cluster & ((1ULL << q->refcounts.block_bits) - 1);
-    /* Refcounts in a slice: its bits over the width. */
+    /* log2 of refcounts per slice. */
     unsigned slice_bits = q->caches.refcounts.entry_bits + 3 - q->refcounts.order;
     uint64_t block;
 
-    *ret = NULL;
+    CO_ASSERT_HELD(&q->lock);
+    *ret_slice = NULL;
     *ret_index = in_block & ((1ULL << slice_bits) - 1);
     if (table_index >= q->reftable.size) {
         return 0;
@@ -83,21 +84,22 @@ static int co_slice_locked(struct qcow2 *q, uint64_t cluster, struct cache_entry
                              (unsigned long long)block, (unsigned long long)table_index);
     }
     return cache_co_get(&q->caches.refcounts,
-                        block + ((in_block >> slice_bits) << q->caches.refcounts.entry_bits), ret);
+                        block + ((in_block >> slice_bits) << q->caches.refcounts.entry_bits),
+                        ret_slice);
 }
 
-int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret)
+int qcow2_co_refcount_get_locked(struct qcow2 *q, uint64_t cluster, uint64_t *ret_refcount)
 {
     struct cache_entry *slice;
     uint64_t index;
-    int r = co_slice_locked(q, cluster, &slice, &index);
+    int r = co_refcount_slice_locked(q, cluster, &slice, &index);
 
     if (r < 0) {
         return r;
     }
-    *ret = 0;
+    *ret_refcount = 0;
     if (slice) {
-        *ret = qcow2_refcount_load((const void *)slice->data, q->refcounts.order, index);
+        *ret_refcount = qcow2_refcount_load((const void *)slice->data, q->refcounts.order, index);
         cache_put(slice);
     }
     return 0;
@@ -109,7 +111,7 @@ int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, 
     uint64_t per_slice = 1ULL << (q->caches.refcounts.entry_bits + 3 - q->refcounts.order);
     struct cache_entry *slice;
     uint64_t index;
-    int r = co_slice_locked(q, first, &slice, &index);
+    int r = co_refcount_slice_locked(q, first, &slice, &index);
 
     if (r < 0) {
         return r;
@@ -125,7 +127,7 @@ int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, 
     return 0;
 }
 
-/* One slice's part of [first, first + count): checks all, then stores all. *ret_done: how many it held. */
+/* The part of [first, first + count) in the first slice, *ret_done clusters: all change, or none. */
 static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta,
                                   uint64_t *ret_done)
 {
@@ -137,14 +139,14 @@ static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t coun
     if (delta > 0) {
         block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC);
     }
-    /* Of the load for an update; it finds the slice in the cache, where the search for free clusters has put it. */
+    /* For blkdebug: mostly the search for free clusters has cached the slice already. */
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_LOAD);
-    r = co_slice_locked(q, first, &slice, &index);
+    r = co_refcount_slice_locked(q, first, &slice, &index);
     if (r < 0) {
         return r;
     }
     if (!slice && delta > 0) {
-        /* One more reference to what can't be counted, or not yet: nothing is changed by it. What is wrong a check tells. */
+        /* A reference to a cluster that is not counted: refused, so nothing is damaged further. */
         return first >> q->refcounts.block_bits < REFTABLE_BYTES_MAX / 8 ? -EAGAIN : -EFBIG;
     }
     if (!slice) {
