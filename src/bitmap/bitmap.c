@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Dirty bitmaps: bytes of a disk to bits of a tree (tree.h) and back. */
+/* Dirty bitmaps: translate between bytes of a disk and bits of a tree (tree.h). */
 #include "bitmap/bitmap.h"
 
 #include <assert.h>
@@ -9,15 +9,19 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/error.h"
 #include "bitmap/tree.h"
 
 struct dirty_bitmap {
-    struct bit_tree tree; /* one bit per granule */
-    uint64_t size;        /* of the disk, bytes */
-    unsigned shift;       /* log2 of the granularity */
+    /* one bit per granule */
+    struct bit_tree tree;
+    /* of the disk, in bytes */
+    uint64_t size;
+    /* log2 of the granularity */
+    unsigned shift;
 };
 
-/* Granules that hold `size` bytes. */
+/* How many granules contain `size` bytes. */
 static uint64_t granules_of(uint64_t size, unsigned shift)
 {
     return (size >> shift) + ((size & ((1ull << shift) - 1)) != 0);
@@ -74,7 +78,7 @@ void dirty_bitmap_set_memory_limit(struct dirty_bitmap *b, size_t bytes)
     b->tree.memory_limit = bytes;
 }
 
-/* ---- set and clear ---- */
+/* --- set and clear */
 
 void dirty_bitmap_set(struct dirty_bitmap *b, uint64_t offset, uint64_t length)
 {
@@ -100,7 +104,7 @@ void dirty_bitmap_clear_all(struct dirty_bitmap *b)
     bit_tree_clear(&b->tree, 0, b->tree.bits);
 }
 
-/* ---- look ---- */
+/* --- read */
 
 bool dirty_bitmap_get(const struct dirty_bitmap *b, uint64_t offset)
 {
@@ -135,7 +139,7 @@ bool dirty_bitmap_next_dirty(const struct dirty_bitmap *b, uint64_t offset, uint
     if (first == end_bit) {
         return false;
     }
-    /* From the next bit on: this one has been seen set, even if it is being cleared. */
+    /* From the next bit on: this one was set when it was found, even if a clear is in progress. */
     after = bit_tree_find_clear(&b->tree, first + 1, end_bit);
     *ret_offset = MAX(first << b->shift, offset);
     *ret_length = MIN(after << b->shift, end) - *ret_offset;
@@ -159,7 +163,7 @@ bool dirty_bitmap_status(const struct dirty_bitmap *b, uint64_t offset, uint64_t
     return dirty;
 }
 
-/* ---- whole bitmaps ---- */
+/* --- whole bitmaps */
 
 int dirty_bitmap_merge(struct dirty_bitmap *dest, const struct dirty_bitmap *src)
 {
@@ -178,7 +182,7 @@ int dirty_bitmap_merge(struct dirty_bitmap *dest, const struct dirty_bitmap *src
         int set_r = bit_tree_set(&dest->tree, offset >> dest->shift,
                                  granules_of(offset + length, dest->shift));
 
-        r = r ? r : set_r;
+        r = error_first(r, set_r);
         offset += length;
     }
     return r;
@@ -229,7 +233,7 @@ int dirty_bitmap_resize(struct dirty_bitmap *b, uint64_t new_size)
     return r;
 }
 
-/* ---- serialised form ---- */
+/* --- serialized form */
 
 bool dirty_bitmap_serialize(const struct dirty_bitmap *b, uint64_t first, uint8_t *buf, size_t size)
 {
@@ -278,7 +282,7 @@ int dirty_bitmap_deserialize(struct dirty_bitmap *b, uint64_t first, const uint8
         }
         merge_r = bit_tree_merge_words(&b->tree, chunk,
                                        MIN(chunk + BIT_TREE_CHUNK_BITS, b->tree.bits), words);
-        r = r ? r : merge_r;
+        r = error_first(r, merge_r);
         first += n * 8;
         buf += n;
         size -= n;

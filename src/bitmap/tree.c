@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bit trees and how they change: nodes, summaries, set, clear. */
+/* Changes of bit trees: allocation, summaries, set, clear. */
 #include "bitmap/tree_node.h"
 
 #include <assert.h>
@@ -7,11 +7,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/error.h"
+
 struct bit_tree_node bit_tree_all_set;
 
-/* ---- nodes ---- */
+/* --- nodes */
 
-static struct bit_tree_node *node_new(struct bit_tree *t)
+static struct bit_tree_node *tree_node_new(struct bit_tree *t)
 {
     struct bit_tree_node *node = NULL;
     size_t before = atomic_fetch_add(&t->memory, sizeof(*node));
@@ -27,7 +29,7 @@ static struct bit_tree_node *node_new(struct bit_tree *t)
     return node;
 }
 
-static void node_free(struct bit_tree *t, struct bit_tree_node *node)
+static void tree_node_free(struct bit_tree *t, struct bit_tree_node *node)
 {
     if (node && node != ALL_SET) {
         atomic_fetch_sub(&t->memory, sizeof(*node));
@@ -35,10 +37,11 @@ static void node_free(struct bit_tree *t, struct bit_tree_node *node)
     }
 }
 
-/* A node at `level` from bit `base` on that says what ALL_SET does there. */
-static struct bit_tree_node *node_new_all_set(struct bit_tree *t, unsigned level, uint64_t base)
+/* A node at `level`, beginning with bit `base`, that has the same bits as ALL_SET there. */
+static struct bit_tree_node *tree_node_new_all_set(struct bit_tree *t, unsigned level,
+                                                   uint64_t base)
 {
-    struct bit_tree_node *node = node_new(t);
+    struct bit_tree_node *node = tree_node_new(t);
 
     for (unsigned i = 0; node && i < ENTRIES; i++) {
         if (base + i * entry_span(level) >= t->bits) {
@@ -54,15 +57,18 @@ static struct bit_tree_node *node_new_all_set(struct bit_tree *t, unsigned level
     return node;
 }
 
-/* Put `node` where `expected` is. Returns what is there afterwards; the loser's node is freed. */
-static struct bit_tree_node *node_install(struct bit_tree *t, node_slot *slot,
-                                          struct bit_tree_node *expected,
-                                          struct bit_tree_node *node)
+/*
+ * Replace `expected` by `node` in a slot. If another thread was faster, free `node`. Returns the
+ * slot.
+ */
+static struct bit_tree_node *tree_node_install(struct bit_tree *t, node_slot *slot,
+                                               struct bit_tree_node *expected,
+                                               struct bit_tree_node *node)
 {
     if (atomic_compare_exchange_strong(slot, &expected, node)) {
         return node;
     }
-    node_free(t, node);
+    tree_node_free(t, node);
     return expected;
 }
 
@@ -74,13 +80,13 @@ static void free_subtree(struct bit_tree *t, struct bit_tree_node *node, unsigne
     for (unsigned i = 0; level > 0 && i < ENTRIES; i++) {
         free_subtree(t, load_slot(&node->child[i]), level - 1);
     }
-    node_free(t, node);
+    tree_node_free(t, node);
 }
 
-/* ---- summaries ---- */
+/* --- summaries */
 
-/* Set summary bits that are not set yet. The entries have been changed already. */
-static inline void mark(struct bit_tree_node *node, unsigned summary_word, uint64_t mask)
+/* Set summary bits that are not set yet, after the change of their entries. */
+static inline void mark_entries(struct bit_tree_node *node, unsigned summary_word, uint64_t mask)
 {
     if ((atomic_load(&node->summary[summary_word]) & mask) != mask) {
         atomic_fetch_or(&node->summary[summary_word], mask);
@@ -107,10 +113,9 @@ static bool entry_is_empty(const struct bit_tree_node *node, unsigned level, uns
     return true;
 }
 
-/*
- * Clear the summary bits of entries that were seen empty, unless a look afterwards says otherwise.
- */
-static void unmark(struct bit_tree_node *node, unsigned level, unsigned summary_word, uint64_t mask)
+/* Clear the summary bits of entries that seem empty, and set them again if they are not. */
+static void unmark_entries(struct bit_tree_node *node, unsigned level, unsigned summary_word,
+                           uint64_t mask)
 {
     uint64_t restore = 0;
 
@@ -133,7 +138,7 @@ static void unmark(struct bit_tree_node *node, unsigned level, unsigned summary_
     atomic_fetch_sub(&node->clears, CLEARS_END);
 }
 
-/* ---- set ---- */
+/* --- set */
 
 static void count_bits(struct bit_tree *t, int64_t change)
 {
@@ -143,11 +148,11 @@ static void count_bits(struct bit_tree *t, int64_t change)
 }
 
 /*
- * Whether the bits `mask` of the word that holds `bit` are set and every summary says so. Looks
- * from the leaf upwards, as a setter sets: only then does a summary bit seen set mean that its
- * clearer will see the word.
+ * Whether the bits `mask` of the word that contains `bit` are set, and all summary bits above.
+ * Reads from the leaf upwards, in the order in which they are set: only then does a set summary bit
+ * mean that a clear of it will see the word.
  */
-static bool already_set(const struct bit_tree *t, uint64_t bit, uint64_t mask)
+static bool is_already_set(const struct bit_tree *t, uint64_t bit, uint64_t mask)
 {
     const struct bit_tree_node *path[HEIGHT_MAX + 1];
     const struct bit_tree_node *node = load_slot(&t->root);
@@ -176,7 +181,9 @@ static bool already_set(const struct bit_tree *t, uint64_t bit, uint64_t mask)
     return true;
 }
 
-/* Set [first, end), or of that the bits in `words` (words[0] is the word of `first`), in a leaf. */
+/*
+ * Set [first, end) in a leaf; with `words`, only bits set there (words[0] is the word of `first`).
+ */
 static void set_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64_t base,
                         uint64_t first, uint64_t end, const uint64_t *words)
 {
@@ -200,7 +207,7 @@ static void set_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64_t
             marks |= entry_mask(i);
         }
         if (i % 64 == 63 || i == last) {
-            mark(leaf, i / 64, marks);
+            mark_entries(leaf, i / 64, marks);
             marks = 0;
         }
     }
@@ -208,11 +215,11 @@ static void set_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64_t
 }
 
 /*
- * The node at `level` for [first, end), made if there is none; or ALL_SET. -ENOMEM as told in the
- * header.
+ * The node in a slot, at `level`; a new one if there is none; or ALL_SET, also if the whole node is
+ * set. Returns as bit_tree_set().
  */
-static int node_for_set(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
-                        bool whole, struct bit_tree_node **ret_node)
+static int tree_node_for_set(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
+                             bool whole, struct bit_tree_node **ret_node)
 {
     struct bit_tree_node *expected = load_slot(slot);
     struct bit_tree_node *node = ALL_SET;
@@ -220,10 +227,10 @@ static int node_for_set(struct bit_tree *t, node_slot *slot, unsigned level, uin
 
     while (!expected) {
         if (!whole) {
-            node = node_new(t);
+            node = tree_node_new(t);
         }
         if (node && node != ALL_SET) {
-            *ret_node = node_install(t, slot, NULL, node);
+            *ret_node = tree_node_install(t, slot, NULL, node);
             return 0;
         }
         if (atomic_compare_exchange_strong(slot, &expected, ALL_SET)) {
@@ -236,13 +243,13 @@ static int node_for_set(struct bit_tree *t, node_slot *slot, unsigned level, uin
     return r;
 }
 
-/* Set [first, end), all of it below `slot`, whose node is at `level` and begins with bit `base`. */
+/* Set [first, end) below `slot`, whose node is at `level` and begins with bit `base`. */
 static int set_below(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
                      uint64_t first, uint64_t end, const uint64_t *words)
 {
     bool whole = !words && first == base && end == MIN(base + node_span(level), t->bits);
     struct bit_tree_node *node;
-    int r = node_for_set(t, slot, level, base, whole, &node);
+    int r = tree_node_for_set(t, slot, level, base, whole, &node);
 
     if (!node || node == ALL_SET) {
         return r;
@@ -257,8 +264,8 @@ static int set_below(struct bit_tree *t, node_slot *slot, unsigned level, uint64
         int child_r = set_below(t, &node->child[i], level - 1,
                                 round_down(pos, node_span(level - 1)), pos, child_end, words);
 
-        mark(node, i / 64, entry_mask(i));
-        r = r ? r : child_r;
+        mark_entries(node, i / 64, entry_mask(i));
+        r = error_first(r, child_r);
         pos = child_end;
     }
     return r;
@@ -271,7 +278,7 @@ int bit_tree_set(struct bit_tree *t, uint64_t first, uint64_t end)
         return 0;
     }
     if (first / 64 == (end - 1) / 64 &&
-        already_set(t, first, word_mask(round_down(first, 64), 0, first, end))) {
+        is_already_set(t, first, word_mask(round_down(first, 64), 0, first, end))) {
         return 0;
     }
     return set_below(t, &t->root, t->height, 0, first, end, NULL);
@@ -289,7 +296,7 @@ int bit_tree_merge_words(struct bit_tree *t, uint64_t first, uint64_t end, const
     return any ? set_below(t, &t->root, t->height, 0, first, end, words) : 0;
 }
 
-/* ---- clear ---- */
+/* --- clear */
 
 static void clear_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64_t base,
                           uint64_t first, uint64_t end)
@@ -310,16 +317,17 @@ static void clear_in_leaf(struct bit_tree *t, struct bit_tree_node *leaf, uint64
             empty |= entry_mask(i);
         }
         if (i % 64 == 63 || i == last) {
-            unmark(leaf, 0, i / 64, empty);
+            unmark_entries(leaf, 0, i / 64, empty);
             empty = 0;
         }
     }
     count_bits(t, -removed);
 }
 
-/* The node of which [first, end) is to be cleared, or NULL if nothing is left to do there. */
-static struct bit_tree_node *node_for_clear(struct bit_tree *t, node_slot *slot, unsigned level,
-                                            uint64_t base, uint64_t first, uint64_t end)
+/* The node in which to clear [first, end); NULL if nothing has to be done, or can be, there. */
+static struct bit_tree_node *tree_node_for_clear(struct bit_tree *t, node_slot *slot,
+                                                 unsigned level, uint64_t base, uint64_t first,
+                                                 uint64_t end)
 {
     uint64_t span_end = MIN(base + node_span(level), t->bits);
     struct bit_tree_node *node = load_slot(slot);
@@ -331,12 +339,12 @@ static struct bit_tree_node *node_for_clear(struct bit_tree *t, node_slot *slot,
                 return NULL;
             }
         } else {
-            struct bit_tree_node *expanded = node_new_all_set(t, level, base);
+            struct bit_tree_node *expanded = tree_node_new_all_set(t, level, base);
 
             if (!expanded) {
                 return NULL;
             }
-            node = node_install(t, slot, ALL_SET, expanded);
+            node = tree_node_install(t, slot, ALL_SET, expanded);
         }
     }
     return node;
@@ -345,7 +353,7 @@ static struct bit_tree_node *node_for_clear(struct bit_tree *t, node_slot *slot,
 static void clear_below(struct bit_tree *t, node_slot *slot, unsigned level, uint64_t base,
                         uint64_t first, uint64_t end)
 {
-    struct bit_tree_node *node = node_for_clear(t, slot, level, base, first, end);
+    struct bit_tree_node *node = tree_node_for_clear(t, slot, level, base, first, end);
     unsigned last = entry_index(end - 1, level);
 
     if (!node) {
@@ -362,7 +370,7 @@ static void clear_below(struct bit_tree *t, node_slot *slot, unsigned level, uin
         clear_below(t, &node->child[i], level - 1, child_base, MAX(first, child_base),
                     MIN(end, child_base + entry_span(level)));
         if (entry_is_empty(node, level, i)) {
-            unmark(node, level, i / 64, entry_mask(i));
+            unmark_entries(node, level, i / 64, entry_mask(i));
         }
     }
 }
@@ -375,7 +383,7 @@ void bit_tree_clear(struct bit_tree *t, uint64_t first, uint64_t end)
     }
 }
 
-/* ---- the tree ---- */
+/* --- the tree */
 
 void bit_tree_init(struct bit_tree *t, uint64_t bits, size_t memory_limit)
 {

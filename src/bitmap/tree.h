@@ -1,26 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A sparse set of bit numbers that many threads may change and scan at one time without a lock;
- * what dirty bitmaps are made of. Private to this folder.
+ * A sparse set of bit numbers, which many threads may change and scan at the same time without a
+ * lock. Dirty bitmaps are made of it. Private to this folder.
  *
- * A radix tree. Every node has 512 entries and one summary bit for each of them; a leaf's entries
- * are words of 64 bits (so a leaf has 32768), a directory's entries are nodes:
+ * The set is a radix tree. Every node has 512 entries and one summary bit for each of them. The
+ * entries of a leaf are words of 64 bits (so a leaf has 32768 bits), those of a directory are
+ * nodes:
  *
  *   directory   summary 512 bits | 512 pointers        height, height - 1, ... 1
  *   leaf        summary 512 bits | 512 words           0
  *
- * A pointer is NULL (no bit set below), a node, or ALL_SET: every bit below it, up to the size of
- * the tree, is set. ALL_SET is what a range that covers a whole empty node becomes, and what is
- * left of a node that could not be allocated. Nodes are freed only with the tree, so a pointer once
- * read stays valid.
+ * A pointer is NULL (no bit below is set), a node, or ALL_SET (every bit below, up to the size of
+ * the tree, is set). A range that covers a whole empty node becomes ALL_SET, and so does a node
+ * that can't be allocated. Nodes are freed only with the tree, so a pointer that was read stays
+ * valid.
  *
  * Invariants:
- *  1. A bit for which bit_tree_set() has returned, not cleared since, has the summary bit of its
- *     entry set in each node above it, except while a clearer that is counted in that node's
- *     `clears` is checking that very bit.
+ *  1. For a bit that bit_tree_set() has set, and that was not cleared since, the summary bit of its
+ *     entry is set in each node above, except while a clear that is counted in the node's `clears`
+ *     checks that summary bit.
  *  2. Bits at or beyond the size of the tree are never set.
- *  3. `set_bits` gets, for every change of a word or pointer, what that change really added or
- *     took.
+ *  3. Each change of a word or pointer adds to `set_bits` the number of bits that it really set, or
+ *     subtracts the number that it really cleared.
+ *
+ * In all functions first <= end <= t->bits. None of them yields.
  */
 #ifndef TIDEMARK_BITMAP_TREE_H
 #define TIDEMARK_BITMAP_TREE_H
@@ -32,10 +35,8 @@
 #include <stdint.h>
 
 #define BIT_TREE_BITS_MAX (1ULL << 54)
-/*
- * The granularity of bit_tree_load() and bit_tree_merge_words(): one summary word's worth of a
- * leaf.
- */
+
+/* The unit of bit_tree_load() and bit_tree_merge_words(): the words of one summary word. */
 #define BIT_TREE_CHUNK_WORDS 64u
 #define BIT_TREE_CHUNK_BITS (64ull * BIT_TREE_CHUNK_WORDS)
 
@@ -43,51 +44,60 @@ struct bit_tree_node;
 
 struct bit_tree {
     _Atomic(struct bit_tree_node *) root;
-    unsigned height;     /* of the root; 0 is a leaf */
-    uint64_t bits;       /* the size */
-    size_t memory_limit; /* of the nodes, in bytes */
+    /* of the root; 0 is a leaf */
+    unsigned height;
+    /* the size */
+    uint64_t bits;
+    /* bytes that the nodes may take */
+    size_t memory_limit;
 
-    /* Written by whoever changes a bit; apart from what everyone reads. */
-    alignas(64) _Atomic int64_t set_bits; /* below 0 for a moment when a clear overtakes its set */
-    _Atomic size_t memory;                /* bytes of all nodes */
+    /* On another cache line than the members above, which every call reads. */
+    /* negative for a moment when a clear counts earlier than the set of the same bit */
+    alignas(64) _Atomic int64_t set_bits;
+    /* bytes that the nodes take */
+    _Atomic size_t memory;
 };
 
 /* An empty tree of `bits` <= BIT_TREE_BITS_MAX bits. Allocates nothing. */
 void bit_tree_init(struct bit_tree *t, uint64_t bits, size_t memory_limit);
-/* Free the nodes. Excludes all others, as does bit_tree_swap(). */
+
+/* Free the nodes. No other call on the tree runs. */
 void bit_tree_destroy(struct bit_tree *t);
+
+/* Exchange the contents of two trees. No other call on them runs. */
 void bit_tree_swap(struct bit_tree *a, struct bit_tree *b);
 
-/*
- * In all that follows, first <= end <= t->bits.
- *
- * Set bits [first, end). -ENOMEM if more than that had to be set for want of memory, else 0.
- */
+/* Set bits [first, end). 0, or -ENOMEM if more bits were set, because there was no memory. */
 int bit_tree_set(struct bit_tree *t, uint64_t first, uint64_t end);
 
-/* Clear bits [first, end), except where that would need memory and there is none. */
+/* Clear bits [first, end), except where that needs memory and there is none. */
 void bit_tree_clear(struct bit_tree *t, uint64_t first, uint64_t end);
 
+/* Whether a bit, below t->bits, is set. */
 bool bit_tree_get(const struct bit_tree *t, uint64_t bit);
+
+/* How many bits are set; a counter, without a scan. */
 uint64_t bit_tree_count(const struct bit_tree *t);
 
-/* The first set (clear) bit in [first, end), or `end` if there is none. */
+/* The first set bit in [first, end), or `end` if there is none. */
 uint64_t bit_tree_find_set(const struct bit_tree *t, uint64_t first, uint64_t end);
+
+/* The first clear bit in [first, end), or `end` if there is none. */
 uint64_t bit_tree_find_clear(const struct bit_tree *t, uint64_t first, uint64_t end);
 
 /*
- * Read BIT_TREE_CHUNK_WORDS words from bit `first`, a multiple of BIT_TREE_CHUNK_BITS; zero past
- * the size.
+ * Read BIT_TREE_CHUNK_WORDS words from bit `first`, a multiple of BIT_TREE_CHUNK_BITS; 0 past the
+ * size.
  */
 void bit_tree_load(const struct bit_tree *t, uint64_t first, uint64_t *words);
 
 /*
- * OR words into [first, end), which lies in one chunk; `first` is a multiple of 64 and bit 0 of
- * words[0]. Returns as bit_tree_set() does.
+ * Set the bits of [first, end) that are set in `words`. The range is within one chunk; `first` is a
+ * multiple of 64, and is bit 0 of words[0]. Returns as bit_tree_set().
  */
 int bit_tree_merge_words(struct bit_tree *t, uint64_t first, uint64_t end, const uint64_t *words);
 
-/* Set in dest all bits of src that dest has room for. Returns as bit_tree_set() does. */
+/* Set in `dest` all bits of `src` that are below its size. Returns as bit_tree_set(). */
 int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src);
 
 #endif

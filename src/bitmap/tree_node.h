@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The nodes of a bit tree: their layout, and what both its changers and its scanners need. */
+/* The nodes of a bit tree: their layout, and functions for both changes and scans. None yields. */
 #ifndef TIDEMARK_BITMAP_TREE_NODE_H
 #define TIDEMARK_BITMAP_TREE_NODE_H
 
@@ -8,10 +8,10 @@
 #include "base/checked.h"
 
 /*
- * Memory order: words, summaries and `clears` are sequentially consistent, since "set the entry,
- * then look at its summary bit" must not pass "clear the summary bit, then look at the entry". Only
- * scans of leaf words for their own sake are weaker (acquire). On x86-64 all of these loads are
- * plain ones.
+ * Memory order: accesses to words, summaries and `clears` are sequentially consistent, since "set
+ * the entry, then read its summary bit" and "clear the summary bit, then read the entry" must not
+ * both miss the change of the other. Only scans that read leaf words alone are weaker (acquire). On
+ * x86-64 all of these loads are plain loads.
  */
 
 #define ENTRY_SHIFT 9u
@@ -20,7 +20,7 @@
 #define LEAF_SHIFT (ENTRY_SHIFT + 6)
 #define HEIGHT_MAX 5u
 
-/* `clears`: how many clearers are at work on the summary, and above that how many ever began. */
+/* `clears`: the low 16 bits count clears of summary bits in progress, the rest those ever begun. */
 #define CLEARS_ACTIVE 0xffffull
 #define CLEARS_BEGIN (CLEARS_ACTIVE + 2)
 #define CLEARS_END 1ull
@@ -30,56 +30,61 @@ typedef _Atomic(struct bit_tree_node *) node_slot;
 struct bit_tree_node {
     alignas(64) _Atomic uint64_t summary[SUMMARY_WORDS];
     union {
-        _Atomic uint64_t word[ENTRIES]; /* of a leaf */
-        node_slot child[ENTRIES];       /* of a directory */
+        /* of a leaf */
+        _Atomic uint64_t word[ENTRIES];
+        /* of a directory */
+        node_slot child[ENTRIES];
     };
     _Atomic uint64_t clears;
 };
 
-extern struct bit_tree_node bit_tree_all_set; /* only its address counts */
+/* Only its address is used. */
+extern struct bit_tree_node bit_tree_all_set;
 #define ALL_SET (&bit_tree_all_set)
 
-/* How many bits lie below a node at `level`, and below one of its entries. */
+/* How many bits are below a node at `level`. */
 static inline uint64_t node_span(unsigned level)
 {
     return 1ull << (LEAF_SHIFT + level * ENTRY_SHIFT);
 }
 
+/* How many bits are below one entry of a node at `level`. */
 static inline uint64_t entry_span(unsigned level)
 {
     return 1ull << (6 + level * ENTRY_SHIFT);
 }
 
+/* The entry, of the node at `level`, that contains `bit`. */
 static inline unsigned entry_index(uint64_t bit, unsigned level)
 {
     return (bit >> (6 + level * ENTRY_SHIFT)) & (ENTRIES - 1);
 }
 
+/* The bit of entry `i` in its summary word. */
 static inline uint64_t entry_mask(unsigned i)
 {
     return 1ull << (i % 64);
 }
 
-/* The first bit after the node at `level` that holds `bit`. */
+/* The first bit after the node at `level` that contains `bit`. */
 static inline uint64_t node_end(uint64_t bit, unsigned level)
 {
     return (bit | (node_span(level) - 1)) + 1;
 }
 
+/* The node that a slot points to; NULL or ALL_SET is possible. */
 static inline struct bit_tree_node *load_slot(const node_slot *slot)
 {
     return atomic_load_explicit(slot, memory_order_acquire);
 }
 
+/* Word `i` of a leaf. */
 static inline uint64_t load_word(const struct bit_tree_node *leaf, unsigned i)
 {
     return atomic_load_explicit(&leaf->word[i], memory_order_acquire);
 }
 
-/*
- * The bits of word `i` of a leaf that begins at `base` which lie in [first, end); the word does
- * overlap it.
- */
+/* The bits of word `i`, of a leaf that begins at `base`, that are in [first, end), at least one. */
 static inline uint64_t word_mask(uint64_t base, unsigned i, uint64_t first, uint64_t end)
 {
     uint64_t start = base + i * 64ull;
@@ -94,18 +99,55 @@ static inline uint64_t word_mask(uint64_t base, unsigned i, uint64_t first, uint
     return mask;
 }
 
+/* Whether the summary bit of entry `i` is set. */
 static inline bool is_marked(const struct bit_tree_node *node, unsigned i)
 {
     return atomic_load(&node->summary[i / 64]) & entry_mask(i);
 }
 
 /*
- * The first entry at or after `from` that may hold a set bit, or ENTRIES. If a clearer may have
- * hidden an entry from us in the meantime, nothing is skipped: the answer is `from`.
+ * The first entry, from `from` on, below which a bit may be set, or ENTRIES. If a clear may have
+ * hidden a summary bit in the meantime, the answer is `from`, so nothing is skipped.
  */
-unsigned bit_tree_next_marked(const struct bit_tree_node *node, unsigned from);
+static inline unsigned bit_tree_next_marked(const struct bit_tree_node *node, unsigned from)
+{
+    unsigned found = ENTRIES;
+    uint64_t clears;
 
-/* The leaf that holds `bit`, or the NULL or ALL_SET above it, and its level. */
-struct bit_tree_node *bit_tree_lookup(const struct bit_tree *t, uint64_t bit, unsigned *ret_level);
+    if (from >= ENTRIES) {
+        return ENTRIES;
+    }
+    clears = atomic_load(&node->clears);
+    for (unsigned w = from / 64; w < SUMMARY_WORDS; w++) {
+        uint64_t marks = atomic_load(&node->summary[w]);
+
+        if (w == from / 64) {
+            marks &= ~0ull << (from % 64);
+        }
+        if (marks) {
+            found = w * 64 + (unsigned)__builtin_ctzll(marks);
+            break;
+        }
+    }
+    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&node->clears) != clears)) {
+        return from;
+    }
+    return found;
+}
+
+/* The leaf that contains `bit`, or the NULL or ALL_SET above it, and the level of that. */
+static inline struct bit_tree_node *bit_tree_lookup(const struct bit_tree *t, uint64_t bit,
+                                                    unsigned *ret_level)
+{
+    struct bit_tree_node *node = load_slot(&t->root);
+    unsigned level = t->height;
+
+    while (level > 0 && node && node != ALL_SET) {
+        node = load_slot(&node->child[entry_index(bit, level)]);
+        level--;
+    }
+    *ret_level = level;
+    return node;
+}
 
 #endif

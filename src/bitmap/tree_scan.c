@@ -1,49 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading bit trees: search, copy, merge. */
+/* Scans of bit trees: search, copy, merge. */
 #include "bitmap/tree_node.h"
 
 #include <assert.h>
 
-struct bit_tree_node *bit_tree_lookup(const struct bit_tree *t, uint64_t bit, unsigned *ret_level)
-{
-    struct bit_tree_node *node = load_slot(&t->root);
-    unsigned level = t->height;
+#include "base/error.h"
 
-    while (level > 0 && node && node != ALL_SET) {
-        node = load_slot(&node->child[entry_index(bit, level)]);
-        level--;
-    }
-    *ret_level = level;
-    return node;
-}
-
-unsigned bit_tree_next_marked(const struct bit_tree_node *node, unsigned from)
-{
-    unsigned found = ENTRIES;
-    uint64_t clears;
-
-    if (from >= ENTRIES) {
-        return ENTRIES;
-    }
-    clears = atomic_load(&node->clears);
-    for (unsigned w = from / 64; w < SUMMARY_WORDS; w++) {
-        uint64_t marks = atomic_load(&node->summary[w]);
-
-        if (w == from / 64) {
-            marks &= ~0ull << (from % 64);
-        }
-        if (marks) {
-            found = w * 64 + (unsigned)__builtin_ctzll(marks);
-            break;
-        }
-    }
-    if (found != from && ((clears & CLEARS_ACTIVE) || atomic_load(&node->clears) != clears)) {
-        return from;
-    }
-    return found;
-}
-
-/* The first set bit of a leaf at or after its bit `from`, or the leaf's number of bits. */
+/* The first set bit of a leaf, from its bit `from` on, or the number of bits of a leaf. */
 static unsigned leaf_find_set(const struct bit_tree_node *leaf, unsigned from)
 {
     unsigned i = from / 64;
@@ -69,6 +32,7 @@ static inline bool eight_words_are_full(const _Atomic uint64_t *words)
     return all == ~0ull;
 }
 
+/* As leaf_find_set(), for the first clear bit. */
 static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
 {
     unsigned i = from / 64;
@@ -88,8 +52,8 @@ static unsigned leaf_find_clear(const struct bit_tree_node *leaf, unsigned from)
 }
 
 /*
- * Follow the summaries from the root towards *bit. True if *bit, moved forward over what is clean,
- * is set; false if it has come to the end of a node and the search goes on from there.
+ * Follow the summaries from the root towards *bit, and move *bit forward over clean regions. True
+ * if it is at a set bit then; false if it is at the end of a node, where the search continues.
  */
 static bool descend_to_set(const struct bit_tree *t, uint64_t *bit)
 {
@@ -116,7 +80,7 @@ static bool descend_to_set(const struct bit_tree *t, uint64_t *bit)
         }
         pos = next == i ? pos : base + next * entry_span(level);
         node = load_slot(&node->child[next]);
-        /* Gone since: its end is where the search goes on. */
+        /* Cleared in the meantime: the search continues at its end. */
         *bit = node ? pos : node_end(pos, level - 1);
     }
     return node != NULL;
@@ -221,7 +185,7 @@ int bit_tree_merge(struct bit_tree *dest, const struct bit_tree *src)
             bit_tree_load(src, start, words);
             merge_r = bit_tree_merge_words(dest, start, next, words);
         }
-        r = r ? r : merge_r;
+        r = error_first(r, merge_r);
     }
     return r;
 }
