@@ -54,6 +54,7 @@ static inline bool ranges_overlap(uint64_t a, uint64_t a_len, uint64_t b, uint64
     return a < b + b_len && b < a + a_len;
 }
 
+/* Whether `v` is 1, 2, 4, ... */
 static inline bool is_power_of_2(uint64_t v)
 {
     return v != 0 && (v & (v - 1)) == 0;

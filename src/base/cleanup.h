@@ -9,11 +9,13 @@
 /* Calls fn(&variable) at the end of the scope. */
 #define CLEANUP(fn) __attribute__((cleanup(fn)))
 
+/* Free the memory that *pointer_to_pointer points to. */
 static inline void cleanup_free(void *pointer_to_pointer)
 {
     free(*(void **)pointer_to_pointer);
 }
 
+/* Close *fd, unless it is negative. */
 static inline void cleanup_close(const int *fd)
 {
     if (*fd >= 0) {

@@ -11,7 +11,7 @@
  * the shard up with counters_shard() after the last yield, or keeps the pointer for as long as the
  * coroutine belongs to the same reactor: the shard is the reactor's, not the thread's.
  *
- * Nothing here yields.
+ * None of these yields.
  */
 #ifndef TIDEMARK_BASE_COUNTERS_H
 #define TIDEMARK_BASE_COUNTERS_H
@@ -21,14 +21,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* --- one figure ------------------------------------------------------------------------------ */
+/* --- one figure */
 
 struct counter {
     _Atomic uint64_t value;
 };
 
-/* For the one thread that writes `c`. A negative amount is taken away: a gauge may be below zero in
- * one shard as long as the sum is not. */
+/*
+ * For the one thread that writes `c`. A gauge subtracts by adding a negative amount; it may be
+ * below zero in one shard, as long as the sum is not.
+ */
 static inline void counter_add(struct counter *c, uint64_t amount)
 {
     atomic_store_explicit(&c->value, atomic_load_explicit(&c->value, memory_order_relaxed) + amount,
@@ -55,7 +57,7 @@ static inline uint64_t counter_read(const struct counter *c)
     return atomic_load_explicit(&c->value, memory_order_relaxed);
 }
 
-/* --- histograms of durations ------------------------------------------------------------------- */
+/* --- histograms of durations */
 
 /*
  * Bucket i counts durations of 2^i to 2^(i+1) - 1 nanoseconds. The first one also counts shorter
@@ -77,7 +79,7 @@ static inline void histogram_add(struct histogram *h, int64_t ns)
     counter_add(&h->sum_ns, ns > 0 ? (uint64_t)ns : 0);
 }
 
-/* --- descriptions ------------------------------------------------------------------------------ */
+/* --- descriptions */
 
 enum stat_kind {
     /* Grows from zero for as long as its owner lives. */
@@ -111,14 +113,16 @@ struct stat_desc {
     enum stat_unit unit;
 };
 
-/* Values that one row takes, and all rows of a table. */
+/* How many values a row takes. */
 static inline size_t stat_width(const struct stat_desc *desc)
 {
     return desc->kind == STAT_HISTOGRAM ? HISTOGRAM_VALUES : 1;
 }
+
+/* How many values all rows of a table take. */
 size_t stat_table_width(const struct stat_desc *table);
 
-/* --- sets ---------------------------------------------------------------------------------------- */
+/* --- sets */
 
 #define COUNTERS_SHARDS 64
 /* Largest shard, bytes. */
@@ -130,25 +134,32 @@ struct counters {
 };
 
 /*
- * Shards of `size` bytes (at most COUNTERS_SIZE_MAX), which begin with an array of counters; they are
- * allocated, zeroed, when a reactor first adds to them.
+ * Shards of `size` bytes (at most COUNTERS_SIZE_MAX), which begin with an array of counters; they
+ * are allocated, zeroed, when a reactor first adds to them.
  */
 void counters_init(struct counters *c, size_t size);
-/* Free the shards. Nobody adds or reads any more. */
+
+/* Free the shards. No thread uses the set any more. */
 void counters_release(struct counters *c);
 
-/* The loop layer: the calling thread runs the reactor of this index from now on; COUNTERS_SHARDS: none. */
+/*
+ * For the loop layer: the calling thread runs the reactor of this index from now on
+ * (COUNTERS_SHARDS: none).
+ */
 void counters_set_index(unsigned index);
-/* The index that the calling thread was given. Not inline: a compiler could keep the address of a
- * thread-local variable across a yield. */
+
+/*
+ * The index that the calling thread was given. Not inline, since a compiler could keep the address
+ * of a thread-local variable across a yield.
+ */
 unsigned counters_index(void);
 
 /* The part of counters_shard() that allocates. */
 void *counters_shard_new(struct counters *c, unsigned index);
 
 /*
- * The shard of the calling thread's reactor; never NULL. On a thread that runs no reactor, and without
- * memory, it is one whose contents are never read.
+ * The shard of the calling thread's reactor; never NULL. On a thread that runs no reactor, and
+ * without memory, it is one whose contents are never read.
  */
 static inline void *counters_shard(struct counters *c)
 {
@@ -167,8 +178,8 @@ static inline void counters_count(struct counters *c, size_t i)
 }
 
 /*
- * Sum the shards into ret_values, by the kinds of `table`, which describes the counters that the shards
- * begin with. Any thread, as long as the set is not released meanwhile.
+ * Sum the shards into ret_values, by the kinds of `table`, which describes the counters that the
+ * shards begin with. Any thread, as long as the set exists.
  */
 void counters_read(struct counters *c, const struct stat_desc *table, uint64_t *ret_values);
 

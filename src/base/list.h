@@ -36,6 +36,7 @@ static inline bool list_is_empty(const struct list *l)
     return l->next == l;
 }
 
+/* Internal: link `l` between two neighbours. */
 static inline void list_insert_between_(struct list *l, struct list *prev, struct list *next)
 {
     l->prev = prev;

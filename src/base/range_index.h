@@ -43,6 +43,7 @@ struct range_index {
     uint64_t next_serial;
 };
 
+/* An empty index; nothing has to be freed afterwards. */
 void range_index_init(struct range_index *index);
 
 /* Whether the index has no items. */

@@ -15,6 +15,7 @@ static inline struct timespec ns_to_timespec(int64_t ns)
     return (struct timespec){.tv_sec = ns / NS_PER_SECOND, .tv_nsec = ns % NS_PER_SECOND};
 }
 
+/* The reverse. */
 static inline int64_t ns_from_timespec(struct timespec ts)
 {
     return ts.tv_sec * NS_PER_SECOND + ts.tv_nsec;

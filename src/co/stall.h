@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Waits of coroutines that take longer than they should: each is traced as co_stall when it ends.
- * Any thread; nothing here yields.
+ * Reports waits of coroutines that take longer than they should: each is traced as co_stall when it
+ * ends. Any thread. None of these yields.
  *
  *      int64_t since = co_stall_clock();
  *      ...wait...
@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-/* What takes at least so many milliseconds is a stall. */
+/* A wait of at least this many milliseconds is a stall. */
 #define CO_STALL_MS 100
 
 /* Milliseconds of a clock that is coarse and cheap to read (about 10 ns). */

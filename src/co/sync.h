@@ -13,9 +13,9 @@
  *      all others                                            on any thread, inside or outside a
  *                                                            coroutine; never yield
  *
- * They can neither fail nor run out of memory: a waiter's queue entry lies in the coroutine or on
- * its stack. The memory of a lock is its owner's. `_init` comes before every other call; `_destroy`
- * comes last, when no coroutine holds the lock or waits for it.
+ * They can neither fail nor run out of memory: a waiter's queue entry is in the coroutine or on its
+ * stack. The memory of a lock is its owner's. `_init` comes before every other call, `_destroy`
+ * last.
  */
 #ifndef TIDEMARK_CO_SYNC_H
 #define TIDEMARK_CO_SYNC_H
@@ -36,6 +36,7 @@ struct co_queue {
     struct list waiters;
 };
 
+/* An empty queue; nothing has to be freed afterwards. */
 void co_queue_init(struct co_queue *q);
 
 /* Whether no coroutine waits. The owner's mutex is held. */
@@ -65,6 +66,7 @@ struct co_mutex {
     struct co *_Atomic holder;
 };
 
+/* Free at first. No task holds the mutex or waits for it when it is destroyed. */
 void co_mutex_init(struct co_mutex *m);
 void co_mutex_destroy(struct co_mutex *m);
 
@@ -100,6 +102,7 @@ struct co_rwlock {
     struct list waiters;
 };
 
+/* Free at first. No task holds the lock or waits for it when it is destroyed. */
 void co_rwlock_init(struct co_rwlock *l);
 void co_rwlock_destroy(struct co_rwlock *l);
 
@@ -124,6 +127,7 @@ struct co_cond {
     struct co_queue waiters;
 };
 
+/* No task waits when the condition is destroyed. */
 void co_cond_init(struct co_cond *c);
 void co_cond_destroy(struct co_cond *c);
 
@@ -151,7 +155,7 @@ struct co_semaphore {
     struct list waiters;
 };
 
-/* `limit` units, 0 or more, can be taken in total. */
+/* `limit` units, 0 or more, can be taken in total. No task waits when it is destroyed. */
 void co_semaphore_init(struct co_semaphore *s, int64_t limit);
 void co_semaphore_destroy(struct co_semaphore *s);
 
@@ -174,6 +178,7 @@ struct co_group {
     struct co_queue waiters;
 };
 
+/* Empty at first. No task waits when the group is destroyed. */
 void co_group_init(struct co_group *g);
 void co_group_destroy(struct co_group *g);
 
@@ -210,6 +215,7 @@ struct range_entry {
     struct co_queue blocked;
 };
 
+/* Without entries at first, and when the lock is destroyed. */
 void range_lock_init(struct range_lock *l);
 void range_lock_destroy(struct range_lock *l);
 

@@ -83,7 +83,7 @@ struct fd_memory {
     uint8_t in_flight;
 };
 
-/* File systems that a reactor remembers at one time. */
+/* How many file systems a reactor remembers. */
 #define FILE_SYSTEMS 8
 
 /* What a reactor remembers about the buffered writes to a file system. */
@@ -186,6 +186,7 @@ struct reactor {
  */
 extern _Thread_local struct reactor *loop_this_reactor;
 
+/* Set loop_this_reactor. */
 void reactor_set_current(struct reactor *reactor);
 
 /* Start a thread that receives no signals. 0 or -errno. */
@@ -202,7 +203,7 @@ void reactor_release(struct reactor *reactor);
 /* Run one turn. If the thread has lost the reactor in it, reactor_current() differs afterwards. */
 void reactor_turn(struct reactor *reactor);
 
-/* Whether the reactor was told to stop, and its coroutines have ended. */
+/* Whether `stop` is set, and the coroutines have ended. */
 bool reactor_may_end(struct reactor *reactor);
 
 /* Make the reactor run one more turn before it sleeps. Any thread, any signal handler. */
@@ -270,8 +271,9 @@ bool loop_is_serving(void);
  */
 void loop_offload_stop(void);
 
-/* --- pool_io.c: file I/O by the offload pool, as the functions of an engine */
+/* --- pool_io.c */
 
+/* File I/O by the offload pool: as the functions of an engine, for all engines. */
 ssize_t loop_pool_co_preadv(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,
                             uint64_t offset);
 ssize_t loop_pool_co_pwritev(struct reactor *reactor, int fd, const struct iovec *iov, int iovcnt,

@@ -36,7 +36,7 @@
 
 struct reactor;
 
-/* Reactors that may exist at one time in the process; indices run from 0 (main) to this minus 1. */
+/* The most reactors of the process; indices are 0 (main) to REACTOR_MAX - 1. */
 #define REACTOR_MAX 64
 
 /* --- life */
@@ -223,6 +223,7 @@ struct loop_timer {
     size_t heap_index;
 };
 
+/* Not armed at first; nothing has to be freed afterwards. */
 void loop_timer_init(struct loop_timer *t, void (*fn)(struct loop_timer *self));
 
 /* Call t->fn(t) once at this time; replaces an earlier deadline. On the reactor's thread. */

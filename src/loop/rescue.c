@@ -52,7 +52,7 @@
 /* A call that takes longer, and sleeps, hangs. */
 #define HANG_NS (10 * NS_PER_MS)
 #define WATCH_NS (5 * NS_PER_MS)
-/* After so many looks without a call in progress, the watcher sleeps until the next call. */
+/* After this many looks without a call in progress, the watcher sleeps until the next call. */
 #define QUIET_LOOKS 200
 
 static struct {

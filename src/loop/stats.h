@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What each reactor counts about itself. Nothing here yields. */
+/* Counters that each reactor keeps about itself. None of these functions yields. */
 #ifndef TIDEMARK_LOOP_STATS_H
 #define TIDEMARK_LOOP_STATS_H
 
@@ -18,11 +18,13 @@ enum reactor_stat {
     REACTOR_STATS
 };
 
+/* The descriptions of the counters, in the order of enum reactor_stat. */
 extern const struct stat_desc reactor_stats[];
 
-/* Fill REACTOR_STATS values. Main reactor, where reactors come and go. */
+/* Fill REACTOR_STATS values. On the main reactor, where reactors are created and destroyed. */
 void reactor_read_stats(const struct reactor *reactor, uint64_t *ret_values);
-/* "main", or the name that it was created with. */
+
+/* "main", or the name given to reactor_create(). */
 const char *reactor_name(const struct reactor *reactor);
 
 #endif
