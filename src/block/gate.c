@@ -89,15 +89,13 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
     return r;
 }
 
-int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+static inline __attribute__((always_inline)) int
+co_preadv_entered(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
-    struct block_node *node;
+    struct block_node *node = edge->node;
     struct block_op op;
     int r;
 
-    enter(edge);
-    node = edge->node;
-    trace_block_read_begin(node->name, offset, iov.size, flags);
     block_op_begin(&op, node);
     if (__builtin_expect(!node->driver->co_preadv, false)) {
         r = -ENOTSUP;
@@ -110,7 +108,27 @@ int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, un
         r = op.invalid ? -EIO : co_read_past_end(edge, offset, iov, flags);
     }
     block_op_end(&op, BLOCK_OP_READ, offset, iov.size, r);
-    trace_block_read_end(node->name, offset, iov.size, r);
+    return r;
+}
+
+static __attribute__((cold, noinline)) int
+co_preadv_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+{
+    int r;
+
+    trace_block_read_begin(edge->node->name, offset, iov.size, flags);
+    r = co_preadv_entered(edge, offset, iov, flags);
+    trace_block_read_end(edge->node->name, offset, iov.size, r);
+    return r;
+}
+
+int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+{
+    int r;
+
+    enter(edge);
+    r = trace_block_read_is_on() ? co_preadv_traced(edge, offset, iov, flags)
+                                 : co_preadv_entered(edge, offset, iov, flags);
     leave(edge);
     return r;
 }
@@ -195,13 +213,12 @@ static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct io
     return r;
 }
 
-int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+static inline __attribute__((always_inline)) int
+co_pwritev_entered(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct block_op op;
     int r;
 
-    enter(edge);
-    trace_block_write_begin(edge->node->name, offset, iov.size, flags);
     block_op_begin(&op, edge->node);
     r = check_write(edge, offset, iov.size, flags);
     op.invalid = r < 0;
@@ -210,7 +227,27 @@ int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, u
                                            : -ENOTSUP;
     }
     block_op_end(&op, BLOCK_OP_WRITE, offset, iov.size, r);
+    return r;
+}
+
+static __attribute__((cold, noinline)) int
+co_pwritev_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+{
+    int r;
+
+    trace_block_write_begin(edge->node->name, offset, iov.size, flags);
+    r = co_pwritev_entered(edge, offset, iov, flags);
     trace_block_write_end(edge->node->name, offset, iov.size, r);
+    return r;
+}
+
+int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+{
+    int r;
+
+    enter(edge);
+    r = trace_block_write_is_on() ? co_pwritev_traced(edge, offset, iov, flags)
+                                  : co_pwritev_entered(edge, offset, iov, flags);
     leave(edge);
     return r;
 }

@@ -33,6 +33,16 @@
 #define TRACE_PROBE8(event, ...)
 #endif
 
+/* The trace points of X_begin and X_end, as symbols of their own: USDT probes name them. */
+#define TRACE_PAIR(x)                                                                              \
+    union trace_pair tidemark_##x##_pair TRACE_POINT_SECTION = {0};                                \
+    __asm__(".globl tidemark_" #x "_begin_semaphore\n"                                             \
+            ".hidden tidemark_" #x "_begin_semaphore\n"                                            \
+            ".set tidemark_" #x "_begin_semaphore, tidemark_" #x "_pair\n"                         \
+            ".globl tidemark_" #x "_end_semaphore\n"                                               \
+            ".hidden tidemark_" #x "_end_semaphore\n"                                              \
+            ".set tidemark_" #x "_end_semaphore, tidemark_" #x "_pair + 4")
+
 struct trace_event {
     const char *name;
     union trace_point *point;

@@ -37,6 +37,13 @@ union trace_point {
     };
 };
 
+/* The points of X_begin and X_end, side by side, for code that asks for both at once. */
+union trace_pair {
+    _Atomic uint64_t word;
+    uint64_t word_now;
+    union trace_point of[2];
+};
+
 /* Whether somebody looks at an event. Any thread; does not yield. */
 static inline bool trace_point_is_on(union trace_point *point)
 {
@@ -44,6 +51,16 @@ static inline bool trace_point_is_on(union trace_point *point)
     return __builtin_expect(atomic_load_explicit(&point->word, memory_order_relaxed) != 0, false);
 #else
     return __builtin_expect(point->word_now != 0, false);
+#endif
+}
+
+/* Whether somebody looks at one of two events. */
+static inline bool trace_pair_is_on(union trace_pair *pair)
+{
+#ifdef __SANITIZE_THREAD__
+    return __builtin_expect(atomic_load_explicit(&pair->word, memory_order_relaxed) != 0, false);
+#else
+    return __builtin_expect(pair->word_now != 0, false);
 #endif
 }
 
