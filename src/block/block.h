@@ -251,6 +251,7 @@ struct block_drain {
     const struct block_root *but;
 };
 
+/* Begin and end such a drain; `but` is the root that goes on. */
 void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
                               const struct block_root *but);
 void block_co_drain_end_but(struct block_drain *d);

@@ -288,7 +288,7 @@ static void join_json(struct json_object *base, struct json_object *more)
     }
 }
 
-/* Add options that were given beside a filename to the options that the filename stands for. */
+/* Add options that were given with a filename to the options that the filename stands for. */
 static int join_options(struct options **opts, const struct options *more, struct error *err)
 {
     struct json_object *base = options_to_json(*opts);

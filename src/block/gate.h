@@ -138,7 +138,7 @@ int block_co_extend(struct block_edge *edge, uint64_t size);
 void block_co_edge_enter(struct block_edge *edge);
 void block_edge_leave(struct block_edge *edge);
 
-/* --- VM state: what a format keeps beside the disk. Main reactor; drains; -ENOTSUP: none ------ */
+/* --- VM state in the image of a disk. Main reactor; drains; -ENOTSUP: the format keeps none --- */
 
 /* Bytes that were never written are undefined; only the format limits the offset (-EFBIG). */
 int block_co_preadv_vmstate(struct block_edge *edge, uint64_t offset, struct iov iov);

@@ -73,6 +73,7 @@ static inline void block_root_enter(struct block_root *root)
     }
 }
 
+/* The request has ended. Does not yield. */
 static inline void block_root_leave(struct block_root *root)
 {
     atomic_fetch_sub(&root->inflight[counters_index()].count, 1);

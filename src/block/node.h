@@ -158,6 +158,7 @@ struct block_node_settings {
     enum block_detect_zeroes detect_zeroes;
 };
 
+/* The table's entry of its driver. */
 const struct block_driver *block_node_driver(const struct block_node *node);
 /* The name of its driver: "qcow2". */
 const char *block_node_format(const struct block_node *node);

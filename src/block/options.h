@@ -20,8 +20,11 @@
 
 struct options;
 
+/* An empty tree; NULL: no memory. */
 struct options *options_new(void);
 void options_free(struct options *o); /* NULL is fine */
+
+/* For AUTO_OPTIONS. */
 static inline void options_cleanup(struct options **o)
 {
     options_free(*o);
@@ -76,6 +79,7 @@ struct json_object *options_to_arguments(const struct options *o);
 /* NULL: no memory. */
 struct options *options_clone(const struct options *o);
 
+/* Whether no option is left. */
 bool options_is_empty(const struct options *o);
 /* Whether the tree has `key` (one level, no dots), of any type, null included. */
 bool options_has(const struct options *o, const char *key);

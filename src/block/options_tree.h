@@ -23,17 +23,20 @@ struct options {
     char *prefix;
 };
 
+/* For AUTO_JSON. */
 static inline void options_cleanup_json(struct json_object **object)
 {
     json_object_put(*object);
 }
 #define AUTO_JSON CLEANUP(options_cleanup_json)
 
+/* Whether there is a tree, and memory has sufficed for it. */
 static inline bool options_usable(const struct options *o)
 {
     return o && !o->failed;
 }
 
+/* Whether a value is a group of options. */
 static inline bool options_is_object(struct json_object *v)
 {
     return json_object_is_type(v, json_type_object);

@@ -6,8 +6,8 @@
 
 /*
  * Reading the clock twice takes 50 ns, which is 3% of a read of 4 KiB from the page cache and
- * nothing beside one that waits for a disk. So short operations are sampled. Whether one is timed
- * depends on those before it, not on its own duration; the sum is right on average.
+ * nothing compared with one that waits for a disk. So short operations are sampled. Whether one is
+ * timed depends on those before it, not on its own duration; the sum is right on average.
  */
 #define SHORT_NS 20000
 #define PERIOD 16

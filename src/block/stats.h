@@ -59,11 +59,10 @@ extern const struct stat_desc block_node_stats[];
 /* Fill BLOCK_STATS values. */
 void block_node_read_stats(struct block_node *node, uint64_t *ret_values);
 
-/*
- * The table of what the node's driver counts; NULL: nothing. It has at most BLOCK_DRIVER_STATS_MAX
- * rows.
- */
+/* Most rows of the table of a driver. */
 #define BLOCK_DRIVER_STATS_MAX 32
+
+/* The table of the figures that the node's driver counts; NULL: none. */
 const struct stat_desc *block_node_driver_stats(const struct block_node *node);
 /* Fill a value for each row of that table. */
 void block_node_read_driver_stats(struct block_node *node, uint64_t *ret_values);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The state of a virtual machine that a format keeps beside the disk. */
+/* The state of a virtual machine, which a format can keep in the image of the disk. */
 #include <errno.h>
 
 #include "base/checked.h"

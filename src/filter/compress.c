@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "compress": what is written is stored compressed by the format below, as `convert -c` does for whole images.
+ * The driver "compress": the format below stores writes compressed, as `convert -c` does for a
+ * whole image.
  *
- * A format compresses whole clusters, so that requests are aligned to those: the gate reads what a write leaves of its first
- * and last cluster. What is written anew is left to the format, which may store it plainly. Zeroes, discards and flushes
- * go through as they are.
+ * A format compresses whole clusters, so requests are aligned to clusters: the gate reads the rest
+ * of the first and last cluster of a write. A cluster that is written again may be stored plain:
+ * the format decides. Zeroes, discards and flushes are passed on.
  */
 #include <errno.h>
 
@@ -29,7 +30,7 @@ static int compress_co_open(struct block_node *node, struct options *opts, struc
     return 0;
 }
 
-/* It reads for itself, too: what a write leaves of a cluster. */
+/* A writer also reads: the rest of a cluster that a write covers in part. */
 static void compress_child_perm(struct block_node *node, struct block_edge *edge,
                                 unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                                 unsigned *ret_shared)
@@ -40,11 +41,11 @@ static void compress_child_perm(struct block_node *node, struct block_edge *edge
     *ret_shared = parents_shared;
 }
 
-/* The last cluster may reach beyond the end of the disk. */
+/* Cut a request at the end of the disk, which may lie within the last cluster. */
 static int co_clip(const struct block_node *node, uint64_t offset, struct iov iov,
-                   struct iov_part *ret)
+                   struct iov_part *ret_part)
 {
-    return iov_part_set(ret, iov, 0,
+    return iov_part_set(ret_part, iov, 0,
                         (size_t)MIN(iov.size, block_edge_size(node->filtered) - offset));
 }
 

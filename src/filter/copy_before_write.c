@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "copy-before-write". Its parents are the guest, which writes through it, and snapshot-access nodes, which
- * read the frozen contents. What it does before a guest write is in copy_before_write_state.c.
+ * The driver "copy-before-write". Its parents are the guest, which writes through it, and
+ * snapshot-access nodes, which read the frozen contents. copy_before_write_state.c has the work
+ * before a guest write.
  */
 #include "filter/copy_before_write.h"
 
@@ -26,11 +27,11 @@ static uint32_t node_cluster_size(struct block_node *node)
 static int take_cluster_size(struct cbw_state *s, struct options *opts, struct error *err)
 {
     uint64_t minimum;
-    int ret;
+    int r;
 
-    ret = options_take_size(opts, "min-cluster-size", 0, &minimum, err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_size(opts, "min-cluster-size", 0, &minimum, err);
+    if (r < 0) {
+        return r;
     }
     if (minimum != 0 && (!is_power_of_2(minimum) || minimum > MAX_CLUSTER_SIZE)) {
         return error_set(err, EINVAL, "min-cluster-size needs to be a power of 2 up to 1 GiB");
@@ -40,9 +41,9 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
     return 0;
 }
 
-/* What there is of the filter besides its state. */
+/* The filter: its state, and options that only opening needs. */
 struct cbw_node {
-    struct cbw_state state; /* first: requests see only this */
+    struct cbw_state state; /* the first member: requests use only this */
     char *bitmap_node,
         *bitmap_name; /* the option `bitmap`: what the snapshot may read; NULL: all of the disk */
 };
@@ -63,8 +64,8 @@ static int take_bitmap(struct cbw_node *n, struct options *opts, struct error *e
         return 0;
     }
     r = options_take_str(child, "node", &n->bitmap_node, err);
-    r = r < 0 ? r : options_take_str(child, "name", &n->bitmap_name, err);
-    r = r < 0 ? r : options_check_empty(child, "Option 'bitmap'", err);
+    UNLESS_FAILED(r, options_take_str(child, "name", &n->bitmap_name, err));
+    UNLESS_FAILED(r, options_check_empty(child, "Option 'bitmap'", err));
     if (r == 0 && (!n->bitmap_node || !n->bitmap_name)) {
         r = error_set(err, EINVAL, "Parameter 'bitmap.%s' is missing",
                       n->bitmap_node ? "name" : "node");
@@ -76,16 +77,16 @@ static int take_scalars(struct cbw_state *s, struct options *opts, struct error 
 {
     static const char *const on_error_names[] = {"break-guest-write", "break-snapshot", NULL};
     uint64_t timeout;
-    int on_error, ret;
+    int on_error, r;
 
-    ret = options_take_enum(opts, "on-cbw-error", on_error_names, CBW_BREAK_GUEST_WRITE, &on_error,
-                            err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_enum(opts, "on-cbw-error", on_error_names, CBW_BREAK_GUEST_WRITE, &on_error,
+                          err);
+    if (r < 0) {
+        return r;
     }
-    ret = options_take_uint(opts, "cbw-timeout", 0, UINT32_MAX, &timeout, err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_uint(opts, "cbw-timeout", 0, UINT32_MAX, &timeout, err);
+    if (r < 0) {
+        return r;
     }
     s->on_error = (enum cbw_on_error)on_error;
     s->timeout_ns = (int64_t)timeout * NS_PER_SECOND;
@@ -101,19 +102,19 @@ static void free_names(struct cbw_node *n)
 static int co_open_state(struct block_node *node, struct options *opts, struct error *err)
 {
     struct cbw_state *s = node->opaque;
-    int ret = take_scalars(s, opts, err);
+    int r = take_scalars(s, opts, err);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
-    ret = block_co_open_filtered(node, opts, "file", err);
-    if (ret < 0) {
-        return ret;
+    r = block_co_open_filtered(node, opts, "file", err);
+    if (r < 0) {
+        return r;
     }
     s->file = node->filtered;
-    ret = block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false, &s->target, err);
-    if (ret < 0) {
-        return ret;
+    r = block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false, &s->target, err);
+    if (r < 0) {
+        return r;
     }
     s->size = block_edge_size(s->file);
     if (block_edge_size(s->target) < s->size) {
@@ -123,27 +124,27 @@ static int co_open_state(struct block_node *node, struct options *opts, struct e
                          block_node_display_name(block_edge_node(s->file)),
                          (unsigned long long)s->size);
     }
-    ret = take_cluster_size(s, opts, err);
-    return ret < 0 ? ret : cbw_state_init(s, err);
+    r = take_cluster_size(s, opts, err);
+    return r < 0 ? r : cbw_state_init(s, err);
 }
 
 static int cbw_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct cbw_node *n = node->opaque;
     struct cbw_state *s = &n->state;
-    int ret = take_bitmap(n, opts, err);
+    int r = take_bitmap(n, opts, err);
 
     s->name = node->name;
-    ret = ret < 0 ? ret : co_open_state(node, opts, err);
-    if (ret < 0) {
+    UNLESS_FAILED(r, co_open_state(node, opts, err));
+    if (r < 0) {
         free_names(n);
-        return ret;
+        return r;
     }
     node->discard_unmap = block_edge_node(s->file)->discard_unmap;
     return 0;
 }
 
-/* The point in time: the bitmap as it is now, at this place of the transaction. */
+/* The point in time: access follows the bitmap as it is at this step of the transaction. */
 static int cbw_co_begin(struct block_node *node, struct error *err)
 {
     struct cbw_node *n = node->opaque;
@@ -161,7 +162,7 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
     }
     bitmap = block_bitmap_lookup(n->bitmap_node, n->bitmap_name, NULL, err);
     r = bitmap ? block_bitmap_check(bitmap, BLOCK_BITMAP_REFUSE_INCONSISTENT, err) : -ENOENT;
-    r = r < 0 ? r : block_co_bitmap_fetch(bitmap, err);
+    UNLESS_FAILED(r, block_co_bitmap_fetch(bitmap, err));
     if (r < 0) {
         return r;
     }
@@ -208,9 +209,10 @@ static bool has_snapshot(struct block_node *node)
 }
 
 /*
- * Nobody else may touch the temporary image. The disk must not change behind the filter's back while somebody can read
- * the frozen contents. Before and after that others may write to it: so a disk's users can be moved to the filter one by
- * one before the snapshot is opened, and back when it is closed.
+ * Nobody else may use the temporary image. While somebody can read the frozen contents, the disk
+ * must change through the filter only. Before and after that, others may write to the disk: so its
+ * users can be moved to the filter one by one before the snapshot is opened, and back after it is
+ * closed.
  */
 static void cbw_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
                            unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared)
@@ -237,9 +239,9 @@ static int cbw_co_pwritev(struct block_node *node, uint64_t offset, struct iov i
     struct cbw_state *s = node->opaque;
 
     if (!(flags & BLOCK_REQ_UNCHANGED)) {
-        int ret = cbw_co_before_write(s, offset, iov.size);
-        if (ret < 0) {
-            return ret;
+        int r = cbw_co_before_write(s, offset, iov.size);
+        if (r < 0) {
+            return r;
         }
     }
     return block_co_pwritev(s->file, offset, iov, flags);
@@ -251,9 +253,9 @@ static int cbw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
     struct cbw_state *s = node->opaque;
 
     if (!(flags & BLOCK_REQ_UNCHANGED)) {
-        int ret = cbw_co_before_write(s, offset, length);
-        if (ret < 0) {
-            return ret;
+        int r = cbw_co_before_write(s, offset, length);
+        if (r < 0) {
+            return r;
         }
     }
     return block_co_write_zeroes(s->file, offset, length, flags);
@@ -262,12 +264,12 @@ static int cbw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 static int cbw_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct cbw_state *s = node->opaque;
-    int ret = cbw_co_before_write(s, offset, length);
+    int r = cbw_co_before_write(s, offset, length);
 
-    return ret < 0 ? ret : block_co_discard(s->file, offset, length);
+    return r < 0 ? r : block_co_discard(s->file, offset, length);
 }
 
-/* Its clusters are counted when it is opened. */
+/* The tables of clusters have the size that the disk had when the filter was opened. */
 static int cbw_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                            struct error *err)
 {
@@ -275,7 +277,10 @@ static int cbw_co_truncate(struct block_node *node, uint64_t size, enum block_pr
                      node->driver->name);
 }
 
-/* The guest's flush is about its disk; the temporary image does not outlive a crash and needs none. */
+/*
+ * A guest's flush concerns its disk. The temporary image is of no use after a crash, and needs no
+ * flush.
+ */
 static int cbw_co_flush(struct block_node *node)
 {
     struct cbw_state *s = node->opaque;
@@ -291,9 +296,9 @@ static int cbw_co_preadv_snapshot(struct block_node *node, uint64_t offset, stru
 }
 
 static int cbw_co_status_snapshot(struct block_node *node, uint64_t offset, uint64_t length,
-                                  struct block_status *ret)
+                                  struct block_status *ret_status)
 {
-    return cbw_co_snapshot_status(node->opaque, offset, length, ret);
+    return cbw_co_snapshot_status(node->opaque, offset, length, ret_status);
 }
 
 static int cbw_co_discard_snapshot(struct block_node *node, uint64_t offset, uint64_t length)

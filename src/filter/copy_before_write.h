@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The state of a copy-before-write filter: which clusters the snapshot may read, which of them are copied, and the
- * ordering between guest writes, copies and fleecing reads. The driver is in copy_before_write.c.
+ * The state of a copy-before-write filter: which clusters the snapshot may read, which of them are
+ * copied, and the ordering between guest writes, copies and fleecing reads. The driver is in
+ * copy_before_write.c.
  *
  *     guest                       snapshot-access
  *       | write                       | read
@@ -26,15 +27,16 @@
  *
  * Ordering. All transitions are made under `lock`.
  * 1. A guest write reaches the active disk only when none of its clusters is UNTOUCHED or COPYING.
- * 2. A fleecing read of clusters not yet COPIED is in `readers` from before the lock in which it saw that is released
- *    until it has the data. After (1) no new reader of these clusters can appear, so a guest write needs only to
- *    wait for those it finds then.
- * 3. A fleecing read waits for nobody: not for guest writes, nor for copies in flight.
- * 4. COPIED is entered after the write to the target completed, so what is read there is whole.
- * 5. A release of COPIED clusters discards them in the target once the reads of them there that are in flight have ended
- *    (they are in `target_readers`); new ones get EACCES.
+ * 2. A fleecing read that finds its clusters not COPIED adds itself to `readers` before it releases
+ *    `lock`, and stays there until it has the data. After (1) no new reader of these clusters can
+ *    appear, so a guest write waits only for the readers that it finds then.
+ * 3. A fleecing read waits for nobody: neither for guest writes nor for copies in flight.
+ * 4. Clusters become COPIED after the write to the target has completed, so reads there are whole.
+ * 5. A release of COPIED clusters waits for the reads of them in the target that are in flight (in
+ *    `target_readers`), and then discards the clusters there; new reads get EACCES.
  *
- * A copy goes on when its guest write has given up waiting for it. A drain waits for it (cbw_is_busy()).
+ * A copy continues after its guest write has given up waiting. A drain waits for it
+ * (cbw_is_busy()).
  */
 #ifndef TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
 #define TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
@@ -63,11 +65,11 @@ struct cbw_state {
     int64_t timeout_ns; /* 0: none */
     struct block_copy *copy;
 
-    struct co_group copies_running; /* what closing waits for */
+    struct co_group copies_running; /* closing waits for these */
 
     /*
-     * Guards all below. Held for table work only, never across a yield. No other lock is taken under it, but those
-     * that waking coroutines takes.
+     * Guards the following members. Held for work on the tables only, never across a yield. No
+     * other lock is taken under it, except those for waking coroutines.
      */
     pthread_mutex_t lock;
     struct dirty_bitmap *access;       /* clusters that the snapshot may read */
@@ -76,33 +78,42 @@ struct cbw_state {
     struct list spare_copies;          /* of struct cbw_copy: for reuse */
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
-    bool broken;                       /* a copy failed and the snapshot was given up */
+    bool broken;                       /* a copy failed: the snapshot can't be read any more */
 };
 
-/* All may be read; the other constant fields were set by the caller. -ENOMEM, -EINVAL. Does not yield. */
+/*
+ * Initialize: all clusters may be read. The caller has set the other constant members. -ENOMEM,
+ * -EINVAL. Does not yield.
+ */
 int cbw_state_init(struct cbw_state *s, struct error *err);
 /*
- * Before the first request: only what is dirty in `access` (consumed; of granularity `cluster_size`) may be read. Does not
- * yield.
+ * Before the first request: only clusters that are dirty in `access` (consumed; its granularity is
+ * `cluster_size`) may be read. Does not yield.
  */
 void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access);
 /* Whether copies are in flight. Any thread. */
 bool cbw_is_busy(struct cbw_state *s);
-/* Waits for copies in flight, then releases. Yields. */
+/* Wait for copies in flight, then release. Yields. */
 void cbw_co_state_destroy(struct cbw_state *s);
 
 /*
- * To be called before a guest write of any kind: returns 0 when it may go to the active disk. Otherwise the copy failed,
- * or took too long (-ETIMEDOUT), and the guest's write is to fail with that error. Yields.
+ * Called before a guest write, zeroing or discard: 0 when it may go to the active disk. Another
+ * result is an error of the copy, or -ETIMEDOUT, with which the guest's write has to fail. Yields.
  */
 int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length);
 
-/* Read frozen contents. -EACCES where they may not be read (any more). Yields. */
+/* Read frozen contents. -EACCES where they may not be read, or no longer. Yields. */
 int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov);
-/* Their status; the extent ends where access or the place of the data changes. -EACCES likewise. Yields. */
+/*
+ * Status of the frozen contents; the extent ends where access or the place of the data changes.
+ * -EACCES likewise. Yields.
+ */
 int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
-                           struct block_status *ret);
-/* Release: whole clusters within the range (or up to the end) become NO ACCESS, the target's copy is discarded. Yields. */
+                           struct block_status *ret_status);
+/*
+ * Release: whole clusters within the range (or up to the end) become NO ACCESS; the target discards
+ * its copies. Yields.
+ */
 int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t length);
 
 #endif

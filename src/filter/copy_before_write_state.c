@@ -9,9 +9,9 @@
 #include "base/log.h"
 #include "loop/loop.h"
 
-/* Copies that one guest write has running at a time; each may have several requests in flight. */
+/* Most copies in flight for one guest write; each may have several requests in flight. */
 #define COPIES_PER_WRITE 16u
-/* Longest area that one status query keeps guest writes out of. */
+/* Longest area from which one status query excludes guest writes. */
 #define STATUS_MAX (1 * GiB)
 
 /* A copy in flight of clusters that were UNTOUCHED. */
@@ -21,20 +21,24 @@ struct cbw_copy {
     struct cbw_state *s;
     uint64_t offset;
     uint64_t length;
-    unsigned refs; /* the running copy, its starter, and each that waits for it */
+    /* The copy in flight, the write that began it, and each write that waits for it. */
+    unsigned refs;
     bool finished;
-    int ret;
+    int result;
     struct co_queue waiters;
 };
 
 /* A fleecing read of the active disk, or of the target; on the reader's stack. */
 struct cbw_reader {
     struct range_item item;
-    struct range_index *index; /* that it is in */
+    struct range_index *index; /* the index that the reader is in */
     struct co_queue waiters;   /* guest writes, or releases */
 };
 
-/* A guest write that is held up. Its fields are of its own thread, but `waiting_for` needs s->lock. */
+/*
+ * A guest write that waits for copies. Its thread owns the fields; `waiting_for` also needs
+ * s->lock.
+ */
 struct cbw_write {
     struct cbw_state *s;
     struct loop_timer timer;
@@ -45,7 +49,7 @@ struct cbw_write {
     unsigned own_count;
 };
 
-/* --- life ---------------------------------------------------------------------------------------- */
+/* --- life ------------------------------------------------------------------------------------- */
 
 int cbw_state_init(struct cbw_state *s, struct error *err)
 {
@@ -53,19 +57,19 @@ int cbw_state_init(struct cbw_state *s, struct error *err)
         .cluster_size = s->cluster_size,
         .zero_flags = BLOCK_REQ_MAY_UNMAP,
     };
-    int ret;
+    int r;
 
     s->access = dirty_bitmap_new(s->size, s->cluster_size);
     s->done = dirty_bitmap_new(s->size, s->cluster_size);
     if (!s->access || !s->done) {
-        ret = error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
+        r = error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
     } else {
-        ret = block_copy_new(s->file, s->target, &params, &s->copy, err);
+        r = block_copy_new(s->file, s->target, &params, &s->copy, err);
     }
-    if (ret < 0) {
+    if (r < 0) {
         dirty_bitmap_free(s->access);
         dirty_bitmap_free(s->done);
-        return ret;
+        return r;
     }
     dirty_bitmap_set(s->access, 0, s->size);
     co_group_init(&s->copies_running);
@@ -108,9 +112,12 @@ void cbw_co_state_destroy(struct cbw_state *s)
     co_group_destroy(&s->copies_running);
 }
 
-/* --- tables ---------------------------------------------------------------------------------------- */
+/* --- tables ----------------------------------------------------------------------------------- */
 
-/* The next run in [offset, end) that is readable and not copied, in flight or not. */
+/*
+ * Find the next run in [offset, end) that may be read and is not in the target; copies in flight
+ * count as not there.
+ */
 static bool next_uncopied_locked(struct cbw_state *s, uint64_t offset, uint64_t end,
                                  uint64_t *ret_offset, uint64_t *ret_length)
 {
@@ -138,7 +145,10 @@ static struct cbw_copy *find_copy_locked(struct cbw_state *s, uint64_t offset, u
     return item ? container_of(item, struct cbw_copy, item) : NULL;
 }
 
-/* Cut [*offset, *offset + *length) so that no copy in flight overlaps it; false if nothing is left at its start. */
+/*
+ * Cut [*offset, *offset + *length) before the first copy in flight that overlaps it; false if
+ * nothing is left.
+ */
 static bool clip_to_idle_locked(struct cbw_state *s, uint64_t *offset, uint64_t *length)
 {
     struct cbw_copy *copy;
@@ -180,7 +190,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, ui
     copy->length = length;
     copy->refs = 2;
     copy->finished = false;
-    copy->ret = 0;
+    copy->result = 0;
     co_queue_init(&copy->waiters);
     range_index_add(&s->copies, &copy->item, offset, length);
     co_group_add(&s->copies_running);
@@ -194,11 +204,11 @@ static void copy_unref_locked(struct cbw_copy *copy)
     }
 }
 
-/* --- copying --------------------------------------------------------------------------------------- */
+/* --- copying ---------------------------------------------------------------------------------- */
 
 /*
- * Enter COPIED what may still be read of a copy that succeeded, and discard what was released meanwhile: nobody
- * will read it, nor ever write it there again.
+ * A copy has succeeded: its clusters that may still be read become COPIED. Those released meanwhile
+ * are discarded in the target: nobody will read them there, or write them there again.
  */
 static void co_mark_done(struct cbw_copy *copy)
 {
@@ -224,13 +234,13 @@ static void co_mark_done(struct cbw_copy *copy)
 static void co_run_copy(struct cbw_copy *copy)
 {
     struct cbw_state *s = copy->s;
-    int ret = block_co_copy(s->copy, copy->offset, copy->length, NULL);
+    int r = block_co_copy(s->copy, copy->offset, copy->length, NULL);
 
-    if (ret == 0) {
+    if (r == 0) {
         co_mark_done(copy);
     }
     pthread_mutex_lock(&s->lock);
-    copy->ret = ret;
+    copy->result = r;
     copy->finished = true;
     range_index_remove(&s->copies, &copy->item);
     co_queue_wake_all(&copy->waiters);
@@ -244,7 +254,7 @@ static void co_copy_entry(void *arg)
     co_run_copy(arg);
 }
 
-/* --- guest writes ---------------------------------------------------------------------------------- */
+/* --- guest writes ----------------------------------------------------------------------------- */
 
 static void write_timer_fired(struct loop_timer *timer)
 {
@@ -253,13 +263,16 @@ static void write_timer_fired(struct loop_timer *timer)
     pthread_mutex_lock(&w->s->lock);
     w->timed_out = true;
     if (w->waiting_for) {
-        /* Others that wait for the same copy look again and wait on. */
+        /* The other writes that wait for this copy check again, and continue to wait. */
         co_queue_wake_all(&w->waiting_for->waiters);
     }
     pthread_mutex_unlock(&w->s->lock);
 }
 
-/* Wait until `copy` may have finished or the time is up. The lock is released meanwhile. */
+/*
+ * Wait for the end of `copy` or of the time limit; may return early. The lock is released
+ * meanwhile.
+ */
 static void co_wait_locked(struct cbw_write *w, struct cbw_copy *copy)
 {
     struct cbw_state *s = w->s;
@@ -272,7 +285,10 @@ static void co_wait_locked(struct cbw_write *w, struct cbw_copy *copy)
     copy_unref_locked(copy);
 }
 
-/* Make copies for what is UNTOUCHED in [offset, end): own[0 .. own_count). -ENOMEM. */
+/*
+ * Make copies, own[0 .. own_count), of the UNTOUCHED clusters in [offset, end): they are COPYING
+ * now. -ENOMEM
+ */
 static int claim_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
 {
     uint64_t start, length;
@@ -298,8 +314,8 @@ static int claim_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
 }
 
 /*
- * Run the copies just claimed; the last one here, unless there is a time limit, which needs this coroutine free to
- * give up.
+ * Run the copies just claimed. The last one runs in this coroutine, unless there is a time limit:
+ * then this coroutine must be free to give up.
  */
 static void co_start_own(struct cbw_write *w)
 {
@@ -314,10 +330,13 @@ static void co_start_own(struct cbw_write *w)
     }
 }
 
-/* Wait for them. The first error that matters: one in clusters released meanwhile does not. */
+/*
+ * Wait for the claimed copies. Returns the first error, except of copies whose clusters were all
+ * released meanwhile.
+ */
 static int co_finish_own_locked(struct cbw_write *w)
 {
-    int ret = 0;
+    int r = 0;
 
     for (unsigned i = 0; i < w->own_count; i++) {
         struct cbw_copy *copy = w->own[i];
@@ -326,15 +345,15 @@ static int co_finish_own_locked(struct cbw_write *w)
         while (!copy->finished && !w->timed_out) {
             co_wait_locked(w, copy);
         }
-        if (copy->finished && copy->ret < 0 && ret == 0 &&
+        if (copy->finished && copy->result < 0 && r == 0 &&
             next_uncopied_locked(w->s, copy->offset, copy->offset + copy->length, &start,
                                  &length)) {
-            ret = copy->ret;
+            r = copy->result;
         }
         copy_unref_locked(copy);
     }
     w->own_count = 0;
-    return ret == 0 && w->timed_out ? -ETIMEDOUT : ret;
+    return r == 0 && w->timed_out ? -ETIMEDOUT : r;
 }
 
 static void arm_timer(struct cbw_write *w)
@@ -345,38 +364,41 @@ static void arm_timer(struct cbw_write *w)
     }
 }
 
-/* Until no cluster of [offset, end) is UNTOUCHED or COPYING, or the snapshot is broken. */
+/* Copy until no cluster of [offset, end) is UNTOUCHED or COPYING, or the snapshot is broken. */
 static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
 {
     struct cbw_state *s = w->s;
-    int ret = 0;
+    int r = 0;
 
-    while (ret == 0 && !s->broken) {
+    while (r == 0 && !s->broken) {
         struct cbw_copy *copy;
 
-        ret = claim_locked(w, offset, end);
-        if (ret == 0 && w->own_count > 0) {
+        r = claim_locked(w, offset, end);
+        if (r == 0 && w->own_count > 0) {
             arm_timer(w);
             pthread_mutex_unlock(&s->lock);
             co_start_own(w);
             pthread_mutex_lock(&s->lock);
-            ret = co_finish_own_locked(w);
+            r = co_finish_own_locked(w);
             continue;
         }
         copy = find_copy_locked(s, offset, end - offset);
-        if (ret < 0 || !copy) {
+        if (r < 0 || !copy) {
             break;
         }
         arm_timer(w);
         co_wait_locked(w, copy);
         if (w->timed_out) {
-            ret = -ETIMEDOUT;
+            r = -ETIMEDOUT;
         }
     }
-    return s->broken ? 0 : ret;
+    return s->broken ? 0 : r;
 }
 
-/* Until those reads of [offset, offset + length) have ended that are in `index` now. Returns without the lock. */
+/*
+ * Wait for the reads of [offset, offset + length) that are in `index` now. Returns with the lock
+ * released.
+ */
 static void co_wait_readers_release(struct cbw_state *s, struct range_index *index, uint64_t offset,
                                     uint64_t length)
 {
@@ -405,19 +427,19 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
     uint64_t start = round_down(offset, s->cluster_size);
     uint64_t end = MIN(round_up(offset + length, s->cluster_size), s->size);
     bool newly_broken = false;
-    int ret, cause;
+    int r, cause;
 
     if (length == 0 || start >= end) {
         return 0;
     }
     loop_timer_init(&w.timer, write_timer_fired);
     pthread_mutex_lock(&s->lock);
-    ret = cause = co_copy_range_locked(&w, start, end);
-    if (ret < 0 && s->on_error == CBW_BREAK_SNAPSHOT) {
+    r = cause = co_copy_range_locked(&w, start, end);
+    if (r < 0 && s->on_error == CBW_BREAK_SNAPSHOT) {
         newly_broken = break_snapshot_locked(s);
-        ret = 0;
+        r = 0;
     }
-    if (ret == 0) {
+    if (r == 0) {
         co_wait_readers_release(s, &s->readers, offset, length);
     } else {
         pthread_mutex_unlock(&s->lock);
@@ -430,10 +452,10 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
                     "the snapshot can't be read any more",
                     s->name, (unsigned long long)offset, strerror(-cause));
     }
-    return ret;
+    return r;
 }
 
-/* --- fleecing reads -------------------------------------------------------------------------------- */
+/* --- fleecing reads --------------------------------------------------------------------------- */
 
 static void reader_begin_locked(struct range_index *index, struct cbw_reader *reader,
                                 uint64_t offset, uint64_t length)
@@ -451,20 +473,20 @@ static void reader_end(struct cbw_state *s, struct cbw_reader *reader)
 }
 
 /*
- * Where the frozen contents at `offset` lie, and up to where that holds. On success `reader` is registered (reader_end() to
- * follow).
+ * Find where the frozen contents at `offset` are, and how far. On success `reader` is in an index;
+ * reader_end() removes it.
  */
 static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length,
                            struct cbw_reader *reader, struct block_edge **ret_edge,
                            uint64_t *ret_length)
 {
     uint64_t run;
-    int ret = 0;
+    int r = 0;
 
     co_queue_init(&reader->waiters);
     pthread_mutex_lock(&s->lock);
     if (s->broken || !dirty_bitmap_status(s->access, offset, offset + length, &run)) {
-        ret = -EACCES;
+        r = -EACCES;
     } else if (dirty_bitmap_status(s->done, offset, offset + run, &run)) {
         *ret_edge = s->target;
         reader_begin_locked(&s->target_readers, reader, offset, run);
@@ -473,10 +495,10 @@ static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length
         reader_begin_locked(&s->readers, reader, offset, run);
     }
     pthread_mutex_unlock(&s->lock);
-    if (ret == 0) {
+    if (r == 0) {
         *ret_length = run;
     }
-    return ret;
+    return r;
 }
 
 int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
@@ -491,21 +513,21 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
         struct cbw_reader reader;
         struct block_edge *edge;
         uint64_t length;
-        int ret;
+        int r;
 
-        ret = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length);
-        if (ret < 0) {
-            return ret;
+        r = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length);
+        if (r < 0) {
+            return r;
         }
         if (length == iov.size) {
-            ret = block_co_preadv(edge, offset, iov, 0);
+            r = block_co_preadv(edge, offset, iov, 0);
         } else {
-            ret = iov_part_set(&part, iov, done, length);
-            ret = ret < 0 ? ret : block_co_preadv(edge, offset + done, part.iov, 0);
+            r = iov_part_set(&part, iov, done, length);
+            UNLESS_FAILED(r, block_co_preadv(edge, offset + done, part.iov, 0));
         }
         reader_end(s, &reader);
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
         done += length;
     }
@@ -513,14 +535,14 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
 }
 
 int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
-                           struct block_status *ret)
+                           struct block_status *ret_status)
 {
     struct cbw_reader reader;
     struct block_edge *edge;
     int depth = 0, r;
 
     if (offset >= s->size || length == 0) {
-        *ret = (struct block_status){.flags = BLOCK_STATUS_EOF};
+        *ret_status = (struct block_status){.flags = BLOCK_STATUS_EOF};
         return 0;
     }
     length = MIN(MIN(length, STATUS_MAX), s->size - offset);
@@ -528,29 +550,29 @@ int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length
     if (r < 0) {
         return r;
     }
-    r = block_co_status_above(edge, NULL, offset, length, ret, &depth);
+    r = block_co_status_above(edge, NULL, offset, length, ret_status, &depth);
     reader_end(s, &reader);
     if (r < 0) {
         return r;
     }
-    /* Where the bytes lie is nobody's business: they may move from there to the target at any time. */
-    ret->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO;
+    /* No map: the bytes may move from the disk to the target at any time. */
+    ret_status->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO;
     if (edge == s->target || depth > 0) {
-        ret->flags |= BLOCK_STATUS_ALLOCATED;
+        ret_status->flags |= BLOCK_STATUS_ALLOCATED;
     } else {
-        ret->flags |= BLOCK_STATUS_ZERO;
+        ret_status->flags |= BLOCK_STATUS_ZERO;
     }
-    ret->length = MIN(ret->length, length);
-    if (ret->length == 0) {
-        /* The temporary image or the disk ends early; what lies there is not known to be zero. */
-        ret->length = length;
-        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
+    ret_status->length = MIN(ret_status->length, length);
+    if (ret_status->length == 0) {
+        /* The node ends before the frozen disk does; these bytes are not known to be zero. */
+        ret_status->length = length;
+        ret_status->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
     }
-    if (offset + ret->length == s->size) {
-        ret->flags |= BLOCK_STATUS_EOF;
+    if (offset + ret_status->length == s->size) {
+        ret_status->flags |= BLOCK_STATUS_EOF;
     }
-    ret->map = 0;
-    ret->file = NULL;
+    ret_status->map = 0;
+    ret_status->file = NULL;
     return 0;
 }
 

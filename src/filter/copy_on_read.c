@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "copy-on-read": what a read finds in the backing chain of `file` is written into `file` itself, so that it is there
- * the next time. With `bottom`, only what lies in that layer or above it is copied.
+ * The driver "copy-on-read": data that a read finds in the backing chain of `file` are written into
+ * `file` itself, where the next read finds them. With `bottom`, only data of that layer and the
+ * layers above it are copied.
  *
- * A copy covers whole allocation units and holds them exclusively from the look at the map until the copy is written; a
- * write of the guest holds its bytes shared. So a copy never lands on newer data. Others may not write to `file` meanwhile
- * (the filter does not share that permission). Reads of what is allocated take no lock.
+ * A copy covers whole allocation units. It locks them exclusively, from the look at their status
+ * until the data are written; a write of the guest locks its range shared. So a copy never
+ * overwrites newer data. Others may not write to `file` (the filter does not share that
+ * permission). Reads of allocated areas take no lock.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,7 +25,7 @@ struct copy_on_read {
     struct range_lock busy;
 };
 
-/* --- open and close ------------------------------------------------------------------------------------- */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static int take_bottom(struct copy_on_read *s, struct options *opts, struct error *err)
 {
@@ -87,9 +89,9 @@ static void cor_child_perm(struct block_node *node, struct block_edge *edge, uns
     *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
 }
 
-/* --- read ----------------------------------------------------------------------------------------------- */
+/* --- read ------------------------------------------------------------------------------------- */
 
-/* What `file` allocates at once. */
+/* The allocation unit of `file` in bytes; 1: none. */
 static uint64_t unit_of(const struct copy_on_read *s)
 {
     const struct block_node *node = block_node_skip_filters(s->file->node);
@@ -99,9 +101,12 @@ static uint64_t unit_of(const struct copy_on_read *s)
 
 enum source { SOURCE_TOP, SOURCE_BELOW, SOURCE_ZERO, SOURCE_NOT_COPIED };
 
-/* Where [offset, offset + *length) comes from; *length becomes what comes from there alike, whole units unless it is the top. */
+/*
+ * Where the bytes at `offset` are. *length becomes the length to which that applies, in whole units
+ * except for the top layer.
+ */
 static int co_find_source(const struct copy_on_read *s, uint64_t offset, uint64_t *length,
-                          enum source *ret)
+                          enum source *ret_source)
 {
     struct block_node *base = s->bottom ? block_node_backing(s->bottom) : NULL;
     uint64_t unit = unit_of(s);
@@ -113,32 +118,35 @@ static int co_find_source(const struct copy_on_read *s, uint64_t offset, uint64_
         return r;
     }
     if (allocated) {
-        *ret = SOURCE_TOP;
+        *ret_source = SOURCE_TOP;
         return 0;
     }
     r = block_co_status_above(s->file, base, offset, *length, &status, &depth);
     if (r < 0) {
         return r;
     }
-    *ret = SOURCE_BELOW;
+    *ret_source = SOURCE_BELOW;
     if (status.length < *length && status.length < unit) {
-        *length = MIN(*length, unit); /* several layers in one unit */
+        *length = MIN(*length, unit); /* the unit has parts in several layers */
     } else if (status.length < *length) {
         *length = round_down(status.length, unit);
     }
     if (status.length >= *length && depth == 0 && base) {
-        *ret = SOURCE_NOT_COPIED;
+        *ret_source = SOURCE_NOT_COPIED;
     } else if (status.length >= *length && (status.flags & BLOCK_STATUS_ZERO)) {
-        *ret = SOURCE_ZERO;
+        *ret_source = SOURCE_ZERO;
     }
     return 0;
 }
 
-/* Bytes [offset, offset + length) of the disk, as far as they lie in the request, whose iov begins at `start`. */
+/*
+ * The part of [offset, offset + length) that a request has, whose iov begins at `start` on the
+ * disk.
+ */
 struct window {
     uint64_t from;  /* on the disk */
-    size_t in_iov;  /* where that is in the iov */
-    size_t in_data; /* and from `offset` on */
+    size_t in_iov;  /* offset in the iov */
+    size_t in_data; /* offset from `offset` */
     size_t size;
 };
 
@@ -203,7 +211,7 @@ static int co_copy_zeroes(const struct copy_on_read *s, uint64_t offset, uint64_
     return block_co_write_zeroes(s->file, offset, length, BLOCK_REQ_UNCHANGED);
 }
 
-/* Whole units [at, end), held exclusively, of which the request asks for [offset, offset + iov.size). */
+/* Read [offset, offset + iov.size), and copy the units [at, end), which are locked exclusively. */
 static int co_copy_range(const struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
                          struct iov iov, unsigned flags)
 {
@@ -241,7 +249,7 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     struct range_entry range;
     int r = 0;
 
-    /* Nothing to do for what is allocated already. */
+    /* Allocated areas need no copy. */
     while (at < offset + iov.size) {
         bool allocated;
         uint64_t length;
@@ -264,7 +272,7 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     return r;
 }
 
-/* --- changes -------------------------------------------------------------------------------------------- */
+/* --- changes ---------------------------------------------------------------------------------- */
 
 static int cor_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "blkdebug": passes everything on to `image`, except what its rules make fail (fault.h).
+ * The driver "blkdebug": passes requests on to `image`, unless its rules make them fail (fault.h).
  *
- * Events come from what is above: formats and the gate announce them (block/event.h).
+ * Nodes above it announce events: formats and the gate (block/event.h).
  */
 #include "filter/fault.h"
 
@@ -24,9 +24,9 @@ struct fault {
     struct fault_rules rules;
 };
 
-/* --- breakpoints ------------------------------------------------------------------------------------------ */
+/* --- breakpoints ------------------------------------------------------------------------------ */
 
-/* The one that events of `node`, or of what it is in, come to. */
+/* The fault filter that gets the events of `node`; NULL: none. */
 static struct fault *find_below(struct block_node *node)
 {
     while (node && !block_node_is(node, &fault_driver)) {
@@ -67,7 +67,7 @@ bool fault_is_held(struct block_node *node, const char *tag)
     return s && fault_rules_is_held(&s->rules, tag);
 }
 
-/* --- open ------------------------------------------------------------------------------------------------ */
+/* --- open ------------------------------------------------------------------------------------- */
 
 static int set_image(struct options *opts, const char *filename, struct error *err)
 {
@@ -78,11 +78,11 @@ static int set_image(struct options *opts, const char *filename, struct error *e
         return error_set(err, ENOMEM, "Out of memory");
     }
     if (driver && driver->parse_filename) {
-        int ret = driver->parse_filename(filename, image, err);
+        int r = driver->parse_filename(filename, image, err);
 
-        if (ret < 0) {
+        if (r < 0) {
             options_free(image);
-            return ret;
+            return r;
         }
         options_default_str(image, "driver", driver->name);
     } else {
@@ -121,32 +121,32 @@ static int take_rule_list(struct fault *s, struct options *opts, const char *gro
                           struct error *err)
 {
     struct json_object *list;
-    int ret = options_take_list(opts, group, &list, err);
+    int r = options_take_list(opts, group, &list, err);
 
-    if (ret < 0 || !list) {
-        return ret;
+    if (r < 0 || !list) {
+        return r;
     }
-    for (size_t i = 0; i < json_object_array_length(list) && ret == 0; i++) {
+    for (size_t i = 0; i < json_object_array_length(list) && r == 0; i++) {
         struct options *rule AUTO_OPTIONS = NULL;
 
-        ret = options_from_element(opts, group, i, json_object_array_get_idx(list, i), &rule, err);
-        ret = ret < 0 ? ret : fault_rules_add(&s->rules, group, rule, err);
+        r = options_from_element(opts, group, i, json_object_array_get_idx(list, i), &rule, err);
+        UNLESS_FAILED(r, fault_rules_add(&s->rules, group, rule, err));
     }
     json_object_put(list);
-    return ret;
+    return r;
 }
 
-static int take_limit(struct options *opts, const char *key, uint64_t align, uint64_t *ret,
+static int take_limit(struct options *opts, const char *key, uint64_t align, uint64_t *ret_value,
                       struct error *err)
 {
-    int r = options_take_size(opts, key, 0, ret, err);
+    int r = options_take_size(opts, key, 0, ret_value, err);
 
     if (r < 0) {
         return r;
     }
-    if (*ret > INT_MAX || *ret % align != 0) {
+    if (*ret_value > INT_MAX || *ret_value % align != 0) {
         return error_set(err, EINVAL, "Cannot meet constraints with %s %llu", key,
-                         (unsigned long long)*ret);
+                         (unsigned long long)*ret_value);
     }
     return 0;
 }
@@ -154,11 +154,11 @@ static int take_limit(struct options *opts, const char *key, uint64_t align, uin
 static int take_limits(struct block_limits *limits, struct options *opts, struct error *err)
 {
     uint64_t align;
-    int ret;
+    int r;
 
-    ret = options_take_size(opts, "align", 0, &align, err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_size(opts, "align", 0, &align, err);
+    if (r < 0) {
+        return r;
     }
     if (align != 0 && (align > INT_MAX || !is_power_of_2(align))) {
         return error_set(err, EINVAL, "Cannot meet constraints with align %llu",
@@ -166,29 +166,27 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
     }
     align = MAX(align, 1);
     limits->request_alignment = (uint32_t)align;
-    ret = take_limit(opts, "max-transfer", align, &limits->max_transfer, err);
-    ret = ret < 0 ? ret : take_limit(opts, "opt-write-zero", align, &limits->zeroes_alignment, err);
-    ret = ret < 0 ? ret
-                  : take_limit(opts, "max-write-zero", MAX(align, limits->zeroes_alignment),
-                               &limits->max_zeroes, err);
-    ret = ret < 0 ? ret : take_limit(opts, "opt-discard", align, &limits->discard_alignment, err);
-    ret = ret < 0 ? ret
-                  : take_limit(opts, "max-discard", MAX(align, limits->discard_alignment),
-                               &limits->max_discard, err);
-    return ret;
+    r = take_limit(opts, "max-transfer", align, &limits->max_transfer, err);
+    UNLESS_FAILED(r, take_limit(opts, "opt-write-zero", align, &limits->zeroes_alignment, err));
+    UNLESS_FAILED(r, take_limit(opts, "max-write-zero", MAX(align, limits->zeroes_alignment),
+                                &limits->max_zeroes, err));
+    UNLESS_FAILED(r, take_limit(opts, "opt-discard", align, &limits->discard_alignment, err));
+    UNLESS_FAILED(r, take_limit(opts, "max-discard", MAX(align, limits->discard_alignment),
+                                &limits->max_discard, err));
+    return r;
 }
 
 static int co_open_rules(struct fault *s, struct options *opts, const char *config,
                          struct error *err)
 {
-    int ret = config ? fault_rules_load(&s->rules, config, err) : 0;
+    int r = config ? fault_rules_load(&s->rules, config, err) : 0;
 
-    ret = ret < 0 ? ret : take_rule_list(s, opts, "inject-error", err);
-    ret = ret < 0 ? ret : take_rule_list(s, opts, "set-state", err);
-    return ret;
+    UNLESS_FAILED(r, take_rule_list(s, opts, "inject-error", err));
+    UNLESS_FAILED(r, take_rule_list(s, opts, "set-state", err));
+    return r;
 }
 
-/* As a filename says it, if one can. */
+/* Set the filename that opens the same, if there is one. */
 static void set_filename(struct block_node *node, const char *config)
 {
     const struct fault *s = node->opaque;
@@ -218,29 +216,29 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
     struct fault *s = node->opaque;
     char *config AUTO_FREE = NULL;
     bool more = is_beyond_filename(opts);
-    int ret = options_take_text(opts, "config", &config, err);
+    int r = options_take_text(opts, "config", &config, err);
 
-    ret = ret < 0 ? ret : co_open_rules(s, opts, config, err);
-    ret = ret < 0 ? ret : take_limits(&node->limits, opts, err);
-    ret = ret < 0 ? ret : block_co_open_filtered(node, opts, "image", err);
+    UNLESS_FAILED(r, co_open_rules(s, opts, config, err));
+    UNLESS_FAILED(r, take_limits(&node->limits, opts, err));
+    UNLESS_FAILED(r, block_co_open_filtered(node, opts, "image", err));
     s->image = node->filtered;
-    if (ret == 0 && !more) {
+    if (r == 0 && !more) {
         set_filename(node, config);
     }
     node->beyond_filename = more;
-    return ret;
+    return r;
 }
 
 static int fault_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct fault *s = node->opaque;
-    int ret;
+    int r;
 
     fault_rules_init(&s->rules);
-    ret = co_open_all(node, opts, err);
-    if (ret < 0) {
+    r = co_open_all(node, opts, err);
+    if (r < 0) {
         fault_rules_destroy(&s->rules);
-        return ret;
+        return r;
     }
     node->file = s->image;
     fault_rules_co_event(&s->rules, BLOCK_EVENT_NONE);
@@ -255,65 +253,65 @@ static void fault_co_close(struct block_node *node)
     fault_rules_destroy(&s->rules);
 }
 
-/* --- I/O ------------------------------------------------------------------------------------------------- */
+/* --- I/O -------------------------------------------------------------------------------------- */
 
 static int co_check(struct fault *s, enum fault_iotype type, uint64_t offset, uint64_t length)
 {
     bool immediately = false;
-    int ret = fault_rules_check(&s->rules, type, offset, length, &immediately);
+    int r = fault_rules_check(&s->rules, type, offset, length, &immediately);
 
-    if (ret < 0 && !immediately) {
+    if (r < 0 && !immediately) {
         co_reschedule();
     }
-    return ret;
+    return r;
 }
 
 static int fault_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct fault *s = node->opaque;
-    int ret = co_check(s, FAULT_IO_READ, offset, iov.size);
-    return ret < 0 ? ret : block_co_preadv(s->image, offset, iov, flags);
+    int r = co_check(s, FAULT_IO_READ, offset, iov.size);
+    return r < 0 ? r : block_co_preadv(s->image, offset, iov, flags);
 }
 
 static int fault_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
                             unsigned flags)
 {
     struct fault *s = node->opaque;
-    int ret = co_check(s, FAULT_IO_WRITE, offset, iov.size);
-    return ret < 0 ? ret : block_co_pwritev(s->image, offset, iov, flags);
+    int r = co_check(s, FAULT_IO_WRITE, offset, iov.size);
+    return r < 0 ? r : block_co_pwritev(s->image, offset, iov, flags);
 }
 
 static int fault_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                                  unsigned flags)
 {
     struct fault *s = node->opaque;
-    int ret = co_check(s, FAULT_IO_WRITE_ZEROES, offset, length);
+    int r = co_check(s, FAULT_IO_WRITE_ZEROES, offset, length);
 
-    return ret < 0 ? ret : block_co_write_zeroes(s->image, offset, length, flags);
+    return r < 0 ? r : block_co_write_zeroes(s->image, offset, length, flags);
 }
 
 static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct fault *s = node->opaque;
-    int ret = co_check(s, FAULT_IO_DISCARD, offset, length);
+    int r = co_check(s, FAULT_IO_DISCARD, offset, length);
 
-    return ret < 0 ? ret : block_co_discard(s->image, offset, length);
+    return r < 0 ? r : block_co_discard(s->image, offset, length);
 }
 
 static int fault_co_flush(struct block_node *node)
 {
     struct fault *s = node->opaque;
-    int ret = co_check(s, FAULT_IO_FLUSH, 0, 0);
-    return ret < 0 ? ret : block_co_flush(s->image);
+    int r = co_check(s, FAULT_IO_FLUSH, 0, 0);
+    return r < 0 ? r : block_co_flush(s->image);
 }
 
 static int fault_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                           struct block_status *ret)
+                           struct block_status *ret_status)
 {
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_BLOCK_STATUS, offset, length);
 
-    return r < 0 ? r : block_co_status(s->image, offset, length, ret);
+    return r < 0 ? r : block_co_status(s->image, offset, length, ret_status);
 }
 
 static void fault_co_event(struct block_node *node, enum block_event event)

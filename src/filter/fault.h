@@ -1,14 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Rules of fault injection: at which event, in which state, which requests fail and how. Grammar and meaning are those of QEMU's
- * blkdebug (docs/devel/blkdebug.txt there):
+ * Rules of fault injection: at which event, in which state, which requests fail and how. Grammar
+ * and meaning are those of QEMU's blkdebug (docs/devel/blkdebug.txt there):
  *
- *   - There is a state, a number from 1 on; it begins with 1.
- *   - When an event occurs, each rule for that event acts if it has no state or the present one. inject-error rules become
- *     *active*: the first to do so replaces those that were active before. set-state rules change the state after that.
- *   - An active rule makes every request fail that has its iotype and covers its sector; with `once`, only the first.
+ *   - The state is a number, 1 in the beginning.
+ *   - When an event occurs, each rule for that event acts that has no state or the present one.
+ *     inject-error rules become *active*: the first to do so replaces those that were active
+ *     before. set-state rules change the state after that.
+ *   - An active rule fails every request that has its iotype and covers its sector; with `once`,
+ *     only the first.
  *   - The event "none" occurs once, at open.
- *   - A breakpoint holds up the request in which its event occurs next, under the breakpoint's tag, until it is resumed.
+ *   - A breakpoint holds the request in which its event occurs next, under the breakpoint's tag,
+ *     until the request is resumed.
  *
  * Any thread; only fault_rules_co_event() yields.
  */
@@ -34,7 +37,7 @@ enum fault_iotype {
     FAULT_IO_COUNT
 };
 
-/* What a rule that names no iotype applies to. */
+/* The iotypes of a rule that names none. */
 #define FAULT_IO_DEFAULT_MASK                                                                      \
     (1u << FAULT_IO_READ | 1u << FAULT_IO_WRITE | 1u << FAULT_IO_WRITE_ZEROES |                    \
      1u << FAULT_IO_DISCARD | 1u << FAULT_IO_FLUSH)
@@ -49,7 +52,7 @@ struct fault_rule {
     uint32_t state; /* 0: any */
     /* FAULT_INJECT_ERROR */
     unsigned iotypes; /* bit mask */
-    int errnum;       /* 0: none, the rule only shields the requests it matches from others */
+    int errnum;       /* 0: the requests that match succeed, whatever other rules say */
     int64_t offset;   /* bytes; -1: any */
     bool once;
     bool immediately; /* fail without yielding first */
@@ -60,33 +63,37 @@ struct fault_rule {
 };
 
 struct fault_rules {
-    pthread_mutex_t lock; /* guards all below */
+    pthread_mutex_t lock; /* guards the following members */
     struct list rules;
     struct list active; /* newest first */
-    struct list held;   /* requests that stand at breakpoints */
+    struct list held;   /* requests at breakpoints */
     uint32_t state;
 };
 
+/* No rules; release all rules, when no request is held. */
 void fault_rules_init(struct fault_rules *r);
 void fault_rules_destroy(struct fault_rules *r);
 
-/* Add a rule of a group ("inject-error", "set-state") from its options, which are taken. -EINVAL, -ENOMEM. */
+/*
+ * Add a rule of a group ("inject-error", "set-state"); takes its options from `opts`. -EINVAL,
+ * -ENOMEM
+ */
 int fault_rules_add(struct fault_rules *r, const char *group, struct options *opts,
                     struct error *err);
 /* Add the rules of a file: `[group]` lines and `key = "value"` lines; '#' begins a comment. */
 int fault_rules_load(struct fault_rules *r, const char *filename, struct error *err);
 
-/* In a coroutine where there may be breakpoints. */
+/* An event occurs. In a coroutine; yields while a breakpoint holds it. */
 void fault_rules_co_event(struct fault_rules *r, int event);
 /* 0, or -errno of the rule that applies. length 0: only rules without a sector apply. */
 int fault_rules_check(struct fault_rules *r, enum fault_iotype type, uint64_t offset,
                       uint64_t length, bool *ret_immediately);
 
-/* Hold up the request in which `event` occurs next. -ENOMEM. */
+/* Set a breakpoint: hold the request in which `event` occurs next. -ENOMEM */
 int fault_rules_break(struct fault_rules *r, int event, const char *tag);
-/* `tag` NULL in the following: any. -ENOENT if there is none of that tag. */
+/* Resume the requests held under `tag` (NULL, also below: any). -ENOENT: none is held. */
 int fault_rules_resume(struct fault_rules *r, const char *tag);
-/* Take breakpoints away and resume what stands there. */
+/* Remove breakpoints, and resume the requests held there. -ENOENT */
 int fault_rules_remove_break(struct fault_rules *r, const char *tag);
 bool fault_rules_is_held(struct fault_rules *r, const char *tag);
 

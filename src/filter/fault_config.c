@@ -7,8 +7,8 @@
  *     event = "read_aio"
  *     errno = "5"
  *
- * A group begins with its name in brackets, with, if wanted, an id in quotes behind it that has no meaning here. Values stand in double
- * quotes, with no way to escape one.
+ * A group begins with its name in brackets; an id in quotes may follow the name, and has no effect.
+ * Values stand in double quotes, and can't contain one.
  */
 #include <ctype.h>
 #include <errno.h>
@@ -26,7 +26,7 @@ struct config_parser {
     const char *filename;
     unsigned line;
     char group[NAME_MAX_LENGTH + 1];
-    struct options *opts; /* of the group being read; NULL before the first */
+    struct options *opts; /* of the current group; NULL before the first */
 };
 
 static void cleanup_file(FILE **f)
@@ -58,17 +58,17 @@ static int syntax_error(const struct config_parser *p, const char *what, struct 
 
 static int finish_group(struct config_parser *p, struct fault_rules *rules, struct error *err)
 {
-    int ret = 0;
+    int r = 0;
 
     if (p->opts) {
-        ret = fault_rules_add(rules, p->group, p->opts, err);
-        if (ret < 0) {
+        r = fault_rules_add(rules, p->group, p->opts, err);
+        if (r < 0) {
             error_prepend(err, "%s:%u: ", p->filename, p->line);
         }
         options_free(p->opts);
         p->opts = NULL;
     }
-    return ret;
+    return r;
 }
 
 static int begin_group(struct config_parser *p, char *text, struct error *err)
@@ -124,8 +124,8 @@ static int parse_line(struct config_parser *p, char *text, struct fault_rules *r
         return 0;
     }
     if (*text == '[') {
-        int ret = finish_group(p, rules, err);
-        return ret < 0 ? ret : begin_group(p, text, err);
+        int r = finish_group(p, rules, err);
+        return r < 0 ? r : begin_group(p, text, err);
     }
     return add_value(p, text, err);
 }
@@ -135,25 +135,25 @@ int fault_rules_load(struct fault_rules *rules, const char *filename, struct err
     struct config_parser p = {.filename = filename};
     FILE *file CLEANUP(cleanup_file) = fopen(filename, "re");
     char line[LINE_MAX_LENGTH];
-    int ret = 0;
+    int r = 0;
 
     if (!file) {
         return error_set_errno(err, errno, "Could not read blkdebug config file '%s'", filename);
     }
-    while (ret == 0 && fgets(line, sizeof(line), file)) {
+    while (r == 0 && fgets(line, sizeof(line), file)) {
         p.line++;
         if (!strchr(line, '\n') && !feof(file)) {
-            ret = syntax_error(&p, "line is too long", err);
+            r = syntax_error(&p, "line is too long", err);
             break;
         }
-        ret = parse_line(&p, line, rules, err);
+        r = parse_line(&p, line, rules, err);
     }
-    if (ret == 0 && ferror(file)) {
-        ret = error_set(err, EIO, "Could not read blkdebug config file '%s'", filename);
+    if (r == 0 && ferror(file)) {
+        r = error_set(err, EIO, "Could not read blkdebug config file '%s'", filename);
     }
-    if (ret == 0) {
-        ret = finish_group(&p, rules, err);
+    if (r == 0) {
+        r = finish_group(&p, rules, err);
     }
     options_free(p.opts);
-    return ret;
+    return r;
 }

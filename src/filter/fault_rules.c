@@ -51,9 +51,9 @@ static int find_name(const char *const *names, size_t count, const char *name)
     return -1;
 }
 
-/* --- rules from options -------------------------------------------------------------------------------- */
+/* --- rules from options ----------------------------------------------------------------------- */
 
-static int take_event(struct options *opts, const char *group, int *ret, struct error *err)
+static int take_event(struct options *opts, const char *group, int *ret_value, struct error *err)
 {
     char *name AUTO_FREE = NULL;
     int r = options_take_str(opts, "event", &name, err);
@@ -64,26 +64,26 @@ static int take_event(struct options *opts, const char *group, int *ret, struct 
     if (!name) {
         return error_set(err, EINVAL, "Missing event name for rule of group '%s'", group);
     }
-    *ret = block_event_find(name);
-    if (*ret < 0) {
+    *ret_value = block_event_find(name);
+    if (*ret_value < 0) {
         return error_set(err, EINVAL, "Invalid event name \"%s\"", name);
     }
     return 0;
 }
 
 static int take_number(struct options *opts, const char *key, uint64_t dflt, uint64_t max,
-                       uint32_t *ret, struct error *err)
+                       uint32_t *ret_value, struct error *err)
 {
     uint64_t value;
     int r = options_take_uint(opts, key, dflt, max, &value, err);
 
     if (r == 0) {
-        *ret = (uint32_t)value;
+        *ret_value = (uint32_t)value;
     }
     return r;
 }
 
-/* "sector" may be -1, which stands for any, as its absence does. */
+/* "sector" may be -1: any, as if it were absent. */
 static int take_sector(struct options *opts, int64_t *ret_offset, struct error *err)
 {
     struct json_object *all = options_to_json(opts), *value;
@@ -106,7 +106,7 @@ static int take_sector(struct options *opts, int64_t *ret_offset, struct error *
     return r;
 }
 
-static int take_iotypes(struct options *opts, unsigned *ret, struct error *err)
+static int take_iotypes(struct options *opts, unsigned *ret_value, struct error *err)
 {
     char *name AUTO_FREE = NULL;
     int r = options_take_str(opts, "iotype", &name, err), index;
@@ -115,14 +115,14 @@ static int take_iotypes(struct options *opts, unsigned *ret, struct error *err)
         return r;
     }
     if (!name) {
-        *ret = FAULT_IO_DEFAULT_MASK;
+        *ret_value = FAULT_IO_DEFAULT_MASK;
         return 0;
     }
     index = find_name(iotype_names, ARRAY_SIZE(iotype_names), name);
     if (index < 0) {
         return error_set(err, EINVAL, "Invalid iotype value \"%s\"", name);
     }
-    *ret = 1u << index;
+    *ret_value = 1u << index;
     return 0;
 }
 
@@ -132,10 +132,10 @@ static int take_inject(struct fault_rule *rule, struct options *opts, struct err
     int r;
 
     r = take_number(opts, "errno", EIO, ERRNO_MAX, &errnum, err);
-    r = r < 0 ? r : take_sector(opts, &rule->offset, err);
-    r = r < 0 ? r : take_iotypes(opts, &rule->iotypes, err);
-    r = r < 0 ? r : options_take_bool(opts, "once", false, &rule->once, err);
-    r = r < 0 ? r : options_take_bool(opts, "immediately", false, &rule->immediately, err);
+    UNLESS_FAILED(r, take_sector(opts, &rule->offset, err));
+    UNLESS_FAILED(r, take_iotypes(opts, &rule->iotypes, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "once", false, &rule->once, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "immediately", false, &rule->immediately, err));
     rule->errnum = (int)errnum;
     return r;
 }
@@ -148,11 +148,11 @@ static int take_set_state(struct fault_rule *rule, struct options *opts, struct 
     return take_number(opts, "new_state", 0, INT32_MAX, &rule->new_state, err);
 }
 
-int fault_rules_add(struct fault_rules *r, const char *group, struct options *opts,
+int fault_rules_add(struct fault_rules *rules, const char *group, struct options *opts,
                     struct error *err)
 {
     struct fault_rule *rule;
-    int ret;
+    int r;
 
     rule = calloc(1, sizeof(*rule));
     if (!rule) {
@@ -160,29 +160,29 @@ int fault_rules_add(struct fault_rules *r, const char *group, struct options *op
     }
     list_init(&rule->link);
     list_init(&rule->active_link);
-    ret = take_event(opts, group, &rule->event, err);
-    ret = ret < 0 ? ret : take_number(opts, "state", 0, INT32_MAX, &rule->state, err);
-    if (ret == 0 && strcmp(group, "inject-error") == 0) {
+    r = take_event(opts, group, &rule->event, err);
+    UNLESS_FAILED(r, take_number(opts, "state", 0, INT32_MAX, &rule->state, err));
+    if (r == 0 && strcmp(group, "inject-error") == 0) {
         rule->action = FAULT_INJECT_ERROR;
-        ret = take_inject(rule, opts, err);
-    } else if (ret == 0) {
+        r = take_inject(rule, opts, err);
+    } else if (r == 0) {
         rule->action = FAULT_SET_STATE;
-        ret = take_set_state(rule, opts, err);
+        r = take_set_state(rule, opts, err);
     }
-    ret = ret < 0 ? ret : options_check_empty(opts, group, err);
-    if (ret < 0) {
+    UNLESS_FAILED(r, options_check_empty(opts, group, err));
+    if (r < 0) {
         free(rule);
-        return ret;
+        return r;
     }
-    pthread_mutex_lock(&r->lock);
-    list_append(&r->rules, &rule->link);
-    pthread_mutex_unlock(&r->lock);
+    pthread_mutex_lock(&rules->lock);
+    list_append(&rules->rules, &rule->link);
+    pthread_mutex_unlock(&rules->lock);
     return 0;
 }
 
-/* --- at work --------------------------------------------------------------------------------------------- */
+/* --- at work ---------------------------------------------------------------------------------- */
 
-/* Told to whoever watches; see filter.h. */
+/* Called when requests stop and continue; see filter.h. */
 static fault_watch *watch;
 
 void fault_set_watch(fault_watch *fn)
@@ -197,14 +197,14 @@ static void tell(const char *tag, bool held)
     }
 }
 
-/* A request that stands at a breakpoint; memory of the request's own stack. */
+/* A request that is held at a breakpoint; on its stack. */
 struct held_request {
     struct list link; /* in fault_rules.held */
     const char *tag;
     struct co_queue waiter; /* guarded by fault_rules.lock */
 };
 
-/* The lock is held on entry and on return, not while the request stands. */
+/* Hold the request. The lock is released meanwhile. */
 static void co_hold_locked(struct fault_rules *r, char *tag)
 {
     struct held_request held = {.tag = tag};
@@ -218,7 +218,7 @@ static void co_hold_locked(struct fault_rules *r, char *tag)
     pthread_mutex_lock(&r->lock);
 }
 
-/* Take the next breakpoint for the event out of the rules; its tag, or NULL. */
+/* Remove the next breakpoint for the event from the rules. Returns its tag; NULL: there is none. */
 static char *take_break_locked(struct fault_rules *r, int event)
 {
     struct fault_rule *rule;
@@ -273,7 +273,7 @@ void fault_rules_co_event(struct fault_rules *r, int event)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* --- breakpoints --------------------------------------------------------------------------------------- */
+/* --- breakpoints ------------------------------------------------------------------------------ */
 
 int fault_rules_break(struct fault_rules *r, int event, const char *tag)
 {
@@ -297,7 +297,7 @@ static bool tag_matches(const char *wanted, const char *tag)
     return !wanted || strcmp(wanted, tag) == 0;
 }
 
-/* `tag` NULL: any. Whether there was one. */
+/* `tag` NULL: any. Returns whether a request was held there. */
 static bool resume_one_locked(struct fault_rules *r, const char *tag)
 {
     struct held_request *held;
@@ -354,7 +354,7 @@ bool fault_rules_is_held(struct fault_rules *r, const char *tag)
     return found;
 }
 
-/* --- errors -------------------------------------------------------------------------------------------- */
+/* --- errors ----------------------------------------------------------------------------------- */
 
 static bool rule_covers(const struct fault_rule *rule, enum fault_iotype type, uint64_t offset,
                         uint64_t length)

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "quorum": several children hold the same disk. A write goes to all of them, a read is what at least `vote-threshold` of
- * them say. A child that fails, or says something else, is told of (block/vote.h), and put right with `rewrite-corrupted`.
+ * The driver "quorum": several children have the same contents. A write goes to all of them. A read
+ * returns the data that at least `vote-threshold` of them agree on. A child that fails or disagrees
+ * is reported (block/vote.h), and corrected with `rewrite-corrupted`.
  *
- *   read   from all at once -> all alike? done
- *                           -> else: again, with writes to the range kept out, since one of them may have been half done
- *                                    -> vote -> the largest group, if it is large enough; the others are bad
+ *   read   from all at once -> all equal: done
+ *                           -> else: once more, excluding writes to the range, one of which may
+ *                              have reached only some children
+ *                              -> vote -> the largest group, if it is large enough; others are bad
  *
- * With read-pattern=fifo a read is what the first child says that does not fail. Discards are ignored: what children read
- * afterwards may differ.
+ * With read-pattern=fifo a read returns the data of the first child that does not fail. Discards
+ * have no effect: children could read different bytes afterwards.
  */
 #include <errno.h>
 #include <stdatomic.h>
@@ -32,7 +34,7 @@ enum read_pattern { READ_QUORUM, READ_FIFO };
 
 struct child {
     struct block_edge *edge;
-    _Atomic int64_t told_ns; /* when others were told of it last; 0: never */
+    _Atomic int64_t reported_ns; /* time of the latest report; 0: none */
 };
 
 struct quorum {
@@ -40,25 +42,25 @@ struct quorum {
     int count, threshold;
     bool verify, rewrite;
     int pattern; /* enum read_pattern */
-    _Atomic int64_t failure_told_ns;
+    _Atomic int64_t failure_reported_ns;
     struct range_lock writes; /* shared: writes in flight; exclusive: a read that votes */
 };
 
-/* --- telling --------------------------------------------------------------------------------------- */
+/* --- reports ---------------------------------------------------------------------------------- */
 
-/* Once a second: a child that is gone fails with every request. */
-static bool may_tell(_Atomic int64_t *told_ns)
+/* At most one report a second: a child that is gone fails with every request. */
+static bool may_report(_Atomic int64_t *reported_ns)
 {
-    int64_t before = atomic_load(told_ns), now = loop_now_ns();
+    int64_t before = atomic_load(reported_ns), now = loop_now_ns();
 
     return (before == 0 || now - before >= TELL_INTERVAL_NS) &&
-           atomic_compare_exchange_strong(told_ns, &before, now);
+           atomic_compare_exchange_strong(reported_ns, &before, now);
 }
 
-static void tell_bad(struct child *c, enum block_vote_op op, int error, uint64_t offset,
-                     uint64_t length)
+static void report_bad_child(struct child *c, enum block_vote_op op, int error, uint64_t offset,
+                             uint64_t length)
 {
-    if (may_tell(&c->told_ns)) {
+    if (may_report(&c->reported_ns)) {
         block_report_vote(&(struct block_vote){
             .node_name = block_node_name(block_edge_node(c->edge)),
             .op = op,
@@ -69,12 +71,12 @@ static void tell_bad(struct child *c, enum block_vote_op op, int error, uint64_t
     }
 }
 
-static void tell_failure(struct block_node *node, enum block_vote_op op, uint64_t offset,
-                         uint64_t length)
+static void report_failure(struct block_node *node, enum block_vote_op op, uint64_t offset,
+                           uint64_t length)
 {
     struct quorum *q = node->opaque;
 
-    if (may_tell(&q->failure_told_ns)) {
+    if (may_report(&q->failure_reported_ns)) {
         block_report_vote(&(struct block_vote){
             .failed = true,
             .node_name = block_node_name(node),
@@ -85,7 +87,7 @@ static void tell_failure(struct block_node *node, enum block_vote_op op, uint64_
     }
 }
 
-/* --- the same request to all children -------------------------------------------------------------- */
+/* --- the same request to all children --------------------------------------------------------- */
 
 enum part_op { PART_READ, PART_WRITE, PART_ZERO, PART_FLUSH };
 
@@ -124,7 +126,7 @@ static void co_part(void *arg)
     co_group_done(p->group);
 }
 
-/* All at once; where no coroutine is to be had, one after the other. */
+/* Run all parts at once; one after the other where no coroutine is available. */
 static void co_do_all(struct part *parts, int count)
 {
     struct co_group group;
@@ -144,7 +146,7 @@ static void co_do_all(struct part *parts, int count)
     }
 }
 
-/* The error that most children have; 0 if none has any. */
+/* The most frequent error; 0: no child failed. */
 static int common_error(const struct part *parts, int count)
 {
     int best = 0, best_votes = 0;
@@ -163,7 +165,7 @@ static int common_error(const struct part *parts, int count)
     return best;
 }
 
-/* Tell of the children that failed; 0 if enough did not, else the error. */
+/* Report the children that failed. 0 if enough succeeded, else the error. */
 static int count_results(struct block_node *node, const struct part *parts, enum block_vote_op op,
                          uint64_t offset, uint64_t length)
 {
@@ -172,7 +174,7 @@ static int count_results(struct block_node *node, const struct part *parts, enum
 
     for (int i = 0; i < q->count; i++) {
         if (parts[i].result < 0) {
-            tell_bad(&q->children[i], op, parts[i].result, offset, length);
+            report_bad_child(&q->children[i], op, parts[i].result, offset, length);
         } else {
             good++;
         }
@@ -180,11 +182,11 @@ static int count_results(struct block_node *node, const struct part *parts, enum
     if (good >= q->threshold) {
         return 0;
     }
-    tell_failure(node, op, offset, length);
+    report_failure(node, op, offset, length);
     return common_error(parts, q->count);
 }
 
-/* --- read ------------------------------------------------------------------------------------------ */
+/* --- read ------------------------------------------------------------------------------------- */
 
 static void free_data(struct part *parts, int count)
 {
@@ -223,7 +225,7 @@ static bool all_alike(const struct quorum *q, const struct part *parts)
     return parts[0].result == 0;
 }
 
-/* The first of the largest group of children that say the same; -1 if it is not large enough. */
+/* The first of the largest group of children that agree; -1: the group is too small. */
 static int vote(const struct quorum *q, const struct part *parts)
 {
     int best = -1, best_votes = 0;
@@ -253,7 +255,10 @@ static void print_mismatch(const struct part *a, const struct part *b)
               (unsigned long long)a->offset, a->iov.size, (unsigned long long)(a->offset + at));
 }
 
-/* Children that are not of the winner's mind, but could be read. What can't be written is told of, and no more. */
+/*
+ * Report the children that could be read but disagree with the winner; rewrite them if wanted. A
+ * failed write is only reported.
+ */
 static void co_put_right(struct quorum *q, struct part *parts, int winner)
 {
     for (int i = 0; i < q->count; i++) {
@@ -263,15 +268,15 @@ static void co_put_right(struct quorum *q, struct part *parts, int winner)
         if (p->result < 0 || are_alike(p, &parts[winner])) {
             continue;
         }
-        tell_bad(&q->children[i], BLOCK_VOTE_READ, 0, p->offset, p->iov.size);
+        report_bad_child(&q->children[i], BLOCK_VOTE_READ, 0, p->offset, p->iov.size);
         r = q->rewrite ? block_co_pwritev(p->edge, p->offset, parts[winner].iov, 0) : 0;
         if (r < 0) {
-            tell_bad(&q->children[i], BLOCK_VOTE_WRITE, r, p->offset, p->iov.size);
+            report_bad_child(&q->children[i], BLOCK_VOTE_WRITE, r, p->offset, p->iov.size);
         }
     }
 }
 
-/* No write to the range is under way. Returns the child to believe, or -errno. */
+/* Read and vote, while no write to the range is in flight. Returns the winner, or -errno. */
 static int co_settle(struct block_node *node, struct part *parts)
 {
     struct quorum *q = node->opaque;
@@ -288,7 +293,7 @@ static int co_settle(struct block_node *node, struct part *parts)
     }
     winner = vote(q, parts);
     if (winner < 0) {
-        tell_failure(node, BLOCK_VOTE_READ, offset, size);
+        report_failure(node, BLOCK_VOTE_READ, offset, size);
         return -EIO;
     }
     co_put_right(q, parts, winner);
@@ -326,11 +331,11 @@ static int co_read_first(struct block_node *node, uint64_t offset, struct iov io
     for (int i = 0; i < q->count && r < 0; i++) {
         r = block_co_preadv(q->children[i].edge, offset, iov, flags);
         if (r < 0) {
-            tell_bad(&q->children[i], BLOCK_VOTE_READ, r, offset, iov.size);
+            report_bad_child(&q->children[i], BLOCK_VOTE_READ, r, offset, iov.size);
         }
     }
     if (r < 0) {
-        tell_failure(node, BLOCK_VOTE_READ, offset, iov.size);
+        report_failure(node, BLOCK_VOTE_READ, offset, iov.size);
     }
     return r;
 }
@@ -347,9 +352,12 @@ static int quorum_co_preadv(struct block_node *node, uint64_t offset, struct iov
                                    : co_read_by_vote(node, offset, iov);
 }
 
-/* --- change ---------------------------------------------------------------------------------------- */
+/* --- change ----------------------------------------------------------------------------------- */
 
-/* Whether a child can't do it quickly: that is no fault of it, and whoever asked does it slowly with all of them. */
+/*
+ * Whether a child has no fast way to do it. This is not a failure: the caller falls back, for all
+ * children.
+ */
 static bool is_refused(const struct quorum *q, const struct part *parts)
 {
     for (int i = 0; i < q->count; i++) {
@@ -407,11 +415,14 @@ static int quorum_co_flush(struct block_node *node)
     return count_results(node, parts, BLOCK_VOTE_FLUSH, 0, block_node_size(node));
 }
 
-/* --- status ---------------------------------------------------------------------------------------- */
+/* --- status ----------------------------------------------------------------------------------- */
 
-/* Zero only where that is what a vote would come to, and as far as all those say so; else data, as far as any says so. */
+/*
+ * Zero where a vote would find zeroes, as far as all those children say so; else data, as far as
+ * any child says so.
+ */
 static int quorum_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                            struct block_status *ret)
+                            struct block_status *ret_status)
 {
     struct quorum *q = node->opaque;
     uint64_t data_length = 0, zero_length = length;
@@ -422,7 +433,7 @@ static int quorum_co_status(struct block_node *node, uint64_t offset, uint64_t l
         int r = block_co_status_above(q->children[i].edge, NULL, offset, length, &status, NULL);
 
         if (r < 0) {
-            tell_bad(&q->children[i], BLOCK_VOTE_READ, r, offset, length);
+            report_bad_child(&q->children[i], BLOCK_VOTE_READ, r, offset, length);
         } else if (status.flags & BLOCK_STATUS_ZERO) {
             zero++;
             zero_length = MIN(zero_length, status.length);
@@ -435,20 +446,20 @@ static int quorum_co_status(struct block_node *node, uint64_t offset, uint64_t l
         return -EIO;
     }
     if (zero > data && (q->pattern == READ_FIFO || zero >= q->threshold)) {
-        *ret =
+        *ret_status =
             (struct block_status){BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED, zero_length, 0, NULL};
     } else {
-        *ret = (struct block_status){BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED,
-                                     data ? data_length : zero_length, 0, NULL};
+        *ret_status = (struct block_status){BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED,
+                                            data ? data_length : zero_length, 0, NULL};
     }
     return 0;
 }
 
-static int quorum_co_allocated_size(struct block_node *node, uint64_t *ret)
+static int quorum_co_allocated_size(struct block_node *node, uint64_t *ret_value)
 {
     struct quorum *q = node->opaque;
 
-    *ret = 0;
+    *ret_value = 0;
     for (int i = 0; i < q->count; i++) {
         uint64_t size;
         int r = block_co_allocated_size(block_edge_node(q->children[i].edge), &size);
@@ -456,12 +467,12 @@ static int quorum_co_allocated_size(struct block_node *node, uint64_t *ret)
         if (r < 0) {
             return r;
         }
-        *ret += size;
+        *ret_value += size;
     }
     return 0;
 }
 
-/* --- open and close -------------------------------------------------------------------------------- */
+/* --- open and close --------------------------------------------------------------------------- */
 
 static int check_options(const struct quorum *q, size_t count, struct error *err)
 {
@@ -507,7 +518,7 @@ static int take_settings(struct quorum *q, struct options *opts, struct error *e
     return 0;
 }
 
-/* What one element of the list says: a node's name, or options. */
+/* Open or look up one element of the list: options or a node name. */
 static int co_open_one(struct block_node *node, struct options *opts, struct json_object *item,
                        struct error *err)
 {
@@ -598,7 +609,7 @@ static void quorum_co_close(struct block_node *node)
     range_lock_destroy(&q->writes);
 }
 
-/* Who else wrote or resized a child would make it differ from the others. */
+/* Another writer of a child would make it differ from the others. */
 static void quorum_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                               unsigned *ret_shared)

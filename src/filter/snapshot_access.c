@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "snapshot-access": shows the frozen contents of its child `file`, a copy-before-write node. It can't be
- * written. A discard is allowed, though: it tells the filter below that this area will not be read any more. So
- * the node is not marked read-only, and an export of it must be writable to pass discards on.
+ * The driver "snapshot-access": shows the frozen contents of its child `file`, a copy-before-write
+ * node. Writes fail. Discards are allowed: the filter below then knows that the area will not be
+ * read any more. So the node is not read-only, and an export of it must be writable to pass
+ * discards on.
  */
 #include <errno.h>
 
@@ -16,11 +17,11 @@ struct snapshot_access {
 static int snapshot_access_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct snapshot_access *s = node->opaque;
-    int ret;
+    int r;
 
-    ret = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, &s->file, err);
-    if (ret < 0) {
-        return ret;
+    r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, &s->file, err);
+    if (r < 0) {
+        return r;
     }
     if (!block_node_has_snapshot_access(block_edge_node(s->file))) {
         return error_set(err, ENOTSUP,
@@ -30,11 +31,11 @@ static int snapshot_access_co_open(struct block_node *node, struct options *opts
                          block_driver_name(block_edge_node(s->file)->driver));
     }
     block_node_set_size(node, block_edge_size(s->file));
-    node->discard_unmap = true; /* it means "release" here, whatever is done about the space */
+    node->discard_unmap = true; /* a discard releases an area, whether or not space is given back */
     return 0;
 }
 
-/* The frozen contents are what the filter makes of its children: no write to the filter can change them. */
+/* No write to the filter can change the frozen contents, so all permissions are shared. */
 static void snapshot_access_child_perm(struct block_node *node, struct block_edge *edge,
                                        unsigned parents_perm, unsigned parents_shared,
                                        unsigned *ret_perm, unsigned *ret_shared)
@@ -49,7 +50,7 @@ static int snapshot_access_co_preadv(struct block_node *node, uint64_t offset, s
     struct snapshot_access *s = node->opaque;
 
     if (flags & BLOCK_REQ_PREFETCH) {
-        return 0; /* a hint, and there is nothing to be got early */
+        return 0; /* a hint; there is no cache to fill */
     }
     return block_co_preadv_snapshot(s->file, offset, iov);
 }
@@ -75,15 +76,15 @@ static int snapshot_access_co_discard(struct block_node *node, uint64_t offset, 
 
 static int snapshot_access_co_flush(struct block_node *node)
 {
-    return 0; /* nothing is ever written through it */
+    return 0; /* nothing is written through this node */
 }
 
 static int snapshot_access_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                                     struct block_status *ret)
+                                     struct block_status *ret_status)
 {
     struct snapshot_access *s = node->opaque;
 
-    return block_co_snapshot_status(s->file, offset, length, ret);
+    return block_co_snapshot_status(s->file, offset, length, ret_status);
 }
 
 const struct block_driver snapshot_access_driver = {

@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver "blklogwrites": passes everything on to `file` and logs writes, flushes and discards to `log`, in the format of
- * Linux's dm-log-writes (Documentation/admin-guide/device-mapper/log-writes.rst), so that its replay tools work.
+ * The driver "blklogwrites": passes requests on to `file`, and logs writes, flushes and discards to
+ * `log` in the format of Linux's dm-log-writes
+ * (Documentation/admin-guide/device-mapper/log-writes.rst), whose replay tools can read the log.
  *
  *   sector 0   super block         magic, version, entries, sector size (little-endian)
  *   sector 1   entry header        sector, sectors, flags, data length
  *   sector 2.. data of a write     as many sectors as the header says; none for flush and discard
  *   ...        entry header ...
  *
- * 1. Entries have the order in which requests completed; a write that completed before a flush was submitted precedes
- *    the flush's entry, any other follows it. So all entries before a flush's are stable once it is in the log.
- * 2. The entry count in the super block never counts an entry that is not in the log. It is written every
- *    log-super-update-interval entries, at each flush and at the end.
- * (1) is kept by holding `lock` over a flush of the file.
+ * 1. Entries have the order in which requests completed. The entry of a write that completed before
+ * a
+ *    flush was submitted precedes the flush's entry; the entry of any other write follows it. So
+ *    all entries before a flush are on stable storage once the flush is in the log.
+ * 2. The entry count in the super block never counts an entry that is not in the log. It is written
+ *    every log-super-update-interval entries, at each flush and at the end.
+ * For (1) `lock` is held during a flush of the file.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -43,29 +46,29 @@ struct write_log {
     uint32_t sector_size;
     uint64_t super_interval; /* entries between two updates of the super block */
 
-    struct co_mutex lock; /* guards all below and what is in the log */
-    uint64_t next_sector; /* of the log, where the next entry goes */
+    struct co_mutex lock; /* guards the following members, and the log */
+    uint64_t next_sector; /* of the log: place of the next entry */
     uint64_t entries;
     uint64_t entries_in_super;
     uint8_t *sector; /* buffer of sector_size bytes for headers */
 };
 
-/* --- the log ----------------------------------------------------------------------------------------- */
+/* --- the log ---------------------------------------------------------------------------------- */
 
 static int co_write_super_locked(struct write_log *s)
 {
-    int ret;
+    int r;
 
     memset(s->sector, 0, s->sector_size);
     store_le64(s->sector, LOG_MAGIC);
     store_le64(s->sector + 8, LOG_VERSION);
     store_le64(s->sector + 16, s->entries);
     store_le32(s->sector + 24, s->sector_size);
-    ret = block_co_pwrite(s->log, 0, s->sector, s->sector_size, 0);
-    if (ret == 0) {
+    r = block_co_pwrite(s->log, 0, s->sector, s->sector_size, 0);
+    if (r == 0) {
         s->entries_in_super = s->entries;
     }
-    return ret;
+    return r;
 }
 
 struct log_entry {
@@ -81,53 +84,53 @@ static int co_append_locked(struct write_log *s, const struct log_entry *entry)
     uint64_t at = s->next_sector * s->sector_size;
     bool has_data = entry->data || entry->zeroes;
     struct iovec vec;
-    int ret;
+    int r;
 
     memset(s->sector, 0, s->sector_size);
     store_le64(s->sector, entry->offset / s->sector_size);
     store_le64(s->sector + 8, entry->length / s->sector_size);
     store_le64(s->sector + 16, entry->flags);
-    ret = block_co_pwritev(s->log, at, iov_from_buf(&vec, s->sector, s->sector_size), 0);
-    if (ret == 0 && entry->data) {
-        ret = block_co_pwritev(s->log, at + s->sector_size, *entry->data, 0);
-    } else if (ret == 0 && entry->zeroes) {
-        ret = block_co_write_zeroes(s->log, at + s->sector_size, entry->length, 0);
+    r = block_co_pwritev(s->log, at, iov_from_buf(&vec, s->sector, s->sector_size), 0);
+    if (r == 0 && entry->data) {
+        r = block_co_pwritev(s->log, at + s->sector_size, *entry->data, 0);
+    } else if (r == 0 && entry->zeroes) {
+        r = block_co_write_zeroes(s->log, at + s->sector_size, entry->length, 0);
     }
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     s->next_sector += 1 + (has_data ? entry->length / s->sector_size : 0);
     s->entries++;
     if (s->entries - s->entries_in_super >= s->super_interval) {
-        ret = co_write_super_locked(s);
+        r = co_write_super_locked(s);
     }
-    return ret;
+    return r;
 }
 
 static int co_append(struct write_log *s, const struct log_entry *entry)
 {
-    int ret;
+    int r;
 
     co_mutex_lock(&s->lock);
-    ret = co_append_locked(s, entry);
+    r = co_append_locked(s, entry);
     co_mutex_unlock(&s->lock);
-    return ret;
+    return r;
 }
 
-/* --- appending to an existing log ---------------------------------------------------------------------- */
+/* --- appending to an existing log ------------------------------------------------------------- */
 
 static int co_read_super(struct write_log *s, struct error *err)
 {
     const char *name = block_node_display_name(block_edge_node(s->log));
     uint8_t super[SUPER_SIZE];
-    int ret;
+    int r;
 
     if (block_edge_size(s->log) < MIN_SECTOR_SIZE) {
         return error_set(err, EINVAL, "Log file '%s' is too short to be appended to", name);
     }
-    ret = block_co_pread(s->log, 0, super, sizeof(super));
-    if (ret < 0) {
-        return error_set_errno(err, -ret, "Could not read the super block of log file '%s'", name);
+    r = block_co_pread(s->log, 0, super, sizeof(super));
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not read the super block of log file '%s'", name);
     }
     if (load_le64(super) != LOG_MAGIC || load_le64(super + 8) != LOG_VERSION) {
         return error_set(err, EINVAL, "'%s' is not a write log of version %u", name, LOG_VERSION);
@@ -142,7 +145,7 @@ static int co_read_super(struct write_log *s, struct error *err)
     return 0;
 }
 
-/* Walk over the entries to find where the next one goes. */
+/* Skip the entries of the log, to find the place of the next one. */
 static int co_skip_entries(struct write_log *s, struct error *err)
 {
     const char *name = block_node_display_name(block_edge_node(s->log));
@@ -152,15 +155,15 @@ static int co_skip_entries(struct write_log *s, struct error *err)
     s->next_sector = 1;
     for (uint64_t i = 0; i < s->entries; i++) {
         uint64_t sectors, flags;
-        int ret;
+        int r;
 
         if (s->next_sector >= log_sectors) {
             return error_set(err, EINVAL, "Log file '%s' ends at entry %llu of %llu", name,
                              (unsigned long long)i, (unsigned long long)s->entries);
         }
-        ret = block_co_pread(s->log, s->next_sector * s->sector_size, head, sizeof(head));
-        if (ret < 0) {
-            return error_set_errno(err, -ret, "Could not read entry %llu of log file '%s'",
+        r = block_co_pread(s->log, s->next_sector * s->sector_size, head, sizeof(head));
+        if (r < 0) {
+            return error_set_errno(err, -r, "Could not read entry %llu of log file '%s'",
                                    (unsigned long long)i, name);
         }
         sectors = load_le64(head + 8);
@@ -183,35 +186,35 @@ static int co_skip_entries(struct write_log *s, struct error *err)
     return 0;
 }
 
-/* --- open, close --------------------------------------------------------------------------------------- */
+/* --- open, close ------------------------------------------------------------------------------ */
 
 static int take_options(struct write_log *s, struct options *opts, bool *ret_append,
                         struct error *err)
 {
     bool sector_size_given = options_has(opts, "log-sector-size");
     uint64_t sector_size;
-    int ret;
+    int r;
 
-    ret = options_take_bool(opts, "log-append", false, ret_append, err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_bool(opts, "log-append", false, ret_append, err);
+    if (r < 0) {
+        return r;
     }
     if (*ret_append && sector_size_given) {
         return error_set(err, EINVAL, "log-append and log-sector-size are mutually exclusive");
     }
-    ret = options_take_size(opts, "log-sector-size", MIN_SECTOR_SIZE, &sector_size, err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_size(opts, "log-sector-size", MIN_SECTOR_SIZE, &sector_size, err);
+    if (r < 0) {
+        return r;
     }
     if (!is_power_of_2(sector_size) || sector_size < MIN_SECTOR_SIZE ||
         sector_size > MAX_SECTOR_SIZE) {
         return error_set(err, EINVAL, "Invalid log sector size %llu",
                          (unsigned long long)sector_size);
     }
-    ret = options_take_uint(opts, "log-super-update-interval", DEFAULT_SUPER_INTERVAL, UINT64_MAX,
-                            &s->super_interval, err);
-    if (ret < 0) {
-        return ret;
+    r = options_take_uint(opts, "log-super-update-interval", DEFAULT_SUPER_INTERVAL, UINT64_MAX,
+                          &s->super_interval, err);
+    if (r < 0) {
+        return r;
     }
     if (s->super_interval == 0) {
         return error_set(err, EINVAL, "Invalid log superblock update interval 0");
@@ -222,15 +225,15 @@ static int take_options(struct write_log *s, struct options *opts, bool *ret_app
 
 static int co_open_log(struct write_log *s, bool append, struct error *err)
 {
-    int ret = 0;
+    int r = 0;
 
     s->next_sector = 1;
-    /* An empty file is where a log begins. */
+    /* An empty file is a new log. */
     if (append && block_edge_size(s->log) > 0) {
-        ret = co_read_super(s, err);
-        ret = ret < 0 ? ret : co_skip_entries(s, err);
-        if (ret < 0) {
-            return ret;
+        r = co_read_super(s, err);
+        UNLESS_FAILED(r, co_skip_entries(s, err));
+        if (r < 0) {
+            return r;
         }
     }
     s->entries_in_super = s->entries;
@@ -245,24 +248,24 @@ static int write_log_co_open(struct block_node *node, struct options *opts, stru
 {
     struct write_log *s = node->opaque;
     bool append;
-    int ret;
+    int r;
 
-    ret = take_options(s, opts, &append, err);
-    if (ret < 0) {
-        return ret;
+    r = take_options(s, opts, &append, err);
+    if (r < 0) {
+        return r;
     }
-    ret = block_co_open_filtered(node, opts, "file", err);
-    if (ret < 0) {
-        return ret;
+    r = block_co_open_filtered(node, opts, "file", err);
+    if (r < 0) {
+        return r;
     }
     s->file = node->filtered;
-    ret = block_co_open_child(node, opts, "log", BLOCK_ROLE_METADATA, false, &s->log, err);
-    if (ret < 0) {
-        return ret;
+    r = block_co_open_child(node, opts, "log", BLOCK_ROLE_METADATA, false, &s->log, err);
+    if (r < 0) {
+        return r;
     }
-    ret = co_open_log(s, append, err);
-    if (ret < 0) {
-        return ret;
+    r = co_open_log(s, append, err);
+    if (r < 0) {
+        return r;
     }
     co_mutex_init(&s->lock);
     node->limits.request_alignment = s->sector_size;
@@ -274,14 +277,14 @@ static int write_log_co_open(struct block_node *node, struct options *opts, stru
 static int write_log_co_inactivate(struct block_node *node, struct error *err)
 {
     struct write_log *s = node->opaque;
-    int ret;
+    int r;
 
     co_mutex_lock(&s->lock);
-    ret = co_write_super_locked(s);
-    ret = ret < 0 ? ret : block_co_flush(s->log);
+    r = co_write_super_locked(s);
+    UNLESS_FAILED(r, block_co_flush(s->log));
     co_mutex_unlock(&s->lock);
-    if (ret < 0) {
-        return error_set_errno(err, -ret, "Could not complete log file '%s'",
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not complete log file '%s'",
                                block_node_display_name(block_edge_node(s->log)));
     }
     return 0;
@@ -295,7 +298,7 @@ static void write_log_co_close(struct block_node *node)
     free(s->sector);
 }
 
-/* The log has one writer, whatever is done to the file, and grows. */
+/* The log grows, and this filter is its only writer. */
 static void write_log_child_perm(struct block_node *node, struct block_edge *edge,
                                  unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                                  unsigned *ret_shared)
@@ -308,7 +311,7 @@ static void write_log_child_perm(struct block_node *node, struct block_edge *edg
     }
 }
 
-/* --- I/O ----------------------------------------------------------------------------------------------- */
+/* --- I/O -------------------------------------------------------------------------------------- */
 
 static int write_log_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
                                unsigned flags)
@@ -322,7 +325,7 @@ static int write_log_co_pwritev(struct block_node *node, uint64_t offset, struct
                                 unsigned flags)
 {
     struct write_log *s = node->opaque;
-    int ret = block_co_pwritev(s->file, offset, iov, flags);
+    int r = block_co_pwritev(s->file, offset, iov, flags);
     struct log_entry entry = {
         .offset = offset,
         .length = iov.size,
@@ -330,14 +333,14 @@ static int write_log_co_pwritev(struct block_node *node, uint64_t offset, struct
         .data = &iov,
     };
 
-    return ret < 0 ? ret : co_append(s, &entry);
+    return r < 0 ? r : co_append(s, &entry);
 }
 
 static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                                      unsigned flags)
 {
     struct write_log *s = node->opaque;
-    int ret = block_co_write_zeroes(s->file, offset, length, flags);
+    int r = block_co_write_zeroes(s->file, offset, length, flags);
     struct log_entry entry = {
         .offset = offset,
         .length = round_up(length, s->sector_size),
@@ -345,38 +348,38 @@ static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, u
         .zeroes = true,
     };
 
-    return ret < 0 ? ret : co_append(s, &entry);
+    return r < 0 ? r : co_append(s, &entry);
 }
 
 static int write_log_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct write_log *s = node->opaque;
-    int ret = block_co_discard(s->file, offset, length);
+    int r = block_co_discard(s->file, offset, length);
     struct log_entry entry = {
         .offset = offset,
         .length = round_up(length, s->sector_size),
         .flags = LOG_FLAG_DISCARD,
     };
 
-    return ret < 0 ? ret : co_append(s, &entry);
+    return r < 0 ? r : co_append(s, &entry);
 }
 
 static int write_log_co_flush(struct block_node *node)
 {
     struct write_log *s = node->opaque;
     struct log_entry entry = {.flags = LOG_FLAG_FLUSH};
-    int ret;
+    int r;
 
     co_mutex_lock(&s->lock);
-    ret = block_co_flush(s->file);
-    ret = ret < 0 ? ret : co_append_locked(s, &entry);
-    ret = ret < 0 ? ret : co_write_super_locked(s);
-    ret = ret < 0 ? ret : block_co_flush(s->log);
+    r = block_co_flush(s->file);
+    UNLESS_FAILED(r, co_append_locked(s, &entry));
+    UNLESS_FAILED(r, co_write_super_locked(s));
+    UNLESS_FAILED(r, block_co_flush(s->log));
     co_mutex_unlock(&s->lock);
-    return ret;
+    return r;
 }
 
-/* The format has no entry for a new size; growth shows in the writes that follow. */
+/* A resize is not logged: the format has no entry for it. */
 const struct block_driver write_log_driver = {
     .name = "blklogwrites",
     .instance_size = sizeof(struct write_log),
