@@ -47,7 +47,7 @@ static bool has_backing(const struct qcow2 *q)
 }
 
 /* Zeroes to the host cluster of guest offset `guest`, as the guest is to read them. */
-static int co_zero_host(struct qcow2 *q, uint64_t guest, uint64_t host)
+static int co_zero_host_locked(struct qcow2 *q, uint64_t guest, uint64_t host)
 {
     AUTO_FREE uint8_t *zeroes = NULL;
     struct iovec vec;
@@ -113,7 +113,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
         r = qcow2_co_alloc_locked(q, 1, true, &host, &got, &fresh);
         made = r == 0;
     }
-    r = r < 0 ? r : co_zero_host(q, guest, host);
+    r = r < 0 ? r : co_zero_host_locked(q, guest, host);
     if (r < 0) {
         if (made) {
             qcow2_co_unalloc_locked(q, host, 1);
@@ -208,7 +208,7 @@ static int co_place_zeroes_locked(struct qcow2 *q, struct table *t, uint64_t i, 
             }
         }
     }
-    return r < 0 ? r : co_zero_host(q, t->guest + (i << q->cluster_bits), *host);
+    return r < 0 ? r : co_zero_host_locked(q, t->guest + (i << q->cluster_bits), *host);
 }
 
 static int co_expand_table_locked(struct qcow2 *q, struct table *t)

@@ -138,7 +138,7 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
         return failed(q, "a longer L1 table can't be written", r, err);
     }
     r = qcow2_co_commit(q);
-    r = r < 0 ? r : qcow2_set_active_l1(q, l1, entries);
+    r = r < 0 ? r : qcow2_co_set_active_l1(q, l1, entries);
     if (r < 0) {
         qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
         return failed(q, "a longer L1 table can't be written", r, err);

@@ -305,7 +305,7 @@ static int co_write_refcounts(struct qcow2 *q, const struct layout *l, uint64_t 
 }
 
 /* Replaces the refcounts in memory: table, cache and what was derived from them. Takes `table`. */
-static int adopt_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *table)
+static int co_adopt_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *table)
 {
     uint64_t entries = l->table_clusters * q->cluster_size / 8;
     size_t entry_size = q->caches.refcounts.entry_size;
@@ -325,7 +325,9 @@ static int adopt_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *ta
     q->reftable.dirty_count = 0;
     q->reftable.size = (uint32_t)entries;
     q->reftable.offset = l->table << q->cluster_bits;
+    co_mutex_lock(&q->lock);
     qcow2_overlap_note_refblocks_locked(q);
+    co_mutex_unlock(&q->lock);
     q->alloc.next_free = 0;
     q->alloc.compressed_tail = 0;
     q->alloc.zero_from = MAX(q->alloc.zero_from, l->end << q->cluster_bits);
@@ -344,7 +346,7 @@ int qcow2_co_rebuild_refcounts(struct qcow2 *q, const struct reference_counts *c
         table = calloc(l.table_clusters, q->cluster_size);
         r = table ? co_write_refcounts(q, &l, table) : -ENOMEM;
     }
-    UNLESS_FAILED(r, adopt_refcounts(q, &l, TAKE_PTR(table)));
+    UNLESS_FAILED(r, co_adopt_refcounts(q, &l, TAKE_PTR(table)));
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write new refcounts of '%s'",
                                block_node_display_name(q->node));

@@ -26,14 +26,14 @@ static int co_switch_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t ent
     uint32_t old_entries = q->l1.size;
     int r;
 
-    if (!old || qcow2_set_active_l1(q, l1, entries) < 0) {
+    if (!old || qcow2_co_set_active_l1(q, l1, entries) < 0) {
         return error_set(err, ENOMEM, "Out of memory");
     }
     q->l1.offset = offset;
     block_node_set_size(q->node, disk_size);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
-        qcow2_set_active_l1(q, old, old_entries);
+        qcow2_co_set_active_l1(q, old, old_entries);
         q->l1.offset = old_offset;
         block_node_set_size(q->node, old_disk_size);
         return r;

@@ -92,7 +92,9 @@ static int co_create_snapshot(struct qcow2 *q, struct qcow2_snapshot *s, const u
             qcow2_co_free_l1(q, s->l1_offset, s->l1_size);
         }
     } else {
+        co_mutex_lock(&q->lock);
         qcow2_overlap_note_tables_locked(q, OVERLAP_INACTIVE_L2, l1, q->l1.size);
+        co_mutex_unlock(&q->lock);
     }
     return r;
 }

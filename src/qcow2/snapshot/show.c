@@ -56,7 +56,7 @@ int qcow2_co_snapshot_show(struct block_node *node, const char *id, const char *
     if (r < 0) {
         return r;
     }
-    if (qcow2_set_active_l1(q, l1, entries) < 0) {
+    if (qcow2_co_set_active_l1(q, l1, entries) < 0) {
         return error_set(err, ENOMEM, "Out of memory");
     }
     block_node_set_size(node, s->disk_size);

@@ -67,7 +67,7 @@ void qcow2_co_free_new_clusters(struct qcow2 *q, uint64_t offset, uint64_t size)
     co_mutex_unlock(&q->lock);
 }
 
-int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
+int qcow2_co_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
 {
     _Atomic uint64_t *table = calloc(entries + 1u, 8);
     uint8_t *dirty = calloc(div_round_up((uint64_t)entries * 8, SECTOR_SIZE) + 1, 1);
@@ -80,6 +80,7 @@ int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
     for (uint32_t i = 0; i < entries; i++) {
         atomic_init(&table[i], l1[i]);
     }
+    co_mutex_lock(&q->lock);
     qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, l1, entries);
     free((void *)q->l1.entries);
     free(q->l1.dirty);
@@ -87,6 +88,7 @@ int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries)
     q->l1.dirty = dirty;
     q->l1.dirty_count = 0;
     q->l1.size = entries;
+    co_mutex_unlock(&q->lock);
     return 0;
 }
 

@@ -27,8 +27,8 @@ int qcow2_co_write_l1_copy(struct qcow2 *q, const uint64_t *l1, uint32_t entries
                            uint64_t *ret_offset);
 /*
  * Replace the active L1 table in memory by a copy of `l1` (host byte order); no entry is dirty. The
- * node is drained. -ENOMEM, with nothing changed. Does not yield.
+ * node is drained. -ENOMEM, with nothing changed.
  */
-int qcow2_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries);
+int qcow2_co_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries);
 
 #endif
