@@ -17,6 +17,7 @@ void qcow2_store_add_run(struct cluster_runs *list, uint64_t offset, uint64_t le
 /* Clusters of the old state. A damaged table may name other metadata, which is not freed. */
 static void co_free_replaced_run_locked(struct qcow2 *q, const struct cluster_run *run)
 {
+    CO_ASSERT_HELD(&q->lock);
     for (uint64_t i = 0; i < run->length; i += q->cluster_size) {
         if (!qcow2_co_overlap_hits_locked(q, run->offset + i)) {
             (void)qcow2_free_later_locked(q, run->offset + i, q->cluster_size, false,
@@ -66,6 +67,7 @@ int qcow2_co_store_write_reserved(struct qcow2 *q, struct bitmap_store *st, cons
     uint64_t offset;
     int r;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (!qcow2_co_reserve_use_locked(q, name, size, &offset)) {
         return qcow2_co_store_write_new(q, st, data, size, ret_offset);
     }
@@ -100,14 +102,27 @@ void qcow2_adopt_entries(struct qcow2 *q, struct list *entries)
 
 void qcow2_store_begin(struct qcow2 *q, struct bitmap_store *st)
 {
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     *st = (struct bitmap_store){0};
     list_init(&st->entries);
     list_init(&st->tables);
     qcow2_reserve_begin_locked(q);
 }
 
+static void free_waiting_tables(struct bitmap_store *st)
+{
+    while (!list_is_empty(&st->tables)) {
+        struct waiting_table *table = LIST_FIRST(&st->tables, struct waiting_table, link);
+
+        list_remove(&table->link);
+        free(table->entries);
+        free(table);
+    }
+}
+
 int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result)
 {
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (result == 0) {
         co_free_replaced(q, st);
     } else if (!st->written) {
@@ -117,7 +132,7 @@ int qcow2_co_store_end(struct qcow2 *q, struct bitmap_store *st, int result)
         qcow2_reserve_begin_locked(q); /* all of it is kept for the next attempt */
     }
     qcow2_stored_bitmap_free_list(&st->entries);
-    qcow2_in_place_free_tables(st);
+    free_waiting_tables(st);
     cluster_runs_clear(&st->made);
     cluster_runs_clear(&st->old);
     return result;

@@ -36,19 +36,12 @@
 #include "qcow2/table/commit.h"
 #include "qcow2/table/refcount.h"
 
-/* A table to be written over the stored one. */
-struct waiting_table {
-    struct list link;  /* in bitmap_store.tables */
-    uint64_t *entries; /* big-endian */
-    size_t bytes;
-    uint64_t offset; /* in the file */
-};
-
 int qcow2_co_in_place_begin(struct qcow2 *q, struct error *err)
 {
     struct stored_bitmap *s;
     int r = qcow2_co_reserve_bitmaps_locked(q, block_node_size(q->node), err);
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (r < 0) {
         return r;
     }
@@ -158,17 +151,6 @@ int qcow2_co_in_place_write_tables(struct qcow2 *q, struct bitmap_store *st)
     return UNLESS_FAILED(r, block_co_flush(q->node->file));
 }
 
-void qcow2_in_place_free_tables(struct bitmap_store *st)
-{
-    while (!list_is_empty(&st->tables)) {
-        struct waiting_table *table = LIST_FIRST(&st->tables, struct waiting_table, link);
-
-        list_remove(&table->link);
-        free(table->entries);
-        free(table);
-    }
-}
-
 /* Writes the length of the table and the flags, which are eight bytes at a multiple of eight. */
 static int co_write_entry_fields(struct qcow2 *q, const struct stored_bitmap *b)
 {
@@ -224,6 +206,7 @@ int qcow2_co_in_place_directory(struct qcow2 *q, struct stored_bitmap *gone,
     struct cluster_runs *old = &st->old;
     int r = qcow2_co_mark_in_use_locked(q, gone);
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     /*
      * The last run is the table, which must stay intact as long as the old directory refers to it.
      */

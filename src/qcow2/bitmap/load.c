@@ -75,6 +75,7 @@ static int co_read_bits_locked(struct qcow2 *q, const struct stored_bitmap *b,
     uint32_t n;
     int r = buf ? 0 : -ENOMEM;
 
+    CO_ASSERT_HELD(&q->bitmaps.bits_mutex);
     for (uint32_t i = 0; table && i < b->table_entries && r == 0; i += n) {
         uint64_t offset = table[i] & ENTRY_OFFSET_MASK;
 

@@ -87,6 +87,7 @@ int qcow2_co_mark_in_use_locked(struct qcow2 *q, struct stored_bitmap *b)
 {
     int r;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (b->flags & BITMAP_FLAG_IN_USE) {
         return 0;
     }

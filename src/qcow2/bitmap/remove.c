@@ -60,6 +60,7 @@ static int co_remove_bitmap_locked(struct qcow2 *q, const char *name, struct err
     ERROR_AUTO(why);
     int r = gone ? qcow2_refuse_broken(q, err) : 0;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (r < 0 || !gone) {
         return r;
     }

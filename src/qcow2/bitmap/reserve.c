@@ -112,6 +112,7 @@ void qcow2_co_unreserve_bitmap_locked(struct qcow2 *q, const char *name)
 {
     struct reserved_run *run = find_reserved(q, name);
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (run) {
         co_give_back_reserved(q, run);
         co_give_back_directory_if_alone(q);
@@ -189,6 +190,7 @@ int qcow2_co_reserve_bitmaps_locked(struct qcow2 *q, uint64_t disk_size, struct 
     bool any = false;
     int r = 0;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     for (b = block_bitmap_next(q->node, NULL); b; b = block_bitmap_next(q->node, b)) {
         if (b->persistent && !b->inconsistent && !b->read_only) {
             any |= !b->driver_state;
@@ -232,6 +234,7 @@ void qcow2_reserve_begin_locked(struct qcow2 *q)
 {
     struct reserved_run *run;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     LIST_FOREACH (run, &q->bitmaps.reserve, link) {
         run->used = false;
     }
@@ -242,6 +245,7 @@ bool qcow2_co_reserve_use_locked(struct qcow2 *q, const char *name, uint64_t byt
 {
     struct reserved_run *run = find_reserved(q, name);
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (!run || run->length < bytes) {
         return false;
     }
@@ -262,6 +266,7 @@ void qcow2_co_reserve_directory_again_locked(struct qcow2 *q)
 {
     struct reserved_run *run = find_reserved(q, NULL);
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (!run || !run->used) {
         return;
     }
@@ -276,6 +281,7 @@ void qcow2_co_reserve_end_locked(struct qcow2 *q)
 {
     struct reserved_run *run, *next;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     LIST_FOREACH_SAFE (run, next, &q->bitmaps.reserve, link) {
         co_give_back_reserved(q, run);
     }

@@ -142,6 +142,7 @@ static int co_store_bitmaps_locked(struct qcow2 *q, struct error *err)
     ERROR_AUTO(why);
     int r;
 
+    CO_ASSERT_HELD(&q->bitmaps.mutex);
     if (!has_stale_bitmaps(q)) {
         return 0;
     }

@@ -9,6 +9,14 @@
 
 #include "qcow2/bitmap/stored.h"
 
+/* A table to be written over the stored one. */
+struct waiting_table {
+    struct list link;  /* in bitmap_store.tables */
+    uint64_t *entries; /* big-endian */
+    size_t bytes;
+    uint64_t offset; /* in the file */
+};
+
 /*
  * One attempt to write another directory: with all bitmaps as they are now, or without one of them.
  */
@@ -27,7 +35,7 @@ struct bitmap_store {
     bool in_place;
     /* File offset of a cluster for the new directory; 0: one is allocated. */
     uint64_t place;
-    /* An allocation has failed for want of space. */
+    /* An allocation has failed for lack of space. */
     bool no_room;
     /* Tables on disk may refer to clusters of `made`. */
     bool written;
@@ -129,8 +137,6 @@ int qcow2_co_in_place_write_tables(struct qcow2 *q, struct bitmap_store *st);
  * become bitmaps.stored.
  */
 int qcow2_co_in_place_finish(struct qcow2 *q, struct bitmap_store *st);
-/* Does not yield. */
-void qcow2_in_place_free_tables(struct bitmap_store *st);
 
 /* --- switch.c --------------------------------------------------------------------------------- */
 

@@ -10,7 +10,7 @@
 #include "base/log.h"
 
 /*
- * A reference up to this many clusters behind the end of the file keeps rebuilt refcount blocks
+ * A reference up to this many clusters past the end of the file keeps rebuilt refcount blocks
  * behind it.
  */
 #define BEYOND_END_MAX (1u << 20)

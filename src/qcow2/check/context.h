@@ -45,7 +45,7 @@ struct check {
     uint64_t refcount_max;
     /* A reference found now counts for this many: see `snapshot_tables`. */
     uint32_t times;
-    /* `counts` is incomplete for want of memory. */
+    /* `counts` is incomplete for lack of memory. */
     bool out_of_memory;
     /* Corruptions that were counted because a cluster has more references than can be counted. */
     uint64_t overflows;
@@ -98,7 +98,7 @@ void qcow2_check_release(struct check *c);
 
 /* --- reports ---------------------------------------------------------------------------------- */
 
-/* Print a finding to standard error, unless CHECK_REPORTS_MAX were printed. */
+/* Print a finding, unless CHECK_REPORTS_MAX were printed. */
 void qcow2_check_report(struct check *c, const char *fmt, ...)
     __attribute__((format(printf, 2, 3)));
 /* The same, and count a corruption. */
@@ -117,7 +117,7 @@ static inline uint64_t qcow2_check_unweighted_corruptions(const struct check *c)
 
 /*
  * Count a reference (c->times of them) to each cluster of the bytes [offset, offset + length) of
- * the file. A range that ends a cluster or more behind the end of the file is a corruption, and is
+ * the file. A range that ends a cluster or more past the end of the file is a corruption, and is
  * not counted. Sets c->out_of_memory.
  */
 void qcow2_check_add_reference(struct check *c, uint64_t offset, uint64_t length);
@@ -137,18 +137,18 @@ bool qcow2_check_may_repair_table(const struct check *c, uint64_t offset);
 bool qcow2_check_take_overlap(struct check *c, uint64_t bytes, const char *what,
                               const struct qcow2_snapshot *s);
 /*
- * Whether the bytes are known to read as zeroes, because they are a hole or behind the end of the
+ * Whether the bytes are known to read as zeroes, because they are a hole or past the end of the
  * file.
  */
 bool qcow2_co_check_is_hole(struct check *c, uint64_t offset, uint64_t size);
 /*
- * Read `size` bytes at `offset` of the file. Bytes behind the end of the file are zeroes. Reports
+ * Read `size` bytes at `offset` of the file. Bytes past the end of the file are zeroes. Reports
  * an error, counts a check error and returns -errno if they can't be read.
  */
 int qcow2_co_check_read(struct check *c, uint64_t offset, void *buf, size_t size);
 /*
  * Read a table of `entries` words of 8 bytes in pieces, and call `fn` with each piece in host byte
- * order. Holes and what lies behind the end of the file are left out. What can't be read is
+ * order. Holes and what lies past the end of the file are left out. What can't be read is
  * reported and counted. Returns 0, -ENOMEM, or the first error of `fn`.
  */
 typedef int check_piece_fn(struct check *c, const uint64_t *entries, uint64_t count, void *arg);

@@ -29,6 +29,7 @@ static bool co_has_wrong_flag_locked(struct check *c, uint64_t entry, bool is_l1
 {
     uint64_t index = qcow2_cluster_index(c->q, entry & ENTRY_OFFSET_MASK);
 
+    CO_ASSERT_HELD(&c->q->lock);
     if (c->q->has_data_file && !is_l1) {
         *ret_refcount = 1; /* clusters of a data file have no refcounts, and are never shared */
     } else if (!c->refcounts_differ && index < c->clusters) {
@@ -58,6 +59,7 @@ static int co_fix_copied_locked(struct check *c, uint64_t table, uint64_t index,
     struct cache_entry *slice;
     int r = cache_co_get(&q->caches.l2, slice_at, &slice);
 
+    CO_ASSERT_HELD(&c->q->lock);
     if (r == 0) {
         uint64_t entry = qcow2_load_entry(q, slice, i) & ~ENTRY_COPIED;
 
@@ -74,6 +76,7 @@ static void co_check_entry_locked(struct check *c, uint64_t table, uint64_t inde
 {
     uint64_t refcount;
 
+    CO_ASSERT_HELD(&c->q->lock);
     if ((entry & L2_COMPRESSED) || !(entry & ENTRY_OFFSET_MASK) ||
         !co_has_wrong_flag_locked(c, entry, false, &refcount)) {
         return;
@@ -93,6 +96,7 @@ static void co_check_table_locked(struct check *c, uint64_t table, uint64_t *ent
 {
     struct qcow2 *q = c->q;
 
+    CO_ASSERT_HELD(&c->q->lock);
     if (qcow2_co_check_read(c, table, entries, q->cluster_size) < 0) {
         return;
     }
@@ -109,6 +113,7 @@ static void co_check_l1_entry_locked(struct check *c, uint32_t index, uint64_t e
 {
     uint64_t refcount;
 
+    CO_ASSERT_HELD(&c->q->lock);
     if (!co_has_wrong_flag_locked(c, entry, true, &refcount)) {
         return;
     }

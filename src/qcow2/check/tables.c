@@ -146,7 +146,7 @@ static uint64_t plain_run(const struct qcow2 *q, const uint64_t *table, uint64_t
     return (entry + ((i - 1) << q->cluster_bits)) & ~(ENTRY_COPIED | ENTRY_OFFSET_MASK) ? 0 : i;
 }
 
-/* Count contiguous clusters. Those behind the end of the file are reported one by one. */
+/* Count contiguous clusters. Those past the end of the file are reported one by one. */
 static void count_run(struct check *c, uint64_t host, uint64_t n)
 {
     unsigned bits = c->q->cluster_bits;

@@ -22,6 +22,7 @@ static int co_add_reference_locked(struct qcow2 *q, uint64_t offset, uint64_t le
 {
     uint64_t first = qcow2_cluster_index(q, offset);
 
+    CO_ASSERT_HELD(&q->lock);
     return qcow2_co_refcount_add_locked(q, first,
                                         qcow2_cluster_index(q, offset + length - 1) - first + 1, 1);
 }
@@ -31,6 +32,7 @@ static int co_remove_reference_locked(struct qcow2 *q, uint64_t offset, uint64_t
 {
     uint64_t first = qcow2_cluster_index(q, offset);
 
+    CO_ASSERT_HELD(&q->lock);
     return qcow2_co_refcount_add_locked(
         q, first, qcow2_cluster_index(q, offset + length - 1) - first + 1, -1);
 }
@@ -38,6 +40,7 @@ static int co_remove_reference_locked(struct qcow2 *q, uint64_t offset, uint64_t
 static int free_reference_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length,
                                        bool compressed)
 {
+    CO_ASSERT_HELD(&q->lock);
     return qcow2_free_later_locked(q, offset, length, compressed, QCOW2_FREED_BY_SNAPSHOT);
 }
 
@@ -47,6 +50,7 @@ static int co_visit_l2_entry_locked(struct qcow2 *q, uint64_t entry, reference_f
     uint64_t offset, length;
     bool compressed;
 
+    CO_ASSERT_HELD(&q->lock);
     if (!qcow2_entry_extent(q, entry, &offset, &length, &compressed)) {
         return 0;
     }
@@ -154,6 +158,7 @@ static int co_correct_entry_locked(struct qcow2 *q, uint64_t entry, uint64_t *re
     uint64_t host = entry & ENTRY_OFFSET_MASK, refcount;
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     *ret_entry = entry;
     if ((entry & L2_COMPRESSED) || host == 0) {
         return 0;
@@ -171,6 +176,7 @@ static int co_update_copied_in_slice_locked(struct qcow2 *q, uint64_t offset)
     struct cache_entry *slice;
     int r = cache_co_get(&q->caches.l2, offset, &slice);
 
+    CO_ASSERT_HELD(&q->lock);
     if (r < 0) {
         return r;
     }

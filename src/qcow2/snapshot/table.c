@@ -238,8 +238,8 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
         q->snapshots.offset = old_offset;
         q->snapshots.size = old_size;
         q->snapshots.count = old_count;
-        if (offset != 0 &&
-            !atomic_load(&q->broken)) { /* else it is unknown which table the header names */
+        /* If the image is broken, it is unknown which table the header names. */
+        if (offset != 0 && !atomic_load(&q->broken)) {
             qcow2_co_free_new_clusters(q, offset, table.len);
         }
         return r;

@@ -69,7 +69,7 @@ struct qcow2_table_reader {
 /*
  * Read the next entry. *ret becomes the caller's, and is on no list. *ret_extra_size: the size of
  * the extra data that the entry states; a lenient reader leaves out what exceeds
- * SNAPSHOT_EXTRA_MAX. Bytes behind the end of the file read as zeroes. -EINVAL if the entry is
+ * SNAPSHOT_EXTRA_MAX. Bytes past the end of the file read as zeroes. -EINVAL if the entry is
  * invalid, -EOVERFLOW if the table exceeds SNAPSHOT_TABLE_BYTES_MAX.
  */
 int qcow2_co_read_snapshot(struct qcow2_table_reader *t, struct qcow2_snapshot **ret_snapshot,
