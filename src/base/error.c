@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/error.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,6 +25,11 @@ int error_set(struct error *err, int errnum, const char *fmt, ...)
     error_vset(err, errnum, fmt, ap);
     va_end(ap);
     return -errnum;
+}
+
+int error_out_of_memory(struct error *err)
+{
+    return error_set(err, ENOMEM, "Out of memory");
 }
 
 int error_set_errno(struct error *err, int errnum, const char *fmt, ...)

@@ -46,6 +46,9 @@ struct error {
 int error_set(struct error *err, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
+/* "Out of memory". Returns -ENOMEM. */
+int error_out_of_memory(struct error *err);
+
 /* As error_set(); appends ": " and strerror(errnum) to the sentence. */
 int error_set_errno(struct error *err, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
