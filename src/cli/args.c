@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/args.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -12,6 +13,9 @@
 #define ARGS_MAX 64
 /* getopt's return values for long options without a letter begin here. */
 #define LONG_BASE 1000
+/* Where --help describes an option, in columns from the left. */
+#define HELP_COLUMN 33
+#define TRY_HELP "Try '%s%s%s --help' for more info"
 
 void cli_items_clear(struct cli_items *items)
 {
@@ -43,28 +47,19 @@ static bool is_end(const struct cli_arg *a)
     return !a->name && !a->letter;
 }
 
-static void print_try_help(const struct cli_usage *usage)
-{
-    fprintf(stderr, "Try '%s%s%s --help' for more info\n", cli_program(), usage->command ? " " : "",
-            usage->command ?: "");
-}
-
-int cli_usage_fail(const struct cli_usage *usage, const char *fmt, ...)
+int cli_usage_error(struct error *err, const struct cli_usage *usage, const char *fmt, ...)
 {
     va_list ap;
 
-    fflush(stdout);
-    fprintf(stderr, "%s: ", cli_program());
     va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
+    error_vset(err, EINVAL, fmt, ap);
     va_end(ap);
-    fputc('\n', stderr);
-    print_try_help(usage);
-    return 1;
+    error_hint(err, TRY_HELP, cli_program(), usage->command ? " " : "", usage->command ?: "");
+    return -EINVAL;
 }
 
-/* What getopt found wrong, in the words of getopt(3) itself. `word` is the one it stopped at. */
-static void tell_bad_option(const struct cli_usage *usage, bool lacks_value, const char *word)
+/* Print what getopt(3) found wrong, in its own words. `word` is the argument it stopped at. */
+static void print_bad_option(const struct cli_usage *usage, bool lacks_value, const char *word)
 {
     bool is_long = optopt == 0 || optopt >= LONG_BASE;
     int name_length = (int)strcspn(word, "=");
@@ -82,35 +77,67 @@ static void tell_bad_option(const struct cli_usage *usage, bool lacks_value, con
     } else {
         fprintf(stderr, "invalid option -- '%c'\n", optopt);
     }
-    print_try_help(usage);
+    fprintf(stderr, TRY_HELP "\n", cli_program(), usage->command ? " " : "", usage->command ?: "");
 }
 
-static void print_option(const struct cli_arg *a)
+/* "  left      help", with the further lines of the help below its first one. */
+static void print_described(const char *left, const char *help)
+{
+    int length = (int)strcspn(help, "\n");
+
+    printf("  %-*s %.*s\n", HELP_COLUMN - 3, left, length, help);
+    while (help[length]) {
+        help += length + 1;
+        length = (int)strcspn(help, "\n");
+        printf("%*s%.*s\n", HELP_COLUMN, "", length, help);
+    }
+}
+
+static void print_arg(const struct cli_arg *a)
 {
     char left[64];
 
     snprintf(left, sizeof(left), "%c%c%s%s%s%s%s", a->letter ? '-' : ' ', a->letter ?: ' ',
              a->letter && a->name ? ", " : "  ", a->name ? "--" : "", a->name ?: "",
              takes_value(a) ? (a->name ? "=" : " ") : "", takes_value(a) ? a->value : "");
-    printf("  %-30s %s\n", left, a->help);
+    print_described(left, a->help);
 }
 
-static void print_help(const struct cli_arg *args, const struct cli_usage *usage)
+/* Each '@' at the beginning of a line becomes the command as it is typed. */
+static void print_examples(const struct cli_usage *usage)
+{
+    const char *line = usage->examples;
+
+    printf("\nexamples:\n");
+    while (*line) {
+        int length = (int)strcspn(line, "\n");
+
+        if (*line == '@') {
+            printf("  %s%s%s %.*s\n", cli_program(), usage->command ? " " : "",
+                   usage->command ?: "", length - 1, line + 1);
+        } else {
+            printf("%.*s\n", length, line);
+        }
+        line += length + (line[length] == '\n');
+    }
+}
+
+static void print_usage(const struct cli_arg *args, const struct cli_usage *usage)
 {
     printf("usage: %s%s%s [options] %s\n\n%s\n\noptions:\n", cli_program(),
            usage->command ? " " : "", usage->command ?: "", usage->synopsis, usage->about);
     for (const struct cli_arg *a = args; !is_end(a); a++) {
         if (a->help) {
-            print_option(a);
+            print_arg(a);
         }
     }
-    printf("  %-30s %s\n", "-h, --help", "this text");
+    print_described("-h, --help", "this text");
     if (usage->examples) {
-        printf("\nexamples:\n%s\n", usage->examples);
+        print_examples(usage);
     }
 }
 
-/* Fill getopt's two tables; `letters` has room for 3 characters per option and the ends. */
+/* Fill getopt's two tables. `letters` has room for 2 characters per option, ":h" and NUL. */
 static void build_tables(const struct cli_arg *args, struct option *longs, char *letters)
 {
     size_t n_long = 0;
@@ -137,7 +164,7 @@ static void build_tables(const struct cli_arg *args, struct option *longs, char 
     longs[n_long] = (struct option){NULL, 0, NULL, 0};
 }
 
-static const struct cli_arg *find(const struct cli_arg *args, int c)
+static const struct cli_arg *find_arg(const struct cli_arg *args, int c)
 {
     if (c >= LONG_BASE) {
         return &args[c - LONG_BASE];
@@ -150,7 +177,7 @@ static const struct cli_arg *find(const struct cli_arg *args, int c)
     return NULL;
 }
 
-static bool apply(const struct cli_arg *a, const char *value)
+static bool apply_arg(const struct cli_arg *a, const char *value)
 {
     switch (a->kind) {
     case CLI_FLAG:
@@ -173,21 +200,21 @@ int cli_args_parse(const struct cli_arg *args, const struct cli_usage *usage, in
     int c;
 
     build_tables(args, longs, letters);
-    optind = 0; /* glibc: start anew, with permutation */
+    optind = 0; /* glibc: start again, with permutation */
     opterr = 0;
     while ((c = getopt_long(argc, argv, letters, longs, NULL)) != -1) {
         const struct cli_arg *a;
 
         if (c == 'h') {
-            print_help(args, usage);
+            print_usage(args, usage);
             return CLI_ARGS_HELP;
         }
         if (c == ':' || c == '?') {
-            tell_bad_option(usage, c == ':', argv[optind - 1]);
+            print_bad_option(usage, c == ':', argv[optind - 1]);
             return CLI_ARGS_BAD;
         }
-        a = find(args, c);
-        if (!a || !apply(a, optarg)) {
+        a = find_arg(args, c);
+        if (!a || !apply_arg(a, optarg)) {
             return CLI_ARGS_BAD;
         }
     }

@@ -8,10 +8,11 @@
 #include <string.h>
 #include <strings.h>
 
+#include "base/checked.h"
 #include "base/log.h"
+#include "base/size.h"
 #include "block/user_object.h"
 #include "cli/args.h"
-#include "base/size.h"
 #include "loop/loop.h"
 
 /* The release of QEMU whose tools' grammar and output these faces follow. */
@@ -57,7 +58,7 @@ void cli_end_signals(sigset_t *ret)
     sigemptyset(ret);
     sigemptyset(&blocked);
     (void)pthread_sigmask(SIG_BLOCK, NULL, &blocked);
-    for (size_t i = 0; i < sizeof(ends) / sizeof(ends[0]); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
         if (!sigismember(&blocked, ends[i])) {
             sigaddset(ret, ends[i]);
         }
@@ -85,6 +86,19 @@ int cli_report(struct error *err)
     return 1;
 }
 
+int cli_exit_status(int result, struct error *err)
+{
+    if (result == CLI_ARGS_HELP) {
+        return 0;
+    }
+    if (error_is_set(err)) {
+        cli_report(err);
+    } else if (result < 0 && result != CLI_ARGS_BAD) {
+        cli_fail("%s", strerror(-result));
+    }
+    return result < 0 ? 1 : result;
+}
+
 void cli_warn(const char *fmt, ...)
 {
     va_list ap;
@@ -95,15 +109,15 @@ void cli_warn(const char *fmt, ...)
     va_end(ap);
 }
 
-static int out_of_range(const char *name, uint64_t min, uint64_t max)
+static int out_of_range(const char *name, uint64_t min, uint64_t max, struct error *err)
 {
     if (max < INT64_MAX || min > 0) {
-        cli_fail("Invalid %s specified. Must be between %" PRIu64 " and %" PRIu64 ".", name, min,
-                 max);
-    } else {
-        cli_fail("Invalid %s specified. Must be between 0 and %" PRId64 ".", name, INT64_MAX);
+        return error_set(err, ERANGE,
+                         "Invalid %s specified. Must be between %" PRIu64 " and %" PRIu64 ".", name,
+                         min, max);
     }
-    return -ERANGE;
+    return error_set(err, ERANGE, "Invalid %s specified. Must be between 0 and %" PRId64 ".", name,
+                     INT64_MAX);
 }
 
 static bool is_negative_number(const char *text)
@@ -117,7 +131,7 @@ int cli_size(const char *text, uint64_t *ret)
     const char *end = dot ? dot + 1 + strspn(dot + 1, "0") : text;
     char whole[32];
 
-    /* A fraction of nothing: size_parse() has fractions of larger units only. */
+    /* A fraction of zero: size_parse() takes fractions of larger units only. */
     if (dot && end > dot + 1 && (*end == '\0' || strcasecmp(end, "b") == 0) &&
         (size_t)(dot - text) < sizeof(whole)) {
         snprintf(whole, sizeof(whole), "%.*s", (int)(dot - text), text);
@@ -126,23 +140,30 @@ int cli_size(const char *text, uint64_t *ret)
     return size_parse(text, "size", ret, NULL);
 }
 
-int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
+int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                   struct error *err)
 {
     uint64_t value;
-    int rc = cli_size(text, &value);
+    int r = cli_size(text, &value);
 
-    if (rc == -ERANGE || is_negative_number(text) || (rc == 0 && (value < min || value > max))) {
-        return out_of_range(name, min, max);
+    if (r == -ERANGE || is_negative_number(text) || (r == 0 && (value < min || value > max))) {
+        return out_of_range(name, min, max, err);
     }
-    if (rc < 0) {
-        cli_fail("Invalid %s specified: '%s'.", name, text);
-        return -EINVAL;
+    if (r < 0) {
+        return error_set(err, EINVAL, "Invalid %s specified: '%s'.", name, text);
     }
     *ret = value;
     return 0;
 }
 
-int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret)
+int cli_take_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                  struct error *err)
+{
+    return text ? cli_parse_size(text, name, min, max, ret, err) : 0;
+}
+
+int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                     struct error *err)
 {
     char *end;
     uint64_t value;
@@ -150,65 +171,97 @@ int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t 
     errno = 0;
     value = strtoull(text, &end, 0);
     if (end == text || *end) {
-        cli_fail("Invalid %s specified: '%s'.", name, text);
-        return -EINVAL;
+        return error_set(err, EINVAL, "Invalid %s specified: '%s'.", name, text);
     }
     if (errno || is_negative_number(text) || value < min || value > max) {
-        return out_of_range(name, min, max);
+        return out_of_range(name, min, max, err);
     }
     *ret = value;
     return 0;
 }
 
-int cli_add_objects(const struct cli_items *objects)
+int cli_take_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                    struct error *err)
+{
+    return text ? cli_parse_number(text, name, min, max, ret, err) : 0;
+}
+
+int cli_parse_output(const char *text, bool *ret_json, struct error *err)
+{
+    if (text && strcmp(text, "json") != 0 && strcmp(text, "human") != 0) {
+        return error_set(err, EINVAL, "--output expects 'human' or 'json' not '%s'", text);
+    }
+    *ret_json = text && strcmp(text, "json") == 0;
+    return 0;
+}
+
+int cli_add_objects(const struct cli_items *objects, struct error *err)
 {
     for (size_t i = 0; i < objects->count; i++) {
         struct options *opts;
-        ERROR_AUTO(err);
-        int rc = options_parse(objects->item[i].value, "qom-type", &opts, &err);
+        int r = options_parse(objects->item[i].value, "qom-type", &opts, err);
 
-        if (rc == 0) {
-            rc = user_object_add(opts, &err);
-        }
-        if (rc < 0) {
-            return cli_report(&err);
+        UNLESS_FAILED(r, user_object_add(opts, err));
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
 }
 
-struct run {
-    int (*co_main)(int argc, char **argv);
-    int argc;
-    char **argv;
+struct cli_run_state {
+    int (*co_main)(void *arg, struct error *err);
+    void *arg;
     int status;
 };
 
-static void run_entry(void *arg)
+static void co_run_main(void *arg)
 {
-    struct run *r = arg;
+    struct cli_run_state *run = arg;
+    ERROR_AUTO(err);
+    int result = run->co_main(run->arg, &err);
 
-    r->status = r->co_main(r->argc, r->argv);
+    run->status = cli_exit_status(result, &err);
 }
 
-int cli_run(int (*co_main)(int argc, char **argv), int argc, char **argv)
+int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg)
 {
     ERROR_AUTO(err);
-    struct run r = {.co_main = co_main, .argc = argc, .argv = argv, .status = 1};
-    int rc;
+    struct cli_run_state run = {.co_main = co_main, .arg = arg, .status = 1};
+    int r;
 
     if (reactor_init_main(&err) < 0) {
         return cli_report(&err);
     }
     cli_register_drivers();
-    rc = reactor_run_until_done(run_entry, &r);
-    if (rc < 0) {
-        r.status = cli_fail("Could not start: %s", strerror(-rc));
+    r = reactor_run_until_done(co_run_main, &run);
+    if (r < 0) {
+        run.status = cli_fail("Could not start: %s", strerror(-r));
     }
     user_objects_release();
     reactor_exit_main();
     if (fflush(stdout) != 0 || ferror(stdout)) {
-        r.status = r.status ? r.status : cli_fail("Could not write to standard output");
+        run.status = run.status ? run.status : cli_fail("Could not write to standard output");
     }
-    return r.status;
+    return run.status;
+}
+
+struct cli_words {
+    int (*co_main)(int argc, char **argv, struct error *err);
+    int argc;
+    char **argv;
+};
+
+static int co_run_command_line(void *arg, struct error *err)
+{
+    struct cli_words *words = arg;
+
+    return words->co_main(words->argc, words->argv, err);
+}
+
+int cli_run(int (*co_main)(int argc, char **argv, struct error *err), int argc, char **argv)
+{
+    struct cli_words words = {.co_main = co_main, .argc = argc, .argv = argv};
+
+    return cli_run_with(co_run_command_line, &words);
 }

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the faces of the program share: its name in messages, how errors reach the user, sizes on the command line,
- * and the start of the machinery below.
+ * What the faces of the program share: its name in messages, how errors reach the user, sizes on
+ * the command line, and the start of the machinery below.
+ *
+ * Functions return 0 or -errno with a `struct error`. Only the edge prints it and chooses an exit
+ * status: cli_run() for what runs in a coroutine, and the few functions of a face outside it.
  */
 #ifndef TIDEMARK_CLI_CLI_H
 #define TIDEMARK_CLI_CLI_H
@@ -12,7 +15,7 @@
 
 #include "base/error.h"
 
-/* The faces. Each gets argv[0] set to its name and returns the exit status of the process. */
+/* The faces. argv[0] is the name of the face. Each returns the exit status of the process. */
 int cli_img_main(int argc, char **argv);
 int cli_io_main(int argc, char **argv);
 int cli_nbd_main(int argc, char **argv);
@@ -23,49 +26,75 @@ int cli_restore_main(int argc, char **argv);
 int cli_verify_main(int argc, char **argv);
 int cli_repair_main(int argc, char **argv);
 
-/* What messages call the program: "tidemark img", or "qemu-img" when called by that name. */
+/* --- the name of the program ------------------------------------------------------------------ */
+
+/* The name in messages: "tidemark img", or "qemu-img" when called by that name. Borrowed. */
 const char *cli_program(void);
 /* Whether it was called by the name of one of QEMU's tools. */
 bool cli_is_compat(void);
-/* `name` is borrowed for the life of the process. */
+/* Set both. `name` is borrowed for the life of the process. */
 void cli_set_program(const char *name, bool compat);
-/* The line of --version, with QEMU's grammar when called by the name of its tool. */
+/* Print the line of --version, in QEMU's grammar when called by the name of its tool. */
 void cli_print_version(void);
 
-/*
- * The signals that end a server, for a signalfd: before they are blocked for that. One that the caller blocked is not among
- * them: a signalfd would see it in spite of that.
- */
-void cli_end_signals(sigset_t *ret);
+/* --- messages --------------------------------------------------------------------------------- */
 
-/* "program: sentence" on standard error, after what was printed so far. Returns 1, an exit status. */
+/* Print "program: sentence" on standard error, after flushing standard output. Returns 1. */
 int cli_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
-/* The same for what is in `err`, with its hint on a line of its own; `err` is empty afterwards. Returns 1. */
+/* The same for `err`, with its hint on a line of its own. Clears `err`. Returns 1. */
 int cli_report(struct error *err);
-/* "program: warning: sentence", likewise, unless --log-level leaves warnings out. */
+/*
+ * The exit status for what a face or sub-command returned: `result` itself if it is not negative, 0
+ * after CLI_ARGS_HELP, else 1. Prints and clears the error in `err`, if there is one.
+ */
+int cli_exit_status(int result, struct error *err);
+/* Print "program: warning: sentence" likewise, unless --log-level leaves warnings out. */
 void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* size_parse() that takes "1024.0" and "1024.0b", too. Tells nobody. */
+/* --- values ----------------------------------------------------------------------------------- */
+
+/* As size_parse(), without a sentence; takes "1024.0" and "1024.0b", too. -EINVAL, -ERANGE. */
 int cli_size(const char *text, uint64_t *ret);
 /*
- * Parse a size in bytes within [min, max]. On failure the user has been told, by the name of the value ("image
- * size"), and -EINVAL or -ERANGE is returned.
+ * Parse a size in bytes within [min, max]. `name` names the value in the error ("image size").
+ * -EINVAL: not a size; -ERANGE: not within.
  */
-int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret);
-/* A plain number within [min, max]; as above. */
-int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret);
+int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                   struct error *err);
+/* The same for an option that may be absent: leaves *ret alone when `text` is NULL. */
+int cli_take_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                  struct error *err);
+/* The same two for a number without a suffix; decimal, hexadecimal (0x) or octal (0). */
+int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                     struct error *err);
+int cli_take_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
+                    struct error *err);
+/* Parse the value of --output, "human" (also NULL) or "json". -EINVAL. */
+int cli_parse_output(const char *text, bool *ret_json, struct error *err);
+
+/* --- running ---------------------------------------------------------------------------------- */
 
 struct cli_items;
-/* Make the objects that --object options describe. Returns 0 or 1 (told). They live until cli_run() ends. */
-int cli_add_objects(const struct cli_items *objects);
+/* Make the objects that --object options describe. They live until cli_run() ends. */
+int cli_add_objects(const struct cli_items *objects, struct error *err);
 
-/* Make all drivers and types of objects of the layers below known. */
+/* Register all drivers and types of objects of the layers below. */
 void cli_register_drivers(void);
 
 /*
- * Make this thread the main reactor, register the drivers, run `co_main(argc, argv)` as a coroutine and return what
- * it returned. 1 if the machinery can't start.
+ * The signals that end a server, to be blocked and read from a signalfd. Call it before they are
+ * blocked: a signal that the caller of the process blocked is left out, because a signalfd would
+ * deliver it all the same.
  */
-int cli_run(int (*co_main)(int argc, char **argv), int argc, char **argv);
+void cli_end_signals(sigset_t *ret);
+
+/*
+ * Make this thread the main reactor, register the drivers, and run `co_main` as a coroutine.
+ * Returns cli_exit_status() of what it returned; 1 if the machinery cannot start or standard output
+ * cannot be written.
+ */
+int cli_run(int (*co_main)(int argc, char **argv, struct error *err), int argc, char **argv);
+/* The same for a coroutine that takes `arg`, after the command line was parsed. */
+int cli_run_with(int (*co_main)(void *arg, struct error *err), void *arg);
 
 #endif

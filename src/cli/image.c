@@ -9,10 +9,10 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/control.h"
-#include "cli/args.h"
 #include "cli/cli.h"
+#include "cli/snapshot.h"
 
-/* --image-opts without a driver: the format is to be guessed, as of a json: filename. */
+/* Open --image-opts without a driver: the format is guessed, as for a json: filename. */
 static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
                             struct block_node **ret, struct error *err)
 {
@@ -26,16 +26,16 @@ static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
     }
     json_object_put(json);
     if (!filename) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     return block_co_open_filename(filename, NULL, NULL, flags, ret, err);
 }
 
-static int co_open_node(const struct cli_image *image, unsigned flags, struct block_node **ret,
-                        struct error *err)
+static int co_open_image_node(const struct cli_image *image, unsigned flags,
+                              struct block_node **ret, struct error *err)
 {
     struct options *opts = NULL;
-    int rc;
+    int r;
 
     if (image->native_aio && !cli_image_is_options(image) && !cli_cache_is_direct(image->cache)) {
         return error_set(err, EINVAL,
@@ -46,12 +46,12 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
         flags |= BLOCK_OPEN_FORCE_SHARE;
     }
     if (cli_is_compat()) {
-        /* QEMU's tools guess for writing, too; a guessed raw image stays guarded. */
+        /* QEMU's tools guess the format for writing, too; a guessed raw image stays guarded. */
         flags |= BLOCK_OPEN_PROBE;
     }
-    rc = cli_image_options(image, flags, &opts, err);
-    if (rc < 0) {
-        return rc;
+    r = cli_image_options(image, flags, &opts, err);
+    if (r < 0) {
+        return r;
     }
     if (!cli_image_is_options(image)) {
         return block_co_open_filename(image->name, image->format, opts, flags, ret, err);
@@ -62,13 +62,10 @@ static int co_open_node(const struct cli_image *image, unsigned flags, struct bl
     return co_open_guessing(opts, flags, ret, err);
 }
 
-static void warn_of_probed_raw(const struct cli_image *image, const struct block_node *node)
+static void warn_about_probed_raw(const struct cli_image *image, const struct block_node *node)
 {
-    struct block_node_settings settings = {0};
+    struct block_node_settings settings = block_node_settings(node);
 
-    if (node) {
-        settings = block_node_settings(node);
-    }
     if (!settings.probed || settings.read_only || strcmp(block_node_format(node), "raw") != 0) {
         return;
     }
@@ -84,16 +81,65 @@ static void warn_of_probed_raw(const struct cli_image *image, const struct block
 int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
                      struct error *err)
 {
-    int rc;
+    int r;
 
     if (image->image_opts && image->format) {
         return error_set(err, EINVAL, "--image-opts and --format are mutually exclusive");
     }
-    rc = cli_co_open_disk_plainly(image, flags, ret, err);
-    if (rc < 0 && !image->snapshot) {
+    r = cli_co_open_disk_plainly(image, flags, ret, err);
+    if (r < 0 && !image->snapshot) {
         error_prepend(err, "Could not open '%s': ", image->name);
     }
-    return rc;
+    return r;
+}
+
+/* Open the node, and put on it what the user wants there. */
+static int co_open_top_node(const struct cli_image *image, unsigned flags, struct block_node **ret,
+                            struct error *err)
+{
+    struct block_node *node = NULL;
+    int r =
+        co_open_image_node(image, image->overlay ? flags & ~BLOCK_OPEN_RDWR : flags, &node, err);
+
+    if (image->overlay) {
+        UNLESS_FAILED(r, cli_co_add_overlay(&node, err));
+    }
+    if (image->copy_on_read) {
+        UNLESS_FAILED(r, cli_co_add_copy_on_read(&node, err));
+    }
+    if (image->snapshot) {
+        UNLESS_FAILED(r, cli_co_show_snapshot(node, image->snapshot, err));
+    }
+    if (r < 0) {
+        block_co_unref(node);
+        return r;
+    }
+    *ret = node;
+    return 0;
+}
+
+/* Become a user of the disk's node. */
+static int co_add_root(const struct cli_image *image, unsigned flags, struct cli_disk *disk,
+                       struct error *err)
+{
+    unsigned perm = BLOCK_PERM_CONSISTENT_READ;
+    unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    int r;
+
+    if (flags & BLOCK_OPEN_RDWR) {
+        perm |= BLOCK_PERM_WRITE;
+    }
+    if (flags & BLOCK_OPEN_RESIZE_FILE) {
+        perm |= BLOCK_PERM_RESIZE;
+    }
+    if (image->force_share) {
+        shared = BLOCK_PERM_ALL;
+    }
+    r = block_co_root_new(disk->node, cli_program(), perm, shared, &disk->root, err);
+    if (r == 0) {
+        disk->edge = block_root_edge(disk->root);
+    }
+    return r;
 }
 
 int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
@@ -101,81 +147,58 @@ int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, stru
 {
     struct cli_disk disk = {.name = image->name,
                             .writethrough = cli_cache_is_writethrough(image->cache)};
-    unsigned perm = BLOCK_PERM_CONSISTENT_READ;
-    unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
-    int rc =
-        co_open_node(image, image->overlay ? flags & ~BLOCK_OPEN_RDWR : flags, &disk.node, err);
+    int r = co_open_top_node(image, flags, &disk.node, err);
 
-    if (rc == 0 && image->overlay) {
-        rc = cli_co_add_overlay(&disk.node, err);
+    if (r < 0) {
+        return r;
     }
-    if (rc == 0 && image->copy_on_read) {
-        rc = cli_co_add_copy_on_read(&disk.node, err);
-    }
-    if (rc == 0 && image->snapshot) {
-        rc = cli_co_show_snapshot(disk.node, image->snapshot, err);
-    }
-    if (rc < 0) {
-        block_co_unref(disk.node);
-        return rc;
-    }
-    warn_of_probed_raw(image, disk.node);
+    warn_about_probed_raw(image, disk.node);
     if (!(flags & BLOCK_OPEN_NO_IO)) {
-        if (flags & BLOCK_OPEN_RDWR) {
-            perm |= BLOCK_PERM_WRITE;
-        }
-        if (flags & BLOCK_OPEN_RESIZE_FILE) {
-            perm |= BLOCK_PERM_RESIZE;
-        }
-        if (image->force_share) {
-            shared = BLOCK_PERM_ALL;
-        }
-        rc = block_co_root_new(disk.node, cli_program(), perm, shared, &disk.root, err);
-        if (rc < 0) {
+        r = co_add_root(image, flags, &disk, err);
+        if (r < 0) {
             block_co_unref(disk.node);
-            return rc;
+            return r;
         }
-        disk.edge = block_root_edge(disk.root);
     }
     *ret = disk;
     return 0;
 }
 
-/* No driver but a format writes anything back by itself when it is closed. */
+/* Only formats write back by themselves when they are closed; files do not. */
 static int co_flush_disk(struct cli_disk *disk, struct error *err)
 {
-    int rc = 0;
+    int r = 0;
 
     if (!disk->node || block_node_is_read_only(disk->node)) {
         return 0;
     }
     if (!disk->root) {
-        /* An export wrote, and is gone. */
-        rc = block_co_root_new(disk->node, cli_program(), BLOCK_PERM_WRITE, BLOCK_PERM_ALL,
-                               &disk->root, err);
+        /* An export wrote to the node, and is gone. */
+        r = block_co_root_new(disk->node, cli_program(), BLOCK_PERM_WRITE, BLOCK_PERM_ALL,
+                              &disk->root, err);
     }
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
-    rc = block_co_flush(block_root_edge(disk->root));
-    return rc < 0 ? error_set_errno(err, -rc, "Could not flush '%s'", disk->name) : 0;
+    r = block_co_flush(block_root_edge(disk->root));
+    return r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", disk->name) : 0;
 }
 
 int cli_co_finish_disk(struct cli_disk *disk, struct error *err)
 {
-    ERROR_AUTO(of_flush);
-    int flushed = co_flush_disk(disk, &of_flush);
-    int rc = disk->node ? block_co_inactivate(disk->node, err) : 0;
+    ERROR_AUTO(flush_error);
+    int flushed = co_flush_disk(disk, &flush_error);
+    int r = disk->node ? block_co_inactivate(disk->node, err) : 0;
     int closed;
 
-    /* What a format has to say of it says more. */
-    if (rc == 0 && flushed < 0) {
-        rc = error_set(err, -flushed, "%s", error_message(&of_flush));
+    /* An error of a format says more than one of the flush. */
+    if (r == 0 && flushed < 0) {
+        r = error_set(err, -flushed, "%s", error_message(&flush_error));
     }
     block_co_root_release(disk->root);
     closed = block_co_close(disk->node, err);
     *disk = (struct cli_disk){0};
-    return rc < 0 ? rc : closed;
+    return error_first(r, closed);
 }
 
 void cli_co_close_disk(struct cli_disk *disk)
@@ -185,20 +208,10 @@ void cli_co_close_disk(struct cli_disk *disk)
     *disk = (struct cli_disk){0};
 }
 
-int cli_parse_output(const char *text, bool *ret_json)
-{
-    if (text && strcmp(text, "json") != 0 && strcmp(text, "human") != 0) {
-        cli_fail("--output expects 'human' or 'json' not '%s'", text);
-        return -EINVAL;
-    }
-    *ret_json = text && strcmp(text, "json") == 0;
-    return 0;
-}
-
 /*
- * An area that no layer has stored, or that lies beyond the end of the layer that would be asked next, reads as
- * zeroes. `map` reports it at the depth of the layer above: the first without a backing file, or whose
- * backing file ends before it.
+ * Choose the depth of an extent. An area that no layer has stored, or that lies beyond the end of
+ * the next layer below, reads as zeroes; its depth is that of the first layer that has no backing
+ * file there.
  */
 static void place_extent(const struct cli_disk *disk, struct cli_extent *e, int depth)
 {
@@ -221,10 +234,10 @@ int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
 {
     struct block_status status;
     int depth;
-    int rc = block_co_status_above(disk->edge, NULL, offset, length, &status, &depth);
+    int r = block_co_status_above(disk->edge, NULL, offset, length, &status, &depth);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     if (status.length == 0) {
         return -EIO;

@@ -1,18 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Images as command lines name them: a filename and a format, or --image-opts, with a cache mode. In a coroutine on
- * the main reactor; `co_` functions may yield.
+ * Images as command lines name them: a filename and a format, or --image-opts, with a cache mode.
+ * For coroutines of the main reactor. All `co_` functions yield; the others do not.
  */
 #ifndef TIDEMARK_CLI_IMAGE_H
 #define TIDEMARK_CLI_IMAGE_H
 
-#include <json-c/json.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "block/block.h"
 #include "block/gate.h"
 
+/* Buffers of commands that copy or compare, in bytes. */
+#define CLI_BUFFER_SIZE ((size_t)(2 * MiB))
+#define CLI_BUFFER_ALIGNMENT 4096u
+/* Bytes of a disk for one query of its status, so that each answer is quick to compute. */
+#define CLI_STATUS_STEP (1ULL << 30)
+
+/* What a command line says about an image. All text is borrowed. */
 struct cli_image {
     const char *name;    /* filename, or the options text if image_opts */
     const char *format;  /* NULL: guess */
@@ -20,120 +26,94 @@ struct cli_image {
     const char *discard; /* "unmap", "ignore"; NULL: unmap */
     bool image_opts;
     bool force_share;
-    bool
-        native_aio; /* asked for: without effect, but as in QEMU's tools it takes a direct cache mode */
-    const char
-        *snapshot; /* show this internal snapshot: an ID or name, or snapshot.id=...; NULL: none */
+    /* Linux AIO is wanted: changes nothing, but needs a direct cache mode, as in QEMU's tools. */
+    bool native_aio;
+    /* Show this internal snapshot: an ID or name, or snapshot.id=...; NULL: none. */
+    const char *snapshot;
     bool copy_on_read;
     bool overlay;              /* writes go to a temporary file and are lost */
     const char *extra_options; /* text of more options for the node; NULL: none */
 };
 
-/* An opened image and the user's edge to it. */
+/* An opened image and the user's edge to it. Start with {0}: not open. */
 struct cli_disk {
     struct block_node *node; /* a reference */
     struct block_root *root; /* NULL if nothing is read or written */
     struct block_edge *edge; /* of root */
     const char *name;        /* as the user named it; borrowed */
-    bool writethrough;       /* the cache mode wants every write stable */
+    bool writethrough;       /* the cache mode wants every write on stable storage */
 };
 
-/* -EINVAL (told to the user) if there is no such cache mode. NULL is fine. */
-int cli_check_cache_mode(const char *mode, const char *what);
+/* -EINVAL if there is no such cache mode; `what` names the option ("cache"). NULL is fine. */
+int cli_check_cache_mode(const char *mode, const char *what, struct error *err);
+/*
+ * Whether the cache mode `mode` (NULL: the default) makes every write stable, or avoids the page
+ * cache.
+ */
 bool cli_cache_is_writethrough(const char *mode);
 bool cli_cache_is_direct(const char *mode);
-/* -EINVAL (told to the user) if it is no way to do I/O ("threads", "native", "io_uring"). NULL is fine. */
-int cli_check_aio_mode(const char *mode);
-/* Whether it is named by a tree of options: --image-opts or json:{...}. */
+/* -EINVAL if `mode` is no way to do I/O ("threads", "native", "io_uring"). NULL is fine. */
+int cli_check_aio_mode(const char *mode, struct error *err);
+/* Whether `mode` is a discard mode ("unmap", "on", "ignore", "off"). NULL is fine. */
+bool cli_is_discard_mode(const char *mode);
+/* The preallocation mode of that name ("off", "metadata", "falloc", "full"). -EINVAL. */
+int cli_parse_prealloc(const char *text, enum block_prealloc *ret, struct error *err);
+
+/* Whether the image is named by a tree of options: --image-opts or json:{...}. */
 bool cli_image_is_options(const struct cli_image *image);
-/* What goes to its top node: options given as text, and what its other members mean where those say nothing. */
+/*
+ * The options of the image's top node: those given as text, and what the other members of `image`
+ * mean where the text says nothing. `flags`: BLOCK_OPEN_... . The caller frees *ret.
+ */
 int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret,
                       struct error *err);
-/* Put a temporary qcow2 overlay, which vanishes with the process, on the node (replaced; its reference is consumed). */
+/*
+ * Put a temporary qcow2 overlay, which vanishes with the process, on *node. The overlay replaces
+ * *node and its reference.
+ */
 int cli_co_add_overlay(struct block_node **node, struct error *err);
-/* Put a filter on it that copies into the image what is read from its backing files. As above. */
+/*
+ * Put a filter on *node that copies into the image what is read from its backing files. As above.
+ */
 int cli_co_add_copy_on_read(struct block_node **node, struct error *err);
 
 /*
- * Open. `flags` are BLOCK_OPEN_...; with BLOCK_OPEN_RDWR the disk can be written, with BLOCK_OPEN_RESIZE_FILE resized too,
- * with BLOCK_OPEN_NO_IO there is no root. Errors begin "Could not open 'name': ".
+ * Open an image. `flags` are BLOCK_OPEN_...: with BLOCK_OPEN_RDWR the disk can be written, with
+ * BLOCK_OPEN_RESIZE_FILE resized as well, with BLOCK_OPEN_NO_IO there is no root. Errors begin
+ * "Could not open 'name': ". *ret is untouched on failure; the caller closes it.
  */
 int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
                      struct error *err);
 /* The same without that beginning. */
 int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
                              struct error *err);
-/* Flush and store what an image that was written keeps; fails when that fails. Then close. */
+/*
+ * Flush the disk and let its formats store what they keep in memory, then close it. The disk is
+ * closed also when that fails.
+ */
 int cli_co_finish_disk(struct cli_disk *disk, struct error *err);
-/* Close; does nothing on a disk that is not open. */
+/* Close without reporting errors; does nothing on a disk that is not open. */
 void cli_co_close_disk(struct cli_disk *disk);
+/* Declares `struct cli_disk name`, not open, closed when the scope ends. */
 #define CLI_DISK_AUTO(name) __attribute__((cleanup(cli_co_close_disk))) struct cli_disk name = {0}
 
+/* Size in bytes of a disk that has a root. */
 static inline uint64_t cli_disk_size(const struct cli_disk *disk)
 {
     return block_edge_size(disk->edge);
 }
 
-/* Status of the whole chain at `offset`, in the terms of `map`. */
+/* Status of the whole chain of a disk, in the terms of `map`. */
 struct cli_extent {
-    uint64_t start, length;
-    unsigned flags; /* BLOCK_STATUS_... */
-    int depth;      /* 0: the image itself, 1: its backing file, ... */
-    uint64_t map;   /* if BLOCK_STATUS_OFFSET */
+    uint64_t start, length; /* bytes */
+    unsigned flags;         /* BLOCK_STATUS_... */
+    int depth;              /* 0: the image itself, 1: its backing file, ... */
+    uint64_t map;           /* offset in `file`, if BLOCK_STATUS_OFFSET */
     struct block_node *file;
 };
+
+/* The extent at `offset`, of at least one and at most `length` bytes. Sets no sentence. */
 int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
                   struct cli_extent *ret);
-
-/* "human" and "json". Tells the user if it is neither. */
-int cli_parse_output(const char *text, bool *ret_json);
-
-struct cli_items;
-
-/* What `create` and `convert` make a new image from. */
-struct cli_new_image {
-    const char *filename;
-    const char *format;
-    const char *backing_file; /* NULL: by -o, or none */
-    const char *backing_format;
-    const struct cli_items *option_texts; /* of -o */
-    const char *size_text;                /* as given; NULL: see size */
-    bool has_size;
-    uint64_t size; /* bytes, if has_size */
-    bool quiet;
-    bool unsafe;   /* don't look at the backing file */
-    bool announce; /* print the "Formatting" line */
-    bool converts; /* errors say so */
-};
-/* Whether an -o text asks for help. */
-bool cli_wants_option_help(const struct cli_items *option_texts);
-/* The value of one creation option of -o texts; NULL if it is not there. The caller frees it. -EINVAL is told. */
-int cli_creation_option(const struct cli_items *texts, const char *name, char **ret);
-/* Whether a format has all of them. Returns 0 or 1 (told). */
-int cli_check_creation_options(const char *format, const struct cli_items *texts);
-/* All of them, values as given. -EINVAL is told. */
-int cli_creation_options(const struct cli_items *texts, struct options **ret);
-/* Print the creation options of a format, and of the protocol of `filename` if that is not NULL. Returns the status. */
-int cli_print_option_help(const char *format, const char *filename);
-/* Create. The user has been told when it fails. Returns the exit status. */
-int cli_co_create(const struct cli_new_image *image);
-
-/* --- internal snapshots (snapshot.c) --- */
-
-/* As "snapshots" of `info`; a new reference, or NULL if there are none. */
-struct json_object *cli_co_snapshots(struct block_node *node);
-/* The same as a table. */
-void cli_print_snapshots(struct json_object *array);
-/* -EINVAL (told to the user) if the text has no sound form. NULL is fine. */
-int cli_check_snapshot(const char *text);
-/* Have a read-only node show a snapshot. */
-int cli_co_show_snapshot(struct block_node *node, const char *text, struct error *err);
-
-/* Print as QEMU's tools do: 4 spaces a level, keys in their order, empty containers on two lines. */
-void cli_print_json(struct json_object *json);
-/* Print the members of an object as lines "name: value", parts indented by 4 spaces a level. */
-void cli_print_tree(struct json_object *value, int level);
-/* The members of an object in QEMU's order, as a NULL-terminated array of names (borrowed) that the caller frees. */
-const char **cli_json_sorted_keys(struct json_object *object);
 
 #endif

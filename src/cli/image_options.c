@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The options of a node from what a command line says of an image. */
+/* The options of a node, from what a command line says about an image. */
 #include <errno.h>
 #include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/control.h"
-#include "cli/cli.h"
 #include "cli/image.h"
 
 #define JSON_PREFIX "json:"
@@ -33,13 +32,11 @@ static const struct cache_mode *find_cache_mode(const char *name)
     return NULL;
 }
 
-int cli_check_cache_mode(const char *mode, const char *what)
+int cli_check_cache_mode(const char *mode, const char *what, struct error *err)
 {
-    if (mode && !find_cache_mode(mode)) {
-        cli_fail("Invalid %s option: %s", what, mode);
-        return -EINVAL;
-    }
-    return 0;
+    return mode && !find_cache_mode(mode)
+               ? error_set(err, EINVAL, "Invalid %s option: %s", what, mode)
+               : 0;
 }
 
 bool cli_cache_is_writethrough(const char *mode)
@@ -56,25 +53,57 @@ bool cli_cache_is_direct(const char *mode)
     return found && found->direct;
 }
 
-int cli_check_aio_mode(const char *mode)
+/* Whether `word` is one of `words`, which end with NULL. */
+static bool is_one_of(const char *word, const char *const *words)
 {
-    if (mode && strcmp(mode, "threads") != 0 && strcmp(mode, "native") != 0 &&
-        strcmp(mode, "io_uring") != 0) {
-        cli_fail("Invalid aio option: %s", mode);
-        return -EINVAL;
+    while (*words && strcmp(*words, word) != 0) {
+        words++;
     }
-    return 0;
+    return *words;
 }
 
-/* Members of one object replace or join those of another. */
+int cli_check_aio_mode(const char *mode, struct error *err)
+{
+    static const char *const modes[] = {"threads", "native", "io_uring", NULL};
+
+    return mode && !is_one_of(mode, modes) ? error_set(err, EINVAL, "Invalid aio option: %s", mode)
+                                           : 0;
+}
+
+bool cli_is_discard_mode(const char *mode)
+{
+    static const char *const modes[] = {"unmap", "on", "ignore", "off", NULL};
+
+    return !mode || is_one_of(mode, modes);
+}
+
+int cli_parse_prealloc(const char *text, enum block_prealloc *ret, struct error *err)
+{
+    static const char *const names[] = {
+        [BLOCK_PREALLOC_OFF] = "off",
+        [BLOCK_PREALLOC_METADATA] = "metadata",
+        [BLOCK_PREALLOC_FALLOC] = "falloc",
+        [BLOCK_PREALLOC_FULL] = "full",
+    };
+
+    for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
+        if (strcmp(text, names[i]) == 0) {
+            *ret = (enum block_prealloc)i;
+            return 0;
+        }
+    }
+    return error_set(err, EINVAL, "Invalid preallocation mode '%s'", text);
+}
+
+/* Add the options of a text; they replace members of the same name. */
 static int merge_options(struct options **opts, const char *more_text, struct error *err)
 {
     AUTO_OPTIONS struct options *more = NULL;
     struct json_object *all, *extra;
-    int rc = options_parse(more_text, NULL, &more, err);
+    int r = options_parse(more_text, NULL, &more, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     all = options_to_json(*opts);
     extra = options_to_json(more);
@@ -84,10 +113,10 @@ static int merge_options(struct options **opts, const char *more_text, struct er
     }
     options_free(*opts);
     *opts = NULL;
-    rc = options_from_json(all, opts, err);
+    r = options_from_json(all, opts, err);
     json_object_put(extra);
     json_object_put(all);
-    return rc;
+    return r;
 }
 
 bool cli_image_is_options(const struct cli_image *image)
@@ -95,22 +124,22 @@ bool cli_image_is_options(const struct cli_image *image)
     return image->image_opts || strncmp(image->name, JSON_PREFIX, strlen(JSON_PREFIX)) == 0;
 }
 
-/* The options of the protocol that a filename names, added to `node`, in which it stood alone. */
+/* Replace the member `filename` of `node` by the options of the protocol that it names. */
 static int add_protocol(struct json_object *node, const char *filename, struct error *err)
 {
     const struct block_driver *driver = block_driver_of_filename(filename);
     AUTO_OPTIONS struct options *opts = NULL;
     struct json_object *found;
-    int rc;
+    int r;
 
     if (!driver || !block_driver_parses_filename(driver)) {
         json_object_object_add(node, "driver", json_object_new_string("file"));
         return 0;
     }
     opts = options_new();
-    rc = opts ? block_driver_parse_filename(driver, filename, opts, err) : -ENOMEM;
-    if (rc < 0) {
-        return rc;
+    r = opts ? block_driver_parse_filename(driver, filename, opts, err) : -ENOMEM;
+    if (r < 0) {
+        return r;
     }
     json_object_object_del(node, "filename");
     json_object_object_add(node, "driver", json_object_new_string(block_driver_name(driver)));
@@ -123,7 +152,10 @@ static int add_protocol(struct json_object *node, const char *filename, struct e
     return 0;
 }
 
-/* Children that have a filename and no driver get the driver of that name's protocol, as in QEMU's tools. */
+/*
+ * Give each child with a filename and no driver the driver of that filename's protocol, as QEMU's
+ * tools do.
+ */
 static int name_drivers_below(struct json_object *node, int depth, struct error *err)
 {
     if (depth > DEPTH_MAX) {
@@ -132,19 +164,19 @@ static int name_drivers_below(struct json_object *node, int depth, struct error 
     json_object_object_foreach(node, key, child)
     {
         struct json_object *filename;
-        int rc;
+        int r;
 
         (void)key;
         if (!json_object_is_type(child, json_type_object)) {
             continue;
         }
-        rc = name_drivers_below(child, depth + 1, err);
-        if (rc == 0 && json_object_object_get_ex(child, "filename", &filename) &&
+        r = name_drivers_below(child, depth + 1, err);
+        if (r == 0 && json_object_object_get_ex(child, "filename", &filename) &&
             !json_object_object_get_ex(child, "driver", NULL)) {
-            rc = add_protocol(child, json_object_get_string(filename), err);
+            r = add_protocol(child, json_object_get_string(filename), err);
         }
-        if (rc < 0) {
-            return rc;
+        if (r < 0) {
+            return r;
         }
     }
     return 0;
@@ -153,15 +185,44 @@ static int name_drivers_below(struct json_object *node, int depth, struct error 
 static int name_drivers(struct options **opts, struct error *err)
 {
     struct json_object *json = options_to_json(*opts);
-    int rc = name_drivers_below(json, 0, err);
+    int r = name_drivers_below(json, 0, err);
 
-    if (rc == 0) {
+    if (r == 0) {
         options_free(*opts);
         *opts = NULL;
-        rc = options_from_json(json, opts, err);
+        r = options_from_json(json, opts, err);
     }
     json_object_put(json);
-    return rc;
+    return r;
+}
+
+/* The options that were given as text. */
+static int parse_given_options(const struct cli_image *image, struct options **ret,
+                               struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    int r;
+
+    if (cli_image_is_options(image)) {
+        const char *text = image->image_opts ? image->name : image->name + strlen(JSON_PREFIX);
+
+        r = options_parse(text, NULL, &opts, err);
+    } else {
+        opts = options_new();
+        r = opts ? 0 : error_out_of_memory(err);
+    }
+    if (image->extra_options) {
+        UNLESS_FAILED(r, merge_options(&opts, image->extra_options, err));
+    }
+    UNLESS_FAILED(r, name_drivers(&opts, err));
+    if (r < 0) {
+        return r;
+    }
+    if (image->format && cli_image_is_options(image)) {
+        options_default_str(opts, "driver", image->format);
+    }
+    *ret = TAKE_PTR(opts);
+    return 0;
 }
 
 int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret,
@@ -169,29 +230,10 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
 {
     AUTO_OPTIONS struct options *opts = NULL;
     const struct cache_mode *mode = image->cache ? find_cache_mode(image->cache) : NULL;
-    int rc = 0;
+    int r = parse_given_options(image, &opts, err);
 
-    if (cli_image_is_options(image)) {
-        const char *text = image->image_opts ? image->name : image->name + strlen(JSON_PREFIX);
-
-        rc = options_parse(text, NULL, &opts, err);
-    } else {
-        opts = options_new();
-    }
-    if (rc == 0 && opts && image->extra_options) {
-        rc = merge_options(&opts, image->extra_options, err);
-    }
-    if (rc == 0 && opts) {
-        rc = name_drivers(&opts, err);
-    }
-    if (rc == 0 && opts && image->format && cli_image_is_options(image)) {
-        options_default_str(opts, "driver", image->format);
-    }
-    if (rc < 0) {
-        return rc;
-    }
-    if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+    if (r < 0) {
+        return r;
     }
     options_default_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR));
     if (mode && (mode->direct || mode->no_flush) && !options_has(opts, "cache")) {
@@ -203,7 +245,7 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
             options_set_child(opts, "cache", cache);
         }
     }
-    /* What was asked for may be needed by another option also where nothing is written. */
+    /* A given mode is passed on even if nothing is written: another option may need it. */
     if ((flags & BLOCK_OPEN_RDWR) || image->discard) {
         options_default_str(opts, "discard", image->discard ?: "unmap");
     }

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* JSON in the layout and order of QEMU's tools. */
+#include "cli/json.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
-#include "cli/image.h"
 
 /*
- * The order in which QEMU's tools print members. Scripts compare their output as text, and people their
- * habits. Members that are not listed follow in the order they have.
+ * The order in which QEMU's tools print members. Scripts compare the output as text, and people
+ * expect it. Members that are not listed follow in the order they have.
  */
 static const char *const key_order[] = {
     "compat",
@@ -74,7 +74,8 @@ static size_t rank_of(const char *key)
     return ARRAY_SIZE(key_order);
 }
 
-const char **cli_json_sorted_keys(struct json_object *object)
+/* The names of members in that order, NULL at the end; borrowed. The caller frees the array. */
+static const char **sorted_keys(struct json_object *object)
 {
     size_t n = 0;
     const char **keys = calloc((size_t)json_object_object_length(object) + 1, sizeof(*keys));
@@ -108,7 +109,7 @@ static void print_key(const char *key)
 
 static void print_object(struct json_object *object, int level)
 {
-    const char **keys = cli_json_sorted_keys(object);
+    const char **keys = sorted_keys(object);
 
     printf("{\n");
     for (size_t i = 0; keys && keys[i]; i++) {
@@ -154,9 +155,9 @@ void cli_print_json(struct json_object *json)
     printf("\n");
 }
 
-/* --- for people ---------------------------------------------------------------------------------- */
+/* --- for people ------------------------------------------------------------------------------- */
 
-/* "key:" and the value behind it, or below it if it has parts. */
+/* Print "key:" (or "[index]:") and the value after it, or below it if the value has members. */
 static void print_branch(const char *key, size_t index, struct json_object *value, int level)
 {
     enum json_type type = json_object_get_type(value);
@@ -181,7 +182,7 @@ static void print_branch(const char *key, size_t index, struct json_object *valu
 void cli_print_tree(struct json_object *value, int level)
 {
     if (json_object_is_type(value, json_type_object)) {
-        const char **keys = cli_json_sorted_keys(value);
+        const char **keys = sorted_keys(value);
 
         for (size_t i = 0; keys && keys[i]; i++) {
             print_branch(keys[i], 0, json_object_object_get(value, keys[i]), level);

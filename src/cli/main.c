@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * One program with several faces. `tidemark FACE ...` runs one; called by the name of one of QEMU's tools (the links
- * in build/compat), it is the face that stands in for that tool.
+ * One program with several faces. `tidemark FACE ...` runs one. Called by the name of one of QEMU's
+ * tools (the links in build/compat), the program is the face that replaces that tool.
  */
 #include <stdio.h>
 #include <string.h>
@@ -30,13 +30,13 @@ static const struct face faces[] = {
      "back up a disk of a running daemon, incrementally where possible"},
     {"backups", "tidemark backups", NULL, cli_backups_main, "list the backups in a directory"},
     {"restore", "tidemark restore", NULL, cli_restore_main,
-     "write the disk as it was at one point in time"},
-    {"verify", "tidemark verify", NULL, cli_verify_main, "prove that backups are whole"},
+     "write a disk as it was at the time of a backup"},
+    {"verify", "tidemark verify", NULL, cli_verify_main, "check that backups can be restored"},
     {"repair", "tidemark repair", NULL, cli_repair_main,
-     "make the description of a directory of backups anew"},
+     "write the description of a directory of backups again"},
 };
 
-static void print_help(void)
+static void print_faces(void)
 {
     printf("usage: tidemark FACE [arguments]\n"
            "       tidemark FACE --help\n"
@@ -58,7 +58,7 @@ static void print_help(void)
            "  tidemark io -f qcow2 -c 'write -P 7 0 64k' -c 'read -P 7 0 64k' disk.qcow2\n"
            "        write 64 KiB of sevens and verify them\n"
            "\n"
-           "Called as qemu-img, qemu-io, qemu-nbd or qemu-storage-daemon it stands in for that "
+           "Called as qemu-img, qemu-io, qemu-nbd or qemu-storage-daemon it replaces that "
            "tool.\n");
 }
 
@@ -79,12 +79,11 @@ int main(int argc, char **argv)
         }
     }
     if (argc < 2) {
-        cli_fail("which face? Try 'tidemark --help'");
-        return 1;
+        return cli_fail("which face? Try 'tidemark --help'");
     }
     if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 ||
         strcmp(argv[1], "help") == 0) {
-        print_help();
+        print_faces();
         return 0;
     }
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {

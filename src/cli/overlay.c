@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Nodes put on an image at the user's wish: a temporary overlay, copy-on-read. */
+/* Nodes that the user wants on an image: a temporary overlay, copy-on-read. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -11,8 +11,11 @@
 #include "block/control.h"
 #include "cli/image.h"
 
-/* An empty file in $TMPDIR, or /var/tmp, which has room for more than /tmp often has; NULL on failure. */
-static char *make_file(struct error *err)
+/*
+ * Make an empty file in $TMPDIR, or in /var/tmp, which often has more room than /tmp. NULL on
+ * failure.
+ */
+static char *make_temporary_file(struct error *err)
 {
     const char *folder = getenv("TMPDIR");
     AUTO_FREE char *path = NULL;
@@ -20,7 +23,7 @@ static char *make_file(struct error *err)
 
     if (asprintf(&path, "%s/tidemark-XXXXXX", folder && *folder ? folder : "/var/tmp") < 0) {
         path = NULL;
-        error_set(err, ENOMEM, "Out of memory");
+        error_out_of_memory(err);
         return NULL;
     }
     fd = mkostemp(path, O_CLOEXEC);
@@ -53,25 +56,22 @@ static struct options *overlay_options(const char *path, struct block_node *belo
 
 int cli_co_add_overlay(struct block_node **node, struct error *err)
 {
-    AUTO_FREE char *path = make_file(err);
+    AUTO_FREE char *path = make_temporary_file(err);
     struct block_node *overlay = NULL;
     struct options *opts;
-    int rc;
+    int r;
 
     if (!path) {
         return -EIO;
     }
-    rc = block_co_create_image("qcow2", path, block_node_size(*node), options_new(), err);
-    opts = rc == 0 ? overlay_options(path, *node) : NULL;
-    if (rc == 0 && !opts) {
-        rc = error_set(err, ENOMEM, "Out of memory");
-    }
-    if (rc == 0) {
-        rc = block_co_open(opts, BLOCK_OPEN_RDWR, &overlay, err);
+    r = block_co_create_image("qcow2", path, block_node_size(*node), options_new(), err);
+    opts = r == 0 ? overlay_options(path, *node) : NULL;
+    if (r == 0) {
+        r = opts ? block_co_open(opts, BLOCK_OPEN_RDWR, &overlay, err) : error_out_of_memory(err);
     }
     unlink(path);
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     block_co_unref(*node); /* the overlay holds it */
     *node = overlay;
@@ -82,10 +82,10 @@ int cli_co_add_copy_on_read(struct block_node **node, struct error *err)
 {
     struct options *opts = options_new();
     struct block_node *filter = NULL;
-    int rc;
+    int r;
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (block_node_is_read_only(*node)) {
         options_free(opts);
@@ -94,10 +94,10 @@ int cli_co_add_copy_on_read(struct block_node **node, struct error *err)
     options_set_str(opts, "driver", "copy-on-read");
     options_set_str(opts, "file", block_node_name(*node));
     options_set_bool(opts, "read-only", false);
-    rc = block_co_open(opts, BLOCK_OPEN_RDWR, &filter, err);
-    if (rc == 0) {
+    r = block_co_open(opts, BLOCK_OPEN_RDWR, &filter, err);
+    if (r == 0) {
         block_co_unref(*node); /* the filter holds it */
         *node = filter;
     }
-    return rc;
+    return r;
 }

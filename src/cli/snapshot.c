@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Internal snapshots of an image: listing them, and reading one. */
+#include "cli/snapshot.h"
+
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -9,16 +10,16 @@
 
 #include "base/cleanup.h"
 #include "base/size.h"
+#include "base/time_units.h"
 #include "block/control.h"
 #include "cli/cli.h"
-#include "cli/image.h"
 
 static void add_number(struct json_object *o, const char *key, uint64_t value)
 {
     json_object_object_add(o, key, json_object_new_uint64(value));
 }
 
-static struct json_object *to_json(const struct block_snapshot_info *s)
+static struct json_object *snapshot_json(const struct block_snapshot_info *s)
 {
     struct json_object *o = json_object_new_object();
 
@@ -27,8 +28,8 @@ static struct json_object *to_json(const struct block_snapshot_info *s)
     add_number(o, "vm-state-size", s->vm_state_size);
     add_number(o, "date-sec", s->date_sec);
     add_number(o, "date-nsec", s->date_nsec);
-    add_number(o, "vm-clock-sec", s->vm_clock_nsec / 1000000000);
-    add_number(o, "vm-clock-nsec", s->vm_clock_nsec % 1000000000);
+    add_number(o, "vm-clock-sec", s->vm_clock_nsec / NS_PER_SECOND);
+    add_number(o, "vm-clock-nsec", s->vm_clock_nsec % NS_PER_SECOND);
     if (s->icount != UINT64_MAX) {
         add_number(o, "icount", s->icount);
     }
@@ -46,20 +47,20 @@ struct json_object *cli_co_snapshots(struct block_node *node)
     }
     array = json_object_new_array();
     for (size_t i = 0; i < count; i++) {
-        json_object_array_add(array, to_json(&list[i]));
+        json_object_array_add(array, snapshot_json(&list[i]));
     }
     return array;
 }
 
-static uint64_t number(struct json_object *o, const char *key)
+static uint64_t number_of(struct json_object *o, const char *key)
 {
     return json_object_get_uint64(json_object_object_get(o, key));
 }
 
-static void print_row(struct json_object *o)
+static void print_snapshot(struct json_object *o)
 {
-    uint64_t seconds = number(o, "vm-clock-sec");
-    time_t when = (time_t)number(o, "date-sec");
+    uint64_t seconds = number_of(o, "vm-clock-sec");
+    time_t when = (time_t)number_of(o, "date-sec");
     char size[24], date[32] = "", clock[48], icount[24] = "--";
     struct json_object *value;
     struct tm tm;
@@ -69,14 +70,14 @@ static void print_row(struct json_object *o)
     }
     snprintf(clock, sizeof(clock), "%04" PRIu64 ":%02u:%02u.%03u", seconds / 3600,
              (unsigned)(seconds / 60 % 60), (unsigned)(seconds % 60),
-             (unsigned)(number(o, "vm-clock-nsec") / 1000000));
+             (unsigned)(number_of(o, "vm-clock-nsec") / NS_PER_MS));
     if (json_object_object_get_ex(o, "icount", &value)) {
         snprintf(icount, sizeof(icount), "%" PRIu64, json_object_get_uint64(value));
     }
     printf("%-7s %-16s %8s %19s %15s %10s\n",
            json_object_get_string(json_object_object_get(o, "id")),
            json_object_get_string(json_object_object_get(o, "name")),
-           size_format(number(o, "vm-state-size"), size, sizeof(size)), date, clock, icount);
+           size_format(number_of(o, "vm-state-size"), size, sizeof(size)), date, clock, icount);
 }
 
 void cli_print_snapshots(struct json_object *array)
@@ -84,16 +85,16 @@ void cli_print_snapshots(struct json_object *array)
     printf("Snapshot list:\n%-7s %-16s %8s %19s %15s %10s\n", "ID", "TAG", "VM_SIZE", "DATE",
            "VM_CLOCK", "ICOUNT");
     for (size_t i = 0; i < json_object_array_length(array); i++) {
-        print_row(json_object_array_get_idx(array, i));
+        print_snapshot(json_object_array_get_idx(array, i));
     }
 }
 
-/* --- reading one ------------------------------------------------------------------------------------- */
+/* --- reading one ------------------------------------------------------------------------------ */
 
 #define PREFIX "snapshot."
 
-/* "snapshot.id=1,snapshot.name=x" in parts. -EINVAL is told. */
-static int parse_form(const char *text, char **ret_id, char **ret_name)
+/* Split "snapshot.id=1,snapshot.name=x". The caller frees both parts, which must be NULL before. */
+static int parse_form(const char *text, char **ret_id, char **ret_name, struct error *err)
 {
     AUTO_FREE char *copy = strdup(text);
     char *cursor = copy;
@@ -105,8 +106,8 @@ static int parse_form(const char *text, char **ret_id, char **ret_name)
                                                                  : NULL;
 
         if (!target) {
-            cli_fail("Invalid parameter '%.*s'", (int)strcspn(part, "="), part);
-            cli_fail("Failed in parsing snapshot param '%s'", text);
+            error_set(err, EINVAL, "Invalid parameter '%.*s'", (int)strcspn(part, "="), part);
+            error_hint(err, "%s: Failed in parsing snapshot param '%s'", cli_program(), text);
             return -EINVAL;
         }
         free(*target);
@@ -115,29 +116,32 @@ static int parse_form(const char *text, char **ret_id, char **ret_name)
     return 0;
 }
 
-int cli_check_snapshot(const char *text)
+int cli_check_snapshot(const char *text, struct error *err)
 {
     AUTO_FREE char *id = NULL;
     AUTO_FREE char *name = NULL;
 
-    return text && strncmp(text, PREFIX, strlen(PREFIX)) == 0 ? parse_form(text, &id, &name) : 0;
+    if (!text || strncmp(text, PREFIX, strlen(PREFIX)) != 0) {
+        return 0;
+    }
+    return parse_form(text, &id, &name, err);
 }
 
 int cli_co_show_snapshot(struct block_node *node, const char *text, struct error *err)
 {
     AUTO_FREE char *id = NULL;
     AUTO_FREE char *name = NULL;
-    int rc;
+    int r;
 
     if (strncmp(text, PREFIX, strlen(PREFIX)) == 0) {
-        rc = parse_form(text, &id, &name);
-        UNLESS_FAILED(rc, block_co_snapshot_show(node, id, name, err));
+        r = parse_form(text, &id, &name, err);
+        UNLESS_FAILED(r, block_co_snapshot_show(node, id, name, err));
     } else {
-        rc = block_co_snapshot_show(node, text, NULL, NULL);
-        if (rc < 0) {
-            rc = block_co_snapshot_show(node, NULL, text, err);
+        r = block_co_snapshot_show(node, text, NULL, NULL);
+        if (r < 0) {
+            r = block_co_snapshot_show(node, NULL, text, err);
         }
     }
     error_prepend(err, "Failed to load snapshot: ");
-    return rc;
+    return r;
 }

@@ -196,7 +196,7 @@ class DaemonTest(tidemark.TestCase):
         with Qmp(self.path("qmp")) as qmp:
             self.assertEqual(len(qmp.command("query-block-exports")), 1)
         self.assertEqual(os.getsid(pid), pid)
-        self.refused("is locked by a daemon that runs", "--pidfile", pidfile)
+        self.refused("is locked by a running daemon", "--pidfile", pidfile)
         os.kill(pid, signal.SIGTERM)
         tidemark.wait_until(lambda: not self.is_alive(pid), "the daemon to end")
         self.assertFalse(os.path.exists(pidfile))

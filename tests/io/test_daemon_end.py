@@ -159,7 +159,7 @@ class DaemonEndTest(tidemark.TestCase):
         return server
 
     def assert_ended_in_haste(self, server):
-        self.assertIn("export 'hung' on node 'hung' does not come to its end", server.log())
+        self.assertIn("export 'hung' on node 'hung' cannot be closed", server.log())
         self.assertNotIn("export 'disk'", server.log())
         self.assertIn("node 'hung' is left incomplete", server.log())
         self.assertNotIn("'disk' is left", server.log())

@@ -9,12 +9,13 @@
 
 #include "backup/backup.h"
 #include "backup/fleece.h"
+#include "base/checked.h"
 #include "cli/cli.h"
-#include "cli/image.h"
+#include "cli/json.h"
 
 volatile sig_atomic_t backup_stop;
 
-static void on_signal(int number)
+static void on_end_signal(int number)
 {
     backup_stop = 1;
 }
@@ -22,25 +23,24 @@ static void on_signal(int number)
 void backup_catch_signals(void)
 {
     static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
-    struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+    struct sigaction action = {.sa_handler = on_end_signal, .sa_flags = (int)SA_RESETHAND};
 
-    for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(signals); i++) {
         struct sigaction old;
 
-        /* What the caller ignores (nohup) stays ignored. */
+        /* A signal that the caller ignores (nohup) stays ignored. */
         if (sigaction(signals[i], NULL, &old) == 0 && old.sa_handler != SIG_IGN) {
             sigaction(signals[i], &action, NULL);
         }
     }
 }
 
-int backup_progress(bool flag, const char *text, enum progress_form *ret_form)
+int backup_progress(bool flag, const char *text, enum progress_form *ret_form, struct error *err)
 {
     bool json = text && strcmp(text, "json") == 0;
 
     if (text && !json && strcmp(text, "human") != 0) {
-        cli_fail("--progress must be 'human' or 'json', not '%s'", text);
-        return -EINVAL;
+        return error_set(err, EINVAL, "--progress must be 'human' or 'json', not '%s'", text);
     }
     if (json) {
         *ret_form = PROGRESS_JSON;
@@ -74,7 +74,7 @@ int backup_fail(struct error *err, bool json)
 {
     const char *name = "failed";
 
-    for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(kinds); i++) {
         name = err->code == kinds[i].code ? kinds[i].name : name;
     }
     if (json) {
@@ -92,9 +92,9 @@ int backup_fail(struct error *err, bool json)
     return BACKUP_FAILED;
 }
 
-/* --- what backups have in a daemon --- */
+/* --- leftovers in a daemon -------------------------------------------------------------------- */
 
-static const char *state_of(const struct source_leftover *l)
+static const char *leftover_state(const struct source_leftover *l)
 {
     if (!l->filter) {
         return "bitmaps";
@@ -115,7 +115,7 @@ static struct json_object *leftover_json(const struct source_leftover *l)
 
     json_object_object_add(o, "repository", json_object_new_string(l->repository));
     json_object_object_add(o, "node", l->node ? json_object_new_string(l->node) : NULL);
-    json_object_object_add(o, "state", json_object_new_string(state_of(l)));
+    json_object_object_add(o, "state", json_object_new_string(leftover_state(l)));
     json_object_object_add(o, "bitmaps", json_object_new_uint64(l->bitmaps));
     json_object_object_add(o, "marked-bytes", json_object_new_uint64(l->dirty));
     if (l->temp_image) {
@@ -133,7 +133,7 @@ static void print_leftovers(const struct source_leftovers *all)
         char dirty[16];
 
         printf("%-10s  %-16s  %-8s  %7zu  %10s  %s\n", l->repository, l->node ? l->node : "?",
-               state_of(l), l->bitmaps, backup_size(l->dirty, dirty),
+               leftover_state(l), l->bitmaps, backup_size(l->dirty, dirty),
                l->temp_image ? l->temp_image : "-");
     }
 }

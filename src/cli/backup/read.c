@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The faces backups, restore and verify: those that only read a repository. */
+/* The faces that only read a repository: backups, restore and verify. */
 #include <stdio.h>
 #include <string.h>
 
@@ -7,25 +7,24 @@
 #include "cli/args.h"
 #include "cli/backup/faces.h"
 #include "cli/cli.h"
-#include "cli/image.h"
 #include "cli/observe.h"
 
-/* Backups can be read without it, but no new one be made. */
-static void warn_of_description(const struct repository *r)
+/* Warn of a damaged description: backups can be read without it, but no new one can be made. */
+static void warn_about_description(const struct repository *r)
 {
     if (r->problem) {
-        cli_warn("%s; 'tidemark repair %s' makes it anew", r->problem, r->path);
+        cli_warn("%s; 'tidemark repair %s' makes it again", r->problem, r->path);
     }
 }
 
-/* --- backups --- */
+/* --- backups ---------------------------------------------------------------------------------- */
 
 static const struct cli_usage backups_usage = {
     .synopsis = "DIR",
-    .about = "Lists the backups in a directory, oldest first: what each one holds and cost.",
-    .examples = "  tidemark backups /backups/disk\n"
-                "  tidemark backups --output=json /backups/disk\n"
-                "        all that is known of each",
+    .about = "Lists the backups in a directory, oldest first, with their contents and costs.",
+    .examples = "@/backups/disk\n"
+                "@--output=json /backups/disk\n"
+                "        all details of each backup",
 };
 
 static void print_table(const struct repository *r)
@@ -78,26 +77,27 @@ int cli_backups_main(int argc, char **argv)
     const struct cli_arg args[] = {
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
         CLI_OBSERVE_ARGS(observe),
-        {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
+        CLI_ARG_END,
     };
     int first = cli_args_parse(args, &backups_usage, argc, argv);
 
     if (first < 0) {
-        return first == CLI_ARGS_HELP ? 0 : 1;
+        return cli_exit_status(first, &err);
     }
     if (first != argc - 1) {
-        return cli_usage_fail(&backups_usage, "expecting one directory");
+        cli_usage_error(&err, &backups_usage, "expecting one directory");
+        return cli_report(&err);
     }
     if (!cli_observe(&observe, &status)) {
         return status;
     }
-    if (cli_parse_output(output, &json) < 0) {
-        return 1;
+    if (cli_parse_output(output, &json, &err) < 0) {
+        return cli_report(&err);
     }
     if (repository_open(argv[first], &repository, &err) < 0) {
         return backup_fail(&err, json);
     }
-    warn_of_description(&repository);
+    warn_about_description(&repository);
     if (json) {
         return print_list_json(&repository);
     }
@@ -109,23 +109,23 @@ int cli_backups_main(int argc, char **argv)
     return 0;
 }
 
-/* --- restore --- */
+/* --- restore ---------------------------------------------------------------------------------- */
 
 static const struct cli_usage restore_usage = {
     .synopsis = "DIR TARGET",
-    .about = "Writes the disk as it was at one of the backups: to a new file, in which areas of "
+    .about = "Writes the disk as it was at the time of a backup: to a new file, in which areas of "
              "zeroes take\n"
-             "no space, to a block device, or to an export of an NBD server. All that is read is "
-             "compared\n"
-             "with its checksum first. A file gets its name when it is complete. With --force it "
-             "replaces\n"
-             "the one that is there, and takes its owner, mode and labels; what is in use or "
-             "mounted, and\n"
-             "symbolic links to files, are never replaced.",
-    .examples = "  tidemark restore /backups/disk disk.raw\n"
+             "no space, to a block device, or to an export of an NBD server. All data is compared "
+             "with its\n"
+             "checksum first. A file gets its name when it is complete. With --force it replaces "
+             "an existing\n"
+             "file, and takes over its owner, mode and labels. Files in use, mounted devices and "
+             "symbolic links\n"
+             "to files are never replaced.",
+    .examples = "@/backups/disk disk.raw\n"
                 "        the newest backup\n"
-                "  tidemark restore /backups/disk --at 20261120T0930 -f qcow2 disk.qcow2\n"
-                "        that of 20 November 2026, 09:30 (UTC)",
+                "@/backups/disk --at 20261120T0930 -f qcow2 disk.qcow2\n"
+                "        the backup of 20 November 2026, 09:30 (UTC)",
 };
 
 static int print_restore_json(const struct restore_options *options,
@@ -151,50 +151,50 @@ static void print_restore(const struct restore_options *options,
            backup_size(result->written, written), (double)result->duration_ms / 1000);
 }
 
-static int restore_co_main(int argc, char **argv)
+static int restore_co_main(int argc, char **argv, struct error *err)
 {
     struct restore_options options = {.format = "raw", .stop = &backup_stop};
     const char *output = NULL, *progress = NULL;
     CLI_OBSERVE_AUTO(observe);
     struct restore_result result;
     bool json, shown = false;
-    int status;
-    ERROR_AUTO(err);
+    int first, status, r;
     const struct cli_arg args[] = {
         {"at", 0, CLI_VALUE, &options.at, "ID",
-         "the backup, or an unambiguous beginning of its id (default: the newest)"},
+         "the backup, or an unambiguous beginning of its ID (default: the newest)"},
         {"format", 'f', CLI_VALUE, &options.format, "FORMAT", "'raw' (default) or 'qcow2'"},
         {"force", 0, CLI_FLAG, &options.force, NULL,
          "overwrite an existing file, a device or an export"},
         BACKUP_PROGRESS_ARGS(shown, progress),
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
         CLI_OBSERVE_ARGS(observe),
-        {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
+        CLI_ARG_END,
     };
-    int first = cli_args_parse(args, &restore_usage, argc, argv);
 
+    first = cli_args_parse(args, &restore_usage, argc, argv);
     if (first < 0) {
-        return first == CLI_ARGS_HELP ? 0 : 1;
+        return first;
     }
     if (first != argc - 2) {
-        return cli_usage_fail(&restore_usage, "expecting a directory and a target");
+        return cli_usage_error(err, &restore_usage, "expecting a directory and a target");
     }
     if (strcmp(options.format, "raw") != 0 && strcmp(options.format, "qcow2") != 0) {
-        return cli_usage_fail(&restore_usage, "--format needs 'raw' or 'qcow2', not '%s'",
-                              options.format);
+        return cli_usage_error(err, &restore_usage, "--format needs 'raw' or 'qcow2', not '%s'",
+                               options.format);
     }
     if (!cli_observe(&observe, &status)) {
         return status;
     }
-    if (cli_parse_output(output, &json) < 0 ||
-        backup_progress(shown, progress, &options.progress) < 0) {
-        return 1;
+    r = cli_parse_output(output, &json, err);
+    UNLESS_FAILED(r, backup_progress(shown, progress, &options.progress, err));
+    if (r < 0) {
+        return r;
     }
     options.dir = argv[first];
     options.target = argv[first + 1];
     backup_catch_signals();
-    if (restore_co_run(&options, &result, &err) < 0) {
-        return backup_fail(&err, json);
+    if (restore_co_run(&options, &result, err) < 0) {
+        return backup_fail(err, json);
     }
     if (json) {
         return print_restore_json(&options, &result);
@@ -208,20 +208,20 @@ int cli_restore_main(int argc, char **argv)
     return cli_run(restore_co_main, argc, argv);
 }
 
-/* --- verify --- */
+/* --- verify ----------------------------------------------------------------------------------- */
 
 static const struct cli_usage verify_usage = {
     .synopsis = "DIR",
     .about =
-        "Proves that backups can be restored: reads all of each one, and checks manifests, links "
-        "to\n"
-        "the backups they build on, files, qcow2 structures and every cluster's checksum.\n"
-        "The exit status is 0 if all are sound, 2 if one is damaged, 1 if it could not be found "
-        "out,\n"
-        "4 if it was stopped.",
-    .examples = "  tidemark verify /backups/disk\n"
-                "  tidemark verify /backups/disk --at 20261120T093000Z\n"
-                "        that one and those it builds on",
+        "Checks that backups can be restored: reads each one completely, and checks manifests, "
+        "links\n"
+        "to the backups that it builds on, files, qcow2 structures and the checksum of every "
+        "cluster.\n"
+        "The exit status is 0 if all are intact, 2 if one is damaged, 1 if that could not be "
+        "checked.",
+    .examples = "@/backups/disk\n"
+                "@/backups/disk --at 20261120T093000Z\n"
+                "        that backup and those that it builds on",
 };
 
 static void print_report(const struct verify_report *report, void *arg)
@@ -249,7 +249,8 @@ static void print_report(const struct verify_report *report, void *arg)
     fflush(stdout);
 }
 
-static int tell_damaged(const struct verify_result *result, const char *dir)
+/* Print what to do about damage. Returns the exit status. */
+static int report_damage(const struct verify_result *result, const char *dir)
 {
     if (result->description) {
         cli_fail("The backups can be restored, but no new one can be made before 'tidemark repair "
@@ -264,7 +265,7 @@ static int tell_damaged(const struct verify_result *result, const char *dir)
     return result->damaged || result->description ? BACKUP_DAMAGED : 0;
 }
 
-static int verify_co_main(int argc, char **argv)
+static int verify_co_main(int argc, char **argv, struct error *err)
 {
     struct verify_options options = {.report = print_report, .stop = &backup_stop};
     const char *output = NULL, *progress = NULL;
@@ -272,41 +273,41 @@ static int verify_co_main(int argc, char **argv)
     struct json_object *list = NULL;
     struct verify_result result;
     bool json, shown = false;
-    int status;
-    ERROR_AUTO(err);
+    int first, status, r;
     const struct cli_arg args[] = {
-        {"at", 0, CLI_VALUE, &options.at, "ID", "only this backup and those it builds on"},
+        {"at", 0, CLI_VALUE, &options.at, "ID", "only this backup and those that it builds on"},
         BACKUP_PROGRESS_ARGS(shown, progress),
         {"output", 0, CLI_VALUE, &output, "FORMAT", "'human' or 'json'"},
         CLI_OBSERVE_ARGS(observe),
-        {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
+        CLI_ARG_END,
     };
-    int first = cli_args_parse(args, &verify_usage, argc, argv);
 
+    first = cli_args_parse(args, &verify_usage, argc, argv);
     if (first < 0) {
-        return first == CLI_ARGS_HELP ? 0 : 1;
+        return first;
     }
     if (first != argc - 1) {
-        return cli_usage_fail(&verify_usage, "expecting one directory");
+        return cli_usage_error(err, &verify_usage, "expecting one directory");
     }
     if (!cli_observe(&observe, &status)) {
         return status;
     }
-    if (cli_parse_output(output, &json) < 0 ||
-        backup_progress(shown, progress, &options.progress) < 0) {
-        return 1;
+    r = cli_parse_output(output, &json, err);
+    UNLESS_FAILED(r, backup_progress(shown, progress, &options.progress, err));
+    if (r < 0) {
+        return r;
     }
     options.dir = argv[first];
     options.arg = list = json ? json_object_new_array() : NULL;
     backup_catch_signals();
-    if (verify_co_run(&options, &result, &err) < 0) {
+    if (verify_co_run(&options, &result, err) < 0) {
         json_object_put(list);
-        return backup_fail(&err, json);
+        return backup_fail(err, json);
     }
     if (json && backup_print_json(list) != 0) {
         return 1;
     }
-    return tell_damaged(&result, options.dir);
+    return report_damage(&result, options.dir);
 }
 
 int cli_verify_main(int argc, char **argv)

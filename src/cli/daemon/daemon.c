@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * `tidemark daemon`: the storage daemon, in the grammar of qemu-storage-daemon(1). Options that make something are
- * carried out in the order they are given; what they make can be used by those after them.
+ * The face `tidemark daemon`: the storage daemon, in the grammar of qemu-storage-daemon(1). Options
+ * that make something are carried out in the order in which they are given; later options can use
+ * what earlier ones made.
  *
- *   main -> (fork, with --daemonize) -> reactor -> co_daemon: options, pidfile, "ready"
- *                                                  wait for a signal or quit
- *                                                  no more commands; exports closed; nodes closed (daemon_end.c)
+ *   main -> (fork, with --daemonize) -> reactor -> co_daemon_main:
+ *       options, PID file, "ready" -> wait for a signal or quit -> end (end.h)
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -15,6 +15,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/user_object.h"
@@ -37,49 +38,58 @@ static const struct cli_usage usage = {
         "are carried\n"
         "out in the order given. Ends on SIGTERM, SIGINT, SIGHUP or the QMP command 'quit': "
         "clients are\n"
-        "disconnected, images completed and closed. If storage hangs, a second signal or 30 s\n"
-        "end it in haste: the other images are completed, what hangs is named, the status is 1.",
+        "disconnected, images completed and closed. If storage hangs, a second signal, or the end "
+        "of 30 s,\n"
+        "ends the daemon at once: the other images are completed, the hanging ones are named, and "
+        "the\n"
+        "status is 1.",
     .examples =
-        "  daemon --blockdev driver=file,node-name=file,filename=disk.qcow2 \\\n"
-        "         --blockdev driver=qcow2,node-name=disk,file=file \\\n"
-        "         --nbd-server addr.type=unix,addr.path=nbd.sock \\\n"
-        "         --export type=nbd,id=export,node-name=disk,name=disk,writable=on \\\n"
-        "         --chardev socket,id=qmp,path=qmp.sock,server=on,wait=off \\\n"
-        "         --monitor chardev=qmp\n"
-        "        serves disk.qcow2 at nbd+unix:///disk?socket=nbd.sock; commands on qmp.sock, for "
-        "instance\n"
+        "@--blockdev driver=file,node-name=file,filename=disk.qcow2 \\\n"
+        "      --blockdev driver=qcow2,node-name=disk,file=file \\\n"
+        "      --nbd-server addr.type=unix,addr.path=nbd.sock \\\n"
+        "      --export type=nbd,id=export,node-name=disk,name=disk,writable=on \\\n"
+        "      --chardev socket,id=qmp,path=qmp.sock,server=on,wait=off \\\n"
+        "      --monitor chardev=qmp\n"
+        "        serves disk.qcow2 at nbd+unix:///disk?socket=nbd.sock; takes commands on "
+        "qmp.sock, "
+        "such as\n"
         "        {\"execute\": \"qmp_capabilities\"} {\"execute\": \"query-block-exports\"}",
 };
 
 struct daemon {
-    struct cli_items items; /* what is to be made, in order */
+    struct cli_items items; /* options that make something, in order */
     bool daemonize;
     const char *pidfile;
     struct cli_observe observe;
-    int ready_fd; /* tells the parent that waits; -1 without --daemonize */
+    bool version;
+    int ready_fd; /* gets a byte for the parent that waits; -1 without --daemonize */
     int pid_fd;   /* the locked pidfile; -1 if none */
     struct daemon_signals signals;
-    bool starting; /* co_start() runs */
-    bool ending;   /* it is to stop where it is */
-    bool failed;   /* it has failed, with a message */
+    bool starting; /* co_daemon_start() runs */
+    bool ending;   /* co_daemon_start() has to stop where it is */
+    bool failed;   /* co_daemon_start() has failed, with `err` */
+    struct error err;
 };
 
-static struct daemon *the_daemon;
+/* Of the daemon that runs, for the command quit. */
+static int quit_fd = -1;
 
 static void on_quit(void)
 {
     uint64_t one = 1;
 
-    if (write(the_daemon->signals.quit_fd, &one, sizeof(one)) < 0) {
+    if (write(quit_fd, &one, sizeof(one)) < 0) {
         log_error("quit: %s", strerror(errno));
     }
 }
 
-/* --- options that make something ------------------------------------------------------------------- */
+/* --- options that make something -------------------------------------------------------------- */
 
 typedef int co_maker(struct options *opts /* consumed */, struct error *err);
 
-/* The arguments of a QMP command from an option, converted and checked. A new reference in *ret. */
+/*
+ * Convert an option to the arguments of a QMP command, and check them. *ret gets a new reference.
+ */
 static int check_args(struct options *opts_, const struct qmp_type *type, struct json_object **ret,
                       struct error *err)
 {
@@ -95,7 +105,7 @@ static int check_args(struct options *opts_, const struct qmp_type *type, struct
     return 0;
 }
 
-static int co_add_blockdev(struct options *opts_, struct error *err)
+static int co_make_blockdev(struct options *opts_, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
     struct json_object *args = options_to_arguments(opts);
@@ -106,7 +116,7 @@ static int co_add_blockdev(struct options *opts_, struct error *err)
     return r;
 }
 
-static int co_add_nbd_server(struct options *opts, struct error *err)
+static int co_make_nbd_server(struct options *opts, struct error *err)
 {
     struct json_object *args;
     int r = check_args(opts, &qmp_type_nbd_server_options, &args, err);
@@ -118,7 +128,7 @@ static int co_add_nbd_server(struct options *opts, struct error *err)
     return r;
 }
 
-static int co_add_export(struct options *opts, struct error *err)
+static int co_make_export(struct options *opts, struct error *err)
 {
     struct json_object *args;
     int r = check_args(opts, &qmp_type_export_add, &args, err);
@@ -130,27 +140,27 @@ static int co_add_export(struct options *opts, struct error *err)
     return r;
 }
 
-/* Options, the key that a first word without "=" stands for, and what carries them out. */
+/* Options that make something. `implied_key` is that of a first word without "=". */
 static const struct maker {
     const char *option;
     const char *implied_key;
     co_maker *co_make;
 } makers[] = {
-    {"blockdev", "driver", co_add_blockdev}, {"chardev", "backend", qmp_co_chardev_add},
-    {"export", "type", co_add_export},       {"monitor", "chardev", qmp_monitor_add},
-    {"nbd-server", NULL, co_add_nbd_server}, {"object", "qom-type", user_object_add},
+    {"blockdev", "driver", co_make_blockdev}, {"chardev", "backend", qmp_co_chardev_add},
+    {"export", "type", co_make_export},       {"monitor", "chardev", qmp_monitor_add},
+    {"nbd-server", NULL, co_make_nbd_server}, {"object", "qom-type", user_object_add},
 };
 
 static int co_make(const struct cli_item *item, struct error *err)
 {
-    for (size_t i = 0; i < sizeof(makers) / sizeof(makers[0]); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(makers); i++) {
         const struct maker *m = &makers[i];
         struct options *opts;
 
         if (strcmp(m->option, item->name) == 0) {
             int r = options_parse(item->value, m->implied_key, &opts, err);
 
-            r = r < 0 ? r : m->co_make(opts, err);
+            UNLESS_FAILED(r, m->co_make(opts, err));
             error_prepend(err, "--%s %s: ", item->name, item->value);
             return r;
         }
@@ -158,7 +168,7 @@ static int co_make(const struct cli_item *item, struct error *err)
     return error_set(err, EINVAL, "There is no option --%s", item->name);
 }
 
-/* --- pidfile, daemonize ---------------------------------------------------------------------------- */
+/* --- pidfile, daemonize ----------------------------------------------------------------------- */
 
 static int write_pidfile(struct daemon *d, struct error *err)
 {
@@ -176,7 +186,7 @@ static int write_pidfile(struct daemon *d, struct error *err)
 
         close(d->pid_fd);
         d->pid_fd = -1;
-        return error_set(err, code, "cannot create PID file: '%s' is locked by a daemon that runs",
+        return error_set(err, code, "cannot create PID file: '%s' is locked by a running daemon",
                          d->pidfile);
     }
     if (ftruncate(d->pid_fd, 0) < 0 || pwrite(d->pid_fd, text, (size_t)len, 0) != len) {
@@ -187,10 +197,10 @@ static int write_pidfile(struct daemon *d, struct error *err)
 }
 
 /*
- * Fork. The parent waits until the child is ready, or has ended with its error printed, and exits accordingly. 0 in
- * the child.
+ * Fork. The parent waits until the child is ready, or has failed and printed why, and exits.
+ * Returns 0 in the child.
  */
-static int fork_daemon(struct daemon *d)
+static int fork_daemon(struct daemon *d, struct error *err)
 {
     int ends[2];
     char ready = 0;
@@ -198,7 +208,7 @@ static int fork_daemon(struct daemon *d)
     pid_t pid;
 
     if (pipe2(ends, O_CLOEXEC) < 0 || (pid = fork()) < 0) {
-        return cli_fail("cannot fork: %s", strerror(errno));
+        return error_set_errno(err, errno, "cannot fork");
     }
     if (pid == 0) {
         close(ends[0]);
@@ -213,8 +223,11 @@ static int fork_daemon(struct daemon *d)
     exit(n == 1 ? 0 : 1);
 }
 
-/* The working directory stays: names of keys, rules, sockets and the PID file are used again, and may be relative. */
-static void tell_ready(struct daemon *d)
+/*
+ * Let the parent end, and give up the terminal. The working directory stays: names of keys, rules,
+ * sockets and the PID file may be relative, and are used again.
+ */
+static void announce_daemon(struct daemon *d)
 {
     AUTO_CLOSE int null = open("/dev/null", O_RDWR | O_CLOEXEC);
 
@@ -226,7 +239,7 @@ static void tell_ready(struct daemon *d)
     d->ready_fd = -1;
 }
 
-/* --- run --------------------------------------------------------------------------------------------- */
+/* --- run -------------------------------------------------------------------------------------- */
 
 static int co_make_all(struct daemon *d, struct error *err)
 {
@@ -240,29 +253,28 @@ static int co_make_all(struct daemon *d, struct error *err)
     return d->pidfile && !d->ending ? write_pidfile(d, err) : 0;
 }
 
-static void co_start(void *arg)
+static void co_daemon_start(void *arg)
 {
     struct daemon *d = arg;
-    ERROR_AUTO(err);
 
     qmp_co_hold_commands();
-    if (co_make_all(d, &err) < 0 && !d->ending) {
-        d->failed = true;
-        cli_report(&err);
-    }
+    d->failed = co_make_all(d, &d->err) < 0 && !d->ending;
     qmp_release_commands();
     d->starting = false;
     daemon_note(&d->signals);
 }
 
-/* Until everything is up, or has failed, or a signal comes meanwhile. Whether it is up. */
+/*
+ * Wait until everything is up, or has failed, or a signal comes meanwhile. Returns whether it is
+ * up.
+ */
 static bool co_start_all(struct daemon *d)
 {
     enum daemon_wake wake = DAEMON_WAKE_NOTE;
 
     d->starting = true;
-    if (reactor_spawn(reactor_main(), co_start, d) < 0) {
-        co_start(d);
+    if (reactor_spawn(reactor_main(), co_daemon_start, d) < 0) {
+        co_daemon_start(d);
     }
     while (d->starting && wake == DAEMON_WAKE_NOTE) {
         wake = daemon_co_wait(&d->signals, -1);
@@ -276,7 +288,7 @@ static bool co_start_all(struct daemon *d)
     return !d->failed;
 }
 
-/* Without waiting for threads and coroutines that hang. */
+/* Exit without waiting for threads and coroutines that hang. */
 static void exit_at_once(int status)
 {
     fflush(stdout);
@@ -284,37 +296,37 @@ static void exit_at_once(int status)
     _exit(status);
 }
 
-/* Who asks for help wants nothing else. */
-static bool print_help(const struct daemon *d, int *ret_status)
+/* Print the help that an option asks for, and nothing else then. */
+static bool print_asked_help(const struct daemon *d, int *ret_result, struct error *err)
 {
     for (size_t i = 0; i < d->items.count; i++) {
-        if (daemon_help(d->items.item[i].name, d->items.item[i].value, ret_status)) {
+        if (daemon_help(d->items.item[i].name, d->items.item[i].value, ret_result, err)) {
             return true;
         }
     }
     return false;
 }
 
-static int co_daemon(int argc, char **argv)
+static int co_daemon_main(void *arg, struct error *err)
 {
-    struct daemon *d = the_daemon;
+    struct daemon *d = arg;
     int status = 0;
     bool clean;
 
     qmp_register_objects();
-    if (print_help(d, &status)) {
+    if (print_asked_help(d, &status, err)) {
         return status;
     }
     qmp_set_quit_fn(on_quit);
     qmp_subscribe();
     if (co_start_all(d)) {
         if (d->ready_fd >= 0) {
-            tell_ready(d);
+            announce_daemon(d);
         }
         while (daemon_co_wait(&d->signals, -1) != DAEMON_WAKE_SIGNAL) {
         }
     } else if (d->failed) {
-        status = 1;
+        status = cli_report(&d->err); /* before the end, which may take its time */
     }
     if (daemon_co_end(&d->signals, &d->starting, &clean) != 0) {
         status = 1;
@@ -339,72 +351,84 @@ static void raise_fd_limit(void)
     }
 }
 
-static int run(struct daemon *d, int argc, char **argv)
+static int run_daemon(struct daemon *d)
 {
+    ERROR_AUTO(err);
     int status, r;
 
-    if (d->daemonize && fork_daemon(d) != 0) {
-        return 1;
+    if (d->daemonize && fork_daemon(d, &err) < 0) {
+        return cli_report(&err);
     }
     raise_fd_limit();
-    /* All threads are to inherit that the signals are blocked: a descriptor delivers them. */
+    /*
+     * Before there are threads, which inherit that the signals are blocked: a descriptor gets them.
+     */
     r = daemon_signals_open(&d->signals);
     if (r < 0) {
         return cli_fail("cannot set up signals: %s", strerror(-r));
     }
-    the_daemon = d;
+    quit_fd = d->signals.quit_fd;
     loop_set_serving(true);
-    status = cli_run(co_daemon, argc, argv);
+    status = cli_run_with(co_daemon_main, d);
     daemon_signals_close(&d->signals);
     return status;
 }
 
+static void daemon_clear(struct daemon *d)
+{
+    cli_items_clear(&d->items);
+    cli_observe_clear(&d->observe);
+    error_clear(&d->err);
+}
+
 int cli_daemon_main(int argc, char **argv)
 {
-    struct daemon d = {.ready_fd = -1, .pid_fd = -1};
-    bool version = false;
+    __attribute__((cleanup(daemon_clear))) struct daemon d = {.ready_fd = -1, .pid_fd = -1};
+    ERROR_AUTO(err);
     const struct cli_arg args[] = {
         {"blockdev", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "open a node: [driver=]DRIVER,node-name=NODE,... or JSON"},
         {"nbd-server", 0, CLI_REPEAT, &d.items, "OPTIONS",
-         "serve NBD: addr.type=unix,addr.path=PATH or addr.type=inet,\n"
-         "                             addr.host=HOST,addr.port=PORT; max-connections=N,\n"
-         "                             tls-creds=ID, tls-authz=ID"},
+         "serve NBD: addr.type=unix,addr.path=PATH or\n"
+         "addr.type=inet,addr.host=HOST,addr.port=PORT;\n"
+         "max-connections=N, tls-creds=ID, tls-authz=ID"},
         {"export", 0, CLI_REPEAT, &d.items, "OPTIONS",
-         "offer a node: [type=]nbd,id=ID,node-name=NODE; name=NAME,\n"
-         "                             writable=on, bitmaps.0=BITMAP, iothread=ID"},
+         "offer a node: [type=]nbd,id=ID,node-name=NODE;\n"
+         "name=NAME, writable=on, bitmaps.0=BITMAP, iothread=ID"},
         {"chardev", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "place for a monitor: socket,id=ID,path=PATH,server=on,\n"
-         "                             wait=off or stdio,id=ID"},
+         "wait=off or stdio,id=ID"},
         {"monitor", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "take QMP commands there: [chardev=]ID; pretty=on"},
         {"object", 0, CLI_REPEAT, &d.items, "OPTIONS",
-         "an object that others refer to: TYPE,id=ID,...; types iothread,\n"
-         "                             secret, tls-creds-x509, tls-creds-psk, tls-creds-anon,\n"
-         "                             authz-simple, authz-list, authz-list-file"},
+         "an object that others refer to: TYPE,id=ID,...;\n"
+         "types iothread, secret, tls-creds-x509, tls-creds-psk,\n"
+         "tls-creds-anon, authz-simple, authz-list, authz-list-file"},
         {"daemonize", 0, CLI_FLAG, &d.daemonize, NULL,
          "go to the background once everything is up"},
-        {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE", "write the process id there, and lock it"},
+        {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE",
+         "write the process ID to a file, and lock it"},
         CLI_OBSERVE_ARGS(d.observe),
-        {"version", 'V', CLI_FLAG, &version, NULL, "print the version"},
-        {NULL, 0, CLI_FLAG, NULL, NULL, NULL},
+        {"version", 'V', CLI_FLAG, &d.version, NULL, "print the version"},
+        CLI_ARG_END,
     };
     int first = cli_args_parse(args, &usage, argc, argv);
-    int status = 0;
+    int status;
 
-    if (first == CLI_ARGS_HELP) {
-        status = 0;
-    } else if (first == CLI_ARGS_BAD) {
-        status = 1;
-    } else if (version) {
-        cli_print_version();
-    } else if (first < argc) {
-        status = cli_usage_fail(&usage, "%s: Unexpected argument", argv[first]);
-    } else if (cli_observe(&d.observe, &status)) {
-        cli_observe_server();
-        status = run(&d, argc, argv);
+    if (first < 0) {
+        return cli_exit_status(first, &err);
     }
-    cli_items_clear(&d.items);
-    cli_observe_clear(&d.observe);
-    return status;
+    if (d.version) {
+        cli_print_version();
+        return 0;
+    }
+    if (first < argc) {
+        cli_usage_error(&err, &usage, "%s: Unexpected argument", argv[first]);
+        return cli_report(&err);
+    }
+    if (!cli_observe(&d.observe, &status)) {
+        return status;
+    }
+    cli_observe_server();
+    return run_daemon(&d);
 }

@@ -15,6 +15,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "block/block.h"
 #include "cli/cli.h"
 #include "export/export.h"
@@ -23,15 +24,12 @@
 #include "qmp/chardev.h"
 #include "qmp/monitor.h"
 
-#define MILLISECOND 1000000LL /* in ns */
-#define SECOND (1000 * MILLISECOND)
-
-/* How long the start may take to notice that it is to end. */
+/* How long the start may take to notice that it has to end. */
 #define START_WAIT_MS 1000
 
-/* --- waiting --------------------------------------------------------------------------------------- */
+/* --- waiting ---------------------------------------------------------------------------------- */
 
-static int watch(struct daemon_signals *s, int fd)
+static int watch_fd(struct daemon_signals *s, int fd)
 {
     struct epoll_event event = {.events = EPOLLIN, .data.fd = fd};
 
@@ -49,8 +47,9 @@ int daemon_signals_open(struct daemon_signals *s)
         (s->set = epoll_create1(EPOLL_CLOEXEC)) >= 0 &&
         (s->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)) >= 0 &&
         (s->quit_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0 &&
-        (s->note_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0 && watch(s, s->signal_fd) == 0 &&
-        watch(s, s->quit_fd) == 0 && watch(s, s->note_fd) == 0) {
+        (s->note_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) >= 0 &&
+        watch_fd(s, s->signal_fd) == 0 && watch_fd(s, s->quit_fd) == 0 &&
+        watch_fd(s, s->note_fd) == 0) {
         return 0;
     }
     code = errno;
@@ -89,9 +88,9 @@ enum daemon_wake daemon_co_wait(struct daemon_signals *s, long long timeout_ns)
         if (timeout_ns >= 0 && left <= 0) {
             return DAEMON_WAKE_TIMEOUT;
         }
-        /* A signalfd wakes its waiters for any signal, also for those that it is not to report. */
+        /* A signalfd wakes its waiters for any signal, also for those that it does not report. */
         if (loop_co_poll(s->set, POLLIN, left) < 0) {
-            loop_co_sleep(MILLISECOND);
+            loop_co_sleep(NS_PER_MS);
         }
     }
 }
@@ -105,21 +104,21 @@ void daemon_note(struct daemon_signals *s)
     }
 }
 
-/* --- in order -------------------------------------------------------------------------------------- */
+/* --- in order --------------------------------------------------------------------------------- */
 
 static struct end {
     struct daemon_signals *signals;
     const bool *starting;
-    const char *step;        /* what the orderly end is at, for messages */
-    struct block_node *node; /* that it is closing; NULL: none */
-    bool hasty;              /* the orderly end goes no further */
-    bool done;               /* it is through, or has noticed that it is to go no further */
+    const char *step;        /* of the orderly end, for messages */
+    struct block_node *node; /* the node that it is closing; NULL: none */
+    bool hasty;              /* the orderly end has to stop */
+    bool done;               /* the orderly end is complete, or has stopped */
     bool clean;              /* nothing is left that could hang */
     int status;
-    size_t incomplete; /* nodes that the hasty end still waits for */
+    size_t incomplete; /* nodes for which the hasty end still waits */
 } end;
 
-static void complete(struct block_node *node)
+static void co_complete_node(struct block_node *node)
 {
     ERROR_AUTO(err);
 
@@ -128,7 +127,7 @@ static void complete(struct block_node *node)
     }
 }
 
-/* Gives the monitor's reference back. */
+/* Close a node by giving back the monitor's reference. */
 static void co_close_node(struct block_node *node)
 {
     AUTO_FREE char *name = strdup(block_node_name(node));
@@ -140,7 +139,7 @@ static void co_close_node(struct block_node *node)
     }
 }
 
-/* Node by node, from those that nobody uses to those they use. */
+/* Close node by node, from those without users to those that they use. */
 static void co_close_nodes(void)
 {
     while (!end.hasty) {
@@ -163,8 +162,8 @@ static void co_close_nodes(void)
 }
 
 /*
- * What has no monitor's reference any more and is there still: something keeps it that does not come to its end, such as an
- * image that was being opened, or closed, over it. It is not closed, but nothing of it gets lost.
+ * Complete nodes that still exist without a monitor's reference. Something that hangs keeps them,
+ * such as an image that was being opened, or closed, on top. They are not closed, but lose no data.
  */
 static void co_complete_kept(void)
 {
@@ -174,7 +173,7 @@ static void co_complete_kept(void)
     while (node) {
         if (!end.hasty && !block_node_is_read_only(node)) {
             end.node = node;
-            complete(node);
+            co_complete_node(node);
             end.node = NULL;
         }
         next = block_node_next(node);
@@ -187,7 +186,7 @@ static void co_complete_kept(void)
 static void co_wait_for_start(void)
 {
     for (int ms = 0; *end.starting && ms < START_WAIT_MS; ms++) {
-        loop_co_sleep(MILLISECOND);
+        loop_co_sleep(NS_PER_MS);
     }
 }
 
@@ -217,19 +216,19 @@ static void co_end_in_order(void *arg)
     daemon_note(end.signals);
 }
 
-/* --- in haste -------------------------------------------------------------------------------------- */
+/* --- in haste --------------------------------------------------------------------------------- */
 
-static bool tell_export(const struct export_info *info, void *arg)
+static bool report_export(const struct export_info *info, void *arg)
 {
-    /* Others have not been told to end yet, or have no clients any more. */
+    /* Other exports are not ending yet, or have no clients any more. */
     if (info->shutting_down || info->clients > 0) {
-        log_error("export '%s' on node '%s' does not come to its end: requests hang", info->id,
+        log_error("export '%s' on node '%s' cannot be closed: requests hang", info->id,
                   block_node_name(info->node));
     }
     return true;
 }
 
-static void tell_what_hangs(bool asked)
+static void report_hanging(bool asked)
 {
     if (asked) {
         log_error("the orderly end is given up on another signal, at: %s", end.step);
@@ -237,9 +236,9 @@ static void tell_what_hangs(bool asked)
         log_error("the orderly end is given up after %d s, at: %s", DAEMON_END_SECONDS, end.step);
     }
     if (end.node) {
-        log_error("node '%s' can't be closed: its storage hangs", block_node_name(end.node));
+        log_error("node '%s' cannot be closed: its storage hangs", block_node_name(end.node));
     }
-    export_foreach(tell_export, NULL);
+    export_foreach(report_export, NULL);
 }
 
 struct completion {
@@ -251,13 +250,16 @@ static void co_complete_one(void *arg)
 {
     struct completion *c = arg;
 
-    complete(c->node);
+    co_complete_node(c->node);
     c->done = true;
     end.incomplete--;
     daemon_note(end.signals);
 }
 
-/* All nodes but the one that the orderly end is at: formats have bitmaps to store, files have to be flushed. */
+/*
+ * Complete all nodes but the one that the orderly end is closing: formats have bitmaps to store,
+ * files have to be flushed. Returns the number of entries in *ret.
+ */
 static size_t start_completions(struct completion **ret)
 {
     struct block_node *node = NULL;
@@ -284,15 +286,18 @@ static size_t start_completions(struct completion **ret)
     return count;
 }
 
-/* As long as one comes to its end now and then. More signals change nothing: bitmaps are worth a moment. */
+/*
+ * Wait for completions as long as one is done now and then. More signals change nothing: storing
+ * bitmaps is worth a moment.
+ */
 static void co_wait_for_completions(void)
 {
-    long long deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * SECOND;
+    long long deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * NS_PER_SECOND;
 
     while (end.incomplete > 0 || (end.node && !end.done)) {
         switch (daemon_co_wait(end.signals, MAX(deadline - loop_now_ns(), 0))) {
         case DAEMON_WAKE_NOTE:
-            deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * SECOND;
+            deadline = loop_now_ns() + DAEMON_HASTE_SECONDS * NS_PER_SECOND;
             break;
         case DAEMON_WAKE_TIMEOUT:
             return;
@@ -302,7 +307,7 @@ static void co_wait_for_completions(void)
     }
 }
 
-/* References and coroutines stay as they are: the process ends. */
+/* The process ends: references and coroutines stay as they are. */
 static void co_end_in_haste(bool asked)
 {
     struct completion *list;
@@ -310,7 +315,7 @@ static void co_end_in_haste(bool asked)
 
     end.hasty = true;
     end.status = 1;
-    tell_what_hangs(asked);
+    report_hanging(asked);
     count = start_completions(&list);
     co_wait_for_completions();
     for (size_t i = 0; list && i < count; i++) {
@@ -323,7 +328,7 @@ static void co_end_in_haste(bool asked)
 
 int daemon_co_end(struct daemon_signals *s, const bool *starting, bool *ret_clean)
 {
-    long long deadline = loop_now_ns() + DAEMON_END_SECONDS * SECOND;
+    long long deadline = loop_now_ns() + DAEMON_END_SECONDS * NS_PER_SECOND;
     enum daemon_wake wake = DAEMON_WAKE_NOTE;
 
     end = (struct end){.signals = s, .starting = starting};

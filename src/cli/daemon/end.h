@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How the daemon ends. Storage below may hang, a server that is being connected to may be silent: neither keeps it from ending,
- * nor the bitmaps of healthy disks from being stored.
+ * The end of the daemon. Storage may hang, and a server that is being connected to may be silent.
+ * The daemon ends all the same, and stores the bitmaps of healthy disks.
  *
  *   ORDERLY --all closed--> exit 0, or 1 if something could not be stored
  *      | another signal, or DAEMON_END_SECONDS
  *      v
- *    HASTY: what hangs is named; each image that is still open is completed by a coroutine of its own
- *      | all complete; or none became so for DAEMON_HASTE_SECONDS
+ *    HASTY: hanging nodes are reported; a coroutine per image completes those that are still open
+ *      | all are complete; or none was completed for DAEMON_HASTE_SECONDS
  *      v
  *    exit 1
  */
@@ -24,7 +24,7 @@ struct daemon_signals {
     int set;       /* epoll: the others */
     int signal_fd; /* signalfd: SIGTERM, SIGINT, SIGHUP */
     int quit_fd;   /* eventfd: the command quit */
-    int note_fd;   /* eventfd: a coroutine has something to tell the main one */
+    int note_fd;   /* eventfd: a coroutine has news for the main one */
 };
 
 enum daemon_wake {
@@ -33,19 +33,24 @@ enum daemon_wake {
     DAEMON_WAKE_TIMEOUT,
 };
 
-/* The signals have to be blocked, in all threads. 0 or -errno; then none is open. */
+/*
+ * Open the descriptors, and block the signals in this thread, whose threads inherit that. 0, or
+ * -errno and none is open. Does not yield.
+ */
 int daemon_signals_open(struct daemon_signals *s);
+/* Close what is open. Does not yield. */
 void daemon_signals_close(struct daemon_signals *s);
 
-/* Until one of them tells something, which is taken. `timeout_ns` < 0: for ever. Yields. */
+/* Wait for one event, and take it. `timeout_ns` < 0: without a limit. Yields. */
 enum daemon_wake daemon_co_wait(struct daemon_signals *s, long long timeout_ns);
 
-/* Wake who waits, or will. */
+/* Wake the coroutine in daemon_co_wait(), or the next one to call it. Does not yield. */
 void daemon_note(struct daemon_signals *s);
 
 /*
- * Close all. `*starting` says whether the start still runs: it gets a second to end by itself. Returns the exit status; *ret_clean
- * is false if coroutines are left that will not end, so that the process has to _exit(). Yields.
+ * End the daemon: close everything. `*starting` says whether the start still runs; it gets a second
+ * to end by itself. Returns the exit status. *ret_clean is false if coroutines are left that will
+ * not end, so that the process has to _exit(). Yields.
  */
 int daemon_co_end(struct daemon_signals *s, const bool *starting, bool *ret_clean);
 

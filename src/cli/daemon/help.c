@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/daemon/help.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "block/user_object.h"
-#include "cli/cli.h"
 
 static const char *const chardev_types[] = {"socket", "stdio", NULL};
 
@@ -40,7 +40,7 @@ static void print_list(const char *const *names)
     }
 }
 
-static const struct user_object_type *find_type(const char *value)
+static const struct user_object_type *find_object_type(const char *value)
 {
     const struct user_object_type *type = NULL;
     size_t len;
@@ -57,7 +57,7 @@ static const struct user_object_type *find_type(const char *value)
 
 static void print_object_help(const char *value)
 {
-    const struct user_object_type *type = find_type(value);
+    const struct user_object_type *type = find_object_type(value);
 
     if (type) {
         printf("%s options:\n", type->name);
@@ -81,18 +81,19 @@ static void print_chardev_help(const char *value)
     }
 }
 
-bool daemon_help(const char *option, const char *value, int *ret_status)
+bool daemon_help(const char *option, const char *value, int *ret_result, struct error *err)
 {
     if (value[0] == '{' || !asks_for_help(value)) {
         return false;
     }
-    *ret_status = 0;
+    *ret_result = 0;
     if (strcmp(option, "object") == 0) {
         print_object_help(value);
     } else if (strcmp(option, "chardev") == 0) {
         print_chardev_help(value);
     } else {
-        *ret_status = cli_fail("--%s %s: Help is not available for this option", option, value);
+        *ret_result =
+            error_set(err, EINVAL, "--%s %s: Help is not available for this option", option, value);
     }
     return true;
 }

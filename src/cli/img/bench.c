@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/time_units.h"
 #include "block/gate.h"
 #include "cli/img/img.h"
 #include "co/sync.h"
@@ -14,10 +15,11 @@
 static const struct cli_usage usage = {
     .command = "bench",
     .synopsis = "FILENAME",
-    .about = "Reads or writes an image in a simple pattern and tells how long it took. -w destroys "
-             "its contents.",
-    .examples = "  bench -c 100000 -d 32 -s 64k disk.qcow2\n"
-                "  bench -w -f qcow2 --pattern=1 --flush-interval=1000 scratch.qcow2",
+    .about =
+        "Reads or writes an image in a simple pattern and prints how long it took. -w destroys "
+        "the contents.",
+    .examples = "@-c 100000 -d 32 -s 64k disk.qcow2\n"
+                "@-w -f qcow2 --pattern=1 --flush-interval=1000 scratch.qcow2",
 };
 
 #define DEPTH_MAX 1024
@@ -30,14 +32,14 @@ struct bench {
 
     uint64_t sent, next_offset;
     uint64_t since_flush; /* writes */
-    uint8_t *data;        /* what is written */
-    int result;
+    uint8_t *data;        /* what is written; owned */
+    int result;           /* the first error of a request */
     struct co_group group;
-    struct co_rwlock flushing; /* with drained flushes: requests share it, a flush has it alone */
+    struct co_rwlock flushing; /* drained flushes hold it alone; requests share it */
 };
 
-/* Where the next request goes: on by the step, from the beginning again behind the end. */
-static uint64_t next_offset(struct bench *b)
+/* Where the next request goes: one step further, and from the beginning again after the end. */
+static uint64_t take_offset(struct bench *b)
 {
     uint64_t room = cli_disk_size(&b->disk) - b->size;
     uint64_t offset = b->next_offset;
@@ -49,61 +51,63 @@ static uint64_t next_offset(struct bench *b)
     return offset;
 }
 
-static int co_flush(struct bench *b)
+static int co_bench_flush(struct bench *b)
 {
-    int rc;
+    int r;
 
     if (!b->no_drain) {
         co_rwlock_wrlock(&b->flushing);
     }
-    rc = block_co_flush(b->disk.edge);
+    r = block_co_flush(b->disk.edge);
     if (!b->no_drain) {
         co_rwlock_unlock(&b->flushing);
     }
-    return rc;
+    return r;
 }
 
-static int co_request(struct bench *b, uint8_t *buffer)
+static int co_bench_request(struct bench *b, uint8_t *buffer)
 {
-    uint64_t offset = next_offset(b);
+    uint64_t offset = take_offset(b);
     bool flush = false;
-    int rc;
+    int r;
 
     b->sent++;
     co_rwlock_rdlock(&b->flushing);
-    rc = b->is_write ? block_co_pwrite(b->disk.edge, offset, b->data, b->size, 0)
-                     : block_co_pread(b->disk.edge, offset, buffer, b->size);
+    r = b->is_write ? block_co_pwrite(b->disk.edge, offset, b->data, b->size, 0)
+                    : block_co_pread(b->disk.edge, offset, buffer, b->size);
     co_rwlock_unlock(&b->flushing);
     if (b->flush_interval && ++b->since_flush >= b->flush_interval) {
         b->since_flush = 0;
         flush = true;
     }
-    return rc == 0 && flush ? co_flush(b) : rc;
+    return r == 0 && flush ? co_bench_flush(b) : r;
 }
 
-static void co_work(void *arg)
+static void co_bench_work(void *arg)
 {
     struct bench *b = arg;
-    uint8_t *buffer = b->is_write ? NULL : aligned_alloc(4096, round_up(b->size, 4096));
-    int rc = !b->is_write && !buffer ? -ENOMEM : 0;
+    uint8_t *buffer =
+        b->is_write ? NULL
+                    : aligned_alloc(CLI_BUFFER_ALIGNMENT, round_up(b->size, CLI_BUFFER_ALIGNMENT));
+    int r = !b->is_write && !buffer ? -ENOMEM : 0;
 
-    while (rc == 0 && b->result == 0 && b->sent < b->requests) {
-        rc = co_request(b, buffer);
+    while (r == 0 && b->result == 0 && b->sent < b->requests) {
+        r = co_bench_request(b, buffer);
     }
-    if (rc < 0) {
-        b->result = rc;
+    if (r < 0) {
+        b->result = r;
     }
     free(buffer);
     co_group_done(&b->group);
 }
 
-static int co_run_all(struct bench *b)
+static int co_bench_requests(struct bench *b)
 {
     co_group_init(&b->group);
     co_rwlock_init(&b->flushing);
     for (uint64_t i = 0; i < b->depth; i++) {
         co_group_add(&b->group);
-        if (reactor_spawn(reactor_main(), co_work, b) < 0) {
+        if (reactor_spawn(reactor_main(), co_bench_work, b) < 0) {
             co_group_done(&b->group);
             b->result = -ENOMEM;
             break;
@@ -115,122 +119,137 @@ static int co_run_all(struct bench *b)
     return b->result;
 }
 
-static int co_bench(struct bench *b, const struct cli_image *image)
+/* Check the range of the first request, and make what is written. */
+static int prepare_data(struct bench *b, struct error *err)
 {
-    int64_t began;
-    int rc;
-    ERROR_AUTO(err);
-
-    if (cli_co_open_disk(image, b->is_write ? BLOCK_OPEN_RDWR : 0, &b->disk, &err) < 0) {
-        return cli_report(&err);
-    }
     if (b->size > cli_disk_size(&b->disk) || b->offset > cli_disk_size(&b->disk) - b->size) {
-        return cli_fail("The first request, %" PRIu64 " bytes at offset %" PRIu64
-                        ", lies beyond the end of the image",
-                        b->size, b->offset);
+        return error_set(err, EINVAL,
+                         "The first request, %" PRIu64 " bytes at offset %" PRIu64
+                         ", lies beyond the end of the image",
+                         b->size, b->offset);
     }
     if (b->is_write) {
-        b->data = aligned_alloc(4096, round_up(b->size, 4096));
+        b->data = aligned_alloc(CLI_BUFFER_ALIGNMENT, round_up(b->size, CLI_BUFFER_ALIGNMENT));
         if (!b->data) {
-            return cli_fail("Out of memory");
+            return error_out_of_memory(err);
         }
         memset(b->data, (int)b->pattern, b->size);
     }
+    return 0;
+}
+
+static void print_plan(const struct bench *b)
+{
+    printf("Sending %" PRIu64 " %s requests, %" PRIu64 " bytes each, %" PRIu64
+           " in parallel (starting at offset %" PRIu64 ", step size %" PRIu64 ")\n",
+           b->requests, b->is_write ? "write" : "read", b->size, b->depth, b->offset, b->step);
+    if (b->flush_interval) {
+        printf("Sending flush every %" PRIu64 " %srequests\n", b->flush_interval,
+               b->no_drain ? "" : "drained ");
+    }
+}
+
+static int co_bench(struct bench *b, const struct cli_image *image, struct error *err)
+{
+    int r = cli_co_open_disk(image, b->is_write ? BLOCK_OPEN_RDWR : 0, &b->disk, err);
+    int64_t began;
+
+    UNLESS_FAILED(r, prepare_data(b, err));
+    if (r < 0) {
+        return r;
+    }
     if (!b->quiet) {
-        printf("Sending %" PRIu64 " %s requests, %" PRIu64 " bytes each, %" PRIu64
-               " in parallel (starting at offset %" PRIu64 ", step size %" PRIu64 ")\n",
-               b->requests, b->is_write ? "write" : "read", b->size, b->depth, b->offset, b->step);
-        if (b->flush_interval) {
-            printf("Sending flush every %" PRIu64 " %srequests\n", b->flush_interval,
-                   b->no_drain ? "" : "drained ");
-        }
+        print_plan(b);
     }
     b->next_offset = b->offset;
     began = loop_now_ns();
-    rc = co_run_all(b);
-    if (rc < 0) {
-        return cli_fail("Failed request: %s", strerror(-rc));
+    r = co_bench_requests(b);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Failed request");
     }
     if (!b->quiet) {
-        printf("Run completed in %3.3f seconds.\n", (double)(loop_now_ns() - began) / 1e9);
+        printf("Run completed in %3.3f seconds.\n",
+               (double)(loop_now_ns() - began) / (double)NS_PER_SECOND);
     }
-    return cli_co_finish_disk(&b->disk, &err) < 0 ? cli_report(&err) : 0;
+    return cli_co_finish_disk(&b->disk, err);
 }
 
-struct texts {
+/* Numbers as they were given; NULL: not given. */
+struct bench_texts {
     const char *count, *depth, *flush_interval, *offset, *pattern, *size, *step, *aio;
 };
 
-static int parse_numbers(const struct texts *t, struct bench *b)
+static int parse_bench_texts(const struct bench_texts *t, struct bench *b, struct error *err)
 {
-    if ((t->count && cli_parse_number(t->count, "request count", 1, INT32_MAX, &b->requests) < 0) ||
-        (t->depth && cli_parse_number(t->depth, "queue depth", 1, DEPTH_MAX, &b->depth) < 0) ||
-        (t->flush_interval && cli_parse_number(t->flush_interval, "flush interval", 0, INT32_MAX,
-                                               &b->flush_interval) < 0) ||
-        (t->offset && cli_parse_size(t->offset, "offset", 0, INT64_MAX, &b->offset) < 0) ||
-        (t->pattern && cli_parse_number(t->pattern, "pattern byte", 0, 255, &b->pattern) < 0) ||
-        (t->size && cli_parse_size(t->size, "buffer size", 1, REQUEST_MAX, &b->size) < 0) ||
-        (t->step && cli_parse_size(t->step, "step size", 0, INT32_MAX, &b->step) < 0)) {
-        return 1;
+    int r = cli_take_number(t->count, "request count", 1, INT32_MAX, &b->requests, err);
+
+    UNLESS_FAILED(r, cli_take_number(t->depth, "queue depth", 1, DEPTH_MAX, &b->depth, err));
+    UNLESS_FAILED(r, cli_take_number(t->flush_interval, "flush interval", 0, INT32_MAX,
+                                     &b->flush_interval, err));
+    UNLESS_FAILED(r, cli_take_size(t->offset, "offset", 0, INT64_MAX, &b->offset, err));
+    UNLESS_FAILED(r, cli_take_number(t->pattern, "pattern byte", 0, 255, &b->pattern, err));
+    UNLESS_FAILED(r, cli_take_size(t->size, "buffer size", 1, REQUEST_MAX, &b->size, err));
+    UNLESS_FAILED(r, cli_take_size(t->step, "step size", 0, INT32_MAX, &b->step, err));
+    UNLESS_FAILED(r, cli_check_aio_mode(t->aio, err));
+    if (r < 0) {
+        return r;
     }
     if (b->step == 0) {
         b->step = b->size;
     }
     if (b->flush_interval && !b->is_write) {
-        return cli_fail("--flush-interval is only available in write tests");
+        return error_set(err, EINVAL, "--flush-interval is only available in write tests");
     }
     if (b->flush_interval && b->flush_interval < b->depth) {
-        return cli_fail("Flush interval can't be smaller than depth");
+        return error_set(err, EINVAL, "Flush interval can't be smaller than depth");
     }
     return 0;
 }
 
-static void bench_release(struct bench *b)
+static void co_bench_release(struct bench *b)
 {
     cli_co_close_disk(&b->disk);
     free(b->data);
 }
 
-int img_bench_main(int argc, char **argv)
+int img_co_bench(int argc, char **argv, struct error *err)
 {
-    __attribute__((cleanup(bench_release))) struct bench b = {
+    __attribute__((cleanup(co_bench_release))) struct bench b = {
         .requests = 75000, .depth = 64, .size = 4096};
     struct cli_image image = {.cache = "writeback"};
-    struct texts t = {0};
+    struct bench_texts t = {0};
     bool native = false;
+    int r;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
         {"count", 'c', CLI_VALUE, &t.count, "COUNT", "number of requests (default 75000)"},
         {"depth", 'd', CLI_VALUE, &t.depth, "DEPTH", "requests in flight (default 64)"},
-        IMG_ARG_FORMAT(image.format),
+        CLI_ARG_FORMAT(image.format),
         {"flush-interval", 0, CLI_VALUE, &t.flush_interval, "N", "flush after every N writes"},
         {"no-drain", 0, CLI_FLAG, &b.no_drain, NULL, "writes go on while a flush is under way"},
         {"aio", 'i', CLI_VALUE, &t.aio, "AIO",
-         "threads, native or io_uring: checked, and done as by default"},
+         "threads, native or io_uring: checked, without effect"},
         {"native", 'n', CLI_FLAG, &native, NULL, "as -i native"},
         {"offset", 'o', CLI_VALUE, &t.offset, "OFFSET", "where to begin (default 0)"},
         {"pattern", 0, CLI_VALUE, &t.pattern, "BYTE", "what to write (default 0)"},
-        IMG_ARG_QUIET(b.quiet),
+        CLI_ARG_QUIET(b.quiet),
         {"buffer-size", 's', CLI_VALUE, &t.size, "SIZE", "size of a request (default 4k)"},
         {"step-size", 'S', CLI_VALUE, &t.step, "SIZE",
          "from one request to the next (default: size of a request)"},
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode (default writeback)"},
         {"write", 'w', CLI_FLAG, &b.is_write, NULL, "write; the contents are lost"},
-        IMG_ARG_SHARE(image.force_share),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+        CLI_ARG_FORCE_SHARE(image.force_share),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    IMG_PARSE(first, args, &usage);
 
-    if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting one image file name");
+    r = img_parse(args, &usage, argc, argv, &image, err);
+    UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
+    UNLESS_FAILED(r, parse_bench_texts(&t, &b, err));
+    if (r < 0) {
+        return r;
     }
-    if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_check_aio_mode(t.aio) < 0 ||
-        cli_add_objects(&objects) || parse_numbers(&t, &b)) {
-        return 1;
-    }
-    image.name = argv[first];
     image.native_aio = native || (t.aio && strcmp(t.aio, "native") == 0);
-    return co_bench(&b, &image);
+    return co_bench(&b, &image, err);
 }

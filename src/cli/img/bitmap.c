@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <json-c/json.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -14,14 +15,14 @@ static const struct cli_usage usage = {
         "or --remove-all FILENAME",
     .about = "Changes the persistent dirty bitmap BITMAP of an image. Several actions are done in "
              "the order\n"
-             "given. 'info' lists the bitmaps that there are.",
-    .examples = "  bitmap -f qcow2 --add -g 64k disk.qcow2 monday\n"
-                "  bitmap -f qcow2 --add --disable --merge monday disk.qcow2 week\n"
-                "  bitmap -f qcow2 --merge tuesday -b overlay.qcow2 -F qcow2 base.qcow2 week\n"
-                "  bitmap -f qcow2 --remove-all disk.qcow2",
+             "given. 'info' lists the bitmaps of an image.",
+    .examples = "@-f qcow2 --add -g 64k disk.qcow2 monday\n"
+                "@-f qcow2 --add --disable --merge monday disk.qcow2 week\n"
+                "@-f qcow2 --merge tuesday -b overlay.qcow2 -F qcow2 base.qcow2 week\n"
+                "@-f qcow2 --remove-all disk.qcow2",
 };
 
-struct request {
+struct bitmap_request {
     struct cli_items actions;
     const char *source_file, *source_format, *granularity_text;
     uint64_t granularity;
@@ -30,47 +31,49 @@ struct request {
 
 #define REMOVE_ALL "remove-all"
 
-static bool has_action(const struct request *r, const char *name)
+static bool has_action(const struct bitmap_request *q, const char *name)
 {
-    for (size_t i = 0; i < r->actions.count; i++) {
-        if (strcmp(r->actions.item[i].name, name) == 0) {
+    for (size_t i = 0; i < q->actions.count; i++) {
+        if (strcmp(q->actions.item[i].name, name) == 0) {
             return true;
         }
     }
     return false;
 }
 
-/* All but --remove-all are about one bitmap. */
-static bool needs_bitmap(const struct request *r)
+/* Every action but --remove-all is about one bitmap. */
+static bool needs_bitmap(const struct bitmap_request *q)
 {
-    for (size_t i = 0; i < r->actions.count; i++) {
-        if (strcmp(r->actions.item[i].name, REMOVE_ALL) != 0) {
+    for (size_t i = 0; i < q->actions.count; i++) {
+        if (strcmp(q->actions.item[i].name, REMOVE_ALL) != 0) {
             return true;
         }
     }
-    return r->actions.count == 0;
+    return q->actions.count == 0;
 }
 
-static int check_request(const struct request *r)
+static int check_bitmap_request(const struct bitmap_request *q, struct error *err)
 {
-    if (r->actions.count == 0) {
-        return cli_fail("Need at least one of --add, --remove, %s--clear, --enable, --disable, or "
-                        "--merge",
-                        cli_is_compat() ? "" : "--remove-all, ");
+    if (q->actions.count == 0) {
+        return error_set(err, EINVAL,
+                         "Need at least one of --add, --remove, %s--clear, --enable, --disable, or "
+                         "--merge",
+                         cli_is_compat() ? "" : "--remove-all, ");
     }
-    if (r->granularity_text && !has_action(r, "add")) {
-        return cli_fail("granularity only supported with --add");
+    if (q->granularity_text && !has_action(q, "add")) {
+        return error_set(err, EINVAL, "granularity only supported with --add");
     }
-    if (r->source_format && !r->source_file) {
-        return cli_fail("-F only supported with -b");
+    if (q->source_format && !q->source_file) {
+        return error_set(err, EINVAL, "-F only supported with -b");
     }
-    if (r->source_file && !has_action(r, "merge")) {
-        return cli_fail("Merge bitmap source file only supported with --merge");
+    if (q->source_file && !has_action(q, "merge")) {
+        return error_set(err, EINVAL, "Merge bitmap source file only supported with --merge");
     }
     return 0;
 }
 
-static struct block_bitmap *find(struct block_node *node, const char *name, struct error *err)
+static struct block_bitmap *find_bitmap(struct block_node *node, const char *name,
+                                        struct error *err)
 {
     struct block_bitmap *b = block_bitmap_find(node, name);
 
@@ -83,7 +86,7 @@ static struct block_bitmap *find(struct block_node *node, const char *name, stru
 static int co_merge(struct block_bitmap *to, struct block_node *source_node, const char *name,
                     struct error *err)
 {
-    struct block_bitmap *from = find(source_node, name, err);
+    struct block_bitmap *from = find_bitmap(source_node, name, err);
 
     return from ? block_co_bitmap_merge(to, &from, 1, NULL, err) : -ENOENT;
 }
@@ -95,8 +98,11 @@ static int co_remove(struct block_node *node, const char *name, struct error *er
     return b ? block_co_bitmap_remove(b, err) : block_co_bitmap_remove_unloaded(node, name, err);
 }
 
-/* The names of all that are stored, broken ones too, as `info` has them; a new reference. Empty if the format has none. */
-static struct json_object *co_names(struct block_node *node)
+/*
+ * The names of all stored bitmaps, also of damaged ones, as `info` shows them; a new reference.
+ * Empty if the format has no bitmaps.
+ */
+static struct json_object *co_bitmap_names(struct block_node *node)
 {
     struct json_object *info, *data, *bitmaps, *names = json_object_new_array();
 
@@ -116,31 +122,32 @@ static struct json_object *co_names(struct block_node *node)
 
 static int co_remove_all(struct block_node *node, struct error *err)
 {
-    struct json_object *names = co_names(node);
-    int rc = 0;
+    struct json_object *names = co_bitmap_names(node);
+    int r = 0;
 
-    for (size_t i = 0; i < json_object_array_length(names) && rc >= 0; i++) {
-        rc = co_remove(node, json_object_get_string(json_object_array_get_idx(names, i)), err);
+    for (size_t i = 0; i < json_object_array_length(names) && r >= 0; i++) {
+        r = co_remove(node, json_object_get_string(json_object_array_get_idx(names, i)), err);
     }
     json_object_put(names);
-    return rc;
+    return r;
 }
 
-static int co_do(const struct request *r, const struct cli_item *action, struct block_node *node,
-                 struct block_node *source_node, struct error *err)
+static int co_act_on_bitmap(const struct bitmap_request *q, const struct cli_item *action,
+                            struct block_node *node, struct block_node *source_node,
+                            struct error *err)
 {
     struct block_bitmap *b;
 
     if (strcmp(action->name, "add") == 0) {
-        return block_co_bitmap_add(node, r->bitmap, (uint32_t)r->granularity, true, false, &b, err);
+        return block_co_bitmap_add(node, q->bitmap, (uint32_t)q->granularity, true, false, &b, err);
     }
     if (strcmp(action->name, REMOVE_ALL) == 0) {
         return co_remove_all(node, err);
     }
     if (strcmp(action->name, "remove") == 0) {
-        return co_remove(node, r->bitmap, err);
+        return co_remove(node, q->bitmap, err);
     }
-    b = find(node, r->bitmap, err);
+    b = find_bitmap(node, q->bitmap, err);
     if (!b) {
         return -ENOENT;
     }
@@ -153,79 +160,81 @@ static int co_do(const struct request *r, const struct cli_item *action, struct 
     return block_co_bitmap_set_enabled(b, strcmp(action->name, "enable") == 0, err);
 }
 
-static int co_do_all(const struct request *r, struct cli_disk *disk, struct cli_disk *source)
+static int co_act_all(const struct bitmap_request *q, struct cli_disk *disk,
+                      struct cli_disk *source, struct error *err)
 {
-    ERROR_AUTO(err);
+    for (size_t i = 0; i < q->actions.count; i++) {
+        const struct cli_item *action = &q->actions.item[i];
+        int r = co_act_on_bitmap(q, action, disk->node, source->node ?: disk->node, err);
 
-    for (size_t i = 0; i < r->actions.count; i++) {
-        const struct cli_item *action = &r->actions.item[i];
-
-        if (co_do(r, action, disk->node, source->node ?: disk->node, &err) < 0) {
-            error_prepend(&err, "Operation %s on bitmap %s failed: ", action->name,
-                          r->bitmap ?: "");
-            return cli_report(&err);
+        if (r < 0) {
+            error_prepend(err, "Operation %s on bitmap %s failed: ", action->name, q->bitmap ?: "");
+            return r;
         }
     }
     return 0;
 }
 
-static int co_run_request(const struct request *r, const struct cli_image *image)
+static int co_run_bitmap_request(const struct bitmap_request *q, const struct cli_image *image,
+                                 struct error *err)
 {
-    struct cli_image source_image = {.name = r->source_file, .format = r->source_format};
+    struct cli_image source_image = {.name = q->source_file, .format = q->source_format};
     CLI_DISK_AUTO(disk);
     CLI_DISK_AUTO(source);
-    ERROR_AUTO(err);
+    int r = cli_co_open_disk(image, BLOCK_OPEN_RDWR, &disk, err);
 
-    if (cli_co_open_disk(image, BLOCK_OPEN_RDWR, &disk, &err) < 0 ||
-        (r->source_file && cli_co_open_disk(&source_image, BLOCK_OPEN_NO_IO | BLOCK_OPEN_NO_BACKING,
-                                            &source, &err) < 0)) {
-        return cli_report(&err);
+    if (q->source_file) {
+        UNLESS_FAILED(r, cli_co_open_disk(&source_image, BLOCK_OPEN_NO_IO | BLOCK_OPEN_NO_BACKING,
+                                          &source, err));
     }
-    if (co_do_all(r, &disk, &source)) {
-        return 1;
-    }
-    return cli_co_finish_disk(&disk, &err) < 0 ? cli_report(&err) : 0;
+    UNLESS_FAILED(r, co_act_all(q, &disk, &source, err));
+    return r < 0 ? r : cli_co_finish_disk(&disk, err);
 }
 
-int img_bitmap_main(int argc, char **argv)
+static void bitmap_request_clear(struct bitmap_request *q)
 {
+    cli_items_clear(&q->actions);
+}
+
+int img_co_bitmap(int argc, char **argv, struct error *err)
+{
+    __attribute__((cleanup(bitmap_request_clear))) struct bitmap_request q = {0};
     struct cli_image image = {0};
-    struct request r = {0};
-    int status = 1;
+    int first, r;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {"add", 0, CLI_ACTION, &r.actions, NULL, "make it; it records from then on"},
-        {"remove", 0, CLI_ACTION, &r.actions, NULL, "remove it"},
-        {REMOVE_ALL, 0, CLI_ACTION, &r.actions, NULL, "remove all that the image has"},
-        {"clear", 0, CLI_ACTION, &r.actions, NULL, "mark everything clean"},
-        {"enable", 0, CLI_ACTION, &r.actions, NULL, "record writes from now on"},
-        {"disable", 0, CLI_ACTION, &r.actions, NULL, "stop recording"},
-        {"merge", 0, CLI_REPEAT, &r.actions, "SOURCE", "mark dirty what is dirty in SOURCE"},
-        {"granularity", 'g', CLI_VALUE, &r.granularity_text, "SIZE",
+        {"add", 0, CLI_ACTION, &q.actions, NULL, "add the bitmap; it records from then on"},
+        {"remove", 0, CLI_ACTION, &q.actions, NULL, "remove the bitmap"},
+        {REMOVE_ALL, 0, CLI_ACTION, &q.actions, NULL, "remove all bitmaps of the image"},
+        {"clear", 0, CLI_ACTION, &q.actions, NULL, "mark everything clean"},
+        {"enable", 0, CLI_ACTION, &q.actions, NULL, "record writes from now on"},
+        {"disable", 0, CLI_ACTION, &q.actions, NULL, "stop recording"},
+        {"merge", 0, CLI_REPEAT, &q.actions, "SOURCE", "mark dirty what is dirty in SOURCE"},
+        {"granularity", 'g', CLI_VALUE, &q.granularity_text, "SIZE",
          "with --add: bytes that one bit stands for"},
-        {"source-file", 'b', CLI_VALUE, &r.source_file, "FILE",
+        {"source-file", 'b', CLI_VALUE, &q.source_file, "FILE",
          "with --merge: image that has the SOURCE bitmaps"},
-        {"source-format", 'F', CLI_VALUE, &r.source_format, "FMT", "format of that image"},
-        IMG_ARG_FORMAT(image.format),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+        {"source-format", 'F', CLI_VALUE, &q.source_format, "FMT", "format of that image"},
+        CLI_ARG_FORMAT(image.format),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    int first = cli_args_parse(args, &usage, argc, argv);
 
-    if (first == CLI_ARGS_HELP) {
-        status = 0;
-    } else if (first >= 0 && first == argc - 1 - needs_bitmap(&r)) {
-        image.name = argv[first];
-        r.bitmap = argv[first + 1]; /* or the NULL at the end */
-        if (!check_request(&r) && !cli_add_objects(&objects) &&
-            (!r.granularity_text || cli_parse_size(r.granularity_text, "granularity", 0, 1ULL << 31,
-                                                   &r.granularity) == 0)) {
-            status = co_run_request(&r, &image);
-        }
-    } else if (first >= 0) {
-        cli_fail(needs_bitmap(&r) ? "Expecting filename and bitmap name" : "Expecting filename");
+    first = cli_args_parse(args, &usage, argc, argv);
+    if (first < 0) {
+        return first;
     }
-    cli_items_clear(&r.actions);
-    return status;
+    if (first != argc - 1 - needs_bitmap(&q)) {
+        return error_set(err, EINVAL,
+                         needs_bitmap(&q) ? "Expecting filename and bitmap name"
+                                          : "Expecting filename");
+    }
+    image.name = argv[first];
+    q.bitmap = argv[first + 1]; /* NULL, at the end of argv, if there is none */
+    r = check_bitmap_request(&q, err);
+    UNLESS_FAILED(r, cli_add_objects(&objects, err));
+    UNLESS_FAILED(
+        r, cli_take_size(q.granularity_text, "granularity", 0, 1ULL << 31, &q.granularity, err));
+    return r < 0 ? r : co_run_bitmap_request(&q, &image, err);
 }

@@ -8,9 +8,9 @@
 #include "copy/chain_bitmaps.h"
 
 /*
- * Whether bitmaps are carried over, given --bitmaps (`yes`) and --no-bitmaps (`no`). Without either:
- * yes as tidemark, no as qemu-img, because scripts for qemu-img add and merge the bitmaps themselves
- * after the command. Does not yield.
+ * Whether bitmaps are carried over, given --bitmaps (`yes`) and --no-bitmaps (`no`). Without
+ * either: yes as tidemark, no as qemu-img, because scripts for qemu-img add and merge the bitmaps
+ * themselves after the command. Does not yield.
  */
 bool img_wants_chain_bitmaps(bool yes, bool no);
 /* As chain_bitmaps_co_check(), with a hint for users of the command line. Yields. */

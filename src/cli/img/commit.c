@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The chain is cut above the base, which is opened again for writing; what the part above it stores is
- * copied. The image is emptied only when the base has it all on stable storage, so after a crash at any time it reads as before.
+ * The chain is cut above the base, which is opened again for writing, and what the images above it
+ * store is copied. The image is emptied only when the base has all data on stable storage; so after
+ * a crash at any time the disk reads as before.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -20,36 +21,35 @@
 static const struct cli_usage usage = {
     .command = "commit",
     .synopsis = "FILENAME",
-    .about = "Writes what an image stores into its backing file, and empties the image: it reads "
-             "the same as before.\n"
-             "The backing file grows if it is smaller. With -b into a backing file farther down; "
-             "the images between\n"
-             "are not valid any more then, and the image is not emptied. Persistent bitmaps of the "
-             "images above the\n"
-             "backing file are merged into those of the same names there, made if need be.",
-    .examples = "  commit -f qcow2 overlay.qcow2\n"
-                "  commit -p -d -f qcow2 overlay.qcow2\n"
-                "  commit -f qcow2 -b base.qcow2 overlay.qcow2",
+    .about = "Writes what an image stores into its backing file, and empties the image; the disk "
+             "reads the same\n"
+             "as before. The backing file grows if it is smaller. With -b into a backing file "
+             "farther down: then\n"
+             "the images between are not valid any more, and the image is not emptied. Persistent "
+             "bitmaps of\n"
+             "the images above the backing file are merged into bitmaps of the same names there, "
+             "which are added\n"
+             "if they do not exist.",
+    .examples = "@-f qcow2 overlay.qcow2\n"
+                "@-p -d -f qcow2 overlay.qcow2\n"
+                "@-f qcow2 -b base.qcow2 overlay.qcow2",
 };
 
-#define BUFFER_SIZE ((size_t)(2 * MiB))
-#define STEP (1ULL << 30)
-
 struct commit {
-    const char *base_name, *cache, *rate_text;
+    const char *base_name; /* NULL: the backing file of the image */
+    const char *rate_text;
     bool drop, progress_wanted, quiet, bitmaps_wanted, no_bitmaps;
 
     struct cli_disk image; /* the part of the chain above the base */
     struct cli_disk base;
-    uint64_t
-        hides_from; /* from here on what is stored nowhere above reads as zeroes: an image between ends */
+    uint64_t zero_from; /* beyond it, what no image above stores is zero: an image between ends */
     struct pacer pacer;
-    uint8_t *buffer;
+    uint8_t *buffer; /* owned */
     struct progress progress;
     struct chain_bitmaps bitmaps; /* of the images above the base */
 };
 
-/* --- the chain ------------------------------------------------------------------------------- */
+/* --- the chain -------------------------------------------------------------------------------- */
 
 static bool same_path(const char *a, const char *b)
 {
@@ -59,9 +59,12 @@ static bool same_path(const char *a, const char *b)
     return real_a && real_b && strcmp(real_a, real_b) == 0;
 }
 
-/* A relative name is one beside the image above, as the header of that image has it; never one of the working directory. */
-static bool is_named(const struct block_node *node, const struct block_node *above,
-                     const char *name)
+/*
+ * Whether `name` means the node. A relative name starts at the folder of the image above, as in the
+ * header of that image; never at the working directory.
+ */
+static bool names_node(const struct block_node *node, const struct block_node *above,
+                       const char *name)
 {
     const char *filename = block_node_filename(node);
     AUTO_FREE char *path = NULL;
@@ -73,36 +76,36 @@ static bool is_named(const struct block_node *node, const struct block_node *abo
     return path && (strcmp(filename, path) == 0 || same_path(filename, path));
 }
 
-/* The image whose backing file is the base. Sets hides_from. NULL (told) if there is none. */
-static struct block_node *find_above(struct commit *c)
+/* Find the image whose backing file is the base, and set zero_from. */
+static int find_above(struct commit *c, struct block_node **ret, struct error *err)
 {
     struct block_node *above = block_node_skip_filters(c->image.node);
     struct block_node *base = block_node_backing(above);
 
     if (!base) {
-        cli_fail("Image does not have a backing file");
-        return NULL;
+        return error_set(err, EINVAL, "Image does not have a backing file");
     }
-    c->hides_from = UINT64_MAX;
-    while (base && c->base_name && !is_named(base, above, c->base_name)) {
-        c->hides_from = MIN(c->hides_from, block_node_size(base));
+    c->zero_from = UINT64_MAX;
+    while (base && c->base_name && !names_node(base, above, c->base_name)) {
+        c->zero_from = MIN(c->zero_from, block_node_size(base));
         above = block_node_skip_filters(base);
         base = block_node_backing(above);
     }
     if (!base) {
-        cli_fail("Did not find '%s' in the backing chain of '%s'", c->base_name, c->image.name);
-        return NULL;
+        return error_set(err, ENOENT, "Did not find '%s' in the backing chain of '%s'",
+                         c->base_name, c->image.name);
     }
-    return above;
+    *ret = above;
+    return 0;
 }
 
-/* What opens the base once more, to be written. */
+/* The options that open the base again, for writing. The caller frees them. */
 static int writable_options(const struct block_node *base, struct options **ret, struct error *err)
 {
-    int rc = options_from_json(block_node_options(base), ret, err);
+    int r = options_from_json(block_node_options(base), ret, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     options_drop(*ret, "auto-read-only");
     options_drop(*ret, "read-only");
@@ -110,78 +113,83 @@ static int writable_options(const struct block_node *base, struct options **ret,
     return 0;
 }
 
-/* The bitmaps of the images from the top to `above`, to be merged into those of the base. */
-static int co_collect_bitmaps(struct commit *c, struct block_node *above, struct error *err)
+/*
+ * Collect the bitmaps of the images from the top to `above`, to be merged into those of the base.
+ */
+static int co_collect_commit_bitmaps(struct commit *c, struct block_node *above, struct error *err)
 {
     uint64_t top_size = cli_disk_size(&c->image);
     uint64_t base_size = cli_disk_size(&c->base);
     struct block_node *node = block_node_skip_filters(c->image.node);
-    int rc = 0;
+    int r = 0;
 
-    for (int depth = 1; rc == 0; depth++) {
-        rc = chain_bitmaps_co_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
+    for (int depth = 1; r == 0; depth++) {
+        r = chain_bitmaps_co_collect(&c->bitmaps, node, depth, MAX(top_size, base_size), err);
         if (node == above) {
             break;
         }
         node = block_node_skip_filters(block_node_backing(node));
     }
-    if (rc == 0 && base_size > top_size) {
-        /* The disk gets what the base has there. */
+    if (r == 0 && base_size > top_size) {
+        /* The disk shows what the base has there. */
         chain_bitmaps_mark_all(&c->bitmaps, top_size, base_size - top_size);
     }
-    return rc < 0 ? rc
-                  : img_co_check_chain_bitmaps(&c->bitmaps, block_node_skip_filters(c->base.node),
-                                               err);
+    return r < 0 ? r
+                 : img_co_check_chain_bitmaps(&c->bitmaps, block_node_skip_filters(c->base.node),
+                                              err);
 }
 
 static int co_open_base_node(struct commit *c, struct options *opts /* consumed */,
                              struct error *err)
 {
-    int rc = block_co_open(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &c->base.node, err);
+    int r = block_co_open(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_RESIZE_FILE, &c->base.node, err);
 
-    if (rc == 0) {
-        rc = block_co_root_new(c->base.node, cli_program(),
-                               BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
-                               BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED,
-                               &c->base.root, err);
-    }
-    if (rc < 0) {
+    UNLESS_FAILED(
+        r, block_co_root_new(c->base.node, cli_program(),
+                             BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                             BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED, &c->base.root,
+                             err));
+    if (r < 0) {
         error_prepend(err, "Could not open the backing file for writing: ");
-        return rc;
+        return r;
     }
     c->base.edge = block_root_edge(c->base.root);
     c->base.name = block_node_display_name(c->base.node);
     return 0;
 }
 
-/* Cut the chain, and open the base again. Returns 0 or 1 (told). */
-static int co_open_base(struct commit *c)
+/* Cut the chain, and open the base again. */
+static int co_open_base(struct commit *c, struct error *err)
 {
-    struct block_node *above = find_above(c);
+    struct block_node *above = NULL;
     struct options *opts = NULL;
-    ERROR_AUTO(err);
+    int r = find_above(c, &above, err);
 
-    if (!above) {
-        return 1;
+    UNLESS_FAILED(r, writable_options(block_node_backing(above), &opts, err));
+    if (r < 0) {
+        return r;
     }
-    if (writable_options(block_node_backing(above), &opts, &err) < 0) {
-        return cli_report(&err);
+    r = block_co_set_backing_node(above, NULL, err);
+    if (r < 0) {
+        options_free(opts);
+        return r;
     }
-    if (block_co_set_backing_node(above, NULL, &err) < 0 || co_open_base_node(c, opts, &err) < 0 ||
-        (img_wants_chain_bitmaps(c->bitmaps_wanted, c->no_bitmaps) &&
-         co_collect_bitmaps(c, above, &err) < 0)) {
-        return cli_report(&err);
+    r = co_open_base_node(c, opts, err);
+    if (img_wants_chain_bitmaps(c->bitmaps_wanted, c->no_bitmaps)) {
+        UNLESS_FAILED(r, co_collect_commit_bitmaps(c, above, err));
     }
-    if (cli_disk_size(&c->base) < cli_disk_size(&c->image) &&
-        block_co_truncate(c->base.edge, cli_disk_size(&c->image), BLOCK_PREALLOC_OFF, &err) < 0) {
-        return cli_report(&err);
+    if (r < 0) {
+        return r;
     }
-    return 0;
+    if (cli_disk_size(&c->base) < cli_disk_size(&c->image)) {
+        r = block_co_truncate(c->base.edge, cli_disk_size(&c->image), BLOCK_PREALLOC_OFF, err);
+    }
+    return r;
 }
 
-/* --- copying --------------------------------------------------------------------------------- */
+/* --- copying ---------------------------------------------------------------------------------- */
 
-static void co_pace(struct commit *c, uint64_t bytes)
+static void co_keep_commit_rate(struct commit *c, uint64_t bytes)
 {
     int64_t wait_ns = pacer_take(&c->pacer, bytes, loop_now_ns());
 
@@ -190,57 +198,61 @@ static void co_pace(struct commit *c, uint64_t bytes)
     }
 }
 
-static int co_copy(struct commit *c, uint64_t offset, size_t length)
+static int co_commit_data(struct commit *c, uint64_t offset, size_t length)
 {
-    int rc = block_co_pread(c->image.edge, offset, c->buffer, length);
+    int r = block_co_pread(c->image.edge, offset, c->buffer, length);
 
-    return rc < 0 ? rc : block_co_pwrite(c->base.edge, offset, c->buffer, length, 0);
+    return r < 0 ? r : block_co_pwrite(c->base.edge, offset, c->buffer, length, 0);
 }
 
-/* One step from `offset` on; *length becomes how far it went. */
-static int co_step(struct commit *c, uint64_t offset, uint64_t *length)
+/*
+ * Commit one step from `offset` on, of at most *length bytes; *length becomes the length that was
+ * done.
+ */
+static int co_commit_step(struct commit *c, uint64_t offset, uint64_t *length)
 {
     struct block_status status;
     int depth;
-    int rc = block_co_status_above(c->image.edge, NULL, offset, *length, &status, &depth);
+    int r = block_co_status_above(c->image.edge, NULL, offset, *length, &status, &depth);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     *length = MIN(*length, status.length);
-    if (depth == 0 && offset < c->hides_from) {
-        *length = MIN(*length, c->hides_from - offset);
+    if (depth == 0 && offset < c->zero_from) {
+        *length = MIN(*length, c->zero_from - offset);
         return 0;
     }
     if (depth > 0 && !(status.flags & BLOCK_STATUS_ZERO)) {
-        *length = MIN(*length, BUFFER_SIZE);
+        *length = MIN(*length, CLI_BUFFER_SIZE);
     }
     chain_bitmaps_mark(&c->bitmaps, offset, *length, MAX(depth, 1));
     if (depth == 0 || (status.flags & BLOCK_STATUS_ZERO)) {
         return block_co_write_zeroes(c->base.edge, offset, *length, BLOCK_REQ_MAY_UNMAP);
     }
-    co_pace(c, *length);
-    return co_copy(c, offset, (size_t)*length);
+    co_keep_commit_rate(c, *length);
+    return co_commit_data(c, offset, (size_t)*length);
 }
 
-static int co_copy_all(struct commit *c)
+static int co_commit_all(struct commit *c, struct error *err)
 {
     uint64_t size = cli_disk_size(&c->image);
 
-    c->buffer = aligned_alloc(4096, BUFFER_SIZE);
+    c->buffer = aligned_alloc(CLI_BUFFER_ALIGNMENT, CLI_BUFFER_SIZE);
     if (!c->buffer) {
-        return cli_fail("Out of memory");
+        return error_out_of_memory(err);
     }
     img_progress_begin(&c->progress, c->progress_wanted && !c->quiet, size);
     for (uint64_t at = 0; at < size;) {
-        uint64_t length = MIN(size - at, STEP);
-        int rc = co_step(c, at, &length);
+        uint64_t length = MIN(size - at, CLI_STATUS_STEP);
+        int r = co_commit_step(c, at, &length);
 
-        if (rc < 0) {
+        if (r < 0) {
             progress_end(&c->progress, false);
-            return cli_is_compat() ? cli_fail("Block job failed: %s", strerror(-rc))
-                                   : cli_fail("Could not commit '%s' at byte %" PRIu64 ": %s",
-                                              c->image.name, at, strerror(-rc));
+            return cli_is_compat()
+                       ? error_set_errno(err, -r, "Block job failed")
+                       : error_set_errno(err, -r, "Could not commit '%s' at byte %" PRIu64,
+                                         c->image.name, at);
         }
         at += length;
         progress_add(&c->progress, length);
@@ -249,58 +261,55 @@ static int co_copy_all(struct commit *c)
     return 0;
 }
 
-/* The base has it all on stable storage when this returns 0. */
+/* Complete the base. On success it has all data on stable storage. */
 static int co_finish_base(struct commit *c, struct error *err)
 {
-    int rc = chain_bitmaps_co_store(&c->bitmaps, block_node_skip_filters(c->base.node), err);
+    int r = chain_bitmaps_co_store(&c->bitmaps, block_node_skip_filters(c->base.node), err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
-    rc = block_co_flush(c->base.edge);
-    if (rc < 0) {
-        return error_set_errno(err, -rc, "Could not flush '%s'", c->base.name);
+    r = block_co_flush(c->base.edge);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not flush '%s'", c->base.name);
     }
     return cli_co_finish_disk(&c->base, err);
 }
 
-static int co_empty(struct commit *c, struct error *err)
+static int co_empty_image(struct commit *c, struct error *err)
 {
     struct block_node *node = block_node_skip_filters(c->image.node);
     ERROR_AUTO(cause);
-    int rc;
+    int r;
 
-    rc = block_co_make_empty(node, &cause);
-    if (rc == -ENOTSUP) {
+    r = block_co_make_empty(node, &cause);
+    if (r == -ENOTSUP) {
         error_prepend(&cause, "Could not empty %s: ", c->image.name);
         error_move(err, &cause);
-        return rc;
+        return r;
     }
-    return rc < 0 ? error_set_errno(err, -rc, "Failed to empty %s", c->image.name) : 0;
+    return r < 0 ? error_set_errno(err, -r, "Failed to empty %s", c->image.name) : 0;
 }
 
-static int co_commit(struct commit *c, const struct cli_image *image)
+static int co_commit_image(struct commit *c, const struct cli_image *image, struct error *err)
 {
-    ERROR_AUTO(err);
+    int r = cli_co_open_disk(image, c->drop ? 0 : BLOCK_OPEN_RDWR, &c->image, err);
 
-    if (cli_co_open_disk(image, c->drop ? 0 : BLOCK_OPEN_RDWR, &c->image, &err) < 0) {
-        return cli_report(&err);
+    UNLESS_FAILED(r, co_open_base(c, err));
+    UNLESS_FAILED(r, co_commit_all(c, err));
+    UNLESS_FAILED(r, co_finish_base(c, err));
+    if (!c->drop) {
+        UNLESS_FAILED(r, co_empty_image(c, err));
     }
-    if (co_open_base(c) || co_copy_all(c)) {
-        return 1;
-    }
-    if (co_finish_base(c, &err) < 0 || (!c->drop && co_empty(c, &err) < 0) ||
-        cli_co_finish_disk(&c->image, &err) < 0) {
-        return cli_report(&err);
-    }
-    if (!c->quiet) {
+    UNLESS_FAILED(r, cli_co_finish_disk(&c->image, err));
+    if (r == 0 && !c->quiet) {
         printf("Image committed.\n");
     }
-    return 0;
+    return r;
 }
 
-/* The base first: it was opened after the image. */
-static void commit_release(struct commit *c)
+/* The base first, as it was opened after the image. */
+static void co_commit_release(struct commit *c)
 {
     cli_co_close_disk(&c->base);
     cli_co_close_disk(&c->image);
@@ -308,43 +317,39 @@ static void commit_release(struct commit *c)
     free(c->buffer);
 }
 
-int img_commit_main(int argc, char **argv)
+int img_co_commit(int argc, char **argv, struct error *err)
 {
-    __attribute__((cleanup(commit_release))) struct commit c = {0};
+    __attribute__((cleanup(co_commit_release))) struct commit c = {0};
     struct cli_image image = {.cache = "writeback"};
+    int r;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        IMG_ARG_FORMAT(image.format),
+        CLI_ARG_FORMAT(image.format),
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode (default writeback)"},
         {"base", 'b', CLI_VALUE, &c.base_name, "FILE",
          "backing file to write to (default: that of the image); implies -d"},
-        {"rate-limit", 'r', CLI_VALUE, &c.rate_text, "RATE", "at most so many bytes per second"},
+        {"rate-limit", 'r', CLI_VALUE, &c.rate_text, "RATE", "at most RATE bytes per second"},
         {"drop", 'd', CLI_FLAG, &c.drop, NULL,
-         "don't empty the image: for one that is deleted afterwards"},
+         "do not empty the image: if it is deleted afterwards"},
         {"bitmaps", 0, CLI_FLAG, &c.bitmaps_wanted, NULL,
          "merge the bitmaps of the image into those of the backing file (default)"},
         {"no-bitmaps", 0, CLI_FLAG, &c.no_bitmaps, NULL,
-         "leave them where they are (default as qemu-img)"},
-        {"progress", 'p', CLI_FLAG, &c.progress_wanted, NULL, "show progress"},
-        IMG_ARG_QUIET(c.quiet),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+         "leave the bitmaps where they are (default as qemu-img)"},
+        CLI_ARG_PROGRESS(c.progress_wanted),
+        CLI_ARG_QUIET(c.quiet),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    IMG_PARSE(first, args, &usage);
 
-    if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting one image file name");
-    }
-    if (cli_check_cache_mode(image.cache, "cache") < 0 || cli_add_objects(&objects)) {
-        return 1;
-    }
-    if (c.rate_text && cli_parse_size(c.rate_text, "rate limit", 0, INT64_MAX, &c.pacer.rate) < 0) {
-        return 1;
+    r = img_parse(args, &usage, argc, argv, &image, err);
+    UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
+    UNLESS_FAILED(r, cli_take_size(c.rate_text, "rate limit", 0, INT64_MAX, &c.pacer.rate, err));
+    if (r < 0) {
+        return r;
     }
     if (c.base_name) {
         c.drop = true;
     }
-    image.name = argv[first];
-    return co_commit(&c, &image);
+    return co_commit_image(&c, &image, err);
 }

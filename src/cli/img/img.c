@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `tidemark img`: offline work on image files. One file per sub-command. */
+/* The face `tidemark img`: offline work on image files. One file per sub-command. */
 #include "cli/img/img.h"
 
 #include <stdio.h>
@@ -12,34 +12,34 @@
 
 struct img_command {
     const char *name;
-    int (*co_main)(int argc, char **argv);
+    int (*co_run)(int argc, char **argv, struct error *err);
     const char *synopsis;
     const char *about;
 };
 
 static const struct img_command commands[] = {
-    {"amend", img_amend_main, "[options] -o OPTIONS FILENAME",
-     "change options an image was made with"},
-    {"bench", img_bench_main, "[options] FILENAME", "how fast an image can be read or written"},
-    {"bitmap", img_bitmap_main, "[actions] FILENAME BITMAP",
+    {"amend", img_co_amend, "[options] -o OPTIONS FILENAME",
+     "change options that an image was made with"},
+    {"bench", img_co_bench, "[options] FILENAME", "how fast an image can be read or written"},
+    {"bitmap", img_co_bitmap, "[actions] FILENAME BITMAP",
      "add, remove, clear, enable, disable or merge persistent dirty bitmaps"},
-    {"check", img_check_main, "[options] FILENAME", "look for leaks and damage, and repair them"},
-    {"commit", img_commit_main, "[options] FILENAME", "write an overlay into its backing file"},
-    {"compare", img_compare_main, "[options] FILENAME1 FILENAME2",
+    {"check", img_co_check, "[options] FILENAME", "look for leaks and damage, and repair them"},
+    {"commit", img_co_commit, "[options] FILENAME", "write an overlay into its backing file"},
+    {"compare", img_co_compare, "[options] FILENAME1 FILENAME2",
      "whether two images read the same"},
-    {"convert", img_convert_main, "[options] SOURCE... TARGET",
+    {"convert", img_co_convert, "[options] SOURCE... TARGET",
      "copy to another format, leaving out zeroes"},
-    {"create", img_create_main, "[options] FILENAME [SIZE]", "make a new image"},
-    {"dd", img_dd_main, "[options] if=INPUT of=OUTPUT", "copy blocks, as dd(1) does"},
-    {"info", img_info_main, "[options] FILENAME", "what an image is, and what it is made of"},
-    {"map", img_map_main, "[options] FILENAME", "which areas are stored, and where"},
-    {"measure", img_measure_main, "[options] FILENAME", "how large a new image's file would be"},
-    {"rebase", img_rebase_main, "[options] -b FILE FILENAME", "give an image another backing file"},
-    {"resize", img_resize_main, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
-    {"snapshot", img_snapshot_main, "[options] FILENAME", "snapshots within an image"},
+    {"create", img_co_create, "[options] FILENAME [SIZE]", "make a new image"},
+    {"dd", img_co_dd, "[options] if=INPUT of=OUTPUT", "copy blocks, as dd(1) does"},
+    {"info", img_co_info, "[options] FILENAME", "what an image is, and what it is made of"},
+    {"map", img_co_map, "[options] FILENAME", "which areas are stored, and where"},
+    {"measure", img_co_measure, "[options] FILENAME", "how large a new image's file would be"},
+    {"rebase", img_co_rebase, "[options] -b FILE FILENAME", "give an image another backing file"},
+    {"resize", img_co_resize, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
+    {"snapshot", img_co_snapshot, "[options] FILENAME", "snapshots within an image"},
 };
 
-static void print_help(void)
+static void print_img_help(void)
 {
     printf("usage: %s [--trace PATTERN] [--log-level LEVEL] COMMAND [options] ...\n"
            "       %s COMMAND --help\n"
@@ -60,8 +60,8 @@ static void print_help(void)
         "options of most commands:\n"
         "  -f FORMAT         format of the image, -O of the target; guessed if absent\n"
         "  -o OPTIONS        options of the new image; '-o help' lists them\n"
-        "  -t, -T CACHE      cache mode of what is written, and of what is read\n"
-        "  -U                also images that another program uses\n"
+        "  -t, -T CACHE      cache mode of the image that is written, or read\n"
+        "  -U                read an image that another program uses\n"
         "  -p, -q            show progress, be quiet\n"
         "  --image-opts      FILENAME is a list of the options of a node\n"
         "  --object OPTIONS  TLS credentials, or a secret\n"
@@ -97,26 +97,50 @@ void img_progress_begin(struct progress *p, bool wanted, uint64_t total)
     progress_begin(p, stdout, form, NULL, total);
 }
 
-static int co_img_main(int argc, char **argv)
+int img_parse(const struct cli_arg *args, const struct cli_usage *usage, int argc, char **argv,
+              struct cli_image *image, struct error *err)
+{
+    int first = cli_args_parse(args, usage, argc, argv);
+
+    if (first < 0) {
+        return first;
+    }
+    if (first != argc - 1) {
+        return cli_usage_error(err, usage, "Expecting one image file name");
+    }
+    image->name = argv[first];
+    return 0;
+}
+
+int img_prepare(const struct cli_image *image, const char *cache_option,
+                const struct cli_items *objects, struct error *err)
+{
+    int r = cli_check_cache_mode(image->cache, cache_option, err);
+
+    return r < 0 ? r : cli_add_objects(objects, err);
+}
+
+static int co_img_main(int argc, char **argv, struct error *err)
 {
     const char *name = argv[1];
 
     progress_listen();
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
-        print_help();
+        print_img_help();
         return 0;
     }
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
         if (strcmp(commands[i].name, name) == 0) {
-            return commands[i].co_main(argc - 1, argv + 1);
+            return commands[i].co_run(argc - 1, argv + 1, err);
         }
     }
-    return cli_usage_fail(&(struct cli_usage){0}, "Command not found: %s", name);
+    return cli_usage_error(err, &(struct cli_usage){0}, "Command not found: %s", name);
 }
 
 int cli_img_main(int argc, char **argv)
 {
     CLI_OBSERVE_AUTO(observe);
+    ERROR_AUTO(err);
     int status;
 
     for (int words; argc > 1 && (words = cli_observe_take(&observe, argc, argv)) > 0;) {
@@ -127,7 +151,8 @@ int cli_img_main(int argc, char **argv)
         return status;
     }
     if (argc < 2) {
-        return cli_usage_fail(&(struct cli_usage){0}, "Not enough arguments");
+        cli_usage_error(&err, &(struct cli_usage){0}, "Not enough arguments");
+        return cli_report(&err);
     }
     if (strcmp(argv[1], "--version") == 0 || strcmp(argv[1], "-V") == 0) {
         cli_print_version();

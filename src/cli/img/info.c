@@ -11,26 +11,26 @@
 #include "base/size.h"
 #include "block/control.h"
 #include "cli/img/img.h"
+#include "cli/json.h"
+#include "cli/snapshot.h"
 
 static const struct cli_usage usage = {
     .command = "info",
     .synopsis = "FILENAME",
-    .about = "Shows the format of an image, its size as a disk and on this machine's disks, its "
-             "backing file,\n"
-             "and what is particular to its format (bitmaps, compression, whether it is marked "
+    .about = "Shows the format of an image, its size as a disk and the space that its file takes, "
+             "its backing\n"
+             "file, and details of its format (bitmaps, compression, whether it is marked "
              "corrupt).",
-    .examples = "  info disk.qcow2\n"
-                "  info --backing-chain --output=json overlay.qcow2",
+    .examples = "@disk.qcow2\n"
+                "@--backing-chain --output=json overlay.qcow2",
 };
 
-/* Images in one chain; more is taken for a loop. */
+/* Images in one chain; a longer chain is taken for a loop. */
 #define CHAIN_MAX 1024
-/* Of the buffers that this program takes for data by itself. */
-#define BUFFER_ALIGNMENT 4096u
 
-static struct json_object *co_node_json(struct block_node *node, bool limits);
+static struct json_object *co_info_json(struct block_node *node, bool limits);
 
-static void add_string(struct json_object *to, const char *key, const char *value)
+static void add_text(struct json_object *to, const char *key, const char *value)
 {
     if (value) {
         json_object_object_add(to, key, json_object_new_string(value));
@@ -46,9 +46,9 @@ static void add_backing(struct json_object *to, struct block_node *node,
         return;
     }
     full = block_node_resolve_backing(node, info->backing_filename);
-    add_string(to, "backing-filename", info->backing_filename);
-    add_string(to, "full-backing-filename", full);
-    add_string(to, "backing-filename-format", info->backing_format);
+    add_text(to, "backing-filename", info->backing_filename);
+    add_text(to, "full-backing-filename", full);
+    add_text(to, "backing-filename-format", info->backing_format);
 }
 
 static struct json_object *co_children_json(struct block_node *node, bool limits)
@@ -60,8 +60,8 @@ static struct json_object *co_children_json(struct block_node *node, bool limits
         if (strcmp(block_edge_name(edge), "backing") != 0) {
             struct json_object *child = json_object_new_object();
 
-            add_string(child, "name", block_edge_name(edge));
-            json_object_object_add(child, "info", co_node_json(block_edge_node(edge), limits));
+            add_text(child, "name", block_edge_name(edge));
+            json_object_object_add(child, "info", co_info_json(block_edge_node(edge), limits));
             json_object_array_add(children, child);
         }
     }
@@ -75,7 +75,7 @@ static void add_limit(struct json_object *to, const char *key, uint64_t value, u
     }
 }
 
-/* By the names of QEMU's BlockLimitsInfo; what has no limit is left out. */
+/* Limits by the names of QEMU's BlockLimitsInfo, without those that have no limit. */
 static struct json_object *limits_json(const struct block_node *node)
 {
     const struct block_limits *l = block_node_limits(node);
@@ -91,12 +91,12 @@ static struct json_object *limits_json(const struct block_node *node)
     add_limit(o, "max-transfer", l->max_transfer, 0);
     add_limit(o, "max-iov", IOV_MAX, 0);
     add_limit(o, "min-mem-alignment", memory, 0);
-    add_limit(o, "opt-mem-alignment", MAX(memory, BUFFER_ALIGNMENT), 0);
+    add_limit(o, "opt-mem-alignment", MAX(memory, CLI_BUFFER_ALIGNMENT), 0);
     return o;
 }
 
-/* What is known of a node and, without backing files, of the nodes below it. */
-static struct json_object *co_node_json(struct block_node *node, bool limits)
+/* All about a node and the nodes below it, without backing files; a new reference. */
+static struct json_object *co_info_json(struct block_node *node, bool limits)
 {
     struct json_object *o = json_object_new_object();
     struct json_object *specific = block_co_specific_info(node);
@@ -108,8 +108,8 @@ static struct json_object *co_node_json(struct block_node *node, bool limits)
 
     json_object_object_add(o, "children", co_children_json(node, limits));
     json_object_object_add(o, "virtual-size", json_object_new_uint64(block_node_size(node)));
-    add_string(o, "filename", filename);
-    add_string(o, "format", block_node_format(node));
+    add_text(o, "filename", filename);
+    add_text(o, "format", block_node_format(node));
     if (block_co_allocated_size(node, &allocated) == 0) {
         json_object_object_add(o, "actual-size", json_object_new_uint64(allocated));
     }
@@ -137,7 +137,7 @@ static struct json_object *co_node_json(struct block_node *node, bool limits)
     return o;
 }
 
-/* --- for people -------------------------------------------------------------------------------- */
+/* --- for people ------------------------------------------------------------------------------- */
 
 static const char *member(struct json_object *o, const char *key)
 {
@@ -146,7 +146,7 @@ static const char *member(struct json_object *o, const char *key)
     return json_object_object_get_ex(o, key, &value) ? json_object_get_string(value) : NULL;
 }
 
-/* The same for members that are always there. */
+/* The same for a member that is always there. */
 static const char *text_of(struct json_object *o, const char *key)
 {
     return member(o, key) ?: "";
@@ -223,7 +223,7 @@ static void print_limits(struct json_object *o, int level)
     }
 }
 
-static void print_human(struct json_object *o, int level, const char *path)
+static void print_info_text(struct json_object *o, int level, const char *path)
 {
     struct json_object *children = json_object_object_get(o, "children");
     size_t n_children = json_object_array_length(children);
@@ -266,11 +266,11 @@ static void print_human(struct json_object *o, int level, const char *path)
         }
         print_indented(level);
         printf("Child node '%s%s':\n", path, text_of(child, "name"));
-        print_human(json_object_object_get(child, "info"), level + 1, below);
+        print_info_text(json_object_object_get(child, "info"), level + 1, below);
     }
 }
 
-/* --- the chain ------------------------------------------------------------------------------------- */
+/* --- the chain -------------------------------------------------------------------------------- */
 
 static bool is_in_chain(struct json_object *chain, const char *filename)
 {
@@ -282,26 +282,27 @@ static bool is_in_chain(struct json_object *chain, const char *filename)
     return false;
 }
 
-/* Append the image and, if wanted, those below it. Returns 0 or 1 (told). */
-static int co_collect(struct cli_image image, bool whole_chain, bool limits,
-                      struct json_object *chain)
+/* Append the image and, if wanted, the images below it to `chain`. */
+static int co_collect_chain(struct cli_image image, bool whole_chain, bool limits,
+                            struct json_object *chain, struct error *err)
 {
     AUTO_FREE char *next_name = NULL;
     AUTO_FREE char *next_format = NULL;
 
     for (size_t depth = 0; depth < CHAIN_MAX; depth++) {
-        ERROR_AUTO(err);
         CLI_DISK_AUTO(disk);
         struct json_object *o;
         const char *name;
+        int r;
 
         if (!image.image_opts && is_in_chain(chain, image.name)) {
-            return cli_fail("Backing file '%s' creates an infinite loop.", image.name);
+            return error_set(err, ELOOP, "Backing file '%s' creates an infinite loop.", image.name);
         }
-        if (cli_co_open_disk(&image, BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_NO_IO, &disk, &err) < 0) {
-            return cli_report(&err);
+        r = cli_co_open_disk(&image, BLOCK_OPEN_NO_BACKING | BLOCK_OPEN_NO_IO, &disk, err);
+        if (r < 0) {
+            return r;
         }
-        o = co_node_json(disk.node, limits);
+        o = co_info_json(disk.node, limits);
         json_object_array_add(chain, o);
         name = member(o, "full-backing-filename");
         if (!whole_chain || !name) {
@@ -316,13 +317,14 @@ static int co_collect(struct cli_image image, bool whole_chain, bool limits,
         image.format = next_format;
         image.image_opts = false;
         if (!next_name) {
-            return cli_fail("Out of memory");
+            return error_out_of_memory(err);
         }
     }
-    return cli_fail("The backing chain of '%s' has more than %d images", image.name, CHAIN_MAX);
+    return error_set(err, ELOOP, "The backing chain of '%s' has more than %d images", image.name,
+                     CHAIN_MAX);
 }
 
-int img_info_main(int argc, char **argv)
+int img_co_info(int argc, char **argv, struct error *err)
 {
     struct cli_image image = {0};
     struct json_object *chain;
@@ -330,37 +332,34 @@ int img_info_main(int argc, char **argv)
     bool whole_chain = false, limits = false, json;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        IMG_ARG_FORMAT(image.format),
-        IMG_ARG_OUTPUT(output),
+        CLI_ARG_FORMAT(image.format),
+        CLI_ARG_OUTPUT(output),
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE",
-         "cache mode of the image (default writeback), on which limits can depend"},
+         "cache mode of the image (default writeback); limits can depend on it"},
         {"limits", 0, CLI_FLAG, &limits, NULL, "also alignment and sizes of requests"},
         {"backing-chain", 'b', CLI_FLAG, &whole_chain, NULL, "also the images below it"},
-        IMG_ARG_SHARE(image.force_share),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+        CLI_ARG_FORCE_SHARE(image.force_share),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    int status;
-    IMG_PARSE(first, args, &usage);
+    int r;
 
-    if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting one image file name");
+    r = img_parse(args, &usage, argc, argv, &image, err);
+    UNLESS_FAILED(r, cli_parse_output(output, &json, err));
+    UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
+    if (r < 0) {
+        return r;
     }
-    if (cli_parse_output(output, &json) < 0 || cli_check_cache_mode(image.cache, "cache") < 0 ||
-        cli_add_objects(&objects)) {
-        return 1;
-    }
-    image.name = argv[first];
     chain = json_object_new_array();
-    status = co_collect(image, whole_chain, limits, chain);
-    if (status == 0 && json) {
+    r = co_collect_chain(image, whole_chain, limits, chain, err);
+    if (r == 0 && json) {
         cli_print_json(whole_chain ? chain : json_object_array_get_idx(chain, 0));
     }
-    for (size_t i = 0; status == 0 && !json && i < json_object_array_length(chain); i++) {
+    for (size_t i = 0; r == 0 && !json && i < json_object_array_length(chain); i++) {
         printf("%s", i > 0 ? "\n" : "");
-        print_human(json_object_array_get_idx(chain, i), 0, "/");
+        print_info_text(json_object_array_get_idx(chain, i), 0, "/");
     }
     json_object_put(chain);
-    return status;
+    return r;
 }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
 
 #include "base/checked.h"
 #include "cli/img/img.h"
@@ -11,33 +11,30 @@ static const struct cli_usage usage = {
     .synopsis = "FILENAME",
     .about = "Lists the areas of the disk: which image of the backing chain stores them (depth 0 "
              "is FILENAME),\n"
-             "whether they read as zeroes, and where the bytes lie in that image's file. The human "
-             "form lists\n"
-             "areas with data only.",
-    .examples = "  map disk.qcow2\n"
-                "  map --output=json -s 1G -l 64M disk.qcow2",
+             "whether they read as zeroes, and where the bytes are in the file of that image. The "
+             "human form\n"
+             "lists only areas with data.",
+    .examples = "@disk.qcow2\n"
+                "@--output=json -s 1G -l 64M disk.qcow2",
 };
 
-/* Asked for at once, so that an answer about a huge hole stays quick to compute. */
-#define STEP (1ULL << 30)
-
-static int print_human(const struct cli_extent *e)
+static int print_map_text(const struct cli_extent *e, struct error *err)
 {
     if (!(e->flags & BLOCK_STATUS_DATA) || (e->flags & BLOCK_STATUS_ZERO)) {
         return 0;
     }
     if (!(e->flags & BLOCK_STATUS_OFFSET)) {
-        return cli_fail("File contains external, encrypted or compressed clusters.");
+        return error_set(err, ENOTSUP, "File contains external, encrypted or compressed clusters.");
     }
     printf("%#-16" PRIx64 "%#-16" PRIx64 "%#-16" PRIx64 "%s\n", e->start, e->length, e->map,
            block_node_filename(e->file));
     return 0;
 }
 
-static void print_json(const struct cli_extent *e, bool is_first)
+static void print_map_json(const struct cli_extent *e, bool is_first)
 {
     const char *yes_no[] = {"false", "true"};
-    /* An NBD server can tell of areas that are neither; QEMU says no more of them. */
+    /* An NBD server can have areas that are neither; QEMU prints no more about them. */
     bool is_known = e->flags & (BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO);
 
     printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
@@ -52,7 +49,7 @@ static void print_json(const struct cli_extent *e, bool is_first)
     printf("}");
 }
 
-/* Whether `next` continues `e`, so that both are one entry. */
+/* Whether `next` continues `e`, so that both are printed as one entry. */
 static bool continues(const struct cli_extent *e, const struct cli_extent *next)
 {
     if (e->flags != next->flags || e->depth != next->depth) {
@@ -62,7 +59,8 @@ static bool continues(const struct cli_extent *e, const struct cli_extent *next)
            (e->file == next->file && e->map + e->length == next->map);
 }
 
-static int co_map(const struct cli_disk *disk, uint64_t start, uint64_t end, bool json)
+static int co_print_map(const struct cli_disk *disk, uint64_t start, uint64_t end, bool json,
+                        struct error *err)
 {
     struct cli_extent current = {.start = start};
     bool is_first = true;
@@ -74,10 +72,10 @@ static int co_map(const struct cli_disk *disk, uint64_t start, uint64_t end, boo
     }
     for (uint64_t at = start; at < end;) {
         struct cli_extent next;
-        int rc = cli_co_extent(disk, at, MIN(end - at, STEP), &next);
+        int r = cli_co_extent(disk, at, MIN(end - at, CLI_STATUS_STEP), &next);
 
-        if (rc < 0) {
-            return cli_fail("Failed to read image metadata: %s", strerror(-rc));
+        if (r < 0) {
+            return error_set_errno(err, -r, "Failed to read image metadata");
         }
         at += next.length;
         if (current.length && continues(&current, &next)) {
@@ -85,57 +83,58 @@ static int co_map(const struct cli_disk *disk, uint64_t start, uint64_t end, boo
             continue;
         }
         if (current.length) {
+            r = 0;
             if (json) {
-                print_json(&current, is_first);
-            } else if (print_human(&current)) {
-                return 1;
+                print_map_json(&current, is_first);
+            } else {
+                r = print_map_text(&current, err);
+            }
+            if (r < 0) {
+                return r;
             }
             is_first = false;
         }
         current = next;
     }
     if (json) {
-        /* Where there is nothing, an entry of length 0, as in QEMU: others count on a first one. */
-        print_json(&current, is_first);
+        /* An empty range gives one entry of length 0, as in QEMU: programs expect a first one. */
+        print_map_json(&current, is_first);
         printf("]\n");
         return 0;
     }
-    return current.length ? print_human(&current) : 0;
+    return current.length ? print_map_text(&current, err) : 0;
 }
 
-int img_map_main(int argc, char **argv)
+int img_co_map(int argc, char **argv, struct error *err)
 {
     struct cli_image image = {0};
     const char *output = NULL, *start_text = NULL, *length_text = NULL;
     uint64_t start = 0, length = UINT64_MAX, size;
     bool json;
-    ERROR_AUTO(err);
+    int r;
     CLI_DISK_AUTO(disk);
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        IMG_ARG_FORMAT(image.format),
-        IMG_ARG_OUTPUT(output),
-        {"start-offset", 's', CLI_VALUE, &start_text, "OFFSET", "begin there"},
-        {"max-length", 'l', CLI_VALUE, &length_text, "LEN", "at most so many bytes"},
-        IMG_ARG_SHARE(image.force_share),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+        CLI_ARG_FORMAT(image.format),
+        CLI_ARG_OUTPUT(output),
+        {"start-offset", 's', CLI_VALUE, &start_text, "OFFSET", "where to begin (default 0)"},
+        {"max-length", 'l', CLI_VALUE, &length_text, "LEN", "at most LEN bytes"},
+        CLI_ARG_FORCE_SHARE(image.force_share),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    IMG_PARSE(first, args, &usage);
 
-    if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting one image file name");
-    }
-    if ((start_text && cli_parse_size(start_text, "start offset", 0, INT64_MAX, &start) < 0) ||
-        (length_text && cli_parse_size(length_text, "max length", 0, INT64_MAX, &length) < 0) ||
-        cli_parse_output(output, &json) < 0 || cli_add_objects(&objects)) {
-        return 1;
-    }
-    image.name = argv[first];
-    if (cli_co_open_disk(&image, 0, &disk, &err) < 0) {
-        return cli_report(&err);
+    r = img_parse(args, &usage, argc, argv, &image, err);
+    UNLESS_FAILED(r, cli_take_size(start_text, "start offset", 0, INT64_MAX, &start, err));
+    UNLESS_FAILED(r, cli_take_size(length_text, "max length", 0, INT64_MAX, &length, err));
+    UNLESS_FAILED(r, cli_parse_output(output, &json, err));
+    UNLESS_FAILED(r, cli_add_objects(&objects, err));
+    UNLESS_FAILED(r, cli_co_open_disk(&image, 0, &disk, err));
+    if (r < 0) {
+        return r;
     }
     size = cli_disk_size(&disk);
-    return co_map(&disk, start, start < size ? start + MIN(length, size - start) : start, json);
+    return co_print_map(&disk, start, start < size ? start + MIN(length, size - start) : start,
+                        json, err);
 }

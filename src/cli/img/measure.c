@@ -9,100 +9,108 @@
 #include "base/cleanup.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "cli/creation_options.h"
 #include "cli/img/img.h"
+#include "cli/json.h"
+#include "cli/snapshot.h"
 
 static const struct cli_usage usage = {
     .command = "measure",
     .synopsis = "FILENAME | --size N",
-    .about = "Tells how large the file of a new image will be: with the data of FILENAME, and when "
-             "all of it has been\n"
-             "written. Nothing is made.",
-    .examples = "  measure -O qcow2 disk.raw\n"
-                "  measure -O qcow2 -o cluster_size=1M --size 10T",
+    .about = "Prints how large the file of a new image will be: with the data of FILENAME, and "
+             "when all of the\n"
+             "disk has been written. Makes no image.",
+    .examples = "@-O qcow2 disk.raw\n"
+                "@-O qcow2 -o cluster_size=1M --size 10T",
 };
 
 #define L1_MAX (32 * MiB)
-#define STEP (1ULL << 30)
 
-struct request {
+struct measure_request {
     const char *format, *output, *size_text;
     struct cli_items options, objects;
 };
 
-/* A new qcow2 image, by its creation options. Bytes. */
+/* A new qcow2 image, by its creation options. */
 struct geometry {
-    uint64_t cluster;
+    uint64_t cluster; /* bytes */
     unsigned refcount_bits;
-    unsigned l2_entry_size;
-    bool no_bitmaps;    /* version 2 */
-    bool all_allocated; /* preallocated, or what is shared with the backing file is not known */
-    bool table_fits;    /* made with a refcount table for all of it (preallocated) */
+    unsigned l2_entry_size; /* bytes */
+    bool no_bitmaps;        /* version 2 */
+    bool all_allocated;     /* preallocated; or with a backing file, whose share is not known */
+    bool table_fits;        /* preallocated: created with a refcount table for the whole disk */
 };
 
+/* The result, in bytes. */
 struct measure {
     uint64_t required, fully_allocated;
     bool has_bitmaps;
-    uint64_t bitmaps;
+    uint64_t bitmaps; /* if has_bitmaps */
 };
 
-static int take_number(const struct cli_items *options, const char *name, uint64_t *value)
+/* Take a number from -o texts, if it is there. */
+static int take_creation_number(const struct cli_items *options, const char *name, uint64_t *value,
+                                struct error *err)
 {
     AUTO_FREE char *text = NULL;
+    int r = cli_creation_option(options, name, &text, err);
 
-    if (cli_creation_option(options, name, &text) < 0) {
-        return 1;
+    if (r == 0 && text && cli_size(text, value) < 0) {
+        r = error_set(err, EINVAL, "Parameter '%s' expects a number, not '%s'", name, text);
     }
-    if (text && cli_size(text, value) < 0) {
-        return cli_fail("Parameter '%s' expects a number, not '%s'", name, text);
-    }
-    return 0;
+    return r;
 }
 
-static int take_text(const struct cli_items *options, const char *name, char **value)
+static bool equals(const char *text, const char *expected)
 {
-    return cli_creation_option(options, name, value) < 0;
+    return text && strcmp(text, expected) == 0;
 }
 
-static int parse_geometry(const struct cli_items *options, struct geometry *g)
+static int parse_geometry(const struct cli_items *options, struct geometry *g, struct error *err)
 {
     uint64_t cluster = 64 * KiB, bits = 16;
     AUTO_FREE char *prealloc = NULL;
     AUTO_FREE char *backing = NULL;
     AUTO_FREE char *extended = NULL;
     AUTO_FREE char *compat = NULL;
+    int r = take_creation_number(options, "cluster_size", &cluster, err);
 
-    if (take_number(options, "cluster_size", &cluster) ||
-        take_number(options, "refcount_bits", &bits) ||
-        take_text(options, "preallocation", &prealloc) ||
-        take_text(options, "backing_file", &backing) ||
-        take_text(options, "extended_l2", &extended) || take_text(options, "compat", &compat)) {
-        return 1;
+    UNLESS_FAILED(r, take_creation_number(options, "refcount_bits", &bits, err));
+    UNLESS_FAILED(r, cli_creation_option(options, "preallocation", &prealloc, err));
+    UNLESS_FAILED(r, cli_creation_option(options, "backing_file", &backing, err));
+    UNLESS_FAILED(r, cli_creation_option(options, "extended_l2", &extended, err));
+    UNLESS_FAILED(r, cli_creation_option(options, "compat", &compat, err));
+    if (r < 0) {
+        return r;
     }
     if (!is_power_of_2(cluster) || cluster < 512 || cluster > 2 * MiB) {
-        return cli_fail("Cluster size must be a power of two between 512 and 2048k");
+        return error_set(err, EINVAL, "Cluster size must be a power of two between 512 and 2048k");
     }
-    if (extended && strcmp(extended, "on") == 0 && cluster < 16 * KiB) {
-        return cli_fail("Extended L2 entries are only supported with cluster sizes of at least "
-                        "16384 bytes");
+    if (equals(extended, "on") && cluster < 16 * KiB) {
+        return error_set(err, EINVAL,
+                         "Extended L2 entries are only supported with cluster sizes of at least "
+                         "16384 bytes");
     }
     if (!is_power_of_2(bits) || bits > 64) {
-        return cli_fail("Refcount width must be a power of two and may not exceed 64 bits");
+        return error_set(err, EINVAL,
+                         "Refcount width must be a power of two and may not exceed 64 bits");
     }
     *g = (struct geometry){
         .cluster = cluster,
         .refcount_bits = (unsigned)bits,
-        .l2_entry_size = extended && strcmp(extended, "on") == 0 ? 16 : 8,
-        .no_bitmaps = compat && (strcmp(compat, "0.10") == 0 || strcmp(compat, "v2") == 0),
-        .all_allocated = backing || (prealloc && (strcmp(prealloc, "falloc") == 0 ||
-                                                  strcmp(prealloc, "full") == 0)),
+        .l2_entry_size = equals(extended, "on") ? 16 : 8,
+        .no_bitmaps = equals(compat, "0.10") || equals(compat, "v2"),
+        .all_allocated = backing || equals(prealloc, "falloc") || equals(prealloc, "full"),
         .table_fits = prealloc && strcmp(prealloc, "off") != 0,
     };
     return 0;
 }
 
 /*
- * Clusters of refcount table and blocks that count `clusters` and themselves. A table that was made for an empty image is replaced when
- * it is full, by one half as long again; the places of the old ones may not be used by anything else before the end.
+ * The number of clusters of refcount tables and blocks that count `clusters` and themselves. A
+ * table that was made for an empty image is replaced when it is full, by one that is half as long
+ * again. The old tables count as well, because nothing else may have used their clusters in the
+ * end.
  */
 static uint64_t refcount_clusters(const struct geometry *g, uint64_t clusters)
 {
@@ -125,7 +133,7 @@ static uint64_t refcount_clusters(const struct geometry *g, uint64_t clusters)
     return blocks + tables;
 }
 
-/* Bytes of metadata when everything is allocated; 0 if the format can't have such a size. */
+/* Bytes of metadata when everything is allocated; 0 if the format cannot have such a size. */
 static uint64_t metadata_size(const struct geometry *g, uint64_t size)
 {
     uint64_t entries_per_table = g->cluster / g->l2_entry_size;
@@ -140,8 +148,9 @@ static uint64_t metadata_size(const struct geometry *g, uint64_t size)
     return (clusters + refcount_clusters(g, clusters + data_clusters)) * g->cluster;
 }
 
-/* Bytes of clusters in which the disk has data. Returns 0 or 1 (told). */
-static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t *ret)
+/* The number of bytes of clusters in which the disk has data. */
+static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t *ret,
+                        struct error *err)
 {
     uint64_t size = cli_disk_size(disk);
     uint64_t sum = 0;
@@ -149,14 +158,14 @@ static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t 
     for (uint64_t at = 0; at < size;) {
         struct cli_extent e;
         uint64_t end;
-        int rc = cli_co_extent(disk, at, MIN(size - at, STEP), &e);
+        int r = cli_co_extent(disk, at, MIN(size - at, CLI_STATUS_STEP), &e);
 
-        if (rc < 0) {
-            return cli_fail("Unable to get block status: %s", strerror(-rc));
+        if (r < 0) {
+            return error_set_errno(err, -r, "Unable to get block status");
         }
         end = at + e.length;
         if ((e.flags & BLOCK_STATUS_DATA) && !(e.flags & BLOCK_STATUS_ZERO)) {
-            /* The clusters that the extent touches; the next extent begins behind them. */
+            /* Count all clusters that the extent touches; the next extent begins after them. */
             end = round_up(end, cluster);
             sum += end - round_down(at, cluster);
         }
@@ -166,7 +175,7 @@ static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t 
     return 0;
 }
 
-/* What the bitmaps of the source take in the new image. */
+/* The number of bytes that the bitmaps of the source take in the new image. */
 static uint64_t bitmaps_size(const struct cli_disk *disk, const struct geometry *g)
 {
     struct block_bitmap *b = NULL;
@@ -175,7 +184,10 @@ static uint64_t bitmaps_size(const struct cli_disk *disk, const struct geometry 
     while ((b = block_bitmap_next(disk->node, b))) {
         uint64_t bytes, data;
 
-        /* Those that are in use, and so pass for inconsistent here, are none when the disk is copied by who uses it. */
+        /*
+         * Inconsistent ones count: a bitmap in use looks so here, and not to the program that
+         * copies it.
+         */
         if (!b->persistent) {
             continue;
         }
@@ -187,22 +199,25 @@ static uint64_t bitmaps_size(const struct cli_disk *disk, const struct geometry 
     return clusters * g->cluster + round_up(directory, g->cluster);
 }
 
-static int co_measure_qcow2(const struct request *r, const struct cli_disk *disk, uint64_t size,
-                            struct measure *m)
+static int co_measure_qcow2(const struct measure_request *q, const struct cli_disk *disk,
+                            uint64_t size, struct measure *m, struct error *err)
 {
     struct geometry g = {.cluster = 64 * KiB, .refcount_bits = 16, .l2_entry_size = 8};
     uint64_t aligned, metadata, data = 0;
+    int r = parse_geometry(&q->options, &g, err);
 
-    if (parse_geometry(&r->options, &g)) {
-        return 1;
+    if (r < 0) {
+        return r;
     }
     aligned = size <= INT64_MAX - g.cluster ? round_up(size, g.cluster) : size;
     metadata = metadata_size(&g, aligned);
     if (metadata == 0) {
-        return cli_fail("The image size is too large (try using a larger cluster size)");
+        return error_set(err, EFBIG,
+                         "The image size is too large (try using a larger cluster size)");
     }
-    if (disk && co_data_size(disk, g.cluster, &data)) {
-        return 1;
+    r = disk ? co_data_size(disk, g.cluster, &data, err) : 0;
+    if (r < 0) {
+        return r;
     }
     m->required = metadata + (g.all_allocated ? aligned : data);
     m->fully_allocated = metadata + aligned;
@@ -213,20 +228,21 @@ static int co_measure_qcow2(const struct request *r, const struct cli_disk *disk
     return 0;
 }
 
-static int co_measure(const struct request *r, const struct cli_disk *disk, uint64_t size,
-                      struct measure *m)
+static int co_measure(const struct measure_request *q, const struct cli_disk *disk, uint64_t size,
+                      struct measure *m, struct error *err)
 {
-    if (strcmp(r->format, "qcow2") == 0) {
-        return co_measure_qcow2(r, disk, size, m);
+    if (strcmp(q->format, "qcow2") == 0) {
+        return co_measure_qcow2(q, disk, size, m, err);
     }
-    if (strcmp(r->format, "raw") == 0) {
+    if (strcmp(q->format, "raw") == 0) {
         m->required = m->fully_allocated = size;
         return 0;
     }
-    if (!block_find_driver(r->format)) {
-        return cli_fail("Unknown file format '%s'", r->format);
+    if (!block_find_driver(q->format)) {
+        return error_set(err, ENOENT, "Unknown file format '%s'", q->format);
     }
-    return cli_fail("Block driver '%s' does not support size measurement", r->format);
+    return error_set(err, ENOTSUP, "Block driver '%s' does not support size measurement",
+                     q->format);
 }
 
 static void print_measure(const struct measure *m, bool json)
@@ -250,81 +266,84 @@ static void print_measure(const struct measure *m, bool json)
     }
 }
 
-static int co_run_request(const struct request *r, struct cli_image *image)
+static int co_run_measure_request(const struct measure_request *q, struct cli_image *image,
+                                  struct error *err)
 {
     struct measure m = {0};
     uint64_t size = 0;
     bool json = false;
     AUTO_FREE char *ignored = NULL;
-    ERROR_AUTO(err);
     CLI_DISK_AUTO(disk);
+    int r = cli_creation_option(&q->options, "size", &ignored, err);
 
-    if (take_text(&r->options, "size", &ignored) || cli_add_objects(&r->objects) ||
-        cli_parse_output(r->output, &json) < 0 ||
-        (r->size_text && cli_parse_size(r->size_text, "image size", 0, INT64_MAX, &size) < 0)) {
-        return 1;
-    }
+    UNLESS_FAILED(r, cli_add_objects(&q->objects, err));
+    UNLESS_FAILED(r, cli_parse_output(q->output, &json, err));
+    UNLESS_FAILED(r, cli_take_size(q->size_text, "image size", 0, INT64_MAX, &size, err));
     if (image->name) {
-        if (cli_co_open_disk(image, 0, &disk, &err) < 0) {
-            return cli_report(&err);
-        }
+        UNLESS_FAILED(r, cli_co_open_disk(image, 0, &disk, err));
+    }
+    UNLESS_FAILED(r, cli_check_creation_options(q->format, &q->options, err));
+    if (r == 0 && image->name) {
         size = cli_disk_size(&disk);
     }
-    if (cli_check_creation_options(r->format, &r->options) ||
-        co_measure(r, image->name ? &disk : NULL, round_up(size, 512), &m)) {
-        return 1;
+    UNLESS_FAILED(r, co_measure(q, image->name ? &disk : NULL, round_up(size, 512), &m, err));
+    if (r == 0) {
+        print_measure(&m, json);
     }
-    print_measure(&m, json);
-    return 0;
+    return r;
 }
 
-/* What was given together, and may not be. Returns 0 or 1 (told). */
-static int check_request(const struct request *r, const struct cli_image *image, int filenames)
+/* Refuse arguments that are missing, or exclude each other. */
+static int check_measure_request(const struct measure_request *q, const struct cli_image *image,
+                                 int filenames, struct error *err)
 {
     if (filenames > 1) {
-        return cli_fail("At most one filename argument is allowed.");
+        return error_set(err, EINVAL, "At most one filename argument is allowed.");
     }
     if (filenames == 0 && (image->image_opts || image->format || image->snapshot)) {
-        return cli_fail("--image-opts, -f, and -l require a filename argument.");
+        return error_set(err, EINVAL, "--image-opts, -f, and -l require a filename argument.");
     }
-    if (filenames == 0 && !r->size_text) {
-        return cli_fail("Either --size N or one filename must be specified.");
+    if (filenames == 0 && !q->size_text) {
+        return error_set(err, EINVAL, "Either --size N or one filename must be specified.");
     }
-    if (filenames == 1 && r->size_text) {
-        return cli_fail("--size N cannot be used together with a filename.");
+    if (filenames == 1 && q->size_text) {
+        return error_set(err, EINVAL, "--size N cannot be used together with a filename.");
     }
-    return cli_check_snapshot(image->snapshot) < 0;
+    return cli_check_snapshot(image->snapshot, err);
 }
 
-int img_measure_main(int argc, char **argv)
+static void measure_request_clear(struct measure_request *q)
 {
-    struct cli_image image = {0};
-    struct request r = {.format = "raw"};
-    int status = 1;
-    const struct cli_arg args[] = {
-        IMG_ARG_FORMAT(image.format),
-        {"target-format", 'O', CLI_VALUE, &r.format, "FMT",
-         "format of the new image (default raw)"},
-        {"target-format-options", 'o', CLI_REPEAT, &r.options, "OPTIONS",
-         "creation options of the new image"},
-        IMG_ARG_ALSO("options", 0, CLI_REPEAT, &r.options),
-        {"size", 's', CLI_VALUE, &r.size_text, "N", "size of an empty disk"},
-        {"snapshot", 'l', CLI_VALUE, &image.snapshot, "SNAPSHOT", "measure an internal snapshot"},
-        IMG_ARG_OUTPUT(r.output),
-        IMG_ARG_SHARE(image.force_share),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(r.objects),
-        IMG_ARG_END,
-    };
-    int first = cli_args_parse(args, &usage, argc, argv);
+    cli_items_clear(&q->options);
+    cli_items_clear(&q->objects);
+}
 
-    if (first == CLI_ARGS_HELP) {
-        status = 0;
-    } else if (first >= 0) {
-        image.name = first < argc ? argv[first] : NULL;
-        status = check_request(&r, &image, argc - first) || co_run_request(&r, &image);
+int img_co_measure(int argc, char **argv, struct error *err)
+{
+    __attribute__((cleanup(measure_request_clear))) struct measure_request q = {.format = "raw"};
+    struct cli_image image = {0};
+    int first, r;
+    const struct cli_arg args[] = {
+        CLI_ARG_FORMAT(image.format),
+        {"target-format", 'O', CLI_VALUE, &q.format, "FMT",
+         "format of the new image (default raw)"},
+        {"target-format-options", 'o', CLI_REPEAT, &q.options, "OPTIONS",
+         "creation options of the new image"},
+        CLI_ARG_ALIAS("options", 0, CLI_REPEAT, &q.options),
+        {"size", 's', CLI_VALUE, &q.size_text, "N", "size of an empty disk"},
+        {"snapshot", 'l', CLI_VALUE, &image.snapshot, "SNAPSHOT", "measure an internal snapshot"},
+        CLI_ARG_OUTPUT(q.output),
+        CLI_ARG_FORCE_SHARE(image.force_share),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(q.objects),
+        CLI_ARG_END,
+    };
+
+    first = cli_args_parse(args, &usage, argc, argv);
+    if (first < 0) {
+        return first;
     }
-    cli_items_clear(&r.options);
-    cli_items_clear(&r.objects);
-    return status;
+    image.name = first < argc ? argv[first] : NULL;
+    r = check_measure_request(&q, &image, argc - first, err);
+    return r < 0 ? r : co_run_measure_request(&q, &image, err);
 }

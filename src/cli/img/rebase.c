@@ -13,34 +13,33 @@
 static const struct cli_usage usage = {
     .command = "rebase",
     .synopsis = "FILENAME",
-    .about = "Gives an image another backing file. What the disk reads as stays the same: where "
-             "the new backing\n"
+    .about = "Gives an image another backing file. The disk reads the same as before: where the "
+             "new backing\n"
              "file differs from the old one, the old contents are copied into the image first. "
-             "With -u only the\n"
-             "name is changed, as after renaming the backing file. -b '' removes the backing file.",
-    .examples = "  rebase -f qcow2 -b new-base.qcow2 -F qcow2 overlay.qcow2\n"
-                "  rebase -f qcow2 -u -b renamed.qcow2 -F qcow2 overlay.qcow2\n"
-                "  rebase -f qcow2 -b '' overlay.qcow2",
+             "With -u only\n"
+             "the name is changed, as after renaming the backing file. -b '' removes the backing "
+             "file.",
+    .examples = "@-f qcow2 -b new-base.qcow2 -F qcow2 overlay.qcow2\n"
+                "@-f qcow2 -u -b renamed.qcow2 -F qcow2 overlay.qcow2\n"
+                "@-f qcow2 -b '' overlay.qcow2",
 };
-
-#define BUFFER_SIZE ((size_t)(2 * MiB))
-#define STEP (1ULL << 30)
 
 struct rebase {
     const char *backing, *backing_format; /* backing NULL: none */
-    const char *cache, *source_cache;
+    const char *source_cache;
     bool unsafe, progress_wanted, quiet, compressed, bitmaps_wanted, no_bitmaps, force_share;
 
     struct cli_disk image;
-    struct block_root *old_root; /* of the backing file it has; NULL if it has none */
-    struct cli_disk new_base;    /* not open if there is to be none */
+    struct block_root *old_root; /* of the old backing file; NULL if there is none */
+    struct cli_disk new_base;    /* not open if there will be none */
     uint8_t *old_data, *new_data;
     uint64_t unit; /* data is copied in aligned pieces of this size */
     struct progress progress;
+    struct error *err;            /* of the command */
     struct chain_bitmaps bitmaps; /* of images that leave the chain */
 };
 
-/* Read from one of the backing files; beyond its end, or without one, there are zeroes. */
+/* Read from a backing file. Beyond its end, or if there is none (NULL), there are zeroes. */
 static int co_read_base(struct block_edge *edge, uint64_t offset, uint8_t *buffer, size_t length)
 {
     uint64_t size = edge ? block_edge_size(edge) : 0;
@@ -50,192 +49,209 @@ static int co_read_base(struct block_edge *edge, uint64_t offset, uint8_t *buffe
     return there ? block_co_pread(edge, offset, buffer, there) : 0;
 }
 
-/* Whether [offset, offset + *length) of a backing file is known to be zero; *length is cut to where that holds. */
-static int co_base_is_zero(struct block_edge *edge, uint64_t offset, uint64_t *length, bool *ret)
+/*
+ * Whether [offset, offset + *length) of a backing file is known to be zero. Shortens *length to
+ * where the answer holds.
+ */
+static int co_base_is_zero(struct block_edge *edge, uint64_t offset, uint64_t *length,
+                           bool *ret_zero)
 {
     uint64_t size = edge ? block_edge_size(edge) : 0;
     struct block_status status;
-    int depth, rc;
+    int depth, r;
 
     if (offset >= size) {
-        *ret = true;
+        *ret_zero = true;
         return 0;
     }
     *length = MIN(*length, size - offset);
-    rc = block_co_status_above(edge, NULL, offset, *length, &status, &depth);
-    if (rc < 0) {
-        return rc;
+    r = block_co_status_above(edge, NULL, offset, *length, &status, &depth);
+    if (r < 0) {
+        return r;
     }
     *length = MIN(*length, status.length);
-    *ret = depth == 0 || (status.flags & BLOCK_STATUS_ZERO);
+    *ret_zero = depth == 0 || (status.flags & BLOCK_STATUS_ZERO);
     return 0;
 }
 
-static struct block_edge *old_edge(const struct rebase *r)
+static struct block_edge *old_edge_of(const struct rebase *b)
 {
-    return r->old_root ? block_root_edge(r->old_root) : NULL;
+    return b->old_root ? block_root_edge(b->old_root) : NULL;
 }
 
-static int co_write_run(struct rebase *r, uint64_t offset, const uint8_t *data, size_t length)
+static int co_write_run(struct rebase *b, uint64_t offset, const uint8_t *data, size_t length)
 {
-    /* The disk reads as before: no bitmap has anything to record. */
+    /* The disk reads as before, so no bitmap records the write. */
     unsigned flags = BLOCK_REQ_UNCHANGED;
-    int rc;
+    int r;
 
     if (buffer_is_zero(data, length)) {
-        rc = block_co_write_zeroes(r->image.edge, offset, length, flags);
+        r = block_co_write_zeroes(b->image.edge, offset, length, flags);
     } else {
-        rc = block_co_pwrite(r->image.edge, offset, data, length,
-                             flags | (r->compressed ? BLOCK_REQ_COMPRESSED : 0));
+        r = block_co_pwrite(b->image.edge, offset, data, length,
+                            flags | (b->compressed ? BLOCK_REQ_COMPRESSED : 0));
     }
-    if (rc < 0) {
-        cli_fail("Error while writing to COW image '%s' at byte %" PRIu64 ": %s", r->image.name,
-                 offset, strerror(-rc));
+    if (r < 0) {
+        error_set_errno(b->err, -r, "Error while writing to COW image '%s' at byte %" PRIu64,
+                        b->image.name, offset);
     }
-    return rc;
+    return r;
 }
 
-static bool is_same(const struct rebase *r, size_t at, size_t length)
+static bool is_same(const struct rebase *b, size_t at, size_t length)
 {
-    return memcmp(r->old_data + at, r->new_data + at, length) == 0;
+    return memcmp(b->old_data + at, b->new_data + at, length) == 0;
 }
 
-/* Copy the pieces of a buffer in which the two backing files differ, neighbours in one request. */
-static int co_copy_differences(struct rebase *r, uint64_t offset, size_t length)
+/*
+ * Copy the pieces of a buffer that differ between the two backing files, neighbours in one request.
+ */
+static int co_copy_differences(struct rebase *b, uint64_t offset, size_t length)
 {
-    int rc = 0;
+    int r = 0;
 
-    for (size_t at = 0; at < length && rc == 0;) {
+    for (size_t at = 0; at < length && r == 0;) {
         size_t begin = at;
 
-        while (at < length && !is_same(r, at, MIN(r->unit, length - at))) {
-            at += MIN(r->unit, length - at);
+        while (at < length && !is_same(b, at, MIN(b->unit, length - at))) {
+            at += MIN(b->unit, length - at);
         }
         if (at > begin) {
-            rc = co_write_run(r, offset + begin, r->old_data + begin, at - begin);
+            r = co_write_run(b, offset + begin, b->old_data + begin, at - begin);
         } else {
-            at += MIN(r->unit, length - at);
+            at += MIN(b->unit, length - at);
         }
     }
-    return rc;
+    return r;
 }
 
-static int co_compare_and_copy(struct rebase *r, uint64_t offset, size_t length)
+static int co_compare_and_copy(struct rebase *b, uint64_t offset, size_t length)
 {
-    int rc = co_read_base(old_edge(r), offset, r->old_data, length);
+    int r = co_read_base(old_edge_of(b), offset, b->old_data, length);
 
-    if (rc < 0) {
-        cli_fail("error while reading from old backing file at byte %" PRIu64 ": %s", offset,
-                 strerror(-rc));
-        return rc;
+    if (r < 0) {
+        return error_set_errno(
+            b->err, -r, "error while reading from old backing file at byte %" PRIu64, offset);
     }
-    rc = co_read_base(r->new_base.edge, offset, r->new_data, length);
-    if (rc < 0) {
-        cli_fail("error while reading from new backing file '%s' at byte %" PRIu64 ": %s",
-                 r->new_base.name, offset, strerror(-rc));
-        return rc;
+    r = co_read_base(b->new_base.edge, offset, b->new_data, length);
+    if (r < 0) {
+        return error_set_errno(b->err, -r,
+                               "error while reading from new backing file '%s' at byte %" PRIu64,
+                               b->new_base.name, offset);
     }
-    return co_copy_differences(r, offset, length);
+    return co_copy_differences(b, offset, length);
 }
 
-/* One step from `offset` on; *length (at most the size of the buffers where data is read) becomes how far it went. */
-static int co_step(struct rebase *r, uint64_t offset, uint64_t *length)
+static int metadata_failed(const struct rebase *b, int result)
+{
+    return error_set_errno(b->err, -result, "error while reading image metadata");
+}
+
+/*
+ * Rebase one step from `offset` on, of at most *length bytes; *length becomes the length that was
+ * done.
+ */
+static int co_rebase_step(struct rebase *b, uint64_t offset, uint64_t *length)
 {
     struct block_status status;
     uint64_t zero_length;
     bool old_zero = false, new_zero = false;
-    int rc = block_co_status(r->image.edge, offset, *length, &status);
+    int r = block_co_status(b->image.edge, offset, *length, &status);
 
-    if (rc < 0) {
-        cli_fail("error while reading image metadata: %s", strerror(-rc));
-        return rc;
+    if (r < 0) {
+        return metadata_failed(b, r);
     }
     *length = MIN(*length, status.length);
     if (status.flags & BLOCK_STATUS_ALLOCATED) {
         return 0;
     }
     zero_length = *length;
-    rc = co_base_is_zero(old_edge(r), offset, &zero_length, &old_zero);
-    if (rc == 0 && old_zero) {
-        rc = co_base_is_zero(r->new_base.edge, offset, &zero_length, &new_zero);
+    r = co_base_is_zero(old_edge_of(b), offset, &zero_length, &old_zero);
+    if (r == 0 && old_zero) {
+        r = co_base_is_zero(b->new_base.edge, offset, &zero_length, &new_zero);
     }
-    if (rc < 0) {
-        cli_fail("error while reading image metadata: %s", strerror(-rc));
-        return rc;
+    if (r < 0) {
+        return metadata_failed(b, r);
     }
-    if (old_zero && new_zero && (is_aligned(zero_length, r->unit) || zero_length == *length)) {
+    if (old_zero && new_zero && (is_aligned(zero_length, b->unit) || zero_length == *length)) {
         *length = zero_length;
         return 0;
     }
-    *length = MIN(*length, BUFFER_SIZE);
-    return co_compare_and_copy(r, offset, (size_t)*length);
+    *length = MIN(*length, CLI_BUFFER_SIZE);
+    return co_compare_and_copy(b, offset, (size_t)*length);
 }
 
-static int co_copy_all(struct rebase *r)
+static int co_rebase_all(struct rebase *b)
 {
-    uint64_t size = cli_disk_size(&r->image);
-    const struct block_limits *limits = block_node_limits(r->image.node);
+    uint64_t size = cli_disk_size(&b->image);
+    const struct block_limits *limits = block_node_limits(b->image.node);
     uint64_t unit = limits->cluster_size;
 
-    if (unit && !r->compressed && limits->zeroes_alignment) {
+    if (unit && !b->compressed && limits->zeroes_alignment) {
         unit = MIN(unit, limits->zeroes_alignment); /* a subcluster */
     }
-    r->unit = unit ? MIN(unit, BUFFER_SIZE) : 4096;
-    r->old_data = aligned_alloc(4096, BUFFER_SIZE);
-    r->new_data = aligned_alloc(4096, BUFFER_SIZE);
-    if (!r->old_data || !r->new_data) {
-        return cli_fail("Out of memory");
+    b->unit = unit ? MIN(unit, CLI_BUFFER_SIZE) : 4096;
+    b->old_data = aligned_alloc(CLI_BUFFER_ALIGNMENT, CLI_BUFFER_SIZE);
+    b->new_data = aligned_alloc(CLI_BUFFER_ALIGNMENT, CLI_BUFFER_SIZE);
+    if (!b->old_data || !b->new_data) {
+        return error_out_of_memory(b->err);
     }
-    img_progress_begin(&r->progress, r->progress_wanted && !r->quiet, size);
+    img_progress_begin(&b->progress, b->progress_wanted && !b->quiet, size);
     for (uint64_t at = 0; at < size;) {
-        uint64_t length = MIN(size - at, STEP);
+        uint64_t length = MIN(size - at, CLI_STATUS_STEP);
+        int r = co_rebase_step(b, at, &length);
 
-        if (co_step(r, at, &length) < 0) {
-            progress_end(&r->progress, false);
-            return 1;
+        if (r < 0) {
+            progress_end(&b->progress, false);
+            return r;
         }
         at += length;
-        progress_add(&r->progress, length);
+        progress_add(&b->progress, length);
     }
-    progress_end(&r->progress, true);
+    progress_end(&b->progress, true);
     return 0;
 }
 
-/* Open what the safe mode compares. Returns 0 or 1 (told). */
-static int co_open_bases(struct rebase *r)
+/*
+ * Attach the new backing file. Without an old one, areas that the image does not store read as
+ * zeroes, and must be zeroed in it now; that is a no-op as long as there is no backing file.
+ */
+static int co_attach_new_base(struct rebase *b)
 {
-    struct block_node *old = block_node_backing(r->image.node);
-    AUTO_FREE char *path = NULL;
-    struct cli_image base = {
-        .format = r->backing_format, .cache = r->source_cache, .force_share = r->force_share};
-    ERROR_AUTO(err);
-    int rc = 0;
-
-    if (old && block_co_root_new(old, cli_program(), BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL,
-                                 &r->old_root, &err) < 0) {
-        return cli_report(&err);
-    }
-    if (!r->backing) {
-        return 0;
-    }
-    path = block_resolve_relative(block_node_filename(r->image.node), r->backing);
-    base.name = path;
-    if (!path) {
-        return cli_fail("Out of memory");
-    }
-    if (cli_co_open_disk_plainly(&base, 0, &r->new_base, &err) < 0) {
-        error_prepend(&err, "Could not open new backing file '%s': ", r->backing);
-        return cli_report(&err);
-    }
-    r->new_base.name = r->backing;
-    if (!old) {
-        /* What reads as zeroes for want of a backing file must be zeroed now, and needs one to be more than a no-op. */
-        rc = block_co_set_backing_node(r->image.node, r->new_base.node, &err);
-    }
-    return rc < 0 ? cli_report(&err) : 0;
+    return block_co_set_backing_node(b->image.node, b->new_base.node, b->err);
 }
 
-/* --- bitmaps ------------------------------------------------------------------------------------ */
+/* Open the backing files that the safe mode compares. */
+static int co_open_bases(struct rebase *b)
+{
+    struct block_node *old = block_node_backing(b->image.node);
+    AUTO_FREE char *path = NULL;
+    struct cli_image base = {
+        .format = b->backing_format, .cache = b->source_cache, .force_share = b->force_share};
+    int r = 0;
+
+    if (old) {
+        r = block_co_root_new(old, cli_program(), BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL,
+                              &b->old_root, b->err);
+    }
+    if (r < 0 || !b->backing) {
+        return r;
+    }
+    path = block_resolve_relative(block_node_filename(b->image.node), b->backing);
+    base.name = path;
+    if (!path) {
+        return error_out_of_memory(b->err);
+    }
+    r = cli_co_open_disk_plainly(&base, 0, &b->new_base, b->err);
+    if (r < 0) {
+        error_prepend(b->err, "Could not open new backing file '%s': ", b->backing);
+        return r;
+    }
+    b->new_base.name = b->backing;
+    return old ? 0 : co_attach_new_base(b);
+}
+
+/* --- bitmaps ---------------------------------------------------------------------------------- */
 
 static bool same_file(const struct block_node *a, const struct block_node *b)
 {
@@ -250,9 +266,9 @@ static bool same_file(const struct block_node *a, const struct block_node *b)
     return name_a && name_b && strcmp(name_a, name_b) == 0;
 }
 
-static bool is_in_new_chain(const struct rebase *r, const struct block_node *node)
+static bool is_in_new_chain(const struct rebase *b, const struct block_node *node)
 {
-    struct block_node *n = r->new_base.node;
+    struct block_node *n = b->new_base.node;
 
     for (; n; n = block_node_backing(block_node_skip_filters(n))) {
         if (same_file(block_node_skip_filters(n), node)) {
@@ -262,163 +278,162 @@ static bool is_in_new_chain(const struct rebase *r, const struct block_node *nod
     return false;
 }
 
-/* What the images store, for the bitmaps of those below. Returns 0 or 1 (told). */
-static int co_mark_stored(struct rebase *r)
+/* Mark in the bitmaps of images below what the images above them store. */
+static int co_mark_stored(struct rebase *b)
 {
-    uint64_t size = cli_disk_size(&r->image);
+    uint64_t size = cli_disk_size(&b->image);
     struct block_status status;
     int depth;
 
-    for (uint64_t at = 0; at < size && r->bitmaps.count; at += status.length) {
-        int rc = block_co_status_above(r->image.edge, NULL, at, size - at, &status, &depth);
+    for (uint64_t at = 0; at < size && b->bitmaps.count; at += status.length) {
+        int r = block_co_status_above(b->image.edge, NULL, at, size - at, &status, &depth);
 
-        if (rc < 0 || status.length == 0) {
-            return cli_fail("error while reading image metadata: %s", strerror(rc ? -rc : EIO));
+        if (r < 0 || status.length == 0) {
+            return metadata_failed(b, r < 0 ? r : -EIO);
         }
         if (depth > 0) {
-            chain_bitmaps_mark(&r->bitmaps, at, status.length, depth);
+            chain_bitmaps_mark(&b->bitmaps, at, status.length, depth);
         }
     }
     return 0;
 }
 
-/* The bitmaps of the images that are not below the image any more, to be merged into its own. Returns 0 or 1 (told). */
-static int co_collect_bitmaps(struct rebase *r)
+/*
+ * Collect the bitmaps of images that will not be below the image any more, to be merged into its
+ * own.
+ */
+static int co_collect_rebase_bitmaps(struct rebase *b)
 {
-    struct block_node *image = block_node_skip_filters(r->image.node);
+    struct block_node *image = block_node_skip_filters(b->image.node);
     struct block_node *node = block_node_backing(image);
-    ERROR_AUTO(err);
+    int r = 0;
 
-    for (int depth = 2; node && r->old_root; depth++) {
+    for (int depth = 2; node && b->old_root; depth++) {
         node = block_node_skip_filters(node);
-        if (!is_in_new_chain(r, node) &&
-            chain_bitmaps_co_collect(&r->bitmaps, node, depth, cli_disk_size(&r->image), &err) <
-                0) {
-            return cli_report(&err);
+        if (!is_in_new_chain(b, node)) {
+            r = chain_bitmaps_co_collect(&b->bitmaps, node, depth, cli_disk_size(&b->image),
+                                         b->err);
+        }
+        if (r < 0) {
+            return r;
         }
         node = block_node_backing(node);
     }
-    return img_co_check_chain_bitmaps(&r->bitmaps, image, &err) < 0 ? cli_report(&err)
-                                                                    : co_mark_stored(r);
+    r = img_co_check_chain_bitmaps(&b->bitmaps, image, b->err);
+    return r < 0 ? r : co_mark_stored(b);
 }
 
-static int co_store_bitmaps(struct rebase *r)
+/* Record the new backing file. */
+static int co_record_backing(struct rebase *b)
 {
-    ERROR_AUTO(err);
+    struct block_node *node = b->image.node;
+    int r;
 
-    return chain_bitmaps_co_store(&r->bitmaps, block_node_skip_filters(r->image.node), &err) < 0
-               ? cli_report(&err)
-               : 0;
+    if (b->backing && !b->backing_format) {
+        return error_set(b->err, EINVAL,
+                         "Could not change the backing file to '%s': backing format must be "
+                         "specified",
+                         b->backing);
+    }
+    r = block_co_change_backing(node, b->backing, b->backing_format, b->err);
+    if (r < 0) {
+        error_prepend(b->err, "Could not change the backing file to '%s': ", b->backing ?: "");
+    }
+    return r;
 }
 
-/* Record the new backing file. Returns 0 or 1 (told). */
-static int co_change(struct rebase *r)
+/* Copy into the image what would otherwise change with the backing file. */
+static int co_copy_from_bases(struct rebase *b)
 {
-    struct block_node *node = r->image.node;
-    ERROR_AUTO(err);
-    int rc;
+    int r;
 
-    if (r->backing && !r->backing_format) {
-        return cli_fail("Could not change the backing file to '%s': backing format must be "
-                        "specified",
-                        r->backing);
+    if (b->compressed && !block_node_limits(b->image.node)->cluster_size) {
+        return error_set(b->err, ENOTSUP, "Compression not supported for this file format");
     }
-    rc = block_co_change_backing(node, r->backing, r->backing_format, &err);
-    if (rc < 0) {
-        error_prepend(&err, "Could not change the backing file to '%s': ", r->backing ?: "");
-        return cli_report(&err);
+    r = co_open_bases(b);
+    if (img_wants_chain_bitmaps(b->bitmaps_wanted, b->no_bitmaps)) {
+        UNLESS_FAILED(r, co_collect_rebase_bitmaps(b));
     }
-    return 0;
+    UNLESS_FAILED(r, co_rebase_all(b));
+    UNLESS_FAILED(
+        r, chain_bitmaps_co_store(&b->bitmaps, block_node_skip_filters(b->image.node), b->err));
+    return r;
 }
 
-static int co_rebase(struct rebase *r, const struct cli_image *image)
+static int co_rebase_image(struct rebase *b, const struct cli_image *image)
 {
-    unsigned flags = BLOCK_OPEN_RDWR | (r->unsafe ? BLOCK_OPEN_NO_BACKING : 0);
-    ERROR_AUTO(err);
-    int status = 0;
+    unsigned flags = BLOCK_OPEN_RDWR | (b->unsafe ? BLOCK_OPEN_NO_BACKING : 0);
+    int r = cli_co_open_disk(image, flags, &b->image, b->err);
 
-    if (cli_co_open_disk(image, flags, &r->image, &err) < 0) {
-        return cli_report(&err);
+    if (r < 0) {
+        return r;
     }
-    if (r->backing_format && !block_find_driver(r->backing_format)) {
-        return cli_fail("Invalid format name: '%s'", r->backing_format);
+    if (b->backing_format && !block_find_driver(b->backing_format)) {
+        return error_set(b->err, ENOENT, "Invalid format name: '%s'", b->backing_format);
     }
-    if (!r->unsafe) {
-        if (r->compressed && !block_node_limits(r->image.node)->cluster_size) {
-            return cli_fail("Compression not supported for this file format");
-        }
-        status =
-            co_open_bases(r) ||
-            (img_wants_chain_bitmaps(r->bitmaps_wanted, r->no_bitmaps) && co_collect_bitmaps(r)) ||
-            co_copy_all(r) || co_store_bitmaps(r);
-    }
-    if (status == 0) {
-        status = co_change(r);
-    }
-    block_co_root_release(r->old_root);
-    r->old_root = NULL;
-    if (status == 0 && cli_co_finish_disk(&r->image, &err) < 0) {
-        status = cli_report(&err);
-    }
-    return status;
+    r = b->unsafe ? 0 : co_copy_from_bases(b);
+    UNLESS_FAILED(r, co_record_backing(b));
+    block_co_root_release(b->old_root);
+    b->old_root = NULL;
+    return r < 0 ? r : cli_co_finish_disk(&b->image, b->err);
 }
 
-static void rebase_release(struct rebase *r)
+static void co_rebase_release(struct rebase *b)
 {
-    block_co_root_release(r->old_root);
-    cli_co_close_disk(&r->new_base);
-    cli_co_close_disk(&r->image);
-    chain_bitmaps_clear(&r->bitmaps);
-    free(r->old_data);
-    free(r->new_data);
+    block_co_root_release(b->old_root);
+    cli_co_close_disk(&b->new_base);
+    cli_co_close_disk(&b->image);
+    chain_bitmaps_clear(&b->bitmaps);
+    free(b->old_data);
+    free(b->new_data);
 }
 
-int img_rebase_main(int argc, char **argv)
+int img_co_rebase(int argc, char **argv, struct error *err)
 {
-    __attribute__((cleanup(rebase_release))) struct rebase r = {0};
+    __attribute__((cleanup(co_rebase_release))) struct rebase b = {.err = err};
     struct cli_image image = {.cache = "writeback"};
-    bool has_backing;
+    int r;
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {"backing", 'b', CLI_VALUE, &r.backing, "FILE", "the new backing file; '' for none"},
-        {"backing-format", 'B', CLI_VALUE, &r.backing_format, "FMT",
+        {"backing", 'b', CLI_VALUE, &b.backing, "FILE", "the new backing file; '' for none"},
+        {"backing-format", 'B', CLI_VALUE, &b.backing_format, "FMT",
          "format of the new backing file (also -F)"},
-        IMG_ARG_ALSO(NULL, 'F', CLI_VALUE, &r.backing_format),
-        {"backing-unsafe", 'u', CLI_FLAG, &r.unsafe, NULL,
-         "change the name only, nothing is compared or copied"},
-        {"compress", 'c', CLI_FLAG, &r.compressed, NULL, "compress what is copied"},
-        {"bitmaps", 0, CLI_FLAG, &r.bitmaps_wanted, NULL,
+        CLI_ARG_ALIAS(NULL, 'F', CLI_VALUE, &b.backing_format),
+        {"backing-unsafe", 'u', CLI_FLAG, &b.unsafe, NULL,
+         "change only the recorded name; nothing is compared or copied"},
+        {"compress", 'c', CLI_FLAG, &b.compressed, NULL, "compress what is copied"},
+        {"bitmaps", 0, CLI_FLAG, &b.bitmaps_wanted, NULL,
          "take over the bitmaps of images that leave the chain (default)"},
-        {"no-bitmaps", 0, CLI_FLAG, &r.no_bitmaps, NULL,
-         "leave them where they are (default as qemu-img)"},
-        {"progress", 'p', CLI_FLAG, &r.progress_wanted, NULL, "show progress"},
-        IMG_ARG_QUIET(r.quiet),
-        IMG_ARG_FORMAT(image.format),
+        {"no-bitmaps", 0, CLI_FLAG, &b.no_bitmaps, NULL,
+         "leave the bitmaps where they are (default as qemu-img)"},
+        CLI_ARG_PROGRESS(b.progress_wanted),
+        CLI_ARG_QUIET(b.quiet),
+        CLI_ARG_FORMAT(image.format),
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE", "cache mode of the image"},
-        {"backing-cache", 'T', CLI_VALUE, &r.source_cache, "CACHE",
+        {"backing-cache", 'T', CLI_VALUE, &b.source_cache, "CACHE",
          "cache mode of the backing files"},
-        {"force-share", 'U', CLI_FLAG, &r.force_share, NULL,
-         "with -b: also a new backing file that is in use"},
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+        {"force-share", 'U', CLI_FLAG, &b.force_share, NULL,
+         "allow a new backing file that is in use"},
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    IMG_PARSE(first, args, &usage);
 
-    has_backing = r.backing != NULL;
-    if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting one image file name");
+    r = img_parse(args, &usage, argc, argv, &image, err);
+    if (r < 0) {
+        return r;
     }
-    if (!has_backing && !r.unsafe) {
-        return cli_usage_fail(&usage, "Must specify backing file (-b) or use unsafe mode (-u)");
+    if (!b.backing && !b.unsafe) {
+        return cli_usage_error(err, &usage,
+                               "Must specify backing file (-b) or use unsafe mode (-u)");
     }
-    if (cli_check_cache_mode(image.cache, "cache") < 0 ||
-        cli_check_cache_mode(r.source_cache, "source cache") < 0 || cli_add_objects(&objects)) {
-        return 1;
+    r = cli_check_cache_mode(b.source_cache, "source cache", err);
+    UNLESS_FAILED(r, img_prepare(&image, "cache", &objects, err));
+    if (r < 0) {
+        return r;
     }
-    if (has_backing && !*r.backing) {
-        r.backing = NULL;
+    if (b.backing && !*b.backing) {
+        b.backing = NULL;
     }
-    image.name = argv[first];
-    return co_rebase(&r, &image);
+    return co_rebase_image(&b, &image);
 }

@@ -5,24 +5,25 @@
 #include "base/cleanup.h"
 #include "block/control.h"
 #include "cli/img/img.h"
+#include "cli/snapshot.h"
 
 static const struct cli_usage usage = {
     .command = "snapshot",
     .synopsis = "FILENAME",
-    .about = "Lists, makes, applies or deletes snapshots within an image. An applied snapshot "
-             "makes the disk what it\n"
-             "was then; what was written since is lost.",
-    .examples = "  snapshot -l disk.qcow2\n"
-                "  snapshot -f qcow2 -c before-upgrade disk.qcow2\n"
-                "  snapshot -f qcow2 -a before-upgrade disk.qcow2",
+    .about = "Lists, creates, applies or deletes snapshots within an image. Applying a snapshot "
+             "makes the disk what\n"
+             "it was at that time; later writes are lost.",
+    .examples = "@-l disk.qcow2\n"
+                "@-f qcow2 -c before-upgrade disk.qcow2\n"
+                "@-f qcow2 -a before-upgrade disk.qcow2",
 };
 
-struct request {
+struct snapshot_request {
     bool list, quiet;
     const char *create, *apply, *delete;
 };
 
-static int co_list(const struct cli_disk *disk)
+static int co_list_snapshots(const struct cli_disk *disk)
 {
     struct json_object *array = cli_co_snapshots(disk->node);
 
@@ -34,18 +35,18 @@ static int co_list(const struct cli_disk *disk)
 }
 
 /*
- * Deletes by name alone, as the one thing that can't be taken back: "1" may be the name of one snapshot and the ID
- * of another. The first is meant if several have the name.
+ * Delete by name only, because a deletion cannot be undone, and "1" may be the name of one snapshot
+ * and the ID of another. Deletes the first if several have the name.
  */
-static int co_delete(struct block_node *node, const char *name, struct error *err)
+static int co_delete_snapshot(struct block_node *node, const char *name, struct error *err)
 {
     AUTO_FREE struct block_snapshot_info *list = NULL;
     size_t count = 0;
-    int rc;
+    int r;
 
-    rc = block_co_snapshot_list(node, &list, &count, err);
-    if (rc < 0) {
-        return rc;
+    r = block_co_snapshot_list(node, &list, &count, err);
+    if (r < 0) {
+        return r;
     }
     for (size_t i = 0; i < count; i++) {
         if (strcmp(list[i].name, name) == 0) {
@@ -55,76 +56,76 @@ static int co_delete(struct block_node *node, const char *name, struct error *er
     return error_set(err, ENOENT, "snapshot not found");
 }
 
-/* Do the one action that is wanted; *ret_what and *ret_name tell which, for messages. */
-static int co_act(const struct request *r, struct block_node *node, const char **ret_what,
-                  const char **ret_name, struct error *err)
+/* Do the one action that is wanted. *ret_what and *ret_name name it, for messages. */
+static int co_act_on_snapshot(const struct snapshot_request *q, struct block_node *node,
+                              const char **ret_what, const char **ret_name, struct error *err)
 {
-    if (r->create) {
+    if (q->create) {
         *ret_what = "create";
-        *ret_name = r->create;
-        return block_co_snapshot_create(node, r->create, err);
+        *ret_name = q->create;
+        return block_co_snapshot_create(node, q->create, err);
     }
-    if (r->apply) {
+    if (q->apply) {
         *ret_what = "apply";
-        *ret_name = r->apply;
-        return block_co_snapshot_apply(node, r->apply, err);
+        *ret_name = q->apply;
+        return block_co_snapshot_apply(node, q->apply, err);
     }
     *ret_what = "delete";
-    *ret_name = r->delete;
-    return co_delete(node, r->delete, err);
+    *ret_name = q->delete;
+    return co_delete_snapshot(node, q->delete, err);
 }
 
-static int co_change(const struct request *r, struct cli_disk *disk)
+static int co_change_snapshots(const struct snapshot_request *q, struct cli_disk *disk,
+                               struct error *err)
 {
     const char *what, *name;
-    ERROR_AUTO(err);
-    int rc;
+    int r = co_act_on_snapshot(q, disk->node, &what, &name, err);
 
-    rc = co_act(r, disk->node, &what, &name, &err);
-    if (rc < 0) {
-        error_prepend(&err, "Could not %s snapshot '%s': ", what, name);
-        return cli_report(&err);
+    if (r < 0) {
+        error_prepend(err, "Could not %s snapshot '%s': ", what, name);
+        return r;
     }
-    return cli_co_finish_disk(disk, &err) < 0 ? cli_report(&err) : 0;
+    return cli_co_finish_disk(disk, err);
 }
 
-int img_snapshot_main(int argc, char **argv)
+int img_co_snapshot(int argc, char **argv, struct error *err)
 {
     struct cli_image image = {0};
-    struct request r = {0};
-    int actions;
+    struct snapshot_request q = {0};
+    int first, actions, r;
     bool writes;
-    ERROR_AUTO(err);
     CLI_DISK_AUTO(disk);
     CLI_ITEMS_AUTO(objects);
     const struct cli_arg args[] = {
-        {"list", 'l', CLI_FLAG, &r.list, NULL, "list (the default)"},
-        {"create", 'c', CLI_VALUE, &r.create, "NAME", "make a snapshot of the disk as it is"},
-        {"apply", 'a', CLI_VALUE, &r.apply, "SNAPSHOT", "go back to a snapshot, by ID or name"},
-        {"delete", 'd', CLI_VALUE, &r.delete, "NAME", "delete a snapshot, by its name"},
-        IMG_ARG_FORMAT(image.format),
-        IMG_ARG_QUIET(r.quiet),
-        IMG_ARG_SHARE(image.force_share),
-        IMG_ARG_IMAGE_OPTS(image.image_opts),
-        IMG_ARG_OBJECT(objects),
-        IMG_ARG_END,
+        {"list", 'l', CLI_FLAG, &q.list, NULL, "list (the default)"},
+        {"create", 'c', CLI_VALUE, &q.create, "NAME", "create a snapshot of the disk as it is"},
+        {"apply", 'a', CLI_VALUE, &q.apply, "SNAPSHOT", "go back to a snapshot, by ID or name"},
+        {"delete", 'd', CLI_VALUE, &q.delete, "NAME", "delete a snapshot, by its name"},
+        CLI_ARG_FORMAT(image.format),
+        CLI_ARG_QUIET(q.quiet),
+        CLI_ARG_FORCE_SHARE(image.force_share),
+        CLI_ARG_IMAGE_OPTS(image.image_opts),
+        CLI_ARG_OBJECT(objects),
+        CLI_ARG_END,
     };
-    IMG_PARSE(first, args, &usage);
 
-    actions = r.list + !!r.create + !!r.apply + !!r.delete;
+    first = cli_args_parse(args, &usage, argc, argv);
+    if (first < 0) {
+        return first;
+    }
+    actions = q.list + !!q.create + !!q.apply + !!q.delete;
     if (actions > 1) {
-        return cli_usage_fail(&usage, "Cannot mix '-l', '-a', '-c', '-d'");
+        return cli_usage_error(err, &usage, "Cannot mix '-l', '-a', '-c', '-d'");
     }
     if (first != argc - 1) {
-        return cli_usage_fail(&usage, "Expecting one image file name");
-    }
-    if (cli_add_objects(&objects)) {
-        return 1;
+        return cli_usage_error(err, &usage, "Expecting one image file name");
     }
     image.name = argv[first];
-    writes = actions == 1 && !r.list;
-    if (cli_co_open_disk(&image, writes ? BLOCK_OPEN_RDWR : 0, &disk, &err) < 0) {
-        return cli_report(&err);
+    writes = actions == 1 && !q.list;
+    r = cli_add_objects(&objects, err);
+    UNLESS_FAILED(r, cli_co_open_disk(&image, writes ? BLOCK_OPEN_RDWR : 0, &disk, err));
+    if (r < 0) {
+        return r;
     }
-    return writes ? co_change(&r, &disk) : co_list(&disk);
+    return writes ? co_change_snapshots(&q, &disk, err) : co_list_snapshots(&disk);
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* aio_read, aio_write, aio_discard, aio_flush: requests that go on while the next commands run. */
+/* Requests that go on while the next commands run: aio_read, aio_write, aio_discard, aio_flush. */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -7,7 +7,8 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "cli/io/io.h"
+#include "cli/io/command.h"
+#include "cli/io/util.h"
 #include "loop/loop.h"
 
 struct aio {
@@ -16,7 +17,7 @@ struct aio {
     int pattern;
     unsigned flags;
     uint64_t offset, size;
-    uint8_t *buffer; /* owned; NULL for zeroes */
+    uint8_t *buffer; /* owned; NULL for zeroes and discards */
     int64_t began_ns;
 };
 
@@ -26,10 +27,10 @@ static void aio_free(struct aio *aio)
     free(aio);
 }
 
-static void finish_read(struct aio *aio, int rc)
+static void finish_aio_read(struct aio *aio, int r)
 {
-    if (rc < 0) {
-        printf("readv failed: %s\n", strerror(-rc));
+    if (r < 0) {
+        printf("readv failed: %s\n", strerror(-r));
         return;
     }
     if (aio->verify) {
@@ -44,19 +45,19 @@ static void finish_read(struct aio *aio, int rc)
     io_report("read", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
 }
 
-static void finish_write(struct aio *aio, int rc)
+static void finish_aio_write(struct aio *aio, int r)
 {
-    if (rc < 0) {
-        printf("aio_write failed: %s\n", strerror(-rc));
+    if (r < 0) {
+        printf("aio_write failed: %s\n", strerror(-r));
     } else if (!aio->quiet) {
         io_report("wrote", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
     }
 }
 
-static void finish_discard(struct aio *aio, int rc)
+static void finish_aio_discard(struct aio *aio, int r)
 {
-    if (rc < 0) {
-        printf("aio_discard failed: %s\n", strerror(-rc));
+    if (r < 0) {
+        printf("aio_discard failed: %s\n", strerror(-r));
     } else if (!aio->quiet) {
         io_report("discarded ", aio->began_ns, aio->offset, aio->size, aio->size, aio->machine);
     }
@@ -69,20 +70,22 @@ static void co_aio(void *arg)
     struct block_edge *edge = io->disk.edge;
 
     if (aio->discard) {
-        finish_discard(aio, block_co_discard(edge, aio->offset, aio->size));
+        finish_aio_discard(aio, block_co_discard(edge, aio->offset, aio->size));
     } else if (!aio->is_write) {
-        finish_read(aio, block_co_pread(edge, aio->offset, aio->buffer, aio->size));
+        finish_aio_read(aio, block_co_pread(edge, aio->offset, aio->buffer, aio->size));
     } else if (aio->zeroes) {
-        finish_write(aio, block_co_write_zeroes(edge, aio->offset, aio->size, aio->flags));
+        finish_aio_write(aio, block_co_write_zeroes(edge, aio->offset, aio->size, aio->flags));
     } else {
-        finish_write(aio, block_co_pwrite(edge, aio->offset, aio->buffer, aio->size, aio->flags));
+        finish_aio_write(aio,
+                         block_co_pwrite(edge, aio->offset, aio->buffer, aio->size, aio->flags));
     }
     aio_free(aio);
     co_group_done(&io->in_flight);
 }
 
-/* "OFFSET LEN [LEN...]": the lengths are added up, since one buffer serves as well. */
-static int parse_range(const struct io_command *command, const struct io_args *a, struct aio *aio)
+/* Parse "OFFSET LEN [LEN...]". The lengths are added up, because one buffer does as well. */
+static int parse_aio_range(const struct io_command *command, const struct io_args *a,
+                           struct aio *aio)
 {
     if (a->argc < 2) {
         return io_usage(command);
@@ -109,8 +112,8 @@ static int parse_range(const struct io_command *command, const struct io_args *a
     return 0;
 }
 
-static int parse(struct io *io, const struct io_command *command, const struct io_args *a,
-                 bool is_write, struct aio *aio)
+static int parse_aio(struct io *io, const struct io_command *command, const struct io_args *a,
+                     bool is_write, struct aio *aio)
 {
     *aio = (struct aio){
         .io = io,
@@ -120,7 +123,7 @@ static int parse(struct io *io, const struct io_command *command, const struct i
         .quiet = a->set['q'],
         .verbose = a->set['v'],
         .machine = a->set['C'],
-        .pattern = is_write ? 0xcd : 0xab,
+        .pattern = is_write ? IO_WRITE_FILL : IO_READ_FILL,
         .flags = (a->set['f'] || (is_write && io->disk.writethrough) ? BLOCK_REQ_FUA : 0) |
                  (a->set['u'] ? BLOCK_REQ_MAY_UNMAP : 0),
     };
@@ -135,66 +138,73 @@ static int parse(struct io *io, const struct io_command *command, const struct i
     if (a->set['P'] && io_parse_pattern(a->value['P'], &aio->pattern) < 0) {
         return -EINVAL;
     }
-    return parse_range(command, a, aio);
+    return parse_aio_range(command, a, aio);
 }
 
-static int spawn(struct io *io, struct aio *aio)
+/* Start a request, which frees `aio` when it is done. */
+static int spawn_aio(struct io *io, struct aio *aio, struct error *err)
 {
-    int rc;
+    int r;
 
     aio->began_ns = loop_now_ns();
     co_group_add(&io->in_flight);
-    /* Not before the next command has begun: all that are started in a row go down together. */
-    rc = reactor_spawn(reactor_main(), co_aio, aio);
-    if (rc < 0) {
+    /*
+     * It begins after the next command has: so requests that are started in a row are submitted
+     * together.
+     */
+    r = reactor_spawn(reactor_main(), co_aio, aio);
+    if (r < 0) {
         co_group_done(&io->in_flight);
         aio_free(aio);
-        cli_fail("Could not start a request: %s", strerror(-rc));
+        error_set_errno(err, -r, "Could not start a request");
     }
-    return rc;
+    return r;
 }
 
-static int start(struct io *io, const struct io_command *command, const struct io_args *a,
-                 bool is_write)
+static int start_aio(struct io *io, const struct io_command *command, const struct io_args *a,
+                     bool is_write, struct error *err)
 {
     struct aio *aio = malloc(sizeof(*aio));
-    int rc;
+    int r;
 
     if (!aio) {
-        return -ENOMEM;
+        return error_out_of_memory(err);
     }
-    rc = parse(io, command, a, is_write, aio);
-    if (rc == 0 && !a->set['i'] && !aio->zeroes) {
-        aio->buffer = io_alloc(io, aio->size, is_write ? aio->pattern : 0xab);
-        rc = aio->buffer ? 0 : -ENOMEM;
+    r = parse_aio(io, command, a, is_write, aio);
+    if (r == 0 && !a->set['i'] && !aio->zeroes) {
+        aio->buffer = io_alloc(io, aio->size, is_write ? aio->pattern : IO_READ_FILL, err);
+        r = aio->buffer ? 0 : -ENOMEM;
     }
-    if (rc == 0 && a->set['i']) {
+    if (r == 0 && a->set['i']) {
         printf("injecting invalid %s request\n", is_write ? "write" : "read");
     }
-    if (rc < 0 || a->set['i']) {
-        aio->buffer = rc < 0 ? aio->buffer : NULL;
+    if (r < 0 || a->set['i']) {
+        aio->buffer = r < 0 ? aio->buffer : NULL;
         aio_free(aio);
-        return rc;
+        return r;
     }
-    return spawn(io, aio);
+    return spawn_aio(io, aio, err);
 }
 
-static int co_aio_read(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_aio_read(struct io *io, const struct io_command *command, struct io_args *a,
+                           struct error *err)
 {
-    return start(io, command, a, false);
+    return start_aio(io, command, a, false, err);
 }
 
-static int co_aio_write(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_aio_write(struct io *io, const struct io_command *command, struct io_args *a,
+                            struct error *err)
 {
-    return start(io, command, a, true);
+    return start_aio(io, command, a, true, err);
 }
 
-static int co_aio_discard(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_aio_discard(struct io *io, const struct io_command *command, struct io_args *a,
+                              struct error *err)
 {
     struct aio *aio = calloc(1, sizeof(*aio));
 
     if (!aio) {
-        return -ENOMEM;
+        return error_out_of_memory(err);
     }
     *aio = (struct aio){.io = io, .discard = true, .quiet = a->set['q'], .machine = a->set['C']};
     if (a->argc != 2 || io_parse_size(a->argv[0], &aio->offset) < 0 ||
@@ -204,10 +214,11 @@ static int co_aio_discard(struct io *io, const struct io_command *command, struc
         aio_free(aio);
         return wrong_count ? io_usage(command) : -EINVAL;
     }
-    return spawn(io, aio);
+    return spawn_aio(io, aio, err);
 }
 
-static int co_aio_flush(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_aio_flush(struct io *io, const struct io_command *command, struct io_args *a,
+                            struct error *err)
 {
     co_group_wait(&io->in_flight);
     return 0;
@@ -216,36 +227,36 @@ static int co_aio_flush(struct io *io, const struct io_command *command, struct 
 const struct io_command io_aio_commands[] = {
     {"aio_discard", NULL, "Cq", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-Cq] off len",
      "asynchronously discards a number of bytes",
-     "\n Starts to discard and returns; 'aio_flush' waits. Errors are shown, but the command has "
-     "succeeded.\n"
+     "\n Starts to discard and returns; 'aio_flush' waits. Errors are printed, but the command "
+     "succeeds.\n"
      "\n -C, -- report statistics in machine-readable form\n"
      " -q, -- quiet: no statistics\n",
-     co_aio_discard},
+     co_run_aio_discard},
     {"aio_flush", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "completes all outstanding aio requests",
-     NULL, co_aio_flush},
+     NULL, co_run_aio_flush},
     {"aio_read", NULL, "CiP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Ciqrv] [-P pattern] off len [len..]",
      "asynchronously reads a number of bytes",
-     "\n Starts to read and returns; 'aio_flush' waits. Errors are shown, but the command has "
-     "succeeded.\n"
+     "\n Starts to read and returns; 'aio_flush' waits. Errors are printed, but the command "
+     "succeeds.\n"
      "\n -C, -- report statistics in machine-readable form\n"
      " -i, -- do nothing (an invalid request)\n"
      " -P, -- verify that all bytes are this one\n"
      " -q, -- quiet: no statistics\n"
-     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -r, -- accepted without effect\n"
      " -v, -- show the bytes\n",
-     co_aio_read},
+     co_run_aio_read},
     {"aio_write", NULL, "CfiP:qruz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
      "[-Cfiqruz] [-P pattern] off len [len..]", "asynchronously writes a number of bytes",
-     "\n Starts to write and returns; 'aio_flush' waits. Errors are shown, but the command has "
-     "succeeded.\n"
+     "\n Starts to write and returns; 'aio_flush' waits. Errors are printed, but the command "
+     "succeeds.\n"
      "\n -C, -- report statistics in machine-readable form\n"
-     " -f, -- stable when it ends (force unit access)\n"
+     " -f, -- on stable storage when it ends (force unit access)\n"
      " -i, -- do nothing (an invalid request)\n"
      " -P, -- the byte to write\n"
      " -q, -- quiet: no statistics\n"
-     " -r, -- accepted (registered buffers are chosen by the engine)\n"
-     " -u, -- with -z: space may be given back\n"
+     " -r, -- accepted without effect\n"
+     " -u, -- with -z: space may be freed\n"
      " -z, -- write zeroes without sending them\n",
-     co_aio_write},
+     co_run_aio_write},
     {0},
 };

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Commands about the image as a whole: open, close, reopen, flush, truncate, length, info, alloc, map. */
+/*
+ * Commands about the image as a whole: open, close, reopen, flush, truncate, length, info, alloc,
+ * map.
+ */
 #include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -9,149 +12,78 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/control.h"
-#include "cli/io/io.h"
-#include "filter/filter.h"
+#include "cli/io/command.h"
+#include "cli/io/util.h"
+#include "cli/json.h"
 
-/* --- opening -------------------------------------------------------------------------------------- */
+/* --- opening ---------------------------------------------------------------------------------- */
 
-void io_opening_clear(struct io_opening *o)
-{
-    free(o->name);
-    free(o->format);
-    free(o->cache);
-    free(o->discard);
-    free(o->options);
-    *o = (struct io_opening){0};
-}
-
-/* `name_it`: an error says what it was that could not be opened. */
-static int co_open_disk(struct io *io, bool name_it)
-{
-    const struct io_opening *o = &io->opening;
-    struct cli_image image = {
-        .name = o->name ?: o->options,
-        .format = o->format,
-        .cache = o->cache,
-        .discard = o->discard,
-        .extra_options = o->name ? o->options : NULL,
-        .image_opts = o->image_opts || !o->name,
-        .force_share = o->force_share,
-        .overlay = o->overlay,
-        .copy_on_read = o->copy_on_read,
-        .native_aio = o->native_aio,
-    };
-    ERROR_AUTO(err);
-    int rc = cli_co_open_disk_plainly(&image, o->read_only ? 0 : BLOCK_OPEN_RDWR, &io->disk, &err);
-
-    if (rc < 0) {
-        if (!name_it) {
-            /* as it is */
-        } else if (image.image_opts) {
-            error_prepend(&err, "can't open: ");
-        } else {
-            error_prepend(&err, "can't open device %s: ", image.name);
-        }
-        cli_report(&err);
-    }
-    return rc;
-}
-
-int io_co_open(struct io *io)
-{
-    return co_open_disk(io, true);
-}
-
-static bool is_of_flush(const struct error *err)
-{
-    static const char begin[] = "Could not flush ";
-
-    return strncmp(error_message(err), begin, sizeof(begin) - 1) == 0;
-}
-
-int io_co_close(struct io *io)
-{
-    ERROR_AUTO(err);
-    int rc;
-
-    /* What nobody will resume any more would never end. */
-    (void)fault_remove_break(io->disk.node, NULL);
-    co_group_wait(&io->in_flight);
-    rc = cli_co_finish_disk(&io->disk, &err);
-    /*
-     * As qemu-io, which says no more of the flush where a command has told what is wrong with the image; of what a format could not
-     * store it does. The exit status is 1 anyway.
-     */
-    if (rc < 0 && !(cli_is_compat() && io->failed && is_of_flush(&err))) {
-        cli_report(&err);
-    }
-    return rc;
-}
-
-static char *copy(const char *text)
+/* A copy that the caller frees; NULL if `text` is NULL. */
+static char *copy_text(const char *text)
 {
     return text ? strdup(text) : NULL;
 }
 
-static bool is_discard_mode(const char *mode)
-{
-    return strcmp(mode, "unmap") == 0 || strcmp(mode, "on") == 0 || strcmp(mode, "ignore") == 0 ||
-           strcmp(mode, "off") == 0;
-}
-
-/* The `driver` of an options text is the format when there is a filename, too. */
-static int split_driver(struct io_opening *o, const char *text)
+/*
+ * Take apart an options text that comes with a filename: its `driver` is the format of the image.
+ */
+static int split_driver(struct io_opening *o, const char *text, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = NULL;
     struct json_object *rest;
-    ERROR_AUTO(err);
-    int rc = options_parse(text, NULL, &opts, &err);
+    int r = options_parse(text, NULL, &opts, err);
 
-    if (rc == 0) {
-        rc = options_take_str(opts, "driver", &o->format, &err);
-    }
-    if (rc < 0) {
-        cli_report(&err);
-        return rc;
+    UNLESS_FAILED(r, options_take_str(opts, "driver", &o->format, err));
+    if (r < 0) {
+        return r;
     }
     rest = options_to_json(opts);
-    o->options = copy(json_object_to_json_string_ext(rest, JSON_C_TO_STRING_NOSLASHESCAPE));
+    o->options = copy_text(json_object_to_json_string_ext(rest, JSON_C_TO_STRING_NOSLASHESCAPE));
     json_object_put(rest);
     return 0;
 }
 
-static int co_open(struct io *io, const struct io_command *command, struct io_args *a)
+static int check_open_arguments(const struct io *io, const struct io_command *command,
+                                const struct io_args *a, struct error *err)
 {
-    struct io_opening o = {0};
-    const char *cache = a->set['n'] ? "none" : a->value['t'] ?: IO_CACHE_DEFAULT;
-    int rc = 0;
+    int r;
 
     if (io->disk.node) {
-        cli_fail("file open already, try 'help close'");
-        return -EBUSY;
+        return error_set(err, EBUSY, "file open already, try 'help close'");
     }
-    if (cli_check_cache_mode(cache, "cache") < 0 || cli_check_aio_mode(a->value['i']) < 0) {
-        return -EINVAL;
+    r = cli_check_cache_mode(a->set['n'] ? NULL : a->value['t'], "cache", err);
+    UNLESS_FAILED(r, cli_check_aio_mode(a->value['i'], err));
+    if (r < 0) {
+        return r;
     }
-    if (a->set['d'] && !is_discard_mode(a->value['d'])) {
-        cli_fail("Invalid discard option: %s", a->value['d']);
-        return -EINVAL;
+    if (!cli_is_discard_mode(a->value['d'])) {
+        return error_set(err, EINVAL, "Invalid discard option: %s", a->value['d']);
     }
     if (a->argc > 1 || (a->argc == 0 && !a->set['o'])) {
         return io_usage(command);
     }
-    if (a->argc == 1) {
-        o.name = copy(a->argv[0]);
-        if (a->set['o'] && strncmp(o.name ?: "", "json:", 5) == 0) {
-            /* What is given here stands in place of what the name says. */
-            o.options = copy(a->value['o']);
-        } else if (a->set['o']) {
-            rc = split_driver(&o, a->value['o']);
-        }
-    } else {
-        o.options = copy(a->value['o']);
+    return 0;
+}
+
+static int co_run_open(struct io *io, const struct io_command *command, struct io_args *a,
+                       struct error *err)
+{
+    struct io_opening o = {0};
+    const char *options = a->value['o'];
+    int r = check_open_arguments(io, command, a, err);
+
+    if (r < 0) {
+        return r;
     }
-    o.cache = copy(cache);
-    o.discard = copy(a->value['d']);
+    o.name = a->argc == 1 ? copy_text(a->argv[0]) : NULL;
+    if (o.name && options && strncmp(o.name, "json:", 5) != 0) {
+        r = split_driver(&o, options, err);
+    } else {
+        /* With json:, options replace what the name says. */
+        o.options = copy_text(options);
+    }
+    o.cache = copy_text(a->set['n'] ? "none" : a->value['t'] ?: IO_CACHE_DEFAULT);
+    o.discard = copy_text(a->value['d']);
     o.read_only = a->set['r'];
     o.force_share = a->set['U'];
     o.overlay = a->set['s'];
@@ -159,17 +91,18 @@ static int co_open(struct io *io, const struct io_command *command, struct io_ar
     o.native_aio = a->set['k'] || (a->set['i'] && strcmp(a->value['i'], "native") == 0);
     io_opening_clear(&io->opening);
     io->opening = o;
-    return rc < 0 ? rc : io_co_open(io);
+    return r < 0 ? r : io_co_open(io, err);
 }
 
-static int co_close(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_close(struct io *io, const struct io_command *command, struct io_args *a,
+                        struct error *err)
 {
-    return io_co_close(io);
+    return io_co_close(io, err);
 }
 
-/* --- reopening ------------------------------------------------------------------------------------ */
+/* --- reopening -------------------------------------------------------------------------------- */
 
-/* What no longer holds of the options of a qcow2 image when those of `changes` come. */
+/* Remove options of a qcow2 image that `changes` makes obsolete. */
 static void drop_outdated(struct json_object *options, struct json_object *changes)
 {
     struct json_object *check;
@@ -211,7 +144,7 @@ static struct block_node *child_of(const struct block_node *node, const char *na
                                                                      : NULL;
 }
 
-/* Whether a value is the one that a node has, where it can't get another one. */
+/* Whether an option of a node cannot change. */
 static bool is_fixed_option(const char *name)
 {
     return strcmp(name, "driver") == 0 || strcmp(name, "node-name") == 0 ||
@@ -219,22 +152,22 @@ static bool is_fixed_option(const char *name)
 }
 
 /*
- * What can't change by a reopen, and was given as it is, is taken out; -EINVAL (told) if it was given otherwise. So are children that
- * are left without any option.
+ * Remove given options that a reopen cannot change, and children that have no other options.
+ * -EINVAL if such an option differs from the one that the node has.
  */
-static int drop_fixed(const struct block_node *node, struct json_object *given)
+static int drop_fixed(const struct block_node *node, struct json_object *given, struct error *err)
 {
     struct json_object_iterator it = json_object_iter_begin(given);
     struct json_object_iterator end = json_object_iter_end(given);
 
     while (!json_object_iter_equal(&it, &end)) {
-        AUTO_FREE char *name = copy(json_object_iter_peek_name(&it));
+        AUTO_FREE char *name = copy_text(json_object_iter_peek_name(&it));
         struct json_object *value = json_object_iter_peek_value(&it);
         const struct block_node *child = name ? child_of(node, name) : NULL;
 
         json_object_iter_next(&it);
         if (!name) {
-            return -ENOMEM;
+            return error_out_of_memory(err);
         }
         if (is_fixed_option(name)) {
             const char *is = name[0] == 'd'   ? block_node_format(node)
@@ -243,15 +176,14 @@ static int drop_fixed(const struct block_node *node, struct json_object *given)
             const char *wanted = json_object_get_string(value);
 
             if (!wanted || !is || strcmp(wanted, is) != 0) {
-                cli_fail("Cannot change the option '%s'", name);
-                return -EINVAL;
+                return error_set(err, EINVAL, "Cannot change the option '%s'", name);
             }
             json_object_object_del(given, name);
         } else if (child && json_object_is_type(value, json_type_object)) {
-            int rc = drop_fixed(child, value);
+            int r = drop_fixed(child, value, err);
 
-            if (rc < 0) {
-                return rc;
+            if (r < 0) {
+                return r;
             }
             if (json_object_object_length(value) == 0) {
                 json_object_object_del(given, name);
@@ -261,153 +193,137 @@ static int drop_fixed(const struct block_node *node, struct json_object *given)
     return 0;
 }
 
-/* Options keep their values but for those of `changes`. */
-static int change_options(struct io_opening *o, const struct block_node *node, const char *changes)
+/* Change the options that `changes` names; the others keep their values. */
+static int change_options(struct io_opening *o, const struct block_node *node, const char *changes,
+                          struct error *err)
 {
     AUTO_OPTIONS struct options *old = NULL;
     AUTO_OPTIONS struct options *new = NULL;
     struct json_object *merged, *given;
-    ERROR_AUTO(err);
-    int rc = options_parse(o->options ?: "", NULL, &old, &err);
+    int r = options_parse(o->options ?: "", NULL, &old, err);
 
-    rc = rc < 0 ? rc : options_parse(changes, NULL, &new, &err);
-    if (rc < 0) {
-        cli_report(&err);
-        return rc;
+    UNLESS_FAILED(r, options_parse(changes, NULL, &new, err));
+    if (r < 0) {
+        return r;
     }
     merged = options_to_json(old);
     given = options_to_json(new);
-    rc = given ? drop_fixed(node, given) : -ENOMEM;
-    if (rc == 0 && merged) {
+    r = merged && given ? drop_fixed(node, given, err) : error_out_of_memory(err);
+    if (r == 0) {
         drop_outdated(merged, given);
         apply_changes(merged, given);
         free(o->options);
-        o->options = copy(json_object_to_json_string_ext(merged, JSON_C_TO_STRING_NOSLASHESCAPE));
+        o->options =
+            copy_text(json_object_to_json_string_ext(merged, JSON_C_TO_STRING_NOSLASHESCAPE));
+        r = o->options ? 0 : error_out_of_memory(err);
     }
     json_object_put(merged);
     json_object_put(given);
-    if (rc < 0) {
-        return rc;
-    }
-    return o->options ? 0 : -ENOMEM;
+    return r;
 }
 
-/* What reopen changes in `o`. */
+/* Change in `o` what the arguments of reopen say. */
 static int change_opening(struct io_opening *o, const struct block_node *node,
-                          const struct io_args *a)
+                          const struct io_args *a, struct error *err)
 {
+    int r;
+
     if (a->set['r'] && a->set['w']) {
-        cli_fail("Only one -r/-c/-w option may be given");
-        return -EINVAL;
+        return error_set(err, EINVAL, "Only one -r/-c/-w option may be given");
     }
     if (a->set['o'] && (a->set['r'] || a->set['w']) && strstr(a->value['o'], "read-only")) {
-        cli_fail("Cannot set both -r/-w and 'read-only'");
-        return -EINVAL;
+        return error_set(err, EINVAL, "Cannot set both -r/-w and 'read-only'");
     }
     if (a->set['o'] && a->set['c'] && strstr(a->value['o'], "cache.")) {
-        cli_fail("Cannot set both -c and the cache options");
-        return -EINVAL;
+        return error_set(err, EINVAL, "Cannot set both -c and the cache options");
     }
-    if (cli_check_cache_mode(a->value['c'], "cache") < 0) {
-        return -EINVAL;
+    r = cli_check_cache_mode(a->value['c'], "cache", err);
+    if (r < 0) {
+        return r;
     }
     if (a->set['c']) {
         free(o->cache);
-        o->cache = copy(a->value['c']);
+        o->cache = copy_text(a->value['c']);
     }
-    if (a->set['o'] && change_options(o, node, a->value['o']) < 0) {
-        return -EINVAL;
+    r = a->set['o'] ? change_options(o, node, a->value['o'], err) : 0;
+    if (r == 0) {
+        o->read_only = a->set['r'] || (o->read_only && !a->set['w']);
     }
-    o->read_only = a->set['r'] || (o->read_only && !a->set['w']);
-    return 0;
+    return r;
 }
 
-static int co_reopen(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_reopen(struct io *io, const struct io_command *command, struct io_args *a,
+                         struct error *err)
 {
     struct io_opening before = {
-        .name = copy(io->opening.name),
-        .format = copy(block_driver_name(block_node_driver(io->disk.node))),
-        .cache = copy(io->opening.cache),
-        .discard = copy(io->opening.discard),
-        .options = copy(io->opening.options),
+        .name = copy_text(io->opening.name),
+        .format = copy_text(block_driver_name(block_node_driver(io->disk.node))),
+        .cache = copy_text(io->opening.cache),
+        .discard = copy_text(io->opening.discard),
+        .options = copy_text(io->opening.options),
         .image_opts = io->opening.image_opts,
         .read_only = io->opening.read_only,
         .force_share = io->opening.force_share,
         .overlay = io->opening.overlay,
         .copy_on_read = io->opening.copy_on_read,
     };
-    int rc;
+    int r;
 
     if (a->argc > 0) {
         io_opening_clear(&before);
         return io_usage(command);
     }
-    rc = change_opening(&io->opening, io->disk.node, a);
-    if (rc == 0) {
-        rc = io_co_close(io);
-    }
-    if (rc == 0) {
-        rc = co_open_disk(io, false);
-        if (rc < 0) {
-            /* As it was. */
+    r = change_opening(&io->opening, io->disk.node, a, err);
+    UNLESS_FAILED(r, io_co_close(io, err));
+    if (r == 0) {
+        r = io_co_open_again(io, err);
+        if (r < 0) {
+            /* Open the image as it was. The first error is the one that is reported. */
             io_opening_clear(&io->opening);
             io->opening = before;
-            io_co_open(io);
-            return rc;
+            io_co_open(io, NULL);
+            return r;
         }
     }
     io_opening_clear(&before);
-    return rc;
+    return r;
 }
 
-/* --- about the image ---------------------------------------------------------------------------------- */
+/* --- about the image -------------------------------------------------------------------------- */
 
-static int co_flush(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_flush(struct io *io, const struct io_command *command, struct io_args *a,
+                        struct error *err)
 {
     return block_co_flush(io->disk.edge);
 }
 
-static int co_truncate(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_truncate(struct io *io, const struct io_command *command, struct io_args *a,
+                           struct error *err)
 {
-    static const char *const modes[] = {"off", "metadata", "falloc", "full"};
     enum block_prealloc prealloc = BLOCK_PREALLOC_OFF;
     unsigned writer = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
     unsigned shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
     uint64_t size;
-    ERROR_AUTO(err);
-    int rc;
+    int r = a->set['m'] ? cli_parse_prealloc(a->value['m'], &prealloc, err) : 0;
 
-    if (a->set['m']) {
-        size_t i = 0;
-
-        while (i < ARRAY_SIZE(modes) && strcmp(modes[i], a->value['m']) != 0) {
-            i++;
-        }
-        if (i == ARRAY_SIZE(modes)) {
-            cli_fail("Invalid preallocation mode '%s'", a->value['m']);
-            return -EINVAL;
-        }
-        prealloc = (enum block_prealloc)i;
+    if (r < 0) {
+        return r;
     }
     if (a->argc != 1) {
         return io_usage(command);
     }
-    rc = io_parse_size(a->argv[0], &size);
-    if (rc < 0) {
-        return rc;
-    }
-    rc = block_co_root_set_perm(io->disk.root, writer | BLOCK_PERM_RESIZE, shared, &err);
-    if (rc == 0) {
-        rc = block_co_truncate(io->disk.edge, size, prealloc, &err);
+    r = io_parse_size(a->argv[0], &size);
+    UNLESS_FAILED(r,
+                  block_co_root_set_perm(io->disk.root, writer | BLOCK_PERM_RESIZE, shared, err));
+    if (r == 0) {
+        r = block_co_truncate(io->disk.edge, size, prealloc, err);
         block_co_root_set_perm(io->disk.root, writer, shared, NULL);
     }
-    if (rc < 0) {
-        cli_report(&err);
-    }
-    return rc;
+    return r;
 }
 
-static int co_length(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_length(struct io *io, const struct io_command *command, struct io_args *a,
+                         struct error *err)
 {
     char text[32];
 
@@ -415,7 +331,9 @@ static int co_length(struct io *io, const struct io_command *command, struct io_
     return 0;
 }
 
-/* Where qcow2 keeps the state of a machine: behind the last L2 table's area of the disk. */
+/*
+ * The offset of the machine state, which qcow2 stores after the area of the disk's last L2 table.
+ */
 static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_size)
 {
     uint64_t per_table = (uint64_t)cluster_size * (cluster_size / 8);
@@ -426,23 +344,25 @@ static uint64_t vm_state_offset(const struct block_node *node, uint32_t cluster_
     return div_round_up(block_node_size(node), per_table) * per_table;
 }
 
-/* Whether it is a format with clusters, or lies in a file: of others nothing is known. */
-static bool co_has_info(struct block_node *node, struct block_info *ret_info)
+/* Whether more is known about the node: it is a format with clusters, or stored in a file. */
+static bool co_has_info(struct block_node *node)
 {
+    struct block_info info;
     const char *format;
 
-    while (block_co_get_info(node, ret_info) == -ENOTSUP && block_node_child(node, "file")) {
+    while (block_co_get_info(node, &info) == -ENOTSUP && block_node_child(node, "file")) {
         node = block_node_child(node, "file");
     }
     format = block_node_format(node);
-    return block_co_get_info(node, ret_info) == 0 || strcmp(format, "file") == 0 ||
+    return block_co_get_info(node, &info) == 0 || strcmp(format, "file") == 0 ||
            strcmp(format, "host_device") == 0;
 }
 
-static int co_info(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_info(struct io *io, const struct io_command *command, struct io_args *a,
+                       struct error *err)
 {
     struct block_node *node = io->disk.node;
-    struct block_info info, below;
+    struct block_info info;
     struct json_object *specific, *data;
     char cluster[32], state[32];
 
@@ -451,7 +371,7 @@ static int co_info(struct io *io, const struct io_command *command, struct io_ar
     if (block_node_traits(node) & BLOCK_DRIVER_PROTOCOL) {
         printf("format name: %s\n", block_node_format(node)); /* as qemu-io, of its protocol name */
     }
-    if (!co_has_info(node, &below)) {
+    if (!co_has_info(node)) {
         return 0;
     }
     printf("cluster size: %s\nvm state offset: %s\n",
@@ -467,9 +387,9 @@ static int co_info(struct io *io, const struct io_command *command, struct io_ar
     return 0;
 }
 
-/* --- allocation of the top layer ---------------------------------------------------------------------- */
+/* --- allocation of the top layer -------------------------------------------------------------- */
 
-/* Asks whoever has the data, too: a server that can't say what lies there is an error, not "allocated". */
+/* Also asks a server that has the data: if it cannot answer, that is an error, not "allocated". */
 static int co_is_allocated(struct io *io, uint64_t offset, uint64_t length, bool *ret_allocated,
                            uint64_t *ret_length)
 {
@@ -483,7 +403,8 @@ static int co_is_allocated(struct io *io, uint64_t offset, uint64_t length, bool
     return r;
 }
 
-static int co_alloc(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_alloc(struct io *io, const struct io_command *command, struct io_args *a,
+                        struct error *err)
 {
     uint64_t offset, length = 512, sum = 0;
     uint64_t size = cli_disk_size(&io->disk);
@@ -497,11 +418,11 @@ static int co_alloc(struct io *io, const struct io_command *command, struct io_a
     for (uint64_t at = offset, left = length; left > 0;) {
         bool allocated = false;
         uint64_t n = 0;
-        int rc = co_is_allocated(io, at, left, &allocated, &n);
+        int r = co_is_allocated(io, at, left, &allocated, &n);
 
-        if (rc < 0) {
-            printf("is_allocated failed: %s\n", strerror(-rc));
-            return rc;
+        if (r < 0) {
+            printf("is_allocated failed: %s\n", strerror(-r));
+            return r;
         }
         if (n == 0) {
             break;
@@ -525,7 +446,8 @@ static void print_area(uint64_t offset, uint64_t length, bool allocated)
            io_size_text((double)offset, offset_text, sizeof(offset_text)), offset);
 }
 
-static int co_map(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_map(struct io *io, const struct io_command *command, struct io_args *a,
+                      struct error *err)
 {
     uint64_t size = cli_disk_size(&io->disk);
     uint64_t begin = 0;
@@ -538,11 +460,10 @@ static int co_map(struct io *io, const struct io_command *command, struct io_arg
     for (uint64_t at = 0; at < size;) {
         bool allocated = false;
         uint64_t n = 0;
-        int rc = co_is_allocated(io, at, size - at, &allocated, &n);
+        int r = co_is_allocated(io, at, size - at, &allocated, &n);
 
-        if (rc < 0 || n == 0) {
-            cli_fail("Failed to get allocation status: %s", strerror(rc < 0 ? -rc : EIO));
-            return rc < 0 ? rc : -EIO;
+        if (r < 0 || n == 0) {
+            return error_set_errno(err, r < 0 ? -r : EIO, "Failed to get allocation status");
         }
         if (at > begin && allocated != current) {
             print_area(begin, at - begin, current);
@@ -557,29 +478,30 @@ static int co_map(struct io *io, const struct io_command *command, struct io_arg
 
 const struct io_command io_image_commands[] = {
     {"alloc", "a", NULL, 1, 2, IO_NEEDS_IMAGE, "offset [count]",
-     "checks if offset is allocated in the file", NULL, co_alloc},
-    {"close", "c", NULL, 0, 0, IO_NEEDS_IMAGE, "", "close the current open file", NULL, co_close},
+     "checks if offset is allocated in the file", NULL, co_run_alloc},
+    {"close", "c", NULL, 0, 0, IO_NEEDS_IMAGE, "", "close the current open file", NULL,
+     co_run_close},
     {"flush", "f", NULL, 0, 0, IO_NEEDS_IMAGE, "", "flush all in-core file state to disk", NULL,
-     co_flush},
+     co_run_flush},
     {"info", "i", NULL, 0, 0, IO_NEEDS_IMAGE, "", "prints information about the current file", NULL,
-     co_info},
+     co_run_info},
     {"length", "l", NULL, 0, 0, IO_NEEDS_IMAGE, "", "gets the length of the current file", NULL,
-     co_length},
+     co_run_length},
     {"map", NULL, NULL, 0, 0, IO_NEEDS_IMAGE, "", "prints the allocated areas of a file", NULL,
-     co_map},
+     co_run_map},
     {"open", "o", "Cd:i:kno:rst:U", 1, -1, 0,
      "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]", "open the file specified by path",
      "\n Example:\n 'open -n -o driver=raw /tmp/data' - opens a raw image, uncached\n"
      "\n -C, -- copy from backing files what is read\n"
      " -d, -- discard mode: unmap or ignore\n"
-     " -i, -k, -- accepted and ignored\n"
+     " -i, -k, -- accepted without effect\n"
      " -n, -- as -t none\n"
      " -o, -- options of the node; driver=... is the format\n"
      " -r, -- read-only\n"
      " -s, -- write to a temporary overlay\n"
      " -t, -- cache mode\n"
      " -U, -- share with other users (with -r)\n",
-     co_open},
+     co_run_open},
     {"reopen", NULL, "c:o:rw", 0, -1, IO_NEEDS_IMAGE, "[(-r|-w)] [-c cache] [-o options]",
      "reopens an image with new options",
      "\n Example:\n 'reopen -o lazy-refcounts=on'\n"
@@ -587,8 +509,8 @@ const struct io_command io_image_commands[] = {
      " -o, -- options of the node\n"
      " -r, -- read-only\n"
      " -w, -- writable\n",
-     co_reopen},
+     co_run_reopen},
     {"truncate", "t", "m:", 1, 3, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-m prealloc_mode] off",
-     "truncates the current file at the given offset", NULL, co_truncate},
+     "truncates the current file at the given offset", NULL, co_run_truncate},
     {0},
 };

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* `tidemark io`: the command line, the prompt, and running one line. */
-#include "cli/io/io.h"
-
+/* The face `tidemark io`: the command line, the prompt, and running one line. */
 #include <errno.h>
 #include <getopt.h>
 #include <stdio.h>
@@ -11,62 +9,24 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli/args.h"
-#include "cli/img/img.h"
+#include "cli/cli.h"
+#include "cli/io/command.h"
+#include "cli/io/util.h"
 #include "cli/observe.h"
 #include "loop/loop.h"
 
 #define WORDS_MAX 1100 /* a readv of 1,024 parts, and its options */
-
-static const struct io_command *const tables[] = {
-    io_rw_commands, io_aio_commands, io_break_commands, io_image_commands, io_misc_commands,
-};
 
 static const struct cli_usage usage = {
     .synopsis = "[FILENAME]",
     .about = "Reads and writes one image by commands, from -c options or from standard input. The "
              "exit status is 1\n"
              "if a command failed. '-c help' lists the commands.",
-    .examples = "  -f raw -c 'write -P 7 0 64k' -c 'read -P 7 0 64k' disk.raw\n"
-                "  -r -f qcow2 -c map disk.qcow2",
+    .examples = "@-f raw -c 'write -P 7 0 64k' -c 'read -P 7 0 64k' disk.raw\n"
+                "@-r -f qcow2 -c map disk.qcow2",
 };
 
-const struct io_command *io_find_command(const char *name)
-{
-    for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
-        for (const struct io_command *c = tables[t]; c->name; c++) {
-            if (strcmp(c->name, name) == 0 || (c->alias && strcmp(c->alias, name) == 0)) {
-                return c;
-            }
-        }
-    }
-    return NULL;
-}
-
-void io_for_each_command(void (*fn)(const struct io_command *command))
-{
-    const struct io_command *next[ARRAY_SIZE(tables)];
-
-    /* The tables are in order; take the least of their heads, until all are at their ends. */
-    for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
-        next[t] = tables[t];
-    }
-    for (;;) {
-        size_t least = ARRAY_SIZE(tables);
-
-        for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
-            if (next[t]->name &&
-                (least == ARRAY_SIZE(tables) || strcmp(next[t]->name, next[least]->name) < 0)) {
-                least = t;
-            }
-        }
-        if (least == ARRAY_SIZE(tables)) {
-            return;
-        }
-        fn(next[least]++);
-    }
-}
-
-/* --- one line ---------------------------------------------------------------------------------------- */
+/* --- one line --------------------------------------------------------------------------------- */
 
 static bool check_argument_count(const struct io_command *c, int given)
 {
@@ -85,22 +45,22 @@ static bool check_argument_count(const struct io_command *c, int given)
     return false;
 }
 
-static bool check_image(struct io *io, const struct io_command *c)
+static int check_needs(struct io *io, const struct io_command *c, struct error *err)
 {
     if ((c->needs & IO_NEEDS_IMAGE) && !io->disk.node) {
         fflush(stdout);
         fprintf(stderr, "no file open, try 'help open'\n");
-        return false;
+        return -EINVAL;
     }
     if ((c->needs & IO_NEEDS_WRITE) && block_node_is_read_only(io->disk.node)) {
-        cli_fail("Block node is read-only");
-        return false;
+        return error_set(err, EINVAL, "Block node is read-only");
     }
-    return true;
+    return 0;
 }
 
-/* Take the options out of argv; what is no option is moved to its end. */
-static int parse_options(const struct io_command *c, int argc, char **argv, struct io_args *ret)
+/* Take the options out of argv; other arguments are moved to its end. */
+static int parse_command_options(const struct io_command *c, int argc, char **argv,
+                                 struct io_args *ret)
 {
     int letter;
 
@@ -119,25 +79,27 @@ static int parse_options(const struct io_command *c, int argc, char **argv, stru
     return 0;
 }
 
-static int co_run_words(struct io *io, int argc, char **argv)
+static int co_run_words(struct io *io, int argc, char **argv, struct error *err)
 {
     const struct io_command *c = io_find_command(argv[0]);
     struct io_args args = {.argc = 0};
-    int rc;
+    int r;
 
     if (!c) {
         fflush(stdout);
         fprintf(stderr, "command \"%s\" not found\n", argv[0]);
         return -EINVAL;
     }
-    if (!check_argument_count(c, argc - 1) || !check_image(io, c)) {
+    if (!check_argument_count(c, argc - 1)) {
         return -EINVAL;
     }
-    rc = parse_options(c, argc, argv, &args);
-    return rc < 0 ? rc : c->co_run(io, c, &args);
+    r = check_needs(io, c, err);
+    UNLESS_FAILED(r, parse_command_options(c, argc, argv, &args));
+    return r < 0 ? r : c->co_run(io, c, &args, err);
 }
 
-void io_co_run_line(struct io *io, const char *line)
+/* Split a line into words and run it. An empty line does nothing. */
+static int co_run_text(struct io *io, const char *line, struct error *err)
 {
     AUTO_FREE char *text = strdup(line);
     AUTO_FREE char **words = calloc(WORDS_MAX + 1, sizeof(*words));
@@ -146,26 +108,33 @@ void io_co_run_line(struct io *io, const char *line)
     int n = 0;
 
     if (!text || !words) {
-        io->failed = true;
-        cli_fail("Out of memory");
-        return;
+        return error_out_of_memory(err);
     }
     while ((word = strsep(&cursor, " \t\n")) != NULL) {
         if (*word && n == WORDS_MAX) {
-            io->failed = true;
-            cli_fail("a command has at most %d arguments", WORDS_MAX);
-            return;
+            return error_set(err, E2BIG, "a command has at most %d arguments", WORDS_MAX);
         }
         if (*word) {
             words[n++] = word;
         }
     }
-    if (n > 0 && co_run_words(io, n, words) < 0) {
+    return n > 0 ? co_run_words(io, n, words, err) : 0;
+}
+
+/* Run one line and print its error: the edge of a command. */
+static void co_run_line(struct io *io, const char *line)
+{
+    ERROR_AUTO(err);
+
+    if (co_run_text(io, line, &err) < 0) {
         io->failed = true;
+        if (error_is_set(&err)) {
+            cli_report(&err);
+        }
     }
 }
 
-/* --- the prompt ----------------------------------------------------------------------------------------- */
+/* --- the prompt ------------------------------------------------------------------------------- */
 
 struct input_line {
     char *text;
@@ -188,85 +157,101 @@ static void co_run_input(struct io *io)
     while (!io->quit) {
         fputs(cli_is_compat() ? "qemu-io> " : "io> ", stdout);
         fflush(stdout);
-        /* On a thread of its own, so that aio requests go on meanwhile. */
+        /* In a thread of its own, so that aio requests go on meanwhile. */
         loop_co_offload(read_line, &line);
         if (line.ended) {
             break;
         }
-        io_co_run_line(io, line.text);
+        co_run_line(io, line.text);
     }
     free(line.text);
 }
 
-/* --- the command line ------------------------------------------------------------------------------------ */
+/* --- the command line ------------------------------------------------------------------------- */
 
-struct command_line {
+struct io_command_line {
     struct cli_items commands, objects;
-    const char *format, *cache, *discard, *aio;
     struct cli_observe observe;
+    const char *format, *cache, *discard, *aio;
     bool image_opts, read_only, snapshot, no_cache, copy_on_read, misalign, native_aio;
     bool force_share, version;
 };
 
-static int check_command_line(const struct command_line *l)
+static void io_command_line_clear(struct io_command_line *l)
 {
-    if (cli_check_cache_mode(l->cache, "cache") < 0 || cli_check_aio_mode(l->aio) < 0 ||
-        cli_add_objects(&l->objects)) {
-        return 1;
+    cli_items_clear(&l->commands);
+    cli_items_clear(&l->objects);
+    cli_observe_clear(&l->observe);
+}
+
+static int check_command_line(const struct io_command_line *l, struct error *err)
+{
+    int r = cli_check_cache_mode(l->cache, "cache", err);
+
+    UNLESS_FAILED(r, cli_check_aio_mode(l->aio, err));
+    UNLESS_FAILED(r, cli_add_objects(&l->objects, err));
+    if (r < 0) {
+        return r;
     }
-    if (l->discard && strcmp(l->discard, "unmap") != 0 && strcmp(l->discard, "on") != 0 &&
-        strcmp(l->discard, "ignore") != 0 && strcmp(l->discard, "off") != 0) {
-        return cli_fail("Invalid discard option: %s", l->discard);
+    if (!cli_is_discard_mode(l->discard)) {
+        return error_set(err, EINVAL, "Invalid discard option: %s", l->discard);
     }
     if (l->format && l->image_opts) {
-        return cli_fail("--image-opts and -f are mutually exclusive");
+        return error_set(err, EINVAL, "--image-opts and -f are mutually exclusive");
     }
     return 0;
 }
 
-static int co_run_all(struct command_line *l, const char *filename)
+static struct io_opening opening_of(const struct io_command_line *l, const char *filename)
+{
+    return (struct io_opening){
+        .name = strdup(filename),
+        .format = l->format ? strdup(l->format) : NULL,
+        .cache = strdup(l->no_cache ? "none" : l->cache ?: IO_CACHE_DEFAULT),
+        .discard = l->discard ? strdup(l->discard) : NULL,
+        .image_opts = l->image_opts,
+        .read_only = l->read_only,
+        .force_share = l->force_share,
+        .overlay = l->snapshot,
+        .copy_on_read = l->copy_on_read,
+        .native_aio = l->native_aio || (l->aio && strcmp(l->aio, "native") == 0),
+    };
+}
+
+/* Run the commands of -c, or of standard input. Returns the exit status. */
+static int co_run_all(const struct io_command_line *l, const char *filename, struct error *err)
 {
     struct io io = {.misalign = l->misalign};
+    int r = 0;
 
     co_group_init(&io.in_flight);
     if (filename) {
-        io.opening = (struct io_opening){
-            .name = strdup(filename),
-            .format = l->format ? strdup(l->format) : NULL,
-            .cache = l->no_cache ? strdup("none") : strdup(l->cache ?: IO_CACHE_DEFAULT),
-            .discard = l->discard ? strdup(l->discard) : NULL,
-            .image_opts = l->image_opts,
-            .read_only = l->read_only,
-            .force_share = l->force_share,
-            .overlay = l->snapshot,
-            .copy_on_read = l->copy_on_read,
-            .native_aio = l->native_aio || (l->aio && strcmp(l->aio, "native") == 0),
-        };
-        if (io_co_open(&io) < 0) {
-            io_opening_clear(&io.opening);
-            return 1;
+        io.opening = opening_of(l, filename);
+        r = io_co_open(&io, err);
+    }
+    if (r == 0) {
+        for (size_t i = 0; i < l->commands.count && !io.quit; i++) {
+            co_run_line(&io, l->commands.item[i].value);
+        }
+        if (l->commands.count == 0) {
+            co_run_input(&io);
         }
     }
-    for (size_t i = 0; i < l->commands.count && !io.quit; i++) {
-        io_co_run_line(&io, l->commands.item[i].value);
-    }
-    if (l->commands.count == 0) {
-        co_run_input(&io);
-    }
-    if (io.disk.node && io_co_close(&io) < 0) {
-        io.failed = true;
+    if (io.disk.node) {
+        r = io_co_close(&io, err);
     }
     io_opening_clear(&io.opening);
     co_group_destroy(&io.in_flight);
-    return io.failed ? 1 : 0;
+    return r < 0 || io.failed ? 1 : 0;
 }
 
-static int co_io_main(int argc, char **argv)
+static int co_io_main(int argc, char **argv, struct error *err)
 {
-    struct command_line l = {0};
-    int status;
+    __attribute__((cleanup(io_command_line_clear))) struct io_command_line l = {0};
+    int first, status, r;
     const struct cli_arg args[] = {
-        {"cmd", 'c', CLI_REPEAT, &l.commands, "COMMAND", "run this; may be given several times"},
+        {"cmd", 'c', CLI_REPEAT, &l.commands, "COMMAND",
+         "run a command; may be given several times"},
         {"format", 'f', CLI_VALUE, &l.format, "FMT", "format of the image"},
         {"read-only", 'r', CLI_FLAG, &l.read_only, NULL, "open read-only"},
         {"snapshot", 's', CLI_FLAG, &l.snapshot, NULL, "write to a temporary overlay"},
@@ -276,33 +261,34 @@ static int co_io_main(int argc, char **argv)
         {"misalign", 'm', CLI_FLAG, &l.misalign, NULL, "use unaligned buffers"},
         {"native-aio", 'k', CLI_FLAG, &l.native_aio, NULL, "as -i native"},
         {"aio", 'i', CLI_VALUE, &l.aio, "MODE",
-         "threads, native or io_uring: checked, and done as by default"},
+         "threads, native or io_uring: checked, without effect"},
         {"cache", 't', CLI_VALUE, &l.cache, "CACHE",
          "none, writeback, writethrough (default), directsync or unsafe"},
         {"discard", 'd', CLI_VALUE, &l.discard, "MODE", "unmap (default) or ignore"},
         CLI_OBSERVE_ARGS(l.observe),
-        IMG_ARG_SHARE(l.force_share),
-        IMG_ARG_IMAGE_OPTS(l.image_opts),
-        IMG_ARG_OBJECT(l.objects),
-        {"version", 'V', CLI_FLAG, &l.version, NULL, "show the version"},
-        IMG_ARG_END,
+        CLI_ARG_FORCE_SHARE(l.force_share),
+        CLI_ARG_IMAGE_OPTS(l.image_opts),
+        CLI_ARG_OBJECT(l.objects),
+        {"version", 'V', CLI_FLAG, &l.version, NULL, "print the version"},
+        CLI_ARG_END,
     };
-    int first = cli_args_parse(args, &usage, argc, argv);
 
+    first = cli_args_parse(args, &usage, argc, argv);
     if (first < 0) {
-        status = first == CLI_ARGS_HELP ? 0 : 1;
-    } else if (l.version) {
-        cli_print_version();
-        status = 0;
-    } else if (first < argc - 1) {
-        status = cli_usage_fail(&usage, "Expecting one image file name");
-    } else if (cli_observe(&l.observe, &status)) {
-        status = check_command_line(&l) || co_run_all(&l, first < argc ? argv[first] : NULL);
+        return first;
     }
-    cli_items_clear(&l.commands);
-    cli_items_clear(&l.objects);
-    cli_observe_clear(&l.observe);
-    return status;
+    if (l.version) {
+        cli_print_version();
+        return 0;
+    }
+    if (first < argc - 1) {
+        return cli_usage_error(err, &usage, "Expecting one image file name");
+    }
+    if (!cli_observe(&l.observe, &status)) {
+        return status;
+    }
+    r = check_command_line(&l, err);
+    return r < 0 ? r : co_run_all(&l, first < argc ? argv[first] : NULL, err);
 }
 
 int cli_io_main(int argc, char **argv)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* read, write, readv, writev, discard. */
+/* Requests that the command waits for: read, write, readv, writev, discard. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -11,18 +11,21 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/control.h"
-#include "cli/io/io.h"
+#include "cli/cli.h"
+#include "cli/io/command.h"
+#include "cli/io/util.h"
 #include "loop/loop.h"
 
 #define VECTORS_MAX 1024
 
-static int failed(const char *what, int rc)
+/* Print a failure as output of the command. */
+static int request_failed(const char *what, int r)
 {
-    printf("%s failed: %s\n", what, strerror(-rc));
-    return rc;
+    printf("%s failed: %s\n", what, strerror(-r));
+    return r;
 }
 
-/* Options that only make sense for whole sectors. */
+/* Check a range for options that need whole sectors. */
 static int check_sectors(uint64_t offset, uint64_t length)
 {
     if (offset % 512) {
@@ -36,7 +39,7 @@ static int check_sectors(uint64_t offset, uint64_t length)
     return 0;
 }
 
-/* --- read -------------------------------------------------------------------------------------------- */
+/* --- read ------------------------------------------------------------------------------------- */
 
 struct read_request {
     uint64_t offset, length;
@@ -46,96 +49,93 @@ struct read_request {
 };
 
 static int parse_read(const struct io_command *command, const struct io_args *a,
-                      struct read_request *r)
+                      struct read_request *q)
 {
-    int rc;
-
-    r->verify = a->set['P'];
-    if ((r->verify && io_parse_pattern(a->value['P'], &r->pattern) < 0) ||
-        (a->set['l'] && io_parse_length(a->value['l'], IO_LENGTH_MAX, &r->verify_length) < 0) ||
-        (a->set['s'] && io_parse_length(a->value['s'], IO_LENGTH_MAX, &r->verify_from) < 0)) {
+    q->verify = a->set['P'];
+    if ((q->verify && io_parse_pattern(a->value['P'], &q->pattern) < 0) ||
+        (a->set['l'] && io_parse_length(a->value['l'], IO_LENGTH_MAX, &q->verify_length) < 0) ||
+        (a->set['s'] && io_parse_length(a->value['s'], IO_LENGTH_MAX, &q->verify_from) < 0)) {
         return -EINVAL;
     }
-    if (a->argc != 2 || (!r->verify && (a->set['s'] || a->set['l']))) {
+    if (a->argc != 2 || (!q->verify && (a->set['s'] || a->set['l']))) {
         return io_usage(command);
     }
-    if (io_parse_size(a->argv[0], &r->offset) < 0 ||
-        io_parse_length(a->argv[1], IO_LENGTH_MAX, &r->length) < 0) {
+    if (io_parse_size(a->argv[0], &q->offset) < 0 ||
+        io_parse_length(a->argv[1], IO_LENGTH_MAX, &q->length) < 0) {
         return -EINVAL;
     }
     if (!a->set['l']) {
-        r->verify_length = r->length > r->verify_from ? r->length - r->verify_from : 0;
+        q->verify_length = q->length > q->verify_from ? q->length - q->verify_from : 0;
     }
-    if (r->verify &&
-        (r->verify_from > r->length || r->verify_length > r->length - r->verify_from)) {
+    if (q->verify &&
+        (q->verify_from > q->length || q->verify_length > q->length - q->verify_from)) {
         printf("pattern verification range exceeds end of read data\n");
         return -EINVAL;
     }
-    rc = a->set['b'] ? check_sectors(r->offset, r->length) : 0;
-    return rc;
+    return a->set['b'] ? check_sectors(q->offset, q->length) : 0;
 }
 
-static int co_read(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_read(struct io *io, const struct io_command *command, struct io_args *a,
+                       struct error *err)
 {
-    struct read_request r = {0};
+    struct read_request q = {0};
     struct iovec vec;
     int64_t began;
     uint8_t *buffer;
     int result = 0;
-    int rc = parse_read(command, a, &r);
+    int r = parse_read(command, a, &q);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
-    buffer = io_alloc(io, r.length, 0xab);
+    buffer = io_alloc(io, q.length, IO_READ_FILL, err);
     if (!buffer) {
         return -ENOMEM;
     }
     began = loop_now_ns();
     if (a->set['b']) {
-        rc = block_co_preadv_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
+        r = block_co_preadv_vmstate(io->disk.edge, q.offset, iov_from_buf(&vec, buffer, q.length));
     } else {
-        rc = block_co_pread(io->disk.edge, r.offset, buffer, r.length);
+        r = block_co_pread(io->disk.edge, q.offset, buffer, q.length);
     }
-    if (rc < 0) {
+    if (r < 0) {
         io_free(io, buffer);
-        return failed("read", rc);
+        return request_failed("read", r);
     }
-    if (r.verify &&
-        !io_verify(buffer + r.verify_from, r.pattern, r.offset + r.verify_from, r.verify_length)) {
+    if (q.verify &&
+        !io_verify(buffer + q.verify_from, q.pattern, q.offset + q.verify_from, q.verify_length)) {
         result = -EINVAL;
     }
     if (!a->set['q']) {
         if (a->set['v']) {
-            io_dump(buffer, r.offset, r.length);
+            io_dump(buffer, q.offset, q.length);
         }
-        io_report("read", began, r.offset, r.length, r.length, a->set['C']);
+        io_report("read", began, q.offset, q.length, q.length, a->set['C']);
     }
     io_free(io, buffer);
     return result;
 }
 
-/* --- write ------------------------------------------------------------------------------------------ */
+/* --- write ------------------------------------------------------------------------------------ */
 
 /* Fill the buffer with the contents of a file, repeated. */
-static int fill_from_file(const char *path, uint8_t *buffer, size_t size)
+static int fill_from_file(const char *path, uint8_t *buffer, size_t size, struct error *err)
 {
     AUTO_CLOSE int fd = open(path, O_RDONLY | O_CLOEXEC);
     size_t got = 0;
 
     if (fd < 0) {
-        int rc = -errno;
+        int r = -errno;
 
         fflush(stdout);
-        fprintf(stderr, "%s: %s\n", path, strerror(-rc));
-        return rc;
+        fprintf(stderr, "%s: %s\n", path, strerror(-r));
+        return r;
     }
     while (got < size) {
         ssize_t n = read(fd, buffer + got, size - got);
 
         if (n < 0) {
-            cli_fail("Could not read '%s': %s", path, strerror(errno));
-            return -EIO;
+            return error_set_errno(err, errno, "Could not read '%s'", path);
         }
         if (n == 0) {
             break;
@@ -182,35 +182,35 @@ static int check_write_options(const struct io_args *a)
 }
 
 static int parse_write(struct io *io, const struct io_command *command, const struct io_args *a,
-                       struct write_request *r)
+                       struct write_request *q)
 {
     uint64_t max = a->set['n'] ? INT64_MAX : IO_LENGTH_MAX;
-    int rc;
+    int r;
 
-    r->pattern = 0xcd;
+    q->pattern = IO_WRITE_FILL;
     if (a->argc != 2) {
         return io_usage(command);
     }
-    if ((a->set['P'] && io_parse_pattern(a->value['P'], &r->pattern) < 0) ||
-        check_write_options(a) < 0 || io_parse_size(a->argv[0], &r->offset) < 0) {
+    if ((a->set['P'] && io_parse_pattern(a->value['P'], &q->pattern) < 0) ||
+        check_write_options(a) < 0 || io_parse_size(a->argv[0], &q->offset) < 0) {
         return -EINVAL;
     }
-    rc = io_parse_size(a->argv[1], &r->length);
-    if (rc < 0) {
-        return rc;
+    r = io_parse_size(a->argv[1], &q->length);
+    if (r < 0) {
+        return r;
     }
-    if (r->length > max) {
+    if (q->length > max) {
         printf("length cannot exceed %" PRIu64 "%s, given %s\n", max,
                a->set['n'] ? "" : " without -n", a->argv[1]);
         return -EINVAL;
     }
-    r->flags = (a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0) |
+    q->flags = (a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0) |
                (a->set['n'] ? BLOCK_REQ_NO_FALLBACK : 0) | (a->set['u'] ? BLOCK_REQ_MAY_UNMAP : 0) |
                (a->set['c'] ? BLOCK_REQ_COMPRESSED : 0);
     if (a->set['b'] || a->set['c']) {
-        rc = check_sectors(r->offset, r->length);
+        r = check_sectors(q->offset, q->length);
     }
-    return rc;
+    return r;
 }
 
 static bool can_compress(struct block_node *node)
@@ -218,49 +218,49 @@ static bool can_compress(struct block_node *node)
     return block_node_limits(block_node_skip_filters(node))->cluster_size > 0;
 }
 
-static int co_write(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_write(struct io *io, const struct io_command *command, struct io_args *a,
+                        struct error *err)
 {
-    struct write_request r = {0};
+    struct write_request q = {0};
     struct iovec vec;
     uint8_t *buffer = NULL;
     int64_t began;
-    int rc = parse_write(io, command, a, &r);
+    int r = parse_write(io, command, a, &q);
 
-    if (rc == 0 && !a->set['z']) {
-        buffer = io_alloc(io, r.length, r.pattern);
-        rc = buffer ? 0 : -ENOMEM;
-        if (rc == 0 && a->set['s']) {
-            rc = fill_from_file(a->value['s'], buffer, r.length);
+    if (r == 0 && !a->set['z']) {
+        buffer = io_alloc(io, q.length, q.pattern, err);
+        r = buffer ? 0 : -ENOMEM;
+        if (r == 0 && a->set['s']) {
+            r = fill_from_file(a->value['s'], buffer, q.length, err);
         }
     }
-    if (rc < 0) {
+    if (r < 0) {
         io_free(io, buffer);
-        return rc;
+        return r;
     }
     began = loop_now_ns();
     if (a->set['z']) {
-        rc = block_co_write_zeroes(io->disk.edge, r.offset, r.length,
-                                   r.flags & ~BLOCK_REQ_COMPRESSED);
+        r = block_co_write_zeroes(io->disk.edge, q.offset, q.length,
+                                  q.flags & ~BLOCK_REQ_COMPRESSED);
     } else if (a->set['b']) {
-        rc =
-            block_co_pwritev_vmstate(io->disk.edge, r.offset, iov_from_buf(&vec, buffer, r.length));
-        rc = rc == 0 && io->disk.writethrough ? block_co_flush(io->disk.edge) : rc;
+        r = block_co_pwritev_vmstate(io->disk.edge, q.offset, iov_from_buf(&vec, buffer, q.length));
+        r = r == 0 && io->disk.writethrough ? block_co_flush(io->disk.edge) : r;
     } else if (a->set['c'] && !can_compress(io->disk.node)) {
-        rc = -ENOTSUP;
+        r = -ENOTSUP;
     } else {
-        rc = block_co_pwrite(io->disk.edge, r.offset, buffer, r.length, r.flags);
+        r = block_co_pwrite(io->disk.edge, q.offset, buffer, q.length, q.flags);
     }
     io_free(io, buffer);
-    if (rc < 0) {
-        return failed("write", rc);
+    if (r < 0) {
+        return request_failed("write", r);
     }
     if (!a->set['q']) {
-        io_report("wrote", began, r.offset, r.length, r.length, a->set['C']);
+        io_report("wrote", began, q.offset, q.length, q.length, a->set['C']);
     }
     return 0;
 }
 
-/* --- readv, writev ------------------------------------------------------------------------------------ */
+/* --- readv, writev ---------------------------------------------------------------------------- */
 
 struct vector {
     uint64_t offset;
@@ -276,9 +276,9 @@ static void vector_clear(const struct io *io, struct vector *v)
     free(v->vec);
 }
 
-/* "OFFSET LEN [LEN...]" */
+/* Parse "OFFSET LEN [LEN...]", and make the buffers. The caller clears `v`. */
 static int parse_vector(const struct io *io, const struct io_command *command,
-                        const struct io_args *a, int fill, struct vector *v)
+                        const struct io_args *a, int fill, struct vector *v, struct error *err)
 {
     int count = a->argc - 1;
 
@@ -294,7 +294,7 @@ static int parse_vector(const struct io *io, const struct io_command *command,
     }
     v->vec = calloc((size_t)count, sizeof(*v->vec));
     if (!v->vec) {
-        return -ENOMEM;
+        return error_out_of_memory(err);
     }
     for (int i = 0; i < count; i++) {
         uint64_t length;
@@ -309,7 +309,7 @@ static int parse_vector(const struct io *io, const struct io_command *command,
         v->vec[i].iov_len = length;
         v->size += length;
     }
-    v->buffer = io_alloc(io, v->size, fill);
+    v->buffer = io_alloc(io, v->size, fill, err);
     if (!v->buffer) {
         return -ENOMEM;
     }
@@ -320,26 +320,27 @@ static int parse_vector(const struct io *io, const struct io_command *command,
     return 0;
 }
 
-static int co_readv(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_readv(struct io *io, const struct io_command *command, struct io_args *a,
+                        struct error *err)
 {
     struct vector v = {0};
     int pattern = 0;
     int64_t began;
-    int rc = a->set['P'] ? io_parse_pattern(a->value['P'], &pattern) : 0;
+    int r = a->set['P'] ? io_parse_pattern(a->value['P'], &pattern) : 0;
 
-    rc = rc < 0 ? rc : parse_vector(io, command, a, 0xab, &v);
-    if (rc < 0) {
+    UNLESS_FAILED(r, parse_vector(io, command, a, IO_READ_FILL, &v, err));
+    if (r < 0) {
         vector_clear(io, &v);
-        return rc;
+        return r;
     }
     began = loop_now_ns();
-    rc = block_co_preadv(io->disk.edge, v.offset, v.iov, 0);
-    if (rc < 0) {
+    r = block_co_preadv(io->disk.edge, v.offset, v.iov, 0);
+    if (r < 0) {
         vector_clear(io, &v);
-        return failed("readv", rc);
+        return request_failed("readv", r);
     }
     if (a->set['P'] && !io_verify(v.buffer, pattern, v.offset, v.size)) {
-        rc = -EINVAL;
+        r = -EINVAL;
     }
     if (!a->set['q']) {
         if (a->set['v']) {
@@ -348,40 +349,42 @@ static int co_readv(struct io *io, const struct io_command *command, struct io_a
         io_report("read", began, v.offset, v.size, v.size, a->set['C']);
     }
     vector_clear(io, &v);
-    return rc;
+    return r;
 }
 
-static int co_writev(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_writev(struct io *io, const struct io_command *command, struct io_args *a,
+                         struct error *err)
 {
     struct vector v = {0};
-    int pattern = 0xcd;
+    int pattern = IO_WRITE_FILL;
     int64_t began;
-    int rc = a->set['P'] ? io_parse_pattern(a->value['P'], &pattern) : 0;
+    int r = a->set['P'] ? io_parse_pattern(a->value['P'], &pattern) : 0;
 
-    rc = rc < 0 ? rc : parse_vector(io, command, a, pattern, &v);
-    if (rc < 0) {
+    UNLESS_FAILED(r, parse_vector(io, command, a, pattern, &v, err));
+    if (r < 0) {
         vector_clear(io, &v);
-        return rc;
+        return r;
     }
     began = loop_now_ns();
-    rc = block_co_pwritev(io->disk.edge, v.offset, v.iov,
-                          a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0);
-    if (rc < 0) {
-        failed("writev", rc);
+    r = block_co_pwritev(io->disk.edge, v.offset, v.iov,
+                         a->set['f'] || io->disk.writethrough ? BLOCK_REQ_FUA : 0);
+    if (r < 0) {
+        request_failed("writev", r);
     } else if (!a->set['q']) {
         io_report("wrote", began, v.offset, v.size, v.size, a->set['C']);
     }
     vector_clear(io, &v);
-    return rc;
+    return r;
 }
 
-/* --- discard ------------------------------------------------------------------------------------------- */
+/* --- discard ---------------------------------------------------------------------------------- */
 
-static int co_discard(struct io *io, const struct io_command *command, struct io_args *a)
+static int co_run_discard(struct io *io, const struct io_command *command, struct io_args *a,
+                          struct error *err)
 {
     uint64_t offset, length;
     int64_t began;
-    int rc;
+    int r;
 
     if (a->argc != 2) {
         return io_usage(command);
@@ -391,9 +394,9 @@ static int co_discard(struct io *io, const struct io_command *command, struct io
         return -EINVAL;
     }
     began = loop_now_ns();
-    rc = block_co_discard(io->disk.edge, offset, length);
-    if (rc < 0) {
-        return failed("discard", rc);
+    r = block_co_discard(io->disk.edge, offset, length);
+    if (r < 0) {
+        return request_failed("discard", r);
     }
     if (!a->set['q']) {
         io_report("discard", began, offset, length, length, a->set['C']);
@@ -404,11 +407,11 @@ static int co_discard(struct io *io, const struct io_command *command, struct io
 const struct io_command io_rw_commands[] = {
     {"discard", "d", "Cq", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE, "[-Cq] off len",
      "discards a number of bytes at a specified offset",
-     "\n Tells the image that the contents of an area don't matter any more.\n"
+     "\n Tells the image that the contents of an area do not matter any more.\n"
      "\n Example:\n 'discard 512 1k' - discards 1 KiB at byte 512\n"
      "\n -C, -- report statistics in machine-readable form\n"
      " -q, -- quiet: no statistics\n",
-     co_discard},
+     co_run_discard},
     {"read", "r", "abCl:pP:qrs:v", 2, -1, IO_NEEDS_IMAGE,
      "[-abCqrv] [-P pattern [-s off] [-l len]] off len",
      "reads a number of bytes at a specified offset",
@@ -416,13 +419,13 @@ const struct io_command io_rw_commands[] = {
      "\n -b, -- read from the VM state\n"
      " -C, -- report statistics in machine-readable form\n"
      " -l, -- with -P: how many bytes to verify\n"
-     " -p, -- ignored\n"
+     " -p, -- accepted without effect\n"
      " -P, -- verify that all bytes are this one\n"
      " -q, -- quiet: no statistics\n"
-     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -r, -- accepted without effect\n"
      " -s, -- with -P: verify from this byte on\n"
      " -v, -- show the bytes\n",
-     co_read},
+     co_run_read},
     {"readv", "rv", "CP:qrv", 2, -1, IO_NEEDS_IMAGE, "[-Cqrv] [-P pattern] off len [len..]",
      "reads a number of bytes at a specified offset",
      "\n Reads one area into several buffers.\n"
@@ -430,9 +433,9 @@ const struct io_command io_rw_commands[] = {
      "\n -C, -- report statistics in machine-readable form\n"
      " -P, -- verify that all bytes are this one\n"
      " -q, -- quiet: no statistics\n"
-     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -r, -- accepted without effect\n"
      " -v, -- show the bytes\n",
-     co_readv},
+     co_run_readv},
     {"write", "w", "bcCfnpP:qrs:uz", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
      "[-bcCfnqruz] [-P pattern | -s source_file] off len",
      "writes a number of bytes at a specified offset",
@@ -441,25 +444,25 @@ const struct io_command io_rw_commands[] = {
      "\n -b, -- write to the VM state\n"
      " -c, -- store compressed\n"
      " -C, -- report statistics in machine-readable form\n"
-     " -f, -- stable when it returns (force unit access)\n"
-     " -n, -- with -z: fail rather than write zeroes out\n"
-     " -p, -- ignored\n"
+     " -f, -- on stable storage when it returns (force unit access)\n"
+     " -n, -- with -z: fail if zeroes would have to be written as data\n"
+     " -p, -- accepted without effect\n"
      " -P, -- the byte to write\n"
      " -q, -- quiet: no statistics\n"
-     " -r, -- accepted (registered buffers are chosen by the engine)\n"
+     " -r, -- accepted without effect\n"
      " -s, -- write the contents of a file, repeated\n"
-     " -u, -- with -z: space may be given back\n"
+     " -u, -- with -z: space may be freed\n"
      " -z, -- write zeroes without sending them\n",
-     co_write},
+     co_run_write},
     {"writev", "wv", "CfP:qr", 2, -1, IO_NEEDS_IMAGE | IO_NEEDS_WRITE,
      "[-Cfqr] [-P pattern] off len [len..]", "writes a number of bytes at a specified offset",
      "\n Writes one area from several buffers.\n"
      "\n Example:\n 'writev 512 1k 1k' - writes 2 KiB at byte 512\n"
      "\n -C, -- report statistics in machine-readable form\n"
-     " -f, -- stable when it returns (force unit access)\n"
+     " -f, -- on stable storage when it returns (force unit access)\n"
      " -P, -- the byte to write\n"
      " -q, -- quiet: no statistics\n"
-     " -r, -- accepted (registered buffers are chosen by the engine)\n",
-     co_writev},
+     " -r, -- accepted without effect\n",
+     co_run_writev},
     {0},
 };

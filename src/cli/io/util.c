@@ -1,4 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/io/util.h"
+
 #include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
@@ -7,10 +9,22 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "cli/io/io.h"
+#include "base/time_units.h"
+#include "cli/cli.h"
 #include "loop/loop.h"
 
 #define MISALIGN_OFFSET 16
+
+void io_print_command(const struct io_command *c)
+{
+    printf("%s %s%s-- %s\n", c->name, c->arguments, *c->arguments ? " " : "", c->about);
+}
+
+int io_usage(const struct io_command *command)
+{
+    io_print_command(command);
+    return -EINVAL;
+}
 
 const char *io_size_text(double value, char *buf, size_t buf_size)
 {
@@ -34,26 +48,26 @@ const char *io_size_text(double value, char *buf, size_t buf_size)
 
 int io_parse_size(const char *text, uint64_t *ret)
 {
-    int rc = cli_size(text, ret);
+    int r = cli_size(text, ret);
 
-    if (rc == -ERANGE) {
+    if (r == -ERANGE) {
         printf("Parsing error: argument too large -- %s\n", text);
-    } else if (rc < 0) {
+    } else if (r < 0) {
         printf("Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- %s\n",
                text);
     }
-    return rc;
+    return r;
 }
 
 int io_parse_length(const char *text, uint64_t max, uint64_t *ret)
 {
-    int rc = io_parse_size(text, ret);
+    int r = io_parse_size(text, ret);
 
-    if (rc == 0 && *ret > max) {
+    if (r == 0 && *ret > max) {
         printf("length cannot exceed %" PRIu64 ", given %s\n", max, text);
-        rc = -EINVAL;
+        r = -EINVAL;
     }
-    return rc;
+    return r;
 }
 
 int io_parse_pattern(const char *text, int *ret)
@@ -71,10 +85,23 @@ int io_parse_pattern(const char *text, int *ret)
     return 0;
 }
 
+int io_parse_number(const char *text, long *ret)
+{
+    char *end;
+
+    errno = 0;
+    *ret = strtol(text, &end, 0);
+    if (errno || end == text || *end || *ret < 0) {
+        printf("%s is not a valid number\n", text);
+        return -EINVAL;
+    }
+    return 0;
+}
+
 static void time_text(int64_t ns, bool machine, char *buf, size_t buf_size)
 {
-    unsigned hundredths = (unsigned)(ns / 10000000 % 100);
-    unsigned seconds = (unsigned)(ns / 1000000000);
+    unsigned hundredths = (unsigned)(ns / (NS_PER_SECOND / 100) % 100);
+    unsigned seconds = (unsigned)(ns / NS_PER_SECOND);
 
     if (machine || seconds >= 60) {
         snprintf(buf, buf_size, "%u:%02u:%02u.%02u", seconds / 3600, seconds / 60 % 60,
@@ -88,7 +115,7 @@ void io_report(const char *verb, int64_t began_ns, uint64_t offset, uint64_t ask
                bool machine)
 {
     int64_t ns = MAX(loop_now_ns() - began_ns, 1);
-    double seconds = (double)ns / 1e9;
+    double seconds = (double)ns / (double)NS_PER_SECOND;
     char taken[48], bytes[32], speed[32];
 
     time_text(ns, machine, taken, sizeof(taken));
@@ -119,13 +146,14 @@ void io_dump(const uint8_t *buffer, uint64_t offset, size_t size)
     }
 }
 
-uint8_t *io_alloc(const struct io *io, size_t size, int fill)
+uint8_t *io_alloc(const struct io *io, size_t size, int fill, struct error *err)
 {
     size_t extra = io->misalign ? MISALIGN_OFFSET : 0;
-    uint8_t *memory = aligned_alloc(4096, round_up(MAX(size + extra, 1), 4096));
+    uint8_t *memory =
+        aligned_alloc(CLI_BUFFER_ALIGNMENT, round_up(MAX(size + extra, 1), CLI_BUFFER_ALIGNMENT));
 
     if (!memory) {
-        cli_fail("Out of memory for a buffer of %zu bytes", size);
+        error_set(err, ENOMEM, "Out of memory for a buffer of %zu bytes", size);
         return NULL;
     }
     memset(memory + extra, fill, size);

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The image that `tidemark io` works on: opening and closing it. Everything runs in coroutines of
+ * the main reactor. All `co_` functions yield; the others do not.
+ */
+#ifndef TIDEMARK_CLI_IO_SESSION_H
+#define TIDEMARK_CLI_IO_SESSION_H
+
+#include <stdbool.h>
+
+#include "base/error.h"
+#include "cli/image.h"
+#include "co/sync.h"
+
+/*
+ * What is written is on stable storage when its command ends: `io` shows what an image really
+ * holds.
+ */
+#define IO_CACHE_DEFAULT "writethrough"
+
+/* How the image was opened, for reopen. All text is owned. */
+struct io_opening {
+    char *name; /* NULL: only options */
+    char *format, *cache, *discard, *options;
+    bool image_opts, read_only, force_share, overlay, copy_on_read, native_aio;
+};
+
+struct io {
+    struct cli_disk disk; /* not open: {0} */
+    struct io_opening opening;
+    struct co_group in_flight; /* requests of aio_read, aio_write, aio_discard */
+    bool misalign;             /* buffers are not aligned for O_DIRECT */
+    bool quit;
+    bool failed; /* a command failed: the exit status is 1 */
+};
+
+/* Open the image by io->opening. Errors begin "can't open", as those of qemu-io. */
+int io_co_open(struct io *io, struct error *err);
+/* The same without that beginning, for a reopen. */
+int io_co_open_again(struct io *io, struct error *err);
+/*
+ * Wait for requests in flight, store what formats keep in memory, and close. The image is closed
+ * also on failure.
+ */
+int io_co_close(struct io *io, struct error *err);
+/* Free the text, and leave `o` empty. */
+void io_opening_clear(struct io_opening *o);
+
+#endif

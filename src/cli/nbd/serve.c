@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Serving one image. */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "cli/image.h"
+#include "cli/nbd/command_line.h"
+#include "export/export.h"
+#include "export/nbd_server.h"
+#include "loop/loop.h"
+
+#define EXPORT_ID "tidemark-nbd"
+#define FIRST_PASSED_FD 3 /* sd_listen_fds(3) */
+
+/* The last client has left, unless `left` others are connected. */
+static void client_left(void *arg, size_t left)
+{
+    const struct nbd_command_line *cl = arg;
+
+    if (left == 0 && !cl->persistent) {
+        export_nbd_server_stop_accepting();
+        kill(getpid(), SIGUSR1);
+    }
+}
+
+long nbd_passed_sockets(void)
+{
+    const char *pid = getenv("LISTEN_PID"), *count = getenv("LISTEN_FDS");
+
+    if (!pid || !count || strtol(pid, NULL, 10) != getpid()) {
+        return 0;
+    }
+    return MAX(strtol(count, NULL, 10), 0);
+}
+
+/* The listening socket that was passed; -1: none. */
+static int take_passed_socket(void)
+{
+    if (nbd_passed_sockets() == 0 || fcntl(FIRST_PASSED_FD, F_SETFD, FD_CLOEXEC) < 0 ||
+        fcntl(FIRST_PASSED_FD, F_SETFL, O_NONBLOCK) < 0) {
+        return -1;
+    }
+    return FIRST_PASSED_FD;
+}
+
+/* Put a raw node on the image, which begins at --offset. */
+static int co_apply_offset(const struct nbd_command_line *cl, struct cli_disk *disk,
+                           struct error *err)
+{
+    struct options *opts;
+    struct block_node *part;
+    int r;
+
+    if (cl->offset_bytes == 0) {
+        return 0;
+    }
+    if (cl->offset_bytes >= block_node_size(disk->node)) {
+        return error_set(err, EINVAL,
+                         "Offset (%" PRIu64 ") has to be smaller than the image size (%" PRIu64 ")",
+                         cl->offset_bytes, block_node_size(disk->node));
+    }
+    opts = options_new();
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    options_set_str(opts, "driver", "raw");
+    options_set_uint(opts, "offset", cl->offset_bytes);
+    options_set_str(opts, "file", block_node_name(disk->node));
+    options_set_bool(opts, "read-only", cl->read_only);
+    r = block_co_open(opts, cl->read_only ? 0 : BLOCK_OPEN_RDWR, &part, err);
+    if (r == 0) {
+        block_co_unref(disk->node);
+        disk->node = part;
+    }
+    return r;
+}
+
+static int co_open_served_image(const struct nbd_command_line *cl, struct cli_disk *disk,
+                                struct error *err)
+{
+    AUTO_FREE char *extra = NULL;
+    struct cli_image image = {
+        .name = cl->file,
+        .format = cl->format,
+        .cache = cl->cache,
+        .discard = cl->discard ?: "ignore",
+        .native_aio = cl->aio && strcmp(cl->aio, "native") == 0,
+        .image_opts = cl->image_opts,
+        .snapshot = cl->load_snapshot,
+    };
+    int r;
+
+    if (cl->detect_zeroes) {
+        if (asprintf(&extra, "detect-zeroes=%s", cl->detect_zeroes) < 0) {
+            extra = NULL;
+            return error_out_of_memory(err);
+        }
+        image.extra_options = extra;
+    }
+    r = cli_co_open_disk(&image, cl->read_only ? 0 : BLOCK_OPEN_RDWR, disk, err);
+    if (r < 0) {
+        error_prepend(err, "Failed to blk_new_open '%s': ", cl->file);
+        return r;
+    }
+    /* The export has a root of its own. */
+    block_co_root_release(disk->root);
+    disk->root = NULL;
+    disk->edge = NULL;
+    return co_apply_offset(cl, disk, err);
+}
+
+static int co_start_nbd_server(const struct nbd_command_line *cl, struct error *err)
+{
+    struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
+
+    config.unix_path = cl->socket;
+    config.host = cl->bind;
+    config.port = cl->port;
+    config.listen_fd = take_passed_socket();
+    config.max_connections = (unsigned)cl->max_clients;
+    if (cl->handshake_limit) {
+        config.handshake_max_seconds = (unsigned)cl->handshake_seconds;
+    }
+    config.tls_creds = cl->tls_creds;
+    config.tls_authz = cl->tls_authz;
+    config.on_disconnect = client_left;
+    config.arg = (void *)(uintptr_t)cl;
+    /* Clients that connect early wait until the export is there. */
+    config.hold = true;
+    return export_co_nbd_server_start(&config, err);
+}
+
+/* The options of the export, as its type has them; NULL: out of memory. */
+static struct options *export_options(const struct nbd_command_line *cl)
+{
+    struct options *opts = options_new(), *bitmaps = options_new();
+
+    if (!opts || !bitmaps) {
+        options_free(opts);
+        options_free(bitmaps);
+        return NULL;
+    }
+    options_set_str(opts, "name", cl->name ?: "");
+    if (cl->description) {
+        options_set_str(opts, "description", cl->description);
+    }
+    options_set_bool(opts, "allocation-depth", cl->depth);
+    for (size_t i = 0; i < cl->bitmaps.count; i++) {
+        char key[24];
+
+        snprintf(key, sizeof(key), "%zu", i);
+        options_set_str(bitmaps, key, cl->bitmaps.item[i].value);
+    }
+    options_set_child(opts, "bitmaps", bitmaps);
+    return opts;
+}
+
+static int co_add_nbd_export(const struct nbd_command_line *cl, const struct cli_disk *disk,
+                             struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = export_options(cl);
+    struct export_config config = EXPORT_CONFIG_INIT;
+
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    config.type = "nbd";
+    config.id = EXPORT_ID;
+    config.node_name = block_node_name(disk->node);
+    config.writable = !cl->read_only;
+    config.writethrough = disk->writethrough;
+    config.options = opts;
+    return export_co_add(&config, err);
+}
+
+/*
+ * The file stays when the server ends, as that of qemu-nbd: the user removes it, maybe at this
+ * moment.
+ */
+static int write_pid_file(const char *path, struct error *err)
+{
+    FILE *f = fopen(path, "w");
+
+    if (!f || fprintf(f, "%ld\n", (long)getpid()) < 0 || fflush(f) != 0) {
+        int code = errno;
+
+        if (f) {
+            fclose(f);
+        }
+        return error_set_errno(err, code, "Failed to store PID in '%s'", path);
+    }
+    fclose(f);
+    return 0;
+}
+
+/*
+ * Let the process that the user started end, and give up its terminal; with --verbose standard
+ * error stays.
+ */
+static void announce_serving(const struct nbd_command_line *cl)
+{
+    int null;
+
+    if (cl->ready_fd < 0) {
+        return;
+    }
+    null = open("/dev/null", O_RDWR | O_CLOEXEC);
+    if (null >= 0) {
+        dup2(null, STDIN_FILENO);
+        dup2(null, STDOUT_FILENO);
+        if (!cl->observe.verbose) {
+            dup2(null, STDERR_FILENO);
+        }
+        close(null);
+    }
+    if (write(cl->ready_fd, "", 1) < 0) {
+        log_warning("The process that started this one has gone");
+    }
+    close(cl->ready_fd);
+}
+
+/* Wait until a signal arrives. */
+static void co_wait_for_end(int fd)
+{
+    struct signalfd_siginfo info;
+
+    for (;;) {
+        int r = loop_co_poll(fd, POLLIN, -1);
+
+        if (r < 0 && r != -EINTR) {
+            return;
+        }
+        if (read(fd, &info, sizeof(info)) == sizeof(info)) {
+            return;
+        }
+    }
+}
+
+/* Flush what clients wrote and did not flush. */
+static int co_flush_served_disk(const struct nbd_command_line *cl, const struct cli_disk *disk,
+                                struct error *err)
+{
+    struct block_root *root;
+    int r;
+
+    if (cl->read_only) {
+        return 0;
+    }
+    /* The gate passes a flush only for a user that may write. */
+    r = block_co_root_new(disk->node, "the last flush", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root,
+                          err);
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_flush(block_root_edge(root));
+    block_co_root_release(root);
+    return r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", cl->file) : 0;
+}
+
+/* Serve the opened image until the end. */
+static int co_serve_export(const struct nbd_command_line *cl, const struct cli_disk *disk,
+                           int end_fd, struct error *err)
+{
+    int r = co_start_nbd_server(cl, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = co_add_nbd_export(cl, disk, err);
+    if (cl->pid_file) {
+        UNLESS_FAILED(r, write_pid_file(cl->pid_file, err));
+    }
+    if (r == 0) {
+        export_nbd_server_let_in();
+        announce_serving(cl);
+        co_wait_for_end(end_fd);
+    }
+    export_co_nbd_server_stop(NULL);
+    return r;
+}
+
+int nbd_co_serve(const struct nbd_command_line *cl, struct error *err)
+{
+    ERROR_AUTO(finish_error);
+    AUTO_CLOSE int end_fd = -1;
+    CLI_DISK_AUTO(disk);
+    int r;
+
+    end_fd = signalfd(-1, &cl->end_signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (end_fd < 0) {
+        return error_set_errno(err, errno, "Could not watch for signals");
+    }
+    r = co_open_served_image(cl, &disk, err);
+    UNLESS_FAILED(r, co_serve_export(cl, &disk, end_fd, err));
+    if (r < 0) {
+        return r;
+    }
+    r = co_flush_served_disk(cl, &disk, err);
+    r = error_first(r, cli_co_finish_disk(&disk, &finish_error));
+    error_move(err, &finish_error);
+    return r;
+}
