@@ -80,16 +80,20 @@ static void print_bad_option(const struct cli_usage *usage, bool lacks_value, co
     fprintf(stderr, TRY_HELP "\n", cli_program(), usage->command ? " " : "", usage->command ?: "");
 }
 
-/* "  left      help", with the further lines of the help below its first one. */
+/*
+ * Print "  left      help". A long `left`, and each further line of the help, takes a line of its
+ * own.
+ */
 static void print_described(const char *left, const char *help)
 {
-    int length = (int)strcspn(help, "\n");
+    bool fits = strlen(left) <= HELP_COLUMN - 3;
 
-    printf("  %-*s %.*s\n", HELP_COLUMN - 3, left, length, help);
-    while (help[length]) {
-        help += length + 1;
-        length = (int)strcspn(help, "\n");
-        printf("%*s%.*s\n", HELP_COLUMN, "", length, help);
+    printf("  %-*s%c", fits ? HELP_COLUMN - 3 : 0, left, fits ? ' ' : '\n');
+    for (int indent = fits ? 0 : HELP_COLUMN; *help; indent = HELP_COLUMN) {
+        int length = (int)strcspn(help, "\n");
+
+        printf("%*s%.*s\n", indent, "", length, help);
+        help += length + (help[length] == '\n');
     }
 }
 
@@ -124,8 +128,9 @@ static void print_examples(const struct cli_usage *usage)
 
 static void print_usage(const struct cli_arg *args, const struct cli_usage *usage)
 {
-    printf("usage: %s%s%s [options] %s\n\n%s\n\noptions:\n", cli_program(),
-           usage->command ? " " : "", usage->command ?: "", usage->synopsis, usage->about);
+    printf("usage: %s%s%s [options]%s%s\n\n%s\n\noptions:\n", cli_program(),
+           usage->command ? " " : "", usage->command ?: "", *usage->synopsis ? " " : "",
+           usage->synopsis, usage->about);
     for (const struct cli_arg *a = args; !is_end(a); a++) {
         if (a->help) {
             print_arg(a);

@@ -76,7 +76,8 @@ static int parse_backup_words(int argc, char **argv, struct backup_options *o,
         {"to", 0, CLI_VALUE, &o->dir, "DIR", "directory of the disk's backups"},
         {"full", 0, CLI_FLAG, &o->full, NULL, "take a full backup in any case"},
         {"same-disk", 0, CLI_FLAG, &o->same_disk, NULL,
-         "the disk is that of the earlier backups, although it was renamed or moved"},
+         "the disk is that of the earlier backups, although it was renamed\n"
+         "or moved"},
         {"fleece-dir", 0, CLI_VALUE, &o->fleece_dir, "DIR",
          "where to keep old data of clusters that are overwritten meanwhile\n"
          "(default: the folder of the disk)"},
@@ -96,7 +97,8 @@ static int parse_backup_words(int argc, char **argv, struct backup_options *o,
         {"leftovers", 0, CLI_FLAG, &w->leftovers, NULL,
          "only list what backups to any directory have in the daemon"},
         {"forget", 0, CLI_VALUE, &w->forget, "REPOSITORY",
-         "only remove all that backups to this repository (its ID) have in the daemon"},
+         "only remove all that backups to this repository (its ID) have in\n"
+         "the daemon"},
         CLI_OBSERVE_ARGS(w->observe),
         CLI_ARG_END,
     };

@@ -38,9 +38,9 @@ int backup_print_json(struct json_object *o);
 #define BACKUP_PROGRESS_ARGS(flag, text)                                                           \
     CLI_ARG(NULL, 'p', CLI_FLAG, &(flag), NULL,                                                    \
             "show progress, also if standard error is no terminal"),                               \
-        CLI_ARG(                                                                                   \
-            "progress", 0, CLI_VALUE, &(text), "FORMAT",                                           \
-            "show progress as 'human', or as 'json': objects, one per line, on standard error")
+        CLI_ARG("progress", 0, CLI_VALUE, &(text), "FORMAT",                                       \
+                "show progress as 'human', or as 'json': an object per line,\n"                    \
+                "on standard error")
 /* The form of progress that they mean. -EINVAL. */
 int backup_progress(bool flag, const char *text, enum progress_form *ret_form, struct error *err);
 

@@ -161,7 +161,8 @@ static int restore_co_main(int argc, char **argv, struct error *err)
     int first, status, r;
     const struct cli_arg args[] = {
         {"at", 0, CLI_VALUE, &options.at, "ID",
-         "the backup, or an unambiguous beginning of its ID (default: the newest)"},
+         "the backup, or an unambiguous beginning of its ID\n"
+         "(default: the newest)"},
         {"format", 'f', CLI_VALUE, &options.format, "FORMAT", "'raw' (default) or 'qcow2'"},
         {"force", 0, CLI_FLAG, &options.force, NULL,
          "overwrite an existing file, a device or an export"},

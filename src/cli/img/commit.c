@@ -332,7 +332,8 @@ int img_co_commit(int argc, char **argv, struct error *err)
         {"drop", 'd', CLI_FLAG, &c.drop, NULL,
          "do not empty the image: if it is deleted afterwards"},
         {"bitmaps", 0, CLI_FLAG, &c.bitmaps_wanted, NULL,
-         "merge the bitmaps of the image into those of the backing file (default)"},
+         "merge the bitmaps of the image into those of the backing file\n"
+         "(default)"},
         {"no-bitmaps", 0, CLI_FLAG, &c.no_bitmaps, NULL,
          "leave the bitmaps where they are (default as qemu-img)"},
         CLI_ARG_PROGRESS(c.progress_wanted),

@@ -11,11 +11,10 @@
 static const struct cli_usage usage = {
     .command = "compare",
     .synopsis = "FILENAME1 FILENAME2",
-    .about =
-        "Compares the contents of two disks. If one is larger, the rest of it must be zero. "
-        "The exit status\n"
-        "is 0 if they are the same, 1 if they print_difference, 2 or more if they could not be "
-        "compared.",
+    .about = "Compares the contents of two disks. If one is larger, the rest of it must be zero. "
+             "The exit status\n"
+             "is 0 if they are the same, 1 if they differ, 2 or more if they could not be "
+             "compared.",
     .examples = "@disk.raw disk.qcow2\n"
                 "@-s -f raw -F raw a.img b.img",
 };

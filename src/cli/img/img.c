@@ -22,7 +22,7 @@ static const struct img_command commands[] = {
      "change options that an image was made with"},
     {"bench", img_co_bench, "[options] FILENAME", "how fast an image can be read or written"},
     {"bitmap", img_co_bitmap, "[actions] FILENAME BITMAP",
-     "add, remove, clear, enable, disable or merge persistent dirty bitmaps"},
+     "add, remove, change or merge persistent dirty bitmaps"},
     {"check", img_co_check, "[options] FILENAME", "look for leaks and damage, and repair them"},
     {"commit", img_co_commit, "[options] FILENAME", "write an overlay into its backing file"},
     {"compare", img_co_compare, "[options] FILENAME1 FILENAME2",

@@ -335,7 +335,7 @@ int img_co_info(int argc, char **argv, struct error *err)
         CLI_ARG_FORMAT(image.format),
         CLI_ARG_OUTPUT(output),
         {"cache", 't', CLI_VALUE, &image.cache, "CACHE",
-         "cache mode of the image (default writeback); limits can depend on it"},
+         "cache mode of the image (default writeback); limits depend on it"},
         {"limits", 0, CLI_FLAG, &limits, NULL, "also alignment and sizes of requests"},
         {"backing-chain", 'b', CLI_FLAG, &whole_chain, NULL, "also the images below it"},
         CLI_ARG_FORCE_SHARE(image.force_share),

@@ -11,8 +11,8 @@ static const struct cli_usage usage = {
     .command = "snapshot",
     .synopsis = "FILENAME",
     .about = "Lists, creates, applies or deletes snapshots within an image. Applying a snapshot "
-             "makes the disk what\n"
-             "it was at that time; later writes are lost.",
+             "makes the disk\n"
+             "what it was at that time; later writes are lost.",
     .examples = "@-l disk.qcow2\n"
                 "@-f qcow2 -c before-upgrade disk.qcow2\n"
                 "@-f qcow2 -a before-upgrade disk.qcow2",

@@ -299,7 +299,8 @@ int cli_nbd_main(int argc, char **argv)
         {"shared", 'e', CLI_VALUE, &cl.shared, "NUM",
          "clients at a time (default 1; 0: any number)"},
         {"handshake-limit", 0, CLI_VALUE, &cl.handshake_limit, "SECONDS",
-         "drop clients that take longer to choose an export (default 10; 0: no limit)"},
+         "drop clients that take longer to choose an export\n"
+         "(default 10; 0: no limit)"},
         {"persistent", 't', CLI_FLAG, &cl.persistent, NULL, "go on when the last client has left"},
         {"export-name", 'x', CLI_VALUE, &cl.name, "NAME",
          "name of the export for clients (default: empty)"},
