@@ -50,17 +50,17 @@ void cli_print_version(void)
     }
 }
 
-void cli_end_signals(sigset_t *ret)
+void cli_end_signals(sigset_t *ret_set)
 {
     static const int ends[] = {SIGTERM, SIGINT, SIGHUP};
     sigset_t blocked;
 
-    sigemptyset(ret);
+    sigemptyset(ret_set);
     sigemptyset(&blocked);
     (void)pthread_sigmask(SIG_BLOCK, NULL, &blocked);
     for (size_t i = 0; i < ARRAY_SIZE(ends); i++) {
         if (!sigismember(&blocked, ends[i])) {
-            sigaddset(ret, ends[i]);
+            sigaddset(ret_set, ends[i]);
         }
     }
 }
@@ -125,7 +125,7 @@ static bool is_negative_number(const char *text)
     return text[0] == '-' && text[1] && text[strspn(text + 1, "0123456789") + 1] == '\0';
 }
 
-int cli_size(const char *text, uint64_t *ret)
+int cli_size(const char *text, uint64_t *ret_bytes)
 {
     const char *dot = strchr(text, '.');
     const char *end = dot ? dot + 1 + strspn(dot + 1, "0") : text;
@@ -137,11 +137,11 @@ int cli_size(const char *text, uint64_t *ret)
         snprintf(whole, sizeof(whole), "%.*s", (int)(dot - text), text);
         text = whole;
     }
-    return size_parse(text, "size", ret, NULL);
+    return size_parse(text, "size", ret_bytes, NULL);
 }
 
-int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                   struct error *err)
+int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max,
+                   uint64_t *ret_bytes, struct error *err)
 {
     uint64_t value;
     int r = cli_size(text, &value);
@@ -152,18 +152,18 @@ int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t ma
     if (r < 0) {
         return error_set(err, EINVAL, "Invalid %s specified: '%s'.", name, text);
     }
-    *ret = value;
+    *ret_bytes = value;
     return 0;
 }
 
-int cli_take_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                  struct error *err)
+int cli_take_size(const char *text, const char *name, uint64_t min, uint64_t max,
+                  uint64_t *ret_bytes, struct error *err)
 {
-    return text ? cli_parse_size(text, name, min, max, ret, err) : 0;
+    return text ? cli_parse_size(text, name, min, max, ret_bytes, err) : 0;
 }
 
-int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                     struct error *err)
+int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max,
+                     uint64_t *ret_value, struct error *err)
 {
     char *end;
     uint64_t value;
@@ -176,14 +176,14 @@ int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t 
     if (errno || is_negative_number(text) || value < min || value > max) {
         return out_of_range(name, min, max, err);
     }
-    *ret = value;
+    *ret_value = value;
     return 0;
 }
 
-int cli_take_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                    struct error *err)
+int cli_take_number(const char *text, const char *name, uint64_t min, uint64_t max,
+                    uint64_t *ret_value, struct error *err)
 {
-    return text ? cli_parse_number(text, name, min, max, ret, err) : 0;
+    return text ? cli_parse_number(text, name, min, max, ret_value, err) : 0;
 }
 
 int cli_parse_output(const char *text, bool *ret_json, struct error *err)

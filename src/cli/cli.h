@@ -54,21 +54,21 @@ void cli_warn(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 /* --- values ----------------------------------------------------------------------------------- */
 
 /* As size_parse(), without a sentence; takes "1024.0" and "1024.0b", too. -EINVAL, -ERANGE. */
-int cli_size(const char *text, uint64_t *ret);
+int cli_size(const char *text, uint64_t *ret_bytes);
 /*
  * Parse a size in bytes within [min, max]. `name` names the value in the error ("image size").
  * -EINVAL: not a size; -ERANGE: not within.
  */
-int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                   struct error *err);
-/* The same for an option that may be absent: leaves *ret alone when `text` is NULL. */
-int cli_take_size(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                  struct error *err);
+int cli_parse_size(const char *text, const char *name, uint64_t min, uint64_t max,
+                   uint64_t *ret_bytes, struct error *err);
+/* The same for an option that may be absent: leaves *ret_bytes alone when `text` is NULL. */
+int cli_take_size(const char *text, const char *name, uint64_t min, uint64_t max,
+                  uint64_t *ret_bytes, struct error *err);
 /* The same two for a number without a suffix; decimal, hexadecimal (0x) or octal (0). */
-int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                     struct error *err);
-int cli_take_number(const char *text, const char *name, uint64_t min, uint64_t max, uint64_t *ret,
-                    struct error *err);
+int cli_parse_number(const char *text, const char *name, uint64_t min, uint64_t max,
+                     uint64_t *ret_value, struct error *err);
+int cli_take_number(const char *text, const char *name, uint64_t min, uint64_t max,
+                    uint64_t *ret_value, struct error *err);
 /* Parse the value of --output, "human" (also NULL) or "json". -EINVAL. */
 int cli_parse_output(const char *text, bool *ret_json, struct error *err);
 
@@ -86,7 +86,7 @@ void cli_register_drivers(void);
  * blocked: a signal that the caller of the process blocked is left out, because a signalfd would
  * deliver it all the same.
  */
-void cli_end_signals(sigset_t *ret);
+void cli_end_signals(sigset_t *ret_set);
 
 /*
  * Make this thread the main reactor, register the drivers, and run `co_main` as a coroutine.

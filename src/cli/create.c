@@ -164,17 +164,17 @@ static int gather_options(const struct cli_new_image *image, struct creation_opt
 
 /* Take the size from the argument or from -o, of which only one may be given. */
 static int choose_size(const struct cli_new_image *image, const struct creation_options *set,
-                       struct image_size *ret, struct error *err)
+                       struct image_size *ret_size, struct error *err)
 {
     const char *by_option = creation_options_get(set, "size");
 
-    *ret = (struct image_size){image->has_size, image->size};
+    *ret_size = (struct image_size){image->has_size, image->size};
     if (by_option) {
         if (image->size_text) {
             return error_set(err, EINVAL, "The image size must be specified only once");
         }
-        ret->known = true;
-        return size_parse(by_option, "size", &ret->bytes, err);
+        ret_size->known = true;
+        return size_parse(by_option, "size", &ret_size->bytes, err);
     }
     return 0;
 }

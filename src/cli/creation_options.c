@@ -166,7 +166,8 @@ bool cli_wants_option_help(const struct cli_items *texts)
     return false;
 }
 
-int cli_creation_options(const struct cli_items *texts, struct options **ret, struct error *err)
+int cli_creation_options(const struct cli_items *texts, struct options **ret_options,
+                         struct error *err)
 {
     CREATION_OPTIONS_AUTO(parsed);
     int r = creation_options_parse(&parsed, texts, err);
@@ -182,25 +183,25 @@ int cli_creation_options(const struct cli_items *texts, struct options **ret, st
     for (size_t i = 0; i < parsed.count; i++) {
         options_set_str(opts, parsed.entry[i].name, parsed.entry[i].value);
     }
-    *ret = opts;
+    *ret_options = opts;
     return 0;
 }
 
-int cli_creation_option(const struct cli_items *texts, const char *name, char **ret,
+int cli_creation_option(const struct cli_items *texts, const char *name, char **ret_value,
                         struct error *err)
 {
     CREATION_OPTIONS_AUTO(parsed);
     int r = creation_options_parse(&parsed, texts, err);
     const char *value;
 
-    *ret = NULL;
+    *ret_value = NULL;
     if (r < 0) {
         return r;
     }
     value = creation_options_get(&parsed, name);
     if (value) {
-        *ret = strdup(value);
-        return *ret ? 0 : error_out_of_memory(err);
+        *ret_value = strdup(value);
+        return *ret_value ? 0 : error_out_of_memory(err);
     }
     return 0;
 }
@@ -312,7 +313,8 @@ static const char *why_not_creatable(const struct block_driver *driver)
                    : "Format driver '%s' does not support image creation";
 }
 
-int cli_find_creatable(const char *format, const struct block_driver **ret, struct error *err)
+int cli_find_creatable(const char *format, const struct block_driver **ret_driver,
+                       struct error *err)
 {
     const struct block_driver *driver = block_find_driver(format);
 
@@ -322,7 +324,7 @@ int cli_find_creatable(const char *format, const struct block_driver **ret, stru
     if (!(block_driver_traits(driver) & BLOCK_DRIVER_CREATES)) {
         return error_set(err, ENOTSUP, why_not_creatable(driver), format);
     }
-    *ret = driver;
+    *ret_driver = driver;
     return 0;
 }
 

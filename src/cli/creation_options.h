@@ -54,15 +54,17 @@ int creation_options_check(struct creation_options *o, const struct block_driver
  */
 bool cli_wants_option_help(const struct cli_items *texts);
 /* The value of one option in -o texts, NULL if it is not there. The caller frees it. */
-int cli_creation_option(const struct cli_items *texts, const char *name, char **ret,
+int cli_creation_option(const struct cli_items *texts, const char *name, char **ret_value,
                         struct error *err);
 /* All options of -o texts, values as given. The caller frees them. */
-int cli_creation_options(const struct cli_items *texts, struct options **ret, struct error *err);
+int cli_creation_options(const struct cli_items *texts, struct options **ret_options,
+                         struct error *err);
 /* -EINVAL if a format lacks one of the options. An unknown format is fine. */
 int cli_check_creation_options(const char *format, const struct cli_items *texts,
                                struct error *err);
 /* A driver that can create images. -ENOENT: there is none of that name; -ENOTSUP: it cannot. */
-int cli_find_creatable(const char *format, const struct block_driver **ret, struct error *err);
+int cli_find_creatable(const char *format, const struct block_driver **ret_driver,
+                       struct error *err);
 /* Print the line of one option: "  name=<type>  - help". */
 void cli_print_option_desc(const struct block_option_desc *desc);
 /* Print the options of a format, and of the protocol of `filename` if that is not NULL. */

@@ -14,7 +14,7 @@
 
 /* Open --image-opts without a driver: the format is guessed, as for a json: filename. */
 static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
-                            struct block_node **ret, struct error *err)
+                            struct block_node **ret_node, struct error *err)
 {
     AUTO_FREE char *filename = NULL;
     struct json_object *json = options_to_json(opts);
@@ -28,11 +28,11 @@ static int co_open_guessing(struct options *opts /* consumed */, unsigned flags,
     if (!filename) {
         return error_out_of_memory(err);
     }
-    return block_co_open_filename(filename, NULL, NULL, flags, ret, err);
+    return block_co_open_filename(filename, NULL, NULL, flags, ret_node, err);
 }
 
 static int co_open_image_node(const struct cli_image *image, unsigned flags,
-                              struct block_node **ret, struct error *err)
+                              struct block_node **ret_node, struct error *err)
 {
     struct options *opts = NULL;
     int r;
@@ -54,12 +54,12 @@ static int co_open_image_node(const struct cli_image *image, unsigned flags,
         return r;
     }
     if (!cli_image_is_options(image)) {
-        return block_co_open_filename(image->name, image->format, opts, flags, ret, err);
+        return block_co_open_filename(image->name, image->format, opts, flags, ret_node, err);
     }
     if (options_has(opts, "driver")) {
-        return block_co_open(opts, flags, ret, err);
+        return block_co_open(opts, flags, ret_node, err);
     }
-    return co_open_guessing(opts, flags, ret, err);
+    return co_open_guessing(opts, flags, ret_node, err);
 }
 
 static void warn_about_probed_raw(const struct cli_image *image, const struct block_node *node)
@@ -78,7 +78,7 @@ static void warn_about_probed_raw(const struct cli_image *image, const struct bl
             image->name);
 }
 
-int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
+int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret_disk,
                      struct error *err)
 {
     int r;
@@ -86,7 +86,7 @@ int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_d
     if (image->image_opts && image->format) {
         return error_set(err, EINVAL, "--image-opts and --format are mutually exclusive");
     }
-    r = cli_co_open_disk_plainly(image, flags, ret, err);
+    r = cli_co_open_disk_plainly(image, flags, ret_disk, err);
     if (r < 0 && !image->snapshot) {
         error_prepend(err, "Could not open '%s': ", image->name);
     }
@@ -94,8 +94,8 @@ int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_d
 }
 
 /* Open the node, and put on it what the user wants there. */
-static int co_open_top_node(const struct cli_image *image, unsigned flags, struct block_node **ret,
-                            struct error *err)
+static int co_open_top_node(const struct cli_image *image, unsigned flags,
+                            struct block_node **ret_node, struct error *err)
 {
     struct block_node *node = NULL;
     int r =
@@ -114,7 +114,7 @@ static int co_open_top_node(const struct cli_image *image, unsigned flags, struc
         block_co_unref(node);
         return r;
     }
-    *ret = node;
+    *ret_node = node;
     return 0;
 }
 
@@ -142,8 +142,8 @@ static int co_add_root(const struct cli_image *image, unsigned flags, struct cli
     return r;
 }
 
-int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
-                             struct error *err)
+int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags,
+                             struct cli_disk *ret_disk, struct error *err)
 {
     struct cli_disk disk = {.name = image->name,
                             .writethrough = cli_cache_is_writethrough(image->cache)};
@@ -160,7 +160,7 @@ int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, stru
             return r;
         }
     }
-    *ret = disk;
+    *ret_disk = disk;
     return 0;
 }
 
@@ -230,7 +230,7 @@ static void place_extent(const struct cli_disk *disk, struct cli_extent *e, int 
 }
 
 int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
-                  struct cli_extent *ret)
+                  struct cli_extent *ret_extent)
 {
     struct block_status status;
     int depth;
@@ -242,13 +242,13 @@ int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
     if (status.length == 0) {
         return -EIO;
     }
-    *ret = (struct cli_extent){
+    *ret_extent = (struct cli_extent){
         .start = offset,
         .length = status.length,
         .flags = status.flags & ~(BLOCK_STATUS_EOF | BLOCK_STATUS_RECURSE),
         .map = status.map,
         .file = status.file,
     };
-    place_extent(disk, ret, depth);
+    place_extent(disk, ret_extent, depth);
     return 0;
 }

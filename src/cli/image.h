@@ -57,15 +57,15 @@ int cli_check_aio_mode(const char *mode, struct error *err);
 /* Whether `mode` is a discard mode ("unmap", "on", "ignore", "off"). NULL is fine. */
 bool cli_is_discard_mode(const char *mode);
 /* The preallocation mode of that name ("off", "metadata", "falloc", "full"). -EINVAL. */
-int cli_parse_prealloc(const char *text, enum block_prealloc *ret, struct error *err);
+int cli_parse_prealloc(const char *text, enum block_prealloc *ret_mode, struct error *err);
 
 /* Whether the image is named by a tree of options: --image-opts or json:{...}. */
 bool cli_image_is_options(const struct cli_image *image);
 /*
  * The options of the image's top node: those given as text, and what the other members of `image`
- * mean where the text says nothing. `flags`: BLOCK_OPEN_... . The caller frees *ret.
+ * mean where the text says nothing. `flags`: BLOCK_OPEN_... . The caller frees *ret_options.
  */
-int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret,
+int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret_options,
                       struct error *err);
 /*
  * Put a temporary qcow2 overlay, which vanishes with the process, on *node. The overlay replaces
@@ -80,13 +80,13 @@ int cli_co_add_copy_on_read(struct block_node **node, struct error *err);
 /*
  * Open an image. `flags` are BLOCK_OPEN_...: with BLOCK_OPEN_RDWR the disk can be written, with
  * BLOCK_OPEN_RESIZE_FILE resized as well, with BLOCK_OPEN_NO_IO there is no root. Errors begin
- * "Could not open 'name': ". *ret is untouched on failure; the caller closes it.
+ * "Could not open 'name': ". *ret_disk is untouched on failure; the caller closes it.
  */
-int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
+int cli_co_open_disk(const struct cli_image *image, unsigned flags, struct cli_disk *ret_disk,
                      struct error *err);
 /* The same without that beginning. */
-int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags, struct cli_disk *ret,
-                             struct error *err);
+int cli_co_open_disk_plainly(const struct cli_image *image, unsigned flags,
+                             struct cli_disk *ret_disk, struct error *err);
 /*
  * Flush the disk and let its formats store what they keep in memory, then close it. The disk is
  * closed also when that fails.
@@ -114,6 +114,6 @@ struct cli_extent {
 
 /* The extent at `offset`, of at least one and at most `length` bytes. Sets no sentence. */
 int cli_co_extent(const struct cli_disk *disk, uint64_t offset, uint64_t length,
-                  struct cli_extent *ret);
+                  struct cli_extent *ret_extent);
 
 #endif

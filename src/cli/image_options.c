@@ -77,7 +77,7 @@ bool cli_is_discard_mode(const char *mode)
     return !mode || is_one_of(mode, modes);
 }
 
-int cli_parse_prealloc(const char *text, enum block_prealloc *ret, struct error *err)
+int cli_parse_prealloc(const char *text, enum block_prealloc *ret_mode, struct error *err)
 {
     static const char *const names[] = {
         [BLOCK_PREALLOC_OFF] = "off",
@@ -88,7 +88,7 @@ int cli_parse_prealloc(const char *text, enum block_prealloc *ret, struct error 
 
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         if (strcmp(text, names[i]) == 0) {
-            *ret = (enum block_prealloc)i;
+            *ret_mode = (enum block_prealloc)i;
             return 0;
         }
     }
@@ -197,7 +197,7 @@ static int name_drivers(struct options **opts, struct error *err)
 }
 
 /* The options that were given as text. */
-static int parse_given_options(const struct cli_image *image, struct options **ret,
+static int parse_given_options(const struct cli_image *image, struct options **ret_options,
                                struct error *err)
 {
     AUTO_OPTIONS struct options *opts = NULL;
@@ -221,11 +221,11 @@ static int parse_given_options(const struct cli_image *image, struct options **r
     if (image->format && cli_image_is_options(image)) {
         options_default_str(opts, "driver", image->format);
     }
-    *ret = TAKE_PTR(opts);
+    *ret_options = TAKE_PTR(opts);
     return 0;
 }
 
-int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret,
+int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret_options,
                       struct error *err)
 {
     AUTO_OPTIONS struct options *opts = NULL;
@@ -252,6 +252,6 @@ int cli_image_options(const struct cli_image *image, unsigned flags, struct opti
     if (image->force_share) {
         options_default_bool(opts, "force-share", true);
     }
-    *ret = TAKE_PTR(opts);
+    *ret_options = TAKE_PTR(opts);
     return 0;
 }

@@ -88,10 +88,11 @@ static void on_quit(void)
 typedef int co_maker(struct options *opts /* consumed */, struct error *err);
 
 /*
- * Convert an option to the arguments of a QMP command, and check them. *ret gets a new reference.
+ * Convert an option to the arguments of a QMP command, and check them. *ret_args gets a new
+ * reference.
  */
-static int check_args(struct options *opts_, const struct qmp_type *type, struct json_object **ret,
-                      struct error *err)
+static int check_args(struct options *opts_, const struct qmp_type *type,
+                      struct json_object **ret_args, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
     struct json_object *args = options_to_json(opts);
@@ -101,7 +102,7 @@ static int check_args(struct options *opts_, const struct qmp_type *type, struct
         json_object_put(args);
         return r;
     }
-    *ret = args;
+    *ret_args = args;
     return 0;
 }
 

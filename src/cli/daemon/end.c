@@ -258,9 +258,9 @@ static void co_complete_one(void *arg)
 
 /*
  * Complete all nodes but the one that the orderly end is closing: formats have bitmaps to store,
- * files have to be flushed. Returns the number of entries in *ret.
+ * files have to be flushed. Returns the number of entries in *ret_list.
  */
-static size_t start_completions(struct completion **ret)
+static size_t start_completions(struct completion **ret_list)
 {
     struct block_node *node = NULL;
     size_t count = 0;
@@ -268,10 +268,10 @@ static size_t start_completions(struct completion **ret)
     while ((node = block_node_next(node))) {
         count++;
     }
-    *ret = calloc(count ? count : 1, sizeof(**ret));
+    *ret_list = calloc(count ? count : 1, sizeof(**ret_list));
     count = 0;
-    while (*ret && (node = block_node_next(node))) {
-        struct completion *c = &(*ret)[count];
+    while (*ret_list && (node = block_node_next(node))) {
+        struct completion *c = &(*ret_list)[count];
 
         if (node == end.node || block_node_is_read_only(node)) {
             continue;

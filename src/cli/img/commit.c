@@ -77,7 +77,7 @@ static bool names_node(const struct block_node *node, const struct block_node *a
 }
 
 /* Find the image whose backing file is the base, and set zero_from. */
-static int find_above(struct commit *c, struct block_node **ret, struct error *err)
+static int find_above(struct commit *c, struct block_node **ret_above, struct error *err)
 {
     struct block_node *above = block_node_skip_filters(c->image.node);
     struct block_node *base = block_node_backing(above);
@@ -95,21 +95,22 @@ static int find_above(struct commit *c, struct block_node **ret, struct error *e
         return error_set(err, ENOENT, "Did not find '%s' in the backing chain of '%s'",
                          c->base_name, c->image.name);
     }
-    *ret = above;
+    *ret_above = above;
     return 0;
 }
 
 /* The options that open the base again, for writing. The caller frees them. */
-static int writable_options(const struct block_node *base, struct options **ret, struct error *err)
+static int writable_options(const struct block_node *base, struct options **ret_options,
+                            struct error *err)
 {
-    int r = options_from_json(block_node_options(base), ret, err);
+    int r = options_from_json(block_node_options(base), ret_options, err);
 
     if (r < 0) {
         return r;
     }
-    options_drop(*ret, "auto-read-only");
-    options_drop(*ret, "read-only");
-    options_set_bool(*ret, "read-only", false);
+    options_drop(*ret_options, "auto-read-only");
+    options_drop(*ret_options, "read-only");
+    options_set_bool(*ret_options, "read-only", false);
     return 0;
 }
 

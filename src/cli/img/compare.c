@@ -48,7 +48,7 @@ static void warn_about_sizes(struct compare *c)
     c->sizes_differ = false;
 }
 
-/* Print how the disks print_difference. */
+/* Print how the disks differ. */
 __attribute__((format(printf, 2, 3))) static enum compare_status
 print_difference(struct compare *c, const char *fmt, ...)
 {
@@ -79,10 +79,10 @@ static enum compare_status co_read_disk(struct compare *c, int which, uint64_t o
 }
 
 static enum compare_status co_compare_status(struct compare *c, int which, uint64_t offset,
-                                             uint64_t length, struct cli_extent *ret)
+                                             uint64_t length, struct cli_extent *ret_extent)
 {
     struct cli_disk *disk = &c->disk[which];
-    int r = cli_co_extent(disk, offset, length, ret);
+    int r = cli_co_extent(disk, offset, length, ret_extent);
 
     if (r < 0) {
         error_set_errno(c->err, -r, "Sector allocation test failed for %s at offset %" PRIu64,

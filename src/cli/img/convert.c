@@ -313,16 +313,16 @@ static bool co_is_encrypted(const struct cli_disk *disk)
 /*
  * The options for opening a new target that is encrypted; NULL if it is not. The caller frees them.
  */
-static int key_options(const struct convert_request *q, char **ret, struct error *err)
+static int key_options(const struct convert_request *q, char **ret_text, struct error *err)
 {
     AUTO_FREE char *id = NULL;
     int r = q->no_create ? 0 : cli_creation_option(&q->options, "encrypt.key-secret", &id, err);
 
-    *ret = NULL;
+    *ret_text = NULL;
     if (r < 0) {
         return r;
     }
-    return id && asprintf(ret, "encrypt.key-secret=%s", id) < 0 ? error_out_of_memory(err) : 0;
+    return id && asprintf(ret_text, "encrypt.key-secret=%s", id) < 0 ? error_out_of_memory(err) : 0;
 }
 
 /* Compressed clusters would not use what was preallocated. */

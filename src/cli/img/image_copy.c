@@ -40,7 +40,7 @@
  * as data, one sector at a time.
  */
 static int co_source_status(struct image_copy *c, struct image_copy_source *s, uint64_t offset,
-                            uint64_t length, struct block_status *ret, struct error *err)
+                            uint64_t length, struct block_status *ret_status, struct error *err)
 {
     struct block_node *base = NULL;
     int r;
@@ -49,20 +49,20 @@ static int co_source_status(struct image_copy *c, struct image_copy_source *s, u
         base = block_node_backing(s->disk.node);
         length = MIN(length, c->target->backing_size - offset);
     }
-    r = block_co_status_above(s->disk.edge, base, offset, length, ret, NULL);
+    r = block_co_status_above(s->disk.edge, base, offset, length, ret_status, NULL);
     if (r < 0 && c->options->salvage) {
         length = MIN(length, SALVAGE_STEP);
-        r = block_co_status_above(s->disk.edge, base, offset, length, ret, NULL);
+        r = block_co_status_above(s->disk.edge, base, offset, length, ret_status, NULL);
         if (r < 0) {
             if (!c->options->quiet) {
                 cli_warn("error while reading block status at offset %" PRIu64 ": %s", offset,
                          strerror(-r));
             }
-            *ret = (struct block_status){.flags = BLOCK_STATUS_DATA, .length = length};
+            *ret_status = (struct block_status){.flags = BLOCK_STATUS_DATA, .length = length};
             return 0;
         }
     }
-    if (r == 0 && ret->length == 0) {
+    if (r == 0 && ret_status->length == 0) {
         r = -EIO;
     }
     return r < 0 ? error_set_errno(err, -r,
@@ -185,13 +185,13 @@ static int co_find_extent_locked(struct image_copy *c, struct error *err)
 }
 
 /* Take the next chunk, of length 0 at the end. May release the lock for a while. */
-static int co_next_chunk_locked(struct image_copy *c, struct chunk *ret, struct error *err)
+static int co_next_chunk_locked(struct image_copy *c, struct chunk *ret_chunk, struct error *err)
 {
     struct chunk chunk;
     uint64_t most;
     int r = co_find_extent_locked(c, err);
 
-    ret->length = 0;
+    ret_chunk->length = 0;
     if (r < 0 || c->next >= c->total) {
         return r;
     }
@@ -207,7 +207,7 @@ static int co_next_chunk_locked(struct image_copy *c, struct chunk *ret, struct 
     fit_to_units(c, &chunk);
     c->next = chunk.offset + chunk.length;
     chunk.number = c->chunks++;
-    *ret = chunk;
+    *ret_chunk = chunk;
     return 0;
 }
 

@@ -149,7 +149,7 @@ static uint64_t metadata_size(const struct geometry *g, uint64_t size)
 }
 
 /* The number of bytes of clusters in which the disk has data. */
-static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t *ret,
+static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t *ret_bytes,
                         struct error *err)
 {
     uint64_t size = cli_disk_size(disk);
@@ -171,7 +171,7 @@ static int co_data_size(const struct cli_disk *disk, uint64_t cluster, uint64_t 
         }
         at = end;
     }
-    *ret = sum;
+    *ret_bytes = sum;
     return 0;
 }
 

@@ -19,7 +19,7 @@ static const struct cli_usage usage = {
 };
 
 /* The new size that "SIZE", "+SIZE" or "-SIZE" means. */
-static int parse_new_size(const char *text, uint64_t current, uint64_t *ret, struct error *err)
+static int parse_new_size(const char *text, uint64_t current, uint64_t *ret_size, struct error *err)
 {
     bool relative = *text == '+' || *text == '-';
     uint64_t value;
@@ -39,7 +39,7 @@ static int parse_new_size(const char *text, uint64_t current, uint64_t *ret, str
     if (value == 0) {
         return error_set(err, EINVAL, "New image size must be positive");
     }
-    *ret = value;
+    *ret_size = value;
     return 0;
 }
 

@@ -60,7 +60,7 @@ static int check_needs(struct io *io, const struct io_command *c, struct error *
 
 /* Take the options out of argv; other arguments are moved to its end. */
 static int parse_command_options(const struct io_command *c, int argc, char **argv,
-                                 struct io_args *ret)
+                                 struct io_args *ret_args)
 {
     int letter;
 
@@ -71,11 +71,11 @@ static int parse_command_options(const struct io_command *c, int argc, char **ar
         if (letter == '?') {
             return io_usage(c);
         }
-        ret->set[letter] = true;
-        ret->value[letter] = optarg;
+        ret_args->set[letter] = true;
+        ret_args->value[letter] = optarg;
     }
-    ret->argc = c->letters ? argc - optind : argc - 1;
-    ret->argv = argv + argc - ret->argc;
+    ret_args->argc = c->letters ? argc - optind : argc - 1;
+    ret_args->argv = argv + argc - ret_args->argc;
     return 0;
 }
 

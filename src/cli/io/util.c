@@ -46,9 +46,9 @@ const char *io_size_text(double value, char *buf, size_t buf_size)
     return buf;
 }
 
-int io_parse_size(const char *text, uint64_t *ret)
+int io_parse_size(const char *text, uint64_t *ret_bytes)
 {
-    int r = cli_size(text, ret);
+    int r = cli_size(text, ret_bytes);
 
     if (r == -ERANGE) {
         printf("Parsing error: argument too large -- %s\n", text);
@@ -59,18 +59,18 @@ int io_parse_size(const char *text, uint64_t *ret)
     return r;
 }
 
-int io_parse_length(const char *text, uint64_t max, uint64_t *ret)
+int io_parse_length(const char *text, uint64_t max, uint64_t *ret_bytes)
 {
-    int r = io_parse_size(text, ret);
+    int r = io_parse_size(text, ret_bytes);
 
-    if (r == 0 && *ret > max) {
+    if (r == 0 && *ret_bytes > max) {
         printf("length cannot exceed %" PRIu64 ", given %s\n", max, text);
         r = -EINVAL;
     }
     return r;
 }
 
-int io_parse_pattern(const char *text, int *ret)
+int io_parse_pattern(const char *text, int *ret_byte)
 {
     char *end;
     long value;
@@ -81,17 +81,17 @@ int io_parse_pattern(const char *text, int *ret)
         printf("%s is not a valid pattern byte\n", text);
         return -EINVAL;
     }
-    *ret = (int)value;
+    *ret_byte = (int)value;
     return 0;
 }
 
-int io_parse_number(const char *text, long *ret)
+int io_parse_number(const char *text, long *ret_number)
 {
     char *end;
 
     errno = 0;
-    *ret = strtol(text, &end, 0);
-    if (errno || end == text || *end || *ret < 0) {
+    *ret_number = strtol(text, &end, 0);
+    if (errno || end == text || *end || *ret_number < 0) {
         printf("%s is not a valid number\n", text);
         return -EINVAL;
     }

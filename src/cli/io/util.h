@@ -26,13 +26,13 @@ int io_usage(const struct io_command *command);
 /* "64 KiB", "5.500 KiB", "12 bytes". `buf` has at least 32 bytes. Returns it. */
 const char *io_size_text(double value, char *buf, size_t buf_size);
 /* Parse a size in bytes. -EINVAL or -ERANGE, and a sentence is printed. */
-int io_parse_size(const char *text, uint64_t *ret);
+int io_parse_size(const char *text, uint64_t *ret_bytes);
 /* The same for a length of at most `max` bytes. */
-int io_parse_length(const char *text, uint64_t max, uint64_t *ret);
+int io_parse_length(const char *text, uint64_t max, uint64_t *ret_bytes);
 /* Parse a byte, 0 to 255. -EINVAL, and a sentence is printed. */
-int io_parse_pattern(const char *text, int *ret);
+int io_parse_pattern(const char *text, int *ret_byte);
 /* Parse a number that is not negative. -EINVAL, and a sentence is printed. */
-int io_parse_number(const char *text, long *ret);
+int io_parse_number(const char *text, long *ret_number);
 
 /*
  * Print the two lines of statistics of a request, or one line in machine-readable form. `began_ns`
