@@ -4,6 +4,7 @@
 
 #include "block/control.h"
 #include "cli/creation_options.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/time_units.h"
 #include "block/gate.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "co/sync.h"
 #include "loop/loop.h"

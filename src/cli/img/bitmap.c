@@ -6,6 +6,7 @@
 
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "block/control.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "cli/json.h"
 

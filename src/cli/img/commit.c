@@ -15,6 +15,7 @@
 #include "base/pacer.h"
 #include "block/control.h"
 #include "cli/img/chain.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "loop/loop.h"
 

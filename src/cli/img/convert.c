@@ -12,6 +12,7 @@
 #include "block/control.h"
 #include "cli/create.h"
 #include "cli/creation_options.h"
+#include "cli/img/command_line.h"
 #include "cli/img/image_copy.h"
 #include "cli/img/img.h"
 #include "cli/snapshot.h"

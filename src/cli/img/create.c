@@ -3,6 +3,7 @@
 
 #include "cli/create.h"
 #include "cli/creation_options.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "cli/create.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

@@ -22,7 +22,7 @@
 #include "base/time_units.h"
 #include "block/control.h"
 #include "cli/cli.h"
-#include "cli/img/img.h"
+#include "cli/img/command_line.h"
 #include "loop/loop.h"
 
 #define SPARSE_MIN 4096u

@@ -4,9 +4,12 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/checked.h"
+#include "base/progress.h"
+#include "block/block.h"
+#include "cli/args.h"
+#include "cli/cli.h"
 #include "cli/observe.h"
 #include "loop/loop.h"
 
@@ -85,39 +88,6 @@ static void print_img_help(void)
         }
     }
     printf("\n");
-}
-
-void img_progress_begin(struct progress *p, bool wanted, uint64_t total)
-{
-    enum progress_form form = PROGRESS_NONE;
-
-    if (wanted) {
-        form = !cli_is_compat() && isatty(STDOUT_FILENO) ? PROGRESS_BAR : PROGRESS_PERCENT;
-    }
-    progress_begin(p, stdout, form, NULL, total);
-}
-
-int img_parse(const struct cli_arg *args, const struct cli_usage *usage, int argc, char **argv,
-              struct cli_image *image, struct error *err)
-{
-    int first = cli_args_parse(args, usage, argc, argv);
-
-    if (first < 0) {
-        return first;
-    }
-    if (first != argc - 1) {
-        return cli_usage_error(err, usage, "Expecting one image file name");
-    }
-    image->name = argv[first];
-    return 0;
-}
-
-int img_prepare(const struct cli_image *image, const char *cache_option,
-                const struct cli_items *objects, struct error *err)
-{
-    int r = cli_check_cache_mode(image->cache, cache_option, err);
-
-    return r < 0 ? r : cli_add_objects(objects, err);
 }
 
 static int co_img_main(int argc, char **argv, struct error *err)

@@ -7,10 +7,7 @@
 #ifndef TIDEMARK_CLI_IMG_IMG_H
 #define TIDEMARK_CLI_IMG_IMG_H
 
-#include "base/progress.h"
-#include "cli/args.h"
-#include "cli/cli.h"
-#include "cli/image.h"
+#include "base/error.h"
 
 /* The sub-commands. argv[0] is the name. Each parses and executes its command line; yields. */
 int img_co_amend(int argc, char **argv, struct error *err);
@@ -28,22 +25,5 @@ int img_co_measure(int argc, char **argv, struct error *err);
 int img_co_rebase(int argc, char **argv, struct error *err);
 int img_co_resize(int argc, char **argv, struct error *err);
 int img_co_snapshot(int argc, char **argv, struct error *err);
-
-/* --- shared by the sub-commands (img.c); none of these yields --------------------------------- */
-
-/*
- * Parse a command line that ends with one filename, which becomes image->name. Returns 0, a
- * cli_args_result, or -EINVAL.
- */
-int img_parse(const struct cli_arg *args, const struct cli_usage *usage, int argc, char **argv,
-              struct cli_image *image, struct error *err);
-/*
- * Check the cache mode of `image`, whose option is called `cache_option` in errors ("cache"), and
- * make the objects of the command line.
- */
-int img_prepare(const struct cli_image *image, const char *cache_option,
-                const struct cli_items *objects, struct error *err);
-/* Show progress on standard output, if `wanted`: as qemu-img, or as a bar on a terminal. */
-void img_progress_begin(struct progress *p, bool wanted, uint64_t total);
 
 #endif

@@ -10,6 +10,7 @@
 #include "base/cleanup.h"
 #include "base/size.h"
 #include "block/control.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "cli/json.h"
 #include "cli/snapshot.h"

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "base/checked.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

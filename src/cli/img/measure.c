@@ -10,6 +10,7 @@
 #include "block/bitmaps.h"
 #include "block/control.h"
 #include "cli/creation_options.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "cli/json.h"
 #include "cli/snapshot.h"

@@ -8,6 +8,7 @@
 #include "base/cleanup.h"
 #include "block/control.h"
 #include "cli/img/chain.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

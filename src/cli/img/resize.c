@@ -5,6 +5,7 @@
 
 #include "base/checked.h"
 #include "block/control.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 
 static const struct cli_usage usage = {

@@ -4,6 +4,7 @@
 
 #include "base/cleanup.h"
 #include "block/control.h"
+#include "cli/img/command_line.h"
 #include "cli/img/img.h"
 #include "cli/snapshot.h"
 
