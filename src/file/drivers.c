@@ -29,7 +29,9 @@ const struct block_driver file_driver = {
     .co_status = posix_file_co_status,
 };
 
-/* A CD-ROM drive is a device like others: media that is changed while it is open is not noticed. */
+/*
+ * A CD-ROM drive is treated as any device: a change of the medium while it is open is not noticed.
+ */
 #define DEVICE_FUNCTIONS                                                                           \
     .instance_size = sizeof(struct posix_file), .is_protocol = true,                               \
     .parse_filename = posix_file_parse_filename, .co_open = posix_file_co_open_device,             \

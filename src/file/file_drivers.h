@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The leaf drivers `file`, `host_device`, `null-co` and `null-aio`, and the format `raw`.
- */
+/* The protocols of local files and devices, and the format raw. */
 #ifndef TIDEMARK_FILE_FILE_DRIVERS_H
 #define TIDEMARK_FILE_FILE_DRIVERS_H
 
-/* Add all drivers of this layer to the table. Once, at start. Does not yield. */
+/*
+ * Register the protocols `file`, `host_device`, `host_cdrom`, `null-co` and `null-aio`, the format
+ * `raw`, and formats that are refused. Called once, at start. Does not yield.
+ */
 void file_register_drivers(void);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Formats that are known by name and by how their images begin, and refused: nobody is left to wonder, and a guest can't turn a raw
- * image whose format is guessed into one of them.
+ * Formats that are recognized, by name and by the signatures of their images, and refused. So the
+ * user gets a clear error, and a guest can't turn a raw image whose format is probed into one of
+ * them.
  */
 #include <errno.h>
 #include <string.h>
@@ -10,7 +11,7 @@
 #include "base/checked.h"
 #include "file/drivers.h"
 
-/* Bytes that images have at an offset. */
+/* Bytes that images of a format have at an offset. */
 struct signature {
     const struct block_driver *driver;
     size_t offset, size;
@@ -91,7 +92,7 @@ void foreign_register_drivers(void)
 {
     const struct block_driver *last = NULL;
 
-    /* The table has a line at least for each, and those of one driver follow each other. */
+    /* The table has at least one line for each driver, and lines of one driver are adjacent. */
     for (size_t i = 0; i < ARRAY_SIZE(signatures); i++) {
         if (signatures[i].driver != last) {
             last = signatures[i].driver;

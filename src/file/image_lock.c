@@ -17,7 +17,7 @@ static int lock_byte(int fd, short type, off_t byte)
     return fcntl(fd, F_OFD_SETLK, &fl) < 0 ? -errno : 0;
 }
 
-/* 1 if another open file description holds it, 0 if none does. */
+/* 1 if another open file description has locked the byte, 0 if none has, or -errno. */
 static int is_held_by_another(int fd, off_t byte)
 {
     struct flock fl = {.l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = byte, .l_len = 1};
@@ -33,7 +33,7 @@ bool image_lock_is_supported(int fd)
     return is_held_by_another(fd, PERM_BASE) >= 0;
 }
 
-static void release(struct image_lock *l, unsigned perm, unsigned unshared)
+static void release_bytes(struct image_lock *l, unsigned perm, unsigned unshared)
 {
     for (unsigned n = 0; n < PERM_BITS; n++) {
         if (perm & (1u << n)) {
@@ -47,8 +47,8 @@ static void release(struct image_lock *l, unsigned perm, unsigned unshared)
     l->unshared &= ~unshared;
 }
 
-static int acquire(struct image_lock *l, unsigned perm, unsigned unshared, const char *name,
-                   struct error *err)
+static int acquire_bytes(struct image_lock *l, unsigned perm, unsigned unshared, const char *name,
+                         struct error *err)
 {
     for (unsigned n = 0; n < PERM_BITS; n++) {
         unsigned bit = 1u << n;
@@ -69,9 +69,9 @@ static int acquire(struct image_lock *l, unsigned perm, unsigned unshared, const
     return 0;
 }
 
-/* Whether others hold `base` + any bit of `mask`; `how` says what we failed to get. */
-static int check(int fd, unsigned base, unsigned mask, const char *how, const char *name,
-                 struct error *err)
+/* -EAGAIN if another user holds byte `base` + n for an n in `mask`; `how` is for the message. */
+static int check_bytes(int fd, unsigned base, unsigned mask, const char *how, const char *name,
+                       struct error *err)
 {
     for (unsigned n = 0; n < PERM_BITS; n++) {
         char names[64];
@@ -95,18 +95,18 @@ int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const c
 {
     unsigned unshared = BLOCK_PERM_ALL & ~shared;
     unsigned old_perm = l->perm, old_unshared = l->unshared;
-    int r = acquire(l, perm & ~old_perm, unshared & ~old_unshared, name, err);
+    int r = acquire_bytes(l, perm & ~old_perm, unshared & ~old_unshared, name, err);
 
     if (r == 0) {
-        r = check(l->fd, UNSHARED_BASE, perm & ~old_perm, "", name, err);
+        r = check_bytes(l->fd, UNSHARED_BASE, perm & ~old_perm, "", name, err);
     }
     if (r == 0) {
-        r = check(l->fd, PERM_BASE, unshared & ~old_unshared, "shared ", name, err);
+        r = check_bytes(l->fd, PERM_BASE, unshared & ~old_unshared, "shared ", name, err);
     }
     if (r < 0) {
-        release(l, l->perm & ~old_perm, l->unshared & ~old_unshared);
+        release_bytes(l, l->perm & ~old_perm, l->unshared & ~old_unshared);
     } else {
-        release(l, l->perm & ~perm, l->unshared & ~unshared);
+        release_bytes(l, l->perm & ~perm, l->unshared & ~unshared);
     }
     return r;
 }

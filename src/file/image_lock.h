@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Locks that keep two processes from using one image in ways that exclude each other. The byte ranges are those
- * that QEMU locks, so they hold between it and Tidemark as well.
+ * Locks that keep two processes from using one image in ways that exclude each other. QEMU locks
+ * the same byte ranges, so the locks also work between QEMU and Tidemark. None of these functions
+ * yields.
  *
- * All locks are shared ones (F_RDLCK) of the open file description, on single bytes:
+ * All locks are shared ones (F_RDLCK), of the open file description, on single bytes:
  *
- *     byte 100 + n    held by who does what permission n allows
- *     byte 200 + n    held by who does not let others do it
+ *     byte 100 + n    held by a user that has permission n
+ *     byte 200 + n    held by a user that does not share permission n
  *
  *     n    0 consistent read    1 write    2 write unchanged    3 resize
  *
- * Who wants permission n therefore asks whether anybody holds 200 + n, and who wants to keep others from it
- * asks about 100 + n; F_OFD_GETLK with F_WRLCK answers, and passes over one's own. Locks are taken
- * first and others looked for after that, so of two who begin at once at most one goes on.
+ * A user that wants permission n checks that no other user holds byte 200 + n. A user that does not
+ * share permission n checks byte 100 + n. F_OFD_GETLK with F_WRLCK finds locks of others only. A
+ * user first takes its locks and then checks, so of two users that begin at the same time at most
+ * one succeeds.
  */
 #ifndef TIDEMARK_FILE_IMAGE_LOCK_H
 #define TIDEMARK_FILE_IMAGE_LOCK_H
@@ -22,17 +24,21 @@
 #include "base/error.h"
 
 struct image_lock {
-    int fd;            /* borrowed */
-    unsigned perm;     /* BLOCK_PERM_...: locked now */
-    unsigned unshared; /* likewise */
+    /* borrowed */
+    int fd;
+    /* BLOCK_PERM_... whose bytes 100 + n are locked now */
+    unsigned perm;
+    /* BLOCK_PERM_... whose bytes 200 + n are locked now */
+    unsigned unshared;
 };
 
-/* Whether the file system of fd has such locks. Does not yield. */
+/* Whether the file system of `fd` supports these locks. May block. */
 bool image_lock_is_supported(int fd);
 
 /*
- * Go over to the permissions `perm`, with others allowed `shared`. -EAGAIN when another user of the file
- * stands against it; then all is as before. `name` is for the message. Does not yield.
+ * Change to the permissions `perm`, and share `shared` with others; both are sets of BLOCK_PERM_...
+ * `name` is for the message. Returns 0; -EAGAIN if this conflicts with another user; or -errno.
+ * After an error the permissions are as before. May block.
  */
 int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
                    struct error *err);

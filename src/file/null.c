@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Drivers without storage, to measure what lies above them. Reads give zeroes, so that no memory of the process
- * gets out; the option read-zeroes decides only whether block status says so.
+ * The drivers null-co and null-aio: no storage, to measure the layers above. Reads return zeroes,
+ * so that no memory of the process is disclosed. The option read-zeroes decides only whether block
+ * status reports zeroes.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -49,7 +50,8 @@ static int null_co_open(struct block_node *node, struct options *opts, struct er
     return 0;
 }
 
-static int co_wait(struct block_node *node)
+/* Wait for the latency that was configured. Returns 0. */
+static int co_null_wait(struct block_node *node)
 {
     struct null_disk *d = node->opaque;
 
@@ -64,36 +66,36 @@ static int null_co_preadv(struct block_node *node, uint64_t offset, struct iov i
     if (!(flags & BLOCK_REQ_PREFETCH)) {
         iov_fill(iov, 0, 0, iov.size);
     }
-    return co_wait(node);
+    return co_null_wait(node);
 }
 
 static int null_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
-    return co_wait(node);
+    return co_null_wait(node);
 }
 
 static int null_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                                 unsigned flags)
 {
-    return co_wait(node);
+    return co_null_wait(node);
 }
 
 static int null_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
-    return co_wait(node);
+    return co_null_wait(node);
 }
 
 static int null_co_flush(struct block_node *node)
 {
-    return co_wait(node);
+    return co_null_wait(node);
 }
 
 static int null_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                          struct block_status *ret)
+                          struct block_status *ret_status)
 {
     const struct null_disk *d = node->opaque;
 
-    *ret = (struct block_status){
+    *ret_status = (struct block_status){
         .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET |
                  (d->read_zeroes ? BLOCK_STATUS_ZERO : BLOCK_STATUS_DATA),
         .length = length,
@@ -110,9 +112,9 @@ static int null_co_truncate(struct block_node *node, uint64_t size, enum block_p
     return 0;
 }
 
-static int null_co_allocated_size(struct block_node *node, uint64_t *ret)
+static int null_co_allocated_size(struct block_node *node, uint64_t *ret_size)
 {
-    *ret = 0;
+    *ret_size = 0;
     return 0;
 }
 

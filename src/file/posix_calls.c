@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls that a local file system answers at once, and one over a network after its server has been asked, or when it is back:
- * attributes, locks, the close that writes what is left. A server makes them on the offload pool.
+ * Calls that a local file system answers at once, but for which a network file system waits for its
+ * server: attributes, locks, close (which writes cached data). A daemon makes them on the offload
+ * pool (loop_co_brief()).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -14,7 +15,7 @@
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
-/* --- size ---------------------------------------------------------------------------------------- */
+/* --- size */
 
 struct size_call {
     int fd;
@@ -22,7 +23,7 @@ struct size_call {
     uint64_t size;
 };
 
-int posix_file_size(int fd, bool is_device, uint64_t *ret)
+int posix_file_size(int fd, bool is_device, uint64_t *ret_size)
 {
     struct stat st;
     off_t end;
@@ -32,13 +33,13 @@ int posix_file_size(int fd, bool is_device, uint64_t *ret)
     }
     if (is_device && S_ISCHR(st.st_mode)) {
         end = lseek(fd, 0, SEEK_END);
-        *ret = end > 0 ? (uint64_t)end : 0;
+        *ret_size = end > 0 ? (uint64_t)end : 0;
         return end < 0 ? -errno : 0;
     }
     if (is_device) {
-        return ioctl(fd, BLKGETSIZE64, ret) < 0 ? -errno : 0;
+        return ioctl(fd, BLKGETSIZE64, ret_size) < 0 ? -errno : 0;
     }
-    *ret = (uint64_t)st.st_size;
+    *ret_size = (uint64_t)st.st_size;
     return 0;
 }
 
@@ -49,27 +50,27 @@ static int get_size(void *arg)
     return posix_file_size(c->fd, c->is_device, &c->size);
 }
 
-int posix_file_co_size(int fd, bool is_device, uint64_t *ret)
+int posix_file_co_size(int fd, bool is_device, uint64_t *ret_size)
 {
     struct size_call c = {.fd = fd, .is_device = is_device};
     int r = loop_co_brief(get_size, &c);
 
     if (r == 0) {
-        *ret = c.size;
+        *ret_size = c.size;
     }
     return r;
 }
 
-/* --- locks --------------------------------------------------------------------------------------- */
+/* --- locks */
 
-static int ask_for_locks(void *arg)
+static int query_locks(void *arg)
 {
     return image_lock_is_supported(*(int *)arg);
 }
 
 bool posix_file_co_has_locks(int fd)
 {
-    return loop_co_brief(ask_for_locks, &fd) > 0;
+    return loop_co_brief(query_locks, &fd) > 0;
 }
 
 struct lock_call {
@@ -94,29 +95,29 @@ int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, con
     return loop_co_brief(set_lock, &c);
 }
 
-/* --- names and descriptors ----------------------------------------------------------------------- */
+/* --- names and descriptors */
 
-static int do_close(void *arg)
+static int close_fd(void *arg)
 {
     return close(*(int *)arg);
 }
 
 void posix_file_co_close_fd(int fd)
 {
-    loop_co_brief(do_close, &fd);
+    loop_co_brief(close_fd, &fd);
 }
 
-static int do_unlink(void *arg)
+static int unlink_path(void *arg)
 {
     return unlink(arg) < 0 ? -errno : 0;
 }
 
 int posix_file_co_unlink(const char *path)
 {
-    return loop_co_brief(do_unlink, (void *)(uintptr_t)path);
+    return loop_co_brief(unlink_path, (void *)(uintptr_t)path);
 }
 
-static int reopen(void *arg)
+static int reopen_buffered(void *arg)
 {
     char path[32];
     int fd;
@@ -128,5 +129,5 @@ static int reopen(void *arg)
 
 int posix_file_co_reopen_buffered(int fd)
 {
-    return loop_co_brief(reopen, &fd);
+    return loop_co_brief(reopen_buffered, &fd);
 }

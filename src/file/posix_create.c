@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Making files. */
+/* Creates files, and prepares devices, for new images. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -13,7 +13,7 @@
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
-/* What a format probe looks at is cleared on a device. */
+/* Bytes at the beginning of a device that are cleared, since a format probe reads them. */
 #define DEVICE_HEAD 4096
 
 const struct block_option_desc posix_file_create_options[] = {
@@ -25,43 +25,47 @@ const struct block_option_desc posix_file_create_options[] = {
 };
 
 struct create_options {
-    int prealloc; /* enum block_prealloc */
+    /* enum block_prealloc */
+    int prealloc;
     bool nocow;
-    uint64_t extent_size; /* bytes; 0: left to the file system */
+    /* bytes; 0: the default of the file system */
+    uint64_t extent_size;
 };
 
 struct create_call {
     const char *path;
     bool nocow;
     uint64_t extent_size;
-    bool created; /* there was none before */
+    /* the file did not exist before */
+    bool created;
     int fd;
     struct stat st;
 };
 
-static int take_options(struct options *opts, struct create_options *ret, struct error *err)
+static int take_create_options(struct options *opts, struct create_options *ret_options,
+                               struct error *err)
 {
     static const char *const names[] = {"off", "falloc", "full", NULL};
     static const int modes[] = {BLOCK_PREALLOC_OFF, BLOCK_PREALLOC_FALLOC, BLOCK_PREALLOC_FULL};
     int mode, r;
 
     if ((r = options_take_enum(opts, "preallocation", names, 0, &mode, err)) < 0 ||
-        (r = options_take_bool(opts, "nocow", false, &ret->nocow, err)) < 0 ||
-        (r = options_take_size(opts, "extent_size_hint", 0, &ret->extent_size, err)) < 0) {
+        (r = options_take_bool(opts, "nocow", false, &ret_options->nocow, err)) < 0 ||
+        (r = options_take_size(opts, "extent_size_hint", 0, &ret_options->extent_size, err)) < 0) {
         return r;
     }
-    if (ret->extent_size > UINT32_MAX) {
+    if (ret_options->extent_size > UINT32_MAX) {
         return error_set(err, EINVAL, "Extent size hint is too large");
     }
-    ret->prealloc = modes[mode];
-    /* Before anything is made: a misspelt option must not cost an image. */
+    ret_options->prealloc = modes[mode];
+    /* Before any change: a misspelt option must not destroy an image. */
     return options_check_empty(opts, "A raw file", err);
 }
 
 static int create_blocking(void *arg)
 {
     struct create_call *c = arg;
-    /* O_NONBLOCK: see the opening of images. Contents are kept until the locks are had. */
+    /* O_NONBLOCK: see open_flags() in posix_open.c. The contents stay until the locks are taken. */
     int flags = O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
 
     c->fd = open(c->path, flags | O_CREAT | O_EXCL, 0644);
@@ -81,7 +85,7 @@ static int create_blocking(void *arg)
     if (c->extent_size) {
         struct fsxattr attributes;
 
-        /* A hint: file systems that know none do without. */
+        /* A hint: file systems that do not support it ignore it. */
         if (ioctl(c->fd, FS_IOC_FSGETXATTR, &attributes) == 0) {
             attributes.fsx_xflags |= FS_XFLAG_EXTSIZE;
             attributes.fsx_extsize = (uint32_t)c->extent_size;
@@ -91,7 +95,7 @@ static int create_blocking(void *arg)
     if (c->nocow) {
         int attributes;
 
-        /* Only file systems that copy on write have it, and it matters on no other. */
+        /* Only file systems that copy on write support it, and it has no meaning on others. */
         if (ioctl(c->fd, FS_IOC_GETFLAGS, &attributes) == 0) {
             attributes |= FS_NOCOW_FL;
             (void)!ioctl(c->fd, FS_IOC_SETFLAGS, &attributes);
@@ -100,25 +104,28 @@ static int create_blocking(void *arg)
     return 0;
 }
 
-static int co_sync(const struct create_call *c, struct error *err)
+static int co_sync_created(const struct create_call *c, struct error *err)
 {
     int r = loop_co_fdatasync(c->fd);
 
     return r < 0 ? error_set_errno(err, -r, "Could not flush '%s'", c->path) : 0;
 }
 
-static int co_fill_regular(const struct create_call *c, uint64_t size, int prealloc,
-                           struct error *err)
+static int co_prepare_regular(const struct create_call *c, uint64_t size, int prealloc,
+                              struct error *err)
 {
     int r = posix_file_co_resize(c->fd, c->path, 0, BLOCK_PREALLOC_OFF, err);
 
-    r = r < 0 ? r : posix_file_co_resize(c->fd, c->path, size, prealloc, err);
-    /* Space that was promised is there after a crash, too. */
-    return r < 0 || prealloc == BLOCK_PREALLOC_OFF ? r : co_sync(c, err);
+    UNLESS_FAILED(r, posix_file_co_resize(c->fd, c->path, size, prealloc, err));
+    if (r < 0 || prealloc == BLOCK_PREALLOC_OFF) {
+        return r;
+    }
+    /* Space that was allocated in advance is still allocated after a crash. */
+    return co_sync_created(c, err);
 }
 
-static int co_fill_device(const struct create_call *c, uint64_t size, int prealloc,
-                          struct error *err)
+static int co_prepare_device(const struct create_call *c, uint64_t size, int prealloc,
+                             struct error *err)
 {
     static const uint8_t zeroes[DEVICE_HEAD];
     struct iovec vec = {.iov_base = (void *)(uintptr_t)zeroes, .iov_len = sizeof(zeroes)};
@@ -130,24 +137,26 @@ static int co_fill_device(const struct create_call *c, uint64_t size, int preall
         return error_set_errno(err, -r, "Could not get the size of '%s'", c->path);
     }
     if (prealloc != BLOCK_PREALLOC_OFF) {
-        return error_set(err, ENOTSUP, "'%s' is a device: there is nothing to preallocate",
+        return error_set(err, ENOTSUP, "'%s' is a device, whose space can't be preallocated",
                          c->path);
     }
     if (device_size < size) {
-        return error_set(err, ENOSPC, "Device '%s' has %" PRIu64 " bytes, %" PRIu64 " are needed",
-                         c->path, device_size, size);
+        return error_set(err, ENOSPC,
+                         "Device '%s' has %" PRIu64 " bytes, but %" PRIu64 " are needed", c->path,
+                         device_size, size);
     }
     if (device_size >= sizeof(zeroes)) {
         n = loop_co_pwritev(c->fd, &vec, 1, 0, 0);
         if (n < 0) {
             return error_set_errno(err, (int)-n, "Could not clear the head of '%s'", c->path);
         }
-        return co_sync(c, err);
+        return co_sync_created(c, err);
     }
     return 0;
 }
 
-static int co_fill(struct create_call *c, uint64_t size, int prealloc, struct error *err)
+/* Lock the new file, and give it its contents. */
+static int co_prepare_file(struct create_call *c, uint64_t size, int prealloc, struct error *err)
 {
     struct image_lock lock = {.fd = c->fd};
     int r = 0;
@@ -162,8 +171,8 @@ static int co_fill(struct create_call *c, uint64_t size, int prealloc, struct er
     if (r < 0) {
         return r;
     }
-    return S_ISREG(c->st.st_mode) ? co_fill_regular(c, size, prealloc, err)
-                                  : co_fill_device(c, size, prealloc, err);
+    return S_ISREG(c->st.st_mode) ? co_prepare_regular(c, size, prealloc, err)
+                                  : co_prepare_device(c, size, prealloc, err);
 }
 
 int posix_file_co_create(const char *filename, uint64_t size, struct options *opts,
@@ -176,7 +185,7 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
     if (block_driver_of_filename(filename)) {
         c.path = strchr(filename, ':') + 1;
     }
-    r = take_options(opts, &o, err);
+    r = take_create_options(opts, &o, err);
     if (r < 0) {
         return r;
     }
@@ -186,7 +195,7 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
     if (r < 0) {
         return error_set_errno(err, -r, "Could not create '%s'", c.path);
     }
-    r = co_fill(&c, size, o.prealloc, err);
+    r = co_prepare_file(&c, size, o.prealloc, err);
     if (r < 0 && c.created) {
         posix_file_co_unlink(c.path);
     }

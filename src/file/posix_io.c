@@ -1,27 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Read, write and flush of files and block devices. The first lines of each are the hot path. */
+/* Read, write and flush of files and devices. The first lines of each function are the hot path. */
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <unistd.h>
 
 #include "base/checked.h"
+#include "base/debug.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
 #include "trace/events.h"
 
-/* --- what is left of a vector ---------------------------------------------------------------------- */
+/* --- the rest of a vector, after a short read or write */
 
-/* A place in a vector, and the part of it that one system call takes. */
+/* A position in a vector. */
 struct iov_cursor {
     struct iov iov;
-    int index;     /* element */
-    size_t within; /* bytes of it that are done */
-    size_t done;   /* bytes of the whole */
+    /* the present element, and how many bytes of it are done */
+    int index;
+    size_t within;
+    /* bytes of the whole vector that are done */
+    size_t done;
+    /* storage for iov_cursor_part() */
     struct iovec rest;
 };
 
-static void advance(struct iov_cursor *c, size_t bytes)
+static void iov_cursor_advance(struct iov_cursor *c, size_t bytes)
 {
     c->done += bytes;
     c->within += bytes;
@@ -31,8 +35,11 @@ static void advance(struct iov_cursor *c, size_t bytes)
     }
 }
 
-/* The rest of an element that was begun goes alone, so that the caller's array needs no copy. */
-static const struct iovec *next_part(struct iov_cursor *c, int *ret_count)
+/*
+ * Elements for the next system call. The rest of an element that was begun is passed alone, so that
+ * the caller's array need not be copied.
+ */
+static const struct iovec *iov_cursor_part(struct iov_cursor *c, int *ret_count)
 {
     const struct iovec *v = &c->iov.vec[c->index];
 
@@ -48,22 +55,25 @@ static const struct iovec *next_part(struct iov_cursor *c, int *ret_count)
     return &c->rest;
 }
 
-/* --- read ------------------------------------------------------------------------------------------ */
+/* --- read */
 
-/* `done` bytes have been read. Where a file has become shorter than its node, it reads as zeroes. */
-static int co_read_rest(struct posix_file *f, uint64_t offset, struct iov iov, size_t done)
+/*
+ * Read on after `done` bytes. Where the file has become shorter than its node, the node reads as
+ * zeroes.
+ */
+static int co_read_file_rest(struct posix_file *f, uint64_t offset, struct iov iov, size_t done)
 {
     struct iov_cursor c = {.iov = iov};
 
-    advance(&c, done);
+    iov_cursor_advance(&c, done);
     while (c.done < iov.size) {
         const struct iovec *vec;
         ssize_t n = 0;
         int count;
 
-        /* O_DIRECT stops within a block only at the end of the file. */
+        /* O_DIRECT reads part of a block only at the end of the file. */
         if (is_aligned(c.done, f->block_size)) {
-            vec = next_part(&c, &count);
+            vec = iov_cursor_part(&c, &count);
             n = loop_co_preadv(f->fd, vec, count, offset + c.done);
         }
         if (n < 0) {
@@ -76,7 +86,7 @@ static int co_read_rest(struct posix_file *f, uint64_t offset, struct iov iov, s
             iov_fill(iov, c.done, 0, iov.size - c.done);
             return 0;
         }
-        advance(&c, (size_t)n);
+        iov_cursor_advance(&c, (size_t)n);
     }
     return 0;
 }
@@ -86,7 +96,7 @@ struct prefetch_call {
     uint64_t offset, length;
 };
 
-static int prefetch(void *arg)
+static int prefetch_blocking(void *arg)
 {
     const struct prefetch_call *c = arg;
 
@@ -101,7 +111,7 @@ int posix_file_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     if (__builtin_expect(flags & BLOCK_REQ_PREFETCH, false)) {
         struct prefetch_call c = {f->fd, offset, iov.size};
 
-        return loop_co_offload(prefetch, &c);
+        return loop_co_offload(prefetch_blocking, &c);
     }
     if (__builtin_expect(iov.count <= IOV_MAX, true)) {
         n = loop_co_preadv(f->fd, iov.vec, iov.count, offset);
@@ -112,23 +122,24 @@ int posix_file_co_preadv(struct block_node *node, uint64_t offset, struct iov io
             return (int)n;
         }
     }
-    return co_read_rest(f, offset, iov, (size_t)n);
+    return co_read_file_rest(f, offset, iov, (size_t)n);
 }
 
-/* --- write ----------------------------------------------------------------------------------------- */
+/* --- write */
 
-static int co_write_rest(struct posix_file *f, uint64_t offset, struct iov iov, size_t done,
-                         unsigned io_flags)
+/* Write on after `done` bytes. */
+static int co_write_file_rest(struct posix_file *f, uint64_t offset, struct iov iov, size_t done,
+                              unsigned io_flags)
 {
     struct iov_cursor c = {.iov = iov};
 
-    advance(&c, done);
+    iov_cursor_advance(&c, done);
     while (c.done < iov.size) {
         const struct iovec *vec;
         ssize_t n;
         int count;
 
-        vec = next_part(&c, &count);
+        vec = iov_cursor_part(&c, &count);
         n = loop_co_pwritev(f->fd, vec, count, offset + c.done, io_flags);
         if (n < 0) {
             return (int)n;
@@ -136,12 +147,12 @@ static int co_write_rest(struct posix_file *f, uint64_t offset, struct iov iov, 
         if (n == 0) {
             return -EIO;
         }
-        advance(&c, (size_t)n);
+        iov_cursor_advance(&c, (size_t)n);
     }
     return 0;
 }
 
-static int co_write_all(struct posix_file *f, uint64_t offset, struct iov iov, unsigned io_flags)
+static int co_write_file(struct posix_file *f, uint64_t offset, struct iov iov, unsigned io_flags)
 {
     ssize_t n = 0;
 
@@ -154,9 +165,10 @@ static int co_write_all(struct posix_file *f, uint64_t offset, struct iov iov, u
             return (int)n;
         }
     }
-    return co_write_rest(f, offset, iov, (size_t)n, io_flags);
+    return co_write_file_rest(f, offset, iov, (size_t)n, io_flags);
 }
 
+/* Make all later flushes fail with `error`. */
 static void fail_flushes(struct sync_group *g, int error)
 {
     pthread_mutex_lock(&g->guard);
@@ -165,14 +177,15 @@ static void fail_flushes(struct sync_group *g, int error)
 }
 
 /*
- * A write that is to be stable failed. The kernel has told of the failure of what it was to write back, maybe of
- * other data too, and will not again: flushes must fail as after a failed fdatasync (rule R10 of write ordering). Only a
- * lack of space is mostly met before anything was synced: then a plain write fails likewise.
+ * A write with O_DSYNC failed. The kernel reports a failure of writeback only once, and this one
+ * may concern other data too, so all later flushes must fail, as after a failed fdatasync (rule R10
+ * of write ordering). A lack of space is an exception: the kernel usually finds it before it syncs
+ * anything, and then a plain write fails as well.
  */
-static int co_stable_write_failed(struct posix_file *f, uint64_t offset, struct iov iov, int error)
+static int co_fail_stable_write(struct posix_file *f, uint64_t offset, struct iov iov, int error)
 {
     if (error == -ENOSPC || error == -EDQUOT || error == -EFBIG) {
-        int r = co_write_all(f, offset, iov, 0);
+        int r = co_write_file(f, offset, iov, 0);
 
         if (r < 0) {
             return r;
@@ -186,15 +199,15 @@ int posix_file_co_pwritev(struct block_node *node, uint64_t offset, struct iov i
 {
     struct posix_file *f = node->opaque;
     bool stable = (flags & BLOCK_REQ_FUA) && !node->cache_no_flush;
-    int r = co_write_all(f, offset, iov, stable ? LOOP_IO_DSYNC : 0);
+    int r = co_write_file(f, offset, iov, stable ? LOOP_IO_DSYNC : 0);
 
     if (__builtin_expect(r < 0 && stable, false)) {
-        r = co_stable_write_failed(f, offset, iov, r);
+        r = co_fail_stable_write(f, offset, iov, r);
     }
     return r;
 }
 
-/* --- copy ------------------------------------------------------------------------------------------ */
+/* --- copy */
 
 struct copy_call {
     int from, to;
@@ -202,8 +215,11 @@ struct copy_call {
     size_t length;
 };
 
-/* What is no want of space is left to reading and writing, which tell what is wrong. */
-static int copy_range(void *arg)
+/*
+ * 0, or the error if there is no space. Any other error becomes -ENOTSUP: the caller then reads and
+ * writes, which returns the exact error.
+ */
+static int copy_blocking(void *arg)
 {
     struct copy_call *c = arg;
 
@@ -232,10 +248,10 @@ int posix_file_co_copy_from(struct block_node *node, uint64_t offset, struct blo
         return -ENOTSUP;
     }
     c = (struct copy_call){from->fd, to->fd, (off_t)source_offset, (off_t)offset, (size_t)length};
-    return loop_co_offload(copy_range, &c);
+    return loop_co_offload(copy_blocking, &c);
 }
 
-/* --- flush ----------------------------------------------------------------------------------------- */
+/* --- flush */
 
 void sync_group_init(struct sync_group *g)
 {
@@ -248,20 +264,22 @@ void sync_group_destroy(struct sync_group *g)
     pthread_mutex_destroy(&g->guard);
 }
 
-/* Run the next fdatasync. The guard is held, but not meanwhile. */
-static void co_sync_locked(struct posix_file *f)
+/* Run the next fdatasync, and release the guard during the call. */
+static void co_sync_file_locked(struct posix_file *f)
 {
     struct sync_group *g = &f->sync;
-    uint64_t number = ++g->started;
+    uint64_t number;
     int r;
 
+    MUTEX_ASSERT_HELD(&g->guard);
+    number = ++g->started;
     g->running = true;
     pthread_mutex_unlock(&g->guard);
     trace_file_sync_begin(f->fd);
     r = loop_co_fdatasync(f->fd);
     trace_file_sync_end(f->fd, r);
     if (r == -EINVAL && f->is_device) {
-        r = 0; /* a character device that keeps nothing, such as /dev/null */
+        r = 0; /* a character device without storage, such as /dev/null */
     }
     pthread_mutex_lock(&g->guard);
     g->running = false;
@@ -283,14 +301,14 @@ int posix_file_co_flush(struct block_node *node)
         return 0;
     }
     pthread_mutex_lock(&g->guard);
-    /* One that runs already may have passed by what was written since it began. */
+    /* A call that runs already may not cover writes that ended after it began. */
     wanted = g->started + 1;
     while (g->done < wanted && !g->error) {
         if (g->running) {
             co_queue_wait_release(&g->waiters, &g->guard);
             pthread_mutex_lock(&g->guard);
         } else {
-            co_sync_locked(f);
+            co_sync_file_locked(f);
         }
     }
     r = g->error;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening and closing files and block devices, their options, alignment and locks. */
+/* Opens and closes files and devices: their options, alignment and locks. */
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
@@ -14,7 +14,7 @@
 #include "loop/loop.h"
 
 #define DIRECT_ALIGNMENT_MAX 4096
-/* Longest O_DIRECT request: the kernel pins its pages. */
+/* The longest O_DIRECT request, since the kernel pins its pages. */
 #define DIRECT_MAX_TRANSFER (16 * MiB)
 
 enum locking { LOCKING_AUTO, LOCKING_ON, LOCKING_OFF };
@@ -25,7 +25,7 @@ struct open_options {
     bool native_aio;
 };
 
-/* --- options ------------------------------------------------------------------------------------- */
+/* --- options */
 
 int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err)
 {
@@ -39,43 +39,45 @@ int posix_file_parse_filename(const char *filename, struct options *opts, struct
     return 0;
 }
 
-static int take_options(struct options *opts, struct open_options *ret, struct error *err)
+static int take_open_options(struct options *opts, struct open_options *ret_options,
+                             struct error *err)
 {
     static const char *const locking_names[] = {"auto", "on", "off", NULL};
     static const char *const aio_names[] = {"threads", "native", "io_uring", NULL};
     bool ignored_bool;
     int aio, r;
 
-    /* How I/O is done and whether caches are dropped on migration makes no difference here. */
-    if ((r = options_take_str(opts, "filename", &ret->filename, err)) < 0 ||
-        (r = options_take_enum(opts, "locking", locking_names, LOCKING_AUTO, &ret->locking, err)) <
-            0 ||
+    /* Accepted without effect: how I/O is done, and what happens on migration. */
+    if ((r = options_take_str(opts, "filename", &ret_options->filename, err)) < 0 ||
+        (r = options_take_enum(opts, "locking", locking_names, LOCKING_AUTO, &ret_options->locking,
+                               err)) < 0 ||
         (r = options_take_enum(opts, "aio", aio_names, 0, &aio, err)) < 0 ||
         (r = options_take_bool(opts, "drop-cache", true, &ignored_bool, err)) < 0 ||
         (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored_bool, err)) < 0) {
         return r;
     }
-    ret->native_aio = strcmp(aio_names[aio], "native") == 0;
-    if (!ret->filename || !ret->filename[0]) {
+    ret_options->native_aio = strcmp(aio_names[aio], "native") == 0;
+    if (!ret_options->filename || !ret_options->filename[0]) {
         return options_missing(opts, "filename", err);
     }
     return 0;
 }
 
-/* --- open, on the offload pool --------------------------------------------------------------------- */
+/* --- open, on the offload pool */
 
-/* In and out of the function that may block. */
+/* Arguments and results of open_blocking(). */
 struct open_call {
     const char *filename;
     bool writable, may_fall_back, direct;
     int fd;
-    bool fell_back; /* opened read-only instead */
+    /* opened for reading only, since writing is not permitted */
+    bool fell_back;
     struct stat st;
 };
 
 static int open_flags(const struct open_call *c, bool writable)
 {
-    /* O_NONBLOCK: a FIFO must not hold us up before it can be refused. */
+    /* O_NONBLOCK: a FIFO, which is refused later, must not block the open. */
     return (writable ? O_RDWR : O_RDONLY) | (c->direct ? O_DIRECT : 0) | O_CLOEXEC | O_NOCTTY |
            O_NONBLOCK;
 }
@@ -85,7 +87,7 @@ static bool is_refusal_to_write(int errnum)
     return errnum == EACCES || errnum == EROFS || errnum == EPERM;
 }
 
-static int open_blocking(void *arg)
+static int open_file_blocking(void *arg)
 {
     struct open_call *c = arg;
     int fd = open(c->filename, open_flags(c, c->writable));
@@ -109,8 +111,9 @@ static int open_blocking(void *arg)
     return 0;
 }
 
-static int check_kind(const char *driver, const char *filename, mode_t mode, bool is_device,
-                      struct error *err)
+/* Whether the driver supports this kind of file. 0, -EISDIR or -EINVAL. */
+static int check_file_kind(const char *driver, const char *filename, mode_t mode, bool is_device,
+                           struct error *err)
 {
     if (is_device ? S_ISBLK(mode) || S_ISCHR(mode) : S_ISREG(mode)) {
         return 0;
@@ -130,7 +133,7 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
         .may_fall_back = node->auto_read_only,
         .direct = node->cache_direct,
     };
-    int r = loop_co_brief(open_blocking, &c);
+    int r = loop_co_brief(open_file_blocking, &c);
 
     if (r == -EINVAL && c.direct) {
         return error_set(err, EINVAL,
@@ -140,7 +143,7 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
     if (r < 0) {
         return error_set_errno(err, -r, "Could not open '%s'", filename);
     }
-    r = check_kind(node->driver->name, filename, c.st.st_mode, is_device, err);
+    r = check_file_kind(node->driver->name, filename, c.st.st_mode, is_device, err);
     if (r < 0) {
         posix_file_co_close_fd(c.fd);
         return r;
@@ -154,16 +157,16 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
     return 0;
 }
 
-/* --- limits ------------------------------------------------------------------------------------------ */
+/* --- limits */
 
-/* The smallest block that a read of the file's begin can have; the kernel refuses others. */
+/* The smallest block that the kernel can read from the beginning of the file with O_DIRECT. */
 static uint32_t try_direct_alignment(int fd)
 {
     AUTO_FREE void *buf = NULL;
 
     if (posix_memalign(&buf, DIRECT_ALIGNMENT_MAX, DIRECT_ALIGNMENT_MAX) == 0) {
         for (uint32_t size = 512; size < DIRECT_ALIGNMENT_MAX; size *= 2) {
-            /* Nothing read means nothing checked. */
+            /* At the end of the file the kernel checks nothing, so 0 bytes prove nothing. */
             if (pread(fd, buf, size, 0) > 0) {
                 return size;
             }
@@ -204,13 +207,13 @@ static int set_device_limits(struct block_node *node, const char *filename, stru
     int sector = 0;
 
     if (fstat(f->fd, &st) == 0 && S_ISCHR(st.st_mode)) {
-        return 0; /* has no sectors */
+        return 0; /* a character device has no sectors */
     }
     if (ioctl(f->fd, BLKSSZGET, &sector) < 0) {
         return error_set_errno(err, errno, "Could not get the sector size of '%s'", filename);
     }
     if (!is_power_of_2((uint64_t)sector)) {
-        return error_set(err, EINVAL, "'%s' has sectors of %d bytes, which is no power of two",
+        return error_set(err, EINVAL, "'%s' has sectors of %d bytes, which is not a power of two",
                          filename, sector);
     }
     node->limits.zeroes_alignment = (uint64_t)sector;
@@ -249,7 +252,7 @@ static int co_set_limits(struct block_node *node, const char *filename, struct e
     return 0;
 }
 
-/* --- locks ------------------------------------------------------------------------------------------- */
+/* --- locks */
 
 static int co_set_up_locking(struct block_node *node, int locking, const char *filename,
                              struct error *err)
@@ -262,8 +265,8 @@ static int co_set_up_locking(struct block_node *node, int locking, const char *f
     f->lock.fd = f->fd;
     f->locking = posix_file_co_has_locks(f->fd);
     if (locking == LOCKING_ON && !f->locking) {
-        error_set(err, ENOTSUP, "The file system of '%s' has no locks", filename);
-        error_hint(err, "With locking=auto it is used without");
+        error_set(err, ENOTSUP, "The file system of '%s' does not support locks", filename);
+        error_hint(err, "With locking=auto the file is used without locks");
         return -ENOTSUP;
     }
     return 0;
@@ -283,7 +286,10 @@ static int trim_blocking(void *arg)
     return 0;
 }
 
-/* O_DIRECT wrote the last block whole: cut off what is beyond the disk, while we are still the writer. */
+/*
+ * O_DIRECT wrote the whole last block. Cut off the part beyond the disk, when the node gives up the
+ * write permission.
+ */
 static void co_trim_padding(struct block_node *node, unsigned perm)
 {
     const struct posix_file *f = node->opaque;
@@ -294,13 +300,16 @@ static void co_trim_padding(struct block_node *node, unsigned perm)
 }
 
 /*
- * A process that was killed lets go of its files only when the kernel has ended its I/O, some milliseconds after it is
- * gone. Who starts it again at once should not be told that the image is in use.
+ * The kernel releases the locks of a killed process only after its I/O has ended, some milliseconds
+ * after the process has disappeared. A program that is restarted at once should not fail because
+ * the image is in use.
  */
 #define LOCK_ATTEMPTS 16
 #define LOCK_RETRY_NS (20 * NS_PER_MS)
 
-static int co_set_lock(struct block_node *node, unsigned perm, unsigned shared, struct error *err)
+/* Change the locks; try again for a while if they conflict with others. */
+static int co_set_file_lock(struct block_node *node, unsigned perm, unsigned shared,
+                            struct error *err)
 {
     struct posix_file *f = node->opaque;
     int r = -EAGAIN;
@@ -332,9 +341,9 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
     if (shared & BLOCK_PERM_WRITE) {
         atomic_store(&f->sole_writer, false);
     }
-    r = co_set_lock(node, perm, shared, err);
+    r = co_set_file_lock(node, perm, shared, err);
     if (f->lock.unshared & BLOCK_PERM_WRITE) {
-        /* What was found while others could write is not to be believed. */
+        /* Extents that were found while others could write may have changed since. */
         if (!atomic_load(&f->sole_writer)) {
             atomic_fetch_add(&f->space_generation, 1);
         }
@@ -343,18 +352,18 @@ int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shar
     return r;
 }
 
-/* --- open and close ---------------------------------------------------------------------------------- */
+/* --- open and close */
 
 static int co_open_file(struct block_node *node, struct options *opts, bool is_device,
                         struct error *err)
 {
     struct posix_file *f = node->opaque;
     struct open_options o = {0};
-    int r = take_options(opts, &o, err);
+    int r = take_open_options(opts, &o, err);
 
     f->fd = -1;
     if (r >= 0 && o.native_aio && !node->cache_direct) {
-        /* Without effect here, but who asks for it is told of the mistake as by QEMU. */
+        /* The option has no effect here, but the mistake is an error in QEMU, too. */
         r = error_set(err, EINVAL,
                       "aio=native was specified, but it requires cache.direct=on, which was not "
                       "specified.");
@@ -395,7 +404,7 @@ void posix_file_co_close(struct block_node *node)
 {
     struct posix_file *f = node->opaque;
 
-    /* The locks are those of the open file description and end with it. */
+    /* Closing the descriptor releases the locks. */
     posix_file_co_close_fd(f->fd);
     f->fd = -1;
     punch_queue_destroy(&f->punches);

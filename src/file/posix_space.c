@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Zeroes, discard and size: what takes and gives back space. */
+/* Zeroes, discard and size: operations that allocate and free space. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -19,14 +19,16 @@
 #define FILL_CHUNK (1 * MiB)
 #define HEAD_SIZE 4096
 
-/* --- zeroes ------------------------------------------------------------------------------------------ */
+/* --- zeroes */
 
 static bool is_unsupported(int r)
 {
     return r == -EOPNOTSUPP || r == -ENOSYS || r == -ENOTTY;
 }
 
-/* A call that the file system may not have: `missing` remembers that it has not. -ENOTSUP then. */
+/*
+ * If `r` means that the call is not supported: set *missing, and return -ENOTSUP. Else return `r`.
+ */
 static int remember_missing(int r, atomic_bool *missing)
 {
     if (is_unsupported(r)) {
@@ -54,8 +56,8 @@ static int co_fallocate(struct posix_file *f, int mode, uint64_t offset, uint64_
 }
 
 /*
- * A hole where space may be given back, else blocks that are marked as zero. Only the latter makes the file
- * longer, which is what a format wants that zeroes beyond the end.
+ * Make a hole if space may be freed, else allocated blocks that are marked as zero. A hole does not
+ * extend the file, so it is no choice where a format writes zeroes past the end (`grows`).
  */
 static int co_zero_file(struct posix_file *f, uint64_t offset, uint64_t length, bool grows,
                         bool may_unmap)
@@ -91,10 +93,11 @@ int posix_file_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 struct range_ioctl {
     int fd;
     unsigned long request;
-    uint64_t range[2]; /* offset, length */
+    /* offset, length */
+    uint64_t range[2];
 };
 
-static int do_range_ioctl(void *arg)
+static int range_ioctl_blocking(void *arg)
 {
     struct range_ioctl *c = arg;
 
@@ -106,10 +109,13 @@ static int co_range_ioctl(struct posix_file *f, unsigned long request, uint64_t 
 {
     struct range_ioctl c = {.fd = f->fd, .request = request, .range = {offset, length}};
 
-    return loop_co_offload(do_range_ioctl, &c);
+    return loop_co_offload(range_ioctl_blocking, &c);
 }
 
-/* The kernel takes what ends behind a device for a wrong argument, or does a part of it. To a format it is a want of space. */
+/*
+ * -ENOSPC for a range that ends past the end of the device. The kernel returns EINVAL for it, or
+ * does a part of it, but to a format it is a lack of space.
+ */
 static int co_check_device_end(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct posix_file *f = node->opaque;
@@ -119,7 +125,7 @@ static int co_check_device_end(struct block_node *node, uint64_t offset, uint64_
     if (range_fits(offset, length, block_node_size(node))) {
         return 0;
     }
-    /* It may have grown. */
+    /* The device may have grown. */
     r = posix_file_co_size(f->fd, true, &size);
     return r == 0 && !range_fits(offset, length, size) ? -ENOSPC : r;
 }
@@ -134,7 +140,7 @@ int posix_file_co_zero_device(struct block_node *node, uint64_t offset, uint64_t
         return r;
     }
     r = flags & BLOCK_REQ_MAY_UNMAP ? co_punch(f, offset, length) : -ENOTSUP;
-    /* The kernel writes them where the device can't zero by itself. */
+    /* The kernel writes zeroes if the device does not support the command. */
     if (r == -ENOTSUP && !(flags & BLOCK_REQ_NO_FALLBACK)) {
         r = atomic_load(&f->no_zero_range) ? -ENOTSUP
                                            : co_range_ioctl(f, BLKZEROOUT, offset, length);
@@ -143,7 +149,7 @@ int posix_file_co_zero_device(struct block_node *node, uint64_t offset, uint64_t
     return r;
 }
 
-/* --- discard ----------------------------------------------------------------------------------------- */
+/* --- discard */
 
 int posix_file_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
@@ -162,14 +168,14 @@ int posix_file_co_discard_device(struct block_node *node, uint64_t offset, uint6
     return is_unsupported(r) ? -ENOTSUP : r;
 }
 
-/* --- size -------------------------------------------------------------------------------------------- */
+/* --- size */
 
 struct ftruncate_call {
     int fd;
     uint64_t size;
 };
 
-static int do_ftruncate(void *arg)
+static int ftruncate_blocking(void *arg)
 {
     const struct ftruncate_call *c = arg;
 
@@ -180,13 +186,14 @@ static int co_ftruncate(int fd, uint64_t size)
 {
     struct ftruncate_call c = {fd, size};
 
-    return loop_co_brief(do_ftruncate, &c);
+    return loop_co_brief(ftruncate_blocking, &c);
 }
 
-static int co_fill(int fd, uint64_t offset, uint64_t end)
+/* Write zeroes to [offset, end), and sync. */
+static int co_fill_file(int fd, uint64_t offset, uint64_t end)
 {
     AUTO_FREE void *zeroes = calloc(1, FILL_CHUNK);
-    /* Through the page cache the ends need not be aligned. */
+    /* Writes through the page cache need not be aligned. */
     int buffered AUTO_CLOSE = posix_file_co_reopen_buffered(fd);
 
     if (!zeroes || buffered < 0) {
@@ -211,12 +218,12 @@ static int co_preallocate(int fd, uint64_t offset, uint64_t end, enum block_prea
     if (prealloc == BLOCK_PREALLOC_FALLOC) {
         r = loop_co_fallocate(fd, 0, offset, end - offset);
     }
-    return is_unsupported(r) ? co_fill(fd, offset, end) : r;
+    return is_unsupported(r) ? co_fill_file(fd, offset, end) : r;
 }
 
 /*
- * The first block of a file that was empty gets its place: what alignment O_DIRECT needs can be tried only on data. That
- * it fails matters to nobody; a lack of space is met again.
+ * Allocate the first block of an empty file, since the alignment that O_DIRECT needs can be
+ * determined only by reading data. Errors are ignored: the next write reports a lack of space.
  */
 static void co_allocate_head(int fd)
 {
@@ -239,8 +246,7 @@ int posix_file_co_resize(int fd, const char *name, uint64_t size, enum block_pre
         return error_set(err, ENOTSUP, "Unsupported preallocation mode 'metadata' for '%s'", name);
     }
     if (prealloc != BLOCK_PREALLOC_OFF && size < old_size) {
-        return error_set(err, EINVAL,
-                         "'%s' is to become smaller: that leaves nothing to preallocate", name);
+        return error_set(err, EINVAL, "Preallocation does not apply: '%s' becomes smaller", name);
     }
     if (prealloc != BLOCK_PREALLOC_OFF && size > old_size) {
         r = co_preallocate(fd, old_size, size, prealloc);
@@ -273,7 +279,7 @@ int posix_file_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     return r;
 }
 
-static int do_extend(void *arg)
+static int extend_blocking(void *arg)
 {
     const struct ftruncate_call *c = arg;
     struct stat st;
@@ -281,20 +287,20 @@ static int do_extend(void *arg)
     if (fstat(c->fd, &st) < 0) {
         return -errno;
     }
-    return st.st_size < (off_t)c->size ? do_ftruncate(arg) : 0;
+    return st.st_size < (off_t)c->size ? ftruncate_blocking(arg) : 0;
 }
 
 int posix_file_co_extend(struct block_node *node, uint64_t size)
 {
     struct posix_file *f = node->opaque;
     struct ftruncate_call c = {f->fd, size};
-    int r = loop_co_brief(do_extend, &c);
+    int r = loop_co_brief(extend_blocking, &c);
 
     atomic_fetch_add(&f->space_generation, 1);
     return r;
 }
 
-/* A device has the size it has; it may have been grown by others, which is taken up here. */
+/* A device can't be resized here. If others have resized it, the node gets its present size. */
 int posix_file_co_truncate_device(struct block_node *node, uint64_t size,
                                   enum block_prealloc prealloc, struct error *err)
 {
@@ -320,7 +326,7 @@ struct stat_call {
     uint64_t allocated;
 };
 
-static int do_stat(void *arg)
+static int stat_blocking(void *arg)
 {
     struct stat_call *c = arg;
     struct stat st;
@@ -332,26 +338,27 @@ static int do_stat(void *arg)
     return 0;
 }
 
-int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret)
+int posix_file_co_allocated_size(struct block_node *node, uint64_t *ret_size)
 {
     struct posix_file *f = node->opaque;
     struct stat_call c = {.fd = f->fd};
-    int r = loop_co_brief(do_stat, &c);
+    int r = loop_co_brief(stat_blocking, &c);
 
     if (r == 0) {
-        *ret = c.allocated;
+        *ret_size = c.allocated;
     }
     return r;
 }
 
-/* --- what is particular to files ------------------------------------------------------------------- */
+/* --- information that only files have */
 
 struct hint_call {
     int fd;
-    uint32_t bytes; /* 0: none */
+    /* 0: no hint */
+    uint32_t bytes;
 };
 
-static int get_extent_hint(void *arg)
+static int extent_hint_blocking(void *arg)
 {
     struct hint_call *c = arg;
     struct fsxattr attributes;
@@ -368,7 +375,7 @@ struct json_object *posix_file_co_specific_info(struct block_node *node)
     struct json_object *info = json_object_new_object(), *data = json_object_new_object();
     struct hint_call c = {.fd = f->fd};
 
-    loop_co_brief(get_extent_hint, &c);
+    loop_co_brief(extent_hint_blocking, &c);
     if (c.bytes) {
         json_object_object_add(data, "extent-size-hint", json_object_new_int64(c.bytes));
     }

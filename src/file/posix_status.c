@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Where a file has data. SEEK_DATA and SEEK_HOLE can block, so a server runs them on the offload pool; as
- * many extents as one trip finds are kept for the calls that follow.
+ * Where a file has data. SEEK_DATA and SEEK_HOLE can block, so a daemon runs them on the offload
+ * pool. Each such job finds several extents, which are kept for the next calls.
  */
 #include <errno.h>
 #include <unistd.h>
@@ -10,13 +10,14 @@
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
-/* Bytes of the file behind what is asked for. */
+/* How many bytes past the requested range a search may continue. */
 #define LOOK_AHEAD (16 * MiB)
 
-/* In and out of the function that may block. */
+/* Arguments and results of seek_blocking(). */
 struct seek_call {
     int fd;
-    uint64_t start, stop; /* extents are looked for from start, until one begins at or after stop */
+    /* find extents from `start` on, until one begins at or after `stop` */
+    uint64_t start, stop;
     uint64_t ends[STATUS_CACHE_EXTENTS];
     unsigned count;
     bool first_is_data;
@@ -33,8 +34,9 @@ void status_cache_destroy(struct status_cache *c)
 }
 
 /*
- * The end of the extent at `offset`, with the end of the file as the end of the last hole. Behind it is a hole
- * without end. -ESPIPE etc. when the file system does not tell.
+ * The kind and the end of the extent at `offset`. A hole at the end of the file, and everything
+ * past the end, is a hole without end (UINT64_MAX). 0, or -errno if the file system does not report
+ * extents.
  */
 static int seek_extent(int fd, uint64_t offset, bool *ret_data, uint64_t *ret_end)
 {
@@ -53,7 +55,7 @@ static int seek_extent(int fd, uint64_t offset, bool *ret_data, uint64_t *ret_en
     }
     hole = lseek(fd, (off_t)offset, SEEK_HOLE);
     if (hole < 0 || (uint64_t)hole <= offset) {
-        /* Cut off since the first call. */
+        /* The file was truncated since the first call. */
         *ret_data = false;
         *ret_end = UINT64_MAX;
         return hole < 0 && errno != ENXIO ? -errno : 0;
@@ -63,7 +65,7 @@ static int seek_extent(int fd, uint64_t offset, bool *ret_data, uint64_t *ret_en
     return 0;
 }
 
-static int seek_extents(void *arg)
+static int seek_blocking(void *arg)
 {
     struct seek_call *c = arg;
     uint64_t at = c->start;
@@ -80,7 +82,7 @@ static int seek_extents(void *arg)
         if (c->count == 0) {
             c->first_is_data = data;
         } else if (data != (c->first_is_data == (c->count % 2 == 0))) {
-            /* Two of a kind in a row: the file changes while we look. */
+            /* Two extents of one kind in a row: the file changes during the search. */
             break;
         }
         c->ends[c->count++] = end;
@@ -95,9 +97,9 @@ static bool extent_is_data(bool first_is_data, unsigned index)
 }
 
 static void fill_status(struct block_node *node, uint64_t offset, uint64_t length, bool data,
-                        struct block_status *ret)
+                        struct block_status *ret_status)
 {
-    *ret = (struct block_status){
+    *ret_status = (struct block_status){
         .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET |
                  (data ? BLOCK_STATUS_DATA : BLOCK_STATUS_ZERO),
         .length = length,
@@ -106,8 +108,9 @@ static void fill_status(struct block_node *node, uint64_t offset, uint64_t lengt
     };
 }
 
-static bool look_up(struct block_node *node, uint64_t offset, uint64_t length,
-                    struct block_status *ret)
+/* Answer from the cache; false if that is not possible. */
+static bool find_cached_status(struct block_node *node, uint64_t offset, uint64_t length,
+                               struct block_status *ret_status)
 {
     struct posix_file *f = node->opaque;
     struct status_cache *c = &f->status;
@@ -128,11 +131,11 @@ static bool look_up(struct block_node *node, uint64_t offset, uint64_t length,
             }
         }
         if (extent_is_data(c->first_is_data, low)) {
-            fill_status(node, offset, MIN(length, c->ends[low] - offset), true, ret);
+            fill_status(node, offset, MIN(length, c->ends[low] - offset), true, ret_status);
             found = true;
         } else if (atomic_load(&f->sole_writer) &&
                    c->write_generation == atomic_load(&node->write_generation)) {
-            fill_status(node, offset, MIN(length, c->ends[low] - offset), false, ret);
+            fill_status(node, offset, MIN(length, c->ends[low] - offset), false, ret_status);
             found = true;
         }
     }
@@ -140,8 +143,8 @@ static bool look_up(struct block_node *node, uint64_t offset, uint64_t length,
     return found;
 }
 
-static void remember(struct posix_file *f, const struct seek_call *call, uint64_t write_generation,
-                     uint64_t space_generation)
+static void cache_extents(struct posix_file *f, const struct seek_call *call,
+                          uint64_t write_generation, uint64_t space_generation)
 {
     struct status_cache *c = &f->status;
 
@@ -158,8 +161,8 @@ static void remember(struct posix_file *f, const struct seek_call *call, uint64_
 }
 
 /*
- * How far to look beyond what was asked: who asks for one piece of the file after the other is spared trips, as long as
- * what a trip finds is believed at the next question.
+ * How far to search past the requested range. A caller that asks for one part of the file after the
+ * other saves jobs, as long as the cache is still valid at the next call.
  */
 static uint64_t look_ahead(struct block_node *node, uint64_t offset)
 {
@@ -177,30 +180,30 @@ static uint64_t look_ahead(struct block_node *node, uint64_t offset)
 }
 
 int posix_file_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                         struct block_status *ret)
+                         struct block_status *ret_status)
 {
     struct posix_file *f = node->opaque;
-    /* Read before the search: what is written while it runs must make it stale. */
+    /* Read before the search, so that a write during the search makes its result stale. */
     uint64_t write_generation = atomic_load(&node->write_generation);
     uint64_t space_generation = atomic_load(&f->space_generation);
     struct seek_call call = {.fd = f->fd, .start = offset, .stop = offset + length};
     int r;
 
     if (f->is_device) {
-        fill_status(node, offset, length, true, ret);
+        fill_status(node, offset, length, true, ret_status);
         return 0;
     }
-    if (look_up(node, offset, length, ret)) {
+    if (find_cached_status(node, offset, length, ret_status)) {
         return 0;
     }
     call.stop += look_ahead(node, offset);
-    r = loop_co_brief(seek_extents, &call);
+    r = loop_co_brief(seek_blocking, &call);
     if (r < 0) {
-        /* Data is always a right answer. */
-        fill_status(node, offset, length, true, ret);
+        /* "Data" is always correct. */
+        fill_status(node, offset, length, true, ret_status);
         return 0;
     }
-    fill_status(node, offset, MIN(length, call.ends[0] - offset), call.first_is_data, ret);
-    remember(f, &call, write_generation, space_generation);
+    fill_status(node, offset, MIN(length, call.ends[0] - offset), call.first_is_data, ret_status);
+    cache_extents(f, &call, write_generation, space_generation);
     return 0;
 }

@@ -4,18 +4,20 @@
 #include <fcntl.h>
 
 #include "base/checked.h"
+#include "base/debug.h"
 #include "co/co.h"
 #include "loop/loop.h"
 
-/* Requests taken in one go: bounds how long the first of them waits for the rest. */
+/* The most requests of one batch: limits how long the first of them waits for the others. */
 #define BATCH_MAX 64
 
-/* Lives on the stack of the coroutine that waits. */
+/* On the stack of the waiting coroutine. */
 struct punch_request {
     struct list link;
     uint64_t offset, end;
     int result;
-    bool leads; /* woken to punch what is waiting, its own included */
+    /* woken to punch the waiting requests, including this one */
+    bool leads;
     struct co *co;
 };
 
@@ -31,6 +33,7 @@ void punch_queue_destroy(struct punch_queue *q)
     pthread_mutex_destroy(&q->guard);
 }
 
+/* Insert a request into a batch, sorted by offset. */
 static void insert_sorted(struct list *batch, struct punch_request *request)
 {
     struct list *at = batch->prev;
@@ -41,8 +44,10 @@ static void insert_sorted(struct list *batch, struct punch_request *request)
     list_prepend(at, &request->link);
 }
 
+/* Move waiting requests to `batch`. */
 static void take_batch_locked(struct punch_queue *q, struct list *batch)
 {
+    MUTEX_ASSERT_HELD(&q->guard);
     for (int n = 0; n < BATCH_MAX && !list_is_empty(&q->waiting); n++) {
         struct punch_request *first = LIST_FIRST(&q->waiting, struct punch_request, link);
 
@@ -51,41 +56,41 @@ static void take_batch_locked(struct punch_queue *q, struct list *batch)
     }
 }
 
-/* Punch the requests of a batch, sorted by offset, each run of touching ones with one call. */
+/* Punch the requests of a batch: adjacent and overlapping ones with one call. */
 static void co_punch_batch(int fd, struct list *batch)
 {
     struct list *first = batch->next;
 
     while (first != batch) {
-        struct punch_request *r = container_of(first, struct punch_request, link);
+        struct punch_request *request = container_of(first, struct punch_request, link);
         struct list *after = first->next;
-        uint64_t offset = r->offset, end = r->end;
-        int result;
+        uint64_t offset = request->offset, end = request->end;
+        int r;
 
         while (after != batch && container_of(after, struct punch_request, link)->offset <= end) {
             end = MAX(end, container_of(after, struct punch_request, link)->end);
             after = after->next;
         }
-        result =
-            loop_co_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, end - offset);
+        r = loop_co_fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, end - offset);
         for (; first != after; first = first->next) {
-            container_of(first, struct punch_request, link)->result = result;
+            container_of(first, struct punch_request, link)->result = r;
         }
     }
 }
 
-/* All of the batch but `self` go on; `self` returns by itself. */
+/* Wake all requests of the batch, except `self`, which runs. */
 static void wake_batch(struct list *batch, struct punch_request *self)
 {
     list_remove(&self->link);
     while (!list_is_empty(batch)) {
-        struct punch_request *r = LIST_FIRST(batch, struct punch_request, link);
+        struct punch_request *request = LIST_FIRST(batch, struct punch_request, link);
 
-        list_remove(&r->link);
-        co_wake(r->co);
+        list_remove(&request->link);
+        co_wake(request->co);
     }
 }
 
+/* Wake the next request that punches, or end. */
 static void pass_lead(struct punch_queue *q)
 {
     struct punch_request *next = NULL;

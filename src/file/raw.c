@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The format `raw`: its child "file" as it is, or a part of it (options offset, size).
+ * The format `raw`: its child "file" unchanged, or a part of it (options offset, size).
  *
- * When the format was guessed, a guest that wrote another format's header would choose at the next start which files
- * are opened as backing files. So writes to the first sector that would make the image look like another format
- * are refused.
+ * If the format was probed, a guest could write the header of another format, and so choose which
+ * files are opened as backing files at the next start. So writes to the first sector that would
+ * make the image look like another format are refused.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -17,15 +17,18 @@
 #define SECTOR 512
 
 struct raw_disk {
-    uint64_t offset; /* of the disk in the file */
-    bool has_size;   /* fixed by the option */
-    /* Held over check and write, so that two harmless halves don't make one header. */
+    /* of the disk in the file */
+    uint64_t offset;
+    /* the option `size` is set */
+    bool has_size;
+    /* held for check and write, since two harmless writes could make a header together */
     struct co_mutex first_sector;
 };
 
-/* --- open ---------------------------------------------------------------------------------------- */
+/* --- open */
 
-static int check_part(struct block_node *node, uint64_t size, struct error *err)
+/* Check that offset and size of the disk fit the file. */
+static int check_raw_range(struct block_node *node, uint64_t size, struct error *err)
 {
     const struct raw_disk *d = node->opaque;
     uint64_t file_size = block_edge_size(node->file);
@@ -60,7 +63,7 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
     if ((r = options_take_size(opts, "offset", 0, &d->offset, err)) < 0 ||
         (r = options_take_size(opts, "size", 0, &size, err)) < 0 ||
         (r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, NULL, err)) < 0 ||
-        (r = check_part(node, size, err)) < 0) {
+        (r = check_raw_range(node, size, err)) < 0) {
         return r;
     }
     if (!d->has_size) {
@@ -83,9 +86,9 @@ static void raw_co_close(struct block_node *node)
     co_mutex_destroy(&d->first_sector);
 }
 
-/* --- the guard of the first sector ----------------------------------------------------------------- */
+/* --- the guard of the first sector */
 
-static bool is_guarded(const struct block_node *node, uint64_t offset)
+static bool is_raw_guarded(const struct block_node *node, uint64_t offset)
 {
     return __builtin_expect(node->probed && offset < SECTOR, false);
 }
@@ -100,7 +103,9 @@ static bool looks_like_another_format(const uint8_t *head, size_t size)
     return false;
 }
 
-/* What the first sector would be with `iov` (NULL: zeroes) at `offset`. The mutex is held. */
+/*
+ * -EPERM if the sector looks like another format after a write of `iov` (NULL: zeroes) at `offset`.
+ */
 static int co_check_first_sector_locked(struct block_node *node, uint64_t offset,
                                         const struct iov *iov, uint64_t length)
 {
@@ -108,8 +113,10 @@ static int co_check_first_sector_locked(struct block_node *node, uint64_t offset
     uint8_t head[SECTOR] = {0};
     size_t size = MIN(block_node_size(node), SECTOR);
     size_t changed = MIN(length, SECTOR - offset);
-    int r = block_co_pread(node->file, d->offset, head, size);
+    int r;
 
+    CO_ASSERT_HELD(&d->first_sector);
+    r = block_co_pread(node->file, d->offset, head, size);
     if (r < 0) {
         return r;
     }
@@ -121,8 +128,8 @@ static int co_check_first_sector_locked(struct block_node *node, uint64_t offset
     return looks_like_another_format(head, SECTOR) ? -EPERM : 0;
 }
 
-static int co_write_guarded(struct block_node *node, uint64_t offset, struct iov iov,
-                            unsigned flags)
+static int raw_co_write_guarded(struct block_node *node, uint64_t offset, struct iov iov,
+                                unsigned flags)
 {
     struct raw_disk *d = node->opaque;
     int r;
@@ -136,8 +143,8 @@ static int co_write_guarded(struct block_node *node, uint64_t offset, struct iov
     return r;
 }
 
-static int co_zero_guarded(struct block_node *node, uint64_t offset, uint64_t length,
-                           unsigned flags)
+static int raw_co_zero_guarded(struct block_node *node, uint64_t offset, uint64_t length,
+                               unsigned flags)
 {
     struct raw_disk *d = node->opaque;
     int r;
@@ -151,7 +158,7 @@ static int co_zero_guarded(struct block_node *node, uint64_t offset, uint64_t le
     return r;
 }
 
-/* --- I/O ------------------------------------------------------------------------------------------- */
+/* --- I/O */
 
 static int raw_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
@@ -161,8 +168,11 @@ static int raw_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     return block_co_preadv(node->file, d->offset + offset, iov, flags);
 }
 
-/* A format that is in the disk makes it grow by writing behind its end; what is there is not part of it. */
-static bool has_room(const struct block_node *node, uint64_t offset, uint64_t length)
+/*
+ * A format on top extends the disk by writing past the end. If the size is fixed, what follows in
+ * the file is not part of the disk.
+ */
+static bool raw_has_room(const struct block_node *node, uint64_t offset, uint64_t length)
 {
     const struct raw_disk *d = node->opaque;
 
@@ -173,12 +183,12 @@ static int raw_co_pwritev(struct block_node *node, uint64_t offset, struct iov i
 {
     const struct raw_disk *d = node->opaque;
 
-    if (!has_room(node, offset, iov.size)) {
+    if (!raw_has_room(node, offset, iov.size)) {
         return -ENOSPC;
     }
     block_co_event(node->file, BLOCK_EVENT_WRITE_AIO);
-    if (is_guarded(node, offset)) {
-        return co_write_guarded(node, offset, iov, flags);
+    if (is_raw_guarded(node, offset)) {
+        return raw_co_write_guarded(node, offset, iov, flags);
     }
     return block_co_pwritev(node->file, d->offset + offset, iov, flags);
 }
@@ -188,11 +198,11 @@ static int raw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 {
     const struct raw_disk *d = node->opaque;
 
-    if (!has_room(node, offset, length)) {
+    if (!raw_has_room(node, offset, length)) {
         return -ENOSPC;
     }
-    if (is_guarded(node, offset)) {
-        return co_zero_guarded(node, offset, length, flags);
+    if (is_raw_guarded(node, offset)) {
+        return raw_co_zero_guarded(node, offset, length, flags);
     }
     return block_co_write_zeroes(node->file, d->offset + offset, length, flags);
 }
@@ -202,10 +212,10 @@ static int raw_co_copy_from(struct block_node *node, uint64_t offset, struct blo
 {
     const struct raw_disk *d = node->opaque;
 
-    if (!has_room(node, offset, length)) {
+    if (!raw_has_room(node, offset, length)) {
         return -ENOSPC;
     }
-    if (is_guarded(node, offset)) {
+    if (is_raw_guarded(node, offset)) {
         return -ENOTSUP;
     }
     return block_co_copy_from(node->file, d->offset + offset, source, source_offset, length, 0);
@@ -215,8 +225,8 @@ static int raw_co_discard(struct block_node *node, uint64_t offset, uint64_t len
 {
     const struct raw_disk *d = node->opaque;
 
-    if (is_guarded(node, offset)) {
-        /* A hint: the sector is left as it is. */
+    if (is_raw_guarded(node, offset)) {
+        /* Discard is a hint: the first sector stays. */
         uint64_t skipped = MIN(length, SECTOR - offset);
 
         offset += skipped;
@@ -226,11 +236,11 @@ static int raw_co_discard(struct block_node *node, uint64_t offset, uint64_t len
 }
 
 static int raw_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                         struct block_status *ret)
+                         struct block_status *ret_status)
 {
     const struct raw_disk *d = node->opaque;
 
-    *ret = (struct block_status){
+    *ret_status = (struct block_status){
         .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_RECURSE,
         .length = length,
         .map = d->offset + offset,
@@ -247,11 +257,11 @@ static int raw_co_preadv_snapshot(struct block_node *node, uint64_t offset, stru
 }
 
 static int raw_co_snapshot_status(struct block_node *node, uint64_t offset, uint64_t length,
-                                  struct block_status *ret)
+                                  struct block_status *ret_status)
 {
     const struct raw_disk *d = node->opaque;
 
-    return block_co_snapshot_status(node->file, d->offset + offset, length, ret);
+    return block_co_snapshot_status(node->file, d->offset + offset, length, ret_status);
 }
 
 static int raw_co_discard_snapshot(struct block_node *node, uint64_t offset, uint64_t length)
@@ -261,7 +271,7 @@ static int raw_co_discard_snapshot(struct block_node *node, uint64_t offset, uin
     return block_co_discard_snapshot(node->file, d->offset + offset, length);
 }
 
-/* --- size and creation ------------------------------------------------------------------------------- */
+/* --- size and creation */
 
 static int raw_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                            struct error *err)
@@ -279,7 +289,7 @@ static int raw_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     r = block_co_truncate(node->file, d->offset + size, prealloc, err);
     if (r == 0 && block_edge_size(node->file) != d->offset + size &&
         block_edge_size(node->file) != round_up(d->offset + size, SECTOR)) {
-        /* A device or an export lets a format begin anew within its size, but keeps it. */
+        /* A device or an export accepts a truncation to a smaller size, but keeps its size. */
         return error_set(err, ENOTSUP, "Cannot resize '%s': its size is fixed",
                          block_node_display_name(node));
     }
