@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the server has to offer. */
+/* The exports of a server, and which clients they have. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,8 +26,8 @@ struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name
     return find_by_name(&s->exports, name);
 }
 
-static int check_config(struct nbd_server *s, const struct nbd_export_config *config,
-                        struct error *err)
+static int check_export_config(struct nbd_server *s, const struct nbd_export_config *config,
+                               struct error *err)
 {
     if (strlen(config->name) > NBD_STRING_MAX) {
         return error_set(err, EINVAL, "export name '%.40s...' too long", config->name);
@@ -41,7 +41,7 @@ static int check_config(struct nbd_server *s, const struct nbd_export_config *co
                              config->bitmaps[i]->name);
         }
         for (size_t j = 0; j < i; j++) {
-            /* Those of two nodes may have one name: then both have that context. */
+            /* Bitmaps of two nodes may have the same name: then the context has both. */
             if (config->bitmaps[i] == config->bitmaps[j]) {
                 return error_set(err, EINVAL, "Bitmap '%s' is given twice",
                                  config->bitmaps[i]->name);
@@ -70,7 +70,7 @@ static uint16_t transmission_flags(const struct nbd_server *s, bool writable)
     return (uint16_t)flags;
 }
 
-static void release(struct nbd_export *e)
+static void export_release(struct nbd_export *e)
 {
     free(e->name);
     free(e->description);
@@ -80,10 +80,10 @@ static void release(struct nbd_export *e)
 }
 
 int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
-                   struct nbd_export **ret, struct error *err)
+                   struct nbd_export **ret_export, struct error *err)
 {
     struct nbd_export *e;
-    int r = check_config(s, config, err);
+    int r = check_export_config(s, config, err);
 
     if (r < 0) {
         return r;
@@ -97,7 +97,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->bitmaps = calloc(config->bitmap_count + 1, sizeof(struct block_bitmap *));
     e->bitmap_edges = calloc(config->bitmap_count + 1, sizeof(struct block_edge *));
     if (!e->name || (config->description && !e->description) || !e->bitmaps || !e->bitmap_edges) {
-        release(e);
+        export_release(e);
         return error_set(err, ENOMEM, "Out of memory");
     }
     for (size_t i = 0; i < config->bitmap_count; i++) {
@@ -110,7 +110,10 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->root = config->root;
     e->edge = block_root_edge(config->root);
     e->size = block_node_size(block_root_node(config->root));
-    /* What was guessed to be raw is looked at by sectors, so that no guest makes another format of it. */
+    /*
+     * An image whose format was guessed to be raw is offered by sectors: then each write of its first
+     * sector can be checked, so that no guest makes another format of it.
+     */
     e->min_block =
         block_node_settings(block_edge_node(e->edge)).probed && is_aligned(e->size, 512) ? 512 : 1;
     e->flags = transmission_flags(s, config->writable);
@@ -120,7 +123,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->reactor = config->reactor;
     list_init(&e->clients);
     list_append(&s->prepared, &e->link);
-    *ret = e;
+    *ret_export = e;
     return 0;
 }
 
@@ -133,6 +136,33 @@ void nbd_export_publish(struct nbd_export *e)
 void nbd_export_unpublish(struct nbd_export *e)
 {
     list_remove(&e->link);
+}
+
+void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
+{
+    c->export = e;
+    e->clients_total++;
+    list_append(&e->clients, &c->export_link);
+    e->client_count++;
+}
+
+void nbd_connection_detach(struct nbd_connection *c)
+{
+    struct nbd_export *e = c->export;
+
+    if (!e) {
+        return;
+    }
+    c->export = NULL;
+    list_remove(&c->export_link);
+    nbd_counters_retire(&c->counters, e->past);
+    e->client_count--;
+    if (e->client_count == 0 && e->free_waiter) {
+        struct co *co = e->free_waiter;
+
+        e->free_waiter = NULL;
+        co_wake(co);
+    }
 }
 
 void nbd_export_co_disconnect(struct nbd_export *e)
@@ -153,7 +183,7 @@ void nbd_export_co_disconnect(struct nbd_export *e)
 void nbd_export_free(struct nbd_export *e)
 {
     nbd_export_unpublish(e);
-    release(e);
+    export_release(e);
 }
 
 size_t nbd_export_client_count(const struct nbd_export *e)

@@ -1,13 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Large requests in pieces of what a connection may always use, one after another: slow, but a client that asks for much
- * while others hold the memory goes on.
+ * Large requests in pieces of the memory that a connection may always use, one after another. That is slow,
+ * but a client that asks for much while others hold the memory is served.
  */
 #include <errno.h>
+#include <inttypes.h>
 
 #include "base/checked.h"
 #include "nbd/server_internal.h"
 
+/* Bytes. */
 #define PIECE NBD_GUARANTEED_BYTES
 
 int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_request *rq)
@@ -27,8 +29,9 @@ int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_req
         job->continues = done > 0;
         job->continued = left > PIECE;
         if (job->continued && (rq->flags & NBD_CMD_FLAG_DF)) {
-            job->error = EOVERFLOW;
-            job->reason = "There is no memory to answer this in one piece";
+            nbd_job_refuse(job, EOVERFLOW,
+                           "%s of %" PRIu64 " bytes: there is no memory to answer it in one chunk",
+                           nbd_command_name(rq->type), rq->length);
         }
         done += job->rq.length;
         nbd_job_co_start(job);
@@ -47,16 +50,15 @@ int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job
     for (uint64_t done = 0; done < rq->length;) {
         size_t part = MIN(rq->length - done, PIECE);
         struct iovec vec;
-        int ret = nbd_connection_co_receive(c, job->data.data, part);
+        int r = nbd_connection_co_receive(c, job->data.data, part);
 
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
         if (!job->error) {
-            ret =
-                block_co_pwritev(c->export->edge, rq->offset + done,
+            r = block_co_pwritev(c->export->edge, rq->offset + done,
                                  iov_from_buf(&vec, job->data.data, part), fua ? BLOCK_REQ_FUA : 0);
-            job->error = -ret;
+            job->error = -r;
         }
         done += part;
     }

@@ -3,7 +3,7 @@
  * The handshake: fixed newstyle, one option after the other, until the client chooses an export, gives up,
  * breaks the protocol or runs out of time. Main reactor.
  *
- * Nothing a client says here costs more memory than NBD_OPTION_DATA_MAX.
+ * Nothing that a client sends here costs more memory than NBD_OPTION_DATA_MAX.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -18,25 +18,28 @@
 #include "nbd/server_internal.h"
 #include "trace/events.h"
 
-/* Options of one client that are answered as fast as they come, and what each later one costs it. */
+/* Options of one client that are answered as fast as they come, and the delay of each later one. */
 #define OPTIONS_AT_FULL_SPEED 1024
 #define OPTION_PAUSE_NS 1000000
 
-/* What one option's handler says. Negative: drop the client. */
-enum verdict { NEXT_OPTION, BEGIN_TRANSMISSION };
+/* What the handler of an option returns, unless it is negative: then the client is dropped. */
+enum verdict {
+    NEXT_OPTION,
+    BEGIN_TRANSMISSION,
+};
 
-static ssize_t co_receive(struct nbd_connection *c, void *buf, size_t size)
+static ssize_t co_receive_bytes(struct nbd_connection *c, void *buf, size_t size)
 {
     return c->tls ? tls_session_co_recv(c->tls, buf, size) : loop_co_recv(c->fd, buf, size);
 }
 
-/* Never more than is asked for: what lies behind STARTTLS belongs to TLS. */
-static int co_read(struct nbd_connection *c, void *buf, size_t size)
+/* Never more than is asked for: the bytes after STARTTLS belong to TLS. */
+static int co_read_exactly(struct nbd_connection *c, void *buf, size_t size)
 {
     uint8_t *p = buf;
 
     while (size > 0) {
-        ssize_t n = co_receive(c, p, size);
+        ssize_t n = co_receive_bytes(c, p, size);
 
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
@@ -47,12 +50,12 @@ static int co_read(struct nbd_connection *c, void *buf, size_t size)
     return 0;
 }
 
-static int co_skip(struct nbd_connection *c, size_t size)
+static int co_skip_bytes(struct nbd_connection *c, size_t size)
 {
     uint8_t scrap[4096];
 
     while (size > 0) {
-        ssize_t n = co_receive(c, scrap, MIN(size, sizeof(scrap)));
+        ssize_t n = co_receive_bytes(c, scrap, MIN(size, sizeof(scrap)));
 
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
@@ -62,7 +65,7 @@ static int co_skip(struct nbd_connection *c, size_t size)
     return 0;
 }
 
-static int co_write(struct nbd_connection *c, const void *buf, size_t size)
+static int co_write_bytes(struct nbd_connection *c, const void *buf, size_t size)
 {
     struct iovec vec = {.iov_base = (void *)(uintptr_t)buf, .iov_len = size};
     struct msghdr msg = {.msg_iov = &vec, .msg_iovlen = 1};
@@ -84,11 +87,11 @@ static int co_write(struct nbd_connection *c, const void *buf, size_t size)
 
 static int co_write_strbuf(struct nbd_connection *c, const struct strbuf *sb)
 {
-    return sb->failed ? -ENOMEM : co_write(c, sb->data, sb->len);
+    return sb->failed ? -ENOMEM : co_write_bytes(c, sb->data, sb->len);
 }
 
-static void put_reply(struct strbuf *out, uint32_t option, uint32_t type, const void *data,
-                      size_t size)
+static void put_option_reply(struct strbuf *out, uint32_t option, uint32_t type, const void *data,
+                             size_t size)
 {
     uint8_t header[NBD_OPTION_REPLY_HEADER_SIZE];
 
@@ -99,16 +102,17 @@ static void put_reply(struct strbuf *out, uint32_t option, uint32_t type, const 
     }
 }
 
-static int co_reply(struct nbd_connection *c, uint32_t option, uint32_t type)
+static int co_reply_to_option(struct nbd_connection *c, uint32_t option, uint32_t type)
 {
     STRBUF_AUTO(out);
 
-    put_reply(&out, option, type, NULL, 0);
+    put_option_reply(&out, option, type, NULL, 0);
     return co_write_strbuf(c, &out);
 }
 
+/* An error reply with a sentence. */
 __attribute__((format(printf, 4, 5))) static int
-co_refuse(struct nbd_connection *c, uint32_t option, uint32_t type, const char *fmt, ...)
+co_refuse_option(struct nbd_connection *c, uint32_t option, uint32_t type, const char *fmt, ...)
 {
     STRBUF_AUTO(out);
     char text[256];
@@ -118,13 +122,29 @@ co_refuse(struct nbd_connection *c, uint32_t option, uint32_t type, const char *
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
     trace_nbd_server_refuse(c->fd, type, text);
-    put_reply(&out, option, type, text, strlen(text));
+    put_option_reply(&out, option, type, text, strlen(text));
     return co_write_strbuf(c, &out);
+}
+
+/* An option that takes no data came with some. */
+static int co_refuse_data(struct nbd_connection *c, uint32_t option, const struct nbd_cursor *in)
+{
+    return co_refuse_option(c, option, NBD_REP_ERR_INVALID, "%s takes no data, and has %zu bytes",
+                            nbd_option_name(option), in->left);
+}
+
+/* The data of an option do not have its form. */
+static int co_refuse_malformed(struct nbd_connection *c, uint32_t option, size_t size)
+{
+    return co_refuse_option(c, option, NBD_REP_ERR_INVALID,
+                            "%s has %zu bytes of data that do not have its form, or a name of more "
+                            "than %d bytes",
+                            nbd_option_name(option), size, NBD_STRING_MAX);
 }
 
 static int co_refuse_absent(struct nbd_connection *c, uint32_t option, const char *name)
 {
-    return co_refuse(c, option, NBD_REP_ERR_UNKNOWN, "export '%s' not present", name);
+    return co_refuse_option(c, option, NBD_REP_ERR_UNKNOWN, "export '%s' not present", name);
 }
 
 static uint16_t flags_for(const struct nbd_connection *c, const struct nbd_export *e)
@@ -132,7 +152,7 @@ static uint16_t flags_for(const struct nbd_connection *c, const struct nbd_expor
     return (uint16_t)(e->flags | (c->structured ? NBD_FLAG_SEND_DF : 0));
 }
 
-/* Whether a block status can name contexts; not told to those who have not selected any. */
+/* Whether a block status can name contexts; offered only to clients that have selected some. */
 static uint16_t status_payload_flag(uint32_t option, const struct nbd_connection *c,
                                     const struct nbd_export *e)
 {
@@ -142,40 +162,50 @@ static uint16_t status_payload_flag(uint32_t option, const struct nbd_connection
                                                                    : 0;
 }
 
-/* Contexts hold for the export that they were selected for, and only after structured replies. */
-static void settle_selection(struct nbd_connection *c)
+/* A selection holds only for the export that it was made for. */
+static void drop_other_selection(struct nbd_connection *c)
 {
     if (c->selection.export_serial != c->export->serial) {
         nbd_selection_clear(&c->selection);
     }
 }
 
-static int co_export_name(struct nbd_connection *c, struct nbd_cursor *in)
+static int co_option_export_name(struct nbd_connection *c, struct nbd_cursor *in)
 {
     uint8_t reply[8 + 2 + NBD_EXPORT_NAME_ZEROES] = {0};
-    AUTO_FREE char *name = nbd_get_string_of(in, in->left);
+    size_t size = in->left;
+    AUTO_FREE char *name = nbd_get_string_of(in, size);
     struct nbd_export *e = name ? nbd_server_find_export(c->server, name) : NULL;
-    int ret;
+    int r;
 
-    /* There is no way to tell the client: the specification says to drop it. Extended headers need GO. */
-    if (!e || c->extended) {
-        return -ENOENT;
+    /* There is no reply for a refusal: the specification says to drop the client. */
+    if (!name) {
+        return nbd_connection_breaks(
+            c, "NBD_OPT_EXPORT_NAME with a name of %zu bytes, of which one is zero", size);
+    }
+    if (!e) {
+        return nbd_connection_breaks(c, "NBD_OPT_EXPORT_NAME for '%s', which is not exported",
+                                     name);
+    }
+    if (c->extended) {
+        return nbd_connection_breaks(
+            c, "NBD_OPT_EXPORT_NAME after extended headers, which need NBD_OPT_GO");
     }
     store_be64(reply, e->size);
     store_be16(reply + 8, flags_for(c, e));
     nbd_connection_attach(c, e);
-    settle_selection(c);
-    ret = co_write(c, reply, c->no_zeroes ? 10 : sizeof(reply));
-    return ret < 0 ? ret : BEGIN_TRANSMISSION;
+    drop_other_selection(c);
+    r = co_write_bytes(c, reply, c->no_zeroes ? 10 : sizeof(reply));
+    return r < 0 ? r : BEGIN_TRANSMISSION;
 }
 
-static int co_list(struct nbd_connection *c, struct nbd_cursor *in)
+static int co_option_list(struct nbd_connection *c, struct nbd_cursor *in)
 {
     STRBUF_AUTO(out);
     struct nbd_export *e;
 
     if (in->left > 0) {
-        return co_refuse(c, NBD_OPT_LIST, NBD_REP_ERR_INVALID, "NBD_OPT_LIST takes no data");
+        return co_refuse_data(c, NBD_OPT_LIST, in);
     }
     LIST_FOREACH (e, &c->server->exports, link) {
         STRBUF_AUTO(data);
@@ -187,9 +217,9 @@ static int co_list(struct nbd_connection *c, struct nbd_cursor *in)
         if (data.failed) {
             return -ENOMEM;
         }
-        put_reply(&out, NBD_OPT_LIST, NBD_REP_SERVER, data.data, data.len);
+        put_option_reply(&out, NBD_OPT_LIST, NBD_REP_SERVER, data.data, data.len);
     }
-    put_reply(&out, NBD_OPT_LIST, NBD_REP_ACK, NULL, 0);
+    put_option_reply(&out, NBD_OPT_LIST, NBD_REP_ACK, NULL, 0);
     return co_write_strbuf(c, &out);
 }
 
@@ -203,7 +233,7 @@ static void put_text_info(struct strbuf *out, uint32_t option, uint16_t info, co
         out->failed = true;
         return;
     }
-    put_reply(out, option, NBD_REP_INFO, data.data, data.len);
+    put_option_reply(out, option, NBD_REP_INFO, data.data, data.len);
 }
 
 static void put_export_info(struct strbuf *out, uint32_t option, const struct nbd_connection *c,
@@ -215,24 +245,25 @@ static void put_export_info(struct strbuf *out, uint32_t option, const struct nb
     store_be32(block_size + 2, min_block);
     store_be32(block_size + 6, 4096);
     store_be32(block_size + 10, NBD_MAX_BLOCK_SIZE);
-    put_reply(out, option, NBD_REP_INFO, block_size, sizeof(block_size));
+    put_option_reply(out, option, NBD_REP_INFO, block_size, sizeof(block_size));
 
     store_be16(export, NBD_INFO_EXPORT);
     store_be64(export + 2, e->size);
     store_be16(export + 10, flags_for(c, e) | status_payload_flag(option, c, e));
-    put_reply(out, option, NBD_REP_INFO, export, sizeof(export));
-    put_reply(out, option, NBD_REP_ACK, NULL, 0);
+    put_option_reply(out, option, NBD_REP_INFO, export, sizeof(export));
+    put_option_reply(out, option, NBD_REP_ACK, NULL, 0);
 }
 
 /* INFO and GO. */
-static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
 {
+    size_t size = in->left;
     AUTO_FREE char *name = nbd_get_string(in);
     unsigned requests = nbd_get_u16(in);
     bool want_name = false, keeps_blocks = false;
     struct nbd_export *e;
     STRBUF_AUTO(out);
-    int ret;
+    int r;
 
     for (unsigned i = 0; i < requests && !in->failed; i++) {
         uint16_t info = nbd_get_u16(in);
@@ -241,18 +272,17 @@ static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor 
         keeps_blocks |= info == NBD_INFO_BLOCK_SIZE;
     }
     if (in->failed || in->left > 0) {
-        return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed or its name too long",
-                         nbd_option_name(option));
+        return co_refuse_malformed(c, option, size);
     }
     e = nbd_server_find_export(c->server, name);
     if (!e) {
         return co_refuse_absent(c, option, name);
     }
     if (option == NBD_OPT_INFO && !keeps_blocks && e->min_block > 1) {
-        return co_refuse(c, option, NBD_REP_ERR_BLOCK_SIZE_REQD,
-                         "export '%s' has blocks of %" PRIu32 " bytes: NBD_INFO_BLOCK_SIZE "
-                         "has to be asked for",
-                         e->name, e->min_block);
+        return co_refuse_option(c, option, NBD_REP_ERR_BLOCK_SIZE_REQD,
+                                "export '%s' has blocks of %" PRIu32 " bytes: NBD_INFO_BLOCK_SIZE "
+                                "has to be asked for",
+                                e->name, e->min_block);
     }
     if (want_name) {
         put_text_info(&out, option, NBD_INFO_NAME, e->name);
@@ -260,52 +290,53 @@ static int co_info(struct nbd_connection *c, uint32_t option, struct nbd_cursor 
     if (e->description) {
         put_text_info(&out, option, NBD_INFO_DESCRIPTION, e->description);
     }
-    /* Who does not ask for block sizes does not keep to them: it is told what is served anyway. */
+    /*
+     * A client that does not ask for block sizes does not keep to them. It is told the minimum that is
+     * served anyway.
+     */
     put_export_info(&out, option, c, e, keeps_blocks ? e->min_block : 1);
     if (out.failed) {
         return -ENOMEM;
     }
     if (option == NBD_OPT_GO) {
         nbd_connection_attach(c, e);
-        settle_selection(c);
+        drop_other_selection(c);
     }
-    ret = co_write_strbuf(c, &out);
-    if (ret < 0) {
-        return ret;
+    r = co_write_strbuf(c, &out);
+    if (r < 0) {
+        return r;
     }
     return option == NBD_OPT_GO ? BEGIN_TRANSMISSION : NEXT_OPTION;
 }
 
-static int co_extended_headers(struct nbd_connection *c, struct nbd_cursor *in)
+static int co_option_extended_headers(struct nbd_connection *c, struct nbd_cursor *in)
 {
     if (in->left > 0) {
-        return co_refuse(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID,
-                         "NBD_OPT_EXTENDED_HEADERS takes no data");
+        return co_refuse_data(c, NBD_OPT_EXTENDED_HEADERS, in);
     }
     if (c->extended) {
-        return co_refuse(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID,
-                         "extended headers already negotiated");
+        return co_refuse_option(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ERR_INVALID,
+                                "extended headers already negotiated");
     }
     c->extended = c->structured = true;
-    return co_reply(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ACK);
+    return co_reply_to_option(c, NBD_OPT_EXTENDED_HEADERS, NBD_REP_ACK);
 }
 
-static int co_structured_reply(struct nbd_connection *c, struct nbd_cursor *in)
+static int co_option_structured_reply(struct nbd_connection *c, struct nbd_cursor *in)
 {
     if (in->left > 0) {
-        return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
-                         "NBD_OPT_STRUCTURED_REPLY takes no data");
+        return co_refuse_data(c, NBD_OPT_STRUCTURED_REPLY, in);
     }
     if (c->extended) {
-        return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_EXT_HEADER_REQD,
-                         "extended headers already negotiated");
+        return co_refuse_option(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_EXT_HEADER_REQD,
+                                "extended headers already negotiated");
     }
     if (c->structured) {
-        return co_refuse(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
-                         "structured replies are negotiated already");
+        return co_refuse_option(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ERR_INVALID,
+                                "structured replies are negotiated already");
     }
     c->structured = true;
-    return co_reply(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK);
+    return co_reply_to_option(c, NBD_OPT_STRUCTURED_REPLY, NBD_REP_ACK);
 }
 
 /* Queries of LIST/SET_META_CONTEXT into a selection. False if the data are malformed. */
@@ -345,97 +376,95 @@ static int put_contexts(struct strbuf *out, uint32_t option, const struct nbd_se
         if (data.failed || name.failed) {
             return -ENOMEM;
         }
-        put_reply(out, option, NBD_REP_META_CONTEXT, data.data, data.len);
+        put_option_reply(out, option, NBD_REP_META_CONTEXT, data.data, data.len);
     }
-    put_reply(out, option, NBD_REP_ACK, NULL, 0);
+    put_option_reply(out, option, NBD_REP_ACK, NULL, 0);
     return 0;
 }
 
-static int co_meta_context(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
+static int co_option_meta_context(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
 {
     bool list = option == NBD_OPT_LIST_META_CONTEXT;
+    size_t size = in->left;
     AUTO_FREE char *name = NULL;
     struct nbd_selection sel = {0};
     struct nbd_export *e;
     STRBUF_AUTO(out);
-    int ret;
+    int r;
 
     if (!list) {
-        /* Whatever comes of it, an earlier selection is void. */
+        /* An earlier selection is void even if this option is refused. */
         nbd_selection_clear(&c->selection);
     }
     if (!c->structured) {
-        return co_refuse(c, option, NBD_REP_ERR_INVALID,
-                         "%s needs structured replies to be negotiated first",
-                         nbd_option_name(option));
+        return co_refuse_option(c, option, NBD_REP_ERR_INVALID,
+                                "%s needs structured replies to be negotiated first",
+                                nbd_option_name(option));
     }
     name = nbd_get_string(in);
     if (!name) {
-        return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed or its name too long",
-                         nbd_option_name(option));
+        return co_refuse_malformed(c, option, size);
     }
     e = nbd_server_find_export(c->server, name);
     if (!e) {
         return co_refuse_absent(c, option, name);
     }
-    ret = nbd_selection_init(&sel, e);
-    if (ret == 0 && !parse_queries(in, e, list, &sel)) {
+    r = nbd_selection_init(&sel, e);
+    if (r == 0 && !parse_queries(in, e, list, &sel)) {
         nbd_selection_clear(&sel);
-        return co_refuse(c, option, NBD_REP_ERR_INVALID, "%s is malformed",
-                         nbd_option_name(option));
+        return co_refuse_malformed(c, option, size);
     }
-    if (ret == 0) {
-        ret = put_contexts(&out, option, &sel, e);
+    if (r == 0) {
+        r = put_contexts(&out, option, &sel, e);
     }
-    if (ret == 0 && !list) {
+    if (r == 0 && !list) {
         c->selection = sel;
         sel = (struct nbd_selection){0};
     }
     nbd_selection_clear(&sel);
-    return ret < 0 ? ret : co_write_strbuf(c, &out);
+    return r < 0 ? r : co_write_strbuf(c, &out);
 }
 
-static int co_abort(struct nbd_connection *c)
+static int co_option_abort(struct nbd_connection *c)
 {
-    if (co_reply(c, NBD_OPT_ABORT, NBD_REP_ACK) == 0 && c->tls) {
+    if (co_reply_to_option(c, NBD_OPT_ABORT, NBD_REP_ACK) == 0 && c->tls) {
         tls_session_bye(c->tls);
     }
     return -ECONNABORTED;
 }
 
-/* Nothing that was said in the clear holds for the session. */
-static int co_starttls(struct nbd_connection *c, struct nbd_cursor *in)
+/* Nothing that was negotiated in the clear holds for the session. */
+static int co_option_starttls(struct nbd_connection *c, struct nbd_cursor *in)
 {
     const struct nbd_server_config *config = &c->server->config;
-    int ret;
+    int r;
 
     if (in->left > 0) {
-        return co_refuse(c, NBD_OPT_STARTTLS, NBD_REP_ERR_INVALID,
-                         "NBD_OPT_STARTTLS takes no data");
+        return co_refuse_data(c, NBD_OPT_STARTTLS, in);
     }
-    ret = co_reply(c, NBD_OPT_STARTTLS, NBD_REP_ACK);
-    if (ret < 0) {
-        return ret;
+    r = co_reply_to_option(c, NBD_OPT_STARTTLS, NBD_REP_ACK);
+    if (r < 0) {
+        return r;
     }
     c->structured = c->extended = false;
     nbd_selection_clear(&c->selection);
-    ret = tls_session_new(config->tls_creds, c->fd, NULL, config->tls_authz, &c->tls, &c->failure);
-    return ret < 0 ? ret : tls_session_co_handshake(c->tls, &c->failure);
+    r = tls_session_new(config->tls_creds, c->fd, NULL, config->tls_authz, &c->tls, &c->failure);
+    return r < 0 ? r : tls_session_co_handshake(c->tls, &c->failure);
 }
 
-/* A server that has credentials takes nothing in the clear (FORCEDTLS). */
+/* A server that has credentials accepts nothing else in the clear (FORCEDTLS). */
 static int co_option_before_tls(struct nbd_connection *c, uint32_t option, struct nbd_cursor *in)
 {
     switch (option) {
     case NBD_OPT_STARTTLS:
-        return co_starttls(c, in);
+        return co_option_starttls(c, in);
     case NBD_OPT_ABORT:
-        return co_abort(c);
+        return co_option_abort(c);
     case NBD_OPT_EXPORT_NAME:
         return error_set(&c->failure, EPERM, "Option 0x%x not permitted before TLS", option);
     default:
-        return co_refuse(c, option, NBD_REP_ERR_TLS_REQD, "Option 0x%x not permitted before TLS",
-                         option);
+        return co_refuse_option(c, option, NBD_REP_ERR_TLS_REQD,
+                                "Option 0x%x not permitted before TLS", option);
     }
 }
 
@@ -446,31 +475,31 @@ static int co_option(struct nbd_connection *c, uint32_t option, struct nbd_curso
     }
     switch (option) {
     case NBD_OPT_EXPORT_NAME:
-        return co_export_name(c, in);
+        return co_option_export_name(c, in);
     case NBD_OPT_ABORT:
-        return co_abort(c);
+        return co_option_abort(c);
     case NBD_OPT_LIST:
-        return co_list(c, in);
+        return co_option_list(c, in);
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
-        return co_info(c, option, in);
+        return co_option_info(c, option, in);
     case NBD_OPT_STRUCTURED_REPLY:
-        return co_structured_reply(c, in);
+        return co_option_structured_reply(c, in);
     case NBD_OPT_EXTENDED_HEADERS:
-        return co_extended_headers(c, in);
+        return co_option_extended_headers(c, in);
     case NBD_OPT_LIST_META_CONTEXT:
     case NBD_OPT_SET_META_CONTEXT:
-        return co_meta_context(c, option, in);
+        return co_option_meta_context(c, option, in);
     case NBD_OPT_STARTTLS:
-        return c->tls ? co_refuse(c, option, NBD_REP_ERR_INVALID, "TLS already enabled")
-                      : co_refuse(c, option, NBD_REP_ERR_POLICY, "TLS not configured");
+        return c->tls ? co_refuse_option(c, option, NBD_REP_ERR_INVALID, "TLS already enabled")
+                      : co_refuse_option(c, option, NBD_REP_ERR_POLICY, "TLS not configured");
     default:
-        return co_refuse(c, option, NBD_REP_ERR_UNSUP, "Unsupported option %u", option);
+        return co_refuse_option(c, option, NBD_REP_ERR_UNSUP, "Unsupported option %u", option);
     }
 }
 
-/* A session that ends without a word, other than a plain connection, is worth a line of the log. */
-static void note_lost(struct nbd_connection *c)
+/* An end of a TLS session without a goodbye is logged, unlike that of a plain connection. */
+static void note_lost_session(struct nbd_connection *c)
 {
     const char *why = tls_session_failure(c->tls);
 
@@ -483,50 +512,76 @@ static void note_lost(struct nbd_connection *c)
     }
 }
 
-/* Read one option with its data and answer it. */
+/* Whether an option can be read at all: 0 or -EPROTO. */
+static int check_option_header(struct nbd_connection *c, uint32_t option, uint32_t length,
+                               bool fixed)
+{
+    uint32_t max = option == NBD_OPT_EXPORT_NAME ? NBD_STRING_MAX : NBD_OPTION_SKIP_MAX;
+
+    if (!fixed && option != NBD_OPT_EXPORT_NAME) {
+        return nbd_connection_breaks(c,
+                                     "option %" PRIu32
+                                     " (%s) without the flag for fixed newstyle, which leaves "
+                                     "NBD_OPT_EXPORT_NAME alone",
+                                     option, nbd_option_name(option));
+    }
+    if (length > max) {
+        return nbd_connection_breaks(c,
+                                     "option %" PRIu32 " (%s) with %" PRIu32
+                                     " bytes of data; at most %" PRIu32 " are possible",
+                                     option, nbd_option_name(option), length, max);
+    }
+    return 0;
+}
+
+/* Read one option with its data and reply to it. */
 static int co_next_option(struct nbd_connection *c, bool fixed)
 {
     uint8_t header[NBD_OPTION_HEADER_SIZE];
     AUTO_FREE uint8_t *data = NULL;
     struct nbd_cursor in;
     uint32_t option, length;
-    int ret = co_read(c, header, sizeof(header));
+    int r = co_read_exactly(c, header, sizeof(header));
 
-    if (ret < 0 && c->tls) {
-        note_lost(c);
+    if (r < 0 && c->tls) {
+        note_lost_session(c);
     }
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     if (!nbd_option_header_decode(header, &option, &length)) {
-        return -EPROTO;
+        return nbd_connection_breaks(
+            c, "an option begins with 0x%016" PRIx64 ", not with the magic number 0x%016" PRIx64,
+            load_be64(header), (uint64_t)NBD_OPTION_MAGIC);
     }
     if (trace_nbd_server_option_is_on()) {
         trace_nbd_server_option(c->fd, nbd_option_name(option), length);
     }
-    if (option == NBD_OPT_EXPORT_NAME ? length > NBD_STRING_MAX
-                                      : !fixed || length > NBD_OPTION_SKIP_MAX) {
-        return -EPROTO;
+    r = check_option_header(c, option, length, fixed);
+    if (r < 0) {
+        return r;
     }
     if (length > NBD_OPTION_DATA_MAX) {
-        ret = co_skip(c, length);
-        return ret < 0 ? ret
-                       : co_refuse(c, option, NBD_REP_ERR_TOO_BIG, "%u bytes of data are too many",
-                                   length);
+        r = co_skip_bytes(c, length);
+        return r < 0
+                   ? r
+                   : co_refuse_option(c, option, NBD_REP_ERR_TOO_BIG,
+                                      "%s with %" PRIu32 " bytes of data; at most %d are accepted",
+                                      nbd_option_name(option), length, NBD_OPTION_DATA_MAX);
     }
     data = malloc(length + 1);
     if (!data) {
         return -ENOMEM;
     }
-    ret = co_read(c, data, length);
-    if (ret < 0) {
-        return ret;
+    r = co_read_exactly(c, data, length);
+    if (r < 0) {
+        return r;
     }
     in = (struct nbd_cursor){.data = data, .left = length};
     return co_option(c, option, &in);
 }
 
-/* Monitors and other handshakes run on this reactor, too. Nobody in earnest asks for so much that waiting a little matters. */
+/* Monitors and other handshakes run on this reactor, too. No honest client sends so many options. */
 static void co_yield_to_others(unsigned options)
 {
     if (options < OPTIONS_AT_FULL_SPEED) {
@@ -540,29 +595,30 @@ int nbd_connection_co_negotiate(struct nbd_connection *c)
 {
     uint8_t hello[NBD_SERVER_HELLO_SIZE], answer[4];
     uint32_t flags;
-    int ret;
+    int r;
 
     store_be64(hello, NBD_MAGIC);
     store_be64(hello + 8, NBD_OPTION_MAGIC);
     store_be16(hello + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    ret = co_write(c, hello, sizeof(hello));
-    if (ret == 0) {
-        ret = co_read(c, answer, sizeof(answer));
+    r = co_write_bytes(c, hello, sizeof(hello));
+    if (r == 0) {
+        r = co_read_exactly(c, answer, sizeof(answer));
     }
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     flags = load_be32(answer);
-    if (flags & ~(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
-        return -EPROTO;
+    if (flags & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) {
+        return nbd_connection_breaks(c, "the client flags are 0x%08" PRIx32 "; they may have 0x3",
+                                     flags);
     }
     c->no_zeroes = flags & NBD_FLAG_NO_ZEROES;
     for (unsigned options = 0;; options++) {
-        ret = co_next_option(c, flags & NBD_FLAG_FIXED_NEWSTYLE);
-        if (ret != NEXT_OPTION) {
+        r = co_next_option(c, flags & NBD_FLAG_FIXED_NEWSTYLE);
+        if (r != NEXT_OPTION) {
             break;
         }
         co_yield_to_others(options);
     }
-    return ret < 0 ? ret : 0;
+    return r < 0 ? r : 0;
 }

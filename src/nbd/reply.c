@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Replies: jobs that are done queue up, and leave in as few sendmsg() calls as the socket allows, once per
- * turn of the reactor or when the receiver has gone through all that it had received.
+ * turn of the reactor, or when the receiver has worked through all that it had received.
  *
- * A reply is a vector of headers and payloads. This is also the place for payloads that are not in memory
- * (a range of a file, to be sent with sendfile): an element of another kind ends the gathering in gather().
+ * A reply is a vector of headers and payloads.
  */
 #include <errno.h>
 #include <string.h>
@@ -14,9 +13,10 @@
 #include "base/checked.h"
 #include "nbd/server_internal.h"
 
-#define GATHER_MAX 256 /* elements per sendmsg() */
+/* Elements per sendmsg(). */
+#define GATHER_MAX 256
 
-static void set_header(struct nbd_job *job, size_t size)
+static void set_reply_header(struct nbd_job *job, size_t size)
 {
     job->iov = job->inline_iov;
     job->iov[0] = (struct iovec){.iov_base = job->header, .iov_len = size};
@@ -41,10 +41,10 @@ void nbd_reply_set_done(struct nbd_job *job)
     if (job->conn->structured) {
         struct nbd_chunk chunk = {.flags = NBD_CHUNK_FLAG_DONE};
 
-        set_header(job, nbd_reply_put_chunk(job, job->header, chunk));
+        set_reply_header(job, nbd_reply_put_chunk(job, job->header, chunk));
     } else {
         nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
-        set_header(job, NBD_SIMPLE_REPLY_SIZE);
+        set_reply_header(job, NBD_SIMPLE_REPLY_SIZE);
     }
 }
 
@@ -56,7 +56,7 @@ void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
 
     if (!job->conn->structured) {
         nbd_simple_reply_encode(job->header, wire, job->rq.cookie);
-        set_header(job, NBD_SIMPLE_REPLY_SIZE);
+        set_reply_header(job, NBD_SIMPLE_REPLY_SIZE);
         return;
     }
     if (!reason) {
@@ -67,9 +67,9 @@ void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason)
     head = nbd_reply_put_chunk(job, job->header, chunk);
     store_be32(job->header + head, wire);
     store_be16(job->header + head + 4, (uint16_t)length);
-    set_header(job, head + 6);
+    set_reply_header(job, head + 6);
     if (length > 0) {
-        /* The text is static. */
+        /* The text lives as long as the job, or is static. */
         job->iov[1] = (struct iovec){.iov_base = (void *)(uintptr_t)reason, .iov_len = length};
         job->iov_count = 2;
     }
@@ -84,18 +84,18 @@ void nbd_reply_set_data(struct nbd_job *job)
         size_t head = nbd_reply_put_chunk(job, job->header, chunk);
 
         store_be64(job->header + head, job->rq.offset);
-        set_header(job, head + 8);
+        set_reply_header(job, head + 8);
     } else {
         nbd_simple_reply_encode(job->header, 0, job->rq.cookie);
-        set_header(job, NBD_SIMPLE_REPLY_SIZE);
+        set_reply_header(job, NBD_SIMPLE_REPLY_SIZE);
         job->iov_next = job->continues ? 1 : 0;
     }
     job->iov[1] = (struct iovec){.iov_base = job->data.data, .iov_len = job->rq.length};
     job->iov_count = 2;
 }
 
-/* Elements of the queued replies, from the first unsent byte on. */
-static int gather(struct nbd_connection *c, struct iovec *out, int room)
+/* Elements of the queued replies, from the first unsent byte on; at most `room`. */
+static int gather_replies(struct nbd_connection *c, struct iovec *out, int room)
 {
     struct nbd_job *job;
     int n = 0;
@@ -111,8 +111,8 @@ static int gather(struct nbd_connection *c, struct iovec *out, int room)
     return n;
 }
 
-/* So many bytes have left: drop what is complete. */
-static void consume(struct nbd_connection *c, size_t sent)
+/* `sent` bytes have left: release the replies that are complete. */
+static void consume_replies(struct nbd_connection *c, size_t sent)
 {
     int64_t now = loop_now_ns();
 
@@ -139,7 +139,7 @@ static void consume(struct nbd_connection *c, size_t sent)
     }
 }
 
-static void drop_all(struct nbd_connection *c)
+static void drop_replies(struct nbd_connection *c)
 {
     while (!list_is_empty(&c->replies)) {
         struct nbd_job *job = LIST_FIRST(&c->replies, struct nbd_job, link);
@@ -149,21 +149,21 @@ static void drop_all(struct nbd_connection *c)
     }
 }
 
-/* As send_some(). A reply is over when it is encrypted: records wait in the session's own buffer. */
+/* As send_some(). A reply is released when it is encrypted: records wait in the session's own buffer. */
 static int send_some_tls(struct nbd_connection *c)
 {
     struct iovec vec[GATHER_MAX];
-    int ret;
+    int r;
 
-    while ((ret = tls_session_flush(c->tls)) == 0 && !list_is_empty(&c->replies)) {
-        ssize_t n = tls_session_put(c->tls, vec, gather(c, vec, GATHER_MAX));
+    while ((r = tls_session_flush(c->tls)) == 0 && !list_is_empty(&c->replies)) {
+        ssize_t n = tls_session_put(c->tls, vec, gather_replies(c, vec, GATHER_MAX));
 
         if (n < 0) {
             return (int)n;
         }
-        consume(c, (size_t)n);
+        consume_replies(c, (size_t)n);
     }
-    return ret;
+    return r;
 }
 
 /* 0: all sent. -EAGAIN: the socket is full. Other errors: the connection is lost. */
@@ -175,7 +175,8 @@ static int send_some(struct nbd_connection *c)
         return send_some_tls(c);
     }
     while (!list_is_empty(&c->replies)) {
-        struct msghdr msg = {.msg_iov = vec, .msg_iovlen = (size_t)gather(c, vec, GATHER_MAX)};
+        struct msghdr msg = {.msg_iov = vec,
+                             .msg_iovlen = (size_t)gather_replies(c, vec, GATHER_MAX)};
         ssize_t n = sendmsg(c->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 
         if (n < 0 && errno == EINTR) {
@@ -184,7 +185,7 @@ static int send_some(struct nbd_connection *c)
         if (n < 0) {
             return errno == EWOULDBLOCK ? -EAGAIN : -errno;
         }
-        consume(c, (size_t)n);
+        consume_replies(c, (size_t)n);
     }
     return 0;
 }
@@ -192,23 +193,23 @@ static int send_some(struct nbd_connection *c)
 void nbd_reply_give_up(struct nbd_connection *c)
 {
     c->broken = true;
-    drop_all(c);
-    /* The receiver notices by this. */
+    drop_replies(c);
+    /* This ends the receiver. */
     shutdown(c->fd, SHUT_RDWR);
 }
 
-/* A coroutine for a socket that is full: goes on sending as it takes more. */
-static void sender(void *arg)
+/* A coroutine for a socket that is full: sends more when the socket takes more. */
+static void co_send_rest(void *arg)
 {
     struct nbd_connection *c = arg;
-    int ret = -EAGAIN;
+    int r = -EAGAIN;
 
-    while (ret == -EAGAIN) {
-        ret = loop_co_poll(c->fd, POLLOUT, -1);
-        ret = ret < 0 ? ret : send_some(c);
+    while (r == -EAGAIN) {
+        r = loop_co_poll(c->fd, POLLOUT, -1);
+        UNLESS_FAILED(r, send_some(c));
     }
     c->sender_running = false;
-    if (ret < 0) {
+    if (r < 0) {
         nbd_reply_give_up(c);
     }
     if (c->waiter) {
@@ -221,26 +222,26 @@ static void sender(void *arg)
 
 void nbd_reply_flush(struct nbd_connection *c)
 {
-    int ret;
+    int r;
 
     nbd_batch_end(&c->batch);
     if (c->sender_running || list_is_empty(&c->replies)) {
         return;
     }
-    ret = c->broken ? -EPIPE : send_some(c);
-    if (ret == -EAGAIN) {
+    r = c->broken ? -EPIPE : send_some(c);
+    if (r == -EAGAIN) {
         c->sender_running = true;
-        ret = co_spawn(reactor_home(c->worker->reactor), sender, c);
-        if (ret < 0) {
+        r = co_spawn(reactor_home(c->worker->reactor), co_send_rest, c);
+        if (r < 0) {
             c->sender_running = false;
         }
     }
-    if (ret < 0) {
+    if (r < 0) {
         nbd_reply_give_up(c);
     }
 }
 
-/* The end of a turn. A receiver that holds replies back lets them go itself. */
+/* The end of a turn. A receiver that holds replies back sends them itself. */
 static void flush_deferred(struct reactor_deferred *d)
 {
     struct nbd_connection *c = container_of(d, struct nbd_connection, flush);

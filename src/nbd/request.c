@@ -8,7 +8,7 @@
 #include "nbd/server_internal.h"
 #include "trace/events.h"
 
-/* Scratch of a read that is sent in chunks; lies in job->extra. */
+/* The reply to a read in chunks: their headers, and the vector to send. Lies in job->extra. */
 struct read_layout {
     uint8_t headers[NBD_READ_CHUNKS_MAX + 1][48];
     struct iovec iov[2 * (NBD_READ_CHUNKS_MAX + 1)];
@@ -46,8 +46,8 @@ static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uin
 }
 
 /*
- * How far from `from` on it is all holes, or all data. In the last chunk the rest counts as data, and so does what is unknown:
- * reading tells.
+ * Length of the run from `from` on that is all holes, or all data. What the last possible chunk has to
+ * take counts as data, and so does an area whose status is unknown: it is read.
  */
 static uint32_t co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_t from,
                             bool *ret_hole)
@@ -61,12 +61,11 @@ static uint32_t co_next_run(struct nbd_job *job, const struct read_layout *l, ui
     while (from + length < job->rq.length) {
         struct block_status st;
         bool hole;
-        int ret =
-            block_co_status_above(job->conn->export->edge, NULL, job->rq.offset + from + length,
-                                  job->rq.length - from - length, &st, NULL);
+        int r = block_co_status_above(job->conn->export->edge, NULL, job->rq.offset + from + length,
+                                      job->rq.length - from - length, &st, NULL);
 
-        if (ret < 0 || st.length == 0) {
-            /* What is known to be a hole is sent as one first. */
+        if (r < 0 || st.length == 0) {
+            /* The hole that was found before it is sent first. */
             return length > 0 && *ret_hole ? length : (uint32_t)job->rq.length - from;
         }
         hole = st.flags & BLOCK_STATUS_ZERO;
@@ -79,7 +78,7 @@ static uint32_t co_next_run(struct nbd_job *job, const struct read_layout *l, ui
     return length;
 }
 
-/* A large read: areas known to be zero are neither read nor sent. */
+/* A large read: areas that are known to be zero are neither read nor sent. */
 static int co_read_sparse(struct nbd_job *job)
 {
     struct bufpool *pool = &job->conn->worker->pool;
@@ -96,10 +95,10 @@ static int co_read_sparse(struct nbd_job *job)
     while (from < job->rq.length) {
         bool hole;
         uint32_t length = co_next_run(job, l, from, &hole);
-        int ret = hole ? 0 : co_read_part(job, from, length);
+        int r = hole ? 0 : co_read_part(job, from, length);
 
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
         add_chunk(job, l, hole, from, length);
         from += length;
@@ -109,9 +108,10 @@ static int co_read_sparse(struct nbd_job *job)
 
 /* --- zeroes in what was read ------------------------------------------------------------------- */
 
+/* Bytes. */
 #define SECTOR 512u
 
-/* Most sectors that have data show it by their first bytes. */
+/* Most sectors that hold data have some in their first bytes. */
 static bool is_zero_sector(const uint8_t *p)
 {
     uint64_t first;
@@ -120,8 +120,11 @@ static bool is_zero_sector(const uint8_t *p)
     return first == 0 && memcmp(p, p + sizeof(first), SECTOR - sizeof(first)) == 0;
 }
 
-/* How far from `from` on, in whole sectors but for the ends of the request, it is zero or data as it is there. */
-static uint32_t same_kind(const struct nbd_job *job, uint32_t from, bool *ret_zero)
+/*
+ * Length of the run from `from` on that is zeroes or data as its first sector. It begins and ends at a
+ * sector, or at an end of the request.
+ */
+static uint32_t run_of_kind(const struct nbd_job *job, uint32_t from, bool *ret_zero)
 {
     const uint8_t *data = job->data.data;
     uint32_t length = (uint32_t)job->rq.length;
@@ -136,7 +139,8 @@ static uint32_t same_kind(const struct nbd_job *job, uint32_t from, bool *ret_ze
 }
 
 /*
- * The reply to a small read: sectors of zeroes are sent as holes. Asking where they are would cost more than looking.
+ * The reply to a small read: sectors of zeroes are sent as holes. Asking the node where they are would
+ * cost more than looking at the data.
  */
 static void set_data_and_holes(struct nbd_job *job)
 {
@@ -144,7 +148,7 @@ static void set_data_and_holes(struct nbd_job *job)
     uint32_t length = (uint32_t)job->rq.length;
     struct read_layout *l;
     bool zero;
-    uint32_t run = same_kind(job, 0, &zero);
+    uint32_t run = run_of_kind(job, 0, &zero);
 
     if ((run == length && !zero) || !bufpool_get(pool, sizeof(*l), &job->extra)) {
         nbd_reply_set_data(job);
@@ -155,7 +159,7 @@ static void set_data_and_holes(struct nbd_job *job)
     job->iov = l->iov;
     job->iov_count = job->iov_next = 0;
     for (uint32_t from = 0; from < length; from += run) {
-        run = same_kind(job, from, &zero);
+        run = run_of_kind(job, from, &zero);
         if (l->chunks + 1 >= NBD_READ_CHUNKS_MAX) {
             run = length - from;
             zero = false;
@@ -167,7 +171,7 @@ static void set_data_and_holes(struct nbd_job *job)
 static int co_read_request(struct nbd_job *job)
 {
     const struct nbd_request *rq = &job->rq;
-    int ret;
+    int r;
 
     if (rq->length == 0) {
         nbd_reply_set_done(job);
@@ -179,13 +183,13 @@ static int co_read_request(struct nbd_job *job)
     if (job->conn->structured && rq->length >= NBD_SPARSE_READ && !(rq->flags & NBD_CMD_FLAG_DF)) {
         return co_read_sparse(job);
     }
-    ret = co_read_part(job, 0, (uint32_t)rq->length);
-    if (ret == 0 && job->conn->structured && !(rq->flags & NBD_CMD_FLAG_DF)) {
+    r = co_read_part(job, 0, (uint32_t)rq->length);
+    if (r == 0 && job->conn->structured && !(rq->flags & NBD_CMD_FLAG_DF)) {
         set_data_and_holes(job);
-    } else if (ret == 0) {
+    } else if (r == 0) {
         nbd_reply_set_data(job);
     }
-    return ret;
+    return r;
 }
 
 static int co_write_request(struct nbd_job *job, bool fua)
@@ -215,15 +219,15 @@ static int co_zeroes_request(struct nbd_job *job, bool fua)
 static int co_trim_request(struct nbd_job *job, bool fua)
 {
     struct block_edge *edge = job->conn->export->edge;
-    int ret = job->rq.length ? block_co_discard(edge, job->rq.offset, job->rq.length) : 0;
+    int r = job->rq.length ? block_co_discard(edge, job->rq.offset, job->rq.length) : 0;
 
-    if (ret == 0 && fua) {
-        ret = block_co_flush(edge);
+    if (r == 0 && fua) {
+        r = block_co_flush(edge);
     }
-    return ret;
+    return r;
 }
 
-/* Read ahead into caches, in parts that a buffer-less read can take. */
+/* Read ahead into caches, in parts that a read without a buffer can take. */
 static int co_cache_request(struct nbd_job *job)
 {
     uint64_t offset = job->rq.offset, end = offset + MIN(job->rq.length, NBD_CACHE_MAX);
@@ -231,10 +235,10 @@ static int co_cache_request(struct nbd_job *job)
     while (offset < end) {
         uint64_t length = MIN(end - offset, NBD_MAX_BLOCK_SIZE);
         struct iov none = {.size = length};
-        int ret = block_co_preadv(job->conn->export->edge, offset, none, BLOCK_REQ_PREFETCH);
+        int r = block_co_preadv(job->conn->export->edge, offset, none, BLOCK_REQ_PREFETCH);
 
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
         offset += length;
     }
@@ -258,13 +262,12 @@ static int co_plain_request(struct nbd_job *job)
     case NBD_CMD_CACHE:
         return co_cache_request(job);
     default:
-        job->reason = "Unknown command";
-        return -EINVAL;
+        return nbd_job_refuse(job, EINVAL, "Command %u is unknown", job->rq.type);
     }
 }
 
-/* A read that is done in pieces is one request. */
-static void count(struct nbd_job *job, int r)
+/* Count a request that has ended. A read that is done in pieces is one request. */
+static void count_request(struct nbd_job *job, int r)
 {
     struct nbd_counters *counters = &job->conn->counters;
     bool concerns_bytes = job->kind != NBD_KIND_FLUSH && job->kind != NBD_KIND_OTHER;
@@ -294,36 +297,48 @@ static void trace_job_end(const struct nbd_job *job, int result)
     }
 }
 
-void nbd_job_run(void *arg)
+/* The coroutine of a job. */
+static void co_run_job(void *arg)
 {
     struct nbd_job *job = arg;
-    int ret;
+    int r;
 
     trace_job_begin(job);
     if (job->error) {
-        ret = -job->error;
+        r = -job->error;
     } else if (job->carried_out) {
-        ret = 0;
+        r = 0;
         nbd_reply_set_done(job);
     } else if (job->rq.type == NBD_CMD_READ) {
-        ret = co_read_request(job);
+        r = co_read_request(job);
     } else if (job->rq.type == NBD_CMD_BLOCK_STATUS) {
-        ret = nbd_job_co_block_status(job);
+        r = nbd_job_co_block_status(job);
     } else {
-        ret = co_plain_request(job);
-        if (ret == 0) {
+        r = co_plain_request(job);
+        if (r == 0) {
             nbd_reply_set_done(job);
         }
     }
-    count(job, ret);
-    if (ret < 0) {
+    count_request(job, r);
+    if (r < 0) {
         job->conn->piece_failed = true;
         if (job->continues && !job->conn->structured) {
-            /* Its header has said that all is well. */
+            /* The header of the reply, which said that all is well, has been sent. */
             nbd_reply_give_up(job->conn);
         }
-        nbd_reply_set_error(job, -ret, job->reason);
+        nbd_reply_set_error(job, -r, job->reason);
     }
-    trace_job_end(job, ret);
+    trace_job_end(job, r);
     nbd_reply_queue(job);
+}
+
+/* At the limit of coroutines it waits for one to end. */
+void nbd_job_co_start(struct nbd_job *job)
+{
+    struct nbd_connection *c = job->conn;
+
+    while (co_run(reactor_home(c->worker->reactor), co_run_job, job) < 0) {
+        nbd_reply_flush(c);
+        loop_co_sleep(1000000);
+    }
 }

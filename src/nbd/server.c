@@ -15,14 +15,16 @@
 #include "trace/events.h"
 
 /*
- * When there is no room, a client that has spent this long in its handshake makes way for the next: idle
- * connections cannot lock out honest ones, and honest handshakes take milliseconds.
+ * When there is no room, a client that has spent this long in its handshake makes room for the next. So
+ * idle connections cannot lock out honest ones, whose handshakes take milliseconds.
  */
 #define HANDSHAKE_PATIENCE_NS 1000000000LL
+/* Between two attempts to accept, while the system lacks descriptors or memory. */
+#define ACCEPT_RETRY_NS 10000000LL
 
 static void room_timer_fired(struct loop_timer *timer);
 
-int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret,
+int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret_server,
                    struct error *err)
 {
     struct nbd_server *s = calloc(1, sizeof(*s));
@@ -37,7 +39,7 @@ int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **r
     list_init(&s->exports);
     list_init(&s->connections);
     loop_timer_init(&s->room_timer, room_timer_fired);
-    *ret = s;
+    *ret_server = s;
     return 0;
 }
 
@@ -93,18 +95,19 @@ static struct nbd_connection *oldest_handshake(struct nbd_server *s)
     return NULL;
 }
 
-/* Whether the client that has been in its handshake for longest has had its time: then it goes. */
+/* End a client that is in its handshake, if it has had its time. Whether it was ended. */
 static bool push_out(struct nbd_connection *idle)
 {
     if (!idle || idle->since_ns + HANDSHAKE_PATIENCE_NS > loop_now_ns()) {
         return false;
     }
-    idle->in_handshake = false; /* don't choose it again */
+    /* Do not choose it again. */
+    idle->in_handshake = false;
     shutdown(idle->fd, SHUT_RDWR);
     return true;
 }
 
-/* Somebody waits in the backlog: return once there is room, or the server stops. */
+/* A client waits in the backlog: return when there is room for it, or the server stops. */
 static void co_make_room(struct nbd_server *s)
 {
     while ((s->held || is_full(s)) && !s->stopping) {
@@ -124,40 +127,58 @@ static void tune_socket(int fd)
     int size = NBD_SOCKET_BUFFER;
     int on = 1;
 
-    /* All of these only help; the socket works without. */
+    /* The socket works without any of these. */
     (void)setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
     (void)setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &size, sizeof(size));
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
     (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
 }
 
-static void acceptor(void *arg)
+/*
+ * The system lacks descriptors or memory. Clients that only idle in a handshake must not keep others from
+ * being served.
+ */
+static void co_wait_for_resources(struct nbd_server *s, int r)
+{
+    if (!s->accept_failed) {
+        log_warning("NBD server: a client cannot be accepted: %s; it waits", strerror(-r));
+        s->accept_failed = true;
+    }
+    (void)push_out(oldest_handshake(s));
+    loop_co_sleep(ACCEPT_RETRY_NS);
+}
+
+/* Accept one client. False when the server stops. */
+static bool co_accept_client(struct nbd_server *s)
+{
+    int r = loop_co_poll(s->listen_fd, POLLIN, -1);
+
+    if (r < 0 && r != -EINTR) {
+        log_error("NBD server: waiting for clients failed: %s; no more are accepted", strerror(-r));
+        return false;
+    }
+    co_make_room(s);
+    if (s->stopping) {
+        return false;
+    }
+    r = loop_co_accept(s->listen_fd);
+    if (r == -ECANCELED) {
+        return false;
+    }
+    if (r < 0) {
+        co_wait_for_resources(s, r);
+        return true;
+    }
+    s->accept_failed = false;
+    (void)nbd_server_add_client(s, r);
+    return true;
+}
+
+static void co_acceptor(void *arg)
 {
     struct nbd_server *s = arg;
 
-    while (!s->stopping) {
-        int fd;
-        int ret = loop_co_poll(s->listen_fd, POLLIN, -1);
-
-        if (ret < 0 && ret != -EINTR) {
-            log_error("NBD server: waiting for clients: %s", strerror(-ret));
-            break;
-        }
-        co_make_room(s);
-        if (s->stopping) {
-            break;
-        }
-        fd = loop_co_accept(s->listen_fd);
-        if (fd == -ECANCELED) {
-            break;
-        }
-        if (fd < 0) {
-            /* Out of descriptors or memory: those who only idle in a handshake don't keep others from them. */
-            (void)push_out(oldest_handshake(s));
-            loop_co_sleep(10000000);
-            continue;
-        }
-        (void)nbd_server_add_client(s, fd);
+    while (!s->stopping && co_accept_client(s)) {
     }
     close(s->listen_fd);
     s->listen_fd = -1;
@@ -167,16 +188,16 @@ static void acceptor(void *arg)
 
 int nbd_server_listen(struct nbd_server *s, int fd, struct error *err)
 {
-    int ret;
+    int r;
 
     s->listen_fd = fd;
     nbd_workers_prepare();
     s->acceptor_running = true;
-    ret = reactor_spawn(reactor_main(), acceptor, s);
-    if (ret < 0) {
+    r = reactor_spawn(reactor_main(), co_acceptor, s);
+    if (r < 0) {
         s->listen_fd = -1;
         s->acceptor_running = false;
-        return error_set_errno(err, -ret, "Could not start to accept NBD clients");
+        return error_set_errno(err, -r, "Could not start to accept NBD clients");
     }
     return 0;
 }
@@ -188,42 +209,16 @@ static void handshake_timed_out(struct loop_timer *timer)
     shutdown(c->fd, SHUT_RDWR);
 }
 
-void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
-{
-    c->export = e;
-    e->clients_total++;
-    list_append(&e->clients, &c->export_link);
-    e->client_count++;
-}
-
-static void detach(struct nbd_connection *c)
-{
-    struct nbd_export *e = c->export;
-
-    if (!e) {
-        return;
-    }
-    list_remove(&c->export_link);
-    nbd_counters_retire(&c->counters, e->past);
-    e->client_count--;
-    if (e->client_count == 0 && e->free_waiter) {
-        struct co *co = e->free_waiter;
-
-        e->free_waiter = NULL;
-        co_wake(co);
-    }
-}
-
 static void connection_gone(struct nbd_connection *c)
 {
     struct nbd_server *s = c->server;
     bool was_client = c->export != NULL;
 
     trace_nbd_server_client_end(c->fd);
-    detach(c);
+    nbd_connection_detach(c);
     list_remove(&c->link);
     s->connection_count--;
-    /* Before the client can notice. */
+    /* Before the client can notice that it was disconnected. */
     if (was_client && s->config.on_disconnect) {
         s->config.on_disconnect(s->config.arg, s->connection_count);
     }
@@ -236,34 +231,40 @@ static void connection_gone(struct nbd_connection *c)
     wake_stopper(s);
 }
 
-static void serve_entry(void *arg)
+static void co_serve_entry(void *arg)
 {
     nbd_connection_co_serve(arg);
 }
 
 /* The life of a client, on the main reactor. */
-static void connection_main(void *arg)
+static void co_connection(void *arg)
 {
     struct nbd_connection *c = arg;
     struct nbd_server *s = c->server;
-    int ret;
+    ERROR_AUTO(err);
+    int r;
 
     if (s->config.handshake_seconds > 0) {
         loop_timer_arm(&c->handshake_timer,
                        loop_now_ns() + (int64_t)s->config.handshake_seconds * 1000000000LL);
     }
-    ret = nbd_connection_co_negotiate(c);
-    trace_nbd_server_handshake_end(c->fd, c->export ? c->export->name : "", ret);
+    r = nbd_connection_co_negotiate(c);
+    trace_nbd_server_handshake_end(c->fd, c->export ? c->export->name : "", r);
     c->in_handshake = false;
     loop_timer_disarm(&c->handshake_timer);
-    if (ret < 0 && error_is_set(&c->failure) && !s->stopping) {
-        log_error("option negotiation failed: %s", error_message(&c->failure));
-    }
-    if (ret == 0 && !s->stopping) {
-        c->worker = nbd_worker_pick(c->export->reactor, NULL);
+    if (r == 0 && !s->stopping) {
+        log_info("NBD client %s, export '%s': connected", c->peer, c->export->name);
+        c->worker = nbd_worker_pick(c->export->reactor, &err);
         if (c->worker) {
-            loop_co_call_on(c->worker->reactor, serve_entry, c);
+            loop_co_call_on(c->worker->reactor, co_serve_entry, c);
+        } else {
+            log_warning("NBD client %s, export '%s': cannot be served: %s", c->peer,
+                        c->export->name, error_message(&err));
         }
+    }
+    /* Clients that are cut off by the stop of the server have done nothing wrong. */
+    if (!s->stopping) {
+        nbd_connection_report_end(c);
     }
     connection_gone(c);
 }
@@ -271,7 +272,7 @@ static void connection_main(void *arg)
 int nbd_server_add_client(struct nbd_server *s, int fd)
 {
     struct nbd_connection *c = s->stopping ? NULL : calloc(1, sizeof(*c));
-    int ret;
+    int r;
 
     if (!c) {
         close(fd);
@@ -289,11 +290,11 @@ int nbd_server_add_client(struct nbd_server *s, int fd)
     loop_timer_init(&c->handshake_timer, handshake_timed_out);
     list_append(&s->connections, &c->link);
     s->connection_count++;
-    ret = reactor_spawn(reactor_main(), connection_main, c);
-    if (ret < 0) {
+    r = reactor_spawn(reactor_main(), co_connection, c);
+    if (r < 0) {
         connection_gone(c);
     }
-    return ret;
+    return r;
 }
 
 void nbd_server_hold(struct nbd_server *s, bool held)

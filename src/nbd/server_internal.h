@@ -1,11 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the files of the server share.
+ * What the files of the server share. Each calls only those below it:
  *
- * Threads: server, exports' lists and everything of a connection up to the end of its handshake belong to the
- * main reactor. From then on the part marked "transmission" belongs to the connection's I/O reactor, until
- * nbd_connection_co_serve() has returned there. Other fields of an export don't change after it was made, so
- * any thread reads them. The main reactor ends a connection by shutdown(2) of its socket, nothing else.
+ *   server.c                       accepts clients, and ends them
+ *   negotiate.c   connection.c     the two phases of a connection
+ *       |         narrow.c         requests that memory is short for
+ *       |         request.c        carries out a request
+ *     meta.c      status.c         block status
+ *       |         receive.c        bytes from the socket
+ *       |         reply.c          replies
+ *   exports.c     job.c            exports; a request in work
+ *   worker.c   memory.c   peer.c   reactors; memory of all connections; who a client is
+ *
+ * Threads: the server, lists of exports, and everything of a connection up to the end of its handshake
+ * belong to the main reactor. From then on the part marked "transmission" belongs to the connection's I/O
+ * reactor, until nbd_connection_co_serve() has returned there. The other members of an export do not
+ * change after it was made, so any thread reads them. The main reactor ends a connection by shutdown(2)
+ * of its socket, and by nothing else.
+ *
+ * `co_` functions yield; the others do not.
  */
 #ifndef TIDEMARK_NBD_SERVER_INTERNAL_H
 #define TIDEMARK_NBD_SERVER_INTERNAL_H
@@ -23,105 +36,141 @@
 #include "tls/session.h"
 
 /*
- * Memory for requests. Each connection may always use NBD_GUARANTEED_BYTES; what is beyond comes out of NBD_POOL_BYTES for all
- * connections of the process (memory.c), of which no connection gets more than its share unless there is plenty. When a
- * connection can't get more, the server stops reading from its socket until some of its requests are done; a lone request
- * that does not fit in is done in pieces (narrow.c). So clients who don't read their replies can take neither all memory nor
- * other clients' part of it.
+ * Memory for requests. Each connection may always use NBD_GUARANTEED_BYTES. What is beyond comes out of
+ * NBD_POOL_BYTES for all connections of the process (memory.c), of which no connection gets more than its
+ * share unless there is plenty. When a connection cannot get more, the server stops reading from its
+ * socket until some of its requests are done; a request that does not fit although it is alone is done in
+ * pieces (narrow.c). So clients that do not read their replies can take neither all memory nor other
+ * clients' part of it.
  */
-#define NBD_JOBS_MAX 128
-#define NBD_GUARANTEED_BYTES (256 * KiB)
-#define NBD_POOL_BYTES (256 * MiB)
-#define NBD_SHARE_MAX (64 * MiB)
-#define NBD_SHARE_MIN (1 * MiB)
-/* A connection lets others of its reactor have their turn after requests for so many bytes, or fewer if they are many. */
-#define NBD_TURN_BYTES (256 * KiB)
-#define NBD_TURN_BYTES_ALL (1 * MiB)
-
-#define NBD_RECEIVE_BUFFER (256 * KiB)
-#define NBD_SOCKET_BUFFER (4 * 1024 * 1024)
-/* Payloads of writes from this size on are received straight into a buffer of their own. */
-#define NBD_LARGE_WRITE (64 * KiB)
-/* Reads from this size on ask for holes first, and send those as holes. */
-#define NBD_SPARSE_READ (64 * KiB)
-#define NBD_READ_CHUNKS_MAX 32
-/* Replies of so many bytes leave at once, while they are in the processor's cache. */
-#define NBD_REPLY_EAGER (128 * KiB)
-/* Extents that one context reports at most for one request, and bytes that those of all contexts take. */
-#define NBD_STATUS_EXTENTS_MAX 65536u
-#define NBD_STATUS_BYTES_MAX (16 * MiB)
-
-/* Steps through a node for them; what lies behind is not told. */
-#define NBD_STATUS_STEPS_MAX (2 * NBD_STATUS_EXTENTS_MAX)
-/* Areas to be cached are cut here. */
+enum {
+    /* Requests of a connection in work, including those whose replies are queued. */
+    NBD_JOBS_MAX = 128,
+    /* Bytes; see above. */
+    NBD_GUARANTEED_BYTES = 256 * 1024,
+    NBD_POOL_BYTES = 256 * 1024 * 1024,
+    NBD_SHARE_MAX = 64 * 1024 * 1024,
+    NBD_SHARE_MIN = 1024 * 1024,
+    /*
+     * A connection gives the others of its reactor their turn after requests for this many bytes, or
+     * fewer if there are many connections.
+     */
+    NBD_TURN_BYTES = 256 * 1024,
+    NBD_TURN_BYTES_ALL = 1024 * 1024,
+    /* Size of a receive buffer, and of the buffers of a socket. Bytes. */
+    NBD_RECEIVE_BUFFER = 256 * 1024,
+    NBD_SOCKET_BUFFER = 4 * 1024 * 1024,
+    /* Payloads of writes from this size on are received straight into a buffer of their own. Bytes. */
+    NBD_LARGE_WRITE = 64 * 1024,
+    /* Reads from this size on ask for holes first, and send these as holes. Bytes. */
+    NBD_SPARSE_READ = 64 * 1024,
+    /* Chunks of the reply to one read. */
+    NBD_READ_CHUNKS_MAX = 32,
+    /* Queued replies of this many bytes leave at once, while they are in the processor's cache. */
+    NBD_REPLY_EAGER = 128 * 1024,
+    /* Extents that one context reports at most in one reply, and bytes that all contexts take there. */
+    NBD_STATUS_EXTENTS_MAX = 65536,
+    NBD_STATUS_BYTES_MAX = 16 * 1024 * 1024,
+    /* Calls of block-status for one request; the reply ends there, before the end of the request. */
+    NBD_STATUS_STEPS_MAX = 2 * NBD_STATUS_EXTENTS_MAX,
+    /* Room for the address of a client. Bytes. */
+    NBD_PEER_SIZE = 64,
+};
+/* Requests to cache more than this are cut here. Bytes. */
 #define NBD_CACHE_MAX (4 * GiB)
 
-/* Metadata context ids on the wire; bitmap i of the export has NBD_CONTEXT_ID_BITMAP + i. */
-#define NBD_CONTEXT_ID_BASE 0u
-#define NBD_CONTEXT_ID_DEPTH 1u
-#define NBD_CONTEXT_ID_BITMAP 2u
+/* Ids of metadata contexts on the wire. Bitmap i of the export has NBD_CONTEXT_ID_BITMAP + i. */
+enum {
+    NBD_CONTEXT_ID_BASE = 0,
+    NBD_CONTEXT_ID_DEPTH = 1,
+    NBD_CONTEXT_ID_BITMAP = 2,
+};
 
 /* An I/O reactor as the server sees it. Lives as long as the process. */
 struct nbd_worker {
     struct reactor *reactor;
-    /* touched on that reactor only: */
+    /* These belong to that reactor. */
     struct bufpool pool;
     size_t connections;
 };
 
 struct nbd_server {
     struct nbd_server_config config;
-    struct list prepared;    /* of struct nbd_export: not published yet */
-    struct list exports;     /* of struct nbd_export: published ones */
-    struct list connections; /* of struct nbd_connection, oldest first */
+    /* Of struct nbd_export: not published yet. */
+    struct list prepared;
+    /* Of struct nbd_export: published. */
+    struct list exports;
+    /* Of struct nbd_connection, oldest first. */
+    struct list connections;
     size_t connection_count;
-    uint64_t next_serial; /* of exports */
-    uint64_t next_client; /* serial of the next connection */
-    int listen_fd;        /* -1: not listening */
+    /* Of exports, and of connections. */
+    uint64_t next_serial;
+    uint64_t next_client;
+    /* -1: not listening. */
+    int listen_fd;
     bool stopping;
-    bool held; /* nobody is let in yet */
+    /* No client is let in yet. */
+    bool held;
     bool acceptor_running;
-    struct co *acceptor_waiter; /* the acceptor while it waits for room */
+    /* The last accept failed; it was logged. */
+    bool accept_failed;
+    /* The acceptor while it waits for room. */
+    struct co *acceptor_waiter;
     struct loop_timer room_timer;
-    struct co *stop_waiter; /* who waits for all to be gone */
+    /* Waits for all connections to be gone. */
+    struct co *stop_waiter;
 };
 
 struct nbd_export {
-    struct list link; /* in server->prepared, then server->exports; unlinked: unpublished */
+    /* In server->prepared, then server->exports; unlinked: unpublished. */
+    struct list link;
     struct nbd_server *server;
-    uint64_t serial; /* never used twice, unlike addresses */
+    /* Never used twice, unlike addresses. */
+    uint64_t serial;
     char *name;
-    char *description; /* NULL: none */
+    /* NULL: none. */
+    char *description;
     struct block_root *root;
-    struct block_edge *edge; /* the root's */
-    uint64_t size;           /* bytes */
-    uint32_t min_block;      /* that clients are told; smaller requests are fine, too */
+    /* The root's. */
+    struct block_edge *edge;
+    /* Bytes. */
+    uint64_t size;
+    /* What clients are told; smaller requests are served, too. */
+    uint32_t min_block;
+    /* enum nbd_transmission_flags */
     uint16_t flags;
     bool writable;
     bool writethrough;
     bool allocation_depth;
     struct block_bitmap **bitmaps;
-    struct block_edge **bitmap_edges; /* of the roots on their nodes */
+    /* For each bitmap, that of a root on its node. */
+    struct block_edge **bitmap_edges;
     size_t bitmap_count;
-    struct reactor *reactor; /* NULL: spread */
-    struct list clients;     /* of struct nbd_connection.export_link; main reactor */
+    /* NULL: connections are spread. */
+    struct reactor *reactor;
+    /* Of struct nbd_connection.export_link. */
+    struct list clients;
     size_t client_count;
-    struct co *free_waiter; /* who waits for all clients to be gone */
-    /* Main reactor: clients that it has had, and the sum of what those that have gone counted. */
+    /* Waits for all clients to be gone. */
+    struct co *free_waiter;
+    /* Clients that it has had, and the sum of the figures of those that are gone. */
     uint64_t clients_total;
     uint64_t past[NBD_STATS];
 };
 
 /* The metadata contexts that a client selected. */
 struct nbd_selection {
-    uint64_t export_serial; /* of the export that they were selected for; 0: none */
+    /* Serial of the export that they were selected for; 0: none. */
+    uint64_t export_serial;
     bool base, depth;
-    bool *bitmaps; /* owned; one per bitmap of the export; NULL: none */
+    /* For each bitmap of the export; owned; NULL: it has none. */
+    bool *bitmaps;
     size_t bitmap_count;
-    size_t selected; /* how many are */
+    /* How many contexts are selected. */
+    size_t selected;
 };
 
-/* A receive buffer; write requests that arrived whole keep it until they are done. */
+/* A receive buffer. Writes that arrived whole hold a reference until they are done. */
 struct nbd_rbuf {
     unsigned refs;
     struct pooled memory;
@@ -131,133 +180,175 @@ struct nbd_connection;
 
 /* A request in work, then its reply in the queue. */
 struct nbd_job {
-    struct list link; /* in the connection's free jobs, or in its replies */
+    /* In the connection's free jobs, or in its replies. */
+    struct list link;
     struct nbd_connection *conn;
     struct nbd_request rq;
-    uint32_t accounted;    /* bytes it counts for in conn->job_bytes */
-    bool pooled;           /* they were taken out of the pool of all */
-    bool continues;        /* a piece of a read, not the first one */
-    bool continued;        /* likewise, not the last one */
-    bool carried_out;      /* only the reply is missing */
-    uint8_t *payload;      /* of a write or a block status: in `data` or in `rbuf` */
-    size_t context_count;  /* of a block status: contexts that are asked for; 0: all */
-    struct nbd_rbuf *rbuf; /* reference; NULL: none */
-    struct pooled data;    /* read data or write payload */
-    struct pooled extra;   /* headers of many chunks, extents, error text */
-    int error;             /* positive errno to report without running it; see request.c */
-    bool invalid;          /* that error is the client's */
-    enum nbd_kind kind;    /* what it counts as */
-    int64_t received_ns;   /* when its header was received: CLOCK_MONOTONIC */
-    const char *reason;    /* for that, a static string */
+    /* Bytes that the job counts for in conn->job_bytes. */
+    uint32_t accounted;
+    /* They were taken out of the pool of all connections. */
+    bool pooled;
+    /* A piece of a read, and not the first one; and not the last one. */
+    bool continues;
+    bool continued;
+    /* The request was carried out; only the reply is missing. */
+    bool carried_out;
+    /* Of a write or a block status: in `data` or in `rbuf`. */
+    uint8_t *payload;
+    /* Of a block status: contexts that are named in the payload; 0: all selected ones. */
+    size_t context_count;
+    /* Reference; NULL: none. */
+    struct nbd_rbuf *rbuf;
+    /* Data that were read, or the payload of a write. */
+    struct pooled data;
+    /* Headers of many chunks, or extents, or the text of an error. */
+    struct pooled extra;
+    /* Positive errno to reply without carrying out the request; 0: carry it out. */
+    int error;
+    /* The error is the client's. */
+    bool invalid;
+    /* What the request counts as, and when its header was received (CLOCK_MONOTONIC). */
+    enum nbd_kind kind;
+    int64_t received_ns;
+    /* The sentence for the error; in `extra`; NULL: none. */
+    const char *reason;
 
-    /* the reply: elements [iov_next, iov_count) are still to be sent */
+    /* The reply: elements [iov_next, iov_count) are still to be sent. */
     uint8_t header[48];
     struct iovec inline_iov[3];
-    struct iovec *iov; /* inline_iov, or in `extra` */
+    /* inline_iov, or in `extra`. */
+    struct iovec *iov;
     int iov_count, iov_next;
 };
 
 struct nbd_connection {
-    struct list link; /* in server->connections */
+    /* In server->connections. */
+    struct list link;
     struct nbd_server *server;
     uint64_t serial;
-    char peer[NBD_PEER_SIZE];
     int fd;
-    struct tls_session *tls; /* owned; NULL: in the clear */
-    int64_t since_ns;        /* when it was accepted */
+    /* The client's address, for messages. */
+    char peer[NBD_PEER_SIZE];
+    /* Owned; NULL: in the clear. */
+    struct tls_session *tls;
+    /* When it was accepted. */
+    int64_t since_ns;
     struct loop_timer handshake_timer;
     bool in_handshake;
-    bool structured;           /* replies are chunks */
-    bool extended;             /* with extended headers; implies structured */
-    bool no_zeroes;            /* client flag */
-    struct nbd_export *export; /* NULL until one was chosen */
-    struct list export_link;   /* in export->clients */
+    /* Replies are chunks. */
+    bool structured;
+    /* Headers are extended ones; implies `structured`. */
+    bool extended;
+    /* Client flag NBD_FLAG_NO_ZEROES. */
+    bool no_zeroes;
+    /* NULL until one was chosen. */
+    struct nbd_export *export;
+    /* In export->clients. */
+    struct list export_link;
     struct nbd_selection selection;
-    struct error
-        failure; /* what went wrong in its handshake, for the log; empty: nothing to tell */
+    /* Why the connection ends, for the log; empty: there is nothing to say. */
+    struct error failure;
 
     /* --- transmission --- */
     struct nbd_worker *worker;
     struct list free_jobs;
-    unsigned jobs;       /* in work or in the queue of replies */
-    size_t job_bytes;    /* buffers that they hold */
-    size_t turn_bytes;   /* of requests since others had their turn */
-    bool piece_failed;   /* of the read that is done in pieces */
-    struct list replies; /* of struct nbd_job, to be sent in this order */
-    size_t reply_bytes;  /* of buffers, queued since the queue was last empty */
+    /* Jobs in work or in the queue of replies, and bytes of buffers that they hold. */
+    unsigned jobs;
+    size_t job_bytes;
+    /* Bytes of requests since others had their turn. */
+    size_t turn_bytes;
+    /* A piece of the read that is done in pieces has failed. */
+    bool piece_failed;
+    /* Of struct nbd_job, to be sent in this order. */
+    struct list replies;
+    /* Bytes of buffers that were queued since the queue was last empty. */
+    size_t reply_bytes;
     struct reactor_deferred flush;
     struct nbd_batch batch;
-    bool sender_running; /* a coroutine waits for the socket to take more */
-    bool broken;         /* sending failed: replies are dropped */
-    struct co *waiter;   /* the receiver while it waits for jobs to end */
+    /* A coroutine waits for the socket to take more. */
+    bool sender_running;
+    /* Sending failed: replies are dropped. */
+    bool broken;
+    /* The receiver while it waits for jobs to end. */
+    struct co *waiter;
     struct nbd_rbuf *rbuf;
-    size_t rpos, rend;   /* received and not yet consumed, in rbuf */
-    bool bulk;           /* the last request was a large write: don't read ahead into rbuf */
-    unsigned busy_turns; /* receptions without a wait in between */
-    int64_t received_ns; /* of the latest reception: CLOCK_MONOTONIC */
-    /* Written there as well, and read by the main reactor at any time. */
+    /* Bytes [rpos, rend) of rbuf were received and are not consumed yet. */
+    size_t rpos, rend;
+    /* The last request was a large write: do not read ahead into rbuf. */
+    bool bulk;
+    /* Receptions without a wait in between. */
+    unsigned busy_turns;
+    /* Of the latest reception: CLOCK_MONOTONIC. */
+    int64_t received_ns;
+    /* Written on the I/O reactor; the main reactor reads them at any time. */
     struct nbd_counters counters;
 };
 
-/* server.c */
-struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name);
+/* --- peer.c -------------------------------------------------------------------------------------- */
 
-/* negotiate.c: 0 with c->export set and attached, or -errno when the client is to be dropped. */
-int nbd_connection_co_negotiate(struct nbd_connection *c);
-/* server.c: make it a client of the export. */
-void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e);
-
-/* meta.c */
-void nbd_selection_clear(struct nbd_selection *sel);
 /*
- * Add to `sel` (made for export `e`) what the query names. In a list request the wildcards "base:", "qemu:"
- * and "qemu:dirty-bitmap:" match all that begin so. Unknown queries select nothing.
+ * The address of the client at the other end of a socket: "192.0.2.1:4711", "[2001:db8::1]:4711",
+ * "unix:PID". NBD_PEER_SIZE bytes.
  */
-void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, const char *query,
-                       bool list);
-/* Empty, for `e`. -ENOMEM. */
-int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e);
-void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e);
-/* The i-th context of the export by wire id order, or NULL at the end; *ret_id, *ret_selected say more. `buf` holds the name. */
-bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
-                      uint32_t *ret_id, bool *ret_selected, struct strbuf *name);
+void nbd_peer_name(int fd, char *ret_name);
+/*
+ * Note how the client broke the protocol: what came, and what was expected. It is logged when the
+ * connection ends, which the caller brings about. -EPROTO.
+ */
+int nbd_connection_breaks(struct nbd_connection *c, const char *fmt, ...)
+    __attribute__((format(printf, 2, 3), cold));
+/* Log why the connection ended, if there is something to say. */
+void nbd_connection_report_end(struct nbd_connection *c);
 
-/* worker.c: have the reactors that connections are spread over, as long as there are descriptors for them. Main reactor. */
+/* --- exports.c; main reactor --------------------------------------------------------------------- */
+
+/* A published export; NULL: there is none of that name. */
+struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name);
+/* Make a connection a client of an export, and end that. */
+void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e);
+void nbd_connection_detach(struct nbd_connection *c);
+
+/* --- worker.c; main reactor ---------------------------------------------------------------------- */
+
+/* Make the reactors that connections are spread over, while there are descriptors for them. */
 void nbd_workers_prepare(void);
-/* The next worker in turn, or that of `r`. NULL with err set. Main reactor. */
+/* That of reactor `r`; NULL: the next in turn. NULL with `err` set: out of memory or descriptors. */
 struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err);
 
-/* connection.c: serve until the client leaves. On the worker's reactor. Everything of the connection's transmission part is
- * released when it returns. */
-void nbd_connection_co_serve(struct nbd_connection *c);
-/* A job is over: give back what it holds. */
-void nbd_job_release(struct nbd_job *job);
-/* A new job for a request; NULL if out of memory. */
-struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *rq);
-/* Carry it out, or have it fail if it has an error already, and queue the reply; in a coroutine of its own. */
-void nbd_job_co_start(struct nbd_job *job);
-/* Wait for something to happen to a job; the replies made so far leave first. */
-void nbd_connection_co_wait_for_jobs(struct nbd_connection *c);
-/* The next `size` bytes of the stream to memory. 0 or -errno. */
-int nbd_connection_co_receive(struct nbd_connection *c, uint8_t *to, size_t size);
+/* --- memory.c; any thread ------------------------------------------------------------------------ */
 
-/* narrow.c: requests for which there is no memory, in pieces; the connection has no other. 0, or -errno when it is done with. */
-int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_request *rq);
-/* Receive the payload through job->data (a piece) and write it; the job is only to be answered then, or has an error. */
-int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job);
-
-/* memory.c. Any thread, no yields. */
-void nbd_memory_enter(void); /* there is one more connection */
+/* There is one more connection, or one less. */
+void nbd_memory_enter(void);
 void nbd_memory_leave(void);
-/* Bytes for a connection that uses `used`, `lone`: for nothing else. False: not now. */
+/*
+ * Take `bytes` for a connection that uses `used`. `lone`: it has no other request. False: there is not
+ * enough now.
+ */
 bool nbd_memory_take(size_t used, size_t bytes, bool lone);
 void nbd_memory_give(size_t bytes);
 
-/* request.c: coroutine of a job: carry it out and queue the reply. */
-void nbd_job_run(void *arg);
+/* --- negotiate.c --------------------------------------------------------------------------------- */
 
-/* status.c: answer BLOCK_STATUS. 0 with the reply made, or -errno. */
-int nbd_job_co_block_status(struct nbd_job *job);
+/* 0 with c->export set and attached, or -errno when the client is to be dropped. Main reactor. */
+int nbd_connection_co_negotiate(struct nbd_connection *c);
+
+/* --- meta.c -------------------------------------------------------------------------------------- */
+
+/* An empty selection for an export. -ENOMEM. */
+int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e);
+void nbd_selection_clear(struct nbd_selection *sel);
+/*
+ * Select the contexts of the export that a query names; an unknown query selects none. `list`: the
+ * wildcards "base:", "qemu:" and "qemu:dirty-bitmap:" match all that begin so.
+ */
+void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, const char *query,
+                       bool list);
+void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e);
+/* The i-th context of the export, by order of ids: its id, its name, whether it is selected. False: no more. */
+bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
+                      uint32_t *ret_id, bool *ret_selected, struct strbuf *name);
+
+/* --- the rest runs on the connection's I/O reactor ------------------------------------------------ */
 
 static inline size_t nbd_connection_request_size(const struct nbd_connection *c)
 {
@@ -268,18 +359,89 @@ static inline size_t nbd_connection_chunk_size(const struct nbd_connection *c)
     return c->extended ? NBD_EXTENDED_CHUNK_HEADER_SIZE : NBD_CHUNK_HEADER_SIZE;
 }
 
-/* reply.c: the header of a chunk of the job's reply, of the kind that was negotiated; cookie and offset are filled in. Bytes. */
+/*
+ * connection.c: serve until the client leaves. When it returns, everything of the connection's
+ * transmission part is released.
+ */
+void nbd_connection_co_serve(struct nbd_connection *c);
+
+/* --- job.c --------------------------------------------------------------------------------------- */
+
+/* A new job for a request; NULL: out of memory. */
+struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *rq);
+/* A job is over: release what it holds, and wake the receiver if it waits for that. */
+void nbd_job_release(struct nbd_job *job);
+/*
+ * Refuse to carry out a job, which has used nothing of `extra` yet: the error, and a sentence for the
+ * client. -errnum.
+ */
+int nbd_job_refuse(struct nbd_job *job, int errnum, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4), cold));
+/* A receive buffer with one reference. NULL: out of memory. */
+struct nbd_rbuf *nbd_rbuf_new(struct nbd_connection *c);
+void nbd_rbuf_unref(struct nbd_connection *c, struct nbd_rbuf *b);
+static inline uint8_t *nbd_rbuf_bytes(const struct nbd_connection *c)
+{
+    return c->rbuf->memory.data;
+}
+
+/* --- reply.c ------------------------------------------------------------------------------------- */
+
+void nbd_reply_init(struct nbd_connection *c);
+/*
+ * Write the header of a chunk of the job's reply, short or extended as negotiated; cookie and offset are
+ * filled in. Returns its size.
+ */
 size_t nbd_reply_put_chunk(const struct nbd_job *job, uint8_t *to, struct nbd_chunk chunk);
-/* Make the reply of a job. Errors: `reason` may be NULL. */
+/* Make the reply of a job: success, an error (positive errno; reason NULL: the system's text), or its data. */
 void nbd_reply_set_done(struct nbd_job *job);
 void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason);
 void nbd_reply_set_data(struct nbd_job *job);
-/* Queue it; it leaves with others at the end of the reactor's turn. */
+/* Queue a reply. It leaves with others at the end of the reactor's turn. */
 void nbd_reply_queue(struct nbd_job *job);
-/* Send what is queued now, as far as the socket takes it. */
+/* Send what is queued, as far as the socket takes it; a coroutine sends the rest later. */
 void nbd_reply_flush(struct nbd_connection *c);
-void nbd_reply_init(struct nbd_connection *c);
-/* Drop replies, and disconnect. */
+/* Drop all replies, and disconnect. */
 void nbd_reply_give_up(struct nbd_connection *c);
+
+/* --- receive.c ----------------------------------------------------------------------------------- */
+
+/* Bytes that were received and are not consumed yet. */
+static inline size_t nbd_available(const struct nbd_connection *c)
+{
+    return c->rend - c->rpos;
+}
+/* Receive until `needed` bytes (at most NBD_RECEIVE_BUFFER) are in rbuf. 0 or -errno. */
+int nbd_connection_co_fill(struct nbd_connection *c, size_t needed);
+/* Receive the next `size` bytes to memory; the next header may arrive with them. 0 or -errno. */
+int nbd_connection_co_receive(struct nbd_connection *c, uint8_t *to, size_t size);
+/* Receive and drop `size` bytes. 0 or -errno. */
+int nbd_connection_co_skip(struct nbd_connection *c, uint64_t size);
+/* Let other coroutines of the reactor run. */
+void nbd_connection_co_let_others(struct nbd_connection *c);
+/* Send the replies made so far; if that released no job, wait until one is released. */
+void nbd_connection_co_wait_for_jobs(struct nbd_connection *c);
+
+/* --- status.c ------------------------------------------------------------------------------------ */
+
+/* Carry out NBD_CMD_BLOCK_STATUS. 0 with the reply made, or -errno. */
+int nbd_job_co_block_status(struct nbd_job *job);
+
+/* --- request.c ----------------------------------------------------------------------------------- */
+
+/* Start a coroutine that carries out a job, or has it fail with its error, and queues the reply. */
+void nbd_job_co_start(struct nbd_job *job);
+
+/* --- narrow.c ------------------------------------------------------------------------------------ */
+
+/* Both: 0, or -errno when the connection has to end. It has no other job. */
+
+/* Carry out a read, and reply, in pieces. */
+int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_request *rq);
+/*
+ * Receive the payload of a write through job->data, which has room for a piece, and write it. Then the
+ * job has an error, or only its reply is missing.
+ */
+int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job);
 
 #endif

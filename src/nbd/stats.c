@@ -1,12 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "nbd/stats.h"
 
-#include <netdb.h>
-#include <netinet/in.h>
-#include <stdio.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <sys/un.h>
 
 #include "base/checked.h"
 #include "nbd/server_internal.h"
@@ -112,38 +107,5 @@ void nbd_export_foreach_connection(const struct nbd_export *e,
 
         nbd_counters_sum(&c->counters, values);
         fn(&info, values, arg);
-    }
-}
-
-/* --- names of clients --------------------------------------------------------------------------- */
-
-static void name_unix_peer(int fd, char *ret_name)
-{
-    struct ucred cred = {0};
-    socklen_t len = sizeof(cred);
-
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &len) == 0 && cred.pid > 0) {
-        snprintf(ret_name, NBD_PEER_SIZE, "unix:%d", (int)cred.pid);
-    } else {
-        snprintf(ret_name, NBD_PEER_SIZE, "unix");
-    }
-}
-
-void nbd_peer_name(int fd, char *ret_name)
-{
-    struct sockaddr_storage addr = {0};
-    socklen_t len = sizeof(addr);
-    char host[NI_MAXHOST], port[NI_MAXSERV];
-
-    if (getpeername(fd, (struct sockaddr *)&addr, &len) < 0) {
-        snprintf(ret_name, NBD_PEER_SIZE, "unknown");
-    } else if (addr.ss_family == AF_UNIX) {
-        name_unix_peer(fd, ret_name);
-    } else if (getnameinfo((struct sockaddr *)&addr, len, host, sizeof(host), port, sizeof(port),
-                           NI_NUMERICHOST | NI_NUMERICSERV) != 0) {
-        snprintf(ret_name, NBD_PEER_SIZE, "unknown");
-    } else {
-        snprintf(ret_name, NBD_PEER_SIZE,
-                 addr.ss_family == AF_INET6 ? "[%.54s]:%.5s" : "%.54s:%.5s", host, port);
     }
 }

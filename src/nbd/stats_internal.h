@@ -62,8 +62,4 @@ void nbd_counters_sum(const struct nbd_counters *c, uint64_t *values);
 /* Likewise for good, as the connection ends: without what is true of live connections only. */
 void nbd_counters_retire(const struct nbd_counters *c, uint64_t *values);
 
-/* A name for the client at the other end of a connected socket, of at most NBD_PEER_SIZE bytes. */
-#define NBD_PEER_SIZE 64
-void nbd_peer_name(int fd, char *ret_name);
-
 #endif

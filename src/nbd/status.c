@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * NBD_CMD_BLOCK_STATUS: for each context that the client selected, a chunk of extents from the request's
- * offset on. Extents of different contexts are cut where each context changes, not together.
+ * offset on. The extents of a context end where that context changes, wherever those of others end.
  *
  *   job->extra  [ header, context id | extents ... ][ header, context id | extents ... ] ...
  *
- * With extended headers there is also a count behind the context id, and length and flags have 64 bits.
+ * With extended headers a count follows the context id, and length and flags have 64 bits.
  */
 #include <errno.h>
 #include <string.h>
@@ -17,218 +17,223 @@
 /* The reply as it grows. */
 struct status_reply {
     struct nbd_job *job;
+    /* Bytes of job->extra. */
     size_t used;
-    size_t chunk;        /* where the current one begins */
-    unsigned max;        /* extents per context */
-    unsigned count;      /* in the current chunk */
-    unsigned turn;       /* extents found so far */
-    uint32_t last_flags; /* of the extent that may still grow */
+    /* Where the current chunk begins there. */
+    size_t chunk;
+    /* Extents that a context may have, and that the current chunk has. */
+    unsigned max;
+    unsigned count;
+    /* Extents found so far. */
+    unsigned turn;
+    /* The extent that may still grow; length 0: none. */
+    uint32_t last_flags;
     uint64_t last_length;
 };
 
-/* Room for `more` bytes; grows by copying into a buffer twice as large. */
-static int reserve(struct status_reply *r, size_t more)
+/* Make room for `more` bytes, if needed by copying into a buffer twice as large. */
+static int reserve_reply(struct status_reply *s, size_t more)
 {
-    struct bufpool *pool = &r->job->conn->worker->pool;
-    struct pooled *have = &r->job->extra;
+    struct bufpool *pool = &s->job->conn->worker->pool;
+    struct pooled *have = &s->job->extra;
     struct pooled larger;
 
-    if (have->data && r->used + more <= pooled_size(have)) {
+    if (have->data && s->used + more <= pooled_size(have)) {
         return 0;
     }
     if (!bufpool_get(pool, have->data ? 2 * pooled_size(have) : more, &larger)) {
         return -ENOMEM;
     }
     if (have->data) {
-        memcpy(larger.data, have->data, r->used);
+        memcpy(larger.data, have->data, s->used);
         bufpool_put(pool, have);
     }
     *have = larger;
     return 0;
 }
 
-static uint8_t *at(struct status_reply *r, size_t offset)
+static uint8_t *reply_at(struct status_reply *s, size_t offset)
 {
-    return (uint8_t *)r->job->extra.data + offset;
+    return (uint8_t *)s->job->extra.data + offset;
 }
 
-static int begin_chunk(struct status_reply *r, uint32_t context)
+static int begin_chunk(struct status_reply *s, uint32_t context)
 {
-    const struct nbd_connection *c = r->job->conn;
+    const struct nbd_connection *c = s->job->conn;
     size_t header = nbd_connection_chunk_size(c), head = header + (c->extended ? 8 : 4);
-    int ret = reserve(r, head);
+    int r = reserve_reply(s, head);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
-    r->chunk = r->used;
-    store_be32(at(r, r->chunk + header), context);
-    r->used += head;
-    r->count = 0;
-    r->last_length = 0;
+    s->chunk = s->used;
+    store_be32(reply_at(s, s->chunk + header), context);
+    s->used += head;
+    s->count = 0;
+    s->last_length = 0;
     return 0;
 }
 
-static int put_last(struct status_reply *r)
+static int put_last_extent(struct status_reply *s)
 {
-    bool extended = r->job->conn->extended;
+    bool extended = s->job->conn->extended;
     size_t size = extended ? NBD_EXTENDED_EXTENT_SIZE : NBD_EXTENT_SIZE;
-    int ret = reserve(r, size);
+    int r = reserve_reply(s, size);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     if (extended) {
-        store_be64(at(r, r->used), r->last_length);
-        store_be64(at(r, r->used + 8), r->last_flags);
+        store_be64(reply_at(s, s->used), s->last_length);
+        store_be64(reply_at(s, s->used + 8), s->last_flags);
     } else {
-        store_be32(at(r, r->used), (uint32_t)r->last_length);
-        store_be32(at(r, r->used + 4), r->last_flags);
+        store_be32(reply_at(s, s->used), (uint32_t)s->last_length);
+        store_be32(reply_at(s, s->used + 4), s->last_flags);
     }
-    r->used += size;
-    r->count++;
+    s->used += size;
+    s->count++;
     return 0;
 }
 
 /* Extents after which others of the reactor have their turn. */
 #define TURN_EXTENTS 8192
 
-/* Add an extent, joined to the one before if that has the same flags. 1: the chunk is full. */
-static int co_add_extent(struct status_reply *r, uint64_t length, uint32_t flags)
+/* Add an extent; one with the flags of the last is joined to that. 1: the chunk is full. */
+static int co_add_extent(struct status_reply *s, uint64_t length, uint32_t flags)
 {
-    int ret;
+    int r;
 
-    if (++r->turn % TURN_EXTENTS == 0) {
+    if (++s->turn % TURN_EXTENTS == 0) {
         co_reschedule();
     }
-    if (r->last_length > 0 && r->last_flags == flags) {
-        r->last_length += length;
+    if (s->last_length > 0 && s->last_flags == flags) {
+        s->last_length += length;
         return 0;
     }
-    if (r->last_length > 0) {
-        ret = put_last(r);
-        if (ret < 0) {
-            return ret;
+    if (s->last_length > 0) {
+        r = put_last_extent(s);
+        if (r < 0) {
+            return r;
         }
-        if (r->count == r->max) {
-            r->last_length = 0;
+        if (s->count == s->max) {
+            s->last_length = 0;
             return 1;
         }
     }
-    r->last_length = length;
-    r->last_flags = flags;
+    s->last_length = length;
+    s->last_flags = flags;
     return 0;
 }
 
-static int end_chunk(struct status_reply *r, bool done)
+static int end_chunk(struct status_reply *s, bool done)
 {
-    const struct nbd_connection *c = r->job->conn;
+    const struct nbd_connection *c = s->job->conn;
     size_t header = nbd_connection_chunk_size(c);
     struct nbd_chunk chunk = {
         .type = c->extended ? NBD_CHUNK_BLOCK_STATUS_EXT : NBD_CHUNK_BLOCK_STATUS,
         .flags = done ? NBD_CHUNK_FLAG_DONE : 0,
     };
-    int ret = r->last_length > 0 ? put_last(r) : 0;
+    int r = s->last_length > 0 ? put_last_extent(s) : 0;
 
-    chunk.length = (uint32_t)(r->used - r->chunk - header);
-    nbd_reply_put_chunk(r->job, at(r, r->chunk), chunk);
+    chunk.length = (uint32_t)(s->used - s->chunk - header);
+    nbd_reply_put_chunk(s->job, reply_at(s, s->chunk), chunk);
     if (c->extended) {
-        store_be32(at(r, r->chunk + header + 4), r->count);
+        store_be32(reply_at(s, s->chunk + header + 4), s->count);
     }
-    return ret;
+    return r;
 }
 
-/* The value of base:allocation or qemu:allocation-depth at `offset`, and how far it holds. */
-static int co_ask(struct block_edge *edge, bool want_depth, uint64_t offset, uint64_t length,
-                  uint32_t *ret_flags, uint64_t *ret_length)
+/* The flags of base:allocation, or the depth, at `offset`, and for how many bytes they hold. */
+static int co_ask_node(struct block_edge *edge, bool want_depth, uint64_t offset, uint64_t length,
+                       uint32_t *ret_flags, uint64_t *ret_length)
 {
     struct block_status st;
-    int depth, ret;
+    int depth, r;
 
     if (want_depth) {
-        ret = block_co_depth(edge, offset, length, &depth, ret_length);
-        *ret_flags = ret < 0 ? 0 : (uint32_t)depth;
-        return ret;
+        r = block_co_depth(edge, offset, length, &depth, ret_length);
+        *ret_flags = r < 0 ? 0 : (uint32_t)depth;
+        return r;
     }
-    ret = block_co_status_above(edge, NULL, offset, length, &st, NULL);
-    if (ret == 0) {
+    r = block_co_status_above(edge, NULL, offset, length, &st, NULL);
+    if (r == 0) {
         *ret_flags = (st.flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
                      (st.flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
         *ret_length = st.length;
     }
-    return ret;
+    return r;
 }
 
-/* base:allocation or qemu:allocation-depth. */
-static int co_add_allocation(struct status_reply *r, bool want_depth)
+/* The extents of base:allocation or qemu:allocation-depth. */
+static int co_add_allocation(struct status_reply *s, bool want_depth)
 {
-    const struct nbd_request *rq = &r->job->rq;
+    const struct nbd_request *rq = &s->job->rq;
     uint64_t offset = rq->offset, end = offset + rq->length;
 
     for (unsigned steps = 0; offset < end && steps < NBD_STATUS_STEPS_MAX; steps++) {
         uint64_t length = 0;
         uint32_t flags = 0;
-        int ret =
-            co_ask(r->job->conn->export->edge, want_depth, offset, end - offset, &flags, &length);
+        int r = co_ask_node(s->job->conn->export->edge, want_depth, offset, end - offset, &flags,
+                            &length);
 
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
         if (length == 0 || length > end - offset) {
             return -EIO;
         }
-        ret = co_add_extent(r, length, flags);
-        if (ret != 0) {
-            return ret < 0 ? ret : 0;
+        r = co_add_extent(s, length, flags);
+        if (r != 0) {
+            return r < 0 ? r : 0;
         }
         offset += length;
     }
     return 0;
 }
 
-/* A bitmap may be shorter than the export (it can lie in a backing node): clean beyond its end. */
-static int co_add_bits(struct status_reply *r, const struct dirty_bitmap *bits)
+/* The extents of a bitmap. One of a backing node may be shorter than the export: clean beyond its end. */
+static int co_add_bits(struct status_reply *s, const struct dirty_bitmap *bits)
 {
-    const struct nbd_request *rq = &r->job->rq;
+    const struct nbd_request *rq = &s->job->rq;
     uint64_t offset = rq->offset, end = offset + rq->length;
     uint64_t size = dirty_bitmap_size(bits);
 
     while (offset < end) {
         uint64_t length = end - offset;
         bool dirty = offset < size && dirty_bitmap_status(bits, offset, end, &length);
-        int ret = co_add_extent(r, length, dirty ? NBD_STATE_DIRTY : 0);
+        int r = co_add_extent(s, length, dirty ? NBD_STATE_DIRTY : 0);
 
-        if (ret != 0) {
-            return ret < 0 ? ret : 0;
+        if (r != 0) {
+            return r < 0 ? r : 0;
         }
         offset += length;
     }
     return 0;
 }
 
-/* Changes of the bitmap, such as by a resize of its node, happen while that is drained: not while the bits are read. */
-static int co_add_bitmap(struct status_reply *r, size_t index)
+/* The bits change, as by a resize of their node, only while that is drained: not while they are read. */
+static int co_add_bitmap(struct status_reply *s, size_t index)
 {
-    const struct nbd_export *e = r->job->conn->export;
+    const struct nbd_export *e = s->job->conn->export;
     const struct block_bitmap *bitmap = e->bitmaps[index];
     struct block_edge *edge = e->bitmap_edges[index];
-    int ret;
+    int r;
 
     block_co_edge_enter(edge);
-    ret = co_add_bits(r, block_bitmap_bits(bitmap));
+    r = co_add_bits(s, block_bitmap_bits(bitmap));
     block_edge_leave(edge);
-    return ret;
+    return r;
 }
 
-static int co_add_context(struct status_reply *r, uint32_t id, bool last)
+static int co_add_context(struct status_reply *s, uint32_t id, bool last)
 {
-    int ret = begin_chunk(r, id);
+    int r = begin_chunk(s, id);
 
-    if (ret == 0) {
-        ret = id < NBD_CONTEXT_ID_BITMAP ? co_add_allocation(r, id == NBD_CONTEXT_ID_DEPTH)
-                                         : co_add_bitmap(r, id - NBD_CONTEXT_ID_BITMAP);
+    if (r == 0) {
+        r = id < NBD_CONTEXT_ID_BITMAP ? co_add_allocation(s, id == NBD_CONTEXT_ID_DEPTH)
+                                       : co_add_bitmap(s, id - NBD_CONTEXT_ID_BITMAP);
     }
-    return ret < 0 ? ret : end_chunk(r, last);
+    return r < 0 ? r : end_chunk(s, last);
 }
 
 static bool is_selected(const struct nbd_selection *sel, uint32_t id)
@@ -255,8 +260,8 @@ static bool is_named(const struct nbd_job *job, uint32_t id)
     return job->context_count == 0;
 }
 
-/* Whether those are selected, and each is named once. */
-static bool names_are_sound(const struct nbd_job *job)
+/* Whether the contexts that the payload names are selected, and none is named twice. */
+static bool names_are_valid(const struct nbd_job *job)
 {
     const struct nbd_selection *sel = &job->conn->selection;
     size_t found = 0;
@@ -267,7 +272,10 @@ static bool names_are_sound(const struct nbd_job *job)
     return found == job->context_count;
 }
 
-/* Extents that each of the contexts may have, so that all fit into the job's memory: twice as much while the buffer grows. */
+/*
+ * Extents that each context may have, so that all fit into the memory that the job accounts for, of which
+ * a buffer that grows takes up to twice its size.
+ */
 static unsigned extents_max(const struct nbd_job *job, size_t contexts)
 {
     size_t each = job->accounted / 2 / contexts / NBD_EXTENDED_EXTENT_SIZE;
@@ -282,34 +290,37 @@ int nbd_job_co_block_status(struct nbd_job *job)
 {
     const struct nbd_selection *sel = &job->conn->selection;
     size_t left = job->context_count ? job->context_count : sel->selected;
-    struct status_reply r = {.job = job, .max = extents_max(job, MAX(left, 1))};
+    struct status_reply s = {.job = job, .max = extents_max(job, MAX(left, 1))};
 
     if (sel->selected == 0) {
-        job->reason = "No metadata context was selected for this export";
-        return -EINVAL;
+        return nbd_job_refuse(job, EINVAL,
+                              "NBD_CMD_BLOCK_STATUS, but no metadata context was selected for the "
+                              "export");
     }
     if (job->rq.length == 0) {
-        job->reason = "Block status of no bytes";
-        return -EINVAL;
+        return nbd_job_refuse(job, EINVAL, "NBD_CMD_BLOCK_STATUS of no bytes");
     }
-    if (!names_are_sound(job)) {
-        job->reason = "Metadata contexts that were not selected, or are named twice";
-        return -EINVAL;
+    if (!names_are_valid(job)) {
+        return nbd_job_refuse(
+            job, EINVAL,
+            "NBD_CMD_BLOCK_STATUS names %zu metadata contexts, of which some were "
+            "not selected, or are named twice",
+            job->context_count);
     }
     for (uint32_t id = 0; left > 0; id++) {
-        int ret;
+        int r;
 
         if (!is_selected(sel, id) || !is_named(job, id)) {
             continue;
         }
         left--;
-        ret = co_add_context(&r, id, left == 0);
-        if (ret < 0) {
-            return ret;
+        r = co_add_context(&s, id, left == 0);
+        if (r < 0) {
+            return r;
         }
     }
     job->iov = job->inline_iov;
-    job->iov[0] = (struct iovec){.iov_base = job->extra.data, .iov_len = r.used};
+    job->iov[0] = (struct iovec){.iov_base = job->extra.data, .iov_len = s.used};
     job->iov_count = 1;
     job->iov_next = 0;
     return 0;

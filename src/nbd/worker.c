@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* The I/O reactors that serve connections. */
 #include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -6,7 +7,7 @@
 #include "base/checked.h"
 #include "nbd/server_internal.h"
 
-/* By index of the reactor; main reactor only. Entries stay for the life of the process. */
+/* By index of the reactor; they belong to the main reactor. Entries stay for the life of the process. */
 static struct nbd_worker *workers[REACTOR_MAX];
 /* The I/O reactors that connections are spread over, made at the first use. */
 static struct nbd_worker *spread[REACTOR_MAX];
@@ -23,34 +24,37 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
             return NULL;
         }
     }
-    /* Connections there read it. Another one has the place of one that is gone, and so are its connections. */
+    /*
+     * Written only when it changes, since connections on that reactor read it. A new reactor gets the
+     * index of one that is gone, together with its connections.
+     */
     if (workers[index]->reactor != r) {
         workers[index]->reactor = r;
     }
     return workers[index];
 }
 
-/* One reactor per processor; fewer are fine if no more can be had. */
+/* One reactor for each processor, at most 32; fewer if there are no descriptors for more. */
 static int make_spread(struct error *err)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     unsigned want = (unsigned)MIN(MAX(processors, 1), 32);
 
     while (spread_count < want) {
-        struct reactor *r;
+        struct reactor *fresh;
         ERROR_AUTO(local);
-        int ret = reactor_create("nbd-io", &r, &local);
+        int r = reactor_create("nbd-io", &fresh, &local);
 
-        if (ret < 0) {
+        if (r < 0) {
             if (spread_count > 0) {
                 break;
             }
             error_move(err, &local);
-            return ret;
+            return r;
         }
-        spread[spread_count] = worker_of(r, err);
+        spread[spread_count] = worker_of(fresh, err);
         if (!spread[spread_count]) {
-            reactor_destroy(r);
+            reactor_destroy(fresh);
             return -ENOMEM;
         }
         spread_count++;

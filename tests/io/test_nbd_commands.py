@@ -218,12 +218,54 @@ class CommandsTest(TestCase):
             self.assert_in_step(client)
 
     def test_wrong_request_magic_ends_the_session(self):
-        server = self.serve()
+        server = self.serve("-x", "disk")
         with RawClient(server.socket) as client:
-            client.go()
+            client.go(b"disk")
             client.send(b"\0" * 28)
             self.assertTrue(client.is_closed())
-        self.client(server).flush()
+        who = f"warning: NBD client unix:{os.getpid()}, export 'disk'"
+        why = "a request begins with 0x00000000, not with the magic number 0x25609513"
+        server.wait_for(lambda: f"{who}: {why}; disconnected" in server.log(), why)
+        self.assert_in_step(self.connected(server))
+
+    def connected(self, server):
+        client = RawClient(server.socket)
+        self.addCleanup(client.sock.close)
+        client.go(b"disk")
+        return client
+
+    def test_far_too_long_payload_ends_the_session(self):
+        server = self.serve()
+        with RawClient(server.socket) as client:
+            client.negotiate_extended()
+            client.go()
+            client.request(WRITE, 4096, (32 << 20) + 1, flags=32)
+            self.assertTrue(client.is_closed())
+        why = "NBD_CMD_WRITE (offset 4096) with a payload of 33554433 bytes; at most 33554432 are possible"
+        server.wait_for(lambda: f": {why}; disconnected" in server.log(), why)
+
+    def test_refusals_say_what_is_wrong(self):
+        with RawClient(self.serve().socket) as client:
+            client.go(contexts=[b"base:allocation"])
+            for sentence, kind, offset, length, flags in (
+                (b"NBD_CMD_READ reaches beyond the end of the export: offset 8388600, length 512; "
+                 b"the export has 8388608 bytes", READ, SIZE - 8, 512, 0),
+                (b"NBD_CMD_READ of 33554433 bytes; at most 33554432 are possible",
+                 READ, 0, (32 << 20) + 1, 0),
+                (b"NBD_CMD_READ has the flags 0x2; it may have 0x5 here", READ, 0, 512, NO_HOLE),
+                (b"NBD_CMD_BLOCK_STATUS of no bytes", BLOCK_STATUS, 0, 0, 0),
+                (b"Command 77 is unknown", 77, 0, 0, 0),
+            ):  # fmt: skip
+                client.request(kind, offset, length, flags)
+                self.assertEqual(client.chunks()[0][1][6:], sentence)
+
+    def test_refusals_of_a_read_only_export_say_what_is_wrong(self):
+        with RawClient(self.serve("-r").socket) as client:
+            client.go()
+            client.request(TRIM, 0, 4096)
+            self.assertEqual(client.chunks()[0][1][6:], b"NBD_CMD_TRIM: the export is read-only")
+            client.request(BLOCK_STATUS, 0, 4096)
+            self.assertIn(b"no metadata context was selected", client.chunks()[0][1])
 
     # --- clients that leave or stay away
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The NBD server's handshake: what it offers, and clients that don't behave."""
 
+import os
 import resource
 import socket
 import struct
@@ -9,7 +10,8 @@ import unittest
 
 import nbd_raw
 from nbd_raw import (
-    ABORT, ACK, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, EXPORT_NAME, GO,
+    ABORT, ACK, ERR_INVALID, ERR_POLICY, ERR_TOO_BIG, ERR_UNKNOWN, ERR_UNSUP, EXPORT_NAME,
+    EXTENDED_HEADERS, GO,
     INFO, LIST, LIST_META, META_CONTEXT, SERVER, SET_META, STARTTLS, STRUCTURED,
     RawClient, go_data, meta_data,
 )  # fmt: skip
@@ -107,14 +109,84 @@ class HandshakeTest(TestCase):
                     self.assertEqual(client.ask(SET_META, data)[0][0], ERR_INVALID)
             self.assertEqual(client.ask(GO, go_data(b""))[-1][0], ACK)
 
-    def test_unknown_client_flags_end_the_session(self):
-        with RawClient(self.serve().socket, flags=7) as client:
+    def test_what_is_wrong_with_an_option_is_said(self):
+        server = self.serve()
+        with RawClient(server.socket) as client:
+            for option, data, sentence in (
+                (LIST, b"x", b"NBD_OPT_LIST takes no data, and has 1 bytes"),
+                (STRUCTURED, b"abc", b"NBD_OPT_STRUCTURED_REPLY takes no data, and has 3 bytes"),
+                (GO, b"\0\0\0\5abc", b"NBD_OPT_GO has 7 bytes of data that do not have its form"),
+                (4711, bytes(70000), b"unknown with 70000 bytes of data; at most 65536 are accepted"),
+            ):  # fmt: skip
+                self.assertIn(sentence, client.ask(option, data)[0][1])
+
+    # --- clients that break the protocol: they are dropped, and the log says why
+
+    def assert_dropped(self, server, sentence, *options, flags=3):
+        """A client that sends each of `options` (number, data) or bytes."""
+        with RawClient(server.socket, flags=flags) as client:
+            for option in options:
+                if isinstance(option, bytes):
+                    client.send(option)
+                else:
+                    client.option(*option)
             self.assertTrue(client.is_closed())
+        who = f"warning: NBD client unix:{os.getpid()}"
+        server.wait_for(lambda: f"{who}: {sentence}; disconnected" in server.log(), sentence)
+
+    def test_unknown_client_flags_end_the_session(self):
+        self.assert_dropped(
+            self.serve(), "the client flags are 0x00000007; they may have 0x3", flags=7
+        )
 
     def test_wrong_option_magic_ends_the_session(self):
-        with RawClient(self.serve().socket) as client:
-            client.send(b"GET / HTTP/1.1\r\n\r\n")
-            self.assertTrue(client.is_closed())
+        self.assert_dropped(
+            self.serve(),
+            "an option begins with 0x474554202f204854, not with the magic number "
+            "0x49484156454f5054",
+            b"GET / HTTP/1.1\r\n\r\n",
+        )
+
+    def test_far_too_long_option_ends_the_session(self):
+        server = self.serve()
+        self.assert_dropped(
+            server,
+            "option 7 (NBD_OPT_GO) with 1048577 bytes of data; at most 1048576 are possible",
+            (GO, b"", (1 << 20) + 1),
+        )
+        self.assert_dropped(
+            server,
+            "option 1 (NBD_OPT_EXPORT_NAME) with 4097 bytes of data; at most 4096 are possible",
+            (EXPORT_NAME, b"", 4097),
+        )
+
+    def test_option_of_a_client_without_options_ends_the_session(self):
+        self.assert_dropped(
+            self.serve(),
+            "option 3 (NBD_OPT_LIST) without the flag for fixed newstyle, which leaves "
+            "NBD_OPT_EXPORT_NAME alone",
+            (LIST, b""),
+            flags=0,
+        )
+
+    def test_export_name_that_cannot_be_served_ends_the_session(self):
+        server = self.serve("-x", "disk")
+        self.assert_dropped(
+            server,
+            "NBD_OPT_EXPORT_NAME for 'a?name', which is not exported",
+            (EXPORT_NAME, b"a\nname"),
+        )
+        self.assert_dropped(
+            server,
+            "NBD_OPT_EXPORT_NAME with a name of 3 bytes, of which one is zero",
+            (EXPORT_NAME, b"a\0b"),
+        )
+        self.assert_dropped(
+            server,
+            "NBD_OPT_EXPORT_NAME after extended headers, which need NBD_OPT_GO",
+            (EXTENDED_HEADERS, b""),
+            (EXPORT_NAME, b"disk"),
+        )
 
     # --- metadata contexts
 
