@@ -258,8 +258,8 @@ static void co_connection(void *arg)
         if (c->worker) {
             loop_co_call_on(c->worker->reactor, co_serve_entry, c);
         } else {
-            log_warning("NBD client %s, export '%s': cannot be served: %s", c->peer,
-                        c->export->name, error_message(&err));
+            log_error("NBD client %s, export '%s': cannot be served: %s", c->peer, c->export->name,
+                      error_message(&err));
         }
     }
     /* Clients that are cut off by the stop of the server have done nothing wrong. */
