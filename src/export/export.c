@@ -99,7 +99,7 @@ const char *export_user(const struct export *e)
     return e->user;
 }
 
-/* --- roots --------------------------------------------------------------------------------------- */
+/* --- roots ---------------------------------------------------------------------------------- */
 
 int export_co_attach(struct export *e, struct block_node *node, unsigned perm, unsigned shared,
                      struct block_root **ret_root, struct error *err)
@@ -190,7 +190,7 @@ static int co_attach_exported(struct export *e, struct block_node *node,
     return 0;
 }
 
-/* --- add ----------------------------------------------------------------------------------------- */
+/* --- add ------------------------------------------------------------------------------------ */
 
 /* No notice reaches the type any more, and no request uses the root on the exported node. */
 static void co_settle_exported(struct export *e)
@@ -351,11 +351,11 @@ int export_co_add(const struct export_config *config, struct error *err)
     return 0;
 }
 
-/* --- delete -------------------------------------------------------------------------------------- */
+/* --- delete --------------------------------------------------------------------------------- */
 
 /*
- * References to the nodes of an export, so that the release of its roots does not close a node; NULL
- * ends the list. NULL: out of memory.
+ * References to the nodes of an export, so that the release of its roots does not close a node;
+ * NULL ends the list. NULL: out of memory.
  */
 static struct block_node **hold_nodes(const struct export *e)
 {
@@ -376,9 +376,9 @@ static void co_give_nodes(struct block_node **nodes)
 }
 
 /*
- * The end of an export that is shutting down. It can be found by its id until its clients are gone. A
- * node that only this export used is closed after the control lock was released: closing takes time,
- * and other commands go on meanwhile.
+ * The end of an export that is shutting down. It can be found by its id until its clients are gone.
+ * A node that only this export used is closed after the control lock was released: closing takes
+ * time, and other commands go on meanwhile.
  */
 static void co_tear_down(void *arg)
 {
@@ -506,7 +506,7 @@ int export_co_replace_node(const char *id, struct block_node *node, struct error
     return e ? block_co_root_replace(e->roots[0], node, err) : r;
 }
 
-/* --- look ---------------------------------------------------------------------------------------- */
+/* --- look ----------------------------------------------------------------------------------- */
 
 static void fill_info(const struct export *e, struct export_info *ret_info)
 {

@@ -56,8 +56,8 @@ struct export_config {
 /*
  * Export a node: take a root on it, prepare, publish. -EEXIST: the id, or a name that the type
  * takes, is in use. -ENOENT: no such node, or what an option names is not there. -EINVAL: malformed
- * id, unknown type, wrong options, a server that has to run does not. -EROFS: writable, but the node
- * is read-only. -EPERM: permissions conflict with those of another user. -ENOMEM.
+ * id, unknown type, wrong options, a server that has to run does not. -EROFS: writable, but the
+ * node is read-only. -EPERM: permissions conflict with those of another user. -ENOMEM.
  */
 int export_co_add(const struct export_config *config, struct error *err);
 

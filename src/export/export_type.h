@@ -79,9 +79,10 @@ struct export_type {
      */
     void (*resized)(void *state, uint64_t size);
     /*
-     * For a type with work of its own that does not pass the gate, such as polling of queues. Requests
-     * that the type makes are held up by the gate anyway. Each may be NULL. Between drain_begin()
-     * and drain_end() the type begins nothing new; the drain waits while drain_busy() returns true.
+     * For a type with work of its own that does not pass the gate, such as polling of queues.
+     * Requests that the type makes are held up by the gate anyway. Each may be NULL. Between
+     * drain_begin() and drain_end() the type begins nothing new; the drain waits while drain_busy()
+     * returns true.
      */
     void (*drain_begin)(void *state);
     bool (*drain_busy)(void *state);

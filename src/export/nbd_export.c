@@ -21,7 +21,7 @@ struct nbd_state {
     struct nbd_export *nbd; /* NULL: not prepared yet */
 };
 
-/* --- options ------------------------------------------------------------------------------------- */
+/* --- options -------------------------------------------------------------------------------- */
 
 static void nbd_state_free(void *state)
 {
@@ -85,7 +85,7 @@ static void nbd_adjust_permissions(const void *state, unsigned *perm, unsigned *
     *shared &= ~(unsigned)BLOCK_PERM_RESIZE;
 }
 
-/* --- bitmaps ------------------------------------------------------------------------------------- */
+/* --- bitmaps -------------------------------------------------------------------------------- */
 
 /* In the exported node, else down its backing chain. */
 static struct block_bitmap *search_bitmap(struct block_node *node, const char *name,
@@ -126,9 +126,9 @@ static int find_wanted(struct json_object *item, struct block_node *node,
 }
 
 /*
- * Clients of a read-only export, and of a point in time, were promised contents that stay. So a bitmap
- * that may still be marked is refused there. In a node that nobody can write, an enabled bitmap does
- * not change either.
+ * Clients of a read-only export, and of a point in time, were promised contents that stay. So a
+ * bitmap that may still be marked is refused there. In a node that nobody can write, an enabled
+ * bitmap does not change either.
  */
 static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct error *err)
 {
@@ -149,8 +149,8 @@ static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct er
 
 /*
  * A root on the owner of a bitmap: the node stays, keeps its size, and is drained together with the
- * readers of the bitmap. An enabled bitmap is offered as one that does not change: so no user may begin
- * to write its node while the export lives.
+ * readers of the bitmap. An enabled bitmap is offered as one that does not change: so no user may
+ * begin to write its node while the export lives.
  */
 static int co_take_bitmap(struct nbd_state *s, struct export *e, struct block_bitmap *b,
                           bool contents_stay, struct error *err)
@@ -197,7 +197,7 @@ static int co_take_bitmaps(struct nbd_state *s, const struct export_access *acce
     return 0;
 }
 
-/* --- life ---------------------------------------------------------------------------------------- */
+/* --- life ----------------------------------------------------------------------------------- */
 
 static int nbd_co_prepare(void *state, const struct export_access *access, struct error *err)
 {

@@ -53,7 +53,7 @@ size_t export_nbd_server_connections(void)
     return state.server ? nbd_server_client_count(state.server) : 0;
 }
 
-/* --- unix ---------------------------------------------------------------------------------------- */
+/* --- unix ----------------------------------------------------------------------------------- */
 
 static int listen_unix(const char *path, int *ret_fd, struct error *err)
 {
@@ -84,7 +84,7 @@ static int listen_unix(const char *path, int *ret_fd, struct error *err)
     return 0;
 }
 
-/* --- TCP ----------------------------------------------------------------------------------------- */
+/* --- TCP ------------------------------------------------------------------------------------ */
 
 /* Name resolution asks servers: for the offload pool. */
 struct resolve {
@@ -149,8 +149,8 @@ static int co_listen_tcp(const struct export_nbd_server_config *config, int *ret
                          r.host ? r.host : "", r.port, gai_strerror(ret));
     }
     /*
-     * Without a host on both families. A host that has both is most often asked for by IPv4. One socket is enough: a
-     * system without IPv6 has the other.
+     * Without a host on both families. A host that has both is most often asked for by IPv4. One
+     * socket is enough: a system without IPv6 has the other.
      */
     fd = bind_family(r.result, !r.host, !r.host);
     if (fd < 0 && fd != -EADDRINUSE) {
@@ -179,7 +179,7 @@ static unsigned port_of(int fd)
     return addr.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&addr)->sin6_port) : 0;
 }
 
-/* --- start and stop -------------------------------------------------------------------------------- */
+/* --- start and stop ------------------------------------------------------------------------- */
 
 static int co_make_listener(const struct export_nbd_server_config *config, int *ret_fd,
                             struct error *err)
@@ -358,7 +358,10 @@ int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
     if (!state.server || (state.busy && !state.stopping) || state.stop_waiter) {
         return error_set(err, ENOENT, "NBD server not running");
     }
-    /* Requests in flight may take for ever, and the end of an export takes the lock: other commands go on meanwhile. */
+    /*
+     * Requests in flight may take for ever, and the end of an export takes the lock: other commands
+     * go on meanwhile.
+     */
     held = block_control_pause();
     if (!state.stopping) {
         state.busy = state.stopping = true;

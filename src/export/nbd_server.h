@@ -2,8 +2,8 @@
 /*
  * The one NBD server of the process, and exports of type "nbd".
  *
- * Everything here runs on the main reactor. `export_co_` functions run in a coroutine and yield; the
- * others do not yield.
+ * Everything here runs on the main reactor. `export_co_` functions run in a coroutine and yield;
+ * the others do not yield.
  */
 #ifndef TIDEMARK_EXPORT_NBD_SERVER_H
 #define TIDEMARK_EXPORT_NBD_SERVER_H
@@ -20,8 +20,8 @@ struct nbd_server;
  * Add the export type "nbd" to the table. Once, at start. Its options: name (what clients ask for;
  * default: the node name), description, allocation-depth (bool), bitmaps (a list of names, or of
  * objects with the members node and name). A bitmap without a node is searched for in the exported
- * node, then down its backing chain. On a read-only export an enabled bitmap is refused (-EINVAL) if
- * its node can still be written: clients of such an export were promised contents that stay.
+ * node, then down its backing chain. On a read-only export an enabled bitmap is refused (-EINVAL)
+ * if its node can still be written: clients of such an export were promised contents that stay.
  */
 void export_nbd_register_type(void);
 
@@ -66,8 +66,8 @@ struct export_nbd_server_config {
                                        .handshake_max_seconds = EXPORT_NBD_HANDSHAKE_SECONDS})
 
 /*
- * Listen. -EBUSY: "NBD server already running". Errors of bind(2) name the address. -ENOENT, -EINVAL:
- * of the TLS objects.
+ * Listen. -EBUSY: "NBD server already running". Errors of bind(2) name the address. -ENOENT,
+ * -EINVAL: of the TLS objects.
  */
 int export_co_nbd_server_start(const struct export_nbd_server_config *config, struct error *err);
 
@@ -75,13 +75,13 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
 void export_nbd_server_let_in(void);
 
 /*
- * Stop listening, disconnect all clients, delete all NBD exports (each with its event), and wait for
- * all of that. -ENOENT: "NBD server not running".
+ * Stop listening, disconnect all clients, delete all NBD exports (each with its event), and wait
+ * for all of that. -ENOENT: "NBD server not running".
  */
 int export_co_nbd_server_stop(struct error *err);
 /*
- * As export_co_nbd_server_stop(), but wait at most `timeout_ns` (< 0: no limit). -ETIMEDOUT: the stop
- * goes on in the background.
+ * As export_co_nbd_server_stop(), but wait at most `timeout_ns` (< 0: no limit). -ETIMEDOUT: the
+ * stop goes on in the background.
  */
 int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err);
 

@@ -2,15 +2,17 @@
 /*
  * How long to hold back replies for more requests.
  *
- * A client with many requests in flight sends them one by one. A server that answers each at once pays a recv() and a
- * sendmsg() for each, and makes the client pay as much. One that waits until all of them have come pays once. What
- * tells the two apart from a client that waits for its one reply is how many requests come while nothing is answered: the
- * depth. It is learned from time to time by holding back for a moment, and trusted in between:
+ * A client with many requests in flight sends them one by one. A server that answers each at once
+ * pays a recv() and a sendmsg() for each, and makes the client pay as much. One that waits until
+ * all of them have come pays once. What tells the two apart from a client that waits for its one
+ * reply is how many requests come while nothing is answered: the depth. It is learned from time to
+ * time by holding back for a moment, and trusted in between:
  *
  *      depth unknown   answer at once; every so many batches hold for a moment and count
  *      depth known     hold until so many requests have come, or none has come for a moment; then answer all of them
  *
- * A client of depth 1 loses that moment once in many requests; one of depth n never waits when all n are there.
+ * A client of depth 1 loses that moment once in many requests; one of depth n never waits when all
+ * n are there.
  */
 #ifndef TIDEMARK_NBD_BATCH_H
 #define TIDEMARK_NBD_BATCH_H
@@ -34,7 +36,9 @@ static inline void nbd_batch_count(struct nbd_batch *b)
     b->received++;
 }
 
-/* The socket is empty. True: look again, hold the replies back; false: let them go. Does not yield. */
+/*
+ * The socket is empty. True: look again, hold the replies back; false: let them go. Does not yield.
+ */
 bool nbd_batch_hold(struct nbd_batch *b);
 
 /* Whether replies are being held back now. */

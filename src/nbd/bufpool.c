@@ -15,7 +15,8 @@ static unsigned class_of(size_t size)
 }
 
 /*
- * Large ones are maps of their own, which go back to the system at once: out of the heap they might not.
+ * Large ones are maps of their own, which go back to the system at once: out of the heap they might
+ * not.
  */
 static bool is_map(unsigned size_class)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Page-aligned buffers in classes of powers of two, kept for the next request. One pool per reactor,
- * used on its thread only; none of these functions yields.
+ * Page-aligned buffers in classes of powers of two, kept for the next request. One pool per
+ * reactor, used on its thread only; none of these functions yields.
  */
 #ifndef TIDEMARK_NBD_BUFPOOL_H
 #define TIDEMARK_NBD_BUFPOOL_H
@@ -39,7 +39,10 @@ static inline size_t pooled_size(const struct pooled *b)
 {
     return (size_t)1 << (BUFPOOL_CLASS_MIN_SHIFT + b->size_class);
 }
-/* When a user is gone: give memory back to the system if much less is in use than was. Can take milliseconds. */
+/*
+ * When a user is gone: give memory back to the system if much less is in use than was. Can take
+ * milliseconds.
+ */
 void bufpool_settle(struct bufpool *p);
 /* Free all that is kept. */
 void bufpool_trim(struct bufpool *p);

@@ -2,8 +2,8 @@
 /*
  * The block driver "nbd": an export of a server as a node. Options as QEMU's BlockdevOptionsNbd.
  *
- * With x-dirty-bitmap, block status tells of that context instead of allocation: areas whose lowest flag bit is set
- * (dirty) are reported as not data.
+ * With x-dirty-bitmap, block status tells of that context instead of allocation: areas whose lowest
+ * flag bit is set (dirty) are reported as not data.
  */
 #include <errno.h>
 #include <stdio.h>

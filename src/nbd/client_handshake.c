@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The client's side of the handshake: structured replies, metadata contexts, GO; EXPORT_NAME for servers
- * that know no better option. What a server sends is limited before memory is taken for it.
+ * The client's side of the handshake: structured replies, metadata contexts, GO; EXPORT_NAME for
+ * servers that know no better option. What a server sends is limited before memory is taken for it.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -14,7 +14,9 @@
 #include "nbd/client_internal.h"
 #include "nbd/client_option.h"
 
-/* Go on in TLS, or not at all. Bytes that came before the handshake of TLS are not looked at again. */
+/*
+ * Go on in TLS, or not at all. Bytes that came before the handshake of TLS are not looked at again.
+ */
 static int client_co_starttls(struct nbd_wire *w, const struct nbd_client_tls *tls,
                               struct error *err)
 {
@@ -74,7 +76,7 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
     return client_co_starttls(w, tls, err);
 }
 
-/* --- metadata contexts --------------------------------------------------------------------------- */
+/* --- metadata contexts ---------------------------------------------------------------------- */
 
 static void grant_context(const struct nbd_option_answer *answer, const char *const *contexts,
                           size_t count, struct nbd_agreement *a)
@@ -130,7 +132,7 @@ static int co_set_contexts(struct nbd_wire *w, const char *name, const char *con
     return nbd_option_endless(option, err);
 }
 
-/* --- what is agreed ------------------------------------------------------------------------------ */
+/* --- what is agreed ------------------------------------------------------------------------- */
 
 static int check_agreement(const struct nbd_agreement *a, struct error *err)
 {
@@ -253,7 +255,7 @@ int nbd_handshake_co_info(struct nbd_wire *w, uint32_t option, const char *name,
     return nbd_option_endless(option, err);
 }
 
-/* --- servers that know no better option ---------------------------------------------------------- */
+/* --- servers that know no better option ----------------------------------------------------- */
 
 static int client_co_export_name(struct nbd_wire *w, const char *name, bool no_zeroes,
                                  struct nbd_agreement *a, struct error *err)
@@ -309,7 +311,7 @@ static int co_oldstyle(struct nbd_wire *w, const char *name, struct nbd_agreemen
     return check_agreement(a, err);
 }
 
-/* --- all of it ----------------------------------------------------------------------------------- */
+/* --- all of it ------------------------------------------------------------------------------ */
 
 int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
                             const char *export_name, const char *const *contexts,

@@ -32,7 +32,9 @@ enum {
     NBD_CLIENT_BUFFER = 64 * 1024,
     /* More extents in one chunk end the connection. */
     NBD_CLIENT_EXTENTS_MAX = 1024 * 1024,
-    /* Longest request without data, before it is rounded down to the server's minimum block. Bytes. */
+    /*
+     * Longest request without data, before it is rounded down to the server's minimum block. Bytes.
+     */
     NBD_CLIENT_LENGTH_MAX = 0x7fff0000,
     /* Replies to one option, and bytes of data in one of them. */
     NBD_CLIENT_REPLIES_MAX = 65536,
@@ -40,7 +42,10 @@ enum {
     /* Payload of an error chunk: error, length, text, offset. Bytes. */
     NBD_CLIENT_ERROR_MIN = 6,
     NBD_CLIENT_ERROR_MAX = 6 + 8 + NBD_STRING_MAX,
-    /* Acknowledged writes that are kept until a flush (client_reconnect.c); beyond, one is made. Bytes. */
+    /*
+     * Acknowledged writes that are kept until a flush (client_reconnect.c); beyond, one is made.
+     * Bytes.
+     */
     NBD_CLIENT_UNFLUSHED_MAX = 64 * 1024 * 1024,
     /* Pieces that are apart from each other in which a server may answer a read. */
     NBD_CLIENT_PIECES_MAX = 4096,
@@ -62,7 +67,7 @@ struct nbd_agreement {
 /* Release what it owns, and nothing else. */
 void nbd_agreement_clear(struct nbd_agreement *a);
 
-/* --- client_pieces.c ----------------------------------------------------------------------------- */
+/* --- client_pieces.c ------------------------------------------------------------------------ */
 
 struct nbd_piece {
     uint64_t start, end;
@@ -87,7 +92,7 @@ bool nbd_pieces_cover(const struct nbd_pieces *p, uint64_t length);
 /* Bytes that are there. */
 uint64_t nbd_pieces_bytes(const struct nbd_pieces *p);
 
-/* --- client_wire.c: the socket ------------------------------------------------------------------- */
+/* --- client_wire.c: the socket -------------------------------------------------------------- */
 
 /* A connected non-blocking socket, and the TLS session on it. */
 struct nbd_wire {
@@ -127,7 +132,7 @@ void nbd_deadline_begin(struct nbd_deadline *d, const int *fd, int64_t timeout_n
 /* Stop the clock. `r` is the result of what was timed; returns it, or -ETIMEDOUT with `err` set. */
 int nbd_deadline_end(struct nbd_deadline *d, int r, struct error *err);
 
-/* --- client_handshake.c -------------------------------------------------------------------------- */
+/* --- client_handshake.c --------------------------------------------------------------------- */
 
 /* All: 0 or -errno with `err` set. -EPROTO: the server broke the protocol. */
 
@@ -143,19 +148,19 @@ int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls
                             size_t context_count, struct nbd_agreement *ret_agreement,
                             struct error *err);
 /*
- * NBD_OPT_INFO or NBD_OPT_GO for the export `name`; fills what it is about in *a. 1: the server does not
- * know the option.
+ * NBD_OPT_INFO or NBD_OPT_GO for the export `name`; fills what it is about in *a. 1: the server
+ * does not know the option.
  */
 int nbd_handshake_co_info(struct nbd_wire *w, uint32_t option, const char *name,
                           struct nbd_agreement *a, struct error *err);
 /*
- * client_list.c: the handshake of a client that only lists the exports. The list is the caller's; see
- * nbd_export_list_free().
+ * client_list.c: the handshake of a client that only lists the exports. The list is the caller's;
+ * see nbd_export_list_free().
  */
 int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
                           struct nbd_export_info **ret_list, size_t *ret_count, struct error *err);
 
-/* --- client_connect.c ---------------------------------------------------------------------------- */
+/* --- client_connect.c ----------------------------------------------------------------------- */
 
 /* Where a client connects to, and what it asks for there. Owned, but for the credentials. */
 struct nbd_target {
@@ -170,20 +175,22 @@ struct nbd_target {
 };
 
 /*
- * Connect a non-blocking socket. While it connects *ret_fd is the socket, too, for a caller that wants
- * to shut it down; after a failure it is -1. 0 or -errno with `err` set.
+ * Connect a non-blocking socket. While it connects *ret_fd is the socket, too, for a caller that
+ * wants to shut it down; after a failure it is -1. 0 or -errno with `err` set.
  */
 int nbd_co_dial(const struct nbd_address *address, int64_t timeout_ns, int *ret_fd,
                 struct error *err);
-/* Dial and shake hands. 0 or -errno with `err` set; the wire is closed by the caller in any case. */
+/*
+ * Dial and shake hands. 0 or -errno with `err` set; the wire is closed by the caller in any case.
+ */
 int nbd_co_attempt(const struct nbd_target *t, struct nbd_wire *w,
                    struct nbd_agreement *ret_agreement, struct error *err);
 
-/* --- client_call.c: a request between its requester, the sender and the receiver ------------------ */
+/* --- client_call.c: a request between its requester, the sender and the receiver ------------ */
 
 /*
- * A request on its way; lies on the requester's stack. `pending` counts the two that still use it: the
- * sender and the receiver. The last of them wakes the requester.
+ * A request on its way; lies on the requester's stack. `pending` counts the two that still use it:
+ * the sender and the receiver. The last of them wakes the requester.
  */
 struct nbd_call {
     /* In client->send_queue. */
@@ -244,7 +251,10 @@ struct nbd_client {
     /* The connection is being restored: requests wait, or, if `failing`, fail at once. */
     bool lost;
     bool failing;
-    /* Writes kept so far, including those that were dropped again, and bytes of those that are kept. */
+    /*
+     * Writes kept so far, including those that were dropped again, and bytes of those that are
+     * kept.
+     */
     uint64_t unflushed_count;
     uint64_t unflushed_bytes;
     /* One could not be kept; until the next flush. */
@@ -292,14 +302,14 @@ void nbd_client_wake_sender_locked(struct nbd_client *c);
  */
 const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t size);
 
-/* --- the coroutines ------------------------------------------------------------------------------ */
+/* --- the coroutines ------------------------------------------------------------------------- */
 
 /* client_send.c: send what is queued, until the client closes. A coroutine of the home reactor. */
 void nbd_client_co_sender(void *arg);
 /* client_receive.c: receive replies until the connection ends. A coroutine of the home reactor. */
 void nbd_client_co_receiver(void *arg);
 
-/* --- client_reconnect.c -------------------------------------------------------------------------- */
+/* --- client_reconnect.c --------------------------------------------------------------------- */
 
 void nbd_reconnect_init(struct nbd_client *c);
 void nbd_reconnect_destroy(struct nbd_client *c);

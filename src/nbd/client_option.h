@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The client's side of one option: send it, receive the replies, word what is wrong with them. Used by
- * the handshake and by the listing.
+ * The client's side of one option: send it, receive the replies, word what is wrong with them. Used
+ * by the handshake and by the listing.
  *
- * `co_` functions yield; the others do not. All return 0 or -errno with `err` set; -EPROTO: the server
- * broke the protocol.
+ * `co_` functions yield; the others do not. All return 0 or -errno with `err` set; -EPROTO: the
+ * server broke the protocol.
  */
 #ifndef TIDEMARK_NBD_CLIENT_OPTION_H
 #define TIDEMARK_NBD_CLIENT_OPTION_H
@@ -35,8 +35,8 @@ int nbd_option_co_send(struct nbd_wire *w, uint32_t option, const struct strbuf 
 int nbd_option_co_receive(struct nbd_wire *w, uint32_t option, struct nbd_option_answer *ret_answer,
                           struct error *err);
 /*
- * Send an option without data that the server may not know: *ret_agreed is whether it acknowledged. A
- * refusal is no error.
+ * Send an option without data that the server may not know: *ret_agreed is whether it acknowledged.
+ * A refusal is no error.
  */
 int nbd_option_co_ask(struct nbd_wire *w, uint32_t option, bool *ret_agreed, struct error *err);
 

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The coroutine that receives replies. Each part of each reply is checked against the request that its
- * cookie names. One that does not fit ends the connection, since nothing after it can be trusted; the
- * log then says what came and what was expected. Nothing is formatted before that.
+ * The coroutine that receives replies. Each part of each reply is checked against the request that
+ * its cookie names. One that does not fit ends the connection, since nothing after it can be
+ * trusted; the log then says what came and what was expected. Nothing is formatted before that.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -16,9 +16,12 @@
 #include "nbd/client_internal.h"
 #include "trace/events.h"
 
-/* --- what the server got wrong ------------------------------------------------------------------- */
+/* --- what the server got wrong -------------------------------------------------------------- */
 
-/* Note how the server broke the protocol. `call`: in the reply to it; NULL: in no known reply. -EPROTO. */
+/*
+ * Note how the server broke the protocol. `call`: in the reply to it; NULL: in no known reply.
+ * -EPROTO.
+ */
 __attribute__((format(printf, 3, 4), cold)) static int
 breaks_protocol(struct nbd_client *c, const struct nbd_call *call, const char *fmt, ...)
 {
@@ -42,7 +45,7 @@ static int unfit_chunk(struct nbd_client *c, const struct nbd_call *call,
                            nbd_chunk_name(chunk->type), chunk->type);
 }
 
-/* --- bytes --------------------------------------------------------------------------------------- */
+/* --- bytes ---------------------------------------------------------------------------------- */
 
 static size_t available(const struct nbd_client *c)
 {
@@ -121,7 +124,7 @@ static int co_receive_data(struct nbd_client *c, struct nbd_call *call, size_t o
     return 0;
 }
 
-/* --- calls --------------------------------------------------------------------------------------- */
+/* --- calls ---------------------------------------------------------------------------------- */
 
 static struct nbd_call *find_call(struct nbd_client *c, uint64_t cookie)
 {
@@ -144,7 +147,10 @@ static void note_result(struct nbd_call *call, int result)
     }
 }
 
-/* A read that the server says is answered, and is not: it fails. The stream is in step nevertheless. */
+/*
+ * A read that the server says is answered, and is not: it fails. The stream is in step
+ * nevertheless.
+ */
 __attribute__((cold)) static void note_incomplete(const struct nbd_client *c, struct nbd_call *call)
 {
     char who[512];
@@ -188,9 +194,12 @@ static void fail_all_calls(struct nbd_client *c)
     }
 }
 
-/* --- chunks: 0, or -errno when the connection has to end ----------------------------------------- */
+/* --- chunks: 0, or -errno when the connection has to end ------------------------------------ */
 
-/* Note that [offset, offset + length) is answered. It has to be a part of the read that was not before. */
+/*
+ * Note that [offset, offset + length) is answered. It has to be a part of the read that was not
+ * before.
+ */
 static int answer_read(struct nbd_client *c, struct nbd_call *call, uint64_t offset,
                        uint64_t length)
 {
@@ -419,7 +428,7 @@ static int co_take_chunk(struct nbd_client *c, struct nbd_call *call, const stru
     }
 }
 
-/* --- replies ------------------------------------------------------------------------------------- */
+/* --- replies -------------------------------------------------------------------------------- */
 
 static int co_take_simple(struct nbd_client *c, struct nbd_call *call, uint32_t error)
 {

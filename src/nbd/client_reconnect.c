@@ -8,14 +8,15 @@
  *     +------------------+-----------------------------------------------+
  *        connected, the same export: kept writes are repeated, then what was in flight is sent again
  *
- * The receiver does all of it, in nbd_reconnect_co_recover(); the sender stands still meanwhile. A server
- * that crashes on the same request again and again does not extend the time that requests wait: that
- * starts again only after a reply.
+ * The receiver does all of it, in nbd_reconnect_co_recover(); the sender stands still meanwhile. A
+ * server that crashes on the same request again and again does not extend the time that requests
+ * wait: that starts again only after a reply.
  *
- * A write that was acknowledged may be in the server's memory only, and be lost with it. So such writes
- * are kept until a flush that began later has succeeded, and are repeated in their order on the new
- * connection; a flush there covers them again. A write with FUA is on stable storage itself, but is kept
- * if others are kept that are older: when these are repeated, they must not overwrite it for good.
+ * A write that was acknowledged may be in the server's memory only, and be lost with it. So such
+ * writes are kept until a flush that began later has succeeded, and are repeated in their order on
+ * the new connection; a flush there covers them again. A write with FUA is on stable storage
+ * itself, but is kept if others are kept that are older: when these are repeated, they must not
+ * overwrite it for good.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -39,7 +40,7 @@
     ((unsigned)NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_TRIM |                      \
      NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO | NBD_FLAG_SEND_CACHE)
 
-/* --- writes that were not flushed ---------------------------------------------------------------- */
+/* --- writes that were not flushed ----------------------------------------------------------- */
 
 static void drop_unflushed(struct nbd_client *c, uint64_t up_to)
 {
@@ -114,7 +115,7 @@ bool nbd_reconnect_wants_flush(struct nbd_client *c)
     return many;
 }
 
-/* --- repeating them ------------------------------------------------------------------------------ */
+/* --- repeating them ------------------------------------------------------------------------- */
 
 /* The header of the reply to a repeated write. */
 static int co_read_header(struct nbd_wire *w, struct nbd_chunk *ret_chunk, bool *ret_simple,
@@ -143,8 +144,8 @@ static int co_read_header(struct nbd_wire *w, struct nbd_chunk *ret_chunk, bool 
 }
 
 /*
- * The reply to a repeated write: 0, the server's error as a positive errno, or -errno with `err` set when
- * the connection cannot be used.
+ * The reply to a repeated write: 0, the server's error as a positive errno, or -errno with `err`
+ * set when the connection cannot be used.
  */
 static int co_read_answer(struct nbd_wire *w, const struct nbd_request *rq, struct error *err)
 {
@@ -227,7 +228,7 @@ static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w, struct err
     return 0;
 }
 
-/* --- one attempt --------------------------------------------------------------------------------- */
+/* --- one attempt ---------------------------------------------------------------------------- */
 
 /* Whether the export is still what it was: 0, or -ESTALE with `err` set. */
 static int check_same(const struct nbd_client *c, const struct nbd_agreement *now,
@@ -260,8 +261,8 @@ static int check_same(const struct nbd_client *c, const struct nbd_agreement *no
 }
 
 /*
- * Connect, and bring the server to the state that the lost one had. -ESTALE: the export is another one, and
- * will stay that.
+ * Connect, and bring the server to the state that the lost one had. -ESTALE: the export is another
+ * one, and will stay that.
  */
 static int co_attempt(struct nbd_client *c, struct nbd_wire *w, struct error *err)
 {
@@ -286,7 +287,7 @@ static int co_attempt(struct nbd_client *c, struct nbd_wire *w, struct error *er
     return r;
 }
 
-/* --- requests that wait -------------------------------------------------------------------------- */
+/* --- requests that wait --------------------------------------------------------------------- */
 
 /*
  * All requests that wait fail, and so do others until the connection is restored. The sender stands
@@ -380,9 +381,11 @@ static void co_pause(struct nbd_client *c)
     loop_timer_disarm(&c->pause_timer);
 }
 
-/* --- all of it ----------------------------------------------------------------------------------- */
+/* --- all of it ------------------------------------------------------------------------------ */
 
-/* The connection is gone: stop the sender, and let requests wait. False if the client is closing. */
+/*
+ * The connection is gone: stop the sender, and let requests wait. False if the client is closing.
+ */
 static bool co_begin_loss(struct nbd_client *c)
 {
     bool closing;

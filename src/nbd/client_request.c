@@ -16,7 +16,7 @@
 #include "nbd/client_internal.h"
 #include "trace/events.h"
 
-/* --- one request --------------------------------------------------------------------------------- */
+/* --- one request ---------------------------------------------------------------------------- */
 
 static int enqueue(struct nbd_client *c, struct nbd_call *call)
 {
@@ -94,7 +94,7 @@ static int co_command(struct nbd_client *c, uint16_t type, unsigned flags, uint6
     return co_call(c, &call);
 }
 
-/* --- in parts ------------------------------------------------------------------------------------ */
+/* --- in parts ------------------------------------------------------------------------------- */
 
 /* The same command for each part of a range. */
 static int co_command_in_parts(struct nbd_client *c, uint16_t type, unsigned flags, uint64_t offset,
@@ -168,7 +168,7 @@ static int co_transfer(struct nbd_client *c, uint16_t type, unsigned flags, uint
     return 0;
 }
 
-/* --- reads and writes ---------------------------------------------------------------------------- */
+/* --- reads and writes ----------------------------------------------------------------------- */
 
 int nbd_client_co_preadv(struct nbd_client *c, uint64_t offset, struct iov iov)
 {
@@ -183,8 +183,8 @@ int nbd_client_co_pread(struct nbd_client *c, uint64_t offset, void *buf, size_t
 }
 
 /*
- * Before a change of [offset, offset + length). An export cannot grow: to a format above it, a change
- * beyond its end is a lack of space.
+ * Before a change of [offset, offset + length). An export cannot grow: to a format above it, a
+ * change beyond its end is a lack of space.
  */
 static int check_change(const struct nbd_client *c, uint64_t offset, uint64_t length)
 {
@@ -270,7 +270,7 @@ int nbd_client_co_cache(struct nbd_client *c, uint64_t offset, uint64_t length)
     return co_command_in_parts(c, NBD_CMD_CACHE, 0, offset, length, data_max(c));
 }
 
-/* --- block status -------------------------------------------------------------------------------- */
+/* --- block status --------------------------------------------------------------------------- */
 
 void nbd_extents_clear(struct nbd_extents *e)
 {
@@ -327,7 +327,7 @@ int nbd_client_co_block_status(struct nbd_client *c, uint64_t offset, uint64_t l
     return r;
 }
 
-/* --- what was agreed ----------------------------------------------------------------------------- */
+/* --- what was agreed ------------------------------------------------------------------------ */
 
 uint64_t nbd_client_size(const struct nbd_client *c)
 {

@@ -73,7 +73,9 @@ static bool co_take_batch(struct nbd_client *c, struct list *batch)
     }
 }
 
-/* The server hangs up after NBD_CMD_DISC, which ends the receiver. `error`: sending failed before. */
+/*
+ * The server hangs up after NBD_CMD_DISC, which ends the receiver. `error`: sending failed before.
+ */
 static void co_say_goodbye(struct nbd_client *c, int error)
 {
     struct nbd_request goodbye = {.type = NBD_CMD_DISC};

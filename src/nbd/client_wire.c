@@ -85,7 +85,7 @@ int nbd_wire_co_write(const struct nbd_wire *w, const void *buf, size_t size, co
     return r < 0 ? wire_lost(w, r, "send", what, err) : 0;
 }
 
-/* --- time ---------------------------------------------------------------------------------------- */
+/* --- time ----------------------------------------------------------------------------------- */
 
 static void deadline_passed(struct loop_timer *timer)
 {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The transmission phase: receive as much as there is, run every whole request in it, send the replies
- * together. All of a connection runs on one reactor: there are no locks.
+ * The transmission phase: receive as much as there is, run every whole request in it, send the
+ * replies together. All of a connection runs on one reactor: there are no locks.
  *
- * A job is a coroutine that begins to run at once and often ends at once (page cache), so that a batch of
- * requests costs one recv() and one sendmsg().
+ * A job is a coroutine that begins to run at once and often ends at once (page cache), so that a
+ * batch of requests costs one recv() and one sendmsg().
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -14,7 +14,7 @@
 #include "base/checked.h"
 #include "nbd/server_internal.h"
 
-/* --- checks -------------------------------------------------------------------------------------- */
+/* --- checks --------------------------------------------------------------------------------- */
 
 /* A write has a payload even if the extended header does not say so: QEMU's client never does. */
 static bool has_payload(const struct nbd_connection *c, const struct nbd_request *rq)
@@ -112,11 +112,11 @@ static void check_request(struct nbd_connection *c, struct nbd_job *job)
     check_flags(job, allowed_flags(c, rq));
 }
 
-/* --- room ---------------------------------------------------------------------------------------- */
+/* --- room ----------------------------------------------------------------------------------- */
 
 /*
- * Wait until a job with buffers of `bytes` fits. *ret_pooled: they were taken out of the pool. False if
- * there is not enough memory although the connection has no other job.
+ * Wait until a job with buffers of `bytes` fits. *ret_pooled: they were taken out of the pool.
+ * False if there is not enough memory although the connection has no other job.
  */
 static bool co_wait_for_room(struct nbd_connection *c, size_t bytes, bool *ret_pooled)
 {
@@ -167,7 +167,7 @@ static size_t buffers_of(const struct nbd_connection *c, const struct nbd_reques
     }
 }
 
-/* --- requests ------------------------------------------------------------------------------------ */
+/* --- requests ------------------------------------------------------------------------------- */
 
 /* Get the payload. 0: it is there, or job->error is set and the payload was skipped. */
 static int co_receive_payload(struct nbd_connection *c, struct nbd_job *job)
@@ -196,8 +196,8 @@ static int co_receive_payload(struct nbd_connection *c, struct nbd_job *job)
 }
 
 /*
- * Receive what belongs to the request after its header. `narrow`: there is no memory for a large payload.
- * 0 or -errno of the connection.
+ * Receive what belongs to the request after its header. `narrow`: there is no memory for a large
+ * payload. 0 or -errno of the connection.
  */
 static int co_receive_rest(struct nbd_connection *c, struct nbd_job *job, bool narrow)
 {

@@ -111,8 +111,8 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->edge = block_root_edge(config->root);
     e->size = block_node_size(block_root_node(config->root));
     /*
-     * An image whose format was guessed to be raw is offered by sectors: then each write of its first
-     * sector can be checked, so that no guest makes another format of it.
+     * An image whose format was guessed to be raw is offered by sectors: then each write of its
+     * first sector can be checked, so that no guest makes another format of it.
      */
     e->min_block =
         block_node_settings(block_edge_node(e->edge)).probed && is_aligned(e->size, 512) ? 512 : 1;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Large requests in pieces of the memory that a connection may always use, one after another. That is slow,
- * but a client that asks for much while others hold the memory is served.
+ * Large requests in pieces of the memory that a connection may always use, one after another. That
+ * is slow, but a client that asks for much while others hold the memory is served.
  */
 #include <errno.h>
 #include <inttypes.h>

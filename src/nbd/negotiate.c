@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The handshake: fixed newstyle, one option after the other, until the client chooses an export, gives up,
- * breaks the protocol or runs out of time. Main reactor.
+ * The handshake: fixed newstyle, one option after the other, until the client chooses an export,
+ * gives up, breaks the protocol or runs out of time. Main reactor.
  *
  * Nothing that a client sends here costs more memory than NBD_OPTION_DATA_MAX.
  */
@@ -291,8 +291,8 @@ static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_
         put_text_info(&out, option, NBD_INFO_DESCRIPTION, e->description);
     }
     /*
-     * A client that does not ask for block sizes does not keep to them. It is told the minimum that is
-     * served anyway.
+     * A client that does not ask for block sizes does not keep to them. It is told the minimum that
+     * is served anyway.
      */
     put_export_info(&out, option, c, e, keeps_blocks ? e->min_block : 1);
     if (out.failed) {
@@ -581,7 +581,9 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
     return co_option(c, option, &in);
 }
 
-/* Monitors and other handshakes run on this reactor, too. No honest client sends so many options. */
+/*
+ * Monitors and other handshakes run on this reactor, too. No honest client sends so many options.
+ */
 static void co_yield_to_others(unsigned options)
 {
     if (options < OPTIONS_AT_FULL_SPEED) {

@@ -15,8 +15,8 @@
  *   request        C: u32 magic, u16 flags, u16 type, u64 cookie, u64 offset, u64 length [payload]
  *   chunk          S: u32 magic, u16 flags, u16 type, u64 cookie, u64 offset, u64 length, payload
  *
- * No function yields. Those that fill a strbuf allocate, as do the two nbd_get_string functions; the
- * others do not.
+ * No function yields. Those that fill a strbuf allocate, as do the two nbd_get_string functions;
+ * the others do not.
  */
 #ifndef TIDEMARK_NBD_PROTO_H
 #define TIDEMARK_NBD_PROTO_H
@@ -207,7 +207,10 @@ enum nbd_error {
     NBD_ESHUTDOWN = 108,
 };
 
-/* From a positive errno (or 0). One that has no value on the wire becomes EINVAL, as in QEMU's server. */
+/*
+ * From a positive errno (or 0). One that has no value on the wire becomes EINVAL, as in QEMU's
+ * server.
+ */
 uint32_t nbd_error_from_errno(int errnum);
 /* To a positive errno (or 0). An unknown value becomes EINVAL. */
 int nbd_error_to_errno(uint32_t wire);
@@ -223,7 +226,7 @@ const char *nbd_chunk_name(uint32_t type);
 /* An option in QEMU's words: "starttls". Static string. */
 const char *nbd_option_word(uint32_t option);
 
-/* --- transmission ---------------------------------------------------------------------------- */
+/* --- transmission --------------------------------------------------------------------------- */
 
 struct nbd_request {
     uint64_t cookie;
@@ -270,14 +273,14 @@ void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE
 
 /*
  * Read the header of a reply, simple or chunk, of which `size` bytes are there. Returns its length
- * (16 or 20), 0 if more bytes are needed, or -EPROTO if the magic number is neither of the two. For a
- * simple reply *ret_simple is true, *ret_error the error on the wire, and only the cookie of *ret_chunk
- * is set.
+ * (16 or 20), 0 if more bytes are needed, or -EPROTO if the magic number is neither of the two. For
+ * a simple reply *ret_simple is true, *ret_error the error on the wire, and only the cookie of
+ * *ret_chunk is set.
  */
 int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret_chunk, bool *ret_simple,
                      uint32_t *ret_error);
 
-/* --- handshake ------------------------------------------------------------------------------- */
+/* --- handshake ------------------------------------------------------------------------------ */
 
 /* Write the header of an option that has `length` bytes of data. */
 void nbd_option_header_encode(uint8_t buf[static NBD_OPTION_HEADER_SIZE], uint32_t option,
@@ -301,8 +304,8 @@ void nbd_put_u64(struct strbuf *sb, uint64_t v);
 void nbd_put_string(struct strbuf *sb, const char *s);
 
 /*
- * A cursor over received bytes. A read beyond the end returns 0 or NULL and sets `failed`, which stays:
- * so the caller tests it once, at the end.
+ * A cursor over received bytes. A read beyond the end returns 0 or NULL and sets `failed`, which
+ * stays: so the caller tests it once, at the end.
  */
 struct nbd_cursor {
     const uint8_t *data;
@@ -317,8 +320,8 @@ uint64_t nbd_get_u64(struct nbd_cursor *c);
 /* The next `size` bytes, borrowed from the cursor's memory. */
 const uint8_t *nbd_get_bytes(struct nbd_cursor *c, size_t size);
 /*
- * A string of at most NBD_STRING_MAX bytes that follows its length as u32. The caller frees it. NULL,
- * with `failed` set, if it is cut short, too long, contains a NUL, or memory ran out.
+ * A string of at most NBD_STRING_MAX bytes that follows its length as u32. The caller frees it.
+ * NULL, with `failed` set, if it is cut short, too long, contains a NUL, or memory ran out.
  */
 char *nbd_get_string(struct nbd_cursor *c);
 /* Likewise, the next `size` bytes. */

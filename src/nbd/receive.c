@@ -5,9 +5,9 @@
  *   rbuf  [ consumed | request, request payload, requ...  |      room      ]
  *         0          rpos                                rend              NBD_RECEIVE_BUFFER
  *
- * A write whose payload arrived whole in rbuf uses it there, and holds a reference; rbuf is then not
- * reused but replaced. A larger payload is received straight into a buffer of the job, with the next
- * request's header behind it into rbuf.
+ * A write whose payload arrived whole in rbuf uses it there, and holds a reference; rbuf is then
+ * not reused but replaced. A larger payload is received straight into a buffer of the job, with the
+ * next request's header behind it into rbuf.
  */
 #include <errno.h>
 #include <string.h>
@@ -24,8 +24,8 @@ enum {
 };
 
 /*
- * Make sure that `needed` bytes from rpos on fit into rbuf, and that there is room to receive something.
- * Bytes that jobs use stay where they are.
+ * Make sure that `needed` bytes from rpos on fit into rbuf, and that there is room to receive
+ * something. Bytes that jobs use stay where they are.
  */
 static int make_room(struct nbd_connection *c, size_t needed)
 {
@@ -86,7 +86,7 @@ void nbd_connection_co_wait_for_jobs(struct nbd_connection *c)
     }
 }
 
-/* --- two places ---------------------------------------------------------------------------------- */
+/* --- two places ----------------------------------------------------------------------------- */
 
 /* As co_receive_split(), but into the first place only: a record is decrypted into one place. */
 static ssize_t co_receive_tls(struct nbd_connection *c, uint8_t *to, size_t room)
@@ -101,8 +101,8 @@ static ssize_t co_receive_tls(struct nbd_connection *c, uint8_t *to, size_t room
 }
 
 /*
- * Receive into two places, one after the other. Bytes, 0 at the end of the stream, or -errno. Replies
- * leave before it waits.
+ * Receive into two places, one after the other. Bytes, 0 at the end of the stream, or -errno.
+ * Replies leave before it waits.
  */
 static ssize_t co_receive_split(struct nbd_connection *c, struct iovec vec[static 2])
 {
@@ -161,7 +161,7 @@ int nbd_connection_co_receive(struct nbd_connection *c, uint8_t *to, size_t size
     return 0;
 }
 
-/* --- rbuf ---------------------------------------------------------------------------------------- */
+/* --- rbuf ----------------------------------------------------------------------------------- */
 
 static ssize_t receive_now(struct nbd_connection *c, uint8_t *to, size_t room)
 {
@@ -175,8 +175,8 @@ static ssize_t receive_now(struct nbd_connection *c, uint8_t *to, size_t room)
 }
 
 /*
- * Bytes, 0 at the end of the stream, or -errno. What the client has sent is taken before replies leave;
- * then it may be worth to hold them back for more requests. They leave before a wait.
+ * Bytes, 0 at the end of the stream, or -errno. What the client has sent is taken before replies
+ * leave; then it may be worth to hold them back for more requests. They leave before a wait.
  */
 static ssize_t co_receive_more(struct nbd_connection *c, uint8_t *to, size_t room)
 {
@@ -215,7 +215,9 @@ int nbd_connection_co_fill(struct nbd_connection *c, size_t needed)
         if (r < 0) {
             return r;
         }
-        /* Another large write is likely to follow a large write: leave its payload in the socket. */
+        /*
+         * Another large write is likely to follow a large write: leave its payload in the socket.
+         */
         room = c->bulk ? needed - nbd_available(c) : NBD_RECEIVE_BUFFER - c->rend;
         co_be_fair(c);
         n = co_receive_more(c, nbd_rbuf_bytes(c) + c->rend, room);

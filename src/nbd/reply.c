@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Replies: jobs that are done queue up, and leave in as few sendmsg() calls as the socket allows, once per
- * turn of the reactor, or when the receiver has worked through all that it had received.
+ * Replies: jobs that are done queue up, and leave in as few sendmsg() calls as the socket allows,
+ * once per turn of the reactor, or when the receiver has worked through all that it had received.
  *
  * A reply is a vector of headers and payloads.
  */
@@ -149,7 +149,10 @@ static void drop_replies(struct nbd_connection *c)
     }
 }
 
-/* As send_some(). A reply is released when it is encrypted: records wait in the session's own buffer. */
+/*
+ * As send_some(). A reply is released when it is encrypted: records wait in the session's own
+ * buffer.
+ */
 static int send_some_tls(struct nbd_connection *c)
 {
     struct iovec vec[GATHER_MAX];

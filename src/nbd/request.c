@@ -46,8 +46,8 @@ static void add_chunk(struct nbd_job *job, struct read_layout *l, bool hole, uin
 }
 
 /*
- * Length of the run from `from` on that is all holes, or all data. What the last possible chunk has to
- * take counts as data, and so does an area whose status is unknown: it is read.
+ * Length of the run from `from` on that is all holes, or all data. What the last possible chunk has
+ * to take counts as data, and so does an area whose status is unknown: it is read.
  */
 static uint32_t co_next_run(struct nbd_job *job, const struct read_layout *l, uint32_t from,
                             bool *ret_hole)
@@ -106,7 +106,7 @@ static int co_read_sparse(struct nbd_job *job)
     return 0;
 }
 
-/* --- zeroes in what was read ------------------------------------------------------------------- */
+/* --- zeroes in what was read ---------------------------------------------------------------- */
 
 /* Bytes. */
 #define SECTOR 512u
@@ -121,8 +121,8 @@ static bool is_zero_sector(const uint8_t *p)
 }
 
 /*
- * Length of the run from `from` on that is zeroes or data as its first sector. It begins and ends at a
- * sector, or at an end of the request.
+ * Length of the run from `from` on that is zeroes or data as its first sector. It begins and ends
+ * at a sector, or at an end of the request.
  */
 static uint32_t run_of_kind(const struct nbd_job *job, uint32_t from, bool *ret_zero)
 {
@@ -139,8 +139,8 @@ static uint32_t run_of_kind(const struct nbd_job *job, uint32_t from, bool *ret_
 }
 
 /*
- * The reply to a small read: sectors of zeroes are sent as holes. Asking the node where they are would
- * cost more than looking at the data.
+ * The reply to a small read: sectors of zeroes are sent as holes. Asking the node where they are
+ * would cost more than looking at the data.
  */
 static void set_data_and_holes(struct nbd_job *job)
 {

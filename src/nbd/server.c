@@ -15,8 +15,8 @@
 #include "trace/events.h"
 
 /*
- * When there is no room, a client that has spent this long in its handshake makes room for the next. So
- * idle connections cannot lock out honest ones, whose handshakes take milliseconds.
+ * When there is no room, a client that has spent this long in its handshake makes room for the
+ * next. So idle connections cannot lock out honest ones, whose handshakes take milliseconds.
  */
 #define HANDSHAKE_PATIENCE_NS 1000000000LL
 /* Between two attempts to accept, while the system lacks descriptors or memory. */
@@ -135,8 +135,8 @@ static void tune_socket(int fd)
 }
 
 /*
- * The system lacks descriptors or memory. Clients that only idle in a handshake must not keep others from
- * being served.
+ * The system lacks descriptors or memory. Clients that only idle in a handshake must not keep
+ * others from being served.
  */
 static void co_wait_for_resources(struct nbd_server *s, int r)
 {

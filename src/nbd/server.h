@@ -3,8 +3,8 @@
  * The NBD server: clients, their handshake, their requests. Which nodes are exported, under which
  * rules, is the business of the export layer.
  *
- * A client is accepted and negotiates on the main reactor, and then moves to an I/O reactor for the rest of
- * its life. Everything in this header runs on the main reactor; `co_` functions yield.
+ * A client is accepted and negotiates on the main reactor, and then moves to an I/O reactor for the
+ * rest of its life. Everything in this header runs on the main reactor; `co_` functions yield.
  *
  *   accept -> HANDSHAKE (main reactor; timed) -> TRANSMISSION (I/O reactor) -> closed (main reactor)
  *                  server.c  negotiate.c           connection.c request.c reply.c
@@ -29,10 +29,16 @@ struct nbd_export;
 struct nbd_server_config {
     unsigned max_connections;   /* further clients wait in the backlog; 0: no limit */
     unsigned handshake_seconds; /* longer ones are dropped; 0: no limit */
-    /* Clients have to use TLS with these; NULL: they can't. `authz`: and be let in by this; NULL: all are. Outlive the server. */
+    /*
+     * Clients have to use TLS with these; NULL: they can't. `authz`: and be let in by this; NULL:
+     * all are. Outlive the server.
+     */
     const struct tls_creds *tls_creds;
     const struct tls_authz *tls_authz;
-    /* A client that got as far as an export is gone; `left` clients remain. May be NULL; must not yield. */
+    /*
+     * A client that got as far as an export is gone; `left` clients remain. May be NULL; must not
+     * yield.
+     */
     void (*on_disconnect)(void *arg, size_t left);
     void *arg;
 };
@@ -41,7 +47,10 @@ struct nbd_server_config {
 int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret,
                    struct error *err);
 
-/* Accept clients from this listening socket (non-blocking) until the server stops. It is owned on success. */
+/*
+ * Accept clients from this listening socket (non-blocking) until the server stops. It is owned on
+ * success.
+ */
 int nbd_server_listen(struct nbd_server *s, int fd, struct error *err);
 
 /* Serve a connected socket (non-blocking), which is owned in any case. -EAGAIN, -ENOMEM. */
@@ -51,7 +60,9 @@ int nbd_server_add_client(struct nbd_server *s, int fd);
 void nbd_server_hold(struct nbd_server *s, bool held);
 /* Stop listening; those who are connected stay. Does not yield. */
 void nbd_server_stop_accepting(struct nbd_server *s);
-/* Stop listening, disconnect everybody, wait until all are gone. No exports may be left afterwards. */
+/*
+ * Stop listening, disconnect everybody, wait until all are gone. No exports may be left afterwards.
+ */
 void nbd_server_co_disconnect_all(struct nbd_server *s);
 /* After nbd_server_co_disconnect_all() and when all exports are freed. */
 void nbd_server_free(struct nbd_server *s);
@@ -76,8 +87,8 @@ struct nbd_export_config {
 };
 
 /*
- * Make one, which clients don't find yet; its name is taken from now on. -EEXIST if another has the name, -EINVAL if name or
- * description are too long, -ENOMEM.
+ * Make one, which clients don't find yet; its name is taken from now on. -EEXIST if another has the
+ * name, -EINVAL if name or description are too long, -ENOMEM.
  */
 int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
                    struct nbd_export **ret, struct error *err);

@@ -12,11 +12,11 @@
  *   exports.c     job.c            exports; a request in work
  *   worker.c   memory.c   peer.c   reactors; memory of all connections; who a client is
  *
- * Threads: the server, lists of exports, and everything of a connection up to the end of its handshake
- * belong to the main reactor. From then on the part marked "transmission" belongs to the connection's I/O
- * reactor, until nbd_connection_co_serve() has returned there. The other members of an export do not
- * change after it was made, so any thread reads them. The main reactor ends a connection by shutdown(2)
- * of its socket, and by nothing else.
+ * Threads: the server, lists of exports, and everything of a connection up to the end of its
+ * handshake belong to the main reactor. From then on the part marked "transmission" belongs to the
+ * connection's I/O reactor, until nbd_connection_co_serve() has returned there. The other members
+ * of an export do not change after it was made, so any thread reads them. The main reactor ends a
+ * connection by shutdown(2) of its socket, and by nothing else.
  *
  * `co_` functions yield; the others do not.
  */
@@ -36,12 +36,12 @@
 #include "tls/session.h"
 
 /*
- * Memory for requests. Each connection may always use NBD_GUARANTEED_BYTES. What is beyond comes out of
- * NBD_POOL_BYTES for all connections of the process (memory.c), of which no connection gets more than its
- * share unless there is plenty. When a connection cannot get more, the server stops reading from its
- * socket until some of its requests are done; a request that does not fit although it is alone is done in
- * pieces (narrow.c). So clients that do not read their replies can take neither all memory nor other
- * clients' part of it.
+ * Memory for requests. Each connection may always use NBD_GUARANTEED_BYTES. What is beyond comes
+ * out of NBD_POOL_BYTES for all connections of the process (memory.c), of which no connection gets
+ * more than its share unless there is plenty. When a connection cannot get more, the server stops
+ * reading from its socket until some of its requests are done; a request that does not fit although
+ * it is alone is done in pieces (narrow.c). So clients that do not read their replies can take
+ * neither all memory nor other clients' part of it.
  */
 enum {
     /* Requests of a connection in work, including those whose replies are queued. */
@@ -52,15 +52,17 @@ enum {
     NBD_SHARE_MAX = 64 * 1024 * 1024,
     NBD_SHARE_MIN = 1024 * 1024,
     /*
-     * A connection gives the others of its reactor their turn after requests for this many bytes, or
-     * fewer if there are many connections.
+     * A connection gives the others of its reactor their turn after requests for this many bytes,
+     * or fewer if there are many connections.
      */
     NBD_TURN_BYTES = 256 * 1024,
     NBD_TURN_BYTES_ALL = 1024 * 1024,
     /* Size of a receive buffer, and of the buffers of a socket. Bytes. */
     NBD_RECEIVE_BUFFER = 256 * 1024,
     NBD_SOCKET_BUFFER = 4 * 1024 * 1024,
-    /* Payloads of writes from this size on are received straight into a buffer of their own. Bytes. */
+    /*
+     * Payloads of writes from this size on are received straight into a buffer of their own. Bytes.
+     */
     NBD_LARGE_WRITE = 64 * 1024,
     /* Reads from this size on ask for holes first, and send these as holes. Bytes. */
     NBD_SPARSE_READ = 64 * 1024,
@@ -68,10 +70,15 @@ enum {
     NBD_READ_CHUNKS_MAX = 32,
     /* Queued replies of this many bytes leave at once, while they are in the processor's cache. */
     NBD_REPLY_EAGER = 128 * 1024,
-    /* Extents that one context reports at most in one reply, and bytes that all contexts take there. */
+    /*
+     * Extents that one context reports at most in one reply, and bytes that all contexts take
+     * there.
+     */
     NBD_STATUS_EXTENTS_MAX = 65536,
     NBD_STATUS_BYTES_MAX = 16 * 1024 * 1024,
-    /* Calls of block-status for one request; the reply ends there, before the end of the request. */
+    /*
+     * Calls of block-status for one request; the reply ends there, before the end of the request.
+     */
     NBD_STATUS_STEPS_MAX = 2 * NBD_STATUS_EXTENTS_MAX,
     /* Room for the address of a client. Bytes. */
     NBD_PEER_SIZE = 64,
@@ -249,7 +256,7 @@ struct nbd_connection {
     /* Why the connection ends, for the log; empty: there is nothing to say. */
     struct error failure;
 
-    /* --- transmission --- */
+    /* --- transmission ----------------------------------------------------------------------- */
     struct nbd_worker *worker;
     struct list free_jobs;
     /* Jobs in work or in the queue of replies, and bytes of buffers that they hold. */
@@ -284,7 +291,7 @@ struct nbd_connection {
     struct nbd_counters counters;
 };
 
-/* --- peer.c -------------------------------------------------------------------------------------- */
+/* --- peer.c --------------------------------------------------------------------------------- */
 
 /*
  * The address of the client at the other end of a socket: "192.0.2.1:4711", "[2001:db8::1]:4711",
@@ -300,7 +307,7 @@ int nbd_connection_breaks(struct nbd_connection *c, const char *fmt, ...)
 /* Log why the connection ended, if there is something to say. */
 void nbd_connection_report_end(struct nbd_connection *c);
 
-/* --- exports.c; main reactor --------------------------------------------------------------------- */
+/* --- exports.c; main reactor ---------------------------------------------------------------- */
 
 /* A published export; NULL: there is none of that name. */
 struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name);
@@ -308,31 +315,33 @@ struct nbd_export *nbd_server_find_export(struct nbd_server *s, const char *name
 void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e);
 void nbd_connection_detach(struct nbd_connection *c);
 
-/* --- worker.c; main reactor ---------------------------------------------------------------------- */
+/* --- worker.c; main reactor ----------------------------------------------------------------- */
 
 /* Make the reactors that connections are spread over, while there are descriptors for them. */
 void nbd_workers_prepare(void);
-/* That of reactor `r`; NULL: the next in turn. NULL with `err` set: out of memory or descriptors. */
+/*
+ * That of reactor `r`; NULL: the next in turn. NULL with `err` set: out of memory or descriptors.
+ */
 struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err);
 
-/* --- memory.c; any thread ------------------------------------------------------------------------ */
+/* --- memory.c; any thread ------------------------------------------------------------------- */
 
 /* There is one more connection, or one less. */
 void nbd_memory_enter(void);
 void nbd_memory_leave(void);
 /*
- * Take `bytes` for a connection that uses `used`. `lone`: it has no other request. False: there is not
- * enough now.
+ * Take `bytes` for a connection that uses `used`. `lone`: it has no other request. False: there is
+ * not enough now.
  */
 bool nbd_memory_take(size_t used, size_t bytes, bool lone);
 void nbd_memory_give(size_t bytes);
 
-/* --- negotiate.c --------------------------------------------------------------------------------- */
+/* --- negotiate.c ---------------------------------------------------------------------------- */
 
 /* 0 with c->export set and attached, or -errno when the client is to be dropped. Main reactor. */
 int nbd_connection_co_negotiate(struct nbd_connection *c);
 
-/* --- meta.c -------------------------------------------------------------------------------------- */
+/* --- meta.c --------------------------------------------------------------------------------- */
 
 /* An empty selection for an export. -ENOMEM. */
 int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e);
@@ -344,11 +353,14 @@ void nbd_selection_clear(struct nbd_selection *sel);
 void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, const char *query,
                        bool list);
 void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e);
-/* The i-th context of the export, by order of ids: its id, its name, whether it is selected. False: no more. */
+/*
+ * The i-th context of the export, by order of ids: its id, its name, whether it is selected. False:
+ * no more.
+ */
 bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
                       uint32_t *ret_id, bool *ret_selected, struct strbuf *name);
 
-/* --- the rest runs on the connection's I/O reactor ------------------------------------------------ */
+/* --- the rest runs on the connection's I/O reactor ------------------------------------------ */
 
 static inline size_t nbd_connection_request_size(const struct nbd_connection *c)
 {
@@ -365,15 +377,15 @@ static inline size_t nbd_connection_chunk_size(const struct nbd_connection *c)
  */
 void nbd_connection_co_serve(struct nbd_connection *c);
 
-/* --- job.c --------------------------------------------------------------------------------------- */
+/* --- job.c ---------------------------------------------------------------------------------- */
 
 /* A new job for a request; NULL: out of memory. */
 struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *rq);
 /* A job is over: release what it holds, and wake the receiver if it waits for that. */
 void nbd_job_release(struct nbd_job *job);
 /*
- * Refuse to carry out a job, which has used nothing of `extra` yet: the error, and a sentence for the
- * client. -errnum.
+ * Refuse to carry out a job, which has used nothing of `extra` yet: the error, and a sentence for
+ * the client. -errnum.
  */
 int nbd_job_refuse(struct nbd_job *job, int errnum, const char *fmt, ...)
     __attribute__((format(printf, 3, 4), cold));
@@ -385,15 +397,18 @@ static inline uint8_t *nbd_rbuf_bytes(const struct nbd_connection *c)
     return c->rbuf->memory.data;
 }
 
-/* --- reply.c ------------------------------------------------------------------------------------- */
+/* --- reply.c -------------------------------------------------------------------------------- */
 
 void nbd_reply_init(struct nbd_connection *c);
 /*
- * Write the header of a chunk of the job's reply, short or extended as negotiated; cookie and offset are
- * filled in. Returns its size.
+ * Write the header of a chunk of the job's reply, short or extended as negotiated; cookie and
+ * offset are filled in. Returns its size.
  */
 size_t nbd_reply_put_chunk(const struct nbd_job *job, uint8_t *to, struct nbd_chunk chunk);
-/* Make the reply of a job: success, an error (positive errno; reason NULL: the system's text), or its data. */
+/*
+ * Make the reply of a job: success, an error (positive errno; reason NULL: the system's text), or
+ * its data.
+ */
 void nbd_reply_set_done(struct nbd_job *job);
 void nbd_reply_set_error(struct nbd_job *job, int errnum, const char *reason);
 void nbd_reply_set_data(struct nbd_job *job);
@@ -404,7 +419,7 @@ void nbd_reply_flush(struct nbd_connection *c);
 /* Drop all replies, and disconnect. */
 void nbd_reply_give_up(struct nbd_connection *c);
 
-/* --- receive.c ----------------------------------------------------------------------------------- */
+/* --- receive.c ------------------------------------------------------------------------------ */
 
 /* Bytes that were received and are not consumed yet. */
 static inline size_t nbd_available(const struct nbd_connection *c)
@@ -422,25 +437,25 @@ void nbd_connection_co_let_others(struct nbd_connection *c);
 /* Send the replies made so far; if that released no job, wait until one is released. */
 void nbd_connection_co_wait_for_jobs(struct nbd_connection *c);
 
-/* --- status.c ------------------------------------------------------------------------------------ */
+/* --- status.c ------------------------------------------------------------------------------- */
 
 /* Carry out NBD_CMD_BLOCK_STATUS. 0 with the reply made, or -errno. */
 int nbd_job_co_block_status(struct nbd_job *job);
 
-/* --- request.c ----------------------------------------------------------------------------------- */
+/* --- request.c ------------------------------------------------------------------------------ */
 
 /* Start a coroutine that carries out a job, or has it fail with its error, and queues the reply. */
 void nbd_job_co_start(struct nbd_job *job);
 
-/* --- narrow.c ------------------------------------------------------------------------------------ */
+/* --- narrow.c ------------------------------------------------------------------------------- */
 
 /* Both: 0, or -errno when the connection has to end. It has no other job. */
 
 /* Carry out a read, and reply, in pieces. */
 int nbd_connection_co_narrow_read(struct nbd_connection *c, const struct nbd_request *rq);
 /*
- * Receive the payload of a write through job->data, which has room for a piece, and write it. Then the
- * job has an error, or only its reply is missing.
+ * Receive the payload of a write through job->data, which has room for a piece, and write it. Then
+ * the job has an error, or only its reply is missing.
  */
 int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job);
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * NBD_CMD_BLOCK_STATUS: for each context that the client selected, a chunk of extents from the request's
- * offset on. The extents of a context end where that context changes, wherever those of others end.
+ * NBD_CMD_BLOCK_STATUS: for each context that the client selected, a chunk of extents from the
+ * request's offset on. The extents of a context end where that context changes, wherever those of
+ * others end.
  *
  *   job->extra  [ header, context id | extents ... ][ header, context id | extents ... ] ...
  *
@@ -191,7 +192,10 @@ static int co_add_allocation(struct status_reply *s, bool want_depth)
     return 0;
 }
 
-/* The extents of a bitmap. One of a backing node may be shorter than the export: clean beyond its end. */
+/*
+ * The extents of a bitmap. One of a backing node may be shorter than the export: clean beyond its
+ * end.
+ */
 static int co_add_bits(struct status_reply *s, const struct dirty_bitmap *bits)
 {
     const struct nbd_request *rq = &s->job->rq;
@@ -211,7 +215,10 @@ static int co_add_bits(struct status_reply *s, const struct dirty_bitmap *bits)
     return 0;
 }
 
-/* The bits change, as by a resize of their node, only while that is drained: not while they are read. */
+/*
+ * The bits change, as by a resize of their node, only while that is drained: not while they are
+ * read.
+ */
 static int co_add_bitmap(struct status_reply *s, size_t index)
 {
     const struct nbd_export *e = s->job->conn->export;
@@ -273,8 +280,8 @@ static bool names_are_valid(const struct nbd_job *job)
 }
 
 /*
- * Extents that each context may have, so that all fit into the memory that the job accounts for, of which
- * a buffer that grows takes up to twice its size.
+ * Extents that each context may have, so that all fit into the memory that the job accounts for, of
+ * which a buffer that grows takes up to twice its size.
  */
 static unsigned extents_max(const struct nbd_job *job, size_t contexts)
 {

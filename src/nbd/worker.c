@@ -7,7 +7,10 @@
 #include "base/checked.h"
 #include "nbd/server_internal.h"
 
-/* By index of the reactor; they belong to the main reactor. Entries stay for the life of the process. */
+/*
+ * By index of the reactor; they belong to the main reactor. Entries stay for the life of the
+ * process.
+ */
 static struct nbd_worker *workers[REACTOR_MAX];
 /* The I/O reactors that connections are spread over, made at the first use. */
 static struct nbd_worker *spread[REACTOR_MAX];
@@ -25,8 +28,8 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
         }
     }
     /*
-     * Written only when it changes, since connections on that reactor read it. A new reactor gets the
-     * index of one that is gone, together with its connections.
+     * Written only when it changes, since connections on that reactor read it. A new reactor gets
+     * the index of one that is gone, together with its connections.
      */
     if (workers[index]->reactor != r) {
         workers[index]->reactor = r;
