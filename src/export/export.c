@@ -10,6 +10,7 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "base/log.h"
 #include "block/control_lock.h"
 #include "block/user_object.h"
 #include "export/export_type.h"
@@ -331,6 +332,7 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
 void export_publish(struct export *e)
 {
     e->type->publish(e->state);
+    log_info("%s: node '%s' is exported", e->user, block_node_name(block_root_node(e->roots[0])));
 }
 
 void export_co_discard(struct export *e)
@@ -396,6 +398,7 @@ static void co_tear_down(void *arg)
     list_splice(&waiters, &e->waiters);
     id = TAKE_PTR(e->id);
     nodes = hold_nodes(e);
+    log_info("%s: deleted", e->user);
     co_release_export(e);
     block_control_unlock();
     co_give_nodes(nodes);

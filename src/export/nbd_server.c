@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The NBD server of the process: its listening socket, its beginning and end. */
+/* The NBD server of the process: its listening socket, its start and its stop. */
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/log.h"
 #include "base/unix_socket.h"
 #include "block/control_lock.h"
 #include "export/export.h"
@@ -19,17 +20,24 @@
 #include "nbd/server.h"
 #include "tls/tls.h"
 
+/* Clients that wait to be accepted. */
 #define BACKLOG 512
 
-/* All of it: main reactor. */
+/* All of it belongs to the main reactor. */
 static struct {
-    struct nbd_server *server; /* NULL: none */
-    bool busy;                 /* starting or stopping */
+    /* NULL: none. */
+    struct nbd_server *server;
+    /* The server starts or stops; it stops. */
+    bool busy;
     bool stopping;
-    struct co *stop_waiter;  /* who waits for the end of that; NULL: nobody */
-    char *unix_path;         /* to remove at the end; NULL: none */
-    unsigned port;           /* TCP; 0: none */
-    struct tls_creds *creds; /* references; NULL: none */
+    /* The coroutine that waits for the end of the stop; NULL: none. */
+    struct co *stop_waiter;
+    /* The socket to remove at the end; NULL: none. */
+    char *unix_path;
+    /* TCP; 0: none. */
+    unsigned port;
+    /* References; NULL: none. */
+    struct tls_creds *creds;
     struct tls_authz *authz;
 } state;
 
@@ -87,21 +95,21 @@ static int listen_unix(const char *path, int *ret_fd, struct error *err)
 /* --- TCP ------------------------------------------------------------------------------------ */
 
 /* Name resolution asks servers: for the offload pool. */
-struct resolve {
+struct resolving {
     const char *host, *port;
     struct addrinfo *result;
 };
 
-static int resolve(void *arg)
+static int resolve_listener(void *arg)
 {
-    struct resolve *r = arg;
+    struct resolving *q = arg;
     struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
 
-    return getaddrinfo(r->host, r->port, &hints, &r->result);
+    return getaddrinfo(q->host, q->port, &hints, &q->result);
 }
 
-/* `both`: an IPv6 socket that IPv4 clients reach, too. */
+/* `both`: an IPv6 socket that clients can also reach by IPv4. The socket, or -errno. */
 static int bind_one(const struct addrinfo *a, bool both)
 {
     AUTO_CLOSE int fd =
@@ -121,45 +129,45 @@ static int bind_one(const struct addrinfo *a, bool both)
     return TAKE_FD(fd);
 }
 
-/* The first address of one of the families. */
+/* The first address of a family that can be bound. The socket, or -errno. */
 static int bind_family(const struct addrinfo *list, bool v6, bool both)
 {
-    int ret = -EADDRNOTAVAIL;
+    int r = -EADDRNOTAVAIL;
 
-    for (const struct addrinfo *a = list; a && ret < 0; a = a->ai_next) {
+    for (const struct addrinfo *a = list; a && r < 0; a = a->ai_next) {
         if ((a->ai_family == AF_INET6) == v6) {
-            ret = bind_one(a, both);
+            r = bind_one(a, both);
         }
     }
-    return ret;
+    return r;
 }
 
 static int co_listen_tcp(const struct export_nbd_server_config *config, int *ret_fd,
                          struct error *err)
 {
-    struct resolve r = {
+    struct resolving q = {
         .host = config->host && config->host[0] ? config->host : NULL,
         .port = config->port ? config->port : NBD_DEFAULT_PORT,
     };
     int fd;
-    int ret = loop_co_offload(resolve, &r);
+    int r = loop_co_offload(resolve_listener, &q);
 
-    if (ret != 0) {
+    if (r != 0) {
         return error_set(err, EINVAL, "address resolution failed for %s:%s: %s",
-                         r.host ? r.host : "", r.port, gai_strerror(ret));
+                         q.host ? q.host : "", q.port, gai_strerror(r));
     }
     /*
-     * Without a host on both families. A host that has both is most often asked for by IPv4. One
-     * socket is enough: a system without IPv6 has the other.
+     * One socket: without a host an IPv6 one for both families, or on a system without IPv6 an IPv4
+     * one. A host that has addresses of both families is most often asked for by IPv4.
      */
-    fd = bind_family(r.result, !r.host, !r.host);
+    fd = bind_family(q.result, !q.host, !q.host);
     if (fd < 0 && fd != -EADDRINUSE) {
-        fd = bind_family(r.result, r.host, false);
+        fd = bind_family(q.result, q.host, false);
     }
-    freeaddrinfo(r.result);
+    freeaddrinfo(q.result);
     if (fd < 0) {
-        return error_set_errno(err, -fd, "Failed to bind socket to %s:%s", r.host ? r.host : "",
-                               r.port);
+        return error_set_errno(err, -fd, "Failed to bind socket to %s:%s", q.host ? q.host : "",
+                               q.port);
     }
     *ret_fd = fd;
     return 0;
@@ -194,7 +202,7 @@ static int co_make_listener(const struct export_nbd_server_config *config, int *
     return co_listen_tcp(config, ret_fd, err);
 }
 
-static int co_start(const struct export_nbd_server_config *config, struct error *err)
+static int co_start_server(const struct export_nbd_server_config *config, struct error *err)
 {
     struct nbd_server_config sc = {
         .max_connections = config->max_connections,
@@ -207,34 +215,39 @@ static int co_start(const struct export_nbd_server_config *config, struct error 
     AUTO_FREE char *path = NULL;
     struct nbd_server *server;
     int fd = -1;
-    int ret = co_make_listener(config, &fd, err);
+    int r = co_make_listener(config, &fd, err);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     if (config->listen_fd < 0 && config->unix_path) {
         path = strdup(config->unix_path);
     }
-    ret = nbd_server_new(&sc, &server, err);
-    if (ret == 0) {
+    r = nbd_server_new(&sc, &server, err);
+    if (r == 0) {
         nbd_server_hold(server, config->hold);
-        ret = nbd_server_listen(server, fd, err);
-        if (ret < 0) {
+        r = nbd_server_co_listen(server, fd, err);
+        if (r < 0) {
             nbd_server_free(server);
         }
     }
-    if (ret < 0) {
+    if (r < 0) {
         if (fd != config->listen_fd) {
             close(fd);
         }
         if (path) {
             unlink(path);
         }
-        return ret;
+        return r;
     }
     state.port = port_of(fd);
     state.unix_path = TAKE_PTR(path);
     state.server = server;
+    if (state.unix_path) {
+        log_info("NBD server: listens on unix:%s", state.unix_path);
+    } else {
+        log_info("NBD server: listens on TCP port %u", state.port);
+    }
     return 0;
 }
 
@@ -248,46 +261,46 @@ static void drop_tls(void)
 
 static int take_tls(const struct export_nbd_server_config *config, struct error *err)
 {
-    int ret = 0;
+    int r = 0;
 
     if (config->tls_creds) {
-        ret = tls_creds_ref(config->tls_creds, TLS_SERVER, &state.creds, err);
+        r = tls_creds_ref(config->tls_creds, TLS_SERVER, &state.creds, err);
     } else if (config->tls_authz) {
-        ret = error_set(err, EINVAL, "tls-authz is not permitted without tls-creds");
+        r = error_set(err, EINVAL, "tls-authz is not permitted without tls-creds");
     }
-    if (ret == 0 && config->tls_authz) {
-        ret = tls_authz_ref(config->tls_authz, &state.authz, err);
+    if (r == 0 && config->tls_authz) {
+        r = tls_authz_ref(config->tls_authz, &state.authz, err);
     }
-    if (ret == 0 && state.authz && !tls_creds_identify_peer(state.creds)) {
-        ret = error_set(err, EINVAL,
-                        "tls-authz needs TLS credentials that tell who a client is: '%s' are "
-                        "anonymous, or have verify-peer=off",
-                        config->tls_creds);
+    if (r == 0 && state.authz && !tls_creds_identify_peer(state.creds)) {
+        r = error_set(err, EINVAL,
+                      "tls-authz needs TLS credentials by which clients identify themselves: '%s' "
+                      "are anonymous, or have verify-peer=off",
+                      config->tls_creds);
     }
-    if (ret < 0) {
+    if (r < 0) {
         drop_tls();
     }
-    return ret;
+    return r;
 }
 
 int export_co_nbd_server_start(const struct export_nbd_server_config *config, struct error *err)
 {
-    int ret;
+    int r;
 
     if (state.server || state.busy) {
         return error_set(err, EBUSY, "NBD server already running");
     }
-    ret = take_tls(config, err);
-    if (ret < 0) {
-        return ret;
+    r = take_tls(config, err);
+    if (r < 0) {
+        return r;
     }
     state.busy = true;
-    ret = co_start(config, err);
+    r = co_start_server(config, err);
     state.busy = false;
-    if (ret < 0) {
+    if (r < 0) {
         drop_tls();
     }
-    return ret;
+    return r;
 }
 
 static void remove_socket(void)
@@ -314,8 +327,8 @@ void export_nbd_server_stop_accepting(void)
     }
 }
 
-/* Disconnect all, take the exports away, release. Waits for requests in work. */
-static void co_stop(void)
+/* Disconnect all clients, delete the exports, release the server. Waits for requests in work. */
+static void co_stop_server(void)
 {
     nbd_server_co_disconnect_all(state.server);
     block_co_control_lock();
@@ -327,9 +340,11 @@ static void co_stop(void)
     drop_tls();
     remove_socket();
     state.busy = state.stopping = false;
+    log_info("NBD server: stopped");
 }
 
-static void end_wait(void)
+/* Wake the coroutine that waits for the stop. */
+static void wake_stop_waiter(void)
 {
     if (state.stop_waiter) {
         struct co *co = state.stop_waiter;
@@ -339,15 +354,15 @@ static void end_wait(void)
     }
 }
 
-static void stopper(void *arg)
+static void co_stopper(void *arg)
 {
-    co_stop();
-    end_wait();
+    co_stop_server();
+    wake_stop_waiter();
 }
 
-static void waited_enough(struct loop_timer *timer)
+static void stop_wait_over(struct loop_timer *timer)
 {
-    end_wait();
+    wake_stop_waiter();
 }
 
 int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
@@ -359,19 +374,19 @@ int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
         return error_set(err, ENOENT, "NBD server not running");
     }
     /*
-     * Requests in flight may take for ever, and the end of an export takes the lock: other commands
-     * go on meanwhile.
+     * Requests in flight may hang, and the end of an export takes the control lock: other commands go
+     * on meanwhile.
      */
     held = block_control_pause();
     if (!state.stopping) {
         state.busy = state.stopping = true;
-        if (reactor_spawn(reactor_main(), stopper, NULL) < 0) {
-            co_stop();
+        if (reactor_spawn(reactor_main(), co_stopper, NULL) < 0) {
+            co_stop_server();
             block_co_control_resume(held);
             return 0;
         }
     }
-    loop_timer_init(&timer, waited_enough);
+    loop_timer_init(&timer, stop_wait_over);
     if (timeout_ns >= 0) {
         loop_timer_arm(&timer, loop_now_ns() + timeout_ns);
     }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Where a server is, from a filename or URI (the NBD project's doc/uri.md). */
+/* The address of a server, from a filename or URI (doc/uri.md of the NBD project). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,14 +16,14 @@ void nbd_address_clear(struct nbd_address *a)
     *a = (struct nbd_address){0};
 }
 
-static int malformed(const char *uri, const char *why, struct error *err)
+static int malformed_address(const char *uri, const char *why, struct error *err)
 {
     return error_set(err, EINVAL, "Invalid NBD address '%s': %s", uri, why);
 }
 
 /* "host", "host:port", "[v6]:port". */
-static int parse_authority(const char *uri, const char *text, size_t size, struct nbd_address *ret,
-                           struct error *err)
+static int parse_authority(const char *uri, const char *text, size_t size,
+                           struct nbd_address *ret_address, struct error *err)
 {
     const char *end = text + size, *colon;
 
@@ -31,45 +31,45 @@ static int parse_authority(const char *uri, const char *text, size_t size, struc
         const char *bracket = memchr(text, ']', size);
 
         if (!bracket || (bracket + 1 < end && bracket[1] != ':')) {
-            return malformed(uri, "an IPv6 address ends with ']'", err);
+            return malformed_address(uri, "an IPv6 address ends with ']'", err);
         }
-        ret->host = strndup(text + 1, (size_t)(bracket - text - 1));
+        ret_address->host = strndup(text + 1, (size_t)(bracket - text - 1));
         colon = bracket + 1 < end ? bracket + 1 : NULL;
     } else {
         colon = memchr(text, ':', size);
-        ret->host = percent_decode(text, colon ? (size_t)(colon - text) : size);
+        ret_address->host = percent_decode(text, colon ? (size_t)(colon - text) : size);
     }
     if (colon && colon + 1 < end) {
-        ret->port = strndup(colon + 1, (size_t)(end - colon - 1));
+        ret_address->port = strndup(colon + 1, (size_t)(end - colon - 1));
     }
-    if (!ret->host) {
-        return malformed(uri, "the host is malformed", err);
+    if (!ret_address->host) {
+        return malformed_address(uri, "the host is malformed", err);
     }
-    return ret->host[0] ? 0 : malformed(uri, "the host is missing", err);
+    return ret_address->host[0] ? 0 : malformed_address(uri, "the host is missing", err);
 }
 
 /* The value of "socket=" in a query. */
-static int parse_query(const char *uri, const char *query, struct nbd_address *ret,
+static int parse_query(const char *uri, const char *query, struct nbd_address *ret_address,
                        struct error *err)
 {
     while (*query) {
         size_t size = strcspn(query, "&;");
 
-        if (strncmp(query, "socket=", 7) == 0 && !ret->path) {
-            ret->path = percent_decode(query + 7, size - 7);
-            if (!ret->path) {
-                return malformed(uri, "the socket is malformed", err);
+        if (strncmp(query, "socket=", 7) == 0 && !ret_address->path) {
+            ret_address->path = percent_decode(query + 7, size - 7);
+            if (!ret_address->path) {
+                return malformed_address(uri, "the socket is malformed", err);
             }
         } else {
-            return malformed(uri, "only the parameter 'socket' is known", err);
+            return malformed_address(uri, "only the parameter 'socket' is known", err);
         }
         query += size + (query[size] != '\0');
     }
     return 0;
 }
 
-static int parse_uri(const char *uri, const char *rest, bool is_unix, struct nbd_address *ret,
-                     char **ret_export, struct error *err)
+static int parse_uri(const char *uri, const char *rest, bool is_unix,
+                     struct nbd_address *ret_address, char **ret_export, struct error *err)
 {
     size_t authority = strcspn(rest, "/?#");
     const char *path = rest + authority;
@@ -79,28 +79,28 @@ static int parse_uri(const char *uri, const char *rest, bool is_unix, struct nbd
 
     if (is_unix) {
         if (authority > 0) {
-            return malformed(uri, "nbd+unix has no host", err);
+            return malformed_address(uri, "nbd+unix has no host", err);
         }
-        r = parse_query(uri, query, ret, err);
-        if (r == 0 && (!ret->path || !ret->path[0])) {
-            r = malformed(uri, "nbd+unix needs ?socket=PATH", err);
+        r = parse_query(uri, query, ret_address, err);
+        if (r == 0 && (!ret_address->path || !ret_address->path[0])) {
+            r = malformed_address(uri, "nbd+unix needs ?socket=PATH", err);
         }
     } else {
         if (*query) {
-            return malformed(uri, "there are no parameters for TCP", err);
+            return malformed_address(uri, "there are no parameters for TCP", err);
         }
-        r = parse_authority(uri, rest, authority, ret, err);
+        r = parse_authority(uri, rest, authority, ret_address, err);
     }
     if (r < 0) {
         return r;
     }
-    /* One slash is the separator; all others belong to the name. */
+    /* The first slash is the separator; all others belong to the name. */
     *ret_export = path_size > 0 ? percent_decode(path + 1, path_size - 1) : strdup("");
-    return *ret_export ? 0 : malformed(uri, "the export name is malformed", err);
+    return *ret_export ? 0 : malformed_address(uri, "the export name is malformed", err);
 }
 
 /* The older form: "unix:PATH[:exportname=N]" or "HOST:PORT[:exportname=N]". */
-static int parse_legacy(const char *uri, const char *rest, struct nbd_address *ret,
+static int parse_legacy(const char *uri, const char *rest, struct nbd_address *ret_address,
                         char **ret_export, struct error *err)
 {
     static const char marker[] = ":exportname=";
@@ -109,14 +109,14 @@ static int parse_legacy(const char *uri, const char *rest, struct nbd_address *r
     int r = 0;
 
     if (strncmp(rest, "unix:", 5) == 0) {
-        ret->path = size > 5 ? strndup(rest + 5, size - 5) : NULL;
-        if (!ret->path) {
-            return malformed(uri, "the path of the socket is missing", err);
+        ret_address->path = size > 5 ? strndup(rest + 5, size - 5) : NULL;
+        if (!ret_address->path) {
+            return malformed_address(uri, "the path of the socket is missing", err);
         }
     } else {
-        r = parse_authority(uri, rest, size, ret, err);
-        if (r == 0 && !ret->port) {
-            r = malformed(uri, "the port is missing", err);
+        r = parse_authority(uri, rest, size, ret_address, err);
+        if (r == 0 && !ret_address->port) {
+            r = malformed_address(uri, "the port is missing", err);
         }
     }
     if (r < 0) {
@@ -126,7 +126,7 @@ static int parse_legacy(const char *uri, const char *rest, struct nbd_address *r
     return *ret_export ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
-int nbd_address_parse(const char *uri, struct nbd_address *ret, char **ret_export,
+int nbd_address_parse(const char *uri, struct nbd_address *ret_address, char **ret_export,
                       struct error *err)
 {
     static const struct {
@@ -148,12 +148,13 @@ int nbd_address_parse(const char *uri, struct nbd_address *ret, char **ret_expor
     if (!known) {
         r = strncmp(uri, "nbd:", 4) == 0
                 ? parse_legacy(uri, uri + 4, &a, ret_export, err)
-                : malformed(uri, "it begins with nbd:, nbd://, nbd+tcp:// or nbd+unix://", err);
+                : malformed_address(uri, "it begins with nbd:, nbd://, nbd+tcp:// or nbd+unix://",
+                                    err);
     }
     if (r < 0) {
         nbd_address_clear(&a);
         return r;
     }
-    *ret = a;
+    *ret_address = a;
     return 0;
 }

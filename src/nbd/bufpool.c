@@ -7,6 +7,7 @@
 
 #include "nbd/bufpool.h"
 
+/* The class of a buffer of at least `size` bytes. */
 static unsigned class_of(size_t size)
 {
     size_t pages = (size + ((1u << BUFPOOL_CLASS_MIN_SHIFT) - 1)) >> BUFPOOL_CLASS_MIN_SHIFT;
@@ -15,15 +16,14 @@ static unsigned class_of(size_t size)
 }
 
 /*
- * Large ones are maps of their own, which go back to the system at once: out of the heap they might
- * not.
+ * Such buffers go back to the system at once when they are freed. Out of the heap they might not.
  */
 static bool is_map(unsigned size_class)
 {
     return size_class >= BUFPOOL_MAP_CLASS;
 }
 
-static void *allocate(const struct pooled *b)
+static void *buffer_allocate(const struct pooled *b)
 {
     void *data;
 
@@ -34,7 +34,7 @@ static void *allocate(const struct pooled *b)
     return data == MAP_FAILED ? NULL : data;
 }
 
-static void release(void *data, unsigned size_class)
+static void buffer_release(void *data, unsigned size_class)
 {
     struct pooled b = {.size_class = size_class};
 
@@ -45,7 +45,7 @@ static void release(void *data, unsigned size_class)
     }
 }
 
-bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret)
+bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret_buffer)
 {
     struct pooled b = {.size_class = class_of(size)};
 
@@ -57,14 +57,14 @@ bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret)
         memcpy(&p->free[b.size_class], b.data, sizeof(void *));
         p->kept -= pooled_size(&b);
     } else {
-        b.data = allocate(&b);
+        b.data = buffer_allocate(&b);
         if (!b.data) {
             return false;
         }
     }
     p->used += pooled_size(&b);
     p->peak = MAX(p->peak, p->used);
-    *ret = b;
+    *ret_buffer = b;
     return true;
 }
 
@@ -75,7 +75,7 @@ void bufpool_put(struct bufpool *p, struct pooled *b)
     }
     p->used -= pooled_size(b);
     if (p->kept + pooled_size(b) > BUFPOOL_KEEP) {
-        release(b->data, b->size_class);
+        buffer_release(b->data, b->size_class);
     } else {
         memcpy(b->data, &p->free[b->size_class], sizeof(void *));
         p->free[b->size_class] = b->data;
@@ -100,7 +100,7 @@ void bufpool_trim(struct bufpool *p)
             void *next;
 
             memcpy(&next, p->free[i], sizeof(next));
-            release(p->free[i], i);
+            buffer_release(p->free[i], i);
             p->free[i] = next;
         }
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Page-aligned buffers in classes of powers of two, kept for the next request. One pool per
- * reactor, used on its thread only; none of these functions yields.
+ * Page-aligned buffers in classes of powers of two, kept for the next request. One pool for each
+ * reactor, used on its thread only. Nothing here yields.
  */
 #ifndef TIDEMARK_NBD_BUFPOOL_H
 #define TIDEMARK_NBD_BUFPOOL_H
@@ -11,30 +11,40 @@
 
 #include "base/checked.h"
 
-#define BUFPOOL_CLASS_MIN_SHIFT 12 /* 4 KiB */
-#define BUFPOOL_CLASSES 14         /* up to 32 MiB */
-#define BUFPOOL_MAP_CLASS 4        /* from 64 KiB on: not of the heap */
-#define BUFPOOL_PEAK (64 * MiB)    /* less than this in use is never much */
-#define BUFPOOL_KEEP (32 * MiB)    /* bytes that free buffers may take */
-
-struct bufpool {
-    void *free[BUFPOOL_CLASSES]; /* each begins with a pointer to the next */
-    size_t kept;                 /* bytes in them */
-    size_t used;                 /* bytes in buffers that were got and not put back */
-    size_t peak;                 /* the most of that since memory was last given back */
+enum {
+    /* The smallest class: 4 KiB. */
+    BUFPOOL_CLASS_MIN_SHIFT = 12,
+    /* Up to 32 MiB. */
+    BUFPOOL_CLASSES = 14,
+    /* From this class on (64 KiB) buffers are maps of their own, not of the heap. */
+    BUFPOOL_MAP_CLASS = 4,
+    /* Memory is given back to the system only after more than this was in use. Bytes. */
+    BUFPOOL_PEAK = 64 * 1024 * 1024,
+    /* Free buffers that are kept. Bytes. */
+    BUFPOOL_KEEP = 32 * 1024 * 1024,
 };
 
-/* A buffer of the pool; data is NULL for none. */
+struct bufpool {
+    /* Free buffers of each class; each begins with a pointer to the next. */
+    void *free[BUFPOOL_CLASSES];
+    /* Bytes in free buffers. */
+    size_t kept;
+    /* Bytes in buffers that are in use, and the most of that since memory was last given back. */
+    size_t used;
+    size_t peak;
+};
+
+/* A buffer of the pool; data NULL: none. */
 struct pooled {
     void *data;
     unsigned size_class;
 };
 
-/* At least `size` bytes (1 .. 32 MiB). False if out of memory or out of range. */
-bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret);
-/* Give back and set to none. None is fine. */
+/* Get at least `size` bytes (1 to 32 MiB). False: out of memory, or out of range. */
+bool bufpool_get(struct bufpool *p, size_t size, struct pooled *ret_buffer);
+/* Give a buffer back, and set it to none. None is fine. */
 void bufpool_put(struct bufpool *p, struct pooled *b);
-/* Bytes that fit into it. */
+/* The size of a buffer. Bytes. */
 static inline size_t pooled_size(const struct pooled *b)
 {
     return (size_t)1 << (BUFPOOL_CLASS_MIN_SHIFT + b->size_class);
@@ -44,7 +54,7 @@ static inline size_t pooled_size(const struct pooled *b)
  * milliseconds.
  */
 void bufpool_settle(struct bufpool *p);
-/* Free all that is kept. */
+/* Free all buffers that are kept. */
 void bufpool_trim(struct bufpool *p);
 
 #endif

@@ -4,9 +4,11 @@
  *
  * A connection lives on the reactor that made it, where one coroutine sends and one receives;
  * requests of other reactors queue there. Up to NBD_CLIENT_IN_FLIGHT requests are on the wire,
- * later ones wait. What a server sends is checked: a server that breaks the protocol is
- * disconnected, and requests then fail with -EIO. A lost connection is made again only if
- * nbd_client_set_reconnect() says so.
+ * later ones wait. Everything that a server sends is checked. A server that breaks the protocol is
+ * disconnected, and requests then fail with -EIO; the log says what it did. A lost connection is
+ * restored only if nbd_client_set_reconnect() says so.
+ *
+ * `co_` functions yield; the others do not.
  */
 #ifndef TIDEMARK_NBD_CLIENT_H
 #define TIDEMARK_NBD_CLIENT_H
@@ -18,127 +20,167 @@
 #include "base/error.h"
 #include "base/iov.h"
 
-#define NBD_CLIENT_IN_FLIGHT 64
-#define NBD_CLIENT_CONTEXT_MAX 16
+enum {
+    /* Requests of one connection that are on the wire. */
+    NBD_CLIENT_IN_FLIGHT = 64,
+    /* Metadata contexts that can be asked for. */
+    NBD_CLIENT_CONTEXT_MAX = 16,
+};
 
 struct nbd_client;
 struct tls_creds;
 
-/* Where a server is: a unix socket (path), or TCP. Strings are owned. */
+/* --- addresses ------------------------------------------------------------------------------ */
+
+/* Where a server is. Strings are owned. */
 struct nbd_address {
-    char *path; /* NULL: TCP */
+    /* A unix socket; NULL: TCP. */
+    char *path;
     char *host;
-    char *port; /* NULL: 10809 */
+    /* NULL: 10809. */
+    char *port;
 };
 
+/* Release what it owns, and empty it. */
 void nbd_address_clear(struct nbd_address *a);
 
 /*
  * Parse "nbd:unix:PATH[:exportname=NAME]", "nbd:HOST:PORT[:exportname=NAME]",
- * "nbd[+tcp]://HOST[:PORT]/NAME" or "nbd+unix:///NAME?socket=PATH". *ret_export is malloc'ed ("" if
- * none is named). -EINVAL. Does not yield.
+ * "nbd[+tcp]://HOST[:PORT]/NAME" or "nbd+unix:///NAME?socket=PATH" (doc/uri.md of the NBD project).
+ * *ret_export is the caller's to free, "" if the text names none. -EINVAL, -ENOMEM.
  */
-int nbd_address_parse(const char *uri, struct nbd_address *ret, char **ret_export,
+int nbd_address_parse(const char *uri, struct nbd_address *ret_address, char **ret_export,
                       struct error *err);
 
-/* That the server has to speak TLS, and who it has to be. */
+/* --- life ----------------------------------------------------------------------------------- */
+
+/* Use TLS, and check who the server is. */
 struct nbd_client_tls {
-    const struct tls_creds *creds; /* of a client; they outlive the connection */
-    const char *hostname;          /* that its certificate is for; NULL: the host of the address */
+    /* Of a client. They outlive the connection. */
+    const struct tls_creds *creds;
+    /* The name that the server's certificate has to be for; NULL: the host of the address. */
+    const char *hostname;
 };
 
 /*
- * Connect and choose an export, asking for `context_count` metadata contexts by exact name. Those
- * that the server doesn't have are no error: see nbd_client_context(). timeout_ns limits the whole
- * of it; < 0: no limit. `tls` NULL: in the clear.
+ * Connect and choose an export, asking for `context_count` metadata contexts by exact name. A
+ * context that the server does not have is no error: see nbd_client_context(). `timeout_ns` limits
+ * the whole of it; < 0: no limit. tls NULL: in the clear. 0 or -errno with `err` set; -EPROTO: the
+ * server broke the protocol.
  */
 int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_client_tls *tls,
                           const char *export_name, const char *const *contexts,
-                          size_t context_count, int64_t timeout_ns, struct nbd_client **ret,
+                          size_t context_count, int64_t timeout_ns, struct nbd_client **ret_client,
                           struct error *err);
 
 /*
- * Make a lost connection again, and send what was in flight anew. Requests wait for that up to
- * `delay_ns` after the loss, or until `is_awaited(arg)` says on the connection's reactor that
- * somebody waits for them; then they fail with -EIO, and so do others, until it is there again.
- * Writes that were acknowledged and not flushed are kept, and repeated before anything else: a
- * flush covers them whatever the server forgot. Where that fails, flushes fail for good. A server
- * that breaks the protocol, or comes back with another export (smaller, read-only, without a
- * command that it had), is not used. Before the first request.
+ * Restore a lost connection, and send requests that were in flight again. To be called before the
+ * first request.
+ *
+ * Requests wait for that up to `delay_ns` after the loss, or until `is_awaited(arg)`, called on the
+ * connection's reactor, returns that something waits for them. Then they fail with -EIO, and so do
+ * others, until there is a connection again. Writes that were acknowledged and not flushed are
+ * kept, and repeated before anything else: a flush covers them whatever the server has lost. Where
+ * that fails, all later flushes fail. A server that broke the protocol is not connected to again,
+ * nor one that comes back with another export: smaller, read-only, without a command that it had.
  */
 void nbd_client_set_reconnect(struct nbd_client *c, int64_t delay_ns, bool (*is_awaited)(void *arg),
                               void *arg);
 
-/* Say goodbye, wait for what is in flight, release. On the reactor that connected. NULL is fine. */
+/*
+ * Say goodbye, wait for requests in flight, release. On the reactor that connected. NULL is fine.
+ */
 void nbd_client_co_close(struct nbd_client *c);
 
-/* What was agreed. Any thread. */
-uint64_t nbd_client_size(const struct nbd_client *c);            /* bytes */
-unsigned nbd_client_flags(const struct nbd_client *c);           /* NBD_FLAG_... */
-uint32_t nbd_client_min_block(const struct nbd_client *c);       /* bytes, >= 1 */
-uint32_t nbd_client_preferred_block(const struct nbd_client *c); /* bytes */
-uint32_t nbd_client_max_block(const struct nbd_client *c);       /* bytes, of READ and WRITE */
-const char *nbd_client_description(const struct nbd_client *c);  /* NULL if none */
+/* --- what was agreed; any thread ------------------------------------------------------------ */
+
+/* Bytes. */
+uint64_t nbd_client_size(const struct nbd_client *c);
+/* enum nbd_transmission_flags. */
+unsigned nbd_client_flags(const struct nbd_client *c);
+/* Block sizes in bytes, at least 1. The maximum is that of a read or a write. */
+uint32_t nbd_client_min_block(const struct nbd_client *c);
+uint32_t nbd_client_preferred_block(const struct nbd_client *c);
+uint32_t nbd_client_max_block(const struct nbd_client *c);
+/* Borrowed; NULL: none. */
+const char *nbd_client_description(const struct nbd_client *c);
 /* Whether the i-th context that was asked for was granted. */
 bool nbd_client_context(const struct nbd_client *c, size_t i);
 
+/* --- requests ------------------------------------------------------------------------------- */
+
 /*
- * Requests; any reactor, in a coroutine; all yield. Offsets and lengths in bytes, split here by the
- * server's limits. 0 or -errno of the server; -EIO also when the connection is lost, -ENOTSUP for
- * what the server can't do.
+ * From any reactor. Offsets and lengths are bytes; requests are split by the server's limits. 0 or
+ * -errno of the server. -EIO: the connection is lost, or the range reaches beyond the end.
+ * -ENOTSUP: the server does not have the command. Of changes: -EROFS, the export is read-only; of
+ * writes beyond the end: -ENOSPC.
  */
 int nbd_client_co_preadv(struct nbd_client *c, uint64_t offset, struct iov iov);
 int nbd_client_co_pread(struct nbd_client *c, uint64_t offset, void *buf, size_t size);
+/* `fua`: on stable storage when it returns; a server without FUA is sent a flush. */
 int nbd_client_co_pwritev(struct nbd_client *c, uint64_t offset, struct iov iov, bool fua);
+/* 0 also from a server without flushes. */
 int nbd_client_co_flush(struct nbd_client *c);
 int nbd_client_co_trim(struct nbd_client *c, uint64_t offset, uint64_t length);
 /*
- * `cmd_flags`: NBD_CMD_FLAG_FUA, _NO_HOLE, _FAST_ZERO; the last is dropped if the server doesn't
+ * `cmd_flags`: NBD_CMD_FLAG_FUA, _NO_HOLE, _FAST_ZERO. The last is dropped if the server does not
  * know it.
  */
 int nbd_client_co_write_zeroes(struct nbd_client *c, uint64_t offset, uint64_t length,
                                unsigned cmd_flags);
+/* Have the server read ahead. */
 int nbd_client_co_cache(struct nbd_client *c, uint64_t offset, uint64_t length);
 
 struct nbd_extent {
-    uint64_t length; /* bytes, > 0 */
-    uint32_t flags;  /* as the context defines them */
+    /* Bytes, > 0. */
+    uint64_t length;
+    /* As the context defines them. */
+    uint32_t flags;
 };
 
-/* Extents of one context, from the offset asked for on. Owned; nbd_extents_clear() frees. */
+/* Extents of one context, from the offset that was asked for on. */
 struct nbd_extents {
+    /* Owned; NULL: none. */
     struct nbd_extent *list;
     size_t count;
 };
 
 /*
- * Block status of all granted contexts: `per_context` has an element for each context asked for at
- * connect, filled in that order (empty for those not granted). The server may tell about less than
- * `length`, and differ between contexts; never more than `length` is returned. `one`: the first
- * extent only.
+ * Block status in all granted contexts. `per_context` has an element for each context that was
+ * asked for at connect, and is filled in that order; those of contexts that were not granted stay
+ * empty. The server may describe less than `length` bytes, and a different length in each context;
+ * never more than `length` is returned. `one`: the first extent only. The caller clears what is
+ * filled, after an error nothing is. -ENOTSUP: no context was granted.
  */
 int nbd_client_co_block_status(struct nbd_client *c, uint64_t offset, uint64_t length, bool one,
                                struct nbd_extents *per_context);
+/* Release what it owns, and empty it. */
 void nbd_extents_clear(struct nbd_extents *e);
 
 /* --- listing -------------------------------------------------------------------------------- */
 
 struct nbd_export_info {
     char *name;
-    char *description; /* NULL: none */
-    bool extended;     /* the server has extended headers */
-    bool has_info;     /* the rest is valid: the server answered NBD_OPT_INFO */
+    /* NULL: none. */
+    char *description;
+    /* The server has extended headers. */
+    bool extended;
+    /* The server answered NBD_OPT_INFO: the members from here on are valid. */
+    bool has_info;
     uint64_t size;
     unsigned flags;
     bool has_block_sizes;
     uint32_t min_block, preferred_block, max_block;
-    char **contexts; /* names of available metadata contexts */
+    /* Names of the metadata contexts that can be selected. */
+    char **contexts;
     size_t context_count;
 };
 
-/* List the exports of a server. *ret is freed with nbd_export_list_free(). */
+/*
+ * List the exports of a server. The caller frees the list by nbd_export_list_free(). 0 or -errno.
+ */
 int nbd_client_co_list(const struct nbd_address *address, const struct nbd_client_tls *tls,
-                       int64_t timeout_ns, struct nbd_export_info **ret, size_t *ret_count,
+                       int64_t timeout_ns, struct nbd_export_info **ret_list, size_t *ret_count,
                        struct error *err);
 void nbd_export_list_free(struct nbd_export_info *list, size_t count);
 

@@ -2,8 +2,8 @@
 /*
  * The block driver "nbd": an export of a server as a node. Options as QEMU's BlockdevOptionsNbd.
  *
- * With x-dirty-bitmap, block status tells of that context instead of allocation: areas whose lowest
- * flag bit is set (dirty) are reported as not data.
+ * With x-dirty-bitmap, the block status is that of the named context instead of "base:allocation":
+ * areas whose lowest flag bit is set (dirty) are reported as not data.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -19,43 +19,56 @@
 #include "nbd/proto.h"
 #include "tls/tls.h"
 
+/* Limit of one connect, handshake included. */
 #define HANDSHAKE_TIMEOUT_NS 30000000000LL
+/* Between two attempts to connect. */
 #define RETRY_NS 100000000LL
 
-/* How long what a server said of extents is believed: others may write to the export. */
+/* How long the extents that a server reported are trusted: others may write to the export. */
 #define STATUS_NS 200000000LL
-/* Who goes through the disk is told of so much at once. */
+/* A user that walks through the disk gets the status of this much at once. Bytes. */
 #define STATUS_AHEAD (1 * GiB)
 
-/* What the server said last. Any reactor. */
+/* The extents that the server reported last. Any reactor. */
 struct status_cache {
+    /* Guards all members. */
     pthread_mutex_t lock;
-    struct nbd_extents extents; /* none: nothing is known */
-    uint64_t start, end;        /* of them all */
-    size_t next;                /* the one that is likely asked for next, */
-    uint64_t next_start;        /* and where it begins */
-    uint64_t write_generation;  /* of the node */
+    /* None: nothing is known. */
+    struct nbd_extents extents;
+    /* The range of all extents. */
+    uint64_t start, end;
+    /* The extent that is likely to be asked for next, and where it begins. */
+    size_t next;
+    uint64_t next_start;
+    /* Of the node, when the server was asked. */
+    uint64_t write_generation;
     int64_t until_ns;
 };
 
 struct nbd_node {
     struct nbd_client *client;
     struct status_cache status;
-    struct tls_creds *creds; /* a reference; NULL: in the clear */
+    /* A reference; NULL: in the clear. */
+    struct tls_creds *creds;
 };
 
-/* What the options say. */
-struct target {
+/* The options of a node. */
+struct node_target {
     struct nbd_address address;
     char *export;
-    char *context;         /* x-dirty-bitmap; NULL: base:allocation */
-    char *tls_creds;       /* id of an object; NULL: in the clear */
-    char *tls_hostname;    /* NULL: the host of the address */
-    uint64_t open_timeout; /* seconds in which failed connecting is tried again */
-    uint64_t reconnect;    /* seconds that requests wait for a lost connection */
+    /* x-dirty-bitmap; NULL: base:allocation. */
+    char *context;
+    /* Id of an object; NULL: in the clear. */
+    char *tls_creds;
+    /* NULL: the host of the address. */
+    char *tls_hostname;
+    /* Seconds in which a failed connect is tried again. */
+    uint64_t open_timeout;
+    /* Seconds that requests wait for a lost connection. */
+    uint64_t reconnect;
 };
 
-static void target_clear(struct target *t)
+static void node_target_clear(struct node_target *t)
 {
     nbd_address_clear(&t->address);
     free(t->export);
@@ -69,10 +82,10 @@ static int nbd_parse_filename(const char *filename, struct options *opts, struct
     struct nbd_address a CLEANUP(nbd_address_clear) = {0};
     AUTO_FREE char *export = NULL;
     struct options *server;
-    int ret = nbd_address_parse(filename, &a, &export, err);
+    int r = nbd_address_parse(filename, &a, &export, err);
 
-    if (ret < 0) {
-        return ret;
+    if (r < 0) {
+        return r;
     }
     server = options_new();
     if (!server) {
@@ -93,46 +106,43 @@ static int nbd_parse_filename(const char *filename, struct options *opts, struct
 }
 
 /* `server.type=unix,server.path=...` or `server.type=inet,server.host=...,server.port=...`. */
-static int take_server(struct options *server, struct nbd_address *a, struct error *err)
+static int take_server_address(struct options *server, struct nbd_address *a, struct error *err)
 {
     static const char *const types[] = {"inet", "unix", NULL};
-    int type, ret;
+    int type, r;
 
     if (!options_has(server, "type")) {
         return error_set(err, EINVAL, "Parameter 'server.type' is missing");
     }
-    ret = options_take_enum(server, "type", types, 0, &type, err);
-    if (ret == 0 && type == 1) {
-        ret = options_take_str(server, "path", &a->path, err);
-        if (ret == 0 && !a->path) {
-            ret = error_set(err, EINVAL, "Parameter 'server.path' is missing");
+    r = options_take_enum(server, "type", types, 0, &type, err);
+    if (r < 0) {
+        return r;
+    }
+    if (type == 1) {
+        r = options_take_str(server, "path", &a->path, err);
+        if (r == 0 && !a->path) {
+            r = error_set(err, EINVAL, "Parameter 'server.path' is missing");
         }
-    } else if (ret == 0) {
-        ret = options_take_str(server, "host", &a->host, err);
-        if (ret == 0) {
-            ret = options_take_str(server, "port", &a->port, err);
-        }
-        if (ret == 0 && (!a->host || !a->port)) {
-            ret = error_set(err, EINVAL, "Parameter 'server.%s' is missing",
-                            a->host ? "port" : "host");
+    } else {
+        r = options_take_str(server, "host", &a->host, err);
+        UNLESS_FAILED(r, options_take_str(server, "port", &a->port, err));
+        if (r == 0 && (!a->host || !a->port)) {
+            r = error_set(err, EINVAL, "Parameter 'server.%s' is missing",
+                          a->host ? "port" : "host");
         }
     }
-    return ret < 0 ? ret : options_check_empty(server, "the NBD server address", err);
+    return r < 0 ? r : options_check_empty(server, "the NBD server address", err);
 }
 
 /* The older, flat form: `path`, or `host` and `port`. */
 static int take_flat_address(struct options *opts, struct nbd_address *a, struct error *err)
 {
-    int ret = options_take_text(opts, "path", &a->path, err);
+    int r = options_take_text(opts, "path", &a->path, err);
 
-    if (ret == 0) {
-        ret = options_take_text(opts, "host", &a->host, err);
-    }
-    if (ret == 0) {
-        ret = options_take_text(opts, "port", &a->port, err);
-    }
-    if (ret < 0) {
-        return ret;
+    UNLESS_FAILED(r, options_take_text(opts, "host", &a->host, err));
+    UNLESS_FAILED(r, options_take_text(opts, "port", &a->port, err));
+    if (r < 0) {
+        return r;
     }
     if (a->path && a->host) {
         return error_set(err, EINVAL, "path and host may not be used at the same time");
@@ -143,39 +153,34 @@ static int take_flat_address(struct options *opts, struct nbd_address *a, struct
     return 0;
 }
 
-static int take_target(struct options *opts, struct target *t, struct error *err)
+/* `server`, or the flat form. */
+static int take_address(struct options *opts, struct nbd_address *a, struct error *err)
 {
     AUTO_OPTIONS struct options *server = NULL;
     AUTO_FREE char *node_name = NULL;
-    int ret = options_take_child(opts, "server", &server, &node_name, err);
+    int r = options_take_child(opts, "server", &server, &node_name, err);
 
-    if (ret == 0 && node_name) {
-        ret = error_set(err, EINVAL, "Parameter 'server' has to be an object");
+    if (r < 0) {
+        return r;
     }
-    if (ret == 0) {
-        ret = server ? take_server(server, &t->address, err)
-                     : take_flat_address(opts, &t->address, err);
+    if (node_name) {
+        return error_set(err, EINVAL, "Parameter 'server' has to be an object");
     }
-    if (ret == 0) {
-        ret = options_take_str(opts, "export", &t->export, err);
-    }
-    if (ret == 0) {
-        ret = options_take_str(opts, "x-dirty-bitmap", &t->context, err);
-    }
-    if (ret == 0) {
-        ret = options_take_str(opts, "tls-creds", &t->tls_creds, err);
-    }
-    if (ret == 0) {
-        ret = options_take_str(opts, "tls-hostname", &t->tls_hostname, err);
-    }
-    if (ret == 0) {
-        ret = options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err);
-    }
-    if (ret == 0) {
-        ret = options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &t->reconnect, err);
-    }
-    if (ret < 0) {
-        return ret;
+    return server ? take_server_address(server, a, err) : take_flat_address(opts, a, err);
+}
+
+static int take_node_target(struct options *opts, struct node_target *t, struct error *err)
+{
+    int r = take_address(opts, &t->address, err);
+
+    UNLESS_FAILED(r, options_take_str(opts, "export", &t->export, err));
+    UNLESS_FAILED(r, options_take_str(opts, "x-dirty-bitmap", &t->context, err));
+    UNLESS_FAILED(r, options_take_str(opts, "tls-creds", &t->tls_creds, err));
+    UNLESS_FAILED(r, options_take_str(opts, "tls-hostname", &t->tls_hostname, err));
+    UNLESS_FAILED(r, options_take_uint(opts, "open-timeout", 0, UINT32_MAX, &t->open_timeout, err));
+    UNLESS_FAILED(r, options_take_uint(opts, "reconnect-delay", 0, UINT32_MAX, &t->reconnect, err));
+    if (r < 0) {
+        return r;
     }
     if (!t->export) {
         t->export = strdup("");
@@ -184,16 +189,16 @@ static int take_target(struct options *opts, struct target *t, struct error *err
         return error_set(err, ENOMEM, "Out of memory");
     }
     if (strlen(t->export) > NBD_STRING_MAX) {
-        ret = error_set(err, EINVAL, "export name too long to send to server");
+        return error_set(err, EINVAL, "export name too long to send to server");
     }
-    if (ret == 0 && t->context && strlen(t->context) > NBD_STRING_MAX) {
-        ret = error_set(err, EINVAL, "x-dirty-bitmap query too long to send to server");
+    if (t->context && strlen(t->context) > NBD_STRING_MAX) {
+        return error_set(err, EINVAL, "x-dirty-bitmap query too long to send to server");
     }
-    return ret;
+    return 0;
 }
 
-static int co_connect(const struct target *t, const struct tls_creds *creds,
-                      struct nbd_client **ret, struct error *err)
+static int co_connect_node(const struct node_target *t, const struct tls_creds *creds,
+                           struct nbd_client **ret_client, struct error *err)
 {
     struct nbd_client_tls tls = {.creds = creds, .hostname = t->tls_hostname};
     const char *context = t->context ? t->context : NBD_CONTEXT_BASE_ALLOCATION;
@@ -203,7 +208,7 @@ static int co_connect(const struct target *t, const struct tls_creds *creds,
         ERROR_AUTO(local);
         int64_t left;
         int r = nbd_client_co_connect(&t->address, creds ? &tls : NULL, t->export, &context, 1,
-                                      HANDSHAKE_TIMEOUT_NS, ret, &local);
+                                      HANDSHAKE_TIMEOUT_NS, ret_client, &local);
 
         if (r == 0) {
             return 0;
@@ -217,7 +222,7 @@ static int co_connect(const struct target *t, const struct tls_creds *creds,
     }
 }
 
-static char *make_filename(const struct target *t)
+static char *make_filename(const struct node_target *t)
 {
     const char *port = t->address.port ? t->address.port : NBD_DEFAULT_PORT;
     char *name = NULL;
@@ -258,12 +263,12 @@ static void set_limits(struct block_node *node, const struct nbd_client *c)
     block_node_set_size(node, nbd_client_size(c));
 }
 
-static bool is_awaited(void *arg)
+static bool node_is_awaited(void *arg)
 {
     return block_node_is_awaited(arg);
 }
 
-static void co_disconnect(struct nbd_node *n)
+static void co_disconnect_node(struct nbd_node *n)
 {
     nbd_client_co_close(n->client);
     n->client = NULL;
@@ -274,34 +279,35 @@ static void co_disconnect(struct nbd_node *n)
 static int nbd_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct nbd_node *n = node->opaque;
-    struct target t CLEANUP(target_clear) = {0};
-    int ret = take_target(opts, &t, err);
+    struct node_target t CLEANUP(node_target_clear) = {0};
+    int r = take_node_target(opts, &t, err);
 
-    if (ret == 0 && t.tls_creds) {
-        ret = tls_creds_ref(t.tls_creds, TLS_CLIENT, &n->creds, err);
+    if (r == 0 && t.tls_creds) {
+        r = tls_creds_ref(t.tls_creds, TLS_CLIENT, &n->creds, err);
     }
-    if (ret == 0) {
-        ret = co_connect(&t, n->creds, &n->client, err);
+    if (r == 0) {
+        r = co_connect_node(&t, n->creds, &n->client, err);
     }
-    if (ret < 0) {
-        co_disconnect(n);
-        return ret;
+    if (r < 0) {
+        co_disconnect_node(n);
+        return r;
     }
     if (t.context && !nbd_client_context(n->client, 0)) {
-        ret = error_set(err, EINVAL, "requested x-dirty-bitmap %s not found", t.context);
+        r = error_set(err, EINVAL, "requested x-dirty-bitmap %s not found", t.context);
     } else if (!node->read_only && (nbd_client_flags(n->client) & NBD_FLAG_READ_ONLY)) {
-        ret = error_set(err, EACCES, "NBD server does not allow writing to export '%s'", t.export);
+        r = error_set(err, EACCES, "NBD server does not allow writing to export '%s'", t.export);
     }
-    if (ret < 0) {
-        co_disconnect(n);
-        return ret;
+    if (r < 0) {
+        co_disconnect_node(n);
+        return r;
     }
     free(node->filename);
     node->filename = make_filename(&t);
     set_limits(node, n->client);
     pthread_mutex_init(&n->status.lock, NULL);
     if (t.reconnect > 0) {
-        nbd_client_set_reconnect(n->client, (int64_t)t.reconnect * 1000000000LL, is_awaited, node);
+        nbd_client_set_reconnect(n->client, (int64_t)t.reconnect * 1000000000LL, node_is_awaited,
+                                 node);
     }
     return 0;
 }
@@ -310,7 +316,7 @@ static void nbd_co_close_node(struct block_node *node)
 {
     struct nbd_node *n = node->opaque;
 
-    co_disconnect(n);
+    co_disconnect_node(n);
     nbd_extents_clear(&n->status.extents);
     pthread_mutex_destroy(&n->status.lock);
 }
@@ -323,9 +329,9 @@ static struct nbd_client *client_of(struct block_node *node)
 static int nbd_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     if (flags & BLOCK_REQ_PREFETCH) {
-        int ret = nbd_client_co_cache(client_of(node), offset, iov.size);
+        int r = nbd_client_co_cache(client_of(node), offset, iov.size);
 
-        return ret == -ENOTSUP ? 0 : ret;
+        return r == -ENOTSUP ? 0 : r;
     }
     return nbd_client_co_preadv(client_of(node), offset, iov);
 }
@@ -360,17 +366,18 @@ static int nbd_co_flush(struct block_node *node)
     return nbd_client_co_flush(client_of(node));
 }
 
-static bool is_current(const struct block_node *node, const struct status_cache *s)
+/* Whether the extents can still be trusted; lock held. */
+static bool extents_are_current(const struct block_node *node, const struct status_cache *s)
 {
     return s->extents.count > 0 && s->write_generation == atomic_load(&node->write_generation) &&
            loop_now_ns() < s->until_ns;
 }
 
-/* The extent at `offset`, and how far it goes from there; lock held. */
-static bool look_up_locked(const struct block_node *node, struct status_cache *s, uint64_t offset,
-                           struct nbd_extent *ret)
+/* The extent at `offset`, from there on. False if it is not known. */
+static bool look_up_extent_locked(const struct block_node *node, struct status_cache *s,
+                                  uint64_t offset, struct nbd_extent *ret_extent)
 {
-    if (offset < s->start || offset >= s->end || !is_current(node, s)) {
+    if (offset < s->start || offset >= s->end || !extents_are_current(node, s)) {
         return false;
     }
     if (offset < s->next_start) {
@@ -380,13 +387,14 @@ static bool look_up_locked(const struct block_node *node, struct status_cache *s
     while (offset - s->next_start >= s->extents.list[s->next].length) {
         s->next_start += s->extents.list[s->next++].length;
     }
-    *ret = s->extents.list[s->next];
-    ret->length -= offset - s->next_start;
+    *ret_extent = s->extents.list[s->next];
+    ret_extent->length -= offset - s->next_start;
     return true;
 }
 
-static void remember_locked(struct status_cache *s, uint64_t offset, uint64_t generation,
-                            struct nbd_extents *extents)
+/* Keep the answer to a request for `offset`; empties `extents`. */
+static void keep_extents_locked(struct status_cache *s, uint64_t offset, uint64_t generation,
+                                struct nbd_extents *extents)
 {
     nbd_extents_clear(&s->extents);
     s->extents = *extents;
@@ -400,9 +408,9 @@ static void remember_locked(struct status_cache *s, uint64_t offset, uint64_t ge
     *extents = (struct nbd_extents){0};
 }
 
-/* The first extent of [offset, offset + length), from what is known or from the server. */
-static int co_extent(struct block_node *node, uint64_t offset, uint64_t length,
-                     struct nbd_extent *ret)
+/* The first extent of [offset, offset + length), from the cache or from the server. */
+static int co_get_extent(struct block_node *node, uint64_t offset, uint64_t length,
+                         struct nbd_extent *ret_extent)
 {
     struct status_cache *s = &((struct nbd_node *)node->opaque)->status;
     uint64_t generation = atomic_load(&node->write_generation);
@@ -411,7 +419,7 @@ static int co_extent(struct block_node *node, uint64_t offset, uint64_t length,
     int r;
 
     pthread_mutex_lock(&s->lock);
-    known = look_up_locked(node, s, offset, ret);
+    known = look_up_extent_locked(node, s, offset, ret_extent);
     goes_on = s->extents.count > 0 && offset == s->end;
     pthread_mutex_unlock(&s->lock);
     if (known) {
@@ -424,20 +432,20 @@ static int co_extent(struct block_node *node, uint64_t offset, uint64_t length,
     if (r < 0) {
         return r;
     }
-    *ret = extents.list[0];
+    *ret_extent = extents.list[0];
     pthread_mutex_lock(&s->lock);
-    remember_locked(s, offset, generation, &extents);
+    keep_extents_locked(s, offset, generation, &extents);
     pthread_mutex_unlock(&s->lock);
     return 0;
 }
 
 static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                         struct block_status *ret)
+                         struct block_status *ret_status)
 {
     struct nbd_extent extent;
     int r;
 
-    *ret = (struct block_status){
+    *ret_status = (struct block_status){
         .flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET | BLOCK_STATUS_DATA,
         .length = length,
         .map = offset,
@@ -446,21 +454,21 @@ static int nbd_co_status(struct block_node *node, uint64_t offset, uint64_t leng
     if (!nbd_client_context(client_of(node), 0)) {
         return 0;
     }
-    r = co_extent(node, offset, length, &extent);
+    r = co_get_extent(node, offset, length, &extent);
     if (r < 0) {
         return r;
     }
-    ret->length = MIN(extent.length, length);
+    ret_status->length = MIN(extent.length, length);
     if (extent.flags & NBD_STATE_HOLE) {
-        ret->flags &= ~BLOCK_STATUS_DATA;
+        ret_status->flags &= ~BLOCK_STATUS_DATA;
     }
     if (extent.flags & NBD_STATE_ZERO) {
-        ret->flags |= BLOCK_STATUS_ZERO;
+        ret_status->flags |= BLOCK_STATUS_ZERO;
     }
     return 0;
 }
 
-/* The size is the server's: a format may use less of it, not more. */
+/* The size is that of the server's export: a format may use less of it, but not more. */
 static int nbd_co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
                            struct error *err)
 {

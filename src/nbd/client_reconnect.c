@@ -2,11 +2,11 @@
 /*
  * Restoring a lost connection.
  *
- *              loss                                delay over, or a drain waits
- *   IN USE -----------> LOST: requests wait ------------------------> LOST and FAILING:
- *     ^                  | in their slots                                | all fail at once
- *     +------------------+-----------------------------------------------+
- *        connected, the same export: kept writes are repeated, then what was in flight is sent again
+ *             loss                         delay over, or requests are awaited
+ *   IN USE ----------> LOST: requests wait -----------------------------------> LOST and FAILING:
+ *     ^                  | in their slots                                           | all fail
+ *     +------------------+----------------------------------------------------------+
+ *       connected, the same export: kept writes are repeated, then requests in flight are sent again
  *
  * The receiver does all of it, in nbd_reconnect_co_recover(); the sender stands still meanwhile. A
  * server that crashes on the same request again and again does not extend the time that requests

@@ -26,7 +26,7 @@ int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e)
     return 0;
 }
 
-static void select_one(struct nbd_selection *sel, bool *flag)
+static void select_context(struct nbd_selection *sel, bool *flag)
 {
     if (!*flag) {
         *flag = true;
@@ -50,17 +50,17 @@ void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, co
     bool all_bitmaps = all_qemu || (list && strcmp(query, prefix) == 0);
 
     if (all_base || strcmp(query, NBD_CONTEXT_BASE_ALLOCATION) == 0) {
-        select_one(sel, &sel->base);
+        select_context(sel, &sel->base);
     }
     if (e->allocation_depth && (all_qemu || strcmp(query, NBD_CONTEXT_ALLOCATION_DEPTH) == 0)) {
-        select_one(sel, &sel->depth);
+        select_context(sel, &sel->depth);
     }
     if (!all_bitmaps && strncmp(query, prefix, prefix_len) != 0) {
         return;
     }
     for (size_t i = 0; i < e->bitmap_count; i++) {
         if (all_bitmaps || strcmp(query + prefix_len, e->bitmaps[i]->name) == 0) {
-            select_one(sel, &sel->bitmaps[i]);
+            select_context(sel, &sel->bitmaps[i]);
         }
     }
 }

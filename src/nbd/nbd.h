@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the start of the program needs of this layer. */
+/* What the start of the program needs from this layer. */
 #ifndef TIDEMARK_NBD_NBD_H
 #define TIDEMARK_NBD_NBD_H
 

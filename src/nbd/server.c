@@ -186,12 +186,12 @@ static void co_acceptor(void *arg)
     wake_stopper(s);
 }
 
-int nbd_server_listen(struct nbd_server *s, int fd, struct error *err)
+int nbd_server_co_listen(struct nbd_server *s, int fd, struct error *err)
 {
     int r;
 
     s->listen_fd = fd;
-    nbd_workers_prepare();
+    nbd_workers_co_prepare();
     s->acceptor_running = true;
     r = reactor_spawn(reactor_main(), co_acceptor, s);
     if (r < 0) {
@@ -254,7 +254,7 @@ static void co_connection(void *arg)
     loop_timer_disarm(&c->handshake_timer);
     if (r == 0 && !s->stopping) {
         log_info("NBD client %s, export '%s': connected", c->peer, c->export->name);
-        c->worker = nbd_worker_pick(c->export->reactor, &err);
+        c->worker = nbd_worker_co_pick(c->export->reactor, &err);
         if (c->worker) {
             loop_co_call_on(c->worker->reactor, co_serve_entry, c);
         } else {

@@ -4,10 +4,11 @@
  * rules, is the business of the export layer.
  *
  * A client is accepted and negotiates on the main reactor, and then moves to an I/O reactor for the
- * rest of its life. Everything in this header runs on the main reactor; `co_` functions yield.
+ * rest of its life. Everything in this header runs on the main reactor. `co_` functions yield; the
+ * others do not.
  *
  *   accept -> HANDSHAKE (main reactor; timed) -> TRANSMISSION (I/O reactor) -> closed (main reactor)
- *                  server.c  negotiate.c           connection.c request.c reply.c
+ *             server.c, negotiate.c              connection.c, request.c, reply.c
  */
 #ifndef TIDEMARK_NBD_SERVER_H
 #define TIDEMARK_NBD_SERVER_H
@@ -26,80 +27,91 @@ struct tls_creds;
 struct nbd_server;
 struct nbd_export;
 
+/* --- the server ----------------------------------------------------------------------------- */
+
 struct nbd_server_config {
-    unsigned max_connections;   /* further clients wait in the backlog; 0: no limit */
-    unsigned handshake_seconds; /* longer ones are dropped; 0: no limit */
-    /*
-     * Clients have to use TLS with these; NULL: they can't. `authz`: and be let in by this; NULL:
-     * all are. Outlive the server.
-     */
+    /* Further clients wait in the backlog; 0: no limit. */
+    unsigned max_connections;
+    /* A handshake that takes longer is dropped; 0: no limit. */
+    unsigned handshake_seconds;
+    /* Clients have to use TLS with these; NULL: they cannot. They outlive the server. */
     const struct tls_creds *tls_creds;
+    /* With tls_creds: clients have to be allowed by this; NULL: all are. It outlives the server. */
     const struct tls_authz *tls_authz;
     /*
-     * A client that got as far as an export is gone; `left` clients remain. May be NULL; must not
+     * A client that had chosen an export is gone; `left` clients remain. May be NULL; must not
      * yield.
      */
     void (*on_disconnect)(void *arg, size_t left);
     void *arg;
 };
 
-/* -ENOMEM. */
-int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret,
+/* A server that does not listen yet. -ENOMEM. */
+int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **ret_server,
                    struct error *err);
 
 /*
- * Accept clients from this listening socket (non-blocking) until the server stops. It is owned on
- * success.
+ * Accept clients from a listening socket (non-blocking) until the server stops. The server owns the
+ * socket on success. -ENOMEM, -EAGAIN: there is no coroutine for it.
  */
-int nbd_server_listen(struct nbd_server *s, int fd, struct error *err);
+int nbd_server_co_listen(struct nbd_server *s, int fd, struct error *err);
 
-/* Serve a connected socket (non-blocking), which is owned in any case. -EAGAIN, -ENOMEM. */
+/* Serve a connected socket (non-blocking). The server owns it in any case. -EAGAIN, -ENOMEM. */
 int nbd_server_add_client(struct nbd_server *s, int fd);
 
-/* Let nobody in, who waits in the backlog then; or go on. Does not yield. */
+/* `held`: let no client in; new ones wait in the backlog. Else go on. */
 void nbd_server_hold(struct nbd_server *s, bool held);
-/* Stop listening; those who are connected stay. Does not yield. */
+/* Stop listening. Those that are connected stay. */
 void nbd_server_stop_accepting(struct nbd_server *s);
 /*
- * Stop listening, disconnect everybody, wait until all are gone. No exports may be left afterwards.
+ * Stop listening, disconnect all clients, and wait until they are gone. The exports have to be
+ * freed next.
  */
 void nbd_server_co_disconnect_all(struct nbd_server *s);
-/* After nbd_server_co_disconnect_all() and when all exports are freed. */
+/* After nbd_server_co_disconnect_all(), when all exports are freed. NULL is fine. */
 void nbd_server_free(struct nbd_server *s);
 
 /* Clients now, in any phase. */
 size_t nbd_server_client_count(const struct nbd_server *s);
+/* As configured. */
 unsigned nbd_server_max_connections(const struct nbd_server *s);
 
-/* What clients can ask for. Strings and the arrays are copied; root and bitmaps must outlive it. */
+/* --- exports -------------------------------------------------------------------------------- */
+
+/* What clients can ask for. Strings and arrays are copied; root and bitmaps outlive the export. */
 struct nbd_export_config {
     const char *name;
-    const char *description; /* NULL: none */
+    /* NULL: none. */
+    const char *description;
     struct block_root *root;
     bool writable;
+    /* Every write is on stable storage before it is answered. */
     bool writethrough;
+    /* Offer the context "qemu:allocation-depth". */
     bool allocation_depth;
     struct block_bitmap *const *bitmaps;
-    struct block_root *const
-        *bitmap_roots; /* for each, one on its node: drains of that hold readers up */
+    /* For each bitmap a root on its node, by the drains of which readers are held back. */
+    struct block_root *const *bitmap_roots;
     size_t bitmap_count;
-    struct reactor *reactor; /* NULL: spread */
+    /* NULL: connections are spread over the processors. */
+    struct reactor *reactor;
 };
 
 /*
- * Make one, which clients don't find yet; its name is taken from now on. -EEXIST if another has the
- * name, -EINVAL if name or description are too long, -ENOMEM.
+ * Make an export that clients do not find yet. Its name is taken from now on. -EEXIST: another
+ * export has the name. -EINVAL: a string is too long, or a bitmap is given twice. -ENOMEM.
  */
 int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
-                   struct nbd_export **ret, struct error *err);
-/* Clients find it from now on. */
+                   struct nbd_export **ret_export, struct error *err);
+/* Clients find the export from now on. */
 void nbd_export_publish(struct nbd_export *e);
-/* New clients don't find it any more, and its name is free. */
+/* New clients do not find the export from now on, and its name is free. */
 void nbd_export_unpublish(struct nbd_export *e);
-/* Disconnect its clients, and wait until their requests have finished. Unpublishes. */
+/* Unpublish, disconnect its clients, and wait until their requests have ended. */
 void nbd_export_co_disconnect(struct nbd_export *e);
-/* Release one that has no clients. Unpublishes. */
+/* Release an export that has no clients. */
 void nbd_export_free(struct nbd_export *e);
+/* Clients that have chosen the export, and are connected. */
 size_t nbd_export_client_count(const struct nbd_export *e);
 
 #endif

@@ -318,11 +318,11 @@ void nbd_connection_detach(struct nbd_connection *c);
 /* --- worker.c; main reactor ----------------------------------------------------------------- */
 
 /* Make the reactors that connections are spread over, while there are descriptors for them. */
-void nbd_workers_prepare(void);
+void nbd_workers_co_prepare(void);
 /*
  * That of reactor `r`; NULL: the next in turn. NULL with `err` set: out of memory or descriptors.
  */
-struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err);
+struct nbd_worker *nbd_worker_co_pick(struct reactor *r, struct error *err);
 
 /* --- memory.c; any thread ------------------------------------------------------------------- */
 

@@ -38,7 +38,7 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
 }
 
 /* One reactor for each processor, at most 32; fewer if there are no descriptors for more. */
-static int make_spread(struct error *err)
+static int co_make_spread(struct error *err)
 {
     long processors = sysconf(_SC_NPROCESSORS_ONLN);
     unsigned want = (unsigned)MIN(MAX(processors, 1), 32);
@@ -65,19 +65,19 @@ static int make_spread(struct error *err)
     return 0;
 }
 
-void nbd_workers_prepare(void)
+void nbd_workers_co_prepare(void)
 {
     if (spread_count == 0) {
-        (void)make_spread(NULL);
+        (void)co_make_spread(NULL);
     }
 }
 
-struct nbd_worker *nbd_worker_pick(struct reactor *r, struct error *err)
+struct nbd_worker *nbd_worker_co_pick(struct reactor *r, struct error *err)
 {
     if (r) {
         return worker_of(r, err);
     }
-    if (spread_count == 0 && make_spread(err) < 0) {
+    if (spread_count == 0 && co_make_spread(err) < 0) {
         return NULL;
     }
     return spread[spread_next++ % spread_count];

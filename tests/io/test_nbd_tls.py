@@ -524,7 +524,7 @@ class WhoGetsInTest(TlsTest):
                 "authz-simple,id=a,identity=x", "--tls-authz", "a", "-f", "raw", self.disk,
                 "-k", self.path("x.sock"), check=False,
             )  # fmt: skip
-            self.assert_refused("tell who a client is", result)
+            self.assert_refused("by which clients identify themselves", result)
 
 
 class ObjectsTest(TlsTest):
