@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who may come in: the objects authz-simple (one identity), authz-list (rules, the first that matches decides) and
- * authz-list-file (the same, from a file).
+ * Authorization: the objects authz-simple (one identity), authz-list (rules, of which the first
+ * that matches decides) and authz-list-file (the same, from a file).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -12,24 +12,32 @@
 #include "base/log.h"
 #include "tls/internal.h"
 
+/* Rules of one list. */
 #define RULES_MAX 65536u
 
 struct rule {
-    char *match; /* owned */
-    bool glob;   /* `match` has * and ? */
+    /* Owned. */
+    char *match;
+    /* `match` is a pattern with * and ?. */
+    bool glob;
     bool allow;
 };
 
 struct rules {
-    struct rule *list; /* owned */
+    /* Owned. */
+    struct rule *list;
     size_t count;
-    bool allow; /* those that no rule matches */
+    /* Allow identities that no rule matches. */
+    bool allow;
 };
 
 struct tls_authz {
-    struct user_object *object; /* that this is the data of; set by tls_authz_ref() */
-    char *identity;             /* authz-simple; NULL otherwise */
-    char *filename;             /* to be read anew each time; NULL: no */
+    /* The object whose data this is; set by tls_authz_ref(). */
+    struct user_object *object;
+    /* Of authz-simple; else NULL. */
+    char *identity;
+    /* The file to read again for each peer; NULL: none. */
+    char *filename;
     struct rules rules;
 };
 
@@ -76,72 +84,64 @@ static bool rules_allow(const struct rules *r, const char *identity)
     return r->allow;
 }
 
-/* --- from options ---------------------------------------------------------------------------------------- */
+/* --- from options --------------------------------------------------------------------------- */
 
 static const char *const policies[] = {"deny", "allow", NULL};
 static const char *const formats[] = {"exact", "glob", NULL};
 
-static int take_rule(struct options *opts, struct rule *ret, struct error *err)
+static int take_rule(struct options *opts, struct rule *ret_rule, struct error *err)
 {
     int policy = 0, format = 0;
-    int r = options_take_str(opts, "match", &ret->match, err);
+    int r = options_take_str(opts, "match", &ret_rule->match, err);
 
-    if (r == 0 && !ret->match) {
+    if (r == 0 && !ret_rule->match) {
         r = error_set(err, EINVAL, "Parameter 'match' is missing");
     }
     if (r == 0 && !options_has(opts, "policy")) {
         r = error_set(err, EINVAL, "Parameter 'policy' is missing");
     }
-    if (r == 0) {
-        r = options_take_enum(opts, "policy", policies, 0, &policy, err);
-    }
-    if (r == 0) {
-        r = options_take_enum(opts, "format", formats, 0, &format, err);
-    }
-    if (r == 0) {
-        r = options_check_empty(opts, "a rule", err);
-    }
-    ret->allow = policy == 1;
-    ret->glob = format == 1;
+    UNLESS_FAILED(r, options_take_enum(opts, "policy", policies, 0, &policy, err));
+    UNLESS_FAILED(r, options_take_enum(opts, "format", formats, 0, &format, err));
+    UNLESS_FAILED(r, options_check_empty(opts, "a rule", err));
+    ret_rule->allow = policy == 1;
+    ret_rule->glob = format == 1;
     return r;
 }
 
-static int take_rules(struct options *opts, struct rules *ret, struct error *err)
+static int take_rules(struct options *opts, struct rules *ret_rules, struct error *err)
 {
     struct json_object *list = NULL;
     int policy = 0;
     int r = options_take_enum(opts, "policy", policies, 0, &policy, err);
 
-    if (r == 0) {
-        r = options_take_list(opts, "rules", &list, err);
-    }
-    ret->allow = policy == 1;
+    UNLESS_FAILED(r, options_take_list(opts, "rules", &list, err));
+    ret_rules->allow = policy == 1;
     if (r < 0 || !list) {
         return r;
     }
     if (json_object_array_length(list) > RULES_MAX) {
-        r = error_set(err, EINVAL, "More than %u rules", RULES_MAX);
+        r = error_set(err, EINVAL, "There are %zu rules; at most %u are possible",
+                      json_object_array_length(list), RULES_MAX);
     }
-    ret->list = r < 0 ? NULL : calloc(json_object_array_length(list) + 1, sizeof(*ret->list));
-    if (r == 0 && !ret->list) {
+    ret_rules->list =
+        r < 0 ? NULL : calloc(json_object_array_length(list) + 1, sizeof(*ret_rules->list));
+    if (r == 0 && !ret_rules->list) {
         r = error_set(err, ENOMEM, "Out of memory");
     }
-    for (size_t i = 0; r == 0 && ret->list && i < json_object_array_length(list); i++) {
+    for (size_t i = 0; r == 0 && ret_rules->list && i < json_object_array_length(list); i++) {
         AUTO_OPTIONS struct options *rule = NULL;
 
         r = options_from_json(json_object_array_get_idx(list, i), &rule, err);
-        if (r == 0) {
-            r = take_rule(rule, &ret->list[ret->count++], err);
-        }
+        UNLESS_FAILED(r, take_rule(rule, &ret_rules->list[ret_rules->count++], err));
     }
     json_object_put(list);
     if (r < 0) {
-        rules_clear(ret);
+        rules_clear(ret_rules);
     }
     return r;
 }
 
-static int read_rules(const char *filename, struct rules *ret, struct error *err)
+static int read_rules(const char *filename, struct rules *ret_rules, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = NULL;
     struct json_object *json = json_object_from_file(filename);
@@ -153,20 +153,18 @@ static int read_rules(const char *filename, struct rules *ret, struct error *err
     }
     r = options_from_json(json, &opts, err);
     json_object_put(json);
-    if (r == 0) {
-        r = take_rules(opts, ret, err);
-    }
+    UNLESS_FAILED(r, take_rules(opts, ret_rules, err));
     if (r == 0) {
         r = options_check_empty(opts, "a list of rules", err);
         if (r < 0) {
-            rules_clear(ret);
+            rules_clear(ret_rules);
         }
     }
     error_prepend(err, "'%s': ", filename);
     return r;
 }
 
-/* --- objects ----------------------------------------------------------------------------------------------- */
+/* --- objects -------------------------------------------------------------------------------- */
 
 static void authz_destroy(void *data)
 {
@@ -178,17 +176,18 @@ static void authz_destroy(void *data)
     free(a);
 }
 
-static int finish(struct tls_authz *a, int result, void **ret)
+/* The end of a creation: the object, or its release. */
+static int finish_authz(struct tls_authz *a, int result, void **ret_data)
 {
     if (result < 0) {
         authz_destroy(a);
         return result;
     }
-    *ret = a;
+    *ret_data = a;
     return 0;
 }
 
-static int simple_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int simple_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     struct tls_authz *a = calloc(1, sizeof(*a));
     int r;
@@ -200,20 +199,21 @@ static int simple_create(const char *id, struct options *opts, void **ret, struc
     if (r == 0 && !a->identity) {
         r = error_set(err, EINVAL, "Parameter 'identity' is missing");
     }
-    return finish(a, r, ret);
+    return finish_authz(a, r, ret_data);
 }
 
-static int list_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int list_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     struct tls_authz *a = calloc(1, sizeof(*a));
 
     if (!a) {
         return error_set(err, ENOMEM, "Out of memory");
     }
-    return finish(a, take_rules(opts, &a->rules, err), ret);
+    return finish_authz(a, take_rules(opts, &a->rules, err), ret_data);
 }
 
-static int list_file_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int list_file_create(const char *id, struct options *opts, void **ret_data,
+                            struct error *err)
 {
     struct tls_authz *a = calloc(1, sizeof(*a));
     AUTO_FREE char *filename = NULL;
@@ -227,16 +227,12 @@ static int list_file_create(const char *id, struct options *opts, void **ret, st
     if (r == 0 && !filename) {
         r = error_set(err, EINVAL, "Parameter 'filename' is missing");
     }
-    if (r == 0) {
-        r = options_take_bool(opts, "refresh", true, &refresh, err);
-    }
-    if (r == 0) {
-        r = read_rules(filename, &a->rules, err);
-    }
+    UNLESS_FAILED(r, options_take_bool(opts, "refresh", true, &refresh, err));
+    UNLESS_FAILED(r, read_rules(filename, &a->rules, err));
     if (r == 0 && refresh) {
         a->filename = TAKE_PTR(filename);
     }
-    return finish(a, r, ret);
+    return finish_authz(a, r, ret_data);
 }
 
 static const char *const simple_options[] = {"identity=<string>", NULL};
@@ -257,7 +253,7 @@ void tls_authz_register_types(void)
     }
 }
 
-int tls_authz_ref(const char *id, struct tls_authz **ret, struct error *err)
+int tls_authz_ref(const char *id, struct tls_authz **ret_authz, struct error *err)
 {
     struct user_object *o = user_object_ref(id);
     struct tls_authz *a;
@@ -271,7 +267,7 @@ int tls_authz_ref(const char *id, struct tls_authz **ret, struct error *err)
     }
     a = user_object_data(o);
     a->object = o;
-    *ret = a;
+    *ret_authz = a;
     return 0;
 }
 
@@ -294,7 +290,7 @@ bool tls_authz_allows(const struct tls_authz *a, const char *identity)
         return rules_allow(&a->rules, identity);
     }
     if (read_rules(a->filename, &fresh, &err) < 0) {
-        log_error("Authorization: nobody is let in: %s", error_message(&err));
+        log_error("Authorization: all clients are refused: %s", error_message(&err));
         return false;
     }
     return rules_allow(&fresh, identity);

@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The objects tls-creds-x509, tls-creds-psk and tls-creds-anon. */
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "tls/internal.h"
 
@@ -14,37 +13,7 @@
 #define DEFAULT_PRIORITY "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 #define DEFAULT_USERNAME "qemu"
 
-int tls_error(struct error *err, int gnutls_code, const char *fmt, ...)
-{
-    char text[512];
-    va_list ap;
-
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof(text), fmt, ap);
-    va_end(ap);
-    return error_set(err, EINVAL, "%s: %s", text, gnutls_strerror(gnutls_code));
-}
-
-int tls_creds_file(const char *dir, const char *name, bool needed, char **ret, struct error *err)
-{
-    AUTO_FREE char *path = NULL;
-
-    *ret = NULL;
-    if (asprintf(&path, "%s/%s", dir, name) < 0) {
-        path = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
-    }
-    if (access(path, R_OK) == 0) {
-        *ret = TAKE_PTR(path);
-        return 0;
-    }
-    if (errno == ENOENT && !needed) {
-        return 0;
-    }
-    return error_set_errno(err, errno, "Unable to access credentials %s", path);
-}
-
-/* --- what all kinds have ---------------------------------------------------------------------------- */
+/* --- what all kinds have -------------------------------------------------------------------- */
 
 static void creds_destroy(void *data)
 {
@@ -80,18 +49,18 @@ static int set_priority(struct tls_creds *c, const char *text, struct error *err
     };
     AUTO_FREE char *priority = NULL;
     const char *position;
-    int rc;
+    int code;
 
     if (asprintf(&priority, "%s%s", text ? text : DEFAULT_PRIORITY, needed[c->kind]) < 0) {
         priority = NULL;
         return error_set(err, ENOMEM, "Out of memory");
     }
-    rc = gnutls_priority_init(&c->priority, priority, &position);
-    return rc < 0 ? tls_error(err, rc, "Unable to set TLS session priority %s", priority) : 0;
+    code = gnutls_priority_init(&c->priority, priority, &position);
+    return code < 0 ? tls_error(err, code, "Unable to set TLS session priority %s", priority) : 0;
 }
 
-/* Credentials with what the options that all kinds have say. */
-static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds **ret,
+/* Credentials, with the options that all kinds have. */
+static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds **ret_creds,
                      struct error *err)
 {
     static const char *const endpoints[] = {"client", "server", NULL};
@@ -104,47 +73,40 @@ static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds 
     }
     c->kind = kind;
     r = lazy_gnutls_load(err);
-    if (r == 0) {
-        r = options_take_enum(opts, "endpoint", endpoints, 0, &endpoint, err);
-    }
-    if (r == 0) {
-        r = options_take_bool(opts, "verify-peer", true, &c->verify_peer, err);
-    }
-    if (r == 0) {
-        r = options_take_str(opts, "priority", &priority, err);
-    }
-    if (r == 0) {
-        r = set_priority(c, priority, err);
-    }
+    UNLESS_FAILED(r, options_take_enum(opts, "endpoint", endpoints, 0, &endpoint, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "verify-peer", true, &c->verify_peer, err));
+    UNLESS_FAILED(r, options_take_str(opts, "priority", &priority, err));
+    UNLESS_FAILED(r, set_priority(c, priority, err));
     if (r < 0) {
         creds_destroy(c);
         return r;
     }
     c->endpoint = endpoint == 1 ? TLS_SERVER : TLS_CLIENT;
-    *ret = c;
+    *ret_creds = c;
     return 0;
 }
 
-static int take_dir(struct options *opts, char **ret, struct error *err)
+static int take_dir(struct options *opts, char **ret_dir, struct error *err)
 {
-    int r = options_take_str(opts, "dir", ret, err);
+    int r = options_take_str(opts, "dir", ret_dir, err);
 
-    return r < 0 || *ret ? r : error_set(err, EINVAL, "Missing 'dir' property value");
+    return r < 0 || *ret_dir ? r : error_set(err, EINVAL, "Missing 'dir' property value");
 }
 
-static int finish(struct tls_creds *c, int result, void **ret)
+/* The end of a creation: the object, or its release. */
+static int finish_creds(struct tls_creds *c, int result, void **ret_data)
 {
     if (result < 0) {
         creds_destroy(c);
         return result;
     }
-    *ret = c;
+    *ret_data = c;
     return 0;
 }
 
-/* --- x509 ---------------------------------------------------------------------------------------------- */
+/* --- x509 ----------------------------------------------------------------------------------- */
 
-static int x509_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int x509_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     AUTO_FREE char *dir = NULL, *password_id = NULL, *password = NULL;
     bool sanity_check = true;
@@ -156,28 +118,22 @@ static int x509_create(const char *id, struct options *opts, void **ret, struct 
         return r;
     }
     r = take_dir(opts, &dir, err);
-    if (r == 0) {
-        r = options_take_bool(opts, "sanity-check", true, &sanity_check, err);
-    }
-    if (r == 0) {
-        r = options_take_str(opts, "passwordid", &password_id, err);
-    }
+    UNLESS_FAILED(r, options_take_bool(opts, "sanity-check", true, &sanity_check, err));
+    UNLESS_FAILED(r, options_take_str(opts, "passwordid", &password_id, err));
     if (r == 0 && password_id) {
         r = secret_get(password_id, &password, &size, err);
     }
-    if (r == 0) {
-        r = tls_x509_load(c, dir, password, sanity_check, err);
-    }
+    UNLESS_FAILED(r, tls_x509_load(c, dir, password, sanity_check, err));
     if (password) {
         explicit_bzero(password, strlen(password));
     }
-    return finish(c, r, ret);
+    return finish_creds(c, r, ret_data);
 }
 
-/* --- psk ----------------------------------------------------------------------------------------------- */
+/* --- psk ------------------------------------------------------------------------------------ */
 
-/* The key of a user in a file of lines "USER:HEX"; malloc'ed. */
-static int find_key(const char *path, const char *username, char **ret, struct error *err)
+/* The key of a user in a file of lines "USER:HEX"; the caller frees it. */
+static int find_key(const char *path, const char *username, char **ret_key, struct error *err)
 {
     FILE *f = fopen(path, "re");
     size_t length = strlen(username), room = 0;
@@ -195,8 +151,8 @@ static int find_key(const char *path, const char *username, char **ret, struct e
         return error_set(err, EINVAL, "Username %s not found in PSK file %s", username, path);
     }
     line[strcspn(line, "\r\n")] = '\0';
-    *ret = strdup(line + length + 1);
-    return *ret ? 0 : error_set(err, ENOMEM, "Out of memory");
+    *ret_key = strdup(line + length + 1);
+    return *ret_key ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
 static int psk_load_client(struct tls_creds *c, const char *path, const char *username,
@@ -204,33 +160,34 @@ static int psk_load_client(struct tls_creds *c, const char *path, const char *us
 {
     AUTO_FREE char *key = NULL;
     gnutls_datum_t datum;
-    int r = find_key(path, username, &key, err), rc;
+    int r = find_key(path, username, &key, err), code;
 
     if (r < 0 || !key) {
         return r;
     }
     datum = (gnutls_datum_t){.data = (unsigned char *)key, .size = (unsigned)strlen(key)};
-    rc = gnutls_psk_allocate_client_credentials(&c->psk_client);
-    if (rc == 0) {
-        rc = gnutls_psk_set_client_credentials(c->psk_client, username, &datum, GNUTLS_PSK_KEY_HEX);
+    code = gnutls_psk_allocate_client_credentials(&c->psk_client);
+    if (code == 0) {
+        code =
+            gnutls_psk_set_client_credentials(c->psk_client, username, &datum, GNUTLS_PSK_KEY_HEX);
     }
-    return rc < 0 ? tls_error(err, rc, "Cannot use the key of %s in %s", username, path) : 0;
+    return code < 0 ? tls_error(err, code, "Cannot use the key of %s in %s", username, path) : 0;
 }
 
 static int psk_load_server(struct tls_creds *c, const char *path, struct error *err)
 {
-    int rc = gnutls_psk_allocate_server_credentials(&c->psk_server);
+    int code = gnutls_psk_allocate_server_credentials(&c->psk_server);
 
-    if (rc == 0) {
-        rc = gnutls_psk_set_server_credentials_file(c->psk_server, path);
+    if (code == 0) {
+        code = gnutls_psk_set_server_credentials_file(c->psk_server, path);
     }
-    if (rc == 0) {
-        rc = gnutls_psk_set_server_known_dh_params(c->psk_server, GNUTLS_SEC_PARAM_MEDIUM);
+    if (code == 0) {
+        code = gnutls_psk_set_server_known_dh_params(c->psk_server, GNUTLS_SEC_PARAM_MEDIUM);
     }
-    return rc < 0 ? tls_error(err, rc, "Cannot use the keys in %s", path) : 0;
+    return code < 0 ? tls_error(err, code, "Cannot use the keys in %s", path) : 0;
 }
 
-static int psk_create(const char *id, struct options *opts, void **ret, struct error *err)
+static int psk_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     AUTO_FREE char *dir = NULL, *username = NULL, *path = NULL;
     struct tls_creds *c = NULL;
@@ -240,47 +197,44 @@ static int psk_create(const char *id, struct options *opts, void **ret, struct e
         return r;
     }
     r = take_dir(opts, &dir, err);
-    if (r == 0) {
-        r = options_take_str(opts, "username", &username, err);
-    }
+    UNLESS_FAILED(r, options_take_str(opts, "username", &username, err));
     if (r == 0 && username && c->endpoint == TLS_SERVER) {
         r = error_set(err, EINVAL, "username should not be set when endpoint=server");
     }
-    if (r == 0) {
-        r = tls_creds_file(dir, "keys.psk", true, &path, err);
-    }
+    UNLESS_FAILED(r, tls_creds_file(dir, "keys.psk", true, &path, err));
     if (r == 0 && path) {
         r = c->endpoint == TLS_SERVER
                 ? psk_load_server(c, path, err)
                 : psk_load_client(c, path, username ? username : DEFAULT_USERNAME, err);
     }
-    return finish(c, r, ret);
+    return finish_creds(c, r, ret_data);
 }
 
-/* --- anon ---------------------------------------------------------------------------------------------- */
+/* --- anon ----------------------------------------------------------------------------------- */
 
-/* Encrypts, but does not tell who the peer is. */
-static int anon_create(const char *id, struct options *opts, void **ret, struct error *err)
+/* Encryption without knowledge of who the peer is. */
+static int anon_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
     struct tls_creds *c = NULL;
-    int r = creds_new(opts, TLS_ANON, &c, err), rc;
+    int r = creds_new(opts, TLS_ANON, &c, err), code;
 
     if (r < 0 || !c) {
         return r;
     }
     options_drop(opts, "dir");
     if (c->endpoint == TLS_SERVER) {
-        rc = gnutls_anon_allocate_server_credentials(&c->anon_server);
-        if (rc == 0) {
-            rc = gnutls_anon_set_server_known_dh_params(c->anon_server, GNUTLS_SEC_PARAM_MEDIUM);
+        code = gnutls_anon_allocate_server_credentials(&c->anon_server);
+        if (code == 0) {
+            code = gnutls_anon_set_server_known_dh_params(c->anon_server, GNUTLS_SEC_PARAM_MEDIUM);
         }
     } else {
-        rc = gnutls_anon_allocate_client_credentials(&c->anon_client);
+        code = gnutls_anon_allocate_client_credentials(&c->anon_client);
     }
-    return finish(c, rc < 0 ? tls_error(err, rc, "Cannot allocate credentials") : 0, ret);
+    return finish_creds(c, code < 0 ? tls_error(err, code, "Cannot allocate credentials") : 0,
+                        ret_data);
 }
 
-/* --- use ----------------------------------------------------------------------------------------------- */
+/* --- use ------------------------------------------------------------------------------------ */
 
 #define COMMON_OPTIONS "dir=<string>", "endpoint=<QCryptoTLSCredsEndpoint>"
 static const char *const anon_options[] = {COMMON_OPTIONS, "priority=<string>",
@@ -299,13 +253,13 @@ static const struct user_object_type creds_types[] = {
 
 void tls_register_types(void)
 {
-    for (size_t i = 0; i < sizeof(creds_types) / sizeof(creds_types[0]); i++) {
+    for (size_t i = 0; i < ARRAY_SIZE(creds_types); i++) {
         user_object_register_type(&creds_types[i]);
     }
     tls_authz_register_types();
 }
 
-int tls_creds_ref(const char *id, enum tls_endpoint endpoint, struct tls_creds **ret,
+int tls_creds_ref(const char *id, enum tls_endpoint endpoint, struct tls_creds **ret_creds,
                   struct error *err)
 {
     struct user_object *o = user_object_ref(id);
@@ -328,7 +282,7 @@ int tls_creds_ref(const char *id, enum tls_endpoint endpoint, struct tls_creds *
         return r;
     }
     c->object = o;
-    *ret = c;
+    *ret_creds = c;
     return 0;
 }
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What the files of this layer share. */
+/* What the files of this layer share. Nothing here yields. */
 #ifndef TIDEMARK_TLS_INTERNAL_H
 #define TIDEMARK_TLS_INTERNAL_H
 
@@ -8,15 +8,20 @@
 #include "tls/gnutls_lazy.h"
 #include "tls/tls.h"
 
-enum tls_kind { TLS_ANON, TLS_PSK, TLS_X509 };
+enum tls_kind {
+    TLS_ANON,
+    TLS_PSK,
+    TLS_X509,
+};
 
 struct tls_creds {
-    struct user_object *object; /* that this is the data of; set by tls_creds_ref() */
+    /* The object whose data this is; set by tls_creds_ref(). */
+    struct user_object *object;
     enum tls_kind kind;
     enum tls_endpoint endpoint;
     bool verify_peer;
     gnutls_priority_t priority;
-    /* That of the kind and endpoint; others NULL. */
+    /* The one of the kind and endpoint; the others are NULL. */
     gnutls_certificate_credentials_t x509;
     gnutls_psk_server_credentials_t psk_server;
     gnutls_psk_client_credentials_t psk_client;
@@ -24,25 +29,42 @@ struct tls_creds {
     gnutls_anon_client_credentials_t anon_client;
 };
 
-/* A sentence with GnuTLS's own words behind it. Returns -EINVAL. */
+/* --- error.c -------------------------------------------------------------------------------- */
+
+/* -EINVAL, with a sentence that ends in the words of GnuTLS. */
 int tls_error(struct error *err, int gnutls_code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 
-/* DIR/NAME, malloc'ed; *ret is NULL if there is no such file and `needed` is not set. -ENOENT else; -EACCES. */
-int tls_creds_file(const char *dir, const char *name, bool needed, char **ret, struct error *err);
+/*
+ * The path DIR/NAME of a file that can be read; the caller frees it. An absent file that is not
+ * `needed`: 0 with *ret_path NULL. -ENOENT, -EACCES, -ENOMEM.
+ */
+int tls_creds_file(const char *dir, const char *name, bool needed, char **ret_path,
+                   struct error *err);
 
-/* x509.c: what dir has, into creds->x509. */
+/* --- x509.c --------------------------------------------------------------------------------- */
+
+/*
+ * Load the files of `dir` into creds->x509. -EINVAL, -ENOENT, -EACCES: the sentence names the file.
+ */
 int tls_x509_load(struct tls_creds *creds, const char *dir, const char *password, bool sanity_check,
                   struct error *err);
 
-/* sanity.c: whether certificates are fit for what they are to be used for. `cert` may be NULL. */
+/* --- sanity.c ------------------------------------------------------------------------------- */
+
+/*
+ * Check that the certificates in the files `ca` and `cert` (NULL: none) are fit for their use, and
+ * that the second is trusted by the first. -EINVAL.
+ */
 int tls_x509_check(const struct tls_creds *creds, const char *ca, const char *cert,
                    struct error *err);
 
-/* What gnutls_certificate_verify_peers() found, a sentence. */
+/* The finding of gnutls_certificate_verify_peers(), as a sentence. A static string. */
 const char *tls_x509_fault(unsigned status);
 
-/* authz.c */
+/* --- authz.c -------------------------------------------------------------------------------- */
+
+/* Add the object types of authorization. Once, at start. */
 void tls_authz_register_types(void);
 
 #endif

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Whether certificates are fit for their use, found out when they are loaded: a certificate that no peer will take is better
- * refused here, with its file named, than by every peer later. RFC 5280, sections 4.1.2.5, 4.2.1.3, 4.2.1.9, 4.2.1.12.
+ * Checks that certificates are fit for their use, when they are loaded: a certificate that no peer
+ * accepts is better refused here, with its file named, than by every peer later. RFC 5280, sections
+ * 4.1.2.5, 4.2.1.3, 4.2.1.9, 4.2.1.12.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -29,17 +30,18 @@ static void certs_clear(struct certs *c)
     gnutls_free(c->list);
 }
 
-static int load(const char *path, struct certs *ret, struct error *err)
+static int load_certs(const char *path, struct certs *ret_certs, struct error *err)
 {
     gnutls_datum_t data;
-    int rc = gnutls_load_file(path, &data);
+    int code = gnutls_load_file(path, &data);
 
-    if (rc < 0) {
-        return tls_error(err, rc, "Cannot load CA cert list %s", path);
+    if (code < 0) {
+        return tls_error(err, code, "Cannot load CA cert list %s", path);
     }
-    rc = gnutls_x509_crt_list_import2(&ret->list, &ret->count, &data, GNUTLS_X509_FMT_PEM, 0);
+    code = gnutls_x509_crt_list_import2(&ret_certs->list, &ret_certs->count, &data,
+                                        GNUTLS_X509_FMT_PEM, 0);
     gnutls_free(data.data);
-    return rc < 0 ? tls_error(err, rc, "Unable to import certificate %s", path) : 0;
+    return code < 0 ? tls_error(err, code, "Unable to import certificate %s", path) : 0;
 }
 
 static int check_times(gnutls_x509_crt_t cert, const char *path, enum role role, struct error *err)
@@ -59,35 +61,35 @@ static int check_times(gnutls_x509_crt_t cert, const char *path, enum role role,
 static int check_constraints(gnutls_x509_crt_t cert, const char *path, enum role role,
                              struct error *err)
 {
-    int rc = gnutls_x509_crt_get_basic_constraints(cert, NULL, NULL, NULL);
+    int code = gnutls_x509_crt_get_basic_constraints(cert, NULL, NULL, NULL);
 
-    if (rc > 0 && role != ROLE_CA) {
+    if (code > 0 && role != ROLE_CA) {
         return error_set(err, EINVAL,
                          "The certificate %s basic constraints show a CA, but we need one for a %s",
                          path, role_names[role]);
     }
-    if (rc == 0 && role == ROLE_CA) {
+    if (code == 0 && role == ROLE_CA) {
         return error_set(err, EINVAL, "The certificate %s basic constraints do not show a CA",
                          path);
     }
-    if (rc == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE) {
+    if (code == GNUTLS_E_REQUESTED_DATA_NOT_AVAILABLE) {
         return role == ROLE_CA ? error_set(err, EINVAL,
                                            "The certificate %s is missing basic constraints for a "
                                            "CA",
                                            path)
                                : 0;
     }
-    return rc < 0 ? tls_error(err, rc, "Unable to query certificate %s basic constraints", path)
-                  : 0;
+    return code < 0 ? tls_error(err, code, "Unable to query certificate %s basic constraints", path)
+                    : 0;
 }
 
-/* A usage that is not critical is a hint only. */
+/* A usage that is not marked as critical is only a hint. */
 static int check_usage(gnutls_x509_crt_t cert, const char *path, enum role role, struct error *err)
 {
     unsigned usage = 0, critical = 0;
-    int rc = gnutls_x509_crt_get_key_usage(cert, &usage, &critical);
+    int code = gnutls_x509_crt_get_key_usage(cert, &usage, &critical);
 
-    if (rc < 0 || !critical) {
+    if (code < 0 || !critical) {
         return 0;
     }
     if (role == ROLE_CA && !(usage & GNUTLS_KEY_KEY_CERT_SIGN)) {
@@ -113,17 +115,14 @@ static int check_purpose(gnutls_x509_crt_t cert, const char *path, enum role rol
                      role_names[role]);
 }
 
-static int check_one(gnutls_x509_crt_t cert, const char *path, enum role role, struct error *err)
+static int check_cert(gnutls_x509_crt_t cert, const char *path, enum role role, struct error *err)
 {
     int r = check_times(cert, path, role, err);
 
-    if (r == 0) {
-        r = check_constraints(cert, path, role, err);
-    }
-    if (r == 0) {
-        r = check_usage(cert, path, role, err);
-    }
-    return r < 0 ? r : check_purpose(cert, path, role, err);
+    UNLESS_FAILED(r, check_constraints(cert, path, role, err));
+    UNLESS_FAILED(r, check_usage(cert, path, role, err));
+    UNLESS_FAILED(r, check_purpose(cert, path, role, err));
+    return r;
 }
 
 const char *tls_x509_fault(unsigned status)
@@ -155,25 +154,25 @@ int tls_x509_check(const struct tls_creds *creds, const char *ca, const char *ce
     struct certs cas CLEANUP(certs_clear) = {0};
     struct certs own CLEANUP(certs_clear) = {0};
     unsigned status = 0;
-    int rc, r = load(ca, &cas, err);
+    int code, r = load_certs(ca, &cas, err);
 
     for (unsigned i = 0; i < cas.count && r == 0; i++) {
-        r = check_one(cas.list[i], ca, ROLE_CA, err);
+        r = check_cert(cas.list[i], ca, ROLE_CA, err);
     }
     if (r < 0 || !cert) {
         return r;
     }
-    r = load(cert, &own, err);
+    r = load_certs(cert, &own, err);
     if (r == 0 && own.count > 0) {
-        r = check_one(own.list[0], cert, role, err);
+        r = check_cert(own.list[0], cert, role, err);
     }
     if (r < 0) {
         return r;
     }
-    rc = gnutls_x509_crt_list_verify(own.list, (int)own.count, cas.list, (int)cas.count, NULL, 0, 0,
-                                     &status);
-    if (rc < 0) {
-        return tls_error(err, rc, "Unable to verify certificate %s against %s", cert, ca);
+    code = gnutls_x509_crt_list_verify(own.list, (int)own.count, cas.list, (int)cas.count, NULL, 0,
+                                       0, &status);
+    if (code < 0) {
+        return tls_error(err, code, "Unable to verify certificate %s against %s", cert, ca);
     }
     return status
                ? error_set(err, EINVAL, "Our own certificate %s failed validation against %s: %s",

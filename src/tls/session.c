@@ -16,33 +16,44 @@
 #include "loop/loop.h"
 #include "tls/internal.h"
 
+/* The two buffers. Bytes. */
 #define IN_SIZE (128 * KiB)
 #define OUT_SIZE (256 * KiB)
-#define RECORD_MAX (16 * KiB) /* plaintext in a record, RFC 8446, section 5.1 */
-/* What a record can take in the buffer, and what GnuTLS may have to send before it (key update). */
+/* Plaintext in a record: RFC 8446, section 5.1. Bytes. */
+#define RECORD_MAX (16 * KiB)
+/*
+ * Bytes of the buffer that a record may take, with what GnuTLS may send before it (a key update).
+ */
 #define RECORD_ROOM (RECORD_MAX + 4 * KiB)
 
 struct tls_session {
     gnutls_session_t gnutls;
     const struct tls_creds *creds;
     const struct tls_authz *authz;
-    char *hostname; /* owned; NULL: none */
+    /* Owned; NULL: none. */
+    char *hostname;
     int fd;
 
-    size_t in_pos, in_end;   /* received and not yet taken by GnuTLS, in `in` */
-    size_t out_pos, out_end; /* to be sent, in `out` */
-    bool in_ended;           /* the socket has nothing more */
-    bool ended;              /* the peer has closed the session */
-    const char *failure;     /* a static string; "": none */
+    /* The bytes of `in` that were received and that GnuTLS has not taken yet. */
+    size_t in_pos, in_end;
+    /* The bytes of `out` that are to be sent. */
+    size_t out_pos, out_end;
+    /* The stream of the socket has ended. */
+    bool in_ended;
+    /* The peer has closed the session. */
+    bool ended;
+    /* A static string; "": none. */
+    const char *failure;
 
     uint8_t in[IN_SIZE];
     uint8_t out[OUT_SIZE];
-    uint8_t stage[RECORD_MAX]; /* small messages gather here to a record */
+    /* Small messages gather here to a record. */
+    uint8_t stage[RECORD_MAX];
 };
 
-/* --- what GnuTLS calls ------------------------------------------------------------------------------- */
+/* --- what GnuTLS calls ---------------------------------------------------------------------- */
 
-static ssize_t pull(gnutls_transport_ptr_t arg, void *to, size_t size)
+static ssize_t tls_pull(gnutls_transport_ptr_t arg, void *to, size_t size)
 {
     struct tls_session *s = arg;
     size_t n = MIN(size, s->in_end - s->in_pos);
@@ -56,14 +67,14 @@ static ssize_t pull(gnutls_transport_ptr_t arg, void *to, size_t size)
     return (ssize_t)n;
 }
 
-static int pull_timeout(gnutls_transport_ptr_t arg, unsigned ms)
+static int tls_pull_timeout(gnutls_transport_ptr_t arg, unsigned ms)
 {
     const struct tls_session *s = arg;
 
     return s->in_end > s->in_pos || s->in_ended;
 }
 
-static ssize_t push(gnutls_transport_ptr_t arg, const void *data, size_t size)
+static ssize_t tls_push(gnutls_transport_ptr_t arg, const void *data, size_t size)
 {
     struct tls_session *s = arg;
     size_t n = MIN(size, OUT_SIZE - s->out_end);
@@ -77,7 +88,7 @@ static ssize_t push(gnutls_transport_ptr_t arg, const void *data, size_t size)
     return (ssize_t)n;
 }
 
-/* --- life -------------------------------------------------------------------------------------------------- */
+/* --- life ----------------------------------------------------------------------------------- */
 
 static bool is_address(const char *host)
 {
@@ -107,30 +118,31 @@ static int set_credentials(struct tls_session *s)
     return GNUTLS_E_INTERNAL_ERROR;
 }
 
-static int configure(struct tls_session *s)
+static int configure_session(struct tls_session *s)
 {
-    int rc = gnutls_priority_set(s->gnutls, s->creds->priority);
+    int code = gnutls_priority_set(s->gnutls, s->creds->priority);
 
-    if (rc == 0) {
-        rc = set_credentials(s);
+    if (code == 0) {
+        code = set_credentials(s);
     }
-    if (rc == 0 && s->hostname && s->creds->kind == TLS_X509 && !is_address(s->hostname)) {
-        rc = gnutls_server_name_set(s->gnutls, GNUTLS_NAME_DNS, s->hostname, strlen(s->hostname));
+    if (code == 0 && s->hostname && s->creds->kind == TLS_X509 && !is_address(s->hostname)) {
+        code = gnutls_server_name_set(s->gnutls, GNUTLS_NAME_DNS, s->hostname, strlen(s->hostname));
     }
     gnutls_transport_set_ptr(s->gnutls, s);
-    gnutls_transport_set_pull_function(s->gnutls, pull);
-    gnutls_transport_set_pull_timeout_function(s->gnutls, pull_timeout);
-    gnutls_transport_set_push_function(s->gnutls, push);
-    return rc;
+    gnutls_transport_set_pull_function(s->gnutls, tls_pull);
+    gnutls_transport_set_pull_timeout_function(s->gnutls, tls_pull_timeout);
+    gnutls_transport_set_push_function(s->gnutls, tls_push);
+    return code;
 }
 
 int tls_session_new(const struct tls_creds *creds, int fd, const char *hostname,
-                    const struct tls_authz *authz, struct tls_session **ret, struct error *err)
+                    const struct tls_authz *authz, struct tls_session **ret_session,
+                    struct error *err)
 {
     /* The buffers need no zeroes. */
     struct tls_session *s = malloc(sizeof(*s));
     unsigned flags = creds->endpoint == TLS_SERVER ? GNUTLS_SERVER : GNUTLS_CLIENT;
-    int rc;
+    int code;
 
     if (!s) {
         return error_set(err, ENOMEM, "Out of memory");
@@ -140,19 +152,19 @@ int tls_session_new(const struct tls_creds *creds, int fd, const char *hostname,
     s->authz = authz;
     s->failure = "";
     s->hostname = hostname ? strdup(hostname) : NULL;
-    rc = gnutls_init(&s->gnutls, flags | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL | GNUTLS_NO_TICKETS);
-    if (rc < 0 || (hostname && !s->hostname)) {
+    code = gnutls_init(&s->gnutls, flags | GNUTLS_NONBLOCK | GNUTLS_NO_SIGNAL | GNUTLS_NO_TICKETS);
+    if (code < 0 || (hostname && !s->hostname)) {
         free(s->hostname);
         free(s);
         return error_set(err, ENOMEM, "Out of memory");
     }
     s->creds = creds;
-    rc = configure(s);
-    if (rc < 0) {
+    code = configure_session(s);
+    if (code < 0) {
         tls_session_free(s);
-        return tls_error(err, rc, "Cannot set up a TLS session");
+        return tls_error(err, code, "Cannot set up a TLS session");
     }
-    *ret = s;
+    *ret_session = s;
     return 0;
 }
 
@@ -170,30 +182,30 @@ const char *tls_session_failure(const struct tls_session *s)
     return s->failure;
 }
 
-/* What GnuTLS says went wrong, as -errno. */
-static int fail(struct tls_session *s, int rc)
+/* Note a failure of GnuTLS. -errno. */
+static int session_failed(struct tls_session *s, int code)
 {
-    s->failure = gnutls_strerror(rc);
-    return rc == GNUTLS_E_PREMATURE_TERMINATION ? -ECONNRESET : -EIO;
+    s->failure = gnutls_strerror(code);
+    return code == GNUTLS_E_PREMATURE_TERMINATION ? -ECONNRESET : -EIO;
 }
 
-static bool is_again(int64_t rc)
+static bool is_again(int64_t code)
 {
-    return rc == GNUTLS_E_AGAIN || rc == GNUTLS_E_INTERRUPTED;
+    return code == GNUTLS_E_AGAIN || code == GNUTLS_E_INTERRUPTED;
 }
 
-/* --- the socket ------------------------------------------------------------------------------------------ */
+/* --- the socket ----------------------------------------------------------------------------- */
 
-/* A peer that is gone is gone, however the socket tells it: -errno. */
+/* -errno. The errors by which a socket reports that the peer is gone count as one. */
 static int socket_failed(struct tls_session *s, int errnum)
 {
     if (errnum == ECONNRESET || errnum == EPIPE) {
-        return fail(s, GNUTLS_E_PREMATURE_TERMINATION);
+        return session_failed(s, GNUTLS_E_PREMATURE_TERMINATION);
     }
     return errnum == EWOULDBLOCK ? -EAGAIN : -errnum;
 }
 
-/* Room for more of the socket; GnuTLS has taken all there was. */
+/* `n` bytes of the socket are in the buffer, of which GnuTLS had taken all. */
 static void take_in(struct tls_session *s, ssize_t n)
 {
     s->in_pos = 0;
@@ -201,7 +213,7 @@ static void take_in(struct tls_session *s, ssize_t n)
     s->in_ended = n == 0;
 }
 
-/* 0 with something in the buffer or its end noted; or -errno. */
+/* Receive into the buffer. 0: there are bytes, or the end was noted; or -errno. */
 static int refill(struct tls_session *s)
 {
     ssize_t n;
@@ -244,44 +256,44 @@ int tls_session_flush(struct tls_session *s)
     return 0;
 }
 
-static int co_flush(struct tls_session *s)
+static int session_co_flush(struct tls_session *s)
 {
-    int ret;
+    int r;
 
-    while ((ret = tls_session_flush(s)) == -EAGAIN) {
-        ret = loop_co_poll(s->fd, POLLOUT, -1);
-        if (ret < 0) {
-            return ret;
+    while ((r = tls_session_flush(s)) == -EAGAIN) {
+        r = loop_co_poll(s->fd, POLLOUT, -1);
+        if (r < 0) {
+            return r;
         }
     }
-    return ret;
+    return r;
 }
 
-/* --- handshake --------------------------------------------------------------------------------------------- */
+/* --- handshake ------------------------------------------------------------------------------ */
 
-/* The peer's certificate for a name (client), and its authorization (server). */
+/* The name in the peer's certificate (client), and its authorization (server). */
 static int check_certificate(struct tls_session *s, struct error *err)
 {
     unsigned count = 0;
     const gnutls_datum_t *chain = gnutls_certificate_get_peers(s->gnutls, &count);
     gnutls_datum_t dn = {0};
     gnutls_x509_crt_t cert;
-    int rc, r = 0;
+    int code, r = 0;
 
     if (!chain || count == 0) {
         return error_set(err, EPERM, "No certificate peers");
     }
-    rc = gnutls_x509_crt_init(&cert);
-    if (rc < 0) {
-        return tls_error(err, rc, "Cannot initialize certificate");
+    code = gnutls_x509_crt_init(&cert);
+    if (code < 0) {
+        return tls_error(err, code, "Cannot initialize certificate");
     }
-    rc = gnutls_x509_crt_import(cert, &chain[0], GNUTLS_X509_FMT_DER);
-    if (rc == 0 && s->authz) {
-        /* In the order of the certificate, as QEMU's users have it in their lists. */
-        rc = gnutls_x509_crt_get_dn3(cert, &dn, GNUTLS_X509_DN_FLAG_COMPAT);
+    code = gnutls_x509_crt_import(cert, &chain[0], GNUTLS_X509_FMT_DER);
+    if (code == 0 && s->authz) {
+        /* In the order of the certificate, as in the lists that QEMU's users have. */
+        code = gnutls_x509_crt_get_dn3(cert, &dn, GNUTLS_X509_DN_FLAG_COMPAT);
     }
-    if (rc < 0) {
-        r = tls_error(err, rc, "Cannot read the peer's certificate");
+    if (code < 0) {
+        r = tls_error(err, code, "Cannot read the peer's certificate");
     } else if (s->authz && !tls_authz_allows(s->authz, (const char *)dn.data)) {
         r = error_set(err, EPERM, "TLS x509 authz check for %s is denied", (const char *)dn.data);
     } else if (s->creds->endpoint == TLS_CLIENT && !s->hostname) {
@@ -304,14 +316,14 @@ static int check_x509(struct tls_session *s, struct error *err)
         .data = (unsigned char *)(uintptr_t)purpose,
     };
     unsigned status = 0;
-    int rc;
+    int code;
 
     if (!s->creds->verify_peer) {
         return 0;
     }
-    rc = gnutls_certificate_verify_peers(s->gnutls, &wanted, 1, &status);
-    if (rc < 0) {
-        return tls_error(err, rc, "Verify failed");
+    code = gnutls_certificate_verify_peers(s->gnutls, &wanted, 1, &status);
+    if (code < 0) {
+        return tls_error(err, code, "Verify failed");
     }
     if (status != 0) {
         return error_set(err, EPERM, "%s", tls_x509_fault(status));
@@ -333,21 +345,22 @@ static int check_psk(struct tls_session *s, struct error *err)
     return error_set(err, EPERM, "TLS PSK authz check for %s is denied", user ? user : "(none)");
 }
 
-/* What the offload pool does: arithmetic and files, not the socket. */
-struct step {
+/* A step of the handshake, for the offload pool: arithmetic and files, not the socket. */
+struct handshake_step {
     struct tls_session *s;
     struct error *err;
-    int result; /* of the check, once the handshake is over */
+    /* Of the check of the peer, when the handshake is over. */
+    int result;
 };
 
-static int do_step(void *arg)
+static int do_handshake_step(void *arg)
 {
-    struct step *step = arg;
+    struct handshake_step *step = arg;
     struct tls_session *s = step->s;
-    int rc = gnutls_handshake(s->gnutls);
+    int code = gnutls_handshake(s->gnutls);
 
-    if (rc < 0) {
-        return rc;
+    if (code < 0) {
+        return code;
     }
     if (s->creds->kind == TLS_X509) {
         step->result = check_x509(s, step->err);
@@ -357,28 +370,28 @@ static int do_step(void *arg)
     return 0;
 }
 
-static int handshake_lost(const struct tls_session *s, int ret, struct error *err)
+static int handshake_lost(const struct tls_session *s, int r, struct error *err)
 {
-    return error_set(err, -ret, "TLS handshake failed: %s",
-                     s->failure[0] ? s->failure : strerror(-ret));
+    return error_set(err, -r, "TLS handshake failed: %s",
+                     s->failure[0] ? s->failure : strerror(-r));
 }
 
 int tls_session_co_handshake(struct tls_session *s, struct error *err)
 {
-    struct step step = {.s = s, .err = err};
-    int rc, r;
+    struct handshake_step step = {.s = s, .err = err};
+    int code, r;
 
     for (;;) {
-        rc = loop_co_offload(do_step, &step);
-        r = co_flush(s);
-        if (rc < 0 && !is_again(rc) && rc != GNUTLS_E_WARNING_ALERT_RECEIVED) {
-            fail(s, rc);
-            return tls_error(err, rc, "TLS handshake failed");
+        code = loop_co_offload(do_handshake_step, &step);
+        r = session_co_flush(s);
+        if (code < 0 && !is_again(code) && code != GNUTLS_E_WARNING_ALERT_RECEIVED) {
+            session_failed(s, code);
+            return tls_error(err, code, "TLS handshake failed");
         }
         if (r < 0) {
             return handshake_lost(s, r, err);
         }
-        if (rc == 0) {
+        if (code == 0) {
             return step.result;
         }
         if (s->in_pos == s->in_end) {
@@ -390,7 +403,7 @@ int tls_session_co_handshake(struct tls_session *s, struct error *err)
     }
 }
 
-/* --- data ---------------------------------------------------------------------------------------------------- */
+/* --- data ----------------------------------------------------------------------------------- */
 
 ssize_t tls_session_recv(struct tls_session *s, void *buf, size_t size)
 {
@@ -405,19 +418,19 @@ ssize_t tls_session_recv(struct tls_session *s, void *buf, size_t size)
         } else if (n == 0) {
             s->ended = true;
         } else if (!is_again(n)) {
-            /* What came before it was sound; the failure will be met again. */
-            return done > 0 ? (ssize_t)done : fail(s, (int)n);
+            /* The bytes before it are valid; the next call fails again. */
+            return done > 0 ? (ssize_t)done : session_failed(s, (int)n);
         } else if (s->in_pos < s->in_end) {
             if (s->in_pos == before) {
-                return fail(s, GNUTLS_E_INTERNAL_ERROR);
+                return session_failed(s, GNUTLS_E_INTERNAL_ERROR);
             }
         } else if (done > 0) {
             break;
         } else {
-            int ret = refill(s);
+            int r = refill(s);
 
-            if (ret < 0) {
-                return ret;
+            if (r < 0) {
+                return r;
             }
         }
     }
@@ -429,16 +442,18 @@ ssize_t tls_session_co_recv(struct tls_session *s, void *buf, size_t size)
     ssize_t n;
 
     while ((n = tls_session_recv(s, buf, size)) == -EAGAIN) {
-        int ret = co_refill(s);
+        int r = co_refill(s);
 
-        if (ret < 0) {
-            return ret;
+        if (r < 0) {
+            return r;
         }
     }
     return n;
 }
 
-/* The next record's plaintext: a part of an element as it lies there, or several small ones in `stage`. */
+/*
+ * The plaintext of the next record: a part of an element in place, or small ones copied to `stage`.
+ */
 static struct iovec next_record(struct tls_session *s, const struct iovec **vec, int *count,
                                 size_t *offset)
 {
@@ -463,7 +478,7 @@ static struct iovec next_record(struct tls_session *s, const struct iovec **vec,
     return (struct iovec){.iov_base = s->stage, .iov_len = n};
 }
 
-/* GnuTLS makes several of one for a peer that wants smaller ones (RFC 8449): at least 512 bytes. */
+/* For a peer that wants smaller records (RFC 8449) GnuTLS makes several, of at least 512 bytes. */
 static int put_record(struct tls_session *s, const struct iovec *record)
 {
     size_t done = 0;
@@ -473,28 +488,31 @@ static int put_record(struct tls_session *s, const struct iovec *record)
                                        record->iov_len - done);
 
         if (n <= 0) {
-            return fail(s, n < 0 ? (int)n : GNUTLS_E_INTERNAL_ERROR);
+            return session_failed(s, n < 0 ? (int)n : GNUTLS_E_INTERNAL_ERROR);
         }
         done += (size_t)n;
     }
     return 0;
 }
 
-/* Encrypt as much as there is room for; vector and offset in its first element move on. Bytes, or -errno. */
+/*
+ * Encrypt as much as there is room for. The vector, and the offset in its first element, are
+ * advanced. Bytes, or -errno.
+ */
 static ssize_t put_some(struct tls_session *s, const struct iovec **vec, int *count, size_t *offset)
 {
     size_t done = 0;
 
     while (*count > 0 && OUT_SIZE - s->out_end >= RECORD_ROOM) {
         struct iovec record = next_record(s, vec, count, offset);
-        int ret;
+        int r;
 
         if (record.iov_len == 0) {
             break;
         }
-        ret = put_record(s, &record);
-        if (ret < 0) {
-            return ret;
+        r = put_record(s, &record);
+        if (r < 0) {
+            return r;
         }
         done += record.iov_len;
     }
@@ -511,16 +529,16 @@ ssize_t tls_session_put(struct tls_session *s, const struct iovec *vec, int coun
 int tls_session_co_send(struct tls_session *s, const struct iovec *vec, int count)
 {
     size_t offset = 0;
-    int ret;
+    int r;
 
-    while ((ret = co_flush(s)) == 0 && count > 0) {
+    while ((r = session_co_flush(s)) == 0 && count > 0) {
         ssize_t n = put_some(s, &vec, &count, &offset);
 
         if (n < 0) {
             return (int)n;
         }
     }
-    return ret;
+    return r;
 }
 
 void tls_session_bye(struct tls_session *s)

@@ -5,10 +5,12 @@
  *   plaintext  put() --> GnuTLS --> out [ records ] -- flush() --> socket
  *             recv() <-- GnuTLS <-- in  [ records ] <-- refill --- socket
  *
- * GnuTLS never sees the socket: it writes to and reads from the two buffers. So a turn of many small messages leaves
- * in one send(), the handshake's arithmetic runs on the offload pool, and nothing in it can block.
+ * GnuTLS never sees the socket: it writes to and reads from the two buffers. So a turn of many
+ * small messages leaves in one send(), the arithmetic of the handshake runs on the offload pool,
+ * and nothing in it can block.
  *
- * A session is used on one reactor at a time; two coroutines may use it, one that sends and one that receives.
+ * A session is used on one reactor at a time. Two coroutines may use it: one that sends, and one
+ * that receives. `co_` functions yield; the others do not.
  */
 #ifndef TIDEMARK_TLS_SESSION_H
 #define TIDEMARK_TLS_SESSION_H
@@ -23,41 +25,46 @@
 struct tls_session;
 
 /*
- * Make a session of the end that `creds` are for; they have to outlive it. `fd` stays the caller's. `hostname` (client; may
- * be NULL) is what a certificate has to be for; `authz` (server; may be NULL) has to allow the peer, and must live until the
- * handshake is over. -ENOMEM, -EINVAL. Does not yield.
+ * Make a session of the end that `creds` are for. The credentials have to outlive it; `fd` is still
+ * the caller's. `hostname` (of a client; may be NULL) is the name that the server's certificate has
+ * to be for. `authz` (of a server; may be NULL) has to allow the peer, and lives until the
+ * handshake is over. -ENOMEM, -EINVAL.
  */
 int tls_session_new(const struct tls_creds *creds, int fd, const char *hostname,
-                    const struct tls_authz *authz, struct tls_session **ret, struct error *err);
-/* NULL is fine. Does not yield. */
+                    const struct tls_authz *authz, struct tls_session **ret_session,
+                    struct error *err);
+/* Release a session, without a goodbye. NULL is fine. */
 void tls_session_free(struct tls_session *s);
 
 /*
- * Negotiate, then check the peer: its certificate, its name, its authorization. Nothing may be sent or received before it
- * has returned 0. The time it takes is the caller's to limit, by shutdown(2) of the socket. Yields.
+ * Negotiate, then check the peer: its certificate, its name, its authorization. Nothing may be sent
+ * or received before this has returned 0. The caller limits its time, by shutdown(2) of the socket.
+ * -EPERM: the peer is refused. -EINVAL, -EIO, -ECONNRESET: the handshake failed.
  */
 int tls_session_co_handshake(struct tls_session *s, struct error *err);
 
 /*
- * Receive what is there: bytes (0: the peer has closed the session properly), -EAGAIN, or another -errno, after which
- * tls_session_failure() says more. Does not yield; the co_ variant waits instead of -EAGAIN.
+ * Receive what is there. Bytes; 0: the peer has closed the session properly; -EAGAIN: nothing is
+ * there; or another -errno, after which tls_session_failure() says more. The co_ variant waits
+ * instead of -EAGAIN.
  */
 ssize_t tls_session_recv(struct tls_session *s, void *buf, size_t size);
 ssize_t tls_session_co_recv(struct tls_session *s, void *buf, size_t size);
 
 /*
- * Encrypt the beginning of a vector into the buffer, from which flush() sends: bytes taken, more than 0 after a flush() that
- * returned 0, or -errno. flush(): 0 when all is sent, -EAGAIN when the socket is full, or another -errno. Neither yields.
+ * Encrypt the beginning of a vector into the buffer that tls_session_flush() sends. Bytes taken,
+ * which is more than 0 after a flush that returned 0; or -errno.
  */
 ssize_t tls_session_put(struct tls_session *s, const struct iovec *vec, int count);
+/* Send the buffer. 0: all is sent; -EAGAIN: the socket is full; or another -errno. */
 int tls_session_flush(struct tls_session *s);
-/* Both, until all is sent. 0 or -errno. Yields. */
+/* Encrypt and send all of a vector. 0 or -errno. */
 int tls_session_co_send(struct tls_session *s, const struct iovec *vec, int count);
 
-/* Tell the peer that nothing more comes, if the socket takes it at once. Does not yield. */
+/* Close the session towards the peer, if the socket takes that at once. */
 void tls_session_bye(struct tls_session *s);
 
-/* Why it has failed, a sentence; "" if it has not. */
+/* Why the session has failed; "" if it has not. A static string. */
 const char *tls_session_failure(const struct tls_session *s);
 
 #endif
