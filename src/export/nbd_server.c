@@ -374,8 +374,8 @@ int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err)
         return error_set(err, ENOENT, "NBD server not running");
     }
     /*
-     * Requests in flight may hang, and the end of an export takes the control lock: other commands go
-     * on meanwhile.
+     * Requests in flight may hang, and the end of an export takes the control lock: other commands
+     * go on meanwhile.
      */
     held = block_control_pause();
     if (!state.stopping) {

@@ -86,6 +86,7 @@ struct nbd_pieces {
  * NBD_CLIENT_PIECES_MAX pieces. -ENOMEM.
  */
 int nbd_pieces_add(struct nbd_pieces *p, uint64_t start, uint64_t length);
+/* Empty it. */
 void nbd_pieces_clear(struct nbd_pieces *p);
 /* Whether all of [0, length) is there. */
 bool nbd_pieces_cover(const struct nbd_pieces *p, uint64_t length);
@@ -108,6 +109,7 @@ static inline ssize_t nbd_wire_co_recv(const struct nbd_wire *w, void *buf, size
     return w->tls ? tls_session_co_recv(w->tls, buf, size) : loop_co_recv(w->fd, buf, size);
 }
 
+/* Close what there is; then there is no connection. */
 void nbd_wire_close(struct nbd_wire *w);
 /* Send all of a vector, whose elements are changed meanwhile. 0 or -errno. */
 int nbd_wire_co_send(const struct nbd_wire *w, struct iovec *v, int count);
@@ -311,7 +313,9 @@ void nbd_client_co_receiver(void *arg);
 
 /* --- client_reconnect.c --------------------------------------------------------------------- */
 
+/* The members of a new client that are this file's. */
 void nbd_reconnect_init(struct nbd_client *c);
+/* Drop the writes that are kept. */
 void nbd_reconnect_destroy(struct nbd_client *c);
 /*
  * Called by the receiver when the connection has ended with the error `why`. True when it is there
@@ -322,7 +326,9 @@ bool nbd_reconnect_co_recover(struct nbd_client *c, int why);
 void nbd_reconnect_abort(struct nbd_client *c);
 /* Called by the receiver: a call was answered. */
 void nbd_reconnect_note_answer(struct nbd_client *c, const struct nbd_call *call);
-/* Whether so many writes are kept that the next one should wait for a flush. */
+/*
+ * Whether more than NBD_CLIENT_UNFLUSHED_MAX bytes of writes are kept: the next write should flush.
+ */
 bool nbd_reconnect_wants_flush(struct nbd_client *c);
 
 #endif

@@ -26,6 +26,7 @@ struct nbd_option_answer {
     uint32_t length;
 };
 
+/* Release what it owns, and empty it. */
 void nbd_option_answer_clear(struct nbd_option_answer *a);
 
 /* Send an option. data NULL: without data. */

@@ -6,7 +6,7 @@
  *   IN USE ----------> LOST: requests wait -----------------------------------> LOST and FAILING:
  *     ^                  | in their slots                                           | all fail
  *     +------------------+----------------------------------------------------------+
- *       connected, the same export: kept writes are repeated, then requests in flight are sent again
+ *       connected, the same export: kept writes are repeated, then requests in flight sent again
  *
  * The receiver does all of it, in nbd_reconnect_co_recover(); the sender stands still meanwhile. A
  * server that crashes on the same request again and again does not extend the time that requests

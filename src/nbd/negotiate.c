@@ -291,7 +291,7 @@ static int co_option_info(struct nbd_connection *c, uint32_t option, struct nbd_
         put_text_info(&out, option, NBD_INFO_DESCRIPTION, e->description);
     }
     /*
-     * A client that does not ask for block sizes does not keep to them. It is told the minimum that
+     * A client that does not ask for block sizes does not keep to them. It gets the minimum that
      * is served anyway.
      */
     put_export_info(&out, option, c, e, keeps_blocks ? e->min_block : 1);
@@ -582,7 +582,8 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
 }
 
 /*
- * Monitors and other handshakes run on this reactor, too. No honest client sends so many options.
+ * Monitors and other handshakes run on this reactor, too. No honest client sends more than
+ * OPTIONS_AT_FULL_SPEED options.
  */
 static void co_yield_to_others(unsigned options)
 {

@@ -7,7 +7,7 @@
  * rest of its life. Everything in this header runs on the main reactor. `co_` functions yield; the
  * others do not.
  *
- *   accept -> HANDSHAKE (main reactor; timed) -> TRANSMISSION (I/O reactor) -> closed (main reactor)
+ *   accept -> HANDSHAKE (main reactor, timed) -> TRANSMISSION (I/O reactor) -> closed (main)
  *             server.c, negotiate.c              connection.c, request.c, reply.c
  */
 #ifndef TIDEMARK_NBD_SERVER_H

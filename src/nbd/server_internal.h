@@ -142,7 +142,7 @@ struct nbd_export {
     struct block_edge *edge;
     /* Bytes. */
     uint64_t size;
-    /* What clients are told; smaller requests are served, too. */
+    /* As reported to clients; smaller requests are served, too. */
     uint32_t min_block;
     /* enum nbd_transmission_flags */
     uint16_t flags;
@@ -362,10 +362,12 @@ bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *
 
 /* --- the rest runs on the connection's I/O reactor ------------------------------------------ */
 
+/* Sizes of the headers that were negotiated. Bytes. */
 static inline size_t nbd_connection_request_size(const struct nbd_connection *c)
 {
     return c->extended ? NBD_EXTENDED_REQUEST_SIZE : NBD_REQUEST_SIZE;
 }
+/* Of a chunk. */
 static inline size_t nbd_connection_chunk_size(const struct nbd_connection *c)
 {
     return c->extended ? NBD_EXTENDED_CHUNK_HEADER_SIZE : NBD_CHUNK_HEADER_SIZE;
@@ -399,6 +401,7 @@ static inline uint8_t *nbd_rbuf_bytes(const struct nbd_connection *c)
 
 /* --- reply.c -------------------------------------------------------------------------------- */
 
+/* The members of a new connection that are this file's. */
 void nbd_reply_init(struct nbd_connection *c);
 /*
  * Write the header of a chunk of the job's reply, short or extended as negotiated; cookie and

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The driver. Requests of a node take turns on the offload pool. Whether what a failed fsync should have made stable is, nobody
- * knows; flushes fail from then on, until the file is opened anew.
+ * The driver. The requests of a node take turns on the offload pool. After a failed fsync it is
+ * unknown which writes are on stable storage: flushes fail from then on, until the file is opened
+ * again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -16,14 +17,17 @@
 #include "ssh/remote_file.h"
 #include "ssh/ssh.h"
 
-/* Disks have whole sectors; the rest of the last one reads as zeroes. */
+/* A disk has whole sectors: the rest of the last one reads as zeroes. Bytes. */
 #define SECTOR 512
 
 struct ssh_node {
     struct remote_file *file;
-    struct co_mutex lock; /* held while a call about the file runs */
-    int flush_error;      /* [lock] 0, or the first failure */
-    bool warned;          /* [lock] that flushes do nothing */
+    /* Held while a call for the file runs. Guards the members below. */
+    struct co_mutex lock;
+    /* 0, or the first failure. */
+    int flush_error;
+    /* It was logged that flushes do nothing. */
+    bool warned;
 };
 
 static const struct block_option_desc create_options[] = {
@@ -31,18 +35,19 @@ static const struct block_option_desc create_options[] = {
     {NULL, NULL, NULL},
 };
 
-/* --- calls on the pool ----------------------------------------------------------------------------------- */
+/* --- calls on the pool ---------------------------------------------------------------------- */
 
 struct open_call {
     struct ssh_target target;
     int flags;
-    bool resize; /* to `size`; else find it out */
+    /* Resize the file to `size`; else set `size`. */
+    bool resize;
     uint64_t size;
     struct remote_file *file;
     struct error *err;
 };
 
-static int open_blocking(void *arg)
+static int ssh_open_blocking(void *arg)
 {
     struct open_call *c = arg;
     int r = remote_file_open(&c->target, c->flags, &c->file, c->err);
@@ -61,7 +66,7 @@ static int open_blocking(void *arg)
     return r;
 }
 
-static int close_blocking(void *arg)
+static int ssh_close_blocking(void *arg)
 {
     remote_file_close(arg);
     return 0;
@@ -74,14 +79,14 @@ struct io_call {
     struct iov iov;
 };
 
-static int io_blocking(void *arg)
+static int ssh_io_blocking(void *arg)
 {
     struct io_call *c = arg;
 
     return c->fn(c->file, c->offset, c->iov);
 }
 
-static int sync_blocking(void *arg)
+static int ssh_sync_blocking(void *arg)
 {
     return remote_file_sync(arg);
 }
@@ -91,14 +96,14 @@ struct resize_call {
     uint64_t size;
 };
 
-static int resize_blocking(void *arg)
+static int ssh_resize_blocking(void *arg)
 {
     struct resize_call *c = arg;
 
     return remote_file_resize(c->file, c->size);
 }
 
-/* --- opening --------------------------------------------------------------------------------------------- */
+/* --- opening -------------------------------------------------------------------------------- */
 
 static int ssh_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
@@ -106,11 +111,11 @@ static int ssh_co_open(struct block_node *node, struct options *opts, struct err
     struct open_call c = {.flags = node->read_only ? O_RDONLY : O_RDWR, .err = err};
     int r = ssh_target_take(opts, &c.target, err);
 
-    r = r < 0 ? r : loop_co_offload(open_blocking, &c);
+    UNLESS_FAILED(r, loop_co_offload(ssh_open_blocking, &c));
     if (r == -EACCES && !node->read_only && node->auto_read_only) {
         error_clear(err);
         c.flags = O_RDONLY;
-        r = loop_co_offload(open_blocking, &c);
+        r = loop_co_offload(ssh_open_blocking, &c);
         node->read_only = node->read_only || r == 0;
     }
     if (r == 0) {
@@ -128,7 +133,7 @@ static void ssh_co_close(struct block_node *node)
 {
     struct ssh_node *n = node->opaque;
 
-    loop_co_offload(close_blocking, n->file);
+    loop_co_offload(ssh_close_blocking, n->file);
     n->file = NULL;
     co_mutex_destroy(&n->lock);
 }
@@ -142,45 +147,46 @@ static int ssh_co_create(const char *filename, uint64_t size, struct options *op
     int r = address ? options_check_empty(opts, "A file over SSH", err)
                     : error_set(err, ENOMEM, "Out of memory");
 
-    r = r < 0 ? r : ssh_target_parse_filename(filename, address, err);
-    r = r < 0 ? r : ssh_target_take(address, &c.target, err);
-    r = r < 0 ? r : loop_co_offload(open_blocking, &c);
+    UNLESS_FAILED(r, ssh_target_parse_filename(filename, address, err));
+    UNLESS_FAILED(r, ssh_target_take(address, &c.target, err));
+    UNLESS_FAILED(r, loop_co_offload(ssh_open_blocking, &c));
     if (r == 0) {
-        loop_co_offload(close_blocking, c.file);
+        loop_co_offload(ssh_close_blocking, c.file);
     }
     ssh_target_clear(&c.target);
     return r;
 }
 
-/* --- I/O ------------------------------------------------------------------------------------------------- */
+/* --- I/O ------------------------------------------------------------------------------------ */
 
-static int co_io(struct block_node *node, uint64_t offset, struct iov iov,
-                 int (*fn)(struct remote_file *f, uint64_t offset, struct iov iov))
+static int ssh_co_io(struct block_node *node, uint64_t offset, struct iov iov,
+                     int (*fn)(struct remote_file *f, uint64_t offset, struct iov iov))
 {
     struct ssh_node *n = node->opaque;
     struct io_call c = {.file = n->file, .fn = fn, .offset = offset, .iov = iov};
     int r;
 
     co_mutex_lock(&n->lock);
-    r = loop_co_offload(io_blocking, &c);
+    r = loop_co_offload(ssh_io_blocking, &c);
     co_mutex_unlock(&n->lock);
     return r;
 }
 
 static int ssh_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
-    return flags & BLOCK_REQ_PREFETCH ? 0 : co_io(node, offset, iov, remote_file_read);
+    return flags & BLOCK_REQ_PREFETCH ? 0 : ssh_co_io(node, offset, iov, remote_file_read);
 }
 
 static int ssh_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
-    return co_io(node, offset, iov, remote_file_write);
+    return ssh_co_io(node, offset, iov, remote_file_write);
 }
 
-static int co_sync_locked(struct block_node *node)
+static int ssh_co_sync_locked(struct block_node *node)
 {
     struct ssh_node *n = node->opaque;
 
+    CO_ASSERT_HELD(&n->lock);
     if (!remote_file_can_sync(n->file)) {
         if (!n->warned) {
             log_warning("'%s': the server can't flush (no fsync@openssh.com); what is written may "
@@ -190,7 +196,7 @@ static int co_sync_locked(struct block_node *node)
         n->warned = true;
         return 0;
     }
-    n->flush_error = n->flush_error ? n->flush_error : loop_co_offload(sync_blocking, n->file);
+    n->flush_error = n->flush_error ? n->flush_error : loop_co_offload(ssh_sync_blocking, n->file);
     return n->flush_error;
 }
 
@@ -200,7 +206,7 @@ static int ssh_co_flush(struct block_node *node)
     int r;
 
     co_mutex_lock(&n->lock);
-    r = co_sync_locked(node);
+    r = ssh_co_sync_locked(node);
     co_mutex_unlock(&n->lock);
     return r;
 }
@@ -216,7 +222,7 @@ static int ssh_co_truncate(struct block_node *node, uint64_t size, enum block_pr
         return error_set(err, ENOTSUP, "Nothing can be preallocated over SSH");
     }
     co_mutex_lock(&n->lock);
-    r = loop_co_offload(resize_blocking, &c);
+    r = loop_co_offload(ssh_resize_blocking, &c);
     co_mutex_unlock(&n->lock);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not resize '%s' to %" PRIu64 " bytes",

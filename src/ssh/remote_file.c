@@ -18,10 +18,11 @@
 #include "base/cleanup.h"
 #include "ssh/libssh_lazy.h"
 
+/* Seconds, for each of the steps to a session. */
 #define CONNECT_TIMEOUT_S 30
-/* Longest parts of a request: servers need not take more than 34000 bytes in a packet. */
+/* Longest part of a request: servers need not accept more than 34000 bytes in a packet. Bytes. */
 #define PART_MAX (32 * KiB)
-/* Sizes may be rounded up to such units. */
+/* Largest unit that a size may be rounded up to. Bytes. */
 #define SECTOR_MAX 4096
 
 struct remote_file {
@@ -31,11 +32,11 @@ struct remote_file {
     char *path;
 };
 
-/* --- connection ---------------------------------------------------------------------------------------- */
+/* --- connection ----------------------------------------------------------------------------- */
 
-static int connect_one(const struct addrinfo *a)
+static int ssh_connect_one(const struct addrinfo *a)
 {
-    /* It bounds connect(), too. */
+    /* This also limits connect(). */
     const struct timeval timeout = {.tv_sec = CONNECT_TIMEOUT_S};
     const int on = 1;
     int fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
@@ -55,7 +56,8 @@ static int connect_one(const struct addrinfo *a)
     return fd;
 }
 
-static int connect_to(const struct ssh_target *t, struct error *err)
+/* A connected socket, or -errno. */
+static int ssh_connect_to(const struct ssh_target *t, struct error *err)
 {
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     struct addrinfo *all, *a;
@@ -67,14 +69,14 @@ static int connect_to(const struct ssh_target *t, struct error *err)
                          gai_strerror(r));
     }
     for (a = all; a && fd < 0; a = a->ai_next) {
-        fd = connect_one(a);
+        fd = ssh_connect_one(a);
     }
     freeaddrinfo(all);
     return fd >= 0 ? fd
                    : error_set_errno(err, -fd, "Failed to connect to '%s:%s'", t->host, t->port);
 }
 
-/* --- who the server is ----------------------------------------------------------------------------------- */
+/* --- who the server is ---------------------------------------------------------------------- */
 
 static int check_known_hosts(struct remote_file *f, struct error *err)
 {
@@ -95,7 +97,7 @@ static int check_known_hosts(struct remote_file *f, struct error *err)
     }
 }
 
-/* Hexadecimal, with or without colons, in either case. */
+/* Whether `text` is the hash in hexadecimal, with or without colons, in either case. */
 static bool hash_is(const char *text, const unsigned char *hash, size_t size)
 {
     static const char digits[] = "0123456789abcdef";
@@ -149,12 +151,12 @@ static int check_server(struct remote_file *f, const struct ssh_target *t, struc
     }
 }
 
-/* --- opening ------------------------------------------------------------------------------------------- */
+/* --- opening -------------------------------------------------------------------------------- */
 
-static int start_session(struct remote_file *f, const struct ssh_target *t, struct error *err)
+static int start_ssh_session(struct remote_file *f, const struct ssh_target *t, struct error *err)
 {
     const long timeout = CONNECT_TIMEOUT_S;
-    int fd = connect_to(t, err), r;
+    int fd = ssh_connect_to(t, err), r;
 
     if (fd < 0) {
         return fd;
@@ -169,7 +171,7 @@ static int start_session(struct remote_file *f, const struct ssh_target *t, stru
         return error_set(err, EINVAL, "failed to set up a session with '%s:%s': %s", t->host,
                          t->port, f->session ? ssh_get_error(f->session) : "out of memory");
     }
-    /* From here on the descriptor is the session's. */
+    /* From here on the session owns the descriptor. */
     if (ssh_connect(f->session) != SSH_OK) {
         return error_set(err, EIO, "failed to establish SSH session with '%s:%s': %s", t->host,
                          t->port, ssh_get_error(f->session));
@@ -184,8 +186,8 @@ static int start_session(struct remote_file *f, const struct ssh_target *t, stru
     return r;
 }
 
-static int open_file(struct remote_file *f, const struct ssh_target *t, int flags,
-                     struct error *err)
+static int open_remote_file(struct remote_file *f, const struct ssh_target *t, int flags,
+                            struct error *err)
 {
     f->sftp = sftp_new(f->session);
     if (!f->sftp || sftp_init(f->sftp) != SSH_OK) {
@@ -206,7 +208,7 @@ static int open_file(struct remote_file *f, const struct ssh_target *t, int flag
     return f->path ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
-int remote_file_open(const struct ssh_target *t, int flags, struct remote_file **ret,
+int remote_file_open(const struct ssh_target *t, int flags, struct remote_file **ret_file,
                      struct error *err)
 {
     struct remote_file *f = calloc(1, sizeof(*f));
@@ -216,13 +218,13 @@ int remote_file_open(const struct ssh_target *t, int flags, struct remote_file *
         return error_set(err, ENOMEM, "Out of memory");
     }
     r = lazy_libssh_load(err);
-    r = r < 0 ? r : start_session(f, t, err);
-    r = r < 0 ? r : open_file(f, t, flags, err);
+    UNLESS_FAILED(r, start_ssh_session(f, t, err));
+    UNLESS_FAILED(r, open_remote_file(f, t, flags, err));
     if (r < 0) {
         remote_file_close(f);
         return r;
     }
-    *ret = f;
+    *ret_file = f;
     return 0;
 }
 
@@ -245,9 +247,9 @@ void remote_file_close(struct remote_file *f)
     free(f);
 }
 
-/* --- use ----------------------------------------------------------------------------------------------- */
+/* --- use ------------------------------------------------------------------------------------ */
 
-int remote_file_size(struct remote_file *f, uint64_t *ret, struct error *err)
+int remote_file_size(struct remote_file *f, uint64_t *ret_size, struct error *err)
 {
     sftp_attributes a = sftp_fstat(f->file);
     bool regular = a && a->type == SSH_FILEXFER_TYPE_REGULAR;
@@ -256,17 +258,17 @@ int remote_file_size(struct remote_file *f, uint64_t *ret, struct error *err)
         return error_set(err, EIO, "failed to read the attributes of remote file '%s': %s", f->path,
                          ssh_get_error(f->session));
     }
-    *ret = a->size;
+    *ret_size = a->size;
     sftp_attributes_free(a);
-    if (*ret > INT64_MAX - SECTOR_MAX) {
+    if (*ret_size > INT64_MAX - SECTOR_MAX) {
         return error_set(err, EFBIG, "remote file '%s' has an impossible size: %" PRIu64 " bytes",
-                         f->path, *ret);
+                         f->path, *ret_size);
     }
     return regular ? 0 : error_set(err, EINVAL, "remote file '%s' is no regular file", f->path);
 }
 
-/* What a failed call of libssh means. */
-static int error_of(const struct remote_file *f)
+/* The error of a failed call of libssh. -errno. */
+static int sftp_error_of(const struct remote_file *f)
 {
     switch (sftp_get_error(f->sftp)) {
     case SSH_FX_PERMISSION_DENIED:
@@ -278,7 +280,7 @@ static int error_of(const struct remote_file *f)
     }
 }
 
-/* One element; *ret_size: less than asked for at the end of the file. */
+/* One element of a vector. *ret_size is less than `size` at the end of the file. */
 static int read_element(struct remote_file *f, char *buf, size_t size, size_t *ret_size)
 {
     size_t done = 0;
@@ -287,7 +289,7 @@ static int read_element(struct remote_file *f, char *buf, size_t size, size_t *r
         ssize_t n = sftp_read(f->file, buf + done, MIN(size - done, PART_MAX));
 
         if (n < 0) {
-            return error_of(f);
+            return sftp_error_of(f);
         }
         if (n == 0) {
             break;
@@ -334,7 +336,7 @@ int remote_file_write(struct remote_file *f, uint64_t offset, struct iov iov)
             ssize_t n = sftp_write(f->file, buf, MIN(left, PART_MAX));
 
             if (n <= 0) {
-                return error_of(f);
+                return sftp_error_of(f);
             }
             buf += n;
             left -= (size_t)n;
@@ -357,5 +359,5 @@ int remote_file_resize(struct remote_file *f, uint64_t size)
 {
     struct sftp_attributes_struct a = {.flags = SSH_FILEXFER_ATTR_SIZE, .size = size};
 
-    return sftp_setstat(f->sftp, f->path, &a) < 0 ? error_of(f) : 0;
+    return sftp_setstat(f->sftp, f->path, &a) < 0 ? sftp_error_of(f) : 0;
 }

@@ -3,7 +3,7 @@
 #ifndef TIDEMARK_SSH_SSH_H
 #define TIDEMARK_SSH_SSH_H
 
-/* Add it to the table of drivers. Once, at start. Does not yield. */
+/* Add the driver to the table. Once, at start. Does not yield. */
 void ssh_register_driver(void);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which file on which server: from a filename, or from options. */
+/* The file and its server, from a filename or from options. */
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -36,21 +36,21 @@ char *ssh_target_filename(const struct ssh_target *t)
                : name;
 }
 
-/* --- filename ---------------------------------------------------------------------------------------- */
+/* --- filename ------------------------------------------------------------------------------- */
 
-static int malformed(const char *filename, const char *why, struct error *err)
+static int malformed_ssh_address(const char *filename, const char *why, struct error *err)
 {
     return error_set(err, EINVAL, "Invalid SSH address '%s': %s", filename, why);
 }
 
-/* Sets an option to `size` bytes of the URI; an empty one is left out. */
+/* Set an option to `size` bytes of the URI; an empty one is not set. */
 static int set_part(struct options *opts, const char *key, const char *text, size_t size,
                     const char *filename, struct error *err)
 {
     AUTO_FREE char *value = percent_decode(text, size);
 
     if (!value) {
-        return malformed(filename, "an escape sequence is malformed", err);
+        return malformed_ssh_address(filename, "an escape sequence is malformed", err);
     }
     if (value[0]) {
         options_set_str(opts, key, value);
@@ -69,11 +69,11 @@ static int parse_authority(const char *filename, const char *text, size_t size,
     int r;
 
     if (bracketed && (!host_end || (port < end && port[0] != ':'))) {
-        return malformed(filename, "an IPv6 address ends with ']'", err);
+        return malformed_ssh_address(filename, "an IPv6 address ends with ']'", err);
     }
     host_end = host_end ? host_end : end;
     if (host_end == host) {
-        return malformed(filename, "the host is missing", err);
+        return malformed_ssh_address(filename, "the host is missing", err);
     }
     options_set_str(server, "port", SSH_DEFAULT_PORT);
     r = set_part(server, "host", host, (size_t)(host_end - host), filename, err);
@@ -88,7 +88,7 @@ static int parse_query(const char *filename, const char *query, struct options *
     static const char key[] = "host_key_check=";
 
     if (strncmp(query, key, strlen(key)) != 0) {
-        return malformed(filename, "only the parameter 'host_key_check' is known", err);
+        return malformed_ssh_address(filename, "only the parameter 'host_key_check' is known", err);
     }
     query += strlen(key);
     return set_part(opts, "host_key_check", query, strlen(query), filename, err);
@@ -105,29 +105,32 @@ int ssh_target_parse_filename(const char *filename, struct options *opts, struct
         return error_set(err, ENOMEM, "Out of memory");
     }
     if (strncmp(rest, "//", 2) != 0) {
-        return malformed(filename, "expected ssh://HOST/PATH", err);
+        return malformed_ssh_address(filename, "expected ssh://HOST/PATH", err);
     }
     rest += 2;
     path = rest + strcspn(rest, "/?");
     path_size = strcspn(path, "?");
     at = memchr(rest, '@', (size_t)(path - rest));
     if (path_size < 2) {
-        return malformed(filename, "the path is missing", err);
+        return malformed_ssh_address(filename, "the path is missing", err);
     }
     if (at) {
         r = set_part(opts, "user", rest, (size_t)(at - rest), filename, err);
         rest = at + 1;
     }
-    r = r < 0 ? r : parse_authority(filename, rest, (size_t)(path - rest), server, err);
-    r = r < 0 ? r : set_part(opts, "path", path, path_size, filename, err);
-    r = r < 0 || !path[path_size] ? r : parse_query(filename, path + path_size + 1, opts, err);
-    if (r == 0) {
-        options_set_child(opts, "server", TAKE_PTR(server));
+    UNLESS_FAILED(r, parse_authority(filename, rest, (size_t)(path - rest), server, err));
+    UNLESS_FAILED(r, set_part(opts, "path", path, path_size, filename, err));
+    if (r == 0 && path[path_size]) {
+        r = parse_query(filename, path + path_size + 1, opts, err);
     }
-    return r;
+    if (r < 0) {
+        return r;
+    }
+    options_set_child(opts, "server", TAKE_PTR(server));
+    return 0;
 }
 
-/* --- options ----------------------------------------------------------------------------------------- */
+/* --- options -------------------------------------------------------------------------------- */
 
 /* The port of the flat form is a number. */
 static int take_flat_server(struct options *opts, struct ssh_target *t, struct error *err)
@@ -145,7 +148,7 @@ static int take_flat_server(struct options *opts, struct ssh_target *t, struct e
                                                         : 0;
 }
 
-static int take_server(struct options *opts, struct ssh_target *t, struct error *err)
+static int take_ssh_server(struct options *opts, struct ssh_target *t, struct error *err)
 {
     AUTO_OPTIONS struct options *server = NULL;
     AUTO_FREE char *node_name = NULL;
@@ -157,11 +160,12 @@ static int take_server(struct options *opts, struct ssh_target *t, struct error 
     if (node_name) {
         return error_set(err, EINVAL, "Parameter 'server' has to be an object");
     }
-    if (!server) {
+    if (server) {
+        r = options_take_str(server, "host", &t->host, err);
+        UNLESS_FAILED(r, options_take_str(server, "port", &t->port, err));
+        UNLESS_FAILED(r, options_check_empty(server, "the SSH server address", err));
+    } else {
         r = take_flat_server(opts, t, err);
-    } else if ((r = options_take_str(server, "host", &t->host, err)) == 0 &&
-               (r = options_take_str(server, "port", &t->port, err)) == 0) {
-        r = options_check_empty(server, "the SSH server address", err);
     }
     if (r == 0 && (!t->host || !t->port)) {
         r = error_set(err, EINVAL, "Parameter '%s' is missing",
@@ -193,17 +197,18 @@ static int parse_flat_check(const char *text, struct ssh_target *t, struct error
     return error_set(err, EINVAL, "unknown host_key_check setting (%s)", text);
 }
 
-static int take_check(struct options *opts, struct ssh_target *t, struct error *err)
+static int take_host_key_check(struct options *opts, struct ssh_target *t, struct error *err)
 {
     static const char *const modes[] = {"none", "hash", "known_hosts", NULL};
     AUTO_OPTIONS struct options *check = NULL;
     AUTO_FREE char *flat = NULL;
     AUTO_FREE char *text = NULL;
-    int mode, type, r;
+    int mode = 0, type = 0, r;
 
     t->check = HOST_KEY_KNOWN_HOSTS;
-    if ((r = options_take_str(opts, "host_key_check", &flat, err)) < 0 ||
-        (r = options_take_child(opts, "host-key-check", &check, &text, err)) < 0) {
+    r = options_take_str(opts, "host_key_check", &flat, err);
+    UNLESS_FAILED(r, options_take_child(opts, "host-key-check", &check, &text, err));
+    if (r < 0) {
         return r;
     }
     if (flat || text) {
@@ -212,10 +217,11 @@ static int take_check(struct options *opts, struct ssh_target *t, struct error *
     if (!check) {
         return 0;
     }
-    if ((r = options_take_enum(check, "mode", modes, HOST_KEY_KNOWN_HOSTS, &mode, err)) < 0 ||
-        (r = options_take_enum(check, "type", hash_names, 0, &type, err)) < 0 ||
-        (r = options_take_str(check, "hash", &t->hash, err)) < 0 ||
-        (r = options_check_empty(check, "host-key-check", err)) < 0) {
+    r = options_take_enum(check, "mode", modes, HOST_KEY_KNOWN_HOSTS, &mode, err);
+    UNLESS_FAILED(r, options_take_enum(check, "type", hash_names, 0, &type, err));
+    UNLESS_FAILED(r, options_take_str(check, "hash", &t->hash, err));
+    UNLESS_FAILED(r, options_check_empty(check, "host-key-check", err));
+    if (r < 0) {
         return r;
     }
     t->check = (enum host_key_check)mode;
@@ -225,14 +231,16 @@ static int take_check(struct options *opts, struct ssh_target *t, struct error *
                : 0;
 }
 
-int ssh_target_take(struct options *opts, struct ssh_target *ret, struct error *err)
+int ssh_target_take(struct options *opts, struct ssh_target *ret_target, struct error *err)
 {
-    int r;
+    struct ssh_target *t = ret_target;
+    int r = take_ssh_server(opts, t, err);
 
-    if ((r = take_server(opts, ret, err)) < 0 || (r = take_check(opts, ret, err)) < 0 ||
-        (r = options_take_str(opts, "user", &ret->user, err)) < 0 ||
-        (r = options_take_str(opts, "path", &ret->path, err)) < 0) {
+    UNLESS_FAILED(r, take_host_key_check(opts, t, err));
+    UNLESS_FAILED(r, options_take_str(opts, "user", &t->user, err));
+    UNLESS_FAILED(r, options_take_str(opts, "path", &t->path, err));
+    if (r < 0) {
         return r;
     }
-    return ret->path && ret->path[0] ? 0 : error_set(err, EINVAL, "Parameter 'path' is missing");
+    return t->path && t->path[0] ? 0 : error_set(err, EINVAL, "Parameter 'path' is missing");
 }
