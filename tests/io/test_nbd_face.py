@@ -64,12 +64,17 @@ class FaceTest(TestCase):
         for _ in range(5):
             command = [*tool("nbd"), "-k", self.socket, "-f", "qcow2", *bitmaps, image]
             server = self.own(Process(command, self.path("log")))
-            while not os.path.exists(self.socket):
-                time.sleep(0.0005)
-            time.sleep(0.0005)
-            with RawClient(self.socket) as client:
+            with self.connect_early() as client:
                 client.go()
             self.assertEqual(server.wait(20), 0)
+
+    def connect_early(self):
+        """A connection as soon as the socket listens."""
+        while True:
+            try:
+                return RawClient(self.socket)
+            except (FileNotFoundError, ConnectionRefusedError):
+                time.sleep(0.0005)
 
     def test_client_that_chose_no_export_does_not_end_it(self):
         server = self.start("-f", "raw", self.disk)
