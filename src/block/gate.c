@@ -89,8 +89,8 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
     return r;
 }
 
-static inline __attribute__((always_inline)) int
-co_preadv_entered(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+static inline int co_preadv_entered(struct block_edge *edge, uint64_t offset, struct iov iov,
+                                    unsigned flags)
 {
     struct block_node *node = edge->node;
     struct block_op op;
@@ -142,7 +142,8 @@ int block_co_pread(struct block_edge *edge, uint64_t offset, void *buf, size_t s
 
 /* --- common to all changes of contents  ------------------------------------------------------- */
 
-static int check_write(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
+static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t length,
+                              unsigned flags)
 {
     unsigned need = flags & BLOCK_REQ_UNCHANGED ? BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED
                                                 : BLOCK_PERM_WRITE;
@@ -159,8 +160,8 @@ static int check_write(struct block_edge *edge, uint64_t offset, uint64_t length
 }
 
 /* The driver has ended a change, with success or not: a failed change may have written a part. */
-static void account_change(struct block_node *node, uint64_t offset, uint64_t length, int result,
-                           unsigned flags)
+static inline void account_change(struct block_node *node, uint64_t offset, uint64_t length,
+                                  int result, unsigned flags)
 {
     uint64_t size = block_node_size(node);
 
@@ -191,8 +192,8 @@ static int co_write_found_zeroes(struct block_node *node, uint64_t offset, uint6
     return co_zero_range(node, offset, length, flags);
 }
 
-static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
-                             unsigned flags)
+static inline int co_driver_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
+                                    unsigned flags)
 {
     unsigned driver_flags = flags & (node->supported_write_flags | BLOCK_REQ_COMPRESSED);
     int r;
@@ -213,8 +214,8 @@ static int co_driver_pwritev(struct block_node *node, uint64_t offset, struct io
     return r;
 }
 
-static inline __attribute__((always_inline)) int
-co_pwritev_entered(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+static inline int co_pwritev_entered(struct block_edge *edge, uint64_t offset, struct iov iov,
+                                     unsigned flags)
 {
     struct block_op op;
     int r;
