@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A view of the C sources for tools/check-style, check-calls and measure-source.
 
-It relies on the layout that clang-format gives them: a function's braces, and only those, stand alone
-in the first column. It knows no preprocessor: both sides of an #if count.
+It relies on the layout that clang-format gives them: a function's braces, and only those, stand
+alone in the first column. It knows no preprocessor: both sides of an #if count.
 """
 
 import os
@@ -155,7 +155,8 @@ class Source:
                 yield Declaration(name, line, text.endswith("}"))
 
     def has_comment(self, declaration):
-        """Whether a comment stands above it, or in its group (lines without an empty one between)."""
+        """Whether a comment stands above it, or in its group (lines without an empty one between).
+        """
         line = declaration.start - 2
         if self.code_lines[declaration.start - 1].rstrip() != self.lines[declaration.start - 1].rstrip():
             return True

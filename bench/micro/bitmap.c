@@ -11,7 +11,7 @@
 #define DISK (16 * TiB)
 #define GRANULARITY (64 * KiB)
 #define WRITE (4 * KiB)
-/* What a flat bitmap of the disk takes; the rates of walks are told in its terms. */
+/* What a flat bitmap of the disk takes; the rates of walks are relative to it. */
 #define FLAT_BYTES (DISK / GRANULARITY / 8)
 
 static double now(void)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * crash_explorer: proves the write ordering of qcow2.
+ * crash_explorer: tests the write ordering of qcow2.
  *
  *   for each workload (seed):   choose a kind of image        config.c
  *                               run it over record disks      workload.c, guest.c, changes.c,

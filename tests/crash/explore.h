@@ -25,7 +25,7 @@ struct explorer {
     bool no_bitmaps, guest_only;
     const char *plant;
     bool keep_going;
-    uint64_t dump; /* write so many of the states to files, for other programs to look at */
+    uint64_t dump; /* write this number of states to files, for other programs */
     int64_t only;  /* state of the first workload to be checked; -1: all */
     FILE *report;  /* for failures */
     /* results */

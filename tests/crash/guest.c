@@ -13,7 +13,7 @@
 #define WORKERS 4u
 #define MAX_CLUSTERS_AT_ONCE 3u
 #define MAX_BYTES_AT_ONCE (256 * KiB)
-#define HOT_SHARE 4u /* one of so many requests goes to the hot area */
+#define HOT_SHARE 4u /* one of this number of requests goes to the hot area */
 #define HOT_SIZE (256 * KiB)
 #define COMPRESSED_SHARE 3u /* of writes, where there are any */
 #define FILL_SHARE 4u       /* of the backing file */

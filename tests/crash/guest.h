@@ -22,7 +22,7 @@ struct guest {
 
 void guest_init(struct guest *g);
 void guest_destroy(struct guest *g);
-/* Send so many requests and wait for all. g->ret tells how it went. Yields. */
+/* Send this number of requests and wait for all. g->ret has the result. Yields. */
 void guest_co_run(struct guest *g, unsigned requests);
 /* -EILSEQ if the sectors are not what was written. Yields. */
 int guest_co_read_back(struct guest *g, uint64_t sector, uint64_t sectors);

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the guest did and what it was told, and from that what each sector may hold after a crash at
+ * What the guest did, the answers it got, and from that what each sector may hold after a crash at
  * a given time.
  *
  * Guest data are stamped: a sector holds its own number and the number of the request that wrote
- * it, so what is read tells where it came from. Requests in flight at one time don't overlap, so
- * the requests on one sector have an order.
+ * it, so what is read tells where it came from. Requests in flight at the same time don't overlap,
+ * so the requests on one sector have an order.
  */
 #ifndef TIDEMARK_TESTS_MODEL_H
 #define TIDEMARK_TESTS_MODEL_H
@@ -25,7 +25,7 @@ enum model_kind {
     MODEL_ZEROES,
     MODEL_DISCARD,
     MODEL_FLUSH,
-    /* No request is in flight beside these, and they are stable when they are answered. */
+    /* No other request is in flight, and these are stable when they are answered. */
     MODEL_RESIZE, /* `sector` is the new size; sectors behind it, if the disk had them, are lost */
     MODEL_SNAPSHOT_CREATE,
     MODEL_SNAPSHOT_APPLY, /* all sectors become what `values` says */
@@ -151,7 +151,7 @@ bool model_allows(const struct model *m, uint64_t sector, uint32_t value, uint64
  */
 uint32_t model_value_at(const struct model *m, uint64_t sector, uint64_t when);
 /*
- * Whether that is known: not after a request that failed for want of room, which may have been done
+ * Whether that is known: not after a request that failed for lack of room, which may have been done
  * in part.
  */
 bool model_knows_value_at(const struct model *m, uint64_t sector, uint64_t when);

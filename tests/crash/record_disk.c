@@ -154,7 +154,7 @@ static void record_disk_co_close(struct block_node *node)
     pages_release(&d->pages);
 }
 
-/* Compressed data can't be told from metadata by what it looks like. */
+/* Compressed data cannot be distinguished from metadata by its contents. */
 static void record_disk_co_event(struct block_node *node, enum block_event event)
 {
     struct record_disk *d = node->opaque;

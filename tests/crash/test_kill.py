@@ -42,8 +42,10 @@ def sequences(slot, data):
 
 
 class Writer:
-    """Writes stamped slots over a connection of its own until that is cut off. The slots are its own,
-    too. For each: `flushed`, the last write that a flush made stable, and `pending`, those sent since."""
+    """Writes stamped slots over a connection of its own until that is cut off. The slots are its
+    own, too. For each: `flushed`, the last write that a flush made stable, and `pending`, those
+    sent since.
+    """
 
     def __init__(self, index):
         self.index = index
@@ -86,7 +88,9 @@ class Writer:
         client.pwrite(stamp(slot, self.sequence), slot * SLOT)
 
     def settle(self, slot, sequence):
-        """What a slot was found to hold after a crash is stable from now on: it was read from there."""
+        """What a slot was found to hold after a crash is stable from now on: it was read from
+        there.
+        """
         self.flushed[slot] = sequence
         self.pending.pop(slot, None)
 
@@ -117,8 +121,9 @@ class KillTest(TestCase):
         client.shutdown()
 
     def check(self, image):
-        """Also waits for the image lock: what io_uring had in flight holds it a little longer than the
-        process that was killed lives."""
+        """Also waits for the image lock: what io_uring had in flight holds it a little longer than
+        the process that was killed lives.
+        """
 
         def unlocked():
             result = qemu_img("check", "-f", "qcow2", image, check=False)

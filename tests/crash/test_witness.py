@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""QEMU as a witness: it finds no corruption in states that a crash can leave, and reads in them what
-we read. What is marked dirty is repaired first, as the next program that writes to it would, and so are
-COPIED flags of version 2, which has no such mark."""
+"""QEMU as a witness: it finds no corruption in states that a crash can leave, and reads in them
+what we read. What is marked dirty is repaired first, as the next program that writes to it
+would, and so are COPIED flags of version 2, which has no such mark.
+"""
 
 import glob
 import os
@@ -22,7 +23,7 @@ def is_dirty(image):
 
 
 def options(image):
-    """How to open it: its data file and backing file lie beside it."""
+    """How to open it: its data file and backing file are next to it."""
     opts = f"driver=qcow2,file.driver=file,file.filename={image}"
     data, base = (image.replace(".qcow2", ending) for ending in (".data", ".base"))
     if os.path.exists(data):

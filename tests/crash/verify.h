@@ -15,8 +15,8 @@
  *   - it opens, and `check` finds leaks at most. An image that is marked dirty is checked after it
  *     was opened for writing. In an image of version 2, only if the crash came within an operation
  *     on internal snapshots, COPIED flags may be wrong; a repair mends these, and nothing is left;
- *   - its size is one that the model allows, and so is the contents of each sector (model_allows());
- *     likewise of a raw data file read alone;
+ *   - its size is one that the model allows, and so is the contents of each sector
+ *     (model_allows()); likewise of a raw data file read alone;
  *   - internal snapshots that were made and not deleted exist, with the contents of their time;
  *   - a persistent bitmap that was stored exists; it is inconsistent, or covers all differences
  *     since it was begun; it is consistent if the image was closed;

@@ -39,7 +39,7 @@ static int check_value(struct verifier *v, struct view *view, uint64_t sector, u
     }
     if (v->phase != VERIFY_CRASHED) {
         /*
-         * Where a data file and the image differed after the crash, a write beside it brings them
+         * Where a data file and the image differed after the crash, a write next to it brings them
          * together.
          */
         bool joined = view == &v->raw && value == v->disk.values[sector];

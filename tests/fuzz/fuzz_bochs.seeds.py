@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Seeds for fuzz_bochs: small images of both versions, with extents of one sector and of several."""
+"""Seeds for fuzz_bochs: small images of both versions, with extents of one sector and of several.
+"""
 
 import os
 import struct

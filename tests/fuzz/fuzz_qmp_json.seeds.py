@@ -1,6 +1,8 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Seeds for fuzz_qmp_json: a byte for the size of the pieces, then messages as clients send them, and broken ones."""
+"""Seeds for fuzz_qmp_json: a byte for the size of the pieces, then messages as clients send them,
+and broken ones.
+"""
 
 import os
 import sys

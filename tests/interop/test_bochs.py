@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Growing images of Bochs, built here byte by byte: what they read as, beside QEMU, and damaged ones."""
+"""Growing images of Bochs, built here byte by byte: what they read as, compared with QEMU, and
+damaged ones.
+"""
 
 import json
 import os
@@ -26,7 +28,9 @@ def header(version=V2, header_size=512, catalog=16, bitmap=512, extent=64 << 10,
 
 
 class Growing:
-    """An image with some sectors written at random, and the disk that it has to read as. Other sectors of extents hold rubbish."""
+    """An image with some sectors written at random, and the disk that it has to read as. Other
+    sectors of extents hold rubbish.
+    """
 
     def __init__(self, seed, version, extent, bitmap, disk, spare=0):
         rng = random.Random(seed)
@@ -56,7 +60,8 @@ class Growing:
         return bytes(bits + data)
 
 
-# Version, size of extents, of bitmaps, of the disk, entries of the catalog that no part of the disk has.
+# Version, size of extents, of bitmaps, of the disk, entries of the catalog that no part of the disk
+# has.
 SHAPES = (
     (V1, 64 << 10, 16, 1 << 20, 0),
     (V2, 64 << 10, 512, (1 << 20) - 7 * SECTOR, 3),
@@ -173,7 +178,9 @@ class Writing(BochsCase):
 
 
 class Damaged(BochsCase):
-    """Refused at open with a sentence that names the image; QEMU takes some of them, and reads zeroes or anything."""
+    """Refused at open with a sentence that names the image; QEMU takes some of them, and reads
+    zeroes or anything.
+    """
 
     def refused(self, message, data):
         path = self.write(data)

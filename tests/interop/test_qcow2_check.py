@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """img check on damaged images: the figures of qemu-img check, and repairs that lose nothing.
 
-qemu-img 7.2 drops internal snapshots when it repairs, so images that have one are repaired by us only.
+qemu-img 7.2 drops internal snapshots when it repairs, so images that have one are repaired by us
+only.
 """
 
 import json
@@ -296,7 +297,9 @@ class Check(TestCase):
                     self.assertGreaterEqual(found["corruptions"], 1)
 
     def test_a_table_in_the_header_is_not_repaired(self):
-        """An L1 entry that names the header as a table: what is there does not get better by setting flags."""
+        """An L1 entry that names the header as a table: what is there does not get better by
+        setting flags.
+        """
         image = self.path("a.qcow2")
         options = f"cluster_size=4k,data_file={self.path('data')},data_file_raw=on"
         img("create", "-q", "-f", "qcow2", "-o", options, image, "4M")

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""img check on images with one field of the metadata changed at random: the figures of qemu-img check, and what repairs leave.
+"""img check on images with one field of the metadata changed at random: the figures of qemu-img
+check, and what repairs leave.
 
-TIDEMARK_CHECK_SEEDS=100-1000 chooses others. Where the programs differ on purpose is said in docs/qcow2.md, "Checking".
+TIDEMARK_CHECK_SEEDS=100-1000 chooses others. Where the programs differ on purpose is said in
+docs/qcow2.md, "Checking".
 """
 
 import json

@@ -81,7 +81,9 @@ class Corrupt(TestCase):
                      "write -c 1M 64k")
 
     def test_long_table_at_0(self):
-        """Where nothing is counted, an L1 table that needs refcount blocks of its own would begin at 0."""
+        """Where nothing is counted, an L1 table that needs refcount blocks of its own would begin
+        at 0.
+        """
         path = self.create("short.qcow2", "1M", options=("-o", "cluster_size=512,refcount_bits=64"))
         image = Image(path)
         image.write(image.reftable, bytes(image.cluster_size))

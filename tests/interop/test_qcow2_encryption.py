@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images with the legacy encryption, made and used by Tidemark and by QEMU in turns. A model is the judge."""
+"""Images with the legacy encryption, made and used by Tidemark and by QEMU in turns. A model is the
+judge.
+"""
 
 import json
 import os

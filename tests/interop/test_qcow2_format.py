@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qcow2 in all its forms: what one of us and QEMU writes, the other reads, changes and finds sound."""
+"""qcow2 in all its forms: what one of us and QEMU writes, the other reads, changes and finds sound.
+"""
 
 import itertools
 import json
@@ -215,7 +216,7 @@ class Formats(TestCase):
     def test_vm_state_behind_the_disk_does_not_show(self):
         self.make(OURS, "1M", "cluster_size=4096")
         io(self.image, "write -P 1 0 1M", fmt="qcow2")
-        # As after applying a snapshot with the state of a machine: data is mapped behind the end.
+        # As after applying a snapshot with the state of a machine: data is mapped past the end.
         io(self.image, "write -P 1 0 1M", fmt="qcow2")
         image = Image(self.image)
         size = image.size

@@ -44,7 +44,7 @@ class Header(TestCase):
             for tool in (img, qemu_img):
                 message = self.refused(*words, tool=tool)
                 self.assertIn("seven league boots", message)
-                # The one without a name is told about, too.
+                # The one without a name is reported too.
                 self.assertIn("Unknown incompatible feature: 20000000000", message)
 
     def test_a_name_of_the_whole_length_has_no_end_mark(self):
@@ -249,7 +249,7 @@ class Header(TestCase):
         self.assertEqual(image.u32(60), 65536)
 
     def test_too_much_extra_data_of_a_snapshot(self):
-        """Told of with the way out, which keeps the snapshot."""
+        """Reported with the way out, which keeps the snapshot."""
         extra = struct.pack(">QQQ", 0, 1 << 20, 0) + bytes(1001)
         build(self.image, 1 << 20, snapshots=[Snapshot("1", "a", 1 << 20, extra)])
         words = "Too much extra metadata in snapshot table entry 0\nYou can force-remove"
@@ -313,7 +313,7 @@ class Header(TestCase):
                         self.bitmaps_beside_a_name(version, 1 << bits, length)
 
     def bitmaps_beside_a_name(self, version, cluster, length):
-        # Another name for base.raw beside it.
+        # Another name for base.raw in the same folder.
         name, path = "./" * (length // 2 - 4) + "/" * (length % 2) + "base.raw", self.image
         self.create("base.raw", "1M", "raw")
         options = f"cluster_size={cluster},compat={version}"

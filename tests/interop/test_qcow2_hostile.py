@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images that were made to do harm: `info` and `check` take little memory, and open no file but the image."""
+"""Images that were made to do harm: `info` and `check` take little memory, and open no file but the
+image.
+"""
 
 import os
 import re
@@ -24,7 +26,9 @@ EXT_END = 0
 
 def header(cluster_bits=16, size=1 << 29, l1=(1, 3), reftable=(1, 1), snapshots=(0, 0), refcount_order=4,
            incompatible=0, autoclear=0, backing=(0, 0), extensions=b""):  # fmt: skip
-    """A header; places are in clusters. l1: entries, place; reftable: clusters, place; snapshots: count, place."""
+    """A header; places are in clusters. l1: entries, place; reftable: clusters, place; snapshots:
+    count, place.
+    """
     cluster = 1 << cluster_bits
     fields = struct.pack(
         ">IIQIIQIIQQIIQ",
@@ -58,7 +62,9 @@ class Hostile(TestCase):
         return path
 
     def run_bounded(self, path):
-        """Run the commands; their statuses. None may take more memory than is right, or end by a signal."""
+        """Run the commands; their statuses. None may take more memory than is right, or end by a
+        signal.
+        """
         statuses = {}
         for words in COMMANDS:
             with self.subTest(words):
@@ -137,7 +143,9 @@ class Hostile(TestCase):
         return self.image((0, header(snapshots=(len(l1s), 100))), (100 << 16, table), *parts, **more)
 
     def dense_tables(self, count):
-        """The first `count` L2 tables from cluster 20000 on, all full; and L1 entries that name them."""
+        """The first `count` L2 tables from cluster 20000 on, all full; and L1 entries that name
+        them.
+        """
         table = entries((30000 + i) << 16 for i in range(8192))
         return (20000 << 16, table * count), [20000 + i << 16 for i in range(count)]
 
@@ -160,9 +168,9 @@ class Hostile(TestCase):
             size=1 << 42,
         )
         self.assertEqual(self.run_bounded(path)["check",], 2)
-        told = [line for line in self.complaints(path).splitlines() if "overlap" in line]
-        self.assertEqual(len(told), 1)
-        self.assertRegex(told[0], r"image '.*hostile.qcow2', snapshot +\d+ \(s\d+\): L1 tables")
+        reported = [line for line in self.complaints(path).splitlines() if "overlap" in line]
+        self.assertEqual(len(reported), 1)
+        self.assertRegex(reported[0], r"image '.*hostile.qcow2', snapshot +\d+ \(s\d+\): L1 tables")
         before = os.stat(path).st_mtime_ns
         img("check", "-r", "all", "-f", "qcow2", path, check=False)
         self.assertEqual(os.stat(path).st_mtime_ns, before)
@@ -278,7 +286,7 @@ class Hostile(TestCase):
     def test_data_files_of_odd_names_are_not_followed_for_reading_either(self):
         for kind, name in self.named_files().items():
             if kind in ("a path", "a relative path"):
-                continue  # a plain file beside the image is what data files are
+                continue  # a plain file next to the image is what data files are
             with self.subTest(kind):
                 raw = extension(EXT_DATA_FILE, name.encode())
                 path = self.image(

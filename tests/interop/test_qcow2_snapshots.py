@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Internal snapshots: what lies behind the disk, what others store about them, and how many there may be."""
+"""Internal snapshots: what lies behind the disk, what others store about them, and how many there
+may be.
+"""
 
 import json
 import os

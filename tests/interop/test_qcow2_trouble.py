@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that can't grow and disks that fail: what was stored stays, and a check finds leaks at the worst."""
+"""Files that can't grow and disks that fail: what was stored stays, and a check finds leaks at the
+worst.
+"""
 
 import os
 import re
@@ -85,7 +87,9 @@ class Trouble(TestCase):
         self.assertGreaterEqual(failed, 4)
 
     def test_changes_of_files_that_cannot_grow(self):
-        """Of what maps a disk: a cluster is referred to once the file has it, and given up once nothing refers to it."""
+        """Of what maps a disk: a cluster is referred to once the file has it, and given up once
+        nothing refers to it.
+        """
         original, base, before = self.path("original"), self.path("base.raw"), self.path("before.raw")
         img("create", "-q", "-f", "raw", base, "2M")
         io(base, "write -P 9 0 2M", fmt="raw")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random work on one image by Tidemark and QEMU in turns; a model says what it has to hold.
 
-More than in the suite: TIDEMARK_TURNS=FIRST-LAST, and another QEMU: TIDEMARK_QEMU=FOLDER of its tools.
+More than in the suite: TIDEMARK_TURNS=FIRST-LAST, and another QEMU: TIDEMARK_QEMU=FOLDER of its
+tools.
 """
 
 import os

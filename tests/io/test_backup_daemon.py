@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What backups have in a daemon: names, leftovers and the way back; daemons that are hard to reach."""
+"""What backups have in a daemon: names, leftovers and the way back; daemons that are hard to reach.
+"""
 
 import collections
 import hashlib
@@ -110,7 +111,9 @@ class TestLongChains(SmallCase):
     size = MIB
 
     def lengthen(self, first, last, length):
-        """Put copies of an empty increment between it and its parent, each building on the one before."""
+        """Put copies of an empty increment between it and its parent, each building on the one
+        before.
+        """
         parent = first["id"]
         source = os.path.join(self.repository, last["id"])
         with open(os.path.join(source, "disk.qcow2"), "rb") as f:
@@ -345,7 +348,9 @@ class TestGuestSafety(SmallCase):
         self.assert_restores(self.list_backups()[0], self.model)
 
     def test_a_daemon_that_dies_when_all_is_fetched(self):
-        """The backup is complete; that the daemon could not be put in order has a status of its own."""
+        """The backup is complete; that the daemon could not be put in order has a status of its
+        own.
+        """
 
         def all_is_fetched():
             """The header of the checksums is written last."""
@@ -353,7 +358,7 @@ class TestGuestSafety(SmallCase):
             with open(os.path.join(self.repository, draft, "checksums"), "rb") as f:
                 return f.read(8) == b"TIDESUMS"
 
-        self.write_random(0, CLUSTER)  # so little that nothing is told before the end
+        self.write_random(0, CLUSTER)  # so little that nothing is printed before the end
         held = self.hold_backup()
         wait_until(all_is_fetched, "the checksums")
         self.server.kill()

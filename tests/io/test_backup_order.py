@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is published is stable first, and its name afterwards: the order of syncs and renames, as the kernel sees them."""
+"""What is published is stable first, and its name afterwards: the order of syncs and renames, as
+the kernel sees them.
+"""
 
 import json
 import os
@@ -26,7 +28,9 @@ class StableCase(BackupCase):
         self.write_random(0, 2 * MIB)
 
     def trace(self, *command):
-        """The calls of a command that succeeds, in the order in which they ended: (name, path) or (rename, from, to)."""
+        """The calls of a command that succeeds, in the order in which they ended: (name, path) or
+        (rename, from, to).
+        """
         log = self.path("strace.log")
         names = ",".join(WRITES + SYNCS + ("rename", "renameat", "renameat2", "linkat", "mkdir", "mkdirat"))
         result = run("strace", "-f", "-y", "-s", "4096", "-o", log, "-e", f"trace={names}",
@@ -58,7 +62,9 @@ class StableCase(BackupCase):
         return ("sync" if name in SYNCS else "write", path[1] if path else "")
 
     def assert_published(self, calls, contents, start, final):
-        """Files, and the names in their directory, are stable before the rename to `final`, that right after it."""
+        """Files, and the names in their directory, are stable before the rename to `final`, that
+        right after it.
+        """
         renames = [i for i, call in enumerate(calls) if call[0] == "rename" and call[2] == final]
         self.assertEqual(len(renames), 1, calls)
         rename = renames[0]

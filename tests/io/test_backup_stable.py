@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backups and restored disks are stable before they appear, and verify looks behind checksums that fit."""
+"""Backups and restored disks are stable before they appear, and verify looks behind checksums that
+fit.
+"""
 
 import hashlib
 import json
@@ -19,9 +21,12 @@ class Order(BackupCase):
     size = 4 * MIB
 
     def calls(self, *words):
-        """What was synced and renamed, in order: ("fsync" or "fdatasync", path), ("rename", what the call was given)."""
+        """What was synced and renamed, in order: ("fsync" or "fdatasync", path), ("rename", what
+        the call was given).
+        """
         trace = self.path("trace")
-        # The engine of threads makes calls that strace can see, and -y tells the files of descriptors.
+        # The engine of threads makes calls that strace can see, and -y tells the files of
+        # descriptors.
         run("strace", "-f", "-y", "-qq", "-o", trace,
             "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,linkat", *words,
             env={**os.environ, "TIDEMARK_LOOP": "epoll"})  # fmt: skip
@@ -47,7 +52,8 @@ class Order(BackupCase):
         return made
 
     def assert_appears_stably(self, calls, name, folder, files):
-        """`name` gets its name after each of `files` was synced, and `folder` is synced after that."""
+        """`name` gets its name after each of `files` was synced, and `folder` is synced after that.
+        """
         rename = max(i for i, c in enumerate(calls) if c[0] == "rename" and f'{name}"' in c[1])
         for file in files:
             synced = [i for i, c in enumerate(calls) if c[0] != "rename" and c[1].endswith(file)]
@@ -190,7 +196,7 @@ class Device(BackupCase):
         as_root = () if os.geteuid() == 0 else ("sudo", "-n")
         made = run(*as_root, "losetup", "-f", "--show", "--sizelimit", str(self.size), content, check=False)
         if made.returncode:
-            self.skipTest(f"no loop device to be had: {made.stderr}")
+            self.skipTest(f"no loop device is available: {made.stderr}")
         device = made.stdout.strip()
         self.addCleanup(run, *as_root, "losetup", "-d", device)
         if as_root:

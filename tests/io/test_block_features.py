@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the layer below the formats offers: detect-zeroes, copy-on-read, breakpoints, events, VM state, and the
-formats it refuses by name."""
+"""What the layer below the formats offers: detect-zeroes, copy-on-read, breakpoints, events, VM
+state, and the formats it refuses by name.
+"""
 
 import json
 import os
@@ -140,7 +141,10 @@ class CopyOnRead(TestCase):
         self.assertEqual(self.stored(), [[1 << 20, 2 << 20]])
 
     def test_bottom_has_to_be_in_the_chain(self):
-        options = f"driver=copy-on-read,bottom=other,file.driver=qcow2,file.file.driver=file,file.file.filename={self.top}"
+        options = (
+            "driver=copy-on-read,bottom=other,file.driver=qcow2,file.file.driver=file,"
+            f"file.file.filename={self.top}"
+        )
         self.assertIn("'other' not found", with_options(options, "length", check=False).stderr)
 
     def test_read_only_image_is_refused(self):
@@ -219,7 +223,7 @@ class Breakpoints(TestCase):
         io(path, "read -P 3 0 4k", fmt="qcow2")
 
     def test_nothing_is_flushed_after_reads_that_failed(self):
-        """That would fail, too, and be told of as if something had been written."""
+        """That would fail too, and be reported as if something had been written."""
         path = self.create("disk.qcow2", "1M")
         io(path, "write 0 64k", fmt="qcow2")
         options = f"driver=qcow2,file.driver=blkdebug,file.image.driver=file,file.image.filename={path}"
@@ -249,15 +253,18 @@ class Breakpoints(TestCase):
         path = self.create("disk.raw", "64k", "raw")
         options = f"driver=raw,file.driver=blkdebug,file.align=4096,file.image.driver=file,file.image.filename={path}"
         out = with_options(
-            options, "break pwritev_rmw_after_tail A", "aio_write -P 1 0 512", "wait_break A", "aio_write -P 2 2k 4k",
-            "break pwritev_rmw_after_head B", "aio_write -P 3 7k 512", "wait_break B", "resume A", "sleep 50", "resume B",
-            "aio_flush", "read -P 1 0 512", "read -P 0 512 1536", "read -P 2 2k 4k", "read -P 0 6k 1k", "read -P 3 7k 512",
+            options, "break pwritev_rmw_after_tail A", "aio_write -P 1 0 512", "wait_break A",
+            "aio_write -P 2 2k 4k", "break pwritev_rmw_after_head B", "aio_write -P 3 7k 512",
+            "wait_break B", "resume A", "sleep 50", "resume B", "aio_flush", "read -P 1 0 512",
+            "read -P 0 512 1536", "read -P 2 2k 4k", "read -P 0 6k 1k", "read -P 3 7k 512",
         ).stdout  # fmt: skip
         self.assertNotIn("verification failed", out)
 
 
 class Events(TestCase):
-    """Each event inside qcow2 can fail what follows it, the user hears of it, and the image stays sound."""
+    """Each event inside qcow2 can fail what follows it, the user hears of it, and the image stays
+    sound.
+    """
 
     def fail_at(self, event, commands, cluster_size, before=()):
         path = self.create("disk.qcow2", "256M", options=["-o", f"cluster_size={cluster_size}"])

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bitmaps when images leave a chain: every differential that could be computed before `commit` or `rebase` can be computed
-after it, exact or a superset. The disks here are written and drawn in clusters of 64 KiB, one character each."""
+"""Bitmaps when images leave a chain: every differential that could be computed before `commit` or
+`rebase` can be computed after it, exact or a superset. The disks here are written and drawn in
+clusters of 64 KiB, one character each.
+"""
 
 import json
 import os
@@ -65,7 +67,9 @@ class Chain(TestCase):
 
 
 class Commit(Chain):
-    """Checkpoint 1 after A, checkpoint 2 after B (bitmap1 is frozen then), external snapshot after C, then D."""
+    """Checkpoint 1 after A, checkpoint 2 after B (bitmap1 is frozen then), external snapshot after
+    C, then D.
+    """
 
     def setUp(self):
         super().setUp()
@@ -257,7 +261,9 @@ class Commit(Chain):
             self.assertEqual(self.dirty(top, "b"), "---1----")
 
     def test_called_as_qemu_img(self):
-        """Bitmaps stay where they are, as scripts expect that merge them afterwards; unless it is asked for."""
+        """Bitmaps stay where they are, as scripts expect that merge them afterwards; unless it is
+        asked for.
+        """
         self.snapshot_bitmap()
         run(compat("qemu-img"), "commit", self.active)
         self.assertEqual(self.bitmaps(self.base), {"bitmap1": False, "bitmap2": True})

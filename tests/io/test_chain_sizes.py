@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images of a chain that differ in size: what lies beyond the end of one reads as zeroes, and stays so."""
+"""Images of a chain that differ in size: what lies beyond the end of one reads as zeroes, and stays
+so.
+"""
 
 import itertools
 import os

@@ -321,7 +321,8 @@ class DaemonTest(tidemark.TestCase):
         self.assertRegex(result.stdout, r"^qemu-storage-daemon version \d+\.\d+\.\d+ ")
 
     def test_types_of_options(self):
-        """Words stand for numbers and for yes and no on the command line, though not in a command."""
+        """Words stand for numbers and for yes and no on the command line, though not in a command.
+        """
         raw = self.create("raw", "1M", fmt="raw")
         server = self.daemon(
             "--blockdev",

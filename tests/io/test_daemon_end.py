@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the daemon ends when something hangs: servers that are silent, storage that stops, clients that never come."""
+"""How the daemon ends when something hangs: servers that are silent, storage that stops, clients
+that never come.
+"""
 
 import json
 import os

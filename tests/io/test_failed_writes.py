@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tool that could not write, flush or read what it had to says so, and leaves alone what hangs on it."""
+"""A tool that could not write, flush or read what it had to says so, and leaves alone what hangs on
+it.
+"""
 
 import os
 import re

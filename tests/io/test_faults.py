@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Failing media below a qcow2 image in the midst of allocation: the error reaches the client, the image
-stays sound, and what was flushed is there."""
+"""Failing media below a qcow2 image in the midst of allocation: the error reaches the client, the
+image stays sound, and what was flushed is there.
+"""
 
 import errno
 import resource
@@ -16,8 +17,9 @@ IMAGE = object()  # stands for the image in a command
 
 
 class Failing(TestCase):
-    """blkdebug fails one request, once; which one goes through all that a command causes. The raw node announces
-    every request as an event, whatever it is to qcow2."""
+    """blkdebug fails one request, once; which one goes through all that a command causes. The raw
+    node announces every request as an event, whatever it is to qcow2.
+    """
 
     def rules(self, kind, number, code):
         """A configuration that fails the request `number` (from 1 on) of a kind."""
@@ -62,18 +64,18 @@ class InjectedErrors(Failing):
         return output if failed else None
 
     def go_through(self, kind, code, text):
-        seen, told = 0, 0
+        seen, reported = 0, 0
         for number in range(1, 200):
             output = self.run_commands(kind, number, code)
             if output is None:
                 break
             seen += 1
-            told += text in output
+            reported += text in output
         self.assertGreater(seen, 3, f"hardly any {kind} was there to fail")
         self.assertLess(seen, 199)
-        # A flush that fails is told by the exit status only, as qemu-io does.
+        # A flush that fails is reported by the exit status only, as qemu-io does.
         if kind != "flush":
-            self.assertGreater(told, 0)
+            self.assertGreater(reported, 0)
 
     def test_each_write_can_fail_with_eio(self):
         self.go_through("write", errno.EIO, "Input/output error")
@@ -89,7 +91,9 @@ class InjectedErrors(Failing):
 
 
 class FailingChanges(Failing):
-    """A change of the whole image that fails anywhere leaves the disk and its snapshots as they were, or changed."""
+    """A change of the whole image that fails anywhere leaves the disk and its snapshots as they
+    were, or changed.
+    """
 
     looks = ((), ("-l", "s"), ("-l", "t"))
 

@@ -89,7 +89,11 @@ class Amend(TestCase):
             (f"data_file={data_file}", (), "Cannot downgrade an image with a data file"),
             ("extended_l2=on", (), "Cannot downgrade an image with incompatible features 0x10 set"),
             ("refcount_bits=8", (), "compat=0.10 requires refcount_bits=16"),
-            ("compat=1.1", ("snapshot", "-f", "qcow2", "-c", "s", one), "Internal snapshots prevent downgrade of image"),
+            (
+                "compat=1.1",
+                ("snapshot", "-f", "qcow2", "-c", "s", one),
+                "Internal snapshots prevent downgrade of image",
+            ),
         ):
             img("create", "-q", "-f", "qcow2", "-o", options, one, "1M")
             if then:

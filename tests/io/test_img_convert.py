@@ -232,7 +232,7 @@ class Convert(TestCase):
         source, later = self.path("much.raw"), self.path("later")
         with open(source, "wb") as f:
             f.write(os.urandom(32 << 20))
-        # The beginning comes last of what is read at one time: the others have to wait for it.
+        # The beginning comes last of what is read at a time: the others have to wait for it.
         read = f"dd if='{source}' bs=2M skip=$4 count=$3 iflag=skip_bytes,count_bytes"
         wait = f"for i in $(seq 1000); do [ -e '{later}' ] && break; sleep 0.01; done; sleep 0.3"
         server = self.own(
@@ -373,7 +373,7 @@ class Device(TestCase):
         as_root = () if os.geteuid() == 0 else ("sudo", "-n")
         made = run(*as_root, "losetup", "-f", "--show", self.content, check=False)
         if made.returncode:
-            self.skipTest(f"no loop device to be had: {made.stderr}")
+            self.skipTest(f"no loop device is available: {made.stderr}")
         self.device = made.stdout.strip()
         self.addCleanup(run, *as_root, "losetup", "-d", self.device)
         if as_root:
@@ -495,7 +495,7 @@ class Bitmap(TestCase):
         self.assertEqual(self.bitmaps(path), {})
 
     def test_remove_all(self):
-        """Broken ones too; beside actions on one bitmap in their order."""
+        """Broken ones too; mixed with actions on one bitmap in their order."""
         path = self.create("a.qcow2", "8M")
         for name in ("one", "two", "three"):
             img("bitmap", "-f", "qcow2", "--add", path, name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""img create: what it prints, makes and refuses, beside qemu-img."""
+"""img create: what it prints, makes and refuses, compared with qemu-img."""
 
 import os
 import unittest
@@ -67,14 +67,15 @@ class Create(TestCase):
             self.assertIn("Invalid image size specified", result.stderr)
 
     def test_bad_sizes_are_refused_as_qemu_img_does(self):
-        for text in ("1kilobyte", "foobar", "-1k"):  # QEMU 7.2 tells of the suffixes instead
+        for text in ("1kilobyte", "foobar", "-1k"):  # QEMU 7.2 names the suffixes instead
             result = run(compat("qemu-img"), "create", "-f", "raw", self.path("a.img"), "--", text, check=False)
             self.assertEqual((result.returncode, result.stdout, result.stderr),
                              (1, "", f"qemu-img: Invalid image size specified: '{text}'.\n"))
         for text in ("-1", "9E"):
             result = run(compat("qemu-img"), "create", "-f", "raw", self.path("a.img"), "--", text, check=False)
             self.assertEqual((result.returncode, result.stderr),
-                             (1, "qemu-img: Invalid image size specified. Must be between 0 and 9223372036854775807.\n"))
+                             (1, "qemu-img: Invalid image size specified. Must be between 0 and "
+                                 "9223372036854775807.\n"))
 
     def test_size_twice_is_refused(self):
         status, _, err = self.both("-f", "qcow2", "-o", "size=1M", "FILE", "2M", check=False)

@@ -24,7 +24,8 @@ class Files(TestCase):
         stable = {}
         with open(trace, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                # Before the call can have failed or be unfinished: all are made one after the other.
+                # Before the call can have failed or be unfinished: all are made one after the
+                # other.
                 call = re.search(r"^\d+ +(\w+)\((.*)", line)
                 if not call or call[1] not in WRITES + SYNCS:
                     continue
@@ -141,7 +142,9 @@ class Servers(TestCase):
         self.assertEqual(requests[-1], "Flush", command)
 
     def test_every_cache_mode(self):
-        """A server can keep what was written in its own memory: it is told even where files would not be."""
+        """A server can keep what was written in its own memory: it gets a flush even where files
+        would not be.
+        """
         source = self.create("source.raw", "1M", "raw")
         io(source, "write 0 1M", fmt="raw")
         for name in ("unsafe", "writeback", "none", "writethrough"):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""img info, map and check, beside qemu-img on the same image."""
+"""img info, map and check, compared with qemu-img on the same image."""
 
 import json
 import os
@@ -280,12 +280,18 @@ class Measure(TestCase):
         self.both("-f", "raw", "-O", "qcow2", raw)
 
     def test_what_is_promised_does(self):
-        """For empty disks, and for full ones with so small clusters that refcount tables are replaced by longer ones."""
+        """For empty disks, and for full ones with so small clusters that refcount tables are
+        replaced by longer ones.
+        """
         source = self.path("source.raw")
         for size in (0, 512, 2035712, 5 << 20):
             with open(source, "wb") as f:
                 f.write(b"\1" * size)
-            for clusters in ("cluster_size=64k", "cluster_size=512,refcount_bits=64", "cluster_size=1k,refcount_bits=32"):
+            for clusters in (
+                "cluster_size=64k",
+                "cluster_size=512,refcount_bits=64",
+                "cluster_size=1k,refcount_bits=32",
+            ):
                 for mode in ("off", "metadata", "falloc"):
                     options = ("-f", "raw", "-O", "qcow2", "-o", f"{clusters},preallocation={mode}")
                     with self.subTest(size=size, options=options):

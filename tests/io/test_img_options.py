@@ -11,7 +11,8 @@ LONG = {
     "amend": "quiet progress format image-opts cache force options object",
     "bench": "quiet format image-opts cache count buffer-size depth offset step-size aio native write pattern "
     "flush-interval no-drain force-share",
-    "bitmap": "format image-opts add granularity remove remove-all clear enable disable merge source-file source-format object",
+    "bitmap": "format image-opts add granularity remove remove-all clear enable disable merge "
+    "source-file source-format object",
     "check": "quiet format image-opts cache force-share output repair object",
     "commit": "quiet progress format image-opts cache drop base rate-limit object",
     "compare": "quiet progress a-format b-format image-opts strict cache force-share object",
@@ -92,7 +93,8 @@ class Grammar(TestCase):
             ("--format", "--target-format-options", "--snapshot", "--rate-limit"),
             ("--source-format", "--target-options", "--source-snapshot", "--rate"),
         ):
-            img("convert", fmt, "qcow2", "-O", "qcow2", options, "cluster_size=4k", snapshot, "s", rate, "1G", disk, copy)
+            how = (options, "cluster_size=4k", snapshot, "s", rate, "1G")
+            img("convert", fmt, "qcow2", "-O", "qcow2", *how, disk, copy)
             self.assertIn("cluster_size: 4096", img("info", copy).stdout)
         for options in ("--options", "--target-format-options"):
             measured = img("measure", "-O", "qcow2", options, "cluster_size=2M", "--size", "1G").stdout
@@ -108,7 +110,8 @@ class Grammar(TestCase):
             return info["limits"], info["children"][0]["info"]["limits"]
 
         top, file = limits()
-        self.assertEqual((top["request-alignment"], top["write-zeroes-alignment"], top["discard-alignment"]), (1, 4096, 4096))
+        names = ("request-alignment", "write-zeroes-alignment", "discard-alignment")
+        self.assertEqual([top[name] for name in names], [1, 4096, 4096])
         self.assertEqual(file["request-alignment"], 1)
         self.assertNotIn("max-transfer", file)
         _, direct = limits("-t", "none")

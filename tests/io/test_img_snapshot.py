@@ -125,7 +125,8 @@ class Damaged(TestCase):
             self.assertEqual(image.u64(72), 0)
 
     def test_an_l1_table_that_is_none(self):
-        """What it seems to refer to can't be given back: that is found after the snapshot is gone."""
+        """What it seems to refer to can't be given back: that is found after the snapshot is gone.
+        """
         img("snapshot", "-f", "qcow2", "-c", "x", self.image)
         image = Image(self.image)
         image.put64(image.u64(64), image.reftable)

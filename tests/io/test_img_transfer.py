@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How `img convert` moves data: by the system, at a rate, past the page cache. And what it refuses to make."""
+"""How `img convert` moves data: by the system, at a rate, past the page cache. And what it refuses
+to make.
+"""
 
 import glob
 import json
@@ -70,7 +72,8 @@ class CopyRange(TestCase):
         img("convert", "-c", "-f", "raw", "-O", "qcow2", self.disk, packed)
         self.convert(packed, "-C")
         target = self.create("there.raw", "8M", "raw")
-        img("convert", "-C", "-n", "--target-image-opts", self.disk, f"driver=raw,detect-zeroes=unmap,file.filename={target}")
+        options = f"driver=raw,detect-zeroes=unmap,file.filename={target}"
+        img("convert", "-C", "-n", "--target-image-opts", self.disk, options)
         self.assertIn("identical", qemu_img("compare", self.disk, target).stdout)
         self.assertEqual(self.stored(target), 2 << 20)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tidemark io beside qemu-io: the same commands print the same, figures of time aside."""
+"""tidemark io and qemu-io: the same commands print the same, figures of time aside."""
 
 import os
 import re
@@ -235,7 +235,9 @@ class OfOurOwn(TestCase):
                 run(*tool("io"), "-c", opened, "-c", again, "-c", "read -P 1 0 4k")
 
     def test_an_image_in_a_part_of_a_file_stays_in_it(self):
-        """What it has no room for fails, also bitmaps that are stored when it is closed; what lies behind is not written over."""
+        """What it has no room for fails, also bitmaps that are stored when it is closed; what lies
+        behind is not written over.
+        """
         path = self.create("a.qcow2", "8M")
         run(*tool("img"), "bitmap", "-f", "qcow2", "--add", "-g", "512", path, "b")
         with open(path, "r+b") as f:
@@ -256,7 +258,8 @@ class OfOurOwn(TestCase):
         path = self.create("a.qcow2", "8M")
         for number in range(10):
             run(*tool("img"), "bitmap", "-f", "qcow2", "--add", path, f"b{number}")
-        size = (os.path.getsize(path) + 0x3FFFF) & ~0xFFFF  # room for a table of the second level and the data
+        # room for a table of the second level and the data
+        size = (os.path.getsize(path) + 0x3FFFF) & ~0xFFFF
         os.truncate(path, size)
         part = f"driver=qcow2,file.driver=raw,file.size={size},file.file.driver=file,file.file.filename={path}"
         result = io(part, "write 0 64k", options=("--image-opts",))
@@ -294,21 +297,21 @@ class OfOurOwn(TestCase):
         self.assertEqual(out, "injecting invalid read request\ninjecting invalid write request\n")
 
     def test_a_death_leaves_bitmaps_in_use(self):
-        """As of a program that writes. What can't be copied is then told of as by qemu-img."""
+        """As of a program that writes. What can't be copied is then reported as by qemu-img."""
         for death in ("abort", "sigraise 9"):
             path = self.create("a.qcow2", "1M")
             for name in ("b0", "b1", "b2"):
                 img("bitmap", "--add", "-f", "qcow2", path, name)
             img("bitmap", "--disable", "-f", "qcow2", path, "b0")
             self.assertLess(io(path, death, fmt="qcow2", check=False).returncode, 0)
-            told = []
+            reported = []
             for tool in (img, qemu_img):
                 self.assertEqual(tool("info", path).stdout.count("in-use"), 3)
                 copy = ("convert", "--bitmaps", "-f", "qcow2", "-O", "qcow2", path, path + ".copy")
-                told.append(tool(*copy, check=False).stderr)
-                told.append(tool(*copy[:2], "--skip-broken-bitmaps", *copy[2:]).stderr)
-            told = [re.findall(r"inconsistent bitmap '(\w+)'", text) for text in told]
-            self.assertEqual(told, [["b2"], ["b2", "b1", "b0"]] * 2)
+                reported.append(tool(*copy, check=False).stderr)
+                reported.append(tool(*copy[:2], "--skip-broken-bitmaps", *copy[2:]).stderr)
+            reported = [re.findall(r"inconsistent bitmap '(\w+)'", text) for text in reported]
+            self.assertEqual(reported, [["b2"], ["b2", "b1", "b0"]] * 2)
 
     def test_help_of_every_command(self):
         names = re.findall(r"(?m)^(\w+) .*-- ", run(*tool("io"), "-c", "help").stdout)

@@ -194,7 +194,8 @@ class ClientTest(TestCase):
         )
 
     def test_extents_that_are_known_are_forgotten_by_a_write(self):
-        """convert asks for the status of its target: what it wrote there must not pass for a hole."""
+        """convert asks for the status of its target: what it wrote there must not pass for a hole.
+        """
         image = self.create("disk.raw", "16M", fmt="raw")
         server = self.own(NbdServer(self.dir, "--discard=unmap", "-f", "raw", image))
         cow = ("driver=copy-on-read,file.driver=raw,file.file.driver=nbd,file.file.server.type=unix,"
@@ -299,7 +300,9 @@ class ClientTest(TestCase):
         self.assertIn("it came in more than 4096 pieces apart from each other", result.stderr)
 
     def test_many_pieces_in_an_odd_order(self):
-        """Every second KiB, then the others backwards: a client has to keep account of what is there."""
+        """Every second KiB, then the others backwards: a client has to keep account of what is
+        there.
+        """
 
         def on_request(send, kind, cookie, offset, length):
             order = [*range(0, length, 2048), *reversed(range(1024, length, 2048))]

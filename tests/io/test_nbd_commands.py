@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the NBD server does with requests: every command, its errors, and the order of the stream."""
+"""What the NBD server does with requests: every command, its errors, and the order of the stream.
+"""
 
 import os
 import random

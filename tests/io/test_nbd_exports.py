@@ -32,7 +32,8 @@ class Listening(TestCase):
 
     def test_without_a_host_on_both_families(self):
         disk, port = self.create("disk.raw", "1M", fmt="raw"), free_port()
-        server = self.own(Process([*tool("nbd"), "-t", "-e", "0", "-f", "raw", "-p", str(port), disk], self.path("log")))
+        command = [*tool("nbd"), "-t", "-e", "0", "-f", "raw", "-p", str(port), disk]
+        server = self.own(Process(command, self.path("log")))
 
         def answers():
             try:

@@ -302,7 +302,8 @@ class HandshakeTest(TestCase):
             flood.append(sock)
         start = time.monotonic()
         self.assert_serves(server)
-        self.assertLess(time.monotonic() - start, 6)  # ten, if they could stay as long as a handshake may
+        # ten, if they could stay as long as a handshake may
+        self.assertLess(time.monotonic() - start, 6)
 
     def test_clients_in_transmission_are_never_pushed_out(self):
         server = self.serve(shared=2)

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What flags of NBD requests promise, whole answers through full sockets, contexts of the right export, errors of servers."""
+"""What flags of NBD requests promise, whole answers through full sockets, contexts of the right
+export, errors of servers.
+"""
 
 import os
 import random
@@ -100,7 +102,8 @@ class Contexts(TestCase):
         )  # fmt: skip
         daemon.qmp.command("block-dirty-bitmap-add", node="a", name="bits")
         for name, more in (("a", {"bitmaps": ["bits"]}), ("b", {})):
-            daemon.qmp.command("block-export-add", type="nbd", id=name, name=name, writable=True, **{"node-name": name}, **more)
+            more["node-name"] = name
+            daemon.qmp.command("block-export-add", type="nbd", id=name, name=name, writable=True, **more)
         daemon.wait_for(lambda: can_connect(self.socket), "the NBD server")
 
     def client(self):

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who is kept out of a TLS server though his certificate is sound: the revoked, and those that no rule names."""
+"""Who is kept out of a TLS server though his certificate is sound: the revoked, and those that no
+rule names.
+"""
 
 import os
 import shutil

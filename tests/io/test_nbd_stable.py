@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a client was told to be stable is stable: FUA and flushes reach whatever stores the data."""
+"""What a client got acknowledged as stable is stable: FUA and flushes reach whatever stores the
+data.
+"""
 
 import os
 import re
@@ -30,7 +32,9 @@ class Recorded(TestCase):
         return handle
 
     def requests(self):
-        """What arrived since the last call: "Write", "Write+", "Trim", "Zero", with + for FUA, and "Flush"."""
+        """What arrived since the last call: "Write", "Write+", "Trim", "Zero", with + for FUA, and
+        "Flush".
+        """
         with open(self.log, encoding="utf-8") as log:
             lines = log.readlines()
         fresh, self.seen = lines[getattr(self, "seen", 0) :], len(lines)
@@ -127,7 +131,8 @@ class Format(Recorded):
 
 
 class File(TestCase):
-    """A file of ours, watched from outside. The engine of threads makes calls that strace can see."""
+    """A file of ours, watched from outside. The engine of threads makes calls that strace can see.
+    """
 
     def calls(self, *commands, inject=()):
         disk = self.path("disk.raw")

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TLS of the NBD server and client: who gets in, what is told to those who don't, and peers that don't behave."""
+"""TLS of the NBD server and client: who gets in, what the others are answered, and peers that don't
+behave.
+"""
 
 import ctypes
 import os
@@ -296,7 +298,9 @@ class ServerTest(TlsTest):
 
 
 class GnutlsClient:
-    """TLS on a socket, with what Python's own does not have: a limit of the records that are taken (RFC 8449)."""
+    """TLS on a socket, with what Python's own does not have: a limit of the records that are taken
+    (RFC 8449).
+    """
 
     CLIENT, CRD_PSK, KEY_HEX = 2, 4, 1
 
@@ -604,7 +608,8 @@ class ClientTest(TlsTest):
     """Our client and servers that don't behave."""
 
     def hostile(self, after_ack, reply=None, hello=HELLO):
-        """A server that acknowledges STARTTLS (or answers `reply`), sends `after_ack` and hangs up."""
+        """A server that acknowledges STARTTLS (or answers `reply`), sends `after_ack` and hangs up.
+        """
         path = self.path("hostile.sock")
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where qcow2 puts what is written, and when it counts it: seen from outside, judged by qemu-img."""
+"""Where qcow2 puts what is written, and when it counts it: seen from outside, judged by qemu-img.
+"""
 
 import json
 import os
@@ -62,7 +63,9 @@ class LazyRefcounts(TestCase):
         self.assertIn("data cluster", report.stdout + report.stderr)
 
     def test_a_corrupt_image_stays_marked(self):
-        """A table as data: the flush of what was written before sets the dirty bit beside the mark."""
+        """A table as data: the flush of what was written before sets the dirty bit along with the
+        mark.
+        """
         image = self.create_lazy()
         io(image, "write 0 64k", fmt="qcow2")
         edit = Image(image)

@@ -9,7 +9,8 @@ from tidemark import TestCase, img, io, qemu_img, qemu_io, run
 
 class DataFile(TestCase):
     def test_what_a_shrunk_disk_had_does_not_come_back(self):
-        """A data file keeps what lies behind the end; a disk that grows over it, mapped, reads zeroes."""
+        """A data file keeps what is past the end; a disk that grows over it, mapped, reads zeroes.
+        """
         for raw in ("off", "on"):
             path = self.path(f"{raw}.qcow2")
             data = f"data_file={self.path(raw + '.data')},data_file_raw={raw}"
@@ -20,7 +21,9 @@ class DataFile(TestCase):
             io(path, "read -P 1 0 1M", "read -P 0 1M 2M", fmt="qcow2")
 
     def test_a_raw_data_file_is_the_disk_after_it_has_grown(self):
-        """Also where it held something behind the end of the disk, and with space for it if that is wanted."""
+        """Also where it held something past the end of the disk, and with space for it if that is
+        wanted.
+        """
         for mode in ("off", "falloc"):
             path, data = self.path(f"{mode}.qcow2"), self.path(f"{mode}.data")
             img("create", "-f", "qcow2", "-o", f"data_file={data},data_file_raw=on", path, "1000k")
@@ -63,7 +66,9 @@ class DataFile(TestCase):
                 self.assertEqual(os.path.getsize(data), size)
 
     def test_what_is_mapped_already_is_left_alone(self):
-        """The last cluster, of which the disk had a part: the data at the beginning of the file is not zeroed for it."""
+        """The last cluster, of which the disk had a part: the data at the beginning of the file is
+        not zeroed for it.
+        """
         for mode in ("metadata", "falloc", "full"):
             path = self.path(f"{mode}.qcow2")
             img("create", "-f", "qcow2", "-o", f"data_file={path}.data", path, "1000k")

@@ -29,7 +29,7 @@ def write_noise(path, size, rng):
 
 
 class OurWrites(TestCase):
-    """qcow2_model keeps an array beside the image; QEMU looks at both when it has ended."""
+    """qcow2_model keeps an array along with the image; QEMU looks at both when it has ended."""
 
     def make(self, rng, cluster):
         path, options = self.path("t.qcow2"), f"cluster_size={cluster}"

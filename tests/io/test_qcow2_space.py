@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""qcow2 where there is no more space: full file systems, devices, exports and parts that can't grow.
+"""qcow2 where there is no more space: full file systems, devices, exports and parts that can't
+grow.
 
-A part of a file is one that `raw` cuts out by its option `size`."""
+A part of a file is one that `raw` cuts out by its option `size`.
+"""
 
 import json
 import os
@@ -61,7 +63,8 @@ class GivenBack(Full):
         qemu_img("check", image)
 
     def test_on_a_full_file_system(self):
-        """A reader of a snapshot gives back what it has read, so a small file system takes it all."""
+        """A reader of a snapshot gives back what it has read, so a small file system takes it all.
+        """
         small, disk = self.path("small"), self.create("disk.raw", "32M", "raw")
         os.mkdir(small)
         io(disk, "write -P 7 0 32M", fmt="raw")
@@ -105,7 +108,9 @@ class OnADevice(Full):
 
 
 class NoSpareCluster(Full):
-    """A change for which there is no room fails in words, changes nothing, and leaves the image in order."""
+    """A change for which there is no room fails in words, changes nothing, and leaves the image in
+    order.
+    """
 
     def make(self):
         image = self.path("a.qcow2")

@@ -358,7 +358,8 @@ class SchemaTest(QmpTest):
                 if name == "query-qmp-schema":
                     continue
                 if name == "blockdev-add" and key == "arg-type":
-                    # The driver's name is checked against the drivers there are; cache goes to the driver.
+                    # The driver's name is checked against the drivers there are; cache goes to the
+                    # driver.
                     mine = {k: v for k, v in mine.items() if k == "node-name"}
                     yours = {"node-name": yours["node-name"]}
                 if name == "transaction" and key == "arg-type":
@@ -370,7 +371,8 @@ class SchemaTest(QmpTest):
                     # One type for all formats.
                     mine[0]["image"][1].pop("format-specific")
                 if name == "object-add" and key == "arg-type":
-                    # As QEMU's manuals call it; its schema has "authz-listfile", and neither can be made.
+                    # As QEMU's manuals call it; its schema has "authz-listfile", and neither can be
+                    # made.
                     optional, kinds = mine["qom-type"]
                     mine["qom-type"] = (optional, kinds - {"authz-list-file"})
                 if name == "nbd-server-start" and key == "arg-type":
@@ -410,7 +412,8 @@ class NodeTest(QmpTest):
             answers[-1].append(nested[0]["image"]["backing-image"]["filename"])
             server.quit()
         for node in answers[0][:2] + answers[1][:2]:
-            # A file's length in whole sectors, what QEMU tells of files since 8.0, and flags that it leaves out later.
+            # A file's length in whole sectors, what QEMU reports of files since 8.0, and flags that
+            # it leaves out later.
             if node["drv"] == "file":
                 node["image"].pop("virtual-size", None)
                 node["image"].pop("format-specific", None)
@@ -494,7 +497,9 @@ class NodeTest(QmpTest):
         self.assertEqual(self.qmp.command("query-named-block-nodes"), [])
 
     def small_disk(self):
-        """A node "small" of 64 MiB, whose image has room for a part of that only, full to the last cluster."""
+        """A node "small" of 64 MiB, whose image has room for a part of that only, full to the last
+        cluster.
+        """
         part = self.path("small.raw")
         tidemark.img("create", "-q", "-f", "raw", part, "1M")
         file = {"driver": "file", "filename": part}
@@ -520,7 +525,8 @@ class NodeTest(QmpTest):
         self.assertNotIn("small", [n["node-name"] for n in self.qmp.command("query-named-block-nodes")])
 
     def test_a_full_image_that_is_deleted_has_its_bitmaps(self):
-        """Other programs see a superset of what was written, since there is no room for the bits."""
+        """Other programs see a superset of what was written, since there is no room for the bits.
+        """
         self.small_disk()
         self.qmp.command("block-dirty-bitmap-add", node="small", name="b", persistent=True)
         self.fill_small_disk()

@@ -423,7 +423,8 @@ class TransactionTest(tidemark.TestCase):
         self.assertEqual(self.qmp.bitmaps("disk")["kept"]["count"], 192 * 1024)
 
     def test_bitmaps_that_are_being_stored_are_removed_before_or_after_that(self):
-        """blockdev-del stores bitmaps for as long as the disk takes, and holds nobody up meanwhile."""
+        """blockdev-del stores bitmaps for as long as the disk takes, and holds nobody up meanwhile.
+        """
         image = self.create("slow.qcow2", "1M")
         os.truncate(image, 8 << 20)
         slow = self.own(Nbdkit(self.dir, "--filter=delay", "file", image, "wdelay=20ms"))

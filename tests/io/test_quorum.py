@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver quorum: several children of the same contents, of which some fail or say something else."""
+"""The driver quorum: several children of the same contents, of which some fail or say something
+else.
+"""
 
 import json
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disks in files whose size is no multiple of a sector: nothing is lost, here and with QEMU's tools."""
+"""Disks in files whose size is no multiple of a sector: nothing is lost, here and with QEMU's
+tools.
+"""
 
 import json
 import os

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a restore may write to, what it keeps of what was there, and what programs are told."""
+"""What a restore may write to, what it keeps of what was there, and what programs get as answers.
+"""
 
 import json
 import os

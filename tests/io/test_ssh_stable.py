@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Over SSH: flushes reach the server's disk, a failed one is not forgotten, requests at one time don't mix."""
+"""Over SSH: flushes reach the server's disk, a failed one is not forgotten, requests at a time
+don't mix.
+"""
 
 import re
 import shutil

@@ -240,7 +240,7 @@ class LogLevels(TraceTest):
         self.assertIn(f"<4>{leak}", self.journaled(*words).splitlines())
 
     def journaled(self, *words):
-        """Standard error of a program that is told that it goes to the journal."""
+        """Standard error of a program for which it goes to the journal."""
         log = self.path("journal")
         with open(log, "wb") as f:
             st = os.fstat(f.fileno())

@@ -16,8 +16,10 @@ SIZE = 64 * MIB
 
 
 class HeldUp:
-    """A program that tells of its progress as JSON and that nobody listens to, so that it stands still when it wants to tell
-    something: at the latest when all is fetched, and before that is complete."""
+    """A program that reports its progress as JSON and that nobody listens to, so that it stands
+    still when it wants to tell something: at the latest when all is fetched, and before that is
+    complete.
+    """
 
     def __init__(self, command):
         self.reader, writer = os.pipe()
@@ -47,7 +49,9 @@ class HeldUp:
 
 
 def is_restoring_to(directory):
-    """Whether some program has a file in there that has no name yet, or that of an unfinished restore."""
+    """Whether some program has a file in there that has no name yet, or that of an unfinished
+    restore.
+    """
     if any("tidemark-restore" in name for name in os.listdir(directory)):
         return True
     for link in glob.glob("/proc/[0-9]*/fd/*"):

@@ -30,7 +30,7 @@ struct memory_file {
     uint64_t size, capacity;
     uint64_t limit;      /* bytes; what would make it longer fails with ENOSPC */
     unsigned fail_kinds; /* fail with fail_errno... */
-    unsigned fail_after; /* ...after so many more of these kinds */
+    unsigned fail_after; /* ...after this number of requests of these kinds */
     int fail_errno;
     struct memory_file_op
         log[MEMORY_FILE_LOG]; /* what changed or flushed it; the first ones since it was cleared */
@@ -41,7 +41,7 @@ extern const struct block_driver memory_file_driver;
 
 /* By name; made if there is none. */
 struct memory_file *memory_file(const char *name);
-/* At least so many bytes; new ones are zero. */
+/* At least this number of bytes; new ones are zero. */
 void memory_file_grow(struct memory_file *f, uint64_t size);
 /* Contents of `to` become those of `from`: what a crash that loses nothing would leave. */
 void memory_file_copy(struct memory_file *to, const struct memory_file *from);

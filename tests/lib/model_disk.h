@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A disk's contents in an array, and guests that do random requests to a node and to the array.
- * Requests that are in flight at one time don't share a byte, but they do share clusters, slices
- * and tables.
+ * Requests that are in flight at the same time don't share a byte, but they do share clusters,
+ * slices and tables.
  */
 #ifndef TIDEMARK_TESTS_MODEL_DISK_H
 #define TIDEMARK_TESTS_MODEL_DISK_H

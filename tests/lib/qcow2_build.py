@@ -9,7 +9,8 @@ ONES = object()  # in place of the bytes of a cluster of a bitmap: every bit is 
 
 
 class Bitmap:
-    """A persistent bitmap. `clusters`: {index: the bits of one cluster, or ONES}; others are zero."""
+    """A persistent bitmap. `clusters`: {index: the bits of one cluster, or ONES}; others are zero.
+    """
 
     def __init__(self, name, granularity_bits=16, flags=AUTO, clusters=None, kind=1, extra=b""):
         self.name = name.encode()
@@ -29,7 +30,9 @@ class Bitmap:
 
 
 class Snapshot:
-    """An internal snapshot of an empty disk. `extra`: VM state size, disk size, instruction count, and more."""
+    """An internal snapshot of an empty disk. `extra`: VM state size, disk size, instruction count,
+    and more.
+    """
 
     def __init__(self, ident, name, size, extra=None):
         self.ident, self.name, self.size = ident.encode(), name.encode(), size

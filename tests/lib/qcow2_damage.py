@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage qcow2 images at random places of their metadata, in ways that can be repeated and told."""
+"""Damage qcow2 images at random places of their metadata, in ways that can be repeated and
+described.
+"""
 
 import random
 
@@ -20,7 +22,9 @@ def table_places(image, name, offset, entries, step=8):
 
 
 def snapshot_places(image):
-    """Of the snapshot table: where and how long L1 tables are, sizes; also the entries of those tables."""
+    """Of the snapshot table: where and how long L1 tables are, sizes; also the entries of those
+    tables.
+    """
     found, tables, at = [], [], image.u64(64)
     for n in range(image.u32(60)):
         name = f"snapshot {n}"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A qcow2 image on which two programs take turns, beside a model of what it has to hold.
+"""A qcow2 image on which two programs take turns, and a model of what it has to hold.
 
-The model is the judge: an array of bytes for the disk, one for each snapshot, and for each bitmap what must be and what may be dirty.
-What a discard leaves is up to the program: until the next look, a sector may hold what it held, or zeroes.
+The model is the judge: an array of bytes for the disk, one for each snapshot, and for each bitmap
+what must be and what may be dirty. What a discard leaves is up to the program: until the next look,
+a sector may hold what it held, or zeroes.
 """
 
 import os
@@ -187,7 +188,9 @@ class Turns:
         return f"write {how} {start} {end - start}"
 
     def _compressed(self, who):
-        """QEMU takes them where nothing was written before, and where a cluster can have several references."""
+        """QEMU takes them where nothing was written before, and where a cluster can have several
+        references.
+        """
         if "data_file" in self.format or self.size < self.cluster:
             return None
         start, end = self.place(self.cluster)
@@ -262,7 +265,8 @@ class Turns:
         if self.format["compat"] == "v2" and self.snapshots:
             return
         if size > self.size and (self.size % self.cluster or self.format["compat"] == "v2"):
-            # QEMU lets the rest of the last cluster show, and can't hide a backing file in version 2.
+            # QEMU lets the rest of the last cluster show, and can't hide a backing file in version
+            # 2.
             who = OURS
         how = ["--shrink"]
         if size > self.size and self.rng.randrange(3) == 0:
@@ -279,7 +283,14 @@ class Turns:
 
     def _amend(self, who):
         options = self.rng.choice(
-            ("lazy_refcounts=on", "lazy_refcounts=off", "compat=v3", "compat=v2", "refcount_bits=16", "refcount_bits=64")
+            (
+                "lazy_refcounts=on",
+                "lazy_refcounts=off",
+                "compat=v3",
+                "compat=v2",
+                "refcount_bits=16",
+                "refcount_bits=64",
+            )
         )
         if options == "compat=v2":
             self._downgrade(who)
@@ -295,9 +306,13 @@ class Turns:
         self.format[key] = int(value) if value.isdigit() else value
 
     def _downgrade(self, who):
-        """Zero clusters, also of snapshots, become data; what version 2 can't have has to go before, or prevents it."""
+        """Zero clusters, also of snapshots, become data; what version 2 can't have has to go
+        before, or prevents it.
+        """
         f = self.format
-        if f["compat"] == "v2" or self.bitmaps or "data_file" in f or "extended_l2" in f or f.get("compression_type") == "zstd":
+        if f["compat"] == "v2" or self.bitmaps or "data_file" in f or "extended_l2" in f:
+            return
+        if f.get("compression_type") == "zstd":
             return
         if f["refcount_bits"] != 16:
             self.run(img, "amend", "-f", "qcow2", "-o", "refcount_bits=16", self.path)

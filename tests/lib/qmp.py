@@ -59,7 +59,7 @@ class Qmp:
             self.events.append(message)
 
     def execute(self, name, arguments=None, **more):
-        """Run a command and give the whole answer; `more` are members beside `execute`."""
+        """Run a command and give the whole answer; `more` are members in addition to `execute`."""
         message = {"execute": name, **more}
         if arguments is not None:
             message["arguments"] = arguments

@@ -29,7 +29,9 @@ def compat(name):
 
 
 def qemu(name):
-    """Path of QEMU's own tool, in the folder TIDEMARK_QEMU if that is set. The test needs it, so its absence is an error."""
+    """Path of QEMU's own tool, in the folder TIDEMARK_QEMU if that is set. The test needs it, so
+    its absence is an error.
+    """
     path = shutil.which(name, path=os.environ.get("TIDEMARK_QEMU"))
     if path is None:
         raise FileNotFoundError(f"{name} is not installed (see dependencies.txt)")
@@ -248,7 +250,9 @@ class TestCase(unittest.TestCase):
         return path
 
     def bitmap_extents(self, image, bitmap):
-        """The `qemu-img map` of a dirty bitmap, as QEMU's server shows it: what is dirty is no data."""
+        """The `qemu-img map` of a dirty bitmap, as QEMU's server shows it: what is dirty is no
+        data.
+        """
         path = self.path("bitmap.sock")
         server = subprocess.Popen(
             [qemu("qemu-nbd"), "-r", "-t", "-f", "qcow2", "-k", path, "-B", bitmap, image]

@@ -8,7 +8,7 @@
  *
  * The image is there already, and so may be IMAGE.model: what it reads as; else it reads as zeroes.
  * Each round opens the image, runs the guests, and closes it again. At the end IMAGE.model is
- * written anew, for others to compare.
+ * written again, for others to compare.
  */
 #include <errno.h>
 #include <stdio.h>

@@ -39,7 +39,7 @@ int image_write(struct image *i, uint64_t offset, uint64_t length, int byte);
 void image_expect(struct image *i, uint64_t offset, uint64_t length, int byte);
 /* Flags of block status at `offset`. */
 unsigned image_status(struct image *i, uint64_t offset);
-/* Open by itself to check: no corruption, no error; `leaks`: so many leaked clusters at most. */
+/* Open by itself to check: no corruption, no error; at most `leaks` leaked clusters. */
 void image_check(const char *name, uint64_t leaks);
 
 int qcow2_group_setup(void **state);

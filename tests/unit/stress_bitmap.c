@@ -114,7 +114,7 @@ static void test_a_scanner_that_clears_collects_every_bit(void **state)
     dirty_bitmap_free(shared.bitmap);
 }
 
-/* ---- a set bit is seen at once, whatever others clear beside it ---- */
+/* ---- a set bit is seen at once, whatever others clear next to it ---- */
 
 static void *set_see_and_clear(void *opaque)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Copies: on read, beside writes; the engine, where the source fails or is zero in part; before
+ * Copies: on read, during writes; the engine, where the source fails or is zero in part; before
  * writes, by a bitmap.
  */
 #include <errno.h>
@@ -56,7 +56,7 @@ static void detach(struct disk *d)
     block_co_unref(d->node);
 }
 
-/* An empty image over a disk whose bytes are told by byte_at(), behind copy-on-read. */
+/* An empty image over a disk whose bytes are those of byte_at(), behind copy-on-read. */
 struct chain {
     struct disk disk;
     struct block_node *image;

@@ -541,7 +541,7 @@ static void co_drains_and_sizes_reach_a_type(void)
     struct export_config config = noting_config("disk");
     struct block_root *root;
 
-    /* One that is made within a drain is told of it. */
+    /* An export that is made within a drain gets the callback. */
     block_co_drain_begin(node);
     co_assert_added(&config);
     assert_string_equal(notes, "parse begin prepare publish ");

@@ -733,7 +733,7 @@ static void block_devices_are_used_like_files(void *arg)
     make_file(IMAGE, 1 * MiB, 'x');
     fd = make_loop_device(path, sizeof(path));
     if (fd < 0) {
-        print_message("# no loop device to be had\n");
+        print_message("# no loop device is available\n");
         return;
     }
     use_device(path, "");

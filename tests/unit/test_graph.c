@@ -25,7 +25,7 @@
 /* --- drivers ---------------------------------------------------------------------------------- */
 
 /*
- * "layer": a format above `backing`, with nothing of its own. What it is told and asked is counted.
+ * "layer": a format above `backing`, with nothing of its own. Its callbacks are counted.
  */
 static struct {
     unsigned inactivated, drain_begun, drain_ended;
@@ -125,7 +125,7 @@ static const struct block_driver pass_driver = {
 };
 
 /*
- * "locked": a leaf that notes what it is told of permissions, and whether it ever gave up writing.
+ * "locked": a leaf that records the permissions it is given, and whether it ever gave up writing.
  */
 static struct {
     unsigned perm, told;

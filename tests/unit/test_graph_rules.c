@@ -24,10 +24,10 @@
 #define RW (READ | BLOCK_PERM_WRITE)
 #define TURNS 200
 
-/* --- a driver that is told of permissions and may be busy ------------------------------------- */
+/* --- a driver that records permissions and may be busy ------------------------------------- */
 
 static struct {
-    unsigned perm, shared; /* as last told */
+    unsigned perm, shared; /* as last set */
     unsigned refuse;       /* permissions that can't be had */
     bool busy;
     int close_result;
@@ -270,7 +270,10 @@ static void a_lock_that_can_not_be_had_costs_none(void *arg)
     block_co_unref(node);
 }
 
-/* Of two nodes, the second refuses: what the first was told meanwhile includes all that it had. */
+/*
+ * Of two nodes, the second refuses: the permissions that the first was given meanwhile include all
+ * that it had.
+ */
 static unsigned least_told;
 
 static int meek_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,

@@ -177,7 +177,7 @@ static void byte_ff_starts_anew_anywhere(void **state)
     EXPECT("@ skipped \xFF{\"d\": 1}", "!JSON parse error, stray '@'|{\"d\": 1}");
 }
 
-/* head, then `unit` so many times, then tail. */
+/* head, then `unit` repeatedly, then tail. */
 static void expect_flood(const char *head, const char *unit, size_t times, const char *tail,
                          const char *wanted)
 {

@@ -105,7 +105,7 @@ static void start(struct test *t, struct reactor *r, co_entry *entry)
     assert_int_equal(reactor_spawn(r, entry, t), 0);
 }
 
-/* `entry` runs on the reactor beside a write that hangs, and ends while it still does. */
+/* `entry` runs on the reactor while a write hangs, and ends before the write does. */
 static void run_beside(struct test *t, co_entry *before, co_entry *entry)
 {
     *t = (struct test){.count = 0};

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Long work in pieces: who works for long on a reactor, and who gets a turn beside it. */
+/* Long work in pieces: who works for long on a reactor, and who gets a turn meanwhile. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of planted faults fits the source and the tests as they are, and tools/mutants judges rightly."""
+"""The table of planted faults fits the source and the tests as they are, and tools/mutants judges
+rightly.
+"""
 
 import contextlib
 import importlib.machinery

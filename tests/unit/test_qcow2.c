@@ -362,7 +362,10 @@ static void without_space_the_image_stays_sound(void *arg)
     image_check("a", 10);
 }
 
-/* Whichever request to the file fails: the guest is told, and what it was told is true. */
+/*
+ * Whichever request to the file fails: the guest gets an error, and what it was acknowledged is
+ * true.
+ */
 static void any_write_to_the_file_may_fail(void *arg)
 {
     for (unsigned after = 0; after < 30; after++) {

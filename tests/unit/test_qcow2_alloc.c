@@ -263,7 +263,7 @@ static void a_compressed_write_over_contents_is_a_plain_one(void *arg)
     image_check("a", 0);
 }
 
-/* The commit for want of cache fails after the cluster was linked: it must keep its refcount. */
+/* The commit for lack of cache fails after the cluster was linked: it must keep its refcount. */
 static void a_compressed_cluster_survives_a_failed_commit(void *arg)
 {
     struct image i;

@@ -112,7 +112,7 @@ static void all_ones_and_all_zeroes_take_no_clusters(void *arg)
     image_close(&i);
 }
 
-/* Refcounts are counted anew meanwhile. */
+/* Refcounts are counted again meanwhile. */
 static void a_bitmap_is_added_before_the_image_is_amended(void *arg)
 {
     struct options *opts = NULL;
@@ -803,7 +803,7 @@ static void bitmaps_are_stored_in_the_order_they_were_made(void *arg)
         add(&i, names[k], k == 1);
     }
     image_close(&i);
-    /* Those that record are stored anew, the other one is not. */
+    /* Those that record are stored again, the other one is not. */
     image_open(&i, "a", "");
     assert_int_equal(image_write(&i, MiB, 10, 1), 0);
     image_close(&i);

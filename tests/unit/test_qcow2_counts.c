@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Numbers of clusters in a sparse tree, beside an array. */
+/* Numbers of clusters in a sparse tree, compared with an array. */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -224,7 +224,7 @@ static void a_table_that_lies_upon_another_is_not_changed(void *arg)
     assert_memory_equal(before, field(f, L1), C);
 }
 
-/* Refcounts of 0 for what is in use: the next allocation comes upon it. */
+/* Refcounts of 0 for what is in use: the next allocation finds it. */
 static void what_is_in_use_is_not_allocated(void *arg)
 {
     static const uint64_t clusters[] = {0, 1, 2, 3, 4};

@@ -167,7 +167,7 @@ static void bitmaps_take_what_was_discarded(void *arg)
     image_close(&i);
 }
 
-/* Several requests at one time find no room, and share what there is. */
+/* Several requests at the same time find no room, and share what there is. */
 struct writers {
     struct image *image;
     struct co_group group;

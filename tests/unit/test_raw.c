@@ -271,7 +271,7 @@ static void what_a_device_has_lost_does_not_read_as_zeroes(void *arg)
     make_file(1 * MiB, 'x');
     fd = make_loop_device(path, sizeof(path));
     if (fd < 0) {
-        print_message("# no loop device to be had\n");
+        print_message("# no loop device is available\n");
         return;
     }
     snprintf(options, sizeof(options), "driver=host_device,filename=%s", path);
