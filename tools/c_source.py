@@ -161,7 +161,7 @@ class Source:
         if self.code_lines[declaration.start - 1].rstrip() != self.lines[declaration.start - 1].rstrip():
             return True
         while line >= 0 and self.lines[line].strip():
-            if self.lines[line].startswith("}") or self.lines[line].startswith("#"):
+            if self.lines[line].startswith(("}", "#if", "#endif", "#include")):
                 return False
             if not self.code_lines[line].strip():
                 return True

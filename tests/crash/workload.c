@@ -11,8 +11,8 @@
 #include "loop/loop.h"
 #include "random.h"
 
-#define BATCHES                                                                                    \
-    6u /* in a session; what is in changes.h comes between them, when no request is in flight */
+/* Batches of requests in a session; the changes of changes.h are made between them. */
+#define BATCHES 6u
 #define LARGE_CLUSTER (128 * KiB)
 
 struct run {

@@ -32,8 +32,8 @@ struct memory_file {
     unsigned fail_kinds; /* fail with fail_errno... */
     unsigned fail_after; /* ...after this number of requests of these kinds */
     int fail_errno;
-    struct memory_file_op
-        log[MEMORY_FILE_LOG]; /* what changed or flushed it; the first ones since it was cleared */
+    /* Operations that changed or flushed the file; the first ones since the log was cleared. */
+    struct memory_file_op log[MEMORY_FILE_LOG];
     unsigned log_count;
 };
 
