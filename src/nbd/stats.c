@@ -19,7 +19,9 @@
                         name "_invalid", what " that were refused: bounds, flags, read-only",      \
                         STAT_COUNTER, STAT_COUNT}
 
-/* In a table a histogram is one row, in the values it takes many places: rows follow the scalars. */
+/*
+ * In a table a histogram is one row, in the values it takes many places: rows follow the scalars.
+ */
 const struct stat_desc nbd_stats[] = {
     KIND_ROWS(NBD_KIND_READ, "read", "Read requests"),
     KIND_ROWS(NBD_KIND_WRITE, "write", "Write requests"),

@@ -3,8 +3,8 @@
  * What the NBD server counts for a connection and for an export.
  *
  * The latency of a request is the time from the reception of its header to the moment when the last
- * byte of its reply was given to the socket. The clock is read once for all requests that one reception
- * brought, and once for all replies that leave together.
+ * byte of its reply was given to the socket. The clock is read once for all requests that one
+ * reception brought, and once for all replies that leave together.
  *
  * Everything here runs on the main reactor, and does not yield.
  */
@@ -52,7 +52,10 @@ enum nbd_latency {
 #define NBD_STAT(kind, figure) ((kind)*NBD_FIGURES + (figure))
 
 enum nbd_stat {
-    /* Requests received whose replies have not left, now and at most. Of an export: the peak of one connection. */
+    /*
+     * Requests received whose replies have not left, now and at most. Of an export: the peak of one
+     * connection.
+     */
     NBD_STAT_DEPTH = NBD_STAT(NBD_KINDS, 0),
     NBD_STAT_DEPTH_MAX,
     /* Requests that were reported as slow. */

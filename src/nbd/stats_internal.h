@@ -7,8 +7,8 @@
 #include "nbd/stats.h"
 
 /*
- * The figures of a connection, in the order of nbd_stats. Written by the thread of its reactor alone;
- * the main reactor reads them meanwhile.
+ * The figures of a connection, in the order of nbd_stats. Written by the thread of its reactor
+ * alone; the main reactor reads them meanwhile.
  */
 struct nbd_counters {
     struct counter values[NBD_STAT_SCALARS];

@@ -282,7 +282,7 @@ OBJECT(trace_get_state, "q_obj_trace-event-get-state-arg", REQ("name", qmp_str))
 OBJECT(trace_set_state, "q_obj_trace-event-set-state-arg", REQ("name", qmp_str),
        REQ("enable", qmp_bool), OPT("ignore-unavailable", qmp_bool));
 
-/* --- the table -------------------------------------------------------------------------------------------- */
+/* --- the table -------------------------------------------------------------------------------- */
 
 const struct qmp_command qmp_commands[] = {
     {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},

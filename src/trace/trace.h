@@ -9,9 +9,9 @@
  *      a line  ---> ring of the thread ---> standard error, when a server crashes
  *            '----> trace file or standard error, for events that are enabled
  *
- * Events that are enabled go to the ring as well. In a process that called trace_crash_init(), those
- * that events.list marks `always` (connections, commands, changes of the graph: rare ones) go there
- * whether or not they are enabled. A line is
+ * Events that are enabled go to the ring as well. In a process that called trace_crash_init(),
+ * those that events.list marks `always` (connections, commands, changes of the graph: rare ones) go
+ * there whether or not they are enabled. A line is
  *
  *      2026-11-28T22:33:09.123456Z THREAD EVENT ARGUMENT=VALUE ...
  *
@@ -67,8 +67,8 @@ void trace_thread_begin(const char *name);
 
 /*
  * For servers. Record from now on the events that are marked `always`, and write the rings to
- * standard error, and to the trace file if there is one, when a signal that says that the process is
- * broken (SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL) ends it. From the main thread, before others
+ * standard error, and to the trace file if there is one, when a signal that says that the process
+ * is broken (SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL) ends it. From the main thread, before others
  * start. In a thread that called trace_thread_begin() afterwards this works even if its stack has
  * overflowed.
  */
