@@ -61,8 +61,8 @@ void log_vreport(enum log_level level, const char *fmt, va_list ap)
 void log_write(enum log_level level, const char *lines, size_t size);
 
 /*
- * A failure that a tool reports at its end anyway, while in a server nobody but the log tells of
- * it: an error there, an info in a tool.
+ * A failure that a tool reports at its end anyway, but that only the log of a server reports: an
+ * error in a server, an info in a tool.
  */
 void log_server_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -46,8 +46,8 @@ int cli_observe_take(struct cli_observe *o, int argc, char **argv);
 bool cli_observe(struct cli_observe *o, int *ret_status);
 
 /*
- * The face is a server: what only the log tells of is an error there, the latest trace events are
- * recorded, and a crash logs them. After cli_observe(), before threads start.
+ * The face is a server: a failure that only the log reports is an error there, the latest trace
+ * events are recorded, and a crash logs them. After cli_observe(), before threads start.
  */
 void cli_observe_server(void);
 

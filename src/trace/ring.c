@@ -50,7 +50,7 @@ static pthread_once_t thread_end_once = PTHREAD_ONCE_INIT;
 
 /* The calling thread's own. */
 static __thread struct ring *own;
-static __thread bool has_none; /* none was to be had */
+static __thread bool has_none; /* none is available */
 static __thread char name[16];
 
 /*
