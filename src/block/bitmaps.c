@@ -9,24 +9,12 @@
 
 #include "base/checked.h"
 #include "base/log.h"
-#include "block/driver.h"
+#include "block/internal.h"
 
 #define DEFAULT_GRANULARITY_MIN 4096u
 #define DEFAULT_GRANULARITY_MAX 65536u
 
 /* --- look ------------------------------------------------------------------------------------- */
-
-struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
-{
-    struct block_bitmap *b;
-
-    LIST_FOREACH (b, &node->bitmaps, link) {
-        if (strcmp(b->name, name) == 0) {
-            return b;
-        }
-    }
-    return NULL;
-}
 
 struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name,
                                          struct block_node **ret_node, struct error *err)
@@ -46,20 +34,6 @@ struct block_bitmap *block_bitmap_lookup(const char *node_name, const char *name
         *ret_node = node;
     }
     return b;
-}
-
-struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bitmap *bitmap)
-{
-    struct list *next = bitmap ? bitmap->link.next : node->bitmaps.next;
-
-    return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
-}
-
-struct block_bitmap *block_bitmap_previous(struct block_node *node, struct block_bitmap *bitmap)
-{
-    struct list *next = bitmap ? bitmap->link.prev : node->bitmaps.prev;
-
-    return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
 }
 
 int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct error *err)
@@ -85,37 +59,6 @@ int block_bitmap_check(const struct block_bitmap *b, unsigned refuse, struct err
 }
 
 /* --- add -------------------------------------------------------------------------------------- */
-
-static void bitmap_free(struct block_bitmap *b)
-{
-    if (b) {
-        dirty_bitmap_free(b->bits);
-        free(b->busy_user);
-        free(b->name);
-        free(b);
-    }
-}
-
-/* The new bitmap is not in the list yet. `bits` is consumed on success. */
-static struct block_bitmap *bitmap_new(struct block_node *node, const char *name,
-                                       struct dirty_bitmap *bits, uint32_t granularity)
-{
-    struct block_bitmap *b = calloc(1, sizeof(*b));
-
-    if (!b) {
-        return NULL;
-    }
-    b->name = strdup(name);
-    if (!b->name) {
-        free(b);
-        return NULL;
-    }
-    list_init(&b->link);
-    b->node = node;
-    b->bits = bits;
-    b->granularity = granularity;
-    return b;
-}
 
 static int check_new(struct block_node *node, const char *name, uint32_t granularity,
                      struct error *err)
@@ -183,7 +126,7 @@ static int add_drained(struct block_node *node, const char *name, uint32_t granu
         return r;
     }
     bits = dirty_bitmap_new(block_node_size(node), granularity);
-    b = bits ? bitmap_new(node, name, bits, granularity) : NULL;
+    b = bits ? block_bitmap_new(node, name, bits, granularity) : NULL;
     if (!b) {
         dirty_bitmap_free(bits);
         return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,
@@ -217,24 +160,6 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
     return r;
 }
 
-int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
-                               uint32_t granularity, struct block_bitmap **ret_bitmap,
-                               struct error *err)
-{
-    struct block_bitmap *b = bitmap_new(node, name, bits, granularity);
-
-    if (!b) {
-        dirty_bitmap_free(bits);
-        return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,
-                         node->name);
-    }
-    b->persistent = true;
-    b->inconsistent = !bits;
-    list_append(&node->bitmaps, &b->link);
-    *ret_bitmap = b;
-    return 0;
-}
-
 /* --- remove ----------------------------------------------------------------------------------- */
 
 int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
@@ -249,7 +174,7 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
     }
     if (r >= 0) {
         list_remove(&b->link);
-        bitmap_free(b);
+        block_bitmap_free(b);
     }
     block_co_drain_end(node);
     return MIN(r, 0);
@@ -281,17 +206,7 @@ void block_co_bitmap_reattach(struct block_bitmap *b)
 
 void block_bitmap_free_detached(struct block_bitmap *b)
 {
-    bitmap_free(b);
-}
-
-void block_bitmaps_release(struct block_node *node)
-{
-    struct block_bitmap *b, *next;
-
-    LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
-        list_remove(&b->link);
-        bitmap_free(b);
-    }
+    block_bitmap_free(b);
 }
 
 /* --- fetch ------------------------------------------------------------------------------------ */
@@ -540,46 +455,5 @@ void block_bitmap_give(struct block_bitmap *b)
     if (--b->busy == 0) {
         free(b->busy_user);
         b->busy_user = NULL;
-    }
-}
-
-/* --- for the gate ----------------------------------------------------------------------------- */
-
-int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *err)
-{
-    struct block_bitmap *b, *failed = NULL;
-
-    LIST_FOREACH (b, &node->bitmaps, link) {
-        if (b->bits && dirty_bitmap_resize(b->bits, size) < 0) {
-            failed = b;
-            break;
-        }
-    }
-    if (!failed) {
-        return 0;
-    }
-    /* Back to the old size. Bits beyond the new size are lost, and count as dirty. */
-    LIST_FOREACH (b, &node->bitmaps, link) {
-        uint64_t old_size = dirty_bitmap_size(failed->bits);
-
-        if (b == failed) {
-            break;
-        }
-        if (b->bits && dirty_bitmap_resize(b->bits, old_size) == 0 && size < old_size) {
-            dirty_bitmap_set(b->bits, size, old_size - size);
-        }
-    }
-    return error_set(err, ENOMEM, "Out of memory to resize bitmap '%s' of node '%s'", failed->name,
-                     node->name);
-}
-
-void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length)
-{
-    struct block_bitmap *b;
-
-    LIST_FOREACH (b, &node->bitmaps, link) {
-        if (b->enabled && b->bits) {
-            dirty_bitmap_set(b->bits, offset, length);
-        }
     }
 }

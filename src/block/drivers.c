@@ -10,10 +10,10 @@
 static struct block_driver drivers[DRIVERS_MAX];
 static size_t driver_count;
 
-void block_register_driver(const struct block_driver *driver)
+void block_drivers_add(const struct block_driver *driver)
 {
     assert(driver_count < DRIVERS_MAX);
-    drivers[driver_count++] = block_driver_with_defaults(driver);
+    drivers[driver_count++] = *driver;
 }
 
 const struct block_driver *block_find_driver(const char *name)
@@ -67,6 +67,11 @@ unsigned block_driver_traits(const struct block_driver *d)
            (d->co_create ? BLOCK_DRIVER_CREATES : 0) |
            (d->co_can_store_bitmap ? BLOCK_DRIVER_STORES_BITMAPS : 0) |
            (d->keeps_zero_beyond_eof ? BLOCK_DRIVER_ZERO_BEYOND_EOF : 0);
+}
+
+unsigned block_node_traits(const struct block_node *node)
+{
+    return block_driver_traits(node->driver);
 }
 
 const struct block_option_desc *block_driver_create_options(const struct block_driver *d)

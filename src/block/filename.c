@@ -11,53 +11,6 @@
 #include "base/strbuf.h"
 #include "block/internal.h"
 
-bool block_is_relative(const char *name)
-{
-    return name[0] != '/' && !block_driver_of_filename(name) && strncmp(name, "json:", 5) != 0;
-}
-
-/* URI of the file `name` on the same server, with the same parameters. */
-static char *resolve_in_uri(const char *base, const char *name)
-{
-    size_t size = strcspn(base, "?");
-    AUTO_FREE char *part = percent_encode(name, "?");
-    char *joined;
-
-    while (size > 0 && base[size - 1] != '/') {
-        size--;
-    }
-    return !part || asprintf(&joined, "%.*s%s%s", (int)size, base, part,
-                             base + strcspn(base, "?")) < 0
-               ? NULL
-               : joined;
-}
-
-char *block_resolve_relative(const char *base_filename, const char *name)
-{
-    const struct block_driver *driver = block_driver_of_filename(base_filename);
-    const char *slash = strrchr(base_filename, '/');
-    char *joined;
-
-    if (!slash || !block_is_relative(name) || (driver && !driver->has_directories)) {
-        return strdup(name);
-    }
-    if (driver) {
-        return resolve_in_uri(base_filename, name);
-    }
-    if (asprintf(&joined, "%.*s%s", (int)(slash - base_filename + 1), base_filename, name) < 0) {
-        return NULL;
-    }
-    return joined;
-}
-
-bool block_relative_needs_directory(const char *base_filename, const char *name)
-{
-    const struct block_driver *driver = block_driver_of_filename(base_filename);
-
-    return driver && !driver->has_directories && block_is_relative(name) &&
-           strncmp(strchr(base_filename, ':'), "://", 3) == 0;
-}
-
 /* The options of the protocol node that a filename names. */
 static int protocol_options(const char *filename, struct options **ret_options, struct error *err)
 {

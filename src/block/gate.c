@@ -521,6 +521,20 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 
 /* --- flush ----------------------------------------------------------------------------------- */
 
+int block_co_flush_children(struct block_node *node)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    LIST_FOREACH (edge, &node->children, sibling) {
+        /* One that was written to: the writer may have gone since, and with him the permission. */
+        if (atomic_load(&edge->node->write_generation) > BLOCK_NOTHING_WRITTEN) {
+            r = error_first(r, block_co_flush(edge));
+        }
+    }
+    return r;
+}
+
 /*
  * A filter is always flushed: its contents may have been written by another way, which it does not
  * count.

@@ -86,15 +86,12 @@ static inline void block_root_leave(struct block_root *root)
 
 /* struct block_node, public ones, and hidden ones; struct block_root. */
 extern struct list block_all_nodes, block_hidden_nodes, block_all_roots;
+/* Free a node that has no edges, and whose driver is closed. */
+void block_node_free(struct block_node *node);
 
-/* --- pass_through.c --- */
-/*
- * The driver, with functions in the place of NULL where there is a default: for filters, and of
- * co_flush. Does not yield.
- */
-struct block_driver block_driver_with_defaults(const struct block_driver *driver);
-/* Flush all children that were ever written to; returns the first error. Yields. */
-int block_co_flush_children(struct block_node *node);
+/* --- drivers.c --- */
+/* Add a copy of a driver, completed with defaults, to the table. Does not yield. */
+void block_drivers_add(const struct block_driver *driver);
 
 /* --- chain.c --- */
 #define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
@@ -113,6 +110,16 @@ int block_co_open_below(struct block_node *above, const char *path, const char *
 #define BLOCK_NOTHING_WRITTEN 1u
 /* Flush a drained node without a root: for graph changes. Yields. */
 int block_co_flush_node(struct block_node *node);
+
+/* Flush all children that were ever written to; returns the first error. Yields. */
+int block_co_flush_children(struct block_node *node);
+
+/* --- bitmap_list.c --- */
+/* A bitmap that is not in the list yet; `bits` is consumed on success. NULL: no memory. */
+struct block_bitmap *block_bitmap_new(struct block_node *node, const char *name,
+                                      struct dirty_bitmap *bits, uint32_t granularity);
+/* NULL is fine. */
+void block_bitmap_free(struct block_bitmap *b);
 
 /* --- graph.c --- */
 /*
@@ -133,10 +140,6 @@ int block_co_perm_settle(struct error *err);
 /* The change has ended: give up the image locks that only its beginning needed. Yields. */
 void block_co_perm_release(void);
 
-/* --- open.c --- */
-/* Free a node that has no edges, and whose driver is closed. */
-void block_node_free(struct block_node *node);
-
 /* --- edge.c --- */
 /* Detach a child; the caller gets the reference that the edge had. Yields. */
 struct block_node *block_co_take_child(struct block_edge *edge);
@@ -146,7 +149,7 @@ void block_roots_report_size(struct block_node *node);
 int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
                              unsigned shared, struct block_root **ret_root, struct error *err);
 
-/* --- probe.c --- */
+/* --- probe.c, names.c --- */
 /* The format that the first bytes of `node` show; raw if none does. Yields. */
 int block_co_probe(struct block_node *node, const struct block_driver **ret_driver,
                    struct error *err);

@@ -208,11 +208,6 @@ const char *block_node_format(const struct block_node *node)
     return node->driver->name;
 }
 
-unsigned block_node_traits(const struct block_node *node)
-{
-    return block_driver_traits(node->driver);
-}
-
 const struct block_limits *block_node_limits(const struct block_node *node)
 {
     return &node->limits;
@@ -253,4 +248,24 @@ const char *block_edge_name(const struct block_edge *edge)
 struct block_node *block_edge_parent(const struct block_edge *edge)
 {
     return edge->parent;
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+struct block_node *block_node_ref(struct block_node *node)
+{
+    node->refcount++;
+    return node;
+}
+
+void block_node_free(struct block_node *node)
+{
+    list_remove(&node->link);
+    range_lock_destroy(&node->rmw);
+    counters_release(&node->counters);
+    json_object_put(node->options);
+    free(node->opaque);
+    free(node->filename);
+    free(node->name);
+    free(node);
 }

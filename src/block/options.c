@@ -72,65 +72,16 @@ struct json_object *options_to_json(const struct options *o)
     return copy;
 }
 
-/* Its address is the user data of JSON objects that options_to_arguments() made of text. */
-static char made_of_text;
+const char options_made_of_text;
 
 struct json_object *options_to_arguments(const struct options *o)
 {
     struct json_object *object = options_to_json(o);
 
     if (object && o->is_text) {
-        json_object_set_userdata(object, &made_of_text, NULL);
+        json_object_set_userdata(object, (void *)(uintptr_t)&options_made_of_text, NULL);
     }
     return object;
-}
-
-/* -EINVAL for a key with dots, at any level. `path` is the path of the object. */
-static int check_keys(struct json_object *value, const char *path, struct error *err)
-{
-    if (json_object_is_type(value, json_type_array)) {
-        for (size_t i = 0; i < json_object_array_length(value); i++) {
-            STRBUF_AUTO(element);
-            int r;
-
-            strbuf_printf(&element, "%.*s[%zu].", (int)strlen(path) - 1, path, i);
-            r = check_keys(json_object_array_get_idx(value, i), strbuf_str(&element), err);
-            if (r < 0) {
-                return r;
-            }
-        }
-    } else if (options_is_object(value)) {
-        json_object_object_foreach(value, key, member)
-        {
-            STRBUF_AUTO(inner);
-            int r;
-
-            if (strchr(key, '.')) {
-                return error_set(err, EINVAL, "Parameter '%s%s' is unexpected", path, key);
-            }
-            strbuf_printf(&inner, "%s%s.", path, key);
-            r = check_keys(member, strbuf_str(&inner), err);
-            if (r < 0) {
-                return r;
-            }
-        }
-    }
-    return 0;
-}
-
-int options_from_arguments(struct json_object *object, struct options **ret_options,
-                           struct error *err)
-{
-    bool is_text = json_object_get_userdata(object) == &made_of_text;
-    int r = is_text ? 0 : check_keys(object, "", err);
-
-    UNLESS_FAILED(r, options_from_json(object, ret_options, err));
-    if (r >= 0) {
-        (*ret_options)->is_text = is_text;
-        (*ret_options)->is_arguments = true;
-        (*ret_options)->is_strict = !is_text;
-    }
-    return r;
 }
 
 bool options_are_arguments(const struct options *o)

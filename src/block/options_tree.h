@@ -49,6 +49,9 @@ struct options *options_wrap(struct json_object *root);
 struct options *options_wrap_part(const struct options *parent, const char *key,
                                   struct json_object *root);
 
+/* Its address is the user data of arguments that options_to_arguments() made of text. */
+extern const char options_made_of_text;
+
 /* Report -ENOMEM. */
 int options_no_memory(struct error *err);
 

@@ -9,26 +9,6 @@
 #include "base/checked.h"
 #include "block/internal.h"
 
-#define PASSED_WRITE_FLAGS (BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED)
-#define PASSED_ZERO_FLAGS (PASSED_WRITE_FLAGS | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK)
-
-int block_co_open_filtered(struct block_node *node, struct options *opts, const char *name,
-                           struct error *err)
-{
-    struct block_edge *edge;
-    int r = block_co_open_child(node, opts, name, BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
-                                &edge, err);
-
-    if (r < 0) {
-        return r;
-    }
-    block_node_set_size(node, block_edge_size(edge));
-    node->discard_unmap = true; /* the child decides */
-    node->supported_write_flags = PASSED_WRITE_FLAGS;
-    node->supported_zero_flags = PASSED_ZERO_FLAGS;
-    return 0;
-}
-
 static int pass_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     return block_co_open_filtered(node, opts, "file", err);
@@ -96,23 +76,9 @@ bool block_node_has_snapshot_access(const struct block_node *node)
     return node->driver->co_preadv_snapshot != NULL;
 }
 
-int block_co_flush_children(struct block_node *node)
-{
-    struct block_edge *edge;
-    int r = 0;
-
-    LIST_FOREACH (edge, &node->children, sibling) {
-        /* One that was written to: the writer may have gone since, and with him the permission. */
-        if (atomic_load(&edge->node->write_generation) > BLOCK_NOTHING_WRITTEN) {
-            r = error_first(r, block_co_flush(edge));
-        }
-    }
-    return r;
-}
-
 #define DEFAULT(driver, member, function) ((driver)->member = (driver)->member ?: (function))
 
-struct block_driver block_driver_with_defaults(const struct block_driver *driver)
+static struct block_driver with_defaults(const struct block_driver *driver)
 {
     struct block_driver d = *driver;
     bool changes_writes = d.co_pwritev != NULL;
@@ -138,4 +104,11 @@ struct block_driver block_driver_with_defaults(const struct block_driver *driver
         DEFAULT(&d, co_copy_from, pass_co_copy_from);
     }
     return d;
+}
+
+void block_register_driver(const struct block_driver *driver)
+{
+    struct block_driver completed = with_defaults(driver);
+
+    block_drivers_add(&completed);
 }

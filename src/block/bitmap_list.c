@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The list of named bitmaps of a node: what needs neither a drain nor the image. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "block/internal.h"
+
+struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
+{
+    struct block_bitmap *b;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (strcmp(b->name, name) == 0) {
+            return b;
+        }
+    }
+    return NULL;
+}
+
+struct block_bitmap *block_bitmap_next(struct block_node *node, struct block_bitmap *bitmap)
+{
+    struct list *next = bitmap ? bitmap->link.next : node->bitmaps.next;
+
+    return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
+}
+
+struct block_bitmap *block_bitmap_previous(struct block_node *node, struct block_bitmap *bitmap)
+{
+    struct list *next = bitmap ? bitmap->link.prev : node->bitmaps.prev;
+
+    return next == &node->bitmaps ? NULL : container_of(next, struct block_bitmap, link);
+}
+
+void block_bitmap_free(struct block_bitmap *b)
+{
+    if (b) {
+        dirty_bitmap_free(b->bits);
+        free(b->busy_user);
+        free(b->name);
+        free(b);
+    }
+}
+
+struct block_bitmap *block_bitmap_new(struct block_node *node, const char *name,
+                                      struct dirty_bitmap *bits, uint32_t granularity)
+{
+    struct block_bitmap *b = calloc(1, sizeof(*b));
+
+    if (!b) {
+        return NULL;
+    }
+    b->name = strdup(name);
+    if (!b->name) {
+        free(b);
+        return NULL;
+    }
+    list_init(&b->link);
+    b->node = node;
+    b->bits = bits;
+    b->granularity = granularity;
+    return b;
+}
+
+int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
+                               uint32_t granularity, struct block_bitmap **ret_bitmap,
+                               struct error *err)
+{
+    struct block_bitmap *b = block_bitmap_new(node, name, bits, granularity);
+
+    if (!b) {
+        dirty_bitmap_free(bits);
+        return error_set(err, ENOMEM, "Out of memory for bitmap '%s' of node '%s'", name,
+                         node->name);
+    }
+    b->persistent = true;
+    b->inconsistent = !bits;
+    list_append(&node->bitmaps, &b->link);
+    *ret_bitmap = b;
+    return 0;
+}
+
+void block_bitmaps_release(struct block_node *node)
+{
+    struct block_bitmap *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
+        list_remove(&b->link);
+        block_bitmap_free(b);
+    }
+}
+
+int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *err)
+{
+    struct block_bitmap *b, *failed = NULL;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (b->bits && dirty_bitmap_resize(b->bits, size) < 0) {
+            failed = b;
+            break;
+        }
+    }
+    if (!failed) {
+        return 0;
+    }
+    /* Back to the old size. Bits beyond the new size are lost, and count as dirty. */
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        uint64_t old_size = dirty_bitmap_size(failed->bits);
+
+        if (b == failed) {
+            break;
+        }
+        if (b->bits && dirty_bitmap_resize(b->bits, old_size) == 0 && size < old_size) {
+            dirty_bitmap_set(b->bits, size, old_size - size);
+        }
+    }
+    return error_set(err, ENOMEM, "Out of memory to resize bitmap '%s' of node '%s'", failed->name,
+                     node->name);
+}
+
+void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    struct block_bitmap *b;
+
+    LIST_FOREACH (b, &node->bitmaps, link) {
+        if (b->enabled && b->bits) {
+            dirty_bitmap_set(b->bits, offset, length);
+        }
+    }
+}

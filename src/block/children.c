@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Opening the children of a node: for drivers, in their co_open. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/internal.h"
+
+/* Flags that a filter passes on to its child. */
+#define PASSED_WRITE_FLAGS (BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED)
+#define PASSED_ZERO_FLAGS (PASSED_WRITE_FLAGS | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK)
+
+/* Set the generic options that the child was not given. */
+static void inherit_options(const struct block_node *parent, struct options *child, unsigned role)
+{
+    static const char *const discard_names[] = {"ignore", "unmap"};
+    bool writable = !parent->read_only && !(role & BLOCK_ROLE_BACKING);
+    struct options *cache;
+
+    options_default_bool(child, "read-only", !writable);
+    if (parent->auto_read_only) {
+        options_default_bool(child, "auto-read-only", true);
+    }
+    if (parent->force_share && !writable) {
+        options_default_bool(child, "force-share", true);
+    }
+    /* A format decides which discards it passes on to its file. */
+    options_default_str(child, "discard",
+                        discard_names[parent->driver->is_format || parent->discard_unmap]);
+    if (!options_has(child, "cache") && (parent->cache_direct || parent->cache_no_flush)) {
+        cache = options_new();
+        if (cache) {
+            options_set_bool(cache, "direct", parent->cache_direct);
+            options_set_bool(cache, "no-flush", parent->cache_no_flush);
+            options_set_child(child, "cache", cache);
+        }
+    }
+}
+
+/* Take a reference by name, or open; *ret_node is NULL if the options do not have the child. */
+static int co_find_or_open(struct block_node *node, struct options *opts, const char *name,
+                           unsigned role, struct block_node **ret_node, struct error *err)
+{
+    AUTO_OPTIONS struct options *child_opts = NULL;
+    AUTO_FREE char *node_name = NULL;
+    unsigned flags = node->open_flags;
+    int r = options_take_child(opts, name, &child_opts, &node_name, err);
+
+    *ret_node = NULL;
+    if (r < 0) {
+        return r;
+    }
+    if (node_name) {
+        struct block_node *found = block_node_lookup(node_name, err);
+
+        if (!found) {
+            return -ENOENT;
+        }
+        *ret_node = block_node_ref(found);
+        return 0;
+    }
+    if (!child_opts) {
+        return 0;
+    }
+    inherit_options(node, child_opts, role);
+    if (role & BLOCK_ROLE_BACKING) {
+        flags &= ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
+    }
+    return block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
+}
+
+int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
+                        unsigned role, bool allow_none, struct block_edge **ret_edge,
+                        struct error *err)
+{
+    struct block_node *child;
+    int r = co_find_or_open(node, opts, name, role, &child, err);
+
+    if (ret_edge) {
+        *ret_edge = NULL;
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (!child) {
+        return allow_none ? 0 : options_missing(opts, name, err);
+    }
+    r = block_co_attach_child(node, child, name, role, ret_edge, err);
+    block_co_unref(child);
+    return r;
+}
+
+int block_co_open_filtered(struct block_node *node, struct options *opts, const char *name,
+                           struct error *err)
+{
+    struct block_edge *edge;
+    int r = block_co_open_child(node, opts, name, BLOCK_ROLE_FILTERED | BLOCK_ROLE_DATA, false,
+                                &edge, err);
+
+    if (r < 0) {
+        return r;
+    }
+    block_node_set_size(node, block_edge_size(edge));
+    node->discard_unmap = true; /* the child decides */
+    node->supported_write_flags = PASSED_WRITE_FLAGS;
+    node->supported_zero_flags = PASSED_ZERO_FLAGS;
+    return 0;
+}
+
+/*
+ * Whether a relative backing name has no directory: an image in several files may be in several
+ * directories.
+ */
+static bool is_relative_to_nothing(const struct block_node *node, const char *filename)
+{
+    const struct block_node *file = node->file ? node->file->node : node;
+
+    return file->beyond_filename && !file->filename && block_is_relative(filename);
+}
+
+static int co_open_recorded_backing(struct block_node *node, const char *filename,
+                                    const char *format, struct options *extra /* consumed */,
+                                    struct block_node **ret_node, struct error *err)
+{
+    AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
+    int r;
+
+    if (!path || !extra) {
+        options_free(extra);
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (is_relative_to_nothing(node, filename) ||
+        block_relative_needs_directory(block_node_display_name(node), filename)) {
+        options_free(extra);
+        return error_set(err, EINVAL,
+                         "Could not open backing file: '%s' has no directory that '%s' could be in",
+                         block_node_display_name(node), filename);
+    }
+    inherit_options(node, extra, BLOCK_ROLE_BACKING);
+    r = block_co_open_below(node, path, format, extra, ret_node, err);
+    if (r < 0 && r != -ELOOP) {
+        error_prepend(err, "Could not open backing file: ");
+    }
+    return r;
+}
+
+/*
+ * Options of `backing` that do not say where the backing file is apply to the one that the image
+ * records: "driver" alone names its format, others such as "node-name" are added to its options.
+ * *ret_extra gets the latter (never NULL on success).
+ */
+static int take_backing_additions(struct options *opts, bool is_recorded, char **ret_format,
+                                  struct options **ret_extra, struct error *err)
+{
+    AUTO_OPTIONS struct options *child = NULL;
+    AUTO_OPTIONS struct options *copy = options_clone(opts);
+    AUTO_FREE char *node_name = NULL;
+    AUTO_FREE char *format = NULL;
+    int r = 0;
+
+    *ret_format = NULL;
+    *ret_extra = options_new();
+    if (!copy || !*ret_extra) {
+        return error_set(err, ENOMEM, "Out of memory");
+    }
+    if (!options_is_null(opts, "backing")) {
+        r = options_take_child(copy, "backing", &child, &node_name, err);
+    }
+    if (r < 0 || !child || options_has(child, "file") || options_has(child, "filename")) {
+        return r;
+    }
+    r = options_take_str(child, "driver", &format, err);
+    if (r == 0 && (format ? options_is_empty(child) : is_recorded)) {
+        options_drop(opts, "backing");
+        *ret_format = TAKE_PTR(format);
+        options_free(*ret_extra);
+        *ret_extra = TAKE_PTR(child);
+    }
+    return r;
+}
+
+int block_co_open_backing(struct block_node *node, struct options *opts, const char *filename,
+                          const char *format, struct error *err)
+{
+    struct block_node *child = NULL;
+    AUTO_OPTIONS struct options *extra = NULL;
+    AUTO_FREE char *other_format = NULL;
+    int r;
+
+    if (options_is_text(opts, "backing", "")) {
+        log_warning("Use of \"backing\": \"\" is deprecated; use \"backing\": null instead");
+        options_drop(opts, "backing");
+        return 0;
+    }
+    r = take_backing_additions(opts, filename, &other_format, &extra, err);
+    if (r < 0) {
+        return r;
+    }
+    if (other_format) {
+        format = other_format;
+    }
+    if (options_is_null(opts, "backing")) {
+        options_drop(opts, "backing");
+        return 0;
+    }
+    if (options_has(opts, "backing")) {
+        r = co_find_or_open(node, opts, "backing", BLOCK_ROLE_BACKING, &child, err);
+    } else if (filename && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
+        r = co_open_recorded_backing(node, filename, format, TAKE_PTR(extra), &child, err);
+    }
+    if (r < 0 || !child) {
+        return r;
+    }
+    r = block_co_attach_child(node, child, "backing", BLOCK_ROLE_BACKING, NULL, err);
+    block_co_unref(child);
+    return r;
+}
