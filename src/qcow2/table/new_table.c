@@ -82,7 +82,6 @@ int qcow2_co_set_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t entries
     }
     co_mutex_lock(&q->lock);
     qcow2_overlap_note_tables_locked(q, OVERLAP_ACTIVE_L2, l1, entries);
-    co_mutex_unlock(&q->lock);
     free((void *)q->l1.entries);
     free(q->l1.dirty);
     q->l1.entries = table;
