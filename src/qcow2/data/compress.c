@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writing compressed clusters, in batches: they are compressed beside each other in the offload pool, then get room in
- * the file, are written with one request where that is in one piece, and are linked, each step for the whole batch.
- * Each job packs its clusters one behind the other, as they lie in the file.
+ * Writing compressed clusters, in batches. Each step is done for the whole batch: the clusters are
+ * compressed in parallel in the offload pool, get room in the file, are written, with one request
+ * where they are contiguous, and are linked. Each job packs its clusters one after the other, as they
+ * are placed in the file.
  */
 #include "qcow2/data/compress.h"
 
@@ -24,7 +25,7 @@
 struct piece {
     const uint8_t *in;
     uint8_t *out;
-    size_t size; /* compressed; 0: is not stored compressed */
+    size_t size; /* bytes when compressed; 0: is not stored compressed */
     uint64_t host;
 };
 
@@ -32,7 +33,7 @@ struct job {
     const struct qcow2 *q;
     struct piece *pieces;
     unsigned count;
-    uint8_t *out; /* a cluster for each */
+    uint8_t *out; /* room for `count` clusters */
 };
 
 /* Clusters of one request: guest bytes [offset, offset + iov.size). */
@@ -49,7 +50,7 @@ struct batch {
 static int compress_job(void *arg)
 {
     struct job *job = arg;
-    /* It has to save at least a sector, or it is not worth the work of reading it. */
+    /* Compressing has to save at least a sector. */
     size_t cluster = job->q->cluster_size, room = cluster - SECTOR_SIZE;
     uint8_t *out = job->out;
 
@@ -67,7 +68,7 @@ static int compress_job(void *arg)
     return 0;
 }
 
-static int co_compress(struct batch *b, uint8_t *out)
+static int co_compress_batch(struct batch *b, uint8_t *out)
 {
     unsigned per_job = (unsigned)MAX(JOB_BYTES >> b->q->cluster_bits, 1), n = 0;
     struct job jobs[LOOP_OFFLOAD_ALL_MAX];
@@ -99,8 +100,8 @@ static uint64_t guest_offset(const struct batch *b, unsigned i)
     return b->offset + ((uint64_t)i << b->q->cluster_bits);
 }
 
-/* What has contents is overwritten as normal clusters later. */
-static int co_spare_allocated(struct batch *b)
+/* Clusters that have contents are not stored compressed; they are written normally later. */
+static int co_exclude_allocated(struct batch *b)
 {
     for (unsigned i = 0; i < b->count; i++) {
         struct qcow2_run run;
@@ -116,7 +117,7 @@ static int co_spare_allocated(struct batch *b)
     return 0;
 }
 
-/* The L2 table comes first in the file, before what it maps. */
+/* Make the L2 table, so that it precedes its clusters in the file. */
 static int co_make_table_locked(struct qcow2 *q, uint64_t guest)
 {
     struct cache_entry *slice;
@@ -129,8 +130,8 @@ static int co_make_table_locked(struct qcow2 *q, uint64_t guest)
     return r;
 }
 
-/* *ret_end: pieces before it have room, also when it fails. */
-static int co_alloc(struct batch *b, unsigned *ret_end)
+/* Allocate room for all pieces. *ret_end: pieces before it have room, also after a failure. */
+static int co_alloc_pieces(struct batch *b, unsigned *ret_end)
 {
     unsigned i;
     int r = 0;
@@ -140,14 +141,16 @@ static int co_alloc(struct batch *b, unsigned *ret_end)
         struct piece *p = &b->pieces[i];
 
         r = p->size > 0 ? co_make_table_locked(b->q, guest_offset(b, i)) : 0;
-        r = r < 0 || p->size == 0 ? r : qcow2_co_alloc_bytes_locked(b->q, p->size, &p->host);
+        if (r == 0 && p->size > 0) {
+            r = qcow2_co_alloc_bytes_locked(b->q, p->size, &p->host);
+        }
     }
     co_mutex_unlock(&b->q->lock);
     *ret_end = r < 0 ? i - 1 : i;
     return r;
 }
 
-/* Take back the room of pieces [begin, end), to which nothing refers. */
+/* Free the room of pieces [begin, end), which nothing references. */
 static void co_give_back(struct batch *b, unsigned begin, unsigned end)
 {
     struct qcow2 *q = b->q;
@@ -166,7 +169,7 @@ static void co_give_back(struct batch *b, unsigned begin, unsigned end)
     co_mutex_unlock(&q->lock);
 }
 
-/* Write the pieces from *i on that are in one piece in the file; *i: the next one. */
+/* Write the pieces from *i on that are contiguous in the file; *i becomes the next one. */
 static int co_write_adjacent(struct batch *b, unsigned *i)
 {
     struct iovec vec[LOOP_OFFLOAD_ALL_MAX];
@@ -196,7 +199,7 @@ static int co_write_adjacent(struct batch *b, unsigned *i)
     return block_co_pwritev(b->q->node->file, host, iov, 0);
 }
 
-static int co_write_data(struct batch *b)
+static int co_write_pieces(struct batch *b)
 {
     int r = 0;
 
@@ -210,7 +213,10 @@ static int co_write_data(struct batch *b)
     return r;
 }
 
-/* Guest range held exclusively, and the clusters hold nothing yet. *ret_end: pieces before it are linked. */
+/*
+ * Link all pieces. The guest range is held exclusively, and the clusters have no contents yet.
+ * *ret_end: pieces before it are linked.
+ */
 static int co_link_pieces(struct batch *b, unsigned *ret_end)
 {
     struct qcow2 *q = b->q;
@@ -241,14 +247,14 @@ static int co_link_pieces(struct batch *b, unsigned *ret_end)
     return r;
 }
 
-/* *ret_linked: pieces before it are linked, also when it fails. */
+/* *ret_linked: pieces before it are linked, also after a failure. */
 static int co_try_to_store(struct batch *b, unsigned *ret_linked)
 {
     unsigned allocated, linked = 0;
-    int r = co_alloc(b, &allocated);
+    int r = co_alloc_pieces(b, &allocated);
 
-    r = r < 0 ? r : co_write_data(b);
-    r = r < 0 ? r : co_link_pieces(b, &linked);
+    UNLESS_FAILED(r, co_write_pieces(b));
+    UNLESS_FAILED(r, co_link_pieces(b, &linked));
     if (r < 0) {
         co_give_back(b, linked, allocated);
     }
@@ -256,7 +262,7 @@ static int co_try_to_store(struct batch *b, unsigned *ret_linked)
     return r;
 }
 
-static int co_store(struct batch *b)
+static int co_store_batch(struct batch *b)
 {
     unsigned linked;
     int r;
@@ -270,7 +276,7 @@ static int co_store(struct batch *b)
 
 /* --- a request --------------------------------------------------------------------------------- */
 
-/* Whole clusters to compress: in place where they lie in one piece, else copied to `memory`. */
+/* Set the input of all pieces: in place if a cluster is contiguous in the request, else a copy. */
 static void take_input(struct batch *b, uint8_t *memory)
 {
     size_t cluster = b->q->cluster_size;
@@ -283,7 +289,7 @@ static void take_input(struct batch *b, uint8_t *memory)
             b->pieces[i].in = vec.iov_base;
             continue;
         }
-        /* At the end of the disk it may be shorter and is filled up with zeroes. */
+        /* The last cluster of the disk may be shorter; it is padded with zeroes. */
         iov_copy_to_buf(b->iov, at, memory, size);
         memset(memory + size, 0, cluster - size);
         b->pieces[i].in = memory;
@@ -291,7 +297,7 @@ static void take_input(struct batch *b, uint8_t *memory)
     }
 }
 
-/* Bytes that take_input() may want. */
+/* Most bytes of `memory` that take_input() may need. */
 static size_t input_memory(const struct batch *b)
 {
     size_t all = (size_t)b->count << b->q->cluster_bits;
@@ -302,7 +308,7 @@ static size_t input_memory(const struct batch *b)
     return all == b->iov.size ? 0 : b->q->cluster_size;
 }
 
-/* Clusters that don't get smaller, and those that have contents already. */
+/* Write the clusters that are not stored compressed. */
 static int co_write_plain(struct batch *b)
 {
     size_t cluster = b->q->cluster_size;
@@ -320,7 +326,7 @@ static int co_write_plain(struct batch *b)
             end++;
         }
         r = iov_part_set(&part, b->iov, at, MIN(end * cluster, b->iov.size) - at);
-        r = r < 0 ? r : qcow2_co_pwritev(b->q->node, b->offset + at, part.iov, 0);
+        UNLESS_FAILED(r, qcow2_co_pwritev(b->q->node, b->offset + at, part.iov, 0));
     }
     return r;
 }
@@ -336,13 +342,13 @@ static int co_write_batch(struct batch *b)
         return -ENOMEM;
     }
     take_input(b, memory + all);
-    r = co_compress(b, memory);
+    r = co_compress_batch(b, memory);
     if (r < 0) {
         return r;
     }
     co_range_lock(&b->q->guest, &range, b->offset, all, true);
-    r = co_spare_allocated(b);
-    r = r < 0 ? r : co_store(b);
+    r = co_exclude_allocated(b);
+    UNLESS_FAILED(r, co_store_batch(b));
     range_unlock(&b->q->guest, &range);
     return r < 0 ? r : co_write_plain(b);
 }
@@ -355,7 +361,7 @@ int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov)
     int r = 0;
 
     if (q->has_data_file || q->crypt_method != CRYPT_NONE) {
-        return -ENOTSUP; /* it would not hold the data, or would in the clear */
+        return -ENOTSUP; /* the data would not be in the data file, or not be encrypted */
     }
     if (!is_aligned(offset, q->cluster_size) ||
         (!is_aligned(end, q->cluster_size) && end != block_node_size(q->node))) {

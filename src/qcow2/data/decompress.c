@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reading compressed clusters. Whole ones are taken in batches: what is adjacent in the file is read at once, and they are
- * decompressed beside each other in the offload pool, straight into the request's memory where they lie in one
- * piece there. A part of one comes by way of the cache of decompressed clusters.
+ * Reading compressed clusters. Whole clusters are read in batches: those that are contiguous in the
+ * file are read together, and they are decompressed in parallel in the offload pool, directly into
+ * the request's memory if a cluster is contiguous there. A part of a cluster is read through the
+ * cache of decompressed clusters.
  *
- * Memory in use for a batch: what the entries say that it has in the file, at most twice the clusters' size (the field has
- * no more bits), and the clusters that don't lie in one piece.
+ * Memory of a batch: the compressed bytes according to the entries, whose field allows at most twice
+ * the clusters' size, and a cluster for each one that is not contiguous in the request.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -19,14 +20,14 @@
 #include "qcow2/table/map.h"
 
 #define JOB_BYTES (128 * KiB)
-/* What takes less time than the way to another thread and back. */
+/* At most this much is decompressed at once, since another thread would take longer to answer. */
 #define INLINE_BYTES (16 * KiB)
 
 struct piece {
     uint64_t host, size; /* bytes in the file */
     const uint8_t *in;
     uint8_t *out;
-    bool bounced; /* out is not in the request's memory */
+    bool bounced; /* `out` is not in the request's memory */
 };
 
 struct job {
@@ -55,7 +56,7 @@ static int decompress_job(void *arg)
     return r;
 }
 
-static int co_decompress(const struct qcow2 *q, const struct piece *pieces, unsigned count)
+static int co_decompress_pieces(const struct qcow2 *q, const struct piece *pieces, unsigned count)
 {
     unsigned per_job = (unsigned)MAX(JOB_BYTES >> q->cluster_bits, 1), n = 0;
     struct job jobs[LOOP_OFFLOAD_ALL_MAX];
@@ -74,7 +75,8 @@ static int co_decompress(const struct qcow2 *q, const struct piece *pieces, unsi
 
 /* --- part of a cluster ------------------------------------------------------------------------- */
 
-static int co_load(struct qcow2 *q, uint64_t entry, uint8_t *out)
+/* Read and decompress one cluster. */
+static int co_load_cluster(struct qcow2 *q, uint64_t entry, uint8_t *out)
 {
     struct piece piece = {.out = out};
     AUTO_FREE uint8_t *data = NULL;
@@ -87,10 +89,11 @@ static int co_load(struct qcow2 *q, uint64_t entry, uint8_t *out)
     }
     block_co_event(q->node->file, BLOCK_EVENT_READ_COMPRESSED);
     r = block_co_pread(q->node->file, piece.host, data, piece.size);
-    return r < 0 ? r : co_decompress(q, &piece, 1);
+    return r < 0 ? r : co_decompress_pieces(q, &piece, 1);
 }
 
-static int co_read_part(struct qcow2 *q, uint64_t entry, size_t skip, struct iov iov, size_t size)
+static int co_read_part_of_cluster(struct qcow2 *q, uint64_t entry, size_t skip, struct iov iov,
+                                   size_t size)
 {
     struct cached_cluster *cluster;
     bool load;
@@ -100,7 +103,7 @@ static int co_read_part(struct qcow2 *q, uint64_t entry, size_t skip, struct iov
         return r;
     }
     if (load) {
-        r = co_load(q, entry, cluster->data);
+        r = co_load_cluster(q, entry, cluster->data);
         cluster_cache_loaded(&q->caches.decompressed, cluster, r);
     }
     if (r == 0) {
@@ -112,7 +115,7 @@ static int co_read_part(struct qcow2 *q, uint64_t entry, size_t skip, struct iov
 
 /* --- whole clusters ---------------------------------------------------------------------------- */
 
-/* Find the compressed clusters that the request begins with: the batch to read. */
+/* Set the pieces: the compressed clusters that the request begins with. */
 static int co_find_pieces(struct batch *b, struct qcow2 *q, uint64_t offset, struct iov iov)
 {
     unsigned most = (unsigned)MIN(iov.size >> q->cluster_bits, qcow2_batch_clusters(q));
@@ -136,7 +139,7 @@ static int co_find_pieces(struct batch *b, struct qcow2 *q, uint64_t offset, str
     return 0;
 }
 
-/* How many pieces from `first` on can be read at once; *ret_size: their bytes in the file. */
+/* Number of pieces from `first` on that are contiguous in the file; *ret_size: their bytes. */
 static unsigned adjacent(const struct batch *b, unsigned first, uint64_t *ret_size)
 {
     uint64_t begin = b->pieces[first].host, end = begin + b->pieces[first].size;
@@ -145,7 +148,7 @@ static unsigned adjacent(const struct batch *b, unsigned first, uint64_t *ret_si
     for (; i < b->count; i++) {
         const struct piece *p = &b->pieces[i];
 
-        /* They share sectors, as far as the entries tell. */
+        /* Entries count whole sectors, so adjacent clusters may overlap. */
         if (p->host < b->pieces[i - 1].host || p->host > end) {
             break;
         }
@@ -155,7 +158,7 @@ static unsigned adjacent(const struct batch *b, unsigned first, uint64_t *ret_si
     return i - first;
 }
 
-/* Where each piece goes. Returns bytes of memory wanted beside the request's. */
+/* Set the output of each piece. Returns the bytes of memory needed outside the request. */
 static size_t place_outputs(struct batch *b)
 {
     size_t cluster = b->q->cluster_size, extra = 0;
@@ -211,7 +214,7 @@ static int co_read_batch(struct batch *b)
         }
     }
     r = co_read_pieces(b, memory + bounces);
-    r = r < 0 ? r : co_decompress(b->q, b->pieces, b->count);
+    UNLESS_FAILED(r, co_decompress_pieces(b->q, b->pieces, b->count));
     for (unsigned i = 0; i < b->count && r == 0; i++) {
         if (b->pieces[i].bounced) {
             iov_copy_from_buf(b->iov, i * cluster, b->pieces[i].out, cluster);
@@ -236,7 +239,7 @@ int qcow2_co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, s
             return r;
         }
         *ret_done = size;
-        return co_read_part(q, run.host, skip, iov, size);
+        return co_read_part_of_cluster(q, run.host, skip, iov, size);
     }
     r = co_find_pieces(&b, q, offset, iov);
     if (r < 0 || b.count == 0) {

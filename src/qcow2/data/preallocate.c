@@ -7,8 +7,8 @@
 #include "qcow2/table/map.h"
 
 /*
- * What lies beyond the end of the file is made when it grows, and reads as zeroes then. A data file may hold anything where
- * nothing is mapped, and may get a hole there if no space is asked for.
+ * Zero clusters of the file that are about to be mapped. Those beyond its end are zero once it grows.
+ * A data file may have old contents where nothing is mapped; it may get holes if no space is asked for.
  */
 static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes,
                            enum block_prealloc prealloc)
@@ -20,12 +20,12 @@ static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes,
     return host < size ? block_co_write_zeroes(q->data, host, MIN(bytes, size - host), flags) : 0;
 }
 
-/* Clusters that are linked by one hold of the lock. */
+/* Most clusters that are linked while the lock is held once. */
 #define CHUNK_CLUSTERS 512
 
-/* Space in the file for what is going to be mapped, and nothing but zeroes there. */
-static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh,
-                      enum block_prealloc prealloc, struct error *err)
+/* Make the file have space, and zeroes, for clusters that are about to be mapped. */
+static int co_reserve_space(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh,
+                            enum block_prealloc prealloc, struct error *err)
 {
     uint64_t size = block_edge_size(q->data), end = host + bytes;
     int r = fresh ? 0 : co_zero_in_file(q, host, bytes, prealloc);
@@ -37,7 +37,7 @@ static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh
         r = block_co_truncate(
             q->data, end, prealloc == BLOCK_PREALLOC_METADATA ? BLOCK_PREALLOC_OFF : prealloc, err);
         error_prepend(err, "Could not resize image: ");
-        /* What can't grow may have room in gaps yet. */
+        /* A file that can't grow may still have free clusters. */
         r = r == -ENOTSUP || r == -EINVAL ? -ENOSPC : r;
     }
     return r;
@@ -46,12 +46,15 @@ static int co_reserve(struct qcow2 *q, uint64_t host, uint64_t bytes, bool fresh
 /* Clusters of one slice. */
 struct chunk {
     uint64_t guest, count;
-    uint64_t host; /* of the first one */
-    bool needed;   /* they have no place yet */
-    bool fresh;    /* that place was never written */
+    uint64_t host; /* file offset of the first one */
+    bool needed;   /* they have no host clusters yet */
+    bool fresh;    /* the host clusters were never written */
 };
 
-/* Find those from c->guest on that have no place yet, c->count at most, and allocate them in one piece. */
+/*
+ * Find the clusters from c->guest on, at most c->count, that have no host clusters yet, and allocate
+ * those in one piece.
+ */
 static int co_place_chunk_locked(struct qcow2 *q, struct chunk *c)
 {
     unsigned index, end = qcow2_slice_entries(q);
@@ -62,6 +65,7 @@ static int co_place_chunk_locked(struct qcow2 *q, struct chunk *c)
     if (r < 0) {
         return r;
     }
+    CO_ASSERT_HELD(&q->lock);
     while (n < most && index + n < end && qcow2_load_entry(q, slice, index + (unsigned)n) == 0 &&
            qcow2_load_bitmap(q, slice, index + (unsigned)n) == 0) {
         n++;
@@ -97,7 +101,10 @@ static int co_link_chunk_locked(struct qcow2 *q, const struct chunk *c)
     return 0;
 }
 
-/* The file has its space before anything refers to it: a full disk, or a crash, leaves no reference beyond its end. */
+/*
+ * The file gets space before the clusters are referenced, so that neither a full disk nor a crash
+ * leaves a reference beyond the end of the file.
+ */
 static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, enum block_prealloc prealloc,
                                 struct error *err)
 {
@@ -109,9 +116,9 @@ static int co_preallocate_chunk(struct qcow2 *q, struct chunk *c, enum block_pre
     if (r < 0 || !c->needed) {
         return r;
     }
-    r = co_reserve(q, c->host, c->count << q->cluster_bits, c->fresh, prealloc, err);
+    r = co_reserve_space(q, c->host, c->count << q->cluster_bits, c->fresh, prealloc, err);
     co_mutex_lock(&q->lock);
-    r = r < 0 ? r : co_link_chunk_locked(q, c);
+    UNLESS_FAILED(r, co_link_chunk_locked(q, c));
     if (r < 0 && !q->has_data_file) {
         qcow2_co_unalloc_locked(q, c->host, c->count);
     }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Reading: map a run, pass it on, go on with the next. Takes no lock of the image, except where a write to other bytes of
- * the same cluster moves it: then what was mapped could be freed and used anew before it is read. So compressed
- * clusters and shared ones are looked up again and read with the guest range held. A read beside a discard of the
- * same bytes may return anything that the disk holds.
+ * Reading: map a run, read it from where it is, continue with the next run.
+ *
+ * Reading takes no lock of the image, except for clusters that a write to other bytes of the same
+ * cluster moves, that is compressed and shared ones: their old place could be freed and reused before
+ * it is read. They are mapped again and read with the guest range held. A read that is concurrent
+ * with a discard of the same bytes may return anything that the disk holds.
  */
 #include <errno.h>
 #include <string.h>
@@ -23,14 +25,14 @@ struct backing_read {
     int result;
 };
 
-static void co_read_deep(void *arg)
+static void co_read_backing_deep(void *arg)
 {
     struct backing_read *b = arg;
 
     b->result = block_co_preadv(b->edge, b->offset, b->iov, b->flags);
 }
 
-/* Each image of a chain reads within the read of the one above. */
+/* The reads of a chain of images are nested, so a long chain needs more stack. */
 static int co_read_below(struct block_edge *backing, uint64_t offset, struct iov iov,
                          unsigned flags)
 {
@@ -41,11 +43,11 @@ static int co_read_below(struct block_edge *backing, uint64_t offset, struct iov
         return block_co_preadv(backing, offset, iov, flags);
     }
     b = (struct backing_read){.edge = backing, .offset = offset, .iov = iov, .flags = flags};
-    r = co_call_deep(co_read_deep, &b);
+    r = co_call_deep(co_read_backing_deep, &b);
     return r < 0 ? r : b.result;
 }
 
-/* Read from the backing file; what lies behind its end is zero. */
+/* Read from the backing file. Beyond its end are zeroes. */
 static int co_read_backing(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct block_edge *backing = q->node->backing;
@@ -75,7 +77,7 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
         return q->crypt_method != CRYPT_NONE && !(flags & BLOCK_REQ_PREFETCH)
                    ? qcow2_co_read_encrypted(q, offset, run->host, iov)
                    : block_co_preadv(q->data, run->host, iov, flags);
-    case CLUSTER_COMPRESSED: /* not here */
+    case CLUSTER_COMPRESSED: /* not read by this function */
         return -EIO;
     case CLUSTER_UNALLOCATED:
     case CLUSTER_UNALLOCATED_HAS_HOST:
@@ -92,8 +94,8 @@ static int co_read_run(struct qcow2 *q, const struct qcow2_run *run, uint64_t of
 }
 
 /*
- * The compressed clusters that the request begins with; *ret_done 0 if there are none any more. `held`: nobody else
- * changes entries of the guest range.
+ * Read the compressed clusters that the request begins with; *ret_done is 0 if it no longer begins
+ * with one. `held`: the caller holds the guest range.
  */
 static int co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, bool held,
                               size_t *ret_done)
@@ -111,7 +113,7 @@ static int co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, 
     return r;
 }
 
-/* The part of the request that the first run holds, if it is what it seems: may be nothing. */
+/* Read the part of the request that is in the first run. It is empty if the run has just changed. */
 static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags,
                          bool held, size_t *ret_done)
 {
@@ -127,7 +129,7 @@ static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsig
     if (run.type == CLUSTER_COMPRESSED) {
         return co_read_compressed(q, offset, iov, held, ret_done);
     }
-    /* A write elsewhere in a shared cluster puts it into another place. */
+    /* A write to other bytes of a shared cluster moves it. */
     lock = !held && run.type == CLUSTER_NORMAL && !run.copied;
     if (lock) {
         co_range_lock(&q->guest, &range, offset, run.length, false);
@@ -145,14 +147,15 @@ static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsig
             iov = part.iov;
         }
     }
-    r = r < 0 ? r : co_read_run(q, &run, offset, iov, flags);
+    UNLESS_FAILED(r, co_read_run(q, &run, offset, iov, flags));
     if (lock) {
         range_unlock(&q->guest, &range);
     }
     return r;
 }
 
-static int co_read(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags, bool held)
+static int co_read_range(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags,
+                         bool held)
 {
     IOV_PART_AUTO(part);
     size_t done = 0, n = 0;
@@ -171,12 +174,12 @@ static int co_read(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned fl
 
 int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
-    return co_read(qcow2_state(node), offset, iov, flags & BLOCK_REQ_PREFETCH, false);
+    return co_read_range(qcow2_state(node), offset, iov, flags & BLOCK_REQ_PREFETCH, false);
 }
 
 int qcow2_co_read_guest_range_held(struct qcow2 *q, uint64_t offset, void *buf, size_t size)
 {
-    /* The VM state behind the disk has contents, too; in between is nothing. */
+    /* The VM state after the disk has contents as well; nothing is between them. */
     uint64_t disk_end = block_node_size(q->node);
     uint64_t end = offset < qcow2_vmstate_offset(q, disk_end) ? disk_end : UINT64_MAX;
     size_t inside = offset < end ? MIN(size, end - offset) : 0;
@@ -184,7 +187,7 @@ int qcow2_co_read_guest_range_held(struct qcow2 *q, uint64_t offset, void *buf, 
     int r = 0;
 
     if (inside > 0) {
-        r = co_read(q, offset, iov_from_buf(&vec, buf, inside), 0, true);
+        r = co_read_range(q, offset, iov_from_buf(&vec, buf, inside), 0, true);
     }
     memset((char *)buf + inside, 0, size - inside);
     return r;

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Whether it is worth while to ask the file for holes inside data clusters.
+ * Whether it is worth asking the file for holes in data clusters.
  *
- * That costs system calls, and finds something where clusters were preallocated without being written, or written in part. So
- * the file is asked only if it has clearly less storage than clusters that are in use. The rule is QEMU's, so that both
- * tell the same of a file. What has a place in the file system for nearly all of its file needs no count.
+ * That costs system calls, and only finds holes where clusters were preallocated, or written in part.
+ * So the file is asked only if it has clearly less storage than clusters in use. The rule is QEMU's,
+ * so that both report the same map. A file with storage for nearly all of its size is not counted.
  */
 #include "qcow2/data/sparse.h"
 
@@ -12,18 +12,19 @@
 
 #include "qcow2/table/refcount.h"
 
-enum { UNKNOWN, DENSE, SPARSE };
+enum sparse_answer { UNKNOWN, DENSE, SPARSE };
 
 /* Whether at least `least` clusters of the first `clusters` of the file are in use. */
 static bool co_uses_locked(struct qcow2 *q, uint64_t clusters, uint64_t least)
 {
     uint64_t used = 0;
 
+    CO_ASSERT_HELD(&q->lock);
     for (uint64_t at = 0, count; at < clusters && used < least; at += count) {
         uint64_t in_use;
 
         if (qcow2_co_count_used_locked(q, at, clusters - at, &in_use, &count) < 0) {
-            return false; /* what is wrong is told to those who need it */
+            return false; /* errors are reported to those who need the refcounts */
         }
         used += in_use;
     }
@@ -54,7 +55,7 @@ bool qcow2_co_is_sparse(struct qcow2 *q)
 {
     uint64_t size = block_node_size(q->node);
 
-    /* What a resize has added may have been preallocated. */
+    /* Clusters that a resize added may be preallocated. */
     if (atomic_load_explicit(&q->sparse.answer, memory_order_acquire) == UNKNOWN ||
         atomic_load_explicit(&q->sparse.size, memory_order_relaxed) != size) {
         bool sparse = co_lacks_storage(q);

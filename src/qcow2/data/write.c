@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writing. Clusters that are ours alone are overwritten in place. All others get new clusters:
+ * Writing. Clusters that are not shared are overwritten in place. All others are allocated:
  *
- *   guest range exclusive -> lock: map again, allocate -> write data with the cluster's old head and tail
- *                         -> lock: link, mark dirty; drop the old reference -> unlock all
+ *   guest range exclusive -> lock: map again, allocate -> unlock
+ *                         -> write the data, with the cluster's old head and tail
+ *                         -> lock: link, mark dirty, drop the old reference -> unlock
  *
- * The entry is changed in memory only after the data was written, so that the commit that writes the entry syncs the
- * data before (R7). On an error the new clusters, which nothing refers to, are given back.
+ * The entry changes in memory only after the data was written, so the commit that writes the entry
+ * syncs the data before (R7). After an error the new clusters, which nothing references, are freed.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,40 +24,42 @@
 #include "qcow2/table/map.h"
 
 #define ZERO_PAGE_SIZE (64 * KiB)
-/* The file is not to grow while so much waits to be free. */
+/* Commit first, rather than grow the file, when this many bytes wait to be freed. */
 #define REUSE_BYTES_MIN (8 * MiB)
 
 static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
 
 /*
- * What becomes of the clusters of one allocating write; the same for all of them.
+ * How the clusters of one allocating write get their host clusters; the same for all of them.
  *
- *   NEW     no host cluster yet: gets one, of which only the subclusters that are written count
- *   PLACE   has a host cluster of its own already: only entries change, if they don't count the data already
- *   MOVE    shared or compressed: gets a new one with all of its contents: the subclusters from the first to the last that has some
+ *   NEW        no host cluster yet: gets one, in which only the written subclusters are valid
+ *   IN_PLACE   has an unshared host cluster: only the entry changes, if it does not map the data yet
+ *   COPY       shared or compressed: gets a new host cluster, to which the old contents are copied,
+ *              from the first subcluster that has some to the last one
  *
- * Without extended entries a cluster is one subcluster, and NEW and MOVE are the same.
+ * Without extended entries a cluster is one subcluster, and NEW does what COPY would.
  */
-enum placing { PLACING_NEW, PLACING_PLACE, PLACING_MOVE };
+enum alloc_kind { ALLOC_NEW, ALLOC_IN_PLACE, ALLOC_COPY };
 
-/* One allocating write: [offset, offset + data.size) lies in `clusters` clusters from guest offset `first` on. */
+/* One allocating write: [offset, offset + data.size), in `clusters` clusters from `first` on. */
 struct allocation {
     uint64_t offset;
     struct iov data;
     uint64_t first; /* guest offset, cluster aligned */
     uint64_t clusters;
     uint64_t host; /* file offset of the first cluster */
-    enum placing placing;
+    enum alloc_kind kind;
     bool fresh;        /* the new clusters were never written */
     bool had_contents; /* the old clusters may hold data: head and tail have to be copied */
-    bool first_ours, last_ours, all_ours; /* of the clusters: the data is overwritten in place */
-    uint64_t contents;                    /* MOVE: bits of the subclusters that have some */
-    uint64_t start, end; /* guest range that is written with head and tail: subclusters */
+    /* Whether the first, the last, and all of the clusters are mapped already, and not shared. */
+    bool first_overwrites_in_place, last_overwrites_in_place, all_overwrite_in_place;
+    uint64_t contents;   /* COPY: bits of the subclusters that have contents */
+    uint64_t start, end; /* guest range that is written, with head and tail: subclusters */
 };
 
 /* --- data ---------------------------------------------------------------------------------------- */
 
-/* A growing vector with room for what one allocating write can need. */
+/* The buffers of one write: data with head and tail. */
 struct gather {
     struct iovec *vec;
     int count;
@@ -91,21 +94,22 @@ static void add_data(struct gather *g, struct iov data)
     }
 }
 
-/* Old contents of the head or tail; NULL in *ret if `size` is 0. */
-static int co_read_side(struct qcow2 *q, uint64_t offset, size_t size, void **ret)
+/* Read the old head or tail into a new buffer, *ret_buf; NULL if `size` is 0. */
+static int co_read_old_side(struct qcow2 *q, uint64_t offset, size_t size, void **ret_buf)
 {
-    *ret = NULL;
+    *ret_buf = NULL;
     if (size == 0) {
         return 0;
     }
     block_co_event(q->node->file, BLOCK_EVENT_COW_READ);
-    if (posix_memalign(ret, 4096, size) != 0) {
-        *ret = NULL;
+    if (posix_memalign(ret_buf, 4096, size) != 0) {
+        *ret_buf = NULL;
         return -ENOMEM;
     }
-    return qcow2_co_read_guest_range_held(q, offset, *ret, size);
+    return qcow2_co_read_guest_range_held(q, offset, *ret_buf, size);
 }
 
+/* Write guest data at `guest` to file offset `host`, unless that is metadata. */
 static int co_write_data(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov)
 {
     int r = qcow2_check_writable(q);
@@ -121,7 +125,7 @@ static int co_write_data(struct qcow2 *q, uint64_t guest, uint64_t host, struct 
                                          : block_co_pwritev(q->data, host, iov, 0);
 }
 
-/* The data with head and tail of its clusters around it, as one write. */
+/* Write the data, with head and tail of its clusters around it, as one request. */
 static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t head, size_t tail)
 {
     AUTO_FREE void *head_buf = NULL;
@@ -134,8 +138,8 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
         return -ENOMEM;
     }
     if (a->had_contents) {
-        if ((r = co_read_side(q, a->start, head, &head_buf)) < 0 ||
-            (r = co_read_side(q, a->offset + a->data.size, tail, &tail_buf)) < 0) {
+        if ((r = co_read_old_side(q, a->start, head, &head_buf)) < 0 ||
+            (r = co_read_old_side(q, a->offset + a->data.size, tail, &tail_buf)) < 0) {
             return r;
         }
         add_piece(&g, head_buf, head);
@@ -152,7 +156,7 @@ static int co_write_padded(struct qcow2 *q, const struct allocation *a, size_t h
                          (struct iov){.vec = g.vec, .count = g.count, .size = g.size});
 }
 
-/* What was never written to the file; encrypted zeroes have to be written. */
+/* Whether the new clusters decrypt to zeroes without being written. */
 static bool reads_as_zeroes(const struct qcow2 *q, const struct allocation *a)
 {
     return a->fresh && q->crypt_method == CRYPT_NONE;
@@ -171,16 +175,17 @@ static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
 
 /* --- allocate ------------------------------------------------------------------------------------ */
 
-struct kind {
-    enum placing placing;
+/* What a write does to one cluster. */
+struct cluster_plan {
+    enum alloc_kind kind;
     uint64_t host;
-    bool ours;          /* wholly allocated and not shared: the caller overwrites it */
-    bool contents;      /* may read as something else than zeroes */
-    uint64_t allocated; /* bits of the subclusters with contents, if there are any */
+    bool overwrites_in_place; /* all of it is mapped, and not shared */
+    bool has_contents;        /* may read as something else than zeroes */
+    uint64_t allocated;       /* bits of the subclusters with contents, if there are any */
 };
 
-static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
-                   struct kind *ret)
+static int plan_cluster(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                        struct cluster_plan *ret)
 {
     uint64_t entry = qcow2_load_entry(q, slice, index);
     uint64_t bitmap = qcow2_load_bitmap(q, slice, index);
@@ -192,74 +197,76 @@ static int kind_of(struct qcow2 *q, const struct cache_entry *slice, unsigned in
     if (r < 0) {
         return r;
     }
-    ret->ours = !q->extended_l2 && type == CLUSTER_NORMAL && (entry & ENTRY_COPIED);
+    ret->overwrites_in_place = !q->extended_l2 && type == CLUSTER_NORMAL && (entry & ENTRY_COPIED);
     if (placed && (entry & ENTRY_COPIED)) {
-        ret->placing = PLACING_PLACE;
+        ret->kind = ALLOC_IN_PLACE;
     } else if (q->extended_l2 && (placed || type == CLUSTER_COMPRESSED)) {
-        ret->placing = PLACING_MOVE;
+        ret->kind = ALLOC_COPY;
     } else {
-        ret->placing = PLACING_NEW;
+        ret->kind = ALLOC_NEW;
     }
-    ret->contents = q->extended_l2 || type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
-                    (type == CLUSTER_UNALLOCATED && q->node->backing);
+    ret->has_contents = q->extended_l2 || type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
+                        (type == CLUSTER_UNALLOCATED && q->node->backing);
     ret->allocated = type == CLUSTER_COMPRESSED ? SUB_ALL_ALLOCATED : bitmap & SUB_ALL_ALLOCATED;
     return 0;
 }
 
-/* Whether the cluster `n` places on can be written together with the first. */
-static bool goes_with(const struct qcow2 *q, const struct kind *first, const struct kind *kind,
-                      uint64_t n)
+/* Whether the n-th cluster after the first one can be written together with it. */
+static bool goes_with(const struct qcow2 *q, const struct cluster_plan *first,
+                      const struct cluster_plan *other, uint64_t n)
 {
-    return kind->placing == first->placing && first->placing != PLACING_MOVE &&
-           (first->placing != PLACING_PLACE || kind->host == first->host + (n << q->cluster_bits));
+    return other->kind == first->kind && first->kind != ALLOC_COPY &&
+           (first->kind != ALLOC_IN_PLACE || other->host == first->host + (n << q->cluster_bits));
 }
 
-/* How many clusters from slice[index] on are of the kind of the first, at most `want`. */
-static int co_classify(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
-                       uint64_t want, struct allocation *a)
+/* Find the clusters from slice[index] on, at most `want`, that can be written together. */
+static int plan_allocation(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
+                           uint64_t want, struct allocation *a)
 {
     unsigned entries = qcow2_slice_entries(q);
-    struct kind first = {0}, kind;
+    struct cluster_plan first = {0}, plan;
     uint64_t n;
 
-    a->all_ours = true;
+    a->all_overwrite_in_place = true;
     for (n = 0; n < want && index + n < entries; n++) {
-        int r = kind_of(q, slice, index + (unsigned)n, &kind);
+        int r = plan_cluster(q, slice, index + (unsigned)n, &plan);
 
         if (r < 0) {
             return qcow2_corrupt_entry(q, slice, index + (unsigned)n,
                                        a->first + (n << q->cluster_bits), true);
         }
         if (n == 0) {
-            first = kind;
-            a->first_ours = kind.ours;
-        } else if (!goes_with(q, &first, &kind, n)) {
+            first = plan;
+            a->first_overwrites_in_place = plan.overwrites_in_place;
+        } else if (!goes_with(q, &first, &plan, n)) {
             break;
         }
-        a->last_ours = kind.ours;
-        a->all_ours &= kind.ours;
-        a->had_contents |= kind.contents && !kind.ours;
+        a->last_overwrites_in_place = plan.overwrites_in_place;
+        a->all_overwrite_in_place &= plan.overwrites_in_place;
+        a->had_contents |= plan.has_contents && !plan.overwrites_in_place;
     }
     a->clusters = n;
     a->host = first.host;
     a->contents = first.allocated;
-    a->placing = first.placing;
+    a->kind = first.kind;
     return 0;
 }
 
 /*
- * Get clusters for what classify() found. -EAGAIN: first a commit has to be made, since the file would grow although much
- * waits to be free, or since a new table is not counted on disk, which lazy refcounts are not for.
+ * Get host clusters for the allocation; there may be fewer than planned. -EAGAIN, unless `committed`:
+ * a commit has to be made first, since the file would grow although REUSE_BYTES_MIN wait to be freed,
+ * or since a new L2 table is not counted on disk: lazy refcounts may not be late for tables.
  */
 static int co_reserve_locked(struct qcow2 *q, struct allocation *a, bool committed)
 {
     int r;
 
+    CO_ASSERT_HELD(&q->lock);
     if (q->has_data_file) {
-        a->host = a->first; /* the place in a data file is given; it may hold anything */
+        a->host = a->first; /* the offset in a data file is given; old data may be there */
         return 0;
     }
-    if (a->placing == PLACING_PLACE) {
+    if (a->kind == ALLOC_IN_PLACE) {
         return 0;
     }
     if (q->commit.lazy_refcounts && q->l1.dirty_count > 0 && !committed) {
@@ -274,8 +281,8 @@ static int co_reserve_locked(struct qcow2 *q, struct allocation *a, bool committ
     return r;
 }
 
-/* Decide on and reserve the clusters for the first part of the request. */
-static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
+/* Plan the write of the first part of the request, and reserve its clusters. */
+static int co_prepare_allocation(struct qcow2 *q, struct allocation *a, uint64_t want)
 {
     struct cache_entry *slice;
     unsigned index;
@@ -285,10 +292,10 @@ static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
         co_mutex_lock(&q->lock);
         r = qcow2_co_l2_slice_locked(q, a->first, &slice, &index);
         if (r == 0) {
-            r = co_classify(q, slice, index, want, a);
+            r = plan_allocation(q, slice, index, want, a);
             cache_put(slice);
         }
-        r = r < 0 ? r : co_reserve_locked(q, a, committed);
+        UNLESS_FAILED(r, co_reserve_locked(q, a, committed));
         co_mutex_unlock(&q->lock);
         if (r != -EAGAIN || committed) {
             return r;
@@ -297,14 +304,15 @@ static int co_prepare(struct qcow2 *q, struct allocation *a, uint64_t want)
     }
 }
 
-static int co_drop_old_locked(struct qcow2 *q, uint64_t entry)
+static void drop_old_locked(struct qcow2 *q, uint64_t entry)
 {
     uint64_t offset, length;
     bool compressed;
 
-    return qcow2_entry_extent(q, entry, &offset, &length, &compressed)
-               ? qcow2_free_later_locked(q, offset, length, compressed, QCOW2_FREED_BY_WRITE)
-               : 0;
+    if (qcow2_entry_extent(q, entry, &offset, &length, &compressed)) {
+        /* A failure leaves a leak. */
+        (void)qcow2_free_later_locked(q, offset, length, compressed, QCOW2_FREED_BY_WRITE);
+    }
 }
 
 /* The subcluster bitmap of the cluster at guest offset `guest` after the write. */
@@ -334,8 +342,8 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
         qcow2_store_entry(
             q, slice, at, (a->host + (i << q->cluster_bits)) | ENTRY_COPIED,
             new_bitmap(q, a, a->first + (i << q->cluster_bits), qcow2_load_bitmap(q, slice, at)));
-        if (a->placing != PLACING_PLACE) {
-            co_drop_old_locked(q, old);
+        if (a->kind != ALLOC_IN_PLACE) {
+            drop_old_locked(q, old);
         }
     }
     if (r == 0) {
@@ -346,14 +354,14 @@ static int co_link_new(struct qcow2 *q, const struct allocation *a)
     return r;
 }
 
-/* What is written for `size` bytes of data: whole subclusters, with all that moves. */
+/* The range to write for `size` bytes of data: whole subclusters, with all that is copied. */
 static void set_written_range(const struct qcow2 *q, struct allocation *a, size_t size)
 {
     uint64_t unit = qcow2_subcluster_size(q), end = a->offset + size;
 
-    a->start = a->first_ours ? a->offset : round_down(a->offset, unit);
-    a->end = a->last_ours ? end : round_up(end, unit);
-    if (a->placing == PLACING_MOVE && a->contents) {
+    a->start = a->first_overwrites_in_place ? a->offset : round_down(a->offset, unit);
+    a->end = a->last_overwrites_in_place ? end : round_up(end, unit);
+    if (a->kind == ALLOC_COPY && a->contents) {
         uint64_t first = (uint64_t)__builtin_ctzll(a->contents);
         uint64_t last = 63 - (uint64_t)__builtin_clzll(a->contents);
 
@@ -363,8 +371,8 @@ static void set_written_range(const struct qcow2 *q, struct allocation *a, size_
 }
 
 /*
- * The part of [offset, offset + iov.size) from its beginning for which clusters can be had in one piece. *ret_done: how
- * many bytes. Guest range held exclusively.
+ * Write the first part of [offset, offset + iov.size), *ret_done bytes: as far as one allocation goes.
+ * The guest range is held exclusively.
  */
 static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done)
 {
@@ -375,7 +383,7 @@ static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size
     int r;
 
     *ret_done = 0;
-    r = co_prepare(q, &a, want);
+    r = co_prepare_allocation(q, &a, want);
     if (r < 0) {
         return r;
     }
@@ -383,12 +391,12 @@ static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size
     set_written_range(q, &a, size);
     r = iov_part_set(&part, iov, 0, size);
     a.data = part.iov;
-    r = r < 0 ? r : co_write_new_data(q, &a);
-    if (r == 0 && !a.all_ours) {
+    UNLESS_FAILED(r, co_write_new_data(q, &a));
+    if (r == 0 && !a.all_overwrite_in_place) {
         r = co_link_new(q, &a);
     }
     if (r < 0) {
-        if (a.placing != PLACING_PLACE && !q->has_data_file) {
+        if (a.kind != ALLOC_IN_PLACE && !q->has_data_file) {
             co_mutex_lock(&q->lock);
             qcow2_co_unalloc_locked(q, a.host, a.clusters);
             co_mutex_unlock(&q->lock);
@@ -396,17 +404,18 @@ static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size
         return r;
     }
     *ret_done = size;
-    return a.all_ours ? 0 : qcow2_co_commit_if_much_dirty(q);
+    return a.all_overwrite_in_place ? 0 : qcow2_co_commit_if_much_dirty(q);
 }
 
 /* --- write ----------------------------------------------------------------------------------- */
 
-static bool is_ours(const struct qcow2_run *run)
+/* Whether the run can be overwritten in place. */
+static bool is_unshared(const struct qcow2_run *run)
 {
     return run->type == CLUSTER_NORMAL && run->copied;
 }
 
-/* Any mixture of clusters. Guest range held exclusively. */
+/* Write clusters of any kinds. The guest range is held exclusively. */
 static int co_write_pieces(struct qcow2 *q, uint64_t offset, struct iov iov)
 {
     IOV_PART_AUTO(part);
@@ -432,8 +441,8 @@ static int co_write_range(struct qcow2 *q, uint64_t offset, struct iov iov)
 
     co_range_lock(&q->guest, &range, offset, iov.size, false);
     r = qcow2_co_map_to_write(q, offset, iov.size, &run);
-    if (r == 0 && is_ours(&run) && run.length == iov.size) {
-        do { /* its place may be a hole */
+    if (r == 0 && is_unshared(&run) && run.length == iov.size) {
+        do { /* the host cluster may be a hole, so there may be no room for it */
             r = co_write_data(q, offset, run.host, iov);
         } while (qcow2_co_make_room(q, r));
         range_unlock(&q->guest, &range);

@@ -9,9 +9,10 @@
  *   normal            zero, allocated         zero                 zero         unallocated
  *   compressed        zero                    zero                 zero         unallocated
  *
- * Without a backing file a discard leaves a cluster that has no place as it is, also if only some of its subclusters are zero.
- * DROP is for what no longer belongs to the disk; a discard is the same where there is no zero flag (FORGET). With discard-no-unref
- * what could be kept as with ZERO_KEEP is kept by ZERO_UNMAP and DISCARD, too; only its contents go.
+ * Without a backing file, DISCARD leaves a cluster without host cluster unchanged, even if only some
+ * of its subclusters are zero. DROP is for clusters that no longer belong to the disk. FORGET is DROP
+ * for a discard in version 2, which has no zero flag. With discard-no-unref, ZERO_UNMAP and DISCARD
+ * keep the host clusters that ZERO_KEEP would keep.
  */
 #include <errno.h>
 
@@ -29,7 +30,7 @@ struct l2_entry {
     uint64_t entry, bitmap;
 };
 
-static bool is_placed(const struct qcow2 *q, uint64_t entry)
+static bool has_host_cluster(const struct qcow2 *q, uint64_t entry)
 {
     return (entry & ENTRY_OFFSET_MASK) || (q->has_data_file && (entry & ENTRY_COPIED));
 }
@@ -39,7 +40,7 @@ static bool keeps_place(const struct qcow2 *q, enum change change)
     return change == CHANGE_ZERO_KEEP || (change <= CHANGE_DISCARD && q->options.discard_no_unref);
 }
 
-/* What takes the place of `old`; *ret_free: the old cluster loses its reference. */
+/* The entry that replaces `old`; *ret_free: the old host cluster loses its reference. */
 static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enum change change,
                                  bool *ret_free)
 {
@@ -49,7 +50,7 @@ static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enu
     bool compressed = old.entry & L2_COMPRESSED;
 
     *ret_free = false;
-    if (!compressed && !is_placed(q, old.entry)) {
+    if (!compressed && !has_host_cluster(q, old.entry)) {
         bool unallocated = !(old.entry & L2_ZERO) && old.bitmap == 0;
         bool reads_so = change == CHANGE_DISCARD && !q->node->backing;
 
@@ -62,7 +63,7 @@ static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enu
     return gone;
 }
 
-/* The cluster that an entry gives up. One that is not aligned can be no cluster of ours, and stays what it is. */
+/* Drop the reference of a replaced entry. A misaligned offset is no cluster: report, free nothing. */
 static int free_old_locked(struct qcow2 *q, uint64_t entry, enum change change)
 {
     enum qcow2_freed why =
@@ -81,9 +82,9 @@ static int free_old_locked(struct qcow2 *q, uint64_t entry, enum change change)
     return qcow2_free_later_locked(q, offset, length, compressed, why);
 }
 
-/* `guest`: offset of the cluster. */
-static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, unsigned index,
-                                  uint64_t guest, enum change change)
+/* `guest`: guest offset of the cluster. */
+static int change_entry_locked(struct qcow2 *q, struct cache_entry *slice, unsigned index,
+                               uint64_t guest, enum change change)
 {
     struct l2_entry old = {qcow2_load_entry(q, slice, index), qcow2_load_bitmap(q, slice, index)};
     struct l2_entry new;
@@ -91,7 +92,7 @@ static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     uint64_t host;
     bool drop, bad = qcow2_decode_entry(q, old.entry, old.bitmap, 0, &type, &host) < 0;
 
-    /* A compressed cluster beside a data file can go. */
+    /* Dropping a compressed cluster that is invalid because there is a data file repairs it. */
     if (bad && !(old.entry & L2_COMPRESSED) &&
         (is_aligned(old.entry & ENTRY_OFFSET_MASK, q->cluster_size) || keeps_place(q, change))) {
         return qcow2_corrupt_entry(q, slice, index, guest, true);
@@ -104,7 +105,7 @@ static int co_change_entry_locked(struct qcow2 *q, struct cache_entry *slice, un
     return drop ? free_old_locked(q, old.entry, change) : 0;
 }
 
-/* The clusters of one slice. *ret_done: how many. */
+/* Change clusters from `offset` on to the end of their slice; *ret_done: how many. */
 static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters,
                                   enum change change, uint64_t *ret_done)
 {
@@ -118,15 +119,15 @@ static int co_change_slice_locked(struct qcow2 *q, uint64_t offset, uint64_t clu
         return r;
     }
     for (n = 0; n < clusters && index + n < end && r == 0; n++) {
-        r = co_change_entry_locked(q, slice, index + (unsigned)n, offset + (n << q->cluster_bits),
-                                   change);
+        r = change_entry_locked(q, slice, index + (unsigned)n, offset + (n << q->cluster_bits),
+                                change);
     }
     cache_put(slice);
     *ret_done = n;
     return r;
 }
 
-/* Some subclusters of one cluster become zero. */
+/* Make some subclusters of one cluster zero. */
 static int co_zero_subclusters_locked(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
     uint64_t in_cluster = offset & (q->cluster_size - 1);
@@ -143,7 +144,7 @@ static int co_zero_subclusters_locked(struct qcow2 *q, uint64_t offset, uint64_t
     entry = qcow2_load_entry(q, slice, index);
     bitmap = qcow2_load_bitmap(q, slice, index);
     if (entry & L2_COMPRESSED) {
-        r = -ENOTSUP; /* the rest would have to move */
+        r = -ENOTSUP; /* the rest of the cluster would have to move */
     } else {
         qcow2_store_entry(q, slice, index, entry, (bitmap & ~mask) | mask << SUBCLUSTERS);
         cache_mark_dirty(&q->caches.l2, slice);
@@ -152,7 +153,7 @@ static int co_zero_subclusters_locked(struct qcow2 *q, uint64_t offset, uint64_t
     return r;
 }
 
-/* The part of the range up to the end of its first cluster, if that is not a whole cluster; else 0. */
+/* Bytes of the range in its first cluster, unless that is a whole one: then 0. */
 static uint64_t partial_length(const struct qcow2 *q, uint64_t offset, uint64_t end)
 {
     uint64_t next = round_down(offset, q->cluster_size) + q->cluster_size;
@@ -162,7 +163,7 @@ static uint64_t partial_length(const struct qcow2 *q, uint64_t offset, uint64_t 
     return whole || !q->extended_l2 ? 0 : MIN(end, next) - offset;
 }
 
-/* What reads as zeroes already, or is not there, needs no L2 table to say so again. */
+/* Skip clusters that are zero, or unmapped, already: no L2 table has to be made for them. */
 static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change,
                          uint64_t *ret_skip)
 {
@@ -181,8 +182,11 @@ static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum
     return r;
 }
 
-/* Cluster-aligned, but for an end at the end of the disk. Guest range held exclusively. */
-static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
+/*
+ * The range is aligned to clusters, or to subclusters, or ends at the end of the disk. The guest
+ * range is held exclusively.
+ */
+static int co_change_clusters(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
 {
     uint64_t end = offset + length;
     int r = 0;
@@ -199,7 +203,7 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
             r = co_skip_empty(q, offset, end - offset, change, &done);
         }
         if (r == 0 && done == 0) {
-            /* What is left of a last cluster is partial, unless the disk ends there. */
+            /* Less than a cluster is left only at the end of the disk. */
             uint64_t clusters = MAX((end - offset) >> q->cluster_bits, 1);
 
             co_mutex_lock(&q->lock);
@@ -208,16 +212,16 @@ static int co_change(struct qcow2 *q, uint64_t offset, uint64_t length, enum cha
             done <<= q->cluster_bits;
         }
         if (qcow2_co_make_room(q, r)) {
-            r = 0; /* for the L2 table */
+            r = 0; /* there was no room for an L2 table */
             continue;
         }
         offset += done;
-        r = r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
+        UNLESS_FAILED(r, qcow2_co_commit_if_much_dirty(q));
     }
     return r;
 }
 
-/* A raw data file has to read as the disk does, whatever the entries say; another one may get holes. */
+/* A raw data file has to read as the disk does, whatever the entries are; another may get holes. */
 static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length,
                                enum change change)
 {
@@ -266,7 +270,7 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
     co_range_lock(&q->guest, &range, first, round_up(offset + length, q->cluster_size) - first,
                   true);
     r = co_change_data_file(q, offset, length, change);
-    r = r < 0 ? r : co_change(q, offset, length, change);
+    UNLESS_FAILED(r, co_change_clusters(q, offset, length, change));
     if (r == 0 && q->options.discard_no_unref && !q->has_data_file && change != CHANGE_ZERO_KEEP &&
         change <= CHANGE_DISCARD && q->options.pass_discard[QCOW2_FREED_BY_REQUEST]) {
         r = co_punch_kept(q, offset, length);
@@ -275,7 +279,7 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
     return r;
 }
 
-/* Whether [offset, offset + length) of the chain below reads as zeroes, as far as block status can tell. */
+/* Whether block status knows that [offset, offset + length) of the backing chain is zero. */
 static int co_backing_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
 {
     uint64_t end = offset + length;
@@ -301,7 +305,7 @@ static int co_backing_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length,
     return 0;
 }
 
-/* Whether the subcluster reads as zeroes but for [offset, offset + length), and holds no data of its own. */
+/* Whether the subcluster, apart from [offset, offset + length), is zero, and has no data here. */
 static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
 {
     uint64_t unit = qcow2_subcluster_size(q), start = round_down(offset, unit);
@@ -325,8 +329,9 @@ static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bo
 }
 
 /*
- * A part of a subcluster: -ENOTSUP makes the gate write zeroes there, unless the rest of it reads as zeroes already.
- * Looking and changing are one step: another write may be about to put data into the rest of the cluster.
+ * Zero a part of a subcluster: all of it if the rest is zero already, else -ENOTSUP, and the gate
+ * writes zeroes. The guest range is held meanwhile, since another write may be about to put data into
+ * the rest.
  */
 static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
 {
@@ -342,7 +347,7 @@ static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length, en
     co_range_lock(&q->guest, &range, round_down(offset, q->cluster_size), q->cluster_size, true);
     r = co_rest_is_zero(q, offset, length, &zero);
     if (r == 0) {
-        r = zero && !q->has_data_file ? co_change(q, start, size, change) : -ENOTSUP;
+        r = zero && !q->has_data_file ? co_change_clusters(q, start, size, change) : -ENOTSUP;
     }
     range_unlock(&q->guest, &range);
     return r;
@@ -355,7 +360,7 @@ int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t len
     bool ends_at_end = offset + length == block_node_size(node);
 
     if (q->version < 3) {
-        /* There is no zero flag: only what has no backing file can lose its mapping. */
+        /* There is no zero flag; without a backing file the mapping can be removed. */
         return flags & BLOCK_REQ_MAY_UNMAP ? qcow2_co_discard(node, offset, length) : -ENOTSUP;
     }
     if (!is_aligned(offset, qcow2_subcluster_size(q)) ||
@@ -372,7 +377,7 @@ int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
     if (q->version >= 3) {
         return co_change_range(q, offset, length, CHANGE_DISCARD);
     }
-    /* Without the zero flag a discard would bring the backing file's old contents to light. */
+    /* Without the zero flag a discard would expose the backing file. */
     if (node->backing || !is_aligned(offset, q->cluster_size) ||
         (!is_aligned(length, q->cluster_size) && offset + length != block_node_size(node))) {
         return -ENOTSUP;

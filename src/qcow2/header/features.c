@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Refusing images with features that we don't know, by the names that the image itself gives them. */
+/* Refusing images with unknown features, by the names in the image (specification, "Feature name
+ * table"). */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,12 +10,15 @@
 #include "base/strbuf.h"
 #include "qcow2/header/header.h"
 
-/* An entry: type of the feature, bit, name. */
+/* An entry: type of the feature (1), bit number (1), name (46, zero-padded). */
 #define NAME_ENTRY_SIZE 48u
 #define NAME_AT 2u
 #define NAME_SIZE 46u
 
-/* The names of a table. The last entry may be cut where its name ends. */
+/*
+ * Append the names of those features in *bits that one table names, and clear their bits. The last
+ * entry may be cut off where its name ends.
+ */
 static void append_names(struct strbuf *sb, uint64_t *bits, const uint8_t *names, uint32_t size)
 {
     for (uint32_t at = 0; at + NAME_AT < size; at += NAME_ENTRY_SIZE) {
@@ -29,7 +33,7 @@ static void append_names(struct strbuf *sb, uint64_t *bits, const uint8_t *names
     }
 }
 
-/* Of all feature name tables of a header whose extensions begin at `at`: a program may have added one to another's. */
+/* The same for all tables in the extensions from `at` on: programs may have added one each. */
 static void append_all_names(struct strbuf *sb, uint64_t *bits, const uint8_t *head, uint64_t at,
                              uint64_t end)
 {

@@ -45,7 +45,7 @@ enum {
     HDR_COMPRESSION_TYPE = 104,
     HDR_V2_SIZE = 72,
     HDR_V3_MIN_SIZE = 104,
-    HDR_OUR_SIZE = 112, /* what we write */
+    HDR_OUR_SIZE = 112, /* as we write it */
 };
 
 enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
@@ -58,12 +58,14 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define INCOMPAT_EXTENDED_L2 (1ULL << 4)
 #define INCOMPAT_KNOWN 0x1fULL
 
+/* Bits of compatible_features. */
 #define COMPAT_LAZY_REFCOUNTS (1ULL << 0)
 
+/* Bits of autoclear_features. */
 #define AUTOCLEAR_BITMAPS (1ULL << 0)
 #define AUTOCLEAR_DATA_FILE_RAW (1ULL << 1)
 
-/* Header extensions. */
+/* Types of header extensions. */
 #define EXT_END 0u
 #define EXT_BACKING_FORMAT 0xe2792acau
 #define EXT_FEATURE_NAMES 0x6803f857u
@@ -72,12 +74,13 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define EXT_DATA_FILE_NAME 0x44415441u
 
 /*
- * Ours: the greatest size that the disk had while there were bitmaps (8 bytes). What a shrink cut off and growth brought back reads
- * differently, so bitmaps must call it dirty. Other programs keep it as an unknown extension; while they do not
- * change the size it stays true.
+ * Our own type: the greatest size that the disk had while there were bitmaps (8 bytes). An area that
+ * was cut off by shrinking and came back by growing reads differently, so bitmaps must call it dirty.
+ * Other programs keep the extension as an unknown one; it stays true while they do not change the size.
  */
 #define EXT_GREATEST_SIZE 0x54444753u
 
+/* Limit of extensions with unknown types. */
 #define EXTENSIONS_MAX 64
 #define EXT_BITMAPS_SIZE 24u
 
@@ -98,8 +101,8 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define REFTABLE_OFFSET_MASK 0xfffffffffffffe00ULL
 
 /*
- * Extended L2 entries are 16 bytes: the standard entry (without the zero flag), then a bitmap over 32 subclusters:
- * bit n: subcluster n is allocated, bit 32 + n: it reads as zeroes; not both.
+ * Extended L2 entries have 16 bytes: the standard entry (without the zero flag), then a bitmap of 32
+ * subclusters. Bit n: subcluster n is allocated; bit 32 + n: it reads as zeroes. Not both are set.
  */
 #define SUBCLUSTERS 32u
 #define EXTENDED_CLUSTER_BITS_MIN 14
@@ -132,7 +135,8 @@ enum {
 #define BITMAPS_MAX 65535u
 #define BITMAP_DIRECTORY_BYTES_MAX (1024 * (uint64_t)BITMAPS_MAX)
 #define BITMAP_TABLE_BYTES_MAX (64 * MiB)
-#define BITMAP_BYTES_MAX (512 * MiB) /* of bits: QEMU opens no image with more */
+/* Bytes of bits of all bitmaps: QEMU opens no image with more. */
+#define BITMAP_BYTES_MAX (512 * MiB)
 
 /* Bitmap table entries: bit 0 with offset 0 means "all ones" for the cluster's worth of bits. */
 #define BITMAP_TABLE_ALL_ONES 1ULL

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Reading the header; header_write.c writes it. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -107,7 +106,7 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
     q->reftable.size = (uint32_t)MIN(reftable_bytes / 8, UINT32_MAX);
     l1_needed = div_round_up(size, qcow2_l2_span(q));
     if (q->reftable.offset == 0) {
-        /* The header is there, so the offset was lost: that is as if there were no table. */
+        /* Cluster 0 is the header's, so the offset was lost: as if there were no table. */
         q->reftable.size = 0;
     }
     if ((r = check_table(q, "Active L1 table", q->l1.offset, (uint64_t)q->l1.size * 8, L1_BYTES_MAX,
@@ -117,7 +116,7 @@ static int parse_tables(struct qcow2 *q, const uint8_t *h, struct error *err)
             0) {
         return r;
     }
-    /* Whoever only reads doesn't need one. */
+    /* Reading does not need a refcount table. */
     if (q->reftable.size == 0 && !q->read_only && !(q->node->open_flags & BLOCK_OPEN_CHECK)) {
         return error_set(err, EINVAL, "Image does not contain a reference count table");
     }
@@ -213,7 +212,10 @@ static int parse_bitmaps_extension(struct qcow2 *q, const uint8_t *data, uint32_
                        q->bitmaps.directory_size, BITMAP_DIRECTORY_BYTES_MAX, err);
 }
 
-/* There are only so many that nobody knows: those that we know come to them when the header is written. */
+/*
+ * Keep an extension of an unknown type. EXTENSIONS_MAX limits their number; known ones are not
+ * counted, since they are generated when the header is written.
+ */
 static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
                           struct error *err)
 {
@@ -224,7 +226,7 @@ static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
         count++;
     }
     if (count == EXTENSIONS_MAX) {
-        return error_set(err, EINVAL, "Header extension too large");
+        return error_set(err, EINVAL, "Too many unknown header extensions");
     }
     e = malloc(sizeof(*e) + size);
     if (!e) {
@@ -237,7 +239,7 @@ static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
     return 0;
 }
 
-/* The text of an extension; one without any is as if it were not there. */
+/* The text of an extension. An empty one counts as absent. */
 static int take_text(char **text, const uint8_t *data, uint32_t size, struct error *err)
 {
     free(*text);
@@ -263,13 +265,13 @@ static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, 
         q->header.greatest_size = size == 8 ? load_be64(data) : 0;
         return 0;
     case EXT_FEATURE_NAMES:
-        return 0; /* written anew */
+        return 0; /* generated when the header is written */
     default:
         return keep_extension(q, type, data, size, err);
     }
 }
 
-/* `head` is the first cluster; extensions end where the backing file name begins, or with it. */
+/* `head`: the first cluster. The extensions end at their end mark, or at offset `end`. */
 static int parse_extensions(struct qcow2 *q, const uint8_t *head, uint64_t end, struct error *err)
 {
     uint64_t at = q->header.length;
@@ -325,13 +327,13 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
     return q->header.backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
 }
 
-/* Fields behind those we know belong to compatible features of newer programs. */
+/* Fields after those that we know belong to compatible features of newer programs. */
 static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct error *err)
 {
     if (q->header.length <= HDR_OUR_SIZE) {
         return 0;
     }
-    /* A length that is no multiple of 8, as it should be, becomes one when the header is written. */
+    /* The length should be a multiple of 8; if not, it becomes one when the header is written. */
     q->header.unknown_fields_size = (uint32_t)round_up(q->header.length - HDR_OUR_SIZE, 8);
     q->header.unknown_fields = calloc(1, q->header.unknown_fields_size);
     if (!q->header.unknown_fields) {

@@ -2,24 +2,28 @@
 /*
  * Writing the header.
  *
- * What we write has QEMU's order, since other programs may look for it:
+ * The order of the parts is QEMU's, since other programs may look for it:
  *
  *   0         header, 112 bytes (72 in version 2)
- *   112       backing format, data file name, feature names, bitmaps, greatest size, unknown extensions, end mark
+ *   112       backing format, data file name, feature names, bitmaps, greatest size, unknown
+ *             extensions, end mark
  *   ...       backing file name
  *
- * Only the first sector can be switched at one time (R3), and the bitmaps extension lies across its end. So where something
- * behind the first sector changes, a *short form* is switched to first: it has the new state too, in an order that brings
- * all of it into the first sector, without feature names and what does not fit of unknown extensions:
+ * Only one sector can be switched at once (R3), and the extensions may extend beyond the first one. So
+ * if anything after the first sector changes, a *short form* is switched to first. It has the new
+ * state as well, ordered so that all of it fits into the first sector: without feature names, and
+ * without unknown extensions that do not fit.
  *
- *   short form -> sync -> what lies behind the first sector -> sync -> first sector -> sync
+ *   short form -> sync -> what is after the first sector -> sync -> first sector -> sync
  *
- * The backing file name that the short form names lies where neither the old header nor the new one has anything. So does the
- * name of a data file that is too long for the first sector; feature names that nobody needs reach up to there.
+ * The backing file name of the short form is placed where neither the old header nor the new one has
+ * anything. So is the name of a data file that is too long for the first sector; an extension of
+ * feature names that nobody needs fills the gap in front of it.
  *
- * In clusters of 512 bytes to 2 KiB there may be no room for a long backing file name twice. There feature names are left out that
- * would not fit into the first sector, the name stays where it is, and a new one gets a place behind what extensions may come
- * to need. One after which bitmaps could not be added any more is refused.
+ * Clusters of 512 bytes to 2 KiB may have no room for two copies of a long backing file name. With
+ * such clusters, feature names are left out if they would not fit into the first sector, an unchanged
+ * name stays where it is, and a new name is placed after the room that extensions may need later. A
+ * new name after which bitmaps could not be added is refused.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -113,24 +117,32 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
 
 /* --- forms ------------------------------------------------------------------------------------------ */
 
-enum form { FORM_FULL, FORM_WITHOUT_FEATURE_NAMES, FORM_SHORT, FORM_SHORT_APART };
+enum form {
+    FORM_FULL,
+    FORM_WITHOUT_FEATURE_NAMES,
+    FORM_SHORT,       /* all within the first sector, except perhaps the backing file name */
+    FORM_SHORT_APART, /* as FORM_SHORT, with the data file name elsewhere */
+};
 
 /* A header cluster. */
 struct header {
     uint8_t *bytes;        /* cluster_size */
-    size_t apart;          /* of a short form: where what is not in the first sector begins */
-    size_t extensions_end; /* with the end mark */
+    size_t apart;          /* short forms: offset of what is not in the first sector */
+    size_t extensions_end; /* behind the end mark */
     size_t name, name_end; /* backing file name; 0: none */
 };
 
 struct header_write {
-    struct header old, new, brief;
-    size_t kept; /* where all three have the same backing file name; 0: it may move */
+    struct header old, new, short_form;
+    size_t kept_name; /* offset of the backing file name in all three; 0: it may move */
 };
 
 #define SMALL_CLUSTER (2 * KiB)
 
-/* What the bitmaps extension and the greatest size take, and what a header of version 2 grows by for version 3. */
+/*
+ * Bytes of the extensions for bitmaps and greatest size, and bytes by which a header of version 2
+ * grows in version 3.
+ */
 #define ROOM_FOR_BITMAPS (8u + EXT_BITMAPS_SIZE + 8u + 8u)
 #define ROOM_FOR_VERSION_3 (HDR_OUR_SIZE - HDR_V2_SIZE)
 
@@ -138,10 +150,10 @@ static void header_write_release(struct header_write *w)
 {
     free(w->old.bytes);
     free(w->new.bytes);
-    free(w->brief.bytes);
+    free(w->short_form.bytes);
 }
 
-static size_t end_of(const struct header *h)
+static size_t header_end(const struct header *h)
 {
     return MAX(h->extensions_end, h->name_end);
 }
@@ -199,7 +211,7 @@ static void put_name(const struct qcow2 *q, struct header *h, size_t at)
     }
 }
 
-/* Feature names that reach up to `apart`, and the name of the data file behind them. */
+/* Fill the gap up to `apart` with feature names, then put the name of the data file. */
 static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t apart)
 {
     uint8_t head[8];
@@ -213,7 +225,10 @@ static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t
     put_extension(sb, EXT_DATA_FILE_NAME, q->header.data_filename, strlen(q->header.data_filename));
 }
 
-/* All but the backing file name. -ENOSPC if extensions end behind `limit`; those of FORM_SHORT_APART go on at `apart`. */
+/*
+ * Build all of a header except the backing file name. -ENOSPC if the extensions end beyond `limit`. In
+ * FORM_SHORT_APART they continue at `apart`.
+ */
 static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apart,
                       struct header *ret)
 {
@@ -245,10 +260,10 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apar
     return 0;
 }
 
-/* What on disk lies behind the first sector is what the new header wants there. */
-static bool rest_is_there(const struct header_write *w)
+/* Whether the new header equals the old one after the first sector. */
+static bool rest_is_unchanged(const struct header_write *w)
 {
-    size_t end = end_of(&w->new);
+    size_t end = header_end(&w->new);
 
     return end <= SECTOR_SIZE ||
            memcmp(w->old.bytes + SECTOR_SIZE, w->new.bytes + SECTOR_SIZE, end - SECTOR_SIZE) == 0;
@@ -256,36 +271,37 @@ static bool rest_is_there(const struct header_write *w)
 
 static bool needs_short_form(const struct header_write *w)
 {
-    return !rest_is_there(w) && end_of(&w->old) > SECTOR_SIZE;
+    return !rest_is_unchanged(w) && header_end(&w->old) > SECTOR_SIZE;
 }
 
-/* The short form, with places for the names that it has. */
-static int build_short(struct qcow2 *q, struct header_write *w)
+/* Build the short form of w->new, with places for its names. -ENOSPC. */
+static int build_short_form(struct qcow2 *q, struct header_write *w)
 {
-    size_t size = name_size(q), apart = round_up(MAX(end_of(&w->new), end_of(&w->old)), 8), at;
-    int r = build_form(q, FORM_SHORT, SECTOR_SIZE, apart, &w->brief);
+    size_t size = name_size(q), apart = round_up(MAX(header_end(&w->new), header_end(&w->old)), 8),
+           at;
+    int r = build_form(q, FORM_SHORT, SECTOR_SIZE, apart, &w->short_form);
 
     if (r == -ENOSPC && q->header.data_filename) {
-        r = build_form(q, FORM_SHORT_APART, SECTOR_SIZE, apart, &w->brief);
+        r = build_form(q, FORM_SHORT_APART, SECTOR_SIZE, apart, &w->short_form);
     }
     if (r < 0) {
         return r;
     }
-    at = w->brief.extensions_end;
-    if (w->kept >= at) {
-        at = w->kept;
+    at = w->short_form.extensions_end;
+    if (w->kept_name >= at) {
+        at = w->kept_name;
     } else if (!range_fits(at, size, SECTOR_SIZE)) {
         at = MAX(at, apart);
     }
     if (!range_fits(at, size, q->cluster_size)) {
         return -ENOSPC;
     }
-    put_name(q, &w->brief, at);
+    put_name(q, &w->short_form, at);
     return 0;
 }
 
-/* Where the old header has the same backing file name; 0 if it has another one, or none. */
-static size_t same_name_at(const struct qcow2 *q, const struct header *old)
+/* Offset of the backing file name in the old header; 0 if it has another one, or none. */
+static size_t same_name_in(const struct qcow2 *q, const struct header *old)
 {
     uint64_t at = load_be64(old->bytes + HDR_BACKING_OFFSET);
     size_t size = name_size(q);
@@ -298,12 +314,12 @@ static size_t same_name_at(const struct qcow2 *q, const struct header *old)
     return at;
 }
 
-/* The name follows the extensions and `room` bytes. */
-static int build_with(struct qcow2 *q, struct header_write *w, enum form form, size_t room)
+/* Build w->new with the name `room` bytes after the extensions, and a short form if needed. -ENOSPC. */
+static int build_name_after(struct qcow2 *q, struct header_write *w, enum form form, size_t room)
 {
     int r = build_form(q, form, q->cluster_size, 0, &w->new);
 
-    w->kept = 0;
+    w->kept_name = 0;
     if (r == 0 && (!range_fits(w->new.extensions_end + room, name_size(q), q->cluster_size) ||
                    (form == FORM_FULL && q->cluster_size <= SMALL_CLUSTER &&
                     w->new.extensions_end > SECTOR_SIZE))) {
@@ -313,11 +329,14 @@ static int build_with(struct qcow2 *q, struct header_write *w, enum form form, s
         return r;
     }
     put_name(q, &w->new, w->new.extensions_end + room);
-    return needs_short_form(w) ? build_short(q, w) : 0;
+    return needs_short_form(w) ? build_short_form(q, w) : 0;
 }
 
-/* The name stays where it is; so does what nobody looks at between the extensions and it. */
-static int build_kept(struct qcow2 *q, struct header_write *w, size_t at)
+/*
+ * Build w->new with the name at its old offset `at`. Unused bytes between extensions and name keep
+ * their contents as well, so that less has to be written. -ENOSPC.
+ */
+static int build_name_kept(struct qcow2 *q, struct header_write *w, size_t at)
 {
     int r = at > 0 ? build_form(q, FORM_WITHOUT_FEATURE_NAMES, at, 0, &w->new) : -ENOSPC;
     size_t gap = MAX(w->new.extensions_end, SECTOR_SIZE);
@@ -325,40 +344,42 @@ static int build_kept(struct qcow2 *q, struct header_write *w, size_t at)
     if (r < 0) {
         return r;
     }
-    w->kept = at;
+    w->kept_name = at;
     if (gap < at) {
         memcpy(w->new.bytes + gap, w->old.bytes + gap, at - gap);
     }
     put_name(q, &w->new, at);
-    return needs_short_form(w) ? build_short(q, w) : 0;
+    return needs_short_form(w) ? build_short_form(q, w) : 0;
 }
 
-static int build_some(struct qcow2 *q, struct header_write *w)
+/* Try the forms that w->new may have if the name is not new. */
+static int build_first_that_fits(struct qcow2 *q, struct header_write *w)
 {
-    int r = build_with(q, w, FORM_FULL, 0);
+    int r = build_name_after(q, w, FORM_FULL, 0);
 
     if (r == -ENOSPC) {
-        r = build_with(q, w, FORM_WITHOUT_FEATURE_NAMES, 0);
+        r = build_name_after(q, w, FORM_WITHOUT_FEATURE_NAMES, 0);
     }
-    return r == -ENOSPC ? build_kept(q, w, same_name_at(q, &w->old)) : r;
+    return r == -ENOSPC ? build_name_kept(q, w, same_name_in(q, &w->old)) : r;
 }
 
-static int build_later(struct qcow2 *q, const struct header *from, struct header *ret)
+/* Build the header that would follow `from`; *ret: its bytes are the caller's. */
+static int build_successor(struct qcow2 *q, const struct header *from, struct header *ret)
 {
     CLEANUP(header_write_release)
     struct header_write w = {
         .old.bytes = malloc(q->cluster_size),
         .new.bytes = calloc(1, q->cluster_size),
-        .brief.bytes = calloc(1, q->cluster_size),
+        .short_form.bytes = calloc(1, q->cluster_size),
     };
     int r;
 
-    if (!w.old.bytes || !w.new.bytes || !w.brief.bytes) {
+    if (!w.old.bytes || !w.new.bytes || !w.short_form.bytes) {
         return -ENOMEM;
     }
     memcpy(w.old.bytes, from->bytes, q->cluster_size);
-    w.old.extensions_end = end_of(from);
-    r = build_some(q, &w);
+    w.old.extensions_end = header_end(from);
+    r = build_first_that_fits(q, &w);
     if (r == 0) {
         *ret = w.new;
         w.new.bytes = NULL;
@@ -366,7 +387,7 @@ static int build_later(struct qcow2 *q, const struct header *from, struct header
     return r;
 }
 
-/* -ENOSPC if a header of version 3 with bitmaps could not follow the one given, and be followed by one without. */
+/* -ENOSPC unless a header of version 3 with bitmaps could follow `h`, and then one without bitmaps. */
 static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
 {
     uint64_t directory = q->bitmaps.directory_size, greatest = q->header.greatest_size;
@@ -374,16 +395,16 @@ static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
     uint32_t version = q->version;
     int r;
 
-    if (end_of(h) < q->cluster_size / 4) {
+    if (header_end(h) < q->cluster_size / 4) {
         return 0;
     }
     q->version = 3;
     q->bitmaps.directory_size = 1;
     q->header.greatest_size = UINT64_MAX;
-    r = build_later(q, h, &with);
+    r = build_successor(q, h, &with);
     if (r == 0) {
         q->bitmaps.directory_size = 0;
-        r = build_later(q, &with, &without);
+        r = build_successor(q, &with, &without);
     }
     q->version = version;
     q->bitmaps.directory_size = directory;
@@ -393,7 +414,7 @@ static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
     return r;
 }
 
-/* A name that the old header has not: one after which there is still room. */
+/* Build w->new with a name that the old header does not have, and with room for bitmaps later. */
 static int build_with_new_name(struct qcow2 *q, struct header_write *w)
 {
     static const enum form forms[] = {FORM_FULL, FORM_WITHOUT_FEATURE_NAMES,
@@ -405,16 +426,16 @@ static int build_with_new_name(struct qcow2 *q, struct header_write *w)
     put_bitmaps_and_size(q, &there);
     room -= there.len;
     for (size_t i = 0; i < ARRAY_SIZE(forms) && r == -ENOSPC; i++) {
-        r = build_with(q, w, forms[i], i < 2 ? 0 : room);
-        r = r < 0 ? r : check_room_for_bitmaps(q, &w->new);
+        r = build_name_after(q, w, forms[i], i < 2 ? 0 : room);
+        UNLESS_FAILED(r, check_room_for_bitmaps(q, &w->new));
     }
     return r;
 }
 
-static int build(struct qcow2 *q, struct header_write *w, struct error *err)
+static int build_new_header(struct qcow2 *q, struct header_write *w, struct error *err)
 {
-    bool new_name = name_size(q) > 0 && same_name_at(q, &w->old) == 0;
-    int r = new_name ? build_with_new_name(q, w) : build_some(q, w);
+    bool new_name = name_size(q) > 0 && same_name_in(q, &w->old) == 0;
+    int r = new_name ? build_with_new_name(q, w) : build_first_that_fits(q, w);
 
     if (r == -ENOSPC) {
         return error_set(err, ENOSPC,
@@ -427,7 +448,7 @@ static int build(struct qcow2 *q, struct header_write *w, struct error *err)
 
 /* --- writing ---------------------------------------------------------------------------------------- */
 
-/* The bytes [from, to) of the header, stable. */
+/* Write the bytes [from, to) of the header, and sync. */
 static int co_write_part(struct qcow2 *q, const struct header *h, size_t from, size_t to)
 {
     int r = block_co_pwrite(q->node->file, from, h->bytes + from, to - from, 0);
@@ -435,8 +456,9 @@ static int co_write_part(struct qcow2 *q, const struct header *h, size_t from, s
     return r < 0 ? r : block_co_flush(q->node->file);
 }
 
-/* From the old header to one that has the new state. */
-static int co_switch(struct qcow2 *q, const struct header_write *w, const struct header *to)
+/* Replace the first sector of the old header by that of one with the new state. */
+static int co_switch_first_sector(struct qcow2 *q, const struct header_write *w,
+                                  const struct header *to)
 {
     int r = co_write_part(q, to, 0, SECTOR_SIZE);
 
@@ -446,36 +468,38 @@ static int co_switch(struct qcow2 *q, const struct header_write *w, const struct
     return r;
 }
 
+/* Write what is after the first sector, unless it is there already. */
 static int co_write_rest(struct qcow2 *q, const struct header_write *w)
 {
-    return rest_is_there(w) ? 0 : co_write_part(q, &w->new, SECTOR_SIZE, end_of(&w->new));
+    return rest_is_unchanged(w) ? 0 : co_write_part(q, &w->new, SECTOR_SIZE, header_end(&w->new));
 }
 
 static int co_write_by_short_form(struct qcow2 *q, struct header_write *w)
 {
     int r = 0;
 
-    if (end_of(&w->brief) > SECTOR_SIZE) {
-        r = co_write_part(q, &w->brief, w->brief.apart, end_of(&w->brief));
+    if (header_end(&w->short_form) > SECTOR_SIZE) {
+        r = co_write_part(q, &w->short_form, w->short_form.apart, header_end(&w->short_form));
     }
-    r = r < 0 ? r : co_switch(q, w, &w->brief);
+    UNLESS_FAILED(r, co_switch_first_sector(q, w, &w->short_form));
     if (r < 0) {
         return r;
     }
     r = co_write_rest(q, w);
-    r = r < 0 ? r : co_write_part(q, &w->new, 0, SECTOR_SIZE);
+    UNLESS_FAILED(r, co_write_part(q, &w->new, 0, SECTOR_SIZE));
     if (r < 0) {
-        /* Whichever of the two forms is there, it says the same. */
+        /* The header on disk is either form; both have the new state. */
         log_warning("image '%s': the header was written in its short form only (%s)",
                     block_node_display_name(q->node), strerror(-r));
-        q->header.end = MAX(end_of(&w->old), MAX(end_of(&w->new), end_of(&w->brief)));
+        q->header.end =
+            MAX(header_end(&w->old), MAX(header_end(&w->new), header_end(&w->short_form)));
         return 0;
     }
-    q->header.end = end_of(&w->new);
+    q->header.end = header_end(&w->new);
     return 0;
 }
 
-static int co_write_built(struct qcow2 *q, struct header_write *w)
+static int co_write_new_header(struct qcow2 *q, struct header_write *w)
 {
     int r;
 
@@ -483,9 +507,9 @@ static int co_write_built(struct qcow2 *q, struct header_write *w)
         return co_write_by_short_form(q, w);
     }
     r = co_write_rest(q, w);
-    r = r < 0 ? r : co_switch(q, w, &w->new);
+    UNLESS_FAILED(r, co_switch_first_sector(q, w, &w->new));
     if (r == 0) {
-        q->header.end = end_of(&w->new);
+        q->header.end = header_end(&w->new);
     }
     return r;
 }
@@ -496,22 +520,22 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
     struct header_write w = {
         .old.bytes = calloc(1, q->cluster_size),
         .new.bytes = calloc(1, q->cluster_size),
-        .brief.bytes = calloc(1, q->cluster_size),
+        .short_form.bytes = calloc(1, q->cluster_size),
     };
     int r;
 
-    if (!w.old.bytes || !w.new.bytes || !w.brief.bytes) {
+    if (!w.old.bytes || !w.new.bytes || !w.short_form.bytes) {
         return error_set(err, ENOMEM, "Out of memory");
     }
     r = block_co_pread(q->node->file, 0, w.old.bytes, q->cluster_size);
     if (r == 0) {
         w.old.extensions_end = q->header.end;
-        r = build(q, &w, err);
+        r = build_new_header(q, &w, err);
         if (r < 0) {
             return r;
         }
         r = qcow2_co_overlap_check(q, 0, q->cluster_size, OVERLAP_BIT(OVERLAP_MAIN_HEADER));
-        r = r < 0 ? r : co_write_built(q, &w);
+        UNLESS_FAILED(r, co_write_new_header(q, &w));
     }
     trace_qcow2_header_write(q->node->name, r);
     if (r < 0) {
@@ -533,8 +557,8 @@ int qcow2_co_check_room_for_bitmaps(struct qcow2 *q, struct error *err)
     if (q->bitmaps.directory_size > 0) {
         return 0;
     }
-    r = r < 0 ? r : block_co_pread(q->node->file, 0, bytes, q->cluster_size);
-    r = r < 0 ? r : check_room_for_bitmaps(q, &now);
+    UNLESS_FAILED(r, block_co_pread(q->node->file, 0, bytes, q->cluster_size));
+    UNLESS_FAILED(r, check_room_for_bitmaps(q, &now));
     return r < 0 ? error_set_errno(err, -r, "Image '%s': the header can't name bitmaps",
                                    block_node_display_name(q->node))
                  : 0;
@@ -548,7 +572,7 @@ int qcow2_co_set_incompatible(struct qcow2 *q, uint64_t bits)
     co_mutex_lock(&q->header.mark_mutex);
     store_be64(field, q->header.incompatible | bits);
     r = block_co_pwrite(q->node->file, HDR_INCOMPATIBLE, field, sizeof(field), 0);
-    r = r < 0 ? r : block_co_flush(q->node->file);
+    UNLESS_FAILED(r, block_co_flush(q->node->file));
     if (r == 0) {
         q->header.incompatible |= bits;
     }
