@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
+#include "base/debug.h"
+
 void cluster_cache_init(struct cluster_cache *c, size_t cluster_size)
 {
     c->cluster_size = cluster_size;
@@ -15,6 +17,7 @@ void cluster_cache_init(struct cluster_cache *c, size_t cluster_size)
 
 static void unlist_locked(struct cluster_cache *c, struct cached_cluster *cluster)
 {
+    MUTEX_ASSERT_HELD(&c->lock);
     list_remove(&cluster->link);
     cluster->listed = false;
     c->count--;
@@ -25,16 +28,19 @@ static void unlist_locked(struct cluster_cache *c, struct cached_cluster *cluste
 
 void cluster_cache_destroy(struct cluster_cache *c)
 {
+    pthread_mutex_lock(&c->lock);
     while (!list_is_empty(&c->clusters)) {
         unlist_locked(c, LIST_FIRST(&c->clusters, struct cached_cluster, link));
     }
+    pthread_mutex_unlock(&c->lock);
     pthread_mutex_destroy(&c->lock);
 }
 
-static struct cached_cluster *find_locked(struct cluster_cache *c, uint64_t entry)
+static struct cached_cluster *find_cluster_locked(struct cluster_cache *c, uint64_t entry)
 {
     struct cached_cluster *cluster;
 
+    MUTEX_ASSERT_HELD(&c->lock);
     LIST_FOREACH (cluster, &c->clusters, link) {
         if (cluster->entry == entry) {
             return cluster;
@@ -43,11 +49,12 @@ static struct cached_cluster *find_locked(struct cluster_cache *c, uint64_t entr
     return NULL;
 }
 
-/* A new one, being loaded by the caller. */
-static struct cached_cluster *add_locked(struct cluster_cache *c, uint64_t entry)
+/* A new cluster, which the caller is going to load. NULL: no memory. */
+static struct cached_cluster *add_cluster_locked(struct cluster_cache *c, uint64_t entry)
 {
     struct cached_cluster *cluster = malloc(sizeof(*cluster) + c->cluster_size);
 
+    MUTEX_ASSERT_HELD(&c->lock);
     if (!cluster) {
         return NULL;
     }
@@ -61,8 +68,9 @@ static struct cached_cluster *add_locked(struct cluster_cache *c, uint64_t entry
     return cluster;
 }
 
-static void put_locked(struct cached_cluster *cluster)
+static void put_cluster_locked(struct cluster_cache *c, struct cached_cluster *cluster)
 {
+    MUTEX_ASSERT_HELD(&c->lock);
     if (--cluster->users == 0 && !cluster->listed) {
         free(cluster);
     }
@@ -75,10 +83,10 @@ int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_
     int r;
 
     pthread_mutex_lock(&c->lock);
-    cluster = find_locked(c, entry);
+    cluster = find_cluster_locked(c, entry);
     *ret_load = !cluster;
     if (!cluster) {
-        *ret = add_locked(c, entry);
+        *ret = add_cluster_locked(c, entry);
         pthread_mutex_unlock(&c->lock);
         return *ret ? 0 : -ENOMEM;
     }
@@ -91,7 +99,7 @@ int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_
     }
     r = cluster->result;
     if (r < 0) {
-        put_locked(cluster);
+        put_cluster_locked(c, cluster);
     }
     pthread_mutex_unlock(&c->lock);
     *ret = cluster;
@@ -113,7 +121,7 @@ void cluster_cache_loaded(struct cluster_cache *c, struct cached_cluster *cluste
 void cluster_cache_put(struct cluster_cache *c, struct cached_cluster *cluster)
 {
     pthread_mutex_lock(&c->lock);
-    put_locked(cluster);
+    put_cluster_locked(c, cluster);
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -122,7 +130,7 @@ void cluster_cache_drop(struct cluster_cache *c, uint64_t entry)
     struct cached_cluster *cluster;
 
     pthread_mutex_lock(&c->lock);
-    cluster = find_locked(c, entry);
+    cluster = find_cluster_locked(c, entry);
     if (cluster) {
         unlist_locked(c, cluster);
     }

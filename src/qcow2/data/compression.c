@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Deflate is made by libdeflate, whose lowest level makes clusters as small as zlib's default level does in the
- * 4 KiB window that QEMU uses, in a fifth of the time. Its window is the 32 KiB of RFC 1951, for the qcow2 specification sets no
- * smaller one; readers that give zlib a window of 4 KiB, as QEMU does, read it all the same, since they inflate a cluster in
- * one call and then the output is the window.
+ * Deflate streams are made by libdeflate. At its lowest level clusters become as small as at zlib's
+ * default level with the window of 4 KiB that QEMU uses, in a fifth of the time. libdeflate's window
+ * is the 32 KiB of RFC 1951, since the specification of qcow2 sets no smaller one. Readers that give
+ * zlib a window of 4 KiB, as QEMU does, can read the streams: they inflate a cluster in one call, and
+ * then the output is the window.
  */
 #include "qcow2/data/compression.h"
 
@@ -20,10 +21,10 @@
 
 #define DEFLATE_LEVEL 1
 #define ZSTD_LEVEL 2
-#define DEFLATE_WINDOW_BITS (-12) /* what QEMU takes, no header */
+#define DEFLATE_WINDOW_BITS (-12) /* QEMU's window; negative: no header */
 #define REPETITION_RATIO 512
 #define REPETITION_BYTES_MAX 4096u
-#define INFLATE_WINDOW_BITS (-15) /* the greatest, and no header */
+#define INFLATE_WINDOW_BITS (-15) /* the greatest window; negative: no header */
 
 /* --- working memory of a thread ---------------------------------------------------------------- */
 
@@ -54,7 +55,7 @@ static void codec_make_key(void)
     codec_key_result = pthread_key_create(&codec_key, codec_free);
 }
 
-/* This thread's; NULL if there is no memory. */
+/* This thread's codec. NULL: no memory. */
 static struct codec *codec_get(void)
 {
     struct codec *c;
@@ -77,8 +78,8 @@ static struct codec *codec_get(void)
 /* --- compress ---------------------------------------------------------------------------------- */
 
 /*
- * What is little but one pattern over and over libdeflate cuts into blocks that zlib does not need, and zlib is fast there, too. Replaces
- * what is in `out` if that gets smaller.
+ * Try zlib, and replace the contents of `out` if they get smaller. For a cluster that repeats one
+ * pattern libdeflate makes blocks that zlib does not need, and zlib is fast as well.
  */
 static void deflate_repetition(const void *in, size_t in_size, void *out, size_t *size)
 {
@@ -153,7 +154,7 @@ int codec_compress(enum compression_type type, const void *in, size_t in_size, v
 
 /* --- decompress -------------------------------------------------------------------------------- */
 
-/* With zlib: it stops where the output is full, and so reads streams that have no end. */
+/* By zlib, which stops when the output is full, so streams without an end can be read. */
 static int inflate_unended(const void *in, size_t in_size, void *out, size_t out_size)
 {
     z_stream z = {
@@ -181,7 +182,7 @@ static int inflate_cluster(struct codec *c, const void *in, size_t in_size, void
     if (!c->inflate) {
         return -ENOMEM;
     }
-    /* Without a place for the size made, anything but a full cluster is an error. */
+    /* NULL for the resulting size makes anything but a full cluster an error. */
     if (libdeflate_deflate_decompress(c->inflate, in, in_size, out, out_size, NULL) ==
         LIBDEFLATE_SUCCESS) {
         return 0;

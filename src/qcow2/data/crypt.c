@@ -11,16 +11,16 @@
 #include "base/cleanup.h"
 #include "block/user_object.h"
 
-/* Data passes through a buffer of this size. */
+/* Most bytes that are encrypted or decrypted at a time. */
 #define PIECE_MAX (256 * KiB)
 
 struct qcow2_crypt {
-    struct aes128_ctx encrypt, decrypt; /* constant once they are set */
+    struct aes128_ctx encrypt, decrypt; /* constant after open */
 };
 
 /* --- key --------------------------------------------------------------------------------------- */
 
-/* The beginning of the password, or the password and zeroes. */
+/* The key is the beginning of the password, padded with zeroes. */
 static int set_key(struct qcow2 *q, const char *secret_id, struct error *err)
 {
     AUTO_FREE char *password = NULL;
@@ -99,7 +99,7 @@ static void decrypt_blocks(const void *ctx, size_t size, uint8_t *dst, const uin
     aes128_decrypt(ctx, size, dst, src);
 }
 
-/* Whole sectors, in place; each begins anew with its number on the disk. */
+/* Encrypt or decrypt whole sectors in place. Each has its number on the disk as its vector. */
 static void transform(const struct qcow2_crypt *crypt, bool encrypt, uint64_t guest, uint8_t *data,
                       size_t size)
 {
@@ -128,7 +128,7 @@ static uint8_t *new_piece(size_t size)
 
 int qcow2_co_read_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov)
 {
-    /* An old copy of a cluster may begin and end where the disk does, within a sector. */
+    /* Copying old contents of a cluster may begin or end within a sector, at the end of the disk. */
     size_t before = guest % SECTOR_SIZE;
     AUTO_FREE uint8_t *piece = q->crypt ? new_piece(before + iov.size) : NULL;
     int r = 0;
