@@ -106,28 +106,28 @@ static int refuse_directory(struct qcow2 *q, const char *what, struct error *err
                      block_node_display_name(q->node), what);
 }
 
-/* Appends the entry at data[at..size) to bitmaps.stored. *ret_used: its length with padding. */
-static int parse_bitmap_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64_t size,
-                              uint64_t *ret_used, struct error *err)
+/* Copies extra data and name, which follow the fixed fields of an entry. */
+static int copy_variable_fields(struct stored_bitmap *b, const uint8_t *fields, uint32_t name_size)
 {
-    const uint8_t *e = data + at;
-    struct stored_bitmap *b;
-    uint32_t name_size, extra_size;
-    uint64_t used;
+    b->name = strndup((const char *)fields + b->extra_size, name_size);
+    b->extra = b->extra_size ? malloc(b->extra_size) : NULL;
+    if (!b->name || (b->extra_size && !b->extra)) {
+        return -ENOMEM;
+    }
+    if (b->extra_size) {
+        memcpy(b->extra, fields, b->extra_size);
+    }
+    return 0;
+}
 
-    if (size - at < BITMAP_ENTRY_FIXED_SIZE) {
-        return refuse_directory(q, "an entry is cut off", err);
-    }
-    name_size = load_be16(e + BITMAP_ENTRY_NAME_SIZE);
-    extra_size = load_be32(e + BITMAP_ENTRY_EXTRA_SIZE);
-    used = round_up((uint64_t)BITMAP_ENTRY_FIXED_SIZE + extra_size + name_size, 8);
-    if (used > size - at) {
-        return refuse_directory(q, "an entry is longer than the directory", err);
-    }
-    if (name_size == 0 || name_size > BLOCK_BITMAP_NAME_MAX) {
-        return refuse_directory(q, "a name is empty or has more than 1023 bytes", err);
-    }
-    b = calloc(1, sizeof(*b));
+/*
+ * Appends an entry whose size was checked to bitmaps.stored. `at`: its offset in the directory.
+ */
+static int add_bitmap_entry(struct qcow2 *q, const uint8_t *e, uint64_t at, struct error *err)
+{
+    uint32_t name_size = load_be16(e + BITMAP_ENTRY_NAME_SIZE);
+    struct stored_bitmap *b = calloc(1, sizeof(*b));
+
     if (!b) {
         return error_set(err, ENOMEM, "Out of memory");
     }
@@ -138,23 +138,41 @@ static int parse_bitmap_entry(struct qcow2 *q, const uint8_t *data, uint64_t at,
     b->type = e[BITMAP_ENTRY_TYPE];
     b->granularity_bits = e[BITMAP_ENTRY_GRANULARITY_BITS];
     b->flags_position = q->bitmaps.directory_offset + at + BITMAP_ENTRY_FLAGS;
-    b->extra_size = extra_size;
-    b->name = strndup((const char *)e + BITMAP_ENTRY_FIXED_SIZE + extra_size, name_size);
-    b->extra = extra_size ? malloc(extra_size) : NULL;
-    if (!b->name || (extra_size && !b->extra)) {
+    b->extra_size = load_be32(e + BITMAP_ENTRY_EXTRA_SIZE);
+    if (copy_variable_fields(b, e + BITMAP_ENTRY_FIXED_SIZE, name_size) < 0) {
         qcow2_stored_bitmap_free(b);
         return error_set(err, ENOMEM, "Out of memory");
-    }
-    if (extra_size) {
-        memcpy(b->extra, e + BITMAP_ENTRY_FIXED_SIZE, extra_size);
     }
     if (strlen(b->name) != name_size) {
         qcow2_stored_bitmap_free(b);
         return refuse_directory(q, "a name has a NUL byte", err);
     }
     list_append(&q->bitmaps.stored, &b->link);
-    *ret_used = used;
     return 0;
+}
+
+/* Checks and appends the entry at data[at..size). *ret_used: its length with padding. */
+static int parse_bitmap_entry(struct qcow2 *q, const uint8_t *data, uint64_t at, uint64_t size,
+                              uint64_t *ret_used, struct error *err)
+{
+    const uint8_t *e = data + at;
+    uint32_t name_size;
+    uint64_t used;
+
+    if (size - at < BITMAP_ENTRY_FIXED_SIZE) {
+        return refuse_directory(q, "an entry is cut off", err);
+    }
+    name_size = load_be16(e + BITMAP_ENTRY_NAME_SIZE);
+    used = round_up(
+        (uint64_t)BITMAP_ENTRY_FIXED_SIZE + load_be32(e + BITMAP_ENTRY_EXTRA_SIZE) + name_size, 8);
+    if (used > size - at) {
+        return refuse_directory(q, "an entry is longer than the directory", err);
+    }
+    if (name_size == 0 || name_size > BLOCK_BITMAP_NAME_MAX) {
+        return refuse_directory(q, "a name is empty or has more than 1023 bytes", err);
+    }
+    *ret_used = used;
+    return add_bitmap_entry(q, e, at, err);
 }
 
 static int by_bitmap_name(const void *a, const void *b)

@@ -45,43 +45,70 @@ static int co_write_directory(struct qcow2 *q, struct bitmap_store *st, const vo
     return block_co_pwrite(q->node->file, st->place, data, size, 0);
 }
 
+/* Writes the new directory, and makes everything that it names stable (R1). */
+static int co_prepare_switch(struct qcow2 *q, struct bitmap_store *st, struct strbuf *directory,
+                             uint64_t *ret_offset)
+{
+    struct stored_bitmap *b;
+    int r;
+
+    LIST_FOREACH (b, &st->entries, link) {
+        append_bitmap_entry(directory, b);
+    }
+    if (directory->failed) {
+        return -ENOMEM;
+    }
+    if (directory->len > 0) {
+        r = co_write_directory(q, st, directory->data, directory->len, ret_offset);
+        if (r < 0) {
+            return r;
+        }
+    }
+    return qcow2_co_commit(q);
+}
+
+/* What the header records of the directory. */
+struct directory_fields {
+    uint64_t offset, size;
+    uint64_t autoclear;
+};
+
+static struct directory_fields exchange_fields(struct qcow2 *q, struct directory_fields new)
+{
+    struct directory_fields old = {q->bitmaps.directory_offset, q->bitmaps.directory_size,
+                                   q->header.autoclear};
+
+    q->bitmaps.directory_offset = new.offset;
+    q->bitmaps.directory_size = new.size;
+    q->header.autoclear = new.autoclear;
+    return old;
+}
+
 int qcow2_co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct error *err)
 {
-    uint64_t old_offset = q->bitmaps.directory_offset, old_size = q->bitmaps.directory_size;
-    uint64_t old_autoclear = q->header.autoclear, offset = 0;
+    struct directory_fields fields, old;
     struct list old_list;
     struct stored_bitmap *b;
     STRBUF_AUTO(directory);
-    int r = 0;
+    uint64_t offset = 0;
+    int r = co_prepare_switch(q, st, &directory, &offset);
 
-    LIST_FOREACH (b, &st->entries, link) {
-        append_bitmap_entry(&directory, b);
-    }
-    if (directory.failed) {
-        r = -ENOMEM;
-    } else if (directory.len > 0) {
-        r = co_write_directory(q, st, directory.data, directory.len, &offset);
-    }
-    /* R1: writes the refcounts of all that is new, and syncs. */
-    UNLESS_FAILED(r, qcow2_co_commit(q));
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the bitmaps of '%s'",
                                block_node_display_name(q->node));
     }
+    fields = (struct directory_fields){offset, directory.len, q->header.autoclear};
+    fields.autoclear &= ~AUTOCLEAR_BITMAPS;
+    fields.autoclear |= directory.len > 0 ? AUTOCLEAR_BITMAPS : 0;
     list_init(&old_list);
     list_splice(&old_list, &q->bitmaps.stored);
     list_splice(&q->bitmaps.stored, &st->entries);
-    q->bitmaps.directory_offset = offset;
-    q->bitmaps.directory_size = directory.len;
-    q->header.autoclear = directory.len > 0 ? q->header.autoclear | AUTOCLEAR_BITMAPS
-                                            : q->header.autoclear & ~AUTOCLEAR_BITMAPS;
+    old = exchange_fields(q, fields);
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
         list_splice(&st->entries, &q->bitmaps.stored);
         list_splice(&q->bitmaps.stored, &old_list);
-        q->bitmaps.directory_offset = old_offset;
-        q->bitmaps.directory_size = old_size;
-        q->header.autoclear = old_autoclear;
+        (void)exchange_fields(q, old);
         return r;
     }
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
@@ -91,8 +118,8 @@ int qcow2_co_switch_directory(struct qcow2 *q, struct bitmap_store *st, struct e
         }
     }
     qcow2_stored_bitmap_free_list(&old_list);
-    if (old_size > 0) {
-        qcow2_store_add_run(&st->old, old_offset, round_up(old_size, q->cluster_size));
+    if (old.size > 0) {
+        qcow2_store_add_run(&st->old, old.offset, round_up(old.size, q->cluster_size));
     }
     return 0;
 }

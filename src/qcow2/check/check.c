@@ -19,8 +19,9 @@
 #include "qcow2/header/mark_corrupt.h"
 #include "qcow2/table/commit.h"
 
-int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct reference_counts **ret,
-                              uint64_t *ret_clusters, struct error *err)
+int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max,
+                              struct reference_counts **ret_counts, uint64_t *ret_clusters,
+                              struct error *err)
 {
     struct block_check_result result = {0};
     struct check c = {.q = q,
@@ -34,7 +35,7 @@ int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct ref
         r = -EIO;
     }
     if (r == 0) {
-        *ret = TAKE_PTR(c.counts);
+        *ret_counts = TAKE_PTR(c.counts);
         *ret_clusters = c.clusters;
     }
     qcow2_check_release(&c);
@@ -229,14 +230,14 @@ static int co_check_all(struct check *c, struct error *err)
     return c->fix ? co_clear_marks(c, err) : 0;
 }
 
-int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
+int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                    struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
-    struct check c = {.q = q, .result = ret, .fix = fix, .refcount_max = q->refcounts.max};
+    struct check c = {.q = q, .result = ret_result, .fix = fix, .refcount_max = q->refcounts.max};
     int r;
 
-    memset(ret, 0, sizeof(*ret));
+    memset(ret_result, 0, sizeof(*ret_result));
     r = q->read_only ? 0 : qcow2_co_commit(q);
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the metadata of '%s'",
@@ -246,9 +247,9 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
         qcow2_check_release(&c);
         return error_set(err, ENOMEM, "Out of memory");
     }
-    ret->total_clusters = div_round_up(block_node_size(node), q->cluster_size);
+    ret_result->total_clusters = div_round_up(block_node_size(node), q->cluster_size);
     r = co_check_all(&c, err);
-    ret->image_end_offset = c.used_end << q->cluster_bits;
+    ret_result->image_end_offset = c.used_end << q->cluster_bits;
     qcow2_check_release(&c);
     return r;
 }

@@ -18,21 +18,22 @@ struct reference_counts;
 /*
  * The driver's co_check (see struct block_driver): compare the refcounts with the references that
  * the metadata makes, and repair what `fix` (BLOCK_CHECK_FIX_ bits) names. Findings are printed to
- * standard error, in the words of qemu-img, and counted in *ret. Returns 0 if the check came to its
- * end, whatever it found; -ENOMEM if the counts of references do not fit into their memory; the
- * error of a write.
+ * standard error, in the words of qemu-img, and counted in *ret_result. Returns 0 if the check came
+ * to its end, whatever it found; -ENOMEM if the counts of references do not fit into their memory;
+ * the error of a write.
  */
-int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
+int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                    struct error *err);
 
 /*
  * Count the references to each cluster of the file, except those to the refcount table and blocks,
- * up to `refcount_max` each. *ret becomes the caller's, who frees it by reference_counts_free();
- * *ret_clusters is the number of clusters of the file. -EIO if the metadata has errors or a cluster
- * has more references.
+ * up to `refcount_max` each. *ret_counts becomes the caller's, who frees it by
+ * reference_counts_free(); *ret_clusters is the number of clusters of the file. -EIO if the
+ * metadata has errors or a cluster has more references.
  */
-int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max, struct reference_counts **ret,
-                              uint64_t *ret_clusters, struct error *err);
+int qcow2_co_count_references(struct qcow2 *q, uint64_t refcount_max,
+                              struct reference_counts **ret_counts, uint64_t *ret_clusters,
+                              struct error *err);
 
 /*
  * Replace all refcounts by `counts`, the references to each of the `clusters` clusters of the file.

@@ -219,7 +219,7 @@ static void note_old(struct layout *l, uint64_t offset, uint64_t bytes)
  * Finds the shortest table that holds all areas, including those that table and blocks themselves
  * need.
  */
-static int plan_layout(struct layout *l)
+static int plan_refcounts(struct layout *l)
 {
     const struct qcow2 *q = l->q;
     int r;
@@ -281,7 +281,7 @@ static int co_write_refblock(struct qcow2 *q, const struct layout *l, uint64_t a
 }
 
 /* Writes blocks and table, and syncs. `table` becomes the refcount table in host byte order. */
-static int co_write_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *table)
+static int co_write_new_refcounts(struct qcow2 *q, const struct layout *l, uint64_t *table)
 {
     AUTO_FREE uint8_t *block = malloc(q->cluster_size);
     AUTO_FREE uint64_t *be = calloc(l->table_clusters, q->cluster_size);
@@ -340,11 +340,11 @@ int qcow2_co_rebuild_refcounts(struct qcow2 *q, const struct reference_counts *c
     CLEANUP(layout_release)
     struct layout l = {.q = q, .counts = counts, .clusters = clusters, .beyond = beyond};
     AUTO_FREE uint64_t *table = NULL;
-    int r = plan_layout(&l);
+    int r = plan_refcounts(&l);
 
     if (r == 0) {
         table = calloc(l.table_clusters, q->cluster_size);
-        r = table ? co_write_refcounts(q, &l, table) : -ENOMEM;
+        r = table ? co_write_new_refcounts(q, &l, table) : -ENOMEM;
     }
     UNLESS_FAILED(r, co_adopt_refcounts(q, &l, TAKE_PTR(table)));
     if (r < 0) {

@@ -8,7 +8,7 @@
 #include "qcow2/snapshot/operation.h"
 #include "qcow2/table/new_table.h"
 
-int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret,
+int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_infos,
                            size_t *ret_count, struct error *err)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -31,7 +31,7 @@ int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info *
         i->disk_size = s->disk_size;
         i->icount = s->icount;
     }
-    *ret = infos;
+    *ret_infos = infos;
     *ret_count = n;
     return 0;
 }

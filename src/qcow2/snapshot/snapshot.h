@@ -68,7 +68,7 @@ void qcow2_free_snapshots(struct qcow2 *q);
 int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct error *err);
 int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err);
 int qcow2_co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err);
-int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret,
+int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_infos,
                            size_t *ret_count, struct error *err);
 int qcow2_co_snapshot_show(struct block_node *node, const char *id, const char *name,
                            struct error *err);

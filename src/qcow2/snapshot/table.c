@@ -202,12 +202,16 @@ static void append_snapshot_entry(struct strbuf *sb, const struct qcow2_snapshot
     strbuf_append(sb, padding, round_up(sb->len, 8) - sb->len);
 }
 
-int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
+/*
+ * Writes snapshots.list as a new table, and makes it stable with its refcounts (R1). *ret_offset: 0
+ * if the list is empty. On failure nothing is allocated.
+ */
+static int co_write_snapshot_table(struct qcow2 *q, uint64_t *ret_offset, uint64_t *ret_size,
+                                   uint32_t *ret_count)
 {
-    uint64_t old_offset = q->snapshots.offset, old_size = q->snapshots.size, offset = 0;
-    uint32_t old_count = q->snapshots.count;
     const struct qcow2_snapshot *s;
     STRBUF_AUTO(table);
+    uint64_t offset = 0;
     uint32_t count = 0;
     int r = 0;
 
@@ -216,22 +220,53 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
         count++;
     }
     if (table.failed) {
-        r = -ENOMEM;
-    } else if (table.len > SNAPSHOT_TABLE_BYTES_MAX) {
-        r = -EFBIG;
-    } else if (count > 0) {
+        return -ENOMEM;
+    }
+    if (table.len > SNAPSHOT_TABLE_BYTES_MAX) {
+        return -EFBIG;
+    }
+    if (count > 0) {
         r = qcow2_co_write_new_clusters(q, table.data, table.len, &offset);
     }
-    UNLESS_FAILED(r, qcow2_co_commit(q)); /* R1 */
+    UNLESS_FAILED(r, qcow2_co_commit(q));
     if (r < 0) {
         if (offset != 0) {
             qcow2_co_free_new_clusters(q, offset, table.len);
         }
+        return r;
+    }
+    *ret_offset = offset;
+    *ret_size = table.len;
+    *ret_count = count;
+    return 0;
+}
+
+/* Frees the clusters of a table that the header does not name any more. */
+static int co_free_old_table(struct qcow2 *q, uint64_t offset, uint64_t size)
+{
+    int r = 0;
+
+    if (size > 0) {
+        co_mutex_lock(&q->lock);
+        r = qcow2_free_later_locked(q, offset, round_up(size, q->cluster_size), false,
+                                    QCOW2_FREED_BY_SNAPSHOT);
+        co_mutex_unlock(&q->lock);
+    }
+    return r;
+}
+
+int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
+{
+    uint64_t old_offset = q->snapshots.offset, old_size = q->snapshots.size, offset, size;
+    uint32_t old_count = q->snapshots.count, count;
+    int r = co_write_snapshot_table(q, &offset, &size, &count);
+
+    if (r < 0) {
         return error_set_errno(err, -r, "Could not write the snapshot table of '%s'",
                                block_node_display_name(q->node));
     }
     q->snapshots.offset = offset;
-    q->snapshots.size = table.len;
+    q->snapshots.size = size;
     q->snapshots.count = count;
     r = qcow2_co_write_header(q, err);
     if (r < 0) {
@@ -240,15 +275,9 @@ int qcow2_co_switch_snapshots(struct qcow2 *q, struct error *err)
         q->snapshots.count = old_count;
         /* If the image is broken, it is unknown which table the header names. */
         if (offset != 0 && !atomic_load(&q->broken)) {
-            qcow2_co_free_new_clusters(q, offset, table.len);
+            qcow2_co_free_new_clusters(q, offset, size);
         }
         return r;
     }
-    if (old_size > 0) {
-        co_mutex_lock(&q->lock);
-        r = qcow2_free_later_locked(q, old_offset, round_up(old_size, q->cluster_size), false,
-                                    QCOW2_FREED_BY_SNAPSHOT);
-        co_mutex_unlock(&q->lock);
-    }
-    return r;
+    return co_free_old_table(q, old_offset, old_size);
 }
