@@ -215,7 +215,7 @@ void options_default_bool(struct options *o, const char *key, bool value)
 
 /* --- take ------------------------------------------------------------------------------------- */
 
-/* 1: *ret_value is the value; 0: absent; or -ENOMEM. */
+/* 1: *ret_json is the value; 0: absent; or -ENOMEM. */
 static int peek(const struct options *o, const char *key, struct json_object **ret_json,
                 struct error *err)
 {
@@ -230,6 +230,18 @@ static int wrong_type(const struct options *o, const char *key, const char *type
 {
     return error_set(err, EINVAL, "Invalid parameter type for '%s%s', expected: %s",
                      o->prefix ?: "", key, type);
+}
+
+/* As peek(), for a number: strict options refuse text. */
+static int peek_number(const struct options *o, const char *key, struct json_object **ret_json,
+                       struct error *err)
+{
+    int r = peek(o, key, ret_json, err);
+
+    if (r > 0 && o->is_strict && !json_object_is_type(*ret_json, json_type_int)) {
+        return wrong_type(o, key, "integer", err);
+    }
+    return r;
 }
 
 /* `type` is the expected type by the name of QEMU's schema. */
@@ -360,13 +372,10 @@ int options_take_uint(struct options *o, const char *key, uint64_t dflt, uint64_
 {
     struct json_object *value;
     uint64_t v = dflt;
-    int r = peek(o, key, &value, err);
+    int r = peek_number(o, key, &value, err);
 
     if (r < 0) {
         return r;
-    }
-    if (r > 0 && o->is_strict && !json_object_is_type(value, json_type_int)) {
-        return wrong_type(o, key, "integer", err);
     }
     if (r > 0) {
         bool fits = json_object_is_type(value, json_type_string)
@@ -391,13 +400,10 @@ int options_take_size(struct options *o, const char *key, uint64_t dflt, uint64_
 {
     struct json_object *value;
     uint64_t v = dflt;
-    int r = peek(o, key, &value, err);
+    int r = peek_number(o, key, &value, err);
 
     if (r < 0) {
         return r;
-    }
-    if (r > 0 && o->is_strict && !json_object_is_type(value, json_type_int)) {
-        return wrong_type(o, key, "integer", err);
     }
     if (r > 0) {
         if (json_object_is_type(value, json_type_string)) {
