@@ -216,6 +216,15 @@ class Commit(Chain):
         self.assertEqual(self.dirty(self.base, "bitmap3"), "1--1-11-")
         self.assertTrue(self.bitmaps(self.base)["bitmap3"])
 
+    def test_one_name_gets_its_finest_granularity(self):
+        top = self.disk("top.qcow2", backing=self.active)
+        self.bitmap(self.active, "both", "--add", "-g", "4k")
+        self.bitmap(top, "both", "--add", "-g", "128k")
+        img("commit", "-f", "qcow2", "-b", self.base, top)
+        info = json.loads(qemu_img("info", "--output=json", self.base).stdout)
+        listed = info["format-specific"]["data"]["bitmaps"]
+        self.assertEqual({b["name"]: b["granularity"] for b in listed}["both"], 4096)
+
     def break_bitmaps(self, image):
         """Leave the enabled bitmaps of an image marked in use, as a crash does."""
         subprocess.run(
