@@ -6,24 +6,24 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
-#include "base/time_units.h"
 #include "base/list.h"
 #include "base/pacer.h"
+#include "base/time_units.h"
 #include "block/control.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"
 
 #define CHUNK_SIZE (256u * 1024)
-/* No format has larger clusters: longer pieces would do nobody any good. */
+/* The largest clusters of any format; longer pieces have no advantage. */
 #define UNIT_MAX (2u * 1024 * 1024)
-/* How long a rate limit sleeps before it looks whether it still holds. */
+/* While sleeping for the rate limit, check this often whether the limit has changed. */
 #define RATE_SLICE_NS (20 * NS_PER_MS)
 #define DEFAULT_MEMORY (32 * MiB)
 #define DEFAULT_WORKERS 16u
 #define MIN_BUFFER_ALIGNMENT 4096u
 
-/* Lies in the first bytes of a buffer that is not in use. */
+/* In the first bytes of a buffer that is not in use. */
 struct free_buffer {
     struct list link;
 };
@@ -33,30 +33,44 @@ struct block_copy {
     struct block_edge *target;
     struct block_copy_params params;
     uint32_t chunk_size;
-    uint32_t unit; /* pieces begin and end at multiples of it */
+    /* pieces begin and end at multiples of this */
+    uint32_t unit;
     size_t buffer_alignment;
-    _Atomic uint64_t rate; /* bytes per second; 0: no limit */
+    /* bytes per second; 0: no limit */
+    _Atomic uint64_t rate;
     atomic_bool cancelled;
-    atomic_uint in_flight;      /* pieces */
-    pthread_mutex_t rate_guard; /* guards pacer, paused, waiters */
+    /* pieces */
+    atomic_uint in_flight;
+    /* guards pacer, paused, waiters */
+    pthread_mutex_t rate_guard;
     struct pacer pacer;
     bool paused;
-    struct co_queue waiters; /* for the resume, or a cancel */
+    /* for a resume or a cancel */
+    struct co_queue waiters;
 
-    struct co_semaphore buffers_left; /* one unit per buffer that may be in use */
-    pthread_mutex_t pool_guard;       /* guards free_buffers */
+    /* one unit per buffer that may be in use */
+    struct co_semaphore buffers_left;
+    /* guards free_buffers */
+    pthread_mutex_t pool_guard;
     struct list free_buffers;
 };
 
-/* One block_co_copy(). Its workers all live on the caller's reactor, so plain fields will do. */
+/*
+ * One block_co_copy(). All its workers are coroutines of the caller's reactor, so it needs no
+ * atomics.
+ */
 struct copy_call {
     struct block_copy *copy;
-    struct co_mutex claim_lock; /* held over the status query, so that pieces go out in order */
-    uint64_t pos;               /* first byte not claimed; a multiple of the cluster size */
+    /* held during the status query, so that pieces are claimed in order */
+    struct co_mutex claim_lock;
+    /* the first byte that is not claimed; a multiple of the cluster size */
+    uint64_t pos;
     uint64_t end;
-    uint64_t status_end; /* pos .. here has the status below */
+    /* [pos, status_end) reads as zeroes, or has data */
+    uint64_t status_end;
     bool status_zero;
-    int ret; /* first error */
+    /* 0, or the first error */
+    int r;
     struct block_copy_failure failure;
     struct co_group workers;
 };
@@ -73,7 +87,7 @@ static size_t edge_memory_alignment(struct block_edge *edge)
 }
 
 int block_copy_new(struct block_edge *source, struct block_edge *target,
-                   const struct block_copy_params *params, struct block_copy **ret,
+                   const struct block_copy_params *params, struct block_copy **ret_copy,
                    struct error *err)
 {
     struct block_copy *copy;
@@ -105,7 +119,7 @@ int block_copy_new(struct block_edge *source, struct block_edge *target,
     pthread_mutex_init(&copy->rate_guard, NULL);
     co_queue_init(&copy->waiters);
     list_init(&copy->free_buffers);
-    *ret = copy;
+    *ret_copy = copy;
     return 0;
 }
 
@@ -130,7 +144,7 @@ uint32_t block_copy_chunk_size(const struct block_copy *copy)
     return copy->chunk_size;
 }
 
-/* Waits until one of the allowed buffers is free. NULL if there is no memory. */
+/* Wait for one of the buffers that may be in use. NULL if there is no memory. */
 static void *co_buffer_get(struct block_copy *copy)
 {
     struct free_buffer *buffer = NULL;
@@ -158,21 +172,22 @@ static void buffer_put(struct block_copy *copy, void *memory)
     struct free_buffer *buffer = memory;
 
     pthread_mutex_lock(&copy->pool_guard);
-    /* The one used last comes first: its pages are there and in the cache. */
+    /* The buffer used last is reused first: its memory is mapped and cached. */
     list_prepend(&copy->free_buffers, &buffer->link);
     pthread_mutex_unlock(&copy->pool_guard);
     co_semaphore_give(&copy->buffers_left, 1);
 }
 
-static void call_fail(struct copy_call *call, int ret, bool reading, uint64_t offset)
+static void copy_call_fail(struct copy_call *call, int r, bool reading, uint64_t offset)
 {
-    if (call->ret == 0) {
-        call->ret = ret;
+    if (call->r == 0) {
+        call->r = r;
         call->failure = (struct block_copy_failure){.reading = reading, .offset = offset};
     }
 }
 
-static void co_query_status(struct copy_call *call)
+/* Query the status at call->pos. */
+static void co_query_copy_status(struct copy_call *call)
 {
     struct block_status status;
 
@@ -181,26 +196,26 @@ static void co_query_status(struct copy_call *call)
     if (block_co_status_above(call->copy->source, NULL, call->pos, call->end - call->pos, &status,
                               NULL) < 0 ||
         status.length == 0) {
-        return; /* status is a help only: what is unknown is copied as data */
+        return; /* copy as data: the status only saves work */
     }
     call->status_zero = status.flags & BLOCK_STATUS_ZERO;
     call->status_end = call->pos + MIN(status.length, call->end - call->pos);
 }
 
 /*
- * Take the next piece. Only whole units are written as zeroes, so that the target need not split a cluster.
- * False at the end or after an error.
+ * Claim the next piece; false at the end or after an error. Only whole units are written as zeroes,
+ * so that the target need not split a cluster.
  */
-static bool co_claim(struct copy_call *call, struct copy_piece *ret)
+static bool co_claim_piece(struct copy_call *call, struct copy_piece *ret_piece)
 {
     uint32_t unit = call->copy->unit;
     uint64_t piece_end = 0;
     bool zero = false, got = false;
 
     co_mutex_lock(&call->claim_lock);
-    if (call->ret == 0 && call->pos < call->end) {
+    if (call->r == 0 && call->pos < call->end) {
         if (call->pos >= call->status_end) {
-            co_query_status(call);
+            co_query_copy_status(call);
         }
         if (call->status_zero) {
             piece_end =
@@ -215,7 +230,7 @@ static bool co_claim(struct copy_call *call, struct copy_piece *ret)
             }
             piece_end = MIN(piece_end, call->end);
         }
-        *ret =
+        *ret_piece =
             (struct copy_piece){.offset = call->pos, .length = piece_end - call->pos, .zero = zero};
         call->pos = piece_end;
         got = true;
@@ -224,13 +239,13 @@ static bool co_claim(struct copy_call *call, struct copy_piece *ret)
     return got;
 }
 
-/* --- rate, pause, cancel --------------------------------------------------------------------- */
+/* --- rate, pause, cancel */
 
 void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second)
 {
     pthread_mutex_lock(&copy->rate_guard);
     atomic_store(&copy->rate, bytes_per_second);
-    copy->pacer = (struct pacer){.rate = bytes_per_second}; /* forgets the delay of a lower rate */
+    copy->pacer = (struct pacer){.rate = bytes_per_second}; /* drops the delay of a lower rate */
     pthread_mutex_unlock(&copy->rate_guard);
 }
 
@@ -262,7 +277,7 @@ bool block_copy_is_busy(const struct block_copy *copy)
     return atomic_load(&copy->in_flight) > 0;
 }
 
-/* Waits while paused. False when the copy was cancelled; else the piece is in flight. */
+/* Wait while paused, and count the piece as in flight. False if the copy is cancelled. */
 static bool co_begin_piece(struct copy_call *call)
 {
     struct block_copy *copy = call->copy;
@@ -277,12 +292,14 @@ static bool co_begin_piece(struct copy_call *call)
     copy->in_flight += !cancelled;
     pthread_mutex_unlock(&copy->rate_guard);
     if (cancelled) {
-        call_fail(call, -ECANCELED, false, call->pos);
+        copy_call_fail(call, -ECANCELED, false, call->pos);
     }
     return !cancelled;
 }
 
-/* Waits for the time of this piece. A cancel, or another rate, is noticed within RATE_SLICE_NS. */
+/*
+ * Wait for the time of this piece. A cancel or a change of the rate takes effect in RATE_SLICE_NS.
+ */
 static void co_keep_rate(struct block_copy *copy, const struct copy_piece *piece)
 {
     uint64_t rate = atomic_load(&copy->rate);
@@ -301,31 +318,31 @@ static void co_keep_rate(struct block_copy *copy, const struct copy_piece *piece
     }
 }
 
-/* --- pieces ---------------------------------------------------------------------------------- */
+/* --- pieces */
 
-static void co_copy_data(struct copy_call *call, const struct copy_piece *piece)
+static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *piece)
 {
     struct block_copy *copy = call->copy;
     struct iovec vec;
     void *buffer;
-    int ret;
+    int r;
 
     buffer = co_buffer_get(copy);
     if (!buffer) {
-        call_fail(call, -ENOMEM, true, piece->offset);
+        copy_call_fail(call, -ENOMEM, true, piece->offset);
         return;
     }
-    ret = block_co_pread(copy->source, piece->offset, buffer, piece->length);
+    r = block_co_pread(copy->source, piece->offset, buffer, piece->length);
     if (reactor_turn_expired()) {
         loop_co_give_way();
     }
-    if (ret < 0) {
-        call_fail(call, ret, true, piece->offset);
+    if (r < 0) {
+        copy_call_fail(call, r, true, piece->offset);
     } else {
-        ret = block_co_pwritev(copy->target, piece->offset,
-                               iov_from_buf(&vec, buffer, piece->length), copy->params.write_flags);
-        if (ret < 0) {
-            call_fail(call, ret, false, piece->offset);
+        r = block_co_pwritev(copy->target, piece->offset, iov_from_buf(&vec, buffer, piece->length),
+                             copy->params.write_flags);
+        if (r < 0) {
+            copy_call_fail(call, r, false, piece->offset);
         }
     }
     buffer_put(copy, buffer);
@@ -333,25 +350,25 @@ static void co_copy_data(struct copy_call *call, const struct copy_piece *piece)
 
 static void co_copy_piece(struct copy_call *call, const struct copy_piece *piece)
 {
-    int ret;
+    int r;
 
     if (!piece->zero) {
-        co_copy_data(call, piece);
+        co_copy_piece_data(call, piece);
         return;
     }
-    ret = block_co_write_zeroes(call->copy->target, piece->offset, piece->length,
-                                call->copy->params.zero_flags);
-    if (ret < 0) {
-        call_fail(call, ret, false, piece->offset);
+    r = block_co_write_zeroes(call->copy->target, piece->offset, piece->length,
+                              call->copy->params.zero_flags);
+    if (r < 0) {
+        copy_call_fail(call, r, false, piece->offset);
     }
 }
 
-static void co_work(struct copy_call *call)
+static void co_copy_pieces(struct copy_call *call)
 {
     struct block_copy *copy = call->copy;
     struct copy_piece piece;
 
-    while (co_claim(call, &piece)) {
+    while (co_claim_piece(call, &piece)) {
         co_keep_rate(copy, &piece);
         if (!co_begin_piece(call)) {
             break;
@@ -364,11 +381,11 @@ static void co_work(struct copy_call *call)
     }
 }
 
-static void co_worker(void *arg)
+static void co_copy_worker(void *arg)
 {
     struct copy_call *call = arg;
 
-    co_work(call);
+    co_copy_pieces(call);
     co_group_done(&call->workers);
 }
 
@@ -382,17 +399,17 @@ int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
     co_group_init(&call.workers);
     for (unsigned i = 1; i < copy->params.max_workers && i < chunks; i++) {
         co_group_add(&call.workers);
-        if (co_spawn(co_get_home(co_self()), co_worker, &call) < 0) {
-            co_group_done(&call.workers); /* fewer workers do it too */
+        if (co_spawn(co_get_home(co_self()), co_copy_worker, &call) < 0) {
+            co_group_done(&call.workers); /* continue with fewer workers */
             break;
         }
     }
-    co_work(&call);
+    co_copy_pieces(&call);
     co_group_wait(&call.workers);
     co_group_destroy(&call.workers);
     co_mutex_destroy(&call.claim_lock);
-    if (call.ret < 0 && failure) {
+    if (call.r < 0 && failure) {
         *failure = call.failure;
     }
-    return call.ret;
+    return call.r;
 }

@@ -1,20 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The block-copy engine: copies ranges of one edge to the same offsets of another. Filters and jobs share it.
+ * The block-copy engine copies ranges of one edge to the same offsets of another. Filters and jobs
+ * share it.
  *
- *      caller: block_co_copy(range)          any reactor, several calls at once
+ *      caller: block_co_copy(range)          on any reactor, several calls at once
  *         |
  *         +-- worker -- claim a piece --> zeroes: write_zeroes(target)
  *         +-- worker      (in order,      data:   read(source) -> bounce buffer -> write(target)
  *         +-- worker       by status)
  *
- * Pieces of data are at most block_copy_chunk_size() long; runs that read as zeroes are one piece whatever their
- * length. All calls of one engine together hold at most `max_memory` bytes of bounce buffers; who finds none waits
- * in FIFO order. The engine knows nothing about what has been copied or who writes meanwhile: that is its caller's
- * business.
+ * A piece of data has at most block_copy_chunk_size() bytes; a run that reads as zeroes is one
+ * piece of any length. All calls of one engine share at most `max_memory` bytes of bounce buffers,
+ * and wait for them in FIFO order. The engine does not record what has been copied, and does not
+ * exclude writes to the ranges; the caller does both.
  *
- * Others on the reactor get their turn after each half millisecond of copying, however fast the data comes (it may lie in
- * memory). A copy can be slowed down, paused and cancelled; all three act between two pieces.
+ * After each half millisecond of copying the other coroutines of the reactor run, even if all data
+ * is in memory. A rate limit, a pause and a cancel act between two pieces.
+ *
+ * Functions with `co_` in their name run in a coroutine and yield; the others do not yield, and may
+ * be called on any thread.
  */
 #ifndef TIDEMARK_COPY_BLOCK_COPY_H
 #define TIDEMARK_COPY_BLOCK_COPY_H
@@ -28,49 +32,63 @@
 struct block_copy;
 
 struct block_copy_params {
-    uint32_t
-        cluster_size; /* power of two; pieces begin and end at multiples of it, or of 2 MiB if it is larger */
-    uint64_t max_memory;  /* bytes of bounce buffers; 0: 32 MiB. At least one buffer is had. */
-    unsigned max_workers; /* coroutines per call, the caller's included; 0: 16 */
-    unsigned write_flags; /* for the data: BLOCK_REQ_COMPRESSED or 0 */
-    unsigned zero_flags;  /* for the zeroes: BLOCK_REQ_MAY_UNMAP or 0 */
+    /* a power of two; pieces begin and end at multiples of it (of 2 MiB, if it is larger) */
+    uint32_t cluster_size;
+    /* bytes of bounce buffers, but at least one buffer is used; 0: 32 MiB */
+    uint64_t max_memory;
+    /* coroutines per call, including the caller's; 0: 16 */
+    unsigned max_workers;
+    /* for data: BLOCK_REQ_COMPRESSED or 0 */
+    unsigned write_flags;
+    /* for zeroes: BLOCK_REQ_MAY_UNMAP or 0 */
+    unsigned zero_flags;
 };
 
-/* Where and why a copy failed first. */
+/* Where a copy failed first. */
 struct block_copy_failure {
-    bool reading;    /* the source failed; else the target */
-    uint64_t offset; /* of the piece, bytes */
+    /* the source failed; false: the target */
+    bool reading;
+    /* of the piece, in bytes */
+    uint64_t offset;
 };
 
 /*
- * An engine between two edges, which must live as long as it does. The source needs CONSISTENT_READ, the target WRITE.
- * -EINVAL, -ENOMEM. Does not yield. Any thread.
+ * Create an engine between two edges, which must live as long as the engine. The source needs the
+ * permission CONSISTENT_READ, the target WRITE. The caller owns the result. 0, -EINVAL or -ENOMEM.
  */
 int block_copy_new(struct block_edge *source, struct block_edge *target,
-                   const struct block_copy_params *params, struct block_copy **ret,
+                   const struct block_copy_params *params, struct block_copy **ret_copy,
                    struct error *err);
-/* No call may be running. NULL is fine. */
+
+/* No call is running. NULL is fine. */
 void block_copy_free(struct block_copy *copy);
 
 /*
- * Copy [offset, offset + length), which begins at a multiple of the cluster size and ends at one or at the end of the
- * source. Yields. Returns 0 when all of it is in the target (not flushed), else the first error, -errno; by then no
- * request of this call is in flight, and what the target holds in the range is undefined. `failure` may be NULL.
+ * Copy [offset, offset + length), in bytes. The range begins at a multiple of the cluster size, and
+ * ends at one or at the end of the source. Returns 0 when the target has all data (not flushed),
+ * else the first error, as -errno. No request of the call is in flight then; after an error the
+ * contents of the range in the target are undefined. `failure` may be NULL.
  */
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure);
 
-/* At most so many bytes per second, of all calls together, zeroes not counted; 0: no limit, as at first. Any thread. */
+/*
+ * Limit all calls together to a number of bytes per second; zeroes do not count. 0: no limit, the
+ * default.
+ */
 void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second);
-/* No new pieces from now on, until the resume. Any thread. */
+
+/* Begin no new pieces until the resume. */
 void block_copy_pause(struct block_copy *copy);
 void block_copy_resume(struct block_copy *copy);
-/* Calls end with -ECANCELED as soon as their pieces in flight have ended, also while paused; so do new ones. Any thread. */
+
+/* End all calls, also paused and later ones, with -ECANCELED, after their pieces in flight. */
 void block_copy_cancel(struct block_copy *copy);
-/* Whether any piece is in flight: after a pause, what a drain waits for. Any thread. */
+
+/* Whether a piece is in flight. A drain waits for that after a pause. */
 bool block_copy_is_busy(const struct block_copy *copy);
 
-/* Longest piece of data in bytes. */
+/* The longest piece of data, in bytes. */
 uint32_t block_copy_chunk_size(const struct block_copy *copy);
 
 #endif

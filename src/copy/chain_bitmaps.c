@@ -11,11 +11,15 @@
 
 struct chain_bitmap {
     char *name;
-    struct dirty_bitmap *bits; /* a copy */
-    uint32_t granularity;      /* bytes per bit */
+    /* a copy */
+    struct dirty_bitmap *bits;
+    /* bytes per bit */
+    uint32_t granularity;
     bool enabled;
-    int depth;        /* of its image: 1 is the top */
-    const char *from; /* name of the image; borrowed */
+    /* of the image: 1 is the top */
+    int depth;
+    /* name of the image; borrowed */
+    const char *from;
 };
 
 static void chain_bitmap_release(struct chain_bitmap *item)
@@ -33,7 +37,8 @@ void chain_bitmaps_clear(struct chain_bitmaps *c)
     *c = (struct chain_bitmaps){NULL, 0};
 }
 
-static int append_bitmap(struct chain_bitmaps *c, struct chain_bitmap *item /* consumed */)
+/* `item` is consumed in any case. 0 or -ENOMEM. */
+static int append_bitmap(struct chain_bitmaps *c, struct chain_bitmap *item)
 {
     struct chain_bitmap *bigger = NULL;
 
@@ -94,7 +99,7 @@ int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, i
             continue;
         }
         if (b->inconsistent) {
-            log_warning("Bitmap '%s' of '%s' is inconsistent, and left out", b->name, from);
+            log_warning("Bitmap '%s' of '%s' is inconsistent; ignored", b->name, from);
             continue;
         }
         r = co_collect_bitmap(c, b, from, depth, size, err);
