@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Growing images of Bochs. All numbers are little endian.
+ * Growing images of Bochs. All numbers are little-endian.
  *
- * A header of 512 bytes is followed by the catalog, 32-bit entries one per extent of the disk: where the extent is in the file, counted
- * in extents behind the catalog, or ABSENT. An extent in the file is a bitmap, in whole sectors, and the data. A bit is set, lowest
- * first, if its sector was written; other sectors read as zeroes.
+ *      header    512 bytes
+ *      catalog   one 32-bit entry per extent of the disk: the position of the extent after the
+ *                catalog, counted in extents, or ABSENT
+ *      extents   each is a bitmap, in whole sectors, and the data
  *
- * Everything is checked at open, so that later no place is outside of the file.
+ * A bit of the bitmap, the lowest of a byte first, is set if its sector was written. Other sectors
+ * read as zeroes.
+ *
+ * The open checks header and catalog, so that no later access is outside the file.
  */
 #include "bochs/bochs.h"
 
@@ -25,15 +29,15 @@
 #define VERSION_1 0x00010000
 #define VERSION_2 0x00020000
 
-/* Larger catalogs and extents are not made by Bochs. They bound memory to 4 MiB, and disks to 8 TiB. */
+/* Bochs does not create larger ones. The limits bound memory to 4 MiB and disks to 8 TiB. */
 #define CATALOG_MAX (1u << 20)
 #define EXTENT_MAX (8 * MiB)
 #define BITMAP_MAX (1 * MiB)
 
-/* Of a bitmap at a time: bytes. */
+/* The most bytes of a bitmap that are read at once. */
 #define BITMAP_PIECE 256
 
-/* Where the header has what. */
+/* Offsets in the header. */
 enum {
     OFFSET_MAGIC = 0,
     OFFSET_TYPE = 32,
@@ -43,7 +47,9 @@ enum {
     OFFSET_CATALOG = 72,
     OFFSET_BITMAP = 76,
     OFFSET_EXTENT = 80,
-    OFFSET_DISK_1 = 84, /* in version 1; in version 2 a timestamp is here */
+    /* in version 1; version 2 has a timestamp here */
+    OFFSET_DISK_1 = 84,
+    /* in version 2 */
     OFFSET_DISK_2 = 88
 };
 
@@ -52,25 +58,32 @@ static const char type[16] = "Redolog";
 static const char subtype[16] = "Growing";
 
 struct bochs {
-    uint64_t extent_size; /* of its data; a power of two */
-    uint64_t bitmap_size; /* in whole sectors */
-    uint64_t data_offset; /* of the extents in the file */
+    /* bytes of data; a power of two */
+    uint64_t extent_size;
+    /* bytes, in whole sectors */
+    uint64_t bitmap_size;
+    /* of the first extent in the file */
+    uint64_t data_offset;
     uint32_t header_size;
-    uint32_t catalog_size; /* entries in the file */
-    uint32_t used;         /* of those, what the disk needs; so many are in memory */
+    /* entries in the file */
+    uint32_t catalog_size;
+    /* entries that the disk needs */
+    uint32_t used;
+    /* owned; `used` entries */
     uint32_t *catalog;
 };
 
-/* Sectors that are alike and lie together. */
-struct run {
+/* Adjacent sectors that are all present, or all absent. */
+struct bochs_run {
     bool present;
     uint64_t length;
-    uint64_t host; /* if present: where it begins in the file */
+    /* if present: the offset in the file */
+    uint64_t host;
 };
 
-/* --- open ------------------------------------------------------------------------------------------ */
+/* --- open */
 
-static int check_kind(const struct block_node *node, const uint8_t *h, struct error *err)
+static int check_bochs_kind(const struct block_node *node, const uint8_t *h, struct error *err)
 {
     const char *name = block_node_display_name(node);
     uint32_t version = load_le32(h + OFFSET_VERSION);
@@ -134,14 +147,14 @@ static int check_catalog(const struct block_node *node, uint32_t entries, uint64
     if (d->header_size < HEADER_SIZE ||
         !range_fits(d->header_size, (uint64_t)entries * 4, block_edge_size(node->file))) {
         return error_set(err, EINVAL,
-                         "Catalog of image '%s' does not lie between the header and the end of "
+                         "Catalog of image '%s' is not between the header and the end of "
                          "the file: offset %" PRIu32 ", %" PRIu32 " entries",
                          name, d->header_size, entries);
     }
     return 0;
 }
 
-static int parse_header(struct block_node *node, const uint8_t *h, struct error *err)
+static int parse_bochs_header(struct block_node *node, const uint8_t *h, struct error *err)
 {
     struct bochs *d = node->opaque;
     bool first = load_le32(h + OFFSET_VERSION) == VERSION_1;
@@ -150,10 +163,11 @@ static int parse_header(struct block_node *node, const uint8_t *h, struct error 
     uint64_t needed;
     int r;
 
-    if ((r = check_kind(node, h, err)) < 0 || (r = check_extent(node, extent, bitmap, err)) < 0) {
+    if ((r = check_bochs_kind(node, h, err)) < 0 ||
+        (r = check_extent(node, extent, bitmap, err)) < 0) {
         return r;
     }
-    disk = round_down(disk, SECTOR); /* as Bochs counts it, in sectors */
+    disk = round_down(disk, SECTOR); /* Bochs counts sectors, too */
     needed = div_round_up(disk, extent);
     d->header_size = load_le32(h + OFFSET_HEADER_SIZE);
     d->catalog_size = load_le32(h + OFFSET_CATALOG);
@@ -169,7 +183,9 @@ static int parse_header(struct block_node *node, const uint8_t *h, struct error 
     return 0;
 }
 
-/* Where the bitmap of an extent that is there begins. Doesn't overflow: 32 bits of at most 9 MiB. */
+/*
+ * The offset of an extent, whose entry is not ABSENT. No overflow: 2^32 extents of at most 9 MiB.
+ */
 static uint64_t extent_offset(const struct bochs *d, uint32_t entry)
 {
     return d->data_offset + entry * (d->bitmap_size + d->extent_size);
@@ -204,7 +220,7 @@ static int co_load_catalog(struct block_node *node, struct error *err)
     return 0;
 }
 
-static int co_load(struct block_node *node, struct error *err)
+static int co_load_bochs(struct block_node *node, struct error *err)
 {
     uint8_t header[HEADER_SIZE];
     int r;
@@ -218,7 +234,7 @@ static int co_load(struct block_node *node, struct error *err)
         return error_set_errno(err, -r, "Could not read the header of '%s'",
                                block_node_display_name(node));
     }
-    r = parse_header(node, header, err);
+    r = parse_bochs_header(node, header, err);
     return r < 0 ? r : co_load_catalog(node, err);
 }
 
@@ -234,7 +250,7 @@ static int bochs_co_open(struct block_node *node, struct options *opts, struct e
     bool refused = !node->read_only && !node->auto_read_only;
     int r;
 
-    node->read_only = true; /* the file's, too */
+    node->read_only = true; /* before the child is opened, which then is read-only as well */
     r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, false, NULL,
                             err);
     if (r < 0) {
@@ -244,7 +260,7 @@ static int bochs_co_open(struct block_node *node, struct options *opts, struct e
         return error_set(err, EACCES, "Image is read-only: '%s' has the format bochs",
                          block_node_display_name(node));
     }
-    r = co_load(node, err);
+    r = co_load_bochs(node, err);
     if (r < 0) {
         bochs_co_close(node);
         return r;
@@ -261,15 +277,16 @@ static int bochs_probe(const uint8_t *head, size_t size)
     return size >= length && memcmp(head, magic, length) == 0 ? 100 : 0;
 }
 
-/* --- reading --------------------------------------------------------------------------------------- */
+/* --- reading */
 
 static bool test_bit(const uint8_t *bits, uint64_t i)
 {
     return bits[i / 8] >> i % 8 & 1;
 }
 
-/* What is absent from here on, over as many extents as are. */
-static void find_absent(const struct bochs *d, uint64_t offset, uint64_t length, struct run *ret)
+/* The run of absent extents at `offset`, at most `length` bytes of it. */
+static void find_absent(const struct bochs *d, uint64_t offset, uint64_t length,
+                        struct bochs_run *ret_run)
 {
     uint64_t i = offset / d->extent_size, end = round_down(offset, d->extent_size);
 
@@ -277,11 +294,12 @@ static void find_absent(const struct bochs *d, uint64_t offset, uint64_t length,
         end += d->extent_size;
         i++;
     }
-    *ret = (struct run){.length = MIN(length, end - offset)};
+    *ret_run = (struct bochs_run){.length = MIN(length, end - offset)};
 }
 
-/* The run at `offset`, at most `length` of it. `length` > 0. */
-static int co_find_run(struct block_node *node, uint64_t offset, uint64_t length, struct run *ret)
+/* The run at `offset`, at most `length` bytes of it, which is not 0. 0 or -errno. */
+static int co_find_run(struct block_node *node, uint64_t offset, uint64_t length,
+                       struct bochs_run *ret_run)
 {
     const struct bochs *d = node->opaque;
     uint32_t entry = d->catalog[offset / d->extent_size];
@@ -292,7 +310,7 @@ static int co_find_run(struct block_node *node, uint64_t offset, uint64_t length
     int r;
 
     if (entry == ABSENT) {
-        find_absent(d, offset, length, ret);
+        find_absent(d, offset, length, ret_run);
         return 0;
     }
     count = MIN(count, sizeof(bits) * 8 - skip);
@@ -301,18 +319,18 @@ static int co_find_run(struct block_node *node, uint64_t offset, uint64_t length
     if (r < 0) {
         return r;
     }
-    ret->present = test_bit(bits, skip);
-    while (n < count && test_bit(bits, skip + n) == ret->present) {
+    ret_run->present = test_bit(bits, skip);
+    while (n < count && test_bit(bits, skip + n) == ret_run->present) {
         n++;
     }
-    ret->length = n * SECTOR;
-    ret->host = extent_offset(d, entry) + d->bitmap_size + within;
+    ret_run->length = n * SECTOR;
+    ret_run->host = extent_offset(d, entry) + d->bitmap_size + within;
     return 0;
 }
 
 static int bochs_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
-    struct run run;
+    struct bochs_run run;
 
     if (flags & BLOCK_REQ_PREFETCH) {
         return 0;
@@ -333,23 +351,23 @@ static int bochs_co_preadv(struct block_node *node, uint64_t offset, struct iov 
     return 0;
 }
 
-/* Status is asked of any bytes, not only of sectors. */
+/* Unlike reads, status queries need not be aligned to sectors. */
 static int bochs_co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                           struct block_status *ret)
+                           struct block_status *ret_status)
 {
     uint64_t lead = offset % SECTOR;
-    struct run run;
+    struct bochs_run run;
     int r = co_find_run(node, offset - lead, round_up(lead + length, SECTOR), &run);
 
     if (r < 0) {
         return r;
     }
-    ret->flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO;
-    ret->length = MIN(run.length - lead, length);
+    ret_status->flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO;
+    ret_status->length = MIN(run.length - lead, length);
     if (run.present) {
-        ret->flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_DATA | BLOCK_STATUS_OFFSET;
-        ret->map = run.host + lead;
-        ret->file = node->file->node;
+        ret_status->flags = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_DATA | BLOCK_STATUS_OFFSET;
+        ret_status->map = run.host + lead;
+        ret_status->file = node->file->node;
     }
     return 0;
 }

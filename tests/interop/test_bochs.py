@@ -94,7 +94,7 @@ class Reading(BochsCase):
                 self.assertTrue(self.converted(img, path) == image.disk, "contents")
                 self.assertTrue(self.converted(qemu_img, path) == image.disk, "contents with QEMU")
 
-    def test_map_tells_what_was_written(self):
+    def test_map_shows_what_was_written(self):
         for seed, shape in enumerate(SHAPES):
             image = Growing(seed, *shape)
             found = []
@@ -210,9 +210,9 @@ class Damaged(BochsCase):
         self.with_header("Catalog size .* too small", catalog=15)
         self.with_header("Catalog size .* too small", disk=(1 << 20) + SECTOR)
         self.with_header("Catalog size .* too small", disk=(1 << 64) - 1)
-        self.with_header("does not lie between", tail=b"", catalog=1 << 20)
-        self.with_header("does not lie between", tail=b"", header_size=100)
-        self.refused("does not lie between", header(header_size=512).replace(
+        self.with_header("is not between", tail=b"", catalog=1 << 20)
+        self.with_header("is not between", tail=b"", header_size=100)
+        self.refused("is not between", header(header_size=512).replace(
             struct.pack("<2I", V2, 512), struct.pack("<2I", V2, ABSENT)))  # fmt: skip
 
     def test_sizes(self):
@@ -230,7 +230,7 @@ class Damaged(BochsCase):
         data = header() + struct.pack("<16I", *catalog, 0) + extent[:-1024]
         self.refused("Extent 15 .* not within the file", data)
 
-    def test_the_largest_is_taken(self):
+    def test_the_largest_is_accepted(self):
         data = header(catalog=1 << 20, bitmap=2048, extent=8 << 20, disk=8 << 40) + b"\xff" * (4 << 20)
         info = json.loads(img("info", "--output=json", self.write(data)).stdout)
         self.assertEqual((info["format"], info["virtual-size"]), ("bochs", 8 << 40))
