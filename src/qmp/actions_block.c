@@ -12,7 +12,7 @@
 #include "block/control.h"
 #include "export/export.h"
 #include "qmp/commands.h"
-#include "qmp/monitor.h"
+#include "qmp/command_lock.h"
 #include "qmp/transaction.h"
 
 /* --- blockdev-add ----------------------------------------------------------------------------- */

@@ -12,23 +12,6 @@
 #include "export/nbd_server.h"
 #include "qmp/transaction.h"
 
-void qmp_put_str(struct json_object *to, const char *name, const char *value)
-{
-    if (value) {
-        json_object_object_add(to, name, json_object_new_string(value));
-    }
-}
-
-void qmp_put_uint(struct json_object *to, const char *name, uint64_t value)
-{
-    json_object_object_add(to, name, json_object_new_uint64(value));
-}
-
-void qmp_put_bool(struct json_object *to, const char *name, bool value)
-{
-    json_object_object_add(to, name, json_object_new_boolean(value));
-}
-
 /* --- the session ------------------------------------------------------------------------------ */
 
 int qmp_co_capabilities(struct qmp_call *call, struct json_object *args,
@@ -48,44 +31,10 @@ int qmp_co_capabilities(struct qmp_call *call, struct json_object *args,
     return 0;
 }
 
-struct json_object *qmp_version_json(void)
-{
-    struct json_object *version = json_object_new_object(), *qemu = json_object_new_object();
-
-    qmp_put_uint(qemu, "micro", QMP_QEMU_MICRO);
-    qmp_put_uint(qemu, "minor", QMP_QEMU_MINOR);
-    qmp_put_uint(qemu, "major", QMP_QEMU_MAJOR);
-    json_object_object_add(version, "qemu", qemu);
-    qmp_put_str(version, "package", "Tidemark " TIDEMARK_VERSION);
-    return version;
-}
-
 int qmp_co_query_version(struct qmp_call *call, struct json_object *args,
                          struct json_object **ret_value, struct error *err)
 {
     *ret_value = qmp_version_json();
-    return 0;
-}
-
-int qmp_co_query_commands(struct qmp_call *call, struct json_object *args,
-                          struct json_object **ret_value, struct error *err)
-{
-    struct json_object *list = json_object_new_array();
-
-    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
-        struct json_object *o = json_object_new_object();
-
-        qmp_put_str(o, "name", c->name);
-        json_object_array_add(list, o);
-    }
-    *ret_value = list;
-    return 0;
-}
-
-int qmp_co_query_schema(struct qmp_call *call, struct json_object *args,
-                        struct json_object **ret_value, struct error *err)
-{
-    *ret_value = qmp_introspect();
     return 0;
 }
 

@@ -3,12 +3,11 @@
 #ifndef TIDEMARK_QMP_COMMANDS_H
 #define TIDEMARK_QMP_COMMANDS_H
 
+#include "qmp/answer.h"
 #include "qmp/table.h"
 
 qmp_co_command qmp_co_capabilities;
 qmp_co_command qmp_co_query_version;
-qmp_co_command qmp_co_query_commands;
-qmp_co_command qmp_co_query_schema;
 qmp_co_command qmp_co_quit;
 
 qmp_co_command qmp_co_query_named_block_nodes;
@@ -39,23 +38,10 @@ qmp_co_command qmp_co_bitmap_enable;
 qmp_co_command qmp_co_bitmap_disable;
 qmp_co_command qmp_co_bitmap_merge;
 
-/* The release of QEMU whose QMP this follows; query-version returns it. */
-#define QMP_QEMU_MAJOR 10
-#define QMP_QEMU_MINOR 0
-#define QMP_QEMU_MICRO 50
-
-/* {"qemu": {...}, "package": ...}: a new reference. Does not yield. */
-struct json_object *qmp_version_json(void);
-
 /*
  * Start the NBD server. `args` is a NbdServerOptions with a flat address (--nbd-server). 0, or
  * errors of export_co_nbd_server_start(). Yields.
  */
 int qmp_co_start_nbd_server(struct json_object *args, struct error *err);
-
-/* Add a member, unless `value` is NULL. Does not yield. */
-void qmp_put_str(struct json_object *to, const char *name, const char *value);
-void qmp_put_uint(struct json_object *to, const char *name, uint64_t value);
-void qmp_put_bool(struct json_object *to, const char *name, bool value);
 
 #endif

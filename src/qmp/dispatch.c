@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "qmp/commands.h"
+#include "qmp/answer.h"
 #include "trace/events.h"
 
 static const char *class_name(enum error_class error_class)

@@ -196,11 +196,12 @@ static void add_type(struct json_object *out, const struct qmp_type *type)
     add_parts(out, type);
 }
 
-struct json_object *qmp_introspect(void)
+struct json_object *qmp_introspect(const struct qmp_command *commands,
+                                   const struct qmp_event *events)
 {
     struct json_object *out = json_object_new_array();
 
-    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+    for (const struct qmp_command *c = commands; c->name; c++) {
         struct json_object *o = named("name", c->name);
 
         put_text(o, "meta-type", "command");
@@ -208,18 +209,18 @@ struct json_object *qmp_introspect(void)
         put_type(o, "ret-type", c->result);
         json_object_array_add(out, o);
     }
-    for (const struct qmp_event *e = qmp_events; e->name; e++) {
+    for (const struct qmp_event *e = events; e->name; e++) {
         struct json_object *o = named("name", e->name);
 
         put_text(o, "meta-type", "event");
         put_type(o, "arg-type", e->data);
         json_object_array_add(out, o);
     }
-    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+    for (const struct qmp_command *c = commands; c->name; c++) {
         add_type(out, c->args);
         add_type(out, c->result);
     }
-    for (const struct qmp_event *e = qmp_events; e->name; e++) {
+    for (const struct qmp_event *e = events; e->name; e++) {
         add_type(out, e->data);
     }
     return out;

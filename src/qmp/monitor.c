@@ -17,7 +17,8 @@
 #include "co/sync.h"
 #include "export/export.h"
 #include "loop/loop.h"
-#include "qmp/commands.h"
+#include "qmp/answer.h"
+#include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
 #include "qmp/json_write.h"
 #include "trace/events.h"
@@ -51,20 +52,6 @@ const struct json_limits qmp_json_limits = {
 
 static struct list sessions = LIST_INIT(sessions);
 static void (*quit_fn)(void);
-static bool stopping;
-
-/* Held while the daemon starts: before each command a session takes it. */
-static struct co_mutex start_lock;
-static bool start_lock_ready;
-
-static struct co_mutex *get_start_lock(void)
-{
-    if (!start_lock_ready) {
-        co_mutex_init(&start_lock);
-        start_lock_ready = true;
-    }
-    return &start_lock;
-}
 
 /* --- sending: reader, writer and events all run on the main reactor, so nothing needs a lock -- */
 
@@ -169,11 +156,7 @@ static struct json_object *co_answer(struct session *s, struct json_object *requ
     struct json_object *answer;
     ERROR_AUTO(err);
 
-    co_mutex_lock(get_start_lock());
-    co_mutex_unlock(get_start_lock());
-    block_co_control_lock();
-    if (stopping) {
-        error_set(&err, ESHUTDOWN, "The daemon is shutting down");
+    if (qmp_co_lock_command(&err) < 0) {
         answer = qmp_error_answer(&err);
     } else {
         answer = qmp_co_dispatch(&s->call, request);
@@ -393,31 +376,6 @@ void qmp_subscribe(void)
 void qmp_set_quit_fn(void (*fn)(void))
 {
     quit_fn = fn;
-}
-
-void qmp_co_hold_commands(void)
-{
-    co_mutex_lock(get_start_lock());
-    block_co_control_lock();
-}
-
-void qmp_release_commands(void)
-{
-    block_control_unlock();
-    co_mutex_unlock(get_start_lock());
-}
-
-int qmp_co_lock_again(struct error *err)
-{
-    block_co_control_lock();
-    return stopping ? error_set(err, ESHUTDOWN, "The daemon is shutting down") : 0;
-}
-
-void qmp_co_stop_commands(void)
-{
-    stopping = true;
-    block_co_control_lock();
-    block_control_unlock();
 }
 
 static bool all_sent(void)

@@ -55,26 +55,6 @@ void qmp_set_quit_fn(void (*fn)(void));
 void qmp_subscribe(void);
 
 /*
- * Make commands wait, and let them run again: around the start of the daemon, whose monitors may
- * have clients before its nodes are open. The first function yields until the running command has
- * ended; the second does not yield.
- */
-void qmp_co_hold_commands(void);
-void qmp_release_commands(void);
-
-/*
- * Take the control lock again, in a command that has released it. The lock is held on return in any
- * case. -ESHUTDOWN: the daemon has begun to end, and the command has to give up. Yields.
- */
-int qmp_co_lock_again(struct error *err);
-
-/*
- * Let no command begin from now on, and wait for the running one. A command that has released the
- * control lock, because its work takes long, gives up when it takes the lock again. Yields.
- */
-void qmp_co_stop_commands(void);
-
-/*
  * Send what is buffered (for at most a second), disconnect all sessions, and wait until they have
  * ended (for another second). False: a command has not ended, such as the opening of an image on a
  * silent server; the log names it. Yields.

@@ -282,7 +282,31 @@ OBJECT(trace_get_state, "q_obj_trace-event-get-state-arg", REQ("name", qmp_str))
 OBJECT(trace_set_state, "q_obj_trace-event-set-state-arg", REQ("name", qmp_str),
        REQ("enable", qmp_bool), OPT("ignore-unavailable", qmp_bool));
 
-/* --- the table -------------------------------------------------------------------------------- */
+/* --- the two commands that read the table */
+
+static int co_query_commands(struct qmp_call *call, struct json_object *args,
+                             struct json_object **ret_value, struct error *err)
+{
+    struct json_object *list = json_object_new_array();
+
+    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+        struct json_object *o = json_object_new_object();
+
+        qmp_put_str(o, "name", c->name);
+        json_object_array_add(list, o);
+    }
+    *ret_value = list;
+    return 0;
+}
+
+static int co_query_schema(struct qmp_call *call, struct json_object *args,
+                           struct json_object **ret_value, struct error *err)
+{
+    *ret_value = qmp_introspect(qmp_commands, qmp_events);
+    return 0;
+}
+
+/* --- the table */
 
 const struct qmp_command qmp_commands[] = {
     {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},
@@ -304,10 +328,10 @@ const struct qmp_command qmp_commands[] = {
     {"object-del", &object_del, &qmp_empty, qmp_co_object_del},
     {"qmp_capabilities", &capabilities_args, &qmp_empty, qmp_co_capabilities},
     {"query-block-exports", &qmp_empty, &export_infos, qmp_co_query_block_exports},
-    {"query-commands", &qmp_empty, &command_infos, qmp_co_query_commands},
+    {"query-commands", &qmp_empty, &command_infos, co_query_commands},
     {"query-named-block-nodes", &named_nodes_args, &device_infos, qmp_co_query_named_block_nodes},
     {"query-nbd-server", &qmp_empty, &nbd_server_info, qmp_co_query_nbd_server},
-    {"query-qmp-schema", &qmp_empty, &schema_infos, qmp_co_query_schema},
+    {"query-qmp-schema", &qmp_empty, &schema_infos, co_query_schema},
     {"query-version", &qmp_empty, &version_info, qmp_co_query_version},
     {"quit", &qmp_empty, &qmp_empty, qmp_co_quit},
     {"trace-event-get-state", &trace_get_state, &trace_event_infos, qmp_co_trace_event_get_state},

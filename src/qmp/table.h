@@ -46,7 +46,10 @@ extern const struct qmp_type qmp_type_export_add;
 extern const struct qmp_type qmp_type_nbd_server_options; /* --nbd-server */
 extern const struct qmp_type qmp_type_transaction_action;
 
-/* The answer to query-qmp-schema: an array of QEMU's SchemaInfo. A new reference. */
-struct json_object *qmp_introspect(void);
+/*
+ * The answer to query-qmp-schema for these tables: an array of QEMU's SchemaInfo. A new reference.
+ */
+struct json_object *qmp_introspect(const struct qmp_command *commands,
+                                   const struct qmp_event *events);
 
 #endif

@@ -11,21 +11,15 @@
 #include "block/block.h"
 #include "block/control_lock.h"
 #include "loop/loop.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
-#include "qmp/monitor.h"
+#include "qmp/concern.h"
 
 /* An action of the running transaction. */
 struct step {
     const struct qmp_action *action;
     struct json_object *data; /* borrowed */
     void *state;              /* owned; NULL: not opened */
-};
-
-struct qmp_concern {
-    struct block_node **nodes; /* each referenced */
-    size_t count, capacity;
-    size_t drained; /* the first ones, which are drained */
-    bool failed;    /* no memory */
 };
 
 static int co_abort_prepare(void *state, struct json_object *data, struct error *err)
@@ -62,68 +56,8 @@ const struct qmp_action *qmp_find_action(const char *name)
 
 /* --- draining what is concerned --------------------------------------------------------------- */
 
-void qmp_concern_add(struct qmp_concern *c, struct block_node *node)
-{
-    for (size_t i = 0; i < c->count; i++) {
-        if (c->nodes[i] == node) {
-            return;
-        }
-    }
-    if (!node || c->failed) {
-        return;
-    }
-    if (c->count == c->capacity) {
-        size_t capacity = c->capacity ? 2 * c->capacity : 8;
-        struct block_node **nodes = realloc(c->nodes, capacity * sizeof(struct block_node *));
-
-        if (!nodes) {
-            c->failed = true;
-            return;
-        }
-        c->nodes = nodes;
-        c->capacity = capacity;
-    }
-    c->nodes[c->count++] = block_node_ref(node);
-}
-
-/* A node that is completed at the moment, without the control lock. */
-struct completion {
-    struct list link; /* in `completions` */
-    struct block_node *node;
-};
-
-static struct list completions = LIST_INIT(completions);
-
 /* Interval between checks whether the nodes concerned are completed. */
 #define COMPLETE_LOOK_NS NS_PER_MS
-
-static bool any_completes(const struct qmp_concern *c)
-{
-    struct completion *other;
-
-    LIST_FOREACH (other, &completions, link) {
-        for (size_t i = 0; i < c->count; i++) {
-            if (c->nodes[i] == other->node) {
-                return true;
-            }
-        }
-    }
-    return false;
-}
-
-int qmp_co_complete(struct block_node *node, struct error *err)
-{
-    struct completion c = {.node = block_node_ref(node)};
-    int r;
-
-    list_append(&completions, &c.link);
-    block_control_unlock();
-    r = block_co_inactivate(node, err);
-    list_remove(&c.link);
-    block_co_unref(node);
-    block_co_control_lock();
-    return r;
-}
 
 /*
  * Drain the nodes concerned. The graph may change while this waits for requests to end, so that the
@@ -143,7 +77,7 @@ static int co_drain_concern(struct step *steps, size_t count, struct qmp_concern
         if (c->failed) {
             return error_set(err, ENOMEM, "Out of memory");
         }
-        if (c->drained == c->count && !any_completes(c)) {
+        if (c->drained == c->count && !qmp_concern_completes(c)) {
             break;
         }
         block_control_unlock();
@@ -155,26 +89,6 @@ static int co_drain_concern(struct step *steps, size_t count, struct qmp_concern
         r = qmp_co_lock_again(err);
     }
     return r;
-}
-
-static void undrain_concern(struct qmp_concern *c)
-{
-    for (size_t i = 0; i < c->count; i++) {
-        if (i < c->drained) {
-            block_co_drain_end(c->nodes[i]);
-        }
-    }
-}
-
-/* Release the nodes, some of which may have lost all other users. */
-static void co_concern_clear(struct qmp_concern *c)
-{
-    block_control_unlock();
-    for (size_t i = 0; i < c->count; i++) {
-        block_co_unref(c->nodes[i]);
-    }
-    block_co_control_lock();
-    free(c->nodes);
 }
 
 /* --- steps ------------------------------------------------------------------------------------ */
@@ -289,9 +203,9 @@ static int co_run_steps(struct step *steps, size_t count, struct error *err)
 
     UNLESS_FAILED(r, co_drain_concern(steps, count, &concern, err));
     UNLESS_FAILED(r, co_change_graph(steps, count, err));
-    undrain_concern(&concern);
+    qmp_concern_undrain(&concern);
     co_clean(steps, count);
-    co_concern_clear(&concern);
+    qmp_co_concern_clear(&concern);
     return r;
 }
 

@@ -26,6 +26,7 @@
 #include "cli/observe.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
 #include "qmp/objects.h"

@@ -22,6 +22,7 @@
 #include "export/nbd_server.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
+#include "qmp/command_lock.h"
 #include "qmp/monitor.h"
 
 /* How long the start may take to notice that it has to end. */
