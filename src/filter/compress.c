@@ -41,9 +41,9 @@ static void compress_child_perm(struct block_node *node, struct block_edge *edge
     *ret_shared = parents_shared;
 }
 
-/* Cut a request at the end of the disk, which may lie within the last cluster. */
-static int co_clip(const struct block_node *node, uint64_t offset, struct iov iov,
-                   struct iov_part *ret_part)
+/* Cut a request at the end of the disk, which may be inside the last cluster. */
+static int clip_to_disk(const struct block_node *node, uint64_t offset, struct iov iov,
+                        struct iov_part *ret_part)
 {
     return iov_part_set(ret_part, iov, 0,
                         (size_t)MIN(iov.size, block_edge_size(node->filtered) - offset));
@@ -53,7 +53,7 @@ static int compress_co_preadv(struct block_node *node, uint64_t offset, struct i
                               unsigned flags)
 {
     IOV_PART_AUTO(part);
-    int r = co_clip(node, offset, iov, &part);
+    int r = clip_to_disk(node, offset, iov, &part);
 
     if (r == 0) {
         r = block_co_preadv(node->filtered, offset, part.iov, flags);
@@ -68,7 +68,7 @@ static int compress_co_pwritev(struct block_node *node, uint64_t offset, struct 
                                unsigned flags)
 {
     IOV_PART_AUTO(part);
-    int r = co_clip(node, offset, iov, &part);
+    int r = clip_to_disk(node, offset, iov, &part);
 
     return r < 0 ? r
                  : block_co_pwritev(node->filtered, offset, part.iov, flags | BLOCK_REQ_COMPRESSED);

@@ -176,8 +176,8 @@ static int take_limits(struct block_limits *limits, struct options *opts, struct
     return r;
 }
 
-static int co_open_rules(struct fault *s, struct options *opts, const char *config,
-                         struct error *err)
+static int open_fault_rules(struct fault *s, struct options *opts, const char *config,
+                            struct error *err)
 {
     int r = config ? fault_rules_load(&s->rules, config, err) : 0;
 
@@ -218,7 +218,7 @@ static int co_open_all(struct block_node *node, struct options *opts, struct err
     bool more = is_beyond_filename(opts);
     int r = options_take_text(opts, "config", &config, err);
 
-    UNLESS_FAILED(r, co_open_rules(s, opts, config, err));
+    UNLESS_FAILED(r, open_fault_rules(s, opts, config, err));
     UNLESS_FAILED(r, take_limits(&node->limits, opts, err));
     UNLESS_FAILED(r, block_co_open_filtered(node, opts, "image", err));
     s->image = node->filtered;
