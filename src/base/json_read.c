@@ -264,7 +264,10 @@ static int take_scalar(struct json_reader *reader, enum json_token token, struct
         r = new_number(reader, token == JSON_INTEGER, &value, err);
         break;
     }
-    return r < 0 ? r : add_value(reader, value, err);
+    if (r < 0) {
+        return r;
+    }
+    return add_value(reader, value, err);
 }
 
 /* --- grammar */

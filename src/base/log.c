@@ -47,11 +47,11 @@ bool log_is_printed(enum log_level level)
     return level <= atomic_load(&log_threshold);
 }
 
-bool log_level_parse(const char *name, enum log_level *ret)
+bool log_level_parse(const char *name, enum log_level *ret_level)
 {
     for (size_t i = 0; i < ARRAY_SIZE(levels); i++) {
         if (strcmp(levels[i].name, name) == 0) {
-            *ret = (enum log_level)i;
+            *ret_level = (enum log_level)i;
             return true;
         }
     }

@@ -33,7 +33,7 @@ bool log_is_printed(enum log_level level);
 void log_set_server(bool server);
 
 /* "error", "warning", "info" or "debug". False: `name` is none of them. */
-bool log_level_parse(const char *name, enum log_level *ret);
+bool log_level_parse(const char *name, enum log_level *ret_level);
 
 /*
  * Put before each line, as "tidemark: "; `name` is borrowed for the life of the process. Finds out

@@ -235,7 +235,10 @@ static int co_load_bochs(struct block_node *node, struct error *err)
                                block_node_display_name(node));
     }
     r = parse_bochs_header(node, header, err);
-    return r < 0 ? r : co_load_catalog(node, err);
+    if (r < 0) {
+        return r;
+    }
+    return co_load_catalog(node, err);
 }
 
 static void bochs_co_close(struct block_node *node)

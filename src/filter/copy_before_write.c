@@ -125,7 +125,10 @@ static int co_open_state(struct block_node *node, struct options *opts, struct e
                          (unsigned long long)s->size);
     }
     r = take_cluster_size(s, opts, err);
-    return r < 0 ? r : cbw_state_init(s, err);
+    if (r < 0) {
+        return r;
+    }
+    return cbw_state_init(s, err);
 }
 
 static int cbw_co_open(struct block_node *node, struct options *opts, struct error *err)
@@ -266,7 +269,10 @@ static int cbw_co_discard(struct block_node *node, uint64_t offset, uint64_t len
     struct cbw_state *s = node->opaque;
     int r = cbw_co_before_write(s, offset, length);
 
-    return r < 0 ? r : block_co_discard(s->file, offset, length);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_discard(s->file, offset, length);
 }
 
 /* The tables of clusters have the size that the disk had when the filter was opened. */

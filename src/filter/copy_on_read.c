@@ -172,7 +172,10 @@ static int co_read_through(const struct copy_on_read *s, const struct window *w,
         return 0;
     }
     r = iov_part_set(&part, iov, w->in_iov, w->size);
-    return r < 0 ? r : block_co_preadv(s->file, w->from, part.iov, flags);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_preadv(s->file, w->from, part.iov, flags);
 }
 
 static int co_copy_data(const struct copy_on_read *s, uint64_t offset, size_t length,

@@ -270,7 +270,10 @@ static int fault_co_preadv(struct block_node *node, uint64_t offset, struct iov 
 {
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_READ, offset, iov.size);
-    return r < 0 ? r : block_co_preadv(s->image, offset, iov, flags);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_preadv(s->image, offset, iov, flags);
 }
 
 static int fault_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
@@ -278,7 +281,10 @@ static int fault_co_pwritev(struct block_node *node, uint64_t offset, struct iov
 {
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_WRITE, offset, iov.size);
-    return r < 0 ? r : block_co_pwritev(s->image, offset, iov, flags);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_pwritev(s->image, offset, iov, flags);
 }
 
 static int fault_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
@@ -287,7 +293,10 @@ static int fault_co_write_zeroes(struct block_node *node, uint64_t offset, uint6
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_WRITE_ZEROES, offset, length);
 
-    return r < 0 ? r : block_co_write_zeroes(s->image, offset, length, flags);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_write_zeroes(s->image, offset, length, flags);
 }
 
 static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
@@ -295,14 +304,20 @@ static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t l
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_DISCARD, offset, length);
 
-    return r < 0 ? r : block_co_discard(s->image, offset, length);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_discard(s->image, offset, length);
 }
 
 static int fault_co_flush(struct block_node *node)
 {
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_FLUSH, 0, 0);
-    return r < 0 ? r : block_co_flush(s->image);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_flush(s->image);
 }
 
 static int fault_co_status(struct block_node *node, uint64_t offset, uint64_t length,
@@ -311,7 +326,10 @@ static int fault_co_status(struct block_node *node, uint64_t offset, uint64_t le
     struct fault *s = node->opaque;
     int r = co_check(s, FAULT_IO_BLOCK_STATUS, offset, length);
 
-    return r < 0 ? r : block_co_status(s->image, offset, length, ret_status);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_status(s->image, offset, length, ret_status);
 }
 
 static void fault_co_event(struct block_node *node, enum block_event event)

@@ -125,7 +125,10 @@ static int parse_line(struct config_parser *p, char *text, struct fault_rules *r
     }
     if (*text == '[') {
         int r = finish_group(p, rules, err);
-        return r < 0 ? r : begin_group(p, text, err);
+        if (r < 0) {
+            return r;
+        }
+        return begin_group(p, text, err);
     }
     return add_value(p, text, err);
 }

@@ -573,7 +573,10 @@ static int co_open_children(struct block_node *node, struct options *opts, struc
     for (size_t i = 0; i < count && r >= 0; i++) {
         r = co_open_one(node, opts, json_object_array_get_idx(list, i), err);
     }
-    return r < 0 ? r : check_sizes(q, err);
+    if (r < 0) {
+        return r;
+    }
+    return check_sizes(q, err);
 }
 
 static int quorum_co_open(struct block_node *node, struct options *opts, struct error *err)

@@ -333,7 +333,10 @@ static int write_log_co_pwritev(struct block_node *node, uint64_t offset, struct
         .data = &iov,
     };
 
-    return r < 0 ? r : co_append(s, &entry);
+    if (r < 0) {
+        return r;
+    }
+    return co_append(s, &entry);
 }
 
 static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
@@ -348,7 +351,10 @@ static int write_log_co_write_zeroes(struct block_node *node, uint64_t offset, u
         .zeroes = true,
     };
 
-    return r < 0 ? r : co_append(s, &entry);
+    if (r < 0) {
+        return r;
+    }
+    return co_append(s, &entry);
 }
 
 static int write_log_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
@@ -361,7 +367,10 @@ static int write_log_co_discard(struct block_node *node, uint64_t offset, uint64
         .flags = LOG_FLAG_DISCARD,
     };
 
-    return r < 0 ? r : co_append(s, &entry);
+    if (r < 0) {
+        return r;
+    }
+    return co_append(s, &entry);
 }
 
 static int write_log_co_flush(struct block_node *node)

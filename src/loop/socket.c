@@ -135,7 +135,10 @@ int loop_co_connect(int fd, const struct sockaddr *addr, socklen_t len, int64_t 
             int64_t left = timeout_ns < 0 ? -1 : deadline - loop_now_ns();
             int r = loop_co_poll(fd, POLLOUT, timeout_ns >= 0 && left < 0 ? 0 : left);
 
-            return r < 0 ? r : connect_result(fd);
+            if (r < 0) {
+                return r;
+            }
+            return connect_result(fd);
         }
         if (!would_block(errno)) {
             return -errno;

@@ -35,7 +35,10 @@ static int co_node_add_open(void *state, struct json_object *data, struct error 
         return error_set(err, EINVAL, "'node-name' must be specified for the root node");
     }
     r = options_from_arguments(data, &opts, err);
-    return r < 0 ? r : block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &s->node, err);
+    if (r < 0) {
+        return r;
+    }
+    return block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &s->node, err);
 }
 
 /* The nodes below that were there before. */

@@ -71,7 +71,10 @@ int qmp_co_object_add(struct qmp_call *call, struct json_object *args,
     struct options *opts;
     int r = options_from_arguments(args, &opts, err);
 
-    return r < 0 ? r : user_object_add(opts, err);
+    if (r < 0) {
+        return r;
+    }
+    return user_object_add(opts, err);
 }
 
 int qmp_co_object_del(struct qmp_call *call, struct json_object *args,

@@ -15,7 +15,7 @@ static int check_name(const char *name, struct error *err)
 }
 
 int qmp_co_trace_event_get_state(struct qmp_call *call, struct json_object *args,
-                                 struct json_object **ret, struct error *err)
+                                 struct json_object **ret_value, struct error *err)
 {
     const char *name = qmp_get_str(args, "name");
     const struct trace_event *event = NULL;
@@ -33,13 +33,13 @@ int qmp_co_trace_event_get_state(struct qmp_call *call, struct json_object *args
         qmp_put_str(o, "state", trace_event_is_enabled(event) ? "enabled" : "disabled");
         json_object_array_add(list, o);
     }
-    *ret = list;
+    *ret_value = list;
     return 0;
 }
 
 /* `ignore-unavailable` is about events that were left out of a build, of which there are none. */
 int qmp_co_trace_event_set_state(struct qmp_call *call, struct json_object *args,
-                                 struct json_object **ret, struct error *err)
+                                 struct json_object **ret_value, struct error *err)
 {
     const char *name = qmp_get_str(args, "name");
     bool enable = qmp_get_bool(args, "enable", false);
