@@ -109,18 +109,18 @@ void json_reader_free(struct json_reader *reader)
 
 /* --- values */
 
-static int out_of_memory(struct error *err)
+static int json_out_of_memory(struct error *err)
 {
     return error_set(err, ENOMEM, "Out of memory for a JSON value");
 }
 
-static int syntax_error(struct error *err, const char *what)
+static int json_syntax_error(struct error *err, const char *what)
 {
     return error_set(err, EINVAL, "JSON parse error, %s", what);
 }
 
 /* Add a value, whose reference is consumed in any case, to the array or object that is open. */
-static int add_value(struct json_reader *reader, struct json_object *value, struct error *err)
+static int add_json_value(struct json_reader *reader, struct json_object *value, struct error *err)
 {
     struct json_object *parent = reader->depth > 0 ? reader->open[reader->depth - 1] : NULL;
     int r;
@@ -136,7 +136,7 @@ static int add_value(struct json_reader *reader, struct json_object *value, stru
         r = json_object_array_add(parent, value);
     } else if (json_object_object_get_ex(parent, reader->key, NULL)) {
         json_object_put(value);
-        return syntax_error(err, "duplicate key");
+        return json_syntax_error(err, "duplicate key");
     } else {
         reader->cost += COST_MEMBER + strlen(reader->key);
         r = json_object_object_add(parent, reader->key, value);
@@ -145,7 +145,7 @@ static int add_value(struct json_reader *reader, struct json_object *value, stru
     }
     if (r < 0) {
         json_object_put(value);
-        return out_of_memory(err);
+        return json_out_of_memory(err);
     }
     return 0;
 }
@@ -157,10 +157,10 @@ static int open_container(struct json_reader *reader, bool is_object, struct err
     int r;
 
     if (!value) {
-        return out_of_memory(err);
+        return json_out_of_memory(err);
     }
     reader->cost += is_object ? COST_OBJECT : COST_ARRAY;
-    r = add_value(reader, value, err);
+    r = add_json_value(reader, value, err);
     if (r >= 0) {
         reader->open[reader->depth++] = value;
         reader->expect = is_object ? EXPECT_KEY_OR_END : EXPECT_VALUE_OR_END;
@@ -184,7 +184,7 @@ static int take_key(struct json_reader *reader, struct error *err)
     reader->key =
         reader->decoded.failed ? NULL : strdup(reader->decoded.len ? reader->decoded.data : "");
     reader->expect = EXPECT_COLON;
-    return reader->key ? 0 : out_of_memory(err);
+    return reader->key ? 0 : json_out_of_memory(err);
 }
 
 static int new_string(struct json_reader *reader, struct json_object **ret_value, struct error *err)
@@ -195,11 +195,11 @@ static int new_string(struct json_reader *reader, struct json_object **ret_value
     }
     reader->cost += reader->decoded.len;
     if (reader->decoded.failed || reader->decoded.len > INT32_MAX) {
-        return out_of_memory(err);
+        return json_out_of_memory(err);
     }
     *ret_value = json_object_new_string_len(reader->decoded.len ? reader->decoded.data : "",
                                             (int)reader->decoded.len);
-    return *ret_value ? 0 : out_of_memory(err);
+    return *ret_value ? 0 : json_out_of_memory(err);
 }
 
 static int new_number(struct json_reader *reader, bool is_integer, struct json_object **ret_value,
@@ -216,13 +216,13 @@ static int new_number(struct json_reader *reader, bool is_integer, struct json_o
         integer = strtoll(text, NULL, 10);
         if (errno == 0) {
             *ret_value = json_object_new_int64(integer);
-            return *ret_value ? 0 : out_of_memory(err);
+            return *ret_value ? 0 : json_out_of_memory(err);
         }
         errno = 0;
         natural = strtoull(text, NULL, 10);
         if (errno == 0 && text[0] != '-') {
             *ret_value = json_object_new_uint64(natural);
-            return *ret_value ? 0 : out_of_memory(err);
+            return *ret_value ? 0 : json_out_of_memory(err);
         }
     }
     number = strtod(text, NULL);
@@ -230,7 +230,7 @@ static int new_number(struct json_reader *reader, bool is_integer, struct json_o
         return error_set(err, EINVAL, "JSON parse error, number '%.40s' is out of range", text);
     }
     *ret_value = json_object_new_double(number);
-    return *ret_value ? 0 : out_of_memory(err);
+    return *ret_value ? 0 : json_out_of_memory(err);
 }
 
 static int new_word(struct json_reader *reader, struct json_object **ret_value, struct error *err)
@@ -244,7 +244,7 @@ static int new_word(struct json_reader *reader, struct json_object **ret_value, 
         return error_set(err, EINVAL, "JSON parse error, invalid keyword '%s'", text);
     }
     *ret_value = json_object_new_boolean(text[0] == 't');
-    return *ret_value ? 0 : out_of_memory(err);
+    return *ret_value ? 0 : json_out_of_memory(err);
 }
 
 static int take_scalar(struct json_reader *reader, enum json_token token, struct error *err)
@@ -267,7 +267,7 @@ static int take_scalar(struct json_reader *reader, enum json_token token, struct
     if (r < 0) {
         return r;
     }
-    return add_value(reader, value, err);
+    return add_json_value(reader, value, err);
 }
 
 /* --- grammar */
@@ -281,7 +281,7 @@ static int take_value(struct json_reader *reader, enum json_token token, char pu
     if (punct == '{' || punct == '[') {
         return open_container(reader, punct == '{', err);
     }
-    return syntax_error(err, "expecting value");
+    return json_syntax_error(err, "expecting value");
 }
 
 /* A token that is no string stands where a key should be. Returns -EINVAL. */
@@ -292,9 +292,9 @@ static int no_key(struct json_reader *reader, enum json_token token, char punct,
     int r = token == JSON_KEYWORD ? new_word(reader, &word, err) : 0;
 
     json_object_put(word);
-    return r < 0
-               ? r
-               : syntax_error(err, is_value ? "key is not a string in object" : "expecting value");
+    return r < 0 ? r
+                 : json_syntax_error(err, is_value ? "key is not a string in object"
+                                                   : "expecting value");
 }
 
 static int take_separator(struct json_reader *reader, char punct, struct error *err)
@@ -308,8 +308,8 @@ static int take_separator(struct json_reader *reader, char punct, struct error *
         reader->expect = in_object ? EXPECT_KEY : EXPECT_VALUE;
         return 0;
     }
-    return syntax_error(err,
-                        in_object ? "expected separator in dict" : "expected separator in list");
+    return json_syntax_error(err, in_object ? "expected separator in dict"
+                                            : "expected separator in list");
 }
 
 static int take_token(struct json_reader *reader, enum json_token token, struct error *err)
@@ -334,7 +334,7 @@ static int take_token(struct json_reader *reader, enum json_token token, struct 
         return token == JSON_STRING ? take_key(reader, err) : no_key(reader, token, punct, err);
     case EXPECT_COLON:
         reader->expect = EXPECT_VALUE;
-        return punct == ':' ? 0 : syntax_error(err, "missing : in object pair");
+        return punct == ':' ? 0 : json_syntax_error(err, "missing : in object pair");
     case EXPECT_SEPARATOR:
         return take_separator(reader, punct, err);
     default:
@@ -441,7 +441,7 @@ int json_reader_feed(struct json_reader *reader, const char *data, size_t size, 
         lexed = json_lex_char(&reader->lexer, data[i], &token);
         if (reader->lexer.text.failed) {
             *ret_used = i + 1;
-            out_of_memory(err);
+            json_out_of_memory(err);
             return give_up_line(reader, data[i]);
         }
         i += lexed != JSON_LEX_TOKEN_BEFORE;
@@ -498,7 +498,7 @@ int json_read_text(const char *text, size_t size, const struct json_limits *limi
     int r;
 
     if (!reader) {
-        return out_of_memory(err);
+        return json_out_of_memory(err);
     }
     r = read_all(reader, text, size, &value, err);
     if (r >= 0) {
@@ -507,7 +507,7 @@ int json_read_text(const char *text, size_t size, const struct json_limits *limi
 
         if (more >= 0 &&
             (reader->tokens > 0 || reader->lexer.state != JSON_LEX_START || !(r || more))) {
-            more = syntax_error(err, "premature EOI");
+            more = json_syntax_error(err, "premature EOI");
         } else if (more > 0 && r > 0) {
             more = error_set(err, EINVAL, "Expecting at most one JSON value");
         }

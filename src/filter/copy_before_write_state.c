@@ -289,7 +289,7 @@ static void co_wait_locked(struct cbw_write *w, struct cbw_copy *copy)
  * Make copies, own[0 .. own_count), of the UNTOUCHED clusters in [offset, end): they are COPYING
  * now. -ENOMEM
  */
-static int claim_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
+static int claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t end)
 {
     uint64_t start, length;
 
@@ -373,7 +373,7 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
     while (r == 0 && !s->broken) {
         struct cbw_copy *copy;
 
-        r = claim_locked(w, offset, end);
+        r = claim_clusters_locked(w, offset, end);
         if (r == 0 && w->own_count > 0) {
             arm_timer(w);
             pthread_mutex_unlock(&s->lock);

@@ -255,7 +255,7 @@ static void fault_co_close(struct block_node *node)
 
 /* --- I/O -------------------------------------------------------------------------------------- */
 
-static int co_check(struct fault *s, enum fault_iotype type, uint64_t offset, uint64_t length)
+static int co_check_fault(struct fault *s, enum fault_iotype type, uint64_t offset, uint64_t length)
 {
     bool immediately = false;
     int r = fault_rules_check(&s->rules, type, offset, length, &immediately);
@@ -269,7 +269,7 @@ static int co_check(struct fault *s, enum fault_iotype type, uint64_t offset, ui
 static int fault_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct fault *s = node->opaque;
-    int r = co_check(s, FAULT_IO_READ, offset, iov.size);
+    int r = co_check_fault(s, FAULT_IO_READ, offset, iov.size);
     if (r < 0) {
         return r;
     }
@@ -280,7 +280,7 @@ static int fault_co_pwritev(struct block_node *node, uint64_t offset, struct iov
                             unsigned flags)
 {
     struct fault *s = node->opaque;
-    int r = co_check(s, FAULT_IO_WRITE, offset, iov.size);
+    int r = co_check_fault(s, FAULT_IO_WRITE, offset, iov.size);
     if (r < 0) {
         return r;
     }
@@ -291,7 +291,7 @@ static int fault_co_write_zeroes(struct block_node *node, uint64_t offset, uint6
                                  unsigned flags)
 {
     struct fault *s = node->opaque;
-    int r = co_check(s, FAULT_IO_WRITE_ZEROES, offset, length);
+    int r = co_check_fault(s, FAULT_IO_WRITE_ZEROES, offset, length);
 
     if (r < 0) {
         return r;
@@ -302,7 +302,7 @@ static int fault_co_write_zeroes(struct block_node *node, uint64_t offset, uint6
 static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct fault *s = node->opaque;
-    int r = co_check(s, FAULT_IO_DISCARD, offset, length);
+    int r = co_check_fault(s, FAULT_IO_DISCARD, offset, length);
 
     if (r < 0) {
         return r;
@@ -313,7 +313,7 @@ static int fault_co_discard(struct block_node *node, uint64_t offset, uint64_t l
 static int fault_co_flush(struct block_node *node)
 {
     struct fault *s = node->opaque;
-    int r = co_check(s, FAULT_IO_FLUSH, 0, 0);
+    int r = co_check_fault(s, FAULT_IO_FLUSH, 0, 0);
     if (r < 0) {
         return r;
     }
@@ -324,7 +324,7 @@ static int fault_co_status(struct block_node *node, uint64_t offset, uint64_t le
                            struct block_status *ret_status)
 {
     struct fault *s = node->opaque;
-    int r = co_check(s, FAULT_IO_BLOCK_STATUS, offset, length);
+    int r = co_check_fault(s, FAULT_IO_BLOCK_STATUS, offset, length);
 
     if (r < 0) {
         return r;

@@ -51,7 +51,7 @@ static char *trim(char *text)
     return text;
 }
 
-static int syntax_error(const struct config_parser *p, const char *what, struct error *err)
+static int config_syntax_error(const struct config_parser *p, const char *what, struct error *err)
 {
     return error_set(err, EINVAL, "%s:%u: %s", p->filename, p->line, what);
 }
@@ -76,13 +76,13 @@ static int begin_group(struct config_parser *p, char *text, struct error *err)
     size_t length = strlen(text), name_length;
 
     if (text[length - 1] != ']') {
-        return syntax_error(p, "']' expected at the end of a group's name", err);
+        return config_syntax_error(p, "']' expected at the end of a group's name", err);
     }
     text[length - 1] = '\0';
     text = trim(text + 1);
     name_length = strcspn(text, " \t\"");
     if (name_length == 0 || name_length > NAME_MAX_LENGTH) {
-        return syntax_error(p, "a group's name expected after '['", err);
+        return config_syntax_error(p, "a group's name expected after '['", err);
     }
     memcpy(p->group, text, name_length);
     p->group[name_length] = '\0';
@@ -99,17 +99,17 @@ static int add_value(struct config_parser *p, char *text, struct error *err)
     char *equals = strchr(text, '='), *key, *value, *quote;
 
     if (!equals) {
-        return syntax_error(p, "'key = \"value\"' expected", err);
+        return config_syntax_error(p, "'key = \"value\"' expected", err);
     }
     if (!p->opts) {
-        return syntax_error(p, "no group defined", err);
+        return config_syntax_error(p, "no group defined", err);
     }
     *equals = '\0';
     key = trim(text);
     value = trim(equals + 1);
     quote = *value == '"' ? strchr(value + 1, '"') : NULL;
     if (!*key || !quote || quote[1] != '\0') {
-        return syntax_error(p, "'key = \"value\"' expected", err);
+        return config_syntax_error(p, "'key = \"value\"' expected", err);
     }
     *quote = '\0';
     options_set_str(p->opts, key, value + 1);
@@ -146,7 +146,7 @@ int fault_rules_load(struct fault_rules *rules, const char *filename, struct err
     while (r == 0 && fgets(line, sizeof(line), file)) {
         p.line++;
         if (!strchr(line, '\n') && !feof(file)) {
-            r = syntax_error(&p, "line is too long", err);
+            r = config_syntax_error(&p, "line is too long", err);
             break;
         }
         r = parse_line(&p, line, rules, err);

@@ -41,7 +41,7 @@ void fault_rules_destroy(struct fault_rules *r)
     pthread_mutex_destroy(&r->lock);
 }
 
-static int find_name(const char *const *names, size_t count, const char *name)
+static int find_rule_name(const char *const *names, size_t count, const char *name)
 {
     for (size_t i = 0; i < count; i++) {
         if (strcmp(names[i], name) == 0) {
@@ -118,7 +118,7 @@ static int take_iotypes(struct options *opts, unsigned *ret_value, struct error 
         *ret_value = FAULT_IO_DEFAULT_MASK;
         return 0;
     }
-    index = find_name(iotype_names, ARRAY_SIZE(iotype_names), name);
+    index = find_rule_name(iotype_names, ARRAY_SIZE(iotype_names), name);
     if (index < 0) {
         return error_set(err, EINVAL, "Invalid iotype value \"%s\"", name);
     }

@@ -277,7 +277,7 @@ static void co_put_right(struct quorum *q, struct part *parts, int winner)
 }
 
 /* Read and vote, while no write to the range is in flight. Returns the winner, or -errno. */
-static int co_settle(struct block_node *node, struct part *parts)
+static int co_settle_vote(struct block_node *node, struct part *parts)
 {
     struct quorum *q = node->opaque;
     uint64_t offset = parts[0].offset, size = parts[0].iov.size;
@@ -312,7 +312,7 @@ static int co_read_by_vote(struct block_node *node, uint64_t offset, struct iov 
             struct range_entry range;
 
             co_range_lock(&q->writes, &range, offset, iov.size, true);
-            r = co_settle(node, parts);
+            r = co_settle_vote(node, parts);
             range_unlock(&q->writes, &range);
         }
     }
@@ -323,7 +323,8 @@ static int co_read_by_vote(struct block_node *node, uint64_t offset, struct iov 
     return MIN(r, 0);
 }
 
-static int co_read_first(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+static int co_read_first_good(struct block_node *node, uint64_t offset, struct iov iov,
+                              unsigned flags)
 {
     struct quorum *q = node->opaque;
     int r = -EIO;
@@ -348,7 +349,7 @@ static int quorum_co_preadv(struct block_node *node, uint64_t offset, struct iov
     if (flags & BLOCK_REQ_PREFETCH) {
         return 0; /* a hint */
     }
-    return q->pattern == READ_FIFO ? co_read_first(node, offset, iov, flags)
+    return q->pattern == READ_FIFO ? co_read_first_good(node, offset, iov, flags)
                                    : co_read_by_vote(node, offset, iov);
 }
 
@@ -358,7 +359,7 @@ static int quorum_co_preadv(struct block_node *node, uint64_t offset, struct iov
  * Whether a child has no fast way to do it. This is not a failure: the caller falls back, for all
  * children.
  */
-static bool is_refused(const struct quorum *q, const struct part *parts)
+static bool is_request_refused(const struct quorum *q, const struct part *parts)
 {
     for (int i = 0; i < q->count; i++) {
         if ((parts[i].flags & BLOCK_REQ_NO_FALLBACK) && parts[i].result == -ENOTSUP) {
@@ -368,7 +369,7 @@ static bool is_refused(const struct quorum *q, const struct part *parts)
     return false;
 }
 
-static int co_change(struct block_node *node, const struct part *what)
+static int co_change_all(struct block_node *node, const struct part *what)
 {
     struct quorum *q = node->opaque;
     struct part parts[CHILDREN_MAX] = {0};
@@ -381,7 +382,7 @@ static int co_change(struct block_node *node, const struct part *what)
     co_range_lock(&q->writes, &range, what->offset, what->length, false);
     co_do_all(parts, q->count);
     range_unlock(&q->writes, &range);
-    if (is_refused(q, parts)) {
+    if (is_request_refused(q, parts)) {
         return -ENOTSUP;
     }
     return count_results(node, parts, BLOCK_VOTE_WRITE, what->offset, what->length);
@@ -390,7 +391,7 @@ static int co_change(struct block_node *node, const struct part *what)
 static int quorum_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
                              unsigned flags)
 {
-    return co_change(
+    return co_change_all(
         node,
         &(struct part){
             .op = PART_WRITE, .offset = offset, .length = iov.size, .iov = iov, .flags = flags});
@@ -399,7 +400,7 @@ static int quorum_co_pwritev(struct block_node *node, uint64_t offset, struct io
 static int quorum_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
                                   unsigned flags)
 {
-    return co_change(
+    return co_change_all(
         node, &(struct part){.op = PART_ZERO, .offset = offset, .length = length, .flags = flags});
 }
 
@@ -474,7 +475,7 @@ static int quorum_co_allocated_size(struct block_node *node, uint64_t *ret_value
 
 /* --- open and close --------------------------------------------------------------------------- */
 
-static int check_options(const struct quorum *q, size_t count, struct error *err)
+static int check_quorum_options(const struct quorum *q, size_t count, struct error *err)
 {
     if (count == 0) {
         return error_set(err, EINVAL, "Number of provided children must be 1 or more");
@@ -544,7 +545,7 @@ static int co_open_one(struct block_node *node, struct options *opts, struct jso
     return r;
 }
 
-static int check_sizes(const struct quorum *q, struct error *err)
+static int check_quorum_sizes(const struct quorum *q, struct error *err)
 {
     for (int i = 1; i < q->count; i++) {
         const struct block_edge *first = q->children[0].edge, *edge = q->children[i].edge;
@@ -568,7 +569,7 @@ static int co_open_children(struct block_node *node, struct options *opts, struc
 {
     struct quorum *q = node->opaque;
     size_t count = list ? json_object_array_length(list) : 0;
-    int r = check_options(q, count, err);
+    int r = check_quorum_options(q, count, err);
 
     for (size_t i = 0; i < count && r >= 0; i++) {
         r = co_open_one(node, opts, json_object_array_get_idx(list, i), err);
@@ -576,7 +577,7 @@ static int co_open_children(struct block_node *node, struct options *opts, struc
     if (r < 0) {
         return r;
     }
-    return check_sizes(q, err);
+    return check_quorum_sizes(q, err);
 }
 
 static int quorum_co_open(struct block_node *node, struct options *opts, struct error *err)

@@ -188,8 +188,8 @@ static int co_skip_entries(struct write_log *s, struct error *err)
 
 /* --- open, close ------------------------------------------------------------------------------ */
 
-static int take_options(struct write_log *s, struct options *opts, bool *ret_append,
-                        struct error *err)
+static int take_log_options(struct write_log *s, struct options *opts, bool *ret_append,
+                            struct error *err)
 {
     bool sector_size_given = options_has(opts, "log-sector-size");
     uint64_t sector_size;
@@ -250,7 +250,7 @@ static int write_log_co_open(struct block_node *node, struct options *opts, stru
     bool append;
     int r;
 
-    r = take_options(s, opts, &append, err);
+    r = take_log_options(s, opts, &append, err);
     if (r < 0) {
         return r;
     }

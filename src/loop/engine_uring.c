@@ -351,7 +351,7 @@ static void uring_turn(struct reactor *reactor, int64_t timeout_ns)
 /* --- operations */
 
 /* The ring was short of memory, or io_uring can't wait for this kind of descriptor. */
-static bool is_refused(int result)
+static bool uring_is_refused(int result)
 {
     return result == -EAGAIN || result == -EINTR;
 }
@@ -364,7 +364,7 @@ static ssize_t uring_co_preadv(struct reactor *reactor, int fd, const struct iov
 
     io_uring_prep_readv(sqe, fd, iov, (unsigned)iovcnt, offset);
     r = co_wait_for_file(uring_of(reactor), sqe, fd);
-    return is_refused(r) ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset) : r;
+    return uring_is_refused(r) ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset) : r;
 }
 
 static ssize_t uring_co_pwritev(struct reactor *reactor, int fd, const struct iovec *iov,
@@ -376,7 +376,7 @@ static ssize_t uring_co_pwritev(struct reactor *reactor, int fd, const struct io
 
     io_uring_prep_writev2(sqe, fd, iov, (unsigned)iovcnt, offset, rw_flags);
     r = co_wait_for_file(uring_of(reactor), sqe, fd);
-    return is_refused(r) ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags) : r;
+    return uring_is_refused(r) ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags) : r;
 }
 
 static int uring_co_fdatasync(struct reactor *reactor, int fd)

@@ -36,7 +36,7 @@ static void ring_bell(struct reactor *reactor)
     } while (n < 0 && errno == EINTR);
 }
 
-static void enqueue(struct co_home *home, struct co *co)
+static void reactor_enqueue(struct co_home *home, struct co *co)
 {
     struct reactor *reactor = container_of(home, struct reactor, home);
     void *first;
@@ -313,7 +313,7 @@ int reactor_init(struct reactor *reactor, const struct loop_engine *engine)
     void *data;
     int r;
 
-    reactor->home.enqueue = enqueue;
+    reactor->home.enqueue = reactor_enqueue;
     reactor->engine = engine;
     list_init(&reactor->ready);
     list_init(&reactor->batch);

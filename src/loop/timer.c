@@ -20,7 +20,7 @@ int64_t loop_now_ns(void)
 }
 
 /* Put `t` at place i of the heap. */
-static void place(struct reactor *reactor, size_t i, struct loop_timer *t)
+static void place_timer(struct reactor *reactor, size_t i, struct loop_timer *t)
 {
     reactor->timers[i] = t;
     t->heap_index = i;
@@ -35,10 +35,10 @@ static void sift_up(struct reactor *reactor, size_t i, struct loop_timer *t)
         if (parent->deadline_ns <= t->deadline_ns) {
             break;
         }
-        place(reactor, i, parent);
+        place_timer(reactor, i, parent);
         i = (i - 1) / 2;
     }
-    place(reactor, i, t);
+    place_timer(reactor, i, t);
 }
 
 /* Put `t` at the free place i or below, where the heap is in order. */
@@ -57,10 +57,10 @@ static void sift_down(struct reactor *reactor, size_t i, struct loop_timer *t)
         if (t->deadline_ns <= reactor->timers[child]->deadline_ns) {
             break;
         }
-        place(reactor, i, reactor->timers[child]);
+        place_timer(reactor, i, reactor->timers[child]);
         i = child;
     }
-    place(reactor, i, t);
+    place_timer(reactor, i, t);
 }
 
 /* Put `t` at place i, which is free or its own, or where the heap is in order. */
