@@ -63,7 +63,7 @@ void export_register_type(const struct export_type *type)
     types[type_count++] = type;
 }
 
-static const struct export_type *find_type(const char *name)
+static const struct export_type *find_export_type(const char *name)
 {
     for (size_t i = 0; i < type_count; i++) {
         if (strcmp(types[i]->name, name) == 0) {
@@ -227,7 +227,7 @@ static int id_in_use(const char *id, struct error *err)
 static int check_config(const struct export_config *config, const struct export_type **ret_type,
                         struct block_node **ret_node, struct error *err)
 {
-    *ret_type = config->type ? find_type(config->type) : NULL;
+    *ret_type = config->type ? find_export_type(config->type) : NULL;
     if (!*ret_type) {
         return error_set(err, EINVAL, "Export type '%s' is not supported",
                          config->type ? config->type : "");
@@ -243,7 +243,8 @@ static int check_config(const struct export_config *config, const struct export_
 }
 
 /* The state of the type, from a copy of the options. */
-static int parse_options(struct export *e, const struct export_config *config, struct error *err)
+static int parse_type_options(struct export *e, const struct export_config *config,
+                              struct error *err)
 {
     AUTO_OPTIONS struct options *opts =
         config->options ? options_clone(config->options) : options_new();
@@ -265,7 +266,7 @@ static int co_set_up(struct export *e, struct block_node *node, const struct exp
         .writable = config->writable,
         .writethrough = config->writethrough,
     };
-    int r = parse_options(e, config, err);
+    int r = parse_type_options(e, config, err);
 
     if (r < 0) {
         return r;

@@ -202,7 +202,7 @@ static int co_make_listener(const struct export_nbd_server_config *config, int *
     return co_listen_tcp(config, ret_fd, err);
 }
 
-static int co_start_server(const struct export_nbd_server_config *config, struct error *err)
+static int co_start_nbd_server(const struct export_nbd_server_config *config, struct error *err)
 {
     struct nbd_server_config sc = {
         .max_connections = config->max_connections,
@@ -295,7 +295,7 @@ int export_co_nbd_server_start(const struct export_nbd_server_config *config, st
         return r;
     }
     state.busy = true;
-    r = co_start_server(config, err);
+    r = co_start_nbd_server(config, err);
     state.busy = false;
     if (r < 0) {
         drop_tls();

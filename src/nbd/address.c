@@ -22,8 +22,8 @@ static int malformed_address(const char *uri, const char *why, struct error *err
 }
 
 /* "host", "host:port", "[v6]:port". */
-static int parse_authority(const char *uri, const char *text, size_t size,
-                           struct nbd_address *ret_address, struct error *err)
+static int parse_nbd_authority(const char *uri, const char *text, size_t size,
+                               struct nbd_address *ret_address, struct error *err)
 {
     const char *end = text + size, *colon;
 
@@ -49,8 +49,8 @@ static int parse_authority(const char *uri, const char *text, size_t size,
 }
 
 /* The value of "socket=" in a query. */
-static int parse_query(const char *uri, const char *query, struct nbd_address *ret_address,
-                       struct error *err)
+static int parse_nbd_query(const char *uri, const char *query, struct nbd_address *ret_address,
+                           struct error *err)
 {
     while (*query) {
         size_t size = strcspn(query, "&;");
@@ -81,7 +81,7 @@ static int parse_uri(const char *uri, const char *rest, bool is_unix,
         if (authority > 0) {
             return malformed_address(uri, "nbd+unix has no host", err);
         }
-        r = parse_query(uri, query, ret_address, err);
+        r = parse_nbd_query(uri, query, ret_address, err);
         if (r == 0 && (!ret_address->path || !ret_address->path[0])) {
             r = malformed_address(uri, "nbd+unix needs ?socket=PATH", err);
         }
@@ -89,7 +89,7 @@ static int parse_uri(const char *uri, const char *rest, bool is_unix,
         if (*query) {
             return malformed_address(uri, "there are no parameters for TCP", err);
         }
-        r = parse_authority(uri, rest, authority, ret_address, err);
+        r = parse_nbd_authority(uri, rest, authority, ret_address, err);
     }
     if (r < 0) {
         return r;
@@ -114,7 +114,7 @@ static int parse_legacy(const char *uri, const char *rest, struct nbd_address *r
             return malformed_address(uri, "the path of the socket is missing", err);
         }
     } else {
-        r = parse_authority(uri, rest, size, ret_address, err);
+        r = parse_nbd_authority(uri, rest, size, ret_address, err);
         if (r == 0 && !ret_address->port) {
             r = malformed_address(uri, "the port is missing", err);
         }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What a call needs from all who handle it. */
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "nbd/client_internal.h"
 
@@ -22,6 +23,12 @@ void nbd_client_wake_sender_locked(struct nbd_client *c)
         c->idle_sender = NULL;
         co_wake(co);
     }
+}
+
+void nbd_extents_clear(struct nbd_extents *e)
+{
+    free(e->list);
+    *e = (struct nbd_extents){0};
 }
 
 const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t size)

@@ -154,7 +154,7 @@ static int take_flat_address(struct options *opts, struct nbd_address *a, struct
 }
 
 /* `server`, or the flat form. */
-static int take_address(struct options *opts, struct nbd_address *a, struct error *err)
+static int take_node_address(struct options *opts, struct nbd_address *a, struct error *err)
 {
     AUTO_OPTIONS struct options *server = NULL;
     AUTO_FREE char *node_name = NULL;
@@ -171,7 +171,7 @@ static int take_address(struct options *opts, struct nbd_address *a, struct erro
 
 static int take_node_target(struct options *opts, struct node_target *t, struct error *err)
 {
-    int r = take_address(opts, &t->address, err);
+    int r = take_node_address(opts, &t->address, err);
 
     UNLESS_FAILED(r, options_take_str(opts, "export", &t->export, err));
     UNLESS_FAILED(r, options_take_str(opts, "x-dirty-bitmap", &t->context, err));
@@ -239,7 +239,7 @@ static char *make_filename(const struct node_target *t)
     return n < 0 ? NULL : name;
 }
 
-static void set_limits(struct block_node *node, const struct nbd_client *c)
+static void set_node_limits(struct block_node *node, const struct nbd_client *c)
 {
     unsigned flags = nbd_client_flags(c);
     uint32_t min = nbd_client_min_block(c);
@@ -303,7 +303,7 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     }
     free(node->filename);
     node->filename = make_filename(&t);
-    set_limits(node, n->client);
+    set_node_limits(node, n->client);
     pthread_mutex_init(&n->status.lock, NULL);
     if (t.reconnect > 0) {
         nbd_client_set_reconnect(n->client, (int64_t)t.reconnect * 1000000000LL, node_is_awaited,

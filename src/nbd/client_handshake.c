@@ -78,25 +78,39 @@ int nbd_handshake_co_open(struct nbd_wire *w, const struct nbd_client_tls *tls, 
 
 /* --- metadata contexts ---------------------------------------------------------------------- */
 
-static void grant_context(const struct nbd_option_answer *answer, const char *const *contexts,
-                          size_t count, struct nbd_agreement *a)
+/* The contexts that are asked for, and where the grants go. */
+struct context_request {
+    const char *const *contexts;
+    size_t count;
+    struct nbd_agreement *agreement;
+};
+
+/* Take one NBD_REP_META_CONTEXT: an id, then a name. */
+static int take_granted_context(const struct nbd_option_answer *answer, void *arg,
+                                struct error *err)
 {
+    struct context_request *q = arg;
     const char *name = (const char *)answer->data + 4;
 
-    for (size_t i = 0; i < count; i++) {
-        if (strlen(contexts[i]) == answer->length - 4 &&
-            memcmp(contexts[i], name, answer->length - 4) == 0) {
-            a->granted[i] = true;
-            a->context_id[i] = load_be32(answer->data);
+    if (answer->length <= 4) {
+        return nbd_option_unexpected(NBD_OPT_SET_META_CONTEXT, answer,
+                                     "NBD_REP_META_CONTEXT with more than 4 bytes", err);
+    }
+    for (size_t i = 0; i < q->count; i++) {
+        if (strlen(q->contexts[i]) == answer->length - 4 &&
+            memcmp(q->contexts[i], name, answer->length - 4) == 0) {
+            q->agreement->granted[i] = true;
+            q->agreement->context_id[i] = load_be32(answer->data);
         }
     }
+    return 0;
 }
 
 static int co_set_contexts(struct nbd_wire *w, const char *name, const char *const *contexts,
                            size_t count, struct nbd_agreement *a, struct error *err)
 {
-    const uint32_t option = NBD_OPT_SET_META_CONTEXT;
-    struct nbd_option_answer answer CLEANUP(nbd_option_answer_clear) = {0};
+    struct context_request q = {.contexts = contexts, .count = count, .agreement = a};
+    struct nbd_option_answer last CLEANUP(nbd_option_answer_clear) = {0};
     STRBUF_AUTO(data);
     int r;
 
@@ -105,31 +119,15 @@ static int co_set_contexts(struct nbd_wire *w, const char *name, const char *con
     for (size_t i = 0; i < count; i++) {
         nbd_put_string(&data, contexts[i]);
     }
-    r = nbd_option_co_send(w, option, &data, err);
-    if (r < 0) {
-        return r;
+    r = nbd_option_co_send(w, NBD_OPT_SET_META_CONTEXT, &data, err);
+    UNLESS_FAILED(r, nbd_option_co_receive_all(w, NBD_OPT_SET_META_CONTEXT, NBD_REP_META_CONTEXT,
+                                               "NBD_REP_META_CONTEXT or NBD_REP_ACK",
+                                               take_granted_context, &q, &last, err));
+    if (r == 0 && NBD_REP_IS_ERROR(last.type)) {
+        /* Go on without contexts. That an export is not there is said by GO. */
+        memset(a->granted, 0, sizeof(a->granted));
     }
-    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = nbd_option_co_receive(w, option, &answer, err);
-        if (r < 0) {
-            return r;
-        }
-        if (answer.type == NBD_REP_ACK) {
-            return 0;
-        }
-        if (NBD_REP_IS_ERROR(answer.type)) {
-            /* Go on without contexts. That an export is not there is said by GO. */
-            memset(a->granted, 0, sizeof(a->granted));
-            return 0;
-        }
-        if (answer.type != NBD_REP_META_CONTEXT || answer.length <= 4) {
-            return nbd_option_unexpected(
-                option, &answer, "NBD_REP_META_CONTEXT with more than 4 bytes, or NBD_REP_ACK",
-                err);
-        }
-        grant_context(&answer, contexts, count, a);
-    }
-    return nbd_option_endless(option, err);
+    return r;
 }
 
 /* --- what is agreed ------------------------------------------------------------------------- */
@@ -175,10 +173,18 @@ static void set_default_block_sizes(struct nbd_agreement *a)
     a->max_block = NBD_MAX_BLOCK_SIZE;
 }
 
+/* The replies to NBD_OPT_INFO or NBD_OPT_GO so far. */
+struct info_request {
+    uint32_t option;
+    struct nbd_agreement *agreement;
+    bool has_export;
+};
+
 /* Take one NBD_REP_INFO. Unknown kinds are ignored, as the specification asks. */
-static int take_info(uint32_t option, const struct nbd_option_answer *answer,
-                     struct nbd_agreement *a, bool *has_export, struct error *err)
+static int take_info(const struct nbd_option_answer *answer, void *arg, struct error *err)
 {
+    struct info_request *q = arg;
+    struct nbd_agreement *a = q->agreement;
     struct nbd_cursor in = {.data = answer->data, .left = answer->length};
     uint16_t kind = nbd_get_u16(&in);
 
@@ -186,7 +192,7 @@ static int take_info(uint32_t option, const struct nbd_option_answer *answer,
     case NBD_INFO_EXPORT:
         a->size = nbd_get_u64(&in);
         a->flags = nbd_get_u16(&in);
-        *has_export = true;
+        q->has_export = true;
         break;
     case NBD_INFO_BLOCK_SIZE:
         a->min_block = nbd_get_u32(&in);
@@ -206,7 +212,7 @@ static int take_info(uint32_t option, const struct nbd_option_answer *answer,
                          "Unexpected answer of the NBD server to %s: NBD_REP_INFO of kind %u with "
                          "%" PRIu32 " bytes; the kinds 0, 3 and 2 have 12, 14, and 2 to %d without "
                          "a zero byte in the text",
-                         nbd_option_name(option), kind, answer->length, 2 + NBD_STRING_MAX);
+                         nbd_option_name(q->option), kind, answer->length, 2 + NBD_STRING_MAX);
     }
     return 0;
 }
@@ -214,8 +220,9 @@ static int take_info(uint32_t option, const struct nbd_option_answer *answer,
 int nbd_handshake_co_info(struct nbd_wire *w, uint32_t option, const char *name,
                           struct nbd_agreement *a, struct error *err)
 {
-    struct nbd_option_answer answer CLEANUP(nbd_option_answer_clear) = {0};
-    bool has_export = false;
+    static const char expected[] = "NBD_REP_INFO, and NBD_REP_ACK after that of NBD_INFO_EXPORT";
+    struct info_request q = {.option = option, .agreement = a};
+    struct nbd_option_answer last CLEANUP(nbd_option_answer_clear) = {0};
     STRBUF_AUTO(data);
     int r;
 
@@ -225,34 +232,19 @@ int nbd_handshake_co_info(struct nbd_wire *w, uint32_t option, const char *name,
     nbd_put_u16(&data, NBD_INFO_DESCRIPTION);
     set_default_block_sizes(a);
     r = nbd_option_co_send(w, option, &data, err);
+    UNLESS_FAILED(
+        r, nbd_option_co_receive_all(w, option, NBD_REP_INFO, expected, take_info, &q, &last, err));
     if (r < 0) {
         return r;
     }
-    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = nbd_option_co_receive(w, option, &answer, err);
-        if (r < 0) {
-            return r;
-        }
-        if (answer.type == NBD_REP_ERR_UNSUP) {
-            return 1;
-        }
-        if (NBD_REP_IS_ERROR(answer.type)) {
-            return nbd_option_refused(option, &answer, err);
-        }
-        if (answer.type == NBD_REP_ACK && has_export) {
-            return check_agreement(a, err);
-        }
-        if (answer.type != NBD_REP_INFO) {
-            return nbd_option_unexpected(
-                option, &answer, "NBD_REP_INFO, and NBD_REP_ACK after that of NBD_INFO_EXPORT",
-                err);
-        }
-        r = take_info(option, &answer, a, &has_export, err);
-        if (r < 0) {
-            return r;
-        }
+    if (last.type == NBD_REP_ERR_UNSUP) {
+        return 1;
     }
-    return nbd_option_endless(option, err);
+    if (NBD_REP_IS_ERROR(last.type)) {
+        return nbd_option_refused(option, &last, err);
+    }
+    return q.has_export ? check_agreement(a, err)
+                        : nbd_option_unexpected(option, &last, expected, err);
 }
 
 /* --- servers that know no better option ----------------------------------------------------- */

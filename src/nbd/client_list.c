@@ -20,10 +20,16 @@ void nbd_export_list_free(struct nbd_export_info *list, size_t count)
     free(list);
 }
 
+/* A list that grows. */
+struct export_list {
+    struct nbd_export_info *list;
+    size_t count;
+};
+
 /* Take one NBD_REP_SERVER: a name, then a description. */
-static int take_server_reply(const struct nbd_option_answer *answer, struct nbd_export_info **list,
-                             size_t *count, struct error *err)
+static int take_listed_export(const struct nbd_option_answer *answer, void *arg, struct error *err)
 {
+    struct export_list *l = arg;
     struct nbd_cursor in = {.data = answer->data, .left = answer->length};
     struct nbd_export_info e = {.name = nbd_get_string(&in)};
     struct nbd_export_info *larger;
@@ -36,53 +42,35 @@ static int take_server_reply(const struct nbd_option_answer *answer, struct nbd_
     if (in.left > 0) {
         e.description = nbd_get_string_of(&in, in.left);
     }
-    larger = realloc(*list, (*count + 1) * sizeof(**list));
+    larger = realloc(l->list, (l->count + 1) * sizeof(*larger));
     if (!larger) {
         free(e.name);
         free(e.description);
         return error_set(err, ENOMEM, "Out of memory");
     }
-    *list = larger;
-    larger[(*count)++] = e;
+    l->list = larger;
+    larger[l->count++] = e;
     return 0;
 }
 
-static int co_list_names(struct nbd_wire *w, struct nbd_export_info **list, size_t *count,
-                         struct error *err)
+static int co_list_names(struct nbd_wire *w, struct export_list *l, struct error *err)
 {
-    struct nbd_option_answer answer CLEANUP(nbd_option_answer_clear) = {0};
+    struct nbd_option_answer last CLEANUP(nbd_option_answer_clear) = {0};
     int r = nbd_option_co_send(w, NBD_OPT_LIST, NULL, err);
 
+    UNLESS_FAILED(r, nbd_option_co_receive_all(w, NBD_OPT_LIST, NBD_REP_SERVER,
+                                               "NBD_REP_SERVER or NBD_REP_ACK", take_listed_export,
+                                               l, &last, err));
     if (r < 0) {
         return r;
     }
-    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = nbd_option_co_receive(w, NBD_OPT_LIST, &answer, err);
-        if (r < 0) {
-            return r;
-        }
-        if (answer.type == NBD_REP_ACK) {
-            return 0;
-        }
-        if (NBD_REP_IS_ERROR(answer.type)) {
-            return nbd_option_refused(NBD_OPT_LIST, &answer, err);
-        }
-        if (answer.type != NBD_REP_SERVER) {
-            return nbd_option_unexpected(NBD_OPT_LIST, &answer, "NBD_REP_SERVER or NBD_REP_ACK",
-                                         err);
-        }
-        r = take_server_reply(&answer, list, count, err);
-        if (r < 0) {
-            return r;
-        }
-    }
-    return nbd_option_endless(NBD_OPT_LIST, err);
+    return NBD_REP_IS_ERROR(last.type) ? nbd_option_refused(NBD_OPT_LIST, &last, err) : 0;
 }
 
 /* Take one NBD_REP_META_CONTEXT: an id, then a name. */
-static int take_context_reply(const struct nbd_option_answer *answer, struct nbd_export_info *e,
-                              struct error *err)
+static int take_listed_context(const struct nbd_option_answer *answer, void *arg, struct error *err)
 {
+    struct nbd_export_info *e = arg;
     struct nbd_cursor in = {.data = answer->data, .left = answer->length};
     char **larger, *name;
 
@@ -102,37 +90,20 @@ static int take_context_reply(const struct nbd_option_answer *answer, struct nbd
     return 0;
 }
 
+/* A server that refuses to list contexts is fine. */
 static int co_list_contexts(struct nbd_wire *w, struct nbd_export_info *e, struct error *err)
 {
-    const uint32_t option = NBD_OPT_LIST_META_CONTEXT;
-    struct nbd_option_answer answer CLEANUP(nbd_option_answer_clear) = {0};
+    struct nbd_option_answer last CLEANUP(nbd_option_answer_clear) = {0};
     STRBUF_AUTO(data);
     int r;
 
     nbd_put_string(&data, e->name);
     nbd_put_u32(&data, 0);
-    r = nbd_option_co_send(w, option, &data, err);
-    if (r < 0) {
-        return r;
-    }
-    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
-        r = nbd_option_co_receive(w, option, &answer, err);
-        if (r < 0) {
-            return r;
-        }
-        if (answer.type == NBD_REP_ACK || NBD_REP_IS_ERROR(answer.type)) {
-            return 0;
-        }
-        if (answer.type != NBD_REP_META_CONTEXT) {
-            return nbd_option_unexpected(option, &answer, "NBD_REP_META_CONTEXT or NBD_REP_ACK",
-                                         err);
-        }
-        r = take_context_reply(&answer, e, err);
-        if (r < 0) {
-            return r;
-        }
-    }
-    return nbd_option_endless(option, err);
+    r = nbd_option_co_send(w, NBD_OPT_LIST_META_CONTEXT, &data, err);
+    UNLESS_FAILED(r, nbd_option_co_receive_all(w, NBD_OPT_LIST_META_CONTEXT, NBD_REP_META_CONTEXT,
+                                               "NBD_REP_META_CONTEXT or NBD_REP_ACK",
+                                               take_listed_context, e, &last, err));
+    return r;
 }
 
 /* Size, flags and contexts of an export. A server that refuses to tell them is fine. */
@@ -164,9 +135,8 @@ static int co_describe(struct nbd_wire *w, struct nbd_export_info *e, bool struc
     return structured ? co_list_contexts(w, e, err) : 0;
 }
 
-/* Names and descriptions, after the hellos. */
-static int co_list_exports(struct nbd_wire *w, struct nbd_export_info **list, size_t *count,
-                           struct error *err)
+/* The exports, after the hellos. */
+static int co_list_exports(struct nbd_wire *w, struct export_list *l, struct error *err)
 {
     bool structured, extended = false;
     int r = nbd_option_co_ask(w, NBD_OPT_EXTENDED_HEADERS, &extended, err);
@@ -175,10 +145,10 @@ static int co_list_exports(struct nbd_wire *w, struct nbd_export_info **list, si
     if (r == 0 && !extended) {
         r = nbd_option_co_ask(w, NBD_OPT_STRUCTURED_REPLY, &structured, err);
     }
-    UNLESS_FAILED(r, co_list_names(w, list, count, err));
-    for (size_t i = 0; i < *count && r == 0; i++) {
-        (*list)[i].extended = extended;
-        r = co_describe(w, &(*list)[i], structured, err);
+    UNLESS_FAILED(r, co_list_names(w, l, err));
+    for (size_t i = 0; i < l->count && r == 0; i++) {
+        l->list[i].extended = extended;
+        r = co_describe(w, &l->list[i], structured, err);
     }
     return r;
 }
@@ -186,9 +156,8 @@ static int co_list_exports(struct nbd_wire *w, struct nbd_export_info **list, si
 int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
                           struct nbd_export_info **ret_list, size_t *ret_count, struct error *err)
 {
-    struct nbd_export_info *list = NULL;
+    struct export_list l = {0};
     bool fixed = false, no_zeroes = false;
-    size_t count = 0;
     int r = nbd_handshake_co_open(w, tls, &fixed, &no_zeroes, err);
 
     if (r < 0) {
@@ -197,16 +166,16 @@ int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
     if (r == 1 || !fixed) {
         return error_set(err, ENOTSUP, "The NBD server can't list its exports");
     }
-    r = co_list_exports(w, &list, &count, err);
+    r = co_list_exports(w, &l, err);
     if (r < 0) {
-        nbd_export_list_free(list, count);
+        nbd_export_list_free(l.list, l.count);
         return r;
     }
     (void)nbd_option_co_send(w, NBD_OPT_ABORT, NULL, NULL);
     if (w->tls) {
         tls_session_bye(w->tls);
     }
-    *ret_list = list;
-    *ret_count = count;
+    *ret_list = l.list;
+    *ret_count = l.count;
     return 0;
 }

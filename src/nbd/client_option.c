@@ -134,8 +134,27 @@ int nbd_option_unexpected(uint32_t option, const struct nbd_option_answer *a, co
                      expected);
 }
 
-int nbd_option_endless(uint32_t option, struct error *err)
+int nbd_option_co_receive_all(struct nbd_wire *w, uint32_t option, uint32_t type,
+                              const char *expected, nbd_option_take_fn *take, void *arg,
+                              struct nbd_option_answer *ret_last, struct error *err)
 {
+    for (unsigned n = 0; n < NBD_CLIENT_REPLIES_MAX; n++) {
+        int r = nbd_option_co_receive(w, option, ret_last, err);
+
+        if (r < 0) {
+            return r;
+        }
+        if (ret_last->type == NBD_REP_ACK || NBD_REP_IS_ERROR(ret_last->type)) {
+            return 0;
+        }
+        if (ret_last->type != type) {
+            return nbd_option_unexpected(option, ret_last, expected, err);
+        }
+        r = take(ret_last, arg, err);
+        if (r < 0) {
+            return r;
+        }
+    }
     return error_set(err, EPROTO, "The NBD server sent %d replies to %s, and none was the last",
                      NBD_CLIENT_REPLIES_MAX, nbd_option_name(option));
 }

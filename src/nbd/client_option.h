@@ -41,12 +41,22 @@ int nbd_option_co_receive(struct nbd_wire *w, uint32_t option, struct nbd_option
  */
 int nbd_option_co_ask(struct nbd_wire *w, uint32_t option, bool *ret_agreed, struct error *err);
 
+/* Take one reply, of the type that was asked for. 0 or -errno with `err` set: go on, or end. */
+typedef int nbd_option_take_fn(const struct nbd_option_answer *a, void *arg, struct error *err);
+
+/*
+ * Receive the replies to `option` up to the last, which is *ret_last: NBD_REP_ACK or an error.
+ * `take` gets those before it, which have to be of the type `type`; `expected` says what can come,
+ * for the error.
+ */
+int nbd_option_co_receive_all(struct nbd_wire *w, uint32_t option, uint32_t type,
+                              const char *expected, nbd_option_take_fn *take, void *arg,
+                              struct nbd_option_answer *ret_last, struct error *err);
+
 /* The error of a reply that is an error itself, with the server's text as a hint. */
 int nbd_option_refused(uint32_t option, const struct nbd_option_answer *a, struct error *err);
 /* -EPROTO: the reply is none that can come here. `expected`: what can. */
 int nbd_option_unexpected(uint32_t option, const struct nbd_option_answer *a, const char *expected,
                           struct error *err);
-/* -EPROTO: there was no end of replies. */
-int nbd_option_endless(uint32_t option, struct error *err);
 
 #endif

@@ -373,7 +373,7 @@ static void pause_over(struct loop_timer *timer)
     end_pause(container_of(timer, struct nbd_client, pause_timer));
 }
 
-static void co_pause(struct nbd_client *c)
+static void reconnect_co_pause(struct nbd_client *c)
 {
     loop_timer_arm(&c->pause_timer, loop_now_ns() + RETRY_NS);
     c->pauser = co_self();
@@ -450,7 +450,7 @@ static bool co_try_to_connect(struct nbd_client *c)
             first = false;
         }
         if (!c->closing) {
-            co_pause(c);
+            reconnect_co_pause(c);
         }
     }
     return false;

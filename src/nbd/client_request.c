@@ -18,7 +18,7 @@
 
 /* --- one request ---------------------------------------------------------------------------- */
 
-static int enqueue(struct nbd_client *c, struct nbd_call *call)
+static int enqueue_call(struct nbd_client *c, struct nbd_call *call)
 {
     unsigned i = 0;
 
@@ -70,7 +70,7 @@ static int co_call(struct nbd_client *c, struct nbd_call *call)
     call->sent = false;
     atomic_init(&call->pending, 2);
     co_semaphore_take(&c->room, 1);
-    r = enqueue(c, call);
+    r = enqueue_call(c, call);
     if (r == 0) {
         trace_call_begin(c, &call->rq);
         co_suspend();
@@ -271,12 +271,6 @@ int nbd_client_co_cache(struct nbd_client *c, uint64_t offset, uint64_t length)
 }
 
 /* --- block status --------------------------------------------------------------------------- */
-
-void nbd_extents_clear(struct nbd_extents *e)
-{
-    free(e->list);
-    *e = (struct nbd_extents){0};
-}
 
 /* Whether each granted context has been answered; else -EIO. */
 static int check_extents(const struct nbd_client *c, const struct nbd_call *call)

@@ -75,7 +75,7 @@ static unsigned allowed_flags(const struct nbd_connection *c, const struct nbd_r
 }
 
 /* Validate the request against the protocol and the export. On violation refuse the job. */
-static void check_request(struct nbd_connection *c, struct nbd_job *job)
+static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
 {
     const struct nbd_request *rq = &job->rq;
     bool changes =
@@ -237,7 +237,7 @@ static int co_do_request(struct nbd_connection *c, const struct nbd_request *rq,
     job->pooled = pooled;
     c->job_bytes += job->accounted;
     nbd_batch_count(&c->batch);
-    check_request(c, job);
+    check_nbd_request(c, job);
     job->invalid = job->error != 0;
     if (!fits && rq->type == NBD_CMD_READ && !job->error) {
         nbd_job_release(job);

@@ -534,12 +534,24 @@ static int check_option_header(struct nbd_connection *c, uint32_t option, uint32
     return 0;
 }
 
+/* Read the data of an option and reply to it. */
+static int co_read_option(struct nbd_connection *c, uint32_t option, uint32_t length)
+{
+    AUTO_FREE uint8_t *data = malloc(length + 1);
+    struct nbd_cursor in = {.data = data, .left = length};
+    int r;
+
+    if (!data) {
+        return -ENOMEM;
+    }
+    r = co_read_exactly(c, data, length);
+    return r < 0 ? r : co_option(c, option, &in);
+}
+
 /* Read one option with its data and reply to it. */
 static int co_next_option(struct nbd_connection *c, bool fixed)
 {
     uint8_t header[NBD_OPTION_HEADER_SIZE];
-    AUTO_FREE uint8_t *data = NULL;
-    struct nbd_cursor in;
     uint32_t option, length;
     int r = co_read_exactly(c, header, sizeof(header));
 
@@ -569,16 +581,7 @@ static int co_next_option(struct nbd_connection *c, bool fixed)
                                       "%s with %" PRIu32 " bytes of data; at most %d are accepted",
                                       nbd_option_name(option), length, NBD_OPTION_DATA_MAX);
     }
-    data = malloc(length + 1);
-    if (!data) {
-        return -ENOMEM;
-    }
-    r = co_read_exactly(c, data, length);
-    if (r < 0) {
-        return r;
-    }
-    in = (struct nbd_cursor){.data = data, .left = length};
-    return co_option(c, option, &in);
+    return co_read_option(c, option, length);
 }
 
 /*

@@ -69,7 +69,7 @@ struct name_of {
         constant, #constant                                                                        \
     }
 
-static const char *find_name(const struct name_of *names, size_t count, uint32_t value)
+static const char *name_of_value(const struct name_of *names, size_t count, uint32_t value)
 {
     for (size_t i = 0; i < count; i++) {
         if (names[i].value == value) {
@@ -94,7 +94,7 @@ const char *nbd_option_name(uint32_t option)
         NAME(NBD_OPT_EXTENDED_HEADERS),
     };
 
-    return find_name(names, ARRAY_SIZE(names), option);
+    return name_of_value(names, ARRAY_SIZE(names), option);
 }
 
 const char *nbd_option_word(uint32_t option)
@@ -112,7 +112,7 @@ const char *nbd_option_word(uint32_t option)
         {NBD_OPT_EXTENDED_HEADERS, "extended headers"},
     };
 
-    return find_name(names, ARRAY_SIZE(names), option);
+    return name_of_value(names, ARRAY_SIZE(names), option);
 }
 
 const char *nbd_reply_name(uint32_t type)
@@ -127,7 +127,7 @@ const char *nbd_reply_name(uint32_t type)
         NAME(NBD_REP_ERR_TOO_BIG),  NAME(NBD_REP_ERR_EXT_HEADER_REQD),
     };
 
-    return find_name(names, ARRAY_SIZE(names), type);
+    return name_of_value(names, ARRAY_SIZE(names), type);
 }
 
 const char *nbd_command_name(uint32_t type)
@@ -138,7 +138,7 @@ const char *nbd_command_name(uint32_t type)
         NAME(NBD_CMD_WRITE_ZEROES), NAME(NBD_CMD_BLOCK_STATUS),
     };
 
-    return find_name(names, ARRAY_SIZE(names), type);
+    return name_of_value(names, ARRAY_SIZE(names), type);
 }
 
 const char *nbd_chunk_name(uint32_t type)
@@ -153,7 +153,7 @@ const char *nbd_chunk_name(uint32_t type)
         {NBD_CHUNK_ERROR_OFFSET, "NBD_REPLY_TYPE_ERROR_OFFSET"},
     };
 
-    return find_name(names, ARRAY_SIZE(names), type);
+    return name_of_value(names, ARRAY_SIZE(names), type);
 }
 
 void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r)

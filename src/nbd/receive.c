@@ -178,7 +178,7 @@ static ssize_t receive_now(struct nbd_connection *c, uint8_t *to, size_t room)
  * Bytes, 0 at the end of the stream, or -errno. What the client has sent is taken before replies
  * leave; then it may be worth to hold them back for more requests. They leave before a wait.
  */
-static ssize_t co_receive_more(struct nbd_connection *c, uint8_t *to, size_t room)
+static ssize_t co_receive_to_rbuf(struct nbd_connection *c, uint8_t *to, size_t room)
 {
     unsigned spins = 0;
 
@@ -220,7 +220,7 @@ int nbd_connection_co_fill(struct nbd_connection *c, size_t needed)
          */
         room = c->bulk ? needed - nbd_available(c) : NBD_RECEIVE_BUFFER - c->rend;
         co_be_fair(c);
-        n = co_receive_more(c, nbd_rbuf_bytes(c) + c->rend, room);
+        n = co_receive_to_rbuf(c, nbd_rbuf_bytes(c) + c->rend, room);
         if (n <= 0) {
             return n < 0 ? (int)n : -ECONNRESET;
         }

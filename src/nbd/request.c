@@ -15,7 +15,7 @@ struct read_layout {
     unsigned chunks;
 };
 
-static int co_read_part(struct nbd_job *job, uint32_t from, uint32_t length)
+static int co_read_from_node(struct nbd_job *job, uint32_t from, uint32_t length)
 {
     struct iovec vec;
     struct iov iov = iov_from_buf(&vec, (uint8_t *)job->data.data + from, length);
@@ -95,7 +95,7 @@ static int co_read_sparse(struct nbd_job *job)
     while (from < job->rq.length) {
         bool hole;
         uint32_t length = co_next_run(job, l, from, &hole);
-        int r = hole ? 0 : co_read_part(job, from, length);
+        int r = hole ? 0 : co_read_from_node(job, from, length);
 
         if (r < 0) {
             return r;
@@ -183,7 +183,7 @@ static int co_read_request(struct nbd_job *job)
     if (job->conn->structured && rq->length >= NBD_SPARSE_READ && !(rq->flags & NBD_CMD_FLAG_DF)) {
         return co_read_sparse(job);
     }
-    r = co_read_part(job, 0, (uint32_t)rq->length);
+    r = co_read_from_node(job, 0, (uint32_t)rq->length);
     if (r == 0 && job->conn->structured && !(rq->flags & NBD_CMD_FLAG_DF)) {
         set_data_and_holes(job);
     } else if (r == 0) {

@@ -78,7 +78,7 @@ static void room_timer_fired(struct loop_timer *timer)
     wake_acceptor(container_of(timer, struct nbd_server, room_timer));
 }
 
-static bool is_full(const struct nbd_server *s)
+static bool server_is_full(const struct nbd_server *s)
 {
     return s->config.max_connections > 0 && s->connection_count >= s->config.max_connections;
 }
@@ -110,7 +110,7 @@ static bool push_out(struct nbd_connection *idle)
 /* A client waits in the backlog: return when there is room for it, or the server stops. */
 static void co_make_room(struct nbd_server *s)
 {
-    while ((s->held || is_full(s)) && !s->stopping) {
+    while ((s->held || server_is_full(s)) && !s->stopping) {
         struct nbd_connection *idle = s->held ? NULL : oldest_handshake(s);
 
         if (idle && !push_out(idle)) {

@@ -86,9 +86,7 @@ struct nbd_connection_info {
     bool tls;
 };
 
-/*
- * Call `fn` for each client of the export, with NBD_STATS values. fn must not yield.
- */
+/* Call `fn` for each client of the export, with NBD_STATS values. fn must not yield. */
 void nbd_export_foreach_connection(const struct nbd_export *e,
                                    void (*fn)(const struct nbd_connection_info *info,
                                               const uint64_t *values, void *arg),

@@ -257,7 +257,7 @@ static uint32_t named_context(const struct nbd_job *job, size_t i)
     return load_be32(job->payload + 8 + 4 * i);
 }
 
-static bool is_named(const struct nbd_job *job, uint32_t id)
+static bool context_is_named(const struct nbd_job *job, uint32_t id)
 {
     for (size_t i = 0; i < job->context_count; i++) {
         if (named_context(job, i) == id) {
@@ -274,7 +274,7 @@ static bool names_are_valid(const struct nbd_job *job)
     size_t found = 0;
 
     for (uint32_t id = 0; id < NBD_CONTEXT_ID_BITMAP + sel->bitmap_count; id++) {
-        found += job->context_count > 0 && is_selected(sel, id) && is_named(job, id);
+        found += job->context_count > 0 && is_selected(sel, id) && context_is_named(job, id);
     }
     return found == job->context_count;
 }
@@ -317,7 +317,7 @@ int nbd_job_co_block_status(struct nbd_job *job)
     for (uint32_t id = 0; left > 0; id++) {
         int r;
 
-        if (!is_selected(sel, id) || !is_named(job, id)) {
+        if (!is_selected(sel, id) || !context_is_named(job, id)) {
             continue;
         }
         left--;

@@ -54,8 +54,9 @@ static int ssh_open_blocking(void *arg)
 
     if (r == 0 && c->resize) {
         r = remote_file_resize(c->file, c->size);
-        r = r < 0 ? error_set_errno(c->err, -r, "failed to resize remote file '%s'", c->target.path)
-                  : 0;
+        if (r < 0) {
+            error_set_errno(c->err, -r, "failed to resize remote file '%s'", c->target.path);
+        }
     } else if (r == 0) {
         r = remote_file_size(c->file, &c->size, c->err);
     }

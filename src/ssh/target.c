@@ -59,8 +59,8 @@ static int set_part(struct options *opts, const char *key, const char *text, siz
 }
 
 /* "host", "host:port", "[v6]:port" */
-static int parse_authority(const char *filename, const char *text, size_t size,
-                           struct options *server, struct error *err)
+static int parse_ssh_authority(const char *filename, const char *text, size_t size,
+                               struct options *server, struct error *err)
 {
     bool bracketed = size > 0 && text[0] == '[';
     const char *end = text + size, *host = text + bracketed;
@@ -82,8 +82,8 @@ static int parse_authority(const char *filename, const char *text, size_t size,
                : set_part(server, "port", port + 1, (size_t)(end - port - 1), filename, err);
 }
 
-static int parse_query(const char *filename, const char *query, struct options *opts,
-                       struct error *err)
+static int parse_ssh_query(const char *filename, const char *query, struct options *opts,
+                           struct error *err)
 {
     static const char key[] = "host_key_check=";
 
@@ -118,10 +118,10 @@ int ssh_target_parse_filename(const char *filename, struct options *opts, struct
         r = set_part(opts, "user", rest, (size_t)(at - rest), filename, err);
         rest = at + 1;
     }
-    UNLESS_FAILED(r, parse_authority(filename, rest, (size_t)(path - rest), server, err));
+    UNLESS_FAILED(r, parse_ssh_authority(filename, rest, (size_t)(path - rest), server, err));
     UNLESS_FAILED(r, set_part(opts, "path", path, path_size, filename, err));
     if (r == 0 && path[path_size]) {
-        r = parse_query(filename, path + path_size + 1, opts, err);
+        r = parse_ssh_query(filename, path + path_size + 1, opts, err);
     }
     if (r < 0) {
         return r;
