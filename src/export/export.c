@@ -392,7 +392,7 @@ static void co_tear_down(void *arg)
     AUTO_FREE char *id = NULL;
 
     e->type->co_disconnect(e->state);
-    /* Whoever no longer finds the export must find its node free. */
+    /* When the export is no longer found, its node has to be free. */
     co_settle_exported(e);
     block_co_control_lock();
     list_remove(&e->link);

@@ -127,7 +127,7 @@ static int find_wanted(struct json_object *item, struct block_node *node,
 
 /*
  * Clients of a read-only export, and of a point in time, were promised contents that stay. So a
- * bitmap that may still be marked is refused there. In a node that nobody can write, an enabled
+ * bitmap that may still be marked is refused there. In a node that cannot be written, an enabled
  * bitmap does not change either.
  */
 static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct error *err)

@@ -33,7 +33,7 @@ enum {
 
 /* Strings are copied. */
 struct export_nbd_server_config {
-    /* The socket to make; NULL: TCP. A socket file that nobody serves is replaced. */
+    /* The socket to make; NULL: TCP. A socket file that no process serves is replaced. */
     const char *unix_path;
     /* TCP: name or address to bind; NULL or "": all. */
     const char *host;

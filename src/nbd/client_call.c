@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What a call needs from all who handle it. */
+/* What requester, sender and receiver share about a call. */
 #include <stdio.h>
 #include <stdlib.h>
 

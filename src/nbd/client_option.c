@@ -116,8 +116,13 @@ int nbd_option_refused(uint32_t option, const struct nbd_option_answer *a, struc
                       nbd_reply_name(a->type));
     }
     if (a->length > 0 && !memchr(a->data, 0, a->length)) {
-        error_hint(err, "%s%sserver reported: %.*s", advice, advice[0] ? "\n" : "",
-                   (int)MIN(a->length, (uint32_t)NBD_STRING_MAX), (const char *)a->data);
+        char text[NBD_STRING_MAX];
+        size_t length = MIN(a->length, sizeof(text));
+
+        memcpy(text, a->data, length);
+        nbd_replace_control_bytes(text, length);
+        error_hint(err, "%s%sserver reported: %.*s", advice, advice[0] ? "\n" : "", (int)length,
+                   text);
     } else if (advice[0]) {
         error_hint(err, "%s", advice);
     }

@@ -384,6 +384,7 @@ static int co_take_error(struct nbd_client *c, struct nbd_call *call, const stru
                                "an error chunk of %" PRIu32 " bytes has a text of %zu bytes",
                                chunk->length, text);
     }
+    nbd_replace_control_bytes((char *)c->buffer + c->pos + 6, text);
     log_debug("%s: %s (offset %" PRIu64 ", length %" PRIu64 ") failed with error %" PRIu32 ": %.*s",
               nbd_client_describe(c, who, sizeof(who)), nbd_command_name(call->rq.type),
               call->rq.offset, call->rq.length, wire, (int)text,

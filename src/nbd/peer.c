@@ -51,16 +51,6 @@ int nbd_connection_breaks(struct nbd_connection *c, const char *fmt, ...)
     return -EPROTO;
 }
 
-/* Bytes of a client must not look like lines of their own, or move a cursor. */
-static void replace_control_bytes(char *text)
-{
-    for (; *text; text++) {
-        if ((unsigned char)*text < ' ' || *text == 0x7f) {
-            *text = '?';
-        }
-    }
-}
-
 void nbd_connection_report_end(struct nbd_connection *c)
 {
     char who[NBD_PEER_SIZE + NBD_STRING_MAX + 32];
@@ -75,7 +65,7 @@ void nbd_connection_report_end(struct nbd_connection *c)
         return;
     }
     if (c->failure.message) {
-        replace_control_bytes(c->failure.message);
+        nbd_replace_control_bytes(c->failure.message, strlen(c->failure.message));
     }
     if (c->failure.code == EPROTO) {
         log_warning("%s: %s; disconnected", who, error_message(&c->failure));

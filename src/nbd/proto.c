@@ -156,6 +156,20 @@ const char *nbd_chunk_name(uint32_t type)
     return name_of_value(names, ARRAY_SIZE(names), type);
 }
 
+void nbd_replace_control_bytes(char *text, size_t size)
+{
+    for (size_t i = 0; i < size; i++) {
+        unsigned char byte = (unsigned char)text[i];
+
+        if (byte < ' ' || byte == 0x7f) {
+            text[i] = '?';
+        } else if (byte == 0xc2 && i + 1 < size && (unsigned char)text[i + 1] < 0xa0) {
+            /* U+0080 to U+009F in UTF-8. */
+            text[i] = text[i + 1] = '?';
+        }
+    }
+}
+
 void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r)
 {
     store_be32(buf, NBD_REQUEST_MAGIC);

@@ -226,6 +226,12 @@ const char *nbd_chunk_name(uint32_t type);
 /* An option in QEMU's words: "starttls". Static string. */
 const char *nbd_option_word(uint32_t option);
 
+/*
+ * Make a text of a peer fit for a message: bytes that a terminal or a log could take for a command or the
+ * end of a line become '?'.
+ */
+void nbd_replace_control_bytes(char *text, size_t size);
+
 /* --- transmission --------------------------------------------------------------------------- */
 
 struct nbd_request {

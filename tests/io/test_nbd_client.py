@@ -475,6 +475,14 @@ class ClientTest(TestCase):
             on_option=lambda option: reply(3, ACK),
         )
 
+    def test_text_of_a_refusal_is_no_command_for_the_terminal(self):
+        self.refuses_to_open(
+            "server reported: no ?[2J way",
+            on_option=lambda option: reply(
+                option, 0x80000006 if option == GO else ERR_UNSUP, b"no \x1b[2J way"
+            ),
+        )
+
     def test_info_of_another_form(self):
         self.refuses_to_open(
             "Unexpected answer of the NBD server to NBD_OPT_GO: NBD_REP_INFO of kind 0 with 3 bytes",

@@ -259,9 +259,18 @@ static void buffers_are_aligned_large_enough_and_used_again(void **state)
     assert_int_equal(pool.kept, 0);
 }
 
+static void texts_of_peers_have_no_control_bytes(void **state)
+{
+    char text[] = "a\nb\x1b[2J\x7f\xc2\x9b\xc3\xa4";
+
+    nbd_replace_control_bytes(text, sizeof(text) - 1);
+    assert_string_equal(text, "a?b?[2J???\xc3\xa4");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(texts_of_peers_have_no_control_bytes),
         cmocka_unit_test(request_has_the_layout_of_the_specification),
         cmocka_unit_test(extended_headers_have_the_layout_of_the_specification),
         cmocka_unit_test(replies_are_told_apart_by_their_magic),
