@@ -34,11 +34,6 @@
 /* With less free space than this, a message guesses that a full file system is the cause. */
 #define LITTLE_SPACE (1 * MiB)
 
-static int out_of_memory(struct error *err)
-{
-    return error_set(err, ENOMEM, "Out of memory");
-}
-
 /* --- the point in time --- */
 
 static bool is_full(const char *dir)
@@ -150,7 +145,7 @@ static int co_pull(struct run *run, struct error *err)
 
     if (run->base && asprintf(&backing, "../%s/%s", run->base->id, REPOSITORY_IMAGE) < 0) {
         backing = NULL;
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     r = co_export(run, frozen, &address, err);
     if (r == 0) {

@@ -17,11 +17,6 @@
 #include "base/cleanup.h"
 #include "base/size.h"
 
-static int out_of_memory(struct error *err)
-{
-    return error_set(err, ENOMEM, "Out of memory");
-}
-
 /* --- full or incremental --- */
 
 static int say(char **ret_text, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -139,7 +134,7 @@ static int co_decide(struct run *run, struct error *err)
         r = r < 0 || run->reason ? r : co_check_chain_files(run, last);
     }
     if (r < 0) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     run->base = run->reason ? NULL : last;
     return 0;
@@ -274,7 +269,7 @@ static int co_make_fleece(struct run *run, struct error *err)
     int r = fleece_init(f, run->options->fleece_dir, run->state.disk, run->repository.id, err);
 
     if (r == 0 && !shown) {
-        r = out_of_memory(err);
+        r = error_out_of_memory(err);
     }
     UNLESS_FAILED(r, files_write_at(run->draft.fd, REPOSITORY_FLEECE, f->dir, shown, err));
     return r < 0 ? r : fleece_co_make(f, run->state.virtual_size, daemon.uid, daemon.gid, err);
@@ -295,7 +290,7 @@ static int make_manifest(struct run *run, struct error *err)
     if (run->base) {
         memcpy(m->parent, run->base->id, sizeof(m->parent));
     }
-    return m->node && m->bitmap && (m->disk || !run->state.disk) ? 0 : out_of_memory(err);
+    return m->node && m->bitmap && (m->disk || !run->state.disk) ? 0 : error_out_of_memory(err);
 }
 
 static int make_files(struct run *run, struct error *err)
@@ -303,7 +298,7 @@ static int make_files(struct run *run, struct error *err)
     run->image = files_join(run->draft.path, REPOSITORY_IMAGE);
     run->sums = files_join(run->draft.path, REPOSITORY_SUMS);
     if (!run->image || !run->sums) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     run->image_fd = files_create_at(run->draft.fd, REPOSITORY_IMAGE, run->image, err);
     if (run->image_fd < 0) {

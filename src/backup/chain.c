@@ -112,7 +112,7 @@ int chain_co_check_sums(const struct repository *repository, const struct reposi
     int r;
 
     if (!shown) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     fd = repository_open_file(repository, e->id, REPOSITORY_SUMS, err);
     r = fd < 0 ? fd : digest_co_expect(fd, shown, m->sums_size, m->sums_sha256, NULL, err);
@@ -135,7 +135,7 @@ static int co_open_layer(const struct repository *repository, const struct repos
     layer->image = repository_file(repository, e->id, REPOSITORY_IMAGE);
     layer->sums_path = repository_file(repository, e->id, REPOSITORY_SUMS);
     if (!layer->image || !layer->sums_path) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = chain_co_check_sums(repository, e, &fd, err);
     UNLESS_FAILED(r, sums_open(fd, layer->sums_path, e->manifest.virtual_size, &layer->sums, err));
@@ -167,7 +167,7 @@ int chain_co_open(const struct repository *repository,
     allow_descriptors(count);
     ret_chain->layers = calloc(count, sizeof(*ret_chain->layers));
     if (!ret_chain->layers) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (size_t i = 0; i < count; i++) {
         int r;
@@ -339,7 +339,7 @@ static void co_read_worker(void *arg)
     struct chain_extent e;
 
     if (!buf && s->status == 0) {
-        s->status = error_set(s->err, ENOMEM, "Out of memory");
+        s->status = error_out_of_memory(s->err);
     }
     while (buf && s->status == 0 && next_extent(s->reader->chain, &e)) {
         ERROR_AUTO(err);

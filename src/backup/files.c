@@ -96,7 +96,7 @@ int files_read_at(int dir, const char *name, size_t max, const char *shown, char
     }
     buf = malloc(max + 1);
     if (!buf) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     while (size <= max) {
         ssize_t n = read(fd, buf + size, max + 1 - size);

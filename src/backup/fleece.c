@@ -32,11 +32,6 @@
 #define RESERVED_SHARE 50
 #define RESERVED_MOST (1024 * MiB)
 
-static int out_of_memory(struct error *err)
-{
-    return error_set(err, ENOMEM, "Out of memory");
-}
-
 /* --- where --- */
 
 static char *directory_of(const char *path)
@@ -93,7 +88,7 @@ int fleece_init(struct fleece *f, const char *asked, const char *disk, const cha
     snprintf(f->name, sizeof(f->name), FLEECE_PREFIX "%s-%s", repository, random);
     f->dir = files_join(f->place, f->name);
     f->socket = f->dir ? files_join(f->dir, FLEECE_SOCKET) : NULL;
-    return f->socket ? 0 : out_of_memory(err);
+    return f->socket ? 0 : error_out_of_memory(err);
 }
 
 /* --- removing --- */
@@ -237,7 +232,7 @@ static int lock_it(struct fleece *f, struct error *err)
     char *shown AUTO_FREE = files_join(f->dir, LOCK);
 
     if (!shown) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     f->lock_fd = files_create_at(f->fd, NEW_LOCK, shown, err);
     if (f->lock_fd < 0) {
@@ -267,7 +262,7 @@ static int co_make_temporary_image(struct fleece *f, uint64_t size, uid_t uid, g
 
     f->image = files_join(f->dir, RAW);
     if (!f->image) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     fd = files_create_at(f->fd, RAW, f->image, err);
     if (fd < 0) {
@@ -285,7 +280,7 @@ static int co_make_temporary_image(struct fleece *f, uint64_t size, uid_t uid, g
     free(f->image);
     f->image = files_join(f->dir, QCOW2);
     if (!f->image) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     f->is_qcow2 = true;
     files_self_path(fd, self);

@@ -231,7 +231,7 @@ static int dup_string(struct json_object *o, const char *key, char **ret_text, c
         return -EINVAL;
     }
     *ret_text = strdup(s);
-    return *ret_text ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return *ret_text ? 0 : error_out_of_memory(err);
 }
 
 /*
@@ -317,7 +317,7 @@ static int check_checksum(struct json_object *o, const char *where, struct error
     json_object_object_del(o, "sha256");
     if (checksum_of(o, JSON_C_TO_STRING_NOSLASHESCAPE, actual) < 0 ||
         checksum_of(o, 0, earlier) < 0) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (strcmp(stored, actual) != 0 && strcmp(stored, earlier) != 0) {
         return error_set(err, EINVAL, "Manifest '%s' was changed: its checksum does not match",
@@ -435,7 +435,7 @@ int manifest_parse(const char *text, size_t size, const char *where, struct mani
     }
     tok = json_tokener_new();
     if (!tok) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     json_tokener_set_flags(tok, JSON_TOKENER_STRICT | JSON_TOKENER_ALLOW_TRAILING_CHARS);
     o = json_tokener_parse_ex(tok, text, (int)size);

@@ -174,7 +174,7 @@ static void co_pull_worker(void *arg)
     struct pull_chunk chunk;
 
     if (!buf && p->status == 0) {
-        p->status = error_set(p->err, ENOMEM, "Out of memory");
+        p->status = error_out_of_memory(p->err);
     }
     while (buf && p->status == 0 && pull_plan_next(&p->plan, &p->cursor, &chunk)) {
         if (p->config->stop && *p->config->stop) {
@@ -269,7 +269,7 @@ static int co_make_backup_image(struct pull *p)
     int r;
 
     if (!opts) {
-        return error_set(p->err, ENOMEM, "Out of memory");
+        return error_out_of_memory(p->err);
     }
     options_set_str(opts, "compression_type", "zstd");
     options_set_uint(opts, "cluster_size", BACKUP_CLUSTER_SIZE);

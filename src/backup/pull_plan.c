@@ -79,7 +79,7 @@ static int co_plan_dirty(const struct pull_config *config, struct sums_runs *run
 
     if (asprintf(&context, NBD_CONTEXT_DIRTY_BITMAP "%s", config->bitmap) < 0) {
         context = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     contexts[0] = context;
     r = nbd_client_co_connect(config->address, config->tls, config->export_name, contexts, 1,
@@ -209,9 +209,8 @@ int pull_co_plan_areas(const struct pull_config *config, struct pull_plan *ret_p
     if (config->bitmap) {
         return co_plan_dirty(config, &ret_plan->runs, err);
     }
-    return sums_runs_add(&ret_plan->runs, 0, clusters, SUMS_DATA) < 0
-               ? error_set(err, ENOMEM, "Out of memory")
-               : 0;
+    return sums_runs_add(&ret_plan->runs, 0, clusters, SUMS_DATA) < 0 ? error_out_of_memory(err)
+                                                                      : 0;
 }
 
 int pull_co_plan_kinds(const struct pull_config *config, struct nbd_client *client,

@@ -219,7 +219,7 @@ int qmp_client_co_execute(struct qmp_client *c, const char *command, struct json
         return error_set(err, ECONNRESET, "The connection to QMP socket '%s' is lost", c->path);
     }
     text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
-    r = text ? co_send(c, text, size, err) : error_set(err, ENOMEM, "Out of memory");
+    r = text ? co_send(c, text, size, err) : error_out_of_memory(err);
     UNLESS_FAILED(r, co_send(c, "\n", 1, err));
     json_object_put(o);
     return r < 0 ? r : co_await_answer(c, id, command, ret_object, err);
@@ -253,13 +253,13 @@ int qmp_client_co_connect(const char *path, struct qmp_client **ret_client, stru
     }
     memcpy(addr.sun_path, path, len + 1);
     if (!c) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     c->fd = -1;
     c->path = strdup(path);
     c->tok = json_tokener_new();
     if (!c->path || !c->tok) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     c->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (c->fd < 0) {

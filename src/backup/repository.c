@@ -13,11 +13,6 @@
 #include "backup/files.h"
 #include "base/cleanup.h"
 
-static int out_of_memory(struct error *err)
-{
-    return error_set(err, ENOMEM, "Out of memory");
-}
-
 char *repository_file(const struct repository *r, const char *id, const char *file)
 {
     char *s;
@@ -29,7 +24,7 @@ static int open_backup(const struct repository *r, const char *id, struct error 
 {
     char *shown AUTO_FREE = files_join(r->path, id);
 
-    return shown ? files_open_dir_at(r->fd, id, shown, err) : out_of_memory(err);
+    return shown ? files_open_dir_at(r->fd, id, shown, err) : error_out_of_memory(err);
 }
 
 int repository_open_file(const struct repository *r, const char *id, const char *file,
@@ -41,7 +36,7 @@ int repository_open_file(const struct repository *r, const char *id, const char 
     if (dir < 0) {
         return dir;
     }
-    return shown ? files_open_at(dir, file, shown, err) : out_of_memory(err);
+    return shown ? files_open_at(dir, file, shown, err) : error_out_of_memory(err);
 }
 
 /* --- what it is --- */
@@ -114,7 +109,7 @@ static int read_description(struct repository *repository, struct error *err)
     int r;
 
     if (!shown) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     r = files_read_at(repository->fd, REPOSITORY_DESCRIPTION, MANIFEST_SIZE_MAX, shown, &text,
                       &size, err);
@@ -139,7 +134,7 @@ static int load_manifest(struct repository *repository, struct repository_entry 
     int r;
 
     if (dir < 0 || !shown) {
-        return dir < 0 ? dir : out_of_memory(err);
+        return dir < 0 ? dir : error_out_of_memory(err);
     }
     r = files_read_at(dir, REPOSITORY_MANIFEST, MANIFEST_SIZE_MAX, shown, &text, &size, err);
     if (r == 0) {
@@ -159,7 +154,7 @@ static int add_entry(struct repository *r, const char *id, struct error *err)
     struct repository_entry *e;
 
     if (!entries) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     r->entries = entries;
     e = &entries[r->count];
@@ -168,7 +163,7 @@ static int add_entry(struct repository *r, const char *id, struct error *err)
     if (load_manifest(r, e, &problem) < 0) {
         e->problem = strdup(error_message(&problem));
         if (!e->problem) {
-            return out_of_memory(err);
+            return error_out_of_memory(err);
         }
     }
     r->count++;
@@ -232,7 +227,7 @@ static int load_entries(struct repository *repository, struct error *err)
     }
     if (!dir) {
         close(fd);
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     while (r == 0 && (d = readdir(dir)) != NULL) {
         if (backup_id_is_valid(d->d_name)) {
@@ -308,7 +303,7 @@ static int judge_description(struct repository *repository, int r, struct error 
     if (r == 0) {
         r = refuse_foreign(repository);
         sort_entries(repository);
-        return r < 0 ? out_of_memory(err) : 0;
+        return r < 0 ? error_out_of_memory(err) : 0;
     }
     if (r == -ENOMEM || repository->count == 0) {
         if (r == -ENOENT) {
@@ -325,7 +320,7 @@ static int judge_description(struct repository *repository, int r, struct error 
     }
     take_id_of_manifests(repository);
     repository->problem = strdup(error_message(why));
-    return repository->problem ? 0 : out_of_memory(err);
+    return repository->problem ? 0 : error_out_of_memory(err);
 }
 
 int repository_load(const char *path, bool need_description, struct repository *ret_repository,
@@ -487,7 +482,7 @@ int repository_chain(const struct repository *repository, const struct repositor
     /* Sequence numbers decrease along a sound chain, so the chain is no longer than the list. */
     chain = calloc(repository->count, sizeof(struct repository_entry *));
     if (!chain) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     chain[count++] = e;
     while (!manifest_is_full(&e->manifest)) {

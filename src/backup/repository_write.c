@@ -27,11 +27,6 @@
 #define LOCK_FILE ".tidemark-lock"
 #define NEW_DESCRIPTION REPOSITORY_OWN_PREFIX REPOSITORY_DESCRIPTION
 
-static int out_of_memory(struct error *err)
-{
-    return error_set(err, ENOMEM, "Out of memory");
-}
-
 /* --- what it is --- */
 
 static char *describe_repository(const struct repository *r)
@@ -63,7 +58,7 @@ static int write_description(struct repository *repository, struct error *err)
     int r;
 
     if (!text || !shown) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     files_remove_at(repository->fd, NEW_DESCRIPTION);
     r = files_write_at(repository->fd, NEW_DESCRIPTION, text, shown, err);
@@ -99,7 +94,7 @@ static int check_empty(const struct repository *repository, struct error *err)
     int r = 0;
 
     if (!dir) {
-        return fd < 0 ? fd : out_of_memory(err);
+        return fd < 0 ? fd : error_out_of_memory(err);
     }
     while (r == 0 && (d = readdir(dir)) != NULL) {
         if (strcmp(d->d_name, ".") != 0 && strcmp(d->d_name, "..") != 0 &&
@@ -120,7 +115,7 @@ static int lock(struct repository *r, struct error *err)
     char *shown AUTO_FREE = files_join(r->path, LOCK_FILE);
 
     if (!shown) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     r->lock_fd =
         openat(r->fd, LOCK_FILE, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600);
@@ -181,7 +176,7 @@ static int make_directory(const char *path, struct error *err)
     }
     copy = strdup(path);
     if (!copy) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     parent = files_open_dir(dirname(copy), err);
     return parent < 0 ? parent : files_sync(parent, path, err);
@@ -253,7 +248,7 @@ static int add_former(struct repository *r, const char *id, struct error *err)
     char *former;
 
     if (asprintf(&former, "%s%s%s", r->former ? r->former : "", r->former ? " " : "", id) < 0) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     free(r->former);
     r->former = former;
@@ -347,11 +342,11 @@ int repository_begin(const struct repository *r, const char *id, struct reposito
     *ret_draft = REPOSITORY_DRAFT_INIT;
     if (asprintf(&ret_draft->name, "%s%s", REPOSITORY_TMP, id) < 0) {
         ret_draft->name = NULL;
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     ret_draft->path = files_join(r->path, ret_draft->name);
     if (!ret_draft->path) {
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     ret_draft->fd = files_make_dir_at(r->fd, ret_draft->name, ret_draft->path, err);
     return ret_draft->fd < 0 ? ret_draft->fd : 0;
@@ -369,7 +364,7 @@ int repository_commit(const struct repository *repository, struct repository_dra
 
     if (!text || !manifest) {
         json_object_put(json);
-        return out_of_memory(err);
+        return error_out_of_memory(err);
     }
     r = files_write_at(draft->fd, REPOSITORY_MANIFEST, text, manifest, err);
     json_object_put(json);

@@ -48,7 +48,7 @@ static int co_open_target_node(struct restore *r, struct error *err)
     struct options *opts = options_new();
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     /* Zeroes give space back, on thin volumes as well. */
     options_set_str(opts, "discard", "unmap");
@@ -65,7 +65,7 @@ static int co_open_restore_target(struct restore *restore, struct error *err)
 
         r = opts ? block_co_create_image(restore->options->format, restore->target.open_name,
                                          restore->chain.disk_size, opts, err)
-                 : error_set(err, ENOMEM, "Out of memory");
+                 : error_out_of_memory(err);
     }
     UNLESS_FAILED(r, co_open_target_node(restore, err));
     if (r == 0 && block_node_size(restore->node) < restore->chain.disk_size) {

@@ -384,7 +384,7 @@ static int co_start_nbd_server(struct source *s, const char *socket,
         return r;
     }
     ret_address->path = strdup(socket);
-    return ret_address->path ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return ret_address->path ? 0 : error_out_of_memory(err);
 }
 
 int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,

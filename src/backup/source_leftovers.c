@@ -185,7 +185,7 @@ int source_co_leftovers(struct qmp_client *qmp, const char *node,
     int r = qmp_client_co_execute(qmp, "query-named-block-nodes", NULL, &nodes, err);
 
     if (r == 0 && take_all(qmp, nodes, &l) < 0) {
-        r = error_set(err, ENOMEM, "Out of memory");
+        r = error_out_of_memory(err);
     }
     json_object_put(nodes);
     if (r < 0) {

@@ -286,7 +286,7 @@ int source_co_inspect(struct source *s, struct source_state *ret_state, struct e
     r = qmp_client_co_execute(s->qmp, "query-named-block-nodes", NULL, &nodes, err);
     UNLESS_FAILED(r, qmp_client_co_execute(s->qmp, "query-block-exports", NULL, &exports, err));
     if (r == 0 && (take_nodes(s, &state, nodes) < 0 || take_exports(s, &state, exports) < 0)) {
-        r = error_set(err, ENOMEM, "Out of memory");
+        r = error_out_of_memory(err);
     }
     json_object_put(nodes);
     json_object_put(exports);

@@ -121,7 +121,7 @@ static int open_directory(struct target *t, struct error *err)
 
     t->base = slash ? slash + 1 : t->name;
     if (!dir) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (!t->base[0] || strcmp(t->base, ".") == 0 || strcmp(t->base, "..") == 0) {
         return error_set(err, EISDIR, "'%s' does not name a file", t->name);

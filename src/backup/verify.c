@@ -46,7 +46,7 @@ static void co_hash_image(void *arg)
     int fd AUTO_CLOSE = -1;
 
     if (!shown) {
-        h->status = error_set(&h->err, ENOMEM, "Out of memory");
+        h->status = error_out_of_memory(&h->err);
     } else {
         fd = repository_open_file(h->repository, m->id, REPOSITORY_IMAGE, &h->err);
         h->status =
@@ -260,7 +260,7 @@ int verify_co_run(const struct verify_options *options, struct verify_result *re
     selected = calloc(repository.count, sizeof(*selected));
     v.damaged = damaged = calloc(repository.count, sizeof(*damaged));
     if (!selected || !damaged) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = select_entries(&repository, options->at, selected, err);
     if (r == 0) {

@@ -110,7 +110,7 @@ int export_co_attach(struct export *e, struct block_node *node, unsigned perm, u
     int r;
 
     if (!larger) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     e->roots = larger;
     r = block_co_root_new(node, e->user, perm, shared, &e->roots[e->root_count], err);
@@ -251,7 +251,7 @@ static int parse_type_options(struct export *e, const struct export_config *conf
     int r;
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = e->type->parse(config, opts, &e->state, err);
     return r < 0 ? r : options_check_empty(opts, e->type->title, err);
@@ -315,7 +315,7 @@ int export_co_prepare(const struct export_config *config, struct export **ret_ex
     }
     e = export_new(config, type);
     if (!e) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     block_node_ref(node);
     r = co_set_up(e, node, config, err);

@@ -58,7 +58,7 @@ static int take_nbd_options(struct nbd_state *s, const struct export_config *con
     if (!s->name) {
         s->name = strdup(config->node_name);
     }
-    return s->name ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return s->name ? 0 : error_out_of_memory(err);
 }
 
 static int nbd_state_parse(const struct export_config *config, struct options *opts,
@@ -68,7 +68,7 @@ static int nbd_state_parse(const struct export_config *config, struct options *o
     int r;
 
     if (!s) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = take_nbd_options(s, config, opts, err);
     if (r < 0) {
@@ -183,7 +183,7 @@ static int co_take_bitmaps(struct nbd_state *s, const struct export_access *acce
     s->bitmaps = calloc(count + 1, sizeof(struct block_bitmap *));
     s->bitmap_roots = calloc(count + 1, sizeof(struct block_root *));
     if (!s->bitmaps || !s->bitmap_roots) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (size_t i = 0; i < count; i++) {
         struct block_bitmap *b = NULL;

@@ -221,7 +221,7 @@ static int co_merge_prepare(void *state, struct json_object *data, struct error 
     }
     sources = calloc(count ? count : 1, sizeof(struct block_bitmap *));
     if (!sources) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (size_t i = 0; i < count && r == 0; i++) {
         sources[i] =

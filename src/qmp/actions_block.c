@@ -285,7 +285,7 @@ static int co_node_replace_prepare(void *state, struct json_object *data, struct
     }
     s->export_id = strdup(id);
     if (!s->export_id) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     s->was = block_node_ref(info.node);
     return export_co_replace_node(id, node, err);

@@ -165,7 +165,7 @@ static int co_export_del_prepare(void *state, struct json_object *data, struct e
     }
     s->id = strdup(id);
     if (!s->id) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     list_append(&going, &s->link);
     return 0;

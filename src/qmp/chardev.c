@@ -229,7 +229,7 @@ static int co_add(struct options *opts, const char *backend, const char *id, str
     c = calloc(1, sizeof(*c));
     if (!c || !(c->id = strdup(id))) {
         free(c);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     c->fd = -1;
     list_init(&c->link);

@@ -172,7 +172,7 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
     nodes = calloc(count ? count : 1, sizeof(struct block_node *));
     if (!nodes) {
         json_object_put(list);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     count = 0;
     while ((node = block_node_next(node))) {

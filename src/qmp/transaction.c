@@ -75,7 +75,7 @@ static int co_drain_concern(struct step *steps, size_t count, struct qmp_concern
             }
         }
         if (c->failed) {
-            return error_set(err, ENOMEM, "Out of memory");
+            return error_out_of_memory(err);
         }
         if (c->drained == c->count && !qmp_concern_completes(c)) {
             break;
@@ -100,7 +100,7 @@ static int co_open_step(struct step *step, struct error *err)
     }
     step->state = calloc(1, step->action->state_size ? step->action->state_size : 1);
     if (!step->state) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     return step->action->co_open ? step->action->co_open(step->state, step->data, err) : 0;
 }
@@ -247,7 +247,7 @@ int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
     }
     steps = calloc(count ? count : 1, sizeof(*steps));
     if (!steps) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (size_t i = 0; i < count; i++) {
         struct json_object *item = json_object_array_get_idx(list, i);

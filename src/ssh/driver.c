@@ -145,8 +145,7 @@ static int ssh_co_create(const char *filename, uint64_t size, struct options *op
     AUTO_OPTIONS struct options *address = options_new();
     struct open_call c = {
         .flags = O_RDWR | O_CREAT | O_TRUNC, .resize = true, .size = size, .err = err};
-    int r = address ? options_check_empty(opts, "A file over SSH", err)
-                    : error_set(err, ENOMEM, "Out of memory");
+    int r = address ? options_check_empty(opts, "A file over SSH", err) : error_out_of_memory(err);
 
     UNLESS_FAILED(r, ssh_target_parse_filename(filename, address, err));
     UNLESS_FAILED(r, ssh_target_take(address, &c.target, err));

@@ -205,7 +205,7 @@ static int open_remote_file(struct remote_file *f, const struct ssh_target *t, i
                          sftp_get_error(f->sftp));
     }
     f->path = strdup(t->path);
-    return f->path ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return f->path ? 0 : error_out_of_memory(err);
 }
 
 int remote_file_open(const struct ssh_target *t, int flags, struct remote_file **ret_file,
@@ -215,7 +215,7 @@ int remote_file_open(const struct ssh_target *t, int flags, struct remote_file *
     int r;
 
     if (!f) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = lazy_libssh_load(err);
     UNLESS_FAILED(r, start_ssh_session(f, t, err));

@@ -102,7 +102,7 @@ int ssh_target_parse_filename(const char *filename, struct options *opts, struct
     int r = 0;
 
     if (!server) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (strncmp(rest, "//", 2) != 0) {
         return malformed_ssh_address(filename, "expected ssh://HOST/PATH", err);
@@ -144,8 +144,7 @@ static int take_flat_server(struct options *opts, struct ssh_target *t, struct e
     if (options_take_uint(opts, "port", 22, UINT16_MAX, &port, NULL) < 0) {
         return error_set(err, EINVAL, "Parameter 'port' expects a number");
     }
-    return asprintf(&t->port, "%u", (unsigned)port) < 0 ? error_set(err, ENOMEM, "Out of memory")
-                                                        : 0;
+    return asprintf(&t->port, "%u", (unsigned)port) < 0 ? error_out_of_memory(err) : 0;
 }
 
 static int take_ssh_server(struct options *opts, struct ssh_target *t, struct error *err)
@@ -191,7 +190,7 @@ static int parse_flat_check(const char *text, struct ssh_target *t, struct error
             t->check = HOST_KEY_HASH;
             t->hash_type = (enum host_key_hash)i;
             t->hash = strdup(text + size + 1);
-            return t->hash ? 0 : error_set(err, ENOMEM, "Out of memory");
+            return t->hash ? 0 : error_out_of_memory(err);
         }
     }
     return error_set(err, EINVAL, "unknown host_key_check setting (%s)", text);

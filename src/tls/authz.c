@@ -126,7 +126,7 @@ static int take_rules(struct options *opts, struct rules *ret_rules, struct erro
     ret_rules->list =
         r < 0 ? NULL : calloc(json_object_array_length(list) + 1, sizeof(*ret_rules->list));
     if (r == 0 && !ret_rules->list) {
-        r = error_set(err, ENOMEM, "Out of memory");
+        r = error_out_of_memory(err);
     }
     for (size_t i = 0; r == 0 && ret_rules->list && i < json_object_array_length(list); i++) {
         AUTO_OPTIONS struct options *rule = NULL;
@@ -193,7 +193,7 @@ static int simple_create(const char *id, struct options *opts, void **ret_data, 
     int r;
 
     if (!a) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = options_take_str(opts, "identity", &a->identity, err);
     if (r == 0 && !a->identity) {
@@ -207,7 +207,7 @@ static int list_create(const char *id, struct options *opts, void **ret_data, st
     struct tls_authz *a = calloc(1, sizeof(*a));
 
     if (!a) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     return finish_authz(a, take_rules(opts, &a->rules, err), ret_data);
 }
@@ -221,7 +221,7 @@ static int list_file_create(const char *id, struct options *opts, void **ret_dat
     int r;
 
     if (!a) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = options_take_str(opts, "filename", &filename, err);
     if (r == 0 && !filename) {

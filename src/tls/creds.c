@@ -53,7 +53,7 @@ static int set_priority(struct tls_creds *c, const char *text, struct error *err
 
     if (asprintf(&priority, "%s%s", text ? text : DEFAULT_PRIORITY, needed[c->kind]) < 0) {
         priority = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     code = gnutls_priority_init(&c->priority, priority, &position);
     return code < 0 ? tls_error(err, code, "Unable to set TLS session priority %s", priority) : 0;
@@ -69,7 +69,7 @@ static int creds_new(struct options *opts, enum tls_kind kind, struct tls_creds 
     int endpoint = 0, r;
 
     if (!c) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     c->kind = kind;
     r = lazy_gnutls_load(err);
@@ -152,7 +152,7 @@ static int find_key(const char *path, const char *username, char **ret_key, stru
     }
     line[strcspn(line, "\r\n")] = '\0';
     *ret_key = strdup(line + length + 1);
-    return *ret_key ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return *ret_key ? 0 : error_out_of_memory(err);
 }
 
 static int psk_load_client(struct tls_creds *c, const char *path, const char *username,

@@ -27,7 +27,7 @@ int tls_creds_file(const char *dir, const char *name, bool needed, char **ret_pa
     *ret_path = NULL;
     if (asprintf(&path, "%s/%s", dir, name) < 0) {
         path = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (access(path, R_OK) == 0) {
         *ret_path = TAKE_PTR(path);

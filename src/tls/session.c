@@ -145,7 +145,7 @@ int tls_session_new(const struct tls_creds *creds, int fd, const char *hostname,
     int code;
 
     if (!s) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     memset(s, 0, offsetof(struct tls_session, in));
     s->fd = fd;
@@ -156,7 +156,7 @@ int tls_session_new(const struct tls_creds *creds, int fd, const char *hostname,
     if (code < 0 || (hostname && !s->hostname)) {
         free(s->hostname);
         free(s);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     s->creds = creds;
     code = configure_session(s);
