@@ -14,7 +14,7 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
     const struct block_driver *driver = block_find_driver(format);
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (!driver) {
         return error_set(err, EINVAL, "Unknown file format '%s'", format);
@@ -37,7 +37,7 @@ int block_co_create_file(const char *filename, struct options *opts_in,
     int r = 0;
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     driver = driver ? driver : block_find_driver("file");
     if (driver->co_create) {

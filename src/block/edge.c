@@ -77,7 +77,7 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     edge = calloc(1, sizeof(*edge));
     if (!edge || !(edge->name = strdup(name))) {
         free(edge);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     edge->parent = node;
     edge->role = role;
@@ -145,13 +145,13 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     int r;
 
     if (posix_memalign((void **)&root, CACHE_LINE, sizeof(*root)) != 0) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     memset(root, 0, sizeof(*root));
     root->edge.name = strdup(user);
     if (!root->edge.name) {
         free(root);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     pthread_mutex_init(&root->guard, NULL);
     co_queue_init(&root->blocked);

@@ -21,7 +21,7 @@ static int protocol_options(const char *filename, struct options **ret_options, 
     int r;
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (strncmp(filename, "file:", 5) == 0) {
         driver = NULL;
@@ -30,7 +30,7 @@ static int protocol_options(const char *filename, struct options **ret_options, 
         if (strcspn(filename, ":") < strcspn(filename, "/")) {
             if (asprintf(&path, "./%s", filename) < 0) {
                 path = NULL;
-                return error_set(err, ENOMEM, "Out of memory");
+                return error_out_of_memory(err);
             }
             filename = path;
         }
@@ -68,7 +68,7 @@ static int filter_options(const struct block_driver *driver, const char *filenam
     int r;
 
     if (!opts) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     options_set_str(opts, "driver", driver->name);
     r = driver->parse_filename(filename, opts, err);
@@ -337,7 +337,7 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
     int r;
 
     if (!top) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (format && !driver) {
         return error_set(err, EINVAL, "Unknown driver '%s'", format);

@@ -80,7 +80,7 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
         node->name = TAKE_PTR(name);
     } else if (asprintf(&node->name, "#block%u", serial++) < 0) {
         node->name = NULL;
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     return 0;
 }
@@ -232,7 +232,7 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
     int r;
 
     if (remember_filename(node, opts) < 0) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = take_generic_options(node, opts, flags, err);
     if (r < 0) {
@@ -283,7 +283,7 @@ int block_co_open_hidden(struct options *opts_in, unsigned flags, struct block_n
     }
     node = node_new(driver, flags);
     if (!node) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     trace_block_open_begin(driver_name);
     r = co_open_node(node, opts, flags, err);

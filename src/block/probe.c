@@ -19,7 +19,7 @@ int block_co_probe(struct block_node *node, const struct block_driver **ret_driv
     int best_score = 0, r;
 
     if (!head) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = block_co_root_new_exempt(node, "format probing", BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL,
                                  &root, err);

@@ -39,7 +39,7 @@ static int read_secret_file(const char *path, char **ret_text, size_t *ret_size,
                          strerror(errno));
     }
     if (!bytes) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     while (n > 0 && size <= SECRET_MAX) {
         n = read(fd, bytes + size, SECRET_MAX + 1 - size);
@@ -119,7 +119,7 @@ static int secret_create(const char *id, struct options *opts, void **ret_data, 
     }
     s = calloc(1, sizeof(*s));
     if (!s) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (data) {
         s->size = strlen(data);
@@ -174,5 +174,5 @@ int secret_get(const char *id, char **ret_text, size_t *ret_size, struct error *
         *ret_size = s->size;
     }
     user_object_unref(o);
-    return copy ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return copy ? 0 : error_out_of_memory(err);
 }

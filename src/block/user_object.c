@@ -149,7 +149,7 @@ int user_object_add(struct options *opts_, struct error *err)
     o = r < 0 ? NULL : calloc(1, sizeof(*o));
     if (!o) {
         type->destroy(data);
-        return r < 0 ? r : error_set(err, ENOMEM, "Out of memory");
+        return r < 0 ? r : error_out_of_memory(err);
     }
     o->type = type;
     o->id = TAKE_PTR(id);
