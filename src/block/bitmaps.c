@@ -93,8 +93,8 @@ static uint32_t default_granularity(const struct block_node *node)
     return MIN(MAX(cluster, DEFAULT_GRANULARITY_MIN), DEFAULT_GRANULARITY_MAX);
 }
 
-static int check_storable(struct block_node *node, const char *name, uint32_t granularity,
-                          struct error *err)
+static int co_check_storable(struct block_node *node, const char *name, uint32_t granularity,
+                             struct error *err)
 {
     int r;
 
@@ -108,15 +108,15 @@ static int check_storable(struct block_node *node, const char *name, uint32_t gr
     return r < 0 ? r : block_co_reserve_bitmap(node, name, granularity, err);
 }
 
-static int add_drained(struct block_node *node, const char *name, uint32_t granularity,
-                       bool persistent, struct block_bitmap **ret_bitmap, struct error *err)
+static int co_add_drained(struct block_node *node, const char *name, uint32_t granularity,
+                          bool persistent, struct block_bitmap **ret_bitmap, struct error *err)
 {
     struct dirty_bitmap *bits;
     struct block_bitmap *b;
     int r = check_new(node, name, granularity, err);
 
     if (r >= 0 && persistent) {
-        r = check_storable(node, name, granularity, err);
+        r = co_check_storable(node, name, granularity, err);
         if (r >= 0) {
             /* The driver may have yielded: another command may have taken the name. */
             r = check_new(node, name, granularity, err);
@@ -147,7 +147,7 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
         granularity = default_granularity(node);
     }
     block_co_drain_begin(node);
-    r = add_drained(node, name, granularity, persistent, &b, err);
+    r = co_add_drained(node, name, granularity, persistent, &b, err);
     if (b) {
         b->persistent = persistent;
         b->enabled = !disabled;
@@ -156,7 +156,7 @@ int block_co_bitmap_add(struct block_node *node, const char *name, uint32_t gran
             *ret_bitmap = b;
         }
     }
-    block_co_drain_end(node);
+    block_drain_end(node);
     return r;
 }
 
@@ -176,7 +176,7 @@ int block_co_bitmap_remove(struct block_bitmap *b, struct error *err)
         list_remove(&b->link);
         block_bitmap_free(b);
     }
-    block_co_drain_end(node);
+    block_drain_end(node);
     return MIN(r, 0);
 }
 
@@ -194,14 +194,14 @@ void block_co_bitmap_detach(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
     list_remove(&b->link);
-    block_co_drain_end(b->node);
+    block_drain_end(b->node);
 }
 
 void block_co_bitmap_reattach(struct block_bitmap *b)
 {
     block_co_drain_begin(b->node);
     list_append(&b->node->bitmaps, &b->link);
-    block_co_drain_end(b->node);
+    block_drain_end(b->node);
 }
 
 void block_bitmap_free_detached(struct block_bitmap *b)
@@ -256,7 +256,7 @@ const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)
 /* --- change ----------------------------------------------------------------------------------- */
 
 /* From here on the stored bits must not count as current. */
-static int will_change(struct block_bitmap *b, struct error *err)
+static int co_will_change(struct block_bitmap *b, struct error *err)
 {
     if (!b->persistent || b->read_only || !b->node->driver->co_bitmap_will_change) {
         return 0;
@@ -270,7 +270,7 @@ int block_co_bitmaps_will_change(struct block_node *node, struct error *err)
     int r = 0;
 
     LIST_FOREACH (b, &node->bitmaps, link) {
-        UNLESS_FAILED(r, will_change(b, err));
+        UNLESS_FAILED(r, co_will_change(b, err));
     }
     return r;
 }
@@ -283,17 +283,17 @@ int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct err
     block_co_drain_begin(b->node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
     if (r >= 0 && b->enabled != enabled) {
-        r = will_change(b, err);
+        r = co_will_change(b, err);
         if (r >= 0) {
             b->enabled = enabled;
         }
     }
-    block_co_drain_end(b->node);
+    block_drain_end(b->node);
     return r;
 }
 
-static int clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
-                         struct error *err)
+static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backup,
+                            struct error *err)
 {
     struct dirty_bitmap *empty = NULL;
     int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
@@ -308,7 +308,7 @@ static int clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_backu
             return error_set(err, ENOMEM, "Out of memory to clear bitmap '%s'", b->name);
         }
     }
-    r = will_change(b, err);
+    r = co_will_change(b, err);
     if (r < 0) {
         dirty_bitmap_free(empty);
         return r;
@@ -328,8 +328,8 @@ int block_co_bitmap_clear(struct block_bitmap *b, struct dirty_bitmap **ret_back
     int r;
 
     block_co_drain_begin(b->node);
-    r = clear_drained(b, ret_backup, err);
-    block_co_drain_end(b->node);
+    r = co_clear_drained(b, ret_backup, err);
+    block_drain_end(b->node);
     return r;
 }
 
@@ -356,8 +356,8 @@ static int co_check_sources(const struct block_bitmap *dest, struct block_bitmap
     return 0;
 }
 
-static int merge_drained(struct block_bitmap *dest, struct block_bitmap *const *sources,
-                         size_t count, struct dirty_bitmap **ret_backup, struct error *err)
+static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *const *sources,
+                            size_t count, struct dirty_bitmap **ret_backup, struct error *err)
 {
     struct dirty_bitmap *backup;
     int r = block_bitmap_check(dest, BLOCK_BITMAP_REFUSE_ALL, err);
@@ -367,7 +367,7 @@ static int merge_drained(struct block_bitmap *dest, struct block_bitmap *const *
         r = co_check_sources(dest, sources, count, err);
     }
     if (r >= 0) {
-        r = will_change(dest, err);
+        r = co_will_change(dest, err);
     }
     if (r < 0) {
         return r;
@@ -398,8 +398,8 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
     int r;
 
     block_co_drain_begin(dest->node);
-    r = merge_drained(dest, sources, count, ret_backup, err);
-    block_co_drain_end(dest->node);
+    r = co_merge_drained(dest, sources, count, ret_backup, err);
+    block_drain_end(dest->node);
     return r;
 }
 
@@ -412,13 +412,13 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
     if (r >= 0) {
-        r = will_change(b, err);
+        r = co_will_change(b, err);
     }
     /* After a failure there are more bits than before, never fewer. */
     if (r >= 0 && dirty_bitmap_merge(b->bits, bits) < 0) {
         r = error_set(err, ENOMEM, "Out of memory to merge into bitmap '%s'", b->name);
     }
-    block_co_drain_end(b->node);
+    block_drain_end(b->node);
     return r;
 }
 
@@ -432,12 +432,12 @@ void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup
     ERROR_AUTO(err);
 
     block_co_drain_begin(b->node);
-    if (will_change(b, &err) < 0) {
+    if (co_will_change(b, &err) < 0) {
         b->unstored = true;
         log_error("%s", error_message(&err));
     }
     dirty_bitmap_swap(b->bits, backup);
-    block_co_drain_end(b->node);
+    block_drain_end(b->node);
     dirty_bitmap_free(backup);
 }
 

@@ -231,15 +231,15 @@ int block_co_node_replace(struct block_node *from, struct block_node *to, struct
 
 /* Drains nest. See the head of this file. */
 void block_co_drain_begin(struct block_node *node);
-void block_co_drain_end(struct block_node *node);
+void block_drain_end(struct block_node *node);
 /*
  * Several nodes at one instant: all are stopped before any is waited for. Each is ended by
- * block_co_drain_end().
+ * block_drain_end().
  */
 void block_co_drain_begin_many(struct block_node *const *nodes, size_t count);
 /* All nodes. */
 void block_co_drain_all_begin(void);
-void block_co_drain_all_end(void);
+void block_drain_all_end(void);
 
 /*
  * A drain that does not stop one root: that of a job which goes on alone. The caller's memory;
@@ -254,7 +254,7 @@ struct block_drain {
 /* Begin and end such a drain; `but` is the root that goes on. */
 void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
                               const struct block_root *but);
-void block_co_drain_end_but(struct block_drain *d);
+void block_drain_end_but(struct block_drain *d);
 
 /* --- creation --------------------------------------------------------------------------------- */
 

@@ -51,7 +51,7 @@ int block_co_inactivate(struct block_node *node, struct error *err)
 
     block_co_drain_begin(node);
     r = co_complete(node, err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     return r;
 }
 

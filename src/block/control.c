@@ -88,9 +88,9 @@ static struct block_node *co_op_begin(struct block_node *node, enum control_op o
 }
 
 /* The end of the operation, with its result. */
-static int co_op_end(struct block_node *at, int result)
+static int op_end(struct block_node *at, int result)
 {
-    block_co_drain_end(at);
+    block_drain_end(at);
     trace_block_control_end(at->name, result);
     return result;
 }
@@ -130,7 +130,7 @@ int block_co_check(struct block_node *node, unsigned fix, struct block_check_res
     struct block_node *at = co_op_begin(node, OP_CHECK, err);
 
     *ret_result = (struct block_check_result){0};
-    return at ? co_op_end(at, at->driver->co_check(at, fix, ret_result, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_check(at, fix, ret_result, err)) : -ENOTSUP;
 }
 
 /* --- change of the image ---------------------------------------------------------------------- */
@@ -140,8 +140,7 @@ int block_co_amend(struct block_node *node, struct options *opts, block_progress
 {
     struct block_node *at = co_op_begin(node, OP_AMEND, err);
 
-    return at ? co_op_end(at, at->driver->co_amend(at, opts, progress, progress_arg, err))
-              : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_amend(at, opts, progress, progress_arg, err)) : -ENOTSUP;
 }
 
 int block_co_change_backing(struct block_node *node, const char *filename, const char *format,
@@ -149,7 +148,7 @@ int block_co_change_backing(struct block_node *node, const char *filename, const
 {
     struct block_node *at = co_op_begin(node, OP_CHANGE_BACKING, err);
 
-    return at ? co_op_end(at, at->driver->co_change_backing(at, filename, format, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_change_backing(at, filename, format, err)) : -ENOTSUP;
 }
 
 int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
@@ -164,7 +163,7 @@ int block_co_set_backing_node(struct block_node *node, struct block_node *backin
     if (backing) {
         r = block_co_attach_child(node, backing, "backing", BLOCK_ROLE_BACKING, NULL, err);
     }
-    block_co_drain_end(node);
+    block_drain_end(node);
     return r;
 }
 
@@ -172,7 +171,7 @@ int block_co_make_empty(struct block_node *node, struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_MAKE_EMPTY, err);
 
-    return at ? co_op_end(at, at->driver->co_make_empty(at, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_make_empty(at, err)) : -ENOTSUP;
 }
 
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
@@ -201,7 +200,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
     }
     atomic_fetch_add(&node->write_generation, 1);
     block_roots_report_size(node);
-    block_co_drain_end(node);
+    block_drain_end(node);
     trace_block_truncate_end(node->name, size, r);
     return r;
 }
@@ -212,21 +211,21 @@ int block_co_snapshot_create(struct block_node *node, const char *name, struct e
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_CREATE, err);
 
-    return at ? co_op_end(at, at->driver->co_snapshot_create(at, name, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_snapshot_create(at, name, err)) : -ENOTSUP;
 }
 
 int block_co_snapshot_apply(struct block_node *node, const char *id_or_name, struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_APPLY, err);
 
-    return at ? co_op_end(at, at->driver->co_snapshot_apply(at, id_or_name, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_snapshot_apply(at, id_or_name, err)) : -ENOTSUP;
 }
 
 int block_co_snapshot_delete(struct block_node *node, const char *id_or_name, struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_DELETE, err);
 
-    return at ? co_op_end(at, at->driver->co_snapshot_delete(at, id_or_name, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_snapshot_delete(at, id_or_name, err)) : -ENOTSUP;
 }
 
 int block_co_snapshot_list(struct block_node *node, struct block_snapshot_info **ret_list,
@@ -234,8 +233,7 @@ int block_co_snapshot_list(struct block_node *node, struct block_snapshot_info *
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_LIST, err);
 
-    return at ? co_op_end(at, at->driver->co_snapshot_list(at, ret_list, ret_count, err))
-              : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_snapshot_list(at, ret_list, ret_count, err)) : -ENOTSUP;
 }
 
 int block_co_snapshot_show(struct block_node *node, const char *id, const char *name,
@@ -243,7 +241,7 @@ int block_co_snapshot_show(struct block_node *node, const char *id, const char *
 {
     struct block_node *at = co_op_begin(node, OP_SNAPSHOT_SHOW, err);
 
-    return at ? co_op_end(at, at->driver->co_snapshot_show(at, id, name, err)) : -ENOTSUP;
+    return at ? op_end(at, at->driver->co_snapshot_show(at, id, name, err)) : -ENOTSUP;
 }
 
 /* --- persistent bitmaps ----------------------------------------------------------------------- */
@@ -281,7 +279,7 @@ int block_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     trace_block_control_begin(node->name, "co_remove_stored_bitmap");
     block_co_drain_begin(node);
     r = node->driver->co_remove_stored_bitmap(node, name, err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     trace_block_control_end(node->name, r);
     return r;
 }

@@ -50,7 +50,7 @@ void block_root_leave_slow(struct block_root *root)
     pthread_mutex_unlock(&root->guard);
 }
 
-void block_root_enter_slow(struct block_root *root, unsigned index)
+void block_co_root_enter_slow(struct block_root *root, unsigned index)
 {
     while (atomic_load(&root->quiesced)) {
         atomic_fetch_sub(&root->inflight[index].count, 1);
@@ -354,7 +354,7 @@ void block_co_drain_begin(struct block_node *node)
     trace_block_drain_ready(node->name);
 }
 
-void block_co_drain_end(struct block_node *node)
+void block_drain_end(struct block_node *node)
 {
     trace_block_drain_end(node->name);
     node->drain_depth--;
@@ -386,7 +386,7 @@ void block_co_drain_begin_but(struct block_drain *d, struct block_node *node,
     trace_block_drain_ready(node->name);
 }
 
-void block_co_drain_end_but(struct block_drain *d)
+void block_drain_end_but(struct block_drain *d)
 {
     trace_block_drain_end(d->node->name);
     list_remove(&d->link);
@@ -402,7 +402,7 @@ void block_co_drain_all_begin(void)
     trace_block_drain_ready("*");
 }
 
-void block_co_drain_all_end(void)
+void block_drain_all_end(void)
 {
     trace_block_drain_end("*");
     drain_all_depth--;

@@ -277,8 +277,8 @@ int block_co_root_replace(struct block_root *root, struct block_node *node, stru
     block_co_drain_begin(old);
     block_co_drain_begin(node);
     r = block_co_edge_move(&root->edge, node, err);
-    block_co_drain_end(node);
-    block_co_drain_end(old);
+    block_drain_end(node);
+    block_drain_end(old);
     block_co_unref(old);
     return r;
 }

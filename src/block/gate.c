@@ -28,10 +28,10 @@
 
 static const uint8_t zero_buffer[ZERO_BUFFER_SIZE] __attribute__((aligned(4096)));
 
-static inline void enter(struct block_edge *edge)
+static inline void co_enter_gate(struct block_edge *edge)
 {
     if (edge->root) {
-        block_root_enter(edge->root);
+        block_co_root_enter(edge->root);
     }
 }
 
@@ -44,7 +44,7 @@ static inline void leave(struct block_edge *edge)
 
 void block_co_edge_enter(struct block_edge *edge)
 {
-    enter(edge);
+    co_enter_gate(edge);
 }
 
 void block_edge_leave(struct block_edge *edge)
@@ -126,7 +126,7 @@ int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, un
 {
     int r;
 
-    enter(edge);
+    co_enter_gate(edge);
     r = trace_block_read_is_on() ? co_preadv_traced(edge, offset, iov, flags)
                                  : co_preadv_entered(edge, offset, iov, flags);
     leave(edge);
@@ -246,7 +246,7 @@ int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, u
 {
     int r;
 
-    enter(edge);
+    co_enter_gate(edge);
     r = trace_block_write_is_on() ? co_pwritev_traced(edge, offset, iov, flags)
                                   : co_pwritev_entered(edge, offset, iov, flags);
     leave(edge);
@@ -394,7 +394,7 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
     struct block_op op;
     int r;
 
-    enter(edge);
+    co_enter_gate(edge);
     trace_block_zeroes_begin(edge->node->name, offset, length, flags);
     block_op_begin(&op, edge->node);
     r = check_write(edge, offset, length, flags);
@@ -425,7 +425,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     struct block_op op;
     int r;
 
-    enter(edge);
+    co_enter_gate(edge);
     trace_block_copy_begin(node->name, offset, length, source->name, source_offset);
     block_op_begin(&op, node);
     r = check_write(edge, offset, length, flags);
@@ -498,7 +498,7 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     uint64_t size;
     int r;
 
-    enter(edge);
+    co_enter_gate(edge);
     node = edge->node;
     trace_block_discard_begin(node->name, offset, length);
     block_op_begin(&op, node);
@@ -576,7 +576,7 @@ int block_co_flush(struct block_edge *edge)
     struct block_op op;
     int r;
 
-    enter(edge);
+    co_enter_gate(edge);
     trace_block_flush_begin(edge->node->name);
     block_op_begin(&op, edge->node);
     r = co_flush_node(edge->node);
@@ -612,7 +612,7 @@ int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct io
     struct block_op op;
     int r = -ENOTSUP;
 
-    enter(edge);
+    co_enter_gate(edge);
     node = edge->node;
     trace_block_snapshot_read_begin(node->name, offset, iov.size);
     block_op_begin(&op, node);
@@ -634,7 +634,7 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
     struct block_node *node;
     int r = -ENOTSUP;
 
-    enter(edge);
+    co_enter_gate(edge);
     node = edge->node;
     trace_block_snapshot_status_begin(node->name, offset, length);
     if (offset >= block_node_size(node)) {
@@ -656,7 +656,7 @@ int block_co_discard_snapshot(struct block_edge *edge, uint64_t offset, uint64_t
     struct block_op op;
     int r = -ENOTSUP;
 
-    enter(edge);
+    co_enter_gate(edge);
     node = edge->node;
     trace_block_snapshot_discard_begin(node->name, offset, length);
     block_op_begin(&op, node);

@@ -231,7 +231,7 @@ static struct block_edge *next_to_move(struct block_node *from, struct block_nod
     return NULL;
 }
 
-static int move_all(struct block_node *from, struct block_node *to, struct error *err)
+static int co_move_all(struct block_node *from, struct block_node *to, struct error *err)
 {
     struct block_edge *edge;
     int r = 0;
@@ -243,7 +243,7 @@ static int move_all(struct block_node *from, struct block_node *to, struct error
 }
 
 /* Move the edges back that this change has moved from `from` to `to`. */
-static void move_back(struct block_node *from, struct block_node *to)
+static void co_move_back(struct block_node *from, struct block_node *to)
 {
     struct block_edge *edge;
 
@@ -265,17 +265,17 @@ int block_co_node_replace(struct block_node *from, struct block_node *to, struct
     block_co_drain_begin(from);
     block_co_drain_begin(to);
     block_co_change_begin();
-    r = move_all(from, to, err);
+    r = co_move_all(from, to, err);
     UNLESS_FAILED(r, block_co_change_settle(err));
     if (r < 0) {
-        move_back(from, to);
+        co_move_back(from, to);
         if (block_co_change_settle(NULL) < 0) {
             log_error("node '%s': permissions of before the change can't be had again", from->name);
         }
     }
     block_co_change_end();
-    block_co_drain_end(to);
-    block_co_drain_end(from);
+    block_drain_end(to);
+    block_drain_end(from);
     block_co_unref(from);
     return r;
 }

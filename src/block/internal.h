@@ -51,7 +51,7 @@ struct block_root {
 /* --- drain.c: any reactor --- */
 
 /* A request that found the root quiesced: wait for the end of the drain. Yields. */
-void block_root_enter_slow(struct block_root *root, unsigned index);
+void block_co_root_enter_slow(struct block_root *root, unsigned index);
 /*
  * A request ended while the root is quiesced: wake the drainer after the last one. Does not yield.
  */
@@ -62,14 +62,14 @@ void block_root_leave_slow(struct block_root *root);
 void block_drain_update(void);
 
 /* A request enters the graph by `root`; may yield. */
-static inline void block_root_enter(struct block_root *root)
+static inline void block_co_root_enter(struct block_root *root)
 {
     unsigned index = counters_index(); /* of the reactor */
 
     atomic_store_explicit(&root->inflight[index].used, true, memory_order_relaxed);
     atomic_fetch_add(&root->inflight[index].count, 1);
     if (__builtin_expect(atomic_load(&root->quiesced), false)) {
-        block_root_enter_slow(root, index);
+        block_co_root_enter_slow(root, index);
     }
 }
 

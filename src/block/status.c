@@ -108,7 +108,7 @@ static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t len
     int r;
 
     if (edge->root) {
-        block_root_enter(edge->root);
+        block_co_root_enter(edge->root);
     }
     trace_block_status_begin(edge->node->name, offset, length);
     r = co_node_status(edge->node, offset, length, question, ret_status);
@@ -181,7 +181,7 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
     int r = 0;
 
     if (edge->root) {
-        block_root_enter(edge->root);
+        block_co_root_enter(edge->root);
     }
     size = block_node_size(edge->node);
     if (offset >= size) {

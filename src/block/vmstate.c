@@ -30,7 +30,7 @@ int block_co_preadv_vmstate(struct block_edge *edge, uint64_t offset, struct iov
     }
     block_co_drain_begin(node);
     r = node->driver->co_preadv_vmstate(node, offset, iov);
-    block_co_drain_end(node);
+    block_drain_end(node);
     return r;
 }
 
@@ -52,6 +52,6 @@ int block_co_pwritev_vmstate(struct block_edge *edge, uint64_t offset, struct io
     r = node->driver->co_pwritev_vmstate(node, offset, iov);
     atomic_fetch_add(&node->write_generation, 1);
     atomic_fetch_add(&edge->node->write_generation, 1); /* so that a filter above is flushed too */
-    block_co_drain_end(node);
+    block_drain_end(node);
     return r;
 }

@@ -72,7 +72,7 @@ void qmp_concern_undrain(struct qmp_concern *c)
 {
     for (size_t i = 0; i < c->count; i++) {
         if (i < c->drained) {
-            block_co_drain_end(c->nodes[i]);
+            block_drain_end(c->nodes[i]);
         }
     }
 }

@@ -86,7 +86,7 @@ static int co_snapshot(struct verifier *v, struct error *err)
     block_co_drain_begin(v->node);
     ret = driver->co_snapshot_create(v->node, AFTERMATH_SNAPSHOT, err);
     ret = ret < 0 ? ret : driver->co_snapshot_delete(v->node, AFTERMATH_SNAPSHOT, err);
-    block_co_drain_end(v->node);
+    block_drain_end(v->node);
     if (ret == -ERANGE) {
         error_clear(err);
         ret = 0;

@@ -255,7 +255,7 @@ static int co_create_snapshot(struct guest *g, struct block_node *node)
     op = model_begin(m, MODEL_SNAPSHOT_CREATE, 0, 0, s->create_begin);
     block_co_drain_begin(node);
     ret = node->driver->co_snapshot_create(node, s->name, g->err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     s->create_end = record_tick(&g->w->log);
     model_end(m, op, s->create_end);
     if (is_refused(g, ret)) {
@@ -283,7 +283,7 @@ static int co_apply_snapshot(struct guest *g, struct block_node *node, struct mo
     m->ops[op].values = s->values;
     block_co_drain_begin(node);
     ret = node->driver->co_snapshot_apply(node, s->name, g->err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     size->end = record_tick(&g->w->log);
     if (is_refused(g, ret)) {
         error_clear(g->err);
@@ -312,7 +312,7 @@ static int co_delete_snapshot(struct guest *g, struct block_node *node, struct m
     op = model_begin(m, MODEL_SNAPSHOT_DELETE, 0, 0, s->delete_begin);
     block_co_drain_begin(node);
     ret = node->driver->co_snapshot_delete(node, s->name, g->err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     model_end(m, op, record_tick(&g->w->log));
     return ret;
 }
@@ -366,7 +366,7 @@ static int co_amend(struct guest *g, struct block_node *node)
     set_amend_options(g, opts);
     block_co_drain_begin(node);
     ret = node->driver->co_amend(node, opts, NULL, NULL, g->err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     options_free(opts);
     model_end(m, op, record_tick(&g->w->log));
     if (is_refused(g, ret)) {

@@ -245,7 +245,7 @@ static int co_commit_nodes(struct block_node *image, struct block_node *base, st
     if (r == 0) {
         block_co_drain_begin(image);
         r = image->driver->co_make_empty(image, err);
-        block_co_drain_end(image);
+        block_drain_end(image);
     }
     r = r < 0 ? r : block_co_inactivate(image, err);
     block_co_root_release(k.base);

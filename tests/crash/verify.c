@@ -60,7 +60,7 @@ static int co_repair(struct block_node *node, struct error *err)
     block_co_drain_begin(node);
     ret =
         node->driver->co_check(node, BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS, &result, err);
-    block_co_drain_end(node);
+    block_drain_end(node);
     if (ret == 0 && (result.corruptions > 0 || result.leaks > 0 || result.check_errors > 0)) {
         ret = error_set(err, EILSEQ, "a repair left %llu corruptions, %llu leaks, %llu errors",
                         (unsigned long long)result.corruptions, (unsigned long long)result.leaks,

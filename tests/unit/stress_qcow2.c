@@ -87,7 +87,7 @@ static int co_store(struct keeper *k)
 
     block_co_drain_begin(k->node);
     r = block_co_inactivate(k->node, NULL);
-    block_co_drain_end(k->node);
+    block_drain_end(k->node);
     return r;
 }
 
@@ -104,7 +104,7 @@ static int co_snapshot(struct keeper *k)
         r = count < 2 ? d->co_snapshot_create(k->node, "", NULL)
                       : d->co_snapshot_delete(k->node, infos[0].id, NULL);
     }
-    block_co_drain_end(k->node);
+    block_drain_end(k->node);
     free(infos);
     return r;
 }

@@ -387,8 +387,8 @@ static void drain_both(void *arg)
 
     block_co_drain_begin(g->temp_node);
     block_co_drain_begin(g->disk_node);
-    block_co_drain_end(g->disk_node);
-    block_co_drain_end(g->temp_node);
+    block_drain_end(g->disk_node);
+    block_drain_end(g->temp_node);
 }
 
 static void drain_waits_for_a_copy_whose_write_gave_up(void *arg)

@@ -545,13 +545,13 @@ static void co_drains_and_sizes_reach_a_type(void)
     block_co_drain_begin(node);
     co_assert_added(&config);
     assert_string_equal(notes, "parse begin prepare publish ");
-    block_co_drain_end(node);
+    block_drain_end(node);
     assert_string_equal(notes, "parse begin prepare publish end ");
     notes[0] = '\0';
     noting.busy = 3;
     block_co_drain_begin(node);
     assert_true(noting.busy <= 0);
-    block_co_drain_end(node);
+    block_drain_end(node);
     assert_string_equal(notes, "begin end ");
     notes[0] = '\0';
     assert_int_equal(block_co_root_new(node, "test", BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,

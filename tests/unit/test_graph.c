@@ -241,7 +241,7 @@ static void co_overlay_is_put_under_a_guest_in_one_change(void)
     assert_int_equal(block_co_edge_move(block_root_edge(guest), overlay, NULL), 0);
     assert_int_equal(block_co_change_settle(NULL), 0);
     block_co_change_end();
-    block_co_drain_end(disk);
+    block_drain_end(disk);
     write_byte(guest);
     assert_ptr_equal(block_root_node(guest), overlay);
     /* The disk below is kept from being written now. */
@@ -369,7 +369,7 @@ static void co_interior_edges_move_and_circles_do_not(void)
     assert_non_null(strstr(error_message(&err), "cycle"));
     assert_int_equal(block_co_edge_move(top->backing, other, NULL), 0);
     assert_ptr_equal(top->backing->node, other);
-    block_co_drain_end(disk);
+    block_drain_end(disk);
     assert_false(block_node_in_use(disk));
     /* Everybody on a node goes to a filter above it, but for that filter itself. */
     assert_int_equal(block_co_node_replace(top, filter, NULL), 0);
@@ -595,12 +595,12 @@ static void co_drain_waits_for_its_own_disk_only(void)
     start_write(&w);
     assert_false(w.done);
     block_co_drain_begin(fast); /* would hang here */
-    block_co_drain_end(fast);
+    block_drain_end(fast);
     assert_false(w.done);
     memory_disk_release(memory_disk_of(slow));
     block_co_drain_begin(slow);
     assert_true(w.done);
-    block_co_drain_end(slow);
+    block_drain_end(slow);
     block_co_root_release(w.root);
     block_co_unref(fast);
     block_co_unref(slow);
@@ -617,7 +617,7 @@ static void co_drain_but_one_lets_that_root_go_on(void)
     start_write(&guest);
     assert_false(guest.done);
     write_byte(job.root);
-    block_co_drain_end_but(&d);
+    block_drain_end_but(&d);
     loop_co_sleep(1000000);
     assert_true(guest.done);
     block_co_root_release(guest.root);
@@ -644,8 +644,8 @@ static void co_drivers_are_told_of_drains_and_waited_for(void)
     block_co_drain_begin(top);
     assert_int_equal(layer.drain_begun, 1);
     assert_int_equal(layer.drain_ended, 0);
-    block_co_drain_end(top);
-    block_co_drain_end(disk);
+    block_drain_end(top);
+    block_drain_end(disk);
     assert_int_equal(layer.drain_begun, 1);
     assert_int_equal(layer.drain_ended, 1);
     block_co_unref(top);
@@ -684,7 +684,7 @@ static void co_owners_of_roots_are_told_of_drains_and_waited_for(void)
     block_co_drain_begin(disk);
     assert_int_equal(owner_busy, 0);
     assert_int_equal(owner_begun, 1);
-    block_co_drain_end(disk);
+    block_drain_end(disk);
     assert_int_equal(owner_ended, 1);
     block_co_root_release(root);
     block_co_unref(disk);

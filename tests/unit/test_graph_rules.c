@@ -328,7 +328,7 @@ static void a_drain_waits_for_requests_in_flight(void *arg)
     task_wait(&drain);
     assert_true(write.done);
     task_wait(&write);
-    block_co_drain_end(node);
+    block_drain_end(node);
     block_co_root_release(write.root);
     block_co_unref(node);
 }
@@ -343,7 +343,7 @@ static void requests_wait_for_the_end_of_a_drain(void *arg)
     turns();
     assert_false(write.done);
     assert_int_equal(memory_disk_requests(memory_disk_of(node), MEMORY_DISK_WRITE), 0);
-    block_co_drain_end(node);
+    block_drain_end(node);
     task_wait(&write);
     block_co_root_release(write.root);
     block_co_unref(node);
@@ -360,7 +360,7 @@ static void a_drain_concerns_what_is_above_and_nothing_else(void *arg)
     turns();
     block_co_drain_begin(a); /* does not wait for what hangs on the other disk */
     assert_int_equal(write_by(free_one), 0);
-    block_co_drain_end(a);
+    block_drain_end(a);
     memory_disk_release(memory_disk_of(b));
     task_wait(&hanging);
     block_co_root_release(hanging.root);
@@ -380,7 +380,7 @@ static void a_drain_waits_for_work_that_no_request_waits_for(void *arg)
     assert_false(drain.done);
     lock.busy = false;
     task_wait(&drain);
-    block_co_drain_end(node);
+    block_drain_end(node);
     block_co_unref(node);
 }
 

@@ -44,7 +44,7 @@ static int make_empty(struct image *i)
 
     block_co_drain_begin(i->node);
     r = i->node->driver->co_make_empty(i->node, NULL);
-    block_co_drain_end(i->node);
+    block_drain_end(i->node);
     return r;
 }
 

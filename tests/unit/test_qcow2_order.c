@@ -311,7 +311,7 @@ static void take(struct image *i, const char *name)
 
     block_co_drain_begin(i->node);
     assert_int_equal(i->node->driver->co_snapshot_create(i->node, name, &err), 0);
-    block_co_drain_end(i->node);
+    block_drain_end(i->node);
 }
 
 static void a_number_is_not_given_to_two_snapshots(void *arg)
@@ -327,7 +327,7 @@ static void a_number_is_not_given_to_two_snapshots(void *arg)
     take(&i, "c");
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_snapshot_delete(i.node, "b", NULL), 0);
-    block_co_drain_end(i.node);
+    block_drain_end(i.node);
     take(&i, "d");
     assert_int_equal(i.node->driver->co_snapshot_list(i.node, &infos, &count, NULL), 0);
     assert_int_equal(count, 3);
@@ -349,7 +349,7 @@ static void a_disk_with_bitmaps_does_not_go_back(void *arg)
     assert_int_equal(block_co_bitmap_add(i.node, "b", 64 * KiB, false, false, &b, &err), 0);
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_snapshot_apply(i.node, "a", NULL), -ENOTSUP);
-    block_co_drain_end(i.node);
+    block_drain_end(i.node);
     image_close(&i);
 }
 
@@ -361,7 +361,7 @@ static void resize(struct image *i, uint64_t size)
 
     block_co_drain_begin(i->node);
     assert_int_equal(i->node->driver->co_truncate(i->node, size, BLOCK_PREALLOC_OFF, &err), 0);
-    block_co_drain_end(i->node);
+    block_drain_end(i->node);
 }
 
 static void what_was_cut_off_within_a_cluster_does_not_come_back(void *arg)

@@ -274,12 +274,12 @@ static void places_that_tables_have_left_are_free(void *arg)
         assert_int_equal(block_co_discard(i.edge, MiB / 2, MiB), 0);
         block_co_drain_begin(i.node);
         assert_int_equal(i.node->driver->co_snapshot_create(i.node, "s", &err), 0);
-        block_co_drain_end(i.node);
+        block_drain_end(i.node);
         assert_int_equal(image_write(&i, MiB, MiB, (int)n + 1), 0);
         block_co_drain_begin(i.node);
         assert_int_equal(i.node->driver->co_snapshot_delete(i.node, "s", &err), 0);
         assert_int_equal(i.node->driver->co_truncate(i.node, size, BLOCK_PREALLOC_OFF, &err), 0);
-        block_co_drain_end(i.node);
+        block_drain_end(i.node);
         assert_int_equal(image_write(&i, size - MiB, MiB, 7), 0);
         image_expect(&i, MiB, MiB, (int)n + 1);
     }
@@ -424,7 +424,7 @@ static uint64_t punched_by_growth(const char *options)
     i.file->log_count = 0;
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_truncate(i.node, 2048 * MiB, BLOCK_PREALLOC_OFF, &err), 0);
-    block_co_drain_end(i.node);
+    block_drain_end(i.node);
     image_close(&i);
     image_check("a", 0);
     return punched(i.file);
@@ -493,7 +493,7 @@ static void the_l2_cache_follows_the_size_of_the_disk(void *arg)
     assert_true(i.q->caches.l2.shards[0].limit * CACHE_SHARDS * 512 < 128 * KiB);
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_truncate(i.node, 512 * MiB, BLOCK_PREALLOC_OFF, &err), 0);
-    block_co_drain_end(i.node);
+    block_drain_end(i.node);
     assert_int_equal(i.q->caches.l2.shards[0].limit * CACHE_SHARDS * 512, 128 * KiB);
     for (uint64_t at = 0; at < 512 * MiB; at += 512 * KiB) {
         assert_int_equal(image_write(&i, at, 512, 1), 0);
@@ -505,7 +505,7 @@ static void the_l2_cache_follows_the_size_of_the_disk(void *arg)
     assert_int_equal(slices(&i.q->caches.l2), 256);
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_truncate(i.node, MiB, BLOCK_PREALLOC_OFF, &err), 0);
-    block_co_drain_end(i.node);
+    block_drain_end(i.node);
     assert_true(i.q->caches.l2.shards[0].limit < 16);
     image_close(&i);
     image_check("a", 0);

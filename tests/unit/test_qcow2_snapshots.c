@@ -62,7 +62,7 @@ static int co_do(struct image *i, int (*op)(struct image *i))
 
     block_co_drain_begin(i->node);
     r = op(i);
-    block_co_drain_end(i->node);
+    block_drain_end(i->node);
     return r;
 }
 
@@ -74,7 +74,7 @@ static void make(struct image *i)
     assert_int_equal(image_write(i, 0, SIZE, 1), 0);
     block_co_drain_begin(i->node);
     assert_int_equal(i->node->driver->co_snapshot_create(i->node, "old", NULL), 0);
-    block_co_drain_end(i->node);
+    block_drain_end(i->node);
     assert_int_equal(image_write(i, 0, SIZE / 4, 2), 0);
     assert_int_equal(block_co_flush(i->edge), 0);
 }
@@ -317,7 +317,7 @@ static void a_busy_bitmap_refuses_before_anything_is_written(void *arg)
 
         block_co_drain_begin(i.node);
         assert_true(i.node->driver->co_truncate(i.node, size, BLOCK_PREALLOC_OFF, &err) < 0);
-        block_co_drain_end(i.node);
+        block_drain_end(i.node);
         assert_non_null(strstr(error_message(&err), "'b'"));
         assert_int_equal(block_node_size(i.node), SIZE);
     }

@@ -38,7 +38,7 @@ static int co_resize(struct image *i, uint64_t size)
 
     block_co_drain_begin(i->node);
     r = i->node->driver->co_truncate(i->node, size, BLOCK_PREALLOC_OFF, NULL);
-    block_co_drain_end(i->node);
+    block_drain_end(i->node);
     return r;
 }
 
@@ -133,7 +133,7 @@ static void snapshots_take_what_was_discarded(void *arg)
     assert_int_equal(block_co_discard(i.edge, 0, PIECE), 0);
     block_co_drain_begin(i.node);
     assert_int_equal(i.node->driver->co_snapshot_create(i.node, "s", NULL), 0);
-    block_co_drain_end(i.node);
+    block_drain_end(i.node);
     close_full(&i);
 }
 
