@@ -45,7 +45,7 @@ static int free_reference_later_locked(struct qcow2 *q, uint64_t offset, uint64_
 }
 
 /* Calls `fn` for the clusters of an L2 entry, if it has any. */
-static int co_visit_l2_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
+static int visit_l2_entry_locked(struct qcow2 *q, uint64_t entry, reference_fn *fn)
 {
     uint64_t offset, length;
     bool compressed;
@@ -82,7 +82,7 @@ static int co_visit_l2_table(struct qcow2 *q, uint64_t offset, uint64_t *table, 
     co_mutex_lock(&q->lock);
     for (*ret_done = 0; *ret_done < count && r == 0; *ret_done += r == 0) {
         r = *ret_done < qcow2_table_entries(q)
-                ? co_visit_l2_entry_locked(q, be64toh(table[*ret_done << q->extended_l2]), fn)
+                ? visit_l2_entry_locked(q, be64toh(table[*ret_done << q->extended_l2]), fn)
                 : fn(q, offset, q->cluster_size, false);
     }
     co_mutex_unlock(&q->lock);
