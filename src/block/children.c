@@ -129,7 +129,7 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
 
     if (!path || !extra) {
         options_free(extra);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (is_relative_to_nothing(node, filename) ||
         block_relative_needs_directory(block_node_display_name(node), filename)) {
@@ -163,7 +163,7 @@ static int take_backing_additions(struct options *opts, bool is_recorded, char *
     *ret_format = NULL;
     *ret_extra = options_new();
     if (!copy || !*ret_extra) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (!options_is_null(opts, "backing")) {
         r = options_take_child(copy, "backing", &child, &node_name, err);

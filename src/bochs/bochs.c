@@ -199,7 +199,7 @@ static int co_load_catalog(struct block_node *node, struct error *err)
 
     d->catalog = calloc(MAX(d->used, 1u), sizeof(*d->catalog));
     if (!d->catalog) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = block_co_pread(node->file, d->header_size, d->catalog, d->used * sizeof(*d->catalog));
     if (r < 0) {

@@ -75,7 +75,7 @@ static int set_image(struct options *opts, const char *filename, struct error *e
     struct options *image = options_new();
 
     if (!image) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (driver && driver->parse_filename) {
         int r = driver->parse_filename(filename, image, err);
@@ -110,7 +110,7 @@ static int fault_parse_filename(const char *filename, struct options *opts, stru
         char *path AUTO_FREE = strndup(config, (size_t)(colon - config));
 
         if (!path) {
-            return error_set(err, ENOMEM, "Out of memory");
+            return error_out_of_memory(err);
         }
         options_set_str(opts, "config", path);
     }

@@ -91,7 +91,7 @@ static int begin_group(struct config_parser *p, char *text, struct error *err)
                          p->filename, p->line, p->group);
     }
     p->opts = options_new();
-    return p->opts ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return p->opts ? 0 : error_out_of_memory(err);
 }
 
 static int add_value(struct config_parser *p, char *text, struct error *err)

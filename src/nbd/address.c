@@ -123,7 +123,7 @@ static int parse_legacy(const char *uri, const char *rest, struct nbd_address *r
         return r;
     }
     *ret_export = strdup(name ? name + sizeof(marker) - 1 : "");
-    return *ret_export ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return *ret_export ? 0 : error_out_of_memory(err);
 }
 
 int nbd_address_parse(const char *uri, struct nbd_address *ret_address, char **ret_export,

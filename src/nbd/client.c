@@ -128,12 +128,12 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
     }
     c = client_new(context_count);
     if (!c) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     c->target.timeout_ns = timeout_ns;
     r = target_init(&c->target, address, tls, export_name, contexts, context_count);
     if (r < 0) {
-        error_set(err, ENOMEM, "Out of memory");
+        error_out_of_memory(err);
     }
     UNLESS_FAILED(r, nbd_co_attempt(&c->target, &c->wire, &c->agreed, err));
     UNLESS_FAILED(r, client_co_start(c, err));

@@ -89,7 +89,7 @@ static int nbd_parse_filename(const char *filename, struct options *opts, struct
     }
     server = options_new();
     if (!server) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     options_set_str(server, "type", a.path ? "unix" : "inet");
     if (a.path) {
@@ -186,7 +186,7 @@ static int take_node_target(struct options *opts, struct node_target *t, struct 
         t->export = strdup("");
     }
     if (!t->export) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (strlen(t->export) > NBD_STRING_MAX) {
         return error_set(err, EINVAL, "export name too long to send to server");

@@ -46,7 +46,7 @@ static int take_listed_export(const struct nbd_option_answer *answer, void *arg,
     if (!larger) {
         free(e.name);
         free(e.description);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     l->list = larger;
     larger[l->count++] = e;
@@ -83,7 +83,7 @@ static int take_listed_context(const struct nbd_option_answer *answer, void *arg
     larger = realloc(e->contexts, (e->context_count + 1) * sizeof(*larger));
     if (!larger) {
         free(name);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     e->contexts = larger;
     e->contexts[e->context_count++] = name;

@@ -29,7 +29,7 @@ int nbd_option_co_send(struct nbd_wire *w, uint32_t option, const struct strbuf 
         strbuf_append(&out, data->data, length);
     }
     if (out.failed || (data && data->failed)) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     return nbd_wire_co_write(w, out.data, out.len, "option request", err);
 }
@@ -66,7 +66,7 @@ int nbd_option_co_receive(struct nbd_wire *w, uint32_t option, struct nbd_option
     nbd_option_answer_clear(ret_answer);
     ret_answer->data = malloc(length + 1);
     if (!ret_answer->data) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     ret_answer->type = type;
     ret_answer->length = length;

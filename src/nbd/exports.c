@@ -90,7 +90,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     }
     e = calloc(1, sizeof(*e));
     if (!e) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     e->name = strdup(config->name);
     e->description = config->description ? strdup(config->description) : NULL;
@@ -98,7 +98,7 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->bitmap_edges = calloc(config->bitmap_count + 1, sizeof(struct block_edge *));
     if (!e->name || (config->description && !e->description) || !e->bitmaps || !e->bitmap_edges) {
         export_release(e);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (size_t i = 0; i < config->bitmap_count; i++) {
         e->bitmaps[i] = config->bitmaps[i];

@@ -30,7 +30,7 @@ int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **r
     struct nbd_server *s = calloc(1, sizeof(*s));
 
     if (!s) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     s->config = *config;
     s->listen_fd = -1;

@@ -23,7 +23,7 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
     if (!workers[index]) {
         workers[index] = calloc(1, sizeof(*workers[index]));
         if (!workers[index]) {
-            error_set(err, ENOMEM, "Out of memory");
+            error_out_of_memory(err);
             return NULL;
         }
     }

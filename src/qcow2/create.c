@@ -181,7 +181,7 @@ static int take_file_options(struct create *c, struct options *opts, struct erro
 
     c->file_options = options_new();
     if (!c->file_options) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (size_t i = 0; i < ARRAY_SIZE(names); i++) {
         AUTO_FREE char *value = NULL;

@@ -54,7 +54,7 @@ static int co_load_tables(struct qcow2 *q, struct error *err)
     q->reftable.entries = calloc(MAX(q->reftable.size, 1u), 8);
     q->reftable.dirty = calloc(div_round_up(reftable_bytes, SECTOR_SIZE) + 1, 1);
     if (!q->l1.entries || !q->l1.dirty || !q->reftable.entries || !q->reftable.dirty) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = co_read_table(q, "the L1 table", q->l1.offset, (void *)q->l1.entries, l1_bytes, err);
     if (r < 0) {
@@ -162,7 +162,7 @@ static int init_caches(struct qcow2 *q, const struct qcow2_cache_options *o, str
     q->caches.l2.load_event = BLOCK_EVENT_L2_LOAD;
     q->caches.l2.update_event = BLOCK_EVENT_L2_UPDATE;
     q->caches.refcounts.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
-    return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
+    return r < 0 ? error_out_of_memory(err) : 0;
 }
 
 static int co_repair_dirty(struct qcow2 *q, struct error *err)
@@ -255,7 +255,7 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
         }
         child = options_new();
         if (!child) {
-            return error_set(err, ENOMEM, "Out of memory");
+            return error_out_of_memory(err);
         }
         options_set_str(child, "driver",
                         is_block_device(q->header.data_filename) ? "host_device" : "file");
@@ -293,7 +293,7 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
         return r;
     }
     if (qcow2_co_overlap_init(q) < 0) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     cache_cleaner_start(q);
     return q->read_only ? 0 : co_prepare_writable(q, err);

@@ -167,7 +167,7 @@ static int take_overlap_check(struct qcow2 *q, struct options *opts, struct erro
         return r;
     }
     if (!group && !(group = options_new())) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = take_overlap_template(group, mode, &kinds, err);
     for (unsigned kind = 0; kind < OVERLAP_KINDS && r == 0; kind++) {

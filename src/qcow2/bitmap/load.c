@@ -213,7 +213,7 @@ static int co_prepare_bits(struct qcow2 *q, const struct stored_bitmap *b, struc
     }
     *ret_bits =
         r == 0 ? dirty_bitmap_new(block_node_size(q->node), 1u << b->granularity_bits) : NULL;
-    return *ret_bits ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return *ret_bits ? 0 : error_out_of_memory(err);
 }
 
 /*

@@ -129,7 +129,7 @@ static int add_bitmap_entry(struct qcow2 *q, const uint8_t *e, uint64_t at, stru
     struct stored_bitmap *b = calloc(1, sizeof(*b));
 
     if (!b) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     list_init(&b->link);
     b->table_offset = load_be64(e + BITMAP_ENTRY_TABLE_OFFSET);
@@ -141,7 +141,7 @@ static int add_bitmap_entry(struct qcow2 *q, const uint8_t *e, uint64_t at, stru
     b->extra_size = load_be32(e + BITMAP_ENTRY_EXTRA_SIZE);
     if (copy_variable_fields(b, e + BITMAP_ENTRY_FIXED_SIZE, name_size) < 0) {
         qcow2_stored_bitmap_free(b);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (strlen(b->name) != name_size) {
         qcow2_stored_bitmap_free(b);
@@ -188,7 +188,7 @@ static int check_bitmap_names(struct qcow2 *q, unsigned count, struct error *err
     unsigned n = 0;
 
     if (!names) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     LIST_FOREACH (b, &q->bitmaps.stored, link) {
         names[n++] = b->name;
@@ -215,7 +215,7 @@ int qcow2_co_read_bitmap_directory(struct qcow2 *q, struct error *err)
     }
     data = malloc(size);
     if (!data) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = block_co_pread(q->node->file, q->bitmaps.directory_offset, data, size);
     if (r < 0) {

@@ -245,7 +245,7 @@ int qcow2_co_check(struct block_node *node, unsigned fix, struct block_check_res
     }
     if (qcow2_co_check_init(&c) < 0) {
         qcow2_check_release(&c);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     ret_result->total_clusters = div_round_up(block_node_size(node), q->cluster_size);
     r = co_check_all(&c, err);

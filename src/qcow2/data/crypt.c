@@ -39,7 +39,7 @@ static int set_key(struct qcow2 *q, const char *secret_id, struct error *err)
         aes128_set_decrypt_key(&q->crypt->decrypt, key);
     }
     explicit_bzero(key, sizeof(key));
-    return q->crypt ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return q->crypt ? 0 : error_out_of_memory(err);
 }
 
 static int check_format(const struct qcow2 *q, const char *format, struct error *err)

@@ -28,7 +28,7 @@ int qcow2_co_change_backing(struct block_node *node, const char *filename, const
     int r;
 
     if ((filename && !new_filename) || (filename && format && !new_format)) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     if (filename && strlen(filename) > BACKING_NAME_MAX) {
         return error_set(err, EINVAL, "The backing file name has %zu bytes; at most %d are allowed",

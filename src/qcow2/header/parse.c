@@ -230,7 +230,7 @@ static int keep_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, u
     }
     e = malloc(sizeof(*e) + size);
     if (!e) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     e->type = type;
     e->size = size;
@@ -248,7 +248,7 @@ static int take_text(char **text, const uint8_t *data, uint32_t size, struct err
         return 0;
     }
     *text = strndup((const char *)data, size);
-    return *text ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return *text ? 0 : error_out_of_memory(err);
 }
 
 static int parse_extension(struct qcow2 *q, uint32_t type, const uint8_t *data, uint32_t size,
@@ -324,7 +324,7 @@ static int parse_backing_name(struct qcow2 *q, const uint8_t *head, uint64_t *re
         return 0;
     }
     q->header.backing_filename = strndup((const char *)head + offset, size);
-    return q->header.backing_filename ? 0 : error_set(err, ENOMEM, "Out of memory");
+    return q->header.backing_filename ? 0 : error_out_of_memory(err);
 }
 
 /* Fields after those that we know belong to compatible features of newer programs. */
@@ -337,7 +337,7 @@ static int keep_unknown_fields(struct qcow2 *q, const uint8_t *head, struct erro
     q->header.unknown_fields_size = (uint32_t)round_up(q->header.length - HDR_OUR_SIZE, 8);
     q->header.unknown_fields = calloc(1, q->header.unknown_fields_size);
     if (!q->header.unknown_fields) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     memcpy(q->header.unknown_fields, head + HDR_OUR_SIZE, q->header.length - HDR_OUR_SIZE);
     return 0;
@@ -351,7 +351,7 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err)
     int r;
 
     if (!head) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = block_co_pread(q->node->file, 0, head, MIN(file_size, SECTOR_SIZE));
     if (r < 0) {
@@ -368,7 +368,7 @@ int qcow2_co_read_header(struct qcow2 *q, struct error *err)
     }
     cluster = calloc(1, q->cluster_size);
     if (!cluster) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = block_co_pread(q->node->file, 0, cluster, MIN(file_size, q->cluster_size));
     if (r < 0) {

@@ -443,7 +443,7 @@ static int build_new_header(struct qcow2 *q, struct header_write *w, struct erro
                          "need more room than there is",
                          block_node_display_name(q->node), name_size(q));
     }
-    return r < 0 ? error_set(err, ENOMEM, "Out of memory") : 0;
+    return r < 0 ? error_out_of_memory(err) : 0;
 }
 
 /* --- writing ---------------------------------------------------------------------------------------- */
@@ -525,7 +525,7 @@ int qcow2_co_write_header(struct qcow2 *q, struct error *err)
     int r;
 
     if (!w.old.bytes || !w.new.bytes || !w.short_form.bytes) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = block_co_pread(q->node->file, 0, w.old.bytes, q->cluster_size);
     if (r == 0) {

@@ -27,7 +27,7 @@ static int co_switch_active_l1(struct qcow2 *q, const uint64_t *l1, uint32_t ent
     int r;
 
     if (!old || qcow2_co_set_active_l1(q, l1, entries) < 0) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     q->l1.offset = offset;
     block_node_set_size(q->node, disk_size);
@@ -197,5 +197,5 @@ int qcow2_co_snapshot_apply(struct block_node *node, const char *id_or_name, str
     a.old = qcow2_copy_active_l1(q);
     a.old_entries = q->l1.size;
     a.old_offset = q->l1.offset;
-    return a.old ? co_apply_snapshot(q, &a, err) : error_set(err, ENOMEM, "Out of memory");
+    return a.old ? co_apply_snapshot(q, &a, err) : error_out_of_memory(err);
 }

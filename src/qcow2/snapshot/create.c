@@ -125,7 +125,7 @@ int qcow2_co_snapshot_create(struct block_node *node, const char *name, struct e
     s = new_snapshot(q, name);
     if (!l1 || !s) {
         qcow2_snapshot_free(s);
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     r = qcow2_co_write_lazy_refcounts(q, err);
     UNLESS_FAILED(r, qcow2_co_write_dirty_bit(q, true, err));

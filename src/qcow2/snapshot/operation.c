@@ -123,7 +123,7 @@ int qcow2_co_read_snapshot_l1(struct qcow2 *q, const struct qcow2_snapshot *s, u
     *ret_entries = (uint32_t)MAX(MAX(needed, s->l1_size), 1);
     longer = calloc(*ret_entries + 1u, 8);
     if (!longer) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     for (uint32_t i = 0; i < s->l1_size; i++) {
         longer[i] = l1[i] & ~ENTRY_COPIED;

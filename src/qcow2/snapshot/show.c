@@ -17,7 +17,7 @@ int qcow2_co_snapshot_list(struct block_node *node, struct block_snapshot_info *
     size_t n = 0;
 
     if (!infos) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     LIST_FOREACH (s, &q->snapshots.list, link) {
         struct block_snapshot_info *i = &infos[n++];
@@ -57,7 +57,7 @@ int qcow2_co_snapshot_show(struct block_node *node, const char *id, const char *
         return r;
     }
     if (qcow2_co_set_active_l1(q, l1, entries) < 0) {
-        return error_set(err, ENOMEM, "Out of memory");
+        return error_out_of_memory(err);
     }
     block_node_set_size(node, s->disk_size);
     return 0;
