@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Changing properties of an image that were chosen when it was made. Every step leaves an image that opens, and is
- * switched by the first sector of the header (R3):
+ * Changing properties of an image that were chosen when it was created. Each step leaves an image
+ * that opens, and is switched by the first sector of the header (R3):
  *
  *   version up        snapshot table -> header
  *   version down      downgrade.c
- *   refcount width    all refcounts anew, elsewhere -> header
+ *   refcount width    all refcounts, written elsewhere -> header
  *   size              resize.c
  *   backing file, data file, lazy refcounts: header
  */
@@ -58,7 +58,7 @@ static void amend_release(struct amend *a)
     free(a->data_file);
 }
 
-static void report(void *arg, uint64_t done, uint64_t total)
+static void report_progress(void *arg, uint64_t done, uint64_t total)
 {
     const struct amend *a = arg;
 
@@ -69,7 +69,7 @@ static void report(void *arg, uint64_t done, uint64_t total)
 
 /* --- options --------------------------------------------------------------------------------- */
 
-/* What is left is no option at all, or one of those that only a new image can have. */
+/* Refuse the options that are left: unknown ones, and those for creation only. */
 static int refuse_rest(const struct options *opts, struct error *err)
 {
     struct json_object *rest;
@@ -91,7 +91,7 @@ static int refuse_rest(const struct options *opts, struct error *err)
     return -EINVAL;
 }
 
-/* Those about the version, which what is taken after it depends on. */
+/* Taken first, since other options depend on the version. */
 static int take_version(struct amend *a, struct options *opts, struct error *err)
 {
     AUTO_FREE char *compat = NULL;
@@ -115,7 +115,7 @@ static int take_version(struct amend *a, struct options *opts, struct error *err
 static int take_refcounts(struct amend *a, struct options *opts, struct error *err)
 {
     struct qcow2 *q = a->q;
-    /* Version 2 has none, unless somebody insists. */
+    /* Off by default in version 2, which has no lazy refcounts. */
     bool lazy = a->version >= 3 && (q->header.compatible & COMPAT_LAZY_REFCOUNTS);
     uint64_t bits;
     int r;
@@ -161,13 +161,13 @@ static int take_data_file(struct amend *a, struct options *opts, struct error *e
                          "data-file can only be set for images that use an external data file");
     }
     if (a->data_file_raw && !q->data_file_raw) {
-        /* What the data file lacks may be in a backing file, or be zeroes by a flag. */
+        /* Data may be in a backing file, and zeroes may be recorded by a flag only. */
         return error_set(err, EINVAL, "data-file-raw cannot be set on existing images");
     }
     return 0;
 }
 
-static int take_options(struct amend *a, struct options *opts, struct error *err)
+static int take_amend_options(struct amend *a, struct options *opts, struct error *err)
 {
     int r;
 
@@ -191,7 +191,7 @@ static int co_upgrade(struct amend *a, struct error *err)
     int r;
 
     q->version = 3;
-    /* In version 3 every entry of the snapshot table has to tell the size of its disk, which old programs left out. */
+    /* Version 3 wants the disk size in every snapshot entry, which old programs left out. */
     r = q->snapshots.count > 0 ? qcow2_co_switch_snapshots(q, err) : qcow2_co_write_header(q, err);
     if (r < 0) {
         q->version = 2;
@@ -201,7 +201,7 @@ static int co_upgrade(struct amend *a, struct error *err)
 
 /* --- refcount width -------------------------------------------------------------------------- */
 
-/* Before anything is written. */
+/* Before anything is written: whether all counts fit into the new width. */
 static int check_counts(const struct amend *a, const struct reference_counts *counts,
                         uint64_t clusters, struct error *err)
 {
@@ -230,12 +230,12 @@ static bool exceeds(const struct reference_counts *counts, uint64_t clusters, ui
     return false;
 }
 
-/* Clusters that have more references than could be counted before are shared, whatever their entries say. */
+/* Clear the COPIED flags of clusters with more references than the old width could count. */
 static int co_unshare(struct qcow2 *q, struct error *err)
 {
     int r = qcow2_co_update_copied(q);
 
-    r = r < 0 ? r : qcow2_co_commit(q);
+    UNLESS_FAILED(r, qcow2_co_commit(q));
     return r < 0 ? error_set_errno(err, -r, "Could not update the L2 tables of '%s'",
                                    block_node_display_name(q->node))
                  : 0;
@@ -253,9 +253,11 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
 
     qcow2_co_unreserve_bitmaps(q);
     r = qcow2_co_commit(q);
-    r = r < 0 ? error_set_errno(err, -r, "Could not write the metadata of '%s'",
-                                block_node_display_name(q->node))
-              : qcow2_co_count_references(q, MAX(max, old_max), &counts, &clusters, err);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not write the metadata of '%s'",
+                               block_node_display_name(q->node));
+    }
+    r = qcow2_co_count_references(q, MAX(max, old_max), &counts, &clusters, err);
     if (r < 0) {
         return r;
     }
@@ -263,7 +265,7 @@ static int co_change_refcount_width(struct amend *a, struct error *err)
         reference_counts_free(counts);
         return r;
     }
-    report(a, 1, 2);
+    report_progress(a, 1, 2);
     qcow2_set_refcount_order(q, a->refcount_order);
     r = qcow2_co_rebuild_refcounts(q, counts, clusters, clusters, err);
     if (r < 0) {
@@ -296,7 +298,7 @@ static int co_set_lazy_refcounts(struct qcow2 *q, bool lazy, struct error *err)
     return r;
 }
 
-/* What the header says of the data file; the one that is open stays so. */
+/* Change what the header says about the data file; the open one stays open. */
 static int co_change_data_file(struct amend *a, struct error *err)
 {
     struct qcow2 *q = a->q;
@@ -320,7 +322,7 @@ static int co_change_data_file(struct amend *a, struct error *err)
     q->data_file_raw = a->data_file_raw;
     if (a->has_data_file) {
         if (q->header.data_filename) {
-            a->data_file = NULL; /* it is the image's now */
+            a->data_file = NULL; /* the image owns it now */
         }
         free(old_name);
     }
@@ -335,7 +337,7 @@ static int co_change_backing(struct amend *a, struct error *err)
     if (!a->has_backing_file && !a->has_backing_fmt) {
         return 0;
     }
-    /* An empty name is none. */
+    /* An empty name means none. */
     return qcow2_co_change_backing(a->q->node, file && *file ? file : NULL,
                                    format && *format ? format : NULL, err);
 }
@@ -359,7 +361,7 @@ static int co_apply(struct amend *a, struct error *err)
         (r = qcow2_co_truncate(q->node, a->size, BLOCK_PREALLOC_OFF, err)) < 0) {
         return r;
     }
-    return a->version < q->version ? qcow2_co_downgrade(q, report, a, err) : 0;
+    return a->version < q->version ? qcow2_co_downgrade(q, report_progress, a, err) : 0;
 }
 
 int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
@@ -367,12 +369,12 @@ int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress
 {
     CLEANUP(amend_release)
     struct amend a = {.q = qcow2_state(node), .progress = progress, .progress_arg = progress_arg};
-    int r = take_options(&a, opts, err);
+    int r = take_amend_options(&a, opts, err);
 
     if (r < 0) {
         return r;
     }
-    report(&a, 0, 1);
+    report_progress(&a, 0, 1);
     r = qcow2_co_write_lazy_refcounts(a.q, err);
     return r < 0 ? r : co_apply(&a, err);
 }

@@ -4,9 +4,10 @@
 
 #include "qcow2/image.h"
 
+/* block_driver.amend_options. */
 extern const struct block_option_desc qcow2_amend_options[];
 
-/* block_driver.co_amend. The node is drained. */
+/* block_driver.co_amend: takes all its options from `opts`. The node is drained. Yields. */
 int qcow2_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
                    void *progress_arg, struct error *err);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Making an image:
+ * Creating an image. Layout of a new one:
  *
  *   header | refcount table | refcount blocks | L1 table
  */
@@ -44,8 +44,8 @@ struct create {
     int compression, prealloc;
     bool lazy_refcounts, extended_l2, data_file_raw, encrypted;
     char *backing_file, *backing_fmt, *data_file;
-    struct options *file_options; /* for making the file below */
-    /* layout, in clusters */
+    struct options *file_options; /* for creating the file */
+    /* Layout, in clusters. */
     uint64_t table_clusters, blocks, l1_clusters;
     uint32_t l1_size;
 };
@@ -131,7 +131,7 @@ static int check_options(const struct create *c, struct error *err)
     return check_version_2(c, err);
 }
 
-/* The key is needed when the image is opened; here it has to be there. */
+/* The key is used when the image is opened; it has to exist now. */
 static int take_encryption(struct create *c, struct options *opts, struct error *err)
 {
     AUTO_FREE char *format = NULL, *secret_id = NULL, *password = NULL;
@@ -174,7 +174,7 @@ static int take_encryption(struct create *c, struct options *opts, struct error 
     return r;
 }
 
-/* What is for the file below is passed on to it. */
+/* Options of the file are passed on to its driver. */
 static int take_file_options(struct create *c, struct options *opts, struct error *err)
 {
     static const char *const names[] = {"nocow", "extent_size_hint"};
@@ -197,7 +197,7 @@ static int take_file_options(struct create *c, struct options *opts, struct erro
     return 0;
 }
 
-/* One of `names`, the first by default. `shown`: what messages call it, as qemu-img does. */
+/* Index of the option's value in `names`; 0 by default. `shown`: qemu-img's name in messages. */
 static int take_choice(struct options *opts, const char *key, const char *shown,
                        const char *const *names, int *ret, struct error *err)
 {
@@ -218,7 +218,7 @@ static int take_choice(struct options *opts, const char *key, const char *shown,
                 : 0;
 }
 
-static int take_options(struct create *c, struct options *opts, struct error *err)
+static int take_create_options(struct create *c, struct options *opts, struct error *err)
 {
     static const char *const compression_names[] = {"zlib", "zstd", NULL};
     static const char *const compat_names[] = {"1.1", "v3", "0.10", "v2", NULL};
@@ -244,7 +244,7 @@ static int take_options(struct create *c, struct options *opts, struct error *er
         return r;
     }
     c->version = compat >= 2 ? 2 : 3;
-    /* A reader of a raw data file need not know of any cluster that is not mapped. */
+    /* A raw data file is read without the image, so every cluster has to be mapped to it. */
     if (c->data_file_raw && c->prealloc == BLOCK_PREALLOC_OFF) {
         c->prealloc = BLOCK_PREALLOC_METADATA;
     }
@@ -258,7 +258,7 @@ static uint64_t cluster_count(const struct create *c)
     return 1 + c->table_clusters + c->blocks + c->l1_clusters;
 }
 
-/* Clusters of a refcount table that counts all of the image when it is allocated. */
+/* Clusters of a refcount table that can count the image when all of it is allocated. */
 static uint64_t full_table_clusters(const struct create *c)
 {
     uint64_t per_block = c->cluster_size * 8 / c->refcount_bits, table = 1, blocks = 1, before;
@@ -278,7 +278,7 @@ static int plan_layout(struct create *c, struct error *err)
     uint64_t span = c->cluster_size * (c->cluster_size / (c->extended_l2 ? 16 : 8));
     uint64_t per_block, l1_size;
 
-    assert(span > 0 && c->refcount_bits > 0); /* check_options() has seen them */
+    assert(span > 0 && c->refcount_bits > 0); /* check_options() has checked them */
     per_block = c->cluster_size * 8 / c->refcount_bits;
     l1_size = div_round_up(c->size, span);
     if (c->size > INT64_MAX || l1_size * 8 > L1_BYTES_MAX) {
@@ -289,9 +289,9 @@ static int plan_layout(struct create *c, struct error *err)
     c->l1_size = (uint32_t)l1_size;
     c->l1_clusters = div_round_up((uint64_t)c->l1_size * 8, c->cluster_size);
     c->blocks = 1;
-    /* What is about to be allocated need not replace the table again and again. */
+    /* With preallocation the table is made long enough at once. */
     c->table_clusters = c->prealloc == BLOCK_PREALLOC_OFF ? 1 : full_table_clusters(c);
-    /* Blocks count themselves and the table, the table names the blocks. */
+    /* Blocks count themselves and the table, and the table references the blocks. */
     while (c->blocks * per_block < cluster_count(c) ||
            c->table_clusters * c->cluster_size / 8 < c->blocks) {
         c->blocks = MAX(c->blocks, div_round_up(cluster_count(c), per_block));
@@ -335,7 +335,7 @@ static int co_write_refcounts(struct block_edge *file, const struct create *c)
                                    c->table_clusters * c->cluster_size, 0);
 }
 
-/* Borrow the header writer: fill in a state that has just what it looks at. */
+/* Use the header writer, by a state that has just the members that it reads. */
 static int co_write_first_header(struct block_root *root, const struct create *c, struct error *err)
 {
     struct block_node *stand_in = calloc(1, sizeof(*stand_in));
@@ -380,7 +380,7 @@ static bool is_device(struct block_root *root)
     return !block_root_node(root)->driver->keeps_zero_beyond_eof;
 }
 
-/* A device that has more keeps it. */
+/* Resize the file. A device that is larger stays so. */
 static int co_set_size(struct block_root *root, uint64_t size, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
@@ -390,7 +390,7 @@ static int co_set_size(struct block_root *root, uint64_t size, struct error *err
                : block_co_truncate(file, size, BLOCK_PREALLOC_OFF, err);
 }
 
-/* As qemu-img's, the file ends with the L1 table; the first commit makes it as long as its clusters. */
+/* As with qemu-img, the file ends with the L1 table, until the first commit extends it. */
 static int co_write_image(struct block_root *root, const struct create *c, struct error *err)
 {
     struct block_edge *file = block_root_edge(root);
@@ -401,20 +401,20 @@ static int co_write_image(struct block_root *root, const struct create *c, struc
         return r;
     }
     if (is_device(root)) {
-        /* A device or an export has what it had, and the tables are written only where they are not zero. */
+        /* A device or an export has old contents, and tables are written only where not zero. */
         r = block_co_write_zeroes(file, 0, size, BLOCK_REQ_MAY_UNMAP);
     }
-    r = r < 0 ? r : co_write_refcounts(file, c);
-    /* The table gets its space: entries have to find it once the file system is full. */
-    r = r < 0 ? r : block_co_write_zeroes(file, l1_offset(c), l1_bytes(c), 0);
-    r = r < 0 ? r : block_co_flush(file);
+    UNLESS_FAILED(r, co_write_refcounts(file, c));
+    /* The table gets space now, so that entries can be written on a full file system. */
+    UNLESS_FAILED(r, block_co_write_zeroes(file, l1_offset(c), l1_bytes(c), 0));
+    UNLESS_FAILED(r, block_co_flush(file));
     if (r < 0) {
         return error_set_errno(err, -r, "Could not write the tables of '%s'", c->filename);
     }
     return co_write_first_header(root, c, err);
 }
 
-/* Open what was made, and allocate. */
+/* Open the new image, and preallocate its clusters. */
 static int co_preallocate_image(const struct create *c, struct error *err)
 {
     struct block_node *node;
@@ -424,12 +424,12 @@ static int co_preallocate_image(const struct create *c, struct error *err)
         return r;
     }
     r = qcow2_co_preallocate(qcow2_state(node), 0, c->size, (enum block_prealloc)c->prealloc, err);
-    r = r < 0 ? r : block_co_inactivate(node, err);
+    UNLESS_FAILED(r, block_co_inactivate(node, err));
     block_co_unref(node);
     return r;
 }
 
-/* A relative name is seen from the working directory, now and later. The file has the size of the disk. */
+/* A relative name is resolved in the working directory, now and later. */
 static int co_create_data_file(const struct create *c, struct error *err)
 {
     struct block_root *root;
@@ -452,7 +452,7 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
     struct block_root *root;
     int r;
 
-    if ((r = take_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
+    if ((r = take_create_options(&c, opts, err)) < 0 || (r = plan_layout(&c, err)) < 0 ||
         (c.data_file && (r = co_create_data_file(&c, err)) < 0) ||
         (r = block_co_create_file(filename, TAKE_PTR(c.file_options), &root, err)) < 0) {
         return r;

@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * From version 3 to 2, which knows no zero flag. Zero clusters become data, or nothing where nothing shows through:
+ * From version 3 to version 2, which has no zero flag. Zero clusters become data, or unallocated
+ * where that reads the same:
  *
- *   the disk        by its tables; one that a snapshot shares moves, as with any write
- *   its snapshots   in their tables, in place: clusters and their refcounts -> sync -> table -> sync -> old clusters are freed
+ *   the disk        in its tables; a table that a snapshot shares is copied, as by any write
+ *   its snapshots   in their tables, in place: clusters and their refcounts -> sync -> table
+ *                   -> sync -> old clusters are freed
  *   header          version
  *
- * After each step the image is one of version 3 that reads as before.
+ * After each step the image is a version 3 image that reads as before.
  */
 #include "qcow2/downgrade.h"
 
@@ -35,18 +37,18 @@ struct downgrade {
     uint64_t done, total; /* entries of L1 tables */
 };
 
-static void report(struct downgrade *d)
+static void report_step(struct downgrade *d)
 {
     d->progress(d->progress_arg, ++d->done, d->total);
 }
 
-/* Also where amending has just named one. */
+/* Amending may have recorded a backing file that is not open. */
 static bool has_backing(const struct qcow2 *q)
 {
     return q->node->backing || q->header.backing_filename;
 }
 
-/* Zeroes to the host cluster of guest offset `guest`, as the guest is to read them. */
+/* Write zeroes, encrypted if the image is, to the host cluster of guest offset `guest`. */
 static int co_zero_host_locked(struct qcow2 *q, uint64_t guest, uint64_t host)
 {
     AUTO_FREE uint8_t *zeroes = NULL;
@@ -81,14 +83,17 @@ static int check_downgrade(struct qcow2 *q, struct error *err)
     }
     LIST_FOREACH (s, &q->snapshots.list, link) {
         if (s->vm_state_size > UINT32_MAX || s->disk_size != block_node_size(q->node)) {
-            /* It would not know their sizes. */
+            /* Version 2 would not know their sizes. */
             return error_set(err, ENOTSUP, "Internal snapshots prevent downgrade of image");
         }
     }
     return 0;
 }
 
-/* One zero cluster: data where a backing file would shine through, or it had a place; else nothing. */
+/*
+ * Change one zero cluster: to data if it has a host cluster, or if a backing file would be exposed;
+ * else to unallocated.
+ */
 static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_entry *slice,
                                   unsigned index)
 {
@@ -113,7 +118,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
         r = qcow2_co_alloc_locked(q, 1, true, &host, &got, &fresh);
         made = r == 0;
     }
-    r = r < 0 ? r : co_zero_host_locked(q, guest, host);
+    UNLESS_FAILED(r, co_zero_host_locked(q, guest, host));
     if (r < 0) {
         if (made) {
             qcow2_co_unalloc_locked(q, host, 1);
@@ -127,7 +132,7 @@ static int co_expand_entry_locked(struct qcow2 *q, uint64_t guest, struct cache_
                : 0;
 }
 
-/* Clusters that one L2 table maps. */
+/* Change all clusters that one L2 table maps. */
 static int co_expand_span(struct qcow2 *q, uint64_t at, uint64_t end)
 {
     int r = 0;
@@ -151,14 +156,14 @@ static int co_expand_span(struct qcow2 *q, uint64_t at, uint64_t end)
                 r = 0;
                 continue;
             }
-            r = r < 0 ? r : qcow2_co_commit_if_much_dirty(q);
+            UNLESS_FAILED(r, qcow2_co_commit_if_much_dirty(q));
         }
         at += run.length;
     }
     return r;
 }
 
-/* Also what lies beyond the end of the disk, the state of a machine perhaps: version 2 knows no zero flag anywhere. */
+/* Includes what is beyond the end of the disk, such as a VM state. */
 static int co_expand_disk(struct downgrade *d)
 {
     struct qcow2 *q = d->q;
@@ -167,24 +172,24 @@ static int co_expand_disk(struct downgrade *d)
 
     for (uint32_t i = 0; i < q->l1.size && r == 0; i++) {
         r = co_expand_span(q, i * span, (i + 1) * span);
-        report(d);
+        report_step(d);
     }
     return r < 0 ? r : qcow2_co_commit(q);
 }
 
 /* --- snapshots ------------------------------------------------------------------------------- */
 
-/* An L2 table of snapshots that is being changed. */
+/* An L2 table of snapshots while it is changed. */
 struct table {
     uint64_t guest;    /* offset of the first cluster that it maps */
-    uint64_t *entries; /* as on disk */
-    uint64_t *old,
-        *new; /* by index: clusters that lose their references, and those in their place; 0: none */
-    uint64_t refcount; /* of the table: so many times its clusters are referenced through it */
+    uint64_t *entries; /* big-endian, as on disk */
+    /* By index: clusters that lose their references, and clusters that replace them; 0: none. */
+    uint64_t *old, *new;
+    uint64_t refcount; /* of the table: each of its clusters has this many references through it */
     bool changed;
 };
 
-/* A cluster of zeroes for entry `i`, referenced as often as the table. */
+/* Make a cluster of zeroes for entry `i`, with as many references as the table. */
 static int co_place_zeroes_locked(struct qcow2 *q, struct table *t, uint64_t i, uint64_t *host)
 {
     uint64_t refcount = 0, got;
@@ -194,8 +199,7 @@ static int co_place_zeroes_locked(struct qcow2 *q, struct table *t, uint64_t i, 
     if (*host != 0) {
         r = qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, *host), &refcount);
     }
-    if (r == 0 &&
-        refcount != t->refcount) { /* it has no place, or one that other tables refer to as well */
+    if (r == 0 && refcount != t->refcount) { /* no host cluster, or one that is shared */
         t->old[i] = *host;
         r = qcow2_co_alloc_locked(q, 1, true, host, &got, &fresh);
         t->new[i] = r == 0 ? *host : 0;
@@ -237,7 +241,7 @@ static int co_expand_table_locked(struct qcow2 *q, struct table *t)
     return 0;
 }
 
-/* The references to these through the table are gone from disk, or never got there. */
+/* Drop the references to clusters that the table on disk does not reference, or no longer. */
 static int co_drop_clusters(struct qcow2 *q, const struct table *t, const uint64_t *clusters)
 {
     int r = 0;
@@ -253,17 +257,16 @@ static int co_drop_clusters(struct qcow2 *q, const struct table *t, const uint64
     return r;
 }
 
-/* Nobody else has it open: it is written as it stands, and what the cache may know of it is forgotten. */
+/* Write the table directly, and drop its cached slices. */
 static int co_write_table(struct qcow2 *q, uint64_t offset, const struct table *t)
 {
     int r = qcow2_co_commit(q);
 
-    r = r < 0 ? r : block_co_flush(q->node->file); /* also where clusters were zeroed in place */
-    r = r < 0 ? r
-              : qcow2_co_overlap_check(q, offset, q->cluster_size,
-                                       OVERLAP_BIT(OVERLAP_INACTIVE_L2) |
-                                           OVERLAP_BIT(OVERLAP_ACTIVE_L2));
-    r = r < 0 ? r : block_co_pwrite(q->node->file, offset, t->entries, q->cluster_size, 0);
+    UNLESS_FAILED(r, block_co_flush(q->node->file)); /* clusters may have been zeroed in place */
+    UNLESS_FAILED(r, qcow2_co_overlap_check(q, offset, q->cluster_size,
+                                            OVERLAP_BIT(OVERLAP_INACTIVE_L2) |
+                                                OVERLAP_BIT(OVERLAP_ACTIVE_L2)));
+    UNLESS_FAILED(r, block_co_pwrite(q->node->file, offset, t->entries, q->cluster_size, 0));
     co_mutex_lock(&q->lock);
     for (uint64_t at = 0; at < q->cluster_size; at += q->caches.l2.entry_size) {
         cache_forget(&q->caches.l2, offset + at);
@@ -280,8 +283,8 @@ static int co_expand_table(struct qcow2 *q, uint64_t offset, struct table *t)
     memset(t->new, 0, q->cluster_size);
     t->changed = false;
     co_mutex_lock(&q->lock);
-    r = r < 0 ? r : qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, offset), &t->refcount);
-    r = r < 0 ? r : co_expand_table_locked(q, t);
+    UNLESS_FAILED(r, qcow2_co_refcount_get_locked(q, qcow2_cluster_index(q, offset), &t->refcount));
+    UNLESS_FAILED(r, co_expand_table_locked(q, t));
     co_mutex_unlock(&q->lock);
     if (r < 0) {
         (void)co_drop_clusters(q, t, t->new);
@@ -290,7 +293,7 @@ static int co_expand_table(struct qcow2 *q, uint64_t offset, struct table *t)
     if (!t->changed) {
         return 0;
     }
-    /* Once it may be on disk, what it refers to has to stay. */
+    /* Once the table may be on disk, the clusters that it references have to stay. */
     r = co_write_table(q, offset, t);
     return r < 0 ? r : co_drop_clusters(q, t, t->old);
 }
@@ -317,7 +320,7 @@ static int co_expand_snapshot(struct downgrade *d, const struct qcow2_snapshot *
             t->guest = i * qcow2_l2_span(q);
             r = co_expand_table(q, offset, t);
         }
-        report(d);
+        report_step(d);
     }
     return r;
 }
@@ -333,7 +336,7 @@ static int co_expand_snapshots(struct downgrade *d)
         uint64_t n = q->cluster_size / 8;
         struct table t = {.entries = buffer, .old = buffer + n, .new = buffer + 2 * n};
 
-        r = r < 0 ? r : co_expand_snapshot(d, s, &t);
+        UNLESS_FAILED(r, co_expand_snapshot(d, s, &t));
     }
     return r < 0 ? r : qcow2_co_commit(q);
 }
@@ -352,12 +355,12 @@ int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progr
     if (r < 0) {
         return r;
     }
-    q->commit.lazy_refcounts = false; /* version 2 has no mark for refcounts that are behind */
+    q->commit.lazy_refcounts = false; /* version 2 has no dirty bit */
     LIST_FOREACH (s, &q->snapshots.list, link) {
         d.total += s->l1_size;
     }
     r = co_expand_disk(&d);
-    r = r < 0 ? r : co_expand_snapshots(&d);
+    UNLESS_FAILED(r, co_expand_snapshots(&d));
     if (r < 0) {
         return error_set_errno(err, -r, "Failed to turn zero into data clusters");
     }

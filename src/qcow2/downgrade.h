@@ -5,8 +5,9 @@
 #include "qcow2/image.h"
 
 /*
- * Make it an image of version 2; -ENOTSUP, with nothing changed, if it has what that can't hold. The node is drained and
- * committed, its refcounts have 16 bits.
+ * Make the image one of version 2. -ENOTSUP, with nothing changed, if it has something that
+ * version 2 can't hold. The node is drained and committed, and its refcounts have 16 bits. Reports
+ * progress in entries of L1 tables. Yields.
  */
 int qcow2_co_downgrade(struct qcow2 *q, block_progress_fn *progress, void *progress_arg,
                        struct error *err);

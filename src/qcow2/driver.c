@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Opening and closing an image, block status, and the table of functions. */
+/* Opening and closing an image, block status, and the driver's functions. */
 #include "qcow2/qcow2.h"
 
 #include <errno.h>
@@ -27,7 +27,7 @@
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
 
-/* Refcounts are cached in pieces of this size. */
+/* Bytes of a slice of refcounts. */
 #define REF_SLICE 4096
 
 /* --- open ------------------------------------------------------------------------------------ */
@@ -92,7 +92,7 @@ static void init_locks(struct qcow2 *q)
     list_init(&q->snapshots.list);
 }
 
-/* --- caches that nobody uses ------------------------------------------------------------------ */
+/* --- cleaning of caches ------------------------------------------------------------------ */
 
 static int64_t clean_interval_ns(const struct qcow2 *q)
 {
@@ -123,7 +123,7 @@ static void cache_cleaner_stop(struct qcow2 *q)
     }
 }
 
-static void release(struct qcow2 *q)
+static void release_image(struct qcow2 *q)
 {
     cache_cleaner_stop(q);
     qcow2_overlap_destroy(q);
@@ -155,10 +155,9 @@ static int init_caches(struct qcow2 *q, const struct qcow2_cache_options *o, str
 {
     int r = cache_init(&q->caches.l2, q->node->file, o->slice, 0);
 
-    r = r < 0 ? r : qcow2_fit_l2_cache(q);
-    r = r < 0 ? r
-              : cache_init(&q->caches.refcounts, q->node->file, MIN(REF_SLICE, q->cluster_size),
-                           o->ref_bytes);
+    UNLESS_FAILED(r, qcow2_fit_l2_cache(q));
+    UNLESS_FAILED(r, cache_init(&q->caches.refcounts, q->node->file,
+                                MIN(REF_SLICE, q->cluster_size), o->ref_bytes));
     q->caches.l2.load_event = BLOCK_EVENT_L2_LOAD;
     q->caches.l2.update_event = BLOCK_EVENT_L2_UPDATE;
     q->caches.refcounts.update_event = BLOCK_EVENT_REFBLOCK_UPDATE_PART;
@@ -182,7 +181,7 @@ static int co_repair_dirty(struct qcow2 *q, struct error *err)
     return r;
 }
 
-/* What a writable open has to change on disk before anything else. */
+/* Change what a writable open has to change on disk first: repair, clear unknown autoclear bits. */
 static int co_prepare_writable(struct qcow2 *q, struct error *err)
 {
     uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
@@ -210,7 +209,7 @@ static void set_limits(struct qcow2 *q)
         node->limits.request_alignment = SECTOR_SIZE;
     }
     node->supported_zero_flags = BLOCK_REQ_MAY_UNMAP;
-    /* What lies behind the end of a regular file was never written; of a device nobody knows. */
+    /* Beyond the end of a regular file nothing was ever written; devices may have any contents. */
     q->alloc.zero_from = UINT64_MAX;
     if (node->file->node->driver->keeps_zero_beyond_eof) {
         q->alloc.zero_from = round_up(block_edge_size(node->file), q->cluster_size);
@@ -225,8 +224,9 @@ static bool is_block_device(const char *path)
 }
 
 /*
- * By the option, or by the name in the image: which may be a plain path only, since whoever made the image chose it. A relative one
- * is seen from the working directory, as by QEMU, and not from the image's, as those of backing files are.
+ * Open the data file that the option gives, or else the image. The name in the image may only be a
+ * plain path, since the image may come from anybody. A relative one is resolved in the working
+ * directory, as by QEMU, not in the image's folder as names of backing files are.
  */
 static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error *err)
 {
@@ -242,7 +242,7 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
     }
     if (!options_has(opts, "data-file") &&
         (q->node->open_flags & (BLOCK_OPEN_NO_IO | BLOCK_OPEN_CHECK))) {
-        return 0; /* only metadata is looked at, so no other file is opened */
+        return 0; /* only metadata is read, so no other file is opened */
     }
     if (!options_has(opts, "data-file") && q->header.data_filename) {
         if (strncmp(q->header.data_filename, "json:", 5) == 0 ||
@@ -287,7 +287,7 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
     set_limits(q);
     if ((r = block_co_open_backing(q->node, opts, q->header.backing_filename,
                                    q->header.backing_format, err)) < 0 ||
-        /* A check reads them by itself, and says what is wrong with them. */
+        /* A check reads snapshots itself, and reports what is wrong with them. */
         (!check && (r = qcow2_co_read_snapshots(q, err)) < 0) ||
         (r = qcow2_co_load_bitmaps(q, err)) < 0) {
         return r;
@@ -312,21 +312,24 @@ static int co_open(struct block_node *node, struct options *opts, struct error *
     UNLESS_FAILED(r, co_open_image(q, opts, err));
     if (qcow2_co_conclude(q, r) < 0) {
         block_bitmaps_release(node);
-        release(q);
+        release_image(q);
     }
     return r;
 }
 
 /* --- close ----------------------------------------------------------------------------------- */
 
-/* Freed clusters become dirty refcounts, those are written by the next commit; that one frees nothing. */
-static int co_settle(struct qcow2 *q, struct error *err)
+/*
+ * Write all that is dirty. The first commit frees clusters, which makes refcounts dirty; the
+ * second one writes those, and frees nothing.
+ */
+static int co_commit_all(struct qcow2 *q, struct error *err)
 {
     int r = 0;
 
     if (qcow2_co_is_untouched(q)) {
         if (q->guard.refused && !q->close_failure_reported) {
-            /* Nothing was written, since no write could be checked: who wrote was told. */
+            /* No write could be checked, so none was made, and each returned an error. */
             log_error("Failed to flush the refcount block cache: %s",
                       strerror(-q->guard.unreadable));
             q->close_failure_reported = true;
@@ -346,7 +349,10 @@ static int co_settle(struct qcow2 *q, struct error *err)
     return r;
 }
 
-/* What commits could not do beside I/O: a file that only others extend, or one that came to us ragged. */
+/*
+ * Extend the file to whole clusters, where commits could not: a file that only its node can
+ * extend, or one that did not end at a cluster when it was opened.
+ */
 static void co_complete_last_cluster(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
@@ -361,13 +367,13 @@ static int co_store_all(struct qcow2 *q, struct error *err)
 {
     int r, stored;
 
-    /* What was acknowledged before the image was found broken is kept; its bitmaps stay in use. */
-    r = co_settle(q, err);
+    /* Writes acknowledged before the image broke are committed; its bitmaps stay in use. */
+    r = co_commit_all(q, err);
     if (r < 0 || atomic_load(&q->broken)) {
         return r;
     }
     stored = qcow2_co_store_bitmaps(q, err);
-    r = co_settle(q, err);
+    r = co_commit_all(q, err);
     r = r < 0 || !q->commit.refcounts_behind ? r : qcow2_co_write_lazy_refcounts(q, err);
     co_complete_last_cluster(q);
     return error_first(stored, r);
@@ -382,10 +388,10 @@ static int co_inactivate(struct block_node *node, struct error *err)
 
 static void co_close(struct block_node *node)
 {
-    release(qcow2_state(node));
+    release_image(qcow2_state(node));
 }
 
-/* A file to which nothing was written here is not flushed: a close after reads alone must not fail by that. */
+/* An image that was only read is not flushed, so that closing it can't fail. */
 static int co_flush(struct block_node *node)
 {
     struct qcow2 *q = qcow2_state(node);
@@ -406,7 +412,7 @@ static int co_get_status(struct block_node *node, uint64_t offset, uint64_t leng
     if (r < 0) {
         return r;
     }
-    /* Runs end with cache slices and tables, too; what is alike goes on. */
+    /* Runs end at the end of a slice; they are continued while the next one is alike. */
     while (run.length < length && is_aligned(offset + run.length, slice_span)) {
         bool mapped = run.type == CLUSTER_NORMAL || run.type == CLUSTER_ZERO_ALLOC;
 
@@ -444,7 +450,7 @@ static int co_get_status(struct block_node *node, uint64_t offset, uint64_t leng
     return 0;
 }
 
-/* --- operations that end with acting on verdicts of corruption --------------------------------- */
+/* --- operations that end with acting on verdicts of corruption -------------------------------- */
 
 /* Reading, writing and committing do so themselves. */
 static int co_conclude(struct block_node *node, int r)

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Forgetting all contents, so that the disk reads as its backing file. The node is drained.
+ * Removing all contents, so that the disk reads as its backing file. The node is drained.
  *
- * Where nothing but the disk itself has clusters, no table is walked: the image gets the layout of a new one.
+ * If only the disk itself has clusters, no table is walked: the image gets the layout of a new one.
  *
  *   0   header
  *   1   refcount table, one cluster
@@ -10,11 +10,12 @@
  *   3   L1 table
  *       end of the file
  *
- *   dirty bit -> L1 table zeroed in its place -> 1 to the end of 3 zeroed -> header: both tables -> refcounts -> file cut
- *   off -> not dirty
+ *   dirty bit -> L1 table zeroed in place -> clusters 1 to the end of 3 zeroed
+ *   -> header: both tables -> refcounts -> file cut off -> dirty bit cleared
  *
- * Each arrow is a sync. While the dirty bit is stable refcounts need not be right (R6). What the L1 table on disk refers to is
- * whole until all of it is zeroed, and what is read in its place from then on is the backing file.
+ * Each arrow is a sync. While the dirty bit is stable, refcounts may be wrong (R6). All clusters
+ * that the L1 table on disk references are unchanged until all of the table is zeroed; from then
+ * on the disk reads as the backing file.
  */
 #include "qcow2/make_empty.h"
 
@@ -38,14 +39,17 @@ static uint64_t l1_clusters(const struct qcow2 *q)
     return div_round_up((uint64_t)q->l1.size * 8, q->cluster_size);
 }
 
-/* Of the file, once it is empty. */
+/* Clusters of the file once it is empty. */
 static uint64_t empty_clusters(const struct qcow2 *q)
 {
     return L1_CLUSTER + l1_clusters(q);
 }
 
-/* Nobody else has clusters, a crash is repaired from, and one refcount block counts it all. */
-static bool can_start_anew(const struct qcow2 *q)
+/*
+ * Whether the layout of a new image will do: nothing but the disk has clusters, a crash is
+ * repaired, and one refcount block counts all clusters.
+ */
+static bool can_lay_out_again(const struct qcow2 *q)
 {
     return q->version >= 3 && q->snapshots.count == 0 && list_is_empty(&q->bitmaps.stored) &&
            list_is_empty(&q->bitmaps.reserve) && !q->has_data_file && !atomic_load(&q->broken) &&
@@ -71,7 +75,7 @@ static int co_zero_l1(struct qcow2 *q)
     return r;
 }
 
-/* Empty tables at the head of the file, also in memory. */
+/* Make empty tables at the beginning of the file, and in memory. */
 static int co_new_tables(struct qcow2 *q, struct error *err)
 {
     uint64_t entries = q->cluster_size / 8;
@@ -80,9 +84,8 @@ static int co_new_tables(struct qcow2 *q, struct error *err)
     int r = table && dirty ? 0 : -ENOMEM;
 
     block_co_event(q->node->file, BLOCK_EVENT_EMPTY_IMAGE_PREPARE);
-    r = r < 0 ? r
-              : co_zero_clusters(q, REFTABLE_CLUSTER * q->cluster_size,
-                                 empty_clusters(q) - REFTABLE_CLUSTER);
+    UNLESS_FAILED(r, co_zero_clusters(q, REFTABLE_CLUSTER * q->cluster_size,
+                                      empty_clusters(q) - REFTABLE_CLUSTER));
     if (r < 0) {
         return r;
     }
@@ -119,7 +122,7 @@ static int co_write_refcounts(struct qcow2 *q)
     }
     block_co_event(file, BLOCK_EVENT_REFBLOCK_ALLOC);
     r = block_co_pwrite(file, REFBLOCK_CLUSTER * q->cluster_size, block, q->cluster_size, 0);
-    r = r < 0 ? r : block_co_flush(file);
+    UNLESS_FAILED(r, block_co_flush(file));
     if (r < 0) {
         return r;
     }
@@ -133,7 +136,9 @@ static int co_write_refcounts(struct qcow2 *q)
     return r < 0 ? r : block_co_flush(file);
 }
 
-/* Space is given back where that is possible. What can't be cut off is free, and was written once. */
+/*
+ * Free the space after the tables, by cutting off the file if possible. It may have old contents.
+ */
 static void co_cut_file(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
@@ -147,14 +152,14 @@ static void co_cut_file(struct qcow2 *q)
 }
 
 /* The dirty bit is stable. */
-static int co_start_anew(struct qcow2 *q, struct error *err)
+static int co_lay_out_again(struct qcow2 *q, struct error *err)
 {
     int r = co_zero_l1(q);
 
-    r = r < 0 ? r : co_new_tables(q, err);
-    r = r < 0 ? r : co_write_refcounts(q);
+    UNLESS_FAILED(r, co_new_tables(q, err));
+    UNLESS_FAILED(r, co_write_refcounts(q));
     if (r < 0) {
-        /* What is in memory is not what is on disk. The next open repairs that; there is nothing to write at close. */
+        /* Memory and disk differ: nothing is written at close, and the next open repairs. */
         atomic_store(&q->broken, true);
         q->close_failure_reported = q->node->close_reported = true;
         return r;
@@ -175,16 +180,16 @@ int qcow2_co_make_empty(struct block_node *node, struct error *err)
     ERROR_AUTO(cause);
     int r = qcow2_co_write_lazy_refcounts(q, &cause);
 
-    if (r == 0 && can_start_anew(q)) {
+    if (r == 0 && can_lay_out_again(q)) {
         q->header.incompatible |= INCOMPAT_DIRTY;
         r = qcow2_co_write_header(q, &cause);
         if (r < 0) {
             q->header.incompatible &= ~INCOMPAT_DIRTY;
         }
-        r = r < 0 ? r : co_start_anew(q, &cause);
+        UNLESS_FAILED(r, co_lay_out_again(q, &cause));
     } else if (r == 0) {
         r = size ? qcow2_co_drop_clusters(q, 0, size) : 0;
-        r = r < 0 ? r : qcow2_co_commit(q);
+        UNLESS_FAILED(r, qcow2_co_commit(q));
     }
     return r < 0 ? error_set_errno(err, -r, "Failed to empty %s", block_node_display_name(node))
                  : 0;

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The options of an open image, by the names and with the words of QEMU (qapi: BlockdevOptionsQcow2). */
+/*
+ * The options of an open image, by the names and with the words of QEMU (qapi:
+ * BlockdevOptionsQcow2).
+ */
 #include "qcow2/options.h"
 
 #include <errno.h>
@@ -35,7 +38,7 @@ int qcow2_fit_l2_cache(struct qcow2 *q)
     return r;
 }
 
-/* cache-size is what both caches take together: of what is left open, refcounts get a fifth. */
+/* cache-size limits both caches together. If only that is given, refcounts get a fifth. */
 static int take_cache_sizes(struct options *opts, uint64_t *ret_l2, uint64_t *ret_ref,
                             struct error *err)
 {
@@ -66,7 +69,7 @@ static int take_cache_sizes(struct options *opts, uint64_t *ret_l2, uint64_t *re
     return 0;
 }
 
-/* A number below zero is too big, as QEMU has it: it reads one without a sign. */
+/* A negative number is too big: QEMU parses an unsigned one. */
 static int take_clean_interval(struct qcow2 *q, struct options *opts, struct error *err)
 {
     static const char key[] = "cache-clean-interval";
@@ -124,15 +127,15 @@ static int take_overlap_template(struct options *group, const char *mode, unsign
                      {"constant", OVERLAP_CONSTANT},
                      {"cached", OVERLAP_CACHED},
                      {"all", OVERLAP_ALL}};
-    AUTO_FREE char *beside = NULL;
+    AUTO_FREE char *own_value = NULL;
     AUTO_FREE char *template = NULL;
     int r;
 
-    if ((r = options_take_str(group, OPTIONS_OWN_VALUE, &beside, err)) < 0 ||
+    if ((r = options_take_str(group, OPTIONS_OWN_VALUE, &own_value, err)) < 0 ||
         (r = options_take_str(group, "template", &template, err)) < 0) {
         return r;
     }
-    mode = mode ? mode : beside;
+    mode = mode ? mode : own_value;
     if (mode && template && strcmp(mode, template) != 0) {
         return error_set(err, EINVAL,
                          "Conflicting values for qcow2 options 'overlap-check' ('%s') and "

@@ -5,15 +5,19 @@
 #include "block/options.h"
 #include "qcow2/image.h"
 
+/* Options that are needed only to make the caches; bytes. */
 struct qcow2_cache_options {
     uint64_t slice, ref_bytes;
 };
 
-/* Take the options of an image whose header was read; those of no further use once caches are made are in *ret. -EINVAL */
+/* Take the options of an image whose header was read. -EINVAL. Does not yield. */
 int qcow2_take_options(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
                        struct error *err);
 
-/* Let the L2 cache take what the options say, but no more than the whole disk needs. After open and resize. 0 or -ENOMEM */
+/*
+ * Set the limit of the L2 cache to that of the options, but not more than the whole disk needs.
+ * After open and resize. 0 or -ENOMEM. Does not yield.
+ */
 int qcow2_fit_l2_cache(struct qcow2 *q);
 
 #endif

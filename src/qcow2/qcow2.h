@@ -3,7 +3,7 @@
 #ifndef TIDEMARK_QCOW2_QCOW2_H
 #define TIDEMARK_QCOW2_QCOW2_H
 
-/* Add the driver "qcow2" to the table. Once, at start. */
+/* Register the driver "qcow2". Once, at start; does not yield. */
 void qcow2_register_driver(void);
 
 #endif

@@ -2,16 +2,21 @@
 /*
  * Changing the size of the disk. The node is drained.
  *
- * The size, and the place and size of the L1 table lie in the header's first sector and are switched together (R3).
+ * The size, and offset and size of the L1 table, are in the header's first sector and are switched
+ * together (R3).
  *
- *   grow     room for longer tables of bitmaps -> longer L1 table elsewhere -> bitmaps in use -> drop what is mapped beyond the
- *            end, zero what a backing file would show, and the rest of the last cluster -> switch -> bitmaps stored with the new size
- *   shrink   bitmaps in use -> switch -> drop what lies beyond -> file cut off behind what is in use -> bitmaps stored
+ *   grow     reserve room for longer tables of bitmaps -> write a longer L1 table elsewhere
+ *            -> mark bitmaps in use -> drop what is mapped beyond the end, zero what a backing
+ *            file would expose, and the rest of the last cluster -> switch
+ *            -> store bitmaps for the new size
+ *   shrink   mark bitmaps in use -> switch -> drop what is beyond the end -> cut off the free end
+ *            of the file -> store bitmaps
  *
- * A crash before bitmaps are stored again finds them in use, that is inconsistent; the image opens in any case.
+ * A crash before the bitmaps are stored leaves them in use, that is inconsistent; the image opens
+ * in any case.
  *
- * There may be something beyond the end: a crash came before it was dropped, or a snapshot with the state of a machine
- * behind its disk was applied. A disk that grows over it has to read as zeroes there.
+ * Clusters may be mapped beyond the end: after a crash before they were dropped, or if a snapshot
+ * with a VM state was applied. When the disk grows over them it has to read as zeroes.
  */
 #include "qcow2/resize.h"
 
@@ -38,7 +43,7 @@ static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 
 /* --- bitmaps --------------------------------------------------------------------------------- */
 
-/* Before anything is written: every bitmap on disk must be ours to resize. */
+/* Before anything is written: whether all bitmaps on disk can be resized. */
 static int co_check_bitmaps(struct qcow2 *q, uint64_t size, struct error *err)
 {
     const struct stored_bitmap *s;
@@ -60,7 +65,7 @@ static int co_check_bitmaps(struct qcow2 *q, uint64_t size, struct error *err)
         if (r >= 0 && b->persistent && size > block_node_size(q->node)) {
             r = qcow2_check_bitmap_size(q, size, b->name, b->granularity, err);
         }
-        r = r < 0 ? r : block_co_bitmap_fetch(b, err);
+        UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
         if (r < 0) {
             error_prepend(err, "Can't resize '%s': ", block_node_display_name(q->node));
             return -ENOTSUP;
@@ -82,7 +87,10 @@ static int co_mark_all_bitmaps(struct qcow2 *q, struct error *err)
     return r;
 }
 
-/* An area that the disk had before (up to `greatest`) reads differently now, which a bitmap must not deny. */
+/*
+ * An area that the disk had once, up to `greatest`, reads differently now, so bitmaps must call it
+ * dirty.
+ */
 static void mark_regrown(struct qcow2 *q, uint64_t old_size, uint64_t new_size, uint64_t greatest)
 {
     uint64_t end = MIN(new_size, greatest);
@@ -133,12 +141,12 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     for (uint32_t i = 0; r == 0 && i < old_entries; i++) {
         l1[i] = atomic_load_explicit(&q->l1.entries[i], memory_order_relaxed);
     }
-    r = r < 0 ? r : qcow2_co_write_l1_copy(q, l1, entries, true, &offset);
+    UNLESS_FAILED(r, qcow2_co_write_l1_copy(q, l1, entries, true, &offset));
     if (r < 0) {
         return failed(q, "a longer L1 table can't be written", r, err);
     }
     r = qcow2_co_commit(q);
-    r = r < 0 ? r : qcow2_co_set_active_l1(q, l1, entries);
+    UNLESS_FAILED(r, qcow2_co_set_active_l1(q, l1, entries));
     if (r < 0) {
         qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
         return failed(q, "a longer L1 table can't be written", r, err);
@@ -149,13 +157,13 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
     if (r < 0) {
         q->l1.offset = old_offset;
         q->l1.size = old_entries;
-        if (!atomic_load(&q->broken)) { /* else nobody knows what the header names */
+        if (!atomic_load(&q->broken)) { /* else the header on disk may name the new table */
             qcow2_co_free_new_clusters(q, offset, (uint64_t)entries * 8);
         }
         return r;
     }
     if (old_entries == 0) {
-        return 0; /* it had no clusters */
+        return 0; /* the old table had no clusters */
     }
     co_mutex_lock(&q->lock);
     r = qcow2_free_later_locked(q, old_offset, round_up((uint64_t)old_entries * 8, q->cluster_size),
@@ -166,7 +174,7 @@ int qcow2_co_grow_l1(struct qcow2 *q, uint32_t entries, struct error *err)
 
 /* --- grow ------------------------------------------------------------------------------------ */
 
-/* The rest of the last cluster, which a former larger disk may have left, has to read as zeroes. */
+/* Zero the rest of the last cluster, which may have data of a former larger disk. */
 static int co_zero_rest_of_cluster(struct qcow2 *q, uint64_t size)
 {
     uint64_t end = round_up(size, q->cluster_size);
@@ -175,7 +183,7 @@ static int co_zero_rest_of_cluster(struct qcow2 *q, uint64_t size)
     struct iovec vec;
     int r = end > size && !zeroes ? -ENOMEM : 0;
 
-    /* Its subclusters may be of several types. */
+    /* The subclusters may be of several types. */
     for (; size < end && r == 0; size += run.length) {
         r = qcow2_co_map(q, size, end - size, &run);
         if (r == 0 && run.type != CLUSTER_ZERO && run.type != CLUSTER_ZERO_ALLOC &&
@@ -186,7 +194,7 @@ static int co_zero_rest_of_cluster(struct qcow2 *q, uint64_t size)
     return r;
 }
 
-/* Version 2 has no zero flag: what hides a backing file is data. */
+/* Version 2 has no zero flag, so data has to hide the backing file. */
 static int co_write_zero_data(struct qcow2 *q, uint64_t offset, uint64_t end)
 {
     size_t step = MAX(q->cluster_size, 64 * KiB);
@@ -217,7 +225,7 @@ static int co_hide_backing(struct qcow2 *q, uint64_t from, uint64_t to)
                           : qcow2_co_zero_clusters(q, first, end - first);
 }
 
-/* Guest bytes behind the clusters of a disk of `size` bytes that the L1 table can map. */
+/* Guest bytes beyond the clusters of a disk of `size` bytes that the L1 table can map. */
 static int co_drop_beyond(struct qcow2 *q, uint64_t size)
 {
     uint64_t first = round_up(size, q->cluster_size), end = q->l1.size * qcow2_l2_span(q);
@@ -225,7 +233,7 @@ static int co_drop_beyond(struct qcow2 *q, uint64_t size)
     return end > first ? qcow2_co_drop_clusters(q, first, end - first) : 0;
 }
 
-/* What a VM state left behind the end would become part of the disk. Snapshots keep theirs. */
+/* Drop a VM state beyond the end, which would become part of the disk. Snapshots keep theirs. */
 static int co_drop_vmstate(struct qcow2 *q, uint64_t size)
 {
     uint64_t span = qcow2_l2_span(q);
@@ -239,7 +247,7 @@ static int co_drop_vmstate(struct qcow2 *q, uint64_t size)
     return r;
 }
 
-/* A data file ends where the disk does, at least with a flag that says it is a raw image of it. */
+/* A data file grows with the disk, and is cut off with it if it is a raw image, or if `shrinks`. */
 static int co_fit_data_file(struct qcow2 *q, uint64_t size, bool shrinks, struct error *err)
 {
     uint64_t now = q->has_data_file ? block_edge_size(q->data) : size;
@@ -266,24 +274,24 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
         return failed(q, "the VM state behind the disk can't be dropped", r, err);
     }
     r = qcow2_co_grow_l1(q, (uint32_t)entries, err);
-    /* Not before there was room for the table: they can't be stored again without room either. */
-    r = r < 0 ? r : co_mark_all_bitmaps(q, err);
+    /* Marked only once the table has room: without room bitmaps could not be stored again. */
+    UNLESS_FAILED(r, co_mark_all_bitmaps(q, err));
     if (r < 0) {
         return r;
     }
     if (q->data_file_raw && prealloc == BLOCK_PREALLOC_OFF) {
-        prealloc = BLOCK_PREALLOC_METADATA; /* what is not mapped could be something else there */
+        prealloc = BLOCK_PREALLOC_METADATA; /* an unmapped part would read differently there */
     }
     r = co_drop_beyond(q, old_size);
-    r = r < 0 ? r : co_zero_rest_of_cluster(q, old_size);
+    UNLESS_FAILED(r, co_zero_rest_of_cluster(q, old_size));
     if (r >= 0 && prealloc != BLOCK_PREALLOC_OFF) {
         r = qcow2_co_preallocate(q, old_size, size, prealloc, err);
         if (r < 0) {
             return r;
         }
     }
-    /* What has a place by now keeps it. */
-    r = r < 0 ? r : co_hide_backing(q, old_size, size);
+    /* Clusters that preallocation has mapped are left alone. */
+    UNLESS_FAILED(r, co_hide_backing(q, old_size, size));
     if (r < 0) {
         return failed(q, "the new area can't be zeroed", r, err);
     }
@@ -293,7 +301,7 @@ static int co_grow(struct qcow2 *q, uint64_t old_size, uint64_t size, enum block
 
 /* --- shrink ---------------------------------------------------------------------------------- */
 
-/* L1 entries whose whole span lies beyond the end: the table and its reference go. */
+/* Remove L1 entries whose whole span is beyond the end, and free their tables. */
 static int co_drop_tables(struct qcow2 *q, uint64_t size)
 {
     int r = 0;
@@ -312,7 +320,7 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
     return r;
 }
 
-/* Index behind the last cluster of the file that has a refcount. */
+/* Index after the last cluster of the file that has a refcount. */
 static int co_used_end_locked(struct qcow2 *q, uint64_t *ret)
 {
     uint64_t end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
@@ -336,7 +344,7 @@ static int co_used_end_locked(struct qcow2 *q, uint64_t *ret)
     return r;
 }
 
-/* What is free at the end of the file goes, also its length. Where that can't be, it is free all the same. */
+/* Cut off the free end of the file. Failing is no error: the clusters are free in any case. */
 static void co_cut_file(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
@@ -362,12 +370,12 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
         return r;
     }
     r = co_drop_beyond(q, size);
-    r = r < 0 ? r : qcow2_co_commit(q);
+    UNLESS_FAILED(r, qcow2_co_commit(q));
     block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_FREE_L2_CLUSTERS);
-    r = r < 0 ? r : co_drop_tables(q, size);
+    UNLESS_FAILED(r, co_drop_tables(q, size));
     block_co_event(q->node->file, BLOCK_EVENT_L1_SHRINK_WRITE_TABLE);
-    r = r < 0 ? r : qcow2_co_commit(q);
-    r = r < 0 ? r : qcow2_co_commit(q);
+    UNLESS_FAILED(r, qcow2_co_commit(q));
+    UNLESS_FAILED(r, qcow2_co_commit(q));
     if (r < 0) {
         return failed(q, "what lies beyond the new end can't be freed", r, err);
     }
@@ -378,8 +386,8 @@ static int co_shrink(struct qcow2 *q, uint64_t size, struct error *err)
 /* --- resize ---------------------------------------------------------------------------------- */
 
 /*
- * Bitmaps in memory are never shorter than the disk: what is written behind their end is lost to them. One that is longer, for
- * want of memory, harms nobody.
+ * Bitmaps in memory are never shorter than the disk, since they would miss writes beyond their
+ * end. One that stays longer, without memory to shorten it, is harmless.
  */
 static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
                           enum block_prealloc prealloc, struct error *err)
@@ -388,7 +396,7 @@ static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
 
     if (size < old_size) {
         r = co_mark_all_bitmaps(q, err);
-        r = r < 0 ? r : co_shrink(q, size, err);
+        UNLESS_FAILED(r, co_shrink(q, size, err));
         return r < 0 ? r : block_bitmaps_resize(q->node, size, err);
     }
     r = block_bitmaps_resize(q->node, size, err);
@@ -396,7 +404,7 @@ static int co_change_size(struct qcow2 *q, uint64_t old_size, uint64_t size,
         return r;
     }
     r = qcow2_co_reserve_bitmaps(q, size, err);
-    r = r < 0 ? r : co_grow(q, old_size, size, prealloc, err);
+    UNLESS_FAILED(r, co_grow(q, old_size, size, prealloc, err));
     if (r < 0 && block_node_size(q->node) == old_size) {
         qcow2_co_unreserve_longer_tables(q);
         (void)block_bitmaps_resize(q->node, old_size, NULL);
@@ -418,7 +426,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
         return error_set(err, EINVAL, "The new size must be a multiple of 512");
     }
     if (q->snapshots.count > 0 && q->version < 3) {
-        /* It does not record their sizes. */
+        /* Version 2 does not record the sizes of snapshots. */
         return error_set(err, ENOTSUP, "Can't resize a v2 image which has snapshots");
     }
     if (size < old_size && prealloc != BLOCK_PREALLOC_OFF) {
@@ -429,7 +437,7 @@ int qcow2_co_truncate(struct block_node *node, uint64_t size, enum block_preallo
         return r;
     }
     r = co_change_size(q, old_size, size, prealloc, err);
-    /* Without memory it stays as it was, and works. */
+    /* Without memory the cache stays as it was, and works. */
     (void)qcow2_fit_l2_cache(q);
     if (r < 0 || list_is_empty(&node->bitmaps)) {
         return r;

@@ -4,8 +4,8 @@
  * reads decompress a cluster once, even with many of them in flight. The key is the L2 entry, which
  * describes offset and length in the file.
  *
- * Memory: CLUSTER_CACHE_BYTES or two clusters, whichever is more, for each image; while requests are in
- * flight, one more cluster for each of them.
+ * Memory: CLUSTER_CACHE_BYTES or two clusters, whichever is more, for each image; while requests
+ * are in flight, one more cluster for each of them.
  *
  * Only cluster_cache_co_get() yields. All functions may be called on any reactor.
  */
@@ -45,9 +45,9 @@ void cluster_cache_init(struct cluster_cache *c, size_t cluster_size);
 void cluster_cache_destroy(struct cluster_cache *c);
 
 /*
- * The cluster of `entry`; cluster_cache_put() gives it back. If *ret_load is set, the caller has to fill
- * its data and call cluster_cache_loaded() before cluster_cache_put(). 0, -ENOMEM, or the error with
- * which another caller's loading failed; then nothing has to be given back.
+ * The cluster of `entry`; cluster_cache_put() gives it back. If *ret_load is set, the caller has
+ * to fill its data and call cluster_cache_loaded() before cluster_cache_put(). 0, -ENOMEM, or the
+ * error with which another caller's loading failed; then nothing has to be given back.
  */
 int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_cluster **ret,
                          bool *ret_load);
@@ -58,7 +58,10 @@ void cluster_cache_loaded(struct cluster_cache *c, struct cached_cluster *cluste
 /* Give a cluster back. */
 void cluster_cache_put(struct cluster_cache *c, struct cached_cluster *cluster);
 
-/* Unlist the cluster of `entry`: the bytes in the file that the entry describes are about to change. */
+/*
+ * Unlist the cluster of `entry`: the bytes in the file that the entry describes are about to
+ * change.
+ */
 void cluster_cache_drop(struct cluster_cache *c, uint64_t entry);
 
 #endif

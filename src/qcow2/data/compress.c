@@ -2,8 +2,8 @@
 /*
  * Writing compressed clusters, in batches. Each step is done for the whole batch: the clusters are
  * compressed in parallel in the offload pool, get room in the file, are written, with one request
- * where they are contiguous, and are linked. Each job packs its clusters one after the other, as they
- * are placed in the file.
+ * where they are contiguous, and are linked. Each job packs its clusters one after the other, as
+ * they are placed in the file.
  */
 #include "qcow2/data/compress.h"
 
@@ -45,7 +45,7 @@ struct batch {
     unsigned count;
 };
 
-/* --- compress ---------------------------------------------------------------------------------- */
+/* --- compress --------------------------------------------------------------------------------- */
 
 static int compress_job(void *arg)
 {
@@ -85,7 +85,7 @@ static int co_compress_batch(struct batch *b, uint8_t *out)
     return loop_co_offload_all(compress_job, jobs, sizeof(jobs[0]), n);
 }
 
-/* --- store ------------------------------------------------------------------------------------- */
+/* --- store ------------------------------------------------------------------------------------ */
 
 static uint64_t compressed_entry(const struct qcow2 *q, uint64_t offset, size_t size)
 {
@@ -274,7 +274,7 @@ static int co_store_batch(struct batch *b)
     return r < 0 ? r : qcow2_co_commit_if_much_dirty(b->q);
 }
 
-/* --- a request --------------------------------------------------------------------------------- */
+/* --- a request -------------------------------------------------------------------------------- */
 
 /* Set the input of all pieces: in place if a cluster is contiguous in the request, else a copy. */
 static void take_input(struct batch *b, uint8_t *memory)

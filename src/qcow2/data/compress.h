@@ -19,8 +19,8 @@ static inline unsigned qcow2_batch_clusters(const struct qcow2 *q)
 }
 
 /*
- * Write guest bytes [offset, offset + iov.size) compressed: whole clusters, except at the end of the
- * disk. A cluster that does not get smaller, or has contents already, is written uncompressed.
+ * Write guest bytes [offset, offset + iov.size) compressed: whole clusters, except at the end of
+ * the disk. A cluster that does not get smaller, or has contents already, is written uncompressed.
  * -EINVAL if the range is not aligned, -ENOTSUP with a data file or encryption.
  */
 int qcow2_co_write_compressed(struct qcow2 *q, uint64_t offset, struct iov iov);

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Deflate streams are made by libdeflate. At its lowest level clusters become as small as at zlib's
- * default level with the window of 4 KiB that QEMU uses, in a fifth of the time. libdeflate's window
- * is the 32 KiB of RFC 1951, since the specification of qcow2 sets no smaller one. Readers that give
- * zlib a window of 4 KiB, as QEMU does, can read the streams: they inflate a cluster in one call, and
- * then the output is the window.
+ * Deflate streams are made by libdeflate. At its lowest level clusters become as small as at
+ * zlib's default level with the window of 4 KiB that QEMU uses, in a fifth of the time.
+ * libdeflate's window is the 32 KiB of RFC 1951, since the specification of qcow2 sets no smaller
+ * one. Readers that give zlib a window of 4 KiB, as QEMU does, can read the streams: they inflate
+ * a cluster in one call, and then the output is the window.
  */
 #include "qcow2/data/compression.h"
 
@@ -26,7 +26,7 @@
 #define REPETITION_BYTES_MAX 4096u
 #define INFLATE_WINDOW_BITS (-15) /* the greatest window; negative: no header */
 
-/* --- working memory of a thread ---------------------------------------------------------------- */
+/* --- working memory of a thread --------------------------------------------------------------- */
 
 struct codec {
     struct libdeflate_compressor *deflate;
@@ -75,7 +75,7 @@ static struct codec *codec_get(void)
     return c;
 }
 
-/* --- compress ---------------------------------------------------------------------------------- */
+/* --- compress --------------------------------------------------------------------------------- */
 
 /*
  * Try zlib, and replace the contents of `out` if they get smaller. For a cluster that repeats one
@@ -152,7 +152,7 @@ int codec_compress(enum compression_type type, const void *in, size_t in_size, v
                                     : deflate_cluster(c, in, in_size, out, room, ret_size);
 }
 
-/* --- decompress -------------------------------------------------------------------------------- */
+/* --- decompress ------------------------------------------------------------------------------- */
 
 /* By zlib, which stops when the output is full, so streams without an end can be read. */
 static int inflate_unended(const void *in, size_t in_size, void *out, size_t out_size)

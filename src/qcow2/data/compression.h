@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Compressing and decompressing one cluster. Stored is what the specification says about the header's
- * compression_type: for type 0 a deflate stream (RFC 1951) without a zlib header, for type 1 zstd
- * frames.
+ * Compressing and decompressing one cluster. Stored is what the specification says about the
+ * header's compression_type: for type 0 a deflate stream (RFC 1951) without a zlib header, for
+ * type 1 zstd frames.
  *
- * Nothing here yields; call it in the offload pool. Each thread keeps the working memory of the codecs
- * that it has used (under 2 MiB) until it ends.
+ * Nothing here yields; call it in the offload pool. Each thread keeps the working memory of the
+ * codecs that it has used (under 2 MiB) until it ends.
  */
 #ifndef TIDEMARK_QCOW2_DATA_COMPRESSION_H
 #define TIDEMARK_QCOW2_DATA_COMPRESSION_H

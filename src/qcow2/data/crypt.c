@@ -18,7 +18,7 @@ struct qcow2_crypt {
     struct aes128_ctx encrypt, decrypt; /* constant after open */
 };
 
-/* --- key --------------------------------------------------------------------------------------- */
+/* --- key -------------------------------------------------------------------------------------- */
 
 /* The key is the beginning of the password, padded with zeroes. */
 static int set_key(struct qcow2 *q, const char *secret_id, struct error *err)
@@ -73,7 +73,7 @@ int qcow2_crypt_open(struct qcow2 *q, struct options *opts, struct error *err)
          (r = options_check_empty(group, "encrypt", err)) < 0)) {
         return r;
     }
-    r = r < 0 ? r : check_format(q, format, err);
+    UNLESS_FAILED(r, check_format(q, format, err));
     if (r < 0 || q->crypt_method == CRYPT_NONE || (!secret_id && metadata_only)) {
         return r;
     }
@@ -92,7 +92,7 @@ void qcow2_crypt_close(struct qcow2 *q)
     q->crypt = NULL;
 }
 
-/* --- data -------------------------------------------------------------------------------------- */
+/* --- data ------------------------------------------------------------------------------------- */
 
 static void decrypt_blocks(const void *ctx, size_t size, uint8_t *dst, const uint8_t *src)
 {
@@ -128,7 +128,9 @@ static uint8_t *new_piece(size_t size)
 
 int qcow2_co_read_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov)
 {
-    /* Copying old contents of a cluster may begin or end within a sector, at the end of the disk. */
+    /*
+     * Copying old contents of a cluster may begin or end within a sector, at the end of the disk.
+     */
     size_t before = guest % SECTOR_SIZE;
     AUTO_FREE uint8_t *piece = q->crypt ? new_piece(before + iov.size) : NULL;
     int r = 0;

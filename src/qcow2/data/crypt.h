@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The legacy encryption of qcow2 (crypt_method 1, the specification's section "Data encryption"), which
- * programs used before LUKS: AES-128 in CBC mode. The password itself is the key, and the
- * initialization vector is the number of the sector on the disk. It is implemented so that the data of
- * old images can be read. It protects little: equal beginnings of a sector show, the password is
- * neither stretched nor verified, and a wrong password reads as noise. LUKS (method 2) is refused.
+ * The legacy encryption of qcow2 (crypt_method 1, the specification's section "Data encryption"),
+ * which programs used before LUKS: AES-128 in CBC mode. The password itself is the key, and the
+ * initialization vector is the number of the sector on the disk. It is implemented so that the
+ * data of old images can be read. It protects little: equal beginnings of a sector show, the
+ * password is neither stretched nor verified, and a wrong password reads as noise. LUKS (method 2)
+ * is refused.
  *
- * Only sectors of allocated clusters are encrypted; zero clusters, compressed clusters, metadata and
- * backing files are not.
+ * Only sectors of allocated clusters are encrypted; zero clusters, compressed clusters, metadata
+ * and backing files are not.
  */
 #ifndef TIDEMARK_QCOW2_DATA_CRYPT_H
 #define TIDEMARK_QCOW2_DATA_CRYPT_H
@@ -16,9 +17,9 @@
 #include "qcow2/image.h"
 
 /*
- * Take the options "encrypt.format" and "encrypt.key-secret", after the header was read. An encrypted
- * image needs a key unless only its metadata is used (BLOCK_OPEN_NO_IO, BLOCK_OPEN_CHECK). -EINVAL,
- * -ENOENT if there is no such secret. Does not yield.
+ * Take the options "encrypt.format" and "encrypt.key-secret", after the header was read. An
+ * encrypted image needs a key unless only its metadata is used (BLOCK_OPEN_NO_IO,
+ * BLOCK_OPEN_CHECK). -EINVAL, -ENOENT if there is no such secret. Does not yield.
  */
 int qcow2_crypt_open(struct qcow2 *q, struct options *opts, struct error *err);
 
@@ -26,8 +27,9 @@ int qcow2_crypt_open(struct qcow2 *q, struct options *opts, struct error *err);
 void qcow2_crypt_close(struct qcow2 *q);
 
 /*
- * Read or write guest data of an encrypted image: [guest, guest + iov.size) is contiguous at file offset
- * `host`; a write has whole sectors. Yield; any reactor. -EIO if the image was opened without a key.
+ * Read or write guest data of an encrypted image: [guest, guest + iov.size) is contiguous at file
+ * offset `host`; a write has whole sectors. Yield; any reactor. -EIO if the image was opened
+ * without a key.
  */
 int qcow2_co_read_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov);
 int qcow2_co_write_encrypted(struct qcow2 *q, uint64_t guest, uint64_t host, struct iov iov);

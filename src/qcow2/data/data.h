@@ -12,8 +12,8 @@
 #include "qcow2/image.h"
 
 /*
- * Every change of guest data begins here: 0 if the image takes writes and its persistent bitmaps are
- * marked in use (R5). Else what qcow2_check_writable() or marking them returns.
+ * Every change of guest data begins here: 0 if the image takes writes and its persistent bitmaps
+ * are marked in use (R5). Else what qcow2_check_writable() or marking them returns.
  */
 static inline int qcow2_co_begin_change(struct qcow2 *q)
 {
@@ -42,8 +42,8 @@ int qcow2_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t len
 int qcow2_co_discard(struct block_node *node, uint64_t offset, uint64_t length);
 
 /*
- * Make whole clusters read as zeroes, also beyond the end of the disk; those that are allocated keep
- * their host clusters.
+ * Make whole clusters read as zeroes, also beyond the end of the disk; those that are allocated
+ * keep their host clusters.
  */
 int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 
@@ -51,8 +51,8 @@ int qcow2_co_zero_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 int qcow2_co_drop_clusters(struct qcow2 *q, uint64_t offset, uint64_t length);
 
 /*
- * Read into a flat buffer while the caller holds the guest range. What is beyond the end of the disk
- * reads as zeroes, except the VM state.
+ * Read into a flat buffer while the caller holds the guest range. What is beyond the end of the
+ * disk reads as zeroes, except the VM state.
  */
 int qcow2_co_read_guest_range_held(struct qcow2 *q, uint64_t offset, void *buf, size_t size);
 

@@ -5,8 +5,8 @@
  * the request's memory if a cluster is contiguous there. A part of a cluster is read through the
  * cache of decompressed clusters.
  *
- * Memory of a batch: the compressed bytes according to the entries, whose field allows at most twice
- * the clusters' size, and a cluster for each one that is not contiguous in the request.
+ * Memory of a batch: the compressed bytes according to the entries, whose field allows at most
+ * twice the clusters' size, and a cluster for each one that is not contiguous in the request.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -73,7 +73,7 @@ static int co_decompress_pieces(const struct qcow2 *q, const struct piece *piece
     return loop_co_offload_all(decompress_job, jobs, sizeof(jobs[0]), n);
 }
 
-/* --- part of a cluster ------------------------------------------------------------------------- */
+/* --- part of a cluster ------------------------------------------------------------------------ */
 
 /* Read and decompress one cluster. */
 static int co_load_cluster(struct qcow2 *q, uint64_t entry, uint8_t *out)
@@ -113,7 +113,7 @@ static int co_read_part_of_cluster(struct qcow2 *q, uint64_t entry, size_t skip,
     return r;
 }
 
-/* --- whole clusters ---------------------------------------------------------------------------- */
+/* --- whole clusters --------------------------------------------------------------------------- */
 
 /* Set the pieces: the compressed clusters that the request begins with. */
 static int co_find_pieces(struct batch *b, struct qcow2 *q, uint64_t offset, struct iov iov)

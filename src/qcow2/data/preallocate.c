@@ -7,8 +7,9 @@
 #include "qcow2/table/map.h"
 
 /*
- * Zero clusters of the file that are about to be mapped. Those beyond its end are zero once it grows.
- * A data file may have old contents where nothing is mapped; it may get holes if no space is asked for.
+ * Zero clusters of the file that are about to be mapped. Those beyond its end are zero once it
+ * grows. A data file may have old contents where nothing is mapped; it may get holes if no space
+ * is asked for.
  */
 static int co_zero_in_file(struct qcow2 *q, uint64_t host, uint64_t bytes,
                            enum block_prealloc prealloc)
@@ -52,8 +53,8 @@ struct chunk {
 };
 
 /*
- * Find the clusters from c->guest on, at most c->count, that have no host clusters yet, and allocate
- * those in one piece.
+ * Find the clusters from c->guest on, at most c->count, that have no host clusters yet, and
+ * allocate those in one piece.
  */
 static int co_place_chunk_locked(struct qcow2 *q, struct chunk *c)
 {

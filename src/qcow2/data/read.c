@@ -3,9 +3,9 @@
  * Reading: map a run, read it from where it is, continue with the next run.
  *
  * Reading takes no lock of the image, except for clusters that a write to other bytes of the same
- * cluster moves, that is compressed and shared ones: their old place could be freed and reused before
- * it is read. They are mapped again and read with the guest range held. A read that is concurrent
- * with a discard of the same bytes may return anything that the disk holds.
+ * cluster moves, that is compressed and shared ones: their old place could be freed and reused
+ * before it is read. They are mapped again and read with the guest range held. A read that is
+ * concurrent with a discard of the same bytes may return anything that the disk holds.
  */
 #include <errno.h>
 #include <string.h>
@@ -113,7 +113,9 @@ static int co_read_compressed(struct qcow2 *q, uint64_t offset, struct iov iov, 
     return r;
 }
 
-/* Read the part of the request that is in the first run. It is empty if the run has just changed. */
+/*
+ * Read the part of the request that is in the first run. It is empty if the run has just changed.
+ */
 static int co_read_first(struct qcow2 *q, uint64_t offset, struct iov iov, unsigned flags,
                          bool held, size_t *ret_done)
 {

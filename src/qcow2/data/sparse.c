@@ -2,9 +2,10 @@
 /*
  * Whether it is worth asking the file for holes in data clusters.
  *
- * That costs system calls, and only finds holes where clusters were preallocated, or written in part.
- * So the file is asked only if it has clearly less storage than clusters in use. The rule is QEMU's,
- * so that both report the same map. A file with storage for nearly all of its size is not counted.
+ * That costs system calls, and only finds holes where clusters were preallocated, or written in
+ * part. So the file is asked only if it has clearly less storage than clusters in use. The rule is
+ * QEMU's, so that both report the same map. A file with storage for nearly all of its size is not
+ * counted.
  */
 #include "qcow2/data/sparse.h"
 

@@ -33,7 +33,7 @@ static const uint8_t zero_page[ZERO_PAGE_SIZE] __attribute__((aligned(4096)));
  * How the clusters of one allocating write get their host clusters; the same for all of them.
  *
  *   NEW        no host cluster yet: gets one, in which only the written subclusters are valid
- *   IN_PLACE   has an unshared host cluster: only the entry changes, if it does not map the data yet
+ *   IN_PLACE   has an unshared host cluster: the entry changes if it does not map the data yet
  *   COPY       shared or compressed: gets a new host cluster, to which the old contents are copied,
  *              from the first subcluster that has some to the last one
  *
@@ -57,7 +57,7 @@ struct allocation {
     uint64_t start, end; /* guest range that is written, with head and tail: subclusters */
 };
 
-/* --- data ---------------------------------------------------------------------------------------- */
+/* --- data ------------------------------------------------------------------------------------- */
 
 /* The buffers of one write: data with head and tail. */
 struct gather {
@@ -173,7 +173,7 @@ static int co_write_new_data(struct qcow2 *q, const struct allocation *a)
     return co_write_padded(q, a, head, tail);
 }
 
-/* --- allocate ------------------------------------------------------------------------------------ */
+/* --- allocate --------------------------------------------------------------------------------- */
 
 /* What a write does to one cluster. */
 struct cluster_plan {
@@ -253,9 +253,10 @@ static int plan_allocation(struct qcow2 *q, const struct cache_entry *slice, uns
 }
 
 /*
- * Get host clusters for the allocation; there may be fewer than planned. -EAGAIN, unless `committed`:
- * a commit has to be made first, since the file would grow although REUSE_BYTES_MIN wait to be freed,
- * or since a new L2 table is not counted on disk: lazy refcounts may not be late for tables.
+ * Get host clusters for the allocation; there may be fewer than planned. -EAGAIN, unless
+ * `committed`: a commit has to be made first, since the file would grow although REUSE_BYTES_MIN
+ * wait to be freed, or since a new L2 table is not counted on disk: lazy refcounts may not be late
+ * for tables.
  */
 static int co_reserve_locked(struct qcow2 *q, struct allocation *a, bool committed)
 {
@@ -371,8 +372,8 @@ static void set_written_range(const struct qcow2 *q, struct allocation *a, size_
 }
 
 /*
- * Write the first part of [offset, offset + iov.size), *ret_done bytes: as far as one allocation goes.
- * The guest range is held exclusively.
+ * Write the first part of [offset, offset + iov.size), *ret_done bytes: as far as one allocation
+ * goes. The guest range is held exclusively.
  */
 static int co_write_piece(struct qcow2 *q, uint64_t offset, struct iov iov, size_t *ret_done)
 {

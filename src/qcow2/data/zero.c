@@ -9,10 +9,10 @@
  *   normal            zero, allocated         zero                 zero         unallocated
  *   compressed        zero                    zero                 zero         unallocated
  *
- * Without a backing file, DISCARD leaves a cluster without host cluster unchanged, even if only some
- * of its subclusters are zero. DROP is for clusters that no longer belong to the disk. FORGET is DROP
- * for a discard in version 2, which has no zero flag. With discard-no-unref, ZERO_UNMAP and DISCARD
- * keep the host clusters that ZERO_KEEP would keep.
+ * Without a backing file, DISCARD leaves a cluster without host cluster unchanged, even if only
+ * some of its subclusters are zero. DROP is for clusters that no longer belong to the disk. FORGET
+ * is DROP for a discard in version 2, which has no zero flag. With discard-no-unref, ZERO_UNMAP
+ * and DISCARD keep the host clusters that ZERO_KEEP would keep.
  */
 #include <errno.h>
 
@@ -63,7 +63,9 @@ static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enu
     return gone;
 }
 
-/* Drop the reference of a replaced entry. A misaligned offset is no cluster: report, free nothing. */
+/*
+ * Drop the reference of a replaced entry. A misaligned offset is no cluster: report, free nothing.
+ */
 static int free_old_locked(struct qcow2 *q, uint64_t entry, enum change change)
 {
     enum qcow2_freed why =
@@ -237,7 +239,10 @@ static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length
                : 0;
 }
 
-/* With discard-no-unref: clusters that are kept give back their space at once, before anything is written there again. */
+/*
+ * With discard-no-unref: clusters that are kept give back their space at once, before anything is
+ * written there again.
+ */
 static int co_punch_kept(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
     uint64_t at = round_up(offset, q->cluster_size), end = offset + length;
@@ -251,7 +256,7 @@ static int co_punch_kept(struct qcow2 *q, uint64_t offset, uint64_t length)
         r = qcow2_co_map_tolerating_corruption(q, at, end - at, &run);
         if (r == 0 && run.type == CLUSTER_ZERO_ALLOC && run.copied) {
             r = qcow2_co_overlap_check(q, run.host, run.length, 0);
-            r = r < 0 ? r : block_co_discard(q->node->file, run.host, run.length);
+            UNLESS_FAILED(r, block_co_discard(q->node->file, run.host, run.length));
         }
         at += run.length;
     }
@@ -330,8 +335,8 @@ static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bo
 
 /*
  * Zero a part of a subcluster: all of it if the rest is zero already, else -ENOTSUP, and the gate
- * writes zeroes. The guest range is held meanwhile, since another write may be about to put data into
- * the rest.
+ * writes zeroes. The guest range is held meanwhile, since another write may be about to put data
+ * into the rest.
  */
 static int co_zero_partial(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change)
 {

@@ -74,9 +74,10 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define EXT_DATA_FILE_NAME 0x44415441u
 
 /*
- * Our own type: the greatest size that the disk had while there were bitmaps (8 bytes). An area that
- * was cut off by shrinking and came back by growing reads differently, so bitmaps must call it dirty.
- * Other programs keep the extension as an unknown one; it stays true while they do not change the size.
+ * Our own type: the greatest size that the disk had while there were bitmaps (8 bytes). An area
+ * that was cut off by shrinking and came back by growing reads differently, so bitmaps must call
+ * it dirty. Other programs keep the extension as an unknown one; it stays true while they do not
+ * change the size.
  */
 #define EXT_GREATEST_SIZE 0x54444753u
 
@@ -101,8 +102,9 @@ enum crypt_method { CRYPT_NONE, CRYPT_AES, CRYPT_LUKS };
 #define REFTABLE_OFFSET_MASK 0xfffffffffffffe00ULL
 
 /*
- * Extended L2 entries have 16 bytes: the standard entry (without the zero flag), then a bitmap of 32
- * subclusters. Bit n: subcluster n is allocated; bit 32 + n: it reads as zeroes. Not both are set.
+ * Extended L2 entries have 16 bytes: the standard entry (without the zero flag), then a bitmap of
+ * 32 subclusters. Bit n: subcluster n is allocated; bit 32 + n: it reads as zeroes. Not both are
+ * set.
  */
 #define SUBCLUSTERS 32u
 #define EXTENDED_CLUSTER_BITS_MIN 14
@@ -113,8 +115,9 @@ enum compression_type { COMPRESSION_ZLIB = 0, COMPRESSION_ZSTD = 1 };
 
 /*
  * Bitmap directory entry:
- *   0 table_offset (8), 8 table_size (4, entries), 12 flags (4), 16 type (1), 17 granularity_bits (1),
- *   18 name_size (2), 20 extra_data_size (4), 24 extra data, name, padding to 8
+ *   0 table_offset (8), 8 table_size (4, entries), 12 flags (4), 16 type (1),
+ *   17 granularity_bits (1), 18 name_size (2), 20 extra_data_size (4), 24 extra data, name,
+ *   padding to 8
  */
 enum {
     BITMAP_ENTRY_TABLE_OFFSET = 0,

@@ -12,7 +12,10 @@
  */
 void qcow2_co_act_on_verdicts(struct qcow2 *q);
 
-/* At the end of an operation with result `r`, which is returned: act on verdicts, if there are any. */
+/*
+ * At the end of an operation with result `r`, which is returned: act on verdicts, if there are
+ * any.
+ */
 static inline int qcow2_co_conclude(struct qcow2 *q, int r)
 {
     if (__builtin_expect(atomic_load_explicit(&q->verdicts.open, memory_order_acquire) != 0,

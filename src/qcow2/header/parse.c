@@ -9,7 +9,7 @@
 #include "qcow2/header/header.h"
 #include "qcow2/snapshot/snapshot.h"
 
-/* --- reading ------------------------------------------------------------------------------------- */
+/* --- reading ---------------------------------------------------------------------------------- */
 
 static int header_error(struct qcow2 *q, struct error *err, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

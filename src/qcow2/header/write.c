@@ -9,21 +9,21 @@
  *             extensions, end mark
  *   ...       backing file name
  *
- * Only one sector can be switched at once (R3), and the extensions may extend beyond the first one. So
- * if anything after the first sector changes, a *short form* is switched to first. It has the new
- * state as well, ordered so that all of it fits into the first sector: without feature names, and
- * without unknown extensions that do not fit.
+ * Only one sector can be switched at once (R3), and the extensions may extend beyond the first
+ * one. So if anything after the first sector changes, a *short form* is switched to first. It has
+ * the new state as well, ordered so that all of it fits into the first sector: without feature
+ * names, and without unknown extensions that do not fit.
  *
  *   short form -> sync -> what is after the first sector -> sync -> first sector -> sync
  *
- * The backing file name of the short form is placed where neither the old header nor the new one has
- * anything. So is the name of a data file that is too long for the first sector; an extension of
- * feature names that nobody needs fills the gap in front of it.
+ * The backing file name of the short form is placed where neither the old header nor the new one
+ * has anything. So is the name of a data file that is too long for the first sector; an extension
+ * of feature names that nobody needs fills the gap in front of it.
  *
  * Clusters of 512 bytes to 2 KiB may have no room for two copies of a long backing file name. With
- * such clusters, feature names are left out if they would not fit into the first sector, an unchanged
- * name stays where it is, and a new name is placed after the room that extensions may need later. A
- * new name after which bitmaps could not be added is refused.
+ * such clusters, feature names are left out if they would not fit into the first sector, an
+ * unchanged name stays where it is, and a new name is placed after the room that extensions may
+ * need later. A new name after which bitmaps could not be added is refused.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -115,7 +115,7 @@ static void put_fixed_part(const struct qcow2 *q, uint8_t *h)
     h[HDR_COMPRESSION_TYPE] = (uint8_t)q->compression;
 }
 
-/* --- forms ------------------------------------------------------------------------------------------ */
+/* --- forms ------------------------------------------------------------------------------------ */
 
 enum form {
     FORM_FULL,
@@ -128,7 +128,7 @@ enum form {
 struct header {
     uint8_t *bytes;        /* cluster_size */
     size_t apart;          /* short forms: offset of what is not in the first sector */
-    size_t extensions_end; /* behind the end mark */
+    size_t extensions_end; /* after the end mark */
     size_t name, name_end; /* backing file name; 0: none */
 };
 
@@ -226,8 +226,8 @@ static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t
 }
 
 /*
- * Build all of a header except the backing file name. -ENOSPC if the extensions end beyond `limit`. In
- * FORM_SHORT_APART they continue at `apart`.
+ * Build all of a header except the backing file name. -ENOSPC if the extensions end beyond
+ * `limit`. In FORM_SHORT_APART they continue at `apart`.
  */
 static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apart,
                       struct header *ret)
@@ -314,7 +314,10 @@ static size_t same_name_in(const struct qcow2 *q, const struct header *old)
     return at;
 }
 
-/* Build w->new with the name `room` bytes after the extensions, and a short form if needed. -ENOSPC. */
+/*
+ * Build w->new with the name `room` bytes after the extensions, and a short form if needed.
+ * -ENOSPC.
+ */
 static int build_name_after(struct qcow2 *q, struct header_write *w, enum form form, size_t room)
 {
     int r = build_form(q, form, q->cluster_size, 0, &w->new);
@@ -387,7 +390,10 @@ static int build_successor(struct qcow2 *q, const struct header *from, struct he
     return r;
 }
 
-/* -ENOSPC unless a header of version 3 with bitmaps could follow `h`, and then one without bitmaps. */
+/*
+ * -ENOSPC unless a header of version 3 with bitmaps could follow `h`, and then one without
+ * bitmaps.
+ */
 static int check_room_for_bitmaps(struct qcow2 *q, const struct header *h)
 {
     uint64_t directory = q->bitmaps.directory_size, greatest = q->header.greatest_size;
@@ -446,7 +452,7 @@ static int build_new_header(struct qcow2 *q, struct header_write *w, struct erro
     return r < 0 ? error_out_of_memory(err) : 0;
 }
 
-/* --- writing ---------------------------------------------------------------------------------------- */
+/* --- writing ---------------------------------------------------------------------------------- */
 
 /* Write the bytes [from, to) of the header, and sync. */
 static int co_write_part(struct qcow2 *q, const struct header *h, size_t from, size_t to)

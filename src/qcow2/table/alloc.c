@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The search for free clusters goes up from alloc.next_free. An area without a refcount block gets
- * one in its second cluster, so that the block counts itself; QEMU mostly places it there as well. A
- * refcount table that is too small is replaced by a longer one, written elsewhere and switched by
- * the header (R3).
+ * one in its second cluster, so that the block counts itself; QEMU mostly places it there as well.
+ * A refcount table that is too small is replaced by a longer one, written elsewhere and switched
+ * by the header (R3).
  */
 #include "qcow2/table/alloc.h"
 
@@ -22,7 +22,7 @@
  */
 #define USED_BEYOND_END_MAX (1u << 20)
 
-/* --- refcount table ------------------------------------------------------------------------------ */
+/* --- refcount table --------------------------------------------------------------------------- */
 
 static int co_write_reftable_copy(struct qcow2 *q, uint64_t offset, const uint64_t *table,
                                   uint32_t entries)
@@ -54,9 +54,9 @@ static int co_write_reftable_fields(struct qcow2 *q, uint64_t offset, uint64_t e
 }
 
 /*
- * Write the new table's place to the header. If that fails, the header on disk may name either table,
- * and entries may only be added to a table that it is known to name. So the fields of the old table
- * are written again; if that fails too, the image takes no more writes.
+ * Write the new table's place to the header. If that fails, the header on disk may name either
+ * table, and entries may only be added to a table that it is known to name. So the fields of the
+ * old table are written again; if that fails too, the image takes no more writes.
  */
 static int co_switch_reftable(struct qcow2 *q, uint64_t offset, uint64_t entries)
 {
@@ -116,9 +116,9 @@ static int co_check_place_locked(struct qcow2 *q, const char *what, uint64_t off
 }
 
 /*
- * Replace the table by one that has an entry for block `index`. The new table and the refcount blocks
- * that count both are placed after everything that is counted now, so nothing else has to be
- * allocated. This is rare, so the syncs are made at once, under the lock.
+ * Replace the table by one that has an entry for block `index`. The new table and the refcount
+ * blocks that count both are placed after everything that is counted now, so nothing else has to
+ * be allocated. This is rare, so the syncs are made at once, under the lock.
  */
 static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
 {
@@ -157,8 +157,9 @@ static int co_grow_reftable_locked(struct qcow2 *q, uint64_t index)
     /* After a failure halfway this range no longer reads as zeroes. */
     q->alloc.zero_from = MAX(q->alloc.zero_from, table_offset + (to.clusters << q->cluster_bits));
     /*
-     * All blocks that the table references are on disk: each has counted itself there from the start.
-     * Dirty counts stay in the cache, since a commit may be writing an older copy of them right now.
+     * All blocks that the table references are on disk: each has counted itself there from the
+     * start. Dirty counts stay in the cache, since a commit may be writing an older copy of them
+     * right now.
      */
     block_co_event(q->node->file, BLOCK_EVENT_REFBLOCK_ALLOC_WRITE_BLOCKS);
     r = block_co_pwrite(q->node->file, to.first << q->cluster_bits, blocks,
@@ -203,8 +204,8 @@ static void hook_up_refblock_locked(struct qcow2 *q, uint64_t index, uint64_t of
 }
 
 /*
- * Make the refcount block that counts `cluster`. It takes the second cluster of its area; that of the
- * first area would be the header's cluster, which co_check_place_locked() refuses.
+ * Make the refcount block that counts `cluster`. It takes the second cluster of its area; that of
+ * the first area would be the header's cluster, which co_check_place_locked() refuses.
  */
 static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
 {
@@ -228,8 +229,8 @@ static int co_new_refblock_locked(struct qcow2 *q, uint64_t cluster)
         return r;
     }
     /*
-     * The block counts itself on disk from the start, not only in the cache: if the refcount table is
-     * replaced before the next commit, the new table references the block on disk.
+     * The block counts itself on disk from the start, not only in the cache: if the refcount table
+     * is replaced before the next commit, the new table references the block on disk.
      */
     qcow2_refcount_store(head, q->refcounts.order, own, 1);
     q->alloc.zero_from = MAX(q->alloc.zero_from, offset + q->cluster_size);
@@ -250,7 +251,7 @@ static bool has_refblock_locked(const struct qcow2 *q, uint64_t cluster)
     return index < q->reftable.size && (q->reftable.entries[index] & REFTABLE_OFFSET_MASK) != 0;
 }
 
-/* --- clusters ---------------------------------------------------------------------------------- */
+/* --- clusters --------------------------------------------------------------------------------- */
 
 /* Whether the clusters have offsets that fit into an L2 entry. */
 static bool is_addressable(const struct qcow2 *q, uint64_t cluster, uint64_t count)

@@ -12,9 +12,9 @@
 #include "qcow2/image.h"
 
 /*
- * Allocate up to `want` > 0 clusters in one piece, at least one, and exactly `want` if `exact`. They
- * get refcount 1. *ret_fresh: they were never written, and read as zeroes. Errors: -ENOSPC or what
- * the file returns when it can't hold a new refcount block, -EFBIG if no such offset can be
+ * Allocate up to `want` > 0 clusters in one piece, at least one, and exactly `want` if `exact`.
+ * They get refcount 1. *ret_fresh: they were never written, and read as zeroes. Errors: -ENOSPC or
+ * what the file returns when it can't hold a new refcount block, -EFBIG if no such offset can be
  * recorded, -EIO if the metadata is corrupt, -ENOMEM.
  */
 int qcow2_co_alloc_locked(struct qcow2 *q, uint64_t want, bool exact, uint64_t *ret_offset,
@@ -37,9 +37,9 @@ int qcow2_co_alloc_bytes_locked(struct qcow2 *q, size_t size, uint64_t *ret_offs
 void qcow2_co_unalloc_locked(struct qcow2 *q, uint64_t offset, uint64_t clusters);
 
 /*
- * A reference was removed in memory: the next commit frees what it referenced (R2, R8). `offset` and
- * `length` are whole clusters, or the byte range of `compressed` data. -ENOMEM: leaked. Does not
- * yield.
+ * A reference was removed in memory: the next commit frees what it referenced (R2, R8). `offset`
+ * and `length` are whole clusters, or the byte range of `compressed` data. -ENOMEM: leaked. Does
+ * not yield.
  */
 int qcow2_free_later_locked(struct qcow2 *q, uint64_t offset, uint64_t length, bool compressed,
                             enum qcow2_freed why);

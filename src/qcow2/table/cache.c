@@ -89,7 +89,7 @@ void cache_destroy(struct table_cache *c)
     c->entry_size = 0;
 }
 
-/* --- finding ------------------------------------------------------------------------------------- */
+/* --- finding ---------------------------------------------------------------------------------- */
 
 static uint64_t hash_of(const struct table_cache *c, uint64_t offset)
 {
@@ -192,7 +192,7 @@ static struct cache_entry *claim_locked(struct table_cache *c, struct cache_shar
     return e;
 }
 
-/* --- size ---------------------------------------------------------------------------------------- */
+/* --- size ------------------------------------------------------------------------------------- */
 
 /* Move all entries that have an offset to new buckets. */
 static void rehash_locked(struct table_cache *c, struct cache_shard *s,
@@ -275,7 +275,7 @@ void cache_clean(struct table_cache *c)
     }
 }
 
-/* --- getting ------------------------------------------------------------------------------------- */
+/* --- getting ---------------------------------------------------------------------------------- */
 
 /* Fill a claimed entry. */
 static int co_load_slice(struct table_cache *c, struct cache_shard *s, struct cache_entry *e,
@@ -401,7 +401,7 @@ void cache_forget_all(struct table_cache *c)
     }
 }
 
-/* --- dirty slices -------------------------------------------------------------------------------- */
+/* --- dirty slices ----------------------------------------------------------------------------- */
 
 static void set_dirty(struct table_cache *c, struct cache_entry *e, bool dirty)
 {

@@ -2,12 +2,12 @@
 /*
  * A cache of slices of metadata tables (L2 tables or refcount blocks), by file offset.
  *
- * A look-up takes the thread lock of one shard for a short time. An entry stays in memory while it is
- * pinned or dirty. Entries are arrays of 64-bit words which are loaded and stored as a whole, with
- * relaxed atomics, so readers that have a pin need no lock. Data and dirty state are changed only by
- * the holder of the image's lock.
+ * A look-up takes the thread lock of one shard for a short time. An entry stays in memory while it
+ * is pinned or dirty. Entries are arrays of 64-bit words which are loaded and stored as a whole,
+ * with relaxed atomics, so readers that have a pin need no lock. Data and dirty state are changed
+ * only by the holder of the image's lock.
  *
- *   FREE --(miss: claimed)--> LOADING --(read)--> VALID --(no pin, not dirty, not used lately)--> FREE
+ *   FREE --(miss: claimed)--> LOADING --(read)--> VALID --(no pin, clean, not used)--> FREE
  *                                |  \--(error)--> FREE
  *                                `-- other coroutines wait in `loaders`
  *
@@ -71,8 +71,8 @@ struct table_cache {
 };
 
 /*
- * `entry_size`: bytes of a slice, a power of two; `bytes`: limit of all. The caller sets the events. 0 or
- * -ENOMEM; after a failure nothing has to be destroyed.
+ * `entry_size`: bytes of a slice, a power of two; `bytes`: limit of all. The caller sets the
+ * events. 0 or -ENOMEM; after a failure nothing has to be destroyed.
  */
 int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size, uint64_t bytes);
 
@@ -86,8 +86,8 @@ void cache_clean(struct table_cache *c);
 void cache_destroy(struct table_cache *c);
 
 /*
- * The slice at file offset `offset` (aligned to entry_size), pinned; cache_put() removes the pin. On a
- * miss it is read from the file. Any reactor. -ENOMEM, or what reading returns.
+ * The slice at file offset `offset` (aligned to entry_size), pinned; cache_put() removes the pin.
+ * On a miss it is read from the file. Any reactor. -ENOMEM, or what reading returns.
  */
 int cache_co_get(struct table_cache *c, uint64_t offset, struct cache_entry **ret_slice);
 
@@ -155,8 +155,8 @@ int cache_co_snapshot_write(struct cache_snapshot *s);
 void cache_snapshot_end(struct cache_snapshot *s, bool ok);
 
 /*
- * Drop the slice at `offset`, dirty or not: its table was freed, and the cluster may become something
- * else. The image's lock is held; the slice is not pinned.
+ * Drop the slice at `offset`, dirty or not: its table was freed, and the cluster may become
+ * something else. The image's lock is held; the slice is not pinned.
  */
 void cache_forget(struct table_cache *c, uint64_t offset);
 

@@ -229,8 +229,8 @@ static int co_lower_locked(struct qcow2 *q, const struct cluster_run *run)
 }
 
 /*
- * Punch holes for the clusters of a run that are not shared. Their refcount is 1, and stays 1: only a
- * commit lowers refcounts, and only a snapshot of a drained node raises them.
+ * Punch holes for the clusters of a run that are not shared. Their refcount is 1, and stays 1:
+ * only a commit lowers refcounts, and only a snapshot of a drained node raises them.
  */
 static void co_punch_run(struct qcow2 *q, const struct cluster_run *run)
 {

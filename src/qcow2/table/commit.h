@@ -38,12 +38,14 @@ bool qcow2_co_is_untouched(struct qcow2 *q);
  */
 void qcow2_co_cover_clusters_locked(struct qcow2 *q);
 
-/* Commit if much metadata is dirty, or many bytes wait to be freed. Called after metadata changed. */
+/*
+ * Commit if much metadata is dirty, or many bytes wait to be freed. Called after metadata changed.
+ */
 int qcow2_co_commit_if_much_dirty(struct qcow2 *q);
 
 /*
- * Whether `result` says that there was no room: in the file, on its file system or device, or in the
- * user's quota. Does not yield.
+ * Whether `result` says that there was no room: in the file, on its file system or device, or in
+ * the user's quota. Does not yield.
  */
 static inline bool qcow2_is_no_room(int result)
 {

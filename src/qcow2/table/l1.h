@@ -14,8 +14,9 @@ int qcow2_check_snapshot_l1(const struct qcow2 *q, const struct qcow2_snapshot *
                             struct error *err);
 
 /*
- * Read an L1 table of `entries` to host byte order; *ret_l1 is the caller's to free(). -EINVAL if it
- * is not within the file, or not aligned; -EFBIG if it is longer than any L1 table may be. Yields.
+ * Read an L1 table of `entries` to host byte order; *ret_l1 is the caller's to free(). -EINVAL if
+ * it is not within the file, or not aligned; -EFBIG if it is longer than any L1 table may be.
+ * Yields.
  */
 int qcow2_co_read_l1(struct qcow2 *q, uint64_t offset, uint32_t entries, uint64_t **ret_l1);
 

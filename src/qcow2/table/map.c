@@ -237,8 +237,8 @@ static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
         return r;
     }
     /*
-     * Slices that stay clean are never written, so old contents would show. A fresh cluster is zeroed
-     * as well, since the L1 entry must not point beyond the end of the file.
+     * Slices that stay clean are never written, so old contents would show. A fresh cluster is
+     * zeroed as well, since the L1 entry must not point beyond the end of the file.
      */
     block_co_event(q->node->file, BLOCK_EVENT_L2_ALLOC_WRITE);
     r = block_co_write_zeroes(q->node->file, table, q->cluster_size, 0);
@@ -253,7 +253,10 @@ static int co_alloc_table_locked(struct qcow2 *q, uint64_t *ret_table)
     return 0;
 }
 
-/* Make the table for an empty L1 entry, which changes in memory now and on disk at the next commit. */
+/*
+ * Make the table for an empty L1 entry, which changes in memory now and on disk at the next
+ * commit.
+ */
 static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret_table)
 {
     int r = co_alloc_table_locked(q, ret_table);

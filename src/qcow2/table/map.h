@@ -9,7 +9,7 @@
 
 #include "qcow2/image.h"
 
-/* --- entries of L2 slices, by index of the cluster in the slice; none yields ------------------- */
+/* --- entries of L2 slices, by index of the cluster in the slice; none yields ------------------ */
 
 /* Entries in a slice. */
 static inline unsigned qcow2_slice_entries(const struct qcow2 *q)
@@ -63,7 +63,7 @@ static inline void qcow2_store_entry(const struct qcow2 *q, struct cache_entry *
     }
 }
 
-/* --- what an entry means ----------------------------------------------------------------------- */
+/* --- what an entry means ---------------------------------------------------------------------- */
 
 enum cluster_type {
     CLUSTER_UNALLOCATED,
@@ -75,8 +75,8 @@ enum cluster_type {
 };
 
 /*
- * Decode an L2 entry for its subcluster `sub` (0 without extended entries). *ret_host: file offset of
- * the host cluster; of a compressed cluster the entry itself. -EIO if the entry violates the
+ * Decode an L2 entry for its subcluster `sub` (0 without extended entries). *ret_host: file offset
+ * of the host cluster; of a compressed cluster the entry itself. -EIO if the entry violates the
  * specification: reporting that, with qcow2_corrupt_entry(), is up to the caller. Does not yield.
  */
 int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, unsigned sub,
@@ -89,7 +89,7 @@ int qcow2_decode_entry(const struct qcow2 *q, uint64_t entry, uint64_t bitmap, u
 bool qcow2_entry_extent(const struct qcow2 *q, uint64_t entry, uint64_t *ret_offset,
                         uint64_t *ret_length, bool *ret_compressed);
 
-/* --- mapping ----------------------------------------------------------------------------------- */
+/* --- mapping ---------------------------------------------------------------------------------- */
 
 /* Guest bytes that are mapped alike: contiguous in the file where the type has a host offset. */
 struct qcow2_run {
@@ -114,9 +114,9 @@ int qcow2_co_map_tolerating_corruption(struct qcow2 *q, uint64_t offset, uint64_
                                        struct qcow2_run *ret_run);
 
 /*
- * The slice with the entry for guest `offset`, pinned, for changing it; *ret_index: in the slice. An
- * L2 table that does not exist is made, one that is shared is copied. Wants q->lock; yields. Errors as
- * qcow2_co_alloc_locked().
+ * The slice with the entry for guest `offset`, pinned, for changing it; *ret_index: in the slice.
+ * An L2 table that does not exist is made, one that is shared is copied. Wants q->lock; yields.
+ * Errors as qcow2_co_alloc_locked().
  */
 int qcow2_co_l2_slice_locked(struct qcow2 *q, uint64_t offset, struct cache_entry **ret_slice,
                              unsigned *ret_index);

@@ -7,14 +7,15 @@
 #include "qcow2/table/verdict.h"
 #include "qcow2/table/l1.h"
 
-/* --- the set ------------------------------------------------------------------------------------- */
+/* --- the set ---------------------------------------------------------------------------------- */
 
 /*
  * Open addressing. A slot is 0 if empty, or
  *
  *   | 1 (1 bit) | cluster index (47 bits) | kinds (16 bits) |
  *
- * A slot without kinds stands for no cluster. Clusters that no table entry can address are not guarded.
+ * A slot without kinds stands for no cluster. Clusters that no table entry can address are not
+ * guarded.
  */
 #define SLOT_USED (1ULL << 63)
 #define SLOT_KIND_BITS 16
@@ -203,7 +204,7 @@ static void note_active_l2_locked(struct qcow2 *q)
     }
 }
 
-/* --- L2 tables of snapshots: on disk only -------------------------------------------------------- */
+/* --- L2 tables of snapshots: on disk only ----------------------------------------------------- */
 
 /* Note all of them (`ret_is_one` NULL), or find out whether `cluster` is one of them. */
 static int co_visit_inactive_l2_locked(struct qcow2 *q, uint64_t cluster, bool *ret_is_one)
@@ -340,7 +341,10 @@ static int co_is_kind_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kin
     return 0;
 }
 
-/* The first of `kinds` that the cluster is, else OVERLAP_KINDS. Stale kinds are removed from the set. */
+/*
+ * The first of `kinds` that the cluster is, else OVERLAP_KINDS. Stale kinds are removed from the
+ * set.
+ */
 static int co_find_kind_locked(struct qcow2 *q, uint64_t cluster, unsigned kinds,
                                enum overlap_kind *ret_kind)
 {

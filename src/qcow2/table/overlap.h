@@ -2,9 +2,10 @@
 /*
  * Overlap checks: no write may hit metadata of a corrupt image.
  *
- * A set holds the clusters of all metadata, with a bit for each kind of metadata that a cluster is. It
- * is looked up before every write of guest data or tables (tables may overlap as well). A look-up
- * takes no lock and mostly reads one slot of an array, so it is done for every write in place.
+ * A set holds the clusters of all metadata, with a bit for each kind of metadata that a cluster
+ * is. It is looked up before every write of guest data or tables (tables may overlap as well). A
+ * look-up takes no lock and mostly reads one slot of an array, so it is done for every write in
+ * place.
  *
  *   metadata is made, or moves  --(note)-->  its bit is set      (the set may have stale bits,
  *                                                                 but never lacks one)
@@ -61,16 +62,16 @@ struct overlap_guard {
 };
 
 /*
- * Begin to guard the kinds in q->guard.kinds, at open; header and tables are in memory. Does nothing
- * on a read-only image. Yields. -ENOMEM.
+ * Begin to guard the kinds in q->guard.kinds, at open; header and tables are in memory. Does
+ * nothing on a read-only image. Yields. -ENOMEM.
  */
 int qcow2_co_overlap_init(struct qcow2 *q);
 /* Free all sets. Does not yield. */
 void qcow2_overlap_destroy(struct qcow2 *q);
 
 /*
- * Note metadata that is, or is about to be, at [offset, offset + length) of the file. Without memory
- * it is not guarded. The note functions do not yield.
+ * Note metadata that is, or is about to be, at [offset, offset + length) of the file. Without
+ * memory it is not guarded. The note functions do not yield.
  */
 void qcow2_overlap_note_locked(struct qcow2 *q, enum overlap_kind kind, uint64_t offset,
                                uint64_t length);
@@ -90,8 +91,8 @@ bool qcow2_overlap_is_suspect(const struct qcow2 *q, uint64_t offset, uint64_t l
                               unsigned ignore);
 /*
  * Before a write to [offset, offset + length) of the file, length > 0, by the owner of the kinds
- * `ignore` (bits): 0, or -EIO with a verdict if it would hit other metadata. Yields to read snapshots'
- * L1 tables. The first function wants q->lock, the second takes it if needed.
+ * `ignore` (bits): 0, or -EIO with a verdict if it would hit other metadata. Yields to read
+ * snapshots' L1 tables. The first function wants q->lock, the second takes it if needed.
  */
 int qcow2_co_overlap_check_locked(struct qcow2 *q, uint64_t offset, uint64_t length,
                                   unsigned ignore);

@@ -57,8 +57,8 @@ void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t 
 }
 
 /*
- * The slice with the refcount of `cluster`, pinned, and the refcount's index in the slice. *ret_slice
- * is NULL if there is no refcount block: all its counts are 0.
+ * The slice with the refcount of `cluster`, pinned, and the refcount's index in the slice.
+ * *ret_slice is NULL if there is no refcount block: all its counts are 0.
  */
 static int co_refcount_slice_locked(struct qcow2 *q, uint64_t cluster,
                                     struct cache_entry **ret_slice, uint64_t *ret_index)
@@ -127,7 +127,9 @@ int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, 
     return 0;
 }
 
-/* The part of [first, first + count) in the first slice, *ret_done clusters: all change, or none. */
+/*
+ * The part of [first, first + count) in the first slice, *ret_done clusters: all change, or none.
+ */
 static int co_add_in_slice_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta,
                                   uint64_t *ret_done)
 {

@@ -29,8 +29,8 @@ int qcow2_co_count_used_locked(struct qcow2 *q, uint64_t first, uint64_t count, 
 int qcow2_co_refcount_add_locked(struct qcow2 *q, uint64_t first, uint64_t count, int64_t delta);
 
 /*
- * The refcount at `index` of a refcount block on disk, and how to set it. `order`: log2 of the width
- * in bits, 0 to 6; `value` fits into it. Neither yields.
+ * The refcount at `index` of a refcount block on disk, and how to set it. `order`: log2 of the
+ * width in bits, 0 to 6; `value` fits into it. Neither yields.
  */
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index);
 void qcow2_refcount_store(void *block, unsigned order, uint64_t index, uint64_t value);
