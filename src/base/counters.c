@@ -9,7 +9,7 @@
 
 static _Thread_local unsigned this_index = COUNTERS_SHARDS;
 
-/* What is added without a shard goes here. */
+/* Additions without a shard go here. */
 static _Alignas(CACHE_LINE) uint8_t nowhere[COUNTERS_SIZE_MAX];
 
 void counters_set_index(unsigned index)

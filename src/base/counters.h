@@ -7,9 +7,9 @@
  * and a store. Readers sum the shards; they may miss additions of the last moment, and may see one
  * figure before another that was added to earlier.
  *
- * A reactor can be moved to another thread while a coroutine of it is suspended. Whoever adds looks
- * the shard up with counters_shard() after the last yield, or keeps the pointer for as long as the
- * coroutine belongs to the same reactor: the shard is the reactor's, not the thread's.
+ * A reactor can be moved to another thread while a coroutine of it is suspended. Code that adds
+ * looks the shard up with counters_shard() after the last yield, or keeps the pointer for as long
+ * as the coroutine belongs to the same reactor: the shard is the reactor's, not the thread's.
  *
  * None of these yields.
  */

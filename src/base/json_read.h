@@ -54,7 +54,7 @@ void json_reader_free(struct json_reader *reader);
  * Read from `data`, `size` bytes, until one value ends. *ret_used is how many bytes were read; pass
  * the others in the next call. Returns
  *   1        *ret_value is the value, a new reference; NULL for null
- *   0        all bytes were read, and the value goes on
+ *   0        all bytes were read, and the value is not complete
  *   -EINVAL  malformed, or a limit was exceeded
  *   -ENOMEM  out of memory
  * After an error the reader continues behind the malformed value or line.

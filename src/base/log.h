@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Log lines on standard error. Never called on the hot path of a request. A line is written with
- * one write(), so lines of several threads don't mix. Does not yield.
+ * one write(), so lines of several threads don't mix. None of these functions yields.
  *
  *   level    the message is about                      examples
- *   error    a failure of what was asked for, or of    an image takes no more writes;
- *            what others rely on                       a client can't be served
- *   warning  work that goes on, but not as expected    a bitmap is inconsistent;
+ *   error    a failure of a request, or of something   an image accepts no more writes;
+ *            that other programs rely on               a client can't be served
+ *   warning  an unexpected state; work continues       a bitmap is inconsistent;
  *                                                      a server broke the protocol
  *   info     what an administrator follows             a connection is lost and comes back;
  *                                                      an image is repaired

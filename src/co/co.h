@@ -91,7 +91,7 @@ void co_suspend(void);
  */
 void co_wake(struct co *co);
 
-/* Yield to all coroutines in the run queue of the home, and go on after them. In a coroutine. */
+/* Yield to all coroutines in the run queue of the home, and continue after them. In a coroutine. */
 void co_reschedule(void);
 
 /*
@@ -152,10 +152,10 @@ struct co_home *co_get_home(const struct co *co);
  *                                                   takes the home, in a way that C notices
  *                                                   when the call returns
  *                                                   co_rescue(C): the coroutines that wait for
- *                                                   C to suspend go on as if it had
+ *                                                   C to suspend continue as if it had
  *      the call returns; C notices, and
  *      calls co_rejoin()
- *      co_resume() of the outermost coroutine       C goes on here
+ *      co_resume() of the outermost coroutine       C continues here
  *      returns; from now on the thread runs
  *      no coroutine of this home
  *

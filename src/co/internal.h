@@ -49,7 +49,7 @@ struct co_thread {
 };
 
 /*
- * Lies at the top of its stack's memory, so that a coroutine is one allocation. It stays there when
+ * At the top of its stack's memory, so that a coroutine is one allocation. It stays there when
  * the coroutine has ended and the stack is pooled.
  */
 struct co {

@@ -5,7 +5,7 @@
 
 #include "trace/events.h"
 
-/* Where the program lies in memory: by the linker. */
+/* Where the program is in memory; the linker defines these. */
 extern const char __executable_start[];
 
 int64_t co_stall_clock(void)

@@ -340,7 +340,7 @@ bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns)
     if (atomic_compare_exchange_strong(&reactor->blocked_since, &expected, 0)) {
         return true;
     }
-    /* Do not go on before the new thread has read what this one left. */
+    /* Do not continue before the new thread has read what this one left. */
     pthread_mutex_lock(&rescue.lock);
     while (reactor->is_moving) {
         pthread_cond_wait(&rescue.changed, &rescue.lock);
