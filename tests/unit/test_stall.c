@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A coroutine that waits long for a lock is traced, with the kind of the lock; a short wait is not. */
+/* A long wait for a lock is traced, with the kind of the lock; a short wait is not. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
