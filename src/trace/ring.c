@@ -160,8 +160,8 @@ void trace_ring_add(uint64_t now_us, const char *line, size_t size)
     next = atomic_load_explicit(&r->next, memory_order_relaxed);
     record = &r->records[next % RING_RECORDS];
     serial = atomic_load_explicit(&record->serial, memory_order_relaxed);
-    atomic_store_explicit(&record->serial, serial + 1, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release);
+    /* The exchange keeps the stores below after it. TSan does not support fences. */
+    (void)atomic_exchange_explicit(&record->serial, serial + 1, memory_order_acq_rel);
     record->time_us = now_us;
     record->size = (unsigned)MIN(size, sizeof(record->text));
     memcpy(record->text, line, record->size);
@@ -179,14 +179,14 @@ struct cursor {
 /* A whole copy of the record at the cursor. False: it was written meanwhile. */
 static bool copy_record(const struct cursor *c, struct record *ret)
 {
-    const struct record *record = &c->ring->records[c->at % RING_RECORDS];
+    struct record *record = &c->ring->records[c->at % RING_RECORDS];
     unsigned before = atomic_load_explicit(&record->serial, memory_order_acquire), after;
 
     ret->time_us = record->time_us;
     ret->size = record->size;
     memcpy(ret->text, record->text, sizeof(ret->text));
-    atomic_thread_fence(memory_order_acquire);
-    after = atomic_load_explicit(&record->serial, memory_order_relaxed);
+    /* Likewise the addition keeps the loads above before it. */
+    after = atomic_fetch_add_explicit(&record->serial, 0, memory_order_acq_rel);
     return before == after && before % 2 == 0 && ret->size <= sizeof(ret->text);
 }
 
