@@ -331,7 +331,7 @@ int options_parse(const char *text, const char *implied_key, struct options **re
     return 0;
 }
 
-/* --- arguments of commands ---------------------------------------------------------------------- */
+/* --- arguments of commands -------------------------------------------------------------------- */
 
 /* -EINVAL for a key with dots, at any level. `path` is the path of the object. */
 static int check_keys(struct json_object *value, const char *path, struct error *err)

@@ -227,8 +227,8 @@ const char *nbd_chunk_name(uint32_t type);
 const char *nbd_option_word(uint32_t option);
 
 /*
- * Make a text of a peer fit for a message: bytes that a terminal or a log could take for a command or the
- * end of a line become '?'.
+ * Make a text of a peer fit for a message: bytes that a terminal or a log could take for a command
+ * or the end of a line become '?'.
  */
 void nbd_replace_control_bytes(char *text, size_t size);
 
