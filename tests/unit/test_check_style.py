@@ -179,6 +179,13 @@ class CheckStyle(unittest.TestCase):
         os.remove(os.path.join(self.folder.name, "src/base/a.c"))
         self.assert_complaint("man/a.1", ".Nd so many\n", "'so many'")
 
+    def test_paths_in_documents(self):
+        self.assert_complaint("docs/a.md", "See `base/b.c` there.\n", "no base/b.c")
+
+    def test_paths_in_documents_that_pass(self):
+        text = "`base/meson.build`, `src/base/meson.build`, `src/NAME/a.c`, `build/tidemark`, `a/b`\n"
+        self.assert_clean("docs/a.md", text)
+
     def test_words_in_code_pass(self):
         self.assert_clean("src/base/a.c", SPDX + "anew = beside(); /* renewed */\n")
 
