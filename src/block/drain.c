@@ -59,7 +59,8 @@ void block_co_root_enter_slow(struct block_root *root, unsigned index)
         if (atomic_load(&root->quiesced)) {
             int64_t since = co_stall_clock();
 
-            co_queue_wait_release(&root->blocked, &root->guard);
+            co_queue_wait_for_release(&root->blocked, &root->guard,
+                                      "the end of a drain of the nodes below", root->edge.name, -1);
             co_stall_check(since, "end of drain", root, __builtin_return_address(0));
         } else {
             pthread_mutex_unlock(&root->guard);

@@ -82,6 +82,7 @@ static struct co *co_new(struct co_home *home, co_entry *entry, void *arg)
     if (co) {
         co->home = home;
         co->task = co;
+        co->wait = NULL;
         co->entry = entry;
         co->arg = arg;
         co->ended = false;

@@ -10,6 +10,7 @@
 
 #include "co/co.h"
 #include "co/context.h"
+#include "co/wait.h"
 
 #ifndef __has_feature
 #define __has_feature(x) 0
@@ -59,6 +60,8 @@ struct co {
     struct co_thread *thread;
     /* itself, or the coroutine whose co_call_deep() waits for its end */
     struct co *task;
+    /* of a task: what it waits for, innermost; NULL: nothing is noted (co/wait.h) */
+    const struct co_wait *wait;
     /* runs on when this one suspends; NULL: the thread itself */
     struct co *resumer;
     co_entry *entry;

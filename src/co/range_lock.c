@@ -85,7 +85,7 @@ void co_range_lock(struct range_lock *l, struct range_entry *e, uint64_t offset,
     while ((other = find_conflict_locked(l, e, offset, length))) {
         int64_t since = co_stall_clock();
 
-        co_queue_wait_release(&other->blocked, &l->guard);
+        co_queue_wait_for_release(&other->blocked, &l->guard, "an overlapping request", NULL, -1);
         co_stall_check(since, "range lock", l, __builtin_return_address(0));
         pthread_mutex_lock(&l->guard);
     }

@@ -3,6 +3,7 @@
 
 #include "co/sync.h"
 #include "co/stall.h"
+#include "co/wait.h"
 #include "co/wake_list.h"
 
 /* On the stack of the waiting coroutine. */
@@ -42,6 +43,7 @@ static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
 static void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
 {
     struct rwlock_waiter waiter = {.co = co_self(), .writer = writer};
+    struct co_wait wait;
     int64_t since;
 
     assert(waiter.co);
@@ -53,7 +55,9 @@ static void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
     list_append(&l->waiters, &waiter.link);
     pthread_mutex_unlock(&l->guard);
     since = co_stall_clock();
+    co_wait_begin(&wait, "a lock", NULL, -1);
     co_suspend(); /* co_rwlock_unlock() has taken the lock for it */
+    co_wait_end(&wait);
     co_stall_check(since, "rwlock", l, caller);
 }
 

@@ -10,6 +10,7 @@
 #include <assert.h>
 
 #include "co/stall.h"
+#include "co/wait.h"
 #include "co/wake_list.h"
 
 static void guard_destroy(pthread_mutex_t *guard)
@@ -39,6 +40,16 @@ void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard)
     list_append(&q->waiters, co_link(self));
     pthread_mutex_unlock(guard);
     co_suspend();
+}
+
+void co_queue_wait_for_release(struct co_queue *q, pthread_mutex_t *guard, const char *what,
+                               const char *object, int fd)
+{
+    struct co_wait wait;
+
+    co_wait_begin(&wait, what, object, fd);
+    co_queue_wait_release(q, guard);
+    co_wait_end(&wait);
 }
 
 static struct co *queue_pop(struct co_queue *q)
@@ -109,7 +120,7 @@ static void co_mutex_lock_slow(struct co_mutex *m)
         pthread_mutex_unlock(&m->guard);
         return;
     }
-    co_queue_wait_release(&m->waiters, &m->guard);
+    co_queue_wait_for_release(&m->waiters, &m->guard, "a lock", NULL, -1);
 }
 
 void co_mutex_lock(struct co_mutex *m)
@@ -184,12 +195,16 @@ void co_cond_destroy(struct co_cond *c)
 
 void co_cond_wait(struct co_cond *c, struct co_mutex *m)
 {
+    struct co_wait wait;
+
     pthread_mutex_lock(&c->guard);
     list_append(&c->waiters.waiters, co_link(co_self()));
     pthread_mutex_unlock(&c->guard);
     /* A signal from here on is not lost, since co_wake() may come before co_suspend(). */
     co_mutex_unlock(m);
+    co_wait_begin(&wait, "another operation", NULL, -1);
     co_suspend();
+    co_wait_end(&wait);
     co_mutex_lock(m);
 }
 
@@ -240,6 +255,7 @@ void co_semaphore_destroy(struct co_semaphore *s)
 void co_semaphore_take(struct co_semaphore *s, int64_t units)
 {
     struct semaphore_waiter waiter = {.co = co_self(), .units = units};
+    struct co_wait wait;
     int64_t since;
 
     pthread_mutex_lock(&s->guard);
@@ -251,7 +267,9 @@ void co_semaphore_take(struct co_semaphore *s, int64_t units)
     list_append(&s->waiters, &waiter.link);
     pthread_mutex_unlock(&s->guard);
     since = co_stall_clock();
+    co_wait_begin(&wait, "room among the operations in flight", NULL, -1);
     co_suspend();
+    co_wait_end(&wait);
     co_stall_check(since, "semaphore", s, __builtin_return_address(0));
 }
 
@@ -317,5 +335,5 @@ void co_group_wait(struct co_group *g)
         pthread_mutex_unlock(&g->guard);
         return;
     }
-    co_queue_wait_release(&g->waiters, &g->guard);
+    co_queue_wait_for_release(&g->waiters, &g->guard, "parts of the request", NULL, -1);
 }

@@ -48,6 +48,13 @@ bool co_queue_is_empty(const struct co_queue *q);
  */
 void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard);
 
+/*
+ * As co_queue_wait_release(), with a note of what the caller waits for: see struct co_wait
+ * (co/wait.h) for the arguments.
+ */
+void co_queue_wait_for_release(struct co_queue *q, pthread_mutex_t *guard, const char *what,
+                               const char *object, int fd);
+
 /* Wake the coroutine that has waited longest; false if none waits. The owner's mutex is held. */
 bool co_queue_wake_one(struct co_queue *q);
 

@@ -285,7 +285,8 @@ static bool co_begin_piece(struct copy_call *call)
 
     pthread_mutex_lock(&copy->rate_guard);
     while (copy->paused && !atomic_load(&copy->cancelled)) {
-        co_queue_wait_release(&copy->waiters, &copy->rate_guard);
+        co_queue_wait_for_release(&copy->waiters, &copy->rate_guard, "a paused copy to",
+                                  block_node_name(block_edge_node(copy->target)), -1);
         pthread_mutex_lock(&copy->rate_guard);
     }
     cancelled = atomic_load(&copy->cancelled);

@@ -305,7 +305,7 @@ int posix_file_co_flush(struct block_node *node)
     wanted = g->started + 1;
     while (g->done < wanted && !g->error) {
         if (g->running) {
-            co_queue_wait_release(&g->waiters, &g->guard);
+            co_queue_wait_for_release(&g->waiters, &g->guard, "a sync of", NULL, f->fd);
             pthread_mutex_lock(&g->guard);
         } else {
             co_sync_file_locked(f);

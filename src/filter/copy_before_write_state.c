@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "co/wait.h"
 #include "loop/loop.h"
 
 /* Most copies in flight for one guest write; each may have several requests in flight. */
@@ -234,8 +235,13 @@ static void co_mark_done(struct cbw_copy *copy)
 static void co_run_copy(struct cbw_copy *copy)
 {
     struct cbw_state *s = copy->s;
-    int r = block_co_copy(s->copy, copy->offset, copy->length, NULL);
+    struct co_wait wait;
+    int r;
 
+    co_wait_begin(&wait, "a copy before write to node", block_node_name(block_edge_node(s->target)),
+                  -1);
+    r = block_co_copy(s->copy, copy->offset, copy->length, NULL);
+    co_wait_end(&wait);
     if (r == 0) {
         co_mark_done(copy);
     }
@@ -279,7 +285,8 @@ static void co_wait_locked(struct cbw_write *w, struct cbw_copy *copy)
 
     copy->refs++;
     w->waiting_for = copy;
-    co_queue_wait_release(&copy->waiters, &s->lock);
+    co_queue_wait_for_release(&copy->waiters, &s->lock, "a copy before write, by node", s->name,
+                              -1);
     pthread_mutex_lock(&s->lock);
     w->waiting_for = NULL;
     copy_unref_locked(copy);
@@ -407,7 +414,8 @@ static void co_wait_readers_release(struct cbw_state *s, struct range_index *ind
     while ((item = range_index_find(index, offset, length, NULL, NULL))) {
         struct cbw_reader *reader = container_of(item, struct cbw_reader, item);
 
-        co_queue_wait_release(&reader->waiters, &s->lock);
+        co_queue_wait_for_release(&reader->waiters, &s->lock, "a read of the snapshot, by node",
+                                  s->name, -1);
         pthread_mutex_lock(&s->lock);
     }
     pthread_mutex_unlock(&s->lock);

@@ -212,7 +212,7 @@ static void co_hold_locked(struct fault_rules *r, char *tag)
     co_queue_init(&held.waiter);
     list_append(&r->held, &held.link);
     tell(tag, true);
-    co_queue_wait_release(&held.waiter, &r->lock);
+    co_queue_wait_for_release(&held.waiter, &r->lock, "the release of breakpoint", tag, -1);
     tell(tag, false);
     free(tag);
     pthread_mutex_lock(&r->lock);

@@ -222,14 +222,17 @@ static void leave_crowd(struct reactor *reactor, int fd)
 static ssize_t co_read_elsewhere(struct reactor *reactor, int fd, const struct iovec *iov,
                                  int iovcnt, uint64_t offset)
 {
+    struct co_wait wait;
     ssize_t n;
 
+    co_wait_begin(&wait, "a read of", NULL, fd);
     co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
     n = file_system_hangs(reactor, fd)
             ? loop_pool_co_preadv(reactor, fd, iov, iovcnt, offset)
             : reactor->engine->co_preadv(reactor, fd, iov, iovcnt, offset);
     leave_crowd(reactor, fd);
+    co_wait_end(&wait);
     return n;
 }
 
@@ -304,12 +307,14 @@ static ssize_t co_write_inline(struct reactor *reactor, struct file_system *fs, 
     bool watched = fs->watched > 0;
     long sleeps = watched ? count_sleeps() : 0;
     int64_t begin = loop_now_ns();
+    struct co_wait wait = {.fd = fd};
     ssize_t r;
     bool slow;
 
-    loop_hang_begin(reactor, fs, begin);
+    loop_hang_begin(reactor, fs, &wait, begin);
     r = write_now(fd, iov, iovcnt, offset);
     if (!loop_co_hang_end(reactor, begin)) {
+        co_wait_end(&wait);
         fs->hanging--;
         reactor_count(reactor, REACTOR_STAT_HANGS);
         bar_inline_writes(fs);
@@ -361,14 +366,17 @@ static struct file_system *choose_inline_write(struct reactor *reactor, int fd, 
 static ssize_t co_write_elsewhere(struct reactor *reactor, int fd, const struct iovec *iov,
                                   int iovcnt, uint64_t offset, unsigned flags)
 {
+    struct co_wait wait;
     ssize_t n;
 
+    co_wait_begin(&wait, "a write to", NULL, fd);
     co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
     n = file_system_hangs(reactor, fd)
             ? loop_pool_co_pwritev(reactor, fd, iov, iovcnt, offset, flags)
             : reactor->engine->co_pwritev(reactor, fd, iov, iovcnt, offset, flags);
     leave_crowd(reactor, fd);
+    co_wait_end(&wait);
     return n;
 }
 
@@ -409,28 +417,34 @@ ssize_t loop_co_pwritev(int fd, const struct iovec *iov, int iovcnt, uint64_t of
 int loop_co_fdatasync(int fd)
 {
     struct reactor *reactor = reactor_current();
+    struct co_wait wait;
     int r;
 
     assert(reactor && co_self());
+    co_wait_begin(&wait, "a sync of", NULL, fd);
     co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
     r = file_system_hangs(reactor, fd) ? loop_pool_co_fdatasync(reactor, fd)
                                        : reactor->engine->co_fdatasync(reactor, fd);
     leave_crowd(reactor, fd);
+    co_wait_end(&wait);
     return r;
 }
 
 int loop_co_fallocate(int fd, int mode, uint64_t offset, uint64_t length)
 {
     struct reactor *reactor = reactor_current();
+    struct co_wait wait;
     int r;
 
     assert(reactor && co_self());
+    co_wait_begin(&wait, "an allocation in", NULL, fd);
     co_enter_crowd(reactor, fd);
     reactor_count(reactor, REACTOR_STAT_SUBMITTED);
     r = file_system_hangs(reactor, fd)
             ? loop_pool_co_fallocate(reactor, fd, mode, offset, length)
             : reactor->engine->co_fallocate(reactor, fd, mode, offset, length);
     leave_crowd(reactor, fd);
+    co_wait_end(&wait);
     return r;
 }

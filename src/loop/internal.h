@@ -20,6 +20,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 
+#include "co/wait.h"
 #include "loop/loop.h"
 #include "loop/stats.h"
 
@@ -115,6 +116,8 @@ struct reactor {
     struct list rescue_link;
     /* the file system of the call that may hang */
     struct file_system *called;
+    /* in the frame of the caller, to be begun when the call hangs */
+    struct co_wait *called_wait;
     /* the coroutine that makes the call */
     struct co *caller;
     /* 0; the time when the thread began a call that may hang; or REACTOR_LOST */
@@ -239,9 +242,10 @@ bool loop_may_hang(struct reactor *reactor, int fd);
  * Before and after such a call, begun at now_ns, to file system `fs`. In between the caller does
  * not touch the reactor. loop_co_hang_end() returns true if the thread still has the reactor; it
  * has not yielded then. It returns false if the call hung: the coroutine continues on another
- * thread, and decrements fs->hanging.
+ * thread, decrements fs->hanging, and ends `wait`, whose `fd` is set, and which was begun for it.
  */
-void loop_hang_begin(struct reactor *reactor, struct file_system *fs, int64_t now_ns);
+void loop_hang_begin(struct reactor *reactor, struct file_system *fs, struct co_wait *wait,
+                     int64_t now_ns);
 bool loop_co_hang_end(struct reactor *reactor, int64_t now_ns);
 
 /* --- file_io.c */

@@ -341,6 +341,7 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
 {
     struct offload_job jobs[LOOP_OFFLOAD_ALL_MAX];
     struct offload_group group = {.co = co_self(), .left = count};
+    struct co_wait wait;
     int r = 0;
 
     assert(count > 0 && count <= LOOP_OFFLOAD_ALL_MAX);
@@ -362,7 +363,9 @@ int loop_co_offload_all(int (*fn)(void *arg), void *args, size_t size, unsigned 
             group_done(&group);
         }
     }
+    co_wait_begin(&wait, "a thread of the pool", NULL, -1);
     co_suspend();
+    co_wait_end(&wait);
     for (unsigned i = 0; i < count; i++) {
         r = first_result(r, jobs[i].result);
     }

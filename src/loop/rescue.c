@@ -92,6 +92,7 @@ static void adopt_reactor(struct reactor *reactor, void *engine_data)
     reactor->may_be_lost = false;
     reactor->called->hanging++;
     reactor->engine->adopt(reactor, engine_data);
+    co_wait_begin_lost(reactor->called_wait, reactor->caller, "a write to");
     co_rescue(reactor->caller);
 
     pthread_mutex_lock(&rescue.lock);
@@ -323,9 +324,11 @@ bool loop_may_hang(struct reactor *reactor, int fd)
            !reactor->engine->would_strand(reactor, fd);
 }
 
-void loop_hang_begin(struct reactor *reactor, struct file_system *fs, int64_t now_ns)
+void loop_hang_begin(struct reactor *reactor, struct file_system *fs, struct co_wait *wait,
+                     int64_t now_ns)
 {
     reactor->called = fs;
+    reactor->called_wait = wait;
     reactor->caller = co_self();
     atomic_store(&reactor->blocked_since, now_ns);
     if (atomic_load(&watcher_asleep)) {

@@ -12,9 +12,14 @@
 int loop_co_poll(int fd, short events, int64_t timeout_ns)
 {
     struct reactor *reactor = reactor_current();
+    struct co_wait wait;
+    int r;
 
     assert(reactor && co_self());
-    return reactor->engine->co_poll(reactor, fd, events, timeout_ns);
+    co_wait_begin(&wait, "the other end of the socket", NULL, -1);
+    r = reactor->engine->co_poll(reactor, fd, events, timeout_ns);
+    co_wait_end(&wait);
+    return r;
 }
 
 static bool would_block(int errnum)

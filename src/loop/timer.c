@@ -176,6 +176,7 @@ static void sleeper_wake(struct loop_timer *self)
 void loop_co_sleep(int64_t ns)
 {
     struct sleeper sleeper = {.co = co_self()};
+    struct co_wait wait;
 
     if (ns <= 0) {
         co_reschedule();
@@ -183,5 +184,7 @@ void loop_co_sleep(int64_t ns)
     }
     loop_timer_init(&sleeper.timer, sleeper_wake);
     loop_timer_arm(&sleeper.timer, loop_now_ns() + ns);
+    co_wait_begin(&wait, "a pause to end", NULL, -1);
     co_suspend();
+    co_wait_end(&wait);
 }

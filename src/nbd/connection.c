@@ -303,10 +303,10 @@ static void co_finish_transmission(struct nbd_connection *c)
     while (c->flush.queued) {
         co_reschedule();
     }
-    while (!list_is_empty(&c->free_jobs)) {
-        struct nbd_job *job = LIST_FIRST(&c->free_jobs, struct nbd_job, link);
+    while (c->all_jobs) {
+        struct nbd_job *job = c->all_jobs;
 
-        list_remove(&job->link);
+        c->all_jobs = job->next;
         free(job);
     }
     nbd_rbuf_unref(c, c->rbuf);
@@ -324,8 +324,10 @@ void nbd_connection_co_serve(struct nbd_connection *c)
     }
     nbd_memory_enter();
     c->worker->connections++;
+    nbd_slow_watch(c);
     co_receive_all(c);
     co_finish_transmission(c);
+    nbd_slow_unwatch(c);
     if (c->tls && !c->broken) {
         tls_session_bye(c->tls);
     }

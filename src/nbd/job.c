@@ -37,11 +37,15 @@ struct nbd_job *nbd_job_new(struct nbd_connection *c, const struct nbd_request *
         if (!job) {
             return NULL;
         }
+        job->next = c->all_jobs;
+        c->all_jobs = job;
     } else {
         job = LIST_FIRST(&c->free_jobs, struct nbd_job, link);
         list_remove(&job->link);
     }
     job->conn = c;
+    job->co = NULL;
+    job->reported_slow = false;
     job->rq = *rq;
     job->accounted = 0;
     job->pooled = job->continues = job->continued = job->carried_out = false;

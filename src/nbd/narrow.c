@@ -56,8 +56,10 @@ int nbd_connection_co_narrow_write(struct nbd_connection *c, struct nbd_job *job
             return r;
         }
         if (!job->error) {
+            job->co = co_self();
             r = block_co_pwritev(c->export->edge, rq->offset + done,
                                  iov_from_buf(&vec, job->data.data, part), fua ? BLOCK_REQ_FUA : 0);
+            job->co = NULL;
             job->error = -r;
         }
         done += part;

@@ -304,6 +304,7 @@ static void co_run_job(void *arg)
     int r;
 
     trace_job_begin(job);
+    job->co = co_self();
     if (job->error) {
         r = -job->error;
     } else if (job->carried_out) {
@@ -319,6 +320,7 @@ static void co_run_job(void *arg)
             nbd_reply_set_done(job);
         }
     }
+    job->co = NULL;
     count_request(job, r);
     if (r < 0) {
         job->conn->piece_failed = true;

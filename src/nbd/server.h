@@ -29,6 +29,15 @@ struct nbd_export;
 
 /* --- the server ----------------------------------------------------------------------------- */
 
+/* Seconds after which a request is reported as slow, unless nbd_set_slow_limit() is called. */
+#define NBD_SLOW_SECONDS 10
+
+/*
+ * Report requests that take longer than this many nanoseconds by a warning; 0: report none. Of all
+ * servers of the process. Any thread.
+ */
+void nbd_set_slow_limit(int64_t ns);
+
 struct nbd_server_config {
     /* Further clients wait in the backlog; 0: no limit. */
     unsigned max_connections;

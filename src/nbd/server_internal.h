@@ -99,6 +99,9 @@ struct nbd_worker {
     /* These belong to that reactor. */
     struct bufpool pool;
     size_t connections;
+    /* Of struct nbd_connection.worker_link, and the timer that looks at their requests. */
+    struct list clients;
+    struct loop_timer slow_timer;
 };
 
 struct nbd_server {
@@ -189,7 +192,12 @@ struct nbd_connection;
 struct nbd_job {
     /* In the connection's free jobs, or in its replies. */
     struct list link;
+    /* In the connection's all_jobs. */
+    struct nbd_job *next;
     struct nbd_connection *conn;
+    /* Carries the request out; NULL: not yet, or no more. */
+    struct co *co;
+    bool reported_slow;
     struct nbd_request rq;
     /* Bytes that the job counts for in conn->job_bytes. */
     uint32_t accounted;
@@ -258,6 +266,10 @@ struct nbd_connection {
 
     /* --- transmission ----------------------------------------------------------------------- */
     struct nbd_worker *worker;
+    /* In worker->clients. */
+    struct list worker_link;
+    /* Used and unused ones. */
+    struct nbd_job *all_jobs;
     struct list free_jobs;
     /* Jobs in work or in the queue of replies, and bytes of buffers that they hold. */
     unsigned jobs;
@@ -323,6 +335,14 @@ void nbd_workers_co_prepare(void);
  * That of reactor `r`; NULL: the next in turn. NULL with `err` set: out of memory or descriptors.
  */
 struct nbd_worker *nbd_worker_co_pick(struct reactor *r, struct error *err);
+
+/* --- slow.c ---------------------------------------------------------------------------------- */
+
+/* Prepare what follows. Main reactor, before the worker has connections. */
+void nbd_slow_worker_init(struct nbd_worker *w);
+/* Look at the requests of the connection from now on, or no more. On the worker's reactor. */
+void nbd_slow_watch(struct nbd_connection *c);
+void nbd_slow_unwatch(struct nbd_connection *c);
 
 /* --- memory.c; any thread ------------------------------------------------------------------- */
 

@@ -26,6 +26,7 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
             error_out_of_memory(err);
             return NULL;
         }
+        nbd_slow_worker_init(workers[index]);
     }
     /*
      * Written only when it changes, since connections on that reactor read it. A new reactor gets

@@ -24,6 +24,7 @@
 #include "cli/daemon/end.h"
 #include "cli/daemon/help.h"
 #include "cli/observe.h"
+#include "cli/serving.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/command_lock.h"
@@ -61,6 +62,7 @@ struct daemon {
     struct cli_items items; /* options that make something, in order */
     bool daemonize;
     const char *pidfile;
+    struct cli_serving serving;
     struct cli_observe observe;
     bool version;
     int ready_fd; /* gets a byte for the parent that waits; -1 without --daemonize */
@@ -410,6 +412,7 @@ int cli_daemon_main(int argc, char **argv)
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.pidfile, "FILE",
          "write the process ID to a file, and lock it"},
+        CLI_SERVING_ARGS(d.serving),
         CLI_OBSERVE_ARGS(d.observe),
         {"version", 'V', CLI_FLAG, &d.version, NULL, "print the version"},
         CLI_ARG_END,
@@ -426,6 +429,9 @@ int cli_daemon_main(int argc, char **argv)
     }
     if (first < argc) {
         cli_usage_error(&err, &usage, "%s: Unexpected argument", argv[first]);
+        return cli_report(&err);
+    }
+    if (cli_serving_apply(&d.serving, &err) < 0) {
         return cli_report(&err);
     }
     if (!cli_observe(&d.observe, &status)) {

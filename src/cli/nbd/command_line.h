@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "cli/args.h"
 #include "cli/observe.h"
+#include "cli/serving.h"
 #include "tls/tls.h"
 
 /* The command line. All text is borrowed; NULL: not given. */
@@ -18,6 +19,7 @@ struct nbd_command_line {
     const char *discard, *detect_zeroes, *pid_file, *aio, *handshake_limit;
     const char *connect, *load_snapshot, *tls_creds, *tls_authz, *tls_hostname, *selinux;
     struct cli_items bitmaps, objects;
+    struct cli_serving serving;
     struct cli_observe observe;
     bool read_only, persistent, depth, list, fork, version, image_opts, no_cache;
     bool snapshot, disconnect;

@@ -120,7 +120,8 @@ static int check_list_mode(const struct nbd_command_line *cl, int rest, struct e
         return error_set(err, EINVAL, "List mode is incompatible with a file name");
     }
     if (cl->name || cl->description || cl->offset || cl->bitmaps.count || cl->depth ||
-        cl->discard || cl->format || cl->cache || cl->no_cache || cl->aio || cl->load_snapshot) {
+        cl->discard || cl->format || cl->cache || cl->no_cache || cl->aio || cl->load_snapshot ||
+        cl->serving.slow_request) {
         return error_set(err, EINVAL, "List mode is incompatible with per-device settings");
     }
     if (cl->fork) {
@@ -178,6 +179,7 @@ static int check_serve_mode(struct nbd_command_line *cl, int rest, struct error 
         r = error_set(err, EINVAL, "Invalid aio mode '%s'", cl->aio);
     }
     UNLESS_FAILED(r, cli_take_size(cl->offset, "offset", 0, INT64_MAX, &cl->offset_bytes, err));
+    UNLESS_FAILED(r, cli_serving_apply(&cl->serving, err));
     return r;
 }
 
@@ -331,6 +333,7 @@ int cli_nbd_main(int argc, char **argv)
         {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL",
          "accepted without effect, with a warning"},
         {"verbose", 'v', CLI_FLAG, &cl.observe.verbose, NULL, "verbose: as --log-level=info"},
+        CLI_SERVING_ARGS(cl.serving),
         CLI_OBSERVE_ARGS(cl.observe),
         {"version", 'V', CLI_FLAG, &cl.version, NULL, "print the version"},
         /* Known, and refused by name. */

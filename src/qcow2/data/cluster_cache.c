@@ -94,7 +94,8 @@ int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_
     list_prepend(&c->clusters, &cluster->link);
     cluster->users++;
     if (cluster->loading) {
-        co_queue_wait_release(&cluster->waiters, &c->lock);
+        co_queue_wait_for_release(&cluster->waiters, &c->lock,
+                                  "another request that decompresses the cluster", NULL, -1);
         pthread_mutex_lock(&c->lock);
     }
     r = cluster->result;

@@ -324,7 +324,8 @@ static int co_get_slice(struct table_cache *c, uint64_t offset, bool zeroed,
             *ret_slice = e;
             return 0;
         }
-        co_queue_wait_release(&s->loaders, &s->lock);
+        co_queue_wait_for_release(&s->loaders, &s->lock, "another request that loads the table",
+                                  NULL, -1);
     }
     e = claim_locked(c, s);
     if (!e) {

@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Requests that take longer than a limit are reported once, with what they wait for.
+ *
+ * There is no timer for each request: a timer of each reactor that serves clients looks at all requests
+ * in work, several times within the limit. A request whose reply the client does not take is not in work.
+ */
+#include <inttypes.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "base/strbuf.h"
+#include "co/wait.h"
+#include "nbd/server_internal.h"
+
+#define SWEEP_MIN_NS INT64_C(10000000)
+#define SWEEP_MAX_NS INT64_C(1000000000)
+/* Requests that one sweep reports by a line each; the others are summed up. */
+#define LINES_MAX 8
+
+static _Atomic int64_t limit_ns = NBD_SLOW_SECONDS * INT64_C(1000000000);
+
+void nbd_set_slow_limit(int64_t ns)
+{
+    atomic_store(&limit_ns, ns);
+}
+
+static const char *const names[NBD_KINDS] = {
+    [NBD_KIND_READ] = "read",   [NBD_KIND_WRITE] = "write",   [NBD_KIND_ZEROES] = "write of zeroes",
+    [NBD_KIND_TRIM] = "trim",   [NBD_KIND_FLUSH] = "flush",   [NBD_KIND_STATUS] = "block status",
+    [NBD_KIND_CACHE] = "cache", [NBD_KIND_OTHER] = "request",
+};
+
+static void report(const struct nbd_job *job, int64_t ns)
+{
+    const struct nbd_connection *c = job->conn;
+    STRBUF_AUTO(text);
+
+    strbuf_printf(&text, "NBD export '%s', client %s: %s", c->export->name, c->peer,
+                  names[job->kind]);
+    if (job->kind != NBD_KIND_FLUSH) {
+        strbuf_printf(&text, " of %" PRIu64 " bytes at offset %" PRIu64, job->rq.length,
+                      job->rq.offset);
+    }
+    strbuf_printf(&text, " has taken %.1f s so far; it waits for ", (double)ns / 1e9);
+    if (!co_wait_describe(job->co, &text)) {
+        strbuf_puts(&text, "something that is not known");
+    }
+    log_warning("%s", strbuf_str(&text));
+}
+
+static void sweep_connection(struct nbd_connection *c, int64_t now, int64_t limit,
+                             unsigned *reported)
+{
+    for (struct nbd_job *job = c->all_jobs; job; job = job->next) {
+        if (!job->co || job->reported_slow || now - job->received_ns < limit) {
+            continue;
+        }
+        job->reported_slow = true;
+        counter_add(&c->counters.values[NBD_STAT_SLOW], 1);
+        if ((*reported)++ < LINES_MAX) {
+            report(job, now - job->received_ns);
+        }
+    }
+}
+
+static int64_t sweep_interval(int64_t limit)
+{
+    return limit == 0 ? SWEEP_MAX_NS : MIN(MAX(limit / 4, SWEEP_MIN_NS), SWEEP_MAX_NS);
+}
+
+static void sweep(struct loop_timer *timer)
+{
+    struct nbd_worker *w = container_of(timer, struct nbd_worker, slow_timer);
+    int64_t now = loop_now_ns(), limit = atomic_load(&limit_ns);
+    struct nbd_connection *c;
+    unsigned reported = 0;
+
+    LIST_FOREACH (c, &w->clients, worker_link) {
+        if (limit > 0) {
+            sweep_connection(c, now, limit, &reported);
+        }
+    }
+    if (reported > LINES_MAX) {
+        log_warning("NBD server: %u more requests have taken longer than %.1f s",
+                    reported - LINES_MAX, (double)limit / 1e9);
+    }
+    loop_timer_arm(timer, now + sweep_interval(limit));
+}
+
+void nbd_slow_worker_init(struct nbd_worker *w)
+{
+    list_init(&w->clients);
+    loop_timer_init(&w->slow_timer, sweep);
+}
+
+void nbd_slow_watch(struct nbd_connection *c)
+{
+    struct nbd_worker *w = c->worker;
+
+    if (list_is_empty(&w->clients)) {
+        loop_timer_arm(&w->slow_timer, loop_now_ns() + sweep_interval(atomic_load(&limit_ns)));
+    }
+    list_append(&w->clients, &c->worker_link);
+}
+
+void nbd_slow_unwatch(struct nbd_connection *c)
+{
+    list_remove(&c->worker_link);
+    if (list_is_empty(&c->worker->clients)) {
+        loop_timer_disarm(&c->worker->slow_timer);
+    }
+}
