@@ -521,6 +521,8 @@ static void fill_info(const struct export *e, struct export_info *ret_info)
         .shutting_down = e->shutting_down,
         .writable = e->writable,
         .clients = e->type->client_count(e->state),
+        .stats = e->type->stats,
+        .client_stats = e->type->client_stats,
     };
 }
 
@@ -532,6 +534,22 @@ bool export_find(const char *id, struct export_info *ret_info)
         fill_info(e, ret_info);
     }
     return e;
+}
+
+void export_read_stats(const char *id, uint64_t *ret_values)
+{
+    const struct export *e = find_export(id);
+
+    assert(e && e->type->stats);
+    e->type->read_stats(e->state, ret_values);
+}
+
+void export_foreach_client(const char *id, export_client_fn *fn, void *arg)
+{
+    const struct export *e = find_export(id);
+
+    assert(e && e->type->client_stats);
+    e->type->foreach_client(e->state, fn, arg);
 }
 
 void export_foreach(bool (*fn)(const struct export_info *info, void *arg), void *arg)

@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/counters.h"
 #include "base/error.h"
 #include "block/block.h"
 
@@ -101,6 +102,8 @@ struct export_info {
     bool shutting_down;
     bool writable;
     size_t clients;
+    /* Tables of what it counts, and of what each client of it counts; NULL: nothing. */
+    const struct stat_desc *stats, *client_stats;
 };
 
 /* Fill *ret_info. False if there is no export of that id. */
@@ -108,6 +111,26 @@ bool export_find(const char *id, struct export_info *ret_info);
 
 /* Visit all exports, oldest first, until `fn` returns false. `fn` must not yield. */
 void export_foreach(bool (*fn)(const struct export_info *info, void *arg), void *arg);
+
+/* Most values that a table of an export has. */
+#define EXPORT_STATS_WIDTH_MAX 256
+
+/* Fill the values of export_info.stats. There is an export of that id, and it has a table. */
+void export_read_stats(const char *id, uint64_t *ret_values);
+
+/* A client of an export. Borrowed for the time of the call. */
+struct export_client {
+    /* "192.0.2.1:4711", "unix:PID". */
+    const char *peer;
+    /* A number that is not used again. */
+    uint64_t serial;
+    /* As export_info.client_stats has them. */
+    const uint64_t *values;
+};
+typedef void export_client_fn(const struct export_client *client, void *arg);
+
+/* Visit the clients of the export of that id, which has a table for them. `fn` must not yield. */
+void export_foreach_client(const char *id, export_client_fn *fn, void *arg);
 
 enum export_event {
     /* QMP: BLOCK_EXPORT_DELETED; `id` names the export. */

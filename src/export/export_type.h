@@ -71,6 +71,18 @@ struct export_type {
     /* Clients now: while there are any, a deletion in mode "safe" is refused. */
     size_t (*client_count)(const void *state);
 
+    /*
+     * What an export of the type counts, and one client of it; NULL: nothing. At most
+     * EXPORT_STATS_WIDTH_MAX values. query-blockstats reports rows of these names: read_requests,
+     * read_bytes, read_failed, read_invalid, the same of write, zeroes, trim and flush, and the
+     * histograms read_latency, write_latency, zap_latency, flush_latency.
+     */
+    const struct stat_desc *stats, *client_stats;
+    /* Fill a value for each place in `stats`. The export is prepared. */
+    void (*read_stats)(const void *state, uint64_t *ret_values);
+    /* Call `fn` for each client. */
+    void (*foreach_client)(const void *state, export_client_fn *fn, void *arg);
+
     /* Notices: each may come as soon as parse() has returned, and until co_disconnect() has. */
 
     /*

@@ -8,6 +8,7 @@
 #include "export/export_type.h"
 #include "export/nbd_server.h"
 #include "nbd/server.h"
+#include "nbd/stats.h"
 
 /* The state of an export. */
 struct nbd_state {
@@ -246,6 +247,34 @@ static size_t nbd_client_count(const void *state)
     return nbd_export_client_count(((const struct nbd_state *)state)->nbd);
 }
 
+static void nbd_read_stats(const void *state, uint64_t *ret_values)
+{
+    nbd_export_read_stats(((const struct nbd_state *)state)->nbd, ret_values);
+}
+
+/* What a visit of clients carries. */
+struct client_visit {
+    export_client_fn *fn;
+    void *arg;
+};
+
+static void visit_client(const struct nbd_connection_info *info, const uint64_t *values, void *arg)
+{
+    const struct client_visit *v = arg;
+    struct export_client client = {.peer = info->peer, .serial = info->serial, .values = values};
+
+    v->fn(&client, v->arg);
+}
+
+static void nbd_foreach_client(const void *state, export_client_fn *fn, void *arg)
+{
+    struct client_visit v = {.fn = fn, .arg = arg};
+
+    nbd_export_foreach_connection(((const struct nbd_state *)state)->nbd, visit_client, &v);
+}
+
+_Static_assert(NBD_STATS <= EXPORT_STATS_WIDTH_MAX, "room for what an export counts");
+
 static const struct export_type nbd_type = {
     .name = "nbd",
     .title = "NBD export",
@@ -257,6 +286,10 @@ static const struct export_type nbd_type = {
     .co_disconnect = nbd_co_disconnect,
     .free = nbd_state_free,
     .client_count = nbd_client_count,
+    .stats = nbd_stats,
+    .client_stats = nbd_stats,
+    .read_stats = nbd_read_stats,
+    .foreach_client = nbd_foreach_client,
 };
 
 void export_nbd_register_type(void)

@@ -141,7 +141,8 @@ void nbd_export_unpublish(struct nbd_export *e)
 void nbd_connection_attach(struct nbd_connection *c, struct nbd_export *e)
 {
     c->export = e;
-    e->clients_total++;
+    counter_set(&c->counters.values[NBD_STAT_CLIENTS], 1);
+    counter_set(&c->counters.values[NBD_STAT_CONNECTIONS], 1);
     list_append(&e->clients, &c->export_link);
     e->client_count++;
 }

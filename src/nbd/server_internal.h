@@ -163,8 +163,7 @@ struct nbd_export {
     size_t client_count;
     /* Waits for all clients to be gone. */
     struct co *free_waiter;
-    /* Clients that it has had, and the sum of the figures of those that are gone. */
-    uint64_t clients_total;
+    /* The sum of the figures of clients that are gone. */
     uint64_t past[NBD_STATS];
 };
 

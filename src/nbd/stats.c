@@ -35,6 +35,9 @@ const struct stat_desc nbd_stats[] = {
                         STAT_COUNT},
     [NBD_STAT_DEPTH_MAX] = {"queue_depth_max", "Highest queue depth of one connection", STAT_PEAK,
                             STAT_COUNT},
+    [NBD_STAT_CLIENTS] = {"clients", "Clients that are connected", STAT_GAUGE, STAT_COUNT},
+    [NBD_STAT_CONNECTIONS] = {"client_connections", "Clients that have chosen the export",
+                              STAT_COUNTER, STAT_COUNT},
     [NBD_STAT_SLOW] = {"slow_requests", "Requests that were reported as slow", STAT_COUNTER,
                        STAT_COUNT},
     [NBD_STAT_LATEST] = {"latest_request",
@@ -90,11 +93,6 @@ void nbd_export_read_stats(const struct nbd_export *e, uint64_t *ret_values)
     }
 }
 
-uint64_t nbd_export_clients_total(const struct nbd_export *e)
-{
-    return e->clients_total;
-}
-
 void nbd_export_foreach_connection(const struct nbd_export *e,
                                    void (*fn)(const struct nbd_connection_info *info,
                                               const uint64_t *values, void *arg),
@@ -103,8 +101,7 @@ void nbd_export_foreach_connection(const struct nbd_export *e,
     struct nbd_connection *c;
 
     LIST_FOREACH (c, &e->clients, export_link) {
-        struct nbd_connection_info info = {
-            .peer = c->peer, .serial = c->serial, .export = e, .tls = c->tls != NULL};
+        struct nbd_connection_info info = {.peer = c->peer, .serial = c->serial};
         uint64_t values[NBD_STATS] = {0};
 
         nbd_counters_sum(&c->counters, values);

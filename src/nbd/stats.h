@@ -58,6 +58,9 @@ enum nbd_stat {
      */
     NBD_STAT_DEPTH = NBD_STAT(NBD_KINDS, 0),
     NBD_STAT_DEPTH_MAX,
+    /* 1 while the client is connected, and 1 for good: sums of them are numbers of clients. */
+    NBD_STAT_CLIENTS,
+    NBD_STAT_CONNECTIONS,
     /* Requests that were reported as slow. */
     NBD_STAT_SLOW,
     /* Of the latest reception: CLOCK_MONOTONIC in nanoseconds; 0: none. */
@@ -73,17 +76,12 @@ extern const struct stat_desc nbd_stats[];
 
 /* Fill NBD_STATS values: the sum over all clients that the export has had. */
 void nbd_export_read_stats(const struct nbd_export *e, uint64_t *ret_values);
-/* Clients that the export has had, those of now included. */
-uint64_t nbd_export_clients_total(const struct nbd_export *e);
 
 struct nbd_connection_info {
     /* "192.0.2.1:4711", "unix:PID"; borrowed. */
     const char *peer;
     /* Never used twice in the life of a server. */
     uint64_t serial;
-    /* The struct nbd_export that it has chosen. */
-    const struct nbd_export *export;
-    bool tls;
 };
 
 /* Call `fn` for each client of the export, with NBD_STATS values. fn must not yield. */

@@ -93,6 +93,59 @@ static const struct qmp_type schema_info = {
 };
 ARRAY(schema_infos, schema_info);
 
+/* --- statistics --------------------------------------------------------------------------------- */
+
+ARRAY(ints, qmp_int);
+OBJECT(blockstats_args, "q_obj_query-blockstats-arg", OPT("query-nodes", qmp_bool));
+OBJECT(latency_histogram, "BlockLatencyHistogramInfo", REQ("boundaries", ints), REQ("bins", ints));
+OBJECT(timed_stats, "BlockDeviceTimedStats", REQ("interval_length", qmp_int),
+       REQ("min_rd_latency_ns", qmp_int), REQ("max_rd_latency_ns", qmp_int),
+       REQ("avg_rd_latency_ns", qmp_int), REQ("min_wr_latency_ns", qmp_int),
+       REQ("max_wr_latency_ns", qmp_int), REQ("avg_wr_latency_ns", qmp_int),
+       REQ("min_flush_latency_ns", qmp_int), REQ("max_flush_latency_ns", qmp_int),
+       REQ("avg_flush_latency_ns", qmp_int), REQ("avg_rd_queue_depth", qmp_number),
+       REQ("avg_wr_queue_depth", qmp_number));
+ARRAY(timed_stats_list, timed_stats);
+OBJECT(device_stats, "BlockDeviceStats", REQ("rd_bytes", qmp_int), REQ("wr_bytes", qmp_int),
+       REQ("unmap_bytes", qmp_int), REQ("rd_operations", qmp_int), REQ("wr_operations", qmp_int),
+       REQ("flush_operations", qmp_int), REQ("unmap_operations", qmp_int),
+       REQ("rd_total_time_ns", qmp_int), REQ("wr_total_time_ns", qmp_int),
+       REQ("flush_total_time_ns", qmp_int), REQ("unmap_total_time_ns", qmp_int),
+       REQ("wr_highest_offset", qmp_int), REQ("rd_merged", qmp_int), REQ("wr_merged", qmp_int),
+       REQ("unmap_merged", qmp_int), OPT("idle_time_ns", qmp_int),
+       REQ("failed_rd_operations", qmp_int), REQ("failed_wr_operations", qmp_int),
+       REQ("failed_flush_operations", qmp_int), REQ("failed_unmap_operations", qmp_int),
+       REQ("invalid_rd_operations", qmp_int), REQ("invalid_wr_operations", qmp_int),
+       REQ("invalid_flush_operations", qmp_int), REQ("invalid_unmap_operations", qmp_int),
+       REQ("account_invalid", qmp_bool), REQ("account_failed", qmp_bool),
+       REQ("timed_stats", timed_stats_list), OPT("rd_latency_histogram", latency_histogram),
+       OPT("wr_latency_histogram", latency_histogram),
+       OPT("flush_latency_histogram", latency_histogram));
+ENUM(stats_driver, "BlockdevDriver", "file", "host_device");
+OBJECT(file_stats, "BlockStatsSpecificFile", REQ("discard-nb-ok", qmp_int),
+       REQ("discard-nb-failed", qmp_int), REQ("discard-bytes-ok", qmp_int));
+static const struct qmp_type specific_stats = {
+    .kind = QMP_OBJECT,
+    .name = "BlockStatsSpecific",
+    .members = MEMBERS(REQ("driver", stats_driver)),
+    .tag = "driver",
+    .variants = (const struct qmp_variant[]){{"file", &file_stats},
+                                             {"host_device", &file_stats},
+                                             {NULL, NULL}},
+};
+static const struct qmp_type block_stats;
+static const struct qmp_type block_stats = OBJECT_INIT(
+    "BlockStats", OPT("device", qmp_str), OPT("qdev", qmp_str), OPT("node-name", qmp_str),
+    REQ("stats", device_stats), OPT("driver-specific", specific_stats), OPT("parent", block_stats),
+    OPT("backing", block_stats));
+ARRAY(block_stats_list, block_stats);
+
+ENUM(stats_target, "TidemarkStatsTarget", "node", "export", "connection", "reactor");
+OBJECT(own_stats_args, "q_obj_x-tidemark-query-stats-arg", OPT("target", stats_target));
+OBJECT(own_stats, "TidemarkStats", REQ("target", stats_target), REQ("group", qmp_str),
+       REQ("labels", qmp_any), REQ("stats", qmp_any));
+ARRAY(own_stats_list, own_stats);
+
 /* --- query-named-block-nodes ------------------------------------------------------------------ */
 
 ENUM(detect_zeroes, "BlockdevDetectZeroesOptions", "off", "on", "unmap");
@@ -328,6 +381,7 @@ const struct qmp_command qmp_commands[] = {
     {"object-del", &object_del, &qmp_empty, qmp_co_object_del},
     {"qmp_capabilities", &capabilities_args, &qmp_empty, qmp_co_capabilities},
     {"query-block-exports", &qmp_empty, &export_infos, qmp_co_query_block_exports},
+    {"query-blockstats", &blockstats_args, &block_stats_list, qmp_co_query_blockstats},
     {"query-commands", &qmp_empty, &command_infos, co_query_commands},
     {"query-named-block-nodes", &named_nodes_args, &device_infos, qmp_co_query_named_block_nodes},
     {"query-nbd-server", &qmp_empty, &nbd_server_info, qmp_co_query_nbd_server},
@@ -337,6 +391,7 @@ const struct qmp_command qmp_commands[] = {
     {"trace-event-get-state", &trace_get_state, &trace_event_infos, qmp_co_trace_event_get_state},
     {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
+    {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {NULL, NULL, NULL, NULL},
 };
 

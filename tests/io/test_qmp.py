@@ -333,6 +333,7 @@ class SchemaTest(QmpTest):
         "query-nbd-server",
         "trace-event-get-state",
         "trace-event-set-state",
+        "x-tidemark-query-stats",
     }
     OWN_ACTIONS = {
         "blockdev-add",

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""query-blockstats, compared with QEMU's, and x-tidemark-query-stats."""
+
+import os
+import time
+
+import tidemark
+from nbd_raw import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, RawClient
+from qmp import QmpError
+
+EINVAL = 22
+
+
+class Keys(tidemark.TestCase):
+    """The structure is QEMU's: the same members, of the same kind, for the same graph."""
+
+    def graph(self, qmp, base, top):
+        for node in (
+            {"driver": "file", "node-name": "base-file", "filename": base, "read-only": True},
+            {"driver": "qcow2", "node-name": "base", "file": "base-file", "read-only": True},
+            {"driver": "file", "node-name": "top-file", "filename": top},
+            {"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": "base"},
+            {"driver": "null-co", "node-name": "null", "size": 1 << 20},
+            {"driver": "raw", "node-name": "raw", "file": "null"},
+        ):
+            qmp.command("blockdev-add", **node)
+
+    def shape(self, value):
+        if isinstance(value, dict):
+            return {k: self.shape(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [self.shape(v) for v in value]
+        return value if isinstance(value, str) else type(value).__name__
+
+    def test_nodes_have_the_members_that_they_have_in_qemu(self):
+        base = self.create("base.qcow2", "16M")
+        top = self.path("top.qcow2")
+        tidemark.img("create", "-q", "-f", "qcow2", "-b", base, "-F", "qcow2", top)
+        program = [tidemark.qemu("qemu-storage-daemon")]
+        other = self.own(tidemark.Daemon(self.dir, name="qemu", program=program))
+        self.graph(other.qmp, base, top)
+        theirs = other.qmp.command("query-blockstats", **{"query-nodes": True})
+        other.stop()
+        ours = self.daemon().qmp
+        self.graph(ours, base, top)
+        ours = ours.command("query-blockstats", **{"query-nodes": True})
+        by_name = lambda nodes: {n["node-name"]: self.shape(n) for n in nodes}  # noqa: E731
+        self.assertEqual(by_name(ours), by_name(theirs))
+
+
+class Served(tidemark.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.disk = self.create("disk.qcow2", "64M")
+        self.nbd = self.path("nbd.sock")
+        self.server = self.daemon(
+            "--blockdev", f"driver=file,node-name=file,filename={self.disk},discard=unmap",
+            "--blockdev", "driver=qcow2,node-name=disk,file=file,discard=unmap",
+            "--nbd-server", f"addr.type=unix,addr.path={self.nbd}",
+            "--export", "type=nbd,id=export,node-name=disk,name=disk,writable=on",
+        )  # fmt: skip
+        self.qmp = self.server.qmp
+
+    def client(self):
+        client = RawClient(self.nbd)
+        self.addCleanup(client.sock.close)
+        client.go(b"disk", structured=False)
+        return client
+
+    def do(self, client, request, offset=0, length=0, payload=b"", error=0, receive=0):
+        client.request(request, offset, length, payload=payload)
+        self.assertEqual(client.simple_reply()[1], error)
+        client.receive(receive)
+
+    def node(self, name):
+        nodes = self.qmp.command("query-blockstats", **{"query-nodes": True})
+        return next(n for n in nodes if n["node-name"] == name)
+
+    def use(self, client):
+        self.do(client, WRITE, 1 << 20, 4096, payload=b"x" * 4096)
+        self.do(client, WRITE_ZEROES, 2 << 20, 65536)
+        for _ in range(3):
+            self.do(client, READ, 1 << 20, 512, receive=512)
+        self.do(client, TRIM, 2 << 20, 65536)
+        self.do(client, FLUSH)
+        self.do(client, READ, 1 << 40, 512, error=EINVAL)
+
+    def assert_used(self, stats):
+        expected = {
+            "rd_operations": 3, "rd_bytes": 1536, "wr_operations": 2, "wr_bytes": 4096 + 65536,
+            "unmap_operations": 1, "unmap_bytes": 65536, "flush_operations": 1,
+            "failed_rd_operations": 0, "failed_wr_operations": 0, "failed_flush_operations": 0,
+            "failed_unmap_operations": 0, "wr_highest_offset": (2 << 20) + 65536,
+        }  # fmt: skip
+        self.assertEqual({k: stats[k] for k in expected}, expected)
+
+    def test_a_node(self):
+        self.use(self.client())
+        disk = self.node("disk")
+        self.assert_used(disk["stats"])
+        self.assertEqual(disk["stats"]["invalid_rd_operations"], 0)
+        self.assertEqual(disk["parent"]["node-name"], "file")
+        self.assertGreater(disk["parent"]["stats"]["wr_bytes"], 4096)
+        self.assertEqual(disk["parent"]["driver-specific"]["driver"], "file")
+
+    def test_an_export(self):
+        client = self.client()
+        before = time.monotonic_ns()
+        self.use(client)
+        elapsed = time.monotonic_ns() - before
+        (export,) = self.qmp.command("query-blockstats")
+        self.assertEqual((export["qdev"], export["node-name"]), ("export", "disk"))
+        self.assertEqual(export["parent"]["node-name"], "file")
+        stats = export["stats"]
+        self.assert_used(stats)
+        self.assertEqual(stats["invalid_rd_operations"], 1)
+        self.assertGreater(stats["idle_time_ns"], 0)
+        for kind, count in (("rd", 4), ("wr", 1), ("flush", 1)):
+            histogram = stats[f"{kind}_latency_histogram"]
+            self.assertEqual(sum(histogram["bins"]), count)
+            self.assertEqual(len(histogram["bins"]), len(histogram["boundaries"]) + 1)
+            self.assertEqual(histogram["boundaries"], sorted(set(histogram["boundaries"])))
+            self.assertGreater(stats[f"{kind}_total_time_ns"], 0)
+        times = sum(stats[f"{kind}_total_time_ns"] for kind in ("rd", "wr", "flush", "unmap"))
+        self.assertLess(times, elapsed)
+
+    def test_figures_outlive_a_client(self):
+        self.use(self.client())
+        client = self.client()
+        self.use(client)
+        (export,) = self.qmp.command("x-tidemark-query-stats", target="export")
+        self.assertEqual(export["stats"]["clients"], 2)
+        client.sock.close()
+        tidemark.wait_until(
+            lambda: self.qmp.command("x-tidemark-query-stats", target="export")[0]["stats"][
+                "clients"
+            ] == 1,
+            "a client to be gone",
+        )  # fmt: skip
+        (export,) = self.qmp.command("x-tidemark-query-stats", target="export")
+        self.assertEqual(export["stats"]["client-connections"], 2)
+        self.assertEqual(export["stats"]["read-requests"], 6)
+        self.assertEqual(export["stats"]["queue-depth"], 0)
+        self.assertEqual(sum(export["stats"]["read-latency-ns"]["bins"]), 8)
+
+    def test_a_connection(self):
+        first, second = self.client(), self.client()
+        self.use(first)
+        for _ in range(4):
+            second.request(READ, 0, 4096)
+        for _ in range(4):
+            self.assertEqual(second.simple_reply()[1], 0)
+            second.receive(4096)
+        found = self.qmp.command("x-tidemark-query-stats", target="connection")
+        self.assertEqual([c["stats"]["read-requests"] for c in found], [3, 4])
+        self.assertEqual([c["stats"]["write-bytes"] for c in found], [4096, 0])
+        self.assertEqual([c["labels"]["client"] for c in found], [f"unix:{os.getpid()}"] * 2)
+        self.assertEqual(len({c["labels"]["connection"] for c in found}), 2)
+        self.assertEqual(found[0]["stats"]["queue-depth-max"], 1)
+        self.assertLessEqual(found[1]["stats"]["queue-depth-max"], 4)
+
+    def test_all_targets(self):
+        self.use(self.client())
+        found = self.qmp.command("x-tidemark-query-stats")
+        targets = {o["target"] for o in found}
+        self.assertEqual(targets, {"node", "export", "connection", "reactor"})
+        main = next(o for o in found if o["labels"].get("reactor") == "main")
+        self.assertGreater(main["stats"]["turns"], 0)
+        with self.assertRaises(QmpError):
+            self.qmp.command("x-tidemark-query-stats", target="disk")
+
+    def test_a_failing_disk(self):
+        node = {"driver": "blkdebug", "node-name": "bad", "image": {"driver": "null-co"},
+                "inject-error": [{"event": "none", "iotype": "read", "errno": 5}]}  # fmt: skip
+        self.qmp.command("blockdev-add", **node)
+        self.qmp.command("block-export-add", type="nbd", id="bad", **{"node-name": "bad"})
+        client = RawClient(self.nbd)
+        self.addCleanup(client.sock.close)
+        client.go(b"bad", structured=False)
+        self.do(client, READ, 0, 512, error=5)
+        stats = self.node("bad")["stats"]
+        self.assertEqual((stats["failed_rd_operations"], stats["rd_operations"]), (1, 0))
+        exports = self.qmp.command("query-blockstats")
+        stats = next(e for e in exports if e["qdev"] == "bad")["stats"]
+        self.assertEqual((stats["failed_rd_operations"], stats["rd_operations"]), (1, 0))
