@@ -98,6 +98,8 @@ enum stat_unit {
     STAT_COUNT,
     STAT_BYTES,
     STAT_NANOSECONDS,
+    /* A moment: nanoseconds of CLOCK_MONOTONIC; 0: never. */
+    STAT_MOMENT,
 };
 
 /*

@@ -12,27 +12,24 @@
 #define SHORT_NS 20000
 #define PERIOD 16
 
+#define ROW(type, figure, name, help, unit)                                                        \
+    [BLOCK_STAT(type, figure)] = {name, help, STAT_COUNTER, unit}
 #define TYPE_ROWS(type, name, what)                                                                \
-    [BLOCK_STAT(                                                                                   \
-        type,                                                                                      \
-        BLOCK_OP_DONE)] = {name "_operations", what " that succeeded", STAT_COUNTER, STAT_COUNT},  \
-        [BLOCK_STAT(type, BLOCK_OP_BYTES)] = {name "_bytes", "Bytes of " what " that succeeded",   \
-                                              STAT_COUNTER, STAT_BYTES},                           \
-        [BLOCK_STAT(type, BLOCK_OP_FAILED)] = {name "_failed", what " that failed in the driver",  \
-                                               STAT_COUNTER, STAT_COUNT},                          \
-        [BLOCK_STAT(type, BLOCK_OP_INVALID)] = {name "_invalid",                                   \
-                                                what " that were refused: bounds or permissions",  \
-                                                STAT_COUNTER, STAT_COUNT},                         \
-        [BLOCK_STAT(type, BLOCK_OP_TIME)] = {name "_time",                                         \
-                                             "Time that " what " took; short ones are sampled",    \
-                                             STAT_COUNTER, STAT_NANOSECONDS}
+    ROW(type, BLOCK_OP_DONE, name "_operations", "Number of " what " that succeeded", STAT_COUNT), \
+        ROW(type, BLOCK_OP_BYTES, name "_bytes", "Bytes of " what " that succeeded", STAT_BYTES),  \
+        ROW(type, BLOCK_OP_FAILED, name "_failed", "Number of " what " that the driver failed",    \
+            STAT_COUNT),                                                                           \
+        ROW(type, BLOCK_OP_INVALID, name "_invalid",                                               \
+            "Number of " what " that were refused: bounds or permissions", STAT_COUNT),            \
+        ROW(type, BLOCK_OP_TIME, name "_time", "Time that " what " took; short ones are sampled",  \
+            STAT_NANOSECONDS)
 
 const struct stat_desc block_node_stats[] = {
-    TYPE_ROWS(BLOCK_OP_READ, "read", "Reads"),
-    TYPE_ROWS(BLOCK_OP_WRITE, "write", "Writes"),
-    TYPE_ROWS(BLOCK_OP_ZEROES, "zeroes", "Writes of zeroes"),
-    TYPE_ROWS(BLOCK_OP_DISCARD, "discard", "Discards"),
-    TYPE_ROWS(BLOCK_OP_FLUSH, "flush", "Flushes"),
+    TYPE_ROWS(BLOCK_OP_READ, "read", "reads"),
+    TYPE_ROWS(BLOCK_OP_WRITE, "write", "writes"),
+    TYPE_ROWS(BLOCK_OP_ZEROES, "zeroes", "writes of zeroes"),
+    TYPE_ROWS(BLOCK_OP_DISCARD, "discard", "discards"),
+    TYPE_ROWS(BLOCK_OP_FLUSH, "flush", "flushes"),
     [BLOCK_STAT_BEGUN] = {"operations_begun", "Operations that have begun", STAT_COUNTER,
                           STAT_COUNT},
     [BLOCK_STAT_IN_FLIGHT] = {"in_flight", "Operations in flight", STAT_GAUGE, STAT_COUNT},

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "nbd/server.h"
+#include "stats/metrics.h"
 
 #define SLOW_SECONDS_MAX 1e9
 
@@ -27,4 +28,14 @@ static int apply_slow_request(const char *value, struct error *err)
 int cli_serving_apply(const struct cli_serving *s, struct error *err)
 {
     return s->slow_request ? apply_slow_request(s->slow_request, err) : 0;
+}
+
+int cli_serving_co_start(const struct cli_serving *s, struct error *err)
+{
+    return s->metrics ? metrics_co_start(s->metrics, err) : 0;
+}
+
+void cli_serving_co_stop(void)
+{
+    metrics_co_stop();
 }

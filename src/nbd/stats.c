@@ -7,30 +7,27 @@
 #include "nbd/server_internal.h"
 #include "nbd/stats_internal.h"
 
+#define ROW(kind, figure, name, help, unit)                                                        \
+    [NBD_STAT(kind, figure)] = {name, help, STAT_COUNTER, unit}
 #define KIND_ROWS(kind, name, what)                                                                \
-    [NBD_STAT(kind, NBD_FIGURE_DONE)] = {name "_requests", what " that succeeded", STAT_COUNTER,   \
-                                         STAT_COUNT},                                              \
-                    [NBD_STAT(kind, NBD_FIGURE_BYTES)] = {name "_bytes",                           \
-                                                          "Bytes of " what " that succeeded",      \
-                                                          STAT_COUNTER, STAT_BYTES},               \
-                    [NBD_STAT(kind, NBD_FIGURE_FAILED)] = {name "_failed", what " that failed",    \
-                                                           STAT_COUNTER, STAT_COUNT},              \
-                    [NBD_STAT(kind, NBD_FIGURE_INVALID)] = {                                       \
-                        name "_invalid", what " that were refused: bounds, flags, read-only",      \
-                        STAT_COUNTER, STAT_COUNT}
+    ROW(kind, NBD_FIGURE_DONE, name "_requests", "Number of " what " that succeeded", STAT_COUNT), \
+        ROW(kind, NBD_FIGURE_BYTES, name "_bytes", "Bytes of " what " that succeeded",             \
+            STAT_BYTES),                                                                           \
+        ROW(kind, NBD_FIGURE_FAILED, name "_failed", "Number of " what " that failed",             \
+            STAT_COUNT),                                                                           \
+        ROW(kind, NBD_FIGURE_INVALID, name "_invalid",                                             \
+            "Number of " what " that were refused: bounds, flags, read-only", STAT_COUNT)
 
-/*
- * In a table a histogram is one row, in the values it takes many places: rows follow the scalars.
- */
+/* A histogram is one row of the table, and many places of the values: they come last. */
 const struct stat_desc nbd_stats[] = {
-    KIND_ROWS(NBD_KIND_READ, "read", "Read requests"),
-    KIND_ROWS(NBD_KIND_WRITE, "write", "Write requests"),
-    KIND_ROWS(NBD_KIND_ZEROES, "zeroes", "Write-zeroes requests"),
-    KIND_ROWS(NBD_KIND_TRIM, "trim", "Trim requests"),
-    KIND_ROWS(NBD_KIND_FLUSH, "flush", "Flush requests"),
-    KIND_ROWS(NBD_KIND_STATUS, "block_status", "Block status requests"),
-    KIND_ROWS(NBD_KIND_CACHE, "cache", "Cache requests"),
-    KIND_ROWS(NBD_KIND_OTHER, "unknown", "Requests of unknown commands"),
+    KIND_ROWS(NBD_KIND_READ, "read", "read requests"),
+    KIND_ROWS(NBD_KIND_WRITE, "write", "write requests"),
+    KIND_ROWS(NBD_KIND_ZEROES, "zeroes", "write-zeroes requests"),
+    KIND_ROWS(NBD_KIND_TRIM, "trim", "trim requests"),
+    KIND_ROWS(NBD_KIND_FLUSH, "flush", "flush requests"),
+    KIND_ROWS(NBD_KIND_STATUS, "block_status", "block status requests"),
+    KIND_ROWS(NBD_KIND_CACHE, "cache", "cache requests"),
+    KIND_ROWS(NBD_KIND_OTHER, "unknown", "requests of unknown commands"),
     [NBD_STAT_DEPTH] = {"queue_depth", "Requests whose replies have not left", STAT_GAUGE,
                         STAT_COUNT},
     [NBD_STAT_DEPTH_MAX] = {"queue_depth_max", "Highest queue depth of one connection", STAT_PEAK,
@@ -40,10 +37,8 @@ const struct stat_desc nbd_stats[] = {
                               STAT_COUNTER, STAT_COUNT},
     [NBD_STAT_SLOW] = {"slow_requests", "Requests that were reported as slow", STAT_COUNTER,
                        STAT_COUNT},
-    [NBD_STAT_LATEST] = {"latest_request",
-                         "When a request was last received, of the system's "
-                         "monotonic clock; 0: never",
-                         STAT_PEAK, STAT_NANOSECONDS},
+    [NBD_STAT_LATEST] = {"latest_request", "When a request was last received; 0: never", STAT_PEAK,
+                         STAT_MOMENT},
     [NBD_STAT_SCALARS + NBD_LATENCY_READ] = {"read_latency", "Latency of read requests",
                                              STAT_HISTOGRAM, STAT_NANOSECONDS},
     [NBD_STAT_SCALARS + NBD_LATENCY_WRITE] = {"write_latency", "Latency of write requests",

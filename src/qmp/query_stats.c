@@ -209,12 +209,12 @@ int qmp_co_query_blockstats(struct qmp_call *call, struct json_object *args,
 
 /* --- x-tidemark-query-stats ---------------------------------------------------------------------- */
 
-/* "read_bytes" as QMP writes it: "read-bytes"; durations end in "-ns". To be freed. */
+/* "read_bytes" as QMP writes it: "read-bytes"; durations and moments end in "-ns". To be freed. */
 static char *member_name(const struct stat_desc *desc)
 {
     char *name;
 
-    if (asprintf(&name, "%s%s", desc->name, desc->unit == STAT_NANOSECONDS ? "-ns" : "") < 0) {
+    if (asprintf(&name, "%s%s", desc->name, desc->unit >= STAT_NANOSECONDS ? "-ns" : "") < 0) {
         return NULL;
     }
     for (char *p = name; *p; p++) {

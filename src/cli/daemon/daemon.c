@@ -260,9 +260,12 @@ static int co_make_all(struct daemon *d, struct error *err)
 static void co_daemon_start(void *arg)
 {
     struct daemon *d = arg;
+    int r;
 
     qmp_co_hold_commands();
-    d->failed = co_make_all(d, &d->err) < 0 && !d->ending;
+    r = cli_serving_co_start(&d->serving, &d->err);
+    UNLESS_FAILED(r, co_make_all(d, &d->err));
+    d->failed = r < 0 && !d->ending;
     qmp_release_commands();
     d->starting = false;
     daemon_note(&d->signals);
@@ -338,6 +341,7 @@ static int co_daemon_main(void *arg, struct error *err)
     if (d->pid_fd >= 0) {
         unlink(d->pidfile);
     }
+    cli_serving_co_stop();
     if (!clean) {
         exit_at_once(status);
     }

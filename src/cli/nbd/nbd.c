@@ -121,7 +121,7 @@ static int check_list_mode(const struct nbd_command_line *cl, int rest, struct e
     }
     if (cl->name || cl->description || cl->offset || cl->bitmaps.count || cl->depth ||
         cl->discard || cl->format || cl->cache || cl->no_cache || cl->aio || cl->load_snapshot ||
-        cl->serving.slow_request) {
+        cl->serving.metrics || cl->serving.slow_request) {
         return error_set(err, EINVAL, "List mode is incompatible with per-device settings");
     }
     if (cl->fork) {

@@ -300,8 +300,10 @@ int nbd_co_serve(const struct nbd_command_line *cl, struct error *err)
     if (end_fd < 0) {
         return error_set_errno(err, errno, "Could not watch for signals");
     }
-    r = co_open_served_image(cl, &disk, err);
+    r = cli_serving_co_start(&cl->serving, err);
+    UNLESS_FAILED(r, co_open_served_image(cl, &disk, err));
     UNLESS_FAILED(r, co_serve_export(cl, &disk, end_fd, err));
+    cli_serving_co_stop();
     if (r < 0) {
         return r;
     }
