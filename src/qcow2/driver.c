@@ -15,6 +15,7 @@
 #include "qcow2/check/check.h"
 #include "qcow2/create.h"
 #include "qcow2/data/crypt.h"
+#include "qcow2/data/compress.h"
 #include "qcow2/data/data.h"
 #include "qcow2/data/sparse.h"
 #include "qcow2/header/header.h"
@@ -502,6 +503,17 @@ static int co_snapshot_delete(struct block_node *node, const char *id_or_name, s
     return co_conclude(node, qcow2_co_snapshot_delete(node, id_or_name, err));
 }
 
+static int co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
+{
+    int r;
+
+    if (__builtin_expect(!(flags & BLOCK_REQ_COMPRESSED), true)) {
+        return qcow2_co_pwritev(node, offset, iov, flags);
+    }
+    r = qcow2_co_begin_change(qcow2_state(node));
+    return r < 0 ? r : qcow2_co_write_compressed(qcow2_state(node), offset, iov);
+}
+
 static int co_pwritev_vmstate(struct block_node *node, uint64_t offset, struct iov iov)
 {
     return co_conclude(node, qcow2_co_pwritev_vmstate(node, offset, iov));
@@ -583,7 +595,7 @@ static const struct block_driver qcow2_driver = {
     .co_remove_stored_bitmap = co_remove_stored_bitmap,
     .co_bitmap_will_change = co_bitmap_will_change,
     .co_preadv = qcow2_co_preadv,
-    .co_pwritev = qcow2_co_pwritev,
+    .co_pwritev = co_pwritev,
     .co_write_zeroes = co_write_zeroes,
     .co_discard = co_discard,
     .co_flush = co_flush,

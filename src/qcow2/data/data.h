@@ -28,7 +28,7 @@ static inline int qcow2_co_begin_change(struct qcow2 *q)
 /* block_driver.co_preadv. Of the flags BLOCK_REQ_PREFETCH is passed down. */
 int qcow2_co_preadv(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
 
-/* block_driver.co_pwritev. With BLOCK_REQ_COMPRESSED as qcow2_co_write_compressed(). */
+/* block_driver.co_pwritev for data that are stored plain. None of the flags is passed down. */
 int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags);
 
 /*

@@ -15,7 +15,6 @@
 
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
-#include "qcow2/data/compress.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/data/data.h"
 #include "qcow2/table/verdict.h"
@@ -466,11 +465,5 @@ int qcow2_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, u
     struct qcow2 *q = qcow2_state(node);
     int r = qcow2_co_begin_change(q);
 
-    if (r < 0) {
-        return r;
-    }
-    if (flags & BLOCK_REQ_COMPRESSED) {
-        return qcow2_co_write_compressed(q, offset, iov);
-    }
-    return co_write_range(q, offset, iov);
+    return r < 0 ? r : co_write_range(q, offset, iov);
 }
