@@ -312,6 +312,11 @@ static int cbw_co_discard_snapshot(struct block_node *node, uint64_t offset, uin
     return cbw_co_snapshot_discard(node->opaque, offset, length);
 }
 
+static void cbw_read_node_stats(struct block_node *node, uint64_t *ret_values)
+{
+    cbw_read_stats(&((struct cbw_node *)node->opaque)->state, ret_values);
+}
+
 const struct block_driver copy_before_write_driver = {
     .name = "copy-before-write",
     .instance_size = sizeof(struct cbw_node),
@@ -329,4 +334,6 @@ const struct block_driver copy_before_write_driver = {
     .co_preadv_snapshot = cbw_co_preadv_snapshot,
     .co_snapshot_status = cbw_co_status_snapshot,
     .co_discard_snapshot = cbw_co_discard_snapshot,
+    .stats = cbw_stats,
+    .read_stats = cbw_read_node_stats,
 };

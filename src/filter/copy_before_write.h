@@ -45,6 +45,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/counters.h"
 #include "base/list.h"
 #include "base/range_index.h"
 #include "bitmap/bitmap.h"
@@ -79,7 +80,13 @@ struct cbw_state {
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
     bool broken;                       /* a copy failed: the snapshot can't be read any more */
+    /* Bytes copied before writes; guest writes that waited for a copy, and whose copy was too slow. */
+    uint64_t copied_bytes, waits, timeouts;
 };
+
+/* Figures of a node of this driver: a table, and a value for each row. Does not yield. */
+extern const struct stat_desc cbw_stats[];
+void cbw_read_stats(struct cbw_state *s, uint64_t *ret_values);
 
 /*
  * Initialize: all clusters may be read. The caller has set the other constant members. -ENOMEM,

@@ -45,6 +45,7 @@ struct cbw_write {
     struct loop_timer timer;
     bool timer_armed;
     bool timed_out;               /* guarded by s->lock */
+    bool waited;                  /* for a copy */
     struct cbw_copy *waiting_for; /* with a reference */
     struct cbw_copy *own[COPIES_PER_WRITE];
     unsigned own_count;
@@ -111,6 +112,36 @@ void cbw_co_state_destroy(struct cbw_state *s)
     dirty_bitmap_free(s->done);
     pthread_mutex_destroy(&s->lock);
     co_group_destroy(&s->copies_running);
+}
+
+/* --- figures ---------------------------------------------------------------------------------- */
+
+enum { COPIED_CLUSTERS, COPIED_BYTES, TARGET_BYTES, WAITS, TIMEOUTS, BROKEN, CBW_STATS };
+
+const struct stat_desc cbw_stats[] = {
+    [COPIED_CLUSTERS] = {"copied_clusters", "Clusters copied before guest writes", STAT_COUNTER,
+                         STAT_COUNT},
+    [COPIED_BYTES] = {"copied_bytes", "Bytes copied before guest writes", STAT_COUNTER, STAT_BYTES},
+    [TARGET_BYTES] = {"target_used", "Bytes of old data that the target holds", STAT_GAUGE,
+                      STAT_BYTES},
+    [WAITS] = {"waits", "Guest writes that waited for a copy", STAT_COUNTER, STAT_COUNT},
+    [TIMEOUTS] = {"timeouts", "Guest writes whose copy took longer than cbw-timeout", STAT_COUNTER,
+                  STAT_COUNT},
+    [BROKEN] = {"broken", "1 if a copy failed and the snapshot was given up", STAT_GAUGE,
+                STAT_COUNT},
+    [CBW_STATS] = {.name = NULL},
+};
+
+void cbw_read_stats(struct cbw_state *s, uint64_t *ret_values)
+{
+    pthread_mutex_lock(&s->lock);
+    ret_values[COPIED_BYTES] = s->copied_bytes;
+    ret_values[COPIED_CLUSTERS] = div_round_up(s->copied_bytes, s->cluster_size);
+    ret_values[TARGET_BYTES] = dirty_bitmap_count(s->done);
+    ret_values[WAITS] = s->waits;
+    ret_values[TIMEOUTS] = s->timeouts;
+    ret_values[BROKEN] = s->broken;
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* --- tables ----------------------------------------------------------------------------------- */
@@ -223,6 +254,7 @@ static void co_mark_done(struct cbw_copy *copy)
         readable = dirty_bitmap_status(s->access, pos, end, &run);
         if (readable) {
             dirty_bitmap_set(s->done, pos, run);
+            s->copied_bytes += run;
         }
         pthread_mutex_unlock(&s->lock);
         if (!readable) {
@@ -268,6 +300,7 @@ static void write_timer_fired(struct loop_timer *timer)
 
     pthread_mutex_lock(&w->s->lock);
     w->timed_out = true;
+    w->s->timeouts++;
     if (w->waiting_for) {
         /* The other writes that wait for this copy check again, and continue to wait. */
         co_queue_wake_all(&w->waiting_for->waiters);
@@ -383,6 +416,7 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
         r = claim_clusters_locked(w, offset, end);
         if (r == 0 && w->own_count > 0) {
             arm_timer(w);
+            w->waited = true;
             pthread_mutex_unlock(&s->lock);
             co_start_own(w);
             pthread_mutex_lock(&s->lock);
@@ -394,6 +428,7 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
             break;
         }
         arm_timer(w);
+        w->waited = true;
         co_wait_locked(w, copy);
         if (w->timed_out) {
             r = -ETIMEDOUT;
@@ -443,6 +478,7 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
     loop_timer_init(&w.timer, write_timer_fired);
     pthread_mutex_lock(&s->lock);
     r = cause = co_copy_range_locked(&w, start, end);
+    s->waits += w.waited;
     if (r < 0 && s->on_error == CBW_BREAK_SNAPSHOT) {
         newly_broken = break_snapshot_locked(s);
         r = 0;

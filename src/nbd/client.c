@@ -189,3 +189,34 @@ int nbd_client_co_list(const struct nbd_address *address, const struct nbd_clien
     }
     return r;
 }
+
+/* --- figures ------------------------------------------------------------------------------------- */
+
+enum { REQUESTS, RECONNECTS, IN_FLIGHT, UNFLUSHED_BYTES, CONNECTED, CLIENT_STATS };
+
+const struct stat_desc nbd_client_stats[] = {
+    [REQUESTS] = {"requests", "Requests to the server", STAT_COUNTER, STAT_COUNT},
+    [RECONNECTS] = {"reconnects", "Times that a lost connection was restored", STAT_COUNTER,
+                    STAT_COUNT},
+    [IN_FLIGHT] = {"requests_in_flight", "Requests without a reply", STAT_GAUGE, STAT_COUNT},
+    [UNFLUSHED_BYTES] = {"unflushed", "Bytes of writes kept until a flush, to repeat them",
+                         STAT_GAUGE, STAT_BYTES},
+    [CONNECTED] = {"connected", "1 while there is a connection", STAT_GAUGE, STAT_COUNT},
+    [CLIENT_STATS] = {.name = NULL},
+};
+
+void nbd_client_read_stats(struct nbd_client *c, uint64_t *ret_values)
+{
+    uint64_t in_flight = 0;
+
+    pthread_mutex_lock(&c->lock);
+    for (unsigned i = 0; i < NBD_CLIENT_IN_FLIGHT; i++) {
+        in_flight += c->slot[i] != NULL;
+    }
+    ret_values[REQUESTS] = c->requests;
+    ret_values[RECONNECTS] = c->reconnects;
+    ret_values[IN_FLIGHT] = in_flight;
+    ret_values[UNFLUSHED_BYTES] = c->unflushed_bytes;
+    ret_values[CONNECTED] = !c->lost && !c->broken;
+    pthread_mutex_unlock(&c->lock);
+}

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/counters.h"
 #include "base/error.h"
 #include "base/iov.h"
 
@@ -106,6 +107,10 @@ uint32_t nbd_client_max_block(const struct nbd_client *c);
 const char *nbd_client_description(const struct nbd_client *c);
 /* Whether the i-th context that was asked for was granted. */
 bool nbd_client_context(const struct nbd_client *c, size_t i);
+
+/* Figures of a client: a table, and a value for each of its rows. Main reactor; does not yield. */
+extern const struct stat_desc nbd_client_stats[];
+void nbd_client_read_stats(struct nbd_client *c, uint64_t *ret_values);
 
 /* --- requests ------------------------------------------------------------------------------- */
 

@@ -480,6 +480,11 @@ static int nbd_co_truncate(struct block_node *node, uint64_t size, enum block_pr
 
 static const char *const nbd_schemes[] = {"nbd", "nbd+tcp", "nbd+unix", NULL};
 
+static void nbd_read_stats(struct block_node *node, uint64_t *ret_values)
+{
+    nbd_client_read_stats(client_of(node), ret_values);
+}
+
 static const struct block_driver nbd_driver = {
     .name = "nbd",
     .instance_size = sizeof(struct nbd_node),
@@ -495,6 +500,8 @@ static const struct block_driver nbd_driver = {
     .co_discard = nbd_co_discard,
     .co_flush = nbd_co_flush,
     .co_status = nbd_co_status,
+    .stats = nbd_client_stats,
+    .read_stats = nbd_read_stats,
     .co_truncate = nbd_co_truncate,
 };
 

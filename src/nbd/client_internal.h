@@ -261,6 +261,8 @@ struct nbd_client {
     uint64_t unflushed_bytes;
     /* One could not be kept; until the next flush. */
     bool unflushed_missing;
+    /* Requests that were queued, and connections that were lost and restored. */
+    uint64_t requests, reconnects;
     /* Acknowledged writes could not be repeated: flushes fail for good. */
     bool writes_lost;
 

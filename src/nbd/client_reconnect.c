@@ -415,6 +415,7 @@ static void end_loss(struct nbd_client *c, bool connected)
     c->lost = c->failing = false;
     c->broken = !connected;
     if (connected) {
+        c->reconnects++;
         resend_locked(c);
     }
     nbd_client_wake_sender_locked(c);

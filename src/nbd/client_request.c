@@ -13,6 +13,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "co/wait.h"
 #include "nbd/client_internal.h"
 #include "trace/events.h"
 
@@ -34,6 +35,7 @@ static int enqueue_call(struct nbd_client *c, struct nbd_call *call)
         i++;
     }
     c->slot[i] = call;
+    c->requests++;
     call->rq.cookie = (uint64_t)++c->generation << 32 | i;
     nbd_request_encode(call->header, &call->rq);
     list_append(&c->send_queue, &call->link);
@@ -61,6 +63,7 @@ static void trace_call_end(const struct nbd_client *c, const struct nbd_request 
 /* Send a request and wait for its reply. */
 static int co_call(struct nbd_client *c, struct nbd_call *call)
 {
+    struct co_wait wait;
     int r;
 
     call->co = co_self();
@@ -73,7 +76,9 @@ static int co_call(struct nbd_client *c, struct nbd_call *call)
     r = enqueue_call(c, call);
     if (r == 0) {
         trace_call_begin(c, &call->rq);
+        co_wait_begin(&wait, "a reply to the NBD client, for export", c->target.export_name, -1);
         co_suspend();
+        co_wait_end(&wait);
         r = call->result;
         trace_call_end(c, &call->rq, r);
     }

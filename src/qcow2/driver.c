@@ -25,6 +25,7 @@
 #include "qcow2/options.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/snapshot.h"
+#include "qcow2/stats.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
 
@@ -80,6 +81,7 @@ static int co_load_tables(struct qcow2 *q, struct error *err)
 
 static void init_locks(struct qcow2 *q)
 {
+    counters_init(&q->counters, QCOW2_STATS * sizeof(struct counter));
     co_mutex_init(&q->lock);
     co_mutex_init(&q->commit.mutex);
     co_mutex_init(&q->bitmaps.mutex);
@@ -138,6 +140,7 @@ static void release_image(struct qcow2 *q)
     if (q->caches.decompressed.max > 0) {
         cluster_cache_destroy(&q->caches.decompressed);
     }
+    counters_release(&q->counters);
     free((void *)q->l1.entries);
     free(q->l1.dirty);
     free(q->reftable.entries);
@@ -600,6 +603,8 @@ static const struct block_driver qcow2_driver = {
     .co_discard = co_discard,
     .co_flush = co_flush,
     .co_status = co_status,
+    .stats = qcow2_stats,
+    .read_stats = qcow2_read_stats,
 };
 
 void qcow2_register_driver(void)

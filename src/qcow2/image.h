@@ -256,6 +256,8 @@ struct qcow2 {
     struct overlap_guard guard;
     struct qcow2_verdicts verdicts;
 
+    struct counters counters; /* by enum qcow2_stat (stats.h) */
+
     bool read_only;
     bool close_failure_reported;   /* the user knows that not all could be written at close */
     atomic_bool broken;            /* no more writes */

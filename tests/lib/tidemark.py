@@ -184,14 +184,19 @@ class Daemon(Process):
         self.wait_for(lambda: os.path.exists(self.qmp_path), self.qmp_path)
         if connect:
             try:
-                self.wait_for(lambda: can_connect(self.qmp_path), "the monitor")
-                self.qmp = self.connect()
+                self.qmp = self.wait_for(self.connect_if_ready, "the monitor")
             except BaseException:
                 self.kill()
                 raise
 
     def connect(self, **more):
         return Qmp(self.qmp_path, **more)
+
+    def connect_if_ready(self):
+        try:
+            return self.connect()
+        except (OSError, EOFError):
+            return None
 
     def stop(self, **more):
         if self.qmp is not None:

@@ -15,6 +15,7 @@
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
+#include "qcow2/stats.h"
 #include "qcow2/table/commit.h"
 #include "trace/events.h"
 
@@ -176,6 +177,7 @@ int qcow2_co_store_bitmaps(struct qcow2 *q, struct error *err)
     trace_qcow2_bitmaps_store_begin(q->node->name);
     r = co_store_bitmaps_locked(q, err);
     trace_qcow2_bitmaps_store_end(q->node->name, r);
+    counters_count(&q->counters, QCOW2_STAT_BITMAP_STORES);
     co_mutex_unlock(&q->bitmaps.bits_mutex);
     if (r == 0) {
         qcow2_co_reserve_end_locked(q);

@@ -5,6 +5,7 @@
  * A refcount table that is too small is replaced by a longer one, written elsewhere and switched
  * by the header (R3).
  */
+#include "qcow2/stats.h"
 #include "qcow2/table/alloc.h"
 
 #include <errno.h>
@@ -317,6 +318,13 @@ static int co_new_refblocks_locked(struct qcow2 *q, uint64_t index, uint64_t cou
     return r;
 }
 
+static void count_allocated(struct qcow2 *q, uint64_t clusters)
+{
+    struct counter *stats = counters_shard(&q->counters);
+
+    counter_add(&stats[QCOW2_STAT_ALLOCATED], clusters);
+}
+
 /*
  * Allocate more contiguous clusters than there are between the refcount blocks of two areas: a long
  * L1 table in small clusters. They are placed after everything that is counted now, with their
@@ -348,6 +356,7 @@ static int co_alloc_long_locked(struct qcow2 *q, uint64_t want, uint64_t *ret_of
     if (r < 0) {
         return r;
     }
+    count_allocated(q, want);
     *ret_offset = first << q->cluster_bits;
     *ret_fresh = *ret_offset >= q->alloc.zero_from;
     q->alloc.zero_from = MAX(q->alloc.zero_from, (first + want) << q->cluster_bits);
@@ -393,6 +402,7 @@ static int co_alloc_locked(struct qcow2 *q, const char *what, uint64_t want, boo
     if (r < 0) {
         return r;
     }
+    count_allocated(q, got);
     q->alloc.next_free = first_free == at ? at + got : first_free;
     *ret_offset = at << q->cluster_bits;
     *ret_got = got;

@@ -235,6 +235,19 @@ int cache_set_limit(struct table_cache *c, uint64_t bytes)
     return 0;
 }
 
+void cache_read_stats(struct table_cache *c, uint64_t *ret_hits, uint64_t *ret_misses)
+{
+    *ret_hits = *ret_misses = 0;
+    for (int i = 0; i < CACHE_SHARDS; i++) {
+        struct cache_shard *s = &c->shards[i];
+
+        pthread_mutex_lock(&s->lock);
+        *ret_hits += s->hits;
+        *ret_misses += s->misses;
+        pthread_mutex_unlock(&s->lock);
+    }
+}
+
 static size_t clean_shard_locked(struct table_cache *c, struct cache_shard *s)
 {
     struct cache_entry *e, *next;
@@ -319,6 +332,7 @@ static int co_get_slice(struct table_cache *c, uint64_t offset, bool zeroed,
         }
         if (e->state == CACHE_VALID) {
             e->used = CACHE_USED;
+            s->hits++;
             atomic_fetch_add_explicit(&e->pins, 1, memory_order_acquire);
             pthread_mutex_unlock(&s->lock);
             *ret_slice = e;
@@ -332,6 +346,7 @@ static int co_get_slice(struct table_cache *c, uint64_t offset, bool zeroed,
         pthread_mutex_unlock(&s->lock);
         return -ENOMEM;
     }
+    s->misses += !zeroed;
     e->offset = offset;
     e->state = CACHE_LOADING;
     e->used = CACHE_USED;

@@ -55,6 +55,7 @@ struct cache_shard {
     unsigned bucket_count; /* a power of two */
     struct list entries;   /* of struct cache_entry, the clock's hand at the front */
     unsigned count, limit;
+    uint64_t hits, misses; /* look-ups */
     struct co_queue loaders;
 };
 
@@ -78,6 +79,9 @@ int cache_init(struct table_cache *c, struct block_edge *file, size_t entry_size
 
 /* Change the limit for later look-ups. Any reactor. 0 or -ENOMEM. */
 int cache_set_limit(struct table_cache *c, uint64_t bytes);
+
+/* Look-ups so far that found the slice in memory, and that read it. Any thread. */
+void cache_read_stats(struct table_cache *c, uint64_t *ret_hits, uint64_t *ret_misses);
 
 /* Free the memory of clean slices that were not looked up since the last call. Any thread. */
 void cache_clean(struct table_cache *c);

@@ -9,6 +9,7 @@
 #include "base/byteorder.h"
 #include "qcow2/header/header.h"
 #include "qcow2/header/mark_corrupt.h"
+#include "qcow2/stats.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/refcount.h"
 #include "trace/events.h"
@@ -184,6 +185,7 @@ static int co_sync(struct qcow2 *q)
 {
     int r = q->data != q->node->file ? block_co_flush(q->data) : 0;
 
+    counters_count(&q->counters, QCOW2_STAT_SYNCS);
     return r < 0 ? r : block_co_flush(q->node->file);
 }
 
@@ -223,7 +225,9 @@ static int co_lower_locked(struct qcow2 *q, const struct cluster_run *run)
 {
     uint64_t first = qcow2_cluster_index(q, run->offset);
     uint64_t last = qcow2_cluster_index(q, run->offset + run->length - 1);
+    struct counter *stats = counters_shard(&q->counters);
 
+    counter_add(&stats[QCOW2_STAT_FREED], last - first + 1);
     CO_ASSERT_HELD(&q->lock);
     return qcow2_co_refcount_add_locked(q, first, last - first + 1, -1);
 }
@@ -349,6 +353,7 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
         co_free_runs(q, &c.frees);
     }
     trace_qcow2_commit_end(q->node->name, r == 0 ? c.freed_bytes : 0, r);
+    counters_count(&q->counters, QCOW2_STAT_COMMITS);
     return r;
 }
 
