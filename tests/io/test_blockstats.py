@@ -131,7 +131,8 @@ class Served(ServedCase):
             self.assertEqual(histogram["boundaries"], sorted(set(histogram["boundaries"])))
             self.assertGreater(stats[f"{kind}_total_time_ns"], 0)
         times = sum(stats[f"{kind}_total_time_ns"] for kind in ("rd", "wr", "flush", "unmap"))
-        self.assertLess(times, elapsed)
+        # The end of one request may overlap the beginning of the next.
+        self.assertLess(times, 2 * elapsed)
 
     def test_figures_outlive_a_client(self):
         self.use(self.client())
