@@ -8,9 +8,9 @@
  *      co_suspend();
  *      co_wait_end(&wait);
  *
- * Waits nest: a driver that waits for a copy says so, and the copy's own wait for a file is added to it.
- * They belong to the task (co_task()), and lie on its stack. A wait costs a few stores, and is
- * noted only where a coroutine is about to suspend.
+ * Waits nest: a driver that waits for a copy says so, and the copy's own wait for a file is added
+ * to it. They belong to the task (co_task()), and lie on its stack. A wait costs a few stores, and
+ * is noted only where a coroutine is about to suspend.
  *
  * Nothing here yields.
  */
@@ -35,14 +35,15 @@ void co_wait_begin(struct co_wait *wait, const char *what, const char *object, i
 /* It has ended the wait that it began last. */
 void co_wait_end(const struct co_wait *wait);
 /*
- * Begin one for `co`, which is in a system call on a thread that its home has lost; on the home's new
- * thread. wait->fd is set already.
+ * Begin one for `co`, which is in a system call on a thread that its home has lost; on the home's
+ * new thread. wait->fd is set already.
  */
 void co_wait_begin_lost(struct co_wait *wait, struct co *co, const char *what);
 
 /*
  * Append what `co` waits for, outermost first: "a copy to 'tmp', in it a write to '/images/a'".
- * False, and nothing is appended, where no wait is noted. On the thread of its home, while it is suspended.
+ * False, and nothing is appended, where no wait is noted. On the thread of its home, while it is
+ * suspended.
  */
 bool co_wait_describe(const struct co *co, struct strbuf *text);
 

@@ -80,7 +80,9 @@ struct cbw_state {
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
     bool broken;                       /* a copy failed: the snapshot can't be read any more */
-    /* Bytes copied before writes; guest writes that waited for a copy, and whose copy was too slow. */
+    /*
+     * Bytes copied before writes; guest writes that waited for a copy, and whose copy was too slow.
+     */
     uint64_t copied_bytes, waits, timeouts;
 };
 

@@ -190,7 +190,7 @@ int nbd_client_co_list(const struct nbd_address *address, const struct nbd_clien
     return r;
 }
 
-/* --- figures ------------------------------------------------------------------------------------- */
+/* --- figures ---------------------------------------------------------------------------------- */
 
 enum { REQUESTS, RECONNECTS, IN_FLIGHT, UNFLUSHED_BYTES, CONNECTED, CLIENT_STATS };
 

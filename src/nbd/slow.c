@@ -2,8 +2,9 @@
 /*
  * Requests that take longer than a limit are reported once, with what they wait for.
  *
- * There is no timer for each request: a timer of each reactor that serves clients looks at all requests
- * in work, several times within the limit. A request whose reply the client does not take is not in work.
+ * There is no timer for each request: a timer of each reactor that serves clients looks at all
+ * requests in work, several times within the limit. A request whose reply the client does not take
+ * is not in work.
  */
 #include <inttypes.h>
 

@@ -13,7 +13,7 @@
 #include "qmp/commands.h"
 #include "stats/stats.h"
 
-/* --- query-blockstats ---------------------------------------------------------------------------- */
+/* --- query-blockstats ------------------------------------------------------------------------- */
 
 /* The sum of two figures, the second of which may be NULL: none. */
 static void put_sum(struct json_object *to, const char *name, const struct stats_object *o,
@@ -207,7 +207,7 @@ int qmp_co_query_blockstats(struct qmp_call *call, struct json_object *args,
     return 0;
 }
 
-/* --- x-tidemark-query-stats ---------------------------------------------------------------------- */
+/* --- x-tidemark-query-stats ------------------------------------------------------------------- */
 
 /* "read_bytes" as QMP writes it: "read-bytes"; durations and moments end in "-ns". To be freed. */
 static char *member_name(const struct stat_desc *desc)

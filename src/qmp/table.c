@@ -93,7 +93,7 @@ static const struct qmp_type schema_info = {
 };
 ARRAY(schema_infos, schema_info);
 
-/* --- statistics --------------------------------------------------------------------------------- */
+/* --- statistics ------------------------------------------------------------------------------- */
 
 ARRAY(ints, qmp_int);
 OBJECT(blockstats_args, "q_obj_query-blockstats-arg", OPT("query-nodes", qmp_bool));

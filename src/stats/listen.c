@@ -45,7 +45,10 @@ static int listen_unix(const char *path, int *ret_fd, char **ret_path, struct er
     return 0;
 }
 
-/* Split into host and port; both are parts of `text`, which is changed. *ret_host is NULL for all addresses. */
+/*
+ * Split into host and port; both are parts of `text`, which is changed. *ret_host is NULL for all
+ * addresses.
+ */
 static int split(char *text, const char **ret_host, const char **ret_port)
 {
     char *colon = strrchr(text, ':');

@@ -32,7 +32,10 @@
 /* How long the main reactor may take to copy the figures. */
 #define SNAPSHOT_SECONDS 5
 
-/* A snapshot that is being waited for. Owned by both sides: the second that is done with it frees it. */
+/*
+ * A snapshot that is being waited for. Owned by both sides: the second that is done with it frees
+ * it.
+ */
 struct order {
     struct snapshot *snapshot; /* NULL: not there yet, or out of memory */
     bool done;
@@ -65,7 +68,7 @@ static struct {
     .changed = PTHREAD_COND_INITIALIZER,
 };
 
-/* --- the snapshot: main reactor ------------------------------------------------------------------ */
+/* --- the snapshot: main reactor --------------------------------------------------------------- */
 
 static void co_carry_out(void *arg)
 {
@@ -85,7 +88,7 @@ static void co_carry_out(void *arg)
     }
 }
 
-/* --- the snapshot: the thread -------------------------------------------------------------------- */
+/* --- the snapshot: the thread ----------------------------------------------------------------- */
 
 /* Wait for it. False: too late, or the endpoint ends. */
 static bool wait_for(struct order *order)
@@ -103,7 +106,7 @@ static bool wait_for(struct order *order)
     return done;
 }
 
-/* NULL: not to be had now. */
+/* NULL: none is available now. */
 static struct snapshot *get_snapshot(void)
 {
     struct order *order = calloc(1, sizeof(*order));
@@ -124,7 +127,7 @@ static struct snapshot *get_snapshot(void)
     return s;
 }
 
-/* --- requests ------------------------------------------------------------------------------------ */
+/* --- requests --------------------------------------------------------------------------------- */
 
 /* Answer with `body`, which is static, or malloc'ed and given away. */
 static enum MHD_Result answer(struct MHD_Connection *c, unsigned status, const char *type,
@@ -164,7 +167,7 @@ static enum MHD_Result answer_metrics(struct MHD_Connection *c)
     size_t size;
 
     if (!s) {
-        return answer_text(c, MHD_HTTP_SERVICE_UNAVAILABLE, "The figures are not to be had now\n");
+        return answer_text(c, MHD_HTTP_SERVICE_UNAVAILABLE, "The figures are not available now\n");
     }
     clock_gettime(CLOCK_REALTIME, &now);
     prometheus_put_all(&text, s, loop_now_ns(), (double)now.tv_sec + (double)now.tv_nsec / 1e9);
@@ -182,7 +185,10 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
 {
     static char seen;
 
-    /* The first call is for the head alone. An answer to that ends the connection: no body is taken. */
+    /*
+     * The first call is for the head alone. An answer to that ends the connection: no body is
+     * taken.
+     */
     if (!*request) {
         *request = &seen;
         return strcmp(method, "GET") == 0 || strcmp(method, "HEAD") == 0
@@ -199,7 +205,7 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
                        "Tidemark: metrics for Prometheus are at /metrics\n");
 }
 
-/* --- connections --------------------------------------------------------------------------------- */
+/* --- connections ------------------------------------------------------------------------------ */
 
 static void note_connection(void *arg, struct MHD_Connection *c, void **context,
                             enum MHD_ConnectionNotificationCode code)
@@ -240,7 +246,7 @@ static void end_old_connections(void)
     }
 }
 
-/* --- the thread ---------------------------------------------------------------------------------- */
+/* --- the thread ------------------------------------------------------------------------------- */
 
 static bool is_stopping(void)
 {
@@ -280,7 +286,7 @@ static void *metrics_thread(void *arg)
     return arg;
 }
 
-/* --- start and stop ------------------------------------------------------------------------------ */
+/* --- start and stop --------------------------------------------------------------------------- */
 
 /* Undo what was done of a start. */
 static void release(void)

@@ -7,8 +7,9 @@
  *      writes the text <------------------------- (at most SNAPSHOT_SECONDS later, else 503)
  *      sends it
  *
- * No reactor ever waits for the thread or for a client. Clients cannot do more than occupy the thread:
- * they are limited in number, in the size of a request and in the time that a connection lasts.
+ * No reactor ever waits for the thread or for a client. Clients cannot do more than occupy the
+ * thread: they are limited in number, in the size of a request and in the time that a connection
+ * lasts.
  *
  * Main reactor.
  */

@@ -8,11 +8,14 @@
 #include "base/time_units.h"
 #include "loop/loop.h"
 
-/* Buckets that are written: those below 2^10 ns are summed up in the first, as are those above 2^36 in the last. */
+/*
+ * Buckets that are written: those below 2^10 ns are summed up in the first, as are those above 2^36
+ * in the last.
+ */
 #define FIRST_BUCKET 9
 #define LAST_BUCKET 35
 
-/* --- names --------------------------------------------------------------------------------------- */
+/* --- names ------------------------------------------------------------------------------------ */
 
 static bool ends_with(const char *s, const char *end)
 {
@@ -68,7 +71,7 @@ static const char *type_of(const struct stat_desc *desc)
     }
 }
 
-/* --- one value ----------------------------------------------------------------------------------- */
+/* --- one value -------------------------------------------------------------------------------- */
 
 static void put_labels(struct strbuf *text, const struct stats_object *o, const char *le)
 {
@@ -150,7 +153,7 @@ static void put_histogram(struct strbuf *text, const struct stats_object *o,
     strbuf_printf(text, "%" PRIu64 "\n", count);
 }
 
-/* --- all of them --------------------------------------------------------------------------------- */
+/* --- all of them ------------------------------------------------------------------------------ */
 
 /* A metric of all objects of a group, whose values lie at `at`. */
 static void put_metric(struct strbuf *text, const struct snapshot_group *group,

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A copy of all figures at one moment, which any thread can then work with. Taking it is short work
- * of the main reactor, a microsecond for an object; what takes longer, as writing a text, is done elsewhere.
- * Nothing here yields.
+ * of the main reactor, a microsecond for an object; what takes longer, as writing a text, is done
+ * elsewhere. Nothing here yields.
  */
 #ifndef TIDEMARK_STATS_SNAPSHOT_H
 #define TIDEMARK_STATS_SNAPSHOT_H

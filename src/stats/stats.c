@@ -31,7 +31,7 @@ static void add_label(struct stats_object *o, const char *name, const char *valu
     o->labels[o->label_count++] = (struct stats_label){.name = name, .value = value};
 }
 
-/* --- nodes --------------------------------------------------------------------------------------- */
+/* --- nodes ------------------------------------------------------------------------------------ */
 
 void stats_visit_node(struct block_node *node, stats_visit_fn *fn, void *arg)
 {
@@ -65,7 +65,7 @@ static void visit_nodes(const struct visit *v)
     }
 }
 
-/* --- exports and their clients ------------------------------------------------------------------- */
+/* --- exports and their clients ---------------------------------------------------------------- */
 
 static void add_export_labels(struct stats_object *o, const struct export_info *info)
 {
@@ -122,7 +122,7 @@ static bool visit_clients(const struct export_info *info, void *arg)
     return true;
 }
 
-/* --- reactors ------------------------------------------------------------------------------------ */
+/* --- reactors --------------------------------------------------------------------------------- */
 
 static void visit_reactors(const struct visit *v)
 {
@@ -143,7 +143,7 @@ static void visit_reactors(const struct visit *v)
     }
 }
 
-/* --- all of them --------------------------------------------------------------------------------- */
+/* --- all of them ------------------------------------------------------------------------------ */
 
 void stats_visit(enum stats_target target, stats_visit_fn *fn, void *arg)
 {

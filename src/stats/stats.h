@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * All figures of the process, for QMP and the metrics endpoint: which objects there are, and what each
- * counts. Knows neither drivers nor types of exports; they describe their figures by tables
+ * All figures of the process, for QMP and the metrics endpoint: which objects there are, and what
+ * each counts. Knows neither drivers nor types of exports; they describe their figures by tables
  * (base/counters.h).
  *
  * Everything here runs on the main reactor, and does not yield.
@@ -12,11 +12,17 @@
 #include "base/counters.h"
 
 enum stats_target {
-    /* Nodes; labels "node" and "driver". Where the driver has figures, an object of its own follows. */
+    /*
+     * Nodes; labels "node" and "driver". Where the driver has figures, an object of its own
+     * follows.
+     */
     STATS_NODE,
     /* Exports; labels "export", "type" and "node". */
     STATS_EXPORT,
-    /* Clients of exports; labels "export", "client" and "connection", a number that is not used again. */
+    /*
+     * Clients of exports; labels "export", "client" and "connection", a number that is not used
+     * again.
+     */
     STATS_CONNECTION,
     /* Reactors; labels "reactor" and "index". */
     STATS_REACTOR,

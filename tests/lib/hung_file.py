@@ -94,7 +94,7 @@ class HungFileCase(tidemark.TestCase):
         self.assertEqual(client.simple_reply(), (1, 0))
 
     def let_hang(self, count, clients=4):
-        """Connections to the sick disk, each with so many writes that hang."""
+        """Connections to the sick disk, each with `count` writes that hang."""
         sick = [self.client("sick") for _ in range(clients)]
         for client in sick:
             self.write(client, 0, b"s")
