@@ -78,9 +78,10 @@ static void retire(struct block_node *node, struct list *dead)
 static void co_release_children(struct block_node *node, bool reported, struct list *dead)
 {
     while (!list_is_empty(&node->children)) {
-        struct block_node *child =
-            block_co_take_child(LIST_FIRST(&node->children, struct block_edge, sibling));
+        struct block_edge *edge = LIST_FIRST(&node->children, struct block_edge, sibling);
+        struct block_node *origin, *child = block_co_take_child(edge, &origin);
 
+        block_co_unref(origin);
         if (--child->refcount == 0) {
             child->close_reported = child->close_reported || reported;
             retire(child, dead);
@@ -134,4 +135,17 @@ int block_co_close(struct block_node *node, struct error *err)
 void block_co_unref(struct block_node *node)
 {
     (void)block_co_close(node, NULL);
+}
+
+void block_co_change_end(void)
+{
+    struct list unused = LIST_INIT(unused);
+
+    block_co_change_finish(&unused);
+    while (!list_is_empty(&unused)) {
+        struct block_node *node = LIST_FIRST(&unused, struct block_node, left);
+
+        list_remove(&node->left);
+        block_co_unref(node);
+    }
 }

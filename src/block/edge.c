@@ -7,62 +7,7 @@
 #include "block/internal.h"
 #include "trace/events.h"
 
-static void edge_link(struct block_edge *edge, struct block_node *node)
-{
-    edge->node = block_node_ref(node);
-    list_append(&node->parents, &edge->in_node);
-}
-
-/* Take the edge off its node; the caller gets the reference that the edge had. */
-static struct block_node *edge_unlink(struct block_edge *edge)
-{
-    list_remove(&edge->in_node);
-    return edge->node;
-}
-
 /* --- children ------------------------------------------------------------------------------ */
-
-static void edge_free(struct block_edge *edge)
-{
-    free(edge->name);
-    free(edge);
-}
-
-/* Within a graph change. The caller gets the reference that the edge had. */
-static struct block_node *child_unlink(struct block_edge *edge)
-{
-    struct block_node *parent = edge->parent;
-
-    trace_block_child_detach(parent->name, edge->name, edge->node->name);
-    list_remove(&edge->sibling);
-    if (parent->file == edge) {
-        parent->file = NULL;
-    }
-    if (parent->backing == edge) {
-        parent->backing = NULL;
-    }
-    if (parent->filtered == edge) {
-        parent->filtered = NULL;
-    }
-    return edge_unlink(edge);
-}
-
-static void child_link(struct block_edge *edge, struct block_node *child)
-{
-    struct block_node *parent = edge->parent;
-
-    trace_block_child_attach(parent->name, edge->name, child->name);
-    edge_link(edge, child);
-    list_append(&parent->children, &edge->sibling);
-    if (strcmp(edge->name, "file") == 0) {
-        parent->file = edge;
-    } else if (strcmp(edge->name, "backing") == 0) {
-        parent->backing = edge;
-    }
-    if ((edge->role & BLOCK_ROLE_FILTERED) && !parent->filtered) {
-        parent->filtered = edge;
-    }
-}
 
 int block_co_attach_child(struct block_node *node, struct block_node *child, const char *name,
                           unsigned role, struct block_edge **ret_edge, struct error *err)
@@ -84,15 +29,15 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     edge->shared = edge->next_shared = BLOCK_PERM_ALL;
     list_init(&edge->moved);
     block_co_change_begin();
-    child_link(edge, child);
+    block_child_link(edge, child);
     r = block_co_settle_at(node, err);
     if (r < 0) {
-        child = child_unlink(edge);
+        child = block_child_unlink(edge);
         (void)block_co_settle_at(node, NULL);
     }
     block_co_change_end();
     if (r < 0) {
-        edge_free(edge);
+        block_edge_free(edge);
         block_co_unref(child);
         return r;
     }
@@ -102,23 +47,12 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     return 0;
 }
 
-struct block_node *block_co_take_child(struct block_edge *edge)
-{
-    struct block_node *child, *origin;
-
-    block_co_change_begin();
-    child = child_unlink(edge);
-    origin = block_edge_forget_move(edge);
-    (void)block_co_settle_at(child, NULL); /* giving permissions up cannot conflict */
-    block_co_change_end();
-    edge_free(edge);
-    block_co_unref(origin);
-    return child;
-}
-
 void block_co_detach_child(struct block_edge *edge)
 {
-    block_co_unref(block_co_take_child(edge));
+    struct block_node *origin, *child = block_co_take_child(edge, &origin);
+
+    block_co_unref(origin);
+    block_co_unref(child);
 }
 
 /* --- roots ----------------------------------------------------------------------------------- */
@@ -135,7 +69,7 @@ static struct block_node *root_unlink(struct block_root *root)
 {
     trace_block_root_detach(root->edge.name, root->edge.node->name);
     list_remove(&root->link);
-    return edge_unlink(&root->edge);
+    return block_edge_unlink(&root->edge);
 }
 
 static int co_root_new(struct block_node *node, const char *user, unsigned perm, unsigned shared,
@@ -164,7 +98,7 @@ static int co_root_new(struct block_node *node, const char *user, unsigned perm,
     root->edge.want_shared = shared;
     block_co_change_begin();
     trace_block_root_attach(user, node->name);
-    edge_link(&root->edge, node);
+    block_edge_link(&root->edge, node);
     list_append(&block_all_roots, &root->link);
     block_drain_update();
     r = block_co_settle_at(node, err);

@@ -110,25 +110,30 @@ static void forget_moves(struct list *ret_unused)
     }
 }
 
-void block_co_change_end(void)
+void block_co_change_finish(struct list *ret_unused)
 {
-    struct list unused = LIST_INIT(unused);
-
     if (graph.depth > 1) {
         graph.depth--;
         return;
     }
     block_co_perm_release();
-    forget_moves(&unused);
+    forget_moves(ret_unused);
     graph.depth = 0;
     graph.owner = NULL;
     co_mutex_unlock(&graph.lock);
-    while (!list_is_empty(&unused)) {
-        struct block_node *node = LIST_FIRST(&unused, struct block_node, left);
+}
 
-        list_remove(&node->left);
-        block_co_unref(node);
+void block_change_note_move(struct block_edge *edge, struct block_node *from)
+{
+    if (!edge->origin) {
+        edge->origin = block_node_ref(from);
+        list_append(&graph.moved, &edge->moved);
     }
+}
+
+struct list *block_change_moves(void)
+{
+    return &graph.moved;
 }
 
 int block_co_settle_at(struct block_node *node, struct error *err)
@@ -136,8 +141,6 @@ int block_co_settle_at(struct block_node *node, struct error *err)
     node->perm_touched = true;
     return block_co_change_settle(err);
 }
-
-/* --- moving edges ----------------------------------------------------------------------------- */
 
 bool block_node_reaches(struct block_node *from, const struct block_node *to)
 {
@@ -162,120 +165,4 @@ bool block_node_reaches(struct block_node *from, const struct block_node *to)
         }
     }
     return false;
-}
-
-static int check_sizes(const struct block_node *from, const struct block_node *to,
-                       struct error *err)
-{
-    if (block_node_size(from) != block_node_size(to)) {
-        return error_set(err, EINVAL,
-                         "Cannot replace node '%s' (%llu bytes) by '%s' (%llu bytes): the sizes "
-                         "differ",
-                         from->name, (unsigned long long)block_node_size(from), to->name,
-                         (unsigned long long)block_node_size(to));
-    }
-    return 0;
-}
-
-static void point(struct block_edge *edge, struct block_node *node)
-{
-    struct block_node *from = edge->node;
-
-    trace_block_edge_move(edge->name, from->name, node->name);
-    list_remove(&edge->in_node);
-    edge->node = node;
-    list_append(&node->parents, &edge->in_node);
-    from->perm_touched = node->perm_touched = true;
-    if (!edge->origin) {
-        edge->origin = block_node_ref(from);
-        list_append(&graph.moved, &edge->moved);
-    }
-}
-
-int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
-{
-    struct block_node *from = edge->node;
-    int r = check_sizes(from, node, err);
-
-    if (r < 0 || node == from) {
-        return r;
-    }
-    if (edge->parent && block_node_reaches(node, edge->parent)) {
-        return error_set(err, EINVAL, "Making '%s' a child of '%s' would create a cycle",
-                         node->name, edge->parent->name);
-    }
-    block_co_change_begin();
-    point(edge, block_node_ref(node));
-    r = block_co_change_settle(err);
-    if (r < 0) {
-        point(edge, from);
-        if (block_co_change_settle(NULL) < 0) {
-            log_error("node '%s': permissions of before the change can't be had again", from->name);
-        }
-    }
-    block_co_change_end();
-    block_co_unref(r < 0 ? node : from);
-    return r;
-}
-
-/* An edge to `from` that has to point to `to`: not one by which `to` reaches `from`. */
-static struct block_edge *next_to_move(struct block_node *from, struct block_node *to)
-{
-    struct block_edge *edge;
-
-    LIST_FOREACH (edge, &from->parents, in_node) {
-        if (!edge->parent || !block_node_reaches(to, edge->parent)) {
-            return edge;
-        }
-    }
-    return NULL;
-}
-
-static int co_move_all(struct block_node *from, struct block_node *to, struct error *err)
-{
-    struct block_edge *edge;
-    int r = 0;
-
-    while (r == 0 && (edge = next_to_move(from, to))) {
-        r = block_co_edge_move(edge, to, err);
-    }
-    return r;
-}
-
-/* Move the edges back that this change has moved from `from` to `to`. */
-static void co_move_back(struct block_node *from, struct block_node *to)
-{
-    struct block_edge *edge;
-
-    LIST_FOREACH (edge, &graph.moved, moved) {
-        if (edge->origin == from && edge->node == to) {
-            (void)block_co_edge_move(edge, from, NULL);
-        }
-    }
-}
-
-int block_co_node_replace(struct block_node *from, struct block_node *to, struct error *err)
-{
-    int r;
-
-    if (from == to) {
-        return 0;
-    }
-    block_node_ref(from);
-    block_co_drain_begin(from);
-    block_co_drain_begin(to);
-    block_co_change_begin();
-    r = co_move_all(from, to, err);
-    UNLESS_FAILED(r, block_co_change_settle(err));
-    if (r < 0) {
-        co_move_back(from, to);
-        if (block_co_change_settle(NULL) < 0) {
-            log_error("node '%s': permissions of before the change can't be had again", from->name);
-        }
-    }
-    block_co_change_end();
-    block_drain_end(to);
-    block_drain_end(from);
-    block_co_unref(from);
-    return r;
 }

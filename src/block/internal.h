@@ -127,6 +127,15 @@ void block_bitmap_free(struct block_bitmap *b);
  * NULL.
  */
 struct block_node *block_edge_forget_move(struct block_edge *edge);
+/*
+ * The part of block_co_change_end() that ends no node: nodes without references go to *ret_unused,
+ * by `left`. Yields.
+ */
+void block_co_change_finish(struct list *ret_unused);
+/* The change has moved `edge` from a node; remembers the first one, with a reference. */
+void block_change_note_move(struct block_edge *edge, struct block_node *from);
+/* The edges that the change has moved, by `moved`. */
+struct list *block_change_moves(void);
 /* The edges at `node` have changed: settle the change. Errors of perm.c. Yields. */
 int block_co_settle_at(struct block_node *node, struct error *err);
 
@@ -140,9 +149,23 @@ int block_co_perm_settle(struct error *err);
 /* The change has ended: give up the image locks that only its beginning needed. Yields. */
 void block_co_perm_release(void);
 
+/* --- links.c: within a graph change --- */
+/* Point an edge that points nowhere to `node`; takes a reference. Does not yield. */
+void block_edge_link(struct block_edge *edge, struct block_node *node);
+/* Take an edge off its node; the caller gets the reference that the edge had. Does not yield. */
+struct block_node *block_edge_unlink(struct block_edge *edge);
+/* Likewise for an edge that has a parent: its place among the parent's children too. */
+void block_child_link(struct block_edge *edge, struct block_node *child);
+struct block_node *block_child_unlink(struct block_edge *edge);
+/* Free an edge of a parent that points nowhere. */
+void block_edge_free(struct block_edge *edge);
+/*
+ * Detach a child; the caller gets the reference that the edge had, and that of the node from which
+ * an outer change has moved the edge (NULL: none). Yields.
+ */
+struct block_node *block_co_take_child(struct block_edge *edge, struct block_node **ret_origin);
+
 /* --- edge.c --- */
-/* Detach a child; the caller gets the reference that the edge had. Yields. */
-struct block_node *block_co_take_child(struct block_edge *edge);
 /* Report the size of `node`, which may have changed, to the owners of its roots. */
 void block_roots_report_size(struct block_node *node);
 /* As block_co_root_new(): a root for control I/O, exempt from drain. */

@@ -199,7 +199,7 @@ static int take_file_options(struct create *c, struct options *opts, struct erro
 
 /* Index of the option's value in `names`; 0 by default. `shown`: qemu-img's name in messages. */
 static int take_choice(struct options *opts, const char *key, const char *shown,
-                       const char *const *names, int *ret, struct error *err)
+                       const char *const *names, int *ret_value, struct error *err)
 {
     AUTO_FREE char *text = NULL;
     int r = options_take_text(opts, key, &text, err);
@@ -207,10 +207,10 @@ static int take_choice(struct options *opts, const char *key, const char *shown,
     if (r < 0) {
         return r;
     }
-    *ret = 0;
+    *ret_value = 0;
     for (int i = 0; text && names[i]; i++) {
         if (strcmp(text, names[i]) == 0) {
-            *ret = i;
+            *ret_value = i;
             return 0;
         }
     }

@@ -406,7 +406,7 @@ static int co_flush(struct block_node *node)
 /* --- status ---------------------------------------------------------------------------------- */
 
 static int co_get_status(struct block_node *node, uint64_t offset, uint64_t length,
-                         struct block_status *ret)
+                         struct block_status *ret_status)
 {
     struct qcow2 *q = qcow2_state(node);
     uint64_t slice_span = (uint64_t)qcow2_slice_entries(q) << q->cluster_bits;
@@ -426,29 +426,29 @@ static int co_get_status(struct block_node *node, uint64_t offset, uint64_t leng
         }
         run.length += next.length;
     }
-    ret->length = run.length;
-    ret->file = q->data->node;
-    ret->map = run.host;
+    ret_status->length = run.length;
+    ret_status->file = q->data->node;
+    ret_status->map = run.host;
     switch (run.type) {
     case CLUSTER_UNALLOCATED:
     case CLUSTER_UNALLOCATED_HAS_HOST:
-        ret->flags = node->backing ? 0 : BLOCK_STATUS_ZERO;
+        ret_status->flags = node->backing ? 0 : BLOCK_STATUS_ZERO;
         break;
     case CLUSTER_ZERO:
-        ret->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED;
+        ret_status->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED;
         break;
     case CLUSTER_ZERO_ALLOC:
-        ret->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
+        ret_status->flags = BLOCK_STATUS_ZERO | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
         break;
     case CLUSTER_NORMAL:
-        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
+        ret_status->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
         if (q->crypt_method == CRYPT_NONE) {
-            ret->flags |= BLOCK_STATUS_OFFSET;
-            ret->flags |= qcow2_co_is_sparse(q) ? BLOCK_STATUS_RECURSE : 0;
+            ret_status->flags |= BLOCK_STATUS_OFFSET;
+            ret_status->flags |= qcow2_co_is_sparse(q) ? BLOCK_STATUS_RECURSE : 0;
         }
         break;
     case CLUSTER_COMPRESSED:
-        ret->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_COMPRESSED;
+        ret_status->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_COMPRESSED;
         break;
     }
     return 0;
@@ -462,10 +462,10 @@ static int co_conclude(struct block_node *node, int r)
     return qcow2_co_conclude(qcow2_state(node), r);
 }
 
-static int co_check(struct block_node *node, unsigned fix, struct block_check_result *ret,
+static int co_check(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                     struct error *err)
 {
-    return co_conclude(node, qcow2_co_check(node, fix, ret, err));
+    return co_conclude(node, qcow2_co_check(node, fix, ret_result, err));
 }
 
 static int co_truncate(struct block_node *node, uint64_t size, enum block_prealloc prealloc,
@@ -556,9 +556,9 @@ static int co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 }
 
 static int co_status(struct block_node *node, uint64_t offset, uint64_t length,
-                     struct block_status *ret)
+                     struct block_status *ret_status)
 {
-    return co_conclude(node, co_get_status(node, offset, length, ret));
+    return co_conclude(node, co_get_status(node, offset, length, ret_status));
 }
 
 static int probe(const uint8_t *head, size_t size)

@@ -14,11 +14,11 @@ static const char *compression_name(const struct qcow2 *q)
     return q->compression == COMPRESSION_ZSTD ? "zstd" : "zlib";
 }
 
-int qcow2_co_get_info(struct block_node *node, struct block_info *ret)
+int qcow2_co_get_info(struct block_node *node, struct block_info *ret_info)
 {
     const struct qcow2 *q = qcow2_state(node);
 
-    *ret = (struct block_info){
+    *ret_info = (struct block_info){
         .cluster_size = (uint32_t)q->cluster_size,
         .has_dirty_flag = true,
         .dirty_flag = q->header.incompatible & INCOMPAT_DIRTY,

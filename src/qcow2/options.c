@@ -90,26 +90,27 @@ static int take_clean_interval(struct qcow2 *q, struct options *opts, struct err
     return 0;
 }
 
-static int take_caches(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
-                       struct error *err)
+static int take_caches(struct qcow2 *q, struct options *opts,
+                       struct qcow2_cache_options *ret_options, struct error *err)
 {
     int r;
 
-    if ((r = take_cache_sizes(opts, &q->caches.l2_max, &ret->ref_bytes, err)) < 0 ||
+    if ((r = take_cache_sizes(opts, &q->caches.l2_max, &ret_options->ref_bytes, err)) < 0 ||
         (r = options_take_size(opts, "l2-cache-entry-size", MIN(L2_SLICE_DEFAULT, q->cluster_size),
-                               &ret->slice, err)) < 0) {
+                               &ret_options->slice, err)) < 0) {
         return r;
     }
-    if (!is_power_of_2(ret->slice) || ret->slice < 512 || ret->slice > q->cluster_size) {
+    if (!is_power_of_2(ret_options->slice) || ret_options->slice < 512 ||
+        ret_options->slice > q->cluster_size) {
         return error_set(err, EINVAL,
                          "L2 cache entry size must be a power of two between 512 and the cluster "
                          "size (%llu)",
                          (unsigned long long)q->cluster_size);
     }
-    if (MIN(q->caches.l2_max, all_l2_bytes(q)) / ret->slice > INT_MAX) {
+    if (MIN(q->caches.l2_max, all_l2_bytes(q)) / ret_options->slice > INT_MAX) {
         return error_set(err, EINVAL, "L2 cache size too big");
     }
-    if (ret->ref_bytes / q->cluster_size > INT_MAX) {
+    if (ret_options->ref_bytes / q->cluster_size > INT_MAX) {
         return error_set(err, EINVAL, "Refcount cache size too big");
     }
     return take_clean_interval(q, opts, err);
@@ -117,7 +118,7 @@ static int take_caches(struct qcow2 *q, struct options *opts, struct qcow2_cache
 
 /* --- overlap checks -------------------------------------------------------------------------- */
 
-static int take_overlap_template(struct options *group, const char *mode, unsigned *ret,
+static int take_overlap_template(struct options *group, const char *mode, unsigned *ret_value,
                                  struct error *err)
 {
     static const struct {
@@ -145,7 +146,7 @@ static int take_overlap_template(struct options *group, const char *mode, unsign
     mode = mode ? mode : template ? template : "cached";
     for (size_t i = 0; i < ARRAY_SIZE(templates); i++) {
         if (strcmp(mode, templates[i].name) == 0) {
-            *ret = templates[i].kinds;
+            *ret_value = templates[i].kinds;
             return 0;
         }
     }
@@ -212,12 +213,12 @@ static int take_discard(struct qcow2 *q, struct options *opts, struct error *err
 
 /* --- all of them ----------------------------------------------------------------------------- */
 
-int qcow2_take_options(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
-                       struct error *err)
+int qcow2_take_options(struct qcow2 *q, struct options *opts,
+                       struct qcow2_cache_options *ret_options, struct error *err)
 {
     int r;
 
-    if ((r = take_caches(q, opts, ret, err)) < 0 ||
+    if ((r = take_caches(q, opts, ret_options, err)) < 0 ||
         (r = options_take_bool(opts, "lazy-refcounts", q->header.compatible & COMPAT_LAZY_REFCOUNTS,
                                &q->commit.lazy_refcounts, err)) < 0 ||
         (r = take_overlap_check(q, opts, err)) < 0) {

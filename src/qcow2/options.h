@@ -11,8 +11,8 @@ struct qcow2_cache_options {
 };
 
 /* Take the options of an image whose header was read. -EINVAL. Does not yield. */
-int qcow2_take_options(struct qcow2 *q, struct options *opts, struct qcow2_cache_options *ret,
-                       struct error *err);
+int qcow2_take_options(struct qcow2 *q, struct options *opts,
+                       struct qcow2_cache_options *ret_options, struct error *err);
 
 /*
  * Set the limit of the L2 cache to that of the options, but not more than the whole disk needs.

@@ -321,7 +321,7 @@ static int co_drop_tables(struct qcow2 *q, uint64_t size)
 }
 
 /* Index after the last cluster of the file that has a refcount. */
-static int co_used_end_locked(struct qcow2 *q, uint64_t *ret)
+static int co_used_end_locked(struct qcow2 *q, uint64_t *ret_value)
 {
     uint64_t end = div_round_up(block_edge_size(q->node->file), q->cluster_size);
     uint64_t area = 1ULL << q->refcounts.block_bits, refcount = 0;
@@ -340,7 +340,7 @@ static int co_used_end_locked(struct qcow2 *q, uint64_t *ret)
         }
         end--;
     }
-    *ret = end;
+    *ret_value = end;
     return r;
 }
 

@@ -192,17 +192,17 @@ static bool add_export_blockstats(const struct export_info *info, void *arg)
 }
 
 int qmp_co_query_blockstats(struct qmp_call *call, struct json_object *args,
-                            struct json_object **ret, struct error *err)
+                            struct json_object **ret_json, struct error *err)
 {
     struct block_node *node = NULL;
 
-    *ret = json_object_new_array();
+    *ret_json = json_object_new_array();
     if (!json_object_get_boolean(json_object_object_get(args, "query-nodes"))) {
-        export_foreach(add_export_blockstats, *ret);
+        export_foreach(add_export_blockstats, *ret_json);
         return 0;
     }
     while ((node = block_node_next(node))) {
-        json_object_array_add(*ret, node_json(node, false, 0));
+        json_object_array_add(*ret_json, node_json(node, false, 0));
     }
     return 0;
 }
@@ -259,16 +259,16 @@ static void add_object(const struct stats_object *o, void *arg)
 }
 
 int qmp_co_x_tidemark_query_stats(struct qmp_call *call, struct json_object *args,
-                                  struct json_object **ret, struct error *err)
+                                  struct json_object **ret_json, struct error *err)
 {
     struct json_object *wanted = json_object_object_get(args, "target");
 
-    *ret = json_object_new_array();
+    *ret_json = json_object_new_array();
     for (unsigned target = 0; target < STATS_TARGETS; target++) {
         const char *name = stats_target_names[target];
 
         if (!wanted || strcmp(json_object_get_string(wanted), name) == 0) {
-            stats_visit((enum stats_target)target, add_object, *ret);
+            stats_visit((enum stats_target)target, add_object, *ret_json);
         }
     }
     return 0;

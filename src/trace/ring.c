@@ -177,17 +177,17 @@ struct cursor {
 };
 
 /* A whole copy of the record at the cursor. False: it was written meanwhile. */
-static bool copy_record(const struct cursor *c, struct record *ret)
+static bool copy_record(const struct cursor *c, struct record *ret_record)
 {
     struct record *record = &c->ring->records[c->at % RING_RECORDS];
     unsigned before = atomic_load_explicit(&record->serial, memory_order_acquire), after;
 
-    ret->time_us = record->time_us;
-    ret->size = record->size;
-    memcpy(ret->text, record->text, sizeof(ret->text));
+    ret_record->time_us = record->time_us;
+    ret_record->size = record->size;
+    memcpy(ret_record->text, record->text, sizeof(ret_record->text));
     /* Likewise the addition keeps the loads above before it. */
     after = atomic_fetch_add_explicit(&record->serial, 0, memory_order_acq_rel);
-    return before == after && before % 2 == 0 && ret->size <= sizeof(ret->text);
+    return before == after && before % 2 == 0 && ret_record->size <= sizeof(ret_record->text);
 }
 
 static unsigned cursors_init(struct cursor *cursors)

@@ -76,8 +76,8 @@ static void put_cluster_locked(struct cluster_cache *c, struct cached_cluster *c
     }
 }
 
-int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_cluster **ret,
-                         bool *ret_load)
+int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry,
+                         struct cached_cluster **ret_cluster, bool *ret_load)
 {
     struct cached_cluster *cluster;
     int r;
@@ -86,9 +86,9 @@ int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_
     cluster = find_cluster_locked(c, entry);
     *ret_load = !cluster;
     if (!cluster) {
-        *ret = add_cluster_locked(c, entry);
+        *ret_cluster = add_cluster_locked(c, entry);
         pthread_mutex_unlock(&c->lock);
-        return *ret ? 0 : -ENOMEM;
+        return *ret_cluster ? 0 : -ENOMEM;
     }
     list_remove(&cluster->link);
     list_prepend(&c->clusters, &cluster->link);
@@ -103,7 +103,7 @@ int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_
         put_cluster_locked(c, cluster);
     }
     pthread_mutex_unlock(&c->lock);
-    *ret = cluster;
+    *ret_cluster = cluster;
     return r;
 }
 

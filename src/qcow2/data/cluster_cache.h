@@ -49,8 +49,8 @@ void cluster_cache_destroy(struct cluster_cache *c);
  * to fill its data and call cluster_cache_loaded() before cluster_cache_put(). 0, -ENOMEM, or the
  * error with which another caller's loading failed; then nothing has to be given back.
  */
-int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry, struct cached_cluster **ret,
-                         bool *ret_load);
+int cluster_cache_co_get(struct cluster_cache *c, uint64_t entry,
+                         struct cached_cluster **ret_cluster, bool *ret_load);
 
 /* Loading has ended: wake those that wait for it. After an error the cluster is not listed. */
 void cluster_cache_loaded(struct cluster_cache *c, struct cached_cluster *cluster, int result);

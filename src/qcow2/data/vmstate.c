@@ -10,7 +10,7 @@
 
 /* Guest offset of byte `offset` of the VM state. -EFBIG if no L1 table can map it. */
 static int vmstate_guest_offset(const struct qcow2 *q, uint64_t offset, uint64_t length,
-                                uint64_t *ret)
+                                uint64_t *ret_value)
 {
     uint64_t base = qcow2_vmstate_offset(q, block_node_size(q->node));
     uint64_t limit = (L1_BYTES_MAX / 8) * qcow2_l2_span(q);
@@ -18,7 +18,7 @@ static int vmstate_guest_offset(const struct qcow2 *q, uint64_t offset, uint64_t
     if (base > limit || offset > limit - base || length > limit - base - offset) {
         return -EFBIG;
     }
-    *ret = base + offset;
+    *ret_value = base + offset;
     return 0;
 }
 

@@ -184,29 +184,32 @@ struct cluster_plan {
 };
 
 static int plan_cluster(struct qcow2 *q, const struct cache_entry *slice, unsigned index,
-                        struct cluster_plan *ret)
+                        struct cluster_plan *ret_plan)
 {
     uint64_t entry = qcow2_load_entry(q, slice, index);
     uint64_t bitmap = qcow2_load_bitmap(q, slice, index);
     enum cluster_type type;
-    int r = qcow2_decode_entry(q, entry, bitmap, 0, &type, &ret->host);
+    int r = qcow2_decode_entry(q, entry, bitmap, 0, &type, &ret_plan->host);
     bool placed = type == CLUSTER_NORMAL || type == CLUSTER_ZERO_ALLOC ||
                   type == CLUSTER_UNALLOCATED_HAS_HOST;
 
     if (r < 0) {
         return r;
     }
-    ret->overwrites_in_place = !q->extended_l2 && type == CLUSTER_NORMAL && (entry & ENTRY_COPIED);
+    ret_plan->overwrites_in_place =
+        !q->extended_l2 && type == CLUSTER_NORMAL && (entry & ENTRY_COPIED);
     if (placed && (entry & ENTRY_COPIED)) {
-        ret->kind = ALLOC_IN_PLACE;
+        ret_plan->kind = ALLOC_IN_PLACE;
     } else if (q->extended_l2 && (placed || type == CLUSTER_COMPRESSED)) {
-        ret->kind = ALLOC_COPY;
+        ret_plan->kind = ALLOC_COPY;
     } else {
-        ret->kind = ALLOC_NEW;
+        ret_plan->kind = ALLOC_NEW;
     }
-    ret->has_contents = q->extended_l2 || type == CLUSTER_NORMAL || type == CLUSTER_COMPRESSED ||
-                        (type == CLUSTER_UNALLOCATED && q->node->backing);
-    ret->allocated = type == CLUSTER_COMPRESSED ? SUB_ALL_ALLOCATED : bitmap & SUB_ALL_ALLOCATED;
+    ret_plan->has_contents = q->extended_l2 || type == CLUSTER_NORMAL ||
+                             type == CLUSTER_COMPRESSED ||
+                             (type == CLUSTER_UNALLOCATED && q->node->backing);
+    ret_plan->allocated =
+        type == CLUSTER_COMPRESSED ? SUB_ALL_ALLOCATED : bitmap & SUB_ALL_ALLOCATED;
     return 0;
 }
 

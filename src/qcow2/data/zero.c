@@ -285,16 +285,16 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
 }
 
 /* Whether block status knows that [offset, offset + length) of the backing chain is zero. */
-static int co_backing_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
+static int co_backing_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret_flag)
 {
     uint64_t end = offset + length;
 
     if (!q->node->backing) {
-        *ret = true;
+        *ret_flag = true;
         return 0;
     }
     end = MIN(end, block_edge_size(q->node->backing));
-    *ret = false;
+    *ret_flag = false;
     while (offset < end) {
         struct block_status status;
         int depth;
@@ -306,29 +306,29 @@ static int co_backing_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length,
         }
         offset += status.length;
     }
-    *ret = true;
+    *ret_flag = true;
     return 0;
 }
 
 /* Whether the subcluster, apart from [offset, offset + length), is zero, and has no data here. */
-static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret)
+static int co_rest_is_zero(struct qcow2 *q, uint64_t offset, uint64_t length, bool *ret_flag)
 {
     uint64_t unit = qcow2_subcluster_size(q), start = round_down(offset, unit);
     uint64_t end = offset + length, unit_end = MIN(start + unit, block_node_size(q->node));
     struct qcow2_run run;
     int r = qcow2_co_map(q, start, 1, &run);
 
-    *ret = false;
+    *ret_flag = false;
     if (r < 0 || run.type == CLUSTER_NORMAL || run.type == CLUSTER_COMPRESSED) {
         return r;
     }
     if (run.type != CLUSTER_UNALLOCATED && run.type != CLUSTER_UNALLOCATED_HAS_HOST) {
-        *ret = true;
+        *ret_flag = true;
         return 0;
     }
-    r = co_backing_is_zero(q, start, offset - start, ret);
-    if (r == 0 && *ret && unit_end > end) {
-        r = co_backing_is_zero(q, end, unit_end - end, ret);
+    r = co_backing_is_zero(q, start, offset - start, ret_flag);
+    if (r == 0 && *ret_flag && unit_end > end) {
+        r = co_backing_is_zero(q, end, unit_end - end, ret_flag);
     }
     return r;
 }

@@ -230,7 +230,7 @@ static void put_data_file_apart(const struct qcow2 *q, struct strbuf *sb, size_t
  * `limit`. In FORM_SHORT_APART they continue at `apart`.
  */
 static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apart,
-                      struct header *ret)
+                      struct header *ret_header)
 {
     uint8_t fixed[HDR_OUR_SIZE] = {0};
     STRBUF_AUTO(sb);
@@ -252,11 +252,11 @@ static int build_form(struct qcow2 *q, enum form form, size_t limit, size_t apar
     if (sb.len > limit) {
         return -ENOSPC;
     }
-    memset(ret->bytes, 0, q->cluster_size);
-    memcpy(ret->bytes, sb.data, sb.len);
-    ret->apart = apart;
-    ret->extensions_end = sb.len;
-    ret->name = ret->name_end = 0;
+    memset(ret_header->bytes, 0, q->cluster_size);
+    memcpy(ret_header->bytes, sb.data, sb.len);
+    ret_header->apart = apart;
+    ret_header->extensions_end = sb.len;
+    ret_header->name = ret_header->name_end = 0;
     return 0;
 }
 
@@ -366,8 +366,8 @@ static int build_first_that_fits(struct qcow2 *q, struct header_write *w)
     return r == -ENOSPC ? build_name_kept(q, w, same_name_in(q, &w->old)) : r;
 }
 
-/* Build the header that would follow `from`; *ret: its bytes are the caller's. */
-static int build_successor(struct qcow2 *q, const struct header *from, struct header *ret)
+/* Build the header that would follow `from`; *ret_header: its bytes are the caller's. */
+static int build_successor(struct qcow2 *q, const struct header *from, struct header *ret_header)
 {
     CLEANUP(header_write_release)
     struct header_write w = {
@@ -384,7 +384,7 @@ static int build_successor(struct qcow2 *q, const struct header *from, struct he
     w.old.extensions_end = header_end(from);
     r = build_first_that_fits(q, &w);
     if (r == 0) {
-        *ret = w.new;
+        *ret_header = w.new;
         w.new.bytes = NULL;
     }
     return r;

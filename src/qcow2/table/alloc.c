@@ -77,18 +77,20 @@ struct longer_table {
 };
 
 /* Half as long again, at most as long as is allowed. -EFBIG */
-static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longer_table *ret)
+static int plan_longer_table(const struct qcow2 *q, uint64_t index, struct longer_table *ret_table)
 {
     uint64_t per_cluster = q->cluster_size / 8;
     uint64_t max = REFTABLE_BYTES_MAX / 8;
     uint64_t span = 1ULL << q->refcounts.block_bits;
     uint64_t needed = MAX(index, (uint64_t)q->reftable.size) + 1;
 
-    ret->first = (uint64_t)q->reftable.size << q->refcounts.block_bits;
-    ret->entries = MIN(round_up(needed + needed / 2, per_cluster), max);
-    ret->clusters = ret->entries / per_cluster;
-    ret->blocks = div_round_up(ret->clusters, span - 1);
-    return index >= ret->entries || q->reftable.size + ret->blocks > ret->entries ? -EFBIG : 0;
+    ret_table->first = (uint64_t)q->reftable.size << q->refcounts.block_bits;
+    ret_table->entries = MIN(round_up(needed + needed / 2, per_cluster), max);
+    ret_table->clusters = ret_table->entries / per_cluster;
+    ret_table->blocks = div_round_up(ret_table->clusters, span - 1);
+    return index >= ret_table->entries || q->reftable.size + ret_table->blocks > ret_table->entries
+               ? -EFBIG
+               : 0;
 }
 
 /*
@@ -261,7 +263,7 @@ static bool is_addressable(const struct qcow2 *q, uint64_t cluster, uint64_t cou
 }
 
 /* Number of free clusters from `first` on, at most `want`. Missing refcount blocks are made. */
-static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, uint64_t *ret)
+static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, uint64_t *ret_value)
 {
     uint64_t n = 0, refcount;
     int r = 0;
@@ -277,7 +279,7 @@ static int co_count_free_locked(struct qcow2 *q, uint64_t first, uint64_t want, 
         }
         n++;
     }
-    *ret = n;
+    *ret_value = n;
     return r;
 }
 

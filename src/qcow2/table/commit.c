@@ -48,11 +48,12 @@ static uint64_t l1_word(struct qcow2 *q, uint64_t i)
 
 /* Copy the dirty sectors of a table of `sectors`, and mark them clean. `word`: reads an entry. */
 static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t *dirty_count,
-                        uint64_t (*word)(struct qcow2 *q, uint64_t i), struct sector_snapshot *ret)
+                        uint64_t (*word)(struct qcow2 *q, uint64_t i),
+                        struct sector_snapshot *ret_snapshot)
 {
     struct sector_snapshot s = {0};
 
-    *ret = s;
+    *ret_snapshot = s;
     if (*dirty_count == 0) {
         return 0;
     }
@@ -75,7 +76,7 @@ static int take_sectors(struct qcow2 *q, uint8_t *dirty, size_t sectors, size_t 
         s.numbers[s.count++] = sector;
     }
     *dirty_count = 0;
-    *ret = s;
+    *ret_snapshot = s;
     return 0;
 }
 

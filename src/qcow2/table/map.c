@@ -115,7 +115,7 @@ static uint64_t count_alike(struct qcow2 *q, struct cache_entry *slice, unsigned
 
 /* -EIO if the first entry violates the specification. */
 static int run_from_slice(struct qcow2 *q, struct cache_entry *slice, unsigned index,
-                          uint64_t in_cluster, uint64_t length, struct qcow2_run *ret)
+                          uint64_t in_cluster, uint64_t length, struct qcow2_run *ret_run)
 {
     uint64_t unit = in_cluster >> q->subcluster_bits;
     uint64_t wanted = ((in_cluster + length - 1) >> q->subcluster_bits) - unit + 1;
@@ -123,15 +123,15 @@ static int run_from_slice(struct qcow2 *q, struct cache_entry *slice, unsigned i
     int r;
 
     qcow2_load_both(q, slice, index, &entry, &bitmap);
-    r = qcow2_decode_entry(q, entry, bitmap, (unsigned)unit, &ret->type, &ret->host);
+    r = qcow2_decode_entry(q, entry, bitmap, (unsigned)unit, &ret_run->type, &ret_run->host);
     if (r < 0) {
         return r;
     }
-    ret->copied = entry & ENTRY_COPIED;
-    unit += count_alike(q, slice, index, unit, wanted, ret);
-    ret->length = MIN((unit << q->subcluster_bits) - in_cluster, length);
-    if (has_host_offset(ret->type)) {
-        ret->host += in_cluster;
+    ret_run->copied = entry & ENTRY_COPIED;
+    unit += count_alike(q, slice, index, unit, wanted, ret_run);
+    ret_run->length = MIN((unit << q->subcluster_bits) - in_cluster, length);
+    if (has_host_offset(ret_run->type)) {
+        ret_run->host += in_cluster;
     }
     return 0;
 }
@@ -156,7 +156,7 @@ static int unaligned_l2_table(struct qcow2 *q, uint64_t l1_index, uint64_t table
 enum map_purpose { MAP_TO_READ, MAP_TO_WRITE, MAP_TOLERATING_CORRUPTION };
 
 static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_purpose purpose,
-                  struct qcow2_run *ret)
+                  struct qcow2_run *ret_run)
 {
     uint64_t l1_index = offset >> (q->cluster_bits + q->l2_bits);
     uint64_t table = 0;
@@ -171,7 +171,7 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_pu
     if (table == 0) {
         uint64_t span = qcow2_l2_span(q);
 
-        *ret = (struct qcow2_run){
+        *ret_run = (struct qcow2_run){
             .type = CLUSTER_UNALLOCATED,
             .length = MIN(length, span - (offset & (span - 1))),
         };
@@ -184,11 +184,11 @@ static int co_map(struct qcow2 *q, uint64_t offset, uint64_t length, enum map_pu
     if (r < 0) {
         return r;
     }
-    r = run_from_slice(q, slice, index, offset & (q->cluster_size - 1), length, ret);
+    r = run_from_slice(q, slice, index, offset & (q->cluster_size - 1), length, ret_run);
     if (r < 0 && purpose == MAP_TOLERATING_CORRUPTION) {
         uint64_t rest = q->cluster_size - (offset & (q->cluster_size - 1));
 
-        *ret = (struct qcow2_run){.type = CLUSTER_NORMAL, .length = MIN(length, rest)};
+        *ret_run = (struct qcow2_run){.type = CLUSTER_NORMAL, .length = MIN(length, rest)};
         r = 0;
     } else if (r < 0) {
         r = qcow2_corrupt_entry(q, slice, index, offset, purpose == MAP_TO_WRITE);
@@ -269,7 +269,7 @@ static int co_new_table_locked(struct qcow2 *q, uint64_t l1_index, uint64_t *ret
 }
 
 /* Copy the table at file offset `from`, as it is in the cache, into a buffer of one cluster. */
-static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
+static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret_value)
 {
     unsigned words = (unsigned)(q->caches.l2.entry_size / 8);
     int r = 0;
@@ -280,7 +280,7 @@ static int co_gather_table_locked(struct qcow2 *q, uint64_t from, uint64_t *ret)
 
         r = cache_co_get(&q->caches.l2, from + at, &slice);
         for (unsigned i = 0; i < words && r == 0; i++) {
-            *ret++ = atomic_load_explicit(&slice->data[i], memory_order_relaxed);
+            *ret_value++ = atomic_load_explicit(&slice->data[i], memory_order_relaxed);
         }
         if (r == 0) {
             cache_put(slice);

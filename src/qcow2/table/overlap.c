@@ -304,36 +304,37 @@ static bool is_inactive_l1(const struct qcow2 *q, uint64_t cluster)
 }
 
 /* Whether the cluster is of the kind that the set says, according to the tables. */
-static int co_is_kind_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kind kind, bool *ret)
+static int co_is_kind_locked(struct qcow2 *q, uint64_t cluster, enum overlap_kind kind,
+                             bool *ret_flag)
 {
     CO_ASSERT_HELD(&q->lock);
-    *ret = false;
+    *ret_flag = false;
     switch (kind) {
     case OVERLAP_MAIN_HEADER:
-        *ret = cluster == 0;
+        *ret_flag = cluster == 0;
         break;
     case OVERLAP_ACTIVE_L1:
-        *ret = is_within(q, cluster, q->l1.offset, (uint64_t)q->l1.size * 8);
+        *ret_flag = is_within(q, cluster, q->l1.offset, (uint64_t)q->l1.size * 8);
         break;
     case OVERLAP_ACTIVE_L2:
-        *ret = is_active_l2(q, cluster);
+        *ret_flag = is_active_l2(q, cluster);
         break;
     case OVERLAP_REFCOUNT_BLOCK:
-        *ret = is_refblock(q, cluster);
+        *ret_flag = is_refblock(q, cluster);
         break;
     case OVERLAP_REFCOUNT_TABLE:
-        *ret = is_within(q, cluster, q->reftable.offset, (uint64_t)q->reftable.size * 8);
+        *ret_flag = is_within(q, cluster, q->reftable.offset, (uint64_t)q->reftable.size * 8);
         break;
     case OVERLAP_SNAPSHOT_TABLE:
-        *ret = is_within(q, cluster, q->snapshots.offset, q->snapshots.size);
+        *ret_flag = is_within(q, cluster, q->snapshots.offset, q->snapshots.size);
         break;
     case OVERLAP_INACTIVE_L1:
-        *ret = is_inactive_l1(q, cluster);
+        *ret_flag = is_inactive_l1(q, cluster);
         break;
     case OVERLAP_INACTIVE_L2:
-        return co_visit_inactive_l2_locked(q, cluster, ret);
+        return co_visit_inactive_l2_locked(q, cluster, ret_flag);
     case OVERLAP_BITMAP_DIRECTORY:
-        *ret = is_within(q, cluster, q->bitmaps.directory_offset, q->bitmaps.directory_size);
+        *ret_flag = is_within(q, cluster, q->bitmaps.directory_offset, q->bitmaps.directory_size);
         break;
     case OVERLAP_KINDS:
         break;
