@@ -256,7 +256,9 @@ static void co_connection(void *arg)
         log_info("NBD client %s, export '%s': connected", c->peer, c->export->name);
         c->worker = nbd_worker_co_pick(c->export->reactor, &err);
         if (c->worker) {
+            nbd_slow_begin(c->worker);
             loop_co_call_on(c->worker->reactor, co_serve_entry, c);
+            nbd_slow_end(c->worker);
         } else {
             log_error("NBD client %s, export '%s': cannot be served: %s", c->peer, c->export->name,
                       error_message(&err));

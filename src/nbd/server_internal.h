@@ -99,8 +99,12 @@ struct nbd_worker {
     /* These belong to that reactor. */
     struct bufpool pool;
     size_t connections;
-    /* Of struct nbd_connection.worker_link, and the timer that looks at their requests. */
+    /* Of struct nbd_connection.worker_link. */
     struct list clients;
+    /* slow.c: a sweep of their requests was started there and has not ended. Any thread. */
+    atomic_bool sweeping;
+    /* These belong to the main reactor: connections there, and the timer that starts sweeps. */
+    size_t assigned;
     struct loop_timer slow_timer;
 };
 
@@ -339,6 +343,9 @@ struct nbd_worker *nbd_worker_co_pick(struct reactor *r, struct error *err);
 
 /* Prepare what follows. Main reactor, before the worker has connections. */
 void nbd_slow_worker_init(struct nbd_worker *w);
+/* A connection goes to the worker, or is back from there. Main reactor. */
+void nbd_slow_begin(struct nbd_worker *w);
+void nbd_slow_end(struct nbd_worker *w);
 /* Look at the requests of the connection from now on, or no more. On the worker's reactor. */
 void nbd_slow_watch(struct nbd_connection *c);
 void nbd_slow_unwatch(struct nbd_connection *c);

@@ -2,9 +2,9 @@
 /*
  * Requests that take longer than a limit are reported once, with what they wait for.
  *
- * There is no timer for each request: a timer of each reactor that serves clients looks at all
- * requests in work, several times within the limit. A request whose reply the client does not take
- * is not in work.
+ * There is no timer for each request, and none on the reactors that serve clients, where it would
+ * make each wait more expensive. A timer of the main reactor has them look at all requests in work,
+ * several times within the limit. A request whose reply the client does not take is not in work.
  */
 #include <inttypes.h>
 
@@ -67,48 +67,73 @@ static void sweep_connection(struct nbd_connection *c, int64_t now, int64_t limi
 
 static int64_t sweep_interval(int64_t limit)
 {
-    return limit == 0 ? SWEEP_MAX_NS : MIN(MAX(limit / 4, SWEEP_MIN_NS), SWEEP_MAX_NS);
+    return MIN(MAX(limit / 4, SWEEP_MIN_NS), SWEEP_MAX_NS);
 }
 
-static void sweep(struct loop_timer *timer)
+/* On the worker's reactor. */
+static void sweep_worker(void *arg)
 {
-    struct nbd_worker *w = container_of(timer, struct nbd_worker, slow_timer);
+    struct nbd_worker *w = arg;
     int64_t now = loop_now_ns(), limit = atomic_load(&limit_ns);
     struct nbd_connection *c;
     unsigned reported = 0;
 
     LIST_FOREACH (c, &w->clients, worker_link) {
-        if (limit > 0) {
-            sweep_connection(c, now, limit, &reported);
-        }
+        sweep_connection(c, now, limit, &reported);
     }
     if (reported > LINES_MAX) {
         log_warning("NBD server: %u more requests have taken longer than %.1f s",
                     reported - LINES_MAX, (double)limit / 1e9);
     }
-    loop_timer_arm(timer, now + sweep_interval(limit));
+    atomic_store(&w->sweeping, false);
+}
+
+static void arm_timer(struct nbd_worker *w)
+{
+    int64_t limit = atomic_load(&limit_ns);
+
+    if (limit > 0) {
+        loop_timer_arm(&w->slow_timer, loop_now_ns() + sweep_interval(limit));
+    }
+}
+
+static void slow_timer_fired(struct loop_timer *timer)
+{
+    struct nbd_worker *w = container_of(timer, struct nbd_worker, slow_timer);
+
+    /* A reactor that is held up gets one sweep, however long that lasts. */
+    if (!atomic_exchange(&w->sweeping, true) && reactor_spawn(w->reactor, sweep_worker, w) < 0) {
+        atomic_store(&w->sweeping, false);
+    }
+    arm_timer(w);
 }
 
 void nbd_slow_worker_init(struct nbd_worker *w)
 {
     list_init(&w->clients);
-    loop_timer_init(&w->slow_timer, sweep);
+    loop_timer_init(&w->slow_timer, slow_timer_fired);
+}
+
+void nbd_slow_begin(struct nbd_worker *w)
+{
+    if (w->assigned++ == 0) {
+        arm_timer(w);
+    }
+}
+
+void nbd_slow_end(struct nbd_worker *w)
+{
+    if (--w->assigned == 0) {
+        loop_timer_disarm(&w->slow_timer);
+    }
 }
 
 void nbd_slow_watch(struct nbd_connection *c)
 {
-    struct nbd_worker *w = c->worker;
-
-    if (list_is_empty(&w->clients)) {
-        loop_timer_arm(&w->slow_timer, loop_now_ns() + sweep_interval(atomic_load(&limit_ns)));
-    }
-    list_append(&w->clients, &c->worker_link);
+    list_append(&c->worker->clients, &c->worker_link);
 }
 
 void nbd_slow_unwatch(struct nbd_connection *c)
 {
     list_remove(&c->worker_link);
-    if (list_is_empty(&c->worker->clients)) {
-        loop_timer_disarm(&c->worker->slow_timer);
-    }
 }
