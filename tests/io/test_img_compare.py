@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """img compare finds a single byte, wherever it is."""
 
-from tidemark import TestCase, img, qemu_io
+import subprocess
+
+from tidemark import TestCase, img, qemu_io, tool
 
 MIB = 1 << 20
 
@@ -54,6 +56,22 @@ class OneByte(TestCase):
                     self.assertEqual(self.compare(*paths)[0], 0)
                     self.change(paths[order], offset)
                     self.assertEqual(self.compare(*paths)[0], 1)
+
+
+class Order(TestCase):
+    def test_an_error_comes_before_the_warning_about_sizes(self):
+        small, large = self.create("small.raw", "1M", "raw"), self.create("large.raw", "2M", "raw")
+        with open(large, "r+b") as f:
+            f.seek(MIB)
+            f.write(b"\1")
+        failing = (f"driver=raw,file.driver=blkdebug,file.image.filename={large},"
+                   "file.inject-error.0.event=none,file.inject-error.0.sector=2048")  # fmt: skip
+        words = [*tool("img"), "compare", "--image-opts", f"driver=raw,file.filename={small}", failing]
+        result = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        lines = result.stdout.splitlines()
+        self.assertEqual((result.returncode, len(lines)), (4, 2), lines)
+        self.assertIn("Error while reading offset 1048576", lines[0])
+        self.assertEqual(lines[1], "Warning: Image size mismatch!")
 
 
 class Strict(TestCase):

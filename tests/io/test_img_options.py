@@ -257,6 +257,8 @@ class Refused(TestCase):
         self.refused("Compression and preallocation not supported at the same time",
                      "convert", "-c", "-O", "qcow2", "-o", "preallocation=full", disk, target)
         self.refused("Cannot use copy offloading in salvaging mode", "convert", "-C", "--salvage", disk, target)
+        self.refused("Having a backing file for the target makes no sense when concatenating multiple input images",
+                     "convert", "-B", disk, "-O", "qcow2", disk, disk, target)
         self.assertFalse(os.path.exists(target))
 
     def test_zero_is_no_limit(self):

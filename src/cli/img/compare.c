@@ -41,9 +41,13 @@ struct compare {
     struct error *err; /* of the command */
 };
 
+/* An error comes before the warning, as from qemu-img. */
 static void warn_about_sizes(struct compare *c)
 {
     if (c->sizes_differ && !c->quiet) {
+        if (error_is_set(c->err)) {
+            cli_report(c->err);
+        }
         printf("Warning: Image size mismatch!\n");
     }
     c->sizes_differ = false;

@@ -435,13 +435,14 @@ static int co_convert(const struct convert_request *q, int count, char **names, 
 {
     __attribute__((cleanup(co_convert_release))) struct convert c = {.request = q};
     const char *target = names[count - 1];
-    int r = check_backing_format(q, err);
+    int r;
 
     if (count > 2 && request_has_backing(q)) {
         return error_set(err, EINVAL,
                          "Having a backing file for the target makes no sense when concatenating "
                          "multiple input images");
     }
+    r = check_backing_format(q, err);
     UNLESS_FAILED(r, co_open_sources(&c, count - 1, names, err));
     if (q->bitmaps) {
         UNLESS_FAILED(r, check_source_bitmaps(&c, err));
