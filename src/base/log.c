@@ -23,6 +23,7 @@ static const struct {
 } levels[] = {
     [LOG_LEVEL_ERROR] = {"error", "<3>", ""},
     [LOG_LEVEL_WARNING] = {"warning", "<4>", "warning: "},
+    [LOG_LEVEL_NOTICE] = {"notice", "<5>", ""},
     [LOG_LEVEL_INFO] = {"info", "<6>", ""},
     [LOG_LEVEL_DEBUG] = {"debug", "<7>", "debug: "},
 };
@@ -144,7 +145,7 @@ void log_server_error(const char *fmt, ...)
     va_list ap;
 
     va_start(ap, fmt);
-    log_vprint(atomic_load(&is_server) ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, fmt, ap);
+    log_vprint(atomic_load(&is_server) ? LOG_LEVEL_ERROR : LOG_LEVEL_NOTICE, fmt, ap);
     va_end(ap);
 }
 

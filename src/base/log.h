@@ -8,13 +8,15 @@
  *            that other programs rely on               a client can't be served
  *   warning  an unexpected state; work continues       a bitmap is inconsistent;
  *                                                      a server broke the protocol
- *   info     what an administrator follows             a connection is lost and comes back;
+ *   notice   a rare event in normal operation          a connection is lost and comes back;
  *                                                      an image is repaired
+ *   info     what an administrator follows             a client connects or disconnects;
+ *                                                      an export is deleted
  *   debug    what a developer follows                  why io_uring is not used;
  *                                                      the text of a server's error
  *
  * Standard error may be the journal of systemd ($JOURNAL_STREAM names its device and inode): a line
- * then begins with the priority of its level, as in sd-daemon(3): <3>, <4>, <6>, <7>.
+ * then begins with the priority of its level, as in sd-daemon(3): <3>, <4>, <5>, <6>, <7>.
  */
 #ifndef TIDEMARK_BASE_LOG_H
 #define TIDEMARK_BASE_LOG_H
@@ -23,7 +25,13 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-enum log_level { LOG_LEVEL_ERROR, LOG_LEVEL_WARNING, LOG_LEVEL_INFO, LOG_LEVEL_DEBUG };
+enum log_level {
+    LOG_LEVEL_ERROR,
+    LOG_LEVEL_WARNING,
+    LOG_LEVEL_NOTICE,
+    LOG_LEVEL_INFO,
+    LOG_LEVEL_DEBUG,
+};
 
 /* The least important level that is printed; starts at LOG_LEVEL_WARNING. */
 void log_set_level(enum log_level level);
@@ -62,12 +70,13 @@ void log_write(enum log_level level, const char *lines, size_t size);
 
 /*
  * A failure that a tool reports at its end anyway, but that only the log of a server reports: an
- * error in a server, an info in a tool.
+ * error in a server, a notice in a tool.
  */
 void log_server_error(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #define log_error(...) log_print(LOG_LEVEL_ERROR, __VA_ARGS__)
 #define log_warning(...) log_print(LOG_LEVEL_WARNING, __VA_ARGS__)
+#define log_notice(...) log_print(LOG_LEVEL_NOTICE, __VA_ARGS__)
 #define log_info(...) log_print(LOG_LEVEL_INFO, __VA_ARGS__)
 #define log_debug(...) log_print(LOG_LEVEL_DEBUG, __VA_ARGS__)
 

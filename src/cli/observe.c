@@ -88,11 +88,11 @@ static int apply_log_level(const struct cli_observe *o, struct error *err)
 
     if (o->log_level && !log_level_parse(o->log_level, &level)) {
         return error_set(err, EINVAL,
-                         "Invalid log level '%s': must be error, warning, info or debug",
+                         "Invalid log level '%s': must be error, warning, notice, info or debug",
                          o->log_level);
     }
-    if (o->verbose && level < LOG_LEVEL_INFO) {
-        level = LOG_LEVEL_INFO;
+    if (o->verbose && level < LOG_LEVEL_NOTICE) {
+        level = LOG_LEVEL_NOTICE;
     }
     log_set_level(level);
     return 0;

@@ -13,7 +13,7 @@
 struct cli_observe {
     struct cli_items traces; /* values of --trace, in order */
     const char *log_level;   /* NULL: not given */
-    bool verbose;            /* -v: at least LOG_LEVEL_INFO, for faces that have it */
+    bool verbose;            /* -v: at least LOG_LEVEL_NOTICE, for faces that have it */
 };
 
 /* Release what it owns. */
@@ -30,7 +30,7 @@ static inline void cli_observe_clear(struct cli_observe *o)
     {"trace", 'T', CLI_REPEAT, &(o).traces, "PATTERN",                                             \
      "trace: [[enable=]PATTERN][,events=FILE][,file=FILE]; or help"},                              \
     {"log-level", 0, CLI_VALUE, &(o).log_level, "LEVEL",                                           \
-     "print messages up to: error, warning (default), info, debug"}
+     "print messages up to: error, warning (default), notice, info, debug"}
 /* clang-format on */
 
 /*

@@ -436,7 +436,7 @@ static bool co_try_to_connect(struct nbd_client *c)
 
         if (r == 0 && !c->closing) {
             c->wire = fresh;
-            log_info("%s: connected again", who);
+            log_notice("%s: connected again", who);
             return true;
         }
         nbd_wire_close(&fresh);
@@ -446,8 +446,8 @@ static bool co_try_to_connect(struct nbd_client *c)
             return false;
         }
         if (first && r < 0) {
-            log_info("%s: the connection is lost, and cannot be restored yet: %s", who,
-                     error_message(&err));
+            log_notice("%s: the connection is lost, and cannot be restored yet: %s", who,
+                       error_message(&err));
             first = false;
         }
         if (!c->closing) {

@@ -173,7 +173,7 @@ static int co_repair_dirty(struct qcow2 *q, struct error *err)
     struct block_check_result result;
     int r;
 
-    log_info("image '%s' was not closed cleanly: repairing it", block_node_display_name(q->node));
+    log_notice("image '%s' was not closed cleanly: repairing it", block_node_display_name(q->node));
     r = qcow2_co_check(q->node, BLOCK_CHECK_FIX_LEAKS | BLOCK_CHECK_FIX_ERRORS, &result, err);
     if (r == 0 && (q->header.incompatible & INCOMPAT_DIRTY)) {
         r = error_set(err, EIO,

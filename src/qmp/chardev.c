@@ -192,7 +192,7 @@ static int co_add_socket(struct chardev *c, struct options *opts, struct error *
     }
     c->unlink_path = TAKE_PTR(s.path);
     if (s.wait) {
-        log_info("waiting for a client of chardev '%s'", c->id);
+        log_notice("waiting for a client of chardev '%s'", c->id);
         waiting_fd = c->fd;
         r = loop_co_poll(c->fd, POLLIN, -1);
         r = waiting_fd < 0 ? -ECANCELED : r;

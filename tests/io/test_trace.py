@@ -188,7 +188,7 @@ class LogLevels(TraceTest):
         for face in ("io", "daemon", "nbd", "img"):
             result = run(*tool(face), "--log-level", "loud", check=False)
             self.assertEqual(result.returncode, 1)
-            self.assertIn("Invalid log level 'loud': must be error, warning, info or debug", result.stderr)
+            self.assertIn("Invalid log level 'loud': must be error, warning, notice, info or debug", result.stderr)
 
     def test_warnings_can_be_left_out(self):
         self.assertEqual(self.traced("--log-level", "error", "-T", "no_such_event"), "")
@@ -213,10 +213,10 @@ class LogLevels(TraceTest):
             result = io(uri, "read 0 512", fmt="raw", options=options, check=False)
             self.assertEqual(bool(line.search(result.stderr)), wanted, result.stderr)
 
-    def test_info_messages_are_printed_by_v(self):
+    def test_notices_are_printed_by_v(self):
         sock = self.path("sock2")
         disk = Image(self.create("unclean.qcow2"))
-        for options, wanted in (((), False), (("-v",), True), (("--log-level=info",), True),
+        for options, wanted in (((), False), (("-v",), True), (("--log-level=notice",), True),
                                 (("-v", "--log-level=error"), True)):  # fmt: skip
             disk.put64(72, 1)  # the dirty bit
             words = [*tool("nbd"), *options, "-f", "qcow2", "-k", sock, disk.path]
@@ -224,6 +224,7 @@ class LogLevels(TraceTest):
             server.wait_for(lambda: os.path.exists(sock), sock)
             server.stop()
             self.assertEqual("was not closed cleanly: repairing it" in server.log(), wanted, options)
+            self.assertNotIn("listens on", server.log())
 
     def test_findings_of_check_are_no_messages_of_the_program(self):
         disk = self.create("leaky.qcow2")

@@ -332,7 +332,7 @@ int cli_nbd_main(int argc, char **argv)
          "with -L: the name in the server's certificate"},
         {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL",
          "accepted without effect, with a warning"},
-        {"verbose", 'v', CLI_FLAG, &cl.observe.verbose, NULL, "verbose: as --log-level=info"},
+        {"verbose", 'v', CLI_FLAG, &cl.observe.verbose, NULL, "verbose: as --log-level=notice"},
         CLI_SERVING_ARGS(cl.serving),
         CLI_OBSERVE_ARGS(cl.observe),
         {"version", 'V', CLI_FLAG, &cl.version, NULL, "print the version"},
