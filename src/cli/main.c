@@ -3,8 +3,10 @@
  * One program with several faces. `tidemark FACE ...` runs one. Called by the name of one of QEMU's
  * tools (the links in build/compat), the program is the face that replaces that tool.
  */
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "cli/cli.h"
@@ -68,11 +70,33 @@ static int run_face(const struct face *face, bool compat, int argc, char **argv)
     return face->main(argc, argv);
 }
 
+/*
+ * A standard descriptor that is closed would be the next one that is opened: messages would be
+ * written to an image, and a server that goes to the background would put /dev/null over a socket.
+ * What takes the place refuses to be used as the descriptor is, as a closed one does.
+ */
+static bool fill_standard_descriptors(void)
+{
+    static const int modes[] = {
+        [STDIN_FILENO] = O_WRONLY, [STDOUT_FILENO] = O_RDONLY, [STDERR_FILENO] = O_RDONLY};
+
+    for (int fd = 0; fd < (int)ARRAY_SIZE(modes); fd++) {
+        /* open() takes the lowest one that is free. */
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", modes[fd]) != fd) {
+            return false;
+        }
+    }
+    return true;
+}
+
 int main(int argc, char **argv)
 {
     const char *slash = argc > 0 ? strrchr(argv[0], '/') : NULL;
     const char *called = slash ? slash + 1 : argc > 0 ? argv[0] : "tidemark";
 
+    if (!fill_standard_descriptors()) {
+        return 1;
+    }
     for (size_t i = 0; i < ARRAY_SIZE(faces); i++) {
         if (faces[i].compat_name && strcmp(called, faces[i].compat_name) == 0) {
             return run_face(&faces[i], true, argc, argv);

@@ -106,6 +106,22 @@ class FaceTest(TestCase):
             os.kill(pid, signal.SIGTERM)
         wait_until(lambda: not os.path.exists(self.socket), "the end of the server")
 
+    def test_standard_descriptors_may_be_closed(self):
+        """They are not what the server opens next: /dev/null is put over them with --fork."""
+        pid_file = self.path("pid")
+        closed = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+        run(*closed, *tool("nbd"), "--fork", "-t", "--pid-file", pid_file, "-k", self.socket,
+            "-f", "raw", self.disk)  # fmt: skip
+        with open(pid_file, encoding="ascii") as file:
+            pid = int(file.read())
+        try:
+            for descriptor in range(3):
+                self.assertEqual(os.readlink(f"/proc/{pid}/fd/{descriptor}"), "/dev/null")
+            io(nbd_uri(self.socket), "write -P 7 0 64k", "read -P 7 0 64k", fmt="raw")
+        finally:
+            os.kill(pid, signal.SIGTERM)
+        wait_until(lambda: not os.path.exists(self.socket), "the end of the server")
+
     def test_the_file_with_the_process_id_is_left(self):
         """Who asked for it removes it, and must not get an error because it is gone."""
         pid_file = self.path("pid")
