@@ -29,6 +29,11 @@
 #define LIFE_SECONDS 15
 /* Bytes that a request's head may have. */
 #define REQUEST_BYTES (16 * 1024)
+/*
+ * How long the thread rests after a turn in which no connection and no request came or went. With no
+ * descriptor left the listening socket stays ready, as clients cannot be accepted.
+ */
+#define REST_MS 10
 /* How long the main reactor may take to copy the figures. */
 #define SNAPSHOT_SECONDS 5
 
@@ -59,6 +64,7 @@ static struct {
     /* The thread's own, once it runs. */
     struct MHD_Daemon *daemon;
     struct list connections; /* of struct connection */
+    bool progress;           /* in this turn */
 
     pthread_mutex_t lock; /* guards all below, and orders */
     pthread_cond_t changed;
@@ -185,6 +191,7 @@ static enum MHD_Result handle(void *arg, struct MHD_Connection *c, const char *u
 {
     static char seen;
 
+    metrics.progress = true;
     /*
      * The first call is for the head alone. An answer to that ends the connection: no body is
      * taken.
@@ -213,6 +220,7 @@ static void note_connection(void *arg, struct MHD_Connection *c, void **context,
     const union MHD_ConnectionInfo *info;
     struct connection *conn = *context;
 
+    metrics.progress = true;
     if (code == MHD_CONNECTION_NOTIFY_CLOSED) {
         if (conn) {
             list_remove(&conn->link);
@@ -275,12 +283,16 @@ static void *metrics_thread(void *arg)
 
     pthread_setname_np(pthread_self(), "metrics");
     while (!is_stopping()) {
+        metrics.progress = false;
         (void)poll(fds, 2, wait_ms());
         if (MHD_run(metrics.daemon) != MHD_YES) {
             log_warning("The metrics endpoint has failed and is closed");
             break;
         }
         end_old_connections();
+        if (!metrics.progress) {
+            (void)poll(&fds[1], 1, REST_MS);
+        }
     }
     MHD_stop_daemon(metrics.daemon);
     return arg;

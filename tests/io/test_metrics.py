@@ -3,6 +3,7 @@
 
 import os
 import re
+import resource
 import socket
 import time
 
@@ -126,6 +127,26 @@ class Endpoint(tidemark.TestCase):
         except (BlockingIOError, TimeoutError):
             pass  # the backlog is full
         return sock
+
+    def test_the_thread_sleeps_when_no_descriptor_is_left(self):
+        tasks = f"/proc/{self.server.pid}/task"
+
+        def read(task, name):
+            with open(f"{tasks}/{task}/{name}", encoding="ascii") as f:
+                return f.read()
+
+        (thread,) = (t for t in os.listdir(tasks) if read(t, "comm") == "metrics\n")
+
+        def sleeps():
+            return int(re.search(r"^voluntary_ctxt_switches:\s+(\d+)", read(thread, "status"), re.M)[1])
+
+        limits = resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        self.connect()
+        before = sleeps()
+        tidemark.wait_until(lambda: sleeps() > before + 20, "a thread that sleeps")
+        resource.prlimit(self.server.pid, resource.RLIMIT_NOFILE, limits)
+        self.assertEqual(prometheus.request(self.metrics)[0], 200)
 
     def test_silent_clients_make_room(self):
         silent = [self.connect() for _ in range(40)]
