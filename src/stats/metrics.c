@@ -30,8 +30,8 @@
 /* Bytes that a request's head may have. */
 #define REQUEST_BYTES (16 * 1024)
 /*
- * How long the thread rests after a turn in which no connection and no request came or went. With no
- * descriptor left the listening socket stays ready, as clients cannot be accepted.
+ * How long the thread rests after a turn in which no connection and no request came or went. With
+ * no descriptor left the listening socket stays ready, as clients cannot be accepted.
  */
 #define REST_MS 10
 /* How long the main reactor may take to copy the figures. */
