@@ -7,8 +7,8 @@
 #include <time.h>
 
 #include "base/checked.h"
-#include "base/time_units.h"
 #include "base/size.h"
+#include "base/time_units.h"
 
 #define BAR_WIDTH 30
 #define REDRAW_NS (100 * NS_PER_MS)

@@ -78,7 +78,7 @@ int block_co_change_settle(struct error *err)
         return 0;
     }
     r = co_flush_left(err);
-    r = r < 0 ? r : block_co_perm_settle(err);
+    UNLESS_FAILED(r, block_co_perm_settle(err));
     trace_block_graph_settle(r);
     return r;
 }

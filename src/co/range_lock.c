@@ -9,8 +9,8 @@
  */
 #include <assert.h>
 
-#include "co/sync.h"
 #include "co/stall.h"
+#include "co/sync.h"
 #include "co/wake_list.h"
 
 void range_lock_init(struct range_lock *l)

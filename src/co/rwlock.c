@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <assert.h>
 
-#include "co/sync.h"
 #include "co/stall.h"
+#include "co/sync.h"
 #include "co/wait.h"
 #include "co/wake_list.h"
 

@@ -26,7 +26,6 @@
 #include "base/cleanup.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
 #include "qcow2/table/alloc.h"
@@ -34,6 +33,7 @@
 #include "qcow2/table/map.h"
 #include "qcow2/table/new_table.h"
 #include "qcow2/table/refcount.h"
+#include "qcow2/table/verdict.h"
 
 static int failed(struct qcow2 *q, const char *what, int r, struct error *err)
 {

@@ -7,12 +7,12 @@
 #include <string.h>
 
 #include "base/log.h"
-#include "block/control_lock.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "export/export.h"
-#include "qmp/commands.h"
 #include "qmp/command_lock.h"
+#include "qmp/commands.h"
 #include "qmp/transaction.h"
 
 /* --- blockdev-add ----------------------------------------------------------------------------- */

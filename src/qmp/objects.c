@@ -11,18 +11,18 @@
 
 static int iothread_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
-    struct reactor *r;
-    int rc = reactor_create(id, &r, err);
+    struct reactor *reactor;
+    int r = reactor_create(id, &reactor, err);
 
-    if (rc < 0) {
-        return rc;
+    if (r < 0) {
+        return r;
     }
     /* These options control how an iothread of QEMU polls. The reactor decides that for itself. */
     options_drop(opts, "poll-max-ns");
     options_drop(opts, "poll-grow");
     options_drop(opts, "poll-shrink");
     options_drop(opts, "aio-max-batch");
-    *ret_data = r;
+    *ret_data = reactor;
     return 0;
 }
 

@@ -10,6 +10,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "base/wildcard.h"
 #include "tls/internal.h"
 
 /* Rules of one list. */
@@ -50,34 +51,13 @@ static void rules_clear(struct rules *r)
     *r = (struct rules){0};
 }
 
-/* "*" stands for any characters, "?" for one. */
-static bool glob_matches(const char *pattern, const char *text)
-{
-    const char *star = NULL, *resume = NULL;
-
-    while (*text) {
-        if (*pattern == '*') {
-            star = pattern++;
-            resume = text;
-        } else if (*pattern == '?' || *pattern == *text) {
-            pattern++;
-            text++;
-        } else if (star) {
-            pattern = star + 1;
-            text = ++resume;
-        } else {
-            return false;
-        }
-    }
-    return pattern[strspn(pattern, "*")] == '\0';
-}
-
 static bool rules_allow(const struct rules *r, const char *identity)
 {
     for (size_t i = 0; i < r->count; i++) {
         const struct rule *rule = &r->list[i];
 
-        if (rule->glob ? glob_matches(rule->match, identity) : strcmp(rule->match, identity) == 0) {
+        if (rule->glob ? wildcard_matches(rule->match, identity)
+                       : strcmp(rule->match, identity) == 0) {
             return rule->allow;
         }
     }

@@ -9,8 +9,8 @@
 #include <string.h>
 #include <time.h>
 
-#include "base/cleanup.h"
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "tls/internal.h"
 
 enum role { ROLE_CA, ROLE_SERVER, ROLE_CLIENT };

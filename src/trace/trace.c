@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/wildcard.h"
 #include "trace/internal.h"
 
 /* "2026-11-28T22:33:09" */
@@ -28,31 +29,6 @@ bool trace_is_pattern(const char *pattern)
     return strchr(pattern, '*') || strchr(pattern, '?');
 }
 
-bool trace_matches(const char *pattern, const char *name)
-{
-    const char *star = NULL, *resume = NULL;
-
-    /*
-     * At a mismatch the latest star takes one character more. Earlier stars need not be tried
-     * again.
-     */
-    while (*name) {
-        if (*pattern == '*') {
-            star = pattern++;
-            resume = name;
-        } else if (*pattern == '?' || *pattern == *name) {
-            pattern++;
-            name++;
-        } else if (star) {
-            pattern = star + 1;
-            name = ++resume;
-        } else {
-            return false;
-        }
-    }
-    return pattern[strspn(pattern, "*")] == '\0';
-}
-
 const struct trace_event *trace_next_event(const char *pattern, const struct trace_event *event)
 {
     const struct trace_event *const *at = trace_events;
@@ -60,7 +36,7 @@ const struct trace_event *trace_next_event(const char *pattern, const struct tra
     while (event && *at && strcmp((*at)->name, event->name) <= 0) {
         at++;
     }
-    while (*at && !trace_matches(pattern, (*at)->name)) {
+    while (*at && !wildcard_matches(pattern, (*at)->name)) {
         at++;
     }
     return *at;

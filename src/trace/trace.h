@@ -33,11 +33,6 @@ struct trace_event;
 bool trace_is_pattern(const char *pattern);
 
 /*
- * Whether `name` matches `pattern`, in which `*` stands for any text and `?` for any one character.
- */
-bool trace_matches(const char *pattern, const char *name);
-
-/*
  * The next event, by name, that matches `pattern`, after `event` (NULL: the first one). NULL: no
  * more.
  */

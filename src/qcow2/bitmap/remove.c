@@ -5,9 +5,9 @@
 #include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/header/header.h"
 #include "qcow2/table/commit.h"
+#include "qcow2/table/verdict.h"
 
 int qcow2_co_can_store_bitmap(struct block_node *node, const char *name, uint32_t granularity,
                               struct error *err)

@@ -9,8 +9,8 @@
 
 #include "block/driver.h"
 #include "qcow2/check/reference_counts.h"
-#include "qcow2/snapshot/snapshot.h"
 #include "qcow2/image.h"
+#include "qcow2/snapshot/snapshot.h"
 
 /* At most this many findings are printed; further ones are only counted. */
 #define CHECK_REPORTS_MAX 1000

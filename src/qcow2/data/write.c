@@ -17,10 +17,10 @@
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/data/data.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
+#include "qcow2/table/verdict.h"
 
 #define ZERO_PAGE_SIZE (64 * KiB)
 /* Commit first, rather than grow the file, when this many bytes wait to be freed. */

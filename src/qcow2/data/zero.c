@@ -18,10 +18,10 @@
 
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
+#include "qcow2/table/verdict.h"
 
 enum change { CHANGE_ZERO_KEEP, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_FORGET, CHANGE_DROP };
 

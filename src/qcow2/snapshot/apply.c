@@ -5,7 +5,6 @@
 
 #include "base/cleanup.h"
 #include "base/log.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/header/header.h"
 #include "qcow2/options.h"
 #include "qcow2/snapshot/operation.h"
@@ -13,6 +12,7 @@
 #include "qcow2/table/commit.h"
 #include "qcow2/table/l1.h"
 #include "qcow2/table/new_table.h"
+#include "qcow2/table/verdict.h"
 
 /*
  * Switches to an L1 table that is on disk, in memory and in the header. On failure the old one

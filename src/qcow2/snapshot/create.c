@@ -7,12 +7,12 @@
 #include <time.h>
 
 #include "base/cleanup.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/snapshot/operation.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/new_table.h"
+#include "qcow2/table/verdict.h"
 
 static struct qcow2_snapshot *new_snapshot(struct qcow2 *q, const char *name)
 {

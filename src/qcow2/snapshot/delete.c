@@ -4,14 +4,14 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/log.h"
 #include "base/cleanup.h"
-#include "qcow2/table/verdict.h"
+#include "base/log.h"
 #include "qcow2/snapshot/operation.h"
 #include "qcow2/snapshot/references.h"
 #include "qcow2/snapshot/table.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/l1.h"
+#include "qcow2/table/verdict.h"
 
 /*
  * Releases the references of a snapshot that the header does not name any more. After a failure its

@@ -6,11 +6,11 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/map.h"
 #include "qcow2/table/refcount.h"
+#include "qcow2/table/verdict.h"
 
 /* --- walking ---------------------------------------------------------------------------------- */
 

@@ -14,8 +14,8 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/table/refcount.h"
+#include "qcow2/table/verdict.h"
 
 /*
  * Limit of clusters beyond the end of the file that have a refcount. A crash leaves some that were

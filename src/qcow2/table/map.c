@@ -5,8 +5,8 @@
 #include <stdlib.h>
 
 #include "base/cleanup.h"
-#include "qcow2/table/verdict.h"
 #include "qcow2/table/alloc.h"
+#include "qcow2/table/verdict.h"
 
 /* Whether a host offset of 0 means "at the beginning of the data file" rather than "nowhere". */
 static bool has_place(const struct qcow2 *q, uint64_t entry)

@@ -4,8 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "qcow2/table/verdict.h"
 #include "qcow2/table/l1.h"
+#include "qcow2/table/verdict.h"
 
 /* --- the set ---------------------------------------------------------------------------------- */
 
