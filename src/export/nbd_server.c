@@ -67,6 +67,7 @@ static int listen_unix(const char *path, int *ret_fd, struct error *err)
 {
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     AUTO_CLOSE int fd = -1;
+    int r;
 
     if (path[0] == '\0' || strlen(path) >= sizeof(addr.sun_path)) {
         return error_set(err, EINVAL, "UNIX socket path '%s' has to have 1 to %zu bytes", path,
@@ -77,13 +78,9 @@ static int listen_unix(const char *path, int *ret_fd, struct error *err)
     if (fd < 0) {
         return error_set_errno(err, errno, "Failed to create a socket");
     }
-    if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        int cause = errno;
-
-        if (cause != EADDRINUSE || !unix_socket_is_stale(&addr) || unlink(path) < 0 ||
-            bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-            return error_set_errno(err, cause, "Failed to bind socket to %s", path);
-        }
+    r = unix_socket_bind(fd, &addr);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Failed to bind socket to %s", path);
     }
     if (listen(fd, BACKLOG) < 0) {
         return error_set_errno(err, errno, "Failed to listen on socket %s", path);

@@ -68,6 +68,7 @@ static int chardev_listen_unix(const char *path, struct error *err)
 {
     AUTO_CLOSE int fd = -1;
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    int r;
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
         return error_set(err, ENAMETOOLONG, "UNIX socket path '%s' is too long: at most %zu bytes",
@@ -78,12 +79,9 @@ static int chardev_listen_unix(const char *path, struct error *err)
     if (fd < 0) {
         return error_set_errno(err, errno, "Failed to create a socket");
     }
-    if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        if (errno != EADDRINUSE || !unix_socket_is_stale(&addr) || unlink(path) < 0 ||
-            bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-            return error_set_errno(err, errno ? errno : EADDRINUSE, "Failed to bind socket to %s",
-                                   path);
-        }
+    r = unix_socket_bind(fd, &addr);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Failed to bind socket to %s", path);
     }
     if (listen(fd, BACKLOG) < 0) {
         return error_set_errno(err, errno, "Failed to listen on socket %s", path);

@@ -20,6 +20,7 @@ static int listen_unix(const char *path, int *ret_fd, char **ret_path, struct er
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     AUTO_FREE char *copy = strdup(path);
     AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    int r;
 
     if (strlen(path) >= sizeof(addr.sun_path)) {
         return error_set(err, EINVAL, "The path of the socket has more than %zu bytes",
@@ -29,13 +30,9 @@ static int listen_unix(const char *path, int *ret_fd, char **ret_path, struct er
     if (fd < 0 || !copy) {
         return error_set_errno(err, fd < 0 ? errno : ENOMEM, "Could not make a socket");
     }
-    if (bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-        int cause = errno;
-
-        if (cause != EADDRINUSE || !unix_socket_is_stale(&addr) || unlink(path) < 0 ||
-            bind(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-            return error_set_errno(err, cause, "Could not bind the socket");
-        }
+    r = unix_socket_bind(fd, &addr);
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not bind the socket");
     }
     if (listen(fd, BACKLOG) < 0) {
         return error_set_errno(err, errno, "Could not listen");

@@ -146,6 +146,20 @@ class FaceTest(TestCase):
         with RawClient(self.socket) as client:
             client.go()
 
+    def test_a_file_in_the_place_of_a_socket_is_kept(self):
+        serve = ("-f", "raw", self.disk)
+        monitor = f"socket,id=qmp,path={self.disk},server=on,wait=off"
+        for command in (
+            (*tool("nbd"), "-k", self.disk, *serve),
+            (*tool("nbd"), "-k", self.socket, "--metrics", self.disk, *serve),
+            (*tool("daemon"), "--chardev", monitor, "--monitor", "qmp"),
+        ):
+            with self.subTest(command[-3]):
+                result = run(*command, check=False, timeout=10)
+                self.assertEqual(result.returncode, 1)
+                self.assertIn("Address already in use", result.stderr)
+                self.assertEqual(os.path.getsize(self.disk), SIZE)
+
     def test_tcp(self):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
