@@ -226,7 +226,8 @@ class Addresses(tidemark.TestCase):
 
     def test_wrong_addresses(self):
         disk = self.create("disk.raw", "1M", "raw")
-        for address in ("", ":", "host:", "1:2:3", "x" * 200 + "/y", "/nowhere/socket", "a:b:c"):
+        for address in ("", ":", "host:", "1:2:3", "x" * 200 + "/y", "/nowhere/socket", "a:b:c",
+                        "0", "localhost:0", "65536", "70000", "9" * 30):  # fmt: skip
             with self.subTest(address):
                 result = tidemark.run(
                     *tidemark.tool("nbd"), "-k", self.path("s"), "-f", "raw",
