@@ -7,16 +7,6 @@
 
 #include "base/checked.h"
 
-size_t iov_total(const struct iovec *vec, int count)
-{
-    size_t total = 0;
-
-    for (int i = 0; i < count; i++) {
-        total += vec[i].iov_len;
-    }
-    return total;
-}
-
 /* A walk over the pieces of a range of `v`: each element's part. */
 struct iov_walk {
     struct iov v;

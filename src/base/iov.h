@@ -27,9 +27,6 @@ static inline struct iov iov_from_buf(struct iovec *storage, void *buf, size_t s
     return (struct iov){.vec = storage, .count = 1, .size = size};
 }
 
-/* Sum of the lengths of `count` elements. */
-size_t iov_total(const struct iovec *vec, int count);
-
 /*
  * Fill `out` (room for `out_count` elements) with the part [offset, offset + size) of `v`. Returns
  * the number of elements used, or -E2BIG if there is too little room.

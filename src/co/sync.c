@@ -63,16 +63,6 @@ static struct co *queue_pop(struct co_queue *q)
     return co_from_link(link);
 }
 
-bool co_queue_wake_one(struct co_queue *q)
-{
-    struct co *co = queue_pop(q);
-
-    if (co) {
-        co_wake(co);
-    }
-    return co != NULL;
-}
-
 void co_queue_wake_all(struct co_queue *q)
 {
     co_wake_list(&q->waiters);

@@ -43,7 +43,7 @@ void co_queue_init(struct co_queue *q);
 bool co_queue_is_empty(const struct co_queue *q);
 
 /*
- * Wait at the end of `q` until a wake function below removes the caller. `guard`, the owner's
+ * Wait at the end of `q` until co_queue_wake_all() removes the caller. `guard`, the owner's
  * mutex, is held on entry, released while the caller waits, and NOT held on return. Always yields.
  */
 void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard);
@@ -54,9 +54,6 @@ void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard);
  */
 void co_queue_wait_for_release(struct co_queue *q, pthread_mutex_t *guard, const char *what,
                                const char *object, int fd);
-
-/* Wake the coroutine that has waited longest; false if none waits. The owner's mutex is held. */
-bool co_queue_wake_one(struct co_queue *q);
 
 /* Wake all, the one that has waited longest first. The owner's mutex is held. */
 void co_queue_wake_all(struct co_queue *q);

@@ -329,14 +329,6 @@ void nbd_put_u32(struct strbuf *sb, uint32_t v)
     strbuf_append(sb, buf, sizeof(buf));
 }
 
-void nbd_put_u64(struct strbuf *sb, uint64_t v)
-{
-    uint8_t buf[8];
-
-    store_be64(buf, v);
-    strbuf_append(sb, buf, sizeof(buf));
-}
-
 void nbd_put_string(struct strbuf *sb, const char *s)
 {
     size_t len = strlen(s);

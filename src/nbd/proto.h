@@ -305,7 +305,6 @@ bool nbd_option_reply_decode(const uint8_t buf[static NBD_OPTION_REPLY_HEADER_SI
 /* Append a big-endian number. */
 void nbd_put_u16(struct strbuf *sb, uint16_t v);
 void nbd_put_u32(struct strbuf *sb, uint32_t v);
-void nbd_put_u64(struct strbuf *sb, uint64_t v);
 /* Append the length of a string as u32, and the string. */
 void nbd_put_string(struct strbuf *sb, const char *s);
 

@@ -48,11 +48,6 @@ size_t nbd_server_client_count(const struct nbd_server *s)
     return s->connection_count;
 }
 
-unsigned nbd_server_max_connections(const struct nbd_server *s)
-{
-    return s->config.max_connections;
-}
-
 static void wake_acceptor(struct nbd_server *s)
 {
     if (s->acceptor_waiter) {

@@ -82,8 +82,6 @@ void nbd_server_free(struct nbd_server *s);
 
 /* Clients now, in any phase. */
 size_t nbd_server_client_count(const struct nbd_server *s);
-/* As configured. */
-unsigned nbd_server_max_connections(const struct nbd_server *s);
 
 /* --- exports -------------------------------------------------------------------------------- */
 
