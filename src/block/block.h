@@ -170,7 +170,6 @@ void block_co_root_settle(struct block_root *root);
  */
 struct block_edge *block_root_edge(struct block_root *root);
 struct block_node *block_root_node(const struct block_root *root);
-const char *block_root_user(const struct block_root *root);
 /* Errors as of block_co_root_new(); on failure the old permissions stay in force. */
 int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shared,
                            struct error *err);
@@ -237,9 +236,6 @@ void block_drain_end(struct block_node *node);
  * block_drain_end().
  */
 void block_co_drain_begin_many(struct block_node *const *nodes, size_t count);
-/* All nodes. */
-void block_co_drain_all_begin(void);
-void block_drain_all_end(void);
 
 /*
  * A drain that does not stop one root: that of a job which goes on alone. The caller's memory;

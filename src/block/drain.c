@@ -2,10 +2,10 @@
 /*
  * Drain.
  *
- * A root is quiesced while a node that it reaches has drain_depth > 0 (or all nodes are drained),
- * or is under a partial drain that excepts another root. The state is derived from the graph, never
- * counted: after each change of a depth or of the graph, block_drain_update() compares and acts. So
- * roots that appear, move or vanish in a drained section need no bookkeeping.
+ * A root is quiesced while a node that it reaches has drain_depth > 0, or is under a partial drain
+ * that excepts another root. The state is derived from the graph, never counted: after each change
+ * of a depth or of the graph, block_drain_update() compares and acts. So roots that appear, move or
+ * vanish in a drained section need no bookkeeping.
  *
  *   request:  count[reactor]++ ; if quiesced: count--, wait      (both sides sequentially
  *   drainer:  quiesced = true ; wait until sum(count) == 0         consistent)
@@ -17,7 +17,6 @@
 #include "co/stall.h"
 #include "trace/events.h"
 
-static unsigned drain_all_depth;
 static struct list partial_drains = LIST_INIT(partial_drains); /* of struct block_drain */
 
 static bool root_is_idle(struct block_root *root)
@@ -218,7 +217,7 @@ static void start_wanting(struct list *nodes)
     struct block_node *node;
 
     LIST_FOREACH (node, nodes, link) {
-        node->want_quiesced = drain_all_depth > 0;
+        node->want_quiesced = false;
     }
 }
 
@@ -239,7 +238,7 @@ void block_drain_update(void)
     start_wanting(&block_all_nodes);
     start_wanting(&block_hidden_nodes);
     LIST_FOREACH (root, &block_all_roots, link) {
-        root->want_quiesced = drain_all_depth > 0;
+        root->want_quiesced = false;
     }
     want_from(&block_all_nodes);
     want_from(&block_hidden_nodes);
@@ -283,18 +282,6 @@ static struct block_root *find_busy_root(const struct block_root *but, unsigned 
     return NULL;
 }
 
-static struct block_root *find_any_busy_root(void)
-{
-    struct block_root *root;
-
-    LIST_FOREACH (root, &block_all_roots, link) {
-        if (root_is_busy(root)) {
-            return root;
-        }
-    }
-    return NULL;
-}
-
 /*
  * Wait until no work that reaches `node` is in flight. The graph may change in each wait: then
  * begin again.
@@ -312,33 +299,6 @@ static void co_wait_above(struct block_node *node, const struct block_root *but)
         if (root) {
             co_root_wait_idle(root);
         } else if (busy) {
-            loop_co_sleep(DRAIN_RETRY_NS);
-        } else {
-            return;
-        }
-    }
-}
-
-static bool any_node_is_busy(void)
-{
-    struct block_node *node;
-
-    LIST_FOREACH (node, &block_all_nodes, link) {
-        if (node_is_busy(node)) {
-            return true;
-        }
-    }
-    return false;
-}
-
-static void co_wait_all(void)
-{
-    for (;;) {
-        struct block_root *root = find_any_busy_root();
-
-        if (root) {
-            co_root_wait_idle(root);
-        } else if (any_node_is_busy()) {
             loop_co_sleep(DRAIN_RETRY_NS);
         } else {
             return;
@@ -391,21 +351,5 @@ void block_drain_end_but(struct block_drain *d)
 {
     trace_block_drain_end(d->node->name);
     list_remove(&d->link);
-    block_drain_update();
-}
-
-void block_co_drain_all_begin(void)
-{
-    trace_block_drain_begin("*");
-    drain_all_depth++;
-    block_drain_update();
-    co_wait_all();
-    trace_block_drain_ready("*");
-}
-
-void block_drain_all_end(void)
-{
-    trace_block_drain_end("*");
-    drain_all_depth--;
     block_drain_update();
 }

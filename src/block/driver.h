@@ -60,7 +60,6 @@ struct block_edge {
 struct block_node {
     /* Unique; generated ("#block123") if the user gave none. */
     char *name;
-    bool has_user_name;
     bool monitor_owned;
     bool read_only;
     /* A leaf that can't be written may be opened read-only instead. */

@@ -179,11 +179,6 @@ struct block_node *block_root_node(const struct block_root *root)
     return root->edge.node;
 }
 
-const char *block_root_user(const struct block_root *root)
-{
-    return root->edge.name;
-}
-
 int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shared,
                            struct error *err)
 {

@@ -56,11 +56,6 @@ static const char *const names[BLOCK_EVENT_COUNT] = {
     [BLOCK_EVENT_CLUSTER_ALLOC_SPACE] = "cluster_alloc_space",
 };
 
-const char *block_event_name(enum block_event event)
-{
-    return names[event];
-}
-
 int block_event_find(const char *name)
 {
     for (int i = 0; i < BLOCK_EVENT_COUNT; i++) {

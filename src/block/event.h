@@ -58,9 +58,7 @@ enum block_event {
     BLOCK_EVENT_COUNT
 };
 
-/* "l2_load". Never NULL. Any thread. */
-const char *block_event_name(enum block_event event);
-/* By name; -1 if there is none. Any thread. */
+/* The event of this name ("l2_load"); -1 if there is none. Any thread. */
 int block_event_find(const char *name);
 
 #endif

@@ -65,11 +65,6 @@ const char *block_node_name(const struct block_node *node)
     return node->name;
 }
 
-bool block_node_has_user_name(const struct block_node *node)
-{
-    return node->has_user_name;
-}
-
 const char *block_node_filename(const struct block_node *node)
 {
     return node->filename ? node->filename : "";
@@ -173,24 +168,6 @@ void block_node_forget_name(struct block_node *node)
 bool block_node_in_use(const struct block_node *node)
 {
     return !list_is_empty(&node->parents);
-}
-
-static void describe_edge(const struct block_edge *edge, char *buf, size_t buf_size)
-{
-    if (edge->root) {
-        snprintf(buf, buf_size, "%s", edge->name);
-    } else {
-        snprintf(buf, buf_size, "node '%s' as '%s'", edge->parent->name, edge->name);
-    }
-}
-
-const char *block_node_describe_user(const struct block_node *node, char *buf, size_t buf_size)
-{
-    buf[0] = '\0';
-    if (block_node_in_use(node)) {
-        describe_edge(LIST_FIRST(&node->parents, struct block_edge, in_node), buf, buf_size);
-    }
-    return buf;
 }
 
 struct block_node *block_edge_node(const struct block_edge *edge)

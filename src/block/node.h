@@ -92,7 +92,6 @@ struct block_node *block_node_next(struct block_node *node);
 
 /* Never NULL: a node that the user did not name is "#block123". */
 const char *block_node_name(const struct block_node *node);
-bool block_node_has_user_name(const struct block_node *node);
 /* The name for messages: the filename if there is one, else the node name. Never NULL. */
 const char *block_node_display_name(const struct block_node *node);
 /* The filename as given (plain path or URI), or a json: string; "" if there is none. */
@@ -203,11 +202,6 @@ struct block_node *block_node_backing(struct block_node *node);
 bool block_node_reaches(struct block_node *from, const struct block_node *to);
 /* Whether any edge points to the node. */
 bool block_node_in_use(const struct block_node *node);
-/*
- * One user of the node for messages: "NBD export 'x'" or "node 'top' as 'backing'". `buf` has at
- * least 128 bytes.
- */
-const char *block_node_describe_user(const struct block_node *node, char *buf, size_t buf_size);
 /*
  * Iterate over the edges to children, in the order in which they were attached, and over those from
  * parents: NULL begins, NULL ends. The graph must not change meanwhile.

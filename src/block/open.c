@@ -76,7 +76,6 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
         if (name_is_taken(name)) {
             return error_set(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
         }
-        node->has_user_name = true;
         node->name = TAKE_PTR(name);
     } else if (asprintf(&node->name, "#block%u", serial++) < 0) {
         node->name = NULL;
