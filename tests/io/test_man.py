@@ -20,10 +20,11 @@ class ManualPages(TestCase):
         with open(os.path.join(MAN, name), encoding="utf-8") as page:
             return page.read().replace("\\-", "-")
 
-    def assert_names(self, section, help_text):
+    def assert_names(self, where, section, help_text):
         shown = {word.replace(" ", "") for word in re.findall(r"Fl (-?[\w-]+)", section)}
         for option in options(help_text) - {"--help"}:
-            self.assertIn(option[1:], shown)
+            if option[1:] not in shown:
+                self.fail(f"{where}: no .It for the option {option} of --help")
 
     def test_img_has_every_command_and_option(self):
         sections = re.split(r"^\.S[sh] (.*)$", self.page("tidemark-img.1"), flags=re.M)
@@ -32,13 +33,17 @@ class ManualPages(TestCase):
         self.assertGreater(len(commands), 10)
         for command in commands:
             with self.subTest(command):
-                self.assert_names(text[command], img(command, "--help").stdout)
+                if command not in text:
+                    self.fail(f"man/tidemark-img.1: no .Ss for the sub-command {command}")
+                where = f"man/tidemark-img.1, section {command}"
+                self.assert_names(where, text[command], img(command, "--help").stdout)
 
     def test_io_has_every_option_and_command(self):
         page = self.page("tidemark-io.1")
-        self.assert_names(page, run(*tool("io"), "--help").stdout)
+        self.assert_names("man/tidemark-io.1", page, run(*tool("io"), "--help").stdout)
         for command in re.findall(r"^(\w+) ?.* -- ", run(*tool("io"), "-c", "help").stdout, re.M):
-            self.assertIn(f".It Cm {command}", page)
+            if f".It Cm {command}" not in page:
+                self.fail(f"man/tidemark-io.1: no .It Cm for the command {command}")
 
     def test_every_other_face_has_a_page_with_its_options(self):
         listed = run(TIDEMARK, "--help").stdout.split("faces:\n")[1].split("\n\n")[0]
@@ -49,7 +54,8 @@ class ManualPages(TestCase):
                 page = self.page(f"tidemark-{face}.1")
                 self.assertIn(f".It Cm {face}\n", self.page("tidemark.1"))
                 if face not in ("img", "io"):
-                    self.assert_names(page, run(*tool(face), "--help").stdout)
+                    where = f"man/tidemark-{face}.1"
+                    self.assert_names(where, page, run(*tool(face), "--help").stdout)
                     self.assert_no_others(page, run(*tool(face), "--help").stdout)
 
     def assert_no_others(self, page, help_text):

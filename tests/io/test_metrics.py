@@ -93,7 +93,11 @@ class Endpoint(tidemark.TestCase):
         m = prometheus.scrape(self.metrics)
         with open(DOCUMENT, encoding="utf-8") as page:
             rows = re.findall(r"^\| `((?:tidemark|process)_\w+)` \| (\w+) \|", page.read(), re.M)
-        self.assertEqual(sorted(rows), sorted(m.types.items()))
+        for name, kind in sorted(set(m.types.items()) - set(rows)):
+            self.fail(f"docs/statistics.md, 'All metrics': no row for the {kind} `{name}`")
+        for name, kind in sorted(set(rows) - set(m.types.items())):
+            self.fail(f"docs/statistics.md, 'All metrics': there is no {kind} `{name}`")
+        self.assertEqual(len(rows), len(m.types), "a row of docs/statistics.md stands twice")
 
     def test_other_requests(self):
         self.assertEqual(prometheus.request(self.metrics, url="/")[0], 200)

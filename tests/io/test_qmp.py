@@ -240,6 +240,11 @@ class SchemaTest(QmpTest):
             sorted(n for n, s in self.schema.items() if s["meta-type"] == "command"),
         )
 
+    def test_the_table_of_commands_is_sorted(self):
+        commands = [c["name"] for c in self.qmp.command("query-commands")]
+        for one, next_one in zip(commands, commands[1:]):
+            self.assertLess(one, next_one, "order of qmp_commands in src/qmp/table.c")
+
     def check(self, type_name, value, path=""):
         """Whether a value is what the schema says."""
         entry = self.schema[type_name]
@@ -353,6 +358,8 @@ class SchemaTest(QmpTest):
         for name, entry in self.schema.items():
             if entry["meta-type"] not in ("command", "event") or name in self.OWN_COMMANDS:
                 continue
+            if name not in theirs:
+                self.fail(f"QEMU's daemon does not have {name}: is it for OWN_COMMANDS?")
             for key in {"arg-type", "ret-type"} & set(entry):
                 mine = self.expand(self.schema, entry[key])
                 yours = self.expand(theirs, theirs[name][key])

@@ -24,6 +24,12 @@ class QmpReference(TestCase):
         rows = re.findall(r"^\| `([\w-]+)` \|(.*)\|$", text, re.M)
         return {name: [column.strip() for column in rest.split("|")] for name, rest in rows}
 
+    def assert_rows(self, title, rows, names):
+        for missing in sorted(names - set(rows)):
+            self.fail(f"docs/qmp.md, table of '{title}': no row for '{missing}'")
+        for other in sorted(set(rows) - names):
+            self.fail(f"docs/qmp.md, table of '{title}': the schema does not have '{other}'")
+
     def members(self, name):
         """Of a type of the schema: the members, those of its variants too: name -> optional."""
         found = {}
@@ -39,12 +45,12 @@ class QmpReference(TestCase):
         shown = {}
         for left, argument in re.findall(r"(\[?)`([\w-]+)`", column):
             shown[argument] = left == "["
-        self.assertEqual(shown, members, name)
+        self.assertEqual(shown, members, f"docs/qmp.md: arguments of {name} (True: optional)")
 
     def test_commands(self):
         rows = self.section("Commands")
         commands = [t for t in self.types.values() if t["meta-type"] == "command"]
-        self.assertEqual(sorted(rows), sorted(c["name"] for c in commands))
+        self.assert_rows("Commands", rows, {c["name"] for c in commands})
         for command in commands:
             with self.subTest(command["name"]):
                 members = self.members(command["arg-type"])
@@ -58,7 +64,7 @@ class QmpReference(TestCase):
     def test_events(self):
         rows = self.section("Events")
         events = [t for t in self.types.values() if t["meta-type"] == "event"]
-        self.assertEqual(sorted(rows), sorted(e["name"] for e in events))
+        self.assert_rows("Events", rows, {e["name"] for e in events})
         for event in events:
             with self.subTest(event["name"]):
                 members = self.members(event["arg-type"])
