@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Names and members are those of QEMU's QAPI schema (QMP reference manual of qemu-storage-daemon),
- * as far as they are supported. blockdev-replace and query-nbd-server are Tidemark's own.
+ * as far as they are supported. docs/qmp.md says which commands are Tidemark's own.
  */
 #include "qmp/table.h"
 
