@@ -4,6 +4,7 @@
  * handler.
  */
 #include <signal.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -18,7 +19,8 @@ static const int signals[] = {SIGABRT};
 static const int signals[] = {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 #endif
 
-static atomic_flag dumping = ATOMIC_FLAG_INIT;
+/* The thread that writes the events; 0: none. */
+static _Atomic pid_t writer;
 
 static void put_line(const char *line, size_t size)
 {
@@ -56,27 +58,32 @@ static void put_heading(int signal)
 }
 
 /*
- * The default action is in force again. A signal that an instruction caused comes again with the
- * instruction.
+ * One thread writes, while others that crash as well wait for the end of the process; with the
+ * default action in force, a second crash would cut the events short. A crash of the writer itself
+ * ends the process: all signals are blocked, and the kernel does not let a fault wait.
  */
-static void on_crash(int signal, siginfo_t *info, void *context)
+static void on_crash(int signal_number, siginfo_t *info, void *context)
 {
-    if (atomic_flag_test_and_set(&dumping)) {
+    pid_t nobody = 0, self = gettid();
+
+    if (atomic_compare_exchange_strong(&writer, &nobody, self)) {
+        put_heading(signal_number);
+        trace_ring_each(put_line);
+    } else if (nobody != self) {
         for (;;) {
-            pause(); /* another thread writes, and ends the process */
+            pause();
         }
     }
-    put_heading(signal);
-    trace_ring_each(put_line);
+    /* A signal that an instruction caused comes again with the instruction. */
+    (void)signal(signal_number, SIG_DFL);
     if (info->si_code <= 0) {
-        raise(signal); /* was sent; delivered when the handler returns */
+        raise(signal_number); /* was sent; delivered when the handler returns */
     }
 }
 
 void trace_crash_init(void)
 {
-    struct sigaction action = {.sa_sigaction = on_crash,
-                               .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESETHAND};
+    struct sigaction action = {.sa_sigaction = on_crash, .sa_flags = SA_SIGINFO | SA_ONSTACK};
 
     for (const struct trace_event *const *e = trace_events; *e; e++) {
         if ((*e)->always) {

@@ -307,6 +307,27 @@ static void crash_by_overflow(void)
     pthread_join(thread, NULL);
 }
 
+static void *crash_soon_thread(void *arg)
+{
+    trace_thread_begin("other");
+    usleep(200000);
+    crash_by_pointer();
+    return arg;
+}
+
+/* Standard error takes no more than a page until the test reads it. */
+static void crash_by_two_threads(void)
+{
+    pthread_t thread;
+
+    for (int i = 0; i < 60; i++) {
+        trace_co_stall("a wait with a long name, so that a page is full before all are written",
+                       NULL, 0, i);
+    }
+    assert_int_equal(pthread_create(&thread, NULL, crash_soon_thread, NULL), 0);
+    crash_by_pointer();
+}
+
 /* Run `crash` in a child, and check that `signal` ends it. Returns what it wrote to its log. */
 static char *crash_text(void (*crash)(void), int signal)
 {
@@ -356,6 +377,42 @@ static void test_other_crashes_print_the_rings(void **state)
 #endif
 }
 
+/* The log of the first thread is read after half a second; meanwhile the second crashes. */
+static void test_a_second_crash_does_not_cut_the_first_short(void **state)
+{
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    AUTO_CLOSE int in = -1;
+    char text[64 * 1024];
+    size_t size = 0;
+    int ends[2], status;
+    ssize_t n;
+    pid_t pid;
+
+    assert_int_equal(pipe(ends), 0);
+    assert_true(fcntl(ends[1], F_SETPIPE_SZ, 4096) > 0);
+    pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        dup2(ends[1], STDERR_FILENO);
+        trace_crash_init();
+        crash_by_two_threads();
+        _exit(0);
+    }
+    close(ends[1]);
+    in = ends[0];
+    usleep(500000);
+    while ((n = read(in, text + size, sizeof(text) - 1 - size)) > 0) {
+        size += (size_t)n;
+    }
+    text[size] = '\0';
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+    assert_non_null(strstr(text, " ms=59\n"));
+#else
+    (void)crash_by_two_threads;
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -376,6 +433,7 @@ int main(void)
         cmocka_unit_test(test_rings_of_all_threads_are_merged_by_time),
         cmocka_unit_test(test_abort_prints_the_rings),
         cmocka_unit_test(test_other_crashes_print_the_rings),
+        cmocka_unit_test(test_a_second_crash_does_not_cut_the_first_short),
     };
 
     return cmocka_run_group_tests_name("trace", tests, NULL, NULL);
