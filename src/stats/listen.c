@@ -75,7 +75,7 @@ static int split(char *text, const char **ret_host, const char **ret_port)
     return colon[1] ? 0 : -EINVAL;
 }
 
-/* A number from 1 to 65535, or the name of a service. getaddrinfo() takes larger ones, modulo 65536. */
+/* 1 to 65535, or the name of a service. getaddrinfo() takes larger numbers, modulo 65536. */
 static bool port_is_valid(const char *port)
 {
     bool is_number = port[strspn(port, "0123456789")] == '\0';

@@ -19,6 +19,7 @@
 #include "loop/loop.h"
 #include "stats/listen.h"
 #include "stats/prometheus.h"
+#include "trace/trace.h"
 
 #include "stats/microhttpd_lazy.h"
 
@@ -282,6 +283,7 @@ static void *metrics_thread(void *arg)
                             {.fd = metrics.stop_fd, .events = POLLIN}};
 
     pthread_setname_np(pthread_self(), "metrics");
+    trace_thread_begin("metrics");
     while (!is_stopping()) {
         metrics.progress = false;
         (void)poll(fds, 2, wait_ms());
