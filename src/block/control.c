@@ -53,19 +53,35 @@ static bool has_op(const struct block_driver *driver, enum control_op op)
 
 /*
  * A filter is the same image as the node that it filters, which is asked for what the filter does
- * not have.
+ * not have. But a filter with further children (copy-before-write, write log) keeps a record of
+ * what changes in the disk, and an operation that changes the contents would bypass that.
  */
-static struct block_node *find_capable(struct block_node *node, enum control_op op)
+static bool passes(const struct block_node *node, enum control_op op)
 {
-    while (node && !has_op(node->driver, op)) {
-        node = node->driver->is_filter ? block_node_filter_or_backing(node) : NULL;
+    bool changes_contents = op == OP_SNAPSHOT_APPLY || op == OP_MAKE_EMPTY;
+
+    return node->filtered && !(changes_contents && node->children.next != node->children.prev);
+}
+
+/* The node that has the operation, or the last one that was asked. */
+static struct block_node *find_last(struct block_node *node, enum control_op op)
+{
+    while (!has_op(node->driver, op) && passes(node, op)) {
+        node = node->filtered->node;
     }
     return node;
 }
 
+/* NULL: none. */
+static struct block_node *find_capable(struct block_node *node, enum control_op op)
+{
+    node = find_last(node, op);
+    return has_op(node->driver, op) ? node : NULL;
+}
+
 static int refuse(struct block_node *node, enum control_op op, struct error *err)
 {
-    const char *format = block_node_skip_filters(node)->driver->name;
+    const char *format = find_last(node, op)->driver->name;
     const char *at = strchrnul(ops[op].refusal, '@');
 
     return error_set(err, ENOTSUP, "%.*s%s%s", (int)(at - ops[op].refusal), ops[op].refusal,

@@ -3,7 +3,8 @@
  * The control gate: operations on an image as a whole pass it, as I/O passes block/gate.h. No other
  * code calls a driver. For each operation the gate
  *
- *   finds the driver      the node's, or the first one below filters that has the operation
+ *   finds the driver      the node's, or the first one below filters that has the operation; what
+ *                         changes the contents does not bypass a filter with further children
  *   refuses               -ENOTSUP with a sentence, if there is none
  *   drains                the node that has the operation; not for questions (info, specific info)
  *   calls the driver

@@ -90,6 +90,27 @@ class Snapshot(TestCase):
             self.assertEqual(result.returncode, 1, words)
             self.assertIn(word, result.stderr)
 
+    def through(self, driver, *more, child="file"):
+        words = ("snapshot", "-a", "one", "--image-opts")
+        options = (f"driver={driver}", f"{child}.driver=qcow2", f"{child}.file.filename={self.image}", *more)
+        return img(*words, ",".join(options), check=False)
+
+    def test_apply_through_filters(self):
+        self.assertEqual(self.through("blkdebug", child="image").returncode, 0)
+        io(self.image, "read -P 1 0 128k", fmt="qcow2")
+
+    def test_apply_does_not_bypass_a_filter_that_records_changes(self):
+        target = self.create("target.qcow2", "8M")
+        log = self.create("log.raw", "1M", "raw")
+        for driver, more in (
+            ("copy-before-write", ("target.driver=qcow2", f"target.file.filename={target}")),
+            ("blklogwrites", (f"log.filename={log}",)),
+        ):
+            result = self.through(driver, *more)
+            self.assertEqual(result.returncode, 1, driver)
+            self.assertIn(f"format '{driver}' has no snapshots", result.stderr)
+            io(self.image, "read -P 3 0 64k", fmt="qcow2")
+
 
 class Damaged(TestCase):
     """What can be opened is opened, what can't be done is refused, in the words of qemu-img."""

@@ -219,7 +219,8 @@ static const struct cli_usage verify_usage = {
         "to the backups that it builds on, files, qcow2 structures and the checksum of every "
         "cluster.\n"
         "The exit status is 0 if all are intact, 2 if one is damaged, 1 if that could not be "
-        "checked.",
+        "checked,\n"
+        "4 if it was stopped.",
     .examples = "@/backups/disk\n"
                 "@/backups/disk --at 20261120T093000Z\n"
                 "        that backup and those that it builds on",
