@@ -128,6 +128,10 @@ class CheckStyle(unittest.TestCase):
         self.assert_complaint("src/base/a.c", f"{SPDX}/* {'x' * 95} */\n", "101 columns")
         os.remove(os.path.join(self.folder.name, "src/base/a.c"))
         self.assert_complaint("docs/a.md", "word " * 20 + "end.\n", "104 columns")
+        self.write("docs/a.md", "Short.\n")
+        self.write("src/base/a.c", SPDX)
+        self.assert_clean("src/base/meson.build", LIST + f"x = '{'x' * 110}'\n")
+        self.assert_complaint("src/base/meson.build", LIST + f"# {'x' * 99}\n", "101 columns")
 
     def test_wide_lines_that_pass(self):
         self.write("docs/a.md", "| a " * 40 + "|\n```\n" + "a " * 60 + "\n```\n" + "    " + "a " * 60)
