@@ -83,8 +83,15 @@ bool trace_apply(const char *pattern)
 
 int trace_open_file(const char *path, struct error *err)
 {
-    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+    /* A pipe loses lines when it is full, rather than hold up what is traced. */
+    int fd = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | O_NONBLOCK, 0644);
 
+    if (fd < 0 && errno == ENXIO) {
+        return error_set(err, ENXIO,
+                         "Could not open trace file '%s': it is a pipe without a reader, "
+                         "or a socket",
+                         path);
+    }
     if (fd < 0) {
         return error_set_errno(err, errno, "Could not open trace file '%s'", path);
     }

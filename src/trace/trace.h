@@ -51,7 +51,7 @@ bool trace_apply(const char *pattern);
 
 /*
  * Append the lines of enabled events to a file, which is made if it is absent, instead of standard
- * error. -errno.
+ * error. A named pipe loses lines when it is full. -errno; -ENXIO: nobody reads the pipe.
  */
 int trace_open_file(const char *path, struct error *err);
 

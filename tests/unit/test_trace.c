@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -182,6 +183,22 @@ static void test_a_file_that_cannot_be_made_is_an_error(void **state)
 
     assert_int_equal(trace_open_file("absent/trace.log", &err), -ENOENT);
     assert_non_null(strstr(error_message(&err), "absent/trace.log"));
+}
+
+static void test_a_pipe_that_is_not_read_holds_nothing_up(void **state)
+{
+    AUTO_CLOSE int fd = -1;
+
+    assert_int_equal(mkfifo("trace.fifo", 0600), 0);
+    assert_int_equal(trace_open_file("trace.fifo", NULL), -ENXIO);
+    fd = open("trace.fifo", O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    assert_int_equal(trace_open_file("trace.fifo", NULL), 0);
+    trace_apply("block_read_begin");
+    for (int i = 0; i < 10000; i++) {
+        trace_block_read_begin("disk", 4096, 512, 1);
+    }
+    trace_apply("-block_read_begin");
+    assert_int_equal(trace_open_file("/dev/null", NULL), 0);
 }
 
 /* --- rings ------------------------------------------------------------------------------------ */
@@ -427,6 +444,7 @@ int main(void)
         cmocka_unit_test(test_an_enabled_event_is_a_line_in_the_file),
         cmocka_unit_test(test_a_long_line_is_cut_and_ends),
         cmocka_unit_test(test_a_file_that_cannot_be_made_is_an_error),
+        cmocka_unit_test(test_a_pipe_that_is_not_read_holds_nothing_up),
         cmocka_unit_test(test_a_ring_keeps_the_latest_events),
         cmocka_unit_test(test_events_that_are_off_are_not_recorded),
         cmocka_unit_test(test_a_long_line_is_cut_in_a_ring),
