@@ -7,10 +7,13 @@
  * several times within the limit. A request whose reply the client does not take is not in work.
  */
 #include <inttypes.h>
+#include <string.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "base/strbuf.h"
+#include "base/time_units.h"
 #include "co/wait.h"
 #include "nbd/server_internal.h"
 
@@ -35,6 +38,7 @@ static const char *const names[NBD_KINDS] = {
 static void report(const struct nbd_job *job, int64_t ns)
 {
     const struct nbd_connection *c = job->conn;
+    AUTO_FREE char *line = NULL;
     STRBUF_AUTO(text);
 
     strbuf_printf(&text, "NBD export '%s', client %s: %s", c->export->name, c->peer,
@@ -43,11 +47,17 @@ static void report(const struct nbd_job *job, int64_t ns)
         strbuf_printf(&text, " of %" PRIu64 " bytes at offset %" PRIu64, job->rq.length,
                       job->rq.offset);
     }
-    strbuf_printf(&text, " has taken %.1f s so far; it waits for ", (double)ns / 1e9);
+    strbuf_printf(&text, " has taken %.*f s so far; it waits for ", ns < NS_PER_SECOND ? 3 : 1,
+                  (double)ns / 1e9);
     if (!co_wait_describe(job->co, &text)) {
         strbuf_puts(&text, "something that is not known");
     }
-    log_warning("%s", strbuf_str(&text));
+    line = strbuf_take(&text);
+    if (line) {
+        /* Names of files may have any characters. */
+        nbd_replace_control_bytes(line, strlen(line));
+        log_warning("%s", line);
+    }
 }
 
 static void sweep_connection(struct nbd_connection *c, int64_t now, int64_t limit,

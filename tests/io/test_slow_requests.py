@@ -42,6 +42,18 @@ class HungWrites(HungFileCase):
         self.thaw()
         self.assertEqual(client.simple_reply(), (1, 0))
 
+    def test_names_of_files_stay_within_the_line(self):
+        client = self.client("sick")
+        self.write(client, 0, b"s")
+        os.rename(self.sick, self.sick + "\nforged\x1b[2J")
+        self.freeze()
+        client.request(WRITE, 4096, 4096, payload=b"h" * 4096)
+        wait_for_report(self.server)
+        line = reports(self.server)[0]
+        self.assertRegex(line, r" has taken (0\.\d{3}|\d+\.\d) s so far; .*sick\.raw\?forged\?\[2J'$")
+        self.thaw()
+        self.assertEqual(client.simple_reply(), (1, 0))
+
     def test_what_waits_for_the_write_is_reported_too(self):
         sick = self.let_hang(24, clients=2)
         wait_for_report(self.server, 8)
