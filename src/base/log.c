@@ -43,7 +43,7 @@ void log_set_server(bool server)
     atomic_store(&is_server, server);
 }
 
-bool log_is_printed(enum log_level level)
+static bool is_printed(enum log_level level)
 {
     return level <= atomic_load(&log_threshold);
 }
@@ -62,11 +62,14 @@ bool log_level_parse(const char *name, enum log_level *ret_level)
 static bool stderr_is_journal(void)
 {
     const char *stream = getenv("JOURNAL_STREAM");
-    uintmax_t device, inode;
+    char own[48];
     struct stat st;
 
-    return stream && sscanf(stream, "%ju:%ju", &device, &inode) == 2 &&
-           fstat(STDERR_FILENO, &st) == 0 && st.st_dev == device && st.st_ino == inode;
+    if (!stream || fstat(STDERR_FILENO, &st) < 0) {
+        return false;
+    }
+    snprintf(own, sizeof(own), "%ju:%ju", (uintmax_t)st.st_dev, (uintmax_t)st.st_ino);
+    return strcmp(stream, own) == 0;
 }
 
 void log_set_program(const char *name)
@@ -125,7 +128,7 @@ void log_vprint(enum log_level level, const char *fmt, va_list ap)
 {
     char head[LINE_MAX_ON_STACK / 2];
 
-    if (log_is_printed(level)) {
+    if (is_printed(level)) {
         snprintf(head, sizeof(head), "%s: %s", atomic_load(&log_program), levels[level].word);
         print_line(level, head, fmt, ap);
     }
@@ -151,7 +154,7 @@ void log_server_error(const char *fmt, ...)
 
 void log_vreport(enum log_level level, const char *fmt, va_list ap)
 {
-    if (log_is_printed(level)) {
+    if (is_printed(level)) {
         print_line(level, "", fmt, ap);
     }
 }

@@ -35,7 +35,6 @@ enum log_level {
 
 /* The least important level that is printed; starts at LOG_LEVEL_WARNING. */
 void log_set_level(enum log_level level);
-bool log_is_printed(enum log_level level);
 
 /* Whether the process serves others. From the main thread, before others start; off at first. */
 void log_set_server(bool server);
