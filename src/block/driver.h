@@ -389,9 +389,6 @@ void block_co_detach_child(struct block_edge *edge);
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                               unsigned *ret_shared);
-/* The union of what the parents use now, and the intersection of what they share. */
-void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,
-                                unsigned *ret_shared);
 /*
  * In co_create of formats: make an empty file for the format to write, or use the export of a
  * protocol that can't make files; attached for reading, writing and resizing.

@@ -35,8 +35,9 @@ struct options *options_new(void)
     return options_wrap(json_object_new_object());
 }
 
-struct options *options_wrap_part(const struct options *parent, const char *key,
-                                  struct json_object *root)
+/* As options_wrap(), for the part `key` of `parent`: errors name the whole path. */
+static struct options *wrap_part(const struct options *parent, const char *key,
+                                 struct json_object *root)
 {
     struct options *o = options_wrap(root);
 
@@ -102,18 +103,13 @@ int options_from_element(const struct options *o, const char *key, size_t index,
                                o->prefix ?: "", strbuf_str(&name))
                    : error_set(err, EINVAL, "Options must be a JSON object");
     }
-    *ret_options = options_wrap_part(o, strbuf_str(&name), json_object_get(element));
+    *ret_options = wrap_part(o, strbuf_str(&name), json_object_get(element));
     return options_usable(*ret_options) ? 0 : options_no_memory(err);
 }
 
 struct options *options_clone(const struct options *o)
 {
     return options_wrap(options_to_json(o));
-}
-
-int options_no_memory(struct error *err)
-{
-    return error_set(err, ENOMEM, "Out of memory for options");
 }
 
 int options_add(struct json_object *object, const char *key, struct json_object *value,
@@ -478,7 +474,7 @@ int options_take_child(struct options *o, const char *key, struct options **ret_
                            strcmp(key, "backing") == 0 ? "BlockdevRefOrNull" : "BlockdevRef",
                            "a node name or options of a node", value, err);
     }
-    child = options_wrap_part(o, key, json_object_get(value));
+    child = wrap_part(o, key, json_object_get(value));
     if (!child) {
         return options_no_memory(err);
     }

@@ -3,7 +3,10 @@
 #ifndef TIDEMARK_BLOCK_OPTIONS_TREE_H
 #define TIDEMARK_BLOCK_OPTIONS_TREE_H
 
+#include <errno.h>
+
 #include "base/cleanup.h"
+#include "base/error.h"
 #include "block/options.h"
 
 #define OPTIONS_KEY_MAX 255 /* bytes of one part of a key */
@@ -45,15 +48,15 @@ static inline bool options_is_object(struct json_object *v)
 /* A tree of `root` (consumed; NULL makes a failed tree). NULL: no memory. */
 struct options *options_wrap(struct json_object *root);
 
-/* Likewise for the part `key` of `parent`; errors name the whole path. */
-struct options *options_wrap_part(const struct options *parent, const char *key,
-                                  struct json_object *root);
-
 /* Its address is the user data of arguments that options_to_arguments() made of text. */
 extern const char options_made_of_text;
 
-/* Report -ENOMEM. */
-int options_no_memory(struct error *err);
+/* Report -ENOMEM. Inline, so that analyzers see that the result is an error. */
+static inline int options_no_memory(struct error *err)
+{
+    (void)error_set(err, ENOMEM, "Out of memory for options");
+    return -ENOMEM;
+}
 
 /* Add to a JSON object, consuming `value` in any case. 0 or -ENOMEM. */
 int options_add(struct json_object *object, const char *key, struct json_object *value,

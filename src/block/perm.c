@@ -21,8 +21,8 @@
 
 #include "block/internal.h"
 
-void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_perm,
-                                unsigned *ret_shared)
+/* The union of what the parents will use, and the intersection of what they will share. */
+static void cumulative_next(const struct block_node *node, unsigned *ret_perm, unsigned *ret_shared)
 {
     const struct block_edge *edge;
 
@@ -34,7 +34,7 @@ void block_node_cumulative_perm(const struct block_node *node, unsigned *ret_per
     }
 }
 
-/* Likewise for the permissions in force. */
+/* As cumulative_next(), of the permissions in force. */
 static void cumulative_in_force(const struct block_node *node, unsigned *ret_perm,
                                 unsigned *ret_shared)
 {
@@ -111,7 +111,7 @@ static int check_conflicts(struct block_node *node, struct error *err)
     unsigned perm, shared;
     struct block_edge *a, *b;
 
-    block_node_cumulative_perm(node, &perm, &shared);
+    cumulative_next(node, &perm, &shared);
     if ((perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE)) && node->read_only) {
         return error_set(err, EACCES, "Block node is read-only");
     }
@@ -220,7 +220,7 @@ static void work_out_children(struct block_node *node)
     struct block_edge *edge;
     unsigned perm, shared;
 
-    block_node_cumulative_perm(node, &perm, &shared);
+    cumulative_next(node, &perm, &shared);
     LIST_FOREACH (edge, &node->children, sibling) {
         if (claims_nothing_yet(edge)) {
             edge->next_perm = 0;
@@ -285,7 +285,7 @@ static int co_take_locks(struct block_node *first, struct error *err)
     int r = 0;
 
     for (struct block_node *node = first; node && r == 0; node = node->perm_next) {
-        block_node_cumulative_perm(node, &perm, &shared);
+        cumulative_next(node, &perm, &shared);
         r = co_driver_set_perm(node, perm | node->set_perm, shared & node->set_shared, err);
     }
     return r;
