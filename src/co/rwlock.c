@@ -90,13 +90,3 @@ void co_rwlock_unlock(struct co_rwlock *l)
     pthread_mutex_unlock(&l->guard);
     co_wake_list(&woken);
 }
-
-bool co_rwlock_is_held(struct co_rwlock *l)
-{
-    bool held;
-
-    pthread_mutex_lock(&l->guard);
-    held = l->readers != 0;
-    pthread_mutex_unlock(&l->guard);
-    return held;
-}

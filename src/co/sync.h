@@ -117,12 +117,6 @@ void co_rwlock_wrlock(struct co_rwlock *l);
 /* Release the lock, however it was taken. */
 void co_rwlock_unlock(struct co_rwlock *l);
 
-/* Whether any task, not necessarily the caller's, holds the lock to read or to write. */
-bool co_rwlock_is_held(struct co_rwlock *l);
-
-/* As CO_ASSERT_HELD(). Readers are counted, not recorded, so another task's hold passes as well. */
-#define CO_ASSERT_RWLOCK_HELD(lock) DEBUG_ASSERT(co_rwlock_is_held(lock))
-
 /* --- condition: wait for a state that a mutex guards */
 
 struct co_cond {
@@ -244,8 +238,5 @@ bool range_trylock(struct range_lock *l, struct range_entry *e, uint64_t offset,
 
 /* Release an entry that was granted. Its memory is the caller's again. */
 void range_unlock(struct range_lock *l, struct range_entry *e);
-
-/* As CO_ASSERT_HELD(), where the caller has to hold the range of this entry. */
-#define CO_ASSERT_RANGE_HELD(entry) DEBUG_ASSERT((entry)->granted)
 
 #endif

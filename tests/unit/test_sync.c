@@ -153,26 +153,6 @@ static void test_thread_mutex_is_held_until_it_is_unlocked(void **state)
 
 static struct co_rwlock rwlock;
 
-static void hold_rwlock_each_way(void *arg)
-{
-    assert_false(co_rwlock_is_held(&rwlock));
-    co_rwlock_rdlock(&rwlock);
-    assert_true(co_rwlock_is_held(&rwlock));
-    co_rwlock_unlock(&rwlock);
-    assert_false(co_rwlock_is_held(&rwlock));
-    co_rwlock_wrlock(&rwlock);
-    assert_true(co_rwlock_is_held(&rwlock));
-    co_rwlock_unlock(&rwlock);
-}
-
-static void test_rwlock_is_held_to_read_or_to_write(void **state)
-{
-    co_rwlock_init(&rwlock);
-    start(hold_rwlock_each_way, NULL);
-    test_home_run(&home);
-    co_rwlock_destroy(&rwlock);
-}
-
 static void hold_for_reading(void *arg)
 {
     co_rwlock_rdlock(&rwlock);
@@ -549,7 +529,6 @@ int main(void)
         TEST(test_trylock_fails_while_held),
         TEST(test_mutex_is_held_by_the_task_on_whichever_stack),
         TEST(test_thread_mutex_is_held_until_it_is_unlocked),
-        TEST(test_rwlock_is_held_to_read_or_to_write),
         TEST(test_readers_share),
         TEST(test_writer_is_alone_and_keeps_later_readers_waiting),
         TEST(test_signal_wakes_the_first_and_broadcast_all),
