@@ -147,6 +147,9 @@ static void a_held_request_is_in_flight_and_its_time_counts(void *arg)
 
     memory_disk_hold(disk, MEMORY_DISK_READ, 1);
     assert_int_equal(reactor_spawn(reactor_current(), read_one, &r), 0);
+    while (value_of(&d, BLOCK_STAT_IN_FLIGHT) == 0) {
+        co_reschedule();
+    }
     loop_co_sleep(HELD_NS);
     assert_int_equal(value_of(&d, BLOCK_STAT_IN_FLIGHT), 1);
     memory_disk_release(disk);
