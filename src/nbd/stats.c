@@ -68,11 +68,6 @@ static void sum(const struct nbd_counters *c, uint64_t *values, bool retire)
     }
 }
 
-void nbd_counters_sum(const struct nbd_counters *c, uint64_t *values)
-{
-    sum(c, values, false);
-}
-
 void nbd_counters_retire(const struct nbd_counters *c, uint64_t *values)
 {
     sum(c, values, true);
@@ -84,7 +79,7 @@ void nbd_export_read_stats(const struct nbd_export *e, uint64_t *ret_values)
 
     memcpy(ret_values, e->past, sizeof(e->past));
     LIST_FOREACH (c, &e->clients, export_link) {
-        nbd_counters_sum(&c->counters, ret_values);
+        sum(&c->counters, ret_values, false);
     }
 }
 
@@ -99,7 +94,7 @@ void nbd_export_foreach_connection(const struct nbd_export *e,
         struct nbd_connection_info info = {.peer = c->peer, .serial = c->serial};
         uint64_t values[NBD_STATS] = {0};
 
-        nbd_counters_sum(&c->counters, values);
+        sum(&c->counters, values, false);
         fn(&info, values, arg);
     }
 }

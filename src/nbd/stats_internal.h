@@ -57,9 +57,10 @@ static inline void nbd_counters_latency(struct nbd_counters *c, enum nbd_kind ki
     }
 }
 
-/* Add what `c` counts to `values`, which have the order of nbd_stats. */
-void nbd_counters_sum(const struct nbd_counters *c, uint64_t *values);
-/* Likewise for good, as the connection ends: without what is true of live connections only. */
+/*
+ * Add what `c` counts to `values`, which have the order of nbd_stats, as the connection ends:
+ * without what is true of live connections only.
+ */
 void nbd_counters_retire(const struct nbd_counters *c, uint64_t *values);
 
 #endif

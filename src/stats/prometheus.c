@@ -24,7 +24,11 @@ static bool ends_with(const char *s, const char *end)
     return length >= size && strcmp(s + length - size, end) == 0;
 }
 
-void prometheus_put_name(struct strbuf *text, const char *group, const struct stat_desc *desc)
+/*
+ * Write the name of a metric: tidemark_GROUP_NAME, with the unit (_bytes, _seconds) and for a
+ * counter with _total.
+ */
+static void put_metric_name(struct strbuf *text, const char *group, const struct stat_desc *desc)
 {
     strbuf_puts(text, "tidemark_");
     for (; *group; group++) {
@@ -45,7 +49,8 @@ void prometheus_put_name(struct strbuf *text, const char *group, const struct st
     }
 }
 
-void prometheus_put_escaped(struct strbuf *text, const char *value)
+/* Write a label's value as it stands between quotes. */
+static void put_escaped(struct strbuf *text, const char *value)
 {
     for (; *value; value++) {
         if (*value == '\\' || *value == '"') {
@@ -79,7 +84,7 @@ static void put_labels(struct strbuf *text, const struct stats_object *o, const 
 
     for (size_t i = 0; i < o->label_count; i++) {
         strbuf_printf(text, "%s%s=\"", before, o->labels[i].name);
-        prometheus_put_escaped(text, o->labels[i].value);
+        put_escaped(text, o->labels[i].value);
         strbuf_puts(text, "\"");
         before = ",";
     }
@@ -117,7 +122,7 @@ static void put_value(struct strbuf *text, const struct stat_desc *desc, uint64_
 static void put_scalar(struct strbuf *text, const struct stats_object *o,
                        const struct stat_desc *desc, uint64_t value, const struct clocks *clocks)
 {
-    prometheus_put_name(text, o->group, desc);
+    put_metric_name(text, o->group, desc);
     put_labels(text, o, NULL);
     put_value(text, desc, value, clocks);
 }
@@ -133,21 +138,21 @@ static void put_histogram(struct strbuf *text, const struct stats_object *o,
         count += values[i];
         if (i >= FIRST_BUCKET && i <= LAST_BUCKET) {
             snprintf(le, sizeof(le), "%.12g", (double)(UINT64_C(2) << i) / 1e9);
-            prometheus_put_name(text, o->group, desc);
+            put_metric_name(text, o->group, desc);
             strbuf_puts(text, "_bucket");
             put_labels(text, o, le);
             strbuf_printf(text, "%" PRIu64 "\n", count);
         }
     }
-    prometheus_put_name(text, o->group, desc);
+    put_metric_name(text, o->group, desc);
     strbuf_puts(text, "_bucket");
     put_labels(text, o, "+Inf");
     strbuf_printf(text, "%" PRIu64 "\n", count);
-    prometheus_put_name(text, o->group, desc);
+    put_metric_name(text, o->group, desc);
     strbuf_puts(text, "_sum");
     put_labels(text, o, NULL);
     put_seconds(text, values[HISTOGRAM_BUCKETS]);
-    prometheus_put_name(text, o->group, desc);
+    put_metric_name(text, o->group, desc);
     strbuf_puts(text, "_count");
     put_labels(text, o, NULL);
     strbuf_printf(text, "%" PRIu64 "\n", count);
@@ -163,9 +168,9 @@ static void put_metric(struct strbuf *text, const struct snapshot_group *group,
     const char *name = o->object.group;
 
     strbuf_puts(text, "# HELP ");
-    prometheus_put_name(text, name, desc);
+    put_metric_name(text, name, desc);
     strbuf_printf(text, " %s\n# TYPE ", desc->help);
-    prometheus_put_name(text, name, desc);
+    put_metric_name(text, name, desc);
     strbuf_printf(text, " %s\n", type_of(desc));
     LIST_FOREACH (o, &group->objects, link) {
         if (desc->kind == STAT_HISTOGRAM) {

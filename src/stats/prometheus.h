@@ -12,13 +12,6 @@
 #define PROMETHEUS_CONTENT_TYPE "text/plain; version=0.0.4; charset=utf-8"
 
 /*
- * Write the name of a metric: tidemark_GROUP_NAME, with the unit (_bytes, _seconds) and for a
- * counter with _total.
- */
-void prometheus_put_name(struct strbuf *text, const char *group, const struct stat_desc *desc);
-/* Write a label's value as it stands between quotes. */
-void prometheus_put_escaped(struct strbuf *text, const char *value);
-/*
  * Write all metrics of a snapshot, and of the process. Durations of CLOCK_MONOTONIC are counted
  * from `now_ns`, which was `now_unix` seconds after the epoch. text->failed: out of memory.
  */

@@ -10,7 +10,8 @@
 #include "base/cleanup.h"
 #include "block/bitmaps.h"
 
-void qcow2_stored_bitmap_free(struct stored_bitmap *b)
+/* Remove a bitmap from its list, if it is on one, and free it. NULL is allowed. */
+static void stored_bitmap_free(struct stored_bitmap *b)
 {
     if (b) {
         list_remove(&b->link);
@@ -23,7 +24,7 @@ void qcow2_stored_bitmap_free(struct stored_bitmap *b)
 void qcow2_stored_bitmap_free_list(struct list *list)
 {
     while (!list_is_empty(list)) {
-        qcow2_stored_bitmap_free(LIST_FIRST(list, struct stored_bitmap, link));
+        stored_bitmap_free(LIST_FIRST(list, struct stored_bitmap, link));
     }
 }
 
@@ -52,7 +53,7 @@ struct stored_bitmap *qcow2_stored_bitmap_copy(const struct stored_bitmap *b, co
         }
     }
     if (!copy->name || (copy->extra_size && !copy->extra)) {
-        qcow2_stored_bitmap_free(copy);
+        stored_bitmap_free(copy);
         return NULL;
     }
     return copy;
@@ -140,11 +141,11 @@ static int add_bitmap_entry(struct qcow2 *q, const uint8_t *e, uint64_t at, stru
     b->flags_position = q->bitmaps.directory_offset + at + BITMAP_ENTRY_FLAGS;
     b->extra_size = load_be32(e + BITMAP_ENTRY_EXTRA_SIZE);
     if (copy_variable_fields(b, e + BITMAP_ENTRY_FIXED_SIZE, name_size) < 0) {
-        qcow2_stored_bitmap_free(b);
+        stored_bitmap_free(b);
         return error_out_of_memory(err);
     }
     if (strlen(b->name) != name_size) {
-        qcow2_stored_bitmap_free(b);
+        stored_bitmap_free(b);
         return refuse_directory(q, "a name has a NUL byte", err);
     }
     list_append(&q->bitmaps.stored, &b->link);

@@ -10,8 +10,6 @@
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/image.h"
 
-/* Remove a bitmap from its list, if it is on one, and free it. NULL is allowed. */
-void qcow2_stored_bitmap_free(struct stored_bitmap *b);
 /* Free all bitmaps of a list. */
 void qcow2_stored_bitmap_free_list(struct list *list);
 /*

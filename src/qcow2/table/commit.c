@@ -305,7 +305,12 @@ bool qcow2_co_is_untouched(struct qcow2 *q)
     return untouched;
 }
 
-void qcow2_co_cover_clusters_locked(struct qcow2 *q)
+/*
+ * Extend the file to the end of its last cluster. A write that allocates writes only the data that
+ * it has, so the file may end within a cluster; other programs want to read whole clusters. A
+ * failure is ignored, since we read zeroes there.
+ */
+static void co_cover_clusters_locked(struct qcow2 *q)
 {
     struct block_edge *file = q->node->file;
     uint64_t size = block_edge_size(file), end = q->alloc.zero_from, refcount = 1;
@@ -338,7 +343,7 @@ static int co_commit_now(struct qcow2 *q, bool lazy)
                              q->caches.l2.dirty_count, lazy);
     r = begin_locked(q, &c);
     if (r == 0) {
-        qcow2_co_cover_clusters_locked(q);
+        co_cover_clusters_locked(q);
     }
     co_mutex_unlock(&q->lock);
     if (r < 0) {

@@ -32,13 +32,6 @@ int qcow2_co_write_lazy_refcounts(struct qcow2 *q, struct error *err);
 bool qcow2_co_is_untouched(struct qcow2 *q);
 
 /*
- * Extend the file to the end of its last cluster. A write that allocates writes only the data that
- * it has, so the file may end within a cluster; other programs want to read whole clusters. A
- * failure is ignored, since we read zeroes there.
- */
-void qcow2_co_cover_clusters_locked(struct qcow2 *q);
-
-/*
  * Commit if much metadata is dirty, or many bytes wait to be freed. Called after metadata changed.
  */
 int qcow2_co_commit_if_much_dirty(struct qcow2 *q);
