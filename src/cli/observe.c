@@ -37,13 +37,12 @@ static int apply_file(const char *path, struct error *err)
     FILE *file = fopen(path, "re");
     AUTO_FREE char *line = NULL;
     size_t room = 0;
-    ssize_t size;
     int r = 0;
 
     if (!file) {
         return error_set_errno(err, errno, "Could not open '%s'", path);
     }
-    while ((size = getline(&line, &room, file)) >= 0) {
+    while (getline(&line, &room, file) >= 0) {
         line[strcspn(line, "\n")] = '\0';
         if (line[0] && line[0] != '#') {
             apply_pattern(line);
