@@ -6,6 +6,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#undef error_set
+#undef error_set_errno
+#undef error_set_class
+#undef error_out_of_memory
+
 int error_vset(struct error *err, int errnum, const char *fmt, va_list ap)
 {
     if (err && err->code == 0) {

@@ -12,6 +12,7 @@
 #ifndef TIDEMARK_BASE_ERROR_H
 #define TIDEMARK_BASE_ERROR_H
 
+#include <errno.h>
 #include <stdarg.h>
 
 /* QMP error classes (QEMU docs/interop/qmp-spec, "Error"). Almost all errors are generic. */
@@ -94,5 +95,15 @@ static inline int error_first(int first, int second)
 
 /* The sentence, or strerror() of the code if there is none. Not NULL. Valid until `err` changes. */
 const char *error_message(const struct error *err);
+
+#ifdef __clang_analyzer__
+/* The static analyzer sees one file at a time, but has to know that these results are negative. */
+#define error_set(err, errnum, ...) ((void)error_set(err, errnum, __VA_ARGS__), -(errnum))
+#define error_set_errno(err, errnum, ...)                                                          \
+    ((void)error_set_errno(err, errnum, __VA_ARGS__), -(errnum))
+#define error_set_class(err, error_class, errnum, ...)                                             \
+    ((void)error_set_class(err, error_class, errnum, __VA_ARGS__), -(errnum))
+#define error_out_of_memory(err) ((void)error_out_of_memory(err), -ENOMEM)
+#endif
 
 #endif

@@ -3,8 +3,6 @@
 #ifndef TIDEMARK_BLOCK_OPTIONS_TREE_H
 #define TIDEMARK_BLOCK_OPTIONS_TREE_H
 
-#include <errno.h>
-
 #include "base/cleanup.h"
 #include "base/error.h"
 #include "block/options.h"
@@ -51,11 +49,10 @@ struct options *options_wrap(struct json_object *root);
 /* Its address is the user data of arguments that options_to_arguments() made of text. */
 extern const char options_made_of_text;
 
-/* Report -ENOMEM. Inline, so that analyzers see that the result is an error. */
+/* Report -ENOMEM. */
 static inline int options_no_memory(struct error *err)
 {
-    (void)error_set(err, ENOMEM, "Out of memory for options");
-    return -ENOMEM;
+    return error_set(err, ENOMEM, "Out of memory for options");
 }
 
 /* Add to a JSON object, consuming `value` in any case. 0 or -ENOMEM. */
