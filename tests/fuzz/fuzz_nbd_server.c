@@ -20,6 +20,7 @@
 #include "loop/loop.h"
 #include "memory_disk.h"
 #include "nbd/proto.h"
+#include "nbd/server.h"
 
 #define SIZE (1u << 20)
 
