@@ -4,7 +4,6 @@
 #include <errno.h>
 
 #include "base/byteorder.h"
-#include "qcow2/table/refcount.h"
 #include "qcow2/table/verdict.h"
 
 uint64_t qcow2_refcount_load(const void *block, unsigned order, uint64_t index)
