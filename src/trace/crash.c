@@ -50,11 +50,9 @@ static void put_heading(int signal)
     static const char after[] = " ends the process. Latest events, oldest first:\n";
     const char *name = signal_name(signal);
     char line[64 + sizeof(after)];
-    size_t length = strlen(name);
+    const char *end = stpcpy(stpcpy(line, name), after);
 
-    memcpy(line, name, length);
-    memcpy(line + length, after, sizeof(after) - 1);
-    put_line(line, length + sizeof(after) - 1);
+    put_line(line, (size_t)(end - line));
 }
 
 /*

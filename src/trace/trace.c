@@ -128,30 +128,22 @@ static void put_second(char *to, time_t second)
     memcpy(to, text, SECOND_LENGTH);
 }
 
-/* Append text. There is room for what begins a line. */
-static size_t put(char *line, size_t size, const char *text)
-{
-    size_t length = strlen(text);
-
-    memcpy(line + size, text, length);
-    return size + length;
-}
-
 /* "2026-11-28T22:33:09.123456Z THREAD EVENT". Returns its length. */
 static size_t put_head(char *line, const struct timespec *now, const char *event)
 {
     long us = now->tv_nsec / 1000;
     size_t size = SECOND_LENGTH;
+    char *end;
 
     put_second(line, now->tv_sec);
     line[size] = '.';
     for (size_t digit = 6; digit > 0; digit--, us /= 10) {
         line[size + digit] = (char)('0' + us % 10);
     }
-    size = put(line, size + 7, "Z ");
-    size = put(line, size, trace_thread_name());
-    size = put(line, size, " ");
-    return put(line, size, event);
+    /* Names are short: there is room for them. */
+    end = stpcpy(line + size + 7, "Z ");
+    end = stpcpy(stpcpy(stpcpy(end, trace_thread_name()), " "), event);
+    return (size_t)(end - line);
 }
 
 void trace_emit(const struct trace_event *event, const char *format, ...)
