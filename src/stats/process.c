@@ -3,7 +3,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -21,27 +21,45 @@ static void put(struct strbuf *text, const char *name, const char *type, const c
 
 /* Fields 14, 15, 22, 23 and 24 of /proc/self/stat, see proc(5). */
 struct usage {
-    unsigned long long user, system, start, virtual;
-    long resident;
+    uint64_t user, system, start, virtual, resident;
 };
+
+/* Field `number`, 3 or more, of a line whose second field ends at `name_end`. 0 if it is cut. */
+static uint64_t read_field(const char *name_end, int number)
+{
+    const char *field = name_end;
+
+    for (int before = 2; before < number; before++) {
+        field = strchr(field + 1, ' ');
+        if (!field) {
+            return 0;
+        }
+    }
+    return strtoull(field, NULL, 10);
+}
 
 static bool read_usage(struct usage *u)
 {
     AUTO_CLOSE int fd = open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
     char line[1024];
     ssize_t n = fd < 0 ? -1 : read(fd, line, sizeof(line) - 1);
-    const char *fields;
+    const char *name_end;
 
     if (n <= 0) {
         return false;
     }
     line[n] = '\0';
     /* The name of the program may have any character; ')' ends it. */
-    fields = strrchr(line, ')');
-    return fields && sscanf(fields,
-                            ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu %*d %*d %*d "
-                            "%*d %*d %*d %llu %llu %ld",
-                            &u->user, &u->system, &u->start, &u->virtual, &u->resident) == 5;
+    name_end = strrchr(line, ')');
+    if (!name_end) {
+        return false;
+    }
+    u->user = read_field(name_end, 14);
+    u->system = read_field(name_end, 15);
+    u->start = read_field(name_end, 22);
+    u->virtual = read_field(name_end, 23);
+    u->resident = read_field(name_end, 24);
+    return true;
 }
 
 static size_t count_descriptors(void)
