@@ -81,8 +81,13 @@ static bool fill_standard_descriptors(void)
         [STDIN_FILENO] = O_WRONLY, [STDOUT_FILENO] = O_RDONLY, [STDERR_FILENO] = O_RDONLY};
 
     for (int fd = 0; fd < (int)ARRAY_SIZE(modes); fd++) {
-        /* open() takes the lowest one that is free. */
-        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", modes[fd]) != fd) {
+        int filler = fd;
+
+        if (fcntl(fd, F_GETFD) < 0) {
+            /* Gets the lowest descriptor that is free. */
+            filler = open("/dev/null", modes[fd]);
+        }
+        if (filler != fd) {
             return false;
         }
     }
