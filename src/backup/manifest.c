@@ -9,7 +9,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "base/checked.h"
 #include "base/time_units.h"
 
 #define FORMAT "tidemark-backup"

@@ -7,8 +7,6 @@
 #include <sys/stat.h>
 
 #include "base/cleanup.h"
-#include "base/percent.h"
-#include "base/strbuf.h"
 #include "block/internal.h"
 
 /* The options of the protocol node that a filename names. */

@@ -15,7 +15,6 @@
  */
 #include <errno.h>
 
-#include "base/log.h"
 #include "block/internal.h"
 #include "trace/events.h"
 

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "base/log.h"
 #include "block/internal.h"
 #include "block/op.h"
 #include "trace/events.h"

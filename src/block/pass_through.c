@@ -6,7 +6,6 @@
  */
 #include <errno.h>
 
-#include "base/checked.h"
 #include "block/internal.h"
 
 static int pass_co_open(struct block_node *node, struct options *opts, struct error *err)

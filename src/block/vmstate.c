@@ -2,7 +2,6 @@
 /* The state of a virtual machine, which a format can keep in the image of the disk. */
 #include <errno.h>
 
-#include "base/checked.h"
 #include "block/internal.h"
 
 /*

@@ -9,7 +9,6 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/size.h"
-#include "block/control.h"
 #include "cli/creation_options.h"
 #include "cli/image.h"
 

@@ -9,7 +9,6 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/control.h"
 #include "cli/cli.h"
 
 void creation_options_clear(struct creation_options *o)

@@ -8,7 +8,6 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/control.h"
 #include "cli/cli.h"
 #include "cli/snapshot.h"
 

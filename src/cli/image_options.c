@@ -5,7 +5,6 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/control.h"
 #include "cli/image.h"
 
 #define JSON_PREFIX "json:"

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "block/control.h"
 #include "cli/image.h"
 
 /*

@@ -9,7 +9,6 @@
 #include "base/list.h"
 #include "base/pacer.h"
 #include "base/time_units.h"
-#include "block/control.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"

@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "base/byteorder.h"
 #include "base/checked.h"
 #include "file/drivers.h"
 

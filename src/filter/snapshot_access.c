@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 
-#include "block/options.h"
 #include "filter/filter.h"
 
 struct snapshot_access {

@@ -20,7 +20,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include "base/log.h"
 #include "loop/internal.h"
 
 #define ASLEEP ((void *)1)

@@ -6,7 +6,6 @@
 #include <sys/socket.h>
 
 #include "block/bitmaps.h"
-#include "block/control.h"
 #include "nbd/server_internal.h"
 
 static struct nbd_export *find_by_name(struct list *list, const char *name)

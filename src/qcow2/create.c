@@ -16,7 +16,6 @@
 #include "block/user_object.h"
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
-#include "qcow2/snapshot/snapshot.h"
 #include "qcow2/table/refcount.h"
 
 const struct block_option_desc qcow2_create_options[] = {

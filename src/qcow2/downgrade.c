@@ -20,8 +20,6 @@
 #include "base/log.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/header/header.h"
-#include "qcow2/snapshot/references.h"
-#include "qcow2/snapshot/table.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
 #include "qcow2/table/l1.h"

@@ -8,7 +8,6 @@
 
 #include "base/log.h"
 #include "block/bitmaps.h"
-#include "block/control.h"
 #include "block/control_lock.h"
 #include "export/export.h"
 #include "qmp/command_lock.h"

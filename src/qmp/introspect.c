@@ -6,8 +6,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "base/checked.h"
-#include "base/strbuf.h"
 #include "qmp/table.h"
 
 static void add_type(struct json_object *out, const struct qmp_type *type);

@@ -7,7 +7,6 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/block.h"
-#include "block/control.h"
 #include "export/export.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"

@@ -11,7 +11,6 @@
 
 #include "qcow2_fixture.h"
 
-#include "base/log.h"
 #include "file/file_drivers.h"
 #include "loop/loop.h"
 #include "qcow2/qcow2.h"

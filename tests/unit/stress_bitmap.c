@@ -9,7 +9,6 @@
 
 #include <cmocka.h>
 
-#include "base/checked.h"
 #include "bitmap/bitmap.h"
 
 #define THREADS 4u

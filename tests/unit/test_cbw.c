@@ -12,7 +12,6 @@
 #include "cbw_fixture.h"
 #include "co_test.h"
 
-#include "base/checked.h"
 #include "base/log.h"
 #include "filter/filter.h"
 #include "loop/loop.h"

@@ -15,7 +15,6 @@
 #include "block/driver.h"
 #include "cbw_fixture.h"
 #include "co_test.h"
-#include "file/file_drivers.h"
 #include "loop/loop.h"
 #include "memory_disk.h"
 

@@ -4,7 +4,6 @@
 #include <inttypes.h>
 #include <string.h>
 
-#include "block/control.h"
 #include "cli/cli.h"
 #include "cli/img/image_copy_internal.h"
 

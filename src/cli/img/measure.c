@@ -8,7 +8,6 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/bitmaps.h"
-#include "block/control.h"
 #include "cli/creation_options.h"
 #include "cli/img/command_line.h"
 #include "cli/img/img.h"

@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "cli/io/command.h"
 #include "cli/io/util.h"
 #include "loop/loop.h"

@@ -10,7 +10,6 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "block/control.h"
 #include "cli/cli.h"
 #include "cli/io/command.h"
 #include "cli/io/util.h"

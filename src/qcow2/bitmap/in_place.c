@@ -29,8 +29,6 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
-#include "base/log.h"
-#include "block/bitmaps.h"
 #include "qcow2/bitmap/reserve.h"
 #include "qcow2/bitmap/store.h"
 #include "qcow2/table/commit.h"

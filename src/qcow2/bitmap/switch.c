@@ -5,7 +5,6 @@
 
 #include "base/byteorder.h"
 #include "base/strbuf.h"
-#include "block/bitmaps.h"
 #include "qcow2/bitmap/store.h"
 #include "qcow2/header/header.h"
 #include "qcow2/table/commit.h"

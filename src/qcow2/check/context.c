@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 

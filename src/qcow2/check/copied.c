@@ -7,7 +7,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "qcow2/check/parts.h"
 #include "qcow2/table/commit.h"

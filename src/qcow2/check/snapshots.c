@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "qcow2/check/parts.h"

@@ -14,7 +14,6 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/crypt.h"
 #include "qcow2/data/data.h"
 #include "qcow2/table/alloc.h"

@@ -16,7 +16,6 @@
  */
 #include <errno.h>
 
-#include "qcow2/bitmap/bitmap.h"
 #include "qcow2/data/data.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"

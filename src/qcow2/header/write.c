@@ -35,7 +35,6 @@
 #include "base/strbuf.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/header/header.h"
-#include "qcow2/snapshot/snapshot.h"
 #include "qcow2/table/verdict.h"
 #include "trace/events.h"
 

@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#include "base/byteorder.h"
 #include "base/cleanup.h"
 #include "qcow2/table/alloc.h"
 #include "qcow2/table/commit.h"
