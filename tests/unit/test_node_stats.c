@@ -166,20 +166,30 @@ static void a_held_request_is_in_flight_and_its_time_counts(void *arg)
  * Sampled as they are, many short ones take a time that is neither none nor many times the real
  * one.
  */
-static void the_time_of_short_operations_is_estimated(void *arg)
+/* Whether the estimate of many short reads is near the time that they took. */
+static bool estimate_is_near(struct disk *d)
 {
-    struct disk d = attach_writable();
+    uint64_t before = figure_of(d, BLOCK_OP_READ, BLOCK_OP_TIME), ns, elapsed;
     int64_t begin = loop_now_ns();
-    uint64_t ns, elapsed;
     char buf[512];
 
     for (int i = 0; i < 20000; i++) {
-        assert_int_equal(block_co_pread(d.edge, 0, buf, sizeof(buf)), 0);
+        assert_int_equal(block_co_pread(d->edge, 0, buf, sizeof(buf)), 0);
     }
     elapsed = (uint64_t)(loop_now_ns() - begin);
-    ns = figure_of(&d, BLOCK_OP_READ, BLOCK_OP_TIME);
-    assert_true(ns > elapsed / 8);
-    assert_true(ns < elapsed * 4);
+    ns = figure_of(d, BLOCK_OP_READ, BLOCK_OP_TIME) - before;
+    return ns > elapsed / 8 && ns < elapsed * 4;
+}
+
+/* A read that loses its processor while it is timed counts for 16, so one round may be far off. */
+static void the_time_of_short_operations_is_estimated(void *arg)
+{
+    struct disk d = attach_writable();
+    int rounds = 0;
+
+    while (!estimate_is_near(&d)) {
+        assert_true(++rounds < 10);
+    }
     detach(&d);
 }
 
