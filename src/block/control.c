@@ -20,30 +20,33 @@ enum control_op {
     OP_SNAPSHOT_SHOW,
 };
 
-/*
- * Where struct block_driver has the operation, and the sentence for formats without it, in which
- * "@" is the format.
- */
-#define OP(function, refusal)                                                                      \
-    {                                                                                              \
-        offsetof(struct block_driver, function), refusal, #function                                \
-    }
-
 static const struct {
+    /* Where struct block_driver has the operation. */
     size_t place;
-    const char *refusal;
+    /* For traces. */
     const char *name;
+    /*
+     * It changes the visible contents or the size. A filter above would not see that: the bitmaps,
+     * the log and the size that it has would be wrong.
+     */
+    bool changes_disk;
+    /* The sentence for formats without the operation, in which "@" is the format. */
+    const char *refusal;
 } ops[] = {
-    [OP_GET_INFO] = OP(co_get_info, "format '@' has no information on its images"),
-    [OP_CHECK] = OP(co_check, "This image format does not support checks"),
-    [OP_AMEND] = OP(co_amend, "Format driver '@' does not support option amendment"),
-    [OP_CHANGE_BACKING] = OP(co_change_backing, "Operation not supported by format '@'"),
-    [OP_MAKE_EMPTY] = OP(co_make_empty, "format '@' can't be emptied"),
-    [OP_SNAPSHOT_CREATE] = OP(co_snapshot_create, "format '@' has no snapshots"),
-    [OP_SNAPSHOT_APPLY] = OP(co_snapshot_apply, "format '@' has no snapshots"),
-    [OP_SNAPSHOT_DELETE] = OP(co_snapshot_delete, "format '@' has no snapshots"),
-    [OP_SNAPSHOT_LIST] = OP(co_snapshot_list, "format '@' has no snapshots"),
-    [OP_SNAPSHOT_SHOW] = OP(co_snapshot_show, "format '@' has no snapshots"),
+#define OP(function, changes_disk, refusal)                                                        \
+    {                                                                                              \
+        offsetof(struct block_driver, function), #function, changes_disk, refusal                  \
+    }
+    [OP_GET_INFO] = OP(co_get_info, false, "format '@' has no information on its images"),
+    [OP_CHECK] = OP(co_check, false, "This image format does not support checks"),
+    [OP_AMEND] = OP(co_amend, true, "Format driver '@' does not support option amendment"),
+    [OP_CHANGE_BACKING] = OP(co_change_backing, false, "Operation not supported by format '@'"),
+    [OP_MAKE_EMPTY] = OP(co_make_empty, true, "format '@' can't be emptied"),
+    [OP_SNAPSHOT_CREATE] = OP(co_snapshot_create, false, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_APPLY] = OP(co_snapshot_apply, true, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_DELETE] = OP(co_snapshot_delete, false, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_LIST] = OP(co_snapshot_list, false, "format '@' has no snapshots"),
+    [OP_SNAPSHOT_SHOW] = OP(co_snapshot_show, true, "format '@' has no snapshots"),
 };
 
 static bool has_op(const struct block_driver *driver, enum control_op op)
@@ -52,21 +55,12 @@ static bool has_op(const struct block_driver *driver, enum control_op op)
 }
 
 /*
- * A filter is the same image as the node that it filters, which is asked for what the filter does
- * not have. But a filter with further children (copy-before-write, write log) keeps a record of
- * what changes in the disk, and an operation that changes the contents would bypass that.
+ * The node that has the operation, or the last one that was asked: a filter is the same image as
+ * the node that it filters.
  */
-static bool passes(const struct block_node *node, enum control_op op)
-{
-    bool changes_contents = op == OP_SNAPSHOT_APPLY || op == OP_MAKE_EMPTY;
-
-    return node->filtered && !(changes_contents && node->children.next != node->children.prev);
-}
-
-/* The node that has the operation, or the last one that was asked. */
 static struct block_node *find_last(struct block_node *node, enum control_op op)
 {
-    while (!has_op(node->driver, op) && passes(node, op)) {
+    while (!has_op(node->driver, op) && node->filtered && !ops[op].changes_disk) {
         node = node->filtered->node;
     }
     return node;

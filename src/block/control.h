@@ -4,7 +4,7 @@
  * code calls a driver. For each operation the gate
  *
  *   finds the driver      the node's, or the first one below filters that has the operation; what
- *                         changes the contents does not bypass a filter with further children
+ *                         changes contents or size does not pass filters, which would not see that
  *   refuses               -ENOTSUP with a sentence, if there is none
  *   drains                the node that has the operation; not for questions (info, specific info)
  *   calls the driver
@@ -99,7 +99,8 @@ int block_co_change_backing(struct block_node *node, const char *filename, const
                             struct error *err);
 /*
  * Put another node in the place of the backing node of `node`, the child "backing"; NULL: it has
- * none from now on. The image keeps what it records. The caller keeps its reference.
+ * none from now on. The image keeps what it records. The caller keeps its reference. On failure the
+ * node has no backing node.
  */
 int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
                               struct error *err);

@@ -2,6 +2,7 @@
 """img snapshot, and reading snapshots with convert -l, judged by qemu-img."""
 
 import json
+import os
 import re
 import unittest
 
@@ -90,26 +91,40 @@ class Snapshot(TestCase):
             self.assertEqual(result.returncode, 1, words)
             self.assertIn(word, result.stderr)
 
-    def through(self, driver, *more, child="file"):
-        words = ("snapshot", "-a", "one", "--image-opts")
+    def through(self, driver, *more, command=("snapshot", "-a", "one"), child="file", last=None):
         options = (f"driver={driver}", f"{child}.driver=qcow2", f"{child}.file.filename={self.image}", *more)
-        return img(*words, ",".join(options), check=False)
+        return img(*command, "--image-opts", ",".join(options), *([last] if last else []), check=False)
 
-    def test_apply_through_filters(self):
-        self.assertEqual(self.through("blkdebug", child="image").returncode, 0)
-        io(self.image, "read -P 1 0 128k", fmt="qcow2")
+    def test_filters_pass_on_what_leaves_the_disk_as_it_is(self):
+        self.assertIn("one", self.through("blkdebug", command=("snapshot", "-l"), child="image").stdout)
+        for command in (("-c", "three"), ("-d", "three")):
+            result = self.through("blkdebug", command=("snapshot", *command), child="image")
+            self.assertEqual(result.returncode, 0, result.stderr)
 
-    def test_apply_does_not_bypass_a_filter_that_records_changes(self):
+    def test_nothing_changes_the_disk_below_a_filter(self):
+        """A filter has a size, bitmaps or a log, which would be wrong afterwards."""
         target = self.create("target.qcow2", "8M")
         log = self.create("log.raw", "1M", "raw")
-        for driver, more in (
-            ("copy-before-write", ("target.driver=qcow2", f"target.file.filename={target}")),
-            ("blklogwrites", (f"log.filename={log}",)),
+        for driver, more, child in (
+            ("blkdebug", (), "image"),
+            ("copy-before-write", ("target.driver=qcow2", f"target.file.filename={target}"), "file"),
+            ("blklogwrites", (f"log.filename={log}",), "file"),
         ):
-            result = self.through(driver, *more)
-            self.assertEqual(result.returncode, 1, driver)
-            self.assertIn(f"format '{driver}' has no snapshots", result.stderr)
+            for command in (("snapshot", "-a", "one"), ("amend", "-o", "size=16M")):
+                result = self.through(driver, *more, command=command, child=child)
+                self.assertEqual(result.returncode, 1, driver)
+                self.assertIn(f"'{driver}'", result.stderr)
             io(self.image, "read -P 3 0 64k", fmt="qcow2")
+
+    def test_a_snapshot_of_another_size_is_not_shown_cut_off(self):
+        """A filter above would keep the size of the disk: half of the snapshot would be missing."""
+        out = self.path("out.raw")
+        img("resize", "-q", "--shrink", "-f", "qcow2", self.image, "1M")
+        result = self.through("blkdebug", command=("convert", "-O", "raw", "-l", "one"), child="image", last=out)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("format 'blkdebug' has no snapshots", result.stderr)
+        img("convert", "-f", "qcow2", "-O", "raw", "-l", "one", self.image, out)
+        self.assertGreater(os.path.getsize(out), 1 << 20)
 
 
 class Damaged(TestCase):
