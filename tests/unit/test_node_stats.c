@@ -181,15 +181,18 @@ static bool estimate_is_near(struct disk *d)
     return ns > elapsed / 8 && ns < elapsed * 4;
 }
 
-/* A read that loses its processor while it is timed counts for 16, so one round may be far off. */
+/*
+ * A read that loses its processor while it is timed counts for 16: so most rounds decide, not one.
+ */
 static void the_time_of_short_operations_is_estimated(void *arg)
 {
     struct disk d = attach_writable();
-    int rounds = 0;
+    int near = 0;
 
-    while (!estimate_is_near(&d)) {
-        assert_true(++rounds < 10);
+    for (int round = 0; round < 9; round++) {
+        near += estimate_is_near(&d);
     }
+    assert_true(near >= 5);
     detach(&d);
 }
 
