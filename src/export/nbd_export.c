@@ -258,7 +258,8 @@ struct client_visit {
     void *arg;
 };
 
-static void visit_client(const struct nbd_connection_info *info, const uint64_t *values, void *arg)
+static void visit_nbd_client(const struct nbd_connection_info *info, const uint64_t *values,
+                             void *arg)
 {
     const struct client_visit *v = arg;
     struct export_client client = {.peer = info->peer, .serial = info->serial, .values = values};
@@ -270,7 +271,7 @@ static void nbd_foreach_client(const void *state, export_client_fn *fn, void *ar
 {
     struct client_visit v = {.fn = fn, .arg = arg};
 
-    nbd_export_foreach_connection(((const struct nbd_state *)state)->nbd, visit_client, &v);
+    nbd_export_foreach_connection(((const struct nbd_state *)state)->nbd, visit_nbd_client, &v);
 }
 
 _Static_assert(NBD_STATS <= EXPORT_STATS_WIDTH_MAX, "room for what an export counts");

@@ -396,7 +396,7 @@ static int co_finish_own_locked(struct cbw_write *w)
     return r == 0 && w->timed_out ? -ETIMEDOUT : r;
 }
 
-static void arm_timer(struct cbw_write *w)
+static void arm_write_timer(struct cbw_write *w)
 {
     if (w->s->timeout_ns > 0 && !w->timer_armed) {
         loop_timer_arm(&w->timer, loop_now_ns() + w->s->timeout_ns);
@@ -415,7 +415,7 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
 
         r = claim_clusters_locked(w, offset, end);
         if (r == 0 && w->own_count > 0) {
-            arm_timer(w);
+            arm_write_timer(w);
             w->waited = true;
             pthread_mutex_unlock(&s->lock);
             co_start_own(w);
@@ -427,7 +427,7 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
         if (r < 0 || !copy) {
             break;
         }
-        arm_timer(w);
+        arm_write_timer(w);
         w->waited = true;
         co_wait_locked(w, copy);
         if (w->timed_out) {

@@ -480,7 +480,7 @@ static int nbd_co_truncate(struct block_node *node, uint64_t size, enum block_pr
 
 static const char *const nbd_schemes[] = {"nbd", "nbd+tcp", "nbd+unix", NULL};
 
-static void nbd_read_stats(struct block_node *node, uint64_t *ret_values)
+static void nbd_node_read_stats(struct block_node *node, uint64_t *ret_values)
 {
     nbd_client_read_stats(client_of(node), ret_values);
 }
@@ -501,7 +501,7 @@ static const struct block_driver nbd_driver = {
     .co_flush = nbd_co_flush,
     .co_status = nbd_co_status,
     .stats = nbd_client_stats,
-    .read_stats = nbd_read_stats,
+    .read_stats = nbd_node_read_stats,
     .co_truncate = nbd_co_truncate,
 };
 

@@ -98,7 +98,7 @@ static void sweep_worker(void *arg)
     atomic_store(&w->sweeping, false);
 }
 
-static void arm_timer(struct nbd_worker *w)
+static void arm_slow_timer(struct nbd_worker *w)
 {
     int64_t limit = atomic_load(&limit_ns);
 
@@ -115,7 +115,7 @@ static void slow_timer_fired(struct loop_timer *timer)
     if (!atomic_exchange(&w->sweeping, true) && reactor_spawn(w->reactor, sweep_worker, w) < 0) {
         atomic_store(&w->sweeping, false);
     }
-    arm_timer(w);
+    arm_slow_timer(w);
 }
 
 void nbd_slow_worker_init(struct nbd_worker *w)
@@ -127,7 +127,7 @@ void nbd_slow_worker_init(struct nbd_worker *w)
 void nbd_slow_begin(struct nbd_worker *w)
 {
     if (w->assigned++ == 0) {
-        arm_timer(w);
+        arm_slow_timer(w);
     }
 }
 
