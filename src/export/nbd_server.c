@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/inet.h"
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "block/control_lock.h"
@@ -103,7 +104,7 @@ static int resolve_listener(void *arg)
     struct addrinfo hints = {
         .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
 
-    return getaddrinfo(q->host, q->port, &hints, &q->result);
+    return inet_lookup(q->host, q->port, &hints, &q->result);
 }
 
 /* `both`: an IPv6 socket that clients can also reach by IPv4. The socket, or -errno. */

@@ -10,6 +10,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include "base/inet.h"
 #include "nbd/client_internal.h"
 #include "trace/events.h"
 
@@ -67,7 +68,7 @@ static int resolve_server(void *arg)
     struct resolving *q = arg;
     struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM};
 
-    return getaddrinfo(q->address->host, q->port, &hints, &q->result);
+    return inet_lookup(q->address->host, q->port, &hints, &q->result);
 }
 
 static int co_dial_tcp(const struct nbd_address *address, int64_t timeout_ns, int *ret_fd,

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/inet.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "base/strbuf.h"
@@ -105,7 +106,7 @@ static int listen_on(const struct addrinfo *a)
 static int listen_inet(const char *host, const char *port, struct error *err)
 {
     struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM}, *list;
-    int r = getaddrinfo(host && *host ? host : NULL, port, &hints, &list), fd = -EADDRNOTAVAIL;
+    int r = inet_lookup(host && *host ? host : NULL, port, &hints, &list), fd = -EADDRNOTAVAIL;
 
     if (r != 0) {
         return error_set(err, EINVAL, "address resolution failed for %s:%s: %s", host ?: "", port,

@@ -16,6 +16,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "base/inet.h"
 #include "ssh/libssh_lazy.h"
 
 /* Seconds, for each of the steps to a session. */
@@ -62,7 +63,7 @@ static int ssh_connect_to(const struct ssh_target *t, struct error *err)
     const struct addrinfo hints = {.ai_socktype = SOCK_STREAM};
     struct addrinfo *all, *a;
     int fd = -EADDRNOTAVAIL;
-    int r = getaddrinfo(t->host, t->port, &hints, &all);
+    int r = inet_lookup(t->host, t->port, &hints, &all);
 
     if (r != 0) {
         return error_set(err, EINVAL, "address resolution failed for %s:%s: %s", t->host, t->port,

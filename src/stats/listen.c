@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "base/inet.h"
 #include "base/unix_socket.h"
 
 #define BACKLOG 16
@@ -75,15 +76,6 @@ static int split(char *text, const char **ret_host, const char **ret_port)
     return colon[1] ? 0 : -EINVAL;
 }
 
-/* 1 to 65535, or the name of a service. getaddrinfo() takes larger numbers, modulo 65536. */
-static bool port_is_valid(const char *port)
-{
-    bool is_number = port[strspn(port, "0123456789")] == '\0';
-    long number = strtol(port, NULL, 10);
-
-    return !is_number || (number >= 1 && number <= UINT16_MAX);
-}
-
 static int bind_one(const struct addrinfo *a)
 {
     AUTO_CLOSE int fd =
@@ -115,10 +107,10 @@ static int listen_tcp(const char *address, int *ret_fd, struct error *err)
     if (split(text, &host, &port) < 0) {
         return error_set(err, EINVAL, "Expected PORT, HOST:PORT, or the path of a unix socket");
     }
-    if (!port_is_valid(port)) {
+    if (port[strspn(port, "0")] == '\0') {
         return error_set(err, EINVAL, "The port has to be a number from 1 to 65535");
     }
-    r = getaddrinfo(host, port, &hints, &list);
+    r = inet_lookup(host, port, &hints, &list);
     if (r != 0) {
         return error_set(err, EINVAL, "Could not look the address up: %s", gai_strerror(r));
     }

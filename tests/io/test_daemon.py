@@ -301,6 +301,8 @@ class DaemonTest(tidemark.TestCase):
             ("'fuse'", "--export", "fuse,id=a,node-name=b,mountpoint=m"),
             ("Parameter 'addr.path' is missing", "--nbd-server", "addr.type=unix"),
             ("does not accept value 'vsock'", "--nbd-server", "addr.type=vsock"),
+            ("127.0.0.1:70000", "--nbd-server", "addr.type=inet,addr.host=127.0.0.1,addr.port=70000"),
+            ("127.0.0.1:70000", "--chardev", "socket,id=c,server=on,wait=off,host=127.0.0.1,port=70000"),
             ("No TLS credentials with id 't'", "--nbd-server",
              "addr.type=unix,addr.path=p,tls-creds=t"),
             ("'throttle-group'", "--object", "throttle-group,id=t"),

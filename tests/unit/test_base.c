@@ -12,6 +12,7 @@
 
 #include "base/checked.h"
 #include "base/error.h"
+#include "base/inet.h"
 #include "base/iov.h"
 #include "base/percent.h"
 #include "base/size.h"
@@ -212,6 +213,18 @@ static void test_percent_signs_that_stand_for_nothing(void **state)
     assert_decodes("%0g", NULL);
 }
 
+static void test_ports_beyond_65535_are_refused(void **state)
+{
+    static const char *const wrong[] = {"65536", "70000", "99999999999999999999999"};
+    struct addrinfo hints = {.ai_flags = AI_NUMERICHOST, .ai_socktype = SOCK_STREAM}, *list;
+
+    assert_int_equal(inet_lookup("127.0.0.1", "65535", &hints, &list), 0);
+    freeaddrinfo(list);
+    for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
+        assert_int_equal(inet_lookup("127.0.0.1", wrong[i], &hints, &list), EAI_SERVICE);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -228,6 +241,7 @@ int main(void)
         cmocka_unit_test(test_percent_decoding),
         cmocka_unit_test(test_a_zero_byte_would_cut_a_name_short),
         cmocka_unit_test(test_percent_signs_that_stand_for_nothing),
+        cmocka_unit_test(test_ports_beyond_65535_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
