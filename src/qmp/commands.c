@@ -8,8 +8,10 @@
 #include <string.h>
 #include <sys/socket.h>
 
+#include "block/control_lock.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
+#include "job/job.h"
 #include "qmp/transaction.h"
 
 /* --- the session ------------------------------------------------------------------------------ */
@@ -41,6 +43,9 @@ int qmp_co_query_version(struct qmp_call *call, struct json_object *args,
 int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
                 struct error *err)
 {
+    block_control_unlock();
+    job_co_cancel_all();
+    block_co_control_lock();
     call->quit_after_reply = true;
     return 0;
 }

@@ -24,6 +24,22 @@ qmp_co_command qmp_co_block_export_del;
 qmp_co_command qmp_co_object_add;
 qmp_co_command qmp_co_object_del;
 
+qmp_co_command qmp_co_query_jobs;
+qmp_co_command qmp_co_job_cancel;
+qmp_co_command qmp_co_job_complete;
+qmp_co_command qmp_co_job_dismiss;
+qmp_co_command qmp_co_job_finalize;
+qmp_co_command qmp_co_job_pause;
+qmp_co_command qmp_co_job_resume;
+qmp_co_command qmp_co_query_block_jobs;
+qmp_co_command qmp_co_block_job_cancel;
+qmp_co_command qmp_co_block_job_complete;
+qmp_co_command qmp_co_block_job_dismiss;
+qmp_co_command qmp_co_block_job_finalize;
+qmp_co_command qmp_co_block_job_pause;
+qmp_co_command qmp_co_block_job_resume;
+qmp_co_command qmp_co_block_job_set_speed;
+
 qmp_co_command qmp_co_trace_event_get_state;
 qmp_co_command qmp_co_trace_event_set_state;
 

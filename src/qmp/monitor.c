@@ -20,6 +20,7 @@
 #include "qmp/answer.h"
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
+#include "qmp/jobs.h"
 #include "qmp/json_write.h"
 #include "trace/events.h"
 
@@ -369,6 +370,7 @@ void qmp_subscribe(void)
     block_set_vote_fn(on_vote);
     export_set_event_fn(on_export_event, NULL);
     block_set_corruption_fn(on_corruption);
+    qmp_subscribe_jobs();
 }
 
 /* --- the end ---------------------------------------------------------------------------------- */

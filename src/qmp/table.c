@@ -8,36 +8,8 @@
 #include <string.h>
 
 #include "qmp/commands.h"
-
-/* Short forms to define an enumeration, an array and an object. */
-#define ENUM(id, type_name, ...)                                                                   \
-    static const struct qmp_type id = {                                                            \
-        .kind = QMP_ENUM, .name = type_name, .values = (const char *const[]){__VA_ARGS__, NULL}}
-#define ARRAY(id, of)                                                                              \
-    static const struct qmp_type id = {.kind = QMP_ARRAY, .name = #id, .element = &of}
-#define MEMBERS(...)                                                                               \
-    (const struct qmp_member[])                                                                    \
-    {                                                                                              \
-        __VA_ARGS__,                                                                               \
-        {                                                                                          \
-            NULL, NULL, false                                                                      \
-        }                                                                                          \
-    }
-#define OBJECT_INIT(type_name, ...)                                                                \
-    {                                                                                              \
-        .kind = QMP_OBJECT, .name = type_name, .members = MEMBERS(__VA_ARGS__)                     \
-    }
-#define OBJECT(id, type_name, ...)                                                                 \
-    static const struct qmp_type id = OBJECT_INIT(type_name, __VA_ARGS__)
-/* A member of an object: required, and optional. */
-#define REQ(member, member_type)                                                                   \
-    {                                                                                              \
-        member, &member_type, false                                                                \
-    }
-#define OPT(member, member_type)                                                                   \
-    {                                                                                              \
-        member, &member_type, true                                                                 \
-    }
+#include "qmp/define.h"
+#include "qmp/types.h"
 
 /* --- misc ------------------------------------------------------------------------------------- */
 
@@ -370,9 +342,22 @@ const struct qmp_command qmp_commands[] = {
     {"block-dirty-bitmap-remove", &bitmap_ref, &qmp_empty, qmp_co_bitmap_remove},
     {"block-export-add", &qmp_type_export_add, &qmp_empty, qmp_co_block_export_add},
     {"block-export-del", &export_del, &qmp_empty, qmp_co_block_export_del},
+    {"block-job-cancel", &qmp_type_block_job_cancel, &qmp_empty, qmp_co_block_job_cancel},
+    {"block-job-complete", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_complete},
+    {"block-job-dismiss", &qmp_type_job, &qmp_empty, qmp_co_block_job_dismiss},
+    {"block-job-finalize", &qmp_type_job, &qmp_empty, qmp_co_block_job_finalize},
+    {"block-job-pause", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_pause},
+    {"block-job-resume", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_resume},
+    {"block-job-set-speed", &qmp_type_block_job_speed, &qmp_empty, qmp_co_block_job_set_speed},
     {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
+    {"job-cancel", &qmp_type_job, &qmp_empty, qmp_co_job_cancel},
+    {"job-complete", &qmp_type_job, &qmp_empty, qmp_co_job_complete},
+    {"job-dismiss", &qmp_type_job, &qmp_empty, qmp_co_job_dismiss},
+    {"job-finalize", &qmp_type_job, &qmp_empty, qmp_co_job_finalize},
+    {"job-pause", &qmp_type_job, &qmp_empty, qmp_co_job_pause},
+    {"job-resume", &qmp_type_job, &qmp_empty, qmp_co_job_resume},
     {"nbd-server-add", &nbd_server_add, &qmp_empty, qmp_co_nbd_server_add},
     {"nbd-server-remove", &nbd_server_remove, &qmp_empty, qmp_co_nbd_server_remove},
     {"nbd-server-start", &nbd_server_start, &qmp_empty, qmp_co_nbd_server_start},
@@ -381,8 +366,10 @@ const struct qmp_command qmp_commands[] = {
     {"object-del", &object_del, &qmp_empty, qmp_co_object_del},
     {"qmp_capabilities", &capabilities_args, &qmp_empty, qmp_co_capabilities},
     {"query-block-exports", &qmp_empty, &export_infos, qmp_co_query_block_exports},
+    {"query-block-jobs", &qmp_empty, &qmp_type_block_job_infos, qmp_co_query_block_jobs},
     {"query-blockstats", &blockstats_args, &block_stats_list, qmp_co_query_blockstats},
     {"query-commands", &qmp_empty, &command_infos, co_query_commands},
+    {"query-jobs", &qmp_empty, &qmp_type_job_infos, qmp_co_query_jobs},
     {"query-named-block-nodes", &named_nodes_args, &device_infos, qmp_co_query_named_block_nodes},
     {"query-nbd-server", &qmp_empty, &nbd_server_info, qmp_co_query_nbd_server},
     {"query-qmp-schema", &qmp_empty, &schema_infos, co_query_schema},
@@ -398,6 +385,12 @@ const struct qmp_command qmp_commands[] = {
 const struct qmp_event qmp_events[] = {
     {"BLOCK_EXPORT_DELETED", &export_id},
     {"BLOCK_IMAGE_CORRUPTED", &image_corrupted},
+    {"BLOCK_JOB_CANCELLED", &qmp_type_block_job_event},
+    {"BLOCK_JOB_COMPLETED", &qmp_type_block_job_completed},
+    {"BLOCK_JOB_ERROR", &qmp_type_block_job_error},
+    {"BLOCK_JOB_PENDING", &qmp_type_block_job_pending},
+    {"BLOCK_JOB_READY", &qmp_type_block_job_event},
+    {"JOB_STATUS_CHANGE", &qmp_type_job_status_change},
     {"QUORUM_FAILURE", &quorum_failure},
     {"QUORUM_REPORT_BAD", &quorum_report_bad},
     {NULL, NULL},

@@ -14,6 +14,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/concern.h"
+#include "qmp/jobs.h"
 
 /* An action of the running transaction. */
 struct step {
@@ -119,15 +120,26 @@ static int co_open_steps(struct step *steps, size_t count, struct error *err)
     return error_first(r, r2);
 }
 
-static int co_prepare_all(struct step *steps, size_t count, size_t *ret_prepared, struct error *err)
+/* Of the transaction whose actions are being prepared: one at a time is. */
+static struct job_txn *jobs_now;
+
+struct job_txn *qmp_transaction_jobs(void)
+{
+    return jobs_now;
+}
+
+static int co_prepare_all(struct step *steps, size_t count, struct job_txn *jobs,
+                          size_t *ret_prepared, struct error *err)
 {
     size_t done = 0;
     int r = 0;
 
+    jobs_now = jobs;
     while (done < count && r >= 0) {
         r = steps[done].action->co_prepare(steps[done].state, steps[done].data, err);
         done += r >= 0;
     }
+    jobs_now = NULL;
     *ret_prepared = done;
     return MIN(r, 0);
 }
@@ -178,13 +190,14 @@ static void co_clean(struct step *steps, size_t count)
     }
 }
 
-static int co_change_graph(struct step *steps, size_t count, struct error *err)
+static int co_change_graph(struct step *steps, size_t count, struct job_txn *jobs,
+                           struct error *err)
 {
     size_t prepared;
     int r;
 
     block_co_change_begin();
-    r = co_prepare_all(steps, count, &prepared, err);
+    r = co_prepare_all(steps, count, jobs, &prepared, err);
     UNLESS_FAILED(r, block_co_change_settle(err));
     UNLESS_FAILED(r, co_finish_steps(steps, count, err));
     if (r < 0) {
@@ -196,13 +209,14 @@ static int co_change_graph(struct step *steps, size_t count, struct error *err)
     return r;
 }
 
-static int co_run_steps(struct step *steps, size_t count, struct error *err)
+/* `jobs`: what jobs end together; NULL: each alone. */
+static int co_run_steps(struct step *steps, size_t count, struct job_txn *jobs, struct error *err)
 {
     struct qmp_concern concern = {0};
     int r = co_open_steps(steps, count, err);
 
     UNLESS_FAILED(r, co_drain_concern(steps, count, &concern, err));
-    UNLESS_FAILED(r, co_change_graph(steps, count, err));
+    UNLESS_FAILED(r, co_change_graph(steps, count, jobs, err));
     qmp_concern_undrain(&concern);
     co_clean(steps, count);
     qmp_co_concern_clear(&concern);
@@ -213,25 +227,46 @@ int qmp_co_run_action(const struct qmp_action *action, struct json_object *data,
 {
     struct step step = {.action = action, .data = data};
 
-    return co_run_steps(&step, 1, err);
+    return co_run_steps(&step, 1, NULL, err);
 }
 
-/*
- * Check completion-mode. "grouped" concerns work that continues after the transaction, and there is
- * none yet.
- */
-static int check_properties(struct json_object *args, struct error *err)
+/* With completion-mode "grouped" every action has to be one that starts a job. */
+static int check_grouped(const struct step *steps, size_t count, struct error *err)
 {
-    struct json_object *list = qmp_get(args, "actions"), *properties = qmp_get(args, "properties");
-    const char *mode = properties ? qmp_get_str(properties, "completion-mode") : NULL;
-
-    if (mode && strcmp(mode, "grouped") == 0 && json_object_array_length(list) > 0) {
-        return error_set(err, ENOTSUP,
-                         "Action '%s' does not support transaction property completion-mode = "
-                         "grouped",
-                         qmp_get_str(json_object_array_get_idx(list, 0), "type"));
+    for (size_t i = 0; i < count; i++) {
+        if (steps[i].action && !steps[i].action->starts_job) {
+            return error_set(err, ENOTSUP,
+                             "Action '%s' does not support transaction property completion-mode = "
+                             "grouped",
+                             steps[i].action->name);
+        }
     }
     return 0;
+}
+
+static bool is_grouped(struct json_object *args)
+{
+    struct json_object *properties = qmp_get(args, "properties");
+    const char *mode = properties ? qmp_get_str(properties, "completion-mode") : NULL;
+
+    return mode && strcmp(mode, "grouped") == 0;
+}
+
+static int co_run_grouped(struct step *steps, size_t count, struct error *err)
+{
+    struct job_txn *jobs;
+    int r = check_grouped(steps, count, err);
+
+    if (r < 0) {
+        return r;
+    }
+    jobs = job_txn_new();
+    if (!jobs) {
+        return error_out_of_memory(err);
+    }
+    r = co_run_steps(steps, count, jobs, err);
+    job_txn_unref(jobs);
+    return r;
 }
 
 int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
@@ -239,13 +274,9 @@ int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
 {
     struct json_object *list = qmp_get(args, "actions");
     size_t count = json_object_array_length(list);
-    struct step *steps;
-    int r = check_properties(args, err);
+    struct step *steps = calloc(count ? count : 1, sizeof(*steps));
+    int r;
 
-    if (r < 0) {
-        return r;
-    }
-    steps = calloc(count ? count : 1, sizeof(*steps));
     if (!steps) {
         return error_out_of_memory(err);
     }
@@ -255,7 +286,8 @@ int qmp_co_transaction(struct qmp_call *call, struct json_object *args,
         steps[i].action = qmp_find_action(qmp_get_str(item, "type"));
         steps[i].data = qmp_get(item, "data");
     }
-    r = co_run_steps(steps, count, err);
+    r = is_grouped(args) ? co_run_grouped(steps, count, err)
+                         : co_run_steps(steps, count, NULL, err);
     free(steps);
     return r;
 }

@@ -23,6 +23,7 @@
 #define TIDEMARK_QMP_TRANSACTION_H
 
 #include <json-c/json.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "base/error.h"
@@ -42,6 +43,8 @@ void qmp_concern_add(struct qmp_concern *concern, struct block_node *node);
 struct qmp_action {
     const char *name; /* as in the schema's TransactionAction */
     size_t state_size;
+    /* It starts a job, which may be one of a group (completion-mode). */
+    bool starts_job;
     int (*co_open)(void *state, struct json_object *data, struct error *err);
     /*
      * Add the nodes whose users must not see the action half done. Called again if the graph may

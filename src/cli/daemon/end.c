@@ -20,6 +20,7 @@
 #include "cli/cli.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
+#include "job/job.h"
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/command_lock.h"
@@ -198,6 +199,8 @@ static void co_end_in_order(void *arg)
     qmp_co_stop_commands();
     end.step = "monitors";
     qmp_co_chardevs_close();
+    end.step = "jobs";
+    job_co_cancel_all();
     end.step = "exports";
     if (!end.hasty && export_nbd_server_is_running()) {
         export_co_nbd_server_stop(NULL);

@@ -1,0 +1,338 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Making jobs, the list of them, what they look like from outside. */
+#include "job/job.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/log.h"
+#include "block/block.h"
+#include "block/control_lock.h"
+#include "co/co.h"
+#include "job/job_internal.h"
+#include "loop/loop.h"
+
+#define ID_MAX 255
+
+static struct list all_jobs = LIST_INIT(all_jobs);
+static void (*event_fn)(const struct job_event *event);
+static bool no_new_jobs;
+
+static const char *const status_names[JOB_STATUS_COUNT] = {
+    [JOB_CREATED] = "created", [JOB_RUNNING] = "running",   [JOB_PAUSED] = "paused",
+    [JOB_READY] = "ready",     [JOB_STANDBY] = "standby",   [JOB_WAITING] = "waiting",
+    [JOB_PENDING] = "pending", [JOB_ABORTING] = "aborting", [JOB_CONCLUDED] = "concluded",
+    [JOB_NULL] = "null",
+};
+
+const char *job_status_name(enum job_status status)
+{
+    return status_names[status];
+}
+
+/* --- events ----------------------------------------------------------------------------------- */
+
+void job_set_event_fn(void (*fn)(const struct job_event *event))
+{
+    event_fn = fn;
+}
+
+void job_emit(struct job *job, enum job_event_kind kind)
+{
+    if (event_fn && (job->driver->block_job || kind == JOB_EVENT_STATUS)) {
+        event_fn(&(struct job_event){.kind = kind, .info = job_get_info(job)});
+    }
+}
+
+void job_emit_error(struct job *job, bool reading, const char *action)
+{
+    if (event_fn) {
+        event_fn(&(struct job_event){.kind = JOB_EVENT_ERROR,
+                                     .info = job_get_info(job),
+                                     .reading = reading,
+                                     .action = action});
+    }
+}
+
+void job_set_status(struct job *job, enum job_status status)
+{
+    job->status = status;
+    log_debug("job '%s' (%s): %s", job->id, job->driver->type, status_names[status]);
+    job_emit(job, JOB_EVENT_STATUS);
+}
+
+struct job_info job_get_info(const struct job *job)
+{
+    enum job_status s = job->status;
+
+    return (struct job_info){
+        .id = job->id,
+        .type = job->driver->type,
+        .status = s,
+        .block_job = job->driver->block_job,
+        .auto_finalize = job->auto_finalize,
+        .auto_dismiss = job->auto_dismiss,
+        .paused = job->user_paused,
+        .busy = s == JOB_RUNNING || (s == JOB_READY && list_is_empty(&job->sleepers)),
+        .ready = s == JOB_READY || s == JOB_STANDBY,
+        .has_synced = job->driver->is_synced != NULL,
+        .synced = job->driver->is_synced && job->running && job->driver->is_synced(job, job->state),
+        .current = job->current,
+        .total = job->total,
+        .speed = job->pacer.rate,
+        .io_status = job->io_status,
+        .error = job->result >= 0          ? NULL
+                 : error_is_set(&job->err) ? error_message(&job->err)
+                                           : "Operation canceled",
+    };
+}
+
+/* --- the list --------------------------------------------------------------------------------- */
+
+struct job *job_next(struct job *job)
+{
+    struct list *l = job ? job->link.next : all_jobs.next;
+
+    return l == &all_jobs ? NULL : container_of(l, struct job, link);
+}
+
+struct job *job_find(const char *id)
+{
+    for (struct job *job = job_next(NULL); job; job = job_next(job)) {
+        if (strcmp(job->id, id) == 0) {
+            return job;
+        }
+    }
+    return NULL;
+}
+
+void job_unref(struct job *job)
+{
+    if (--job->refs == 0) {
+        error_clear(&job->err);
+        free(job->state);
+        free(job->id);
+        free(job);
+    }
+}
+
+void job_unlist(struct job *job)
+{
+    job_set_status(job, JOB_NULL);
+    list_remove(&job->link);
+    job_unref(job);
+}
+
+/* --- transactions ----------------------------------------------------------------------------- */
+
+struct job_txn *job_txn_new(void)
+{
+    struct job_txn *txn = calloc(1, sizeof(*txn));
+
+    if (txn) {
+        txn->refs = 1;
+        list_init(&txn->jobs);
+    }
+    return txn;
+}
+
+void job_txn_unref(struct job_txn *txn)
+{
+    if (txn && --txn->refs == 0) {
+        free(txn);
+    }
+}
+
+void job_leave_txn(struct job *job)
+{
+    if (job->txn) {
+        list_remove(&job->txn_link);
+        job_txn_unref(job->txn);
+        job->txn = NULL;
+    }
+}
+
+/* --- life ------------------------------------------------------------------------------------- */
+
+/* The coroutine of a job, from before its start until its work is done. */
+static void co_job_main(void *arg)
+{
+    struct job *job = arg;
+    int r;
+
+    job->starter = co_self();
+    co_suspend();
+    job->starter = NULL;
+    if (!job->discarded) {
+        job->running = true;
+        r = job->driver->co_run(job, job->state, &job->err);
+        block_co_control_lock();
+        job->running = false;
+        job_co_work_done(job, r);
+        block_control_unlock();
+    }
+    job_unref(job);
+}
+
+static bool id_is_wellformed(const char *id)
+{
+    size_t len = strlen(id);
+
+    if (!isalpha((unsigned char)id[0]) || len > ID_MAX) {
+        return false;
+    }
+    for (size_t i = 1; i < len; i++) {
+        if (!isalnum((unsigned char)id[i]) && !strchr("-._", id[i])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int check_new_id(const char *id, struct error *err)
+{
+    if (no_new_jobs) {
+        return error_set(err, ESHUTDOWN, "The daemon is shutting down");
+    }
+    if (!id) {
+        return error_set(err, EINVAL, "An explicit job ID is required for this node");
+    }
+    if (!id_is_wellformed(id)) {
+        return error_set(err, EINVAL, "Invalid job ID '%s'", id);
+    }
+    if (job_find(id)) {
+        return error_set(err, EEXIST, "Job ID '%s' already in use", id);
+    }
+    return 0;
+}
+
+static struct job *alloc_job(const struct job_driver *driver, const struct job_config *config)
+{
+    struct job *job = calloc(1, sizeof(*job));
+
+    if (!job) {
+        return NULL;
+    }
+    job->refs = 1;
+    job->driver = driver;
+    job->id = strdup(config->id);
+    job->state = calloc(1, driver->state_size ? driver->state_size : 1);
+    job->auto_finalize = config->auto_finalize;
+    job->auto_dismiss = config->auto_dismiss;
+    job->pacer = (struct pacer){.rate = config->speed};
+    list_init(&job->link);
+    list_init(&job->txn_link);
+    list_init(&job->sleepers);
+    list_init(&job->nodes);
+    if (!job->id || !job->state) {
+        job_unref(job);
+        return NULL;
+    }
+    return job;
+}
+
+int job_new(const struct job_driver *driver, const struct job_config *config, struct job **ret_job,
+            struct error *err)
+{
+    struct job_txn *txn;
+    struct job *job;
+    int r = check_new_id(config->id, err);
+
+    if (r < 0) {
+        return r;
+    }
+    job = alloc_job(driver, config);
+    txn = config->txn ?: job_txn_new();
+    if (!job || !txn) {
+        goto no_memory;
+    }
+    r = co_run(reactor_home(reactor_main()), co_job_main, job);
+    if (r < 0) {
+        error_set_errno(err, -r, "Job '%s' cannot be started", config->id);
+        goto fail;
+    }
+    job->refs++;
+    job->txn = txn;
+    txn->refs += config->txn != NULL;
+    list_append(&txn->jobs, &job->txn_link);
+    list_append(&all_jobs, &job->link);
+    job_set_status(job, JOB_CREATED);
+    *ret_job = job;
+    return 0;
+
+no_memory:
+    r = error_out_of_memory(err);
+fail:
+    if (!config->txn) {
+        job_txn_unref(txn);
+    }
+    if (job) {
+        job_unref(job);
+    }
+    return r;
+}
+
+void job_start(struct job *job)
+{
+    job_set_status(job, JOB_RUNNING);
+    co_wake(job->starter);
+}
+
+void job_co_discard(struct job *job)
+{
+    job->discarded = true;
+    if (job->driver->co_abort) {
+        job->driver->co_abort(job, job->state);
+    }
+    if (job->driver->co_clean) {
+        job->driver->co_clean(job, job->state);
+    }
+    job_co_release_nodes(job);
+    job_leave_txn(job);
+    co_wake(job->starter);
+    job_unlist(job);
+}
+
+void *job_state(struct job *job)
+{
+    return job->state;
+}
+
+const char *job_type(const struct job *job)
+{
+    return job->driver->type;
+}
+
+const char *job_id(const struct job *job)
+{
+    return job->id;
+}
+
+void job_co_cancel_all(void)
+{
+    struct job *job = job_next(NULL);
+
+    no_new_jobs = true;
+    block_co_control_lock();
+    while (job) {
+        struct job *next = job_next(job);
+
+        /* A conclusion may end jobs of the same transaction: begin again after one. */
+        if (job->status < JOB_ABORTING && !job->cancelled) {
+            (void)job_co_cancel(job, true, NULL);
+            next = job_next(NULL);
+        }
+        job = next;
+    }
+    block_control_unlock();
+    for (job = job_next(NULL); job;) {
+        if (job->status < JOB_CONCLUDED) {
+            loop_co_sleep(NS_PER_MS);
+            job = job_next(NULL);
+        } else {
+            job = job_next(job);
+        }
+    }
+}

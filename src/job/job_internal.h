@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of the job layer share. job.h has the rules. Nothing here yields but `co_`. */
+#ifndef TIDEMARK_JOB_JOB_INTERNAL_H
+#define TIDEMARK_JOB_JOB_INTERNAL_H
+
+#include "base/list.h"
+#include "base/pacer.h"
+#include "job/job.h"
+
+struct co;
+
+/* A node that a job uses, or whose link downwards it has frozen. */
+struct job_node {
+    struct list link;
+    struct block_node *node; /* referenced */
+    bool frozen;
+};
+
+/* Jobs that end together. */
+struct job_txn {
+    unsigned refs;
+    struct list jobs; /* by txn_link; each has a reference */
+    bool aborting;
+};
+
+struct job {
+    struct list link; /* in the list of all jobs, until NULL */
+    struct list txn_link;
+    struct job_txn *txn; /* NULL: the job is concluded, and has left it */
+    const struct job_driver *driver;
+    void *state; /* owned */
+    char *id;
+    /* the list of all jobs, and the coroutine */
+    unsigned refs;
+    enum job_status status;
+    bool auto_finalize, auto_dismiss;
+
+    struct co *starter; /* the coroutine, until the job is started or discarded */
+    bool discarded;
+    bool running; /* co_run has begun, and has not returned */
+
+    bool user_paused;
+    bool cancelled;      /* by force */
+    bool soft_cancelled; /* the job ends with success by itself; errors end it at once */
+
+    /* 0, or why the job failed; the sentence is in `err` */
+    int result;
+    struct error err;
+
+    uint64_t current, total;
+    struct pacer pacer;
+    struct list sleepers; /* of struct job_sleeper */
+    enum job_io_status io_status;
+    int64_t next_error_event_ns; /* before that, errors that are ignored emit no event */
+    struct list nodes;           /* of struct job_node */
+};
+
+/* Of job_status_name() and the events. */
+void job_emit(struct job *job, enum job_event_kind kind);
+/* JOB_EVENT_ERROR. */
+void job_emit_error(struct job *job, bool reading, const char *action);
+void job_set_status(struct job *job, enum job_status status);
+/* From NULL on the job is found no more. */
+void job_unlist(struct job *job);
+void job_unref(struct job *job);
+
+/* The coroutine's work is done with `r`. The control lock is held. */
+void job_co_work_done(struct job *job, int r);
+/* End all jobs of the transaction: `first`, with its result, then the others, as cancelled. */
+void job_co_txn_abort(struct job *first);
+/* co_prepare and the end of all jobs of a transaction, which are PENDING. */
+void job_co_txn_conclude(struct job_txn *txn);
+/* End a job that has a result: its driver's functions, events, dismissal. */
+void job_co_conclude(struct job *job);
+/* Leave the transaction. */
+void job_leave_txn(struct job *job);
+/* Forget the nodes of the job. May close them. */
+void job_co_release_nodes(struct job *job);
+/* Force the end of a job that works. */
+void job_force_cancel(struct job *job);
+
+#endif

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the commands that start jobs share. Nothing here yields. */
+#ifndef TIDEMARK_QMP_JOBS_H
+#define TIDEMARK_QMP_JOBS_H
+
+#include <json-c/json.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "job/job.h"
+
+/*
+ * The arguments that all of them have: job-id, speed, auto-finalize, auto-dismiss; and the
+ * transaction that runs. Strings are borrowed from `args`. -EINVAL: a negative speed.
+ */
+int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, struct error *err);
+/* The member `speed`, 0 if there is none. -EINVAL: negative. */
+int qmp_get_speed(struct json_object *args, uint64_t *ret_speed, struct error *err);
+/* A member that is a BlockdevOnError; "report" if there is none. */
+enum job_on_error qmp_get_on_error(struct json_object *args, const char *name);
+
+/*
+ * Jobs that the running action makes end together with these; NULL: alone. Borrowed; in the step
+ * co_prepare of an action.
+ */
+struct job_txn *qmp_transaction_jobs(void);
+
+/* Send the events of jobs to clients. Once, at start. */
+void qmp_subscribe_jobs(void);
+
+#endif

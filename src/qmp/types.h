@@ -1,0 +1,20 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Types of QMP that are defined apart from the table of commands (qmp/table.c), by the file that
+ * defines them. Names and members are those of QEMU's QAPI schema.
+ */
+#ifndef TIDEMARK_QMP_TYPES_H
+#define TIDEMARK_QMP_TYPES_H
+
+#include "qmp/schema.h"
+
+/* job_types.c: what jobs are, arguments of their verbs, their events. */
+extern const struct qmp_type qmp_type_job_infos, qmp_type_block_job_infos;
+extern const struct qmp_type qmp_type_job, qmp_type_block_job, qmp_type_block_job_cancel,
+    qmp_type_block_job_speed;
+extern const struct qmp_type qmp_type_block_job_event, qmp_type_block_job_completed,
+    qmp_type_block_job_error, qmp_type_block_job_pending, qmp_type_job_status_change;
+/* BlockdevOnError, of the commands that start jobs. */
+extern const struct qmp_type qmp_type_on_error;
+
+#endif
