@@ -265,6 +265,12 @@ struct block_driver {
                              struct error *err);
     int (*co_remove_stored_bitmap)(struct block_node *node, const char *name, struct error *err);
     /*
+     * Set in `bits` what a bitmap is dirty in that is not one of the node's: it belongs to the
+     * export that the node is connected to. -ENOENT: there is none of that name.
+     */
+    int (*co_read_bitmap)(struct block_node *node, const char *name, struct dirty_bitmap *bits,
+                          struct error *err);
+    /*
      * Set in b->bits the bits that the image has of a bitmap that is `unread`. Guest writes may set
      * bits meanwhile. -ENOMEM; another error: the stored bits can't be read.
      */

@@ -28,6 +28,7 @@ enum {
     NBD_CLIENT_CONTEXT_MAX = 16,
 };
 
+struct dirty_bitmap;
 struct nbd_client;
 struct tls_creds;
 
@@ -161,6 +162,16 @@ int nbd_client_co_block_status(struct nbd_client *c, uint64_t offset, uint64_t l
                                struct nbd_extents *per_context);
 /* Release what it owns, and empty it. */
 void nbd_extents_clear(struct nbd_extents *e);
+
+/*
+ * Connect, set in `bits` what is dirty in the bitmap `name` of an export
+ * ("qemu:dirty-bitmap:NAME"), and disconnect. `bits` has the size of the export. -ENOENT: the
+ * server does not offer that bitmap; -EINVAL: the sizes differ; else errors of connecting or of a
+ * request, after which some bits may be set.
+ */
+int nbd_client_co_read_bitmap(const struct nbd_address *address, const struct nbd_client_tls *tls,
+                              const char *export_name, const char *name, int64_t timeout_ns,
+                              struct dirty_bitmap *bits, struct error *err);
 
 /* --- listing -------------------------------------------------------------------------------- */
 

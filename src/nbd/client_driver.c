@@ -45,13 +45,6 @@ struct status_cache {
     int64_t until_ns;
 };
 
-struct nbd_node {
-    struct nbd_client *client;
-    struct status_cache status;
-    /* A reference; NULL: in the clear. */
-    struct tls_creds *creds;
-};
-
 /* The options of a node. */
 struct node_target {
     struct nbd_address address;
@@ -68,6 +61,14 @@ struct node_target {
     uint64_t reconnect;
 };
 
+struct nbd_node {
+    struct nbd_client *client;
+    struct status_cache status;
+    /* A reference; NULL: in the clear. */
+    struct tls_creds *creds;
+    struct node_target target;
+};
+
 static void node_target_clear(struct node_target *t)
 {
     nbd_address_clear(&t->address);
@@ -75,6 +76,7 @@ static void node_target_clear(struct node_target *t)
     free(t->context);
     free(t->tls_creds);
     free(t->tls_hostname);
+    *t = (struct node_target){0};
 }
 
 static int nbd_parse_filename(const char *filename, struct options *opts, struct error *err)
@@ -304,10 +306,12 @@ static int nbd_co_open(struct block_node *node, struct options *opts, struct err
     free(node->filename);
     node->filename = make_filename(&t);
     set_node_limits(node, n->client);
+    n->target = t;
+    t = (struct node_target){0};
     pthread_mutex_init(&n->status.lock, NULL);
-    if (t.reconnect > 0) {
-        nbd_client_set_reconnect(n->client, (int64_t)t.reconnect * 1000000000LL, node_is_awaited,
-                                 node);
+    if (n->target.reconnect > 0) {
+        nbd_client_set_reconnect(n->client, (int64_t)n->target.reconnect * 1000000000LL,
+                                 node_is_awaited, node);
     }
     return 0;
 }
@@ -319,6 +323,7 @@ static void nbd_co_close_node(struct block_node *node)
     co_disconnect_node(n);
     nbd_extents_clear(&n->status.extents);
     pthread_mutex_destroy(&n->status.lock);
+    node_target_clear(&n->target);
 }
 
 static struct nbd_client *client_of(struct block_node *node)
@@ -478,6 +483,17 @@ static int nbd_co_truncate(struct block_node *node, uint64_t size, enum block_pr
     return 0;
 }
 
+/* A connection of its own asks, since this one has not negotiated the context. */
+static int nbd_co_read_bitmap(struct block_node *node, const char *name, struct dirty_bitmap *bits,
+                              struct error *err)
+{
+    struct nbd_node *n = node->opaque;
+    struct nbd_client_tls tls = {.creds = n->creds, .hostname = n->target.tls_hostname};
+
+    return nbd_client_co_read_bitmap(&n->target.address, n->creds ? &tls : NULL, n->target.export,
+                                     name, HANDSHAKE_TIMEOUT_NS, bits, err);
+}
+
 static const char *const nbd_schemes[] = {"nbd", "nbd+tcp", "nbd+unix", NULL};
 
 static void nbd_node_read_stats(struct block_node *node, uint64_t *ret_values)
@@ -503,6 +519,7 @@ static const struct block_driver nbd_driver = {
     .stats = nbd_client_stats,
     .read_stats = nbd_node_read_stats,
     .co_truncate = nbd_co_truncate,
+    .co_read_bitmap = nbd_co_read_bitmap,
 };
 
 void nbd_register_driver(void)
