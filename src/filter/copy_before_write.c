@@ -152,7 +152,6 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
 {
     struct cbw_node *n = node->opaque;
     struct cbw_state *s = &n->state;
-    struct dirty_bitmap *access;
     struct block_bitmap *bitmap;
     int r;
 
@@ -175,13 +174,7 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
             n->bitmap_name, (unsigned long long)dirty_bitmap_size(block_bitmap_bits(bitmap)),
             s->name, (unsigned long long)s->size);
     }
-    access = dirty_bitmap_new(s->size, s->cluster_size);
-    if (!access || dirty_bitmap_merge(access, block_bitmap_bits(bitmap)) < 0) {
-        dirty_bitmap_free(access);
-        return error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
-    }
-    cbw_state_set_access(s, access);
-    return 0;
+    return cbw_restrict(s, block_bitmap_bits(bitmap), err);
 }
 
 static bool cbw_drain_busy(struct block_node *node)
@@ -212,25 +205,31 @@ static bool has_snapshot(struct block_node *node)
 }
 
 /*
- * Nobody else may use the temporary image. While somebody can read the frozen contents, the disk
- * must change through the filter only. Before and after that, others may write to the disk: so its
- * users can be moved to the filter one by one before the snapshot is opened, and back after it is
- * closed.
+ * Nobody else may use the temporary image, unless it is a job's target. While somebody uses the
+ * filter of a job, or can read the frozen contents, the disk must change through the filter only.
+ * Before and after that, others may write to the disk: so its users can be moved to the filter one
+ * by one before the snapshot is opened, and back after it is closed.
  */
 static void cbw_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
                            unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared)
 {
+    struct cbw_node *n = node->opaque;
+
     if (edge->role & BLOCK_ROLE_TARGET) {
         *ret_perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
-        *ret_shared = 0;
+        /* The disk may be the backing file of a job's target. */
+        *ret_shared = n->state.has_job ? BLOCK_PERM_ALL & ~BLOCK_PERM_RESIZE : 0;
         return;
     }
     *ret_perm = parents_perm & ~BLOCK_PERM_RESIZE;
+    if (n->state.job.discard_source) {
+        *ret_perm |= BLOCK_PERM_WRITE;
+    }
     *ret_shared = BLOCK_PERM_ALL;
     if (parents_perm != 0) {
         *ret_perm |= BLOCK_PERM_CONSISTENT_READ;
     }
-    if (has_snapshot(node)) {
+    if (has_snapshot(node) || (n->state.has_job && !list_is_empty(&node->parents))) {
         *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
     }
 }
@@ -310,6 +309,13 @@ static int cbw_co_status_snapshot(struct block_node *node, uint64_t offset, uint
 static int cbw_co_discard_snapshot(struct block_node *node, uint64_t offset, uint64_t length)
 {
     return cbw_co_snapshot_discard(node->opaque, offset, length);
+}
+
+struct cbw_state *cbw_of_node(struct block_node *node)
+{
+    struct cbw_node *n = node->opaque;
+
+    return block_node_is(node, &copy_before_write_driver) ? &n->state : NULL;
 }
 
 static void cbw_read_node_stats(struct block_node *node, uint64_t *ret_values)

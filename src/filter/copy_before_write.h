@@ -52,6 +52,7 @@
 #include "block/gate.h"
 #include "co/sync.h"
 #include "copy/block_copy.h"
+#include "filter/cbw_job.h"
 
 enum cbw_on_error { CBW_BREAK_GUEST_WRITE, CBW_BREAK_SNAPSHOT };
 
@@ -65,6 +66,8 @@ struct cbw_state {
     enum cbw_on_error on_error;
     int64_t timeout_ns; /* 0: none */
     struct block_copy *copy;
+    bool has_job;
+    struct cbw_job job; /* of cbw_set_job() */
 
     struct co_group copies_running; /* closing waits for these */
 
@@ -80,6 +83,8 @@ struct cbw_state {
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
     bool broken;                       /* a copy failed: the snapshot can't be read any more */
+    int broken_by;                     /* the error of that copy, and where it failed */
+    struct block_copy_failure broken_at;
     /*
      * Bytes copied before writes; guest writes that waited for a copy, and whose copy was too slow.
      */

@@ -25,7 +25,9 @@ struct cbw_copy {
     /* The copy in flight, the write that began it, and each write that waits for it. */
     unsigned refs;
     bool finished;
+    bool by_job; /* else a guest write needs it */
     int result;
+    struct block_copy_failure failure;
     struct co_queue waiters;
 };
 
@@ -37,11 +39,14 @@ struct cbw_reader {
 };
 
 /*
- * A guest write that waits for copies. Its thread owns the fields; `waiting_for` also needs
- * s->lock.
+ * A guest write, or a piece of a job, that waits for copies. Its thread owns the fields;
+ * `waiting_for` also needs s->lock.
  */
 struct cbw_write {
     struct cbw_state *s;
+    bool by_job;
+    int64_t timeout_ns; /* 0: none */
+    struct block_copy_failure failure;
     struct loop_timer timer;
     bool timer_armed;
     bool timed_out;               /* guarded by s->lock */
@@ -203,8 +208,9 @@ static bool clip_to_idle_locked(struct cbw_state *s, uint64_t *offset, uint64_t 
     return false;
 }
 
-static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, uint64_t length)
+static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, uint64_t length)
 {
+    struct cbw_state *s = w->s;
     struct cbw_copy *copy;
 
     if (list_is_empty(&s->spare_copies)) {
@@ -222,6 +228,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_state *s, uint64_t offset, ui
     copy->length = length;
     copy->refs = 2;
     copy->finished = false;
+    copy->by_job = w->by_job;
     copy->result = 0;
     co_queue_init(&copy->waiters);
     range_index_add(&s->copies, &copy->item, offset, length);
@@ -239,13 +246,13 @@ static void copy_unref_locked(struct cbw_copy *copy)
 /* --- copying ---------------------------------------------------------------------------------- */
 
 /*
- * A copy has succeeded: its clusters that may still be read become COPIED. Those released meanwhile
- * are discarded in the target: nobody will read them there, or write them there again.
+ * Clusters of a copy are in the target: those that may still be read become COPIED. Those released
+ * meanwhile are discarded in the target: nobody will read them there, or write them there again.
  */
-static void co_mark_done(struct cbw_copy *copy)
+static void co_mark_done(struct cbw_copy *copy, uint64_t pos, uint64_t end)
 {
     struct cbw_state *s = copy->s;
-    uint64_t pos = copy->offset, end = copy->offset + copy->length, run;
+    uint64_t run, copied = 0;
 
     while (pos < end) {
         bool readable;
@@ -255,13 +262,73 @@ static void co_mark_done(struct cbw_copy *copy)
         if (readable) {
             dirty_bitmap_set(s->done, pos, run);
             s->copied_bytes += run;
+            copied += run;
         }
         pthread_mutex_unlock(&s->lock);
-        if (!readable) {
+        if (!readable && !s->has_job) {
             (void)block_co_discard(s->target, pos, run); /* space only */
         }
         pos += run;
     }
+    if (s->has_job && copied > 0) {
+        s->job.copied(s->job.arg, copied, !copy->by_job);
+    }
+}
+
+/*
+ * Find at `pos` whether the disk's own layer has anything in the clusters there, and for how many
+ * bytes, whole clusters or up to the end, the answer holds.
+ */
+static bool co_clusters_allocated(struct cbw_state *s, uint64_t pos, uint64_t end,
+                                  uint64_t *ret_length)
+{
+    bool allocated;
+    uint64_t run;
+
+    *ret_length = MIN(end - pos, s->cluster_size);
+    if (block_co_is_allocated(s->file, pos, end - pos, &allocated, &run) < 0 || run == 0) {
+        return true; /* the copy meets the error again, or not */
+    }
+    if (allocated) {
+        *ret_length = MIN(round_up(run, s->cluster_size), end - pos);
+        return true;
+    }
+    if (run < end - pos) {
+        run = round_down(run, s->cluster_size);
+    }
+    *ret_length = MAX(run, *ret_length);
+    return run == 0;
+}
+
+static int co_copy_clusters(struct cbw_copy *copy, uint64_t pos, uint64_t length)
+{
+    struct cbw_state *s = copy->s;
+    int r = block_co_copy(s->copy, pos, length, &copy->failure);
+
+    if (r == 0 && s->job.discard_source) {
+        (void)block_co_discard(s->file, pos, length); /* space only; no guest write is under way */
+    }
+    if (r == 0) {
+        co_mark_done(copy, pos, pos + length);
+    }
+    return r;
+}
+
+/* Copy what the disk's own layer has; the rest needs no copy. */
+static int co_copy_allocated(struct cbw_copy *copy)
+{
+    uint64_t pos = copy->offset, end = copy->offset + copy->length, run;
+    int r = 0;
+
+    while (pos < end && r == 0) {
+        if (co_clusters_allocated(copy->s, pos, end, &run)) {
+            r = co_copy_clusters(copy, pos, run);
+        } else {
+            cbw_skip(copy->s, pos, run);
+        }
+        pos += run;
+    }
+    return r;
 }
 
 static void co_run_copy(struct cbw_copy *copy)
@@ -272,11 +339,12 @@ static void co_run_copy(struct cbw_copy *copy)
 
     co_wait_begin(&wait, "a copy before write to node", block_node_name(block_edge_node(s->target)),
                   -1);
-    r = block_co_copy(s->copy, copy->offset, copy->length, NULL);
-    co_wait_end(&wait);
-    if (r == 0) {
-        co_mark_done(copy);
+    if (s->job.skip_unallocated) {
+        r = co_copy_allocated(copy);
+    } else {
+        r = co_copy_clusters(copy, copy->offset, copy->length);
     }
+    co_wait_end(&wait);
     pthread_mutex_lock(&s->lock);
     copy->result = r;
     copy->finished = true;
@@ -339,7 +407,7 @@ static int claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t 
         uint64_t run_end = start + length;
 
         if (clip_to_idle_locked(w->s, &start, &length)) {
-            struct cbw_copy *copy = copy_new_locked(w->s, start, length);
+            struct cbw_copy *copy = copy_new_locked(w, start, length);
 
             if (!copy) {
                 return w->own_count > 0 ? 0 : -ENOMEM;
@@ -362,7 +430,7 @@ static void co_start_own(struct cbw_write *w)
     struct co_home *home = co_get_home(co_self());
 
     for (unsigned i = 0; i < w->own_count; i++) {
-        bool here = i + 1 == w->own_count && w->s->timeout_ns == 0;
+        bool here = i + 1 == w->own_count && w->timeout_ns == 0;
 
         if (here || co_spawn(home, co_copy_entry, w->own[i]) < 0) {
             co_run_copy(w->own[i]);
@@ -389,6 +457,7 @@ static int co_finish_own_locked(struct cbw_write *w)
             next_uncopied_locked(w->s, copy->offset, copy->offset + copy->length, &start,
                                  &length)) {
             r = copy->result;
+            w->failure = copy->failure;
         }
         copy_unref_locked(copy);
     }
@@ -398,8 +467,8 @@ static int co_finish_own_locked(struct cbw_write *w)
 
 static void arm_write_timer(struct cbw_write *w)
 {
-    if (w->s->timeout_ns > 0 && !w->timer_armed) {
-        loop_timer_arm(&w->timer, loop_now_ns() + w->s->timeout_ns);
+    if (w->timeout_ns > 0 && !w->timer_armed) {
+        loop_timer_arm(&w->timer, loop_now_ns() + w->timeout_ns);
         w->timer_armed = true;
     }
 }
@@ -456,17 +525,31 @@ static void co_wait_readers_release(struct cbw_state *s, struct range_index *ind
     pthread_mutex_unlock(&s->lock);
 }
 
-static bool break_snapshot_locked(struct cbw_state *s)
+static bool break_snapshot_locked(struct cbw_state *s, int cause, struct block_copy_failure at)
 {
     bool first = !s->broken;
 
-    s->broken = true;
+    if (first) {
+        s->broken = true;
+        s->broken_by = cause;
+        s->broken_at = at;
+    }
     return first;
+}
+
+static void report_broken(struct cbw_state *s, uint64_t offset, int cause)
+{
+    log_warning("node '%s': copying old data before a guest write at offset %llu failed: %s; "
+                "the snapshot can't be read any more",
+                s->name, (unsigned long long)offset, strerror(-cause));
+    if (s->has_job) {
+        s->job.broken(s->job.arg);
+    }
 }
 
 int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
 {
-    struct cbw_write w = {.s = s};
+    struct cbw_write w = {.s = s, .timeout_ns = s->timeout_ns};
     uint64_t start = round_down(offset, s->cluster_size);
     uint64_t end = MIN(round_up(offset + length, s->cluster_size), s->size);
     bool newly_broken = false;
@@ -480,7 +563,7 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
     r = cause = co_copy_range_locked(&w, start, end);
     s->waits += w.waited;
     if (r < 0 && s->on_error == CBW_BREAK_SNAPSHOT) {
-        newly_broken = break_snapshot_locked(s);
+        newly_broken = break_snapshot_locked(s, cause, w.failure);
         r = 0;
     }
     if (r == 0) {
@@ -492,11 +575,52 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
         loop_timer_disarm(&w.timer);
     }
     if (newly_broken) {
-        log_warning("node '%s': copying old data before a guest write at offset %llu failed: %s; "
-                    "the snapshot can't be read any more",
-                    s->name, (unsigned long long)offset, strerror(-cause));
+        report_broken(s, offset, cause);
     }
     return r;
+}
+
+/* --- jobs ------------------------------------------------------------------------------------- */
+
+int cbw_co_copy(struct cbw_state *s, uint64_t offset, uint64_t length, bool *ret_reading)
+{
+    struct cbw_write w = {.s = s, .by_job = true};
+    uint64_t start = round_down(offset, s->cluster_size);
+    uint64_t end = MIN(round_up(offset + length, s->cluster_size), s->size);
+    int r;
+
+    if (length == 0 || start >= end) {
+        return 0;
+    }
+    pthread_mutex_lock(&s->lock);
+    r = co_copy_range_locked(&w, start, end);
+    if (s->broken) {
+        r = s->broken_by;
+        w.failure = s->broken_at;
+    }
+    pthread_mutex_unlock(&s->lock);
+    if (r < 0) {
+        *ret_reading = w.failure.reading;
+    }
+    return r;
+}
+
+bool cbw_next_uncopied(struct cbw_state *s, uint64_t offset, uint64_t end, uint64_t *ret_offset,
+                       uint64_t *ret_length)
+{
+    bool found;
+
+    pthread_mutex_lock(&s->lock);
+    found = next_uncopied_locked(s, offset, MIN(end, s->size), ret_offset, ret_length);
+    pthread_mutex_unlock(&s->lock);
+    return found;
+}
+
+void cbw_stop(struct cbw_state *s)
+{
+    pthread_mutex_lock(&s->lock);
+    (void)break_snapshot_locked(s, -ECANCELED, (struct block_copy_failure){.reading = false});
+    pthread_mutex_unlock(&s->lock);
 }
 
 /* --- fleecing reads --------------------------------------------------------------------------- */

@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a job uses of copy-before-write: its copies and those of guest writes exclude each other. */
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <cmocka.h>
+
+#include "cbw_fixture.h"
+#include "co_test.h"
+
+#include "base/log.h"
+#include "filter/cbw_job.h"
+#include "filter/filter.h"
+#include "loop/loop.h"
+
+#define DISK_SIZE (16ull * CLUSTER)
+
+struct job_graph {
+    struct cbw_graph g; /* without a snapshot-access node */
+    struct cbw_state *s;
+    struct block_root *job;
+    struct cbw_job params;
+    uint64_t by_guest, by_job;
+    unsigned broken;
+};
+
+static void count_copied(void *arg, uint64_t bytes, bool by_guest)
+{
+    struct job_graph *j = arg;
+
+    *(by_guest ? &j->by_guest : &j->by_job) += bytes;
+}
+
+static void count_broken(void *arg)
+{
+    ((struct job_graph *)arg)->broken++;
+}
+
+static struct block_root *attach(struct block_node *node, const char *user, unsigned perm)
+{
+    struct block_root *root;
+
+    assert_int_equal(block_co_root_new(node, user, perm, BLOCK_PERM_ALL, &root, NULL), 0);
+    return root;
+}
+
+static struct block_node *open_disk(const char *name, struct memory_disk **ret)
+{
+    char json[128];
+    struct block_node *node;
+
+    snprintf(json, sizeof(json), "{\"driver\":\"memory-disk\",\"node-name\":\"%s\",\"size\":%llu}",
+             name, DISK_SIZE);
+    node = fixture_open(json);
+    *ret = memory_disk_of(node);
+    return node;
+}
+
+/* A guest on a disk, and a filter for a job between them; `params` without its functions. */
+static void job_graph_open(struct job_graph *j, struct cbw_job params, const char *options)
+{
+    struct cbw_graph *g = &j->g;
+    struct options *opts;
+    char json[256];
+
+    memset(j, 0, sizeof(*j));
+    j->params = params;
+    j->params.copied = count_copied;
+    j->params.broken = count_broken;
+    j->params.arg = j;
+    g->disk_node = open_disk("disk", &g->disk);
+    g->temp_node = open_disk("temp", &g->temp);
+    for (uint64_t at = 0; at < DISK_SIZE; at += CLUSTER) {
+        memset(g->disk->data + at, (int)(at / CLUSTER + 1), CLUSTER);
+    }
+    memset(g->disk->written, 1, DISK_SIZE / 4096 + 1);
+    g->guest_root = attach(g->disk_node, "guest", BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE);
+    g->guest = block_root_edge(g->guest_root);
+    snprintf(json, sizeof(json),
+             "{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\","
+             "\"target\":\"temp\",\"on-cbw-error\":\"break-snapshot\"%s}",
+             options);
+    assert_int_equal(options_parse(json, NULL, &opts, NULL), 0);
+    assert_int_equal(block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &g->cbw_node, NULL), 0);
+    j->s = cbw_of_node(g->cbw_node);
+    assert_non_null(j->s);
+    assert_null(cbw_of_node(g->disk_node));
+    assert_int_equal(cbw_set_job(j->s, &j->params, NULL), 0);
+    block_co_drain_begin(g->disk_node);
+    block_co_change_begin();
+    assert_int_equal(block_co_publish(g->cbw_node, NULL), 0);
+    assert_int_equal(block_co_root_replace(g->guest_root, g->cbw_node, NULL), 0);
+    assert_int_equal(block_co_change_settle(NULL), 0);
+    block_co_change_end();
+    j->job = attach(g->cbw_node, "job", 0);
+    block_drain_end(g->disk_node);
+}
+
+static void job_graph_close(struct job_graph *j)
+{
+    struct cbw_graph *g = &j->g;
+
+    block_co_root_release(j->job);
+    assert_int_equal(block_co_root_replace(g->guest_root, g->disk_node, NULL), 0);
+    block_co_unref(g->cbw_node);
+    block_co_root_release(g->guest_root);
+    block_co_unref(g->temp_node);
+    block_co_unref(g->disk_node);
+}
+
+static bool target_is_original(struct job_graph *j, uint64_t offset, uint64_t length)
+{
+    for (uint64_t i = offset; i < offset + length; i++) {
+        if (j->g.temp->data[i] != (uint8_t)(i / CLUSTER + 1)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+struct request {
+    struct job_graph *j;
+    uint64_t offset, length;
+    int r;
+};
+
+static void guest_write(void *arg)
+{
+    struct request *q = arg;
+
+    q->r = cbw_guest_fill(&q->j->g, q->offset, q->length, 0xee);
+}
+
+static void job_copy(void *arg)
+{
+    struct request *q = arg;
+    bool reading;
+
+    q->r = cbw_co_copy(q->j->s, q->offset, q->length, &reading);
+}
+
+static void each_cluster_is_copied_once_by_whoever_comes_first(void *arg)
+{
+    struct job_graph j;
+    bool reading;
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    assert_int_equal(cbw_uncopied_bytes(j.s), DISK_SIZE);
+    assert_int_equal(cbw_guest_fill(&j.g, 3 * CLUSTER + 512, 512, 0xee), 0);
+    assert_int_equal(j.by_guest, CLUSTER);
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), 0);
+    assert_int_equal(j.by_job, 15 * CLUSTER);
+    assert_int_equal(cbw_uncopied_bytes(j.s), 0);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, DISK_SIZE, 0xee), 0);
+    assert_int_equal(j.by_guest, CLUSTER);
+    assert_true(target_is_original(&j, 0, DISK_SIZE));
+    job_graph_close(&j);
+}
+
+static void guest_write_waits_for_the_jobs_copy(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = CLUSTER}, w = {.j = &j, .length = 512};
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    memory_disk_hold(j.g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&copier, job_copy, &c);
+    background_start(&writer, guest_write, &w);
+    assert_false(writer.done);
+    assert_int_equal(cbw_guest_fill(&j.g, CLUSTER, 512, 0xee), 0); /* others go on */
+    memory_disk_release(j.g.temp);
+    background_finish(&copier);
+    background_finish(&writer);
+    assert_int_equal(c.r, 0);
+    assert_int_equal(w.r, 0);
+    assert_int_equal(j.by_job, CLUSTER);
+    assert_int_equal(j.by_guest, CLUSTER);
+    assert_true(target_is_original(&j, 0, 2 * CLUSTER));
+    job_graph_close(&j);
+}
+
+static void job_waits_for_the_copy_of_a_guest_write(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = 2 * CLUSTER}, w = {.j = &j, .length = 512};
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    memory_disk_hold(j.g.temp, MEMORY_DISK_WRITE, 1);
+    background_start(&writer, guest_write, &w);
+    background_start(&copier, job_copy, &c);
+    assert_false(copier.done);
+    memory_disk_release(j.g.temp);
+    background_finish(&copier);
+    background_finish(&writer);
+    assert_int_equal(j.by_guest, CLUSTER);
+    assert_int_equal(j.by_job, CLUSTER);
+    job_graph_close(&j);
+}
+
+static void failed_copy_of_the_job_leaves_the_guest_alone(void *arg)
+{
+    struct job_graph j;
+    bool reading = true;
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    memory_disk_fail(j.g.temp, MEMORY_DISK_WRITE, ENOSPC);
+    assert_int_equal(cbw_co_copy(j.s, 0, CLUSTER, &reading), -ENOSPC);
+    assert_false(reading);
+    memory_disk_fail(j.g.temp, 0, 0);
+    memory_disk_fail(j.g.disk, MEMORY_DISK_READ, EIO);
+    assert_int_equal(cbw_co_copy(j.s, 0, CLUSTER, &reading), -EIO);
+    assert_true(reading);
+    memory_disk_fail(j.g.disk, 0, 0);
+    assert_int_equal(j.broken, 0);
+    assert_int_equal(cbw_uncopied_bytes(j.s), DISK_SIZE);
+    assert_int_equal(cbw_co_copy(j.s, 0, CLUSTER, &reading), 0); /* the same piece again */
+    job_graph_close(&j);
+}
+
+static void failed_copy_of_a_guest_write_fails_the_job(void *arg)
+{
+    struct job_graph j;
+    bool reading = true;
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    assert_int_equal(cbw_error(j.s, &reading), 0);
+    memory_disk_fail(j.g.temp, MEMORY_DISK_WRITE, ENOSPC);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, 512, 0xee), 0);
+    assert_int_equal(j.broken, 1);
+    memory_disk_fail(j.g.temp, 0, 0);
+    assert_int_equal(cbw_co_copy(j.s, 5 * CLUSTER, CLUSTER, &reading), -ENOSPC);
+    assert_false(reading);
+    assert_int_equal(cbw_error(j.s, &reading), -ENOSPC);
+    assert_int_equal(cbw_guest_fill(&j.g, CLUSTER, 512, 0xee), 0);
+    assert_int_equal(j.by_guest, 0);
+    job_graph_close(&j);
+}
+
+static void uncopied_clusters_are_known_at_the_end(void *arg)
+{
+    struct dirty_bitmap *bits = dirty_bitmap_new(DISK_SIZE, 4096);
+    struct dirty_bitmap *left = dirty_bitmap_new(DISK_SIZE, CLUSTER);
+    struct job_graph j;
+    uint64_t offset, length;
+    bool reading;
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    dirty_bitmap_set(bits, 2 * CLUSTER + 4096, 4096);
+    dirty_bitmap_set(bits, 4 * CLUSTER, 3 * CLUSTER);
+    assert_int_equal(cbw_restrict(j.s, bits, NULL), 0);
+    assert_int_equal(cbw_uncopied_bytes(j.s), 4 * CLUSTER);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, 512, 0xee), 0);
+    assert_int_equal(cbw_guest_fill(&j.g, 4 * CLUSTER, 512, 0xee), 0);
+    assert_int_equal(cbw_co_copy(j.s, 0, 3 * CLUSTER, &reading), 0);
+    assert_true(cbw_next_uncopied(j.s, 0, DISK_SIZE, &offset, &length));
+    assert_int_equal(offset, 5 * CLUSTER);
+    assert_int_equal(length, 2 * CLUSTER);
+    cbw_skip(j.s, 6 * CLUSTER, DISK_SIZE);
+    cbw_skip(j.s, 4 * CLUSTER, 2 * CLUSTER - 1); /* copied, and a part */
+    cbw_merge_uncopied(j.s, left);
+    assert_int_equal(dirty_bitmap_count(left), CLUSTER);
+    assert_true(dirty_bitmap_get(left, 5 * CLUSTER));
+    assert_int_equal(j.by_guest, CLUSTER);
+    assert_int_equal(j.by_job, CLUSTER);
+    dirty_bitmap_free(bits);
+    dirty_bitmap_free(left);
+    job_graph_close(&j);
+}
+
+static void source_is_discarded_before_the_guest_writes(void *arg)
+{
+    struct job_graph j;
+    struct background copier, writer;
+    struct request c = {.j = &j, .length = CLUSTER}, w = {.j = &j, .length = 512};
+    uint8_t byte;
+
+    job_graph_open(&j, (struct cbw_job){.discard_source = true}, "");
+    memory_disk_hold(j.g.disk, MEMORY_DISK_DISCARD, 1);
+    background_start(&copier, job_copy, &c);
+    background_start(&writer, guest_write, &w);
+    assert_int_equal(memory_disk_held(j.g.disk), 1);
+    assert_false(writer.done);
+    memory_disk_release(j.g.disk);
+    background_finish(&copier);
+    background_finish(&writer);
+    assert_int_equal(block_co_pread(j.g.guest, 0, &byte, 1), 0);
+    assert_int_equal(byte, 0xee);
+    assert_int_equal(j.g.disk->data[1024], 0);
+    assert_true(target_is_original(&j, 0, CLUSTER));
+    job_graph_close(&j);
+}
+
+static void stopped_filter_copies_no_more(void *arg)
+{
+    struct job_graph j;
+    bool reading;
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    cbw_stop(j.s);
+    assert_int_equal(cbw_guest_fill(&j.g, 0, CLUSTER, 0xee), 0);
+    assert_int_equal(memory_disk_requests(j.g.temp, MEMORY_DISK_WRITE), 0);
+    assert_int_equal(cbw_co_copy(j.s, 0, CLUSTER, &reading), -ECANCELED);
+    assert_int_equal(j.broken, 0);
+    job_graph_close(&j);
+}
+
+static void others_read_the_target_of_a_job(void *arg)
+{
+    struct job_graph j;
+    struct block_root *reader;
+
+    job_graph_open(&j, (struct cbw_job){0}, "");
+    reader = attach(j.g.temp_node, "reader", BLOCK_PERM_CONSISTENT_READ);
+    block_co_root_release(reader);
+    assert_int_equal(
+        block_co_root_new(j.g.disk_node, "writer", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &reader, NULL),
+        -EPERM);
+    job_graph_close(&j);
+}
+
+static int setup(void **state)
+{
+    block_register_driver(&memory_disk_driver);
+    filter_register_drivers();
+    log_set_level(LOG_LEVEL_ERROR); /* broken snapshots are meant to break here */
+    return co_test_setup();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        CO_TEST(each_cluster_is_copied_once_by_whoever_comes_first),
+        CO_TEST(guest_write_waits_for_the_jobs_copy),
+        CO_TEST(job_waits_for_the_copy_of_a_guest_write),
+        CO_TEST(failed_copy_of_the_job_leaves_the_guest_alone),
+        CO_TEST(failed_copy_of_a_guest_write_fails_the_job),
+        CO_TEST(uncopied_clusters_are_known_at_the_end),
+        CO_TEST(source_is_discarded_before_the_guest_writes),
+        CO_TEST(stopped_filter_copies_no_more),
+        CO_TEST(others_read_the_target_of_a_job),
+    };
+
+    return cmocka_run_group_tests(tests, setup, co_test_teardown);
+}
