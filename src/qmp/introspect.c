@@ -194,12 +194,13 @@ static void add_type(struct json_object *out, const struct qmp_type *type)
     add_parts(out, type);
 }
 
-struct json_object *qmp_introspect(const struct qmp_command *commands,
-                                   const struct qmp_event *events)
+struct json_object *qmp_introspect(void)
 {
     struct json_object *out = json_object_new_array();
+    const struct qmp_command *c = NULL;
+    const struct qmp_event *e = NULL;
 
-    for (const struct qmp_command *c = commands; c->name; c++) {
+    while ((c = qmp_next_command(c))) {
         struct json_object *o = named("name", c->name);
 
         put_text(o, "meta-type", "command");
@@ -207,18 +208,18 @@ struct json_object *qmp_introspect(const struct qmp_command *commands,
         put_type(o, "ret-type", c->result);
         json_object_array_add(out, o);
     }
-    for (const struct qmp_event *e = events; e->name; e++) {
+    while ((e = qmp_next_event(e))) {
         struct json_object *o = named("name", e->name);
 
         put_text(o, "meta-type", "event");
         put_type(o, "arg-type", e->data);
         json_object_array_add(out, o);
     }
-    for (const struct qmp_command *c = commands; c->name; c++) {
+    while ((c = qmp_next_command(c))) {
         add_type(out, c->args);
         add_type(out, c->result);
     }
-    for (const struct qmp_event *e = events; e->name; e++) {
+    while ((e = qmp_next_event(e))) {
         add_type(out, e->data);
     }
     return out;

@@ -5,8 +5,6 @@
  */
 #include "qmp/table.h"
 
-#include <string.h>
-
 #include "qmp/commands.h"
 #include "qmp/define.h"
 #include "qmp/types.h"
@@ -136,14 +134,14 @@ static const struct qmp_type image_info = OBJECT_INIT(
     OPT("encrypted", qmp_bool), OPT("compressed", qmp_bool), OPT("backing-filename", qmp_str),
     OPT("full-backing-filename", qmp_str), OPT("backing-filename-format", qmp_str),
     OPT("backing-image", image_info), OPT("format-specific", format_specific));
-OBJECT(device_info, "BlockDeviceInfo", REQ("file", qmp_str), OPT("node-name", qmp_str),
-       REQ("ro", qmp_bool), REQ("drv", qmp_str), OPT("backing_file", qmp_str),
-       REQ("backing_file_depth", qmp_int), REQ("encrypted", qmp_bool),
-       REQ("detect_zeroes", detect_zeroes), REQ("bps", qmp_int), REQ("bps_rd", qmp_int),
-       REQ("bps_wr", qmp_int), REQ("iops", qmp_int), REQ("iops_rd", qmp_int),
-       REQ("iops_wr", qmp_int), REQ("image", image_info), REQ("cache", cache_info),
-       REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos));
-ARRAY(device_infos, device_info);
+const struct qmp_type qmp_type_device_info = OBJECT_INIT(
+    "BlockDeviceInfo", REQ("file", qmp_str), OPT("node-name", qmp_str), REQ("ro", qmp_bool),
+    REQ("drv", qmp_str), OPT("backing_file", qmp_str), REQ("backing_file_depth", qmp_int),
+    REQ("encrypted", qmp_bool), REQ("detect_zeroes", detect_zeroes), REQ("bps", qmp_int),
+    REQ("bps_rd", qmp_int), REQ("bps_wr", qmp_int), REQ("iops", qmp_int), REQ("iops_rd", qmp_int),
+    REQ("iops_wr", qmp_int), REQ("image", image_info), REQ("cache", cache_info),
+    REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos));
+ARRAY(device_infos, qmp_type_device_info);
 
 /* --- dirty bitmaps ---------------------------------------------------------------------------- */
 
@@ -314,7 +312,9 @@ static int co_query_commands(struct qmp_call *call, struct json_object *args,
 {
     struct json_object *list = json_object_new_array();
 
-    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
+    const struct qmp_command *c = NULL;
+
+    while ((c = qmp_next_command(c))) {
         struct json_object *o = json_object_new_object();
 
         qmp_put_str(o, "name", c->name);
@@ -327,7 +327,7 @@ static int co_query_commands(struct qmp_call *call, struct json_object *args,
 static int co_query_schema(struct qmp_call *call, struct json_object *args,
                            struct json_object **ret_value, struct error *err)
 {
-    *ret_value = qmp_introspect(qmp_commands, qmp_events);
+    *ret_value = qmp_introspect();
     return 0;
 }
 
@@ -395,13 +395,3 @@ const struct qmp_event qmp_events[] = {
     {"QUORUM_REPORT_BAD", &quorum_report_bad},
     {NULL, NULL},
 };
-
-const struct qmp_command *qmp_find_command(const char *name)
-{
-    for (const struct qmp_command *c = qmp_commands; c->name; c++) {
-        if (strcmp(c->name, name) == 0) {
-            return c;
-        }
-    }
-    return NULL;
-}

@@ -38,18 +38,35 @@ struct qmp_event {
 extern const struct qmp_command qmp_commands[];
 extern const struct qmp_event qmp_events[];
 
+/* Commands and events that a program adds to those of the monitor. */
+struct qmp_addition {
+    const struct qmp_command *commands; /* ends with a NULL name; replaces those of equal names */
+    const struct qmp_event *events;     /* likewise */
+};
+
+/* Add commands and events: once, at start. `addition` is borrowed for the life of the process. */
+void qmp_add(const struct qmp_addition *addition);
+
 /* The command of this name; NULL: there is none. */
 const struct qmp_command *qmp_find_command(const char *name);
+
+/*
+ * Iterate over all commands and events, those that were added first; NULL begins, NULL ends.
+ * Commands that were replaced are left out.
+ */
+const struct qmp_command *qmp_next_command(const struct qmp_command *command);
+const struct qmp_event *qmp_next_event(const struct qmp_event *event);
 
 /* Types that other code needs: options of command lines, actions of transactions. */
 extern const struct qmp_type qmp_type_export_add;
 extern const struct qmp_type qmp_type_nbd_server_options; /* --nbd-server */
 extern const struct qmp_type qmp_type_transaction_action;
+extern const struct qmp_type qmp_type_device_info; /* BlockDeviceInfo */
 
 /*
- * The answer to query-qmp-schema for these tables: an array of QEMU's SchemaInfo. A new reference.
+ * The answer to query-qmp-schema for all commands and events: an array of QEMU's SchemaInfo. A new
+ * reference.
  */
-struct json_object *qmp_introspect(const struct qmp_command *commands,
-                                   const struct qmp_event *events);
+struct json_object *qmp_introspect(void);
 
 #endif

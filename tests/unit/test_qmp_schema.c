@@ -208,7 +208,7 @@ static void assert_all_listed(struct json_object *schema, struct json_object *li
 
 static void the_schema_lists_every_type_it_mentions_once(void **state)
 {
-    struct json_object *schema = qmp_introspect(qmp_commands, qmp_events);
+    struct json_object *schema = qmp_introspect();
 
     for (size_t i = 0; i < json_object_array_length(schema); i++) {
         struct json_object *o = json_object_array_get_idx(schema, i);
@@ -233,7 +233,7 @@ static void the_schema_lists_every_type_it_mentions_once(void **state)
 static void the_schema_describes_itself(void **state)
 {
     const struct qmp_command *command = qmp_find_command("query-qmp-schema");
-    struct json_object *schema = qmp_introspect(qmp_commands, qmp_events);
+    struct json_object *schema = qmp_introspect();
     ERROR_AUTO(err);
 
     for (size_t i = 0; i < json_object_array_length(schema); i++) {
@@ -242,6 +242,39 @@ static void the_schema_describes_itself(void **state)
             fail_msg("entry %zu: %s", i, error_message(&err));
         }
     }
+    json_object_put(schema);
+}
+
+/* Once more commands were added, which stay. */
+static void a_program_can_add_commands_and_replace_some(void **state)
+{
+    static const struct qmp_command commands[] = {
+        {"eject", &qmp_empty, &qmp_empty, NULL},
+        {"quit", &qmp_empty, &qmp_empty, NULL},
+        {NULL, NULL, NULL, NULL},
+    };
+    static const struct qmp_event events[] = {{"STOP", &qmp_empty}, {NULL, NULL}};
+    static const struct qmp_addition addition = {commands, events};
+    const struct qmp_command *c = NULL;
+    struct json_object *schema;
+    size_t before = 0, after = 0, quits = 0;
+
+    while ((c = qmp_next_command(c))) {
+        before++;
+    }
+    qmp_add(&addition);
+    while ((c = qmp_next_command(c))) {
+        after++;
+        quits += strcmp(c->name, "quit") == 0;
+    }
+    assert_int_equal(after, before + 1);
+    assert_int_equal(quits, 1);
+    assert_ptr_equal(qmp_find_command("quit"), &commands[1]);
+    assert_non_null(qmp_find_command("query-version"));
+    schema = qmp_introspect();
+    assert_non_null(entry(schema, "eject"));
+    assert_non_null(entry(schema, "STOP"));
+    assert_non_null(entry(schema, "BLOCK_EXPORT_DELETED"));
     json_object_put(schema);
 }
 
@@ -254,6 +287,7 @@ int main(void)
         cmocka_unit_test(every_action_of_the_schema_can_run),
         cmocka_unit_test(the_schema_lists_every_type_it_mentions_once),
         cmocka_unit_test(the_schema_describes_itself),
+        cmocka_unit_test(a_program_can_add_commands_and_replace_some),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
