@@ -77,12 +77,13 @@ int block_driver_parse_filename(const struct block_driver *d, const char *filena
 /* --- lookup ----------------------------------------------------------------------------------- */
 
 /*
- * By node name; NULL: there is none. Hidden nodes are found by the coroutine that opens them only.
+ * By its name, or that of a device that uses it (block/device.h); NULL: there is none. Hidden nodes
+ * are found by the coroutine that opens them only.
  */
 struct block_node *block_node_find(const char *name);
 /*
- * As above, with the error "Cannot find device='' nor node-name='x'", of the generic class as in
- * QEMU.
+ * As above, with the error "Cannot find device='x' nor node-name='x'", of the generic class as in
+ * QEMU, or that the device has no medium.
  */
 struct block_node *block_node_lookup(const char *name, struct error *err);
 /* Iterate over all public nodes, in the order in which they were opened: NULL begins, NULL ends. */

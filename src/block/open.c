@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "block/device.h"
 #include "block/internal.h"
 #include "block/op.h"
 #include "trace/events.h"
@@ -74,6 +75,9 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
         }
         if (name_is_taken(name)) {
             return error_set(err, EEXIST, "Duplicate nodes with node-name='%s'", name);
+        }
+        if (block_device_find(name)) {
+            return error_set(err, EEXIST, "node-name=%s is conflicting with a device id", name);
         }
         node->name = TAKE_PTR(name);
     } else if (asprintf(&node->name, "#block%u", serial++) < 0) {

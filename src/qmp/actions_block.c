@@ -198,7 +198,8 @@ static int co_node_del_prepare(void *state, struct json_object *data, struct err
     int r;
 
     s->node = block_node_find(name);
-    if (!s->node || node_is_going(s->node)) {
+    /* The node of a device is found by the device's name as well; that is not meant here. */
+    if (!s->node || strcmp(block_node_name(s->node), name) != 0 || node_is_going(s->node)) {
         return error_set(err, ENOENT, "Failed to find node with node-name='%s'", name);
     }
     if (!block_node_is_monitor_owned(s->node)) {

@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
+#include "block/device.h"
 #include "block/driver.h"
 #include "co_test.h"
 #include "loop/loop.h"
@@ -517,6 +518,43 @@ static void what_can_not_be_completed_below_is_told(void *arg)
     lock.close_result = 0;
 }
 
+/* --- devices ---------------------------------------------------------------------------------- */
+
+static void a_device_lends_its_name_to_the_node_it_uses(void *arg)
+{
+    struct block_node *first = open_disk("first"), *second = open_disk("second"), *taken;
+    struct block_root *root = root_on(first, RW, BLOCK_PERM_ALL);
+    struct block_device device = {.name = "drive", .root = root};
+    struct block_device other = {.name = "drive"}, node_name = {.name = "first"};
+    struct options *opts;
+    ERROR_AUTO(taken_error);
+    ERROR_AUTO(empty_error);
+
+    assert_int_equal(block_device_add(&device, NULL), 0);
+    assert_int_equal(block_device_add(&other, NULL), -EEXIST);
+    assert_int_equal(block_device_add(&node_name, NULL), -EEXIST);
+    assert_ptr_equal(block_node_lookup("drive", NULL), first);
+    assert_string_equal(block_node_device_name(first), "drive");
+    assert_int_equal(block_co_root_replace(root, second, NULL), 0);
+    assert_ptr_equal(block_node_lookup("drive", NULL), second);
+    assert_string_equal(block_node_device_name(first), "");
+
+    assert_int_equal(options_parse("driver=memory-disk,size=1M,node-name=drive", NULL, &opts, NULL),
+                     0);
+    assert_int_equal(block_co_open(opts, BLOCK_OPEN_RDWR, &taken, &taken_error), -EEXIST);
+    assert_string_equal(error_message(&taken_error),
+                        "node-name=drive is conflicting with a device id");
+
+    device.root = NULL;
+    block_co_root_release(root);
+    assert_null(block_node_lookup("drive", &empty_error));
+    assert_string_equal(error_message(&empty_error), "Device 'drive' has no medium");
+    block_device_remove(&device);
+    assert_null(block_node_find("drive"));
+    block_co_unref(first);
+    block_co_unref(second);
+}
+
 /* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
@@ -549,6 +587,7 @@ int main(void)
         CO_TEST(what_was_written_is_flushed_at_the_end),
         CO_TEST(a_flush_that_fails_at_the_end_is_told),
         CO_TEST(what_can_not_be_completed_below_is_told),
+        CO_TEST(a_device_lends_its_name_to_the_node_it_uses),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
