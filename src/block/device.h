@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Devices: users of nodes that have names of their own. A disk of a machine keeps its name, whatever
- * node snapshots and jobs put below it. Where a command takes the name of a node, it takes that of
- * a device as well, and means the node that the device uses at that moment. The daemon has none.
+ * Devices: users of nodes that have names of their own. A disk of a machine keeps its name,
+ * whatever node snapshots and jobs put below it. Where a command takes the name of a node, it takes
+ * that of a device as well, and means the node that the device uses at that moment. The daemon has
+ * none.
  *
  * Main reactor only. None of these functions yields.
  */
