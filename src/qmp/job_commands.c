@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/device.h"
+#include "block/node.h"
 #include "job/job.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
@@ -56,10 +58,20 @@ enum job_on_error qmp_get_on_error(struct json_object *args, const char *name)
                                           : JOB_ON_ERROR_REPORT;
 }
 
+/* The device whose node the job works on lends the job its name. NULL: there is none. */
+static const char *default_job_id(struct json_object *args)
+{
+    const char *name = qmp_get_str(args, "device");
+    const struct block_node *node = name ? block_node_find(name) : NULL;
+    const char *device = node ? block_node_device_name(node) : "";
+
+    return *device ? device : NULL;
+}
+
 int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, struct error *err)
 {
     *ret_config = JOB_CONFIG_INIT;
-    ret_config->id = qmp_get_str(args, "job-id");
+    ret_config->id = qmp_get_str(args, "job-id") ?: default_job_id(args);
     ret_config->auto_finalize = qmp_get_bool(args, "auto-finalize", true);
     ret_config->auto_dismiss = qmp_get_bool(args, "auto-dismiss", true);
     ret_config->txn = qmp_transaction_jobs();
