@@ -10,9 +10,9 @@
 #include "job/job.h"
 
 /*
- * The arguments that all of them have: job-id (by default the name of the device that uses the node
- * `device`), speed, auto-finalize, auto-dismiss; and the transaction that runs. Strings are borrowed
- * from `args`. -EINVAL: a negative speed.
+ * The arguments that all of them have: job-id (by default the name of the device that uses the
+ * node `device`), speed, auto-finalize, auto-dismiss; and the transaction that runs. Strings are
+ * borrowed from `args`. -EINVAL: a negative speed.
  */
 int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, struct error *err);
 /* The member `speed`, 0 if there is none. -EINVAL: negative. */

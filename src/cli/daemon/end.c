@@ -111,11 +111,12 @@ void daemon_note(struct daemon_signals *s)
 static struct end {
     struct daemon_signals *signals;
     const bool *starting;
-    const char *step;        /* of the orderly end, for messages */
-    struct block_node *node; /* the node that it is closing; NULL: none */
-    bool hasty;              /* the orderly end has to stop */
-    bool done;               /* the orderly end is complete, or has stopped */
-    bool clean;              /* nothing is left that could hang */
+    void (*co_end_users)(void); /* NULL: none */
+    const char *step;           /* of the orderly end, for messages */
+    struct block_node *node;    /* the node that it is closing; NULL: none */
+    bool hasty;                 /* the orderly end has to stop */
+    bool done;                  /* the orderly end is complete, or has stopped */
+    bool clean;                 /* nothing is left that could hang */
     int status;
     size_t incomplete; /* nodes for which the hasty end still waits */
 } end;
@@ -207,6 +208,10 @@ static void co_end_in_order(void *arg)
     }
     if (!end.hasty) {
         export_co_del_all(NULL);
+    }
+    end.step = "users of nodes";
+    if (!end.hasty && end.co_end_users) {
+        end.co_end_users();
     }
     end.step = "nodes";
     co_close_nodes();
@@ -330,12 +335,13 @@ static void co_end_in_haste(bool asked)
     }
 }
 
-int daemon_co_end(struct daemon_signals *s, const bool *starting, bool *ret_clean)
+int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_users)(void),
+                  bool *ret_clean)
 {
     long long deadline = loop_now_ns() + DAEMON_END_SECONDS * NS_PER_SECOND;
     enum daemon_wake wake = DAEMON_WAKE_NOTE;
 
-    end = (struct end){.signals = s, .starting = starting};
+    end = (struct end){.signals = s, .starting = starting, .co_end_users = co_end_users};
     if (reactor_spawn(reactor_main(), co_end_in_order, NULL) < 0) {
         co_end_in_order(NULL);
     }

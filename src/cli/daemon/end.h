@@ -49,9 +49,11 @@ void daemon_note(struct daemon_signals *s);
 
 /*
  * End the daemon: close everything. `*starting` says whether the start still runs; it gets a second
- * to end by itself. Returns the exit status. *ret_clean is false if coroutines are left that will
- * not end, so that the process has to _exit(). Yields.
+ * to end by itself. `co_end_users` (NULL: none) releases users of nodes that are neither exports
+ * nor jobs. Returns the exit status. *ret_clean is false if coroutines are left that will not end,
+ * so that the process has to _exit(). Yields.
  */
-int daemon_co_end(struct daemon_signals *s, const bool *starting, bool *ret_clean);
+int daemon_co_end(struct daemon_signals *s, const bool *starting, void (*co_end_users)(void),
+                  bool *ret_clean);
 
 #endif
