@@ -83,6 +83,7 @@ void job_co_txn_conclude(struct job_txn *txn)
     struct job *job;
 
     txn->refs++;
+    txn->concluding = true;
     LIST_FOREACH (job, &txn->jobs, txn_link) {
         const struct job_driver *d = job->driver;
 

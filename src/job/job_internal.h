@@ -21,6 +21,8 @@ struct job_txn {
     unsigned refs;
     struct list jobs; /* by txn_link; each has a reference */
     bool aborting;
+    /* Its jobs take effect: it is too late for a cancel. Closing images lets other commands run. */
+    bool concluding;
 };
 
 struct job {

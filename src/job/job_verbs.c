@@ -37,7 +37,9 @@ static const struct {
 
 static int check_verb(const struct job *job, enum verb verb, struct error *err)
 {
-    if (verbs[verb].states & AT(job->status)) {
+    bool too_late = job->status == JOB_PENDING && job->txn->concluding;
+
+    if ((verbs[verb].states & AT(job->status)) && !too_late) {
         return 0;
     }
     return error_set(err, EPERM, "Job '%s' in state '%s' cannot accept command verb '%s'", job->id,

@@ -24,9 +24,10 @@
 
 /* What the jobs of a test do, and what was seen of them. */
 static struct plan {
-    int result;  /* of co_run */
-    bool wait;   /* co_run goes from pause point to pause point until `wait` is false */
-    int prepare; /* of co_prepare */
+    int result;        /* of co_run */
+    bool wait;         /* co_run goes from pause point to pause point until `wait` is false */
+    bool release_lock; /* co_commit lets commands run */
+    int prepare;       /* of co_prepare */
     char events[2048];
 } plan;
 
@@ -56,6 +57,11 @@ static int test_co_prepare(struct job *job, void *state, struct error *err)
 static void test_co_commit(struct job *job, void *state)
 {
     note("commit");
+    if (plan.release_lock) {
+        block_control_unlock();
+        loop_co_sleep(5 * NS_PER_MS);
+        block_co_control_lock();
+    }
 }
 
 static void test_co_abort(struct job *job, void *state)
@@ -254,6 +260,25 @@ static void co_a_group_waits_for_one_finalize(void)
     assert_null(job_next(NULL));
 }
 
+static void co_a_job_that_takes_effect_is_not_cancelled(void)
+{
+    struct job *job;
+
+    begin();
+    plan.release_lock = true;
+    job = start_job("j", true);
+    while (!strstr(plan.events, "commit")) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    block_co_control_lock();
+    assert_int_equal(job_co_cancel(job, true, NULL), -EPERM);
+    assert_int_equal(job_co_finalize(job, NULL), -EPERM);
+    block_control_unlock();
+    co_wait_until_gone();
+    assert_string_equal(plan.events, "j:created j:running j:waiting j:pending prepare commit clean "
+                                     "j:COMPLETED j:concluded j:null ");
+}
+
 static void co_a_job_that_is_not_started_leaves_nothing(void)
 {
     struct job_config config = JOB_CONFIG_INIT;
@@ -415,6 +440,7 @@ int main(void)
         CO_TEST(co_one_of_a_group_fails_for_all),
         CO_TEST(co_a_cancel_of_one_that_waits_ends_the_group),
         CO_TEST(co_a_group_waits_for_one_finalize),
+        CO_TEST(co_a_job_that_takes_effect_is_not_cancelled),
         CO_TEST(co_a_job_that_is_not_started_leaves_nothing),
         CO_TEST(co_the_loop_copies_everything_once),
         CO_TEST(co_an_ignored_error_is_tried_again),
