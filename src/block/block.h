@@ -63,6 +63,11 @@ enum block_perm {
     BLOCK_PERM_WRITE_UNCHANGED = 1 << 2,
     BLOCK_PERM_RESIZE = 1 << 3,
     BLOCK_PERM_ALL = (1 << 4) - 1,
+    /*
+     * Only ever shared, and not a part of ALL: others may write to the images below in the backing
+     * chain. A job that commits shares it, as it writes what the chain shows already.
+     */
+    BLOCK_SHARE_CHAIN = 1 << 4,
 };
 
 /* "consistent read, write" for messages. `buf` has at least 64 bytes. */

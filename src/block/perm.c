@@ -21,13 +21,16 @@
 
 #include "block/internal.h"
 
-/* The union of what the parents will use, and the intersection of what they will share. */
+/*
+ * The union of what the parents will use, and the intersection of what they will share; with
+ * BLOCK_SHARE_CHAIN if there are parents and all share it.
+ */
 static void cumulative_next(const struct block_node *node, unsigned *ret_perm, unsigned *ret_shared)
 {
     const struct block_edge *edge;
 
     *ret_perm = 0;
-    *ret_shared = BLOCK_PERM_ALL;
+    *ret_shared = BLOCK_PERM_ALL | (list_is_empty(&node->parents) ? 0 : BLOCK_SHARE_CHAIN);
     LIST_FOREACH (edge, &node->parents, in_node) {
         *ret_perm |= edge->next_perm;
         *ret_shared &= edge->next_shared;
@@ -59,7 +62,9 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
         shared = 0;
     } else if (edge->role & BLOCK_ROLE_BACKING) {
         perm = parents_perm & BLOCK_PERM_CONSISTENT_READ;
-        shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+        shared = parents_shared & BLOCK_SHARE_CHAIN
+                     ? BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN
+                     : BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
     } else if (edge->role & BLOCK_ROLE_METADATA) {
         /* The format's caches must be the only way to the file, in both directions. */
         perm = BLOCK_PERM_CONSISTENT_READ;
@@ -286,6 +291,7 @@ static int co_take_locks(struct block_node *first, struct error *err)
 
     for (struct block_node *node = first; node && r == 0; node = node->perm_next) {
         cumulative_next(node, &perm, &shared);
+        shared &= BLOCK_PERM_ALL;
         r = co_driver_set_perm(node, perm | node->set_perm, shared & node->set_shared, err);
     }
     return r;

@@ -9,7 +9,8 @@
 #include "block/driver.h"
 
 /* Drivers that other files of this layer look for. */
-extern const struct block_driver copy_before_write_driver, fault_driver, snapshot_access_driver;
+extern const struct block_driver copy_before_write_driver, fault_driver, mirror_top_driver,
+    snapshot_access_driver;
 
 /*
  * Put all filters into the table of drivers. Once, at start; does not yield. Generated:

@@ -1,0 +1,466 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "filter/mirror_top.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "block/options.h"
+#include "co/sync.h"
+#include "filter/filter.h"
+
+struct mirror_top {
+    struct block_edge *file, *target;
+    struct mirror_top_params params; /* the nodes in there are not referenced */
+    struct dirty_bitmap *todo;
+    /* Granules of the target that are clean zeroes still; NULL: not known of any. */
+    struct dirty_bitmap *untouched;
+    /* Granules that the target has as a whole; NULL: what is missing comes from its backing node. */
+    struct dirty_bitmap *whole;
+    struct range_lock busy;
+    _Atomic enum mirror_top_mode mode;
+    bool stopped;
+};
+
+/* What mirror_top_co_open() opens now; users can't open such a node. */
+static const struct mirror_top_params *opening;
+
+/* --- open and close --------------------------------------------------------------------------- */
+
+static int mirror_top_init(struct mirror_top *s, uint64_t size, struct error *err)
+{
+    uint32_t granularity = s->params.granularity;
+    bool failed;
+
+    s->todo = dirty_bitmap_new(size, granularity);
+    failed = !s->todo;
+    if (s->params.target_is_zero) {
+        s->untouched = dirty_bitmap_new(size, granularity);
+        failed = failed || !s->untouched;
+    }
+    if (s->params.own_layer) {
+        s->whole = dirty_bitmap_new(size, granularity);
+        failed = failed || !s->whole;
+    }
+    if (failed) {
+        return error_out_of_memory(err);
+    }
+    if (s->untouched) {
+        dirty_bitmap_set(s->untouched, 0, size);
+    }
+    return 0;
+}
+
+static void mirror_top_free_bitmaps(struct mirror_top *s)
+{
+    dirty_bitmap_free(s->todo);
+    dirty_bitmap_free(s->untouched);
+    dirty_bitmap_free(s->whole);
+}
+
+static int mirror_top_co_open_node(struct block_node *node, struct options *opts,
+                                   struct error *err)
+{
+    struct mirror_top *s = node->opaque;
+    int r;
+
+    if (!opening) {
+        return error_set(err, EINVAL, "Parameter 'driver' does not accept value 'mirror_top'");
+    }
+    s->params = *opening;
+    r = block_co_open_filtered(node, opts, "file", err);
+    UNLESS_FAILED(r, block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false,
+                                         &s->target, err));
+    if (r < 0) {
+        return r;
+    }
+    s->file = node->filtered;
+    node->discard_unmap = s->file->node->discard_unmap;
+    r = mirror_top_init(s, block_edge_size(s->file), err);
+    if (r < 0) {
+        mirror_top_free_bitmaps(s);
+        return r;
+    }
+    range_lock_init(&s->busy);
+    return 0;
+}
+
+static void mirror_top_co_close(struct block_node *node)
+{
+    struct mirror_top *s = node->opaque;
+
+    mirror_top_free_bitmaps(s);
+    range_lock_destroy(&s->busy);
+}
+
+int mirror_top_co_open(const struct mirror_top_params *params, struct block_node **ret_node,
+                       struct mirror_top **ret_top, struct error *err)
+{
+    struct options *opts = options_new();
+    int r;
+
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    options_set_str(opts, "driver", mirror_top_driver.name);
+    if (params->node_name) {
+        options_set_str(opts, "node-name", params->node_name);
+    }
+    options_set_str(opts, "file", block_node_name(params->source));
+    options_set_str(opts, "target", block_node_name(params->target));
+    opening = params;
+    r = block_co_open_hidden(opts, BLOCK_OPEN_RDWR, ret_node, err);
+    opening = NULL;
+    if (r >= 0) {
+        *ret_top = (*ret_node)->opaque;
+    }
+    return r;
+}
+
+/* --- permissions ------------------------------------------------------------------------------ */
+
+void mirror_top_set_stopped(struct mirror_top *s, bool stopped)
+{
+    s->stopped = stopped;
+}
+
+static void mirror_top_target_perm(const struct mirror_top *s, unsigned *ret_perm,
+                                   unsigned *ret_shared)
+{
+    *ret_perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
+    *ret_shared = 0;
+    if (s->params.resizes) {
+        *ret_perm |= BLOCK_PERM_RESIZE;
+    }
+    if (s->params.commit) {
+        *ret_shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    }
+}
+
+/* Everybody who writes to the source does so through the filter, and nobody resizes it. */
+static void mirror_top_child_perm(struct block_node *node, struct block_edge *edge,
+                                  unsigned parents_perm, unsigned parents_shared,
+                                  unsigned *ret_perm, unsigned *ret_shared)
+{
+    struct mirror_top *s = node->opaque;
+
+    if (s->stopped) {
+        *ret_perm = 0;
+        *ret_shared = BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN;
+        return;
+    }
+    if (edge->role & BLOCK_ROLE_TARGET) {
+        mirror_top_target_perm(s, ret_perm, ret_shared);
+        return;
+    }
+    *ret_perm = (parents_perm & ~BLOCK_PERM_RESIZE) | BLOCK_PERM_CONSISTENT_READ;
+    *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+    if (s->params.commit) {
+        *ret_shared |= BLOCK_SHARE_CHAIN;
+    }
+}
+
+/* --- what the job uses ------------------------------------------------------------------------ */
+
+void mirror_top_set_mode(struct mirror_top *s, enum mirror_top_mode mode)
+{
+    atomic_store(&s->mode, mode);
+}
+
+struct dirty_bitmap *mirror_top_todo(struct mirror_top *s)
+{
+    return s->todo;
+}
+
+struct block_edge *mirror_top_source(struct mirror_top *s)
+{
+    return s->file;
+}
+
+struct block_edge *mirror_top_target(struct mirror_top *s)
+{
+    return s->target;
+}
+
+/* --- copy ------------------------------------------------------------------------------------- */
+
+/* Something is about to be written to the target. */
+static inline void touch(struct mirror_top *s, uint64_t offset, uint64_t length)
+{
+    if (s->untouched) {
+        uint32_t granularity = s->params.granularity;
+        uint64_t end = round_up(offset + length, granularity);
+
+        offset = round_down(offset, granularity);
+        dirty_bitmap_clear(s->untouched, offset, end - offset);
+    }
+}
+
+static bool is_all_dirty(const struct dirty_bitmap *b, uint64_t offset, uint64_t length)
+{
+    uint64_t same;
+
+    return dirty_bitmap_status(b, offset, offset + length, &same) && same >= length;
+}
+
+/* Whether the target reads as zeroes in the range as it is, for good. */
+static bool co_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t length)
+{
+    const unsigned own = BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_ZERO;
+    struct block_status status;
+    uint64_t end = offset + length;
+
+    if (s->untouched && is_all_dirty(s->untouched, offset, length)) {
+        return true;
+    }
+    for (; offset < end; offset += status.length) {
+        unsigned need = s->whole ? own : BLOCK_STATUS_ZERO;
+        int r = s->whole ? block_co_status(s->target, offset, end - offset, &status)
+                         : block_co_status_above(s->target, NULL, offset, end - offset, &status,
+                                                 NULL);
+
+        if (r < 0 || status.length == 0 || (status.flags & need) != need) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static int co_mirror_zeroes(struct mirror_top *s, uint64_t offset, uint64_t length)
+{
+    if (co_target_is_zero(s, offset, length)) {
+        return 0;
+    }
+    touch(s, offset, length);
+    return block_co_write_zeroes(s->target, offset, length,
+                                 s->params.unmap ? BLOCK_REQ_MAY_UNMAP : 0);
+}
+
+static int co_mirror_data(struct mirror_top *s, uint64_t offset, size_t length, void *buffer,
+                          bool *ret_reading)
+{
+    int r = block_co_pread(s->file, offset, buffer, length);
+
+    if (r < 0) {
+        *ret_reading = true;
+        return r;
+    }
+    touch(s, offset, length);
+    return block_co_pwrite(s->target, offset, buffer, length, 0);
+}
+
+/*
+ * How the source reads at `offset`; *length becomes the length to which that applies. Without an
+ * answer it is data.
+ */
+static bool co_source_is_zero(struct mirror_top *s, uint64_t offset, uint64_t *length)
+{
+    struct block_status status;
+    int r = block_co_status_above(s->file, NULL, offset, *length, &status, NULL);
+
+    if (r < 0 || status.length == 0) {
+        return false;
+    }
+    *length = MIN(*length, status.length);
+    return status.flags & BLOCK_STATUS_ZERO;
+}
+
+static int co_mirror_range(struct mirror_top *s, uint64_t offset, uint64_t length, void *buffer,
+                           size_t buffer_size, bool *ret_reading)
+{
+    uint32_t granularity = s->params.granularity;
+    uint64_t end = offset + length;
+    int r = 0;
+
+    while (offset < end && r == 0) {
+        uint64_t n = end - offset;
+        bool zero = co_source_is_zero(s, offset, &n);
+
+        /* Whole granules, so that no cluster is written in parts. */
+        if (zero && offset + n < end) {
+            n = round_down(offset + n, granularity) - round_down(offset, granularity);
+            zero = n > 0;
+        }
+        if (zero) {
+            r = co_mirror_zeroes(s, offset, n);
+        } else {
+            n = MIN(MIN(round_up(n + (n == 0), granularity), end - offset), buffer_size);
+            r = co_mirror_data(s, offset, (size_t)n, buffer, ret_reading);
+        }
+        offset += n;
+    }
+    return r;
+}
+
+int mirror_top_co_copy(struct mirror_top *s, uint64_t offset, uint64_t length, void *buffer,
+                       size_t buffer_size, bool *ret_reading)
+{
+    struct range_entry range;
+    int r;
+
+    co_range_lock(&s->busy, &range, offset, length, true);
+    r = co_mirror_range(s, offset, length, buffer, buffer_size, ret_reading);
+    if (r == 0 && s->whole) {
+        dirty_bitmap_set(s->whole, offset, length);
+    }
+    range_unlock(&s->busy, &range);
+    return r;
+}
+
+/* --- the guest -------------------------------------------------------------------------------- */
+
+/* After a write to the source: whether the target has to have it now. */
+static bool follows_now(struct mirror_top *s, uint64_t offset, uint64_t length)
+{
+    if (s->whole) {
+        uint32_t granularity = s->params.granularity;
+        uint64_t first = round_down(offset, granularity);
+        uint64_t end = MIN(round_up(offset + length, granularity), dirty_bitmap_size(s->todo));
+
+        if (!is_all_dirty(s->whole, first, end - first)) {
+            dirty_bitmap_set(s->todo, offset, length); /* the copy takes the whole granule */
+            return false;
+        }
+    }
+    return !is_all_dirty(s->todo, offset, length);
+}
+
+/* What a guest does, to one side. */
+struct change {
+    enum { CHANGE_WRITE, CHANGE_ZEROES, CHANGE_DISCARD } kind;
+    uint64_t offset, length;
+    struct iov iov;
+    unsigned flags;
+};
+
+static int co_apply_change(struct block_edge *edge, const struct change *c, unsigned flags)
+{
+    switch (c->kind) {
+    case CHANGE_WRITE:
+        return block_co_pwritev(edge, c->offset, c->iov, flags);
+    case CHANGE_ZEROES:
+        return block_co_write_zeroes(edge, c->offset, c->length, flags);
+    default:
+        return block_co_discard(edge, c->offset, c->length);
+    }
+}
+
+/*
+ * Guests can rely on nothing where they have discarded, but what they read must not change when
+ * they move to the target: it gets zeroes if the source has zeroes now.
+ */
+static int co_follow_discard(struct mirror_top *s, const struct change *c)
+{
+    uint64_t length = c->length;
+
+    if (!co_source_is_zero(s, c->offset, &length) || length < c->length) {
+        return -EAGAIN;
+    }
+    return co_mirror_zeroes(s, c->offset, c->length);
+}
+
+/* A flush concerns the source: the target is flushed before guests move there. */
+static int co_follow(struct mirror_top *s, const struct change *c)
+{
+    if (c->kind == CHANGE_DISCARD) {
+        return co_follow_discard(s, c);
+    }
+    touch(s, c->offset, c->length);
+    return co_apply_change(s->target, c,
+                           c->kind == CHANGE_ZEROES && s->params.unmap
+                               ? c->flags & BLOCK_REQ_MAY_UNMAP
+                               : 0);
+}
+
+static int co_change_both(struct mirror_top *s, const struct change *c)
+{
+    struct range_entry range;
+    int r;
+
+    co_range_lock(&s->busy, &range, c->offset, c->length, true);
+    r = co_apply_change(s->file, c, c->flags);
+    if (r < 0 || (follows_now(s, c->offset, c->length) && co_follow(s, c) < 0)) {
+        dirty_bitmap_set(s->todo, c->offset, c->length);
+    }
+    range_unlock(&s->busy, &range);
+    return r;
+}
+
+static int co_change(struct block_node *node, const struct change *c)
+{
+    struct mirror_top *s = node->opaque;
+    enum mirror_top_mode mode = atomic_load(&s->mode);
+    int r;
+
+    if (mode == MIRROR_TOP_BLOCKING && c->length > 0) {
+        return co_change_both(s, c);
+    }
+    r = co_apply_change(s->file, c, c->flags);
+    if (mode == MIRROR_TOP_BACKGROUND) {
+        dirty_bitmap_set(s->todo, c->offset, c->length);
+    }
+    return r;
+}
+
+static int mirror_top_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov,
+                                 unsigned flags)
+{
+    struct mirror_top *s = node->opaque;
+
+    if (flags & BLOCK_REQ_UNCHANGED) {
+        return block_co_pwritev(s->file, offset, iov, flags);
+    }
+    return co_change(node, &(struct change){.kind = CHANGE_WRITE,
+                                            .offset = offset,
+                                            .length = iov.size,
+                                            .iov = iov,
+                                            .flags = flags});
+}
+
+static int mirror_top_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
+                                      unsigned flags)
+{
+    struct mirror_top *s = node->opaque;
+
+    if (flags & BLOCK_REQ_UNCHANGED) {
+        return block_co_write_zeroes(s->file, offset, length, flags);
+    }
+    return co_change(
+        node,
+        &(struct change){
+            .kind = CHANGE_ZEROES, .offset = offset, .length = length, .flags = flags});
+}
+
+static int mirror_top_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    return co_change(node,
+                     &(struct change){.kind = CHANGE_DISCARD, .offset = offset, .length = length});
+}
+
+static int mirror_top_co_flush(struct block_node *node)
+{
+    struct mirror_top *s = node->opaque;
+
+    return block_co_flush(s->file);
+}
+
+static int mirror_top_co_truncate(struct block_node *node, uint64_t size,
+                                  enum block_prealloc prealloc, struct error *err)
+{
+    return error_set(err, EBUSY, "Node '%s' is being mirrored and cannot be resized",
+                     block_node_name(block_edge_node(node->filtered)));
+}
+
+const struct block_driver mirror_top_driver = {
+    .name = "mirror_top",
+    .instance_size = sizeof(struct mirror_top),
+    .is_filter = true,
+    .co_open = mirror_top_co_open_node,
+    .co_close = mirror_top_co_close,
+    .child_perm = mirror_top_child_perm,
+    .co_pwritev = mirror_top_co_pwritev,
+    .co_write_zeroes = mirror_top_co_write_zeroes,
+    .co_discard = mirror_top_co_discard,
+    .co_flush = mirror_top_co_flush,
+    .co_truncate = mirror_top_co_truncate,
+};

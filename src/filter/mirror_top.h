@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The filter "mirror_top", which a mirror job puts above its source. All writes to the source pass
+ * it. What they change is set in its bitmap `todo`, or is written to the target as well. The job
+ * copies what is in the bitmap, by mirror_top_co_copy().
+ *
+ *      guest write, background:   write source -> set bits
+ *      guest write, blocking:     lock range -> write source -> write target -> unlock
+ *      copy:                      (the caller clears bits ->) lock range -> read source -> write
+ *                                 target -> unlock
+ *
+ * 1. Bits are set after the write to the source, and cleared before the source is read: so a write
+ *    that a copy has missed is copied again.
+ * 2. A copy reads and writes under the lock: the later one of two copies of a range has the newer
+ *    contents.
+ * 3. A blocking write leaves the target alone where all of its range is dirty already: the copy that
+ *    is due reads the source after the write has unlocked. So random writes that are smaller than a
+ *    granule make no granule dirty, and copy none twice.
+ * 4. A blocking write that the target refuses sets bits, and succeeds.
+ * 5. Background writes take no lock, so both modes may be mixed, and the mode may change at any time.
+ *
+ * A request of a parent, and a copy, are the only users of the lock; both count as requests of a
+ * root above the filter, and wait for nothing but each other and the nodes below. So a drain ends.
+ *
+ * The driver cannot be opened by users.
+ */
+#ifndef TIDEMARK_FILTER_MIRROR_TOP_H
+#define TIDEMARK_FILTER_MIRROR_TOP_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/error.h"
+#include "bitmap/bitmap.h"
+#include "block/gate.h"
+
+struct mirror_top;
+
+enum mirror_top_mode {
+    /* writes go to the source alone, unrecorded */
+    MIRROR_TOP_OFF,
+    MIRROR_TOP_BACKGROUND,
+    MIRROR_TOP_BLOCKING
+};
+
+struct mirror_top_params {
+    struct block_node *source, *target;
+    /* NULL: generated */
+    const char *node_name;
+    /* of the bitmap, in bytes */
+    uint32_t granularity;
+    /* the target is in the backing chain of the source, and the job commits into it */
+    bool commit;
+    /* the target may be resized: while the job commits into a smaller base */
+    bool resizes;
+    /* zeroes may be holes in the target */
+    bool unmap;
+    /* the target reads as zeroes where nothing has been written to it yet */
+    bool target_is_zero;
+    /* the target's own layer has to have all that is copied, since its backing node comes later */
+    bool own_layer;
+};
+
+/*
+ * Open a filter, hidden (block_co_open_hidden()); its mode is OFF. The caller gets a reference to
+ * the node; *ret_top is valid as long as the node is. Control functions: main reactor.
+ */
+int mirror_top_co_open(const struct mirror_top_params *params, struct block_node **ret_node,
+                       struct mirror_top **ret_top, struct error *err);
+/*
+ * Within a graph change that moves the users of the filter: it claims nothing any more, from the
+ * settle of the change on. With false: it claims what it did, to undo that.
+ */
+void mirror_top_set_stopped(struct mirror_top *top, bool stopped);
+
+/* Any thread. A write that has begun keeps the mode that it began with. */
+void mirror_top_set_mode(struct mirror_top *top, enum mirror_top_mode mode);
+/* What the target lacks. The caller may set and clear bits. */
+struct dirty_bitmap *mirror_top_todo(struct mirror_top *top);
+/* Edges of the filter. I/O on them is part of a request of a root above the filter. */
+struct block_edge *mirror_top_source(struct mirror_top *top);
+struct block_edge *mirror_top_target(struct mirror_top *top);
+
+/*
+ * Copy [offset, offset + length) of the source, within its size, to the target. `buffer` has room
+ * for `buffer_size` bytes, which is a multiple of the granularity, and is not used for what reads as
+ * zeroes. 0 or -errno; *ret_reading then says whether the source failed. In a coroutine that counts
+ * as a request of a root above the filter, or with the filter drained. Yields.
+ */
+int mirror_top_co_copy(struct mirror_top *top, uint64_t offset, uint64_t length, void *buffer,
+                       size_t buffer_size, bool *ret_reading);
+
+#endif
