@@ -10,6 +10,7 @@
 #include "filter/filter.h"
 
 struct mirror_top {
+    struct block_node *node;
     struct block_edge *file, *target;
     struct mirror_top_params params; /* the nodes in there are not referenced */
     struct dirty_bitmap *todo;
@@ -22,7 +23,7 @@ struct mirror_top {
     bool stopped;
 };
 
-/* What mirror_top_co_open() opens now; users can't open such a node. */
+/* What mirror_top_co_open() is about to open; users can't open such a node. */
 static const struct mirror_top_params *opening;
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -58,8 +59,7 @@ static void mirror_top_free_bitmaps(struct mirror_top *s)
     dirty_bitmap_free(s->whole);
 }
 
-static int mirror_top_co_open_node(struct block_node *node, struct options *opts,
-                                   struct error *err)
+static int mirror_top_co_open_node(struct block_node *node, struct options *opts, struct error *err)
 {
     struct mirror_top *s = node->opaque;
     int r;
@@ -68,9 +68,12 @@ static int mirror_top_co_open_node(struct block_node *node, struct options *opts
         return error_set(err, EINVAL, "Parameter 'driver' does not accept value 'mirror_top'");
     }
     s->params = *opening;
+    opening = NULL;
+    s->node = node;
+    s->stopped = true;
     r = block_co_open_filtered(node, opts, "file", err);
-    UNLESS_FAILED(r, block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false,
-                                         &s->target, err));
+    UNLESS_FAILED(
+        r, block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false, &s->target, err));
     if (r < 0) {
         return r;
     }
@@ -122,6 +125,7 @@ int mirror_top_co_open(const struct mirror_top_params *params, struct block_node
 void mirror_top_set_stopped(struct mirror_top *s, bool stopped)
 {
     s->stopped = stopped;
+    s->node->perm_touched = true;
 }
 
 static void mirror_top_target_perm(const struct mirror_top *s, unsigned *ret_perm,
@@ -215,9 +219,9 @@ static bool co_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t le
     }
     for (; offset < end; offset += status.length) {
         unsigned need = s->whole ? own : BLOCK_STATUS_ZERO;
-        int r = s->whole ? block_co_status(s->target, offset, end - offset, &status)
-                         : block_co_status_above(s->target, NULL, offset, end - offset, &status,
-                                                 NULL);
+        int r = s->whole
+                    ? block_co_status(s->target, offset, end - offset, &status)
+                    : block_co_status_above(s->target, NULL, offset, end - offset, &status, NULL);
 
         if (r < 0 || status.length == 0 || (status.flags & need) != need) {
             return false;
@@ -366,10 +370,9 @@ static int co_follow(struct mirror_top *s, const struct change *c)
         return co_follow_discard(s, c);
     }
     touch(s, c->offset, c->length);
-    return co_apply_change(s->target, c,
-                           c->kind == CHANGE_ZEROES && s->params.unmap
-                               ? c->flags & BLOCK_REQ_MAY_UNMAP
-                               : 0);
+    return co_apply_change(
+        s->target, c,
+        c->kind == CHANGE_ZEROES && s->params.unmap ? c->flags & BLOCK_REQ_MAY_UNMAP : 0);
 }
 
 static int co_change_both(struct mirror_top *s, const struct change *c)
@@ -426,9 +429,8 @@ static int mirror_top_co_write_zeroes(struct block_node *node, uint64_t offset, 
         return block_co_write_zeroes(s->file, offset, length, flags);
     }
     return co_change(
-        node,
-        &(struct change){
-            .kind = CHANGE_ZEROES, .offset = offset, .length = length, .flags = flags});
+        node, &(struct change){
+                  .kind = CHANGE_ZEROES, .offset = offset, .length = length, .flags = flags});
 }
 
 static int mirror_top_co_discard(struct block_node *node, uint64_t offset, uint64_t length)

@@ -62,14 +62,15 @@ struct mirror_top_params {
 };
 
 /*
- * Open a filter, hidden (block_co_open_hidden()); its mode is OFF. The caller gets a reference to
- * the node; *ret_top is valid as long as the node is. Control functions: main reactor.
+ * Open a filter, hidden (block_co_open_hidden()); its mode is OFF, and it is stopped. The caller gets
+ * a reference to the node; *ret_top is valid as long as the node is. Main reactor.
  */
 int mirror_top_co_open(const struct mirror_top_params *params, struct block_node **ret_node,
                        struct mirror_top **ret_top, struct error *err);
 /*
- * Within a graph change that moves the users of the filter: it claims nothing any more, from the
- * settle of the change on. With false: it claims what it did, to undo that.
+ * Within a graph change, and from its settle on: a filter that is stopped claims no permissions, and
+ * has no users; one that is not excludes other users of the target, and other writers of the source.
+ * Main reactor; does not yield.
  */
 void mirror_top_set_stopped(struct mirror_top *top, bool stopped);
 

@@ -1,0 +1,559 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The job "mirror": how it starts, and what it does until its end. */
+#include "job/mirror.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/time_units.h"
+#include "block/bitmaps.h"
+#include "block/block.h"
+#include "block/control.h"
+#include "block/control_lock.h"
+#include "job/copy_loop.h"
+#include "job/mirror_internal.h"
+#include "loop/loop.h"
+
+#define DEFAULT_BUF_SIZE (16 * MiB)
+#define CHUNK_SIZE (1 * MiB)
+#define MAX_WORKERS 16u
+/* The longest piece of zeroes: it holds up the guest's writes there in the mode write-blocking. */
+#define MAX_ZEROES (64 * MiB)
+/* How often a job that is ready looks for something to copy. */
+#define LOOK_NS (100 * NS_PER_MS)
+#define BUFFER_ALIGNMENT 4096
+
+/* --- buffers ---------------------------------------------------------------------------------- */
+
+/* In the first bytes of a buffer that is not in use. */
+struct free_buffer {
+    struct list link;
+};
+
+void *mirror_get_buffer(struct mirror *s)
+{
+    struct free_buffer *b = NULL;
+
+    if (!list_is_empty(&s->free_buffers)) {
+        b = LIST_FIRST(&s->free_buffers, struct free_buffer, link);
+        list_remove(&b->link);
+    } else if (posix_memalign((void **)&b, BUFFER_ALIGNMENT, s->chunk) != 0) {
+        return NULL;
+    }
+    return b;
+}
+
+void mirror_put_buffer(struct mirror *s, void *buffer)
+{
+    struct free_buffer *b = buffer;
+
+    list_prepend(&s->free_buffers, &b->link);
+}
+
+static void free_buffers(struct mirror *s)
+{
+    struct free_buffer *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, &s->free_buffers, link) {
+        free(b);
+    }
+}
+
+/* --- pieces ----------------------------------------------------------------------------------- */
+
+/* What is known to be zero may be long, and does not count for the speed limit. */
+static int co_mirror_plan(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
+{
+    struct mirror *s = arg;
+    struct block_status status;
+    uint64_t zeroes;
+    uint32_t granularity = dirty_bitmap_granularity(mirror_top_todo(s->top));
+    int r = block_co_status_above(block_root_edge(s->root), NULL, piece->offset,
+                                  MIN(max_length, MAX(MAX_ZEROES, piece->length)), &status, NULL);
+
+    if (r < 0 || !(status.flags & BLOCK_STATUS_ZERO)) {
+        return 0; /* copied as data: the status only saves work */
+    }
+    zeroes = status.length >= max_length ? max_length : round_down(status.length, granularity);
+    if (zeroes > 0) {
+        piece->length = zeroes;
+        piece->paced = 0;
+    }
+    return 0;
+}
+
+static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
+{
+    struct mirror *s = arg;
+    struct block_edge *edge = block_root_edge(s->root);
+    void *buffer = mirror_get_buffer(s);
+    int r;
+
+    if (!buffer) {
+        return -ENOMEM;
+    }
+    block_co_edge_enter(edge);
+    r = mirror_top_co_copy(s->top, piece->offset, piece->length, buffer, s->chunk, ret_reading);
+    block_edge_leave(edge);
+    mirror_put_buffer(s, buffer);
+    return r;
+}
+
+static int co_copy_dirty(struct mirror *s)
+{
+    uint64_t buffers = (s->params.buf_size ? s->params.buf_size : DEFAULT_BUF_SIZE) / s->chunk;
+    struct copy_loop_params loop = {
+        .job = s->job,
+        .todo = mirror_top_todo(s->top),
+        .chunk = s->chunk,
+        .workers = (unsigned)MIN(MAX(buffers, 1), MAX_WORKERS),
+        .on_source_error = s->params.on_source_error,
+        .on_target_error = s->params.on_target_error,
+        .live = true,
+        .co_plan = co_mirror_plan,
+        .co_copy = co_mirror_piece,
+        .arg = s,
+    };
+    int r;
+
+    s->idle = false;
+    r = copy_loop_co_run(&loop);
+    s->idle = true;
+    return r;
+}
+
+int mirror_co_flush_target(struct mirror *s)
+{
+    struct block_edge *edge = block_root_edge(s->root);
+    int r;
+
+    block_co_edge_enter(edge);
+    r = block_co_flush(mirror_top_target(s->top));
+    block_edge_leave(edge);
+    return r;
+}
+
+/* By the policy for errors of the target. */
+static int co_flush_or_fail(struct mirror *s)
+{
+    for (;;) {
+        int r = mirror_co_flush_target(s);
+
+        if (r == 0) {
+            return 0;
+        }
+        switch (job_handle_error(s->job, s->params.on_target_error, false, r)) {
+        case JOB_ERROR_FAIL:
+            return r;
+        case JOB_ERROR_RETRY:
+            job_co_sleep(s->job, LOOK_NS);
+            break;
+        case JOB_ERROR_PAUSE:
+            break;
+        }
+        r = job_co_pause_point(s->job);
+        if (r < 0) {
+            return r;
+        }
+    }
+}
+
+/* --- the work --------------------------------------------------------------------------------- */
+
+/* Of MIRROR_SYNC_TOP: what is allocated above the base. */
+static int co_scan_top(struct mirror *s)
+{
+    struct dirty_bitmap *todo = mirror_top_todo(s->top);
+    struct block_edge *edge = block_root_edge(s->root);
+    uint64_t size = dirty_bitmap_size(todo);
+    int r = 0;
+
+    for (uint64_t offset = 0; offset < size && r == 0;) {
+        struct block_status status;
+        int depth;
+
+        r = block_co_status_above(edge, s->params.base, offset, size - offset, &status, &depth);
+        if (r == 0 && status.length == 0) {
+            break;
+        }
+        if (r == 0 && depth > 0) {
+            dirty_bitmap_set(todo, offset, status.length);
+        }
+        offset += r == 0 ? status.length : 0;
+        if (reactor_turn_expired()) {
+            loop_co_give_way();
+        }
+        UNLESS_FAILED(r, job_co_pause_point(s->job));
+    }
+    return r;
+}
+
+/*
+ * After the mode has become blocking: wait until no write is in flight that began before that. Then
+ * the bitmap, once empty, stays empty.
+ */
+static void co_settle_mode(struct mirror *s)
+{
+    bool ends = s->completing || s->stopping;
+
+    if (s->settled || (!ends && s->copy_mode == MIRROR_COPY_BACKGROUND)) {
+        return;
+    }
+    mirror_top_set_mode(s->top, MIRROR_TOP_BLOCKING);
+    s->settled = true; /* a change of the mode meanwhile takes it back */
+    block_co_drain_begin(s->filter);
+    block_drain_end(s->filter);
+}
+
+static int co_follow_source(struct mirror *s)
+{
+    for (;;) {
+        int r;
+
+        co_settle_mode(s);
+        r = job_co_pause_point(s->job);
+        UNLESS_FAILED(r, co_copy_dirty(s));
+        if (r < 0) {
+            return r;
+        }
+        if (dirty_bitmap_count(mirror_top_todo(s->top)) > 0) {
+            continue;
+        }
+        if (!s->ready) {
+            r = co_flush_or_fail(s);
+            if (r < 0) {
+                return r;
+            }
+            s->ready = true;
+            job_set_ready(s->job);
+        } else if ((s->completing || s->stopping) && s->settled) {
+            return co_flush_or_fail(s);
+        } else {
+            job_co_sleep(s->job, LOOK_NS);
+        }
+    }
+}
+
+static int co_check_mirror_sizes(const struct mirror *s, struct error *err)
+{
+    return block_node_size(s->params.source) != block_node_size(s->params.target)
+               ? error_set(err, EINVAL, "Source and target image have different sizes")
+               : 0;
+}
+
+static int mirror_co_run(struct job *job, void *state, struct error *err)
+{
+    struct mirror *s = state;
+    int r = co_check_mirror_sizes(s, err);
+
+    if (r == 0 && s->params.sync == MIRROR_SYNC_TOP) {
+        r = co_scan_top(s);
+    }
+    if (r == 0) {
+        job_progress_set_total(job, dirty_bitmap_count(mirror_top_todo(s->top)));
+        r = co_follow_source(s);
+    }
+    if (r == 0 && s->stopping && !s->completing) {
+        block_co_control_lock();
+        r = mirror_co_conclude(s, false, err);
+        block_control_unlock();
+    }
+    if (r < 0 && !error_is_set(err)) {
+        error_set(err, -r, "%s", strerror(-r));
+    }
+    return r;
+}
+
+/* --- the driver of the job -------------------------------------------------------------------- */
+
+static int mirror_co_prepare(struct job *job, void *state, struct error *err)
+{
+    struct mirror *s = state;
+
+    return s->completing ? mirror_co_conclude(s, true, err) : 0;
+}
+
+static void mirror_co_abort(struct job *job, void *state)
+{
+    mirror_co_give_up_bitmap(state);
+}
+
+static void mirror_co_clean(struct job *job, void *state)
+{
+    struct mirror *s = state;
+
+    mirror_co_give_up_bitmap(s);
+    mirror_co_remove(s);
+    free_buffers(s);
+    if (s->params.hooks && s->params.hooks->co_done) {
+        s->params.hooks->co_done(s->params.hooks_arg, s->pivoted);
+    }
+}
+
+static int mirror_complete(struct job *job, void *state, struct error *err)
+{
+    struct mirror *s = state;
+
+    s->completing = true;
+    return 0;
+}
+
+static bool mirror_cancel_softly(struct job *job, void *state)
+{
+    struct mirror *s = state;
+
+    s->stopping = true;
+    s->completing = false;
+    return true;
+}
+
+static void mirror_cancelled(struct job *job, void *state)
+{
+    struct mirror *s = state;
+
+    if (s->root) {
+        block_root_begin_end(s->root);
+    }
+    /* Guests wait for the target no longer, unless the user's bitmap needs to know what it has. */
+    if (s->filter && !(s->bitmap_taken && s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS)) {
+        mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
+    }
+}
+
+static int mirror_change_mode(struct job *job, void *state, const void *args, struct error *err)
+{
+    const struct mirror_change *change = args;
+    struct mirror *s = state;
+    bool blocking = change->copy_mode == MIRROR_COPY_WRITE_BLOCKING;
+
+    if (change->copy_mode == s->copy_mode) {
+        return 0;
+    }
+    s->copy_mode = change->copy_mode;
+    if (!s->completing && !s->stopping) {
+        s->settled = false;
+        mirror_top_set_mode(s->top, blocking ? MIRROR_TOP_BLOCKING : MIRROR_TOP_BACKGROUND);
+    }
+    return 0;
+}
+
+static bool mirror_is_synced(const struct job *job, const void *state)
+{
+    const struct mirror *s = state;
+
+    return s->filter && s->ready && s->idle && s->settled &&
+           dirty_bitmap_count(mirror_top_todo(s->top)) == 0;
+}
+
+static const struct job_driver mirror_driver = {
+    .type = "mirror",
+    .state_size = sizeof(struct mirror),
+    .block_job = true,
+    .co_run = mirror_co_run,
+    .co_prepare = mirror_co_prepare,
+    .co_abort = mirror_co_abort,
+    .co_clean = mirror_co_clean,
+    .complete = mirror_complete,
+    .cancel_softly = mirror_cancel_softly,
+    .cancelled = mirror_cancelled,
+    .change = mirror_change_mode,
+    .is_synced = mirror_is_synced,
+};
+
+/* An active commit has one mode, and a soft cancel of it leaves the base as far as it has come. */
+static const struct job_driver commit_driver = {
+    .type = "commit",
+    .state_size = sizeof(struct mirror),
+    .block_job = true,
+    .co_run = mirror_co_run,
+    .co_prepare = mirror_co_prepare,
+    .co_abort = mirror_co_abort,
+    .co_clean = mirror_co_clean,
+    .complete = mirror_complete,
+    .cancel_softly = mirror_cancel_softly,
+    .cancelled = mirror_cancelled,
+};
+
+/* --- start ------------------------------------------------------------------------------------ */
+
+static bool is_commit(const struct mirror_params *p)
+{
+    return strcmp(p->type, commit_driver.type) == 0;
+}
+
+/* Whether replacing the node by one with the contents of `from` changes nothing that can be seen. */
+static bool may_replace(struct block_node *from, const struct block_node *replaces)
+{
+    struct block_edge *edge = NULL;
+
+    if (from == replaces) {
+        return true;
+    }
+    if (strcmp(block_node_format(from), "quorum") != 0) {
+        struct block_node *below = block_node_filter_or_backing(from);
+
+        return block_node_is_filter(from) && below && may_replace(below, replaces);
+    }
+    while ((edge = block_node_next_child(from, edge))) {
+        if (may_replace(block_edge_node(edge), replaces)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static int check_nodes(const struct mirror_params *p, struct error *err)
+{
+    struct block_edge *edge = NULL;
+    int r;
+
+    if (p->source == p->target) {
+        return error_set(err, EINVAL, "Can't mirror node into itself");
+    }
+    while ((edge = block_node_next_parent(p->source, edge))) {
+        if (block_edge_parent(edge)) {
+            return error_set(err, EINVAL, "Need a root block node");
+        }
+    }
+    if (p->replaces && !may_replace(p->source, p->replaces)) {
+        return error_set(err, EINVAL,
+                         "Cannot replace '%s' by a node mirrored from '%s', because it cannot be "
+                         "guaranteed that doing so would not lead to an abrupt change of visible "
+                         "data",
+                         block_node_name(p->replaces), block_node_name(p->source));
+    }
+    if (p->replaces && block_node_size(p->replaces) != block_node_size(p->source)) {
+        return error_set(err, EINVAL, "cannot replace image with a mirror image of different size");
+    }
+    r = job_check_node(p->source, err);
+    UNLESS_FAILED(r, job_check_node(p->target, err));
+    return r;
+}
+
+/* Clusters of an image that is written in whole granules should not be split between two. */
+static uint32_t choose_granularity(const struct mirror_params *p)
+{
+    uint32_t cluster = block_node_limits(block_node_skip_filters(p->target))->cluster_size;
+    uint32_t chosen = p->granularity;
+
+    if (chosen == 0) {
+        chosen = cluster ? MIN(MAX(cluster, 4096), MIRROR_GRANULARITY_MAX) : 64 * KiB;
+    }
+    return p->backing_later && is_power_of_2(cluster) ? MAX(chosen, cluster) : chosen;
+}
+
+static int co_open_filter(struct mirror *s, struct error *err)
+{
+    const struct mirror_params *p = &s->params;
+    struct mirror_top_params top = {
+        .source = p->source,
+        .target = p->target,
+        .node_name = p->filter_name,
+        .granularity = choose_granularity(p),
+        .commit = is_commit(p),
+        .resizes = is_commit(p),
+        .unmap = p->unmap,
+        .target_is_zero = p->target_is_zero,
+        .own_layer = p->backing_later,
+    };
+
+    s->chunk = MAX(CHUNK_SIZE, top.granularity);
+    if (p->buf_size) {
+        s->chunk = MAX(MIN(s->chunk, round_down(p->buf_size, top.granularity)), top.granularity);
+    }
+    list_init(&s->free_buffers);
+    return mirror_top_co_open(&top, &s->filter, &s->top, err);
+}
+
+/* The base of a commit gets the size of the active image. */
+static int co_grow_target(const struct mirror *s, struct error *err)
+{
+    uint64_t size = block_node_size(s->params.source);
+
+    if (!is_commit(&s->params) || block_node_size(s->params.target) >= size) {
+        return 0;
+    }
+    return block_co_truncate(mirror_top_target(s->top), size, BLOCK_PREALLOC_OFF, err);
+}
+
+static int note_nodes(struct mirror *s, struct error *err)
+{
+    const struct mirror_params *p = &s->params;
+    int r = job_add_node(s->job, p->source, err);
+
+    UNLESS_FAILED(r, job_add_node(s->job, p->target, err));
+    if (p->replaces && p->replaces != p->source) {
+        UNLESS_FAILED(r, job_add_node(s->job, p->replaces, err));
+    }
+    if (is_commit(p)) {
+        UNLESS_FAILED(r, job_freeze_chain(s->job, p->source, p->target, err));
+    } else if (p->sync == MIRROR_SYNC_TOP) {
+        UNLESS_FAILED(r, job_freeze_chain(s->job, p->source, p->base, err));
+    }
+    return r;
+}
+
+/* With the filter in the graph. The state moves into the job. */
+static int co_make_job(struct mirror *made, const struct job_config *config, struct job **ret_job,
+                       struct error *err)
+{
+    struct mirror *s;
+    struct job *job;
+    int r = job_new(is_commit(&made->params) ? &commit_driver : &mirror_driver, config, &job, err);
+
+    if (r < 0) {
+        mirror_co_remove(made);
+        return r;
+    }
+    s = job_state(job);
+    *s = *made;
+    list_init(&s->free_buffers);
+    s->job = job;
+    s->params.hooks = NULL; /* not called for a job that is not started */
+    r = note_nodes(s, err);
+    UNLESS_FAILED(r, co_grow_target(s, err));
+    if (r < 0) {
+        job_co_discard(job);
+        return r;
+    }
+    s->params.hooks = made->params.hooks;
+    if (s->params.bitmap) {
+        block_bitmap_take(s->params.bitmap, "block job 'mirror'");
+        s->bitmap_taken = true;
+    }
+    *ret_job = job;
+    return 0;
+}
+
+int mirror_co_start(const struct job_config *config, const struct mirror_params *params,
+                    struct job **ret_job, struct error *err)
+{
+    struct mirror s = {.params = *params, .copy_mode = params->copy_mode, .idle = true};
+    struct job *job = NULL;
+    int r = check_nodes(params, err);
+
+    if (r >= 0 && params->sync == MIRROR_SYNC_BITMAP) {
+        r = block_bitmap_check(params->bitmap, BLOCK_BITMAP_REFUSE_ALL, err);
+        UNLESS_FAILED(r, block_co_bitmap_fetch(params->bitmap, err));
+    }
+    UNLESS_FAILED(r, co_open_filter(&s, err));
+    if (r < 0) {
+        return r;
+    }
+    r = mirror_co_insert(&s, err);
+    if (r < 0) {
+        block_co_unref(s.filter);
+        return r;
+    }
+    r = co_make_job(&s, config, &job, err);
+    if (r < 0) {
+        return r;
+    }
+    job_start(job);
+    if (ret_job) {
+        *ret_job = job;
+    }
+    return 0;
+}

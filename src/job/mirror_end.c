@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The filter of a mirror job: how it gets into the graph, and out of it; the bitmap of the user. */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "block/bitmaps.h"
+#include "block/block.h"
+#include "job/mirror_internal.h"
+
+/* --- in --------------------------------------------------------------------------------------- */
+
+static int co_mirror_attach(struct mirror *s, struct error *err)
+{
+    char user[300];
+    int r;
+
+    mirror_top_set_stopped(s->top, false);
+    r = block_co_publish(s->filter, err);
+    UNLESS_FAILED(r, block_co_node_replace(s->params.source, s->filter, err));
+    if (r >= 0) {
+        snprintf(user, sizeof(user), "block job '%s'", s->params.type);
+        r = block_co_root_new(s->filter, user, BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL, &s->root,
+                              err);
+    }
+    UNLESS_FAILED(r, block_co_change_settle(err));
+    return r;
+}
+
+/* Undo that, all of it or what has been done. In a graph change, drained. */
+static void co_mirror_detach(struct mirror *s)
+{
+    ERROR_AUTO(err);
+    int r;
+
+    block_co_root_release(s->root);
+    s->root = NULL;
+    mirror_top_set_stopped(s->top, true);
+    r = block_co_node_replace(s->filter, s->params.source, &err);
+    UNLESS_FAILED(r, block_co_change_settle(&err));
+    if (r < 0) {
+        log_error("%s: the filter '%s' cannot be taken out: %s", s->params.type,
+                  block_node_name(s->filter), error_message(&err));
+    }
+}
+
+/* What has to be copied first, of what needs no scan. */
+static int fill_todo(struct mirror *s, struct error *err)
+{
+    struct dirty_bitmap *todo = mirror_top_todo(s->top);
+
+    if (s->params.sync == MIRROR_SYNC_FULL) {
+        dirty_bitmap_set(todo, 0, dirty_bitmap_size(todo));
+    } else if (s->params.sync == MIRROR_SYNC_BITMAP &&
+               dirty_bitmap_merge(todo, block_bitmap_bits(s->params.bitmap)) < 0) {
+        return error_out_of_memory(err);
+    }
+    return 0;
+}
+
+int mirror_co_insert(struct mirror *s, struct error *err)
+{
+    struct block_node *nodes[] = {s->params.source, s->params.target};
+    bool blocking = s->params.copy_mode == MIRROR_COPY_WRITE_BLOCKING;
+    int r;
+
+    block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
+    block_co_change_begin();
+    r = fill_todo(s, err);
+    UNLESS_FAILED(r, co_mirror_attach(s, err));
+    if (r < 0) {
+        co_mirror_detach(s);
+        block_unpublish(s->filter);
+        (void)block_co_change_settle(NULL);
+    } else {
+        mirror_top_set_mode(s->top, blocking ? MIRROR_TOP_BLOCKING : MIRROR_TOP_BACKGROUND);
+        s->settled = blocking;
+    }
+    block_co_change_end();
+    block_drain_end(nodes[0]);
+    block_drain_end(nodes[1]);
+    return r;
+}
+
+/* --- out -------------------------------------------------------------------------------------- */
+
+void mirror_co_remove(struct mirror *s)
+{
+    struct block_node *filter = s->filter;
+
+    if (!filter) {
+        return;
+    }
+    mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
+    block_co_drain_begin(filter);
+    block_co_change_begin();
+    co_mirror_detach(s);
+    block_co_change_end();
+    block_drain_end(filter);
+    s->filter = NULL;
+    block_co_unref(filter);
+}
+
+/* --- the bitmap ------------------------------------------------------------------------------- */
+
+static void give_bitmap(struct mirror *s)
+{
+    if (s->bitmap_taken) {
+        s->bitmap_taken = false;
+        block_bitmap_give(s->params.bitmap);
+    }
+}
+
+/*
+ * The target has, on stable storage, all that is not in `todo`: the bitmap keeps what is in there.
+ * The source is drained.
+ */
+static int co_settle_bitmap(struct mirror *s, struct error *err)
+{
+    struct block_bitmap *b = s->params.bitmap;
+    bool taken = s->bitmap_taken;
+    int r;
+
+    give_bitmap(s);
+    if (!taken || s->params.bitmap_mode == MIRROR_BITMAP_NEVER) {
+        return 0;
+    }
+    r = block_co_bitmap_clear(b, NULL, err);
+    if (r >= 0 && dirty_bitmap_count(mirror_top_todo(s->top)) > 0) {
+        r = block_co_bitmap_add_bits(b, mirror_top_todo(s->top), err);
+    }
+    return r;
+}
+
+void mirror_co_give_up_bitmap(struct mirror *s)
+{
+    ERROR_AUTO(err);
+    int r;
+
+    if (s->bitmap_taken && s->filter && s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS) {
+        block_co_drain_begin(s->filter);
+        r = block_co_flush(mirror_top_target(s->top));
+        if (r == 0 && co_settle_bitmap(s, &err) < 0) {
+            log_error("mirror: bitmap '%s': %s", s->params.bitmap->name, error_message(&err));
+        }
+        mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
+        block_drain_end(s->filter);
+    }
+    give_bitmap(s);
+}
+
+/* --- the end of a mirror that succeeds -------------------------------------------------------- */
+
+/* With the filter drained: no other copies are in flight. */
+static int co_copy_rest(struct mirror *s, struct error *err)
+{
+    struct dirty_bitmap *todo = mirror_top_todo(s->top);
+    void *buffer = mirror_get_buffer(s);
+    uint64_t offset, length;
+    int r = 0;
+
+    if (!buffer) {
+        return error_out_of_memory(err);
+    }
+    while (r == 0 && dirty_bitmap_next_dirty(todo, 0, UINT64_MAX, &offset, &length)) {
+        bool reading = false;
+
+        dirty_bitmap_clear(todo, offset, length);
+        r = mirror_top_co_copy(s->top, offset, length, buffer, s->chunk, &reading);
+        if (r < 0) {
+            dirty_bitmap_set(todo, offset, length);
+            error_set_errno(err, -r, "%s",
+                            reading ? "Reading the source failed" : "Writing to the target failed");
+        }
+    }
+    mirror_put_buffer(s, buffer);
+    if (r == 0) {
+        r = block_co_flush(mirror_top_target(s->top));
+        if (r < 0) {
+            error_set_errno(err, -r, "Flushing the target failed");
+        }
+    }
+    return r;
+}
+
+/* Edges that were moved, to move them back. */
+struct moves {
+    struct move {
+        struct block_edge *edge;
+        struct block_node *from;
+    } * list; /* owned */
+    size_t count;
+};
+
+/* A parent of `from` other than the filter; NULL: there is none. */
+static struct block_edge *find_user(const struct mirror *s, const struct block_node *from)
+{
+    struct block_edge *edge = NULL;
+
+    do {
+        edge = block_node_next_parent(from, edge);
+    } while (edge && block_edge_parent(edge) == s->filter);
+    return edge;
+}
+
+/* Move the parents of `from` to `to`, except the filter. */
+static int co_move_users(struct mirror *s, struct block_node *from, struct block_node *to,
+                         struct moves *moves, struct error *err)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    while (r == 0 && (edge = find_user(s, from))) {
+        struct move *list = realloc(moves->list, (moves->count + 1) * sizeof(*list));
+
+        if (!list) {
+            return error_out_of_memory(err);
+        }
+        moves->list = list;
+        list[moves->count] = (struct move){.edge = edge, .from = from};
+        r = block_co_edge_move(edge, to, err);
+        moves->count += r == 0;
+    }
+    return r;
+}
+
+/* Within a graph change. The root of the job is gone. */
+static int co_move_to_target(struct mirror *s, struct moves *moves, struct error *err)
+{
+    struct block_node *source = s->params.source, *target = s->params.target;
+    struct block_node *replaces = s->params.replaces;
+    int r;
+
+    mirror_top_set_stopped(s->top, true);
+    if (!replaces || replaces == source) {
+        return co_move_users(s, s->filter, target, moves, err);
+    }
+    r = co_move_users(s, s->filter, source, moves, err);
+    UNLESS_FAILED(r, co_move_users(s, replaces, target, moves, err));
+    return r;
+}
+
+static void co_move_back(struct mirror *s, const struct moves *moves)
+{
+    for (size_t i = moves->count; i > 0; i--) {
+        (void)block_co_edge_move(moves->list[i - 1].edge, moves->list[i - 1].from, NULL);
+    }
+    mirror_top_set_stopped(s->top, false);
+    if (block_co_change_settle(NULL) < 0) {
+        log_error("%s: permissions of before the change can't be had again", s->params.type);
+    }
+}
+
+static int co_pivot(struct mirror *s, struct error *err)
+{
+    const struct mirror_hooks *hooks = s->params.hooks;
+    struct moves moves = {0};
+    int r = 0;
+
+    if (hooks && hooks->co_before_pivot) {
+        r = hooks->co_before_pivot(s->params.hooks_arg, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    block_co_root_release(s->root);
+    s->root = NULL;
+    block_co_change_begin();
+    r = co_move_to_target(s, &moves, err);
+    UNLESS_FAILED(r, block_co_change_settle(err));
+    if (r < 0) {
+        co_move_back(s, &moves);
+    }
+    block_co_change_end();
+    free(moves.list);
+    if (r < 0) {
+        return r;
+    }
+    s->pivoted = true;
+    if (hooks && hooks->co_after_pivot) {
+        hooks->co_after_pivot(s->params.hooks_arg);
+    }
+    return 0;
+}
+
+int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
+{
+    struct block_node *nodes[] = {s->filter, s->params.source, s->params.target,
+                                  s->params.replaces ?: s->params.source};
+    struct block_node *filter = s->filter;
+    int r;
+
+    block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
+    r = co_copy_rest(s, err);
+    UNLESS_FAILED(r, co_settle_bitmap(s, err));
+    if (r >= 0 && pivot) {
+        r = co_pivot(s, err);
+    }
+    if (r >= 0) {
+        mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(nodes); i++) {
+        block_drain_end(nodes[i]);
+    }
+    if (s->pivoted) {
+        s->filter = NULL;
+        block_co_unref(filter);
+    }
+    return r;
+}
