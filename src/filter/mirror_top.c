@@ -16,7 +16,7 @@ struct mirror_top {
     struct dirty_bitmap *todo;
     /* Granules of the target that are clean zeroes still; NULL: not known of any. */
     struct dirty_bitmap *untouched;
-    /* Granules that the target has as a whole; NULL: what is missing comes from its backing node. */
+    /* Granules that the target has as a whole; NULL: the backing node has what is missing. */
     struct dirty_bitmap *whole;
     struct range_lock busy;
     _Atomic enum mirror_top_mode mode;

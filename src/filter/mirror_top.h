@@ -13,11 +13,12 @@
  *    that a copy has missed is copied again.
  * 2. A copy reads and writes under the lock: the later one of two copies of a range has the newer
  *    contents.
- * 3. A blocking write leaves the target alone where all of its range is dirty already: the copy that
- *    is due reads the source after the write has unlocked. So random writes that are smaller than a
- *    granule make no granule dirty, and copy none twice.
+ * 3. A blocking write leaves the target alone where all of its range is dirty already: the copy
+ *    that is due reads the source after the write has unlocked. So random writes that are smaller
+ *    than a granule make no granule dirty, and copy none twice.
  * 4. A blocking write that the target refuses sets bits, and succeeds.
- * 5. Background writes take no lock, so both modes may be mixed, and the mode may change at any time.
+ * 5. Background writes take no lock, so both modes may be mixed, and the mode may change at any
+ *    time.
  *
  * A request of a parent, and a copy, are the only users of the lock; both count as requests of a
  * root above the filter, and wait for nothing but each other and the nodes below. So a drain ends.
@@ -62,15 +63,15 @@ struct mirror_top_params {
 };
 
 /*
- * Open a filter, hidden (block_co_open_hidden()); its mode is OFF, and it is stopped. The caller gets
- * a reference to the node; *ret_top is valid as long as the node is. Main reactor.
+ * Open a filter, hidden (block_co_open_hidden()); its mode is OFF, and it is stopped. The caller
+ * gets a reference to the node; *ret_top is valid as long as the node is. Main reactor.
  */
 int mirror_top_co_open(const struct mirror_top_params *params, struct block_node **ret_node,
                        struct mirror_top **ret_top, struct error *err);
 /*
- * Within a graph change, and from its settle on: a filter that is stopped claims no permissions, and
- * has no users; one that is not excludes other users of the target, and other writers of the source.
- * Main reactor; does not yield.
+ * Within a graph change, and from its settle on: a filter that is stopped claims no permissions,
+ * and has no users; one that is not excludes other users of the target, and other writers of the
+ * source. Main reactor; does not yield.
  */
 void mirror_top_set_stopped(struct mirror_top *top, bool stopped);
 
@@ -84,9 +85,9 @@ struct block_edge *mirror_top_target(struct mirror_top *top);
 
 /*
  * Copy [offset, offset + length) of the source, within its size, to the target. `buffer` has room
- * for `buffer_size` bytes, which is a multiple of the granularity, and is not used for what reads as
- * zeroes. 0 or -errno; *ret_reading then says whether the source failed. In a coroutine that counts
- * as a request of a root above the filter, or with the filter drained. Yields.
+ * for `buffer_size` bytes, which is a multiple of the granularity, and is not used for what reads
+ * as zeroes. 0 or -errno; *ret_reading then says whether the source failed. In a coroutine that
+ * counts as a request of a root above the filter, or with the filter drained. Yields.
  */
 int mirror_top_co_copy(struct mirror_top *top, uint64_t offset, uint64_t length, void *buffer,
                        size_t buffer_size, bool *ret_reading);

@@ -13,10 +13,10 @@
  *      before       while it runs              after block-job-complete
  *
  * The filter (filter/mirror_top.h) sees every write. What the target lacks is in its bitmap, which
- * the job works off. The job is ready when that is empty for the first time. From block-job-complete
- * (or a soft cancel) on, guests write both sides, whatever the copy mode, so that the end comes, and
- * the job may wait in PENDING. The end: drain, copy what is left in the bitmap, flush the target,
- * move the users to the target, all in one drained section.
+ * the job works off. The job is ready when that is empty for the first time. From
+ * block-job-complete (or a soft cancel) on, guests write both sides, whatever the copy mode, so
+ * that the end comes, and the job may wait in PENDING. The end: drain, copy what is left in the
+ * bitmap, flush the target, move the users to the target, all in one drained section.
  *
  * Main reactor; `co_` functions run in a coroutine and yield, with the control lock held.
  */
@@ -79,8 +79,8 @@ struct mirror_hooks {
 
 struct mirror_params {
     /*
-     * "mirror"; or "commit": `target` is in the backing chain of `source`, may be smaller (it grows),
-     * and must be writable.
+     * "mirror"; or "commit": `target` is in the backing chain of `source`, may be smaller (it
+     * grows), and must be writable.
      */
     const char *type;
     /* No node is a parent of the source: its users are roots. */
@@ -116,8 +116,9 @@ struct mirror_params {
 };
 
 /*
- * Start a job. *ret_job may be NULL. On failure nothing has changed, and co_done of the hooks was not
- * called. -EINVAL, -EPERM (the nodes are in use otherwise), -EBUSY, -ENOMEM, errors of job_new().
+ * Start a job. *ret_job may be NULL. On failure nothing has changed, and co_done of the hooks was
+ * not called. -EINVAL, -EPERM (the nodes are in use otherwise), -EBUSY, -ENOMEM, errors of
+ * job_new().
  */
 int mirror_co_start(const struct job_config *config, const struct mirror_params *params,
                     struct job **ret_job, struct error *err);

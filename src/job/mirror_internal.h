@@ -39,7 +39,8 @@ void *mirror_get_buffer(struct mirror *s);
 void mirror_put_buffer(struct mirror *s, void *buffer);
 
 /*
- * Put the filter above the source, and begin to follow. On failure nothing has changed. Control lock.
+ * Put the filter above the source, and begin to follow. On failure nothing has changed. Control
+ * lock.
  */
 int mirror_co_insert(struct mirror *s, struct error *err);
 /* Take the filter out again, without a pivot. The filter may be gone already. Control lock. */
