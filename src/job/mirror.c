@@ -383,7 +383,7 @@ static bool is_commit(const struct mirror_params *p)
     return strcmp(p->type, commit_driver.type) == 0;
 }
 
-/* Whether replacing the node by one with the contents of `from` changes nothing that can be seen. */
+/* Whether nobody sees a change when a node with the contents of `from` replaces `replaces`. */
 static bool may_replace(struct block_node *from, const struct block_node *replaces)
 {
     struct block_edge *edge = NULL;

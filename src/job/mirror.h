@@ -73,7 +73,7 @@ struct mirror_hooks {
     int (*co_before_pivot)(void *arg, struct error *err);
     /* The users have moved, and are drained still. */
     void (*co_after_pivot)(void *arg);
-    /* The job ends, or was not started; `pivoted`: the users have moved. `arg` is not used again. */
+    /* The job ends; `pivoted`: the users have moved. `arg` is not used again. */
     void (*co_done)(void *arg, bool pivoted);
 };
 

@@ -33,12 +33,14 @@ qmp_co_command qmp_co_job_pause;
 qmp_co_command qmp_co_job_resume;
 qmp_co_command qmp_co_query_block_jobs;
 qmp_co_command qmp_co_block_job_cancel;
+qmp_co_command qmp_co_block_job_change;
 qmp_co_command qmp_co_block_job_complete;
 qmp_co_command qmp_co_block_job_dismiss;
 qmp_co_command qmp_co_block_job_finalize;
 qmp_co_command qmp_co_block_job_pause;
 qmp_co_command qmp_co_block_job_resume;
 qmp_co_command qmp_co_block_job_set_speed;
+qmp_co_command qmp_co_blockdev_mirror;
 
 qmp_co_command qmp_co_trace_event_get_state;
 qmp_co_command qmp_co_trace_event_set_state;

@@ -17,4 +17,8 @@ extern const struct qmp_type qmp_type_block_job_event, qmp_type_block_job_comple
 /* BlockdevOnError, of the commands that start jobs. */
 extern const struct qmp_type qmp_type_on_error;
 
+/* mirror_types.c */
+extern const struct qmp_type qmp_type_blockdev_mirror, qmp_type_drive_mirror,
+    qmp_type_block_job_change;
+
 #endif

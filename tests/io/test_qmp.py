@@ -338,12 +338,15 @@ class SchemaTest(QmpTest):
     # Members that QEMU has had, in this form, since a release later than that of this system, with
     # the release.
     NEWER = {
+        "blockdev-mirror.target-is-zero": "10.1",
         "query-block-jobs[].case mirror": "8.2",
         "query-block-jobs[].type": "8.2",
     }
 
-    # Of our own, or of QEMU's system emulator (trace events).
+    # Of our own, or of QEMU's system emulator (trace events), or of later releases
+    # (block-job-change: 8.2).
     OWN_COMMANDS = {
+        "block-job-change",
         "blockdev-replace",
         "query-nbd-server",
         "trace-event-get-state",
@@ -395,6 +398,8 @@ class SchemaTest(QmpTest):
                     mine["qom-type"] = (optional, kinds - {"authz-list-file"})
                 if name == "nbd-server-start" and key == "arg-type":
                     del mine["handshake-max-seconds"]
+                if name == "blockdev-mirror" and key == "arg-type":
+                    del mine["bitmap"], mine["bitmap-mode"]
                 with self.subTest(f"{name} {key}"):
                     self.compare(mine, yours, name)
 

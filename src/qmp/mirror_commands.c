@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The commands blockdev-mirror and block-job-change; what drive-mirror shares with them. */
+#include "qmp/mirror_commands.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "block/bitmaps.h"
+#include "block/block.h"
+#include "qmp/commands.h"
+#include "qmp/jobs.h"
+
+static bool is_text(struct json_object *args, const char *name, const char *value)
+{
+    const char *text = qmp_get_str(args, name);
+
+    return text && strcmp(text, value) == 0;
+}
+
+/* --- arguments -------------------------------------------------------------------------------- */
+
+static int get_mirror_granularity(struct json_object *args, uint32_t *ret_granularity,
+                                  struct error *err)
+{
+    uint64_t granularity = qmp_get_uint(args, "granularity", 0);
+
+    if (granularity != 0 &&
+        (granularity < MIRROR_GRANULARITY_MIN || granularity > MIRROR_GRANULARITY_MAX)) {
+        return error_set(err, EINVAL,
+                         "Parameter 'granularity' expects a value in range [512B, 64MB]");
+    }
+    if (granularity != 0 && !is_power_of_2(granularity)) {
+        return error_set(err, EINVAL, "Parameter 'granularity' expects a power of 2");
+    }
+    *ret_granularity = (uint32_t)granularity;
+    return 0;
+}
+
+static int get_mirror_buf_size(struct json_object *args, uint64_t *ret_size, struct error *err)
+{
+    struct json_object *value = qmp_get(args, "buf-size");
+    int64_t size = value ? json_object_get_int64(value) : 0;
+
+    if (size < 0) {
+        return error_set(err, EINVAL, "Invalid parameter 'buf-size'");
+    }
+    *ret_size = (uint64_t)size;
+    return 0;
+}
+
+static int get_mirror_bitmap(struct json_object *args, struct mirror_params *p, struct error *err)
+{
+    const char *name = qmp_get_str(args, "bitmap"), *mode = qmp_get_str(args, "bitmap-mode");
+    const char *sync = qmp_get_str(args, "sync");
+    bool incremental = strcmp(sync, "incremental") == 0;
+
+    if (!incremental && strcmp(sync, "bitmap") != 0) {
+        return name   ? error_set(err, EINVAL, "Sync mode '%s' not supported with a bitmap", sync)
+               : mode ? error_set(err, EINVAL, "Cannot specify bitmap sync mode without a bitmap")
+                      : 0;
+    }
+    if (!name) {
+        return error_set(err, EINVAL, "must provide a valid bitmap name for '%s' sync mode", sync);
+    }
+    if (incremental && mode && strcmp(mode, "on-success") != 0) {
+        return error_set(err, EINVAL,
+                         "Bitmap sync mode must be 'on-success' when using sync mode "
+                         "'incremental'");
+    }
+    if (!incremental && !mode) {
+        return error_set(err, EINVAL, "Bitmap sync mode must be given when providing a bitmap");
+    }
+    p->bitmap = block_bitmap_find(p->source, name);
+    if (!p->bitmap) {
+        return error_set(err, ENOENT, "Bitmap '%s' could not be found", name);
+    }
+    p->sync = MIRROR_SYNC_BITMAP;
+    p->bitmap_mode = is_text(args, "bitmap-mode", "never")    ? MIRROR_BITMAP_NEVER
+                     : is_text(args, "bitmap-mode", "always") ? MIRROR_BITMAP_ALWAYS
+                                                              : MIRROR_BITMAP_ON_SUCCESS;
+    return 0;
+}
+
+static int get_mirror_replaces(struct json_object *args, struct mirror_params *p, struct error *err)
+{
+    const char *name = qmp_get_str(args, "replaces");
+
+    p->replaces = name ? block_node_find(name) : NULL;
+    return name && !p->replaces
+               ? error_set(err, ENOENT, "Failed to find node with node-name='%s'", name)
+               : 0;
+}
+
+int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
+                          struct mirror_params *ret_params, struct error *err)
+{
+    struct mirror_params p = {
+        .type = "mirror",
+        .source = source,
+        .sync = MIRROR_SYNC_FULL,
+        .filter_name = qmp_get_str(args, "filter-node-name"),
+        .copy_mode = is_text(args, "copy-mode", "write-blocking") ? MIRROR_COPY_WRITE_BLOCKING
+                                                                  : MIRROR_COPY_BACKGROUND,
+        .unmap = qmp_get_bool(args, "unmap", true),
+        .on_source_error = qmp_get_on_error(args, "on-source-error"),
+        .on_target_error = qmp_get_on_error(args, "on-target-error"),
+    };
+    int r;
+
+    if (is_text(args, "sync", "none")) {
+        p.sync = MIRROR_SYNC_NONE;
+    } else if (is_text(args, "sync", "top") && block_node_backing(source)) {
+        p.sync = MIRROR_SYNC_TOP;
+        p.base = block_node_backing(source);
+    }
+    r = get_mirror_granularity(args, &p.granularity, err);
+    UNLESS_FAILED(r, get_mirror_buf_size(args, &p.buf_size, err));
+    UNLESS_FAILED(r, get_mirror_bitmap(args, &p, err));
+    UNLESS_FAILED(r, get_mirror_replaces(args, &p, err));
+    if (r == 0) {
+        p.target_is_zero =
+            p.sync == MIRROR_SYNC_FULL && qmp_get_bool(args, "target-is-zero", false);
+        *ret_params = p;
+    }
+    return r;
+}
+
+/* --- commands --------------------------------------------------------------------------------- */
+
+int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
+                           struct json_object **ret_value, struct error *err)
+{
+    struct block_node *source = block_node_lookup(qmp_get_str(args, "device"), err), *target;
+    struct mirror_params params;
+    struct job_config config;
+    int r;
+
+    if (!source) {
+        return -ENOENT;
+    }
+    target = block_node_lookup(qmp_get_str(args, "target"), err);
+    if (!target) {
+        return -ENOENT;
+    }
+    r = qmp_get_job_config(args, &config, err);
+    UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
+    if (r < 0) {
+        return r;
+    }
+    params.target = target;
+    return mirror_co_start(&config, &params, NULL, err);
+}
+
+int qmp_co_block_job_change(struct qmp_call *call, struct json_object *args,
+                            struct json_object **ret_value, struct error *err)
+{
+    const char *id = qmp_get_str(args, "id");
+    struct job *job = job_find(id);
+    struct mirror_change change = {
+        .copy_mode = is_text(args, "copy-mode", "write-blocking") ? MIRROR_COPY_WRITE_BLOCKING
+                                                                  : MIRROR_COPY_BACKGROUND,
+    };
+
+    if (!job || !job_get_info(job).block_job) {
+        return error_set_class(err, ERROR_CLASS_DEVICE_NOT_ACTIVE, ENOENT,
+                               "Block job '%s' not found", id);
+    }
+    return job_change(job, &change, qmp_get_str(args, "type"), err);
+}
