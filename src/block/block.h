@@ -219,6 +219,13 @@ int block_co_change_settle(struct error *err);
 void block_co_change_end(void);
 
 /*
+ * The users of `node` have left it for an image below it in its chain, which they write to: while
+ * the node has no users again, it does not keep images below from being written. In a graph change,
+ * before its settle. Main reactor.
+ */
+void block_node_leave_for_below(struct block_node *node);
+
+/*
  * Point an edge to another node of the same size. What the edge could write to before is flushed,
  * unless both nodes are filters on the same node. -EINVAL (sizes, cycle), -EPERM and -EAGAIN of
  * permissions and image locks, errors of the flush. On failure nothing changes.

@@ -64,6 +64,8 @@ struct block_node {
     bool read_only;
     /* A leaf that can't be written may be opened read-only instead. */
     bool auto_read_only;
+    /* block_node_leave_for_below() */
+    bool left_for_below;
 
     /* --- life (open.c, close.c) --- */
 

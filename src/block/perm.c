@@ -23,14 +23,17 @@
 
 /*
  * The union of what the parents will use, and the intersection of what they will share; with
- * BLOCK_SHARE_CHAIN if there are parents and all share it.
+ * BLOCK_SHARE_CHAIN if all parents share it; without parents, if they have left for below.
  */
 static void cumulative_next(const struct block_node *node, unsigned *ret_perm, unsigned *ret_shared)
 {
     const struct block_edge *edge;
 
     *ret_perm = 0;
-    *ret_shared = BLOCK_PERM_ALL | (list_is_empty(&node->parents) ? 0 : BLOCK_SHARE_CHAIN);
+    *ret_shared = BLOCK_PERM_ALL;
+    if (!list_is_empty(&node->parents) || node->left_for_below) {
+        *ret_shared |= BLOCK_SHARE_CHAIN;
+    }
     LIST_FOREACH (edge, &node->parents, in_node) {
         *ret_perm |= edge->next_perm;
         *ret_shared &= edge->next_shared;
@@ -82,6 +85,12 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
     }
     *ret_perm = perm;
     *ret_shared = shared;
+}
+
+void block_node_leave_for_below(struct block_node *node)
+{
+    node->left_for_below = true;
+    node->perm_touched = true;
 }
 
 /* --- conflicts ------------------------------------------------------------------------------- */

@@ -269,6 +269,9 @@ static int co_pivot(struct mirror *s, struct error *err)
     s->root = NULL;
     block_co_change_begin();
     r = co_move_to_target(s, &moves, err);
+    if (block_node_reaches(s->params.source, s->params.target)) {
+        block_node_leave_for_below(s->params.source);
+    }
     UNLESS_FAILED(r, block_co_change_settle(err));
     if (r < 0) {
         co_move_back(s, &moves);
