@@ -201,7 +201,6 @@ static void co_settle_mode(struct mirror *s)
     if (s->settled || (!ends && s->copy_mode == MIRROR_COPY_BACKGROUND)) {
         return;
     }
-    mirror_top_set_mode(s->top, MIRROR_TOP_BLOCKING);
     s->settled = true; /* a change of the mode meanwhile takes it back */
     block_co_drain_begin(s->filter);
     block_drain_end(s->filter);
@@ -236,7 +235,7 @@ static int co_follow_source(struct mirror *s)
     }
 }
 
-static int co_check_mirror_sizes(const struct mirror *s, struct error *err)
+static int check_mirror_sizes(const struct mirror *s, struct error *err)
 {
     return block_node_size(s->params.source) != block_node_size(s->params.target)
                ? error_set(err, EINVAL, "Source and target image have different sizes")
@@ -246,7 +245,7 @@ static int co_check_mirror_sizes(const struct mirror *s, struct error *err)
 static int mirror_co_run(struct job *job, void *state, struct error *err)
 {
     struct mirror *s = state;
-    int r = co_check_mirror_sizes(s, err);
+    int r = check_mirror_sizes(s, err);
 
     if (r == 0 && s->params.sync == MIRROR_SYNC_TOP) {
         r = co_scan_top(s);
@@ -292,11 +291,19 @@ static void mirror_co_clean(struct job *job, void *state)
     }
 }
 
+/* From now on the bitmap gets no new bits, so that the end comes. */
+static void block_from_now_on(struct mirror *s)
+{
+    s->settled = false;
+    mirror_top_set_mode(s->top, MIRROR_TOP_BLOCKING);
+}
+
 static int mirror_complete(struct job *job, void *state, struct error *err)
 {
     struct mirror *s = state;
 
     s->completing = true;
+    block_from_now_on(s);
     return 0;
 }
 
@@ -306,6 +313,7 @@ static bool mirror_cancel_softly(struct job *job, void *state)
 
     s->stopping = true;
     s->completing = false;
+    block_from_now_on(s);
     return true;
 }
 
