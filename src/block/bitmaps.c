@@ -403,6 +403,23 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
     return r;
 }
 
+int block_co_bitmap_borrow_bits(struct block_bitmap *b, struct dirty_bitmap **ret_bits,
+                                struct error *err)
+{
+    int r;
+
+    block_co_drain_begin(b->node);
+    r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_READ_ONLY | BLOCK_BITMAP_REFUSE_INCONSISTENT,
+                           err);
+    UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
+    UNLESS_FAILED(r, co_will_change(b, err));
+    if (r >= 0) {
+        *ret_bits = b->bits;
+    }
+    block_drain_end(b->node);
+    return r;
+}
+
 int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
                              struct error *err)
 {

@@ -116,6 +116,13 @@ int block_co_bitmap_merge(struct block_bitmap *dest, struct block_bitmap *const 
  */
 int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *bits,
                              struct error *err);
+/*
+ * The bits, for a job that has taken the bitmap and changes them while guests set others: read, and
+ * marked as not current in the image. *ret_bits is valid until the job gives the bitmap back.
+ * -EROFS, -EINVAL (inconsistent), -ENOMEM, errors of reading or marking.
+ */
+int block_co_bitmap_borrow_bits(struct block_bitmap *b, struct dirty_bitmap **ret_bits,
+                                struct error *err);
 /* Replace the bits by `backup` (consumed), which has the same granularity and size. */
 void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup);
 

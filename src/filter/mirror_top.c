@@ -20,6 +20,7 @@ struct mirror_top {
     struct dirty_bitmap *whole;
     struct range_lock busy;
     _Atomic enum mirror_top_mode mode;
+    _Atomic uint64_t follow_end; /* behind this the target is left alone */
     bool stopped;
 };
 
@@ -71,6 +72,7 @@ static int mirror_top_co_open_node(struct block_node *node, struct options *opts
     opening = NULL;
     s->node = node;
     s->stopped = true;
+    s->follow_end = UINT64_MAX;
     r = block_co_open_filtered(node, opts, "file", err);
     UNLESS_FAILED(
         r, block_co_open_child(node, opts, "target", BLOCK_ROLE_TARGET, false, &s->target, err));
@@ -169,6 +171,11 @@ static void mirror_top_child_perm(struct block_node *node, struct block_edge *ed
 void mirror_top_set_mode(struct mirror_top *s, enum mirror_top_mode mode)
 {
     atomic_store(&s->mode, mode);
+}
+
+void mirror_top_set_follow_end(struct mirror_top *s, uint64_t end)
+{
+    atomic_store(&s->follow_end, end);
 }
 
 struct dirty_bitmap *mirror_top_todo(struct mirror_top *s)
@@ -316,6 +323,10 @@ int mirror_top_co_copy(struct mirror_top *s, uint64_t offset, uint64_t length, v
 /* After a write to the source: whether the target has to have it now. */
 static bool follows_now(struct mirror_top *s, uint64_t offset, uint64_t length)
 {
+    if (offset + length > atomic_load(&s->follow_end)) {
+        dirty_bitmap_set(s->todo, offset, length);
+        return false;
+    }
     if (s->whole) {
         uint32_t granularity = s->params.granularity;
         uint64_t first = round_down(offset, granularity);

@@ -77,6 +77,11 @@ void mirror_top_set_stopped(struct mirror_top *top, bool stopped);
 
 /* Any thread. A write that has begun keeps the mode that it began with. */
 void mirror_top_set_mode(struct mirror_top *top, enum mirror_top_mode mode);
+/*
+ * From `end` on (in bytes; UINT64_MAX at first) guests' writes go to the source alone, and set
+ * bits, whatever the mode. Lowered only before guests write; may rise at any time. Any thread.
+ */
+void mirror_top_set_follow_end(struct mirror_top *top, uint64_t end);
 /* What the target lacks. The caller may set and clear bits. */
 struct dirty_bitmap *mirror_top_todo(struct mirror_top *top);
 /* Edges of the filter. I/O on them is part of a request of a root above the filter. */

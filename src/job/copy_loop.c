@@ -16,6 +16,7 @@
 /* One run. Everything happens on one reactor, so nothing needs a lock. */
 struct copy_loop {
     const struct copy_loop_params *p;
+    uint64_t end;          /* of the range */
     uint64_t cursor;       /* look for the next piece from here */
     unsigned active;       /* pieces in flight */
     uint64_t bytes_active; /* of them */
@@ -121,8 +122,9 @@ static bool next_extent(struct copy_loop *l, uint64_t *ret_offset, uint64_t *ret
 {
     const struct dirty_bitmap *todo = l->p->todo;
 
-    return dirty_bitmap_next_dirty(todo, l->cursor, UINT64_MAX, ret_offset, ret_length) ||
-           dirty_bitmap_next_dirty(todo, 0, l->cursor, ret_offset, ret_length);
+    return dirty_bitmap_next_dirty(todo, l->cursor, l->end, ret_offset, ret_length) ||
+           (!l->p->one_pass &&
+            dirty_bitmap_next_dirty(todo, l->p->begin, l->cursor, ret_offset, ret_length));
 }
 
 /*
@@ -226,7 +228,11 @@ static bool co_loop_step(struct copy_loop *l)
 
 int copy_loop_co_run(const struct copy_loop_params *params)
 {
-    struct copy_loop l = {.p = params};
+    struct copy_loop l = {
+        .p = params,
+        .cursor = params->begin,
+        .end = params->end ? params->end : UINT64_MAX,
+    };
 
     while (co_loop_step(&l)) {
     }

@@ -45,6 +45,10 @@ struct copy_loop_params {
      * Others that write the target lock the same. NULL: there are no others.
      */
     struct range_lock *ranges;
+    /* Only this part of the disk, in bytes; an end of 0 means all of it. */
+    uint64_t begin, end;
+    /* End when the range has been gone through once, though others may have set bits behind. */
+    bool one_pass;
     /* The longest piece, in bytes; a multiple of the granularity of `todo`. */
     uint64_t chunk;
     /* Pieces in flight at a time. */

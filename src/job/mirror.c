@@ -101,7 +101,7 @@ static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool 
     return r;
 }
 
-static int co_copy_dirty(struct mirror *s)
+static int co_copy_part(struct mirror *s, uint64_t begin, uint64_t end, bool one_pass)
 {
     uint64_t buffers = (s->params.buf_size ? s->params.buf_size : DEFAULT_BUF_SIZE) / s->chunk;
     struct copy_loop_params loop = {
@@ -112,6 +112,9 @@ static int co_copy_dirty(struct mirror *s)
         .on_source_error = s->params.on_source_error,
         .on_target_error = s->params.on_target_error,
         .live = true,
+        .begin = begin,
+        .end = end,
+        .one_pass = one_pass,
         .co_plan = co_mirror_plan,
         .co_copy = co_mirror_piece,
         .arg = s,
@@ -122,6 +125,16 @@ static int co_copy_dirty(struct mirror *s)
     r = copy_loop_co_run(&loop);
     s->idle = true;
     return r;
+}
+
+static int co_copy_dirty(struct mirror *s)
+{
+    return co_copy_part(s, 0, 0, false);
+}
+
+int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end)
+{
+    return co_copy_part(s, begin, end, true);
 }
 
 int mirror_co_flush_target(struct mirror *s)
@@ -135,8 +148,7 @@ int mirror_co_flush_target(struct mirror *s)
     return r;
 }
 
-/* By the policy for errors of the target. */
-static int co_flush_or_fail(struct mirror *s)
+int mirror_co_flush_or_fail(struct mirror *s)
 {
     for (;;) {
         int r = mirror_co_flush_target(s);
@@ -221,15 +233,19 @@ static int co_follow_source(struct mirror *s)
             continue;
         }
         if (!s->ready) {
-            r = co_flush_or_fail(s);
+            r = mirror_co_flush_or_fail(s);
             if (r < 0) {
                 return r;
             }
             s->ready = true;
             job_set_ready(s->job);
         } else if ((s->completing || s->stopping) && s->settled) {
-            return co_flush_or_fail(s);
+            return mirror_co_flush_or_fail(s);
         } else {
+            r = mirror_restart_co_idle(s);
+            if (r < 0) {
+                return r;
+            }
             job_co_sleep(s->job, LOOK_NS);
         }
     }
@@ -250,10 +266,12 @@ static int mirror_co_run(struct job *job, void *state, struct error *err)
     if (r == 0 && s->params.sync == MIRROR_SYNC_TOP) {
         r = co_scan_top(s);
     }
-    if (r == 0) {
+    if (r == 0 && s->restart.taken) {
+        r = mirror_restart_co_run(s, err);
+    } else if (r == 0) {
         job_progress_set_total(job, dirty_bitmap_count(mirror_top_todo(s->top)));
-        r = co_follow_source(s);
     }
+    UNLESS_FAILED(r, co_follow_source(s));
     if (r == 0 && s->stopping && !s->completing) {
         block_co_control_lock();
         r = mirror_co_conclude(s, false, err);
@@ -285,6 +303,7 @@ static void mirror_co_clean(struct job *job, void *state)
 
     mirror_co_give_up_bitmap(s);
     mirror_co_remove(s);
+    mirror_restart_co_end(s);
     free_buffers(s);
     if (s->params.hooks && s->params.hooks->co_done) {
         s->params.hooks->co_done(s->params.hooks_arg, s->pivoted);
@@ -513,6 +532,7 @@ static int co_make_job(struct mirror *made, const struct job_config *config, str
 
     if (r < 0) {
         mirror_co_remove(made);
+        mirror_restart_co_end(made);
         return r;
     }
     s = job_state(job);
@@ -550,7 +570,13 @@ int mirror_co_start(const struct job_config *config, const struct mirror_params 
     if (r < 0) {
         return r;
     }
-    r = mirror_co_insert(&s, err);
+    r = mirror_restart_co_begin(&s, err);
+    if (r >= 0) {
+        r = mirror_co_insert(&s, err);
+        if (r < 0) {
+            mirror_restart_co_end(&s);
+        }
+    }
     if (r < 0) {
         block_co_unref(s.filter);
         return r;

@@ -91,6 +91,12 @@ struct mirror_params {
     /* MIRROR_SYNC_BITMAP: of the source, not busy. */
     struct block_bitmap *bitmap;
     enum mirror_bitmap_mode bitmap_mode;
+    /*
+     * NULL: the mirror cannot be restarted. Else, with MIRROR_SYNC_FULL: the name of a bitmap of
+     * the source and of one of the target (docs/mirror.md); and that of a bitmap of the target with
+     * what others have written there (NULL: nothing). 
+     */
+    const char *restart_bitmap, *restart_changes;
     /* The node whose users move to the target; NULL: the source. */
     struct block_node *replaces;
     /* NULL: generated. */

@@ -51,6 +51,10 @@ static int fill_todo(struct mirror *s, struct error *err)
 {
     struct dirty_bitmap *todo = mirror_top_todo(s->top);
 
+    if (s->params.restart_bitmap) {
+        mirror_top_set_follow_end(s->top, 0);
+        return 0; /* mirror_restart_co_run() fills it */
+    }
     if (s->params.sync == MIRROR_SYNC_FULL) {
         dirty_bitmap_set(todo, 0, dirty_bitmap_size(todo));
     } else if (s->params.sync == MIRROR_SYNC_BITMAP &&
@@ -298,6 +302,9 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
     block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
     r = co_copy_rest(s, err);
     UNLESS_FAILED(r, co_settle_bitmap(s, err));
+    if (r >= 0) {
+        mirror_restart_settle(s);
+    }
     if (r >= 0 && pivot) {
         r = co_pivot(s, err);
     }

@@ -9,6 +9,17 @@
 
 struct block_root;
 
+/* What a mirror that can be restarted has in addition (mirror_restart.c). */
+struct mirror_restart {
+    char *name, *changes_name;    /* owned; NULL: the mirror cannot be restarted; no such bitmap */
+    struct block_bitmap *pending; /* of the source */
+    struct dirty_bitmap *bits;    /* of it */
+    bool taken;
+    bool fresh;   /* it was added by this job */
+    bool sending; /* something may have been written to the target */
+    int64_t settled_ns;
+};
+
 /* The state of the job. Main reactor. */
 struct mirror {
     struct job *job;
@@ -29,6 +40,7 @@ struct mirror {
     bool completing, stopping;
     bool bitmap_taken;
     bool pivoted;
+    struct mirror_restart restart;
 
     uint64_t chunk; /* of copies, and bytes of a buffer; a multiple of the granularity */
     struct list free_buffers;
@@ -54,5 +66,25 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err);
 void mirror_co_give_up_bitmap(struct mirror *s);
 /* Flush the target, as a request of the job. */
 int mirror_co_flush_target(struct mirror *s);
+/* By the policy for errors of the target. */
+int mirror_co_flush_or_fail(struct mirror *s);
+/* Copy what is dirty in a part of the disk, in bytes, in one pass. */
+int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end);
+
+/* --- restart: none of these does anything for a mirror that cannot be restarted --------------- */
+
+/*
+ * Find or add the bitmap of the source, before the filter begins to follow. Control lock. -EINVAL
+ * (disabled), -EBUSY, -EROFS, errors of block_co_bitmap_add().
+ */
+int mirror_restart_co_begin(struct mirror *s, struct error *err);
+/* Give the bitmap back; remove it if the target has taken over. Control lock. */
+void mirror_restart_co_end(struct mirror *s);
+/* From the state of the target to the first moment in which nothing is missing there. */
+int mirror_restart_co_run(struct mirror *s, struct error *err);
+/* Now and then while the job is ready, with no piece in flight: clear bits of the bitmap. */
+int mirror_restart_co_idle(struct mirror *s);
+/* All is drained, and the target is flushed: the bitmap keeps what is still to be copied. */
+void mirror_restart_settle(struct mirror *s);
 
 #endif

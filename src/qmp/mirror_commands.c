@@ -128,6 +128,28 @@ int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
 
 /* --- commands --------------------------------------------------------------------------------- */
 
+/* x-restart */
+static int get_mirror_restart(struct json_object *args, struct mirror_params *p, struct error *err)
+{
+    struct json_object *restart = qmp_get(args, "x-restart");
+
+    if (!restart) {
+        return 0;
+    }
+    if (p->sync != MIRROR_SYNC_FULL || !is_text(args, "sync", "full")) {
+        return error_set(err, EINVAL, "x-restart needs sync 'full', found '%s'",
+                         qmp_get_str(args, "sync"));
+    }
+    if (p->target_is_zero) {
+        return error_set(err, EINVAL,
+                         "x-restart and target-is-zero exclude each other: the target may have "
+                         "data of an earlier mirror");
+    }
+    p->restart_bitmap = qmp_get_str(restart, "bitmap");
+    p->restart_changes = qmp_get_str(restart, "target-changes");
+    return 0;
+}
+
 int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
                            struct json_object **ret_value, struct error *err)
 {
@@ -145,6 +167,7 @@ int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
     }
     r = qmp_get_job_config(args, &config, err);
     UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
+    UNLESS_FAILED(r, get_mirror_restart(args, &params, err));
     if (r < 0) {
         return r;
     }

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Types of the commands that start and change mirrors: QEMU's qapi/block-core.json, and the members
- * `bitmap` and `bitmap-mode`, which are Tidemark's own.
+ * `bitmap`, `bitmap-mode` and `x-restart`, which are Tidemark's own.
  */
 #include "qmp/define.h"
 #include "qmp/types.h"
@@ -10,6 +10,9 @@ ENUM(mirror_sync, "MirrorSyncMode", "top", "full", "none", "incremental", "bitma
 ENUM(mirror_copy_mode, "MirrorCopyMode", "background", "write-blocking");
 ENUM(mirror_bitmap_mode, "BitmapSyncMode", "on-success", "never", "always");
 ENUM(mirror_image_mode, "NewImageMode", "existing", "absolute-paths");
+
+OBJECT(mirror_restart, "TidemarkMirrorRestart", REQ("bitmap", qmp_str),
+       OPT("target-changes", qmp_str));
 
 /* What both commands have. */
 #define COMMON                                                                                     \
@@ -23,7 +26,7 @@ ENUM(mirror_image_mode, "NewImageMode", "existing", "absolute-paths");
 
 const struct qmp_type qmp_type_blockdev_mirror =
     OBJECT_INIT("q_obj_blockdev-mirror-arg", COMMON, OPT("filter-node-name", qmp_str),
-                OPT("target-is-zero", qmp_bool));
+                OPT("target-is-zero", qmp_bool), OPT("x-restart", mirror_restart));
 const struct qmp_type qmp_type_drive_mirror =
     OBJECT_INIT("DriveMirror", COMMON, OPT("format", qmp_str), OPT("node-name", qmp_str),
                 OPT("mode", mirror_image_mode), OPT("unmap", qmp_bool));

@@ -399,7 +399,7 @@ class SchemaTest(QmpTest):
                 if name == "nbd-server-start" and key == "arg-type":
                     del mine["handshake-max-seconds"]
                 if name == "blockdev-mirror" and key == "arg-type":
-                    del mine["bitmap"], mine["bitmap-mode"]
+                    del mine["bitmap"], mine["bitmap-mode"], mine["x-restart"]
                 with self.subTest(f"{name} {key}"):
                     self.compare(mine, yours, name)
 
