@@ -54,6 +54,23 @@ static void cumulative_in_force(const struct block_node *node, unsigned *ret_per
     }
 }
 
+/*
+ * An overlay that somebody writes needs its backing file as it is. One that is only read, by users
+ * who can deal with contents that change, does not: it may be the target of a job that keeps there
+ * what the backing file had at one moment.
+ */
+static bool has_writing_user(const struct block_node *node)
+{
+    const struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if ((edge->next_perm & BLOCK_PERM_WRITE) && !(edge->role & BLOCK_ROLE_TARGET)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,
                               unsigned parents_perm, unsigned parents_shared, unsigned *ret_perm,
                               unsigned *ret_shared)
@@ -68,6 +85,9 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
         shared = parents_shared & BLOCK_SHARE_CHAIN
                      ? BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN
                      : BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+        if ((parents_shared & BLOCK_PERM_WRITE) && !has_writing_user(node)) {
+            shared |= BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE;
+        }
     } else if (edge->role & BLOCK_ROLE_METADATA) {
         /* The format's caches must be the only way to the file, in both directions. */
         perm = BLOCK_PERM_CONSISTENT_READ;
@@ -226,7 +246,7 @@ static struct block_node *collect(void)
 static bool claims_nothing_yet(const struct block_edge *edge)
 {
     return edge->parent->opener && !edge->node->opener &&
-           (edge->role & (BLOCK_ROLE_BACKING | BLOCK_ROLE_FILTERED));
+           (edge->role & (BLOCK_ROLE_BACKING | BLOCK_ROLE_FILTERED | BLOCK_ROLE_TARGET));
 }
 
 static void work_out_children(struct block_node *node)

@@ -219,8 +219,8 @@ static void write_byte(struct block_root *root)
 /* --- changes as a whole ----------------------------------------------------------------------- */
 
 /*
- * Each step by itself is a conflict: the overlay lets nobody write the disk, and the guest does
- * until it is moved.
+ * Each step by itself is a conflict: an overlay that is written lets nobody write the disk, and the
+ * guest does until it is moved.
  */
 static void co_overlay_is_put_under_a_guest_in_one_change(void)
 {
@@ -230,9 +230,14 @@ static void co_overlay_is_put_under_a_guest_in_one_change(void)
 
     overlay = open_hidden("{\"driver\":\"layer\",\"node-name\":\"top\",\"backing\":\"disk\"}");
     write_byte(guest); /* the hidden node claims nothing */
-    assert_int_equal(block_co_publish(overlay, &err), -EPERM);
+    assert_int_equal(block_co_publish(overlay, NULL), 0);
+    write_byte(guest); /* nor does one that nobody uses */
+    assert_int_equal(block_co_root_new(overlay, "early", WRITER, BLOCK_PERM_ALL, &other, &err),
+                     -EPERM);
     assert_non_null(strstr(error_message(&err), "Permission conflict on node 'disk'"));
     write_byte(guest);
+    block_co_unref(overlay);
+    overlay = open_hidden("{\"driver\":\"layer\",\"node-name\":\"top\",\"backing\":\"disk\"}");
 
     block_co_drain_begin(disk);
     block_co_change_begin();

@@ -240,6 +240,24 @@ static void nobody_writes_to_a_backing_file_in_use(void *arg)
     block_co_unref(base);
 }
 
+/* A reader of the overlay that shares writing gets to see what is written to the backing file. */
+static void a_backing_file_may_change_under_readers_that_share_it(void *arg)
+{
+    struct block_node *base = open_disk("base");
+    struct block_node *top = open_node("driver=layer,file.driver=memory-disk,file.size=1M,"
+                                       "backing=base",
+                                       BLOCK_OPEN_RDWR);
+    struct block_root *reader = root_on(top, READ, BLOCK_PERM_ALL), *writer;
+
+    assert_int_equal(try_root(base, RW, BLOCK_PERM_ALL, &writer), 0);
+    assert_int_equal(block_co_root_set_perm(reader, READ, READ, NULL), -EPERM);
+    assert_int_equal(block_co_root_set_perm(reader, RW, BLOCK_PERM_ALL, NULL), -EPERM);
+    block_co_root_release(writer);
+    block_co_root_release(reader);
+    block_co_unref(top);
+    block_co_unref(base);
+}
+
 static void locks_are_taken_kept_and_given_up(void *arg)
 {
     struct block_node *node = open_node("driver=lock", BLOCK_OPEN_RDWR);
@@ -572,6 +590,7 @@ int main(void)
         CO_TEST(what_one_does_the_others_have_to_share),
         CO_TEST(a_read_only_node_has_no_writer),
         CO_TEST(nobody_writes_to_a_backing_file_in_use),
+        CO_TEST(a_backing_file_may_change_under_readers_that_share_it),
         CO_TEST(locks_are_taken_kept_and_given_up),
         CO_TEST(a_lock_that_can_not_be_had_costs_none),
         CO_TEST(nothing_is_given_up_before_all_is_had),
