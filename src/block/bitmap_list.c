@@ -11,7 +11,7 @@ struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name
     struct block_bitmap *b;
 
     LIST_FOREACH (b, &node->bitmaps, link) {
-        if (strcmp(b->name, name) == 0) {
+        if (b->name[0] && strcmp(b->name, name) == 0) {
             return b;
         }
     }
@@ -123,7 +123,7 @@ void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t lengt
     struct block_bitmap *b;
 
     LIST_FOREACH (b, &node->bitmaps, link) {
-        if (b->enabled && b->bits) {
+        if (b->enabled && b->bits && !b->successor) {
             dirty_bitmap_set(b->bits, offset, length);
         }
     }

@@ -256,7 +256,7 @@ const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b)
 /* --- change ----------------------------------------------------------------------------------- */
 
 /* From here on the stored bits must not count as current. */
-static int co_will_change(struct block_bitmap *b, struct error *err)
+int block_co_bitmap_will_change(struct block_bitmap *b, struct error *err)
 {
     if (!b->persistent || b->read_only || !b->node->driver->co_bitmap_will_change) {
         return 0;
@@ -270,7 +270,7 @@ int block_co_bitmaps_will_change(struct block_node *node, struct error *err)
     int r = 0;
 
     LIST_FOREACH (b, &node->bitmaps, link) {
-        UNLESS_FAILED(r, co_will_change(b, err));
+        UNLESS_FAILED(r, block_co_bitmap_will_change(b, err));
     }
     return r;
 }
@@ -283,7 +283,7 @@ int block_co_bitmap_set_enabled(struct block_bitmap *b, bool enabled, struct err
     block_co_drain_begin(b->node);
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_INCONSISTENT, err);
     if (r >= 0 && b->enabled != enabled) {
-        r = co_will_change(b, err);
+        r = block_co_bitmap_will_change(b, err);
         if (r >= 0) {
             b->enabled = enabled;
         }
@@ -308,7 +308,7 @@ static int co_clear_drained(struct block_bitmap *b, struct dirty_bitmap **ret_ba
             return error_set(err, ENOMEM, "Out of memory to clear bitmap '%s'", b->name);
         }
     }
-    r = co_will_change(b, err);
+    r = block_co_bitmap_will_change(b, err);
     if (r < 0) {
         dirty_bitmap_free(empty);
         return r;
@@ -367,7 +367,7 @@ static int co_merge_drained(struct block_bitmap *dest, struct block_bitmap *cons
         r = co_check_sources(dest, sources, count, err);
     }
     if (r >= 0) {
-        r = co_will_change(dest, err);
+        r = block_co_bitmap_will_change(dest, err);
     }
     if (r < 0) {
         return r;
@@ -429,7 +429,7 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
     if (r >= 0) {
-        r = co_will_change(b, err);
+        r = block_co_bitmap_will_change(b, err);
     }
     /* After a failure there are more bits than before, never fewer. */
     if (r >= 0 && dirty_bitmap_merge(b->bits, bits) < 0) {
@@ -439,20 +439,20 @@ int block_co_bitmap_add_bits(struct block_bitmap *b, const struct dirty_bitmap *
     return r;
 }
 
-/*
- * The change that is undone here has marked the stored bits as not current. A store since then has
- * removed the mark, so the bits are marked again. If that fails, the bits are stored in any case
- * when the node is closed.
- */
-void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
+void block_co_bitmap_mark_again(struct block_bitmap *b)
 {
     ERROR_AUTO(err);
 
-    block_co_drain_begin(b->node);
-    if (co_will_change(b, &err) < 0) {
+    if (block_co_bitmap_will_change(b, &err) < 0) {
         b->unstored = true;
         log_error("%s", error_message(&err));
     }
+}
+
+void block_co_bitmap_restore(struct block_bitmap *b, struct dirty_bitmap *backup)
+{
+    block_co_drain_begin(b->node);
+    block_co_bitmap_mark_again(b);
     dirty_bitmap_swap(b->bits, backup);
     block_drain_end(b->node);
     dirty_bitmap_free(backup);

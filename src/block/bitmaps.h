@@ -27,7 +27,9 @@
 struct block_bitmap {
     struct list link;        /* in the list of its node */
     struct block_node *node; /* owner */
-    char *name;
+    char *name;              /* "": the successor of another one */
+    /* It records in place of this one, whose bits are frozen; NULL: they are not. */
+    struct block_bitmap *successor;
     /* NULL only for an inconsistent bitmap. Readers use block_bitmap_bits(). */
     struct dirty_bitmap *bits;
     /* Bytes that one bit covers; a power of two. */
@@ -141,6 +143,20 @@ int block_co_bitmap_count(struct block_bitmap *b, uint64_t *ret_value, struct er
 /* The bits of a bitmap that was fetched, or that was not loaded from an image. Any thread. */
 const struct dirty_bitmap *block_bitmap_bits(const struct block_bitmap *b);
 
+/*
+ * A job needs the bits as they are now: the bitmap is busy, and its bits stay, while a successor
+ * without a name records the writes to come (if the bitmap is enabled). Ended by one of the two
+ * functions below. `user` as of block_bitmap_take(). -EBUSY, -EROFS, -EINVAL, -ENOMEM, errors of
+ * fetching and of marking the stored bits.
+ */
+int block_co_bitmap_freeze(struct block_bitmap *b, const char *user, struct error *err);
+/* The bits of a frozen bitmap. Only who has frozen it may change them. */
+struct dirty_bitmap *block_bitmap_frozen_bits(struct block_bitmap *b);
+/* The frozen bits are of no use any more: those of the successor take their place. Can't fail. */
+void block_co_bitmap_abdicate(struct block_bitmap *b);
+/* The frozen bits are still needed: those of the successor are added. Can't fail. */
+void block_co_bitmap_reclaim(struct block_bitmap *b);
+
 /* An export or job ("NBD export 'x'") begins and ends to use the bitmap: it is busy meanwhile. */
 void block_bitmap_take(struct block_bitmap *b, const char *user);
 void block_bitmap_give(struct block_bitmap *b);
@@ -152,6 +168,11 @@ void block_bitmap_give(struct block_bitmap *b);
 int block_bitmap_attach_loaded(struct block_node *node, const char *name, struct dirty_bitmap *bits,
                                uint32_t granularity, struct block_bitmap **ret_bitmap,
                                struct error *err);
+/*
+ * The bitmaps are about to be stored while some are frozen: add the bits of their successors, so
+ * that none is lost whatever comes. Does not yield.
+ */
+void block_bitmaps_fold_successors(struct block_node *node);
 /* Free all bitmaps of a node that is being closed. */
 void block_bitmaps_release(struct block_node *node);
 /* Resize all bitmaps of a drained node to `size` bytes. -ENOMEM; then all have their old size. */

@@ -32,6 +32,7 @@ static int co_complete(struct block_node *node, struct error *err)
     if (node->closed || node->read_only) {
         return 0;
     }
+    block_bitmaps_fold_successors(node);
     if (node->driver->co_inactivate) {
         r = node->driver->co_inactivate(node, err);
     }

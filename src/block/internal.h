@@ -114,6 +114,15 @@ int block_co_flush_node(struct block_node *node);
 /* Flush all children that were ever written to; returns the first error. Yields. */
 int block_co_flush_children(struct block_node *node);
 
+/* --- bitmaps.c --- */
+/* From here on the stored bits must not count as current. 0, or an error of writing. Yields. */
+int block_co_bitmap_will_change(struct block_bitmap *b, struct error *err);
+/*
+ * An earlier change has marked the stored bits as not current. A store since then has removed the
+ * mark, so mark them again. If that fails, the bits are stored in any case when the node is closed.
+ */
+void block_co_bitmap_mark_again(struct block_bitmap *b);
+
 /* --- bitmap_list.c --- */
 /* A bitmap that is not in the list yet; `bits` is consumed on success. NULL: no memory. */
 struct block_bitmap *block_bitmap_new(struct block_node *node, const char *name,

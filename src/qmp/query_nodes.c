@@ -33,7 +33,7 @@ static struct json_object *co_bitmaps_json(struct block_node *node)
         struct json_object *o = json_object_new_object();
         uint64_t count = co_count_dirty(b);
 
-        qmp_put_str(o, "name", b->name);
+        qmp_put_str(o, "name", b->name[0] ? b->name : NULL);
         qmp_put_bool(o, "recording", b->enabled && !b->inconsistent);
         qmp_put_bool(o, "persistent", b->persistent);
         if (b->inconsistent) {
