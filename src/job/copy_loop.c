@@ -35,6 +35,12 @@ struct piece_run {
 
 static void update_progress(struct copy_loop *l, uint64_t done)
 {
+    if (l->p->left) {
+        struct job_info info = job_get_info(l->p->job);
+        uint64_t left = l->p->left(l->p->arg);
+
+        done = info.total > info.current + left ? info.total - info.current - left : 0;
+    }
     job_progress_add(l->p->job, done);
     if (l->p->live) {
         job_progress_set_total(l->p->job, job_get_info(l->p->job).current + l->bytes_active +

@@ -59,6 +59,11 @@ struct copy_loop_params {
     /* Others set bits: the total of the job's progress follows. */
     bool live;
     /*
+     * Bytes that are left of the job's total: where others do a part of the work. NULL: pieces that
+     * are done are the progress. Does not yield.
+     */
+    uint64_t (*left)(void *arg);
+    /*
      * Choose the piece: `piece` comes with offset, the length that may be copied (more than `chunk`
      * if more is dirty), and the defaults: at most `chunk`, all paced. It may be made shorter, and
      * longer up to that length; multiples of the granularity. The source may still change before
