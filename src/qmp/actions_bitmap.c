@@ -40,10 +40,10 @@ static int co_bitmap_add_prepare(void *state, struct json_object *data, struct e
     struct add_state *s = state;
     const char *name = qmp_get_str(data, "node");
     uint32_t granularity = (uint32_t)qmp_get_uint(data, "granularity", 0);
-    struct block_node *node = block_node_find(name);
+    struct block_node *node = block_node_lookup(name, err);
 
     if (!node) {
-        return error_set(err, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
+        return -ENOENT;
     }
     if (qmp_get(data, "granularity") && granularity == 0) {
         return error_set(err, EINVAL, "Granularity must be power of 2 and at least %u",

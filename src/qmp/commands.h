@@ -6,6 +6,8 @@
 #include "qmp/answer.h"
 #include "qmp/table.h"
 
+struct block_node;
+
 qmp_co_command qmp_co_capabilities;
 qmp_co_command qmp_co_query_version;
 qmp_co_command qmp_co_quit;
@@ -57,6 +59,14 @@ qmp_co_command qmp_co_bitmap_clear;
 qmp_co_command qmp_co_bitmap_enable;
 qmp_co_command qmp_co_bitmap_disable;
 qmp_co_command qmp_co_bitmap_merge;
+
+/*
+ * Parts of answers, for programs that add queries of their own: a node as a BlockDeviceInfo, with
+ * the whole chain below unless `flat` (yields), and a node with what is below it as a BlockStats.
+ * New references.
+ */
+struct json_object *qmp_co_node_json(struct block_node *node, bool flat);
+struct json_object *qmp_node_stats_json(struct block_node *node);
 
 /*
  * Start the NBD server. `args` is a NbdServerOptions with a flat address (--nbd-server). 0, or

@@ -289,7 +289,9 @@ void qmp_emit(const char *name, struct json_object *data)
     trace_qmp_event(name);
     json_object_object_add(event, "timestamp", timestamp());
     qmp_put_str(event, "event", name);
-    json_object_object_add(event, "data", data);
+    if (data) {
+        json_object_object_add(event, "data", data);
+    }
     LIST_FOREACH (s, &sessions, link) {
         if (!s->call.negotiated) {
             continue;

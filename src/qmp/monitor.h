@@ -39,7 +39,10 @@ int qmp_session_start(int fd, bool pretty, struct error *err);
 /* Sessions that have not ended. Does not yield. */
 size_t qmp_session_count(void);
 
-/* Send an event to all sessions that have negotiated. `data` is consumed. Does not yield. */
+/*
+ * Send an event to all sessions that have negotiated. `data` is consumed; NULL: it has none. Does
+ * not yield.
+ */
 void qmp_emit(const char *name, struct json_object *data);
 
 /*

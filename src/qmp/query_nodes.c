@@ -119,7 +119,7 @@ static void add_zero_limits(struct json_object *o)
     }
 }
 
-static struct json_object *co_device_json(struct block_node *node, bool flat)
+struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
 {
     static const char *const detect_zeroes[] = {"off", "on", "unmap"};
     struct json_object *o = json_object_new_object(), *cache = json_object_new_object();
@@ -180,7 +180,7 @@ int qmp_co_query_named_block_nodes(struct qmp_call *call, struct json_object *ar
     }
     /* Newest first, as QEMU lists them. */
     for (size_t i = count; i > 0; i--) {
-        json_object_array_add(list, co_device_json(nodes[i - 1], flat));
+        json_object_array_add(list, qmp_co_node_json(nodes[i - 1], flat));
         block_co_unref(nodes[i - 1]);
     }
     free(nodes);

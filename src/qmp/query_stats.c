@@ -113,7 +113,7 @@ static struct json_object *file_stats_json(const char *driver, struct json_objec
 #define DEPTH_MAX 256
 
 /* A node, the storage below it as "parent", and with `chain` its backing file. */
-static struct json_object *stats_node_json(struct block_node *node, bool chain, unsigned depth)
+static struct json_object *node_stats_json(struct block_node *node, bool chain, unsigned depth)
 {
     struct json_object *o = json_object_new_object(), *stats = block_stats_json(false);
     const char *driver = block_node_format(node);
@@ -128,10 +128,10 @@ static struct json_object *stats_node_json(struct block_node *node, bool chain, 
         json_object_object_add(o, "driver-specific", file_stats_json(driver, stats));
     }
     if (below) {
-        json_object_object_add(o, "parent", stats_node_json(below, chain, depth + 1));
+        json_object_object_add(o, "parent", node_stats_json(below, chain, depth + 1));
     }
     if (backing) {
-        json_object_object_add(o, "backing", stats_node_json(backing, chain, depth + 1));
+        json_object_object_add(o, "backing", node_stats_json(backing, chain, depth + 1));
     }
     return o;
 }
@@ -169,10 +169,15 @@ static void put_export_stats(const struct stats_object *o, void *arg)
     }
 }
 
+struct json_object *qmp_node_stats_json(struct block_node *node)
+{
+    return node_stats_json(node, true, 0);
+}
+
 /* An export, as QEMU reports a disk of a guest. */
 static bool add_export_blockstats(const struct export_info *info, void *arg)
 {
-    struct json_object *o = stats_node_json(info->node, true, 0), *stats = block_stats_json(true);
+    struct json_object *o = node_stats_json(info->node, true, 0), *stats = block_stats_json(true);
     struct json_object *node_stats = json_object_object_get(o, "stats");
 
     if (!info->stats) {
@@ -201,7 +206,7 @@ int qmp_co_query_blockstats(struct qmp_call *call, struct json_object *args,
         return 0;
     }
     while ((node = block_node_next(node))) {
-        json_object_array_add(*ret_json, stats_node_json(node, false, 0));
+        json_object_array_add(*ret_json, node_stats_json(node, false, 0));
     }
     return 0;
 }

@@ -3,11 +3,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -15,6 +17,8 @@
 
 #define FLUSH_WAIT_MS 1000
 
+/* The session's end of the pair; not owned, and -1 when nothing is served. */
+static int near_end = -1;
 /* The threads' end of the pair. It and the threads live as long as the process. */
 static int far_end = -1;
 static atomic_bool output_done;
@@ -46,6 +50,18 @@ static void carry(int from, int to)
     } while ((n < 0 && errno == EINTR) || (n > 0 && write_stream(to, buf, n)));
 }
 
+/* Likewise; what is written is taken from the socket only then, so that the other end sees that. */
+static void carry_and_confirm(int from, int to)
+{
+    char buf[4096];
+    ssize_t n;
+
+    do {
+        n = recv(from, buf, sizeof(buf), MSG_PEEK);
+    } while ((n < 0 && errno == EINTR) ||
+             (n > 0 && write_stream(to, buf, n) && recv(from, buf, (size_t)n, 0) == n));
+}
+
 static void *carry_input(void *arg)
 {
     /*
@@ -58,7 +74,7 @@ static void *carry_input(void *arg)
 
 static void *carry_output(void *arg)
 {
-    carry(far_end, STDOUT_FILENO);
+    carry_and_confirm(far_end, STDOUT_FILENO);
     atomic_store(&output_done, true);
     return NULL;
 }
@@ -93,11 +109,25 @@ int qmp_stdio_open(struct error *err)
         close(pair[0]);
         return error_set_errno(err, -r, "Standard input and output cannot be served");
     }
+    near_end = pair[0];
     return pair[0];
+}
+
+void qmp_co_stdio_settle(void)
+{
+    int unread = 0;
+
+    for (int ms = 0; near_end >= 0 && ms < FLUSH_WAIT_MS; ms++) {
+        if (ioctl(near_end, SIOCOUTQ, &unread) < 0 || unread == 0) {
+            return;
+        }
+        loop_co_sleep(NS_PER_MS);
+    }
 }
 
 void qmp_co_stdio_flush(void)
 {
+    near_end = -1;
     for (int ms = 0; far_end >= 0 && ms < FLUSH_WAIT_MS && !atomic_load(&output_done); ms++) {
         loop_co_sleep(NS_PER_MS);
     }

@@ -16,6 +16,12 @@
 int qmp_stdio_open(struct error *err);
 
 /*
+ * Wait until standard output has taken what was sent by that end, for at most a second: before
+ * something else is printed there. Yields.
+ */
+void qmp_co_stdio_settle(void);
+
+/*
  * After that end was closed: wait, for at most a second, until standard output has taken
  * everything. Yields.
  */

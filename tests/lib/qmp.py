@@ -16,12 +16,17 @@ class QmpError(Exception):
 
 
 class Qmp:
-    """One connection to a monitor on a unix socket. Use as a context manager."""
+    """One connection to a monitor on a unix socket, by its path or already connected. Use as a
+    context manager."""
 
     def __init__(self, path, negotiate=True, timeout=20):
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(timeout)
-        self.sock.connect(path)
+        if isinstance(path, socket.socket):
+            self.sock = path
+            self.sock.settimeout(timeout)
+        else:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(timeout)
+            self.sock.connect(path)
         self.buffer = b""
         self.events = []
         self.greeting = self.receive()

@@ -22,7 +22,7 @@
 /* Of the daemon that runs, for the command quit. */
 static int quit_fd = -1;
 
-static void on_quit(void)
+void daemon_quit(void)
 {
     uint64_t one = 1;
 
@@ -167,7 +167,7 @@ static int co_daemon_main(void *arg, struct error *err)
     if (d->print_help && d->print_help(d, &status, err)) {
         return status;
     }
-    qmp_set_quit_fn(on_quit);
+    qmp_set_quit_fn(daemon_quit);
     qmp_subscribe();
     if (co_start_all(d)) {
         if (d->ready_fd >= 0) {

@@ -45,6 +45,9 @@ struct daemon_run {
     struct error err;
 };
 
+/* End the daemon that runs, as the command quit does. Does not yield. */
+void daemon_quit(void);
+
 /* Run the daemon to its end. Returns the exit status of the process; reports errors. */
 int daemon_run(struct daemon_run *run);
 

@@ -12,6 +12,7 @@
 
 struct aio {
     struct io *io;
+    struct block_edge *edge;
     bool is_write, zeroes, discard, verify, quiet, verbose, machine;
     int pattern;
     unsigned flags;
@@ -62,22 +63,38 @@ static void finish_aio_discard(struct aio *aio, int r)
     }
 }
 
+static void account_aio(const struct aio *aio, enum io_account_outcome outcome)
+{
+    const struct io *io = aio->io;
+    enum io_account_op op = aio->discard    ? IO_ACCOUNT_DISCARD
+                            : aio->is_write ? IO_ACCOUNT_WRITE
+                                            : IO_ACCOUNT_READ;
+
+    if (io->account) {
+        io->account(io->account_arg, op, aio->offset, aio->size, outcome,
+                    loop_now_ns() - aio->began_ns);
+    }
+}
+
 static void co_aio(void *arg)
 {
     struct aio *aio = arg;
     struct io *io = aio->io;
-    struct block_edge *edge = io->disk.edge;
+    struct block_edge *edge = aio->edge;
+    int r;
 
     if (aio->discard) {
-        finish_aio_discard(aio, block_co_discard(edge, aio->offset, aio->size));
+        r = block_co_discard(edge, aio->offset, aio->size);
+        finish_aio_discard(aio, r);
     } else if (!aio->is_write) {
-        finish_aio_read(aio, block_co_pread(edge, aio->offset, aio->buffer, aio->size));
-    } else if (aio->zeroes) {
-        finish_aio_write(aio, block_co_write_zeroes(edge, aio->offset, aio->size, aio->flags));
+        r = block_co_pread(edge, aio->offset, aio->buffer, aio->size);
+        finish_aio_read(aio, r);
     } else {
-        finish_aio_write(aio,
-                         block_co_pwrite(edge, aio->offset, aio->buffer, aio->size, aio->flags));
+        r = aio->zeroes ? block_co_write_zeroes(edge, aio->offset, aio->size, aio->flags)
+                        : block_co_pwrite(edge, aio->offset, aio->buffer, aio->size, aio->flags);
+        finish_aio_write(aio, r);
     }
+    account_aio(aio, r < 0 ? IO_ACCOUNT_FAILED : IO_ACCOUNT_DONE);
     aio_free(aio);
     co_group_done(&io->in_flight);
 }
@@ -146,6 +163,7 @@ static int spawn_aio(struct io *io, struct aio *aio, struct error *err)
     int r;
 
     aio->began_ns = loop_now_ns();
+    aio->edge = io->disk.edge;
     co_group_add(&io->in_flight);
     /*
      * It begins after the next command has: so requests that are started in a row are submitted
@@ -176,6 +194,7 @@ static int start_aio(struct io *io, const struct io_command *command, const stru
     }
     if (r == 0 && a->set['i']) {
         printf("injecting invalid %s request\n", is_write ? "write" : "read");
+        account_aio(aio, IO_ACCOUNT_INVALID);
     }
     if (r < 0 || a->set['i']) {
         aio->buffer = r < 0 ? aio->buffer : NULL;
@@ -219,7 +238,13 @@ static int co_run_aio_discard(struct io *io, const struct io_command *command, s
 static int co_run_aio_flush(struct io *io, const struct io_command *command, struct io_args *a,
                             struct error *err)
 {
+    int64_t began_ns = loop_now_ns();
+
     co_group_wait(&io->in_flight);
+    if (io->account) {
+        io->account(io->account_arg, IO_ACCOUNT_FLUSH, 0, 0, IO_ACCOUNT_DONE,
+                    loop_now_ns() - began_ns);
+    }
     return 0;
 }
 

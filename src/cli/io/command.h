@@ -47,6 +47,12 @@ extern const struct io_command io_break_commands[];
 extern const struct io_command io_image_commands[];
 extern const struct io_command io_misc_commands[];
 
+/*
+ * Split a line into words and run it; an empty line does nothing. 0, or -errno as of
+ * io_command.co_run. Yields.
+ */
+int io_co_run_text(struct io *io, const char *line, struct error *err);
+
 /* --- all commands (commands.c); none of these yields ------------------------------------------ */
 
 /* The command of a name or alias; NULL if there is none. */

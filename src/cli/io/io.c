@@ -97,8 +97,7 @@ static int co_run_words(struct io *io, int argc, char **argv, struct error *err)
     return r < 0 ? r : c->co_run(io, c, &args, err);
 }
 
-/* Split a line into words and run it. An empty line does nothing. */
-static int co_run_text(struct io *io, const char *line, struct error *err)
+int io_co_run_text(struct io *io, const char *line, struct error *err)
 {
     AUTO_FREE char *text = strdup(line);
     AUTO_FREE char **words = calloc(WORDS_MAX + 1, sizeof(*words));
@@ -125,7 +124,7 @@ static void co_run_line(struct io *io, const char *line)
 {
     ERROR_AUTO(err);
 
-    if (co_run_text(io, line, &err) < 0) {
+    if (io_co_run_text(io, line, &err) < 0) {
         io->failed = true;
         if (error_is_set(&err)) {
             cli_report(&err);

@@ -25,8 +25,24 @@ struct io_opening {
     bool image_opts, read_only, force_share, overlay, copy_on_read, native_aio;
 };
 
+/* Requests of aio_read, aio_write, aio_flush, as the owner of a disk counts them. */
+enum io_account_op {
+    IO_ACCOUNT_READ,
+    IO_ACCOUNT_WRITE,
+    IO_ACCOUNT_FLUSH,
+    IO_ACCOUNT_DISCARD,
+    IO_ACCOUNT_OPS
+};
+enum io_account_outcome { IO_ACCOUNT_DONE, IO_ACCOUNT_FAILED, IO_ACCOUNT_INVALID };
+
+/* Called when such a request has ended. Must not yield. */
+typedef void io_account_fn(void *arg, enum io_account_op op, uint64_t offset, uint64_t bytes,
+                           enum io_account_outcome outcome, int64_t took_ns);
+
 struct io {
-    struct cli_disk disk; /* not open: {0} */
+    struct cli_disk disk;   /* not open: {0} */
+    io_account_fn *account; /* NULL: nobody counts */
+    void *account_arg;
     struct io_opening opening;
     struct co_group in_flight; /* requests of aio_read, aio_write, aio_discard */
     bool misalign;             /* buffers are not aligned for O_DIRECT */

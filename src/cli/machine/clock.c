@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/machine/clock.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "base/strbuf.h"
+#include "cli/machine/lines.h"
+#include "loop/loop.h"
+
+static bool stepped;
+static int64_t stepped_ns;
+
+void machine_clock_use_steps(void)
+{
+    stepped = true;
+}
+
+bool machine_clock_is_stepped(void)
+{
+    return stepped;
+}
+
+int64_t machine_clock_ns(void)
+{
+    return stepped ? stepped_ns : loop_now_ns();
+}
+
+/* QEMU's docs/devel/testing/qtest, "QTest Protocol", as far as it concerns the clock. */
+static void co_qtest_line(struct machine_lines *lines, const char *line)
+{
+    STRBUF_AUTO(answer);
+    int64_t ns;
+
+    if (sscanf(line, "clock_step %" SCNd64, &ns) == 1 && ns >= 0) {
+        stepped_ns += ns;
+        strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
+    } else if (sscanf(line, "clock_set %" SCNd64, &ns) == 1 && ns >= stepped_ns) {
+        stepped_ns = ns;
+        strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
+    } else {
+        strbuf_printf(&answer, "FAIL Unknown command '%s'\n", line);
+    }
+    machine_lines_co_send(lines, strbuf_str(&answer), answer.len);
+}
+
+int machine_qtest_start(int fd, struct error *err)
+{
+    static const struct machine_lines_ops ops = {.co_line = co_qtest_line};
+
+    return machine_lines_start(fd, &ops, err);
+}

@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Disks of the machine: users of nodes, each with a medium or none, and with the name that -drive
+ * gave it. A guest device (device.h) may be on a disk; its permissions are in force then.
+ *
+ * QEMU calls a disk of this kind a block backend. Main reactor only; `co_` functions yield.
+ */
+#ifndef TIDEMARK_CLI_MACHINE_DISK_H
+#define TIDEMARK_CLI_MACHINE_DISK_H
+
+#include <stdbool.h>
+
+#include "block/block.h"
+#include "block/device.h"
+#include "cli/io/session.h"
+#include "cli/machine/accounting.h"
+
+struct machine_device;
+
+struct machine_disk {
+    struct list link;            /* in the list of disks */
+    char *name;                  /* owned; NULL: the disk has none */
+    struct block_device device;  /* known by that name; `root` is the medium */
+    struct machine_device *user; /* the guest device on it; NULL: none */
+    bool read_only;              /* of a medium that is inserted without saying */
+    bool writethrough;           /* cache.writeback=off */
+    bool is_cdrom;               /* media=cdrom */
+    bool stops_on_error;         /* werror or rerror say that the guest stops */
+    struct accounting accounting;
+    struct io io; /* requests of qemu-io; `disk` is filled while one begins */
+};
+
+/*
+ * Make a disk without a medium. `name`: NULL, or copied. -EEXIST: a node or another disk has the
+ * name.
+ */
+int machine_disk_new(const char *name, struct machine_disk **ret_disk, struct error *err);
+/*
+ * Remove the medium, if there is one, and free the disk, which no device is on. NULL is fine.
+ */
+void machine_disk_co_free(struct machine_disk *disk);
+/* Free all disks at the end of the machine. */
+void machine_disks_co_free(void);
+
+/* The node of the disk; NULL: it has no medium. */
+struct block_node *machine_disk_node(const struct machine_disk *disk);
+/* Put a node in: the disk takes a reference. Errors of block_co_root_new(). */
+int machine_disk_co_insert(struct machine_disk *disk, struct block_node *node, struct error *err);
+/* Take the medium out, after its requests have ended. */
+void machine_disk_co_remove(struct machine_disk *disk);
+/*
+ * Put the permissions of the device that is on the disk in force, or those of a disk without one.
+ * Errors of block_co_root_set_perm().
+ */
+int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err);
+
+/* By the name of -drive; NULL: there is none. */
+struct machine_disk *machine_disk_find(const char *name);
+/* Iterate, oldest first: NULL begins, NULL ends. */
+struct machine_disk *machine_disk_next(struct machine_disk *disk);
+
+#endif

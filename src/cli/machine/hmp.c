@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "cli/machine/hmp.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/control_lock.h"
+#include "cli/machine/commands.h"
+#include "cli/machine/lines.h"
+#include "qmp/command_lock.h"
+
+#define PROMPT "(qemu) "
+
+void hmp_printf(struct hmp *hmp, const char *fmt, ...)
+{
+    char *text;
+    va_list ap;
+    int len;
+
+    va_start(ap, fmt);
+    len = vasprintf(&text, fmt, ap);
+    va_end(ap);
+    if (len < 0) {
+        return;
+    }
+    for (const char *p = text; *p; p++) {
+        if (*p == '\n') {
+            strbuf_puts(&hmp->out, "\r");
+        }
+        strbuf_append(&hmp->out, p, 1);
+    }
+    free(text);
+}
+
+/* --- words ------------------------------------------------------------------------------------ */
+
+/*
+ * Take the next word off a line: "..." is one, in which a backslash takes the next character. The
+ * word is written over the line. NULL at the end.
+ */
+static char *next_word(char **line, struct error *err)
+{
+    char *from = *line, *word, *to;
+    bool quoted;
+
+    while (*from == ' ' || *from == '\t') {
+        from++;
+    }
+    if (!*from) {
+        *line = from;
+        return NULL;
+    }
+    quoted = *from == '"';
+    from += quoted;
+    word = to = from;
+    while (*from && (quoted ? *from != '"' : *from != ' ' && *from != '\t')) {
+        from += quoted && *from == '\\' && from[1];
+        *to++ = *from++;
+    }
+    if (quoted && *from != '"') {
+        error_set(err, EINVAL, "unterminated string literal");
+    }
+    *line = from + (*from != '\0');
+    *to = '\0';
+    return word;
+}
+
+/* --- commands --------------------------------------------------------------------------------- */
+
+static int co_run_quit(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    machine_emit_shutdown("host-qmp-quit");
+    hmp->quit = true;
+    return 0;
+}
+
+/* Run a command of QMP that takes no arguments. */
+static int co_run_cont(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_qmp("cont", json_object_new_object(), NULL, err);
+}
+
+static int co_run_stop(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_qmp("stop", json_object_new_object(), NULL, err);
+}
+
+static int co_run_reset(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    return machine_co_qmp("system_reset", json_object_new_object(), NULL, err);
+}
+
+static int co_run_help(struct hmp *hmp, int argc, char **argv, struct error *err);
+
+static const struct hmp_command own_commands[] = {
+    {"cont", "c", 0, 0, "", "resume emulation", co_run_cont},
+    {"help", "?", 0, 1, "[cmd]", "show the help", co_run_help},
+    {"info", NULL, 0, HMP_WORDS_MAX, "[subcommand]", "show various information", hmp_co_info},
+    {"qemu-io", NULL, 2, 3, "[-d] [device] \"[command]\"",
+     "run a qemu-io command on a block device", hmp_co_qemu_io},
+    {"quit", "q", 0, 0, "", "quit the emulator", co_run_quit},
+    {"stop", "s", 0, 0, "", "stop emulation", co_run_stop},
+    {"system_reset", NULL, 0, 0, "", "reset the system", co_run_reset},
+    {0},
+};
+
+static const struct hmp_command *const tables[] = {own_commands, hmp_disk_commands};
+
+static const struct hmp_command *find_hmp_command(const char *name)
+{
+    for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
+        for (const struct hmp_command *c = tables[t]; c->name; c++) {
+            if (strcmp(c->name, name) == 0 || (c->alias && strcmp(c->alias, name) == 0)) {
+                return c;
+            }
+        }
+    }
+    return NULL;
+}
+
+static void print_help_line(struct hmp *hmp, const struct hmp_command *c)
+{
+    hmp_printf(hmp, "%s%s%s %s -- %s\n", c->name, c->alias ? "|" : "", c->alias ?: "", c->arguments,
+               c->about);
+}
+
+static int co_run_help(struct hmp *hmp, int argc, char **argv, struct error *err)
+{
+    const struct hmp_command *only = argc > 0 ? find_hmp_command(argv[0]) : NULL;
+
+    for (size_t t = 0; t < ARRAY_SIZE(tables); t++) {
+        for (const struct hmp_command *c = tables[t]; c->name; c++) {
+            if (argc == 0 || c == only) {
+                print_help_line(hmp, c);
+            }
+        }
+    }
+    return 0;
+}
+
+static int co_run_hmp_words(struct hmp *hmp, char *line, struct error *err)
+{
+    char *argv[HMP_WORDS_MAX + 1], *name = next_word(&line, err), *word;
+    const struct hmp_command *c;
+    int argc = 0;
+
+    if (!name) {
+        return 0;
+    }
+    c = find_hmp_command(name);
+    if (!c) {
+        hmp_printf(hmp, "unknown command: '%s'\n", name);
+        return 0;
+    }
+    while (!error_is_set(err) && argc < HMP_WORDS_MAX && (word = next_word(&line, err))) {
+        argv[argc++] = word;
+    }
+    if (error_is_set(err) || argc < c->min_args || argc > c->max_args) {
+        hmp_printf(hmp,
+                   argc > c->max_args ? "%s: extraneous characters at the end of line\n"
+                                      : "%s: string expected\n",
+                   name);
+        hmp_printf(hmp, "Try \"help %s\" for more information\n", name);
+        error_clear(err);
+        return 0;
+    }
+    return c->co_run(hmp, argc, argv, err);
+}
+
+void hmp_co_run(struct hmp *hmp, const char *line)
+{
+    AUTO_FREE char *copy = strdup(line);
+    ERROR_AUTO(err);
+
+    if (copy && co_run_hmp_words(hmp, copy, &err) < 0 && error_is_set(&err)) {
+        hmp_printf(hmp, "Error: %s\n", error_message(&err));
+    }
+}
+
+/* --- by QMP ----------------------------------------------------------------------------------- */
+
+int machine_co_human_monitor_command(struct qmp_call *call, struct json_object *args,
+                                     struct json_object **ret_value, struct error *err)
+{
+    struct hmp hmp = {0};
+
+    hmp_co_run(&hmp, qmp_get_str(args, "command-line"));
+    *ret_value = json_object_new_string(strbuf_str(&hmp.out));
+    strbuf_clear(&hmp.out);
+    call->quit_after_reply = hmp.quit;
+    return 0;
+}
+
+/* --- on a socket ------------------------------------------------------------------------------ */
+
+static void (*quit_fn)(void);
+
+static void co_send_text(struct machine_lines *lines, const char *text)
+{
+    machine_lines_co_send(lines, text, strlen(text));
+}
+
+/* The greeting comes at once, the prompt when the machine takes commands. */
+static void co_greet(struct machine_lines *lines)
+{
+    char text[128];
+    ERROR_AUTO(err);
+
+    snprintf(text, sizeof(text), "QEMU %d.%d.%d monitor - type 'help' for more information\r\n",
+             QMP_QEMU_MAJOR, QMP_QEMU_MINOR, QMP_QEMU_MICRO);
+    co_send_text(lines, text);
+    (void)qmp_co_lock_command(&err);
+    block_control_unlock();
+    co_send_text(lines, PROMPT);
+}
+
+/* A terminal would show what is typed; scripts expect that, too. */
+static void co_hmp_line(struct machine_lines *lines, const char *line)
+{
+    struct hmp hmp = {0};
+    ERROR_AUTO(err);
+
+    co_send_text(lines, line);
+    co_send_text(lines, "\r\n");
+    if (qmp_co_lock_command(&err) >= 0) {
+        hmp_co_run(&hmp, line);
+    }
+    block_control_unlock();
+    machine_lines_co_send(lines, strbuf_str(&hmp.out), hmp.out.len);
+    strbuf_clear(&hmp.out);
+    if (hmp.quit) {
+        quit_fn();
+    } else {
+        co_send_text(lines, PROMPT);
+    }
+}
+
+int hmp_start(int fd, void (*on_quit)(void), struct error *err)
+{
+    static const struct machine_lines_ops ops = {co_greet, co_hmp_line};
+
+    quit_fn = on_quit;
+    return machine_lines_start(fd, &ops, err);
+}

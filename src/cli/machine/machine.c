@@ -1,0 +1,391 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The command line of the machine. Options that make something are carried out in the order that
+ * QEMU has, whatever the order in which they are given:
+ *
+ *   objects -> chardevs -> nodes (-blockdev) -> disks (-drive) -> monitors -> devices
+ */
+#include "cli/machine/machine.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/list.h"
+#include "base/strbuf.h"
+#include "block/user_object.h"
+#include "cli/args.h"
+#include "cli/cli.h"
+#include "cli/daemon/help.h"
+#include "cli/daemon/run.h"
+#include "cli/machine/clock.h"
+#include "cli/machine/commands.h"
+#include "cli/machine/device.h"
+#include "cli/machine/disk.h"
+#include "cli/machine/drive.h"
+#include "cli/machine/lines.h"
+#include "cli/machine/monitors.h"
+#include "cli/observe.h"
+#include "qmp/chardev.h"
+#include "qmp/stdio_pair.h"
+#include "qmp/transaction.h"
+
+struct machine {
+    struct daemon_run run;
+    struct cli_items items; /* in order */
+};
+
+/* --- makers ----------------------------------------------------------------------------------- */
+
+struct maker;
+
+typedef int co_machine_maker(const struct maker *maker, const char *text, struct error *err);
+
+/* In the order in which they are carried out, by `turn`. */
+struct maker {
+    const char *option;
+    int turn;
+    co_machine_maker *co_make;
+    int detail;
+};
+
+enum turn { OBJECTS, CHARDEVS, NODES, DRIVES, MONITORS, DEVICES, TURNS };
+
+static int co_make_object(const struct maker *maker, const char *text, struct error *err)
+{
+    struct options *opts;
+    int r = options_parse(text, "qom-type", &opts, err);
+
+    return r < 0 ? r : user_object_add(opts, err);
+}
+
+static int co_make_chardev(const struct maker *maker, const char *text, struct error *err)
+{
+    return machine_co_add_chardev(text, err);
+}
+
+static int co_make_node(const struct maker *maker, const char *text, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    struct json_object *args;
+    int r = options_parse(text, "driver", &opts, err);
+
+    if (r < 0) {
+        return r;
+    }
+    args = options_to_arguments(opts);
+    r = options_has(opts, "driver") ? qmp_co_run_action(&qmp_action_blockdev_add, args, err)
+                                    : error_set(err, EINVAL, "Parameter 'driver' is missing");
+    json_object_put(args);
+    return r;
+}
+
+/* Drives whose devices are still to be made, in order. */
+static struct machine_drive **drives;
+static size_t drive_count;
+
+static int co_make_drive_of(const char *text, const char *interface, struct error *err)
+{
+    struct machine_drive **more =
+        realloc(drives, (drive_count + 1) * sizeof(struct machine_drive *));
+    int r;
+
+    if (!more) {
+        return error_out_of_memory(err);
+    }
+    drives = more;
+    r = machine_co_add_drive(text, interface, &drives[drive_count], err);
+    drive_count += r >= 0;
+    return r;
+}
+
+static int co_make_drive(const struct maker *maker, const char *text, struct error *err)
+{
+    return co_make_drive_of(text, NULL, err);
+}
+
+/* -hda and its like: an image as the unit `detail` of IDE; the third one is the CD. */
+static int co_make_unit(const struct maker *maker, const char *text, struct error *err)
+{
+    AUTO_FREE char *options = NULL;
+    STRBUF_AUTO(name);
+
+    for (const char *p = text; *p; p++) {
+        strbuf_append(&name, p, 1);
+        strbuf_puts(&name, *p == ',' ? "," : "");
+    }
+    if (asprintf(&options, "file=%s,index=%d,media=%s", strbuf_str(&name), maker->detail & 3,
+                 maker->detail & 4 ? "cdrom" : "disk") < 0) {
+        options = NULL;
+        return error_out_of_memory(err);
+    }
+    return co_make_drive_of(options, "ide", err);
+}
+
+static int co_make_monitor(const struct maker *maker, const char *text, struct error *err)
+{
+    return machine_add_monitor(text, err);
+}
+
+static int co_make_talk(const struct maker *maker, const char *text, struct error *err)
+{
+    return machine_co_add_talk((enum machine_talk)maker->detail, text, err);
+}
+
+static int co_make_device(const struct maker *maker, const char *text, struct error *err)
+{
+    struct options *opts;
+    int r = options_parse(text, "driver", &opts, err);
+
+    return r < 0 ? r : machine_co_add_device(opts, err);
+}
+
+static const struct maker makers[] = {
+    {"object", OBJECTS, co_make_object, 0},
+    {"chardev", CHARDEVS, co_make_chardev, 0},
+    {"blockdev", NODES, co_make_node, 0},
+    {"drive", DRIVES, co_make_drive, 0},
+    {"hda", DRIVES, co_make_unit, 0},
+    {"hdb", DRIVES, co_make_unit, 1},
+    {"hdc", DRIVES, co_make_unit, 2},
+    {"hdd", DRIVES, co_make_unit, 3},
+    {"cdrom", DRIVES, co_make_unit, 2 | 4},
+    {"mon", MONITORS, co_make_monitor, 0},
+    {"qmp", MONITORS, co_make_talk, MACHINE_TALK_QMP},
+    {"qmp-pretty", MONITORS, co_make_talk, MACHINE_TALK_QMP_PRETTY},
+    {"monitor", MONITORS, co_make_talk, MACHINE_TALK_HMP},
+    {"qtest", MONITORS, co_make_talk, MACHINE_TALK_QTEST},
+    {"device", DEVICES, co_make_device, 0},
+};
+
+static const struct maker *maker_of(const char *option)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(makers); i++) {
+        if (strcmp(makers[i].option, option) == 0) {
+            return &makers[i];
+        }
+    }
+    return NULL;
+}
+
+/* Options that say what a guest would see or how it runs: there is no guest. */
+static const struct {
+    const char *name;
+    bool has_value;
+} without_effect[] = {
+    {"nodefaults", false},
+    {"nodefconfig", false},
+    {"no-user-config", false},
+    {"nographic", false},
+    {"no-shutdown", false},
+    {"enable-kvm", false},
+    {"display", true},
+    {"vga", true},
+    {"machine", true},
+    {"M", true},
+    {"m", true},
+    {"smp", true},
+    {"cpu", true},
+    {"name", true},
+    {"uuid", true},
+    {"serial", true},
+    {"parallel", true},
+    {"msg", true},
+    {"qtest-log", true},
+    {"net", true},
+    {"nic", true},
+    {"boot", true},
+    {"rtc", true},
+    {"global", true},
+    {"D", true},
+    {"d", true},
+};
+
+/* --- making ----------------------------------------------------------------------------------- */
+
+static int co_make_turn(struct machine *m, int turn, struct error *err)
+{
+    for (size_t i = 0; i < m->items.count && !m->run.ending; i++) {
+        const struct cli_item *item = &m->items.item[i];
+        const struct maker *maker = maker_of(item->name);
+        int r = maker->turn == turn ? maker->co_make(maker, item->value, err) : 0;
+
+        if (r < 0) {
+            error_prepend(err, "-%s %s: ", item->name, item->value);
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int co_make_machine(struct daemon_run *run, struct error *err)
+{
+    struct machine *m = container_of(run, struct machine, run);
+    int r = 0;
+
+    for (int turn = 0; turn < TURNS && r >= 0; turn++) {
+        r = co_make_turn(m, turn, err);
+        /* QEMU connects the drives before it makes other devices. */
+        for (size_t i = 0; turn == MONITORS && i < drive_count && r >= 0; i++) {
+            r = machine_co_connect_drive(drives[i], err);
+        }
+    }
+    free(drives);
+    if (r < 0) {
+        qmp_co_stdio_settle();
+    }
+    return r;
+}
+
+static void co_end_machine(void)
+{
+    machine_monitors_co_end();
+    machine_devices_co_free();
+    machine_disks_co_free();
+}
+
+/* --- the command line ------------------------------------------------------------------------- */
+
+static bool print_machine_help(struct daemon_run *run, int *ret_result, struct error *err)
+{
+    const struct machine *m = container_of(run, struct machine, run);
+
+    for (size_t i = 0; i < m->items.count; i++) {
+        const struct cli_item *item = &m->items.item[i];
+
+        *ret_result = 0;
+        if (strcmp(item->name, "device") == 0 && strcmp(item->value, "help") == 0) {
+            machine_print_device_types();
+            return true;
+        }
+        if (strcmp(item->name, "drive") == 0 && machine_drive_help(item->value)) {
+            return true;
+        }
+        if (strcmp(item->name, "object") == 0 &&
+            daemon_help(item->name, item->value, ret_result, err)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void print_usage(void)
+{
+    printf("usage: %s [options]\n"
+           "\n"
+           "The storage daemon under the command line of QEMU's system emulator, without a guest.\n"
+           "For tests. Options that make something: -object -chardev -blockdev -drive -hda ... "
+           "-mon\n"
+           "-qmp -monitor -qtest -device; -S -accel -pidfile -daemonize -incoming.\n",
+           cli_program());
+}
+
+static bool has_no_effect(const char *name, bool *ret_has_value)
+{
+    for (size_t i = 0; i < ARRAY_SIZE(without_effect); i++) {
+        if (strcmp(without_effect[i].name, name) == 0) {
+            *ret_has_value = without_effect[i].has_value;
+            return true;
+        }
+    }
+    return false;
+}
+
+enum verdict { NEXT, DONE, WRONG };
+
+/* An option that is neither without effect nor makes something. `value` is NULL at the end. */
+static enum verdict take_plain_option(struct machine *m, const char *name, const char *value,
+                                      bool *ret_used_value)
+{
+    *ret_used_value = false;
+    if (strcmp(name, "version") == 0) {
+        cli_print_version();
+        return DONE;
+    }
+    if (strcmp(name, "help") == 0 || strcmp(name, "h") == 0) {
+        print_usage();
+        return DONE;
+    }
+    if (strcmp(name, "S") == 0) {
+        machine_start_stopped();
+        return NEXT;
+    }
+    if (strcmp(name, "daemonize") == 0) {
+        m->run.daemonize = true;
+        return NEXT;
+    }
+    *ret_used_value = true;
+    if (value && strcmp(name, "pidfile") == 0) {
+        m->run.pidfile = value;
+        return NEXT;
+    }
+    if (value && strcmp(name, "accel") == 0) {
+        if (strncmp(value, "qtest", 5) == 0) {
+            machine_clock_use_steps();
+        }
+        return NEXT;
+    }
+    if (value && strcmp(name, "incoming") == 0 && strcmp(value, "defer") == 0) {
+        machine_start_stopped();
+        return NEXT;
+    }
+    cli_fail("-%s: invalid option", name);
+    return WRONG;
+}
+
+static enum verdict parse_machine_options(struct machine *m, int argc, char **argv)
+{
+    enum verdict verdict = NEXT;
+
+    for (int i = 1; i < argc && verdict == NEXT; i++) {
+        const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+        const struct maker *maker;
+        bool takes_value = true;
+
+        if (name[0] != '-') {
+            cli_fail("%s: a machine without a guest boots no image; use -drive", name);
+            return WRONG;
+        }
+        name += name[1] == '-' ? 2 : 1;
+        if (value && strcmp(value, "help") == 0 &&
+            (strcmp(name, "machine") == 0 || strcmp(name, "M") == 0)) {
+            printf("Supported machines are:\n"
+                   "none                 empty machine\n"
+                   "pc                   Standard PC, without a guest (alias of pc-tidemark)\n"
+                   "pc-tidemark          Standard PC, without a guest (default)\n");
+            return DONE;
+        }
+        maker = maker_of(name);
+        if (maker && value) {
+            verdict = cli_items_append(&m->items, maker->option, value) ? NEXT : WRONG;
+        } else if (!has_no_effect(name, &takes_value)) {
+            verdict = take_plain_option(m, name, value, &takes_value);
+        }
+        i += takes_value;
+    }
+    return verdict;
+}
+
+int cli_machine_main(int argc, char **argv)
+{
+    struct machine m = {.run = {.co_make = co_make_machine,
+                                .print_help = print_machine_help,
+                                .co_end_users = co_end_machine}};
+    enum verdict verdict;
+    int status;
+
+    cli_set_program("qemu-system-x86_64", true);
+    verdict = parse_machine_options(&m, argc, argv);
+    if (verdict == NEXT) {
+        qmp_add(&machine_qmp);
+        cli_observe_server();
+        status = daemon_run(&m.run);
+    } else {
+        status = verdict == DONE ? 0 : 1;
+    }
+    cli_items_clear(&m.items);
+    return status;
+}

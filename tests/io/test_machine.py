@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stand-in for QEMU's system emulator: build/compat/qemu-system-x86_64."""
+
+import os
+import socket
+import subprocess
+import unittest
+
+from qmp import Qmp, QmpError
+from tidemark import TIMEOUT, TestCase, compat, io
+
+MACHINE = compat("qemu-system-x86_64")
+QUIET = ["-nodefaults", "-display", "none", "-accel", "qtest"]
+
+
+def monitor(folder, lines, *options):
+    """Output of the human monitor on standard input and output, and standard error."""
+    result = subprocess.run(
+        [MACHINE, *QUIET, "-monitor", "stdio", *options],
+        cwd=folder,
+        input="".join(line + "\n" for line in [*lines, "quit"]),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return result.returncode, result.stdout.replace("\r\n", "\n")
+
+
+class Machine:
+    """A machine with QMP and qtest on sockets that it inherits."""
+
+    def __init__(self, folder, *options):
+        ours, its = socket.socketpair()
+        self.qtest, its_qtest = socket.socketpair()
+        command = [
+            MACHINE,
+            *QUIET,
+            "-chardev",
+            f"socket,id=mon,fd={its.fileno()}",
+            "-mon",
+            "chardev=mon,mode=control",
+            "-chardev",
+            f"socket,id=qtest,fd={its_qtest.fileno()}",
+            "-qtest",
+            "chardev:qtest",
+            *options,
+        ]
+        with its, its_qtest:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                pass_fds=(its.fileno(), its_qtest.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        self.qmp = Qmp(ours)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *unused):
+        self.qmp.close()
+        self.qtest.close()
+        if self.process.poll() is None:
+            self.process.terminate()
+        self.process.communicate(timeout=TIMEOUT)
+
+    def hmp(self, line):
+        return self.qmp.command("human-monitor-command", command_line=line)
+
+    def end(self):
+        """Quit; what it has printed."""
+        self.qmp.command("quit")
+        output, _ = self.process.communicate(timeout=TIMEOUT)
+        return output
+
+
+class MachineCase(TestCase):
+    def setUp(self):
+        super().setUp()
+        self.create("disk.qcow2", "1M")
+
+    def machine(self, *options):
+        return Machine(self.dir, *options)
+
+    def monitor(self, lines, *options):
+        return monitor(self.dir, lines, *options)
+
+    def refusal(self, machine, name, /, **arguments):
+        with self.assertRaises(QmpError) as caught:
+            machine.qmp.command(name, **arguments)
+        return caught.exception.desc
+
+
+class MonitorTest(MachineCase):
+    def test_a_line_is_echoed_carried_out_and_followed_by_the_prompt(self):
+        status, output = self.monitor(
+            ["info status", 'qemu-io d "write -q 0 4k"', "no such thing", "info block"],
+            "-drive",
+            "if=none,id=d,file=disk.qcow2,node-name=n",
+        )
+        self.assertEqual(status, 0)
+        self.assertEqual(
+            output.partition("\n")[2],
+            "(qemu) info status\n"
+            "VM status: running\n"
+            '(qemu) qemu-io d "write -q 0 4k"\n'
+            "(qemu) no such thing\n"
+            "unknown command: 'no'\n"
+            "(qemu) info block\n"
+            "d (n): disk.qcow2 (qcow2)\n"
+            "    Removable device: not locked, tray closed\n"
+            "    Cache mode:       writeback\n"
+            "(qemu) quit\n",
+        )
+        self.assertRegex(output, r"^QEMU \d+\.\d+\.\d+ monitor - type 'help' for more info")
+
+    def test_a_wrong_drive_ends_it_before_the_greeting(self):
+        status, output = self.monitor([], "-drive", "file=disk.qcow2,cache=wrong")
+        self.assertEqual(status, 1)
+        self.assertEqual(
+            output,
+            "qemu-system-x86_64: -drive file=disk.qcow2,cache=wrong: invalid cache option\n",
+        )
+
+    def test_output_of_requests_stands_between_that_of_the_monitor(self):
+        lines = [f'qemu-io d "write -P {n} 0 512"' for n in range(20)]
+        _, output = self.monitor(lines, "-drive", "if=none,id=d,file=disk.qcow2")
+        found = [line for line in output.splitlines() if line.startswith(("(qemu) q", "wrote"))]
+        for n in range(20):
+            self.assertEqual(found[2 * n], "(qemu) " + lines[n])
+            self.assertEqual(found[2 * n + 1], "wrote 512/512 bytes at offset 0")
+
+    def test_cache_modes_are_inherited_but_for_writeback(self):
+        _, output = self.monitor(
+            ["info block d", "info block f"],
+            "-drive",
+            "if=none,id=d,file=disk.qcow2,file.node-name=f,cache=directsync",
+        )
+        self.assertIn("Cache mode:       writethrough, direct\n", output)
+        self.assertIn("Cache mode:       writeback, direct\n", output)
+
+
+class DiskTest(MachineCase):
+    def disk(self, machine, number=0):
+        return machine.qmp.command("query-block")[number]
+
+    def test_the_name_of_a_drive_is_that_of_its_interface(self):
+        with self.machine(
+            *("-drive", "file=disk.qcow2,if=virtio"),
+            *("-drive", "if=ide,media=cdrom"),
+            *("-drive", "if=none"),
+        ) as machine:
+            disks = machine.qmp.command("query-block")
+        self.assertEqual([d["device"] for d in disks], ["virtio0", "ide0-cd0", "none0"])
+        self.assertEqual([d["removable"] for d in disks], [False, True, True])
+        self.assertEqual(["inserted" in d for d in disks], [True, False, False])
+        self.assertEqual([d.get("tray_open") for d in disks], [None, False, None])
+
+    def test_commands_take_the_name_of_a_drive(self):
+        with self.machine("-drive", "file=disk.qcow2,if=none,id=d") as machine:
+            machine.qmp.command("block-dirty-bitmap-add", node="d", name="b")
+            machine.hmp('qemu-io d "write 0 64k"')
+            (bitmap,) = self.disk(machine)["inserted"]["dirty-bitmaps"]
+        self.assertEqual(bitmap["count"], 65536)
+
+    def test_a_node_can_not_have_the_name_of_a_drive(self):
+        with self.machine("-drive", "if=none,id=d") as machine:
+            error = self.refusal(machine, "blockdev-add", driver="null-co", node_name="d")
+        self.assertEqual(error, "node-name=d is conflicting with a device id")
+
+    def test_a_medium_goes_and_comes(self):
+        with self.machine(
+            *("-drive", "file=disk.qcow2,if=none,id=d"),
+            *("-device", "ide-cd,drive=d,id=cd"),
+        ) as m:
+            m.qmp.command("eject", id="cd")
+            event = m.qmp.wait_event("DEVICE_TRAY_MOVED")
+            self.assertEqual(event["data"], {"device": "d", "id": "cd", "tray-open": True})
+            self.assertNotIn("inserted", self.disk(m))
+            error = self.refusal(m, "block-dirty-bitmap-add", node="d", name="b")
+            self.assertEqual(error, "Device 'd' has no medium")
+            m.qmp.command("blockdev-change-medium", id="cd", filename="disk.qcow2")
+            disk = self.disk(m)
+            self.assertEqual(disk["inserted"]["drv"], "qcow2")
+            self.assertFalse(disk["tray_open"])
+
+    def test_an_export_of_a_drive_ends_with_its_medium(self):
+        address = {"type": "unix", "data": {"path": self.path("nbd.sock")}}
+        with self.machine("-drive", "file=disk.qcow2,if=none,id=d,media=cdrom") as machine:
+            machine.qmp.command("nbd-server-start", addr=address)
+            machine.qmp.command("nbd-server-add", device="d")
+            machine.qmp.command("eject", device="d")
+            event = machine.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            self.assertEqual(event["data"], {"id": "d"})
+            self.assertEqual(machine.qmp.command("query-block-exports"), [])
+
+    def test_a_guest_device_lets_nobody_else_write(self):
+        with self.machine(
+            *("-blockdev", "driver=null-co,node-name=n,size=1M"),
+            *("-device", "virtio-blk,drive=n,id=a"),
+        ) as machine:
+            error = self.refusal(machine, "device_add", driver="virtio-blk", drive="n")
+            self.assertIn("'write'", error)
+            machine.qmp.command("device_del", id="a")
+            machine.qmp.command("system_reset")
+            machine.qmp.wait_event("DEVICE_DELETED")
+            machine.qmp.command("device_add", driver="virtio-blk", drive="n")
+
+    def test_a_temporary_overlay_takes_the_writes(self):
+        with self.machine("-drive", "file=disk.qcow2,if=none,id=d,snapshot=on") as machine:
+            machine.hmp('qemu-io d "write -P 7 0 64k"')
+            machine.hmp('qemu-io d "read -P 7 0 64k"')
+            self.assertNotIn("verification failed", machine.end())
+        result = io(self.path("disk.qcow2"), "read -P 0 0 64k", fmt="qcow2")
+        self.assertNotIn("verification failed", result.stdout)
+
+
+class RunStateTest(MachineCase):
+    def test_it_stops_and_continues(self):
+        with self.machine("-S") as machine:
+            qmp = machine.qmp
+            self.assertEqual(qmp.command("query-status"), {"status": "prelaunch", "running": False})
+            qmp.command("cont")
+            qmp.wait_event("RESUME")
+            qmp.command("stop")
+            qmp.wait_event("STOP")
+            self.assertEqual(qmp.command("query-status"), {"status": "paused", "running": False})
+
+    def test_the_schema_has_its_commands(self):
+        with self.machine() as machine:
+            names = {entry["name"] for entry in machine.qmp.command("query-qmp-schema")}
+        self.assertLessEqual({"query-block", "blockdev-add", "STOP", "JOB_STATUS_CHANGE"}, names)
+
+
+class AccountingTest(MachineCase):
+    """Requests are counted by disk, on a clock that only a test moves."""
+
+    def step(self, machine, ns):
+        machine.qtest.sendall(f"clock_step {ns}\n".encode())
+        return machine.qtest.recv(100).decode()
+
+    def test_figures_are_those_of_the_requests(self):
+        with self.machine(
+            "-drive", "driver=null-co,read-zeroes=on,if=none,id=d,stats-intervals.0=10"
+        ) as machine:
+            self.assertEqual(self.step(machine, 1000), "OK 1000\n")
+            for line in ("aio_read 0 4k", "aio_write 4k 8k", "aio_write -i 0 512", "aio_flush"):
+                machine.hmp(f'qemu-io d "{line}"')
+            self.assertEqual(self.step(machine, 500), "OK 1500\n")
+            stats = machine.qmp.command("query-blockstats")[0]["stats"]
+        expected = {
+            "rd_operations": 1,
+            "rd_bytes": 4096,
+            "wr_operations": 1,
+            "wr_bytes": 8192,
+            "invalid_wr_operations": 1,
+            "flush_operations": 1,
+            "wr_highest_offset": 12288,
+            "rd_total_time_ns": 1000000,
+            "idle_time_ns": 500,
+        }
+        self.assertEqual(stats, {**stats, **expected})
+        self.assertEqual(stats["timed_stats"][0]["avg_wr_latency_ns"], 1000000)
+
+
+class ProgramTest(MachineCase):
+    def test_it_is_not_installed(self):
+        folder = os.path.dirname(os.path.abspath(MACHINE))
+        self.assertFalse(os.path.islink(os.path.join(folder, "qemu-system-x86_64")))
+
+    def test_what_the_suite_asks_first(self):
+        machines = subprocess.run([MACHINE, "-machine", "help"], stdout=subprocess.PIPE, text=True)
+        self.assertIn(" (default)", machines.stdout)
+        formats = subprocess.run(
+            [MACHINE, *QUIET, "-drive", "format=help"], stdout=subprocess.PIPE, text=True
+        )
+        self.assertIn(" qcow2", formats.stdout.splitlines()[0])
+        devices = subprocess.run(
+            [MACHINE, "-M", "none", "-device", "help"], stdout=subprocess.PIPE, text=True
+        )
+        self.assertIn('name "virtio-blk-pci"', devices.stdout)
+
+
+if __name__ == "__main__":
+    unittest.main()
