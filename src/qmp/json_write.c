@@ -5,9 +5,11 @@
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 
 /*
  * Deepest indentation. A client's own "id" is sent back, and may be nested deeply and wide: spaces
@@ -118,19 +120,71 @@ static void separate(struct strbuf *out, bool pretty, bool first, int level)
     new_line(out, pretty, level);
 }
 
+/* --- members in the order of QEMU's monitor --------------------------------------------------- */
+
+struct member {
+    unsigned place;
+    size_t index; /* as it was added */
+    const char *key;
+    struct json_object *value;
+};
+
+/*
+ * The order in which QEMU prints members is that of a hash table of names with 512 buckets, and the
+ * hash of the Trivial Database: the length, then each letter shifted by a cycle of positions, then
+ * a step of a congruential generator.
+ */
+static unsigned place_of(const char *name)
+{
+    static const unsigned char shifts[] = {0,  5,  10, 15, 20, 1,  6,  11, 16, 21, 2,  7,
+                                           12, 17, 22, 3,  8,  13, 18, 23, 4,  9,  14, 19};
+    uint32_t sum = UINT32_C(0x238f13af) * (uint32_t)strlen(name);
+
+    for (size_t i = 0; name[i]; i++) {
+        sum += (uint32_t)(unsigned char)name[i] << shifts[i % sizeof(shifts)];
+    }
+    return (UINT32_C(1103515243) * sum + 12345) % 512;
+}
+
+/* Members of equal places keep their order. */
+static int compare_members(const void *a, const void *b)
+{
+    const struct member *x = a, *y = b;
+
+    return x->place != y->place ? (x->place > y->place) - (x->place < y->place)
+                                : (x->index > y->index) - (x->index < y->index);
+}
+
+static void write_members(struct strbuf *out, const struct member *members, size_t count,
+                          bool pretty, int level)
+{
+    for (size_t i = 0; i < count; i++) {
+        separate(out, pretty, i == 0, level + 1);
+        write_string(out, members[i].key, strlen(members[i].key));
+        strbuf_puts(out, ": ");
+        write_value(out, members[i].value, pretty, level + 1);
+    }
+}
+
 static void write_object(struct strbuf *out, struct json_object *object, bool pretty, int level)
 {
-    bool first = true;
+    struct member few[32];
+    size_t count = (size_t)json_object_object_length(object), i = 0;
+    AUTO_FREE struct member *many = count > ARRAY_SIZE(few) ? malloc(count * sizeof(*many)) : NULL;
+    struct member *members = count > ARRAY_SIZE(few) ? many : few;
 
-    strbuf_puts(out, "{");
+    if (!members) {
+        out->failed = true;
+        return;
+    }
     json_object_object_foreach(object, key, value)
     {
-        separate(out, pretty, first, level + 1);
-        first = false;
-        write_string(out, key, strlen(key));
-        strbuf_puts(out, ": ");
-        write_value(out, value, pretty, level + 1);
+        members[i] = (struct member){place_of(key), i, key, value};
+        i++;
     }
+    qsort(members, count, sizeof(*members), compare_members);
+    strbuf_puts(out, "{");
+    write_members(out, members, count, pretty, level);
     new_line(out, pretty, level);
     strbuf_puts(out, "}");
 }

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * JSON as QMP monitors print it: in one line with ", " and ": ", or indented by 4. ASCII only.
- * Nothing here yields.
+ * Members of objects stand in the order in which QEMU's monitor prints them, since test suites
+ * compare text. Nothing here yields.
  */
 #ifndef TIDEMARK_QMP_JSON_WRITE_H
 #define TIDEMARK_QMP_JSON_WRITE_H

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -47,11 +48,46 @@ static void bytes_that_are_no_utf8_are_replaced(void **state)
     json_object_put(o);
 }
 
+/* The order of what QEMU's programs print. */
+static void members_have_the_order_of_qemu(void **state)
+{
+    expect_written("{\"data\":1,\"event\":2,\"timestamp\":3}", false,
+                   "{\"timestamp\": 3, \"event\": 2, \"data\": 1}");
+    expect_written("{\"id\":1,\"return\":{\"type\":1,\"speed\":2,\"offset\":3,\"len\":4,"
+                   "\"device\":5,\"actively-synced\":6,\"auto-finalize\":7,\"auto-dismiss\":8}}",
+                   false,
+                   "{\"return\": {\"auto-finalize\": 7, \"device\": 5, \"auto-dismiss\": 8, "
+                   "\"len\": 4, \"offset\": 3, \"speed\": 2, \"type\": 1, "
+                   "\"actively-synced\": 6}, \"id\": 1}");
+}
+
+/* More members than fit on the stack of the writer. */
+static void an_object_may_have_many_members(void **state)
+{
+    struct json_object *o = json_object_new_object(), *read;
+    struct strbuf out = STRBUF_INIT;
+
+    for (int i = 0; i < 1000; i++) {
+        char key[16];
+
+        snprintf(key, sizeof(key), "k%d", i);
+        json_object_object_add(o, key, json_object_new_int(i));
+    }
+    qmp_json_write(&out, o, false);
+    read = json_tokener_parse(strbuf_str(&out));
+    assert_true(json_object_equal(o, read));
+    json_object_put(read);
+    json_object_put(o);
+    strbuf_clear(&out);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_is_written_as_qemu_does),
         cmocka_unit_test(bytes_that_are_no_utf8_are_replaced),
+        cmocka_unit_test(members_have_the_order_of_qemu),
+        cmocka_unit_test(an_object_may_have_many_members),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
