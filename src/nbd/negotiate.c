@@ -142,9 +142,15 @@ static int co_refuse_malformed(struct nbd_connection *c, uint32_t option, size_t
                             nbd_option_name(option), size, NBD_STRING_MAX);
 }
 
+/* Bytes of a name that a client gave, in answers to it. */
+#define NAME_SHOWN_MAX 80
+
 static int co_refuse_absent(struct nbd_connection *c, uint32_t option, const char *name)
 {
-    return co_refuse_option(c, option, NBD_REP_ERR_UNKNOWN, "export '%s' not present", name);
+    bool is_long = strlen(name) > NAME_SHOWN_MAX;
+
+    return co_refuse_option(c, option, NBD_REP_ERR_UNKNOWN, "export '%.*s%s' not present",
+                            NAME_SHOWN_MAX, name, is_long ? "..." : "");
 }
 
 static uint16_t flags_for(const struct nbd_connection *c, const struct nbd_export *e)
