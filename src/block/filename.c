@@ -255,14 +255,31 @@ static int join_options(struct options **opts, const struct options *more, struc
     return r;
 }
 
-/* Likewise for options below `file`. */
+/*
+ * Likewise for options below `file`. If they name a format, it becomes a node between the image and
+ * its file.
+ */
 static int join_file_options(struct options *top, struct options **file_opts, struct error *err)
 {
     AUTO_OPTIONS struct options *below = NULL;
     AUTO_FREE char *node_name = NULL;
+    struct json_object *base, *more;
     int r = options_take_child(top, "file", &below, &node_name, err);
 
-    return r == 0 && below ? join_options(file_opts, below, err) : r;
+    if (r < 0 || !below) {
+        return r;
+    }
+    base = json_object_new_object();
+    more = json_object_new_object();
+    json_object_object_add(base, "file", options_to_json(*file_opts));
+    json_object_object_add(more, "file", options_to_json(below));
+    join_json(base, more);
+    options_free(*file_opts);
+    *file_opts = NULL;
+    r = options_from_json(json_object_object_get(base, "file"), file_opts, err);
+    json_object_put(base);
+    json_object_put(more);
+    return r;
 }
 
 /* Options of the child of a filter that takes no filename: those below `file`, and the filename. */
