@@ -68,6 +68,11 @@ bool cli_image_is_options(const struct cli_image *image);
 int cli_image_options(const struct cli_image *image, unsigned flags, struct options **ret_options,
                       struct error *err);
 /*
+ * Give each child that has a filename and no driver the driver of that filename's protocol, as
+ * QEMU's tools do. *opts is replaced; NULL after a failure.
+ */
+int cli_name_drivers(struct options **opts, struct error *err);
+/*
  * Put a temporary qcow2 overlay, which vanishes with the process, on *node. The overlay replaces
  * *node and its reference.
  */

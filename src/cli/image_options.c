@@ -151,10 +151,7 @@ static int add_protocol(struct json_object *node, const char *filename, struct e
     return 0;
 }
 
-/*
- * Give each child with a filename and no driver the driver of that filename's protocol, as QEMU's
- * tools do.
- */
+/* cli_name_drivers() for one level and those below. */
 static int name_drivers_below(struct json_object *node, int depth, struct error *err)
 {
     if (depth > DEPTH_MAX) {
@@ -181,7 +178,7 @@ static int name_drivers_below(struct json_object *node, int depth, struct error 
     return 0;
 }
 
-static int name_drivers(struct options **opts, struct error *err)
+int cli_name_drivers(struct options **opts, struct error *err)
 {
     struct json_object *json = options_to_json(*opts);
     int r = name_drivers_below(json, 0, err);
@@ -213,7 +210,7 @@ static int parse_given_options(const struct cli_image *image, struct options **r
     if (image->extra_options) {
         UNLESS_FAILED(r, merge_options(&opts, image->extra_options, err));
     }
-    UNLESS_FAILED(r, name_drivers(&opts, err));
+    UNLESS_FAILED(r, cli_name_drivers(&opts, err));
     if (r < 0) {
         return r;
     }

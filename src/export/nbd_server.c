@@ -310,6 +310,12 @@ static void remove_socket(void)
     }
 }
 
+void export_nbd_server_keep_file(void)
+{
+    free(state.unix_path);
+    state.unix_path = NULL;
+}
+
 void export_nbd_server_let_in(void)
 {
     if (state.server) {

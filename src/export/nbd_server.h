@@ -88,6 +88,12 @@ int export_co_nbd_server_stop_within(int64_t timeout_ns, struct error *err);
 /* Let no new client in, and remove the socket. Those that are connected stay. */
 void export_nbd_server_stop_accepting(void);
 
+/*
+ * The server's socket file stays when the server stops: QEMU's system emulator leaves it, where its
+ * storage daemon does not.
+ */
+void export_nbd_server_keep_file(void);
+
 /* Also while the server stops. */
 bool export_nbd_server_is_running(void);
 /* The TCP port that the server listens on; 0: a unix socket, or no server. */

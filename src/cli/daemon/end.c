@@ -202,16 +202,16 @@ static void co_end_in_order(void *arg)
     qmp_co_chardevs_close();
     end.step = "jobs";
     job_co_cancel_all();
+    end.step = "users of nodes";
+    if (!end.hasty && end.co_end_users) {
+        end.co_end_users();
+    }
     end.step = "exports";
     if (!end.hasty && export_nbd_server_is_running()) {
         export_co_nbd_server_stop(NULL);
     }
     if (!end.hasty) {
         export_co_del_all(NULL);
-    }
-    end.step = "users of nodes";
-    if (!end.hasty && end.co_end_users) {
-        end.co_end_users();
     }
     end.step = "nodes";
     co_close_nodes();

@@ -403,6 +403,7 @@ int machine_co_add_drive(const char *text, const char *interface, struct machine
 
     UNLESS_FAILED(r, options_from_json(pairs, &opts, err));
     json_object_put(pairs);
+    UNLESS_FAILED(r, cli_name_drivers(&opts, err));
     UNLESS_FAILED(r, take_settings(opts, &s, err));
     if (r >= 0) {
         drive->interface = find_interface(s.interface ?: interface ?: "ide");

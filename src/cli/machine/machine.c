@@ -29,6 +29,7 @@
 #include "cli/machine/lines.h"
 #include "cli/machine/monitors.h"
 #include "cli/observe.h"
+#include "export/nbd_server.h"
 #include "qmp/chardev.h"
 #include "qmp/stdio_pair.h"
 #include "qmp/transaction.h"
@@ -242,6 +243,7 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
 
 static void co_end_machine(void)
 {
+    export_nbd_server_keep_file();
     machine_monitors_co_end();
     machine_devices_co_free();
     machine_disks_co_free();
