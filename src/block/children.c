@@ -181,6 +181,38 @@ static int take_backing_additions(struct options *opts, bool is_recorded, char *
     return r;
 }
 
+/*
+ * Open `backing` as the options have it. Where they are no arguments of a command, an object that
+ * names no driver has the format that the image records.
+ */
+static int co_open_given_backing(struct block_node *node, struct options *opts, const char *format,
+                                 struct block_node **ret_node, struct error *err)
+{
+    AUTO_OPTIONS struct options *child = NULL;
+    AUTO_FREE char *node_name = NULL;
+    bool checked = options_are_arguments(opts);
+    int r;
+
+    if (format && !checked) {
+        r = options_take_child(opts, "backing", &child, &node_name, err);
+        if (r < 0) {
+            return r;
+        }
+        if (child) {
+            options_default_str(child, "driver", format);
+            options_set_child(opts, "backing", TAKE_PTR(child));
+        } else {
+            options_set_str(opts, "backing", node_name);
+        }
+    }
+    r = co_find_or_open(node, opts, "backing", BLOCK_ROLE_BACKING, ret_node, err);
+    /* A wrong argument is named by its path, which begins with that of the backing file. */
+    if (r < 0 && !(checked && r == -EINVAL)) {
+        error_prepend(err, "Could not open backing file: ");
+    }
+    return r;
+}
+
 int block_co_open_backing(struct block_node *node, struct options *opts, const char *filename,
                           const char *format, struct error *err)
 {
@@ -206,7 +238,7 @@ int block_co_open_backing(struct block_node *node, struct options *opts, const c
         return 0;
     }
     if (options_has(opts, "backing")) {
-        r = co_find_or_open(node, opts, "backing", BLOCK_ROLE_BACKING, &child, err);
+        r = co_open_given_backing(node, opts, format, &child, err);
     } else if (filename && !(node->open_flags & BLOCK_OPEN_NO_BACKING)) {
         r = co_open_recorded_backing(node, filename, format, TAKE_PTR(extra), &child, err);
     }

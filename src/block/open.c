@@ -124,7 +124,11 @@ static int take_cache_options(struct block_node *node, struct options *opts, str
         (r = take_cache_flag(cache, "no-flush", &node->cache_no_flush, err)) < 0) {
         return r;
     }
-    return options_check_empty(cache, "cache", err);
+    if (!options_is_empty(cache)) {
+        /* Refused with the options that the driver does not know. */
+        options_set_child(opts, "cache", TAKE_PTR(cache));
+    }
+    return 0;
 }
 
 static int take_generic_options(struct block_node *node, struct options *opts, unsigned flags,
@@ -230,6 +234,7 @@ static bool wants_events(const struct block_node *node)
 static int co_open_node(struct block_node *node, struct options *opts, unsigned flags,
                         struct error *err)
 {
+    const char *kind = node->driver->is_protocol ? "protocol" : "format";
     char what[96];
     int r;
 
@@ -246,7 +251,7 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
     }
     inherit_filename(node);
     node->events = wants_events(node);
-    snprintf(what, sizeof(what), "Block driver '%s'", node->driver->name);
+    snprintf(what, sizeof(what), "Block %s '%s'", kind, node->driver->name);
     r = options_check_empty(opts, what, err);
     if (r < 0) {
         block_bitmaps_release(node);

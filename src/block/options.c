@@ -576,5 +576,8 @@ int options_check_empty(const struct options *o, const char *what, struct error 
         return error_set(err, EINVAL, "Parameter '%s%s' is unexpected", o->prefix ?: "",
                          strbuf_str(&path));
     }
-    return error_set(err, EINVAL, "%s does not support the option '%s'", what, strbuf_str(&path));
+    /* QEMU has two sentences for this. */
+    return error_set(err, EINVAL, "%s %s support the option '%s'", what,
+                     strncmp(what, "Block protocol", 14) == 0 ? "doesn't" : "does not",
+                     strbuf_str(&path));
 }
