@@ -140,7 +140,10 @@ static bool co_start_all(struct daemon_run *d)
     while (d->starting && wake == DAEMON_WAKE_NOTE) {
         wake = daemon_co_wait(&d->signals, -1);
     }
-    if (wake != DAEMON_WAKE_NOTE) {
+    if (wake != DAEMON_WAKE_NOTE && !d->starting) {
+        /* A client's first command was quit, or a signal came, and the daemon is just up. */
+        d->ending = true;
+    } else if (wake != DAEMON_WAKE_NOTE) {
         log_error("a signal ends the daemon before it is up");
         d->ending = true;
         qmp_chardevs_stop_waiting();
@@ -173,7 +176,7 @@ static int co_daemon_main(void *arg, struct error *err)
         if (d->ready_fd >= 0) {
             announce_daemon(d);
         }
-        while (daemon_co_wait(&d->signals, -1) != DAEMON_WAKE_SIGNAL) {
+        while (!d->ending && daemon_co_wait(&d->signals, -1) != DAEMON_WAKE_SIGNAL) {
         }
     } else if (d->failed) {
         status = cli_report(&d->err); /* before the end, which may take its time */
