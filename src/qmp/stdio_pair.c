@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "base/checked.h"
 #include "loop/loop.h"
 
 #define FLUSH_WAIT_MS 1000
@@ -50,6 +51,21 @@ static void carry(int from, int to)
     } while ((n < 0 && errno == EINTR) || (n > 0 && write_stream(to, buf, n)));
 }
 
+/* Take bytes off a socket that are known to be there. */
+static bool consume(int fd, ssize_t size)
+{
+    char buf[4096];
+    ssize_t n = 0;
+
+    for (ssize_t done = 0; done < size && n >= 0; done += n) {
+        n = recv(fd, buf, MIN(sizeof(buf), (size_t)(size - done)), 0);
+        if (n == 0) {
+            return false;
+        }
+    }
+    return n >= 0;
+}
+
 /* Likewise; what is written is taken from the socket only then, so that the other end sees that. */
 static void carry_and_confirm(int from, int to)
 {
@@ -58,8 +74,7 @@ static void carry_and_confirm(int from, int to)
 
     do {
         n = recv(from, buf, sizeof(buf), MSG_PEEK);
-    } while ((n < 0 && errno == EINTR) ||
-             (n > 0 && write_stream(to, buf, n) && recv(from, buf, (size_t)n, 0) == n));
+    } while ((n < 0 && errno == EINTR) || (n > 0 && write_stream(to, buf, n) && consume(from, n)));
 }
 
 static void *carry_input(void *arg)
