@@ -412,7 +412,7 @@ int block_co_bitmap_borrow_bits(struct block_bitmap *b, struct dirty_bitmap **re
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_READ_ONLY | BLOCK_BITMAP_REFUSE_INCONSISTENT,
                            err);
     UNLESS_FAILED(r, block_co_bitmap_fetch(b, err));
-    UNLESS_FAILED(r, co_will_change(b, err));
+    UNLESS_FAILED(r, block_co_bitmap_will_change(b, err));
     if (r >= 0) {
         *ret_bits = b->bits;
     }
