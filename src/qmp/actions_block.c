@@ -10,6 +10,7 @@
 #include "block/bitmaps.h"
 #include "block/control_lock.h"
 #include "export/export.h"
+#include "job/job.h"
 #include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/transaction.h"
@@ -201,6 +202,10 @@ static int co_node_del_prepare(void *state, struct json_object *data, struct err
     /* The node of a device is found by the device's name as well; that is not meant here. */
     if (!s->node || strcmp(block_node_name(s->node), name) != 0 || node_is_going(s->node)) {
         return error_set(err, ENOENT, "Failed to find node with node-name='%s'", name);
+    }
+    r = job_check_node(s->node, err);
+    if (r < 0) {
+        return r;
     }
     if (!block_node_is_monitor_owned(s->node)) {
         return error_set(err, EBUSY, "Node %s is not owned by the monitor", name);

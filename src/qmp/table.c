@@ -261,7 +261,7 @@ OBJECT(object_del, "q_obj_object-del-arg", REQ("id", qmp_str));
 ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
      "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
      "block-dirty-bitmap-disable", "block-dirty-bitmap-merge", "block-export-add",
-     "block-export-del", "blockdev-add", "blockdev-del", "blockdev-replace");
+     "block-export-del", "blockdev-add", "blockdev-backup", "blockdev-del", "blockdev-replace");
 OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
 OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", bitmap_ref));
 OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
@@ -286,6 +286,7 @@ const struct qmp_type qmp_type_transaction_action = {
                                              {"block-export-add", &export_add_wrapper},
                                              {"block-export-del", &export_del_wrapper},
                                              {"blockdev-add", &blockdev_add_wrapper},
+                                             {"blockdev-backup", &qmp_type_blockdev_backup_wrapper},
                                              {"blockdev-del", &blockdev_del_wrapper},
                                              {"blockdev-replace", &blockdev_replace_wrapper},
                                              {NULL, NULL}},
@@ -351,6 +352,7 @@ const struct qmp_command qmp_commands[] = {
     {"block-job-resume", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_resume},
     {"block-job-set-speed", &qmp_type_block_job_speed, &qmp_empty, qmp_co_block_job_set_speed},
     {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
+    {"blockdev-backup", &qmp_type_blockdev_backup, &qmp_empty, qmp_co_blockdev_backup},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-mirror", &qmp_type_blockdev_mirror, &qmp_empty, qmp_co_blockdev_mirror},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},

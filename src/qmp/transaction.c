@@ -39,6 +39,7 @@ static const struct qmp_action *const actions[] = {
     &qmp_action_bitmap_disable,
     &qmp_action_bitmap_merge,
     &qmp_action_blockdev_add,
+    &qmp_action_blockdev_backup,
     &qmp_action_blockdev_del,
     &qmp_action_blockdev_replace,
     &qmp_action_export_add,

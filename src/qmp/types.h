@@ -17,6 +17,10 @@ extern const struct qmp_type qmp_type_block_job_event, qmp_type_block_job_comple
 /* BlockdevOnError, of the commands that start jobs. */
 extern const struct qmp_type qmp_type_on_error;
 
+/* backup_types.c */
+extern const struct qmp_type qmp_type_blockdev_backup, qmp_type_drive_backup;
+extern const struct qmp_type qmp_type_blockdev_backup_wrapper, qmp_type_drive_backup_wrapper;
+
 /* mirror_types.c */
 extern const struct qmp_type qmp_type_blockdev_mirror, qmp_type_drive_mirror,
     qmp_type_block_job_change;

@@ -338,6 +338,10 @@ class SchemaTest(QmpTest):
     # Members that QEMU has had, in this form, since a release later than that of this system, with
     # the release.
     NEWER = {
+        "blockdev-backup.discard-source": "9.1",
+        "blockdev-backup.x-perf.min-cluster-size": "9.2",
+        "transaction.actions[].case blockdev-backup.data.discard-source": "9.1",
+        "transaction.actions[].case blockdev-backup.data.x-perf.min-cluster-size": "9.2",
         "blockdev-mirror.target-is-zero": "10.1",
         "query-block-jobs[].case mirror": "8.2",
         "query-block-jobs[].type": "8.2",

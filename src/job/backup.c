@@ -1,0 +1,584 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "job/backup.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/log.h"
+#include "base/time_units.h"
+#include "block/gate.h"
+#include "filter/cbw_job.h"
+#include "filter/copy_before_write.h"
+#include "job/copy_loop.h"
+#include "loop/loop.h"
+
+#define DEFAULT_WORKERS 64u
+/*
+ * The default of the longest piece. Guest writes to a piece wait until it is copied, and a piece is
+ * what is read and written at a time.
+ */
+#define DEFAULT_CHUNK (256 * KiB)
+/* The longest piece that is known to be zero. */
+#define ZERO_CHUNK (256 * MiB)
+/* Bounce buffers: twice what the job's pieces take, so that guest writes find free ones. */
+#define MIN_MEMORY (32 * MiB)
+#define MAX_MEMORY (256 * MiB)
+/* How often a job that only waits for its end looks for errors, and for the progress of guests. */
+#define LOOK_NS (100 * NS_PER_MS)
+/* Between two looks whether copies of guest writes have ended. */
+#define IDLE_LOOK_NS NS_PER_MS
+
+struct backup {
+    struct job *job;
+    enum backup_sync sync;
+    enum backup_bitmap_mode bitmap_mode;
+    struct block_node *source, *target, *filter; /* each referenced */
+    struct cbw_state *cbw;
+    bool in_place;                         /* the filter is above the source */
+    struct block_root *root, *target_root; /* of the filter, and of the target; NULL: not yet */
+    struct block_bitmap *bitmap;           /* frozen; NULL: none */
+    struct dirty_bitmap *todo;             /* for the copy loop */
+    /* BACKUP_ALWAYS, of a job that has failed at work: what has not been copied for sure. */
+    struct dirty_bitmap *left;
+    bool has_run;
+    struct copy_loop_params loop;
+};
+
+/* --- pieces ----------------------------------------------------------------------------------- */
+
+static bool co_reads_as_zeroes(struct backup *b, uint64_t offset, uint64_t length,
+                               uint64_t *ret_run)
+{
+    struct block_status status;
+
+    *ret_run = length;
+    if (block_co_status_above(block_root_edge(b->root), NULL, offset, length, &status, NULL) < 0 ||
+        status.length == 0) {
+        return false; /* the copy meets the error again, or not */
+    }
+    *ret_run = MIN(status.length, length);
+    return status.flags & BLOCK_STATUS_ZERO;
+}
+
+/* Whether the image of the source has nothing of its own there. */
+static bool co_is_unallocated(struct backup *b, uint64_t offset, uint64_t length, uint64_t *ret_run)
+{
+    bool allocated = true;
+
+    *ret_run = length;
+    if (block_co_is_allocated(block_root_edge(b->root), offset, length, &allocated, ret_run) < 0 ||
+        *ret_run == 0) {
+        return false;
+    }
+    return !allocated;
+}
+
+/*
+ * The next piece: what others have copied already, what needs no data, or a piece of data. The
+ * first two cost little, and are long.
+ */
+static int co_plan_backup(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
+{
+    struct backup *b = arg;
+    uint64_t cluster = cbw_cluster_size(b->cbw), offset, length, run;
+    bool nothing;
+
+    max_length = MIN(max_length, ZERO_CHUNK);
+    if (!cbw_next_uncopied(b->cbw, piece->offset, piece->offset + max_length, &offset, &length) ||
+        offset > piece->offset) {
+        bool none = offset <= piece->offset;
+
+        piece->length = none ? max_length : offset - piece->offset;
+        piece->paced = 0;
+        return 0;
+    }
+    max_length = MIN(max_length, length);
+    nothing = b->sync == BACKUP_TOP ? co_is_unallocated(b, offset, max_length, &run)
+                                    : co_reads_as_zeroes(b, offset, max_length, &run);
+    if (nothing && run < max_length) {
+        run = round_down(run, cluster);
+    }
+    if (nothing && run > 0) {
+        piece->length = run;
+        piece->paced = 0;
+    } else {
+        piece->length = MIN(MIN(round_up(MAX(run, 1), cluster), piece->length), max_length);
+        piece->paced = piece->length;
+    }
+    return 0;
+}
+
+/*
+ * Whether the target reads as zeroes there already, by itself: so nothing has to be written, and
+ * nothing takes space.
+ */
+static bool co_target_is_zero(struct backup *b, uint64_t offset, uint64_t length, uint64_t *ret_run)
+{
+    struct block_status status;
+
+    *ret_run = length;
+    if (block_co_status(block_root_edge(b->target_root), offset, length, &status) < 0 ||
+        status.length == 0) {
+        return false;
+    }
+    *ret_run = MIN(status.length, length);
+    return (status.flags & BLOCK_STATUS_ZERO) &&
+           ((status.flags & BLOCK_STATUS_ALLOCATED) || !block_node_backing(b->target));
+}
+
+/*
+ * Leave out what is zero on both sides. The status of the source is that of the point in time as
+ * long as the area has not been copied; cbw_skip() leaves alone what has been.
+ */
+static void co_skip_zeroes(struct backup *b, uint64_t pos, uint64_t end)
+{
+    while (pos < end) {
+        uint64_t run, target_run;
+
+        if (co_reads_as_zeroes(b, pos, end - pos, &run)) {
+            if (co_target_is_zero(b, pos, run, &target_run)) {
+                cbw_skip(b->cbw, pos, target_run);
+            }
+            run = target_run;
+        }
+        pos += run;
+    }
+}
+
+/* A guest's write has broken the point in time: no policy can mend that. */
+static bool is_broken(struct backup *b)
+{
+    bool reading;
+
+    return cbw_error(b->cbw, &reading) < 0;
+}
+
+static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
+{
+    struct backup *b = arg;
+    struct block_edge *edge = block_root_edge(b->root);
+    int r;
+
+    if (piece->paced == 0) {
+        co_skip_zeroes(b, piece->offset, piece->offset + piece->length);
+    }
+    block_co_edge_enter(edge);
+    r = cbw_co_copy(b->cbw, piece->offset, piece->length, ret_reading);
+    block_edge_leave(edge);
+    if (r < 0 && is_broken(b)) {
+        b->loop.on_source_error = b->loop.on_target_error = JOB_ON_ERROR_REPORT;
+    }
+    return r;
+}
+
+static uint64_t bytes_left(void *arg)
+{
+    struct backup *b = arg;
+
+    return cbw_uncopied_bytes(b->cbw);
+}
+
+/* --- the work --------------------------------------------------------------------------------- */
+
+/* sync=none: guests do the work. Ends with an error only. */
+static int co_watch_guests(struct backup *b)
+{
+    int r = 0;
+
+    while (r == 0) {
+        struct job_info info = job_get_info(b->job);
+        bool reading;
+
+        job_progress_add(b->job, info.total - info.current - bytes_left(b));
+        r = job_co_pause_point(b->job);
+        UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
+        if (r == 0) {
+            job_co_sleep(b->job, LOOK_NS);
+        }
+    }
+    return r;
+}
+
+/* Copies of guest writes that are still in flight, of areas that the job needed no more. */
+static void co_wait_for_copies(struct backup *b)
+{
+    while (cbw_is_busy(b->cbw)) {
+        loop_co_sleep(IDLE_LOOK_NS);
+    }
+}
+
+static int co_flush_target(struct backup *b)
+{
+    int r = block_co_flush(block_root_edge(b->target_root));
+
+    while (r < 0) {
+        switch (job_handle_error(b->job, b->loop.on_target_error, false, r)) {
+        case JOB_ERROR_FAIL:
+            return r;
+        case JOB_ERROR_RETRY:
+            job_co_sleep(b->job, LOOK_NS);
+            break;
+        case JOB_ERROR_PAUSE:
+            break;
+        }
+        r = job_co_pause_point(b->job);
+        UNLESS_FAILED(r, block_co_flush(block_root_edge(b->target_root)));
+        if (r == -ECANCELED) {
+            return r;
+        }
+    }
+    return r;
+}
+
+/*
+ * The job has failed at work: note what has not been copied. What has been counts only if a flush
+ * makes it stable. Copies that end after the note count as missing.
+ */
+static void co_note_left(struct backup *b)
+{
+    struct dirty_bitmap *left;
+
+    left = dirty_bitmap_new(block_node_size(b->source), cbw_cluster_size(b->cbw));
+    if (!left) {
+        return;
+    }
+    cbw_merge_uncopied(b->cbw, left);
+    if (block_co_flush(block_root_edge(b->target_root)) < 0) {
+        dirty_bitmap_set(left, 0, dirty_bitmap_size(left));
+    }
+    b->left = left;
+}
+
+static int backup_co_run(struct job *job, void *state, struct error *err)
+{
+    struct backup *b = state;
+    bool reading;
+    int r;
+
+    b->has_run = true;
+    r = b->sync == BACKUP_NONE ? co_watch_guests(b) : copy_loop_co_run(&b->loop);
+    UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
+    UNLESS_FAILED(r, co_flush_target(b));
+    if (r < 0) {
+        cbw_stop(b->cbw);
+        if (b->bitmap_mode == BACKUP_ALWAYS && b->bitmap) {
+            co_note_left(b);
+        }
+    }
+    co_wait_for_copies(b);
+    return r < 0 && r != -ECANCELED ? error_set(err, -r, "%s", strerror(-r)) : r;
+}
+
+/* --- the end ---------------------------------------------------------------------------------- */
+
+/* Everything was copied when the job had done its work, unless a guest's write broke that. */
+static int backup_co_prepare(struct job *job, void *state, struct error *err)
+{
+    struct backup *b = state;
+    bool reading;
+    int r = cbw_error(b->cbw, &reading);
+
+    return r < 0 ? error_set(err, -r, "%s", strerror(-r)) : 0;
+}
+
+static void backup_co_commit(struct job *job, void *state)
+{
+    struct backup *b = state;
+
+    if (b->bitmap && b->bitmap_mode == BACKUP_NEVER) {
+        block_co_bitmap_reclaim(b->bitmap);
+    } else if (b->bitmap) {
+        block_co_bitmap_abdicate(b->bitmap);
+    }
+    b->bitmap = NULL;
+}
+
+/* Clear in `bits` what is not set in `left`. */
+static void keep_only(struct dirty_bitmap *bits, const struct dirty_bitmap *left)
+{
+    uint64_t pos = 0, size = dirty_bitmap_size(left), run;
+
+    while (pos < size) {
+        if (!dirty_bitmap_status(left, pos, size, &run)) {
+            dirty_bitmap_clear(bits, pos, run);
+        }
+        pos += run;
+    }
+}
+
+/* BACKUP_ALWAYS: the frozen bits become those that have not been copied. */
+static void set_left(struct backup *b)
+{
+    struct dirty_bitmap *bits = block_bitmap_frozen_bits(b->bitmap);
+
+    if (b->sync == BACKUP_BITMAP) {
+        keep_only(bits, b->left);
+    } else if (dirty_bitmap_merge(bits, b->left) == 0) {
+        /* A full copy lacks other areas than those that the bitmap named. */
+        keep_only(bits, b->left);
+    }
+}
+
+static void backup_co_abort(struct job *job, void *state)
+{
+    struct backup *b = state;
+
+    if (!b->bitmap) {
+        return;
+    }
+    if (b->bitmap_mode == BACKUP_ALWAYS && b->has_run && !b->left) {
+        /* It had done its work: all was copied and flushed. */
+        co_note_left(b);
+    }
+    if (b->left) {
+        set_left(b);
+    }
+    block_co_bitmap_reclaim(b->bitmap);
+    b->bitmap = NULL;
+}
+
+/*
+ * Take the filter out: its users move to the node below, which is the source, or the filter of a
+ * job that has begun later. Called in the graph change of a transaction that is undone, too.
+ */
+static void co_take_filter_out(struct backup *b)
+{
+    struct block_node *below = block_node_child(b->filter, "file");
+    ERROR_AUTO(err);
+
+    block_co_drain_begin(b->source);
+    block_co_change_begin();
+    block_co_root_release(b->root);
+    block_co_root_release(b->target_root);
+    if (b->in_place && block_co_node_replace(b->filter, below, &err) < 0) {
+        log_error("node '%s' stays above '%s': %s", block_node_name(b->filter),
+                  block_node_name(below), error_message(&err));
+    }
+    if (!b->has_run) {
+        block_unpublish(b->filter); /* no client has seen it */
+    }
+    if (block_co_change_settle(&err) < 0) {
+        log_error("permissions on node '%s' can't be taken back: %s", block_node_name(b->source),
+                  error_message(&err));
+    }
+    block_co_change_end();
+    block_drain_end(b->source);
+}
+
+static void backup_co_clean(struct job *job, void *state)
+{
+    struct backup *b = state;
+
+    if (b->filter) {
+        cbw_stop(b->cbw);
+        co_take_filter_out(b);
+    }
+    block_co_unref(b->filter);
+    block_co_unref(b->target);
+    block_co_unref(b->source);
+    dirty_bitmap_free(b->todo);
+    dirty_bitmap_free(b->left);
+}
+
+static void backup_cancelled(struct job *job, void *state)
+{
+    struct backup *b = state;
+
+    cbw_stop(b->cbw);
+}
+
+static const struct job_driver backup_driver = {
+    .type = "backup",
+    .state_size = sizeof(struct backup),
+    .block_job = true,
+    .co_run = backup_co_run,
+    .co_prepare = backup_co_prepare,
+    .co_commit = backup_co_commit,
+    .co_abort = backup_co_abort,
+    .co_clean = backup_co_clean,
+    .cancelled = backup_cancelled,
+};
+
+/* --- the start -------------------------------------------------------------------------------- */
+
+int backup_co_open_filter(struct block_node *source, struct block_node *target,
+                          const char *filter_name, uint64_t min_cluster_size,
+                          struct block_node **ret_filter, struct error *err)
+{
+    struct options *opts;
+    int r;
+
+    if (source == target) {
+        return error_set(err, EINVAL, "Source and target cannot be the same");
+    }
+    if (block_node_size(source) != block_node_size(target)) {
+        return error_set(err, EINVAL, "Source and target image have different sizes");
+    }
+    r = job_check_node(source, err);
+    UNLESS_FAILED(r, job_check_node(target, err));
+    if (r < 0) {
+        return r;
+    }
+    opts = options_new();
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    options_set_str(opts, "driver", "copy-before-write");
+    options_set_str(opts, "file", block_node_name(source));
+    options_set_str(opts, "target", block_node_name(target));
+    options_set_str(opts, "on-cbw-error", "break-snapshot");
+    options_set_uint(opts, "min-cluster-size", min_cluster_size);
+    options_set_bool(opts, "read-only", block_node_is_read_only(source));
+    if (filter_name) {
+        options_set_str(opts, "node-name", filter_name);
+    }
+    r = block_co_open_hidden(opts, BLOCK_OPEN_RDWR, ret_filter, err);
+    if (r < 0) {
+        error_prepend(err, "Could not create node: ");
+    }
+    return r;
+}
+
+static void ignore_copied(void *arg, uint64_t bytes, bool by_guest)
+{
+}
+
+static void ignore_broken(void *arg)
+{
+}
+
+static int check_config(struct block_node *filter, const struct backup_config *config,
+                        struct error *err)
+{
+    uint32_t cluster = cbw_cluster_size(cbw_of_node(filter));
+    int r = job_check_node(config->source, err);
+
+    UNLESS_FAILED(r, job_check_node(block_node_child(filter, "target"), err));
+    if (r < 0) {
+        return r;
+    }
+    if (config->max_chunk > 0 && config->max_chunk < cluster) {
+        return error_set(err, EINVAL,
+                         "Required max-chunk (%llu) is less than backup cluster size (%u)",
+                         (unsigned long long)config->max_chunk, cluster);
+    }
+    return 0;
+}
+
+static void set_loop(struct backup *b, const struct backup_config *config)
+{
+    uint32_t cluster = cbw_cluster_size(b->cbw);
+    uint64_t chunk = config->max_chunk ? MIN(config->max_chunk, 1 * GiB) : DEFAULT_CHUNK;
+
+    b->loop = (struct copy_loop_params){
+        .job = b->job,
+        .todo = b->todo,
+        .chunk = MAX(round_down(chunk, cluster), cluster),
+        .workers = config->max_workers ?: DEFAULT_WORKERS,
+        .on_source_error = config->on_source_error,
+        .on_target_error = config->on_target_error,
+        .left = bytes_left,
+        .co_plan = co_plan_backup,
+        .co_copy = co_copy_backup_piece,
+        .arg = b,
+    };
+}
+
+static int set_up_filter(struct backup *b, const struct backup_config *config, struct error *err)
+{
+    uint64_t pieces = MIN(2 * (uint64_t)b->loop.workers, MAX_MEMORY / b->loop.chunk);
+    struct cbw_job params = {
+        .compress = config->compress,
+        .discard_source = config->discard_source,
+        .skip_unallocated = config->sync == BACKUP_TOP,
+        .max_memory = MAX(pieces * b->loop.chunk, MIN_MEMORY),
+        .copied = ignore_copied,
+        .broken = ignore_broken,
+        .arg = b,
+    };
+
+    return cbw_set_job(b->cbw, &params, err);
+}
+
+/* Freeze the bitmap, and let the filter and the loop know what is to be copied. */
+static int co_set_contents(struct backup *b, const struct backup_config *config, struct error *err)
+{
+    int r = config->bitmap ? block_co_bitmap_freeze(config->bitmap, "a backup job", err) : 0;
+
+    if (r < 0) {
+        return r;
+    }
+    b->bitmap = config->bitmap;
+    b->todo = dirty_bitmap_new(block_node_size(b->source), cbw_cluster_size(b->cbw));
+    b->loop.todo = b->todo;
+    if (!b->todo) {
+        return error_out_of_memory(err);
+    }
+    if (b->sync != BACKUP_BITMAP) {
+        dirty_bitmap_set(b->todo, 0, dirty_bitmap_size(b->todo));
+        return 0;
+    }
+    r = cbw_restrict(b->cbw, block_bitmap_bits(b->bitmap), err);
+    if (r == 0 && dirty_bitmap_merge(b->todo, block_bitmap_bits(b->bitmap)) < 0) {
+        r = error_out_of_memory(err);
+    }
+    return r;
+}
+
+/* Put the filter in its place, and attach the job to it. */
+static int co_put_filter_in(struct backup *b, struct error *err)
+{
+    int r = block_co_publish(b->filter, err);
+
+    UNLESS_FAILED(r, block_co_node_replace(block_node_child(b->filter, "file"), b->filter, err));
+    b->in_place = r == 0;
+    UNLESS_FAILED(r, block_co_root_new(b->filter, "block job: backup", BLOCK_PERM_CONSISTENT_READ,
+                                       BLOCK_PERM_ALL, &b->root, err));
+    UNLESS_FAILED(r, block_co_root_new(b->target, "block job: backup", 0, BLOCK_PERM_ALL,
+                                       &b->target_root, err));
+    return r;
+}
+
+static int co_set_up(struct backup *b, const struct backup_config *config, struct error *err)
+{
+    int r = job_add_node(b->job, b->filter, err);
+
+    set_loop(b, config);
+    UNLESS_FAILED(r, job_add_node(b->job, b->target, err));
+    UNLESS_FAILED(r, set_up_filter(b, config, err));
+    UNLESS_FAILED(r, co_put_filter_in(b, err));
+    UNLESS_FAILED(r, co_set_contents(b, config, err));
+    if (r == 0) {
+        job_progress_set_total(b->job, cbw_uncopied_bytes(b->cbw));
+    }
+    return r;
+}
+
+int backup_co_new(struct block_node *filter, const struct backup_config *config,
+                  struct job **ret_job, struct error *err)
+{
+    struct backup *b;
+    struct job *job;
+    int r = check_config(filter, config, err);
+
+    UNLESS_FAILED(r, job_new(&backup_driver, &config->job, &job, err));
+    if (r < 0) {
+        return r;
+    }
+    b = job_state(job);
+    b->job = job;
+    b->sync = config->sync;
+    b->bitmap_mode = config->bitmap_mode;
+    b->filter = block_node_ref(filter);
+    b->source = block_node_ref(config->source);
+    b->target = block_node_ref(block_node_child(filter, "target"));
+    b->cbw = cbw_of_node(filter);
+    r = co_set_up(b, config, err);
+    if (r < 0) {
+        job_co_discard(job);
+        return r;
+    }
+    *ret_job = job;
+    return 0;
+}
