@@ -145,6 +145,12 @@ struct block_node {
     struct list bitmaps;
     /* Writes on nodes with request_alignment > 1; unaligned ones are exclusive. */
     struct range_lock rmw;
+    /*
+     * Reads of a range exclude changes of it, by `serial`: block_node_set_serialising(). Changes
+     * only while the node is drained.
+     */
+    bool serialises;
+    struct range_lock serial;
     /* Counts writes. The gate skips a flush if nothing was written since the latest one. */
     _Atomic uint64_t write_generation;
     _Atomic uint64_t flushed_generation;

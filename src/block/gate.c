@@ -3,6 +3,7 @@
  * The gate. The order of things for a request:
  *
  *   root_enter            only at roots: in-flight count, drain
+ *   serialise             only on nodes whose reads exclude changes
  *   check                 bounds, permission
  *   align                 only on nodes with request_alignment > 1 (gate_align.c)
  *   split                 max_transfer
@@ -39,6 +40,23 @@ static inline void leave(struct block_edge *edge)
 {
     if (edge->root) {
         block_root_leave(edge->root);
+    }
+}
+
+/* A request of a node that serialises: reads exclude changes. Held until unserialise(). */
+static inline void co_serialise(struct block_node *node, struct range_entry *entry, uint64_t offset,
+                                uint64_t length, bool change)
+{
+    entry->granted = node->serialises;
+    if (__builtin_expect(node->serialises, false)) {
+        co_range_lock(&node->serial, entry, offset, length, change);
+    }
+}
+
+static inline void unserialise(struct block_node *node, struct range_entry *entry)
+{
+    if (__builtin_expect(entry->granted, false)) {
+        range_unlock(&node->serial, entry);
     }
 }
 
@@ -124,11 +142,14 @@ co_preadv_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsig
 
 int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
+    struct range_entry serial;
     int r;
 
     co_enter_gate(edge);
+    co_serialise(edge->node, &serial, offset, iov.size, false);
     r = trace_block_read_is_on() ? co_preadv_traced(edge, offset, iov, flags)
                                  : co_preadv_entered(edge, offset, iov, flags);
+    unserialise(edge->node, &serial);
     leave(edge);
     return r;
 }
@@ -244,11 +265,14 @@ co_pwritev_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsi
 
 int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
+    struct range_entry serial;
     int r;
 
     co_enter_gate(edge);
+    co_serialise(edge->node, &serial, offset, iov.size, true);
     r = trace_block_write_is_on() ? co_pwritev_traced(edge, offset, iov, flags)
                                   : co_pwritev_entered(edge, offset, iov, flags);
+    unserialise(edge->node, &serial);
     leave(edge);
     return r;
 }
@@ -391,10 +415,12 @@ static int co_zero_range(struct block_node *node, uint64_t offset, uint64_t leng
 
 int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t length, unsigned flags)
 {
+    struct range_entry serial;
     struct block_op op;
     int r;
 
     co_enter_gate(edge);
+    co_serialise(edge->node, &serial, offset, length, true);
     trace_block_zeroes_begin(edge->node->name, offset, length, flags);
     block_op_begin(&op, edge->node);
     r = check_write(edge, offset, length, flags);
@@ -404,6 +430,7 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
     }
     block_op_end(&op, BLOCK_OP_ZEROES, offset, length, r);
     trace_block_zeroes_end(edge->node->name, offset, length, r);
+    unserialise(edge->node, &serial);
     leave(edge);
     return r;
 }
@@ -422,10 +449,12 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
                        uint64_t source_offset, uint64_t length, unsigned flags)
 {
     struct block_node *node = edge->node;
+    struct range_entry serial;
     struct block_op op;
     int r;
 
     co_enter_gate(edge);
+    co_serialise(node, &serial, offset, length, true);
     trace_block_copy_begin(node->name, offset, length, source->name, source_offset);
     block_op_begin(&op, node);
     r = check_write(edge, offset, length, flags);
@@ -441,6 +470,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     }
     block_op_end(&op, BLOCK_OP_WRITE, offset, length, r);
     trace_block_copy_end(node->name, offset, length, r);
+    unserialise(node, &serial);
     leave(edge);
     return r;
 }
@@ -494,12 +524,14 @@ static int co_discard_node(struct block_node *node, uint64_t offset, uint64_t le
 int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
 {
     struct block_node *node;
+    struct range_entry serial;
     struct block_op op;
     uint64_t size;
     int r;
 
     co_enter_gate(edge);
     node = edge->node;
+    co_serialise(node, &serial, offset, length, true);
     trace_block_discard_begin(node->name, offset, length);
     block_op_begin(&op, node);
     r = check_write(edge, offset, length, 0);
@@ -515,6 +547,7 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     }
     block_op_end(&op, BLOCK_OP_DISCARD, offset, length, r);
     trace_block_discard_end(node->name, offset, length, r);
+    unserialise(node, &serial);
     leave(edge);
     return r;
 }

@@ -157,6 +157,16 @@ bool block_node_is_frozen_view(struct block_node *node)
     return node && node->driver->is_frozen_view;
 }
 
+void block_node_set_serialising(struct block_node *node, bool on)
+{
+    if (on && !node->serialises) {
+        range_lock_init(&node->serial);
+    } else if (!on && node->serialises) {
+        range_lock_destroy(&node->serial);
+    }
+    node->serialises = on;
+}
+
 bool block_node_is_monitor_owned(const struct block_node *node)
 {
     return node->monitor_owned;

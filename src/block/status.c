@@ -173,6 +173,34 @@ static int co_chain_status(struct block_node *node, struct block_node *base, uin
     return r;
 }
 
+/* The first node of the chain that serialises; NULL: none. */
+static struct block_node *find_serialising(struct block_node *node)
+{
+    while (node && !node->serialises) {
+        node = block_node_filter_or_backing(node);
+    }
+    return node;
+}
+
+/* What is found in one layer has to be true until the layers below have been asked as well. */
+static int co_serialised_chain_status(struct block_node *node, struct block_node *base,
+                                      uint64_t offset, uint64_t length, enum question question,
+                                      struct block_status *ret_status, int *ret_depth)
+{
+    struct block_node *serialising = find_serialising(node);
+    struct range_entry entry;
+    int r;
+
+    if (serialising) {
+        co_range_lock(&serialising->serial, &entry, offset, length, false);
+    }
+    r = co_chain_status(node, base, offset, length, question, ret_status, ret_depth);
+    if (serialising) {
+        range_unlock(&serialising->serial, &entry);
+    }
+    return r;
+}
+
 static int co_edge_chain_status(struct block_edge *edge, struct block_node *base, uint64_t offset,
                                 uint64_t length, enum question question,
                                 struct block_status *ret_status, int *ret_depth)
@@ -191,7 +219,8 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
         }
     } else {
         length = MIN(length, size - offset);
-        r = co_chain_status(edge->node, base, offset, length, question, ret_status, ret_depth);
+        r = co_serialised_chain_status(edge->node, base, offset, length, question, ret_status,
+                                       ret_depth);
         /* EOF is about the end of the top node. */
         ret_status->flags &= ~BLOCK_STATUS_EOF;
         ret_status->flags |= offset + ret_status->length == size ? BLOCK_STATUS_EOF : 0;

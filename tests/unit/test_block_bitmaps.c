@@ -391,6 +391,84 @@ static void bitmaps_follow_the_size_of_the_node(void *arg)
     block_co_unref(node);
 }
 
+/* --- frozen ----------------------------------------------------------------------------------- */
+
+static void write_at(struct block_node *node, uint64_t offset)
+{
+    struct block_root *root;
+
+    assert_int_equal(
+        block_co_root_new(node, "guest", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &root, NULL), 0);
+    assert_int_equal(block_co_pwrite(block_root_edge(root), offset, "x", 1, 0), 0);
+    block_co_root_release(root);
+}
+
+static void a_frozen_bitmap_has_a_successor(void *arg)
+{
+    struct block_node *node = open_disk("driver=store,node-name=disk");
+    struct block_bitmap *b;
+
+    for (int reclaims = 0; reclaims < 2; reclaims++) {
+        assert_int_equal(block_co_bitmap_add(node, "b", 4096, true, false, &b, NULL), 0);
+        write_at(node, 0);
+        assert_int_equal(block_co_bitmap_freeze(b, "a job", NULL), 0);
+        assert_int_equal(block_co_bitmap_freeze(b, "a job", NULL), -EBUSY);
+        assert_int_equal(block_co_bitmap_remove(b, NULL), -EBUSY);
+        assert_null(block_bitmap_find(node, ""));
+        write_at(node, 65536);
+        assert_int_equal(dirty_bitmap_count(block_bitmap_frozen_bits(b)), 4096);
+        assert_int_equal(dirty_bitmap_count(b->successor->bits), 4096);
+        if (reclaims) {
+            block_co_bitmap_reclaim(b);
+        } else {
+            block_co_bitmap_abdicate(b);
+        }
+        write_at(node, 131072);
+        assert_int_equal(dirty_bitmap_get(b->bits, 0), reclaims);
+        assert_true(dirty_bitmap_get(b->bits, 65536) && dirty_bitmap_get(b->bits, 131072));
+        assert_null(block_bitmap_next(node, b));
+        assert_int_equal(block_co_bitmap_remove(b, NULL), 0);
+    }
+    block_co_unref(node);
+}
+
+/* Nothing is lost if the image is completed while a job has the bitmap; the job may still end. */
+static void an_image_is_completed_with_the_bits_of_the_successor(void *arg)
+{
+    struct block_node *node = open_disk("driver=store,node-name=disk");
+    struct block_bitmap *b;
+
+    assert_int_equal(block_co_bitmap_add(node, "b", 4096, true, false, &b, NULL), 0);
+    assert_int_equal(block_co_bitmap_freeze(b, "a job", NULL), 0);
+    write_at(node, 65536);
+    assert_int_equal(block_co_inactivate(node, NULL), 0);
+    assert_true(dirty_bitmap_get(b->bits, 65536));
+    store.changed = 0;
+    block_co_bitmap_abdicate(b);
+    assert_int_equal(store.changed, 1);
+    assert_int_equal(dirty_bitmap_count(b->bits), 4096);
+    block_co_unref(node);
+}
+
+static void a_bitmap_that_can_not_be_marked_is_not_frozen(void *arg)
+{
+    struct block_node *node = open_disk("driver=store,node-name=disk");
+    struct block_bitmap *b;
+
+    assert_int_equal(block_co_bitmap_add(node, "b", 4096, true, true, &b, NULL), 0);
+    store.fail = -EIO;
+    assert_int_equal(block_co_bitmap_freeze(b, "a job", NULL), -EIO);
+    store.fail = 0;
+    assert_int_equal(b->busy, 0);
+    assert_null(block_bitmap_next(node, b));
+    assert_int_equal(block_co_bitmap_freeze(b, "a job", NULL), 0);
+    write_at(node, 65536); /* disabled: neither of the two records */
+    block_co_bitmap_reclaim(b);
+    assert_int_equal(dirty_bitmap_count(b->bits), 0);
+    assert_false(b->enabled);
+    block_co_unref(node);
+}
+
 /* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
@@ -418,6 +496,9 @@ int main(void)
         CO_TEST(a_detached_bitmap_comes_back_or_goes),
         CO_TEST(a_bitmap_loaded_without_bits_is_inconsistent),
         CO_TEST(bitmaps_follow_the_size_of_the_node),
+        CO_TEST(a_frozen_bitmap_has_a_successor),
+        CO_TEST(an_image_is_completed_with_the_bits_of_the_successor),
+        CO_TEST(a_bitmap_that_can_not_be_marked_is_not_frozen),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);

@@ -12,6 +12,7 @@
 
 #include "base/checked.h"
 #include "block/driver.h"
+#include "co/co.h"
 #include "co_test.h"
 #include "loop/loop.h"
 #include "memory_disk.h"
@@ -356,6 +357,68 @@ static void frozen_contents_end_with_the_node(void *arg)
     detach(&d);
 }
 
+/* --- reads that exclude changes --------------------------------------------------------------- */
+
+struct piece {
+    struct disk *disk;
+    uint64_t offset;
+    bool write, zero, done;
+    int r;
+};
+
+static void co_do_piece(void *arg)
+{
+    struct piece *p = arg;
+    char buf[4096];
+
+    p->r = p->zero    ? block_co_write_zeroes(p->disk->edge, p->offset, sizeof(buf), 0)
+           : p->write ? block_co_pwrite(p->disk->edge, p->offset, memset(buf, 1, sizeof(buf)),
+                                        sizeof(buf), 0)
+                      : block_co_pread(p->disk->edge, p->offset, buf, sizeof(buf));
+    p->done = true;
+}
+
+static void begin_piece(struct piece *p, struct disk *d, uint64_t offset, bool write, bool zero)
+{
+    *p = (struct piece){.disk = d, .offset = offset, .write = write, .zero = zero, .r = -1};
+    assert_int_equal(co_spawn(co_get_home(co_self()), co_do_piece, p), 0);
+}
+
+static void wait_a_moment(void)
+{
+    for (int i = 0; i < 20; i++) {
+        loop_co_sleep(100000);
+    }
+}
+
+static void changes_wait_for_reads_where_they_exclude_each_other(void *arg)
+{
+    struct disk d = attach(DISK, BLOCK_OPEN_RDWR, RW);
+    struct memory_disk *m = memory_disk_of(d.node);
+    struct piece read, write, zeroes, elsewhere, late;
+
+    for (int on = 0; on < 2; on++) {
+        block_node_set_serialising(d.node, on);
+        memory_disk_hold(m, MEMORY_DISK_READ, 1);
+        begin_piece(&read, &d, 0, false, false);
+        wait_a_moment();
+        begin_piece(&write, &d, 2048, true, false);
+        begin_piece(&zeroes, &d, 1024, true, true);
+        begin_piece(&elsewhere, &d, 65536, true, false);
+        begin_piece(&late, &d, 2048, false, false);
+        wait_a_moment();
+        assert_true(elsewhere.done);
+        assert_int_equal(write.done, !on);
+        assert_int_equal(zeroes.done, !on);
+        memory_disk_release(m);
+        wait_a_moment();
+        assert_true(read.done && write.done && zeroes.done && late.done);
+        assert_int_equal(read.r | write.r | zeroes.r | elsewhere.r | late.r, 0);
+    }
+    block_node_set_serialising(d.node, false);
+    detach(&d);
+}
+
 /* --- running ---------------------------------------------------------------------------------- */
 
 static int setup(void **state)
@@ -382,6 +445,7 @@ int main(void)
         CO_TEST(a_discard_goes_through_only_where_that_is_allowed),
         CO_TEST(bitmaps_follow_a_change_of_size),
         CO_TEST(frozen_contents_end_with_the_node),
+        CO_TEST(changes_wait_for_reads_where_they_exclude_each_other),
     };
 
     return cmocka_run_group_tests(tests, setup, co_test_teardown);
