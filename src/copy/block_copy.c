@@ -320,6 +320,23 @@ static void co_keep_rate(struct block_copy *copy, const struct copy_piece *piece
 
 /* --- pieces */
 
+/* Let the system copy the piece; false: it can't, or not all, and the piece is copied by hand. */
+static bool co_copy_by_system(struct block_copy *copy, const struct copy_piece *piece)
+{
+    uint64_t done = 0;
+
+    while (copy->params.use_copy_range && copy->params.write_flags == 0 && done < piece->length) {
+        uint64_t length = piece->length - done, offset = piece->offset + done;
+
+        if (block_co_copy_range(copy->source, offset, copy->target, offset, &length, 0) < 0 ||
+            length == 0) {
+            return false;
+        }
+        done += length;
+    }
+    return done > 0;
+}
+
 static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *piece)
 {
     struct block_copy *copy = call->copy;
@@ -327,6 +344,9 @@ static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *
     void *buffer;
     int r;
 
+    if (co_copy_by_system(copy, piece)) {
+        return;
+    }
     buffer = co_buffer_get(copy);
     if (!buffer) {
         copy_call_fail(call, -ENOMEM, true, piece->offset);

@@ -42,6 +42,11 @@ struct block_copy_params {
     unsigned write_flags;
     /* for zeroes: BLOCK_REQ_MAY_UNMAP or 0 */
     unsigned zero_flags;
+    /*
+     * let the system copy data between files where it can (block_co_copy_range()); the source must
+     * not change during a call. Not with write_flags
+     */
+    bool use_copy_range;
 };
 
 /* Where a copy failed first. */

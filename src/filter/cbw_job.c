@@ -13,6 +13,7 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
         .max_memory = job->max_memory,
         .write_flags = job->compress ? BLOCK_REQ_COMPRESSED : 0,
         .zero_flags = BLOCK_REQ_MAY_UNMAP,
+        .use_copy_range = job->use_copy_range,
     };
     struct block_copy *copy;
     int r = block_copy_new(s->file, s->target, &params, &copy, err);

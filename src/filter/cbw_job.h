@@ -38,6 +38,8 @@ struct cbw_job {
     bool discard_source;
     /* Copy only what the disk's own layer has, not what is in its backing files. */
     bool skip_unallocated;
+    /* Let the system copy between files where it can. */
+    bool use_copy_range;
     /* Bytes of bounce buffers for all copies together; 0: the default of block_copy. */
     uint64_t max_memory;
     /*
