@@ -496,6 +496,7 @@ static int set_up_filter(struct backup *b, const struct backup_config *config, s
     struct cbw_job params = {
         .compress = config->compress,
         .discard_source = config->discard_source,
+        .use_copy_range = config->use_copy_range,
         .skip_unallocated = config->sync == BACKUP_TOP,
         .max_memory = MAX(pieces * b->loop.chunk, MIN_MEMORY),
         .copied = ignore_copied,

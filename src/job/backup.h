@@ -60,6 +60,8 @@ struct backup_config {
     bool compress;
     /* Give the space of what has been copied back, in the source. */
     bool discard_source;
+    /* Let the system copy between files where it can. */
+    bool use_copy_range;
     enum job_on_error on_source_error, on_target_error;
     /* Pieces in flight at a time; 0: 64. */
     unsigned max_workers;

@@ -109,6 +109,7 @@ static int get_perf(struct json_object *data, struct backup_config *config, stru
     if (!perf) {
         return 0;
     }
+    config->use_copy_range = qmp_get_bool(perf, "use-copy-range", false);
     workers = qmp_get(perf, "max-workers");
     value = workers ? json_object_get_int64(workers) : 1;
     if (value < 1 || value > INT_MAX) {

@@ -6,8 +6,8 @@
 ENUM(sync_mode, "MirrorSyncMode", "top", "full", "none", "incremental", "bitmap");
 ENUM(bitmap_mode, "BitmapSyncMode", "on-success", "never", "always");
 ENUM(new_image_mode, "NewImageMode", "existing", "absolute-paths");
-OBJECT(backup_perf, "BackupPerf", OPT("max-workers", qmp_int), OPT("max-chunk", qmp_int),
-       OPT("min-cluster-size", qmp_size));
+OBJECT(backup_perf, "BackupPerf", OPT("use-copy-range", qmp_bool), OPT("max-workers", qmp_int),
+       OPT("max-chunk", qmp_int), OPT("min-cluster-size", qmp_size));
 
 #define BACKUP_COMMON                                                                              \
     REQ("device", qmp_str), REQ("sync", sync_mode), OPT("job-id", qmp_str), OPT("speed", qmp_int), \

@@ -74,7 +74,9 @@ class BackupTest(tidemark.TestCase):
         return path
 
     def backup(self, job="j", sync="full", target="t", **more):
-        self.qmp.command("blockdev-backup", job_id=job, device="disk", target=target, sync=sync, **more)
+        self.qmp.command(
+            "blockdev-backup", job_id=job, device="disk", target=target, sync=sync, **more
+        )
 
     def status(self, job="j"):
         return {j["id"]: j["status"] for j in self.qmp.command("query-jobs")}.get(job)
@@ -297,14 +299,52 @@ class ContentsTest(BackupTest):
         self.assertEqual(check["compressed-clusters"], 8 * MIB // 65536)
         self.assertLess(os.stat(self.target).st_size, 2 * MIB)
 
+    def performance(self, guest_writes, **perf):
+        """A backup of a raw disk without holes; the operations on both nodes."""
+        source, copy = self.raw(0x11, name="s.raw"), self.raw(name="c.raw")
+        for node, path in ("s", source), ("c", copy):
+            self.qmp.command("blockdev-add", driver="file", node_name=node, filename=path)
+        ref = self.path("ref.raw")
+        shutil.copy(source, ref)
+        self.qmp.command("block-export-add", type="nbd", id="s", node_name="s", name="s",
+                         writable=True)  # fmt: skip
+        self.qmp.command(
+            "blockdev-backup", job_id="j", device="s", target="c", sync="full", speed=MIB,
+            x_perf={name.replace("_", "-"): value for name, value in perf.items()},
+        )  # fmt: skip
+        guest = Guest(self.nbd, b"s")
+        for offset in guest_writes:
+            self.assertEqual(guest.write(offset, b"g" * 512), 0)
+        guest.close()
+        self.qmp.command("block-job-set-speed", device="j", speed=0)
+        self.finish()
+        stats = self.qmp.command("query-blockstats", query_nodes=True)
+        self.assert_same(ref, "raw", copy, "raw")
+        return {s["node-name"]: s["stats"] for s in stats if s["node-name"] in ("s", "c")}
+
+    def test_copies_by_the_system(self):
+        stats = self.performance([5 * MIB], use_copy_range=True)
+        self.assertEqual(stats["s"]["rd_operations"], 0)
+
+    def test_the_longest_piece(self):
+        stats = self.performance([5 * MIB], max_workers=1, max_chunk=65536)
+        self.assertEqual(stats["c"]["wr_operations"], SIZE // 65536)
+
+    def test_the_smallest_cluster(self):
+        """A guest's write copies one as a whole."""
+        stats = self.performance([5 * MIB], min_cluster_size=8 * MIB)
+        self.assertLess(stats["c"]["wr_operations"], SIZE // 65536)
+        self.assertEqual(stats["c"]["wr_bytes"], SIZE)
+
     def test_the_source_is_discarded_as_it_is_copied(self):
         self.qmp.command("block-export-del", id="guest", mode="hard")
         self.guest.close()
         self.qmp.wait_event("BLOCK_EXPORT_DELETED")
         ref = self.path("ref.qcow2")
         shutil.copy(self.disk, ref)
+        path = self.create("d.qcow2", SIZE)
         self.qmp.command("blockdev-add", driver="qcow2", node_name="d", discard="unmap",
-                         file={"driver": "file", "filename": self.create("d.qcow2", SIZE)})  # fmt: skip
+                         file={"driver": "file", "filename": path})  # fmt: skip
         self.backup(target="d")
         self.finish()
         self.qmp.command("blockdev-backup", job_id="j", device="d", target="t", sync="full",
@@ -312,7 +352,7 @@ class ContentsTest(BackupTest):
         self.finish()
         self.server.quit()
         self.assert_same(ref, "qcow2", self.target, "qcow2")
-        extents = json.loads(tidemark.qemu_img("map", "--output=json", self.path("d.qcow2")).stdout)
+        extents = json.loads(tidemark.qemu_img("map", "--output=json", path).stdout)
         self.assertEqual([e for e in extents if e["data"]], [])
 
     def test_several_jobs_of_one_disk(self):
@@ -355,13 +395,15 @@ class ContentsTest(BackupTest):
 
 class MomentTest(BackupTest):
     def test_all_disks_of_a_transaction_at_one_instant(self):
-        """A counter is written to one disk, then to the other: the backups differ by one at most."""
+        """A counter is written to one disk, then to the other: backups differ by one at most."""
         other = self.create("other.qcow2", SIZE)
         t2 = self.create("t2.qcow2", SIZE)
         for name, path in ("other", other), ("t2", t2):
             self.qmp.command("blockdev-add", driver="qcow2", node_name=name,
                              file={"driver": "file", "filename": path})  # fmt: skip
-        self.qmp.command("block-export-add", type="nbd", id="other", node_name="other", writable=True)
+        self.qmp.command(
+            "block-export-add", type="nbd", id="other", node_name="other", writable=True
+        )
         second = Guest(self.nbd, b"other")
         stop = threading.Event()
         self.guest.write(0, struct.pack(">Q", 0) * 64)
@@ -397,8 +439,8 @@ class MomentTest(BackupTest):
         self.assertGreater(counts[1], 0)
         self.assertIn(counts[0] - counts[1], (0, 1))
         for path in self.disk, other:
-            self.assertEqual([e["start"] for e in self.bitmap_extents(path, "next") if not e["data"]],
-                             [0])  # fmt: skip
+            extents = self.bitmap_extents(path, "next")
+            self.assertEqual([e["start"] for e in extents if not e["data"]], [0])
 
     def test_a_transaction_that_fails_leaves_nothing(self):
         self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
@@ -438,13 +480,14 @@ class RefusalTest(BackupTest):
         before = self.qmp.command("query-named-block-nodes", flat=True)
         for wanted, arguments in (
             ("must provide a valid bitmap name for 'bitmap' sync mode", {"sync": "bitmap"}),
-            ("must provide a valid bitmap name for 'incremental' sync mode", {"sync": "incremental"}),
+            ("must provide a valid bitmap name for 'incremental' sync mode",
+             {"sync": "incremental"}),
             ("Bitmap 'x' could not be found", {"sync": "bitmap", "bitmap": "x"}),
             ("Bitmap sync mode must be given when providing a bitmap", {"bitmap": "b"}),
             ("Cannot specify bitmap sync mode without a bitmap", {"bitmap_mode": "always"}),
             ("Bitmap sync mode must be 'on-success' when using sync mode 'incremental'",
              {"sync": "incremental", "bitmap": "b", "bitmap_mode": "never"}),
-            ("Bitmap sync mode 'never' has no meaningful effect when combined with sync mode 'full'",
+            ("Bitmap sync mode 'never' has no meaningful effect when combined with",
              {"bitmap": "b", "bitmap_mode": "never"}),
             ("sync mode 'none' does not produce meaningful bitmap outputs",
              {"sync": "none", "bitmap": "b", "bitmap_mode": "always"}),

@@ -387,7 +387,8 @@ class PolicyTest(EndTest):
                              on_source_error=policy)  # fmt: skip
             name, data = self.wait_end("s")
             self.assertEqual(name, "COMPLETED")
-            self.assertEqual(data.get("error"), "Input/output error" if policy == "report" else None)
+            wanted = "Input/output error" if policy == "report" else None
+            self.assertEqual(data.get("error"), wanted)
             self.assertEqual(
                 self.errors(), [{"device": "s", "operation": "read", "action": policy}]
             )
