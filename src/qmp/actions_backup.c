@@ -239,3 +239,90 @@ int qmp_co_blockdev_backup(struct qmp_call *call, struct json_object *args,
 {
     return qmp_co_run_action(&qmp_action_blockdev_backup, args, err);
 }
+
+/* --- drive-backup: the target is a file ------------------------------------------------------- */
+
+/*
+ * The node that a new target has as its backing file; NULL: none. A copy of the top image is one of
+ * all that is there if nothing is below.
+ */
+static struct block_node *target_backing(struct json_object *data, struct block_node *source)
+{
+    enum backup_sync sync = get_sync(data);
+
+    return sync == BACKUP_NONE ? source : sync == BACKUP_TOP ? block_node_backing(source) : NULL;
+}
+
+static int co_create_target(struct json_object *data, const char *format, struct block_node *source,
+                            struct error *err)
+{
+    struct block_node *backing = target_backing(data, source);
+    AUTO_FREE char *name = backing ? block_node_full_filename(backing) : NULL;
+    struct options *opts = options_new();
+
+    if (!opts || (backing && !name)) {
+        options_free(opts);
+        return error_out_of_memory(err);
+    }
+    if (backing) {
+        options_set_str(opts, "backing_file", name);
+        options_set_str(opts, "backing_fmt", block_node_format(block_node_skip_filters(backing)));
+    }
+    return block_co_create_image(format, qmp_get_str(data, "target"), block_node_size(source), opts,
+                                 err);
+}
+
+static int co_open_target(struct backup_state *s, struct json_object *data, const char *format,
+                          bool is_new, struct error *err)
+{
+    struct options *opts = options_new();
+
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    options_set_str(opts, "discard", "unmap");
+    if (is_new && get_sync(data) == BACKUP_NONE) {
+        options_set_str(opts, "backing", block_node_name(s->source));
+    }
+    return block_co_open_filename(qmp_get_str(data, "target"), format, opts,
+                                  BLOCK_OPEN_RDWR | BLOCK_OPEN_PROBE, &s->target, err);
+}
+
+static int co_drive_backup_open(void *state, struct json_object *data, struct error *err)
+{
+    const char *format = qmp_get_str(data, "format"), *mode = qmp_get_str(data, "mode");
+    bool is_new = !mode || strcmp(mode, "existing") != 0;
+    struct backup_state *s = state;
+    struct block_node *source = find_disk(qmp_get_str(data, "device"), err);
+    int r = 0;
+
+    if (!source) {
+        return -ENOENT;
+    }
+    s->source = block_node_ref(source);
+    if (is_new) {
+        format = format ?: block_node_format(block_node_skip_filters(source));
+        r = co_create_target(data, format, source, err);
+    }
+    UNLESS_FAILED(r, co_open_target(s, data, format, is_new, err));
+    UNLESS_FAILED(r, co_open_backup(s, data, err));
+    return r;
+}
+
+const struct qmp_action qmp_action_drive_backup = {
+    .name = "drive-backup",
+    .state_size = sizeof(struct backup_state),
+    .starts_job = true,
+    .co_open = co_drive_backup_open,
+    .concerns = backup_concerns,
+    .co_prepare = co_backup_prepare,
+    .co_commit = co_backup_commit,
+    .co_abort = co_backup_abort,
+    .co_clean = co_backup_clean,
+};
+
+int qmp_co_drive_backup(struct qmp_call *call, struct json_object *args,
+                        struct json_object **ret_value, struct error *err)
+{
+    return qmp_co_run_action(&qmp_action_drive_backup, args, err);
+}

@@ -27,6 +27,7 @@ qmp_co_command qmp_co_object_add;
 qmp_co_command qmp_co_object_del;
 
 qmp_co_command qmp_co_blockdev_backup;
+qmp_co_command qmp_co_drive_backup;
 qmp_co_command qmp_co_query_jobs;
 qmp_co_command qmp_co_job_cancel;
 qmp_co_command qmp_co_job_complete;

@@ -261,7 +261,7 @@ OBJECT(object_del, "q_obj_object-del-arg", REQ("id", qmp_str));
 ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
      "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
      "block-dirty-bitmap-disable", "block-dirty-bitmap-merge", "block-export-add",
-     "block-export-del", "blockdev-add", "blockdev-backup", "blockdev-del", "blockdev-replace");
+     "block-export-del", "blockdev-add", "blockdev-backup", "blockdev-del", "blockdev-replace", "drive-backup");
 OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
 OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", bitmap_ref));
 OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
@@ -289,6 +289,7 @@ const struct qmp_type qmp_type_transaction_action = {
                                              {"blockdev-backup", &qmp_type_blockdev_backup_wrapper},
                                              {"blockdev-del", &blockdev_del_wrapper},
                                              {"blockdev-replace", &blockdev_replace_wrapper},
+                                             {"drive-backup", &qmp_type_drive_backup_wrapper},
                                              {NULL, NULL}},
 };
 ARRAY(actions, qmp_type_transaction_action);
@@ -356,6 +357,7 @@ const struct qmp_command qmp_commands[] = {
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-mirror", &qmp_type_blockdev_mirror, &qmp_empty, qmp_co_blockdev_mirror},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
+    {"drive-backup", &qmp_type_drive_backup, &qmp_empty, qmp_co_drive_backup},
     {"job-cancel", &qmp_type_job, &qmp_empty, qmp_co_job_cancel},
     {"job-complete", &qmp_type_job, &qmp_empty, qmp_co_job_complete},
     {"job-dismiss", &qmp_type_job, &qmp_empty, qmp_co_job_dismiss},

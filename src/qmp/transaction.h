@@ -78,7 +78,7 @@ int qmp_co_complete(struct block_node *node, struct error *err);
 extern const struct qmp_action qmp_action_bitmap_add, qmp_action_bitmap_remove,
     qmp_action_bitmap_clear, qmp_action_bitmap_enable, qmp_action_bitmap_disable,
     qmp_action_bitmap_merge;
-extern const struct qmp_action qmp_action_blockdev_backup;
+extern const struct qmp_action qmp_action_blockdev_backup, qmp_action_drive_backup;
 extern const struct qmp_action qmp_action_blockdev_add, qmp_action_blockdev_del,
     qmp_action_blockdev_replace;
 extern const struct qmp_action qmp_action_export_add, qmp_action_export_del;

@@ -340,7 +340,11 @@ class SchemaTest(QmpTest):
     NEWER = {
         "blockdev-backup.discard-source": "9.1",
         "blockdev-backup.x-perf.min-cluster-size": "9.2",
+        "drive-backup.discard-source": "9.1",
+        "drive-backup.x-perf.min-cluster-size": "9.2",
         "transaction.actions[].case blockdev-backup.data.discard-source": "9.1",
+        "transaction.actions[].case drive-backup.data.discard-source": "9.1",
+        "transaction.actions[].case drive-backup.data.x-perf.min-cluster-size": "9.2",
         "transaction.actions[].case blockdev-backup.data.x-perf.min-cluster-size": "9.2",
         "blockdev-mirror.target-is-zero": "10.1",
         "query-block-jobs[].case mirror": "8.2",

@@ -393,6 +393,75 @@ class ContentsTest(BackupTest):
         self.assertLess(time.monotonic() - begin, 4)
 
 
+class DriveBackupTest(BackupTest):
+    def drive(self, name, **more):
+        path = self.path(name)
+        self.qmp.command("drive-backup", job_id="j", device="disk", target=path, **more)
+        return path
+
+    def info_of(self, path):
+        return json.loads(tidemark.qemu_img("info", "-U", "--output=json", path).stdout)
+
+    def test_a_new_file(self):
+        ref = self.keep()
+        paths = []
+        for name, fmt, more in (
+            ("a.qcow2", "qcow2", {}),
+            ("b.raw", "raw", {"format": "raw"}),
+            ("c.qcow2", "qcow2", {"sync": "top"}),
+        ):  # the disk has no backing file: all of it is in the top image
+            paths.append((self.drive(name, **{"sync": "full", "speed": 8 * MIB, **more}), fmt))
+            self.write_around(20)
+            self.qmp.command("block-job-set-speed", device="j", speed=0)
+            self.finish()
+            self.assert_same(ref, "raw", *paths[-1])
+            self.assertEqual(self.info_of(paths[-1][0])["format"], fmt)
+            ref = self.keep()
+        self.assertEqual(
+            [n["drv"] for n in self.qmp.command("query-named-block-nodes", flat=True)].count("qcow2"),
+            2,
+        )
+
+    def test_an_existing_file(self):
+        ref = self.keep()
+        old = self.create("old.qcow2", SIZE)
+        self.assertEqual(self.drive("old.qcow2", sync="full", mode="existing"), old)
+        self.finish()
+        self.assert_same(ref, "raw", old, "qcow2")
+        for name, wanted in ("no.qcow2", "No such file"), ("small.qcow2", "different sizes"):
+            if name == "small.qcow2":
+                self.create(name, MIB)
+            with self.assertRaises(QmpError) as caught:
+                self.drive(name, sync="full", mode="existing")
+            self.assertIn(wanted, caught.exception.desc)
+
+    def test_none_has_the_disk_as_its_backing_file(self):
+        ref = self.keep()
+        path = self.drive("n.qcow2", sync="none")
+        self.write_around(50)
+        info = self.info_of(path)
+        self.assertEqual((info["backing-filename"], info["backing-filename-format"]),
+                         (self.disk, "qcow2"))  # fmt: skip
+        self.qmp.command("job-cancel", id="j")
+        self.wait_end()
+        self.server.quit()
+        # What guests have not overwritten is still in the disk.
+        self.assert_same(ref, "raw", path, "qcow2")
+
+    def test_top_has_the_backing_file_of_the_disk(self):
+        top = self.path("top.qcow2")
+        tidemark.img("create", "-q", "-f", "qcow2", "-b", self.create("base.qcow2", SIZE),
+                     "-F", "qcow2", top)  # fmt: skip
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="top",
+                         file={"driver": "file", "filename": top})  # fmt: skip
+        path = self.path("copy.qcow2")
+        self.qmp.transaction(
+            ("drive-backup", {"job-id": "j", "device": "top", "target": path, "sync": "top"})
+        )
+        self.finish()
+        self.assertEqual(self.info_of(path)["backing-filename"], self.path("base.qcow2"))
+
+
 class MomentTest(BackupTest):
     def test_all_disks_of_a_transaction_at_one_instant(self):
         """A counter is written to one disk, then to the other: backups differ by one at most."""
