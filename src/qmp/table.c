@@ -261,7 +261,8 @@ OBJECT(object_del, "q_obj_object-del-arg", REQ("id", qmp_str));
 ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
      "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
      "block-dirty-bitmap-disable", "block-dirty-bitmap-merge", "block-export-add",
-     "block-export-del", "blockdev-add", "blockdev-backup", "blockdev-del", "blockdev-replace", "drive-backup");
+     "block-export-del", "blockdev-add", "blockdev-backup", "blockdev-del", "blockdev-replace",
+     "drive-backup");
 OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
 OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", bitmap_ref));
 OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
