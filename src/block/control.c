@@ -168,10 +168,11 @@ int block_co_set_backing_node(struct block_node *node, struct block_node *backin
     int r = 0;
 
     block_co_drain_begin(node);
-    if (node->backing) {
+    if (node->backing && backing) {
+        r = block_co_edge_move(node->backing, backing, err);
+    } else if (node->backing) {
         block_co_detach_child(node->backing);
-    }
-    if (backing) {
+    } else if (backing) {
         r = block_co_attach_child(node, backing, "backing", BLOCK_ROLE_BACKING, NULL, err);
     }
     block_drain_end(node);

@@ -100,8 +100,8 @@ int block_co_change_backing(struct block_node *node, const char *filename, const
                             struct error *err);
 /*
  * Put another node in the place of the backing node of `node`, the child "backing"; NULL: it has
- * none from now on. The image keeps what it records. The caller keeps its reference. On failure the
- * node has no backing node.
+ * none from now on. Its users never see it without. The image keeps what it records. The caller
+ * keeps its reference. -EINVAL (a cycle), -EPERM: nothing has changed then.
  */
 int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
                               struct error *err);

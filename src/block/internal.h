@@ -186,7 +186,4 @@ int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned
 int block_co_probe(struct block_node *node, const struct block_driver **ret_driver,
                    struct error *err);
 
-/* Whether a backing file name that an image records is relative to the directory of the image. */
-bool block_is_relative(const char *name);
-
 #endif

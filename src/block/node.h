@@ -109,6 +109,8 @@ char *block_node_full_filename(const struct block_node *node);
  * files).
  */
 char *block_node_resolve_backing(const struct block_node *node, const char *name);
+/* Whether a backing file name that an image records is relative to the directory of the image. */
+bool block_is_relative(const char *name);
 /*
  * Path or URI of `name` as seen from the directory of `base_filename`. URIs and absolute paths stay
  * as they are, and so do all names where the base is a URI without directories (NBD). The caller

@@ -6,10 +6,13 @@
 #include "block/internal.h"
 #include "trace/events.h"
 
-static int check_sizes(const struct block_node *from, const struct block_node *to,
+/* A backing node may have any size: where it has nothing, zeroes are read. */
+static int check_sizes(const struct block_edge *edge, const struct block_node *to,
                        struct error *err)
 {
-    if (block_node_size(from) != block_node_size(to)) {
+    const struct block_node *from = edge->node;
+
+    if (!(edge->role & BLOCK_ROLE_BACKING) && block_node_size(from) != block_node_size(to)) {
         return error_set(err, EINVAL,
                          "Cannot replace node '%s' (%llu bytes) by '%s' (%llu bytes): the sizes "
                          "differ",
@@ -34,7 +37,7 @@ static void point(struct block_edge *edge, struct block_node *node)
 int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
 {
     struct block_node *from = edge->node;
-    int r = check_sizes(from, node, err);
+    int r = check_sizes(edge, node, err);
 
     if (r < 0 || node == from) {
         return r;
