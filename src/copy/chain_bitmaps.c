@@ -15,7 +15,7 @@ struct chain_bitmap {
     struct dirty_bitmap *bits;
     /* bytes per bit */
     uint32_t granularity;
-    bool enabled;
+    bool enabled, persistent;
     /* of the image: 1 is the top */
     int depth;
     /* name of the image; borrowed */
@@ -34,7 +34,7 @@ void chain_bitmaps_clear(struct chain_bitmaps *c)
         chain_bitmap_release(&c->list[i]);
     }
     free(c->list);
-    *c = (struct chain_bitmaps){NULL, 0};
+    *c = (struct chain_bitmaps){.all = c->all};
 }
 
 /* `item` is consumed in any case. 0 or -ENOMEM. */
@@ -72,6 +72,7 @@ static int co_collect_bitmap(struct chain_bitmaps *c, struct block_bitmap *b, co
     struct chain_bitmap item = {
         .granularity = b->granularity,
         .enabled = b->enabled,
+        .persistent = b->persistent,
         .depth = depth,
         .from = from,
     };
@@ -95,7 +96,7 @@ int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, i
     while ((b = block_bitmap_next(node, b))) {
         int r;
 
-        if (!b->persistent) {
+        if (!b->persistent && !c->all) {
             continue;
         }
         if (b->inconsistent) {
@@ -115,6 +116,9 @@ static bool co_can_store(const struct chain_bitmap *item, struct block_node *to)
 {
     ERROR_AUTO(err);
 
+    if (!item->persistent) {
+        return true;
+    }
     if (block_co_can_store_bitmap(to, item->name, item->granularity, &err) == 0) {
         return true;
     }
@@ -186,8 +190,8 @@ static int co_store_bitmap(const struct chain_bitmaps *c, const struct chain_bit
     int r = 0;
 
     if (!b) {
-        r = block_co_bitmap_add(to, item->name, finest_granularity(c, item->name), true, true, &b,
-                                err);
+        r = block_co_bitmap_add(to, item->name, finest_granularity(c, item->name), item->persistent,
+                                true, &b, err);
     }
     UNLESS_FAILED(r, block_co_bitmap_add_bits(b, item->bits, err));
     if (item->enabled) {

@@ -13,6 +13,7 @@
 #ifndef TIDEMARK_COPY_CHAIN_BITMAPS_H
 #define TIDEMARK_COPY_CHAIN_BITMAPS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,13 +26,15 @@ struct chain_bitmap;
 struct chain_bitmaps {
     struct chain_bitmap *list; /* owned; one per bitmap and image */
     size_t count;
+    /* Set it before the first collect: bitmaps that are not persistent count too. */
+    bool all;
 };
 
 /*
- * Add copies of the persistent bitmaps of `node`, which is image number `depth` of the chain,
- * counted from the top image, number 1. `size` is that of the disk that they are merged for, in
- * bytes. An inconsistent bitmap, which no differential can use, is left out with a warning in the
- * log. -ENOMEM, or an error of reading a bitmap.
+ * Add copies of the persistent bitmaps (or all) of `node`, which is image number `depth` of the
+ * chain, counted from the top image, number 1. `size` is that of the disk that they are merged for,
+ * in bytes. An inconsistent bitmap, which no differential can use, is left out with a warning in
+ * the log. -ENOMEM, or an error of reading a bitmap.
  */
 int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, int depth,
                              uint64_t size, struct error *err);
