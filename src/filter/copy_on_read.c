@@ -8,6 +8,8 @@
  * until the data are written; a write of the guest locks its range shared. So a copy never
  * overwrites newer data. Others may not write to `file` (the filter does not share that
  * permission). Reads of allocated areas take no lock.
+ *
+ * A job that streams copies through this filter (copy_on_read_serve_job()).
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -23,6 +25,10 @@ struct copy_on_read {
     struct block_edge *file;
     struct block_node *bottom; /* a reference; NULL: the whole chain is copied */
     struct range_lock busy;
+    /* Only reads of BLOCK_REQ_PREFETCH copy: those of a job. */
+    bool for_job;
+    /* What was written through the filter; borrowed; NULL: nobody asks. */
+    struct dirty_bitmap *written;
 };
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -85,8 +91,24 @@ static void cor_co_close(struct block_node *node)
 static void cor_child_perm(struct block_node *node, struct block_edge *edge, unsigned parents_perm,
                            unsigned parents_shared, unsigned *ret_perm, unsigned *ret_shared)
 {
+    const struct copy_on_read *s = node->opaque;
+
+    /* A job's filter that is on its way in or out does not stand between others and the node. */
+    if (s->for_job && parents_perm == 0) {
+        *ret_perm = 0;
+        *ret_shared = BLOCK_PERM_ALL;
+        return;
+    }
     *ret_perm = parents_perm | BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
     *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+}
+
+void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *written)
+{
+    struct copy_on_read *s = node->opaque;
+
+    s->for_job = true;
+    s->written = written;
 }
 
 /* --- read ------------------------------------------------------------------------------------- */
@@ -252,6 +274,9 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
     struct range_entry range;
     int r = 0;
 
+    if (s->for_job && !(flags & BLOCK_REQ_PREFETCH)) {
+        return block_co_preadv(s->file, offset, iov, flags);
+    }
     /* Allocated areas need no copy. */
     while (at < offset + iov.size) {
         bool allocated;
@@ -277,6 +302,16 @@ static int cor_co_preadv(struct block_node *node, uint64_t offset, struct iov io
 
 /* --- changes ---------------------------------------------------------------------------------- */
 
+/* A write has ended, with success or not. */
+static void end_write(struct copy_on_read *s, struct range_entry *range, uint64_t offset,
+                      uint64_t length)
+{
+    if (s->written) {
+        dirty_bitmap_set(s->written, offset, length);
+    }
+    range_unlock(&s->busy, range);
+}
+
 static int cor_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct copy_on_read *s = node->opaque;
@@ -285,7 +320,7 @@ static int cor_co_pwritev(struct block_node *node, uint64_t offset, struct iov i
 
     co_range_lock(&s->busy, &range, offset, iov.size, false);
     r = block_co_pwritev(s->file, offset, iov, flags);
-    range_unlock(&s->busy, &range);
+    end_write(s, &range, offset, iov.size);
     return r;
 }
 
@@ -298,7 +333,7 @@ static int cor_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_
 
     co_range_lock(&s->busy, &range, offset, length, false);
     r = block_co_write_zeroes(s->file, offset, length, flags);
-    range_unlock(&s->busy, &range);
+    end_write(s, &range, offset, length);
     return r;
 }
 
@@ -310,7 +345,7 @@ static int cor_co_discard(struct block_node *node, uint64_t offset, uint64_t len
 
     co_range_lock(&s->busy, &range, offset, length, false);
     r = block_co_discard(s->file, offset, length);
-    range_unlock(&s->busy, &range);
+    end_write(s, &range, offset, length);
     return r;
 }
 

@@ -19,6 +19,15 @@ extern const struct block_driver copy_before_write_driver, fault_driver, mirror_
 void filter_register_drivers(void);
 
 /*
+ * For a job that copies by reads of BLOCK_REQ_PREFETCH through a copy-on-read node: other reads
+ * copy nothing from now on, so that no guest sees an error of the copy. What guests write from now
+ * on is set in `written`, which lives as long as the node; NULL: nowhere. Main reactor, while the
+ * node is drained; does not yield.
+ */
+struct dirty_bitmap;
+void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *written);
+
+/*
  * Breakpoints of the blkdebug node that gets the events of `node`: itself, or a node below by
  * `file` and through filters. -ENOTSUP: there is none; -ENOENT: unknown event or tag. `tag` NULL
  * means any, except in the first function. Main reactor; none of these functions yields.
