@@ -353,6 +353,7 @@ const struct qmp_command qmp_commands[] = {
     {"block-job-pause", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_pause},
     {"block-job-resume", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_resume},
     {"block-job-set-speed", &qmp_type_block_job_speed, &qmp_empty, qmp_co_block_job_set_speed},
+    {"block-stream", &qmp_type_block_stream, &qmp_empty, qmp_co_block_stream},
     {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
     {"blockdev-backup", &qmp_type_blockdev_backup, &qmp_empty, qmp_co_blockdev_backup},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
