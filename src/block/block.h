@@ -227,8 +227,9 @@ void block_node_leave_for_below(struct block_node *node);
 
 /*
  * Point an edge to another node, of the same size unless the edge is that to a backing node. What
- * the edge could write to before is flushed, unless both nodes are filters on the same node. -EINVAL (sizes, cycle), -EPERM and -EAGAIN of
- * permissions and image locks, errors of the flush. On failure nothing changes.
+ * the edge could write to before is flushed, unless both nodes are filters on the same node.
+ * -EINVAL (sizes, cycle), -EPERM and -EAGAIN of permissions and image locks, errors of the flush.
+ * On failure nothing changes.
  */
 int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err);
 /*
