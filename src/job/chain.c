@@ -5,9 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/block.h"
+#include "block/control.h"
+#include "job/job.h"
 
 /* --- filters ---------------------------------------------------------------------------------- */
 
@@ -27,7 +30,6 @@ int chain_co_insert_filter(struct options *opts_, const char *name, struct block
     options_set_str(opts, "file", block_node_name(below));
     r = block_co_open_hidden(TAKE_PTR(opts), BLOCK_OPEN_RDWR, &filter, err);
     if (r < 0) {
-        error_prepend(err, "Could not create node: ");
         return r;
     }
     r = block_co_publish(filter, err);
@@ -64,6 +66,18 @@ struct block_node *chain_above(struct block_node *top, const struct block_node *
         n = block_node_filter_or_backing(n);
     }
     return n;
+}
+
+uint64_t chain_zero_from(struct block_node *top, struct block_node *base)
+{
+    struct block_node *image = block_node_skip_filters(top);
+    uint64_t from = UINT64_MAX;
+
+    base = block_node_skip_filters(base);
+    while ((image = block_node_skip_filters(block_node_backing(image))) != base && image) {
+        from = MIN(from, block_node_size(image));
+    }
+    return from;
 }
 
 static bool is_same_file(const char *a, const char *b)
@@ -119,4 +133,106 @@ const char *chain_backing_format(const struct block_node *base, bool mask_protoc
     return mask_protocol && (block_node_traits(base) & BLOCK_DRIVER_PROTOCOL)
                ? "raw"
                : block_node_format(base);
+}
+
+/* --- overlays --------------------------------------------------------------------------------- */
+
+/* Calls `fn` for each image whose backing node is `node`, or a filter on that. */
+static int co_for_overlays(struct block_node *node,
+                           int (*co_fn)(struct block_node *overlay, void *arg, struct error *err),
+                           void *arg, struct error *err)
+{
+    struct block_edge *edge = NULL;
+    int r = 0;
+
+    while (r == 0 && (edge = block_node_next_parent(node, edge))) {
+        struct block_node *parent = block_edge_parent(edge);
+
+        if (!parent || block_node_filter_or_backing(parent) != node) {
+            continue;
+        }
+        r = block_node_is_filter(parent) ? co_for_overlays(parent, co_fn, arg, err)
+                                         : co_fn(parent, arg, err);
+    }
+    return r;
+}
+
+struct recording {
+    struct block_node *base; /* no filter; NULL: none */
+    const char *backing_file;
+    bool mask_protocol;
+};
+
+static int co_record(struct block_node *overlay, void *arg, struct error *err)
+{
+    const struct recording *to = arg;
+    struct chain_writable w = {0};
+    AUTO_FREE char *name = NULL;
+    int r;
+
+    if (to->base) {
+        name = to->backing_file ? strdup(to->backing_file) : chain_backing_name(overlay, to->base);
+        if (!name) {
+            return error_out_of_memory(err);
+        }
+    }
+    r = chain_co_begin_writable(&w, overlay, err);
+    UNLESS_FAILED(r, block_co_change_backing(
+                         overlay, name,
+                         to->base ? chain_backing_format(to->base, to->mask_protocol) : NULL, err));
+    chain_co_end_writable(&w);
+    if (r < 0) {
+        error_prepend(
+            err, "Could not record the backing file in '%s': ", block_node_display_name(overlay));
+    }
+    return r;
+}
+
+int chain_co_write_header(struct block_node *overlay, struct block_node *base,
+                          const char *backing_file, bool mask_protocol, struct error *err)
+{
+    struct recording to = {base ? block_node_skip_filters(base) : NULL, backing_file,
+                           mask_protocol};
+
+    return co_record(overlay, &to, err);
+}
+
+int chain_co_write_headers(struct block_node *node, struct block_node *base,
+                           const char *backing_file, bool mask_protocol, struct error *err)
+{
+    struct recording to = {block_node_skip_filters(base), backing_file, mask_protocol};
+
+    return co_for_overlays(node, co_record, &to, err);
+}
+
+static int take_overlay(struct block_node *overlay, void *arg, struct error *err)
+{
+    return job_add_node(arg, overlay, err);
+}
+
+int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err)
+{
+    return co_for_overlays(node, take_overlay, job, err);
+}
+
+/* --- writing for a while ---------------------------------------------------------------------- */
+
+int chain_co_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err)
+{
+    if (!block_node_is_read_only(node)) {
+        return 0;
+    }
+    return error_set(err, EACCES, "Block node is read-only");
+}
+
+void chain_co_end_writable(struct chain_writable *w)
+{
+    block_co_unref(w->node);
+    w->node = NULL;
+}
+
+void chain_co_keep_writable(struct chain_writable *w)
+{
+    block_co_unref(w->node);
+    w->node = NULL;
 }

@@ -9,11 +9,15 @@
 #define TIDEMARK_JOB_CHAIN_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/error.h"
 
 struct block_node;
+struct job;
 struct options;
+
+/* --- filters ---------------------------------------------------------------------------------- */
 
 /*
  * Open a filter from `opts` (consumed; with the driver), whose child "file" is to be `below`, and
@@ -28,8 +32,16 @@ int chain_co_insert_filter(struct options *opts, const char *name, struct block_
  */
 void chain_co_remove_filter(struct block_node *filter);
 
+/* --- images ----------------------------------------------------------------------------------- */
+
 /* The node above `node` in the chain from `top` down; NULL: it is not in there, or is `top`. */
 struct block_node *chain_above(struct block_node *top, const struct block_node *node);
+
+/*
+ * The offset from which on what no image from `top` down to `base` stores reads as zeroes, although
+ * the base may have something there: an image between the two ends there. UINT64_MAX: none does.
+ */
+uint64_t chain_zero_from(struct block_node *top, struct block_node *base);
 
 /*
  * The image below `top` that `name` means: as it was opened, or as the image above it would record
@@ -47,5 +59,33 @@ char *chain_backing_name(const struct block_node *overlay, const struct block_no
  * is a file or a server's export.
  */
 const char *chain_backing_format(const struct block_node *base, bool mask_protocol);
+
+/*
+ * Record `base` (NULL: none) as the backing file in the header of an image. `backing_file`: under
+ * this name; NULL: as chain_backing_name() says. An image that is read-only is written all the
+ * same.
+ */
+int chain_co_write_header(struct block_node *overlay, struct block_node *base,
+                          const char *backing_file, bool mask_protocol, struct error *err);
+/*
+ * Record `base` as the backing file in the headers of all images whose backing node is `node`, or a
+ * filter on that. `backing_file`: under this name; NULL: as chain_backing_name() says.
+ */
+int chain_co_write_headers(struct block_node *node, struct block_node *base,
+                           const char *backing_file, bool mask_protocol, struct error *err);
+/* The job uses these images until its end. -ENOMEM */
+int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err);
+
+/* A node that is writable for the time of a job. Start with {0}. */
+struct chain_writable {
+    struct block_node *node; /* a reference; NULL: it was writable before */
+};
+
+/* The node and those that it uses are drained. -EACCES, or errors of opening for writing. */
+int chain_co_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err);
+/* The node is read-only again, if it was. Nobody uses it for writing. */
+void chain_co_end_writable(struct chain_writable *w);
+/* It stays as it is. Yields if it has no other user. */
+void chain_co_keep_writable(struct chain_writable *w);
 
 #endif

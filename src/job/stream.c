@@ -146,7 +146,8 @@ static int co_mark_layers(struct stream *s)
     struct block_status status;
     int depth, r = 0;
 
-    for (uint64_t at = 0; at < size && s->bitmaps.count > 0 && r == 0; at += status.length) {
+    for (uint64_t at = 0; at < size && chain_bitmaps_want_marks(&s->bitmaps) && r == 0;
+         at += status.length) {
         r = block_co_status_above(edge_of(s), block_node_backing(s->bottom), at, size - at, &status,
                                   &depth);
         if (r == 0 && depth > 0) {
@@ -174,7 +175,7 @@ static int co_merge_bitmaps(struct stream *s, struct error *err)
     int r = co_collect_stream_bitmaps(s, err);
 
     UNLESS_FAILED(r, chain_bitmaps_co_check(&s->bitmaps, s->image, err));
-    while (r == 0 && s->bitmaps.count > 0 &&
+    while (r == 0 && chain_bitmaps_want_marks(&s->bitmaps) &&
            dirty_bitmap_next_dirty(s->written, offset, UINT64_MAX, &offset, &length)) {
         chain_bitmaps_mark(&s->bitmaps, offset, length, 1);
         offset += length;
@@ -214,21 +215,6 @@ static int stream_co_run(struct job *job, void *state, struct error *err)
     return r;
 }
 
-/* Record the base as the backing file. */
-static int co_write_header(struct stream *s, struct block_node *base, struct error *err)
-{
-    struct block_node *image = base ? block_node_skip_filters(base) : NULL;
-    AUTO_FREE char *name = NULL;
-
-    if (!image) {
-        return block_co_change_backing(s->image, NULL, NULL, err);
-    }
-    name = s->backing_file ? strdup(s->backing_file) : chain_backing_name(s->image, image);
-    return name ? block_co_change_backing(s->image, name,
-                                          chain_backing_format(image, s->mask_protocol), err)
-                : error_out_of_memory(err);
-}
-
 static int stream_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct stream *s = state;
@@ -242,7 +228,7 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
         r = co_merge_bitmaps(s, err);
         UNLESS_FAILED(r, block_co_flush(edge_of(s)));
     }
-    UNLESS_FAILED(r, co_write_header(s, base, err));
+    UNLESS_FAILED(r, chain_co_write_header(s->image, base, s->backing_file, s->mask_protocol, err));
     UNLESS_FAILED(r, block_co_set_backing_node(s->image, base, err));
     if (r < 0 && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));
@@ -345,10 +331,12 @@ static int co_insert_stream_filter(struct stream *s, const char *name, struct er
         options_set_str(opts, "bottom", block_node_name(s->bottom));
     }
     r = chain_co_insert_filter(opts, name, s->device, &s->filter, err);
-    if (r == 0) {
-        copy_on_read_serve_job(s->filter, s->written);
+    if (r < 0) {
+        error_prepend(err, "Could not create node: ");
+        return r;
     }
-    return r;
+    copy_on_read_serve_job(s->filter, s->written);
+    return 0;
 }
 
 /* What can be refused without a trace: before there is a job. */

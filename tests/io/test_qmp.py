@@ -346,6 +346,8 @@ class SchemaTest(QmpTest):
         "transaction.actions[].case drive-backup.data.discard-source": "9.1",
         "transaction.actions[].case drive-backup.data.x-perf.min-cluster-size": "9.2",
         "transaction.actions[].case blockdev-backup.data.x-perf.min-cluster-size": "9.2",
+        "block-commit.backing-mask-protocol": "9.0",
+        "block-stream.backing-mask-protocol": "9.0",
         "blockdev-mirror.target-is-zero": "10.1",
         "query-block-jobs[].case mirror": "8.2",
         "query-block-jobs[].type": "8.2",
