@@ -70,6 +70,8 @@ enum block_perm {
     BLOCK_SHARE_CHAIN = 1 << 4,
 };
 
+/* What the users of a node use together: bits of enum block_perm. */
+unsigned block_node_used_perm(const struct block_node *node);
 /* "consistent read, write" for messages. `buf` has at least 64 bytes. */
 const char *block_perm_names(unsigned perm, char *buf, size_t buf_size);
 

@@ -69,6 +69,12 @@ static bool has_writing_user(const struct block_node *node)
         }
     }
     return false;
+unsigned block_node_used_perm(const struct block_node *node)
+{
+    unsigned perm, shared;
+
+    cumulative_in_force(node, &perm, &shared);
+    return perm;
 }
 
 void block_default_child_perm(struct block_node *node, struct block_edge *edge,

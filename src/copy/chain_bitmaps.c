@@ -162,6 +162,16 @@ void chain_bitmaps_mark(struct chain_bitmaps *c, uint64_t offset, uint64_t lengt
     }
 }
 
+bool chain_bitmaps_want_marks(const struct chain_bitmaps *c)
+{
+    for (size_t i = 0; i < c->count; i++) {
+        if (c->list[i].enabled && c->list[i].depth > 1) {
+            return true;
+        }
+    }
+    return false;
+}
+
 void chain_bitmaps_mark_all(struct chain_bitmaps *c, uint64_t offset, uint64_t length)
 {
     for (size_t i = 0; i < c->count; i++) {

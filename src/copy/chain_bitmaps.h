@@ -50,6 +50,8 @@ int chain_bitmaps_co_check(struct chain_bitmaps *c, struct block_node *to, struc
  * to an image below would have marked the enabled bitmaps of that image.
  */
 void chain_bitmaps_mark(struct chain_bitmaps *c, uint64_t offset, uint64_t length, int depth);
+/* Whether chain_bitmaps_mark() would ever mark anything. */
+bool chain_bitmaps_want_marks(const struct chain_bitmaps *c);
 /* Mark [offset, offset + length) in all bitmaps. */
 void chain_bitmaps_mark_all(struct chain_bitmaps *c, uint64_t offset, uint64_t length);
 /*

@@ -12,6 +12,7 @@
 #include "block/block.h"
 #include "block/control.h"
 #include "block/control_lock.h"
+#include "job/chain.h"
 #include "job/copy_loop.h"
 #include "job/mirror_internal.h"
 #include "loop/loop.h"
@@ -180,6 +181,8 @@ static int co_scan_top(struct mirror *s)
     struct dirty_bitmap *todo = mirror_top_todo(s->top);
     struct block_edge *edge = block_root_edge(s->root);
     uint64_t size = dirty_bitmap_size(todo);
+    uint64_t zero_from =
+        s->params.base ? chain_zero_from(s->params.source, s->params.base) : UINT64_MAX;
     int r = 0;
 
     for (uint64_t offset = 0; offset < size && r == 0;) {
@@ -190,8 +193,10 @@ static int co_scan_top(struct mirror *s)
         if (r == 0 && status.length == 0) {
             break;
         }
-        if (r == 0 && depth > 0) {
+        if (r == 0 && (depth > 0 || offset >= zero_from)) {
             dirty_bitmap_set(todo, offset, status.length);
+        } else if (r == 0) {
+            status.length = MIN(status.length, zero_from - offset);
         }
         offset += r == 0 ? status.length : 0;
         if (reactor_turn_expired()) {
@@ -440,7 +445,7 @@ static int check_nodes(const struct mirror_params *p, struct error *err)
         return error_set(err, EINVAL, "Can't mirror node into itself");
     }
     while ((edge = block_node_next_parent(p->source, edge))) {
-        if (block_edge_parent(edge)) {
+        if (block_edge_parent(edge) && !is_commit(p)) {
             return error_set(err, EINVAL, "Need a root block node");
         }
     }

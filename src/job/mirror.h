@@ -83,7 +83,7 @@ struct mirror_params {
      * grows), and must be writable.
      */
     const char *type;
-    /* No node is a parent of the source: its users are roots. */
+    /* No node is a parent of the source: its users are roots; except of a commit. */
     struct block_node *source, *target;
     enum mirror_sync sync;
     /* MIRROR_SYNC_TOP: of the source's chain; NULL: all of the chain. */
