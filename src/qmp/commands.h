@@ -45,6 +45,7 @@ qmp_co_command qmp_co_block_job_pause;
 qmp_co_command qmp_co_block_job_resume;
 qmp_co_command qmp_co_block_job_set_speed;
 qmp_co_command qmp_co_blockdev_mirror;
+qmp_co_command qmp_co_block_commit;
 qmp_co_command qmp_co_block_stream;
 
 qmp_co_command qmp_co_trace_event_get_state;

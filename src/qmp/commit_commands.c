@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* block-stream: the jobs that shorten backing chains. */
+/* block-commit, block-stream: the jobs that shorten backing chains. */
 #include <errno.h>
 #include <string.h>
 
 #include "block/block.h"
 #include "job/chain.h"
+#include "job/commit.h"
+#include "job/commit_active.h"
 #include "job/stream.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
@@ -161,4 +163,164 @@ int qmp_co_block_stream(struct qmp_call *call, struct json_object *args,
                         struct json_object **ret_value, struct error *err)
 {
     return qmp_co_run_action(&action_block_stream, args, err);
+}
+
+/* --- block-commit ----------------------------------------------------------------------------- */
+
+/* The device: a node that no other node uses. */
+static int find_commit_root(struct json_object *args, struct block_node **ret_root,
+                            struct error *err)
+{
+    const char *device = qmp_get_str(args, "device");
+    struct block_node *node = block_node_lookup(device, NULL);
+    struct block_edge *edge = NULL;
+
+    if (!node) {
+        return error_set_class(err, ERROR_CLASS_DEVICE_NOT_FOUND, ENOENT, "Device '%s' not found",
+                               device);
+    }
+    while ((edge = block_node_next_parent(node, edge))) {
+        if (block_edge_parent(edge)) {
+            return error_set(err, EINVAL, "Need a root block node");
+        }
+    }
+    *ret_root = node;
+    return 0;
+}
+
+/* "top" and "top-node", the device if there is neither; it is in the chain of the device. */
+static int find_top(struct json_object *args, struct block_node *root, struct block_node **ret_top,
+                    struct error *err)
+{
+    const char *node = qmp_get_str(args, "top-node"), *file = qmp_get_str(args, "top");
+
+    *ret_top = root;
+    if (node && file) {
+        return error_set(err, EINVAL, "'top-node' and 'top' are mutually exclusive");
+    }
+    if (node) {
+        *ret_top = lookup_by_name(node, err);
+        if (*ret_top && *ret_top != root && !chain_above(root, *ret_top)) {
+            return error_set(err, EINVAL, "'%s' is not in this backing file chain", node);
+        }
+    } else if (file && strcmp(file, block_node_filename(root)) != 0) {
+        *ret_top = chain_find(root, file);
+        if (!*ret_top) {
+            error_set(err, ENOENT, "Top image file %s not found", file);
+        }
+    }
+    return *ret_top ? 0 : -ENOENT;
+}
+
+/* "base" and "base-node", the last image if there is neither; it is below the top. */
+static int find_base(struct json_object *args, struct block_node *top, struct block_node **ret_base,
+                     struct error *err)
+{
+    const char *node = qmp_get_str(args, "base-node"), *file = qmp_get_str(args, "base");
+
+    if (node && file) {
+        return error_set(err, EINVAL, "'base-node' and 'base' are mutually exclusive");
+    }
+    if (node) {
+        *ret_base = lookup_by_name(node, err);
+        if (*ret_base && *ret_base != top && !chain_above(top, *ret_base)) {
+            return error_set(err, EINVAL, "'%s' is not in this backing file chain", node);
+        }
+    } else if (file) {
+        *ret_base = chain_find(top, file);
+        if (!*ret_base) {
+            error_set(err, ENOENT, "Can't find '%s' in the backing chain", file);
+        }
+    } else {
+        *ret_base = block_node_skip_filters(top);
+        for (struct block_node *n = *ret_base; n; n = block_node_backing(n)) {
+            *ret_base = block_node_skip_filters(n);
+        }
+    }
+    if (*ret_base && block_node_skip_filters(*ret_base) == block_node_skip_filters(top)) {
+        return error_set(err, EINVAL, "cannot commit an image into itself");
+    }
+    return *ret_base ? 0 : -ENOENT;
+}
+
+/* *ret_active: guests write to the top, which is committed as it changes. */
+static int find_commit_nodes(struct json_object *args, struct commit_params *ret, bool *ret_active,
+                             struct error *err)
+{
+    struct block_node *root = NULL, *top = NULL, *base = NULL;
+    int r = find_commit_root(args, &root, err);
+    bool is_root;
+
+    UNLESS_FAILED(r, find_top(args, root, &top, err));
+    UNLESS_FAILED(r, find_base(args, top, &base, err));
+    if (r < 0) {
+        return r;
+    }
+    is_root = block_node_skip_filters(top) == block_node_skip_filters(root);
+    *ret_active = is_root || (block_node_used_perm(top) & BLOCK_PERM_WRITE);
+    if (*ret_active && qmp_get(args, "backing-file")) {
+        return error_set(err, EINVAL, "'backing-file' specified, but 'top' %s",
+                         is_root ? "is the active layer" : "has a writer on it");
+    }
+    *ret = (struct commit_params){
+        .top = top,
+        .base = base,
+        .backing_file = qmp_get_str(args, "backing-file"),
+        .mask_protocol = qmp_get_bool(args, "backing-mask-protocol", false),
+        .on_error = qmp_get_on_error(args, "on-error"),
+        .filter_name = qmp_get_str(args, "filter-node-name"),
+    };
+    return 0;
+}
+
+/* The base may have to be opened for writing. */
+static void commit_concerns(void *state, struct json_object *args, struct qmp_concern *concern)
+{
+    struct commit_params params;
+    bool active;
+
+    if (find_commit_nodes(args, &params, &active, NULL) == 0) {
+        qmp_concern_add(concern, params.top);
+        qmp_concern_add(concern, params.base);
+    }
+}
+
+static int co_commit_prepare(void *state, struct json_object *args, struct error *err)
+{
+    struct start_state *s = state;
+    struct commit_params params;
+    struct job_config config;
+    bool active;
+    int r = find_commit_nodes(args, &params, &active, err);
+
+    UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
+    UNLESS_FAILED(r, commit_co_new(&params, &config, &s->job, err));
+    return r;
+}
+
+static const struct qmp_action action_block_commit = {
+    .name = "block-commit",
+    .state_size = sizeof(struct start_state),
+    .concerns = commit_concerns,
+    .co_prepare = co_commit_prepare,
+    .co_commit = co_start_commit,
+    .co_abort = co_start_abort,
+};
+
+int qmp_co_block_commit(struct qmp_call *call, struct json_object *args,
+                        struct json_object **ret_value, struct error *err)
+{
+    struct commit_params params;
+    struct job_config config;
+    bool active = false;
+    int r = find_commit_nodes(args, &params, &active, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!active) {
+        return qmp_co_run_action(&action_block_commit, args, err);
+    }
+    r = qmp_get_job_config(args, &config, err);
+    return r < 0 ? r : commit_active_co_start(&params, &config, err);
 }

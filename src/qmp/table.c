@@ -337,6 +337,7 @@ static int co_query_schema(struct qmp_call *call, struct json_object *args,
 /* --- the table */
 
 const struct qmp_command qmp_commands[] = {
+    {"block-commit", &qmp_type_block_commit, &qmp_empty, qmp_co_block_commit},
     {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},
     {"block-dirty-bitmap-clear", &bitmap_ref, &qmp_empty, qmp_co_bitmap_clear},
     {"block-dirty-bitmap-disable", &bitmap_ref, &qmp_empty, qmp_co_bitmap_disable},

@@ -25,6 +25,6 @@ extern const struct qmp_type qmp_type_blockdev_backup_wrapper, qmp_type_drive_ba
 extern const struct qmp_type qmp_type_blockdev_mirror, qmp_type_drive_mirror,
     qmp_type_block_job_change;
 /* commit_types.c: arguments of the jobs that shorten backing chains. */
-extern const struct qmp_type qmp_type_block_stream;
+extern const struct qmp_type qmp_type_block_commit, qmp_type_block_stream;
 
 #endif

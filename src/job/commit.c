@@ -1,0 +1,392 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ *       overlay, or several
+ *             |    backing
+ *        commit_top  <------ the job reads here
+ *             |
+ *            top                 these are not needed afterwards; frozen
+ *            ...
+ *             |    backing
+ *            base    <------ the job writes here
+ *
+ * What is written into the base is what the chain shows already: nobody who reads through
+ * `commit_top` sees a difference, also if the job ends half way.
+ *
+ * At the end, in an order in which every step may fail and leave the disk as it is: bitmaps are
+ * merged, the base is flushed, the headers of the overlays are written, the graph is changed.
+ */
+#include "job/commit.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/block.h"
+#include "block/control.h"
+#include "block/control_lock.h"
+#include "copy/chain_bitmaps.h"
+#include "job/chain.h"
+#include "job/copy_loop.h"
+
+#define GRANULARITY (64 * KiB)
+#define CHUNK (1 * MiB)
+#define WORKERS 8
+#define BUFFER_ALIGNMENT 4096
+
+struct commit {
+    struct block_node *top, *base; /* held by the job */
+    struct block_node *filter;     /* a reference; NULL: not in the graph */
+    struct block_root *root;       /* on the filter */
+    struct block_root *base_root;
+    struct chain_writable writable; /* the base */
+    /* Beyond it, what no image above the base stores is zero: an image between ends there. */
+    uint64_t zero_from;
+    struct dirty_bitmap *todo;    /* what has not been looked at */
+    struct chain_bitmaps bitmaps; /* of the images that leave the chain */
+    char *backing_file;           /* owned; NULL: the base's name */
+    bool mask_protocol;
+    enum job_on_error on_error;
+};
+
+static struct block_edge *source_of(const struct commit *s)
+{
+    return block_root_edge(s->root);
+}
+
+/* --- copying ---------------------------------------------------------------------------------- */
+
+enum commit_kind { COMMIT_NOTHING, COMMIT_ZEROES, COMMIT_DATA };
+
+/*
+ * What has to be done at `offset`; *length becomes the length to which that applies; *ret_depth is
+ * the image that has it.
+ */
+static int co_look(const struct commit *s, uint64_t offset, uint64_t *length,
+                   enum commit_kind *ret_kind, int *ret_depth)
+{
+    uint64_t size = block_node_size(s->top);
+    struct block_status status = {0};
+    int r = 0;
+
+    if (offset >= size) { /* the overlay reads zeroes there, as the top ends */
+        *ret_kind = COMMIT_ZEROES;
+        *ret_depth = 1;
+        return 0;
+    }
+    *length = MIN(*length, size - offset);
+    r = block_co_status_above(source_of(s), s->base, offset, *length, &status, ret_depth);
+    if (r < 0) {
+        return r;
+    }
+    *length = MIN(*length, status.length);
+    if (*ret_depth > 0) {
+        *ret_kind = status.flags & BLOCK_STATUS_ZERO ? COMMIT_ZEROES : COMMIT_DATA;
+    } else if (offset >= s->zero_from) {
+        *ret_kind = COMMIT_ZEROES;
+        *ret_depth = 1;
+    } else {
+        *ret_kind = COMMIT_NOTHING;
+        *length = MIN(*length, s->zero_from - offset);
+    }
+    return 0;
+}
+
+/* Runs without data are one piece, however long. */
+static int co_commit_plan(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
+{
+    struct commit *s = arg;
+    uint64_t length = max_length;
+    enum commit_kind kind;
+    int depth;
+    int r = co_look(s, piece->offset, &length, &kind, &depth);
+
+    if (r == 0 && kind != COMMIT_DATA && (length == max_length || length >= GRANULARITY)) {
+        piece->length = length == max_length ? length : round_down(length, GRANULARITY);
+        piece->paced = 0;
+    }
+    return r;
+}
+
+static int co_copy_run(struct commit *s, uint64_t offset, uint64_t length, bool *ret_reading)
+{
+    AUTO_FREE void *buffer = NULL;
+    int r;
+
+    *ret_reading = false;
+    if (posix_memalign(&buffer, BUFFER_ALIGNMENT, length) != 0) {
+        buffer = NULL;
+        return -ENOMEM;
+    }
+    r = block_co_pread(source_of(s), offset, buffer, length);
+    *ret_reading = r < 0;
+    UNLESS_FAILED(r, block_co_pwrite(block_root_edge(s->base_root), offset, buffer, length, 0));
+    return r;
+}
+
+static int co_commit_run(struct commit *s, uint64_t offset, uint64_t length, enum commit_kind kind,
+                         bool *ret_reading)
+{
+    if (kind == COMMIT_NOTHING) {
+        return 0;
+    }
+    if (kind == COMMIT_ZEROES) {
+        *ret_reading = false;
+        return block_co_write_zeroes(block_root_edge(s->base_root), offset, length,
+                                     BLOCK_REQ_MAY_UNMAP);
+    }
+    return co_copy_run(s, offset, length, ret_reading);
+}
+
+static int co_commit_copy(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
+{
+    struct commit *s = arg;
+    uint64_t end = MIN(piece->offset + piece->length, dirty_bitmap_size(s->todo));
+    int r = 0;
+
+    for (uint64_t at = piece->offset, length; at < end && r == 0; at += length) {
+        enum commit_kind kind;
+        int depth;
+
+        length = end - at;
+        *ret_reading = true;
+        r = co_look(s, at, &length, &kind, &depth);
+        if (r < 0) {
+            return r;
+        }
+        if (kind == COMMIT_DATA) {
+            length = MIN(length, CHUNK);
+        }
+        if (kind != COMMIT_NOTHING) {
+            chain_bitmaps_mark(&s->bitmaps, at, length, depth);
+        }
+        r = co_commit_run(s, at, length, kind, ret_reading);
+    }
+    return r;
+}
+
+/* --- bitmaps ---------------------------------------------------------------------------------- */
+
+/* Collect the bitmaps of all images that leave. The control lock is held. */
+static int co_collect_commit_bitmaps(struct commit *s, struct error *err)
+{
+    uint64_t size = MAX(block_node_size(s->top), block_node_size(s->base));
+    struct block_node *base = block_node_skip_filters(s->base);
+    struct block_node *node = block_node_skip_filters(s->top);
+    int r = 0;
+
+    for (int depth = 1; r == 0 && node != base; depth++) {
+        r = chain_bitmaps_co_collect(&s->bitmaps, node, depth, size, err);
+        node = block_node_skip_filters(block_node_backing(node));
+    }
+    UNLESS_FAILED(r, chain_bitmaps_co_check(&s->bitmaps, base, err));
+    return r;
+}
+
+/* --- work ------------------------------------------------------------------------------------- */
+
+/* The base is at least as large as the top. */
+static int co_grow_base(struct commit *s, struct error *err)
+{
+    uint64_t size = block_node_size(s->top);
+
+    return block_node_size(s->base) < size
+               ? block_co_truncate(block_root_edge(s->base_root), size, BLOCK_PREALLOC_OFF, err)
+               : 0;
+}
+
+static int co_begin_commit(struct commit *s, struct error *err)
+{
+    int r;
+
+    block_co_control_lock();
+    r = co_collect_commit_bitmaps(s, err);
+    UNLESS_FAILED(r, co_grow_base(s, err));
+    block_control_unlock();
+    if (r < 0) {
+        return r;
+    }
+    s->todo = dirty_bitmap_new(block_node_size(s->base), GRANULARITY);
+    if (!s->todo) {
+        return error_out_of_memory(err);
+    }
+    dirty_bitmap_set(s->todo, 0, block_node_size(s->base));
+    return 0;
+}
+
+static int commit_co_run(struct job *job, void *state, struct error *err)
+{
+    struct commit *s = state;
+    struct copy_loop_params params = {
+        .job = job,
+        .chunk = CHUNK,
+        .workers = WORKERS,
+        .on_source_error = s->on_error,
+        .on_target_error = s->on_error,
+        .co_plan = co_commit_plan,
+        .co_copy = co_commit_copy,
+        .arg = s,
+    };
+    int r = co_begin_commit(s, err);
+
+    if (r == 0) {
+        params.todo = s->todo;
+        job_progress_set_total(job, block_node_size(s->base));
+        r = copy_loop_co_run(&params);
+    }
+    UNLESS_FAILED(r, block_co_flush(block_root_edge(s->base_root)));
+    if (r < 0 && r != -ECANCELED && !error_is_set(err)) {
+        error_set(err, -r, "%s", strerror(-r));
+    }
+    return r;
+}
+
+/* --- the end ---------------------------------------------------------------------------------- */
+
+/* The users of the top become users of the base. */
+static int co_leave_graph(struct commit *s, struct error *err)
+{
+    struct block_node *filter = s->filter;
+    int r;
+
+    block_co_root_release(s->root);
+    s->root = NULL;
+    block_co_drain_begin(s->base);
+    r = block_co_root_set_perm(s->base_root, 0, BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN, err);
+    UNLESS_FAILED(r, block_co_node_replace(filter, s->base, err));
+    block_drain_end(s->base);
+    if (r == 0) {
+        s->filter = NULL;
+        block_co_unref(filter);
+    }
+    return r;
+}
+
+static int commit_co_prepare(struct job *job, void *state, struct error *err)
+{
+    struct commit *s = state;
+    int r = co_collect_commit_bitmaps(s, err);
+
+    UNLESS_FAILED(r, chain_bitmaps_co_store(&s->bitmaps, block_node_skip_filters(s->base), err));
+    UNLESS_FAILED(r, block_co_flush(block_root_edge(s->base_root)));
+    UNLESS_FAILED(
+        r, chain_co_write_headers(s->filter, s->base, s->backing_file, s->mask_protocol, err));
+    if (r < 0) {
+        return error_is_set(err) ? r : error_set(err, -r, "%s", strerror(-r));
+    }
+    return co_leave_graph(s, err);
+}
+
+static void co_release_commit(struct commit *s)
+{
+    block_co_root_release(s->root);
+    block_co_root_release(s->base_root);
+    if (s->filter) {
+        chain_co_remove_filter(s->filter);
+    }
+    chain_co_end_writable(&s->writable);
+    dirty_bitmap_free(s->todo);
+    chain_bitmaps_clear(&s->bitmaps);
+    free(s->backing_file);
+}
+
+static void commit_co_clean(struct job *job, void *state)
+{
+    co_release_commit(state);
+}
+
+static const struct job_driver commit_driver = {
+    .type = "commit",
+    .state_size = sizeof(struct commit),
+    .block_job = true,
+    .co_run = commit_co_run,
+    .co_prepare = commit_co_prepare,
+    .co_clean = commit_co_clean,
+};
+
+/* --- making it -------------------------------------------------------------------------------- */
+
+static int check_commit_nodes(const struct commit_params *s, struct error *err)
+{
+    struct block_node *node;
+    int r = job_check_node(s->base, err);
+
+    for (node = s->top; node != s->base && r == 0; node = block_node_filter_or_backing(node)) {
+        r = job_check_node(node, err);
+        UNLESS_FAILED(r, job_check_frozen(node, err));
+    }
+    return r;
+}
+
+/* The overlays too: their headers will be written. */
+static int co_take_commit_nodes(struct commit *s, struct job *job, struct error *err)
+{
+    struct block_node *node = s->filter;
+    int r = job_add_node(job, s->base, err);
+
+    for (; node != s->base && r == 0; node = block_node_filter_or_backing(node)) {
+        r = job_add_node(job, node, err);
+    }
+    UNLESS_FAILED(r, job_freeze_chain(job, s->filter, s->base, err));
+    UNLESS_FAILED(r, chain_co_take_overlays(job, s->filter, err));
+    return r;
+}
+
+static int co_insert_commit_filter(struct commit *s, const char *name, struct error *err)
+{
+    struct options *opts = options_new();
+
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    options_set_str(opts, "driver", "commit_top");
+    options_set_bool(opts, "read-only", true);
+    return chain_co_insert_filter(opts, name, s->top, &s->filter, err);
+}
+
+static int co_set_up_commit(struct commit *s, struct job *job, const struct commit_params *p,
+                            struct error *err)
+{
+    int r = 0;
+
+    s->top = p->top;
+    s->base = p->base;
+    s->mask_protocol = p->mask_protocol;
+    s->on_error = p->on_error;
+    s->bitmaps.all = true;
+    if (p->backing_file) {
+        s->backing_file = strdup(p->backing_file);
+        r = s->backing_file ? 0 : error_out_of_memory(err);
+    }
+    UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, s->base, err));
+    UNLESS_FAILED(r, co_insert_commit_filter(s, p->filter_name, err));
+    UNLESS_FAILED(r, co_take_commit_nodes(s, job, err));
+    UNLESS_FAILED(r, block_co_root_new(s->filter, job_id(job), BLOCK_PERM_CONSISTENT_READ,
+                                       BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN, &s->root, err));
+    UNLESS_FAILED(
+        r, block_co_root_new(s->base, job_id(job),
+                             BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                             BLOCK_PERM_CONSISTENT_READ | BLOCK_SHARE_CHAIN, &s->base_root, err));
+    s->zero_from = chain_zero_from(s->top, s->base);
+    return r;
+}
+
+int commit_co_new(const struct commit_params *params, const struct job_config *config,
+                  struct job **ret_job, struct error *err)
+{
+    struct job *job;
+    int r = check_commit_nodes(params, err);
+
+    UNLESS_FAILED(r, job_new(&commit_driver, config, &job, err));
+    if (r < 0) {
+        return r;
+    }
+    r = co_set_up_commit(job_state(job), job, params, err);
+    if (r < 0) {
+        job_co_discard(job);
+        return r;
+    }
+    *ret_job = job;
+    return 0;
+}
