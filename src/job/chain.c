@@ -137,10 +137,15 @@ const char *chain_backing_format(const struct block_node *base, bool mask_protoc
 
 /* --- overlays --------------------------------------------------------------------------------- */
 
-/* Calls `fn` for each image whose backing node is `node`, or a filter on that. */
-static int co_for_overlays(struct block_node *node,
-                           int (*co_fn)(struct block_node *overlay, void *arg, struct error *err),
-                           void *arg, struct error *err)
+/* What to do with an image whose backing node is another one. */
+struct overlay_call {
+    int (*co_run)(struct block_node *overlay, void *arg, struct error *err);
+    void *arg;
+};
+
+/* Call it for each image whose backing node is `node`, or a filter on that. */
+static int co_for_overlays(struct block_node *node, const struct overlay_call *call,
+                           struct error *err)
 {
     struct block_edge *edge = NULL;
     int r = 0;
@@ -151,8 +156,8 @@ static int co_for_overlays(struct block_node *node,
         if (!parent || block_node_filter_or_backing(parent) != node) {
             continue;
         }
-        r = block_node_is_filter(parent) ? co_for_overlays(parent, co_fn, arg, err)
-                                         : co_fn(parent, arg, err);
+        r = block_node_is_filter(parent) ? co_for_overlays(parent, call, err)
+                                         : call->co_run(parent, call->arg, err);
     }
     return r;
 }
@@ -201,18 +206,21 @@ int chain_co_write_headers(struct block_node *node, struct block_node *base,
                            const char *backing_file, bool mask_protocol, struct error *err)
 {
     struct recording to = {block_node_skip_filters(base), backing_file, mask_protocol};
+    struct overlay_call call = {co_record, &to};
 
-    return co_for_overlays(node, co_record, &to, err);
+    return co_for_overlays(node, &call, err);
 }
 
-static int take_overlay(struct block_node *overlay, void *arg, struct error *err)
+static int co_take_overlay(struct block_node *overlay, void *arg, struct error *err)
 {
     return job_add_node(arg, overlay, err);
 }
 
 int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err)
 {
-    return co_for_overlays(node, take_overlay, job, err);
+    struct overlay_call call = {co_take_overlay, job};
+
+    return co_for_overlays(node, &call, err);
 }
 
 /* --- writing for a while ---------------------------------------------------------------------- */
