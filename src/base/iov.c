@@ -62,9 +62,14 @@ int iov_slice(struct iov v, size_t offset, size_t size, struct iovec *out, int o
 
 int iov_part_set(struct iov_part *part, struct iov v, size_t offset, size_t size)
 {
-    int n = iov_slice(v, offset, size, part->local, IOV_PART_LOCAL);
+    int n;
 
     iov_part_release(part);
+    if (offset == 0 && size == v.size) {
+        part->iov = v;
+        return 0;
+    }
+    n = iov_slice(v, offset, size, part->local, IOV_PART_LOCAL);
     if (n == -E2BIG) {
         part->heap = malloc((size_t)v.count * sizeof(*part->heap));
         if (!part->heap) {
@@ -75,12 +80,6 @@ int iov_part_set(struct iov_part *part, struct iov v, size_t offset, size_t size
     part->iov =
         (struct iov){.vec = part->heap ? part->heap : part->local, .count = n, .size = size};
     return 0;
-}
-
-void iov_part_release(struct iov_part *part)
-{
-    free(part->heap);
-    part->heap = NULL;
 }
 
 void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size)

@@ -9,6 +9,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/uio.h>
 
 /* A borrowed vector: whoever makes one owns the array and the memory. */
@@ -52,11 +53,20 @@ struct iov_part {
     __attribute__((cleanup(iov_part_release))) struct iov_part name;                               \
     (name).heap = NULL
 
-/* Set part->iov to [offset, offset + size) of `v`; may be called again. 0 or -ENOMEM. */
+/*
+ * Set part->iov to [offset, offset + size) of `v`; may be called again. 0 or -ENOMEM. If that is
+ * all of `v`, part->iov has the elements of `v` itself, so those are used as long as the part.
+ */
 int iov_part_set(struct iov_part *part, struct iov v, size_t offset, size_t size);
 
 /* Free the memory. part->iov is invalid until the next iov_part_set(). */
-void iov_part_release(struct iov_part *part);
+static inline void iov_part_release(struct iov_part *part)
+{
+    if (__builtin_expect(part->heap != NULL, 0)) {
+        free(part->heap);
+        part->heap = NULL;
+    }
+}
 
 /* Copy `size` bytes from `buf` to `v`, beginning at `offset` of `v`. */
 void iov_copy_from_buf(struct iov v, size_t offset, const void *buf, size_t size);

@@ -89,6 +89,7 @@ static void test_part_of_many_elements(void **state)
     }
     assert_int_equal(iov_part_set(&part, iov, 0, COUNT), 0);
     assert_int_equal(part.iov.count, COUNT);
+    assert_ptr_equal(part.iov.vec, vec);
     assert_int_equal(iov_part_set(&part, iov, 3, IOV_PART_LOCAL), 0);
     assert_int_equal(part.iov.count, IOV_PART_LOCAL);
     assert_ptr_equal(part.iov.vec[0].iov_base, memory + 3);
