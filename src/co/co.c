@@ -13,7 +13,7 @@
 #include <sanitizer/tsan_interface.h>
 #endif
 
-static _Thread_local struct co_thread this_thread;
+_Thread_local struct co_thread co_this_thread;
 
 /* Complete a switch: `self` is running now, on thread `t`. */
 static inline void arrive(struct co_thread *t, struct co_fiber *self)
@@ -65,7 +65,7 @@ static void co_leave(struct co *co, bool ended)
 /* The first function on each stack: runs one coroutine after the other. */
 static void co_main(void)
 {
-    struct co *co = this_thread.current;
+    struct co *co = co_this_thread.current;
 
     arrive(co->thread, &co->fiber);
     for (;;) {
@@ -122,12 +122,12 @@ size_t co_home_live(struct co_home *home)
 
 struct co *co_self(void)
 {
-    return this_thread.current;
+    return co_this_thread.current;
 }
 
 void co_suspend(void)
 {
-    struct co *co = this_thread.current;
+    struct co *co = co_this_thread.current;
 
     assert(co);
     co_leave(co, false);
@@ -142,7 +142,7 @@ void co_wake(struct co *co)
 
 void co_reschedule(void)
 {
-    struct co *co = this_thread.current;
+    struct co *co = co_this_thread.current;
 
     assert(co);
     co_wake(co);
@@ -160,7 +160,7 @@ static void wake_moving(struct co_thread *t)
 
 void co_resume(struct co *co)
 {
-    struct co_thread *t = &this_thread;
+    struct co_thread *t = &co_this_thread;
     struct co *resumer = t->current;
     struct co_fiber *from = resumer ? &resumer->fiber : &t->self;
 
@@ -206,7 +206,7 @@ void co_rescue(struct co *caller)
 
 void co_rejoin(void)
 {
-    struct co_thread *t = &this_thread;
+    struct co_thread *t = &co_this_thread;
     struct co *co = t->current;
 
     t->moving = co;
@@ -224,7 +224,7 @@ static void co_move(struct co *co, struct co_home *home)
 
 void co_call_at(struct co_home *there, co_entry *entry, void *arg)
 {
-    struct co *co = this_thread.current;
+    struct co *co = co_this_thread.current;
     struct co_home *home;
 
     assert(co);

@@ -31,6 +31,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/counters.h"
 #include "base/list.h"
@@ -49,6 +50,12 @@ struct co_home {
      * memory to queue with.
      */
     void (*enqueue)(struct co_home *home, struct co *co);
+
+    /*
+     * When the scheduler's present turn began, of any clock; for co/stall.h. The home's thread
+     * writes it.
+     */
+    int64_t turn_ns;
 
     /* Counters of the coroutine layer; start with zeroes. The last two are the home's thread's. */
     /* started by co_spawn(), or brought by co_call_at() */

@@ -8,8 +8,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/time_units.h"
 #include "co/co.h"
 #include "co/context.h"
+#include "co/stall.h"
 #include "co/wait.h"
 
 #ifndef __has_feature
@@ -78,6 +80,30 @@ struct co {
     /* Valgrind's number of the stack */
     unsigned valgrind_stack;
 };
+
+/* Of the calling thread. A function that yields reads it only before, since it may move. */
+extern _Thread_local struct co_thread co_this_thread;
+
+/* co_self() without a call. */
+static inline struct co *co_running(void)
+{
+    return co_this_thread.current;
+}
+
+/* co_stall_clock() in the coroutine `self`. */
+static inline int64_t co_stall_now(const struct co *self)
+{
+    return self->home->turn_ns;
+}
+
+/* co_stall_check() in the coroutine `self`, without a call as a rule. */
+static inline void co_stall_check_now(const struct co *self, int64_t since, const char *kind,
+                                      const void *object, const void *caller)
+{
+    if (__builtin_expect(co_stall_now(self) - since >= CO_STALL_MS * NS_PER_MS, 0)) {
+        co_stall_check(since, kind, object, caller);
+    }
+}
 
 /*
  * A coroutine whose stack is ready to be switched to. A new stack begins with entry(), which never

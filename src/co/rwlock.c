@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <assert.h>
 
-#include "co/stall.h"
+#include "co/internal.h"
 #include "co/sync.h"
-#include "co/wait.h"
 #include "co/wake_list.h"
 
 /* On the stack of the waiting coroutine. */
@@ -42,11 +41,12 @@ static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
 
 static void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
 {
-    struct rwlock_waiter waiter = {.co = co_self(), .writer = writer};
+    struct co *self = co_running();
+    struct rwlock_waiter waiter = {.co = self, .writer = writer};
     struct co_wait wait;
     int64_t since;
 
-    assert(waiter.co);
+    assert(self);
     pthread_mutex_lock(&l->guard);
     if (list_is_empty(&l->waiters) && rwlock_take_locked(l, writer)) {
         pthread_mutex_unlock(&l->guard);
@@ -54,11 +54,11 @@ static void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
     }
     list_append(&l->waiters, &waiter.link);
     pthread_mutex_unlock(&l->guard);
-    since = co_stall_clock();
+    since = co_stall_now(self);
     co_wait_begin(&wait, "a lock", NULL, -1);
     co_suspend(); /* co_rwlock_unlock() has taken the lock for it */
     co_wait_end(&wait);
-    co_stall_check(since, "rwlock", l, caller);
+    co_stall_check_now(self, since, "rwlock", l, caller);
 }
 
 void co_rwlock_rdlock(struct co_rwlock *l)

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Reports waits of coroutines that take longer than they should: each is traced as co_stall when it
- * ends. Any thread. None of these yields.
+ * ends. In a coroutine. None of these yields.
+ *
+ * Time is that of the scheduler (co_home.turn_ns), which costs nothing to read and is as exact as
+ * turns are short: a call that blocks the thread for long is part of the waits around it.
  *
  *      int64_t since = co_stall_clock();
  *      ...wait...
@@ -15,7 +18,7 @@
 /* A wait of at least this many milliseconds is a stall. */
 #define CO_STALL_MS 100
 
-/* Milliseconds of a clock that is coarse and cheap to read (about 10 ns). */
+/* When the present turn began, in nanoseconds. */
 int64_t co_stall_clock(void);
 
 /*

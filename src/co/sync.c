@@ -9,8 +9,7 @@
 
 #include <assert.h>
 
-#include "co/stall.h"
-#include "co/wait.h"
+#include "co/internal.h"
 #include "co/wake_list.h"
 
 static void guard_destroy(pthread_mutex_t *guard)
@@ -34,10 +33,10 @@ bool co_queue_is_empty(const struct co_queue *q)
 
 void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard)
 {
-    struct co *self = co_self();
+    struct co *self = co_running();
 
     assert(self);
-    list_append(&q->waiters, co_link(self));
+    list_append(&q->waiters, &self->link);
     pthread_mutex_unlock(guard);
     co_suspend();
 }
@@ -45,11 +44,12 @@ void co_queue_wait_release(struct co_queue *q, pthread_mutex_t *guard)
 void co_queue_wait_for_release(struct co_queue *q, pthread_mutex_t *guard, const char *what,
                                const char *object, int fd)
 {
-    struct co_wait wait;
+    struct co *task = co_running()->task;
+    struct co_wait wait = {.what = what, .object = object, .fd = fd, .outer = task->wait};
 
-    co_wait_begin(&wait, what, object, fd);
+    task->wait = &wait;
     co_queue_wait_release(q, guard);
-    co_wait_end(&wait);
+    task->wait = wait.outer;
 }
 
 static struct co *queue_pop(struct co_queue *q)
@@ -96,13 +96,20 @@ void co_mutex_destroy(struct co_mutex *m)
     guard_destroy(&m->guard);
 }
 
+static const struct co *mutex_holder(const struct co_mutex *m)
+{
+    return atomic_load_explicit(&m->holder, memory_order_relaxed);
+}
+
 static void mutex_set_holder(struct co_mutex *m, struct co *co)
 {
     atomic_store_explicit(&m->holder, co, memory_order_relaxed);
 }
 
-static void co_mutex_lock_slow(struct co_mutex *m)
+static void co_mutex_lock_slow(struct co_mutex *m, const struct co *self, const void *caller)
 {
+    int64_t since = co_stall_now(self);
+
     pthread_mutex_lock(&m->guard);
     if (atomic_exchange(&m->state, 2) == 0) {
         /* Released in the meantime, hence there are no waiters. */
@@ -111,20 +118,19 @@ static void co_mutex_lock_slow(struct co_mutex *m)
         return;
     }
     co_queue_wait_for_release(&m->waiters, &m->guard, "a lock", NULL, -1);
+    co_stall_check_now(self, since, "mutex", m, caller);
 }
 
 void co_mutex_lock(struct co_mutex *m)
 {
+    struct co *self = co_running();
     unsigned expected = 0;
 
-    assert(co_self() && !co_mutex_is_held(m));
+    assert(self && mutex_holder(m) != self->task);
     if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
-        int64_t since = co_stall_clock();
-
-        co_mutex_lock_slow(m);
-        co_stall_check(since, "mutex", m, __builtin_return_address(0));
+        co_mutex_lock_slow(m, self, __builtin_return_address(0));
     }
-    mutex_set_holder(m, co_task());
+    mutex_set_holder(m, self->task);
 }
 
 bool co_mutex_trylock(struct co_mutex *m)
@@ -134,7 +140,7 @@ bool co_mutex_trylock(struct co_mutex *m)
     if (!atomic_compare_exchange_strong(&m->state, &expected, 1)) {
         return false;
     }
-    mutex_set_holder(m, co_task());
+    mutex_set_holder(m, co_running()->task);
     return true;
 }
 
@@ -164,9 +170,9 @@ void co_mutex_unlock(struct co_mutex *m)
 
 bool co_mutex_is_held(const struct co_mutex *m)
 {
-    const struct co *holder = atomic_load_explicit(&m->holder, memory_order_relaxed);
+    const struct co *self = co_running();
 
-    return holder && holder == co_task();
+    return self && mutex_holder(m) == self->task;
 }
 
 /* --- condition */
@@ -244,7 +250,8 @@ void co_semaphore_destroy(struct co_semaphore *s)
 
 void co_semaphore_take(struct co_semaphore *s, int64_t units)
 {
-    struct semaphore_waiter waiter = {.co = co_self(), .units = units};
+    struct co *self = co_running();
+    struct semaphore_waiter waiter = {.co = self, .units = units};
     struct co_wait wait;
     int64_t since;
 
@@ -256,11 +263,11 @@ void co_semaphore_take(struct co_semaphore *s, int64_t units)
     }
     list_append(&s->waiters, &waiter.link);
     pthread_mutex_unlock(&s->guard);
-    since = co_stall_clock();
+    since = co_stall_now(self);
     co_wait_begin(&wait, "room among the operations in flight", NULL, -1);
     co_suspend();
     co_wait_end(&wait);
-    co_stall_check(since, "semaphore", s, __builtin_return_address(0));
+    co_stall_check_now(self, since, "semaphore", s, __builtin_return_address(0));
 }
 
 void co_semaphore_give(struct co_semaphore *s, int64_t units)

@@ -10,7 +10,7 @@
 
 void co_wait_begin(struct co_wait *wait, const char *what, const char *object, int fd)
 {
-    struct co *task = co_task();
+    struct co *task = co_running()->task;
 
     *wait = (struct co_wait){.what = what, .object = object, .fd = fd, .outer = task->wait};
     task->wait = wait;
@@ -18,7 +18,7 @@ void co_wait_begin(struct co_wait *wait, const char *what, const char *object, i
 
 void co_wait_end(const struct co_wait *wait)
 {
-    co_task()->wait = wait->outer;
+    co_running()->task->wait = wait->outer;
 }
 
 void co_wait_begin_lost(struct co_wait *wait, struct co *co, const char *what)

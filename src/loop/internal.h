@@ -255,7 +255,7 @@ void loop_file_io_init(void);
 
 /* --- timer.c */
 
-/* Run the timers that are due. */
+/* Run the timers that are due; the time of the turn. */
 void loop_timers_run(struct reactor *reactor);
 
 /* Nanoseconds until the next timer is due; -1 without timers. */

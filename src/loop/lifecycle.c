@@ -259,6 +259,7 @@ int reactor_run_until_done(co_entry *entry, void *arg)
     if (r < 0) {
         return r;
     }
+    reactor->home.turn_ns = loop_now_ns();
     while (!run.done) {
         reactor_turn(reactor);
     }
@@ -270,6 +271,7 @@ void reactor_run_main(void)
     struct reactor *reactor = reactor_current();
 
     assert(reactor && reactor == reactors[0] && !co_self());
+    reactor->home.turn_ns = loop_now_ns();
     while (!atomic_exchange(&main_quit, false)) {
         reactor_turn(reactor);
     }

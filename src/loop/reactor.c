@@ -330,6 +330,7 @@ int reactor_init(struct reactor *reactor, const struct loop_engine *engine)
     }
     engine->adopt(reactor, data);
     reactor_set_current(reactor);
+    reactor->home.turn_ns = loop_now_ns();
     return 0;
 }
 

@@ -132,12 +132,9 @@ void loop_timer_disarm(struct loop_timer *t)
 
 void loop_timers_run(struct reactor *reactor)
 {
-    int64_t now;
+    int64_t now = loop_now_ns();
 
-    if (reactor->timer_count == 0) {
-        return;
-    }
-    now = loop_now_ns();
+    reactor->home.turn_ns = now;
     while (reactor->timer_count > 0 && reactor->timers[0]->deadline_ns <= now) {
         struct loop_timer *t = reactor->timers[0];
 
