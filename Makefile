@@ -82,6 +82,7 @@ bench: need-bench all
 	@bench/open
 	@bench/status
 	@bench/slow_readers
+	@bench/fleece
 	@if [ $$(id -u) = 0 ]; then bench/hung_file; else sudo -n bench/hung_file; fi
 
 lint: need-build need-test need-lint

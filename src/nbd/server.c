@@ -236,6 +236,7 @@ static void co_connection(void *arg)
     struct nbd_connection *c = arg;
     struct nbd_server *s = c->server;
     ERROR_AUTO(err);
+    bool is_view;
     int r;
 
     if (s->config.handshake_seconds > 0) {
@@ -248,7 +249,8 @@ static void co_connection(void *arg)
     loop_timer_disarm(&c->handshake_timer);
     if (r == 0 && !s->stopping) {
         log_info("NBD client %s, export '%s': connected", c->peer, c->export->name);
-        c->worker = nbd_worker_co_pick(c->export->reactor, &err);
+        is_view = block_node_is_frozen_view(block_edge_node(c->export->edge));
+        c->worker = nbd_worker_co_pick(c->export->reactor, is_view, &err);
         if (c->worker) {
             nbd_slow_begin(c->worker);
             loop_co_call_on(c->worker->reactor, co_serve_entry, c);

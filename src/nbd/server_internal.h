@@ -335,9 +335,10 @@ void nbd_connection_detach(struct nbd_connection *c);
 /* Make the reactors that connections are spread over, while there are descriptors for them. */
 void nbd_workers_co_prepare(void);
 /*
- * That of reactor `r`; NULL: the next in turn. NULL with `err` set: out of memory or descriptors.
+ * That of reactor `r`; NULL: the next in turn, of those that serve no guests if `is_view`. NULL
+ * with `err` set: out of memory or descriptors.
  */
-struct nbd_worker *nbd_worker_co_pick(struct reactor *r, struct error *err);
+struct nbd_worker *nbd_worker_co_pick(struct reactor *r, bool is_view, struct error *err);
 
 /* --- slow.c ---------------------------------------------------------------------------------- */
 

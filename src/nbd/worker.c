@@ -15,6 +15,12 @@ static struct nbd_worker *workers[REACTOR_MAX];
 /* The I/O reactors that connections are spread over, made at the first use. */
 static struct nbd_worker *spread[REACTOR_MAX];
 static unsigned spread_count, spread_next;
+/*
+ * Those for readers of a point in time. A backup keeps a reactor as busy as it can; on the reactor
+ * of a guest each of its requests would wait for that.
+ */
+static struct nbd_worker *background[REACTOR_MAX];
+static unsigned background_count, background_next;
 
 static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
 {
@@ -38,6 +44,25 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
     return workers[index];
 }
 
+/* Start a reactor, and append its worker to `list`. */
+static int add_reactor(struct nbd_worker **list, unsigned *count, const char *name,
+                       struct error *err)
+{
+    struct reactor *fresh;
+    int r = reactor_create(name, &fresh, err);
+
+    if (r < 0) {
+        return r;
+    }
+    list[*count] = worker_of(fresh, err);
+    if (!list[*count]) {
+        reactor_destroy(fresh);
+        return -ENOMEM;
+    }
+    (*count)++;
+    return 0;
+}
+
 /* One reactor for each processor, at most 32; fewer if there are no descriptors for more. */
 static int co_make_spread(struct error *err)
 {
@@ -45,9 +70,8 @@ static int co_make_spread(struct error *err)
     unsigned want = (unsigned)MIN(MAX(processors, 1), 32);
 
     while (spread_count < want) {
-        struct reactor *fresh;
         ERROR_AUTO(local);
-        int r = reactor_create("nbd-io", &fresh, &local);
+        int r = add_reactor(spread, &spread_count, "nbd-io", &local);
 
         if (r < 0) {
             if (spread_count > 0) {
@@ -56,14 +80,18 @@ static int co_make_spread(struct error *err)
             error_move(err, &local);
             return r;
         }
-        spread[spread_count] = worker_of(fresh, err);
-        if (!spread[spread_count]) {
-            reactor_destroy(fresh);
-            return -ENOMEM;
-        }
-        spread_count++;
     }
     return 0;
+}
+
+/* At most half as many, made when the first is needed; none if there are no descriptors. */
+static void make_background(void)
+{
+    unsigned want = MAX(spread_count / 2, 1);
+
+    while (background_count < want &&
+           add_reactor(background, &background_count, "nbd-view", NULL) == 0) {
+    }
 }
 
 void nbd_workers_co_prepare(void)
@@ -73,13 +101,19 @@ void nbd_workers_co_prepare(void)
     }
 }
 
-struct nbd_worker *nbd_worker_co_pick(struct reactor *r, struct error *err)
+struct nbd_worker *nbd_worker_co_pick(struct reactor *r, bool is_view, struct error *err)
 {
     if (r) {
         return worker_of(r, err);
     }
     if (spread_count == 0 && co_make_spread(err) < 0) {
         return NULL;
+    }
+    if (is_view) {
+        make_background();
+        if (background_count > 0) {
+            return background[background_next++ % background_count];
+        }
     }
     return spread[spread_next++ % spread_count];
 }

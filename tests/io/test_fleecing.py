@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a point in time of a disk in use, through the daemon."""
+
+import os
+import time
+
+import tidemark
+from nbd_raw import READ, TRIM, WRITE, RawClient
+from tidemark import io
+
+MIB = 1 << 20
+CLUSTER = 65536
+
+
+class FleecingCase(tidemark.TestCase):
+    """Disks filled with 0x11, each with an export `guest...` and views of it when a test asks."""
+
+    def setUp(self):
+        super().setUp()
+        self.nbd = self.path("nbd.sock")
+        self.server = self.daemon("--nbd-server", f"addr.type=unix,addr.path={self.nbd}")
+        self.qmp = self.server.qmp
+
+    def add_disk(self, name="disk", size="16M", fmt="raw"):
+        path = self.create(f"{name}.{fmt}", size, fmt)
+        io(path, f"write -P 0x11 0 {size}", fmt=fmt)
+        self.qmp.command("blockdev-add", driver=fmt, node_name=name,
+                         file={"driver": "file", "filename": path})  # fmt: skip
+        self.qmp.command("block-export-add", type="nbd", id=f"guest-{name}", node_name=name,
+                         name=f"guest-{name}", writable=True)  # fmt: skip
+
+    def view_actions(self, name="disk", view="view", below=None, fmt="raw", size="16M", **options):
+        """Actions that put a filter above `below` and open and export a view of it."""
+        path = self.create(f"{view}.{fmt}", size, fmt)
+        return [
+            ("blockdev-add", {"driver": fmt, "node-name": f"{view}-temp", "discard": "unmap",
+                              "file": {"driver": "file", "filename": path, "discard": "unmap"}}),
+            ("blockdev-add", {"driver": "copy-before-write", "node-name": f"{view}-cbw",
+                              "file": below or name, "target": f"{view}-temp", **options}),
+            ("blockdev-replace", {"export": f"guest-{name}", "node-name": f"{view}-cbw"}),
+            ("blockdev-add", {"driver": "snapshot-access", "node-name": view,
+                              "file": f"{view}-cbw"}),
+            ("block-export-add", {"type": "nbd", "id": view, "node-name": view, "name": view,
+                                  "writable": True}),
+        ]  # fmt: skip
+
+    def add_view(self, *arguments, **more):
+        self.qmp.transaction(*self.view_actions(*arguments, **more))
+
+    def client(self, name):
+        client = RawClient(self.nbd)
+        self.addCleanup(client.sock.close)
+        client.go(name.encode(), structured=False)
+        return client
+
+    def do(self, client, kind, offset, length, payload=b"", error=0):
+        client.request(kind, offset, length, payload=payload)
+        self.assertEqual(client.simple_reply(), (1, error))
+        return client.receive(length) if kind == READ and error == 0 else b""
+
+    def write(self, client, byte, offset, length):
+        self.do(client, WRITE, offset, length, bytes([byte]) * length)
+
+
+class Speed(FleecingCase):
+    def test_readers_of_a_view_keep_off_the_reactors_of_guests(self):
+        self.add_disk()
+        self.add_view()
+
+        def turns(name):
+            found = self.qmp.command("x-tidemark-query-stats", target="reactor")
+            return sum(r["stats"]["turns"] for r in found if r["labels"]["reactor"] == name)
+
+        self.assertEqual(turns("nbd-view"), 0)
+        guest = self.client("guest-disk")
+        self.write(guest, 0x22, 0, 4096)
+        self.assertEqual(turns("nbd-view"), 0)
+        reader = self.client("view")
+        before = turns("nbd-io")
+        for i in range(64):
+            self.assertEqual(self.do(reader, READ, i * 4096, 4096), b"\x11" * 4096)
+        self.assertGreaterEqual(turns("nbd-view"), 64)
+        self.assertLess(turns("nbd-io") - before, 32)
