@@ -106,6 +106,11 @@ struct block_node {
 
     /* A fault filter at or below wants events. A driver may set it in co_open. */
     bool events;
+    /*
+     * A scratch image of a filter: space that is discarded is given back before the discard
+     * returns, also if it costs more work than to collect such space.
+     */
+    bool frees_at_once;
     /* Raw because no other format was recognized: the first sector is guarded. */
     bool probed;
     /* enum block_open_flags. */

@@ -151,10 +151,24 @@ int posix_file_co_zero_device(struct block_node *node, uint64_t offset, uint64_t
 
 /* --- discard */
 
+/*
+ * File systems keep the last block of a file, if the file ends within it, when a hole ends with the
+ * file. So the hole reaches past the end, unless something may be written there meanwhile.
+ */
+static uint64_t length_of_hole(const struct block_node *node, uint64_t offset, uint64_t length)
+{
+    bool at_end = offset + length == block_node_size(node);
+
+    return at_end && !(node->set_perm & BLOCK_PERM_RESIZE)
+               ? round_up(offset + length, 64 * KiB) - offset
+               : length;
+}
+
 int posix_file_co_discard(struct block_node *node, uint64_t offset, uint64_t length)
 {
     struct posix_file *f = node->opaque;
-    int r = node->discard_unmap ? co_punch(f, offset, length) : -ENOTSUP;
+    int r =
+        node->discard_unmap ? co_punch(f, offset, length_of_hole(node, offset, length)) : -ENOTSUP;
 
     atomic_fetch_add(&f->space_generation, 1);
     return r;

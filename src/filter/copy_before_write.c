@@ -46,6 +46,7 @@ struct cbw_node {
     struct cbw_state state; /* the first member: requests use only this */
     char *bitmap_node,
         *bitmap_name; /* the option `bitmap`: what the snapshot may read; NULL: all of the disk */
+    struct block_node *scratch; /* the target, below filters; nobody else uses it */
 };
 
 static int take_bitmap(struct cbw_node *n, struct options *opts, struct error *err)
@@ -144,6 +145,8 @@ static int cbw_co_open(struct block_node *node, struct options *opts, struct err
         return r;
     }
     node->discard_unmap = block_edge_node(s->file)->discard_unmap;
+    n->scratch = block_node_skip_filters(block_edge_node(s->target));
+    n->scratch->frees_at_once = true;
     return 0;
 }
 
@@ -189,6 +192,7 @@ static void cbw_co_close(struct block_node *node)
     struct cbw_node *n = node->opaque;
 
     cbw_co_state_destroy(&n->state);
+    n->scratch->frees_at_once = false;
     free_names(n);
 }
 

@@ -53,6 +53,7 @@
 #include "co/sync.h"
 #include "copy/block_copy.h"
 #include "filter/cbw_job.h"
+#include "filter/discard_parts.h"
 
 enum cbw_on_error { CBW_BREAK_GUEST_WRITE, CBW_BREAK_SNAPSHOT };
 
@@ -82,6 +83,7 @@ struct cbw_state {
     struct list spare_copies;          /* of struct cbw_copy: for reuse */
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
+    struct discard_parts parts;        /* discarded by the reader, of clusters not yet released */
     bool broken;                       /* a copy failed: the snapshot can't be read any more */
     int broken_by;                     /* the error of that copy, and where it failed */
     struct block_copy_failure broken_at;
@@ -125,8 +127,8 @@ int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov);
 int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
                            struct block_status *ret_status);
 /*
- * Release: whole clusters within the range (or up to the end) become NO ACCESS; the target discards
- * its copies. Yields.
+ * Release: clusters of which all bytes have been discarded, by this call or together with earlier
+ * ones, become NO ACCESS; the target discards its copies. Yields.
  */
 int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t length);
 

@@ -85,6 +85,7 @@ int cbw_state_init(struct cbw_state *s, struct error *err)
     list_init(&s->spare_copies);
     range_index_init(&s->readers);
     range_index_init(&s->target_readers);
+    discard_parts_init(&s->parts);
     return 0;
 }
 
@@ -113,6 +114,7 @@ void cbw_co_state_destroy(struct cbw_state *s)
         free(copy);
     }
     block_copy_free(s->copy);
+    discard_parts_clear(&s->parts);
     dirty_bitmap_free(s->access);
     dirty_bitmap_free(s->done);
     pthread_mutex_destroy(&s->lock);
@@ -246,6 +248,16 @@ static void copy_unref_locked(struct cbw_copy *copy)
 /* --- copying ---------------------------------------------------------------------------------- */
 
 /*
+ * Discard clusters of the target. The last one lies there as a whole, if the target has room for
+ * that.
+ */
+static int co_discard_copies(struct cbw_state *s, uint64_t start, uint64_t end)
+{
+    end = MIN(round_up(end, s->cluster_size), block_edge_size(s->target));
+    return block_co_discard(s->target, start, end - start);
+}
+
+/*
  * Clusters of a copy are in the target: those that may still be read become COPIED. Those released
  * meanwhile are discarded in the target: nobody will read them there, or write them there again.
  */
@@ -266,7 +278,7 @@ static void co_mark_done(struct cbw_copy *copy, uint64_t pos, uint64_t end)
         }
         pthread_mutex_unlock(&s->lock);
         if (!readable && !s->has_job) {
-            (void)block_co_discard(s->target, pos, run); /* space only */
+            (void)co_discard_copies(s, pos, pos + run); /* space only */
         }
         pos += run;
     }
@@ -744,24 +756,57 @@ int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length
     return 0;
 }
 
+/* The part of [offset, end) in the cluster of `at` is discarded; whether the whole cluster is. */
+static bool discard_part_locked(struct cbw_state *s, uint64_t at, uint64_t offset, uint64_t end)
+{
+    uint64_t first = round_down(at, s->cluster_size);
+    uint64_t size = MIN(s->cluster_size, s->size - first);
+
+    return discard_parts_add(&s->parts, first / s->cluster_size, (uint32_t)size,
+                             (uint32_t)(MAX(offset, first) - first),
+                             (uint32_t)(MIN(end, first + size) - first));
+}
+
+/*
+ * [*start, *end) is discarded: change it to the clusters that are discarded as a whole now. False
+ * if there are none.
+ */
+static bool whole_clusters_locked(struct cbw_state *s, uint64_t *start, uint64_t *end)
+{
+    uint64_t offset = *start, stop = *end;
+    bool ragged_end = stop < s->size && !is_aligned(stop, s->cluster_size);
+
+    *start = round_up(offset, s->cluster_size);
+    *end = ragged_end ? round_down(stop, s->cluster_size) : stop;
+    if (*start > *end) { /* all in one cluster */
+        *start = *end;
+        *end = discard_part_locked(s, offset, offset, stop) ? *start + s->cluster_size : *start;
+    } else {
+        if (*start > offset && discard_part_locked(s, offset, offset, stop)) {
+            *start -= s->cluster_size;
+        }
+        if (ragged_end && discard_part_locked(s, stop, offset, stop)) {
+            *end += s->cluster_size;
+        }
+    }
+    *end = MIN(*end, s->size);
+    return *start < *end;
+}
+
 int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t length)
 {
-    uint64_t start, end;
+    uint64_t start = offset, end = offset + length;
 
     if (!range_fits(offset, length, s->size)) {
         return -EIO;
     }
-    start = round_up(offset, s->cluster_size);
-    end = offset + length;
-    if (end < s->size) {
-        end = round_down(end, s->cluster_size);
-    }
-    if (start >= end) {
+    pthread_mutex_lock(&s->lock);
+    if (length == 0 || !whole_clusters_locked(s, &start, &end)) {
+        pthread_mutex_unlock(&s->lock);
         return 0;
     }
-    pthread_mutex_lock(&s->lock);
     dirty_bitmap_clear(s->access, start, end - start);
     dirty_bitmap_clear(s->done, start, end - start);
     co_wait_readers_release(s, &s->target_readers, start, end - start);
-    return block_co_discard(s->target, start, end - start);
+    return co_discard_copies(s, start, end);
 }

@@ -45,8 +45,8 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
 }
 
 /* Start a reactor, and append its worker to `list`. */
-static int add_reactor(struct nbd_worker **list, unsigned *count, const char *name,
-                       struct error *err)
+static int co_add_reactor(struct nbd_worker **list, unsigned *count, const char *name,
+                          struct error *err)
 {
     struct reactor *fresh;
     int r = reactor_create(name, &fresh, err);
@@ -71,7 +71,7 @@ static int co_make_spread(struct error *err)
 
     while (spread_count < want) {
         ERROR_AUTO(local);
-        int r = add_reactor(spread, &spread_count, "nbd-io", &local);
+        int r = co_add_reactor(spread, &spread_count, "nbd-io", &local);
 
         if (r < 0) {
             if (spread_count > 0) {
@@ -85,12 +85,12 @@ static int co_make_spread(struct error *err)
 }
 
 /* At most half as many, made when the first is needed; none if there are no descriptors. */
-static void make_background(void)
+static void co_make_background(void)
 {
     unsigned want = MAX(spread_count / 2, 1);
 
     while (background_count < want &&
-           add_reactor(background, &background_count, "nbd-view", NULL) == 0) {
+           co_add_reactor(background, &background_count, "nbd-view", NULL) == 0) {
     }
 }
 
@@ -110,7 +110,7 @@ struct nbd_worker *nbd_worker_co_pick(struct reactor *r, bool is_view, struct er
         return NULL;
     }
     if (is_view) {
-        make_background();
+        co_make_background();
         if (background_count > 0) {
             return background[background_next++ % background_count];
         }

@@ -81,3 +81,53 @@ class Speed(FleecingCase):
             self.assertEqual(self.do(reader, READ, i * 4096, 4096), b"\x11" * 4096)
         self.assertGreaterEqual(turns("nbd-view"), 64)
         self.assertLess(turns("nbd-io") - before, 32)
+
+
+class Discards(FleecingCase):
+    """What the reader discards is free in the temporary image at once, and not written again."""
+
+    def used(self, fmt):
+        return os.stat(self.path(f"view.{fmt}")).st_blocks * 512
+
+    def check(self, fmt, size, pieces, slack):
+        """Copy everything by guest writes, discard it in pieces, write again."""
+        self.add_disk(size=str(size))
+        empty = {"raw": 0, "qcow2": 512 * 1024}[fmt]  # metadata
+        self.add_view(fmt=fmt, size=str(size))
+        guest, reader = self.client("guest-disk"), self.client("view")
+        for at in range(0, size, MIB):
+            self.write(guest, 0x22, at, min(MIB, size - at))
+        self.assertGreaterEqual(self.used(fmt), size)
+        for start, end in pieces:
+            self.assertEqual(self.do(reader, READ, start, end - start), b"\x11" * (end - start))
+            self.do(reader, TRIM, start, end - start)
+        self.assertLessEqual(self.used(fmt), empty + slack)
+        for at in range(0, size, MIB):
+            self.write(guest, 0x33, at, min(MIB, size - at))
+        self.assertLessEqual(self.used(fmt), empty + slack)
+
+    def pieces(self, size, step):
+        return [(at, min(at + step, size)) for at in range(0, size, step)]
+
+    def test_raw(self):
+        self.check("raw", 4 * MIB, self.pieces(4 * MIB, MIB), 0)
+
+    def test_qcow2(self):
+        self.check("qcow2", 4 * MIB, self.pieces(4 * MIB, MIB), 0)
+
+    def test_pieces_that_end_within_clusters(self):
+        size = 4 * MIB
+        self.check("raw", size, self.pieces(size, 100000), 0)
+
+    def test_pieces_in_any_order(self):
+        size = 2 * MIB
+        pieces = self.pieces(size, 12288)
+        self.check("qcow2", size, pieces[::3] + pieces[2::3] + pieces[1::3], 0)
+
+    def test_raw_disk_that_ends_within_a_cluster(self):
+        size = 2 * MIB + 5 * 512
+        self.check("raw", size, self.pieces(size, 90000), 0)
+
+    def test_qcow2_disk_that_ends_within_a_cluster(self):
+        size = 2 * MIB + 5 * 512
+        self.check("qcow2", size, self.pieces(size, 90000), 0)

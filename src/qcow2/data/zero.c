@@ -34,9 +34,18 @@ static bool has_host_cluster(const struct qcow2 *q, uint64_t entry)
     return (entry & ENTRY_OFFSET_MASK) || (q->has_data_file && (entry & ENTRY_COPIED));
 }
 
+/*
+ * Whether discarded clusters keep their place in the file. Then a hole can be punched at once;
+ * clusters that lose their reference have to wait for the commit of that.
+ */
+static bool keeps_discarded(const struct qcow2 *q)
+{
+    return q->options.discard_no_unref || (q->node->frees_at_once && q->version >= 3);
+}
+
 static bool keeps_place(const struct qcow2 *q, enum change change)
 {
-    return change == CHANGE_ZERO_KEEP || (change <= CHANGE_DISCARD && q->options.discard_no_unref);
+    return change == CHANGE_ZERO_KEEP || (change <= CHANGE_DISCARD && keeps_discarded(q));
 }
 
 /* The entry that replaces `old`; *ret_free: the old host cluster loses its reference. */
@@ -239,8 +248,8 @@ static int co_change_data_file(struct qcow2 *q, uint64_t offset, uint64_t length
 }
 
 /*
- * With discard-no-unref: clusters that are kept give back their space at once, before anything is
- * written there again.
+ * Clusters that keep their place give back their space at once, before anything is written there
+ * again.
  */
 static int co_punch_kept(struct qcow2 *q, uint64_t offset, uint64_t length)
 {
@@ -275,7 +284,7 @@ static int co_change_range(struct qcow2 *q, uint64_t offset, uint64_t length, en
                   true);
     r = co_change_data_file(q, offset, length, change);
     UNLESS_FAILED(r, co_change_clusters(q, offset, length, change));
-    if (r == 0 && q->options.discard_no_unref && !q->has_data_file && change != CHANGE_ZERO_KEEP &&
+    if (r == 0 && keeps_discarded(q) && !q->has_data_file && change != CHANGE_ZERO_KEEP &&
         change <= CHANGE_DISCARD && q->options.pass_discard[QCOW2_FREED_BY_REQUEST]) {
         r = co_punch_kept(q, offset, length);
     }
