@@ -69,6 +69,8 @@ static bool has_writing_user(const struct block_node *node)
         }
     }
     return false;
+}
+
 unsigned block_node_used_perm(const struct block_node *node)
 {
     unsigned perm, shared;
