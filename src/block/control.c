@@ -116,6 +116,14 @@ int block_co_get_info(struct block_node *node, struct block_info *ret_info)
     return at ? at->driver->co_get_info(at, ret_info) : -ENOTSUP;
 }
 
+bool block_co_stands_alone(struct block_node *node)
+{
+    struct block_info info;
+
+    return !block_node_backing(node) &&
+           (block_co_get_info(node, &info) < 0 || !info.backing_filename);
+}
+
 struct json_object *block_co_specific_info(struct block_node *node)
 {
     return node->driver->co_specific_info ? node->driver->co_specific_info(node) : NULL;

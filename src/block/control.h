@@ -52,6 +52,12 @@ int block_co_get_info(struct block_node *node, struct block_info *ret_info);
  * reference; NULL: none. Filters do not pass this question on.
  */
 struct json_object *block_co_specific_info(struct block_node *node);
+/*
+ * Whether what the image of `node` does not store reads as zeroes for everybody: the node has no
+ * backing node, and the image records no backing file. A user may have opened an image without the
+ * backing file that it records; zeroes that the image does not store are not there for others then.
+ */
+bool block_co_stands_alone(struct block_node *node);
 /* Bytes of storage that the node's file takes; -ENOTSUP if unknown. */
 int block_co_allocated_size(struct block_node *node, uint64_t *ret_size);
 

@@ -225,8 +225,9 @@ static bool co_target_is_zero(struct mirror_top *s, uint64_t offset, uint64_t le
         return true;
     }
     for (; offset < end; offset += status.length) {
-        unsigned need = s->whole ? own : BLOCK_STATUS_ZERO;
-        int r = s->whole
+        bool own_layer = s->whole || s->params.backing_unknown;
+        unsigned need = own_layer ? own : BLOCK_STATUS_ZERO;
+        int r = own_layer
                     ? block_co_status(s->target, offset, end - offset, &status)
                     : block_co_status_above(s->target, NULL, offset, end - offset, &status, NULL);
 

@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "base/time_units.h"
+#include "block/control.h"
 #include "block/gate.h"
 #include "filter/cbw_job.h"
 #include "filter/copy_before_write.h"
@@ -42,6 +43,8 @@ struct backup {
     /* BACKUP_ALWAYS, of a job that has failed at work: what has not been copied for sure. */
     struct dirty_bitmap *left;
     bool has_run;
+    /* What the target does not store is zero, whoever opens it. */
+    bool target_alone;
     /* Reads of the target reach the source. */
     bool serialises;
     struct copy_loop_params loop;
@@ -126,7 +129,7 @@ static bool co_target_is_zero(struct backup *b, uint64_t offset, uint64_t length
     }
     *ret_run = MIN(status.length, length);
     return (status.flags & BLOCK_STATUS_ZERO) &&
-           ((status.flags & BLOCK_STATUS_ALLOCATED) || !block_node_backing(b->target));
+           ((status.flags & BLOCK_STATUS_ALLOCATED) || b->target_alone);
 }
 
 /*
@@ -259,6 +262,7 @@ static int backup_co_run(struct job *job, void *state, struct error *err)
     int r;
 
     b->has_run = true;
+    b->target_alone = block_co_stands_alone(b->target);
     r = b->sync == BACKUP_NONE ? co_watch_guests(b) : copy_loop_co_run(&b->loop);
     UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
     UNLESS_FAILED(r, co_flush_target(b));

@@ -489,6 +489,7 @@ static int co_open_filter(struct mirror *s, struct error *err)
         .unmap = p->unmap,
         .target_is_zero = p->target_is_zero,
         .own_layer = p->backing_later,
+        .backing_unknown = !block_node_backing(p->target) && !block_co_stands_alone(p->target),
     };
 
     s->chunk = MAX(CHUNK_SIZE, top.granularity);

@@ -212,6 +212,31 @@ class ContentsTest(BackupTest):
         self.assertEqual(sum(e["length"] for e in extents if e["data"]), 8 * MIB)
         self.assertTrue(all(not e.get("present", True) for e in extents if not e["data"]))
 
+    def test_zeroes_hide_a_backing_file_that_is_not_open(self):
+        """The target records the last backup as its backing file, but is opened without it."""
+        full = self.path("full.qcow2")
+        tidemark.img("convert", "-O", "qcow2", tidemark.nbd_uri(self.nbd, "disk"), full)
+        for job in ("blockdev-backup", "blockdev-mirror"):
+            with self.subTest(job):
+                path = self.create(job, SIZE, options=("-b", full, "-F", "qcow2"))
+                self.guest.zero(2 * MIB, MIB)
+                ref = self.keep()
+                file = {"driver": "file", "filename": path}
+                self.qmp.execute(
+                    "blockdev-add",
+                    {"driver": "qcow2", "node-name": "over", "file": file, "backing": None},
+                )
+                self.qmp.command(
+                    job, job_id="j", device="disk", target="over", sync="full", auto_dismiss=False
+                )
+                if job == "blockdev-mirror":
+                    self.wait_status("ready")
+                    self.qmp.command("block-job-cancel", device="j")
+                self.wait_status("concluded")
+                self.qmp.command("job-dismiss", id="j")
+                self.qmp.command("blockdev-del", node_name="over")
+                self.assert_same(path, "qcow2", ref, "raw")
+
     def test_ends_that_are_not_whole_clusters(self):
         size = 5 * MIB + 1536
         disk = self.create("odd.qcow2", size)
