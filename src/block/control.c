@@ -194,6 +194,35 @@ int block_co_make_empty(struct block_node *node, struct error *err)
     return at ? op_end(at, at->driver->co_make_empty(at, err)) : -ENOTSUP;
 }
 
+int block_node_check_resize(const struct block_node *node, struct error *err)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (r == 0 && edge->parent && !block_node_has_size_of(edge->parent, edge)) {
+            r = error_set(err, EBUSY, "Node '%s' is busy: node is used as '%s' of '%s'",
+                          block_node_name(node), edge->name, block_node_name(edge->parent));
+        }
+        UNLESS_FAILED(r, edge->parent ? block_node_check_resize(edge->parent, err) : 0);
+    }
+    return r;
+}
+
+/* To the owners of roots, and to the filters above that have the size of the node. */
+static void report_size(struct block_node *node)
+{
+    struct block_edge *edge;
+
+    block_roots_report_size(node);
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->parent && block_node_has_size_of(edge->parent, edge)) {
+            block_node_set_size(edge->parent, block_node_size(node));
+            report_size(edge->parent);
+        }
+    }
+}
+
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err)
 {
@@ -219,7 +248,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
         r = block_bitmaps_resize(node, size, err);
     }
     atomic_fetch_add(&node->write_generation, 1);
-    block_roots_report_size(node);
+    report_size(node);
     block_drain_end(node);
     trace_block_truncate_end(node->name, size, r);
     return r;

@@ -118,6 +118,11 @@ int block_co_set_backing_node(struct block_node *node, struct block_node *backin
 int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
                       struct error *err);
 /*
+ * Whether the node may be resized by itself: -EBUSY if a node above would not see the new size.
+ * Filters that change nothing do. Does not yield.
+ */
+int block_node_check_resize(const struct block_node *node, struct error *err);
+/*
  * Forget all contents: the disk reads as its backing file. Bitmaps keep their bits. On stable
  * storage when it returns 0.
  */

@@ -93,6 +93,10 @@ void block_node_free(struct block_node *node);
 /* Add a copy of a driver, completed with defaults, to the table. Does not yield. */
 void block_drivers_add(const struct block_driver *driver);
 
+/* --- pass_through.c --- */
+/* Whether the node, a filter, always has the size of the child at that edge. */
+bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child);
+
 /* --- chain.c --- */
 #define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
 /*

@@ -51,6 +51,11 @@ static int pass_co_truncate(struct block_node *node, uint64_t size, enum block_p
     return r;
 }
 
+bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child)
+{
+    return node->filtered == child && node->driver->co_truncate == pass_co_truncate;
+}
+
 static int pass_co_preadv_snapshot(struct block_node *node, uint64_t offset, struct iov iov)
 {
     return block_co_preadv_snapshot(node->filtered, offset, iov);

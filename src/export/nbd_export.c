@@ -80,12 +80,6 @@ static int nbd_state_parse(const struct export_config *config, struct options *o
     return 0;
 }
 
-/* The protocol has no notice of a new size for clients that are connected. */
-static void nbd_adjust_permissions(const void *state, unsigned *perm, unsigned *shared)
-{
-    *shared &= ~(unsigned)BLOCK_PERM_RESIZE;
-}
-
 /* --- bitmaps -------------------------------------------------------------------------------- */
 
 /* In the exported node, else down its backing chain. */
@@ -232,6 +226,16 @@ static void nbd_publish(void *state)
     nbd_export_publish(((struct nbd_state *)state)->nbd);
 }
 
+/* A node that is resized before it is prepared has its new size then. */
+static void nbd_resized(void *state, uint64_t size)
+{
+    struct nbd_state *s = state;
+
+    if (s->nbd) {
+        nbd_export_set_size(s->nbd, size);
+    }
+}
+
 static void nbd_stop_accepting(void *state)
 {
     nbd_export_unpublish(((struct nbd_state *)state)->nbd);
@@ -280,7 +284,7 @@ static const struct export_type nbd_type = {
     .name = "nbd",
     .title = "NBD export",
     .parse = nbd_state_parse,
-    .adjust_permissions = nbd_adjust_permissions,
+    .resized = nbd_resized,
     .co_prepare = nbd_co_prepare,
     .publish = nbd_publish,
     .stop_accepting = nbd_stop_accepting,

@@ -132,6 +132,11 @@ void nbd_export_publish(struct nbd_export *e)
     list_append(&e->server->exports, &e->link);
 }
 
+void nbd_export_set_size(struct nbd_export *e, uint64_t size)
+{
+    atomic_store(&e->size, size);
+}
+
 void nbd_export_unpublish(struct nbd_export *e)
 {
     list_remove(&e->link);

@@ -118,6 +118,12 @@ void nbd_export_unpublish(struct nbd_export *e);
 void nbd_export_co_disconnect(struct nbd_export *e);
 /* Release an export that has no clients. */
 void nbd_export_free(struct nbd_export *e);
+/*
+ * The node has another size. Clients that connect from now on see it. The protocol has no notice
+ * for those that are connected: they may use what was added, and requests for what is gone are
+ * refused as beyond the end.
+ */
+void nbd_export_set_size(struct nbd_export *e, uint64_t size);
 /* Clients that have chosen the export, and are connected. */
 size_t nbd_export_client_count(const struct nbd_export *e);
 

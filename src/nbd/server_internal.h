@@ -147,8 +147,8 @@ struct nbd_export {
     struct block_root *root;
     /* The root's. */
     struct block_edge *edge;
-    /* Bytes. */
-    uint64_t size;
+    /* Bytes. Grows and shrinks with the node. */
+    _Atomic uint64_t size;
     /* As reported to clients; smaller requests are served, too. */
     uint32_t min_block;
     /* enum nbd_transmission_flags */

@@ -52,11 +52,15 @@ qmp_co_command qmp_co_trace_event_get_state;
 qmp_co_command qmp_co_trace_event_set_state;
 
 qmp_co_command qmp_co_transaction;
+qmp_co_command qmp_co_block_resize;
+qmp_co_command qmp_co_change_backing_file;
+qmp_co_command qmp_co_snapshot_delete_internal;
 /* Commands that are actions of transactions as well: each runs as a transaction of one. */
 qmp_co_command qmp_co_block_export_add;
 qmp_co_command qmp_co_blockdev_add;
 qmp_co_command qmp_co_blockdev_del;
 qmp_co_command qmp_co_blockdev_replace;
+qmp_co_command qmp_co_snapshot_internal;
 qmp_co_command qmp_co_bitmap_add;
 qmp_co_command qmp_co_bitmap_remove;
 qmp_co_command qmp_co_bitmap_clear;

@@ -262,7 +262,7 @@ ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
      "block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-enable",
      "block-dirty-bitmap-disable", "block-dirty-bitmap-merge", "block-export-add",
      "block-export-del", "blockdev-add", "blockdev-backup", "blockdev-del", "blockdev-replace",
-     "drive-backup");
+     "blockdev-snapshot-internal-sync", "drive-backup");
 OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
 OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", bitmap_ref));
 OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
@@ -290,6 +290,8 @@ const struct qmp_type qmp_type_transaction_action = {
                                              {"blockdev-backup", &qmp_type_blockdev_backup_wrapper},
                                              {"blockdev-del", &blockdev_del_wrapper},
                                              {"blockdev-replace", &blockdev_replace_wrapper},
+                                             {"blockdev-snapshot-internal-sync",
+                                              &qmp_type_snapshot_internal_wrapper},
                                              {"drive-backup", &qmp_type_drive_backup_wrapper},
                                              {NULL, NULL}},
 };
@@ -355,12 +357,18 @@ const struct qmp_command qmp_commands[] = {
     {"block-job-resume", &qmp_type_block_job, &qmp_empty, qmp_co_block_job_resume},
     {"block-job-set-speed", &qmp_type_block_job_speed, &qmp_empty, qmp_co_block_job_set_speed},
     {"block-stream", &qmp_type_block_stream, &qmp_empty, qmp_co_block_stream},
+    {"block_resize", &qmp_type_block_resize, &qmp_empty, qmp_co_block_resize},
     {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
     {"blockdev-backup", &qmp_type_blockdev_backup, &qmp_empty, qmp_co_blockdev_backup},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-mirror", &qmp_type_blockdev_mirror, &qmp_empty, qmp_co_blockdev_mirror},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
     {"drive-backup", &qmp_type_drive_backup, &qmp_empty, qmp_co_drive_backup},
+    {"blockdev-snapshot-delete-internal-sync", &qmp_type_snapshot_delete_internal,
+     &qmp_type_snapshot_info, qmp_co_snapshot_delete_internal},
+    {"blockdev-snapshot-internal-sync", &qmp_type_snapshot_internal, &qmp_empty,
+     qmp_co_snapshot_internal},
+    {"change-backing-file", &qmp_type_change_backing, &qmp_empty, qmp_co_change_backing_file},
     {"job-cancel", &qmp_type_job, &qmp_empty, qmp_co_job_cancel},
     {"job-complete", &qmp_type_job, &qmp_empty, qmp_co_job_complete},
     {"job-dismiss", &qmp_type_job, &qmp_empty, qmp_co_job_dismiss},

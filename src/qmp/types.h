@@ -27,4 +27,9 @@ extern const struct qmp_type qmp_type_blockdev_mirror, qmp_type_drive_mirror,
 /* commit_types.c: arguments of the jobs that shorten backing chains. */
 extern const struct qmp_type qmp_type_block_commit, qmp_type_block_stream;
 
+/* graph_types.c: arguments and results of the commands that change images and the graph. */
+extern const struct qmp_type qmp_type_block_resize, qmp_type_change_backing;
+extern const struct qmp_type qmp_type_snapshot_internal, qmp_type_snapshot_internal_wrapper,
+    qmp_type_snapshot_delete_internal, qmp_type_snapshot_info;
+
 #endif

@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Commands that change an image in use, and are no actions: block_resize, change-backing-file. */
+#include <errno.h>
+
+#include "block/bitmaps.h"
+#include "block/control.h"
+#include "job/job.h"
+#include "qmp/commands.h"
+#include "qmp/lookup.h"
+
+/* --- block_resize ----------------------------------------------------------------------------- */
+
+/* An export or a job reads the bits of a bitmap with the size that it had. */
+static int check_bitmaps_idle(struct block_node *node, struct error *err)
+{
+    struct block_bitmap *b = NULL;
+
+    while ((b = block_bitmap_next(node, b))) {
+        int r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY, err);
+
+        if (r < 0) {
+            return r;
+        }
+    }
+    return 0;
+}
+
+static int co_resize(struct block_node *node, uint64_t size, struct error *err)
+{
+    struct block_root *root;
+    int r = block_co_root_new(node, "block_resize", BLOCK_PERM_RESIZE, BLOCK_PERM_ALL, &root, err);
+
+    if (r < 0) {
+        return r;
+    }
+    r = block_co_truncate(block_root_edge(root), size, BLOCK_PREALLOC_OFF, err);
+    block_co_root_release(root);
+    return r;
+}
+
+int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
+                        struct json_object **ret_value, struct error *err)
+{
+    struct block_node *node =
+        qmp_find_device_or_node(qmp_get_str(args, "device"), qmp_get_str(args, "node-name"), err);
+    int64_t size = json_object_get_int64(qmp_get(args, "size"));
+    int r;
+
+    if (!node) {
+        return -ENOENT;
+    }
+    if (size < 0) {
+        return error_set(err, EINVAL, "Parameter 'size' expects a >0 size");
+    }
+    if (block_node_is_read_only(node)) {
+        return error_set(err, EROFS, "Image is read-only");
+    }
+    r = qmp_check_not_busy(node, err);
+    UNLESS_FAILED(r, block_node_check_resize(node, err));
+    UNLESS_FAILED(r, check_bitmaps_idle(node, err));
+    block_node_ref(node);
+    UNLESS_FAILED(r, co_resize(node, (uint64_t)size, err));
+    block_co_unref(node);
+    return r;
+}
+
+/* --- change-backing-file ---------------------------------------------------------------------- */
+
+int qmp_co_change_backing_file(struct qmp_call *call, struct json_object *args,
+                               struct json_object **ret_value, struct error *err)
+{
+    const char *name = qmp_get_str(args, "backing-file");
+    struct block_node *top = qmp_find_root_node(qmp_get_str(args, "device"), err);
+    struct block_node *node, *backing;
+    int r = top ? 0 : -ENOENT;
+
+    if (r < 0) {
+        return r;
+    }
+    node = qmp_find_device_or_node(NULL, qmp_get_str(args, "image-node-name"), err);
+    if (!node) {
+        return -ENOENT;
+    }
+    backing = block_node_backing(node);
+    if (!backing || block_node_is_filter(node)) {
+        return error_set(err, EINVAL,
+                         "not allowing backing file change on an image without a backing file");
+    }
+    if (!block_node_reaches(top, node)) {
+        return error_set(err, EINVAL, "'%s' and image file are not in the same chain",
+                         qmp_get_str(args, "device"));
+    }
+    r = job_check_node(top, err);
+    UNLESS_FAILED(r, job_check_frozen(node, err));
+    block_node_ref(node);
+    UNLESS_FAILED(r, block_co_change_backing(node, *name ? name : NULL,
+                                             *name ? block_node_format(backing) : NULL, err));
+    block_co_unref(node);
+    return r;
+}
