@@ -177,6 +177,11 @@ void block_co_root_settle(struct block_root *root);
  */
 struct block_edge *block_root_edge(struct block_root *root);
 struct block_node *block_root_node(const struct block_root *root);
+/*
+ * The root means its node itself, such as the owner of a bitmap, and not the disk that the node
+ * shows: it does not follow when another node takes the place of that one.
+ */
+void block_root_stay(struct block_root *root);
 /* Errors as of block_co_root_new(); on failure the old permissions stay in force. */
 int block_co_root_set_perm(struct block_root *root, unsigned perm, unsigned shared,
                            struct error *err);
@@ -240,6 +245,20 @@ int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct 
  * failure nothing changes.
  */
 int block_co_node_replace(struct block_node *from, struct block_node *to, struct error *err);
+
+/*
+ * Put an overlay on a node in use, within a graph change: the node becomes its child "backing", and
+ * all other edges that pointed to the node point to the overlay, except those of roots that stay.
+ * The caller has drained both. The overlay may have another size, if every node above can follow.
+ * On failure nothing has changed.
+ */
+struct block_append;
+int block_co_append(struct block_node *overlay, struct block_node *node,
+                    struct block_append **ret_append, struct error *err);
+/* Undo that, in the same change; `append` is consumed. */
+void block_co_append_undo(struct block_append *append);
+/* The change has succeeded: those above learn of the new size. Consumes `append`. Doesn't yield. */
+void block_append_end(struct block_append *append);
 
 /* --- drain ------------------------------------------------------------------------------------ */
 

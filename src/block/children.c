@@ -12,31 +12,60 @@
 #define PASSED_WRITE_FLAGS (BLOCK_REQ_FUA | BLOCK_REQ_UNCHANGED)
 #define PASSED_ZERO_FLAGS (PASSED_WRITE_FLAGS | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK)
 
-/* Set the generic options that the child was not given. */
-static void inherit_options(const struct block_node *parent, struct options *child, unsigned role)
+unsigned block_explicit_use(const struct options *opts)
+{
+    return (options_has(opts, "read-only") ? BLOCK_USE_READ_ONLY : 0) |
+           (options_has(opts, "auto-read-only") ? BLOCK_USE_AUTO_READ_ONLY : 0) |
+           (options_has(opts, "force-share") ? BLOCK_USE_FORCE_SHARE : 0) |
+           (options_has(opts, "discard") ? BLOCK_USE_DISCARD : 0) |
+           (options_has(opts, "cache") ? BLOCK_USE_CACHE : 0);
+}
+
+void block_inherit_use(const struct block_node *parent, const struct block_use *use,
+                       struct options *child, unsigned role)
 {
     static const char *const discard_names[] = {"ignore", "unmap"};
-    bool writable = !parent->read_only && !(role & BLOCK_ROLE_BACKING);
+    bool writable = !use->read_only && !(role & BLOCK_ROLE_BACKING);
     struct options *cache;
 
     options_default_bool(child, "read-only", !writable);
-    if (parent->auto_read_only) {
+    if (use->auto_read_only) {
         options_default_bool(child, "auto-read-only", true);
     }
-    if (parent->force_share && !writable) {
+    if (use->force_share && !writable) {
         options_default_bool(child, "force-share", true);
     }
     /* A format decides which discards it passes on to its file. */
     options_default_str(child, "discard",
-                        discard_names[parent->driver->is_format || parent->discard_unmap]);
-    if (!options_has(child, "cache") && (parent->cache_direct || parent->cache_no_flush)) {
+                        discard_names[parent->driver->is_format || use->discard_unmap]);
+    if (!options_has(child, "cache") && (use->cache_direct || use->cache_no_flush)) {
         cache = options_new();
         if (cache) {
-            options_set_bool(cache, "direct", parent->cache_direct);
-            options_set_bool(cache, "no-flush", parent->cache_no_flush);
+            options_set_bool(cache, "direct", use->cache_direct);
+            options_set_bool(cache, "no-flush", use->cache_no_flush);
             options_set_child(child, "cache", cache);
         }
     }
+}
+
+/* As above, with what the open parent uses; returns what the child was given. */
+static unsigned inherit_options(const struct block_node *parent, struct options *child,
+                                unsigned role)
+{
+    struct block_use use = block_get_use(parent);
+    unsigned explicit_use = block_explicit_use(child);
+
+    block_inherit_use(parent, &use, child, role);
+    return explicit_use;
+}
+
+/* `child` was opened for `parent`. */
+static void note_heir(struct block_node *parent, struct block_node *child, unsigned role,
+                      unsigned explicit_use)
+{
+    child->inherits_from = parent;
+    child->inherit_role = role;
+    child->explicit_use = explicit_use;
 }
 
 /* Take a reference by name, or open; *ret_node is NULL if the options do not have the child. */
@@ -45,7 +74,7 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
 {
     AUTO_OPTIONS struct options *child_opts = NULL;
     AUTO_FREE char *node_name = NULL;
-    unsigned flags = node->open_flags;
+    unsigned flags = node->open_flags, explicit_use;
     int r = options_take_child(opts, name, &child_opts, &node_name, err);
 
     *ret_node = NULL;
@@ -64,11 +93,15 @@ static int co_find_or_open(struct block_node *node, struct options *opts, const 
     if (!child_opts) {
         return 0;
     }
-    inherit_options(node, child_opts, role);
+    explicit_use = inherit_options(node, child_opts, role);
     if (role & BLOCK_ROLE_BACKING) {
         flags &= ~(BLOCK_OPEN_RDWR | BLOCK_OPEN_CHECK);
     }
-    return block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
+    r = block_co_open(TAKE_PTR(child_opts), flags, ret_node, err);
+    if (r == 0) {
+        note_heir(node, *ret_node, role, explicit_use);
+    }
+    return r;
 }
 
 int block_co_open_child(struct block_node *node, struct options *opts, const char *name,
@@ -125,6 +158,7 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
                                     struct block_node **ret_node, struct error *err)
 {
     AUTO_FREE char *path = block_resolve_relative(block_node_display_name(node), filename);
+    unsigned explicit_use;
     int r;
 
     if (!path || !extra) {
@@ -138,8 +172,11 @@ static int co_open_recorded_backing(struct block_node *node, const char *filenam
                          "Could not open backing file: '%s' has no directory that '%s' could be in",
                          block_node_display_name(node), filename);
     }
-    inherit_options(node, extra, BLOCK_ROLE_BACKING);
+    explicit_use = inherit_options(node, extra, BLOCK_ROLE_BACKING);
     r = block_co_open_below(node, path, format, extra, ret_node, err);
+    if (r == 0) {
+        note_heir(node, *ret_node, BLOCK_ROLE_BACKING, explicit_use);
+    }
     if (r < 0 && r != -ELOOP) {
         error_prepend(err, "Could not open backing file: ");
     }

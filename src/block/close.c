@@ -25,7 +25,7 @@ static bool has_unflushed(const struct block_node *node)
 }
 
 /* A filter is not flushed: the node below is, when that is closed. */
-static int co_complete(struct block_node *node, struct error *err)
+int block_co_complete(struct block_node *node, struct error *err)
 {
     int r = 0;
 
@@ -51,7 +51,7 @@ int block_co_inactivate(struct block_node *node, struct error *err)
     int r;
 
     block_co_drain_begin(node);
-    r = co_complete(node, err);
+    r = block_co_complete(node, err);
     block_drain_end(node);
     return r;
 }
@@ -97,7 +97,7 @@ static int co_close_one(struct block_node *node, struct list *dead, struct error
     int r;
 
     trace_block_close_begin(node->name);
-    r = co_complete(node, &own);
+    r = block_co_complete(node, &own);
 
     if (r < 0 && err && !error_is_set(err)) {
         error_set(err, -r, "%s", error_message(&own));

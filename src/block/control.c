@@ -209,8 +209,7 @@ int block_node_check_resize(const struct block_node *node, struct error *err)
     return r;
 }
 
-/* To the owners of roots, and to the filters above that have the size of the node. */
-static void report_size(struct block_node *node)
+void block_report_size(struct block_node *node)
 {
     struct block_edge *edge;
 
@@ -218,7 +217,7 @@ static void report_size(struct block_node *node)
     LIST_FOREACH (edge, &node->parents, in_node) {
         if (edge->parent && block_node_has_size_of(edge->parent, edge)) {
             block_node_set_size(edge->parent, block_node_size(node));
-            report_size(edge->parent);
+            block_report_size(edge->parent);
         }
     }
 }
@@ -248,7 +247,7 @@ int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_preallo
         r = block_bitmaps_resize(node, size, err);
     }
     atomic_fetch_add(&node->write_generation, 1);
-    report_size(node);
+    block_report_size(node);
     block_drain_end(node);
     trace_block_truncate_end(node->name, size, r);
     return r;

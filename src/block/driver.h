@@ -127,6 +127,14 @@ struct block_node {
     /* The children "file" and "backing", and the one that a filter shows; NULL: none. */
     struct block_edge *file, *backing, *filtered;
 
+    /*
+     * The node that this one was opened for, as its child, and in which role: generic options that
+     * are not in `explicit_use` (enum block_use_option) follow those of that node when it is
+     * reopened. NULL: none, or it is closed.
+     */
+    struct block_node *inherits_from;
+    unsigned inherit_role, explicit_use;
+
     /* Plain path or URI; NULL: none. */
     char *filename;
     /* As opened. */
@@ -213,6 +221,30 @@ struct block_driver {
     int (*co_inactivate)(struct block_node *node, struct error *err);
     /* Release everything but edges. After co_inactivate. */
     void (*co_close)(struct block_node *node);
+
+    /* --- reopening (block/reopen.h): likewise --- */
+
+    /*
+     * The node can be reopened with other generic options, and with other values of the options of
+     * this list, which NULL ends; NULL: it can't be reopened.
+     */
+    const char *const *reopen_options;
+    /* It can be reopened with another child "file". */
+    bool exchanges_file;
+    /*
+     * Take the options of the list from `opts` (NULL: they stay as they are), and check them. The
+     * node has its new generic options and its new children already, and is drained. Nothing is
+     * written. On failure nothing has changed. NULL: there is nothing to do.
+     */
+    int (*co_reopen_prepare)(struct block_node *node, struct options *opts, struct error *err);
+    /*
+     * What may fail, and needs the new permissions, which are in force. Nodes below have done it.
+     * On failure co_reopen_abort() follows.
+     */
+    int (*co_reopen_finish)(struct block_node *node, struct error *err);
+    /* The end, after a success of co_reopen_prepare: can't fail. */
+    void (*co_reopen_commit)(struct block_node *node);
+    void (*co_reopen_abort)(struct block_node *node);
 
     /* --- graph: likewise --- */
 
@@ -362,6 +394,9 @@ static inline void block_co_event(const struct block_edge *edge, enum block_even
         block_co_event_at(edge->node, event);
     }
 }
+
+/* An empty list of reopen_options. */
+extern const char *const block_no_options[];
 
 /* --- for drivers: main reactor; `co_` functions yield ----------------------------------------- */
 

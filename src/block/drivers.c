@@ -66,6 +66,7 @@ unsigned block_driver_traits(const struct block_driver *d)
            (d->is_protocol ? BLOCK_DRIVER_PROTOCOL : 0) |
            (d->co_create ? BLOCK_DRIVER_CREATES : 0) |
            (d->co_can_store_bitmap ? BLOCK_DRIVER_STORES_BITMAPS : 0) |
+           (d->co_change_backing ? BLOCK_DRIVER_BACKING : 0) |
            (d->keeps_zero_beyond_eof ? BLOCK_DRIVER_ZERO_BEYOND_EOF : 0);
 }
 

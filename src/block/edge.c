@@ -16,8 +16,8 @@ int block_co_attach_child(struct block_node *node, struct block_node *child, con
     int r;
 
     if (block_node_reaches(child, node)) {
-        return error_set(err, EINVAL, "Making '%s' a child of '%s' would create a cycle",
-                         child->name, node->name);
+        return error_set(err, EINVAL, "Making '%s' a %s child of '%s' would create a cycle",
+                         child->name, name, node->name);
     }
     edge = calloc(1, sizeof(*edge));
     if (!edge || !(edge->name = strdup(name))) {
@@ -167,6 +167,11 @@ void block_roots_report_size(struct block_node *node)
             root->ops->resized(root->ops_arg, block_node_size(node));
         }
     }
+}
+
+void block_root_stay(struct block_root *root)
+{
+    root->stays = true;
 }
 
 struct block_edge *block_root_edge(struct block_root *root)

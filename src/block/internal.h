@@ -27,6 +27,8 @@ struct block_root {
     bool settled;
     /* block_root_begin_end() */
     bool ending;
+    /* block_root_stay() */
+    bool stays;
     /* NULL: the owner wants no events. */
     const struct block_root_ops *ops;
     void *ops_arg;
@@ -92,6 +94,48 @@ void block_node_free(struct block_node *node);
 /* --- drivers.c --- */
 /* Add a copy of a driver, completed with defaults, to the table. Does not yield. */
 void block_drivers_add(const struct block_driver *driver);
+
+/* --- open.c, children.c: generic options --- */
+
+/* Generic options: how a node is used. `detect_zeroes` is an enum block_detect_zeroes. */
+struct block_use {
+    bool read_only, auto_read_only, force_share;
+    bool cache_direct, cache_no_flush, discard_unmap;
+    int detect_zeroes;
+};
+
+/* Those that children inherit, where they are not given. */
+enum block_use_option {
+    BLOCK_USE_READ_ONLY = 1 << 0,
+    BLOCK_USE_AUTO_READ_ONLY = 1 << 1,
+    BLOCK_USE_FORCE_SHARE = 1 << 2,
+    BLOCK_USE_DISCARD = 1 << 3,
+    BLOCK_USE_CACHE = 1 << 4,
+};
+
+/* Those in force. */
+struct block_use block_get_use(const struct block_node *node);
+void block_set_use(struct block_node *node, const struct block_use *use);
+/* Take them from `opts`. -EINVAL */
+int block_take_use(struct options *opts, unsigned flags, struct block_use *ret_use,
+                   struct error *err);
+/* Which of the inherited options `opts` has: bits of enum block_use_option. */
+unsigned block_explicit_use(const struct options *opts);
+/* Set those that `child`, in that role, was not given; `parent` uses `use`. */
+void block_inherit_use(const struct block_node *parent, const struct block_use *use,
+                       struct options *child, unsigned role);
+
+/* --- control.c --- */
+/* Report the size of a drained node to the owners of roots and the filters above. */
+void block_report_size(struct block_node *node);
+
+/* --- close.c --- */
+/* Complete an image that nobody writes to: see block_co_inactivate(), which drains it first. */
+int block_co_complete(struct block_node *node, struct error *err);
+
+/* --- replace.c --- */
+/* As block_co_edge_move(), to a node of any size. */
+int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err);
 
 /* --- pass_through.c --- */
 /* Whether the node, a filter, always has the size of the child at that edge. */

@@ -214,6 +214,7 @@ struct block_node_settings block_node_settings(const struct block_node *node)
         .probed = node->probed,
         .cache_direct = node->cache_direct,
         .cache_no_flush = node->cache_no_flush,
+        .discard_unmap = node->discard_unmap,
         .detect_zeroes = (enum block_detect_zeroes)node->detect_zeroes,
     };
 }
@@ -239,6 +240,11 @@ const char *block_edge_name(const struct block_edge *edge)
     return edge->name;
 }
 
+unsigned block_edge_perm(const struct block_edge *edge)
+{
+    return edge->perm;
+}
+
 struct block_node *block_edge_parent(const struct block_edge *edge)
 {
     return edge->parent;
@@ -252,9 +258,23 @@ struct block_node *block_node_ref(struct block_node *node)
     return node;
 }
 
+/* Nodes that were opened for `node` may live longer. */
+static void forget_heirs(struct list *nodes, const struct block_node *node)
+{
+    struct block_node *n;
+
+    LIST_FOREACH (n, nodes, link) {
+        if (n->inherits_from == node) {
+            n->inherits_from = NULL;
+        }
+    }
+}
+
 void block_node_free(struct block_node *node)
 {
     list_remove(&node->link);
+    forget_heirs(&block_all_nodes, node);
+    forget_heirs(&block_hidden_nodes, node);
     range_lock_destroy(&node->rmw);
     counters_release(&node->counters);
     json_object_put(node->options);

@@ -42,6 +42,8 @@ enum block_driver_trait {
     BLOCK_DRIVER_CREATES = 1 << 3,
     /* Its images can store bitmaps. */
     BLOCK_DRIVER_STORES_BITMAPS = 1 << 4,
+    /* Its images can have backing files. */
+    BLOCK_DRIVER_BACKING = 1 << 6,
     /* What was never written to its files reads as zeroes. */
     BLOCK_DRIVER_ZERO_BEYOND_EOF = 1 << 5,
 };
@@ -156,7 +158,7 @@ struct block_limits {
 struct block_node_settings {
     bool read_only;
     bool probed; /* the format is raw because no other was recognized */
-    bool cache_direct, cache_no_flush;
+    bool cache_direct, cache_no_flush, discard_unmap;
     enum block_detect_zeroes detect_zeroes;
 };
 
@@ -222,6 +224,8 @@ struct block_edge *block_node_next_parent(const struct block_node *node,
                                           const struct block_edge *edge);
 /* "file", "backing"; of a root: the user. */
 const char *block_edge_name(const struct block_edge *edge);
+/* What the parent uses: enum block_perm. */
+unsigned block_edge_perm(const struct block_edge *edge);
 /* NULL: the edge is a root. */
 struct block_node *block_edge_parent(const struct block_edge *edge);
 /* The child. */

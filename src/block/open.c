@@ -102,7 +102,7 @@ static int take_cache_flag(struct options *cache, const char *name, bool *ret_fl
     return r;
 }
 
-static int take_cache_options(struct block_node *node, struct options *opts, struct error *err)
+static int take_cache_options(struct options *opts, struct block_use *use, struct error *err)
 {
     AUTO_OPTIONS struct options *cache = NULL;
     AUTO_FREE char *wrong = NULL;
@@ -120,8 +120,8 @@ static int take_cache_options(struct block_node *node, struct options *opts, str
     if (!cache) {
         return 0;
     }
-    if ((r = take_cache_flag(cache, "direct", &node->cache_direct, err)) < 0 ||
-        (r = take_cache_flag(cache, "no-flush", &node->cache_no_flush, err)) < 0) {
+    if ((r = take_cache_flag(cache, "direct", &use->cache_direct, err)) < 0 ||
+        (r = take_cache_flag(cache, "no-flush", &use->cache_no_flush, err)) < 0) {
         return r;
     }
     if (!options_is_empty(cache)) {
@@ -131,35 +131,71 @@ static int take_cache_options(struct block_node *node, struct options *opts, str
     return 0;
 }
 
-static int take_generic_options(struct block_node *node, struct options *opts, unsigned flags,
-                                struct error *err)
+int block_take_use(struct options *opts, unsigned flags, struct block_use *ret_use,
+                   struct error *err)
 {
     static const char *const discard_names[] = {"ignore", "unmap", "off", "on", NULL};
     static const char *const detect_names[] = {"off", "on", "unmap", NULL};
+    struct block_use use = {0};
     int discard, r;
 
-    if ((r = take_node_name(node, opts, err)) < 0 ||
-        (r = options_take_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR), &node->read_only,
+    if ((r = options_take_bool(opts, "read-only", !(flags & BLOCK_OPEN_RDWR), &use.read_only,
                                err)) < 0 ||
-        (r = options_take_bool(opts, "auto-read-only", false, &node->auto_read_only, err)) < 0 ||
+        (r = options_take_bool(opts, "auto-read-only", false, &use.auto_read_only, err)) < 0 ||
         (r = options_take_bool(opts, "force-share", flags & BLOCK_OPEN_FORCE_SHARE,
-                               &node->force_share, err)) < 0 ||
+                               &use.force_share, err)) < 0 ||
         (r = options_take_enum(opts, "discard", discard_names, 0, &discard, err)) < 0 ||
-        (r = options_take_enum(opts, "detect-zeroes", detect_names, 0, &node->detect_zeroes, err)) <
+        (r = options_take_enum(opts, "detect-zeroes", detect_names, 0, &use.detect_zeroes, err)) <
             0 ||
-        (r = take_cache_options(node, opts, err)) < 0) {
+        (r = take_cache_options(opts, &use, err)) < 0) {
         return r;
     }
-    node->discard_unmap = discard & 1;
-    if (node->detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP && !node->discard_unmap) {
+    use.discard_unmap = discard & 1;
+    if (use.detect_zeroes == BLOCK_DETECT_ZEROES_UNMAP && !use.discard_unmap) {
         return error_set(err, EINVAL,
                          "setting detect-zeroes to unmap is not allowed without setting discard "
                          "operation to unmap");
     }
-    if (node->force_share && !node->read_only) {
+    if (use.force_share && !use.read_only) {
         return error_set(err, EINVAL, "force-share=on can only be used with read-only images");
     }
+    *ret_use = use;
     return 0;
+}
+
+struct block_use block_get_use(const struct block_node *node)
+{
+    return (struct block_use){.read_only = node->read_only,
+                              .auto_read_only = node->auto_read_only,
+                              .force_share = node->force_share,
+                              .cache_direct = node->cache_direct,
+                              .cache_no_flush = node->cache_no_flush,
+                              .discard_unmap = node->discard_unmap,
+                              .detect_zeroes = node->detect_zeroes};
+}
+
+void block_set_use(struct block_node *node, const struct block_use *use)
+{
+    node->read_only = use->read_only;
+    node->auto_read_only = use->auto_read_only;
+    node->force_share = use->force_share;
+    node->cache_direct = use->cache_direct;
+    node->cache_no_flush = use->cache_no_flush;
+    node->discard_unmap = use->discard_unmap;
+    node->detect_zeroes = use->detect_zeroes;
+}
+
+static int take_generic_options(struct block_node *node, struct options *opts, unsigned flags,
+                                struct error *err)
+{
+    struct block_use use;
+    int r = take_node_name(node, opts, err);
+
+    UNLESS_FAILED(r, block_take_use(opts, flags, &use, err));
+    if (r >= 0) {
+        block_set_use(node, &use);
+    }
+    return r;
 }
 
 /* --- open ------------------------------------------------------------------------------------- */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pointing edges at other nodes, one or all of a node, within a graph change. */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "base/log.h"
 #include "block/internal.h"
@@ -34,17 +35,17 @@ static void point(struct block_edge *edge, struct block_node *node)
     block_change_note_move(edge, from);
 }
 
-int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
+int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err)
 {
     struct block_node *from = edge->node;
-    int r = check_sizes(edge, node, err);
+    int r;
 
-    if (r < 0 || node == from) {
-        return r;
+    if (node == from) {
+        return 0;
     }
     if (edge->parent && block_node_reaches(node, edge->parent)) {
-        return error_set(err, EINVAL, "Making '%s' a child of '%s' would create a cycle",
-                         node->name, edge->parent->name);
+        return error_set(err, EINVAL, "Making '%s' a %s child of '%s' would create a cycle",
+                         node->name, edge->name, edge->parent->name);
     }
     block_co_change_begin();
     point(edge, block_node_ref(node));
@@ -60,13 +61,20 @@ int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct 
     return r;
 }
 
-/* An edge to `from` that has to point to `to`: not one by which `to` reaches `from`. */
+int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
+{
+    int r = check_sizes(edge, node, err);
+
+    return r < 0 ? r : block_co_edge_point(edge, node, err);
+}
+
+/* An edge to `from` that has to move: `to` does not reach `from` by it, and it does not stay. */
 static struct block_edge *next_to_move(struct block_node *from, struct block_node *to)
 {
     struct block_edge *edge;
 
     LIST_FOREACH (edge, &from->parents, in_node) {
-        if (!edge->parent || !block_node_reaches(to, edge->parent)) {
+        if (edge->parent ? !block_node_reaches(to, edge->parent) : !edge->root->stays) {
             return edge;
         }
     }
@@ -120,4 +128,96 @@ int block_co_node_replace(struct block_node *from, struct block_node *to, struct
     block_drain_end(from);
     block_co_unref(from);
     return r;
+}
+
+/* --- overlays --------------------------------------------------------------------------------- */
+
+struct block_append {
+    struct block_node *overlay, *node; /* referenced */
+    /* That pointed to `node`. They live until the change has ended. */
+    struct block_edge **moved;
+    size_t count, capacity;
+};
+
+static void append_free(struct block_append *a)
+{
+    /* Others have references, too: the graph, and the owner of the change. */
+    a->overlay->refcount--;
+    a->node->refcount--;
+    free(a->moved);
+    free(a);
+}
+
+static int note_moved(struct block_append *a, struct block_edge *edge, struct error *err)
+{
+    if (a->count == a->capacity) {
+        size_t capacity = a->capacity ? 2 * a->capacity : 4;
+        struct block_edge **moved = realloc(a->moved, capacity * sizeof(struct block_edge *));
+
+        if (!moved) {
+            return error_out_of_memory(err);
+        }
+        a->moved = moved;
+        a->capacity = capacity;
+    }
+    a->moved[a->count++] = edge;
+    return 0;
+}
+
+static int co_append(struct block_append *a, struct error *err)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    if (block_node_size(a->overlay) != block_node_size(a->node)) {
+        r = block_node_check_resize(a->node, err);
+    }
+    UNLESS_FAILED(
+        r, block_co_attach_child(a->overlay, a->node, "backing", BLOCK_ROLE_BACKING, NULL, err));
+    while (r == 0 && (edge = next_to_move(a->node, a->overlay))) {
+        r = note_moved(a, edge, err);
+        UNLESS_FAILED(r, block_co_edge_point(edge, a->overlay, err));
+    }
+    return r;
+}
+
+int block_co_append(struct block_node *overlay, struct block_node *node,
+                    struct block_append **ret_append, struct error *err)
+{
+    struct block_append *a = calloc(1, sizeof(*a));
+    int r;
+
+    if (!a) {
+        return error_out_of_memory(err);
+    }
+    a->overlay = block_node_ref(overlay);
+    a->node = block_node_ref(node);
+    r = co_append(a, err);
+    if (r < 0) {
+        block_co_append_undo(a);
+    } else {
+        *ret_append = a;
+    }
+    return r;
+}
+
+void block_co_append_undo(struct block_append *a)
+{
+    for (size_t i = a->count; i > 0; i--) {
+        if (a->moved[i - 1]->node == a->overlay) {
+            (void)block_co_edge_point(a->moved[i - 1], a->node, NULL);
+        }
+    }
+    if (a->overlay->backing && a->overlay->backing->node == a->node) {
+        block_co_detach_child(a->overlay->backing);
+    }
+    append_free(a);
+}
+
+void block_append_end(struct block_append *a)
+{
+    if (block_node_size(a->overlay) != block_node_size(a->node)) {
+        block_report_size(a->overlay);
+    }
+    append_free(a);
 }

@@ -163,6 +163,7 @@ static int co_take_bitmap(struct nbd_state *s, struct export *e, struct block_bi
     if (r < 0) {
         return r;
     }
+    block_root_stay(s->bitmap_roots[s->bitmap_count]);
     block_bitmap_take(b, export_user(e));
     s->bitmaps[s->bitmap_count++] = b;
     return 0;

@@ -110,3 +110,10 @@ int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const c
     }
     return r;
 }
+
+int image_lock_copy(const struct image_lock *l, int fd, const char *name, struct error *err)
+{
+    struct image_lock copy = {.fd = fd};
+
+    return acquire_bytes(&copy, l->perm, l->unshared, name, err);
+}

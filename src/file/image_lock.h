@@ -43,4 +43,11 @@ bool image_lock_is_supported(int fd);
 int image_lock_set(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
                    struct error *err);
 
+/*
+ * Lock the same bytes by another description of the file, which the holder of `l` is about to use
+ * in its place: nothing has to be checked. 0 or -errno; after an error the caller closes `fd`. May
+ * block.
+ */
+int image_lock_copy(const struct image_lock *l, int fd, const char *name, struct error *err);
+
 #endif

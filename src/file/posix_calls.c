@@ -95,6 +95,27 @@ int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, con
     return loop_co_brief(set_lock, &c);
 }
 
+struct copy_lock_call {
+    const struct image_lock *lock;
+    int fd;
+    const char *name;
+    struct error *err;
+};
+
+static int copy_lock(void *arg)
+{
+    const struct copy_lock_call *c = arg;
+
+    return image_lock_copy(c->lock, c->fd, c->name, c->err);
+}
+
+int posix_file_co_copy_lock(const struct image_lock *l, int fd, const char *name, struct error *err)
+{
+    struct copy_lock_call c = {l, fd, name, err};
+
+    return loop_co_brief(copy_lock, &c);
+}
+
 /* --- names and descriptors */
 
 static int close_fd(void *arg)

@@ -54,6 +54,10 @@ struct sync_group {
 
 struct posix_file {
     int fd;
+    /* While the node is reopened: its other descriptor; -1: none. */
+    int other_fd;
+    /* That is the one that was in use before. */
+    bool exchanged;
     bool is_device;
     /* image locks are in use */
     bool locking;
@@ -96,6 +100,12 @@ void posix_file_co_close(struct block_node *node);
 int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
                            struct error *err);
 
+/* Those that reopen a node. */
+int posix_file_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err);
+int posix_file_co_reopen_finish(struct block_node *node, struct error *err);
+void posix_file_co_reopen_commit(struct block_node *node);
+void posix_file_co_reopen_abort(struct block_node *node);
+
 /* parse_filename of the driver: "PATH" or "SCHEME:PATH". 0 or -EINVAL. */
 int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err);
 
@@ -108,8 +118,10 @@ int posix_file_parse_filename(const char *filename, struct options *opts, struct
 int posix_file_size(int fd, bool is_device, uint64_t *ret_size);
 int posix_file_co_size(int fd, bool is_device, uint64_t *ret_size);
 
-/* As image_lock_is_supported() and image_lock_set(). */
+/* As image_lock_is_supported(), image_lock_copy() and image_lock_set(). */
 bool posix_file_co_has_locks(int fd);
+int posix_file_co_copy_lock(const struct image_lock *l, int fd, const char *name,
+                            struct error *err);
 int posix_file_co_lock(struct image_lock *l, unsigned perm, unsigned shared, const char *name,
                        struct error *err);
 

@@ -361,7 +361,7 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
     struct open_options o = {0};
     int r = take_open_options(opts, &o, err);
 
-    f->fd = -1;
+    f->fd = f->other_fd = -1;
     if (r >= 0 && o.native_aio && !node->cache_direct) {
         /* The option has no effect here, but the mistake is an error in QEMU, too. */
         r = error_set(err, EINVAL,

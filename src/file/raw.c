@@ -21,6 +21,9 @@ struct raw_disk {
     uint64_t offset;
     /* the option `size` is set */
     bool has_size;
+    /* While the node is reopened: what was. */
+    uint64_t old_offset, old_size;
+    bool old_has_size;
     /* held for check and write, since two harmless writes could make a header together */
     struct co_mutex first_sector;
 };
@@ -52,7 +55,8 @@ static int check_raw_range(struct block_node *node, uint64_t size, struct error 
     return 0;
 }
 
-static int raw_co_open(struct block_node *node, struct options *opts, struct error *err)
+/* Take the options, and set the size of the disk. */
+static int take_raw_range(struct block_node *node, struct options *opts, struct error *err)
 {
     struct raw_disk *d = node->opaque;
     uint64_t size;
@@ -62,7 +66,6 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
     node->beyond_filename = d->has_size || options_has(opts, "offset");
     if ((r = options_take_size(opts, "offset", 0, &d->offset, err)) < 0 ||
         (r = options_take_size(opts, "size", 0, &size, err)) < 0 ||
-        (r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, NULL, err)) < 0 ||
         (r = check_raw_range(node, size, err)) < 0) {
         return r;
     }
@@ -70,13 +73,67 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
         size = block_edge_size(node->file) - d->offset;
     }
     block_node_set_size(node, size);
-    node->events = node->file->node->events;
-    node->limits.memory_alignment = node->file->node->limits.memory_alignment;
-    node->limits.opt_transfer = node->file->node->limits.opt_transfer;
+    return 0;
+}
+
+static void take_file_limits(struct block_node *node)
+{
+    const struct block_node *file = node->file->node;
+
+    node->events = file->events;
+    node->limits.memory_alignment = file->limits.memory_alignment;
+    node->limits.opt_transfer = file->limits.opt_transfer;
+}
+
+static int raw_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct raw_disk *d = node->opaque;
+    int r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA, false, NULL, err);
+
+    UNLESS_FAILED(r, take_raw_range(node, opts, err));
+    if (r < 0) {
+        return r;
+    }
+    take_file_limits(node);
     node->supported_write_flags = BLOCK_REQ_FUA;
     node->supported_zero_flags = BLOCK_REQ_FUA | BLOCK_REQ_MAY_UNMAP | BLOCK_REQ_NO_FALLBACK;
     co_mutex_init(&d->first_sector);
     return 0;
+}
+
+/* --- reopen */
+
+static void put_raw_range_back(struct block_node *node)
+{
+    struct raw_disk *d = node->opaque;
+
+    d->offset = d->old_offset;
+    d->has_size = d->old_has_size;
+    node->beyond_filename = d->has_size || d->offset;
+    block_node_set_size(node, d->old_size);
+}
+
+static int raw_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct raw_disk *d = node->opaque;
+    int r;
+
+    d->old_offset = d->offset;
+    d->old_size = block_node_size(node);
+    d->old_has_size = d->has_size;
+    if (!opts) {
+        return 0;
+    }
+    r = take_raw_range(node, opts, err);
+    if (r < 0) {
+        put_raw_range_back(node);
+    }
+    return r;
+}
+
+static void raw_co_reopen_commit(struct block_node *node)
+{
+    take_file_limits(node);
 }
 
 static void raw_co_close(struct block_node *node)
@@ -315,6 +372,11 @@ const struct block_driver raw_driver = {
     .name = "raw",
     .instance_size = sizeof(struct raw_disk),
     .is_format = true,
+    .reopen_options = (const char *const[]){"offset", "size", NULL},
+    .exchanges_file = true,
+    .co_reopen_prepare = raw_co_reopen_prepare,
+    .co_reopen_commit = raw_co_reopen_commit,
+    .co_reopen_abort = put_raw_range_back,
     .co_open = raw_co_open,
     .co_close = raw_co_close,
     .co_create = raw_co_create,

@@ -77,6 +77,8 @@ static int compress_co_pwritev(struct block_node *node, uint64_t offset, struct 
 const struct block_driver compress_driver = {
     .name = "compress",
     .is_filter = true,
+    .reopen_options = block_no_options,
+    .exchanges_file = true,
     .co_open = compress_co_open,
     .child_perm = compress_child_perm,
     .co_preadv = compress_co_preadv,

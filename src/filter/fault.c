@@ -345,6 +345,7 @@ const struct block_driver fault_driver = {
     .name = "blkdebug",
     .instance_size = sizeof(struct fault),
     .is_filter = true,
+    .reopen_options = block_no_options,
     .is_protocol = true,
     .schemes = schemes,
     .parse_filename = fault_parse_filename,

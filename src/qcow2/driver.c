@@ -23,6 +23,7 @@
 #include "qcow2/info.h"
 #include "qcow2/make_empty.h"
 #include "qcow2/options.h"
+#include "qcow2/reopen.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/snapshot.h"
 #include "qcow2/stats.h"
@@ -111,7 +112,7 @@ static void clean_caches(struct loop_timer *timer)
     loop_timer_arm(timer, loop_now_ns() + clean_interval_ns(q));
 }
 
-static void cache_cleaner_start(struct qcow2 *q)
+void qcow2_cache_cleaner_start(struct qcow2 *q)
 {
     loop_timer_init(&q->caches.cleaner, clean_caches);
     if (q->caches.clean_seconds > 0) {
@@ -119,7 +120,7 @@ static void cache_cleaner_start(struct qcow2 *q)
     }
 }
 
-static void cache_cleaner_stop(struct qcow2 *q)
+void qcow2_cache_cleaner_stop(struct qcow2 *q)
 {
     if (q->caches.cleaner.fn) {
         loop_timer_disarm(&q->caches.cleaner);
@@ -128,7 +129,7 @@ static void cache_cleaner_stop(struct qcow2 *q)
 
 static void release_image(struct qcow2 *q)
 {
-    cache_cleaner_stop(q);
+    qcow2_cache_cleaner_stop(q);
     qcow2_overlap_destroy(q);
     qcow2_free_stored_bitmaps(q);
     qcow2_free_bitmap_reserve(q);
@@ -185,8 +186,7 @@ static int co_repair_dirty(struct qcow2 *q, struct error *err)
     return r;
 }
 
-/* Change what a writable open has to change on disk first: repair, clear unknown autoclear bits. */
-static int co_prepare_writable(struct qcow2 *q, struct error *err)
+int qcow2_co_prepare_writable(struct qcow2 *q, struct error *err)
 {
     uint64_t known = AUTOCLEAR_BITMAPS | (q->has_data_file ? AUTOCLEAR_DATA_FILE_RAW : 0);
     bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
@@ -299,8 +299,8 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
     if (qcow2_co_overlap_init(q) < 0) {
         return error_out_of_memory(err);
     }
-    cache_cleaner_start(q);
-    return q->read_only ? 0 : co_prepare_writable(q, err);
+    qcow2_cache_cleaner_start(q);
+    return q->read_only ? 0 : qcow2_co_prepare_writable(q, err);
 }
 
 static int co_open(struct block_node *node, struct options *opts, struct error *err)
@@ -574,6 +574,11 @@ static const struct block_driver qcow2_driver = {
     .co_open = co_open,
     .co_inactivate = co_inactivate,
     .co_close = co_close,
+    .reopen_options = qcow2_reopen_options,
+    .co_reopen_prepare = qcow2_co_reopen_prepare,
+    .co_reopen_finish = qcow2_co_reopen_finish,
+    .co_reopen_commit = qcow2_co_reopen_commit,
+    .co_reopen_abort = qcow2_co_reopen_abort,
     .co_create = qcow2_co_create,
     .create_options = qcow2_create_options,
     .amend_options = qcow2_amend_options,

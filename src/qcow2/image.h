@@ -256,6 +256,8 @@ struct qcow2 {
     struct overlap_guard guard;
     struct qcow2_verdicts verdicts;
 
+    struct qcow2_reopen *reopen; /* reopen.c; NULL: not being reopened */
+
     struct counters counters; /* by enum qcow2_stat (stats.h) */
 
     bool read_only;

@@ -60,6 +60,8 @@ qmp_co_command qmp_co_block_export_add;
 qmp_co_command qmp_co_blockdev_add;
 qmp_co_command qmp_co_blockdev_del;
 qmp_co_command qmp_co_blockdev_replace;
+qmp_co_command qmp_co_blockdev_snapshot;
+qmp_co_command qmp_co_blockdev_snapshot_sync;
 qmp_co_command qmp_co_snapshot_internal;
 qmp_co_command qmp_co_bitmap_add;
 qmp_co_command qmp_co_bitmap_remove;

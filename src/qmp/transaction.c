@@ -43,6 +43,8 @@ static const struct qmp_action *const actions[] = {
     &qmp_action_blockdev_del,
     &qmp_action_blockdev_replace,
     &qmp_action_drive_backup,
+    &qmp_action_snapshot,
+    &qmp_action_snapshot_sync,
     &qmp_action_snapshot_internal,
     &qmp_action_export_add,
     &qmp_action_export_del,

@@ -81,7 +81,8 @@ extern const struct qmp_action qmp_action_bitmap_add, qmp_action_bitmap_remove,
 extern const struct qmp_action qmp_action_blockdev_backup, qmp_action_drive_backup;
 extern const struct qmp_action qmp_action_blockdev_add, qmp_action_blockdev_del,
     qmp_action_blockdev_replace;
-extern const struct qmp_action qmp_action_snapshot_internal;
+extern const struct qmp_action qmp_action_snapshot, qmp_action_snapshot_sync,
+    qmp_action_snapshot_internal;
 extern const struct qmp_action qmp_action_export_add, qmp_action_export_del;
 
 #endif

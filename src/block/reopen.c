@@ -1,0 +1,243 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Reopening nodes: the steps that carry a plan out, and undo it. */
+#include <errno.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/reopen_plan.h"
+#include "trace/events.h"
+
+/* --- order ------------------------------------------------------------------------------------ */
+
+/*
+ * Parents before the nodes below them: what completes an image is written to the nodes below, which
+ * have to be writable until then. Takes the first one that no other reaches; plans are short.
+ */
+static void sort_by_depth(struct block_reopen *plan)
+{
+    struct list sorted = LIST_INIT(sorted);
+
+    while (!list_is_empty(&plan->entries)) {
+        struct reopen_entry *e, *other, *first = NULL;
+
+        LIST_FOREACH (e, &plan->entries, link) {
+            bool below = false;
+
+            LIST_FOREACH (other, &plan->entries, link) {
+                below = below || (other != e && block_node_reaches(other->node, e->node));
+            }
+            first = first || below ? first : e;
+        }
+        list_remove(&first->link);
+        list_append(&sorted, &first->link);
+    }
+    list_splice(&plan->entries, &sorted);
+}
+
+/* --- children --------------------------------------------------------------------------------- */
+
+/* Put `next` in the place of the child `was`; each may be NULL. */
+static int co_put_child(struct block_node *node, struct block_edge *edge,
+                        const struct reopen_link *link, bool back, struct error *err)
+{
+    struct block_node *next = back ? link->was : link->next;
+
+    if (!link->changes || (edge ? edge->node : NULL) == next) {
+        return 0;
+    }
+    if (!next) {
+        block_co_detach_child(edge);
+        return 0;
+    }
+    if (edge && edge == node->filtered) {
+        return block_co_edge_move(edge, next, err); /* of the same size */
+    }
+    return edge ? block_co_edge_point(edge, next, err)
+                : block_co_attach_child(node, next, "backing", BLOCK_ROLE_BACKING, NULL, err);
+}
+
+static int co_put_children(struct reopen_entry *e, bool back, struct error *err)
+{
+    int r = co_put_child(e->node, e->node->file, &e->file, back, err);
+
+    return UNLESS_FAILED(r, co_put_child(e->node, e->node->backing, &e->backing, back, err));
+}
+
+/* --- steps ------------------------------------------------------------------------------------ */
+
+/* Images that become read-only are completed while they can be written. */
+static int co_complete_all(struct block_reopen *plan, struct error *err)
+{
+    struct reopen_entry *e;
+    int r = 0;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        if (!e->was.read_only && e->next.read_only) {
+            UNLESS_FAILED(r, block_co_inactivate(e->node, err));
+        }
+    }
+    return r;
+}
+
+static int co_apply(struct reopen_entry *e, struct error *err)
+{
+    struct block_node *node = e->node;
+    int r;
+
+    e->old_size = block_node_size(node);
+    block_set_use(node, &e->next);
+    node->perm_touched = true;
+    e->applied = true;
+    e->linked = true;
+    r = co_put_children(e, false, err);
+    if (r == 0 && node->driver->co_reopen_prepare) {
+        r = node->driver->co_reopen_prepare(node, e->driver_options, err);
+    }
+    if (r < 0) {
+        return r;
+    }
+    e->prepared = true;
+    return e->driver_options ? options_check_empty(e->driver_options, node->driver->name, err) : 0;
+}
+
+int block_co_reopen_prepare(struct block_reopen *plan, struct error *err)
+{
+    struct reopen_entry *e;
+    int r;
+
+    sort_by_depth(plan);
+    r = co_complete_all(plan, err);
+    LIST_FOREACH (e, &plan->entries, link) {
+        UNLESS_FAILED(r, co_apply(e, err));
+    }
+    return r;
+}
+
+int block_co_reopen_finish(struct block_reopen *plan, struct error *err)
+{
+    int r = 0;
+
+    for (struct list *l = plan->entries.prev; l != &plan->entries; l = l->prev) {
+        struct reopen_entry *e = container_of(l, struct reopen_entry, link);
+
+        if (e->node->driver->co_reopen_finish) {
+            UNLESS_FAILED(r, e->node->driver->co_reopen_finish(e->node, err));
+        }
+    }
+    return r;
+}
+
+/* A node that has moved away from the one that it was opened for does not follow it any more. */
+static void note_new_options(struct reopen_entry *e)
+{
+    struct block_node *node = e->node;
+
+    node->explicit_use = e->explicit_use;
+    if (e->options) {
+        json_object_put(node->options);
+        node->options = json_object_get(e->options);
+        json_object_object_add(node->options, "driver", json_object_new_string(node->driver->name));
+    }
+}
+
+void block_co_reopen_commit(struct block_reopen *plan)
+{
+    struct reopen_entry *e;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        if (e->node->driver->co_reopen_commit) {
+            e->node->driver->co_reopen_commit(e->node);
+        }
+        note_new_options(e);
+        if (block_node_size(e->node) != e->old_size) {
+            block_report_size(e->node);
+        }
+        trace_block_reopen(e->node->name, e->node->read_only);
+    }
+}
+
+void block_co_reopen_abort(struct block_reopen *plan)
+{
+    for (struct list *l = plan->entries.prev; l != &plan->entries; l = l->prev) {
+        struct reopen_entry *e = container_of(l, struct reopen_entry, link);
+        ERROR_AUTO(err);
+
+        if (e->prepared && e->node->driver->co_reopen_abort) {
+            e->node->driver->co_reopen_abort(e->node);
+        }
+        if (e->linked && co_put_children(e, true, &err) < 0) {
+            log_error("node '%s' can't get its former children back: %s", e->node->name,
+                      error_message(&err));
+        }
+        if (e->applied) {
+            block_set_use(e->node, &e->was);
+            e->node->perm_touched = true;
+        }
+    }
+}
+
+/* --- read-only, alone ------------------------------------------------------------------------- */
+
+static bool has_writer(const struct block_node *node)
+{
+    const struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_WRITE_UNCHANGED | BLOCK_PERM_RESIZE)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void drain_end_all(struct block_reopen *plan)
+{
+    struct reopen_entry *e;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        block_drain_end(e->node);
+    }
+}
+
+static int co_carry_out(struct block_reopen *plan, struct error *err)
+{
+    struct reopen_entry *e;
+    int r;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        block_co_drain_begin(e->node);
+    }
+    block_co_change_begin();
+    r = block_co_reopen_prepare(plan, err);
+    UNLESS_FAILED(r, block_co_change_settle(err));
+    UNLESS_FAILED(r, block_co_reopen_finish(plan, err));
+    if (r < 0) {
+        block_co_reopen_abort(plan);
+        (void)block_co_change_settle(NULL);
+    } else {
+        block_co_reopen_commit(plan);
+    }
+    block_co_change_end();
+    drain_end_all(plan);
+    return r;
+}
+
+int block_co_set_read_only(struct block_node *node, bool read_only, struct error *err)
+{
+    struct block_reopen *plan;
+    int r = 0;
+
+    if (node->read_only == read_only) {
+        return 0;
+    }
+    /* Most of the work, while others read: then they wait for little. */
+    r = read_only && !has_writer(node) ? block_co_complete(node, err) : 0;
+    if (r < 0) {
+        return r;
+    }
+    plan = block_reopen_new();
+    r = plan ? block_reopen_add_read_only(plan, node, read_only, err) : error_out_of_memory(err);
+    UNLESS_FAILED(r, co_carry_out(plan, err));
+    block_co_reopen_free(plan);
+    return r;
+}

@@ -1,0 +1,439 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Planning to reopen nodes: which nodes, with which options and children. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/cleanup.h"
+#include "block/reopen_plan.h"
+
+const char *const block_no_options[] = {NULL};
+
+struct block_reopen *block_reopen_new(void)
+{
+    struct block_reopen *plan = calloc(1, sizeof(*plan));
+
+    if (plan) {
+        list_init(&plan->entries);
+    }
+    return plan;
+}
+
+static void co_entry_free(struct reopen_entry *e)
+{
+    list_remove(&e->link);
+    options_free(e->driver_options);
+    json_object_put(e->options);
+    block_co_unref(e->file.was);
+    block_co_unref(e->file.next);
+    block_co_unref(e->backing.was);
+    block_co_unref(e->backing.next);
+    block_co_unref(e->node);
+    free(e);
+}
+
+void block_co_reopen_free(struct block_reopen *plan)
+{
+    while (plan && !list_is_empty(&plan->entries)) {
+        co_entry_free(LIST_FIRST(&plan->entries, struct reopen_entry, link));
+    }
+    free(plan);
+}
+
+static struct reopen_entry *find_entry(const struct block_reopen *plan,
+                                       const struct block_node *node)
+{
+    struct reopen_entry *e;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        if (e->node == node) {
+            return e;
+        }
+    }
+    return NULL;
+}
+
+/* The entry of a node; a new one is empty. NULL: no memory. */
+static struct reopen_entry *get_entry(struct block_reopen *plan, struct block_node *node)
+{
+    struct reopen_entry *e = find_entry(plan, node);
+
+    if (!e && (e = calloc(1, sizeof(*e)))) {
+        e->node = block_node_ref(node);
+        e->was = e->next = block_get_use(node);
+        e->explicit_use = node->explicit_use;
+        list_append(&plan->entries, &e->link);
+    }
+    return e;
+}
+
+static int check_reopens(const struct block_node *node, struct error *err)
+{
+    return node->driver->reopen_options
+               ? 0
+               : error_set(err, ENOTSUP,
+                           "Block format '%s' used by node '%s' does not support reopening files",
+                           node->driver->name, node->name);
+}
+
+static int refuse_change(const char *key, struct error *err)
+{
+    return error_set(err, EINVAL, "Cannot change the option '%s'", key);
+}
+
+/* --- children that follow --------------------------------------------------------------------- */
+
+/* The generic options of a node that follows `parent`, which gets those of its entry. */
+static int follow_use(const struct reopen_entry *parent, const struct block_node *node,
+                      struct block_use *ret_use, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = options_new();
+    struct block_use was = block_get_use(node), use;
+    int r;
+
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    block_inherit_use(parent->node, &parent->next, opts, node->inherit_role);
+    r = block_take_use(opts, BLOCK_OPEN_RDWR, &use, err);
+    if (r < 0) {
+        return r;
+    }
+    *ret_use = was;
+    if (!(node->explicit_use & BLOCK_USE_READ_ONLY)) {
+        ret_use->read_only = use.read_only;
+    }
+    if (!(node->explicit_use & BLOCK_USE_AUTO_READ_ONLY)) {
+        ret_use->auto_read_only = use.auto_read_only;
+    }
+    if (!(node->explicit_use & BLOCK_USE_DISCARD) && !node->driver->is_filter) {
+        ret_use->discard_unmap = use.discard_unmap;
+    }
+    if (!(node->explicit_use & BLOCK_USE_CACHE)) {
+        ret_use->cache_direct = use.cache_direct;
+        ret_use->cache_no_flush = use.cache_no_flush;
+    }
+    return 0;
+}
+
+static bool is_same_use(const struct block_use *a, const struct block_use *b)
+{
+    return a->read_only == b->read_only && a->auto_read_only == b->auto_read_only &&
+           a->force_share == b->force_share && a->cache_direct == b->cache_direct &&
+           a->cache_no_flush == b->cache_no_flush && a->discard_unmap == b->discard_unmap &&
+           a->detect_zeroes == b->detect_zeroes;
+}
+
+static int add_follower(struct block_reopen *plan, const struct reopen_entry *parent,
+                        struct block_node *child, struct error *err)
+{
+    struct reopen_entry *e;
+    struct block_use was, use;
+    int r;
+
+    if (child->inherits_from != parent->node || find_entry(plan, child)) {
+        return 0;
+    }
+    was = block_get_use(child);
+    r = follow_use(parent, child, &use, err);
+    if (r < 0 || is_same_use(&was, &use)) {
+        return r;
+    }
+    r = check_reopens(child, err);
+    e = r == 0 ? get_entry(plan, child) : NULL;
+    if (!e) {
+        return r < 0 ? r : error_out_of_memory(err);
+    }
+    e->next = use;
+    return 0;
+}
+
+/* Add the nodes that follow those of the plan. */
+static int expand(struct block_reopen *plan, struct error *err)
+{
+    struct reopen_entry *e;
+    struct block_edge *edge;
+    int r = 0;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        if (e->is_expanded) {
+            continue;
+        }
+        e->is_expanded = true;
+        LIST_FOREACH (edge, &e->node->children, sibling) {
+            bool leaves = (edge == e->node->backing && e->backing.changes) ||
+                          (edge == e->node->file && e->file.changes);
+
+            UNLESS_FAILED(r, leaves ? 0 : add_follower(plan, e, edge->node, err));
+        }
+    }
+    return r;
+}
+
+/* --- options of a user ------------------------------------------------------------------------ */
+
+static int co_add_with_options(struct block_reopen *plan, struct block_node *node,
+                               const struct reopen_entry *parent, struct options *opts,
+                               struct error *err);
+
+static void set_link(struct reopen_link *link, const struct block_edge *edge,
+                     struct block_node *next)
+{
+    link->was = edge ? block_node_ref(edge->node) : NULL;
+    link->next = next ? block_node_ref(next) : NULL;
+    link->changes = link->was != link->next;
+}
+
+/* What option `name` of a node says about its child: the one at `edge`, NULL if there is none. */
+static int co_plan_child(struct block_reopen *plan, struct reopen_entry *e, struct options *opts,
+                         const char *name, struct block_edge *edge, struct error *err)
+{
+    struct reopen_link *link = strcmp(name, "file") == 0      ? &e->file
+                               : strcmp(name, "backing") == 0 ? &e->backing
+                                                              : NULL;
+    AUTO_OPTIONS struct options *child_opts = NULL;
+    AUTO_FREE char *node_name = NULL;
+    struct block_node *found;
+    int r;
+
+    if (link == &e->backing && options_is_null(opts, name)) {
+        options_drop(opts, name);
+        set_link(link, edge, NULL);
+        return 0;
+    }
+    r = options_take_child(opts, name, &child_opts, &node_name, err);
+    if (r < 0) {
+        return r;
+    }
+    if (child_opts && edge && edge->node->inherits_from == e->node) {
+        return co_add_with_options(plan, edge->node, e, TAKE_PTR(child_opts), err);
+    }
+    if (child_opts) {
+        return error_set(err, EINVAL, "Cannot change the option '%s.driver'", name);
+    }
+    if (!node_name || (edge && strcmp(edge->node->name, node_name) == 0)) {
+        return 0;
+    }
+    found = block_node_find(node_name);
+    if (!found) {
+        return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'", node_name);
+    }
+    if (!link || (link == &e->file && !e->node->driver->exchanges_file)) {
+        return refuse_change(name, err);
+    }
+    set_link(link, edge, found);
+    return 0;
+}
+
+/* Whether the image names a backing file, or has a backing node. */
+static bool co_has_backing(struct block_node *node)
+{
+    struct block_info info;
+
+    return node->backing || (node->driver->co_get_info &&
+                             node->driver->co_get_info(node, &info) == 0 && info.backing_filename);
+}
+
+static int co_plan_children(struct block_reopen *plan, struct reopen_entry *e, struct options *opts,
+                            struct error *err)
+{
+    struct block_edge *edge;
+    int r = 0;
+
+    LIST_FOREACH (edge, &e->node->children, sibling) {
+        if (r == 0 && edge != e->node->backing && !options_has(opts, edge->name) &&
+            !strchr(edge->name, '.')) {
+            r = options_missing(opts, edge->name, err);
+        }
+        if (r == 0 && edge != e->node->backing && options_has(opts, edge->name)) {
+            r = co_plan_child(plan, e, opts, edge->name, edge, err);
+        }
+    }
+    if (r < 0) {
+        return r;
+    }
+    if (options_has(opts, "backing")) {
+        return co_plan_child(plan, e, opts, "backing", e->node->backing, err);
+    }
+    return co_has_backing(e->node)
+               ? error_set(err, EINVAL, "backing is missing for '%s'", e->node->name)
+               : 0;
+}
+
+static bool driver_can_change(const struct block_driver *driver, const char *key)
+{
+    const char *const *k = driver->reopen_options;
+
+    while (*k && strcmp(*k, key) != 0) {
+        k++;
+    }
+    return *k != NULL;
+}
+
+static bool is_generic(const char *key)
+{
+    static const char *const keys[] = {"node-name", "read-only", "auto-read-only", "force-share",
+                                       "cache",     "discard",   "detect-zeroes",  NULL};
+    const char *const *k = keys;
+
+    while (*k && strcmp(*k, key) != 0) {
+        k++;
+    }
+    return *k != NULL;
+}
+
+/* Options that the driver can't change must be those that the node was opened with. */
+static int check_unchanged(const struct block_node *node, struct options *opts,
+                           struct json_object *given, struct error *err)
+{
+    struct json_object *value;
+
+    json_object_object_foreach(given, key, text)
+    {
+        if (!options_has(opts, key) || driver_can_change(node->driver, key)) {
+            continue;
+        }
+        if (!json_object_object_get_ex(node->options, key, &value) ||
+            strcmp(json_object_to_json_string(value), json_object_to_json_string(text)) != 0) {
+            return refuse_change(key, err);
+        }
+        options_drop(opts, key);
+    }
+    json_object_object_foreach(node->options, old_key, old_value)
+    {
+        (void)old_value;
+        if (!is_generic(old_key) && !json_object_object_get_ex(given, old_key, NULL) &&
+            !driver_can_change(node->driver, old_key) && !block_node_child(node, old_key) &&
+            strcmp(old_key, "backing") != 0) {
+            return error_set(err, EINVAL, "Option '%s' cannot be reset to its default value",
+                             old_key);
+        }
+    }
+    return 0;
+}
+
+static int take_identity(const struct block_node *node, struct options *opts, struct error *err)
+{
+    AUTO_FREE char *driver = NULL;
+    AUTO_FREE char *name = NULL;
+    int r = options_take_str(opts, "driver", &driver, err);
+
+    UNLESS_FAILED(r, options_take_str(opts, "node-name", &name, err));
+    if (r < 0) {
+        return r;
+    }
+    if (driver && strcmp(driver, node->driver->name) != 0) {
+        return refuse_change("driver", err);
+    }
+    return name && strcmp(name, node->name) != 0 ? refuse_change("node-name", err) : 0;
+}
+
+static int co_plan_options(struct block_reopen *plan, struct reopen_entry *e,
+                           const struct reopen_entry *parent, struct options *opts,
+                           struct error *err)
+{
+    AUTO_OPTIONS struct options *all = options_clone(opts);
+    struct json_object *given = all ? options_to_json(all) : NULL;
+    int r = given ? take_identity(e->node, opts, err) : error_out_of_memory(err);
+
+    json_object_put(e->options);
+    e->options = given;
+    e->explicit_use = block_explicit_use(opts);
+    if (r == 0 && parent) {
+        block_inherit_use(parent->node, &parent->next, opts, e->node->inherit_role);
+    }
+    UNLESS_FAILED(r, block_take_use(opts, BLOCK_OPEN_RDWR, &e->next, err));
+    if (r == 0 && e->next.force_share != e->was.force_share) {
+        r = refuse_change("force-share", err);
+    }
+    if (r == 0 && e->next.cache_direct != e->was.cache_direct &&
+        list_is_empty(&e->node->children)) {
+        r = refuse_change("cache.direct", err);
+    }
+    if (r == 0 && e->node->driver->is_filter) {
+        e->next.discard_unmap = e->was.discard_unmap; /* the child decides */
+    }
+    UNLESS_FAILED(r, co_plan_children(plan, e, opts, err));
+    return UNLESS_FAILED(r, check_unchanged(e->node, opts, given, err));
+}
+
+static int co_add_with_options(struct block_reopen *plan, struct block_node *node,
+                               const struct reopen_entry *parent, struct options *opts_in,
+                               struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_in;
+    struct reopen_entry *e;
+    int r = check_reopens(node, err);
+
+    if (r < 0) {
+        return r;
+    }
+    e = get_entry(plan, node);
+    if (!e) {
+        return error_out_of_memory(err);
+    }
+    if (e->is_explicit) {
+        return error_set(err, EINVAL, "Node '%s' is given more than once", node->name);
+    }
+    e->is_explicit = true;
+    r = co_plan_options(plan, e, parent, opts, err);
+    if (r == 0) {
+        e->driver_options = TAKE_PTR(opts);
+    }
+    return r;
+}
+
+int block_co_reopen_add(struct block_reopen *plan, struct block_node *node, struct options *opts,
+                        struct error *err)
+{
+    return co_add_with_options(plan, node, NULL, opts, err);
+}
+
+int block_reopen_expand(struct block_reopen *plan, struct error *err)
+{
+    return expand(plan, err);
+}
+
+int block_reopen_add_read_only(struct block_reopen *plan, struct block_node *node, bool read_only,
+                               struct error *err)
+{
+    struct reopen_entry *e;
+    int r = check_reopens(node, err);
+
+    if (r < 0) {
+        return r;
+    }
+    e = get_entry(plan, node);
+    if (!e) {
+        return error_out_of_memory(err);
+    }
+    e->next.read_only = read_only;
+    return expand(plan, err);
+}
+
+/* --- questions -------------------------------------------------------------------------------- */
+
+struct block_node *block_reopen_next_node(const struct block_reopen *plan, size_t *index)
+{
+    size_t i = 0, wanted = (*index)++;
+    struct reopen_entry *e;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        struct block_node *nodes[] = {e->node, e->file.changes ? e->file.next : NULL,
+                                      e->backing.changes ? e->backing.next : NULL};
+
+        for (size_t k = 0; k < 3; k++) {
+            if (nodes[k] && i++ == wanted) {
+                return nodes[k];
+            }
+        }
+    }
+    return NULL;
+}
+
+bool block_reopen_changes_links(const struct block_reopen *plan, const struct block_node *node)
+{
+    const struct reopen_entry *e = find_entry(plan, node);
+
+    return e && (e->file.changes || e->backing.changes);
+}
