@@ -160,17 +160,22 @@ unsigned counters_index(void);
 void *counters_shard_new(struct counters *c, unsigned index);
 
 /*
- * The shard of the calling thread's reactor; never NULL. On a thread that runs no reactor, and
- * without memory, it is one whose contents are never read.
+ * The shard of the calling thread's reactor, whose index is known; never NULL. On a thread that
+ * runs no reactor, and without memory, it is one whose contents are never read.
  */
-static inline void *counters_shard(struct counters *c)
+static inline void *counters_shard_at(struct counters *c, unsigned index)
 {
-    unsigned index = counters_index();
     void *shard = index < COUNTERS_SHARDS
                       ? atomic_load_explicit(&c->shards[index], memory_order_relaxed)
                       : NULL;
 
     return __builtin_expect(shard != NULL, 1) ? shard : counters_shard_new(c, index);
+}
+
+/* The same where the index is not known. */
+static inline void *counters_shard(struct counters *c)
+{
+    return counters_shard_at(c, counters_index());
 }
 
 /* Add 1 to figure `i` of the calling thread's shard. */

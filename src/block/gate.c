@@ -29,17 +29,21 @@
 
 static const uint8_t zero_buffer[ZERO_BUFFER_SIZE] __attribute__((aligned(4096)));
 
-static inline void co_enter_gate(struct block_edge *edge)
+/* Returns the index of the reactor, for leave() and the counters. */
+static inline unsigned co_enter_gate(struct block_edge *edge)
 {
+    unsigned index = counters_index();
+
     if (edge->root) {
-        block_co_root_enter(edge->root);
+        block_co_root_enter(edge->root, index);
     }
+    return index;
 }
 
-static inline void leave(struct block_edge *edge)
+static inline void leave(struct block_edge *edge, unsigned index)
 {
     if (edge->root) {
-        block_root_leave(edge->root);
+        block_root_leave(edge->root, index);
     }
 }
 
@@ -67,7 +71,7 @@ void block_co_edge_enter(struct block_edge *edge)
 
 void block_edge_leave(struct block_edge *edge)
 {
-    leave(edge);
+    leave(edge, counters_index());
 }
 
 static inline bool offset_is_sane(uint64_t offset, uint64_t length)
@@ -107,14 +111,14 @@ static int co_read_past_end(struct block_edge *edge, uint64_t offset, struct iov
     return r;
 }
 
-static inline int co_preadv_entered(struct block_edge *edge, uint64_t offset, struct iov iov,
-                                    unsigned flags)
+static inline int co_preadv_entered(struct block_edge *edge, unsigned index, uint64_t offset,
+                                    struct iov iov, unsigned flags)
 {
     struct block_node *node = edge->node;
     struct block_op op;
     int r;
 
-    block_op_begin(&op, node);
+    block_op_begin(&op, node, index);
     if (__builtin_expect(!node->driver->co_preadv, false)) {
         r = -ENOTSUP;
     } else if (iov.size == 0) {
@@ -129,13 +133,14 @@ static inline int co_preadv_entered(struct block_edge *edge, uint64_t offset, st
     return r;
 }
 
-static __attribute__((cold, noinline)) int
-co_preadv_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+static __attribute__((cold, noinline)) int co_preadv_traced(struct block_edge *edge, unsigned index,
+                                                            uint64_t offset, struct iov iov,
+                                                            unsigned flags)
 {
     int r;
 
     trace_block_read_begin(edge->node->name, offset, iov.size, flags);
-    r = co_preadv_entered(edge, offset, iov, flags);
+    r = co_preadv_entered(edge, index, offset, iov, flags);
     trace_block_read_end(edge->node->name, offset, iov.size, r);
     return r;
 }
@@ -143,14 +148,15 @@ co_preadv_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsig
 int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct range_entry serial;
+    unsigned index;
     int r;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     co_serialise(edge->node, &serial, offset, iov.size, false);
-    r = trace_block_read_is_on() ? co_preadv_traced(edge, offset, iov, flags)
-                                 : co_preadv_entered(edge, offset, iov, flags);
+    r = trace_block_read_is_on() ? co_preadv_traced(edge, index, offset, iov, flags)
+                                 : co_preadv_entered(edge, index, offset, iov, flags);
     unserialise(edge->node, &serial);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -235,13 +241,13 @@ static inline int co_driver_pwritev(struct block_node *node, uint64_t offset, st
     return r;
 }
 
-static inline int co_pwritev_entered(struct block_edge *edge, uint64_t offset, struct iov iov,
-                                     unsigned flags)
+static inline int co_pwritev_entered(struct block_edge *edge, unsigned index, uint64_t offset,
+                                     struct iov iov, unsigned flags)
 {
     struct block_op op;
     int r;
 
-    block_op_begin(&op, edge->node);
+    block_op_begin(&op, edge->node, index);
     r = check_write(edge, offset, iov.size, flags);
     op.invalid = r < 0;
     if (r == 0 && iov.size > 0) {
@@ -252,13 +258,14 @@ static inline int co_pwritev_entered(struct block_edge *edge, uint64_t offset, s
     return r;
 }
 
-static __attribute__((cold, noinline)) int
-co_pwritev_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
+static __attribute__((cold, noinline)) int co_pwritev_traced(struct block_edge *edge,
+                                                             unsigned index, uint64_t offset,
+                                                             struct iov iov, unsigned flags)
 {
     int r;
 
     trace_block_write_begin(edge->node->name, offset, iov.size, flags);
-    r = co_pwritev_entered(edge, offset, iov, flags);
+    r = co_pwritev_entered(edge, index, offset, iov, flags);
     trace_block_write_end(edge->node->name, offset, iov.size, r);
     return r;
 }
@@ -266,14 +273,15 @@ co_pwritev_traced(struct block_edge *edge, uint64_t offset, struct iov iov, unsi
 int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct range_entry serial;
+    unsigned index;
     int r;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     co_serialise(edge->node, &serial, offset, iov.size, true);
-    r = trace_block_write_is_on() ? co_pwritev_traced(edge, offset, iov, flags)
-                                  : co_pwritev_entered(edge, offset, iov, flags);
+    r = trace_block_write_is_on() ? co_pwritev_traced(edge, index, offset, iov, flags)
+                                  : co_pwritev_entered(edge, index, offset, iov, flags);
     unserialise(edge->node, &serial);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -417,12 +425,13 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
 {
     struct range_entry serial;
     struct block_op op;
+    unsigned index;
     int r;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     co_serialise(edge->node, &serial, offset, length, true);
     trace_block_zeroes_begin(edge->node->name, offset, length, flags);
-    block_op_begin(&op, edge->node);
+    block_op_begin(&op, edge->node, index);
     r = check_write(edge, offset, length, flags);
     op.invalid = r < 0;
     if (r == 0 && length > 0) {
@@ -431,7 +440,7 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
     block_op_end(&op, BLOCK_OP_ZEROES, offset, length, r);
     trace_block_zeroes_end(edge->node->name, offset, length, r);
     unserialise(edge->node, &serial);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -451,12 +460,13 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     struct block_node *node = edge->node;
     struct range_entry serial;
     struct block_op op;
+    unsigned index;
     int r;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     co_serialise(node, &serial, offset, length, true);
     trace_block_copy_begin(node->name, offset, length, source->name, source_offset);
-    block_op_begin(&op, node);
+    block_op_begin(&op, node, index);
     r = check_write(edge, offset, length, flags);
     op.invalid = r < 0;
     if (r == 0 && length > 0) {
@@ -471,7 +481,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     block_op_end(&op, BLOCK_OP_WRITE, offset, length, r);
     trace_block_copy_end(node->name, offset, length, r);
     unserialise(node, &serial);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -527,13 +537,14 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     struct range_entry serial;
     struct block_op op;
     uint64_t size;
+    unsigned index;
     int r;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     node = edge->node;
     co_serialise(node, &serial, offset, length, true);
     trace_block_discard_begin(node->name, offset, length);
-    block_op_begin(&op, node);
+    block_op_begin(&op, node, index);
     r = check_write(edge, offset, length, 0);
     op.invalid = r < 0;
     if (r == 0 && length > 0 && node->driver->co_discard && node->discard_unmap) {
@@ -548,7 +559,7 @@ int block_co_discard(struct block_edge *edge, uint64_t offset, uint64_t length)
     block_op_end(&op, BLOCK_OP_DISCARD, offset, length, r);
     trace_block_discard_end(node->name, offset, length, r);
     unserialise(node, &serial);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -607,15 +618,16 @@ int block_co_flush_node(struct block_node *node)
 int block_co_flush(struct block_edge *edge)
 {
     struct block_op op;
+    unsigned index;
     int r;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     trace_block_flush_begin(edge->node->name);
-    block_op_begin(&op, edge->node);
+    block_op_begin(&op, edge->node, index);
     r = co_flush_node(edge->node);
     block_op_end(&op, BLOCK_OP_FLUSH, 0, 0, r);
     trace_block_flush_end(edge->node->name, r);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -643,12 +655,13 @@ int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct io
 {
     struct block_node *node;
     struct block_op op;
+    unsigned index;
     int r = -ENOTSUP;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     node = edge->node;
     trace_block_snapshot_read_begin(node->name, offset, iov.size);
-    block_op_begin(&op, node);
+    block_op_begin(&op, node, index);
     op.invalid = !range_fits(offset, iov.size, block_node_size(node));
     if (op.invalid) {
         r = -EIO;
@@ -657,7 +670,7 @@ int block_co_preadv_snapshot(struct block_edge *edge, uint64_t offset, struct io
     }
     block_op_end(&op, BLOCK_OP_READ, offset, iov.size, r);
     trace_block_snapshot_read_end(node->name, offset, iov.size, r);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -665,9 +678,10 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
                              struct block_status *ret_status)
 {
     struct block_node *node;
+    unsigned index;
     int r = -ENOTSUP;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     node = edge->node;
     trace_block_snapshot_status_begin(node->name, offset, length);
     if (offset >= block_node_size(node)) {
@@ -679,7 +693,7 @@ int block_co_snapshot_status(struct block_edge *edge, uint64_t offset, uint64_t 
     }
     trace_block_snapshot_status_end(node->name, offset, r < 0 ? 0 : ret_status->length,
                                     r < 0 ? 0 : ret_status->flags, r);
-    leave(edge);
+    leave(edge, index);
     return r;
 }
 
@@ -687,12 +701,13 @@ int block_co_discard_snapshot(struct block_edge *edge, uint64_t offset, uint64_t
 {
     struct block_node *node;
     struct block_op op;
+    unsigned index;
     int r = -ENOTSUP;
 
-    co_enter_gate(edge);
+    index = co_enter_gate(edge);
     node = edge->node;
     trace_block_snapshot_discard_begin(node->name, offset, length);
-    block_op_begin(&op, node);
+    block_op_begin(&op, node, index);
     op.invalid = !range_fits(offset, length, block_node_size(node));
     if (op.invalid) {
         r = -EIO;
@@ -701,6 +716,6 @@ int block_co_discard_snapshot(struct block_edge *edge, uint64_t offset, uint64_t
     }
     block_op_end(&op, BLOCK_OP_DISCARD, offset, length, r);
     trace_block_snapshot_discard_end(node->name, offset, length, r);
-    leave(edge);
+    leave(edge, index);
     return r;
 }

@@ -63,11 +63,9 @@ void block_root_leave_slow(struct block_root *root);
  */
 void block_drain_update(void);
 
-/* A request enters the graph by `root`; may yield. */
-static inline void block_co_root_enter(struct block_root *root)
+/* A request on the reactor `index` enters the graph by `root`; may yield. */
+static inline void block_co_root_enter(struct block_root *root, unsigned index)
 {
-    unsigned index = counters_index(); /* of the reactor */
-
     atomic_store_explicit(&root->inflight[index].used, true, memory_order_relaxed);
     atomic_fetch_add(&root->inflight[index].count, 1);
     if (__builtin_expect(atomic_load(&root->quiesced), false)) {
@@ -75,10 +73,10 @@ static inline void block_co_root_enter(struct block_root *root)
     }
 }
 
-/* The request has ended. Does not yield. */
-static inline void block_root_leave(struct block_root *root)
+/* The request has ended, on the reactor that it began on. Does not yield. */
+static inline void block_root_leave(struct block_root *root, unsigned index)
 {
-    atomic_fetch_sub(&root->inflight[counters_index()].count, 1);
+    atomic_fetch_sub(&root->inflight[index].count, 1);
     if (__builtin_expect(atomic_load(&root->quiesced), false)) {
         block_root_leave_slow(root);
     }

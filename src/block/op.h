@@ -2,7 +2,7 @@
 /*
  * An operation of the gate while it runs, for the counters of its node.
  *
- *      block_op_begin(&op, node);
+ *      block_op_begin(&op, node, counters_index());
  *      ...
  *      block_op_end(&op, BLOCK_OP_READ, offset, length, r);
  *
@@ -42,10 +42,10 @@ struct block_op_clock block_op_start_clock(struct block_node_shard *shard);
 void block_op_stop_clock(struct block_node_shard *shard, struct block_op_clock clock,
                          enum block_op_type type);
 
-/* An operation on `node` begins, on a reactor. */
-static inline void block_op_begin(struct block_op *op, struct block_node *node)
+/* An operation on `node` begins, on the reactor `index`. */
+static inline void block_op_begin(struct block_op *op, struct block_node *node, unsigned index)
 {
-    struct block_node_shard *shard = counters_shard(&node->counters);
+    struct block_node_shard *shard = counters_shard_at(&node->counters, index);
     struct counter *begun = &shard->values[BLOCK_STAT_BEGUN];
 
     op->shard = shard;

@@ -105,17 +105,18 @@ static int co_node_status(struct block_node *node, uint64_t offset, uint64_t len
 static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t length,
                           enum question question, struct block_status *ret_status)
 {
+    unsigned index = counters_index();
     int r;
 
     if (edge->root) {
-        block_co_root_enter(edge->root);
+        block_co_root_enter(edge->root, index);
     }
     trace_block_status_begin(edge->node->name, offset, length);
     r = co_node_status(edge->node, offset, length, question, ret_status);
     trace_block_status_end(edge->node->name, offset, r < 0 ? 0 : ret_status->length,
                            r < 0 ? 0 : ret_status->flags, r);
     if (edge->root) {
-        block_root_leave(edge->root);
+        block_root_leave(edge->root, index);
     }
     return r;
 }
@@ -205,11 +206,12 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
                                 uint64_t length, enum question question,
                                 struct block_status *ret_status, int *ret_depth)
 {
+    unsigned index = counters_index();
     uint64_t size;
     int r = 0;
 
     if (edge->root) {
-        block_co_root_enter(edge->root);
+        block_co_root_enter(edge->root, index);
     }
     size = block_node_size(edge->node);
     if (offset >= size) {
@@ -226,7 +228,7 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
         ret_status->flags |= offset + ret_status->length == size ? BLOCK_STATUS_EOF : 0;
     }
     if (edge->root) {
-        block_root_leave(edge->root);
+        block_root_leave(edge->root, index);
     }
     return r;
 }

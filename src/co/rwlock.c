@@ -39,26 +39,32 @@ static bool rwlock_take_locked(struct co_rwlock *l, bool writer)
     return true;
 }
 
-static void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
+/* Wait for the lock, with the guard held, which is released. */
+static __attribute__((noinline)) void co_rwlock_wait_release(struct co_rwlock *l, bool writer,
+                                                             const void *caller)
 {
     struct co *self = co_running();
     struct rwlock_waiter waiter = {.co = self, .writer = writer};
+    int64_t since = co_stall_now(self);
     struct co_wait wait;
-    int64_t since;
 
-    assert(self);
-    pthread_mutex_lock(&l->guard);
-    if (list_is_empty(&l->waiters) && rwlock_take_locked(l, writer)) {
-        pthread_mutex_unlock(&l->guard);
-        return;
-    }
     list_append(&l->waiters, &waiter.link);
     pthread_mutex_unlock(&l->guard);
-    since = co_stall_now(self);
     co_wait_begin(&wait, "a lock", NULL, -1);
     co_suspend(); /* co_rwlock_unlock() has taken the lock for it */
     co_wait_end(&wait);
     co_stall_check_now(self, since, "rwlock", l, caller);
+}
+
+static inline void co_rwlock_lock(struct co_rwlock *l, bool writer, const void *caller)
+{
+    assert(co_running());
+    pthread_mutex_lock(&l->guard);
+    if (list_is_empty(&l->waiters) && rwlock_take_locked(l, writer)) {
+        pthread_mutex_unlock(&l->guard);
+    } else {
+        co_rwlock_wait_release(l, writer, caller);
+    }
 }
 
 void co_rwlock_rdlock(struct co_rwlock *l)
@@ -71,13 +77,11 @@ void co_rwlock_wrlock(struct co_rwlock *l)
     co_rwlock_lock(l, true, __builtin_return_address(0));
 }
 
-void co_rwlock_unlock(struct co_rwlock *l)
+/* Give the lock to those that have waited longest, with the guard held, which is released. */
+static __attribute__((noinline)) void rwlock_hand_over_release(struct co_rwlock *l)
 {
     struct list woken = LIST_INIT(woken);
 
-    pthread_mutex_lock(&l->guard);
-    assert(l->readers != 0);
-    l->readers = l->readers < 0 ? 0 : l->readers - 1;
     while (!list_is_empty(&l->waiters)) {
         struct rwlock_waiter *w = LIST_FIRST(&l->waiters, struct rwlock_waiter, link);
 
@@ -89,4 +93,16 @@ void co_rwlock_unlock(struct co_rwlock *l)
     }
     pthread_mutex_unlock(&l->guard);
     co_wake_list(&woken);
+}
+
+void co_rwlock_unlock(struct co_rwlock *l)
+{
+    pthread_mutex_lock(&l->guard);
+    assert(l->readers != 0);
+    l->readers = l->readers < 0 ? 0 : l->readers - 1;
+    if (list_is_empty(&l->waiters)) {
+        pthread_mutex_unlock(&l->guard);
+    } else {
+        rwlock_hand_over_release(l);
+    }
 }
