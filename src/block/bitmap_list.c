@@ -6,6 +6,46 @@
 
 #include "block/internal.h"
 
+const char *block_bitmap_name(const struct block_bitmap *b)
+{
+    return b->name;
+}
+
+struct block_node *block_bitmap_node(const struct block_bitmap *b)
+{
+    return b->node;
+}
+
+uint32_t block_bitmap_granularity(const struct block_bitmap *b)
+{
+    return b->granularity;
+}
+
+bool block_bitmap_enabled(const struct block_bitmap *b)
+{
+    return b->enabled;
+}
+
+bool block_bitmap_persistent(const struct block_bitmap *b)
+{
+    return b->persistent;
+}
+
+bool block_bitmap_inconsistent(const struct block_bitmap *b)
+{
+    return b->inconsistent;
+}
+
+bool block_bitmap_read_only(const struct block_bitmap *b)
+{
+    return b->read_only;
+}
+
+bool block_bitmap_busy(const struct block_bitmap *b)
+{
+    return b->busy > 0;
+}
+
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name)
 {
     struct block_bitmap *b;

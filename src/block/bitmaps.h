@@ -24,36 +24,24 @@
 
 #define BLOCK_BITMAP_NAME_MAX 1023
 
-struct block_bitmap {
-    struct list link;        /* in the list of its node */
-    struct block_node *node; /* owner */
-    char *name;              /* "": the successor of another one */
-    /* It records in place of this one, whose bits are frozen; NULL: they are not. */
-    struct block_bitmap *successor;
-    /* NULL only for an inconsistent bitmap. Readers use block_bitmap_bits(). */
-    struct dirty_bitmap *bits;
-    /* Bytes that one bit covers; a power of two. */
-    uint32_t granularity;
-    /* `bits` has only what was set since the image was opened; the image has the other bits. */
-    bool unread;
-    /* stored_count is known: the dirty bytes in the image, while `unread`. */
-    bool counted;
-    uint64_t stored_count;
-    /* Recording. */
-    bool enabled;
-    /* Stored in the image when that is closed. */
-    bool persistent;
-    bool inconsistent;
-    bool read_only;
-    /* The stored bits are not current, and marking them so has failed. */
-    bool unstored;
-    /* How many exports and jobs use the bitmap, and the name of the first for messages. */
-    unsigned busy;
-    char *busy_user;
-    /* Of the format driver that stores the bitmap. */
-    void *driver_state;
-    unsigned driver_flags;
-};
+/* A bitmap of a node. The block layer and the drivers see it (block/driver.h). */
+struct block_bitmap;
+
+/* Its name, and the node it belongs to. Borrowed: valid as long as the bitmap. */
+const char *block_bitmap_name(const struct block_bitmap *b);
+struct block_node *block_bitmap_node(const struct block_bitmap *b);
+/* Bytes that one bit covers; a power of two. */
+uint32_t block_bitmap_granularity(const struct block_bitmap *b);
+/* Whether it records writes. */
+bool block_bitmap_enabled(const struct block_bitmap *b);
+/* Whether it is stored in the image when that is closed. */
+bool block_bitmap_persistent(const struct block_bitmap *b);
+/* Whether it was found in use in the image, so that its bits are not known. */
+bool block_bitmap_inconsistent(const struct block_bitmap *b);
+/* Whether it lies in an image that is not writable. */
+bool block_bitmap_read_only(const struct block_bitmap *b);
+/* Whether an export or a job uses it. */
+bool block_bitmap_busy(const struct block_bitmap *b);
 
 /* By name; NULL: there is none. Borrowed. */
 struct block_bitmap *block_bitmap_find(struct block_node *node, const char *name);

@@ -57,6 +57,38 @@ struct block_edge {
     struct list moved;
 };
 
+/* What is behind block/bitmaps.h. */
+struct block_bitmap {
+    struct list link;        /* in the list of its node */
+    struct block_node *node; /* owner */
+    char *name;              /* "": the successor of another one */
+    /* It records in place of this one, whose bits are frozen; NULL: they are not. */
+    struct block_bitmap *successor;
+    /* NULL only for an inconsistent bitmap. Readers use block_bitmap_bits(). */
+    struct dirty_bitmap *bits;
+    /* Bytes that one bit covers; a power of two. */
+    uint32_t granularity;
+    /* `bits` has only what was set since the image was opened; the image has the other bits. */
+    bool unread;
+    /* stored_count is known: the dirty bytes in the image, while `unread`. */
+    bool counted;
+    uint64_t stored_count;
+    /* Recording. */
+    bool enabled;
+    /* Stored in the image when that is closed. */
+    bool persistent;
+    bool inconsistent;
+    bool read_only;
+    /* The stored bits are not current, and marking them so has failed. */
+    bool unstored;
+    /* How many exports and jobs use the bitmap, and the name of the first for messages. */
+    unsigned busy;
+    char *busy_user;
+    /* Of the format driver that stores the bitmap. */
+    void *driver_state;
+    unsigned driver_flags;
+};
+
 struct block_node {
     /* Unique; generated ("#block123") if the user gave none. */
     char *name;

@@ -70,9 +70,9 @@ static int co_collect_bitmap(struct chain_bitmaps *c, struct block_bitmap *b, co
                              int depth, uint64_t size, struct error *err)
 {
     struct chain_bitmap item = {
-        .granularity = b->granularity,
-        .enabled = b->enabled,
-        .persistent = b->persistent,
+        .granularity = block_bitmap_granularity(b),
+        .enabled = block_bitmap_enabled(b),
+        .persistent = block_bitmap_persistent(b),
         .depth = depth,
         .from = from,
     };
@@ -81,10 +81,12 @@ static int co_collect_bitmap(struct chain_bitmaps *c, struct block_bitmap *b, co
     if (r < 0) {
         return r;
     }
-    item.name = strdup(b->name);
-    item.bits = clone_bits(b->bits, size);
+    item.name = strdup(block_bitmap_name(b));
+    item.bits = clone_bits(block_bitmap_bits(b), size);
     r = append_bitmap(c, &item);
-    return r < 0 ? error_set(err, -r, "Out of memory for bitmap '%s' of '%s'", b->name, from) : 0;
+    return r < 0 ? error_set(err, -r, "Out of memory for bitmap '%s' of '%s'", block_bitmap_name(b),
+                             from)
+                 : 0;
 }
 
 int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, int depth,
@@ -96,11 +98,11 @@ int chain_bitmaps_co_collect(struct chain_bitmaps *c, struct block_node *node, i
     while ((b = block_bitmap_next(node, b))) {
         int r;
 
-        if (!b->persistent && !c->all) {
+        if (!block_bitmap_persistent(b) && !c->all) {
             continue;
         }
-        if (b->inconsistent) {
-            log_warning("Bitmap '%s' of '%s' is inconsistent; ignored", b->name, from);
+        if (block_bitmap_inconsistent(b)) {
+            log_warning("Bitmap '%s' of '%s' is inconsistent; ignored", block_bitmap_name(b), from);
             continue;
         }
         r = co_collect_bitmap(c, b, from, depth, size, err);
@@ -135,7 +137,7 @@ int chain_bitmaps_co_check(struct chain_bitmaps *c, struct block_node *to, struc
         const struct chain_bitmap *item = &c->list[i];
         const struct block_bitmap *there = block_bitmap_find(to, item->name);
 
-        if (there && there->inconsistent) {
+        if (there && block_bitmap_inconsistent(there)) {
             return error_set(
                 err, EEXIST,
                 "Bitmap '%s' of '%s' can't be merged into that of '%s', which is inconsistent",

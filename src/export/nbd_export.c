@@ -132,12 +132,13 @@ static int co_check_bitmap(struct block_bitmap *b, bool contents_stay, struct er
     if (r < 0) {
         return r;
     }
-    if (contents_stay && b->enabled && !block_node_is_read_only(b->node)) {
+    if (contents_stay && block_bitmap_enabled(b) &&
+        !block_node_is_read_only(block_bitmap_node(b))) {
         return error_set(err, EINVAL,
                          "Enabled bitmap '%s' incompatible with readonly export: node '%s' can be "
                          "written, and the bitmap would change; disable it first "
                          "(block-dirty-bitmap-disable)",
-                         b->name, block_node_name(b->node));
+                         block_bitmap_name(b), block_node_name(block_bitmap_node(b)));
     }
     return block_co_bitmap_fetch(b, err);
 }
@@ -156,10 +157,11 @@ static int co_take_bitmap(struct nbd_state *s, struct export *e, struct block_bi
     if (r < 0) {
         return r;
     }
-    if (contents_stay && b->enabled) {
+    if (contents_stay && block_bitmap_enabled(b)) {
         shared &= ~(unsigned)BLOCK_PERM_WRITE;
     }
-    r = export_co_attach(e, b->node, 0, shared, &s->bitmap_roots[s->bitmap_count], err);
+    r = export_co_attach(e, block_bitmap_node(b), 0, shared, &s->bitmap_roots[s->bitmap_count],
+                         err);
     if (r < 0) {
         return r;
     }

@@ -147,7 +147,8 @@ void mirror_co_give_up_bitmap(struct mirror *s)
         block_co_drain_begin(s->filter);
         r = block_co_flush(mirror_top_target(s->top));
         if (r == 0 && co_settle_bitmap(s, &err) < 0) {
-            log_error("mirror: bitmap '%s': %s", s->params.bitmap->name, error_message(&err));
+            log_error("mirror: bitmap '%s': %s", block_bitmap_name(s->params.bitmap),
+                      error_message(&err));
         }
         mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
         block_drain_end(s->filter);

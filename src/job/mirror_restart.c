@@ -64,14 +64,14 @@ static int co_find_pending(struct mirror *s, struct block_bitmap **ret_bitmap, s
     if (!b) {
         return 0;
     }
-    if (b->inconsistent) {
+    if (block_bitmap_inconsistent(b)) {
         log_warning("mirror: bitmap '%s' of node '%s' is inconsistent, and is made again: all is "
                     "copied",
                     s->restart.name, block_node_name(source));
         return block_co_bitmap_remove(b, err);
     }
     r = block_bitmap_check(b, BLOCK_BITMAP_REFUSE_ALL, err);
-    if (r == 0 && !b->enabled) {
+    if (r == 0 && !block_bitmap_enabled(b)) {
         r = error_set(err, EINVAL,
                       "Bitmap '%s' of node '%s' is disabled: writes may be missing in there",
                       s->restart.name, block_node_name(source));
@@ -129,7 +129,7 @@ void mirror_restart_co_end(struct mirror *s)
     /* The target has taken over, or nothing was sent: the bitmap says nothing any more. */
     if (m->pending && (s->pivoted || (m->fresh && !m->sending)) &&
         block_co_bitmap_remove(m->pending, &err) < 0) {
-        log_warning("mirror: bitmap '%s' of node '%s' stays: %s", m->pending->name,
+        log_warning("mirror: bitmap '%s' of node '%s' stays: %s", block_bitmap_name(m->pending),
                     block_node_name(s->params.source), error_message(&err));
     }
     m->pending = NULL;

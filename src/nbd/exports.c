@@ -35,15 +35,16 @@ static int check_export_config(struct nbd_server *s, const struct nbd_export_con
         return error_set(err, EINVAL, "description '%.40s...' too long", config->description);
     }
     for (size_t i = 0; i < config->bitmap_count; i++) {
-        if (strlen(NBD_CONTEXT_DIRTY_BITMAP) + strlen(config->bitmaps[i]->name) > NBD_STRING_MAX) {
+        if (strlen(NBD_CONTEXT_DIRTY_BITMAP) + strlen(block_bitmap_name(config->bitmaps[i])) >
+            NBD_STRING_MAX) {
             return error_set(err, EINVAL, "Bitmap name '%.40s...' too long",
-                             config->bitmaps[i]->name);
+                             block_bitmap_name(config->bitmaps[i]));
         }
         for (size_t j = 0; j < i; j++) {
             /* Bitmaps of two nodes may have the same name: then the context has both. */
             if (config->bitmaps[i] == config->bitmaps[j]) {
                 return error_set(err, EINVAL, "Bitmap '%s' is given twice",
-                                 config->bitmaps[i]->name);
+                                 block_bitmap_name(config->bitmaps[i]));
             }
         }
     }

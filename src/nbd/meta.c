@@ -59,7 +59,7 @@ void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, co
         return;
     }
     for (size_t i = 0; i < e->bitmap_count; i++) {
-        if (all_bitmaps || strcmp(query + prefix_len, e->bitmaps[i]->name) == 0) {
+        if (all_bitmaps || strcmp(query + prefix_len, block_bitmap_name(e->bitmaps[i])) == 0) {
             select_context(sel, &sel->bitmaps[i]);
         }
     }
@@ -82,7 +82,7 @@ bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *
     } else {
         *ret_selected = sel->bitmaps[i - NBD_CONTEXT_ID_BITMAP];
         strbuf_puts(name, NBD_CONTEXT_DIRTY_BITMAP);
-        strbuf_puts(name, e->bitmaps[i - NBD_CONTEXT_ID_BITMAP]->name);
+        strbuf_puts(name, block_bitmap_name(e->bitmaps[i - NBD_CONTEXT_ID_BITMAP]));
     }
     return true;
 }

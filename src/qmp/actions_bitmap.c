@@ -96,7 +96,7 @@ static int co_remove_prepare(void *state, struct json_object *data, struct error
         return r;
     }
     s->bitmap = b;
-    s->node = b->node;
+    s->node = block_bitmap_node(b);
     block_co_bitmap_detach(b);
     return 0;
 }
@@ -106,7 +106,7 @@ static int co_remove_finish(void *state, struct error *err)
     struct remove_state *s = state;
     int r;
 
-    if (!s->bitmap->persistent || !block_node_stores_bitmaps(s->node)) {
+    if (!block_bitmap_persistent(s->bitmap) || !block_node_stores_bitmaps(s->node)) {
         return 0;
     }
     /*
@@ -114,7 +114,7 @@ static int co_remove_finish(void *state, struct error *err)
      * read may be removed all the same.
      */
     (void)block_co_bitmap_fetch(s->bitmap, NULL);
-    r = block_co_remove_stored_bitmap(s->node, s->bitmap->name, err);
+    r = block_co_remove_stored_bitmap(s->node, block_bitmap_name(s->bitmap), err);
     return r < 0 ? r : 0;
 }
 
@@ -258,7 +258,7 @@ static int co_switch_prepare(struct enable_state *s, struct json_object *data, b
     if (!s->bitmap) {
         return -ENOENT;
     }
-    s->was_enabled = s->bitmap->enabled;
+    s->was_enabled = block_bitmap_enabled(s->bitmap);
     return block_co_bitmap_set_enabled(s->bitmap, enabled, err);
 }
 
@@ -278,8 +278,8 @@ static void co_switch_abort(void *state)
     ERROR_AUTO(err);
 
     if (block_co_bitmap_set_enabled(s->bitmap, s->was_enabled, &err) < 0) {
-        log_error("transaction: bitmap '%s' cannot be switched back: %s", s->bitmap->name,
-                  error_message(&err));
+        log_error("transaction: bitmap '%s' cannot be switched back: %s",
+                  block_bitmap_name(s->bitmap), error_message(&err));
     }
 }
 

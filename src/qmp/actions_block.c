@@ -153,7 +153,8 @@ static bool has_bitmaps_to_store(struct block_node *node)
     struct block_bitmap *b;
 
     for (b = block_bitmap_next(node, NULL); b; b = block_bitmap_next(node, b)) {
-        if (b->persistent && !b->inconsistent && !b->read_only) {
+        if (block_bitmap_persistent(b) && !block_bitmap_inconsistent(b) &&
+            !block_bitmap_read_only(b)) {
             return true;
         }
     }

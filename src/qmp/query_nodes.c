@@ -18,10 +18,10 @@ static uint64_t co_count_dirty(struct block_bitmap *b)
     uint64_t count = 0;
     ERROR_AUTO(err);
 
-    if (!b->inconsistent && block_co_bitmap_count(b, &count, &err) < 0) {
+    if (!block_bitmap_inconsistent(b) && block_co_bitmap_count(b, &count, &err) < 0) {
         log_warning("%s", error_message(&err));
     }
-    return b->inconsistent ? 0 : count;
+    return block_bitmap_inconsistent(b) ? 0 : count;
 }
 
 static struct json_object *co_bitmaps_json(struct block_node *node)
@@ -33,14 +33,14 @@ static struct json_object *co_bitmaps_json(struct block_node *node)
         struct json_object *o = json_object_new_object();
         uint64_t count = co_count_dirty(b);
 
-        qmp_put_str(o, "name", b->name[0] ? b->name : NULL);
-        qmp_put_bool(o, "recording", b->enabled && !b->inconsistent);
-        qmp_put_bool(o, "persistent", b->persistent);
-        if (b->inconsistent) {
+        qmp_put_str(o, "name", block_bitmap_name(b)[0] ? block_bitmap_name(b) : NULL);
+        qmp_put_bool(o, "recording", block_bitmap_enabled(b) && !block_bitmap_inconsistent(b));
+        qmp_put_bool(o, "persistent", block_bitmap_persistent(b));
+        if (block_bitmap_inconsistent(b)) {
             qmp_put_bool(o, "inconsistent", true);
         }
-        qmp_put_bool(o, "busy", b->busy > 0);
-        qmp_put_uint(o, "granularity", b->granularity);
+        qmp_put_bool(o, "busy", block_bitmap_busy(b));
+        qmp_put_uint(o, "granularity", block_bitmap_granularity(b));
         qmp_put_uint(o, "count", count);
         if (!list) {
             list = json_object_new_array();

@@ -195,7 +195,7 @@ static int co_open_sources(struct convert *c, int count, char **names, struct er
 
 static bool is_copied(const struct block_bitmap *b)
 {
-    return b->persistent && !b->inconsistent;
+    return block_bitmap_persistent(b) && !block_bitmap_inconsistent(b);
 }
 
 /*
@@ -216,8 +216,8 @@ static int check_source_bitmaps(const struct convert *c, struct error *err)
                          q->target_format);
     }
     while ((b = block_bitmap_previous(c->sources[0].disk.node, b))) {
-        if (b->persistent && b->inconsistent && !q->skip_broken_bitmaps) {
-            error_set(err, EINVAL, "Cannot copy inconsistent bitmap '%s'", b->name);
+        if (block_bitmap_persistent(b) && block_bitmap_inconsistent(b) && !q->skip_broken_bitmaps) {
+            error_set(err, EINVAL, "Cannot copy inconsistent bitmap '%s'", block_bitmap_name(b));
             error_hint(err, "Try --skip-broken-bitmaps, or use '%s bitmap --remove' to delete it",
                        cli_program());
             return -EINVAL;
@@ -233,8 +233,8 @@ static int co_check_target_bitmap(const struct convert *c, const struct block_bi
     const struct cli_disk *target = &c->target.disk;
     struct block_node *node = target->node;
 
-    if (block_bitmap_find(node, b->name)) {
-        return error_set(err, EEXIST, "Bitmap already exists: %s", b->name);
+    if (block_bitmap_find(node, block_bitmap_name(b))) {
+        return error_set(err, EEXIST, "Bitmap already exists: %s", block_bitmap_name(b));
     }
     if (cli_disk_size(target) != round_up(c->total, 512)) {
         return error_set(err, EINVAL,
@@ -242,7 +242,7 @@ static int co_check_target_bitmap(const struct convert *c, const struct block_bi
                          "%" PRIu64,
                          c->total, cli_disk_size(target));
     }
-    return block_co_can_store_bitmap(node, b->name, b->granularity, err);
+    return block_co_can_store_bitmap(node, block_bitmap_name(b), block_bitmap_granularity(b), err);
 }
 
 /* Refuse bitmaps that the target cannot take, before data is copied. */
@@ -260,7 +260,7 @@ static int co_check_target_bitmaps(const struct convert *c, struct error *err)
         int r = is_copied(b) ? co_check_target_bitmap(c, b, err) : 0;
 
         if (r < 0) {
-            error_prepend(err, "Failed to create bitmap %s: ", b->name);
+            error_prepend(err, "Failed to create bitmap %s: ", block_bitmap_name(b));
             return r;
         }
     }
@@ -272,10 +272,10 @@ static int co_copy_bitmap(struct block_bitmap *from, struct block_node *to, stru
     struct block_bitmap *copy;
     int r = block_co_bitmap_fetch(from, err);
 
-    UNLESS_FAILED(r,
-                  block_co_bitmap_add(to, from->name, from->granularity, true, true, &copy, err));
-    UNLESS_FAILED(r, block_co_bitmap_add_bits(copy, from->bits, err));
-    if (from->enabled) {
+    UNLESS_FAILED(r, block_co_bitmap_add(to, block_bitmap_name(from),
+                                         block_bitmap_granularity(from), true, true, &copy, err));
+    UNLESS_FAILED(r, block_co_bitmap_add_bits(copy, block_bitmap_bits(from), err));
+    if (block_bitmap_enabled(from)) {
         UNLESS_FAILED(r, block_co_bitmap_set_enabled(copy, true, err));
     }
     return r;
@@ -287,15 +287,15 @@ static int co_copy_bitmaps(const struct convert *c, struct error *err)
     struct block_bitmap *b = NULL;
 
     while ((b = block_bitmap_previous(source, b))) {
-        if (b->persistent && b->inconsistent) {
-            cli_warn("Skipping inconsistent bitmap '%s'", b->name);
+        if (block_bitmap_persistent(b) && block_bitmap_inconsistent(b)) {
+            cli_warn("Skipping inconsistent bitmap '%s'", block_bitmap_name(b));
         }
     }
     while ((b = block_bitmap_next(source, b))) {
         int r = is_copied(b) ? co_copy_bitmap(b, c->target.disk.node, err) : 0;
 
         if (r < 0) {
-            error_prepend(err, "Failed to populate bitmap %s: ", b->name);
+            error_prepend(err, "Failed to populate bitmap %s: ", block_bitmap_name(b));
             return r;
         }
     }

@@ -188,13 +188,14 @@ static uint64_t bitmaps_size(const struct cli_disk *disk, const struct geometry 
          * Inconsistent ones count: a bitmap in use looks so here, and not to the program that
          * copies it.
          */
-        if (!b->persistent) {
+        if (!block_bitmap_persistent(b)) {
             continue;
         }
-        bytes = div_round_up(div_round_up(block_node_size(disk->node), b->granularity), 8);
+        bytes =
+            div_round_up(div_round_up(block_node_size(disk->node), block_bitmap_granularity(b)), 8);
         data = div_round_up(bytes, g->cluster);
         clusters += data + div_round_up(data * 8, g->cluster);
-        directory += round_up(24 + strlen(b->name), 8);
+        directory += round_up(24 + strlen(block_bitmap_name(b)), 8);
     }
     return clusters * g->cluster + round_up(directory, g->cluster);
 }
