@@ -60,6 +60,8 @@ struct block_copy {
  */
 struct copy_call {
     struct block_copy *copy;
+    /* zeroes are found in what is read: a query could take longer than reading */
+    bool small;
     /* held during the status query, so that pieces are claimed in order */
     struct co_mutex claim_lock;
     /* the first byte that is not claimed; a multiple of the cluster size */
@@ -192,6 +194,9 @@ static void co_query_copy_status(struct copy_call *call)
 
     call->status_zero = false;
     call->status_end = call->end;
+    if (call->small) {
+        return;
+    }
     if (block_co_status_above(call->copy->source, NULL, call->pos, call->end - call->pos, &status,
                               NULL) < 0 ||
         status.length == 0) {
@@ -337,10 +342,51 @@ static bool co_copy_by_system(struct block_copy *copy, const struct copy_piece *
     return done > 0;
 }
 
+/* The length of the run of units from `at` on that are zeroes, or are not. */
+static size_t run_of_zeroes(const struct block_copy *copy, const uint8_t *buffer, size_t at,
+                            size_t length, bool *ret_zero)
+{
+    size_t end = at;
+    struct iovec vec;
+
+    do {
+        size_t part = MIN(copy->unit, length - end);
+        bool zero = iov_is_zero(iov_from_buf(&vec, (void *)(uintptr_t)(buffer + end), part));
+
+        if (end > at && zero != *ret_zero) {
+            break;
+        }
+        *ret_zero = zero;
+        end += part;
+    } while (end < length);
+    return end - at;
+}
+
+/* Write what was read. */
+static int co_write_piece(struct copy_call *call, const struct copy_piece *piece, uint8_t *buffer)
+{
+    struct block_copy *copy = call->copy;
+    size_t at = 0, run = piece->length;
+    bool zero = false;
+    struct iovec vec;
+    int r = 0;
+
+    while (at < piece->length && r == 0) {
+        if (call->small) {
+            run = run_of_zeroes(copy, buffer, at, piece->length, &zero);
+        }
+        r = zero ? block_co_write_zeroes(copy->target, piece->offset + at, run,
+                                         copy->params.zero_flags)
+                 : block_co_pwritev(copy->target, piece->offset + at,
+                                    iov_from_buf(&vec, buffer + at, run), copy->params.write_flags);
+        at += run;
+    }
+    return r;
+}
+
 static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *piece)
 {
     struct block_copy *copy = call->copy;
-    struct iovec vec;
     void *buffer;
     int r;
 
@@ -359,8 +405,7 @@ static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *
     if (r < 0) {
         copy_call_fail(call, r, true, piece->offset);
     } else {
-        r = block_co_pwritev(copy->target, piece->offset, iov_from_buf(&vec, buffer, piece->length),
-                             copy->params.write_flags);
+        r = co_write_piece(call, piece, buffer);
         if (r < 0) {
             copy_call_fail(call, r, false, piece->offset);
         }
@@ -412,7 +457,12 @@ static void co_copy_worker(void *arg)
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure)
 {
-    struct copy_call call = {.copy = copy, .pos = offset, .end = offset + length};
+    struct copy_call call = {
+        .copy = copy,
+        .small = length <= CHUNK_SIZE,
+        .pos = offset,
+        .end = offset + length,
+    };
     uint64_t chunks = div_round_up(length, copy->chunk_size);
 
     co_mutex_init(&call.claim_lock);

@@ -98,12 +98,27 @@ static void zero_areas_are_written_as_zeroes(void *arg)
 
     cbw_graph_open(&g, DISK_SIZE, "", 0);
     memset(g.temp->data, 0x55, DISK_SIZE); /* the temporary image need not be empty */
-    memset(g.disk->data + 2 * CLUSTER, 0, 2 * CLUSTER);
-    memset(g.disk->written + 2 * CLUSTER / 4096, 0, 2 * CLUSTER / 4096);
-    assert_int_equal(cbw_guest_fill(&g, 2 * CLUSTER, 2 * CLUSTER, 0xee), 0);
+    memset(g.disk->data + 2 * CLUSTER, 0, 6 * CLUSTER);
+    memset(g.disk->written + 2 * CLUSTER / 4096, 0, 6 * CLUSTER / 4096);
+    assert_int_equal(cbw_guest_fill(&g, 2 * CLUSTER, 6 * CLUSTER, 0xee), 0);
     assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ), 0);
     assert_int_equal(block_co_pread(g.snapshot, 3 * CLUSTER, &byte, 1), 0);
     assert_int_equal(byte, 0);
+    cbw_graph_close(&g);
+}
+
+static void small_zero_areas_take_no_space(void *arg)
+{
+    struct cbw_graph g;
+
+    cbw_graph_open(&g, DISK_SIZE, "", 0);
+    memset(g.disk->data + 2 * CLUSTER, 0, CLUSTER); /* zeroes, though they are stored */
+    assert_int_equal(cbw_guest_fill(&g, CLUSTER, 3 * CLUSTER, 0xee), 0);
+    assert_int_equal(g.temp->data[CLUSTER], 2);
+    assert_int_equal(g.temp->data[2 * CLUSTER], 0);
+    assert_int_equal(g.temp->data[3 * CLUSTER], 4);
+    assert_int_equal(memory_disk_requests(g.disk, MEMORY_DISK_READ), 1);
+    assert_int_equal(memory_disk_requests(g.temp, MEMORY_DISK_WRITE), 3);
     cbw_graph_close(&g);
 }
 
@@ -581,6 +596,7 @@ int main(void)
         CO_TEST(guest_zeroes_and_discards_are_copied_before),
         CO_TEST(last_partial_cluster_is_copied),
         CO_TEST(zero_areas_are_written_as_zeroes),
+        CO_TEST(small_zero_areas_take_no_space),
         CO_TEST(outside_the_bitmap_nothing_is_read_or_copied),
         CO_TEST(discarding_the_snapshot_releases_it),
         CO_TEST(discard_of_parts_of_clusters_releases_nothing),
