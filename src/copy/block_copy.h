@@ -12,9 +12,8 @@
  * A piece of data has at most block_copy_chunk_size() bytes; a run that reads as zeroes is one
  * piece of any length. Ranges of at most 256 KiB are read without a query, and zeroes are found in
  * what was read: such copies are made for guests that wait. All calls of one engine share at most
- * `max_memory` bytes of bounce buffers,
- * and wait for them in FIFO order. The engine does not record what has been copied, and does not
- * exclude writes to the ranges; the caller does both.
+ * `max_memory` bytes of bounce buffers, and wait for them in FIFO order. The engine does not record
+ * what has been copied, and does not exclude writes to the ranges; the caller does both.
  *
  * After each half millisecond of copying the other coroutines of the reactor run, even if all data
  * is in memory. A rate limit, a pause and a cancel act between two pieces.
