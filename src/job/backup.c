@@ -394,6 +394,13 @@ static void backup_cancelled(struct job *job, void *state)
 {
     struct backup *b = state;
 
+    /* Requests that a server or a limit holds up end soon. */
+    if (b->root) {
+        block_root_begin_end(b->root);
+    }
+    if (b->target_root) {
+        block_root_begin_end(b->target_root);
+    }
     cbw_stop(b->cbw);
 }
 

@@ -189,6 +189,10 @@ static bool co_start_next(struct copy_loop *l)
     if (run->piece.paced > 0 && job_speed(l->p->job) > 0) {
         job_co_pace(l->p->job, run->piece.paced);
     }
+    if (job_is_cancelled(l->p->job)) {
+        end_piece(run, true, -ECANCELED);
+        return true;
+    }
     if (co_spawn(co_get_home(co_self()), co_run_piece, run) < 0) {
         co_run_piece(run);
     }
