@@ -2,15 +2,12 @@
 """The stand-in for QEMU's system emulator: build/compat/qemu-system-x86_64."""
 
 import os
-import socket
 import subprocess
 import unittest
 
-from qmp import Qmp, QmpError
-from tidemark import TIMEOUT, TestCase, compat, io
-
-MACHINE = compat("qemu-system-x86_64")
-QUIET = ["-nodefaults", "-display", "none", "-accel", "qtest"]
+from machine import MACHINE, QUIET, Machine
+from qmp import QmpError
+from tidemark import TIMEOUT, TestCase, io
 
 
 def monitor(folder, lines, *options):
@@ -26,56 +23,6 @@ def monitor(folder, lines, *options):
         check=False,
     )
     return result.returncode, result.stdout.replace("\r\n", "\n")
-
-
-class Machine:
-    """A machine with QMP and qtest on sockets that it inherits."""
-
-    def __init__(self, folder, *options):
-        ours, its = socket.socketpair()
-        self.qtest, its_qtest = socket.socketpair()
-        command = [
-            MACHINE,
-            *QUIET,
-            "-chardev",
-            f"socket,id=mon,fd={its.fileno()}",
-            "-mon",
-            "chardev=mon,mode=control",
-            "-chardev",
-            f"socket,id=qtest,fd={its_qtest.fileno()}",
-            "-qtest",
-            "chardev:qtest",
-            *options,
-        ]
-        with its, its_qtest:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                pass_fds=(its.fileno(), its_qtest.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        self.qmp = Qmp(ours)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *unused):
-        self.qmp.close()
-        self.qtest.close()
-        if self.process.poll() is None:
-            self.process.terminate()
-        self.process.communicate(timeout=TIMEOUT)
-
-    def hmp(self, line):
-        return self.qmp.command("human-monitor-command", command_line=line)
-
-    def end(self):
-        """Quit; what it has printed."""
-        self.qmp.command("quit")
-        output, _ = self.process.communicate(timeout=TIMEOUT)
-        return output
 
 
 class MachineCase(TestCase):

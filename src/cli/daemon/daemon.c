@@ -197,7 +197,8 @@ int cli_daemon_main(int argc, char **argv)
         {"object", 0, CLI_REPEAT, &d.items, "OPTIONS",
          "an object that others refer to: TYPE,id=ID,...;\n"
          "types iothread, secret, tls-creds-x509, tls-creds-psk,\n"
-         "tls-creds-anon, authz-simple, authz-list, authz-list-file"},
+         "tls-creds-anon, authz-simple, authz-list, authz-list-file,\n"
+         "throttle-group"},
         {"daemonize", 0, CLI_FLAG, &d.run.daemonize, NULL,
          "go to the background once everything is up"},
         {"pidfile", 0, CLI_VALUE, &d.run.pidfile, "FILE",
