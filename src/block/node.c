@@ -187,6 +187,16 @@ bool block_node_in_use(const struct block_node *node)
     return !list_is_empty(&node->parents);
 }
 
+unsigned block_edge_perm(const struct block_edge *edge)
+{
+    return atomic_load(&edge->perm);
+}
+
+unsigned block_edge_shared(const struct block_edge *edge)
+{
+    return atomic_load(&edge->shared);
+}
+
 struct block_node *block_edge_node(const struct block_edge *edge)
 {
     return edge->node;

@@ -230,6 +230,9 @@ unsigned block_edge_perm(const struct block_edge *edge);
 struct block_node *block_edge_parent(const struct block_edge *edge);
 /* The child. */
 struct block_node *block_edge_node(const struct block_edge *edge);
+/* The permissions in force (enum block_perm): what the parent uses, and what it shares. */
+unsigned block_edge_perm(const struct block_edge *edge);
+unsigned block_edge_shared(const struct block_edge *edge);
 /* Size of the child in bytes. Any thread. */
 uint64_t block_edge_size(const struct block_edge *edge);
 

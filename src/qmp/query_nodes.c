@@ -2,6 +2,7 @@
 /* query-named-block-nodes. */
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -63,6 +64,16 @@ static void add_backing_names(struct json_object *o, struct block_node *node,
     }
 }
 
+/* A file, or raw on one: nothing in it can be dirty, and QEMU says so. */
+static bool is_plain_file(const struct block_node *node)
+{
+    while (node && strcmp(block_node_format(node), "raw") == 0) {
+        node = block_node_child(node, "file");
+    }
+    return node && (strcmp(block_node_format(node), "file") == 0 ||
+                    strcmp(block_node_format(node), "host_device") == 0);
+}
+
 static struct json_object *co_image_json(struct block_node *node, int depth)
 {
     struct json_object *o = json_object_new_object();
@@ -90,7 +101,9 @@ static struct json_object *co_image_json(struct block_node *node, int depth)
         if (info.encrypted) {
             qmp_put_bool(o, "encrypted", true);
         }
-        qmp_put_bool(o, "dirty-flag", info.has_dirty_flag && info.dirty_flag);
+    }
+    if (has_info || is_plain_file(node)) {
+        qmp_put_bool(o, "dirty-flag", has_info && info.has_dirty_flag && info.dirty_flag);
     }
     if (backing && depth > 0) {
         json_object_object_add(o, "backing-image", co_image_json(backing, depth - 1));
@@ -133,6 +146,7 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
     qmp_put_str(o, "node-name", block_node_name(node));
     qmp_put_str(o, "drv", block_node_format(node));
     qmp_put_bool(o, "ro", block_node_is_read_only(node));
+    qmp_put_bool(o, "active", true); /* no node is ever given to another process */
     qmp_put_str(o, "file", filename);
     qmp_put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
     qmp_put_bool(o, "encrypted", has_info && info.encrypted);

@@ -140,8 +140,19 @@ const struct qmp_type qmp_type_device_info = OBJECT_INIT(
     REQ("encrypted", qmp_bool), REQ("detect_zeroes", detect_zeroes), REQ("bps", qmp_int),
     REQ("bps_rd", qmp_int), REQ("bps_wr", qmp_int), REQ("iops", qmp_int), REQ("iops_rd", qmp_int),
     REQ("iops_wr", qmp_int), REQ("image", image_info), REQ("cache", cache_info),
-    REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos));
+    REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos), REQ("active", qmp_bool));
 ARRAY(device_infos, qmp_type_device_info);
+
+ENUM(graph_node_type, "XDbgBlockGraphNodeType", "block-backend", "block-job", "block-driver");
+OBJECT(graph_node, "XDbgBlockGraphNode", REQ("id", qmp_int), REQ("type", graph_node_type),
+       REQ("name", qmp_str));
+ARRAY(graph_nodes, graph_node);
+ENUM(block_permission, "BlockPermission", "consistent-read", "write", "write-unchanged", "resize");
+ARRAY(block_permissions, block_permission);
+OBJECT(graph_edge, "XDbgBlockGraphEdge", REQ("parent", qmp_int), REQ("child", qmp_int),
+       REQ("name", qmp_str), REQ("perm", block_permissions), REQ("shared-perm", block_permissions));
+ARRAY(graph_edges, graph_edge);
+OBJECT(block_graph, "XDbgBlockGraph", REQ("nodes", graph_nodes), REQ("edges", graph_edges));
 
 /* --- dirty bitmaps ---------------------------------------------------------------------------- */
 
@@ -401,6 +412,7 @@ const struct qmp_command qmp_commands[] = {
     {"trace-event-get-state", &trace_get_state, &trace_event_infos, qmp_co_trace_event_get_state},
     {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
+    {"x-debug-query-block-graph", &qmp_empty, &block_graph, qmp_co_x_debug_query_block_graph},
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {NULL, NULL, NULL, NULL},
 };

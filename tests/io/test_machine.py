@@ -166,6 +166,30 @@ class DiskTest(MachineCase):
         self.assertNotIn("verification failed", result.stdout)
 
 
+class GraphTest(MachineCase):
+    def test_the_graph_has_nodes_users_and_what_they_may(self):
+        with self.machine(
+            *("-drive", "file=disk.qcow2,if=none,id=d,node-name=n,file.node-name=f"),
+            *("-device", "virtio-blk,drive=d"),
+        ) as machine:
+            graph = machine.qmp.command("x-debug-query-block-graph")
+        nodes = {node["id"]: node for node in graph["nodes"]}
+        edges = {
+            (nodes[edge["parent"]]["name"], edge["name"], nodes[edge["child"]]["name"]): edge
+            for edge in graph["edges"]
+        }
+        self.assertEqual(set(edges), {("d", "root", "n"), ("n", "file", "f")})
+        self.assertEqual(edges["d", "root", "n"]["perm"], ["write", "consistent-read"])
+        self.assertEqual(
+            edges["d", "root", "n"]["shared-perm"],
+            ["resize", "write-unchanged", "consistent-read"],
+        )
+        kinds = {node["name"]: node["type"] for node in graph["nodes"]}
+        self.assertEqual(
+            kinds, {"d": "block-backend", "n": "block-driver", "f": "block-driver"}
+        )
+
+
 class RunStateTest(MachineCase):
     def test_it_stops_and_continues(self):
         with self.machine("-S") as machine:

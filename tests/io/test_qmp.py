@@ -338,6 +338,7 @@ class SchemaTest(QmpTest):
     # Members that QEMU has had, in this form, since a release later than that of this system, with
     # the release.
     NEWER = {
+        "query-named-block-nodes[].active": "10.0",
         "blockdev-backup.discard-source": "9.1",
         "blockdev-backup.x-perf.min-cluster-size": "9.2",
         "drive-backup.discard-source": "9.1",
@@ -451,6 +452,7 @@ class NodeTest(QmpTest):
                 node["image"].pop("virtual-size", None)
                 node["image"].pop("format-specific", None)
             node["image"].pop("dirty-flag", None)
+            node.pop("active", None)  # since 10.0
             # Here the depth of the chain; 0 in QEMU's storage daemon, whatever it is.
             node.pop("backing_file_depth")
         self.assertEqual(*answers)
