@@ -76,13 +76,16 @@ int chain_co_write_headers(struct block_node *node, struct block_node *base,
 /* The job uses these images until its end. -ENOMEM */
 int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err);
 
-/* A node that is writable for the time of a job. Start with {0}. */
+/*
+ * A node that is writable for the time of a job. Start with {0}. Not within a graph change; the
+ * control lock is held.
+ */
 struct chain_writable {
     struct block_node *node; /* a reference; NULL: it was writable before */
 };
 
-/* The node and those that it uses are drained. -EACCES, or errors of opening for writing. */
-int chain_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err);
+/* -EACCES, or errors of opening for writing. */
+int chain_co_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err);
 /* The node is read-only again, if it was. Nobody uses it for writing. */
 void chain_co_end_writable(struct chain_writable *w);
 /* It stays as it is. Yields if it has no other user. */

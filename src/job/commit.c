@@ -359,7 +359,6 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
         s->backing_file = strdup(p->backing_file);
         r = s->backing_file ? 0 : error_out_of_memory(err);
     }
-    UNLESS_FAILED(r, chain_begin_writable(&s->writable, s->base, err));
     UNLESS_FAILED(r, co_insert_commit_filter(s, p->filter_name, err));
     UNLESS_FAILED(r, co_take_commit_nodes(s, job, err));
     UNLESS_FAILED(r, block_co_root_new(s->filter, job_id(job), BLOCK_PERM_CONSISTENT_READ,
@@ -389,4 +388,13 @@ int commit_co_new(const struct commit_params *params, const struct job_config *c
     }
     *ret_job = job;
     return 0;
+}
+
+void commit_start(struct job *job, struct chain_writable *writable)
+{
+    struct commit *s = job_state(job);
+
+    s->writable = *writable;
+    *writable = (struct chain_writable){0};
+    job_start(job);
 }

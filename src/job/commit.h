@@ -9,6 +9,7 @@
 #ifndef TIDEMARK_JOB_COMMIT_H
 #define TIDEMARK_JOB_COMMIT_H
 
+#include "job/chain.h"
 #include "job/job.h"
 
 struct commit_params {
@@ -25,10 +26,12 @@ struct commit_params {
 
 /*
  * Make the job and put its filter on `top`. Within a graph change, whose permissions the caller
- * settles; `top` is drained. Then job_start(), or job_co_discard() within the same change. Strings
- * are copied. -EBUSY: a node is used by another job. Errors of job_new().
+ * settles; `top` is drained. Then commit_start(), or job_co_discard() within the same change.
+ * Strings are copied. -EBUSY: a node is used by another job. Errors of job_new().
  */
 int commit_co_new(const struct commit_params *params, const struct job_config *config,
                   struct job **ret_job, struct error *err);
+/* Let it run. The base has been made writable by `writable`, which becomes the job's. */
+void commit_start(struct job *job, struct chain_writable *writable);
 
 #endif

@@ -37,16 +37,17 @@
 #define WORKERS 8
 
 struct stream {
-    struct block_node *device;     /* held by the job, as the next two */
-    struct block_node *image;      /* the device without its filters */
-    struct block_node *above_base; /* NULL: there is no backing file */
-    struct block_node *bottom;     /* the last image that is copied from; NULL: there is none */
-    struct block_node *filter;     /* a reference; NULL: not in the graph */
-    struct block_root *root;       /* on the filter */
-    struct dirty_bitmap *todo;     /* what has not been looked at */
-    struct dirty_bitmap *written;  /* by guests since the job began */
-    struct chain_bitmaps bitmaps;  /* of the images that leave the chain */
-    char *backing_file;            /* owned; NULL: the base's name */
+    struct block_node *device;      /* held by the job, as the next two */
+    struct block_node *image;       /* the device without its filters */
+    struct block_node *above_base;  /* NULL: there is no backing file */
+    struct block_node *bottom;      /* the last image that is copied from; NULL: there is none */
+    struct block_node *filter;      /* a reference; NULL: not in the graph */
+    struct block_root *root;        /* on the filter */
+    struct dirty_bitmap *todo;      /* what has not been looked at */
+    struct dirty_bitmap *written;   /* by guests since the job began */
+    struct chain_bitmaps bitmaps;   /* of the images that leave the chain */
+    struct chain_writable writable; /* the image */
+    char *backing_file;             /* owned; NULL: the base's name */
     bool mask_protocol;
     enum job_on_error on_error;
 };
@@ -242,6 +243,7 @@ static void co_release_stream(struct stream *s)
     if (s->filter) {
         chain_co_remove_filter(s->filter);
     }
+    chain_co_end_writable(&s->writable);
     dirty_bitmap_free(s->todo);
     dirty_bitmap_free(s->written);
     chain_bitmaps_clear(&s->bitmaps);
@@ -384,4 +386,13 @@ int stream_co_new(const struct stream_params *params, const struct job_config *c
     }
     *ret_job = job;
     return 0;
+}
+
+void stream_start(struct job *job, struct chain_writable *writable)
+{
+    struct stream *s = job_state(job);
+
+    s->writable = *writable;
+    *writable = (struct chain_writable){0};
+    job_start(job);
 }

@@ -8,6 +8,7 @@
 #ifndef TIDEMARK_JOB_STREAM_H
 #define TIDEMARK_JOB_STREAM_H
 
+#include "job/chain.h"
 #include "job/job.h"
 
 struct stream_params {
@@ -29,10 +30,14 @@ struct stream_params {
 
 /*
  * Make the job and put its filter on `device`. Within a graph change, whose permissions the caller
- * settles; `device` is drained. Then job_start(), or job_co_discard() within the same change.
+ * settles; `device` is drained. Then stream_start(), or job_co_discard() within the same change.
  * Strings are copied. -EBUSY: a node is used by another job. Errors of job_new().
  */
 int stream_co_new(const struct stream_params *params, const struct job_config *config,
                   struct job **ret_job, struct error *err);
+/*
+ * Let it run. The image of `device` has been made writable by `writable`, which becomes the job's.
+ */
+void stream_start(struct job *job, struct chain_writable *writable);
 
 #endif

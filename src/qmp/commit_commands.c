@@ -4,10 +4,12 @@
 #include <string.h>
 
 #include "block/block.h"
+#include "block/control_lock.h"
 #include "job/chain.h"
 #include "job/commit.h"
 #include "job/commit_active.h"
 #include "job/stream.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
 #include "qmp/transaction.h"
@@ -26,25 +28,22 @@ static struct block_node *lookup_by_name(const char *name, struct error *err)
 /* Of an action that starts a job. */
 struct start_state {
     struct job *job; /* borrowed; NULL: not made yet */
+    struct chain_writable writable;
 };
-
-static void start_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
-{
-    qmp_concern_add(concern, block_node_find(qmp_get_str(data, "device")));
-}
-
-static void co_start_commit(void *state)
-{
-    struct start_state *s = state;
-
-    job_start(s->job);
-}
 
 static void co_start_abort(void *state)
 {
     struct start_state *s = state;
 
     job_co_discard(s->job);
+}
+
+/* If the job has not begun. */
+static void co_start_clean(void *state)
+{
+    struct start_state *s = state;
+
+    chain_co_end_writable(&s->writable);
 }
 
 /* --- block-stream ----------------------------------------------------------------------------- */
@@ -132,6 +131,27 @@ static int find_above_base(struct json_object *args, struct block_node *device,
     return r;
 }
 
+/* The image has to be writable before the graph is changed. */
+static int co_stream_open(void *state, struct json_object *args, struct error *err)
+{
+    struct start_state *s = state;
+    struct block_node *device = NULL, *above;
+    int r = qmp_co_lock_again(err);
+
+    if (r == 0) {
+        device = block_node_lookup(qmp_get_str(args, "device"), err);
+        r = device ? find_above_base(args, device, &above, err) : -ENOENT;
+    }
+    UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, block_node_skip_filters(device), err));
+    block_control_unlock();
+    return r;
+}
+
+static void stream_concerns(void *state, struct json_object *args, struct qmp_concern *concern)
+{
+    qmp_concern_add(concern, block_node_lookup(qmp_get_str(args, "device"), NULL));
+}
+
 static int co_stream_prepare(void *state, struct json_object *args, struct error *err)
 {
     struct start_state *s = state;
@@ -150,13 +170,22 @@ static int co_stream_prepare(void *state, struct json_object *args, struct error
     return r;
 }
 
+static void co_stream_commit(void *state)
+{
+    struct start_state *s = state;
+
+    stream_start(s->job, &s->writable);
+}
+
 static const struct qmp_action action_block_stream = {
     .name = "block-stream",
     .state_size = sizeof(struct start_state),
-    .concerns = start_concerns,
+    .co_open = co_stream_open,
+    .concerns = stream_concerns,
     .co_prepare = co_stream_prepare,
-    .co_commit = co_start_commit,
+    .co_commit = co_stream_commit,
     .co_abort = co_start_abort,
+    .co_clean = co_start_clean,
 };
 
 int qmp_co_block_stream(struct qmp_call *call, struct json_object *args,
@@ -273,7 +302,21 @@ static int find_commit_nodes(struct json_object *args, struct commit_params *ret
     return 0;
 }
 
-/* The base may have to be opened for writing. */
+/* The base has to be writable before the graph is changed. */
+static int co_commit_open(void *state, struct json_object *args, struct error *err)
+{
+    struct start_state *s = state;
+    struct commit_params params;
+    bool active;
+    int r = qmp_co_lock_again(err);
+
+    UNLESS_FAILED(r, find_commit_nodes(args, &params, &active, err));
+    UNLESS_FAILED(r, job_check_node(params.base, err));
+    UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, params.base, err));
+    block_control_unlock();
+    return r;
+}
+
 static void commit_concerns(void *state, struct json_object *args, struct qmp_concern *concern)
 {
     struct commit_params params;
@@ -298,13 +341,22 @@ static int co_commit_prepare(void *state, struct json_object *args, struct error
     return r;
 }
 
+static void co_commit_commit(void *state)
+{
+    struct start_state *s = state;
+
+    commit_start(s->job, &s->writable);
+}
+
 static const struct qmp_action action_block_commit = {
     .name = "block-commit",
     .state_size = sizeof(struct start_state),
+    .co_open = co_commit_open,
     .concerns = commit_concerns,
     .co_prepare = co_commit_prepare,
-    .co_commit = co_start_commit,
+    .co_commit = co_commit_commit,
     .co_abort = co_start_abort,
+    .co_clean = co_start_clean,
 };
 
 int qmp_co_block_commit(struct qmp_call *call, struct json_object *args,
