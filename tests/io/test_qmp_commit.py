@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """block-commit: writes images into one below them in the chain, and drops them, in use."""
 
+import unittest
+
 import tidemark
 from chain_case import MIB, ChainCase, Guest
 
@@ -73,6 +75,4 @@ class ActiveTest(CommitCase):
 
 
 if __name__ == "__main__":
-    import tap_unittest
-
-    tap_unittest.main()
+    unittest.main()

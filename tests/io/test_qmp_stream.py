@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """block-stream: copies what backing files have into an image in use, and drops them."""
 
+import unittest
+
 import tidemark
 from chain_case import MIB, ChainCase, Guest
 
@@ -47,6 +49,4 @@ class StreamTest(ChainCase):
 
 
 if __name__ == "__main__":
-    import tap_unittest
-
-    tap_unittest.main()
+    unittest.main()
