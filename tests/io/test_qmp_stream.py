@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """block-stream: copies what backing files have into an image in use, and drops them."""
 
+import os
 import unittest
 
 import tidemark
@@ -19,7 +20,7 @@ class StreamTest(ChainCase):
         self.make_chain(*IMAGES)
         self.start()
         guest = Guest(self.uri, self.disk)
-        self.stream(base_node="a", speed=16 * MIB)
+        self.stream(base_node="a", speed=40 * MIB)
         self.assertEqual(self.events("job"), STARTED + ENDED)
         self.assertEqual((self.last["len"], self.last["offset"]), (32 * MIB, 32 * MIB))
         self.assertGreater(guest.stop(), 20)
@@ -46,6 +47,256 @@ class StreamTest(ChainCase):
             tidemark.run("truncate", "-s0", self.path(name + ".qcow2"))
         self.names = "d"
         self.assert_disk()
+
+
+    # How it ends.
+
+    def test_without_backing_file_it_ends_at_once(self):
+        self.make_chain((2, 65536))
+        self.start()
+        self.stream("a")
+        self.assertEqual(self.events("job"), STARTED + ENDED)
+        self.assertEqual((self.last["len"], self.last["offset"]), (0, 0))
+
+    def test_cancelled_it_changes_no_more_than_what_is_copied(self):
+        self.make_chain(*IMAGES)
+        self.start()
+        guest = Guest(self.uri, self.disk)
+        self.stream(speed=4 * MIB)
+        self.wait_offset(2 * MIB)
+        self.qmp.command("block-job-cancel", device="job")
+        self.assertEqual(
+            self.events("job"), STARTED + ["aborting", "CANCELLED", "concluded", "null"]
+        )
+        self.assertLess(self.last["offset"], self.last["len"])
+        guest.stop()
+        self.server.stop()
+        self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+        self.assert_disk()
+
+    def test_pause_and_speed(self):
+        self.make_chain(*IMAGES)
+        self.start()
+        self.stream(speed=1 * MIB)
+        self.wait_offset(1)
+        self.qmp.command("job-pause", id="job")
+        tidemark.wait_until(lambda: self.job()["status"] == "paused", "the pause")
+        offset = self.job()["offset"]
+        self.qmp.command("block-job-set-speed", device="job", speed=0)
+        self.assertEqual(self.job()["offset"], offset)
+        self.qmp.command("job-resume", id="job")
+        self.assertEqual(self.events("job"), STARTED + ["paused", "running"] + ENDED)
+        self.server.stop()
+        self.assert_disk()
+
+    def test_the_end_of_the_daemon_cancels_it(self):
+        self.make_chain(*IMAGES)
+        self.start()
+        self.stream(speed=1)
+        self.server.stop()
+        self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+        self.assert_disk()
+
+    # Errors.
+
+    def broken(self, event, **rule):
+        """One error below the image "b" or, of writes, "d"."""
+
+        def wrap(file):
+            return {"driver": "blkdebug", "image": file, "inject-error": [{"event": event, **rule}]}
+
+        return {"b" if "read" in event else "d": wrap}
+
+    def start_broken(self, event, **rule):
+        self.make_chain(*((8, 65536),) * 4)
+        self.start(file_options=self.broken(event, once=True, **rule))
+
+    def test_an_error_is_reported(self):
+        for event in "read_aio", "write_aio":
+            with self.subTest(event=event):
+                self.start_broken(event)
+                self.stream(on_error="report")
+                self.assertEqual(
+                    self.events("job"),
+                    STARTED + ["ERROR", "aborting", "COMPLETED", "concluded", "null"],
+                )
+                self.assertEqual(self.last["error"], "Input/output error")
+                self.server.stop()
+                self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+                self.assert_disk()
+
+    def test_an_error_that_is_ignored_keeps_the_backing_file(self):
+        self.start_broken("read_aio")
+        self.stream(on_error="ignore")
+        self.assertEqual(
+            self.events("job"), STARTED + ["ERROR", "aborting", "COMPLETED", "concluded", "null"]
+        )
+        self.assertEqual(self.last["error"], "Input/output error")
+        self.assertEqual(self.last["offset"], self.last["len"])
+        self.server.stop()
+        self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+        self.assert_disk()
+
+    def test_an_error_stops_until_it_is_resumed(self):
+        for policy, errno, status in ("stop", 5, "failed"), ("enospc", 28, "nospace"):
+            with self.subTest(policy=policy):
+                self.start_broken("write_aio", errno=errno)
+                self.stream(on_error=policy)
+                self.assertEqual(
+                    self.events("job", "paused"), STARTED + ["ERROR", "paused"]
+                )
+                self.assertEqual(self.job()["io-status"], status)
+                self.qmp.command("block-job-resume", device="job")
+                self.assertEqual(self.events("job"), ["running"] + ENDED)
+                self.server.stop()
+                self.assertEqual(self.backing("d"), (None, None))
+                self.assert_disk()
+
+    def test_a_guest_does_not_see_an_error_of_the_copy(self):
+        self.make_chain(*((8, 65536),) * 4)
+        self.start(file_options=self.broken("write_aio", iotype="write"))
+        self.stream(on_error="stop")
+        self.events("job", "paused")
+        tidemark.io(self.uri, "read 0 8M", fmt="raw")
+        self.qmp.command("job-cancel", id="job")
+        self.events("job")
+        self.server.stop(expect=None)
+
+    def test_a_header_that_cannot_be_written_leaves_the_graph(self):
+        self.make_chain(*((8, 65536),) * 4)
+        self.start()
+        self.stream(base_node="b", backing_file="x" * 1024)
+        self.assertEqual(
+            self.events("job"), STARTED + ["waiting", "pending", "aborting", "COMPLETED",
+                                           "concluded", "null"]
+        )
+        self.assertIn("1024 bytes", self.last["error"])
+        self.assertIn("busy", self.refused_del("c"))
+        self.server.stop()
+        self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
+        self.assert_disk()
+
+    def refused_del(self, name):
+        return self.refused("blockdev-del", node_name=name).replace("in use", "busy")
+
+    # Several jobs, other nodes.
+
+    def test_two_parts_of_a_chain_at_once(self):
+        self.make_chain(*((8, 65536),) * 5)
+        self.start()
+        guest = Guest(self.uri, self.disk)
+        self.stream("e", "upper", base_node="c", speed=MIB)
+        self.stream("c", "lower", base_node="a", speed=MIB)
+        self.assertEqual(
+            self.refused("block-stream", device="d", job_id="third", base_node="b"),
+            "Node 'd' is busy: block device is in use by block job: stream",
+        )
+        for name in "upper", "lower":
+            self.qmp.command("block-job-set-speed", device=name, speed=0)
+        ended = 0
+        while ended < 2:
+            event = self.next_event(20)
+            ended += event["event"] == "BLOCK_JOB_COMPLETED"
+            self.assertNotIn("error", event["data"])
+        tidemark.wait_until(lambda: not self.qmp.command("query-jobs"), "the end")
+        guest.stop()
+        self.assertEqual(self.backing("e"), (self.path("c.qcow2"), "qcow2"))
+        self.assertEqual(self.backing("c"), (self.path("a.qcow2"), "qcow2"))
+        for name in "d", "b":
+            self.qmp.command("blockdev-del", node_name=name)
+        self.server.stop()
+        self.names = "ace"
+        self.assert_disk()
+
+    def test_below_a_filter_of_the_user(self):
+        self.make_chain(*((8, 65536),) * 3)
+        self.start()
+        self.qmp.command("blockdev-add", driver="copy-on-read", node_name="cor", file="b")
+        self.qmp.command("blockdev-del", node_name="cor")
+        self.qmp.command("blockdev-add", driver="blkdebug", node_name="filter", image="a")
+        self.assertIn("is not a backing image", self.refused(
+            "block-stream", device="c", job_id="job", base_node="filter"))
+        self.qmp.command("blockdev-del", node_name="filter")
+        self.stream("c", bottom="b", backing_file="a.qcow2")
+        self.assertEqual(self.events("job"), STARTED + ENDED)
+        self.assertEqual(self.backing("c"), ("a.qcow2", "qcow2"))
+        self.server.stop()
+        self.names = "ac"
+        self.assert_disk()
+
+    def test_mask_protocol(self):
+        self.names = "b"
+        tidemark.img("create", "-q", "-f", "raw", self.path("raw-base"), "4M")
+        self.create("b.qcow2", "4M")
+        self.disk = bytearray(4 * MIB)
+        for mask, wanted in (True, "raw"), (False, "file"):
+            self.nbd = self.path("nbd.sock")
+            self.server = self.daemon()
+            self.qmp = self.server.qmp
+            base = {"driver": "file", "filename": self.path("raw-base"), "node-name": "base"}
+            file = {"driver": "file", "filename": self.path("b.qcow2")}
+            self.qmp.command(
+                "blockdev-add", driver="qcow2", node_name="b", file=file, backing=base
+            )
+            self.stream("b", base_node="base", backing_mask_protocol=mask)
+            self.assertEqual(self.events("job"), STARTED + ENDED)
+            self.assertEqual(self.backing("b"), (self.path("raw-base"), wanted))
+            self.server.stop()
+
+    def test_names_lead_from_the_folder_of_the_overlay(self):
+        """The daemon runs elsewhere, with relative names."""
+        os.mkdir(self.path("images"))
+        self.make_chain(*((4, 65536),) * 3)
+        for name in "abc":
+            os.rename(self.path(name + ".qcow2"), self.path(f"images/{name}.qcow2"))
+        server = self.daemon(cwd=self.dir)
+        self.qmp = server.qmp
+        file = {"driver": "file", "filename": "images/c.qcow2"}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="c", file=file)
+        self.qmp.command("block-stream", device="c", job_id="job", base="a.qcow2")
+        self.assertEqual(self.events("job"), STARTED + ENDED)
+        server.stop()
+        self.assertEqual(self.backing("images/c")[0], "a.qcow2")
+        os.rename(self.path("images"), self.path("moved"))
+        self.names = ["moved/a", "moved/c"]
+        self.assert_disk()
+
+    # What is refused.
+
+    def test_what_is_refused(self):
+        self.make_chain(*((2, 65536),) * 3)
+        self.start()
+        for arguments, wanted in (
+            ({"device": "x"}, "Cannot find device='x' nor node-name='x'"),
+            ({"base": "x"}, "Can't find 'x' in the backing chain"),
+            ({"base-node": "x"}, "Cannot find device='' nor node-name='x'"),
+            ({"base-node": "c"}, "Node 'c' is not a backing image of 'c'"),
+            ({"device": "b", "base-node": "c"}, "Node 'c' is not a backing image of 'b'"),
+            ({"bottom": "x"}, "Cannot find device='' nor node-name='x'"),
+            ({"device": "b", "bottom": "c"}, "Node 'c' is not in a chain starting from 'b'"),
+            ({"backing-file": "x"}, "backing file specified, but streaming the entire chain"),
+            ({"speed": -1}, "Parameter 'speed' expects a non-negative value"),
+            ({"job-id": "1"}, "Invalid job ID '1'"),
+            (
+                {"base": "a.qcow2", "base-node": "a"},
+                "'base' and 'base-node' cannot be specified at the same time",
+            ),
+            (
+                {"bottom": "b", "base-node": "a"},
+                "'bottom' and 'base-node' cannot be specified at the same time",
+            ),
+            (
+                {"filter-node-name": "b"},
+                "Could not create node: Duplicate nodes with node-name='b'",
+            ),
+        ):
+            with self.subTest(wanted):
+                answer = self.qmp.execute(
+                    "block-stream", {"device": "c", "job-id": "job", **arguments}
+                )
+                self.assertEqual(answer["error"]["desc"], wanted)
+        self.assertEqual(self.qmp.command("query-jobs"), [])
+        self.assertEqual(self.qmp.events, [])
 
 
 if __name__ == "__main__":
