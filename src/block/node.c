@@ -250,11 +250,6 @@ const char *block_edge_name(const struct block_edge *edge)
     return edge->name;
 }
 
-unsigned block_edge_perm(const struct block_edge *edge)
-{
-    return edge->perm;
-}
-
 struct block_node *block_edge_parent(const struct block_edge *edge)
 {
     return edge->parent;

@@ -224,8 +224,6 @@ struct block_edge *block_node_next_parent(const struct block_node *node,
                                           const struct block_edge *edge);
 /* "file", "backing"; of a root: the user. */
 const char *block_edge_name(const struct block_edge *edge);
-/* What the parent uses: enum block_perm. */
-unsigned block_edge_perm(const struct block_edge *edge);
 /* NULL: the edge is a root. */
 struct block_node *block_edge_parent(const struct block_edge *edge);
 /* The child. */

@@ -181,7 +181,7 @@ static int co_record(struct block_node *overlay, void *arg, struct error *err)
             return error_out_of_memory(err);
         }
     }
-    r = chain_co_begin_writable(&w, overlay, err);
+    r = chain_begin_writable(&w, overlay, err);
     UNLESS_FAILED(r, block_co_change_backing(
                          overlay, name,
                          to->base ? chain_backing_format(to->base, to->mask_protocol) : NULL, err));
@@ -225,7 +225,7 @@ int chain_co_take_overlays(struct job *job, struct block_node *node, struct erro
 
 /* --- writing for a while ---------------------------------------------------------------------- */
 
-int chain_co_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err)
+int chain_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err)
 {
     if (!block_node_is_read_only(node)) {
         return 0;
