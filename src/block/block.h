@@ -295,5 +295,20 @@ void block_drain_end_but(struct block_drain *d);
  */
 int block_co_create_image(const char *format, const char *filename, uint64_t size,
                           struct options *opts, struct error *err);
+/* Whether the driver can make files (block_co_create_exactly()), or images in nodes. */
+bool block_driver_creates_files(const struct block_driver *driver);
+bool block_driver_formats_nodes(const struct block_driver *driver);
+/* As block_co_create_image(), with a protocol and the size as it is. */
+int block_co_create_exactly(const struct block_driver *driver, const char *filename, uint64_t size,
+                            struct options *opts, struct error *err);
+/*
+ * Make an image of a format in nodes that exist: the file, whose contents are lost, and the data
+ * file (NULL: none), whose contents stay as far as `size` reaches. Nothing is opened by a name.
+ * `size` in bytes, a multiple of 512; `opts` (consumed) as above, without those of the file and
+ * without data_file. The control lock is paused. -EPERM, with a sentence, if others use the nodes.
+ */
+int block_co_format_node(const struct block_driver *driver, struct block_node *file,
+                         struct block_node *data_file, uint64_t size, struct options *opts,
+                         struct error *err);
 
 #endif

@@ -54,3 +54,36 @@ int block_co_create_file(const char *filename, struct options *opts_in,
     block_co_unref(node);
     return r;
 }
+
+bool block_driver_creates_files(const struct block_driver *driver)
+{
+    return driver->co_create && !driver->is_format;
+}
+
+bool block_driver_formats_nodes(const struct block_driver *driver)
+{
+    return driver->co_format;
+}
+
+int block_co_create_exactly(const struct block_driver *driver, const char *filename, uint64_t size,
+                            struct options *opts_in, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_in;
+
+    return driver->co_create(filename, size, opts, err);
+}
+
+int block_co_format_node(const struct block_driver *driver, struct block_node *file,
+                         struct block_node *data_file, uint64_t size, struct options *opts_in,
+                         struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_in;
+
+    return driver->co_format(file, data_file, size, opts, err);
+}
+
+int block_co_format_begin(struct block_node *node, struct block_root **ret_root, struct error *err)
+{
+    return block_co_root_new(node, "image creation", BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                             BLOCK_PERM_ALL, ret_root, err);
+}

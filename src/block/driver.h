@@ -306,6 +306,9 @@ struct block_driver {
      * before it writes anything.
      */
     int (*co_create)(const char *filename, uint64_t size, struct options *opts, struct error *err);
+    /* The same in nodes that exist: see block_co_format_node(). */
+    int (*co_format)(struct block_node *file, struct block_node *data_file, uint64_t size,
+                     struct options *opts, struct error *err);
     /* The options of co_create and of co_amend; the last has a NULL name. */
     const struct block_option_desc *create_options;
     const struct block_option_desc *amend_options;
@@ -482,6 +485,11 @@ void block_default_child_perm(struct block_node *node, struct block_edge *edge,
  */
 int block_co_create_file(const char *filename, struct options *opts, struct block_root **ret_root,
                          struct error *err);
+/*
+ * In co_format: attach to a node for writing and resizing. block_co_root_release() detaches
+ * from it.
+ */
+int block_co_format_begin(struct block_node *node, struct block_root **ret_root, struct error *err);
 /* In co_open and co_truncate, and by the gate when a write extends a leaf. Bytes. Any thread. */
 void block_node_set_size(struct block_node *node, uint64_t size);
 /*

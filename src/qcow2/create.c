@@ -13,6 +13,7 @@
 
 #include "base/byteorder.h"
 #include "base/cleanup.h"
+#include "block/control_lock.h"
 #include "block/user_object.h"
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
@@ -104,6 +105,9 @@ static int check_options(const struct create *c, struct error *err)
     if (c->backing_file && strlen(c->backing_file) > BACKING_NAME_MAX) {
         return error_set(err, EINVAL, "Backing file name is too long: %zu bytes; at most %d",
                          strlen(c->backing_file), BACKING_NAME_MAX);
+    }
+    if (c->backing_fmt && !c->backing_file) {
+        return error_set(err, EINVAL, "Backing format cannot be used without backing file");
     }
     if (c->extended_l2 && c->cluster_size < 1ULL << EXTENDED_CLUSTER_BITS_MIN) {
         return error_set(err, EINVAL,
@@ -413,19 +417,22 @@ static int co_write_image(struct block_root *root, const struct create *c, struc
     return co_write_first_header(root, c, err);
 }
 
-/* Open the new image, and preallocate its clusters. */
+/* Preallocate the clusters of the new image, and close it. */
+static int co_preallocate_node(const struct create *c, struct block_node *node, struct error *err)
+{
+    int r =
+        qcow2_co_preallocate(qcow2_state(node), 0, c->size, (enum block_prealloc)c->prealloc, err);
+    UNLESS_FAILED(r, block_co_inactivate(node, err));
+    block_co_unref(node);
+    return r;
+}
+
 static int co_preallocate_image(const struct create *c, struct error *err)
 {
     struct block_node *node;
     int r = block_co_open_filename(c->filename, "qcow2", NULL, BLOCK_OPEN_RDWR, &node, err);
 
-    if (r < 0) {
-        return r;
-    }
-    r = qcow2_co_preallocate(qcow2_state(node), 0, c->size, (enum block_prealloc)c->prealloc, err);
-    UNLESS_FAILED(r, block_co_inactivate(node, err));
-    block_co_unref(node);
-    return r;
+    return r < 0 ? r : co_preallocate_node(c, node, err);
 }
 
 /* A relative name is resolved in the working directory, now and later. */
@@ -461,5 +468,92 @@ int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, s
     if (r == 0 && c.prealloc != BLOCK_PREALLOC_OFF) {
         r = co_preallocate_image(&c, err);
     }
+    return r;
+}
+
+/* --- in nodes that exist ---------------------------------------------------------------------- */
+
+/* What errors and the header call a node: its filename, if it has one. */
+static const char *shown_name(const struct block_node *node)
+{
+    const char *filename = block_node_filename(node);
+
+    return filename && *filename ? filename : block_node_name(node);
+}
+
+/* Write the image, with the control lock paused: I/O may take any time. */
+static int co_write_in_nodes(const struct create *c, struct block_root *file,
+                             struct block_root *data_file, struct error *err)
+{
+    bool held = block_control_pause();
+    int r = data_file ? co_set_size(data_file, c->size, err) : 0;
+
+    if (!is_device(file)) {
+        UNLESS_FAILED(r, block_co_truncate(block_root_edge(file), 0, BLOCK_PREALLOC_OFF, err));
+    }
+    UNLESS_FAILED(r, co_write_image(file, c, err));
+    block_co_control_resume(held);
+    return r;
+}
+
+static int co_preallocate_in_nodes(const struct create *c, struct block_node *file,
+                                   struct block_node *data_file, struct error *err)
+{
+    struct options *opts = options_new();
+    struct block_node *node;
+    int r;
+
+    if (!opts) {
+        return error_out_of_memory(err);
+    }
+    options_set_str(opts, "driver", "qcow2");
+    options_set_str(opts, "file", block_node_name(file));
+    if (data_file) {
+        options_set_str(opts, "data-file", block_node_name(data_file));
+    }
+    r = block_co_open(opts, BLOCK_OPEN_RDWR | BLOCK_OPEN_NO_BACKING, &node, err);
+    return r < 0 ? r : co_preallocate_node(c, node, err);
+}
+
+int qcow2_co_format(struct block_node *file, struct block_node *data_file, uint64_t size,
+                    struct options *opts, struct error *err)
+{
+    CLEANUP(create_release) struct create c = {.filename = shown_name(file), .size = size};
+    struct block_root *file_root = NULL, *data_root = NULL;
+    int r;
+
+    if (size % 512 != 0) {
+        return error_set(err, EINVAL, "Image size must be a multiple of 512 bytes");
+    }
+    if (size > INT64_MAX) {
+        return error_set(err, EFBIG, "Could not resize image: Image size cannot be negative");
+    }
+    if (file == data_file) {
+        return error_set(err, EINVAL, "The data file can't be the image itself");
+    }
+    if (data_file) {
+        options_set_str(opts, "data_file", shown_name(data_file));
+    }
+    r = take_create_options(&c, opts, err);
+    if (r == 0 && plan_layout(&c, NULL) < 0) {
+        r = error_set(err, EFBIG,
+                      "Could not resize image: Failed to grow the L1 table: File too large");
+    }
+    UNLESS_FAILED(r, block_co_format_begin(file, &file_root, err));
+    if (data_file) {
+        UNLESS_FAILED(r, block_co_format_begin(data_file, &data_root, err));
+    }
+    UNLESS_FAILED(r, co_write_in_nodes(&c, file_root, data_root, err));
+    if (r == 0 && c.prealloc != BLOCK_PREALLOC_OFF) {
+        /* The users keep the nodes, and leave them to the image for that time. */
+        block_node_ref(file);
+        block_co_root_release(file_root);
+        block_co_root_release(data_root);
+        file_root = data_root = NULL;
+        r = co_preallocate_in_nodes(&c, file, data_file, err);
+        block_co_unref(file);
+    }
+    block_co_root_release(data_root);
+    block_co_root_release(file_root);
     return r;
 }

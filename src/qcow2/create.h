@@ -13,4 +13,8 @@ extern const struct block_option_desc qcow2_create_options[];
  */
 int qcow2_co_create(const char *filename, uint64_t size, struct options *opts, struct error *err);
 
+/* block_driver.co_format. Yields. */
+int qcow2_co_format(struct block_node *file, struct block_node *data_file, uint64_t size,
+                    struct options *opts, struct error *err);
+
 #endif

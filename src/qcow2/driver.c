@@ -580,6 +580,7 @@ static const struct block_driver qcow2_driver = {
     .co_reopen_commit = qcow2_co_reopen_commit,
     .co_reopen_abort = qcow2_co_reopen_abort,
     .co_create = qcow2_co_create,
+    .co_format = qcow2_co_format,
     .create_options = qcow2_create_options,
     .amend_options = qcow2_amend_options,
     .co_get_info = qcow2_co_get_info,

@@ -46,6 +46,8 @@ qmp_co_command qmp_co_block_job_pause;
 qmp_co_command qmp_co_block_job_resume;
 qmp_co_command qmp_co_block_job_set_speed;
 qmp_co_command qmp_co_blockdev_mirror;
+qmp_co_command qmp_co_blockdev_create;
+qmp_co_command qmp_co_x_blockdev_amend;
 qmp_co_command qmp_co_block_commit;
 qmp_co_command qmp_co_block_stream;
 

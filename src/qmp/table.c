@@ -375,6 +375,7 @@ const struct qmp_command qmp_commands[] = {
     {"block_resize", &qmp_type_block_resize, &qmp_empty, qmp_co_block_resize},
     {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
     {"blockdev-backup", &qmp_type_blockdev_backup, &qmp_empty, qmp_co_blockdev_backup},
+    {"blockdev-create", &qmp_type_blockdev_create, &qmp_empty, qmp_co_blockdev_create},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-mirror", &qmp_type_blockdev_mirror, &qmp_empty, qmp_co_blockdev_mirror},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
@@ -413,6 +414,7 @@ const struct qmp_command qmp_commands[] = {
     {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
     {"x-debug-query-block-graph", &qmp_empty, &block_graph, qmp_co_x_debug_query_block_graph},
+    {"x-blockdev-amend", &qmp_type_blockdev_amend, &qmp_empty, qmp_co_x_blockdev_amend},
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {NULL, NULL, NULL, NULL},
 };

@@ -24,6 +24,9 @@ extern const struct qmp_type qmp_type_blockdev_backup_wrapper, qmp_type_drive_ba
 /* mirror_types.c */
 extern const struct qmp_type qmp_type_blockdev_mirror, qmp_type_drive_mirror,
     qmp_type_block_job_change;
+/* create_commands.c */
+extern const struct qmp_type qmp_type_blockdev_create, qmp_type_blockdev_amend;
+
 /* commit_types.c: arguments of the jobs that shorten backing chains. */
 extern const struct qmp_type qmp_type_block_commit, qmp_type_block_stream;
 

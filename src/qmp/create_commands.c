@@ -1,0 +1,167 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* blockdev-create, x-blockdev-amend, and their types: QEMU's qapi/block-core.json. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "block/block.h"
+#include "block/options.h"
+#include "job/create.h"
+#include "qmp/commands.h"
+#include "qmp/define.h"
+#include "qmp/types.h"
+
+/* --- types ------------------------------------------------------------------------------------ */
+
+ENUM(create_driver, "BlockdevDriver", "blkdebug", "blklogwrites", "bochs", "compress",
+     "copy-before-write", "copy-on-read", "file", "host_cdrom", "host_device", "nbd", "null-aio",
+     "null-co", "qcow2", "quorum", "raw", "snapshot-access");
+ENUM(create_preallocation, "PreallocMode", "off", "metadata", "falloc", "full");
+ENUM(create_version, "BlockdevQcow2Version", "v2", "v3");
+ENUM(create_compression, "Qcow2CompressionType", "zlib", "zstd");
+
+OBJECT(create_file, "BlockdevCreateOptionsFile", REQ("filename", qmp_str), REQ("size", qmp_size),
+       OPT("preallocation", create_preallocation), OPT("nocow", qmp_bool),
+       OPT("extent-size-hint", qmp_size));
+/* The nodes `file` and `data-file`: names, or what blockdev-add takes. */
+OBJECT(create_qcow2, "BlockdevCreateOptionsQcow2", REQ("file", qmp_any), OPT("data-file", qmp_any),
+       OPT("data-file-raw", qmp_bool), OPT("extended-l2", qmp_bool), REQ("size", qmp_size),
+       OPT("version", create_version), OPT("backing-file", qmp_str),
+       OPT("backing-fmt", create_driver), OPT("cluster-size", qmp_size),
+       OPT("preallocation", create_preallocation), OPT("lazy-refcounts", qmp_bool),
+       OPT("refcount-bits", qmp_int), OPT("compression-type", create_compression));
+static const struct qmp_type create_options = {
+    .kind = QMP_OBJECT,
+    .name = "BlockdevCreateOptions",
+    .members = MEMBERS(REQ("driver", create_driver)),
+    .tag = "driver",
+    .variants = (const struct qmp_variant[]){{"file", &create_file},
+                                             {"qcow2", &create_qcow2},
+                                             {NULL, NULL}},
+};
+const struct qmp_type qmp_type_blockdev_create = OBJECT_INIT(
+    "q_obj_blockdev-create-arg", REQ("job-id", qmp_str), REQ("options", create_options));
+
+OBJECT(amend_options, "BlockdevAmendOptions", REQ("driver", create_driver));
+const struct qmp_type qmp_type_blockdev_amend =
+    OBJECT_INIT("q_obj_x-blockdev-amend-arg", REQ("job-id", qmp_str), REQ("node-name", qmp_str),
+                REQ("options", amend_options));
+
+/* --- blockdev-create -------------------------------------------------------------------------- */
+
+/* A member of the options, and the creation option that it is; NULL: none. */
+static const char *const option_names[][2] = {
+    {"driver", NULL},
+    {"filename", NULL},
+    {"file", NULL},
+    {"data-file", NULL},
+    {"size", NULL},
+    {"preallocation", "preallocation"},
+    {"nocow", "nocow"},
+    {"extent-size-hint", "extent_size_hint"},
+    {"data-file-raw", "data_file_raw"},
+    {"extended-l2", "extended_l2"},
+    {"version", "compat"},
+    {"backing-file", "backing_file"},
+    {"backing-fmt", "backing_fmt"},
+    {"cluster-size", "cluster_size"},
+    {"lazy-refcounts", "lazy_refcounts"},
+    {"refcount-bits", "refcount_bits"},
+    {"compression-type", "compression_type"},
+};
+
+static void take_option(struct json_object *args, const char *from, const char *to,
+                        struct options *opts)
+{
+    struct json_object *value = qmp_get(args, from);
+
+    if (!value || !to) {
+        return;
+    }
+    if (json_object_is_type(value, json_type_boolean)) {
+        options_set_bool(opts, to, json_object_get_boolean(value));
+    } else {
+        options_set_str(opts, to, json_object_get_string(value));
+    }
+}
+
+static int get_create_ref(struct json_object *args, const char *name, struct create_ref *ref,
+                          struct error *err)
+{
+    struct json_object *value = qmp_get(args, name);
+
+    if (value && json_object_is_type(value, json_type_string)) {
+        ref->name = strdup(json_object_get_string(value));
+        return ref->name ? 0 : error_out_of_memory(err);
+    }
+    if (value && json_object_is_type(value, json_type_object)) {
+        return options_from_arguments(value, &ref->opts, err);
+    }
+    return value ? error_set(err, EINVAL,
+                             "Invalid parameter type for 'options.%s', expected: "
+                             "string or object",
+                             name)
+                 : 0;
+}
+
+static int get_create_params(struct json_object *args, struct create_params *p, struct error *err)
+{
+    const char *filename = qmp_get_str(args, "filename");
+    int r;
+
+    p->size = qmp_get_uint(args, "size", 0);
+    p->opts = options_new();
+    p->filename = filename ? strdup(filename) : NULL;
+    if (!p->opts || (filename && !p->filename)) {
+        return error_out_of_memory(err);
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(option_names); i++) {
+        take_option(args, option_names[i][0], option_names[i][1], p->opts);
+    }
+    r = get_create_ref(args, "file", &p->file, err);
+    UNLESS_FAILED(r, get_create_ref(args, "data-file", &p->data_file, err));
+    return r;
+}
+
+int qmp_co_blockdev_create(struct qmp_call *call, struct json_object *args,
+                           struct json_object **ret_value, struct error *err)
+{
+    struct json_object *options = qmp_get(args, "options");
+    CLEANUP(create_params_release)
+    struct create_params params = {
+        .driver = block_find_driver(qmp_get_str(options, "driver")),
+    };
+    struct job_config config = {.id = qmp_get_str(args, "job-id"), .auto_finalize = true};
+    int r;
+
+    if (!params.driver ||
+        !(block_driver_creates_files(params.driver) || block_driver_formats_nodes(params.driver))) {
+        return error_set(err, ENOTSUP, "Driver does not support blockdev-create");
+    }
+    r = get_create_params(options, &params, err);
+    return r < 0 ? r : create_start(&config, &params, err);
+}
+
+/* --- x-blockdev-amend ------------------------------------------------------------------------- */
+
+int qmp_co_x_blockdev_amend(struct qmp_call *call, struct json_object *args,
+                            struct json_object **ret_value, struct error *err)
+{
+    const char *name = qmp_get_str(args, "node-name");
+    const char *driver = qmp_get_str(qmp_get(args, "options"), "driver");
+    struct block_node *node = block_node_find(name);
+    struct job_config config = {.id = qmp_get_str(args, "job-id"), .auto_finalize = true};
+
+    if (!node) {
+        return error_set(err, ENOENT, "Cannot find device='' nor node-name='%s'", name);
+    }
+    if (strcmp(block_driver_name(block_node_driver(node)), driver) != 0) {
+        return error_set(err, EINVAL, "x-blockdev-amend doesn't support changing the block driver");
+    }
+    if (!block_driver_formats_nodes(block_node_driver(node))) {
+        return error_set(err, ENOTSUP, "Driver does not support x-blockdev-amend");
+    }
+    return amend_start(&config, node, err);
+}

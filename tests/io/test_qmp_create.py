@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""blockdev-create and x-blockdev-amend: what they make, their events, and how they fail."""
+
+import json
+import os
+
+import tidemark
+from qmp import QmpError
+
+MIB = 1 << 20
+
+
+class CreateTest(tidemark.TestCase):
+    in_memory = True
+
+    def setUp(self):
+        super().setUp()
+        self.server = self.daemon()
+        self.qmp = self.server.qmp
+
+    def job(self, job_id="j"):
+        return {j["id"]: j for j in self.qmp.command("query-jobs")}.get(job_id)
+
+    def finish(self, kind="create"):
+        """Wait for the end, and dismiss the job: its error, or None. Its states must be right."""
+        tidemark.wait_until(lambda: self.job()["status"] == "concluded", "the job to end")
+        job = self.job()
+        self.assertEqual(job["type"], kind)
+        self.assertEqual((job["current-progress"], job["total-progress"]), (1, 1))
+        self.qmp.command("job-dismiss", id="j")
+        states = [
+            e["data"]["status"] for e in self.qmp.events if e["event"] == "JOB_STATUS_CHANGE"
+        ]
+        self.assertEqual({e["event"] for e in self.qmp.events}, {"JOB_STATUS_CHANGE"})
+        self.qmp.events.clear()
+        error = job.get("error")
+        middle = ["aborting"] if error else ["waiting", "pending"]
+        self.assertEqual(states, ["created", "running", *middle, "concluded", "null"])
+        return error
+
+    def run_job(self, **options):
+        self.qmp.command("blockdev-create", job_id="j", options=options)
+        return self.finish()
+
+    def add_file(self, node, name, contents=b""):
+        path = self.path(name)
+        with open(path, "wb") as f:
+            f.write(contents)
+        self.qmp.command("blockdev-add", driver="file", node_name=node, filename=path)
+        return path
+
+    def info(self, path):
+        return json.loads(
+            tidemark.img("info", "-U", "-f", "qcow2", "--output=json", path).stdout
+        )
+
+    def qcow2(self, **options):
+        arguments = {"driver": "qcow2", "file": "f", "size": MIB, **options}
+        return self.run_job(**{k.replace("_", "-"): v for k, v in arguments.items()})
+
+
+class FileTest(CreateTest):
+    def test_a_file_of_exactly_that_size(self):
+        path = self.path("a")
+        self.assertIsNone(self.run_job(driver="file", filename=path, size=1000))
+        self.assertEqual(os.path.getsize(path), 1000)
+
+    def test_space_is_allocated(self):
+        path = self.path("a")
+        options = {"preallocation": "full", "nocow": True, "extent-size-hint": 0}
+        self.assertIsNone(self.run_job(driver="file", filename=path, size=MIB, **options))
+        self.assertGreaterEqual(os.stat(path).st_blocks * 512, MIB)
+
+    def test_old_contents_are_gone(self):
+        path = self.path("a")
+        with open(path, "wb") as f:
+            f.write(b"x" * MIB)
+        self.assertIsNone(self.run_job(driver="file", filename=path, size=MIB))
+        with open(path, "rb") as f:
+            self.assertEqual(f.read(), bytes(MIB))
+
+    def test_no_directory(self):
+        path = self.path("no/a")
+        self.assertEqual(
+            self.run_job(driver="file", filename=path, size=0),
+            f"Could not create '{path}': No such file or directory",
+        )
+
+    def test_a_file_in_use_stays(self):
+        path = self.create("a.qcow2", MIB)
+        self.qmp.command(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="q",
+            file={"driver": "file", "filename": path},
+        )
+        self.assertIn("lock", self.run_job(driver="file", filename=path, size=0))
+        self.assertEqual(self.info(path)["virtual-size"], MIB)
+
+
+class Qcow2Test(CreateTest):
+    def setUp(self):
+        super().setUp()
+        self.file = self.add_file("f", "a.qcow2", b"old" * MIB)
+
+    def check(self):
+        tidemark.run(tidemark.qemu("qemu-img"), "check", "-U", "-q", "-f", "qcow2", self.file)
+
+    def test_an_image_in_a_node(self):
+        self.assertIsNone(self.qcow2())
+        self.check()
+        self.assertEqual(self.info(self.file)["virtual-size"], MIB)
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="q", file="f")
+        self.assertEqual(self.qmp.node("q")["image"]["virtual-size"], MIB)
+
+    def test_options(self):
+        error = self.qcow2(
+            version="v3",
+            cluster_size=16384,
+            refcount_bits=8,
+            extended_l2=True,
+            lazy_refcounts=True,
+            compression_type="zstd",
+            backing_file="/no/where",
+            backing_fmt="raw",
+        )
+        self.assertIsNone(error)
+        tidemark.img("rebase", "-q", "-u", "-f", "qcow2", "-b", "", self.other_copy())
+        info = self.info(self.path("copy"))
+        data = info["format-specific"]["data"]
+        self.assertEqual(info["cluster-size"], 16384)
+        self.assertEqual(data["refcount-bits"], 8)
+        self.assertEqual(data["compression-type"], "zstd")
+        self.assertTrue(data["extended-l2"])
+        self.assertTrue(data["lazy-refcounts"])
+
+    def other_copy(self):
+        """A copy of the image, which nobody uses."""
+        with open(self.file, "rb") as f, open(self.path("copy"), "wb") as g:
+            contents = f.read()
+            self.assertIn(b"/no/where", contents)
+            g.write(contents)
+        return self.path("copy")
+
+    def test_version_2(self):
+        self.assertIsNone(self.qcow2(version="v2"))
+        self.check()
+        self.assertEqual(self.info(self.file)["format-specific"]["data"]["compat"], "0.10")
+
+    def test_clusters_are_allocated(self):
+        for mode in ("metadata", "falloc", "full"):
+            with self.subTest(mode):
+                self.assertIsNone(self.qcow2(preallocation=mode))
+                self.check()
+                mapped = json.loads(
+                    tidemark.img("map", "-U", "-f", "qcow2", "--output=json", self.file).stdout
+                )
+                self.assertTrue(all("offset" in extent for extent in mapped), mapped)
+
+    def test_preallocation_opens_no_backing_file(self):
+        options = {"backing_file": "/no/where", "backing_fmt": "raw", "extended_l2": True}
+        self.assertIsNone(self.qcow2(preallocation="metadata", **options))
+
+    def test_a_data_file(self):
+        path = self.add_file("d", "data", b"kept" * 1024)
+        self.assertIsNone(self.qcow2(data_file="d", data_file_raw=True))
+        self.assertEqual(os.path.getsize(path), MIB)
+        data = self.info(self.file)["format-specific"]["data"]
+        self.assertEqual((data["data-file"], data["data-file-raw"]), (path, True))
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="q", file="f", data_file="d")
+        uri = self.export()
+        tidemark.img("compare", "-U", "-q", "-f", "raw", "-F", "raw", uri, path)
+
+    def export(self):
+        sock = self.path("nbd")
+        address = {"type": "unix", "data": {"path": sock}}
+        self.qmp.command("nbd-server-start", addr=address)
+        self.qmp.command("block-export-add", type="nbd", id="e", node_name="q", name="q")
+        return tidemark.nbd_uri(sock, "q")
+
+    def test_a_node_that_is_opened_for_it(self):
+        with open(self.path("b"), "wb"):
+            pass
+        self.assertIsNone(self.qcow2(file={"driver": "file", "filename": self.path("b")}))
+        self.assertEqual(self.info(self.path("b"))["virtual-size"], MIB)
+        self.assertEqual(len(self.qmp.command("query-named-block-nodes")), 1)
+
+    def test_errors_are_those_of_the_job(self):
+        version = "compatibility level 1.1 and above (use version=v3 or greater)"
+        big = "Could not resize image: Failed to grow the L1 table: File too large"
+        cases = [
+            ({"file": "no"}, "Cannot find device='no' nor node-name='no'"),
+            ({"size": 1234}, "Image size must be a multiple of 512 bytes"),
+            ({"size": 1 << 63}, "Could not resize image: Image size cannot be negative"),
+            ({"size": (1 << 63) - 512}, big),
+            ({"cluster_size": 1234}, "Cluster size must be a power of two between 512 and 2048k"),
+            (
+                {"refcount_bits": 7},
+                "Refcount width must be a power of two and may not exceed 64 bits",
+            ),
+            ({"version": "v2", "lazy_refcounts": True}, f"Lazy refcounts only supported with {version}"),
+            ({"backing_fmt": "raw"}, "Backing format cannot be used without backing file"),
+            ({"data_file_raw": True}, "data-file-raw requires data-file"),
+            ({"data_file": "f"}, "The data file can't be the image itself"),
+        ]
+        for options, error in cases:
+            with self.subTest(error):
+                self.assertEqual(self.qcow2(**options), error)
+        with open(self.file, "rb") as f:
+            self.assertEqual(f.read(), b"old" * MIB)
+
+    def test_an_image_in_use_stays(self):
+        self.assertIsNone(self.qcow2())
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="q", file="f")
+        for options in ({}, {"preallocation": "metadata"}):
+            error = self.qcow2(size=2 * MIB, **options)
+            self.assertIn("Permission conflict on node 'f': permissions 'write, resize'", error)
+            self.assertIn("unshared by node 'q' (uses node 'f' as 'file' child)", error)
+        self.assertEqual(self.info(self.file)["virtual-size"], MIB)
+
+    def test_nothing_is_left_in_the_graph(self):
+        self.qcow2(preallocation="metadata")
+        self.qcow2(data_file="f")
+        self.qmp.command("blockdev-del", node_name="f")
+        self.assertEqual(self.qmp.command("query-named-block-nodes"), [])
+
+    def test_a_deleted_node_while_a_job_is_remembered(self):
+        self.qmp.command(
+            "blockdev-create", job_id="k", options={"driver": "qcow2", "file": "f", "size": MIB}
+        )
+        tidemark.wait_until(lambda: self.job("k")["status"] == "concluded", "the job to end")
+        self.qmp.command("blockdev-del", node_name="f")
+        self.qmp.command("job-dismiss", id="k")
+
+
+class CommandTest(CreateTest):
+    def refused(self, desc, job_id="j", **options):
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("blockdev-create", job_id=job_id, options=options)
+        self.assertEqual(caught.exception.desc, desc)
+
+    def test_refused_at_once(self):
+        self.refused("Driver does not support blockdev-create", driver="raw")
+        self.refused("Driver does not support blockdev-create", driver="null-co")
+        self.refused("Parameter 'driver' does not accept value 'no'", driver="no")
+        self.refused("Parameter 'options.size' is missing", driver="qcow2", file="f")
+        self.refused("Parameter 'options.file' is unexpected", driver="raw", file="f")
+        self.refused("Invalid job ID '1'", job_id="1", driver="file", filename="x", size=0)
+        self.assertEqual(self.qmp.command("query-jobs"), [])
+
+    def test_no_block_job(self):
+        options = {"driver": "file", "filename": self.path("a"), "size": 0}
+        self.qmp.command("blockdev-create", job_id="j", options=options)
+        self.refused("Job ID 'j' already in use", **options)
+        self.assertEqual(self.qmp.command("query-block-jobs"), [])
+        answer = self.qmp.execute("block-job-pause", {"device": "j"})
+        self.assertEqual(answer["error"]["class"], "DeviceNotActive")
+        self.assertIsNone(self.finish())
+
+    def amend(self, node="q", driver="qcow2"):
+        self.qmp.command("x-blockdev-amend", job_id="j", node_name=node, options={"driver": driver})
+
+    def test_amend(self):
+        self.add_file("f", "a.qcow2")
+        self.assertIsNone(self.qcow2())
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="q", file="f")
+        self.amend()
+        self.assertIsNone(self.finish("amend"))
+        for node, driver, desc in (
+            ("q", "raw", "x-blockdev-amend doesn't support changing the block driver"),
+            ("f", "file", "Driver does not support x-blockdev-amend"),
+            ("no", "file", "Cannot find device='' nor node-name='no'"),
+        ):
+            with self.assertRaises(QmpError) as caught:
+                self.amend(node, driver)
+            self.assertEqual(caught.exception.desc, desc)
