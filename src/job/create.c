@@ -120,12 +120,11 @@ static const struct job_driver amend_job = {
     .co_run = co_amend_run,
 };
 
-int amend_start(const struct job_config *config, struct block_node *node, struct error *err)
+int amend_start(const struct job_config *config, struct error *err)
 {
     struct job *job;
     int r = job_new(&amend_job, config, &job, err);
 
-    UNLESS_FAILED(r, job_add_node(job, node, err));
     if (r == 0) {
         job_start(job);
     }

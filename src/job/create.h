@@ -12,7 +12,6 @@
 #include "job/job.h"
 
 struct block_driver;
-struct block_node;
 struct options;
 
 /* A node that exists, by name; or the options of one that is opened for as long as it is needed. */
@@ -44,9 +43,9 @@ void create_params_release(struct create_params *params);
 int create_start(const struct job_config *config, struct create_params *params, struct error *err);
 
 /*
- * A job that changes properties of the image in `node`. Nothing that QEMU's command can change
- * (keys of LUKS) exists here, so that it ends with success. Errors of job_new(). Does not yield.
+ * A job that changes properties of an image. Nothing that QEMU's command can change (keys of LUKS)
+ * exists here, so it needs no node, and ends with success. Errors of job_new(). Does not yield.
  */
-int amend_start(const struct job_config *config, struct block_node *node, struct error *err);
+int amend_start(const struct job_config *config, struct error *err);
 
 #endif

@@ -163,5 +163,5 @@ int qmp_co_x_blockdev_amend(struct qmp_call *call, struct json_object *args,
     if (!block_driver_formats_nodes(block_node_driver(node))) {
         return error_set(err, ENOTSUP, "Driver does not support x-blockdev-amend");
     }
-    return amend_start(&config, node, err);
+    return amend_start(&config, err);
 }
