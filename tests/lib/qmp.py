@@ -115,5 +115,6 @@ class Qmp:
         return None
 
     def bitmaps(self, node):
-        """The dirty bitmaps of a node by name."""
-        return {b["name"]: b for b in (self.node(node) or {}).get("dirty-bitmaps", [])}
+        """The dirty bitmaps of a node that have names, by name."""
+        bitmaps = (self.node(node) or {}).get("dirty-bitmaps", [])
+        return {b["name"]: b for b in bitmaps if "name" in b}
