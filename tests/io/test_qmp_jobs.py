@@ -13,7 +13,7 @@ NO_CHANGE = "Job type does not support change"
 
 
 class JobCase(tidemark.TestCase):
-    """Disks "a" and "b" with data, all dirty in bitmaps "x", and nodes "ta" and "tb" of their size."""
+    """Disks "a" and "b", all dirty in bitmaps "x", and nodes "ta" and "tb" of the same size."""
 
     in_memory = True
     program = None
