@@ -79,6 +79,28 @@ static int co_complete_all(struct block_reopen *plan, struct error *err)
     return r;
 }
 
+/* -EACCES if a user of the node writes to it, and stays. */
+static int check_no_writer(const struct block_reopen *plan, const struct reopen_entry *e,
+                           struct error *err)
+{
+    const struct block_edge *edge;
+
+    LIST_FOREACH (edge, &e->node->parents, in_node) {
+        const struct reopen_entry *other;
+        bool stays = edge->perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
+
+        LIST_FOREACH (other, &plan->entries, link) {
+            stays = stays && !(other->node == edge->parent && other->next.read_only);
+        }
+        if (stays) {
+            return error_set(err, EACCES,
+                             "Read-only block node '%s' cannot support read-write users",
+                             e->node->name);
+        }
+    }
+    return 0;
+}
+
 static int co_apply(struct reopen_entry *e, struct error *err)
 {
     struct block_node *node = e->node;
@@ -103,10 +125,17 @@ static int co_apply(struct reopen_entry *e, struct error *err)
 int block_co_reopen_prepare(struct block_reopen *plan, struct error *err)
 {
     struct reopen_entry *e;
-    int r;
+    int r = 0;
 
     sort_by_depth(plan);
-    r = co_complete_all(plan, err);
+    LIST_FOREACH (e, &plan->entries, link) {
+        block_co_drain_begin(e->node);
+        e->drained = true;
+        if (e->next.read_only && !e->was.read_only) {
+            UNLESS_FAILED(r, check_no_writer(plan, e, err));
+        }
+    }
+    UNLESS_FAILED(r, co_complete_all(plan, err));
     LIST_FOREACH (e, &plan->entries, link) {
         UNLESS_FAILED(r, co_apply(e, err));
     }
@@ -190,23 +219,10 @@ static bool has_writer(const struct block_node *node)
     return false;
 }
 
-static void drain_end_all(struct block_reopen *plan)
-{
-    struct reopen_entry *e;
-
-    LIST_FOREACH (e, &plan->entries, link) {
-        block_drain_end(e->node);
-    }
-}
-
 static int co_carry_out(struct block_reopen *plan, struct error *err)
 {
-    struct reopen_entry *e;
     int r;
 
-    LIST_FOREACH (e, &plan->entries, link) {
-        block_co_drain_begin(e->node);
-    }
     block_co_change_begin();
     r = block_co_reopen_prepare(plan, err);
     UNLESS_FAILED(r, block_co_change_settle(err));
@@ -218,7 +234,6 @@ static int co_carry_out(struct block_reopen *plan, struct error *err)
         block_co_reopen_commit(plan);
     }
     block_co_change_end();
-    drain_end_all(plan);
     return r;
 }
 

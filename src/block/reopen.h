@@ -5,8 +5,9 @@
  *
  *   plan      block_co_reopen_add(), for each node: nothing changes yet. Nodes that were opened for
  *             a node of the plan, as its children, are part of the plan
- *   prepare   within a graph change, whose caller has drained the nodes of the plan: images that
- *             become read-only are completed, new options and children are set
+ *   prepare   within a graph change: the nodes of the plan are drained until it is freed. Images
+ *             that become read-only are completed, new options and children are set. The caller
+ *             has drained nodes that become children
  *   settle    of the graph change: permissions
  *   finish    what may fail, and needs the new permissions: files are opened for writing, images
  *             are made ready for that
@@ -27,7 +28,10 @@ struct block_reopen;
 
 /* An empty plan; NULL: no memory. */
 struct block_reopen *block_reopen_new(void);
-/* NULL is fine. The plan was ended, or never prepared. Gives references back: may close nodes. */
+/*
+ * NULL is fine. The plan was ended, or never prepared, and so is the graph change. Ends the drains
+ * of prepare, and gives references back, which may close nodes.
+ */
 void block_co_reopen_free(struct block_reopen *plan);
 
 /*

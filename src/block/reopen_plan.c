@@ -22,6 +22,9 @@ struct block_reopen *block_reopen_new(void)
 static void co_entry_free(struct reopen_entry *e)
 {
     list_remove(&e->link);
+    if (e->drained) {
+        block_drain_end(e->node);
+    }
     options_free(e->driver_options);
     json_object_put(e->options);
     block_co_unref(e->file.was);
@@ -305,8 +308,10 @@ static int check_unchanged(const struct block_node *node, struct options *opts,
         if (!is_generic(old_key) && !json_object_object_get_ex(given, old_key, NULL) &&
             !driver_can_change(node->driver, old_key) && !block_node_child(node, old_key) &&
             strcmp(old_key, "backing") != 0) {
-            return error_set(err, EINVAL, "Option '%s' cannot be reset to its default value",
-                             old_key);
+            return strcmp(old_key, "filename") == 0
+                       ? options_missing(opts, old_key, err)
+                       : error_set(err, EINVAL, "Option '%s' cannot be reset to its default value",
+                                   old_key);
         }
     }
     return 0;

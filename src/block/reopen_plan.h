@@ -30,7 +30,7 @@ struct reopen_entry {
     struct reopen_link file, backing;
 
     /* Of the steps. */
-    bool applied, linked, prepared;
+    bool drained, applied, linked, prepared;
 };
 
 struct block_reopen {

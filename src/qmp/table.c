@@ -250,6 +250,8 @@ static const struct qmp_type blockdev_add = {
                 OPT("force-share", qmp_bool), OPT("detect-zeroes", detect_zeroes)),
     .open = true,
 };
+ARRAY(blockdevs, blockdev_add);
+OBJECT(blockdev_reopen, "q_obj_blockdev-reopen-arg", REQ("options", blockdevs));
 OBJECT(blockdev_del, "q_obj_blockdev-del-arg", REQ("node-name", qmp_str));
 OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
        REQ("node-name", qmp_str));
@@ -378,6 +380,7 @@ const struct qmp_command qmp_commands[] = {
     {"blockdev-create", &qmp_type_blockdev_create, &qmp_empty, qmp_co_blockdev_create},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
     {"blockdev-mirror", &qmp_type_blockdev_mirror, &qmp_empty, qmp_co_blockdev_mirror},
+    {"blockdev-reopen", &blockdev_reopen, &qmp_empty, qmp_co_blockdev_reopen},
     {"blockdev-replace", &blockdev_replace, &qmp_empty, qmp_co_blockdev_replace},
     {"drive-backup", &qmp_type_drive_backup, &qmp_empty, qmp_co_drive_backup},
     {"blockdev-snapshot", &qmp_type_snapshot, &qmp_empty, qmp_co_blockdev_snapshot},

@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""blockdev-reopen: other options and children for nodes in use, all or nothing."""
+
+import json
+import os
+import subprocess
+
+import tidemark
+from guest import Guest
+from qmp import QmpError
+
+MIB = 1 << 20
+
+
+class ReopenTest(tidemark.TestCase):
+    """`top` (exported) over `base`, whose file is a node of its own; `raw` on `one`."""
+
+    def setUp(self):
+        super().setUp()
+        self.nbd = self.path("nbd.sock")
+        self.create("base.qcow2")
+        self.create("top.qcow2", options=("-F", "qcow2", "-b", self.path("base.qcow2")))
+        tidemark.qemu_img("bitmap", "--add", self.path("base.qcow2"), "old")
+        for name in "one", "two":
+            self.create(f"{name}.raw", "4M", "raw")
+            tidemark.io(self.path(f"{name}.raw"), f"write -P {ord(name[0])} 0 4M", fmt="raw")
+        self.server = self.daemon(
+            "--blockdev",
+            f"driver=file,node-name=base-file,filename={self.path('base.qcow2')}",
+            "--blockdev",
+            "driver=qcow2,node-name=base,file=base-file,read-only=on",
+            "--blockdev",
+            f"driver=qcow2,node-name=top,file.driver=file,"
+            f"file.filename={self.path('top.qcow2')},backing=base",
+            *(
+                argument
+                for name in ("one", "two")
+                for argument in (
+                    "--blockdev",
+                    f"driver=file,node-name={name},filename={self.path(name + '.raw')}",
+                )
+            ),
+            "--blockdev",
+            "driver=raw,node-name=raw,file=one",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+            "--export",
+            "type=nbd,id=top,node-name=top,name=top,writable=on",
+        )
+        self.qmp = self.server.qmp
+
+    TOP = {
+        "driver": "qcow2",
+        "node-name": "top",
+        "backing": "base",
+    }
+    BASE = {"driver": "qcow2", "node-name": "base", "file": "base-file"}
+    RAW = {"driver": "raw", "node-name": "raw", "file": "one"}
+
+    def top(self, **more):
+        file = {"driver": "file", "filename": self.path("top.qcow2")}
+        return {**self.TOP, "file": file, **more}
+
+    def reopen(self, *options):
+        self.qmp.command("blockdev-reopen", options=list(options))
+
+    def state(self):
+        nodes = self.qmp.command("query-named-block-nodes", flat=True)
+        for node in nodes:
+            node["image"].pop("actual-size", None)
+            node["image"].pop("format-specific", None)
+            if node["drv"] == "file":
+                node["image"].pop("virtual-size")
+        return sorted(nodes, key=lambda n: n["node-name"])
+
+    def refused(self, wanted, *options):
+        before = self.state()
+        with self.assertRaises(QmpError) as caught:
+            self.reopen(*options)
+        self.assertEqual(caught.exception.desc, wanted)
+        self.assertEqual(self.state(), before)
+
+    def guests(self):
+        return [Guest(self.nbd, "top", i * 4 * MIB, 4 * MIB, i) for i in range(4)]
+
+    def let_write(self, guests):
+        for guest in guests:
+            written = guest.written
+            tidemark.wait_until(lambda: guest.written > written + 10, "writes")
+
+    def finish(self, guests):
+        for guest in guests:
+            guest.stop()
+        self.server.quit()
+        for name in "top.qcow2", "base.qcow2":
+            tidemark.qemu_img("check", self.path(name))
+        raw = self.path("out.raw")
+        tidemark.qemu_img("convert", "-O", "raw", self.path("top.qcow2"), raw)
+        for guest in guests:
+            guest.check(raw)
+
+    def stored(self, name):
+        info = tidemark.qemu_img("info", "-U", "--output=json", self.path(name)).stdout
+        data = json.loads(info)["format-specific"]["data"]
+        return {b["name"]: b["flags"] for b in data.get("bitmaps", [])}
+
+    def test_options_of_a_format_change_under_writing_guests(self):
+        guests = self.guests()
+        for more in (
+            {"lazy-refcounts": True},
+            {"l2-cache-size": 65536},
+            {"overlap-check": "all"},
+            {"discard": "unmap", "detect-zeroes": "unmap"},
+            {"cache": {"no-flush": True}},
+            {"cache-clean-interval": 1, "pass-discard-request": True},
+            {"refcount-cache-size": 262144},
+            {},
+        ) * 2:
+            self.reopen(self.top(**more))
+            node = self.qmp.node("top")
+            self.assertEqual(node["detect_zeroes"], more.get("detect-zeroes", "off"))
+            self.assertEqual(node["cache"]["no-flush"], "cache" in more)
+            self.let_write(guests)
+        self.finish(guests)
+
+    def test_bitmaps_of_a_backing_image_change(self):
+        """As management does: the image below becomes writable for that, and read-only again."""
+        guests = self.guests()
+        with self.assertRaises(QmpError):
+            self.qmp.command("block-dirty-bitmap-remove", node="base", name="old")
+        self.reopen(self.BASE)
+        self.assertFalse(self.qmp.node("base")["ro"])
+        self.qmp.command("block-dirty-bitmap-add", node="base", name="new", persistent=True)
+        self.qmp.command("block-dirty-bitmap-remove", node="base", name="old")
+        self.let_write(guests)
+        self.reopen({**self.BASE, "read-only": True})
+        self.assertTrue(self.qmp.node("base")["ro"])
+        self.assertEqual(self.stored("base.qcow2"), {"new": ["auto"]})
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("block-dirty-bitmap-clear", node="base", name="new")
+        self.assertIn("readonly", caught.exception.desc)
+        self.let_write(guests)
+        self.finish(guests)
+
+    def test_an_image_becomes_read_only_and_writable(self):
+        """Its bitmaps are stored, and record again afterwards; the file follows."""
+        self.qmp.command("block-dirty-bitmap-add", node="top", name="kept", persistent=True)
+        for round in range(3):
+            uri = tidemark.nbd_uri(self.nbd, "top")
+            tidemark.io(uri, f"write -P {round + 1} {round}M 64k", fmt="raw")
+            self.qmp.command("block-export-del", id="top")
+            self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            self.reopen(self.top(**{"read-only": True}))
+            self.assertEqual({n["ro"] for n in self.state() if "top" in n["file"]}, {True})
+            self.assertEqual(self.stored("top.qcow2"), {"kept": ["auto"]})
+            self.assertEqual(self.qmp.bitmaps("top")["kept"]["count"], (round + 1) * 65536)
+            tidemark.qemu_img("check", self.path("top.qcow2"))
+            self.reopen(self.top())
+            self.assertEqual({n["ro"] for n in self.state() if "top" in n["file"]}, {False})
+            self.qmp.command(
+                "block-export-add",
+                type="nbd",
+                id="top",
+                node_name="top",
+                name="top",
+                writable=True,
+            )
+            self.assertEqual(
+                self.stored("top.qcow2"), {"kept": ["auto"]}, "nothing was written yet"
+            )
+        tidemark.io(tidemark.nbd_uri(self.nbd, "top"), "write -P 9 8M 64k", fmt="raw")
+        self.assertEqual(self.stored("top.qcow2"), {"kept": ["in-use", "auto"]})
+        self.server.quit()
+        tidemark.qemu_io(
+            self.path("top.qcow2"),
+            *(f"read -P {i + 1} {i}M 64k" for i in range(3)),
+            "read -P 9 8M 64k",
+            fmt="qcow2",
+        )
+
+    def test_a_read_only_file_is_opened_for_writing(self):
+        """Whatever its name leads to by now; and not while another program uses it."""
+        path = self.create("late.qcow2")
+        late = {
+            "driver": "qcow2",
+            "node-name": "late",
+            "file": {"driver": "file", "filename": path},
+        }
+        self.qmp.command("blockdev-add", **{**late, "read-only": True})
+        reader = self.daemon(
+            "--blockdev",
+            f"driver=file,node-name=f,filename={path},read-only=on",
+            "--blockdev",
+            "driver=qcow2,node-name=q,file=f,read-only=on",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.path('other.sock')}",
+            "--export",
+            "type=nbd,id=q,node-name=q",
+            name="reader",
+        )
+        self.refused('Failed to get "write" lock', late)
+        reader.quit()
+        os.rename(path, path + ".moved")
+        self.reopen(late)
+        self.qmp.command(
+            "block-export-add", type="nbd", id="l", node_name="late", name="late", writable=True
+        )
+        tidemark.io(tidemark.nbd_uri(self.nbd, "late"), "write -P 5 0 64k", fmt="raw")
+        self.server.quit()
+        tidemark.qemu_io(path + ".moved", "read -P 5 0 64k", fmt="qcow2")
+
+    def test_all_or_nothing(self):
+        read_only = {**self.BASE, "read-only": False}
+        nothing = {"driver": "qcow2", "node-name": "x", "file": "f"}
+        self.refused("Failed to find node with node-name='x'", read_only, nothing)
+        self.refused(
+            "Cannot change the option 'locking'",
+            read_only,
+            {
+                "driver": "file",
+                "node-name": "two",
+                "filename": self.path("two.raw"),
+                "locking": "off",
+            },
+        )
+        self.refused(
+            "Read-only block node 'top' cannot support read-write users",
+            read_only,
+            self.top(**{"read-only": True}),
+        )
+        # Undone after it was opened for writing: the file can't be.
+        self.refused(
+            "Block node is read-only",
+            {**self.BASE, "read-only": False},
+            {
+                "driver": "file",
+                "node-name": "base-file",
+                "filename": self.path("base.qcow2"),
+                "read-only": True,
+            },
+        )
+        self.assertEqual(self.stored("base.qcow2"), {"old": ["auto"]})
+
+    # Children.
+
+    def test_the_backing_node_changes(self):
+        uri = tidemark.nbd_uri(self.nbd, "top")
+        guests = self.guests()
+        self.create("other.qcow2")
+        tidemark.qemu_io(self.path("other.qcow2"), "write -P 8 32M 1M", fmt="qcow2")
+        self.qmp.command(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="other",
+            read_only=True,
+            file={"driver": "file", "filename": self.path("other.qcow2")},
+        )
+        for backing, pattern in ("other", 8), (None, 0), ("base", 0), ("other", 8), ("base", 0):
+            self.reopen(self.top(backing=backing))
+            self.assertEqual(
+                self.qmp.node("top").get("backing_file"),
+                self.path(f"{backing}.qcow2") if backing else None,
+            )
+            self.let_write(guests)
+            tidemark.io(uri, f"read -P {pattern} 32M 1M", fmt="raw")
+        self.refused(
+            "Cannot change the option 'lock'",
+            self.top(backing=None, lock=1),
+        )
+        self.refused("backing is missing for 'top'", {k: v for k, v in self.top().items() if k != "backing"})
+        self.refused(
+            "Making 'top' a backing child of 'base' would create a cycle",
+            {**self.BASE, "backing": "top", "read-only": True},
+        )
+        self.refused(
+            "Cannot find device='' nor node-name='x'",
+            self.top(backing="x"),
+        )
+        self.finish(guests)
+
+    def test_the_file_and_the_range_of_raw_change(self):
+        self.qmp.command(
+            "block-export-add", type="nbd", id="r", node_name="raw", name="raw", writable=True
+        )
+        uri = tidemark.nbd_uri(self.nbd, "raw")
+        for file, more, size in (
+            ("two", {}, 4 * MIB),
+            ("one", {"offset": 65536}, 4 * MIB - 65536),
+            ("two", {"size": MIB, "offset": 512}, MIB),
+            ("one", {}, 4 * MIB),
+        ):
+            self.reopen({**self.RAW, "file": file, **more})
+            self.assertEqual(self.qmp.node("raw")["image"]["virtual-size"], size)
+            tidemark.io(uri, f"read -P {ord(file[0])} 0 {size}", fmt="raw")
+            info = subprocess.run(["nbdinfo", "--size", uri], capture_output=True, text=True)
+            self.assertEqual(int(info.stdout), size)
+        self.refused(
+            "Making 'raw' a file child of 'raw' would create a cycle", {**self.RAW, "file": "raw"}
+        )
+        self.refused("Parameter 'options[0].file' is missing", {"driver": "raw", "node-name": "raw"})
+        self.refused(
+            "The sum of offset (0) and size (8388608) has to be smaller or equal to the size of "
+            f"the containing file (4194304) '{self.path('one.raw')}'",
+            {**self.RAW, "size": 8 * MIB},
+        )
+
+    # What can't change.
+
+    def test_options_that_are_refused(self):
+        self.refused("node-name not specified", {"driver": "raw", "file": "one"})
+        self.refused("Cannot change the option 'driver'", {**self.BASE, "driver": "raw"})
+        self.refused(
+            "Cannot change the option 'filename'",
+            self.top(file={"driver": "file", "filename": self.path("base.qcow2")}),
+        )
+        self.refused(
+            "Cannot change the option 'node-name'",
+            self.top(
+                file={"driver": "file", "node-name": "x", "filename": self.path("top.qcow2")}
+            ),
+        )
+        self.refused(
+            "Cannot change the option 'backing.driver'",
+            self.top(backing={"driver": "qcow2", "file": "base-file"}),
+        )
+        self.refused("Cannot change the option 'file'", {**self.BASE, "file": "one"})
+        self.refused("Cannot change the option 'bogus'", self.top(bogus=1))
+        self.qmp.command("blockdev-add", driver="null-co", node_name="null", size=65536)
+        null = {"driver": "null-co", "node-name": "null"}
+        self.refused("Option 'size' cannot be reset to its default value", null)
+        self.refused("Cannot change the option 'size'", {**null, "size": 512})
+        self.refused(
+            "Parameter 'options[0].filename' is missing", {"driver": "file", "node-name": "one"}
+        )
+        self.reopen({**null, "size": 65536, "read-only": True})
+        self.assertTrue(self.qmp.node("null")["ro"])
