@@ -579,6 +579,17 @@ int block_co_flush_children(struct block_node *node)
     return r;
 }
 
+/* Nobody writes to the backing node any more. */
+static int co_flush_below_overlay(struct block_node *node)
+{
+    int r = node->backing ? co_flush_node(node->backing->node) : 0;
+
+    if (r == 0) {
+        atomic_store(&node->backing_unflushed, false);
+    }
+    return r;
+}
+
 /*
  * A filter is always flushed: its contents may have been written by another way, which it does not
  * count.
@@ -591,6 +602,12 @@ static int co_flush_node(struct block_node *node)
 
     if (node->file) {
         block_co_event(node->file, BLOCK_EVENT_FLUSH_TO_OS);
+    }
+    if (__builtin_expect(atomic_load(&node->backing_unflushed), false)) {
+        r = co_flush_below_overlay(node);
+        if (r < 0) {
+            return r;
+        }
     }
     if (flushed >= written) {
         return 0;

@@ -5,7 +5,7 @@
  *   begin    there is one change at a time; waiting for it delays no requests
  *   ...      edges are attached, detached and moved; no check yet, no permission changes
  *   settle   works out the permissions of the result. Flushes the node that a writing edge has
- *            left, unless the edge's new node passes flushes on to the old one. On failure the old
+ *            left, unless flushes of the edge's new node reach the old one. On failure the old
  *            permissions are in force: the caller takes its edge changes back and settles again,
  *            which can't fail
  *   end      gives up image locks that nobody needs any more
@@ -51,6 +51,18 @@ static bool flush_is_shared(struct block_node *a, struct block_node *b)
     return a && a == block_node_skip_filters(b);
 }
 
+/* Whether a flush of the edge's node flushes the origin, too: overlays were put on the origin. */
+static bool flushes_origin(const struct block_edge *edge)
+{
+    const struct block_node *origin = block_node_skip_filters(edge->origin);
+    struct block_node *node = block_node_skip_filters(edge->node);
+
+    while (node && node != origin && node->backing && atomic_load(&node->backing_unflushed)) {
+        node = block_node_skip_filters(node->backing->node);
+    }
+    return node == origin;
+}
+
 static int co_flush_left(struct error *err)
 {
     struct block_edge *edge;
@@ -58,7 +70,7 @@ static int co_flush_left(struct error *err)
 
     LIST_FOREACH (edge, &graph.moved, moved) {
         if (r == 0 && (edge->perm & BLOCK_PERM_WRITE) &&
-            !flush_is_shared(edge->origin, edge->node)) {
+            !flush_is_shared(edge->origin, edge->node) && !flushes_origin(edge)) {
             r = block_co_flush_node(edge->origin);
             if (r < 0) {
                 error_set_errno(err, -r, "Could not flush node '%s' before it is left",

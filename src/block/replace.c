@@ -137,6 +137,7 @@ struct block_append {
     /* That pointed to `node`. They live until the change has ended. */
     struct block_edge **moved;
     size_t count, capacity;
+    bool was_unflushed;
 };
 
 static void append_free(struct block_append *a)
@@ -174,6 +175,8 @@ static int co_append(struct block_append *a, struct error *err)
     }
     UNLESS_FAILED(
         r, block_co_attach_child(a->overlay, a->node, "backing", BLOCK_ROLE_BACKING, NULL, err));
+    a->was_unflushed = atomic_load(&a->overlay->backing_unflushed);
+    atomic_store(&a->overlay->backing_unflushed, !a->node->read_only);
     while (r == 0 && (edge = next_to_move(a->node, a->overlay))) {
         r = note_moved(a, edge, err);
         UNLESS_FAILED(r, block_co_edge_point(edge, a->overlay, err));
@@ -208,6 +211,7 @@ void block_co_append_undo(struct block_append *a)
             (void)block_co_edge_point(a->moved[i - 1], a->node, NULL);
         }
     }
+    atomic_store(&a->overlay->backing_unflushed, a->was_unflushed);
     if (a->overlay->backing && a->overlay->backing->node == a->node) {
         block_co_detach_child(a->overlay->backing);
     }

@@ -3,10 +3,9 @@
  * Actions of transactions, and commands of the same names, that put an overlay on a node in use:
  * blockdev-snapshot with a node that is open, blockdev-snapshot-sync with a file.
  *
- * What the node has not written to storage is flushed twice: before anything is drained, while
- * guests go on, and in the drain, where little is left. After the drain, when nobody can write to
- * the node any more, the image is completed and becomes read-only. If that fails, it stays
- * writable.
+ * The drain flushes nothing. What the node has not written to storage is flushed after the drain,
+ * or by a flush of the overlay if a guest asks for one earlier. When nobody can write to the node
+ * any more, the image is completed and becomes read-only. If that fails, it stays writable.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -17,7 +16,6 @@
 #include "base/log.h"
 #include "block/control.h"
 #include "block/control_lock.h"
-#include "block/gate.h"
 #include "block/reopen.h"
 #include "job/job.h"
 #include "qmp/commands.h"
@@ -33,22 +31,6 @@ struct snapshot_state {
 };
 
 /* --- both ------------------------------------------------------------------------------------- */
-
-/*
- * Flush the node, so that little is left to flush in the drain. The control lock is not held.
- * Errors show up again there.
- */
-static void co_flush_early(struct block_node *node)
-{
-    struct block_root *root;
-
-    if (!node || block_node_is_read_only(node) ||
-        block_co_root_new(node, "blockdev-snapshot", 0, BLOCK_PERM_ALL, &root, NULL) < 0) {
-        return;
-    }
-    (void)block_co_flush(block_root_edge(root));
-    block_co_root_release(root);
-}
 
 /* Whether somebody reads the node: it can't be an overlay that begins empty. */
 static bool is_read(const struct block_node *node)
@@ -133,12 +115,6 @@ static struct block_node *node_of_snapshot(struct json_object *data)
     return block_node_find(qmp_get_str(data, "node"));
 }
 
-static int co_snapshot_open(void *state, struct json_object *data, struct error *err)
-{
-    co_flush_early(node_of_snapshot(data));
-    return 0;
-}
-
 static void snapshot_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
 {
     qmp_concern_add(concern, node_of_snapshot(data));
@@ -166,7 +142,6 @@ static int co_snapshot_prepare(void *state, struct json_object *data, struct err
 const struct qmp_action qmp_action_snapshot = {
     .name = "blockdev-snapshot",
     .state_size = sizeof(struct snapshot_state),
-    .co_open = co_snapshot_open,
     .concerns = snapshot_concerns,
     .co_prepare = co_snapshot_prepare,
     .co_commit = co_snapshot_commit,
@@ -306,9 +281,6 @@ static int co_sync_open(void *state, struct json_object *data, struct error *err
     }
     block_node_ref(node);
     r = co_open_overlay(state, data, node, err);
-    if (r >= 0) {
-        co_flush_early(node);
-    }
     block_co_unref(node);
     return r;
 }
