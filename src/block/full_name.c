@@ -8,12 +8,15 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "base/json_write.h"
 #include "block/internal.h"
 
 /*
  * Most nodes in a full name. A bound is needed because a node that is used twice is listed twice.
  */
 #define NODES_MAX 64u
+/* Groups below one another in the options of a node. */
+#define DEPTH_MAX 8u
 
 /* Options that say how an image is used, not which image. */
 static bool is_of_use(const char *key)
@@ -63,6 +66,37 @@ static void add_child(struct json_object *to, const struct block_edge *edge, uns
     json_object_array_add(list, node_json(edge->node, nodes));
 }
 
+/* Groups and lists are written as dotted keys, which is how QEMU has them in file names. */
+static void add_flat(struct json_object *to, const char *key, struct json_object *value,
+                     unsigned depth)
+{
+    bool is_list = json_object_is_type(value, json_type_array);
+    size_t count = is_list ? json_object_array_length(value) : 0;
+
+    if (depth == 0 || (!is_list && !json_object_is_type(value, json_type_object))) {
+        json_object_object_add(to, key, json_object_get(value));
+        return;
+    }
+    for (size_t i = 0; i < count; i++) {
+        AUTO_FREE char *longer = NULL;
+
+        if (asprintf(&longer, "%s.%zu", key, i) >= 0) {
+            add_flat(to, longer, json_object_array_get_idx(value, i), depth - 1);
+        }
+    }
+    if (is_list) {
+        return;
+    }
+    json_object_object_foreach(value, name, member)
+    {
+        AUTO_FREE char *longer = NULL;
+
+        if (asprintf(&longer, "%s.%s", key, name) >= 0) {
+            add_flat(to, longer, member, depth - 1);
+        }
+    }
+}
+
 static void add_options(struct json_object *to, const struct block_node *node)
 {
     if (!node->options) {
@@ -71,7 +105,7 @@ static void add_options(struct json_object *to, const struct block_node *node)
     json_object_object_foreach(node->options, key, value)
     {
         if (!is_of_use(key) && !is_child(node, key)) {
-            json_object_object_add(to, key, json_object_get(value));
+            add_flat(to, key, value, DEPTH_MAX);
         }
     }
 }
@@ -104,9 +138,12 @@ char *block_node_full_filename(const struct block_node *node)
     o = node_json(node, &nodes);
     if (nodes > NODES_MAX) {
         name = strdup(block_node_filename(node));
-    } else if (asprintf(&name, "json:%s",
-                        json_object_to_json_string_ext(o, JSON_C_TO_STRING_NOSLASHESCAPE)) < 0) {
-        name = NULL;
+    } else {
+        struct strbuf text = STRBUF_INIT;
+
+        strbuf_puts(&text, "json:");
+        json_write(&text, o, false);
+        name = strbuf_take(&text);
     }
     json_object_put(o);
     return name;

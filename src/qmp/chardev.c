@@ -18,7 +18,7 @@
 #include "base/unix_socket.h"
 #include "loop/loop.h"
 #include "qmp/dispatch.h"
-#include "qmp/json_write.h"
+#include "base/json_write.h"
 #include "qmp/monitor.h"
 #include "qmp/stdio_pair.h"
 
@@ -275,7 +275,7 @@ static void refuse_client(struct chardev *c, int fd)
     error_set(&err, EAGAIN, "There are %d monitor clients already", QMP_SESSION_MAX);
     log_warning("chardev '%s': a client is refused: %s", c->id, error_message(&err));
     answer = qmp_error_answer(&err);
-    qmp_json_write(&text, answer, false);
+    json_write(&text, answer, false);
     strbuf_puts(&text, "\r\n");
     json_object_put(answer);
     /* The socket's buffer is empty, so this does not block. */

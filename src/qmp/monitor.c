@@ -21,7 +21,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
 #include "qmp/jobs.h"
-#include "qmp/json_write.h"
+#include "base/json_write.h"
 #include "trace/events.h"
 
 #define READ_SIZE 4096

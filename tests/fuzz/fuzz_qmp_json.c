@@ -11,7 +11,7 @@
 
 #include "base/json_read.h"
 #include "base/strbuf.h"
-#include "qmp/json_write.h"
+#include "base/json_write.h"
 
 /* Small, so that each is met. */
 static const struct json_limits limits = {
@@ -35,7 +35,7 @@ static void read_and_write(const struct strbuf *text, struct strbuf *ret)
     ERROR_AUTO(err);
 
     must(json_read_text(text->data, text->len, &wide, &value, &err) > 0);
-    qmp_json_write(ret, value, false);
+    json_write(ret, value, false);
     json_object_put(value);
 }
 
@@ -45,7 +45,7 @@ static void check_round_trip(struct json_object *value)
     STRBUF_AUTO(second);
     STRBUF_AUTO(third);
 
-    qmp_json_write(&first, value, false);
+    json_write(&first, value, false);
     read_and_write(&first, &second);
     /*
      * -0.0 is written as -0, which is the integer 0: all else is the same from the first text on.

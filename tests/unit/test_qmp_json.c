@@ -11,14 +11,14 @@
 #include <cmocka.h>
 
 #include "base/strbuf.h"
-#include "qmp/json_write.h"
+#include "base/json_write.h"
 
 static void expect_written(const char *json, bool pretty, const char *wanted)
 {
     struct json_object *o = json_tokener_parse(json);
     struct strbuf out = STRBUF_INIT;
 
-    qmp_json_write(&out, o, pretty);
+    json_write(&out, o, pretty);
     assert_string_equal(strbuf_str(&out), wanted);
     strbuf_clear(&out);
     json_object_put(o);
@@ -41,7 +41,7 @@ static void bytes_that_are_no_utf8_are_replaced(void **state)
     struct json_object *o = json_object_new_string("a\xFF\xC3(\xED\xA0\x80\xC0\x81z");
     struct strbuf out = STRBUF_INIT;
 
-    qmp_json_write(&out, o, false);
+    json_write(&out, o, false);
     assert_string_equal(strbuf_str(&out),
                         "\"a\\uFFFD\\uFFFD(\\uFFFD\\uFFFD\\uFFFD\\uFFFD\\uFFFDz\"");
     strbuf_clear(&out);
@@ -73,7 +73,7 @@ static void an_object_may_have_many_members(void **state)
         snprintf(key, sizeof(key), "k%d", i);
         json_object_object_add(o, key, json_object_new_int(i));
     }
-    qmp_json_write(&out, o, false);
+    json_write(&out, o, false);
     read = json_tokener_parse(strbuf_str(&out));
     assert_true(json_object_equal(o, read));
     json_object_put(read);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "qmp/json_write.h"
+#include "base/json_write.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -242,7 +242,7 @@ static void write_value(struct strbuf *out, struct json_object *value, bool pret
     }
 }
 
-void qmp_json_write(struct strbuf *out, struct json_object *value, bool pretty)
+void json_write(struct strbuf *out, struct json_object *value, bool pretty)
 {
     write_value(out, value, pretty, 0);
 }
