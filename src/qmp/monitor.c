@@ -37,6 +37,7 @@ struct session {
     bool sending; /* the writer has bytes that are not sent yet */
     struct qmp_call call;
     struct json_object *running; /* the request that runs; borrowed; NULL: none */
+    struct json_object *held;    /* an answer that is sent at the end; NULL: none */
     struct json_reader *reader;
     struct strbuf out;    /* to be sent */
     struct co *writer;    /* the writer, while it waits for output; else NULL */
@@ -53,6 +54,7 @@ const struct json_limits qmp_json_limits = {
 
 static struct list sessions = LIST_INIT(sessions);
 static void (*quit_fn)(void);
+static bool quit_is_answered_late;
 
 /* --- sending: reader, writer and events all run on the main reactor, so nothing needs a lock -- */
 
@@ -86,7 +88,7 @@ static void queue_message(struct session *s, struct json_object *message)
     if (s->broken) {
         return;
     }
-    qmp_json_write(&s->out, message, s->pretty);
+    json_write(&s->out, message, s->pretty);
     strbuf_puts(&s->out, "\r\n");
     if (s->out.failed) {
         log_error("QMP: out of memory; a client is disconnected");
@@ -186,7 +188,11 @@ static void co_execute_received(struct session *s, const char *data, size_t size
         s->running = r > 0 ? request : NULL;
         answer = r > 0 ? co_answer(s, request) : qmp_error_answer(&err);
         s->running = NULL;
-        queue_message(s, answer);
+        if (s->call.quit_after_reply && quit_is_answered_late && !s->held) {
+            s->held = json_object_get(answer);
+        } else {
+            queue_message(s, answer);
+        }
         json_object_put(answer);
         json_object_put(request);
         if (s->call.quit_after_reply && quit_fn) {
@@ -202,6 +208,7 @@ static void free_session(struct session *s)
     list_remove(&s->link);
     close(s->fd);
     json_reader_free(s->reader);
+    json_object_put(s->held);
     strbuf_clear(&s->out);
     co_group_destroy(&s->ends);
     free(s);
@@ -382,6 +389,11 @@ void qmp_set_quit_fn(void (*fn)(void))
     quit_fn = fn;
 }
 
+void qmp_answer_quit_late(void)
+{
+    quit_is_answered_late = true;
+}
+
 static bool all_sent(void)
 {
     struct session *s;
@@ -407,6 +419,11 @@ bool qmp_co_end_sessions(void)
 {
     struct session *s;
 
+    LIST_FOREACH (s, &sessions, link) {
+        if (s->held) {
+            queue_message(s, s->held);
+        }
+    }
     for (int ms = 0; ms < END_WAIT_MS && !all_sent(); ms++) {
         loop_co_sleep(NS_PER_MS);
     }

@@ -50,6 +50,11 @@ void qmp_emit(const char *name, struct json_object *data);
  * called in a coroutine and must not yield.
  */
 void qmp_set_quit_fn(void (*fn)(void));
+/*
+ * Answer quit only when everything is closed, as QEMU's emulator does: qmp_co_end_sessions() sends
+ * the answers.
+ */
+void qmp_answer_quit_late(void);
 
 /*
  * Emit events from now on when an export is gone, when an image is found corrupt, and when children

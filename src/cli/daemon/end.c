@@ -121,12 +121,22 @@ static struct end {
     size_t incomplete; /* nodes for which the hasty end still waits */
 } end;
 
+/* QEMU's programs leave out which node it is. */
+static void report_unclosed(const char *name, const struct error *err)
+{
+    if (cli_is_compat()) {
+        end.status = cli_fail("%s", error_message(err));
+    } else {
+        end.status = cli_fail("closing node '%s': %s", name, error_message(err));
+    }
+}
+
 static void co_complete_node(struct block_node *node)
 {
     ERROR_AUTO(err);
 
     if (block_co_inactivate(node, &err) < 0) {
-        end.status = cli_fail("closing node '%s': %s", block_node_name(node), error_message(&err));
+        report_unclosed(block_node_name(node), &err);
     }
 }
 
@@ -138,7 +148,7 @@ static void co_close_node(struct block_node *node)
 
     block_node_set_monitor_owned(node, false);
     if (block_co_close(node, &err) < 0) {
-        end.status = cli_fail("closing node '%s': %s", name ?: "", error_message(&err));
+        report_unclosed(name ?: "", &err);
     }
 }
 

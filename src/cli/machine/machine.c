@@ -31,6 +31,7 @@
 #include "cli/observe.h"
 #include "export/nbd_server.h"
 #include "qmp/chardev.h"
+#include "qmp/monitor.h"
 #include "qmp/stdio_pair.h"
 #include "qmp/transaction.h"
 
@@ -383,6 +384,7 @@ int cli_machine_main(int argc, char **argv)
     verdict = parse_machine_options(&m, argc, argv);
     if (verdict == NEXT) {
         qmp_add(&machine_qmp);
+        qmp_answer_quit_late();
         cli_observe_server();
         status = daemon_run(&m.run);
     } else {
