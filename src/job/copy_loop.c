@@ -193,7 +193,8 @@ static bool co_start_next(struct copy_loop *l)
         end_piece(run, true, -ECANCELED);
         return true;
     }
-    if (co_spawn(co_get_home(co_self()), co_run_piece, run) < 0) {
+    /* At once: a piece that has nothing to wait for is not in flight while others wait for it. */
+    if (co_run(co_get_home(co_self()), co_run_piece, run) < 0) {
         co_run_piece(run);
     }
     return true;
