@@ -79,6 +79,7 @@ bench: need-bench all
 	@bench/run
 	@bench/convert
 	@bench/check
+	@bench/jobs
 	@bench/open
 	@bench/status
 	@bench/slow_readers
