@@ -434,20 +434,27 @@ static int claim_clusters_locked(struct cbw_write *w, uint64_t offset, uint64_t 
 }
 
 /*
- * Run the copies just claimed. The last one runs in this coroutine, unless there is a time limit:
- * then this coroutine must be free to give up.
+ * Run the copies just claimed. The last one runs in this coroutine, unless there is a time limit or
+ * the end of a job: then this coroutine must be free to give up.
  */
 static void co_start_own(struct cbw_write *w)
 {
     struct co_home *home = co_get_home(co_self());
 
     for (unsigned i = 0; i < w->own_count; i++) {
-        bool here = i + 1 == w->own_count && w->timeout_ns == 0;
+        bool may_give_up = w->timeout_ns != 0 || (w->s->has_job && !w->by_job);
+        bool here = i + 1 == w->own_count && !may_give_up;
 
         if (here || co_spawn(home, co_copy_entry, w->own[i]) < 0) {
             co_run_copy(w->own[i]);
         }
     }
+}
+
+/* The snapshot is broken, so no guest's write needs a copy. A job's piece waits for its end. */
+static bool may_stop_waiting_locked(const struct cbw_write *w)
+{
+    return w->s->broken && !w->by_job;
 }
 
 /*
@@ -462,7 +469,7 @@ static int co_finish_own_locked(struct cbw_write *w)
         struct cbw_copy *copy = w->own[i];
         uint64_t start, length;
 
-        while (!copy->finished && !w->timed_out) {
+        while (!copy->finished && !w->timed_out && !may_stop_waiting_locked(w)) {
             co_wait_locked(w, copy);
         }
         if (copy->finished && copy->result < 0 && r == 0 &&
@@ -537,6 +544,15 @@ static void co_wait_readers_release(struct cbw_state *s, struct range_index *ind
     pthread_mutex_unlock(&s->lock);
 }
 
+/* Of a copy; never the one that is looked for. */
+static bool wake_waiters_locked(const struct range_item *item, const void *arg)
+{
+    co_queue_wake_all(
+        &container_of((struct range_item *)(uintptr_t)item, struct cbw_copy, item)->waiters);
+    return false;
+}
+
+/* Guests' writes wait for copies no longer. */
 static bool break_snapshot_locked(struct cbw_state *s, int cause, struct block_copy_failure at)
 {
     bool first = !s->broken;
@@ -545,6 +561,7 @@ static bool break_snapshot_locked(struct cbw_state *s, int cause, struct block_c
         s->broken = true;
         s->broken_by = cause;
         s->broken_at = at;
+        (void)range_index_find(&s->copies, 0, UINT64_MAX, wake_waiters_locked, NULL);
     }
     return first;
 }
