@@ -390,6 +390,7 @@ static void backup_co_clean(struct job *job, void *state)
     dirty_bitmap_free(b->left);
 }
 
+/* Guests wait for copies no longer, and what waits for a lost connection of the target fails. */
 static void backup_cancelled(struct job *job, void *state)
 {
     struct backup *b = state;

@@ -3,7 +3,10 @@
 
 import os
 import shutil
+import signal
+import time
 
+import nbd_raw
 import tidemark
 from qmp import QmpError
 from test_qmp_backup import MIB, SIZE, BackupTest
@@ -395,3 +398,62 @@ class PolicyTest(EndTest):
             self.qmp.events.clear()
         self.server.quit()
         self.assert_same(self.ref, "raw", self.target, "qcow2")
+
+
+class HungTargetTest(EndTest):
+    """The target is on a server that stops answering, or goes away."""
+
+    def setUp(self):
+        super().setUp()
+        self.raw = self.path("remote.raw")
+        with open(self.raw, "wb") as file:
+            file.truncate(SIZE)
+        self.remote = self.daemon(
+            "--blockdev", f"driver=file,node-name=r,filename={self.raw}",
+            "--nbd-server", f"addr.type=unix,addr.path={self.path('r.sock')}",
+            "--export", "type=nbd,id=r,node-name=r,writable=on",
+            name="remote",
+        )  # fmt: skip
+        self.qmp.command(
+            "blockdev-add",
+            driver="nbd",
+            node_name="bad",
+            server={"type": "unix", "path": self.path("r.sock")},
+            export="r",
+            reconnect_delay=60,
+        )
+
+    def hang(self):
+        """The server stops, and a guest's write waits for it."""
+        os.kill(self.remote.pid, signal.SIGSTOP)
+        self.addCleanup(os.kill, self.remote.pid, signal.SIGCONT)
+        self.guest.client.request(nbd_raw.WRITE, 12 * MIB, 4096, payload=b"g" * 4096)
+        self.guest.client.sock.settimeout(0.3)
+        with self.assertRaises(TimeoutError):
+            self.guest.client.simple_reply()
+        self.guest.client.sock.settimeout(20)
+
+    def test_a_cancel_lets_guests_go(self):
+        self.backup(sync="full", bitmap_mode="on-success", speed=65536)
+        self.hang()
+        begin = time.monotonic()
+        self.qmp.command("job-cancel", id="j")
+        self.assertEqual(self.guest.client.simple_reply()[1], 0)
+        self.guest_writes(3 * MIB, 12 * MIB)
+        self.assertLess(time.monotonic() - begin, 2)
+        os.kill(self.remote.pid, signal.SIGCONT)
+        self.assertEqual(self.wait_end()[0], "CANCELLED")
+        self.assertEqual(self.dirty_after(), OLD | self.written)
+
+    def test_a_cancel_does_not_wait_for_a_lost_server(self):
+        self.backup(sync="full", bitmap_mode="always", speed=MIB)
+        tidemark.wait_until(lambda: self.info()["offset"] > 0, "a beginning")
+        self.remote.kill()
+        self.qmp.command("block-job-set-speed", device="j", speed=0)
+        time.sleep(0.3)
+        self.assertEqual(self.status(), "running")
+        begin = time.monotonic()
+        self.qmp.command("job-cancel", id="j")
+        self.assertEqual(self.wait_end()[0], "CANCELLED")
+        self.assertLess(time.monotonic() - begin, 2)
+        self.assertEqual(self.dirty_after(expect=None), ALL)  # nothing could be flushed
