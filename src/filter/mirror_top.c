@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "block/options.h"
@@ -248,6 +249,26 @@ static int co_mirror_zeroes(struct mirror_top *s, uint64_t offset, uint64_t leng
                                  s->params.unmap ? BLOCK_REQ_MAY_UNMAP : 0);
 }
 
+/*
+ * Likewise, where the target's own layer must have them: a format without a flag for zeroes may
+ * have removed what it had instead, and then gets them as data.
+ */
+static int co_mirror_own_zeroes(struct mirror_top *s, uint64_t offset, uint64_t length,
+                                void *buffer, size_t buffer_size)
+{
+    uint64_t end = offset + length;
+    int r = co_mirror_zeroes(s, offset, length);
+
+    if (r < 0 || !s->whole || co_target_is_zero(s, offset, length)) {
+        return r;
+    }
+    memset(buffer, 0, MIN(buffer_size, length));
+    for (; r == 0 && offset < end; offset += MIN(buffer_size, end - offset)) {
+        r = block_co_pwrite(s->target, offset, buffer, MIN(buffer_size, end - offset), 0);
+    }
+    return r;
+}
+
 static int co_mirror_data(struct mirror_top *s, uint64_t offset, size_t length, void *buffer,
                           bool *ret_reading)
 {
@@ -294,7 +315,7 @@ static int co_mirror_range(struct mirror_top *s, uint64_t offset, uint64_t lengt
             zero = n > 0;
         }
         if (zero) {
-            r = co_mirror_zeroes(s, offset, n);
+            r = co_mirror_own_zeroes(s, offset, n, buffer, buffer_size);
         } else {
             n = MIN(MIN(round_up(n + (n == 0), granularity), end - offset), buffer_size);
             r = co_mirror_data(s, offset, (size_t)n, buffer, ret_reading);
@@ -378,6 +399,9 @@ static int co_follow_discard(struct mirror_top *s, const struct change *c)
 /* A flush concerns the source: the target is flushed before guests move there. */
 static int co_follow(struct mirror_top *s, const struct change *c)
 {
+    if (s->whole && c->kind != CHANGE_WRITE) {
+        return -EAGAIN; /* the copy makes sure that the target's own layer has zeroes */
+    }
     if (c->kind == CHANGE_DISCARD) {
         return co_follow_discard(s, c);
     }

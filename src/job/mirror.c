@@ -310,6 +310,7 @@ static void mirror_co_clean(struct job *job, void *state)
     mirror_co_remove(s);
     mirror_restart_co_end(s);
     free_buffers(s);
+    block_co_unref(s->params.target_backing);
     if (s->params.hooks && s->params.hooks->co_done) {
         s->params.hooks->co_done(s->params.hooks_arg, s->pivoted);
     }
@@ -546,6 +547,9 @@ static int co_make_job(struct mirror *made, const struct job_config *config, str
     list_init(&s->free_buffers);
     s->job = job;
     s->params.hooks = NULL; /* not called for a job that is not started */
+    if (s->params.target_backing) {
+        block_node_ref(s->params.target_backing);
+    }
     r = note_nodes(s, err);
     UNLESS_FAILED(r, co_grow_target(s, err));
     if (r < 0) {

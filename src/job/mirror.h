@@ -115,6 +115,11 @@ struct mirror_params {
      * stored must not be taken for zeroes, and its clusters are filled as a whole.
      */
     bool backing_later;
+    /*
+     * The backing node that the target gets when the users move to it; NULL: it keeps its own. The
+     * job takes a reference.
+     */
+    struct block_node *target_backing;
     enum job_on_error on_source_error, on_target_error;
     /* NULL: none. `arg` is used until co_done. */
     const struct mirror_hooks *hooks;

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
+#include "block/control.h"
 #include "job/mirror_internal.h"
 
 /* --- in --------------------------------------------------------------------------------------- */
@@ -277,8 +278,14 @@ static int co_pivot(struct mirror *s, struct error *err)
     if (block_node_reaches(s->params.source, s->params.target)) {
         block_node_leave_for_below(s->params.source);
     }
+    if (r >= 0 && s->params.target_backing) {
+        r = block_co_set_backing_node(s->params.target, s->params.target_backing, err);
+    }
     UNLESS_FAILED(r, block_co_change_settle(err));
     if (r < 0) {
+        if (s->params.target_backing) {
+            (void)block_co_set_backing_node(s->params.target, NULL, NULL);
+        }
         co_move_back(s, &moves);
     }
     block_co_change_end();

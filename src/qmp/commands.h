@@ -50,6 +50,7 @@ qmp_co_command qmp_co_blockdev_create;
 qmp_co_command qmp_co_x_blockdev_amend;
 qmp_co_command qmp_co_block_commit;
 qmp_co_command qmp_co_block_stream;
+qmp_co_command qmp_co_drive_mirror;
 
 qmp_co_command qmp_co_trace_event_get_state;
 qmp_co_command qmp_co_trace_event_set_state;

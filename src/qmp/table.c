@@ -390,6 +390,7 @@ const struct qmp_command qmp_commands[] = {
     {"blockdev-snapshot-sync", &qmp_type_snapshot_sync, &qmp_empty, qmp_co_blockdev_snapshot_sync},
     {"change-backing-file", &qmp_type_change_backing, &qmp_empty, qmp_co_change_backing_file},
     {"drive-backup", &qmp_type_drive_backup, &qmp_empty, qmp_co_drive_backup},
+    {"drive-mirror", &qmp_type_drive_mirror, &qmp_empty, qmp_co_drive_mirror},
     {"job-cancel", &qmp_type_job, &qmp_empty, qmp_co_job_cancel},
     {"job-complete", &qmp_type_job, &qmp_empty, qmp_co_job_complete},
     {"job-dismiss", &qmp_type_job, &qmp_empty, qmp_co_job_dismiss},

@@ -416,8 +416,9 @@ class SchemaTest(QmpTest):
                         side["options"][1]["case qcow2"].pop("data-file")
                 if name == "nbd-server-start" and key == "arg-type":
                     del mine["handshake-max-seconds"]
-                if name == "blockdev-mirror" and key == "arg-type":
-                    del mine["bitmap"], mine["bitmap-mode"], mine["x-restart"]
+                if name in ("blockdev-mirror", "drive-mirror") and key == "arg-type":
+                    del mine["bitmap"], mine["bitmap-mode"]
+                    mine.pop("x-restart", None)
                 with self.subTest(f"{name} {key}"):
                     self.compare(mine, yours, name)
 
