@@ -99,6 +99,9 @@ static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool 
     r = mirror_top_co_copy(s->top, piece->offset, piece->length, buffer, s->chunk, ret_reading);
     block_edge_leave(edge);
     mirror_put_buffer(s, buffer);
+    if (r == 0) {
+        mirror_note_written(s, piece->paced);
+    }
     return r;
 }
 
@@ -124,6 +127,7 @@ static int co_copy_part(struct mirror *s, uint64_t begin, uint64_t end, bool one
 
     s->idle = false;
     r = copy_loop_co_run(&loop);
+    co_group_wait(&s->flushes);
     s->idle = true;
     return r;
 }
@@ -136,41 +140,6 @@ static int co_copy_dirty(struct mirror *s)
 int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end)
 {
     return co_copy_part(s, begin, end, true);
-}
-
-int mirror_co_flush_target(struct mirror *s)
-{
-    struct block_edge *edge = block_root_edge(s->root);
-    int r;
-
-    block_co_edge_enter(edge);
-    r = block_co_flush(mirror_top_target(s->top));
-    block_edge_leave(edge);
-    return r;
-}
-
-int mirror_co_flush_or_fail(struct mirror *s)
-{
-    for (;;) {
-        int r = mirror_co_flush_target(s);
-
-        if (r == 0) {
-            return 0;
-        }
-        switch (job_handle_error(s->job, s->params.on_target_error, false, r)) {
-        case JOB_ERROR_FAIL:
-            return r;
-        case JOB_ERROR_RETRY:
-            job_co_sleep(s->job, LOOK_NS);
-            break;
-        case JOB_ERROR_PAUSE:
-            break;
-        }
-        r = job_co_pause_point(s->job);
-        if (r < 0) {
-            return r;
-        }
-    }
 }
 
 /* --- the work --------------------------------------------------------------------------------- */
@@ -310,6 +279,7 @@ static void mirror_co_clean(struct job *job, void *state)
     mirror_co_remove(s);
     mirror_restart_co_end(s);
     free_buffers(s);
+    co_group_destroy(&s->flushes);
     block_co_unref(s->params.target_backing);
     if (s->params.hooks && s->params.hooks->co_done) {
         s->params.hooks->co_done(s->params.hooks_arg, s->pivoted);
@@ -545,6 +515,7 @@ static int co_make_job(struct mirror *made, const struct job_config *config, str
     s = job_state(job);
     *s = *made;
     list_init(&s->free_buffers);
+    co_group_init(&s->flushes);
     s->job = job;
     s->params.hooks = NULL; /* not called for a job that is not started */
     if (s->params.target_backing) {

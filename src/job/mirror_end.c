@@ -144,7 +144,8 @@ void mirror_co_give_up_bitmap(struct mirror *s)
     ERROR_AUTO(err);
     int r;
 
-    if (s->bitmap_taken && s->filter && s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS) {
+    if (s->bitmap_taken && s->filter && s->flush_error == 0 &&
+        s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS) {
         block_co_drain_begin(s->filter);
         r = block_co_flush(mirror_top_target(s->top));
         if (r == 0 && co_settle_bitmap(s, &err) < 0) {

@@ -4,6 +4,7 @@
 #define TIDEMARK_JOB_MIRROR_INTERNAL_H
 
 #include "base/list.h"
+#include "co/sync.h"
 #include "filter/mirror_top.h"
 #include "job/mirror.h"
 
@@ -44,6 +45,12 @@ struct mirror {
 
     uint64_t chunk; /* of copies, and bytes of a buffer; a multiple of the granularity */
     struct list free_buffers;
+
+    /* mirror_flush.c: a flush is in flight; bytes written since the latest; its error, or 0 */
+    struct co_group flushes;
+    bool flushing;
+    uint64_t unflushed;
+    int flush_error;
 };
 
 /* A buffer of `chunk` bytes; NULL: no memory. */
@@ -66,8 +73,10 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err);
 void mirror_co_give_up_bitmap(struct mirror *s);
 /* Flush the target, as a request of the job. */
 int mirror_co_flush_target(struct mirror *s);
-/* By the policy for errors of the target. */
+/* By the policy for errors of the target; also for an error of the flushes below. */
 int mirror_co_flush_or_fail(struct mirror *s);
+/* `bytes` more are written to the target: a flush may begin, which `flushes` counts. */
+void mirror_note_written(struct mirror *s, uint64_t bytes);
 /* Copy what is dirty in a part of the disk, in bytes, in one pass. */
 int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end);
 
