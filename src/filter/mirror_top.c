@@ -20,6 +20,8 @@ struct mirror_top {
     /* Granules that the target has as a whole; NULL: the backing node has what is missing. */
     struct dirty_bitmap *whole;
     struct range_lock busy;
+    /* Blocking writes in flight. */
+    _Atomic unsigned following;
     _Atomic enum mirror_top_mode mode;
     _Atomic uint64_t follow_end; /* behind this the target is left alone */
     bool stopped;
@@ -177,6 +179,11 @@ void mirror_top_set_mode(struct mirror_top *s, enum mirror_top_mode mode)
 void mirror_top_set_follow_end(struct mirror_top *s, uint64_t end)
 {
     atomic_store(&s->follow_end, end);
+}
+
+bool mirror_top_is_following(const struct mirror_top *s)
+{
+    return atomic_load(&s->following) > 0;
 }
 
 struct dirty_bitmap *mirror_top_todo(struct mirror_top *s)
@@ -416,12 +423,14 @@ static int co_change_both(struct mirror_top *s, const struct change *c)
     struct range_entry range;
     int r;
 
+    atomic_fetch_add(&s->following, 1);
     co_range_lock(&s->busy, &range, c->offset, c->length, true);
     r = co_apply_change(s->file, c, c->flags);
     if (r < 0 || (follows_now(s, c->offset, c->length) && co_follow(s, c) < 0)) {
         dirty_bitmap_set(s->todo, c->offset, c->length);
     }
     range_unlock(&s->busy, &range);
+    atomic_fetch_sub(&s->following, 1);
     return r;
 }
 

@@ -79,6 +79,8 @@ void mirror_top_set_stopped(struct mirror_top *top, bool stopped);
 
 /* Any thread. A write that has begun keeps the mode that it began with. */
 void mirror_top_set_mode(struct mirror_top *top, enum mirror_top_mode mode);
+/* Whether blocking writes are in flight, which may wait for the target. Any thread. */
+bool mirror_top_is_following(const struct mirror_top *top);
 /*
  * From `end` on (in bytes; UINT64_MAX at first) guests' writes go to the source alone, and set
  * bits, whatever the mode. Lowered only before guests write; may rise at any time. Any thread.

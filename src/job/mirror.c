@@ -251,6 +251,9 @@ static int mirror_co_run(struct job *job, void *state, struct error *err)
         r = mirror_co_conclude(s, false, err);
         block_control_unlock();
     }
+    if (r < 0) {
+        mirror_let_guests_go(s);
+    }
     if (r < 0 && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));
     }
@@ -319,9 +322,8 @@ static void mirror_cancelled(struct job *job, void *state)
     if (s->root) {
         block_root_begin_end(s->root);
     }
-    /* Guests wait for the target no longer, unless the user's bitmap needs to know what it has. */
-    if (s->filter && !(s->bitmap_taken && s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS)) {
-        mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
+    if (s->filter) {
+        mirror_let_guests_go(s);
     }
 }
 

@@ -6,10 +6,13 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "job/mirror_internal.h"
+#include "loop/loop.h"
 
 /* --- in --------------------------------------------------------------------------------------- */
 
@@ -91,6 +94,24 @@ int mirror_co_insert(struct mirror *s, struct error *err)
 
 /* --- out -------------------------------------------------------------------------------------- */
 
+void mirror_let_guests_go(struct mirror *s)
+{
+    bool record = s->bitmap_taken && s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS;
+
+    mirror_top_set_mode(s->top, record ? MIRROR_TOP_BACKGROUND : MIRROR_TOP_OFF);
+}
+
+/* Writes in flight may wait for a target that hangs: nothing else should wait for them. */
+static void co_wait_for_followers(struct mirror *s)
+{
+    bool held = block_control_pause();
+
+    while (mirror_top_is_following(s->top)) {
+        loop_co_sleep(NS_PER_MS);
+    }
+    block_co_control_resume(held);
+}
+
 void mirror_co_remove(struct mirror *s)
 {
     struct block_node *filter = s->filter;
@@ -99,6 +120,7 @@ void mirror_co_remove(struct mirror *s)
         return;
     }
     mirror_top_set_mode(s->top, MIRROR_TOP_OFF);
+    co_wait_for_followers(s);
     block_co_drain_begin(filter);
     block_co_change_begin();
     co_mirror_detach(s);
@@ -146,6 +168,8 @@ void mirror_co_give_up_bitmap(struct mirror *s)
 
     if (s->bitmap_taken && s->filter && s->flush_error == 0 &&
         s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS) {
+        mirror_let_guests_go(s);
+        co_wait_for_followers(s);
         block_co_drain_begin(s->filter);
         r = block_co_flush(mirror_top_target(s->top));
         if (r == 0 && co_settle_bitmap(s, &err) < 0) {

@@ -62,6 +62,11 @@ void mirror_put_buffer(struct mirror *s, void *buffer);
  * lock.
  */
 int mirror_co_insert(struct mirror *s, struct error *err);
+/*
+ * The job ends without success: guests wait for the target no longer. What they write is recorded
+ * still if the user's bitmap will say what the target has. Does not yield.
+ */
+void mirror_let_guests_go(struct mirror *s);
 /* Take the filter out again, without a pivot. The filter may be gone already. Control lock. */
 void mirror_co_remove(struct mirror *s);
 /*

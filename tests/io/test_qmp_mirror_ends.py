@@ -2,6 +2,7 @@
 """Mirrors: verbs, errors, bitmaps, drive-mirror."""
 
 import os
+import signal
 import time
 
 import tidemark
@@ -424,6 +425,79 @@ class Bitmaps(MirrorCase):
         self.assert_refused(
             "Cannot specify bitmap sync mode without a bitmap", bitmap_mode="never"
         )
+
+
+class Remote(MirrorCase):
+    """The target is on another server, which ends or hangs."""
+
+    def begin(self, **more):
+        self.target = self.make("t", "qcow2")
+        self.source = self.make("s", "qcow2")
+        self.fill(self.source)
+        remote = self.path("remote.sock")
+        command = [*tidemark.tool("nbd"), "-t", "-k", remote, "-f", "qcow2", self.target]
+        self.remote = self.own(tidemark.Process(command, self.path("remote.log")))
+        self.remote.wait_for(lambda: tidemark.can_connect(remote), "the server")
+        self.server = self.daemon(
+            *self.blockdev("s", self.source, "qcow2"),
+            "--blockdev",
+            f"driver=nbd,node-name=t,server.type=unix,server.path={remote}",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.nbd}",
+            "--export",
+            "type=nbd,id=export,node-name=s,name=disk,writable=on",
+        )
+        self.qmp = self.server.qmp
+        self.mirror(**more)
+        self.wait_ready()
+        self.start_guests(2)
+
+    def test_pivot(self):
+        self.begin(copy_mode="write-blocking")
+        self.complete()
+        self.stop_guests()
+        self.server.quit()
+        self.remote.stop(expect=None)
+        self.assert_same(self.contents(self.target, "qcow2"), bytes(self.model))
+
+    def test_server_ends(self):
+        for mode in "background", "write-blocking":
+            with self.subTest(mode):
+                self.model[:] = bytes(SIZE)
+                self.begin(copy_mode=mode)
+                self.remote.kill()
+                self.assertIn("error", self.wait_end())
+                self.assertEqual(self.exported_node(), "s")
+                time.sleep(0.1)
+                self.stop_guests()
+                self.server.quit(expect=1)  # the node of the target cannot be flushed
+                self.assert_same(self.contents(self.source, "qcow2"), bytes(self.model))
+                os.unlink(self.path("remote.sock"))
+
+    def test_server_hangs(self):
+        """A cancel waits for the server, and nothing else does."""
+        for mode in "background", "write-blocking":
+            with self.subTest(mode):
+                self.model[:] = bytes(SIZE)
+                self.begin(copy_mode=mode)
+                os.kill(self.remote.pid, signal.SIGSTOP)
+                time.sleep(0.1)
+                self.qmp.command("job-cancel", id="j")
+                for _ in range(10):
+                    self.assertIsNotNone(self.exported_node())
+                    time.sleep(0.02)
+                if mode == "background":
+                    # Guests never wait for the target.
+                    before = [g.writes for g in self.guests]
+                    tidemark.wait_until(
+                        lambda: all(g.writes > b for g, b in zip(self.guests, before)), "guests"
+                    )
+                os.kill(self.remote.pid, signal.SIGCONT)
+                self.wait_end("BLOCK_JOB_CANCELLED")
+                self.assertEqual(self.exported_node(), "s")
+                self.stop_guests()
+                self.assert_target_is(self.model, self.source)
+                self.remote.stop(expect=None)
 
 
 class DriveMirror(MirrorCase):
