@@ -18,7 +18,8 @@ static void commit_top_child_perm(struct block_node *node, struct block_edge *ed
                                   unsigned parents_perm, unsigned parents_shared,
                                   unsigned *ret_perm, unsigned *ret_shared)
 {
-    *ret_perm = parents_perm;
+    /* Others than this filter would see images below that are partly committed. */
+    *ret_perm = parents_perm & ~BLOCK_PERM_CONSISTENT_READ;
     *ret_shared = BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN;
 }
 

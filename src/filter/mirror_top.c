@@ -165,6 +165,8 @@ static void mirror_top_child_perm(struct block_node *node, struct block_edge *ed
     *ret_perm = (parents_perm & ~BLOCK_PERM_RESIZE) | BLOCK_PERM_CONSISTENT_READ;
     *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
     if (s->params.commit) {
+        /* Others than this filter would see images below that are partly committed. */
+        *ret_perm &= ~BLOCK_PERM_CONSISTENT_READ;
         *ret_shared |= BLOCK_SHARE_CHAIN;
     }
 }

@@ -223,6 +223,49 @@ int chain_co_take_overlays(struct job *job, struct block_node *node, struct erro
     return co_for_overlays(node, &call, err);
 }
 
+/* --- images that show nothing of use ---------------------------------------------------------- */
+
+static int co_add_guard(struct chain_guard *guard, const char *user, struct block_node *node,
+                        struct error *err)
+{
+    unsigned shared = (BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN) & ~BLOCK_PERM_CONSISTENT_READ;
+    struct block_root **roots =
+        realloc(guard->roots, (guard->count + 1) * sizeof(struct block_root *));
+    int r;
+
+    if (!roots) {
+        return error_out_of_memory(err);
+    }
+    guard->roots = roots;
+    r = block_co_root_new(node, user, 0, shared, &roots[guard->count], err);
+    guard->count += r == 0;
+    return r;
+}
+
+int chain_co_guard(struct chain_guard *guard, const char *user, struct block_node *top,
+                   struct block_node *base, struct error *err)
+{
+    struct block_node *above = top, *node;
+    int r = 0;
+
+    for (; (node = block_node_filter_or_backing(above)) != base && r == 0; above = node) {
+        /* Filters of users may need what their node shows. */
+        if (!block_node_is_filter(above)) {
+            r = co_add_guard(guard, user, node, err);
+        }
+    }
+    return r;
+}
+
+void chain_co_unguard(struct chain_guard *guard)
+{
+    for (size_t i = 0; i < guard->count; i++) {
+        block_co_root_release(guard->roots[i]);
+    }
+    free(guard->roots);
+    *guard = (struct chain_guard){0};
+}
+
 /* --- writing for a while ---------------------------------------------------------------------- */
 
 int chain_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err)

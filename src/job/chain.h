@@ -9,11 +9,13 @@
 #define TIDEMARK_JOB_CHAIN_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/error.h"
 
 struct block_node;
+struct block_root;
 struct job;
 struct options;
 
@@ -75,6 +77,24 @@ int chain_co_write_headers(struct block_node *node, struct block_node *base,
                            const char *backing_file, bool mask_protocol, struct error *err);
 /* The job uses these images until its end. -ENOMEM */
 int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err);
+
+/*
+ * Images that show no consistent contents for the time of a job which commits through them into an
+ * image below. Start with {0}.
+ */
+struct chain_guard {
+    struct block_root **roots; /* owned */
+    size_t count;
+};
+
+/*
+ * Images below `top` and above `base` may be read by nobody else. `user` is for messages. Within a
+ * graph change, whose permissions the caller settles. -ENOMEM
+ */
+int chain_co_guard(struct chain_guard *guard, const char *user, struct block_node *top,
+                   struct block_node *base, struct error *err);
+/* Undo that, at any time; again has no effect. */
+void chain_co_unguard(struct chain_guard *guard);
 
 /*
  * A node that is writable for the time of a job. Start with {0}. Not within a graph change; the

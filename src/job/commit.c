@@ -40,6 +40,7 @@ struct commit {
     struct block_node *filter;     /* a reference; NULL: not in the graph */
     struct block_root *root;       /* on the filter */
     struct block_root *base_root;
+    struct chain_guard guard;
     struct chain_writable writable; /* the base */
     /* Beyond it, what no image above the base stores is zero: an image between ends there. */
     uint64_t zero_from;
@@ -252,6 +253,7 @@ static int co_leave_graph(struct commit *s, struct error *err)
 
     block_co_root_release(s->root);
     s->root = NULL;
+    chain_co_unguard(&s->guard);
     block_co_drain_begin(s->base);
     r = block_co_root_set_perm(s->base_root, 0, BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN, err);
     UNLESS_FAILED(r, block_co_node_replace(filter, s->base, err));
@@ -282,6 +284,7 @@ static void co_release_commit(struct commit *s)
 {
     block_co_root_release(s->root);
     block_co_root_release(s->base_root);
+    chain_co_unguard(&s->guard);
     if (s->filter) {
         chain_co_remove_filter(s->filter);
     }
@@ -367,6 +370,7 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
         r, block_co_root_new(s->base, job_id(job),
                              BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
                              BLOCK_PERM_CONSISTENT_READ | BLOCK_SHARE_CHAIN, &s->base_root, err));
+    UNLESS_FAILED(r, chain_co_guard(&s->guard, job_id(job), s->filter, s->base, err));
     s->zero_from = chain_zero_from(s->top, s->base);
     return r;
 }

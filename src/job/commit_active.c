@@ -15,6 +15,7 @@
 struct active {
     struct block_node *top, *base; /* held by the job */
     struct chain_writable writable;
+    struct chain_guard guard;
     struct chain_bitmaps bitmaps;
 };
 
@@ -81,8 +82,23 @@ static int co_carry_bitmaps(void *arg, struct error *err)
     return r;
 }
 
+static int co_guard_images(void *arg, struct error *err)
+{
+    struct active *a = arg;
+
+    return chain_co_guard(&a->guard, "block job 'commit'", a->top, a->base, err);
+}
+
+static void co_unguard_images(void *arg)
+{
+    struct active *a = arg;
+
+    chain_co_unguard(&a->guard);
+}
+
 static void co_free_active(struct active *a, bool pivoted)
 {
+    chain_co_unguard(&a->guard);
     if (pivoted) {
         chain_co_keep_writable(&a->writable);
     } else {
@@ -98,6 +114,8 @@ static void co_active_done(void *arg, bool pivoted)
 }
 
 static const struct mirror_hooks hooks = {
+    .co_attach = co_guard_images,
+    .co_detach = co_unguard_images,
     .co_before_pivot = co_carry_bitmaps,
     .co_done = co_active_done,
 };

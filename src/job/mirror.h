@@ -66,6 +66,10 @@ enum mirror_copy_mode {
 
 /* For jobs that do more at their end. Each may be NULL. The control lock is held. */
 struct mirror_hooks {
+    /* The filter is being put on the source, within a graph change. */
+    int (*co_attach)(void *arg, struct error *err);
+    /* It is being taken out, or this is undone. May be called again. */
+    void (*co_detach)(void *arg);
     /*
      * Source and target have the same contents, all is flushed, and all users are drained, just
      * before they move to the target: the last chance to fail.

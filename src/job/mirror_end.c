@@ -16,6 +16,22 @@
 
 /* --- in --------------------------------------------------------------------------------------- */
 
+static int co_call_attach(struct mirror *s, struct error *err)
+{
+    const struct mirror_hooks *hooks = s->params.hooks;
+
+    return hooks && hooks->co_attach ? hooks->co_attach(s->params.hooks_arg, err) : 0;
+}
+
+static void co_call_detach(struct mirror *s)
+{
+    const struct mirror_hooks *hooks = s->params.hooks;
+
+    if (hooks && hooks->co_detach) {
+        hooks->co_detach(s->params.hooks_arg);
+    }
+}
+
 static int co_mirror_attach(struct mirror *s, struct error *err)
 {
     char user[300];
@@ -29,6 +45,7 @@ static int co_mirror_attach(struct mirror *s, struct error *err)
         r = block_co_root_new(s->filter, user, BLOCK_PERM_CONSISTENT_READ, BLOCK_PERM_ALL, &s->root,
                               err);
     }
+    UNLESS_FAILED(r, co_call_attach(s, err));
     UNLESS_FAILED(r, block_co_change_settle(err));
     return r;
 }
@@ -41,6 +58,7 @@ static void co_mirror_detach(struct mirror *s)
 
     block_co_root_release(s->root);
     s->root = NULL;
+    co_call_detach(s);
     mirror_top_set_stopped(s->top, true);
     r = block_co_node_replace(s->filter, s->params.source, &err);
     UNLESS_FAILED(r, block_co_change_settle(&err));
@@ -298,6 +316,7 @@ static int co_pivot(struct mirror *s, struct error *err)
     }
     block_co_root_release(s->root);
     s->root = NULL;
+    co_call_detach(s);
     block_co_change_begin();
     r = co_move_to_target(s, &moves, err);
     if (block_node_reaches(s->params.source, s->params.target)) {
