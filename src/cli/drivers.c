@@ -5,6 +5,7 @@
 #include "export/nbd_server.h"
 #include "file/file_drivers.h"
 #include "filter/filter.h"
+#include "filter/throttle_group.h"
 #include "nbd/nbd.h"
 #include "qcow2/qcow2.h"
 #include "ssh/ssh.h"
@@ -16,6 +17,7 @@ void cli_register_drivers(void)
     qcow2_register_driver();
     bochs_register_driver();
     filter_register_drivers();
+    throttle_group_register_type();
     nbd_register_driver();
     export_nbd_register_type();
     ssh_register_driver();

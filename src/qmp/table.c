@@ -259,7 +259,7 @@ OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
 /* --- objects ---------------------------------------------------------------------------------- */
 
 ENUM(object_kind, "ObjectType", "authz-list", "authz-list-file", "authz-simple", "iothread",
-     "secret", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509");
+     "secret", "throttle-group", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509");
 /* The type checks its own members. */
 static const struct qmp_type object_add = {
     .kind = QMP_OBJECT,
