@@ -55,6 +55,12 @@ static int protocol_options(const char *filename, struct options **ret_options, 
     return 0;
 }
 
+/* Whether a driver, NULL: none, that is no leaf has a place for the filename that it is given. */
+static bool takes_name_of_child(const struct block_driver *driver)
+{
+    return driver && driver->parse_filename && (driver->is_filter || !driver->is_protocol);
+}
+
 /*
  * Options of a filter that was given as the format, on a filename of its own scheme or of its
  * child's.
@@ -300,7 +306,7 @@ static int filter_file_options(const char *filename, struct options *top,
         return r;
     }
     driver = name ? block_find_driver(name) : NULL;
-    if (driver && driver->is_filter && driver->parse_filename) {
+    if (takes_name_of_child(driver)) {
         r = filter_options(driver, filename, &opts, err);
     } else {
         r = protocol_options(filename, &opts, err);
@@ -338,9 +344,8 @@ static int named_file_options(const char *filename, const struct options *top,
         return r;
     }
     driver = name ? block_find_driver(name) : NULL;
-    return driver && driver->is_filter && driver->parse_filename
-               ? filter_options(driver, filename, ret_options, err)
-               : protocol_options(filename, ret_options, err);
+    return takes_name_of_child(driver) ? filter_options(driver, filename, ret_options, err)
+                                       : protocol_options(filename, ret_options, err);
 }
 
 int block_co_open_filename(const char *filename, const char *format, struct options *extra,
@@ -362,7 +367,7 @@ int block_co_open_filename(const char *filename, const char *format, struct opti
     }
     if (driver && driver->is_filter && !driver->parse_filename) {
         r = filter_file_options(filename, top, &file_opts, err);
-    } else if (driver && driver->is_filter) {
+    } else if (takes_name_of_child(driver)) {
         r = filter_options(driver, filename, &file_opts, err);
     } else {
         r = named_file_options(filename, top, &file_opts, err);

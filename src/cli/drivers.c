@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <stdio.h>
+#include <unistd.h>
+
 #include "block/user_object.h"
 #include "bochs/bochs.h"
 #include "cli/cli.h"
@@ -11,6 +14,15 @@
 #include "ssh/ssh.h"
 #include "tls/tls.h"
 
+/* Keep the state of the images as it is. */
+static void end_at_disagreement(const char *sentence)
+{
+    fflush(stdout);
+    fprintf(stderr, "%s\n", sentence);
+    fflush(stderr);
+    _exit(1);
+}
+
 void cli_register_drivers(void)
 {
     file_register_drivers();
@@ -18,6 +30,7 @@ void cli_register_drivers(void)
     bochs_register_driver();
     filter_register_drivers();
     throttle_group_register_type();
+    verify_set_watch(end_at_disagreement);
     nbd_register_driver();
     export_nbd_register_type();
     ssh_register_driver();

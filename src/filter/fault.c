@@ -117,11 +117,31 @@ static int fault_parse_filename(const char *filename, struct options *opts, stru
     return set_image(opts, colon + 1, err);
 }
 
+/* Whether the group is one rule, without the indices of a list: inject-error.event=... */
+static bool is_one_rule(const struct options *opts, const char *group)
+{
+    AUTO_OPTIONS struct options *copy = options_clone(opts);
+    AUTO_OPTIONS struct options *rule = NULL;
+    AUTO_FREE char *text = NULL;
+
+    return copy && options_take_child(copy, group, &rule, &text, NULL) == 0 && rule &&
+           options_has(rule, "event");
+}
+
 static int take_rule_list(struct fault *s, struct options *opts, const char *group,
                           struct error *err)
 {
     struct json_object *list;
-    int r = options_take_list(opts, group, &list, err);
+    int r;
+
+    if (!options_are_arguments(opts) && is_one_rule(opts, group)) {
+        AUTO_OPTIONS struct options *rule = NULL;
+        AUTO_FREE char *text = NULL;
+
+        r = options_take_child(opts, group, &rule, &text, err);
+        return r < 0 ? r : fault_rules_add(&s->rules, group, rule, err);
+    }
+    r = options_take_list(opts, group, &list, err);
 
     if (r < 0 || !list) {
         return r;

@@ -44,4 +44,11 @@ bool fault_is_held(struct block_node *node, const char *tag);
 typedef void fault_watch(const char *tag, bool held);
 void fault_set_watch(fault_watch *fn);
 
+/*
+ * Called when the two nodes of a blkverify node disagree, with a sentence: on any thread. If it
+ * returns, the request fails. Set once, at start.
+ */
+typedef void verify_watch(const char *sentence);
+void verify_set_watch(verify_watch *fn);
+
 #endif

@@ -305,7 +305,7 @@ class DaemonTest(tidemark.TestCase):
             ("127.0.0.1:70000", "--chardev", "socket,id=c,server=on,wait=off,host=127.0.0.1,port=70000"),
             ("No TLS credentials with id 't'", "--nbd-server",
              "addr.type=unix,addr.path=p,tls-creds=t"),
-            ("'throttle-group'", "--object", "throttle-group,id=t"),
+            ("'rng-random'", "--object", "rng-random,id=t"),
             ("Missing 'dir' property value", "--object", "tls-creds-x509,id=t"),
             ("Parameter 'id' is missing", "--object", "iothread"),
             ("cannot create PID file", "--pidfile", "/nonexistent/pid"),
