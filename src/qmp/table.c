@@ -417,8 +417,8 @@ const struct qmp_command qmp_commands[] = {
     {"trace-event-get-state", &trace_get_state, &trace_event_infos, qmp_co_trace_event_get_state},
     {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
-    {"x-debug-query-block-graph", &qmp_empty, &block_graph, qmp_co_x_debug_query_block_graph},
     {"x-blockdev-amend", &qmp_type_blockdev_amend, &qmp_empty, qmp_co_x_blockdev_amend},
+    {"x-debug-query-block-graph", &qmp_empty, &block_graph, qmp_co_x_debug_query_block_graph},
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},
     {NULL, NULL, NULL, NULL},
 };
