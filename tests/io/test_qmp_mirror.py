@@ -196,7 +196,7 @@ class UnderLoad(MirrorCase):
                 guest.start()
                 self.mirror(copy_mode=mode)
                 self.wait_ready()
-                time.sleep(0.3)
+                tidemark.wait_until(lambda: len(history) > 20, "the guest to write")
                 self.qmp.command("block-job-cancel", device="j")
                 data = self.wait_end()
                 self.assertNotIn("error", data)
