@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "block/block.h"
 #include "block/control.h"
+#include "block/reopen.h"
 #include "job/job.h"
 
 /* --- filters ---------------------------------------------------------------------------------- */
@@ -181,7 +182,7 @@ static int co_record(struct block_node *overlay, void *arg, struct error *err)
             return error_out_of_memory(err);
         }
     }
-    r = chain_begin_writable(&w, overlay, err);
+    r = chain_co_begin_writable(&w, overlay, err);
     UNLESS_FAILED(r, block_co_change_backing(
                          overlay, name,
                          to->base ? chain_backing_format(to->base, to->mask_protocol) : NULL, err));
@@ -268,18 +269,29 @@ void chain_co_unguard(struct chain_guard *guard)
 
 /* --- writing for a while ---------------------------------------------------------------------- */
 
-int chain_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err)
+int chain_co_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err)
 {
+    int r;
+
     if (!block_node_is_read_only(node)) {
         return 0;
     }
-    return error_set(err, EACCES, "Block node is read-only");
+    r = block_co_set_read_only(node, false, err);
+    if (r == 0) {
+        w->node = block_node_ref(node);
+    }
+    return r;
 }
 
 void chain_co_end_writable(struct chain_writable *w)
 {
-    block_co_unref(w->node);
-    w->node = NULL;
+    ERROR_AUTO(err);
+
+    if (w->node && block_co_set_read_only(w->node, true, &err) < 0) {
+        log_error("'%s' stays writable: %s", block_node_display_name(w->node),
+                  error_message(&err));
+    }
+    chain_co_keep_writable(w);
 }
 
 void chain_co_keep_writable(struct chain_writable *w)

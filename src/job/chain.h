@@ -104,8 +104,8 @@ struct chain_writable {
     struct block_node *node; /* a reference; NULL: it was writable before */
 };
 
-/* -EACCES, or errors of opening for writing. */
-int chain_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err);
+/* Errors of opening for writing. */
+int chain_co_begin_writable(struct chain_writable *w, struct block_node *node, struct error *err);
 /* The node is read-only again, if it was. Nobody uses it for writing. */
 void chain_co_end_writable(struct chain_writable *w);
 /* It stays as it is. Yields if it has no other user. */

@@ -145,7 +145,7 @@ int commit_active_co_start(const struct commit_params *params, const struct job_
     a->base = params->base;
     a->bitmaps.all = true;
     mirror.hooks_arg = a;
-    r = chain_begin_writable(&a->writable, params->base, err);
+    r = chain_co_begin_writable(&a->writable, params->base, err);
     UNLESS_FAILED(r, mirror_co_start(config, &mirror, NULL, err));
     if (r < 0) {
         co_free_active(a, false);

@@ -142,7 +142,7 @@ static int co_stream_open(void *state, struct json_object *args, struct error *e
         device = block_node_lookup(qmp_get_str(args, "device"), err);
         r = device ? find_above_base(args, device, &above, err) : -ENOENT;
     }
-    UNLESS_FAILED(r, chain_begin_writable(&s->writable, block_node_skip_filters(device), err));
+    UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, block_node_skip_filters(device), err));
     block_control_unlock();
     return r;
 }
@@ -312,7 +312,7 @@ static int co_commit_open(void *state, struct json_object *args, struct error *e
 
     UNLESS_FAILED(r, find_commit_nodes(args, &params, &active, err));
     UNLESS_FAILED(r, job_check_node(params.base, err));
-    UNLESS_FAILED(r, chain_begin_writable(&s->writable, params.base, err));
+    UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, params.base, err));
     block_control_unlock();
     return r;
 }

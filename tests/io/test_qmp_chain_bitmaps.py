@@ -35,7 +35,7 @@ class ChainBitmaps(Chain):
         self.over = self.disk("over.qcow2", backing="active.qcow2")
         self.top = "over"
 
-    def start(self, name="daemon"):
+    def start(self, name="daemon", read_only=False):
         socket = self.path(name + ".nbd")
         self.server = self.daemon("--nbd-server", f"addr.type=unix,addr.path={socket}", name=name)
         self.qmp = self.server.qmp
@@ -43,6 +43,8 @@ class ChainBitmaps(Chain):
         for name in ("base", "active", "over"):
             file = {"driver": "file", "filename": self.path(name + ".qcow2")}
             more = {"backing": below} if below else {}
+            if read_only and name != self.top:
+                more["read-only"] = True
             self.qmp.command("blockdev-add", driver="qcow2", node_name=name, file=file, **more)
             below = name
             if name == self.top:
@@ -98,7 +100,7 @@ class ChainBitmaps(Chain):
                 self.setUp()
                 if more.get("top_node"):
                     self.overlay()
-                self.start()
+                self.start(read_only=when == "never")
                 if when == "before":
                     self.qmp.command("block-dirty-bitmap-disable", node="base", name="bitmap2")
                 self.assertIsNone(self.finish(command, **more))
@@ -173,8 +175,8 @@ class ChainBitmaps(Chain):
         for command in "block-commit", "block-stream":
             with self.subTest(command=command):
                 self.setUp()
-                self.start()
-                self.run_job(command, speed=1, auto_finalize=False)
+                self.start(read_only=True)
+                self.run_job(command, speed=1)
                 self.qmp.command("block-job-cancel", device="job", force=True)
                 self.wait_state("null")
                 self.write("E", 7)

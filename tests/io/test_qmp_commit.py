@@ -79,15 +79,49 @@ class MiddleTest(CommitCase):
         self.assertEqual(self.backing("d"), ("c.qcow2", "qcow2"))
         self.assert_disk()
 
+    # Nodes that are read-only, as backing files are by default.
+
+    def read_only(self):
+        return "".join(n for n in self.names if self.qmp.node(n) and self.qmp.node(n)["ro"])
+
+    def test_the_base_is_read_only_before_and_after(self):
+        """The overlay too, as it is not the one that guests write to."""
+        self.make_chain(*IMAGES, (32, 65536))
+        self.start(read_only="abcd")
+        guest = Guest(self.uri, self.disk)
+        self.commit(device="e", top_node="c", base_node="a", auto_finalize=False)
+        self.events("job", "PENDING")
+        self.assertEqual(self.read_only(), "bcd")
+        self.qmp.command("job-finalize", id="job")
+        self.assertEqual(self.events("job"), ENDED[2:])
+        self.assertEqual(self.read_only(), "abcd")
+        guest.stop()
+        self.assertEqual(self.backing("d"), (self.path("a.qcow2"), "qcow2"))
+        self.drop("c", "b")
+        self.server.stop()
+        self.empty("c", "b")
+        self.assert_disk()
+
+    def test_the_base_is_read_only_after_a_failure(self):
+        self.start_broken("write_aio", "a", read_only="abc", once=True)
+        for how in "error", "cancel":
+            self.commit(top_node="c", base_node="a", speed=0 if how == "error" else 1)
+            if how == "cancel":
+                self.qmp.command("job-cancel", id="job")
+            self.events("job")
+            self.assertEqual(self.read_only(), "abc")
+        self.server.stop()
+        self.assert_disk()
+
     # Errors.
 
-    def start_broken(self, event, name, **rule):
+    def start_broken(self, event, name, read_only=None, **rule):
         def wrap(file):
             rules = [{"event": event, **rule}]
             return {"driver": "blkdebug", "image": file, "inject-error": rules}
 
         self.make_chain(*((8, 65536),) * 4)
-        self.start(file_options={name: wrap})
+        self.start(file_options={name: wrap}, read_only=read_only)
 
     def test_an_error_is_reported(self):
         for event, name, operation in ("read_aio", "b", "read"), ("write_aio", "a", "write"):
@@ -261,7 +295,7 @@ class MiddleTest(CommitCase):
 class ActiveTest(CommitCase):
     def test_a_guest_writes_meanwhile_and_after(self):
         self.make_chain(*IMAGES)
-        self.start()
+        self.start(read_only="abc")
         guest = Guest(self.uri, self.disk)
         self.commit()
         self.assertEqual(self.events("job", "READY"), STARTED + ["ready", "READY"])
@@ -308,11 +342,12 @@ class ActiveTest(CommitCase):
 
     def test_cancelled_by_force(self):
         self.make_chain(*((8, 65536),) * 3)
-        self.start()
+        self.start(read_only="ab")
         self.commit(device="c")
         self.events("job", "READY")
         self.qmp.command("job-cancel", id="job")
         self.assertEqual(self.events("job"), ["aborting", "CANCELLED", "concluded", "null"])
+        self.assertTrue(self.qmp.node("a")["ro"])
         self.server.stop()
         self.assertEqual(self.backing("c"), ("b.qcow2", "qcow2"))
         self.assert_disk()

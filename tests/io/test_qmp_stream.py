@@ -182,8 +182,9 @@ class StreamTest(ChainCase):
     # Several jobs, other nodes.
 
     def test_two_parts_of_a_chain_at_once(self):
+        """One of them into an image that is read-only otherwise."""
         self.make_chain(*((8, 65536),) * 5)
-        self.start()
+        self.start(read_only="abcd")
         guest = Guest(self.uri, self.disk)
         self.stream("e", "upper", base_node="c", speed=MIB)
         self.stream("c", "lower", base_node="a", speed=MIB)
@@ -200,6 +201,7 @@ class StreamTest(ChainCase):
             self.assertNotIn("error", event["data"])
         tidemark.wait_until(lambda: not self.qmp.command("query-jobs"), "the end")
         guest.stop()
+        self.assertTrue(self.qmp.node("c")["ro"])
         self.assertEqual(self.backing("e"), (self.path("c.qcow2"), "qcow2"))
         self.assertEqual(self.backing("c"), (self.path("a.qcow2"), "qcow2"))
         for name in "d", "b":
