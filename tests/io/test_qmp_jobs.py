@@ -489,3 +489,97 @@ class GroupTest(JobCase):
         self.assertEqual(self.events(), ["created", "null"])
         self.backup()
         self.wait("null")
+
+
+class ChainTest(JobCase):
+    """Jobs that shorten the chain "base" <- "mid" <- "top"."""
+
+    def setUp(self):
+        super().setUp()
+        below = None
+        for name in ("base", "mid", "top"):
+            options = ("-b", self.images[below], "-F", "qcow2") if below else ()
+            path = self.images[name] = self.create(name + ".qcow2", SIZE, options=options)
+            tidemark.io(path, f"write -P 9 {MIB} {MIB}", fmt="qcow2")
+            below = name
+        below = None
+        for name in ("base", "mid", "top"):
+            more = {"backing": below} if below else {}
+            self.qmp.command(
+                "blockdev-add",
+                driver="qcow2",
+                node_name=name,
+                file={"driver": "file", "filename": self.images[name]},
+                **more,
+            )
+            below = name
+
+    def expect(self, *names):
+        self.wait("null")
+        self.assertEqual(
+            self.events(), ["created", "running", *names, "COMPLETED", "concluded", "null"]
+        )
+
+    def test_stream(self):
+        self.qmp.command("block-stream", job_id="j", device="top", base_node="base")
+        self.expect("waiting", "pending")
+
+    def test_commit_of_an_image_between(self):
+        self.qmp.command(
+            "block-commit", job_id="j", device="top", top_node="mid", base_node="base"
+        )
+        self.expect("waiting", "pending")
+
+    def test_commit_of_the_active_image(self):
+        self.qmp.command("block-commit", job_id="j", device="top", base_node="base")
+        self.wait("ready")
+        self.qmp.command("job-complete", id="j")
+        self.expect("ready", "READY", "waiting", "pending")
+
+    def test_graph_changes_at_the_end(self):
+        self.qmp.command(
+            "block-stream", job_id="j", device="top", base_node="base", auto_finalize=False
+        )
+        self.wait("pending")
+        self.assertEqual(self.qmp.node("top")["backing_file_depth"], 2)
+        self.qmp.command("job-finalize", id="j")
+        self.wait("null")
+        self.assertEqual(self.qmp.node("top")["backing_file_depth"], 1)
+
+
+class UseTest(JobCase):
+    """Nodes that a job uses."""
+
+    def refused(self, command, **arguments):
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command(command, **arguments)
+        return caught.exception.desc
+
+    def test_of_a_backup(self):
+        self.enter_running()
+        self.assertEqual(self.refused("blockdev-del", node_name="a"), "Block device a is in use")
+        self.assertEqual(
+            self.refused("blockdev-del", node_name="ta"),
+            "Node 'ta' is busy: block device is in use by block job: backup",
+        )
+        self.refused("blockdev-backup", job_id="k", device="b", target="ta", sync="full")
+        self.refused("blockdev-mirror", job_id="k", device="b", target="ta", sync="full")
+        self.assertEqual([j["id"] for j in self.qmp.command("query-jobs")], ["j"])
+        self.end_all()
+        for node in ("a", "ta"):
+            self.qmp.command("blockdev-del", node_name=node)
+
+    def test_of_a_mirror(self):
+        self.enter_ready()
+        self.refused("blockdev-backup", job_id="k", device="b", target="ta", sync="full")
+        for node in ("a", "ta"):
+            self.refused("blockdev-del", node_name=node)
+        self.end_all()
+        for node in ("a", "ta"):
+            self.qmp.command("blockdev-del", node_name=node)
+
+    def test_of_a_job_that_is_concluded(self):
+        self.enter_concluded()
+        for node in ("a", "ta"):
+            self.qmp.command("blockdev-del", node_name=node)
+        self.qmp.command("job-dismiss", id="j")
