@@ -280,9 +280,12 @@ void job_start(struct job *job)
     co_wake(job->starter);
 }
 
-void job_co_discard(struct job *job)
+static void co_discard(struct job *job, bool shows_states)
 {
     job->discarded = true;
+    if (shows_states) {
+        job_set_status(job, JOB_ABORTING);
+    }
     if (job->driver->co_abort) {
         job->driver->co_abort(job, job->state);
     }
@@ -291,8 +294,21 @@ void job_co_discard(struct job *job)
     }
     job_co_release_nodes(job);
     job_leave_txn(job);
+    if (shows_states) {
+        job_set_status(job, JOB_CONCLUDED);
+    }
     co_wake(job->starter);
     job_unlist(job);
+}
+
+void job_co_discard(struct job *job)
+{
+    co_discard(job, false);
+}
+
+void job_co_undo(struct job *job)
+{
+    co_discard(job, true);
 }
 
 void *job_state(struct job *job)

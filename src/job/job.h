@@ -27,6 +27,7 @@
  *
  *      any before CONCLUDED -- an error, a cancel, or that of another job of the transaction -->
  *      ABORTING -- conclude_job(): co_abort, co_clean --> CONCLUDED
+ *      (of a job in CREATED: job_co_undo(), which goes on to NULL)
  *
  * RUNNING goes on to WAITING as READY does, if the driver never is ready. Every transition is an
  * event. The result of a job is final before the first event of its end.
@@ -148,6 +149,8 @@ int job_new(const struct job_driver *driver, const struct job_config *config, st
 void job_start(struct job *job);
 /* Undo job_new() of a job that was not started: the driver's co_abort and co_clean are called. */
 void job_co_discard(struct job *job);
+/* The same for a job that was made well, and that a transaction undoes: clients see it abort. */
+void job_co_undo(struct job *job);
 
 /* A transaction of jobs that end together. The caller owns a reference; NULL: no memory. */
 struct job_txn *job_txn_new(void);

@@ -190,7 +190,7 @@ static void co_backup_abort(void *state)
 {
     struct backup_state *s = state;
 
-    job_co_discard(s->job);
+    job_co_undo(s->job);
     s->job = NULL;
 }
 

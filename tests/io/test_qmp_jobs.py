@@ -486,9 +486,15 @@ class GroupTest(JobCase):
                 ],
             )
         self.assertEqual(self.qmp.command("query-jobs"), [])
-        self.assertEqual(self.events(), ["created", "null"])
+        self.assertEqual(self.events(), ["created", "aborting", "concluded", "null"])
         self.backup()
         self.wait("null")
+
+    def test_a_bad_argument_that_is_found_late(self):
+        with self.assertRaises(QmpError):
+            self.backup(filter_node_name="ta")
+        self.assertIn(self.events(), ([], ["created", "null"]))
+        self.assertEqual(self.qmp.command("query-jobs"), [])
 
 
 class ChainTest(JobCase):
