@@ -133,29 +133,28 @@ static inline int co_preadv_entered(struct block_edge *edge, unsigned index, uin
     return r;
 }
 
-static __attribute__((cold, noinline)) int co_preadv_traced(struct block_edge *edge, unsigned index,
-                                                            uint64_t offset, struct iov iov,
-                                                            unsigned flags)
+/* With what few requests need: the trace point, and the order of a node that serialises. */
+static __attribute__((noinline)) int co_preadv_slow(struct block_edge *edge, unsigned index,
+                                                    uint64_t offset, struct iov iov, unsigned flags)
 {
+    struct range_entry serial;
     int r;
 
+    co_serialise(edge->node, &serial, offset, iov.size, false);
     trace_block_read_begin(edge->node->name, offset, iov.size, flags);
     r = co_preadv_entered(edge, index, offset, iov, flags);
     trace_block_read_end(edge->node->name, offset, iov.size, r);
+    unserialise(edge->node, &serial);
     return r;
 }
 
 int block_co_preadv(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
-    struct range_entry serial;
-    unsigned index;
-    int r;
+    unsigned index = co_enter_gate(edge);
+    bool is_slow = trace_block_read_is_on() || edge->node->serialises;
+    int r = __builtin_expect(is_slow, false) ? co_preadv_slow(edge, index, offset, iov, flags)
+                                             : co_preadv_entered(edge, index, offset, iov, flags);
 
-    index = co_enter_gate(edge);
-    co_serialise(edge->node, &serial, offset, iov.size, false);
-    r = trace_block_read_is_on() ? co_preadv_traced(edge, index, offset, iov, flags)
-                                 : co_preadv_entered(edge, index, offset, iov, flags);
-    unserialise(edge->node, &serial);
     leave(edge, index);
     return r;
 }
@@ -258,29 +257,29 @@ static inline int co_pwritev_entered(struct block_edge *edge, unsigned index, ui
     return r;
 }
 
-static __attribute__((cold, noinline)) int co_pwritev_traced(struct block_edge *edge,
-                                                             unsigned index, uint64_t offset,
-                                                             struct iov iov, unsigned flags)
+/* With what few requests need: the trace point, and the order of a node that serialises. */
+static __attribute__((noinline)) int co_pwritev_slow(struct block_edge *edge, unsigned index,
+                                                     uint64_t offset, struct iov iov,
+                                                     unsigned flags)
 {
+    struct range_entry serial;
     int r;
 
+    co_serialise(edge->node, &serial, offset, iov.size, true);
     trace_block_write_begin(edge->node->name, offset, iov.size, flags);
     r = co_pwritev_entered(edge, index, offset, iov, flags);
     trace_block_write_end(edge->node->name, offset, iov.size, r);
+    unserialise(edge->node, &serial);
     return r;
 }
 
 int block_co_pwritev(struct block_edge *edge, uint64_t offset, struct iov iov, unsigned flags)
 {
-    struct range_entry serial;
-    unsigned index;
-    int r;
+    unsigned index = co_enter_gate(edge);
+    bool is_slow = trace_block_write_is_on() || edge->node->serialises;
+    int r = __builtin_expect(is_slow, false) ? co_pwritev_slow(edge, index, offset, iov, flags)
+                                             : co_pwritev_entered(edge, index, offset, iov, flags);
 
-    index = co_enter_gate(edge);
-    co_serialise(edge->node, &serial, offset, iov.size, true);
-    r = trace_block_write_is_on() ? co_pwritev_traced(edge, index, offset, iov, flags)
-                                  : co_pwritev_entered(edge, index, offset, iov, flags);
-    unserialise(edge->node, &serial);
     leave(edge, index);
     return r;
 }
