@@ -254,10 +254,10 @@ void block_drain_update(void)
 
 /* --- waiting ---------------------------------------------------------------------------------- */
 
-static bool node_is_busy(struct block_node *node)
+static bool node_is_busy(struct block_node *node, const struct block_node *drained)
 {
     return node->driver->drain_busy && node->is_open && !node->closed &&
-           node->driver->drain_busy(node);
+           node->driver->drain_busy(node, drained);
 }
 
 static bool root_is_busy(struct block_root *root)
@@ -293,7 +293,7 @@ static void co_wait_above(struct block_node *node, const struct block_root *but)
         struct block_root *root = find_busy_root(but, mark);
         struct block_node *busy = node;
 
-        while (busy && !node_is_busy(busy)) {
+        while (busy && !node_is_busy(busy, node)) {
             busy = busy->drain_next;
         }
         if (root) {

@@ -298,10 +298,11 @@ struct block_driver {
     int (*co_set_perm)(struct block_node *node, unsigned perm, unsigned shared, struct error *err);
     /*
      * Drain: no requests come between drain_begin and drain_end. `drain_busy` is called until it
-     * returns false: the driver has no work left that no request waits for. None may yield.
+     * returns false: the driver has no work left that no request waits for, and that reaches
+     * `drained`, the node that is to be drained: this one or one below. None may yield.
      */
     void (*drain_begin)(struct block_node *node);
-    bool (*drain_busy)(struct block_node *node);
+    bool (*drain_busy)(struct block_node *node, const struct block_node *drained);
     void (*drain_end)(struct block_node *node);
 
     /* --- control: likewise. Contracts are those of block/control.h, which drains the node. --- */

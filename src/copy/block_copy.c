@@ -40,6 +40,8 @@ struct block_copy {
     atomic_bool cancelled;
     /* pieces */
     atomic_uint in_flight;
+    /* calls that will not read any more */
+    atomic_uint writing_only;
     /* guards pacer, paused, waiters */
     pthread_mutex_t rate_guard;
     struct pacer pacer;
@@ -70,6 +72,10 @@ struct copy_call {
     /* [pos, status_end) reads as zeroes, or has data */
     uint64_t status_end;
     bool status_zero;
+    /* pieces between claim and the end of their read */
+    unsigned reading;
+    /* counted in copy->writing_only */
+    bool writes_only;
     /* 0, or the first error */
     int r;
     struct block_copy_failure failure;
@@ -187,6 +193,16 @@ static void copy_call_fail(struct copy_call *call, int r, bool reading, uint64_t
     }
 }
 
+/* A piece has been read, or will not be: everything may be read now. */
+static void piece_was_read(struct copy_call *call)
+{
+    call->reading--;
+    if (call->reading == 0 && !call->writes_only && (call->pos == call->end || call->r < 0)) {
+        call->writes_only = true;
+        atomic_fetch_add(&call->copy->writing_only, 1);
+    }
+}
+
 /* Query the status at call->pos. */
 static void co_query_copy_status(struct copy_call *call)
 {
@@ -237,6 +253,7 @@ static bool co_claim_piece(struct copy_call *call, struct copy_piece *ret_piece)
         *ret_piece =
             (struct copy_piece){.offset = call->pos, .length = piece_end - call->pos, .zero = zero};
         call->pos = piece_end;
+        call->reading++;
         got = true;
     }
     co_mutex_unlock(&call->claim_lock);
@@ -279,6 +296,11 @@ void block_copy_cancel(struct block_copy *copy)
 bool block_copy_is_busy(const struct block_copy *copy)
 {
     return atomic_load(&copy->in_flight) > 0;
+}
+
+unsigned block_copy_writing_only(const struct block_copy *copy)
+{
+    return atomic_load(&copy->writing_only);
 }
 
 /* Wait while paused, and count the piece as in flight. False if the copy is cancelled. */
@@ -391,14 +413,17 @@ static void co_copy_piece_data(struct copy_call *call, const struct copy_piece *
     int r;
 
     if (co_copy_by_system(copy, piece)) {
+        piece_was_read(call);
         return;
     }
     buffer = co_buffer_get(copy);
     if (!buffer) {
+        piece_was_read(call);
         copy_call_fail(call, -ENOMEM, true, piece->offset);
         return;
     }
     r = block_co_pread(copy->source, piece->offset, buffer, piece->length);
+    piece_was_read(call);
     if (reactor_turn_expired()) {
         loop_co_give_way();
     }
@@ -421,6 +446,7 @@ static void co_copy_piece(struct copy_call *call, const struct copy_piece *piece
         co_copy_piece_data(call, piece);
         return;
     }
+    piece_was_read(call);
     r = block_co_write_zeroes(call->copy->target, piece->offset, piece->length,
                               call->copy->params.zero_flags);
     if (r < 0) {
@@ -436,6 +462,7 @@ static void co_copy_pieces(struct copy_call *call)
     while (co_claim_piece(call, &piece)) {
         co_keep_rate(copy, &piece);
         if (!co_begin_piece(call)) {
+            piece_was_read(call);
             break;
         }
         co_copy_piece(call, &piece);
@@ -478,6 +505,9 @@ int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
     co_group_wait(&call.workers);
     co_group_destroy(&call.workers);
     co_mutex_destroy(&call.claim_lock);
+    if (call.writes_only) {
+        atomic_fetch_sub(&copy->writing_only, 1);
+    }
     if (call.r < 0 && failure) {
         *failure = call.failure;
     }

@@ -94,6 +94,9 @@ void block_copy_cancel(struct block_copy *copy);
 /* Whether a piece is in flight. A drain waits for that after a pause. */
 bool block_copy_is_busy(const struct block_copy *copy);
 
+/* Calls in flight that will not read the source any more. */
+unsigned block_copy_writing_only(const struct block_copy *copy);
+
 /* The longest piece of data, in bytes. */
 uint32_t block_copy_chunk_size(const struct block_copy *copy);
 

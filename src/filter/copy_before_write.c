@@ -14,6 +14,7 @@
 #include "base/time_units.h"
 #include "block/options.h"
 #include "filter/filter.h"
+#include "loop/loop.h"
 
 #define MIN_CLUSTER_SIZE (64 * KiB)
 #define MAX_CLUSTER_SIZE (1 * GiB)
@@ -180,11 +181,16 @@ static int cbw_co_begin(struct block_node *node, struct error *err)
     return cbw_restrict(s, block_bitmap_bits(bitmap), err);
 }
 
-static bool cbw_drain_busy(struct block_node *node)
+/*
+ * A copy that only has to be written concerns the target: a target that hangs holds up no change of
+ * the disk, during which the guest would wait.
+ */
+static bool cbw_drain_busy(struct block_node *node, const struct block_node *drained)
 {
     struct cbw_node *n = node->opaque;
+    struct cbw_state *s = &n->state;
 
-    return cbw_is_busy(&n->state);
+    return cbw_is_busy(s, block_node_reaches(block_edge_node(s->target), drained));
 }
 
 static void cbw_co_close(struct block_node *node)
@@ -243,14 +249,22 @@ static void cbw_child_perm(struct block_node *node, struct block_edge *edge, uns
 static int cbw_co_pwritev(struct block_node *node, uint64_t offset, struct iov iov, unsigned flags)
 {
     struct cbw_state *s = node->opaque;
+    int64_t begun;
+    int r;
 
     if (!(flags & BLOCK_REQ_UNCHANGED)) {
-        int r = cbw_co_before_write(s, offset, iov.size);
+        r = cbw_co_before_write(s, offset, iov.size);
         if (r < 0) {
             return r;
         }
     }
-    return block_co_pwritev(s->file, offset, iov, flags);
+    if (s->timeout_ns == 0) {
+        return block_co_pwritev(s->file, offset, iov, flags);
+    }
+    begun = loop_now_ns();
+    r = block_co_pwritev(s->file, offset, iov, flags);
+    cbw_note_write(s, loop_now_ns() - begun);
+    return r;
 }
 
 static int cbw_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,

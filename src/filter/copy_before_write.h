@@ -35,8 +35,8 @@
  * 5. A release of COPIED clusters waits for the reads of them in the target that are in flight (in
  *    `target_readers`), and then discards the clusters there; new reads get EACCES.
  *
- * A copy continues after its guest write has given up waiting. A drain waits for it
- * (cbw_is_busy()).
+ * A copy continues after its guest write has given up waiting. A drain of the disk waits until it
+ * has read, a drain of the target until it has ended (cbw_is_busy()), and so does closing.
  */
 #ifndef TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
 #define TIDEMARK_FILTER_COPY_BEFORE_WRITE_H
@@ -71,6 +71,7 @@ struct cbw_state {
     struct cbw_job job; /* of cbw_set_job() */
 
     struct co_group copies_running; /* closing waits for these */
+    _Atomic int64_t own_write_ns;   /* how long the disk's own writes take, on average */
 
     /*
      * Guards the following members. Held for work on the tables only, never across a yield. No
@@ -80,6 +81,7 @@ struct cbw_state {
     struct dirty_bitmap *access;       /* clusters that the snapshot may read */
     struct dirty_bitmap *done;         /* clusters that are in the target */
     struct range_index copies;         /* of struct cbw_copy: in flight */
+    unsigned copy_count;               /* of these */
     struct list spare_copies;          /* of struct cbw_copy: for reuse */
     struct range_index readers;        /* of struct cbw_reader: fleecing reads of the active disk */
     struct range_index target_readers; /* likewise, of the target */
@@ -87,6 +89,11 @@ struct cbw_state {
     bool broken;                       /* a copy failed: the snapshot can't be read any more */
     int broken_by;                     /* the error of that copy, and where it failed */
     struct block_copy_failure broken_at;
+    /*
+     * How long guests have been held up lately, and until when that was counted: with
+     * CBW_BREAK_SNAPSHOT the time limit holds for this sum, too.
+     */
+    int64_t held_up_ns, held_up_until_ns;
     /*
      * Bytes copied before writes; guest writes that waited for a copy, and whose copy was too slow.
      */
@@ -107,8 +114,11 @@ int cbw_state_init(struct cbw_state *s, struct error *err);
  * `cluster_size`) may be read. Does not yield.
  */
 void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access);
-/* Whether copies are in flight. Any thread. */
-bool cbw_is_busy(struct cbw_state *s);
+/*
+ * Whether copies are in flight; without `writing`, only those that may still read or change the
+ * disk. Any thread.
+ */
+bool cbw_is_busy(struct cbw_state *s, bool writing);
 /* Wait for copies in flight, then release. Yields. */
 void cbw_co_state_destroy(struct cbw_state *s);
 
@@ -117,6 +127,9 @@ void cbw_co_state_destroy(struct cbw_state *s);
  * result is an error of the copy, or -ETIMEDOUT, with which the guest's write has to fail. Yields.
  */
 int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length);
+
+/* A guest's write to the active disk has taken so long. Any thread; does not yield. */
+void cbw_note_write(struct cbw_state *s, int64_t ns);
 
 /* Read frozen contents. -EACCES where they may not be read, or no longer. Yields. */
 int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov);

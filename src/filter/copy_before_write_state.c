@@ -7,11 +7,18 @@
 
 #include "base/checked.h"
 #include "base/log.h"
+#include "base/time_units.h"
 #include "co/wait.h"
 #include "loop/loop.h"
 
 /* Most copies in flight for one guest write; each may have several requests in flight. */
 #define COPIES_PER_WRITE 16u
+/*
+ * A wait for copies holds a guest up if it is that long, and that many times as long as the guest's
+ * write itself.
+ */
+#define HELD_UP_NS (50 * NS_PER_MS)
+#define HELD_UP_TIMES 10
 /* Longest area from which one status query excludes guest writes. */
 #define STATUS_MAX (1 * GiB)
 
@@ -95,14 +102,18 @@ void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access)
     s->access = access;
 }
 
-bool cbw_is_busy(struct cbw_state *s)
+bool cbw_is_busy(struct cbw_state *s, bool writing)
 {
-    bool busy;
+    unsigned busy;
 
     pthread_mutex_lock(&s->lock);
-    busy = !range_index_is_empty(&s->copies);
+    busy = s->copy_count;
+    if (!writing && !s->job.discard_source && !s->job.skip_unallocated) {
+        /* A call that ends at this moment counts as busy once more. */
+        busy -= MIN(busy, block_copy_writing_only(s->copy));
+    }
     pthread_mutex_unlock(&s->lock);
-    return busy;
+    return busy > 0;
 }
 
 void cbw_co_state_destroy(struct cbw_state *s)
@@ -234,6 +245,7 @@ static struct cbw_copy *copy_new_locked(struct cbw_write *w, uint64_t offset, ui
     copy->result = 0;
     co_queue_init(&copy->waiters);
     range_index_add(&s->copies, &copy->item, offset, length);
+    s->copy_count++;
     co_group_add(&s->copies_running);
     return copy;
 }
@@ -361,6 +373,7 @@ static void co_run_copy(struct cbw_copy *copy)
     copy->result = r;
     copy->finished = true;
     range_index_remove(&s->copies, &copy->item);
+    s->copy_count--;
     co_queue_wake_all(&copy->waiters);
     copy_unref_locked(copy);
     pthread_mutex_unlock(&s->lock);
@@ -544,6 +557,34 @@ static void co_wait_readers_release(struct cbw_state *s, struct range_index *ind
     pthread_mutex_unlock(&s->lock);
 }
 
+void cbw_note_write(struct cbw_state *s, int64_t ns)
+{
+    int64_t average = atomic_load_explicit(&s->own_write_ns, memory_order_relaxed);
+
+    /* A sample that another thread's overwrites is no loss. */
+    atomic_store_explicit(&s->own_write_ns, average + (ns - average) / 16, memory_order_relaxed);
+}
+
+/*
+ * A guest write has waited for copies from `begun` to `ended`. Time in which guests were held up
+ * adds to the sum, time in which they were not is taken off it. True if the sum has come to the
+ * time limit: guests have been held up for more than half of the time, although no write for that
+ * long.
+ */
+static bool held_up_too_long_locked(struct cbw_state *s, int64_t begun, int64_t ended)
+{
+    int64_t own = atomic_load_explicit(&s->own_write_ns, memory_order_relaxed);
+    int64_t from = MAX(begun, s->held_up_until_ns), gap = from - s->held_up_until_ns;
+
+    if (s->timeout_ns == 0 || ended - begun < MAX(HELD_UP_NS, HELD_UP_TIMES * own) ||
+        ended <= from) {
+        return false;
+    }
+    s->held_up_ns = MAX(s->held_up_ns - gap, 0) + (ended - from);
+    s->held_up_until_ns = ended;
+    return s->held_up_ns >= s->timeout_ns;
+}
+
 /* Of a copy; never the one that is looked for. */
 static bool wake_waiters_locked(const struct range_item *item, const void *arg)
 {
@@ -582,6 +623,7 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
     uint64_t start = round_down(offset, s->cluster_size);
     uint64_t end = MIN(round_up(offset + length, s->cluster_size), s->size);
     bool newly_broken = false;
+    int64_t begun = s->timeout_ns ? loop_now_ns() : 0;
     int r, cause;
 
     if (length == 0 || start >= end) {
@@ -591,6 +633,11 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
     pthread_mutex_lock(&s->lock);
     r = cause = co_copy_range_locked(&w, start, end);
     s->waits += w.waited;
+    if (r == 0 && w.waited && s->on_error == CBW_BREAK_SNAPSHOT && !s->broken &&
+        held_up_too_long_locked(s, begun, loop_now_ns())) {
+        s->timeouts++;
+        r = cause = -ETIMEDOUT;
+    }
     if (r < 0 && s->on_error == CBW_BREAK_SNAPSHOT) {
         newly_broken = break_snapshot_locked(s, cause, w.failure);
         r = 0;

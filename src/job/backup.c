@@ -208,7 +208,7 @@ static int co_watch_guests(struct backup *b)
 /* Copies of guest writes that are still in flight, of areas that the job needed no more. */
 static void co_wait_for_copies(struct backup *b)
 {
-    while (cbw_is_busy(b->cbw)) {
+    while (cbw_is_busy(b->cbw, true)) {
         loop_co_sleep(IDLE_LOOK_NS);
     }
 }

@@ -2,10 +2,12 @@
 """Reading a point in time of a disk in use, through the daemon."""
 
 import os
+import signal
 import time
 
 import tidemark
-from nbd_raw import READ, TRIM, WRITE, RawClient
+from nbd_raw import EPERM, READ, TRIM, WRITE, RawClient
+from nbd_server import Nbdkit, NbdServer
 from tidemark import io
 
 MIB = 1 << 20
@@ -29,12 +31,15 @@ class FleecingCase(tidemark.TestCase):
         self.qmp.command("block-export-add", type="nbd", id=f"guest-{name}", node_name=name,
                          name=f"guest-{name}", writable=True)  # fmt: skip
 
-    def view_actions(self, name="disk", view="view", below=None, fmt="raw", size="16M", **options):
+    def view_actions(self, name="disk", view="view", below=None, fmt="raw", size="16M", temp=None,
+                     **options):  # fmt: skip
         """Actions that put a filter above `below` and open and export a view of it."""
-        path = self.create(f"{view}.{fmt}", size, fmt)
+        if not temp:
+            path = self.create(f"{view}.{fmt}", size, fmt)
+            temp = {"driver": fmt, "discard": "unmap",
+                    "file": {"driver": "file", "filename": path, "discard": "unmap"}}  # fmt: skip
         return [
-            ("blockdev-add", {"driver": fmt, "node-name": f"{view}-temp", "discard": "unmap",
-                              "file": {"driver": "file", "filename": path, "discard": "unmap"}}),
+            ("blockdev-add", {**temp, "node-name": f"{view}-temp"}),
             ("blockdev-add", {"driver": "copy-before-write", "node-name": f"{view}-cbw",
                               "file": below or name, "target": f"{view}-temp", **options}),
             ("blockdev-replace", {"export": f"guest-{name}", "node-name": f"{view}-cbw"}),
@@ -131,3 +136,95 @@ class Discards(FleecingCase):
     def test_qcow2_disk_that_ends_within_a_cluster(self):
         size = 2 * MIB + 5 * 512
         self.check("qcow2", size, self.pieces(size, 90000), 0)
+
+
+class BadTemporaryImages(FleecingCase):
+    """The temporary image is full, slow or hangs: the guest goes on, without the snapshot."""
+
+    BREAKS = {"on-cbw-error": "break-snapshot", "cbw-timeout": 1}
+    COUNT = 1500
+
+    def setUp(self):
+        super().setUp()
+        self.add_disk(size="128M")
+
+    def figures(self):
+        found = self.qmp.command("x-tidemark-query-stats", target="node")
+        return next(o["stats"] for o in found
+                    if o["group"] == "copy-before-write" and o["labels"] == {"node": "view-cbw"})  # fmt: skip
+
+    def write_all_over(self, guest):
+        """Latencies of writes, each to a cluster of its own at first, in seconds."""
+        times = []
+        for i in range(self.COUNT):
+            begun = time.monotonic()
+            self.write(guest, 0x22, i * 7 % 2048 * CLUSTER, 4096)
+            times.append(time.monotonic() - begun)
+        return times
+
+    def assert_unharmed(self, times, reader, error=EPERM):
+        times.sort()
+        self.assertLess(times[int(len(times) * 0.99)], 0.03, times[-20:])
+        self.assertLess(sum(times), 8)
+        self.do(reader, READ, 0, 512, error=error)
+        self.assertEqual(self.figures()["broken"], 1)
+
+    def test_full(self):
+        file = {"driver": "file", "filename": self.create("view.raw", "128M", "raw")}
+        temp = {"driver": "blkdebug", "image": file,
+                "inject-error": [{"event": "none", "iotype": "write", "errno": 28}]}  # fmt: skip
+        self.add_view(temp=temp, **self.BREAKS)
+        guest, reader = self.client("guest-disk"), self.client("view")
+        self.assert_unharmed(self.write_all_over(guest), reader)
+        self.assertEqual(self.do(guest, READ, 0, 1), b"\x22")
+        self.assertIn("No space left on device", self.server.log())
+
+    def test_slow(self):
+        """100 ms for each write: no copy takes as long as the limit, but all of them together."""
+        server = self.own(Nbdkit(self.dir, "--filter=delay", "memory", "128M", "wdelay=100ms"))
+        temp = {"driver": "nbd", "server": {"type": "unix", "path": server.socket}}
+        self.add_view(temp=temp, **self.BREAKS)
+        guest, reader = self.client("guest-disk"), self.client("view")
+        self.write(guest, 0x22, 0, 4096)
+        self.assertEqual(self.do(reader, READ, 0, 512), b"\x11" * 512)
+        self.assert_unharmed(self.write_all_over(guest), reader)
+        self.assertGreaterEqual(self.figures()["copied-clusters"], 5)
+
+    def test_hung(self):
+        raw = self.create("below.raw", "128M", "raw")
+        below = self.own(NbdServer(self.dir, "-f", "raw", raw, name="below"))
+        self.addCleanup(lambda: below.is_running() and os.kill(below.pid, signal.SIGCONT))
+        self.add_view(temp={"driver": "nbd", "server": {"type": "unix", "path": below.socket}},
+                      **self.BREAKS)  # fmt: skip
+        guest, reader = self.client("guest-disk"), self.client("view")
+        os.kill(below.pid, signal.SIGSTOP)
+        self.assert_unharmed(self.write_all_over(guest), reader)
+        self.assertEqual(self.figures()["timeouts"], 1)
+        # The copy that timed out goes on; commands that stop the guest for a moment don't wait.
+        begun = time.monotonic()
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
+        self.qmp.command("block-export-del", id="view", mode="hard")
+        self.qmp.command("blockdev-del", node_name="view")
+        self.qmp.command("blockdev-replace", export="guest-disk", node_name="disk")
+        self.write(guest, 0x33, 0, 4096)
+        self.assertLess(time.monotonic() - begun, 1)
+        os.kill(below.pid, signal.SIGCONT)
+        self.qmp.command("blockdev-del", node_name="view-cbw")
+        self.write(guest, 0x44, 0, 4096)
+        self.assertEqual(self.do(guest, READ, 0, 1), b"\x44")
+
+    def test_end_of_the_daemon_while_a_copy_hangs(self):
+        raw = self.create("below.raw", "128M", "raw")
+        below = self.own(NbdServer(self.dir, "-f", "raw", raw, name="below"))
+        self.addCleanup(lambda: below.is_running() and os.kill(below.pid, signal.SIGCONT))
+        self.add_view(temp={"driver": "nbd", "server": {"type": "unix", "path": below.socket}},
+                      **self.BREAKS)  # fmt: skip
+        guest = self.client("guest-disk")
+        os.kill(below.pid, signal.SIGSTOP)
+        self.write(guest, 0x22, 0, 4096)
+        begun = time.monotonic()
+        os.kill(self.server.pid, signal.SIGTERM)
+        time.sleep(0.5)
+        os.kill(self.server.pid, signal.SIGTERM)
+        self.server.wait(timeout=15)
+        self.assertLess(time.monotonic() - begun, 10)

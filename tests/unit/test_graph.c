@@ -59,7 +59,7 @@ static void layer_drain_begin(struct block_node *node)
     layer.drain_begun++;
 }
 
-static bool layer_drain_busy(struct block_node *node)
+static bool layer_drain_busy(struct block_node *node, const struct block_node *drained)
 {
     return layer.busy;
 }

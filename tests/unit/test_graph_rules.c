@@ -56,7 +56,7 @@ static int lock_co_pwritev(struct block_node *node, uint64_t offset, struct iov 
     return 0;
 }
 
-static bool lock_drain_busy(struct block_node *node)
+static bool lock_drain_busy(struct block_node *node, const struct block_node *drained)
 {
     return lock.busy;
 }
