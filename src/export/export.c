@@ -57,6 +57,13 @@ void export_set_event_fn(void (*fn)(enum export_event event, const char *id, voi
     event_arg = arg;
 }
 
+void export_lease_ended(struct export *e)
+{
+    if (event_fn) {
+        event_fn(EXPORT_EVENT_LEASE_ENDED, e->id, event_arg);
+    }
+}
+
 void export_register_type(const struct export_type *type)
 {
     assert(type_count < EXPORT_TYPES_MAX);

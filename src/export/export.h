@@ -135,6 +135,8 @@ void export_foreach_client(const char *id, export_client_fn *fn, void *arg);
 enum export_event {
     /* QMP: BLOCK_EXPORT_DELETED; `id` names the export. */
     EXPORT_EVENT_DELETED,
+    /* The export was a lease (docs/fleecing.md), and its last client has gone. */
+    EXPORT_EVENT_LEASE_ENDED,
 };
 
 /* Set the one listener; NULL: none. It is called on the main reactor, and must not yield. */

@@ -32,6 +32,9 @@ struct export_access {
     bool writethrough;
 };
 
+/* The export was a lease, and its last client has gone. Does not yield. */
+void export_lease_ended(struct export *e);
+
 struct export_type {
     /* The value of "type" in QMP and on command lines. */
     const char *name;

@@ -15,6 +15,8 @@ struct nbd_state {
     char *name;
     char *description; /* NULL: none */
     bool allocation_depth;
+    bool lease;                       /* the exported view goes with its last client */
+    struct export *export;            /* that this is the state of */
     struct json_object *wanted;       /* reference to the list of bitmaps; NULL: none */
     struct block_bitmap **bitmaps;    /* each taken (busy) */
     struct block_root **bitmap_roots; /* for each, the one on its node */
@@ -49,6 +51,7 @@ static int take_nbd_options(struct nbd_state *s, const struct export_config *con
 
     UNLESS_FAILED(r, options_take_str(opts, "description", &s->description, err));
     UNLESS_FAILED(r, options_take_bool(opts, "allocation-depth", false, &s->allocation_depth, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "x-lease", false, &s->lease, err));
     UNLESS_FAILED(r, options_take_list(opts, "bitmaps", &s->wanted, err));
     if (r < 0) {
         return r;
@@ -197,6 +200,11 @@ static int co_take_bitmaps(struct nbd_state *s, const struct export_access *acce
 
 /* --- life ----------------------------------------------------------------------------------- */
 
+static void nbd_unused(void *arg)
+{
+    export_lease_ended(((struct nbd_state *)arg)->export);
+}
+
 static int nbd_co_prepare(void *state, const struct export_access *access, struct error *err)
 {
     struct nbd_state *s = state;
@@ -208,8 +216,19 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
         .writethrough = access->writethrough,
         .allocation_depth = s->allocation_depth,
         .reactor = access->reactor,
+        .on_unused = s->lease ? nbd_unused : NULL,
+        .arg = s,
     };
-    int r = co_take_bitmaps(s, access, err);
+    int r;
+
+    s->export = access->export;
+    if (s->lease && !block_node_is_frozen_view(block_root_node(access->root))) {
+        return error_set(err, EINVAL,
+                         "Option 'x-lease' is for snapshot-access nodes, which '%s' "
+                         "is not",
+                         block_node_name(block_root_node(access->root)));
+    }
+    r = co_take_bitmaps(s, access, err);
 
     if (r < 0) {
         return r;

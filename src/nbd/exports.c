@@ -121,6 +121,8 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->writethrough = config->writethrough;
     e->allocation_depth = config->allocation_depth;
     e->reactor = config->reactor;
+    e->on_unused = config->on_unused;
+    e->arg = config->arg;
     list_init(&e->clients);
     list_append(&s->prepared, &e->link);
     *ret_export = e;
@@ -140,6 +142,7 @@ void nbd_export_set_size(struct nbd_export *e, uint64_t size)
 
 void nbd_export_unpublish(struct nbd_export *e)
 {
+    e->on_unused = NULL;
     list_remove(&e->link);
 }
 
@@ -163,6 +166,9 @@ void nbd_connection_detach(struct nbd_connection *c)
     list_remove(&c->export_link);
     nbd_counters_retire(&c->counters, e->past);
     e->client_count--;
+    if (e->client_count == 0 && e->on_unused) {
+        e->on_unused(e->arg);
+    }
     if (e->client_count == 0 && e->free_waiter) {
         struct co *co = e->free_waiter;
 

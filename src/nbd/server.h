@@ -102,6 +102,9 @@ struct nbd_export_config {
     size_t bitmap_count;
     /* NULL: connections are spread over the processors. */
     struct reactor *reactor;
+    /* Called when its last client has gone while it is published; must not yield. NULL: not. */
+    void (*on_unused)(void *arg);
+    void *arg;
 };
 
 /*

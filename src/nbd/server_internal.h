@@ -165,6 +165,9 @@ struct nbd_export {
     /* Of struct nbd_connection.export_link. */
     struct list clients;
     size_t client_count;
+    /* As configured; NULL once the export is unpublished. */
+    void (*on_unused)(void *arg);
+    void *arg;
     /* Waits for all clients to be gone. */
     struct co *free_waiter;
     /* The sum of the figures of clients that are gone. */

@@ -9,6 +9,7 @@
 
 #include "base/checked.h"
 #include "base/json_read.h"
+#include "base/json_write.h"
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
@@ -21,7 +22,7 @@
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
 #include "qmp/jobs.h"
-#include "base/json_write.h"
+#include "qmp/lease.h"
 #include "trace/events.h"
 
 #define READ_SIZE 4096
@@ -314,8 +315,13 @@ void qmp_emit(const char *name, struct json_object *data)
 
 static void on_export_event(enum export_event event, const char *id, void *arg)
 {
-    struct json_object *data = json_object_new_object();
+    struct json_object *data;
 
+    if (event == EXPORT_EVENT_LEASE_ENDED) {
+        qmp_end_lease(id);
+        return;
+    }
+    data = json_object_new_object();
     qmp_put_str(data, "id", id);
     qmp_emit("BLOCK_EXPORT_DELETED", data);
 }

@@ -3,11 +3,14 @@
 
 import os
 import signal
+import struct
+import threading
 import time
 
 import tidemark
 from nbd_raw import EPERM, READ, TRIM, WRITE, RawClient
 from nbd_server import Nbdkit, NbdServer
+from qmp import QmpError
 from tidemark import io
 
 MIB = 1 << 20
@@ -32,7 +35,7 @@ class FleecingCase(tidemark.TestCase):
                          name=f"guest-{name}", writable=True)  # fmt: skip
 
     def view_actions(self, name="disk", view="view", below=None, fmt="raw", size="16M", temp=None,
-                     **options):  # fmt: skip
+                     lease=False, **options):  # fmt: skip
         """Actions that put a filter above `below` and open and export a view of it."""
         if not temp:
             path = self.create(f"{view}.{fmt}", size, fmt)
@@ -46,7 +49,7 @@ class FleecingCase(tidemark.TestCase):
             ("blockdev-add", {"driver": "snapshot-access", "node-name": view,
                               "file": f"{view}-cbw"}),
             ("block-export-add", {"type": "nbd", "id": view, "node-name": view, "name": view,
-                                  "writable": True}),
+                                  "writable": True, **({"x-lease": True} if lease else {})}),
         ]  # fmt: skip
 
     def add_view(self, *arguments, **more):
@@ -228,3 +231,152 @@ class BadTemporaryImages(FleecingCase):
         os.kill(self.server.pid, signal.SIGTERM)
         self.server.wait(timeout=15)
         self.assertLess(time.monotonic() - begun, 10)
+
+
+class Lease(FleecingCase):
+    """A view that goes when its last client has gone."""
+
+    def nodes(self):
+        return {n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)
+                if not n["node-name"].startswith("#")}  # fmt: skip
+
+    def exports(self):
+        return {e["id"]: e["node-name"] for e in self.qmp.command("query-block-exports")}
+
+    def wait_gone(self, *nodes):
+        tidemark.wait_until(lambda: not self.nodes() & set(nodes), "the end of the lease")
+
+    def test_view_and_temporary_image_vanish(self):
+        self.add_disk()
+        for fmt in "raw", "qcow2":
+            with self.subTest(fmt):
+                self.add_view(fmt=fmt, lease=True)
+                path = self.path(f"view.{fmt}")
+                guest, reader, other = self.client("guest-disk"), self.client("view"), self.client("view")
+                self.write(guest, 0x11, 0, MIB)
+                self.assertEqual(self.do(reader, READ, 0, 512), b"\x11" * 512)
+                other.sock.close()
+                time.sleep(0.2)
+                self.assertEqual(self.exports(), {"guest-disk": "view-cbw", "view": "view"})
+                self.assertTrue(os.path.exists(path))
+                reader.request(READ, 0, MIB)  # it does not take the answer
+                reader.sock.close()
+                self.wait_gone("view", "view-cbw", "view-temp")
+                self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+                tidemark.wait_until(lambda: not os.path.exists(path), "the end of the file")
+                self.assertEqual(self.exports(), {"guest-disk": "disk"})
+                self.write(guest, 0x11, MIB, 4096)
+                self.assertEqual(self.do(guest, READ, 0, 1), b"\x11")
+
+    def test_each_view_has_its_lease(self):
+        self.add_disk()
+        self.add_view(lease=True)
+        guest, first = self.client("guest-disk"), self.client("view")
+        self.write(guest, 0x22, 0, 4096)
+        self.add_view(view="later", below="view-cbw", lease=True)
+        second = self.client("later")
+        self.write(guest, 0x33, 0, 4096)
+        first.sock.close()
+        self.wait_gone("view", "view-cbw", "view-temp")
+        self.write(guest, 0x44, 4096, 4096)
+        self.assertEqual(self.do(second, READ, 0, 8192), b"\x22" * 4096 + b"\x11" * 4096)
+        second.sock.close()
+        self.wait_gone("later", "later-cbw", "later-temp")
+        self.assertEqual(self.nodes(), {"disk"})
+
+    def test_what_others_use_stays(self):
+        self.add_disk()
+        self.add_view(lease=True)
+        self.qmp.command("blockdev-add", driver="snapshot-access", node_name="more",
+                         file="view-cbw")  # fmt: skip
+        self.client("view").sock.close()
+        self.wait_gone("view")
+        time.sleep(0.2)
+        self.assertEqual(self.nodes(), {"disk", "view-cbw", "view-temp", "more"})
+        self.assertEqual(self.exports(), {"guest-disk": "view-cbw"})
+
+    def test_only_views_are_leased(self):
+        self.add_disk()
+        with self.assertRaises(QmpError) as caught:
+            self.qmp.command("block-export-add", type="nbd", id="x", node_name="disk", name="x",
+                             x_lease=True)  # fmt: skip
+        self.assertIn("snapshot-access", caught.exception.desc)
+
+
+class Views(FleecingCase):
+    def test_views_of_one_disk_are_each_exact(self):
+        """Filters on top of each other, each with the contents that the disk had then."""
+        self.add_disk()
+        guest = self.client("guest-disk")
+        below, readers, model = "disk", [], bytearray(b"\x11" * 16 * MIB)
+        for n in range(3):
+            view = f"view{n}"
+            self.add_view(view=view, below=below, fmt=("raw", "qcow2")[n % 2])
+            below = f"{view}-cbw"
+            readers.append((self.client(view), bytes(model)))
+            for i in range(40):
+                at, length = (i * 37 + n * 11) % 255 * CLUSTER + i * 512, 4096 << (i % 6)
+                length = min(length, len(model) - at)
+                self.write(guest, 0x20 + n * 40 + i, at, length)
+                model[at : at + length] = bytes([0x20 + n * 40 + i]) * length
+        for reader, expected in readers:
+            for at in range(0, 16 * MIB, MIB):
+                self.assertEqual(self.do(reader, READ, at, MIB), expected[at : at + MIB])
+        # Discards concern one view.
+        self.do(readers[1][0], TRIM, 0, 16 * MIB)
+        self.do(readers[1][0], READ, 0, 512, error=EPERM)
+        self.assertEqual(self.do(readers[0][0], READ, 0, MIB), readers[0][1][:MIB])
+        self.assertEqual(self.do(readers[2][0], READ, 0, MIB), readers[2][1][:MIB])
+
+    def test_several_disks_at_one_moment(self):
+        """A counter is written to one disk, then to the other: the views differ by one at most."""
+        disks = ["a", "b"]
+        for name in disks:
+            self.add_disk(name)
+        guests = [self.client(f"guest-{name}") for name in disks]
+        stop = threading.Event()
+
+        def count():
+            number = 0
+            while not stop.is_set():
+                number += 1
+                for guest in guests:
+                    self.do(guest, WRITE, 0, 8, struct.pack(">Q", number))
+
+        for guest in guests:
+            self.do(guest, WRITE, 0, 8, bytes(8))
+        thread = threading.Thread(target=count)
+        thread.start()
+        try:
+            for n in range(10):
+                time.sleep(0.02)
+                actions = [self.view_actions(name, view=f"{name}{n}",
+                                             below=f"{name}{n - 1}-cbw" if n else None)
+                           for name in disks]  # fmt: skip
+                self.qmp.transaction(*actions[0], *actions[1])
+        finally:
+            stop.set()
+            thread.join()
+        seen = []
+        for n in range(10):
+            a, b = (struct.unpack(">Q", self.do(self.client(f"{name}{n}"), READ, 0, 8))[0]
+                    for name in disks)  # fmt: skip
+            self.assertIn(a - b, (0, 1))
+            seen.append(a)
+        self.assertEqual(seen, sorted(seen))
+        self.assertGreater(seen[-1], seen[0])
+
+    def test_min_cluster_size_and_bitmap(self):
+        self.add_disk()
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
+        guest = self.client("guest-disk")
+        self.write(guest, 0x22, 3 * MIB + 4096, 4096)
+        self.add_view(bitmap={"node": "disk", "name": "b"}, **{"min-cluster-size": 1 << 20})
+        reader = self.client("view")
+        self.write(guest, 0x33, 3 * MIB + 4096, 4096)
+        self.assertEqual(self.do(reader, READ, 3 * MIB, MIB),
+                         b"\x11" * 4096 + b"\x22" * 4096 + b"\x11" * (MIB - 8192))  # fmt: skip
+        self.do(reader, READ, 3 * MIB - 512, 512, error=EPERM)
+        self.do(reader, READ, 4 * MIB, 512, error=EPERM)
+        self.write(guest, 0x33, 8 * MIB, 4096)
+        self.assertAlmostEqual(os.stat(self.path("view.raw")).st_blocks * 512, MIB, delta=65536)

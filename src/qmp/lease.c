@@ -1,0 +1,149 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "qmp/lease.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/cleanup.h"
+#include "base/log.h"
+#include "block/block.h"
+#include "block/control_lock.h"
+#include "export/export.h"
+#include "job/job.h"
+#include "loop/loop.h"
+#include "qmp/command_lock.h"
+
+/* What belongs to a view. Referenced, each of them. */
+struct view {
+    struct block_node *access, *filter, *disk, *target;
+};
+
+static bool view_of(struct block_node *access, struct view *v)
+{
+    struct block_node *filter = block_node_child(access, "file");
+
+    if (!filter || strcmp(block_driver_name(block_node_driver(filter)), "copy-before-write") != 0) {
+        return false;
+    }
+    *v = (struct view){
+        .access = block_node_ref(access),
+        .filter = block_node_ref(filter),
+        .disk = block_node_ref(block_node_child(filter, "file")),
+        .target = block_node_ref(block_node_child(filter, "target")),
+    };
+    return true;
+}
+
+/*
+ * Give our reference to a node back, and the monitor's, unless others use it. *node becomes NULL.
+ * Whether it is closed. The control lock is released while it is.
+ */
+static bool co_drop(struct block_node **node)
+{
+    struct block_node *n = *node;
+    bool unused = !block_node_in_use(n) && job_check_node(n, NULL) == 0;
+
+    *node = NULL;
+    if (unused && block_node_is_monitor_owned(n)) {
+        block_node_set_monitor_owned(n, false);
+        block_node_forget_name(n);
+        block_co_unref(n);
+    }
+    block_control_unlock();
+    block_co_unref(n);
+    block_co_control_lock();
+    return unused;
+}
+
+/* The regular file that an image lies in; NULL: none, or not known. The caller frees it. */
+static char *file_of(struct block_node *node)
+{
+    const char *name;
+    struct stat st;
+
+    while (block_node_child(node, "file")) {
+        node = block_node_child(node, "file");
+    }
+    name = block_node_filename(node);
+    return name && strcmp(block_driver_name(block_node_driver(node)), "file") == 0 &&
+                   stat(name, &st) == 0 && S_ISREG(st.st_mode)
+               ? strdup(name)
+               : NULL;
+}
+
+static void co_remove_target(struct view *v)
+{
+    AUTO_FREE char *file = file_of(v->target);
+
+    if (co_drop(&v->target) && file && unlink(file) < 0) {
+        log_warning("file '%s' of a lease that has ended stays: %s", file, strerror(errno));
+    }
+}
+
+/* The filter goes unless another view reads it. */
+static void co_remove_filter(struct view *v)
+{
+    struct block_edge *edge = NULL;
+    ERROR_AUTO(err);
+
+    while ((edge = block_node_next_parent(v->filter, edge))) {
+        if (block_edge_parent(edge) && block_node_is_frozen_view(block_edge_parent(edge))) {
+            return;
+        }
+    }
+    if (block_co_node_replace(v->filter, v->disk, &err) < 0) {
+        log_error("node '%s' stays above '%s', though its lease has ended: %s",
+                  block_node_name(v->filter), block_node_name(v->disk), error_message(&err));
+        return;
+    }
+    if (co_drop(&v->filter)) {
+        co_remove_target(v);
+    }
+}
+
+static void co_end_locked(const char *id)
+{
+    struct export_info info;
+    struct view v = {0};
+    ERROR_AUTO(err);
+
+    if (!export_find(id, &info) || info.shutting_down || info.clients > 0 ||
+        !view_of(info.node, &v)) {
+        return;
+    }
+    log_info("the lease of export '%s' ends with its last client", id);
+    if (export_co_del(id, EXPORT_DEL_HARD, true, &err) < 0) {
+        log_error("export '%s' stays, though its lease has ended: %s", id, error_message(&err));
+    } else if (co_drop(&v.access)) {
+        co_remove_filter(&v);
+    }
+    block_control_unlock();
+    block_co_unref(v.access);
+    block_co_unref(v.filter);
+    block_co_unref(v.target);
+    block_co_unref(v.disk);
+    block_co_control_lock();
+}
+
+static void co_end_lease(void *arg)
+{
+    AUTO_FREE char *id = arg;
+
+    if (qmp_co_lock_command(NULL) == 0) {
+        co_end_locked(id);
+    }
+    block_control_unlock();
+}
+
+void qmp_end_lease(const char *export_id)
+{
+    char *id = strdup(export_id);
+
+    if (!id || reactor_spawn(reactor_main(), co_end_lease, id) < 0) {
+        free(id);
+        log_error("Out of memory: export '%s' stays, though its lease has ended", export_id);
+    }
+}
