@@ -131,6 +131,18 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length);
 /* A guest's write to the active disk has taken so long. Any thread; does not yield. */
 void cbw_note_write(struct cbw_state *s, int64_t ns);
 
+/*
+ * Wait for the reads of [offset, offset + length) that are in `index` now. Called with `lock`,
+ * returns with it released. Yields.
+ */
+void cbw_co_wait_readers_release(struct cbw_state *s, struct range_index *index, uint64_t offset,
+                                 uint64_t length);
+/*
+ * Discard clusters of the target. The last one lies there as a whole, if the target has room for
+ * that. Yields.
+ */
+int cbw_co_discard_copies(struct cbw_state *s, uint64_t start, uint64_t end);
+
 /* Read frozen contents. -EACCES where they may not be read, or no longer. Yields. */
 int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov);
 /*

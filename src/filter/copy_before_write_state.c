@@ -19,8 +19,6 @@
  */
 #define HELD_UP_NS (50 * NS_PER_MS)
 #define HELD_UP_TIMES 10
-/* Longest area from which one status query excludes guest writes. */
-#define STATUS_MAX (1 * GiB)
 
 /* A copy in flight of clusters that were UNTOUCHED. */
 struct cbw_copy {
@@ -36,13 +34,6 @@ struct cbw_copy {
     int result;
     struct block_copy_failure failure;
     struct co_queue waiters;
-};
-
-/* A fleecing read of the active disk, or of the target; on the reader's stack. */
-struct cbw_reader {
-    struct range_item item;
-    struct range_index *index; /* the index that the reader is in */
-    struct co_queue waiters;   /* guest writes, or releases */
 };
 
 /*
@@ -260,16 +251,6 @@ static void copy_unref_locked(struct cbw_copy *copy)
 /* --- copying ---------------------------------------------------------------------------------- */
 
 /*
- * Discard clusters of the target. The last one lies there as a whole, if the target has room for
- * that.
- */
-static int co_discard_copies(struct cbw_state *s, uint64_t start, uint64_t end)
-{
-    end = MIN(round_up(end, s->cluster_size), block_edge_size(s->target));
-    return block_co_discard(s->target, start, end - start);
-}
-
-/*
  * Clusters of a copy are in the target: those that may still be read become COPIED. Those released
  * meanwhile are discarded in the target: nobody will read them there, or write them there again.
  */
@@ -290,7 +271,7 @@ static void co_mark_done(struct cbw_copy *copy, uint64_t pos, uint64_t end)
         }
         pthread_mutex_unlock(&s->lock);
         if (!readable && !s->has_job) {
-            (void)co_discard_copies(s, pos, pos + run); /* space only */
+            (void)cbw_co_discard_copies(s, pos, pos + run); /* space only */
         }
         pos += run;
     }
@@ -538,25 +519,6 @@ static int co_copy_range_locked(struct cbw_write *w, uint64_t offset, uint64_t e
     return s->broken ? 0 : r;
 }
 
-/*
- * Wait for the reads of [offset, offset + length) that are in `index` now. Returns with the lock
- * released.
- */
-static void co_wait_readers_release(struct cbw_state *s, struct range_index *index, uint64_t offset,
-                                    uint64_t length)
-{
-    struct range_item *item;
-
-    while ((item = range_index_find(index, offset, length, NULL, NULL))) {
-        struct cbw_reader *reader = container_of(item, struct cbw_reader, item);
-
-        co_queue_wait_for_release(&reader->waiters, &s->lock, "a read of the snapshot, by node",
-                                  s->name, -1);
-        pthread_mutex_lock(&s->lock);
-    }
-    pthread_mutex_unlock(&s->lock);
-}
-
 void cbw_note_write(struct cbw_state *s, int64_t ns)
 {
     int64_t average = atomic_load_explicit(&s->own_write_ns, memory_order_relaxed);
@@ -643,7 +605,7 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
         r = 0;
     }
     if (r == 0) {
-        co_wait_readers_release(s, &s->readers, offset, length);
+        cbw_co_wait_readers_release(s, &s->readers, offset, length);
     } else {
         pthread_mutex_unlock(&s->lock);
     }
@@ -697,180 +659,4 @@ void cbw_stop(struct cbw_state *s)
     pthread_mutex_lock(&s->lock);
     (void)break_snapshot_locked(s, -ECANCELED, (struct block_copy_failure){.reading = false});
     pthread_mutex_unlock(&s->lock);
-}
-
-/* --- fleecing reads --------------------------------------------------------------------------- */
-
-static void reader_begin_locked(struct range_index *index, struct cbw_reader *reader,
-                                uint64_t offset, uint64_t length)
-{
-    reader->index = index;
-    range_index_add(index, &reader->item, offset, length);
-}
-
-static void reader_end(struct cbw_state *s, struct cbw_reader *reader)
-{
-    pthread_mutex_lock(&s->lock);
-    range_index_remove(reader->index, &reader->item);
-    co_queue_wake_all(&reader->waiters);
-    pthread_mutex_unlock(&s->lock);
-}
-
-/*
- * Find where the frozen contents at `offset` are, and how far. On success `reader` is in an index;
- * reader_end() removes it.
- */
-static int snapshot_locate(struct cbw_state *s, uint64_t offset, uint64_t length,
-                           struct cbw_reader *reader, struct block_edge **ret_edge,
-                           uint64_t *ret_length)
-{
-    uint64_t run;
-    int r = 0;
-
-    co_queue_init(&reader->waiters);
-    pthread_mutex_lock(&s->lock);
-    if (s->broken || !dirty_bitmap_status(s->access, offset, offset + length, &run)) {
-        r = -EACCES;
-    } else if (dirty_bitmap_status(s->done, offset, offset + run, &run)) {
-        *ret_edge = s->target;
-        reader_begin_locked(&s->target_readers, reader, offset, run);
-    } else {
-        *ret_edge = s->file;
-        reader_begin_locked(&s->readers, reader, offset, run);
-    }
-    pthread_mutex_unlock(&s->lock);
-    if (r == 0) {
-        *ret_length = run;
-    }
-    return r;
-}
-
-int cbw_co_snapshot_read(struct cbw_state *s, uint64_t offset, struct iov iov)
-{
-    size_t done = 0;
-
-    if (!range_fits(offset, iov.size, s->size)) {
-        return -EIO;
-    }
-    while (done < iov.size) {
-        IOV_PART_AUTO(part);
-        struct cbw_reader reader;
-        struct block_edge *edge;
-        uint64_t length;
-        int r;
-
-        r = snapshot_locate(s, offset + done, iov.size - done, &reader, &edge, &length);
-        if (r < 0) {
-            return r;
-        }
-        if (length == iov.size) {
-            r = block_co_preadv(edge, offset, iov, 0);
-        } else {
-            r = iov_part_set(&part, iov, done, length);
-            UNLESS_FAILED(r, block_co_preadv(edge, offset + done, part.iov, 0));
-        }
-        reader_end(s, &reader);
-        if (r < 0) {
-            return r;
-        }
-        done += length;
-    }
-    return 0;
-}
-
-int cbw_co_snapshot_status(struct cbw_state *s, uint64_t offset, uint64_t length,
-                           struct block_status *ret_status)
-{
-    struct cbw_reader reader;
-    struct block_edge *edge;
-    int depth = 0, r;
-
-    if (offset >= s->size || length == 0) {
-        *ret_status = (struct block_status){.flags = BLOCK_STATUS_EOF};
-        return 0;
-    }
-    length = MIN(MIN(length, STATUS_MAX), s->size - offset);
-    r = snapshot_locate(s, offset, length, &reader, &edge, &length);
-    if (r < 0) {
-        return r;
-    }
-    r = block_co_status_above(edge, NULL, offset, length, ret_status, &depth);
-    reader_end(s, &reader);
-    if (r < 0) {
-        return r;
-    }
-    /* No map: the bytes may move from the disk to the target at any time. */
-    ret_status->flags &= BLOCK_STATUS_DATA | BLOCK_STATUS_ZERO;
-    if (edge == s->target || depth > 0) {
-        ret_status->flags |= BLOCK_STATUS_ALLOCATED;
-    } else {
-        ret_status->flags |= BLOCK_STATUS_ZERO;
-    }
-    ret_status->length = MIN(ret_status->length, length);
-    if (ret_status->length == 0) {
-        /* The node ends before the frozen disk does; these bytes are not known to be zero. */
-        ret_status->length = length;
-        ret_status->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
-    }
-    if (offset + ret_status->length == s->size) {
-        ret_status->flags |= BLOCK_STATUS_EOF;
-    }
-    ret_status->map = 0;
-    ret_status->file = NULL;
-    return 0;
-}
-
-/* The part of [offset, end) in the cluster of `at` is discarded; whether the whole cluster is. */
-static bool discard_part_locked(struct cbw_state *s, uint64_t at, uint64_t offset, uint64_t end)
-{
-    uint64_t first = round_down(at, s->cluster_size);
-    uint64_t size = MIN(s->cluster_size, s->size - first);
-
-    return discard_parts_add(&s->parts, first / s->cluster_size, (uint32_t)size,
-                             (uint32_t)(MAX(offset, first) - first),
-                             (uint32_t)(MIN(end, first + size) - first));
-}
-
-/*
- * [*start, *end) is discarded: change it to the clusters that are discarded as a whole now. False
- * if there are none.
- */
-static bool whole_clusters_locked(struct cbw_state *s, uint64_t *start, uint64_t *end)
-{
-    uint64_t offset = *start, stop = *end;
-    bool ragged_end = stop < s->size && !is_aligned(stop, s->cluster_size);
-
-    *start = round_up(offset, s->cluster_size);
-    *end = ragged_end ? round_down(stop, s->cluster_size) : stop;
-    if (*start > *end) { /* all in one cluster */
-        *start = *end;
-        *end = discard_part_locked(s, offset, offset, stop) ? *start + s->cluster_size : *start;
-    } else {
-        if (*start > offset && discard_part_locked(s, offset, offset, stop)) {
-            *start -= s->cluster_size;
-        }
-        if (ragged_end && discard_part_locked(s, stop, offset, stop)) {
-            *end += s->cluster_size;
-        }
-    }
-    *end = MIN(*end, s->size);
-    return *start < *end;
-}
-
-int cbw_co_snapshot_discard(struct cbw_state *s, uint64_t offset, uint64_t length)
-{
-    uint64_t start = offset, end = offset + length;
-
-    if (!range_fits(offset, length, s->size)) {
-        return -EIO;
-    }
-    pthread_mutex_lock(&s->lock);
-    if (length == 0 || !whole_clusters_locked(s, &start, &end)) {
-        pthread_mutex_unlock(&s->lock);
-        return 0;
-    }
-    dirty_bitmap_clear(s->access, start, end - start);
-    dirty_bitmap_clear(s->done, start, end - start);
-    co_wait_readers_release(s, &s->target_readers, start, end - start);
-    return co_discard_copies(s, start, end);
 }
