@@ -390,12 +390,11 @@ static void backup_co_clean(struct job *job, void *state)
     dirty_bitmap_free(b->left);
 }
 
-/* Guests wait for copies no longer, and what waits for a lost connection of the target fails. */
+/* Guests wait for copies no longer, and requests that a server or a limit holds up end soon. */
 static void backup_cancelled(struct job *job, void *state)
 {
     struct backup *b = state;
 
-    /* Requests that a server or a limit holds up end soon. */
     if (b->root) {
         block_root_begin_end(b->root);
     }
