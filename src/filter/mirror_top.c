@@ -133,10 +133,14 @@ void mirror_top_set_stopped(struct mirror_top *s, bool stopped)
     s->node->perm_touched = true;
 }
 
+/*
+ * The target is not claimed for reading: it may get a backing node while the job is pending, as an
+ * overlay that nobody reads.
+ */
 static void mirror_top_target_perm(const struct mirror_top *s, unsigned *ret_perm,
                                    unsigned *ret_shared)
 {
-    *ret_perm = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE;
+    *ret_perm = BLOCK_PERM_WRITE;
     *ret_shared = 0;
     if (s->params.resizes) {
         *ret_perm |= BLOCK_PERM_RESIZE;

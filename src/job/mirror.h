@@ -124,6 +124,11 @@ struct mirror_params {
      * job takes a reference.
      */
     struct block_node *target_backing;
+    /*
+     * The target gets its backing node then, from what its image records, which may be there by
+     * then only.
+     */
+    bool opens_backing;
     enum job_on_error on_source_error, on_target_error;
     /* NULL: none. `arg` is used until co_done. */
     const struct mirror_hooks *hooks;

@@ -3,8 +3,10 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "base/log.h"
 #include "base/time_units.h"
 #include "block/bitmaps.h"
@@ -344,13 +346,36 @@ static int co_pivot(struct mirror *s, struct error *err)
     return 0;
 }
 
+/* The backing node of a target that exists, and was opened without. */
+static int co_open_target_backing(struct mirror *s, struct error *err)
+{
+    struct block_info info;
+    AUTO_FREE char *name = NULL;
+    AUTO_FREE char *format = NULL;
+
+    if (!s->params.opens_backing || s->params.target_backing ||
+        block_node_backing(s->params.target) || block_co_get_info(s->params.target, &info) < 0 ||
+        !info.backing_filename) {
+        return 0;
+    }
+    format = info.backing_format ? strdup(info.backing_format) : NULL;
+    name = block_node_resolve_backing(s->params.target, info.backing_filename);
+    if (!name || (info.backing_format && !format)) {
+        return error_out_of_memory(err);
+    }
+    return block_co_open_filename(name, format, NULL, 0, &s->params.target_backing, err);
+}
+
 int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
 {
     struct block_node *nodes[] = {s->filter, s->params.source, s->params.target,
                                   s->params.replaces ?: s->params.source};
     struct block_node *filter = s->filter;
-    int r;
+    int r = pivot ? co_open_target_backing(s, err) : 0;
 
+    if (r < 0) {
+        return r;
+    }
     block_co_drain_begin_many(nodes, ARRAY_SIZE(nodes));
     r = co_copy_rest(s, err);
     UNLESS_FAILED(r, co_settle_bitmap(s, err));

@@ -22,9 +22,9 @@ struct drive_target {
     char *backing_filename; /* owned; of a new image; NULL: none */
     const char *backing_format;
     struct block_node *node; /* referenced */
-    /* referenced; what the target gets as its backing node in the end; NULL: none */
+    /* referenced; what a new image gets as its backing node in the end; NULL: none */
     struct block_node *backing;
-    /* The image records a backing file, which the target does not have yet. */
+    /* The image records a backing file, which the target has no node of yet. */
     bool backing_later;
 };
 
@@ -130,23 +130,12 @@ static int co_open_target(struct drive_target *t, struct error *err)
                                   &t->node, err);
 }
 
-/* An image that exists keeps the backing file that it records. */
-static int co_open_recorded(struct drive_target *t, struct error *err)
+/* Whether the image of the target records a backing file, which it keeps. */
+static bool co_records_backing(struct block_node *target)
 {
     struct block_info info;
-    AUTO_FREE char *name = NULL;
-    AUTO_FREE char *format = NULL;
 
-    if (block_co_get_info(t->node, &info) < 0 || !info.backing_filename) {
-        return 0;
-    }
-    t->backing_later = true;
-    format = info.backing_format ? strdup(info.backing_format) : NULL;
-    name = block_node_resolve_backing(t->node, info.backing_filename);
-    if (!name) {
-        return error_out_of_memory(err);
-    }
-    return block_co_open_filename(name, format, NULL, 0, &t->backing, err);
+    return block_co_get_info(target, &info) >= 0 && info.backing_filename;
 }
 
 /* Without the control lock. */
@@ -156,7 +145,7 @@ static int co_make_target(struct drive_target *t, struct error *err)
 
     UNLESS_FAILED(r, co_open_target(t, err));
     if (r >= 0 && t->existing) {
-        r = co_open_recorded(t, err);
+        t->backing_later = co_records_backing(t->node);
     }
     return r;
 }
@@ -181,6 +170,7 @@ static int co_start_drive_mirror(struct drive_target *t, struct json_object *arg
     params.target = t->node;
     params.backing_later = t->backing_later;
     params.target_backing = t->backing;
+    params.opens_backing = t->existing && t->backing_later;
     return mirror_co_start(&config, &params, NULL, err);
 }
 

@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
+#include "block/control.h"
 #include "qmp/commands.h"
 #include "qmp/jobs.h"
 
@@ -126,6 +127,23 @@ int qmp_get_mirror_params(struct json_object *args, struct block_node *source,
     return r;
 }
 
+/*
+ * Whether the target may get a backing node before the job is finalized (blockdev-snapshot,
+ * blockdev-reopen): it has none now, although the mirror is a part of the source's chain, or its
+ * image records one.
+ */
+static bool co_gets_backing_later(const struct mirror_params *p)
+{
+    struct block_node *format = block_node_skip_filters(p->target);
+    struct block_info info;
+
+    if (block_node_backing(format) || !block_driver_create_options(block_node_driver(format))) {
+        return false;
+    }
+    return p->sync == MIRROR_SYNC_TOP || p->sync == MIRROR_SYNC_NONE ||
+           (block_co_get_info(format, &info) >= 0 && info.backing_filename);
+}
+
 /* --- commands --------------------------------------------------------------------------------- */
 
 /* x-restart */
@@ -172,6 +190,7 @@ int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
         return r;
     }
     params.target = target;
+    params.backing_later = co_gets_backing_later(&params);
     return mirror_co_start(&config, &params, NULL, err);
 }
 

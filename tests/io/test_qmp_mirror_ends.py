@@ -2,6 +2,7 @@
 """Mirrors: verbs, errors, bitmaps, drive-mirror."""
 
 import os
+import shutil
 import signal
 import time
 
@@ -557,6 +558,52 @@ class DriveMirror(MirrorCase):
                             self.base, "-F", "qcow2", self.target, SIZE,
                         )
                         self.check(sync, "existing")
+
+    def test_backing_file_that_comes_last(self):
+        """It has to be there when the job is completed, and no earlier."""
+        self.chain()
+        other = self.path("other")
+        tidemark.img(
+            "create", "-q", "-u", "-f", "qcow2", "-b", other, "-F", "qcow2", self.target, SIZE
+        )
+        for copied in False, True:
+            with self.subTest(copied=copied):
+                self.drive_mirror(sync="top", mode="existing", node_name="n")
+                self.wait_ready()
+                if not copied:
+                    self.qmp.command("job-complete", id="j")
+                    self.assertIn("No such file", self.wait_end()["error"])
+                    self.assertEqual(self.exported_node(), "s")
+                    continue
+                shutil.copyfile(self.base, other)
+                self.complete()
+                self.assert_target_is(self.model)
+
+    def test_backing_node_before_the_job_is_finalized(self):
+        """blockdev-snapshot puts the copied layer onto its backing node, while guests write."""
+        self.chain()
+        tidemark.img("create", "-q", "-f", "qcow2", self.target, SIZE)
+        self.qmp.command(
+            "blockdev-add", driver="qcow2", node_name="n", backing=None,
+            file={"driver": "file", "filename": self.target},
+        )
+        self.qmp.command(
+            "blockdev-add", driver="qcow2", node_name="base", read_only=True,
+            file={"driver": "file", "filename": self.base},
+        )
+        self.mirror(target="n", sync="top", auto_finalize=False)
+        self.wait_ready()
+        self.start_guests(3, small=True)
+        self.qmp.command("job-complete", id="j")
+        self.qmp.wait_event("BLOCK_JOB_PENDING")
+        self.qmp.command("blockdev-snapshot", node="base", overlay="n")
+        time.sleep(0.1)
+        self.qmp.command("job-finalize", id="j")
+        self.wait_end()
+        self.assertEqual(self.exported_node(), "n")
+        self.stop_guests()
+        uri = tidemark.nbd_uri(self.nbd, "disk")
+        self.assert_same(self.contents(uri, "raw"), bytes(self.model))
 
     def test_larger_clusters(self):
         """Writes of guests that are smaller than a cluster of the target, which has no backing
