@@ -199,6 +199,8 @@ struct block_node {
     /* Counts writes. The gate skips a flush if nothing was written since the latest one. */
     _Atomic uint64_t write_generation;
     _Atomic uint64_t flushed_generation;
+    /* The next write that ends beyond this offset is reported, and resets it; 0: none. */
+    _Atomic uint64_t write_threshold;
     /*
      * An overlay was put on a node that may have unflushed writes of the users that the overlay has
      * now: a flush of the overlay flushes the backing node, too, until that has succeeded.

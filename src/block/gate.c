@@ -185,6 +185,15 @@ static inline int check_write(struct block_edge *edge, uint64_t offset, uint64_t
                                                                                              : -EIO;
 }
 
+/* A write that is permitted begins. */
+static inline void watch_threshold(struct block_node *node, uint64_t offset, uint64_t length)
+{
+    if (__builtin_expect(atomic_load_explicit(&node->write_threshold, memory_order_relaxed) != 0,
+                         false)) {
+        block_check_write_threshold(node, offset + length);
+    }
+}
+
 /* The driver has ended a change, with success or not: a failed change may have written a part. */
 static inline void account_change(struct block_node *node, uint64_t offset, uint64_t length,
                                   int result, unsigned flags)
@@ -250,6 +259,7 @@ static inline int co_pwritev_entered(struct block_edge *edge, unsigned index, ui
     r = check_write(edge, offset, iov.size, flags);
     op.invalid = r < 0;
     if (r == 0 && iov.size > 0) {
+        watch_threshold(edge->node, offset, iov.size);
         r = edge->node->driver->co_pwritev ? co_driver_pwritev(edge->node, offset, iov, flags)
                                            : -ENOTSUP;
     }
@@ -434,6 +444,7 @@ int block_co_write_zeroes(struct block_edge *edge, uint64_t offset, uint64_t len
     r = check_write(edge, offset, length, flags);
     op.invalid = r < 0;
     if (r == 0 && length > 0) {
+        watch_threshold(edge->node, offset, length);
         r = co_zero_range(edge->node, offset, length, flags);
     }
     block_op_end(&op, BLOCK_OP_ZEROES, offset, length, r);
@@ -469,6 +480,7 @@ int block_co_copy_from(struct block_edge *edge, uint64_t offset, struct block_no
     r = check_write(edge, offset, length, flags);
     op.invalid = r < 0;
     if (r == 0 && length > 0) {
+        watch_threshold(node, offset, length);
         r = may_copy(node, offset, length)
                 ? node->driver->co_copy_from(node, offset, source, source_offset, length)
                 : -ENOTSUP;

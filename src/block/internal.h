@@ -139,6 +139,10 @@ int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct
 /* Whether the node, a filter, always has the size of the child at that edge. */
 bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child);
 
+/* --- threshold.c --- */
+/* A write that ends at `end` begins, and the node has a threshold. Does not yield. */
+void block_check_write_threshold(struct block_node *node, uint64_t end);
+
 /* --- chain.c --- */
 #define BLOCK_OPEN_CHAIN_MASK (~0u << BLOCK_OPEN_CHAIN_SHIFT)
 /*

@@ -12,6 +12,13 @@ const struct qmp_type qmp_type_change_backing =
     OBJECT_INIT("q_obj_change-backing-file-arg", REQ("device", qmp_str),
                 REQ("image-node-name", qmp_str), REQ("backing-file", qmp_str));
 
+const struct qmp_type qmp_type_set_write_threshold =
+    OBJECT_INIT("q_obj_block-set-write-threshold-arg", REQ("node-name", qmp_str),
+                REQ("write-threshold", qmp_int));
+const struct qmp_type qmp_type_write_threshold =
+    OBJECT_INIT("q_obj_BLOCK_WRITE_THRESHOLD-arg", REQ("node-name", qmp_str),
+                REQ("amount-exceeded", qmp_int), REQ("write-threshold", qmp_int));
+
 /* --- overlays --------------------------------------------------------------------------------- */
 
 const struct qmp_type qmp_type_snapshot =

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Commands that change an image in use, and are no actions: block_resize, change-backing-file. */
+/*
+ * Commands on an image in use that are no actions: block_resize, change-backing-file,
+ * block-set-write-threshold.
+ */
 #include <errno.h>
 
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/threshold.h"
 #include "job/job.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
@@ -97,4 +101,19 @@ int qmp_co_change_backing_file(struct qmp_call *call, struct json_object *args,
                                              *name ? block_node_format(backing) : NULL, err));
     block_co_unref(node);
     return r;
+}
+
+/* --- block-set-write-threshold ---------------------------------------------------------------- */
+
+int qmp_co_block_set_write_threshold(struct qmp_call *call, struct json_object *args,
+                                     struct json_object **ret_value, struct error *err)
+{
+    const char *name = qmp_get_str(args, "node-name");
+    struct block_node *node = block_node_find(name);
+
+    if (!node) {
+        return error_set(err, ENOENT, "Device '%s' not found", name);
+    }
+    block_node_set_write_threshold(node, qmp_get_uint(args, "write-threshold", 0));
+    return 0;
 }

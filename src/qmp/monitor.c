@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "block/control_lock.h"
 #include "block/corruption.h"
+#include "block/threshold.h"
 #include "block/vote.h"
 #include "co/sync.h"
 #include "export/export.h"
@@ -365,6 +366,16 @@ static void on_corruption(const struct block_corruption *c)
     emit_on_main("BLOCK_IMAGE_CORRUPTED", data);
 }
 
+static void on_threshold(const struct block_threshold_report *r)
+{
+    struct json_object *data = json_object_new_object();
+
+    qmp_put_str(data, "node-name", r->node_name);
+    qmp_put_uint(data, "write-threshold", r->threshold);
+    qmp_put_uint(data, "amount-exceeded", r->exceeded);
+    emit_on_main("BLOCK_WRITE_THRESHOLD", data);
+}
+
 static void on_vote(const struct block_vote *v)
 {
     static const char *const ops[] = {"read", "write", "flush"};
@@ -382,6 +393,7 @@ static void on_vote(const struct block_vote *v)
 
 void qmp_subscribe(void)
 {
+    block_set_threshold_fn(on_threshold);
     block_set_vote_fn(on_vote);
     export_set_event_fn(on_export_event, NULL);
     block_set_corruption_fn(on_corruption);

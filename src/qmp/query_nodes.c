@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/threshold.h"
 #include "qmp/commands.h"
 
 /* Limit of images in a chain; a longer one is taken for a loop. */
@@ -124,8 +125,7 @@ static int backing_depth(struct block_node *node)
 /* There is no throttling; QEMU's answer has these members, so this one has them too. */
 static void add_zero_limits(struct json_object *o)
 {
-    static const char *const names[] = {"iops",   "iops_rd", "iops_wr",        "bps",
-                                        "bps_rd", "bps_wr",  "write_threshold"};
+    static const char *const names[] = {"iops", "iops_rd", "iops_wr", "bps", "bps_rd", "bps_wr"};
 
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         qmp_put_uint(o, names[i], 0);
@@ -145,6 +145,7 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
 
     qmp_put_str(o, "node-name", block_node_name(node));
     qmp_put_str(o, "drv", block_node_format(node));
+    qmp_put_uint(o, "write_threshold", block_node_write_threshold(node));
     qmp_put_bool(o, "ro", block_node_is_read_only(node));
     qmp_put_bool(o, "active", true); /* no node is ever given to another process */
     qmp_put_str(o, "file", filename);

@@ -32,6 +32,7 @@ extern const struct qmp_type qmp_type_block_commit, qmp_type_block_stream;
 
 /* graph_types.c: arguments and results of the commands that change images and the graph. */
 extern const struct qmp_type qmp_type_block_resize, qmp_type_change_backing;
+extern const struct qmp_type qmp_type_set_write_threshold, qmp_type_write_threshold;
 extern const struct qmp_type qmp_type_snapshot, qmp_type_snapshot_wrapper, qmp_type_snapshot_sync,
     qmp_type_snapshot_sync_wrapper;
 extern const struct qmp_type qmp_type_snapshot_internal, qmp_type_snapshot_internal_wrapper,

@@ -176,6 +176,29 @@ class ImageTest(tidemark.TestCase):
             backing_file="b",
         )
 
+    # block-set-write-threshold
+
+    def test_a_write_beyond_a_threshold_is_reported_once(self):
+        uri = tidemark.nbd_uri(self.nbd, "disk")
+        self.qmp.command("block-set-write-threshold", node_name="disk", write_threshold=100000)
+        tidemark.io(uri, "write 0 64k", "discard 1M 1M", "read 2M 64k", fmt="raw")
+        self.assertEqual(self.qmp.node("disk")["write_threshold"], 100000)
+        tidemark.io(uri, "write 64k 64k", "write 1M 64k", "write -z 2M 64k", fmt="raw")
+        self.assertEqual(
+            self.qmp.wait_event("BLOCK_WRITE_THRESHOLD")["data"],
+            {"node-name": "disk", "write-threshold": 100000, "amount-exceeded": 31072},
+        )
+        self.assertEqual(self.qmp.node("disk")["write_threshold"], 0)
+        # Of the file below, whose end grows.
+        self.qmp.command("block-set-write-threshold", node_name="file", write_threshold=4 * MIB)
+        tidemark.io(uri, "write 4M 8M", fmt="raw")
+        data = self.qmp.wait_event("BLOCK_WRITE_THRESHOLD")["data"]
+        self.assertEqual((data["node-name"], data["write-threshold"]), ("file", 4 * MIB))
+        self.assertGreater(data["amount-exceeded"], 0)
+        self.refused(
+            "Device 'x' not found", "block-set-write-threshold", node_name="x", write_threshold=1
+        )
+
     # Internal snapshots.
 
     def snapshots(self):

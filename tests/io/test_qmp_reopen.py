@@ -7,6 +7,7 @@ import subprocess
 
 import tidemark
 from guest import Guest
+from nbd_raw import EIO, FLUSH, WRITE, RawClient
 from qmp import QmpError
 
 MIB = 1 << 20
@@ -334,3 +335,93 @@ class ReopenTest(tidemark.TestCase):
         )
         self.reopen({**null, "size": 65536, "read-only": True})
         self.assertTrue(self.qmp.node("null")["ro"])
+
+
+class FailureTest(tidemark.TestCase):
+    """Writes and flushes that fail half way."""
+
+    def start(self, image, *inject, read_only=False):
+        self.nbd = self.path("nbd.sock")
+        server = self.daemon("--nbd-server", f"addr.type=unix,addr.path={self.nbd}")
+        self.qmp = server.qmp
+        self.qmp.command("blockdev-add", driver="file", node_name="plain", filename=image)
+        self.qmp.command(
+            "blockdev-add",
+            driver="blkdebug",
+            node_name="faults",
+            image="plain",
+            inject_error=list(inject),
+        )
+        self.disk = {"driver": "qcow2", "node-name": "disk", "file": "faults"}
+        self.qmp.command("blockdev-add", **self.disk, read_only=read_only)
+        return server
+
+    def export(self, node="disk"):
+        self.qmp.command(
+            "block-export-add", type="nbd", id="e", node_name=node, name="disk", writable=True
+        )
+        return tidemark.nbd_uri(self.nbd, "disk")
+
+    def test_an_image_that_cannot_be_made_ready_stays_read_only(self):
+        """A feature bit that is not known has to be cleared first."""
+        image = self.create("disk.qcow2")
+        with open(image, "r+b") as f:
+            f.seek(88)
+            f.write((1 << 40).to_bytes(8, "big"))
+        server = self.start(image, {"event": "none", "iotype": "write", "once": True}, read_only=True)
+        for fails in True, False:
+            if fails:
+                with self.assertRaises(QmpError):
+                    self.qmp.command("blockdev-reopen", options=[self.disk])
+            else:
+                self.qmp.command("blockdev-reopen", options=[self.disk])
+            self.assertEqual(self.qmp.node("disk")["ro"], fails)
+        tidemark.io(self.export(), "write -P 3 0 64k", fmt="raw")
+        server.quit()
+        tidemark.qemu_img("check", image)
+        tidemark.qemu_io(image, "read -P 3 0 64k", fmt="qcow2")
+
+    def test_an_image_that_cannot_be_completed_stays_writable(self):
+        """Its bitmap would be lost."""
+        image = self.create("disk.qcow2")
+        server = self.start(
+            image, {"event": "none", "iotype": "write", "once": True, "sector": 2048}
+        )
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b", persistent=True)
+        for pattern in range(1, 24):
+            tidemark.io(self.export(), f"write -P {pattern} {pattern - 1}M 64k", fmt="raw", check=False)
+            self.qmp.command("block-export-del", id="e")
+            self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+            for read_only in True, False:
+                answer = self.qmp.execute(
+                    "blockdev-reopen", {"options": [{**self.disk, "read-only": read_only}]}
+                )
+                self.assertEqual(
+                    self.qmp.node("disk")["ro"], read_only and "return" in answer, answer
+                )
+        self.assertEqual(self.qmp.bitmaps("disk")["b"]["count"], 23 * 65536)
+        server.quit()
+        tidemark.qemu_img("check", image)
+
+    def test_a_flush_of_the_overlay_reports_that_the_image_below_was_not_flushed(self):
+        """What was acknowledged before the snapshot is not on storage."""
+        image = self.create("disk.qcow2")
+        server = self.start(image, {"event": "none", "iotype": "flush"})
+        self.export()
+        overlay = self.create("over.qcow2")
+        self.qmp.command(
+            "blockdev-add",
+            driver="qcow2",
+            node_name="over",
+            file={"driver": "file", "filename": overlay},
+        )
+        guest = RawClient(self.nbd)
+        guest.go(b"disk", structured=False)
+        guest.request(WRITE, 0, 4096, payload=bytes(4096))
+        self.assertEqual(guest.simple_reply(), (1, 0))
+        self.qmp.command("blockdev-snapshot", node="disk", overlay="over")
+        self.assertFalse(self.qmp.node("disk")["ro"])
+        guest.request(FLUSH)
+        self.assertEqual(guest.simple_reply(), (1, EIO))
+        guest.sock.close()
+        server.stop(expect=None)
