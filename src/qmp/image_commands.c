@@ -8,6 +8,7 @@
 #include "block/bitmaps.h"
 #include "block/control.h"
 #include "block/threshold.h"
+#include "block/reopen.h"
 #include "job/job.h"
 #include "qmp/commands.h"
 #include "qmp/lookup.h"
@@ -70,6 +71,26 @@ int qmp_co_block_resize(struct qmp_call *call, struct json_object *args,
 
 /* --- change-backing-file ---------------------------------------------------------------------- */
 
+/* An image that is read-only is writable for the time of the change. */
+static int co_record_backing(struct block_node *node, const char *name, const char *format,
+                             struct error *err)
+{
+    bool read_only = block_node_is_read_only(node);
+    int r;
+
+    block_node_ref(node);
+    r = block_co_set_read_only(node, false, err);
+    if (r >= 0) {
+        int r2;
+
+        r = block_co_change_backing(node, name, format, err);
+        r2 = block_co_set_read_only(node, read_only, r < 0 ? NULL : err);
+        r = error_first(r, r2);
+    }
+    block_co_unref(node);
+    return r;
+}
+
 int qmp_co_change_backing_file(struct qmp_call *call, struct json_object *args,
                                struct json_object **ret_value, struct error *err)
 {
@@ -96,11 +117,8 @@ int qmp_co_change_backing_file(struct qmp_call *call, struct json_object *args,
     }
     r = job_check_node(top, err);
     UNLESS_FAILED(r, job_check_frozen(node, err));
-    block_node_ref(node);
-    UNLESS_FAILED(r, block_co_change_backing(node, *name ? name : NULL,
-                                             *name ? block_node_format(backing) : NULL, err));
-    block_co_unref(node);
-    return r;
+    return UNLESS_FAILED(r, co_record_backing(node, *name ? name : NULL,
+                                              *name ? block_node_format(backing) : NULL, err));
 }
 
 /* --- block-set-write-threshold ---------------------------------------------------------------- */

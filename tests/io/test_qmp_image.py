@@ -199,6 +199,19 @@ class ImageTest(tidemark.TestCase):
             "Device 'x' not found", "block-set-write-threshold", node_name="x", write_threshold=1
         )
 
+    def test_the_header_of_a_read_only_image_changes(self):
+        self.qmp.command("block-export-del", id="export")
+        self.qmp.wait_event("BLOCK_EXPORT_DELETED")
+        self.qmp.command("blockdev-del", node_name="disk")
+        self.qmp.command(
+            "blockdev-add", driver="qcow2", node_name="disk", read_only=True, file="file"
+        )
+        self.qmp.command(
+            "change-backing-file", device="disk", image_node_name="disk", backing_file="b"
+        )
+        self.assertEqual(self.recorded(), ("b", "qcow2"))
+        self.assertTrue(self.qmp.node("disk")["ro"])
+
     # Internal snapshots.
 
     def snapshots(self):

@@ -201,6 +201,33 @@ class SnapshotTest(tidemark.TestCase):
         self.let_write(guests)
         self.finish(guests, {"a": ["two.qcow2", "one.qcow2", "a.qcow2"]})
 
+    def test_overlays_are_committed_again(self):
+        """Images that became read-only below overlays are writable for the time of a commit."""
+        guests = self.guests("a")
+        below = "a"
+        for name in "one", "two", "three":
+            self.overlay(name, below + ".qcow2")
+            self.qmp.command("blockdev-snapshot", node=below, overlay=name)
+            self.let_write(guests)
+            below = name
+        self.qmp.command(
+            "block-commit", job_id="j", device="three", top_node="two", base_node="a"
+        )
+        while self.qmp.wait_event("JOB_STATUS_CHANGE")["data"]["status"] != "null":
+            pass
+        self.assertTrue(self.qmp.node("a")["ro"])
+        self.assertEqual(self.qmp.node("three")["backing_file"], self.path("a.qcow2"))
+        self.let_write(guests)
+        self.qmp.command("block-commit", job_id="j", device="three")
+        self.qmp.wait_event("BLOCK_JOB_READY")
+        self.qmp.command("job-complete", id="j")
+        while self.qmp.wait_event("JOB_STATUS_CHANGE")["data"]["status"] != "null":
+            pass
+        self.assertEqual(self.exports()["a"], "a")
+        self.assertFalse(self.qmp.node("a")["ro"])
+        self.let_write(guests)
+        self.finish(guests, {"a": ["a.qcow2"]})
+
     def test_an_overlay_of_another_size(self):
         self.overlay("small", "a.qcow2", "32M")
         self.qmp.command("blockdev-snapshot", node="a", overlay="small")
