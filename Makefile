@@ -13,7 +13,7 @@
 #:   make clang      built by clang, build-clang/     make coverage    what the quick tests reach
 #:   make fuzz       libFuzzer targets, build-fuzz/   make fuzz-run    each of them for FUZZ_SECONDS (600)
 #:   make bench      compare speed with others        make crash-long  many more states after a crash
-#:   make mutants    plant faults in a copy of the tree, and see which tests notice
+#:   make mutants    plant faults, see what notices   make model       random jobs for MODEL_SECONDS (7200)
 #:   make arm64      cross build, build-arm64/        make test-arm64  its unit tests in qemu-user
 #:   make clean      remove all build directories
 #:
@@ -67,6 +67,12 @@ CRASH_SEED ?= $(shell date +%s)000
 crash-long: need-build need-test
 	@$(call build,,release,tests/crash/crash_explorer)
 	@nice build/tests/crash/crash_explorer --keep-going --states $(CRASH_STATES) --seed $(CRASH_SEED) $(CRASH_ARGS)
+
+# Jobs on disks in use, against a model; a failure names the seed that repeats it.
+MODEL_SECONDS ?= 7200
+model: need-build need-test
+	@$(call build,,release,programs)
+	@TIDEMARK_BUILD=build nice tests/lib/job_model.py --seconds $(MODEL_SECONDS) $(MODEL_ARGS)
 
 # Planted faults; MUTANTS_ARGS for some of them, as in --layer qcow2,nbd.
 mutants: need-build need-test
@@ -125,5 +131,5 @@ uninstall:
 clean:
 	rm -rf build build-debug build-tsan build-clang build-fuzz build-coverage build-arm64 build-arm64-sysroot build-mutants
 
-.PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long mutants demo bench lint \
+.PHONY: all help debug tsan clang fuzz fuzz-run arm64 test test-arm64 crash-long model mutants demo bench lint \
 	format deps install uninstall coverage clean
