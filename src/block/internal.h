@@ -95,6 +95,9 @@ void block_drivers_add(const struct block_driver *driver);
 
 /* --- open.c, children.c: generic options --- */
 
+/* A format or filter without a filename gets that of the node below. */
+void block_inherit_filename(struct block_node *node);
+
 /* Generic options: how a node is used. `detect_zeroes` is an enum block_detect_zeroes. */
 struct block_use {
     bool read_only, auto_read_only, force_share;

@@ -245,8 +245,7 @@ static int remember_filename(struct block_node *node, const struct options *opts
     return 0;
 }
 
-/* A format or filter has the filename of the node below. */
-static void inherit_filename(struct block_node *node)
+void block_inherit_filename(struct block_node *node)
 {
     const struct block_node *below = node->file                ? node->file->node
                                      : node->driver->is_filter ? block_node_filter_or_backing(node)
@@ -285,7 +284,7 @@ static int co_open_node(struct block_node *node, struct options *opts, unsigned 
     if (r < 0) {
         return r;
     }
-    inherit_filename(node);
+    block_inherit_filename(node);
     node->events = wants_events(node);
     snprintf(what, sizeof(what), "Block %s '%s'", kind, node->driver->name);
     r = options_check_empty(opts, what, err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reopening nodes: the steps that carry a plan out, and undo it. */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "base/cleanup.h"
 #include "base/log.h"
@@ -122,15 +123,26 @@ static int co_apply(struct reopen_entry *e, struct error *err)
     return e->driver_options ? options_check_empty(e->driver_options, node->driver->name, err) : 0;
 }
 
+static void co_drain_all(struct block_reopen *plan)
+{
+    struct reopen_entry *e;
+
+    LIST_FOREACH (e, &plan->entries, link) {
+        if (!e->drained) {
+            e->drained = true;
+            block_co_drain_begin(e->node);
+        }
+    }
+}
+
 int block_co_reopen_prepare(struct block_reopen *plan, struct error *err)
 {
     struct reopen_entry *e;
     int r = 0;
 
     sort_by_depth(plan);
+    co_drain_all(plan);
     LIST_FOREACH (e, &plan->entries, link) {
-        block_co_drain_begin(e->node);
-        e->drained = true;
         if (e->next.read_only && !e->was.read_only) {
             UNLESS_FAILED(r, check_no_writer(plan, e, err));
         }
@@ -156,12 +168,16 @@ int block_co_reopen_finish(struct block_reopen *plan, struct error *err)
     return r;
 }
 
-/* A node that has moved away from the one that it was opened for does not follow it any more. */
 static void note_new_options(struct reopen_entry *e)
 {
     struct block_node *node = e->node;
 
     node->explicit_use = e->explicit_use;
+    if (e->file.changes) {
+        free(node->filename);
+        node->filename = NULL;
+        block_inherit_filename(node);
+    }
     if (e->options) {
         json_object_put(node->options);
         node->options = json_object_get(e->options);
@@ -223,6 +239,7 @@ static int co_carry_out(struct block_reopen *plan, struct error *err)
 {
     int r;
 
+    co_drain_all(plan);
     block_co_change_begin();
     r = block_co_reopen_prepare(plan, err);
     UNLESS_FAILED(r, block_co_change_settle(err));

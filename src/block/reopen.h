@@ -5,9 +5,9 @@
  *
  *   plan      block_co_reopen_add(), for each node: nothing changes yet. Nodes that were opened for
  *             a node of the plan, as its children, are part of the plan
- *   prepare   within a graph change: the nodes of the plan are drained until it is freed. Images
- *             that become read-only are completed, new options and children are set. The caller
- *             has drained nodes that become children
+ *   prepare   within a graph change, whose caller has drained the nodes of the plan, and those
+ *             that become children. Images that become read-only are completed, new options and
+ *             children are set
  *   settle    of the graph change: permissions
  *   finish    what may fail, and needs the new permissions: files are opened for writing, images
  *             are made ready for that
@@ -51,6 +51,8 @@ int block_reopen_expand(struct block_reopen *plan, struct error *err);
 
 /* Nodes of the plan, and those that will become their children: *index begins with 0; NULL ends. */
 struct block_node *block_reopen_next_node(const struct block_reopen *plan, size_t *index);
+/* Whether the node was opened for `parent`, as its child, and follows it when that is reopened. */
+bool block_node_follows(const struct block_node *node, const struct block_node *parent);
 /* Whether the node gets another child "backing" or "file" by the plan. */
 bool block_reopen_changes_links(const struct block_reopen *plan, const struct block_node *node);
 

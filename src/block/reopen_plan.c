@@ -245,7 +245,7 @@ static int co_plan_children(struct block_reopen *plan, struct reopen_entry *e, s
 
     LIST_FOREACH (edge, &e->node->children, sibling) {
         if (r == 0 && edge != e->node->backing && !options_has(opts, edge->name) &&
-            !strchr(edge->name, '.')) {
+            json_object_object_get_ex(e->node->options, edge->name, NULL)) {
             r = options_missing(opts, edge->name, err);
         }
         if (r == 0 && edge != e->node->backing && options_has(opts, edge->name)) {
@@ -434,6 +434,11 @@ struct block_node *block_reopen_next_node(const struct block_reopen *plan, size_
         }
     }
     return NULL;
+}
+
+bool block_node_follows(const struct block_node *node, const struct block_node *parent)
+{
+    return node->inherits_from == parent;
 }
 
 bool block_reopen_changes_links(const struct block_reopen *plan, const struct block_node *node)

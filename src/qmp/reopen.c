@@ -11,7 +11,26 @@ struct reopen_state {
     struct block_reopen *plan; /* owned; NULL: not made */
 };
 
-/* The nodes that are named: those to reopen, and their children. */
+/* A node, and those that follow it. Chains of backing images may be long: no recursion there. */
+static void add_with_followers(struct qmp_concern *concern, struct block_node *node)
+{
+    while (node) {
+        struct block_node *below = block_node_child(node, "backing");
+        struct block_edge *edge = NULL;
+
+        qmp_concern_add(concern, node);
+        while ((edge = block_node_next_child(node, edge))) {
+            struct block_node *child = block_edge_node(edge);
+
+            if (child != below && block_node_follows(child, node)) {
+                add_with_followers(concern, child);
+            }
+        }
+        node = below && block_node_follows(below, node) ? below : NULL;
+    }
+}
+
+/* The nodes that are named, those to reopen and their children, and those that follow them. */
 static void reopen_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
 {
     struct json_object *list = qmp_get(data, "options");
@@ -21,7 +40,7 @@ static void reopen_concerns(void *state, struct json_object *data, struct qmp_co
         {
             (void)key;
             if (json_object_is_type(value, json_type_string)) {
-                qmp_concern_add(concern, block_node_find(json_object_get_string(value)));
+                add_with_followers(concern, block_node_find(json_object_get_string(value)));
             }
         }
     }

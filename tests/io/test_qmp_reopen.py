@@ -291,7 +291,9 @@ class ReopenTest(tidemark.TestCase):
             ("one", {}, 4 * MIB),
         ):
             self.reopen({**self.RAW, "file": file, **more})
-            self.assertEqual(self.qmp.node("raw")["image"]["virtual-size"], size)
+            image = self.qmp.node("raw")["image"]
+            self.assertEqual(image["virtual-size"], size)
+            self.assertIn(self.path(f"{file}.raw"), image["filename"])
             tidemark.io(uri, f"read -P {ord(file[0])} 0 {size}", fmt="raw")
             info = subprocess.run(["nbdinfo", "--size", uri], capture_output=True, text=True)
             self.assertEqual(int(info.stdout), size)
