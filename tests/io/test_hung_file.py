@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A file system that stops answering, as a frozen one does: who goes on, and how it ends."""
 
+import json
+import os
+import signal
 import time
 
+import tidemark
 from hung_file import HungFileCase, MIB, PATIENCE
 from nbd_raw import FLUSH
 
@@ -94,3 +98,34 @@ class HungFile(HungFileCase):
         self.let_hang(8)
         self.thaw()
         self.server.stop(timeout=PATIENCE)
+
+    def test_jobs_on_it_do_not_keep_others_from_being_stored(self):
+        qmp = self.server.qmp
+        disk = self.create("disk.qcow2", 16 * MIB)
+        tidemark.img("bitmap", "-f", "qcow2", "--add", disk, "x")
+        tidemark.io(disk, "write -P 7 0 1M", fmt="qcow2")
+        file = {"driver": "file", "filename": disk}
+        qmp.command("blockdev-add", driver="qcow2", node_name="disk", file=file)
+        qmp.command("block-dirty-bitmap-clear", node="disk", name="x")
+        self.assertIn("in-use", self.bitmap_flags(disk))
+        self.use(self.client("good"))
+        qmp.command("block-export-del", id="sick")
+        qmp.wait_event("BLOCK_EXPORT_DELETED")
+        self.freeze()
+        qmp.command("blockdev-backup", job_id="j", device="good", target="sick", sync="full")
+        time.sleep(0.5)
+        self.assertEqual(qmp.command("query-jobs")[0]["status"], "running")
+        for _ in range(2):
+            os.kill(self.server.process.pid, signal.SIGTERM)
+            time.sleep(0.5)
+        # The process itself is gone as soon as the system lets go of its thread.
+        tidemark.wait_until(lambda: "in-use" not in self.bitmap_flags(disk), "it to be stored", 5)
+        self.thaw()
+        self.assertEqual(self.server.wait(PATIENCE), 1)
+        tidemark.run(tidemark.qemu("qemu-img"), "check", "-q", "-f", "qcow2", disk)
+
+    @staticmethod
+    def bitmap_flags(disk):
+        out = tidemark.img("info", "-U", "-f", "qcow2", "--output=json", disk).stdout
+        (bitmap,) = json.loads(out)["format-specific"]["data"]["bitmaps"]
+        return bitmap["flags"]
