@@ -35,7 +35,7 @@ static void co_start_abort(void *state)
 {
     struct start_state *s = state;
 
-    job_co_undo(s->job);
+    job_co_discard(s->job);
 }
 
 /* If the job has not begun. */
