@@ -273,6 +273,16 @@ static int co_run_reopen(struct io *io, const struct io_command *command, struct
         io_opening_clear(&before);
         return io_usage(command);
     }
+    if (io->co_reopen) {
+        io_opening_clear(&before);
+        return io->co_reopen(io,
+                             &(struct io_reopen){.cache = a->value['c'],
+                                                 .options = a->value['o'],
+                                                 .read_only = a->set['r']   ? 1
+                                                              : a->set['w'] ? 0
+                                                                            : -1},
+                             err);
+    }
     r = change_opening(&io->opening, io->disk.node, a, err);
     UNLESS_FAILED(r, io_co_close(io, err));
     if (r == 0) {

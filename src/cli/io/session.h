@@ -39,10 +39,22 @@ enum io_account_outcome { IO_ACCOUNT_DONE, IO_ACCOUNT_FAILED, IO_ACCOUNT_INVALID
 typedef void io_account_fn(void *arg, enum io_account_op op, uint64_t offset, uint64_t bytes,
                            enum io_account_outcome outcome, int64_t took_ns);
 
+struct io;
+
+/* What a reopen changes. */
+struct io_reopen {
+    const char *cache, *options; /* NULL: as they were */
+    int read_only;               /* negative: as it was */
+};
+
+/* Carry it out on the image, which stays open. Yields. */
+typedef int io_co_reopen_fn(struct io *io, const struct io_reopen *how, struct error *err);
+
 struct io {
     struct cli_disk disk;   /* not open: {0} */
     io_account_fn *account; /* NULL: nobody counts */
     void *account_arg;
+    io_co_reopen_fn *co_reopen; /* NULL: the image is closed, and opened again */
     struct io_opening opening;
     struct co_group in_flight; /* requests of aio_read, aio_write, aio_discard */
     bool misalign;             /* buffers are not aligned for O_DIRECT */

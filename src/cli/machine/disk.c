@@ -34,6 +34,7 @@ int machine_disk_new(const char *name, struct machine_disk **ret_disk, struct er
     accounting_init(&disk->accounting);
     disk->io.account = accounting_hook;
     disk->io.account_arg = &disk->accounting;
+    disk->io.co_reopen = machine_co_reopen;
     list_append(&disks, &disk->link);
     *ret_disk = disk;
     return 0;

@@ -54,6 +54,9 @@ void machine_disk_co_remove(struct machine_disk *disk);
  */
 int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err);
 
+/* io.co_reopen of disks and nodes: reopen.c. */
+io_co_reopen_fn machine_co_reopen;
+
 /* By the name of -drive; NULL: there is none. */
 struct machine_disk *machine_disk_find(const char *name);
 /* Iterate, oldest first: NULL begins, NULL ends. */

@@ -109,6 +109,7 @@ static int co_run_on_node(struct block_node *node, const char *line, struct erro
         perm |= BLOCK_PERM_WRITE;
     }
     co_group_init(&v->io.in_flight);
+    v->io.co_reopen = machine_co_reopen;
     r = block_co_root_new(node, "qemu-io", perm, BLOCK_PERM_ALL, &v->root, err);
     if (r < 0) {
         co_group_destroy(&v->io.in_flight);
