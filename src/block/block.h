@@ -295,6 +295,14 @@ void block_drain_end_but(struct block_drain *d);
  */
 int block_co_create_image(const char *format, const char *filename, uint64_t size,
                           struct options *opts, struct error *err);
+
+/*
+ * Called before an image is made, with the options that the format gets: for programs that print
+ * that. Main reactor; must not yield. NULL: nobody.
+ */
+typedef void block_creation_fn(const char *format, const char *filename, uint64_t size,
+                               const struct options *opts);
+void block_set_creation_fn(block_creation_fn *fn);
 /* Whether the driver can make files (block_co_create_exactly()), or images in nodes. */
 bool block_driver_creates_files(const struct block_driver *driver);
 bool block_driver_formats_nodes(const struct block_driver *driver);

@@ -7,6 +7,13 @@
 
 #define CREATE_SECTOR 512
 
+static block_creation_fn *creation_fn;
+
+void block_set_creation_fn(block_creation_fn *fn)
+{
+    creation_fn = fn;
+}
+
 int block_co_create_image(const char *format, const char *filename, uint64_t size,
                           struct options *opts_in, struct error *err)
 {
@@ -25,6 +32,9 @@ int block_co_create_image(const char *format, const char *filename, uint64_t siz
     }
     /* Disks have whole sectors. The driver refuses sizes that are too large. */
     size = size > INT64_MAX - CREATE_SECTOR ? size : round_up(size, CREATE_SECTOR);
+    if (creation_fn) {
+        creation_fn(format, filename, size, opts);
+    }
     return driver->co_create(filename, size, opts, err);
 }
 

@@ -84,6 +84,25 @@ static void print_formatting(const struct cli_new_image *image, const struct cre
     fflush(stdout);
 }
 
+void cli_announce_creation(const char *format, const char *filename, uint64_t size,
+                           const struct options *opts)
+{
+    const struct cli_new_image image = {.filename = filename, .format = format};
+    struct json_object *json = options_to_json(opts);
+    CREATION_OPTIONS_AUTO(set);
+    char text[32];
+    int r;
+
+    snprintf(text, sizeof(text), "%" PRIu64, size);
+    r = creation_options_set(&set, "size", text, NULL);
+    json_object_object_foreach(json, key, value)
+    {
+        UNLESS_FAILED(r, creation_options_set(&set, key, json_object_get_string(value), NULL));
+    }
+    json_object_put(json);
+    print_formatting(&image, &set);
+}
+
 /* --- the backing file ------------------------------------------------------------------------- */
 
 /* A size that may not be known yet. */

@@ -9,6 +9,8 @@
 #include "base/error.h"
 #include "cli/args.h"
 
+struct options;
+
 /* A new image. All text is borrowed. */
 struct cli_new_image {
     const char *filename;
@@ -27,5 +29,12 @@ struct cli_new_image {
 
 /* Create the image. */
 int cli_co_create(const struct cli_new_image *image, struct error *err);
+
+/*
+ * Print the line "Formatting ..." of an image that is about to be made: for
+ * block_set_creation_fn().
+ */
+void cli_announce_creation(const char *format, const char *filename, uint64_t size,
+                           const struct options *opts);
 
 #endif

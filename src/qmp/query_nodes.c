@@ -151,6 +151,7 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
     qmp_put_str(o, "file", filename);
     qmp_put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
     qmp_put_bool(o, "encrypted", has_info && info.encrypted);
+    add_zero_limits(o); /* a place is shared: this comes before backing_file, as in QEMU */
     if (below) {
         AUTO_FREE char *backing = block_node_full_filename(below);
 
@@ -161,7 +162,6 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
     qmp_put_bool(cache, "direct", settings.cache_direct);
     qmp_put_bool(cache, "writeback", true);
     json_object_object_add(o, "cache", cache);
-    add_zero_limits(o);
     if (bitmaps) {
         json_object_object_add(o, "dirty-bitmaps", bitmaps);
     }

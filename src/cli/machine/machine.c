@@ -19,6 +19,7 @@
 #include "block/user_object.h"
 #include "cli/args.h"
 #include "cli/cli.h"
+#include "cli/create.h"
 #include "cli/daemon/help.h"
 #include "cli/daemon/run.h"
 #include "cli/machine/clock.h"
@@ -236,6 +237,7 @@ static int co_make_machine(struct daemon_run *run, struct error *err)
         }
     }
     free(drives);
+    block_set_creation_fn(cli_announce_creation);
     if (r < 0) {
         qmp_co_stdio_settle();
     }
