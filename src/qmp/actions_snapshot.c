@@ -48,7 +48,11 @@ static bool is_read(const struct block_node *node)
 static int check_overlay(const struct block_node *node, struct block_node *overlay,
                          struct error *err)
 {
-    if (overlay == node || is_read(overlay)) {
+    if (overlay == node && !is_read(overlay)) {
+        return error_set(err, EINVAL, "Making '%s' a backing child of '%s' would create a cycle",
+                         block_node_name(node), block_node_name(overlay));
+    }
+    if (is_read(overlay)) {
         return error_set(err, EBUSY, "The overlay is already in use");
     }
     if (block_node_child(overlay, "backing")) {
