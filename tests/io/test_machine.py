@@ -190,6 +190,28 @@ class GraphTest(MachineCase):
         )
 
 
+class NodeTest(MachineCase):
+    def test_a_reopen_changes_options_of_nodes_that_stay_open(self):
+        drive = "if=none,id=d,file=disk.qcow2,node-name=n,file.node-name=f"
+        with self.machine("-drive", drive) as machine:
+            machine.hmp('qemu-io d "write -P 7 0 64k"')
+            self.assertEqual(machine.hmp('qemu-io d "reopen -o detect-zeroes=on"'), "")
+            self.assertEqual(machine.qmp.node("n")["detect_zeroes"], "on")
+            self.assertEqual(machine.hmp('qemu-io d "reopen -r"'), "")
+            self.assertTrue(machine.qmp.node("n")["ro"])
+            self.assertIn("read-only", machine.hmp('qemu-io d "write -P 8 0 64k"'))
+            machine.hmp('qemu-io d "read -P 7 0 64k"')
+            self.assertNotIn("verification failed", machine.end())
+
+    def test_a_new_image_is_announced(self):
+        with self.machine("-drive", "if=none,id=d,file=disk.qcow2") as machine:
+            machine.qmp.command("blockdev-snapshot-sync", device="d", snapshot_file="top.qcow2")
+            self.assertEqual(machine.qmp.command("query-block")[0]["device"], "d")
+            text = machine.end()
+        self.assertTrue(text.startswith("Formatting 'top.qcow2', fmt=qcow2 cluster_size=65536 "))
+        self.assertIn(" size=1048576 backing_file=disk.qcow2 backing_fmt=qcow2 ", text)
+
+
 class RunStateTest(MachineCase):
     def test_it_stops_and_continues(self):
         with self.machine("-S") as machine:

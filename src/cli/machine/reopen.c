@@ -104,8 +104,17 @@ static int co_reopen_as_planned(struct block_reopen *plan, struct error *err)
     return r;
 }
 
+/* The user gives up writing before its node becomes read-only, and may write again afterwards. */
+static int co_set_writing(struct io *io, bool writes, struct error *err)
+{
+    unsigned perm = BLOCK_PERM_CONSISTENT_READ | (writes ? BLOCK_PERM_WRITE : 0);
+
+    return block_co_root_set_perm(io->disk.root, perm, block_edge_shared(io->disk.edge), err);
+}
+
 int machine_co_reopen(struct io *io, const struct io_reopen *how, struct error *err)
 {
+    bool wrote = block_edge_perm(io->disk.edge) & BLOCK_PERM_WRITE;
     struct block_reopen *plan = block_reopen_new();
     struct json_object *changes = NULL;
     struct options *given = NULL;
@@ -124,7 +133,15 @@ int machine_co_reopen(struct io *io, const struct io_reopen *how, struct error *
         json_object_put(changes);
     }
     UNLESS_FAILED(r, block_reopen_expand(plan, err));
+    if (how->read_only == 1) {
+        UNLESS_FAILED(r, co_set_writing(io, false, err));
+    }
     UNLESS_FAILED(r, co_reopen_as_planned(plan, err));
     block_co_reopen_free(plan);
+    if (r < 0 && wrote) {
+        (void)co_set_writing(io, true, NULL);
+    } else if (r >= 0 && how->read_only == 0) {
+        r = co_set_writing(io, true, err);
+    }
     return r;
 }
