@@ -79,6 +79,16 @@ uint64_t cbw_uncopied_bytes(struct cbw_state *s)
     return bytes;
 }
 
+uint64_t cbw_copied_bytes(struct cbw_state *s)
+{
+    uint64_t bytes;
+
+    pthread_mutex_lock(&s->lock);
+    bytes = s->copied_bytes;
+    pthread_mutex_unlock(&s->lock);
+    return bytes;
+}
+
 void cbw_merge_uncopied(struct cbw_state *s, struct dirty_bitmap *dest)
 {
     uint64_t offset = 0, length;

@@ -95,6 +95,9 @@ void cbw_skip(struct cbw_state *s, uint64_t offset, uint64_t length);
 /* Bytes that need a copy and have none. Any thread; does not yield. */
 uint64_t cbw_uncopied_bytes(struct cbw_state *s);
 
+/* Bytes that have been copied, by whomever. Any thread; does not yield. */
+uint64_t cbw_copied_bytes(struct cbw_state *s);
+
 /*
  * Set in `dest`, a bitmap of the same size, what needs a copy and has none. Exact when no copy is
  * in flight. Any thread; does not yield.

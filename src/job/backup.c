@@ -177,11 +177,16 @@ static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, 
     return r;
 }
 
+/* What the image itself does not have turns out to be no work as the job gets there. */
 static uint64_t bytes_left(void *arg)
 {
     struct backup *b = arg;
+    uint64_t left = cbw_uncopied_bytes(b->cbw);
 
-    return cbw_uncopied_bytes(b->cbw);
+    if (b->sync == BACKUP_TOP) {
+        job_progress_set_total(b->job, cbw_copied_bytes(b->cbw) + left);
+    }
+    return left;
 }
 
 /* --- the work --------------------------------------------------------------------------------- */

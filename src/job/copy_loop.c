@@ -36,8 +36,8 @@ struct piece_run {
 static void update_progress(struct copy_loop *l, uint64_t done)
 {
     if (l->p->left) {
-        struct job_info info = job_get_info(l->p->job);
         uint64_t left = l->p->left(l->p->arg);
+        struct job_info info = job_get_info(l->p->job);
 
         done = info.total > info.current + left ? info.total - info.current - left : 0;
     }

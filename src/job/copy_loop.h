@@ -60,7 +60,7 @@ struct copy_loop_params {
     bool live;
     /*
      * Bytes that are left of the job's total: where others do a part of the work. NULL: pieces that
-     * are done are the progress. Does not yield.
+     * are done are the progress. May set the total before. Does not yield.
      */
     uint64_t (*left)(void *arg);
     /*
