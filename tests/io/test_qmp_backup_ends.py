@@ -366,7 +366,7 @@ class PolicyTest(EndTest):
         self.add_target({"event": "pwritev", "errno": 5, "sector": 7 * MIB // 512, "once": False})
         self.backup(bitmap_mode="on-success", on_target_error="ignore", speed=65536)
         self.guest_writes(7 * MIB)
-        self.qmp.command("block-job-set-speed", device="j", speed=0)
+        self.qmp.execute("block-job-set-speed", {"device": "j", "speed": 0})  # or it has ended
         self.assertEqual(self.wait_end()[1]["error"], "Input/output error")
         self.guest_writes(7 * MIB, 2 * MIB)
         self.assertEqual(self.dirty_after(), OLD)

@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The work of a backup job: which pieces there are, how each is copied, flushes of the target. */
+#include <errno.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/time_units.h"
+#include "block/control.h"
+#include "block/gate.h"
+#include "co/co.h"
+#include "filter/copy_before_write.h"
+#include "job/backup_internal.h"
+#include "loop/loop.h"
+
+#define DEFAULT_WORKERS 64u
+/*
+ * The default of the longest piece. Guest writes to a piece wait until it is copied, and a piece is
+ * what is read and written at a time.
+ */
+#define DEFAULT_CHUNK (256 * KiB)
+/* The longest piece that is known to be zero. */
+#define ZERO_CHUNK (256 * MiB)
+/* How often a job that only waits for its end looks for errors, and for the progress of guests. */
+#define LOOK_NS (100 * NS_PER_MS)
+/* Between two looks whether copies of guest writes have ended. */
+#define IDLE_LOOK_NS NS_PER_MS
+
+/* The target is flushed whenever this many bytes were written. */
+#define EARLY_FLUSH (64 * MiB)
+
+/* --- pieces ----------------------------------------------------------------------------------- */
+
+static bool co_reads_as_zeroes(struct backup *b, uint64_t offset, uint64_t length,
+                               uint64_t *ret_run)
+{
+    struct block_status status;
+
+    *ret_run = length;
+    if (block_co_status_above(block_root_edge(b->root), NULL, offset, length, &status, NULL) < 0 ||
+        status.length == 0) {
+        return false; /* the copy meets the error again, or not */
+    }
+    *ret_run = MIN(status.length, length);
+    return status.flags & BLOCK_STATUS_ZERO;
+}
+
+/* Whether the image of the source has nothing of its own there. */
+static bool co_is_unallocated(struct backup *b, uint64_t offset, uint64_t length, uint64_t *ret_run)
+{
+    bool allocated = true;
+
+    *ret_run = length;
+    if (block_co_is_allocated(block_root_edge(b->root), offset, length, &allocated, ret_run) < 0 ||
+        *ret_run == 0) {
+        return false;
+    }
+    return !allocated;
+}
+
+/*
+ * The next piece: what others have copied already, what needs no data, or a piece of data. The
+ * first two cost little, and are long.
+ */
+static int co_plan_backup(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
+{
+    struct backup *b = arg;
+    uint64_t cluster = cbw_cluster_size(b->cbw), offset, length, run;
+    bool nothing;
+
+    max_length = MIN(max_length, ZERO_CHUNK);
+    if (!cbw_next_uncopied(b->cbw, piece->offset, piece->offset + max_length, &offset, &length) ||
+        offset > piece->offset) {
+        bool none = offset <= piece->offset;
+
+        piece->length = none ? max_length : offset - piece->offset;
+        piece->paced = 0;
+        return 0;
+    }
+    max_length = MIN(max_length, length);
+    nothing = b->sync == BACKUP_TOP ? co_is_unallocated(b, offset, max_length, &run)
+                                    : co_reads_as_zeroes(b, offset, max_length, &run);
+    if (nothing && run < max_length) {
+        run = round_down(run, cluster);
+    }
+    if (nothing && run > 0) {
+        piece->length = run;
+        piece->paced = 0;
+    } else {
+        piece->length = MIN(MIN(round_up(MAX(run, 1), cluster), piece->length), max_length);
+        piece->paced = piece->length;
+    }
+    return 0;
+}
+
+/*
+ * Whether the target reads as zeroes there already, by itself: so nothing has to be written, and
+ * nothing takes space.
+ */
+static bool co_target_is_zero(struct backup *b, uint64_t offset, uint64_t length, uint64_t *ret_run)
+{
+    struct block_status status;
+
+    *ret_run = length;
+    if (block_co_status(block_root_edge(b->target_root), offset, length, &status) < 0 ||
+        status.length == 0) {
+        return false;
+    }
+    *ret_run = MIN(status.length, length);
+    return (status.flags & BLOCK_STATUS_ZERO) &&
+           ((status.flags & BLOCK_STATUS_ALLOCATED) || b->target_alone);
+}
+
+/*
+ * Leave out what is zero on both sides. The status of the source is that of the point in time as
+ * long as the area has not been copied; cbw_skip() leaves alone what has been.
+ */
+static void co_skip_zeroes(struct backup *b, uint64_t pos, uint64_t end)
+{
+    while (pos < end) {
+        uint64_t run, target_run;
+
+        if (co_reads_as_zeroes(b, pos, end - pos, &run)) {
+            if (co_target_is_zero(b, pos, run, &target_run)) {
+                cbw_skip(b->cbw, pos, target_run);
+            }
+            run = target_run;
+        }
+        pos += run;
+    }
+}
+
+/* --- flushes ---------------------------------------------------------------------------------- */
+
+static void co_flush_early(void *arg)
+{
+    struct backup *b = arg;
+    int r = block_co_flush(block_root_edge(b->target_root));
+
+    b->flush_result = error_first(b->flush_result, r);
+    b->flushing = false;
+    co_group_done(&b->flushes);
+}
+
+/*
+ * The job has written `bytes` to the target. Its disk works while the job copies: else the flush at the
+ * end would take as long as the copy.
+ */
+static void note_written(struct backup *b, uint64_t bytes)
+{
+    b->written += bytes;
+    if (b->written < EARLY_FLUSH || b->flushing) {
+        return;
+    }
+    b->written = 0;
+    b->flushing = true;
+    co_group_add(&b->flushes);
+    if (co_spawn(co_get_home(co_self()), co_flush_early, b) < 0) {
+        b->flushing = false;
+        co_group_done(&b->flushes);
+    }
+}
+
+/* An error of an early flush counts: a server may have lost what it could not write. */
+static int co_flush_once(struct backup *b)
+{
+    int r;
+
+    co_group_wait(&b->flushes);
+    r = b->flush_result;
+    b->flush_result = 0;
+    return r < 0 ? r : block_co_flush(block_root_edge(b->target_root));
+}
+
+/* --- copies ----------------------------------------------------------------------------------- */
+
+/* A guest's write has broken the point in time: no policy can mend that. */
+static bool is_broken(struct backup *b)
+{
+    bool reading;
+
+    return cbw_error(b->cbw, &reading) < 0;
+}
+
+static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
+{
+    struct backup *b = arg;
+    struct block_edge *edge = block_root_edge(b->root);
+    int r;
+
+    if (piece->paced == 0) {
+        co_skip_zeroes(b, piece->offset, piece->offset + piece->length);
+    }
+    block_co_edge_enter(edge);
+    r = cbw_co_copy(b->cbw, piece->offset, piece->length, ret_reading);
+    block_edge_leave(edge);
+    if (r == 0) {
+        note_written(b, piece->paced);
+    }
+    if (r < 0 && is_broken(b)) {
+        b->loop.on_source_error = b->loop.on_target_error = JOB_ON_ERROR_REPORT;
+    }
+    return r;
+}
+
+/* What the image itself does not have turns out to be no work as the job gets there. */
+static uint64_t bytes_left(void *arg)
+{
+    struct backup *b = arg;
+    uint64_t left = cbw_uncopied_bytes(b->cbw);
+
+    if (b->sync == BACKUP_TOP) {
+        job_progress_set_total(b->job, cbw_copied_bytes(b->cbw) + left);
+    }
+    return left;
+}
+
+void backup_set_loop(struct backup *b, const struct backup_config *config)
+{
+    uint32_t cluster = cbw_cluster_size(b->cbw);
+    uint64_t chunk = config->max_chunk ? MIN(config->max_chunk, 1 * GiB) : DEFAULT_CHUNK;
+
+    b->loop = (struct copy_loop_params){
+        .job = b->job,
+        .todo = b->todo,
+        .chunk = MAX(round_down(chunk, cluster), cluster),
+        .workers = config->max_workers ?: DEFAULT_WORKERS,
+        .on_source_error = config->on_source_error,
+        .on_target_error = config->on_target_error,
+        .left = bytes_left,
+        .co_plan = co_plan_backup,
+        .co_copy = co_copy_backup_piece,
+        .arg = b,
+    };
+}
+
+/* --- the work --------------------------------------------------------------------------------- */
+
+/* sync=none: guests do the work. Ends with an error only. */
+static int co_watch_guests(struct backup *b)
+{
+    int r = 0;
+
+    while (r == 0) {
+        struct job_info info = job_get_info(b->job);
+        bool reading;
+
+        job_progress_add(b->job, info.total - info.current - bytes_left(b));
+        r = job_co_pause_point(b->job);
+        UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
+        if (r == 0) {
+            job_co_sleep(b->job, LOOK_NS);
+        }
+    }
+    return r;
+}
+
+/* Copies of guest writes that are still in flight, of areas that the job needed no more. */
+static void co_wait_for_copies(struct backup *b)
+{
+    while (cbw_is_busy(b->cbw, true)) {
+        loop_co_sleep(IDLE_LOOK_NS);
+    }
+}
+
+static int co_flush_target(struct backup *b)
+{
+    int r = co_flush_once(b);
+
+    while (r < 0) {
+        switch (job_handle_error(b->job, b->loop.on_target_error, false, r)) {
+        case JOB_ERROR_FAIL:
+            return r;
+        case JOB_ERROR_RETRY:
+            job_co_sleep(b->job, LOOK_NS);
+            break;
+        case JOB_ERROR_PAUSE:
+            break;
+        }
+        r = job_co_pause_point(b->job);
+        UNLESS_FAILED(r, co_flush_once(b));
+        if (r == -ECANCELED) {
+            return r;
+        }
+    }
+    return r;
+}
+
+void backup_co_note_left(struct backup *b)
+{
+    struct dirty_bitmap *left;
+
+    left = dirty_bitmap_new(block_node_size(b->source), cbw_cluster_size(b->cbw));
+    if (!left) {
+        return;
+    }
+    cbw_merge_uncopied(b->cbw, left);
+    if (co_flush_once(b) < 0) {
+        dirty_bitmap_set(left, 0, dirty_bitmap_size(left));
+    }
+    b->left = left;
+}
+
+int backup_co_run(struct job *job, void *state, struct error *err)
+{
+    struct backup *b = state;
+    bool reading;
+    int r;
+
+    b->has_run = true;
+    co_group_init(&b->flushes);
+    b->target_alone = block_co_stands_alone(b->target);
+    r = b->sync == BACKUP_NONE ? co_watch_guests(b) : copy_loop_co_run(&b->loop);
+    UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
+    UNLESS_FAILED(r, co_flush_target(b));
+    if (r < 0) {
+        cbw_stop(b->cbw);
+        if (b->bitmap_mode == BACKUP_ALWAYS && b->bitmap) {
+            backup_co_note_left(b);
+        }
+    }
+    co_wait_for_copies(b);
+    co_group_wait(&b->flushes);
+    return r < 0 && r != -ECANCELED ? error_set(err, -r, "%s", strerror(-r)) : r;
+}
