@@ -142,8 +142,8 @@ static void co_flush_early(void *arg)
 }
 
 /*
- * The job has written `bytes` to the target. Its disk works while the job copies: else the flush at the
- * end would take as long as the copy.
+ * The job has written `bytes` to the target. Its disk works while the job copies: else the flush at
+ * the end would take as long as the copy.
  */
 static void note_written(struct backup *b, uint64_t bytes)
 {
