@@ -162,6 +162,21 @@ static int co_claim_next(struct copy_loop *l, struct piece_run *run)
     return r < 0 ? r : 1;
 }
 
+/* A piece that was claimed is left for later. */
+static void put_back(struct piece_run *run)
+{
+    struct copy_loop *l = run->loop;
+
+    dirty_bitmap_set(l->p->todo, run->piece.offset, run->piece.length);
+    l->active--;
+    l->bytes_active -= run->piece.length;
+    l->cursor = run->piece.offset;
+    if (l->p->ranges) {
+        range_unlock(l->p->ranges, &run->range);
+    }
+    free(run);
+}
+
 /* Start the next piece, or wait for one in flight; false: nothing is left. */
 static bool co_start_next(struct copy_loop *l)
 {
@@ -186,8 +201,9 @@ static bool co_start_next(struct copy_loop *l)
         }
         return false;
     }
-    if (run->piece.paced > 0 && job_speed(l->p->job) > 0) {
-        job_co_pace(l->p->job, run->piece.paced);
+    if (!job_co_pace(l->p->job, run->piece.paced)) {
+        put_back(run);
+        return true;
     }
     if (job_is_cancelled(l->p->job)) {
         end_piece(run, true, -ECANCELED);

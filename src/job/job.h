@@ -196,10 +196,11 @@ void job_co_sleep(struct job *job, int64_t ns);
 /* End all sleeps of the job. Verbs do so by themselves. */
 void job_wake(struct job *job);
 /*
- * Take part of the job's limit for `bytes` of work: waits until they may be moved. The wait ends
- * early when the limit changes, the job is paused or cancelled.
+ * Take part of the job's limit for `bytes` of work: waits until they may be moved, or the limit
+ * changes. False: the job was paused or cancelled meanwhile. They were not taken then, and are not
+ * to be moved.
  */
-void job_co_pace(struct job *job, uint64_t bytes);
+bool job_co_pace(struct job *job, uint64_t bytes);
 /* Bytes per second; 0: no limit. */
 uint64_t job_speed(const struct job *job);
 

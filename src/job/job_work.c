@@ -85,15 +85,20 @@ uint64_t job_speed(const struct job *job)
     return job->pacer.rate;
 }
 
-void job_co_pace(struct job *job, uint64_t bytes)
+bool job_co_pace(struct job *job, uint64_t bytes)
 {
-    uint64_t rate = job->pacer.rate;
+    struct pacer before = job->pacer;
     int64_t end = loop_now_ns();
 
     end += pacer_take(&job->pacer, bytes, end);
-    while (loop_now_ns() < end && rate == job->pacer.rate && !job_should_stop(job)) {
+    while (loop_now_ns() < end && before.rate == job->pacer.rate) {
+        if (job_should_stop(job)) {
+            job->pacer = before;
+            return false;
+        }
         job_co_sleep(job, end - loop_now_ns());
     }
+    return true;
 }
 
 /* --- progress --------------------------------------------------------------------------------- */

@@ -429,6 +429,27 @@ static void co_verbs_end_the_sleep_of_a_low_speed(void)
     dirty_bitmap_free(copying.todo);
 }
 
+/* A pause ends the wait of a piece, which is not copied before its time for that. */
+static void co_a_pause_lets_no_piece_through(void)
+{
+    struct job *job = start_copying(JOB_ON_ERROR_REPORT, 0, 1);
+
+    for (int i = 0; i < 5; i++) {
+        loop_co_sleep(2 * NS_PER_MS);
+        assert_int_equal(job_pause(job, NULL), 0);
+        co_wait_status(job, JOB_PAUSED);
+        assert_int_equal(copying.calls, 1);
+        assert_int_equal(dirty_bitmap_count(copying.todo), DISK - PIECE);
+        assert_int_equal(job_resume(job, NULL), 0);
+    }
+    assert_int_equal(job_set_speed(job, 0, NULL), 0);
+    co_wait_until_gone();
+    for (size_t i = 0; i < ARRAY_SIZE(copying.copied); i++) {
+        assert_int_equal(copying.copied[i], 1);
+    }
+    dirty_bitmap_free(copying.todo);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -447,6 +468,7 @@ int main(void)
         CO_TEST(co_a_reported_error_leaves_its_piece_dirty),
         CO_TEST(co_an_error_that_stops_waits_for_the_user),
         CO_TEST(co_verbs_end_the_sleep_of_a_low_speed),
+        CO_TEST(co_a_pause_lets_no_piece_through),
     };
 
     if (co_test_setup() < 0) {
