@@ -114,11 +114,16 @@ class MirrorCase(tidemark.TestCase):
             self.model[offset : offset + length] = bytes([byte]) * length
             return f"write -P {byte} {offset} {length}"
 
+        def zeroes(offset, length):
+            self.model[offset : offset + length] = bytes(length)
+            return f"write -z {offset} {length}"
+
         tidemark.io(
             path,
             write(0, 3 * MIB, 1),
             write(5 * MIB + 1024, 70000 // 512 * 512, 2),
             write(7 * MIB, 64 * 1024, 0),
+            zeroes(8 * MIB, 256 * 1024),
             write(9 * MIB + 4096, 4096, 3),
             write(12 * MIB, MIB, 4),
             write(self.size - 5 * 512, 5 * 512, 5),
