@@ -17,6 +17,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "co/sync.h"
+#include "copy/buffer_pool.h"
 #include "filter/filter.h"
 
 #define BOUNCE_SIZE (1 * MiB)
@@ -29,6 +30,8 @@ struct copy_on_read {
     bool for_job;
     /* What was written through the filter; borrowed; NULL: nobody asks. */
     struct dirty_bitmap *written;
+    /* Of the job, whose reads all are on one reactor. */
+    struct buffer_pool buffers;
 };
 
 /* --- open and close --------------------------------------------------------------------------- */
@@ -84,6 +87,7 @@ static void cor_co_close(struct block_node *node)
 {
     struct copy_on_read *s = node->opaque;
 
+    buffer_pool_clear(&s->buffers);
     block_co_unref(s->bottom);
     range_lock_destroy(&s->busy);
 }
@@ -103,14 +107,6 @@ static void cor_child_perm(struct block_node *node, struct block_edge *edge, uns
     *ret_shared = parents_shared & ~(BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE);
 }
 
-void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *written)
-{
-    struct copy_on_read *s = node->opaque;
-
-    s->for_job = true;
-    s->written = written;
-}
-
 /* --- read ------------------------------------------------------------------------------------- */
 
 /* The allocation unit of `file` in bytes; 1: none. */
@@ -119,6 +115,21 @@ static uint64_t unit_of(const struct copy_on_read *s)
     const struct block_node *node = block_node_skip_filters(s->file->node);
 
     return node->limits.cluster_size ? MAX(node->limits.zeroes_alignment, 1) : 1;
+}
+
+/* In bytes, of data. */
+static uint64_t longest_copy(const struct copy_on_read *s)
+{
+    return MAX(unit_of(s), BOUNCE_SIZE);
+}
+
+void copy_on_read_serve_job(struct block_node *node, struct dirty_bitmap *written)
+{
+    struct copy_on_read *s = node->opaque;
+
+    s->for_job = true;
+    s->written = written;
+    s->buffers.size = longest_copy(s);
 }
 
 enum source { SOURCE_TOP, SOURCE_BELOW, SOURCE_ZERO, SOURCE_NOT_COPIED };
@@ -200,29 +211,46 @@ static int co_read_through(const struct copy_on_read *s, const struct window *w,
     return block_co_preadv(s->file, w->from, part.iov, flags);
 }
 
-static int co_copy_data(const struct copy_on_read *s, uint64_t offset, size_t length,
+/* A buffer for a copy of at most longest_copy() bytes. NULL: no memory. */
+static void *get_bounce(struct copy_on_read *s, size_t length)
+{
+    void *data;
+
+    if (s->for_job) {
+        return buffer_pool_get(&s->buffers);
+    }
+    return posix_memalign(&data, 4096, length) == 0 ? data : NULL;
+}
+
+static void put_bounce(struct copy_on_read *s, void *data)
+{
+    if (s->for_job) {
+        buffer_pool_put(&s->buffers, data);
+    } else {
+        free(data);
+    }
+}
+
+static int co_copy_data(struct copy_on_read *s, uint64_t offset, size_t length,
                         const struct window *w, struct iov iov, unsigned flags)
 {
-    AUTO_FREE void *data = NULL;
+    void *data = get_bounce(s, length);
     int r;
 
-    if (posix_memalign(&data, 4096, length) != 0) {
-        data = NULL;
+    if (!data) {
         return -ENOMEM;
     }
     r = block_co_pread(s->file, offset, data, length);
-    if (r < 0) {
-        return r;
-    }
-    block_co_event(s->file, BLOCK_EVENT_COR_WRITE);
-    if (buffer_is_zero(data, length)) {
-        r = block_co_write_zeroes(s->file, offset, length, BLOCK_REQ_UNCHANGED);
-    } else {
-        r = block_co_pwrite(s->file, offset, data, length, BLOCK_REQ_UNCHANGED);
+    if (r == 0) {
+        block_co_event(s->file, BLOCK_EVENT_COR_WRITE);
+        r = buffer_is_zero(data, length)
+                ? block_co_write_zeroes(s->file, offset, length, BLOCK_REQ_UNCHANGED)
+                : block_co_pwrite(s->file, offset, data, length, BLOCK_REQ_UNCHANGED);
     }
     if (r == 0 && !(flags & BLOCK_REQ_PREFETCH)) {
         iov_copy_from_buf(iov, w->in_iov, (char *)data + w->in_data, w->size);
     }
+    put_bounce(s, data);
     return r;
 }
 
@@ -237,7 +265,7 @@ static int co_copy_zeroes(const struct copy_on_read *s, uint64_t offset, uint64_
 }
 
 /* Read [offset, offset + iov.size), and copy the units [at, end), which are locked exclusively. */
-static int co_copy_range(const struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
+static int co_copy_range(struct copy_on_read *s, uint64_t at, uint64_t end, uint64_t offset,
                          struct iov iov, unsigned flags)
 {
     int r = 0;
@@ -252,7 +280,7 @@ static int co_copy_range(const struct copy_on_read *s, uint64_t at, uint64_t end
             break;
         }
         if (source == SOURCE_BELOW) {
-            length = MIN(length, MAX(unit_of(s), BOUNCE_SIZE));
+            length = MIN(length, longest_copy(s));
         }
         w = overlap(offset, iov.size, at, length);
         if (source == SOURCE_BELOW) {

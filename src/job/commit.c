@@ -26,6 +26,7 @@
 #include "block/block.h"
 #include "block/control.h"
 #include "block/control_lock.h"
+#include "copy/buffer_pool.h"
 #include "copy/chain_bitmaps.h"
 #include "job/chain.h"
 #include "job/copy_loop.h"
@@ -33,7 +34,6 @@
 #define GRANULARITY (64 * KiB)
 #define CHUNK (1 * MiB)
 #define WORKERS 8
-#define BUFFER_ALIGNMENT 4096
 
 struct commit {
     struct block_node *top, *base; /* held by the job */
@@ -44,6 +44,7 @@ struct commit {
     struct chain_writable writable; /* the base */
     /* Beyond it, what no image above the base stores is zero: an image between ends there. */
     uint64_t zero_from;
+    struct buffer_pool buffers;   /* of CHUNK bytes */
     struct dirty_bitmap *todo;    /* what has not been looked at */
     struct chain_bitmaps bitmaps; /* of the images that leave the chain */
     char *backing_file;           /* owned; NULL: the base's name */
@@ -112,17 +113,17 @@ static int co_commit_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
 
 static int co_copy_run(struct commit *s, uint64_t offset, uint64_t length, bool *ret_reading)
 {
-    AUTO_FREE void *buffer = NULL;
+    void *buffer = buffer_pool_get(&s->buffers);
     int r;
 
     *ret_reading = false;
-    if (posix_memalign(&buffer, BUFFER_ALIGNMENT, length) != 0) {
-        buffer = NULL;
+    if (!buffer) {
         return -ENOMEM;
     }
     r = block_co_pread(source_of(s), offset, buffer, length);
     *ret_reading = r < 0;
     UNLESS_FAILED(r, block_co_pwrite(block_root_edge(s->base_root), offset, buffer, length, 0));
+    buffer_pool_put(&s->buffers, buffer);
     return r;
 }
 
@@ -289,6 +290,7 @@ static void co_release_commit(struct commit *s)
         chain_co_remove_filter(s->filter);
     }
     chain_co_end_writable(&s->writable);
+    buffer_pool_clear(&s->buffers);
     dirty_bitmap_free(s->todo);
     chain_bitmaps_clear(&s->bitmaps);
     free(s->backing_file);
@@ -358,6 +360,7 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
     s->mask_protocol = p->mask_protocol;
     s->on_error = p->on_error;
     s->bitmaps.all = true;
+    s->buffers.size = CHUNK;
     if (p->backing_file) {
         s->backing_file = strdup(p->backing_file);
         r = s->backing_file ? 0 : error_out_of_memory(err);
