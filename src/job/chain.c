@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "block/block.h"
@@ -69,16 +68,14 @@ struct block_node *chain_above(struct block_node *top, const struct block_node *
     return n;
 }
 
-uint64_t chain_zero_from(struct block_node *top, struct block_node *base)
+struct block_node *chain_stop(struct block_node *top, struct block_node *base)
 {
-    struct block_node *image = block_node_skip_filters(top);
-    uint64_t from = UINT64_MAX;
+    struct block_node *stop = block_node_backing(top);
 
-    base = block_node_skip_filters(base);
-    while ((image = block_node_skip_filters(block_node_backing(image))) != base && image) {
-        from = MIN(from, block_node_size(image));
+    while (stop && block_node_skip_filters(stop) != block_node_skip_filters(base)) {
+        stop = block_node_backing(stop);
     }
-    return from;
+    return stop;
 }
 
 static bool is_same_file(const char *a, const char *b)
@@ -288,8 +285,7 @@ void chain_co_end_writable(struct chain_writable *w)
     ERROR_AUTO(err);
 
     if (w->node && block_co_set_read_only(w->node, true, &err) < 0) {
-        log_error("'%s' stays writable: %s", block_node_display_name(w->node),
-                  error_message(&err));
+        log_error("'%s' stays writable: %s", block_node_display_name(w->node), error_message(&err));
     }
     chain_co_keep_writable(w);
 }

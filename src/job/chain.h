@@ -10,7 +10,6 @@
 
 #include <stdbool.h>
 #include <stddef.h>
-#include <stdint.h>
 
 #include "base/error.h"
 
@@ -39,11 +38,8 @@ void chain_co_remove_filter(struct block_node *filter);
 /* The node above `node` in the chain from `top` down; NULL: it is not in there, or is `top`. */
 struct block_node *chain_above(struct block_node *top, const struct block_node *node);
 
-/*
- * The offset from which on what no image from `top` down to `base` stores reads as zeroes, although
- * the base may have something there: an image between the two ends there. UINT64_MAX: none does.
- */
-uint64_t chain_zero_from(struct block_node *top, struct block_node *base);
+/* The backing node of the last image above `base`: `base`, or a filter on it. */
+struct block_node *chain_stop(struct block_node *top, struct block_node *base);
 
 /*
  * The image below `top` that `name` means: as it was opened, or as the image above it would record

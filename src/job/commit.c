@@ -32,8 +32,8 @@
 #include "job/copy_loop.h"
 
 #define GRANULARITY (64 * KiB)
-#define CHUNK (1 * MiB)
-#define WORKERS 8
+#define CHUNK (256 * KiB)
+#define WORKERS 4
 
 struct commit {
     struct block_node *top, *base; /* held by the job */
@@ -42,12 +42,11 @@ struct commit {
     struct block_root *base_root;
     struct chain_guard guard;
     struct chain_writable writable; /* the base */
-    /* Beyond it, what no image above the base stores is zero: an image between ends there. */
-    uint64_t zero_from;
-    struct buffer_pool buffers;   /* of CHUNK bytes */
-    struct dirty_bitmap *todo;    /* what has not been looked at */
-    struct chain_bitmaps bitmaps; /* of the images that leave the chain */
-    char *backing_file;           /* owned; NULL: the base's name */
+    struct block_node *stop;        /* the base, or a filter on it: what is below the images */
+    struct buffer_pool buffers;     /* of CHUNK bytes */
+    struct dirty_bitmap *todo;      /* what has not been looked at */
+    struct chain_bitmaps bitmaps;   /* of the images that leave the chain */
+    char *backing_file;             /* owned; NULL: the base's name */
     bool mask_protocol;
     enum job_on_error on_error;
 };
@@ -78,19 +77,15 @@ static int co_look(const struct commit *s, uint64_t offset, uint64_t *length,
         return 0;
     }
     *length = MIN(*length, size - offset);
-    r = block_co_status_above(source_of(s), s->base, offset, *length, &status, ret_depth);
+    r = block_co_status_above(source_of(s), s->stop, offset, *length, &status, ret_depth);
     if (r < 0) {
         return r;
     }
     *length = MIN(*length, status.length);
     if (*ret_depth > 0) {
         *ret_kind = status.flags & BLOCK_STATUS_ZERO ? COMMIT_ZEROES : COMMIT_DATA;
-    } else if (offset >= s->zero_from) {
-        *ret_kind = COMMIT_ZEROES;
-        *ret_depth = 1;
     } else {
         *ret_kind = COMMIT_NOTHING;
-        *length = MIN(*length, s->zero_from - offset);
     }
     return 0;
 }
@@ -357,6 +352,7 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
 
     s->top = p->top;
     s->base = p->base;
+    s->stop = chain_stop(p->top, p->base);
     s->mask_protocol = p->mask_protocol;
     s->on_error = p->on_error;
     s->bitmaps.all = true;
@@ -374,7 +370,6 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
                              BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
                              BLOCK_PERM_CONSISTENT_READ | BLOCK_SHARE_CHAIN, &s->base_root, err));
     UNLESS_FAILED(r, chain_co_guard(&s->guard, job_id(job), s->filter, s->base, err));
-    s->zero_from = chain_zero_from(s->top, s->base);
     return r;
 }
 

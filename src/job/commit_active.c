@@ -51,12 +51,13 @@ static struct block_edge *filter_edge(const struct active *a)
 static int co_mark_active(struct active *a, struct error *err)
 {
     struct block_edge *edge = filter_edge(a);
+    struct block_node *stop = chain_stop(a->top, a->base);
     uint64_t size = block_node_size(a->top);
     struct block_status status;
     int depth, r = 0;
 
     for (uint64_t at = 0; at < size && r == 0; at += status.length) {
-        r = block_co_status_above(edge, a->base, at, size - at, &status, &depth);
+        r = block_co_status_above(edge, stop, at, size - at, &status, &depth);
         if (r == 0 && depth > 0) {
             chain_bitmaps_mark(&a->bitmaps, at, status.length, depth);
         }
@@ -128,7 +129,7 @@ int commit_active_co_start(const struct commit_params *params, const struct job_
         .source = params->top,
         .target = params->base,
         .sync = MIRROR_SYNC_TOP,
-        .base = params->base,
+        .base = chain_stop(params->top, params->base),
         .filter_name = params->filter_name,
         .unmap = true,
         .on_source_error = params->on_error,

@@ -12,7 +12,6 @@
 #include "block/block.h"
 #include "block/control.h"
 #include "block/control_lock.h"
-#include "job/chain.h"
 #include "job/copy_loop.h"
 #include "job/mirror_internal.h"
 #include "loop/loop.h"
@@ -150,8 +149,6 @@ static int co_scan_top(struct mirror *s)
     struct dirty_bitmap *todo = mirror_top_todo(s->top);
     struct block_edge *edge = block_root_edge(s->root);
     uint64_t size = dirty_bitmap_size(todo);
-    uint64_t zero_from =
-        s->params.base ? chain_zero_from(s->params.source, s->params.base) : UINT64_MAX;
     int r = 0;
 
     for (uint64_t offset = 0; offset < size && r == 0;) {
@@ -162,10 +159,8 @@ static int co_scan_top(struct mirror *s)
         if (r == 0 && status.length == 0) {
             break;
         }
-        if (r == 0 && (depth > 0 || offset >= zero_from)) {
+        if (r == 0 && depth > 0) {
             dirty_bitmap_set(todo, offset, status.length);
-        } else if (r == 0) {
-            status.length = MIN(status.length, zero_from - offset);
         }
         offset += r == 0 ? status.length : 0;
         if (reactor_turn_expired()) {

@@ -33,8 +33,8 @@
 #include "job/copy_loop.h"
 
 #define GRANULARITY (64 * KiB)
-#define CHUNK (1 * MiB)
-#define WORKERS 8
+#define CHUNK (256 * KiB)
+#define WORKERS 4
 
 struct stream {
     struct block_node *device;      /* held by the job, as the next two */
@@ -84,7 +84,7 @@ static int co_needs_copy(const struct stream *s, uint64_t offset, uint64_t *leng
                               &depth);
     if (r == 0) {
         *length = MIN(*length, status.length);
-        *ret_copy = depth > 0 || !block_node_backing(s->bottom);
+        *ret_copy = depth > 0; /* what no image has reads as zeroes without them, too */
     }
     return r;
 }
@@ -104,25 +104,15 @@ static int co_stream_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     return r;
 }
 
+/* What needs no copy will never need one. */
 static int co_stream_copy(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct stream *s = arg;
-    uint64_t end = MIN(piece->offset + piece->length, block_node_size(s->image));
-    int r = 0;
+    struct iov none = {.size = MIN(piece->length, block_node_size(s->image) - piece->offset)};
 
     *ret_reading = true; /* a read that fills; as in QEMU */
-    for (uint64_t at = piece->offset, length; at < end && r == 0; at += length) {
-        bool copy;
-
-        length = end - at;
-        r = co_needs_copy(s, at, &length, &copy);
-        if (r == 0 && copy) {
-            struct iov none = {.size = length = MIN(length, CHUNK)};
-
-            r = block_co_preadv(edge_of(s), at, none, BLOCK_REQ_PREFETCH);
-        }
-    }
-    return r;
+    return piece->paced > 0 ? block_co_preadv(edge_of(s), piece->offset, none, BLOCK_REQ_PREFETCH)
+                            : 0;
 }
 
 /* --- bitmaps ---------------------------------------------------------------------------------- */
