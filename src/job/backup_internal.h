@@ -21,7 +21,10 @@ struct backup {
     /* BACKUP_ALWAYS, of a job that has failed at work: what has not been copied for sure. */
     struct dirty_bitmap *left;
     bool has_run;
-    /* What the target does not store is zero, whoever opens it. */
+    /*
+     * What the target does not store is zero, whoever opens it. Not so for a part of the disk: the
+     * target may get the rest as its backing file afterwards.
+     */
     bool target_alone;
     /* Reads of the target reach the source. */
     bool serialises;

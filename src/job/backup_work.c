@@ -308,7 +308,7 @@ int backup_co_run(struct job *job, void *state, struct error *err)
 
     b->has_run = true;
     co_group_init(&b->flushes);
-    b->target_alone = block_co_stands_alone(b->target);
+    b->target_alone = b->sync == BACKUP_FULL && block_co_stands_alone(b->target);
     r = b->sync == BACKUP_NONE ? co_watch_guests(b) : copy_loop_co_run(&b->loop);
     UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
     UNLESS_FAILED(r, co_flush_target(b));

@@ -237,6 +237,29 @@ class ContentsTest(BackupTest):
                 self.qmp.command("blockdev-del", node_name="over")
                 self.assert_same(path, "qcow2", ref, "raw")
 
+    def test_zeroes_hide_a_backing_file_that_comes_later(self):
+        """A part of the disk goes to an image that gets the backup before it as backing file."""
+        full = self.keep("full.raw")
+        self.qmp.command("block-dirty-bitmap-add", node="disk", name="b")
+        self.guest.zero(MIB, 2 * MIB)
+        self.guest.write(4 * MIB, bytes(65536))
+        self.guest.zero(10 * MIB, MIB)
+        ref = self.keep()
+        for sync, more in (
+            ("bitmap", {"bitmap": "b", "bitmap_mode": "never"}),
+            ("top", {}),
+            ("incremental", {"bitmap": "b"}),
+        ):
+            with self.subTest(sync):
+                path = self.create(sync, SIZE)
+                file = {"driver": "file", "filename": path}
+                self.qmp.command("blockdev-add", driver="qcow2", node_name=sync, file=file)
+                self.backup(sync=sync, target=sync, **more)
+                self.finish()
+                self.qmp.command("blockdev-del", node_name=sync)
+                tidemark.img("rebase", "-u", "-f", "qcow2", "-F", "raw", "-b", full, path)
+                self.assert_same(path, "qcow2", ref, "raw")
+
     def test_ends_that_are_not_whole_clusters(self):
         size = 5 * MIB + 1536
         disk = self.create("odd.qcow2", size)
