@@ -21,13 +21,14 @@ class Guest(threading.Thread):
     """Writes stamped blocks through a connection of its own, of which `count` share the disk, and
     reads them again. `model` has what was acknowledged."""
 
-    def __init__(self, path, name, model, index=0, count=1, seed=1, small=False):
+    def __init__(self, path, name, model, index=0, count=1, seed=1, small=False, span=None):
         super().__init__(daemon=True)
         self.client = RawClient(path)
         self.client.go(name)
         self.model, self.index, self.count = model, index, count
         self.random = random.Random(f"{seed}.{index}")
         self.small = small
+        self.span = span or len(model)  # it writes in this part of the disk only
         self.stamp = 0
         self.writes = 0
         self.slowest = 0
@@ -35,7 +36,7 @@ class Guest(threading.Thread):
         self.halt = threading.Event()
 
     def block(self):
-        blocks = len(self.model) // BLOCK // self.count
+        blocks = self.span // BLOCK // self.count
         return (self.random.randrange(blocks) * self.count + self.index) * BLOCK
 
     def write_once(self):
