@@ -42,7 +42,7 @@ class MiddleTest(CommitCase):
 
     def test_images_that_end_early_are_zero_there(self):
         """Where an image ends, the disk shows zeroes, and not what is below that image."""
-        for number, sizes in enumerate(((32, 8, 16, 32), (8, 32, 16, 32), (16, 8, 32, 16))):
+        for sizes in ((16, 4, 8, 16), (4, 16, 8, 16), (8, 4, 16, 8)):
             with self.subTest(sizes=sizes):
                 self.make_chain(*((size, 65536) for size in sizes))
                 self.start()
@@ -120,7 +120,7 @@ class MiddleTest(CommitCase):
             rules = [{"event": event, **rule}]
             return {"driver": "blkdebug", "image": file, "inject-error": rules}
 
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start(file_options={name: wrap}, read_only=read_only)
 
     def test_an_error_is_reported(self):
@@ -163,7 +163,7 @@ class MiddleTest(CommitCase):
                 self.assert_disk()
 
     def test_a_header_that_cannot_be_written_leaves_the_graph(self):
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start()
         self.commit(top_node="c", base_node="a", backing_file="x" * 1024)
         self.assertEqual(
@@ -178,8 +178,8 @@ class MiddleTest(CommitCase):
     # The graph.
 
     def test_two_overlays_of_the_top(self):
-        self.make_chain(*((8, 65536),) * 4)
-        other = self.create("other.qcow2", "8M", options=["-b", "c.qcow2", "-F", "qcow2"])
+        self.make_chain(*((4, 65536),) * 4)
+        other = self.create("other.qcow2", "4M", options=["-b", "c.qcow2", "-F", "qcow2"])
         self.start()
         file = {"driver": "file", "filename": other}
         self.qmp.command(
@@ -206,7 +206,7 @@ class MiddleTest(CommitCase):
 
     def test_a_reader_of_an_image_between_is_in_the_way(self):
         """What that one shows would change."""
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start()
         self.qmp.command("block-export-add", type="nbd", id="b", node_name="b")
         for top in "c", "d":
@@ -223,7 +223,7 @@ class MiddleTest(CommitCase):
 
     def test_above_a_stream(self):
         """A stream of the base, below, at the same time."""
-        self.make_chain(*((8, 65536),) * 5)
+        self.make_chain(*((4, 65536),) * 5)
         self.start()
         guest = Guest(self.uri, self.disk)
         self.qmp.command("block-stream", device="b", job_id="lower", speed=MIB)
@@ -245,7 +245,7 @@ class MiddleTest(CommitCase):
         self.assert_disk()
 
     def test_a_chain_that_a_job_needs_is_not_changed(self):
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start()
         self.commit(top_node="c", base_node="a", speed=1)
         for name in "abcd":
@@ -289,84 +289,6 @@ class MiddleTest(CommitCase):
                 self.assertEqual(answer["error"]["desc"], wanted)
         self.assertEqual(self.qmp.command("query-jobs"), [])
         self.server.stop()
-        self.assert_disk()
-
-
-class ActiveTest(CommitCase):
-    def test_a_guest_writes_meanwhile_and_after(self):
-        self.make_chain(*IMAGES)
-        self.start(read_only="abc")
-        guest = Guest(self.uri, self.disk)
-        self.commit()
-        self.assertEqual(self.events("job", "READY"), STARTED + ["ready", "READY"])
-        self.qmp.command("job-complete", id="job")
-        self.assertEqual(self.events("job"), ENDED)
-        writes = guest.writes
-        tidemark.wait_until(lambda: guest.writes > writes + 20, "writes after the pivot")
-        guest.stop()
-        (export,) = self.qmp.command("query-block-exports")
-        self.assertEqual(export["node-name"], "a")
-        self.drop("d", "c", "b")
-        self.server.stop()
-        self.empty("d", "c", "b")
-        self.assert_disk()
-
-    def test_images_that_end_early_are_zero_there(self):
-        for sizes in ((32, 8, 16, 32), (8, 32, 16, 32)):
-            with self.subTest(sizes=sizes):
-                self.make_chain(*((size, 65536) for size in sizes))
-                self.start()
-                self.commit()
-                self.events("job", "READY")
-                self.qmp.command("job-complete", id="job")
-                self.assertEqual(self.events("job"), ENDED)
-                self.drop("d", "c", "b")
-                self.server.stop()
-                self.empty("d", "c", "b")
-                self.assert_disk()
-
-    def test_a_soft_cancel_changes_no_user(self):
-        self.make_chain(*((8, 65536),) * 3)
-        self.start()
-        self.commit(device="c")
-        self.events("job", "READY")
-        tidemark.io(self.uri, "write -P 7 0 64k", fmt="raw")
-        self.disk[:65536] = b"\7" * 65536
-        self.qmp.command("block-job-cancel", device="job")
-        self.assertEqual(self.events("job"), ENDED)
-        (export,) = self.qmp.command("query-block-exports")
-        self.assertEqual(export["node-name"], "c")
-        self.server.stop()
-        self.assert_disk()
-        self.assert_disk("a")
-
-    def test_cancelled_by_force(self):
-        self.make_chain(*((8, 65536),) * 3)
-        self.start(read_only="ab")
-        self.commit(device="c")
-        self.events("job", "READY")
-        self.qmp.command("job-cancel", id="job")
-        self.assertEqual(self.events("job"), ["aborting", "CANCELLED", "concluded", "null"])
-        self.assertTrue(self.qmp.node("a")["ro"])
-        self.server.stop()
-        self.assertEqual(self.backing("c"), ("b.qcow2", "qcow2"))
-        self.assert_disk()
-
-    def test_again_after_the_images_between_are_gone(self):
-        """From the middle first, then all the rest."""
-        self.make_chain(*((8, 65536),) * 4)
-        self.start()
-        self.commit(top_node="c", base_node="b")
-        self.events("job")
-        self.commit()
-        self.events("job", "READY")
-        self.qmp.command("job-complete", id="job")
-        self.assertEqual(self.events("job"), ENDED)
-        tidemark.io(self.uri, "write -P 7 0 64k", fmt="raw")
-        self.disk[:65536] = b"\7" * 65536
-        self.drop("d", "c", "b")
-        self.server.stop()
-        self.empty("d", "c", "b")
         self.assert_disk()
 
 

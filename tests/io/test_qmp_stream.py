@@ -108,7 +108,7 @@ class StreamTest(ChainCase):
         return {"b" if "read" in event else "d": wrap}
 
     def start_broken(self, event, **rule):
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start(file_options=self.broken(event, once=True, **rule))
 
     def test_an_error_is_reported(self):
@@ -153,17 +153,17 @@ class StreamTest(ChainCase):
                 self.assert_disk()
 
     def test_a_guest_does_not_see_an_error_of_the_copy(self):
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start(file_options=self.broken("write_aio", iotype="write"))
         self.stream(on_error="stop")
         self.events("job", "paused")
-        tidemark.io(self.uri, "read 0 8M", fmt="raw")
+        tidemark.io(self.uri, "read 0 4M", fmt="raw")
         self.qmp.command("job-cancel", id="job")
         self.events("job")
         self.server.stop(expect=None)
 
     def test_a_header_that_cannot_be_written_leaves_the_graph(self):
-        self.make_chain(*((8, 65536),) * 4)
+        self.make_chain(*((4, 65536),) * 4)
         self.start()
         self.stream(base_node="b", backing_file="x" * 1024)
         self.assertEqual(
@@ -183,7 +183,7 @@ class StreamTest(ChainCase):
 
     def test_two_parts_of_a_chain_at_once(self):
         """One of them into an image that is read-only otherwise."""
-        self.make_chain(*((8, 65536),) * 5)
+        self.make_chain(*((4, 65536),) * 5)
         self.start(read_only="abcd")
         guest = Guest(self.uri, self.disk)
         self.stream("e", "upper", base_node="c", speed=MIB)
@@ -211,7 +211,7 @@ class StreamTest(ChainCase):
         self.assert_disk()
 
     def test_below_a_filter_of_the_user(self):
-        self.make_chain(*((8, 65536),) * 3)
+        self.make_chain(*((4, 65536),) * 3)
         self.start()
         self.qmp.command("blockdev-add", driver="copy-on-read", node_name="cor", file="b")
         self.qmp.command("blockdev-del", node_name="cor")

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""block-commit of an image in use: it is ready when the base has everything, and pivots."""
+
+import unittest
+
+import tidemark
+from chain_case import Guest
+from test_qmp_commit import ENDED, IMAGES, STARTED, CommitCase
+
+
+class ActiveTest(CommitCase):
+    def test_a_guest_writes_meanwhile_and_after(self):
+        self.make_chain(*IMAGES)
+        self.start(read_only="abc")
+        guest = Guest(self.uri, self.disk)
+        self.commit()
+        self.assertEqual(self.events("job", "READY"), STARTED + ["ready", "READY"])
+        self.qmp.command("job-complete", id="job")
+        self.assertEqual(self.events("job"), ENDED)
+        writes = guest.writes
+        tidemark.wait_until(lambda: guest.writes > writes + 20, "writes after the pivot")
+        guest.stop()
+        (export,) = self.qmp.command("query-block-exports")
+        self.assertEqual(export["node-name"], "a")
+        self.drop("d", "c", "b")
+        self.server.stop()
+        self.empty("d", "c", "b")
+        self.assert_disk()
+
+    def test_images_that_end_early_are_zero_there(self):
+        for sizes in ((16, 4, 8, 16), (4, 16, 8, 16)):
+            with self.subTest(sizes=sizes):
+                self.make_chain(*((size, 65536) for size in sizes))
+                self.start()
+                self.commit()
+                self.events("job", "READY")
+                self.qmp.command("job-complete", id="job")
+                self.assertEqual(self.events("job"), ENDED)
+                self.drop("d", "c", "b")
+                self.server.stop()
+                self.empty("d", "c", "b")
+                self.assert_disk()
+
+    def test_a_soft_cancel_changes_no_user(self):
+        self.make_chain(*((4, 65536),) * 3)
+        self.start()
+        self.commit(device="c")
+        self.events("job", "READY")
+        tidemark.io(self.uri, "write -P 7 0 64k", fmt="raw")
+        self.disk[:65536] = b"\7" * 65536
+        self.qmp.command("block-job-cancel", device="job")
+        self.assertEqual(self.events("job"), ENDED)
+        (export,) = self.qmp.command("query-block-exports")
+        self.assertEqual(export["node-name"], "c")
+        self.server.stop()
+        self.assert_disk()
+        self.assert_disk("a")
+
+    def test_cancelled_by_force(self):
+        self.make_chain(*((4, 65536),) * 3)
+        self.start(read_only="ab")
+        self.commit(device="c")
+        self.events("job", "READY")
+        self.qmp.command("job-cancel", id="job")
+        self.assertEqual(self.events("job"), ["aborting", "CANCELLED", "concluded", "null"])
+        self.assertTrue(self.qmp.node("a")["ro"])
+        self.server.stop()
+        self.assertEqual(self.backing("c"), ("b.qcow2", "qcow2"))
+        self.assert_disk()
+
+    def test_again_after_the_images_between_are_gone(self):
+        """From the middle first, then all the rest."""
+        self.make_chain(*((4, 65536),) * 4)
+        self.start()
+        self.commit(top_node="c", base_node="b")
+        self.events("job")
+        self.commit()
+        self.events("job", "READY")
+        self.qmp.command("job-complete", id="job")
+        self.assertEqual(self.events("job"), ENDED)
+        tidemark.io(self.uri, "write -P 7 0 64k", fmt="raw")
+        self.disk[:65536] = b"\7" * 65536
+        self.drop("d", "c", "b")
+        self.server.stop()
+        self.empty("d", "c", "b")
+        self.assert_disk()
+
+
+if __name__ == "__main__":
+    unittest.main()
