@@ -278,5 +278,51 @@ class ProgramTest(MachineCase):
         self.assertIn('name "virtio-blk-pci"', devices.stdout)
 
 
+
+class ObjectTest(MachineCase):
+    def test_a_device_goes_to_another_node_and_back(self):
+        self.create("fleece.qcow2", "1M")
+        io(self.path("disk.qcow2"), "write -P 1 0 1M", fmt="qcow2")
+        with self.machine(
+            *("-name", "guest=the disks,process=p"),
+            *("-blockdev", "qcow2,node-name=n,file.driver=file,file.filename=disk.qcow2"),
+            *("-blockdev", "qcow2,node-name=f,file.driver=file,file.filename=fleece.qcow2"),
+            *("-device", "scsi-hd,id=d,drive=n"),
+        ) as machine:
+            command = machine.qmp.command
+            self.assertEqual(command("query-name"), {"name": "the disks"})
+            self.assertEqual(command("query-tpm"), [])
+            command(
+                "blockdev-add", driver="copy-before-write", node_name="c", file="n", target="f"
+            )
+            command("qom-set", path="d", property="drive", value="c")
+            command("blockdev-add", driver="snapshot-access", node_name="s", file="c")
+            self.assertEqual(command("query-block")[0]["inserted"]["node-name"], "c")
+            machine.hmp('qemu-io -d d "write -P 2 0 64k"')
+            for node, byte in ("s", 1), ("n", 2):
+                out = machine.hmp(f'qemu-io {node} "read -P {byte} 0 64k"')
+                self.assertNotIn("verification failed", out)
+            command("blockdev-del", node_name="s")
+            command("qom-set", path="/machine/peripheral/d", property="drive", value="n")
+            command("blockdev-del", node_name="c")
+            self.assertEqual(command("query-block")[0]["inserted"]["node-name"], "n")
+
+    def test_what_is_refused(self):
+        with self.machine("-blockdev", "null-co,node-name=n,size=1M", "-device",
+                          "scsi-hd,id=d,drive=n") as machine:  # fmt: skip
+            self.assertEqual(machine.qmp.command("query-name"), {})
+            for path, name, value, wanted in (
+                ("nope", "drive", "n", "Device 'nope' not found"),
+                ("d", "serial", "n", "Property 'serial' not found"),
+                ("d", "drive", "nope", "Cannot find device='' nor node-name='nope'"),
+                ("d", "drive", 5, "Invalid parameter type for 'drive', expected: string"),
+            ):
+                with self.subTest(wanted):
+                    desc = self.refusal(
+                        machine, "qom-set", path=path, property=name, value=value
+                    )
+                    self.assertEqual(desc, wanted)
+
+
 if __name__ == "__main__":
     unittest.main()

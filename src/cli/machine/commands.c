@@ -62,6 +62,36 @@ static int co_query_status(struct qmp_call *call, struct json_object *args,
     return 0;
 }
 
+static const char *machine_name; /* borrowed, not ended by NUL */
+static int machine_name_length;  /* 0: the machine has no name */
+
+void machine_set_name(const char *option)
+{
+    const char *guest = strncmp(option, "guest=", 6) == 0 ? option + 6 : option;
+
+    machine_name = guest;
+    machine_name_length = (int)strcspn(guest, ",");
+}
+
+static int co_query_name(struct qmp_call *call, struct json_object *args,
+                         struct json_object **ret_value, struct error *err)
+{
+    *ret_value = json_object_new_object();
+    if (machine_name_length > 0) {
+        json_object_object_add(*ret_value, "name",
+                               json_object_new_string_len(machine_name, machine_name_length));
+    }
+    return 0;
+}
+
+/* There is no kind of TPM among the devices. */
+static int co_query_tpm(struct qmp_call *call, struct json_object *args,
+                        struct json_object **ret_value, struct error *err)
+{
+    *ret_value = json_object_new_array();
+    return 0;
+}
+
 static int co_system_reset(struct qmp_call *call, struct json_object *args,
                            struct json_object **ret_value, struct error *err)
 {
@@ -100,6 +130,9 @@ static int co_device_del(struct qmp_call *call, struct json_object *args,
 
 /* --- types ------------------------------------------------------------------------------------ */
 
+OBJECT(name_info, "NameInfo", OPT("name", qmp_str));
+OBJECT(qom_set, "q_obj_qom-set-arg", REQ("path", qmp_str), REQ("property", qmp_str),
+       REQ("value", qmp_any));
 OBJECT(status_info, "StatusInfo", REQ("running", qmp_bool), REQ("status", qmp_str));
 OBJECT(block_info, "BlockInfo", REQ("device", qmp_str), OPT("qdev", qmp_str), REQ("type", qmp_str),
        REQ("removable", qmp_bool), REQ("locked", qmp_bool), OPT("inserted", qmp_type_device_info),
@@ -148,9 +181,12 @@ static const struct qmp_command commands[] = {
     {"eject", &eject, &qmp_empty, machine_co_eject},
     {"human-monitor-command", &human_command, &qmp_str, machine_co_human_monitor_command},
     {"nbd-server-add", &nbd_server_add, &qmp_empty, machine_co_nbd_server_add},
+    {"qom-set", &qom_set, &qmp_empty, machine_co_qom_set},
     {"query-block", &qmp_empty, &block_infos, machine_co_query_block},
     {"query-blockstats", &blockstats_args, &anything, machine_co_query_blockstats},
+    {"query-name", &qmp_empty, &name_info, co_query_name},
     {"query-status", &qmp_empty, &status_info, co_query_status},
+    {"query-tpm", &qmp_empty, &anything, co_query_tpm},
     {"quit", &qmp_empty, &qmp_empty, co_quit},
     {"stop", &qmp_empty, &qmp_empty, co_stop},
     {"system_reset", &qmp_empty, &qmp_empty, co_system_reset},

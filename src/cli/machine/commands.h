@@ -14,6 +14,7 @@ qmp_co_command machine_co_query_block, machine_co_query_blockstats;
 qmp_co_command machine_co_eject, machine_co_open_tray, machine_co_close_tray,
     machine_co_insert_medium, machine_co_remove_medium, machine_co_change_medium;
 qmp_co_command machine_co_nbd_server_add;
+qmp_co_command machine_co_qom_set;
 qmp_co_command machine_co_human_monitor_command;
 
 /*
@@ -27,5 +28,7 @@ int machine_co_qmp(const char *name, struct json_object *args, struct json_objec
 void machine_emit_shutdown(const char *reason);
 /* -S: no guest runs in the beginning. Does not yield. */
 void machine_start_stopped(void);
+/* -name NAME, or -name guest=NAME: what query-name answers. Borrowed. Does not yield. */
+void machine_set_name(const char *option);
 
 #endif

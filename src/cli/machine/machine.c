@@ -192,7 +192,6 @@ static const struct {
     {"m", true},
     {"smp", true},
     {"cpu", true},
-    {"name", true},
     {"uuid", true},
     {"serial", true},
     {"parallel", true},
@@ -325,6 +324,10 @@ static enum verdict take_plain_option(struct machine *m, const char *name, const
     *ret_used_value = true;
     if (value && strcmp(name, "pidfile") == 0) {
         m->run.pidfile = value;
+        return NEXT;
+    }
+    if (value && strcmp(name, "name") == 0) {
+        machine_set_name(value);
         return NEXT;
     }
     if (value && strcmp(name, "accel") == 0) {
