@@ -279,7 +279,9 @@ static int commit_co_prepare(struct job *job, void *state, struct error *err)
 static void co_release_commit(struct commit *s)
 {
     block_co_root_release(s->root);
+    s->root = NULL;
     block_co_root_release(s->base_root);
+    s->base_root = NULL;
     chain_co_unguard(&s->guard);
     if (s->filter) {
         chain_co_remove_filter(s->filter);
@@ -296,6 +298,19 @@ static void commit_co_clean(struct job *job, void *state)
     co_release_commit(state);
 }
 
+/* Requests that a server or a limit holds up end soon. */
+static void commit_cancelled(struct job *job, void *state)
+{
+    struct commit *s = state;
+
+    if (s->root) {
+        block_root_begin_end(s->root);
+    }
+    if (s->base_root) {
+        block_root_begin_end(s->base_root);
+    }
+}
+
 static const struct job_driver commit_driver = {
     .type = "commit",
     .state_size = sizeof(struct commit),
@@ -303,6 +318,7 @@ static const struct job_driver commit_driver = {
     .co_run = commit_co_run,
     .co_prepare = commit_co_prepare,
     .co_clean = commit_co_clean,
+    .cancelled = commit_cancelled,
 };
 
 /* --- making it -------------------------------------------------------------------------------- */

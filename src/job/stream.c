@@ -230,6 +230,7 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
 static void co_release_stream(struct stream *s)
 {
     block_co_root_release(s->root);
+    s->root = NULL;
     if (s->filter) {
         chain_co_remove_filter(s->filter);
     }
@@ -245,6 +246,16 @@ static void stream_co_clean(struct job *job, void *state)
     co_release_stream(state);
 }
 
+/* Requests that a server or a limit holds up end soon. */
+static void stream_cancelled(struct job *job, void *state)
+{
+    struct stream *s = state;
+
+    if (s->root) {
+        block_root_begin_end(s->root);
+    }
+}
+
 static const struct job_driver stream_driver = {
     .type = "stream",
     .state_size = sizeof(struct stream),
@@ -252,6 +263,7 @@ static const struct job_driver stream_driver = {
     .co_run = stream_co_run,
     .co_prepare = stream_co_prepare,
     .co_clean = stream_co_clean,
+    .cancelled = stream_cancelled,
 };
 
 /* --- making it -------------------------------------------------------------------------------- */
