@@ -58,7 +58,7 @@ struct mirror_top_params {
     bool unmap;
     /* the target reads as zeroes where nothing has been written to it yet */
     bool target_is_zero;
-    /* the target records a backing file that is not open: zeroes count that it stores itself */
+    /* the target has, or may get, a backing file that is not open: its own zeroes count */
     bool backing_unknown;
     /* the target's own layer has to have all that is copied, since its backing node comes later */
     bool own_layer;

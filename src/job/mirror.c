@@ -444,6 +444,13 @@ static uint32_t choose_granularity(const struct mirror_params *p)
     return p->backing_later && is_power_of_2(cluster) ? MAX(chosen, cluster) : chosen;
 }
 
+/* A part of the disk may be on top of the rest afterwards. */
+static bool is_backing_unknown(struct block_node *target, enum mirror_sync sync)
+{
+    return !block_node_backing(target) &&
+           (sync == MIRROR_SYNC_BITMAP || !block_co_stands_alone(target));
+}
+
 static int co_open_filter(struct mirror *s, struct error *err)
 {
     const struct mirror_params *p = &s->params;
@@ -457,7 +464,7 @@ static int co_open_filter(struct mirror *s, struct error *err)
         .unmap = p->unmap,
         .target_is_zero = p->target_is_zero,
         .own_layer = p->backing_later,
-        .backing_unknown = !block_node_backing(p->target) && !block_co_stands_alone(p->target),
+        .backing_unknown = is_backing_unknown(p->target, p->sync),
     };
 
     s->chunk = MAX(CHUNK_SIZE, top.granularity);

@@ -367,6 +367,22 @@ class Bitmaps(MirrorCase):
         self.assertFalse(self.qmp.bitmaps("s")["b"]["busy"])
         self.assert_target_is(self.model)
 
+    def test_zeroes_hide_a_backing_file_that_comes_later(self):
+        """What has changed goes to an empty image, which gets the rest as its backing file."""
+        self.begin()
+        tidemark.io(self.uri, f"write -z {MIB} {MIB}", fmt="raw")
+        self.model[MIB : 2 * MIB] = bytes(MIB)
+        path = self.make("changes", "qcow2")
+        file = {"driver": "file", "filename": path}
+        self.qmp.command("blockdev-add", driver="qcow2", node_name="changes", file=file)
+        self.mirror(sync="incremental", bitmap="b", target="changes")
+        self.wait_ready()
+        self.qmp.command("block-job-cancel", device="j")
+        self.wait_end()
+        self.server.quit()
+        tidemark.img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", self.target, path)
+        self.assert_same(self.contents(path, "qcow2"), bytes(self.model))
+
     def test_modes_with_success(self):
         for mode, left in ("on-success", 0), ("never", MIB + 65536), ("always", 0):
             with self.subTest(mode):
