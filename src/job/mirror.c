@@ -445,7 +445,7 @@ static uint32_t choose_granularity(const struct mirror_params *p)
 }
 
 /* A part of the disk may be on top of the rest afterwards. */
-static bool is_backing_unknown(struct block_node *target, enum mirror_sync sync)
+static bool co_is_backing_unknown(struct block_node *target, enum mirror_sync sync)
 {
     return !block_node_backing(target) &&
            (sync == MIRROR_SYNC_BITMAP || !block_co_stands_alone(target));
@@ -464,7 +464,7 @@ static int co_open_filter(struct mirror *s, struct error *err)
         .unmap = p->unmap,
         .target_is_zero = p->target_is_zero,
         .own_layer = p->backing_later,
-        .backing_unknown = is_backing_unknown(p->target, p->sync),
+        .backing_unknown = co_is_backing_unknown(p->target, p->sync),
     };
 
     s->chunk = MAX(CHUNK_SIZE, top.granularity);
