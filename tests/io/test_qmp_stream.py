@@ -185,15 +185,20 @@ class StreamTest(ChainCase):
         """One of them into an image that is read-only otherwise."""
         self.make_chain(*((4, 65536),) * 5)
         self.start(read_only="abcd")
-        guest = Guest(self.uri, self.disk)
-        self.stream("e", "upper", base_node="c", speed=MIB)
-        self.stream("c", "lower", base_node="a", speed=MIB)
+        self.stream("e", "upper", base_node="c", auto_finalize=False)
+        self.stream("c", "lower", base_node="a", speed=65536)
         self.assertEqual(
             self.refused("block-stream", device="d", job_id="third", base_node="b"),
             "Node 'd' is busy: block device is in use by block job: stream",
         )
-        for name in "upper", "lower":
-            self.qmp.command("block-job-set-speed", device=name, speed=0)
+        guest = Guest(self.uri, self.disk)
+        self.qmp.command("block-job-set-speed", device="lower", speed=0)
+        tidemark.wait_until(
+            lambda: {"id": "upper", "status": "pending"}.items()
+            <= self.qmp.command("query-jobs")[0].items(),
+            "the upper job to be pending",
+        )
+        self.qmp.command("job-finalize", id="upper")
         ended = 0
         while ended < 2:
             event = self.next_event(20)
