@@ -168,4 +168,14 @@ int block_bitmaps_resize(struct block_node *node, uint64_t size, struct error *e
 /* For the gate: set bits in all bitmaps that record. Any thread; no lock. */
 void block_bitmaps_mark(struct block_node *node, uint64_t offset, uint64_t length);
 
+/*
+ * Set in `bits`, which has the size of the node, what is dirty in the bitmap `name`: that of the
+ * node below filters, or that of the export to which a node of the driver nbd is connected
+ * (`qemu:dirty-bitmap:NAME`, NBD protocol, "Metadata querying"). -ENOENT: there is none, also if it
+ * is inconsistent, or not exported. -ENOTSUP: the format has none. Others of reading; some bits may
+ * be set then.
+ */
+int block_co_read_bitmap(struct block_node *node, const char *name, struct dirty_bitmap *bits,
+                         struct error *err);
+
 #endif

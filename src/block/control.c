@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <string.h>
 
-#include "block/bitmaps.h"
 #include "block/internal.h"
 #include "trace/events.h"
 
@@ -330,45 +329,4 @@ int block_co_remove_stored_bitmap(struct block_node *node, const char *name, str
     block_drain_end(node);
     trace_block_control_end(node->name, r);
     return r;
-}
-
-static int co_read_own_bitmap(struct block_bitmap *b, struct dirty_bitmap *bits, struct error *err)
-{
-    int r;
-
-    if (b->inconsistent) {
-        return error_set(err, ENOENT, "Bitmap '%s' of node '%s' is inconsistent", b->name,
-                         block_node_name(b->node));
-    }
-    r = block_co_bitmap_fetch(b, err);
-    if (r < 0) {
-        return r;
-    }
-    r = dirty_bitmap_merge(bits, block_bitmap_bits(b));
-    return r < 0 ? error_out_of_memory(err) : 0;
-}
-
-int block_co_read_bitmap(struct block_node *node, const char *name, struct dirty_bitmap *bits,
-                         struct error *err)
-{
-    struct block_bitmap *b;
-    int r;
-
-    for (; node; node = node->filtered ? node->filtered->node : NULL) {
-        b = block_bitmap_find(node, name);
-        if (b) {
-            return co_read_own_bitmap(b, bits, err);
-        }
-        if (node->driver->co_read_bitmap) {
-            trace_block_control_begin(node->name, "co_read_bitmap");
-            r = node->driver->co_read_bitmap(node, name, bits, err);
-            trace_block_control_end(node->name, r);
-            return r;
-        }
-        if (!node->filtered) {
-            return error_set(err, ENOENT, "Dirty bitmap '%s' not found on node '%s'", name,
-                             block_node_name(node));
-        }
-    }
-    return -ENOENT;
 }

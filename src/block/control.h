@@ -24,7 +24,6 @@
 #include "block/block.h"
 #include "block/gate.h"
 
-struct dirty_bitmap;
 struct json_object;
 
 /*
@@ -177,14 +176,5 @@ int block_co_reserve_bitmap(struct block_node *node, const char *name, uint32_t 
  * Filters are not passed.
  */
 int block_co_remove_stored_bitmap(struct block_node *node, const char *name, struct error *err);
-/*
- * Set in `bits`, which has the size of the node, what is dirty in the bitmap `name`: that of the
- * node below filters, or that of the export to which a node of the driver nbd is connected
- * (`qemu:dirty-bitmap:NAME`, NBD protocol, "Metadata querying"). -ENOENT: there is none, also if it
- * is inconsistent, or not exported. -ENOTSUP: the format has none. Others of reading; some bits may
- * be set then.
- */
-int block_co_read_bitmap(struct block_node *node, const char *name, struct dirty_bitmap *bits,
-                         struct error *err);
 
 #endif

@@ -10,6 +10,18 @@
 
 /* --- order ------------------------------------------------------------------------------------ */
 
+static bool is_below_another(const struct block_reopen *plan, const struct reopen_entry *e)
+{
+    const struct reopen_entry *other;
+
+    LIST_FOREACH (other, &plan->entries, link) {
+        if (other != e && block_node_reaches(other->node, e->node)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /*
  * Parents before the nodes below them: what completes an image is written to the nodes below, which
  * have to be writable until then. Takes the first one that no other reaches; plans are short.
@@ -19,15 +31,13 @@ static void sort_by_depth(struct block_reopen *plan)
     struct list sorted = LIST_INIT(sorted);
 
     while (!list_is_empty(&plan->entries)) {
-        struct reopen_entry *e, *other, *first = NULL;
+        struct reopen_entry *first = LIST_FIRST(&plan->entries, struct reopen_entry, link), *e;
 
         LIST_FOREACH (e, &plan->entries, link) {
-            bool below = false;
-
-            LIST_FOREACH (other, &plan->entries, link) {
-                below = below || (other != e && block_node_reaches(other->node, e->node));
+            if (!is_below_another(plan, e)) {
+                first = e;
+                break;
             }
-            first = first || below ? first : e;
         }
         list_remove(&first->link);
         list_append(&sorted, &first->link);

@@ -13,7 +13,7 @@
 #include "co/sync.h"
 #include "loop/loop.h"
 
-#define CHUNK_SIZE (256u * 1024)
+#define CHUNK_SIZE ((uint32_t)(256 * KiB))
 /* The largest clusters of any format; longer pieces have no advantage. */
 #define UNIT_MAX (2u * 1024 * 1024)
 /* While sleeping for the rate limit, check this often whether the limit has changed. */

@@ -3,12 +3,13 @@
  * Flushing the target of a mirror job. While the job copies, the target is flushed now and then, so
  * that its disk works at the same time, and the flush before the job is ready is short.
  */
+#include "base/checked.h"
 #include "base/time_units.h"
 #include "co/co.h"
 #include "job/mirror_internal.h"
 
 /* Bytes that are written between two flushes. */
-#define FLUSH_BEHIND (64u * 1024 * 1024)
+#define FLUSH_BEHIND (64 * MiB)
 #define RETRY_NS (100 * NS_PER_MS)
 
 /* --- before something depends on it ----------------------------------------------------------- */
@@ -34,6 +35,7 @@ int mirror_co_flush_or_fail(struct mirror *s)
         if (r == 0) {
             return 0;
         }
+        s->restart.doubtful = true;
         switch (job_handle_error(s->job, s->params.on_target_error, false, r)) {
         case JOB_ERROR_FAIL:
             return r;

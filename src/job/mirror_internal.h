@@ -18,6 +18,8 @@ struct mirror_restart {
     bool taken;
     bool fresh;   /* it was added by this job */
     bool sending; /* something may have been written to the target */
+    /* A flush has failed: a later success does not say that the target has what was sent before. */
+    bool doubtful;
     int64_t settled_ns;
 };
 

@@ -269,7 +269,7 @@ static void settle_range(struct mirror *s, uint64_t begin, uint64_t end)
 
 void mirror_restart_settle(struct mirror *s)
 {
-    if (s->restart.taken && !job_is_cancelled(s->job)) {
+    if (s->restart.taken && !s->restart.doubtful && !job_is_cancelled(s->job)) {
         settle_range(s, 0, dirty_bitmap_size(s->restart.bits));
     }
 }
@@ -283,7 +283,7 @@ static int co_end_window(struct mirror *s, uint64_t begin, uint64_t end)
     if (r == 0) {
         block_co_drain_begin_but(&drain, s->params.source, s->root);
         /* After a cancel W does not get guests' writes any more. */
-        if (!job_is_cancelled(s->job)) {
+        if (!s->restart.doubtful && !job_is_cancelled(s->job)) {
             settle_range(s, begin, end);
         }
         block_drain_end_but(&drain);

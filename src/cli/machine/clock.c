@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/machine/clock.h"
 
+#include <errno.h>
 #include <inttypes.h>
-#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/cleanup.h"
@@ -28,17 +29,32 @@ int64_t machine_clock_ns(void)
     return stepped ? stepped_ns : loop_now_ns();
 }
 
+/* The number behind a command of qtest; -1: another command, or no number. */
+static int64_t argument_of(const char *line, const char *command)
+{
+    size_t length = strlen(command);
+    char *end;
+    long long ns;
+
+    if (strncmp(line, command, length) != 0 || line[length] != ' ') {
+        return -1;
+    }
+    errno = 0;
+    ns = strtoll(line + length, &end, 10);
+    return errno != 0 || end == line + length ? -1 : ns;
+}
+
 /* QEMU's docs/devel/testing/qtest, "QTest Protocol", as far as it concerns the clock. */
 static void co_qtest_line(struct machine_lines *lines, const char *line)
 {
     STRBUF_AUTO(answer);
-    int64_t ns;
+    int64_t step_ns = argument_of(line, "clock_step"), set_ns = argument_of(line, "clock_set");
 
-    if (sscanf(line, "clock_step %" SCNd64, &ns) == 1 && ns >= 0) {
-        stepped_ns += ns;
+    if (step_ns >= 0) {
+        stepped_ns += step_ns;
         strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
-    } else if (sscanf(line, "clock_set %" SCNd64, &ns) == 1 && ns >= stepped_ns) {
-        stepped_ns = ns;
+    } else if (set_ns >= stepped_ns) {
+        stepped_ns = set_ns;
         strbuf_printf(&answer, "OK %" PRId64 "\n", stepped_ns);
     } else {
         strbuf_printf(&answer, "FAIL Unknown command '%s'\n", line);

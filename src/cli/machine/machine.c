@@ -348,7 +348,7 @@ static enum verdict parse_machine_options(struct machine *m, int argc, char **ar
 {
     enum verdict verdict = NEXT;
 
-    for (int i = 1; i < argc && verdict == NEXT; i++) {
+    for (int i = 1; i < argc && argv[i] && verdict == NEXT; i++) {
         const char *name = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
         const struct maker *maker;
         bool takes_value = true;
