@@ -33,7 +33,7 @@ struct block_bitmap;
 struct block_node;
 
 #define MIRROR_GRANULARITY_MIN 512u
-#define MIRROR_GRANULARITY_MAX (64u * 1024 * 1024)
+#define MIRROR_GRANULARITY_MAX (1u << 26)
 
 /* What is copied; guests' writes follow in any case. */
 enum mirror_sync {

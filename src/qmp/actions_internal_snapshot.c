@@ -151,7 +151,7 @@ static int co_delete_internal(struct block_node *node, struct json_object *args,
                               struct json_object **ret_value, struct error *err)
 {
     const char *id = qmp_get_str(args, "id"), *name = qmp_get_str(args, "name");
-    struct block_snapshot_info found;
+    struct block_snapshot_info found = {0};
     int r = co_find_internal(node, id, name, &found);
 
     if (r < 0) {
