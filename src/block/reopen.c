@@ -28,8 +28,6 @@ static bool is_below_another(const struct block_reopen *plan, const struct reope
  */
 static void sort_by_depth(struct block_reopen *plan)
 {
-    struct list sorted = LIST_INIT(sorted);
-
     while (!list_is_empty(&plan->entries)) {
         struct reopen_entry *first = LIST_FIRST(&plan->entries, struct reopen_entry, link), *e;
 
@@ -40,9 +38,9 @@ static void sort_by_depth(struct block_reopen *plan)
             }
         }
         list_remove(&first->link);
-        list_append(&sorted, &first->link);
+        list_append(&plan->sorted, &first->link);
     }
-    list_splice(&plan->entries, &sorted);
+    list_splice(&plan->entries, &plan->sorted);
 }
 
 /* --- children --------------------------------------------------------------------------------- */

@@ -15,6 +15,7 @@ struct block_reopen *block_reopen_new(void)
 
     if (plan) {
         list_init(&plan->entries);
+        list_init(&plan->sorted);
     }
     return plan;
 }

@@ -35,6 +35,7 @@ struct reopen_entry {
 
 struct block_reopen {
     struct list entries;
+    struct list sorted; /* of them, those whose place is known; empty but while they are sorted */
 };
 
 #endif
