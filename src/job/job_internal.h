@@ -62,7 +62,8 @@ void job_emit(struct job *job, enum job_event_kind kind);
 /* JOB_EVENT_ERROR. */
 void job_emit_error(struct job *job, bool reading, const char *action);
 void job_set_status(struct job *job, enum job_status status);
-/* From NULL on the job is found no more. */
+/* From now on the job is found; from NULL on no more. */
+void job_enlist(struct job *job);
 void job_unlist(struct job *job);
 void job_unref(struct job *job);
 

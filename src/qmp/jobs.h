@@ -25,6 +25,11 @@ enum job_on_error qmp_get_on_error(struct json_object *args, const char *name);
  * co_prepare of an action.
  */
 struct job_txn *qmp_transaction_jobs(void);
+/* Set that, for the time in which actions are prepared: one transaction at a time does so. */
+void qmp_set_transaction_jobs(struct job_txn *jobs);
+
+/* Members that query-block-jobs and the events have in common: a new reference. */
+struct json_object *qmp_block_job_json(const struct job_info *info);
 
 /* Send the events of jobs to clients. Once, at start. */
 void qmp_subscribe_jobs(void);

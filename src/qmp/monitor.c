@@ -22,7 +22,6 @@
 #include "qmp/answer.h"
 #include "qmp/command_lock.h"
 #include "qmp/dispatch.h"
-#include "qmp/jobs.h"
 #include "qmp/lease.h"
 #include "trace/events.h"
 
@@ -397,7 +396,6 @@ void qmp_subscribe(void)
     block_set_vote_fn(on_vote);
     export_set_event_fn(on_export_event, NULL);
     block_set_corruption_fn(on_corruption);
-    qmp_subscribe_jobs();
 }
 
 /* --- the end ---------------------------------------------------------------------------------- */

@@ -125,26 +125,18 @@ static int co_open_steps(struct step *steps, size_t count, struct error *err)
     return error_first(r, r2);
 }
 
-/* Of the transaction whose actions are being prepared: one at a time is. */
-static struct job_txn *jobs_now;
-
-struct job_txn *qmp_transaction_jobs(void)
-{
-    return jobs_now;
-}
-
 static int co_prepare_all(struct step *steps, size_t count, struct job_txn *jobs,
                           size_t *ret_prepared, struct error *err)
 {
     size_t done = 0;
     int r = 0;
 
-    jobs_now = jobs;
+    qmp_set_transaction_jobs(jobs);
     while (done < count && r >= 0) {
         r = steps[done].action->co_prepare(steps[done].state, steps[done].data, err);
         done += r >= 0;
     }
-    jobs_now = NULL;
+    qmp_set_transaction_jobs(NULL);
     *ret_prepared = done;
     return MIN(r, 0);
 }

@@ -16,6 +16,7 @@
 #include "loop/loop.h"
 #include "qmp/chardev.h"
 #include "qmp/command_lock.h"
+#include "qmp/jobs.h"
 #include "qmp/monitor.h"
 #include "qmp/objects.h"
 
@@ -172,6 +173,7 @@ static int co_daemon_main(void *arg, struct error *err)
     }
     qmp_set_quit_fn(daemon_quit);
     qmp_subscribe();
+    qmp_subscribe_jobs();
     if (co_start_all(d)) {
         if (d->ready_fd >= 0) {
             announce_daemon(d);
