@@ -99,6 +99,11 @@ typedef void block_progress_fn(void *arg, uint64_t done, uint64_t total);
 int block_co_amend(struct block_node *node, struct options *opts, block_progress_fn *progress,
                    void *progress_arg, struct error *err);
 /*
+ * Flush a node, not as a request of a user: drains do not hold the flush back. For callers that
+ * have the control lock: whoever drains the node may wait for that lock. 0 or -errno.
+ */
+int block_co_flush_node(struct block_node *node);
+/*
  * Record another backing file (NULL: none) in the image. The nodes of the graph stay as they are.
  */
 int block_co_change_backing(struct block_node *node, const char *filename, const char *format,

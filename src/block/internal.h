@@ -161,8 +161,6 @@ int block_co_open_below(struct block_node *above, const char *path, const char *
  * the file may be dirty.
  */
 #define BLOCK_NOTHING_WRITTEN 1u
-/* Flush a drained node without a root: for graph changes. Yields. */
-int block_co_flush_node(struct block_node *node);
 
 /* Flush all children that were ever written to; returns the first error. Yields. */
 int block_co_flush_children(struct block_node *node);

@@ -93,6 +93,8 @@ static void co_take_filter_out(struct backup *b)
     ERROR_AUTO(err);
 
     block_co_drain_begin(b->source);
+    /* It may not be above the source any more: a reopen. Its requests may have locked ranges. */
+    block_co_drain_begin(b->target);
     block_co_change_begin();
     block_co_root_release(b->root);
     block_co_root_release(b->target_root);
@@ -111,6 +113,7 @@ static void co_take_filter_out(struct backup *b)
                   error_message(&err));
     }
     block_co_change_end();
+    block_drain_end(b->target);
     block_drain_end(b->source);
 }
 

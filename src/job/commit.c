@@ -267,7 +267,7 @@ static int commit_co_prepare(struct job *job, void *state, struct error *err)
     int r = co_collect_commit_bitmaps(s, err);
 
     UNLESS_FAILED(r, chain_bitmaps_co_store(&s->bitmaps, block_node_skip_filters(s->base), err));
-    UNLESS_FAILED(r, block_co_flush(block_root_edge(s->base_root)));
+    UNLESS_FAILED(r, block_co_flush_node(s->base));
     UNLESS_FAILED(
         r, chain_co_write_headers(s->filter, s->base, s->backing_file, s->mask_protocol, err));
     if (r < 0) {

@@ -38,7 +38,11 @@
  * flight. A drain of a node that a job uses is none of the job's business: its requests wait at the
  * gate as those of every user do, and no event is sent.
  *
- * Locks. The control lock (block/control_lock.h) is held when a job is made, started, discarded, or
+ * Locks. With the control lock held, a driver makes no request through a root of its own: a drain
+ * of another command, which may wait for the lock, would hold the request back for good. It flushes
+ * by block_co_flush_node(), and copies through edges of its filter with that drained.
+ *
+ * The control lock (block/control_lock.h) is held when a job is made, started, discarded, or
  * a verb is carried out, and in the functions of the driver that end a job. co_run is called
  * without the lock.
  *

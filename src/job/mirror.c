@@ -244,6 +244,7 @@ static int mirror_co_run(struct job *job, void *state, struct error *err)
     if (r == 0 && s->stopping && !s->completing) {
         block_co_control_lock();
         r = mirror_co_conclude(s, false, err);
+        s->concluded = r == 0;
         block_control_unlock();
     }
     if (r < 0) {
@@ -261,7 +262,7 @@ static int mirror_co_prepare(struct job *job, void *state, struct error *err)
 {
     struct mirror *s = state;
 
-    return s->completing ? mirror_co_conclude(s, true, err) : 0;
+    return s->concluded ? 0 : mirror_co_conclude(s, s->completing, err);
 }
 
 static void mirror_co_abort(struct job *job, void *state)

@@ -184,14 +184,18 @@ static int co_settle_bitmap(struct mirror *s, struct error *err)
 void mirror_co_give_up_bitmap(struct mirror *s)
 {
     ERROR_AUTO(err);
+    bool held;
     int r;
 
     if (s->bitmap_taken && s->filter && s->flush_error == 0 &&
         s->params.bitmap_mode == MIRROR_BITMAP_ALWAYS) {
         mirror_let_guests_go(s);
         co_wait_for_followers(s);
-        block_co_drain_begin(s->filter);
+        /* Guests write the source only now, and `todo` records that: no need to stop them. */
+        held = block_control_pause();
         r = block_co_flush(mirror_top_target(s->top));
+        block_co_control_resume(held);
+        block_co_drain_begin(s->filter);
         if (r == 0 && co_settle_bitmap(s, &err) < 0) {
             log_error("mirror: bitmap '%s': %s", block_bitmap_name(s->params.bitmap),
                       error_message(&err));

@@ -43,6 +43,8 @@ struct mirror {
     bool completing, stopping;
     bool bitmap_taken;
     bool pivoted;
+    /* After a soft cancel: the target is a copy of the moment, and is left alone. */
+    bool concluded;
     struct mirror_restart restart;
 
     uint64_t chunk; /* of copies, and bytes of a buffer; a multiple of the granularity */

@@ -217,7 +217,7 @@ static int stream_co_prepare(struct job *job, void *state, struct error *err)
     }
     if (s->bottom != s->image) {
         r = co_merge_bitmaps(s, err);
-        UNLESS_FAILED(r, block_co_flush(edge_of(s)));
+        UNLESS_FAILED(r, block_co_flush_node(s->image));
     }
     UNLESS_FAILED(r, chain_co_write_header(s->image, base, s->backing_file, s->mask_protocol, err));
     UNLESS_FAILED(r, block_co_set_backing_node(s->image, base, err));
