@@ -169,87 +169,11 @@ int block_co_change_backing(struct block_node *node, const char *filename, const
     return at ? op_end(at, at->driver->co_change_backing(at, filename, format, err)) : -ENOTSUP;
 }
 
-int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
-                              struct error *err)
-{
-    int r = 0;
-
-    block_co_drain_begin(node);
-    if (node->backing && backing) {
-        r = block_co_edge_move(node->backing, backing, err);
-    } else if (node->backing) {
-        block_co_detach_child(node->backing);
-    } else if (backing) {
-        r = block_co_attach_child(node, backing, "backing", BLOCK_ROLE_BACKING, NULL, err);
-    }
-    block_drain_end(node);
-    return r;
-}
-
 int block_co_make_empty(struct block_node *node, struct error *err)
 {
     struct block_node *at = co_op_begin(node, OP_MAKE_EMPTY, err);
 
     return at ? op_end(at, at->driver->co_make_empty(at, err)) : -ENOTSUP;
-}
-
-int block_node_check_resize(const struct block_node *node, struct error *err)
-{
-    struct block_edge *edge;
-    int r = 0;
-
-    LIST_FOREACH (edge, &node->parents, in_node) {
-        if (r == 0 && edge->parent && !block_node_has_size_of(edge->parent, edge)) {
-            r = error_set(err, EBUSY, "Node '%s' is busy: node is used as '%s' of '%s'",
-                          block_node_name(node), edge->name, block_node_name(edge->parent));
-        }
-        UNLESS_FAILED(r, edge->parent ? block_node_check_resize(edge->parent, err) : 0);
-    }
-    return r;
-}
-
-void block_report_size(struct block_node *node)
-{
-    struct block_edge *edge;
-
-    block_roots_report_size(node);
-    LIST_FOREACH (edge, &node->parents, in_node) {
-        if (edge->parent && block_node_has_size_of(edge->parent, edge)) {
-            block_node_set_size(edge->parent, block_node_size(node));
-            block_report_size(edge->parent);
-        }
-    }
-}
-
-int block_co_truncate(struct block_edge *edge, uint64_t size, enum block_prealloc prealloc,
-                      struct error *err)
-{
-    struct block_node *node = edge->node;
-    int r;
-
-    if (!(edge->perm & BLOCK_PERM_RESIZE)) {
-        return error_set(err, EPERM, "'%s' may not be resized here: it was not opened for that",
-                         block_node_display_name(node));
-    }
-    if (!node->driver->co_truncate) {
-        return error_set(err, ENOTSUP, "Image format driver '%s' does not support resize",
-                         node->driver->name);
-    }
-    if (size > INT64_MAX) {
-        return error_set(err, EFBIG, "The size %llu is over the limit of 2^63 - 1 bytes",
-                         (unsigned long long)size);
-    }
-    trace_block_truncate_begin(node->name, size);
-    block_co_drain_begin(node);
-    r = node->driver->co_truncate(node, size, prealloc, err);
-    if (r == 0 && !list_is_empty(&node->bitmaps)) {
-        r = block_bitmaps_resize(node, size, err);
-    }
-    atomic_fetch_add(&node->write_generation, 1);
-    block_report_size(node);
-    block_drain_end(node);
-    trace_block_truncate_end(node->name, size, r);
-    return r;
 }
 
 /* --- internal snapshots ----------------------------------------------------------------------- */

@@ -4,7 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "block/block.h"
+#include "block/internal.h"
 
 static struct list devices = LIST_INIT(devices);
 
@@ -43,9 +43,44 @@ const char *block_node_device_name(const struct block_node *node)
     struct block_device *d;
 
     LIST_FOREACH (d, &devices, link) {
-        if (d->root && block_root_node(d->root) == node) {
+        if (d->root && d->root->edge.node == node) {
             return d->name;
         }
     }
     return "";
+}
+
+/* --- nodes by name ---------------------------------------------------------------------------- */
+
+struct block_node *block_node_find(const char *name)
+{
+    const struct block_device *device = block_device_find(name);
+    struct block_node *node;
+
+    if (device) {
+        return device->root ? device->root->edge.node : NULL;
+    }
+    LIST_FOREACH (node, &block_all_nodes, link) {
+        if (!node->is_leaving && strcmp(node->name, name) == 0) {
+            return node;
+        }
+    }
+    LIST_FOREACH (node, &block_hidden_nodes, link) {
+        if (node->is_open && node->opener == co_task() && strcmp(node->name, name) == 0) {
+            return node;
+        }
+    }
+    return NULL;
+}
+
+struct block_node *block_node_lookup(const char *name, struct error *err)
+{
+    struct block_node *node = block_node_find(name);
+
+    if (!node && block_device_find(name)) {
+        error_set(err, ENOMEDIUM, "Device '%s' has no medium", name);
+    } else if (!node) {
+        error_set(err, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
+    }
+    return node;
 }

@@ -219,6 +219,8 @@ struct block_driver {
     bool is_format;
     /* Has the contents of its filtered child, unless its snapshot functions say otherwise. */
     bool is_filter;
+    /* Set when a filter is registered: it has no co_truncate of its own, and the child's size. */
+    bool passes_size;
     /* Shows a point in time: no write through it changes what it shows. */
     bool is_frozen_view;
     /* A leaf that may be opened by filename. */

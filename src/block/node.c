@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "block/device.h"
 #include "block/internal.h"
 
 struct list block_all_nodes = LIST_INIT(block_all_nodes);
@@ -25,39 +24,6 @@ const char *block_perm_names(unsigned perm, char *buf, size_t buf_size)
         }
     }
     return buf;
-}
-
-struct block_node *block_node_find(const char *name)
-{
-    const struct block_device *device = block_device_find(name);
-    struct block_node *node;
-
-    if (device) {
-        return device->root ? block_root_node(device->root) : NULL;
-    }
-    LIST_FOREACH (node, &block_all_nodes, link) {
-        if (!node->is_leaving && strcmp(node->name, name) == 0) {
-            return node;
-        }
-    }
-    LIST_FOREACH (node, &block_hidden_nodes, link) {
-        if (node->is_open && node->opener == co_task() && strcmp(node->name, name) == 0) {
-            return node;
-        }
-    }
-    return NULL;
-}
-
-struct block_node *block_node_lookup(const char *name, struct error *err)
-{
-    struct block_node *node = block_node_find(name);
-
-    if (!node && block_device_find(name)) {
-        error_set(err, ENOMEDIUM, "Device '%s' has no medium", name);
-    } else if (!node) {
-        error_set(err, ENOENT, "Cannot find device='%s' nor node-name='%s'", name, name);
-    }
-    return node;
 }
 
 struct block_node *block_node_next(struct block_node *node)

@@ -51,11 +51,6 @@ static int pass_co_truncate(struct block_node *node, uint64_t size, enum block_p
     return r;
 }
 
-bool block_node_has_size_of(const struct block_node *node, const struct block_edge *child)
-{
-    return node->filtered == child && node->driver->co_truncate == pass_co_truncate;
-}
-
 static int pass_co_preadv_snapshot(struct block_node *node, uint64_t offset, struct iov iov)
 {
     return block_co_preadv_snapshot(node->filtered, offset, iov);
@@ -96,6 +91,7 @@ static struct block_driver with_defaults(const struct block_driver *driver)
     DEFAULT(&d, co_pwritev, pass_co_pwritev);
     DEFAULT(&d, co_write_zeroes, pass_co_write_zeroes);
     DEFAULT(&d, co_discard, pass_co_discard);
+    d.passes_size = !d.co_truncate;
     DEFAULT(&d, co_truncate, pass_co_truncate);
     DEFAULT(&d, co_preadv_snapshot, pass_co_preadv_snapshot);
     DEFAULT(&d, co_snapshot_status, pass_co_snapshot_status);

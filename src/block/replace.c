@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/log.h"
+#include "block/control.h"
 #include "block/internal.h"
 #include "trace/events.h"
 
@@ -224,4 +225,21 @@ void block_append_end(struct block_append *a)
         block_report_size(a->overlay);
     }
     append_free(a);
+}
+
+int block_co_set_backing_node(struct block_node *node, struct block_node *backing,
+                              struct error *err)
+{
+    int r = 0;
+
+    block_co_drain_begin(node);
+    if (node->backing && backing) {
+        r = block_co_edge_move(node->backing, backing, err);
+    } else if (node->backing) {
+        block_co_detach_child(node->backing);
+    } else if (backing) {
+        r = block_co_attach_child(node, backing, "backing", BLOCK_ROLE_BACKING, NULL, err);
+    }
+    block_drain_end(node);
+    return r;
 }
