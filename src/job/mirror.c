@@ -16,130 +16,9 @@
 #include "job/mirror_internal.h"
 #include "loop/loop.h"
 
-#define DEFAULT_BUF_SIZE (16 * MiB)
 #define CHUNK_SIZE (1 * MiB)
-#define MAX_WORKERS 16u
-/* The longest piece of zeroes: it holds up the guest's writes there in the mode write-blocking. */
-#define MAX_ZEROES (64 * MiB)
 /* How often a job that is ready looks for something to copy. */
 #define LOOK_NS (100 * NS_PER_MS)
-#define BUFFER_ALIGNMENT 4096
-
-/* --- buffers ---------------------------------------------------------------------------------- */
-
-/* In the first bytes of a buffer that is not in use. */
-struct free_buffer {
-    struct list link;
-};
-
-void *mirror_get_buffer(struct mirror *s)
-{
-    struct free_buffer *b = NULL;
-
-    if (!list_is_empty(&s->free_buffers)) {
-        b = LIST_FIRST(&s->free_buffers, struct free_buffer, link);
-        list_remove(&b->link);
-    } else if (posix_memalign((void **)&b, BUFFER_ALIGNMENT, s->chunk) != 0) {
-        return NULL;
-    }
-    return b;
-}
-
-void mirror_put_buffer(struct mirror *s, void *buffer)
-{
-    struct free_buffer *b = buffer;
-
-    list_prepend(&s->free_buffers, &b->link);
-}
-
-static void free_buffers(struct mirror *s)
-{
-    struct free_buffer *b, *next;
-
-    LIST_FOREACH_SAFE (b, next, &s->free_buffers, link) {
-        free(b);
-    }
-}
-
-/* --- pieces ----------------------------------------------------------------------------------- */
-
-/* What is known to be zero may be long, and does not count for the speed limit. */
-static int co_mirror_plan(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
-{
-    struct mirror *s = arg;
-    struct block_status status;
-    uint64_t zeroes;
-    uint32_t granularity = dirty_bitmap_granularity(mirror_top_todo(s->top));
-    int r = block_co_status_above(block_root_edge(s->root), NULL, piece->offset,
-                                  MIN(max_length, MAX(MAX_ZEROES, piece->length)), &status, NULL);
-
-    if (r < 0 || !(status.flags & BLOCK_STATUS_ZERO)) {
-        return 0; /* copied as data: the status only saves work */
-    }
-    zeroes = status.length >= max_length ? max_length : round_down(status.length, granularity);
-    if (zeroes > 0) {
-        piece->length = zeroes;
-        piece->paced = 0;
-    }
-    return 0;
-}
-
-static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
-{
-    struct mirror *s = arg;
-    struct block_edge *edge = block_root_edge(s->root);
-    void *buffer = mirror_get_buffer(s);
-    int r;
-
-    if (!buffer) {
-        return -ENOMEM;
-    }
-    block_co_edge_enter(edge);
-    r = mirror_top_co_copy(s->top, piece->offset, piece->length, buffer, s->chunk, ret_reading);
-    block_edge_leave(edge);
-    mirror_put_buffer(s, buffer);
-    if (r == 0) {
-        mirror_note_written(s, piece->paced);
-    }
-    return r;
-}
-
-static int co_copy_part(struct mirror *s, uint64_t begin, uint64_t end, bool one_pass)
-{
-    uint64_t buffers = (s->params.buf_size ? s->params.buf_size : DEFAULT_BUF_SIZE) / s->chunk;
-    struct copy_loop_params loop = {
-        .job = s->job,
-        .todo = mirror_top_todo(s->top),
-        .chunk = s->chunk,
-        .workers = (unsigned)MIN(MAX(buffers, 1), MAX_WORKERS),
-        .on_source_error = s->params.on_source_error,
-        .on_target_error = s->params.on_target_error,
-        .live = true,
-        .begin = begin,
-        .end = end,
-        .one_pass = one_pass,
-        .co_plan = co_mirror_plan,
-        .co_copy = co_mirror_piece,
-        .arg = s,
-    };
-    int r;
-
-    s->idle = false;
-    r = copy_loop_co_run(&loop);
-    co_group_wait(&s->flushes);
-    s->idle = true;
-    return r;
-}
-
-static int co_copy_dirty(struct mirror *s)
-{
-    return co_copy_part(s, 0, 0, false);
-}
-
-int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end)
-{
-    return co_copy_part(s, begin, end, true);
-}
 
 /* --- the work --------------------------------------------------------------------------------- */
 
@@ -194,7 +73,7 @@ static int co_follow_source(struct mirror *s)
 
         co_settle_mode(s);
         r = job_co_pause_point(s->job);
-        UNLESS_FAILED(r, co_copy_dirty(s));
+        UNLESS_FAILED(r, mirror_co_copy_range(s, 0, 0, false));
         if (r < 0) {
             return r;
         }
@@ -277,7 +156,7 @@ static void mirror_co_clean(struct job *job, void *state)
     mirror_co_give_up_bitmap(s);
     mirror_co_remove(s);
     mirror_restart_co_end(s);
-    free_buffers(s);
+    mirror_free_buffers(s);
     co_group_destroy(&s->flushes);
     block_co_unref(s->params.target_backing);
     if (s->params.hooks && s->params.hooks->co_done) {

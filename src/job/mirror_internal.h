@@ -60,6 +60,8 @@ struct mirror {
 /* A buffer of `chunk` bytes; NULL: no memory. */
 void *mirror_get_buffer(struct mirror *s);
 void mirror_put_buffer(struct mirror *s, void *buffer);
+/* Free those that are not in use. */
+void mirror_free_buffers(struct mirror *s);
 
 /*
  * Put the filter above the source, and begin to follow. On failure nothing has changed. Control
@@ -86,8 +88,11 @@ int mirror_co_flush_target(struct mirror *s);
 int mirror_co_flush_or_fail(struct mirror *s);
 /* `bytes` more are written to the target: a flush may begin, which `flushes` counts. */
 void mirror_note_written(struct mirror *s, uint64_t bytes);
-/* Copy what is dirty in a part of the disk, in bytes, in one pass. */
-int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end);
+/*
+ * Copy what is dirty in a part of the disk, in bytes (end 0: all of it), until nothing is left, or
+ * in one pass. Errors of copy_loop_co_run().
+ */
+int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end, bool one_pass);
 
 /* --- restart: none of these does anything for a mirror that cannot be restarted --------------- */
 

@@ -314,7 +314,7 @@ static int co_copy_windows(struct mirror *s, uint64_t window)
         dirty_bitmap_set(pending, begin, end - begin + MARGIN);
         mirror_top_set_follow_end(s->top, end);
         s->restart.sending = true;
-        r = mirror_co_copy_range(s, begin, end);
+        r = mirror_co_copy_range(s, begin, end, true);
         UNLESS_FAILED(r, co_end_window(s, settled, end));
         settled = end;
     }

@@ -10,8 +10,8 @@
 #include "block/control_lock.h"
 #include "block/device.h"
 #include "job/backup.h"
-#include "qmp/commands.h"
 #include "qmp/jobs.h"
+#include "qmp/schema.h"
 #include "qmp/transaction.h"
 
 struct backup_state {
@@ -234,12 +234,6 @@ const struct qmp_action qmp_action_blockdev_backup = {
     .co_clean = co_backup_clean,
 };
 
-int qmp_co_blockdev_backup(struct qmp_call *call, struct json_object *args,
-                           struct json_object **ret_value, struct error *err)
-{
-    return qmp_co_run_action(&qmp_action_blockdev_backup, args, err);
-}
-
 /* --- drive-backup: the target is a file ------------------------------------------------------- */
 
 /*
@@ -320,9 +314,3 @@ const struct qmp_action qmp_action_drive_backup = {
     .co_abort = co_backup_abort,
     .co_clean = co_backup_clean,
 };
-
-int qmp_co_drive_backup(struct qmp_call *call, struct json_object *args,
-                        struct json_object **ret_value, struct error *err)
-{
-    return qmp_co_run_action(&qmp_action_drive_backup, args, err);
-}

@@ -219,6 +219,8 @@ int qmp_co_query_block_exports(struct qmp_call *call, struct json_object *args,
 
 COMMAND_OF_ACTION(qmp_co_block_export_add, qmp_action_export_add)
 COMMAND_OF_ACTION(qmp_co_blockdev_add, qmp_action_blockdev_add)
+COMMAND_OF_ACTION(qmp_co_blockdev_backup, qmp_action_blockdev_backup)
+COMMAND_OF_ACTION(qmp_co_drive_backup, qmp_action_drive_backup)
 COMMAND_OF_ACTION(qmp_co_blockdev_del, qmp_action_blockdev_del)
 COMMAND_OF_ACTION(qmp_co_blockdev_replace, qmp_action_blockdev_replace)
 COMMAND_OF_ACTION(qmp_co_blockdev_snapshot, qmp_action_snapshot)
