@@ -114,9 +114,9 @@ class Served(ServedCase):
         client = self.client()
         before = time.monotonic_ns()
         self.use(client)
-        elapsed = time.monotonic_ns() - before
         # A reply is counted when it has left, which the client may notice first.
         tidemark.wait_until(lambda: self.replies() == 6, "the last reply to be counted")
+        elapsed = time.monotonic_ns() - before
         (export,) = self.qmp.command("query-blockstats")
         self.assertEqual((export["qdev"], export["node-name"]), ("export", "disk"))
         self.assertEqual(export["parent"]["node-name"], "file")

@@ -42,8 +42,10 @@ static void drop_old_samples(struct accounting *a)
            machine_clock_ns() - a->samples[old].at_ns > (int64_t)longest * NS_PER_SECOND) {
         old++;
     }
-    a->sample_count -= old;
-    memmove(a->samples, a->samples + old, a->sample_count * sizeof(*a->samples));
+    if (old > 0) {
+        a->sample_count -= old;
+        memmove(a->samples, a->samples + old, a->sample_count * sizeof(*a->samples));
+    }
 }
 
 static void add_sample(struct accounting *a, enum io_account_op op, int64_t took_ns)
