@@ -52,7 +52,7 @@ class RacesTest(tidemark.TestCase):
             other.send_raw(
                 json.dumps({"execute": "block-dirty-bitmap-merge", "arguments": merge}) + "\n"
             )
-            # Both are answered; what a command is told that comes too late is its own affair.
+            # Both are answered; a command that comes too late may be refused.
             server.qmp.execute("job-finalize", {"id": "j"})
             other.receive_answer()
             self.assertTrue(server.is_running())
