@@ -15,16 +15,19 @@ ROUNDS = 8
 
 class RacesTest(tidemark.TestCase):
     in_memory = True
+    starts = 0
 
     def start(self, *names):
         """A chain of images, the first one at the bottom, the last one exported."""
-        blockdevs, below = [], None
+        blockdevs, below, self.starts = [], None, self.starts + 1
         for name in names:
-            options = ("-u", "-b", below, "-F", "qcow2") if below else ()
-            self.create(name, SIZE, options=options)
+            # A daemon that was killed may hold the locks of its images for a moment.
+            file = f"{name}-{self.starts}"
+            options = ("-u", "-b", f"{below}-{self.starts}", "-F", "qcow2") if below else ()
+            self.create(file, SIZE, options=options)
             blockdevs += [
                 "--blockdev",
-                f"qcow2,node-name={name},file.driver=file,file.filename={self.path(name)},"
+                f"qcow2,node-name={name},file.driver=file,file.filename={self.path(file)},"
                 + f"file.node-name={name}-file,backing={below or ''}".replace("backing=,", ""),
             ]
             below = name
