@@ -7,8 +7,6 @@
 
 #include "base/checked.h"
 #include "base/list.h"
-#include "base/pacer.h"
-#include "base/time_units.h"
 #include "co/co.h"
 #include "co/sync.h"
 #include "loop/loop.h"
@@ -16,8 +14,6 @@
 #define CHUNK_SIZE ((uint32_t)(256 * KiB))
 /* The largest clusters of any format; longer pieces have no advantage. */
 #define UNIT_MAX (2u * 1024 * 1024)
-/* While sleeping for the rate limit, check this often whether the limit has changed. */
-#define RATE_SLICE_NS (20 * NS_PER_MS)
 #define DEFAULT_MEMORY (32 * MiB)
 #define DEFAULT_WORKERS 16u
 #define MIN_BUFFER_ALIGNMENT 4096u
@@ -35,19 +31,8 @@ struct block_copy {
     /* pieces begin and end at multiples of this */
     uint32_t unit;
     size_t buffer_alignment;
-    /* bytes per second; 0: no limit */
-    _Atomic uint64_t rate;
-    atomic_bool cancelled;
-    /* pieces */
-    atomic_uint in_flight;
     /* calls that will not read any more */
     atomic_uint writing_only;
-    /* guards pacer, paused, waiters */
-    pthread_mutex_t rate_guard;
-    struct pacer pacer;
-    bool paused;
-    /* for a resume or a cancel */
-    struct co_queue waiters;
 
     /* one unit per buffer that may be in use */
     struct co_semaphore buffers_left;
@@ -123,8 +108,6 @@ int block_copy_new(struct block_edge *source, struct block_edge *target,
     buffers = MAX(1, copy->params.max_memory / copy->chunk_size);
     co_semaphore_init(&copy->buffers_left, (int64_t)buffers);
     pthread_mutex_init(&copy->pool_guard, NULL);
-    pthread_mutex_init(&copy->rate_guard, NULL);
-    co_queue_init(&copy->waiters);
     list_init(&copy->free_buffers);
     *ret_copy = copy;
     return 0;
@@ -140,15 +123,9 @@ void block_copy_free(struct block_copy *copy)
     LIST_FOREACH_SAFE (buffer, next, &copy->free_buffers, link) {
         free(buffer);
     }
-    pthread_mutex_destroy(&copy->rate_guard);
     pthread_mutex_destroy(&copy->pool_guard);
     co_semaphore_destroy(&copy->buffers_left);
     free(copy);
-}
-
-uint32_t block_copy_chunk_size(const struct block_copy *copy)
-{
-    return copy->chunk_size;
 }
 
 /* Wait for one of the buffers that may be in use. NULL if there is no memory. */
@@ -260,89 +237,9 @@ static bool co_claim_piece(struct copy_call *call, struct copy_piece *ret_piece)
     return got;
 }
 
-/* --- rate, pause, cancel */
-
-void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second)
-{
-    pthread_mutex_lock(&copy->rate_guard);
-    atomic_store(&copy->rate, bytes_per_second);
-    copy->pacer = (struct pacer){.rate = bytes_per_second}; /* drops the delay of a lower rate */
-    pthread_mutex_unlock(&copy->rate_guard);
-}
-
-void block_copy_pause(struct block_copy *copy)
-{
-    pthread_mutex_lock(&copy->rate_guard);
-    copy->paused = true;
-    pthread_mutex_unlock(&copy->rate_guard);
-}
-
-void block_copy_resume(struct block_copy *copy)
-{
-    pthread_mutex_lock(&copy->rate_guard);
-    copy->paused = false;
-    co_queue_wake_all(&copy->waiters);
-    pthread_mutex_unlock(&copy->rate_guard);
-}
-
-void block_copy_cancel(struct block_copy *copy)
-{
-    atomic_store(&copy->cancelled, true);
-    pthread_mutex_lock(&copy->rate_guard);
-    co_queue_wake_all(&copy->waiters);
-    pthread_mutex_unlock(&copy->rate_guard);
-}
-
-bool block_copy_is_busy(const struct block_copy *copy)
-{
-    return atomic_load(&copy->in_flight) > 0;
-}
-
 unsigned block_copy_writing_only(const struct block_copy *copy)
 {
     return atomic_load(&copy->writing_only);
-}
-
-/* Wait while paused, and count the piece as in flight. False if the copy is cancelled. */
-static bool co_begin_piece(struct copy_call *call)
-{
-    struct block_copy *copy = call->copy;
-    bool cancelled;
-
-    pthread_mutex_lock(&copy->rate_guard);
-    while (copy->paused && !atomic_load(&copy->cancelled)) {
-        co_queue_wait_for_release(&copy->waiters, &copy->rate_guard, "a paused copy to",
-                                  block_node_name(block_edge_node(copy->target)), -1);
-        pthread_mutex_lock(&copy->rate_guard);
-    }
-    cancelled = atomic_load(&copy->cancelled);
-    copy->in_flight += !cancelled;
-    pthread_mutex_unlock(&copy->rate_guard);
-    if (cancelled) {
-        copy_call_fail(call, -ECANCELED, false, call->pos);
-    }
-    return !cancelled;
-}
-
-/*
- * Wait for the time of this piece. A cancel or a change of the rate takes effect in RATE_SLICE_NS.
- */
-static void co_keep_rate(struct block_copy *copy, const struct copy_piece *piece)
-{
-    uint64_t rate = atomic_load(&copy->rate);
-    int64_t now, begin;
-
-    if (rate == 0 || piece->zero) {
-        return;
-    }
-    pthread_mutex_lock(&copy->rate_guard);
-    now = loop_now_ns();
-    begin = now + pacer_take(&copy->pacer, piece->length, now);
-    pthread_mutex_unlock(&copy->rate_guard);
-    while ((now = loop_now_ns()) < begin && !atomic_load(&copy->cancelled) &&
-           atomic_load(&copy->rate) == rate) {
-        loop_co_sleep(MIN(begin - now, RATE_SLICE_NS));
-    }
 }
 
 /* --- pieces */
@@ -456,17 +353,10 @@ static void co_copy_piece(struct copy_call *call, const struct copy_piece *piece
 
 static void co_copy_pieces(struct copy_call *call)
 {
-    struct block_copy *copy = call->copy;
     struct copy_piece piece;
 
     while (co_claim_piece(call, &piece)) {
-        co_keep_rate(copy, &piece);
-        if (!co_begin_piece(call)) {
-            piece_was_read(call);
-            break;
-        }
         co_copy_piece(call, &piece);
-        atomic_fetch_sub(&copy->in_flight, 1);
         if (reactor_turn_expired()) {
             loop_co_give_way();
         }

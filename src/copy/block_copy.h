@@ -9,14 +9,15 @@
  *         +-- worker      (in order,      data:   read(source) -> bounce buffer -> write(target)
  *         +-- worker       by status)
  *
- * A piece of data has at most block_copy_chunk_size() bytes; a run that reads as zeroes is one
- * piece of any length. Ranges of at most 256 KiB are read without a query, and zeroes are found in
- * what was read: such copies are made for guests that wait. All calls of one engine share at most
- * `max_memory` bytes of bounce buffers, and wait for them in FIFO order. The engine does not record
- * what has been copied, and does not exclude writes to the ranges; the caller does both.
+ * A piece of data has at most 256 KiB, or a cluster of up to 2 MiB; a run that reads as zeroes is
+ * one piece of any length. Ranges of at most 256 KiB are read without a query, and zeroes are found
+ * in what was read: such copies are made for guests that wait. All calls of one engine share at
+ * most `max_memory` bytes of bounce buffers, and wait for them in FIFO order. The engine does not
+ * record what has been copied, and does not exclude writes to the ranges; the caller does both.
  *
  * After each half millisecond of copying the other coroutines of the reactor run, even if all data
- * is in memory. A rate limit, a pause and a cancel act between two pieces.
+ * is in memory. A job that has to pause, or keeps a speed limit, copies by short ranges
+ * (job/copy_loop.h).
  *
  * Functions with `co_` in their name run in a coroutine and yield; the others do not yield, and may
  * be called on any thread.
@@ -78,26 +79,7 @@ void block_copy_free(struct block_copy *copy);
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure);
 
-/*
- * Limit all calls together to a number of bytes per second; zeroes do not count. 0: no limit, the
- * default.
- */
-void block_copy_set_rate(struct block_copy *copy, uint64_t bytes_per_second);
-
-/* Begin no new pieces until the resume. */
-void block_copy_pause(struct block_copy *copy);
-void block_copy_resume(struct block_copy *copy);
-
-/* End all calls, also paused and later ones, with -ECANCELED, after their pieces in flight. */
-void block_copy_cancel(struct block_copy *copy);
-
-/* Whether a piece is in flight. A drain waits for that after a pause. */
-bool block_copy_is_busy(const struct block_copy *copy);
-
 /* Calls in flight that will not read the source any more. */
 unsigned block_copy_writing_only(const struct block_copy *copy);
-
-/* The longest piece of data, in bytes. */
-uint32_t block_copy_chunk_size(const struct block_copy *copy);
 
 #endif

@@ -23,7 +23,8 @@ struct mirror_top {
     /* Blocking writes in flight. */
     _Atomic unsigned following;
     _Atomic enum mirror_top_mode mode;
-    _Atomic uint64_t follow_end; /* behind this the target is left alone */
+    _Atomic uint64_t follow_end;   /* behind this the target is left alone */
+    struct dirty_bitmap *followed; /* granules that guests wrote on both sides; NULL: not kept */
     bool stopped;
 };
 
@@ -47,6 +48,10 @@ static int mirror_top_init(struct mirror_top *s, uint64_t size, struct error *er
         s->whole = dirty_bitmap_new(size, granularity);
         failed = failed || !s->whole;
     }
+    if (s->params.notes_followed) {
+        s->followed = dirty_bitmap_new(size, granularity);
+        failed = failed || !s->followed;
+    }
     if (failed) {
         return error_out_of_memory(err);
     }
@@ -61,6 +66,7 @@ static void mirror_top_free_bitmaps(struct mirror_top *s)
     dirty_bitmap_free(s->todo);
     dirty_bitmap_free(s->untouched);
     dirty_bitmap_free(s->whole);
+    dirty_bitmap_free(s->followed);
 }
 
 static int mirror_top_co_open_node(struct block_node *node, struct options *opts, struct error *err)
@@ -197,9 +203,9 @@ struct dirty_bitmap *mirror_top_todo(struct mirror_top *s)
     return s->todo;
 }
 
-struct block_edge *mirror_top_source(struct mirror_top *s)
+struct dirty_bitmap *mirror_top_followed(struct mirror_top *s)
 {
-    return s->file;
+    return s->followed;
 }
 
 struct block_edge *mirror_top_target(struct mirror_top *s)
@@ -434,6 +440,9 @@ static int co_change_both(struct mirror_top *s, const struct change *c)
     r = co_apply_change(s->file, c, c->flags);
     if (r < 0 || (follows_now(s, c->offset, c->length) && co_follow(s, c) < 0)) {
         dirty_bitmap_set(s->todo, c->offset, c->length);
+    }
+    if (s->followed) {
+        dirty_bitmap_set(s->followed, c->offset, c->length);
     }
     range_unlock(&s->busy, &range);
     atomic_fetch_sub(&s->following, 1);

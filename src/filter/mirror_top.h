@@ -62,6 +62,8 @@ struct mirror_top_params {
     bool backing_unknown;
     /* the target's own layer has to have all that is copied, since its backing node comes later */
     bool own_layer;
+    /* mirror_top_followed() is kept */
+    bool notes_followed;
 };
 
 /*
@@ -88,8 +90,13 @@ bool mirror_top_is_following(const struct mirror_top *top);
 void mirror_top_set_follow_end(struct mirror_top *top, uint64_t end);
 /* What the target lacks. The caller may set and clear bits. */
 struct dirty_bitmap *mirror_top_todo(struct mirror_top *top);
-/* Edges of the filter. I/O on them is part of a request of a root above the filter. */
-struct block_edge *mirror_top_source(struct mirror_top *top);
+/*
+ * What guests have written on both sides, set when the target has it; NULL: not kept. A flush of
+ * the target that begins after the caller has cleared bits covers what they stood for. The caller
+ * clears bits.
+ */
+struct dirty_bitmap *mirror_top_followed(struct mirror_top *top);
+/* The filter's edge to the target. I/O on it is part of a request of a root above the filter. */
 struct block_edge *mirror_top_target(struct mirror_top *top);
 
 /*

@@ -6,6 +6,7 @@
 #include "base/checked.h"
 #include "base/time_units.h"
 #include "block/control.h"
+#include "block/control_lock.h"
 #include "block/gate.h"
 #include "co/co.h"
 #include "filter/copy_before_write.h"
@@ -288,13 +289,19 @@ static int co_flush_target(struct backup *b)
 void backup_co_note_left(struct backup *b)
 {
     struct dirty_bitmap *left;
+    bool held;
+    int r;
 
     left = dirty_bitmap_new(block_node_size(b->source), cbw_cluster_size(b->cbw));
     if (!left) {
         return;
     }
     cbw_merge_uncopied(b->cbw, left);
-    if (co_flush_once(b) < 0) {
+    /* The flush may wait for a drain, whose owner may wait for the lock. */
+    held = block_control_pause();
+    r = co_flush_once(b);
+    block_co_control_resume(held);
+    if (r < 0) {
         dirty_bitmap_set(left, 0, dirty_bitmap_size(left));
     }
     b->left = left;

@@ -30,7 +30,6 @@ struct copy_loop {
 struct piece_run {
     struct copy_loop *loop;
     struct copy_piece_plan piece;
-    struct range_entry range;
 };
 
 static void update_progress(struct copy_loop *l, uint64_t done)
@@ -87,9 +86,6 @@ static void end_piece(struct piece_run *run, bool reading, int r)
     } else {
         l->last_retry_ns = 0;
         update_progress(l, run->piece.length);
-    }
-    if (l->p->ranges) {
-        range_unlock(l->p->ranges, &run->range);
     }
     free(run);
     l->waiter = NULL;
@@ -153,9 +149,6 @@ static int co_claim_next(struct copy_loop *l, struct piece_run *run)
         r = p->co_plan(p->arg, piece, max_length);
     }
     l->cursor = piece->offset + piece->length;
-    if (p->ranges) {
-        co_range_lock(p->ranges, &run->range, piece->offset, piece->length, true);
-    }
     dirty_bitmap_clear(p->todo, piece->offset, piece->length);
     l->active++;
     l->bytes_active += piece->length;
@@ -171,9 +164,6 @@ static void put_back(struct piece_run *run)
     l->active--;
     l->bytes_active -= run->piece.length;
     l->cursor = run->piece.offset;
-    if (l->p->ranges) {
-        range_unlock(l->p->ranges, &run->range);
-    }
     free(run);
 }
 

@@ -5,7 +5,7 @@
  * progress.
  *
  *      bits of `todo` are set          by the job at its start, by guest writes, after an error
- *        |  take a piece: lock its range, clear its bits
+ *        |  take a piece: clear its bits
  *        v
  *      co_copy(piece)                  up to `workers` at a time
  *        |  failed: its bits are set again, then the policy decides
@@ -13,8 +13,8 @@
  *      progress
  *
  * Bits of a piece are cleared before its source is read. So a guest write that comes later, and
- * sets them when it has ended, causes another copy. Two copies of one range are never in flight at
- * the same time.
+ * sets them when it has ended, causes another copy. The first one may still be in flight then:
+ * where others set bits, co_copy excludes other copies of its range.
  *
  * Main reactor, in the coroutine of the job.
  */
@@ -25,7 +25,6 @@
 #include <stdint.h>
 
 #include "bitmap/bitmap.h"
-#include "co/sync.h"
 #include "job/job.h"
 
 /* A piece of work. */
@@ -40,11 +39,6 @@ struct copy_loop_params {
     struct job *job;
     /* What is left. Others may set bits at any time, on any thread. */
     struct dirty_bitmap *todo;
-    /*
-     * Held, exclusively, for each piece from before its bits are cleared until it is in the target.
-     * Others that write the target lock the same. NULL: there are no others.
-     */
-    struct range_lock *ranges;
     /* Only this part of the disk, in bytes; an end of 0 means all of it. */
     uint64_t begin, end;
     /* End when the range has been gone through once, though others may have set bits behind. */

@@ -211,8 +211,6 @@ uint64_t job_speed(const struct job *job);
 /* The work that is done, and all work, in bytes. Done work only grows. */
 void job_progress_add(struct job *job, uint64_t bytes);
 void job_progress_set_total(struct job *job, uint64_t bytes);
-/* More work has turned up, or (negative) work has vanished. */
-void job_progress_grow(struct job *job, int64_t bytes);
 
 /* RUNNING becomes READY: the event says so, and the verb complete is accepted from now on. */
 void job_set_ready(struct job *job);

@@ -116,17 +116,6 @@ void job_progress_set_total(struct job *job, uint64_t bytes)
     job->total = bytes < job->current ? job->current : bytes;
 }
 
-void job_progress_grow(struct job *job, int64_t bytes)
-{
-    uint64_t less = (uint64_t)-bytes;
-
-    if (bytes >= 0) {
-        job->total += (uint64_t)bytes;
-    } else {
-        job_progress_set_total(job, less < job->total ? job->total - less : 0);
-    }
-}
-
 void job_set_ready(struct job *job)
 {
     job_set_status(job, JOB_READY);

@@ -344,6 +344,7 @@ static int co_open_filter(struct mirror *s, struct error *err)
         .unmap = p->unmap,
         .target_is_zero = p->target_is_zero,
         .own_layer = p->backing_later,
+        .notes_followed = p->restart_bitmap != NULL,
         .backing_unknown = co_is_backing_unknown(p->target, p->sync),
     };
 

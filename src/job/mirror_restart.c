@@ -13,7 +13,8 @@
  *          set P in the window, and in the margin behind it
  *          copy what W has in the window; nothing is written to the target behind the window
  *          flush the target
- *          with the source drained: clear P in the window, where W has no bit
+ *          with the source drained: clear P in the window, where W has no bit, and where no guest
+ *          has written on both sides since the flush began
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -254,21 +255,36 @@ static int co_plan(struct mirror *s, struct error *err)
 
 /* --- windows ---------------------------------------------------------------------------------- */
 
-/* The source is drained: P keeps, in the range, what W has. The target is flushed. */
-static void settle_range(struct mirror *s, uint64_t begin, uint64_t end)
+static void add_range(struct dirty_bitmap *to, const struct dirty_bitmap *bits, uint64_t begin,
+                      uint64_t end)
 {
-    struct dirty_bitmap *todo = mirror_top_todo(s->top);
     uint64_t offset = begin, length;
 
-    dirty_bitmap_clear(s->restart.bits, begin, end - begin);
-    while (dirty_bitmap_next_dirty(todo, offset, end, &offset, &length)) {
-        dirty_bitmap_set(s->restart.bits, offset, length);
+    while (dirty_bitmap_next_dirty(bits, offset, end, &offset, &length)) {
+        dirty_bitmap_set(to, offset, length);
         offset += length;
     }
 }
 
+/*
+ * The source is drained, and the target was flushed: P keeps, in the range, what W has, and what
+ * guests have written on both sides since the flush began.
+ */
+static void settle_range(struct mirror *s, uint64_t begin, uint64_t end)
+{
+    struct dirty_bitmap *pending = s->restart.bits;
+
+    dirty_bitmap_clear(pending, begin, end - begin);
+    add_range(pending, mirror_top_todo(s->top), begin, end);
+    add_range(pending, mirror_top_followed(s->top), begin, end);
+}
+
 void mirror_restart_settle(struct mirror *s)
 {
+    /* The flush was made with the source drained: nothing was written since. */
+    if (s->restart.taken) {
+        dirty_bitmap_clear_all(mirror_top_followed(s->top));
+    }
     if (s->restart.taken && !s->restart.doubtful && !job_is_cancelled(s->job)) {
         settle_range(s, 0, dirty_bitmap_size(s->restart.bits));
     }
@@ -278,8 +294,10 @@ void mirror_restart_settle(struct mirror *s)
 static int co_end_window(struct mirror *s, uint64_t begin, uint64_t end)
 {
     struct block_drain drain;
-    int r = mirror_co_flush_or_fail(s);
+    int r;
 
+    dirty_bitmap_clear_all(mirror_top_followed(s->top));
+    r = mirror_co_flush_or_fail(s);
     if (r == 0) {
         block_co_drain_begin_but(&drain, s->params.source, s->root);
         /* After a cancel W does not get guests' writes any more. */

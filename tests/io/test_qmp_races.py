@@ -67,6 +67,36 @@ class RacesTest(tidemark.TestCase):
     def test_a_commit_ends_while_its_disk_is_drained(self):
         self.end_against_merge("block-commit", top_node="mid", base_node="base")
 
+    def test_a_backup_is_cancelled_while_its_target_is_drained(self):
+        for _ in range(ROUNDS):
+            server = self.start("base", "top")
+            target = f"target-{self.starts}"
+            self.create(target, SIZE)
+            server.qmp.command(
+                "blockdev-add",
+                driver="qcow2",
+                node_name="target",
+                file={"driver": "file", "filename": self.path(target)},
+            )
+            for node, name in ("top", "b"), ("target", "t1"), ("target", "t2"):
+                server.qmp.command("block-dirty-bitmap-add", node=node, name=name)
+            other = server.connect(timeout=20)
+            self.addCleanup(other.close)
+            server.qmp.command(
+                "blockdev-backup",
+                **{"job-id": "j", "device": "top", "target": "target", "sync": "bitmap"},
+                **{"bitmap": "b", "bitmap-mode": "always", "auto-finalize": False},
+            )
+            server.qmp.wait_event("BLOCK_JOB_PENDING")
+            merge = {"node": "target", "target": "t2", "bitmaps": ["t1"]}
+            other.send_raw(
+                json.dumps({"execute": "block-dirty-bitmap-merge", "arguments": merge}) + "\n"
+            )
+            server.qmp.execute("job-cancel", {"id": "j"})
+            other.receive_answer()
+            server.qmp.wait_event("BLOCK_JOB_CANCELLED")
+            server.kill()
+
     def test_the_target_of_a_backup_is_put_onto_another_image(self):
         self.create("other", SIZE)
         server = self.start("base", "top")

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The copy engine: turns of others, rate, pause, cancel, memory. Disks in memory, whose requests
+ * The copy engine: turns of others, pieces. Disks in memory, whose requests
  * never wait.
  */
 #include <errno.h>
@@ -140,94 +140,11 @@ static void co_others_get_their_turn(void)
     teardown(&c);
 }
 
-static void co_rate_is_kept(void)
-{
-    struct copying c;
-    int64_t began = loop_now_ns();
-
-    setup(&c, 8 * MiB, (struct block_copy_params){.cluster_size = 64 * KiB});
-    block_copy_set_rate(c.copy, 40 * MiB);
-    start(&c);
-    co_wait_done(&c);
-    assert_int_equal(c.ret, 0);
-    assert_true(loop_now_ns() - began > 180 * MS); /* 200, less the last piece */
-    teardown(&c);
-}
-
-static void co_higher_rate_ends_the_wait(void)
-{
-    struct copying c;
-    int64_t began = loop_now_ns();
-
-    setup(&c, 8 * MiB, (struct block_copy_params){.cluster_size = 64 * KiB});
-    block_copy_set_rate(c.copy, 64 * KiB); /* two minutes */
-    start(&c);
-    loop_co_sleep(5 * MS);
-    assert_false(c.done);
-    block_copy_set_rate(c.copy, 0);
-    co_wait_done(&c);
-    assert_int_equal(c.ret, 0);
-    assert_true(loop_now_ns() - began < 5000 * MS);
-    teardown(&c);
-}
-
-static void co_pause_stops_pieces_until_the_resume(void)
-{
-    struct copying c;
-    uint64_t before;
-
-    setup(&c, 64 * MiB, (struct block_copy_params){.cluster_size = 64 * KiB});
-    memory_disk_hold(memory_disk_of(c.target), MEMORY_DISK_WRITE, 1);
-    start(&c);
-    while (memory_disk_held(memory_disk_of(c.target)) == 0) {
-        loop_co_sleep(MS / 10);
-    }
-    block_copy_pause(c.copy);
-    assert_true(block_copy_is_busy(c.copy));
-    memory_disk_release(memory_disk_of(c.target));
-    while (block_copy_is_busy(c.copy)) {
-        loop_co_sleep(MS / 10);
-    }
-    before = writes(&c);
-    loop_co_sleep(10 * MS);
-    assert_int_equal(writes(&c), before);
-    assert_false(c.done);
-    block_copy_resume(c.copy);
-    co_wait_done(&c);
-    assert_int_equal(c.ret, 0);
-    assert_true(writes(&c) > before);
-    teardown(&c);
-}
-
-static void co_cancel_ends_a_copy_that_is_paused_or_slow(void)
-{
-    struct copying c;
-
-    for (int slow = 0; slow < 2; slow++) {
-        setup(&c, 8 * MiB, (struct block_copy_params){.cluster_size = 64 * KiB});
-        if (slow) {
-            block_copy_set_rate(c.copy, 64 * KiB);
-        } else {
-            block_copy_pause(c.copy);
-        }
-        start(&c);
-        loop_co_sleep(5 * MS);
-        assert_false(c.done);
-        block_copy_cancel(c.copy);
-        co_wait_done(&c);
-        assert_int_equal(c.ret, -ECANCELED);
-        assert_true(writes(&c) < 32);
-        assert_int_equal(block_co_copy(c.copy, 0, c.length, NULL), -ECANCELED);
-        teardown(&c);
-    }
-}
-
 static void co_pieces_of_huge_clusters_are_small(void)
 {
     struct copying c;
 
     setup(&c, 16 * MiB, (struct block_copy_params){.cluster_size = 1 * GiB});
-    assert_true(block_copy_chunk_size(c.copy) <= 2 * MiB);
     start(&c);
     co_wait_done(&c);
     assert_int_equal(c.ret, 0);
@@ -240,10 +157,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CO_TEST(co_others_get_their_turn),
-        CO_TEST(co_rate_is_kept),
-        CO_TEST(co_higher_rate_ends_the_wait),
-        CO_TEST(co_pause_stops_pieces_until_the_resume),
-        CO_TEST(co_cancel_ends_a_copy_that_is_paused_or_slow),
         CO_TEST(co_pieces_of_huge_clusters_are_small),
     };
 
