@@ -368,8 +368,14 @@ class TestCutOff(BackupCase):
         first, model = self.backup(), bytes(self.model)
         self.write_random(0, 30 * MIB)
         process = self.start_backup()
-        process.wait_for(self.own_exports, "the export")
-        process.stop(sig=signal.SIGINT, expect=1)
+        # It takes a tenth of a second: in slices, so that it is not over before the signal.
+        while not self.own_exports():
+            self.assertTrue(process.is_running(), process.log())
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.002)
+            os.kill(process.pid, signal.SIGSTOP)
+        os.kill(process.pid, signal.SIGINT)
+        process.stop(sig=signal.SIGCONT, expect=1)
         self.assertIn("was stopped", process.log())
         self.assert_settled()
         self.assert_clean_directory()
