@@ -243,7 +243,7 @@ static bool has_writer(const struct block_node *node)
     return false;
 }
 
-static int co_carry_out(struct block_reopen *plan, struct error *err)
+int block_co_reopen_carry_out(struct block_reopen *plan, struct error *err)
 {
     int r;
 
@@ -277,7 +277,7 @@ int block_co_set_read_only(struct block_node *node, bool read_only, struct error
     }
     plan = block_reopen_new();
     r = plan ? block_reopen_add_read_only(plan, node, read_only, err) : error_out_of_memory(err);
-    UNLESS_FAILED(r, co_carry_out(plan, err));
+    UNLESS_FAILED(r, block_co_reopen_carry_out(plan, err));
     block_co_reopen_free(plan);
     return r;
 }

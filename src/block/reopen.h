@@ -56,7 +56,12 @@ bool block_node_follows(const struct block_node *node, const struct block_node *
 /* Whether the node gets another child "backing" or "file" by the plan. */
 bool block_reopen_changes_links(const struct block_reopen *plan, const struct block_node *node);
 
-/* The steps: see above. Errors are those of opening, of permissions, and of I/O. */
+/*
+ * All steps: drain, graph change, end. After a failure nothing has changed. The drains last until
+ * block_co_reopen_free(). Not for a caller that is in a graph change, or reopens in a transaction.
+ */
+int block_co_reopen_carry_out(struct block_reopen *plan, struct error *err);
+/* The steps by themselves: see above. Errors are those of opening, of permissions, and of I/O. */
 int block_co_reopen_prepare(struct block_reopen *plan, struct error *err);
 int block_co_reopen_finish(struct block_reopen *plan, struct error *err);
 void block_co_reopen_commit(struct block_reopen *plan);

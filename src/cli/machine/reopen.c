@@ -86,24 +86,6 @@ static int co_plan(struct block_reopen *plan, struct block_node *node, struct js
     return r < 0 ? r : block_co_reopen_add(plan, node, opts, err);
 }
 
-static int co_reopen_as_planned(struct block_reopen *plan, struct error *err)
-{
-    int r;
-
-    block_co_change_begin();
-    r = block_co_reopen_prepare(plan, err);
-    UNLESS_FAILED(r, block_co_change_settle(err));
-    UNLESS_FAILED(r, block_co_reopen_finish(plan, err));
-    if (r < 0) {
-        block_co_reopen_abort(plan);
-        (void)block_co_change_settle(NULL);
-    } else {
-        block_co_reopen_commit(plan);
-    }
-    block_co_change_end();
-    return r;
-}
-
 /* The user gives up writing before its node becomes read-only, and may write again afterwards. */
 static int co_set_writing(struct io *io, bool writes, struct error *err)
 {
@@ -136,7 +118,7 @@ int machine_co_reopen(struct io *io, const struct io_reopen *how, struct error *
     if (how->read_only == 1) {
         UNLESS_FAILED(r, co_set_writing(io, false, err));
     }
-    UNLESS_FAILED(r, co_reopen_as_planned(plan, err));
+    UNLESS_FAILED(r, block_co_reopen_carry_out(plan, err));
     block_co_reopen_free(plan);
     if (r < 0 && wrote) {
         (void)co_set_writing(io, true, NULL);
