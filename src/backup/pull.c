@@ -140,7 +140,9 @@ static int co_pull_chunk(struct pull *p, const struct pull_chunk *chunk, uint8_t
         progress_add(&p->progress, size);
     } else {
         r = co_write_zero_chunk(p, chunk->first, chunk->count);
-        r = r < 0 ? fail_at(p, r, "write", p->config->image_path, offset) : 0;
+        if (r < 0) {
+            r = fail_at(p, r, "write", p->config->image_path, offset);
+        }
     }
     if (r == 0 && (nbd_client_flags(client) & NBD_FLAG_SEND_TRIM) &&
         !(nbd_client_flags(client) & NBD_FLAG_READ_ONLY)) {

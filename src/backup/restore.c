@@ -93,8 +93,10 @@ static int co_restore(struct restore *restore, struct error *err)
         r = chain_co_read(&reader, err);
         if (r == 0) {
             r = block_co_flush(block_root_edge(restore->root));
-            r = r < 0 ? error_set_errno(err, -r, "Could not write '%s'", restore->target.name)
-                      : block_co_inactivate(restore->node, err);
+            if (r < 0) {
+                error_set_errno(err, -r, "Could not write '%s'", restore->target.name);
+            }
+            UNLESS_FAILED(r, block_co_inactivate(restore->node, err));
         }
         progress_end(&restore->progress, r == 0);
     }

@@ -120,7 +120,7 @@ static int co_query_server(struct source *s, struct nbd_address *ret_address)
     struct json_object *server = NULL;
     int r = qmp_client_co_execute(s->qmp, "query-nbd-server", NULL, &server, NULL);
 
-    r = r == 0 ? take_address(s, server, ret_address) : r;
+    UNLESS_FAILED(r, take_address(s, server, ret_address));
     if (r < 0) {
         nbd_address_clear(ret_address);
     }

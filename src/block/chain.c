@@ -140,7 +140,11 @@ static int co_open_link(struct chain_link *link, struct options *extra /* consum
                       block_node_display_name(link->above), link->path);
     } else {
         r = co_call_deep(co_open_deep, &d);
-        r = r < 0 ? error_set_errno(err, -r, "Could not open '%s'", link->path) : d.result;
+        if (r < 0) {
+            error_set_errno(err, -r, "Could not open '%s'", link->path);
+        } else {
+            r = d.result;
+        }
     }
     options_free(d.extra);
     return r;

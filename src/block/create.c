@@ -53,8 +53,8 @@ int block_co_create_file(const char *filename, struct options *opts_in,
     if (driver->co_create) {
         r = driver->co_create(filename, 0, opts, err);
     }
-    r = r < 0 ? r
-              : block_co_open_filename(filename, driver->name, NULL, BLOCK_OPEN_RDWR, &node, err);
+    UNLESS_FAILED(
+        r, block_co_open_filename(filename, driver->name, NULL, BLOCK_OPEN_RDWR, &node, err));
     if (r < 0) {
         return r;
     }

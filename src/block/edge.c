@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Edges: attaching children to nodes and roots to the graph, and pointing a live root elsewhere. */
+/* Edges: attaching children to nodes and roots to the graph, and pointing them at other nodes. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/log.h"
 #include "block/internal.h"
 #include "trace/events.h"
 
@@ -53,6 +54,69 @@ void block_co_detach_child(struct block_edge *edge)
 
     block_co_unref(origin);
     block_co_unref(child);
+}
+
+/* --- moving an edge to another node ----------------------------------------------------------- */
+
+/* A backing node may have any size: where it has nothing, zeroes are read. */
+static int check_sizes(const struct block_edge *edge, const struct block_node *to,
+                       struct error *err)
+{
+    const struct block_node *from = edge->node;
+
+    if (!(edge->role & BLOCK_ROLE_BACKING) && block_node_size(from) != block_node_size(to)) {
+        return error_set(err, EINVAL,
+                         "Cannot replace node '%s' (%llu bytes) by '%s' (%llu bytes): the sizes "
+                         "differ",
+                         from->name, (unsigned long long)block_node_size(from), to->name,
+                         (unsigned long long)block_node_size(to));
+    }
+    return 0;
+}
+
+static void point(struct block_edge *edge, struct block_node *node)
+{
+    struct block_node *from = edge->node;
+
+    trace_block_edge_move(edge->name, from->name, node->name);
+    list_remove(&edge->in_node);
+    edge->node = node;
+    list_append(&node->parents, &edge->in_node);
+    from->perm_touched = node->perm_touched = true;
+    block_change_note_move(edge, from);
+}
+
+int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err)
+{
+    struct block_node *from = edge->node;
+    int r;
+
+    if (node == from) {
+        return 0;
+    }
+    if (edge->parent && block_node_reaches(node, edge->parent)) {
+        return error_set(err, EINVAL, "Making '%s' a %s child of '%s' would create a cycle",
+                         node->name, edge->name, edge->parent->name);
+    }
+    block_co_change_begin();
+    point(edge, block_node_ref(node));
+    r = block_co_change_settle(err);
+    if (r < 0) {
+        point(edge, from);
+        if (block_co_change_settle(NULL) < 0) {
+            log_error("node '%s': permissions of before the change can't be had again", from->name);
+        }
+    }
+    block_co_change_end();
+    block_co_unref(r < 0 ? node : from);
+    return r;
+}
+
+int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
+{
+    int r = check_sizes(edge, node, err);
+
+    return r < 0 ? r : block_co_edge_point(edge, node, err);
 }
 
 /* --- roots ----------------------------------------------------------------------------------- */
@@ -153,19 +217,6 @@ void block_root_set_ops(struct block_root *root, const struct block_root_ops *op
     root->ops_arg = arg;
     if (ops && ops->drain_begin && atomic_load(&root->quiesced)) {
         ops->drain_begin(arg);
-    }
-}
-
-void block_roots_report_size(struct block_node *node)
-{
-    struct block_edge *edge;
-
-    LIST_FOREACH (edge, &node->parents, in_node) {
-        struct block_root *root = edge->root;
-
-        if (root && root->ops && root->ops->resized) {
-            root->ops->resized(root->ops_arg, block_node_size(node));
-        }
     }
 }
 

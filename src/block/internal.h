@@ -126,7 +126,7 @@ unsigned block_explicit_use(const struct options *opts);
 void block_inherit_use(const struct block_node *parent, const struct block_use *use,
                        struct options *child, unsigned role);
 
-/* --- control.c --- */
+/* --- size.c --- */
 /* Report the size of a drained node to the owners of roots and the filters above. */
 void block_report_size(struct block_node *node);
 
@@ -134,7 +134,7 @@ void block_report_size(struct block_node *node);
 /* Complete an image that nobody writes to: see block_co_inactivate(), which drains it first. */
 int block_co_complete(struct block_node *node, struct error *err);
 
-/* --- replace.c --- */
+/* --- edge.c --- */
 /* As block_co_edge_move(), to a node of any size. */
 int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err);
 
@@ -224,10 +224,6 @@ void block_edge_free(struct block_edge *edge);
  * an outer change has moved the edge (NULL: none). Yields.
  */
 struct block_node *block_co_take_child(struct block_edge *edge, struct block_node **ret_origin);
-
-/* --- edge.c --- */
-/* Report the size of `node`, which may have changed, to the owners of its roots. */
-void block_roots_report_size(struct block_node *node);
 /* As block_co_root_new(): a root for control I/O, exempt from drain. */
 int block_co_root_new_exempt(struct block_node *node, const char *user, unsigned perm,
                              unsigned shared, struct block_root **ret_root, struct error *err);

@@ -1,73 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Pointing edges at other nodes, one or all of a node, within a graph change. */
+/* Replacing a node by another for all its users, putting overlays on nodes, backing nodes. */
 #include <errno.h>
 #include <stdlib.h>
 
 #include "base/log.h"
 #include "block/control.h"
 #include "block/internal.h"
-#include "trace/events.h"
-
-/* A backing node may have any size: where it has nothing, zeroes are read. */
-static int check_sizes(const struct block_edge *edge, const struct block_node *to,
-                       struct error *err)
-{
-    const struct block_node *from = edge->node;
-
-    if (!(edge->role & BLOCK_ROLE_BACKING) && block_node_size(from) != block_node_size(to)) {
-        return error_set(err, EINVAL,
-                         "Cannot replace node '%s' (%llu bytes) by '%s' (%llu bytes): the sizes "
-                         "differ",
-                         from->name, (unsigned long long)block_node_size(from), to->name,
-                         (unsigned long long)block_node_size(to));
-    }
-    return 0;
-}
-
-static void point(struct block_edge *edge, struct block_node *node)
-{
-    struct block_node *from = edge->node;
-
-    trace_block_edge_move(edge->name, from->name, node->name);
-    list_remove(&edge->in_node);
-    edge->node = node;
-    list_append(&node->parents, &edge->in_node);
-    from->perm_touched = node->perm_touched = true;
-    block_change_note_move(edge, from);
-}
-
-int block_co_edge_point(struct block_edge *edge, struct block_node *node, struct error *err)
-{
-    struct block_node *from = edge->node;
-    int r;
-
-    if (node == from) {
-        return 0;
-    }
-    if (edge->parent && block_node_reaches(node, edge->parent)) {
-        return error_set(err, EINVAL, "Making '%s' a %s child of '%s' would create a cycle",
-                         node->name, edge->name, edge->parent->name);
-    }
-    block_co_change_begin();
-    point(edge, block_node_ref(node));
-    r = block_co_change_settle(err);
-    if (r < 0) {
-        point(edge, from);
-        if (block_co_change_settle(NULL) < 0) {
-            log_error("node '%s': permissions of before the change can't be had again", from->name);
-        }
-    }
-    block_co_change_end();
-    block_co_unref(r < 0 ? node : from);
-    return r;
-}
-
-int block_co_edge_move(struct block_edge *edge, struct block_node *node, struct error *err)
-{
-    int r = check_sizes(edge, node, err);
-
-    return r < 0 ? r : block_co_edge_point(edge, node, err);
-}
 
 /* An edge to `from` that has to move: `to` does not reach `from` by it, and it does not stay. */
 static struct block_edge *next_to_move(struct block_node *from, struct block_node *to)

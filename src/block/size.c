@@ -26,11 +26,25 @@ int block_node_check_resize(const struct block_node *node, struct error *err)
     return r;
 }
 
+/* To the owners of the roots of `node`. */
+static void report_size_to_roots(struct block_node *node)
+{
+    struct block_edge *edge;
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        struct block_root *root = edge->root;
+
+        if (root && root->ops && root->ops->resized) {
+            root->ops->resized(root->ops_arg, block_node_size(node));
+        }
+    }
+}
+
 void block_report_size(struct block_node *node)
 {
     struct block_edge *edge;
 
-    block_roots_report_size(node);
+    report_size_to_roots(node);
     LIST_FOREACH (edge, &node->parents, in_node) {
         if (edge->parent && block_node_has_size_of(edge->parent, edge)) {
             block_node_set_size(edge->parent, block_node_size(node));

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 
-#include "base/checked.h"
 #include "filter/copy_before_write.h"
 
 int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *err)
@@ -49,23 +48,6 @@ int cbw_restrict(struct cbw_state *s, const struct dirty_bitmap *bits, struct er
 uint32_t cbw_cluster_size(const struct cbw_state *s)
 {
     return s->cluster_size;
-}
-
-void cbw_skip(struct cbw_state *s, uint64_t offset, uint64_t length)
-{
-    uint64_t end = MIN(offset + length, s->size), start = round_up(offset, s->cluster_size), run;
-
-    if (end < s->size) {
-        end = round_down(end, s->cluster_size);
-    }
-    pthread_mutex_lock(&s->lock);
-    while (start < end) {
-        if (!dirty_bitmap_status(s->done, start, end, &run)) {
-            dirty_bitmap_clear(s->access, start, run);
-        }
-        start += run;
-    }
-    pthread_mutex_unlock(&s->lock);
 }
 
 uint64_t cbw_uncopied_bytes(struct cbw_state *s)

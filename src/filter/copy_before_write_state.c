@@ -319,6 +319,23 @@ static int co_copy_clusters(struct cbw_copy *copy, uint64_t pos, uint64_t length
     return r;
 }
 
+void cbw_skip(struct cbw_state *s, uint64_t offset, uint64_t length)
+{
+    uint64_t end = MIN(offset + length, s->size), start = round_up(offset, s->cluster_size), run;
+
+    if (end < s->size) {
+        end = round_down(end, s->cluster_size);
+    }
+    pthread_mutex_lock(&s->lock);
+    while (start < end) {
+        if (!dirty_bitmap_status(s->done, start, end, &run)) {
+            dirty_bitmap_clear(s->access, start, run);
+        }
+        start += run;
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* Copy what the disk's own layer has; the rest needs no copy. */
 static int co_copy_allocated(struct cbw_copy *copy)
 {

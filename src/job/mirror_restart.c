@@ -241,7 +241,9 @@ static int co_plan(struct mirror *s, struct error *err)
             r = error_first(dirty_bitmap_merge(m->bits, changed),
                             dirty_bitmap_merge(todo, changed));
         }
-        r = r < 0 ? error_out_of_memory(err) : 0;
+        if (r < 0) {
+            r = error_out_of_memory(err);
+        }
     } else if (r == 0) {
         dirty_bitmap_set(m->bits, 0, dirty_bitmap_size(m->bits));
     }

@@ -14,6 +14,7 @@
 #include "block/bitmaps.h"
 #include "qcow2/image.h"
 #include "qcow2/header/mark_corrupt.h"
+#include "qcow2/open.h"
 #include "qcow2/options.h"
 #include "qcow2/table/verdict.h"
 

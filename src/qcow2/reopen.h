@@ -5,8 +5,6 @@
 
 #include "block/driver.h"
 
-struct qcow2;
-
 /* The options that can change while the image is open. */
 extern const char *const qcow2_reopen_options[];
 /* See block/driver.h. */
@@ -14,14 +12,5 @@ int qcow2_co_reopen_prepare(struct block_node *node, struct options *opts, struc
 int qcow2_co_reopen_finish(struct block_node *node, struct error *err);
 void qcow2_co_reopen_commit(struct block_node *node);
 void qcow2_co_reopen_abort(struct block_node *node);
-
-/*
- * Change what a writable open has to change on disk first: repair, clear unknown autoclear bits.
- * Yields.
- */
-int qcow2_co_prepare_writable(struct qcow2 *q, struct error *err);
-/* Begin and stop to drop slices of the caches that are not used (cache-clean-interval). */
-void qcow2_cache_cleaner_start(struct qcow2 *q);
-void qcow2_cache_cleaner_stop(struct qcow2 *q);
 
 #endif

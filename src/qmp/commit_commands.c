@@ -273,8 +273,8 @@ static int find_base(struct json_object *args, struct block_node *top, struct bl
 }
 
 /* *ret_active: guests write to the top, which is committed as it changes. */
-static int find_commit_nodes(struct json_object *args, struct commit_params *ret, bool *ret_active,
-                             struct error *err)
+static int find_commit_nodes(struct json_object *args, struct commit_params *ret_params,
+                             bool *ret_active, struct error *err)
 {
     struct block_node *root = NULL, *top = NULL, *base = NULL;
     int r = find_commit_root(args, &root, err);
@@ -291,7 +291,7 @@ static int find_commit_nodes(struct json_object *args, struct commit_params *ret
         return error_set(err, EINVAL, "'backing-file' specified, but 'top' %s",
                          is_root ? "is the active layer" : "has a writer on it");
     }
-    *ret = (struct commit_params){
+    *ret_params = (struct commit_params){
         .top = top,
         .base = base,
         .backing_file = qmp_get_str(args, "backing-file"),

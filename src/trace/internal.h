@@ -55,10 +55,6 @@ extern const struct trace_event *const trace_events[];
 /* Longest line of an event with its newline, in bytes; a longer one is cut. */
 #define TRACE_LINE_MAX 1024
 
-/* A line for an event, to its sinks. `format` begins with the space after the name. Keeps errno. */
-void trace_emit(const struct trace_event *event, const char *format, ...)
-    __attribute__((format(printf, 2, 3), cold));
-
 /* --- ring.c --- */
 
 /*
@@ -73,7 +69,11 @@ void trace_ring_each(void (*fn)(const char *line, size_t size));
 /* The name that trace_thread_begin() gave to the calling thread. */
 const char *trace_thread_name(void);
 
-/* --- trace.c --- */
+/* --- output.c --- */
+
+/* A line for an event, to its sinks. `format` begins with the space after the name. Keeps errno. */
+void trace_emit(const struct trace_event *event, const char *format, ...)
+    __attribute__((format(printf, 2, 3), cold));
 
 /* Write lines to the trace file, if there is one. Async-signal-safe. */
 void trace_write_to_file(const char *line, size_t size);

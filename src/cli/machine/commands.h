@@ -15,17 +15,7 @@ qmp_co_command machine_co_eject, machine_co_open_tray, machine_co_close_tray,
     machine_co_insert_medium, machine_co_remove_medium, machine_co_change_medium;
 qmp_co_command machine_co_nbd_server_add;
 qmp_co_command machine_co_qom_set;
-qmp_co_command machine_co_human_monitor_command;
 
-/*
- * Run a command as a client of QMP would, with the control lock held. `args` is consumed.
- * *ret_value (may be NULL: nobody wants it) gets the result. Yields.
- */
-int machine_co_qmp(const char *name, struct json_object *args, struct json_object **ret_value,
-                   struct error *err);
-
-/* Why the machine ends: the event SHUTDOWN. `reason` is QEMU's ShutdownCause. Does not yield. */
-void machine_emit_shutdown(const char *reason);
 /* -S: no guest runs in the beginning. Does not yield. */
 void machine_start_stopped(void);
 /* -name NAME, or -name guest=NAME: what query-name answers. Borrowed. Does not yield. */

@@ -157,19 +157,22 @@ void machine_device_move_tray(struct machine_device *device, bool open)
     qmp_emit("DEVICE_TRAY_MOVED", data);
 }
 
-void machine_device_permissions(const struct machine_device *device, unsigned *perm,
-                                unsigned *shared)
+/* What a disk that `device` is on has to know of it. */
+static struct machine_disk_use use_of(const struct machine_device *device)
 {
-    if (device->type->flags & READ_ONLY) {
-        *perm &= ~(unsigned)BLOCK_PERM_WRITE;
-    }
-    *shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED;
+    struct machine_disk_use use = {
+        .name = machine_device_path(device),
+        .reads_only = device->type->flags & READ_ONLY,
+        .shared = BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE_UNCHANGED,
+    };
+
     if (device->type->flags & RESIZABLE) {
-        *shared |= BLOCK_PERM_RESIZE;
+        use.shared |= BLOCK_PERM_RESIZE;
     }
     if (device->share_writes) {
-        *shared |= BLOCK_PERM_WRITE;
+        use.shared |= BLOCK_PERM_WRITE;
     }
+    return use;
 }
 
 struct machine_device *machine_device_lookup(const char *id, struct error *err)
@@ -249,6 +252,7 @@ static int co_attach(struct machine_device *d, struct machine_disk *disk, struct
         return error_set(err, EINVAL, "Block node is read-only");
     }
     disk->user = d;
+    disk->use = use_of(d);
     r = machine_disk_co_set_perm(disk, err);
     if (r < 0) {
         disk->user = NULL;
@@ -287,6 +291,7 @@ static int co_find_drive(struct machine_device *d, const char *name, struct mach
         return r;
     }
     disk->user = d;
+    disk->use = use_of(d);
     r = machine_disk_co_insert(disk, node, err);
     disk->user = NULL;
     if (r < 0) {

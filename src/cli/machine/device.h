@@ -51,10 +51,6 @@ bool machine_device_tray_is_open(const struct machine_device *device);
 /* Set the tray, and send the event if that moves it. */
 void machine_device_move_tray(struct machine_device *device, bool open);
 
-/* Change the permissions of a disk to those of the device that is on it. */
-void machine_device_permissions(const struct machine_device *device, unsigned *perm,
-                                unsigned *shared);
-
 /* Print the types, one a line, as `-device help` does. */
 void machine_print_device_types(void);
 

@@ -5,7 +5,6 @@
 #include <string.h>
 
 #include "base/cleanup.h"
-#include "cli/machine/device.h"
 #include "filter/filter.h"
 
 static struct list disks = LIST_INIT(disks);
@@ -78,7 +77,10 @@ static void permissions(const struct machine_disk *disk, const struct block_node
     }
     *ret_shared = BLOCK_PERM_ALL;
     if (disk->user) {
-        machine_device_permissions(disk->user, ret_perm, ret_shared);
+        *ret_shared = disk->use.shared;
+    }
+    if (disk->user && disk->use.reads_only) {
+        *ret_perm &= ~(unsigned)BLOCK_PERM_WRITE;
     }
 }
 
@@ -95,7 +97,7 @@ int machine_disk_co_set_perm(struct machine_disk *disk, struct error *err)
 
 int machine_disk_co_insert(struct machine_disk *disk, struct block_node *node, struct error *err)
 {
-    const char *user = disk->name ?: disk->user ? machine_device_path(disk->user) : "";
+    const char *user = disk->name ?: disk->user ? disk->use.name : "";
     unsigned perm, shared;
 
     permissions(disk, node, &perm, &shared);

@@ -17,11 +17,19 @@
 
 struct machine_device;
 
+/* How a guest device uses the disk that the device is on. */
+struct machine_disk_use {
+    const char *name; /* the device's id, or its path if it has none; borrowed */
+    bool reads_only;
+    unsigned shared; /* what the device lets others do: enum block_perm */
+};
+
 struct machine_disk {
     struct list link;            /* in the list of disks */
     char *name;                  /* owned; NULL: the disk has none */
     struct block_device device;  /* known by that name; `root` is the medium */
     struct machine_device *user; /* the guest device on it; NULL: none */
+    struct machine_disk_use use; /* by `user` */
     bool read_only;              /* of a medium that is inserted without saying */
     bool writethrough;           /* cache.writeback=off */
     bool is_cdrom;               /* media=cdrom */

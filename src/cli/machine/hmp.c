@@ -2,7 +2,6 @@
 #include "cli/machine/hmp.h"
 
 #include <errno.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,32 +9,11 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/control_lock.h"
-#include "cli/machine/commands.h"
+#include "cli/machine/call.h"
 #include "cli/machine/lines.h"
 #include "qmp/command_lock.h"
 
 #define PROMPT "(qemu) "
-
-void hmp_printf(struct hmp *hmp, const char *fmt, ...)
-{
-    char *text;
-    va_list ap;
-    int len;
-
-    va_start(ap, fmt);
-    len = vasprintf(&text, fmt, ap);
-    va_end(ap);
-    if (len < 0) {
-        return;
-    }
-    for (const char *p = text; *p; p++) {
-        if (*p == '\n') {
-            strbuf_puts(&hmp->out, "\r");
-        }
-        strbuf_append(&hmp->out, p, 1);
-    }
-    free(text);
-}
 
 /* --- words ------------------------------------------------------------------------------------ */
 

@@ -11,6 +11,7 @@
 
 #include "base/error.h"
 #include "base/strbuf.h"
+#include "qmp/commands.h"
 
 /* A line that runs. */
 struct hmp {
@@ -32,7 +33,7 @@ struct hmp_command {
 /* The tables, each ended by a NULL name. */
 extern const struct hmp_command hmp_disk_commands[], hmp_info_commands[];
 
-/* Print. */
+/* Print (hmp_print.c). */
 void hmp_printf(struct hmp *hmp, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Run a line, with the control lock held, and print its errors. */
 void hmp_co_run(struct hmp *hmp, const char *line);
@@ -41,6 +42,9 @@ void hmp_co_run(struct hmp *hmp, const char *line);
  * failure. `on_quit` is called when a line ends the machine. Does not yield.
  */
 int hmp_start(int fd, void (*on_quit)(void), struct error *err);
+
+/* Of QMP: runs a line, and returns what it prints. */
+qmp_co_command machine_co_human_monitor_command;
 
 /* The command `info`, whose first argument chooses what. */
 int hmp_co_info(struct hmp *hmp, int argc, char **argv, struct error *err);

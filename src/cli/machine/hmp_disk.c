@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "base/size.h"
-#include "cli/machine/commands.h"
+#include "cli/machine/call.h"
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
 #include "cli/machine/drive.h"

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "base/checked.h"
-#include "cli/machine/commands.h"
+#include "cli/machine/call.h"
 #include "cli/machine/hmp.h"
 
 /* --- info block ------------------------------------------------------------------------------- */

@@ -152,7 +152,8 @@ static int co_open_backend(struct machine_chardev *c, const char *backend, struc
 }
 
 /* `opts` is consumed; its member `backend` is the type. */
-static int co_new_chardev(struct options *opts_, struct machine_chardev **ret, struct error *err)
+static int co_new_chardev(struct options *opts_, struct machine_chardev **ret_chardev,
+                          struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
     AUTO_FREE char *backend = NULL;
@@ -179,7 +180,7 @@ static int co_new_chardev(struct options *opts_, struct machine_chardev **ret, s
         return r;
     }
     list_append(&chardevs, &c->link);
-    *ret = c;
+    *ret_chardev = c;
     return 0;
 }
 

@@ -112,8 +112,11 @@ static int co_exchange_tables(struct qcow2 *q, struct apply *a, struct error *er
         return raise_failed(q, r, err);
     }
     r = qcow2_co_commit(q);
-    r = r < 0 ? qcow2_snapshot_failed(q, "write the refcounts", r, err)
-              : co_switch_active_l1(q, a->l1, a->entries, a->offset, a->snapshot->disk_size, err);
+    if (r < 0) {
+        qcow2_snapshot_failed(q, "write the refcounts", r, err);
+    }
+    UNLESS_FAILED(
+        r, co_switch_active_l1(q, a->l1, a->entries, a->offset, a->snapshot->disk_size, err));
     if (r < 0 && !atomic_load(&q->broken) &&
         co_exchange_references(q, a->l1, a->entries, a->old, a->old_entries) < 0) {
         atomic_store(&q->broken, true);
