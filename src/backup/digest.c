@@ -7,33 +7,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "backup/libcrypto_lazy.h"
 #include "base/cleanup.h"
+#include "base/sha256.h"
 #include "loop/loop.h"
 
 #define READ_SIZE (1024ul * 1024)
-
-int digest_buffer(const void *data, size_t size, uint8_t ret_digest[static DIGEST_SIZE])
-{
-    unsigned len = 0;
-
-    if (lazy_libcrypto_load(NULL) < 0 ||
-        !EVP_Digest(data, size, ret_digest, &len, EVP_sha256(), NULL) || len != DIGEST_SIZE) {
-        return -EIO;
-    }
-    return 0;
-}
-
-void digest_to_hex(const uint8_t digest[static DIGEST_SIZE], char ret_hex[static DIGEST_HEX_SIZE])
-{
-    static const char digits[] = "0123456789abcdef";
-
-    for (size_t i = 0; i < DIGEST_SIZE; i++) {
-        ret_hex[2 * i] = digits[digest[i] >> 4];
-        ret_hex[2 * i + 1] = digits[digest[i] & 15];
-    }
-    ret_hex[DIGEST_HEX_SIZE - 1] = '\0';
-}
 
 struct file_job {
     int fd;
@@ -44,13 +22,12 @@ struct file_job {
     struct error *err;
 };
 
-static int hash_fd(EVP_MD_CTX *ctx, struct file_job *job)
+static int hash_fd(struct sha256 *sha, struct file_job *job)
 {
     char *buf AUTO_FREE = malloc(READ_SIZE);
-    uint8_t digest[DIGEST_SIZE];
-    unsigned len = 0;
+    uint8_t digest[SHA256_SIZE];
 
-    if (!buf || !EVP_DigestInit_ex(ctx, EVP_sha256(), NULL)) {
+    if (!buf) {
         return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->shown);
     }
     for (;;) {
@@ -69,37 +46,33 @@ static int hash_fd(EVP_MD_CTX *ctx, struct file_job *job)
             break;
         }
         job->size += (uint64_t)n;
-        if (!EVP_DigestUpdate(ctx, buf, (size_t)n)) {
+        if (sha256_add(sha, buf, (size_t)n) < 0) {
             return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->shown);
         }
     }
-    if (!EVP_DigestFinal_ex(ctx, digest, &len) || len != DIGEST_SIZE) {
+    if (sha256_finish(sha, digest) < 0) {
         return error_set(job->err, EIO, "SHA-256 of '%s' failed", job->shown);
     }
-    digest_to_hex(digest, job->ret_hex);
+    sha256_to_hex(digest, job->ret_hex);
     return 0;
 }
 
 static int file_job_run(void *arg)
 {
     struct file_job *job = arg;
-    EVP_MD_CTX *ctx;
-    int r = lazy_libcrypto_load(job->err);
+    struct sha256 *sha = sha256_new();
+    int r;
 
-    if (r < 0) {
-        return r;
-    }
-    ctx = EVP_MD_CTX_new();
-    if (!ctx) {
+    if (!sha) {
         return error_set(job->err, ENOMEM, "Out of memory while reading '%s'", job->shown);
     }
-    r = hash_fd(ctx, job);
-    EVP_MD_CTX_free(ctx);
+    r = hash_fd(sha, job);
+    sha256_free(sha);
     return r;
 }
 
 int digest_co_file(int fd, const char *shown, volatile sig_atomic_t *stop,
-                   char ret_hex[static DIGEST_HEX_SIZE], uint64_t *ret_size, struct error *err)
+                   char ret_hex[static SHA256_HEX_SIZE], uint64_t *ret_size, struct error *err)
 {
     struct file_job job = {.fd = fd, .shown = shown, .ret_hex = ret_hex, .stop = stop, .err = err};
     int r = loop_co_offload(file_job_run, &job);
@@ -113,7 +86,7 @@ int digest_co_file(int fd, const char *shown, volatile sig_atomic_t *stop,
 int digest_co_expect(int fd, const char *shown, uint64_t size, const char *sha256,
                      volatile sig_atomic_t *stop, struct error *err)
 {
-    char actual[DIGEST_HEX_SIZE];
+    char actual[SHA256_HEX_SIZE];
     struct stat st;
     int r;
 

@@ -92,16 +92,16 @@ static void add_file(struct json_object *o, const char *key, uint64_t size, cons
  * SHA-256 of the compact form without the checksum itself, slashes not escaped. Manifests of
  * earlier versions were hashed with escaped slashes.
  */
-static int checksum_of(struct json_object *o, int flags, char ret_text[static DIGEST_HEX_SIZE])
+static int checksum_of(struct json_object *o, int flags, char ret_text[static SHA256_HEX_SIZE])
 {
-    uint8_t digest[DIGEST_SIZE];
+    uint8_t digest[SHA256_SIZE];
     size_t len;
     const char *text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN | flags, &len);
 
-    if (!text || digest_buffer(text, len, digest) < 0) {
+    if (!text || sha256_of_buffer(text, len, digest) < 0) {
         return -ENOMEM;
     }
-    digest_to_hex(digest, ret_text);
+    sha256_to_hex(digest, ret_text);
     return 0;
 }
 
@@ -109,7 +109,7 @@ struct json_object *manifest_to_json(const struct manifest *m)
 {
     struct json_object *o = json_object_new_object();
     struct json_object *checkpoint = json_object_new_object();
-    char checksum[DIGEST_HEX_SIZE];
+    char checksum[SHA256_HEX_SIZE];
 
     if (!o || !checkpoint) {
         json_object_put(o);
@@ -270,10 +270,10 @@ static int get_id(struct json_object *o, const char *key, char *ret_text, const 
 
 static int get_sha256(struct json_object *o, char *ret_text, const char *where, struct error *err)
 {
-    int r = copy_field(o, "sha256", ret_text, DIGEST_HEX_SIZE, where, err);
+    int r = copy_field(o, "sha256", ret_text, SHA256_HEX_SIZE, where, err);
 
-    if (r == 0 && (strlen(ret_text) != DIGEST_HEX_SIZE - 1 ||
-                   strspn(ret_text, "0123456789abcdef") != DIGEST_HEX_SIZE - 1)) {
+    if (r == 0 && (strlen(ret_text) != SHA256_HEX_SIZE - 1 ||
+                   strspn(ret_text, "0123456789abcdef") != SHA256_HEX_SIZE - 1)) {
         r = error_set(err, EINVAL, "Manifest '%s': 'sha256' is not a SHA-256", where);
     }
     return r;
@@ -307,7 +307,7 @@ static int get_file(struct json_object *o, const char *key, uint64_t *ret_size, 
 /* The checksum is the last member: remove it, and compare it with the checksum of the rest. */
 static int check_checksum(struct json_object *o, const char *where, struct error *err)
 {
-    char stored[DIGEST_HEX_SIZE], actual[DIGEST_HEX_SIZE], earlier[DIGEST_HEX_SIZE];
+    char stored[SHA256_HEX_SIZE], actual[SHA256_HEX_SIZE], earlier[SHA256_HEX_SIZE];
     int r = get_sha256(o, stored, where, err);
 
     if (r < 0) {

@@ -49,9 +49,9 @@ struct manifest {
     uint64_t stored;  /* bytes that the backup takes on disk */
     uint64_t duration_ms; /* of the whole run */
     uint64_t image_size;  /* bytes of the qcow2 file */
-    char image_sha256[DIGEST_HEX_SIZE];
+    char image_sha256[SHA256_HEX_SIZE];
     uint64_t sums_size; /* bytes of the checksum file */
-    char sums_sha256[DIGEST_HEX_SIZE];
+    char sums_sha256[SHA256_HEX_SIZE];
 };
 
 /* Release what `m` holds, and make it empty. */

@@ -47,18 +47,18 @@ static bool is_repository_id(const char *id)
            strspn(id, "0123456789abcdef") == REPOSITORY_ID_SIZE - 1;
 }
 
-int repository_description_sha256(struct json_object *o, char ret_text[static DIGEST_HEX_SIZE])
+int repository_description_sha256(struct json_object *o, char ret_text[static SHA256_HEX_SIZE])
 {
-    uint8_t digest[DIGEST_SIZE];
+    uint8_t digest[SHA256_SIZE];
     size_t size;
     const char *text;
 
     json_object_object_del(o, "sha256");
     text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
-    if (!text || digest_buffer(text, size, digest) < 0) {
+    if (!text || sha256_of_buffer(text, size, digest) < 0) {
         return -ENOMEM;
     }
-    digest_to_hex(digest, ret_text);
+    sha256_to_hex(digest, ret_text);
     return 0;
 }
 
@@ -77,7 +77,7 @@ static bool checksum_is_right(struct json_object *o)
 {
     const char *found = string_of(o, "sha256");
     char *stored AUTO_FREE = found ? strdup(found) : NULL;
-    char actual[DIGEST_HEX_SIZE];
+    char actual[SHA256_HEX_SIZE];
 
     return !json_object_object_get_ex(o, "sha256", NULL) ||
            (stored && repository_description_sha256(o, actual) == 0 && strcmp(stored, actual) == 0);

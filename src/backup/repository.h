@@ -148,6 +148,6 @@ int repository_repair(const char *path, bool new_id, struct repository *ret_repo
 int repository_load(const char *path, bool need_description, struct repository *ret_repository,
                     struct error *err);
 /* SHA-256 of the compact form of the JSON text, without the member "sha256". */
-int repository_description_sha256(struct json_object *o, char ret_text[static DIGEST_HEX_SIZE]);
+int repository_description_sha256(struct json_object *o, char ret_text[static SHA256_HEX_SIZE]);
 
 #endif

@@ -32,7 +32,7 @@
 static char *describe_repository(const struct repository *r)
 {
     struct json_object *o = json_object_new_object();
-    char sha256[DIGEST_HEX_SIZE], *text = NULL;
+    char sha256[SHA256_HEX_SIZE], *text = NULL;
 
     json_object_object_add(o, "format", json_object_new_string(REPOSITORY_FORMAT));
     json_object_object_add(o, "version", json_object_new_int(1));

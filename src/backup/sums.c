@@ -263,8 +263,8 @@ static int digest_job_run(void *arg)
     const struct digest_job *job = arg;
 
     for (size_t i = 0; i < job->size; i += BACKUP_CLUSTER_SIZE) {
-        uint8_t digest[DIGEST_SIZE];
-        int r = digest_buffer(job->data + i, BACKUP_CLUSTER_SIZE, digest);
+        uint8_t digest[SHA256_SIZE];
+        int r = sha256_of_buffer(job->data + i, BACKUP_CLUSTER_SIZE, digest);
 
         if (r < 0) {
             return r;

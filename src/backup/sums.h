@@ -82,7 +82,7 @@ int sums_read_digests(const struct sums *s, uint64_t index, uint8_t *ret_digests
 
 /*
  * The digests of the clusters in `data`; `size` is a multiple of the cluster size. 0, or errors of
- * digest_buffer(). Runs in the offload pool; yields.
+ * sha256_of_buffer(). Runs in the offload pool; yields.
  */
 int sums_co_digest_clusters(const uint8_t *data, size_t size, uint8_t *ret_digests);
 

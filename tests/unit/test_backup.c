@@ -131,8 +131,8 @@ static void refuse_value(const char *key, struct json_object *value, const char 
 {
     struct manifest m = sample("20261120T093000Z", "20261119T093000Z", 2);
     struct json_object *o = manifest_to_json(&m);
-    uint8_t digest[DIGEST_SIZE];
-    char hex[DIGEST_HEX_SIZE];
+    uint8_t digest[SHA256_SIZE];
+    char hex[SHA256_HEX_SIZE];
     const char *text;
     size_t size;
 
@@ -143,8 +143,8 @@ static void refuse_value(const char *key, struct json_object *value, const char 
         json_object_object_del(o, key);
     }
     text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
-    assert_int_equal(digest_buffer(text, size, digest), 0);
-    digest_to_hex(digest, hex);
+    assert_int_equal(sha256_of_buffer(text, size, digest), 0);
+    sha256_to_hex(digest, hex);
     json_object_object_add(o, "sha256", json_object_new_string(hex));
     text = json_object_to_json_string_length(o, JSON_C_TO_STRING_PLAIN, &size);
     refuse(text, size, why);
