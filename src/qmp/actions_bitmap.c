@@ -7,21 +7,8 @@
 #include "block/bitmaps.h"
 #include "block/control.h"
 #include "qmp/commands.h"
+#include "qmp/lookup.h"
 #include "qmp/transaction.h"
-
-/* The bitmap that an action changes: member `node`, and the bitmap's name in the member `key`. */
-static struct block_bitmap *lookup_bitmap(struct json_object *data, const char *key,
-                                          struct error *err)
-{
-    const char *name = qmp_get_str(data, "node");
-    struct block_node *node;
-
-    if (!block_node_find(name)) {
-        error_set(err, ENOENT, "Node '%s' not found", name);
-        return NULL;
-    }
-    return block_bitmap_lookup(name, qmp_get_str(data, key), &node, err);
-}
 
 /* --- block-dirty-bitmap-add ------------------------------------------------------------------- */
 
@@ -88,7 +75,7 @@ struct remove_state {
 static int co_remove_prepare(void *state, struct json_object *data, struct error *err)
 {
     struct remove_state *s = state;
-    struct block_bitmap *b = lookup_bitmap(data, "name", err);
+    struct block_bitmap *b = qmp_find_bitmap(data, "name", err);
     int r = b ? block_bitmap_check(b, BLOCK_BITMAP_REFUSE_BUSY | BLOCK_BITMAP_REFUSE_READ_ONLY, err)
               : -ENOENT;
 
@@ -153,7 +140,7 @@ static int co_clear_prepare(void *state, struct json_object *data, struct error 
 {
     struct bits_state *s = state;
 
-    s->bitmap = lookup_bitmap(data, "name", err);
+    s->bitmap = qmp_find_bitmap(data, "name", err);
     return s->bitmap ? block_co_bitmap_clear(s->bitmap, &s->backup, err) : -ENOENT;
 }
 
@@ -190,7 +177,7 @@ static struct block_bitmap *lookup_source(const char *node_name, struct json_obj
     if (json_object_is_type(source, json_type_string)) {
         return block_bitmap_lookup(node_name, json_object_get_string(source), &node, err);
     }
-    return lookup_bitmap(source, "name", err);
+    return qmp_find_bitmap(source, "name", err);
 }
 
 static void merge_concerns(void *state, struct json_object *data, struct qmp_concern *concern)
@@ -215,7 +202,7 @@ static int co_merge_prepare(void *state, struct json_object *data, struct error 
     struct block_bitmap **sources;
     int r = 0;
 
-    s->bitmap = lookup_bitmap(data, "target", err);
+    s->bitmap = qmp_find_bitmap(data, "target", err);
     if (!s->bitmap) {
         return -ENOENT;
     }
@@ -254,7 +241,7 @@ struct enable_state {
 static int co_switch_prepare(struct enable_state *s, struct json_object *data, bool enabled,
                              struct error *err)
 {
-    s->bitmap = lookup_bitmap(data, "name", err);
+    s->bitmap = qmp_find_bitmap(data, "name", err);
     if (!s->bitmap) {
         return -ENOENT;
     }

@@ -13,8 +13,10 @@ qmp_co_command qmp_co_query_version;
 qmp_co_command qmp_co_quit;
 
 qmp_co_command qmp_co_query_named_block_nodes;
+qmp_co_command qmp_co_query_block;
 qmp_co_command qmp_co_query_blockstats;
 qmp_co_command qmp_co_x_debug_query_block_graph;
+qmp_co_command qmp_co_x_debug_bitmap_sha256;
 qmp_co_command qmp_co_x_tidemark_query_stats; /* of our own: all figures there are */
 
 qmp_co_command qmp_co_query_block_exports;

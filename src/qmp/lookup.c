@@ -4,9 +4,11 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/bitmaps.h"
 #include "block/device.h"
 #include "block/node.h"
 #include "job/job.h"
+#include "qmp/schema.h"
 
 struct block_node *qmp_find_device_or_node(const char *device, const char *node_name,
                                            struct error *err)
@@ -24,6 +26,18 @@ struct block_node *qmp_find_device_or_node(const char *device, const char *node_
                   node_name ? node_name : "");
     }
     return node;
+}
+
+struct block_bitmap *qmp_find_bitmap(struct json_object *args, const char *key, struct error *err)
+{
+    const char *name = qmp_get_str(args, "node");
+    struct block_node *node;
+
+    if (!block_node_find(name)) {
+        error_set(err, ENOENT, "Node '%s' not found", name);
+        return NULL;
+    }
+    return block_bitmap_lookup(name, qmp_get_str(args, key), &node, err);
 }
 
 struct block_node *qmp_find_root_node(const char *name, struct error *err)

@@ -5,6 +5,8 @@
 
 #include "base/error.h"
 
+struct json_object;
+struct block_bitmap;
 struct block_node;
 
 /*
@@ -13,6 +15,11 @@ struct block_node;
  */
 struct block_node *qmp_find_device_or_node(const char *device, const char *node_name,
                                            struct error *err);
+/*
+ * The bitmap of the node that the member `node` names, with its name in the member `key`. NULL:
+ * there is no such node, or bitmap.
+ */
+struct block_bitmap *qmp_find_bitmap(struct json_object *args, const char *key, struct error *err);
 /* The node of that name, or of the device of that name, which no node is above. */
 struct block_node *qmp_find_root_node(const char *name, struct error *err);
 

@@ -38,4 +38,7 @@ extern const struct qmp_type qmp_type_snapshot, qmp_type_snapshot_wrapper, qmp_t
 extern const struct qmp_type qmp_type_snapshot_internal, qmp_type_snapshot_internal_wrapper,
     qmp_type_snapshot_delete_internal, qmp_type_snapshot_info;
 
+/* query_types.c: results of questions about disks and bitmaps. */
+extern const struct qmp_type qmp_type_block_infos, qmp_type_bitmap_sha256;
+
 #endif

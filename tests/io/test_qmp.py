@@ -339,6 +339,7 @@ class SchemaTest(QmpTest):
     # the release.
     NEWER = {
         "query-named-block-nodes[].active": "10.0",
+        "query-block[].inserted.active": "10.0",
         "blockdev-backup.discard-source": "9.1",
         "blockdev-backup.x-perf.min-cluster-size": "9.2",
         "drive-backup.discard-source": "9.1",
@@ -404,6 +405,8 @@ class SchemaTest(QmpTest):
                 if name == "query-named-block-nodes" and key == "ret-type":
                     # One type for all formats.
                     mine[0]["image"][1].pop("format-specific")
+                if name == "query-block" and key == "ret-type":
+                    mine[0]["inserted"][1]["image"][1].pop("format-specific")
                 if name == "object-add" and key == "arg-type":
                     # As QEMU's manuals call it; its schema has "authz-listfile", and neither can be
                     # made.
