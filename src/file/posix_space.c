@@ -55,6 +55,34 @@ static int co_fallocate(struct posix_file *f, int mode, uint64_t offset, uint64_
     return remember_missing(loop_co_fallocate(f->fd, mode, offset, length), missing);
 }
 
+struct allocate_call {
+    int fd;
+    uint64_t offset, length;
+};
+
+/* A file that ends at `offset` or before reads as zeroes past that. -EOPNOTSUPP: it does not. */
+static int allocate_past_end_blocking(void *arg)
+{
+    const struct allocate_call *c = arg;
+    struct stat st;
+
+    if (fstat(c->fd, &st) < 0) {
+        return -errno;
+    }
+    if (st.st_size > (off_t)c->offset) {
+        return -EOPNOTSUPP;
+    }
+    return fallocate(c->fd, 0, (off_t)c->offset, (off_t)c->length) < 0 ? -errno : 0;
+}
+
+static int co_allocate_past_end(struct posix_file *f, uint64_t offset, uint64_t length)
+{
+    struct allocate_call c = {f->fd, offset, length};
+    int r = loop_co_offload(allocate_past_end_blocking, &c);
+
+    return is_unsupported(r) ? -ENOTSUP : r;
+}
+
 /*
  * Make a hole if space may be freed, else allocated blocks that are marked as zero. A hole does not
  * extend the file, so it is no choice where a format writes zeroes past the end (`grows`).
@@ -76,7 +104,8 @@ static int co_zero_file(struct posix_file *f, uint64_t offset, uint64_t length, 
             r = co_fallocate(f, 0, offset, length, &f->no_allocate);
         }
     }
-    return r;
+    /* File systems in memory have no zero range. */
+    return r == -ENOTSUP && grows ? co_allocate_past_end(f, offset, length) : r;
 }
 
 int posix_file_co_write_zeroes(struct block_node *node, uint64_t offset, uint64_t length,
