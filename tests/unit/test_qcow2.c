@@ -263,7 +263,21 @@ static void zeroes_that_may_unmap_and_discards_free_clusters(void *arg)
     expect_kinds(UNMAP, false, (unsigned[]){plain, plain, plain, plain, plain});
     expect_kinds(UNMAP, true, (unsigned[]){plain, plain, plain, plain, plain});
     expect_kinds(DISCARD, false, (unsigned[]){ZERO, plain, plain, plain, plain});
-    expect_kinds(DISCARD, true, (unsigned[]){0, plain, plain, plain, plain});
+    expect_kinds(DISCARD, true, (unsigned[]){plain, plain, plain, plain, plain});
+}
+
+static void a_discard_hides_the_backing_file_where_the_overlay_has_nothing(void *arg)
+{
+    struct image i;
+
+    open_overlay(&i, 16 * C, 16 * C);
+    assert_int_equal(block_co_discard(i.edge, C, 3 * C), 0);
+    assert_int_equal(block_co_discard(i.edge, 6 * C + 1, 2 * C - 2), 0); /* no whole cluster */
+    image_expect(&i, 0, C, 1);
+    image_expect(&i, C, 3 * C, 0);
+    image_expect(&i, 4 * C, 12 * C, 1);
+    image_close(&i);
+    image_check("a", 0);
 }
 
 static void a_discard_leaves_parts_of_clusters_alone(void *arg)
@@ -412,6 +426,7 @@ int main(void)
         CO_TEST(a_longer_backing_file_shows_as_far_as_the_disk_goes),
         CO_TEST(zeroes_keep_the_place_of_normal_clusters),
         CO_TEST(zeroes_that_may_unmap_and_discards_free_clusters),
+        CO_TEST(a_discard_hides_the_backing_file_where_the_overlay_has_nothing),
         CO_TEST(a_discard_leaves_parts_of_clusters_alone),
         CO_TEST(space_of_discarded_clusters_is_used_again),
         CO_TEST(zeroes_beside_a_write_to_the_same_cluster_spare_it),

@@ -3,16 +3,17 @@
  * Zeroing and discarding: changes of entries only.
  *
  *   before            ZERO_KEEP               ZERO_UNMAP           DISCARD      DROP
- *   unallocated       zero                    zero                 unchanged    unchanged
+ *   unallocated       zero                    zero                 zero         unchanged
  *   zero              unchanged               unchanged            unchanged    unallocated
  *   zero, allocated   unchanged               zero                 zero         unallocated
  *   normal            zero, allocated         zero                 zero         unallocated
  *   compressed        zero                    zero                 zero         unallocated
  *
  * Without a backing file, DISCARD leaves a cluster without host cluster unchanged, even if only
- * some of its subclusters are zero. DROP is for clusters that no longer belong to the disk. FORGET
- * is DROP for a discard in version 2, which has no zero flag. With discard-no-unref, ZERO_UNMAP
- * and DISCARD keep the host clusters that ZERO_KEEP would keep.
+ * some of its subclusters are zero. With one, what the guest has discarded must not be what the
+ * backing file has there, now or after a commit. DROP is for clusters that no longer belong to the
+ * disk. FORGET is DROP for a discard in version 2, which has no zero flag. With discard-no-unref,
+ * ZERO_UNMAP and DISCARD keep the host clusters that ZERO_KEEP would keep.
  */
 #include <errno.h>
 
@@ -62,7 +63,7 @@ static struct l2_entry new_entry(const struct qcow2 *q, struct l2_entry old, enu
         bool unallocated = !(old.entry & L2_ZERO) && old.bitmap == 0;
         bool reads_so = change == CHANGE_DISCARD && !q->node->backing;
 
-        return (unallocated && change >= CHANGE_DISCARD) || reads_so ? old : gone;
+        return (unallocated && change >= CHANGE_FORGET) || reads_so ? old : gone;
     }
     if (!compressed && keeps_place(q, change) && (old.entry & ENTRY_COPIED)) {
         return (struct l2_entry){old.entry | zero.entry, zero.bitmap};
@@ -177,13 +178,14 @@ static uint64_t partial_length(const struct qcow2 *q, uint64_t offset, uint64_t 
 static int co_skip_empty(struct qcow2 *q, uint64_t offset, uint64_t length, enum change change,
                          uint64_t *ret_skip)
 {
+    enum change forgetful = q->node->backing ? CHANGE_FORGET : CHANGE_DISCARD;
     struct qcow2_run run;
     int r = qcow2_co_map_tolerating_corruption(q, offset, length, &run);
 
     *ret_skip = 0;
     if (r == 0 && is_aligned(offset, q->cluster_size) &&
         ((run.type == CLUSTER_ZERO && change < CHANGE_FORGET) ||
-         (run.type == CLUSTER_UNALLOCATED && change >= CHANGE_DISCARD))) {
+         (run.type == CLUSTER_UNALLOCATED && change >= forgetful))) {
         *ret_skip = round_down(run.length, q->cluster_size);
         if (run.length == length) {
             *ret_skip = length;
