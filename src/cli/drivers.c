@@ -33,6 +33,7 @@ void cli_register_drivers(void)
     verify_set_watch(end_at_disagreement);
     nbd_register_driver();
     export_nbd_register_type();
+    export_nbd_offer_merged(!cli_is_compat());
     ssh_register_driver();
     secret_register_type();
     tls_register_types();

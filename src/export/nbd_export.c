@@ -14,7 +14,7 @@
 struct nbd_state {
     char *name;
     char *description; /* NULL: none */
-    bool allocation_depth;
+    bool allocation_depth, merged;
     bool lease;                       /* the exported view goes with its last client */
     struct export *export;            /* that this is the state of */
     struct json_object *wanted;       /* reference to the list of bitmaps; NULL: none */
@@ -23,6 +23,14 @@ struct nbd_state {
     size_t bitmap_count;
     struct nbd_export *nbd; /* NULL: not prepared yet */
 };
+
+/* Of the option x-merged. */
+static bool merged_default = true;
+
+void export_nbd_offer_merged(bool offer)
+{
+    merged_default = offer;
+}
 
 /* --- options -------------------------------------------------------------------------------- */
 
@@ -52,6 +60,7 @@ static int take_nbd_options(struct nbd_state *s, const struct export_config *con
     UNLESS_FAILED(r, options_take_str(opts, "description", &s->description, err));
     UNLESS_FAILED(r, options_take_bool(opts, "allocation-depth", false, &s->allocation_depth, err));
     UNLESS_FAILED(r, options_take_bool(opts, "x-lease", false, &s->lease, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "x-merged", merged_default, &s->merged, err));
     UNLESS_FAILED(r, options_take_list(opts, "bitmaps", &s->wanted, err));
     if (r < 0) {
         return r;
@@ -215,6 +224,7 @@ static int nbd_co_prepare(void *state, const struct export_access *access, struc
         .writable = access->writable,
         .writethrough = access->writethrough,
         .allocation_depth = s->allocation_depth,
+        .merged = s->merged,
         .reactor = access->reactor,
         .on_unused = s->lease ? nbd_unused : NULL,
         .arg = s,

@@ -18,13 +18,17 @@ struct nbd_server;
 
 /*
  * Add the export type "nbd" to the table. Once, at start. Its options: name (what clients ask for;
- * default: the node name), description, allocation-depth (bool), x-lease (bool; docs/fleecing.md),
- * bitmaps (a list of names, or of objects with the members node and name). A bitmap without a node
- * is searched for in the exported node, then down its backing chain. On a read-only export an
- * enabled bitmap is refused (-EINVAL) if its node can still be written: clients of such an export
- * were promised contents that stay.
+ * default: the node name), description, allocation-depth (bool), x-merged (bool: the contexts
+ * "x-tidemark:merged..." are offered), x-lease (bool; docs/fleecing.md), bitmaps (a list of names,
+ * or of objects with the members node and name). A bitmap without a node is searched for in the
+ * exported node, then down its backing chain. On a read-only export an enabled bitmap is refused
+ * (-EINVAL) if its node can still be written: clients of such an export were promised contents that
+ * stay.
  */
 void export_nbd_register_type(void);
+
+/* The default of x-merged: true, unless this says otherwise. Programs that act as QEMU's do so. */
+void export_nbd_offer_merged(bool offer);
 
 enum {
     /* Defaults, where the user does not say. */

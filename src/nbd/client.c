@@ -136,6 +136,7 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
         error_out_of_memory(err);
     }
     UNLESS_FAILED(r, nbd_co_attempt(&c->target, &c->wire, &c->agreed, err));
+    c->wide = c->agreed.extended;
     UNLESS_FAILED(r, client_co_start(c, err));
     if (r < 0) {
         client_free(c);

@@ -141,7 +141,7 @@ struct nbd_extent {
     /* Bytes, > 0. */
     uint64_t length;
     /* As the context defines them. */
-    uint32_t flags;
+    uint64_t flags;
 };
 
 /* Extents of one context, from the offset that was asked for on. */

@@ -43,3 +43,14 @@ const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t si
     }
     return buf;
 }
+
+size_t nbd_client_encode(const struct nbd_agreement *a, const struct nbd_request *rq,
+                         uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE])
+{
+    if (a->extended) {
+        nbd_extended_request_encode(buf, rq);
+        return NBD_EXTENDED_REQUEST_SIZE;
+    }
+    nbd_request_encode(buf, rq);
+    return NBD_REQUEST_SIZE;
+}

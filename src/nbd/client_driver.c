@@ -26,8 +26,12 @@
 
 /* How long the extents that a server reported are trusted: others may write to the export. */
 #define STATUS_NS 200000000LL
-/* A user that walks through the disk gets the status of this much at once. Bytes. */
+/*
+ * A user that walks through the disk gets the status of this much at once, or of more where only
+ * others write to the export, and lengths may have 64 bits. Bytes.
+ */
 #define STATUS_AHEAD (1 * GiB)
+#define STATUS_AHEAD_READ_ONLY (64 * GiB)
 
 /* The extents that the server reported last. Any reactor. */
 struct status_cache {
@@ -431,7 +435,8 @@ static int co_get_extent(struct block_node *node, uint64_t offset, uint64_t leng
         return 0;
     }
     if (goes_on) {
-        length = MIN(MAX(length, STATUS_AHEAD), block_node_size(node) - offset);
+        length = MAX(length, node->read_only ? STATUS_AHEAD_READ_ONLY : STATUS_AHEAD);
+        length = MIN(length, block_node_size(node) - offset);
     }
     r = nbd_client_co_block_status(client_of(node), offset, length, false, &extents);
     if (r < 0) {

@@ -303,6 +303,18 @@ static int co_oldstyle(struct nbd_wire *w, const char *name, struct nbd_agreemen
     return check_agreement(a, err);
 }
 
+int nbd_handshake_co_ask_headers(struct nbd_wire *w, bool *ret_structured, bool *ret_extended,
+                                 struct error *err)
+{
+    int r = nbd_option_co_ask(w, NBD_OPT_EXTENDED_HEADERS, ret_extended, err);
+
+    if (r == 0 && !*ret_extended) {
+        return nbd_option_co_ask(w, NBD_OPT_STRUCTURED_REPLY, ret_structured, err);
+    }
+    *ret_structured = true;
+    return r;
+}
+
 /* --- all of it ------------------------------------------------------------------------------ */
 
 int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls,
@@ -327,7 +339,7 @@ int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls
     if (!fixed) {
         return client_co_export_name(w, export_name, no_zeroes, a, err);
     }
-    r = nbd_option_co_ask(w, NBD_OPT_STRUCTURED_REPLY, &a->structured, err);
+    r = nbd_handshake_co_ask_headers(w, &a->structured, &a->extended, err);
     if (r == 0 && a->structured && context_count > 0) {
         r = co_set_contexts(w, export_name, contexts, context_count, a, err);
     }

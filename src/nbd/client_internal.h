@@ -34,6 +34,7 @@ enum {
     NBD_CLIENT_EXTENTS_MAX = 1024 * 1024,
     /*
      * Longest request without data, before it is rounded down to the server's minimum block. Bytes.
+     * With extended headers a block status may be about more.
      */
     NBD_CLIENT_LENGTH_MAX = 0x7fff0000,
     /* Replies to one option, and bytes of data in one of them. */
@@ -57,6 +58,8 @@ struct nbd_agreement {
     /* enum nbd_transmission_flags */
     unsigned flags;
     bool structured;
+    /* Extended headers; `structured` is set as well. */
+    bool extended;
     bool has_block_sizes;
     uint32_t min_block, preferred_block, max_block;
     char *description;
@@ -149,6 +152,9 @@ int nbd_handshake_co_choose(struct nbd_wire *w, const struct nbd_client_tls *tls
                             const char *export_name, const char *const *contexts,
                             size_t context_count, struct nbd_agreement *ret_agreement,
                             struct error *err);
+/* Agree on the best headers that the server has: extended ones, else those of chunks. */
+int nbd_handshake_co_ask_headers(struct nbd_wire *w, bool *ret_structured, bool *ret_extended,
+                                 struct error *err);
 /*
  * NBD_OPT_INFO or NBD_OPT_GO for the export `name`; fills what it is about in *a. 1: the server
  * does not know the option.
@@ -198,7 +204,7 @@ struct nbd_call {
     /* In client->send_queue. */
     struct list link;
     struct nbd_request rq;
-    uint8_t header[NBD_REQUEST_SIZE];
+    uint8_t header[NBD_EXTENDED_REQUEST_SIZE];
     /* Of a write: to send. Of a read: to fill. */
     struct iov data;
     /* Of a block status. */
@@ -230,11 +236,13 @@ struct nbd_client {
     struct reactor *home;
     struct nbd_target target;
     /*
-     * Constant after the first handshake, except `structured` and `context_id`, which are the
-     * receiver's.
+     * Constant after the first handshake, except `structured`, `extended` and `context_id`, which
+     * are the home reactor's.
      */
     struct nbd_agreement agreed;
     size_t context_count;
+    /* Extended headers from the beginning: lengths may need 64 bits. */
+    bool wide;
 
     /* Requests that may be on the wire. */
     struct co_semaphore room;
@@ -298,6 +306,9 @@ struct nbd_client {
 
 /* One of the two users of a call is done with it. */
 void nbd_call_drop(struct nbd_call *call);
+/* Write the header of a request as it was agreed. Returns its size in bytes. */
+size_t nbd_client_encode(const struct nbd_agreement *a, const struct nbd_request *rq,
+                         uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE]);
 /* Make the sender look at its queue. The client's lock is held. */
 void nbd_client_wake_sender_locked(struct nbd_client *c);
 /*

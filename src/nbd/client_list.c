@@ -138,13 +138,9 @@ static int co_describe(struct nbd_wire *w, struct nbd_export_info *e, bool struc
 /* The exports, after the hellos. */
 static int co_list_exports(struct nbd_wire *w, struct export_list *l, struct error *err)
 {
-    bool structured, extended = false;
-    int r = nbd_option_co_ask(w, NBD_OPT_EXTENDED_HEADERS, &extended, err);
+    bool structured = false, extended = false;
+    int r = nbd_handshake_co_ask_headers(w, &structured, &extended, err);
 
-    structured = extended;
-    if (r == 0 && !extended) {
-        r = nbd_option_co_ask(w, NBD_OPT_STRUCTURED_REPLY, &structured, err);
-    }
     UNLESS_FAILED(r, co_list_names(w, l, err));
     for (size_t i = 0; i < l->count && r == 0; i++) {
         l->list[i].extended = extended;

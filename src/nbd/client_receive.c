@@ -235,7 +235,7 @@ static int co_take_data(struct nbd_client *c, struct nbd_call *call, const struc
         return unfit_chunk(c, call, chunk);
     }
     if (chunk->length <= 8) {
-        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu32 " bytes, not more than 8",
+        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu64 " bytes, not more than 8",
                                nbd_chunk_name(chunk->type), chunk->length);
     }
     r = client_co_fill(c, 8);
@@ -258,7 +258,7 @@ static int co_take_hole(struct nbd_client *c, struct nbd_call *call, const struc
         return unfit_chunk(c, call, chunk);
     }
     if (chunk->length != 12) {
-        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu32 " bytes, not 12",
+        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu64 " bytes, not 12",
                                nbd_chunk_name(chunk->type), chunk->length);
     }
     r = client_co_fill(c, 12);
@@ -287,35 +287,94 @@ static struct nbd_extents *extents_of(struct nbd_client *c, struct nbd_call *cal
     return NULL;
 }
 
-/* Extents from the wire. What lies beyond the end of the request is cut off. */
+/* Size on the wire of an extent, and of what precedes the extents in their chunk. Bytes. */
+static size_t extent_size(const struct nbd_client *c)
+{
+    return c->agreed.extended ? NBD_EXTENDED_EXTENT_SIZE : NBD_EXTENT_SIZE;
+}
+
+static size_t extents_head(const struct nbd_client *c)
+{
+    return c->agreed.extended ? 8 : 4;
+}
+
+/* Decode extents that are in the buffer, from there on. False: one has length 0. */
+static bool decode_extents(struct nbd_client *c, struct nbd_extent *list, size_t count)
+{
+    const uint8_t *at = c->buffer + c->pos;
+    bool extended = c->agreed.extended, valid = true;
+
+    for (size_t i = 0; i < count; i++) {
+        if (extended) {
+            list[i] = (struct nbd_extent){.length = load_be64(at), .flags = load_be64(at + 8)};
+            at += NBD_EXTENDED_EXTENT_SIZE;
+        } else {
+            list[i] = (struct nbd_extent){.length = load_be32(at), .flags = load_be32(at + 4)};
+            at += NBD_EXTENT_SIZE;
+        }
+        valid &= list[i].length > 0;
+    }
+    c->pos += count * extent_size(c);
+    return valid;
+}
+
+/* Cut off what lies beyond `length`, the end of the request. */
+static void cut_extents(struct nbd_extents *extents, uint64_t length)
+{
+    size_t count = 0;
+
+    while (count < extents->count && length > 0) {
+        extents->list[count].length = MIN(extents->list[count].length, length);
+        length -= extents->list[count++].length;
+    }
+    extents->count = count;
+}
+
+/* Extents from the wire. */
 static int co_take_extents(struct nbd_client *c, const struct nbd_call *call, size_t count,
                            struct nbd_extents *ret_extents)
 {
-    uint64_t left = call->rq.length;
-
     ret_extents->list = malloc(count * sizeof(*ret_extents->list));
     if (!ret_extents->list) {
         return -ENOMEM;
     }
-    for (size_t i = 0; i < count; i++) {
-        struct nbd_extent e;
-        int r = client_co_fill(c, NBD_EXTENT_SIZE);
+    while (ret_extents->count < count) {
+        size_t part;
+        int r = client_co_fill(c, extent_size(c));
 
         if (r < 0) {
             return r;
         }
-        e.length = load_be32(c->buffer + c->pos);
-        e.flags = load_be32(c->buffer + c->pos + 4);
-        c->pos += NBD_EXTENT_SIZE;
-        if (e.length == 0) {
-            return breaks_protocol(c, call, "extent %zu of %zu has length 0", i + 1, count);
+        part = MIN(available(c) / extent_size(c), count - ret_extents->count);
+        if (!decode_extents(c, ret_extents->list + ret_extents->count, part)) {
+            return breaks_protocol(c, call, "one of %zu extents has length 0", count);
         }
-        e.length = MIN(e.length, left);
-        left -= e.length;
-        if (e.length > 0) {
-            ret_extents->list[ret_extents->count++] = e;
-        }
+        ret_extents->count += part;
     }
+    cut_extents(ret_extents, call->rq.length);
+    return 0;
+}
+
+/* How many extents a chunk has: *ret_count. */
+static int check_extents_chunk(struct nbd_client *c, const struct nbd_call *call,
+                               const struct nbd_chunk *chunk, size_t *ret_count)
+{
+    uint64_t head = extents_head(c), size = extent_size(c);
+
+    if (call->rq.type != NBD_CMD_BLOCK_STATUS) {
+        return unfit_chunk(c, call, chunk);
+    }
+    if (chunk->length < head + size || (chunk->length - head) % size != 0) {
+        return breaks_protocol(c, call,
+                               "a chunk of type %s has %" PRIu64 " bytes, not %" PRIu64
+                               " and %" PRIu64 " for each extent",
+                               nbd_chunk_name(chunk->type), chunk->length, head, size);
+    }
+    if ((chunk->length - head) / size > NBD_CLIENT_EXTENTS_MAX) {
+        return breaks_protocol(c, call, "it has %" PRIu64 " extents; at most %d are accepted",
+                               (chunk->length - head) / size, NBD_CLIENT_EXTENTS_MAX);
+    }
+    *ret_count = (size_t)((chunk->length - head) / size);
     return 0;
 }
 
@@ -323,30 +382,22 @@ static int co_take_status(struct nbd_client *c, struct nbd_call *call,
                           const struct nbd_chunk *chunk)
 {
     struct nbd_extents *extents;
-    uint32_t id;
-    size_t count;
-    int r;
+    uint32_t id, said;
+    size_t count = 0;
+    int r = check_extents_chunk(c, call, chunk, &count);
 
-    if (call->rq.type != NBD_CMD_BLOCK_STATUS) {
-        return unfit_chunk(c, call, chunk);
-    }
-    if (chunk->length < 4 + NBD_EXTENT_SIZE || (chunk->length - 4) % NBD_EXTENT_SIZE != 0) {
-        return breaks_protocol(c, call,
-                               "a chunk of type %s has %" PRIu32 " bytes, not 4 and 8 for each "
-                               "extent",
-                               nbd_chunk_name(chunk->type), chunk->length);
-    }
-    count = (chunk->length - 4) / NBD_EXTENT_SIZE;
-    if (count > NBD_CLIENT_EXTENTS_MAX) {
-        return breaks_protocol(c, call, "it has %zu extents; at most %d are accepted", count,
-                               NBD_CLIENT_EXTENTS_MAX);
-    }
-    r = client_co_fill(c, 4);
+    UNLESS_FAILED(r, client_co_fill(c, extents_head(c)));
     if (r < 0) {
         return r;
     }
     id = load_be32(c->buffer + c->pos);
-    c->pos += 4;
+    said = c->agreed.extended ? load_be32(c->buffer + c->pos + 4) : (uint32_t)count;
+    c->pos += extents_head(c);
+    if (said != count) {
+        return breaks_protocol(c, call,
+                               "a chunk of type %s has %zu extents, and says that it has %" PRIu32,
+                               nbd_chunk_name(chunk->type), count, said);
+    }
     extents = extents_of(c, call, id);
     if (!extents) {
         return breaks_protocol(
@@ -367,7 +418,7 @@ static int co_take_error(struct nbd_client *c, struct nbd_call *call, const stru
     int r;
 
     if (chunk->length < NBD_CLIENT_ERROR_MIN || chunk->length > NBD_CLIENT_ERROR_MAX) {
-        return breaks_protocol(c, call, "an error chunk has %" PRIu32 " bytes, not %d to %d",
+        return breaks_protocol(c, call, "an error chunk has %" PRIu64 " bytes, not %d to %d",
                                chunk->length, NBD_CLIENT_ERROR_MIN, NBD_CLIENT_ERROR_MAX);
     }
     r = client_co_fill(c, chunk->length);
@@ -381,7 +432,7 @@ static int co_take_error(struct nbd_client *c, struct nbd_call *call, const stru
     }
     if (text > chunk->length - NBD_CLIENT_ERROR_MIN) {
         return breaks_protocol(c, call,
-                               "an error chunk of %" PRIu32 " bytes has a text of %zu bytes",
+                               "an error chunk of %" PRIu64 " bytes has a text of %zu bytes",
                                chunk->length, text);
     }
     nbd_replace_control_bytes((char *)c->buffer + c->pos + 6, text);
@@ -398,7 +449,7 @@ static int co_take_error(struct nbd_client *c, struct nbd_call *call, const stru
 static int take_none(struct nbd_client *c, struct nbd_call *call, const struct nbd_chunk *chunk)
 {
     if (chunk->length > 0) {
-        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu32 " bytes, not 0",
+        return breaks_protocol(c, call, "a chunk of type %s has %" PRIu64 " bytes, not 0",
                                nbd_chunk_name(chunk->type), chunk->length);
     }
     if (!(chunk->flags & NBD_CHUNK_FLAG_DONE)) {
@@ -423,7 +474,11 @@ static int co_take_chunk(struct nbd_client *c, struct nbd_call *call, const stru
     case NBD_CHUNK_OFFSET_HOLE:
         return co_take_hole(c, call, chunk);
     case NBD_CHUNK_BLOCK_STATUS:
-        return co_take_status(c, call, chunk);
+    case NBD_CHUNK_BLOCK_STATUS_EXT:
+        if (c->agreed.extended == (chunk->type == NBD_CHUNK_BLOCK_STATUS_EXT)) {
+            return co_take_status(c, call, chunk);
+        }
+        return unfit_chunk(c, call, chunk);
     default:
         return unfit_chunk(c, call, chunk);
     }
@@ -452,28 +507,42 @@ static int co_take_simple(struct nbd_client *c, struct nbd_call *call, uint32_t 
     return r < 0 ? r : co_receive_data(c, call, 0, call->rq.length);
 }
 
+__attribute__((cold)) static int bad_magic(struct nbd_client *c)
+{
+    uint32_t magic = load_be32(c->buffer + c->pos);
+
+    if (c->agreed.extended) {
+        return breaks_protocol(
+            c, NULL, "a reply begins with 0x%08" PRIx32 ", not with the magic number 0x%08x", magic,
+            NBD_EXTENDED_CHUNK_MAGIC);
+    }
+    return breaks_protocol(
+        c, NULL, "a reply begins with 0x%08" PRIx32 ", not with the magic number 0x%08x or 0x%08x",
+        magic, NBD_SIMPLE_REPLY_MAGIC, NBD_CHUNK_MAGIC);
+}
+
 /* Receive and decode the header of a reply. */
 static int co_take_header(struct nbd_client *c, struct nbd_chunk *ret_chunk, bool *ret_simple,
                           uint32_t *ret_error)
 {
-    int n, r = client_co_fill(c, NBD_SIMPLE_REPLY_SIZE);
+    bool extended = c->agreed.extended;
+    int n, r = client_co_fill(c, nbd_reply_size_min(extended));
 
     if (r < 0) {
         return r;
     }
-    n = nbd_reply_decode(c->buffer + c->pos, available(c), ret_chunk, ret_simple, ret_error);
+    n = nbd_reply_decode(c->buffer + c->pos, available(c), extended, ret_chunk, ret_simple,
+                         ret_error);
     if (n == 0) {
         r = client_co_fill(c, NBD_CHUNK_HEADER_SIZE);
         if (r < 0) {
             return r;
         }
-        n = nbd_reply_decode(c->buffer + c->pos, available(c), ret_chunk, ret_simple, ret_error);
+        n = nbd_reply_decode(c->buffer + c->pos, available(c), extended, ret_chunk, ret_simple,
+                             ret_error);
     }
     if (n < 0) {
-        return breaks_protocol(
-            c, NULL,
-            "a reply begins with 0x%08" PRIx32 ", not with the magic number 0x%08x or 0x%08x",
-            load_be32(c->buffer + c->pos), NBD_SIMPLE_REPLY_MAGIC, NBD_CHUNK_MAGIC);
+        return bad_magic(c);
     }
     c->pos += (size_t)n;
     return 0;
@@ -496,6 +565,10 @@ static int co_take_reply(struct nbd_client *c)
         return breaks_protocol(
             c, NULL, "a reply has the cookie 0x%016" PRIx64 ", which is no request's in flight",
             chunk.cookie);
+    }
+    if (c->agreed.extended && chunk.offset != call->rq.offset) {
+        return breaks_protocol(c, call, "a chunk of type %s (%u) is for the offset %" PRIu64,
+                               nbd_chunk_name(chunk.type), chunk.type, chunk.offset);
     }
     if (!simple && !c->agreed.structured) {
         return breaks_protocol(c, call,

@@ -118,42 +118,44 @@ bool nbd_reconnect_wants_flush(struct nbd_client *c)
 /* --- repeating them ------------------------------------------------------------------------- */
 
 /* The header of the reply to a repeated write. */
-static int co_read_header(struct nbd_wire *w, struct nbd_chunk *ret_chunk, bool *ret_simple,
-                          uint32_t *ret_error, struct error *err)
+static int co_read_header(struct nbd_wire *w, bool extended, struct nbd_chunk *ret_chunk,
+                          bool *ret_simple, uint32_t *ret_error, struct error *err)
 {
-    uint8_t header[NBD_CHUNK_HEADER_SIZE];
-    int n, r = nbd_wire_co_read(w, header, NBD_SIMPLE_REPLY_SIZE, "reply", err);
+    uint8_t header[NBD_EXTENDED_CHUNK_HEADER_SIZE];
+    size_t size = nbd_reply_size_min(extended);
+    int n, r = nbd_wire_co_read(w, header, size, "reply", err);
 
     if (r < 0) {
         return r;
     }
-    n = nbd_reply_decode(header, NBD_SIMPLE_REPLY_SIZE, ret_chunk, ret_simple, ret_error);
+    n = nbd_reply_decode(header, size, extended, ret_chunk, ret_simple, ret_error);
     if (n == 0) {
-        r = nbd_wire_co_read(w, header + NBD_SIMPLE_REPLY_SIZE,
-                             NBD_CHUNK_HEADER_SIZE - NBD_SIMPLE_REPLY_SIZE, "reply", err);
+        r = nbd_wire_co_read(w, header + size, NBD_CHUNK_HEADER_SIZE - size, "reply", err);
         if (r < 0) {
             return r;
         }
-        n = nbd_reply_decode(header, sizeof(header), ret_chunk, ret_simple, ret_error);
+        n = nbd_reply_decode(header, NBD_CHUNK_HEADER_SIZE, false, ret_chunk, ret_simple,
+                             ret_error);
     }
     return n >= 0 ? 0
                   : error_set(err, EPROTO,
                               "a reply begins with 0x%08" PRIx32
-                              ", not with the magic number 0x%08x or 0x%08x",
-                              load_be32(header), NBD_SIMPLE_REPLY_MAGIC, NBD_CHUNK_MAGIC);
+                              ", not with the magic number of replies as they were negotiated",
+                              load_be32(header));
 }
 
 /*
  * The reply to a repeated write: 0, the server's error as a positive errno, or -errno with `err`
  * set when the connection cannot be used.
  */
-static int co_read_answer(struct nbd_wire *w, const struct nbd_request *rq, struct error *err)
+static int co_read_answer(struct nbd_wire *w, bool extended, const struct nbd_request *rq,
+                          struct error *err)
 {
     uint8_t text[NBD_CLIENT_ERROR_MAX];
     struct nbd_chunk chunk = {0};
     uint32_t error = 0;
     bool simple = false, fits;
-    int r = co_read_header(w, &chunk, &simple, &error, err);
+    int r = co_read_header(w, extended, &chunk, &simple, &error, err);
 
     if (r < 0) {
         return r;
@@ -172,7 +174,7 @@ static int co_read_answer(struct nbd_wire *w, const struct nbd_request *rq, stru
                : chunk.type == NBD_CHUNK_NONE && chunk.length == 0;
     if (!fits || !(chunk.flags & NBD_CHUNK_FLAG_DONE)) {
         return error_set(err, EPROTO,
-                         "a chunk of type %s (%u) with %" PRIu32
+                         "a chunk of type %s (%u) with %" PRIu64
                          " bytes and flags 0x%x is no reply "
                          "to %s",
                          nbd_chunk_name(chunk.type), chunk.type, chunk.length, chunk.flags,
@@ -198,23 +200,24 @@ static void note_lost_writes(struct nbd_client *c, const char *why)
 }
 
 /* A write that the server refuses is lost; the attempt goes on nevertheless. */
-static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w, struct error *err)
+static int co_repeat_writes(struct nbd_client *c, struct nbd_wire *w,
+                            const struct nbd_agreement *now, struct error *err)
 {
     struct nbd_unflushed *u;
 
     LIST_FOREACH (u, &c->unflushed, link) {
-        uint8_t header[NBD_REQUEST_SIZE];
-        struct iovec vec[2] = {{.iov_base = header, .iov_len = sizeof(header)},
+        uint8_t header[NBD_EXTENDED_REQUEST_SIZE];
+        struct iovec vec[2] = {{.iov_base = header},
                                {.iov_base = u->data, .iov_len = u->rq.length}};
         int r;
 
         u->rq.cookie = u->number;
-        nbd_request_encode(header, &u->rq);
+        vec[0].iov_len = nbd_client_encode(now, &u->rq, header);
         r = nbd_wire_co_send(w, vec, u->rq.type == NBD_CMD_WRITE ? 2 : 1);
         if (r < 0) {
             return error_set_errno(err, -r, "Failed to send a repeated write");
         }
-        r = co_read_answer(w, &u->rq, err);
+        r = co_read_answer(w, now->extended, &u->rq, err);
         if (r < 0) {
             return r;
         }
@@ -252,6 +255,9 @@ static int check_same(const struct nbd_client *c, const struct nbd_agreement *no
         return error_set(err, ESTALE, "its block sizes are %u to %u, and were %u to %u",
                          now->min_block, now->max_block, then->min_block, then->max_block);
     }
+    if (c->wide && !now->extended) {
+        return error_set(err, ESTALE, "the server has no extended headers any more");
+    }
     for (size_t i = 0; i < c->context_count; i++) {
         if (then->granted[i] && !now->granted[i]) {
             return error_set(err, ESTALE, "metadata context '%s' is gone", c->target.contexts[i]);
@@ -275,12 +281,13 @@ static int co_attempt(struct nbd_client *c, struct nbd_wire *w, struct error *er
     UNLESS_FAILED(r, check_same(c, &now, err));
     if (r == 0) {
         nbd_deadline_begin(&deadline, &w->fd, c->target.timeout_ns);
-        r = co_repeat_writes(c, w, err);
+        r = co_repeat_writes(c, w, &now, err);
         r = nbd_deadline_end(&deadline, r, err);
     }
     c->attempt = NULL;
     if (r == 0) {
         c->agreed.structured = now.structured;
+        c->agreed.extended = now.extended;
         memcpy(c->agreed.context_id, now.context_id, sizeof(now.context_id));
     }
     nbd_agreement_clear(&now);

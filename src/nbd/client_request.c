@@ -37,7 +37,6 @@ static int enqueue_call(struct nbd_client *c, struct nbd_call *call)
     c->slot[i] = call;
     c->requests++;
     call->rq.cookie = (uint64_t)++c->generation << 32 | i;
-    nbd_request_encode(call->header, &call->rq);
     list_append(&c->send_queue, &call->link);
     nbd_client_wake_sender_locked(c);
     pthread_mutex_unlock(&c->lock);
@@ -90,10 +89,7 @@ static int co_command(struct nbd_client *c, uint16_t type, unsigned flags, uint6
                       uint64_t length)
 {
     struct nbd_call call = {
-        .rq = {.type = type,
-               .flags = (uint16_t)flags,
-               .offset = offset,
-               .length = (uint32_t)length},
+        .rq = {.type = type, .flags = (uint16_t)flags, .offset = offset, .length = length},
     };
 
     return co_call(c, &call);
@@ -127,6 +123,12 @@ static uint32_t length_max(const struct nbd_client *c)
     return (uint32_t)round_down(NBD_CLIENT_LENGTH_MAX, c->agreed.min_block);
 }
 
+/* Longest range of a block status. */
+static uint64_t status_length_max(const struct nbd_client *c)
+{
+    return c->wide ? round_down(INT64_MAX, c->agreed.min_block) : length_max(c);
+}
+
 /* Longest request with data. */
 static uint32_t data_max(const struct nbd_client *c)
 {
@@ -147,10 +149,7 @@ static int co_transfer(struct nbd_client *c, uint16_t type, unsigned flags, uint
     while (done < iov.size) {
         size_t part = MIN(iov.size - done, data_max(c));
         struct nbd_call call = {
-            .rq = {.type = type,
-                   .flags = (uint16_t)flags,
-                   .offset = offset + done,
-                   .length = (uint32_t)part},
+            .rq = {.type = type, .flags = (uint16_t)flags, .offset = offset + done, .length = part},
             .data = iov,
         };
         AUTO_FREE struct iovec *slice = NULL;
@@ -302,7 +301,7 @@ int nbd_client_co_block_status(struct nbd_client *c, uint64_t offset, uint64_t l
         .rq = {.type = NBD_CMD_BLOCK_STATUS,
                .flags = one ? NBD_CMD_FLAG_REQ_ONE : 0,
                .offset = offset,
-               .length = (uint32_t)MIN(length, length_max(c))},
+               .length = MIN(length, status_length_max(c))},
         .per_context = per_context,
     };
     bool any = false;

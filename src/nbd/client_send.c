@@ -10,6 +10,7 @@
 
 /* Elements that are to leave together. */
 struct outbox {
+    const struct nbd_client *client;
     const struct nbd_wire *wire;
     /* Sending has failed: the rest is dropped. */
     int error;
@@ -38,7 +39,8 @@ static void co_send_batch(struct outbox *o, struct list *batch)
     struct nbd_call *call, *next;
 
     LIST_FOREACH (call, batch, link) {
-        co_put_element(o, call->header, sizeof(call->header));
+        co_put_element(o, call->header,
+                       nbd_client_encode(&o->client->agreed, &call->rq, call->header));
         for (int i = 0; call->rq.type == NBD_CMD_WRITE && i < call->data.count; i++) {
             co_put_element(o, call->data.vec[i].iov_base, call->data.vec[i].iov_len);
         }
@@ -79,10 +81,10 @@ static bool co_take_batch(struct nbd_client *c, struct list *batch)
 static void co_say_goodbye(struct nbd_client *c, int error)
 {
     struct nbd_request goodbye = {.type = NBD_CMD_DISC};
-    uint8_t header[NBD_REQUEST_SIZE];
-    struct iovec vec = {.iov_base = header, .iov_len = sizeof(header)};
+    uint8_t header[NBD_EXTENDED_REQUEST_SIZE];
+    struct iovec vec = {.iov_base = header};
 
-    nbd_request_encode(header, &goodbye);
+    vec.iov_len = nbd_client_encode(&c->agreed, &goodbye, header);
     if (!error && nbd_wire_co_send(&c->wire, &vec, 1) == 0 && c->wire.tls) {
         tls_session_bye(c->wire.tls);
     }
@@ -92,7 +94,7 @@ static void co_say_goodbye(struct nbd_client *c, int error)
 void nbd_client_co_sender(void *arg)
 {
     struct nbd_client *c = arg;
-    struct outbox o = {.wire = &c->wire};
+    struct outbox o = {.client = c, .wire = &c->wire};
     struct list batch = LIST_INIT(batch);
 
     while (co_take_batch(c, &batch)) {

@@ -35,6 +35,7 @@ static int check_export_config(struct nbd_server *s, const struct nbd_export_con
         return error_set(err, EINVAL, "description '%.40s...' too long", config->description);
     }
     for (size_t i = 0; i < config->bitmap_count; i++) {
+        /* The longest prefix of a context with a bitmap. */
         if (strlen(NBD_CONTEXT_DIRTY_BITMAP) + strlen(block_bitmap_name(config->bitmaps[i])) >
             NBD_STRING_MAX) {
             return error_set(err, EINVAL, "Bitmap name '%.40s...' too long",
@@ -76,6 +77,7 @@ static void export_release(struct nbd_export *e)
     free(e->description);
     free(e->bitmaps);
     free(e->bitmap_edges);
+    nbd_contexts_release(e);
     free(e);
 }
 
@@ -105,6 +107,10 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
         e->bitmap_edges[i] = block_root_edge(config->bitmap_roots[i]);
     }
     e->bitmap_count = config->bitmap_count;
+    if (nbd_contexts_init(e, config->allocation_depth, config->merged) < 0) {
+        export_release(e);
+        return error_out_of_memory(err);
+    }
     e->server = s;
     e->serial = s->next_serial++;
     e->root = config->root;
@@ -119,7 +125,6 @@ int nbd_export_new(struct nbd_server *s, const struct nbd_export_config *config,
     e->flags = transmission_flags(s, config->writable);
     e->writable = config->writable;
     e->writethrough = config->writethrough;
-    e->allocation_depth = config->allocation_depth;
     e->reactor = config->reactor;
     e->on_unused = config->on_unused;
     e->arg = config->arg;

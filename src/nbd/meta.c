@@ -4,85 +4,119 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checked.h"
 #include "nbd/server_internal.h"
+
+/* --- of an export ----------------------------------------------------------------------------- */
+
+/* `bitmap_name`: appended to the name; NULL: the context has no bitmap. */
+static void add_context(struct nbd_export *e, enum nbd_context_kind kind, const char *name,
+                        size_t bitmap, const char *bitmap_name)
+{
+    struct nbd_context *context = &e->contexts[e->context_count++];
+    STRBUF_AUTO(text);
+
+    strbuf_puts(&text, name);
+    strbuf_puts(&text, bitmap_name ?: "");
+    *context = (struct nbd_context){
+        .name = text.failed ? NULL : strdup(strbuf_str(&text)),
+        .kind = kind,
+        .bitmap = bitmap,
+    };
+}
+
+int nbd_contexts_init(struct nbd_export *e, bool depth, bool merged)
+{
+    e->contexts = calloc(3 + 2 * e->bitmap_count, sizeof(*e->contexts));
+    if (!e->contexts) {
+        return -ENOMEM;
+    }
+    add_context(e, NBD_CONTEXT_IS_ALLOCATION, NBD_CONTEXT_BASE_ALLOCATION, 0, NULL);
+    if (depth) {
+        add_context(e, NBD_CONTEXT_IS_DEPTH, NBD_CONTEXT_ALLOCATION_DEPTH, 0, NULL);
+    }
+    for (size_t i = 0; i < e->bitmap_count; i++) {
+        add_context(e, NBD_CONTEXT_IS_BITMAP, NBD_CONTEXT_DIRTY_BITMAP, i,
+                    block_bitmap_name(e->bitmaps[i]));
+    }
+    if (merged) {
+        add_context(e, NBD_CONTEXT_IS_MERGED, NBD_CONTEXT_MERGED, 0, NULL);
+    }
+    for (size_t i = 0; merged && i < e->bitmap_count; i++) {
+        add_context(e, NBD_CONTEXT_IS_MERGED_BITMAP, NBD_CONTEXT_MERGED_BITMAP, i,
+                    block_bitmap_name(e->bitmaps[i]));
+    }
+    for (size_t i = 0; i < e->context_count; i++) {
+        if (!e->contexts[i].name) {
+            return -ENOMEM;
+        }
+    }
+    return 0;
+}
+
+void nbd_contexts_release(struct nbd_export *e)
+{
+    for (size_t i = 0; i < e->context_count; i++) {
+        free(e->contexts[i].name);
+    }
+    free(e->contexts);
+}
+
+/* --- of a client ------------------------------------------------------------------------------ */
 
 void nbd_selection_clear(struct nbd_selection *sel)
 {
-    free(sel->bitmaps);
+    free(sel->contexts);
     *sel = (struct nbd_selection){0};
 }
 
 int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e)
 {
     nbd_selection_clear(sel);
-    if (e->bitmap_count > 0) {
-        sel->bitmaps = calloc(e->bitmap_count, sizeof(*sel->bitmaps));
-        if (!sel->bitmaps) {
-            return -ENOMEM;
-        }
+    sel->contexts = calloc(e->context_count, sizeof(*sel->contexts));
+    if (!sel->contexts) {
+        return -ENOMEM;
     }
-    sel->bitmap_count = e->bitmap_count;
+    sel->context_count = e->context_count;
     sel->export_serial = e->serial;
     return 0;
 }
 
-static void select_context(struct nbd_selection *sel, bool *flag)
+static void select_context(struct nbd_selection *sel, size_t i)
 {
-    if (!*flag) {
-        *flag = true;
-        sel->selected++;
+    sel->selected += !sel->contexts[i];
+    sel->contexts[i] = true;
+}
+
+void nbd_selection_all(struct nbd_selection *sel)
+{
+    for (size_t i = 0; i < sel->context_count; i++) {
+        select_context(sel, i);
     }
 }
 
-void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e)
+/* A namespace ("base:"), or the part of a name in front of that of a bitmap. */
+static bool is_wildcard(const char *query)
 {
-    nbd_selection_add(sel, e, "base:", true);
-    nbd_selection_add(sel, e, "qemu:", true);
+    static const char *const wildcards[] = {"base:", "qemu:", NBD_CONTEXT_DIRTY_BITMAP,
+                                            "x-tidemark:", NBD_CONTEXT_MERGED_BITMAP};
+
+    for (size_t i = 0; i < ARRAY_SIZE(wildcards); i++) {
+        if (strcmp(query, wildcards[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
 }
 
 void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, const char *query,
                        bool list)
 {
-    static const char prefix[] = NBD_CONTEXT_DIRTY_BITMAP;
-    const size_t prefix_len = sizeof(prefix) - 1;
-    bool all_base = list && strcmp(query, "base:") == 0;
-    bool all_qemu = list && strcmp(query, "qemu:") == 0;
-    bool all_bitmaps = all_qemu || (list && strcmp(query, prefix) == 0);
+    size_t compared = list && is_wildcard(query) ? strlen(query) : SIZE_MAX;
 
-    if (all_base || strcmp(query, NBD_CONTEXT_BASE_ALLOCATION) == 0) {
-        select_context(sel, &sel->base);
-    }
-    if (e->allocation_depth && (all_qemu || strcmp(query, NBD_CONTEXT_ALLOCATION_DEPTH) == 0)) {
-        select_context(sel, &sel->depth);
-    }
-    if (!all_bitmaps && strncmp(query, prefix, prefix_len) != 0) {
-        return;
-    }
-    for (size_t i = 0; i < e->bitmap_count; i++) {
-        if (all_bitmaps || strcmp(query + prefix_len, block_bitmap_name(e->bitmaps[i])) == 0) {
-            select_context(sel, &sel->bitmaps[i]);
+    for (size_t i = 0; i < e->context_count; i++) {
+        if (strncmp(e->contexts[i].name, query, compared) == 0) {
+            select_context(sel, i);
         }
     }
-}
-
-bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
-                      uint32_t *ret_id, bool *ret_selected, struct strbuf *name)
-{
-    if (i >= NBD_CONTEXT_ID_BITMAP + sel->bitmap_count) {
-        return false;
-    }
-    *ret_id = (uint32_t)i;
-    strbuf_clear(name);
-    if (i == NBD_CONTEXT_ID_BASE) {
-        *ret_selected = sel->base;
-        strbuf_puts(name, NBD_CONTEXT_BASE_ALLOCATION);
-    } else if (i == NBD_CONTEXT_ID_DEPTH) {
-        *ret_selected = sel->depth;
-        strbuf_puts(name, NBD_CONTEXT_ALLOCATION_DEPTH);
-    } else {
-        *ret_selected = sel->bitmaps[i - NBD_CONTEXT_ID_BITMAP];
-        strbuf_puts(name, NBD_CONTEXT_DIRTY_BITMAP);
-        strbuf_puts(name, block_bitmap_name(e->bitmaps[i - NBD_CONTEXT_ID_BITMAP]));
-    }
-    return true;
 }

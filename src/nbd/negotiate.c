@@ -352,7 +352,7 @@ static bool parse_queries(struct nbd_cursor *in, const struct nbd_export *e, boo
     uint32_t queries = nbd_get_u32(in);
 
     if (list && queries == 0 && !in->failed) {
-        nbd_selection_all(sel, e);
+        nbd_selection_all(sel);
     }
     for (uint32_t i = 0; i < queries && !in->failed; i++) {
         AUTO_FREE char *query = nbd_get_string(in);
@@ -367,19 +367,16 @@ static bool parse_queries(struct nbd_cursor *in, const struct nbd_export *e, boo
 static int put_contexts(struct strbuf *out, uint32_t option, const struct nbd_selection *sel,
                         const struct nbd_export *e)
 {
-    STRBUF_AUTO(name);
     STRBUF_AUTO(data);
-    uint32_t id;
-    bool selected;
 
-    for (size_t i = 0; nbd_selection_at(sel, e, i, &id, &selected, &name); i++) {
-        if (!selected) {
+    for (size_t i = 0; i < e->context_count; i++) {
+        if (!sel->contexts || !sel->contexts[i]) {
             continue;
         }
         strbuf_clear(&data);
-        nbd_put_u32(&data, option == NBD_OPT_SET_META_CONTEXT ? id : 0);
-        strbuf_puts(&data, strbuf_str(&name));
-        if (data.failed || name.failed) {
+        nbd_put_u32(&data, option == NBD_OPT_SET_META_CONTEXT ? (uint32_t)i : 0);
+        strbuf_puts(&data, e->contexts[i].name);
+        if (data.failed) {
             return -ENOMEM;
         }
         put_option_reply(out, option, NBD_REP_META_CONTEXT, data.data, data.len);

@@ -170,17 +170,33 @@ void nbd_replace_control_bytes(char *text, size_t size)
     }
 }
 
-void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r)
+/* The part that both kinds of requests share. */
+static void encode_request_fields(uint8_t *buf, const struct nbd_request *r, unsigned flags)
 {
-    store_be32(buf, NBD_REQUEST_MAGIC);
-    store_be16(buf + 4, r->flags);
+    store_be16(buf + 4, (uint16_t)flags);
     store_be16(buf + 6, r->type);
     store_be64(buf + 8, r->cookie);
     store_be64(buf + 16, r->offset);
+}
+
+void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r)
+{
+    store_be32(buf, NBD_REQUEST_MAGIC);
+    encode_request_fields(buf, r, r->flags);
     store_be32(buf + 24, (uint32_t)r->length);
 }
 
-/* The part that both kinds of requests share. */
+void nbd_extended_request_encode(uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE],
+                                 const struct nbd_request *r)
+{
+    unsigned payload = r->type == NBD_CMD_WRITE ? NBD_CMD_FLAG_PAYLOAD_LEN : 0;
+
+    store_be32(buf, NBD_EXTENDED_REQUEST_MAGIC);
+    encode_request_fields(buf, r, r->flags | payload);
+    store_be64(buf + 24, r->length);
+}
+
+/* Likewise. */
 static void decode_request_fields(const uint8_t *buf, struct nbd_request *ret_request)
 {
     ret_request->flags = load_be16(buf + 4);
@@ -224,7 +240,7 @@ void nbd_chunk_encode(uint8_t buf[static NBD_CHUNK_HEADER_SIZE], const struct nb
     store_be16(buf + 4, c->flags);
     store_be16(buf + 6, c->type);
     store_be64(buf + 8, c->cookie);
-    store_be32(buf + 16, c->length);
+    store_be32(buf + 16, (uint32_t)c->length);
 }
 
 void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE],
@@ -238,13 +254,42 @@ void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE
     store_be64(buf + 24, c->length);
 }
 
-int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret_chunk, bool *ret_simple,
-                     uint32_t *ret_error)
+/* The members that chunks of both kinds have in the same places. */
+static void decode_chunk_fields(const uint8_t *buf, struct nbd_chunk *ret_chunk)
+{
+    *ret_chunk = (struct nbd_chunk){
+        .flags = load_be16(buf + 4),
+        .type = load_be16(buf + 6),
+        .cookie = load_be64(buf + 8),
+    };
+}
+
+static int decode_extended_chunk(const uint8_t *buf, size_t size, struct nbd_chunk *ret_chunk)
+{
+    if (load_be32(buf) != NBD_EXTENDED_CHUNK_MAGIC) {
+        return -EPROTO;
+    }
+    if (size < NBD_EXTENDED_CHUNK_HEADER_SIZE) {
+        return 0;
+    }
+    decode_chunk_fields(buf, ret_chunk);
+    ret_chunk->offset = load_be64(buf + 16);
+    ret_chunk->length = load_be64(buf + 24);
+    return NBD_EXTENDED_CHUNK_HEADER_SIZE;
+}
+
+int nbd_reply_decode(const uint8_t *buf, size_t size, bool extended, struct nbd_chunk *ret_chunk,
+                     bool *ret_simple, uint32_t *ret_error)
 {
     uint32_t magic;
 
     if (size < 4) {
         return 0;
+    }
+    *ret_simple = false;
+    *ret_error = 0;
+    if (extended) {
+        return decode_extended_chunk(buf, size, ret_chunk);
     }
     magic = load_be32(buf);
     if (magic == NBD_SIMPLE_REPLY_MAGIC) {
@@ -262,14 +307,8 @@ int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret_chun
     if (size < NBD_CHUNK_HEADER_SIZE) {
         return 0;
     }
-    *ret_simple = false;
-    *ret_error = 0;
-    *ret_chunk = (struct nbd_chunk){
-        .flags = load_be16(buf + 4),
-        .type = load_be16(buf + 6),
-        .cookie = load_be64(buf + 8),
-        .length = load_be32(buf + 16),
-    };
+    decode_chunk_fields(buf, ret_chunk);
+    ret_chunk->length = load_be32(buf + 16);
     return NBD_CHUNK_HEADER_SIZE;
 }
 

@@ -190,10 +190,24 @@ enum nbd_bitmap_flags {
     NBD_STATE_DIRTY = 1 << 0,
 };
 
+/* Flags of extents of a context "x-tidemark:merged...", which docs/nbd.md specifies. */
+enum nbd_merged_flags {
+    NBD_MERGED_HOLE = NBD_STATE_HOLE,
+    NBD_MERGED_ZERO = NBD_STATE_ZERO,
+    /* Which layer the contents are from; neither: no layer has any, they read as zeroes. */
+    NBD_MERGED_LOCAL = 1 << 2,
+    NBD_MERGED_BACKING = 1 << 3,
+    /* Of "x-tidemark:merged:BITMAP" only. */
+    NBD_MERGED_DIRTY = 1 << 4,
+};
+
 #define NBD_CONTEXT_BASE_ALLOCATION "base:allocation"
 /* Followed by the name of the bitmap. */
 #define NBD_CONTEXT_DIRTY_BITMAP "qemu:dirty-bitmap:"
 #define NBD_CONTEXT_ALLOCATION_DEPTH "qemu:allocation-depth"
+#define NBD_CONTEXT_MERGED "x-tidemark:merged"
+/* Followed by the name of the bitmap. */
+#define NBD_CONTEXT_MERGED_BITMAP "x-tidemark:merged:"
 
 /* Error values on the wire. */
 enum nbd_error {
@@ -247,6 +261,9 @@ struct nbd_request {
 
 /* Write the header of a request. Its length has to be less than 4 GiB. */
 void nbd_request_encode(uint8_t buf[static NBD_REQUEST_SIZE], const struct nbd_request *r);
+/* Write an extended header. Of a write it says that the payload has the length of the request. */
+void nbd_extended_request_encode(uint8_t buf[static NBD_EXTENDED_REQUEST_SIZE],
+                                 const struct nbd_request *r);
 /*
  * Read the header of a request, short or extended. False if its magic number is wrong: then the
  * boundaries between requests are lost, and the connection has to be closed.
@@ -264,8 +281,8 @@ struct nbd_chunk {
     uint64_t cookie;
     /* Of the request; with extended headers only. */
     uint64_t offset;
-    /* Bytes of payload. */
-    uint32_t length;
+    /* Bytes of payload; less than 4 GiB without extended headers. */
+    uint64_t length;
     /* enum nbd_chunk_flags */
     uint16_t flags;
     /* enum nbd_chunk_type */
@@ -278,13 +295,19 @@ void nbd_extended_chunk_encode(uint8_t buf[static NBD_EXTENDED_CHUNK_HEADER_SIZE
                                const struct nbd_chunk *c);
 
 /*
- * Read the header of a reply, simple or chunk, of which `size` bytes are there. Returns its length
- * (16 or 20), 0 if more bytes are needed, or -EPROTO if the magic number is neither of the two. For
- * a simple reply *ret_simple is true, *ret_error the error on the wire, and only the cookie of
- * *ret_chunk is set.
+ * Read the header of a reply, of which `size` bytes are there. `extended`: extended headers were
+ * negotiated, and it is that of an extended chunk; else it is a simple reply or a chunk. Returns
+ * its length (32; 16 or 20), 0 if more bytes are needed, or -EPROTO if the magic number is none of
+ * those. For a simple reply *ret_simple is true, *ret_error the error on the wire, and only the
+ * cookie of *ret_chunk is set.
  */
-int nbd_reply_decode(const uint8_t *buf, size_t size, struct nbd_chunk *ret_chunk, bool *ret_simple,
-                     uint32_t *ret_error);
+int nbd_reply_decode(const uint8_t *buf, size_t size, bool extended, struct nbd_chunk *ret_chunk,
+                     bool *ret_simple, uint32_t *ret_error);
+/* Fewest bytes of such a header. */
+static inline size_t nbd_reply_size_min(bool extended)
+{
+    return extended ? NBD_EXTENDED_CHUNK_HEADER_SIZE : NBD_SIMPLE_REPLY_SIZE;
+}
 
 /* --- handshake ------------------------------------------------------------------------------ */
 

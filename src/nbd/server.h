@@ -96,6 +96,8 @@ struct nbd_export_config {
     bool writethrough;
     /* Offer the context "qemu:allocation-depth". */
     bool allocation_depth;
+    /* Offer "x-tidemark:merged", and "x-tidemark:merged:NAME" for each bitmap. */
+    bool merged;
     struct block_bitmap *const *bitmaps;
     /* For each bitmap a root on its node, by the drains of which readers are held back. */
     struct block_root *const *bitmap_roots;

@@ -86,11 +86,18 @@ enum {
 /* Requests to cache more than this are cut here. Bytes. */
 #define NBD_CACHE_MAX (4 * GiB)
 
-/* Ids of metadata contexts on the wire. Bitmap i of the export has NBD_CONTEXT_ID_BITMAP + i. */
-enum {
-    NBD_CONTEXT_ID_BASE = 0,
-    NBD_CONTEXT_ID_DEPTH = 1,
-    NBD_CONTEXT_ID_BITMAP = 2,
+/* A metadata context of an export. Its id on the wire is its index. */
+struct nbd_context {
+    char *name; /* owned */
+    enum nbd_context_kind {
+        NBD_CONTEXT_IS_ALLOCATION,
+        NBD_CONTEXT_IS_DEPTH,
+        NBD_CONTEXT_IS_BITMAP,
+        NBD_CONTEXT_IS_MERGED,        /* allocation and depth */
+        NBD_CONTEXT_IS_MERGED_BITMAP, /* and a bitmap */
+    } kind;
+    /* Of those with a bitmap: its index in the export. */
+    size_t bitmap;
 };
 
 /* An I/O reactor as the server sees it. Lives as long as the process. */
@@ -155,7 +162,9 @@ struct nbd_export {
     uint16_t flags;
     bool writable;
     bool writethrough;
-    bool allocation_depth;
+    /* All that clients can select. */
+    struct nbd_context *contexts;
+    size_t context_count;
     struct block_bitmap **bitmaps;
     /* For each bitmap, that of a root on its node. */
     struct block_edge **bitmap_edges;
@@ -178,11 +187,10 @@ struct nbd_export {
 struct nbd_selection {
     /* Serial of the export that they were selected for; 0: none. */
     uint64_t export_serial;
-    bool base, depth;
-    /* For each bitmap of the export; owned; NULL: it has none. */
-    bool *bitmaps;
-    size_t bitmap_count;
-    /* How many contexts are selected. */
+    /* For each context of the export; owned; NULL: no export. */
+    bool *contexts;
+    size_t context_count;
+    /* How many are selected. */
     size_t selected;
 };
 
@@ -373,22 +381,20 @@ int nbd_connection_co_negotiate(struct nbd_connection *c);
 
 /* --- meta.c --------------------------------------------------------------------------------- */
 
+/* Make the list of the contexts of an export, whose bitmaps are set. -ENOMEM. */
+int nbd_contexts_init(struct nbd_export *e, bool depth, bool merged);
+void nbd_contexts_release(struct nbd_export *e);
+
 /* An empty selection for an export. -ENOMEM. */
 int nbd_selection_init(struct nbd_selection *sel, const struct nbd_export *e);
 void nbd_selection_clear(struct nbd_selection *sel);
 /*
- * Select the contexts of the export that a query names; an unknown query selects none. `list`: the
- * wildcards "base:", "qemu:" and "qemu:dirty-bitmap:" match all that begin so.
+ * Select the contexts of the export that a query names; an unknown query selects none. `list`: a
+ * query that ends in a colon matches all contexts that begin so.
  */
 void nbd_selection_add(struct nbd_selection *sel, const struct nbd_export *e, const char *query,
                        bool list);
-void nbd_selection_all(struct nbd_selection *sel, const struct nbd_export *e);
-/*
- * The i-th context of the export, by order of ids: its id, its name, whether it is selected. False:
- * no more.
- */
-bool nbd_selection_at(const struct nbd_selection *sel, const struct nbd_export *e, size_t i,
-                      uint32_t *ret_id, bool *ret_selected, struct strbuf *name);
+void nbd_selection_all(struct nbd_selection *sel);
 
 /* --- the rest runs on the connection's I/O reactor ------------------------------------------ */
 

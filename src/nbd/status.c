@@ -144,111 +144,124 @@ static int end_chunk(struct status_reply *s, bool done)
     return r;
 }
 
-/* The flags of base:allocation, or the depth, at `offset`, and for how many bytes they hold. */
-static int co_ask_node(struct block_edge *edge, bool want_depth, uint64_t offset, uint64_t length,
-                       uint32_t *ret_flags, uint64_t *ret_length)
+static uint32_t allocation_flags(const struct block_status *st)
+{
+    return (st->flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
+           (st->flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
+}
+
+/*
+ * Depth 1 is the exported node. What no layer has is unallocated; it counts as from a backing file
+ * where a layer below ends, as in "qemu:allocation-depth".
+ */
+static uint32_t layer_flags(int depth)
+{
+    return depth == 1 ? NBD_MERGED_LOCAL : depth > 1 ? NBD_MERGED_BACKING : 0;
+}
+
+/* The flags of a context about allocation at `offset`, and for how many bytes they hold. */
+static int co_ask_node(struct block_edge *edge, enum nbd_context_kind kind, uint64_t offset,
+                       uint64_t length, uint32_t *ret_flags, uint64_t *ret_length)
 {
     struct block_status st;
     int depth, r;
 
-    if (want_depth) {
+    if (kind == NBD_CONTEXT_IS_DEPTH) {
         r = block_co_depth(edge, offset, length, &depth, ret_length);
         *ret_flags = r < 0 ? 0 : (uint32_t)depth;
         return r;
     }
-    r = block_co_status_above(edge, NULL, offset, length, &st, NULL);
+    r = block_co_status_above(edge, NULL, offset, length, &st, &depth);
     if (r == 0) {
-        *ret_flags = (st.flags & BLOCK_STATUS_DATA ? 0 : NBD_STATE_HOLE) |
-                     (st.flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
+        *ret_flags = allocation_flags(&st);
+        *ret_flags |= kind == NBD_CONTEXT_IS_ALLOCATION ? 0 : layer_flags(depth);
         *ret_length = st.length;
     }
     return r;
 }
 
-/* The extents of base:allocation or qemu:allocation-depth. */
-static int co_add_allocation(struct status_reply *s, bool want_depth)
+/*
+ * Add the extent at `offset`, of `length` bytes with `flags`, cut where the bitmap changes (NULL:
+ * none). A bitmap of a backing node may be shorter than the export: clean beyond its end. 1: the
+ * chunk is full.
+ */
+static int co_add_with_bits(struct status_reply *s, const struct dirty_bitmap *bits,
+                            uint32_t dirty_flag, uint64_t offset, uint64_t length, uint32_t flags)
+{
+    uint64_t end = offset + length, size = bits ? dirty_bitmap_size(bits) : 0;
+    int r = 0;
+
+    while (offset < end && r == 0) {
+        uint64_t run = end - offset;
+        bool dirty = offset < size && dirty_bitmap_status(bits, offset, end, &run);
+
+        r = co_add_extent(s, run, flags | (dirty ? dirty_flag : 0));
+        offset += run;
+    }
+    return r;
+}
+
+/* The extents of a context about allocation, with the bits of a bitmap or without (NULL). */
+static int co_add_allocation(struct status_reply *s, enum nbd_context_kind kind,
+                             const struct dirty_bitmap *bits)
 {
     const struct nbd_request *rq = &s->job->rq;
     uint64_t offset = rq->offset, end = offset + rq->length;
+    int r = 0;
 
-    for (unsigned steps = 0; offset < end && steps < NBD_STATUS_STEPS_MAX; steps++) {
+    for (unsigned steps = 0; offset < end && r == 0 && steps < NBD_STATUS_STEPS_MAX; steps++) {
         uint64_t length = 0;
         uint32_t flags = 0;
-        int r = co_ask_node(s->job->conn->export->edge, want_depth, offset, end - offset, &flags,
-                            &length);
 
-        if (r < 0) {
-            return r;
+        r = co_ask_node(s->job->conn->export->edge, kind, offset, end - offset, &flags, &length);
+        if (r == 0 && (length == 0 || length > end - offset)) {
+            r = -EIO;
         }
-        if (length == 0 || length > end - offset) {
-            return -EIO;
-        }
-        r = co_add_extent(s, length, flags);
-        if (r != 0) {
-            return r < 0 ? r : 0;
-        }
+        UNLESS_FAILED(r, co_add_with_bits(s, bits, NBD_MERGED_DIRTY, offset, length, flags));
         offset += length;
     }
-    return 0;
+    return r < 0 ? r : 0;
 }
 
-/*
- * The extents of a bitmap. One of a backing node may be shorter than the export: clean beyond its
- * end.
- */
-static int co_add_bits(struct status_reply *s, const struct dirty_bitmap *bits)
+static int co_add_bits(struct status_reply *s, const struct nbd_context *context,
+                       const struct dirty_bitmap *bits)
 {
     const struct nbd_request *rq = &s->job->rq;
-    uint64_t offset = rq->offset, end = offset + rq->length;
-    uint64_t size = dirty_bitmap_size(bits);
+    int r;
 
-    while (offset < end) {
-        uint64_t length = end - offset;
-        bool dirty = offset < size && dirty_bitmap_status(bits, offset, end, &length);
-        int r = co_add_extent(s, length, dirty ? NBD_STATE_DIRTY : 0);
-
-        if (r != 0) {
-            return r < 0 ? r : 0;
-        }
-        offset += length;
+    if (context->kind != NBD_CONTEXT_IS_BITMAP) {
+        return co_add_allocation(s, context->kind, bits);
     }
-    return 0;
+    r = co_add_with_bits(s, bits, NBD_STATE_DIRTY, rq->offset, rq->length, 0);
+    return r < 0 ? r : 0;
 }
 
 /*
- * The bits change, as by a resize of their node, only while that is drained: not while they are
- * read.
+ * A context with a bitmap. Its bits change, as by a resize of their node, only while that is
+ * drained: not while they are read.
  */
-static int co_add_bitmap(struct status_reply *s, size_t index)
+static int co_add_bitmap(struct status_reply *s, const struct nbd_context *context)
 {
     const struct nbd_export *e = s->job->conn->export;
-    const struct block_bitmap *bitmap = e->bitmaps[index];
-    struct block_edge *edge = e->bitmap_edges[index];
+    struct block_edge *edge = e->bitmap_edges[context->bitmap];
     int r;
 
     block_co_edge_enter(edge);
-    r = co_add_bits(s, block_bitmap_bits(bitmap));
+    r = co_add_bits(s, context, block_bitmap_bits(e->bitmaps[context->bitmap]));
     block_edge_leave(edge);
     return r;
 }
 
 static int co_add_context(struct status_reply *s, uint32_t id, bool last)
 {
+    const struct nbd_context *context = &s->job->conn->export->contexts[id];
+    bool has_bitmap =
+        context->kind == NBD_CONTEXT_IS_BITMAP || context->kind == NBD_CONTEXT_IS_MERGED_BITMAP;
     int r = begin_chunk(s, id);
 
-    if (r == 0) {
-        r = id < NBD_CONTEXT_ID_BITMAP ? co_add_allocation(s, id == NBD_CONTEXT_ID_DEPTH)
-                                       : co_add_bitmap(s, id - NBD_CONTEXT_ID_BITMAP);
-    }
+    UNLESS_FAILED(r, has_bitmap ? co_add_bitmap(s, context)
+                                : co_add_allocation(s, context->kind, NULL));
     return r < 0 ? r : end_chunk(s, last);
-}
-
-static bool is_selected(const struct nbd_selection *sel, uint32_t id)
-{
-    if (id == NBD_CONTEXT_ID_BASE) {
-        return sel->base;
-    }
-    return id == NBD_CONTEXT_ID_DEPTH ? sel->depth : sel->bitmaps[id - NBD_CONTEXT_ID_BITMAP];
 }
 
 /* The i-th of the contexts that the request names. */
@@ -273,8 +286,8 @@ static bool names_are_valid(const struct nbd_job *job)
     const struct nbd_selection *sel = &job->conn->selection;
     size_t found = 0;
 
-    for (uint32_t id = 0; id < NBD_CONTEXT_ID_BITMAP + sel->bitmap_count; id++) {
-        found += job->context_count > 0 && is_selected(sel, id) && context_is_named(job, id);
+    for (uint32_t id = 0; id < sel->context_count; id++) {
+        found += job->context_count > 0 && sel->contexts[id] && context_is_named(job, id);
     }
     return found == job->context_count;
 }
@@ -317,7 +330,7 @@ int nbd_job_co_block_status(struct nbd_job *job)
     for (uint32_t id = 0; left > 0; id++) {
         int r;
 
-        if (!is_selected(sel, id) || !context_is_named(job, id)) {
+        if (!sel->contexts[id] || !context_is_named(job, id)) {
             continue;
         }
         left--;

@@ -173,7 +173,7 @@ OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target"
 ENUM(export_type, "BlockExportType", "nbd");
 OBJECT(export_nbd, "BlockExportOptionsNbd", OPT("name", qmp_str), OPT("description", qmp_str),
        OPT("bitmaps", bitmaps_or_strs), OPT("allocation-depth", qmp_bool),
-       OPT("x-lease", qmp_bool));
+       OPT("x-lease", qmp_bool), OPT("x-merged", qmp_bool));
 const struct qmp_type qmp_type_export_add = {
     .kind = QMP_OBJECT,
     .name = "BlockExportOptions",

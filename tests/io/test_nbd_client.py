@@ -10,7 +10,8 @@ import time
 import unittest
 
 from nbd_raw import (
-    ACK, CHUNK_MAGIC, ERR_UNSUP, GO, META_CONTEXT, REPLY_MAGIC, SET_META, SIMPLE_MAGIC, STRUCTURED,
+    ACK, CHUNK_MAGIC, ERR_UNSUP, EXTENDED_CHUNK_MAGIC, EXTENDED_HEADERS, EXTENDED_REQUEST_MAGIC,
+    GO, META_CONTEXT, REPLY_MAGIC, SET_META, SIMPLE_MAGIC, STRUCTURED,
 )  # fmt: skip
 from nbd_server import Nbdkit, NbdServer
 from tidemark import TestCase, img, io, qemu_img, run, tool
@@ -26,7 +27,7 @@ class Hostile:
 
     def __init__(
         self, path, info=None, on_request=None, hello=None, structured=True, linger=0,
-        context=None, on_option=None,
+        context=None, on_option=None, extended=False,
     ):  # fmt: skip
         self.linger = linger  # seconds that it stays connected after the client's goodbye
         self.context = context  # id of base:allocation; None: there is none
@@ -36,6 +37,8 @@ class Hostile:
         self.on_request = on_request
         self.hello = hello or b"NBDMAGICIHAVEOPT\0\3"
         self.structured = structured
+        self.extended = extended
+        self.flags_seen = []
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen()
@@ -73,6 +76,8 @@ class Hostile:
             receive(length)
             if self.on_option:
                 sock.sendall(self.on_option(option))
+            elif option == EXTENDED_HEADERS and self.extended:
+                sock.sendall(reply(option, ACK))
             elif option == STRUCTURED and self.structured:
                 sock.sendall(reply(option, ACK))
             elif option == SET_META and self.context is not None:
@@ -86,7 +91,13 @@ class Hostile:
             else:
                 sock.sendall(reply(option, ERR_UNSUP))
         while True:
-            _, _, kind, cookie, offset, length = struct.unpack(">IHHQQI", receive(28))
+            form = ">IHHQQQ" if self.extended else ">IHHQQI"
+            magic, flags, kind, cookie, offset, length = struct.unpack(
+                form, receive(struct.calcsize(form))
+            )
+            if self.extended and magic != EXTENDED_REQUEST_MAGIC:
+                return
+            self.flags_seen.append((kind, flags))
             if kind == 1:
                 receive(length)
             if kind == 2:
@@ -124,12 +135,53 @@ def chunk(cookie, kind, payload, flags=1, length=None):
     return struct.pack(">IHHQI", CHUNK_MAGIC, flags, kind, cookie, length) + payload
 
 
-class ClientTest(TestCase):
+def extended_chunk(cookie, kind, payload, flags=1, length=None, offset=4096):
+    length = len(payload) if length is None else length
+    head = struct.pack(">IHHQQQ", EXTENDED_CHUNK_MAGIC, flags, kind, cookie, offset, length)
+    return head + payload
+
+
+class HostileCase(TestCase):
     def hostile(self, **more):
         self.path_of_socket = self.path("h")
-        server = Hostile(self.path_of_socket, **more)
-        self.addCleanup(server.close)
+        self.server = Hostile(self.path_of_socket, **more)
+        self.addCleanup(self.server.close)
         return f"nbd+unix:///?socket={self.path_of_socket}"
+
+    def read_fails(self, answer, sentence="", **more):
+        """A read that the server answers with answer(cookie) must fail, in time, and say why."""
+
+        def on_request(send, kind, cookie, offset, length):
+            send(answer(cookie))
+
+        uri = self.hostile(on_request=on_request, **more)
+        result = io(uri, "read 4096 8192", fmt="raw", check=False, timeout=20)
+        self.assertNotEqual(result.returncode, 0, result.stdout)
+        self.assertIn("read failed", result.stdout + result.stderr)
+        if sentence:
+            who = f"NBD server unix:{self.path_of_socket}, export ''"
+            self.assertIn(f"warning: {who}: {sentence}", result.stderr)
+        else:
+            self.assertNotIn("warning", result.stderr)
+
+    READ = "reply to NBD_CMD_READ (offset 4096, length 8192): "
+
+    def status_fails(self, answer, sentence, **more):
+        """A block status that the server answers with answer(cookie) must fail, and say why."""
+
+        def on_request(send, kind, cookie, offset, length):
+            send(answer(cookie))
+
+        uri = self.hostile(on_request=on_request, context=7, **more)
+        result = img("map", "-f", "raw", uri, check=False, timeout=20)
+        self.assertNotEqual(result.returncode, 0, result.stdout)
+        self.assertIn(
+            f"NBD server unix:{self.path_of_socket}, export '': reply to NBD_CMD_BLOCK_STATUS "
+            f"(offset 0, length {SIZE}){sentence}",
+            result.stderr,
+        )
+
+class ClientTest(HostileCase):
 
     def test_relative_backing_file_is_not_looked_for_where_we_run(self):
         qemu_img("create", "-q", "-f", "raw", self.path("base.raw"), "1M")
@@ -241,24 +293,6 @@ class ClientTest(TestCase):
 
     def test_far_too_long_option_reply_is_refused(self):
         self.refuses_to_open("too long", info=[(3, b"\0" * 100000)])
-
-    def read_fails(self, answer, sentence="", **more):
-        """A read that the server answers with answer(cookie) must fail, in time, and say why."""
-
-        def on_request(send, kind, cookie, offset, length):
-            send(answer(cookie))
-
-        uri = self.hostile(on_request=on_request, **more)
-        result = io(uri, "read 4096 8192", fmt="raw", check=False, timeout=20)
-        self.assertNotEqual(result.returncode, 0, result.stdout)
-        self.assertIn("read failed", result.stdout + result.stderr)
-        if sentence:
-            who = f"NBD server unix:{self.path_of_socket}, export ''"
-            self.assertIn(f"warning: {who}: {sentence}", result.stderr)
-        else:
-            self.assertNotIn("warning", result.stderr)
-
-    READ = "reply to NBD_CMD_READ (offset 4096, length 8192): "
 
     def test_data_outside_of_the_read(self):
         self.read_fails(
@@ -408,21 +442,6 @@ class ClientTest(TestCase):
             "a reply begins with 0xffffffff, not with the magic number 0x67446698 or 0x668e33ef",
         )
 
-    def status_fails(self, answer, sentence):
-        """A block status that the server answers with answer(cookie) must fail, and say why."""
-
-        def on_request(send, kind, cookie, offset, length):
-            send(answer(cookie))
-
-        uri = self.hostile(on_request=on_request, context=7)
-        result = img("map", "-f", "raw", uri, check=False, timeout=20)
-        self.assertNotEqual(result.returncode, 0, result.stdout)
-        self.assertIn(
-            f"NBD server unix:{self.path_of_socket}, export '': reply to NBD_CMD_BLOCK_STATUS "
-            f"(offset 0, length {SIZE}){sentence}",
-            result.stderr,
-        )
-
     def test_extents_of_a_context_that_was_not_agreed(self):
         self.status_fails(
             lambda c: chunk(c, 5, struct.pack(">III", 8, 4096, 0)),
@@ -439,7 +458,7 @@ class ClientTest(TestCase):
     def test_extent_of_no_bytes(self):
         self.status_fails(
             lambda c: chunk(c, 5, struct.pack(">IIIII", 7, 4096, 0, 0, 0)),
-            ": extent 2 of 2 has length 0",
+            ": one of 2 extents has length 0",
         )
 
     def test_extents_of_another_form(self):
@@ -463,14 +482,14 @@ class ClientTest(TestCase):
 
     def test_option_reply_with_another_magic(self):
         self.refuses_to_open(
-            "The NBD server's reply to NBD_OPT_STRUCTURED_REPLY begins with 0x7878787878787878, not "
+            "The NBD server's reply to NBD_OPT_EXTENDED_HEADERS begins with 0x7878787878787878, not "
             "with the magic number 0x0003e889045565a9",
             on_option=lambda option: b"x" * 20,
         )
 
     def test_option_reply_to_another_option(self):
         self.refuses_to_open(
-            "The NBD server replied to option 3 (NBD_OPT_LIST) when 8 (NBD_OPT_STRUCTURED_REPLY) was "
+            "The NBD server replied to option 3 (NBD_OPT_LIST) when 11 (NBD_OPT_EXTENDED_HEADERS) was "
             "asked",
             on_option=lambda option: reply(3, ACK),
         )
@@ -531,6 +550,142 @@ class ClientTest(TestCase):
             )
 
         uri = self.hostile(on_request=on_request)
+        io(uri, "read -P 0x68 -l 4096 4096 8192", "read -P 0 -s 4096 -l 4096 4096 8192", fmt="raw",
+           options=("-r",))  # fmt: skip
+
+
+class ExtendedHeadersTest(HostileCase):
+    """With extended headers there is one kind of reply, and lengths have 64 bits."""
+
+    def test_simple_reply(self):
+        self.read_fails(
+            lambda c: struct.pack(">IIQ", SIMPLE_MAGIC, 0, c) + b"x" * 8192,
+            "a reply begins with 0x67446698, not with the magic number 0x6e8a278c; disconnected",
+            extended=True,
+        )
+
+    def test_short_chunk(self):
+        self.read_fails(
+            lambda c: chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8192),
+            "a reply begins with 0x668e33ef, not with the magic number 0x6e8a278c; disconnected",
+            extended=True,
+        )
+
+    def test_extended_chunk_where_extended_headers_were_not_agreed(self):
+        self.read_fails(
+            lambda c: extended_chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8192),
+            "a reply begins with 0x6e8a278c, not with the magic number 0x67446698 or 0x668e33ef",
+        )
+
+    def test_chunk_of_another_offset(self):
+        self.read_fails(
+            lambda c: extended_chunk(c, 1, struct.pack(">Q", 4096) + b"x" * 8192, offset=0),
+            self.READ + "a chunk of type NBD_REPLY_TYPE_OFFSET_DATA (1) is for the offset 0",
+            extended=True,
+        )
+
+    def test_data_of_an_impossible_length(self):
+        self.read_fails(
+            lambda c: extended_chunk(c, 1, struct.pack(">Q", 4096), length=(1 << 63) + 8),
+            self.READ + "range of a structured reply is outside of the request: offset 4096, "
+            f"length {1 << 63}",
+            extended=True,
+        )
+
+    def test_error_chunk_of_an_impossible_length(self):
+        self.read_fails(
+            lambda c: extended_chunk(c, 0x8001, b"", length=1 << 40),
+            self.READ + f"an error chunk has {1 << 40} bytes, not 6 to 4110",
+            extended=True,
+        )
+
+    def extents_fail(self, payload, sentence, kind=6, **more):
+        self.status_fails(
+            lambda c: extended_chunk(c, kind, payload, offset=0, **more), sentence, extended=True
+        )
+
+    def test_short_extents(self):
+        self.extents_fail(
+            struct.pack(">III", 7, 4096, 0),
+            ": a chunk of type NBD_REPLY_TYPE_BLOCK_STATUS (5) is no reply to this command",
+            kind=5,
+        )
+
+    def test_extended_extents_where_extended_headers_were_not_agreed(self):
+        self.status_fails(
+            lambda c: chunk(c, 6, struct.pack(">IIQQ", 7, 1, 4096, 0)),
+            ": a chunk of type NBD_REPLY_TYPE_BLOCK_STATUS_EXT (6) is no reply to this command",
+        )
+
+    def test_count_that_is_not_that_of_the_extents(self):
+        self.extents_fail(
+            struct.pack(">IIQQ", 7, 2, 4096, 0),
+            ": a chunk of type NBD_REPLY_TYPE_BLOCK_STATUS_EXT has 1 extents, and says that it has 2",
+        )
+
+    def test_extents_of_another_form(self):
+        self.extents_fail(
+            struct.pack(">IIQQI", 7, 1, 4096, 0, 0),
+            ": a chunk of type NBD_REPLY_TYPE_BLOCK_STATUS_EXT has 28 bytes, not 8 and 16 for each "
+            "extent",
+        )
+
+    def test_extent_of_no_bytes(self):
+        self.extents_fail(struct.pack(">IIQQ", 7, 1, 0, 0), ": one of 1 extents has length 0")
+
+    def test_far_too_many_extents(self):
+        self.extents_fail(
+            b"", ": it has 1048577 extents; at most 1048576 are accepted",
+            length=8 + 16 * ((1 << 20) + 1),
+        )  # fmt: skip
+
+    def test_extents_of_more_than_4_gib_are_asked_for_at_once(self):
+        size, hole, asked = 1 << 40, 5 << 37, []
+
+        def on_request(send, kind, cookie, offset, length):
+            asked.append(length)
+            extents = struct.pack(">QQ", hole - offset, 3) if offset < hole else b""
+            extents += struct.pack(">QQ", size, 0) if offset + length > hole else b""
+            head = struct.pack(">II", 7, len(extents) // 16)
+            send(extended_chunk(cookie, 6, head + extents, offset=offset))
+
+        uri = self.hostile(
+            info=[export_info(size)], on_request=on_request, context=7, extended=True
+        )
+        extents = json.loads(img("map", "--output=json", "-f", "raw", uri).stdout)
+        self.assertEqual(
+            [(e["start"], e["length"], e["data"]) for e in extents],
+            [(0, hole, False), (hole, size - hole, True)],
+        )
+        self.assertGreater(max(asked), 4 << 30)
+        self.assertLess(len(asked), 40)
+
+    def test_writes_say_that_their_payload_has_their_length(self):
+        uri = self.hostile(
+            on_request=lambda send, kind, cookie, offset, length: send(
+                extended_chunk(cookie, 0, b"", offset=offset)
+            ),
+            info=[export_info(flags=1 | 4)],
+            extended=True,
+        )
+        io(uri, "write 4096 8192", fmt="raw")
+        self.assertEqual([f for f in self.server.flags_seen if f[0] == 1], [(1, 32)])
+        self.assertTrue(all(flags == 0 for kind, flags in self.server.flags_seen if kind != 1))
+
+    def test_honest_answers_are_understood(self):
+        def on_request(send, kind, cookie, offset, length):
+            half = length // 2
+            send(
+                extended_chunk(
+                    cookie, 2, struct.pack(">QI", offset + half, length - half), flags=0, offset=offset
+                )
+                + extended_chunk(
+                    cookie, 1, struct.pack(">Q", offset) + b"h" * half, flags=0, offset=offset
+                )
+                + extended_chunk(cookie, 0, b"", offset=offset)
+            )
+
+        uri = self.hostile(on_request=on_request, extended=True)
         io(uri, "read -P 0x68 -l 4096 4096 8192", "read -P 0 -s 4096 -l 4096 4096 8192", fmt="raw",
            options=("-r",))  # fmt: skip
 

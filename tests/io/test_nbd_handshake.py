@@ -206,7 +206,9 @@ class HandshakeTest(TestCase):
         both = [b"base:allocation", b"qemu:allocation-depth"]
         with RawClient(self.serve("-A").socket) as client:
             client.negotiate_structured()
-            self.assertEqual(names(LIST_META), both)
+            self.assertEqual(names(LIST_META), [*both, b"x-tidemark:merged"])
+            self.assertEqual(names(LIST_META, b"x-tidemark:"), [b"x-tidemark:merged"])
+            self.assertEqual(names(LIST_META, b"x-tidemark:merged:"), [])
             self.assertEqual(names(LIST_META, b"base:"), both[:1])
             self.assertEqual(names(LIST_META, b"qemu:"), both[1:])
             self.assertEqual(names(LIST_META, b"qemu:dirty-bitmap:"), [])

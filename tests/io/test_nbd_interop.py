@@ -47,7 +47,7 @@ class InteropTest(TestCase):
         export = info["exports"][0]
         self.assertEqual(export["export-size"], SIZE)
         self.assertEqual(export["description"], "some text")
-        self.assertEqual(export["contexts"], ["base:allocation"])
+        self.assertEqual(export["contexts"], ["base:allocation", "x-tidemark:merged"])
         for feature in ("can_cache", "can_df", "can_fast_zero", "can_flush", "can_fua",
                         "can_multi_conn", "can_trim", "can_zero"):  # fmt: skip
             self.assertTrue(export[feature], feature)

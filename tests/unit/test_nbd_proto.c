@@ -81,23 +81,24 @@ static void replies_are_told_apart_by_their_magic(void **state)
 
     nbd_chunk_encode(buf, &chunk);
     for (size_t size = 0; size < NBD_CHUNK_HEADER_SIZE; size++) {
-        assert_int_equal(nbd_reply_decode(buf, size, &back, &simple, &error), 0);
+        assert_int_equal(nbd_reply_decode(buf, size, false, &back, &simple, &error), 0);
     }
-    assert_int_equal(nbd_reply_decode(buf, sizeof(buf), &back, &simple, &error),
+    assert_int_equal(nbd_reply_decode(buf, sizeof(buf), false, &back, &simple, &error),
                      NBD_CHUNK_HEADER_SIZE);
     assert_false(simple);
     assert_memory_equal(&back, &chunk, sizeof(chunk));
 
     nbd_simple_reply_encode(buf, NBD_ENOSPC, 8);
-    assert_int_equal(nbd_reply_decode(buf, NBD_SIMPLE_REPLY_SIZE - 1, &back, &simple, &error), 0);
-    assert_int_equal(nbd_reply_decode(buf, NBD_SIMPLE_REPLY_SIZE, &back, &simple, &error),
+    assert_int_equal(
+        nbd_reply_decode(buf, NBD_SIMPLE_REPLY_SIZE - 1, false, &back, &simple, &error), 0);
+    assert_int_equal(nbd_reply_decode(buf, NBD_SIMPLE_REPLY_SIZE, false, &back, &simple, &error),
                      NBD_SIMPLE_REPLY_SIZE);
     assert_true(simple);
     assert_int_equal(error, NBD_ENOSPC);
     assert_int_equal(back.cookie, 8);
 
     buf[3] ^= 1;
-    assert_int_equal(nbd_reply_decode(buf, sizeof(buf), &back, &simple, &error), -EPROTO);
+    assert_int_equal(nbd_reply_decode(buf, sizeof(buf), false, &back, &simple, &error), -EPROTO);
 }
 
 static void cursor_never_reads_past_the_end(void **state)
