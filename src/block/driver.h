@@ -19,6 +19,7 @@
 #include "block/control.h"
 #include "block/event.h"
 #include "block/gate.h"
+#include "block/option_types.h"
 #include "co/sync.h"
 
 /* What an edge means to its parent; decides how permissions and block status pass through. */
@@ -236,6 +237,15 @@ struct block_driver {
     bool flushes_always;
     /* NULL-terminated: "nbd", "nbd+unix"; NULL: none. */
     const char *const *schemes;
+    /*
+     * The type of the driver's own options, those that co_open takes: a BlockdevOptions... of
+     * QEMU's schema (block/option_types.h has types for children).
+     */
+    const struct schema_type *options;
+    /* Jobs open it; users can't. */
+    bool is_internal;
+    /* A format that is recognized, and refused: -ENOTSUP with a sentence. */
+    int (*refuse)(const char *name, struct error *err);
 
     /* --- open and close: main reactor, coroutine; `co_` functions may yield, others may not --- */
 

@@ -5,14 +5,12 @@
 
 #include "block/internal.h"
 
-#define DRIVERS_MAX 64
-
-static struct block_driver drivers[DRIVERS_MAX];
+static struct block_driver drivers[BLOCK_DRIVERS_MAX];
 static size_t driver_count;
 
 void block_drivers_add(const struct block_driver *driver)
 {
-    assert(driver_count < DRIVERS_MAX);
+    assert(driver_count < BLOCK_DRIVERS_MAX);
     drivers[driver_count++] = *driver;
 }
 
@@ -58,6 +56,13 @@ const char *block_driver_name(const struct block_driver *d)
 bool block_driver_is_usable(const struct block_driver *d)
 {
     return d->co_preadv || d->co_preadv_snapshot;
+}
+
+int block_refuse_driver(const char *name, struct error *err)
+{
+    const struct block_driver *d = block_find_driver(name);
+
+    return d && d->refuse ? d->refuse(name, err) : 0;
 }
 
 unsigned block_driver_traits(const struct block_driver *d)

@@ -5,7 +5,7 @@
 
 #include "block/driver.h"
 
-static const char *const names[BLOCK_EVENT_COUNT] = {
+static const char *const names[BLOCK_EVENT_COUNT + 1] = {
     [BLOCK_EVENT_NONE] = "none",
     [BLOCK_EVENT_L1_UPDATE] = "l1_update",
     [BLOCK_EVENT_L1_GROW_ALLOC_TABLE] = "l1_grow_alloc_table",
@@ -55,6 +55,9 @@ static const char *const names[BLOCK_EVENT_COUNT] = {
     [BLOCK_EVENT_COR_WRITE] = "cor_write",
     [BLOCK_EVENT_CLUSTER_ALLOC_SPACE] = "cluster_alloc_space",
 };
+
+const struct schema_type block_event_type = {
+    .kind = SCHEMA_ENUM, .name = "BlkdebugEvent", .values = names};
 
 int block_event_find(const char *name)
 {

@@ -6,6 +6,8 @@
 #ifndef TIDEMARK_BLOCK_EVENT_H
 #define TIDEMARK_BLOCK_EVENT_H
 
+#include "schema/schema.h"
+
 enum block_event {
     BLOCK_EVENT_NONE, /* a node of the fault filter was opened */
     BLOCK_EVENT_L1_UPDATE,
@@ -57,6 +59,9 @@ enum block_event {
     BLOCK_EVENT_CLUSTER_ALLOC_SPACE,
     BLOCK_EVENT_COUNT
 };
+
+/* BlkdebugEvent: their names. */
+extern const struct schema_type block_event_type;
 
 /* The event of this name ("l2_load"); -1 if there is none. Any thread. */
 int block_event_find(const char *name);

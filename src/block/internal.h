@@ -90,8 +90,12 @@ extern struct list block_all_nodes, block_hidden_nodes, block_all_roots;
 void block_node_free(struct block_node *node);
 
 /* --- drivers.c --- */
+#define BLOCK_DRIVERS_MAX 64
+
 /* Add a copy of a driver, completed with defaults, to the table. Does not yield. */
 void block_drivers_add(const struct block_driver *driver);
+/* -ENOTSUP for a driver that is known, and cannot be opened; 0 for other names. */
+int block_refuse_driver(const char *name, struct error *err);
 
 /* --- open.c, children.c: generic options --- */
 

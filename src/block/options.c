@@ -73,16 +73,9 @@ struct json_object *options_to_json(const struct options *o)
     return copy;
 }
 
-const char options_made_of_text;
-
-struct json_object *options_to_arguments(const struct options *o)
+bool options_are_text(const struct options *o)
 {
-    struct json_object *object = options_to_json(o);
-
-    if (object && o->is_text) {
-        json_object_set_userdata(object, (void *)(uintptr_t)&options_made_of_text, NULL);
-    }
-    return object;
+    return o->is_text;
 }
 
 bool options_are_arguments(const struct options *o)

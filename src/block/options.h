@@ -53,8 +53,7 @@ int options_from_json(struct json_object *object, struct options **ret_options, 
 
 /*
  * Likewise from the arguments of a command. Values must have the right types, and keys must have no
- * dots, unless options_to_arguments() made the object of `key=value` text. Errors are worded as in
- * QEMU's programs, with the whole path.
+ * dots. Errors are worded as in QEMU's programs, with the whole path.
  */
 int options_from_arguments(struct json_object *object, struct options **ret_options,
                            struct error *err);
@@ -71,11 +70,8 @@ int options_from_element(const struct options *o, const char *key, size_t index,
 
 /* A JSON copy of the options that are still in the tree; the caller has the reference. */
 struct json_object *options_to_json(const struct options *o);
-/*
- * Likewise as the arguments of a command, whatever the tree was made of. json-c can't copy the
- * object.
- */
-struct json_object *options_to_arguments(const struct options *o);
+/* Whether the tree was made of `key=value` text: all its values are strings. */
+bool options_are_text(const struct options *o);
 /* NULL: no memory. */
 struct options *options_clone(const struct options *o);
 

@@ -369,14 +369,12 @@ static int check_keys(struct json_object *value, const char *path, struct error 
 int options_from_arguments(struct json_object *object, struct options **ret_options,
                            struct error *err)
 {
-    bool is_text = json_object_get_userdata(object) == &options_made_of_text;
-    int r = is_text ? 0 : check_keys(object, "", err);
+    int r = check_keys(object, "", err);
 
     UNLESS_FAILED(r, options_from_json(object, ret_options, err));
     if (r >= 0) {
-        (*ret_options)->is_text = is_text;
         (*ret_options)->is_arguments = true;
-        (*ret_options)->is_strict = !is_text;
+        (*ret_options)->is_strict = true;
     }
     return r;
 }

@@ -46,9 +46,6 @@ static inline bool options_is_object(struct json_object *v)
 /* A tree of `root` (consumed; NULL makes a failed tree). NULL: no memory. */
 struct options *options_wrap(struct json_object *root);
 
-/* Its address is the user data of arguments that options_to_arguments() made of text. */
-extern const char options_made_of_text;
-
 /* Report -ENOMEM. */
 static inline int options_no_memory(struct error *err)
 {

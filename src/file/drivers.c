@@ -10,6 +10,7 @@ const struct block_driver file_driver = {
     .is_protocol = true,
     .keeps_zero_beyond_eof = true,
     .schemes = (const char *const[]){"file", NULL},
+    .options = &posix_file_options,
     .parse_filename = posix_file_parse_filename,
     .co_open = posix_file_co_open_regular,
     .co_close = posix_file_co_close,
@@ -39,8 +40,9 @@ const struct block_driver file_driver = {
  */
 #define DEVICE_FUNCTIONS                                                                           \
     .instance_size = sizeof(struct posix_file), .is_protocol = true,                               \
-    .parse_filename = posix_file_parse_filename, .co_open = posix_file_co_open_device,             \
-    .reopen_options = block_no_options, .co_reopen_prepare = posix_file_co_reopen_prepare,         \
+    .options = &posix_file_options, .parse_filename = posix_file_parse_filename,                   \
+    .co_open = posix_file_co_open_device, .reopen_options = block_no_options,                      \
+    .co_reopen_prepare = posix_file_co_reopen_prepare,                                             \
     .co_reopen_finish = posix_file_co_reopen_finish,                                               \
     .co_reopen_commit = posix_file_co_reopen_commit,                                               \
     .co_reopen_abort = posix_file_co_reopen_abort, .co_close = posix_file_co_close,                \

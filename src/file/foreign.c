@@ -17,10 +17,8 @@ struct signature {
     const char *bytes;
 };
 
-static int foreign_co_open(struct block_node *node, struct options *opts, struct error *err)
+static int foreign_refuse(const char *name, struct error *err)
 {
-    const char *name = node->driver->name;
-
     if (strcmp(name, "luks") == 0) {
         error_set(err, ENOTSUP, "The format 'luks' is not supported: images can't be encrypted");
         error_hint(err, "Decrypt it first, with QEMU's 'qemu-img convert' and the image's secret; "
@@ -32,6 +30,11 @@ static int foreign_co_open(struct block_node *node, struct options *opts, struct
     return -ENOTSUP;
 }
 
+static int foreign_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    return foreign_refuse(node->driver->name, err);
+}
+
 static int foreign_probe(const struct block_driver *driver, const uint8_t *head, size_t size);
 
 #define FOREIGN(id, name_)                                                                         \
@@ -40,6 +43,7 @@ static int foreign_probe(const struct block_driver *driver, const uint8_t *head,
         .name = name_,                                                                             \
         .is_format = true,                                                                         \
         .probe = id##_probe,                                                                       \
+        .refuse = foreign_refuse,                                                                  \
         .co_open = foreign_co_open,                                                                \
     };                                                                                             \
     static int id##_probe(const uint8_t *head, size_t size)                                        \

@@ -11,8 +11,16 @@
 #include "base/checked.h"
 #include "file/drivers.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 #define NULL_SIZE_DEFAULT (1 * GiB)
+
+OBJECT(null_options, "BlockdevOptionsNull",
+       OPT("size", schema_bytes, .dflt = "1 GiB", .unit = "bytes", .max = INT64_MAX),
+       OPT("latency-ns", schema_uint64, .dflt = "0", .unit = "nanoseconds", .max = INT64_MAX,
+           .help = "how long each request takes"),
+       OPT("read-zeroes", schema_bool, .dflt = "false",
+           .help = "block status says that the disk reads as zeroes"));
 
 struct null_disk {
     uint64_t latency_ns;
@@ -121,11 +129,12 @@ static int null_co_allocated_size(struct block_node *node, uint64_t *ret_size)
 #define NULL_DRIVER(name_)                                                                         \
     {                                                                                              \
         .name = name_, .instance_size = sizeof(struct null_disk), .is_protocol = true,             \
-        .schemes = (const char *const[]){name_, NULL}, .parse_filename = null_parse_filename,      \
-        .reopen_options = block_no_options, .co_open = null_co_open, .co_preadv = null_co_preadv,  \
-        .co_pwritev = null_co_pwritev, .co_write_zeroes = null_co_write_zeroes,                    \
-        .co_discard = null_co_discard, .co_flush = null_co_flush, .co_status = null_co_status,     \
-        .co_truncate = null_co_truncate, .co_allocated_size = null_co_allocated_size,              \
+        .options = &null_options, .schemes = (const char *const[]){name_, NULL},                   \
+        .parse_filename = null_parse_filename, .reopen_options = block_no_options,                 \
+        .co_open = null_co_open, .co_preadv = null_co_preadv, .co_pwritev = null_co_pwritev,       \
+        .co_write_zeroes = null_co_write_zeroes, .co_discard = null_co_discard,                    \
+        .co_flush = null_co_flush, .co_status = null_co_status, .co_truncate = null_co_truncate,   \
+        .co_allocated_size = null_co_allocated_size,                                               \
     }
 
 const struct block_driver null_co_driver = NULL_DRIVER("null-co");

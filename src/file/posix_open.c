@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 #define DIRECT_ALIGNMENT_MAX 4096
 /* The longest O_DIRECT request, since the kernel pins its pages. */
@@ -26,6 +27,23 @@ struct open_options {
 };
 
 /* --- options */
+
+ENUM(aio_type, "BlockdevAioOptions", "threads", "native", "io_uring");
+const struct schema_type posix_file_options = {
+    .kind = SCHEMA_OBJECT,
+    .name = "BlockdevOptionsFile",
+    .members = MEMBERS(
+        REQ("filename", schema_str, .help = "path of the file"),
+        OPT("locking", block_on_off_auto_type, .dflt = "auto",
+            .help = "image locks, by which programs notice each other; auto: if the file system "
+                    "can"),
+        OPT("aio", aio_type, .dflt = "threads",
+            .help = "native needs cache.direct; I/O is made as it suits the kernel in any case"),
+        OPT("drop-cache", schema_bool, .dflt = "true",
+            .help = "no effect: caches are not dropped when another host has written"),
+        OPT("x-check-cache-dropped", schema_bool, .dflt = "false", UNSTABLE, .help = "no effect")),
+    FEATURES("dynamic-auto-read-only"),
+};
 
 int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err)
 {

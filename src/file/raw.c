@@ -13,8 +13,15 @@
 #include "base/checked.h"
 #include "file/drivers.h"
 #include "file/posix_file.h"
+#include "schema/define.h"
 
 #define SECTOR 512
+
+OBJECT(raw_options, "BlockdevOptionsRaw", REQ("file", block_ref_type),
+       OPT("offset", schema_bytes, .dflt = "0", .unit = "bytes", .max = INT64_MAX,
+           .help = "where the disk begins in the file"),
+       OPT("size", schema_bytes, .dflt = "up to the end of the file", .unit = "bytes",
+           .max = INT64_MAX, .help = "of the disk; a multiple of 512"));
 
 struct raw_disk {
     /* of the disk in the file */
@@ -372,6 +379,7 @@ const struct block_driver raw_driver = {
     .name = "raw",
     .instance_size = sizeof(struct raw_disk),
     .is_format = true,
+    .options = &raw_options,
     .reopen_options = (const char *const[]){"offset", "size", NULL},
     .exchanges_file = true,
     .co_reopen_prepare = raw_co_reopen_prepare,

@@ -25,6 +25,7 @@ static void commit_top_child_perm(struct block_node *node, struct block_edge *ed
 
 const struct block_driver commit_top_driver = {
     .name = "commit_top",
+    .is_internal = true,
     .instance_size = 0,
     .is_filter = true,
     .co_open = commit_top_co_open,

@@ -15,9 +15,22 @@
 #include "block/options.h"
 #include "filter/filter.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 #define MIN_CLUSTER_SIZE (64 * KiB)
 #define MAX_CLUSTER_SIZE (1 * GiB)
+
+ENUM(cbw_error_type, "OnCbwError", "break-guest-write", "break-snapshot");
+OBJECT(cbw_options, "BlockdevOptionsCbw", REQ("file", block_ref_type),
+       REQ("target", block_ref_type, .help = "where old data are copied before they are changed"),
+       OPT("bitmap", block_bitmap_ref_type,
+           .help = "what the snapshot may read; default: all of the disk"),
+       OPT("on-cbw-error", cbw_error_type, .dflt = "break-guest-write",
+           .help = "what fails if a copy fails: the write of the guest, or reads of the snapshot"),
+       OPT("cbw-timeout", schema_uint32, .dflt = "0", .unit = "seconds",
+           .help = "a copy that takes longer has failed; 0: no limit"),
+       OPT("min-cluster-size", schema_size, .dflt = "0", .unit = "bytes", .max = MAX_CLUSTER_SIZE,
+           .help = "a power of two; clusters have 64 KiB and those of the target at least"));
 
 static uint32_t node_cluster_size(struct block_node *node)
 {
@@ -343,6 +356,7 @@ static void cbw_read_node_stats(struct block_node *node, uint64_t *ret_values)
 
 const struct block_driver copy_before_write_driver = {
     .name = "copy-before-write",
+    .options = &cbw_options,
     .instance_size = sizeof(struct cbw_node),
     .is_filter = true,
     .co_open = cbw_co_open,

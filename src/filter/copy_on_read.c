@@ -19,6 +19,7 @@
 #include "co/sync.h"
 #include "copy/buffer_pool.h"
 #include "filter/filter.h"
+#include "schema/define.h"
 
 #define BOUNCE_SIZE (1 * MiB)
 
@@ -33,6 +34,10 @@ struct copy_on_read {
     /* Of the job, whose reads all are on one reactor. */
     struct buffer_pool buffers;
 };
+
+OBJECT(cor_options, "BlockdevOptionsCor", REQ("file", block_ref_type),
+       OPT("bottom", schema_str,
+           .help = "the last node of the backing chain from which data are copied; default: all"));
 
 /* --- open and close --------------------------------------------------------------------------- */
 
@@ -379,6 +384,7 @@ static int cor_co_discard(struct block_node *node, uint64_t offset, uint64_t len
 
 const struct block_driver copy_on_read_driver = {
     .name = "copy-on-read",
+    .options = &cor_options,
     .instance_size = sizeof(struct copy_on_read),
     .is_filter = true,
     .reopen_options = block_no_options,

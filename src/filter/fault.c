@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "co/co.h"
 #include "filter/filter.h"
+#include "schema/define.h"
 
 #define SCHEME "blkdebug:"
 
@@ -155,6 +156,17 @@ static int take_rule_list(struct fault *s, struct options *opts, const char *gro
     json_object_put(list);
     return r;
 }
+
+#define LIMIT(name, text) OPT(name, schema_int32, .unit = "bytes", .max = INT_MAX, .help = text)
+OBJECT(fault_options, "BlockdevOptionsBlkdebug", REQ("image", block_ref_type),
+       OPT("config", schema_str, .help = "a file with rules"),
+       OPT("align", schema_bytes, .unit = "bytes", .max = INT_MAX,
+           .help = "alignment of requests that is claimed; a power of two"),
+       LIMIT("max-transfer", "the longest request; a multiple of align, as those that follow"),
+       LIMIT("opt-write-zero", "alignment of zeroes"),
+       LIMIT("max-write-zero", "the longest zeroes"), LIMIT("opt-discard", "alignment of discards"),
+       LIMIT("max-discard", "the longest discard"), OPT("inject-error", fault_inject_type),
+       OPT("set-state", fault_set_state_type));
 
 static int take_limit(struct options *opts, const char *key, uint64_t align, uint64_t *ret_value,
                       struct error *err)
@@ -363,6 +375,7 @@ static const char *const schemes[] = {"blkdebug", NULL};
 
 const struct block_driver fault_driver = {
     .name = "blkdebug",
+    .options = &fault_options,
     .instance_size = sizeof(struct fault),
     .is_filter = true,
     .reopen_options = block_no_options,

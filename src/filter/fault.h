@@ -26,6 +26,7 @@
 #include "base/list.h"
 #include "block/event.h"
 #include "block/options.h"
+#include "schema/schema.h"
 
 enum fault_iotype {
     FAULT_IO_READ,
@@ -41,6 +42,9 @@ enum fault_iotype {
 #define FAULT_IO_DEFAULT_MASK                                                                      \
     (1u << FAULT_IO_READ | 1u << FAULT_IO_WRITE | 1u << FAULT_IO_WRITE_ZEROES |                    \
      1u << FAULT_IO_DISCARD | 1u << FAULT_IO_FLUSH)
+
+/* The options inject-error and set-state: lists of rules. */
+extern const struct schema_type fault_inject_type, fault_set_state_type;
 
 enum fault_action { FAULT_INJECT_ERROR, FAULT_SET_STATE, FAULT_BREAK };
 

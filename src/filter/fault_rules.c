@@ -9,12 +9,34 @@
 #include "base/cleanup.h"
 #include "co/sync.h"
 #include "filter/filter.h"
+#include "schema/define.h"
 
 #define SECTOR_SIZE 512
 #define ERRNO_MAX 4095u
 
-static const char *const iotype_names[] = {"read",    "write", "write-zeroes",
-                                           "discard", "flush", "block-status"};
+static const char *const iotype_names[] = {
+    "read", "write", "write-zeroes", "discard", "flush", "block-status", NULL};
+
+static const struct schema_type iotype_type = {
+    .kind = SCHEMA_ENUM, .name = "BlkdebugIOType", .values = iotype_names};
+OBJECT(inject_type, "BlkdebugInjectErrorOptions",
+       REQ("event", block_event_type, .help = "the moment at which the rule applies"),
+       OPT("state", schema_int, .dflt = "0", .max = INT32_MAX,
+           .help = "the state in which it applies; 0: all"),
+       OPT("iotype", iotype_type, .help = "default: read, write, write-zeroes, discard, flush"),
+       OPT("errno", schema_int, .dflt = "5", .max = ERRNO_MAX, .help = "the error, as on Linux"),
+       OPT("sector", schema_int, .dflt = "-1", .help = "of 512 bytes; -1: all"),
+       OPT("once", schema_bool, .dflt = "false", .help = "one error, then the rule is gone"),
+       OPT("immediately", schema_bool, .dflt = "false",
+           .help = "fail at the moment itself, not the next request"));
+OBJECT(set_state_type, "BlkdebugSetStateOptions", REQ("event", block_event_type),
+       OPT("state", schema_int, .dflt = "0", .max = INT32_MAX,
+           .help = "the state in which the rule applies; 0: all"),
+       REQ("new_state", schema_int, .max = INT32_MAX, .help = "the state from then on"));
+const struct schema_type fault_inject_type =
+    ARRAY_INIT("BlkdebugInjectErrorOptionsList", inject_type);
+const struct schema_type fault_set_state_type =
+    ARRAY_INIT("BlkdebugSetStateOptionsList", set_state_type);
 
 void fault_rules_init(struct fault_rules *r)
 {
@@ -118,7 +140,7 @@ static int take_iotypes(struct options *opts, unsigned *ret_value, struct error 
         *ret_value = FAULT_IO_DEFAULT_MASK;
         return 0;
     }
-    index = find_rule_name(iotype_names, ARRAY_SIZE(iotype_names), name);
+    index = find_rule_name(iotype_names, ARRAY_SIZE(iotype_names) - 1, name);
     if (index < 0) {
         return error_set(err, EINVAL, "Invalid iotype value \"%s\"", name);
     }

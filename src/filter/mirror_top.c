@@ -515,6 +515,7 @@ static int mirror_top_co_truncate(struct block_node *node, uint64_t size,
 
 const struct block_driver mirror_top_driver = {
     .name = "mirror_top",
+    .is_internal = true,
     .instance_size = sizeof(struct mirror_top),
     .is_filter = true,
     .co_open = mirror_top_co_open_node,

@@ -21,6 +21,7 @@
 #include "base/checked.h"
 #include "base/log.h"
 #include "filter/filter.h"
+#include "schema/define.h"
 
 #define ALIGN_DEFAULT (1 * MiB)
 #define SIZE_DEFAULT (128 * MiB)
@@ -39,6 +40,12 @@ struct preallocate {
 };
 
 /* --- options ---------------------------------------------------------------------------------- */
+
+OBJECT(preallocate_options, "BlockdevOptionsPreallocate", REQ("file", block_ref_type),
+       OPT("prealloc-align", schema_bytes, .dflt = "1 MiB", .unit = "bytes",
+           .help = "the file ends at a multiple of it"),
+       OPT("prealloc-size", schema_bytes, .dflt = "128 MiB", .unit = "bytes",
+           .help = "how much space is added past a write at the end"));
 
 static int take_room(struct options *opts, struct room *ret_room, struct error *err)
 {
@@ -240,6 +247,7 @@ static int preallocate_co_copy_from(struct block_node *node, uint64_t offset,
 
 const struct block_driver preallocate_driver = {
     .name = "preallocate",
+    .options = &preallocate_options,
     .instance_size = sizeof(struct preallocate),
     .is_filter = true,
     .reopen_options = (const char *const[]){"prealloc-align", "prealloc-size", NULL},

@@ -25,6 +25,7 @@
 #include "co/co.h"
 #include "filter/filter.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 #define CHILDREN_MAX 32
 #define TRANSFER_MAX (4 * MiB) /* each child is read into memory of its own */
@@ -501,6 +502,18 @@ static int check_quorum_options(const struct quorum *q, size_t count, struct err
     return 0;
 }
 
+ENUM(read_pattern_type, "QuorumReadPattern", "quorum", "fifo");
+OBJECT(quorum_options, "BlockdevOptionsQuorum",
+       OPT("blkverify", schema_bool, .dflt = "false",
+           .help = "end the program if two children differ; for tests"),
+       REQ("children", block_refs_type, .help = "nodes of one size with the same contents"),
+       REQ("vote-threshold", schema_int, .min = 1, .max = INT32_MAX,
+           .help = "how many children have to agree"),
+       OPT("rewrite-corrupted", schema_bool, .dflt = "false",
+           .help = "write what the majority has to the others"),
+       OPT("read-pattern", read_pattern_type, .dflt = "quorum",
+           .help = "fifo: read the first child that can be read"));
+
 static int take_settings(struct quorum *q, struct options *opts, struct error *err)
 {
     static const char *const patterns[] = {"quorum", "fifo", NULL};
@@ -626,6 +639,7 @@ static void quorum_child_perm(struct block_node *node, struct block_edge *edge,
 
 const struct block_driver quorum_driver = {
     .name = "quorum",
+    .options = &quorum_options,
     .instance_size = sizeof(struct quorum),
     .co_open = quorum_co_open,
     .co_close = quorum_co_close,

@@ -15,6 +15,7 @@
 #include "filter/filter.h"
 #include "filter/throttle_group.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 /* How soon a request that waits notices a drain. */
 #define LOOK_NS (10 * NS_PER_MS)
@@ -24,6 +25,10 @@ struct throttle {
     struct throttle_group *group;
     struct user_object *object; /* referenced: keeps the group */
 };
+
+OBJECT(throttle_options, "BlockdevOptionsThrottle",
+       REQ("throttle-group", schema_str, .help = "id of the object with the limits"),
+       REQ("file", block_ref_type));
 
 static int throttle_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
@@ -131,6 +136,7 @@ static int throttle_co_copy_from(struct block_node *node, uint64_t offset,
 
 const struct block_driver throttle_driver = {
     .name = "throttle",
+    .options = &throttle_options,
     .instance_size = sizeof(struct throttle),
     .is_filter = true,
     .co_open = throttle_co_open,

@@ -18,6 +18,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "filter/filter.h"
+#include "schema/define.h"
 
 #define SCHEME "blkverify:"
 #define TRANSFER_MAX (4 * MiB) /* the reference is read into memory of its own */
@@ -150,6 +151,10 @@ static int co_open_test(struct block_node *node, struct options *opts, struct bl
                  : block_co_open_child(node, opts, "test", BLOCK_ROLE_DATA, false, ret_edge, err);
 }
 
+OBJECT(verify_options, "BlockdevOptionsBlkverify",
+       REQ("test", block_ref_type, .help = "the image that is tested"),
+       REQ("raw", block_ref_type, .help = "what it is compared with"));
+
 static int verify_co_open(struct block_node *node, struct options *opts, struct error *err)
 {
     struct verify *v = node->opaque;
@@ -254,6 +259,7 @@ static const char *const verify_schemes[] = {"blkverify", NULL};
 
 const struct block_driver verify_driver = {
     .name = "blkverify",
+    .options = &verify_options,
     .instance_size = sizeof(struct verify),
     .schemes = verify_schemes,
     .parse_filename = verify_parse_filename,

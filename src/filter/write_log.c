@@ -26,6 +26,7 @@
 #include "base/cleanup.h"
 #include "block/options.h"
 #include "filter/filter.h"
+#include "schema/define.h"
 
 #define LOG_MAGIC 0x6a736677736872ULL
 #define LOG_VERSION 1u
@@ -187,6 +188,14 @@ static int co_skip_entries(struct write_log *s, struct error *err)
 }
 
 /* --- open, close ------------------------------------------------------------------------------ */
+
+OBJECT(write_log_options, "BlockdevOptionsBlklogwrites", REQ("file", block_ref_type),
+       REQ("log", block_ref_type, .help = "where all writes are recorded, in the order made"),
+       OPT("log-sector-size", schema_uint32, .dflt = "512", .unit = "bytes", .min = MIN_SECTOR_SIZE,
+           .max = MAX_SECTOR_SIZE, .help = "a power of two"),
+       OPT("log-append", schema_bool, .dflt = "false", .help = "continue the log that is there"),
+       OPT("log-super-update-interval", schema_uint64, .dflt = "4096", .min = 1, .max = UINT64_MAX,
+           .help = "after how many writes the superblock of the log is written"));
 
 static int take_log_options(struct write_log *s, struct options *opts, bool *ret_append,
                             struct error *err)
@@ -391,6 +400,7 @@ static int write_log_co_flush(struct block_node *node)
 /* A resize is not logged: the format has no entry for it. */
 const struct block_driver write_log_driver = {
     .name = "blklogwrites",
+    .options = &write_log_options,
     .instance_size = sizeof(struct write_log),
     .is_filter = true,
     .co_open = write_log_co_open,

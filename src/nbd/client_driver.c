@@ -17,6 +17,7 @@
 #include "nbd/client.h"
 #include "nbd/nbd.h"
 #include "nbd/proto.h"
+#include "schema/define.h"
 #include "tls/tls.h"
 
 /* Limit of one connect, handshake included. */
@@ -110,6 +111,30 @@ static int nbd_parse_filename(const char *filename, struct options *opts, struct
     }
     return 0;
 }
+
+ENUM(server_type, "NbdClientAddressType", "inet", "unix");
+OBJECT(server_inet_type, "NbdClientAddressInet", REQ("host", schema_str), REQ("port", schema_str));
+OBJECT(server_unix_type, "NbdClientAddressUnix", REQ("path", schema_str));
+static const struct schema_type server_address_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "NbdClientAddress",
+    .members = MEMBERS(REQ("type", server_type)),
+    .tag = "type",
+    .variants = (const struct schema_variant[]){{"inet", &server_inet_type},
+                                                {"unix", &server_unix_type},
+                                                {NULL, NULL}},
+};
+OBJECT(nbd_options, "BlockdevOptionsNbd", REQ("server", server_address_type),
+       OPT("export", schema_str, .dflt = "\"\"", .help = "name of the export"),
+       OPT("tls-creds", schema_str, .help = "id of TLS credentials of a client; default: no TLS"),
+       OPT("tls-hostname", schema_str,
+           .help = "the name in the server's certificate; default: the host"),
+       OPT("x-dirty-bitmap", schema_str, UNSTABLE,
+           .help = "a metadata context that block status shows in place of base:allocation"),
+       OPT("reconnect-delay", schema_uint32, .dflt = "0", .unit = "seconds",
+           .help = "after the connection is lost, requests wait so long for the next"),
+       OPT("open-timeout", schema_uint32, .dflt = "0", .unit = "seconds",
+           .help = "how long to try to connect at first; 0: once"));
 
 /* `server.type=unix,server.path=...` or `server.type=inet,server.host=...,server.port=...`. */
 static int take_server_address(struct options *server, struct nbd_address *a, struct error *err)
@@ -508,6 +533,7 @@ static void nbd_node_read_stats(struct block_node *node, uint64_t *ret_values)
 
 static const struct block_driver nbd_driver = {
     .name = "nbd",
+    .options = &nbd_options,
     .instance_size = sizeof(struct nbd_node),
     .is_protocol = true,
     .flushes_always = true,

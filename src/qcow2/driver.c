@@ -19,6 +19,7 @@
 #include "qcow2/info.h"
 #include "qcow2/make_empty.h"
 #include "qcow2/open.h"
+#include "qcow2/options.h"
 #include "qcow2/reopen.h"
 #include "qcow2/resize.h"
 #include "qcow2/snapshot/snapshot.h"
@@ -273,6 +274,7 @@ static int probe(const uint8_t *head, size_t size)
 
 static const struct block_driver qcow2_driver = {
     .name = "qcow2",
+    .options = &qcow2_options_type,
     .instance_size = sizeof(struct qcow2),
     .is_format = true,
     .probe = probe,

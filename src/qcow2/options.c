@@ -11,11 +11,67 @@
 #include <string.h>
 
 #include "base/cleanup.h"
+#include "schema/define.h"
 
 #define L2_CACHE_DEFAULT (32 * MiB)
 #define L2_SLICE_DEFAULT 4096
 #define REF_CACHE_DEFAULT (8 * MiB)
 #define CLEAN_INTERVAL_DEFAULT 600
+
+/* --- types ----------------------------------------------------------------------------------- */
+
+ENUM(overlap_mode_type, "Qcow2OverlapCheckMode", "none", "constant", "cached", "all");
+OBJECT(overlap_flags_type, "Qcow2OverlapCheckFlags",
+       OPT("template", overlap_mode_type, .dflt = "cached", .help = "what the others default to"),
+       OPT("main-header", schema_bool), OPT("active-l1", schema_bool),
+       OPT("active-l2", schema_bool), OPT("refcount-table", schema_bool),
+       OPT("refcount-block", schema_bool), OPT("snapshot-table", schema_bool),
+       OPT("inactive-l1", schema_bool), OPT("inactive-l2", schema_bool),
+       OPT("bitmap-directory", schema_bool));
+static const struct schema_type overlap_type = {
+    .kind = SCHEMA_ALTERNATE,
+    .name = "Qcow2OverlapChecks",
+    .choice = (const struct schema_type *const[]){&overlap_flags_type, &overlap_mode_type, NULL},
+};
+
+ENUM(encrypt_format_type, "BlockdevQcow2EncryptionFormat", "aes");
+OBJECT(encrypt_aes_type, "QCryptoBlockOptionsQCow",
+       OPT("key-secret", schema_str,
+           .help = "id of the secret; required unless only metadata are "
+                   "read"));
+static const struct schema_type encrypt_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "BlockdevQcow2Encryption",
+    .members = MEMBERS(REQ("format", encrypt_format_type)),
+    .tag = "format",
+    .variants = (const struct schema_variant[]){{"aes", &encrypt_aes_type}, {NULL, NULL}},
+};
+
+const struct schema_type qcow2_options_type = OBJECT_INIT(
+    "BlockdevOptionsQcow2", REQ("file", block_ref_type),
+    OPT("backing", block_ref_or_null_type,
+        .help = "default: the file that the image records; null: none"),
+    OPT("lazy-refcounts", schema_bool, .dflt = "as the image says",
+        .help = "write refcounts late; after a crash they are repaired"),
+    OPT("pass-discard-request", schema_bool, .dflt = "as discard",
+        .help = "discard clusters that guests discard in the file, too"),
+    OPT("pass-discard-snapshot", schema_bool, .dflt = "true",
+        .help = "likewise clusters that a deleted snapshot frees"),
+    OPT("pass-discard-other", schema_bool, .dflt = "false", .help = "likewise all others"),
+    OPT("discard-no-unref", schema_bool, .dflt = "false",
+        .help = "guests' discards keep the clusters allocated, against fragments"),
+    OPT("overlap-check", overlap_type, .dflt = "cached",
+        .help = "which metadata each write is checked against"),
+    OPT("cache-size", schema_bytes, .unit = "bytes", .help = "of both caches together"),
+    OPT("l2-cache-size", schema_bytes, .dflt = "32 MiB, at most what the disk needs",
+        .unit = "bytes"),
+    OPT("l2-cache-entry-size", schema_bytes, .dflt = "4 KiB, at most a cluster", .unit = "bytes",
+        .min = 512, .max = 2 * MiB, .help = "a power of two up to the cluster size"),
+    OPT("refcount-cache-size", schema_bytes, .dflt = "8 MiB", .unit = "bytes"),
+    OPT("cache-clean-interval", schema_int, .dflt = "600", .unit = "seconds", .max = UINT_MAX,
+        .help = "release cache entries that were not used for so long; 0: never"),
+    OPT("encrypt", encrypt_type),
+    OPT("data-file", block_ref_type, .help = "default: the file that the image records"));
 
 /* --- caches ---------------------------------------------------------------------------------- */
 

@@ -4,11 +4,15 @@
 
 #include "block/options.h"
 #include "qcow2/image.h"
+#include "schema/schema.h"
 
 /* Options that are needed only to make the caches; bytes. */
 struct qcow2_cache_options {
     uint64_t slice, ref_bytes;
 };
+
+/* BlockdevOptionsQcow2 */
+extern const struct schema_type qcow2_options_type;
 
 /* Take the options of an image whose header was read. -EINVAL. Does not yield. */
 int qcow2_take_options(struct qcow2 *q, struct options *opts,

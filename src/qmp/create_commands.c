@@ -7,6 +7,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/block.h"
+#include "block/option_types.h"
 #include "block/options.h"
 #include "job/create.h"
 #include "qmp/commands.h"
@@ -15,9 +16,6 @@
 
 /* --- types ------------------------------------------------------------------------------------ */
 
-ENUM(create_driver, "BlockdevDriver", "blkdebug", "blklogwrites", "bochs", "compress",
-     "copy-before-write", "copy-on-read", "file", "host_cdrom", "host_device", "nbd", "null-aio",
-     "null-co", "qcow2", "quorum", "raw", "snapshot-access");
 ENUM(create_preallocation, "PreallocMode", "off", "metadata", "falloc", "full");
 ENUM(create_version, "BlockdevQcow2Version", "v2", "v3");
 ENUM(create_compression, "Qcow2CompressionType", "zlib", "zstd");
@@ -25,17 +23,17 @@ ENUM(create_compression, "Qcow2CompressionType", "zlib", "zstd");
 OBJECT(create_file, "BlockdevCreateOptionsFile", REQ("filename", qmp_str), REQ("size", qmp_size),
        OPT("preallocation", create_preallocation), OPT("nocow", qmp_bool),
        OPT("extent-size-hint", qmp_size));
-/* The nodes `file` and `data-file`: names, or what blockdev-add takes. */
-OBJECT(create_qcow2, "BlockdevCreateOptionsQcow2", REQ("file", qmp_any), OPT("data-file", qmp_any),
-       OPT("data-file-raw", qmp_bool), OPT("extended-l2", qmp_bool), REQ("size", qmp_size),
-       OPT("version", create_version), OPT("backing-file", qmp_str),
-       OPT("backing-fmt", create_driver), OPT("cluster-size", qmp_size),
-       OPT("preallocation", create_preallocation), OPT("lazy-refcounts", qmp_bool),
-       OPT("refcount-bits", qmp_int), OPT("compression-type", create_compression));
+OBJECT(create_qcow2, "BlockdevCreateOptionsQcow2", REQ("file", block_ref_type),
+       OPT("data-file", block_ref_type), OPT("data-file-raw", qmp_bool),
+       OPT("extended-l2", qmp_bool), REQ("size", qmp_size), OPT("version", create_version),
+       OPT("backing-file", qmp_str), OPT("backing-fmt", block_driver_names_type),
+       OPT("cluster-size", qmp_size), OPT("preallocation", create_preallocation),
+       OPT("lazy-refcounts", qmp_bool), OPT("refcount-bits", qmp_int),
+       OPT("compression-type", create_compression));
 static const struct qmp_type create_options = {
     .kind = QMP_OBJECT,
     .name = "BlockdevCreateOptions",
-    .members = MEMBERS(REQ("driver", create_driver)),
+    .members = MEMBERS(REQ("driver", block_driver_names_type)),
     .tag = "driver",
     .variants = (const struct qmp_variant[]){{"file", &create_file},
                                              {"qcow2", &create_qcow2},
@@ -44,7 +42,7 @@ static const struct qmp_type create_options = {
 const struct qmp_type qmp_type_blockdev_create = OBJECT_INIT(
     "q_obj_blockdev-create-arg", REQ("job-id", qmp_str), REQ("options", create_options));
 
-OBJECT(amend_options, "BlockdevAmendOptions", REQ("driver", create_driver));
+OBJECT(amend_options, "BlockdevAmendOptions", REQ("driver", block_driver_names_type));
 const struct qmp_type qmp_type_blockdev_amend =
     OBJECT_INIT("q_obj_x-blockdev-amend-arg", REQ("job-id", qmp_str), REQ("node-name", qmp_str),
                 REQ("options", amend_options));

@@ -25,11 +25,10 @@ const struct qmp_type qmp_type_snapshot =
     OBJECT_INIT("BlockdevSnapshot", REQ("node", qmp_str), REQ("overlay", qmp_str));
 const struct qmp_type qmp_type_snapshot_wrapper =
     OBJECT_INIT("BlockdevSnapshotWrapper", REQ("data", qmp_type_snapshot));
-ENUM(new_image_mode, "NewImageMode", "existing", "absolute-paths");
 const struct qmp_type qmp_type_snapshot_sync =
     OBJECT_INIT("BlockdevSnapshotSync", OPT("device", qmp_str), OPT("node-name", qmp_str),
                 REQ("snapshot-file", qmp_str), OPT("snapshot-node-name", qmp_str),
-                OPT("format", qmp_str), OPT("mode", new_image_mode));
+                OPT("format", qmp_str), OPT("mode", qmp_type_new_image_mode));
 const struct qmp_type qmp_type_snapshot_sync_wrapper =
     OBJECT_INIT("BlockdevSnapshotSyncWrapper", REQ("data", qmp_type_snapshot_sync));
 

@@ -8,7 +8,7 @@
 
 #include "qmp/table.h"
 
-static void add_type(struct json_object *out, const struct qmp_type *type);
+static void add_type(struct json_object *out, const struct schema_type *type);
 
 static struct json_object *named(const char *key, const char *value)
 {
@@ -24,20 +24,34 @@ static void put_text(struct json_object *o, const char *key, const char *value)
 }
 
 /* The name of a type. An array is called "[element]", which is written to `buf`. */
-static const char *type_name(const struct qmp_type *type, char *buf, size_t size)
+static const char *type_name(const struct schema_type *type, char *buf, size_t size)
 {
-    if (type->kind != QMP_ARRAY) {
+    if (type->kind != SCHEMA_ARRAY) {
         return type->name;
     }
     snprintf(buf, size, "[%s]", type->element->name);
     return buf;
 }
 
-static void put_type(struct json_object *o, const char *key, const struct qmp_type *type)
+static void put_type(struct json_object *o, const char *key, const struct schema_type *type)
 {
     char buf[96];
 
     put_text(o, key, type_name(type, buf, sizeof(buf)));
+}
+
+static void put_features(struct json_object *o, const char *const *features)
+{
+    struct json_object *list;
+
+    if (!features) {
+        return;
+    }
+    list = json_object_new_array();
+    for (; *features; features++) {
+        json_object_array_add(list, json_object_new_string(*features));
+    }
+    json_object_object_add(o, "features", list);
 }
 
 static bool is_listed(struct json_object *out, const char *name)
@@ -50,40 +64,48 @@ static bool is_listed(struct json_object *out, const char *name)
     return false;
 }
 
-static struct json_object *members_json(const struct qmp_type *type)
+static struct json_object *members_json(const struct schema_type *type)
 {
     struct json_object *members = json_object_new_array();
 
-    for (const struct qmp_member *m = type->members; m->name; m++) {
+    for (const struct schema_member *m = type->members; m->name; m++) {
         struct json_object *o = named("name", m->name);
 
         put_type(o, "type", m->type);
         if (m->optional) {
             json_object_object_add(o, "default", NULL);
         }
+        put_features(o, m->features);
         json_object_array_add(members, o);
     }
     return members;
 }
 
-static struct json_object *variants_json(const struct qmp_type *type)
+static const char *const *tag_values(const struct schema_type *type)
+{
+    return schema_values_of(schema_find_member(type, type->tag)->type);
+}
+
+/* Each value of the tag is a case, also those that add no members. */
+static struct json_object *variants_json(const struct schema_type *type)
 {
     struct json_object *variants = json_object_new_array();
 
-    for (const struct qmp_variant *v = type->variants; v->value; v++) {
-        struct json_object *o = named("case", v->value);
+    for (const char *const *value = tag_values(type); *value; value++) {
+        const struct schema_type *variant = schema_find_variant(type, *value);
+        struct json_object *o = named("case", *value);
 
-        put_type(o, "type", v->type);
+        put_type(o, "type", variant ? variant : &schema_empty);
         json_object_array_add(variants, o);
     }
     return variants;
 }
 
-static void describe_enum(struct json_object *o, const struct qmp_type *type)
+static void describe_enum(struct json_object *o, const struct schema_type *type)
 {
     struct json_object *members = json_object_new_array(), *values = json_object_new_array();
 
-    for (const char *const *v = type->values; *v; v++) {
+    for (const char *const *v = schema_values_of(type); *v; v++) {
         json_object_array_add(members, named("name", *v));
         json_object_array_add(values, json_object_new_string(*v));
     }
@@ -91,7 +113,7 @@ static void describe_enum(struct json_object *o, const struct qmp_type *type)
     json_object_object_add(o, "values", values);
 }
 
-static void describe_object(struct json_object *o, const struct qmp_type *type)
+static void describe_object(struct json_object *o, const struct schema_type *type)
 {
     json_object_object_add(o, "members", members_json(type));
     if (type->tag) {
@@ -100,11 +122,11 @@ static void describe_object(struct json_object *o, const struct qmp_type *type)
     }
 }
 
-static void describe_alternate(struct json_object *o, const struct qmp_type *type)
+static void describe_alternate(struct json_object *o, const struct schema_type *type)
 {
     struct json_object *members = json_object_new_array();
 
-    for (const struct qmp_type *const *t = type->choice; *t; t++) {
+    for (const struct schema_type *const *t = type->choice; *t; t++) {
         struct json_object *member = json_object_new_object();
 
         put_type(member, "type", *t);
@@ -113,47 +135,50 @@ static void describe_alternate(struct json_object *o, const struct qmp_type *typ
     json_object_object_add(o, "members", members);
 }
 
-static const char *meta_type(enum qmp_kind kind)
+static const char *meta_type(enum schema_kind kind)
 {
     switch (kind) {
-    case QMP_ENUM:
+    case SCHEMA_ENUM:
         return "enum";
-    case QMP_ARRAY:
+    case SCHEMA_ARRAY:
         return "array";
-    case QMP_OBJECT:
+    case SCHEMA_OBJECT:
         return "object";
-    case QMP_ALTERNATE:
+    case SCHEMA_ALTERNATE:
         return "alternate";
     default:
         return "builtin";
     }
 }
 
-static void describe_type(struct json_object *o, const struct qmp_type *type)
+static void describe_type(struct json_object *o, const struct schema_type *type)
 {
     switch (type->kind) {
-    case QMP_STR:
+    case SCHEMA_STR:
         put_text(o, "json-type", "string");
         break;
-    case QMP_BOOL:
+    case SCHEMA_BOOL:
         put_text(o, "json-type", "boolean");
         break;
-    case QMP_NUMBER:
+    case SCHEMA_NUMBER:
         put_text(o, "json-type", "number");
         break;
-    case QMP_ANY:
+    case SCHEMA_NULL:
+        put_text(o, "json-type", "null");
+        break;
+    case SCHEMA_ANY:
         put_text(o, "json-type", "value");
         break;
-    case QMP_ENUM:
+    case SCHEMA_ENUM:
         describe_enum(o, type);
         break;
-    case QMP_ARRAY:
+    case SCHEMA_ARRAY:
         put_type(o, "element-type", type->element);
         break;
-    case QMP_OBJECT:
+    case SCHEMA_OBJECT:
         describe_object(o, type);
         break;
-    case QMP_ALTERNATE:
+    case SCHEMA_ALTERNATE:
         describe_alternate(o, type);
         break;
     default:
@@ -162,23 +187,26 @@ static void describe_type(struct json_object *o, const struct qmp_type *type)
 }
 
 /* Add the types that a type mentions. */
-static void add_parts(struct json_object *out, const struct qmp_type *type)
+static void add_parts(struct json_object *out, const struct schema_type *type)
 {
-    for (const struct qmp_member *m = type->members; m && m->name; m++) {
+    for (const struct schema_member *m = type->members; m && m->name; m++) {
         add_type(out, m->type);
     }
-    for (const struct qmp_variant *v = type->variants; v && v->value; v++) {
+    for (const struct schema_variant *v = schema_variants_of(type); v && v->value; v++) {
         add_type(out, v->type);
     }
-    for (const struct qmp_type *const *t = type->choice; t && *t; t++) {
+    for (const struct schema_type *const *t = type->choice; t && *t; t++) {
         add_type(out, *t);
     }
     if (type->element) {
         add_type(out, type->element);
     }
+    if (type->tag) {
+        add_type(out, &schema_empty);
+    }
 }
 
-static void add_type(struct json_object *out, const struct qmp_type *type)
+static void add_type(struct json_object *out, const struct schema_type *type)
 {
     char buf[96];
     const char *name = type_name(type, buf, sizeof(buf));
@@ -189,6 +217,7 @@ static void add_type(struct json_object *out, const struct qmp_type *type)
     }
     o = named("name", name);
     put_text(o, "meta-type", meta_type(type->kind));
+    put_features(o, type->features);
     describe_type(o, type);
     json_object_array_add(out, o);
     add_parts(out, type);

@@ -3,29 +3,39 @@
 #include "qmp/define.h"
 #include "qmp/types.h"
 
-ENUM(job_type, "JobType", "commit", "stream", "mirror", "backup", "create", "amend",
-     "snapshot-load", "snapshot-save", "snapshot-delete");
+const struct qmp_type qmp_type_job_type =
+    ENUM_INIT("JobType", "commit", "stream", "mirror", "backup", "create", "amend", "snapshot-load",
+              "snapshot-save", "snapshot-delete");
 ENUM(status, "JobStatus", "undefined", "created", "running", "paused", "ready", "standby",
      "waiting", "pending", "aborting", "concluded", "null");
-ENUM(io_status, "BlockDeviceIoStatus", "ok", "failed", "nospace");
+const struct qmp_type qmp_type_io_status =
+    ENUM_INIT("BlockDeviceIoStatus", "ok", "failed", "nospace");
 ENUM(operation, "IoOperationType", "read", "write");
 ENUM(error_action, "BlockErrorAction", "ignore", "report", "stop");
 const struct qmp_type qmp_type_on_error =
     ENUM_INIT("BlockdevOnError", "report", "ignore", "enospc", "stop", "auto");
+const struct qmp_type qmp_type_sync_mode =
+    ENUM_INIT("MirrorSyncMode", "top", "full", "none", "incremental", "bitmap");
+const struct qmp_type qmp_type_bitmap_mode =
+    ENUM_INIT("BitmapSyncMode", "on-success", "never", "always");
+const struct qmp_type qmp_type_new_image_mode =
+    ENUM_INIT("NewImageMode", "existing", "absolute-paths");
 
-OBJECT(job_info, "JobInfo", REQ("id", qmp_str), REQ("type", job_type), REQ("status", status),
-       REQ("current-progress", qmp_int), REQ("total-progress", qmp_int), OPT("error", qmp_str));
+OBJECT(job_info, "JobInfo", REQ("id", qmp_str), REQ("type", qmp_type_job_type),
+       REQ("status", status), REQ("current-progress", qmp_int), REQ("total-progress", qmp_int),
+       OPT("error", qmp_str));
 const struct qmp_type qmp_type_job_infos = ARRAY_INIT("JobInfoList", job_info);
 
 OBJECT(mirror_info, "BlockJobInfoMirror", REQ("actively-synced", qmp_bool));
 static const struct qmp_type block_job_info = {
     .kind = QMP_OBJECT,
     .name = "BlockJobInfo",
-    .members = MEMBERS(REQ("type", job_type), REQ("device", qmp_str), REQ("len", qmp_int),
-                       REQ("offset", qmp_int), REQ("busy", qmp_bool), REQ("paused", qmp_bool),
-                       REQ("speed", qmp_int), REQ("io-status", io_status), REQ("ready", qmp_bool),
-                       REQ("status", status), REQ("auto-finalize", qmp_bool),
-                       REQ("auto-dismiss", qmp_bool), OPT("error", qmp_str)),
+    .members =
+        MEMBERS(REQ("type", qmp_type_job_type), REQ("device", qmp_str), REQ("len", qmp_int),
+                REQ("offset", qmp_int), REQ("busy", qmp_bool), REQ("paused", qmp_bool),
+                REQ("speed", qmp_int), REQ("io-status", qmp_type_io_status), REQ("ready", qmp_bool),
+                REQ("status", status), REQ("auto-finalize", qmp_bool),
+                REQ("auto-dismiss", qmp_bool), OPT("error", qmp_str)),
     .tag = "type",
     .variants = (const struct qmp_variant[]){{"mirror", &mirror_info}, {NULL, NULL}},
 };
@@ -44,15 +54,15 @@ const struct qmp_type qmp_type_block_job_speed =
 /* --- events ----------------------------------------------------------------------------------- */
 
 const struct qmp_type qmp_type_block_job_event =
-    OBJECT_INIT("q_obj_BLOCK_JOB_READY-arg", REQ("type", job_type), REQ("device", qmp_str),
+    OBJECT_INIT("q_obj_BLOCK_JOB_READY-arg", REQ("type", qmp_type_job_type), REQ("device", qmp_str),
                 REQ("len", qmp_int), REQ("offset", qmp_int), REQ("speed", qmp_int));
 const struct qmp_type qmp_type_block_job_completed = OBJECT_INIT(
-    "q_obj_BLOCK_JOB_COMPLETED-arg", REQ("type", job_type), REQ("device", qmp_str),
+    "q_obj_BLOCK_JOB_COMPLETED-arg", REQ("type", qmp_type_job_type), REQ("device", qmp_str),
     REQ("len", qmp_int), REQ("offset", qmp_int), REQ("speed", qmp_int), OPT("error", qmp_str));
 const struct qmp_type qmp_type_block_job_error =
     OBJECT_INIT("q_obj_BLOCK_JOB_ERROR-arg", REQ("device", qmp_str), REQ("operation", operation),
                 REQ("action", error_action));
 const struct qmp_type qmp_type_block_job_pending =
-    OBJECT_INIT("q_obj_BLOCK_JOB_PENDING-arg", REQ("type", job_type), REQ("id", qmp_str));
+    OBJECT_INIT("q_obj_BLOCK_JOB_PENDING-arg", REQ("type", qmp_type_job_type), REQ("id", qmp_str));
 const struct qmp_type qmp_type_job_status_change =
     OBJECT_INIT("q_obj_JOB_STATUS_CHANGE-arg", REQ("id", qmp_str), REQ("status", status));

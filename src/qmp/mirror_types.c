@@ -6,10 +6,7 @@
 #include "qmp/define.h"
 #include "qmp/types.h"
 
-ENUM(mirror_sync, "MirrorSyncMode", "top", "full", "none", "incremental", "bitmap");
 ENUM(mirror_copy_mode, "MirrorCopyMode", "background", "write-blocking");
-ENUM(mirror_bitmap_mode, "BitmapSyncMode", "on-success", "never", "always");
-ENUM(mirror_image_mode, "NewImageMode", "existing", "absolute-paths");
 
 OBJECT(mirror_restart, "TidemarkMirrorRestart", REQ("bitmap", qmp_str),
        OPT("target-changes", qmp_str));
@@ -17,27 +14,25 @@ OBJECT(mirror_restart, "TidemarkMirrorRestart", REQ("bitmap", qmp_str),
 /* What both commands have. */
 #define COMMON                                                                                     \
     OPT("job-id", qmp_str), REQ("device", qmp_str), REQ("target", qmp_str),                        \
-        OPT("replaces", qmp_str), REQ("sync", mirror_sync), OPT("speed", qmp_int),                 \
+        OPT("replaces", qmp_str), REQ("sync", qmp_type_sync_mode), OPT("speed", qmp_int),          \
         OPT("granularity", qmp_uint32), OPT("buf-size", qmp_int),                                  \
         OPT("on-source-error", qmp_type_on_error), OPT("on-target-error", qmp_type_on_error),      \
         OPT("copy-mode", mirror_copy_mode), OPT("auto-finalize", qmp_bool),                        \
         OPT("auto-dismiss", qmp_bool), OPT("bitmap", qmp_str),                                     \
-        OPT("bitmap-mode", mirror_bitmap_mode)
+        OPT("bitmap-mode", qmp_type_bitmap_mode)
 
 const struct qmp_type qmp_type_blockdev_mirror =
     OBJECT_INIT("q_obj_blockdev-mirror-arg", COMMON, OPT("filter-node-name", qmp_str),
                 OPT("target-is-zero", qmp_bool), OPT("x-restart", mirror_restart));
 const struct qmp_type qmp_type_drive_mirror =
     OBJECT_INIT("DriveMirror", COMMON, OPT("format", qmp_str), OPT("node-name", qmp_str),
-                OPT("mode", mirror_image_mode), OPT("unmap", qmp_bool));
+                OPT("mode", qmp_type_new_image_mode), OPT("unmap", qmp_bool));
 
-ENUM(changed_job_type, "JobType", "commit", "stream", "mirror", "backup", "create", "amend",
-     "snapshot-load", "snapshot-save", "snapshot-delete");
 OBJECT(mirror_change, "BlockJobChangeOptionsMirror", REQ("copy-mode", mirror_copy_mode));
 const struct qmp_type qmp_type_block_job_change = {
     .kind = QMP_OBJECT,
     .name = "BlockJobChangeOptions",
-    .members = MEMBERS(REQ("id", qmp_str), REQ("type", changed_job_type)),
+    .members = MEMBERS(REQ("id", qmp_str), REQ("type", qmp_type_job_type)),
     .tag = "type",
     .variants = (const struct qmp_variant[]){{"mirror", &mirror_change}, {NULL, NULL}},
 };

@@ -1,79 +1,36 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Types of QMP: what commands take and return, and what events carry. One table of types
- * (qmp/table.c) validates arguments, finds the command, and answers query-qmp-schema.
- *
- * The form follows QEMU's QAPI (docs/devel/qapi-code-gen): an object has members, and may be a flat
- * union: the value of its member `tag` chooses a variant, whose members belong to the same object.
- * Nothing here yields.
- */
+/* Arguments that have passed the check of their type (schema/schema.h). Nothing here yields. */
 #ifndef TIDEMARK_QMP_SCHEMA_H
 #define TIDEMARK_QMP_SCHEMA_H
 
-#include <json-c/json.h>
-#include <stdbool.h>
-#include <stddef.h>
+#include "block/options.h"
+#include "schema/schema.h"
 
-#include "base/error.h"
-
-enum qmp_kind {
-    QMP_STR,
-    QMP_BOOL,
-    QMP_INT,    /* 64-bit signed */
-    QMP_UINT32, /* "int" in query-qmp-schema */
-    QMP_SIZE,   /* 64-bit unsigned; "4k" on a command line; "int" in query-qmp-schema */
-    QMP_NUMBER, /* integer or fraction */
-    QMP_ANY,
-    QMP_ENUM,
-    QMP_ARRAY,
-    QMP_OBJECT,
-    QMP_ALTERNATE, /* one of several types, distinguished by their JSON type */
-};
-
-struct qmp_type;
-
-struct qmp_member {
-    const char *name; /* NULL ends the array */
-    const struct qmp_type *type;
-    bool optional;
-};
-
-struct qmp_variant {
-    const char *value; /* of the tag; NULL ends the array */
-    const struct qmp_type *type;
-};
-
-struct qmp_type {
-    enum qmp_kind kind;
-    const char *name;
-    const char *const *values;            /* QMP_ENUM; ends with NULL */
-    const struct qmp_type *element;       /* QMP_ARRAY */
-    const struct qmp_type *const *choice; /* QMP_ALTERNATE; ends with NULL */
-    const struct qmp_member *members;     /* QMP_OBJECT */
-    const char *tag;                      /* QMP_OBJECT: a flat union */
-    const struct qmp_variant *variants;   /* tag values without a variant add no members */
-    /* QMP_OBJECT: further members are allowed here, and checked elsewhere (node options) */
-    bool open;
-};
-
-extern const struct qmp_type qmp_str, qmp_bool, qmp_int, qmp_uint32, qmp_size, qmp_number, qmp_any,
-    qmp_empty;
+/* The names that types had when they belonged to this layer. */
+#define qmp_type schema_type
+#define qmp_member schema_member
+#define qmp_variant schema_variant
+#define qmp_str schema_str
+#define qmp_bool schema_bool
+#define qmp_int schema_int
+#define qmp_uint32 schema_uint32
+#define qmp_size schema_size
+#define qmp_number schema_number
+#define qmp_any schema_any
+#define qmp_empty schema_empty
+#define qmp_check schema_check
+#define QMP_OBJECT SCHEMA_OBJECT
+#define QMP_ENUM SCHEMA_ENUM
+#define QMP_ARRAY SCHEMA_ARRAY
+#define QMP_ALTERNATE SCHEMA_ALTERNATE
+#define QMP_CHECK_KEYVAL SCHEMA_CHECK_KEYVAL
 
 /*
- * Values are text from `key=value,...`: "on" is true, "4k" is 4096, and an object with the keys 0,
- * 1, ... is an array. They are converted in place.
+ * Convert an option of a command line, `key=value,...` or JSON, to arguments, and check them.
+ * *ret_args gets a new reference. Errors of schema_check().
  */
-enum qmp_check_flags { QMP_CHECK_KEYVAL = 1 << 0 };
-
-/*
- * Check the object `value` against the object type `type`; `flags`: of enum qmp_check_flags. 0 or
- * -EINVAL. Errors name the parameter by its path ("actions[1].data.name") and have the wording of
- * QEMU's.
- */
-int qmp_check(const struct qmp_type *type, struct json_object *value, unsigned flags,
-              struct error *err);
-
-/* --- arguments that passed the check ---------------------------------------------------------- */
+int qmp_args_of_options(const struct schema_type *type, const struct options *opts,
+                        struct json_object **ret_args, struct error *err);
 
 /* The value of a member; NULL or `dflt` if it is absent. Strings and objects are borrowed. */
 const char *qmp_get_str(struct json_object *args, const char *name);

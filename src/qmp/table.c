@@ -5,6 +5,7 @@
  */
 #include "qmp/table.h"
 
+#include "block/option_types.h"
 #include "qmp/commands.h"
 #include "qmp/define.h"
 #include "qmp/types.h"
@@ -91,13 +92,12 @@ OBJECT(device_stats, "BlockDeviceStats", REQ("rd_bytes", qmp_int), REQ("wr_bytes
        REQ("timed_stats", timed_stats_list), OPT("rd_latency_histogram", latency_histogram),
        OPT("wr_latency_histogram", latency_histogram),
        OPT("flush_latency_histogram", latency_histogram));
-ENUM(stats_driver, "BlockdevDriver", "file", "host_device");
 OBJECT(file_stats, "BlockStatsSpecificFile", REQ("discard-nb-ok", qmp_int),
        REQ("discard-nb-failed", qmp_int), REQ("discard-bytes-ok", qmp_int));
 static const struct qmp_type specific_stats = {
     .kind = QMP_OBJECT,
     .name = "BlockStatsSpecific",
-    .members = MEMBERS(REQ("driver", stats_driver)),
+    .members = MEMBERS(REQ("driver", block_driver_names_type)),
     .tag = "driver",
     .variants = (const struct qmp_variant[]){{"file", &file_stats},
                                              {"host_device", &file_stats},
@@ -118,7 +118,6 @@ ARRAY(own_stats_list, own_stats);
 
 /* --- query-named-block-nodes ------------------------------------------------------------------ */
 
-ENUM(detect_zeroes, "BlockdevDetectZeroesOptions", "off", "on", "unmap");
 OBJECT(named_nodes_args, "q_obj_query-named-block-nodes-arg", OPT("flat", qmp_bool));
 OBJECT(cache_info, "BlockdevCacheInfo", REQ("writeback", qmp_bool), REQ("direct", qmp_bool),
        REQ("no-flush", qmp_bool));
@@ -137,7 +136,7 @@ static const struct qmp_type image_info = OBJECT_INIT(
 const struct qmp_type qmp_type_device_info = OBJECT_INIT(
     "BlockDeviceInfo", REQ("file", qmp_str), OPT("node-name", qmp_str), REQ("ro", qmp_bool),
     REQ("drv", qmp_str), OPT("backing_file", qmp_str), REQ("backing_file_depth", qmp_int),
-    REQ("encrypted", qmp_bool), REQ("detect_zeroes", detect_zeroes), REQ("bps", qmp_int),
+    REQ("encrypted", qmp_bool), REQ("detect_zeroes", block_detect_zeroes_type), REQ("bps", qmp_int),
     REQ("bps_rd", qmp_int), REQ("bps_wr", qmp_int), REQ("iops", qmp_int), REQ("iops_rd", qmp_int),
     REQ("iops_wr", qmp_int), REQ("image", image_info), REQ("cache", cache_info),
     REQ("write_threshold", qmp_int), OPT("dirty-bitmaps", dirty_infos), REQ("active", qmp_bool));
@@ -147,8 +146,7 @@ ENUM(graph_node_type, "XDbgBlockGraphNodeType", "block-backend", "block-job", "b
 OBJECT(graph_node, "XDbgBlockGraphNode", REQ("id", qmp_int), REQ("type", graph_node_type),
        REQ("name", qmp_str));
 ARRAY(graph_nodes, graph_node);
-ENUM(block_permission, "BlockPermission", "consistent-read", "write", "write-unchanged", "resize");
-ARRAY(block_permissions, block_permission);
+ARRAY(block_permissions, block_permission_type);
 OBJECT(graph_edge, "XDbgBlockGraphEdge", REQ("parent", qmp_int), REQ("child", qmp_int),
        REQ("name", qmp_str), REQ("perm", block_permissions), REQ("shared-perm", block_permissions));
 ARRAY(graph_edges, graph_edge);
@@ -156,13 +154,12 @@ OBJECT(block_graph, "XDbgBlockGraph", REQ("nodes", graph_nodes), REQ("edges", gr
 
 /* --- dirty bitmaps ---------------------------------------------------------------------------- */
 
-OBJECT(bitmap_ref, "BlockDirtyBitmap", REQ("node", qmp_str), REQ("name", qmp_str));
 OBJECT(bitmap_add, "BlockDirtyBitmapAdd", REQ("node", qmp_str), REQ("name", qmp_str),
        OPT("granularity", qmp_uint32), OPT("persistent", qmp_bool), OPT("disabled", qmp_bool));
 static const struct qmp_type bitmap_or_str = {
     .kind = QMP_ALTERNATE,
     .name = "BlockDirtyBitmapOrStr",
-    .choice = (const struct qmp_type *const[]){&qmp_str, &bitmap_ref, NULL},
+    .choice = (const struct qmp_type *const[]){&qmp_str, &block_bitmap_ref_type, NULL},
 };
 ARRAY(bitmaps_or_strs, bitmap_or_str);
 OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target", qmp_str),
@@ -241,17 +238,7 @@ OBJECT(nbd_server_info, "NbdServerInfo", REQ("running", qmp_bool), OPT("address"
 
 /* --- nodes ------------------------------------------------------------------------------------ */
 
-/* The driver checks its own options, and names the first one that it does not know. */
-static const struct qmp_type blockdev_add = {
-    .kind = QMP_OBJECT,
-    .name = "BlockdevOptions",
-    .members =
-        MEMBERS(REQ("driver", qmp_str), OPT("node-name", qmp_str), OPT("discard", qmp_str),
-                OPT("cache", qmp_any), OPT("read-only", qmp_bool), OPT("auto-read-only", qmp_bool),
-                OPT("force-share", qmp_bool), OPT("detect-zeroes", detect_zeroes)),
-    .open = true,
-};
-ARRAY(blockdevs, blockdev_add);
+ARRAY(blockdevs, block_options_type);
 OBJECT(blockdev_reopen, "q_obj_blockdev-reopen-arg", REQ("options", blockdevs));
 OBJECT(blockdev_del, "q_obj_blockdev-del-arg", REQ("node-name", qmp_str));
 OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
@@ -279,12 +266,12 @@ ENUM(action_kind, "TransactionActionKind", "abort", "block-dirty-bitmap-add",
      "blockdev-snapshot", "blockdev-snapshot-internal-sync", "blockdev-snapshot-sync",
      "drive-backup");
 OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
-OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", bitmap_ref));
+OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", block_bitmap_ref_type));
 OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
 OBJECT(bitmap_merge_wrapper, "BlockDirtyBitmapMergeWrapper", REQ("data", bitmap_merge));
 OBJECT(export_add_wrapper, "BlockExportAddWrapper", REQ("data", qmp_type_export_add));
 OBJECT(export_del_wrapper, "BlockExportDelWrapper", REQ("data", export_del));
-OBJECT(blockdev_add_wrapper, "BlockdevAddWrapper", REQ("data", blockdev_add));
+OBJECT(blockdev_add_wrapper, "BlockdevAddWrapper", REQ("data", block_options_type));
 OBJECT(blockdev_del_wrapper, "BlockdevDelWrapper", REQ("data", blockdev_del));
 OBJECT(blockdev_replace_wrapper, "BlockdevReplaceWrapper", REQ("data", blockdev_replace));
 const struct qmp_type qmp_type_transaction_action = {
@@ -359,11 +346,11 @@ static int co_query_schema(struct qmp_call *call, struct json_object *args,
 const struct qmp_command qmp_commands[] = {
     {"block-commit", &qmp_type_block_commit, &qmp_empty, qmp_co_block_commit},
     {"block-dirty-bitmap-add", &bitmap_add, &qmp_empty, qmp_co_bitmap_add},
-    {"block-dirty-bitmap-clear", &bitmap_ref, &qmp_empty, qmp_co_bitmap_clear},
-    {"block-dirty-bitmap-disable", &bitmap_ref, &qmp_empty, qmp_co_bitmap_disable},
-    {"block-dirty-bitmap-enable", &bitmap_ref, &qmp_empty, qmp_co_bitmap_enable},
+    {"block-dirty-bitmap-clear", &block_bitmap_ref_type, &qmp_empty, qmp_co_bitmap_clear},
+    {"block-dirty-bitmap-disable", &block_bitmap_ref_type, &qmp_empty, qmp_co_bitmap_disable},
+    {"block-dirty-bitmap-enable", &block_bitmap_ref_type, &qmp_empty, qmp_co_bitmap_enable},
     {"block-dirty-bitmap-merge", &bitmap_merge, &qmp_empty, qmp_co_bitmap_merge},
-    {"block-dirty-bitmap-remove", &bitmap_ref, &qmp_empty, qmp_co_bitmap_remove},
+    {"block-dirty-bitmap-remove", &block_bitmap_ref_type, &qmp_empty, qmp_co_bitmap_remove},
     {"block-export-add", &qmp_type_export_add, &qmp_empty, qmp_co_block_export_add},
     {"block-export-del", &export_del, &qmp_empty, qmp_co_block_export_del},
     {"block-job-cancel", &qmp_type_block_job_cancel, &qmp_empty, qmp_co_block_job_cancel},
@@ -378,7 +365,7 @@ const struct qmp_command qmp_commands[] = {
      qmp_co_block_set_write_threshold},
     {"block-stream", &qmp_type_block_stream, &qmp_empty, qmp_co_block_stream},
     {"block_resize", &qmp_type_block_resize, &qmp_empty, qmp_co_block_resize},
-    {"blockdev-add", &blockdev_add, &qmp_empty, qmp_co_blockdev_add},
+    {"blockdev-add", &block_options_type, &qmp_empty, qmp_co_blockdev_add},
     {"blockdev-backup", &qmp_type_blockdev_backup, &qmp_empty, qmp_co_blockdev_backup},
     {"blockdev-create", &qmp_type_blockdev_create, &qmp_empty, qmp_co_blockdev_create},
     {"blockdev-del", &blockdev_del, &qmp_empty, qmp_co_blockdev_del},
@@ -422,7 +409,7 @@ const struct qmp_command qmp_commands[] = {
     {"trace-event-set-state", &trace_set_state, &qmp_empty, qmp_co_trace_event_set_state},
     {"transaction", &transaction, &qmp_empty, qmp_co_transaction},
     {"x-blockdev-amend", &qmp_type_blockdev_amend, &qmp_empty, qmp_co_x_blockdev_amend},
-    {"x-debug-block-dirty-bitmap-sha256", &bitmap_ref, &qmp_type_bitmap_sha256,
+    {"x-debug-block-dirty-bitmap-sha256", &block_bitmap_ref_type, &qmp_type_bitmap_sha256,
      qmp_co_x_debug_bitmap_sha256},
     {"x-debug-query-block-graph", &qmp_empty, &block_graph, qmp_co_x_debug_query_block_graph},
     {"x-tidemark-query-stats", &own_stats_args, &own_stats_list, qmp_co_x_tidemark_query_stats},

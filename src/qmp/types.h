@@ -14,8 +14,11 @@ extern const struct qmp_type qmp_type_job, qmp_type_block_job, qmp_type_block_jo
     qmp_type_block_job_speed;
 extern const struct qmp_type qmp_type_block_job_event, qmp_type_block_job_completed,
     qmp_type_block_job_error, qmp_type_block_job_pending, qmp_type_job_status_change;
-/* BlockdevOnError, of the commands that start jobs. */
-extern const struct qmp_type qmp_type_on_error;
+/* JobType, BlockDeviceIoStatus. */
+extern const struct qmp_type qmp_type_job_type, qmp_type_io_status;
+/* BlockdevOnError, MirrorSyncMode, BitmapSyncMode, NewImageMode: of commands that start jobs. */
+extern const struct qmp_type qmp_type_on_error, qmp_type_sync_mode, qmp_type_bitmap_mode,
+    qmp_type_new_image_mode;
 
 /* backup_types.c */
 extern const struct qmp_type qmp_type_blockdev_backup, qmp_type_drive_backup;

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/iov.h"
 #include "block/options.h"
+#include "schema/schema.h"
 
 #define SSH_DEFAULT_PORT "22"
 
@@ -43,6 +44,9 @@ struct ssh_target {
 
 /* ssh://[USER@]HOST[:PORT]/PATH[?host_key_check=no|yes|TYPE:HASH] to options. -EINVAL, -ENOMEM. */
 int ssh_target_parse_filename(const char *filename, struct options *opts, struct error *err);
+/* BlockdevOptionsSsh */
+extern const struct schema_type ssh_options_type;
+
 /*
  * Take the options of BlockdevOptionsSsh, or QEMU's older flat ones. -EINVAL, -ENOMEM. The caller
  * clears *ret_target in any case.

@@ -7,6 +7,7 @@
 
 #include "base/cleanup.h"
 #include "base/percent.h"
+#include "schema/define.h"
 #include "ssh/remote_file.h"
 
 static const char *const hash_names[] = {"md5", "sha1", "sha256", NULL};
@@ -131,6 +132,25 @@ int ssh_target_parse_filename(const char *filename, struct options *opts, struct
 }
 
 /* --- options -------------------------------------------------------------------------------- */
+
+ENUM(check_mode_type, "SshHostKeyCheckMode", "none", "hash", "known_hosts");
+static const struct schema_type check_hash_type = {
+    .kind = SCHEMA_ENUM, .name = "SshHostKeyCheckHashType", .values = hash_names};
+OBJECT(key_hash_type, "SshHostKeyHash", REQ("type", check_hash_type),
+       REQ("hash", schema_str, .help = "hexadecimal"));
+static const struct schema_type key_check_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "SshHostKeyCheck",
+    .members = MEMBERS(REQ("mode", check_mode_type)),
+    .tag = "mode",
+    .variants = (const struct schema_variant[]){{"hash", &key_hash_type}, {NULL, NULL}},
+};
+OBJECT(ssh_server_type, "SshServerAddress", REQ("host", schema_str), REQ("port", schema_str));
+const struct schema_type ssh_options_type =
+    OBJECT_INIT("BlockdevOptionsSsh", REQ("server", ssh_server_type),
+                REQ("path", schema_str, .help = "of the file on the server"),
+                OPT("user", schema_str, .help = "default: the user who runs the program"),
+                OPT("host-key-check", key_check_type, .help = "default: known_hosts"));
 
 /* The port of the flat form is a number. */
 static int take_flat_server(struct options *opts, struct ssh_target *t, struct error *err)

@@ -265,8 +265,8 @@ class ReopenTest(tidemark.TestCase):
             self.let_write(guests)
             tidemark.io(uri, f"read -P {pattern} 32M 1M", fmt="raw")
         self.refused(
-            "Cannot change the option 'lock'",
-            self.top(backing=None, lock=1),
+            "Cannot change the option 'encrypt'",
+            self.top(backing=None, encrypt={"format": "aes"}),
         )
         self.refused("backing is missing for 'top'", {k: v for k, v in self.top().items() if k != "backing"})
         self.refused(
@@ -327,7 +327,7 @@ class ReopenTest(tidemark.TestCase):
             self.top(backing={"driver": "qcow2", "file": "base-file"}),
         )
         self.refused("Cannot change the option 'file'", {**self.BASE, "file": "one"})
-        self.refused("Cannot change the option 'bogus'", self.top(bogus=1))
+        self.refused("Parameter 'options[0].bogus' is unexpected", self.top(bogus=1))
         self.qmp.command("blockdev-add", driver="null-co", node_name="null", size=65536)
         null = {"driver": "null-co", "node-name": "null"}
         self.refused("Option 'size' cannot be reset to its default value", null)

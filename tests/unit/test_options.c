@@ -322,24 +322,6 @@ static void arguments_have_no_dots_in_their_keys(void **state)
     json_object_put(object);
 }
 
-static void arguments_that_were_text_may_be_words(void **state)
-{
-    struct options AUTO_OPTIONS *text = parse("n=5,b=on,c.x=1", NULL);
-    struct json_object *object = options_to_arguments(text);
-    struct options AUTO_OPTIONS *o = NULL;
-    uint64_t n;
-    bool flag;
-    ERROR_AUTO(err);
-
-    assert_int_equal(options_from_arguments(object, &o, NULL), 0);
-    json_object_put(object);
-    assert_int_equal(options_take_uint(o, "n", 0, 9, &n, NULL), 0);
-    assert_int_equal(options_take_bool(o, "b", false, &flag, NULL), 0);
-    assert_true(n == 5 && flag);
-    assert_int_equal(options_check_empty(o, "driver", &err), -EINVAL);
-    assert_string_equal(error_message(&err), "Parameter 'c.x' is unexpected");
-}
-
 static void setting_replaces_and_defaults_do_not(void **state)
 {
     struct options *o = parse("a=1,c=2", NULL), *child = parse("x=1", NULL), *copy;
@@ -386,7 +368,6 @@ int main(void)
         cmocka_unit_test(what_is_left_is_named_by_its_path),
         cmocka_unit_test(arguments_have_their_types_and_are_named_by_their_path),
         cmocka_unit_test(arguments_have_no_dots_in_their_keys),
-        cmocka_unit_test(arguments_that_were_text_may_be_words),
         cmocka_unit_test(setting_replaces_and_defaults_do_not),
         cmocka_unit_test(null_is_told_from_absent),
     };

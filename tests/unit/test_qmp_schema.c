@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
+#include "file/file_drivers.h"
 #include "qmp/table.h"
 #include "qmp/transaction.h"
 
@@ -77,13 +78,36 @@ static const struct check_case cases[] = {
     {"nbd-server-start", "{\"addr\": {\"type\": \"inet\", \"data\": {\"host\": \"h\"}}}",
      "Parameter 'addr.data.port' is missing"},
     {"nbd-server-start", "{\"addr\": 5}", "Invalid parameter type for 'addr', expected: object"},
-    /* A node's own options are for its driver. */
-    {"blockdev-add", "{\"driver\": \"d\", \"node-name\": \"n\", \"file\": {\"x\": [1]}}", NULL},
+    /* A node's own options are those of its driver. */
+    {"blockdev-add", "{\"driver\": \"null-co\", \"node-name\": \"n\", \"size\": 512}", NULL},
     {"blockdev-add", "{\"node-name\": \"n\"}", "Parameter 'driver' is missing"},
-    {"blockdev-add", "{\"driver\": \"d\", \"read-only\": \"off\"}",
+    {"blockdev-add", "{\"driver\": \"d\"}", "Parameter 'driver' does not accept value 'd'"},
+    {"blockdev-add", "{\"driver\": \"null-co\", \"read-only\": \"off\"}",
      "Invalid parameter type for 'read-only', expected: boolean"},
-    {"blockdev-add", "{\"driver\": \"d\", \"file\": {\"filename\": \"a\\u0000b\"}}",
+    {"blockdev-add", "{\"driver\": \"null-co\", \"size\": \"512\"}",
+     "Invalid parameter type for 'size', expected: integer"},
+    {"blockdev-add", "{\"driver\": \"null-co\", \"size\": 9223372036854775808}",
+     "Invalid parameter type for 'size', expected: integer"},
+    {"blockdev-add", "{\"driver\": \"null-co\", \"latency-ns\": \"1\"}",
+     "Parameter 'latency-ns' expects uint64"},
+    {"blockdev-add", "{\"driver\": \"raw\"}", "Parameter 'file' is missing"},
+    {"blockdev-add", "{\"driver\": \"raw\", \"file\": null}",
+     "Invalid parameter type for 'file', expected: BlockdevRef"},
+    {"blockdev-add", "{\"driver\": \"raw\", \"file\": {}}", "Parameter 'file.driver' is missing"},
+    {"blockdev-add", "{\"driver\": \"raw\", \"file\": {\"driver\": \"null-co\", \"x\": [1]}}",
+     "Parameter 'file.x' is unexpected"},
+    {"blockdev-add", "{\"driver\": \"raw\", \"file.driver\": \"null-co\"}",
+     "Parameter 'file' is missing"},
+    {"blockdev-add", "{\"driver\": \"raw\", \"file\": \"f\", \"cache\": {\"direct\": \"on\"}}",
+     "Invalid parameter type for 'cache.direct', expected: boolean"},
+    {"blockdev-add", "{\"driver\": \"raw\", \"file\": \"f\", \"discard\": \"on\"}",
+     "Parameter 'discard' does not accept value 'on'"},
+    {"blockdev-add", "{\"driver\": \"file\", \"filename\": \"a\\u0000b\"}",
      "A string contains a NUL character: 'a'"},
+    {"blockdev-add", "{\"driver\": \"vmdk\", \"file\": \"f\"}",
+     "The format 'vmdk' is not supported"},
+    {"blockdev-reopen", "{\"options\": [{\"driver\": \"raw\", \"file\": 3}]}",
+     "Invalid parameter type for 'file', expected: BlockdevRef"},
     {"transaction", "{\"actions\": []}", NULL},
     {"transaction", "{\"actions\": [5]}",
      "Invalid parameter type for 'actions[0]', expected: object"},
@@ -154,10 +178,10 @@ static void text_of_a_command_line_may_be_wrong(void **state)
            QMP_CHECK_KEYVAL, "Parameter 'writable' expects 'on' or 'off'");
     expect(&qmp_type_export_add,
            "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"bitmaps\": {\"1\": \"a\"}}",
-           QMP_CHECK_KEYVAL, "Parameter 'bitmaps.0' is missing");
+           QMP_CHECK_KEYVAL, "Parameter 'bitmaps.0' missing");
     expect(&qmp_type_nbd_server_options,
            "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}, \"max-connections\": \"3x\"}",
-           QMP_CHECK_KEYVAL, "Invalid parameter type for 'max-connections', expected: integer");
+           QMP_CHECK_KEYVAL, "Parameter 'max-connections' expects integer");
     expect(&qmp_type_nbd_server_options,
            "{\"addr\": {\"type\": \"unix\", \"path\": \"p\"}, \"max-connections\": \"-3\"}",
            QMP_CHECK_KEYVAL, "Parameter 'max-connections' expects uint32_t");
@@ -245,6 +269,61 @@ static void the_schema_describes_itself(void **state)
     json_object_put(schema);
 }
 
+#define TYPES_MAX 1024
+
+/* Types seen, in the order in which they are mentioned. */
+static const struct schema_type *types[TYPES_MAX];
+static size_t type_count;
+
+/* Whether two types of one name are alike to clients: built in, lists, or one type. */
+static bool are_one(const struct schema_type *a, const struct schema_type *b)
+{
+    return a == b || a->kind == SCHEMA_ARRAY || a->kind < SCHEMA_ENUM ||
+           strcmp(a->name, b->name) != 0;
+}
+
+static void see_type(const struct schema_type *type)
+{
+    for (size_t i = 0; i < type_count; i++) {
+        if (types[i] == type) {
+            return;
+        }
+        if (!are_one(type, types[i])) {
+            fail_msg("two types are called %s", type->name);
+        }
+    }
+    assert_true(type_count < TYPES_MAX);
+    types[type_count++] = type;
+    for (const struct schema_member *m = type->members; m && m->name; m++) {
+        see_type(m->type);
+    }
+    for (const struct schema_variant *v = schema_variants_of(type); v && v->value; v++) {
+        see_type(v->type);
+    }
+    for (const struct schema_type *const *t = type->choice; t && *t; t++) {
+        see_type(*t);
+    }
+    if (type->element) {
+        see_type(type->element);
+    }
+}
+
+/* Clients find types by name; a second type of a name would be left out. */
+static void a_name_is_that_of_one_type(void **state)
+{
+    const struct qmp_command *c = NULL;
+    const struct qmp_event *e = NULL;
+
+    while ((c = qmp_next_command(c))) {
+        see_type(c->args);
+        see_type(c->result);
+    }
+    while ((e = qmp_next_event(e))) {
+        see_type(e->data);
+    }
+    assert_true(type_count > 100);
+}
+
 /* Once more commands were added, which stay. */
 static void a_program_can_add_commands_and_replace_some(void **state)
 {
@@ -287,8 +366,10 @@ int main(void)
         cmocka_unit_test(every_action_of_the_schema_can_run),
         cmocka_unit_test(the_schema_lists_every_type_it_mentions_once),
         cmocka_unit_test(the_schema_describes_itself),
+        cmocka_unit_test(a_name_is_that_of_one_type),
         cmocka_unit_test(a_program_can_add_commands_and_replace_some),
     };
 
+    file_register_drivers();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -11,6 +11,7 @@
 
 #include "base/checked.h"
 #include "base/list.h"
+#include "block/option_types.h"
 #include "block/user_object.h"
 #include "cli/args.h"
 #include "cli/cli.h"
@@ -60,55 +61,38 @@ struct daemon {
 
 typedef int co_maker(struct options *opts /* consumed */, struct error *err);
 
-/*
- * Convert an option to the arguments of a QMP command, and check them. *ret_args gets a new
- * reference.
- */
-static int check_args(struct options *opts_, const struct qmp_type *type,
-                      struct json_object **ret_args, struct error *err)
+static int co_run_option(const struct qmp_action *action, const struct schema_type *type,
+                         struct options *opts_, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
-    struct json_object *args = options_to_json(opts);
-    int r = qmp_check(type, args, QMP_CHECK_KEYVAL, err);
-
-    if (r < 0) {
-        json_object_put(args);
-        return r;
-    }
-    *ret_args = args;
-    return 0;
-}
-
-static int co_make_blockdev(struct options *opts_, struct error *err)
-{
-    AUTO_OPTIONS struct options *opts = opts_;
-    struct json_object *args = options_to_arguments(opts);
-    int r = options_has(opts, "driver") ? qmp_co_run_action(&qmp_action_blockdev_add, args, err)
-                                        : error_set(err, EINVAL, "Parameter 'driver' is missing");
-
-    json_object_put(args);
-    return r;
-}
-
-static int co_make_nbd_server(struct options *opts, struct error *err)
-{
     struct json_object *args;
-    int r = check_args(opts, &qmp_type_nbd_server_options, &args, err);
+    int r = qmp_args_of_options(type, opts, &args, err);
 
     if (r >= 0) {
-        r = qmp_co_start_nbd_server(args, err);
+        r = qmp_co_run_action(action, args, err);
         json_object_put(args);
     }
     return r;
+}
+
+static int co_make_blockdev(struct options *opts, struct error *err)
+{
+    return co_run_option(&qmp_action_blockdev_add, &block_options_type, opts, err);
 }
 
 static int co_make_export(struct options *opts, struct error *err)
 {
+    return co_run_option(&qmp_action_export_add, &qmp_type_export_add, opts, err);
+}
+
+static int co_make_nbd_server(struct options *opts_, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = opts_;
     struct json_object *args;
-    int r = check_args(opts, &qmp_type_export_add, &args, err);
+    int r = qmp_args_of_options(&qmp_type_nbd_server_options, opts, &args, err);
 
     if (r >= 0) {
-        r = qmp_co_run_action(&qmp_action_export_add, args, err);
+        r = qmp_co_start_nbd_server(args, err);
         json_object_put(args);
     }
     return r;

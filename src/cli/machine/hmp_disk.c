@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/size.h"
+#include "block/option_types.h"
 #include "cli/machine/call.h"
 #include "cli/machine/device.h"
 #include "cli/machine/disk.h"
@@ -198,9 +199,9 @@ static int co_run_drive_add(struct hmp *hmp, int argc, char **argv, struct error
         if (r < 0) {
             return r;
         }
-        args = options_to_arguments(opts);
+        r = qmp_args_of_options(&block_options_type, opts, &args, err);
         options_free(opts);
-        return machine_co_qmp("blockdev-add", args, NULL, err);
+        return r < 0 ? r : machine_co_qmp("blockdev-add", args, NULL, err);
     }
     r = machine_co_add_drive(argv[1], "none", &drive, err);
     UNLESS_FAILED(r, machine_co_connect_drive(drive, err));

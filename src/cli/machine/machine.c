@@ -16,6 +16,7 @@
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/strbuf.h"
+#include "block/option_types.h"
 #include "block/user_object.h"
 #include "cli/args.h"
 #include "cli/cli.h"
@@ -79,9 +80,11 @@ static int co_make_node(const struct maker *maker, const char *text, struct erro
     if (r < 0) {
         return r;
     }
-    args = options_to_arguments(opts);
-    r = options_has(opts, "driver") ? qmp_co_run_action(&qmp_action_blockdev_add, args, err)
-                                    : error_set(err, EINVAL, "Parameter 'driver' is missing");
+    r = qmp_args_of_options(&block_options_type, opts, &args, err);
+    if (r < 0) {
+        return r;
+    }
+    r = qmp_co_run_action(&qmp_action_blockdev_add, args, err);
     json_object_put(args);
     return r;
 }
