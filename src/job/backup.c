@@ -128,9 +128,7 @@ static void backup_co_clean(struct job *job, void *state)
     block_co_unref(b->filter);
     block_co_unref(b->target);
     block_co_unref(b->source);
-    if (b->has_run) {
-        co_group_destroy(&b->flushes);
-    }
+    flush_behind_destroy(&b->flushes);
     dirty_bitmap_free(b->todo);
     dirty_bitmap_free(b->left);
 }

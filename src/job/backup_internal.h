@@ -7,6 +7,7 @@
 #include "filter/cbw_job.h"
 #include "job/backup.h"
 #include "job/copy_loop.h"
+#include "job/flush_behind.h"
 
 struct backup {
     struct job *job;
@@ -30,11 +31,7 @@ struct backup {
     bool serialises;
     struct copy_loop_params loop;
 
-    /* Flushes of the target while the job copies, one at a time. */
-    struct co_group flushes;
-    uint64_t written; /* bytes since the latest one began */
-    bool flushing;
-    int flush_result; /* the first error of theirs that nobody has looked at */
+    struct flush_behind flushes; /* of the target */
 };
 
 /* How the job copies; `todo` is not set yet. Does not yield. */

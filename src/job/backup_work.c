@@ -26,9 +26,6 @@
 /* Between two looks whether copies of guest writes have ended. */
 #define IDLE_LOOK_NS NS_PER_MS
 
-/* The target is flushed whenever this many bytes were written. */
-#define EARLY_FLUSH (64 * MiB)
-
 /* --- pieces ----------------------------------------------------------------------------------- */
 
 static bool co_reads_as_zeroes(struct backup *b, uint64_t offset, uint64_t length,
@@ -132,44 +129,11 @@ static void co_skip_zeroes(struct backup *b, uint64_t pos, uint64_t end)
 
 /* --- flushes ---------------------------------------------------------------------------------- */
 
-static void co_flush_early(void *arg)
+static int co_flush_backup(void *arg)
 {
     struct backup *b = arg;
-    int r = block_co_flush(block_root_edge(b->target_root));
 
-    b->flush_result = error_first(b->flush_result, r);
-    b->flushing = false;
-    co_group_done(&b->flushes);
-}
-
-/*
- * The job has written `bytes` to the target. Its disk works while the job copies: else the flush at
- * the end would take as long as the copy.
- */
-static void note_written(struct backup *b, uint64_t bytes)
-{
-    b->written += bytes;
-    if (b->written < EARLY_FLUSH || b->flushing) {
-        return;
-    }
-    b->written = 0;
-    b->flushing = true;
-    co_group_add(&b->flushes);
-    if (co_spawn(co_get_home(co_self()), co_flush_early, b) < 0) {
-        b->flushing = false;
-        co_group_done(&b->flushes);
-    }
-}
-
-/* An error of an early flush counts: a server may have lost what it could not write. */
-static int co_flush_once(struct backup *b)
-{
-    int r;
-
-    co_group_wait(&b->flushes);
-    r = b->flush_result;
-    b->flush_result = 0;
-    return r < 0 ? r : block_co_flush(block_root_edge(b->target_root));
+    return block_co_flush(block_root_edge(b->target_root));
 }
 
 /* --- copies ----------------------------------------------------------------------------------- */
@@ -195,7 +159,7 @@ static int co_copy_backup_piece(void *arg, const struct copy_piece_plan *piece, 
     r = cbw_co_copy(b->cbw, piece->offset, piece->length, ret_reading);
     block_edge_leave(edge);
     if (r == 0) {
-        note_written(b, piece->paced);
+        flush_behind_note(&b->flushes, piece->paced);
     }
     if (r < 0 && is_broken(b)) {
         b->loop.on_source_error = b->loop.on_target_error = JOB_ON_ERROR_REPORT;
@@ -265,7 +229,7 @@ static void co_wait_for_copies(struct backup *b)
 
 static int co_flush_target(struct backup *b)
 {
-    int r = co_flush_once(b);
+    int r = flush_behind_co_flush(&b->flushes);
 
     while (r < 0) {
         switch (job_handle_error(b->job, b->loop.on_target_error, false, r)) {
@@ -278,7 +242,7 @@ static int co_flush_target(struct backup *b)
             break;
         }
         r = job_co_pause_point(b->job);
-        UNLESS_FAILED(r, co_flush_once(b));
+        UNLESS_FAILED(r, flush_behind_co_flush(&b->flushes));
         if (r == -ECANCELED) {
             return r;
         }
@@ -299,7 +263,7 @@ void backup_co_note_left(struct backup *b)
     cbw_merge_uncopied(b->cbw, left);
     /* The flush may wait for a drain, whose owner may wait for the lock. */
     held = block_control_pause();
-    r = co_flush_once(b);
+    r = flush_behind_co_flush(&b->flushes);
     block_co_control_resume(held);
     if (r < 0) {
         dirty_bitmap_set(left, 0, dirty_bitmap_size(left));
@@ -314,7 +278,7 @@ int backup_co_run(struct job *job, void *state, struct error *err)
     int r;
 
     b->has_run = true;
-    co_group_init(&b->flushes);
+    flush_behind_init(&b->flushes, co_flush_backup, b);
     b->target_alone = b->sync == BACKUP_FULL && block_co_stands_alone(b->target);
     r = b->sync == BACKUP_NONE ? co_watch_guests(b) : copy_loop_co_run(&b->loop);
     UNLESS_FAILED(r, cbw_error(b->cbw, &reading));
@@ -326,6 +290,6 @@ int backup_co_run(struct job *job, void *state, struct error *err)
         }
     }
     co_wait_for_copies(b);
-    co_group_wait(&b->flushes);
+    flush_behind_co_wait(&b->flushes);
     return r < 0 && r != -ECANCELED ? error_set(err, -r, "%s", strerror(-r)) : r;
 }

@@ -30,6 +30,7 @@
 #include "copy/chain_bitmaps.h"
 #include "job/chain.h"
 #include "job/copy_loop.h"
+#include "job/flush_behind.h"
 
 #define GRANULARITY (64 * KiB)
 #define CHUNK (256 * KiB)
@@ -45,6 +46,7 @@ struct commit {
     struct block_node *stop;        /* the base, or a filter on it: what is below the images */
     struct buffer_pool buffers;     /* of CHUNK bytes */
     struct dirty_bitmap *todo;      /* what has not been looked at */
+    struct flush_behind flushes;    /* of the base */
     struct chain_bitmaps bitmaps;   /* of the images that leave the chain */
     char *backing_file;             /* owned; NULL: the base's name */
     bool mask_protocol;
@@ -96,9 +98,9 @@ static int co_commit_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     struct commit *s = arg;
     uint64_t length = max_length;
     enum commit_kind kind;
-    int depth;
-    int r = co_look(s, piece->offset, &length, &kind, &depth);
+    int depth, r;
 
+    r = co_look(s, piece->offset, &length, &kind, &depth);
     if (r == 0 && kind != COMMIT_DATA && (length == max_length || length >= GRANULARITY)) {
         piece->length = length == max_length ? length : round_down(length, GRANULARITY);
         piece->paced = 0;
@@ -136,6 +138,13 @@ static int co_commit_run(struct commit *s, uint64_t offset, uint64_t length, enu
     return co_copy_run(s, offset, length, ret_reading);
 }
 
+static int co_flush_commit(void *arg)
+{
+    struct commit *s = arg;
+
+    return block_co_flush(block_root_edge(s->base_root));
+}
+
 static int co_commit_copy(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct commit *s = arg;
@@ -159,6 +168,9 @@ static int co_commit_copy(void *arg, const struct copy_piece_plan *piece, bool *
             chain_bitmaps_mark(&s->bitmaps, at, length, depth);
         }
         r = co_commit_run(s, at, length, kind, ret_reading);
+    }
+    if (r == 0) {
+        flush_behind_note(&s->flushes, piece->paced);
     }
     return r;
 }
@@ -225,14 +237,17 @@ static int commit_co_run(struct job *job, void *state, struct error *err)
         .co_copy = co_commit_copy,
         .arg = s,
     };
-    int r = co_begin_commit(s, err);
+    int r;
 
+    flush_behind_init(&s->flushes, co_flush_commit, s);
+    r = co_begin_commit(s, err);
     if (r == 0) {
         params.todo = s->todo;
         job_progress_set_total(job, block_node_size(s->base));
         r = copy_loop_co_run(&params);
     }
-    UNLESS_FAILED(r, block_co_flush(block_root_edge(s->base_root)));
+    UNLESS_FAILED(r, flush_behind_co_flush(&s->flushes));
+    flush_behind_co_wait(&s->flushes);
     if (r < 0 && r != -ECANCELED && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));
     }
@@ -288,6 +303,7 @@ static void co_release_commit(struct commit *s)
     }
     chain_co_end_writable(&s->writable);
     buffer_pool_clear(&s->buffers);
+    flush_behind_destroy(&s->flushes);
     dirty_bitmap_free(s->todo);
     chain_bitmaps_clear(&s->bitmaps);
     free(s->backing_file);

@@ -157,7 +157,7 @@ static void mirror_co_clean(struct job *job, void *state)
     mirror_co_remove(s);
     mirror_restart_co_end(s);
     mirror_free_buffers(s);
-    co_group_destroy(&s->flushes);
+    flush_behind_destroy(&s->flushes);
     block_co_unref(s->params.target_backing);
     if (s->params.hooks && s->params.hooks->co_done) {
         s->params.hooks->co_done(s->params.hooks_arg, s->pivoted);
@@ -400,7 +400,7 @@ static int co_make_job(struct mirror *made, const struct job_config *config, str
     s = job_state(job);
     *s = *made;
     list_init(&s->free_buffers);
-    co_group_init(&s->flushes);
+    flush_behind_init(&s->flushes, mirror_co_flush_target, s);
     s->job = job;
     s->params.hooks = NULL; /* not called for a job that is not started */
     if (s->params.target_backing) {

@@ -87,7 +87,7 @@ static int co_mirror_piece(void *arg, const struct copy_piece_plan *piece, bool 
     block_edge_leave(edge);
     mirror_put_buffer(s, buffer);
     if (r == 0) {
-        mirror_note_written(s, piece->paced);
+        flush_behind_note(&s->flushes, piece->paced);
     }
     return r;
 }
@@ -114,7 +114,7 @@ int mirror_co_copy_range(struct mirror *s, uint64_t begin, uint64_t end, bool on
 
     s->idle = false;
     r = copy_loop_co_run(&loop);
-    co_group_wait(&s->flushes);
+    flush_behind_co_wait(&s->flushes);
     s->idle = true;
     return r;
 }

@@ -1,21 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Flushing the target of a mirror job. While the job copies, the target is flushed now and then, so
- * that its disk works at the same time, and the flush before the job is ready is short.
- */
-#include "base/checked.h"
+/* Flushing the target of a mirror job. */
 #include "base/time_units.h"
 #include "co/co.h"
 #include "job/mirror_internal.h"
 
-/* Bytes that are written between two flushes. */
-#define FLUSH_BEHIND (64 * MiB)
 #define RETRY_NS (100 * NS_PER_MS)
 
-/* --- before something depends on it ----------------------------------------------------------- */
-
-int mirror_co_flush_target(struct mirror *s)
+int mirror_co_flush_target(void *mirror)
 {
+    struct mirror *s = mirror;
     struct block_edge *edge = block_root_edge(s->root);
     int r;
 
@@ -28,10 +21,8 @@ int mirror_co_flush_target(struct mirror *s)
 int mirror_co_flush_or_fail(struct mirror *s)
 {
     for (;;) {
-        int r = s->flush_error;
+        int r = flush_behind_co_flush(&s->flushes);
 
-        s->flush_error = 0;
-        UNLESS_FAILED(r, mirror_co_flush_target(s));
         if (r == 0) {
             return 0;
         }
@@ -49,33 +40,5 @@ int mirror_co_flush_or_fail(struct mirror *s)
         if (r < 0) {
             return r;
         }
-    }
-}
-
-/* --- while the job copies --------------------------------------------------------------------- */
-
-static void co_flush_behind(void *arg)
-{
-    struct mirror *s = arg;
-    int r = mirror_co_flush_target(s);
-
-    /* An error may be reported once only: mirror_co_flush_or_fail() looks at it. */
-    s->flush_error = s->flush_error ?: r;
-    s->flushing = false;
-    co_group_done(&s->flushes);
-}
-
-void mirror_note_written(struct mirror *s, uint64_t bytes)
-{
-    s->unflushed += bytes;
-    if (s->flushing || s->unflushed < FLUSH_BEHIND) {
-        return;
-    }
-    s->unflushed = 0;
-    s->flushing = true;
-    co_group_add(&s->flushes);
-    if (co_spawn(co_get_home(co_self()), co_flush_behind, s) < 0) {
-        s->flushing = false;
-        co_group_done(&s->flushes);
     }
 }

@@ -6,6 +6,7 @@
 #include "base/list.h"
 #include "co/sync.h"
 #include "filter/mirror_top.h"
+#include "job/flush_behind.h"
 #include "job/mirror.h"
 
 struct block_root;
@@ -50,11 +51,7 @@ struct mirror {
     uint64_t chunk; /* of copies, and bytes of a buffer; a multiple of the granularity */
     struct list free_buffers;
 
-    /* mirror_flush.c: a flush is in flight; bytes written since the latest; its error, or 0 */
-    struct co_group flushes;
-    bool flushing;
-    uint64_t unflushed;
-    int flush_error;
+    struct flush_behind flushes; /* of the target */
 };
 
 /* A buffer of `chunk` bytes; NULL: no memory. */
@@ -83,11 +80,9 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err);
 /* After a failure: what the target has, as the bitmap is to say. Control lock. */
 void mirror_co_give_up_bitmap(struct mirror *s);
 /* Flush the target, as a request of the job. */
-int mirror_co_flush_target(struct mirror *s);
-/* By the policy for errors of the target; also for an error of the flushes below. */
+int mirror_co_flush_target(void *mirror);
+/* By the policy for errors of the target; also for an error of a flush behind. */
 int mirror_co_flush_or_fail(struct mirror *s);
-/* `bytes` more are written to the target: a flush may begin, which `flushes` counts. */
-void mirror_note_written(struct mirror *s, uint64_t bytes);
 /*
  * Copy what is dirty in a part of the disk, in bytes (end 0: all of it), until nothing is left, or
  * in one pass. Errors of copy_loop_co_run().

@@ -31,6 +31,7 @@
 #include "filter/filter.h"
 #include "job/chain.h"
 #include "job/copy_loop.h"
+#include "job/flush_behind.h"
 
 #define GRANULARITY (64 * KiB)
 #define CHUNK (256 * KiB)
@@ -44,6 +45,7 @@ struct stream {
     struct block_node *filter;      /* a reference; NULL: not in the graph */
     struct block_root *root;        /* on the filter */
     struct dirty_bitmap *todo;      /* what has not been looked at */
+    struct flush_behind flushes;    /* of the image */
     struct dirty_bitmap *written;   /* by guests since the job began */
     struct chain_bitmaps bitmaps;   /* of the images that leave the chain */
     struct chain_writable writable; /* the image */
@@ -95,8 +97,9 @@ static int co_stream_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     struct stream *s = arg;
     uint64_t length = max_length;
     bool copy;
-    int r = co_needs_copy(s, piece->offset, &length, &copy);
+    int r;
 
+    r = co_needs_copy(s, piece->offset, &length, &copy);
     if (r == 0 && !copy && (length == max_length || length >= GRANULARITY)) {
         piece->length = length == max_length ? length : round_down(length, GRANULARITY);
         piece->paced = 0;
@@ -104,15 +107,29 @@ static int co_stream_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     return r;
 }
 
+static int co_flush_stream(void *arg)
+{
+    struct stream *s = arg;
+
+    return block_co_flush(edge_of(s));
+}
+
 /* What needs no copy will never need one. */
 static int co_stream_copy(void *arg, const struct copy_piece_plan *piece, bool *ret_reading)
 {
     struct stream *s = arg;
     struct iov none = {.size = MIN(piece->length, block_node_size(s->image) - piece->offset)};
+    int r;
 
+    if (piece->paced == 0) {
+        return 0;
+    }
     *ret_reading = true; /* a read that fills; as in QEMU */
-    return piece->paced > 0 ? block_co_preadv(edge_of(s), piece->offset, none, BLOCK_REQ_PREFETCH)
-                            : 0;
+    r = block_co_preadv(edge_of(s), piece->offset, none, BLOCK_REQ_PREFETCH);
+    if (r == 0) {
+        flush_behind_note(&s->flushes, none.size);
+    }
+    return r;
 }
 
 /* --- bitmaps ---------------------------------------------------------------------------------- */
@@ -197,9 +214,11 @@ static int stream_co_run(struct job *job, void *state, struct error *err)
     }
     params.todo = s->todo;
     job_progress_set_total(job, block_node_size(s->image));
+    flush_behind_init(&s->flushes, co_flush_stream, s);
     r = co_begin_bitmaps(s, err);
     UNLESS_FAILED(r, copy_loop_co_run(&params));
-    UNLESS_FAILED(r, block_co_flush(edge_of(s)));
+    UNLESS_FAILED(r, flush_behind_co_flush(&s->flushes));
+    flush_behind_co_wait(&s->flushes);
     if (r < 0 && r != -ECANCELED && !error_is_set(err)) {
         error_set(err, -r, "%s", strerror(-r));
     }
@@ -237,6 +256,7 @@ static void co_release_stream(struct stream *s)
     chain_co_end_writable(&s->writable);
     dirty_bitmap_free(s->todo);
     dirty_bitmap_free(s->written);
+    flush_behind_destroy(&s->flushes);
     chain_bitmaps_clear(&s->bitmaps);
     free(s->backing_file);
 }
