@@ -33,7 +33,7 @@
 #include "job/flush_behind.h"
 
 #define GRANULARITY (64 * KiB)
-#define CHUNK (256 * KiB)
+#define CHUNK (512 * KiB)
 #define WORKERS 4
 
 struct commit {
@@ -46,6 +46,7 @@ struct commit {
     struct block_node *stop;        /* the base, or a filter on it: what is below the images */
     struct buffer_pool buffers;     /* of CHUNK bytes */
     struct dirty_bitmap *todo;      /* what has not been looked at */
+    uint64_t run_begin, run_end;    /* looked at: all of it is data */
     struct flush_behind flushes;    /* of the base */
     struct chain_bitmaps bitmaps;   /* of the images that leave the chain */
     char *backing_file;             /* owned; NULL: the base's name */
@@ -100,8 +101,14 @@ static int co_commit_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     enum commit_kind kind;
     int depth, r;
 
+    if (piece->offset >= s->run_begin && piece->offset < s->run_end) {
+        return 0;
+    }
     r = co_look(s, piece->offset, &length, &kind, &depth);
-    if (r == 0 && kind != COMMIT_DATA && (length == max_length || length >= GRANULARITY)) {
+    if (r == 0 && kind == COMMIT_DATA) {
+        s->run_begin = piece->offset;
+        s->run_end = piece->offset + length;
+    } else if (r == 0 && (length == max_length || length >= GRANULARITY)) {
         piece->length = length == max_length ? length : round_down(length, GRANULARITY);
         piece->paced = 0;
     }

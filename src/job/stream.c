@@ -34,7 +34,7 @@
 #include "job/flush_behind.h"
 
 #define GRANULARITY (64 * KiB)
-#define CHUNK (256 * KiB)
+#define CHUNK (512 * KiB)
 #define WORKERS 4
 
 struct stream {
@@ -46,6 +46,7 @@ struct stream {
     struct block_root *root;        /* on the filter */
     struct dirty_bitmap *todo;      /* what has not been looked at */
     struct flush_behind flushes;    /* of the image */
+    uint64_t run_begin, run_end;    /* looked at: all of it has to be copied */
     struct dirty_bitmap *written;   /* by guests since the job began */
     struct chain_bitmaps bitmaps;   /* of the images that leave the chain */
     struct chain_writable writable; /* the image */
@@ -99,8 +100,14 @@ static int co_stream_plan(void *arg, struct copy_piece_plan *piece, uint64_t max
     bool copy;
     int r;
 
+    if (piece->offset >= s->run_begin && piece->offset < s->run_end) {
+        return 0;
+    }
     r = co_needs_copy(s, piece->offset, &length, &copy);
-    if (r == 0 && !copy && (length == max_length || length >= GRANULARITY)) {
+    if (r == 0 && copy) {
+        s->run_begin = piece->offset;
+        s->run_end = piece->offset + length;
+    } else if (r == 0 && (length == max_length || length >= GRANULARITY)) {
         piece->length = length == max_length ? length : round_down(length, GRANULARITY);
         piece->paced = 0;
     }
