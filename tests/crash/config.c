@@ -7,7 +7,10 @@
 #include "base/checked.h"
 #include "random.h"
 
-const char *const crash_config_names[CRASH_CONFIG_KINDS + 1] = {
+#define IMAGE_KINDS 16u /* the others are about chains of images */
+#define JOB_KINDS (CRASH_CONFIG_KINDS - IMAGE_KINDS)
+
+const char *const crash_config_names[CRASH_CONFIG_KINDS + 3] = {
     "plain",
     "small-clusters",
     "large-clusters",
@@ -24,6 +27,14 @@ const char *const crash_config_names[CRASH_CONFIG_KINDS + 1] = {
     "commit",
     "amend",
     "full",
+    "job-stream",
+    "job-commit",
+    "job-commit-active",
+    "job-mirror",
+    "live-snapshot",
+    "live-changes",
+    "images",
+    "jobs",
     NULL,
 };
 
@@ -44,6 +55,12 @@ enum kind {
     COMMIT,
     AMEND,
     FULL,
+    JOB_STREAM,
+    JOB_COMMIT,
+    JOB_COMMIT_ACTIVE,
+    JOB_MIRROR,
+    LIVE_SNAPSHOT,
+    LIVE_CHANGES,
 };
 
 /* What a kind is about; `variant` goes through its possibilities. */
@@ -112,6 +129,17 @@ static void set_kind(struct crash_config *c, uint64_t variant)
         c->compressed = variant % 3 == 1;
         c->lazy_refcounts = variant % 4 == 3;
         break;
+    case JOB_STREAM:
+    case JOB_COMMIT:
+    case JOB_COMMIT_ACTIVE:
+    case JOB_MIRROR:
+    case LIVE_SNAPSHOT:
+    case LIVE_CHANGES:
+        c->job = CRASH_STREAM + (c->kind - JOB_STREAM);
+        c->version = variant % 8 == 5 ? 2 : 3;
+        c->extended_l2 = variant % 8 == 2;
+        c->lazy_refcounts = variant % 8 == 3;
+        break;
     }
 }
 
@@ -133,26 +161,41 @@ static void set_extras(struct crash_config *c, uint64_t *random)
         c->cluster_size = MAX(c->cluster_size, 16384);
     }
     c->commit = c->backing && c->amend == AMEND_NOTHING;
-    c->snapshots = !c->data_file && !c->commit && c->room == 0;
+    c->snapshots = !c->data_file && !c->commit && c->room == 0 && !c->job;
     /*
      * A downgrade is refused if snapshots have other sizes. A disk that shrinks is not full any
      * more.
      */
     c->resize = c->room > 0 ? random_below(random, 3) == 0
                             : c->amend != AMEND_VERSION || random_below(random, 2);
+    c->resize &= !c->job || c->job == CRASH_LIVE;
+}
+
+static void choose_kind(uint64_t seed, const char *name, uint64_t *ret_kind, uint64_t *ret_variant)
+{
+    uint64_t kinds = CRASH_CONFIG_KINDS, first = 0;
+
+    if (name && strcmp(name, "images") == 0) {
+        kinds = IMAGE_KINDS;
+    } else if (name && strcmp(name, "jobs") == 0) {
+        kinds = JOB_KINDS;
+        first = IMAGE_KINDS;
+    } else if (name) {
+        kinds = 1;
+        while (strcmp(crash_config_names[first], name) != 0) {
+            first++;
+        }
+    }
+    *ret_kind = first + seed % kinds;
+    *ret_variant = seed / kinds;
 }
 
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name)
 {
     static const uint32_t cluster_sizes[] = {4096, 65536, 8192, 32768, 16384};
-    uint64_t kind = seed % CRASH_CONFIG_KINDS, variant = seed / CRASH_CONFIG_KINDS;
-    uint64_t random = random_mix(seed + 4711);
+    uint64_t random = random_mix(seed + 4711), kind, variant;
 
-    if (name) {
-        variant = seed;
-        for (kind = 0; strcmp(crash_config_names[kind], name) != 0; kind++) {
-        }
-    }
+    choose_kind(seed, name, &kind, &variant);
     *c = (struct crash_config){
         .name = crash_config_names[kind],
         .kind = (unsigned)kind,

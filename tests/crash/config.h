@@ -11,6 +11,17 @@
 
 enum crash_amend { AMEND_NOTHING, AMEND_REFCOUNT_BITS, AMEND_LAZY_REFCOUNTS, AMEND_VERSION };
 
+/* What is done to a chain of images in use. */
+enum crash_job {
+    CRASH_NO_JOB,
+    CRASH_STREAM,
+    CRASH_COMMIT,        /* of images in the middle */
+    CRASH_COMMIT_ACTIVE, /* of the image in use, with a pivot */
+    CRASH_MIRROR,        /* with a pivot */
+    CRASH_SNAPSHOT,      /* an overlay is put on top */
+    CRASH_LIVE,          /* its size and options change */
+};
+
 struct crash_config {
     const char *name; /* of the kind, see crash_config_names */
     unsigned kind;    /* its number */
@@ -23,6 +34,7 @@ struct crash_config {
     bool data_file, data_file_raw; /* an external one; raw: it alone is the disk */
     bool backing;                  /* has a backing file */
     bool commit;                   /* is committed into it now and then */
+    enum crash_job job;            /* with a chain of images; see chain.h */
     const char *preallocation;     /* NULL: off */
     /* how it is used */
     bool discard_no_unref;
@@ -34,11 +46,11 @@ struct crash_config {
     enum crash_amend amend; /* what is changed of the image itself */
 };
 
-/* Ends with NULL. */
+/* The kinds, then the groups; ends with NULL. */
 extern const char *const crash_config_names[];
-#define CRASH_CONFIG_KINDS 16u
+#define CRASH_CONFIG_KINDS 22u
 
-/* `name`: a kind; NULL: another one for each seed. */
+/* `name`: a kind, or a group of them ("images", "jobs"); NULL: another kind for each seed. */
 void crash_config_choose(struct crash_config *c, uint64_t seed, const char *name);
 
 #endif

@@ -1,31 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * crash_explorer: tests the write ordering of qcow2.
+ * crash_explorer: tests the write ordering of qcow2, and of jobs on chains of images in use.
  *
  *   for each workload (seed):   choose a kind of image        config.c
  *                               run it over record disks      workload.c, guest.c, changes.c,
- *                                                             record_disk.c
+ *                                                             chain.c, monitor.c, record_disk.c
  *     for each crash time:      make a state that power loss  states.c
  *                               may leave
- *                               open it, compare with the     verify.c, aftermath.c, model.c
- *                               model, continue
+ *                               open it, compare with the     verify.c, verify_chain.c,
+ *                               model, continue               aftermath.c, model.c
  *
  * A state counts once, and only if a metadata write was lost, torn or overtaken. All is
  * reproducible from the seeds, which a failure names; the state is written to a file.
  */
+#include <fcntl.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/size.h"
 #include "block/driver.h"
 #include "explore.h"
 #include "file/drivers.h"
+#include "filter/filter.h"
 #include "loop/loop.h"
 #include "model.h"
+#include "monitor.h"
 #include "planted.h"
 #include "qcow2/qcow2.h"
 #include "record_disk.h"
@@ -35,7 +39,8 @@ static const char usage_text[] =
     "Run random workloads on qcow2 images, make states that a power cut may leave, check each.\n\n"
     "  --states N         distinct states with damaged metadata to check (500)\n"
     "  --seed S           of the first workload (1)\n"
-    "  --config KIND      of all images; 'list' prints the kinds (another one for each workload)\n"
+    "  --config KIND      of all images; 'list' prints kinds and groups (another one for each "
+    "workload)\n"
     "  --size BYTES       of the virtual disk (16M)\n"
     "  --cluster-size B   of all images (as the kind says)\n"
     "  --sessions N       times that a workload opens the image (3)\n"
@@ -177,12 +182,14 @@ static int take_option(struct explorer *x, int option)
 }
 
 /* What the library says on standard error about images that are damaged on purpose. */
-static void silence_library(void)
+static void silence_library(struct explorer *x)
 {
-    FILE *null = fopen("/dev/null", "w");
+    int copy = dup(STDERR_FILENO), null = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    FILE *report = copy >= 0 ? fdopen(copy, "w") : NULL;
 
-    if (null) {
-        stderr = null;
+    if (report && null >= 0) {
+        x->report = report;
+        dup2(null, STDERR_FILENO);
     }
 }
 
@@ -237,10 +244,12 @@ int main(int argc, char **argv)
         return 1;
     }
     if (x.only < 0) {
-        silence_library();
+        silence_library(&x);
     }
     block_register_driver(&record_disk_driver);
     block_register_driver(&file_driver);
+    filter_register_drivers();
+    monitor_init();
     qcow2_register_driver();
     begin = loop_now_ns();
     status = reactor_run_until_done(co_main, &x);

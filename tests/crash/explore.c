@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "image.h"
 #include "planted.h"
 #include "random.h"
 #include "states.h"
@@ -89,17 +90,17 @@ static void dump_file(struct explorer *x, const struct pages *pages, const char 
     }
 }
 
+/* The image that users have is *.qcow2. */
 static void dump(struct explorer *x, const struct workload *w, const struct crash_state *state)
 {
-    static const char *const endings[RECORD_DISKS] = {"qcow2", "data", "base"};
-    const bool used[RECORD_DISKS] = {true, w->config.data_file, w->config.backing};
+    unsigned top = w->config.job ? model_top_at(&w->model, state->time + 1) : IMAGE_FILE;
 
     for (unsigned i = 0; i < RECORD_DISKS; i++) {
         char name[96];
 
         snprintf(name, sizeof(name), "crash-%" PRIu64 "-%" PRIu64 ".%s", w->seed, state->index,
-                 endings[i]);
-        if (used[i]) {
+                 i == top ? "qcow2" : image_disk_name(i));
+        if (state->disks[i].size > 0) {
             dump_file(x, &state->disks[i], name);
         }
     }
@@ -145,10 +146,9 @@ static void print_guest_op(const struct model_op *op, size_t number)
 static void print_disk_op(const struct record_op *op)
 {
     static const char *const kinds[] = {"write", "zeroes", "truncate", "flush"};
-    static const char *const disks[RECORD_DISKS] = {"disk", "data", "base"};
 
     printf("  %5" PRIu64 " %5" PRIu64 "    %s %-8s 0x%" PRIx64 " + 0x%" PRIx64 "%s%s\n", op->begin,
-           op->end, disks[op->disk], kinds[op->kind], op->offset, op->length,
+           op->end, image_disk_name(op->disk), kinds[op->kind], op->offset, op->length,
            op->metadata ? " metadata" : "", op->ignored ? " ignored" : "");
 }
 
@@ -178,9 +178,21 @@ static int compare_times(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
+/* What comes next to a moment of a job: its beginning, its end, a change of the image on top. */
+static uint64_t pick_moment(const struct workload *w, uint64_t *random)
+{
+    uint64_t moment = w->model.moments[random_below(random, w->model.moment_count)];
+    uint64_t time = moment + random_below(random, 2 * SOON);
+
+    return MIN(time > SOON ? time - SOON : 1, w->log.clock);
+}
+
 /* One of four anywhere, the others soon after a metadata write was sent. */
 static uint64_t pick_time(const struct workload *w, uint64_t *random)
 {
+    if (w->model.moment_count > 0 && random_below(random, 3) == 0) {
+        return pick_moment(w, random);
+    }
     for (unsigned i = 0; i < 64 && w->log.count > 0 && random_below(random, 4) > 0; i++) {
         const struct record_op *op = &w->log.ops[random_below(random, w->log.count)];
 

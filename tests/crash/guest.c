@@ -76,6 +76,12 @@ static void pick_range(struct guest *g, bool clusters, uint64_t *sector, uint64_
     *sectors = MIN(*sectors, total - *sector);
 }
 
+/* A range that was picked may be gone when it is locked: the disk has shrunk meanwhile. */
+static bool is_on_disk(const struct guest *g, uint64_t sector, uint64_t sectors)
+{
+    return sector + sectors <= model_sectors_now(&g->w->model);
+}
+
 /* --- requests --------------------------------------------------------------------------------- */
 
 static int co_write(struct guest *g, uint32_t op, uint64_t sector, uint64_t sectors, unsigned flags)
@@ -151,6 +157,10 @@ static void co_change(struct guest *g, enum model_kind kind)
 
     pick_range(g, compressed, &sector, &sectors);
     co_range_lock(&g->busy, &entry, sector, sectors, true);
+    if (!is_on_disk(g, sector, sectors)) {
+        range_unlock(&g->busy, &entry);
+        return;
+    }
     op = model_begin(&w->model, kind, sector, sectors, record_tick(&w->log));
     ret = co_request(g, op, kind, sector, sectors, compressed);
     if (ret == -ENOSPC && w->config.room > 0) {
@@ -185,7 +195,7 @@ static void co_read(struct guest *g)
 
     pick_range(g, false, &sector, &sectors);
     co_range_lock(&g->busy, &entry, sector, sectors, true);
-    ret = guest_co_read_back(g, sector, sectors);
+    ret = is_on_disk(g, sector, sectors) ? guest_co_read_back(g, sector, sectors) : 0;
     range_unlock(&g->busy, &entry);
     if (ret < 0) {
         fail(g, ret, "read", sector);

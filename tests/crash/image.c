@@ -8,19 +8,39 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/byteorder.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/gate.h"
 
 #define COPY_BYTES (64 * KiB)
 #define NAME_MAX_BYTES 64
+#define JSON_MAX_BYTES 2048
 /* In the name of a file: another 512 bytes, and the same file. */
 #define LONG_NAME DOTS_128 DOTS_128 DOTS_128 DOTS_128
 #define DOTS_128 DOTS_32 DOTS_32 DOTS_32 DOTS_32
 #define DOTS_32 "././././././././././././././././"
 
+/* Fields of the header. */
+#define HEADER_VERSION 4u
+#define HEADER_BACKING 8u       /* offset and length of the name of the backing file */
+#define HEADER_INCOMPATIBLE 79u /* the byte with the dirty bit, bit 0 */
+
 static const char *const file_names[RECORD_DISKS] = {
-    [IMAGE_FILE] = "image", [IMAGE_DATA_FILE] = "data", [IMAGE_BASE_FILE] = "base"};
+    [IMAGE_FILE] = "image",
+    [IMAGE_DATA_FILE] = "data",
+    [IMAGE_BASE_FILE] = "base",
+    "chain3",
+    "chain4",
+    "chain5",
+    "chain6",
+    "chain7",
+};
+
+const char *image_disk_name(unsigned disk)
+{
+    return file_names[disk];
+}
 
 /* --- nodes ------------------------------------------------------------------------------------ */
 
@@ -37,7 +57,7 @@ int image_co_open_disks(struct image_disks *d, const char *name, struct error *e
 {
     int ret = 0;
 
-    *d = (struct image_disks){.name = name};
+    *d = (struct image_disks){.name = name, .top = IMAGE_FILE};
     for (unsigned i = 0; i < RECORD_DISKS && ret == 0; i++) {
         char json[160];
 
@@ -56,17 +76,27 @@ void image_co_close_disks(struct image_disks *d)
     }
 }
 
-/* ,"KEY":VALUE pairs behind the driver and the file. */
-static void format_options(const struct image_disks *d, const struct crash_config *c, unsigned how,
-                           char *buf, size_t size)
+void image_format_options(const struct image_disks *d, const struct crash_config *c, unsigned disk,
+                          char *buf, size_t size)
 {
-    char caches[96] = "", data[96] = "", backing[192] = "";
+    char caches[96] = "";
     uint64_t cache = 4 * MAX(c->cluster_size, 4096u);
 
     if (c->small_caches) {
         snprintf(caches, sizeof(caches), ",\"l2-cache-size\":%llu,\"refcount-cache-size\":%llu",
                  (unsigned long long)cache, (unsigned long long)cache);
     }
+    snprintf(buf, size, "\"driver\":\"qcow2\",\"file\":\"%s-%s\",\"discard\":\"unmap\"%s%s",
+             d->name, file_names[disk], c->discard_no_unref ? ",\"discard-no-unref\":true" : "",
+             caches);
+}
+
+/* ,"KEY":VALUE pairs behind that. */
+static void format_children(const struct image_disks *d, const struct crash_config *c, unsigned how,
+                            char *buf, size_t size)
+{
+    char data[96] = "", backing[192] = "";
+
     if (c->data_file && !(how & IMAGE_BASE)) {
         snprintf(data, sizeof(data), ",\"data-file\":\"%s-data\"", d->name);
     }
@@ -76,29 +106,121 @@ static void format_options(const struct image_disks *d, const struct crash_confi
     } else if (c->backing) {
         snprintf(backing, sizeof(backing), ",\"backing\":null");
     }
-    snprintf(buf, size, "%s%s%s%s", c->discard_no_unref ? ",\"discard-no-unref\":true" : "", caches,
-             data, backing);
+    snprintf(buf, size, "%s%s", data, backing);
+}
+
+/* --- headers ---------------------------------------------------------------------------------- */
+
+uint32_t image_version(const struct image_disks *d, unsigned disk)
+{
+    uint8_t version[4];
+
+    pages_read(record_disk_pages(d->nodes[disk]), HEADER_VERSION, version, sizeof(version));
+    return load_be32(version);
+}
+
+bool image_is_marked_dirty(const struct image_disks *d, unsigned disk)
+{
+    uint8_t bits;
+
+    if (image_version(d, disk) < 3) {
+        return false;
+    }
+    pages_read(record_disk_pages(d->nodes[disk]), HEADER_INCOMPATIBLE, &bits, 1);
+    return bits & 1;
+}
+
+int image_backing_disk(const struct image_disks *d, unsigned disk, unsigned *ret_disk,
+                       struct error *err)
+{
+    struct pages *pages = record_disk_pages(d->nodes[disk]);
+    char name[NAME_MAX_BYTES] = "";
+    uint8_t place[12];
+    uint32_t length;
+
+    pages_read(pages, HEADER_BACKING, place, sizeof(place));
+    length = load_be32(place + 8);
+    *ret_disk = RECORD_DISKS;
+    if (load_be64(place) == 0) {
+        return 0;
+    }
+    if (length < sizeof(name)) {
+        pages_read(pages, load_be64(place), name, length);
+    }
+    for (unsigned i = IMAGE_BASE_FILE; i < RECORD_DISKS; i++) {
+        if (i != disk && strcmp(file_names[i], name) == 0) {
+            *ret_disk = i;
+            return 0;
+        }
+    }
+    return error_set(err, EILSEQ, "'%s' has a backing file '%s', which there is not",
+                     file_names[disk], name);
+}
+
+/* With the images below it, or `alone`. `depth`: of images that may come. */
+static int format_chain(const struct image_disks *d, const struct crash_config *c, unsigned disk,
+                        unsigned depth, bool alone, char *buf, size_t size, struct error *err)
+{
+    unsigned below;
+    size_t used;
+    int r = depth > 0 ? image_backing_disk(d, disk, &below, err)
+                      : error_set(err, EILSEQ, "the chain of images has a loop");
+
+    if (r < 0) {
+        return r;
+    }
+    below = alone ? RECORD_DISKS : below;
+    image_format_options(d, c, disk, buf, size);
+    used = strlen(buf);
+    if (below == RECORD_DISKS) {
+        snprintf(buf + used, size - used, ",\"backing\":null");
+        return 0;
+    }
+    used += (size_t)snprintf(buf + used, size - used, ",\"backing\":{");
+    r = format_chain(d, c, below, depth - 1, false, buf + used, size - used, err);
+    used = strlen(buf);
+    snprintf(buf + used, size - used, "}");
+    return r;
 }
 
 int image_co_open(const struct image_disks *d, const struct crash_config *c, unsigned how,
                   struct block_node **ret, struct error *err)
 {
-    char options[512], json[640];
+    unsigned disk = how & IMAGE_BASE ? IMAGE_BASE_FILE : d->top;
+    char options[JSON_MAX_BYTES], children[320], json[JSON_MAX_BYTES + 330];
+    int r = 0;
 
-    format_options(d, c, how, options, sizeof(options));
-    snprintf(json, sizeof(json),
-             "{\"driver\":\"qcow2\",\"file\":\"%s-%s\",\"discard\":\"unmap\"%s}", d->name,
-             how & IMAGE_BASE ? "base" : "image", options);
-    return co_open_json(json, how & IMAGE_WRITABLE ? BLOCK_OPEN_RDWR : 0, ret, err);
+    if (c->job) {
+        r = format_chain(d, c, disk, RECORD_DISKS, how & IMAGE_NO_BASE, options, sizeof(options),
+                         err);
+        children[0] = '\0';
+    } else {
+        image_format_options(d, c, disk, options, sizeof(options));
+        format_children(d, c, how, children, sizeof(children));
+    }
+    snprintf(json, sizeof(json), "{%s%s}", options, children);
+    return r < 0 ? r : co_open_json(json, how & IMAGE_WRITABLE ? BLOCK_OPEN_RDWR : 0, ret, err);
 }
 
 /* --- making one ------------------------------------------------------------------------------- */
 
+/* The backing file that the image of a disk has at first; NULL: none. */
+static const char *first_backing(const struct crash_config *c, unsigned disk)
+{
+    if (c->job) {
+        return disk > IMAGE_BASE_FILE && disk < IMAGE_BASE_FILE + CHAIN_IMAGES
+                   ? file_names[disk - 1]
+                   : NULL;
+    }
+    return c->backing && disk == IMAGE_FILE ? file_names[IMAGE_BASE_FILE] : NULL;
+}
+
 /* `data_file`: where that is to be made. */
 static struct options *create_options(const struct crash_config *c, const char *data_file,
-                                      bool base)
+                                      unsigned disk)
 {
     struct options *opts = options_new();
+    bool base = disk == IMAGE_BASE_FILE;
 
     if (!opts) {
         abort();
@@ -109,8 +231,8 @@ static struct options *create_options(const struct crash_config *c, const char *
     options_set_bool(opts, "extended_l2", c->extended_l2);
     options_set_bool(opts, "lazy_refcounts", c->lazy_refcounts);
     options_set_str(opts, "compression_type", c->zstd ? "zstd" : "zlib");
-    if (c->backing && !base) {
-        options_set_str(opts, "backing_file", "base");
+    if (first_backing(c, disk)) {
+        options_set_str(opts, "backing_file", first_backing(c, disk));
         options_set_str(opts, "backing_fmt", "qcow2");
     }
     if (c->data_file && !base) {
@@ -145,22 +267,31 @@ static int load_file(const char *name, struct pages *pages)
     return !data ? -ENOMEM : n < 0 ? -errno : 0;
 }
 
-static int co_create_file(const struct crash_config *c, const char *dir, uint64_t size, bool base,
-                          struct error *err)
+static int co_create_file(const struct crash_config *c, const char *dir, uint64_t size,
+                          unsigned disk, struct error *err)
 {
     char name[NAME_MAX_BYTES], data_file[NAME_MAX_BYTES + sizeof(LONG_NAME)];
 
-    snprintf(name, sizeof(name), "%s/%s", dir, file_names[base ? IMAGE_BASE_FILE : IMAGE_FILE]);
+    snprintf(name, sizeof(name), "%s/%s", dir, file_names[disk]);
     snprintf(data_file, sizeof(data_file), "%s/%s%s", dir, c->long_names ? LONG_NAME : "",
              file_names[IMAGE_DATA_FILE]);
-    return block_co_create_image("qcow2", name, size, create_options(c, data_file, base), err);
+    return block_co_create_image("qcow2", name, size, create_options(c, data_file, disk), err);
+}
+
+/* A chain has images on all its disks: those that are not part of it yet are empty. */
+static bool has_image(const struct crash_config *c, unsigned disk)
+{
+    if (c->job) {
+        return disk >= IMAGE_BASE_FILE;
+    }
+    return disk == IMAGE_FILE || (disk == IMAGE_BASE_FILE && c->backing);
 }
 
 int image_co_create(const struct image_disks *d, const struct crash_config *c, uint64_t size,
                     struct error *err)
 {
     char dir[] = "crash-XXXXXX", names[RECORD_DISKS][NAME_MAX_BYTES];
-    int ret;
+    int ret = 0;
 
     /* Creation works on files, so the empty image is made in some and loaded. */
     if (!mkdtemp(dir)) {
@@ -169,9 +300,8 @@ int image_co_create(const struct image_disks *d, const struct crash_config *c, u
     for (unsigned i = 0; i < RECORD_DISKS; i++) {
         snprintf(names[i], sizeof(names[i]), "%s/%s", dir, file_names[i]);
     }
-    ret = co_create_file(c, dir, size, false, err);
-    if (ret == 0 && c->backing) {
-        ret = co_create_file(c, dir, size, true, err);
+    for (unsigned i = 0; i < RECORD_DISKS && ret == 0; i++) {
+        ret = has_image(c, i) ? co_create_file(c, dir, size, i, err) : 0;
     }
     for (unsigned i = 0; i < RECORD_DISKS; i++) {
         struct pages *pages = record_disk_pages(d->nodes[i]);

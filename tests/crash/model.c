@@ -133,6 +133,36 @@ bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash)
     return allowed;
 }
 
+/* --- chains ----------------------------------------------------------------------------------- */
+
+void model_set_top(struct model *m, unsigned disk, uint64_t now)
+{
+    if (m->top_count == 0 || m->tops[m->top_count - 1].disk != disk) {
+        if (m->top_count == MODEL_MAX_TOPS) {
+            abort();
+        }
+        m->tops[m->top_count++] = (struct model_top){.from = now, .disk = disk};
+        model_note_moment(m, now);
+    }
+}
+
+unsigned model_top_at(const struct model *m, uint64_t when)
+{
+    unsigned disk = 0;
+
+    for (unsigned i = 0; i < m->top_count && (i == 0 || m->tops[i].from <= when); i++) {
+        disk = m->tops[i].disk;
+    }
+    return disk;
+}
+
+void model_note_moment(struct model *m, uint64_t now)
+{
+    if (m->moment_count < MODEL_MAX_MOMENTS) {
+        m->moments[m->moment_count++] = now;
+    }
+}
+
 /* --- stamps ----------------------------------------------------------------------------------- */
 
 static void make_stamp(uint8_t *stamp, uint64_t sector, uint32_t op)

@@ -78,8 +78,17 @@ struct model_bitmap {
  */
 struct model_session {
     uint64_t open_begin, close_begin, close_end; /* close_end: MODEL_PENDING until then */
+    uint64_t job_begin; /* a job that may move bitmaps to another image; MODEL_PENDING: none */
 };
 
+/* The disk that users had from a time on: the number of that of the image on top. */
+struct model_top {
+    uint64_t from; /* the first time at which they had it */
+    unsigned disk;
+};
+
+#define MODEL_MAX_TOPS 16
+#define MODEL_MAX_MOMENTS 64
 #define MODEL_MAX_BITMAPS 32
 #define MODEL_MAX_SESSIONS 32
 #define MODEL_MAX_SIZES 128
@@ -102,6 +111,10 @@ struct model {
     unsigned size_count;
     struct model_snapshot snapshots[MODEL_MAX_SNAPSHOTS];
     unsigned snapshot_count;
+    struct model_top tops[MODEL_MAX_TOPS];
+    unsigned top_count;
+    uint64_t moments[MODEL_MAX_MOMENTS]; /* around which crashes are worth looking at */
+    unsigned moment_count;
 };
 
 void model_init(struct model *m, uint64_t size);
@@ -113,6 +126,12 @@ struct model_size *model_add_size(struct model *m, uint64_t sectors, uint64_t no
 uint64_t model_sectors_now(const struct model *m);
 /* Whether the disk may have that many sectors after a crash at `crash`. */
 bool model_allows_size(const struct model *m, uint64_t sectors, uint64_t crash);
+
+/* Users have the image of that disk from now on, if they had not yet. */
+void model_set_top(struct model *m, unsigned disk, uint64_t now);
+/* The disk that they had at a time. */
+unsigned model_top_at(const struct model *m, uint64_t when);
+void model_note_moment(struct model *m, uint64_t now);
 
 /* A request is sent; its number. */
 uint32_t model_begin(struct model *m, enum model_kind kind, uint64_t sector, uint64_t sectors,

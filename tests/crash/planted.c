@@ -104,6 +104,16 @@ static void base_flush(struct workload *w)
     ignore_flushes(w, IMAGE_BASE_FILE);
 }
 
+/* Only the image that users have is flushed, until users leave it. */
+static void other_flush(struct workload *w)
+{
+    for (size_t i = 0; i < w->log.count; i++) {
+        struct record_op *op = &w->log.ops[i];
+
+        op->ignored |= op->kind == RECORD_FLUSH && op->disk != model_top_at(&w->model, op->begin);
+    }
+}
+
 /* Answered only after the next flush of its disk was sent. */
 static void delay(struct record_log *log, struct record_op *op)
 {
@@ -142,11 +152,12 @@ static const struct {
 } bugs[] = {
     {"drop-flush", drop_flush},     {"inner-flush", inner_flush}, {"hoist", hoist},
     {"data-flush", data_flush},     {"base-flush", base_flush},   {"late-mark", late_mark},
-    {"second-flush", second_flush},
+    {"second-flush", second_flush}, {"other-flush", other_flush},
 };
 
-const char *const planted_names[] = {"drop-flush", "inner-flush", "hoist",        "data-flush",
-                                     "base-flush", "late-mark",   "second-flush", NULL};
+const char *const planted_names[] = {"drop-flush",   "inner-flush", "hoist",
+                                     "data-flush",   "base-flush",  "late-mark",
+                                     "second-flush", "other-flush", NULL};
 
 bool planted_apply(struct workload *w, const char *name)
 {

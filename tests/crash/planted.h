@@ -10,6 +10,8 @@
  *   data-flush    the external data file is never flushed
  *   base-flush    the backing file is never flushed: an image is emptied before its contents are on
  *                 stable storage there
+ *   other-flush   of a chain, only the image that users have is flushed: jobs end, and images
+ *                 get overlays, before what they wrote is on stable storage
  *   second-flush  no flush has an effect once an image is opened after a crash
  *   late-mark     writes of the header are not waited for: the next flush does not cover them
  */

@@ -31,7 +31,12 @@ static void *must(void *memory)
 
 uint64_t record_tick(struct record_log *log)
 {
-    return ++log->clock;
+    uint64_t now = ++log->clock;
+
+    if (log->on_tick) {
+        log->on_tick(log->on_tick_arg, now);
+    }
+    return now;
 }
 
 void record_log_clear(struct record_log *log)

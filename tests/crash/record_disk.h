@@ -2,8 +2,8 @@
 /*
  * The leaf driver "record-disk": a file in memory that grows, and that keeps a log of what was done
  * to it and when, so that any state that a power cut could have left can be made afterwards
- * (states.h). Several disks share a log and its time: an image, its external data file, its backing
- * file.
+ * (states.h). Several disks share a log and its time: an image, its external data file, the other
+ * images of its chain.
  *
  * Time is a counter that each beginning and each end of a request moves on. The log keeps whole
  * sectors, as they were in memory when the request was carried out: that is what a cache of sectors
@@ -20,7 +20,7 @@
 #include "pages.h"
 
 #define RECORD_SECTOR 512u
-#define RECORD_DISKS 3u /* that can share a log */
+#define RECORD_DISKS 8u /* that can share a log */
 
 enum record_kind { RECORD_WRITE, RECORD_ZEROES, RECORD_TRUNCATE, RECORD_FLUSH };
 
@@ -42,6 +42,9 @@ struct record_log {
     struct pages initial[RECORD_DISKS]; /* the files when logging began */
     /* Whether a block of data, a whole number of sectors, has guest data in it. */
     bool (*is_guest_data)(const uint8_t *data, size_t size);
+    /* Called whenever the time moves on, with the new time. NULL: nobody looks. */
+    void (*on_tick)(void *arg, uint64_t now);
+    void *on_tick_arg;
 };
 
 extern const struct block_driver record_disk_driver;

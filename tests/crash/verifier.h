@@ -33,6 +33,8 @@ struct verifier {
     struct view raw; /* the external data file alone; what is not stable may differ from the disk */
     uint64_t sectors;                      /* that the disk has */
     const struct model_snapshot *snapshot; /* that the node shows; NULL: the disk itself */
+    bool has_bitmap[MODEL_MAX_BITMAPS], has_consistent[MODEL_MAX_BITMAPS]; /* found so far */
+    bool below; /* the node is an image below that of the guest: what it holds is no matter */
 };
 
 /* verify_data.c: read all of the edge's node and compare; sets values. */
@@ -42,10 +44,15 @@ int verify_raw_data_file(struct verifier *v, struct error *err);
 /* verify_parts.c */
 /* Clusters that the disk is mapped to lie within the file wholly, for readers of other makes. */
 int verify_co_file_covers(struct verifier *v, struct error *err);
+/* Those of the node: notes which are there. */
 int verify_co_bitmaps(struct verifier *v, struct error *err);
+/* Those that have to be there have been found, in whichever image. */
+int verify_bitmaps_found(const struct verifier *v, struct error *err);
 /* All are listed, and one of them holds what it shall. The node shows that one afterwards. */
 int verify_co_snapshots(struct verifier *v, struct error *err);
 #define AFTERMATH_SNAPSHOT "after"
+/* verify_chain.c: the images below, and sometimes those that are in the chain no more. */
+int verify_co_chain(struct verifier *v, struct error *err);
 /* aftermath.c: a guest that goes on after the crash. Changes `expected`. */
 int aftermath_co_write(struct verifier *v, struct error *err);
 

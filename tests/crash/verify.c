@@ -10,9 +10,7 @@
 #include "random.h"
 #include "verifier.h"
 
-#define HEADER_VERSION 4u
-#define HEADER_INCOMPATIBLE 79u /* the byte of the header with the dirty bit, bit 0 */
-#define REPAIR_EVERY 8u         /* states */
+#define REPAIR_EVERY 8u /* states */
 #define COMMIT_EVERY 4u
 #define SECOND_EVERY 16u
 #define SECOND_CRASHES 3u
@@ -69,30 +67,11 @@ static int co_repair(struct block_node *node, struct error *err)
     return ret;
 }
 
-static uint32_t header_version(const struct image_disks *disks)
-{
-    uint8_t version[4];
-
-    pages_read(record_disk_pages(disks->nodes[IMAGE_FILE]), HEADER_VERSION, version, 4);
-    return load_be32(version);
-}
-
-static bool is_marked_dirty(const struct image_disks *disks, enum image_file file)
-{
-    uint8_t bits;
-
-    if (header_version(disks) < 3) {
-        return false;
-    }
-    pages_read(record_disk_pages(disks->nodes[file]), HEADER_INCOMPATIBLE, &bits, 1);
-    return bits & 1;
-}
-
 /* Version 2 has no dirty bit that would tell that flags can't be trusted. */
 static struct allowance allowed_after_crash(const struct verifier *v)
 {
     return (struct allowance){
-        .copied = header_version(v->disks) == 2 &&
+        .copied = image_version(v->disks, v->disks->top) == 2 &&
                   (model_changes_snapshots(&v->w->model, v->state->time) ||
                    (v->phase == VERIFY_SECOND && v->had_snapshot)),
         .leaks = UINT64_MAX,
@@ -115,6 +94,9 @@ static int co_look(struct verifier *v, struct error *err)
         ret = verify_raw_data_file(v, err);
     }
     ret = ret < 0 ? ret : verify_co_bitmaps(v, err);
+    if (ret == 0 && !v->w->config.job) {
+        ret = verify_bitmaps_found(v, err);
+    }
     return ret < 0 ? ret : verify_co_snapshots(v, err);
 }
 
@@ -141,10 +123,15 @@ static int co_open_and_look(struct verifier *v, const char *when, const struct a
 {
     int ret = image_co_open(v->disks, &v->w->config, 0, &v->node, err);
 
+    memset(v->has_bitmap, 0, sizeof(v->has_bitmap));
+    memset(v->has_consistent, 0, sizeof(v->has_consistent));
     if (ret == 0) {
         ret = check ? co_check_image(v->node, when, check, result, err) : 0;
         ret = ret < 0 ? ret : co_with_root(v, 0, co_look, err);
         block_co_unref(v->node);
+    }
+    if (ret == 0 && v->w->config.job) {
+        ret = verify_co_chain(v, err);
     }
     if (ret < 0) {
         error_prepend(err, "%s: ", when);
@@ -190,7 +177,7 @@ static int co_open_and_repair(struct verifier *v, struct error *err)
 /* It is an image, too. What is marked dirty is repaired by opening it for writing. */
 static int co_check_base(struct verifier *v, struct error *err)
 {
-    bool dirty = is_marked_dirty(v->disks, IMAGE_BASE_FILE);
+    bool dirty = image_is_marked_dirty(v->disks, IMAGE_BASE_FILE);
     struct block_check_result result;
     struct block_node *node;
     int ret = image_co_open(v->disks, &v->w->config, IMAGE_BASE | (dirty ? IMAGE_WRITABLE : 0),
@@ -236,7 +223,7 @@ static void end_log(const struct image_disks *disks)
 static int co_look_at_second(struct verifier *v, struct error *err)
 {
     const struct allowance allowed = allowed_after_crash(v);
-    bool dirty = is_marked_dirty(v->disks, IMAGE_FILE);
+    bool dirty = image_is_marked_dirty(v->disks, v->disks->top);
     struct block_check_result result;
     int ret = co_open_and_look(v, "a second crash", dirty ? NULL : &allowed, &result, err);
 
@@ -304,7 +291,7 @@ static int co_look_again(struct verifier *v, bool repair, struct error *err)
 static int co_verify(struct verifier *v, struct error *err)
 {
     const struct allowance allowed = allowed_after_crash(v);
-    bool dirty = is_marked_dirty(v->disks, IMAGE_FILE);
+    bool dirty = image_is_marked_dirty(v->disks, v->disks->top);
     bool repair = v->state->index % REPAIR_EVERY == 0;
     bool second = v->state->index % SECOND_EVERY == SECOND_EVERY / 2 + 1;
     struct record_log log = {.is_guest_data = model_is_guest_data};
@@ -350,17 +337,44 @@ static void view_release(struct view *view)
     free(view->untouched);
 }
 
-int verify_co_state(struct workload *w, struct crash_state *state, const struct image_disks *disks,
-                    struct error *err)
+/* The image that users had until now is still right in the moment in which they change it. */
+static int co_look_at_last_top(struct verifier *v, struct image_disks *disks, struct error *err)
 {
-    struct verifier v = {.w = w, .state = state, .disks = disks};
+    const struct allowance allowed = allowed_after_crash(v);
+    unsigned top = disks->top;
+    struct block_check_result result;
     int ret;
 
+    disks->top = model_top_at(&v->w->model, v->state->time);
+    if (disks->top == top) {
+        return 0;
+    }
+    ret =
+        co_open_and_look(v, "the image that users had",
+                         image_is_marked_dirty(disks, disks->top) ? NULL : &allowed, &result, err);
+    disks->top = top;
+    for (uint64_t i = 0; i < v->w->model.sectors; i++) {
+        v->disk.values[i] = MODEL_ZERO;
+    }
+    return ret;
+}
+
+int verify_co_state(struct workload *w, struct crash_state *state,
+                    const struct image_disks *given_disks, struct error *err)
+{
+    struct image_disks disks_ = *given_disks, *disks = &disks_;
+    struct verifier v = {.w = w, .state = state, .disks = disks};
+    int ret = 0;
+
+    disks->top = w->config.job ? model_top_at(&w->model, state->time + 1) : IMAGE_FILE;
     v.stable = model_stable_until(&w->model, state->time);
     view_init(&v.disk, w->model.sectors);
     view_init(&v.raw, w->model.sectors);
     show(disks, state);
-    ret = co_verify(&v, err);
+    if (w->config.job) {
+        ret = co_look_at_last_top(&v, disks, err);
+    }
+    ret = ret < 0 ? ret : co_verify(&v, err);
     view_release(&v.disk);
     view_release(&v.raw);
     return ret;

@@ -20,6 +20,9 @@
  *   - internal snapshots that were made and not deleted exist, with the contents of their time;
  *   - a persistent bitmap that was stored exists; it is inconsistent, or covers all differences
  *     since it was begun; it is consistent if the image was closed;
+ *   - of a chain, all of this holds for the image that users have. In the moment in which they get
+ *     another one, it holds for either. Images below it, and those that have left the chain, open,
+ *     too, with leaks at most, and a bitmap may be in any of the chain;
  *   - writes, zeroes and discards after the crash change their ranges and nothing else, and all of
  *     the above holds after them. Some images are repaired before and after that, without findings
  *     afterwards; some are committed; some suffer another crash then.

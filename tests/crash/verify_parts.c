@@ -54,6 +54,20 @@ int verify_co_file_covers(struct verifier *v, struct error *err)
 
 /* --- bitmaps ---------------------------------------------------------------------------------- */
 
+/*
+ * Whether a job may have put bitmaps into another image, which are new there: as all new bitmaps
+ * they are lost if the machine fails before the image is closed.
+ */
+static bool may_be_moved(const struct model *m, uint64_t time)
+{
+    for (unsigned i = 0; i < m->session_count; i++) {
+        if (m->sessions[i].job_begin <= time && time < m->sessions[i].close_end) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Whether the crash came while no session had the image open, and all that was done is stable. */
 static bool cleanly_closed(const struct model *m, uint64_t time)
 {
@@ -126,26 +140,30 @@ static int co_check_covers(struct verifier *v, const struct model_bitmap *b,
     return 0;
 }
 
-static int co_check_bitmap(struct verifier *v, const struct model_bitmap *b, struct error *err)
+/* Not removed: else, there or not, a later entry of that name tells more. */
+static bool is_wanted(const struct model_bitmap *b, uint64_t time)
+{
+    return b->create_end <= time && b->remove_begin > time;
+}
+
+int verify_bitmaps_found(const struct verifier *v, struct error *err)
 {
     const struct model *m = &v->w->model;
-    struct block_bitmap *bitmap = block_bitmap_find(v->node, b->name);
     uint64_t time = v->state->time;
 
-    if (b->remove_begin <= time) {
-        return 0; /* there or not, a later entry of that name tells more */
-    }
-    if (!bitmap) {
-        return was_stored(m, b, time)
-                   ? error_set(err, EILSEQ, "bitmap '%s', stored before, is gone", b->name)
-                   : 0;
-    }
-    if (!bitmap->inconsistent) {
-        return co_check_covers(v, b, bitmap, err);
-    }
-    if (v->phase != VERIFY_SECOND && cleanly_closed(m, time) && was_stored(m, b, time)) {
-        return error_set(err, EILSEQ, "bitmap '%s' is inconsistent though the image was closed",
-                         b->name);
+    for (unsigned i = 0; i < m->bitmap_count; i++) {
+        const struct model_bitmap *b = &m->bitmaps[i];
+
+        if (!is_wanted(b, time) || !was_stored(m, b, time)) {
+            continue;
+        }
+        if (!v->has_bitmap[i] && !may_be_moved(m, time)) {
+            return error_set(err, EILSEQ, "bitmap '%s', stored before, is gone", b->name);
+        }
+        if (!v->has_consistent[i] && v->phase != VERIFY_SECOND && cleanly_closed(m, time)) {
+            return error_set(err, EILSEQ, "bitmap '%s' is inconsistent though the image was closed",
+                             b->name);
+        }
     }
     return 0;
 }
@@ -156,8 +174,14 @@ int verify_co_bitmaps(struct verifier *v, struct error *err)
     int ret = 0;
 
     for (unsigned i = 0; i < m->bitmap_count && ret == 0; i++) {
-        if (m->bitmaps[i].create_end <= v->state->time) {
-            ret = co_check_bitmap(v, &m->bitmaps[i], err);
+        const struct model_bitmap *b = &m->bitmaps[i];
+        struct block_bitmap *bitmap =
+            is_wanted(b, v->state->time) ? block_bitmap_find(v->node, b->name) : NULL;
+
+        v->has_bitmap[i] |= bitmap != NULL;
+        if (bitmap && !bitmap->inconsistent) {
+            v->has_consistent[i] = true;
+            ret = co_check_covers(v, b, bitmap, err);
         }
     }
     return ret;

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "base/checked.h"
+#include "chain.h"
 #include "changes.h"
 #include "guest.h"
 #include "image.h"
@@ -18,6 +19,7 @@
 struct run {
     struct workload *w;
     struct image_disks disks;
+    struct chain chain; /* of config.job */
     struct error *err;
     uint64_t random;
 };
@@ -61,7 +63,8 @@ static struct model_session *begin_session(struct workload *w)
 
     *s = (struct model_session){.open_begin = record_tick(&w->log),
                                 .close_begin = MODEL_PENDING,
-                                .close_end = MODEL_PENDING};
+                                .close_end = MODEL_PENDING,
+                                .job_begin = MODEL_PENDING};
     return s;
 }
 
@@ -72,25 +75,30 @@ static int co_run_session(struct run *r)
     struct model_session *session = begin_session(w);
     struct block_root *root = NULL;
     struct block_node *node;
-    int ret = image_co_open(&r->disks, &w->config, IMAGE_WRITABLE, &node, r->err);
+    int ret = w->config.job ? chain_co_open(&r->chain, &node)
+                            : image_co_open(&r->disks, &w->config, IMAGE_WRITABLE, &node, r->err);
 
     if (ret < 0) {
         return ret;
     }
     guest_init(&g);
     ret = block_co_root_new(node, "workload",
-                            BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE,
+                            BLOCK_PERM_CONSISTENT_READ | BLOCK_PERM_WRITE |
+                                (w->config.job ? 0 : BLOCK_PERM_RESIZE),
                             BLOCK_PERM_ALL, &root, r->err);
     if (ret == 0) {
         g.edge = block_root_edge(root);
-        ret = co_run_batches(&g, node);
+        ret = w->config.job ? chain_co_work(&r->chain, &g, requests_of_session(w))
+                            : co_run_batches(&g, node);
     }
     block_co_root_release(root);
     session->close_begin = record_tick(&w->log);
-    if (ret == 0) {
-        ret = block_co_inactivate(node, r->err);
+    if (w->config.job) {
+        ret = ret < 0 ? ret : chain_co_close(&r->chain);
+    } else {
+        ret = ret < 0 ? ret : block_co_inactivate(node, r->err);
+        block_co_unref(node);
     }
-    block_co_unref(node);
     session->close_end = record_tick(&w->log);
     guest_destroy(&g);
     return ret;
@@ -143,8 +151,13 @@ static int co_prepare(struct run *r)
     uint64_t size = model_sectors_now(&w->model) * MODEL_SECTOR;
     int ret = image_co_create(&r->disks, &w->config, size, r->err);
 
+    r->chain = (struct chain){
+        .w = w, .disks = &r->disks, .err = r->err, .random = random_mix(w->seed + 815)};
     if (ret == 0 && w->config.backing) {
         ret = co_fill_base(r);
+    }
+    if (ret == 0 && w->config.job) {
+        ret = chain_co_fill(&r->chain);
     }
     for (unsigned i = 0; i < RECORD_DISKS && ret == 0; i++) {
         record_disk_set_log(r->disks.nodes[i], &w->log, i, i == IMAGE_DATA_FILE);
