@@ -164,6 +164,47 @@ int nbd_client_co_block_status(struct nbd_client *c, uint64_t offset, uint64_t l
 void nbd_extents_clear(struct nbd_extents *e);
 
 /*
+ * Flags of an extent with allocation, depth and dirty bits together: enum nbd_merged_flags in the
+ * lower 32 bits, and above them the depth: 0, no layer has it; 1, the exported image; 2 and more, a
+ * backing image. In the context "x-tidemark:merged" 2 stands for all backing images.
+ */
+static inline unsigned nbd_merged_depth(uint64_t flags)
+{
+    return (unsigned)(flags >> 32);
+}
+/* The flags of that depth. */
+static inline uint64_t nbd_merged_of_depth(unsigned depth)
+{
+    return (uint64_t)depth << 32;
+}
+
+/*
+ * As nbd_client_co_connect(), for nbd_client_co_merged_status(): with the context
+ * "x-tidemark:merged", or the separate contexts of a server that does not have that. `bitmap`: the
+ * bitmap whose dirty bits are wanted; NULL: none. `exact_depth`: the separate contexts come first,
+ * since they have the depth of each layer. -ENOENT: the server does not offer the bitmap.
+ */
+int nbd_client_co_connect_merged(const struct nbd_address *address,
+                                 const struct nbd_client_tls *tls, const char *export_name,
+                                 const char *bitmap, bool exact_depth, int64_t timeout_ns,
+                                 struct nbd_client **ret_client, struct error *err);
+/*
+ * Block status of [offset, offset + length), or of a part from its beginning: neighbours differ.
+ * What a server does not report is assumed: contents are data, and those of the exported image. The
+ * caller clears *ret_extents. Errors of nbd_client_co_block_status().
+ */
+int nbd_client_co_merged_status(struct nbd_client *c, uint64_t offset, uint64_t length,
+                                struct nbd_extents *ret_extents);
+/*
+ * The same from the extents of separate contexts (NULL: not there), which begin at one offset and
+ * may end at different ones: the result ends where the first of them does, at `length` at the
+ * latest. -ENOMEM. Does not yield.
+ */
+int nbd_extents_merge(const struct nbd_extents *base, const struct nbd_extents *depth,
+                      const struct nbd_extents *dirty, uint64_t length,
+                      struct nbd_extents *ret_extents);
+
+/*
  * Connect, set in `bits` what is dirty in the bitmap `name` of an export
  * ("qemu:dirty-bitmap:NAME"), and disconnect. `bits` has the size of the export. -ENOENT: the
  * server does not offer that bitmap; -EINVAL: the sizes differ; else errors of connecting or of a

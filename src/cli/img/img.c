@@ -38,6 +38,8 @@ static const struct img_command commands[] = {
     {"map", img_co_map, "[options] FILENAME", "which areas are stored, and where"},
     {"measure", img_co_measure, "[options] FILENAME", "how large a new image's file would be"},
     {"rebase", img_co_rebase, "[options] -b FILE FILENAME", "give an image another backing file"},
+    {"rebuild-chain", img_co_rebuild_chain, "[options] NBD-URI DIRECTORY",
+     "make the chain of images that an NBD server has"},
     {"resize", img_co_resize, "[options] FILENAME [+|-]SIZE", "change the size of the disk"},
     {"snapshot", img_co_snapshot, "[options] FILENAME", "snapshots within an image"},
 };
@@ -52,7 +54,7 @@ static void print_img_help(void)
            "commands:\n",
            cli_program(), cli_program());
     for (size_t i = 0; i < ARRAY_SIZE(commands); i++) {
-        printf("  %-8s %-30s %s\n", commands[i].name, commands[i].synopsis, commands[i].about);
+        printf("  %-13s %-29s %s\n", commands[i].name, commands[i].synopsis, commands[i].about);
     }
     printf(
         "\n"

@@ -23,6 +23,7 @@ int img_co_info(int argc, char **argv, struct error *err);
 int img_co_map(int argc, char **argv, struct error *err);
 int img_co_measure(int argc, char **argv, struct error *err);
 int img_co_rebase(int argc, char **argv, struct error *err);
+int img_co_rebuild_chain(int argc, char **argv, struct error *err);
 int img_co_resize(int argc, char **argv, struct error *err);
 int img_co_snapshot(int argc, char **argv, struct error *err);
 

@@ -4,8 +4,12 @@
 #include <stdio.h>
 
 #include "base/checked.h"
+#include "base/cleanup.h"
 #include "cli/img/command_line.h"
 #include "cli/img/img.h"
+#include "cli/img/layers.h"
+#include "nbd/client.h"
+#include "nbd/proto.h"
 
 static const struct cli_usage usage = {
     .command = "map",
@@ -14,8 +18,12 @@ static const struct cli_usage usage = {
              "is FILENAME),\n"
              "whether they read as zeroes, and where the bytes are in the file of that image. The "
              "human form\n"
-             "lists only areas with data.",
+             "lists only areas with data. With --layers it lists what an NBD server reports: which "
+             "areas are in\n"
+             "the exported image, in a backing file or in none, and which are zero, holes, or "
+             "dirty.",
     .examples = "@disk.qcow2\n"
+                "@--layers --bitmap=b0 nbd://host/disk\n"
                 "@--output=json -s 1G -l 64M disk.qcow2",
 };
 
@@ -106,12 +114,79 @@ static int co_print_map(const struct cli_disk *disk, uint64_t start, uint64_t en
     return current.length ? print_map_text(&current, err) : 0;
 }
 
+/* --- layers of an NBD server ------------------------------------------------------------------ */
+
+static const char *layer_word(const struct layer_extent *e)
+{
+    if (e->flags & NBD_MERGED_LOCAL) {
+        return "local";
+    }
+    return e->flags & NBD_MERGED_BACKING ? "backing" : "none";
+}
+
+static void print_layers_text(const struct layer_extent *e)
+{
+    printf("%#-16" PRIx64 "%#-16" PRIx64 "%-10s%s%s%s\n", e->start, e->length, layer_word(e),
+           e->flags & NBD_MERGED_ZERO ? "zero" : "data", e->flags & NBD_MERGED_HOLE ? ",hole" : "",
+           e->flags & NBD_MERGED_DIRTY ? ",dirty" : "");
+}
+
+static void print_layers_json(const struct layer_extent *e, bool is_first, bool with_bitmap)
+{
+    const char *yes_no[] = {"false", "true"};
+
+    printf("%s{ \"start\": %" PRIu64 ", \"length\": %" PRIu64
+           ", \"layer\": \"%s\", \"zero\": %s, \"hole\": %s",
+           is_first ? "" : ",\n", e->start, e->length, layer_word(e),
+           yes_no[!!(e->flags & NBD_MERGED_ZERO)], yes_no[!!(e->flags & NBD_MERGED_HOLE)]);
+    if (with_bitmap) {
+        printf(", \"dirty\": %s", yes_no[!!(e->flags & NBD_MERGED_DIRTY)]);
+    }
+    printf("}");
+}
+
+static int co_print_layers(const char *uri, const char *bitmap, uint64_t start, uint64_t length,
+                           bool json, struct error *err)
+{
+    struct layer_map map CLEANUP(layer_map_clear) = {0};
+    int r = layer_map_co_read(&map, uri, bitmap, false, err);
+    bool is_first = true;
+
+    if (r < 0) {
+        return r;
+    }
+    if (json) {
+        printf("[");
+    } else {
+        printf("%-16s%-16s%-10s%s\n", "Offset", "Length", "Layer", "Contents");
+    }
+    for (size_t i = 0; i < map.count; i++) {
+        struct layer_extent e = map.list[i];
+        uint64_t from = MAX(e.start, start);
+        uint64_t to = MIN(e.start + e.length, length < map.size ? start + length : map.size);
+
+        if (from >= to) {
+            continue;
+        }
+        e.start = from;
+        e.length = to - from;
+        if (json) {
+            print_layers_json(&e, is_first, bitmap);
+        } else {
+            print_layers_text(&e);
+        }
+        is_first = false;
+    }
+    printf("%s", json ? "]\n" : "");
+    return 0;
+}
+
 int img_co_map(int argc, char **argv, struct error *err)
 {
     struct cli_image image = {0};
-    const char *output = NULL, *start_text = NULL, *length_text = NULL;
+    const char *output = NULL, *start_text = NULL, *length_text = NULL, *bitmap = NULL;
     uint64_t start = 0, length = UINT64_MAX, size;
-    bool json;
+    bool json, layers = false;
     int r;
     CLI_DISK_AUTO(disk);
     CLI_ITEMS_AUTO(objects);
@@ -120,6 +195,9 @@ int img_co_map(int argc, char **argv, struct error *err)
         CLI_ARG_OUTPUT(output),
         {"start-offset", 's', CLI_VALUE, &start_text, "OFFSET", "where to begin (default 0)"},
         {"max-length", 'l', CLI_VALUE, &length_text, "LEN", "at most LEN bytes"},
+        {"layers", 0, CLI_FLAG, &layers, NULL,
+         "what the NBD server at FILENAME reports of the layers of its disk"},
+        {"bitmap", 0, CLI_VALUE, &bitmap, "NAME", "with --layers: and of the dirty bitmap NAME"},
         CLI_ARG_FORCE_SHARE(image.force_share),
         CLI_ARG_IMAGE_OPTS(image.image_opts),
         CLI_ARG_OBJECT(objects),
@@ -130,6 +208,15 @@ int img_co_map(int argc, char **argv, struct error *err)
     UNLESS_FAILED(r, cli_take_size(start_text, "start offset", 0, INT64_MAX, &start, err));
     UNLESS_FAILED(r, cli_take_size(length_text, "max length", 0, INT64_MAX, &length, err));
     UNLESS_FAILED(r, cli_parse_output(output, &json, err));
+    if (r == 0 && bitmap && !layers) {
+        r = cli_usage_error(err, &usage, "--bitmap needs --layers");
+    }
+    if (r == 0 && layers && (image.image_opts || image.format)) {
+        r = cli_usage_error(err, &usage, "--layers takes the address of an NBD server only");
+    }
+    if (r == 0 && layers) {
+        return co_print_layers(image.name, bitmap, start, length, json, err);
+    }
     UNLESS_FAILED(r, cli_add_objects(&objects, err));
     UNLESS_FAILED(r, cli_co_open_disk(&image, 0, &disk, err));
     if (r < 0) {
