@@ -331,6 +331,8 @@ struct block_driver {
                      struct options *opts, struct error *err);
     /* The options of co_create and of co_amend; the last has a NULL name. */
     const struct block_option_desc *create_options;
+    /* The same for blockdev-create: a BlockdevCreateOptions... of QEMU's schema; NULL: refused. */
+    const struct schema_type *create_type;
     const struct block_option_desc *amend_options;
     int (*co_get_info)(struct block_node *node, struct block_info *ret_info);
     struct json_object *(*co_specific_info)(struct block_node *node);

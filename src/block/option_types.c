@@ -37,6 +37,13 @@ const struct schema_type block_format_options_type =
 const struct schema_type block_bitmap_ref_type =
     OBJECT_INIT("BlockDirtyBitmap", REQ("node", schema_str, .help = "name of the node"),
                 REQ("name", schema_str, .help = "name of the bitmap"));
+static const struct schema_type bitmap_or_name = {
+    .kind = SCHEMA_ALTERNATE,
+    .name = "BlockDirtyBitmapOrStr",
+    .choice = (const struct schema_type *const[]){&schema_str, &block_bitmap_ref_type, NULL},
+};
+const struct schema_type block_bitmaps_or_names_type =
+    ARRAY_INIT("BlockDirtyBitmapOrStrList", bitmap_or_name);
 const struct schema_type block_permission_type =
     ENUM_INIT("BlockPermission", "consistent-read", "write", "write-unchanged", "resize");
 const struct schema_type block_on_off_auto_type = ENUM_INIT("OnOffAuto", "auto", "on", "off");
@@ -119,3 +126,36 @@ static const char *const *get_driver_names(void)
     }
     return names;
 }
+
+/* --- creation --------------------------------------------------------------------------------- */
+
+const struct schema_type block_prealloc_type =
+    ENUM_INIT("PreallocMode", "off", "metadata", "falloc", "full");
+
+static const struct schema_variant *get_create_options(void)
+{
+    static struct schema_variant variants[BLOCK_DRIVERS_MAX + 1];
+    const struct block_driver *d = NULL;
+    size_t count = 0;
+
+    while ((d = block_next_driver(d))) {
+        if (d->create_type) {
+            variants[count++] = (struct schema_variant){d->name, d->create_type};
+        }
+    }
+    return variants;
+}
+
+const struct schema_type block_create_options_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "BlockdevCreateOptions",
+    .members = MEMBERS(REQ("driver", block_driver_names_type)),
+    .tag = "driver",
+    .get_variants = get_create_options,
+};
+/* No driver has an option that can be changed so. */
+const struct schema_type block_amend_options_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "BlockdevAmendOptions",
+    .members = MEMBERS(REQ("driver", block_driver_names_type)),
+};

@@ -17,6 +17,8 @@ extern const struct schema_type block_ref_type, block_ref_or_null_type;
 extern const struct schema_type block_format_options_type;
 /* BlockDirtyBitmap: the names of a node and of one of its bitmaps. */
 extern const struct schema_type block_bitmap_ref_type;
+/* A list of bitmaps: BlockDirtyBitmapOrStr, a name alone is that of a bitmap of a known node. */
+extern const struct schema_type block_bitmaps_or_names_type;
 /* BlockPermission */
 extern const struct schema_type block_permission_type;
 /* A list of BlockdevRef. */
@@ -25,5 +27,10 @@ extern const struct schema_type block_refs_type;
 extern const struct schema_type block_driver_names_type;
 /* BlockdevDetectZeroesOptions, OnOffAuto */
 extern const struct schema_type block_detect_zeroes_type, block_on_off_auto_type;
+
+/* BlockdevCreateOptions, BlockdevAmendOptions: unions over the drivers that can do it by QMP. */
+extern const struct schema_type block_create_options_type, block_amend_options_type;
+/* PreallocMode */
+extern const struct schema_type block_prealloc_type;
 
 #endif

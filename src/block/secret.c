@@ -8,6 +8,7 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/user_object.h"
+#include "schema/define.h"
 
 #define SECRET_MAX (64 * KiB)
 
@@ -138,14 +139,17 @@ static int secret_create(const char *id, struct options *opts, void **ret_data, 
     return 0;
 }
 
-static const char *const secret_options[] = {"data=<string>", "file=<string>",
-                                             "format=<QCryptoSecretFormat>", NULL};
+ENUM(format_type, "QCryptoSecretFormat", "raw", "base64");
+OBJECT(secret_properties, "SecretProperties",
+       OPT("format", format_type, .dflt = "raw", .help = "of the data"),
+       OPT("data", schema_str, .help = "the secret itself; visible to others on a command line"),
+       OPT("file", schema_str, .help = "a file with the secret"));
 
 static const struct user_object_type secret_type = {
     .name = "secret",
     .create = secret_create,
     .destroy = secret_destroy,
-    .options = secret_options,
+    .properties = &secret_properties,
 };
 
 void secret_register_type(void)

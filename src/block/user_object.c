@@ -9,6 +9,7 @@
 
 #include "base/cleanup.h"
 #include "base/list.h"
+#include "schema/define.h"
 
 #define TYPES_MAX 16
 
@@ -42,6 +43,72 @@ const struct user_object_type *user_object_next_type(const struct user_object_ty
     }
     return next;
 }
+
+/* --- the type of options ---------------------------------------------------------------------- */
+
+/* The options of a type that does not describe them: it checks them itself. */
+static const struct schema_type undescribed = {
+    .kind = SCHEMA_OBJECT,
+    .name = "UndescribedProperties",
+    .members = (const struct schema_member[]){{NULL}},
+    .open = true,
+};
+
+static const struct schema_variant *get_properties(void)
+{
+    static struct schema_variant variants[TYPES_MAX + 1];
+    const struct user_object_type *type = NULL;
+
+    for (size_t i = 0; (type = user_object_next_type(type)); i++) {
+        variants[i] =
+            (struct schema_variant){type->name, type->properties ? type->properties : &undescribed};
+    }
+    return variants;
+}
+
+static const char *const *get_type_names(void)
+{
+    static const char *names[TYPES_MAX + 1];
+    const struct user_object_type *type = NULL;
+
+    for (size_t i = 0; (type = user_object_next_type(type)); i++) {
+        names[i] = type->name;
+    }
+    return names;
+}
+
+static const struct schema_type type_names = {
+    .kind = SCHEMA_ENUM,
+    .name = "ObjectType",
+    .get_values = get_type_names,
+};
+const struct schema_type user_object_options_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "ObjectOptions",
+    .members = MEMBERS(REQ("qom-type", type_names), REQ("id", schema_str)),
+    .tag = "qom-type",
+    .get_variants = get_properties,
+};
+
+/* Check the options, and give them their types. `opts` is replaced. */
+static int check_types(struct options **opts, struct error *err)
+{
+    struct json_object *args = options_to_json(*opts);
+    struct options *checked = NULL;
+    int r = args ? schema_check(&user_object_options_type, args,
+                                options_are_text(*opts) ? SCHEMA_CHECK_KEYVAL : 0, err)
+                 : error_out_of_memory(err);
+
+    UNLESS_FAILED(r, options_from_arguments(args, &checked, err));
+    json_object_put(args);
+    if (r >= 0) {
+        options_free(*opts);
+        *opts = checked;
+    }
+    return r;
+}
+
+/* --- objects ---------------------------------------------------------------------------------- */
 
 static const struct user_object_type *find_type(const char *name)
 {
@@ -135,8 +202,9 @@ int user_object_add(struct options *opts_, struct error *err)
     AUTO_FREE char *id = NULL;
     struct user_object *o;
     void *data = NULL;
-    int r = take_head(opts, &type, &id, err);
+    int r = check_types(&opts, err);
 
+    UNLESS_FAILED(r, take_head(opts, &type, &id, err));
     if (r < 0 || !type) {
         return r;
     }

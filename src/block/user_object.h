@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "block/options.h"
+#include "schema/schema.h"
 
 struct user_object;
 
@@ -19,19 +20,22 @@ struct user_object_type {
      */
     int (*create)(const char *id, struct options *opts, void **ret_data, struct error *err);
     void (*destroy)(void *data);
-    /* The options of create() for --help: "name=<type>", sorted; the last is NULL. */
-    const char *const *options;
+    /* The options of create(): a ...Properties of QEMU's schema. */
+    const struct schema_type *properties;
 };
 
 /* Once, at start; the type lives as long as the process. */
 void user_object_register_type(const struct user_object_type *type);
 
+/* ObjectOptions: a union over the types that are registered. */
+extern const struct schema_type user_object_options_type;
+
 /* Iterate over types, sorted by name: NULL begins, NULL ends. */
 const struct user_object_type *user_object_next_type(const struct user_object_type *type);
 
 /*
- * Make the object that `opts` (consumed; members qom-type and id) describes. -EINVAL: type unknown,
- * id malformed, options wrong; -EEXIST: the id is taken.
+ * Make the object that `opts` (consumed; members qom-type and id) describes, which are checked
+ * against the type. -EINVAL: type unknown, id malformed, options wrong; -EEXIST: the id is taken.
  */
 int user_object_add(struct options *opts, struct error *err);
 

@@ -17,7 +17,6 @@
 #include "loop/loop.h"
 
 enum {
-    EXPORT_TYPES_MAX = 8,
     /* Bytes. */
     EXPORT_ID_MAX = 255,
 };
@@ -68,6 +67,11 @@ void export_register_type(const struct export_type *type)
 {
     assert(type_count < EXPORT_TYPES_MAX);
     types[type_count++] = type;
+}
+
+const struct export_type *export_type_at(size_t index)
+{
+    return index < type_count ? types[index] : NULL;
 }
 
 static const struct export_type *find_export_type(const char *name)

@@ -25,10 +25,14 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "block/block.h"
+#include "schema/schema.h"
 
 struct reactor;
 struct export;
 struct user_object;
+
+/* BlockExportOptions: a union over the types that are registered. BlockExportType: their names. */
+extern const struct schema_type export_options_type, export_type_names_type;
 
 struct export_config {
     /* Name of the type: "nbd". */

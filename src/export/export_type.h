@@ -19,6 +19,7 @@
 #include <stdint.h>
 
 #include "export/export.h"
+#include "schema/schema.h"
 
 /* What export.c has made ready when it calls co_prepare(). Valid until free(). */
 struct export_access {
@@ -40,6 +41,8 @@ struct export_type {
     const char *name;
     /* For messages, before the id in quotes: "NBD export". */
     const char *title;
+    /* The type's own options: a BlockExportOptions... of QEMU's schema. */
+    const struct schema_type *options;
 
     /*
      * Make a state from the type's own options. Those that it knows are taken out of `opts`; an
@@ -104,8 +107,13 @@ struct export_type {
     void (*drain_end)(void *state);
 };
 
+enum { EXPORT_TYPES_MAX = 8 };
+
 /* Add a type. Once, at start; it lives as long as the process. Does not yield. */
 void export_register_type(const struct export_type *type);
+
+/* The types, by the order of their registration; NULL past the last. Does not yield. */
+const struct export_type *export_type_at(size_t index);
 
 /*
  * Attach to one more node, such as the owner of a bitmap, from co_prepare(). The root is released

@@ -5,10 +5,12 @@
 #include <string.h>
 
 #include "block/bitmaps.h"
+#include "block/option_types.h"
 #include "export/export_type.h"
 #include "export/nbd_server.h"
 #include "nbd/server.h"
 #include "nbd/stats.h"
+#include "schema/define.h"
 
 /* The state of an export. */
 struct nbd_state {
@@ -51,6 +53,18 @@ static void nbd_state_free(void *state)
     free(s->description);
     free(s);
 }
+
+OBJECT(nbd_options, "BlockExportOptionsNbd",
+       OPT("name", schema_str, .dflt = "the name of the node", .help = "by which clients find it"),
+       OPT("description", schema_str, .help = "shown to clients"),
+       OPT("bitmaps", block_bitmaps_or_names_type,
+           .help = "clients can read them, as qemu:dirty-bitmap:NAME"),
+       OPT("allocation-depth", schema_bool, .dflt = "false",
+           .help = "clients can read in which image of the chain data are"),
+       OPT("x-lease", schema_bool, .dflt = "false", UNSTABLE,
+           .help = "the export, and the view that it shows, go with the last client"),
+       OPT("x-merged", schema_bool, .dflt = "false", UNSTABLE,
+           .help = "clients can read allocation and dirty bits in one list: see docs/nbd.md"));
 
 static int take_nbd_options(struct nbd_state *s, const struct export_config *config,
                             struct options *opts, struct error *err)
@@ -313,6 +327,7 @@ static void nbd_foreach_client(const void *state, export_client_fn *fn, void *ar
 _Static_assert(NBD_STATS <= EXPORT_STATS_WIDTH_MAX, "room for what an export counts");
 
 static const struct export_type nbd_type = {
+    .options = &nbd_options,
     .name = "nbd",
     .title = "NBD export",
     .parse = nbd_state_parse,

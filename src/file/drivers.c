@@ -22,6 +22,7 @@ const struct block_driver file_driver = {
     .co_set_perm = posix_file_co_set_perm,
     .co_create = posix_file_co_create,
     .create_options = posix_file_create_options,
+    .create_type = &posix_file_create_type,
     .co_allocated_size = posix_file_co_allocated_size,
     .co_specific_info = posix_file_co_specific_info,
     .co_truncate = posix_file_co_truncate,

@@ -12,6 +12,7 @@
 #include "base/cleanup.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 /* Bytes at the beginning of a device that are cleared, since a format probe reads them. */
 #define DEVICE_HEAD 4096
@@ -23,6 +24,15 @@ const struct block_option_desc posix_file_create_options[] = {
     {"nocow", "bool (on/off)", "Turn off copy-on-write (valid only on btrfs)"},
     {NULL, NULL, NULL},
 };
+
+const struct schema_type posix_file_create_type = OBJECT_INIT(
+    "BlockdevCreateOptionsFile", REQ("filename", schema_str),
+    REQ("size", schema_size, .unit = "bytes"),
+    OPT("preallocation", block_prealloc_type, .dflt = "off", .help = "off, falloc or full"),
+    OPT("nocow", schema_bool, .dflt = "false",
+        .help = "turn copy-on-write of the file system off, on btrfs"),
+    OPT("extent-size-hint", schema_size, .dflt = "0", .unit = "bytes", .max = UINT32_MAX,
+        .help = "for file systems that know it; 0: theirs"));
 
 struct create_options {
     /* enum block_prealloc */

@@ -108,6 +108,8 @@ void posix_file_co_reopen_abort(struct block_node *node);
 
 /* Options of file, host_device and host_cdrom. */
 extern const struct schema_type posix_file_options;
+/* Of blockdev-create. */
+extern const struct schema_type posix_file_create_type;
 
 /* parse_filename of the driver: "PATH" or "SCHEME:PATH". 0 or -EINVAL. */
 int posix_file_parse_filename(const char *filename, struct options *opts, struct error *err);

@@ -12,6 +12,7 @@
 #include "base/time_units.h"
 #include "block/user_object.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 /* As QEMU's. */
 #define VALUE_MAX UINT64_C(1000000000000000)
@@ -242,33 +243,32 @@ static int throttle_group_create(const char *id, struct options *opts, void **re
     return 0;
 }
 
-static const char *const throttle_group_options[] = {"limits=<ThrottleLimits>",
-                                                     "x-bps-read-max-length=<int>",
-                                                     "x-bps-read-max=<int>",
-                                                     "x-bps-read=<int>",
-                                                     "x-bps-total-max-length=<int>",
-                                                     "x-bps-total-max=<int>",
-                                                     "x-bps-total=<int>",
-                                                     "x-bps-write-max-length=<int>",
-                                                     "x-bps-write-max=<int>",
-                                                     "x-bps-write=<int>",
-                                                     "x-iops-read-max-length=<int>",
-                                                     "x-iops-read-max=<int>",
-                                                     "x-iops-read=<int>",
-                                                     "x-iops-size=<int>",
-                                                     "x-iops-total-max-length=<int>",
-                                                     "x-iops-total-max=<int>",
-                                                     "x-iops-total=<int>",
-                                                     "x-iops-write-max-length=<int>",
-                                                     "x-iops-write-max=<int>",
-                                                     "x-iops-write=<int>",
-                                                     NULL};
+/* A limit: its mean, its burst, and how long a burst may last. */
+#define LIMIT(name, what, ...)                                                                     \
+    OPT(name, schema_int, .dflt = "0", .unit = what, .max = VALUE_MAX, .help = "0: no limit",      \
+        ##__VA_ARGS__),                                                                            \
+        OPT(name "-max", schema_int, .dflt = "0", .unit = what, .max = VALUE_MAX,                  \
+            .help = "in a burst; 0: as without", ##__VA_ARGS__),                                   \
+        OPT(name "-max-length", schema_int, .dflt = "1", .unit = "seconds", .min = 1,              \
+            .max = INT64_MAX, .help = "of a burst", ##__VA_ARGS__)
+#define ALL_LIMITS(prefix, ...)                                                                    \
+    LIMIT(prefix "iops-total", "requests per second", ##__VA_ARGS__),                              \
+        LIMIT(prefix "iops-read", "requests per second", ##__VA_ARGS__),                           \
+        LIMIT(prefix "iops-write", "requests per second", ##__VA_ARGS__),                          \
+        LIMIT(prefix "bps-total", "bytes per second", ##__VA_ARGS__),                              \
+        LIMIT(prefix "bps-read", "bytes per second", ##__VA_ARGS__),                               \
+        LIMIT(prefix "bps-write", "bytes per second", ##__VA_ARGS__),                              \
+        OPT(prefix "iops-size", schema_int, .dflt = "0", .unit = "bytes",                          \
+            .help = "a longer request counts as several; 0: as one", ##__VA_ARGS__)
+OBJECT(limits_type, "ThrottleLimits", ALL_LIMITS(""));
+OBJECT(throttle_group_properties, "ThrottleGroupProperties", OPT("limits", limits_type),
+       ALL_LIMITS("x-", UNSTABLE));
 
 static const struct user_object_type throttle_group_type = {
     .name = "throttle-group",
     .create = throttle_group_create,
     .destroy = throttle_group_destroy,
-    .options = throttle_group_options,
+    .properties = &throttle_group_properties,
 };
 
 void throttle_group_register_type(void)

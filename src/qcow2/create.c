@@ -18,6 +18,7 @@
 #include "qcow2/header/header.h"
 #include "qcow2/resize.h"
 #include "qcow2/table/refcount.h"
+#include "schema/define.h"
 
 const struct block_option_desc qcow2_create_options[] = {
     {"backing_file", "str", "File name of a base image"},
@@ -36,6 +37,24 @@ const struct block_option_desc qcow2_create_options[] = {
     {"refcount_bits", "num", "Width of a reference count entry in bits"},
     {NULL, NULL, NULL},
 };
+
+ENUM(version_type, "BlockdevQcow2Version", "v2", "v3");
+ENUM(compression_type, "Qcow2CompressionType", "zlib", "zstd");
+const struct schema_type qcow2_create_type = OBJECT_INIT(
+    "BlockdevCreateOptionsQcow2", REQ("file", block_ref_type),
+    OPT("data-file", block_ref_type, .help = "where guests' data are; default: in the image"),
+    OPT("data-file-raw", schema_bool, .dflt = "false",
+        .help = "the data file can be read as a raw image"),
+    OPT("extended-l2", schema_bool, .dflt = "false", .help = "clusters have 32 subclusters"),
+    REQ("size", schema_size, .unit = "bytes"), OPT("version", version_type, .dflt = "v3"),
+    OPT("backing-file", schema_str, .help = "what the image records as its backing file"),
+    OPT("backing-fmt", block_driver_names_type),
+    OPT("cluster-size", schema_size, .dflt = "64 KiB", .unit = "bytes", .min = 512, .max = 2 * MiB,
+        .help = "a power of two"),
+    OPT("preallocation", block_prealloc_type, .dflt = "off"),
+    OPT("lazy-refcounts", schema_bool, .dflt = "false"),
+    OPT("refcount-bits", schema_int, .dflt = "16", .min = 1, .max = 64, .help = "a power of two"),
+    OPT("compression-type", compression_type, .dflt = "zlib"));
 
 struct create {
     const char *filename;

@@ -7,6 +7,9 @@
 /* block_driver.create_options: those that qcow2_co_create() takes. */
 extern const struct block_option_desc qcow2_create_options[];
 
+/* block_driver.create_type */
+extern const struct schema_type qcow2_create_type;
+
 /*
  * block_driver.co_create: make an image of `size` bytes in the file `filename`, which is created or
  * overwritten. Takes all its options from `opts`. Yields.

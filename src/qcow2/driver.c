@@ -289,6 +289,7 @@ static const struct block_driver qcow2_driver = {
     .co_create = qcow2_co_create,
     .co_format = qcow2_co_format,
     .create_options = qcow2_create_options,
+    .create_type = &qcow2_create_type,
     .amend_options = qcow2_amend_options,
     .co_get_info = qcow2_co_get_info,
     .co_specific_info = qcow2_co_specific_info,

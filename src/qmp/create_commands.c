@@ -16,36 +16,12 @@
 
 /* --- types ------------------------------------------------------------------------------------ */
 
-ENUM(create_preallocation, "PreallocMode", "off", "metadata", "falloc", "full");
-ENUM(create_version, "BlockdevQcow2Version", "v2", "v3");
-ENUM(create_compression, "Qcow2CompressionType", "zlib", "zstd");
-
-OBJECT(create_file, "BlockdevCreateOptionsFile", REQ("filename", qmp_str), REQ("size", qmp_size),
-       OPT("preallocation", create_preallocation), OPT("nocow", qmp_bool),
-       OPT("extent-size-hint", qmp_size));
-OBJECT(create_qcow2, "BlockdevCreateOptionsQcow2", REQ("file", block_ref_type),
-       OPT("data-file", block_ref_type), OPT("data-file-raw", qmp_bool),
-       OPT("extended-l2", qmp_bool), REQ("size", qmp_size), OPT("version", create_version),
-       OPT("backing-file", qmp_str), OPT("backing-fmt", block_driver_names_type),
-       OPT("cluster-size", qmp_size), OPT("preallocation", create_preallocation),
-       OPT("lazy-refcounts", qmp_bool), OPT("refcount-bits", qmp_int),
-       OPT("compression-type", create_compression));
-static const struct qmp_type create_options = {
-    .kind = QMP_OBJECT,
-    .name = "BlockdevCreateOptions",
-    .members = MEMBERS(REQ("driver", block_driver_names_type)),
-    .tag = "driver",
-    .variants = (const struct qmp_variant[]){{"file", &create_file},
-                                             {"qcow2", &create_qcow2},
-                                             {NULL, NULL}},
-};
 const struct qmp_type qmp_type_blockdev_create = OBJECT_INIT(
-    "q_obj_blockdev-create-arg", REQ("job-id", qmp_str), REQ("options", create_options));
+    "q_obj_blockdev-create-arg", REQ("job-id", qmp_str), REQ("options", block_create_options_type));
 
-OBJECT(amend_options, "BlockdevAmendOptions", REQ("driver", block_driver_names_type));
 const struct qmp_type qmp_type_blockdev_amend =
     OBJECT_INIT("q_obj_x-blockdev-amend-arg", REQ("job-id", qmp_str), REQ("node-name", qmp_str),
-                REQ("options", amend_options));
+                REQ("options", block_amend_options_type));
 
 /* --- blockdev-create -------------------------------------------------------------------------- */
 

@@ -8,6 +8,7 @@
 #include "co/co.h"
 #include "loop/loop.h"
 #include "qmp/commands.h"
+#include "schema/define.h"
 
 static int iothread_create(const char *id, struct options *opts, void **ret_data, struct error *err)
 {
@@ -35,14 +36,16 @@ static void iothread_destroy(void *data)
     block_co_control_resume(held);
 }
 
-static const char *const iothread_options[] = {"aio-max-batch=<int>", "poll-grow=<int>",
-                                               "poll-max-ns=<int>", "poll-shrink=<int>", NULL};
+#define NO_EFFECT .help = "no effect: how to poll is decided while the thread runs"
+OBJECT(iothread_properties, "IothreadProperties", OPT("aio-max-batch", schema_int, NO_EFFECT),
+       OPT("poll-max-ns", schema_int, NO_EFFECT), OPT("poll-grow", schema_int, NO_EFFECT),
+       OPT("poll-shrink", schema_int, NO_EFFECT));
 
 static const struct user_object_type iothread_type = {
     .name = "iothread",
     .create = iothread_create,
     .destroy = iothread_destroy,
-    .options = iothread_options,
+    .properties = &iothread_properties,
 };
 
 void qmp_register_objects(void)

@@ -6,6 +6,8 @@
 #include "qmp/table.h"
 
 #include "block/option_types.h"
+#include "block/user_object.h"
+#include "export/export.h"
 #include "qmp/commands.h"
 #include "qmp/define.h"
 #include "qmp/types.h"
@@ -156,38 +158,18 @@ OBJECT(block_graph, "XDbgBlockGraph", REQ("nodes", graph_nodes), REQ("edges", gr
 
 OBJECT(bitmap_add, "BlockDirtyBitmapAdd", REQ("node", qmp_str), REQ("name", qmp_str),
        OPT("granularity", qmp_uint32), OPT("persistent", qmp_bool), OPT("disabled", qmp_bool));
-static const struct qmp_type bitmap_or_str = {
-    .kind = QMP_ALTERNATE,
-    .name = "BlockDirtyBitmapOrStr",
-    .choice = (const struct qmp_type *const[]){&qmp_str, &block_bitmap_ref_type, NULL},
-};
-ARRAY(bitmaps_or_strs, bitmap_or_str);
 OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target", qmp_str),
-       REQ("bitmaps", bitmaps_or_strs));
+       REQ("bitmaps", block_bitmaps_or_names_type));
 
 /* --- exports ---------------------------------------------------------------------------------- */
 
-ENUM(export_type, "BlockExportType", "nbd");
-OBJECT(export_nbd, "BlockExportOptionsNbd", OPT("name", qmp_str), OPT("description", qmp_str),
-       OPT("bitmaps", bitmaps_or_strs), OPT("allocation-depth", qmp_bool),
-       OPT("x-lease", qmp_bool), OPT("x-merged", qmp_bool));
-const struct qmp_type qmp_type_export_add = {
-    .kind = QMP_OBJECT,
-    .name = "BlockExportOptions",
-    .members =
-        MEMBERS(REQ("type", export_type), REQ("id", qmp_str), OPT("fixed-iothread", qmp_bool),
-                OPT("iothread", qmp_str), REQ("node-name", qmp_str), OPT("writable", qmp_bool),
-                OPT("writethrough", qmp_bool)),
-    .tag = "type",
-    .variants = (const struct qmp_variant[]){{"nbd", &export_nbd}, {NULL, NULL}},
-};
 ENUM(export_mode, "BlockExportRemoveMode", "safe", "hard");
 OBJECT(export_del, "q_obj_block-export-del-arg", REQ("id", qmp_str), OPT("mode", export_mode));
 OBJECT(nbd_server_add, "NbdServerAddOptions", REQ("device", qmp_str), OPT("name", qmp_str),
        OPT("description", qmp_str), OPT("writable", qmp_bool), OPT("bitmap", qmp_str));
 OBJECT(nbd_server_remove, "q_obj_nbd-server-remove-arg", REQ("name", qmp_str),
        OPT("mode", export_mode));
-OBJECT(export_info, "BlockExportInfo", REQ("id", qmp_str), REQ("type", export_type),
+OBJECT(export_info, "BlockExportInfo", REQ("id", qmp_str), REQ("type", export_type_names_type),
        REQ("node-name", qmp_str), REQ("shutting-down", qmp_bool));
 ARRAY(export_infos, export_info);
 OBJECT(export_id, "q_obj_BLOCK_EXPORT_DELETED-arg", REQ("id", qmp_str));
@@ -246,15 +228,6 @@ OBJECT(blockdev_replace, "q_obj_blockdev-replace-arg", REQ("export", qmp_str),
 
 /* --- objects ---------------------------------------------------------------------------------- */
 
-ENUM(object_kind, "ObjectType", "authz-list", "authz-list-file", "authz-simple", "iothread",
-     "secret", "throttle-group", "tls-creds-anon", "tls-creds-psk", "tls-creds-x509");
-/* The type checks its own members. */
-static const struct qmp_type object_add = {
-    .kind = QMP_OBJECT,
-    .name = "ObjectOptions",
-    .members = MEMBERS(REQ("qom-type", object_kind), REQ("id", qmp_str)),
-    .open = true,
-};
 OBJECT(object_del, "q_obj_object-del-arg", REQ("id", qmp_str));
 
 /* --- transactions ----------------------------------------------------------------------------- */
@@ -269,7 +242,7 @@ OBJECT(abort_wrapper, "AbortWrapper", REQ("data", qmp_empty));
 OBJECT(bitmap_wrapper, "BlockDirtyBitmapWrapper", REQ("data", block_bitmap_ref_type));
 OBJECT(bitmap_add_wrapper, "BlockDirtyBitmapAddWrapper", REQ("data", bitmap_add));
 OBJECT(bitmap_merge_wrapper, "BlockDirtyBitmapMergeWrapper", REQ("data", bitmap_merge));
-OBJECT(export_add_wrapper, "BlockExportAddWrapper", REQ("data", qmp_type_export_add));
+OBJECT(export_add_wrapper, "BlockExportAddWrapper", REQ("data", export_options_type));
 OBJECT(export_del_wrapper, "BlockExportDelWrapper", REQ("data", export_del));
 OBJECT(blockdev_add_wrapper, "BlockdevAddWrapper", REQ("data", block_options_type));
 OBJECT(blockdev_del_wrapper, "BlockdevDelWrapper", REQ("data", blockdev_del));
@@ -351,7 +324,7 @@ const struct qmp_command qmp_commands[] = {
     {"block-dirty-bitmap-enable", &block_bitmap_ref_type, &qmp_empty, qmp_co_bitmap_enable},
     {"block-dirty-bitmap-merge", &bitmap_merge, &qmp_empty, qmp_co_bitmap_merge},
     {"block-dirty-bitmap-remove", &block_bitmap_ref_type, &qmp_empty, qmp_co_bitmap_remove},
-    {"block-export-add", &qmp_type_export_add, &qmp_empty, qmp_co_block_export_add},
+    {"block-export-add", &export_options_type, &qmp_empty, qmp_co_block_export_add},
     {"block-export-del", &export_del, &qmp_empty, qmp_co_block_export_del},
     {"block-job-cancel", &qmp_type_block_job_cancel, &qmp_empty, qmp_co_block_job_cancel},
     {"block-job-change", &qmp_type_block_job_change, &qmp_empty, qmp_co_block_job_change},
@@ -391,7 +364,7 @@ const struct qmp_command qmp_commands[] = {
     {"nbd-server-remove", &nbd_server_remove, &qmp_empty, qmp_co_nbd_server_remove},
     {"nbd-server-start", &nbd_server_start, &qmp_empty, qmp_co_nbd_server_start},
     {"nbd-server-stop", &qmp_empty, &qmp_empty, qmp_co_nbd_server_stop},
-    {"object-add", &object_add, &qmp_empty, qmp_co_object_add},
+    {"object-add", &user_object_options_type, &qmp_empty, qmp_co_object_add},
     {"object-del", &object_del, &qmp_empty, qmp_co_object_del},
     {"qmp_capabilities", &capabilities_args, &qmp_empty, qmp_co_capabilities},
     {"query-block", &qmp_empty, &qmp_type_block_infos, qmp_co_query_block},

@@ -58,7 +58,6 @@ const struct qmp_command *qmp_next_command(const struct qmp_command *command);
 const struct qmp_event *qmp_next_event(const struct qmp_event *event);
 
 /* Types that other code needs: options of command lines, actions of transactions. */
-extern const struct qmp_type qmp_type_export_add;
 extern const struct qmp_type qmp_type_nbd_server_options; /* --nbd-server */
 extern const struct qmp_type qmp_type_transaction_action;
 extern const struct qmp_type qmp_type_device_info; /* BlockDeviceInfo */

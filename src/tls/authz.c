@@ -11,6 +11,7 @@
 #include "base/cleanup.h"
 #include "base/log.h"
 #include "base/wildcard.h"
+#include "schema/define.h"
 #include "tls/internal.h"
 
 /* Rules of one list. */
@@ -68,6 +69,23 @@ static bool rules_allow(const struct rules *r, const char *identity)
 
 static const char *const policies[] = {"deny", "allow", NULL};
 static const char *const formats[] = {"exact", "glob", NULL};
+
+static const struct schema_type policy_type = {
+    .kind = SCHEMA_ENUM, .name = "QAuthZListPolicy", .values = policies};
+static const struct schema_type format_type = {
+    .kind = SCHEMA_ENUM, .name = "QAuthZListFormat", .values = formats};
+OBJECT(rule_type, "QAuthZListRule", REQ("match", schema_str, .help = "an identity, or a pattern"),
+       REQ("policy", policy_type),
+       OPT("format", format_type, .dflt = "exact", .help = "glob: match is a pattern"));
+static const struct schema_type rules_type = ARRAY_INIT("QAuthZListRuleList", rule_type);
+OBJECT(simple_properties, "AuthZSimpleProperties",
+       REQ("identity", schema_str, .help = "who is allowed: a subject of a certificate"));
+OBJECT(list_properties, "AuthZListProperties",
+       OPT("policy", policy_type, .dflt = "deny", .help = "for those whom no rule matches"),
+       OPT("rules", rules_type, .help = "the first that matches decides"));
+OBJECT(list_file_properties, "AuthZListFileProperties",
+       REQ("filename", schema_str, .help = "a file with the JSON of authz-list's options"),
+       OPT("refresh", schema_bool, .dflt = "true", .help = "read the file again when it changes"));
 
 static int take_rule(struct options *opts, struct rule *ret_rule, struct error *err)
 {
@@ -215,15 +233,10 @@ static int list_file_create(const char *id, struct options *opts, void **ret_dat
     return finish_authz(a, r, ret_data);
 }
 
-static const char *const simple_options[] = {"identity=<string>", NULL};
-static const char *const list_options[] = {"policy=<QAuthZListPolicy>",
-                                           "rules=<QAuthZListRuleList>", NULL};
-static const char *const list_file_options[] = {"filename=<string>", "refresh=<bool>", NULL};
-
 static const struct user_object_type authz_types[] = {
-    {"authz-simple", simple_create, authz_destroy, simple_options},
-    {"authz-list", list_create, authz_destroy, list_options},
-    {"authz-list-file", list_file_create, authz_destroy, list_file_options},
+    {"authz-simple", simple_create, authz_destroy, .properties = &simple_properties},
+    {"authz-list", list_create, authz_destroy, .properties = &list_properties},
+    {"authz-list-file", list_file_create, authz_destroy, .properties = &list_file_properties},
 };
 
 void tls_authz_register_types(void)

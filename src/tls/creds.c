@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "schema/define.h"
 #include "tls/internal.h"
 
 /* The NBD specification asks for TLS 1.2 or later. */
@@ -236,19 +237,25 @@ static int anon_create(const char *id, struct options *opts, void **ret_data, st
 
 /* --- use ------------------------------------------------------------------------------------ */
 
-#define COMMON_OPTIONS "dir=<string>", "endpoint=<QCryptoTLSCredsEndpoint>"
-static const char *const anon_options[] = {COMMON_OPTIONS, "priority=<string>",
-                                           "verify-peer=<bool>", NULL};
-static const char *const psk_options[] = {COMMON_OPTIONS, "priority=<string>", "username=<string>",
-                                          "verify-peer=<bool>", NULL};
-static const char *const x509_options[] = {COMMON_OPTIONS,       "passwordid=<string>",
-                                           "priority=<string>",  "sanity-check=<bool>",
-                                           "verify-peer=<bool>", NULL};
+ENUM(endpoint_type, "QCryptoTLSCredsEndpoint", "client", "server");
+#define COMMON_PROPERTIES                                                                          \
+    OPT("verify-peer", schema_bool, .dflt = "true",                                                \
+        .help = "refuse peers without a valid certificate"),                                       \
+        OPT("dir", schema_str, .help = "the directory of keys and certificates"),                  \
+        OPT("endpoint", endpoint_type, .dflt = "client"),                                          \
+        OPT("priority", schema_str, .help = "algorithms, in the form of GnuTLS")
+OBJECT(anon_properties, "TlsCredsAnonProperties", COMMON_PROPERTIES);
+OBJECT(psk_properties, "TlsCredsPskProperties", COMMON_PROPERTIES,
+       OPT("username", schema_str, .dflt = DEFAULT_USERNAME, .help = "of a client"));
+OBJECT(x509_properties, "TlsCredsX509Properties", COMMON_PROPERTIES,
+       OPT("sanity-check", schema_bool, .dflt = "true",
+           .help = "check the certificates before they are used"),
+       OPT("passwordid", schema_str, .help = "id of the secret that the key is encrypted with"));
 
 static const struct user_object_type creds_types[] = {
-    {"tls-creds-anon", anon_create, creds_destroy, anon_options},
-    {"tls-creds-psk", psk_create, creds_destroy, psk_options},
-    {"tls-creds-x509", x509_create, creds_destroy, x509_options},
+    {"tls-creds-anon", anon_create, creds_destroy, .properties = &anon_properties},
+    {"tls-creds-psk", psk_create, creds_destroy, .properties = &psk_properties},
+    {"tls-creds-x509", x509_create, creds_destroy, .properties = &x509_properties},
 };
 
 void tls_register_types(void)

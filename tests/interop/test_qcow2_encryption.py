@@ -204,7 +204,7 @@ class Encryption(TestCase):
         sock = self.path("nbd.sock")
         server = self.daemon(
             *SECRET,
-            "--blockdev", f"node-name=disk,{opened(path)}",
+            "--blockdev", f"node-name=disk,encrypt.format=aes,{opened(path)}",
             "--nbd-server", f"addr.type=unix,addr.path={sock}",
             "--export", "type=nbd,id=e,node-name=disk,writable=on",
         )  # fmt: skip

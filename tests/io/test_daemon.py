@@ -341,6 +341,15 @@ class DaemonTest(tidemark.TestCase):
             (("--object", "iothread,help"), "iothread options:\n  aio-max-batch=<int>\n"),
             (("--object", "tls-creds-psk,help"), "\n  username=<string>\n"),
             (("--object", "secret,help", "--blockdev", "nonsense"), "\n  file=<string>\n"),
+            (("--blockdev", "help"), "\n  qcow2\n"),
+            (("--blockdev", "help"), "\n  cache.direct=<on|off> "),
+            (("--blockdev", "raw,help"), "raw options:\n  file=<{...}|str> "),
+            (("--blockdev", "driver=raw,node-name=r,help"), "\n  offset=<size> "),
+            (("--blockdev", "nbd,help"), "\n  server.path=<str> "),
+            (("--blockdev", "nbd,help"), "(with type=unix, required)\n"),
+            (("--export", "help"), "Types of --export:\n  nbd\n"),
+            (("--export", "nbd,help"), "\n  bitmaps.N=<str|{...}> "),
+            (("--nbd-server", "help"), "\n  max-connections=<int>"),
             (("--chardev", "help"), "\n  socket\n  stdio\n"),
             (("--chardev", "socket,help"), "\n  wait=<bool (on/off)>\n"),
             (("-T", "help"), "block_read_begin\n"),
@@ -349,4 +358,4 @@ class DaemonTest(tidemark.TestCase):
                 result = self.run_daemon(*options)
                 self.assertEqual((result.returncode, result.stderr), (0, ""))
                 self.assertIn(wanted, result.stdout)
-        self.refused("Help is not available for this option", "--blockdev", "raw,help")
+        self.refused("Help is not available for this option", "--monitor", "help")

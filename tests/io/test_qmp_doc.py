@@ -11,6 +11,8 @@ PAGE = os.path.join(os.environ.get("TIDEMARK_SOURCE", "."), "docs", "qmp.md")
 
 
 class QmpReference(TestCase):
+    UNIONS = {"BlockdevOptions", "ObjectOptions"}
+
     def setUp(self):
         super().setUp()
         schema = self.daemon().qmp.command("query-qmp-schema")
@@ -37,7 +39,7 @@ class QmpReference(TestCase):
         for member in shown["members"]:
             found[member["name"]] = "default" in member
         # Options of drivers are in tables of their own.
-        for variant in shown.get("variants", []) if name != "BlockdevOptions" else []:
+        for variant in shown.get("variants", []) if name not in self.UNIONS else []:
             for inner in self.types[variant["type"]]["members"]:
                 found[inner["name"]] = "default" in inner
         return found

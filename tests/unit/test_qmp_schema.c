@@ -9,6 +9,8 @@
 #include <cmocka.h>
 
 #include "base/checked.h"
+#include "export/export.h"
+#include "export/nbd_server.h"
 #include "file/file_drivers.h"
 #include "qmp/table.h"
 #include "qmp/transaction.h"
@@ -161,7 +163,7 @@ static void text_of_a_command_line_is_converted(void **state)
     struct json_object *bitmaps;
     ERROR_AUTO(err);
 
-    assert_int_equal(qmp_check(&qmp_type_export_add, o, QMP_CHECK_KEYVAL, &err), 0);
+    assert_int_equal(qmp_check(&export_options_type, o, QMP_CHECK_KEYVAL, &err), 0);
     assert_true(json_object_is_type(qmp_get(o, "writable"), json_type_boolean));
     assert_true(qmp_get_bool(o, "writable", false));
     bitmaps = qmp_get(o, "bitmaps");
@@ -173,10 +175,10 @@ static void text_of_a_command_line_is_converted(void **state)
 
 static void text_of_a_command_line_may_be_wrong(void **state)
 {
-    expect(&qmp_type_export_add,
+    expect(&export_options_type,
            "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"writable\": \"maybe\"}",
            QMP_CHECK_KEYVAL, "Parameter 'writable' expects 'on' or 'off'");
-    expect(&qmp_type_export_add,
+    expect(&export_options_type,
            "{\"type\": \"nbd\", \"id\": \"e\", \"node-name\": \"n\", \"bitmaps\": {\"1\": \"a\"}}",
            QMP_CHECK_KEYVAL, "Parameter 'bitmaps.0' missing");
     expect(&qmp_type_nbd_server_options,
@@ -371,5 +373,6 @@ int main(void)
     };
 
     file_register_drivers();
+    export_nbd_register_type();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

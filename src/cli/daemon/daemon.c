@@ -19,6 +19,7 @@
 #include "cli/daemon/run.h"
 #include "cli/observe.h"
 #include "cli/serving.h"
+#include "export/export.h"
 #include "qmp/chardev.h"
 #include "qmp/commands.h"
 #include "qmp/monitor.h"
@@ -82,7 +83,7 @@ static int co_make_blockdev(struct options *opts, struct error *err)
 
 static int co_make_export(struct options *opts, struct error *err)
 {
-    return co_run_option(&qmp_action_export_add, &qmp_type_export_add, opts, err);
+    return co_run_option(&qmp_action_export_add, &export_options_type, opts, err);
 }
 
 static int co_make_nbd_server(struct options *opts_, struct error *err)

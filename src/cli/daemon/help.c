@@ -5,7 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/strbuf.h"
+#include "block/option_types.h"
 #include "block/user_object.h"
+#include "export/export.h"
+#include "qmp/table.h"
+#include "schema/help.h"
 
 static const char *const chardev_types[] = {"socket", "stdio", NULL};
 
@@ -40,16 +45,21 @@ static void print_list(const char *const *names)
     }
 }
 
-static const struct user_object_type *find_object_type(const char *value)
+/*
+ * The variant that the value names, "KEY=NAME,..." or "NAME,..."; NULL: none.
+ */
+static const struct schema_variant *find_help_variant(const struct schema_type *type,
+                                                      const char *value)
 {
-    const struct user_object_type *type = NULL;
-    size_t len;
+    size_t tag_len = strlen(type->tag), len;
 
-    value += strncmp(value, "qom-type=", 9) == 0 ? 9 : 0;
+    if (strncmp(value, type->tag, tag_len) == 0 && value[tag_len] == '=') {
+        value += tag_len + 1;
+    }
     len = strcspn(value, ",");
-    while ((type = user_object_next_type(type))) {
-        if (strlen(type->name) == len && memcmp(type->name, value, len) == 0) {
-            return type;
+    for (const struct schema_variant *v = schema_variants_of(type); v->value; v++) {
+        if (strlen(v->value) == len && memcmp(v->value, value, len) == 0) {
+            return v;
         }
     }
     return NULL;
@@ -57,17 +67,46 @@ static const struct user_object_type *find_object_type(const char *value)
 
 static void print_object_help(const char *value)
 {
-    const struct user_object_type *type = find_object_type(value);
+    const struct schema_variant *v = find_help_variant(&user_object_options_type, value);
+    STRBUF_AUTO(text);
 
-    if (type) {
-        printf("%s options:\n", type->name);
-        print_list(type->options);
+    if (v) {
+        schema_help_properties(v->type, &text);
+        printf("%s options:\n%s", v->value, strbuf_str(&text));
         return;
     }
     printf("List of user creatable objects:\n");
-    while ((type = user_object_next_type(type))) {
-        printf("  %s\n", type->name);
+    print_list(schema_values_of(user_object_options_type.members[0].type));
+}
+
+static void print_members(const char *title, const struct schema_type *type)
+{
+    static const struct schema_type *const nodes[] = {&block_options_type, NULL};
+    STRBUF_AUTO(text);
+
+    schema_help_members(type, nodes, &text);
+    if (text.len) {
+        printf("%s:\n%s", title, strbuf_str(&text));
     }
+}
+
+/* What a union takes: the values of its tag, or the options of one; and those of all. */
+static void print_union_help(const char *option, const char *what, const struct schema_type *type,
+                             const char *value)
+{
+    const struct schema_variant *v = find_help_variant(type, value);
+    char title[64];
+
+    if (v) {
+        snprintf(title, sizeof(title), "%s options", v->value);
+        print_members(title, v->type);
+        printf("Options of all: --%s help\n", option);
+        return;
+    }
+    printf("%s of --%s:\n", what, option);
+    print_list(schema_values_of(type->members[0].type));
+    print_members("Options of all", type);
+    printf("Options of one: --%s %s=NAME,help\n", option, type->tag);
 }
 
 static void print_chardev_help(const char *value)
@@ -89,6 +128,12 @@ bool daemon_help(const char *option, const char *value, int *ret_result, struct 
     *ret_result = 0;
     if (strcmp(option, "object") == 0) {
         print_object_help(value);
+    } else if (strcmp(option, "blockdev") == 0) {
+        print_union_help(option, "Drivers", &block_options_type, value);
+    } else if (strcmp(option, "export") == 0) {
+        print_union_help(option, "Types", &export_options_type, value);
+    } else if (strcmp(option, "nbd-server") == 0) {
+        print_members("Options", &qmp_type_nbd_server_options);
     } else if (strcmp(option, "chardev") == 0) {
         print_chardev_help(value);
     } else {
