@@ -12,6 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "block/passed_fd.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
@@ -120,7 +121,7 @@ int posix_file_co_copy_lock(const struct image_lock *l, int fd, const char *name
 
 static int close_fd(void *arg)
 {
-    return close(*(int *)arg);
+    return fdset_close(*(int *)arg);
 }
 
 void posix_file_co_close_fd(int fd)

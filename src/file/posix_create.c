@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "base/cleanup.h"
+#include "block/passed_fd.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
 #include "schema/define.h"
@@ -50,6 +51,8 @@ struct create_call {
     bool created;
     int fd;
     struct stat st;
+    /* set when a descriptor set refuses */
+    struct error *err;
 };
 
 static int take_create_options(struct options *opts, struct create_options *ret_options,
@@ -78,18 +81,25 @@ static int create_blocking(void *arg)
     /* O_NONBLOCK: see open_flags() in posix_open.c. The contents stay until the locks are taken. */
     int flags = O_RDWR | O_CLOEXEC | O_NOCTTY | O_NONBLOCK;
 
-    c->fd = open(c->path, flags | O_CREAT | O_EXCL, 0644);
-    c->created = c->fd >= 0;
-    if (c->fd < 0 && errno == EEXIST) {
-        c->fd = open(c->path, flags);
-    }
-    if (c->fd < 0) {
-        return -errno;
+    if (fdset_is_path(c->path)) {
+        c->fd = fdset_open(c->path, flags, c->err);
+        if (c->fd < 0) {
+            return c->fd;
+        }
+    } else {
+        c->fd = open(c->path, flags | O_CREAT | O_EXCL, 0644);
+        c->created = c->fd >= 0;
+        if (c->fd < 0 && errno == EEXIST) {
+            c->fd = open(c->path, flags);
+        }
+        if (c->fd < 0) {
+            return -errno;
+        }
     }
     if (fstat(c->fd, &c->st) < 0 || fcntl(c->fd, F_SETFL, O_RDWR) < 0) {
         int saved = errno;
 
-        close(c->fd);
+        fdset_close(c->fd);
         return -saved;
     }
     if (c->extent_size) {
@@ -189,7 +199,7 @@ int posix_file_co_create(const char *filename, uint64_t size, struct options *op
                          struct error *err)
 {
     struct create_options o;
-    struct create_call c = {.path = filename};
+    struct create_call c = {.path = filename, .err = err};
     int r;
 
     if (block_driver_of_filename(filename)) {

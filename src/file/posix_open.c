@@ -10,6 +10,7 @@
 
 #include "base/checked.h"
 #include "base/cleanup.h"
+#include "block/passed_fd.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
 #include "schema/define.h"
@@ -91,6 +92,8 @@ struct open_call {
     /* opened for reading only, since writing is not permitted */
     bool fell_back;
     struct stat st;
+    /* set when a descriptor set refuses */
+    struct error *err;
 };
 
 static int open_flags(const struct open_call *c, bool writable)
@@ -105,24 +108,39 @@ static bool is_refusal_to_write(int errnum)
     return errnum == EACCES || errnum == EROFS || errnum == EPERM;
 }
 
+/* As open(2), also for the paths of descriptor sets. The descriptor or -errno. */
+static int open_path(const struct open_call *c, bool writable, struct error *err)
+{
+    int fd;
+
+    if (fdset_is_path(c->filename)) {
+        return fdset_open(c->filename, open_flags(c, writable), err);
+    }
+    fd = open(c->filename, open_flags(c, writable));
+    return fd < 0 ? -errno : fd;
+}
+
 static int open_file_blocking(void *arg)
 {
     struct open_call *c = arg;
-    int fd = open(c->filename, open_flags(c, c->writable));
+    ERROR_AUTO(err);
+    int fd = open_path(c, c->writable, &err);
     int flags;
 
-    if (fd < 0 && c->writable && c->may_fall_back && is_refusal_to_write(errno)) {
-        fd = open(c->filename, open_flags(c, false));
+    if (fd < 0 && c->writable && c->may_fall_back && is_refusal_to_write(-fd)) {
+        error_clear(&err);
+        fd = open_path(c, false, &err);
         c->fell_back = fd >= 0;
     }
     if (fd < 0) {
-        return -errno;
+        error_move(c->err, &err);
+        return fd;
     }
     flags = fcntl(fd, F_GETFL);
     if (fstat(fd, &c->st) < 0 || flags < 0 || fcntl(fd, F_SETFL, flags & ~O_NONBLOCK) < 0) {
         int saved = errno;
 
-        close(fd);
+        fdset_close(fd);
         return -saved;
     }
     c->fd = fd;
@@ -150,10 +168,11 @@ static int co_open_fd(struct block_node *node, const char *filename, bool is_dev
         .writable = !node->read_only,
         .may_fall_back = node->auto_read_only,
         .direct = node->cache_direct,
+        .err = err,
     };
     int r = loop_co_brief(open_file_blocking, &c);
 
-    if (r == -EINVAL && c.direct) {
+    if (r == -EINVAL && c.direct && !fdset_is_path(filename)) {
         return error_set(err, EINVAL,
                          "Could not open '%s': its file system does not support cache.direct=on",
                          filename);
@@ -422,7 +441,10 @@ void posix_file_co_close(struct block_node *node)
 {
     struct posix_file *f = node->opaque;
 
-    /* Closing the descriptor releases the locks. */
+    /* Closing the descriptor releases the locks, unless a descriptor set has the file open, too. */
+    if (f->locking && fdset_is_last(f->fd)) {
+        posix_file_co_lock(&f->lock, 0, BLOCK_PERM_ALL, block_node_display_name(node), NULL);
+    }
     posix_file_co_close_fd(f->fd);
     f->fd = -1;
     punch_queue_destroy(&f->punches);

@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 
+#include "block/passed_fd.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
 
@@ -19,11 +20,16 @@ struct reopen_call {
 static int reopen_writable_blocking(void *arg)
 {
     struct reopen_call *c = arg;
-    int flags = fcntl(c->fd, F_GETFL);
+    int flags = fcntl(c->fd, F_GETFL), r;
     char path[64];
 
     if (flags < 0) {
         return -errno;
+    }
+    r = fdset_reopen(c->fd, (flags & O_DIRECT) | O_RDWR);
+    if (r != -ENOENT) {
+        c->new_fd = r;
+        return r < 0 ? r : 0;
     }
     snprintf(path, sizeof(path), "/proc/self/fd/%d", c->fd);
     c->new_fd = open(path, (flags & O_DIRECT) | O_RDWR | O_CLOEXEC | O_NOCTTY);

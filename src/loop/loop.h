@@ -190,6 +190,12 @@ int loop_co_poll(int fd, short events, int64_t timeout_ns);
 /* As recv(2), but wait for data. Returns bytes, 0 at the end of the stream, or -errno. */
 ssize_t loop_co_recv(int fd, void *buf, size_t size);
 
+/*
+ * As recvmsg(2), but wait for data; received descriptors are close-on-exec. Returns bytes, 0 at the
+ * end of the stream, or -errno.
+ */
+ssize_t loop_co_recvmsg(int fd, struct msghdr *msg);
+
 /* As loop_co_recv(), for callers that know that there is no data yet: waits before it tries. */
 ssize_t loop_co_recv_later(int fd, void *buf, size_t size);
 

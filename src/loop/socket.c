@@ -63,6 +63,32 @@ ssize_t loop_co_recv_later(int fd, void *buf, size_t size)
     }
 }
 
+ssize_t loop_co_recvmsg(int fd, struct msghdr *msg)
+{
+    size_t control_size = msg->msg_controllen;
+
+    for (;;) {
+        ssize_t n;
+        int r;
+
+        msg->msg_controllen = control_size;
+        n = recvmsg(fd, msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (n >= 0) {
+            return n;
+        }
+        if (errno == EINTR) {
+            continue;
+        }
+        if (!would_block(errno)) {
+            return -errno;
+        }
+        r = loop_co_poll(fd, POLLIN, -1);
+        if (r < 0 && r != -EINTR) {
+            return r;
+        }
+    }
+}
+
 ssize_t loop_co_sendmsg(int fd, const struct msghdr *msg, int flags)
 {
     for (;;) {

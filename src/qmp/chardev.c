@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "base/strbuf.h"
 #include "base/unix_socket.h"
+#include "block/passed_fd.h"
 #include "loop/loop.h"
 #include "qmp/dispatch.h"
 #include "base/json_write.h"
@@ -33,6 +34,7 @@ struct chardev {
     bool has_monitor;
     bool pretty;
     bool accepting; /* the coroutine that accepts clients runs */
+    struct fd_names *fd_names;
 };
 
 static struct list chardevs = LIST_INIT(chardevs);
@@ -58,6 +60,7 @@ static void free_chardev(struct chardev *c)
     if (c->fd >= 0) {
         close(c->fd);
     }
+    fd_names_unref(c->fd_names);
     free(c->unlink_path);
     free(c->id);
     free(c);
@@ -226,7 +229,10 @@ static int co_add(struct options *opts, const char *backend, const char *id, str
         return error_set(err, EEXIST, "Chardev with id '%s' already exists", id);
     }
     c = calloc(1, sizeof(*c));
-    if (!c || !(c->id = strdup(id))) {
+    if (!c || !(c->id = strdup(id)) || !(c->fd_names = fd_names_new())) {
+        if (c) {
+            free(c->id);
+        }
         free(c);
         return error_out_of_memory(err);
     }
@@ -307,7 +313,7 @@ static void co_accept(void *arg)
             refuse_client(c, fd);
             /* Wait, so that a client that tries again at once does not fill the log. */
             loop_co_sleep(50 * NS_PER_MS);
-        } else if (qmp_session_start(fd, c->pretty, &err) < 0) {
+        } else if (qmp_session_start(fd, c->pretty, c->fd_names, &err) < 0) {
             log_error("chardev '%s': %s", c->id, error_message(&err));
         }
     }
@@ -322,7 +328,7 @@ static int start_monitor(struct chardev *c, struct error *err)
         int fd = c->fd;
 
         c->fd = -1;
-        return qmp_session_start(fd, c->pretty, err);
+        return qmp_session_start(fd, c->pretty, c->fd_names, err);
     }
     c->accepting = true;
     r = reactor_spawn(reactor_main(), co_accept, c);

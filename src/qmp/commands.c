@@ -4,11 +4,13 @@
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include "base/cleanup.h"
 #include "block/control_lock.h"
+#include "block/passed_fd.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "job/job.h"
@@ -54,16 +56,17 @@ int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_obj
 
 static int listening_fd(const char *text, int *ret_fd, struct error *err)
 {
+    AUTO_CLOSE int fd = passed_socket(text, err);
     socklen_t size = sizeof(int);
     int listening = 0;
-    char *end;
-    long fd = strtol(text, &end, 10);
 
-    if (end == text || *end || fd < 0 || fd > 1 << 20 ||
-        getsockopt((int)fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening) {
+    if (fd < 0) {
+        return fd;
+    }
+    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening) {
         return error_set(err, EINVAL, "'%s' is not the descriptor of a listening socket", text);
     }
-    *ret_fd = (int)fd;
+    *ret_fd = TAKE_FD(fd);
     return 0;
 }
 
@@ -121,6 +124,8 @@ int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
     r = export_co_nbd_server_start(&config, err);
     if (r >= 0) {
         note_address(&config);
+    } else if (config.listen_fd >= 0) {
+        close(config.listen_fd);
     }
     return r;
 }

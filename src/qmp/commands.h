@@ -12,6 +12,12 @@ qmp_co_command qmp_co_capabilities;
 qmp_co_command qmp_co_query_version;
 qmp_co_command qmp_co_quit;
 
+qmp_co_command qmp_co_add_fd;
+qmp_co_command qmp_co_closefd;
+qmp_co_command qmp_co_getfd;
+qmp_co_command qmp_co_query_fdsets;
+qmp_co_command qmp_co_remove_fd;
+
 qmp_co_command qmp_co_query_named_block_nodes;
 qmp_co_command qmp_co_query_block;
 qmp_co_command qmp_co_query_blockstats;

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "block/passed_fd.h"
 #include "qmp/answer.h"
 #include "trace/events.h"
 
@@ -81,6 +82,22 @@ static int check_request_form(struct json_object *request, struct error *err)
     return 0;
 }
 
+/* Run a command, which may use descriptors by the names that its monitor gave them. */
+static int co_execute(const struct qmp_command *command, struct qmp_call *call,
+                      struct json_object *args, struct json_object **ret_value, struct error *err)
+{
+    struct fd_names_use use;
+    int r;
+
+    if (!call->fd_names) {
+        return command->co_run(call, args, ret_value, err);
+    }
+    fd_names_begin(&use, call->fd_names);
+    r = command->co_run(call, args, ret_value, err);
+    fd_names_end(&use);
+    return r;
+}
+
 static int co_run(struct qmp_call *call, struct json_object *request,
                   struct json_object **ret_value, struct error *err)
 {
@@ -106,7 +123,7 @@ static int co_run(struct qmp_call *call, struct json_object *request,
     r = qmp_check(command->args, args, 0, err);
     if (r >= 0) {
         trace_qmp_command_begin(command->name);
-        r = command->co_run(call, args, ret_value, err);
+        r = co_execute(command, call, args, ret_value, err);
         trace_qmp_command_end(command->name, r);
     }
     json_object_put(args);

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "block/control_lock.h"
 #include "block/corruption.h"
+#include "block/passed_fd.h"
 #include "block/threshold.h"
 #include "block/vote.h"
 #include "co/sync.h"
@@ -28,6 +29,8 @@
 #define READ_SIZE 4096
 #define END_WAIT_MS 1000
 #define EVENT_SECTOR 512
+/* Of one message; as in QEMU. */
+#define QMP_PASSED_FDS_MAX 16
 
 struct session {
     struct list link; /* in `sessions` */
@@ -208,11 +211,55 @@ static void free_session(struct session *s)
     trace_qmp_session_end(s->fd);
     list_remove(&s->link);
     close(s->fd);
+    if (s->call.passed_fd >= 0) {
+        close(s->call.passed_fd);
+    }
+    fd_names_unref(s->call.fd_names);
     json_reader_free(s->reader);
     json_object_put(s->held);
     strbuf_clear(&s->out);
     co_group_destroy(&s->ends);
     free(s);
+}
+
+/* Keep the first of the descriptors that came with a message, in place of an older one. */
+static void take_descriptors(struct session *s, const struct msghdr *msg)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(msg); c; c = CMSG_NXTHDR((struct msghdr *)msg, c)) {
+        size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+        if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) {
+            continue;
+        }
+        for (size_t i = 0; i < count; i++) {
+            int fd, *place = i == 0 ? &s->call.passed_fd : &fd;
+
+            if (i == 0 && *place >= 0) {
+                close(*place);
+            }
+            memcpy(place, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+            if (i > 0) {
+                close(fd);
+            }
+        }
+    }
+}
+
+static ssize_t co_receive(struct session *s, char *buf)
+{
+    /* The kernel closes what has no room here. */
+    _Alignas(struct cmsghdr) char control[CMSG_SPACE(QMP_PASSED_FDS_MAX * sizeof(int))];
+    struct iovec vec = {.iov_base = buf, .iov_len = READ_SIZE};
+    struct msghdr msg = {.msg_iov = &vec,
+                         .msg_iovlen = 1,
+                         .msg_control = control,
+                         .msg_controllen = sizeof(control)};
+    ssize_t n = loop_co_recvmsg(s->fd, &msg);
+
+    if (n >= 0) {
+        take_descriptors(s, &msg);
+    }
+    return n;
 }
 
 static void co_reader(void *arg)
@@ -229,7 +276,7 @@ static void co_reader(void *arg)
     }
     queue_message(s, greeting);
     json_object_put(greeting);
-    while (buf && !s->broken && (r = loop_co_recv(s->fd, buf, READ_SIZE)) > 0) {
+    while (buf && !s->broken && (r = co_receive(s, buf)) > 0) {
         co_execute_received(s, buf, (size_t)r);
     }
     free(buf);
@@ -239,7 +286,7 @@ static void co_reader(void *arg)
     free_session(s);
 }
 
-int qmp_session_start(int fd, bool pretty, struct error *err)
+int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct error *err)
 {
     struct session *s = calloc(1, sizeof(*s));
     int r = -ENOMEM;
@@ -251,6 +298,8 @@ int qmp_session_start(int fd, bool pretty, struct error *err)
     trace_qmp_session_begin(fd);
     s->fd = fd;
     s->pretty = pretty;
+    s->call.passed_fd = -1;
+    s->call.fd_names = fd_names ? fd_names_ref(fd_names) : NULL;
     list_init(&s->link);
     co_group_init(&s->ends);
     s->reader = json_reader_new(&qmp_json_limits);

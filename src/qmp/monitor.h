@@ -19,6 +19,7 @@
 
 #include "base/error.h"
 
+struct fd_names;
 struct json_limits;
 
 /* Bytes that may wait to be sent to a client when an event is emitted. */
@@ -32,9 +33,11 @@ extern const struct json_limits qmp_json_limits;
 
 /*
  * Serve QMP on a connected, non-blocking socket `fd`, which is consumed also on failure. `pretty`:
- * indented output. 0, or -ENOMEM or -EAGAIN of co_spawn(). Does not yield.
+ * indented output. `fd_names`: names of descriptors of this monitor, of which the session takes a
+ * reference; NULL: the client can't name any. 0, or -ENOMEM or -EAGAIN of co_spawn(). Does not
+ * yield.
  */
-int qmp_session_start(int fd, bool pretty, struct error *err);
+int qmp_session_start(int fd, bool pretty, struct fd_names *fd_names, struct error *err);
 
 /* Sessions that have not ended. Does not yield. */
 size_t qmp_session_count(void);

@@ -8,11 +8,17 @@
 
 #include "qmp/schema.h"
 
+struct fd_names;
+
 /* What a command sees of the session that runs it. */
 struct qmp_call {
     bool negotiated;          /* qmp_capabilities has been accepted */
     bool quit_after_reply;    /* set by the command quit */
     const void *const caller; /* identifies the session; never dereferenced */
+    /* the last descriptor that the client has passed, for a command to take; -1: none */
+    int passed_fd;
+    /* names of descriptors of the monitor; NULL: it has none */
+    struct fd_names *fd_names;
 };
 
 /*

@@ -20,6 +20,10 @@ extern const struct qmp_type qmp_type_job_type, qmp_type_io_status;
 extern const struct qmp_type qmp_type_on_error, qmp_type_sync_mode, qmp_type_bitmap_mode,
     qmp_type_new_image_mode;
 
+/* fd_commands.c: descriptors that are passed to the monitor. */
+extern const struct qmp_type qmp_type_add_fd, qmp_type_add_fd_info, qmp_type_fd_name,
+    qmp_type_remove_fd, qmp_type_fdset_infos;
+
 /* backup_types.c */
 extern const struct qmp_type qmp_type_blockdev_backup, qmp_type_drive_backup;
 extern const struct qmp_type qmp_type_blockdev_backup_wrapper, qmp_type_drive_backup_wrapper;

@@ -358,9 +358,14 @@ class SchemaTest(QmpTest):
     # Of our own, or of QEMU's system emulator (trace events), or of later releases
     # (block-job-change: 8.2).
     OWN_COMMANDS = {
+        "add-fd",
         "block-job-change",
         "blockdev-replace",
+        "closefd",
+        "getfd",
+        "query-fdsets",
         "query-nbd-server",
+        "remove-fd",
         "trace-event-get-state",
         "trace-event-set-state",
         "x-tidemark-query-stats",

@@ -8,15 +8,18 @@
 #include "cli/machine/machine.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/list.h"
 #include "base/strbuf.h"
 #include "block/option_types.h"
+#include "block/passed_fd.h"
 #include "block/user_object.h"
 #include "cli/args.h"
 #include "cli/cli.h"
@@ -64,6 +67,39 @@ static int co_make_object(const struct maker *maker, const char *text, struct er
     int r = options_parse(text, "qom-type", &opts, err);
 
     return r < 0 ? r : user_object_add(opts, err);
+}
+
+/* -add-fd fd=N,set=ID,opaque=TEXT: a duplicate of an inherited descriptor goes into the set. */
+static int co_make_fd(const struct maker *maker, const char *text, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    AUTO_FREE char *opaque = NULL;
+    AUTO_CLOSE int copy = -1;
+    uint64_t fd = 0, set = 0;
+    int64_t id;
+    int r = options_parse(text, NULL, &opts, err);
+
+    UNLESS_FAILED(r, options_take_uint(opts, "fd", UINT64_MAX, INT32_MAX, &fd, err));
+    UNLESS_FAILED(r, options_take_uint(opts, "set", UINT64_MAX, INT64_MAX, &set, err));
+    UNLESS_FAILED(r, options_take_str(opts, "opaque", &opaque, err));
+    UNLESS_FAILED(r, options_check_empty(opts, "add-fd", err));
+    if (r >= 0 && (fd == UINT64_MAX || set == UINT64_MAX)) {
+        r = error_set(err, EINVAL, "%s option is required and must be non-negative",
+                      fd == UINT64_MAX ? "fd" : "set");
+    }
+    if (r >= 0 && fd <= STDERR_FILENO) {
+        r = error_set(err, EINVAL, "fd cannot be a standard I/O stream");
+    }
+    if (r >= 0 && (copy = fcntl((int)fd, F_DUPFD_CLOEXEC, 0)) < 0) {
+        r = error_set_errno(err, errno, "error duplicating fd");
+    }
+    id = (int64_t)set;
+    UNLESS_FAILED(r, fdset_add(copy, &id, opaque, &id, err));
+    if (r >= 0) {
+        copy = -1;
+        close((int)fd);
+    }
+    return r;
 }
 
 static int co_make_chardev(const struct maker *maker, const char *text, struct error *err)
@@ -150,6 +186,7 @@ static int co_make_device(const struct maker *maker, const char *text, struct er
 }
 
 static const struct maker makers[] = {
+    {"add-fd", OBJECTS, co_make_fd, 0},
     {"object", OBJECTS, co_make_object, 0},
     {"chardev", CHARDEVS, co_make_chardev, 0},
     {"blockdev", NODES, co_make_node, 0},
@@ -284,7 +321,8 @@ static void print_usage(void)
     printf("usage: %s [options]\n"
            "\n"
            "The storage daemon under the command line of QEMU's system emulator, without a guest.\n"
-           "For tests. Options that make something: -object -chardev -blockdev -drive -hda ... "
+           "For tests. Options that make something: -add-fd -object -chardev -blockdev -drive -hda "
+           "... "
            "-mon\n"
            "-qmp -monitor -qtest -device; -S -accel -pidfile -daemonize -incoming.\n",
            cli_program());

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/unix_socket.h"
 #include "block/options.h"
+#include "block/passed_fd.h"
 #include "cli/daemon/run.h"
 #include "cli/machine/clock.h"
 #include "cli/machine/hmp.h"
@@ -35,6 +36,7 @@ struct machine_chardev {
     int fd;            /* owned until the conversation begins; -1: none */
     bool accepting;
     enum machine_talk talk;
+    struct fd_names *fd_names;
 };
 
 static struct list chardevs = LIST_INIT(chardevs);
@@ -128,6 +130,7 @@ static void free_machine_chardev(struct machine_chardev *c)
     if (c->unlink_path) {
         unlink(c->unlink_path);
     }
+    fd_names_unref(c->fd_names);
     free(c->unlink_path);
     free(c->id);
     free(c);
@@ -165,7 +168,8 @@ static int co_new_chardev(struct options *opts_, struct machine_chardev **ret_ch
     }
     list_init(&c->link);
     c->fd = -1;
-    r = options_take_str(opts, "backend", &backend, err);
+    c->fd_names = fd_names_new();
+    r = c->fd_names ? options_take_str(opts, "backend", &backend, err) : error_out_of_memory(err);
     UNLESS_FAILED(r, options_take_str(opts, "id", &c->id, err));
     if (r >= 0 && (!backend || !c->id)) {
         r = error_set(err, EINVAL, "chardev: %s missing", backend ? "no id given" : "backend");
@@ -195,13 +199,13 @@ int machine_co_add_chardev(const char *text, struct error *err)
 
 /* --- conversations ---------------------------------------------------------------------------- */
 
-static int begin_talk(int fd, enum machine_talk talk, struct error *err)
+static int begin_talk(struct machine_chardev *c, int fd, struct error *err)
 {
-    switch (talk) {
+    switch (c->talk) {
     case MACHINE_TALK_QMP:
-        return qmp_session_start(fd, false, err);
+        return qmp_session_start(fd, false, c->fd_names, err);
     case MACHINE_TALK_QMP_PRETTY:
-        return qmp_session_start(fd, true, err);
+        return qmp_session_start(fd, true, c->fd_names, err);
     case MACHINE_TALK_HMP:
         return hmp_start(fd, daemon_quit, err);
     default:
@@ -222,7 +226,7 @@ static void co_accept_clients(void *arg)
         }
         if (fd < 0) {
             loop_co_sleep(50 * NS_PER_MS);
-        } else if (begin_talk(fd, c->talk, &err) < 0) {
+        } else if (begin_talk(c, fd, &err) < 0) {
             log_error("chardev '%s': %s", c->id, error_message(&err));
         }
     }
@@ -239,11 +243,11 @@ static int start_talk(struct machine_chardev *c, enum machine_talk talk, struct 
     if (fd < 0 || c->accepting) {
         return error_set(err, EBUSY, "Device '%s' is in use", c->id);
     }
+    c->talk = talk;
     if (c->kind == CHARDEV_CONNECTED) {
         c->fd = -1;
-        return begin_talk(fd, talk, err);
+        return begin_talk(c, fd, err);
     }
-    c->talk = talk;
     c->accepting = true;
     r = reactor_spawn(reactor_main(), co_accept_clients, c);
     if (r < 0) {
