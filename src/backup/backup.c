@@ -81,10 +81,10 @@ static void guess_cause(const struct run *run, struct error *err)
  * Find the NBD server. If a run has started it, lock its socket, and then check once more that it
  * still runs.
  */
-static int co_find_server(struct run *run, struct nbd_address *ret_address, struct error *err)
+static int co_find_server(struct run *run, struct socket_address *ret_address, struct error *err)
 {
     const char *uri = run->options->nbd_uri, *socket = run->fleece.socket;
-    struct nbd_address first = {0};
+    struct socket_address first = {0};
     int r = source_co_nbd_address(&run->source, uri, socket, ret_address, err);
 
     if (r < 0 || uri || !ret_address->path || !fleece_is_socket(ret_address->path)) {
@@ -92,13 +92,13 @@ static int co_find_server(struct run *run, struct nbd_address *ret_address, stru
     }
     run->server_fd = fleece_lock_socket(ret_address->path, false);
     first = *ret_address;
-    *ret_address = (struct nbd_address){0};
+    *ret_address = (struct socket_address){0};
     r = source_co_nbd_address(&run->source, uri, socket, ret_address, err);
     if (r == 0 &&
         (run->server_fd < 0 || !ret_address->path || strcmp(ret_address->path, first.path) != 0)) {
         r = error_set(err, EIO, "The NBD server at '%s' was stopped", first.path);
     }
-    nbd_address_clear(&first);
+    socket_address_clear(&first);
     return r;
 }
 
@@ -111,7 +111,7 @@ static void release_server(struct run *run)
 }
 
 /* Runs of other disks may start and stop a server of their own meanwhile: then query again. */
-static int co_export(struct run *run, const char *frozen, struct nbd_address *ret_address,
+static int co_export(struct run *run, const char *frozen, struct socket_address *ret_address,
                      struct error *err)
 {
     const char *uri = run->options->nbd_uri;
@@ -120,7 +120,7 @@ static int co_export(struct run *run, const char *frozen, struct nbd_address *re
     for (int i = 1; r < 0 && i <= EXPORT_ATTEMPTS; i++) {
         ERROR_AUTO(attempt);
 
-        nbd_address_clear(ret_address);
+        socket_address_clear(ret_address);
         release_server(run);
         r = co_find_server(run, ret_address, &attempt);
         UNLESS_FAILED(r, source_co_export(&run->source, frozen, &attempt));
@@ -138,7 +138,7 @@ static int co_export(struct run *run, const char *frozen, struct nbd_address *re
 static int co_pull(struct run *run, struct error *err)
 {
     const char *frozen = run->base ? run->base->manifest.bitmap : NULL;
-    struct nbd_address address = {0};
+    struct socket_address address = {0};
     char *backing AUTO_FREE = NULL;
     struct pull_result result;
     int r;
@@ -168,7 +168,7 @@ static int co_pull(struct run *run, struct error *err)
         };
         r = pull_co_run(&config, &result, err);
     }
-    nbd_address_clear(&address);
+    socket_address_clear(&address);
     if (r == 0) {
         run->manifest.changed = result.changed;
         run->manifest.moved = result.moved;

@@ -16,7 +16,7 @@
 #include "nbd/client.h"
 
 struct pull_config {
-    const struct nbd_address *address;
+    const struct socket_address *address;
     const struct nbd_client_tls *tls; /* NULL: in the clear */
     const char *export_name;
     const char *bitmap; /* fetch only what the bitmap marks; NULL: everything that is not zero */

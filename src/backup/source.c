@@ -84,7 +84,7 @@ static int co_transact(struct source *s, struct json_object *actions, struct err
 /* --- the NBD server --- */
 
 static int take_address(const struct source *s, struct json_object *o,
-                        struct nbd_address *ret_address)
+                        struct socket_address *ret_address)
 {
     struct json_object *address, *v;
     const char *path = NULL, *host = NULL, *port = NULL;
@@ -115,14 +115,14 @@ static int take_address(const struct source *s, struct json_object *o,
 }
 
 /* The address on which the daemon's NBD server listens. -ENOENT: the daemon has none. */
-static int co_query_server(struct source *s, struct nbd_address *ret_address)
+static int co_query_server(struct source *s, struct socket_address *ret_address)
 {
     struct json_object *server = NULL;
     int r = qmp_client_co_execute(s->qmp, "query-nbd-server", NULL, &server, NULL);
 
     UNLESS_FAILED(r, take_address(s, server, ret_address));
     if (r < 0) {
-        nbd_address_clear(ret_address);
+        socket_address_clear(ret_address);
     }
     json_object_put(server);
     return r;
@@ -192,7 +192,7 @@ static void settle_bitmaps(struct source *s, const struct source_state *state, c
 /* Stop the NBD server if a run, of any repository, had started it, and nobody uses it. */
 static void co_stop_own_server(struct source *s)
 {
-    struct nbd_address address = {0};
+    struct socket_address address = {0};
     struct json_object *exports = NULL;
     int lock AUTO_CLOSE = -1;
 
@@ -206,7 +206,7 @@ static void co_stop_own_server(struct source *s)
         fleece_remove_of_file(address.path);
     }
     json_object_put(exports);
-    nbd_address_clear(&address);
+    socket_address_clear(&address);
 }
 
 /* Remove the export and the view, which have to go first; *state is the state after that. */
@@ -364,7 +364,7 @@ int source_co_checkpoint(struct source *s, const struct source_state *state,
 }
 
 static int co_start_nbd_server(struct source *s, const char *socket,
-                               struct nbd_address *ret_address, struct error *err)
+                               struct socket_address *ret_address, struct error *err)
 {
     struct json_object *addr;
     int r;
@@ -388,7 +388,7 @@ static int co_start_nbd_server(struct source *s, const char *socket,
 }
 
 int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
-                          struct nbd_address *ret_address, struct error *err)
+                          struct socket_address *ret_address, struct error *err)
 {
     char *export_name AUTO_FREE = NULL;
 

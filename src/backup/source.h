@@ -125,7 +125,7 @@ int source_co_checkpoint(struct source *s, const struct source_state *state,
  * start one on `own_socket`. *ret_address is to be cleared by the caller.
  */
 int source_co_nbd_address(struct source *s, const char *uri, const char *own_socket,
-                          struct nbd_address *ret_address, struct error *err);
+                          struct socket_address *ret_address, struct error *err);
 
 /*
  * Export the point-in-time view under the name s->prefix, with the bitmap `frozen` unless that is

@@ -194,11 +194,11 @@ static int open_target_file(struct target *t, bool force, struct error *err)
 
 static int check_target_export(struct target *t, const char *format, bool force, struct error *err)
 {
-    struct nbd_address address = {0};
+    struct socket_address address = {0};
     char *export_name AUTO_FREE = NULL;
     int r = nbd_address_parse(t->name, &address, &export_name, err);
 
-    nbd_address_clear(&address);
+    socket_address_clear(&address);
     t->kind = TARGET_NBD;
     if (r == 0 && strcmp(format, "raw") != 0) {
         r = error_set(err, EINVAL, "'%s' is an NBD export, and can be restored as raw only",

@@ -146,6 +146,9 @@ static int find_passed(const char *text, struct error *err)
                    ? error_set(err, ENOENT, "File descriptor named '%s' has not been found", text)
                    : (int)fd;
     }
+    if (!text[0]) {
+        return error_set(err, ENOENT, "The descriptor was used before");
+    }
     errno = 0;
     fd = strtol(text, &end, 10);
     if (end == text || *end || errno || fd < 0 || fd > INT32_MAX) {

@@ -1,23 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The NBD server of the process: its listening socket, its start and its stop. */
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include "base/cleanup.h"
-#include "base/inet.h"
 #include "base/log.h"
-#include "base/unix_socket.h"
 #include "block/control_lock.h"
+#include "block/socket_address.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "loop/loop.h"
-#include "nbd/proto.h"
 #include "nbd/server.h"
 #include "tls/tls.h"
 
@@ -62,115 +58,6 @@ size_t export_nbd_server_connections(void)
     return state.server ? nbd_server_client_count(state.server) : 0;
 }
 
-/* --- unix ----------------------------------------------------------------------------------- */
-
-static int listen_unix(const char *path, int *ret_fd, struct error *err)
-{
-    struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    AUTO_CLOSE int fd = -1;
-    int r;
-
-    if (path[0] == '\0' || strlen(path) >= sizeof(addr.sun_path)) {
-        return error_set(err, EINVAL, "UNIX socket path '%s' has to have 1 to %zu bytes", path,
-                         sizeof(addr.sun_path) - 1);
-    }
-    memcpy(addr.sun_path, path, strlen(path) + 1);
-    fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    if (fd < 0) {
-        return error_set_errno(err, errno, "Failed to create a socket");
-    }
-    r = unix_socket_bind(fd, &addr);
-    if (r < 0) {
-        return error_set_errno(err, -r, "Failed to bind socket to %s", path);
-    }
-    if (listen(fd, BACKLOG) < 0) {
-        return error_set_errno(err, errno, "Failed to listen on socket %s", path);
-    }
-    *ret_fd = TAKE_FD(fd);
-    return 0;
-}
-
-/* --- TCP ------------------------------------------------------------------------------------ */
-
-/* Name resolution asks servers: for the offload pool. */
-struct resolving {
-    const char *host, *port;
-    struct addrinfo *result;
-};
-
-static int resolve_listener(void *arg)
-{
-    struct resolving *q = arg;
-    struct addrinfo hints = {
-        .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE};
-
-    return inet_lookup(q->host, q->port, &hints, &q->result);
-}
-
-/* `both`: an IPv6 socket that clients can also reach by IPv4. The socket, or -errno. */
-static int bind_one(const struct addrinfo *a, bool both)
-{
-    AUTO_CLOSE int fd =
-        socket(a->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, a->ai_protocol);
-    int on = 1, off = 0;
-
-    if (fd < 0) {
-        return -errno;
-    }
-    if (both && setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, &off, sizeof(off)) < 0) {
-        return -errno;
-    }
-    (void)setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
-    if (bind(fd, a->ai_addr, a->ai_addrlen) < 0 || listen(fd, BACKLOG) < 0) {
-        return -errno;
-    }
-    return TAKE_FD(fd);
-}
-
-/* The first address of a family that can be bound. The socket, or -errno. */
-static int bind_family(const struct addrinfo *list, bool v6, bool both)
-{
-    int r = -EADDRNOTAVAIL;
-
-    for (const struct addrinfo *a = list; a && r < 0; a = a->ai_next) {
-        if ((a->ai_family == AF_INET6) == v6) {
-            r = bind_one(a, both);
-        }
-    }
-    return r;
-}
-
-static int co_listen_tcp(const struct export_nbd_server_config *config, int *ret_fd,
-                         struct error *err)
-{
-    struct resolving q = {
-        .host = config->host && config->host[0] ? config->host : NULL,
-        .port = config->port ? config->port : NBD_DEFAULT_PORT,
-    };
-    int fd;
-    int r = loop_co_offload(resolve_listener, &q);
-
-    if (r != 0) {
-        return error_set(err, EINVAL, "address resolution failed for %s:%s: %s",
-                         q.host ? q.host : "", q.port, gai_strerror(r));
-    }
-    /*
-     * One socket: without a host an IPv6 one for both families, or on a system without IPv6 an IPv4
-     * one. A host that has addresses of both families is most often asked for by IPv4.
-     */
-    fd = bind_family(q.result, !q.host, !q.host);
-    if (fd < 0 && fd != -EADDRINUSE) {
-        fd = bind_family(q.result, q.host, false);
-    }
-    freeaddrinfo(q.result);
-    if (fd < 0) {
-        return error_set_errno(err, -fd, "Failed to bind socket to %s:%s", q.host ? q.host : "",
-                               q.port);
-    }
-    *ret_fd = fd;
-    return 0;
-}
-
 static unsigned port_of(int fd)
 {
     struct sockaddr_storage addr = {0};
@@ -187,19 +74,6 @@ static unsigned port_of(int fd)
 
 /* --- start and stop ------------------------------------------------------------------------- */
 
-static int co_make_listener(const struct export_nbd_server_config *config, int *ret_fd,
-                            struct error *err)
-{
-    if (config->listen_fd >= 0) {
-        *ret_fd = config->listen_fd;
-        return 0;
-    }
-    if (config->unix_path) {
-        return listen_unix(config->unix_path, ret_fd, err);
-    }
-    return co_listen_tcp(config, ret_fd, err);
-}
-
 static int co_start_nbd_server(const struct export_nbd_server_config *config, struct error *err)
 {
     struct nbd_server_config sc = {
@@ -213,13 +87,19 @@ static int co_start_nbd_server(const struct export_nbd_server_config *config, st
     AUTO_FREE char *path = NULL;
     struct nbd_server *server;
     int fd = -1;
-    int r = co_make_listener(config, &fd, err);
+    int r = 0;
+
+    if (config->listen_fd >= 0) {
+        fd = config->listen_fd;
+    } else {
+        r = socket_address_co_listen(config->address, BACKLOG, &fd, err);
+    }
 
     if (r < 0) {
         return r;
     }
-    if (config->listen_fd < 0 && config->unix_path) {
-        path = strdup(config->unix_path);
+    if (config->listen_fd < 0 && socket_address_is_file(config->address)) {
+        path = strdup(config->address->path);
     }
     r = nbd_server_new(&sc, &server, err);
     if (r == 0) {

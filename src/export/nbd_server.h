@@ -15,6 +15,7 @@
 #include "base/error.h"
 
 struct nbd_server;
+struct socket_address;
 
 /*
  * Add the export type "nbd" to the table. Once, at start. Its options: name (what clients ask for;
@@ -38,12 +39,8 @@ enum {
 
 /* Strings are copied. */
 struct export_nbd_server_config {
-    /* The socket to make; NULL: TCP. A socket file that no process serves is replaced. */
-    const char *unix_path;
-    /* TCP: name or address to bind; NULL or "": all. */
-    const char *host;
-    /* TCP: number or service; NULL: 10809; "0": any free one. */
-    const char *port;
+    /* Where to listen. A socket file that no process serves is replaced. */
+    const struct socket_address *address;
     /* -1, or a listening socket to use instead. The server owns it on success. */
     int listen_fd;
     /* Further clients wait in the backlog; 0: no limit. */
@@ -64,7 +61,7 @@ struct export_nbd_server_config {
     void *arg;
 };
 
-/* No address, default limits. */
+/* No address, which has to be set unless there is a socket; default limits. */
 #define EXPORT_NBD_SERVER_CONFIG_INIT                                                              \
     ((struct export_nbd_server_config){.listen_fd = -1,                                            \
                                        .max_connections = EXPORT_NBD_MAX_CONNECTIONS,              \

@@ -8,14 +8,6 @@
 #include "base/percent.h"
 #include "nbd/client.h"
 
-void nbd_address_clear(struct nbd_address *a)
-{
-    free(a->path);
-    free(a->host);
-    free(a->port);
-    *a = (struct nbd_address){0};
-}
-
 static int malformed_address(const char *uri, const char *why, struct error *err)
 {
     return error_set(err, EINVAL, "Invalid NBD address '%s': %s", uri, why);
@@ -23,7 +15,7 @@ static int malformed_address(const char *uri, const char *why, struct error *err
 
 /* "host", "host:port", "[v6]:port". */
 static int parse_nbd_authority(const char *uri, const char *text, size_t size,
-                               struct nbd_address *ret_address, struct error *err)
+                               struct socket_address *ret_address, struct error *err)
 {
     const char *end = text + size, *colon;
 
@@ -49,7 +41,7 @@ static int parse_nbd_authority(const char *uri, const char *text, size_t size,
 }
 
 /* The value of "socket=" in a query. */
-static int parse_nbd_query(const char *uri, const char *query, struct nbd_address *ret_address,
+static int parse_nbd_query(const char *uri, const char *query, struct socket_address *ret_address,
                            struct error *err)
 {
     while (*query) {
@@ -69,7 +61,7 @@ static int parse_nbd_query(const char *uri, const char *query, struct nbd_addres
 }
 
 static int parse_uri(const char *uri, const char *rest, bool is_unix,
-                     struct nbd_address *ret_address, char **ret_export, struct error *err)
+                     struct socket_address *ret_address, char **ret_export, struct error *err)
 {
     size_t authority = strcspn(rest, "/?#");
     const char *path = rest + authority;
@@ -100,7 +92,7 @@ static int parse_uri(const char *uri, const char *rest, bool is_unix,
 }
 
 /* The older form: "unix:PATH[:exportname=N]" or "HOST:PORT[:exportname=N]". */
-static int parse_legacy(const char *uri, const char *rest, struct nbd_address *ret_address,
+static int parse_legacy(const char *uri, const char *rest, struct socket_address *ret_address,
                         char **ret_export, struct error *err)
 {
     static const char marker[] = ":exportname=";
@@ -126,14 +118,14 @@ static int parse_legacy(const char *uri, const char *rest, struct nbd_address *r
     return *ret_export ? 0 : error_out_of_memory(err);
 }
 
-int nbd_address_parse(const char *uri, struct nbd_address *ret_address, char **ret_export,
+int nbd_address_parse(const char *uri, struct socket_address *ret_address, char **ret_export,
                       struct error *err)
 {
     static const struct {
         const char *scheme;
         bool is_unix;
     } schemes[] = {{"nbd://", false}, {"nbd+tcp://", false}, {"nbd+unix://", true}};
-    struct nbd_address a = {0};
+    struct socket_address a = {0};
     bool known = false;
     int r = 0;
 
@@ -152,7 +144,7 @@ int nbd_address_parse(const char *uri, struct nbd_address *ret_address, char **r
                                     err);
     }
     if (r < 0) {
-        nbd_address_clear(&a);
+        socket_address_clear(&a);
         return r;
     }
     *ret_address = a;

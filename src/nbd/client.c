@@ -14,7 +14,7 @@
 
 static void target_clear(struct nbd_target *t)
 {
-    nbd_address_clear(&t->address);
+    socket_address_clear(&t->address);
     free((char *)(uintptr_t)t->tls.hostname);
     free(t->export_name);
     for (size_t i = 0; i < t->context_count; i++) {
@@ -31,19 +31,17 @@ static bool copy_string(const char *from, char **ret_copy)
 
 /* The name that the server's certificate has to be for. */
 static const char *certificate_name(const struct nbd_client_tls *tls,
-                                    const struct nbd_address *address)
+                                    const struct socket_address *address)
 {
     return tls->hostname || address->path ? tls->hostname : address->host;
 }
 
-static int target_init(struct nbd_target *t, const struct nbd_address *address,
+static int target_init(struct nbd_target *t, const struct socket_address *address,
                        const struct nbd_client_tls *tls, const char *export_name,
                        const char *const *contexts, size_t context_count)
 {
     char *hostname = NULL;
-    bool ok = copy_string(address->path, &t->address.path) &&
-              copy_string(address->host, &t->address.host) &&
-              copy_string(address->port, &t->address.port) &&
+    bool ok = socket_address_copy(address, &t->address) == 0 &&
               copy_string(tls ? certificate_name(tls, address) : NULL, &hostname) &&
               copy_string(export_name, &t->export_name);
 
@@ -113,7 +111,7 @@ static int client_co_start(struct nbd_client *c, struct error *err)
     return r < 0 ? error_set_errno(err, -r, "Could not start the NBD client") : 0;
 }
 
-int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_client_tls *tls,
+int nbd_client_co_connect(const struct socket_address *address, const struct nbd_client_tls *tls,
                           const char *export_name, const char *const *contexts,
                           size_t context_count, int64_t timeout_ns, struct nbd_client **ret_client,
                           struct error *err)
@@ -137,6 +135,10 @@ int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_cl
     }
     UNLESS_FAILED(r, nbd_co_attempt(&c->target, &c->wire, &c->agreed, err));
     c->wide = c->agreed.extended;
+    if (c->target.address.fd) {
+        /* A descriptor is used once: its number may mean another file by the next attempt. */
+        c->target.address.fd[0] = '\0';
+    }
     UNLESS_FAILED(r, client_co_start(c, err));
     if (r < 0) {
         client_free(c);
@@ -165,7 +167,7 @@ void nbd_client_co_close(struct nbd_client *c)
     client_free(c);
 }
 
-int nbd_client_co_list(const struct nbd_address *address, const struct nbd_client_tls *tls,
+int nbd_client_co_list(const struct socket_address *address, const struct nbd_client_tls *tls,
                        int64_t timeout_ns, struct nbd_export_info **ret_list, size_t *ret_count,
                        struct error *err)
 {

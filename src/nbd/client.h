@@ -20,6 +20,7 @@
 #include "base/counters.h"
 #include "base/error.h"
 #include "base/iov.h"
+#include "block/socket_address.h"
 
 enum {
     /* Requests of one connection that are on the wire. */
@@ -34,24 +35,13 @@ struct tls_creds;
 
 /* --- addresses ------------------------------------------------------------------------------ */
 
-/* Where a server is. Strings are owned. */
-struct nbd_address {
-    /* A unix socket; NULL: TCP. */
-    char *path;
-    char *host;
-    /* NULL: 10809. */
-    char *port;
-};
-
-/* Release what it owns, and empty it. */
-void nbd_address_clear(struct nbd_address *a);
-
 /*
  * Parse "nbd:unix:PATH[:exportname=NAME]", "nbd:HOST:PORT[:exportname=NAME]",
  * "nbd[+tcp]://HOST[:PORT]/NAME" or "nbd+unix:///NAME?socket=PATH" (doc/uri.md of the NBD project).
- * *ret_export is the caller's to free, "" if the text names none. -EINVAL, -ENOMEM.
+ * Without a port *ret_address has none, which means 10809 to nbd_client_co_connect(). *ret_export
+ * is the caller's to free, "" if the text names none. -EINVAL, -ENOMEM.
  */
-int nbd_address_parse(const char *uri, struct nbd_address *ret_address, char **ret_export,
+int nbd_address_parse(const char *uri, struct socket_address *ret_address, char **ret_export,
                       struct error *err);
 
 /* --- life ----------------------------------------------------------------------------------- */
@@ -70,7 +60,7 @@ struct nbd_client_tls {
  * the whole of it; < 0: no limit. tls NULL: in the clear. 0 or -errno with `err` set; -EPROTO: the
  * server broke the protocol.
  */
-int nbd_client_co_connect(const struct nbd_address *address, const struct nbd_client_tls *tls,
+int nbd_client_co_connect(const struct socket_address *address, const struct nbd_client_tls *tls,
                           const char *export_name, const char *const *contexts,
                           size_t context_count, int64_t timeout_ns, struct nbd_client **ret_client,
                           struct error *err);
@@ -210,9 +200,10 @@ int nbd_extents_merge(const struct nbd_extents *base, const struct nbd_extents *
  * server does not offer that bitmap; -EINVAL: the sizes differ; else errors of connecting or of a
  * request, after which some bits may be set.
  */
-int nbd_client_co_read_bitmap(const struct nbd_address *address, const struct nbd_client_tls *tls,
-                              const char *export_name, const char *name, int64_t timeout_ns,
-                              struct dirty_bitmap *bits, struct error *err);
+int nbd_client_co_read_bitmap(const struct socket_address *address,
+                              const struct nbd_client_tls *tls, const char *export_name,
+                              const char *name, int64_t timeout_ns, struct dirty_bitmap *bits,
+                              struct error *err);
 
 /* --- listing -------------------------------------------------------------------------------- */
 
@@ -236,7 +227,7 @@ struct nbd_export_info {
 /*
  * List the exports of a server. The caller frees the list by nbd_export_list_free(). 0 or -errno.
  */
-int nbd_client_co_list(const struct nbd_address *address, const struct nbd_client_tls *tls,
+int nbd_client_co_list(const struct socket_address *address, const struct nbd_client_tls *tls,
                        int64_t timeout_ns, struct nbd_export_info **ret_list, size_t *ret_count,
                        struct error *err);
 void nbd_export_list_free(struct nbd_export_info *list, size_t count);

@@ -38,9 +38,10 @@ static int co_read_extents(struct nbd_client *c, struct dirty_bitmap *bits)
     return 0;
 }
 
-int nbd_client_co_read_bitmap(const struct nbd_address *address, const struct nbd_client_tls *tls,
-                              const char *export_name, const char *name, int64_t timeout_ns,
-                              struct dirty_bitmap *bits, struct error *err)
+int nbd_client_co_read_bitmap(const struct socket_address *address,
+                              const struct nbd_client_tls *tls, const char *export_name,
+                              const char *name, int64_t timeout_ns, struct dirty_bitmap *bits,
+                              struct error *err)
 {
     AUTO_FREE char *context = NULL;
     const char *contexts[1];

@@ -33,12 +33,15 @@ void nbd_extents_clear(struct nbd_extents *e)
 
 const char *nbd_client_describe(const struct nbd_client *c, char *buf, size_t size)
 {
-    const struct nbd_address *a = &c->target.address;
+    const struct socket_address *a = &c->target.address;
 
     if (a->path) {
         snprintf(buf, size, "NBD server unix:%s, export '%s'", a->path, c->target.export_name);
+    } else if (a->fd) {
+        snprintf(buf, size, "NBD server on a passed descriptor, export '%s'",
+                 c->target.export_name);
     } else {
-        snprintf(buf, size, "NBD server %s:%s, export '%s'", a->host,
+        snprintf(buf, size, "NBD server %s:%s, export '%s'", a->cid ?: a->host,
                  a->port ? a->port : NBD_DEFAULT_PORT, c->target.export_name);
     }
     return buf;

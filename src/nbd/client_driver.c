@@ -52,7 +52,7 @@ struct status_cache {
 
 /* The options of a node. */
 struct node_target {
-    struct nbd_address address;
+    struct socket_address address;
     char *export;
     /* x-dirty-bitmap; NULL: base:allocation. */
     char *context;
@@ -76,7 +76,7 @@ struct nbd_node {
 
 static void node_target_clear(struct node_target *t)
 {
-    nbd_address_clear(&t->address);
+    socket_address_clear(&t->address);
     free(t->export);
     free(t->context);
     free(t->tls_creds);
@@ -86,7 +86,7 @@ static void node_target_clear(struct node_target *t)
 
 static int nbd_parse_filename(const char *filename, struct options *opts, struct error *err)
 {
-    struct nbd_address a CLEANUP(nbd_address_clear) = {0};
+    struct socket_address a CLEANUP(socket_address_clear) = {0};
     AUTO_FREE char *export = NULL;
     struct options *server;
     int r = nbd_address_parse(filename, &a, &export, err);
@@ -112,19 +112,7 @@ static int nbd_parse_filename(const char *filename, struct options *opts, struct
     return 0;
 }
 
-ENUM(server_type, "NbdClientAddressType", "inet", "unix");
-OBJECT(server_inet_type, "NbdClientAddressInet", REQ("host", schema_str), REQ("port", schema_str));
-OBJECT(server_unix_type, "NbdClientAddressUnix", REQ("path", schema_str));
-static const struct schema_type server_address_type = {
-    .kind = SCHEMA_OBJECT,
-    .name = "NbdClientAddress",
-    .members = MEMBERS(REQ("type", server_type)),
-    .tag = "type",
-    .variants = (const struct schema_variant[]){{"inet", &server_inet_type},
-                                                {"unix", &server_unix_type},
-                                                {NULL, NULL}},
-};
-OBJECT(nbd_options, "BlockdevOptionsNbd", REQ("server", server_address_type),
+OBJECT(nbd_options, "BlockdevOptionsNbd", REQ("server", socket_address_type),
        OPT("export", schema_str, .dflt = "\"\"", .help = "name of the export"),
        OPT("tls-creds", schema_str, .help = "id of TLS credentials of a client; default: no TLS"),
        OPT("tls-hostname", schema_str,
@@ -136,37 +124,8 @@ OBJECT(nbd_options, "BlockdevOptionsNbd", REQ("server", server_address_type),
        OPT("open-timeout", schema_uint32, .dflt = "0", .unit = "seconds",
            .help = "how long to try to connect at first; 0: once"));
 
-/* `server.type=unix,server.path=...` or `server.type=inet,server.host=...,server.port=...`. */
-static int take_server_address(struct options *server, struct nbd_address *a, struct error *err)
-{
-    static const char *const types[] = {"inet", "unix", NULL};
-    int type, r;
-
-    if (!options_has(server, "type")) {
-        return error_set(err, EINVAL, "Parameter 'server.type' is missing");
-    }
-    r = options_take_enum(server, "type", types, 0, &type, err);
-    if (r < 0) {
-        return r;
-    }
-    if (type == 1) {
-        r = options_take_str(server, "path", &a->path, err);
-        if (r == 0 && !a->path) {
-            r = error_set(err, EINVAL, "Parameter 'server.path' is missing");
-        }
-    } else {
-        r = options_take_str(server, "host", &a->host, err);
-        UNLESS_FAILED(r, options_take_str(server, "port", &a->port, err));
-        if (r == 0 && (!a->host || !a->port)) {
-            r = error_set(err, EINVAL, "Parameter 'server.%s' is missing",
-                          a->host ? "port" : "host");
-        }
-    }
-    return r < 0 ? r : options_check_empty(server, "the NBD server address", err);
-}
-
 /* The older, flat form: `path`, or `host` and `port`. */
-static int take_flat_address(struct options *opts, struct nbd_address *a, struct error *err)
+static int take_flat_address(struct options *opts, struct socket_address *a, struct error *err)
 {
     int r = options_take_text(opts, "path", &a->path, err);
 
@@ -185,7 +144,7 @@ static int take_flat_address(struct options *opts, struct nbd_address *a, struct
 }
 
 /* `server`, or the flat form. */
-static int take_node_address(struct options *opts, struct nbd_address *a, struct error *err)
+static int take_node_address(struct options *opts, struct socket_address *a, struct error *err)
 {
     AUTO_OPTIONS struct options *server = NULL;
     AUTO_FREE char *node_name = NULL;
@@ -197,7 +156,7 @@ static int take_node_address(struct options *opts, struct nbd_address *a, struct
     if (node_name) {
         return error_set(err, EINVAL, "Parameter 'server' has to be an object");
     }
-    return server ? take_server_address(server, a, err) : take_flat_address(opts, a, err);
+    return server ? socket_address_take(server, "server", a, err) : take_flat_address(opts, a, err);
 }
 
 static int take_node_target(struct options *opts, struct node_target *t, struct error *err)

@@ -172,7 +172,7 @@ int nbd_handshake_co_list(struct nbd_wire *w, const struct nbd_client_tls *tls,
 
 /* Where a client connects to, and what it asks for there. Owned, but for the credentials. */
 struct nbd_target {
-    struct nbd_address address;
+    struct socket_address address;
     /* creds NULL: in the clear. The host name is owned. */
     struct nbd_client_tls tls;
     char *export_name;
@@ -186,7 +186,7 @@ struct nbd_target {
  * Connect a non-blocking socket. While it connects *ret_fd is the socket, too, for a caller that
  * wants to shut it down; after a failure it is -1. 0 or -errno with `err` set.
  */
-int nbd_co_dial(const struct nbd_address *address, int64_t timeout_ns, int *ret_fd,
+int nbd_co_dial(const struct socket_address *address, int64_t timeout_ns, int *ret_fd,
                 struct error *err);
 /*
  * Dial and shake hands. 0 or -errno with `err` set; the wire is closed by the caller in any case.

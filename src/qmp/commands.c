@@ -4,13 +4,10 @@
 
 #include <errno.h>
 #include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 #include "base/cleanup.h"
 #include "block/control_lock.h"
-#include "block/passed_fd.h"
+#include "block/socket_address.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "job/job.h"
@@ -54,44 +51,24 @@ int qmp_co_quit(struct qmp_call *call, struct json_object *args, struct json_obj
 
 /* --- NBD server, exports ---------------------------------------------------------------------- */
 
-static int listening_fd(const char *text, int *ret_fd, struct error *err)
-{
-    AUTO_CLOSE int fd = passed_socket(text, err);
-    socklen_t size = sizeof(int);
-    int listening = 0;
-
-    if (fd < 0) {
-        return fd;
-    }
-    if (getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) < 0 || !listening) {
-        return error_set(err, EINVAL, "'%s' is not the descriptor of a listening socket", text);
-    }
-    *ret_fd = TAKE_FD(fd);
-    return 0;
-}
-
 /*
  * Where the server listens, for query-nbd-server: a flat address, owned; NULL if the server was
  * given a descriptor.
  */
 static struct json_object *server_address;
 
-static void note_address(const struct export_nbd_server_config *config)
+static void note_address(const struct socket_address *address)
 {
+    char port[16];
+
     json_object_put(server_address);
     server_address = NULL;
-    if (config->listen_fd >= 0) {
+    if (address->fd) {
         return;
     }
-    server_address = json_object_new_object();
-    qmp_put_str(server_address, "type", config->unix_path ? "unix" : "inet");
-    if (config->unix_path) {
-        qmp_put_str(server_address, "path", config->unix_path);
-    } else {
-        char port[16];
-
+    server_address = socket_address_to_json(address);
+    if (export_nbd_server_port() > 0) {
         snprintf(port, sizeof(port), "%u", export_nbd_server_port());
-        qmp_put_str(server_address, "host", config->host ?: "");
         qmp_put_str(server_address, "port", port);
     }
 }
@@ -99,22 +76,17 @@ static void note_address(const struct export_nbd_server_config *config)
 int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
 {
     struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
-    struct json_object *addr = qmp_get(args, "addr");
-    const char *fd = qmp_get_str(addr, "str");
+    struct socket_address address CLEANUP(socket_address_clear) = {0};
     int r;
 
     if (export_nbd_server_is_running()) {
         return error_set(err, EBUSY, "NBD server already running");
     }
-    if (fd) {
-        r = listening_fd(fd, &config.listen_fd, err);
-        if (r < 0) {
-            return r;
-        }
+    r = socket_address_from_json(qmp_get(args, "addr"), &address, err);
+    if (r < 0) {
+        return r;
     }
-    config.unix_path = qmp_get_str(addr, "path");
-    config.host = qmp_get_str(addr, "host");
-    config.port = qmp_get_str(addr, "port");
+    config.address = &address;
     config.tls_creds = qmp_get_str(args, "tls-creds");
     config.tls_authz = qmp_get_str(args, "tls-authz");
     config.max_connections =
@@ -123,9 +95,7 @@ int qmp_co_start_nbd_server(struct json_object *args, struct error *err)
         (unsigned)qmp_get_uint(args, "handshake-max-seconds", config.handshake_max_seconds);
     r = export_co_nbd_server_start(&config, err);
     if (r >= 0) {
-        note_address(&config);
-    } else if (config.listen_fd >= 0) {
-        close(config.listen_fd);
+        note_address(&address);
     }
     return r;
 }

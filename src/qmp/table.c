@@ -8,6 +8,7 @@
 #include "block/option_types.h"
 #include "block/user_object.h"
 #include "export/export.h"
+#include "block/socket_address.h"
 #include "qmp/commands.h"
 #include "qmp/define.h"
 #include "qmp/types.h"
@@ -163,6 +164,20 @@ OBJECT(bitmap_merge, "BlockDirtyBitmapMerge", REQ("node", qmp_str), REQ("target"
 
 /* --- exports ---------------------------------------------------------------------------------- */
 
+ENUM(export_type, "BlockExportType", "nbd");
+OBJECT(export_nbd, "BlockExportOptionsNbd", OPT("name", qmp_str), OPT("description", qmp_str),
+       OPT("bitmaps", bitmaps_or_strs), OPT("allocation-depth", qmp_bool), OPT("x-lease", qmp_bool),
+       OPT("x-merged", qmp_bool));
+const struct qmp_type qmp_type_export_add = {
+    .kind = QMP_OBJECT,
+    .name = "BlockExportOptions",
+    .members =
+        MEMBERS(REQ("type", export_type), REQ("id", qmp_str), OPT("fixed-iothread", qmp_bool),
+                OPT("iothread", qmp_str), REQ("node-name", qmp_str), OPT("writable", qmp_bool),
+                OPT("writethrough", qmp_bool)),
+    .tag = "type",
+    .variants = (const struct qmp_variant[]){{"nbd", &export_nbd}, {NULL, NULL}},
+};
 ENUM(export_mode, "BlockExportRemoveMode", "safe", "hard");
 OBJECT(export_del, "q_obj_block-export-del-arg", REQ("id", qmp_str), OPT("mode", export_mode));
 OBJECT(nbd_server_add, "NbdServerAddOptions", REQ("device", qmp_str), OPT("name", qmp_str),
@@ -184,39 +199,14 @@ OBJECT(quorum_report_bad, "q_obj_QUORUM_REPORT_BAD-arg", REQ("type", quorum_op),
        OPT("error", qmp_str), REQ("node-name", qmp_str), REQ("sector-num", qmp_int),
        REQ("sectors-count", qmp_int));
 
-/* Addresses: flat on command lines, wrapped in "data" in QMP. */
-ENUM(address_type, "SocketAddressType", "inet", "unix", "fd");
-OBJECT(inet_address, "InetSocketAddress", REQ("host", qmp_str), REQ("port", qmp_str));
-OBJECT(unix_address, "UnixSocketAddress", REQ("path", qmp_str));
-OBJECT(fd_address, "String", REQ("str", qmp_str));
-static const struct qmp_type address = {
-    .kind = QMP_OBJECT,
-    .name = "SocketAddress",
-    .members = MEMBERS(REQ("type", address_type)),
-    .tag = "type",
-    .variants =
-        (const struct qmp_variant[]){
-            {"inet", &inet_address}, {"unix", &unix_address}, {"fd", &fd_address}, {NULL, NULL}},
-};
-OBJECT(inet_wrapper, "InetSocketAddressWrapper", REQ("data", inet_address));
-OBJECT(unix_wrapper, "UnixSocketAddressWrapper", REQ("data", unix_address));
-OBJECT(fd_wrapper, "StringWrapper", REQ("data", fd_address));
-static const struct qmp_type address_legacy = {
-    .kind = QMP_OBJECT,
-    .name = "SocketAddressLegacy",
-    .members = MEMBERS(REQ("type", address_type)),
-    .tag = "type",
-    .variants =
-        (const struct qmp_variant[]){
-            {"inet", &inet_wrapper}, {"unix", &unix_wrapper}, {"fd", &fd_wrapper}, {NULL, NULL}},
-};
-OBJECT(nbd_server_start, "NbdServerOptionsLegacy", REQ("addr", address_legacy),
+OBJECT(nbd_server_start, "NbdServerOptionsLegacy", REQ("addr", socket_address_legacy_type),
        OPT("handshake-max-seconds", qmp_uint32), OPT("tls-creds", qmp_str),
        OPT("tls-authz", qmp_str), OPT("max-connections", qmp_uint32));
 const struct qmp_type qmp_type_nbd_server_options = OBJECT_INIT(
-    "NbdServerOptions", REQ("addr", address), OPT("handshake-max-seconds", qmp_uint32),
+    "NbdServerOptions", REQ("addr", socket_address_type), OPT("handshake-max-seconds", qmp_uint32),
     OPT("tls-creds", qmp_str), OPT("tls-authz", qmp_str), OPT("max-connections", qmp_uint32));
-OBJECT(nbd_server_info, "NbdServerInfo", REQ("running", qmp_bool), OPT("address", address));
+OBJECT(nbd_server_info, "NbdServerInfo", REQ("running", qmp_bool),
+       OPT("address", socket_address_type));
 
 /* --- nodes ------------------------------------------------------------------------------------ */
 

@@ -135,9 +135,10 @@ static void co_set_up(void *arg)
     struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
     static const char *const names[] = {"rw", "ro"};
     char path[64];
+    struct socket_address address = {.path = path};
 
     snprintf(path, sizeof(path), "/tmp/tm-fuzz-%d.sock", (int)getpid());
-    config.unix_path = path;
+    config.address = &address;
     if (export_co_nbd_server_start(&config, NULL) < 0) {
         abort();
     }

@@ -190,7 +190,7 @@ static void write_entry(void *arg)
 
 static int co_connect(struct writer *w)
 {
-    struct nbd_address address = {0};
+    struct socket_address address = {0};
     char *name AUTO_FREE = NULL;
     ERROR_AUTO(err);
     int rc = nbd_address_parse(w->options->uri, &address, &name, &err);
@@ -198,7 +198,7 @@ static int co_connect(struct writer *w)
     rc = rc < 0 ? rc
                 : nbd_client_co_connect(&address, NULL, name, NULL, 0, CONNECT_TIMEOUT_NS,
                                         &w->client, &err);
-    nbd_address_clear(&address);
+    socket_address_clear(&address);
     if (rc == 0 &&
         !range_fits(w->options->offset, w->options->length, nbd_client_size(w->client))) {
         rc = error_set(&err, EINVAL, "The area lies outside of the export");

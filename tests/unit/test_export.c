@@ -63,9 +63,10 @@ static struct block_node *co_open_disk(const char *name)
 static void co_start_server(void)
 {
     struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
+    struct socket_address address = {.path = socket_path};
     ERROR_AUTO(err);
 
-    config.unix_path = socket_path;
+    config.address = &address;
     if (export_co_nbd_server_start(&config, &err) < 0) {
         fail_msg("%s", error_message(&err));
     }
@@ -113,7 +114,7 @@ static void co_assert_refused(const struct export_config *config, int code, cons
 
 static struct nbd_client *co_connect(const char *name, const char *const *contexts, size_t count)
 {
-    struct nbd_address address = {.path = socket_path};
+    struct socket_address address = {.path = socket_path};
     struct nbd_client *c = NULL;
     ERROR_AUTO(err);
 

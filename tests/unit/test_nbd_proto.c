@@ -170,7 +170,7 @@ static void errors_keep_their_meaning_both_ways(void **state)
 static void assert_address(const char *uri, const char *path, const char *host, const char *port,
                            const char *name)
 {
-    struct nbd_address a = {0};
+    struct socket_address a = {0};
     AUTO_FREE char *export = NULL;
     ERROR_AUTO(err);
 
@@ -181,7 +181,7 @@ static void assert_address(const char *uri, const char *path, const char *host, 
     assert_string_equal(a.host ?: "-", host ?: "-");
     assert_string_equal(a.port ?: "-", port ?: "-");
     assert_string_equal(export, name);
-    nbd_address_clear(&a);
+    socket_address_clear(&a);
 }
 
 static void addresses_of_every_form_are_understood(void **state)
@@ -218,7 +218,7 @@ static void malformed_addresses_are_refused(void **state)
     };
 
     for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-        struct nbd_address a = {0};
+        struct socket_address a = {0};
         char *export = NULL;
         ERROR_AUTO(err);
 

@@ -69,7 +69,7 @@ static void print_export(const struct nbd_export_info *e)
 int nbd_co_list(const struct nbd_command_line *cl, const struct tls_creds *creds, struct error *err)
 {
     struct nbd_client_tls tls = {.creds = creds, .hostname = cl->tls_hostname};
-    struct nbd_address address = {
+    struct socket_address address = {
         .path = (char *)(uintptr_t)cl->socket,
         .host = (char *)(uintptr_t)(cl->bind ?: "localhost"),
         .port = (char *)(uintptr_t)(cl->port ?: NBD_DEFAULT_PORT),

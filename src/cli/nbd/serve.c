@@ -13,11 +13,13 @@
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "base/log.h"
+#include "block/socket_address.h"
 #include "cli/image.h"
 #include "cli/nbd/command_line.h"
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "loop/loop.h"
+#include "nbd/proto.h"
 
 #define EXPORT_ID "tidemark-nbd"
 #define FIRST_PASSED_FD 3 /* sd_listen_fds(3) */
@@ -122,10 +124,13 @@ static int co_open_served_image(const struct nbd_command_line *cl, struct cli_di
 static int co_start_nbd_server(const struct nbd_command_line *cl, struct error *err)
 {
     struct export_nbd_server_config config = EXPORT_NBD_SERVER_CONFIG_INIT;
+    const struct socket_address address = {
+        .path = (char *)(uintptr_t)cl->socket,
+        .host = (char *)(uintptr_t)cl->bind,
+        .port = (char *)(uintptr_t)(cl->port ?: NBD_DEFAULT_PORT),
+    };
 
-    config.unix_path = cl->socket;
-    config.host = cl->bind;
-    config.port = cl->port;
+    config.address = &address;
     config.listen_fd = take_passed_socket();
     config.max_connections = (unsigned)cl->max_clients;
     if (cl->handshake_limit) {
