@@ -1,38 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The driver "throttle": requests wait as long as the limits of a group say (throttle_group.h).
- * Options: throttle-group (the id of an object throttle-group), file.
+ * Options: throttle-group (the id of an object throttle-group; a reopen can change it), file.
  *
  * While the node is drained nothing waits: whoever drains waits for the requests, and a limit of a
  * few bytes a second would hold up a command for minutes.
  */
 #include <errno.h>
-#include <stdatomic.h>
 
-#include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/user_object.h"
 #include "filter/filter.h"
 #include "filter/throttle_group.h"
-#include "loop/loop.h"
 #include "schema/define.h"
 
-/* How soon a request that waits notices a drain. */
-#define LOOK_NS (10 * NS_PER_MS)
-
-struct throttle {
-    atomic_bool drained;
+/* A group, and the reference that keeps it. */
+struct group_ref {
     struct throttle_group *group;
-    struct user_object *object; /* referenced: keeps the group */
+    struct user_object *object;
 };
 
 OBJECT(throttle_options, "BlockdevOptionsThrottle",
        REQ("throttle-group", schema_str, .help = "id of the object with the limits"),
        REQ("file", block_ref_type));
 
-static int throttle_co_open(struct block_node *node, struct options *opts, struct error *err)
+struct throttle {
+    struct throttle_member member;
+    struct user_object *object;
+    struct group_ref next; /* while the node is reopened; NULL: it keeps its group */
+};
+
+static int take_group(struct options *opts, struct group_ref *ret_ref, struct error *err)
 {
-    struct throttle *t = node->opaque;
     AUTO_FREE char *id = NULL;
     int r = options_take_str(opts, "throttle-group", &id, err);
 
@@ -42,61 +41,89 @@ static int throttle_co_open(struct block_node *node, struct options *opts, struc
     if (!id) {
         return options_missing(opts, "throttle-group", err);
     }
-    r = block_co_open_filtered(node, opts, "file", err);
+    ret_ref->group = throttle_group_find(id, &ret_ref->object, err);
+    return ret_ref->group ? 0 : -ENOENT;
+}
+
+static int throttle_co_open(struct block_node *node, struct options *opts, struct error *err)
+{
+    struct throttle *t = node->opaque;
+    struct group_ref ref;
+    int r = take_group(opts, &ref, err);
+
     if (r < 0) {
         return r;
     }
-    t->group = throttle_group_find(id, &t->object, err);
-    return t->group ? 0 : -ENOENT;
+    r = block_co_open_filtered(node, opts, "file", err);
+    if (r < 0) {
+        user_object_unref(ref.object);
+        return r;
+    }
+    throttle_member_init(&t->member, node, ref.group);
+    t->object = ref.object;
+    return 0;
 }
 
 static void throttle_co_close(struct block_node *node)
 {
     struct throttle *t = node->opaque;
 
+    throttle_co_member_leave(&t->member);
     user_object_unref(t->object);
+}
+
+static int throttle_co_reopen_prepare(struct block_node *node, struct options *opts,
+                                      struct error *err)
+{
+    struct throttle *t = node->opaque;
+
+    t->next = (struct group_ref){NULL, NULL};
+    return opts ? take_group(opts, &t->next, err) : 0;
+}
+
+static void throttle_co_reopen_commit(struct block_node *node)
+{
+    struct throttle *t = node->opaque;
+    bool hurried = t->member.hurried;
+
+    if (t->next.group) {
+        throttle_co_member_leave(&t->member);
+        user_object_unref(t->object);
+        throttle_member_init(&t->member, node, t->next.group);
+        throttle_member_hurry(&t->member, hurried);
+        t->object = t->next.object;
+        t->next = (struct group_ref){NULL, NULL};
+    }
+}
+
+static void throttle_co_reopen_abort(struct block_node *node)
+{
+    struct throttle *t = node->opaque;
+
+    user_object_unref(t->next.object);
+    t->next = (struct group_ref){NULL, NULL};
 }
 
 static void throttle_drain_begin(struct block_node *node)
 {
     struct throttle *t = node->opaque;
 
-    atomic_store(&t->drained, true);
+    throttle_member_hurry(&t->member, true);
 }
 
 static void throttle_drain_end(struct block_node *node)
 {
     struct throttle *t = node->opaque;
 
-    atomic_store(&t->drained, false);
+    throttle_member_hurry(&t->member, false);
 }
 
-/*
- * Whether somebody waits for requests here: a drain; or, where the graph may be looked at, the end
- * of a user.
- */
-static bool is_in_a_hurry(const struct block_node *node)
-{
-    const struct throttle *t = node->opaque;
-
-    return atomic_load(&t->drained) ||
-           (reactor_current() == reactor_main() && block_node_is_awaited(node));
-}
-
-/* Wait as long as the limits say, in order of arrival. */
+/* Wait as long as the limits say. */
 static void co_throttle(struct block_node *node, bool is_write, uint64_t bytes)
 {
     struct throttle *t = node->opaque;
-    int64_t wait = throttle_group_pour(t->group, is_write, bytes);
-    int64_t end = wait > 0 ? loop_now_ns() + wait : 0;
 
-    while (wait > 0 && !is_in_a_hurry(node)) {
-        loop_co_sleep(MIN(wait, LOOK_NS));
-        wait = end - loop_now_ns();
-    }
-    if (wait > 0) {
-        throttle_group_take_back(t->group, is_write, bytes);
-    }
+    throttle_co_pass(&t->member, is_write, bytes);
 }
 
 static int throttle_co_preadv(struct block_node *node, uint64_t offset, struct iov iov,
@@ -139,8 +166,13 @@ const struct block_driver throttle_driver = {
     .options = &throttle_options,
     .instance_size = sizeof(struct throttle),
     .is_filter = true,
+    .reopen_options = (const char *const[]){"throttle-group", NULL},
+    .exchanges_file = true,
     .co_open = throttle_co_open,
     .co_close = throttle_co_close,
+    .co_reopen_prepare = throttle_co_reopen_prepare,
+    .co_reopen_commit = throttle_co_reopen_commit,
+    .co_reopen_abort = throttle_co_reopen_abort,
     .drain_begin = throttle_drain_begin,
     .drain_end = throttle_drain_end,
     .co_preadv = throttle_co_preadv,

@@ -2,243 +2,435 @@
 #include "filter/throttle_group.h"
 
 #include <errno.h>
+#include <json-c/json.h>
 #include <pthread.h>
-#include <stdio.h>
+#include <stdatomic.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
-#include "base/time_units.h"
+#include "base/debug.h"
+#include "block/driver.h"
 #include "block/user_object.h"
+#include "co/stall.h"
+#include "co/wait.h"
 #include "loop/loop.h"
 #include "schema/define.h"
 
-/* As QEMU's. */
-#define VALUE_MAX UINT64_C(1000000000000000)
-/* Parts of a second that pass at once without a burst. */
-#define CAPACITY_DIVISOR 10.0
+/* How often the watcher looks for the ends of users, which nobody reports. */
+#define LOOK_NS (50 * NS_PER_MS)
 
-struct bucket {
-    uint64_t avg;              /* units per second; 0: no limit */
-    uint64_t max;              /* of a burst; 0: none */
-    uint64_t length;           /* of a burst, in seconds */
-    double level, burst_level; /* units */
+struct waiter {
+    struct list link;
+    struct throttle_member *member;
+    struct co *co;
+    uint64_t bytes;
+    struct loop_timer timer; /* of the watcher, on its reactor */
+    bool is_write, passed;
+    bool woken; /* it runs soon; false while it is suspended */
 };
 
 struct throttle_group {
-    pthread_mutex_t lock; /* guards the levels and `leaked_ns` */
-    struct bucket buckets[THROTTLE_LIMITS];
-    uint64_t iops_size; /* bytes of a request that counts as one; 0: any */
-    int64_t leaked_ns;  /* when the buckets leaked last */
+    pthread_mutex_t lock;          /* guards all below that is not atomic */
+    struct list link;              /* in all_groups */
+    struct throttle_limits limits; /* main reactor; no lock */
+    struct throttle_buckets buckets;
+    /* A bit per direction: a limit concerns it. */
+    atomic_uint limited;
+    struct list waiting[2]; /* of struct throttle_member, by direction; the first is next */
+    bool latest;            /* direction that had its turn last */
+    struct waiter *watcher; /* NULL: nobody waits */
+    int64_t looked_ns;
+    /* A look for the ends of users is under way on the main reactor. */
+    atomic_bool looking;
 };
 
-/* --- pouring ---------------------------------------------------------------------------------- */
+static struct list all_groups = LIST_INIT(all_groups);
+static int64_t (*test_clock)(void);
 
-static void leak(struct throttle_group *g, int64_t now)
+/* --- the clock -------------------------------------------------------------------------------- */
+
+static int64_t exact_now(void)
 {
-    double seconds = (double)(now - g->leaked_ns) / (double)NS_PER_SECOND;
+    return test_clock ? test_clock() : loop_now_ns();
+}
 
-    g->leaked_ns = now;
-    for (int i = 0; i < THROTTLE_LIMITS; i++) {
-        struct bucket *b = &g->buckets[i];
+/* Not older than the present turn of the reactor, and almost free. In a coroutine. */
+static inline int64_t cheap_now(void)
+{
+    return __builtin_expect(test_clock != NULL, false) ? test_clock() : co_stall_clock();
+}
 
-        b->level = MAX(b->level - (double)b->avg * seconds, 0);
-        b->burst_level = MAX(b->burst_level - (double)b->max * seconds, 0);
+void throttle_set_clock(int64_t (*now)(void))
+{
+    test_clock = now;
+}
+
+/* --- who passes ------------------------------------------------------------------------------- */
+
+/* Make sure that a suspended waiter runs. Any thread. */
+static void wake_locked(struct waiter *w)
+{
+    if (!w->woken) {
+        w->woken = true;
+        co_wake(w->co);
     }
 }
 
-/* Seconds until the bucket lets a request pass. */
-static double wait_of(const struct bucket *b)
+static void on_timer(struct loop_timer *timer)
 {
-    double rate = (double)b->avg, wait, burst_wait = 0;
-    double capacity = b->max ? (double)b->max * (double)b->length : rate / CAPACITY_DIVISOR;
-
-    if (b->avg == 0) {
-        return 0;
-    }
-    wait = (b->level - capacity) / rate;
-    if (b->length > 1) {
-        burst_wait = (b->burst_level - (double)b->max / CAPACITY_DIVISOR) / (double)b->max;
-    }
-    return MAX(MAX(wait, burst_wait), 0);
-}
-
-/* Whether a limit concerns a request, and the units that the request has there. */
-static double units_of(const struct throttle_group *g, int limit, bool is_write, uint64_t bytes)
-{
-    int direction = limit % 3; /* total, read, write */
-
-    if ((direction == 1 && is_write) || (direction == 2 && !is_write)) {
-        return 0;
-    }
-    if (limit < THROTTLE_IOPS_TOTAL) {
-        return (double)bytes;
-    }
-    return g->iops_size && bytes > g->iops_size ? (double)bytes / (double)g->iops_size : 1;
-}
-
-int64_t throttle_group_pour(struct throttle_group *g, bool is_write, uint64_t bytes)
-{
-    double wait = 0;
+    struct waiter *w = container_of(timer, struct waiter, timer);
+    struct throttle_group *g = w->member->group;
 
     pthread_mutex_lock(&g->lock);
-    leak(g, loop_now_ns());
-    for (int i = 0; i < THROTTLE_LIMITS; i++) {
-        struct bucket *b = &g->buckets[i];
-        double units = units_of(g, i, is_write, bytes);
+    wake_locked(w);
+    pthread_mutex_unlock(&g->lock);
+}
 
-        if (b->avg > 0 && units > 0) {
-            wait = MAX(wait, wait_of(b));
-            b->level += units;
-            b->burst_level += units;
+static void enqueue_locked(struct throttle_group *g, struct waiter *w)
+{
+    struct throttle_member *m = w->member;
+
+    /* The watcher sleeps as long as the other direction has to wait. */
+    if (g->watcher && list_is_empty(&g->waiting[w->is_write])) {
+        wake_locked(g->watcher);
+    }
+    if (list_is_empty(&m->queue[w->is_write])) {
+        list_append(&g->waiting[w->is_write], &m->in_turn[w->is_write]);
+    }
+    list_append(&m->queue[w->is_write], &w->link);
+}
+
+/* Take the first request of a member's queue; it passes. The member goes to the end. */
+static struct waiter *dequeue_locked(struct throttle_group *g, struct throttle_member *m,
+                                     bool is_write)
+{
+    struct waiter *w = LIST_FIRST(&m->queue[is_write], struct waiter, link);
+
+    list_remove(&w->link);
+    list_remove(&m->in_turn[is_write]);
+    if (!list_is_empty(&m->queue[is_write])) {
+        list_append(&g->waiting[is_write], &m->in_turn[is_write]);
+    }
+    w->passed = true;
+    wake_locked(w);
+    return w;
+}
+
+static bool can_pass_locked(struct throttle_group *g, bool is_write, int64_t now)
+{
+    return !list_is_empty(&g->waiting[is_write]) &&
+           throttle_buckets_wait(&g->buckets, is_write, now) == 0;
+}
+
+/* Let pass what may. */
+static void let_pass_locked(struct throttle_group *g)
+{
+    int64_t now = exact_now();
+
+    MUTEX_ASSERT_HELD(&g->lock);
+    for (;;) {
+        bool is_write = !g->latest;
+        const struct waiter *w;
+
+        if (!can_pass_locked(g, is_write, now)) {
+            is_write = !is_write;
+            if (!can_pass_locked(g, is_write, now)) {
+                return;
+            }
+        }
+        w = dequeue_locked(
+            g, container_of(g->waiting[is_write].next, struct throttle_member, in_turn[is_write]),
+            is_write);
+        throttle_buckets_pour(&g->buckets, is_write, w->bytes);
+        g->latest = is_write;
+    }
+}
+
+/* When something that waits may pass. */
+static int64_t next_pass_locked(struct throttle_group *g)
+{
+    int64_t now = exact_now(), wait = INT64_MAX;
+
+    for (int i = 0; i < 2; i++) {
+        if (!list_is_empty(&g->waiting[i])) {
+            wait = MIN(wait, throttle_buckets_wait(&g->buckets, i, now));
+        }
+    }
+    return wait;
+}
+
+/* --- ends of users ---------------------------------------------------------------------------- */
+
+static void hurry_queue_locked(struct throttle_group *g, struct throttle_member *m)
+{
+    for (int i = 0; i < 2; i++) {
+        while (!list_is_empty(&m->queue[i])) {
+            const struct waiter *w = dequeue_locked(g, m, i);
+
+            throttle_buckets_pour_early(&g->buckets, i, w->bytes);
+        }
+    }
+}
+
+/* A member of a direction, not before `from`, whose user is about to end; NULL: none. */
+static struct throttle_member *find_awaited_locked(struct throttle_group *g, int direction)
+{
+    struct list *l;
+
+    for (l = g->waiting[direction].next; l != &g->waiting[direction]; l = l->next) {
+        struct throttle_member *m = container_of(l, struct throttle_member, in_turn[direction]);
+
+        if (block_node_is_awaited(m->node)) {
+            return m;
+        }
+    }
+    return NULL;
+}
+
+/* On the main reactor, where the graph may be looked at. */
+static void look_for_ends(void *arg)
+{
+    struct throttle_group *g = arg;
+    struct throttle_member *m;
+
+    pthread_mutex_lock(&g->lock);
+    while ((m = find_awaited_locked(g, 0)) || (m = find_awaited_locked(g, 1))) {
+        hurry_queue_locked(g, m);
+    }
+    pthread_mutex_unlock(&g->lock);
+    atomic_store(&g->looking, false);
+}
+
+/* Look for ends now and then; the members stay until the look has ended. */
+static void plan_look_locked(struct throttle_group *g)
+{
+    int64_t now = loop_now_ns();
+
+    if (now - g->looked_ns < LOOK_NS || atomic_exchange(&g->looking, true)) {
+        return;
+    }
+    g->looked_ns = now;
+    if (reactor_spawn(reactor_main(), look_for_ends, g) < 0) {
+        atomic_store(&g->looking, false);
+    }
+}
+
+/* --- waiting ---------------------------------------------------------------------------------- */
+
+/* The last in a queue: it will wait longest. NULL: nobody waits. */
+static struct waiter *find_watcher_locked(struct throttle_group *g)
+{
+    for (int i = 0; i < 2; i++) {
+        if (!list_is_empty(&g->waiting[i])) {
+            struct throttle_member *m =
+                container_of(g->waiting[i].prev, struct throttle_member, in_turn[i]);
+
+            return container_of(m->queue[i].prev, struct waiter, link);
+        }
+    }
+    return NULL;
+}
+
+/* Suspend the caller until it passes or, as the watcher, until there is something to do. */
+static void co_wait_turn_locked(struct throttle_group *g, struct waiter *w)
+{
+    bool watches;
+    int64_t wait = 0;
+
+    if (!g->watcher) {
+        g->watcher = w;
+    }
+    watches = g->watcher == w;
+    if (watches) {
+        plan_look_locked(g);
+        wait = MIN(next_pass_locked(g), LOOK_NS);
+    }
+    w->woken = false;
+    pthread_mutex_unlock(&g->lock);
+    if (watches) {
+        loop_timer_arm(&w->timer, loop_now_ns() + wait);
+    }
+    co_suspend();
+    if (watches) {
+        loop_timer_disarm(&w->timer);
+    }
+    pthread_mutex_lock(&g->lock);
+}
+
+/* Called with the lock, returns without. */
+static void co_wait_release(struct throttle_member *m, bool is_write, uint64_t bytes)
+{
+    struct throttle_group *g = m->group;
+    struct waiter w = {.member = m, .co = co_self(), .is_write = is_write, .bytes = bytes};
+    struct co_wait note;
+
+    loop_timer_init(&w.timer, on_timer);
+    enqueue_locked(g, &w);
+    co_wait_begin(&note, "the limits of the node", m->node->name, -1);
+    do {
+        co_wait_turn_locked(g, &w);
+        if (!w.passed && g->watcher == &w) {
+            let_pass_locked(g);
+        }
+    } while (!w.passed);
+    co_wait_end(&note);
+    if (g->watcher == &w) {
+        g->watcher = find_watcher_locked(g);
+        if (g->watcher) {
+            wake_locked(g->watcher);
         }
     }
     pthread_mutex_unlock(&g->lock);
-    /* Longer than any process lives, and within the clock. */
-    return (int64_t)(MIN(wait, 1e9) * (double)NS_PER_SECOND);
 }
 
-void throttle_group_take_back(struct throttle_group *g, bool is_write, uint64_t bytes)
+static bool may_pass_locked(struct throttle_group *g, const struct throttle_member *m,
+                            bool is_write)
 {
-    pthread_mutex_lock(&g->lock);
-    for (int i = 0; i < THROTTLE_LIMITS; i++) {
-        struct bucket *b = &g->buckets[i];
-        double units = b->avg > 0 ? units_of(g, i, is_write, bytes) : 0;
+    return list_is_empty(&g->waiting[is_write]) &&
+           (throttle_buckets_wait(&g->buckets, is_write, cheap_now()) == 0 ||
+            throttle_buckets_wait(&g->buckets, is_write, exact_now()) == 0);
+}
 
-        b->level = MAX(b->level - units, 0);
-        b->burst_level = MAX(b->burst_level - units, 0);
+void throttle_co_pass(struct throttle_member *m, bool is_write, uint64_t bytes)
+{
+    struct throttle_group *g = m->group;
+
+    if (!(atomic_load_explicit(&g->limited, memory_order_relaxed) & 1u << is_write)) {
+        return;
+    }
+    pthread_mutex_lock(&g->lock);
+    if (__builtin_expect(m->hurried, false)) {
+        throttle_buckets_pour_early(&g->buckets, is_write, bytes);
+    } else if (__builtin_expect(may_pass_locked(g, m, is_write), true)) {
+        throttle_buckets_pour(&g->buckets, is_write, bytes);
+    } else {
+        co_wait_release(m, is_write, bytes);
+        return;
     }
     pthread_mutex_unlock(&g->lock);
 }
 
-/* --- limits ----------------------------------------------------------------------------------- */
+/* --- members ---------------------------------------------------------------------------------- */
 
-static const char *const limit_names[THROTTLE_LIMITS] = {"bps-total",  "bps-read",  "bps-write",
-                                                         "iops-total", "iops-read", "iops-write"};
-
-/* Take a value by its name in `limits`, or by its older name that begins with "x-". */
-static int take_value(struct options *opts, struct options *limits, const char *name,
-                      const char *suffix, uint64_t dflt, uint64_t *ret_value, struct error *err)
+void throttle_member_init(struct throttle_member *m, struct block_node *node,
+                          struct throttle_group *group)
 {
-    char key[64], old_key[sizeof(key) + 2];
-    int r;
-
-    snprintf(key, sizeof(key), "%s%s", name, suffix);
-    snprintf(old_key, sizeof(old_key), "x-%s", key);
-    r = options_take_uint(opts, old_key, dflt, UINT64_MAX, ret_value, err);
-    if (r < 0 || !limits) {
-        return r;
+    *m = (struct throttle_member){.group = group, .node = node};
+    for (int i = 0; i < 2; i++) {
+        list_init(&m->queue[i]);
+        list_init(&m->in_turn[i]);
     }
-    return options_take_uint(limits, key, *ret_value, UINT64_MAX, ret_value, err);
 }
 
-static int take_bucket(struct options *opts, struct options *limits, const char *name,
-                       struct bucket *b, struct error *err)
+void throttle_co_member_leave(struct throttle_member *m)
 {
-    int r = take_value(opts, limits, name, "", 0, &b->avg, err);
-
-    UNLESS_FAILED(r, take_value(opts, limits, name, "-max", 0, &b->max, err));
-    UNLESS_FAILED(r, take_value(opts, limits, name, "-max-length", 1, &b->length, err));
-    return r;
+    while (atomic_load(&m->group->looking)) {
+        loop_co_sleep(NS_PER_MS);
+    }
 }
 
-static int check_bucket(const struct bucket *b, struct error *err)
+void throttle_member_hurry(struct throttle_member *m, bool hurry)
 {
-    if (b->avg > VALUE_MAX || b->max > VALUE_MAX) {
-        return error_set(err, EINVAL, "bps/iops/max values must be within [0, %llu]",
-                         (unsigned long long)VALUE_MAX);
+    pthread_mutex_lock(&m->group->lock);
+    m->hurried = hurry;
+    if (hurry) {
+        hurry_queue_locked(m->group, m);
     }
-    if (b->length == 0) {
-        return error_set(err, EINVAL, "the burst length cannot be 0");
-    }
-    if (b->length > 1 && b->max == 0) {
-        return error_set(err, EINVAL, "burst length set without burst rate");
-    }
-    if (b->max && b->length > VALUE_MAX / b->max) {
-        return error_set(err, EINVAL, "burst length too high for this burst rate");
-    }
-    if (b->max && !b->avg) {
-        return error_set(err, EINVAL, "bps_max/iops_max require corresponding bps/iops values");
-    }
-    if (b->max && b->max < b->avg) {
-        return error_set(err, EINVAL, "bps_max/iops_max cannot be lower than bps/iops");
-    }
-    return 0;
+    pthread_mutex_unlock(&m->group->lock);
 }
 
-/* Whether a total and one of its parts both have a value. */
-static bool contradicts(const struct throttle_group *g, int total)
+void throttle_clock_changed(void)
 {
-    const struct bucket *b = &g->buckets[total];
+    struct throttle_group *g;
 
-    return (b[0].avg && (b[1].avg || b[2].avg)) || (b[0].max && (b[1].max || b[2].max));
-}
-
-static int check_group(const struct throttle_group *g, struct error *err)
-{
-    int r = 0;
-
-    if (contradicts(g, THROTTLE_BPS_TOTAL) || contradicts(g, THROTTLE_IOPS_TOTAL)) {
-        return error_set(err, EINVAL,
-                         "bps/iops/max total values and read/write values cannot be used at the "
-                         "same time");
+    LIST_FOREACH (g, &all_groups, link) {
+        pthread_mutex_lock(&g->lock);
+        let_pass_locked(g);
+        pthread_mutex_unlock(&g->lock);
     }
-    if (g->iops_size && !g->buckets[THROTTLE_IOPS_TOTAL].avg &&
-        !g->buckets[THROTTLE_IOPS_READ].avg && !g->buckets[THROTTLE_IOPS_WRITE].avg) {
-        return error_set(err, EINVAL, "iops size requires an iops value to be set");
-    }
-    for (int i = 0; i < THROTTLE_LIMITS && r == 0; i++) {
-        r = check_bucket(&g->buckets[i], err);
-    }
-    return r;
 }
 
 /* --- the object ------------------------------------------------------------------------------- */
+
+static void put_in_force(struct throttle_group *g, const struct throttle_limits *limits)
+{
+    unsigned limited = 0;
+
+    g->limits = *limits;
+    pthread_mutex_lock(&g->lock);
+    throttle_buckets_set(&g->buckets, limits, exact_now());
+    for (unsigned i = 0; i < 2; i++) {
+        limited |= g->buckets.bytes[i] || g->buckets.requests[i] ? 1u << i : 0;
+    }
+    atomic_store(&g->limited, limited);
+    let_pass_locked(g);
+    /* It sleeps by the old limits. */
+    if (g->watcher) {
+        wake_locked(g->watcher);
+    }
+    pthread_mutex_unlock(&g->lock);
+}
+
+int throttle_group_set(struct throttle_group *g, struct json_object *limits, struct error *err)
+{
+    AUTO_OPTIONS struct options *opts = NULL;
+    struct throttle_limits next = g->limits;
+    struct json_object *arguments;
+    int r;
+
+    if (!json_object_is_type(limits, json_type_object)) {
+        return error_set(err, EINVAL, "Invalid parameter type for 'limits', expected: object");
+    }
+    arguments = json_object_new_object();
+    if (!arguments) {
+        return error_out_of_memory(err);
+    }
+    json_object_object_add(arguments, "limits", json_object_get(limits));
+    r = options_from_arguments(arguments, &opts, err);
+    json_object_put(arguments);
+    UNLESS_FAILED(r, throttle_limits_take(&next, opts, false, err));
+    if (r == 0) {
+        put_in_force(g, &next);
+    }
+    return r;
+}
+
+struct json_object *throttle_group_get(struct throttle_group *g)
+{
+    return throttle_limits_to_json(&g->limits);
+}
 
 static void throttle_group_destroy(void *data)
 {
     struct throttle_group *g = data;
 
+    list_remove(&g->link);
     pthread_mutex_destroy(&g->lock);
     free(g);
-}
-
-static int take_limits(struct throttle_group *g, struct options *opts, struct error *err)
-{
-    AUTO_OPTIONS struct options *limits = NULL;
-    AUTO_FREE char *wrong = NULL;
-    int r = options_take_child(opts, "limits", &limits, &wrong, err);
-
-    if (r == 0 && wrong) {
-        r = error_set(err, EINVAL, "Invalid parameter type for 'limits', expected: object");
-    }
-    for (int i = 0; i < THROTTLE_LIMITS && r >= 0; i++) {
-        r = take_bucket(opts, limits, limit_names[i], &g->buckets[i], err);
-    }
-    UNLESS_FAILED(r, take_value(opts, limits, "iops-size", "", 0, &g->iops_size, err));
-    if (limits) {
-        UNLESS_FAILED(r, options_check_empty(limits, "throttle-group", err));
-    }
-    return r < 0 ? r : check_group(g, err);
 }
 
 static int throttle_group_create(const char *id, struct options *opts, void **ret_data,
                                  struct error *err)
 {
-    struct throttle_group *g = calloc(1, sizeof(*g));
+    struct throttle_group *g;
+    struct throttle_limits limits;
     int r;
 
+    throttle_limits_init(&limits);
+    r = throttle_limits_take(&limits, opts, true, err);
+    if (r < 0) {
+        return r;
+    }
+    g = calloc(1, sizeof(*g));
     if (!g) {
         return error_out_of_memory(err);
     }
     pthread_mutex_init(&g->lock, NULL);
-    g->leaked_ns = loop_now_ns();
-    r = take_limits(g, opts, err);
-    if (r < 0) {
-        throttle_group_destroy(g);
-        return r;
-    }
+    list_init(&g->waiting[0]);
+    list_init(&g->waiting[1]);
+    list_append(&all_groups, &g->link);
+    put_in_force(g, &limits);
     *ret_data = g;
     return 0;
 }

@@ -1,57 +1,85 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Groups of limits, and the object "throttle-group" (QEMU's docs/throttle.txt). All nodes that name
- * a group share its limits.
+ * Groups of limits (throttle_limits.h), and the object "throttle-group". All nodes that name a
+ * group are its members, and share its limits.
  *
- * Each limit is a leaking bucket. A request pours its bytes, or 1, into the buckets that concern
- * it, and waits until what was there before has leaked down to what the bucket lets pass at once:
+ * A request that may not pass yet waits in a queue of its member and direction. When something may
+ * pass, the members with requests of a direction have their turn one after the other, a request
+ * each, and so have the directions. A member with many requests in flight gets no more than one
+ * with few.
  *
- *     level ------------+          pours          the request goes here
- *                       |\        +------+ .  .  .  |
- *     capacity  ........|.\.......|......|...\......v........
- *                       |  \      |      |    \  .
- *     0 ----------------+---\-----+------+-----\----.-------> time
+ *     waiting[READ]  -> member a -> member c           the first is next; after its turn the
+ *                        |           |                 member goes to the end
+ *                       queue       queue
  *
- * Without a burst the capacity is a tenth of a second at the rate. `max` allows bursts of that rate
- * for `length` seconds.
+ * One of the waiting coroutines, the *watcher*, sleeps until something may pass, and then lets it;
+ * when it passes itself, another one becomes watcher. So a group needs no thread and no reactor of
+ * its own, and its members may be on any.
+ *
+ * Functions are for the main reactor, and do not yield, unless they say otherwise.
  */
 #ifndef TIDEMARK_FILTER_THROTTLE_GROUP_H
 #define TIDEMARK_FILTER_THROTTLE_GROUP_H
 
-#include <stdbool.h>
-#include <stdint.h>
+#include "base/list.h"
+#include "filter/throttle_limits.h"
 
-#include "base/error.h"
-
+struct block_node;
 struct throttle_group;
 struct user_object;
 
-enum throttle_limit {
-    THROTTLE_BPS_TOTAL,
-    THROTTLE_BPS_READ,
-    THROTTLE_BPS_WRITE,
-    THROTTLE_IOPS_TOTAL,
-    THROTTLE_IOPS_READ,
-    THROTTLE_IOPS_WRITE,
-    THROTTLE_LIMITS
-};
-
-/* Register the object's type. Once, at start; does not yield. */
+/* Register the object's type. Once, at start. */
 void throttle_group_register_type(void);
 
 /*
  * The group of an object; NULL, with an error: there is none. The caller gives *ret_object back by
- * user_object_unref(). Main reactor; does not yield.
+ * user_object_unref().
  */
 struct throttle_group *throttle_group_find(const char *id, struct user_object **ret_object,
                                            struct error *err);
 
 /*
- * A request of `bytes` begins: pour it in. Returns how long it has to wait, in nanoseconds. Any
- * thread; does not yield.
+ * Other limits for a group in use. `limits` is a ThrottleLimits of QEMU's schema; values that it
+ * does not have stay. -EINVAL with a sentence: nothing has changed.
  */
-int64_t throttle_group_pour(struct throttle_group *g, bool is_write, uint64_t bytes);
-/* It does not wait to the end: what it poured does not count. Likewise. */
-void throttle_group_take_back(struct throttle_group *g, bool is_write, uint64_t bytes);
+int throttle_group_set(struct throttle_group *g, struct json_object *limits, struct error *err);
+/* The limits in force, by the same names; a new reference. */
+struct json_object *throttle_group_get(struct throttle_group *g);
+
+/* A node in a group. */
+struct throttle_member {
+    struct throttle_group *group;
+    struct block_node *node;
+    /* Guarded by the group's lock from here on; by direction: reads, writes. */
+    struct list queue[2];   /* of struct waiter, oldest first */
+    struct list in_turn[2]; /* in group->waiting while the queue is not empty */
+    bool hurried;
+};
+
+/* Make a node a member of a group. No request waits when it changes its group or leaves. */
+void throttle_member_init(struct throttle_member *m, struct block_node *node,
+                          struct throttle_group *group);
+void throttle_co_member_leave(struct throttle_member *m); /* yields */
+
+/*
+ * Wait until a request of `bytes` may pass. Any reactor, coroutine; yields if it has to wait, which
+ * it does not while the member is in a hurry, or if somebody waits for requests of the node
+ * (block_node_is_awaited()).
+ */
+void throttle_co_pass(struct throttle_member *m, bool is_write, uint64_t bytes);
+
+/*
+ * From now on, until it is called with false, no request of the member waits, and those that do
+ * pass at once. They count: the group pays for them later (throttle_buckets_pour_early()).
+ */
+void throttle_member_hurry(struct throttle_member *m, bool hurry);
+
+/*
+ * For tests: take the time, in nanoseconds, from a function that does not yield, on any thread;
+ * NULL: that of the system. Once, at start. Whoever changes such a clock calls
+ * throttle_clock_changed(), which lets pass what may; it does not wait until that has happened.
+ */
+void throttle_set_clock(int64_t (*now)(void));
+void throttle_clock_changed(void);
 
 #endif

@@ -5,6 +5,7 @@ import time
 import unittest
 
 from machine import Machine
+from nbd_raw import READ, RawClient
 from qmp import QmpError
 from tidemark import TestCase
 
@@ -62,6 +63,44 @@ class ThrottleTest(TestCase):
             before = time.monotonic()
             machine.qmp.command("block-dirty-bitmap-add", node="d", name="b")
             self.assertLess(time.monotonic() - before, 1)
+
+    def test_a_reopen_changes_the_group(self):
+        other = ("-object", "throttle-group,id=h")
+        with self.machine("x-bps-total=1", *other, *disk("d,file.node-name=f")) as machine:
+            options = {"driver": "throttle", "node-name": "d", "throttle-group": "h", "file": "f"}
+            machine.hmp('qemu-io d "aio_read 0 64k"')
+            machine.hmp('qemu-io d "aio_read 0 64k"')
+            with self.assertRaisesRegex(QmpError, "Throttle group 'x' does not exist"):
+                machine.qmp.command("blockdev-reopen", options=[{**options, "throttle-group": "x"}])
+            machine.qmp.command("blockdev-reopen", options=[options])
+            self.assertLess(self.seconds(machine, *[("d", "read -q 0 4M")] * 5), 1)
+            machine.qmp.command("object-del", id="g")
+            with self.assertRaisesRegex(QmpError, "in use"):
+                machine.qmp.command("object-del", id="h")
+
+    def test_the_end_of_an_export_does_not_wait_for_the_limit(self):
+        limits = '{"qom-type":"throttle-group","id":"g","limits":{"iops-total":1}}'
+        daemon = self.daemon(
+            "--object",
+            limits,
+            "--blockdev",
+            "driver=throttle,node-name=d,throttle-group=g,file.driver=null-co,file.size=1M",
+            "--nbd-server",
+            f"addr.type=unix,addr.path={self.path('nbd')}",
+            "--export",
+            "type=nbd,id=e,node-name=d,name=d,writable=on",
+        )
+        client = RawClient(self.path("nbd"))
+        client.go(b"d", structured=False)
+        for _ in range(20):
+            client.request(READ, 0, 512)
+        client.receive(16 + 512)
+        before = time.monotonic()
+        daemon.qmp.command("block-export-del", id="e", mode="hard")
+        daemon.wait_for(lambda: not daemon.qmp.command("query-block-exports"), "the export's end")
+        daemon.stop()
+        self.assertLess(time.monotonic() - before, 5)
+        client.sock.close()
 
     def test_a_group_in_use_stays(self):
         with self.machine("x-bps-total=1", *disk("d")) as machine:

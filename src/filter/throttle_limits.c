@@ -1,0 +1,275 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "filter/throttle_limits.h"
+
+#include <errno.h>
+#include <json-c/json.h>
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/checked.h"
+#include "base/cleanup.h"
+#include "base/time_units.h"
+
+/* As QEMU's. */
+#define VALUE_MAX UINT64_C(1000000000000000)
+/* Parts of a second that pass at once without a burst. */
+#define CAPACITY_DIVISOR 20.0
+/* Likewise at the rate of a burst that has a length; as QEMU's. */
+#define BURST_DIVISOR 10.0
+
+static const char *const limit_names[THROTTLE_LIMITS] = {"bps-total",  "bps-read",  "bps-write",
+                                                         "iops-total", "iops-read", "iops-write"};
+
+/* --- values ----------------------------------------------------------------------------------- */
+
+void throttle_limits_init(struct throttle_limits *l)
+{
+    *l = (struct throttle_limits){0};
+    for (int i = 0; i < THROTTLE_LIMITS; i++) {
+        l->values[i].length = 1;
+    }
+}
+
+/* Where options are taken from; each may be NULL. */
+struct sources {
+    struct options *limits, *old_names;
+};
+
+static int take_value(const struct sources *from, const char *name, const char *suffix,
+                      uint64_t *value, struct error *err)
+{
+    char key[64], old_key[sizeof(key) + 2];
+    int r = 0;
+
+    snprintf(key, sizeof(key), "%s%s", name, suffix);
+    snprintf(old_key, sizeof(old_key), "x-%s", key);
+    if (from->old_names) {
+        r = options_take_uint(from->old_names, old_key, *value, UINT64_MAX, value, err);
+    }
+    if (from->limits) {
+        UNLESS_FAILED(r, options_take_uint(from->limits, key, *value, UINT64_MAX, value, err));
+    }
+    return r;
+}
+
+static int take_limit(const struct sources *from, const char *name, struct throttle_limit_value *v,
+                      struct error *err)
+{
+    int r = take_value(from, name, "", &v->avg, err);
+
+    UNLESS_FAILED(r, take_value(from, name, "-max", &v->max, err));
+    UNLESS_FAILED(r, take_value(from, name, "-max-length", &v->length, err));
+    if (r == 0 && v->length > UINT32_MAX) {
+        r = error_set(err, EINVAL, "%s-max-length value must be in the range [0, %u]", name,
+                      UINT32_MAX);
+    }
+    return r;
+}
+
+static int check_limit(const struct throttle_limit_value *v, struct error *err)
+{
+    if (v->avg > VALUE_MAX || v->max > VALUE_MAX) {
+        return error_set(err, EINVAL, "bps/iops/max values must be within [0, %llu]",
+                         (unsigned long long)VALUE_MAX);
+    }
+    if (v->length == 0) {
+        return error_set(err, EINVAL, "the burst length cannot be 0");
+    }
+    if (v->length > 1 && v->max == 0) {
+        return error_set(err, EINVAL, "burst length set without burst rate");
+    }
+    if (v->max && v->length > VALUE_MAX / v->max) {
+        return error_set(err, EINVAL, "burst length too high for this burst rate");
+    }
+    if (v->max && !v->avg) {
+        return error_set(err, EINVAL, "bps_max/iops_max require corresponding bps/iops values");
+    }
+    if (v->max && v->max < v->avg) {
+        return error_set(err, EINVAL, "bps_max/iops_max cannot be lower than bps/iops");
+    }
+    return 0;
+}
+
+/* Whether a total and one of its parts both have a value. */
+static bool contradicts(const struct throttle_limit_value *v)
+{
+    return (v[0].avg && (v[1].avg || v[2].avg)) || (v[0].max && (v[1].max || v[2].max));
+}
+
+static int check_limits(const struct throttle_limits *l, struct error *err)
+{
+    const struct throttle_limit_value *v = l->values;
+    int r = 0;
+
+    if (contradicts(&v[THROTTLE_BPS_TOTAL]) || contradicts(&v[THROTTLE_IOPS_TOTAL])) {
+        return error_set(err, EINVAL,
+                         "bps/iops/max total values and read/write values cannot be used at the "
+                         "same time");
+    }
+    if (l->iops_size && !v[THROTTLE_IOPS_TOTAL].avg && !v[THROTTLE_IOPS_READ].avg &&
+        !v[THROTTLE_IOPS_WRITE].avg) {
+        return error_set(err, EINVAL, "iops size requires an iops value to be set");
+    }
+    for (int i = 0; i < THROTTLE_LIMITS && r == 0; i++) {
+        r = check_limit(&v[i], err);
+    }
+    return r;
+}
+
+int throttle_limits_take(struct throttle_limits *l, struct options *opts, bool old_names,
+                         struct error *err)
+{
+    AUTO_OPTIONS struct options *limits = NULL;
+    AUTO_FREE char *wrong = NULL;
+    struct sources from = {.old_names = old_names ? opts : NULL};
+    int r = options_take_child(opts, "limits", &limits, &wrong, err);
+
+    from.limits = limits;
+    if (r == 0 && wrong) {
+        r = error_set(err, EINVAL, "Invalid parameter type for 'limits', expected: object");
+    }
+    for (int i = 0; i < THROTTLE_LIMITS; i++) {
+        UNLESS_FAILED(r, take_limit(&from, limit_names[i], &l->values[i], err));
+    }
+    UNLESS_FAILED(r, take_value(&from, "iops-size", "", &l->iops_size, err));
+    if (limits) {
+        UNLESS_FAILED(r, options_check_empty(limits, "throttle-group", err));
+    }
+    return r < 0 ? r : check_limits(l, err);
+}
+
+static void add_value(struct json_object *all, const char *name, const char *suffix, uint64_t value)
+{
+    char key[64];
+
+    snprintf(key, sizeof(key), "%s%s", name, suffix);
+    json_object_object_add(all, key, json_object_new_int64((int64_t)value));
+}
+
+struct json_object *throttle_limits_to_json(const struct throttle_limits *l)
+{
+    struct json_object *all = json_object_new_object();
+
+    for (int i = 0; all && i < THROTTLE_LIMITS; i++) {
+        add_value(all, limit_names[i], "", l->values[i].avg);
+        add_value(all, limit_names[i], "-max", l->values[i].max);
+        add_value(all, limit_names[i], "-max-length", l->values[i].length);
+    }
+    if (all) {
+        add_value(all, "iops-size", "", l->iops_size);
+    }
+    return all;
+}
+
+/* --- buckets ---------------------------------------------------------------------------------- */
+
+static void set_bucket(struct throttle_bucket *b, const struct throttle_limit_value *v, int64_t now)
+{
+    double second = (double)NS_PER_SECOND;
+
+    b->rate = (double)v->avg / second;
+    b->burst_rate = (double)v->max / second;
+    b->capacity = v->max ? (double)v->max * (double)v->length : (double)v->avg / CAPACITY_DIVISOR;
+    b->burst_capacity = v->length > 1 ? (double)v->max / BURST_DIVISOR : INFINITY;
+    b->level = MIN(b->level, b->capacity);
+    b->burst_level = MIN(b->burst_level, b->burst_capacity);
+    b->leaked_ns = now;
+}
+
+/* The one of a total and a part that is set; NULL: none. */
+static struct throttle_bucket *choose(struct throttle_bucket *total, struct throttle_bucket *part)
+{
+    return total->rate > 0 ? total : part->rate > 0 ? part : NULL;
+}
+
+void throttle_buckets_set(struct throttle_buckets *b, const struct throttle_limits *l, int64_t now)
+{
+    for (int i = 0; i < THROTTLE_LIMITS; i++) {
+        set_bucket(&b->all[i], &l->values[i], now);
+    }
+    for (int i = 0; i < 2; i++) {
+        b->bytes[i] = choose(&b->all[THROTTLE_BPS_TOTAL], &b->all[THROTTLE_BPS_READ + i]);
+        b->requests[i] = choose(&b->all[THROTTLE_IOPS_TOTAL], &b->all[THROTTLE_IOPS_READ + i]);
+    }
+    b->iops_size = l->iops_size;
+}
+
+static inline double lower(double level, double by)
+{
+    return level > by ? level - by : 0;
+}
+
+/* Nanoseconds until the bucket lets a request pass. */
+static inline double wait_of(struct throttle_bucket *b, int64_t now)
+{
+    double wait = 0;
+
+    if (!b) {
+        return 0;
+    }
+    if (now > b->leaked_ns) {
+        double elapsed = (double)(now - b->leaked_ns);
+
+        b->level = lower(b->level, b->rate * elapsed);
+        b->burst_level = lower(b->burst_level, b->burst_rate * elapsed);
+        b->leaked_ns = now;
+    }
+    if (b->level > b->capacity) {
+        wait = (b->level - b->capacity) / b->rate;
+    }
+    if (b->burst_level > b->burst_capacity) {
+        wait = MAX(wait, (b->burst_level - b->burst_capacity) / b->burst_rate);
+    }
+    return wait;
+}
+
+int64_t throttle_buckets_wait(struct throttle_buckets *b, bool is_write, int64_t now)
+{
+    double wait = MAX(wait_of(b->bytes[is_write], now), wait_of(b->requests[is_write], now));
+
+    /* At most longer than any process lives, and within the clock; rounded up. */
+    return wait > 0 ? (int64_t)MIN(wait, 1e18) + 1 : 0;
+}
+
+static inline double requests_of(const struct throttle_buckets *b, uint64_t bytes)
+{
+    return b->iops_size && bytes > b->iops_size ? (double)bytes / (double)b->iops_size : 1;
+}
+
+static inline void pour(struct throttle_bucket *b, double units)
+{
+    b->level += units;
+    b->burst_level += units;
+}
+
+void throttle_buckets_pour(struct throttle_buckets *b, bool is_write, uint64_t bytes)
+{
+    if (b->bytes[is_write]) {
+        pour(b->bytes[is_write], (double)bytes);
+    }
+    if (b->requests[is_write]) {
+        pour(b->requests[is_write], requests_of(b, bytes));
+    }
+}
+
+static double raise_early(double level, double units, double capacity, double rate)
+{
+    double most = MAX(level, capacity + rate * (double)NS_PER_SECOND);
+
+    return MIN(level + units, most);
+}
+
+static void pour_early(struct throttle_bucket *b, double units)
+{
+    if (b) {
+        b->level = raise_early(b->level, units, b->capacity, b->rate);
+        b->burst_level = raise_early(b->burst_level, units, b->burst_capacity, b->burst_rate);
+    }
+}
+
+void throttle_buckets_pour_early(struct throttle_buckets *b, bool is_write, uint64_t bytes)
+{
+    pour_early(b->bytes[is_write], (double)bytes);
+    pour_early(b->requests[is_write], requests_of(b, bytes));
+}
