@@ -108,6 +108,8 @@ struct reactor {
     void *engine_data;
     unsigned index;
     char name[16];
+    /* its threads give way to others; set once, before the first one starts */
+    bool is_background;
     /* runs the reactor; only rescue.c changes it */
     pthread_t thread;
 
@@ -194,6 +196,8 @@ void reactor_set_current(struct reactor *reactor);
 
 /* Start a thread that receives no signals. 0 or -errno. */
 int loop_thread_start(pthread_t *thread, void *(*fn)(void *arg), void *arg);
+/* The calling thread serves `reactor`: it gives way if that is to, and what it starts does too. */
+void loop_thread_set_priority(const struct reactor *reactor);
 
 /* --- reactor.c */
 

@@ -134,6 +134,7 @@ static void *reactor_thread(void *arg)
 
     pthread_setname_np(pthread_self(), reactor->name);
     trace_thread_begin(reactor->name);
+    loop_thread_set_priority(reactor);
     r = reactor_init_thread(reactor);
 
     pthread_mutex_lock(&startup->lock);
@@ -174,7 +175,8 @@ static int start_reactor_thread(struct reactor *reactor)
     return r;
 }
 
-int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err)
+static int create_reactor(const char *name, bool is_background, struct reactor **ret_reactor,
+                          struct error *err)
 {
     struct reactor *reactor;
     unsigned index = 1;
@@ -193,6 +195,7 @@ int reactor_create(const char *name, struct reactor **ret_reactor, struct error 
         return error_set(err, ENOMEM, "Out of memory for reactor '%s'", name);
     }
     reactor->index = index;
+    reactor->is_background = is_background;
     strncpy(reactor->name, name, sizeof(reactor->name) - 1);
     r = start_reactor_thread(reactor);
     if (r < 0) {
@@ -202,6 +205,16 @@ int reactor_create(const char *name, struct reactor **ret_reactor, struct error 
     reactors[index] = reactor;
     *ret_reactor = reactor;
     return 0;
+}
+
+int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err)
+{
+    return create_reactor(name, false, ret_reactor, err);
+}
+
+int reactor_create_background(const char *name, struct reactor **ret_reactor, struct error *err)
+{
+    return create_reactor(name, true, ret_reactor, err);
 }
 
 static void co_destroy_reactor(void *arg)

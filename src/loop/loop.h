@@ -60,6 +60,11 @@ void reactor_exit_main(void);
  * REACTOR_MAX, -ENOMEM, or the error of the engine or of pthread_create(3).
  */
 int reactor_create(const char *name, struct reactor **ret_reactor, struct error *err);
+/*
+ * Likewise; where processors are short, the threads of this one get a tenth of what others get.
+ * What they lock meanwhile, others wait for.
+ */
+int reactor_create_background(const char *name, struct reactor **ret_reactor, struct error *err);
 
 /*
  * Wait until all coroutines of the reactor have ended, join its thread, and free it. On the main

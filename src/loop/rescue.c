@@ -100,6 +100,7 @@ static void adopt_reactor(struct reactor *reactor, void *engine_data)
     pthread_detach(reactor->thread);
     pthread_setname_np(pthread_self(), reactor->name);
     trace_thread_begin(reactor->name);
+    loop_thread_set_priority(reactor);
     reactor->thread = pthread_self();
     reactor->tid = gettid();
     atomic_store(&reactor->blocked_since, 0);

@@ -45,11 +45,12 @@ static struct nbd_worker *worker_of(struct reactor *r, struct error *err)
 }
 
 /* Start a reactor, and append its worker to `list`. */
-static int co_add_reactor(struct nbd_worker **list, unsigned *count, const char *name,
+static int co_add_reactor(struct nbd_worker **list, unsigned *count, bool is_background,
                           struct error *err)
 {
     struct reactor *fresh;
-    int r = reactor_create(name, &fresh, err);
+    int r = is_background ? reactor_create_background("nbd-view", &fresh, err)
+                          : reactor_create("nbd-io", &fresh, err);
 
     if (r < 0) {
         return r;
@@ -71,7 +72,7 @@ static int co_make_spread(struct error *err)
 
     while (spread_count < want) {
         ERROR_AUTO(local);
-        int r = co_add_reactor(spread, &spread_count, "nbd-io", &local);
+        int r = co_add_reactor(spread, &spread_count, false, &local);
 
         if (r < 0) {
             if (spread_count > 0) {
@@ -90,7 +91,7 @@ static void co_make_background(void)
     unsigned want = MAX(spread_count / 2, 1);
 
     while (background_count < want &&
-           co_add_reactor(background, &background_count, "nbd-view", NULL) == 0) {
+           co_add_reactor(background, &background_count, true, NULL) == 0) {
     }
 }
 

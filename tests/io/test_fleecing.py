@@ -90,6 +90,20 @@ class Speed(FleecingCase):
         self.assertGreaterEqual(turns("nbd-view"), 64)
         self.assertLess(turns("nbd-io") - before, 32)
 
+    def test_readers_of_a_view_get_the_processor_time_that_guests_leave(self):
+        self.add_disk()
+        self.add_view()
+        for name in "guest-disk", "view":
+            self.do(self.client(name), READ, 0, 512)
+        niceness = {"nbd-io": set(), "nbd-view": set()}
+        for task in os.listdir(f"/proc/{self.server.pid}/task"):
+            with open(f"/proc/{self.server.pid}/task/{task}/stat", encoding="ascii") as f:
+                name, fields = f.read().split("(")[1].rsplit(")", 1)
+            if name in niceness:
+                niceness[name].add(int(fields.split()[16]))
+        (guests,), (views,) = niceness["nbd-io"], niceness["nbd-view"]
+        self.assertEqual(views, min(guests + 10, 19))
+
 
 class Discards(FleecingCase):
     """What the reader discards is free in the temporary image at once, and not written again."""
