@@ -209,14 +209,14 @@ int chain_co_write_headers(struct block_node *node, struct block_node *base,
     return co_for_overlays(node, &call, err);
 }
 
-static int co_take_overlay(struct block_node *overlay, void *arg, struct error *err)
+static int co_check_overlay(struct block_node *overlay, void *arg, struct error *err)
 {
-    return job_add_node(arg, overlay, err);
+    return job_check_node(overlay, err);
 }
 
-int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err)
+int chain_co_check_overlays(struct block_node *node, struct error *err)
 {
-    struct overlay_call call = {co_take_overlay, job};
+    struct overlay_call call = {co_check_overlay, NULL};
 
     return co_for_overlays(node, &call, err);
 }

@@ -15,7 +15,6 @@
 
 struct block_node;
 struct block_root;
-struct job;
 struct options;
 
 /* --- filters ---------------------------------------------------------------------------------- */
@@ -71,8 +70,8 @@ int chain_co_write_header(struct block_node *overlay, struct block_node *base,
  */
 int chain_co_write_headers(struct block_node *node, struct block_node *base,
                            const char *backing_file, bool mask_protocol, struct error *err);
-/* The job uses these images until its end. -ENOMEM */
-int chain_co_take_overlays(struct job *job, struct block_node *node, struct error *err);
+/* job_check_node() of these images. */
+int chain_co_check_overlays(struct block_node *node, struct error *err);
 
 /*
  * Images that show no consistent contents for the time of a job which commits through them into an

@@ -346,29 +346,35 @@ static const struct job_driver commit_driver = {
 
 /* --- making it -------------------------------------------------------------------------------- */
 
-static int check_commit_nodes(const struct commit_params *s, struct error *err)
+int commit_co_check_nodes(const struct commit_params *s, struct error *err)
 {
-    struct block_node *node;
-    int r = job_check_node(s->base, err);
+    const struct block_node *end = block_node_filter_or_backing(s->base), *node;
+    int r = job_check_node(s->root, err);
 
-    for (node = s->top; node != s->base && r == 0; node = block_node_filter_or_backing(node)) {
+    for (node = s->top; node != end && r == 0; node = block_node_filter_or_backing(node)) {
         r = job_check_node(node, err);
-        UNLESS_FAILED(r, job_check_frozen(node, err));
     }
+    UNLESS_FAILED(r, chain_co_check_overlays(s->top, err));
+    UNLESS_FAILED(r, job_check_chain(s->top, s->base, err));
     return r;
 }
 
-/* The overlays too: their headers will be written. */
-static int co_take_commit_nodes(struct commit *s, struct job *job, struct error *err)
+/*
+ * Not the overlays: another job may copy into one meanwhile, also by taking its place as the image
+ * above the filter. Whichever has the filter as its backing node at the end gets the base.
+ */
+static int take_commit_nodes(struct commit *s, struct job *job, struct block_node *root,
+                             struct error *err)
 {
-    struct block_node *node = s->filter;
-    int r = job_add_node(job, s->base, err);
+    struct block_node *node = s->top;
+    int r = job_add_filter(job, s->filter, false, err);
 
+    UNLESS_FAILED(r, job_add_node(job, root, err));
+    UNLESS_FAILED(r, job_add_node(job, s->base, err));
     for (; node != s->base && r == 0; node = block_node_filter_or_backing(node)) {
         r = job_add_node(job, node, err);
     }
     UNLESS_FAILED(r, job_freeze_chain(job, s->filter, s->base, err));
-    UNLESS_FAILED(r, chain_co_take_overlays(job, s->filter, err));
     return r;
 }
 
@@ -401,7 +407,7 @@ static int co_set_up_commit(struct commit *s, struct job *job, const struct comm
         r = s->backing_file ? 0 : error_out_of_memory(err);
     }
     UNLESS_FAILED(r, co_insert_commit_filter(s, p->filter_name, err));
-    UNLESS_FAILED(r, co_take_commit_nodes(s, job, err));
+    UNLESS_FAILED(r, take_commit_nodes(s, job, p->root, err));
     UNLESS_FAILED(r, block_co_root_new(s->filter, job_id(job), BLOCK_PERM_CONSISTENT_READ,
                                        BLOCK_PERM_ALL | BLOCK_SHARE_CHAIN, &s->root, err));
     UNLESS_FAILED(
@@ -416,7 +422,7 @@ int commit_co_new(const struct commit_params *params, const struct job_config *c
                   struct job **ret_job, struct error *err)
 {
     struct job *job;
-    int r = check_commit_nodes(params, err);
+    int r = commit_co_check_nodes(params, err);
 
     UNLESS_FAILED(r, job_new(&commit_driver, config, &job, err));
     if (r < 0) {

@@ -13,6 +13,8 @@
 #include "job/job.h"
 
 struct commit_params {
+    /* The device: nobody else has a job on it meanwhile. */
+    struct block_node *root;
     /* From `top` down to the node above `base`, nothing is needed afterwards. No writer uses it. */
     struct block_node *top, *base;
     /* What the images above record as their backing file; NULL: the name of the base. */
@@ -24,6 +26,11 @@ struct commit_params {
     const char *filter_name;
 };
 
+/*
+ * Whether jobs use the nodes that a commit changes, active or not, or the images above it, whose
+ * headers it writes. -EBUSY, with a sentence.
+ */
+int commit_co_check_nodes(const struct commit_params *params, struct error *err);
 /*
  * Make the job and put its filter on `top`. Within a graph change, whose permissions the caller
  * settles; `top` is drained. Then commit_start(), or job_co_discard() within the same change.

@@ -61,7 +61,7 @@ static int check_new_id(const char *id, struct error *err)
         return error_set(err, ESHUTDOWN, "The daemon is shutting down");
     }
     if (!id) {
-        return error_set(err, EINVAL, "An explicit job ID is required for this node");
+        return error_set(err, EINVAL, "Invalid job ID ''");
     }
     if (!id_is_wellformed(id)) {
         return error_set(err, EINVAL, "Invalid job ID '%s'", id);

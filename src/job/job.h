@@ -169,12 +169,25 @@ int job_add_node(struct job *job, struct block_node *node, struct error *err);
 /* -EBUSY, with a sentence that names the kind of job, if a job uses the node. */
 int job_check_node(const struct block_node *node, struct error *err);
 /*
+ * The node is a filter that the job takes out of the graph at its end: no job may freeze a link to
+ * it. Until job_forget_filter(), or the end of the job; no reference is taken. `used`: as
+ * job_add_node(). -ENOMEM
+ */
+int job_add_filter(struct job *job, struct block_node *filter, bool used, struct error *err);
+void job_forget_filter(struct job *job, const struct block_node *filter);
+/*
  * A node in a chain that a running job needs as it is: neither may its backing node or filtered
  * child be exchanged. `node` and what is below it, down to `base` (not included; NULL: the end).
- * Frozen until the end of the job. -EBUSY: another job has frozen a part of it. -ENOMEM
+ * Frozen until the end of the job. -ENOMEM, and as job_check_chain().
  */
 int job_freeze_chain(struct job *job, struct block_node *node, struct block_node *base,
                      struct error *err);
+/*
+ * Whether these links can be frozen. -EBUSY, with a sentence: another job has frozen one of them,
+ * or will take out a filter that one leads to.
+ */
+int job_check_chain(const struct block_node *node, const struct block_node *base,
+                    struct error *err);
 /* -EBUSY, with a sentence, if the link from the node downwards is frozen by a job. */
 int job_check_frozen(const struct block_node *node, struct error *err);
 

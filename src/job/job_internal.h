@@ -9,11 +9,13 @@
 
 struct co;
 
-/* A node that a job uses, or whose link downwards it has frozen. */
+/* What a job has to do with a node: uses it, has frozen its link downwards, will take it away. */
+enum job_node_use { JOB_NODE_USED = 1, JOB_NODE_FROZEN = 2, JOB_NODE_FILTER = 4 };
+
 struct job_node {
     struct list link;
-    struct block_node *node; /* referenced */
-    bool frozen;
+    struct block_node *node; /* referenced, except JOB_NODE_FILTER */
+    unsigned uses;           /* of enum job_node_use */
 };
 
 /* Jobs that end together. */

@@ -6,26 +6,26 @@
 #include "block/block.h"
 #include "job/job_internal.h"
 
-static int note_node(struct job *job, struct block_node *node, bool frozen, struct error *err)
+static int note_node(struct job *job, struct block_node *node, unsigned uses, struct error *err)
 {
     struct job_node *n = malloc(sizeof(*n));
 
     if (!n) {
         return error_out_of_memory(err);
     }
-    n->node = block_node_ref(node);
-    n->frozen = frozen;
+    *n = (struct job_node){.node = uses & JOB_NODE_FILTER ? node : block_node_ref(node),
+                           .uses = uses};
     list_append(&job->nodes, &n->link);
     return 0;
 }
 
-static const struct job *find_user(const struct block_node *node, bool frozen)
+static const struct job *find_user(const struct block_node *node, enum job_node_use use)
 {
     for (struct job *job = job_next(NULL); job; job = job_next(job)) {
         struct job_node *n;
 
         LIST_FOREACH (n, &job->nodes, link) {
-            if (n->node == node && n->frozen == frozen) {
+            if (n->node == node && (n->uses & use)) {
                 return job;
             }
         }
@@ -35,41 +35,83 @@ static const struct job *find_user(const struct block_node *node, bool frozen)
 
 int job_add_node(struct job *job, struct block_node *node, struct error *err)
 {
-    return note_node(job, node, false, err);
+    return note_node(job, node, JOB_NODE_USED, err);
+}
+
+int job_add_filter(struct job *job, struct block_node *filter, bool used, struct error *err)
+{
+    return note_node(job, filter, JOB_NODE_FILTER | (used ? JOB_NODE_USED : 0), err);
+}
+
+void job_forget_filter(struct job *job, const struct block_node *filter)
+{
+    struct job_node *n, *next;
+
+    LIST_FOREACH_SAFE (n, next, &job->nodes, link) {
+        if (n->node == filter && (n->uses & JOB_NODE_FILTER)) {
+            list_remove(&n->link);
+            free(n);
+        }
+    }
 }
 
 int job_check_node(const struct block_node *node, struct error *err)
 {
-    const struct job *job = find_user(node, false);
+    const struct job *job = find_user(node, JOB_NODE_USED);
 
     return job ? error_set(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
                            block_node_name(node), job->driver->type)
                : 0;
 }
 
+/* The name of the link from the node to the one below it in its chain. */
+static const char *link_name(const struct block_node *node, const struct block_node *below)
+{
+    struct block_edge *edge = NULL;
+
+    while ((edge = block_node_next_parent(below, edge))) {
+        if (block_edge_parent(edge) == node) {
+            return block_edge_name(edge);
+        }
+    }
+    return "backing";
+}
+
 int job_check_frozen(const struct block_node *node, struct error *err)
 {
-    const struct job *job = find_user(node, true);
     struct block_node *below = block_node_filter_or_backing(node);
 
-    return job ? error_set(err, EBUSY,
-                           "Cannot change the link from '%s' to '%s': job '%s' (%s) needs it",
-                           block_node_name(node), below ? block_node_name(below) : "nothing",
-                           job->id, job->driver->type)
-               : 0;
+    if (!below || !find_user(node, JOB_NODE_FROZEN)) {
+        return 0;
+    }
+    return error_set(err, EBUSY, "Cannot change frozen '%s' link from '%s' to '%s'",
+                     link_name(node, below), block_node_name(node), block_node_name(below));
+}
+
+int job_check_chain(const struct block_node *node, const struct block_node *base, struct error *err)
+{
+    const struct block_node *n, *below;
+    int r = 0;
+
+    for (n = node; n && n != base && r == 0; n = below) {
+        below = block_node_filter_or_backing(n);
+        r = job_check_frozen(n, err);
+        if (r == 0 && below && find_user(below, JOB_NODE_FILTER)) {
+            r = error_set(err, EBUSY, "Cannot freeze '%s' link to '%s'", link_name(n, below),
+                          block_node_name(below));
+        }
+    }
+    return r;
 }
 
 int job_freeze_chain(struct job *job, struct block_node *node, struct block_node *base,
                      struct error *err)
 {
     struct block_node *n;
-    int r = 0;
+    int r = job_check_chain(node, base, err);
 
-    for (n = node; n && n != base && r >= 0; n = block_node_filter_or_backing(n)) {
-        r = job_check_frozen(n, err);
-    }
-    for (n = node; n && n != base && r >= 0; n = block_node_filter_or_backing(n)) {
-        r = note_node(job, n, true, err);
+    for (n = node; n && n != base && r == 0; n = block_node_filter_or_backing(n)) {
+        r = note_node(job, n, JOB_NODE_FROZEN, err);
     }
     return r;
 }
@@ -80,7 +122,9 @@ void job_co_release_nodes(struct job *job)
         struct job_node *n = LIST_FIRST(&job->nodes, struct job_node, link);
 
         list_remove(&n->link);
-        block_co_unref(n->node);
+        if (!(n->uses & JOB_NODE_FILTER)) {
+            block_co_unref(n->node);
+        }
         free(n);
     }
 }

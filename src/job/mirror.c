@@ -370,13 +370,19 @@ static int co_grow_target(const struct mirror *s, struct error *err)
 static int note_nodes(struct mirror *s, struct error *err)
 {
     const struct mirror_params *p = &s->params;
-    int r = job_add_node(s->job, p->source, err);
+    int r = job_add_filter(s->job, s->filter, true, err);
 
+    UNLESS_FAILED(r, job_add_node(s->job, p->source, err));
     UNLESS_FAILED(r, job_add_node(s->job, p->target, err));
     if (p->replaces && p->replaces != p->source) {
         UNLESS_FAILED(r, job_add_node(s->job, p->replaces, err));
     }
     if (is_commit(p)) {
+        struct block_node *n = block_node_filter_or_backing(p->source);
+
+        for (; n != p->target && r == 0; n = block_node_filter_or_backing(n)) {
+            r = job_add_node(s->job, n, err);
+        }
         UNLESS_FAILED(r, job_freeze_chain(s->job, p->source, p->target, err));
     } else if (p->sync == MIRROR_SYNC_TOP) {
         UNLESS_FAILED(r, job_freeze_chain(s->job, p->source, p->base, err));

@@ -132,6 +132,17 @@ static void co_wait_for_followers(struct mirror *s)
     block_co_control_resume(held);
 }
 
+static void co_drop_filter(struct mirror *s)
+{
+    struct block_node *filter = s->filter;
+
+    if (s->job) {
+        job_forget_filter(s->job, filter);
+    }
+    s->filter = NULL;
+    block_co_unref(filter);
+}
+
 void mirror_co_remove(struct mirror *s)
 {
     struct block_node *filter = s->filter;
@@ -146,8 +157,7 @@ void mirror_co_remove(struct mirror *s)
     co_mirror_detach(s);
     block_co_change_end();
     block_drain_end(filter);
-    s->filter = NULL;
-    block_co_unref(filter);
+    co_drop_filter(s);
 }
 
 /* --- the bitmap ------------------------------------------------------------------------------- */
@@ -374,7 +384,6 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
 {
     struct block_node *nodes[] = {s->filter, s->params.source, s->params.target,
                                   s->params.replaces ?: s->params.source};
-    struct block_node *filter = s->filter;
     int r = pivot ? co_open_target_backing(s, err) : 0;
 
     if (r < 0) {
@@ -396,8 +405,7 @@ int mirror_co_conclude(struct mirror *s, bool pivot, struct error *err)
         block_drain_end(nodes[i]);
     }
     if (s->pivoted) {
-        s->filter = NULL;
-        block_co_unref(filter);
+        co_drop_filter(s);
     }
     return r;
 }

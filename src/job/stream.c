@@ -312,19 +312,17 @@ static struct block_node *find_bottom(const struct stream *s)
     return block_node_is_filter(s->above_base) ? bottom : s->above_base;
 }
 
-/* The nodes that change or vanish are the job's, and nobody else's. */
-static int check_stream_nodes(const struct stream *s, struct error *err)
+int stream_check_nodes(struct block_node *device, struct block_node *above_base, struct error *err)
 {
-    struct block_node *base = base_of(s), *node;
+    const struct block_node *base = above_base ? block_node_filter_or_backing(above_base) : NULL;
+    const struct block_node *node;
     int r = 0;
 
-    for (node = s->device; node && node != base && r == 0;
-         node = block_node_filter_or_backing(node)) {
+    for (node = device; node && node != base && r == 0; node = block_node_filter_or_backing(node)) {
         r = job_check_node(node, err);
     }
-    for (node = s->device; s->above_base && node != s->above_base && r == 0;
-         node = block_node_filter_or_backing(node)) {
-        r = job_check_frozen(node, err);
+    if (above_base) {
+        UNLESS_FAILED(r, job_check_chain(device, above_base, err));
     }
     return r;
 }
@@ -384,7 +382,7 @@ static int co_set_up_stream(struct stream *s, const struct stream_params *p, str
         .bitmaps.all = true,
     };
     s->bottom = find_bottom(s);
-    r = check_stream_nodes(s, err);
+    r = stream_check_nodes(s->device, s->above_base, err);
     if (r == 0 && p->backing_file) {
         s->backing_file = strdup(p->backing_file);
         r = s->backing_file ? 0 : error_out_of_memory(err);

@@ -29,6 +29,11 @@ struct stream_params {
 };
 
 /*
+ * Whether jobs use the nodes that a stream changes or takes out of the chain: -EBUSY, with a
+ * sentence. `above_base`: NULL if there is no backing file.
+ */
+int stream_check_nodes(struct block_node *device, struct block_node *above_base, struct error *err);
+/*
  * Make the job and put its filter on `device`. Within a graph change, whose permissions the caller
  * settles; `device` is drained. Then stream_start(), or job_co_discard() within the same change.
  * Strings are copied. -EBUSY: a node is used by another job. Errors of job_new().

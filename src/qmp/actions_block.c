@@ -133,6 +133,22 @@ static bool node_is_going(const struct block_node *node)
     return false;
 }
 
+/* -EBUSY: an image that stays has it as its backing node. */
+static int check_not_backing(struct block_node *node, struct error *err)
+{
+    struct block_edge *edge = NULL;
+
+    while ((edge = block_node_next_parent(node, edge))) {
+        struct block_node *parent = block_edge_parent(edge);
+
+        if (parent && strcmp(block_edge_name(edge), "backing") == 0 && !node_is_going(parent)) {
+            return error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
+                             block_node_name(node), block_node_name(parent));
+        }
+    }
+    return 0;
+}
+
 static int check_unused(struct block_node *node, struct error *err)
 {
     struct block_edge *edge = NULL;
@@ -205,6 +221,7 @@ static int co_node_del_prepare(void *state, struct json_object *data, struct err
         return error_set(err, ENOENT, "Failed to find node with node-name='%s'", name);
     }
     r = job_check_node(s->node, err);
+    UNLESS_FAILED(r, check_not_backing(s->node, err));
     if (r < 0) {
         return r;
     }

@@ -142,6 +142,7 @@ static int co_stream_open(void *state, struct json_object *args, struct error *e
         device = block_node_lookup(qmp_get_str(args, "device"), err);
         r = device ? find_above_base(args, device, &above, err) : -ENOENT;
     }
+    UNLESS_FAILED(r, stream_check_nodes(device, above, err));
     UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, block_node_skip_filters(device), err));
     block_control_unlock();
     return r;
@@ -273,8 +274,8 @@ static int find_base(struct json_object *args, struct block_node *top, struct bl
 }
 
 /* *ret_active: guests write to the top, which is committed as it changes. */
-static int find_commit_nodes(struct json_object *args, struct commit_params *ret_params,
-                             bool *ret_active, struct error *err)
+static int find_commit_nodes(struct json_object *args, struct commit_params *ret, bool *ret_active,
+                             struct error *err)
 {
     struct block_node *root = NULL, *top = NULL, *base = NULL;
     int r = find_commit_root(args, &root, err);
@@ -291,7 +292,8 @@ static int find_commit_nodes(struct json_object *args, struct commit_params *ret
         return error_set(err, EINVAL, "'backing-file' specified, but 'top' %s",
                          is_root ? "is the active layer" : "has a writer on it");
     }
-    *ret_params = (struct commit_params){
+    *ret = (struct commit_params){
+        .root = root,
         .top = top,
         .base = base,
         .backing_file = qmp_get_str(args, "backing-file"),
@@ -311,7 +313,7 @@ static int co_commit_open(void *state, struct json_object *args, struct error *e
     int r = qmp_co_lock_again(err);
 
     UNLESS_FAILED(r, find_commit_nodes(args, &params, &active, err));
-    UNLESS_FAILED(r, job_check_node(params.base, err));
+    UNLESS_FAILED(r, commit_co_check_nodes(&params, err));
     UNLESS_FAILED(r, chain_co_begin_writable(&s->writable, params.base, err));
     block_control_unlock();
     return r;
@@ -374,5 +376,6 @@ int qmp_co_block_commit(struct qmp_call *call, struct json_object *args,
         return qmp_co_run_action(&action_block_commit, args, err);
     }
     r = qmp_get_job_config(args, &config, err);
+    UNLESS_FAILED(r, commit_co_check_nodes(&params, err));
     return r < 0 ? r : commit_active_co_start(&params, &config, err);
 }

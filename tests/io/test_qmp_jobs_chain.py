@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Several jobs in one backing chain: what they keep from each other, and what they do not."""
+
+import unittest
+
+import tidemark
+from chain_case import MIB, ChainCase, Guest
+
+BUSY = "Node '{}' is busy: block device is in use by block job: {}"
+
+
+class ChainJobsTest(ChainCase):
+    """a <- b <- c <- d <- e <- f, with a guest on f."""
+
+    def start_six(self, guest=True):
+        self.make_chain(*((8, 65536),) * 6, each=MIB)
+        self.start(read_only="abcde")
+        self.guest = Guest(self.uri, self.disk) if guest else None
+
+    def commit(self, job, top, base, device="f", **more):
+        self.qmp.command(
+            "block-commit", device=device, job_id=job, top_node=top, base_node=base, **more
+        )
+
+    def stream(self, job, device, base, **more):
+        self.qmp.command("block-stream", device=device, job_id=job, base_node=base, **more)
+
+    def below(self, name):
+        """The name of the backing node."""
+        graph = self.qmp.command("x-debug-query-block-graph")
+        names = {node["id"]: node["name"] for node in graph["nodes"]}
+        for edge in graph["edges"]:
+            if names[edge["parent"]] == name and edge["name"] == "backing":
+                return names[edge["child"]]
+        return None
+
+    def unlimited(self, *jobs):
+        for job in jobs:
+            self.qmp.command("block-job-set-speed", device=job, speed=0)
+
+    def wait_for_the_end(self):
+        tidemark.wait_until(lambda: not self.qmp.command("query-jobs"), "the end of all jobs")
+        for event in self.qmp.events:
+            self.assertNotIn("error", event["data"])
+
+    def assert_chain(self, *names):
+        """These images are left, each records the next one, and none of the others is needed."""
+        if self.guest:
+            self.guest.stop()
+        for above, below in zip(names, names[1:]):
+            self.assertEqual(self.backing(above)[0].rpartition("/")[2], below + ".qcow2")
+            self.assertEqual(self.below(above), below)
+        self.assertEqual([n for n in "abcde" if not self.qmp.node(n)["ro"]], [])
+        gone = [name for name in reversed(self.names) if name not in names]
+        for name in gone:
+            self.qmp.command("blockdev-del", node_name=name)
+        self.server.stop()
+        for name in gone:
+            tidemark.run("truncate", "-s0", self.path(name + ".qcow2"))
+        self.names = "".join(sorted(names))
+        self.assert_disk()
+
+    # A stream above a commit, as far as the commit's filter: the stream needs nothing below it.
+
+    def test_a_commit_ends_before_the_stream_above(self):
+        self.start_six()
+        self.commit("commit", "c", "a", filter_node_name="filter", speed=65536)
+        self.stream("stream", "e", "filter", speed=65536)
+        self.unlimited("commit")
+        self.events("commit")
+        self.assertEqual(self.below("d"), "a")
+        self.unlimited("stream")
+        self.wait_for_the_end()
+        self.assert_chain("f", "e", "a")
+
+    def test_a_commit_ends_after_the_stream_above(self):
+        """The stream's image has become the one above the commit."""
+        self.start_six()
+        self.commit("commit", "c", "a", filter_node_name="filter", speed=65536)
+        self.stream("stream", "e", "filter")
+        self.events("stream")
+        self.assertEqual(self.backing("e")[0], self.path("c.qcow2"))
+        self.unlimited("commit")
+        self.wait_for_the_end()
+        self.assert_chain("f", "e", "a")
+
+    def finalize_both(self, *order):
+        self.start_six()
+        self.commit("commit", "c", "a", filter_node_name="filter", auto_finalize=False)
+        self.stream("stream", "e", "filter", auto_finalize=False)
+        tidemark.wait_until(
+            lambda: [j["status"] for j in self.qmp.command("query-jobs")] == ["pending"] * 2,
+            "both jobs to be pending",
+        )
+        for job in order:
+            self.qmp.command("job-finalize", id=job)
+        self.wait_for_the_end()
+        self.assert_chain("f", "e", "a")
+
+    def test_both_are_finalized_the_commit_first(self):
+        self.finalize_both("commit", "stream")
+
+    def test_both_are_finalized_the_stream_first(self):
+        self.finalize_both("stream", "commit")
+
+    def test_a_cancelled_commit_leaves_the_stream_its_base(self):
+        self.start_six()
+        self.commit("commit", "c", "a", filter_node_name="filter", speed=65536)
+        self.stream("stream", "e", "filter", speed=65536)
+        self.qmp.command("block-job-cancel", device="commit")
+        self.events("commit")
+        self.unlimited("stream")
+        self.wait_for_the_end()
+        self.assert_chain("f", "e", "c", "b", "a")
+
+    def test_a_base_below_the_filter_of_a_commit_is_refused(self):
+        """The stream would need the link to a filter that goes before the stream ends."""
+        self.start_six()
+        self.commit("commit", "c", "a", filter_node_name="filter", speed=65536)
+        self.assertEqual(
+            self.refused("block-stream", device="e", job_id="stream", base_node="c"),
+            "Cannot freeze 'backing' link to 'filter'",
+        )
+        self.unlimited("commit")
+        self.wait_for_the_end()
+        self.assert_chain("f", "e", "d", "a")
+
+    # Commits.
+
+    def test_another_commit_of_the_same_device(self):
+        self.start_six()
+        self.commit("lower", "b", "a", speed=65536)
+        self.assertEqual(
+            self.refused("block-commit", device="f", job_id="upper", top_node="d", base_node="c"),
+            BUSY.format("f", "commit"),
+        )
+        self.unlimited("lower")
+        self.wait_for_the_end()
+        self.assert_chain("f", "e", "d", "c", "a")
+
+    def test_an_active_commit_above_a_stream(self):
+        self.start_six()
+        self.stream("stream", "c", "a", speed=65536)
+        self.qmp.command("block-commit", device="f", job_id="commit", base_node="d")
+        self.assertEqual(
+            self.refused("block-stream", device="e", job_id="third", base_node="d"),
+            BUSY.format("e", "commit"),
+        )
+        self.unlimited("stream")
+        self.events("stream")
+        tidemark.wait_until(lambda: self.job("commit")["status"] == "ready", "the commit")
+        self.qmp.command("block-job-complete", device="commit")
+        self.wait_for_the_end()
+        self.guest.stop()
+        self.guest = None
+        for name in "f", "e", "b":
+            self.qmp.command("blockdev-del", node_name=name)
+        self.server.stop()
+        self.names = "acd"
+        self.assert_disk()
+
+    # What is refused, and which node is named.
+
+    def test_nodes_of_a_stream(self):
+        self.start_six(guest=False)
+        self.stream("stream", "d", "a", filter_node_name="filter", speed=1)
+        for command, arguments, busy in (
+            ("block-stream", {"device": "e", "base-node": "c"}, "filter"),
+            ("block-stream", {"device": "c", "base-node": "b"}, "c"),
+            ("block-stream", {"device": "d"}, "filter"),
+            ("block-commit", {"device": "f", "base-node": "d"}, "filter"),
+            ("block-commit", {"device": "f", "top-node": "c", "base-node": "a"}, "c"),
+        ):
+            with self.subTest(command=command, **arguments):
+                arguments = {key.replace("-", "_"): value for key, value in arguments.items()}
+                wanted = "d" if arguments["device"] == "d" else busy
+                self.assertEqual(
+                    self.refused(command, job_id="j", **arguments), BUSY.format(wanted, "stream")
+                )
+        self.qmp.command("job-cancel", id="stream")
+        self.events("stream")
+        # A commit that would write the header of an image that the stream takes out.
+        self.stream("stream", "d", "b", speed=1)
+        self.assertEqual(
+            self.refused("block-commit", device="f", job_id="j", top_node="b", base_node="a"),
+            BUSY.format("c", "stream"),
+        )
+        self.server.stop()
+        self.assert_disk()
+
+    def test_nodes_of_a_commit(self):
+        self.start_six(guest=False)
+        self.commit("commit", "d", "b", filter_node_name="filter", speed=1)
+        for device, base, busy in (
+            ("b", "a", "b"), ("e", "a", "d"), ("c", "a", "c"), ("e", "c", "d"), ("f", "e", "f")
+        ):
+            with self.subTest(device=device, base=base):
+                self.assertEqual(
+                    self.refused("block-stream", device=device, job_id="j", base_node=base),
+                    BUSY.format(busy, "commit"),
+                )
+        self.server.stop()
+        self.assert_disk()
+
+    def test_links_that_a_job_needs_stay(self):
+        self.start_six(guest=False)
+        self.stream("stream", "e", "b", speed=1)
+        nodes = {node["node-name"]: node for node in self.blockdevs(read_only="abcde")}
+        self.assertEqual(
+            self.refused("blockdev-reopen", options=[{**nodes["d"], "backing": "b"}]),
+            "Cannot change frozen 'backing' link from 'd' to 'c'",
+        )
+        self.server.stop()
+        self.assert_disk()
+
+    def test_a_backing_image_is_not_deleted(self):
+        self.start_six(guest=False)
+        self.assertEqual(
+            self.refused("blockdev-del", node_name="c"),
+            "Node 'c' is busy: node is used as backing hd of 'd'",
+        )
+        self.server.stop()
+
+    def test_a_job_needs_an_id(self):
+        self.start_six(guest=False)
+        self.qmp.command("blockdev-add", driver="null-co", node_name="t", size=8 * MIB)
+        for command, more in (
+            ("block-stream", {}), ("block-commit", {}),
+            ("blockdev-backup", {"target": "t", "sync": "full"}),
+            ("blockdev-mirror", {"target": "t", "sync": "full"}),
+        ):
+            with self.subTest(command=command):
+                self.assertEqual(self.refused(command, device="f", **more), "Invalid job ID ''")
+        self.server.stop()
+
+
+if __name__ == "__main__":
+    unittest.main()
