@@ -183,19 +183,34 @@ static int co_begin_bitmaps(struct stream *s, struct error *err)
     return r < 0 ? r : co_mark_layers(s);
 }
 
-/* Again, since they may have changed; and what guests have written since. */
-static int co_merge_bitmaps(struct stream *s, struct error *err)
+static void mark_written(struct stream *s)
 {
     uint64_t offset = 0, length;
-    int r = co_collect_stream_bitmaps(s, err);
 
-    UNLESS_FAILED(r, chain_bitmaps_co_check(&s->bitmaps, s->image, err));
-    while (r == 0 && chain_bitmaps_want_marks(&s->bitmaps) &&
+    while (chain_bitmaps_want_marks(&s->bitmaps) &&
            dirty_bitmap_next_dirty(s->written, offset, UINT64_MAX, &offset, &length)) {
         chain_bitmaps_mark(&s->bitmaps, offset, length, 1);
         offset += length;
     }
-    return r < 0 ? r : chain_bitmaps_co_store(&s->bitmaps, s->image, err);
+}
+
+/*
+ * Again, since they may have changed; and what guests have written since. No write is in flight
+ * between the look at what was written and the moment from which on the image's bitmaps record.
+ */
+static int co_merge_bitmaps(struct stream *s, struct error *err)
+{
+    int r = co_collect_stream_bitmaps(s, err);
+
+    UNLESS_FAILED(r, chain_bitmaps_co_check(&s->bitmaps, s->image, err));
+    if (r < 0 || s->bitmaps.count == 0) {
+        return r;
+    }
+    block_co_drain_begin(s->image);
+    mark_written(s);
+    r = chain_bitmaps_co_store(&s->bitmaps, s->image, err);
+    block_drain_end(s->image);
+    return r;
 }
 
 /* --- the driver ------------------------------------------------------------------------------- */

@@ -2,8 +2,10 @@
 """block-stream: copies what backing files have into an image in use, and drops them."""
 
 import os
+import threading
 import unittest
 
+import nbd
 import tidemark
 from chain_case import MIB, ChainCase, Guest
 
@@ -50,6 +52,45 @@ class StreamTest(ChainCase):
 
 
     # How it ends.
+
+    def test_bitmaps_have_the_writes_in_flight_at_its_end(self):
+        """Each bitmap that is added to the image is a chance to miss one."""
+        self.make_chain((64, "4k"), (64, "4k"))
+        bitmaps = [f"bitmap{n}" for n in range(40)]
+        for name in bitmaps:
+            tidemark.img("bitmap", "--add", "-f", "qcow2", "-g", "4k", self.path("a.qcow2"), name)
+        self.start()
+        self.stream(auto_finalize=False, device="b")
+        self.events("job", "pending")
+        threads = [threading.Thread(target=self.write_blocks, args=(n, 8)) for n in range(8)]
+        self.written, self.ending = set(), threading.Event()
+        for thread in threads:
+            thread.start()
+        tidemark.wait_until(lambda: len(self.written) > 20, "writes")
+        self.qmp.command("job-finalize", id="job")
+        self.events("job")
+        self.ending.set()
+        for thread in threads:
+            thread.join(60)
+        self.server.stop()
+        self.assertGreater(len(self.written), 50)
+        for name in bitmaps[::-3]:
+            dirty = set()
+            for extent in self.bitmap_extents(self.path("b.qcow2"), name):
+                if not extent["data"]:
+                    dirty.update(range(extent["start"], extent["start"] + extent["length"], 4096))
+            self.assertFalse(self.written - dirty, name)
+
+    def write_blocks(self, number, count):
+        """Blocks of 4 KiB, each once."""
+        client = nbd.NBD()
+        client.connect_uri(self.uri)
+        for block in range(number, 64 * MIB // 4096, count):
+            client.pwrite(bytes([number + 1]) * 4096, block * 4096)
+            self.written.add(block * 4096)
+            if self.ending.is_set():
+                break
+        client.shutdown()
 
     def test_without_backing_file_it_ends_at_once(self):
         self.make_chain((2, 65536))
