@@ -81,6 +81,11 @@ static void check_nbd_request(struct nbd_connection *c, struct nbd_job *job)
     bool changes =
         rq->type == NBD_CMD_WRITE || rq->type == NBD_CMD_TRIM || rq->type == NBD_CMD_WRITE_ZEROES;
 
+    if (atomic_load_explicit(&c->ending, memory_order_relaxed)) {
+        nbd_job_refuse(job, ESHUTDOWN, "%s: the server ends the connection",
+                       nbd_command_name(rq->type));
+        return;
+    }
     if (c->extended && has_payload(c, rq) && rq->type != NBD_CMD_WRITE &&
         !is_narrowed_status(c, rq)) {
         nbd_job_refuse(job, EINVAL,

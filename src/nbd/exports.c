@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #include "block/bitmaps.h"
 #include "nbd/server_internal.h"
@@ -189,7 +188,7 @@ void nbd_export_co_disconnect(struct nbd_export *e)
     nbd_export_unpublish(e);
     block_root_begin_end(e->root);
     LIST_FOREACH (c, &e->clients, export_link) {
-        shutdown(c->fd, SHUT_RDWR);
+        nbd_connection_begin_end(c);
     }
     while (e->client_count > 0) {
         e->free_waiter = co_self();

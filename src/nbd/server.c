@@ -38,6 +38,7 @@ int nbd_server_new(const struct nbd_server_config *config, struct nbd_server **r
     list_init(&s->exports);
     list_init(&s->connections);
     loop_timer_init(&s->room_timer, room_timer_fired);
+    nbd_goodbye_init(s);
     *ret_server = s;
     return 0;
 }
@@ -253,6 +254,7 @@ static void co_connection(void *arg)
         c->worker = nbd_worker_co_pick(c->export->reactor, is_view, &err);
         if (c->worker) {
             nbd_slow_begin(c->worker);
+            c->in_transmission = true;
             loop_co_call_on(c->worker->reactor, co_serve_entry, c);
             nbd_slow_end(c->worker);
         } else {
@@ -320,7 +322,7 @@ void nbd_server_co_disconnect_all(struct nbd_server *s)
         block_root_begin_end(e->root);
     }
     LIST_FOREACH (c, &s->connections, link) {
-        shutdown(c->fd, SHUT_RDWR);
+        nbd_connection_begin_end(c);
     }
     while (s->connection_count > 0 || s->acceptor_running) {
         s->stop_waiter = co_self();
@@ -332,6 +334,7 @@ void nbd_server_free(struct nbd_server *s)
 {
     if (s) {
         loop_timer_disarm(&s->room_timer);
+        loop_timer_disarm(&s->cut_timer);
         free(s);
     }
 }

@@ -10,6 +10,7 @@
  *       |         receive.c        bytes from the socket
  *       |         reply.c          replies
  *   exports.c     job.c            exports; a request in work
+ *   goodbye.c                      the end of connections
  *   worker.c   memory.c   peer.c   reactors; memory of all connections; who a client is
  *
  * Threads: the server, lists of exports, and everything of a connection up to the end of its
@@ -83,6 +84,8 @@ enum {
     /* Room for the address of a client. Bytes. */
     NBD_PEER_SIZE = 64,
 };
+/* How long clients have for the replies to requests in work when the server ends. */
+#define NBD_GOODBYE_NS (1000 * 1000000LL)
 /* Requests to cache more than this are cut here. Bytes. */
 #define NBD_CACHE_MAX (4 * GiB)
 
@@ -140,6 +143,8 @@ struct nbd_server {
     struct loop_timer room_timer;
     /* Waits for all connections to be gone. */
     struct co *stop_waiter;
+    /* Cuts those off that have not ended by themselves. */
+    struct loop_timer cut_timer;
 };
 
 struct nbd_export {
@@ -264,6 +269,10 @@ struct nbd_connection {
     int64_t since_ns;
     struct loop_timer handshake_timer;
     bool in_handshake;
+    /* It has its I/O reactor. Main reactor. */
+    bool in_transmission;
+    /* The server ends it: requests that arrive from now on are refused. Any thread. */
+    atomic_bool ending;
     /* Replies are chunks. */
     bool structured;
     /* Headers are extended ones; implies `structured`. */
@@ -316,6 +325,18 @@ struct nbd_connection {
     /* Written on the I/O reactor; the main reactor reads them at any time. */
     struct nbd_counters counters;
 };
+
+/* --- goodbye.c; main reactor ------------------------------------------------------------------ */
+
+/* Before the first connection. */
+void nbd_goodbye_init(struct nbd_server *s);
+
+/*
+ * Begin to end a connection. In the handshake it is cut off. Later requests in work are answered
+ * first, others are refused with NBD_ESHUTDOWN; a client that does not take its replies is cut off
+ * after NBD_GOODBYE_NS. Does not yield.
+ */
+void nbd_connection_begin_end(struct nbd_connection *c);
 
 /* --- peer.c --------------------------------------------------------------------------------- */
 

@@ -120,6 +120,84 @@ class Exports(TestCase):
             client.sock.close()
 
 
+class Goodbye(Exports):
+    """The server ends clients: what is in work is answered, what comes after it is refused."""
+
+    SLOW = "driver=null-co,node-name=disk,size=1M,latency-ns=400000000"
+
+    def connect(self):
+        client = RawClient(self.socket)
+        self.addCleanup(client.sock.close)
+        client.go(b"disk")
+        return client
+
+    def start(self, requests):
+        daemon = self.serve(self.SLOW)
+        daemon.qmp.command("block-export-add", type="nbd", id="e", **{"node-name": "disk"})
+        client = self.connect()
+        for n in range(requests):
+            client.request(READ, 0, 512, cookie=n)
+        time.sleep(0.1)
+        return daemon, client
+
+    def answers(self, client):
+        """Errors of all answers up to the end, by cookie."""
+        found = {}
+        try:
+            while True:
+                cookie, flags, kind, payload = client.chunk()
+                if kind & 0x8000:
+                    found[cookie] = int.from_bytes(payload[:4], "big")
+                elif flags & 1:
+                    found[cookie] = 0
+        except (EOFError, ConnectionResetError):
+            return found
+
+    def check_end(self, end):
+        daemon, client = self.start(200)
+        begun = time.monotonic()
+        end(daemon)
+        found = self.answers(client)
+        self.assertEqual(sorted(found), list(range(200)))
+        self.assertEqual(set(found.values()), {0, 108})
+        # As many as the server does at a time.
+        self.assertEqual(list(found.values()).count(0), 128)
+        self.assertLess(time.monotonic() - begun, 5)
+
+    def test_when_the_server_stops(self):
+        self.check_end(lambda daemon: daemon.qmp.command("nbd-server-stop"))
+
+    def test_when_the_export_is_deleted(self):
+        self.check_end(
+            lambda daemon: daemon.qmp.command("block-export-del", id="e", mode="hard")
+        )
+
+    def test_when_the_daemon_ends(self):
+        self.check_end(lambda daemon: daemon.qmp.command("quit"))
+
+    def test_clients_that_do_not_read_are_cut_off(self):
+        daemon = self.serve("driver=null-co,node-name=disk,size=64M,read-zeroes=off")
+        daemon.qmp.command("block-export-add", type="nbd", id="e", **{"node-name": "disk"})
+        client = RawClient(self.socket)
+        self.addCleanup(client.sock.close)
+        client.go(b"disk", structured=False)
+        for n in range(8):
+            client.request(READ, 0, 8 << 20, cookie=n)
+        time.sleep(0.2)
+        begun = time.monotonic()
+        daemon.qmp.command("nbd-server-stop")
+        self.assertLess(time.monotonic() - begun, 4)
+
+    def test_clients_in_the_handshake_are_cut_off_at_once(self):
+        daemon = self.serve(self.SLOW)
+        with RawClient(self.socket) as fresh, RawClient(self.socket) as half:
+            half.send(b"IHAVE")
+            begun = time.monotonic()
+            daemon.qmp.command("nbd-server-stop")
+            self.assertLess(time.monotonic() - begun, 0.9)
+            self.assertTrue(fresh.is_closed() and half.is_closed())
+
+
 class Listed(TestCase):
     def test_no_command_for_the_terminal_gets_through(self):
         disk = self.create("disk.raw", "1M", fmt="raw")

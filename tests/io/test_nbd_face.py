@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 import unittest
+from unittest import mock
 
 import nbd_raw
 from nbd_raw import RawClient
@@ -220,6 +221,21 @@ class FaceTest(TestCase):
         refused = io(where, "write -P 9 0 64k", fmt="raw", check=False)
         self.assertNotEqual(refused.returncode, 0)
 
+    def test_writes_to_a_temporary_file_are_lost(self):
+        image = self.create("disk.qcow2", "1M")
+        io(image, "write -P 7 0 64k", fmt="qcow2")
+        with open(image, "rb") as file:
+            before = file.read()
+        with mock.patch.dict(os.environ, TMPDIR=self.dir):
+            server = self.start("-t", "-s", "-f", "qcow2", image)
+        where = f"nbd+unix:///?socket={self.socket}"
+        io(where, "read -P 7 0 64k", "write -P 9 0 32k", fmt="raw")
+        io(where, "read -P 9 0 32k", "read -P 7 32k 32k", fmt="raw")
+        server.stop()
+        with open(image, "rb") as file:
+            self.assertEqual(file.read(), before)
+        self.assertEqual([n for n in os.listdir(self.dir) if n.startswith("tidemark-")], [])
+
     def test_snapshot_that_is_not_there(self):
         image = self.create("disk.qcow2", "1M")
         self.assertIn("Failed to load snapshot", self.refused("-f", "qcow2", "-l", "x", image))
@@ -228,7 +244,6 @@ class FaceTest(TestCase):
         for options, name in (
             (("-c", "/dev/nbd0"), "--connect"),
             (("-d",), "--disconnect"),
-            (("-s",), "--snapshot"),
         ):
             self.assertIn(f"{name} is not supported", self.refused(*options, self.disk))
 

@@ -34,19 +34,12 @@ static const struct cli_usage usage = {
 
 static int refuse_unsupported(const struct nbd_command_line *cl, struct error *err)
 {
-    const struct {
-        bool given;
-        const char *option;
-    } refused[] = {
-        {cl->connect != NULL, "--connect"},
-        {cl->disconnect, "--disconnect"},
-        {cl->snapshot, "--snapshot"},
-    };
-
-    for (size_t i = 0; i < ARRAY_SIZE(refused); i++) {
-        if (refused[i].given) {
-            return error_set(err, ENOTSUP, "%s is not supported", refused[i].option);
-        }
+    if (cl->connect || cl->disconnect) {
+        return error_set(
+            err, ENOTSUP,
+            "--%s is not supported: this program does not set up the NBD client of the "
+            "kernel; nbd-client(8) does, or nbdfuse(1) without /dev/nbd*",
+            cl->connect ? "connect" : "disconnect");
     }
     return 0;
 }
@@ -121,7 +114,7 @@ static int check_list_mode(const struct nbd_command_line *cl, int rest, struct e
     }
     if (cl->name || cl->description || cl->offset || cl->bitmaps.count || cl->depth ||
         cl->discard || cl->format || cl->cache || cl->no_cache || cl->aio || cl->load_snapshot ||
-        cl->serving.metrics || cl->serving.slow_request) {
+        cl->snapshot || cl->serving.metrics || cl->serving.slow_request) {
         return error_set(err, EINVAL, "List mode is incompatible with per-device settings");
     }
     if (cl->fork) {
@@ -310,6 +303,8 @@ int cli_nbd_main(int argc, char **argv)
          "description that clients can read"},
         {"bitmap", 'B', CLI_REPEAT, &cl.bitmaps, "NAME", "offer a dirty bitmap of the image"},
         {"allocation-depth", 'A', CLI_FLAG, &cl.depth, NULL, "offer the allocation depth"},
+        {"snapshot", 's', CLI_FLAG, &cl.snapshot, NULL,
+         "writes go to a temporary file and are lost at the end"},
         {"load-snapshot", 'l', CLI_VALUE, &cl.load_snapshot, "SNAPSHOT",
          "serve an internal snapshot, read-only: its ID or name"},
         {"offset", 'o', CLI_VALUE, &cl.offset, "BYTES", "where in the image the disk begins"},
@@ -339,7 +334,6 @@ int cli_nbd_main(int argc, char **argv)
         /* Known, and refused by name. */
         {"connect", 'c', CLI_VALUE, &cl.connect, "DEV", NULL},
         {"disconnect", 'd', CLI_FLAG, &cl.disconnect, NULL, NULL},
-        {"snapshot", 's', CLI_FLAG, &cl.snapshot, NULL, NULL},
         CLI_ARG_END,
     };
     ERROR_AUTO(err);

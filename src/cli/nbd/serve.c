@@ -99,6 +99,7 @@ static int co_open_served_image(const struct nbd_command_line *cl, struct cli_di
         .native_aio = cl->aio && strcmp(cl->aio, "native") == 0,
         .image_opts = cl->image_opts,
         .snapshot = cl->load_snapshot,
+        .overlay = cl->snapshot && !cl->read_only,
     };
     int r;
 
