@@ -63,7 +63,8 @@ OBJECT(nbd_options, "BlockExportOptionsNbd",
            .help = "clients can read in which image of the chain data are"),
        OPT("x-lease", schema_bool, .dflt = "false", UNSTABLE,
            .help = "the export, and the view that it shows, go with the last client"),
-       OPT("x-merged", schema_bool, .dflt = "false", UNSTABLE,
+       OPT("x-merged", schema_bool, .dflt = "true; with the names of QEMU's programs false",
+           UNSTABLE,
            .help = "clients can read allocation and dirty bits in one list: see docs/nbd.md"));
 
 static int take_nbd_options(struct nbd_state *s, const struct export_config *config,

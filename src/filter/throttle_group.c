@@ -437,9 +437,9 @@ static int throttle_group_create(const char *id, struct options *opts, void **re
 
 /* A limit: its mean, its burst, and how long a burst may last. */
 #define LIMIT(name, what, ...)                                                                     \
-    OPT(name, schema_int, .dflt = "0", .unit = what, .max = VALUE_MAX, .help = "0: no limit",      \
-        ##__VA_ARGS__),                                                                            \
-        OPT(name "-max", schema_int, .dflt = "0", .unit = what, .max = VALUE_MAX,                  \
+    OPT(name, schema_int, .dflt = "0", .unit = what, .max = THROTTLE_VALUE_MAX,                    \
+        .help = "0: no limit", ##__VA_ARGS__),                                                     \
+        OPT(name "-max", schema_int, .dflt = "0", .unit = what, .max = THROTTLE_VALUE_MAX,         \
             .help = "in a burst; 0: as without", ##__VA_ARGS__),                                   \
         OPT(name "-max-length", schema_int, .dflt = "1", .unit = "seconds", .min = 1,              \
             .max = INT64_MAX, .help = "of a burst", ##__VA_ARGS__)

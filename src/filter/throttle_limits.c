@@ -12,7 +12,6 @@
 #include "base/time_units.h"
 
 /* As QEMU's. */
-#define VALUE_MAX UINT64_C(1000000000000000)
 /* Parts of a second that pass at once without a burst. */
 #define CAPACITY_DIVISOR 20.0
 /* Likewise at the rate of a burst that has a length; as QEMU's. */
@@ -69,9 +68,9 @@ static int take_limit(const struct sources *from, const char *name, struct throt
 
 static int check_limit(const struct throttle_limit_value *v, struct error *err)
 {
-    if (v->avg > VALUE_MAX || v->max > VALUE_MAX) {
+    if (v->avg > THROTTLE_VALUE_MAX || v->max > THROTTLE_VALUE_MAX) {
         return error_set(err, EINVAL, "bps/iops/max values must be within [0, %llu]",
-                         (unsigned long long)VALUE_MAX);
+                         (unsigned long long)THROTTLE_VALUE_MAX);
     }
     if (v->length == 0) {
         return error_set(err, EINVAL, "the burst length cannot be 0");
@@ -79,7 +78,7 @@ static int check_limit(const struct throttle_limit_value *v, struct error *err)
     if (v->length > 1 && v->max == 0) {
         return error_set(err, EINVAL, "burst length set without burst rate");
     }
-    if (v->max && v->length > VALUE_MAX / v->max) {
+    if (v->max && v->length > THROTTLE_VALUE_MAX / v->max) {
         return error_set(err, EINVAL, "burst length too high for this burst rate");
     }
     if (v->max && !v->avg) {

@@ -29,6 +29,9 @@
 
 struct json_object;
 
+/* The greatest value of a limit. */
+#define THROTTLE_VALUE_MAX UINT64_C(1000000000000000)
+
 enum throttle_limit {
     THROTTLE_BPS_TOTAL,
     THROTTLE_BPS_READ,

@@ -174,7 +174,7 @@ static inline uint64_t nbd_merged_of_depth(unsigned depth)
  * bitmap whose dirty bits are wanted; NULL: none. `exact_depth`: the separate contexts come first,
  * since they have the depth of each layer. -ENOENT: the server does not offer the bitmap.
  */
-int nbd_client_co_connect_merged(const struct nbd_address *address,
+int nbd_client_co_connect_merged(const struct socket_address *address,
                                  const struct nbd_client_tls *tls, const char *export_name,
                                  const char *bitmap, bool exact_depth, int64_t timeout_ns,
                                  struct nbd_client **ret_client, struct error *err);

@@ -194,7 +194,7 @@ static bool suffices(const struct nbd_client *c, bool separate, const char *bitm
            (!bitmap || find_granted(c, NBD_CONTEXT_DIRTY_BITMAP) >= 0);
 }
 
-int nbd_client_co_connect_merged(const struct nbd_address *address,
+int nbd_client_co_connect_merged(const struct socket_address *address,
                                  const struct nbd_client_tls *tls, const char *export_name,
                                  const char *bitmap, bool exact_depth, int64_t timeout_ns,
                                  struct nbd_client **ret_client, struct error *err)

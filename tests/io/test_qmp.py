@@ -432,7 +432,7 @@ class SchemaTest(QmpTest):
                 if name == "nbd-server-start" and key == "arg-type":
                     del mine["handshake-max-seconds"]
                 if name == "block-export-add" and key == "arg-type":
-                    del mine["case nbd"]["x-lease"]
+                    del mine["case nbd"]["x-lease"], mine["case nbd"]["x-merged"]
                 if name in ("blockdev-mirror", "drive-mirror") and key == "arg-type":
                     del mine["bitmap"], mine["bitmap-mode"]
                     mine.pop("x-restart", None)

@@ -73,7 +73,7 @@ static int co_read_layers(struct layer_map *map, struct nbd_client *client, bool
 int layer_map_co_read(struct layer_map *map, const char *uri, const char *bitmap, bool exact_depth,
                       struct error *err)
 {
-    struct nbd_address address CLEANUP(nbd_address_clear) = {0};
+    struct socket_address address CLEANUP(socket_address_clear) = {0};
     AUTO_FREE char *export = NULL;
     struct nbd_client *client;
     int r = nbd_address_parse(uri, &address, &export, err);
