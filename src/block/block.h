@@ -68,6 +68,11 @@ enum block_perm {
      * chain. A job that commits shares it, as it writes what the chain shows already.
      */
     BLOCK_SHARE_CHAIN = 1 << 4,
+    /*
+     * Likewise, of roots: the node may be handed over to another process (block/hand_over.h). The
+     * root has no permission but to read meanwhile, and lets others do everything.
+     */
+    BLOCK_SHARE_HAND_OVER = 1 << 5,
 };
 
 /* What the users of a node use together: bits of enum block_perm. */

@@ -29,6 +29,9 @@ void block_inherit_use(const struct block_node *parent, const struct block_use *
     struct options *cache;
 
     options_default_bool(child, "read-only", !writable);
+    if (parent->handed_over) {
+        options_default_bool(child, "active", false);
+    }
     if (use->auto_read_only) {
         options_default_bool(child, "auto-read-only", true);
     }

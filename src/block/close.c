@@ -29,7 +29,7 @@ int block_co_complete(struct block_node *node, struct error *err)
 {
     int r = 0;
 
-    if (node->closed || node->read_only) {
+    if (node->closed || node->read_only || node->handed_over) {
         return 0;
     }
     block_bitmaps_fold_successors(node);

@@ -99,6 +99,8 @@ struct block_node {
     bool auto_read_only;
     /* block_node_leave_for_below() */
     bool left_for_below;
+    /* block/hand_over.h. Changes only while drained, under the graph lock. */
+    bool handed_over;
 
     /* --- life (open.c, close.c) --- */
 
@@ -270,6 +272,18 @@ struct block_driver {
      * The node stays open; the next write makes it active again.
      */
     int (*co_inactivate)(struct block_node *node, struct error *err);
+    /*
+     * The node, which is completed and drained, was handed over to another process: nothing may be
+     * written by the driver itself until co_reload. A node can also be opened in that state. Must
+     * not yield.
+     */
+    void (*handed_over)(struct block_node *node);
+    /*
+     * The node, which is drained, is taken over: read what another process may have changed. It has
+     * the permissions of a node that was never handed over. On failure everything is as before, or
+     * new for reading. NULL: there is nothing that changes.
+     */
+    int (*co_reload)(struct block_node *node, struct error *err);
     /* Release everything but edges. After co_inactivate. */
     void (*co_close)(struct block_node *node);
 

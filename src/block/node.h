@@ -162,6 +162,8 @@ struct block_node_settings {
     enum block_detect_zeroes detect_zeroes;
 };
 
+/* A name for a node that was given none. To be freed; NULL: no memory. */
+char *block_generated_node_name(void);
 /* The table's entry of its driver. */
 const struct block_driver *block_node_driver(const struct block_node *node);
 /* The name of its driver: "qcow2". */

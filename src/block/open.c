@@ -53,9 +53,16 @@ static bool name_is_taken(const char *name)
     return is_named(&block_all_nodes, name) || is_named(&block_hidden_nodes, name);
 }
 
-static int take_node_name(struct block_node *node, struct options *opts, struct error *err)
+char *block_generated_node_name(void)
 {
     static unsigned serial;
+    char *name;
+
+    return asprintf(&name, "#block%u", serial++) < 0 ? NULL : name;
+}
+
+static int take_node_name(struct block_node *node, struct options *opts, struct error *err)
+{
     AUTO_FREE char *name = NULL;
     int r = options_take_str(opts, "node-name", &name, err);
 
@@ -80,11 +87,10 @@ static int take_node_name(struct block_node *node, struct options *opts, struct 
             return error_set(err, EEXIST, "node-name=%s is conflicting with a device id", name);
         }
         node->name = TAKE_PTR(name);
-    } else if (asprintf(&node->name, "#block%u", serial++) < 0) {
-        node->name = NULL;
-        return error_out_of_memory(err);
+    } else {
+        node->name = block_generated_node_name();
     }
-    return 0;
+    return node->name ? 0 : error_out_of_memory(err);
 }
 
 /* --- generic options ------------------------------------------------------------------------- */
@@ -189,10 +195,13 @@ static int take_generic_options(struct block_node *node, struct options *opts, u
                                 struct error *err)
 {
     struct block_use use;
+    bool active;
     int r = take_node_name(node, opts, err);
 
     UNLESS_FAILED(r, block_take_use(opts, flags, &use, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "active", true, &active, err));
     if (r >= 0) {
+        node->handed_over = !active;
         block_set_use(node, &use);
     }
     return r;

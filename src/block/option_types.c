@@ -74,7 +74,9 @@ const struct schema_type block_options_type = {
         OPT("force-share", schema_bool, .dflt = "false",
             .help = "take no image lock; for read-only nodes"),
         OPT("detect-zeroes", block_detect_zeroes_type, .dflt = "off",
-            .help = "turn writes of zeroes into zero clusters, or into discards (unmap)")),
+            .help = "turn writes of zeroes into zero clusters, or into discards (unmap)"),
+        OPT("active", schema_bool, .dflt = "true",
+            .help = "false: another process may write the image until blockdev-set-active")),
     .tag = "driver",
     .get_variants = get_driver_options,
 };

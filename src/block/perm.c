@@ -19,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "base/checked.h"
 #include "block/internal.h"
 
 /*
@@ -148,12 +149,40 @@ static int conflict(const struct block_node *node, const struct block_edge *a,
         user_b);
 }
 
+/* A node that is handed over has no active node above, and nobody writes. */
+static int check_handed_over(const struct block_node *node, unsigned perm, struct error *err)
+{
+    static const unsigned in_turn[] = {BLOCK_PERM_WRITE, BLOCK_PERM_WRITE_UNCHANGED,
+                                       BLOCK_PERM_RESIZE};
+    const struct block_edge *edge;
+    char name[64];
+
+    LIST_FOREACH (edge, &node->parents, in_node) {
+        if (edge->parent && !edge->parent->handed_over) {
+            return error_set(err, EPERM, "Inactive '%s' can't be a %s child of active '%s'",
+                             node->name, edge->name, edge->parent->name);
+        }
+    }
+    for (size_t i = 0; i < ARRAY_SIZE(in_turn); i++) {
+        if (perm & in_turn[i]) {
+            return error_set(err, EPERM, "Permission '%s' unavailable on inactive node",
+                             block_perm_names(in_turn[i], name, sizeof(name)));
+        }
+    }
+    return 0;
+}
+
 static int check_conflicts(struct block_node *node, struct error *err)
 {
     unsigned perm, shared;
     struct block_edge *a, *b;
+    int r;
 
     cumulative_next(node, &perm, &shared);
+    r = node->handed_over ? check_handed_over(node, perm, err) : 0;
+    if (r < 0) {
+        return r;
+    }
     if ((perm & (BLOCK_PERM_WRITE | BLOCK_PERM_RESIZE)) && node->read_only) {
         return error_set(err, EACCES, "Block node is read-only");
     }
@@ -274,7 +303,20 @@ static void work_out_children(struct block_node *node)
             block_default_child_perm(node, edge, perm, shared, &edge->next_perm,
                                      &edge->next_shared);
         }
+        if (node->handed_over) {
+            edge->next_perm &= BLOCK_PERM_CONSISTENT_READ;
+            edge->next_shared = BLOCK_PERM_ALL;
+        }
     }
+}
+
+/* What a root asks for, or what is left of that while its node is handed over. */
+static void root_next(struct block_edge *edge)
+{
+    bool waits = edge->node->handed_over && (edge->want_shared & BLOCK_SHARE_HAND_OVER);
+
+    edge->next_perm = waits ? edge->want_perm & BLOCK_PERM_CONSISTENT_READ : edge->want_perm;
+    edge->next_shared = waits ? BLOCK_PERM_ALL : edge->want_shared;
 }
 
 static int work_out(struct block_node *first, struct error *err)
@@ -286,8 +328,7 @@ static int work_out(struct block_node *first, struct error *err)
 
         LIST_FOREACH (edge, &node->parents, in_node) {
             if (edge->root) {
-                edge->next_perm = edge->want_perm;
-                edge->next_shared = edge->want_shared;
+                root_next(edge);
             }
         }
         r = check_conflicts(node, err);

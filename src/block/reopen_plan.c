@@ -276,8 +276,9 @@ static bool driver_can_change(const struct block_driver *driver, const char *key
 
 static bool is_generic(const char *key)
 {
-    static const char *const keys[] = {"node-name", "read-only", "auto-read-only", "force-share",
-                                       "cache",     "discard",   "detect-zeroes",  NULL};
+    static const char *const keys[] = {"node-name",     "read-only", "auto-read-only",
+                                       "force-share",   "cache",     "discard",
+                                       "detect-zeroes", "active",    NULL};
     const char *const *k = keys;
 
     while (*k && strcmp(*k, key) != 0) {
@@ -322,14 +323,19 @@ static int take_identity(const struct block_node *node, struct options *opts, st
 {
     AUTO_FREE char *driver = NULL;
     AUTO_FREE char *name = NULL;
+    bool active;
     int r = options_take_str(opts, "driver", &driver, err);
 
     UNLESS_FAILED(r, options_take_str(opts, "node-name", &name, err));
+    UNLESS_FAILED(r, options_take_bool(opts, "active", true, &active, err));
     if (r < 0) {
         return r;
     }
     if (driver && strcmp(driver, node->driver->name) != 0) {
         return refuse_change("driver", err);
+    }
+    if (!active) {
+        return refuse_change("active", err);
     }
     return name && strcmp(name, node->name) != 0 ? refuse_change("node-name", err) : 0;
 }
@@ -392,6 +398,10 @@ static int co_add_with_options(struct block_reopen *plan, struct block_node *nod
 int block_co_reopen_add(struct block_reopen *plan, struct block_node *node, struct options *opts,
                         struct error *err)
 {
+    if (node->handed_over) {
+        options_free(opts);
+        return error_set(err, EPERM, "Node '%s' is inactive", node->name);
+    }
     return co_add_with_options(plan, node, NULL, opts, err);
 }
 

@@ -112,7 +112,10 @@ static int co_edge_status(struct block_edge *edge, uint64_t offset, uint64_t len
         block_co_root_enter(edge->root, index);
     }
     trace_block_status_begin(edge->node->name, offset, length);
-    r = co_node_status(edge->node, offset, length, question, ret_status);
+    /* What is said of zeroes and holes has to hold while another process writes. */
+    r = edge->root && edge->node->handed_over
+            ? -EPERM
+            : co_node_status(edge->node, offset, length, question, ret_status);
     trace_block_status_end(edge->node->name, offset, r < 0 ? 0 : ret_status->length,
                            r < 0 ? 0 : ret_status->flags, r);
     if (edge->root) {
@@ -214,7 +217,9 @@ static int co_edge_chain_status(struct block_edge *edge, struct block_node *base
         block_co_root_enter(edge->root, index);
     }
     size = block_node_size(edge->node);
-    if (offset >= size) {
+    if (edge->root && edge->node->handed_over) {
+        r = -EPERM; /* as in co_edge_status() */
+    } else if (offset >= size) {
         *ret_status = (struct block_status){.flags = BLOCK_STATUS_EOF};
         if (ret_depth) {
             *ret_depth = 0;

@@ -188,6 +188,12 @@ static int co_attach_exported(struct export *e, struct block_node *node,
     unsigned shared = BLOCK_PERM_ALL & ~(config->shared_writers ? 0u : BLOCK_PERM_WRITE);
     int r;
 
+    if (config->allow_inactive && !e->type->may_be_inactive) {
+        return error_set(err, ENOTSUP, "Export type '%s' does not support inactive nodes",
+                         e->type->name);
+    }
+    shared |= config->allow_inactive ? BLOCK_SHARE_HAND_OVER : 0;
+
     if (config->writable && block_node_is_read_only(node)) {
         return error_set(err, EROFS, "Cannot export read-only node as writable");
     }

@@ -43,6 +43,8 @@ struct export_config {
     bool writable;
     /* Every write is on stable storage before it is answered. */
     bool writethrough;
+    /* The node may be handed over to another process, or is (block/hand_over.h). */
+    bool allow_inactive;
     /* Other users may write the node meanwhile. QMP's exports allow that. */
     bool shared_writers;
     /* The reactor that serves all its clients; NULL: the type spreads them over processors. */

@@ -43,6 +43,8 @@ struct export_type {
     const char *title;
     /* The type's own options: a BlockExportOptions... of QEMU's schema. */
     const struct schema_type *options;
+    /* Its node may be handed over to another process: only reads succeed then. */
+    bool may_be_inactive;
 
     /*
      * Make a state from the type's own options. Those that it knows are taken out of `opts`; an

@@ -331,6 +331,7 @@ static const struct export_type nbd_type = {
     .options = &nbd_options,
     .name = "nbd",
     .title = "NBD export",
+    .may_be_inactive = true,
     .parse = nbd_state_parse,
     .resized = nbd_resized,
     .co_prepare = nbd_co_prepare,

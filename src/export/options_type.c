@@ -42,7 +42,9 @@ const struct schema_type export_options_type = {
                 REQ("node-name", schema_str, .help = "what is exported"),
                 OPT("writable", schema_bool, .dflt = "false", .help = "clients may write"),
                 OPT("writethrough", schema_bool, .dflt = "false",
-                    .help = "each write is on stable storage before it is answered")),
+                    .help = "each write is on stable storage before it is answered"),
+                OPT("allow-inactive", schema_bool, .dflt = "false",
+                    .help = "the node may be inactive: only reads succeed then")),
     .tag = "type",
     .get_variants = get_type_options,
 };

@@ -19,6 +19,7 @@ const struct block_driver file_driver = {
     .co_reopen_finish = posix_file_co_reopen_finish,
     .co_reopen_commit = posix_file_co_reopen_commit,
     .co_reopen_abort = posix_file_co_reopen_abort,
+    .co_reload = posix_file_co_reload,
     .co_set_perm = posix_file_co_set_perm,
     .co_create = posix_file_co_create,
     .create_options = posix_file_create_options,
@@ -46,9 +47,9 @@ const struct block_driver file_driver = {
     .co_reopen_prepare = posix_file_co_reopen_prepare,                                             \
     .co_reopen_finish = posix_file_co_reopen_finish,                                               \
     .co_reopen_commit = posix_file_co_reopen_commit,                                               \
-    .co_reopen_abort = posix_file_co_reopen_abort, .co_close = posix_file_co_close,                \
-    .co_set_perm = posix_file_co_set_perm, .co_create = posix_file_co_create,                      \
-    .create_options = posix_file_create_options,                                                   \
+    .co_reopen_abort = posix_file_co_reopen_abort, .co_reload = posix_file_co_reload,              \
+    .co_close = posix_file_co_close, .co_set_perm = posix_file_co_set_perm,                        \
+    .co_create = posix_file_co_create, .create_options = posix_file_create_options,                \
     .co_allocated_size = posix_file_co_allocated_size,                                             \
     .co_specific_info = posix_file_co_specific_info, .co_truncate = posix_file_co_truncate_device, \
     .co_preadv = posix_file_co_preadv, .co_copy_from = posix_file_co_copy_from,                    \

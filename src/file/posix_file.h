@@ -59,6 +59,8 @@ struct posix_file {
     /* That is the one that was in use before. */
     bool exchanged;
     bool is_device;
+    /* Pages that the kernel has are dropped when another process may have written the file. */
+    bool drop_cache;
     /* image locks are in use */
     bool locking;
     /* locks keep other processes from writing */
@@ -100,11 +102,12 @@ void posix_file_co_close(struct block_node *node);
 int posix_file_co_set_perm(struct block_node *node, unsigned perm, unsigned shared,
                            struct error *err);
 
-/* Those that reopen a node. */
+/* Those that reopen a node, or take it over from another process. */
 int posix_file_co_reopen_prepare(struct block_node *node, struct options *opts, struct error *err);
 int posix_file_co_reopen_finish(struct block_node *node, struct error *err);
 void posix_file_co_reopen_commit(struct block_node *node);
 void posix_file_co_reopen_abort(struct block_node *node);
+int posix_file_co_reload(struct block_node *node, struct error *err);
 
 /* Options of file, host_device and host_cdrom. */
 extern const struct schema_type posix_file_options;

@@ -24,7 +24,7 @@ enum locking { LOCKING_AUTO, LOCKING_ON, LOCKING_OFF };
 struct open_options {
     char *filename;
     int locking;
-    bool native_aio;
+    bool native_aio, drop_cache;
 };
 
 /* --- options */
@@ -63,16 +63,16 @@ static int take_open_options(struct options *opts, struct open_options *ret_opti
 {
     static const char *const locking_names[] = {"auto", "on", "off", NULL};
     static const char *const aio_names[] = {"threads", "native", "io_uring", NULL};
-    bool ignored_bool;
+    bool ignored;
     int aio, r;
 
-    /* Accepted without effect: how I/O is done, and what happens on migration. */
+    /* Accepted without effect: how I/O is done, and a check that QEMU makes of a drop. */
     if ((r = options_take_str(opts, "filename", &ret_options->filename, err)) < 0 ||
         (r = options_take_enum(opts, "locking", locking_names, LOCKING_AUTO, &ret_options->locking,
                                err)) < 0 ||
         (r = options_take_enum(opts, "aio", aio_names, 0, &aio, err)) < 0 ||
-        (r = options_take_bool(opts, "drop-cache", true, &ignored_bool, err)) < 0 ||
-        (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored_bool, err)) < 0) {
+        (r = options_take_bool(opts, "drop-cache", true, &ret_options->drop_cache, err)) < 0 ||
+        (r = options_take_bool(opts, "x-check-cache-dropped", false, &ignored, err)) < 0) {
         return r;
     }
     ret_options->native_aio = strcmp(aio_names[aio], "native") == 0;
@@ -421,6 +421,7 @@ static int co_open_file(struct block_node *node, struct options *opts, bool is_d
     if (r < 0) {
         return r;
     }
+    f->drop_cache = o.drop_cache;
     sync_group_init(&f->sync);
     status_cache_init(&f->status);
     punch_queue_init(&f->punches);

@@ -3,7 +3,8 @@
  * Reopening a file or device read-only or writable. A descriptor that can write stays: permissions
  * and locks say what is done with it. One that can only read is exchanged for one that can write,
  * to the same file, whatever its name leads to by now. The locks are taken on the new descriptor
- * before the old one gives them up.
+ * before the old one gives them up. A file that is taken over from another process keeps its
+ * descriptor.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -112,4 +113,35 @@ void posix_file_co_reopen_abort(struct block_node *node)
         exchange(f);
     }
     co_drop_other(f);
+}
+
+/* --- in turns with another process ------------------------------------------------------------ */
+
+static int drop_pages(void *arg)
+{
+    struct posix_file *f = arg;
+
+    return -posix_fadvise(f->fd, 0, 0, POSIX_FADV_DONTNEED);
+}
+
+/*
+ * Another host may have written the file: what the kernel has of it is dropped, and the size and
+ * the holes are asked for again.
+ */
+int posix_file_co_reload(struct block_node *node, struct error *err)
+{
+    struct posix_file *f = node->opaque;
+    uint64_t size;
+    int r = posix_file_co_size(f->fd, f->is_device, &size);
+
+    if (r < 0) {
+        return error_set_errno(err, -r, "Could not get the size of '%s'",
+                               block_node_display_name(node));
+    }
+    if (f->drop_cache) {
+        (void)loop_co_offload(drop_pages, f); /* a file system without pages has none to drop */
+    }
+    atomic_fetch_add(&f->space_generation, 1);
+    block_node_set_size(node, f->is_device ? size : posix_file_node_size(size));
+    return 0;
 }

@@ -108,6 +108,18 @@ static int raw_co_open(struct block_node *node, struct options *opts, struct err
     return 0;
 }
 
+/* Another process may have changed the size of the file. */
+static int raw_co_reload(struct block_node *node, struct error *err)
+{
+    struct raw_disk *d = node->opaque;
+    int r = check_raw_range(node, d->has_size ? block_node_size(node) : 0, err);
+
+    if (r == 0 && !d->has_size) {
+        block_node_set_size(node, block_edge_size(node->file) - d->offset);
+    }
+    return r;
+}
+
 /* --- reopen */
 
 static void put_raw_range_back(struct block_node *node)
@@ -386,6 +398,7 @@ const struct block_driver raw_driver = {
     .co_reopen_commit = raw_co_reopen_commit,
     .co_reopen_abort = put_raw_range_back,
     .co_open = raw_co_open,
+    .co_reload = raw_co_reload,
     .co_close = raw_co_close,
     .co_create = raw_co_create,
     .create_options = posix_file_create_options,

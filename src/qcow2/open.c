@@ -9,6 +9,8 @@
 
 #include "base/byteorder.h"
 #include "base/log.h"
+#include "block/bitmaps.h"
+#include "block/hand_over.h"
 #include "qcow2/bitmap/bitmap.h"
 #include "qcow2/check/check.h"
 #include "qcow2/data/crypt.h"
@@ -265,7 +267,34 @@ static int co_open_data_file(struct qcow2 *q, struct options *opts, struct error
     return r;
 }
 
-static int co_open_image(struct qcow2 *q, struct options *opts, struct error *err)
+/* An image that is read again keeps its key: the secret may be gone. */
+static int keep_key(struct qcow2 *q, const struct qcow2 *was, struct error *err)
+{
+    if (q->crypt_method != was->crypt_method) {
+        return error_set(err, EINVAL, "The encryption of image '%s' was changed",
+                         block_node_display_name(q->node));
+    }
+    q->crypt = was->crypt;
+    return 0;
+}
+
+/* Likewise its data file. */
+static int keep_data_file(struct qcow2 *q, const struct qcow2 *was, struct error *err)
+{
+    if (q->has_data_file != was->has_data_file) {
+        return error_set(err, EINVAL, "The data file of image '%s' was changed",
+                         block_node_display_name(q->node));
+    }
+    q->data = was->data;
+    return 0;
+}
+
+/*
+ * `was`: NULL, or what is in memory of the image, which is read again; children are not opened
+ * then.
+ */
+static int co_open_image(struct qcow2 *q, struct options *opts, const struct qcow2 *was,
+                         struct error *err)
 {
     struct qcow2_cache_options cache;
     bool check = q->node->open_flags & BLOCK_OPEN_CHECK;
@@ -273,14 +302,15 @@ static int co_open_image(struct qcow2 *q, struct options *opts, struct error *er
 
     if ((r = qcow2_co_read_header(q, err)) < 0 ||
         (r = qcow2_take_options(q, opts, &cache, err)) < 0 ||
-        (r = qcow2_crypt_open(q, opts, err)) < 0 || (r = co_open_data_file(q, opts, err)) < 0 ||
+        (r = was ? keep_key(q, was, err) : qcow2_crypt_open(q, opts, err)) < 0 ||
+        (r = was ? keep_data_file(q, was, err) : co_open_data_file(q, opts, err)) < 0 ||
         (r = co_load_tables(q, err)) < 0 || (r = init_caches(q, &cache, err)) < 0) {
         return r;
     }
     cluster_cache_init(&q->caches.decompressed, q->cluster_size);
     set_limits(q);
-    if ((r = block_co_open_backing(q->node, opts, q->header.backing_filename,
-                                   q->header.backing_format, err)) < 0 ||
+    if ((!was && (r = block_co_open_backing(q->node, opts, q->header.backing_filename,
+                                            q->header.backing_format, err)) < 0) ||
         /* A check reads snapshots itself, and reports what is wrong with them. */
         (!check && (r = qcow2_co_read_snapshots(q, err)) < 0) ||
         (r = qcow2_co_load_bitmaps(q, err)) < 0) {
@@ -299,14 +329,99 @@ int qcow2_co_open(struct block_node *node, struct options *opts, struct error *e
     int r;
 
     q->node = node;
-    q->read_only = node->read_only;
+    q->read_only = node->read_only || block_node_is_handed_over(node);
     init_locks(q);
     r = block_co_open_child(node, opts, "file", BLOCK_ROLE_DATA | BLOCK_ROLE_METADATA, false, NULL,
                             err);
-    UNLESS_FAILED(r, co_open_image(q, opts, err));
+    UNLESS_FAILED(r, co_open_image(q, opts, NULL, err));
     if (qcow2_co_conclude(q, r) < 0) {
         block_bitmaps_release(node);
         qcow2_release_image(q);
     }
+    return r;
+}
+
+/* --- in turns with another process ------------------------------------------------------------ */
+
+void qcow2_handed_over(struct block_node *node)
+{
+    qcow2_state(node)->read_only = true;
+}
+
+/* Exchange the bitmaps that the image stores for those in `list`. */
+static void exchange_stored_bitmaps(struct block_node *node, struct list *list)
+{
+    struct list others = LIST_INIT(others);
+    struct block_bitmap *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, list, link) {
+        list_remove(&b->link);
+        list_append(&others, &b->link);
+    }
+    LIST_FOREACH_SAFE (b, next, &node->bitmaps, link) {
+        if (b->persistent) {
+            list_remove(&b->link);
+            list_append(list, &b->link);
+        }
+    }
+    LIST_FOREACH_SAFE (b, next, &others, link) {
+        list_remove(&b->link);
+        list_append(&node->bitmaps, &b->link);
+    }
+}
+
+static void free_bitmaps(struct list *list)
+{
+    struct block_bitmap *b, *next;
+
+    LIST_FOREACH_SAFE (b, next, list, link) {
+        list_remove(&b->link);
+        block_bitmap_free_detached(b);
+    }
+}
+
+/* Read the image into `q`, which becomes the state of the node. */
+static int co_read_again(struct qcow2 *q, struct qcow2 *was, struct error *err)
+{
+    struct block_node *node = was->node;
+    struct options *opts = NULL;
+    int r = options_from_json(block_node_options(node), &opts, err);
+
+    q->node = node;
+    q->read_only = node->read_only;
+    init_locks(q);
+    node->opaque = q;
+    UNLESS_FAILED(r, co_open_image(q, opts, was, err));
+    options_free(opts);
+    return qcow2_co_conclude(q, r);
+}
+
+/* On failure the node goes on with what it had. */
+int qcow2_co_reload(struct block_node *node, struct error *err)
+{
+    struct qcow2 *was = qcow2_state(node), *q = calloc(1, sizeof(*q));
+    struct list bitmaps = LIST_INIT(bitmaps);
+    uint64_t size = block_node_size(node);
+    int r;
+
+    if (!q) {
+        return error_out_of_memory(err);
+    }
+    exchange_stored_bitmaps(node, &bitmaps);
+    r = co_read_again(q, was, err);
+    if (r < 0) {
+        q->crypt = NULL;
+        exchange_stored_bitmaps(node, &bitmaps);
+        node->opaque = was;
+        block_node_set_size(node, size);
+        was = q;
+    } else {
+        was->crypt = NULL;
+        q->counters = was->counters;
+        counters_init(&was->counters, QCOW2_STATS * sizeof(struct counter));
+    }
+    free_bitmaps(&bitmaps);
+    qcow2_release_image(was);
+    free(was);
     return r;
 }

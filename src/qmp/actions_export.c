@@ -8,11 +8,14 @@
 #include "base/list.h"
 #include "base/log.h"
 #include "block/control_lock.h"
+#include "block/hand_over.h"
 #include "block/user_object.h"
 #include "export/export.h"
 #include "loop/loop.h"
+#include "qmp/command_lock.h"
 #include "qmp/commands.h"
 #include "qmp/objects.h"
+#include "qmp/set_active.h"
 #include "qmp/transaction.h"
 
 /*
@@ -41,11 +44,15 @@ static void co_wait_export_gone(const char *id)
 
 struct add_state {
     struct export *export; /* prepared */
+    const char *node_name; /* borrowed */
+    bool took_over;        /* the node, from another process */
+    bool committed;
 };
 
 /* Members of every export; the others are its type's own. */
-static const char *const common_members[] = {
-    "fixed-iothread", "id", "iothread", "node-name", "type", "writable", "writethrough"};
+static const char *const common_members[] = {"allow-inactive", "fixed-iothread", "id",
+                                             "iothread",       "node-name",      "type",
+                                             "writable",       "writethrough"};
 
 static int type_options(struct json_object *data, struct options **ret_opts, struct error *err)
 {
@@ -58,6 +65,25 @@ static int type_options(struct json_object *data, struct options **ret_opts, str
         options_drop(*ret_opts, common_members[i]);
     }
     return 0;
+}
+
+/* An export has an active node, unless it allows another. The node is looked up again later. */
+static int co_export_add_open(void *state, struct json_object *data, struct error *err)
+{
+    const char *name = qmp_get_str(data, "node-name");
+    struct add_state *s = state;
+    struct block_node *node;
+    int r = qmp_co_lock_again(err);
+
+    s->node_name = name;
+    node = block_node_find(name);
+    if (r >= 0 && node && block_node_is_handed_over(node) &&
+        !qmp_get_bool(data, "allow-inactive", false)) {
+        r = qmp_co_set_active(name, true, err);
+        s->took_over = r >= 0;
+    }
+    block_control_unlock();
+    return r;
 }
 
 static int co_export_add_prepare(void *state, struct json_object *data, struct error *err)
@@ -80,6 +106,7 @@ static int co_export_add_prepare(void *state, struct json_object *data, struct e
     config.id = qmp_get_str(data, "id");
     config.node_name = qmp_get_str(data, "node-name");
     config.writable = qmp_get_bool(data, "writable", false);
+    config.allow_inactive = qmp_get_bool(data, "allow-inactive", false);
     config.writethrough = qmp_get_bool(data, "writethrough", false);
     config.options = opts;
     if (iothread) {
@@ -100,6 +127,18 @@ static void co_export_add_commit(void *state)
     struct add_state *s = state;
 
     export_publish(s->export);
+    s->committed = true;
+}
+
+/* The transaction has failed: the node goes back to the other process. */
+static void co_export_add_clean(void *state)
+{
+    struct add_state *s = state;
+    ERROR_AUTO(err);
+
+    if (s->took_over && !s->committed && qmp_co_set_active(s->node_name, false, &err) < 0) {
+        log_warning("transaction: node '%s' stays active: %s", s->node_name, error_message(&err));
+    }
 }
 
 static void co_export_add_abort(void *state)
@@ -112,9 +151,11 @@ static void co_export_add_abort(void *state)
 const struct qmp_action qmp_action_export_add = {
     .name = "block-export-add",
     .state_size = sizeof(struct add_state),
+    .co_open = co_export_add_open,
     .co_prepare = co_export_add_prepare,
     .co_commit = co_export_add_commit,
     .co_abort = co_export_add_abort,
+    .co_clean = co_export_add_clean,
 };
 
 /* --- block-export-del ------------------------------------------------------------------------- */

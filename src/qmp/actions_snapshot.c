@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "block/control.h"
 #include "block/control_lock.h"
+#include "block/hand_over.h"
 #include "block/reopen.h"
 #include "job/job.h"
 #include "qmp/commands.h"
@@ -23,9 +24,10 @@
 #include "qmp/transaction.h"
 
 struct snapshot_state {
-    struct block_node *node;     /* referenced, from prepare on */
-    struct block_node *overlay;  /* referenced, from prepare on; of -sync from open on */
-    struct block_append *append; /* NULL: not done, or over */
+    struct block_node *node;           /* referenced, from prepare on */
+    struct block_node *overlay;        /* referenced, from prepare on; of -sync from open on */
+    struct block_append *append;       /* NULL: not done, or over */
+    struct block_hand_over *hand_over; /* of the overlay, if the node is; NULL: none */
     bool is_published;
     bool committed;
 };
@@ -64,14 +66,35 @@ static int check_overlay(const struct block_node *node, struct block_node *overl
     return 0;
 }
 
+/* A node that is handed over to another process can't be below one that is not. */
+static int co_hand_overlay_over(struct snapshot_state *s, struct block_node *node,
+                                struct block_node *overlay, struct error *err)
+{
+    int r;
+
+    if (!block_node_is_handed_over(node)) {
+        return 0;
+    }
+    s->hand_over = block_hand_over_plan(overlay, false, err);
+    r = s->hand_over ? block_co_hand_over_prepare(s->hand_over, err) : -EBUSY;
+    if (r < 0) {
+        block_co_hand_over_free(s->hand_over);
+        s->hand_over = NULL;
+    }
+    return r;
+}
+
 static int co_put_overlay(struct snapshot_state *s, struct block_node *node,
                           struct block_node *overlay, struct error *err)
 {
     int r = check_overlay(node, overlay, err);
 
+    UNLESS_FAILED(r, co_hand_overlay_over(s, node, overlay, err));
     UNLESS_FAILED(r, block_co_append(overlay, node, &s->append, err));
     if (r >= 0) {
         s->node = block_node_ref(node);
+    } else if (s->hand_over) {
+        block_hand_over_abort(s->hand_over);
     }
     return r;
 }
@@ -83,6 +106,9 @@ static void co_snapshot_commit(void *state)
     block_append_end(s->append);
     s->append = NULL;
     s->committed = true;
+    if (s->hand_over) {
+        block_hand_over_commit(s->hand_over);
+    }
 }
 
 static void co_snapshot_abort(void *state)
@@ -91,6 +117,9 @@ static void co_snapshot_abort(void *state)
 
     block_co_append_undo(s->append);
     s->append = NULL;
+    if (s->hand_over) {
+        block_hand_over_abort(s->hand_over);
+    }
     if (s->is_published) {
         block_unpublish(s->overlay);
     }
@@ -102,11 +131,13 @@ static void co_snapshot_clean(void *state)
     struct snapshot_state *s = state;
     ERROR_AUTO(err);
 
-    if (s->committed && block_co_set_read_only(s->node, true, &err) < 0) {
+    if (s->committed && !block_node_is_handed_over(s->node) &&
+        block_co_set_read_only(s->node, true, &err) < 0) {
         log_notice("node '%s' stays writable below its overlay: %s", block_node_name(s->node),
                    error_message(&err));
     }
     block_control_unlock();
+    block_co_hand_over_free(s->hand_over);
     block_co_unref(s->overlay);
     block_co_unref(s->node);
     block_co_control_lock();

@@ -67,6 +67,7 @@ qmp_co_command qmp_co_transaction;
 qmp_co_command qmp_co_block_resize;
 qmp_co_command qmp_co_block_set_write_threshold;
 qmp_co_command qmp_co_blockdev_reopen;
+qmp_co_command qmp_co_blockdev_set_active;
 qmp_co_command qmp_co_change_backing_file;
 qmp_co_command qmp_co_snapshot_delete_internal;
 /* Commands that are actions of transactions as well: each runs as a transaction of one. */

@@ -192,7 +192,13 @@ static const struct qmp_action action_block_stream = {
 int qmp_co_block_stream(struct qmp_call *call, struct json_object *args,
                         struct json_object **ret_value, struct error *err)
 {
-    return qmp_co_run_action(&action_block_stream, args, err);
+    const struct block_node *device = block_node_lookup(qmp_get_str(args, "device"), err);
+    int r = device ? qmp_check_job_node_active(device, "file", args, err) : -ENOENT;
+
+    if (r == -EPERM) {
+        error_prepend(err, "Could not create node: ");
+    }
+    return r < 0 ? r : qmp_co_run_action(&action_block_stream, args, err);
 }
 
 /* --- block-commit ----------------------------------------------------------------------------- */
@@ -283,6 +289,7 @@ static int find_commit_nodes(struct json_object *args, struct commit_params *ret
 
     UNLESS_FAILED(r, find_top(args, root, &top, err));
     UNLESS_FAILED(r, find_base(args, top, &base, err));
+    UNLESS_FAILED(r, qmp_check_job_node_active(top, "backing", args, err));
     if (r < 0) {
         return r;
     }

@@ -182,8 +182,9 @@ int qmp_co_drive_mirror(struct qmp_call *call, struct json_object *args,
     struct mirror_params params;
     struct job_config config;
     ERROR_AUTO(ending);
-    int r = source ? qmp_get_job_config(args, &config, err) : -ENOENT, r2;
+    int r = source ? qmp_check_job_node_active(source, "backing", args, err) : -ENOENT, r2;
 
+    UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
     UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
     UNLESS_FAILED(r, note_source(&t, args, &params, err));
     if (r >= 0) {

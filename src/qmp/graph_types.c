@@ -19,6 +19,9 @@ const struct qmp_type qmp_type_write_threshold =
     OBJECT_INIT("q_obj_BLOCK_WRITE_THRESHOLD-arg", REQ("node-name", qmp_str),
                 REQ("amount-exceeded", qmp_int), REQ("write-threshold", qmp_int));
 
+const struct qmp_type qmp_type_set_active = OBJECT_INIT(
+    "q_obj_blockdev-set-active-arg", OPT("node-name", qmp_str), REQ("active", qmp_bool));
+
 /* --- overlays --------------------------------------------------------------------------------- */
 
 const struct qmp_type qmp_type_snapshot =

@@ -3,7 +3,9 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/cleanup.h"
 #include "block/device.h"
+#include "block/hand_over.h"
 #include "block/node.h"
 #include "qmp/answer.h"
 #include "qmp/jobs.h"
@@ -62,6 +64,22 @@ int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, 
     ret_config->auto_dismiss = qmp_get_bool(args, "auto-dismiss", true);
     ret_config->txn = qmp_transaction_jobs();
     return qmp_get_speed(args, &ret_config->speed, err);
+}
+
+int qmp_check_job_node_active(const struct block_node *node, const char *child,
+                              struct json_object *args, struct error *err)
+{
+    AUTO_FREE char *generated = NULL;
+    const char *filter = qmp_get_str(args, "filter-node-name");
+
+    if (!block_node_is_handed_over(node)) {
+        return 0;
+    }
+    if (!filter) {
+        filter = generated = block_generated_node_name();
+    }
+    return error_set(err, EPERM, "Inactive '%s' can't be a %s child of active '%s'",
+                     block_node_name(node), child, filter ?: "");
 }
 
 struct json_object *qmp_block_job_json(const struct job_info *info)

@@ -9,12 +9,20 @@
 #include "base/error.h"
 #include "job/job.h"
 
+struct block_node;
+
 /*
  * The arguments that all of them have: job-id (by default the name of the device that uses the
  * node `device`), speed, auto-finalize, auto-dismiss; and the transaction that runs. Strings are
  * borrowed from `args`. -EINVAL: a negative speed.
  */
 int qmp_get_job_config(struct json_object *args, struct job_config *ret_config, struct error *err);
+/*
+ * -EPERM if `node`, on which the job's filter is to be put, is handed over to another process. The
+ * filter has the name filter-node-name, and calls its child `child`.
+ */
+int qmp_check_job_node_active(const struct block_node *node, const char *child,
+                              struct json_object *args, struct error *err);
 /* The member `speed`, 0 if there is none. -EINVAL: negative. */
 int qmp_get_speed(struct json_object *args, uint64_t *ret_speed, struct error *err);
 /* A member that is a BlockdevOnError; "report" if there is none. */

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/checked.h"
+#include "block/hand_over.h"
 #include "block/bitmaps.h"
 #include "block/block.h"
 #include "block/control.h"
@@ -183,7 +184,11 @@ int qmp_co_blockdev_mirror(struct qmp_call *call, struct json_object *args,
     if (!target) {
         return -ENOENT;
     }
-    r = qmp_get_job_config(args, &config, err);
+    r = qmp_check_job_node_active(source, "backing", args, err);
+    if (r == 0 && block_node_is_handed_over(target)) {
+        r = error_set(err, EPERM, "Permission 'write' unavailable on inactive node");
+    }
+    UNLESS_FAILED(r, qmp_get_job_config(args, &config, err));
     UNLESS_FAILED(r, qmp_get_mirror_params(args, source, &params, err));
     UNLESS_FAILED(r, get_mirror_restart(args, &params, err));
     if (r < 0) {

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/control.h"
+#include "block/hand_over.h"
 #include "block/threshold.h"
 #include "qmp/commands.h"
 
@@ -147,7 +148,7 @@ struct json_object *qmp_co_node_json(struct block_node *node, bool flat)
     qmp_put_str(o, "drv", block_node_format(node));
     qmp_put_uint(o, "write_threshold", block_node_write_threshold(node));
     qmp_put_bool(o, "ro", block_node_is_read_only(node));
-    qmp_put_bool(o, "active", true); /* no node is ever given to another process */
+    qmp_put_bool(o, "active", !block_node_is_handed_over(node));
     qmp_put_str(o, "file", filename);
     qmp_put_str(o, "detect_zeroes", detect_zeroes[settings.detect_zeroes]);
     qmp_put_bool(o, "encrypted", has_info && info.encrypted);

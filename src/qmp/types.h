@@ -38,7 +38,7 @@ extern const struct qmp_type qmp_type_blockdev_create, qmp_type_blockdev_amend;
 extern const struct qmp_type qmp_type_block_commit, qmp_type_block_stream;
 
 /* graph_types.c: arguments and results of the commands that change images and the graph. */
-extern const struct qmp_type qmp_type_block_resize, qmp_type_change_backing;
+extern const struct qmp_type qmp_type_block_resize, qmp_type_change_backing, qmp_type_set_active;
 extern const struct qmp_type qmp_type_set_write_threshold, qmp_type_write_threshold;
 extern const struct qmp_type qmp_type_snapshot, qmp_type_snapshot_wrapper, qmp_type_snapshot_sync,
     qmp_type_snapshot_sync_wrapper;

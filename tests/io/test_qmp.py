@@ -339,6 +339,7 @@ class SchemaTest(QmpTest):
     # the release.
     NEWER = {
         "query-named-block-nodes[].active": "10.0",
+        "block-export-add.allow-inactive": "10.0",
         "query-block[].inserted.active": "10.0",
         "blockdev-backup.discard-source": "9.1",
         "blockdev-backup.x-perf.min-cluster-size": "9.2",
@@ -356,11 +357,12 @@ class SchemaTest(QmpTest):
     }
 
     # Of our own, or of QEMU's system emulator (trace events), or of later releases
-    # (block-job-change: 8.2).
+    # (block-job-change: 8.2, blockdev-set-active: 10.0).
     OWN_COMMANDS = {
         "add-fd",
         "block-job-change",
         "blockdev-replace",
+        "blockdev-set-active",
         "closefd",
         "getfd",
         "query-fdsets",
