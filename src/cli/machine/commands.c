@@ -10,6 +10,7 @@
 #include "cli/machine/hmp.h"
 #include "qmp/define.h"
 #include "qmp/monitor.h"
+#include "qmp/set_active.h"
 #include "qmp/types.h"
 
 /* --- the state of the machine ----------------------------------------------------------------- */
@@ -39,11 +40,13 @@ static int co_stop(struct qmp_call *call, struct json_object *args, struct json_
 static int co_cont(struct qmp_call *call, struct json_object *args, struct json_object **ret_value,
                    struct error *err)
 {
-    if (!is_running()) {
+    int r = qmp_co_set_active(NULL, true, err);
+
+    if (r >= 0 && !is_running()) {
         run_state = "running";
         qmp_emit("RESUME", NULL);
     }
-    return 0;
+    return r;
 }
 
 static int co_query_status(struct qmp_call *call, struct json_object *args,
