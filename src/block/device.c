@@ -50,6 +50,13 @@ const char *block_node_device_name(const struct block_node *node)
     return "";
 }
 
+const char *block_node_device_or_name(const struct block_node *node)
+{
+    const char *device = block_node_device_name(node);
+
+    return *device ? device : node->name;
+}
+
 /* --- nodes by name ---------------------------------------------------------------------------- */
 
 struct block_node *block_node_find(const char *name)

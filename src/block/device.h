@@ -31,5 +31,7 @@ void block_device_remove(struct block_device *device);
 struct block_device *block_device_find(const char *name);
 /* The name of the device that uses the node: the first one if there are several; "": none. */
 const char *block_node_device_name(const struct block_node *node);
+/* That, or the name of the node if no device uses it. */
+const char *block_node_device_or_name(const struct block_node *node);
 
 #endif

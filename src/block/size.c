@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "block/control.h"
+#include "block/device.h"
 #include "block/internal.h"
 #include "trace/events.h"
 
@@ -19,7 +20,8 @@ int block_node_check_resize(const struct block_node *node, struct error *err)
     LIST_FOREACH (edge, &node->parents, in_node) {
         if (r == 0 && edge->parent && !block_node_has_size_of(edge->parent, edge)) {
             r = error_set(err, EBUSY, "Node '%s' is busy: node is used as '%s' of '%s'",
-                          block_node_name(node), edge->name, block_node_name(edge->parent));
+                          block_node_device_or_name(node), edge->name,
+                          block_node_device_or_name(edge->parent));
         }
         UNLESS_FAILED(r, edge->parent ? block_node_check_resize(edge->parent, err) : 0);
     }

@@ -144,6 +144,17 @@ void job_start(struct job *job)
     co_wake(job->starter);
 }
 
+void job_start_drained(struct job *job)
+{
+    job_set_status(job, JOB_RUNNING);
+    job_set_status(job, JOB_PAUSED);
+}
+
+void job_end_drained_start(struct job *job)
+{
+    job_start(job);
+}
+
 static void co_discard(struct job *job, bool shows_states)
 {
     job->discarded = true;

@@ -10,7 +10,7 @@
  *        | job_new()
  *      CREATED -- job_co_discard() ------------------------------------------------> NULL
  *        | job_start()
- *        v        job_co_pause_point()
+ *        v        job_co_pause_point(), job_start_drained()
  *      RUNNING <----------------------> PAUSED
  *        | job_set_ready()
  *        v        job_co_pause_point()
@@ -36,7 +36,8 @@
  *
  * Pauses. A user's pause takes effect at the next pause point of the driver, after its requests in
  * flight. A drain of a node that a job uses is none of the job's business: its requests wait at the
- * gate as those of every user do, and no event is sent.
+ * gate as those of every user do, and no event is sent; except that a job which begins in a drained
+ * section (job_start_drained()) is shown as paused until the section ends, as by QEMU.
  *
  * Locks. With the control lock held, a driver makes no request through a root of its own: a drain
  * of another command, which may wait for the lock, would hold the request back for good. It flushes
@@ -151,6 +152,12 @@ int job_new(const struct job_driver *driver, const struct job_config *config, st
             struct error *err);
 /* Let a job run that was made. */
 void job_start(struct job *job);
+/*
+ * The same in two steps, for a job that is started while its disk is drained: it is paused from the
+ * first to the second, which follows without the control lock having been released.
+ */
+void job_start_drained(struct job *job);
+void job_end_drained_start(struct job *job);
 /* Undo job_new() of a job that was not started: the driver's co_abort and co_clean are called. */
 void job_co_discard(struct job *job);
 /* The same for a job that was made well, and that a transaction undoes: clients see it abort. */

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "block/block.h"
+#include "block/device.h"
 #include "job/job_internal.h"
 
 static int note_node(struct job *job, struct block_node *node, unsigned uses, struct error *err)
@@ -60,7 +61,7 @@ int job_check_node(const struct block_node *node, struct error *err)
     const struct job *job = find_user(node, JOB_NODE_USED);
 
     return job ? error_set(err, EBUSY, "Node '%s' is busy: block device is in use by block job: %s",
-                           block_node_name(node), job->driver->type)
+                           block_node_device_or_name(node), job->driver->type)
                : 0;
 }
 

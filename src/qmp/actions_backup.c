@@ -182,7 +182,14 @@ static void co_backup_commit(void *state)
 {
     struct backup_state *s = state;
 
-    job_start(s->job);
+    job_start_drained(s->job);
+}
+
+static void backup_undrained(void *state)
+{
+    struct backup_state *s = state;
+
+    job_end_drained_start(s->job);
     s->job = NULL;
 }
 
@@ -231,6 +238,7 @@ const struct qmp_action qmp_action_blockdev_backup = {
     .co_prepare = co_backup_prepare,
     .co_commit = co_backup_commit,
     .co_abort = co_backup_abort,
+    .undrained = backup_undrained,
     .co_clean = co_backup_clean,
 };
 
@@ -312,5 +320,6 @@ const struct qmp_action qmp_action_drive_backup = {
     .co_prepare = co_backup_prepare,
     .co_commit = co_backup_commit,
     .co_abort = co_backup_abort,
+    .undrained = backup_undrained,
     .co_clean = co_backup_clean,
 };

@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "block/bitmaps.h"
 #include "block/control_lock.h"
+#include "block/device.h"
 #include "export/export.h"
 #include "job/job.h"
 #include "qmp/command_lock.h"
@@ -143,7 +144,7 @@ static int check_not_backing(struct block_node *node, struct error *err)
 
         if (parent && strcmp(block_edge_name(edge), "backing") == 0 && !node_is_going(parent)) {
             return error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
-                             block_node_name(node), block_node_name(parent));
+                             block_node_device_or_name(node), block_node_device_or_name(parent));
         }
     }
     return 0;

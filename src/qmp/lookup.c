@@ -57,12 +57,14 @@ struct block_node *qmp_find_root_node(const char *name, struct error *err)
 int qmp_check_not_busy(const struct block_node *node, struct error *err)
 {
     struct block_edge *edge = NULL;
+    int r = job_check_node(node, err);
 
-    while ((edge = block_node_next_parent(node, edge))) {
+    while (r == 0 && (edge = block_node_next_parent(node, edge))) {
         if (block_edge_parent(edge) && strcmp(block_edge_name(edge), "backing") == 0) {
-            return error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
-                             block_node_name(node), block_node_name(block_edge_parent(edge)));
+            r = error_set(err, EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'",
+                          block_node_device_or_name(node),
+                          block_node_device_or_name(block_edge_parent(edge)));
         }
     }
-    return job_check_node(node, err);
+    return r;
 }

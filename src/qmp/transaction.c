@@ -177,6 +177,15 @@ static void co_abort_steps(struct step *steps, size_t count)
     }
 }
 
+static void end_drained(struct step *steps, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (steps[i].action->undrained) {
+            steps[i].action->undrained(steps[i].state);
+        }
+    }
+}
+
 static void co_clean(struct step *steps, size_t count)
 {
     for (size_t i = 0; i < count && steps[i].state; i++) {
@@ -215,6 +224,9 @@ static int co_run_steps(struct step *steps, size_t count, struct job_txn *jobs, 
     UNLESS_FAILED(r, co_drain_concern(steps, count, &concern, err));
     UNLESS_FAILED(r, co_change_graph(steps, count, jobs, err));
     qmp_concern_undrain(&concern);
+    if (r >= 0) {
+        end_drained(steps, count);
+    }
     co_clean(steps, count);
     qmp_co_concern_clear(&concern);
     return r;

@@ -12,7 +12,7 @@
  *   settle          permissions of the result; what is left unflushed is flushed
  *   finish 1..n     changes that cannot be undone, and may fail
  *   commit 1..n     releases what is no longer needed, shows clients what is new
- *   undrain
+ *   undrain         then undrained 1..n: what begins only now
  *   clean 1..n      of all actions that were opened: slow work again, such as closing
  *
  * When open fails: clean of those that were opened. When prepare, settle or finish fails: abort
@@ -55,7 +55,8 @@ struct qmp_action {
     int (*co_finish)(void *state, struct error *err);
     void (*co_commit)(void *state);
     void (*co_abort)(void *state);
-    void (*co_clean)(void *state); /* called also if prepare failed or was not reached */
+    void (*undrained)(void *state); /* after a commit, when the drains have ended */
+    void (*co_clean)(void *state);  /* called also if prepare failed or was not reached */
 };
 
 /* The action of this name; NULL: there is none. Does not yield. */

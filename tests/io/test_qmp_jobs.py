@@ -301,12 +301,19 @@ class EffectTest(JobCase):
         self.end_all()
 
 
+# A backup begins while its disk is drained.
+BACKUP_STARTED = ["created", "running", "paused", "running"]
+MIRROR_STARTED = ["created", "running"]
+
+
 class EventTest(JobCase):
     END = ["concluded", "null"]
 
-    def expect(self, *names):
+    def expect(self, *names, started=None):
         self.wait("null")
-        self.assertEqual(self.events(), ["created", "running", *names, *self.END])
+        mirror = "READY" in names
+        started = started or (MIRROR_STARTED if mirror else BACKUP_STARTED)
+        self.assertEqual(self.events(), [*started, *names, *self.END])
 
     def test_success(self):
         self.backup()
@@ -315,12 +322,12 @@ class EventTest(JobCase):
     def test_finalize_and_dismiss_by_hand(self):
         self.backup(auto_finalize=False, auto_dismiss=False)
         self.wait("pending")
-        self.assertEqual(self.events(), ["created", "running", "waiting", "pending", "PENDING"])
+        self.assertEqual(self.events(), BACKUP_STARTED + ["waiting", "pending", "PENDING"])
         self.qmp.command("job-finalize", id="j")
         self.wait("concluded")
-        self.assertEqual(self.events()[5:], ["COMPLETED", "concluded"])
+        self.assertEqual(self.events()[7:], ["COMPLETED", "concluded"])
         self.qmp.command("job-dismiss", id="j")
-        self.assertEqual(self.events()[7:], ["null"])
+        self.assertEqual(self.events()[9:], ["null"])
 
     def test_cancel(self):
         self.enter_running()
@@ -374,8 +381,8 @@ class EventTest(JobCase):
         self.qmp.command("job-dismiss", id="j")
         seen = self.events()
         first = seen.index("aborting")
-        self.assertEqual(set(seen[2:first]), {"ERROR"})
-        self.expect(*seen[2:first], "aborting", "FAILED")
+        self.assertEqual(set(seen[4:first]), {"ERROR"})
+        self.expect(*seen[4:first], "aborting", "FAILED")
 
     def test_the_error_is_known_when_the_job_is_concluded(self):
         self.backup(speed=SLOW, auto_dismiss=False)
@@ -402,15 +409,28 @@ class GroupTest(JobCase):
     def speed_up(self):
         self.qmp.command("block-job-set-speed", device="k", speed=0)
 
+    def test_backups_of_a_transaction_begin_together(self):
+        """Their disks are drained until all have begun."""
+        self.group("individual")
+        self.wait("null")
+        self.speed_up()
+        self.wait("null", "k")
+        events = self.both()
+        self.assertEqual(
+            events[: 2 * len(BACKUP_STARTED)],
+            ["j created", "k created", "j running", "j paused", "k running", "k paused",
+             "j running", "k running"],
+        )
+
     def test_all_end_together(self):
         self.enter_waiting()
         self.assertEqual(self.status("k"), "running")
-        self.assertEqual(self.events(), ["created", "running", "waiting"])
+        self.assertEqual(self.events(), BACKUP_STARTED + ["waiting"])
         self.speed_up()
         self.wait("null")
         self.wait("null", "k")
         self.assertEqual(
-            [e for e in self.both() if not e.endswith(("created", "running"))],
+            [e for e in self.both() if e.split()[1] not in BACKUP_STARTED],
             ["j waiting", "k waiting", "j pending", "k pending"]
             + [f"{job} {e}" for job in "jk" for e in ("COMPLETED", "concluded", "null")],
         )
@@ -440,7 +460,7 @@ class GroupTest(JobCase):
                 other = "k" if job == "j" else "j"
                 end = ("aborting", "CANCELLED", "concluded", "null")
                 self.assertEqual(
-                    [e for e in self.both() if not e.endswith(("created", "running", "waiting"))],
+                    [e for e in self.both() if e.split()[1] not in BACKUP_STARTED + ["waiting"]],
                     [f"{who} {e}" for who in (job, other) for e in end],
                 )
                 self.qmp.events.clear()
