@@ -28,6 +28,8 @@ from tidemark import Daemon, img, qemu, tool  # noqa: E402
 
 BLOCK = 4096
 CHUNK = 256 * 1024
+REACTORS = 4  # the exports are spread over them
+REFUSED = "cannot accept command verb|not paused|does not support change"
 
 
 class Wrong(Exception):
@@ -130,6 +132,8 @@ class Disk:
         self.lock = threading.Lock()
         self.guests = []
         self.chain = []  # (node, file), the active one last
+        self.filter = None  # a node on top of that
+        self.plural = False  # which is a quorum
         self.changed = {}  # bitmap -> blocks written since it was made
         self.backups = {}  # bitmap -> the file of the last backup
         self.place = (model.socket, name)
@@ -143,8 +147,13 @@ class Disk:
     def top(self):
         return self.chain[-1][0]
 
+    @property
+    def device(self):
+        """What users have."""
+        return self.filter or self.top
+
     def start_guests(self):
-        count = 2
+        count = self.model.guests
         self.guests = [
             Guest(self, n, count, self.model.random.random()) for n in range(count)
         ]
@@ -193,8 +202,8 @@ def compare(what, offset, data, allowed):
 
 
 class Model:
-    def __init__(self, directory, seed, size, program=None, log=None):
-        self.dir, self.size, self.program = directory, size, program
+    def __init__(self, directory, seed, size, program=None, log=None, guests=2):
+        self.dir, self.size, self.program, self.guests = directory, size, program, guests
         self.random = random.Random(seed)
         self.log_file = log
         self.socket = os.path.join(directory, "nbd")
@@ -241,6 +250,8 @@ class Model:
         self.daemon = Daemon(
             self.dir,
             *["--nbd-server", f"addr.type=unix,addr.path={self.socket},max-connections=0"],
+            *[f"--object=iothread,id=reactor{n}" for n in range(REACTORS)],
+            "--object=throttle-group,id=limits",
             program=self.program,
         )
         self.qmp = self.daemon.qmp
@@ -250,14 +261,31 @@ class Model:
             for node, path in disk.chain:
                 self.add(node, path, backing=below)
                 below = node
+            self.put_filter(disk)
             self.export(disk)
             disk.start_guests()
+
+    def put_filter(self, disk):
+        """Some disks have one on top, until users move to another image."""
+        what = self.random.choice((None, "throttle", "throttle", "quorum"))
+        disk.filter, disk.plural = None, what == "quorum"
+        if what is None:
+            return
+        disk.filter = self.unique("filter")
+        options = {"driver": what, "node-name": disk.filter}
+        if what == "quorum":
+            options.update({"vote-threshold": 1, "children": [disk.top]})
+        else:
+            options.update({"throttle-group": "limits", "file": disk.top})
+        self.log(f"  {what} on {disk.name}")
+        self.qmp.execute("blockdev-add", options)
 
     def export(self, disk):
         self.qmp.command(
             "block-export-add",
             **{"type": "nbd", "id": disk.name, "name": disk.name, "writable": True},
-            node_name=disk.top,
+            node_name=disk.device,
+            iothread=f"reactor{self.random.randrange(REACTORS)}",
         )
 
     def end(self):
@@ -284,7 +312,7 @@ class Model:
         """Verbs at random moments; whether the job was cancelled by force."""
         for _ in range(self.random.randrange(4)):
             time.sleep(self.random.random() * 0.05)
-            what = self.random.choice(("pause", "speed", "speed", "snapshot-other", "cancel"))
+            what = self.random.choice(("pause", "speed", "speed", "change", "cancel"))
             try:
                 if what == "pause":
                     self.qmp.command("job-pause", id=job)
@@ -293,17 +321,25 @@ class Model:
                 elif what == "speed":
                     speed = self.random.choice((0, 1 << 20, 64 << 20))
                     self.qmp.command("block-job-set-speed", device=job, speed=speed)
+                elif what == "change" and not self.program_is_qemu():
+                    mode = self.random.choice(("background", "write-blocking"))
+                    self.qmp.command("block-job-change", id=job, type="mirror", copy_mode=mode)
                 elif what == "cancel" and self.random.random() < 0.3:
                     self.log(f"  cancel {job}")
                     self.qmp.command("job-cancel", id=job)
                     return True
             except QmpError as error:
-                if not re.search("cannot accept command verb|not paused", error.desc):
+                if not re.search(REFUSED, error.desc):
                     raise
         return False
 
-    def wait_job(self, job, status="concluded", timeout=60):
-        """Wait for a status, with no limit of speed; the job's last information."""
+    def program_is_qemu(self):
+        return bool(self.program) and "qemu" in self.program[0] and "compat" not in self.program[0]
+
+    def wait_job(self, job, status="concluded", timeout=60, resume=False):
+        """Wait for a status, with no limit of speed; the job's last information. `resume` it after
+        an error.
+        """
         try:
             self.qmp.command("block-job-set-speed", device=job, speed=0)
         except QmpError:
@@ -317,6 +353,9 @@ class Model:
                 return info
             if time.monotonic() > deadline:
                 raise Wrong(f"job {job} is still {info}")
+            if resume and info["status"] in ("paused", "standby"):
+                self.log(f"  resume {job}")
+                self.qmp.command("job-resume", id=job)
             time.sleep(0.01)
 
     def finish_job(self, job, cancelled):
@@ -340,6 +379,12 @@ class Model:
         for node, _ in nodes:
             self.qmp.command("blockdev-del", node_name=node)
 
+    def drop_filter(self, disk):
+        """Users have left it for another image."""
+        if disk.filter:
+            self.drop(disk, [(disk.filter, None)])
+            disk.filter, disk.plural = None, False
+
     def stream(self, disk):
         if len(disk.chain) < 2:
             return self.snapshot(disk)
@@ -352,13 +397,13 @@ class Model:
         return None
 
     def commit_middle(self, disk):
-        if len(disk.chain) < 3:
+        if len(disk.chain) < 3 or disk.plural:
             return self.snapshot(disk)
         top = self.random.randrange(1, len(disk.chain) - 1)
         base = self.random.randrange(top)
         job = self.start_job(
             "block-commit",
-            device=disk.top,
+            device=disk.device,
             top_node=disk.chain[top][0],
             base_node=disk.chain[base][0],
         )
@@ -379,11 +424,12 @@ class Model:
         return self.finish_job(job, cancelled)
 
     def commit_active(self, disk):
-        if len(disk.chain) < 2:
+        if len(disk.chain) < 2 or disk.plural:
             return self.snapshot(disk)
         base = self.random.randrange(len(disk.chain) - 1)
-        job = self.start_job("block-commit", device=disk.top, base_node=disk.chain[base][0])
+        job = self.start_job("block-commit", device=disk.device, base_node=disk.chain[base][0])
         if self.complete(job, self.meddle(job)):
+            self.drop_filter(disk)
             self.drop(disk, reversed(disk.chain[base + 1 :]))
             disk.chain = disk.chain[: base + 1]
             disk.changed.clear()
@@ -394,7 +440,7 @@ class Model:
         self.add(node, path)
         job = self.start_job(
             "blockdev-mirror",
-            device=disk.top,
+            device=disk.device,
             target=node,
             sync="full",
             copy_mode=self.random.choice(("background", "write-blocking")),
@@ -403,6 +449,7 @@ class Model:
         if not cancelled and self.random.random() < 0.4:
             return self.mirror_copy(disk, job, node, path)
         if self.complete(job, cancelled):
+            self.drop_filter(disk)
             self.drop(disk, reversed(disk.chain))
             disk.chain = [(node, path)]
             disk.changed.clear()
@@ -499,6 +546,7 @@ class Model:
             disk.start_guests()
         names = {n["node-name"] for n in self.qmp.command("query-named-block-nodes", flat=True)}
         ours = {node for disk in self.disks for node, _ in disk.chain}
+        ours |= {disk.filter for disk in self.disks}
         left = {n for n in names - ours if not n.startswith("#block")}
         if left:
             raise Wrong(f"nodes are left over: {sorted(left)}")
@@ -537,12 +585,28 @@ class Model:
         self.check_files(True)
         self.start()
 
+    def start_any(self, disk):
+        """A job that is not going to be completed: the headers may lead to a shorter chain."""
+        names = [node for node, _ in disk.chain]
+        what = self.random.choice(("commit_active", "commit_middle", "stream", "mirror"))
+        if what == "commit_active" and len(names) > 1 and not disk.plural:
+            self.start_job("block-commit", device=disk.device, base_node=self.random.choice(names[:-1]))
+        elif what == "commit_middle" and len(names) > 2 and not disk.plural:
+            top = self.random.randrange(1, len(names) - 1)
+            self.start_job("block-commit", device=disk.device, top_node=names[top],
+                           base_node=names[self.random.randrange(top)])
+        elif what == "stream" and len(names) > 1:
+            self.start_job("block-stream", device=disk.top)
+        elif what == "mirror":
+            node = self.unique(disk.name)
+            self.add(node, self.create())
+            self.start_job("blockdev-mirror", device=disk.device, target=node, sync="full")
+
     def kill(self, disk):
         """In the midst of a job, or not."""
-        if self.random.random() < 0.7 and len(disk.chain) > 1:
-            base = self.random.randrange(len(disk.chain) - 1)
-            self.start_job("block-commit", device=disk.top, base_node=disk.chain[base][0])
-            time.sleep(self.random.random() * 0.05)
+        if self.random.random() < 0.7:
+            self.start_any(disk)
+            time.sleep(self.random.random() * 0.1)
         self.daemon.kill()
         for each in self.disks:
             each.stop_guests(check=False)
@@ -550,9 +614,96 @@ class Model:
         self.check_files(False)
         self.start()
 
+    # The disk itself.
+
+    def resize(self, disk):
+        """While guests write to what stays. What a larger disk has gained is zeroes."""
+        if disk.plural:
+            return
+        for _ in range(2):
+            size = self.size + BLOCK * self.random.randrange(1, 1024)
+            self.log(f"  {disk.name} gets {size} bytes")
+            self.qmp.command("block_resize", node_name=disk.top, size=size)
+            connection = Connection(*disk.place)
+            data = connection.request(nbd_raw.READ, self.size, size - self.size)
+            if any(data):
+                raise Wrong(f"{disk.name} has data in what it has gained")
+            for _ in range(20):
+                block = self.random.randrange(self.size // BLOCK, size // BLOCK)
+                data = stamped(block, 1)
+                connection.request(nbd_raw.WRITE, block * BLOCK, BLOCK, data)
+                if connection.request(nbd_raw.READ, block * BLOCK, BLOCK) != data:
+                    raise Wrong(f"{disk.name} has lost block {block}")
+            connection.close()
+            self.qmp.command("block_resize", node_name=disk.top, size=self.size)
+
+    def reopen(self, disk):
+        """Other options, also for images below, while guests write."""
+        for _ in range(3):
+            number = self.random.randrange(len(disk.chain))
+            node, path = disk.chain[number]
+            options = {
+                "driver": "qcow2",
+                "node-name": node,
+                "file": {"driver": "file", "filename": path},
+                "backing": disk.chain[number - 1][0] if number else None,
+                "discard": self.random.choice(("ignore", "unmap")),
+                "lazy-refcounts": self.random.random() < 0.3,
+                "l2-cache-size": self.random.choice((1 << 16, 1 << 20)),
+            }
+            if options["discard"] == "unmap" and self.random.random() < 0.5:
+                options["detect-zeroes"] = self.random.choice(("on", "unmap"))
+            if node != disk.top:
+                options["read-only"] = self.random.random() < 0.5
+            self.log(f"  reopen {options}")
+            self.qmp.command("blockdev-reopen", options=[options])
+
+    def faulty_target(self, path):
+        """The first few writes to it fail."""
+        rules = [
+            {"event": "none", "iotype": "write", "errno": self.random.choice((5, 28)), "once": True}
+            for _ in range(self.random.randrange(1, 4))
+        ]
+        image = {"driver": "file", "filename": path}
+        node = self.unique("faulty")
+        file = {"driver": "blkdebug", "image": image, "inject-error": rules}
+        self.qmp.command("blockdev-add", driver="raw", node_name=node, file=file)
+        return node
+
+    def errors(self, disk):
+        """A job whose target fails: its policy decides, the guests notice nothing. A backup fails in
+        any case if the error was one of a copy that a guest's write needed.
+        """
+        path = self.create("raw")
+        node = self.faulty_target(path)
+        policy = self.random.choice(("report", "ignore", "enospc", "stop"))
+        mirror = self.random.random() < 0.5
+        more = {"copy_mode": self.random.choice(("background", "write-blocking"))} if mirror else {}
+        disk.pause()
+        wanted = disk.contents()
+        try:
+            job = self.start_job("blockdev-mirror" if mirror else "blockdev-backup", sync="full",
+                                 device=disk.device, target=node, on_target_error=policy, **more)
+        finally:
+            disk.resume()
+        info = self.wait_job(job, "ready" if mirror else "concluded", resume=True)
+        if info["status"] == "ready":
+            disk.pause()
+            wanted = disk.contents()
+            self.qmp.command("block-job-cancel", device=job)
+            info = self.wait_job(job, resume=True)
+            disk.resume()
+        self.qmp.command("job-dismiss", id=job)
+        self.drop(disk, [(node, path)])
+        if "error" not in info:
+            self.verify_image(path, wanted, "raw")
+        elif policy in ("ignore", "stop") and mirror:
+            raise Wrong(f"a job that goes on after errors failed: {info}")
+
     STEPS = (
         ("snapshot", 2), ("stream", 3), ("commit_middle", 3), ("commit_active", 3), ("mirror", 3),
-        ("backup", 5), ("pull", 2), ("restart", 1), ("kill", 1),
+        ("backup", 5), ("pull", 2), ("restart", 1), ("kill", 1), ("resize", 2), ("reopen", 2),
+        ("errors", 2),
     )  # fmt: skip
 
     def step(self, only=None):
@@ -566,15 +717,15 @@ class Model:
             self.check_all()
 
 
-def run_model(seed, seconds, size=16 << 20, program=None, only=None, log=None, steps=None):
-    """Run for `seconds`, or for a number of steps; the number of steps."""
+def run_model(seed, seconds, size=16 << 20, program=None, only=None, log=None, **more):
+    """Run for `seconds`; the number of steps."""
     directory = tempfile.mkdtemp(prefix="tm-model-", dir="/dev/shm")
     model = None
     done = 0
     try:
-        model = Model(directory, seed, size, program, log)
+        model = Model(directory, seed, size, program, log, **more)
         end = time.monotonic() + seconds
-        while time.monotonic() < end and (steps is None or done < steps):
+        while time.monotonic() < end:
             model.step(only)
             done += 1
         model.check_all()
@@ -599,6 +750,7 @@ def main():
     ap.add_argument("--seconds", type=float, default=60, help="in total (default 60)")
     ap.add_argument("--seed", type=int, default=None, help="of the first run (default: random)")
     ap.add_argument("--size", type=int, default=16, help="of a disk, in MiB (default 16)")
+    ap.add_argument("--guests", type=int, default=2, help="of a disk (default 2)")
     ap.add_argument("--only", help="steps by name, separated by commas")
     ap.add_argument("--program", help="another storage daemon, such as qemu-storage-daemon")
     args = ap.parse_args()
@@ -609,7 +761,7 @@ def main():
     while time.monotonic() < end:
         print(f"seed {seed}", file=sys.stderr)
         steps += run_model(seed, min(30, end - time.monotonic()), args.size << 20, program,
-                           args.only.split(",") if args.only else None)
+                           args.only.split(",") if args.only else None, guests=args.guests)
         runs += 1
         seed += 1
     print(f"{runs} runs, {steps} steps, nothing wrong")
