@@ -350,6 +350,8 @@ struct block_driver {
     const struct block_option_desc *amend_options;
     int (*co_get_info)(struct block_node *node, struct block_info *ret_info);
     struct json_object *(*co_specific_info)(struct block_node *node);
+    /* The type of what that returns, without the member "type": ...Wrapper in QEMU's schema. */
+    const struct schema_type *specific_info_type;
     int (*co_allocated_size)(struct block_node *node, uint64_t *ret_size);
     int (*co_check)(struct block_node *node, unsigned fix, struct block_check_result *ret_result,
                     struct error *err);

@@ -161,3 +161,43 @@ const struct schema_type block_amend_options_type = {
     .name = "BlockdevAmendOptions",
     .members = MEMBERS(REQ("driver", block_driver_names_type)),
 };
+
+/* --- information ------------------------------------------------------------------------------ */
+
+static const struct schema_variant *get_specific_infos(void)
+{
+    static struct schema_variant variants[BLOCK_DRIVERS_MAX + 1];
+    const struct block_driver *d = NULL;
+    size_t count = 0;
+
+    while ((d = block_next_driver(d))) {
+        if (d->specific_info_type) {
+            variants[count++] = (struct schema_variant){d->name, d->specific_info_type};
+        }
+    }
+    return variants;
+}
+
+static const char *const *get_specific_info_names(void)
+{
+    static const char *names[BLOCK_DRIVERS_MAX + 1];
+    const struct schema_variant *variants = get_specific_infos();
+
+    for (size_t i = 0; variants[i].value; i++) {
+        names[i] = variants[i].value;
+    }
+    return names;
+}
+
+static const struct schema_type specific_info_names = {
+    .kind = SCHEMA_ENUM,
+    .name = "ImageInfoSpecificKind",
+    .get_values = get_specific_info_names,
+};
+const struct schema_type block_specific_info_type = {
+    .kind = SCHEMA_OBJECT,
+    .name = "ImageInfoSpecific",
+    .members = MEMBERS(REQ("type", specific_info_names)),
+    .tag = "type",
+    .get_variants = get_specific_infos,
+};

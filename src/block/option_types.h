@@ -32,5 +32,7 @@ extern const struct schema_type block_detect_zeroes_type, block_on_off_auto_type
 extern const struct schema_type block_create_options_type, block_amend_options_type;
 /* PreallocMode */
 extern const struct schema_type block_prealloc_type;
+/* ImageInfoSpecific: a union over what drivers show of their images. */
+extern const struct schema_type block_specific_info_type;
 
 #endif

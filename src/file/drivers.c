@@ -26,6 +26,7 @@ const struct block_driver file_driver = {
     .create_type = &posix_file_create_type,
     .co_allocated_size = posix_file_co_allocated_size,
     .co_specific_info = posix_file_co_specific_info,
+    .specific_info_type = &posix_file_specific_info_type,
     .co_truncate = posix_file_co_truncate,
     .co_extend = posix_file_co_extend,
     .co_preadv = posix_file_co_preadv,

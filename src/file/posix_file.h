@@ -111,6 +111,8 @@ int posix_file_co_reload(struct block_node *node, struct error *err);
 
 /* Options of file, host_device and host_cdrom. */
 extern const struct schema_type posix_file_options;
+/* Of query-named-block-nodes. */
+extern const struct schema_type posix_file_specific_info_type;
 /* Of blockdev-create. */
 extern const struct schema_type posix_file_create_type;
 

@@ -15,6 +15,7 @@
 #include "base/cleanup.h"
 #include "file/posix_file.h"
 #include "loop/loop.h"
+#include "schema/define.h"
 
 #define FILL_CHUNK (1 * MiB)
 #define HEAD_SIZE 4096
@@ -411,6 +412,11 @@ static int extent_hint_blocking(void *arg)
     }
     return 0;
 }
+
+OBJECT(info_data_type, "ImageInfoSpecificFile",
+       OPT("extent-size-hint", schema_size, .unit = "bytes", .help = "of the file system"));
+const struct schema_type posix_file_specific_info_type =
+    OBJECT_INIT("ImageInfoSpecificFileWrapper", REQ("data", info_data_type));
 
 struct json_object *posix_file_co_specific_info(struct block_node *node)
 {

@@ -39,7 +39,7 @@ const struct block_option_desc qcow2_create_options[] = {
 };
 
 ENUM(version_type, "BlockdevQcow2Version", "v2", "v3");
-ENUM(compression_type, "Qcow2CompressionType", "zlib", "zstd");
+const struct schema_type qcow2_compression_type = ENUM_INIT("Qcow2CompressionType", "zlib", "zstd");
 const struct schema_type qcow2_create_type = OBJECT_INIT(
     "BlockdevCreateOptionsQcow2", REQ("file", block_ref_type),
     OPT("data-file", block_ref_type, .help = "where guests' data are; default: in the image"),
@@ -54,7 +54,7 @@ const struct schema_type qcow2_create_type = OBJECT_INIT(
     OPT("preallocation", block_prealloc_type, .dflt = "off"),
     OPT("lazy-refcounts", schema_bool, .dflt = "false"),
     OPT("refcount-bits", schema_int, .dflt = "16", .min = 1, .max = 64, .help = "a power of two"),
-    OPT("compression-type", compression_type, .dflt = "zlib"));
+    OPT("compression-type", qcow2_compression_type, .dflt = "zlib"));
 
 struct create {
     const char *filename;

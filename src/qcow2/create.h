@@ -7,6 +7,8 @@
 /* block_driver.create_options: those that qcow2_co_create() takes. */
 extern const struct block_option_desc qcow2_create_options[];
 
+/* Qcow2CompressionType */
+extern const struct schema_type qcow2_compression_type;
 /* block_driver.create_type */
 extern const struct schema_type qcow2_create_type;
 

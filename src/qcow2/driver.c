@@ -295,6 +295,7 @@ static const struct block_driver qcow2_driver = {
     .amend_options = qcow2_amend_options,
     .co_get_info = qcow2_co_get_info,
     .co_specific_info = qcow2_co_specific_info,
+    .specific_info_type = &qcow2_specific_info_type,
     .co_check = co_check,
     .co_truncate = co_truncate,
     .co_change_backing = co_change_backing,

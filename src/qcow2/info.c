@@ -8,6 +8,28 @@
 #include "qcow2/image.h"
 
 #include "qcow2/bitmap/bitmap.h"
+#include "qcow2/create.h"
+#include "qcow2/options.h"
+#include "schema/define.h"
+
+ENUM(bitmap_flag_type, "Qcow2BitmapInfoFlags", "in-use", "auto");
+static const struct schema_type bitmap_flags_type =
+    ARRAY_INIT("Qcow2BitmapInfoFlagsList", bitmap_flag_type);
+OBJECT(bitmap_info_type, "Qcow2BitmapInfo", REQ("name", schema_str),
+       REQ("granularity", schema_uint32, .unit = "bytes"), REQ("flags", bitmap_flags_type));
+static const struct schema_type bitmap_infos_type =
+    ARRAY_INIT("Qcow2BitmapInfoList", bitmap_info_type);
+OBJECT(encryption_info_type, "ImageInfoSpecificQCow2Encryption",
+       REQ("format", qcow2_encryption_format_type));
+OBJECT(qcow2_data_type, "ImageInfoSpecificQCow2",
+       REQ("compat", schema_str, .help = "0.10 for version 2, 1.1 for version 3"),
+       OPT("data-file", schema_str), OPT("data-file-raw", schema_bool),
+       OPT("extended-l2", schema_bool), OPT("lazy-refcounts", schema_bool),
+       OPT("corrupt", schema_bool), REQ("refcount-bits", schema_int),
+       OPT("encrypt", encryption_info_type), OPT("bitmaps", bitmap_infos_type),
+       REQ("compression-type", qcow2_compression_type));
+const struct schema_type qcow2_specific_info_type =
+    OBJECT_INIT("ImageInfoSpecificQCow2Wrapper", REQ("data", qcow2_data_type));
 
 static const char *compression_name(const struct qcow2 *q)
 {

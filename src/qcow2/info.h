@@ -4,6 +4,8 @@
 
 #include "block/driver.h"
 
+/* block_driver.specific_info_type */
+extern const struct schema_type qcow2_specific_info_type;
 /* block_driver.co_specific_info: QEMU's ImageInfoSpecificQCow2. The caller frees it. */
 struct json_object *qcow2_co_specific_info(struct block_node *node);
 

@@ -34,7 +34,8 @@ static const struct schema_type overlap_type = {
     .choice = (const struct schema_type *const[]){&overlap_flags_type, &overlap_mode_type, NULL},
 };
 
-ENUM(encrypt_format_type, "BlockdevQcow2EncryptionFormat", "aes");
+const struct schema_type qcow2_encryption_format_type =
+    ENUM_INIT("BlockdevQcow2EncryptionFormat", "aes");
 OBJECT(encrypt_aes_type, "QCryptoBlockOptionsQCow",
        OPT("key-secret", schema_str,
            .help = "id of the secret; required unless only metadata are "
@@ -42,7 +43,7 @@ OBJECT(encrypt_aes_type, "QCryptoBlockOptionsQCow",
 static const struct schema_type encrypt_type = {
     .kind = SCHEMA_OBJECT,
     .name = "BlockdevQcow2Encryption",
-    .members = MEMBERS(REQ("format", encrypt_format_type)),
+    .members = MEMBERS(REQ("format", qcow2_encryption_format_type)),
     .tag = "format",
     .variants = (const struct schema_variant[]){{"aes", &encrypt_aes_type}, {NULL, NULL}},
 };

@@ -13,6 +13,8 @@ struct qcow2_cache_options {
 
 /* BlockdevOptionsQcow2 */
 extern const struct schema_type qcow2_options_type;
+/* BlockdevQcow2EncryptionFormat */
+extern const struct schema_type qcow2_encryption_format_type;
 
 /* Take the options of an image whose header was read. -EINVAL. Does not yield. */
 int qcow2_take_options(struct qcow2 *q, struct options *opts,

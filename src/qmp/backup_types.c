@@ -12,7 +12,8 @@ OBJECT(backup_perf, "BackupPerf", OPT("use-copy-range", qmp_bool), OPT("max-work
         OPT("compress", qmp_bool), OPT("on-source-error", qmp_type_on_error),                      \
         OPT("on-target-error", qmp_type_on_error), OPT("auto-finalize", qmp_bool),                 \
         OPT("auto-dismiss", qmp_bool), OPT("filter-node-name", qmp_str),                           \
-        OPT("discard-source", qmp_bool), OPT("x-perf", backup_perf), REQ("target", qmp_str)
+        OPT("discard-source", qmp_bool), OPT("x-perf", backup_perf, UNSTABLE),                     \
+        REQ("target", qmp_str)
 
 const struct qmp_type qmp_type_blockdev_backup = OBJECT_INIT("BlockdevBackup", BACKUP_COMMON);
 const struct qmp_type qmp_type_drive_backup = OBJECT_INIT(

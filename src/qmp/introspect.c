@@ -6,7 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "qmp/reference.h"
 #include "qmp/table.h"
+
+/* Whether members and types get their texts, too. */
+static bool with_texts;
 
 static void add_type(struct json_object *out, const struct schema_type *type);
 
@@ -54,6 +58,24 @@ static void put_features(struct json_object *o, const char *const *features)
     json_object_object_add(o, "features", list);
 }
 
+static void put_help(struct json_object *o, const char *key, const char *text)
+{
+    if (with_texts && text) {
+        put_text(o, key, text);
+    }
+}
+
+static void put_texts(struct json_object *o, const struct schema_member *m)
+{
+    put_help(o, "help", m->help);
+    put_help(o, "default-text", m->dflt);
+    put_help(o, "unit", m->unit);
+    if (with_texts && (m->min || m->max)) {
+        json_object_object_add(o, "min", json_object_new_uint64(m->min));
+        json_object_object_add(o, "max", json_object_new_uint64(m->max));
+    }
+}
+
 static bool is_listed(struct json_object *out, const char *name)
 {
     for (size_t i = 0; i < json_object_array_length(out); i++) {
@@ -76,6 +98,7 @@ static struct json_object *members_json(const struct schema_type *type)
             json_object_object_add(o, "default", NULL);
         }
         put_features(o, m->features);
+        put_texts(o, m);
         json_object_array_add(members, o);
     }
     return members;
@@ -218,29 +241,36 @@ static void add_type(struct json_object *out, const struct schema_type *type)
     o = named("name", name);
     put_text(o, "meta-type", meta_type(type->kind));
     put_features(o, type->features);
+    put_help(o, "help", type->help);
     describe_type(o, type);
     json_object_array_add(out, o);
     add_parts(out, type);
 }
 
-struct json_object *qmp_introspect(void)
+static struct json_object *introspect(void)
 {
     struct json_object *out = json_object_new_array();
     const struct qmp_command *c = NULL;
     const struct qmp_event *e = NULL;
 
     while ((c = qmp_next_command(c))) {
+        const struct qmp_reference *text = qmp_command_reference(c->name);
         struct json_object *o = named("name", c->name);
 
         put_text(o, "meta-type", "command");
+        put_features(o, text ? text->features : NULL);
+        put_help(o, "help", text ? text->help : NULL);
         put_type(o, "arg-type", c->args);
         put_type(o, "ret-type", c->result);
         json_object_array_add(out, o);
     }
     while ((e = qmp_next_event(e))) {
+        const struct qmp_reference *text = qmp_event_reference(e->name);
         struct json_object *o = named("name", e->name);
 
         put_text(o, "meta-type", "event");
+        put_features(o, text ? text->features : NULL);
+        put_help(o, "help", text ? text->help : NULL);
         put_type(o, "arg-type", e->data);
         json_object_array_add(out, o);
     }
@@ -252,4 +282,16 @@ struct json_object *qmp_introspect(void)
         add_type(out, e->data);
     }
     return out;
+}
+
+struct json_object *qmp_introspect(void)
+{
+    with_texts = false;
+    return introspect();
+}
+
+struct json_object *qmp_introspect_with_texts(void)
+{
+    with_texts = true;
+    return introspect();
 }

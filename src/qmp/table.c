@@ -129,14 +129,13 @@ OBJECT(dirty_info, "BlockDirtyInfo", OPT("name", qmp_str), REQ("count", qmp_int)
        REQ("granularity", qmp_uint32), REQ("recording", qmp_bool), REQ("busy", qmp_bool),
        REQ("persistent", qmp_bool), OPT("inconsistent", qmp_bool));
 ARRAY(dirty_infos, dirty_info);
-OBJECT(format_specific, "ImageInfoSpecific", REQ("type", qmp_str), REQ("data", qmp_any));
 static const struct qmp_type image_info;
 static const struct qmp_type image_info = OBJECT_INIT(
     "ImageInfo", REQ("filename", qmp_str), REQ("format", qmp_str), OPT("dirty-flag", qmp_bool),
     OPT("actual-size", qmp_int), REQ("virtual-size", qmp_int), OPT("cluster-size", qmp_int),
     OPT("encrypted", qmp_bool), OPT("compressed", qmp_bool), OPT("backing-filename", qmp_str),
     OPT("full-backing-filename", qmp_str), OPT("backing-filename-format", qmp_str),
-    OPT("backing-image", image_info), OPT("format-specific", format_specific));
+    OPT("backing-image", image_info), OPT("format-specific", block_specific_info_type));
 const struct qmp_type qmp_type_device_info = OBJECT_INIT(
     "BlockDeviceInfo", REQ("file", qmp_str), OPT("node-name", qmp_str), REQ("ro", qmp_bool),
     REQ("drv", qmp_str), OPT("backing_file", qmp_str), REQ("backing_file_depth", qmp_int),

@@ -73,5 +73,10 @@ extern const struct qmp_type qmp_type_device_info; /* BlockDeviceInfo */
  * reference.
  */
 struct json_object *qmp_introspect(void);
+/*
+ * Likewise, with what documents need: "help" of commands, events, types and members, and
+ * "default-text", "unit", "min" and "max" of members.
+ */
+struct json_object *qmp_introspect_with_texts(void);
 
 #endif

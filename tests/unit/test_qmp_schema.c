@@ -12,6 +12,7 @@
 #include "export/export.h"
 #include "export/nbd_server.h"
 #include "file/file_drivers.h"
+#include "qmp/reference.h"
 #include "qmp/table.h"
 #include "qmp/transaction.h"
 
@@ -326,6 +327,25 @@ static void a_name_is_that_of_one_type(void **state)
     assert_true(type_count > 100);
 }
 
+static void every_command_and_event_has_a_text(void **state)
+{
+    const struct qmp_command *c = NULL;
+    const struct qmp_event *e = NULL;
+
+    while ((c = qmp_next_command(c))) {
+        const struct qmp_reference *text = qmp_command_reference(c->name);
+
+        if (!text || !text->help) {
+            fail_msg("src/qmp/reference.c: no text for %s", c->name);
+        }
+    }
+    while ((e = qmp_next_event(e))) {
+        if (!qmp_event_reference(e->name)) {
+            fail_msg("src/qmp/reference.c: no text for %s", e->name);
+        }
+    }
+}
+
 /* Once more commands were added, which stay. */
 static void a_program_can_add_commands_and_replace_some(void **state)
 {
@@ -369,6 +389,7 @@ int main(void)
         cmocka_unit_test(the_schema_lists_every_type_it_mentions_once),
         cmocka_unit_test(the_schema_describes_itself),
         cmocka_unit_test(a_name_is_that_of_one_type),
+        cmocka_unit_test(every_command_and_event_has_a_text),
         cmocka_unit_test(a_program_can_add_commands_and_replace_some),
     };
 
