@@ -41,7 +41,7 @@ const struct schema_type posix_file_options = {
         OPT("aio", aio_type, .dflt = "threads",
             .help = "native needs cache.direct; I/O is made as it suits the kernel in any case"),
         OPT("drop-cache", schema_bool, .dflt = "true",
-            .help = "no effect: caches are not dropped when another host has written"),
+            .help = "drop the pages of the host when the node becomes active"),
         OPT("x-check-cache-dropped", schema_bool, .dflt = "false", UNSTABLE, .help = "no effect")),
     FEATURES("dynamic-auto-read-only"),
 };
