@@ -149,7 +149,9 @@ static const struct user_object_type secret_type = {
     .name = "secret",
     .create = secret_create,
     .destroy = secret_destroy,
+    .parent = "secret_common",
     .properties = &secret_properties,
+    .hidden = (const char *const[]){"data", NULL},
 };
 
 void secret_register_type(void)

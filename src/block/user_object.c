@@ -19,6 +19,8 @@ struct user_object {
     char *id; /* owned */
     void *data;
     unsigned users;
+    /* Owned: the options that it was made with, and what was set since; without hidden ones. */
+    struct json_object *values;
 };
 
 static const struct user_object_type *types[TYPES_MAX];
@@ -195,12 +197,35 @@ static int check_taken(const struct options *opts, struct error *err)
     return r;
 }
 
+static bool is_hidden(const struct user_object_type *type, const char *name)
+{
+    for (const char *const *h = type->hidden; h && *h; h++) {
+        if (strcmp(*h, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The options without those that are not to be shown. */
+static struct json_object *shown_values(const struct user_object_type *type,
+                                        const struct options *opts)
+{
+    struct json_object *values = options_to_json(opts);
+
+    for (const char *const *h = type->hidden; h && *h; h++) {
+        json_object_object_del(values, *h);
+    }
+    return values;
+}
+
 int user_object_add(struct options *opts_, struct error *err)
 {
     AUTO_OPTIONS struct options *opts = opts_;
     const struct user_object_type *type = NULL;
     AUTO_FREE char *id = NULL;
     struct user_object *o;
+    struct json_object *values;
     void *data = NULL;
     int r = check_types(&opts, err);
 
@@ -208,16 +233,20 @@ int user_object_add(struct options *opts_, struct error *err)
     if (r < 0 || !type) {
         return r;
     }
+    values = shown_values(type, opts);
     r = type->create(id, opts, &data, err);
     if (r < 0) {
+        json_object_put(values);
         return r;
     }
     r = check_taken(opts, err);
     o = r < 0 ? NULL : calloc(1, sizeof(*o));
     if (!o) {
+        json_object_put(values);
         type->destroy(data);
         return r < 0 ? r : error_out_of_memory(err);
     }
+    o->values = values;
     o->type = type;
     o->id = TAKE_PTR(id);
     o->data = data;
@@ -229,6 +258,7 @@ static void destroy(struct user_object *o)
 {
     list_remove(&o->link);
     o->type->destroy(o->data);
+    json_object_put(o->values);
     free(o->id);
     free(o);
 }
@@ -272,6 +302,110 @@ const struct user_object_type *user_object_type_of(const struct user_object *o)
 void *user_object_data(const struct user_object *o)
 {
     return o->data;
+}
+
+const char *user_object_id(const struct user_object *o)
+{
+    return o->id;
+}
+
+struct user_object *user_object_next(struct user_object *o)
+{
+    struct list *next = o ? o->link.next : objects.next;
+
+    return next == &objects ? NULL : container_of(next, struct user_object, link);
+}
+
+/* --- properties ------------------------------------------------------------------------------- */
+
+static const struct schema_member *find_property(const struct user_object *o, const char *name,
+                                                 struct error *err)
+{
+    const struct schema_type *properties = o->type->properties;
+    const struct schema_member *m = properties ? schema_find_member(properties, name) : NULL;
+
+    if (!m) {
+        error_set(err, ENOENT, "Property '%s.%s' not found", o->type->name, name);
+    }
+    return m;
+}
+
+/* What an option that was not given stands for. */
+static struct json_object *default_value(const struct schema_member *m)
+{
+    switch (m->type->kind) {
+    case SCHEMA_BOOL:
+        return json_object_new_boolean(m->dflt && strcmp(m->dflt, "true") == 0);
+    case SCHEMA_STR:
+    case SCHEMA_ENUM:
+        return json_object_new_string(m->dflt ?: "");
+    case SCHEMA_ARRAY:
+        return json_object_new_array();
+    case SCHEMA_OBJECT:
+        return json_object_new_object();
+    default:
+        return json_object_new_int64(m->dflt ? strtoll(m->dflt, NULL, 10) : 0);
+    }
+}
+
+int user_object_get(struct user_object *o, const char *name, struct json_object **ret_value,
+                    struct error *err)
+{
+    const struct schema_member *m = find_property(o, name, err);
+    struct json_object *value = NULL;
+
+    if (!m) {
+        return -ENOENT;
+    }
+    if (is_hidden(o->type, name)) {
+        return error_set(err, EACCES, "Property '%s.%s' is not readable", o->type->name, name);
+    }
+    if (o->type->get) {
+        value = o->type->get(o->data, name);
+    }
+    if (!value && json_object_object_get_ex(o->values, name, &value)) {
+        json_object_get(value);
+    }
+    *ret_value = value ? value : default_value(m);
+    return 0;
+}
+
+/* The value alone has to fit; the other options stay. An object is checked by set(), as a whole. */
+static int check_value(const struct schema_member *m, struct json_object *value, struct error *err)
+{
+    const struct schema_member alone[] = {*m, {NULL}};
+    const struct schema_type type = {.kind = SCHEMA_OBJECT, .name = "property", .members = alone};
+    struct json_object *args;
+    int r;
+
+    if (m->type->kind == SCHEMA_OBJECT) {
+        return 0;
+    }
+    args = json_object_new_object();
+    json_object_object_add(args, m->name, json_object_get(value));
+    r = schema_check(&type, args, 0, err);
+    json_object_put(args);
+    return r;
+}
+
+int user_object_set(struct user_object *o, const char *name, struct json_object *value,
+                    struct error *err)
+{
+    const struct schema_member *m = find_property(o, name, err);
+    int r = m ? 0 : -ENOENT;
+
+    if (r == 0 && !o->type->set) {
+        r = -EACCES;
+    }
+    UNLESS_FAILED(r, check_value(m, value, err));
+    UNLESS_FAILED(r, o->type->set(o->data, name, value, err));
+    if (r == -EACCES && !error_is_set(err)) {
+        return error_set(err, EACCES, "Property '%s.%s' is not writable", o->type->name, name);
+    }
+    if (r == 0) {
+        json_object_object_add(o->values, name, json_object_get(value));
+    }
+    return r;
 }
 
 void user_objects_release(void)

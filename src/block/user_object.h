@@ -13,7 +13,8 @@
 struct user_object;
 
 struct user_object_type {
-    const char *name; /* the "qom-type" */
+    const char *name;   /* the "qom-type" */
+    const char *parent; /* what QEMU derives the type from; NULL: "object" */
     /*
      * Make an object of the options that it takes from `opts`, which has no qom-type and id; the
      * caller refuses what is left. 0 or -errno.
@@ -22,6 +23,20 @@ struct user_object_type {
     void (*destroy)(void *data);
     /* The options of create(): a ...Properties of QEMU's schema. */
     const struct schema_type *properties;
+    /* Names of options that are not shown; the last is NULL. NULL: all are. */
+    const char *const *hidden;
+    /*
+     * The value of a property, a new reference; NULL: it is the option, or its default value. May
+     * be NULL.
+     */
+    struct json_object *(*get)(void *data, const char *name);
+    /*
+     * Change a property of an object that may be in use; the value has the type of the property,
+     * unless that is an object. 0
+     * or -errno: nothing has changed. -EACCES without a sentence: it can't be changed. NULL: none
+     * can.
+     */
+    int (*set)(void *data, const char *name, struct json_object *value, struct error *err);
 };
 
 /* Once, at start; the type lives as long as the process. */
@@ -49,6 +64,20 @@ void user_object_unref(struct user_object *o); /* NULL is fine */
 /* Its type. */
 const struct user_object_type *user_object_type_of(const struct user_object *o);
 void *user_object_data(const struct user_object *o); /* what create() returned */
+
+/* Its id. */
+const char *user_object_id(const struct user_object *o);
+/* Iterate over objects, oldest first: NULL begins, NULL ends. No reference is taken. */
+struct user_object *user_object_next(struct user_object *o);
+/*
+ * The value of a property: *ret_value gets a new reference. -ENOENT: the type has no such property;
+ * -EACCES: it is not shown.
+ */
+int user_object_get(struct user_object *o, const char *name, struct json_object **ret_value,
+                    struct error *err);
+/* Change it. -ENOENT; -EACCES: it can't be changed; -EINVAL: the value does not fit. */
+int user_object_set(struct user_object *o, const char *name, struct json_object *value,
+                    struct error *err);
 
 /* Destroy all objects, newest first, at the end of the process. */
 void user_objects_release(void);

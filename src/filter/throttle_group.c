@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/checked.h"
 #include "base/cleanup.h"
@@ -456,11 +457,36 @@ OBJECT(limits_type, "ThrottleLimits", ALL_LIMITS(""));
 OBJECT(throttle_group_properties, "ThrottleGroupProperties", OPT("limits", limits_type),
        ALL_LIMITS("x-", UNSTABLE));
 
+/* "limits", or one of them by its name after "x-". */
+static struct json_object *get_throttle_property(void *data, const char *name)
+{
+    struct json_object *limits = throttle_group_get(data), *value = NULL;
+
+    if (strcmp(name, "limits") == 0) {
+        return limits;
+    }
+    if (json_object_object_get_ex(limits, name + strlen("x-"), &value)) {
+        json_object_get(value);
+    }
+    json_object_put(limits);
+    return value;
+}
+
+static int set_throttle_property(void *data, const char *name, struct json_object *value,
+                                 struct error *err)
+{
+    return strcmp(name, "limits") == 0
+               ? throttle_group_set(data, value, err)
+               : error_set(err, EINVAL, "Property cannot be set after initialization");
+}
+
 static const struct user_object_type throttle_group_type = {
     .name = "throttle-group",
     .create = throttle_group_create,
     .destroy = throttle_group_destroy,
     .properties = &throttle_group_properties,
+    .get = get_throttle_property,
+    .set = set_throttle_property,
 };
 
 void throttle_group_register_type(void)

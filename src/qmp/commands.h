@@ -34,6 +34,11 @@ qmp_co_command qmp_co_query_nbd_server; /* Tidemark's own: where the NBD server 
 qmp_co_command qmp_co_block_export_del;
 qmp_co_command qmp_co_object_add;
 qmp_co_command qmp_co_object_del;
+qmp_co_command qmp_co_qom_get;
+qmp_co_command qmp_co_qom_list;
+qmp_co_command qmp_co_qom_list_properties;
+qmp_co_command qmp_co_qom_list_types;
+qmp_co_command qmp_co_qom_set;
 
 qmp_co_command qmp_co_blockdev_backup;
 qmp_co_command qmp_co_drive_backup;

@@ -41,11 +41,22 @@ OBJECT(iothread_properties, "IothreadProperties", OPT("aio-max-batch", schema_in
        OPT("poll-max-ns", schema_int, NO_EFFECT), OPT("poll-grow", schema_int, NO_EFFECT),
        OPT("poll-shrink", schema_int, NO_EFFECT));
 
+/* As when it is made: the value is checked and shown. */
+static int iothread_set(void *data, const char *name, struct json_object *value, struct error *err)
+{
+    return json_object_get_int64(value) < 0
+               ? error_set(err, EINVAL, "%s value must be in range [0, %lld]", name,
+                           (long long)INT64_MAX)
+               : 0;
+}
+
 static const struct user_object_type iothread_type = {
     .name = "iothread",
     .create = iothread_create,
     .destroy = iothread_destroy,
+    .parent = "event-loop-base",
     .properties = &iothread_properties,
+    .set = iothread_set,
 };
 
 void qmp_register_objects(void)

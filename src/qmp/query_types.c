@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Arguments and results of commands that ask about disks, nodes and bitmaps. */
+/* Arguments and results of commands that ask about disks, nodes, bitmaps and objects. */
 #include "qmp/define.h"
 #include "qmp/table.h"
 #include "qmp/types.h"
@@ -8,6 +8,22 @@ OBJECT(block_info, "BlockInfo", REQ("device", qmp_str), OPT("qdev", qmp_str), RE
        REQ("removable", qmp_bool), REQ("locked", qmp_bool), OPT("inserted", qmp_type_device_info),
        OPT("tray_open", qmp_bool), OPT("io-status", qmp_type_io_status));
 const struct qmp_type qmp_type_block_infos = ARRAY_INIT("block_infos", block_info);
+
+const struct qmp_type qmp_type_qom_path = OBJECT_INIT("q_obj_qom-list-arg", REQ("path", qmp_str));
+const struct qmp_type qmp_type_qom_get =
+    OBJECT_INIT("q_obj_qom-get-arg", REQ("path", qmp_str), REQ("property", qmp_str));
+const struct qmp_type qmp_type_qom_set = OBJECT_INIT(
+    "q_obj_qom-set-arg", REQ("path", qmp_str), REQ("property", qmp_str), REQ("value", qmp_any));
+const struct qmp_type qmp_type_qom_list_types =
+    OBJECT_INIT("q_obj_qom-list-types-arg", OPT("implements", qmp_str), OPT("abstract", qmp_bool));
+const struct qmp_type qmp_type_qom_list_properties =
+    OBJECT_INIT("q_obj_qom-list-properties-arg", REQ("typename", qmp_str));
+OBJECT(property_info, "ObjectPropertyInfo", REQ("name", qmp_str), REQ("type", qmp_str),
+       OPT("description", qmp_str), OPT("default-value", qmp_any));
+const struct qmp_type qmp_type_property_infos = ARRAY_INIT("property_infos", property_info);
+OBJECT(type_info, "ObjectTypeInfo", REQ("name", qmp_str), OPT("abstract", qmp_bool),
+       OPT("parent", qmp_str));
+const struct qmp_type qmp_type_type_infos = ARRAY_INIT("type_infos", type_info);
 
 const struct qmp_type qmp_type_bitmap_sha256 =
     OBJECT_INIT("BlockDirtyBitmapSha256", REQ("sha256", qmp_str));

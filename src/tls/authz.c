@@ -233,10 +233,54 @@ static int list_file_create(const char *id, struct options *opts, void **ret_dat
     return finish_authz(a, r, ret_data);
 }
 
+/* --- changes: for peers that come from now on --- */
+
+static int simple_set(void *data, const char *name, struct json_object *value, struct error *err)
+{
+    struct tls_authz *a = data;
+    char *identity = strdup(json_object_get_string(value));
+
+    if (!identity) {
+        return error_out_of_memory(err);
+    }
+    free(a->identity);
+    a->identity = identity;
+    return 0;
+}
+
+static int list_set(void *data, const char *name, struct json_object *value, struct error *err)
+{
+    struct tls_authz *a = data;
+    AUTO_OPTIONS struct options *opts = NULL;
+    struct json_object *all = json_object_new_object();
+    struct rules rules = {0};
+    int r;
+
+    json_object_object_add(all, name, json_object_get(value));
+    r = options_from_json(all, &opts, err);
+    json_object_put(all);
+    UNLESS_FAILED(r, take_rules(opts, &rules, err));
+    if (r < 0) {
+        return r;
+    }
+    if (strcmp(name, "policy") == 0) {
+        a->rules.allow = rules.allow;
+        rules_clear(&rules);
+        return 0;
+    }
+    rules.allow = a->rules.allow;
+    rules_clear(&a->rules);
+    a->rules = rules;
+    return 0;
+}
+
 static const struct user_object_type authz_types[] = {
-    {"authz-simple", simple_create, authz_destroy, .properties = &simple_properties},
-    {"authz-list", list_create, authz_destroy, .properties = &list_properties},
-    {"authz-list-file", list_file_create, authz_destroy, .properties = &list_file_properties},
+    {"authz-simple", "authz", simple_create, authz_destroy, .properties = &simple_properties,
+     .set = simple_set},
+    {"authz-list", "authz", list_create, authz_destroy, .properties = &list_properties,
+     .set = list_set},
+    {"authz-list-file", "authz", list_file_create, authz_destroy,
+     .properties = &list_file_properties},
 };
 
 void tls_authz_register_types(void)

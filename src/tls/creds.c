@@ -253,9 +253,9 @@ OBJECT(x509_properties, "TlsCredsX509Properties", COMMON_PROPERTIES,
        OPT("passwordid", schema_str, .help = "id of the secret that the key is encrypted with"));
 
 static const struct user_object_type creds_types[] = {
-    {"tls-creds-anon", anon_create, creds_destroy, .properties = &anon_properties},
-    {"tls-creds-psk", psk_create, creds_destroy, .properties = &psk_properties},
-    {"tls-creds-x509", x509_create, creds_destroy, .properties = &x509_properties},
+    {"tls-creds-anon", "tls-creds", anon_create, creds_destroy, .properties = &anon_properties},
+    {"tls-creds-psk", "tls-creds", psk_create, creds_destroy, .properties = &psk_properties},
+    {"tls-creds-x509", "tls-creds", x509_create, creds_destroy, .properties = &x509_properties},
 };
 
 void tls_register_types(void)

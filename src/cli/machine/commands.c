@@ -127,8 +127,6 @@ static int co_device_del(struct qmp_call *call, struct json_object *args,
 /* --- types ------------------------------------------------------------------------------------ */
 
 OBJECT(name_info, "NameInfo", OPT("name", qmp_str));
-OBJECT(qom_set, "q_obj_qom-set-arg", REQ("path", qmp_str), REQ("property", qmp_str),
-       REQ("value", qmp_any));
 OBJECT(status_info, "StatusInfo", REQ("running", qmp_bool), REQ("status", qmp_str));
 OBJECT(blockstats_args, "q_obj_query-blockstats-arg", OPT("query-nodes", qmp_bool));
 ARRAY(anything, qmp_any);
@@ -173,7 +171,7 @@ static const struct qmp_command commands[] = {
     {"eject", &eject, &qmp_empty, machine_co_eject},
     {"human-monitor-command", &human_command, &qmp_str, machine_co_human_monitor_command},
     {"nbd-server-add", &nbd_server_add, &qmp_empty, machine_co_nbd_server_add},
-    {"qom-set", &qom_set, &qmp_empty, machine_co_qom_set},
+    {"qom-set", &qmp_type_qom_set, &qmp_empty, machine_co_qom_set},
     {"query-block", &qmp_empty, &qmp_type_block_infos, machine_co_query_block},
     {"query-blockstats", &blockstats_args, &anything, machine_co_query_blockstats},
     {"query-name", &qmp_empty, &name_info, co_query_name},

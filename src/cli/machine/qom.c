@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* qom-set: the one property of the tree of objects that programs change, the drive of a device. */
+/* qom-set of the drive of a device, and of the properties of objects. */
 #include <errno.h>
 #include <string.h>
 
@@ -94,6 +94,9 @@ int machine_co_qom_set(struct qmp_call *call, struct json_object *args,
 {
     const char *property = qmp_get_str(args, "property");
 
+    if (!machine_device_lookup(qmp_get_str(args, "path"), NULL)) {
+        return qmp_co_qom_set(call, args, ret_value, err);
+    }
     if (strcmp(property, "drive") != 0) {
         return error_set(err, ENOENT, "Property '%s' not found", property);
     }
