@@ -1,10 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The object type "secret": a password, from the command line or from a file. */
+/*
+ * The object types "secret", a password from the command line or from a file, and "secret_keyring",
+ * one that the kernel keeps. Options of both: format (raw, base64: of the data); keyid and iv: the
+ * data are encrypted by AES-256-CBC with the key that another secret has, and this vector (base64).
+ */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/keyctl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "base/aes_cbc.h"
 #include "base/checked.h"
 #include "base/cleanup.h"
 #include "block/user_object.h"
@@ -91,46 +99,112 @@ static int decode_base64(char *text, size_t *size, struct error *err)
     return 0;
 }
 
-static int secret_create(const char *id, struct options *opts, void **ret_data, struct error *err)
+/* --- protection ------------------------------------------------------------------------------- */
+
+/* How the data are to be read. */
+struct protection {
+    int format; /* 0: raw; 1: base64 */
+    char *keyid, *iv;
+};
+
+static void protection_clear(struct protection *p)
+{
+    free(p->keyid);
+    free(p->iv);
+}
+
+static int take_protection(struct options *opts, struct protection *p, struct error *err)
 {
     static const char *const formats[] = {"raw", "base64", NULL};
-    AUTO_FREE char *data = NULL, *file = NULL;
-    struct secret *s;
-    int format = 0;
-    int r = options_take_str(opts, "data", &data, err);
+    int r = options_take_enum(opts, "format", formats, 0, &p->format, err);
 
-    if (r == 0) {
-        r = options_take_str(opts, "file", &file, err);
+    UNLESS_FAILED(r, options_take_str(opts, "keyid", &p->keyid, err));
+    return UNLESS_FAILED(r, options_take_str(opts, "iv", &p->iv, err));
+}
+
+/* The last byte of what was encrypted is the number of bytes that fill the last block. */
+static int take_padding_off(struct secret *s, struct error *err)
+{
+    uint8_t padding;
+
+    if (s->size == 0) {
+        return 0;
     }
-    if (r == 0) {
-        r = options_take_enum(opts, "format", formats, 0, &format, err);
+    padding = (uint8_t)s->bytes[s->size - 1];
+    if (padding == 0 || padding > AES_BLOCK_SIZE) {
+        return error_set(err, EINVAL,
+                         "Incorrect number of padding bytes (%u) found on decrypted data", padding);
     }
+    s->size -= padding;
+    s->bytes[s->size] = '\0';
+    return 0;
+}
+
+static int decrypt_with(struct secret *s, const char *key, size_t key_size, char *iv,
+                        struct error *err)
+{
+    size_t iv_size = strlen(iv);
+    int r = decode_base64(iv, &iv_size, err);
+
     if (r < 0) {
         return r;
     }
-    if (options_has(opts, "keyid") || options_has(opts, "iv")) {
-        return error_set(err, ENOTSUP,
-                         "Secret '%s' is encrypted (keyid, iv), which is not "
-                         "supported",
-                         id);
+    if (key_size != AES256_KEY_SIZE) {
+        return error_set(err, EINVAL, "Key should be %u bytes in length", AES256_KEY_SIZE);
     }
-    if (!data == !file) {
-        return data ? error_set(err, EINVAL, "'file' and 'data' are mutually exclusive")
-                    : error_set(err, EINVAL, "Either 'file' or 'data' must be provided");
+    if (iv_size != AES_BLOCK_SIZE) {
+        return error_set(err, EINVAL, "IV should be %u bytes in length not %zu", AES_BLOCK_SIZE,
+                         iv_size);
     }
-    s = calloc(1, sizeof(*s));
-    if (!s) {
-        return error_out_of_memory(err);
+    if (s->size % AES_BLOCK_SIZE != 0) {
+        return error_set(err, EINVAL, "Length %zu must be a multiple of block size %u", s->size,
+                         AES_BLOCK_SIZE);
     }
-    if (data) {
-        s->size = strlen(data);
-        s->bytes = TAKE_PTR(data);
-    } else {
-        r = read_secret_file(file, &s->bytes, &s->size, err);
+    r = aes256_cbc_decrypt((const uint8_t *)key, (const uint8_t *)iv, (uint8_t *)s->bytes, s->size);
+    if (r < 0) {
+        return error_set(err, EIO, "Could not decrypt the secret: libcrypto refuses");
     }
-    if (r == 0 && s->bytes && format == 1) {
+    return take_padding_off(s, err);
+}
+
+static int decrypt_secret(struct secret *s, const struct protection *p, struct error *err)
+{
+    char *key;
+    size_t key_size;
+    int r;
+
+    if (!p->iv) {
+        return error_set(err, EINVAL, "IV is required to decrypt secret");
+    }
+    r = secret_get(p->keyid, &key, &key_size, err);
+    if (r == 0) {
+        r = decrypt_with(s, key, key_size, p->iv, err);
+        explicit_bzero(key, key_size);
+        free(key);
+    }
+    return r;
+}
+
+/* --- making them ------------------------------------------------------------------------------ */
+
+typedef int load_fn(struct options *opts, struct secret *s, struct error *err);
+
+static int secret_new(struct options *opts, load_fn *load, void **ret_data, struct error *err)
+{
+    struct protection p = {0};
+    struct secret *s = calloc(1, sizeof(*s));
+    int r = s ? take_protection(opts, &p, err) : error_out_of_memory(err);
+
+    UNLESS_FAILED(r, load(opts, s, err));
+    if (r == 0 && p.format == 1) {
         r = decode_base64(s->bytes, &s->size, err);
     }
+    if (r == 0 && p.keyid) {
+        r = decrypt_secret(s, &p, err);
+    } else if (r == 0 && p.iv) {
+        r = error_set(err, EINVAL, "'iv' is of no use without 'keyid'");
+    }
+    protection_clear(&p);
     if (r < 0) {
         secret_destroy(s);
         return r;
@@ -139,11 +213,94 @@ static int secret_create(const char *id, struct options *opts, void **ret_data, 
     return 0;
 }
 
+static int load_given(struct options *opts, struct secret *s, struct error *err)
+{
+    AUTO_FREE char *data = NULL, *file = NULL;
+    int r = options_take_str(opts, "data", &data, err);
+
+    UNLESS_FAILED(r, options_take_str(opts, "file", &file, err));
+    if (r < 0) {
+        return r;
+    }
+    if (!data == !file) {
+        return data ? error_set(err, EINVAL, "'file' and 'data' are mutually exclusive")
+                    : error_set(err, EINVAL, "Either 'file' or 'data' must be provided");
+    }
+    if (file) {
+        return read_secret_file(file, &s->bytes, &s->size, err);
+    }
+    s->size = strlen(data);
+    s->bytes = TAKE_PTR(data);
+    return 0;
+}
+
+static int secret_create(const char *id, struct options *opts, void **ret_data, struct error *err)
+{
+    return secret_new(opts, load_given, ret_data, err);
+}
+
+/* A serial number is 32 bits, with a sign. */
+static bool parse_serial(const char *text, int32_t *ret_serial)
+{
+    char *end;
+    long value;
+
+    errno = 0;
+    value = strtol(text, &end, 10);
+    if (errno || end == text || *end || value < INT32_MIN || value > INT32_MAX) {
+        return false;
+    }
+    *ret_serial = (int32_t)value;
+    return true;
+}
+
+/* Read a key that the kernel keeps, by its serial number. */
+static int load_from_kernel(struct options *opts, struct secret *s, struct error *err)
+{
+    AUTO_FREE char *text = NULL;
+    int32_t serial;
+    long n;
+    int r = options_take_text(opts, "serial", &text, err);
+
+    if (r < 0) {
+        return r;
+    }
+    if (!text || !parse_serial(text, &serial)) {
+        return error_set(err, EINVAL, "%s",
+                         text ? "Parameter 'serial' expects the number of a key"
+                              : "'serial' parameter must be provided");
+    }
+    s->bytes = malloc(SECRET_MAX + 1);
+    if (!s->bytes) {
+        return error_out_of_memory(err);
+    }
+    n = syscall(SYS_keyctl, KEYCTL_READ, serial, s->bytes, (size_t)SECRET_MAX);
+    if (n < 0 || (size_t)n > SECRET_MAX) {
+        return error_set(err, n < 0 ? errno : EFBIG, "get key from keyring failed: %s",
+                         strerror(n < 0 ? errno : EFBIG));
+    }
+    s->size = (size_t)n;
+    s->bytes[s->size] = '\0';
+    return 0;
+}
+
+static int secret_keyring_create(const char *id, struct options *opts, void **ret_data,
+                                 struct error *err)
+{
+    return secret_new(opts, load_from_kernel, ret_data, err);
+}
+
 ENUM(format_type, "QCryptoSecretFormat", "raw", "base64");
-OBJECT(secret_properties, "SecretProperties",
-       OPT("format", format_type, .dflt = "raw", .help = "of the data"),
+#define COMMON_PROPERTIES                                                                          \
+    OPT("format", format_type, .dflt = "raw", .help = "of the data"),                              \
+        OPT("keyid", schema_str,                                                                   \
+            .help = "id of a secret: the key that the data are encrypted with"),                   \
+        OPT("iv", schema_str, .help = "the vector of the encryption, in base64")
+OBJECT(secret_properties, "SecretProperties", COMMON_PROPERTIES,
        OPT("data", schema_str, .help = "the secret itself; visible to others on a command line"),
        OPT("file", schema_str, .help = "a file with the secret"));
+OBJECT(secret_keyring_properties, "SecretKeyringProperties", COMMON_PROPERTIES,
+       REQ("serial", schema_int32, .help = "number of a key that the kernel keeps"));
 
 static const struct user_object_type secret_type = {
     .name = "secret",
@@ -154,9 +311,17 @@ static const struct user_object_type secret_type = {
     .hidden = (const char *const[]){"data", NULL},
 };
 
+static const struct user_object_type secret_keyring_type = {
+    .name = "secret_keyring",
+    .create = secret_keyring_create,
+    .destroy = secret_destroy,
+    .properties = &secret_keyring_properties,
+};
+
 void secret_register_type(void)
 {
     user_object_register_type(&secret_type);
+    user_object_register_type(&secret_keyring_type);
 }
 
 int secret_get(const char *id, char **ret_text, size_t *ret_size, struct error *err)
@@ -168,7 +333,7 @@ int secret_get(const char *id, char **ret_text, size_t *ret_size, struct error *
     if (!o) {
         return error_set(err, ENOENT, "No secret with id '%s'", id);
     }
-    if (user_object_type_of(o) != &secret_type) {
+    if (user_object_type_of(o) != &secret_type && user_object_type_of(o) != &secret_keyring_type) {
         user_object_unref(o);
         return error_set(err, EINVAL, "Object with id '%s' is not a secret", id);
     }
