@@ -9,6 +9,7 @@
 #include "file/file_drivers.h"
 #include "filter/filter.h"
 #include "filter/throttle_group.h"
+#include "http/http.h"
 #include "nbd/nbd.h"
 #include "qcow2/qcow2.h"
 #include "ssh/ssh.h"
@@ -35,6 +36,7 @@ void cli_register_drivers(void)
     export_nbd_register_type();
     export_nbd_offer_merged(!cli_is_compat());
     ssh_register_driver();
+    http_register_drivers();
     secret_register_type();
     tls_register_types();
 }
