@@ -28,7 +28,7 @@ struct block_copy {
     struct block_edge *target;
     struct block_copy_params params;
     uint32_t chunk_size;
-    /* pieces begin and end at multiples of this */
+    /* pieces begin and end at multiples of this, or where the range does */
     uint32_t unit;
     size_t buffer_alignment;
     /* calls that will not read any more */
@@ -51,7 +51,7 @@ struct copy_call {
     bool small;
     /* held during the status query, so that pieces are claimed in order */
     struct co_mutex claim_lock;
-    /* the first byte that is not claimed; a multiple of the cluster size */
+    /* the first byte that is not claimed */
     uint64_t pos;
     uint64_t end;
     /* [pos, status_end) reads as zeroes, or has data */
@@ -223,7 +223,7 @@ static bool co_claim_piece(struct copy_call *call, struct copy_piece *ret_piece)
             piece_end = round_up(MAX(call->status_end, call->pos + 1), unit);
             piece_end = MIN(piece_end, call->pos + call->copy->chunk_size);
             if (call->status_zero) {
-                piece_end = call->pos + unit;
+                piece_end = round_down(call->pos, unit) + unit;
             }
             piece_end = MIN(piece_end, call->end);
         }
@@ -261,15 +261,16 @@ static bool co_copy_by_system(struct block_copy *copy, const struct copy_piece *
     return done > 0;
 }
 
-/* The length of the run of units from `at` on that are zeroes, or are not. */
-static size_t run_of_zeroes(const struct block_copy *copy, const uint8_t *buffer, size_t at,
-                            size_t length, bool *ret_zero)
+/* The length of the run of units from `at` on, in the piece, that are zeroes, or are not. */
+static size_t run_of_zeroes(const struct block_copy *copy, const struct copy_piece *piece,
+                            const uint8_t *buffer, size_t at, bool *ret_zero)
 {
     size_t end = at;
     struct iovec vec;
 
     do {
-        size_t part = MIN(copy->unit, length - end);
+        uint64_t from = piece->offset + end;
+        size_t part = MIN(round_down(from, copy->unit) + copy->unit - from, piece->length - end);
         bool zero = iov_is_zero(iov_from_buf(&vec, (void *)(uintptr_t)(buffer + end), part));
 
         if (end > at && zero != *ret_zero) {
@@ -277,7 +278,7 @@ static size_t run_of_zeroes(const struct block_copy *copy, const uint8_t *buffer
         }
         *ret_zero = zero;
         end += part;
-    } while (end < length);
+    } while (end < piece->length);
     return end - at;
 }
 
@@ -292,7 +293,7 @@ static int co_write_piece(struct copy_call *call, const struct copy_piece *piece
 
     while (at < piece->length && r == 0) {
         if (call->small) {
-            run = run_of_zeroes(copy, buffer, at, piece->length, &zero);
+            run = run_of_zeroes(copy, piece, buffer, at, &zero);
         }
         r = zero ? block_co_write_zeroes(copy->target, piece->offset + at, run,
                                          copy->params.zero_flags)

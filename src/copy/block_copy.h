@@ -34,7 +34,10 @@
 struct block_copy;
 
 struct block_copy_params {
-    /* a power of two; pieces begin and end at multiples of it (of 2 MiB, if it is larger) */
+    /*
+     * a power of two; pieces begin and end at multiples of it (of 2 MiB, if it is larger), or where
+     * the range does
+     */
     uint32_t cluster_size;
     /* bytes of bounce buffers, but at least one buffer is used; 0: 32 MiB */
     uint64_t max_memory;
@@ -71,10 +74,10 @@ int block_copy_new(struct block_edge *source, struct block_edge *target,
 void block_copy_free(struct block_copy *copy);
 
 /*
- * Copy [offset, offset + length), in bytes. The range begins at a multiple of the cluster size, and
- * ends at one or at the end of the source. Returns 0 when the target has all data (not flushed),
- * else the first error, as -errno. No request of the call is in flight then; after an error the
- * contents of the range in the target are undefined. `failure` may be NULL.
+ * Copy [offset, offset + length), in bytes, a range that both edges take. Returns 0 when the target
+ * has all data (not flushed), else the first error, as -errno. No request of the call is in flight
+ * then; after an error the contents of the range in the target are undefined. `failure` may be
+ * NULL.
  */
 int block_co_copy(struct block_copy *copy, uint64_t offset, uint64_t length,
                   struct block_copy_failure *failure);

@@ -15,8 +15,16 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
         .use_copy_range = job->use_copy_range,
     };
     struct block_copy *copy;
-    int r = block_copy_new(s->file, s->target, &params, &copy, err);
+    int r = 0;
 
+    /* Compressed clusters are written as a whole; the disk has, and frees, whole clusters. */
+    if (job->compress || job->skip_unallocated || job->discard_source) {
+        r = cbw_state_copy_clusters(s);
+    }
+    if (r < 0) {
+        return error_out_of_memory(err);
+    }
+    r = block_copy_new(s->file, s->target, &params, &copy, err);
     if (r < 0) {
         return r;
     }

@@ -68,12 +68,15 @@ int cbw_set_job(struct cbw_state *s, const struct cbw_job *job, struct error *er
  */
 int cbw_restrict(struct cbw_state *s, const struct dirty_bitmap *bits, struct error *err);
 
-/* The unit of copying, in bytes: at least 64 KiB, min-cluster-size and the target's clusters. */
+/*
+ * The unit of the job's pieces, in bytes: at least 64 KiB, min-cluster-size and the target's
+ * clusters. Guest writes may copy parts of clusters.
+ */
 uint32_t cbw_cluster_size(const struct cbw_state *s);
 
 /*
- * Find the first run of whole clusters in [offset, end) that need a copy and have none; runs that
- * are being copied count. False: there is none. Any thread; does not yield.
+ * Find the first run in [offset, end) that needs a copy and has none; runs that are being copied
+ * count. It may begin and end within clusters. False: there is none. Any thread; does not yield.
  */
 bool cbw_next_uncopied(struct cbw_state *s, uint64_t offset, uint64_t end, uint64_t *ret_offset,
                        uint64_t *ret_length);

@@ -19,6 +19,9 @@
 
 #define MIN_CLUSTER_SIZE (64 * KiB)
 #define MAX_CLUSTER_SIZE (1 * GiB)
+/* The least that a guest write copies, and the most units that a disk is divided into. */
+#define MIN_UNIT 4096u
+#define MAX_UNITS (1u << 28)
 
 ENUM(cbw_error_type, "OnCbwError", "break-guest-write", "break-snapshot");
 OBJECT(cbw_options, "BlockdevOptionsCbw", REQ("file", block_ref_type),
@@ -38,6 +41,24 @@ static uint32_t node_cluster_size(struct block_node *node)
     return node->limits.cluster_size;
 }
 
+/*
+ * What guest writes copy is multiples of this. Parts of clusters, if the user leaves that to us,
+ * and if the target does not complete them by reading what is below it.
+ */
+static uint32_t choose_unit(const struct cbw_state *s)
+{
+    struct block_node *target = block_edge_node(s->target);
+    uint32_t unit = MAX(MIN_UNIT, target->limits.request_alignment);
+
+    if (block_node_backing(block_node_skip_filters(target))) {
+        return s->cluster_size;
+    }
+    while (s->size / unit > MAX_UNITS) {
+        unit *= 2;
+    }
+    return MIN(unit, s->cluster_size);
+}
+
 static int take_cluster_size(struct cbw_state *s, struct options *opts, struct error *err)
 {
     uint64_t minimum;
@@ -50,8 +71,9 @@ static int take_cluster_size(struct cbw_state *s, struct options *opts, struct e
     if (minimum != 0 && (!is_power_of_2(minimum) || minimum > MAX_CLUSTER_SIZE)) {
         return error_set(err, EINVAL, "min-cluster-size needs to be a power of 2 up to 1 GiB");
     }
-    minimum = MAX(minimum, MIN_CLUSTER_SIZE);
-    s->cluster_size = (uint32_t)MAX(minimum, node_cluster_size(block_edge_node(s->target)));
+    s->cluster_size = (uint32_t)MAX(MAX(minimum, MIN_CLUSTER_SIZE),
+                                    node_cluster_size(block_edge_node(s->target)));
+    s->unit = minimum == 0 ? choose_unit(s) : s->cluster_size;
     return 0;
 }
 

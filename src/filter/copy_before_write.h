@@ -25,6 +25,10 @@
  *              +---------------> COPIED ----------+
  *                    snapshot discard (from each of the three)
  *
+ * A copy for a guest's write may have less than a cluster: units. Units of one cluster are each
+ * UNTOUCHED, COPYING or COPIED for themselves; access is by the cluster. A write that continues
+ * where others have been copies the rest of its cluster, so sequential writes cost few copies.
+ *
  * Ordering. All transitions are made under `lock`.
  * 1. A guest write reaches the active disk only when none of its clusters is UNTOUCHED or COPYING.
  * 2. A fleecing read that finds its clusters not COPIED adds itself to `readers` before it releases
@@ -64,6 +68,7 @@ struct cbw_state {
     struct block_edge *target;
     uint64_t size;
     uint32_t cluster_size;
+    uint32_t unit; /* what guest writes copy is multiples of this; divides cluster_size */
     enum cbw_on_error on_error;
     int64_t timeout_ns; /* 0: none */
     struct block_copy *copy;
@@ -79,7 +84,7 @@ struct cbw_state {
      */
     pthread_mutex_t lock;
     struct dirty_bitmap *access;       /* clusters that the snapshot may read */
-    struct dirty_bitmap *done;         /* clusters that are in the target */
+    struct dirty_bitmap *done;         /* units that are in the target */
     struct range_index copies;         /* of struct cbw_copy: in flight */
     unsigned copy_count;               /* of these */
     struct list spare_copies;          /* of struct cbw_copy: for reuse */
@@ -119,6 +124,8 @@ void cbw_state_set_access(struct cbw_state *s, struct dirty_bitmap *access);
  * disk. Any thread.
  */
 bool cbw_is_busy(struct cbw_state *s, bool writing);
+/* Before the first request: copies are of whole clusters. -ENOMEM. Does not yield. */
+int cbw_state_copy_clusters(struct cbw_state *s);
 /* Wait for copies in flight, then release. Yields. */
 void cbw_co_state_destroy(struct cbw_state *s);
 
@@ -138,8 +145,8 @@ void cbw_note_write(struct cbw_state *s, int64_t ns);
 void cbw_co_wait_readers_release(struct cbw_state *s, struct range_index *index, uint64_t offset,
                                  uint64_t length);
 /*
- * Discard clusters of the target. The last one lies there as a whole, if the target has room for
- * that. Yields.
+ * Discard the clusters of the target that touch [start, end): nothing in them is needed. The last
+ * one lies there as a whole, if the target has room for that. Yields.
  */
 int cbw_co_discard_copies(struct cbw_state *s, uint64_t start, uint64_t end);
 

@@ -32,6 +32,7 @@ void cbw_co_wait_readers_release(struct cbw_state *s, struct range_index *index,
 
 int cbw_co_discard_copies(struct cbw_state *s, uint64_t start, uint64_t end)
 {
+    start = round_down(start, s->cluster_size);
     end = MIN(round_up(end, s->cluster_size), block_edge_size(s->target));
     return block_co_discard(s->target, start, end - start);
 }

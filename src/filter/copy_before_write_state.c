@@ -65,7 +65,7 @@ int cbw_state_init(struct cbw_state *s, struct error *err)
     int r;
 
     s->access = dirty_bitmap_new(s->size, s->cluster_size);
-    s->done = dirty_bitmap_new(s->size, s->cluster_size);
+    s->done = dirty_bitmap_new(s->size, s->unit);
     if (!s->access || !s->done) {
         r = error_set(err, ENOMEM, "Out of memory for the bitmaps of node '%s'", s->name);
     } else {
@@ -84,6 +84,23 @@ int cbw_state_init(struct cbw_state *s, struct error *err)
     range_index_init(&s->readers);
     range_index_init(&s->target_readers);
     discard_parts_init(&s->parts);
+    return 0;
+}
+
+int cbw_state_copy_clusters(struct cbw_state *s)
+{
+    struct dirty_bitmap *done;
+
+    if (s->unit == s->cluster_size) {
+        return 0;
+    }
+    done = dirty_bitmap_new(s->size, s->cluster_size);
+    if (!done) {
+        return -ENOMEM;
+    }
+    dirty_bitmap_free(s->done);
+    s->done = done;
+    s->unit = s->cluster_size;
     return 0;
 }
 
@@ -145,7 +162,7 @@ void cbw_read_stats(struct cbw_state *s, uint64_t *ret_values)
 {
     pthread_mutex_lock(&s->lock);
     ret_values[COPIED_BYTES] = s->copied_bytes;
-    ret_values[COPIED_CLUSTERS] = div_round_up(s->copied_bytes, s->cluster_size);
+    ret_values[COPIED_CLUSTERS] = div_round_up(s->copied_bytes, s->unit);
     ret_values[TARGET_BYTES] = dirty_bitmap_count(s->done);
     ret_values[WAITS] = s->waits;
     ret_values[TIMEOUTS] = s->timeouts;
@@ -596,11 +613,26 @@ static void report_broken(struct cbw_state *s, uint64_t offset, int cause)
     }
 }
 
+/*
+ * How far the copy for a write to [start, end) goes: where the units before it have been copied,
+ * the guest writes sequentially, and the next ones will be needed, too.
+ */
+static uint64_t end_of_copy_locked(struct cbw_state *s, uint64_t start, uint64_t end)
+{
+    if (s->unit == s->cluster_size || start == 0) {
+        return end;
+    }
+    if (dirty_bitmap_get(s->done, start - 1) || find_copy_locked(s, start - 1, 1)) {
+        end = MIN(round_up(end, s->cluster_size), s->size);
+    }
+    return end;
+}
+
 int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
 {
     struct cbw_write w = {.s = s, .timeout_ns = s->timeout_ns};
-    uint64_t start = round_down(offset, s->cluster_size);
-    uint64_t end = MIN(round_up(offset + length, s->cluster_size), s->size);
+    uint64_t start = round_down(offset, s->unit);
+    uint64_t end = MIN(round_up(offset + length, s->unit), s->size);
     bool newly_broken = false;
     int64_t begun = s->timeout_ns ? loop_now_ns() : 0;
     int r, cause;
@@ -610,6 +642,7 @@ int cbw_co_before_write(struct cbw_state *s, uint64_t offset, uint64_t length)
     }
     loop_timer_init(&w.timer, write_timer_fired);
     pthread_mutex_lock(&s->lock);
+    end = end_of_copy_locked(s, start, end);
     r = cause = co_copy_range_locked(&w, start, end);
     s->waits += w.waited;
     if (r == 0 && w.waited && s->on_error == CBW_BREAK_SNAPSHOT && !s->broken &&

@@ -62,19 +62,21 @@ static bool co_is_unallocated(struct backup *b, uint64_t offset, uint64_t length
 static int co_plan_backup(void *arg, struct copy_piece_plan *piece, uint64_t max_length)
 {
     struct backup *b = arg;
-    uint64_t cluster = cbw_cluster_size(b->cbw), offset, length, run;
+    uint64_t cluster = cbw_cluster_size(b->cbw), offset = piece->offset, found, length, run;
     bool nothing;
 
     max_length = MIN(max_length, ZERO_CHUNK);
-    if (!cbw_next_uncopied(b->cbw, piece->offset, piece->offset + max_length, &offset, &length) ||
-        offset > piece->offset) {
-        bool none = offset <= piece->offset;
-
-        piece->length = none ? max_length : offset - piece->offset;
+    if (!cbw_next_uncopied(b->cbw, offset, offset + max_length, &found, &length)) {
+        piece->length = max_length;
         piece->paced = 0;
         return 0;
     }
-    max_length = MIN(max_length, length);
+    if (found - offset >= cluster) {
+        piece->length = round_down(found, cluster) - offset;
+        piece->paced = 0;
+        return 0;
+    }
+    max_length = MIN(max_length, round_up(found + length, cluster) - offset);
     nothing = b->sync == BACKUP_TOP ? co_is_unallocated(b, offset, max_length, &run)
                                     : co_reads_as_zeroes(b, offset, max_length, &run);
     if (nothing && run < max_length) {

@@ -155,6 +155,27 @@ class Discards(FleecingCase):
         self.check("qcow2", size, self.pieces(size, 90000), 0)
 
 
+    def test_clusters_that_were_copied_in_part(self):
+        """Small writes copy blocks of 4 KiB; reads find them among what is in the disk still."""
+        for fmt, empty in ("raw", 0), ("qcow2", 512 * 1024):
+            with self.subTest(fmt):
+                name, size = f"part-{fmt}", 4 * MIB
+                self.add_disk(name, str(size))
+                path = self.create(f"{name}.temp", str(size), fmt)
+                temp = {"driver": fmt, "discard": "unmap",
+                        "file": {"driver": "file", "filename": path, "discard": "unmap"}}  # fmt: skip
+                self.add_view(name, view=f"view-{fmt}", temp=temp)
+                guest, reader = self.client(f"guest-{name}"), self.client(f"view-{fmt}")
+                for at in range(8192, size, 5 * 4096):
+                    self.write(guest, 0x22, at + 512, 512)
+                self.assertLessEqual(os.stat(path).st_blocks * 512, empty + size // 2)
+                for at in range(0, size, 12288):
+                    length = min(12288, size - at)
+                    self.assertEqual(self.do(reader, READ, at, length), b"\x11" * length)
+                    self.do(reader, TRIM, at, length)
+                self.assertLessEqual(os.stat(path).st_blocks * 512, empty)
+
+
 class BadTemporaryImages(FleecingCase):
     """The temporary image is full, slow or hangs: the guest goes on, without the snapshot."""
 

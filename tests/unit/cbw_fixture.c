@@ -99,7 +99,8 @@ void cbw_graph_open(struct cbw_graph *g, uint64_t size, const char *cbw_options,
     }
     snprintf(json, sizeof(json),
              "{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\","
-             "\"target\":\"temp\"%s%s}",
+             "\"target\":\"temp\"%s%s%s}",
+             strstr(cbw_options, "min-cluster-size") ? "" : ",\"min-cluster-size\":65536",
              bitmap_clusters ? ",\"bitmap\":{\"node\":\"disk\",\"name\":\"snap\"}" : "",
              cbw_options);
     g->cbw_node = fixture_open(json);

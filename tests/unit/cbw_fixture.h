@@ -33,7 +33,8 @@ const char *fixture_open_fails(const char *json);
 
 /*
  * A disk of `size` bytes, each cluster filled with its number plus 1. `cbw_options`: more options
- * of the filter, as `,"key":value`; "" for none. `bitmap_clusters`: if not 0, a bitmap "snap" on
+ * of the filter, as `,"key":value`; "" for none. Copies are of whole clusters, unless it says
+ * `"min-cluster-size":0`. `bitmap_clusters`: if not 0, a bitmap "snap" on
  * the disk with the first clusters limits the snapshot.
  */
 void cbw_graph_open(struct cbw_graph *g, uint64_t size, const char *cbw_options,

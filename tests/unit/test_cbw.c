@@ -538,7 +538,7 @@ static void granularity_follows_the_target(void *arg)
     memset(memory_disk_of(disk)->data, 7, 4194304);
     memset(memory_disk_of(disk)->written, 1, 1024);
     cbw = fixture_open("{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\","
-                       "\"target\":\"temp\"}");
+                       "\"target\":\"temp\",\"min-cluster-size\":65536}");
     assert_int_equal(
         block_co_root_new(cbw, "guest", BLOCK_PERM_WRITE, BLOCK_PERM_ALL, &guest, NULL), 0);
     assert_int_equal(block_co_pwrite(block_root_edge(guest), 1048576 + 4096, sector, 512, 0), 0);

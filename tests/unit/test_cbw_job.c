@@ -82,8 +82,8 @@ static void job_graph_open(struct job_graph *j, struct cbw_job params, const cha
     g->guest = block_root_edge(g->guest_root);
     snprintf(json, sizeof(json),
              "{\"driver\":\"copy-before-write\",\"node-name\":\"cbw\",\"file\":\"disk\","
-             "\"target\":\"temp\",\"on-cbw-error\":\"break-snapshot\"%s}",
-             options);
+             "\"target\":\"temp\",\"on-cbw-error\":\"break-snapshot\"%s%s}",
+             strstr(options, "min-cluster-size") ? "" : ",\"min-cluster-size\":65536", options);
     assert_int_equal(options_parse(json, NULL, &opts, NULL), 0);
     assert_int_equal(block_co_open_hidden(opts, BLOCK_OPEN_RDWR, &g->cbw_node, NULL), 0);
     j->s = cbw_of_node(g->cbw_node);
@@ -158,6 +158,38 @@ static void each_cluster_is_copied_once_by_whoever_comes_first(void *arg)
     assert_int_equal(cbw_guest_fill(&j.g, 0, DISK_SIZE, 0xee), 0);
     assert_int_equal(j.by_guest, CLUSTER);
     assert_true(target_is_original(&j, 0, DISK_SIZE));
+    job_graph_close(&j);
+}
+
+/* The guest has copied pages here and there; the job copies the rest, and what it may skip. */
+static void job_fills_what_guest_writes_left(void *arg)
+{
+    struct job_graph j;
+    uint64_t guest = 0;
+    bool reading;
+
+    job_graph_open(&j, (struct cbw_job){0}, ",\"min-cluster-size\":0");
+    for (uint64_t at = 4096; at < 4 * CLUSTER; at += 5 * 4096, guest += 4096) {
+        assert_int_equal(cbw_guest_fill(&j.g, at, 512, 0xee), 0);
+    }
+    assert_int_equal(j.by_guest, guest);
+    assert_int_equal(cbw_uncopied_bytes(j.s), DISK_SIZE - guest);
+    assert_int_equal(cbw_co_copy(j.s, CLUSTER, 2 * CLUSTER, &reading), 0);
+    cbw_skip(j.s, 0, 2 * CLUSTER); /* nothing: what is copied in part is copied as a whole */
+    assert_int_equal(cbw_co_copy(j.s, 0, DISK_SIZE, &reading), 0);
+    assert_int_equal(j.by_job, DISK_SIZE - guest);
+    assert_int_equal(cbw_uncopied_bytes(j.s), 0);
+    assert_true(target_is_original(&j, 0, DISK_SIZE));
+    job_graph_close(&j);
+}
+
+static void some_jobs_copy_whole_clusters(void *arg)
+{
+    struct job_graph j;
+
+    job_graph_open(&j, (struct cbw_job){.skip_unallocated = true}, ",\"min-cluster-size\":0");
+    assert_int_equal(cbw_guest_fill(&j.g, 3 * CLUSTER + 8192, 512, 0xee), 0);
+    assert_int_equal(j.by_guest, CLUSTER);
     job_graph_close(&j);
 }
 
@@ -336,6 +368,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         CO_TEST(each_cluster_is_copied_once_by_whoever_comes_first),
+        CO_TEST(job_fills_what_guest_writes_left),
+        CO_TEST(some_jobs_copy_whole_clusters),
         CO_TEST(guest_write_waits_for_the_jobs_copy),
         CO_TEST(job_waits_for_the_copy_of_a_guest_write),
         CO_TEST(failed_copy_of_the_job_leaves_the_guest_alone),
