@@ -671,7 +671,7 @@ class Model:
         return node
 
     def errors(self, disk):
-        """A job whose target fails: its policy decides, the guests notice nothing. A backup fails in
+        """A job whose target fails: its policy decides, guests notice nothing. A backup fails in
         any case if the error was one of a copy that a guest's write needed.
         """
         path = self.create("raw")
