@@ -236,6 +236,15 @@ class FaceTest(TestCase):
             self.assertEqual(file.read(), before)
         self.assertEqual([n for n in os.listdir(self.dir) if n.startswith("tidemark-")], [])
 
+    def test_rates_are_shown_each_second(self):
+        server = self.start("-t", "--stats", "-f", "raw", self.disk)
+        where = f"nbd+unix:///?socket={self.socket}"
+        io(where, "write -P 1 0 64k", "read -P 1 0 64k", "read 1M 64k", fmt="raw")
+        wanted = r"read [1-9]\d*/s .* write [1-9]\d*/s .* latency p50 [\d.e-]+ ms p99 .* errors 0"
+        server.wait_for(lambda: re.search(wanted, server.log()), "a line")
+        server.stop()
+        self.assertIn("incompatible with forking", self.refused("--stats", "--fork", self.disk))
+
     def test_snapshot_that_is_not_there(self):
         image = self.create("disk.qcow2", "1M")
         self.assertIn("Failed to load snapshot", self.refused("-f", "qcow2", "-l", "x", image))

@@ -22,7 +22,7 @@ struct nbd_command_line {
     struct cli_serving serving;
     struct cli_observe observe;
     bool read_only, persistent, depth, list, fork, version, image_opts, no_cache;
-    bool snapshot, disconnect;
+    bool snapshot, disconnect, stats;
 
     /* What follows from it. */
     const char *file;     /* NULL with -L */
@@ -38,6 +38,12 @@ long nbd_passed_sockets(void);
 /* Print the exports of the server that the command line names. `creds` NULL: without TLS. */
 int nbd_co_list(const struct nbd_command_line *cl, const struct tls_creds *creds,
                 struct error *err);
+/*
+ * --stats: show what the clients of an export do, from now on, until the end. The id is borrowed.
+ * Main reactor; these do not yield.
+ */
+void nbd_live_begin(const char *export_id);
+void nbd_live_end(void);
 /* Serve the image until a signal, or the last client, ends it. */
 int nbd_co_serve(const struct nbd_command_line *cl, struct error *err);
 

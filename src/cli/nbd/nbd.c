@@ -114,7 +114,7 @@ static int check_list_mode(const struct nbd_command_line *cl, int rest, struct e
     }
     if (cl->name || cl->description || cl->offset || cl->bitmaps.count || cl->depth ||
         cl->discard || cl->format || cl->cache || cl->no_cache || cl->aio || cl->load_snapshot ||
-        cl->snapshot || cl->serving.metrics || cl->serving.slow_request) {
+        cl->snapshot || cl->stats || cl->serving.metrics || cl->serving.slow_request) {
         return error_set(err, EINVAL, "List mode is incompatible with per-device settings");
     }
     if (cl->fork) {
@@ -155,6 +155,9 @@ static int check_serve_mode(struct nbd_command_line *cl, int rest, struct error 
     }
     if (cl->no_cache && cl->cache) {
         return error_set(err, EINVAL, "-n and --cache can only be specified once");
+    }
+    if (cl->stats && cl->fork) {
+        return error_set(err, EINVAL, "--stats is incompatible with forking");
     }
     if (cl->no_cache) {
         cl->cache = "none";
@@ -327,6 +330,8 @@ int cli_nbd_main(int argc, char **argv)
          "with -L: the name in the server's certificate"},
         {"selinux-label", 0, CLI_VALUE, &cl.selinux, "LABEL",
          "accepted without effect, with a warning"},
+        {"stats", 0, CLI_FLAG, &cl.stats, NULL,
+         "show each second what clients do: rates, latencies, errors"},
         {"verbose", 'v', CLI_FLAG, &cl.observe.verbose, NULL, "verbose: as --log-level=notice"},
         CLI_SERVING_ARGS(cl.serving),
         CLI_OBSERVE_ARGS(cl.observe),

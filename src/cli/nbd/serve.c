@@ -289,7 +289,11 @@ static int co_serve_export(const struct nbd_command_line *cl, const struct cli_d
     if (r == 0) {
         export_nbd_server_let_in();
         announce_serving(cl);
+        if (cl->stats) {
+            nbd_live_begin(EXPORT_ID);
+        }
         co_wait_for_end(end_fd);
+        nbd_live_end();
     }
     export_co_nbd_server_stop(NULL);
     return r;
